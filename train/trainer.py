@@ -128,10 +128,14 @@ def _run(
         built = assemble(run, model, objective, mesh)
         engine = built.engine
         restored = checkpoints.restore(built.state)
-        metadata = {**data.fingerprints(), "config": identity(run)}
+        metadata = {
+            **data.fingerprints(),
+            "targets": objective.target_options(run, data.counts),
+            "config": identity(run),
+        }
         if restored is not None:
             check_identity(folder.checkpoints, restored[1], run)
-            if changed := compare(restored[1], metadata, ignored=("config", "records", "parents")):
+            if changed := compare(restored[1], metadata, ignored=("config", "records", "parents", "targets")):
                 raise BadInput(f"{folder.path} was trained on other data: {'; '.join(changed)}; choose another --name")
             # A parent may have moved, or may have been trained again, since the run began.
             metadata |= {"parents": restored[1]["parents"]} if "parents" in restored[1] else {}

@@ -4,8 +4,9 @@ import dataclasses
 import functools
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from train.checkpoints.config_check import check_identity
 from train.checkpoints.manifest import NAME, Damaged, Manifest, folder_name
@@ -38,6 +39,8 @@ class Finished:
     """Content of scores.json."""
     held_out: str
     """Fingerprint of the held-out data."""
+    targets: dict[str, Any]
+    """What decides which tokens of the held-out data were scored; see `Objective.target_options`."""
     tokenizer: str
     """Fingerprint of its tokenizer."""
     data: str
@@ -97,7 +100,7 @@ def read_run(path: str | Path) -> Finished:
     checkpoint = folder.checkpoints / folder_name(last)
     try:
         meta = Manifest.read(checkpoint, last).meta
-        held_out, tokenizer, data = meta["held_out"], meta["tokenizer"], meta["data"]
+        held_out, tokenizer, data, targets = (meta[name] for name in ("held_out", "tokenizer", "data", "targets"))
     except Damaged as damage:
         fix = f"train it to step {last}, its last, or restore the checkpoint"
         raise BadInput(f"{path} is not finished: {checkpoint.name}: {damage}; {fix}") from None
@@ -114,6 +117,7 @@ def read_run(path: str | Path) -> Finished:
         run=run,
         scores=_scores(folder.scores),
         held_out=held_out,
+        targets=targets,
         tokenizer=tokenizer,
         data=data,
         parameters=parameter_count(run.model),
@@ -123,7 +127,7 @@ def read_run(path: str | Path) -> Finished:
 
 
 def refuse_incomparable(runs: Sequence[Finished]) -> None:
-    """Refuse runs whose scores cannot be compared: another objective, or other held-out text.
+    """Refuse runs whose scores cannot be compared: another objective, other held-out text, or other targets in it.
 
     Raises:
         BadInput: names the first two that differ.
@@ -139,6 +143,9 @@ def refuse_incomparable(runs: Sequence[Finished]) -> None:
             cause = "" if first.tokenizer == other.tokenizer else ", or on the tokens of another tokenizer"
             fix = "give all runs the same --data.valid-paths and --tokenizer.path"
             raise BadInput(f"{other.path} was scored on other held-out text than {first.path}{cause}; {fix}")
+        if changed := _different(first.targets, other.targets):
+            fix = "score all of them alike with zoo eval RUN --task masked:all, and compare with --metric masked:all/loss"
+            raise BadInput(f"{other.path} was scored on other targets than {first.path}: {'; '.join(changed)}; {fix}")
 
 
 def unequal(runs: Sequence[Finished]) -> list[str]:
@@ -179,6 +186,15 @@ def _scores(path: Path) -> dict[str, float | int]:
         for name, value in content.items()
         if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     }
+
+
+def _different(first: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """Return a text for each name whose values differ."""
+    return [
+        f"{name} is {other.get(name, 'absent')} and not {first.get(name, 'absent')}"
+        for name in {**first, **other}
+        if first.get(name) != other.get(name)
+    ]
 
 
 def _agree(values: Sequence[float | int | None]) -> bool:

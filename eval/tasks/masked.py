@@ -1,21 +1,26 @@
-"""Prediction of masked tokens by an encoder, as in its training: several at once, some of them changed or left as they are.
+"""Prediction of masked tokens by an encoder, several at once.
 
-Source: Devlin et al. 2019, section 3.1; the number of masked tokens and their replacements are as in training
-(`train.rows.masking`), by the rules of the tokenizer's kind: 15% of them, 80% of these as the mask, 10% as a random entry, 10% as
-they are.
+Source: Devlin et al. 2019, section 3.1. 15% of the tokens are predicted, a number that is rounded by the rule of the tokenizer's
+kind (`train.rows.masking`). `masked` replaces them as training does: 80% by the mask, 10% by a random entry, and 10% are left as
+they are. `masked:all` hides all of them, and so compares models of any objective: encoders and an XLNet that is trained by
+denoising see the mask at each of them; an XLNet that is trained by permutation predicts them last in the order, each from all
+tokens that are not predicted and from none that is.
 
 Format: the files that training reads (see `train.data.corpus`). A document is cut after sentences, as many as fit into `length`
 tokens, special tokens included (by default the model's positions); parts of a document, and other documents, do not see each
-other. The masked tokens depend on the text and the length alone, so that models of one tokenizer predict the same tokens.
+other. The masked tokens depend on the text and the length alone, so that models of one tokenizer predict the same tokens, also in
+`masked` and `masked:all`.
 
 Metrics:
 - loss: nats per masked token; perplexity: e to the loss;
 - accuracy: share of masked tokens for which the right entry is the likeliest one;
 - predictions: how many there are.
-Examples are documents. Details: length.
+Examples are documents. Details: length, and with `all` also hidden.
 """
 
 import dataclasses
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -23,18 +28,35 @@ from eval.scoring import masked_lm
 from eval.scoring.encoder_runner import Encoder
 from eval.tasks import Progress, Result, Settings, read_documents
 from train.config.data_options import EncoderData
-from train.config.objectives import MaskedOptions
+from train.config.objective_options import Masking
+from train.config.objectives import MaskedOptions, PermutationOptions
 from train.config.run_config import Run
 from train.data.corpus import Documents
 from train.objectives.masked import Masked
 from train.rows import encoder_rows
+from train.rows.batches import Build
+from train.rows.encoder_rows import EncoderRow
 from train.rows.token_cache import prepare
 from train.weights.load import Loaded
+from zoo import models
 from zoo.errors import BadInput, require
 from zoo.runtime import jax_setup
 
-OPTIONS = ("field", "limit", "length")
-read = read_documents
+OPTIONS = ("argument", "field", "limit", "length")
+ALONE = True
+ALL = "all"
+"""Argument with which every predicted token is hidden."""
+
+
+def read(names: Sequence[str], settings: Settings) -> Documents:
+    """Read the documents of all files.
+
+    Raises:
+        BadInput: an unknown argument; see also `read_documents`.
+    """
+    if settings.argument not in ("", ALL):
+        raise BadInput(f"--task masked:{settings.argument}: no such rule; choose masked, or masked:{ALL} to hide all targets")
+    return read_documents(names, settings)
 
 
 def score(subject: Loaded, documents: Documents, settings: Settings, progress: Progress) -> Result:
@@ -46,26 +68,56 @@ def score(subject: Loaded, documents: Documents, settings: Settings, progress: P
     """
     encoder = Encoder.of(subject, batch=settings.batch, dtype=settings.dtype)
     encoder.check_masked()
-    if "masked" not in subject.model.module.OBJECTIVES:
-        raise BadInput(f"--task masked: a {subject.model.family} never sees a mask; choose --task permutation_likelihood")
+    net, hides_all = subject.model, settings.argument == ALL
+    if "masked" not in net.module.OBJECTIVES and not hides_all:
+        raise BadInput(
+            f"--task masked: a {net.family} never sees a token that it predicts; choose --task masked:{ALL}, which hides all of "
+            "them, for all models that are compared"
+        )
     length = settings.length or encoder.room
     require(3 <= length <= encoder.room, "length", settings.length, f"choose 3 to the model's {encoder.room} positions")
     tokens = prepare(documents, subject.tokenizer, jax_setup.cache_dir() / "text")
     if len(tokens.ids) == documents.count:
         raise BadInput("--files: they have no tokens, only white space; write some text")
     data = EncoderData(rows="doc_sentences", pack=True, length=length, batch=settings.batch)
-    model = dataclasses.replace(subject.model.config, task="masked")
-    run = Run(recipe="", model=model, options=MaskedOptions(), data=data)
-    unseen = np.zeros(subject.model.config.vocab, np.int64)
-    metrics = masked_lm.scorer(
-        subject.model,
+    masking = Masking(masked=1.0, random=0.0) if hides_all else Masking()
+    run = Run(recipe="", model=dataclasses.replace(net.config, task="masked"), options=MaskedOptions(masking=masking), data=data)
+    unseen = np.zeros(net.config.vocab, np.int64)
+    build = Masked.builder(run, subject.tokenizer, lambda: unseen)
+    metrics = scores.scorer(
+        # Rows do not continue each other, so an XLNet has no memory here.
+        models.model(dataclasses.replace(net.config, memory=0)) if hasattr(net.config, "memory") else net,
         subject.mesh,
         encoder_rows.plan_rows(tokens, data, subject.tokenizer, seed=0, half="held-out"),
-        Masked.builder(run, subject.tokenizer, lambda: unseen),
+        _predicted_last(build) if _permutes(subject) else build,
         unseen,
         batch=settings.batch,
         dtype=settings.dtype,
         progress=progress,
     )(subject.params).record()
     names = ("loss", "perplexity", "accuracy", "predictions")
-    return Result({name: metrics[name] for name in names}, documents.count, {"length": length})
+    details = {"length": length} | ({"hidden": ALL} if hides_all else {})
+    return Result({name: metrics[name] for name in names}, documents.count, details)
+
+
+def _permutes(subject: Loaded) -> bool:
+    """Return whether a model predicts with its query stream; published weights of such a family do."""
+    options = None if subject.run is None else subject.run.options
+    denoises = isinstance(options, PermutationOptions) and options.permutation.kind == "denoising"
+    return "masked" not in subject.model.module.OBJECTIVES and not denoises
+
+
+def _predicted_last(build: Build) -> Build:
+    """Return the build of rows whose predicted tokens are last in the order: each sees the other tokens alone.
+
+    `query_at` takes the place of `predict_at`; `order`, int32 [length], is 0 for predicted tokens, else -1.
+    """
+
+    def build_last(rng: np.random.Generator, row: EncoderRow, length: int) -> dict[str, Any]:
+        fields = build(rng, row, length)
+        predict_at = fields.pop("predict_at")
+        order = np.full(length, -1, np.int32)
+        order[predict_at[fields["weights"] > 0]] = 0
+        return {**fields, "order": order, "query_at": predict_at}
+
+    return build_last

@@ -12,7 +12,7 @@ from train.run import metrics_file
 from train.run.run_dir import RunDir, write_json
 
 RUN, MASKED = tiny.run(), tiny.run("masked")
-META = {"tokenizer": "t", "data": "d", "held_out": "h"}
+META: dict[str, Any] = {"tokenizer": "t", "data": "d", "held_out": "h", "targets": {}}
 
 
 def make(

@@ -71,6 +71,18 @@ class Objective(abc.ABC):
         """
 
     @classmethod
+    def target_options(cls, run: Run, counts: Callable[[], Int64[np.ndarray, " V"]]) -> dict[str, Any]:
+        """Return what decides which tokens of the held-out data are scored, and what the model sees of the others, as JSON.
+
+        The scores of runs that differ in it are not comparable. By default it is empty, because every target of the data is
+        scored.
+
+        Args:
+            counts: as in `builder`.
+        """
+        return {}
+
+    @classmethod
     def abstract_batch(cls, run: Run, tokenizer: Tokenizer, rows: RowSource) -> Batch:
         """Return the shapes and dtypes of a global batch, the first axis of every array being `run.data.batch`.
 

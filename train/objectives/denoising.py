@@ -81,6 +81,15 @@ class Denoised(Objective):
 
         return build
 
+    @classmethod
+    def target_options(cls, run: Run, counts: Callable[[], Int64[np.ndarray, " V"]]) -> dict[str, Any]:
+        """Return the kind of corruption, the options that it uses, and the tokens of text in a row."""
+        options = run.options.denoising
+        used = ("density",) if options.kind not in ("deshuffle", "prefix", "lm") else ()
+        used = (*used, "mean_span") if options.kind == "spans" else used
+        raw = span_corruption.row_sizes(options, run.data.length - 2 * (options.kind == "prefix" and _decoder_only(run))).raw
+        return {f"denoising.{name}": getattr(options, name) for name in ("kind", *used)} | {"tokens of a row": raw}
+
 
 OBJECTIVE = Denoised
 

@@ -17,6 +17,7 @@ from train.rows.batches import Build
 from train.rows.encoder_rows import PAIRED, EncoderRow, EncoderRows, Sequence
 from train.rows.example_rows import is_typed
 from train.rows.masking import Masks, Rule, largest_of_packed, mask
+from train.rows.row_source import digest_of
 from train.rows.token_cache import Tokens
 from train.tokenizers.special_tokens import SpecialTokens
 from train.tokenizers.tokenizer import Tokenizer
@@ -119,6 +120,19 @@ class Masked(Objective):
             return arrays | {"labels": labels} if labelled else arrays
 
         return build
+
+    @classmethod
+    def target_options(cls, run: Run, counts: Callable[[], Int64[np.ndarray, " V"]]) -> dict[str, Any]:
+        """Return the options of the rows and of their masks; where rare tokens are preferred also the digest of `counts`.
+
+        `masking.static` is not among them: a row of held-out text has one mask.
+        """
+        data, masking = run.data, run.options.masking
+        names = ("rate", "masked", "random", "most", "whole_words", "rare")
+        values: dict[str, Any] = {"data.rows": data.rows, "data.length": data.length, "data.pack": data.pack}
+        values |= {"data.short": data.short} if data.rows == "segment_pairs" else {}
+        values |= {f"masking.{name}": getattr(masking, name) for name in names}
+        return values | ({"token counts": digest_of("", [counts().tobytes()])} if masking.rare else {})
 
     def weights(self, batch: Batch) -> dict[str, jax.Array]:
         """Return the divisor of each term of the loss: the number of predictions, and of labelled pairs if there are any."""

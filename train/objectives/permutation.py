@@ -1,5 +1,6 @@
 """Permutation language modelling: predict tokens in a random order (Yang et al. 2019, sections 2.2 to 2.5)."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -113,6 +114,20 @@ class Permuted(Objective):
             return arrays | {"order": np.concatenate(ranks), "query_at": indices}
 
         return build
+
+    @classmethod
+    def target_options(cls, run: Run, counts: Callable[[], Int64[np.ndarray, " V"]]) -> dict[str, Any]:
+        """Return the options of the streams, the targets and their factorization order.
+
+        The size of the memory, and the order in which training uses rows, are not among them.
+        """
+        options, data = run.options.permutation, run.data
+        values: dict[str, Any] = {"data.length": data.length, "data.batch": data.batch, "model.reuse": run.model.reuse}
+        names = [field.name for field in dataclasses.fields(options) if field.name != "ordered"]
+        values |= {f"permutation.{name}": getattr(options, name) for name in names}
+        if options.kind == "denoising":
+            values |= {f"masking.{name}": getattr(run.options.masking, name) for name in ("masked", "random")}
+        return values
 
     def weights(self, batch: Batch) -> dict[str, jax.Array]:
         """Return the divisor of each term of the loss: the number of predictions, and of labelled pairs if there are any."""

@@ -175,7 +175,11 @@ REFUSED: list[tuple[Callable[[Path], list[str]], str]] = [
     (pair(seed=1, meta=META | {"data": "e"}), "/a and .*/b .* were trained on different text"),
     (pair(seed=1, meta=META | {"held_out": "i"}), "/b was scored on other held-out text than .*/a"),
     (pair(tokenizer=Tokenizer(vocab=280), meta=META | {"held_out": "i", "tokenizer": "u"}), "/b was scored .* another tokenizer"),
-    (pair(scores={"f1": 0.5, "tokens": 100}, **faster()), "no metric in common .*/b has f1, tokens"),
+    (
+        pair(meta=META | {"targets": {"masking.rare": 0.7}}, **faster()),
+        r"/b was scored on other targets than .*/a: masking\.rare is 0\.7 and not absent; score all of them alike",
+    ),
+    (pair(scores={"f1": 0.5, "tokens": 100}, **faster()), "no quantity in common .*/b has f1, tokens"),
 ]
 DAMAGED: list[tuple[Callable[[Path], list[str]], str]] = [
     (

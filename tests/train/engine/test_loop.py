@@ -183,8 +183,10 @@ def test_a_run_records_what_it_starts_from_when_it_begins(ended: run_config.Run,
         train(run, killed=6)
     monkeypatch.setattr(lineage, "read_parents", pytest.fail)
     assert train(run, 4) == 0
-    record = Checkpoints(RunDir.of(run).checkpoints, 1, notify=pytest.fail).meta(8)["parents"]["init"]
+    meta = Checkpoints(RunDir.of(run).checkpoints, 1, notify=pytest.fail).meta(8)
+    record = meta["parents"]["init"]
     (itself,) = record["ancestors"]
+    assert meta["targets"] == {}
     assert (record["path"], record["seeds"], itself["costs"]["tokens"]) == (run.init, [0], 8 * 8 * 32)
 
 
