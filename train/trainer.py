@@ -28,8 +28,10 @@ from train.inputs.dataset import Inputs
 from train.objectives.base import Objective
 from train.rows.batches import Batches
 from train.rows.row_source import RowSource, ordered
-from train.run import hardware, metric_definitions, metrics_file, trackers
+from train.rows.text_counts import TextCounts
+from train.run import hardware, metric_names, metrics_file, trackers
 from train.run.console import Console
+from train.run.costs import COUNTS
 from train.run.metric_logger import MetricLogger
 from train.run.run_dir import RunDir, check_same_run, identity, plugin_notices, remove_stale_files, write_json
 from train.run.stop_signals import StopSignals
@@ -135,7 +137,7 @@ def _run(
         }
         if restored is not None:
             check_identity(folder.checkpoints, restored[1], run)
-            if changed := compare(restored[1], metadata, ignored=("config", "records", "parents", "targets")):
+            if changed := compare(restored[1], metadata, ignored=("config", "records", "counts", "parents", "targets")):
                 raise BadInput(f"{folder.path} was trained on other data: {'; '.join(changed)}; choose another --name")
             # A parent may have moved, or may have been trained again, since the run began.
             metadata |= {"parents": restored[1]["parents"]} if "parents" in restored[1] else {}
@@ -172,6 +174,11 @@ def _run(
         if process == 0:
             metrics_file.record_start(folder, first, facts, flops)
         tokens = math.prod(shapes.tokens.shape)
+        counts = TextCounts(
+            data.tokenizer,
+            device_mesh.owned_rows(mesh, run.data.batch),
+            saved=dict.fromkeys(COUNTS, 0) if restored is None else restored[1].get("counts"),
+        )
         recorder = stack.enter_context(
             MetricLogger(
                 run,
@@ -218,6 +225,8 @@ def _run(
                     with recorder.pause():
                         checkpoints.wait()
                 host = next(stream)
+                owned = counts.owned_part(host)
+                counts.add(owned, objective.text_ids(run, owned))
                 state, measured = engine.step(state, engine.shard_batch(host), frozen)
                 stop.begin()
                 recorder.step(measured, batches.rows_of(step) if run.log.ledger else None)
@@ -226,7 +235,7 @@ def _run(
                 profiled(step - first)
                 stopping = stop.agreed(step)
                 if recorder.due(run.log.every):
-                    recorder.row()
+                    recorder.row(counts.total())
                 if recorder.due(run.log.validate_every):
                     with recorder.pause():
                         began = time.perf_counter()
@@ -238,7 +247,9 @@ def _run(
                 if recorder.due(run.checkpoint.every) or stopping:
                     with recorder.pause():
                         recorder.sync()
-                        checkpoints.save(engine.get(state), {**metadata, "records": recorder.summaries()})
+                        checkpoints.save(
+                            engine.get(state), {**metadata, "records": recorder.summaries(), "counts": counts.total()}
+                        )
         if not checkpoints.wait():
             newest = "the start" if (latest := checkpoints.latest()) is None else f"step {latest}"
             fix = f"{checkpoints.remedy()}, and the run continues from {newest}"

@@ -16,11 +16,12 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from eval.comparison.run_results import scientific
+from eval.comparison.run_results import scientific, unlike_text
 from eval.comparison.seed_statistics import CONFIDENCE, Comparison, ComparisonRow, Estimate, compare
 from train.run import metric_definitions
 from train.run.console import short
-from train.run.metric_definitions import METRICS
+from train.run.costs import NAMES
+from train.run.metric_names import QUANTITIES
 
 FACTS: dict[str, Callable[[ComparisonRow], str]] = {
     "recipe": lambda row: row.first.run.recipe,
@@ -68,7 +69,7 @@ def main(paths: Sequence[str], *, unequal: bool, as_json: bool, metric: Sequence
 def record(comparison: Comparison) -> dict[str, Any]:
     """Return a comparison as JSON: rows with the value of every run, the means, and half the width of each interval.
 
-    Tokens and FLOPs are means over the runs of a row; those in `total` include the ancestors of each run.
+    Costs are means over the runs of a row; those in `total_costs` include the ancestors of each run.
     """
     rows = []
     for number, row in enumerate(comparison.rows):
@@ -85,7 +86,8 @@ def record(comparison: Comparison) -> dict[str, Any]:
                 "parameters": row.first.parameters,
                 "tokens_seen": row.mean_cost("tokens", own=True),
                 "flops": row.mean_cost("flops", own=True),
-                "total": {"tokens_seen": row.tokens, "flops": row.flops},
+                "costs": {name: row.mean_cost(name, own=True) for name in NAMES},
+                "total_costs": {name: row.mean_cost(name) for name in NAMES},
                 "scores": scores,
                 "difference_to_first": difference,
                 "differing": {key: values[number] for key, values in comparison.differing.items()},
@@ -131,10 +133,10 @@ def render(comparison: Comparison, width: int | None = None) -> str:
 
 
 def _doubts(rows: Sequence[ComparisonRow]) -> list[str]:
-    """Return reasons to think that a run has learned nothing, and the parents that are no longer there."""
+    """Return reasons to doubt the comparison: runs that learned nothing, lost parents, unequal text in equal budgets."""
     runs = [run for row in rows for run in row.runs]
     learned = [f"{run.path}: {line}" for run in runs for line in metric_names.notices(run.scores)]
-    return [*learned, *(line for run in runs for line in run.notices())]
+    return [*learned, *(line for run in runs for line in run.notices()), *unlike_text(runs)]
 
 
 def _width(console: Console, tables: Mapping[str, Table], *, least: bool = False) -> int:

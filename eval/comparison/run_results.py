@@ -109,7 +109,7 @@ def read_run(path: str | Path) -> Finished:
     check_identity(checkpoint, meta, run)
     if (run.init or run.teacher) and "parents" not in meta:
         raise BadInput(f"{checkpoint / NAME}: no 'parents', so it is unknown what {path} started from; train it again")
-    costs = read_costs(folder, last)
+    costs = read_costs(folder, last, meta)
     if costs["tokens"] is None:
         raise BadInput(f"{folder.metrics}: no row of the training; restore the file")
     return Finished(
@@ -167,6 +167,17 @@ def unequal(runs: Sequence[Finished]) -> list[str]:
                 f"unequal scores: {first.path} is scored on {first_count:,} {name} and {second.path} on {second_count:,}"
             )
     return lines
+
+
+def unlike_text(runs: Sequence[Finished]) -> list[str]:
+    """Return a line if runs have seen unequal amounts of text in as many positions, because their rows differ in padding."""
+    text, tokens = ([run.total_costs[name] for run in runs] for name in ("text_tokens", "tokens"))
+    amounts = [amount for amount in text if amount is not None]
+    if len(amounts) < len(runs) or _agree(text) or not _agree(tokens):
+        return []
+    least, greatest = (select(amounts) for select in (min, max))
+    first, second = (runs[text.index(amount)].path for amount in (least, greatest))
+    return [f"{first} has seen {short(least)} tokens of text and {second} {short(greatest)}, in as many positions with padding"]
 
 
 def scientific(number: float) -> str:

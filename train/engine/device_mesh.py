@@ -75,6 +75,17 @@ def local_rows(mesh: Mesh, batch: int) -> np.ndarray:
     return np.unique(np.concatenate([np.arange(batch)[index] for index in slices]))
 
 
+def owned_rows(mesh: Mesh, batch: int) -> np.ndarray:
+    """Return the places in `local_rows` of the rows that no process of a lower number has, ascending, int64[owned].
+
+    Over all processes these are all rows of the global batch, each once.
+    """
+    owner = np.full(batch, jax.process_count())
+    for device, index in batch_sharding(mesh).devices_indices_map((batch,)).items():
+        owner[index] = np.minimum(owner[index], device.process_index)
+    return np.flatnonzero(owner[local_rows(mesh, batch)] == jax.process_index())
+
+
 def shard_batch(batch: Any, mesh: Mesh, rows: int) -> Any:
     """Lay this process's rows of a global batch of `rows` rows (a `Batch`, or any pytree of arrays) onto its devices."""
     local_offsets, sharding = local_rows(mesh, rows), batch_sharding(mesh)

@@ -7,10 +7,11 @@ from typing import Any, ClassVar, Literal
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Int64
+from jaxtyping import Int, Int64
 
 from train.config.run_config import Run
 from train.engine.losses import summed_loss
+from train.rows import text_counts
 from train.rows.batches import Batches, Build
 from train.rows.example_rows import ExampleRow, is_typed, padded
 from train.rows.mixture import Component, Mixture
@@ -81,6 +82,11 @@ class Objective(abc.ABC):
             counts: as in `builder`.
         """
         return {}
+
+    @classmethod
+    def text_ids(cls, run: Run, batch: Batch) -> list[Int[np.ndarray, " _"]]:
+        """Return the ids of the text that a batch on the host stands for; see `train.rows.text_counts.text_ids`, the default."""
+        return text_counts.text_ids(batch)
 
     @classmethod
     def abstract_batch(cls, run: Run, tokenizer: Tokenizer, rows: RowSource) -> Batch:

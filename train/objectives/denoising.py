@@ -4,12 +4,12 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Int, Int64
 
 from train.config.objective_options import Denoising
 from train.config.run_config import Run
 from train.objectives.base import Objective
-from train.rows import lm_rows, seq2seq_rows, span_corruption
+from train.rows import lm_rows, seq2seq_rows, span_corruption, text_counts
 from train.rows.batches import Build
 from train.rows.lm_rows import LmRow, LmRows
 from train.rows.seq2seq_rows import SourceTarget
@@ -17,6 +17,7 @@ from train.rows.span_corruption import RowSizes
 from train.rows.token_cache import Tokens
 from train.tokenizers.special_tokens import TextSpecialTokens
 from train.tokenizers.tokenizer import Tokenizer
+from zoo.batch import Batch
 from zoo.errors import BadInput, require
 
 
@@ -80,6 +81,12 @@ class Denoised(Objective):
             )
 
         return build
+
+    @classmethod
+    def text_ids(cls, run: Run, batch: Batch) -> list[Int[np.ndarray, " _"]]:
+        """Return the ids of the text of a batch: source and target together, or the target alone where it is all of the text."""
+        in_parts = run.options.denoising.kind in ("spans", "iid", "drop", "prefix")
+        return text_counts.text_ids(batch) if in_parts else [text_counts.counted_targets(batch)]
 
     @classmethod
     def target_options(cls, run: Run, counts: Callable[[], Int64[np.ndarray, " V"]]) -> dict[str, Any]:

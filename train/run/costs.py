@@ -1,4 +1,7 @@
-"""What a training run has cost, read from its files: tokens and FLOPs of all of its steps."""
+"""Costs of a training run, read from its files: tokens in several counts and FLOPs."""
+
+from collections.abc import Mapping
+from typing import Any
 
 from train.run.metrics_file import read_rows
 from train.run.run_dir import RunDir
@@ -7,13 +10,20 @@ from zoo.errors import BadInput
 Costs = dict[str, float | int | None]
 """Name of a cost -> its amount over all steps; None if the run has not recorded it. The names are those of `NAMES`."""
 
-NAMES = ("tokens", "flops")
-"""Names of all costs: positions of the training batches, padding included (for an encoder-decoder those of the decoder), and
-FLOPs."""
+COUNTS = ("input_tokens", "text_tokens", "predictions", "bytes")
+"""Names of the counts of training batches. input_tokens: positions that the model reads, special tokens included and padding
+excluded; for an encoder-decoder those of its encoder. text_tokens: tokens of the text that the rows stand for, both sides of a
+pair included, and without special tokens; text that several rows have counts in each. predictions: targets with a weight above 0.
+bytes: UTF-8 bytes of the text tokens, as `Tokenizer.token_bytes` has them."""
+NAMES = ("tokens", *COUNTS, "flops")
+"""Names of all costs. tokens: positions of the training batches, padding included; for an encoder-decoder its decoder's."""
 
 
-def read_costs(folder: RunDir, last: int) -> Costs:
+def read_costs(folder: RunDir, last: int, meta: Mapping[str, Any]) -> Costs:
     """Return the costs of a run of `last` steps; each that its files do not have is None.
+
+    Args:
+        meta: metadata of the checkpoint of that step.
 
     Raises:
         BadInput: metrics.jsonl or starts.jsonl has a line that is no row.
@@ -22,16 +32,18 @@ def read_costs(folder: RunDir, last: int) -> Costs:
     trained = [row for row in rows if row.get("kind") == "train"]
     starts = read_rows(folder.starts) if folder.starts.exists() else []
     per_step = starts[-1].get("flops") if starts else None
+    counts = meta.get("counts") or {}
     return {
         # Every step has the same number of tokens, and a run that ended early may have ended between two rows.
         "tokens": trained[-1]["tokens"] * last // trained[-1]["step"] if trained else None,
+        **{name: counts.get(name) for name in COUNTS},
         "flops": None if per_step is None else last * per_step,
     }
 
 
-def read_known_costs(folder: RunDir, last: int) -> Costs:
+def read_known_costs(folder: RunDir, last: int, meta: Mapping[str, Any]) -> Costs:
     """Return the costs as `read_costs` does, but None for all of them if a file is damaged."""
     try:
-        return read_costs(folder, last)
+        return read_costs(folder, last, meta)
     except BadInput:
         return dict.fromkeys(NAMES)

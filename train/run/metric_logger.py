@@ -93,8 +93,8 @@ class MetricLogger:
         step = self._at + ahead
         return step == self._run.steps or (every > 0 and step % every == 0)
 
-    def row(self) -> None:
-        """Write a row of the last step."""
+    def row(self, counts: Mapping[str, int] | None = None) -> None:
+        """Write a row of the last step; `counts` of all batches so far are those of `train.run.costs.COUNTS`."""
         self._fetch()
         now = time.perf_counter()
         seconds = (now - self._clock) / self._timed if self._timed else float("nan")
@@ -108,6 +108,7 @@ class MetricLogger:
             seconds=seconds,
             tokens_per_s=self._tokens / seconds,
             mfu=mfu(self._flops, seconds, self._rate),
+            **({} if counts is None else {"counts": dict(counts)}),
             **self._terms(),
         )
         self._skipped, self._timed, self._clock = 0, 0, time.perf_counter()

@@ -106,7 +106,7 @@ def train_row(
         loss: mean over the predicted tokens of step `step`, in nats.
         grad_norm: global gradient norm before clipping.
         lr: learning rate of the step.
-        tokens: tokens predicted so far.
+        tokens: positions of all batches so far, padding included; for an encoder-decoder those of the decoder.
         skipped: steps skipped for a non-finite gradient since the previous train row.
         seconds: mean seconds a step since the previous train row, without validation and saving.
         tokens_per_s: over all devices.

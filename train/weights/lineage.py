@@ -57,7 +57,11 @@ def seeds_of(run: Run, parents: Mapping[str, Parent]) -> tuple[int, ...]:
 
 def total_costs(own: Costs, parents: Iterable[Parent]) -> Costs:
     """Return the costs of a run and of all of its ancestors, each counted once; None where one of them is not recorded."""
-    ancestors = {json.dumps([each["row"], each["seeds"]]): each["costs"] for parent in parents for each in parent["ancestors"]}
+    ancestors = {
+        json.dumps([ancestor["row"], ancestor["seeds"]]): ancestor["costs"]
+        for parent in parents
+        for ancestor in parent["ancestors"]
+    }
     return {name: _sum([own.get(name), *(costs.get(name) for costs in ancestors.values())]) for name in own}
 
 
@@ -77,13 +81,17 @@ def _read_parent(name: str) -> Parent:
     meta = source.meta(step)
     # A parent that was trained before parents were recorded counts as the path of its own.
     own_parents = meta.get("parents", {})
-    taken = Checkpoints(files.checkpoints, 1, notify=lambda _: None).latest() or step
+    training = Checkpoints(files.checkpoints, 1, notify=lambda _: None)
+    taken = training.latest()
+    # The best checkpoint has no counts, because the run continued after it.
+    counted = {} if taken is None else training.meta(taken)
+    taken = step if taken is None else taken
     options = row_options(run, own_parents, meta.get("tokenizer", ""))
     if taken < run.steps and not run.selection.patience:
         options["steps"] = taken
     row = hashlib.sha256(json.dumps(options, sort_keys=True).encode()).hexdigest()
     seeds = list(seeds_of(run, own_parents))
-    costs = read_known_costs(files, taken)
+    costs = read_known_costs(files, taken, counted)
     if not own_parents and (run.init or run.teacher):
         costs = dict.fromkeys(NAMES)
     itself = {"row": row, "seeds": seeds, "path": name, "costs": costs}
@@ -91,7 +99,7 @@ def _read_parent(name: str) -> Parent:
         "path": name,
         "row": row,
         "seeds": seeds,
-        "ancestors": [*(each for parent in own_parents.values() for each in parent["ancestors"]), itself],
+        "ancestors": [*(ancestor for parent in own_parents.values() for ancestor in parent["ancestors"]), itself],
     }
 
 

@@ -137,6 +137,17 @@ def test_budgets_are_equal_in_tokens_or_in_flops(tmp_path: Path) -> None:
     assert shown.startswith("! unequal budgets: ") and "! unequal scores: " in shown
 
 
+def test_runs_with_as_many_positions_and_less_text_are_noticed(tmp_path: Path) -> None:
+    counts = {"input_tokens": 1000, "text_tokens": 900, "predictions": 1000, "bytes": 3000}
+    full = make(tmp_path / "full", meta=META | {"counts": counts})
+    padded = make(tmp_path / "padded", meta=META | {"counts": counts | {"text_tokens": 500}}, **faster())
+    result = compare([full, padded])
+    (notice,) = comparison_table.record(result)["notices"]
+    assert notice == f"{padded} has seen 500 tokens of text and {full} 900, in as many positions with padding"
+    assert comparison_table.record(result)["rows"][0]["costs"]["bytes"] == 3000
+    assert comparison_table.record(compare([full]))["notices"] == []
+
+
 def test_run_that_stopped_early_has_spent_what_it_used(tmp_path: Path) -> None:
     patient = {"selection": Selection(best=True, patience=2)}
     early = make(tmp_path / "early", flops=2e9, ended=RUN.steps // 2, **patient)

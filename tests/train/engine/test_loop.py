@@ -26,6 +26,7 @@ from train.config.objective_options import Selection
 from train.engine import device_mesh, optim, state_init
 from train.engine.step import ENGINES, make_step
 from train.objectives.causal import Causal
+from train.run.costs import COUNTS
 from train.run.metrics_file import read_rows
 from train.run.run_dir import RunDir
 from train.weights import lineage
@@ -177,17 +178,20 @@ def test_killed_while_it_validates_and_while_it_is_scored_it_ends_with_the_same_
 
 
 def test_a_run_records_what_it_starts_from_when_it_begins(ended: run_config.Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A resumed run keeps the record, whatever has become of its parent."""
-    run = dataclasses.replace(ended, name="child", init=str(RunDir.of(ended).path), seed=3)
+    """A resumed run keeps the record, whatever has become of its parent, and its counts are those of an uninterrupted one."""
+    run = dataclasses.replace(ended, name="child", init=str(RunDir.of(ended).path))
     with pytest.raises(Killed):
         train(run, killed=6)
     monkeypatch.setattr(lineage, "read_parents", pytest.fail)
     assert train(run, 4) == 0
-    meta = Checkpoints(RunDir.of(run).checkpoints, 1, notify=pytest.fail).meta(8)
+    meta, parent = (Checkpoints(RunDir.of(of).checkpoints, 1, notify=pytest.fail).meta(8) for of in (run, ended))
+    rows = [row for row in read_rows(RunDir.of(run).metrics) if row["kind"] == "train"]
+    assert meta["counts"] == rows[-1]["counts"] == parent["counts"]
     record = meta["parents"]["init"]
     (itself,) = record["ancestors"]
     assert meta["targets"] == {}
     assert (record["path"], record["seeds"], itself["costs"]["tokens"]) == (run.init, [0], 8 * 8 * 32)
+    assert {name: itself["costs"][name] for name in COUNTS} == meta["counts"] and meta["counts"]["text_tokens"] > 1000
 
 
 @pytest.mark.planted

@@ -20,12 +20,15 @@ from train.config.run_config import Run
 from train.data.example_types import Pair
 from train.inputs import labelled_inputs, pair_inputs
 from train.objectives import objective
+from train.rows.batches import in_order
 from train.rows.contiguous_rows import ContiguousRows, Reading
 from train.rows.encoder_rows import PAIRED, EncoderRows
 from train.rows.lm_rows import packed, windows
 from train.rows.mixture import Component, Mixture
 from train.rows.row_source import RowSource, ordered
+from train.rows.text_counts import TextCounts
 from train.rows.token_cache import Tokens
+from train.run.costs import COUNTS
 from train.tokenizers.tokenizer import Tokenizer
 from zoo import configs
 
@@ -181,6 +184,47 @@ def test_arrays_are_a_function_of_seed_and_number_and_have_one_shape(kind: str):
     assert not any((row[name] != same[name]).any() for row, same in zip(rows, backwards, strict=True) for name in row)
     differ = [any((row[name] != drawn[name]).any() for name in row) for row, drawn in zip(rows, other, strict=True)]
     assert np.mean(differ) > 0.7 if kind.startswith(DRAWN) else not any(differ)
+
+
+@kinds
+def test_counts_of_a_batch_are_those_of_the_text_of_its_rows(kind: str):
+    """Masked and removed tokens count as what they stand for, each once; padding and special tokens do not count as text."""
+    (run, tokenizer), rows = made(kind), planned(kind)
+    goal, numbers = objective(run.objective), np.arange(len(rows))
+    batch = next(in_order(rows, goal.builder(run, tokenizer, lambda: np.ones(tokenizer.vocab_size)), len(rows), numbers))
+    own = tokenizer.special_tokens or tokenizer.text_special_tokens
+    special = {*own.special} - {own.unk}
+    ids = [number for part in goal.text_ids(run, batch) for number in part.tolist() if number not in special]
+    expected = [number for row in map(rows.row, range(len(rows))) for number in text_of(kind, row) if number not in special]
+    if kind.startswith("permutation"):
+        # The second text of a row is sampled by the builder; nothing is masked in this kind.
+        expected = [number for number in batch.tokens.ravel().tolist() if number not in special]
+    assert sorted(ids) == sorted(expected) and ids
+    counts, twice = (TextCounts(tokenizer, owned, dict.fromkeys(COUNTS, 5)) for owned in (numbers, numbers[:2]))
+    counts.add(batch, goal.text_ids(run, batch))
+    source = batch if batch.source is None else batch.source
+    assert counts.total() == {
+        "input_tokens": 5 + (source.tokens.size if source.segments is None else np.count_nonzero(source.segments)),
+        "text_tokens": 5 + len(expected),
+        "predictions": 5 + np.count_nonzero(batch.weights),
+        "bytes": 5 + int(tokenizer.token_bytes()[expected].sum()),
+    }
+    assert len(twice.owned_part(batch).tokens) == 2
+
+
+def text_of(kind: str, row: Any) -> list[int]:
+    match kind.split()[0].rstrip(","):
+        case "masked":
+            parts = [part.ids for sequence in row for part in sequence.parts]
+        case "denoising" | "causal":
+            parts = [piece.ids for piece in row.pieces]
+        case "text_to_text":
+            parts = [side for pair in row for side in pair.sides]
+        case goal if goal in finetuned.TASKS:
+            parts = [inputs.ids for inputs in row.inputs]
+        case _:
+            parts = []
+    return [number for part in parts for number in part.tolist()]
 
 
 @kinds
