@@ -1,11 +1,13 @@
 """Files that a task is scored on: those that --files names, and the fields of their JSON lines."""
 
+import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from train.data.text_files import check_string, listed, parse_object
 from zoo.errors import BadInput
+from zoo.files import sha256
 
 
 def files(names: Sequence[str], suffixes: Sequence[str]) -> list[Path]:
@@ -33,6 +35,20 @@ def files(names: Sequence[str], suffixes: Sequence[str]) -> list[Path]:
     if twice := [path for i, path in enumerate(paths) if resolved[i] in resolved[:i]]:
         raise BadInput(f"--files {twice[0]}: named twice, so it would count twice; name it once")
     return paths
+
+
+def digest(names: Sequence[str]) -> str:
+    """Return the SHA-256 digest of the contents of files and folders, wherever they are.
+
+    Hidden files in a folder do not count. A name that is no path here, as that of a data set of the hub, counts as itself.
+    """
+    parts = []
+    for name in names:
+        path = Path(name)
+        inside = path.rglob("*") if path.is_dir() else [path] if path.exists() else []
+        visible = [file for file in sorted(inside) if file.is_file() and not file.name.startswith(".")]
+        parts += [sha256(file) for file in visible] or [name]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
 def text_fields(text: str, where: str, required: Sequence[str], optional: Sequence[str] = ()) -> dict[str, str]:

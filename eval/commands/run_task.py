@@ -11,6 +11,7 @@ from typing import Any
 import jax
 
 from eval import tasks
+from eval.files import digest
 from eval.report import report
 from eval.tasks import Result, Settings
 from train.config import run_config
@@ -23,6 +24,8 @@ from zoo import plugins
 from zoo.errors import BadInput, require
 from zoo.precision import resolve_dtype
 
+NOT_ITEMS = ("argument", "batch", "dtype", "length", "stride", "words", "prefix", "orders")
+"""Options that are not in a fingerprint; a task whose items depend on one of them has it in `Result.items`."""
 LEFT = ("left out", "too long")
 """Details of a result about examples that were skipped or cut."""
 
@@ -77,6 +80,9 @@ def main(
             "metrics": result.metrics,
             "examples": result.examples,
             "details": {**result.details, "files": list(files), **_plugin(task)},
+            "fingerprint": fingerprint(files, settings, result),
+            "tokenizer": subject.tokenizer.fingerprint,
+            "per_token": list(getattr(module, "PER_TOKEN", ())),
             **({"limit": settings.limit} if settings.limit else {}),
         }
         if subject.run is not None:
@@ -89,6 +95,18 @@ def main(
         content = {"task": task, "model": subject.name, **entry}
         print(json.dumps(content, indent=2) if as_json else table(result, settings.limit), flush=True)
     return 0
+
+
+def fingerprint(files: Sequence[str], settings: Settings, result: Result) -> dict[str, Any]:
+    """Return what decides the items that a task is scored on, as JSON: only scores that agree in it are compared.
+
+    It has the digest of the files, the options that differ from their defaults, and the `items` of the result. Options of the
+    arithmetic, and those that only decide how much of a text a model sees, are not in it; the task's name has its argument.
+    """
+    names = [field.name for field in dataclasses.fields(Settings) if field.name not in NOT_ITEMS]
+    values, defaults = dataclasses.asdict(settings), dataclasses.asdict(Settings())
+    options = {name: values[name] for name in names if values[name] != defaults[name]}
+    return {"files": digest(files), "settings": json.loads(json.dumps(options)), "items": result.items}
 
 
 def table(result: Result, limit: int = 0) -> str:

@@ -18,10 +18,10 @@ from rich.text import Text
 
 from eval.comparison.run_results import scientific, unlike_text
 from eval.comparison.seed_statistics import CONFIDENCE, Comparison, ComparisonRow, Estimate, compare
-from train.run import metric_definitions
+from eval.comparison.task_scores import quantity as find_quantity
+from train.run import metric_names
 from train.run.console import short
 from train.run.costs import NAMES
-from train.run.metric_names import QUANTITIES
 
 FACTS: dict[str, Callable[[ComparisonRow], str]] = {
     "recipe": lambda row: row.first.run.recipe,
@@ -74,7 +74,7 @@ def record(comparison: Comparison) -> dict[str, Any]:
     rows = []
     for number, row in enumerate(comparison.rows):
         scores = {
-            name: {**dataclasses.asdict(estimate), "values": [run.scores[name] for run in row.runs]}
+            name: {**dataclasses.asdict(estimate), "values": [run.value(name) for run in row.runs]}
             for name, estimate in row.scores.items()
         }
         difference = row.difference and {name: dataclasses.asdict(estimate) for name, estimate in row.difference.items()}
@@ -225,7 +225,7 @@ def _estimates(metric: str, estimates: Sequence[Estimate], layout: Layout, sign:
 
     Differences have a `sign`, and if 0 is outside the interval, a star and a colour: green is better.
     """
-    definition = METRICS[metric]
+    quantity = find_quantity(metric)
     starred = [bool(sign) and estimate.clear for estimate in estimates]
     means = _aligned([definition.show(estimate.mean, sign) for estimate in estimates])
     halves = _aligned(["" if estimate.half is None else definition.show(estimate.half) for estimate in estimates])
@@ -234,9 +234,10 @@ def _estimates(metric: str, estimates: Sequence[Estimate], layout: Layout, sign:
         mark = " *" if star else "  " if any(starred) else ""
         tail = f"{' ' if estimate.half is None else '±'} {half}{mark}" if half else ""
         texts.append(f"{mean}{mark and '  '}\n{tail}" if half and layout.stacked else f"{mean} {tail}" if half else mean)
-    good = [(estimate.mean > 0) == (definition.better == "higher") for estimate in estimates]
-    styles = ["green" if star and better else "red" if star else "" for star, better in zip(starred, good, strict=True)]
-    title = _title(definition.label + ARROWS[definition.better], layout)
+    good = [(estimate.mean > 0) == (quantity.better == "higher") for estimate in estimates]
+    coloured = [star and quantity.better is not None for star in starred]
+    styles = ["green" if star and better else "red" if star else "" for star, better in zip(coloured, good, strict=True)]
+    title = _title(quantity.label + ARROWS[quantity.better], layout)
     # Right-justified with spaces here: rich strips spaces at the end of lines that it justifies itself.
     width = max(len(line) for text in (title, *texts) for line in text.splitlines())
     cells = ["\n".join(line.rjust(width) for line in text.splitlines()) for text in texts]

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from eval.comparison.task_scores import TaskScore, read_task_scores
 from train.checkpoints.config_check import check_identity
 from train.checkpoints.manifest import NAME, Damaged, Manifest, folder_name
 from train.config.objectives import scored_as
@@ -51,6 +52,14 @@ class Finished:
     parents: dict[str, Parent]
     """The models that it starts from, as they were recorded when it began; see `train.weights.lineage`."""
 
+    tasks: dict[str, TaskScore]
+    """Content of evaluations.json."""
+
+    def value(self, metric: str) -> float:
+        """Return a score by its name, METRIC of scores.json or TASK/METRIC of evaluations.json."""
+        task, _, name = metric.rpartition("/")
+        return float(self.tasks[task].metrics[name] if task else self.scores[metric])
+
     @property
     def tokens(self) -> float | int | None:
         """Tokens seen in the run's own training."""
@@ -86,7 +95,7 @@ class Finished:
 
 
 def read_run(path: str | Path) -> Finished:
-    """Read a run: config.json, scores.json, metrics.jsonl, starts.jsonl, and the manifest of its last checkpoint.
+    """Read a run: its configuration, scores, evaluations, metrics and starts, and the manifest of its last checkpoint.
 
     Raises:
         BadInput: no run, one that is not finished, or a damaged file.
@@ -123,6 +132,7 @@ def read_run(path: str | Path) -> Finished:
         parameters=parameter_count(run.model),
         costs=costs,
         parents=meta.get("parents", {}),
+        tasks=read_task_scores(folder.evaluations),
     )
 
 
@@ -148,8 +158,11 @@ def refuse_incomparable(runs: Sequence[Finished]) -> None:
             raise BadInput(f"{other.path} was scored on other targets than {first.path}: {'; '.join(changed)}; {fix}")
 
 
-def unequal(runs: Sequence[Finished]) -> list[str]:
-    """Return a line for each budget or count that should be equal between runs and is not.
+def unequal(runs: Sequence[Finished], *, held_out: bool = True) -> list[str]:
+    """Return a line for each quantity that should be equal between runs and is not.
+
+    Args:
+        held_out: also check the counts of the held-out data.
 
     Budgets are equal if all runs have seen the same number of tokens, or have taken the same FLOPs (within `SLACK`): equal data
     and equal compute are both fair. The runs that a run starts from are part of its budget. The data that runs were scored on
@@ -159,7 +172,7 @@ def unequal(runs: Sequence[Finished]) -> list[str]:
     tokens, flops = ([run.total_costs[name] for run in runs] for name in ("tokens", "flops"))
     if not (_agree(tokens) or _agree(flops)):
         lines.append(f"unequal budgets: {_budgets(runs)}")
-    for name in metric_names.COUNTS:
+    for name in metric_names.COUNTS if held_out else ():
         counts = {run.scores[name]: run for run in runs if name in run.scores}
         if len(counts) > 1:
             (first_count, first), (second_count, second), *_ = counts.items()

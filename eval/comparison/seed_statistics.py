@@ -13,6 +13,7 @@ import scipy.special
 
 from eval.comparison import run_results
 from eval.comparison.run_results import Finished
+from eval.comparison.task_scores import check_comparable, is_task_metric
 from eval.scoring.standard_error import mean_and_error
 from train.config.data_options import EncoderData
 from train.rows.encoder_rows import PAIRED
@@ -90,7 +91,7 @@ class Comparison:
 
     rows: list[ComparisonRow]
     metrics: list[str]
-    """Metrics that are compared, by their names in `train.run.metric_definitions`."""
+    """Quantities that are compared, by their names in `train.run.metric_names`, or by TASK/METRIC."""
     differing: dict[str, list[Any]]
     """Configuration key -> its value in each row, if it is not the same in all; None for a row without the key."""
     unequal: list[str]
@@ -108,15 +109,17 @@ def compare(paths: Sequence[str], *, unequal: bool = False, metric: Sequence[str
         raise BadInput("name the folders of the runs to compare: zoo compare RUN RUN")
     _refuse_twice(paths)
     runs = [run_results.read_run(path) for path in paths]
-    run_results.refuse_incomparable(runs)
+    held_out = not metric or not all(map(is_task_metric, metric))
+    if held_out:
+        run_results.refuse_incomparable(runs)
     metrics = _metrics(runs, metric)
-    unequal_lines = run_results.unequal(runs)
+    unequal_lines = run_results.unequal(runs, held_out=held_out)
     if unequal_lines and not unequal:
         raise BadInput(f"{'; '.join(unequal_lines)}; make them equal, or add --unequal to compare them as they are")
     groups = _groups(runs)
     rows = []
     for group in groups:
-        scores = {name: _estimate(group, [run.scores[name] for run in group]) for name in metrics}
+        scores = {name: _estimate(group, [run.value(name) for run in group]) for name in metrics}
         difference = None if group is groups[0] else _difference(groups[0], group, metrics)
         rows.append(ComparisonRow(runs=group, scores=scores, difference=difference))
     return Comparison(rows=rows, metrics=metrics, differing=_differing(rows), unequal=unequal_lines)
@@ -137,7 +140,10 @@ def _metrics(runs: Sequence[Finished], requested: Sequence[str]) -> list[str]:
         shared.discard("loss")
     if requested:
         for name in requested:
-            metric_definitions.find(name, shared)
+            if is_task_metric(name):
+                check_comparable(name, runs)
+            else:
+                metric_names.find(name, shared)
         return list(dict.fromkeys(requested))
     names = [name for name, metric in metric_definitions.METRICS.items() if name in shared and metric.better]
     if not names:
@@ -190,7 +196,7 @@ def _difference(first: list[Finished], group: list[Finished], metrics: Sequence[
     pairs = list(zip(first, group, strict=True))
     deeper = max(first, group, key=lambda runs: len(runs[0].seeds))
     return {
-        name: _estimate(deeper, [other.scores[name] - reference.scores[name] for reference, other in pairs]) for name in metrics
+        name: _estimate(deeper, [other.value(name) - reference.value(name) for reference, other in pairs]) for name in metrics
     }
 
 

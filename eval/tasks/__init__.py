@@ -1,6 +1,7 @@
 """Tasks on local files, a module each, found by listing this folder.
 
 A task is a module with a docstring that defines its file format and its metrics, and
+- `PER_TOKEN`, if it has such metrics: names of those that are comparable with one tokenizer only;
 - `OPTIONS`: names of the fields of `Settings` that it uses, beside `batch` and `dtype`; `argument` is required, unless the task
   sets `ALONE = True`;
 - `read(names, settings) -> examples`: reads the named files or folders, and refuses bad input before a model is loaded;
@@ -68,6 +69,9 @@ class Result:
     examples: int
     details: dict[str, Any] = dataclasses.field(default_factory=dict)
     """Facts by name; a dict of dicts is a table with named rows."""
+    items: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """What decides the scored items beside the files and the options that were given, such as a default that depends on the
+    model. Results that differ in it are not compared."""
 
 
 def tasks() -> list[str]:

@@ -44,6 +44,7 @@ from zoo.runtime import jax_setup
 
 OPTIONS = ("argument", "field", "limit", "length")
 ALONE = True
+PER_TOKEN = ("loss", "perplexity", "accuracy")
 ALL = "all"
 """Argument with which every predicted token is hidden."""
 
@@ -97,7 +98,7 @@ def score(subject: Loaded, documents: Documents, settings: Settings, progress: P
     )(subject.params).record()
     names = ("loss", "perplexity", "accuracy", "predictions")
     details = {"length": length} | ({"hidden": ALL} if hides_all else {})
-    return Result({name: metrics[name] for name in names}, documents.count, details)
+    return Result({name: metrics[name] for name in names}, documents.count, details, items=details)
 
 
 def _permutes(subject: Loaded) -> bool:

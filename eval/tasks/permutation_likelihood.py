@@ -29,6 +29,7 @@ from zoo.runtime import jax_setup
 
 OPTIONS = ("field", "limit", "length", "orders")
 read = read_documents
+PER_TOKEN = ("loss", "perplexity")
 ORDERS = 8
 """Orders of a document by default."""
 
@@ -56,4 +57,5 @@ def score(subject: Loaded, documents: Documents, settings: Settings, progress: P
         "tokens": count,
         "unknown": sum(int(np.count_nonzero(text == encoder.special_tokens.unk)) for text in texts),
     }
-    return Result(metrics, documents.count, {"length": length, "orders": orders})
+    details = {"length": length, "orders": orders}
+    return Result(metrics, documents.count, details, items=details)

@@ -35,6 +35,7 @@ from zoo.runtime import jax_setup
 
 OPTIONS = ("field", "limit", "length", "stride", "words")
 read = read_documents
+PER_TOKEN = ("loss", "perplexity")
 
 
 def score(subject: Loaded, documents: Documents, settings: Settings, progress: Progress) -> Result:

@@ -31,6 +31,7 @@ from zoo.runtime import jax_setup
 
 OPTIONS = ("field", "limit", "length")
 read = read_documents
+PER_TOKEN = ("loss", "pseudo_perplexity")
 
 
 def score(subject: Loaded, documents: Documents, settings: Settings, progress: Progress) -> Result:

@@ -204,6 +204,10 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+SCOPE = ("fingerprint", "tokenizer", "per_token")
+"""Keys of a result about what it may be compared with."""
+
+
 def evaluate(where: Path, task: str, *files: str, as_json: bool = False, **options: Any) -> int:
     others: dict[str, Any] = dict(step=None, precision="auto", mesh=run_config.Mesh(), as_json=as_json)
     return run_task.main(str(where), task=task, files=files, settings=Settings(**options), **others)
@@ -228,7 +232,7 @@ def test_a_result_is_printed_kept_and_shown(run: Path, tmp_path: Path, capsys: p
     said = json.loads(capsys.readouterr().out)
     kept = json.loads((run / "evaluations.json").read_text())
     assert list(kept) == ["blimp", "lambada"]
-    assert kept["lambada"] == {name: said[name] for name in ("step", "metrics", "examples", "details")}
+    assert kept["lambada"] == {name: said[name] for name in ("step", "metrics", "examples", "details", *SCOPE)}
     assert (said["task"], said["model"], said["step"], said["details"]["files"]) == ("lambada", "tiny", 7, [passage])
     assert "blimp" in (run / "report.html").read_text()
     assert evaluate(run, "blimp", file, batch=3) == 0

@@ -19,7 +19,8 @@ def compare(args: list[str]) -> int:
         runs: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN...")]
         """Folders of runs."""
         metric: tuple[str, ...] = ()
-        """Metrics to compare; none = all that the runs share."""
+        """Metrics to compare, of the held-out score or, as TASK/METRIC, of a task (blimp/accuracy); none = all held-out ones that
+        the runs share."""
         unequal: bool = False
         """Compare even runs with different training budgets or numbers of scored items, and point out the differences."""
         json: bool = False
