@@ -82,6 +82,7 @@ def _run(
     sample: Callable[..., Any] | None,
     preview: Callable[..., str] | None,
 ) -> int:
+    started = time.perf_counter()
     # --- Devices and precision ---
     console.progress("starting the devices", now=True)
     folder, process = RunDir.of(run), jax.process_index()
@@ -247,9 +248,10 @@ def _run(
                 if recorder.due(run.checkpoint.every) or stopping:
                     with recorder.pause():
                         recorder.sync()
-                        checkpoints.save(
-                            engine.get(state), {**metadata, "records": recorder.summaries(), "counts": counts.total()}
-                        )
+                        counted = {"records": recorder.summaries(), "counts": counts.total()}
+                        checkpoints.save(engine.get(state), metadata | counted)
+                        if process == 0:
+                            metrics_file.record_usage(folder, time.perf_counter() - started)
         if not checkpoints.wait():
             newest = "the start" if (latest := checkpoints.latest()) is None else f"step {latest}"
             fix = f"{checkpoints.remedy()}, and the run continues from {newest}"
@@ -268,6 +270,7 @@ def _run(
         stride, (params, scored_step) = max(1, run.data.length // 2), best.params(engine.get(state), built.state)
         score = scorer(data.scored_rows(run, stride))(params)
         if process == 0:
+            metrics_file.record_usage(folder, time.perf_counter() - started)
             if mistakes := getattr(score, "mistakes", None):
                 write_json(folder.predictions, mistakes)
             # Written before the samples and after the other results of scoring: a run with a score counts as finished.

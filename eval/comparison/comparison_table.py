@@ -87,6 +87,7 @@ def record(comparison: Comparison) -> dict[str, Any]:
                 "tokens_seen": row.mean_cost("tokens", own=True),
                 "flops": row.mean_cost("flops", own=True),
                 "costs": {name: row.mean_cost(name, own=True) for name in NAMES},
+                "provenance": [run.provenance for run in row.runs],
                 "total_costs": {name: row.mean_cost(name) for name in NAMES},
                 "scores": scores,
                 "difference_to_first": difference,

@@ -52,6 +52,8 @@ class Finished:
     parents: dict[str, Parent]
     """The models that it starts from, as they were recorded when it began; see `train.weights.lineage`."""
 
+    provenance: dict[str, Any]
+    """Where it was computed, by its newest start: see `train.run.provenance`, with `versions` of packages; {} if not recorded."""
     tasks: dict[str, TaskScore]
     """Content of evaluations.json."""
 
@@ -132,6 +134,7 @@ def read_run(path: str | Path) -> Finished:
         parameters=parameter_count(run.model),
         costs=costs,
         parents=meta.get("parents", {}),
+        provenance=_provenance(folder),
         tasks=read_task_scores(folder.evaluations),
     )
 
@@ -196,6 +199,11 @@ def unlike_text(runs: Sequence[Finished]) -> list[str]:
 def scientific(number: float) -> str:
     """Return a number in scientific notation, as 1.23e18."""
     return f"{number:.2e}".replace("e+", "e")
+
+
+def _provenance(folder: RunDir) -> dict[str, Any]:
+    starts = read_rows(folder.starts) if folder.starts.exists() else []
+    return {**starts[-1].get("provenance", {}), "versions": starts[-1].get("versions", {})} if starts else {}
 
 
 def _scores(path: Path) -> dict[str, float | int]:

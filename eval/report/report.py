@@ -297,7 +297,8 @@ def _configuration(run: Run) -> str:
 
 
 def _environment(start: Any) -> str:
-    return card("set-up", start["facts"]) + card("versions", start["versions"])
+    provenance = card("provenance", start["provenance"]) if "provenance" in start else ""
+    return card("set-up", start["facts"]) + provenance + card("versions", start["versions"])
 
 
 def _provenance(rows: Sequence[Any], starts: Sequence[Any]) -> str:

@@ -1,4 +1,4 @@
-"""Costs of a training run, read from its files: tokens in several counts and FLOPs."""
+"""Costs of a training run, read from its files: tokens in several counts, FLOPs, time and memory."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -15,8 +15,10 @@ COUNTS = ("input_tokens", "text_tokens", "predictions", "bytes")
 excluded; for an encoder-decoder those of its encoder. text_tokens: tokens of the text that the rows stand for, both sides of a
 pair included, and without special tokens; text that several rows have counts in each. predictions: targets with a weight above 0.
 bytes: UTF-8 bytes of the text tokens, as `Tokenizer.token_bytes` has them."""
-NAMES = ("tokens", *COUNTS, "flops")
-"""Names of all costs. tokens: positions of the training batches, padding included; for an encoder-decoder its decoder's."""
+NAMES = ("tokens", *COUNTS, "flops", "seconds", "peak_bytes")
+"""Names of all costs. tokens: positions of the training batches, padding included; for an encoder-decoder its decoder's.
+seconds: from each start of the run to its last checkpoint or its end, scoring included. peak_bytes: the most memory in use on one
+device, or on a CPU by one process."""
 
 
 def read_costs(folder: RunDir, last: int, meta: Mapping[str, Any]) -> Costs:
@@ -33,11 +35,14 @@ def read_costs(folder: RunDir, last: int, meta: Mapping[str, Any]) -> Costs:
     starts = read_rows(folder.starts) if folder.starts.exists() else []
     per_step = starts[-1].get("flops") if starts else None
     counts = meta.get("counts") or {}
+    used = {name: [start[name] for start in starts if start.get(name) is not None] for name in ("seconds", "peak_bytes")}
     return {
         # Every step has the same number of tokens, and a run that ended early may have ended between two rows.
         "tokens": trained[-1]["tokens"] * last // trained[-1]["step"] if trained else None,
         **{name: counts.get(name) for name in COUNTS},
         "flops": None if per_step is None else last * per_step,
+        "seconds": sum(used["seconds"]) if used["seconds"] else None,
+        "peak_bytes": max(used["peak_bytes"], default=None),
     }
 
 

@@ -1,5 +1,6 @@
 """The rows of metrics.jsonl, and the rate of matrix products that MFU is relative to."""
 
+import contextlib
 import hashlib
 import importlib.metadata
 import json
@@ -13,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from train.run.provenance import peak_bytes, read_provenance
 from train.run.run_dir import RunDir, write_text
 from zoo.errors import BadInput, cannot_write
 
@@ -143,11 +145,23 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 def record_start(folder: RunDir, step: int, facts: Mapping[str, str], flops: float) -> None:
     """Record in starts.jsonl that the run starts or resumes at `step`.
 
-    The row has `facts`, as the console shows them, versions, the date, and the FLOPs of a step.
+    The row has `facts`, as the console shows them, versions, provenance, the date, and the FLOPs of a step.
     """
     row = {"step": step, "at": time.time(), "facts": dict(facts), "versions": versions(), "flops": flops}
+    row["provenance"] = read_provenance()
     before = read_rows(folder.starts) if folder.starts.exists() else []
     write_text(folder.starts, "".join(map(_line, [*before, row])))
+
+
+def record_usage(folder: RunDir, seconds: float) -> None:
+    """Record in the newest row of starts.jsonl the `seconds` since that start, and the most memory that was in use.
+
+    A run does not end because this cannot be written.
+    """
+    with contextlib.suppress(BadInput):
+        *before, row = read_rows(folder.starts)
+        row |= {"seconds": seconds, "peak_bytes": peak_bytes()}
+        write_text(folder.starts, "".join(map(_line, [*before, row])))
 
 
 def versions() -> dict[str, str]:

@@ -56,18 +56,23 @@ def seeds_of(run: Run, parents: Mapping[str, Parent]) -> tuple[int, ...]:
 
 
 def total_costs(own: Costs, parents: Iterable[Parent]) -> Costs:
-    """Return the costs of a run and of all of its ancestors, each counted once; None where one of them is not recorded."""
+    """Return the costs of a run and of all of its ancestors, each counted once; None where one of them is not recorded.
+
+    Costs are added; of the memory the largest one counts.
+    """
     ancestors = {
         json.dumps([ancestor["row"], ancestor["seeds"]]): ancestor["costs"]
         for parent in parents
         for ancestor in parent["ancestors"]
     }
-    return {name: _sum([own.get(name), *(costs.get(name) for costs in ancestors.values())]) for name in own}
+    return {name: _total(name, [own.get(name), *(costs.get(name) for costs in ancestors.values())]) for name in own}
 
 
-def _sum(values: Sequence[float | int | None]) -> float | int | None:
+def _total(name: str, values: Sequence[float | int | None]) -> float | int | None:
+    """Return the sum of a cost, or the largest one of memory; None if one is not recorded."""
     recorded = [value for value in values if value is not None]
-    return sum(recorded) if len(recorded) == len(values) else None
+    total = max if name == "peak_bytes" else sum
+    return total(recorded) if len(recorded) == len(values) else None
 
 
 def _read_parent(name: str) -> Parent:

@@ -190,6 +190,9 @@ def test_a_run_records_what_it_starts_from_when_it_begins(ended: run_config.Run,
     record = meta["parents"]["init"]
     (itself,) = record["ancestors"]
     assert meta["targets"] == {}
+    starts = read_rows(RunDir.of(run).starts)
+    assert all(start["seconds"] > 0 and start["peak_bytes"] > 0 and start["provenance"]["device"] == "cpu" for start in starts)
+    assert record["ancestors"][0]["costs"]["seconds"] == sum(start["seconds"] for start in read_rows(RunDir.of(ended).starts))
     assert (record["path"], record["seeds"], itself["costs"]["tokens"]) == (run.init, [0], 8 * 8 * 32)
     assert {name: itself["costs"][name] for name in COUNTS} == meta["counts"] and meta["counts"]["text_tokens"] > 1000
 

@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import socket
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -144,6 +145,12 @@ def test_every_start_of_a_run_is_noted(tmp_path: Path) -> None:
     assert (first["flops"], second["flops"]) == (1e9, 2e9)
     assert second["versions"]["jax"] == jax.__version__
     assert "individual_dot" in second["versions"]["XLA_FLAGS"]
+    assert (second["provenance"]["devices"], second["provenance"]["host"]) == (8, socket.gethostname())
+    metrics_file.record_usage(folder, 3.5)
+    metrics_file.record_usage(folder, 4.5)
+    unchanged, used = read_rows(folder.starts)
+    assert unchanged == first and used == second | {"seconds": 4.5, "peak_bytes": used["peak_bytes"]}
+    assert used["peak_bytes"] > 1 << 20
 
 
 def test_rates_are_the_operations_of_one_device_by_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
