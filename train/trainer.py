@@ -33,6 +33,7 @@ from train.run import hardware, metric_names, metrics_file, trackers
 from train.run.console import Console
 from train.run.costs import COUNTS
 from train.run.metric_logger import MetricLogger
+from train.run.outcomes import HELD_OUT, write_outcomes
 from train.run.run_dir import RunDir, check_same_run, identity, plugin_notices, remove_stale_files, write_json
 from train.run.stop_signals import StopSignals
 from train.weights import lineage, warm_start
@@ -273,6 +274,8 @@ def _run(
             metrics_file.record_usage(folder, time.perf_counter() - started)
             if mistakes := getattr(score, "mistakes", None):
                 write_json(folder.predictions, mistakes)
+            if outcomes := getattr(score, "outcomes", None):
+                write_outcomes(folder, HELD_OUT, outcomes)
             # Written before the samples and after the other results of scoring: a run with a score counts as finished.
             write_json(folder.scores, {**score.record(), "stride": stride, "step": scored_step})
         if sample is not None and run.log.samples:

@@ -16,7 +16,8 @@ from eval.report import report
 from eval.tasks import Result, Settings
 from train.config import run_config
 from train.engine import device_mesh
-from train.run.metric_definitions import notices
+from train.run.metric_names import notices
+from train.run.outcomes import write_outcomes
 from train.run.progress_bar import ProgressBar
 from train.run.run_dir import RunDir, is_run, write_json
 from train.weights.load import load
@@ -88,6 +89,8 @@ def main(
         if subject.run is not None:
             # A score of the first examples has its own name, since it must not replace the score of all examples.
             name = f"{task} (first {settings.limit:,})" if settings.limit else task
+            if result.outcomes is not None:
+                write_outcomes(RunDir(where), name, result.outcomes)
             write_json(RunDir(where).evaluations, {**previous, name: entry})
             report.write(where)
         for line in [*(f"{name}: {result.details[name]}" for name in LEFT if name in result.details), *notices(result.metrics)]:

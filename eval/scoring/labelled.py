@@ -22,6 +22,7 @@ from train.engine import device_mesh
 from train.inputs.labelled_inputs import Rows, outputs
 from train.objectives import choice, span
 from train.rows.example_rows import ExampleRow
+from train.run.outcomes import Outcomes
 from zoo.batch import IGNORED, Batch
 from zoo.models import Model
 from zoo.nn import heads
@@ -39,6 +40,8 @@ class Score:
     numbers: dict[str, float | int]
     mistakes: dict[str, Any]
     """The "labels" and "confusion" matrix (true by predicted) of a classifier, and the "worst" examples."""
+    outcomes: Outcomes
+    """Whether each example (of tags: each sentence, all of it) is right, and its loss."""
 
     def record(self) -> dict[str, float | int]:
         """Return the score as it is in metrics and JSON."""
@@ -107,11 +110,11 @@ def _classes(rows: Rows, logits: Float64[np.ndarray, "N O"], labels: tuple[str, 
         metrics = metric_functions.score(judged(labels), truth.astype(np.float64), predicted)
         losses = np.square(predicted - truth)
         answers = [(f"{true:g}", f"{value:g}") for true, value in zip(truth.tolist(), predicted.tolist(), strict=True)]
-        return _score(rows, metrics, losses, answers)
+        return _score(rows, metrics, losses, answers, right=np.full(len(truth), np.nan))
     predicted = logits.argmax(-1)
     answers = [(labels[true], labels[value]) for true, value in zip(truth.tolist(), predicted.tolist(), strict=True)]
     metrics = {**metric_functions.score(judged(labels), truth, predicted), **_shares(truth, predicted)}
-    score = _score(rows, metrics, _nll(logits, truth), answers)
+    score = _score(rows, metrics, _nll(logits, truth), answers, right=predicted == truth)
     confusion = metric_functions.confusion(truth, predicted, len(labels)).tolist()
     return dataclasses.replace(score, mistakes={**score.mistakes, "labels": list(labels), "confusion": confusion})
 
@@ -125,7 +128,8 @@ def _multi_label(rows: Rows, logits: Float64[np.ndarray, "N O"], labels: tuple[s
         tuple(", ".join(itertools.compress(labels, chosen)) or "(none)" for chosen in pair)
         for pair in zip(truth, predicted, strict=True)
     ]
-    return _score(rows, metric_functions.multi_label(truth, predicted), losses, answers)
+    right = (predicted == truth).all(-1)
+    return _score(rows, metric_functions.multi_label(truth, predicted), losses, answers, right=right)
 
 
 def sigmoid(logits: Float64[np.ndarray, "*N O"]) -> Float64[np.ndarray, "*N O"]:
@@ -156,7 +160,8 @@ def _tags(rows: Rows, logits: Float64[np.ndarray, "N T O"], labels: tuple[str, .
         numbers = {name: number for number, name in enumerate(labels)}
         truth, predicted = (np.array([numbers[tag] for tags in sentences for tag in tags]) for sentences in (truths, predictions))
         metrics |= {"accuracy": metric_functions.accuracy(truth, predicted), **_shares(truth, predicted)}
-    return _score(rows, {**metrics, "words": sum(words)}, np.array(losses), answers, counts=words)
+    right = np.array([true == tags for true, tags in zip(truths, predictions, strict=True)])
+    return _score(rows, {**metrics, "words": sum(words)}, np.array(losses), answers, counts=words, right=right)
 
 
 def _answers(rows: Rows, logits: Float64[np.ndarray, "N 2 T"], labels: Sequence[str]) -> Score:
@@ -164,7 +169,7 @@ def _answers(rows: Rows, logits: Float64[np.ndarray, "N 2 T"], labels: Sequence[
     windows: dict[int, list[int]] = {}
     for number, row in enumerate(rows.rows):
         windows.setdefault(row.example, []).append(number)
-    decoded, truths, losses, answers = [], [], [], []
+    decoded, truths, losses = [], [], []
     for example, numbers in windows.items():
         question = rows.examples[example]
         assert isinstance(question, Question)
@@ -173,11 +178,12 @@ def _answers(rows: Rows, logits: Float64[np.ndarray, "N 2 T"], labels: Sequence[
         ends = np.array([rows.rows[number].labels for number in numbers])
         losses.append(_nll(logits[numbers], ends).mean())
     metrics = squad.score(decoded, truths)
-    for answer, texts in zip(decoded, truths, strict=True):
-        answers.append((texts[0] if texts else "(no answer)", answer.choose(None if all(truths) else 0.0) or "(no answer)"))
+    chosen = [answer.choose(None if all(truths) else 0.0) for answer in decoded]
+    answers = [(texts[0] if texts else "(no answer)", text or "(no answer)") for text, texts in zip(chosen, truths, strict=True)]
     by_question = dataclasses.replace(rows, examples=[rows.examples[example] for example in windows])
     counts = [len(numbers) for numbers in windows.values()]
-    return _score(by_question, metrics, np.array(losses), answers, counts=counts, by_example=True)
+    right = np.array([squad.exact_match(text, texts) for text, texts in zip(chosen, truths, strict=True)])
+    return _score(by_question, metrics, np.array(losses), answers, counts=counts, by_example=True, right=right)
 
 
 def decode(question: Question, rows: Sequence[ExampleRow], logits: Float64[np.ndarray, "W 2 T"]) -> squad.Decoded:
@@ -200,9 +206,8 @@ def _options(rows: Rows, logits: Float64[np.ndarray, "N C"], labels: Sequence[st
         example = rows.examples[row.example]
         assert isinstance(example, Choice)
         answers.append((example.options[true], example.options[chosen]))
-    return _score(
-        rows, {"accuracy": metric_functions.accuracy(truth, predicted), **_shares(truth, predicted)}, _nll(logits, truth), answers
-    )
+    metrics = {"accuracy": metric_functions.accuracy(truth, predicted), **_shares(truth, predicted)}
+    return _score(rows, metrics, _nll(logits, truth), answers, right=predicted == truth)
 
 
 def _shares(truth: Integer[np.ndarray, " N"], predicted: Integer[np.ndarray, " N"]) -> dict[str, float]:
@@ -225,12 +230,14 @@ def _score(
     losses: np.ndarray,
     answers: Sequence[tuple[str, ...]],
     *,
+    right: np.ndarray,
     counts: Sequence[int] | None = None,
     by_example: bool = False,
 ) -> Score:
     """Return the score of rows (or of examples, with `by_example`), from a loss and (true, predicted) texts for each.
 
-    `counts`: words or windows that each loss is the mean of; every one of them has the same weight, as in training.
+    `right` is 1 or True for each that is right, NaN for numbers. `counts`: words or windows that each loss is the mean of; every
+    one of them has the same weight, as in training.
     """
     order = np.argsort(-losses, kind="stable")[:WORST]
     worst = []
@@ -240,7 +247,9 @@ def _score(
         truth, predicted = answers[number]
         worst.append({"text": text, "pair": pair, "truth": truth, "found": predicted, "loss": float(losses[number])})
     numbers = {"loss": float(np.average(losses, weights=counts)), **metrics, "examples": len(losses)}
-    return Score(numbers=numbers, mistakes={"labels": [], "confusion": [], "worst": worst})
+    examples = [rows.examples[number if by_example else rows.rows[number].example] for number in range(len(losses))]
+    outcomes = Outcomes.of((example.origin for example in examples), right, losses)
+    return Score(numbers=numbers, mistakes={"labels": [], "confusion": [], "worst": worst}, outcomes=outcomes)
 
 
 def _texts(example: Example) -> tuple[str, str]:

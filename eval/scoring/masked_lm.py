@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Float64, Int
 
 from eval.scoring.batch_loop import BatchLoop, Progress, ScoringInputs, no_progress
 from train.engine import device_mesh
@@ -68,8 +68,11 @@ def scorer(
     batch: int,
     dtype: Any,
     progress: Progress = no_progress,
+    on_sums: Callable[[Float64[np.ndarray, "7 B"]], None] | None = None,
 ) -> Callable[[Any], Score]:
     """Return a function of parameters that scores every row of `rows`, `batch` rows at a time over the mesh.
+
+    `on_sums` receives the `SUMS` of the rows of each batch, in order; those of rows that fill up the last batch are 0.
 
     `counts[V]` is the number of occurrences of each id in the training text; 0 is taken as 1. Row sums are added in float64 on
     the host, so that the batch size does not affect the result.
@@ -102,6 +105,8 @@ def scorer(
         totals = np.zeros(len(SUMS))
         for sums in loop.results(loop.cast(params), rows, build, size, progress=progress):
             totals += sums.sum(-1)
+            if on_sums is not None:
+                on_sums(sums)
         return Score(**dict(zip(SUMS, totals.tolist(), strict=True)))
 
     return score

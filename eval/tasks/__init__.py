@@ -21,6 +21,7 @@ from train.config.data_options import TextData
 from train.config.objective_options import Labelled
 from train.data import corpus
 from train.data.corpus import Documents
+from train.run.outcomes import Outcomes
 from zoo import plugins
 from zoo.errors import BadInput
 from zoo.generation.settings import Beams
@@ -72,6 +73,8 @@ class Result:
     items: dict[str, Any] = dataclasses.field(default_factory=dict)
     """What decides the scored items beside the files and the options that were given, such as a default that depends on the
     model. Results that differ in it are not compared."""
+    outcomes: Outcomes | None = dataclasses.field(default=None, compare=False)
+    """Outcome of each item; None if the task has none."""
 
 
 def tasks() -> list[str]:

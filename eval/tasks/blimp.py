@@ -17,21 +17,26 @@ Metrics:
 - accuracy_stderr: its standard error; pairs are a sample of their paradigm, the paradigms are fixed;
 - phenomenon_accuracy: the mean over phenomena of the mean over their paradigms;
 - ties: pairs whose sentences are equally likely.
-Details: accuracy, standard error and number of pairs of each paradigm and each phenomenon.
+Details: accuracy, standard error and number of pairs of each paradigm and each phenomenon. Outcomes: whether each pair is right,
+and -log p of its good sentence.
 """
 
 import collections
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from eval import task_files
+import numpy as np
+
+from eval import files
 from eval.scoring.encoder_runner import Encoder
 from eval.scoring.likelihood import encode, likelihoods
 from eval.scoring.pseudo_likelihood import pseudo_nats
 from eval.scoring.standard_error import mean_and_error
 from eval.tasks import Progress, Result, Settings
 from train.data.text_files import nonblank_lines
+from train.run.outcomes import Outcomes
 from train.weights.load import Loaded
 
 OPTIONS = ("limit",)
@@ -76,10 +81,11 @@ def score(subject: Loaded, pairs: Sequence[Pair], settings: Settings, progress: 
     """
     nats = (_both_sides if subject.tokenizer.special_tokens else _left_to_right)(subject, pairs, settings, progress)
     outcomes: dict[tuple[str, str], list[float]] = {}
-    for pair, good, bad in zip(pairs, nats[::2], nats[1::2], strict=True):
-        outcome = 0.5 if good == bad else float(good < bad)
+    right = [0.5 if good == bad else float(good < bad) for good, bad in zip(nats[::2], nats[1::2], strict=True)]
+    for pair, outcome in zip(pairs, right, strict=True):
         outcomes.setdefault((pair.phenomenon, pair.paradigm), []).append(outcome)
-    return summary(outcomes)
+    by_pair = Outcomes.of((pair.where for pair in pairs), np.array(right), np.array(nats[::2]))
+    return dataclasses.replace(summary(outcomes), outcomes=by_pair)
 
 
 def summary(outcomes: Mapping[tuple[str, str], Sequence[float]]) -> Result:

@@ -106,7 +106,7 @@ def score(subject: Loaded, names: tuple[str, ...], settings: Settings, progress:
     confusion = measured.mistakes["confusion"]
     if 0 < len(confusion) <= CLASSES:
         details["confusion"] = {name: dict(zip(labels, row, strict=True)) for name, row in zip(labels, confusion, strict=True)}
-    return Result(metrics, count, details, items={"labels": list(labels)})
+    return Result(metrics, count, details, items={"labels": list(labels)}, outcomes=measured.outcomes)
 
 
 def _wanted(argument: str, goal: Objective, labels: Sequence[str], *, multi_label: bool) -> tuple[str, ...]:

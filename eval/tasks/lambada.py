@@ -21,11 +21,14 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from eval import task_files, tasks
+import numpy as np
+
+from eval import files, tasks
 from eval.scoring.likelihood import encode, likelihoods
 from eval.scoring.standard_error import mean_and_error
 from eval.tasks import Progress, Result, Settings
 from train.data.text_files import nonblank_lines
+from train.run.outcomes import Outcomes
 from train.weights.load import Loaded
 from zoo.errors import BadInput
 
@@ -90,4 +93,9 @@ def score(subject: Loaded, passages: Sequence[Passage], settings: Settings, prog
         },
         len(results),
         {"tokens": sum(result.tokens for result in results)},
+        outcomes=Outcomes.of(
+            (passage.where for passage in passages),
+            np.array([result.greedy for result in results]),
+            np.array([result.nats for result in results]),
+        ),
     )

@@ -37,6 +37,7 @@ from train.rows import encoder_rows
 from train.rows.batches import Build
 from train.rows.encoder_rows import EncoderRow
 from train.rows.token_cache import prepare
+from train.run.outcomes import Outcomes
 from train.weights.load import Loaded
 from zoo import models
 from zoo.errors import BadInput, require
@@ -85,20 +86,25 @@ def score(subject: Loaded, documents: Documents, settings: Settings, progress: P
     run = Run(recipe="", model=dataclasses.replace(net.config, task="masked"), options=MaskedOptions(masking=masking), data=data)
     unseen = np.zeros(net.config.vocab, np.int64)
     build = Masked.builder(run, subject.tokenizer, lambda: unseen)
+    rows = encoder_rows.plan_rows(tokens, data, subject.tokenizer, seed=0, half="held-out")
+    sums: list[np.ndarray] = []
     metrics = scores.scorer(
         # Rows do not continue each other, so an XLNet has no memory here.
         models.model(dataclasses.replace(net.config, memory=0)) if hasattr(net.config, "memory") else net,
         subject.mesh,
-        encoder_rows.plan_rows(tokens, data, subject.tokenizer, seed=0, half="held-out"),
+        rows,
         _predicted_last(build) if _permutes(subject) else build,
         unseen,
         batch=settings.batch,
         dtype=settings.dtype,
         progress=progress,
+        on_sums=sums.append,
     )(subject.params).record()
     names = ("loss", "perplexity", "accuracy", "predictions")
     details = {"length": length} | ({"hidden": ALL} if hides_all else {})
-    return Result({name: metrics[name] for name in names}, documents.count, details, items=details)
+    nats, hits, _, predictions, *_ = np.concatenate(sums, axis=-1)[:, : len(rows)]
+    outcomes = Outcomes.of((f"row {number}" for number in range(len(rows))), hits, nats, predictions)
+    return Result({name: metrics[name] for name in names}, documents.count, details, items=details, outcomes=outcomes)
 
 
 def _permutes(subject: Loaded) -> bool:

@@ -22,13 +22,14 @@ import numpy as np
 from eval import tasks
 from eval.generation.generator import Generator
 from eval.generation.settings import Decoding
-from eval.scoring import text_overlap
+from eval.scoring import squad, text_overlap
 from eval.tasks import Progress, Result, Settings
 from train.config.data_options import Data
 from train.config.objectives import TextToTextOptions, from_labelled
 from train.data import labelled_reader
 from train.data.example_types import Pair
 from train.inputs.pair_inputs import parallel
+from train.run.outcomes import Outcomes
 from train.weights.load import Loaded
 from zoo.errors import BadInput, require
 from zoo.generation.settings import GREEDY
@@ -93,7 +94,9 @@ def score(subject: Loaded, pairs: list[Pair], settings: Settings, progress: Prog
         str(number + 1): {"source": pairs[number].source, "wanted": references[number], "written": texts[number]}
         for number in examples
     }
-    return Result(metrics, len(pairs), details)
+    right = [squad.exact_match(text, [reference]) for text, reference in zip(texts, references, strict=True)]
+    outcomes = Outcomes.of((pair.origin for pair in pairs), np.array(right), np.full(len(pairs), np.nan))
+    return Result(metrics, len(pairs), details, outcomes=outcomes)
 
 
 def _measures(argument: str) -> list[str]:

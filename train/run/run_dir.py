@@ -59,6 +59,7 @@ class RunDir:
         self.predictions = self.path / "predictions.json"
         self.samples = self.path / "samples.json"
         self.evaluations = self.path / "evaluations.json"
+        self.outcomes = self.path / "outcomes.npz"
         self.data = self.path / "data.json"
         self.checkpoints = self.path / "checkpoints"
         self.best = self.path / "best"

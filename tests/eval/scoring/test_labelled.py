@@ -180,6 +180,15 @@ def assert_matches(result: Score, run: Run, rows: Rows, logits: np.ndarray) -> N
             shown, expected_text = (tuple(map(float, some[2:])) for some in (shown, expected_text))
             expected_text = pytest.approx(expected_text, rel=1e-4)
         assert shown == expected_text
+    outcomes = result.outcomes
+    assert outcomes.nats.tolist() == pytest.approx([one["loss"] for one in each], rel=1e-4)
+    assert len(set(outcomes.id)) == len(each) == outcomes.count.sum()
+    if outputs(run)[0]:
+        assert np.isnan(outcomes.right).all()
+    elif run.objective == "span":
+        assert outcomes.right.mean() == pytest.approx(record["exact"])
+    else:
+        assert outcomes.right.tolist() == [float(one["truth"] == one["predicted"]) for one in each]
     names = list(getattr(run.model, "labels", ()))
     if run.objective != "classification" or any(outputs(run)):
         assert result.mistakes["confusion"] == result.mistakes["labels"] == []

@@ -71,6 +71,10 @@ def test_an_xlnet_predicts_each_target_from_all_that_is_not_predicted(tmp_path: 
     assert result.metrics["loss"] == pytest.approx(nats / result.metrics["predictions"], rel=1e-5)
     assert abs(seen / nats - 1) > 1e-4
     assert result.details == {"length": LENGTH, "hidden": "all"}
+    rows = result.outcomes
+    assert rows is not None and rows.count.sum() == result.metrics["predictions"] and len(rows.id) > 1
+    assert rows.nats.sum() / rows.count.sum() == pytest.approx(result.metrics["loss"])
+    assert rows.right.sum() / rows.count.sum() == pytest.approx(result.metrics["accuracy"])
 
 
 def _nll(subject: Any) -> Any:

@@ -28,6 +28,7 @@ from train.data.corpus import Document
 from train.data.text_files import LONGEST_LINE
 from train.engine import device_mesh
 from train.engine.state import State
+from train.run.outcomes import read_outcomes
 from train.run.run_dir import RunDir
 from train.tokenizers.tokenizer import Tokenizer
 from zoo.errors import BadInput
@@ -235,6 +236,9 @@ def test_a_result_is_printed_kept_and_shown(run: Path, tmp_path: Path, capsys: p
     assert kept["lambada"] == {name: said[name] for name in ("step", "metrics", "examples", "details", *SCOPE)}
     assert (said["task"], said["model"], said["step"], said["details"]["files"]) == ("lambada", "tiny", 7, [passage])
     assert "blimp" in (run / "report.html").read_text()
+    pairs, words = (read_outcomes(RunDir(run), task) for task in ("blimp", "lambada"))
+    assert pairs.id == ("one.jsonl:1", "one.jsonl:2") and pairs.right.mean() == kept["blimp"]["metrics"]["accuracy"]
+    assert math.exp(words.nats.mean()) == pytest.approx(said["metrics"]["perplexity"])
     assert evaluate(run, "blimp", file, batch=3) == 0
     assert json.loads((run / "evaluations.json").read_text()) == kept
 

@@ -40,6 +40,8 @@ def test_what_is_measured_is_what_the_generator_writes(beams: int, asked: str, f
     expected = {name: value for measure in measures for name, value in measure(texts, TARGETS)[0].items()}
     assert result.metrics == pytest.approx(expected)
     assert (result.examples, result.details["beams"], result.details["tokens"]) == (3, beams, 6)
+    assert result.outcomes is not None and result.outcomes.id == ("a.en.gz:1", "a.en.gz:2", "a.en.gz:3")
+    assert result.outcomes.right.mean() == expected["exact"]
     shown = [(row["source"], row["wanted"], row["written"]) for row in result.details["texts"].values()]
     assert shown == list(zip(SOURCES, TARGETS, texts, strict=True))
     # Texts are for the report: the terminal has the numbers alone.
