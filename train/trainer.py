@@ -210,7 +210,7 @@ def _run(
                 if text:
                     console.sample(text)
 
-        validate = scorer(data.scored_rows(run, run.data.length).subsample(run.log.validate_rows))
+        validate = scorer(data.validation_rows(run).subsample(run.log.validate_rows))
 
         # --- Steps ---
         console.doing("compiling the step")

@@ -110,7 +110,9 @@ def test_every_documented_command_reads_its_files(
     run = dataset.resolve_config(asked[0], folder)
     data = dataset.read(run, folder, place)
     examples, held_out = data.rows.components[0].rows.examples, data.held_out.examples
-    assert (len(examples), len(held_out), run.model.labels) == READ[run.name]
+    selected = len(data.selection.examples)
+    assert (len(examples) + selected, len(held_out), run.model.labels) == READ[run.name]
+    assert 0 < selected < len(examples)
     assert getattr(examples[0], "text", "").startswith(BEGINNINGS.get(run.name, ""))
 
 

@@ -145,6 +145,24 @@ def halves(examples: list[Any], fraction: float) -> tuple[list[Any], list[Any]]:
     return tuple([examples[n] for group in half for n in group] for half in (groups[:cut], groups[cut:]))  # pyright: ignore
 
 
+def spaced(examples: list[Any], share: float) -> tuple[list[Any], list[Any]]:
+    """Return (other examples, chosen examples), both in their order: `share` of the documents, evenly spaced over all of them.
+
+    Unlike the last ones, they are a sample of all parts of the files, which may be sorted by label.
+
+    Raises:
+        BadInput: all examples are of one document.
+    """
+    documents = list(dict.fromkeys(example.document or number for number, example in enumerate(examples)))
+    if len(documents) < 2:
+        raise BadInput(f"--selection.share {share}: all {len(examples)} training examples are of one document; choose 0")
+    count = min(max(1, round(share * len(documents))), len(documents) - 1)
+    chosen = {documents[(2 * place + 1) * len(documents) // (2 * count)] for place in range(count)}
+    is_chosen = [(example.document or number) in chosen for number, example in enumerate(examples)]
+    parts = [[example for example, is_one in zip(examples, is_chosen, strict=True) if is_one == part] for part in (False, True)]
+    return parts[0], parts[1]
+
+
 # --- Records to examples ---
 
 

@@ -29,6 +29,10 @@ class Inputs(Protocol):
         """Return rows that cover the held-out data exactly once; if they are windows, each has `stride` new tokens."""
         ...
 
+    def validation_rows(self, run: run_config.Run) -> RowSource:
+        """Return rows for validations during training, of which a subsample is used."""
+        ...
+
     def counts(self) -> np.ndarray:
         """Return the number of occurrences of each id in the training data, int64[V]."""
         ...

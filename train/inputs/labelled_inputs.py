@@ -97,10 +97,16 @@ class Labelled:
     held_out: Rows
     malformed: tuple[str, ...] = ()
     """Error message of each example that was left out when the files were read."""
+    selection: Rows | None = None
+    """Examples that a checkpoint is selected on, if these are not the held-out ones."""
 
     def scored_rows(self, run: run_config.Run, stride: int) -> Rows:
         """Return the rows of the held-out examples."""
         return self.held_out
+
+    def validation_rows(self, run: run_config.Run) -> Rows:
+        """Return the rows of the examples of `--selection.share`, or without it of the held-out examples."""
+        return self.held_out if self.selection is None else self.selection
 
     def counts(self) -> np.ndarray:
         """Return the number of occurrences of each id in the training rows, int64[V]."""
@@ -125,6 +131,8 @@ class Labelled:
         size = f"{len(training.examples):,} examples{several}, {short(training.text_size)} tokens"
         epochs = run.steps * run.data.batch / len(training)
         facts = {"data": f"{', '.join(run.data.paths)}: {size}", "held out": f"{len(self.held_out.examples):,} examples"}
+        if self.selection is not None:
+            facts["selection"] = f"{len(self.selection.examples):,} other examples of the training files"
         if run.model.labels:
             names = ", ".join(run.model.labels[:8])
             facts["labels"] = f"{len(run.model.labels)}: {names}" + (", ..." if len(run.model.labels) > 8 else "")
@@ -187,10 +195,14 @@ def read(run: run_config.Run, folder: RunDir, cache: Path, *, quiet: bool = Fals
             "--init: name the run or the published weights to fine-tune, or set --tokenizer.path to train from random weights"
         )
     check_vocabulary(run, tokenizer)
+    selected: list[Example] = []
+    if run.selection.share:
+        training, selected = labelled_reader.spaced(training, run.selection.share)
     rows = _with_class_weights(rows_of(training, run, tokenizer), run)
     named = [Document(example.origin, "") for example in rows.examples]
     component = Component(", ".join(run.data.paths), 1.0, named, rows)
-    return Labelled(tokenizer, Mixture((component,)), rows_of(held_out, run, tokenizer), tuple(malformed))
+    selection = rows_of(selected, run, tokenizer) if selected else None
+    return Labelled(tokenizer, Mixture((component,)), rows_of(held_out, run, tokenizer), tuple(malformed), selection)
 
 
 def rows_of(

@@ -90,6 +90,10 @@ class TextPairs:
         """Return the rows of the held-out pairs."""
         return self.held_out
 
+    def validation_rows(self, run: run_config.Run) -> Rows:
+        """Return the rows of the held-out pairs."""
+        return self.held_out
+
     def counts(self) -> Int64[np.ndarray, " V"]:
         """Return the number of occurrences of each id in the training rows."""
         counts = np.zeros(len(self.token_bytes), np.int64)
@@ -121,6 +125,7 @@ def resolve_config(run: run_config.Run, folder: RunDir) -> run_config.Run:
     Raises:
         BadInput: an option has no effect.
     """
+    require(run.selection.share == 0, "selection.share", run.selection.share, "it has no effect on pairs of texts; remove it")
     alone = not run.model.is_encoder_decoder
     require(not (alone and run.data.pack), "data.pack", run.data.pack, "a decoder-only model has one pair a row; remove it")
     return run

@@ -43,6 +43,10 @@ class Text:
         """Return rows of the held-out text for scoring the objective; if they are windows, each has `stride` new tokens."""
         return objective(run.objective).scored_rows(self.held_out, run, self.tokenizer, stride)
 
+    def validation_rows(self, run: run_config.Run) -> RowSource:
+        """Return rows of the held-out text that do not overlap, of which validations use some."""
+        return self.scored_rows(run, run.data.length)
+
     def counts(self) -> Int64[np.ndarray, " V"]:
         """Return the number of occurrences of each id in the training text."""
         counts = np.zeros(len(self.token_bytes), np.int64)
@@ -88,8 +92,9 @@ def resolve_config(run: run_config.Run, folder: RunDir) -> run_config.Run:
     """Return the run unchanged: text determines no value of it.
 
     Raises:
-        BadInput: the model has a head for labels.
+        BadInput: the model has a head for labels, or an option has no effect.
     """
+    require(run.selection.share == 0, "selection.share", run.selection.share, "it has no effect on text; remove it")
     task = getattr(run.model, "task", "")
     require(task not in LABELLED, "model.task", task, f"the text of {run.objective} has no labels; choose a recipe of finetune")
     return run

@@ -9,15 +9,18 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.support import tiny
 from tests.support.encoders import folder as published
 from tests.support.encoders import tokenizer
 from tests.support.finetuned import IOB, LABELS, TASKS, examples, rows, run
 from tests.support.labelled_files import put
 from train.config import run_config
 from train.config.data_options import Data
+from train.config.objective_options import Selection
 from train.config.run_config import Run
+from train.data import labelled_reader
 from train.data.example_types import Tagged, Text
-from train.inputs import labelled_inputs
+from train.inputs import dataset, labelled_inputs
 from train.inputs.labelled_inputs import Labelled, labels_of
 from train.run.run_dir import RunDir
 from zoo.batch import IGNORED
@@ -142,6 +145,32 @@ def test_what_is_left_out_is_a_fact_of_the_run(tmp_path: Path, words: Path) -> N
         assert facts["left out"].startswith(f"9 bad examples; the first: {file}:4: the text is empty; ")
         expected = rf"0 training and 1 held-out examples, {done}: a row has 24 tokens; the longest has 42, {file}:29"
         assert facts["too long"] == expected
+
+
+def test_a_share_of_the_training_examples_is_set_aside_for_validations(tmp_path: Path, words: Path) -> None:
+    """It is spread over a file that is sorted by label; the held-out examples and the labels stay the same."""
+    file = table(tmp_path, *"a" * 30, *"b" * 30, name="sorted.tsv")
+    cfg = on(file, data=Data(paths=(str(file),), valid_fraction=1 / 6, length=24, batch=8))
+    plain = read(cfg, words, tmp_path)
+    some = read(dataclasses.replace(cfg, selection=Selection(best=True, share=0.2)), words, tmp_path)
+    assert some.selection is not None and plain.selection is None
+    assert plain.validation_rows(cfg) is plain.held_out and some.validation_rows(cfg) is some.selection
+    texts = [example.text for example in some.selection.examples]
+    assert texts == [f"the whale {number}" for number in range(2, 50, 5)]
+    trained = [example.text for example in some.rows.components[0].rows.examples]
+    assert sorted([*trained, *texts]) == sorted(example.text for example in plain.rows.components[0].rows.examples)
+    assert some.held_out.examples == plain.held_out.examples and some.facts(cfg)["selection"].startswith("10 other examples")
+    assert some.fingerprints()["held_out"] == plain.fingerprints()["held_out"] and some.fingerprints() != plain.fingerprints()
+
+
+def test_documents_are_not_divided_and_only_labelled_examples_are(tmp_path: Path) -> None:
+    named = [Text(origin=f"a:{n}", document=f"d{n // 3}", text=f"{n}", label="x") for n in range(12)]
+    others, chosen = labelled_reader.spaced(named, 0.5)
+    assert [example.text for example in chosen] == ["3", "4", "5", "9", "10", "11"] and len(others) == 6
+    with pytest.raises(BadInput, match=r"--selection.share 0\.5: all 3 training examples are of one document; choose 0"):
+        labelled_reader.spaced(named[:3], 0.5)
+    with pytest.raises(BadInput, match=r"--selection.share 0\.1: it has no effect on text"):
+        dataset.resolve_config(tiny.run(selection=Selection(best=True, share=0.1)), RunDir(tmp_path))
 
 
 def test_files_are_read_anew_by_each_run(tmp_path: Path, words: Path) -> None:

@@ -33,7 +33,7 @@ def evaluate(args: list[str]) -> int:
         task: str = ""
         """Task to score; the result is stored in the run.
         Language models: blimp, lambada, perplexity, or harness:NAME (a YAML task of lm-evaluation-harness).
-        Encoders: masked, pseudo_perplexity, blimp. XLNet: permutation_likelihood.
+        Encoders: masked, pseudo_perplexity, blimp. XLNet: permutation_likelihood. Both, alike: masked:all.
         Fine-tuned encoders: labelled, or labelled:NAME for the metrics of a GLUE task.
         Encoder-decoders: text_to_text, or text_to_text:bleu."""
         files: tuple[str, ...] = ()
