@@ -1,0 +1,133 @@
+"""The scores of a row over its seeds, and the seeds without one: what verdicts and pages read from the cells of an experiment."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from train.run.metric_names import QUANTITIES, Quantity
+from zoo.errors import BadInput
+
+LOWER_ENDINGS = ("loss", "perplexity", "bits_per_byte", "nats", "error")
+"""Endings of the names of scores that are better when lower, for scores that `QUANTITIES` does not have."""
+HIGHER_ENDINGS = ("accuracy", "f1", "exact_match", "acc", "acc_norm", "bleu", "chrf")
+"""The same for those that are better when higher; tasks of lm-eval have names of their own."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SeedValues:
+    """The values of one metric in one row."""
+
+    values: dict[int, float]
+    """Seed -> value, in the order of the registration; also of seeds that did not learn."""
+    stuck: list[int]
+    """Seeds that ended and did not learn."""
+    diverged: list[int]
+    """Seeds that ended with numbers that are not finite; they have no value."""
+    failed: list[int]
+    """Seeds of which a stage failed, and which have no value yet."""
+    missing: list[int]
+    """Seeds that have not been run to the end."""
+
+    @property
+    def ended(self) -> int:
+        """Number of seeds that ended, with a value or without."""
+        return len({*self.values, *self.stuck, *self.diverged})
+
+    @property
+    def learned(self) -> int:
+        """Number of seeds that ended and learned."""
+        return self.ended - len({*self.stuck, *self.diverged})
+
+    def notes(self, label: str) -> list[str]:
+        """Return a line for each kind of seed that has no value or did not learn."""
+        kinds = {"diverged": self.diverged, "did not learn": self.stuck, "failed": self.failed, "not finished": self.missing}
+        return [
+            f"{label}: seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))} {kind}" for kind, seeds in kinds.items() if seeds
+        ]
+
+
+def split_metric(metric: str) -> tuple[str, str]:
+    """Return the stage and the score of a metric.
+
+    Raises:
+        BadInput: the metric is not "stage/score".
+    """
+    stage, slash, score = metric.partition("/")
+    if not (stage and slash and score):
+        raise BadInput(f'metric {metric}: must be "stage/score", for example pretrain/masked_loss; name the stage')
+    return stage, score
+
+
+def seed_values(registration: Mapping[str, Any], cells: Sequence[Mapping[str, Any]], row: str, metric: str) -> SeedValues:
+    """Return the values of a metric in a row.
+
+    A seed counts as diverged or as not having learned if that is so of the metric's stage or of a stage before it. Several cells
+    of one seed (for example fine-tunings of one pretrained model) are averaged: the number of values is that of the seeds.
+    """
+    stage, score = split_metric(metric)
+    chain = _chain(registration, row, stage)
+    of_row = [cell for cell in cells if cell["row"] == row and cell["stage"] in chain]
+    values: dict[int, float] = {}
+    lists: dict[str, list[int]] = {"did not learn": [], "diverged": [], "failed": [], "missing": []}
+    for seed in registration["seeds"]:
+        of_seed = [cell for cell in of_row if cell["seed"] == seed]
+        status = {cell["status"] for cell in of_seed}
+        scores = [cell["scores"].get(score) for cell in of_seed if cell["stage"] == stage and cell["status"] != "diverged"]
+        finite = [float(value) for value in scores if value is not None and math.isfinite(value)]
+        if "diverged" in status:
+            lists["diverged"].append(seed)
+        elif "did not learn" in status:
+            lists["did not learn"].append(seed)
+        elif not finite:
+            lists["failed" if "failed" in status else "missing"].append(seed)
+        if finite and "diverged" not in status:
+            values[seed] = sum(finite) / len(finite)
+    return SeedValues(
+        values=values,
+        stuck=lists["did not learn"],
+        diverged=lists["diverged"],
+        failed=lists["failed"],
+        missing=lists["missing"],
+    )
+
+
+def _chain(registration: Mapping[str, Any], row: str, stage: str) -> list[str]:
+    """Return a stage and those before it in its row, as far as the registration names them.
+
+    The parent of a stage is "after" in the stages of the row, or in an optional list of stages of the registration.
+    """
+    parents = {item["name"]: item.get("after") for item in registration.get("stages") or ()}
+    of_row = next((item.get("stages") or {} for item in registration["rows"] if item["name"] == row), {})
+    parents |= {name: entry["after"] for name, entry in of_row.items() if isinstance(entry, Mapping) and "after" in entry}
+    chain = [stage]
+    while (parent := parents.get(chain[-1])) and parent not in chain:
+        chain.append(parent)
+    return chain
+
+
+def quantity(metric: str, better: str | None = None) -> Quantity:
+    """Return label, format and better direction of a metric: those of `QUANTITIES`, else by the ending of its name.
+
+    Args:
+        better: "lower" or "higher", for a score whose name does not tell.
+
+    Raises:
+        BadInput: the better direction is neither known nor named.
+    """
+    _, score = split_metric(metric)
+    name = score.rpartition("/")[2]
+    if name in QUANTITIES and QUANTITIES[name].better and better in (None, QUANTITIES[name].better):
+        return QUANTITIES[name]
+    return _by_ending(metric, name, better)
+
+
+@functools.cache
+def _by_ending(metric: str, name: str, better: str | None) -> Quantity:
+    direction: Any = better
+    if direction is None:
+        direction = "lower" if name.endswith(LOWER_ENDINGS) else "higher" if name.endswith(HIGHER_ENDINGS) else None
+    if direction is None:
+        raise BadInput(f'metric {metric}: whether lower or higher is better is not known; add better="lower" or "higher"')
+    return Quantity(label=name.replace("_", " "), note="", better=direction)
