@@ -1,7 +1,6 @@
 """The scores of a row over its seeds, and the seeds without one: what verdicts and pages read from the cells of an experiment."""
 
 import dataclasses
-import functools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -19,6 +18,8 @@ HIGHER_ENDINGS = ("accuracy", "f1", "exact_match", "acc", "acc_norm", "bleu", "c
 class SeedValues:
     """The values of one metric in one row."""
 
+    label: str
+    """Label of the row."""
     values: dict[int, float]
     """Seed -> value, in the order of the registration; also of seeds that did not learn."""
     stuck: list[int]
@@ -40,11 +41,14 @@ class SeedValues:
         """Number of seeds that ended and learned."""
         return self.ended - len({*self.stuck, *self.diverged})
 
-    def notes(self, label: str) -> list[str]:
+    @property
+    def notes(self) -> list[str]:
         """Return a line for each kind of seed that has no value or did not learn."""
         kinds = {"diverged": self.diverged, "did not learn": self.stuck, "failed": self.failed, "not finished": self.missing}
         return [
-            f"{label}: seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))} {kind}" for kind, seeds in kinds.items() if seeds
+            f"{self.label}: seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))} {kind}"
+            for kind, seeds in kinds.items()
+            if seeds
         ]
 
 
@@ -68,7 +72,8 @@ def seed_values(registration: Mapping[str, Any], cells: Sequence[Mapping[str, An
     """
     stage, score = split_metric(metric)
     chain = _chain(registration, row, stage)
-    of_row = [cell for cell in cells if cell["row"] == row and cell["stage"] in chain]
+    # Cells that all rows share, as those of a teacher, have the row "".
+    of_row = [cell for cell in cells if cell["row"] in (row, "") and cell["stage"] in chain]
     values: dict[int, float] = {}
     lists: dict[str, list[int]] = {"did not learn": [], "diverged": [], "failed": [], "missing": []}
     for seed in registration["seeds"]:
@@ -84,7 +89,9 @@ def seed_values(registration: Mapping[str, Any], cells: Sequence[Mapping[str, An
             lists["failed" if "failed" in status else "missing"].append(seed)
         if finite and "diverged" not in status:
             values[seed] = sum(finite) / len(finite)
+    label = next((item.get("label") or row for item in registration["rows"] if item["name"] == row), row)
     return SeedValues(
+        label=label,
         values=values,
         stuck=lists["did not learn"],
         diverged=lists["diverged"],
@@ -111,23 +118,24 @@ def quantity(metric: str, better: str | None = None) -> Quantity:
     """Return label, format and better direction of a metric: those of `QUANTITIES`, else by the ending of its name.
 
     Args:
-        better: "lower" or "higher", for a score whose name does not tell.
-
-    Raises:
-        BadInput: the better direction is neither known nor named.
+        better: "lower" or "higher", for a score whose name does not tell. Without it the direction of such a score is None.
     """
-    _, score = split_metric(metric)
-    name = score.rpartition("/")[2]
-    if name in QUANTITIES and QUANTITIES[name].better and better in (None, QUANTITIES[name].better):
+    name = metric.rpartition("/")[2]
+    if name in QUANTITIES and better in (None, QUANTITIES[name].better):
         return QUANTITIES[name]
-    return _by_ending(metric, name, better)
-
-
-@functools.cache
-def _by_ending(metric: str, name: str, better: str | None) -> Quantity:
     direction: Any = better
     if direction is None:
         direction = "lower" if name.endswith(LOWER_ENDINGS) else "higher" if name.endswith(HIGHER_ENDINGS) else None
+    return Quantity(label=name.replace("_", " "), note="", better=direction)
+
+
+def sign_of_better(metric: str, better: str | None = None) -> int:
+    """Return 1 for a metric that is better when higher, and -1 for one that is better when lower.
+
+    Raises:
+        BadInput: neither is known.
+    """
+    direction = quantity(metric, better).better
     if direction is None:
         raise BadInput(f'metric {metric}: whether lower or higher is better is not known; add better="lower" or "higher"')
-    return Quantity(label=name.replace("_", " "), note="", better=direction)
+    return 1 if direction == "higher" else -1

@@ -6,7 +6,8 @@ A verdict is one of five: "reproduced", "contradicted", "equivalent", "not shown
    not learn or diverged is not testable. No run that has a value is left out.
 2. Control. Row and reference must be better than the control row (one-sided Welch test at 5%), else the claim is not testable at
    this scale: two models that learned nothing do not differ, which says nothing about the claim. Where the control row has no
-   such score, the floors of the metric take its place; a floor with "gate" always counts.
+   such score, the floors of the metric take its place, or else the baseline that the runs are scored beside (unigram loss,
+   majority class); a floor with "gate" always counts.
 3. Test. Paired if the claim says so, else Welch. Holm's correction is over all claims of the registration; one that is not
    testable counts as p = 1.
 4. Levels. The claim must hold at 4%, and its opposite at 1%. Together an experiment without any effect gives a false verdict of
@@ -20,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from eval.experiments import statistics
-from eval.experiments.seed_values import SeedValues, quantity, seed_values
+from eval.experiments.seed_values import SeedValues, quantity, seed_values, sign_of_better, split_metric
 from eval.experiments.statistics import Array, Difference
 from zoo.errors import BadInput
 
@@ -41,8 +42,9 @@ def judge(
 
     Beside the fields of the schema an entry has `reference` (of several, the one with the greatest p value, to which the numbers
     belong), `counts` and `learned` (seeds with a value, and seeds that learned, of row and reference), `unit` (the standard
-    deviation that `mde` is a multiple of), `paired`, `p_opposite_holm`, `exploratory` and `notes`. For an equivalence, `bound` is
-    that of the absolute difference, and `mde` the smallest margin that would be shown if there were no difference.
+    deviation that `mde` is a multiple of), `paired`, `p_opposite_holm`, `exploratory` and `notes`. `bound` is on the side that
+    decides the verdict. For an equivalence it is that of the absolute difference, and `mde` the smallest margin that would be
+    shown if there were no difference.
 
     Args:
         registration: as in experiment.json.
@@ -151,7 +153,7 @@ class _Draft:
         if kind == "equivalent" and not margin > 0:
             raise BadInput(f"claims.{claim['id']}.margin {claim.get('margin')}: an equivalence needs one above 0; state it")
         # Refuses a metric without a direction before any run, as this function also works without cells.
-        quantity(claim["metric"], claim.get("better"))
+        sign_of_better(claim["metric"], claim.get("better"))
         sides = {name: seed_values(registration, cells, name, claim["metric"]) for name in (claim["row"], *references(claim))}
         row, *others = sides.values()
         comparisons = [_Comparison.of(name, row, other, is_paired) for name, other in zip(references(claim), others, strict=True)]
@@ -186,12 +188,11 @@ class _Draft:
         if difference is not None:
             estimate, unit, counts = float(difference.estimate), float(difference.unit), difference.counts
             if difference.error > 0:
-                bound = _bound(kind, difference)
+                bound = _bound(kind, difference, contradicted)
                 smallest = statistics.smallest_margin if kind == "equivalent" else statistics.smallest_effect
                 mde = unit * smallest(counts, claims=claims, alpha=LEVEL, is_paired=is_paired)
         verdict = "not testable" if self.reason else _verdict(kind, holds, contradicted)
         reason = self.reason or _explanation(claim, verdict, p_holm, p_opposite_holm, mde)
-        notes = self.row.notes(claim["row"])
         return {
             "id": claim["id"],
             "estimate": estimate,
@@ -211,7 +212,7 @@ class _Draft:
             "paired": is_paired,
             "p_opposite_holm": None if self.reason else p_opposite_holm,
             "exploratory": exploratory,
-            "notes": [*notes, *(line for item in self.comparisons for line in item.reference.notes(item.name))],
+            "notes": [*self.row.notes, *(line for item in self.comparisons for line in item.reference.notes)],
         }
 
 
@@ -221,29 +222,32 @@ def _verdict(kind: str, holds: bool, contradicted: bool) -> str:
     return "contradicted" if contradicted else "not shown"
 
 
-def _bound(kind: str, difference: Difference) -> float:
-    """Return the bound on the side that decides: the upper one of a "less", the lower one of a "greater"."""
+def _bound(kind: str, difference: Difference, contradicted: bool) -> float:
+    """Return the bound on the side that decides: the upper one of a "less", the lower one of a "greater", or the other one."""
     half, estimate = float(difference.half_width(BOUND)), float(difference.estimate)
+    half = -half if contradicted else half
     return {"less": estimate + half, "greater": estimate - half, "equivalent": abs(estimate) + half}[kind]
 
 
 def _too_few(metric: str, sides: Mapping[str, SeedValues]) -> str:
     lines = [
-        f"{name} has {len(side.values)} seed{'s' * (len(side.values) != 1)} with {metric}"
-        for name, side in sides.items()
+        f"{side.label} has {len(side.values)} seed{'s' * (len(side.values) != 1)} with {metric}"
+        for side in sides.values()
         if len(side.values) < FEWEST_SEEDS
     ]
     return f"{'; '.join(lines)}; a verdict needs {FEWEST_SEEDS}" if lines else ""
 
 
 def _too_few_pairs(comparisons: Sequence[_Comparison]) -> str:
-    lines = [f"{item.shared} seeds are shared with {item.name}" for item in comparisons if item.shared < FEWEST_SEEDS]
+    lines = [f"{item.shared} seeds are shared with {item.reference.label}" for item in comparisons if item.shared < FEWEST_SEEDS]
     return f"{'; '.join(lines)}; a paired verdict needs {FEWEST_SEEDS}" if lines else ""
 
 
 def _not_learned(sides: Mapping[str, SeedValues]) -> str:
     lines = [
-        f"{side.learned} of {side.ended} seeds of {name} learned" for name, side in sides.items() if side.learned < side.ended - 1
+        f"{side.learned} of {side.ended} seeds of {side.label} learned"
+        for side in sides.values()
+        if side.learned < side.ended - 1
     ]
     return f"{'; '.join(lines)}; a verdict allows one that did not" if lines else ""
 
@@ -256,32 +260,44 @@ def _gate(
     floors: Sequence[Mapping[str, Any]],
 ) -> str:
     """Return the reason that a claim is not testable beside the control row or a floor, "" if it is testable."""
-    metric, control = claim["metric"], registration["control"]
-    better = quantity(metric, claim.get("better")).better
-    baseline = list(seed_values(registration, cells, control, metric).values.values())
+    metric = claim["metric"]
+    sign = sign_of_better(metric, claim.get("better"))
+    control = seed_values(registration, cells, registration["control"], metric)
+    baseline = list(control.values.values())
     # A claim about the control row is itself the comparison with it.
-    is_control = control in sides
-    limits = [floor for floor in floors if floor["metric"] == metric and (floor.get("gate") or (not baseline and not is_control))]
+    is_control = registration["control"] in sides
+    stands_in = not baseline and not is_control
+    limits = [floor for floor in floors if floor["metric"] == metric and (floor.get("gate") or stands_in)]
+    limits += _own_floor(registration, claim, cells) if stands_in and not limits else []
     if not is_control and len(baseline) < 2 and not limits:
-        return f"the control row {control} has {len(baseline)} values of {metric}, and there is no floor; run the control row"
-    for name, side in sides.items():
+        return f"the control row, {control.label}, lacks {metric} ({len(baseline)} seeds), and there is no floor; run it first"
+    for side in sides.values():
         values = list(side.values.values())
-        gates = (
-            [(f"the control row {control}", statistics.welch(values, baseline))] if len(baseline) > 1 and not is_control else []
-        )
-        gates += [
+        gates = [
             (f"the floor {floor['name']} ({floor['value']:g})", statistics.against(values, floor["value"])) for floor in limits
         ]
+        if len(baseline) > 1 and not is_control:
+            gates.append((f"the control row, {control.label},", statistics.welch(values, baseline)))
         for against, difference in gates:
-            if not _is_better(difference, better):
-                return f"{name} is not better than {against} in {metric}: at this scale the claim cannot be tested"
+            if not _is_better(difference, sign):
+                return f"{side.label} is not better than {against} in {metric}: at this scale the claim cannot be tested"
     return ""
 
 
-def _is_better(difference: Difference, better: str | None) -> bool:
+def _own_floor(
+    registration: Mapping[str, Any], claim: Mapping[str, Any], cells: Sequence[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """Return the baseline that runs are scored beside, as the unigram loss of their held-out text; empty if there is none."""
+    stage, score = split_metric(claim["metric"])
+    name = quantity(score).reference or ("unigram_loss" if score.endswith("loss") else "")
+    values = seed_values(registration, cells, claim["row"], f"{stage}/{name}").values if name else {}
+    return [{"name": quantity(name).label, "value": float(np.mean(list(values.values())))}] if values else []
+
+
+def _is_better(difference: Difference, sign: int) -> bool:
     if not difference.error > 0:
-        return bool(difference.estimate < 0 if better == "lower" else difference.estimate > 0)
-    return bool((difference.p_below() if better == "lower" else difference.p_above()) <= GATE_LEVEL)
+        return bool(sign * difference.estimate > 0)
+    return bool((difference.p_above() if sign > 0 else difference.p_below()) <= GATE_LEVEL)
 
 
 def _explanation(claim: Mapping[str, Any], verdict: str, p_holm: float, p_opposite_holm: float, mde: float | None) -> str:

@@ -10,9 +10,14 @@ from typing import Any
 UNSEEN = {code: "\N{REPLACEMENT CHARACTER}" for code in (*range(32), 127) if chr(code) not in "\t\n"}
 
 
-def page(title: str, description: str, parts: Iterable[str]) -> str:
-    """Return a complete page; `title` and `description` are text, `parts` are HTML, of which empty ones are skipped."""
-    return PAGE.format(title=text(title), description=text(description), style=STYLE, body="\n".join(filter(None, parts)))
+def page(title: str, description: str, parts: Iterable[str], *, style: str = "") -> str:
+    """Return a complete page; `title` and `description` are text, `parts` are HTML, of which empty ones are skipped.
+
+    Args:
+        style: CSS that follows the style sheet of all pages.
+    """
+    body = "\n".join(filter(None, parts))
+    return PAGE.format(title=text(title), description=text(description), style=STYLE + style, body=body)
 
 
 def section(title: str, content: str) -> str:

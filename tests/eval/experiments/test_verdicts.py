@@ -123,6 +123,9 @@ def test_an_untestable_claim_keeps_its_place_in_the_correction() -> None:
 def test_floors_stand_for_a_control_without_a_score() -> None:
     floor = {"name": "unigram", "metric": METRIC, "value": 6.4, "source": "counted"}
     assert "there is no floor" in one(claim("less"), {"a": A, "b": B})["reason"]
+    scored = [item | {"scores": item["scores"] | {"unigram_loss": 5.05}} for item in cells({"a": A, "b": B})]
+    (entry,) = judge(registration([claim("less")], ["a", "b"], 5), scored)
+    assert "b is not better than the floor unigram loss (5.05)" in entry["reason"]
     assert one(claim("less"), {"a": A, "b": B}, [floor])["verdict"] == "reproduced"
     assert "not better than the floor unigram (5.05)" in one(claim("less"), {"a": A, "b": B}, [floor | {"value": 5.05}])["reason"]
     # A stronger baseline beside a control is printed and decides only if it says so.

@@ -1,0 +1,190 @@
+"""The page of an experiment, as self-contained HTML and as Markdown: a pure function of experiment.json."""
+
+import functools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from eval.experiments.page import charts, tables
+from eval.experiments.page.tables import Result, Table, Value
+from eval.report import html_page
+from train.run.console import short
+
+STYLE = {
+    "reproduced": "good",
+    "equivalent": "good",
+    "contradicted": "bad",
+    "not shown": "open",
+    "not testable": "none",
+    tables.NOT_JUDGED: "none",
+}
+"""Verdict -> its class in the style sheet."""
+RULE = (
+    "A claim is judged by a rule that was fixed before the first run: it holds if its p value, adjusted for all claims of the "
+    "experiment (Holm), is at most 4%, and is contradicted if that of its opposite is at most 1%. Bounds are one-sided, at 95%, "
+    "of a claim alone, on the side that decides. Detectable is the smallest difference (of an equivalence: the smallest margin) "
+    "that this number of seeds finds in 80% of the cases. Rows that are no better than the control row are not compared."
+)
+
+
+def render_html(result: Result) -> str:
+    """Return the page: one HTML file without network access and scripts, light and dark, for any state of the grid."""
+    view = _view(result)
+    body = _template().render(
+        **view,
+        style=STYLE,
+        figures=charts.curves(result),
+        forest=charts.forest(result),
+    )
+    return html_page.page(view["title"], view["question"], [body], style=EXTRA_STYLE)
+
+
+def render_markdown(result: Result) -> str:
+    """Return the page as Markdown, without drawings."""
+    view = _view(result)
+    parts = [f"# {view['title']}", view["question"], view["source"], view["scale"], "## Verdicts"]
+    parts.append(
+        "\n".join(f"- **{claim['mark']}**: {claim['text']} {claim['numbers']} {claim['reason']}." for claim in view["claims"])
+    )
+    parts += ["## Results", view["budget"], _markdown(view["results"]), "## Claims", RULE, _markdown(view["claims_table"])]
+    parts += ["## Costs", _markdown(view["costs"]), "## What differs", _markdown(view["options"])]
+    parts += ["\n".join(f"- {line}" for line in view["incidents"]) or "No run failed and nothing deviates from the registration."]
+    parts += ["## Provenance", "\n".join(f"- {name}: {value}" for name, value in view["provenance"].items())]
+    parts += [_markdown(view["commands"])]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _view(result: Result) -> dict[str, Any]:
+    """Return the text of all parts of the page."""
+    registration, cells = result["registration"], result["cells"]
+    done = sum(cell["status"] == "done" for cell in cells)
+    seeds = len(registration["seeds"])
+    return {
+        "name": result["name"],
+        "title": f"Experiment {result['name']}",
+        "question": result["question"],
+        "source": f"Source: {result['source']}",
+        "scale": result["scale"],
+        "tiles": [
+            (str(result.get("tier") or "-"), "tier"),
+            (str(len(registration["rows"])), "rows"),
+            (str(seeds), "seed" if seeds == 1 else "seeds"),
+            (f"{done} of {len(cells)}", "runs done"),
+            (str(result.get("date") or "-"), "date"),
+        ],
+        "claims": [_claim(claim, result) for claim in tables.joined_claims(result)],
+        "results": tables.results(result),
+        "claims_table": tables.claims_table(result),
+        "costs": tables.costs(result),
+        "options": tables.options(result),
+        "incidents": tables.incidents(result),
+        "provenance": tables.provenance(result),
+        "commands": tables.commands(result),
+        "budget": _budget(result),
+        "paper": _sources(result.get("paper") or ()),
+        "floors": _sources(result.get("floors") or ()),
+        "rule": RULE,
+    }
+
+
+def _claim(claim: Mapping[str, Any], result: Result) -> dict[str, Any]:
+    """Return a claim with its verdict as text."""
+    numbers = ""
+    if claim["estimate"] is not None:
+        numbers = f"Difference {tables.difference(claim, 'estimate')}"
+        numbers += f", bound {tables.difference(claim, 'bound')}" if claim["bound"] is not None else ""
+        numbers += f", n = {claim['n']};"
+    mark = f"{claim['verdict']} (exploratory)" if claim["exploratory"] else claim["verdict"]
+    notes = "; ".join(claim.get("notes") or ())
+    return {
+        **claim,
+        "numbers": numbers,
+        "mark": mark,
+        "notes": notes,
+        "statement": tables.statement(claim, tables.labels(result)),
+    }
+
+
+def _budget(result: Result) -> str:
+    """Return the rule of equal budgets and the budget of each row."""
+    budget = result.get("budget") or {}
+    rule = str(budget.get("rule") or result["registration"].get("budget") or "").replace("_", " ").replace("flops", "FLOPs")
+    names, values = tables.labels(result), budget.get("values") or {}
+    text = f"Rows have equal {rule}" if rule else ""
+    if values:
+        texts = {row: f"{value:.3g}".replace("e+", "e") if "FLOP" in rule else short(value) for row, value in values.items()}
+        amounts = list(dict.fromkeys(texts.values()))
+        text += f": {amounts[0] if len(amounts) == 1 else ', '.join(f'{names.get(row, row)} {x}' for row, x in texts.items())}"
+    return " ".join(filter(None, [f"{text}." if text else "", str(budget.get("note") or "")]))
+
+
+def _sources(items: Sequence[Mapping[str, Any]]) -> str:
+    return "; ".join(dict.fromkeys(str(item["source"]) for item in items if item.get("source")))
+
+
+def _markdown(table: Table) -> str:
+    """Return a table as Markdown, with what explains a value behind it in parentheses."""
+    if not table.rows:
+        return ""
+
+    def cell(lines: Sequence[str]) -> str:
+        values: list[list[str]] = []
+        for line in filter(None, lines):
+            if not values or isinstance(line, Value):
+                values.append([])
+            values[-1].append(line)
+        texts = [f"{first} ({'; '.join(more)})" if more else first for first, *more in values]
+        return ", ".join(texts).replace("|", "\\|").replace("\n", " ")
+
+    rows = [[cell([title]) for title in table.head], ["---" if i < table.words else "---:" for i in range(len(table.head))]]
+    rows += [[cell(lines) for lines in row] for row in table.rows]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+@functools.cache
+def _template() -> jinja2.Template:
+    def escaped(value: Any) -> Markup:
+        return value if isinstance(value, Markup) else Markup(html_page.text(value))
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        finalize=escaped,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["svg"] = Markup
+    return environment.get_template("page.html.j2")
+
+
+EXTRA_STYLE = """
+.verdicts{list-style:none;margin:28px 0 0;padding:0;display:grid;gap:12px}
+.verdicts li{display:grid;grid-template-columns:9.5em minmax(0,1fr);gap:2px 18px;padding:12px 18px;background:var(--card);
+border:1px solid var(--grid);border-left:4px solid var(--tone);border-radius:10px}
+.verdicts .mark{grid-row:span 2;color:var(--tone);font-weight:600}
+.verdicts .mark small{display:block;color:var(--muted);font-weight:400}
+.verdicts p{margin:0}.verdicts .why{color:var(--muted);font-size:.875rem}
+.good{--tone:var(--four)}.bad{--tone:var(--three)}.open{--tone:var(--six)}.none{--tone:var(--muted)}
+.source{color:var(--muted);margin:6px 0 0;max-width:46em}
+.cells td small{display:block;color:var(--muted);font-weight:400;font-size:.8125rem;white-space:nowrap}
+.cells .value{display:block}
+.cells .words small{white-space:normal}
+.cells td:empty{border-top-color:var(--grid)}
+.scroll.scroll .cells th,.scroll.scroll .cells td{padding-right:18px}
+.plots{margin-top:14px}
+p.narrow{display:none}
+.cells .groups th{border-bottom:0;color:var(--ink);font-weight:600}
+.cells thead tr+tr th{border-top:0}
+.cells tbody .floor td{color:var(--muted)}
+.cells td.words{overflow-wrap:break-word}
+.commands td:last-child{font-family:ui-monospace,"Liberation Mono",monospace;font-size:.8125rem;min-width:34em;
+overflow-wrap:anywhere}
+.facts td{font-family:ui-monospace,"Liberation Mono",monospace;font-size:.8125rem;overflow-wrap:anywhere}
+.facts th{white-space:nowrap}
+@media (max-width:760px){.verdicts li{grid-template-columns:minmax(0,1fr);padding:10px 12px}.verdicts .mark small{display:inline}
+.facts th{white-space:normal}p.narrow{display:block}.cells .words:first-child{min-width:9em}}
+"""
