@@ -18,8 +18,8 @@ HIGHER_ENDINGS = ("accuracy", "f1", "exact_match", "acc", "acc_norm", "bleu", "c
 class SeedValues:
     """The values of one metric in one row."""
 
-    label: str
-    """Label of the row."""
+    row: str
+    """Name of the row."""
     values: dict[int, float]
     """Seed -> value, in the order of the registration; also of seeds that did not learn."""
     stuck: list[int]
@@ -46,7 +46,7 @@ class SeedValues:
         """Return a line for each kind of seed that has no value or did not learn."""
         kinds = {"diverged": self.diverged, "did not learn": self.stuck, "failed": self.failed, "not finished": self.missing}
         return [
-            f"{self.label}: seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))} {kind}"
+            f"{self.row}: seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))} {kind}"
             for kind, seeds in kinds.items()
             if seeds
         ]
@@ -89,9 +89,8 @@ def seed_values(registration: Mapping[str, Any], cells: Sequence[Mapping[str, An
             lists["failed" if "failed" in status else "missing"].append(seed)
         if finite and "diverged" not in status:
             values[seed] = sum(finite) / len(finite)
-    label = next((item.get("label") or row for item in registration["rows"] if item["name"] == row), row)
     return SeedValues(
-        label=label,
+        row=row,
         values=values,
         stuck=lists["did not learn"],
         diverged=lists["diverged"],

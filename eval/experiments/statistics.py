@@ -65,7 +65,7 @@ def paired(row: Array, reference: Array) -> Difference:
     row, reference = np.asarray(row, np.float64), np.asarray(reference, np.float64)
     assert row.shape[-1] == reference.shape[-1] >= 2
     count, differences = row.shape[-1], row - reference
-    deviation = differences.std(-1, ddof=1)
+    deviation = np.sqrt(_variance(differences))
     return Difference(
         test="paired",
         estimate=differences.mean(-1),
@@ -81,7 +81,7 @@ def welch(row: Array, reference: Array) -> Difference:
     row, reference = np.asarray(row, np.float64), np.asarray(reference, np.float64)
     counts = row.shape[-1], reference.shape[-1]
     assert min(counts) >= 2
-    variances = row.var(-1, ddof=1), reference.var(-1, ddof=1)
+    variances = _variance(row), _variance(reference)
     first, second = variances[0] / counts[0], variances[1] / counts[1]
     with np.errstate(invalid="ignore", divide="ignore"):
         degrees = (first + second) ** 2 / (first**2 / (counts[0] - 1) + second**2 / (counts[1] - 1))
@@ -95,12 +95,17 @@ def welch(row: Array, reference: Array) -> Difference:
     )
 
 
+def _variance(values: Array) -> Array:
+    """Return the sample variance of [..., n] values; exactly 0 for equal ones, whose computed mean may differ from them."""
+    return (values - values[..., :1]).var(-1, ddof=1)
+
+
 def mean_and_half_width(values: Array, confidence: float = 0.95) -> tuple[float, float | None]:
     """Return the mean of [n] values and half the width of its two-sided interval; None for a single value."""
     values = np.asarray(values, np.float64)
     if len(values) < 2:
         return float(values.mean()), None
-    error = values.std(ddof=1) / np.sqrt(len(values))
+    error = np.sqrt(_variance(values) / len(values))
     return float(values.mean()), float(scipy.special.stdtrit(len(values) - 1, (1 + confidence) / 2) * error)
 
 

@@ -231,7 +231,7 @@ def _bound(kind: str, difference: Difference, contradicted: bool) -> float:
 
 def _too_few(metric: str, sides: Mapping[str, SeedValues]) -> str:
     lines = [
-        f"{side.label} has {len(side.values)} seed{'s' * (len(side.values) != 1)} with {metric}"
+        f"{side.row} has {len(side.values)} seed{'s' * (len(side.values) != 1)} with {metric}"
         for side in sides.values()
         if len(side.values) < FEWEST_SEEDS
     ]
@@ -239,15 +239,13 @@ def _too_few(metric: str, sides: Mapping[str, SeedValues]) -> str:
 
 
 def _too_few_pairs(comparisons: Sequence[_Comparison]) -> str:
-    lines = [f"{item.shared} seeds are shared with {item.reference.label}" for item in comparisons if item.shared < FEWEST_SEEDS]
+    lines = [f"{item.shared} seeds are shared with {item.name}" for item in comparisons if item.shared < FEWEST_SEEDS]
     return f"{'; '.join(lines)}; a paired verdict needs {FEWEST_SEEDS}" if lines else ""
 
 
 def _not_learned(sides: Mapping[str, SeedValues]) -> str:
     lines = [
-        f"{side.learned} of {side.ended} seeds of {side.label} learned"
-        for side in sides.values()
-        if side.learned < side.ended - 1
+        f"{side.learned} of {side.ended} seeds of {side.row} learned" for side in sides.values() if side.learned < side.ended - 1
     ]
     return f"{'; '.join(lines)}; a verdict allows one that did not" if lines else ""
 
@@ -270,17 +268,17 @@ def _gate(
     limits = [floor for floor in floors if floor["metric"] == metric and (floor.get("gate") or stands_in)]
     limits += _own_floor(registration, claim, cells) if stands_in and not limits else []
     if not is_control and len(baseline) < 2 and not limits:
-        return f"the control row, {control.label}, lacks {metric} ({len(baseline)} seeds), and there is no floor; run it first"
+        return f"the control row, {control.row}, lacks {metric} ({len(baseline)} seeds), and there is no floor; run it first"
     for side in sides.values():
         values = list(side.values.values())
         gates = [
             (f"the floor {floor['name']} ({floor['value']:g})", statistics.against(values, floor["value"])) for floor in limits
         ]
         if len(baseline) > 1 and not is_control:
-            gates.append((f"the control row, {control.label},", statistics.welch(values, baseline)))
+            gates.append((f"the control row, {control.row},", statistics.welch(values, baseline)))
         for against, difference in gates:
             if not _is_better(difference, sign):
-                return f"{side.label} is not better than {against} in {metric}: at this scale the claim cannot be tested"
+                return f"{side.row} is not better than {against} in {metric}: at this scale the claim cannot be tested"
     return ""
 
 

@@ -75,7 +75,7 @@ def _view(result: Result) -> dict[str, Any]:
             (f"{done} of {len(cells)}", "runs done"),
             (str(result.get("date") or "-"), "date"),
         ],
-        "claims": [_claim(claim, result) for claim in tables.joined_claims(result)],
+        "claims": [_claim(claim) for claim in tables.joined_claims(result)],
         "results": tables.results(result),
         "claims_table": tables.claims_table(result),
         "costs": tables.costs(result),
@@ -90,7 +90,7 @@ def _view(result: Result) -> dict[str, Any]:
     }
 
 
-def _claim(claim: Mapping[str, Any], result: Result) -> dict[str, Any]:
+def _claim(claim: Mapping[str, Any]) -> dict[str, Any]:
     """Return a claim with its verdict as text."""
     numbers = ""
     if claim["estimate"] is not None:
@@ -104,20 +104,23 @@ def _claim(claim: Mapping[str, Any], result: Result) -> dict[str, Any]:
         "numbers": numbers,
         "mark": mark,
         "notes": notes,
-        "statement": tables.statement(claim, tables.labels(result)),
+        "statement": tables.statement(claim),
     }
 
 
 def _budget(result: Result) -> str:
-    """Return the rule of equal budgets and the budget of each row."""
+    """Return the rule of equal budgets and the budget of each row, as far as it is known."""
     budget = result.get("budget") or {}
     rule = str(budget.get("rule") or result["registration"].get("budget") or "").replace("_", " ").replace("flops", "FLOPs")
-    names, values = tables.labels(result), budget.get("values") or {}
-    text = f"Rows have equal {rule}" if rule else ""
-    if values:
-        texts = {row: f"{value:.3g}".replace("e+", "e") if "FLOP" in rule else short(value) for row, value in values.items()}
-        amounts = list(dict.fromkeys(texts.values()))
-        text += f": {amounts[0] if len(amounts) == 1 else ', '.join(f'{names.get(row, row)} {x}' for row, x in texts.items())}"
+    amounts = {
+        row: f"{value:.3g}".replace("e+", "e") if rule == "FLOPs" else short(value)
+        for row, value in (budget.get("values") or {}).items()
+        if value is not None
+    }
+    text = f"Budget: equal {rule}" if rule else ""
+    if amounts:
+        distinct = set(amounts.values())
+        text += f"; {distinct.pop() if len(distinct) == 1 else ', '.join(f'{row} {amount}' for row, amount in amounts.items())}"
     return " ".join(filter(None, [f"{text}." if text else "", str(budget.get("note") or "")]))
 
 

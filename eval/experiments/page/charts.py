@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from eval.experiments.page.tables import Result, joined_claims, labels, statement
+from eval.experiments.page.tables import Result, joined_claims, row_names, statement
 from eval.report.html_page import text
 from eval.report.svg import FIVE, FOUR, INK, MUTED, NARROW, ONE, SIX, THREE, TWO, WIDE, svg, thousands
 
@@ -17,6 +17,9 @@ AXES = ("input tokens", "training FLOPs")
 """Titles of the horizontal axes: the first columns of a cell's curve."""
 ABOVE = 0.35
 """Room above the worst row's last value, as a share of the height below it: the first validations are far above the rest."""
+
+WIDE_RANGE = 8
+"""Ratio of the longest run to the shortest above which the horizontal axis is logarithmic."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +57,7 @@ def curves(result: Result) -> list[Figure]:
                 if len(points):
                     rows.setdefault(cell["row"], []).append(_Line(points, cell["status"] == "diverged"))
             if rows:
-                figures.append(_curve_figure(stage, axis, rows, _floors(result, stage), labels(result)))
+                figures.append(_curve_figure(stage, axis, rows, _floors(result, stage), row_names(result)))
     return figures
 
 
@@ -93,6 +96,10 @@ def _curve_figure(
         for value in floors.values():
             axes.axhline(value, color=INK, linewidth=1.2, linestyle=(0, (6, 3)))
         axes.set_ylim(bottom, top)
+        ends = [line.points[-1, 0] for lines in rows.values() for line in lines if len(line.points) > 1]
+        if ends and max(ends) > WIDE_RANGE * min(ends) > 0:
+            axes.set_xscale("log")
+            axes.xaxis.set_minor_formatter(lambda *_: "")
         axes.xaxis.set_major_formatter(thousands if column_is_tokens else lambda value, _: f"{value:.2g}".replace("e+", "e"))
         axes.set_xlabel(axis)
 
@@ -115,7 +122,9 @@ def _mean_curve(lines: Sequence[_Line]) -> np.ndarray:
 def _frame(rows: Sequence[Sequence[_Line]], floors: Sequence[float]) -> tuple[float, float]:
     """Return bottom and top of a frame in which neither the first validations nor a diverged seed flatten the rest."""
     values = np.concatenate([np.array(floors), *(line.points[:, 1] for lines in rows for line in lines)])
-    worst = max([*floors, *(float(np.median([line.points[-1, 1] for line in lines])) for lines in rows)])
+    # An untrained control has one validation, far above the rest.
+    trained = [lines for lines in rows if max(len(line.points) for line in lines) > 1] or rows
+    worst = max([*floors, *(float(np.median([line.points[-1, 1] for line in lines])) for lines in trained)])
     bottom, top = float(values.min()), float(values.max())
     top = min(top, worst + ABOVE * (worst - bottom)) if worst > bottom else top
     margin = 0.06 * (top - bottom) or 0.1 * abs(top) or 1.0
@@ -131,20 +140,19 @@ def forest(result: Result) -> list[Figure]:
     claims = [claim for claim in joined_claims(result) if claim["estimate"] is not None and claim.get("unit")]
     if not claims:
         return []
-    names = labels(result)
     lines = [_ForestLine.of(claim) for claim in claims]
     published = any(line.paper is not None for line in lines)
 
     def draw_wide(axes: Any) -> None:
         _draw_forest(axes, lines)
-        axes.set_yticks(range(len(lines)), [statement(claim, names) for claim in claims])
+        axes.set_yticks(range(len(lines)), [statement(claim) for claim in claims])
 
     def draw_narrow(axes: Any) -> None:
         _draw_forest(axes, lines)
         axes.set_yticks(range(len(lines)), [f"{i + 1}" for i in range(len(lines))])
 
     height = 1.0 + 0.42 * len(lines)
-    words = "; ".join(f"{statement(claim, names)}: {line.value:+.1f}" for claim, line in zip(claims, lines, strict=True))
+    words = "; ".join(f"{statement(claim)}: {line.value:+.1f}" for claim, line in zip(claims, lines, strict=True))
     label = text(f"Differences in standard deviations over seeds. {words}")
     drawings = [
         svg(draw, (size, height), label, kind)
@@ -152,7 +160,7 @@ def forest(result: Result) -> list[Figure]:
     ]
     keys = {"here, with its 95% bound": "one dots"} | ({"paper": "two dots"} if published else {})
     keys |= {"margin of an equivalence": "three"} if any(line.margin for line in lines) else {}
-    remark = "; ".join(f"{i + 1}: {statement(claim, names)}" for i, claim in enumerate(claims))
+    remark = "; ".join(f"{i + 1}: {statement(claim)}" for i, claim in enumerate(claims))
     title = "Differences in standard deviations over seeds; to the right: in favour of the claim"
     return [Figure(title, drawings, keys, across=True, remark=remark)]
 

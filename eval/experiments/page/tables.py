@@ -47,9 +47,9 @@ class Table:
     """Titles above the head, with the number of columns of each."""
 
 
-def labels(result: Result) -> dict[str, str]:
-    """Return the label of each row by its name; cells that all rows share have the name ""."""
-    return {"": "all rows"} | {row["name"]: row.get("label") or row["name"] for row in result["registration"]["rows"]}
+def row_names(result: Result) -> dict[str, str]:
+    """Return the names of rows as they are written; cells that all rows share have the name ""."""
+    return {"": "all rows"} | {row["name"]: row["name"] for row in result["registration"]["rows"]}
 
 
 def joined_claims(result: Result) -> list[dict[str, Any]]:
@@ -78,16 +78,15 @@ def metric_title(metric: str, better: str | None = None) -> str:
     return f"{of.title}, {metric.partition('/')[0]} {ARROWS[of.better]}".rstrip()
 
 
-def statement(claim: Mapping[str, Any], names: Mapping[str, str]) -> str:
-    """Return what a claim says about the rows, as "static < dynamic"."""
-    others = ", ".join(names.get(name, name) for name in references(claim))
-    return f"{names.get(claim['row'], claim['row'])} {SIGNS[claim['kind']]} {others}"
+def statement(claim: Mapping[str, Any]) -> str:
+    """Return what a claim says about the rows, as "dynamic < static"; its text if it names no references."""
+    others = ", ".join(references(claim))
+    return f"{claim['row']} {SIGNS[claim['kind']]} {others}" if others else str(claim["text"])
 
 
 def results(result: Result) -> Table:
     """Return the table of the rows: means over seeds, differences of the claims, and the paper's numbers."""
-    registration, cells, names = result["registration"], result["cells"], labels(result)
-    claims = joined_claims(result)
+    registration, cells, claims = result["registration"], result["cells"], joined_claims(result)
     metrics = {claim["metric"]: quantity(claim["metric"], claim.get("better")) for claim in claims}
     published = {(item["row"], item["metric"]): item["value"] for item in result.get("paper") or ()}
     paper = list(dict.fromkeys(metric for _, metric in published))
@@ -97,13 +96,13 @@ def results(result: Result) -> Table:
     groups += [("Here: mean and 95% interval over seeds", 2 * len(metrics))] if metrics else []
     groups += [("Paper, as published", len(paper))] if paper else []
     rows = []
-    for name, label in list(names.items())[1:]:
-        line: list[Sequence[str]] = [[label, "control"] if name == registration["control"] else [label]]
+    for row in registration["rows"]:
+        name, label = row["name"], row.get("label") or row["name"]
+        notes = [name] if name != label else []
+        line: list[Sequence[str]] = [[label, *notes, *(["control"] if name == registration["control"] else [])]]
         for metric, of in metrics.items():
             line.append(_mean(registration, cells, name, metric, of))
-            line.append(
-                [text for claim in claims if (claim["row"], claim["metric"]) == (name, metric) for text in _delta(claim, names)]
-            )
+            line.append([text for claim in claims if (claim["row"], claim["metric"]) == (name, metric) for text in _delta(claim)])
         line += [[f"{published[name, metric]:g}"] if (name, metric) in published else [] for metric in paper]
         rows.append(line)
     for floor in result.get("floors") or ():
@@ -126,10 +125,10 @@ def _mean(registration: Result, cells: Sequence[Result], row: str, metric: str, 
     return [measured(mean, half) if half else of.show(mean), *notes]
 
 
-def _delta(claim: Mapping[str, Any], names: Mapping[str, str]) -> list[str]:
+def _delta(claim: Mapping[str, Any]) -> list[str]:
     if claim["estimate"] is None:
         return []
-    lines = [Value(difference(claim, "estimate")), f"to {names.get(claim['compared'], claim['compared'])}"]
+    lines = [Value(difference(claim, "estimate")), f"to {claim['compared']}"]
     return lines if claim["bound"] is None else [*lines, f"bound {difference(claim, 'bound')}"]
 
 
@@ -143,7 +142,7 @@ def claims_table(result: Result) -> Table:
     """Return the table of the claims: what was registered, and the numbers behind each verdict."""
     head = ["Claim", "Test", "Margin", "n", "Difference", "95% bound", "Adjusted p", "\N{GREEK SMALL LETTER RHO}"]
     head += ["Detectable", "Paper"]
-    names, rows = labels(result), []
+    rows = []
     for claim in joined_claims(result):
         show, margin, paper = (
             quantity(claim["metric"], claim.get("better")).show,
@@ -156,7 +155,7 @@ def claims_table(result: Result) -> Table:
         rows.append(
             [
                 [
-                    statement(claim, names),
+                    statement(claim),
                     metric_title(claim["metric"], claim.get("better")),
                     f"{claim['verdict']}{', exploratory' if claim['exploratory'] else ''}",
                 ],
@@ -178,7 +177,7 @@ def claims_table(result: Result) -> Table:
 
 def costs(result: Result) -> Table:
     """Return the mean costs of a seed in each stage and in sum, for the costs that are recorded."""
-    cells, names = result["cells"], labels(result)
+    cells, names = result["cells"], row_names(result)
     used = [key for key in COSTS if any((cell.get("costs") or {}).get(key) is not None for cell in cells)]
     rows = []
     for name, label in names.items():
@@ -224,10 +223,9 @@ def options(result: Result) -> Table:
     keys = dict.fromkeys(key for flat in of_rows for key in flat)
     differing = [key for key in keys if len({json.dumps(flat.get(key), sort_keys=True) for flat in of_rows}) > 1]
     lines = [[Value(f"{key} {_value(flat[key])}".strip()) for key in differing if key in flat] for flat in of_rows]
-    names = labels(result)
     return Table(
         head=["Row", "Options that are not the same in all rows"],
-        rows=[[[names[row["name"]]], line or ["none"]] for row, line in zip(rows, lines, strict=True)],
+        rows=[[[row["name"]], line or ["none"]] for row, line in zip(rows, lines, strict=True)],
         words=2,
     )
 
@@ -247,10 +245,10 @@ def _value(value: Any) -> str:
 
 
 def incidents(result: Result) -> list[str]:
-    """Return a line for the runs of a row that are not done, for each changed claim, and for each deviation."""
-    names, groups = labels(result), {}
+    """Return lines for the runs of a row that are not done, unless a deviation names them, changed claims, and deviations."""
+    names, groups = row_names(result), {}
     for cell in result["cells"]:
-        if cell["status"] != "done":
+        if cell["status"] != "done" and not any(cell["run"] in line for line in result.get("deviations") or ()):
             groups.setdefault((cell["row"], cell["stage"], cell["status"]), []).append(cell["seed"])
     lines = [
         f"{names.get(row, row)}, {stage}: seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))} {status}."
@@ -277,7 +275,7 @@ def provenance(result: Result) -> dict[str, str]:
 
 def commands(result: Result) -> Table:
     """Return the command of each run and evaluation."""
-    names = labels(result)
+    names = row_names(result)
     rows = [
         [
             [names.get(cell["row"], cell["row"])],

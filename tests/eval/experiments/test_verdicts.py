@@ -94,7 +94,7 @@ A, B, CLOSE = 5 + 0.01 * NOISE, 5.1 + 0.01 * NOISE[::-1], 5.001 + 0.01 * NOISE[[
         (claim("less"), {"a": A, "b": [*B[:2], "missing"]}, "not testable"),
         (claim("less"), {"a": A[:1], "b": B}, "not testable"),
         (claim("less", paired=True), {"a": ["missing", *A[:3]], "b": ["failed", "missing", *B[:3]]}, "not testable"),
-        (claim("less"), {"a": [5.0] * 5, "b": [6.0] * 5}, "not testable"),
+        (claim("less"), {"a": [5.1] * 5, "b": [6.7] * 5}, "not testable"),
     ],
 )
 def test_each_verdict(claimed: dict[str, Any], values: dict[str, Any], verdict: str) -> None:
