@@ -180,7 +180,8 @@ def smallest_effect(
     high = 1.0
     while lacking(high) < 0:
         high *= 2
-    return float(scipy.optimize.brentq(lacking, 0.0, high, xtol=1e-9))
+    root: Any = scipy.optimize.brentq(lacking, 0.0, high, xtol=1e-9)
+    return float(root)
 
 
 def smallest_margin(counts: tuple[int, int], *, claims: int = 1, alpha: float = 0.05, is_paired: bool = False) -> float:

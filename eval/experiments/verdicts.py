@@ -149,7 +149,7 @@ class _Draft:
         cells: Sequence[Mapping[str, Any]],
         floors: Sequence[Mapping[str, Any]],
     ) -> "_Draft":
-        kind, margin, is_paired = claim["kind"], claim.get("margin") or 0.0, bool(claim.get("paired"))
+        kind, margin, is_paired = claim["kind"], float(claim.get("margin") or 0), bool(claim.get("paired"))
         if kind == "equivalent" and not margin > 0:
             raise BadInput(f"claims.{claim['id']}.margin {claim.get('margin')}: an equivalence needs one above 0; state it")
         # Refuses a metric without a direction before any run, as this function also works without cells.
@@ -272,7 +272,8 @@ def _gate(
     for side in sides.values():
         values = list(side.values.values())
         gates = [
-            (f"the floor {floor['name']} ({floor['value']:g})", statistics.against(values, floor["value"])) for floor in limits
+            (f"the floor {floor['name']} ({floor['value']:g})", statistics.against(values, float(floor["value"])))
+            for floor in limits
         ]
         if len(baseline) > 1 and not is_control:
             gates.append((f"the control row, {control.row},", statistics.welch(values, baseline)))
@@ -300,7 +301,7 @@ def _is_better(difference: Difference, sign: int) -> bool:
 
 def _explanation(claim: Mapping[str, Any], verdict: str, p_holm: float, p_opposite_holm: float, mde: float | None) -> str:
     """Return the numbers behind a verdict in a sentence."""
-    show, margin = quantity(claim["metric"], claim.get("better")).show, claim.get("margin")
+    show, margin = quantity(claim["metric"], claim.get("better")).show, claim.get("margin") or 0.0
     assert mde is not None
     if verdict == "reproduced":
         return f"adjusted p {p_holm:.2g} is at most {LEVEL:g}"

@@ -53,8 +53,8 @@ def curves(result: Result) -> list[Figure]:
         for column, axis in enumerate(AXES):
             rows: dict[str, list[_Line]] = {}
             for cell in result["cells"]:
-                points = _points(cell["curve"], column) if cell["stage"] == stage and cell.get("curve") else []
-                if len(points):
+                points = _points(cell.get("curve") or (), column)
+                if cell["stage"] == stage and len(points):
                     rows.setdefault(cell["row"], []).append(_Line(points, cell["status"] == "diverged"))
             if rows:
                 figures.append(_curve_figure(stage, axis, rows, _floors(result, stage), row_names(result)))

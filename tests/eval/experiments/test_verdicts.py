@@ -54,7 +54,7 @@ def test_a_simulated_experiment_is_judged_by_the_same_rule() -> None:
     for _ in range(20):
         values = {name: rng.normal(mean, 1, 5) for name, mean in zip(names, (0, 2, 2), strict=True)}
         entries = judge(registration(claims, names, 5), cells(values | {"control": rng.normal(90, 1, 5)}))
-        tests = [verdicts.p_values(item["kind"], welch(values["a"], values[item["reference"]]), 0) for item in claims]
+        tests = [verdicts.p_values(item["kind"], welch(values["a"], values[item["reference"]]), 0.0) for item in claims]
         adjusted, _, holds, contradicted = verdicts.decide(*np.transpose(tests))
         assert [entry["p_holm"] for entry in entries] == pytest.approx(list(adjusted))
         expected = ["reproduced" if h else "contradicted" if c else "not shown" for h, c in zip(holds, contradicted, strict=True)]
