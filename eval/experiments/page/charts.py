@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from eval.experiments.page.tables import Result, joined_claims, row_names, statement
+from eval.experiments.seed_values import quantity
 from eval.report.html_page import text
 from eval.report.svg import FIVE, FOUR, INK, MUTED, NARROW, ONE, SIX, THREE, TWO, WIDE, svg, thousands
 
@@ -125,8 +126,10 @@ def _frame(rows: Sequence[Sequence[_Line]], floors: Sequence[float]) -> tuple[fl
     # An untrained control has one validation, far above the rest.
     trained = [lines for lines in rows if max(len(line.points) for line in lines) > 1] or rows
     worst = max([*floors, *(float(np.median([line.points[-1, 1] for line in lines])) for lines in trained)])
+    # Rows that end alike leave no height of their own: the last three quarters of the validations are seen as well.
+    usual = float(np.quantile(np.concatenate([line.points[:, 1] for lines in trained for line in lines]), 0.75))
     bottom, top = float(values.min()), float(values.max())
-    top = min(top, worst + ABOVE * (worst - bottom)) if worst > bottom else top
+    top = min(top, max(worst + ABOVE * (worst - bottom), usual))
     margin = 0.06 * (top - bottom) or 0.1 * abs(top) or 1.0
     return bottom - margin, top + margin
 
@@ -141,18 +144,22 @@ def forest(result: Result) -> list[Figure]:
     if not claims:
         return []
     lines = [_ForestLine.of(claim) for claim in claims]
+    several = len({claim["metric"] for claim in claims}) > 1
+    titles = [
+        statement(claim) + (f", {quantity(claim['metric'], claim.get('better')).label}" if several else "") for claim in claims
+    ]
     published = any(line.paper is not None for line in lines)
 
     def draw_wide(axes: Any) -> None:
         _draw_forest(axes, lines)
-        axes.set_yticks(range(len(lines)), [statement(claim) for claim in claims])
+        axes.set_yticks(range(len(lines)), titles)
 
     def draw_narrow(axes: Any) -> None:
         _draw_forest(axes, lines)
         axes.set_yticks(range(len(lines)), [f"{i + 1}" for i in range(len(lines))])
 
     height = 1.0 + 0.42 * len(lines)
-    words = "; ".join(f"{statement(claim)}: {line.value:+.1f}" for claim, line in zip(claims, lines, strict=True))
+    words = "; ".join(f"{title}: {line.value:+.1f}" for title, line in zip(titles, lines, strict=True))
     label = text(f"Differences in standard deviations over seeds. {words}")
     drawings = [
         svg(draw, (size, height), label, kind)
@@ -160,7 +167,7 @@ def forest(result: Result) -> list[Figure]:
     ]
     keys = {"here, with its 95% bound": "one dots"} | ({"paper": "two dots"} if published else {})
     keys |= {"margin of an equivalence": "three"} if any(line.margin for line in lines) else {}
-    remark = "; ".join(f"{i + 1}: {statement(claim)}" for i, claim in enumerate(claims))
+    remark = "; ".join(f"{i + 1}: {title}" for i, title in enumerate(titles))
     title = "Differences in standard deviations over seeds; to the right: in favour of the claim"
     return [Figure(title, drawings, keys, across=True, remark=remark)]
 
