@@ -20,6 +20,7 @@ usage: zoo COMMAND ...
   zoo train [RECIPE] [...]    train a recipe (default: gpt-nano); the same command resumes a run that was stopped
   zoo eval RUN [...]          compute the held-out loss, perplexity and bits per byte; --task blimp|lambada|... scores local files
   zoo compare RUN...          compare finished runs; runs that differ only in their seed form one row
+  zoo experiment NAME DIR     run a declared grid of runs with several seeds, and judge it against a paper's table; --list
   zoo generate RUN|DIR [...]  continue prompts, or compare the likelihoods of continuations
   zoo predict RUN|DIR ...     predict classes, numbers, tags, answers or choices with a fine-tuned model
   zoo fill-mask RUN|DIR ...   show an encoder's likeliest words for the masks of texts, or the probabilities of chosen words
@@ -98,6 +99,7 @@ COMMANDS = {
     "train": "train:train",
     "eval": "evaluate:evaluate",
     "compare": "compare:compare",
+    "experiment": "experiment:experiment",
     "generate": "generate:generate",
     "predict": "predict:predict",
     "fill-mask": "fill_mask:fill_mask",

@@ -40,6 +40,18 @@ def parse_run(name: str, args: list[str]) -> "Run":
     Raises:
         BadInput: no such recipe, an option that does not fit, or paths that do not exist or are in use.
     """
+    run = parse_options(name, args)
+    if run.machine.process == 0 and not launch.is_child():
+        early_checks.check_run(run)
+    return run
+
+
+def parse_options(name: str, args: list[str]) -> "Run":
+    """Return the run that a recipe and options describe; of the paths in it only that of --init is read.
+
+    Raises:
+        BadInput: no such recipe, or an option that does not fit.
+    """
     from train import recipes
     from train.config.run_config import kind_of
 
@@ -50,8 +62,6 @@ def parse_run(name: str, args: list[str]) -> "Run":
     prog, objective = f"zoo train {name}", default.objective
     run = parse(kind_of(default), default=default, prog=prog, args=args, description=about, objective=objective)
     refuse_empty_options(run, args)
-    if run.machine.process == 0 and not launch.is_child():
-        early_checks.check_run(run)
     return run
 
 

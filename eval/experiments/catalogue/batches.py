@@ -1,0 +1,69 @@
+"""RoBERTa's table 3: larger batches at the same number of passes."""
+
+from eval.experiments.catalogue._common import FRESH, SMALL
+from eval.experiments.declaration import TEXT, Claim, Experiment, Row, Stage, Tier, Times
+
+SOURCE = "Liu et al. 2019, table 3"
+
+
+def batches() -> Experiment:
+    """Return the experiment. Learning rates grow with the root of the batch; the paper tuned them for each batch."""
+    sizes = {
+        # (batch and steps relative to the tier's, learning rate, the paper's row)
+        "small": (0.5, 7.1e-4, "256 rows, 1M steps", {"perplexity": 3.99, "MNLI-m": 84.7, "SST-2": 92.7}),
+        "medium": (2.0, 1.4e-3, "2K rows, 125K steps", {"perplexity": 3.68, "MNLI-m": 85.2, "SST-2": 92.9}),
+        "large": (8.0, 2.8e-3, "8K rows, 31K steps", {"perplexity": 3.77, "MNLI-m": 84.6, "SST-2": 92.8}),
+    }
+    rows = [
+        Row(
+            name=name,
+            label=f"{name} batch (the paper: {paper})",
+            overrides={"data.batch": Times(factor), "steps": Times(1 / factor), "optim.lr": rate},
+            paper=numbers,
+        )
+        for name, (factor, rate, paper, numbers) in sizes.items()
+    ]
+    claims = [
+        Claim(
+            id=f"{name}_below_small",
+            text=f"The {name} batch gives a lower masked loss than the small one at the same number of tokens.",
+            kind="less",
+            metric="pretrain/masked_loss",
+            row=name,
+            reference=("small",),
+            margin=0.02,
+            source=SOURCE,
+            paper_difference=difference,
+        )
+        for name, difference in (("medium", -0.081), ("large", -0.057))
+    ]
+    return Experiment(
+        name="batches",
+        question="Do larger batches give a better model at the same number of tokens?",
+        source=SOURCE,
+        scale="RoBERTa of 2.6M parameters and {tokens} tokens in batches of 8, 32 and 128 rows; the paper: 125M parameters",
+        rows=(*rows, Row(name="fresh", label="fresh parameters (control)", overrides=FRESH)),
+        control="fresh",
+        stages=(Stage(name="pretrain", recipe="roberta-nano", overrides={**TEXT, "optim.warmup": 0.1}, seconds=10),),
+        budget="input_tokens",
+        claims=tuple(claims),
+        tiers={
+            "smoke": Tier(
+                corpus="embedded",
+                seeds=1,
+                rows=("small", "medium", "fresh"),
+                overrides={"pretrain": {**SMALL, "optim.warmup": 0.1}},
+            ),
+            "nano": Tier(overrides={"pretrain": {"steps": 640, "data.batch": 16}}),
+            "night": Tier(overrides={"pretrain": {"steps": 5_120, "data.batch": 16}}),
+            "paper": Tier(
+                corpus="user",
+                recipes={"roberta-nano": "roberta"},
+                overrides={"pretrain": {"steps": 500_000, "data.batch": 512, "accumulate": 1}},
+            ),
+        },
+        forecast={
+            "medium_below_small": "Contradicted: with so few steps every update counts, far below any critical batch.",
+            "large_below_small": "Contradicted, by more: 80 steps in nano do not leave the plateau of word frequencies.",
+        },
+    )

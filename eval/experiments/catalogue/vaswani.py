@@ -1,0 +1,112 @@
+"""The Transformer's table 3: parts of the model changed one at a time, on translation."""
+
+from eval.experiments.catalogue._common import FRESH
+from eval.experiments.catalogue.repeats import SMALL_T5
+from eval.experiments.declaration import Claim, Experiment, Options, Row, Stage, Tier
+
+SOURCE = "Vaswani et al. 2017, table 3"
+PAIRS: Options = {
+    f"pairs.{side}": f"{{tasks}}/multi30k/{part}.{language}.gz"
+    for side, part, language in (
+        ("source", "train", "en"),
+        ("target", "train", "de"),
+        ("valid_source", "val", "en"),
+        ("valid_target", "val", "de"),
+    )
+}
+TEST = ("{tasks}/multi30k/test_2016_flickr.en.gz", "{tasks}/multi30k/test_2016_flickr.de.gz")
+
+
+def vaswani() -> Experiment:
+    """Return the experiment: Multi30k, English to German. The loss is that of the targets, without smoothing."""
+    rows = (
+        _row("base", "base", {}, 4.92, 25.8),
+        _row("layers_1", "1 layer (the paper: 2 of 6)", {"model.layers": 1}, 6.11, 23.7),
+        _row("heads_1", "1 head", {"model.heads": 1}, 5.29, 24.9),
+        _row("heads_16", "16 heads", {"model.heads": 16}, 4.91, 25.8),
+        _row("head_dim", "heads of a quarter of the size (the paper: 16 of 64)", {"model.head_dim": 8}, 5.16, 25.1),
+        _row("width_half", "half the width", {"model.width": 128}, 5.75, 24.5),
+        _row("ffn_double", "twice the feed-forward width", {"model.ffn": 2048}, 4.75, 26.2),
+        _row("dropout_0", "no dropout", {"model.dropout": 0.0}, 5.77, 24.6),
+        _row("smoothing_0", "no label smoothing", {"label_smoothing": 0.0}, 4.67, 25.3),
+        _row("learned", "learned positions", {"model.positions": "learned"}, 4.92, 25.7),
+        Row(name="fresh", label="fresh parameters (control)", overrides=FRESH),
+    )
+    small = {name: value for name, value in SMALL_T5.items() if name not in ("model.head", "model.decoder_layers")}
+    smoke = {"pretrain": small, "translate": {"limit": 10, "tokens": 16}}
+    return Experiment(
+        name="vaswani",
+        question="Which parts of the Transformer matter for translation?",
+        source=SOURCE,
+        scale="Transformers of 9M parameters and {tokens} source tokens of Multi30k; the paper: 65M parameters, WMT 2014",
+        rows=rows,
+        control="fresh",
+        stages=(
+            Stage(name="pretrain", recipe="transformer-nano", overrides=PAIRS, seconds=10),
+            Stage(
+                name="translate",
+                task="text_to_text:bleu,chrf",
+                after="pretrain",
+                overrides={"files": TEST, "tokens": 40},
+                seconds=30,
+            ),
+        ),
+        budget="input_tokens",
+        claims=(
+            _claim(
+                "layers_1_above_base", "One layer has a higher loss than three.", "greater", "pretrain/loss", "layers_1", 0.217
+            ),
+            _claim("dropout_0_above_base", "Without dropout the loss is higher.", "greater", "pretrain/loss", "dropout_0", 0.159),
+            _claim(
+                "smoothing_0_below_base",
+                "Without smoothing the loss is lower ...",
+                "less",
+                "pretrain/loss",
+                "smoothing_0",
+                -0.052,
+            ),
+            _claim("smoothing_0_bleu", "... and the translations are worse.", "less", "translate/bleu", "smoothing_0", -0.5),
+        ),
+        tiers={
+            "smoke": Tier(corpus="embedded", tasks="generated", seeds=1, rows=("base", "layers_1", "fresh"), overrides=smoke),
+            "nano": Tier(
+                corpus="embedded",
+                rows=("base", "layers_1", "dropout_0", "smoothing_0", "fresh"),
+                overrides={"pretrain": {"steps": 250, "optim.warmup": 50, "log.samples": 0}, "translate": {"limit": 200}},
+            ),
+            "night": Tier(
+                corpus="embedded",
+                overrides={"pretrain": {"steps": 700, "optim.warmup": 100, "log.samples": 0}},
+            ),
+            "paper": Tier(
+                corpus="embedded",
+                seeds=1,
+                recipes={"transformer-nano": "transformer-base"},
+                rows=("base", "heads_1", "heads_16", "dropout_0", "smoothing_0", "learned", "fresh"),
+            ),
+        },
+        forecast={
+            "layers_1_above_base": "Not shown in nano, where a small model learns as fast; reproduced in night.",
+            "dropout_0_above_base": "Contradicted in nano, which reads the pairs less than twice; open in night.",
+            "smoothing_0_below_base": "Reproduced.",
+            "smoothing_0_bleu": "Not shown: a corpus BLEU of 1,000 sentences has an error of half a point.",
+        },
+    )
+
+
+def _row(name: str, label: str, overrides: Options, perplexity: float, bleu: float) -> Row:
+    return Row(name=name, label=label, overrides=overrides, paper={"perplexity": perplexity, "BLEU": bleu})
+
+
+def _claim(name: str, text: str, kind: str, metric: str, row: str, difference: float) -> Claim:
+    return Claim(
+        id=name,
+        text=text,
+        kind=kind,  # pyright: ignore[reportArgumentType]
+        metric=metric,
+        row=row,
+        reference=("base",),
+        margin=0.5 if metric.endswith("bleu") else 0.02,
+        source=SOURCE,
+        paper_difference=difference,
+    )

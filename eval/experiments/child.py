@@ -1,0 +1,43 @@
+"""A command of `zoo` that ends when the process that started it ends: `python -m eval.experiments.child PID train ...`.
+
+On Linux the kernel kills it. Elsewhere, and where that call fails, a thread watches for a new parent and ends the process.
+"""
+
+import contextlib
+import ctypes
+import os
+import runpy
+import signal
+import sys
+import threading
+import time
+
+SET_PARENT_DEATH_SIGNAL = 1
+POLL = 0.5
+"""Seconds between two looks at the parent."""
+
+
+def follow(parent: int) -> None:
+    """Make this process end when `parent`, which started it, ends."""
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).prctl(SET_PARENT_DEATH_SIGNAL, signal.SIGKILL, 0, 0, 0)
+    # The parent may have ended before this call.
+    if os.getppid() != parent:
+        os._exit(1)
+    threading.Thread(target=_watch, args=(parent,), daemon=True, name="parent").start()
+
+
+def _watch(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(POLL)
+    # Not an exception: the main thread may be in a computation that takes minutes. Launched processes are in this group.
+    with contextlib.suppress(OSError):
+        os.killpg(0, signal.SIGKILL)
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    follow(int(sys.argv[1]))
+    sys.argv = ["zoo", *sys.argv[2:]]
+    runpy.run_module("zoo.cli", run_name="__main__", alter_sys=True)

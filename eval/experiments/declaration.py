@@ -1,0 +1,220 @@
+"""Declarations of experiments: frozen dataclasses that describe rows, stages, claims and tiers. Nothing here imports JAX.
+
+A row is a variant of a method; each of its cells is a chain of stages with one seed: training, fine-tuning, evaluation. The
+options of a stage are, in rising precedence, those of the stage, of the tier, and of the row.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+from zoo.errors import BadInput
+
+Budget = Literal["input_tokens", "text_tokens", "flops"]
+Corpus = Literal["embedded", "public", "user"]
+TIERS = ("smoke", "nano", "night", "paper")
+LARGEST_CLAIMS = 4
+"""Most claims of an experiment: Holm's correction for more would need many more seeds."""
+TEXT = {"data.paths": "{train}", "data.valid_paths": "{valid}"}
+"""Options of a stage that trains on the experiment's corpus. In values, {train} and {valid} stand for the folders of the training
+text and of the held-out text, {tasks} for the folder of the task files, and {run} for the folder of the stage's own parent."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Times:
+    """A value of a row that is a multiple of the value that the stage would have without it, as four times the steps."""
+
+    factor: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Flops:
+    """The number of steps with which a training run takes so many FLOPs, by the formula of its objective."""
+
+    total: float
+
+
+Value = bool | int | float | str | tuple[str | int | float, ...] | Times | Flops | None
+"""Value of an option; None leaves the option out, which gives it the default of the recipe."""
+Options = Mapping[str, Value]
+"""Dotted key of an option, as in config.json ("data.valid_paths") -> its value."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Stage:
+    """A step of every row's chain: a training run, or with `task` an evaluation of its parent (`zoo eval RUN --task ...`)."""
+
+    name: str
+    recipe: str = ""
+    """Recipe of a training run."""
+    overrides: Options = dataclasses.field(default_factory=dict)
+    after: str | None = None
+    """Name of the parent stage, whose run this stage continues or evaluates."""
+    parent_option: str = "init"
+    """Option that names the parent's run: init or distillation.teacher."""
+    task: str | None = None
+    """Task of an evaluation."""
+    shared: bool = False
+    """One run for each seed serves all rows, as a teacher does; rows cannot change it."""
+    seconds: float = 0.0
+    """Estimated seconds of the stage beside its training steps, above those of any run; only for the estimate of the time."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Row:
+    """A row of the table."""
+
+    name: str
+    label: str
+    overrides: Options = dataclasses.field(default_factory=dict)
+    """Options of the main stage, the first that rows do not share."""
+    stages: Mapping[str, Options] = dataclasses.field(default_factory=dict)
+    """Options of other stages, by name of the stage."""
+    recipes: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """Recipes that replace those of stages, by name of the stage."""
+    without: tuple[str, ...] = ()
+    """Stages that the row does not have; its later stages then have no such parent."""
+    group: str = ""
+    """Rows of one group have equal budgets; rows of different groups are not compared by their budgets."""
+    paper: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    """Published numbers by the paper's name of the metric ("MNLI-m")."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Claim:
+    """A statement of the paper about the mean of a metric over seeds."""
+
+    id: str
+    text: str
+    kind: Literal["less", "greater", "equivalent"]
+    """less: the mean of `row` is below that of each reference."""
+    metric: str
+    """Name of the stage and of the score: "pretrain/masked_loss"."""
+    row: str
+    reference: tuple[str, ...]
+    """Names of the rows that `row` is compared with."""
+    margin: float
+    """The margin of an equivalence, or the smallest difference of interest of a direction, in units of the metric."""
+    source: str
+    """Paper, table and rows."""
+    paper_difference: float | None = None
+    """Published difference of row and reference, in the paper's metric."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Tier:
+    """A scale at which an experiment runs."""
+
+    corpus: Corpus = "public"
+    """embedded: Moby-Dick, which the project contains. public: the pinned corpus. user: a corpus that the user names."""
+    tasks: Literal["generated", "files"] = "files"
+    """generated: small task files made of the embedded corpus. files: the published data sets, in a folder of the user's."""
+    seeds: int = 3
+    rows: tuple[str, ...] = ()
+    """Rows of the tier; none = all. Claims about other rows are not registered."""
+    overrides: Mapping[str, Options] = dataclasses.field(default_factory=dict)
+    """Options by name of the stage."""
+    recipes: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """Recipes that replace others at this scale: {"bert-nano": "bert"}."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """A grid of rows and seeds, and what it is expected to show."""
+
+    name: str
+    question: str
+    source: str
+    """Paper and table."""
+    scale: str
+    """Sizes and budgets here and in the paper, in words; {parameters} and {tokens} are filled in from the runs."""
+    rows: tuple[Row, ...]
+    control: str
+    """Row that learns nothing by the method, as one without pretraining: no verdict if no row is better than it."""
+    stages: tuple[Stage, ...]
+    budget: Budget
+    claims: tuple[Claim, ...]
+    tiers: Mapping[str, Tier]
+    forecast: Mapping[str, str]
+    """Claim -> what is expected at small scale, written before any run."""
+    seeds: int = 3
+    """Number of seeds where the tier does not say."""
+    tokenizer: str = ""
+    """Recipe that trains the tokenizer of all rows; empty = the recipe of the main stage."""
+    floors: tuple[tuple[str, str, float, str], ...] = ()
+    """Scores of trivial baselines on the published task files: (name, metric, value, source)."""
+    judge: Callable[..., list[dict[str, Any]]] | None = None
+    """Function with the signature of `eval.experiments.verdicts.judge` that replaces it."""
+
+    def stage(self, name: str) -> Stage:
+        """Return the stage of a name."""
+        return next(stage for stage in self.stages if stage.name == name)
+
+    @property
+    def main(self) -> Stage:
+        """Return the first stage that rows do not share."""
+        return next(stage for stage in self.stages if not stage.shared)
+
+    def tier_rows(self, tier: str) -> tuple[Row, ...]:
+        """Return the rows of a tier."""
+        names = self.tiers[tier].rows
+        return tuple(row for row in self.rows if not names or row.name in names)
+
+    def tier_claims(self, tier: str) -> tuple[Claim, ...]:
+        """Return the claims about rows of a tier; a judge of the experiment's own takes all."""
+        names = {row.name for row in self.tier_rows(tier)}
+        return tuple(claim for claim in self.claims if self.judge or {claim.row, *claim.reference} <= names)
+
+    def __post_init__(self) -> None:
+        """Refuse a declaration whose names do not fit together.
+
+        Raises:
+            BadInput: names the experiment, the part and the problem.
+        """
+        for problem in _problems(self):
+            raise BadInput(f"experiment {self.name}: {problem}")
+
+
+def _problems(experiment: Experiment) -> list[str]:
+    """Return what is wrong with the names in an experiment."""
+    rows, stages = [row.name for row in experiment.rows], [stage.name for stage in experiment.stages]
+    problems = []
+    if experiment.control not in rows:
+        problems.append(f"there is no control: {experiment.control!r} is no row; add a row that learns nothing by the method")
+    for kind, names in (("row", rows), ("stage", stages), ("claim", [claim.id for claim in experiment.claims])):
+        problems += [
+            f"{kind} {name}: two have this name; rename one" for name in sorted({n for n in names if names.count(n) > 1})
+        ]
+    for place, stage in enumerate(experiment.stages):
+        if bool(stage.recipe) == bool(stage.task):
+            problems.append(f"stage {stage.name}: give it either a recipe or a task")
+        if stage.after is not None and stage.after not in stages[:place]:
+            problems.append(f"stage {stage.name}: its parent {stage.after} is no earlier stage")
+        if stage.task and stage.after is None:
+            problems.append(f"stage {stage.name}: an evaluation needs a parent")
+    for row in experiment.rows:
+        shared = {stage.name for stage in experiment.stages if stage.shared}
+        used = {*row.stages, *row.recipes, *row.without}
+        problems += [f"row {row.name}: there is no stage {name}" for name in sorted(used - {*stages})]
+        problems += [
+            f"row {row.name}: the stage {name} is shared by all rows" for name in sorted({*row.stages, *row.recipes} & shared)
+        ]
+    for tier, settings in experiment.tiers.items():
+        if tier not in TIERS:
+            problems.append(f"tier {tier}: choose {', '.join(TIERS)}")
+        problems += [f"tier {tier}: there is no row {name}" for name in settings.rows if name not in rows]
+        if settings.rows and experiment.control not in settings.rows:
+            problems.append(f"tier {tier}: it lacks the control {experiment.control}; add it")
+        problems += [f"tier {tier}: there is no stage {name}" for name in settings.overrides if name not in stages]
+    if len(experiment.claims) > LARGEST_CLAIMS:
+        problems.append(f"{len(experiment.claims)} claims: register at most {LARGEST_CLAIMS}")
+    for claim in experiment.claims:
+        if claim.id not in experiment.forecast:
+            problems.append(f"claim {claim.id}: it has no forecast; write down what you expect before you run it")
+        if experiment.judge is None:
+            problems += [f"claim {claim.id}: there is no row {n}" for n in (claim.row, *claim.reference) if n not in rows]
+        if claim.metric.partition("/")[0] not in stages:
+            problems.append(f"claim {claim.id}: {claim.metric} names no stage; write STAGE/SCORE")
+        if claim.margin <= 0:
+            problems.append(f"claim {claim.id}: its margin {claim.margin} must be above 0")
+    return problems

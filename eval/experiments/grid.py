@@ -1,0 +1,265 @@
+"""The nodes of an experiment: for each row, seed and stage a command of `zoo`, and the run that it describes.
+
+Every command is parsed at once by the code that `zoo train` uses, so a wrong option is refused before anything runs. A stage that
+continues another run needs that run's configuration; until the run exists, a temporary folder with its config.json stands in.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from eval.experiments.declaration import Experiment, Flops, Options, Row, Stage, Times, Value
+from eval.experiments.files import Files
+from train.config.run_config import Run
+from train.run.run_dir import RunDir
+from zoo.errors import BadInput
+
+ReadRun = Callable[[str, list[str]], Run]
+"""Function from a recipe and its options to the run, as `zoo train` parses them."""
+RUNS = "runs"
+PARENTS = ("init", "distillation.teacher")
+"""Options that name another run."""
+TOKENIZER = "tokenizer"
+"""Name of the run of one step whose tokenizer all rows use."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Node:
+    """A process of the grid: a training run, or an evaluation of one."""
+
+    name: str
+    """Unique name, also that of its log."""
+    run: str
+    """Folder of the run that is trained or evaluated, relative to the experiment's."""
+    argv: tuple[str, ...]
+    """Arguments after `zoo`; paths are relative to the experiment's folder."""
+    options: Options
+    """The options in the arguments, their placeholders not replaced, without the name and the seed."""
+    stage: str
+    row: str
+    """"" for a node that all rows share."""
+    seed: int
+    parents: tuple[str, ...]
+    """Names of nodes that must be finished first."""
+    config: Run
+    """The run that is trained; of an evaluation, the one that is evaluated."""
+    task: str = ""
+    seconds: float = 0.0
+    """Estimated seconds beside the training steps."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Grid:
+    """All nodes of an experiment at a tier, in an order in which they can run."""
+
+    experiment: Experiment
+    tier: str
+    seeds: tuple[int, ...]
+    files: Files
+    nodes: tuple[Node, ...]
+
+    def chain(self, row: str, seed: int) -> list[Node]:
+        """Return the nodes of a cell in the order of the stages, those that it shares with other rows included."""
+        return [node for node in self.nodes if node.seed == seed and node.row in (row, "") and node.stage != TOKENIZER]
+
+    def levels(self) -> list[list[Node]]:
+        """Return the nodes by level: those of a level need only nodes of earlier levels."""
+        depth: dict[str, int] = {}
+        for node in self.nodes:
+            depth[node.name] = 1 + max((depth[name] for name in node.parents), default=-1)
+        return [[node for node in self.nodes if depth[node.name] == level] for level in range(max(depth.values()) + 1)]
+
+
+def build_grid(
+    experiment: Experiment,
+    tier: str,
+    files: Files,
+    read_run: ReadRun,
+    *,
+    seeds: tuple[int, ...] = (),
+    flops_per_step: Callable[[Run], float] | None = None,
+) -> Grid:
+    """Return the grid of an experiment at a tier; every run is parsed.
+
+    Args:
+        seeds: none = as many as the tier has, from 0 on.
+        flops_per_step: the FLOPs of a training step, for options with a value of `Flops`.
+
+    Raises:
+        BadInput: the experiment has no such tier; or an option of a stage does not exist or has a wrong value, and the message
+            names the experiment, the row and the stage.
+    """
+    if tier not in experiment.tiers:
+        raise BadInput(f"--tier {tier}: {experiment.name} has {', '.join(experiment.tiers)}")
+    seeds = seeds or tuple(range(experiment.tiers[tier].seeds or experiment.seeds))
+    with tempfile.TemporaryDirectory() as folder:
+        builder = _Builder(experiment, tier, files, read_run, flops_per_step, Path(folder))
+        nodes = [builder.tokenizer()]
+        for seed in seeds:
+            for row in experiment.tier_rows(tier):
+                nodes += [node for node in builder.cell(row, seed) if node.name not in {other.name for other in nodes}]
+    return Grid(experiment=experiment, tier=tier, seeds=seeds, files=files, nodes=tuple(nodes))
+
+
+@dataclasses.dataclass
+class _Builder:
+    experiment: Experiment
+    tier: str
+    files: Files
+    read_run: ReadRun
+    flops_per_step: Callable[[Run], float] | None
+    folder: Path
+    parsed: dict[tuple[str, ...], Run] = dataclasses.field(default_factory=dict)
+    """What distinguishes a run from all but its seeds -> the run."""
+    keys: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    """Folder of a run -> its key in `parsed`."""
+
+    def tokenizer(self) -> Node:
+        """Return the node that trains the tokenizer: a run of one step of the main stage, before the options of any row."""
+        stage = self.experiment.main
+        row = Row(name=TOKENIZER, label="", recipes={stage.name: self.experiment.tokenizer or stage.recipe})
+        options = {**_options(self.experiment, self.tier, stage, row), "steps": 1}
+        argv, run = self._train(row, stage, 0, TOKENIZER, options)
+        return Node(name=TOKENIZER, run=f"{RUNS}/{TOKENIZER}", argv=argv, stage=TOKENIZER, row="", seed=0, parents=(), config=run)
+
+    def cell(self, row: Row, seed: int) -> Iterator[Node]:
+        """Yield the nodes of a row and a seed."""
+        nodes: dict[str, Node] = {}
+        for stage in self.experiment.stages:
+            if stage.name in row.without:
+                continue
+            parent = nodes.get(stage.after or "")
+            name = f"{stage.name}-{seed}" if stage.shared else f"{row.name}-{stage.name}-{seed}"
+            with self._named(row, stage):
+                if stage.task is not None:
+                    assert parent is not None, "the declaration gives every evaluation a parent"
+                    node = self._evaluation(row, stage, parent, name)
+                else:
+                    node = self._training(row, stage, seed, name, parent)
+            nodes[stage.name] = node
+            yield node
+
+    def _training(self, row: Row, stage: Stage, seed: int, name: str, parent: Node | None) -> Node:
+        options = dict(_options(self.experiment, self.tier, stage, row))
+        if parent is None or stage.parent_option != "init":
+            options = {"tokenizer.path": f"{RUNS}/{TOKENIZER}/tokenizer", **options}
+        if parent is not None:
+            options[stage.parent_option] = parent.run
+        argv, run, resolved = self._train(row, stage, seed, name, options)
+        return Node(
+            name=name,
+            run=f"{RUNS}/{name}",
+            argv=argv,
+            options=resolved,
+            stage=stage.name,
+            row="" if stage.shared else row.name,
+            seed=seed,
+            parents=(parent.name if parent else TOKENIZER,),
+            config=run,
+            seconds=stage.seconds,
+        )
+
+    def _train(self, row: Row, stage: Stage, seed: int, name: str, options: Options) -> tuple[tuple[str, ...], Run, Options]:
+        recipe = row.recipes.get(stage.name, stage.recipe)
+        recipe = self.experiment.tiers[self.tier].recipes.get(recipe, recipe)
+        resolved = self._resolved(recipe, options)
+        words = self._words({"name": name, "out": RUNS, "seed": seed, "checkpoint.keep": 1, **resolved}, run="")
+        run = _with_parent(dataclasses.replace(self._parse(recipe, resolved, name), name=name, out=RUNS, seed=seed), options)
+        # The parent of a later stage, as far as its configuration is concerned.
+        RunDir(self.folder / RUNS / name).path.mkdir(parents=True, exist_ok=True)
+        RunDir(self.folder / RUNS / name).write_config(run)
+        return ("train", recipe, *words), run, resolved
+
+    def _resolved(self, recipe: str, options: Options) -> dict[str, Value]:
+        """Return options without `Times` and `Flops`."""
+        values = {key: value for key, value in options.items() if not isinstance(value, Flops)}
+        for key in options.keys() - values.keys():
+            run = self._parse(recipe, values)
+            assert self.flops_per_step is not None, f"{key} needs the FLOPs of a step"
+            value = options[key]
+            assert isinstance(value, Flops)
+            values[key] = max(1, round(value.total / self.flops_per_step(run)))
+        return values
+
+    def _parse(self, recipe: str, options: Options, name: str = "") -> Run:
+        """Return the run of a recipe and options; the runs that they name are those in the temporary folder."""
+        parents = {key: str(options[key]) for key in PARENTS if options.get(key)}
+        key = (recipe, *self._words({key: value for key, value in options.items() if key not in parents}, run=""))
+        # The parents of two seeds have equal configurations, apart from their seed.
+        key += tuple(word for parent in parents.values() for word in self.keys[parent])
+        if key not in self.parsed:
+            paths = {option: str(self.folder / parent) for option, parent in parents.items()}
+            self.parsed[key] = self.read_run(recipe, self._words({"checkpoint.keep": 1, **options, **paths}, run=""))
+        if name:
+            self.keys[f"{RUNS}/{name}"] = key
+        return self.parsed[key]
+
+    def _evaluation(self, row: Row, stage: Stage, parent: Node, name: str) -> Node:
+        assert stage.task is not None
+        options = _options(self.experiment, self.tier, stage, row)
+        return Node(
+            name=name,
+            run=parent.run,
+            options=options,
+            argv=("eval", parent.run, "--task", stage.task, *self._words(options, run=parent.run)),
+            stage=stage.name,
+            row=parent.row,
+            seed=parent.seed,
+            parents=(parent.name,),
+            config=parent.config,
+            task=stage.task,
+            seconds=stage.seconds,
+        )
+
+    def _words(self, options: Options, run: str) -> list[str]:
+        words = []
+        for key, value in options.items():
+            words += option_words(key, value, functools.partial(self.files.fill, run=run))
+        return words
+
+    @contextlib.contextmanager
+    def _named(self, row: Row, stage: Stage) -> Iterator[None]:
+        try:
+            yield
+        except BadInput as error:
+            raise BadInput(f"experiment {self.experiment.name}, row {row.name}, stage {stage.name}: {error}") from None
+
+
+def option_words(key: str, value: Value, fill: Callable[[str], str] = str) -> list[str]:
+    """Return an option as words of a command line: --data.batch 16, --selection.no-best, --data.paths a b."""
+    name = key.replace("_", "-")
+    if value is None:
+        return []
+    if isinstance(value, bool):
+        group, _, last = name.rpartition(".")
+        return [f"--{name}" if value else f"--{group}{'.' * bool(group)}no-{last}"]
+    values = value if isinstance(value, tuple) else (value,)
+    return [f"--{name}", *(fill(f"{item:g}" if isinstance(item, float) else str(item)) for item in values)]
+
+
+def _with_parent(run: Run, options: Options) -> Run:
+    """Return a run whose parents are named as in its options, not as folders of the temporary one."""
+    if options.get("init"):
+        run = dataclasses.replace(run, init=str(options["init"]))
+    if run.teacher:
+        distillation = dataclasses.replace(run.options.distillation, teacher=str(options["distillation.teacher"]))
+        run = dataclasses.replace(run, options=dataclasses.replace(run.options, distillation=distillation))
+    return run
+
+
+def _options(experiment: Experiment, tier: str, stage: Stage, row: Row) -> dict[str, Value]:
+    """Return the options of a row's stage; a multiple is of the value in the stage or the tier."""
+    options = {**stage.overrides, **experiment.tiers[tier].overrides.get(stage.name, {})}
+    own: Mapping[str, Any] = {**(row.overrides if stage == experiment.main else {}), **row.stages.get(stage.name, {})}
+    for key, value in own.items():
+        if isinstance(value, Times):
+            base = options[key]
+            assert isinstance(base, int | float), f"{stage.name} has no number {key} that a row could multiply"
+            options[key] = round(base * value.factor) if isinstance(base, int) else base * value.factor
+        else:
+            options[key] = value
+    return options

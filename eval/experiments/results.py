@@ -1,0 +1,244 @@
+"""experiment.json: everything that the page shows, read from the folders of the runs, and the verdicts on the claims."""
+
+import json
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from eval.experiments import checks, status
+from eval.experiments.declaration import Experiment
+from eval.experiments.grid import Grid, Node
+from train.run.metrics_file import read_rows
+from train.run.run_dir import RunDir, write_json, write_text
+from zoo.errors import BadInput
+
+JSON, HTML, MARKDOWN = "experiment.json", "experiment.html", "experiment.md"
+PLATEAU = 0.2
+"""Nats by which a run's loss must be below that of word frequencies; otherwise it did not learn."""
+COSTS = ("input_tokens", "text_tokens", "predictions", "bytes", "flops", "seconds", "peak_bytes")
+TEXT_SLACK = 0.03
+"""Share by which equal budgets in text tokens may differ: how much text is in a row is known only after the runs."""
+
+
+def write_results(grid: Grid, registration: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Write experiment.json and the pages beside it, each atomically, and return the content of the former."""
+    from eval.experiments.page import render_html, render_markdown
+
+    result = json.loads(json.dumps(collect(grid, registration, folder)))
+    write_json(folder / JSON, result)
+    write_text(folder / HTML, render_html(result))
+    write_text(folder / MARKDOWN, render_markdown(result))
+    return result
+
+
+def collect(grid: Grid, registration: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Return the content of experiment.json."""
+    experiment = grid.experiment
+    if experiment.judge is None:
+        from eval.experiments.verdicts import judge
+    else:
+        judge = experiment.judge
+    cells = [
+        read_cell(node, row.name, folder, is_control=row.name == experiment.control)
+        for row in experiment.tier_rows(grid.tier)
+        for seed in grid.seeds
+        for node in grid.chain(row.name, seed)
+    ]
+    floors = _floors(experiment, grid, cells)
+    shown = {name: value for name, value in registration.items() if name not in ("date", "deviations")}
+    claims = judge(shown, cells, floors)
+    budget = _budget(grid, cells)
+    deviations = [*registration["deviations"], *_failures(grid, folder, cells)]
+    problems = _data_problems(grid, cells)
+    if budget["note"]:
+        problems |= dict.fromkeys((claim["id"] for claim in claims), budget["note"])
+        deviations.append(budget["note"])
+    for claim in claims:
+        if problem := problems.get(claim["id"]):
+            claim |= {"verdict": "not testable", "reason": problem}
+    sizes = _sizes(cells)
+    return {
+        "schema": 1,
+        "name": experiment.name,
+        "question": experiment.question,
+        "source": experiment.source,
+        "scale": experiment.scale.format(**sizes),
+        "date": registration["date"],
+        "tier": grid.tier,
+        "registration": shown,
+        "cells": cells,
+        "claims": claims,
+        "paper": [
+            {"row": row.name, "metric": metric, "value": value, "source": experiment.source}
+            for row in experiment.tier_rows(grid.tier)
+            for metric, value in row.paper.items()
+        ],
+        "floors": floors,
+        "budget": budget,
+        "deviations": list(dict.fromkeys(deviations)),
+    }
+
+
+def read_cell(node: Node, row: str, folder: Path, *, is_control: bool = False) -> dict[str, Any]:
+    """Return the cell of a node: its status, scores, costs, fingerprints, command, curve and provenance."""
+    files = RunDir(folder / node.run)
+    scores, meta = _scores(node, files), _manifest(files)
+    starts = _rows(files.starts)
+    valid = [] if node.task else [row for row in _rows(files.metrics) if row.get("kind") == "valid"]
+    per_step = starts[-1].get("flops") if starts else None
+    tokens = node.config.data.batch * node.config.data.length
+    main = _main_score(scores or (valid[-1] if valid else {}))
+    return {
+        "row": row,
+        "seed": node.seed,
+        "stage": node.stage,
+        "run": node.run,
+        "status": cell_status(node, folder, scores, is_control=is_control),
+        "scores": {name: value for name, value in scores.items() if math.isfinite(value)},
+        "costs": _costs(node, files, int(meta.get("step", 0)), meta),
+        "fingerprints": {name: meta[name] for name in ("held_out", "tokenizer", "data", "targets") if name in meta},
+        "command": " ".join(("zoo", *node.argv)),
+        "curve": [
+            [row["step"] * tokens, None if per_step is None else row["step"] * per_step, row[main]]
+            for row in valid
+            if isinstance(row.get(main), int | float) and math.isfinite(row[main])
+        ],
+        "provenance": _provenance(starts[-1] if starts else {}),
+    }
+
+
+def cell_status(node: Node, folder: Path, scores: Mapping[str, float], *, is_control: bool = False) -> str:
+    """Return "done", "missing", "failed", "diverged" or "did not learn"; the control is not expected to learn."""
+    if not status.is_done(node, folder):
+        reason = status.failure(node, folder)
+        return "diverged" if status.DIVERGED in reason else "failed" if reason else "missing"
+    if any(not math.isfinite(value) for value in scores.values()):
+        return "diverged"
+    loss = scores.get("masked_loss", scores.get("loss"))
+    if not is_control and loss is not None and "unigram_loss" in scores and loss > scores["unigram_loss"] - PLATEAU:
+        return "did not learn"
+    return "done"
+
+
+def _scores(node: Node, files: RunDir) -> dict[str, float]:
+    if node.task:
+        entry = status.read_object(files.evaluations).get(status.evaluation_name(node), {})
+        content = entry.get("metrics", {}) if isinstance(entry, dict) else {}
+    else:
+        content = status.read_object(files.scores)
+    return {name: value for name, value in content.items() if isinstance(value, int | float) and not isinstance(value, bool)}
+
+
+def _costs(node: Node, files: RunDir, last: int, meta: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the costs of a training run's steps; those that it has not recorded are None, and all of an evaluation."""
+    from train.run.costs import read_known_costs
+
+    recorded = {} if node.task or not last else read_known_costs(files, last, meta)
+    return {name: recorded.get(name) for name in COSTS}
+
+
+def _manifest(files: RunDir) -> dict[str, Any]:
+    """Return the metadata of the newest checkpoint; {} if there is none."""
+    for path in sorted(files.checkpoints.glob("*/COMMIT.json"), reverse=True):
+        meta = status.read_object(path).get("meta", {})
+        return meta if isinstance(meta, dict) else {}
+    return {}
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    """Return the rows of a file; none if it is absent or damaged, since the other cells can still be shown."""
+    try:
+        return read_rows(path) if path.exists() else []
+    except BadInput:
+        return []
+
+
+def _provenance(start: Mapping[str, Any]) -> dict[str, Any]:
+    recorded = start.get("provenance", {})
+    names = ("commit", "dirty", "device", "host")
+    return {**{name: recorded.get(name) for name in names}, "versions": start.get("versions", {})}
+
+
+def _main_score(scores: Mapping[str, Any]) -> str:
+    return next((name for name in ("masked_loss", "loss", "accuracy") if name in scores), "loss")
+
+
+def _floors(experiment: Experiment, grid: Grid, cells: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return the scores of trivial baselines: word frequencies and the largest class in the runs, and the declared ones."""
+    floors: list[dict[str, Any]] = []
+    for name, metric, of in (("unigram", "masked_loss", "unigram_loss"), ("majority class", "accuracy", "majority_share")):
+        for stage in dict.fromkeys(cell["stage"] for cell in cells):
+            values = [cell["scores"][of] for cell in cells if cell["stage"] == stage and of in cell["scores"]]
+            if values:
+                value, source = statistics.mean(values), "computed on the held-out data of the runs"
+                floors.append({"name": name, "metric": f"{stage}/{metric}", "value": value, "source": source})
+    if grid.experiment.tiers[grid.tier].tasks == "files":
+        floors += [dict(zip(("name", "metric", "value", "source"), floor, strict=True)) for floor in experiment.floors]
+    return floors
+
+
+def _budget(grid: Grid, cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the budget of each row, the mean over its seeds; the note says which rows differ under the rule.
+
+    Input tokens are the positions of all steps, as papers count them; text tokens and FLOPs are those that the runs recorded.
+    """
+    rule, values = grid.experiment.budget, {}
+    for row in (row.name for row in grid.experiment.tier_rows(grid.tier)):
+        sums = []
+        for seed in grid.seeds:
+            chain = [node for node in grid.chain(row, seed) if not node.task]
+            if rule == "input_tokens":
+                spent: list[float | None] = [checks.positions(node) for node in chain]
+            else:
+                spent = [
+                    cell["costs"][rule]
+                    for node in chain
+                    for cell in cells
+                    if (cell["row"], cell["run"], cell["stage"]) == (row, node.run, node.stage)
+                ]
+            recorded = [value for value in spent if value is not None]
+            if len(recorded) == len(chain):
+                sums.append(sum(recorded))
+        values[row] = statistics.mean(sums) if sums else None
+    measured = {row: value for row, value in values.items() if value is not None and row != grid.experiment.control}
+    slack = TEXT_SLACK if rule == "text_tokens" else checks.SLACK
+    lines = checks.unequal_budgets(measured, checks.groups_of(grid), checks.budget_unit(rule), slack)
+    return {"rule": rule, "values": values, "note": "; ".join(lines)}
+
+
+def _data_problems(grid: Grid, cells: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Return claim -> why its rows cannot be compared: they have other tokenizers, held-out data or targets."""
+    problems = {}
+    for claim in grid.experiment.tier_claims(grid.tier):
+        stage, rows = claim.metric.partition("/")[0], (claim.row, *claim.reference)
+        of_stage = [cell for cell in cells if cell["stage"] == stage and cell["row"] in rows]
+        trained = any(node.stage == stage and not node.task for node in grid.nodes)
+        for name in ("tokenizer", *(("held_out", "targets") if trained else ())):
+            first: dict[str, Any] | None = None
+            for cell in of_stage:
+                if name not in cell["fingerprints"]:
+                    continue
+                first = first or dict(cell)
+                if cell["fingerprints"][name] != first["fingerprints"][name]:
+                    what = name.replace("_", "-")
+                    problems[claim.id] = f"unequal {what} data: {first['run']} and {cell['run']} were not scored alike"
+    return problems
+
+
+def _failures(grid: Grid, folder: Path, cells: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return a line for each run that diverged, failed or did not learn."""
+    nodes = {(node.stage, node.run): node for node in grid.nodes}
+    lines = []
+    for cell in cells:
+        if cell["status"] in ("failed", "diverged", "did not learn"):
+            reason = status.failure(nodes[cell["stage"], cell["run"]], folder)
+            lines.append(f"{cell['run']}, {cell['stage']}: {cell['status']}" + (f" ({reason})" if reason else ""))
+    return lines
+
+
+def _sizes(cells: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Return the words that the text about the scale may contain: the input tokens of the first stage that was trained."""
+    tokens = [cell["costs"]["input_tokens"] for cell in cells if cell["costs"]["input_tokens"]]
+    return {"tokens": f"{max(tokens) / 1e6:.2f}M" if tokens else "no"}

@@ -1,0 +1,171 @@
+"""The command `zoo experiment`."""
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+from zoo.cli.commands.train import parse_options
+from zoo.cli.option_parser import parse
+from zoo.errors import BadInput, require
+
+HANDOVERS = ("plan", "commands", "slurm", "jobset", "render")
+
+
+def experiment(args: list[str]) -> int:
+    """Run `zoo experiment NAME DIR [options]` or `zoo experiment --list`."""
+    import tyro
+
+    from eval.experiments import catalogue
+
+    if args[:1] == ["--list"]:
+        for name in catalogue.names():
+            declared = catalogue.find(name)
+            print(f"{name:14} {declared.question}\n{'':14} {declared.source}; tiers {', '.join(declared.tiers)}")
+        return 0
+
+    @dataclasses.dataclass(frozen=True)
+    class Options:
+        """Run a declared grid of training runs with several seeds, judge its claims, and write a page beside a paper's table.
+
+        The same command continues after any interruption. `zoo experiment --list` lists the experiments.
+        """
+
+        name: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="NAME")]
+        """Name of the experiment."""
+        folder: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DIR")]
+        """Folder of the experiment: its runs, its registration, experiment.json and the page."""
+        tier: str = "nano"
+        """Scale. smoke: minutes, to try it; nano: about an hour on two cores; night: a night; paper: the paper's."""
+        seeds: int = 0
+        """Number of seeds, from 0 on; 0 = as many as the tier has."""
+        corpus: str = ""
+        """Folder with train/ and valid/ of the training text; empty = the tier's; "embedded" = the embedded corpus."""
+        corpus_digest: str = ""
+        """SHA-256 that --corpus must have; empty = that of the tier's; "any" = another corpus, which the page then names."""
+        tasks: str = ""
+        """Folder of the published task files (sst2/, trec/, multi30k/); smoke generates its own."""
+        plan: bool = False
+        """Print runs, FLOPs and minutes, and run nothing."""
+        rate: float = 0.0
+        """GFLOP/s of matrix products that --plan assumes; 0 = measure this machine's."""
+        commands: bool = False
+        """Print the command of every run, level by level, and run nothing."""
+        slurm: bool = False
+        """Print a script that submits the runs to Slurm as one array of jobs a level; it needs no Slurm here."""
+        jobset: bool = False
+        """Print Kubernetes job sets, one a level."""
+        render: bool = False
+        """Only write experiment.json and the page from the runs that there are."""
+
+    options = parse(Options, args=args, prog="zoo experiment")
+    chosen = [f"--{name}" for name in HANDOVERS if getattr(options, name)]
+    require(len(chosen) <= 1, "plan", " ".join(chosen), "choose one of them")
+    require(0 <= options.seeds <= 1000, "seeds", options.seeds, "choose 0 (the tier's) or 1 to 1,000")
+    require(options.rate >= 0, "rate", options.rate, "choose 0 (measure it) or a rate in GFLOP/s")
+    folder = Path(options.folder)
+    if folder.exists() and not folder.is_dir():
+        raise BadInput(f"{folder}: is a file; name a folder")
+    from eval.experiments import files as experiment_files
+    from eval.experiments import grid as grids
+
+    declared = catalogue.find(options.name)
+    if options.tier not in declared.tiers:
+        raise BadInput(f"--tier {options.tier}: {declared.name} has {', '.join(declared.tiers)}")
+    tier = declared.tiers[options.tier]
+    needs_tasks = any("{tasks}" in str(values) for values in _values(declared, options.tier))
+    files = experiment_files.find_files(
+        tier, needs_tasks, folder=options.corpus, digest=options.corpus_digest, tasks=options.tasks
+    )
+    seeds = tuple(range(options.seeds))
+    grid = grids.build_grid(declared, options.tier, files, parse_options, seeds=seeds, flops_per_step=_flops_per_step)
+    return _act(options, grid, folder)
+
+
+def _act(options: Any, grid: Any, folder: Path) -> int:
+    """Do what the options ask for with a grid."""
+    from eval.experiments import checks, handover
+
+    checks.check_grid(grid, lambda: _costs(grid))
+    if options.plan:
+        from eval.experiments import plan
+
+        rate = options.rate * 1e9 or _measured_rate()
+        print("\n".join(plan.plan_lines(grid, _costs(grid), rate)))
+        return 0
+    texts = {
+        "commands": lambda: "\n".join(handover.command_lines(grid, folder)),
+        "slurm": lambda: handover.slurm_script(grid, folder),
+        "jobset": lambda: handover.job_sets(grid, folder),
+    }
+    from eval.experiments import engine, files, registration, results, status
+
+    if options.render:
+        registration.read(folder)
+    elif not any(getattr(options, name) for name in texts):
+        engine.check_installed()
+
+    def notify(line: str) -> None:
+        print(f"! {line}", file=sys.stderr, flush=True)
+
+    with engine.locked(folder, notify):
+        status.check_runs(grid, folder)
+        registered = registration.register(grid, folder)
+        for line in [f"claim {name} changed after the first run: it is exploratory" for name in registered["changed"]]:
+            notify(line)
+        failures: list[str] = []
+        if not options.render:
+            files.write_files(grid.files, folder)
+            for name in texts:
+                if getattr(options, name):
+                    print(texts[name](), flush=True)
+                    return 0
+            try:
+                failures = engine.run_missing(grid, folder)
+            except engine.Stopped as stopped:
+                notify("stopped; the same command continues")
+                return 128 + stopped.number
+        result = results.write_results(grid, registered, folder)
+    for line in [*failures, *result["deviations"]]:
+        notify(line)
+    for claim in result["claims"]:
+        print(f"{claim['id']:24} {claim['verdict']}: {claim['reason']}")
+    print(folder / results.HTML, flush=True)
+    return 1 if failures else 0
+
+
+def _values(declared: Any, tier: str) -> list[Any]:
+    """Return the values of all options of the stages of a tier."""
+    options = [stage.overrides for stage in declared.stages] + list(declared.tiers[tier].overrides.values())
+    return [value for values in options for value in values.values()]
+
+
+def _costs(grid: Any) -> Any:
+    """Return the costs of a grid; JAX is then limited to the CPU, for the processes of the runs need the other devices."""
+    from eval.experiments import plan
+
+    _use_cpu()
+    return plan.costs(grid)
+
+
+def _flops_per_step(run: Any) -> float:
+    from eval.experiments import plan
+
+    _use_cpu()
+    return plan.step_flops(run)
+
+
+def _use_cpu() -> None:
+    import jax
+
+    jax.config.update("jax_platforms", "cpu")
+
+
+def _measured_rate() -> float:
+    """Return the rate of float32 matrix products of this machine's CPU."""
+    import jax.numpy as jnp
+
+    from train.run import metrics_file
+
+    _use_cpu()
+    return metrics_file.matrix_rate(jnp.float32)
