@@ -130,8 +130,8 @@ def _check_data(grid: Grid, claim: Claim) -> None:
             for option in options:
                 values = [other.options.get(option) for other in (reference, node)]
                 if values[0] != values[1]:
-                    shown = [" ".join(map(str, value)) if isinstance(value, tuple) else value for value in values]
+                    texts = [" ".join(map(str, value)) if isinstance(value, tuple) else value for value in values]
                     raise BadInput(
                         f"experiment {grid.experiment.name}: claim {claim.id} compares rows of unequal {what}: "
-                        f"--{option.replace('_', '-')} {shown[0]} in {first}, {shown[1]} in {row}; give both the same"
+                        f"--{option.replace('_', '-')} {texts[0]} in {first}, {texts[1]} in {row}; give both the same"
                     )

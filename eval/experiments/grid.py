@@ -123,8 +123,18 @@ class _Builder:
         stage = self.experiment.main
         row = Row(name=TOKENIZER, label="", recipes={stage.name: self.experiment.tokenizer or stage.recipe})
         options = {**_options(self.experiment, self.tier, stage, row), "steps": 1}
-        argv, run = self._train(row, stage, 0, TOKENIZER, options)
-        return Node(name=TOKENIZER, run=f"{RUNS}/{TOKENIZER}", argv=argv, stage=TOKENIZER, row="", seed=0, parents=(), config=run)
+        argv, run, resolved = self._train(row, stage, 0, TOKENIZER, options)
+        return Node(
+            name=TOKENIZER,
+            run=f"{RUNS}/{TOKENIZER}",
+            argv=argv,
+            options=resolved,
+            stage=TOKENIZER,
+            row="",
+            seed=0,
+            parents=(),
+            config=run,
+        )
 
     def cell(self, row: Row, seed: int) -> Iterator[Node]:
         """Yield the nodes of a row and a seed."""

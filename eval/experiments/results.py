@@ -47,8 +47,8 @@ def collect(grid: Grid, registration: Mapping[str, Any], folder: Path) -> dict[s
         for node in grid.chain(row.name, seed)
     ]
     floors = _floors(experiment, grid, cells)
-    shown = {name: value for name, value in registration.items() if name not in ("date", "deviations")}
-    claims = judge(shown, cells, floors)
+    content = {name: value for name, value in registration.items() if name not in ("date", "deviations")}
+    claims = judge(content, cells, floors)
     budget = _budget(grid, cells)
     deviations = [*registration["deviations"], *_failures(grid, folder, cells)]
     problems = _data_problems(grid, cells)
@@ -67,7 +67,7 @@ def collect(grid: Grid, registration: Mapping[str, Any], folder: Path) -> dict[s
         "scale": experiment.scale.format(**sizes),
         "date": registration["date"],
         "tier": grid.tier,
-        "registration": shown,
+        "registration": content,
         "cells": cells,
         "claims": claims,
         "paper": [

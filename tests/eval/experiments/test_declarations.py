@@ -1,0 +1,88 @@
+"""Declarations of experiments: every row is a run that `zoo train` accepts, and unfair ones are refused."""
+
+import dataclasses
+from typing import Any
+
+import pytest
+
+from eval.experiments import catalogue
+from eval.experiments.checks import check_grid
+from eval.experiments.declaration import Row, Stage, Times
+from eval.experiments.files import Files
+from eval.experiments.grid import Grid, build_grid, option_words
+from eval.experiments.plan import node_cost
+from tests.support.small_experiment import experiment, small_grid, with_claim, with_row
+from zoo.cli.commands.train import parse_options
+from zoo.errors import BadInput
+
+FILES = Files(train="{train}", valid="{valid}", tasks="{tasks}", corpus="public 0")
+CASES = [(name, tier) for name in catalogue.names() for tier in catalogue.find(name).tiers]
+
+
+def approximate_flops(run: Any) -> float:
+    return (
+        6.0 * (12 * run.model.layers * run.model.width**2 + run.model.vocab * run.model.width) * run.data.batch * run.data.length
+    )
+
+
+def grid_of(name: str, tier: str) -> Grid:
+    return build_grid(catalogue.find(name), tier, FILES, parse_options, seeds=(0, 1), flops_per_step=approximate_flops)
+
+
+@pytest.mark.parametrize(
+    ("name", "tier"), [pytest.param(*case, marks=[] if case[1] == "nano" else pytest.mark.full) for case in CASES]
+)
+def test_every_row_of_every_experiment_is_a_run_of_an_equal_budget(name: str, tier: str) -> None:
+    grid = grid_of(name, tier)
+    check_grid(grid, lambda: {n.name: node_cost(n, 0.0 if n.task else approximate_flops(n.config)) for n in grid.nodes})
+    rows = grid.experiment.tier_rows(tier)
+    assert all(len(grid.chain(row.name, seed)) >= 1 for row in rows for seed in (0, 1))
+    # Seeds differ in the seed alone.
+    first, second = ([node.options for node in grid.chain(rows[0].name, seed)] for seed in (0, 1))
+    assert [options.keys() for options in first] == [options.keys() for options in second]
+    assert grid.levels()[0][0].name == "tokenizer"
+    assert grid.experiment.tier_claims(tier) or tier == "smoke"
+
+
+def test_options_become_words_of_a_command_line() -> None:
+    values = {"data.paths": ("a b", "{run}"), "selection.best": False, "data.pack": True, "optim.lr": 1e-3, "x": None}
+    words = [word for key, value in values.items() for word in option_words(key, value, lambda text: text.replace("{run}", "r"))]
+    assert words == ["--data.paths", "a b", "r", "--selection.no-best", "--data.pack", "--optim.lr", "0.001"]
+
+
+def test_a_row_may_multiply_the_options_of_a_tier() -> None:
+    grid = small_grid(**with_row("b", **{"steps": Times(0.5), "data.batch": Times(2)}))
+    (run,) = [node.config for node in grid.nodes if node.name == "b-pretrain-0"]
+    assert (run.steps, run.data.batch) == (2, 16)
+
+
+BAD: dict[str, tuple[dict[str, Any], str]] = {
+    "no control": ({"control": "fresh"}, "there is no control"),
+    "a claim without a forecast": ({"forecast": {}}, "it has no forecast"),
+    "five claims": ({"claims": tuple(dataclasses.replace(experiment().claims[0], id=str(i)) for i in range(5))}, "5 claims"),
+    "a claim on another row": (with_claim(row="c"), "there is no row c"),
+    "an evaluation of nothing": ({"stages": (*experiment().stages, Stage(name="x", task="lambada"))}, "needs a parent"),
+    "unequal budgets": (with_row("b", steps=5), "a takes 1,024 input tokens and b 1,280"),
+    "a metric that a row lacks": (with_claim(metric="pretrain/accuracy"), "row b lacks it; choose one of loss, perplexity"),
+    "a stage that a row lacks": (
+        {**with_claim(metric="score/perplexity"), "rows": (*experiment().rows[:2], Row(name="none", label=""))}
+        | {"rows": tuple(dataclasses.replace(row, without=("score",) * (row.name == "b")) for row in experiment().rows)},
+        "row b lacks the stage",
+    ),
+    "unequal tokenizers": (with_row("b", **{"tokenizer.path": "other"}), "unequal tokenizer: .* other in b"),
+    "unequal held-out data": (with_row("b", **{"data.valid_paths": "other"}), "unequal held-out data: .* other in b"),
+    "an option that does not exist": (with_row("b", **{"data.bach": 3}), "row b, stage pretrain: there is no option --data.bach"),
+    "a value out of range": (with_row("b", **{"optim.lr": -1}), "row b, stage pretrain: --optim.lr"),
+}
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.planted) for name in BAD])
+def test_unfair_and_wrong_declarations_are_refused(name: str) -> None:
+    changes, message = BAD[name]
+    with pytest.raises(BadInput, match=message):
+        check_grid(small_grid(**changes), dict)
+
+
+def test_the_nearest_experiment_is_named() -> None:
+    with pytest.raises(BadInput, match="the nearest is masks"):
+        catalogue.find("mask")

@@ -1,0 +1,195 @@
+"""The engine: what runs, what is skipped, what waits, and what a kill leaves."""
+
+import json
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from filelock import FileLock
+
+from eval.experiments import engine, handover, results, status
+from eval.experiments.registration import register
+from eval.experiments.run_progress import RunProgress
+from tests.support.processes import clean_environment
+from tests.support.runs import QUICK, alive, gone
+from tests.support.small_experiment import STAND_IN, order, small_grid, with_row
+from train.run.run_dir import RunDir
+from zoo.errors import BadInput
+
+COMMAND = (sys.executable, "-m", "zoo.cli", "experiment", "masks", "grid", "--tier", "smoke")
+
+
+@pytest.fixture
+def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "PROGRAM", (sys.executable, "-c", STAND_IN))
+    monkeypatch.setattr(engine, "POLL", 0.01)
+    monkeypatch.setattr(engine, "PATIENCE", 0.05)
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_a_failed_node_stops_its_descendants_only_and_is_tried_again(tmp_path: Path) -> None:
+    grid = small_grid()
+    (tmp_path / "fail-a-pretrain-0").write_text("3 steps in a row had a non-finite loss or gradient")
+    (line,) = engine.run_missing(grid, tmp_path)
+    assert line.startswith("a-pretrain-0 failed: exit code 1: 3 steps in a row had a non-finite loss")
+    assert [words.split()[0] for words in order(tmp_path)] == ["train", "train", "train", "eval", "train", "eval"]
+    cells = {(c["row"], c["stage"]): c["status"] for c in results_of(grid, tmp_path)}
+    assert cells["a", "pretrain"] == "diverged" and cells["a", "score"] == "missing" and cells["b", "score"] == "done"
+    (tmp_path / "fail-a-pretrain-0").unlink()
+    assert engine.run_missing(grid, tmp_path) == [] and len(order(tmp_path)) == 8
+    # Everything is done: nothing runs.
+    assert engine.run_missing(grid, tmp_path) == [] and len(order(tmp_path)) == 8
+
+
+def results_of(grid: Any, folder: Path) -> list[dict[str, Any]]:
+    nodes = [(row.name, node) for row in grid.experiment.rows for node in grid.chain(row.name, 0)]
+    return [results.read_cell(node, row, folder) for row, node in nodes]
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_a_node_waits_for_the_lock_of_its_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "runs/a-pretrain-0"
+    folder.mkdir(parents=True)
+    lock = FileLock(folder / "run.lock", thread_local=False)
+    lock.acquire()
+    (folder / "run.lock").write_text("process 1 on here\n")
+    waited: list[str] = []
+    monkeypatch.setattr(RunProgress, "waiting", lambda _, node, reason: (waited.append(f"{node.name}: {reason}"), lock.release()))
+    assert engine.run_missing(small_grid(), tmp_path) == []
+    assert waited == [f"a-pretrain-0: {folder} is in use by process 1 on here"] and len(order(tmp_path)) == 7
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_a_second_engine_waits_for_the_first(tmp_path: Path) -> None:
+    notices: list[str] = []
+    inside = threading.Event()
+
+    def second() -> None:
+        with engine.locked(tmp_path, notices.append):
+            inside.set()
+
+    with engine.locked(tmp_path, notices.append):
+        thread = threading.Thread(target=second)
+        thread.start()
+        while not notices:
+            time.sleep(0.01)
+        assert not inside.is_set() and "is in use by process" in notices[0]
+    thread.join(60)
+    assert inside.is_set()
+
+
+@pytest.mark.planted
+def test_a_run_of_another_configuration_is_refused_by_name(tmp_path: Path) -> None:
+    (other,) = [n.config for n in small_grid(**with_row("b", **{"optim.lr": 1.0})).nodes if n.name == "b-pretrain-0"]
+    folder = RunDir(tmp_path / "runs/b-pretrain-0")
+    folder.path.mkdir(parents=True)
+    folder.write_config(other)
+    folder.scores.write_text("{}")
+    with pytest.raises(BadInput, match=r"b-pretrain-0 holds another run: optim.lr: 1.0 before, 0.002 now"):
+        status.check_runs(small_grid(), tmp_path)
+
+
+def test_doit_is_named_with_its_extra_where_it_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(sys.modules, "doit", None)
+    with pytest.raises(BadInput, match=r"pip install 'transformer-zoo\[experiments\]'"):
+        engine.run_missing(small_grid(), tmp_path)
+
+
+def test_commands_are_handed_over_level_by_level(tmp_path: Path) -> None:
+    grid = small_grid()
+    lines = handover.command_lines(grid, tmp_path)
+    assert [line for line in lines if line.startswith("#")] == [
+        "# level 0: 1 commands, in any order and at the same time",
+        "# level 1: 3 commands, in any order and at the same time",
+        "# level 2: 3 commands, in any order and at the same time",
+    ]
+    assert lines[-1].endswith("&& zoo eval runs/none-pretrain-0 --task perplexity --files files/valid")
+    script = handover.slurm_script(grid, tmp_path)
+    assert subprocess.run(["bash", "-n"], input=script, text=True, check=False).returncode == 0
+    assert script.count("sbatch --parsable") == 3 and "--array=0-2" in script
+    import yaml
+
+    sets = list(yaml.safe_load_all(handover.job_sets(grid, tmp_path)))
+    assert [job["spec"]["replicatedJobs"][0]["template"]["spec"]["completions"] for job in sets] == [1, 3, 3]
+
+
+# --- real runs, in processes that are killed ------------------------------------------------------------------------------------
+
+
+def start(folder: Path) -> subprocess.Popen[bytes]:
+    environment = clean_environment() | QUICK
+    return subprocess.Popen(COMMAND, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+
+def children(pid: int) -> list[int]:
+    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def outcome(folder: Path) -> dict[str, Any]:
+    """Return what must not depend on interruptions: the scores and states of all cells, and the registration."""
+    result = json.loads((folder / "grid/experiment.json").read_text())
+    cells = [{key: cell[key] for key in ("row", "seed", "stage", "status", "scores", "fingerprints")} for cell in result["cells"]]
+    return {"cells": cells, "hash": result["registration"]["hash"], "claims": result["claims"], "budget": result["budget"]}
+
+
+@pytest.mark.full
+def test_kills_of_the_engine_and_of_its_runs_change_nothing(tmp_path: Path) -> None:
+    complete, killed = tmp_path / "complete", tmp_path / "killed"
+    for folder in (complete, killed):
+        folder.mkdir()
+    process = start(complete)
+    printed = process.communicate(timeout=900)[0].decode()
+    assert process.returncode == 0, printed
+    assert (complete / "grid/experiment.html").exists() and (complete / "grid/experiment.md").exists()
+    rng = random.Random(0)
+    for attempt in range(8):
+        process = start(killed)
+        deadline = time.monotonic() + rng.uniform(3, 12)
+        while time.monotonic() < deadline and process.poll() is None:
+            time.sleep(0.05)
+        started = children(process.pid) if process.poll() is None else []
+        if attempt % 2 and started:
+            # A run that is killed fails, the engine goes on, and the next call runs it again.
+            subprocess.run(["kill", "-9", str(started[0])], check=False)
+            process.wait(900)
+        else:
+            process.send_signal(signal.SIGKILL)
+            process.wait(60)
+        assert gone(started), "a run outlived its engine"
+    process = start(killed)
+    printed = process.communicate(timeout=900)[0].decode()
+    assert process.returncode == 0, printed
+    assert outcome(killed) == outcome(complete)
+
+
+@pytest.mark.full
+def test_a_signal_stops_the_grid_after_the_run_has_saved(tmp_path: Path) -> None:
+    process = start(tmp_path)
+    while not (tmp_path / "grid/logs/tokenizer.log").exists() and process.poll() is None:
+        time.sleep(0.05)
+    time.sleep(1)
+    started = children(process.pid)
+    process.send_signal(signal.SIGTERM)
+    printed = process.communicate(timeout=300)[0].decode()
+    assert process.returncode == 143 and "the same command continues" in printed
+    assert not any(map(alive, started))
+
+
+@pytest.mark.full
+def test_the_page_is_rendered_from_a_part_of_the_grid(tmp_path: Path) -> None:
+    grid = small_grid()
+    registered = register(grid, tmp_path)
+    result = results.write_results(grid, registered, tmp_path)
+    assert {cell["status"] for cell in result["cells"]} == {"missing"}
+    assert [claim["verdict"] for claim in result["claims"]] == ["not testable"]
+    first = (tmp_path / results.HTML).read_bytes()
+    shutil.rmtree(tmp_path / "runs", ignore_errors=True)
+    results.write_results(grid, registered, tmp_path)
+    assert (tmp_path / results.HTML).read_bytes() == first
