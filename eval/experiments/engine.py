@@ -40,6 +40,10 @@ class Stopped(BaseException):
         self.number = number
 
 
+class _Broken(BaseException):
+    """An error of the engine itself, which doit would turn into the failure of a node."""
+
+
 def check_installed() -> None:
     """Refuse to go on without doit.
 
@@ -92,7 +96,11 @@ def run_missing(grid: Grid, folder: Path) -> list[str]:
     (folder / status.LOGS).mkdir(parents=True, exist_ok=True)
     engine = _Engine(grid, folder)
     with RunProgress(grid, folder) as engine.progress, engine.signals():
-        _run_doit(grid.nodes, engine)
+        try:
+            _run_doit(grid.nodes, engine)
+        except _Broken as broken:
+            assert broken.__cause__ is not None
+            raise broken.__cause__ from None
     lines = []
     for node in grid.nodes:
         if not status.is_done(node, folder) and (message := status.failure(node, folder)):
@@ -157,6 +165,12 @@ class _Engine:
 
     def run(self, node: Node) -> bool:
         """Run a node to its end and return whether it succeeded; doit counts False as a failure."""
+        try:
+            return self._run(node)
+        except Exception as error:
+            raise _Broken from error
+
+    def _run(self, node: Node) -> bool:
         while True:
             self._wait_for_lock(node)
             self._stop_if_asked()

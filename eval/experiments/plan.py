@@ -89,7 +89,8 @@ def _step_flops(key: str, run_argument: _Hashed, teacher_argument: _Hashed) -> f
             RunDir(folder).write_config(teacher)
             distillation = dataclasses.replace(run.options.distillation, teacher=str(Path(folder)))
             run = dataclasses.replace(run, options=dataclasses.replace(run.options, distillation=distillation))
-        run = synthetic_batch.resolve_config(run)
+        # FLOPs do not depend on the dtype, but "auto" is none.
+        run = synthetic_batch.resolve_config(dataclasses.replace(run, precision="float32"))
         mesh = device_mesh.make_mesh(run.mesh)
         objective_class = objectives.objective(run.objective)
         bind = getattr(objective_class, "bind_abstract", objective_class.bind)

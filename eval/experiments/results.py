@@ -140,10 +140,10 @@ def _costs(node: Node, files: RunDir, last: int, meta: Mapping[str, Any]) -> dic
 
 
 def _manifest(files: RunDir) -> dict[str, Any]:
-    """Return the metadata of the newest checkpoint; {} if there is none."""
+    """Return the metadata of the newest checkpoint and its step; {} if there is none."""
     for path in sorted(files.checkpoints.glob("*/COMMIT.json"), reverse=True):
         meta = status.read_object(path).get("meta", {})
-        return meta if isinstance(meta, dict) else {}
+        return {**meta, "step": int(path.parent.name)} if isinstance(meta, dict) else {}
     return {}
 
 
