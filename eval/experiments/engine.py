@@ -43,6 +43,10 @@ class Stopped(BaseException):
 class _Broken(BaseException):
     """An error of the engine itself, which doit would turn into the failure of a node."""
 
+    def __init__(self, error: Exception) -> None:
+        super().__init__(error)
+        self.error = error
+
 
 def check_installed() -> None:
     """Refuse to go on without doit.
@@ -99,8 +103,7 @@ def run_missing(grid: Grid, folder: Path) -> list[str]:
         try:
             _run_doit(grid.nodes, engine)
         except _Broken as broken:
-            assert broken.__cause__ is not None
-            raise broken.__cause__ from None
+            raise broken.error from None
     lines = []
     for node in grid.nodes:
         if not status.is_done(node, folder) and (message := status.failure(node, folder)):
@@ -168,7 +171,7 @@ class _Engine:
         try:
             return self._run(node)
         except Exception as error:
-            raise _Broken from error
+            raise _Broken(error) from error
 
     def _run(self, node: Node) -> bool:
         while True:
