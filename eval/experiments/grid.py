@@ -64,7 +64,8 @@ class Grid:
 
     def chain(self, row: str, seed: int) -> list[Node]:
         """Return the nodes of a cell in the order of the stages, those that it shares with other rows included."""
-        return [node for node in self.nodes if node.seed == seed and node.row in (row, "") and node.stage != TOKENIZER]
+        without = {TOKENIZER, *next(declared.without for declared in self.experiment.rows if declared.name == row)}
+        return [node for node in self.nodes if node.seed == seed and node.row in (row, "") and node.stage not in without]
 
     def levels(self) -> list[list[Node]]:
         """Return the nodes by level: those of a level need only nodes of earlier levels."""
@@ -143,7 +144,8 @@ class _Builder:
             if stage.name in row.without:
                 continue
             parent = nodes.get(stage.after or "")
-            name = f"{stage.name}-{seed}" if stage.shared else f"{row.name}-{stage.name}-{seed}"
+            is_shared = stage.shared or (stage.task is not None and parent is not None and parent.row == "")
+            name = f"{stage.name}-{seed}" if is_shared else f"{row.name}-{stage.name}-{seed}"
             with self._named(row, stage):
                 if stage.task is not None:
                     assert parent is not None, "the declaration gives every evaluation a parent"

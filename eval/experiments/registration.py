@@ -90,7 +90,12 @@ def read(folder: Path) -> dict[str, Any]:
 
 
 def _row(grid: Grid, name: str, label: str) -> dict[str, Any]:
-    return {"name": name, "label": label, "stages": {node.stage: _stage(node) for node in grid.chain(name, grid.seeds[0])}}
+    nodes = grid.chain(name, grid.seeds[0])
+    names, stages = {node.stage for node in nodes}, {}
+    for node in nodes:
+        after = grid.experiment.stage(node.stage).after
+        stages[node.stage] = _stage(node) | ({"after": after} if after in names else {})
+    return {"name": name, "label": label, "stages": stages}
 
 
 def _stage(node: Node) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from eval.experiments import checks, status
 from eval.experiments.declaration import Experiment
-from eval.experiments.grid import Grid, Node
+from eval.experiments.grid import TOKENIZER, Grid, Node
 from train.run.metrics_file import read_rows
 from train.run.run_dir import RunDir, write_json, write_text
 from zoo.errors import BadInput
@@ -41,10 +41,9 @@ def collect(grid: Grid, registration: Mapping[str, Any], folder: Path) -> dict[s
     else:
         judge = experiment.judge
     cells = [
-        read_cell(node, row.name, folder, is_control=row.name == experiment.control)
-        for row in experiment.tier_rows(grid.tier)
-        for seed in grid.seeds
-        for node in grid.chain(row.name, seed)
+        read_cell(node, node.row, folder, is_control=node.row == experiment.control)
+        for node in grid.nodes
+        if node.stage != TOKENIZER
     ]
     floors = _floors(experiment, grid, cells)
     content = {name: value for name, value in registration.items() if name not in ("date", "deviations")}
@@ -192,12 +191,8 @@ def _budget(grid: Grid, cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             if rule == "input_tokens":
                 spent: list[float | None] = [checks.positions(node) for node in chain]
             else:
-                spent = [
-                    cell["costs"][rule]
-                    for node in chain
-                    for cell in cells
-                    if (cell["row"], cell["run"], cell["stage"]) == (row, node.run, node.stage)
-                ]
+                by_node = {(cell["run"], cell["stage"]): cell["costs"][rule] for cell in cells}
+                spent = [by_node[node.run, node.stage] for node in chain]
             recorded = [value for value in spent if value is not None]
             if len(recorded) == len(chain):
                 sums.append(sum(recorded))
