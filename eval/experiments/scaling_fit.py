@@ -29,7 +29,9 @@ def judge(
 
     curves = read_curves(registration, cells)
     reason = _too_little(curves)
-    entries = [_judged(claim, curves, reason) for claim in registration["claims"]]
+    draw = np.random.default_rng(0)
+    draws = [] if reason else [fit(curves, draw) for _ in range(DRAWS)]
+    entries = [_judged(claim, curves, reason, draws) for claim in registration["claims"]]
     testable = [entry for entry in entries if entry["p"] is not None]
     adjusted = statistics.holm(np.array([entry["p"] for entry in testable])) if testable else []
     for entry, p_holm in zip(testable, adjusted, strict=True):
@@ -114,14 +116,12 @@ def _too_little(curves: Curves) -> str:
     return f"a bootstrap needs {FEWEST_SEEDS} seeds of each size; there is {seeds}" if seeds < FEWEST_SEEDS else ""
 
 
-def _judged(claim: Mapping[str, Any], curves: Curves, reason: str) -> dict[str, Any]:
+def _judged(claim: Mapping[str, Any], curves: Curves, reason: str, draws: Sequence[Mapping[str, float]]) -> dict[str, Any]:
     entry: dict[str, Any] = dict.fromkeys(("estimate", "bound", "p", "p_holm", "rho", "mde"))
     entry |= {"id": claim["id"], "test": "bootstrap", "n": 0, "verdict": "not testable", "reason": reason}
     if reason:
         return entry
     entry["n"] = min(len(values) for rows in curves.values() for _, values in rows.values())
-    draw = np.random.default_rng(0)
-    draws = [fit(curves, draw) for _ in range(DRAWS)]
     estimate = fit(curves)
     name, target, margin = {
         "inner_minimum": ("outer", 0.0, 0.5),
