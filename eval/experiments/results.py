@@ -217,8 +217,8 @@ def _data_problems(grid: Grid, cells: Sequence[Mapping[str, Any]]) -> dict[str, 
                     continue
                 first = first or dict(cell)
                 if cell["fingerprints"][name] != first["fingerprints"][name]:
-                    what = name.replace("_", "-")
-                    problems[claim.id] = f"unequal {what} data: {first['run']} and {cell['run']} were not scored alike"
+                    what = {"tokenizer": "tokenizers", "held_out": "held-out data", "targets": "targets"}[name]
+                    problems[claim.id] = f"unequal {what}: {first['run']} and {cell['run']} were not scored alike"
     return problems
 
 

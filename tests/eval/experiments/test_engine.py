@@ -17,7 +17,7 @@ from filelock import FileLock
 from eval.experiments import engine, handover, results, status
 from eval.experiments.registration import register
 from eval.experiments.run_progress import RunProgress
-from tests.support.processes import clean_environment
+from tests.support.processes import ROOT, clean_environment, run_python
 from tests.support.runs import QUICK, alive, gone
 from tests.support.small_experiment import STAND_IN, order, small_grid, with_row
 from train.run.run_dir import RunDir
@@ -100,6 +100,28 @@ def test_doit_is_named_with_its_extra_where_it_is_missing(monkeypatch: pytest.Mo
     monkeypatch.setitem(sys.modules, "doit", None)
     with pytest.raises(BadInput, match=r"pip install 'transformer-zoo\[experiments\]'"):
         engine.run_missing(small_grid(), tmp_path)
+
+
+CHILD = """
+import os, sys, time
+sys.platform = sys.argv[1]
+from eval.experiments import child
+child.POLL = 0.01
+child.follow(os.getppid())
+print(os.getpid(), flush=True)
+time.sleep(600)
+"""
+PARENT = """
+import subprocess, sys
+child = subprocess.Popen([sys.executable, "-c", sys.argv[1], sys.argv[2]], stdout=subprocess.PIPE, text=True, process_group=0)
+print(child.stdout.readline().strip(), flush=True)
+"""
+
+
+@pytest.mark.parametrize("platform", ["linux", "another system"])
+def test_a_process_ends_with_the_one_that_started_it(platform: str) -> None:
+    started = int(run_python("-c", PARENT, CHILD, platform, cwd=ROOT).stdout)
+    assert gone([started])
 
 
 def test_commands_are_handed_over_level_by_level(tmp_path: Path) -> None:
