@@ -188,7 +188,7 @@ class _Builder:
 
     def _resolved(self, recipe: str, options: Options) -> dict[str, Value]:
         """Return options without `Times` and `Flops`."""
-        values = {key: value for key, value in options.items() if not isinstance(value, Flops)}
+        values: dict[str, Value] = {key: value for key, value in options.items() if not isinstance(value, Flops)}
         for key in options.keys() - values.keys():
             run = self._parse(recipe, values)
             assert self.flops_per_step is not None, f"{key} needs the FLOPs of a step"

@@ -110,7 +110,9 @@ def _difference(name: str, before: Any, now: Any) -> str:
     if name == "rows":
         rows_before, rows_now = ({row["name"]: row for row in rows or []} for rows in (before, now))
         lines = [
-            f"row {row}: absent {when}" for row in rows_before ^ rows_now for when in ["before" if row in rows_now else "now"]
+            f"row {row}: absent {when}"
+            for row in rows_before.keys() ^ rows_now.keys()
+            for when in ["before" if row in rows_now else "now"]
         ]
         for row in rows_before.keys() & rows_now.keys():
             flat_before, flat_now = (_flat(rows[row]["stages"], "") for rows in (rows_before, rows_now))

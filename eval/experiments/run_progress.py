@@ -88,7 +88,7 @@ class RunProgress:
         """
         by_name = {node.name: node for node in self._grid.nodes}
         finished = [(by_name[name], seconds) for name, seconds in self._seconds.items()]
-        rates = [seconds / _tokens(node) for node, seconds in finished if not node.task]
+        rates = [seconds / _tokens(node) for node, seconds in finished if not node.task and node.config.steps > 1]
         total = -spent
         for node in self._grid.nodes:
             if node.name in self._seconds or status.is_done(node, self._folder):

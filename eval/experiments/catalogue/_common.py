@@ -32,10 +32,10 @@ SST2 = Stage(
         "data.length": 64,
         "data.batch": 16,
     },
-    seconds=10,
+    seconds=10.0,
 )
 """Fine-tuning on the sentiment of sentences; the best of the checkpoints on the dev set is used."""
-SST2_TEST = Stage(name="sst2_test", task="labelled", after="sst2", overrides={"files": "{tasks}/sst2/test.tsv"}, seconds=5)
+SST2_TEST = Stage(name="sst2_test", task="labelled", after="sst2", overrides={"files": "{tasks}/sst2/test.tsv"}, seconds=5.0)
 """Score on the test set, on which nothing was selected."""
 SST2_NANO: Options = {"steps": 432, "optim.lr": 3e-4, "optim.warmup": 43, "log.validate_every": 144, "checkpoint.every": 144}
 """One epoch of the 6,920 sentences at the scale of the nano recipes."""
@@ -53,7 +53,7 @@ SST2_TEXT = Stage(
         "data.target_length": 16,
         "data.batch": 16,
     },
-    seconds=10,
+    seconds=10.0,
 )
 """Fine-tuning on the same data as text to text: the target is the label as a digit. The last checkpoint is used."""
 SST2_TEXT_TEST = Stage(
@@ -61,12 +61,12 @@ SST2_TEXT_TEST = Stage(
     task="text_to_text:exact",
     after="sst2",
     overrides={"files": "{tasks}/sst2/test.tsv", "tokens": 4},
-    seconds=20,
+    seconds=20.0,
 )
 SST2_TEXT_NANO: Options = {"steps": 300, "log.validate_every": 100, "checkpoint.every": 100}
 SST2_TEXT_SMOKE: Options = {"steps": 10, "log.validate_every": 5}
 
-COMMON = Stage(name="common", task="masked:all", after="pretrain", overrides={"files": "{valid}", "length": 128}, seconds=15)
+COMMON = Stage(name="common", task="masked:all", after="pretrain", overrides={"files": "{valid}", "length": 128}, seconds=15.0)
 """Score of the same masked tokens of the held-out text for all models of one tokenizer, all of them hidden."""
 
 BAYES = "naive Bayes of words on the same files"

@@ -48,7 +48,7 @@ def architectures() -> Experiment:
         scale="T5 of 4.9M parameters and {tokens} input tokens, SST-2 as text; the paper: 220M parameters, 34B tokens",
         rows=rows,
         control="none",
-        stages=(Stage(name="pretrain", recipe="t5-nano", overrides=TEXT, seconds=15), SST2_TEXT),
+        stages=(Stage(name="pretrain", recipe="t5-nano", overrides=TEXT, seconds=15.0), SST2_TEXT),
         budget="input_tokens",
         claims=(
             Claim(

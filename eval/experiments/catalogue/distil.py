@@ -82,14 +82,14 @@ def distil() -> Experiment:
         rows=rows,
         control="alone",
         stages=(
-            Stage(name="teacher", recipe="bert-nano", overrides=TEXT, shared=True, seconds=10),
+            Stage(name="teacher", recipe="bert-nano", overrides=TEXT, shared=True, seconds=10.0),
             Stage(
                 name="student",
                 recipe="distilbert-nano",
                 overrides=TEXT,
                 after="teacher",
                 parent_option="distillation.teacher",
-                seconds=10,
+                seconds=10.0,
             ),
             dataclasses.replace(COMMON, after="student"),
         ),

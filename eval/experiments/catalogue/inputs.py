@@ -1,13 +1,17 @@
 """RoBERTa's table 2 and BERT's table 5: the format of the rows, and next-sentence prediction."""
 
 from eval.experiments.catalogue._common import FRESH, SMALL, SST2, SST2_FLOORS, SST2_NANO, SST2_SMOKE, SST2_TEST
-from eval.experiments.declaration import TEXT, Claim, Experiment, Row, Stage, Tier
+from eval.experiments.declaration import TEXT, Claim, Experiment, Row, Stage, Tier, Times
 
 SOURCE = "Liu et al. 2019, table 2"
 
 
 def inputs() -> Experiment:
-    """Return the experiment. Rows are packed, so that all formats have nearly as much text in as many positions."""
+    """Return the experiment.
+
+    Rows are packed. Still they have unequal shares of text: 96.0% of the positions in pairs of segments, 92.4% in pairs of
+    sentences, 84.9% in full sentences and 84.7% in those of one document (`public`, rows of 128), which the steps make up for.
+    """
     nsp = {"model.task": "pretraining"}
     rows = (
         Row(
@@ -19,7 +23,7 @@ def inputs() -> Experiment:
         Row(
             name="sentence_nsp",
             label="pairs of sentences, next-sentence loss",
-            overrides={**nsp, "data.rows": "sentence_pairs"},
+            overrides={**nsp, "data.rows": "sentence_pairs", "steps": Times(1.039)},
             paper={"SQuAD 1.1 F1": 88.7, "SQuAD 2.0 F1": 76.2, "MNLI-m": 82.9, "SST-2": 92.1, "RACE": 63.0},
         ),
         Row(
@@ -30,13 +34,13 @@ def inputs() -> Experiment:
         Row(
             name="full",
             label="full sentences",
-            overrides={"data.rows": "full_sentences"},
+            overrides={"data.rows": "full_sentences", "steps": Times(1.13)},
             paper={"SQuAD 1.1 F1": 90.4, "SQuAD 2.0 F1": 79.1, "MNLI-m": 84.7, "SST-2": 92.5, "RACE": 64.8},
         ),
         Row(
             name="doc",
             label="sentences of one document",
-            overrides={"data.rows": "doc_sentences"},
+            overrides={"data.rows": "doc_sentences", "steps": Times(1.134)},
             paper={"SQuAD 1.1 F1": 90.6, "SQuAD 2.0 F1": 79.7, "MNLI-m": 84.7, "SST-2": 92.7, "RACE": 65.6},
         ),
         Row(name="fresh", label="no pretraining (control)", overrides={"data.rows": "full_sentences", **FRESH}),
@@ -50,7 +54,7 @@ def inputs() -> Experiment:
         rows=rows,
         control="fresh",
         stages=(
-            Stage(name="pretrain", recipe="roberta-nano", overrides={**TEXT, "data.pack": True}, seconds=10),
+            Stage(name="pretrain", recipe="roberta-nano", overrides={**TEXT, "data.pack": True}, seconds=10.0),
             SST2,
             SST2_TEST,
         ),

@@ -35,7 +35,7 @@ def objectives() -> Experiment:
         rows=rows,
         control="none",
         stages=(
-            Stage(name="pretrain", recipe="t5-nano", overrides=TEXT, seconds=15),
+            Stage(name="pretrain", recipe="t5-nano", overrides=TEXT, seconds=15.0),
             SST2_TEXT,
             SST2_TEXT_TEST,
         ),

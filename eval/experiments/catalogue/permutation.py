@@ -39,7 +39,7 @@ def permutation() -> Experiment:
         scale="XLNet of 2.6M parameters and {tokens} tokens; the paper: 110M parameters, Wikipedia and BooksCorpus",
         rows=rows,
         control="fresh",
-        stages=(Stage(name="pretrain", recipe="xlnet-nano", overrides=TEXT, seconds=15), COMMON, SST2, SST2_TEST),
+        stages=(Stage(name="pretrain", recipe="xlnet-nano", overrides=TEXT, seconds=15.0), COMMON, SST2, SST2_TEST),
         budget="input_tokens",
         claims=(
             Claim(

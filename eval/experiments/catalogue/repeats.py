@@ -44,7 +44,7 @@ def repeats() -> Experiment:
         scale="T5 of 4.9M parameters and {tokens} tokens; the paper: 220M parameters, 34B tokens",
         rows=(*rows, Row(name="fresh", label="fresh parameters (control)", overrides=FRESH)),
         control="fresh",
-        stages=(Stage(name="pretrain", recipe="t5-nano", overrides=TEXT, seconds=15),),
+        stages=(Stage(name="pretrain", recipe="t5-nano", overrides=TEXT, seconds=15.0),),
         budget="input_tokens",
         claims=tuple(claims),
         tiers={

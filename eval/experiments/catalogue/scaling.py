@@ -34,7 +34,7 @@ def scaling() -> Experiment:
         rows=(*rows, Row(name="fresh", label="fresh parameters (control)", overrides=FRESH, group="control")),
         control="fresh",
         stages=(
-            Stage(name="train", recipe="gpt-nano", overrides={**TEXT, "optim.name": "adamw", "optim.warmup": 0.1}, seconds=15),
+            Stage(name="train", recipe="gpt-nano", overrides={**TEXT, "optim.name": "adamw", "optim.warmup": 0.1}, seconds=15.0),
         ),
         budget="flops",
         claims=(

@@ -42,13 +42,13 @@ def vaswani() -> Experiment:
         rows=rows,
         control="fresh",
         stages=(
-            Stage(name="pretrain", recipe="transformer-nano", overrides=PAIRS, seconds=10),
+            Stage(name="pretrain", recipe="transformer-nano", overrides=PAIRS, seconds=10.0),
             Stage(
                 name="translate",
                 task="text_to_text:bleu,chrf",
                 after="pretrain",
                 overrides={"files": TEST, "tokens": 40},
-                seconds=30,
+                seconds=30.0,
             ),
         ),
         budget="input_tokens",
