@@ -109,11 +109,8 @@ def _difference(name: str, before: Any, now: Any) -> str:
     """Return in words how a part of a registration changed; of rows, only what differs."""
     if name == "rows":
         rows_before, rows_now = ({row["name"]: row for row in rows or []} for rows in (before, now))
-        lines = [
-            f"row {row}: absent {when}"
-            for row in rows_before.keys() ^ rows_now.keys()
-            for when in ["before" if row in rows_now else "now"]
-        ]
+        lines = [f"row {row}: absent now" for row in rows_before.keys() - rows_now.keys()]
+        lines += [f"row {row}: absent before" for row in rows_now.keys() - rows_before.keys()]
         for row in rows_before.keys() & rows_now.keys():
             flat_before, flat_now = (_flat(rows[row]["stages"], "") for rows in (rows_before, rows_now))
             lines += [
