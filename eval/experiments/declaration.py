@@ -99,6 +99,10 @@ class Claim:
     """Paper, table and rows."""
     paper_difference: float | None = None
     """Published difference of row and reference, in the paper's metric."""
+    paired: bool = False
+    """Compare the rows seed by seed; right if the rows of a seed share a teacher, or initial parameters and the order of rows."""
+    better: Literal["lower", "higher"] | None = None
+    """The better direction of a score whose name does not say it."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

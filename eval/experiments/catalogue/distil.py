@@ -53,6 +53,7 @@ def distil() -> Experiment:
             row="triple",
             reference=(name,),
             margin=0.02,
+            paired=True,
             source=SOURCE,
             paper_difference=changes[name],
         )
@@ -70,6 +71,7 @@ def distil() -> Experiment:
         row="triple",
         reference=("no_masked",),
         margin=0.02,
+        paired=True,
         source=f"{SOURCE}: a change of -0.31, less than what restarts of its tasks differ by",
         paper_difference=changes["no_masked"],
     )

@@ -36,6 +36,7 @@ def masks() -> Experiment:
                 row="dynamic",
                 reference=("static_1",),
                 margin=0.02,
+                paired=True,
                 source="not in the paper: the extreme case of its static masks",
             ),
             Claim(
@@ -46,6 +47,7 @@ def masks() -> Experiment:
                 row="dynamic",
                 reference=("static_10",),
                 margin=0.02,
+                paired=True,
                 source=f"{SOURCE}: comparable or slightly better; the signs of the three tasks differ",
                 paper_difference=0.4,
             ),
