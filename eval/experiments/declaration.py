@@ -57,7 +57,7 @@ class Stage:
     shared: bool = False
     """One run for each seed serves all rows, as a teacher does; rows cannot change it."""
     seconds: float = 0.0
-    """Estimated seconds of the stage beside its training steps, above those of any run; only for the estimate of the time."""
+    """Estimated seconds of scoring with the nano recipes on `public`, only for the estimate of the time of a tier above smoke."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -172,7 +172,7 @@ class _Builder:
             seed=seed,
             parents=(parent.name if parent else TOKENIZER,),
             config=run,
-            seconds=stage.seconds,
+            seconds=0.0 if self.tier == "smoke" else stage.seconds,
         )
 
     def _train(self, row: Row, stage: Stage, seed: int, name: str, options: Options) -> tuple[tuple[str, ...], Run, Options]:
@@ -224,7 +224,7 @@ class _Builder:
             parents=(parent.name,),
             config=parent.config,
             task=stage.task,
-            seconds=stage.seconds,
+            seconds=0.0 if self.tier == "smoke" else stage.seconds,
         )
 
     def _words(self, options: Options, run: str) -> list[str]:

@@ -54,7 +54,7 @@ def inputs() -> Experiment:
         rows=rows,
         control="fresh",
         stages=(
-            Stage(name="pretrain", recipe="roberta-nano", overrides={**TEXT, "data.pack": True}, seconds=10.0),
+            Stage(name="pretrain", recipe="roberta-nano", overrides={**TEXT, "data.pack": True}, seconds=15.0),
             SST2,
             SST2_TEST,
         ),

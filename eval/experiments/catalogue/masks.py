@@ -25,7 +25,7 @@ def masks() -> Experiment:
             Row(name="fresh", label="fresh parameters (control)", overrides=FRESH),
         ),
         control="fresh",
-        stages=(Stage(name="pretrain", recipe="roberta-nano", overrides=TEXT, seconds=10.0),),
+        stages=(Stage(name="pretrain", recipe="roberta-nano", overrides=TEXT, seconds=15.0),),
         budget="input_tokens",
         claims=(
             Claim(

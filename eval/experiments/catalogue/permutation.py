@@ -18,7 +18,7 @@ def permutation() -> Experiment:
         dataclasses.replace(
             _row("bert", "BERT", {}, (64.3, 76.30, 84.34, 92.78)),
             recipes={"pretrain": "bert-nano"},
-            overrides={"model.types": 3, "model.memory": None},
+            overrides={"model.types": 3, "model.memory": None, "model.reuse": None},
         ),
         _row("k7", "XLNet, K = 7", {"permutation.predictions": 18, "permutation.context": 7.0}, (66.05, 81.33, 85.84, 92.66)),
         _row(
