@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 from eval.experiments import checks, status
 from eval.experiments.declaration import Experiment
 from eval.experiments.grid import TOKENIZER, Grid, Node
+from train.run.console import short
 from train.run.metrics_file import read_rows
 from train.run.run_dir import RunDir, write_json, write_text
 from zoo.errors import BadInput
@@ -57,7 +59,7 @@ def collect(grid: Grid, registration: Mapping[str, Any], folder: Path) -> dict[s
     for claim in claims:
         if problem := problems.get(claim["id"]):
             claim |= {"verdict": "not testable", "reason": problem}
-    sizes = _sizes(cells)
+    sizes = _sizes(grid, folder, cells)
     return {
         "schema": 1,
         "name": experiment.name,
@@ -224,17 +226,23 @@ def _data_problems(grid: Grid, cells: Sequence[Mapping[str, Any]]) -> dict[str, 
 
 
 def _failures(grid: Grid, folder: Path, cells: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return a line for each run that diverged, failed or did not learn."""
+    """Return the reason of each run that diverged or failed."""
     nodes = {(node.stage, node.run): node for node in grid.nodes}
     lines = []
     for cell in cells:
-        if cell["status"] in ("failed", "diverged", "did not learn"):
-            reason = status.failure(nodes[cell["stage"], cell["run"]], folder)
-            lines.append(f"{cell['run']}, {cell['stage']}: {cell['status']}" + (f" ({reason})" if reason else ""))
+        if cell["status"] in ("failed", "diverged") and (reason := status.failure(nodes[cell["stage"], cell["run"]], folder)):
+            lines.append(f"{cell['run']}, {cell['stage']}: {reason}")
     return lines
 
 
-def _sizes(cells: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """Return the words that the text about the scale may contain: the input tokens of the first stage that was trained."""
-    tokens = [cell["costs"]["input_tokens"] for cell in cells if cell["costs"]["input_tokens"]]
-    return {"tokens": f"{max(tokens) / 1e6:.2f}M" if tokens else "no"}
+def _sizes(grid: Grid, folder: Path, cells: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Return the words that the text about the scale may contain: the parameters and the input tokens of the main stage."""
+    main, counts = grid.experiment.main.name, []
+    for node in grid.nodes:
+        if node.stage == main and (starts := _rows(RunDir(folder / node.run).starts)):
+            match = re.search(r"([\d,]+) parameters", starts[-1].get("facts", {}).get("model", ""))
+            counts += [int(match[1].replace(",", ""))] if match else []
+    tokens = [cell["costs"]["input_tokens"] for cell in cells if cell["stage"] == main and cell["costs"]["input_tokens"]]
+    unlike = bool(counts) and max(counts) > 1.2 * min(counts)
+    parameters = f"{short(min(counts))} to {short(max(counts))}" if unlike else short(max(counts)) if counts else "no"
+    return {"parameters": parameters, "tokens": short(max(tokens)) if tokens else "no"}

@@ -45,7 +45,7 @@ def architectures() -> Experiment:
         name="architectures",
         question="Does a text-to-text model need an encoder, and parameters of its own for it?",
         source=SOURCE,
-        scale="T5 of 4.9M parameters and {tokens} input tokens, SST-2 as text; the paper: 220M parameters, 34B tokens",
+        scale="T5 of {parameters} parameters and {tokens} input tokens, SST-2 as text; the paper: 220M parameters, 34B tokens",
         rows=rows,
         control="none",
         stages=(Stage(name="pretrain", recipe="t5-nano", overrides=TEXT, seconds=15.0), SST2_TEXT),

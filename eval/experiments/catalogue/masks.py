@@ -12,7 +12,7 @@ def masks() -> Experiment:
         name="masks",
         question="Is it better to mask other words in every epoch than to fix the masks beforehand?",
         source=SOURCE,
-        scale="RoBERTa of 2.6M parameters and {tokens} tokens; the paper: 125M parameters, 40 epochs of 16 GB of text",
+        scale="RoBERTa of {parameters} parameters and {tokens} tokens; the paper: 125M parameters, 40 epochs of 16 GB of text",
         rows=(
             Row(name="dynamic", label="dynamic masks", paper={"SQuAD 2.0 F1": 78.7, "MNLI-m": 84.0, "SST-2": 92.9}),
             Row(

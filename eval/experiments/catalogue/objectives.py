@@ -31,7 +31,7 @@ def objectives() -> Experiment:
         name="objectives",
         question="Which pretraining objective gives the best text-to-text model?",
         source=SOURCE,
-        scale="T5 of 4.9M parameters and {tokens} input tokens, SST-2 as text; the paper: 220M parameters, 34B tokens",
+        scale="T5 of {parameters} parameters and {tokens} input tokens, SST-2 as text; the paper: 220M parameters, 34B tokens",
         rows=rows,
         control="none",
         stages=(

@@ -36,7 +36,7 @@ def permutation() -> Experiment:
         name="permutation",
         question="Is predicting in random orders better than denoising, and what does each part of XLNet add?",
         source=SOURCE,
-        scale="XLNet of 2.6M parameters and {tokens} tokens; the paper: 110M parameters, Wikipedia and BooksCorpus",
+        scale="XLNet of {parameters} parameters and {tokens} tokens; the paper: 110M parameters, Wikipedia and BooksCorpus",
         rows=rows,
         control="fresh",
         stages=(Stage(name="pretrain", recipe="xlnet-nano", overrides=TEXT, seconds=15.0), COMMON, SST2, SST2_TEST),

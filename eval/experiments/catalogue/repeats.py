@@ -41,7 +41,7 @@ def repeats() -> Experiment:
         name="repeats",
         question="What does it cost to repeat a part of the text instead of reading new text?",
         source=SOURCE,
-        scale="T5 of 4.9M parameters and {tokens} tokens; the paper: 220M parameters, 34B tokens",
+        scale="T5 of {parameters} parameters and {tokens} tokens; the paper: 220M parameters, 34B tokens",
         rows=(*rows, Row(name="fresh", label="fresh parameters (control)", overrides=FRESH)),
         control="fresh",
         stages=(Stage(name="pretrain", recipe="t5-nano", overrides=TEXT, seconds=15.0),),

@@ -30,7 +30,7 @@ def scaling() -> Experiment:
         name="scaling",
         question="How large should a model be for a given number of FLOPs?",
         source=f"{KAPLAN} and {CHINCHILLA}",
-        scale="GPT of 0.2M to 18M parameters and up to {tokens} tokens; the papers: up to 16B parameters and 500B tokens",
+        scale="GPT of {parameters} parameters and up to {tokens} tokens; the papers: up to 16B parameters and 500B tokens",
         rows=(*rows, Row(name="fresh", label="fresh parameters (control)", overrides=FRESH, group="control")),
         control="fresh",
         stages=(
