@@ -41,7 +41,7 @@ def batches() -> Experiment:
         name="batches",
         question="Do larger batches give a better model at the same number of tokens?",
         source=SOURCE,
-        scale="RoBERTa of {parameters} parameters and {tokens} tokens in batches of 8, 32 and 128 rows; the paper: 125M parameters",
+        scale="RoBERTa of {parameters} parameters and {tokens} tokens; the paper: 125M parameters",
         rows=(*rows, Row(name="fresh", label="fresh parameters (control)", overrides=FRESH)),
         control="fresh",
         stages=(Stage(name="pretrain", recipe="roberta-nano", overrides={**TEXT, "optim.warmup": 0.1}, seconds=15.0),),

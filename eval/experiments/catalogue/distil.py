@@ -80,7 +80,7 @@ def distil() -> Experiment:
         name="distil",
         question="Which parts of the triple loss does a student need, and does it need its teacher's weights?",
         source=SOURCE,
-        scale="Students of {parameters} parameters and {tokens} tokens; the paper: 66M parameters, 3 epochs of Wikipedia and BooksCorpus",
+        scale="Students of {parameters} parameters and {tokens} tokens; the paper: 66M parameters, Wikipedia and BooksCorpus",
         rows=rows,
         control="alone",
         stages=(

@@ -50,7 +50,7 @@ def inputs() -> Experiment:
         name="inputs",
         question="Which rows should a masked model be pretrained on, and does it need next-sentence prediction?",
         source=f"{SOURCE}; Devlin et al. 2019, table 5",
-        scale="RoBERTa of {parameters} parameters and {tokens} tokens, one epoch of SST-2; the paper: 125M parameters, 131B tokens",
+        scale="RoBERTa of {parameters} parameters and {tokens} tokens; the paper: 125M parameters, 131B tokens",
         rows=rows,
         control="fresh",
         stages=(

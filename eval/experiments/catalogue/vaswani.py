@@ -38,7 +38,7 @@ def vaswani() -> Experiment:
         name="vaswani",
         question="Which parts of the Transformer matter for translation?",
         source=SOURCE,
-        scale="Transformers of {parameters} parameters and {tokens} source tokens of Multi30k; the paper: 65M parameters, WMT 2014",
+        scale="Transformers of {parameters} parameters and {tokens} source tokens; the paper: 65M parameters, WMT 2014",
         rows=rows,
         control="fresh",
         stages=(
