@@ -52,7 +52,7 @@ def positions(node: Node) -> int:
     return 0 if node.task else node.config.steps * node.config.data.batch * node.config.data.length
 
 
-def check_budgets(grid: Grid, spent: Mapping[str, float], unit: str) -> None:
+def check_budgets(grid: Grid, spent: Mapping[str, float | int], unit: str) -> None:
     """Refuse rows whose training budgets differ by more than `SLACK`; the control is no method and has any budget.
 
     Args:
@@ -65,7 +65,7 @@ def check_budgets(grid: Grid, spent: Mapping[str, float], unit: str) -> None:
         raise BadInput(f"experiment {grid.experiment.name}: {line}; change the steps of one")
 
 
-def row_budgets(grid: Grid, spent: Mapping[str, float]) -> dict[str, float]:
+def row_budgets(grid: Grid, spent: Mapping[str, float | int]) -> dict[str, float | int]:
     """Return the budget of a cell of each row along its chain of stages, the control left out."""
     rows = [row.name for row in grid.experiment.tier_rows(grid.tier) if row.name != grid.experiment.control]
     return {row: sum(spent[node.name] for node in grid.chain(row, grid.seeds[0])) for row in rows}
@@ -76,7 +76,7 @@ def groups_of(grid: Grid) -> dict[str, str]:
     return {row.name: row.group for row in grid.experiment.rows}
 
 
-def unequal_budgets(budgets: Mapping[str, float], groups: Mapping[str, str], unit: str, slack: float = SLACK) -> list[str]:
+def unequal_budgets(budgets: Mapping[str, float | int], groups: Mapping[str, str], unit: str, slack: float = SLACK) -> list[str]:
     """Return a line for each group of rows whose budgets differ by more than `slack`, with the least and the greatest budget."""
     lines = []
     for group in dict.fromkeys(groups.values()):
@@ -94,7 +94,7 @@ def budget_unit(rule: Budget) -> str:
     return {"input_tokens": "input tokens", "text_tokens": "text tokens", "flops": "FLOPs"}[rule]
 
 
-def _number(value: float) -> str:
+def _number(value: float | int) -> str:
     return f"{round(value):,}" if value < 1e10 else f"{value:.3e}"
 
 

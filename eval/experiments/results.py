@@ -110,7 +110,7 @@ def read_cell(node: Node, row: str, folder: Path, *, is_control: bool = False) -
     }
 
 
-def cell_status(node: Node, folder: Path, scores: Mapping[str, float], *, is_control: bool = False) -> str:
+def cell_status(node: Node, folder: Path, scores: Mapping[str, float | int], *, is_control: bool = False) -> str:
     """Return "done", "missing", "failed", "diverged" or "did not learn"; the control is not expected to learn."""
     if not status.is_done(node, folder):
         reason = status.failure(node, folder)
@@ -123,7 +123,7 @@ def cell_status(node: Node, folder: Path, scores: Mapping[str, float], *, is_con
     return "done"
 
 
-def _scores(node: Node, files: RunDir) -> dict[str, float]:
+def _scores(node: Node, files: RunDir) -> dict[str, float | int]:
     if node.task:
         entry = status.read_object(files.evaluations).get(status.evaluation_name(node), {})
         content = entry.get("metrics", {}) if isinstance(entry, dict) else {}
@@ -192,7 +192,7 @@ def _budget(grid: Grid, cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         for seed in grid.seeds:
             chain = [node for node in grid.chain(row, seed) if not node.task]
             if rule == "input_tokens":
-                spent: list[float | None] = [checks.positions(node) for node in chain]
+                spent: list[float | int | None] = [checks.positions(node) for node in chain]
             else:
                 by_node = {(cell["run"], cell["stage"]): cell["costs"][rule] for cell in cells}
                 spent = [by_node[node.run, node.stage] for node in chain]

@@ -54,14 +54,14 @@ def read_curves(registration: Mapping[str, Any], cells: Sequence[Mapping[str, An
         options = row["stages"][stage]["options"]
         layers, width, vocab = (options[f"model.{name}"] for name in ("layers", "width", "vocab"))
         values = [
-            (cell["costs"]["flops"], cell["scores"][score])
+            (float(cell["costs"]["flops"]), float(cell["scores"][score]))
             for cell in cells
             if (cell["row"], cell["stage"]) == (row["name"], stage) and cell["status"] in ("done", "did not learn")
             if cell["costs"].get("flops") and score in cell["scores"]
         ]
         if values:
             # Attention and feed-forward matrices of a layer have 12 D^2 parameters.
-            size = 12 * layers * width**2 + vocab * width
+            size = float(12 * layers * width**2 + vocab * width)
             curves.setdefault(row["name"].partition("-")[0], {})[row["name"]] = (size, values)
     return curves
 

@@ -51,7 +51,7 @@ def test_options_become_words_of_a_command_line() -> None:
 
 
 def test_a_row_may_multiply_the_options_of_a_tier() -> None:
-    grid = small_grid(**with_row("b", **{"steps": Times(0.5), "data.batch": Times(2)}))
+    grid = small_grid(**with_row("b", **{"steps": Times(0.5), "data.batch": Times(2.0)}))
     (run,) = [node.config for node in grid.nodes if node.name == "b-pretrain-0"]
     assert (run.steps, run.data.batch) == (2, 16)
 
