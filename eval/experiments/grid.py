@@ -250,7 +250,7 @@ def option_words(key: str, value: Value, fill: Callable[[str], str] = str) -> li
         group, _, last = name.rpartition(".")
         return [f"--{name}" if value else f"--{group}{'.' * bool(group)}no-{last}"]
     values = value if isinstance(value, tuple) else (value,)
-    return [f"--{name}", *(fill(f"{item:g}" if isinstance(item, float) else str(item)) for item in values)]
+    return [f"--{name}", *(fill(str(item)) for item in values)]
 
 
 def _with_parent(run: Run, options: Options) -> Run:

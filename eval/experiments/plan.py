@@ -94,7 +94,7 @@ def _step_flops(key: str, run_argument: _Hashed, teacher_argument: _Hashed) -> f
         mesh = device_mesh.make_mesh(run.mesh)
         objective_class = objectives.objective(run.objective)
         bind = getattr(objective_class, "bind_abstract", objective_class.bind)
-        return bind(run, mesh).flops(models.model(run.model), synthetic_batch.batch(run))
+        return float(bind(run, mesh).flops(models.model(run.model), synthetic_batch.batch(run)))
 
 
 def total_minutes(grid: Grid, by_node: Mapping[str, Cost], rate: float) -> float:

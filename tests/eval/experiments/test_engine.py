@@ -171,7 +171,7 @@ def test_kills_of_the_engine_and_of_its_runs_change_nothing(tmp_path: Path) -> N
     assert process.returncode == 0, printed
     assert (complete / "grid/experiment.html").exists() and (complete / "grid/experiment.md").exists()
     rng = random.Random(0)
-    for attempt in range(8):
+    for attempt in range(6):
         process = start(killed)
         deadline = time.monotonic() + rng.uniform(3, 12)
         while time.monotonic() < deadline and process.poll() is None:
