@@ -110,16 +110,12 @@ def _claimed(grid: Grid, claim: Claim) -> list[tuple[str, Node | None]]:
 def _check_metric(grid: Grid, claim: Claim) -> None:
     for row, node in _claimed(grid, claim):
         name = claim.metric.partition("/")[2]
+        problem = f"experiment {grid.experiment.name}: claim {claim.id} is on {claim.metric}, and row {row} lacks"
         if node is None:
-            raise BadInput(
-                f"experiment {grid.experiment.name}: claim {claim.id} is on {claim.metric}, and row {row} lacks the stage"
-            )
+            raise BadInput(f"{problem} the stage; add it, or name another metric")
         scores = TASK_SCORES.get(node.task) if node.task else SCORES.get(scored_as(type(node.config.options)))
         if scores is not None and name not in scores:
-            fix = f"it has {', '.join(scores)}"
-            raise BadInput(
-                f"experiment {grid.experiment.name}: claim {claim.id} is on {claim.metric}, and row {row} lacks it; {fix}"
-            )
+            raise BadInput(f"{problem} it; choose one of {', '.join(scores)}")
 
 
 def _check_data(grid: Grid, claim: Claim) -> None:

@@ -43,7 +43,10 @@ def synthetic(alpha: float, beta: float, *, noise: float = 1e-4, seeds: int = 3)
         pytest.param(0.1, 0.4, ["reproduced", "contradicted", "contradicted", "equivalent"], marks=pytest.mark.planted),
     ],
 )
-def test_the_exponent_of_synthetic_losses_is_recovered(alpha: float, beta: float, verdicts: list[str]) -> None:
+def test_the_exponent_of_synthetic_losses_is_recovered(
+    alpha: float, beta: float, verdicts: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scaling_fit, "DRAWS", 150)
     registration, cells = synthetic(alpha, beta)
     curves = scaling_fit.read_curves(registration, cells)
     assert scaling_fit.fit(curves)["exponent"] == pytest.approx(beta / (alpha + beta), abs=0.02)
