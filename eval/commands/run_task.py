@@ -11,12 +11,12 @@ from typing import Any
 import jax
 
 from eval import tasks
-from eval.files import digest
+from eval.task_files import digest
 from eval.report import report
 from eval.tasks import Result, Settings
 from train.config import run_config
 from train.engine import device_mesh
-from train.run.metric_names import notices
+from train.run.metric_definitions import notices
 from train.run.outcomes import write_outcomes
 from train.run.progress_bar import ProgressBar
 from train.run.run_dir import RunDir, is_run, write_json

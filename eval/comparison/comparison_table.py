@@ -18,8 +18,8 @@ from rich.text import Text
 
 from eval.comparison.run_results import scientific, unlike_text
 from eval.comparison.seed_statistics import CONFIDENCE, Comparison, ComparisonRow, Estimate, compare
-from eval.comparison.task_scores import quantity as find_quantity
-from train.run import metric_names
+from eval.comparison.task_scores import find_metric
+from train.run import metric_definitions
 from train.run.console import short
 from train.run.costs import NAMES
 
@@ -136,7 +136,7 @@ def render(comparison: Comparison, width: int | None = None) -> str:
 def _doubts(rows: Sequence[ComparisonRow]) -> list[str]:
     """Return reasons to doubt the comparison: runs that learned nothing, lost parents, unequal text in equal budgets."""
     runs = [run for row in rows for run in row.runs]
-    learned = [f"{run.path}: {line}" for run in runs for line in metric_names.notices(run.scores)]
+    learned = [f"{run.path}: {line}" for run in runs for line in metric_definitions.notices(run.scores)]
     return [*learned, *(line for run in runs for line in run.notices()), *unlike_text(runs)]
 
 
@@ -226,7 +226,7 @@ def _estimates(metric: str, estimates: Sequence[Estimate], layout: Layout, sign:
 
     Differences have a `sign`, and if 0 is outside the interval, a star and a colour: green is better.
     """
-    quantity = find_quantity(metric)
+    definition = find_metric(metric)
     starred = [bool(sign) and estimate.clear for estimate in estimates]
     means = _aligned([definition.show(estimate.mean, sign) for estimate in estimates])
     halves = _aligned(["" if estimate.half is None else definition.show(estimate.half) for estimate in estimates])
@@ -235,10 +235,10 @@ def _estimates(metric: str, estimates: Sequence[Estimate], layout: Layout, sign:
         mark = " *" if star else "  " if any(starred) else ""
         tail = f"{' ' if estimate.half is None else '±'} {half}{mark}" if half else ""
         texts.append(f"{mean}{mark and '  '}\n{tail}" if half and layout.stacked else f"{mean} {tail}" if half else mean)
-    good = [(estimate.mean > 0) == (quantity.better == "higher") for estimate in estimates]
-    coloured = [star and quantity.better is not None for star in starred]
+    good = [(estimate.mean > 0) == (definition.better == "higher") for estimate in estimates]
+    coloured = [star and definition.better is not None for star in starred]
     styles = ["green" if star and better else "red" if star else "" for star, better in zip(coloured, good, strict=True)]
-    title = _title(quantity.label + ARROWS[quantity.better], layout)
+    title = _title(definition.label + ARROWS[definition.better], layout)
     # Right-justified with spaces here: rich strips spaces at the end of lines that it justifies itself.
     width = max(len(line) for text in (title, *texts) for line in text.splitlines())
     cells = ["\n".join(line.rjust(width) for line in text.splitlines()) for text in texts]

@@ -162,7 +162,7 @@ def refuse_incomparable(runs: Sequence[Finished]) -> None:
 
 
 def unequal(runs: Sequence[Finished], *, held_out: bool = True) -> list[str]:
-    """Return a line for each quantity that should be equal between runs and is not.
+    """Return a line for each budget or count that should be equal between runs and is not.
 
     Args:
         held_out: also check the counts of the held-out data.
@@ -175,7 +175,7 @@ def unequal(runs: Sequence[Finished], *, held_out: bool = True) -> list[str]:
     tokens, flops = ([run.total_costs[name] for run in runs] for name in ("tokens", "flops"))
     if not (_agree(tokens) or _agree(flops)):
         lines.append(f"unequal budgets: {_budgets(runs)}")
-    for name in metric_names.COUNTS if held_out else ():
+    for name in metric_definitions.COUNTS if held_out else ():
         counts = {run.scores[name]: run for run in runs if name in run.scores}
         if len(counts) > 1:
             (first_count, first), (second_count, second), *_ = counts.items()

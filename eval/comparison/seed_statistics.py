@@ -17,7 +17,7 @@ from eval.comparison.task_scores import check_comparable, is_task_metric
 from eval.scoring.standard_error import mean_and_error
 from train.config.data_options import EncoderData
 from train.rows.encoder_rows import PAIRED
-from train.run import metric_names
+from train.run import metric_definitions
 from train.run.run_dir import flat
 from train.weights.lineage import row_options
 from zoo.errors import BadInput
@@ -91,7 +91,7 @@ class Comparison:
 
     rows: list[ComparisonRow]
     metrics: list[str]
-    """Quantities that are compared, by their names in `train.run.metric_names`, or by TASK/METRIC."""
+    """Metrics that are compared, by their names in `train.run.metric_definitions`, or by TASK/METRIC."""
     differing: dict[str, list[Any]]
     """Configuration key -> its value in each row, if it is not the same in all; None for a row without the key."""
     unequal: list[str]
@@ -143,7 +143,7 @@ def _metrics(runs: Sequence[Finished], requested: Sequence[str]) -> list[str]:
             if is_task_metric(name):
                 check_comparable(name, runs)
             else:
-                metric_names.find(name, shared)
+                metric_definitions.find(name, shared)
         return list(dict.fromkeys(requested))
     names = [name for name, metric in metric_definitions.METRICS.items() if name in shared and metric.better]
     if not names:

@@ -7,18 +7,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from train.run.metric_names import QUANTITIES, Quantity
+from train.run.metric_definitions import METRICS, Metric
 from zoo.errors import BadInput
 
-OWN: dict[str, Quantity] = {
-    "phenomenon_accuracy": Quantity(label="phenomenon accuracy", note="mean accuracy over phenomena", better="higher"),
-    "word_perplexity": Quantity(label="word perplexity", note="e to the loss per word", better="lower", format=".2f"),
-    "pseudo_perplexity": Quantity(label="pseudo-perplexity", note="e to the loss per token", better="lower", format=".2f"),
-    "word_pseudo_perplexity": Quantity(
+OWN: dict[str, Metric] = {
+    "phenomenon_accuracy": Metric(label="phenomenon accuracy", note="mean accuracy over phenomena", better="higher"),
+    "word_perplexity": Metric(label="word perplexity", note="e to the loss per word", better="lower", format=".2f"),
+    "pseudo_perplexity": Metric(label="pseudo-perplexity", note="e to the loss per token", better="lower", format=".2f"),
+    "word_pseudo_perplexity": Metric(
         label="word pseudo-perplexity", note="e to the loss per word", better="lower", format=".2f"
     ),
 }
-"""Quantities that only tasks measure."""
+"""Metrics that only tasks measure."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -56,11 +56,11 @@ def is_task_metric(name: str) -> bool:
     return "/" in name
 
 
-def quantity(name: str) -> Quantity:
+def find_metric(name: str) -> Metric:
     """Return how a metric is shown; one of a task that is not in a table has no better direction."""
     task, _, metric = name.rpartition("/")
-    plain = QUANTITIES.get(metric) or OWN.get(metric)
-    plain = plain or Quantity(label=metric.replace("_", " "), note="", better=None)
+    plain = METRICS.get(metric) or OWN.get(metric)
+    plain = plain or Metric(label=metric.replace("_", " "), note="", better=None)
     return dataclasses.replace(plain, label=f"{task} {plain.label}") if task else plain
 
 

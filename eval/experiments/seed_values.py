@@ -5,11 +5,11 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from train.run.metric_names import QUANTITIES, Quantity
+from train.run.metric_definitions import METRICS, Metric
 from zoo.errors import BadInput
 
 LOWER_ENDINGS = ("loss", "perplexity", "bits_per_byte", "nats", "error")
-"""Endings of the names of scores that are better when lower, for scores that `QUANTITIES` does not have."""
+"""Endings of the names of scores that are better when lower, for scores that `METRICS` does not have."""
 HIGHER_ENDINGS = ("accuracy", "f1", "exact_match", "acc", "acc_norm", "bleu", "chrf")
 """The same for those that are better when higher; tasks of lm-eval have names of their own."""
 
@@ -113,19 +113,19 @@ def _chain(registration: Mapping[str, Any], row: str, stage: str) -> list[str]:
     return chain
 
 
-def quantity(metric: str, better: str | None = None) -> Quantity:
-    """Return label, format and better direction of a metric: those of `QUANTITIES`, else by the ending of its name.
+def find_metric(metric: str, better: str | None = None) -> Metric:
+    """Return label, format and better direction of a metric: those of `METRICS`, else by the ending of its name.
 
     Args:
         better: "lower" or "higher", for a score whose name does not tell. Without it the direction of such a score is None.
     """
     name = metric.rpartition("/")[2]
-    if name in QUANTITIES and better in (None, QUANTITIES[name].better):
-        return QUANTITIES[name]
+    if name in METRICS and better in (None, METRICS[name].better):
+        return METRICS[name]
     direction: Any = better
     if direction is None:
         direction = "lower" if name.endswith(LOWER_ENDINGS) else "higher" if name.endswith(HIGHER_ENDINGS) else None
-    return Quantity(label=name.replace("_", " "), note="", better=direction)
+    return Metric(label=name.replace("_", " "), note="", better=direction)
 
 
 def sign_of_better(metric: str, better: str | None = None) -> int:
@@ -134,7 +134,7 @@ def sign_of_better(metric: str, better: str | None = None) -> int:
     Raises:
         BadInput: neither is known.
     """
-    direction = quantity(metric, better).better
+    direction = find_metric(metric, better).better
     if direction is None:
         raise BadInput(f'metric {metric}: whether lower or higher is better is not known; add better="lower" or "higher"')
     return 1 if direction == "higher" else -1

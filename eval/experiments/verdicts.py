@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from eval.experiments import statistics
-from eval.experiments.seed_values import SeedValues, quantity, seed_values, sign_of_better, split_metric
+from eval.experiments.seed_values import SeedValues, find_metric, seed_values, sign_of_better, split_metric
 from eval.experiments.statistics import Array, Difference
 from zoo.errors import BadInput
 
@@ -288,9 +288,9 @@ def _own_floor(
 ) -> list[dict[str, Any]]:
     """Return the baseline that runs are scored beside, as the unigram loss of their held-out text; empty if there is none."""
     stage, score = split_metric(claim["metric"])
-    name = quantity(score).reference or ("unigram_loss" if score.endswith("loss") else "")
+    name = find_metric(score).reference or ("unigram_loss" if score.endswith("loss") else "")
     values = seed_values(registration, cells, claim["row"], f"{stage}/{name}").values if name else {}
-    return [{"name": quantity(name).label, "value": float(np.mean(list(values.values())))}] if values else []
+    return [{"name": find_metric(name).label, "value": float(np.mean(list(values.values())))}] if values else []
 
 
 def _is_better(difference: Difference, sign: int) -> bool:
@@ -301,7 +301,7 @@ def _is_better(difference: Difference, sign: int) -> bool:
 
 def _explanation(claim: Mapping[str, Any], verdict: str, p_holm: float, p_opposite_holm: float, mde: float | None) -> str:
     """Return the numbers behind a verdict in a sentence."""
-    show, margin = quantity(claim["metric"], claim.get("better")).show, claim.get("margin") or 0.0
+    show, margin = find_metric(claim["metric"], claim.get("better")).show, claim.get("margin") or 0.0
     assert mde is not None
     if verdict == "reproduced":
         return f"adjusted p {p_holm:.2g} is at most {LEVEL:g}"

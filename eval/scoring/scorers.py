@@ -31,7 +31,7 @@ from zoo.runtime import jax_setup
 
 SCORERS: dict[str, Callable[[ScoringInputs], Callable[[Any], Any]]] = {
     "causal": language_model.of_run,
-    **dict.fromkeys(("masked", "left_to_right", "distilled", "permutation"), masked.of_run),
+    **dict.fromkeys(("masked", "left_to_right", "distilled", "permutation"), masked_lm.of_run),
     **dict.fromkeys(("denoising", "text_to_text"), seq2seq.of_run),
     **dict.fromkeys(labelled.TASKS, labelled.of_run),
 }

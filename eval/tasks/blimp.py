@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from eval import files
+from eval import task_files
 from eval.scoring.encoder_runner import Encoder
 from eval.scoring.likelihood import encode, likelihoods
 from eval.scoring.pseudo_likelihood import pseudo_nats

@@ -88,7 +88,7 @@ def score(subject: Loaded, documents: Documents, settings: Settings, progress: P
     build = Masked.builder(run, subject.tokenizer, lambda: unseen)
     rows = encoder_rows.plan_rows(tokens, data, subject.tokenizer, seed=0, half="held-out")
     sums: list[np.ndarray] = []
-    metrics = scores.scorer(
+    metrics = masked_lm.scorer(
         # Rows do not continue each other, so an XLNet has no memory here.
         models.model(dataclasses.replace(net.config, memory=0)) if hasattr(net.config, "memory") else net,
         subject.mesh,

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from eval.experiments.page.tables import Result, joined_claims, row_names, statement
-from eval.experiments.seed_values import quantity
+from eval.experiments.seed_values import find_metric
 from eval.report.html_page import text
 from eval.report.svg import FIVE, FOUR, INK, MUTED, NARROW, ONE, SIX, THREE, TWO, WIDE, svg, thousands
 
@@ -146,7 +146,7 @@ def forest(result: Result) -> list[Figure]:
     lines = [_ForestLine.of(claim) for claim in claims]
     several = len({claim["metric"] for claim in claims}) > 1
     titles = [
-        statement(claim) + (f", {quantity(claim['metric'], claim.get('better')).label}" if several else "") for claim in claims
+        statement(claim) + (f", {find_metric(claim['metric'], claim.get('better')).label}" if several else "") for claim in claims
     ]
     published = any(line.paper is not None for line in lines)
 

@@ -6,12 +6,12 @@ import statistics as means
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from eval.experiments.seed_values import quantity, seed_values
+from eval.experiments.seed_values import find_metric, seed_values
 from eval.experiments.statistics import mean_and_half_width
 from eval.experiments.verdicts import references
 from eval.report.html_page import measured
 from train.run.console import clock, short
-from train.run.metric_names import Quantity
+from train.run.metric_definitions import Metric
 
 Result = Mapping[str, Any]
 """The content of experiment.json."""
@@ -74,7 +74,7 @@ def joined_claims(result: Result) -> list[dict[str, Any]]:
 
 def metric_title(metric: str, better: str | None = None) -> str:
     """Return the label of a metric with its stage, and an arrow towards better values."""
-    of = quantity(metric, better)
+    of = find_metric(metric, better)
     return f"{of.title}, {metric.partition('/')[0]} {ARROWS[of.better]}".rstrip()
 
 
@@ -87,7 +87,7 @@ def statement(claim: Mapping[str, Any]) -> str:
 def results(result: Result) -> Table:
     """Return the table of the rows: means over seeds, differences of the claims, and the paper's numbers."""
     registration, cells, claims = result["registration"], result["cells"], joined_claims(result)
-    metrics = {claim["metric"]: quantity(claim["metric"], claim.get("better")) for claim in claims}
+    metrics = {claim["metric"]: find_metric(claim["metric"], claim.get("better")) for claim in claims}
     published = {(item["row"], item["metric"]): item["value"] for item in result.get("paper") or ()}
     paper = list(dict.fromkeys(metric for _, metric in published))
     head, groups = ["Row"], [("", 1)]
@@ -113,7 +113,7 @@ def results(result: Result) -> Table:
     return Table(head=[*head, *paper], rows=rows, groups=groups)
 
 
-def _mean(registration: Result, cells: Sequence[Result], row: str, metric: str, of: Quantity) -> list[str]:
+def _mean(registration: Result, cells: Sequence[Result], row: str, metric: str, of: Metric) -> list[str]:
     """Return a mean with its interval, and how many seeds it has and how many learned."""
     seeds = seed_values(registration, cells, row, metric)
     planned, count = len(registration["seeds"]), len(seeds.values)
@@ -135,7 +135,7 @@ def _delta(claim: Mapping[str, Any]) -> list[str]:
 def difference(claim: Mapping[str, Any], key: str) -> str:
     """Return an estimate or a bound of a claim as text, "" if there is none; the bound of an equivalence has no sign."""
     value, signed = claim[key], key == "estimate" or claim["kind"] != "equivalent"
-    return "" if value is None else quantity(claim["metric"], claim.get("better")).show(value, "+" if signed else "")
+    return "" if value is None else find_metric(claim["metric"], claim.get("better")).show(value, "+" if signed else "")
 
 
 def claims_table(result: Result) -> Table:
@@ -145,7 +145,7 @@ def claims_table(result: Result) -> Table:
     rows = []
     for claim in joined_claims(result):
         show, margin, paper = (
-            quantity(claim["metric"], claim.get("better")).show,
+            find_metric(claim["metric"], claim.get("better")).show,
             claim.get("margin"),
             claim.get("paper_difference"),
         )

@@ -190,7 +190,7 @@ REFUSED: list[tuple[Callable[[Path], list[str]], str]] = [
         pair(meta=META | {"targets": {"masking.rare": 0.7}}, **faster()),
         r"/b was scored on other targets than .*/a: masking\.rare is 0\.7 and not absent; score all of them alike",
     ),
-    (pair(scores={"f1": 0.5, "tokens": 100}, **faster()), "no quantity in common .*/b has f1, tokens"),
+    (pair(scores={"f1": 0.5, "tokens": 100}, **faster()), "no metric in common .*/b has f1, tokens"),
 ]
 DAMAGED: list[tuple[Callable[[Path], list[str]], str]] = [
     (

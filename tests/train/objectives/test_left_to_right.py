@@ -19,7 +19,7 @@ from train.engine import device_mesh
 from train.objectives.left_to_right import LeftToRight
 from train.objectives.masked import Masked
 from train.weights.load import Loaded
-from zoo import pretrained
+from zoo import published_weights
 from zoo.errors import BadInput
 
 TOKENIZER = uncased()
@@ -86,7 +86,7 @@ def test_what_sees_one_side_is_neither_masked_nor_exported(tmp_path: Path) -> No
     for family in ("bert", "roberta", "distilbert"):
         net = small(family, causal=True)
         with pytest.raises(BadInput, match=r"model\.causal True: encoders were only published with tokens that see both sides"):
-            pretrained.save(tmp_path, net.config, {})
+            published_weights.save(tmp_path, net.config, {})
     loaded = Loaded("name", small("bert", task="masked", causal=True), {}, TOKENIZER, device_mesh.make_mesh(Mesh()))
     with pytest.raises(BadInput, match="name: a causal bert, whose tokens see one side only"):
         Encoder.of(loaded, batch=1, dtype=jnp.float32)
