@@ -29,8 +29,7 @@ from train.objectives.base import Objective
 from train.rows.batches import Batches
 from train.rows.row_source import RowSource, ordered
 from train.rows.text_counts import TextCounts
-from train.run import hardware, metrics_file, trackers
-from train.run import metric_definitions
+from train.run import hardware, metric_definitions, metrics_file, trackers
 from train.run.console import Console
 from train.run.costs import COUNTS
 from train.run.metric_logger import MetricLogger

@@ -11,8 +11,8 @@ from typing import Any
 import jax
 
 from eval import tasks
-from eval.task_files import digest
 from eval.report import report
+from eval.task_files import digest
 from eval.tasks import Result, Settings
 from train.config import run_config
 from train.engine import device_mesh

@@ -14,9 +14,7 @@ OWN: dict[str, Metric] = {
     "phenomenon_accuracy": Metric(label="phenomenon accuracy", note="mean accuracy over phenomena", better="higher"),
     "word_perplexity": Metric(label="word perplexity", note="e to the loss per word", better="lower", format=".2f"),
     "pseudo_perplexity": Metric(label="pseudo-perplexity", note="e to the loss per token", better="lower", format=".2f"),
-    "word_pseudo_perplexity": Metric(
-        label="word pseudo-perplexity", note="e to the loss per word", better="lower", format=".2f"
-    ),
+    "word_pseudo_perplexity": Metric(label="word pseudo-perplexity", note="e to the loss per word", better="lower", format=".2f"),
 }
 """Metrics that only tasks measure."""
 

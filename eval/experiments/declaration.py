@@ -148,7 +148,7 @@ class Experiment:
     floors: tuple[tuple[str, str, float, str], ...] = ()
     """Scores of trivial baselines on the published task files: (name, metric, value, source)."""
     judge: Callable[..., list[dict[str, Any]]] | None = None
-    """Function with the signature of `eval.experiments.verdicts.judge` that replaces it."""
+    """Function with the signature of `eval.experiments.analysis.verdicts.judge` that replaces it."""
 
     def stage(self, name: str) -> Stage:
         """Return the stage of a name."""

@@ -39,7 +39,7 @@ def collect(grid: Grid, registration: Mapping[str, Any], folder: Path) -> dict[s
     """Return the content of experiment.json."""
     experiment = grid.experiment
     if experiment.judge is None:
-        from eval.experiments.verdicts import judge
+        from eval.experiments.analysis.verdicts import judge
     else:
         judge = experiment.judge
     cells = [

@@ -23,8 +23,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from eval import tasks
-from eval import task_files
+from eval import task_files, tasks
 from eval.scoring.likelihood import encode, likelihoods
 from eval.scoring.standard_error import mean_and_error
 from eval.tasks import Progress, Result, Settings

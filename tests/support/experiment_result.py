@@ -67,7 +67,7 @@ def masks(*, seeds: int = 5, first: int | None = None) -> dict[str, Any]:
     Args:
         first: number of cells, to cut the grid short.
     """
-    from eval.experiments.verdicts import judge
+    from eval.experiments.analysis.verdicts import judge
 
     grid = _grid(seeds)[:first]
     listed = registration(CLAIMS, [], seeds, "none") | {"hash": "9f2c41d0", "budget": "input_tokens", "changed": ["both"]}

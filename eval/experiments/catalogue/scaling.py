@@ -1,6 +1,6 @@
 """Compute-optimal sizes: the exponents of Kaplan et al. 2020 and Hoffmann et al. 2022, from curves of equal FLOPs."""
 
-from eval.experiments import scaling_fit
+from eval.experiments.analysis import scaling_fit
 from eval.experiments.catalogue._common import FRESH
 from eval.experiments.declaration import TEXT, Claim, Experiment, Flops, Options, Row, Stage, Tier
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from eval.experiments.analysis.seed_values import find_metric
 from eval.experiments.page.tables import Result, joined_claims, row_names, statement
-from eval.experiments.seed_values import find_metric
 from eval.report.html_page import text
 from eval.report.svg import FIVE, FOUR, INK, MUTED, NARROW, ONE, SIX, THREE, TWO, WIDE, svg, thousands
 

@@ -6,9 +6,9 @@ import statistics as means
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from eval.experiments.seed_values import find_metric, seed_values
-from eval.experiments.statistics import mean_and_half_width
-from eval.experiments.verdicts import references
+from eval.experiments.analysis.seed_values import find_metric, seed_values
+from eval.experiments.analysis.statistics import mean_and_half_width
+from eval.experiments.analysis.verdicts import references
 from eval.report.html_page import measured
 from train.run.console import clock, short
 from train.run.metric_definitions import Metric

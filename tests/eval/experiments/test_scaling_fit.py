@@ -5,7 +5,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from eval.experiments import catalogue, scaling_fit
+from eval.experiments import catalogue
+from eval.experiments.analysis import scaling_fit
 
 BUDGETS = (1e12, 1e13, 1e14)
 VOCAB = 2048

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from eval.experiments import statistics
-from eval.experiments.statistics import Difference, holm, paired, smallest_effect, welch
+from eval.experiments.analysis import statistics
+from eval.experiments.analysis.statistics import Difference, holm, paired, smallest_effect, welch
 
 RNG = np.random.default_rng(24)
 ROW, REFERENCE = RNG.normal(0.4, 1, (9, 4)), RNG.normal(0, 3, (9, 6))

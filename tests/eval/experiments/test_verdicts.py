@@ -5,9 +5,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from eval.experiments import statistics, verdicts
-from eval.experiments.statistics import welch
-from eval.experiments.verdicts import judge
+from eval.experiments.analysis import statistics, verdicts
+from eval.experiments.analysis.statistics import welch
+from eval.experiments.analysis.verdicts import judge
 from tests.support.experiment_result import METRIC, cells, claim, registration
 from zoo.errors import BadInput
 

@@ -20,9 +20,9 @@ from typing import Any
 
 import numpy as np
 
-from eval.experiments import statistics
-from eval.experiments.seed_values import SeedValues, find_metric, seed_values, sign_of_better, split_metric
-from eval.experiments.statistics import Array, Difference
+from eval.experiments.analysis import statistics
+from eval.experiments.analysis.seed_values import SeedValues, find_metric, seed_values, sign_of_better, split_metric
+from eval.experiments.analysis.statistics import Array, Difference
 from zoo.errors import BadInput
 
 FEWEST_SEEDS = 3

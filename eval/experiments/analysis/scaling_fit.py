@@ -24,8 +24,8 @@ Curves = dict[str, dict[str, tuple[float, list[tuple[float, float]]]]]
 def judge(
     registration: Mapping[str, Any], cells: Sequence[Mapping[str, Any]], floors: Sequence[Mapping[str, Any]] = ()
 ) -> list[dict[str, Any]]:
-    """Return the "claims" of experiment.json, as `eval.experiments.verdicts.judge` does."""
-    from eval.experiments import statistics
+    """Return the "claims" of experiment.json, as `eval.experiments.analysis.verdicts.judge` does."""
+    from eval.experiments.analysis import statistics
 
     curves = read_curves(registration, cells)
     reason = _too_little(curves)

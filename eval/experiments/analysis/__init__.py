@@ -1,0 +1,1 @@
+"""Statistics over seeds, and the verdicts on claims that they allow."""
