@@ -142,6 +142,28 @@ def test_commands_are_handed_over_level_by_level(tmp_path: Path) -> None:
     assert [job["spec"]["replicatedJobs"][0]["template"]["spec"]["completions"] for job in sets] == [1, 3, 3]
 
 
+def test_a_slurm_job_runs_the_command_of_its_number_after_the_level_before(tmp_path: Path) -> None:
+    programs = {
+        "sbatch": 'echo "$@" >> submitted; cat > "job-$(wc -l < submitted)"; wc -l < submitted',
+        "srun": 'shift; exec "$@"',
+        "zoo": 'echo "$@" > ran; exit 143',
+        "scontrol": 'echo "$@" > queued',
+    }
+    for name, line in programs.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{line}\n")
+        (tmp_path / name).chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "SLURM_ARRAY_TASK_ID": "2", "SLURM_ARRAY_JOB_ID": "9"}
+    options = {"cwd": tmp_path, "env": environment, "capture_output": True, "text": True, "check": False}
+    done = subprocess.run(["bash", "-c", handover.slurm_script(small_grid(), tmp_path)], **options)
+    assert done.returncode == 0, done
+    submitted = (tmp_path / "submitted").read_text().splitlines()
+    assert [line.count("afterok") for line in submitted] == [0, 1, 1] and "--dependency=afterok:2" in submitted[2]
+    # A run that was told to leave is queued again.
+    assert subprocess.run(["bash", "job-2"], **options).returncode == 143
+    assert "--name none-pretrain-0" in (tmp_path / "ran").read_text()
+    assert (tmp_path / "queued").read_text() == "requeue 9_2\n"
+
+
 # --- real runs, in processes that are killed ------------------------------------------------------------------------------------
 
 
