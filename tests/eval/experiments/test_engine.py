@@ -168,8 +168,8 @@ def test_a_slurm_job_runs_the_command_of_its_number_after_the_level_before(tmp_p
 
 
 def start(folder: Path) -> subprocess.Popen[bytes]:
-    environment = clean_environment() | QUICK
-    return subprocess.Popen(COMMAND, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    with (folder / "printed").open("ab") as log:
+        return subprocess.Popen(COMMAND, cwd=folder, env=clean_environment() | QUICK, stdout=log, stderr=subprocess.STDOUT)
 
 
 def children(pid: int) -> list[int]:
@@ -188,9 +188,7 @@ def test_kills_of_the_engine_and_of_its_runs_change_nothing(tmp_path: Path) -> N
     complete, killed = tmp_path / "complete", tmp_path / "killed"
     for folder in (complete, killed):
         folder.mkdir()
-    process = start(complete)
-    printed = process.communicate(timeout=900)[0].decode()
-    assert process.returncode == 0, printed
+    assert start(complete).wait(900) == 0, (complete / "printed").read_text()
     assert (complete / "grid/experiment.html").exists() and (complete / "grid/experiment.md").exists()
     rng = random.Random(0)
     for attempt in range(6):
@@ -207,9 +205,7 @@ def test_kills_of_the_engine_and_of_its_runs_change_nothing(tmp_path: Path) -> N
             process.send_signal(signal.SIGKILL)
             process.wait(60)
         assert gone(started), "a run outlived its engine"
-    process = start(killed)
-    printed = process.communicate(timeout=900)[0].decode()
-    assert process.returncode == 0, printed
+    assert start(killed).wait(900) == 0, (killed / "printed").read_text()
     assert outcome(killed) == outcome(complete)
 
 
@@ -221,8 +217,7 @@ def test_a_signal_stops_the_grid_after_the_run_has_saved(tmp_path: Path) -> None
     time.sleep(1)
     started = children(process.pid)
     process.send_signal(signal.SIGTERM)
-    printed = process.communicate(timeout=300)[0].decode()
-    assert process.returncode == 143 and "the same command continues" in printed
+    assert process.wait(300) == 143 and "the same command continues" in (tmp_path / "printed").read_text()
     assert not any(map(alive, started))
 
 
