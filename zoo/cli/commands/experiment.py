@@ -74,9 +74,13 @@ def experiment(args: list[str]) -> int:
         raise BadInput(f"--tier {options.tier}: {declared.name} has {', '.join(declared.tiers)}")
     tier = declared.tiers[options.tier]
     needs_tasks = any("{tasks}" in str(values) for values in _values(declared, options.tier))
-    files = experiment_files.find_files(
-        tier, needs_tasks, folder=options.corpus, digest=options.corpus_digest, tasks=options.tasks
-    )
+    if options.plan:
+        # The cost does not depend on the files, which need not be there.
+        files = experiment_files.Files(train="{train}", valid="{valid}", tasks="{tasks}", corpus="")
+    else:
+        files = experiment_files.find_files(
+            tier, needs_tasks, folder=options.corpus, digest=options.corpus_digest, tasks=options.tasks
+        )
     seeds = tuple(range(options.seeds))
     grid = grids.build_grid(declared, options.tier, files, parse_options, seeds=seeds, flops_per_step=_flops_per_step)
     return _act(options, grid, folder)
