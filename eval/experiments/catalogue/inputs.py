@@ -45,7 +45,7 @@ def inputs() -> Experiment:
         ),
         Row(name="fresh", label="no pretraining (control)", overrides={"data.rows": "full_sentences", **FRESH}),
     )
-    claim = {"metric": "sst2_test/accuracy"}
+    metric = "sst2_test/accuracy"
     return Experiment(
         name="inputs",
         question="Which rows should a masked model be pretrained on, and does it need next-sentence prediction?",
@@ -69,7 +69,7 @@ def inputs() -> Experiment:
                 margin=0.01,
                 source=SOURCE,
                 paper_difference=-0.8,
-                **claim,
+                metric=metric,
             ),
             Claim(
                 id="nsp_not_needed",
@@ -80,7 +80,7 @@ def inputs() -> Experiment:
                 margin=0.01,
                 source=f"{SOURCE} against Devlin et al. 2019, table 5, where SST-2 falls by 0.1 and QNLI by 3.5",
                 paper_difference=-0.1,
-                **claim,
+                metric=metric,
             ),
             Claim(
                 id="full_is_segment_nsp",
@@ -91,7 +91,7 @@ def inputs() -> Experiment:
                 margin=0.01,
                 source=SOURCE,
                 paper_difference=-0.4,
-                **claim,
+                metric=metric,
             ),
             Claim(
                 id="full_is_doc",
@@ -102,7 +102,7 @@ def inputs() -> Experiment:
                 margin=0.01,
                 source=SOURCE,
                 paper_difference=-0.2,
-                **claim,
+                metric=metric,
             ),
         ),
         tiers={
