@@ -1,4 +1,4 @@
-"""What a grid costs before it runs: FLOPs by the formulas of the objectives, and minutes at the rate of this machine.
+"""Costs of a grid before it runs: FLOPs by the formulas of the objectives, and minutes at the rate of this machine.
 
 Nothing is computed on a device: shapes alone determine the FLOPs of a step.
 """
