@@ -87,10 +87,7 @@ def reference(net: Model, params: Any, source: np.ndarray, target: np.ndarray, r
     return y @ table.T + (tree["unembed"]["bias"][: cfg.vocab] if cfg.output_bias else 0)
 
 
-@pytest.mark.parametrize(
-    "form",
-    [form if "learned" in form else pytest.param(form, marks=[] if form == "paper" else pytest.mark.full) for form in FORMS],
-)
+@pytest.mark.parametrize("form", [*QUICK, *(pytest.param(form, marks=pytest.mark.full) for form in FORMS if form not in QUICK)])
 @pytest.mark.planted
 def test_it_computes_the_formulas(form: str) -> None:
     """Logits of a padded pair. Rounding: a dozen layers' sums of 32 to 300 terms of float32."""
@@ -102,25 +99,19 @@ def test_it_computes_the_formulas(form: str) -> None:
     logits = jax.jit(lambda params: net.unembed(params, net.apply(params, batch).hidden))(params)[0, :, : net.config.vocab]
     expected = reference(net, params, source, target, 7)
     np.testing.assert_allclose(logits, expected, atol=3e-6 * np.abs(expected).max(), rtol=0)
+    # And token by token, from the cache.
+    decode, cache, states = jit(net.decode), net.init_cache(1, 6, jnp.float32), []
+    for at in range(6):
+        one = Batch(tokens=batch.tokens[:, at : at + 1], source=None if at else batch.source)
+        hidden, cache = decode(params, one, cache)
+        states.append(hidden)
+    logits = net.unembed(params, jnp.concatenate(states, 1))[0, :, : net.config.vocab]
+    np.testing.assert_allclose(logits, expected, atol=3e-6 * np.abs(expected).max(), rtol=0)
     if net.config.positions == "learned":
         # With the tables of the two sides exchanged.
         params |= {name: params[name] | {"positions": params[of]["positions"]} for name, of in (SIDES, SIDES[::-1])}
     other = small("transformer", **{**FORMS[form], "sinusoids": "halves" if form == "paper" else "interleaved"})
     assert np.abs(reference(other, params, source, target, 7) - expected).max() > 0.1
-
-
-@pytest.mark.full
-@pytest.mark.parametrize("form", ["short keys, learned positions", "long keys"])
-def test_tokens_one_by_one_have_the_states_of_the_row(form: str) -> None:
-    net = small("transformer", **FORMS[form])
-    params, rng = random_params(net), np.random.default_rng(0)
-    tokens, source = (jnp.int32(rng.integers(1, 300, (2, length))) for length in (6, 9))
-    row, cache, hidden = Batch(tokens=tokens, source=Batch(tokens=source)), net.init_cache(2, 6, jnp.float32), []
-    for at in range(6):
-        one = Batch(tokens=tokens[:, at : at + 1], source=None if at else row.source)
-        new, cache = jit(net.decode)(params, one, cache)
-        hidden.append(new)
-    np.testing.assert_allclose(np.concatenate(hidden, 1), jit(net.apply)(params, row).hidden, atol=2e-5)
 
 
 def test_rows_longer_than_learned_positions_are_refused() -> None:
