@@ -111,7 +111,10 @@ def changes(before: Results, after: Results, threshold: float) -> list[Change]:
 
 
 def agreement(before: Results, after: Results) -> tuple[int, int]:
-    """Return the number of cells whose mean ratio after lies within their spread before, and of those with a spread in both."""
+    """Return two numbers of cells: those whose mean ratio in `after` is within their spread in `before`, and those compared.
+
+    Only cells with a spread in both results are compared.
+    """
     old, new = by_key(before.cells), by_key(after.cells)
     pairs = [(Spread.of(old[key]), Spread.of(new[key])) for key in old.keys() & new.keys() if not _is_unit(old[key], before.unit)]
     spreads = [(one, other) for one, other in pairs if one and other]

@@ -137,7 +137,7 @@ def markdown(blocks: Sequence[Block]) -> str:
 
 
 def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]], words: int = 1) -> str:
-    """Return a table in Markdown."""
+    """Return a Markdown table whose first `words` columns are text and whose others are numbers, aligned to the right."""
     rule = [*["---"] * words, *["---:"] * (len(head) - words)]
     lines = [head, rule, *([" ".join(cell.split()) for cell in row] for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

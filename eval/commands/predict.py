@@ -24,8 +24,8 @@ from eval.scoring.encoder_inputs import Unlabelled
 from eval.tasks import Settings
 from eval.tasks.labelled import GOALS, run_for
 from train.config.objective_options import Labelled, LabelledTexts, Reading
-from train.data import unlabelled_reader
-from train.data.unlabelled_reader import Item
+from train.data import prediction_reader
+from train.data.prediction_reader import Item
 from train.run.progress_bar import ProgressBar
 from train.run.run_dir import replacing
 from train.weights.load import Loaded
@@ -83,7 +83,7 @@ def predict(
     pair: str | None = None,
     context: str | None = None,
     options: Sequence[str] = (),
-    line: unlabelled_reader.Lines = "auto",
+    line: prediction_reader.Lines = "auto",
     labelled: Labelled = READ_AS_IS,
     length: int = 0,
     batch: int = 16,
@@ -96,7 +96,7 @@ def predict(
     `eval.prediction.predictions` lists for the kind of the model.
 
     Args:
-        files: see `train.data.unlabelled_reader.read_examples`; instead of `texts`.
+        files: see `train.data.prediction_reader.read_examples`; instead of `texts`.
         texts: texts, sentences (words between spaces) or questions.
         pair: the second text of each text, for a model of pairs.
         context: the text that the questions are about, for a model of answers or choices.
@@ -123,11 +123,11 @@ def predict(
     run = dataclasses.replace(run, options=dataclasses.replace(run.options, labelled=reading))
     _check(objective, reading, texts=texts, pair=pair, context=context, options=options, null_threshold=null_threshold)
     if texts:
-        items: Iterable[Item] = unlabelled_reader.texts(objective, texts, pair=pair, context=context or "", options=options)
+        items: Iterable[Item] = prediction_reader.texts(objective, texts, pair=pair, context=context or "", options=options)
     else:
         for name in files:
             require(name.startswith(hub.PREFIX) or Path(name).exists(), "files", name, "no such file")
-        items = unlabelled_reader.read_examples(
+        items = prediction_reader.read_examples(
             objective, files, reading, line=line, labels=getattr(subject.model.config, "labels", ())
         )
     return Predictor.of(subject, run, batch=batch, dtype=dtype, null_threshold=null_threshold).predict(items)

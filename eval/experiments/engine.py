@@ -24,7 +24,7 @@ from train.run.run_dir import check_unlocked
 from zoo.errors import BadInput, cannot_write, import_optional
 
 LOCK = "experiment.lock"
-PROGRAM = (sys.executable, "-P", "-m", "eval.experiments.child")
+PROGRAM = (sys.executable, "-P", "-m", "eval.experiments.die_with_parent")
 POLL = 0.25
 """Seconds between two looks at the running process."""
 PATIENCE = 1.0

@@ -50,7 +50,7 @@ def _find(sources: Path, name: str) -> Path:
 
 
 def _members(archive: Path) -> list[tuple[str, str]]:
-    """Return (name ending in .txt, text) of each file in an archive, sorted by name."""
+    """Return (name, text) of each file in an archive, sorted; `_` replaces special characters in names, which end in .txt."""
     with tarfile.open(archive) as tar:
         files = [(Path(member.name).name, tar.extractfile(member)) for member in tar.getmembers() if member.isfile()]
         contents = [(re.sub(r"[^\w.-]", "_", name), file.read().decode("utf-8")) for name, file in files if file is not None]

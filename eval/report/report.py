@@ -97,7 +97,11 @@ def _page(path: Path, run: Run, rows: Sequence[Any], starts: Sequence[Any]) -> s
 
 
 def _json(path: Path) -> Any:
-    """Return the content of a file of `SHAPES`, None if there is no file."""
+    """Return the parsed JSON of one of the files that `SHAPES` describes; None if it does not exist.
+
+    Raises:
+        BadInput: it is not valid JSON, or has another shape.
+    """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

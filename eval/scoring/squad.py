@@ -110,7 +110,10 @@ def decode(
 
 
 def _best(scores: np.ndarray, shape: tuple[int, int, int], spans: np.ndarray, text: str, best: int) -> list[Answer]:
-    """Return the best answers among the candidates that are not -inf, numbered as in an array of `shape`."""
+    """Return the `best` highest-scoring distinct answers.
+
+    `scores` is flattened from `shape`: windows, first tokens, offsets of the last token. -inf is not a candidate.
+    """
     available = int(np.isfinite(scores).sum())
     count = best
     while True:

@@ -63,7 +63,7 @@ def find_recipe(name: str) -> Callable[..., Run]:
 
 
 def _plugin_recipe(plugin: plugins.Plugin) -> Callable[..., Run]:
-    """Return the recipe of a plug-in, which refuses to return anything but a run of its name."""
+    """Return the recipe function of a plug-in, wrapped to raise BadInput unless it returns a run of the plug-in's name."""
     function = plugins.load(plugin, "a function without parameters, or with the one parameter `init`", _is_recipe)
 
     @functools.wraps(function)

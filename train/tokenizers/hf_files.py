@@ -9,7 +9,7 @@ from typing import Any
 import tokenizers
 
 from train.tokenizers import byte_bpe, sentencepiece_proto, special_tokens, unigram, wordpiece, xlnet_unigram
-from train.tokenizers.hf_classes import OF_KIND, SWITCHES, check, follows, special_entries
+from train.tokenizers.hf_class_check import OF_KIND, SWITCHES, check, follows, special_entries
 from train.tokenizers.hf_settings import ALIASES, AS_WRITTEN, MOST_SENTINELS, Settings
 from train.tokenizers.tokenizer import END_OF_TEXT, FILE, LARGEST_FILE, SETTINGS, Kind, Tokenizer, read_chat_template
 from zoo.errors import BadInput
@@ -34,7 +34,7 @@ def read_tokenizer(folder: Path) -> Tokenizer:
 
     Raises:
         BadInput: the folder has none of these files, one that defines no usable tokenizer (see `Tokenizer.load`), or one that
-            `transformers` would interpret differently (see `train.tokenizers.hf_classes.check`).
+            `transformers` would interpret differently (see `train.tokenizers.hf_class_check.check`).
     """
     settings = Settings.load(folder)
     if (folder / FILE).exists():

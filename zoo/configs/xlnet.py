@@ -59,7 +59,7 @@ MODEL_TYPE = "xlnet"
 def from_published(published: PublishedConfig) -> Config:
     """Return the configuration in a config.json of type xlnet; absent keys take the defaults of `transformers`' XLNetConfig.
 
-    The exception is an absent `mem_len`, which means no memory: rows that are computed one at a time give the same results.
+    An absent `mem_len` means no memory instead: the outputs differ only for rows that continue each other.
 
     Raises:
         BadInput: a key has a value that this family does not compute.

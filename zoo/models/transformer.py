@@ -14,7 +14,6 @@ from zoo.attention.masks import Mask
 from zoo.batch import Batch, Output
 from zoo.configs.transformer import Config, table_rows
 from zoo.hf.param_names import ParamName, ParamNames
-from zoo.nn.key_size import KeySizedCrossAttention, KeySizedSelfAttention
 from zoo.nn.kv_cache import append_tokens, cached_source, cross_mask, empty_cache, source_entries
 from zoo.nn.layer_stack import init_stack, run_stack
 from zoo.nn.layers import (
@@ -33,6 +32,7 @@ from zoo.nn.layers import (
     params_of,
     tied_logits,
 )
+from zoo.nn.unequal_head_sizes import KeySizedCrossAttention, KeySizedSelfAttention
 from zoo.ops import positions
 from zoo.sharding import BATCH, Rules, constrain
 

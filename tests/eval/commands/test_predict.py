@@ -22,7 +22,7 @@ from tests.support.finetuned import IOB, LABELS, examples, run
 from tests.support.labelled_files import CONTEXT, put, squad
 from train.config.objective_options import Labelled
 from train.data.example_types import Tagged, Text
-from train.data.unlabelled_reader import Item, texts
+from train.data.prediction_reader import Item, texts
 from train.rows.example_rows import ExampleRow, Inputs
 from train.weights.load import Loaded
 from zoo.batch import IGNORED

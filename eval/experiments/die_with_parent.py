@@ -1,4 +1,4 @@
-"""A command of `zoo` that ends when the process that started it ends: `python -m eval.experiments.child PID train ...`.
+"""A command of `zoo` that ends when the process that started it ends: `python -m eval.experiments.die_with_parent PID train ...`.
 
 On Linux the kernel kills it. Elsewhere, and where that call fails, a thread watches for a new parent and ends the process.
 """
