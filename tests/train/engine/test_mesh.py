@@ -115,7 +115,7 @@ def test_adafactor_treats_layers_as_separate_matrices():
     grads = jnp.float32(rng.standard_normal((3, 128, 256)) * [[[1]], [[10]], [[0.1]]])
     params = jnp.float32(rng.standard_normal((3, 128, 256)))
 
-    def integer(stacked):
+    def whole(stacked):
         return {"layers": {"kernel": stacked}, **{str(layer): {"kernel": stacked[layer]} for layer in range(3)}}
 
     updates, _ = tx.update(whole(grads), tx.init(whole(params)), whole(params))

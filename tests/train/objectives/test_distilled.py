@@ -15,7 +15,7 @@ from tests.support.small import jit, random_params, small
 from train.config import run_config
 from train.config.data_options import EncoderData
 from train.config.objective_options import Distillation
-from train.engine import device_mesh, optim
+from train.engine import device_mesh, optim, state_init
 from train.objectives import distilled
 from train.objectives.distilled import Distilled, student_layers
 from zoo.batch import Batch
@@ -142,7 +142,7 @@ def test_a_fresh_student_begins_with_the_random_parameters_of_its_seed() -> None
     assert goal.initial_params(student, params) is params
     run = tiny.run("distilled", model=student.config, distillation=goal.options, data=EncoderData(length=8, batch=8))
     tx, shapes = optim.optimizer(run.optim), functools.partial(goal.trained_params, student)
-    begun = device_mesh.init_state(run, student, tx, MESH, goal.initial_params(student, None), shapes).params
+    begun = state_init.init_state(run, student, tx, MESH, goal.initial_params(student, None), shapes).params
     # Two programs may round the last bits of a random number differently.
     chex.assert_trees_all_close(begun, jit(student.init)(jax.random.key(run.seed)), rtol=1e-6)
     # It may be deeper than its teacher, but cannot also start from other weights.

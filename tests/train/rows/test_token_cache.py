@@ -50,7 +50,7 @@ def tokenizer():
 
 
 @pytest.fixture(scope="module")
-def integer(tokenizer, tmp_path_factory):
+def whole(tokenizer, tmp_path_factory):
     """The tokens of MANY, made without an interruption."""
     return prepare(MANY, tokenizer, tmp_path_factory.mktemp("whole"))
 

@@ -41,7 +41,7 @@ def tiny(family: str, task: str) -> tuple[Any, dict[str, np.ndarray], dict[str, 
     return cfg, stored, {leaf.path: whole(leaf, held) for leaf in leaves}
 
 
-def integer(leaf: published_weights.Leaf, held: dict[str, Any]) -> np.ndarray:
+def whole(leaf: published_weights.Leaf, held: dict[str, Any]) -> np.ndarray:
     return leaf.read(held, (slice(None),) * (leaf.stacked + len(leaf.shape)))
 
 
