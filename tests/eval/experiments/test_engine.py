@@ -105,9 +105,9 @@ def test_doit_is_named_with_its_extra_where_it_is_missing(monkeypatch: pytest.Mo
 CHILD = """
 import os, sys, time
 sys.platform = sys.argv[1]
-from eval.experiments import child
-child.POLL = 0.01
-child.follow(os.getppid())
+from eval.experiments import die_with_parent
+die_with_parent.POLL = 0.01
+die_with_parent.follow(os.getppid())
 print(os.getpid(), flush=True)
 time.sleep(600)
 """
