@@ -15,6 +15,7 @@ from markupsafe import Markup
 
 from eval.report import html_page
 from eval.report.svg import NARROW, WIDE, svg
+from eval.report.templates import page_template
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,16 +113,4 @@ def render(
 
 @functools.cache
 def _template() -> jinja2.Template:
-    def escaped(value: Any) -> Markup:
-        return value if isinstance(value, Markup) else Markup(html_page.text(value))
-
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        finalize=escaped,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["number"] = lambda value: "" if value == "" else html_page.number(value)
-    return environment.get_template("page.html.j2")
+    return page_template(Path(__file__).parent)

@@ -41,7 +41,7 @@ class Finished:
     held_out: str
     """Fingerprint of the held-out data."""
     targets: dict[str, Any]
-    """What decides which tokens of the held-out data were scored; see `Objective.target_options`."""
+    """Options that decide which tokens of the held-out data were scored; see `Objective.target_options`."""
     tokenizer: str
     """Fingerprint of its tokenizer."""
     data: str

@@ -28,7 +28,7 @@ class TaskScore:
     step: int | None
     """Step of the checkpoint that was scored."""
     fingerprint: dict[str, Any]
-    """What decides the scored items; see `eval.commands.run_task.fingerprint`. Empty in an entry that has none."""
+    """Digest of the files, and the options that decide the scored items (`eval.commands.run_task.fingerprint`); may be empty."""
     tokenizer: str
     """Fingerprint of the model's tokenizer."""
     per_token: tuple[str, ...]

@@ -115,7 +115,7 @@ class _Builder:
     flops_per_step: Callable[[Run], float] | None
     folder: Path
     parsed: dict[tuple[str, ...], Run] = dataclasses.field(default_factory=dict)
-    """What distinguishes a run from all but its seeds -> the run."""
+    """Recipe and options of a run, without its seed -> the run."""
     keys: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     """Folder of a run -> its key in `parsed`."""
 

@@ -41,7 +41,7 @@ class Score:
     mistakes: dict[str, Any]
     """The "labels" and "confusion" matrix (true by predicted) of a classifier, and the "worst" examples."""
     outcomes: Outcomes
-    """Whether each example (of tags: each sentence, all of it) is right, and its loss."""
+    """For each example, its loss and whether it is right; for tags an example is a sentence, all of whose tags must be right."""
 
     def record(self) -> dict[str, float | int]:
         """Return the score as it is in metrics and JSON."""

@@ -71,8 +71,8 @@ class Result:
     details: dict[str, Any] = dataclasses.field(default_factory=dict)
     """Facts by name; a dict of dicts is a table with named rows."""
     items: dict[str, Any] = dataclasses.field(default_factory=dict)
-    """What decides the scored items beside the files and the options that were given, such as a default that depends on the
-    model. Results that differ in it are not compared."""
+    """Settings that decide the scored items beside the files and the options on the command line, such as a default that depends
+    on the model. Results that differ in them are not compared."""
     outcomes: Outcomes | None = dataclasses.field(default=None, compare=False)
     """Outcome of each item; None if the task has none."""
 

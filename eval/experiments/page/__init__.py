@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-from markupsafe import Markup
 
 from eval.experiments.page import charts, tables
 from eval.experiments.page.tables import Result, Table, Value
 from eval.report import html_page
+from eval.report.templates import page_template
 from train.run.console import short
 
 STYLE = {
@@ -149,19 +149,7 @@ def _markdown(table: Table) -> str:
 
 @functools.cache
 def _template() -> jinja2.Template:
-    def escaped(value: Any) -> Markup:
-        return value if isinstance(value, Markup) else Markup(html_page.text(value))
-
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        finalize=escaped,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["svg"] = Markup
-    return environment.get_template("page.html.j2")
+    return page_template(Path(__file__).parent)
 
 
 EXTRA_STYLE = """

@@ -179,7 +179,7 @@ class _ForestLine:
     value: float
     bound: float
     margin: float | None
-    """Of an equivalence, which holds between +-margin."""
+    """True for an equivalence, which holds between -margin and +margin."""
     paper: float | None
 
     @classmethod
