@@ -11,6 +11,7 @@ from typing import Any
 from eval.experiments import checks, status
 from eval.experiments.declaration import Experiment
 from eval.experiments.grid import TOKENIZER, Grid, Node
+from eval.experiments.item_errors import item_errors
 from train.run.console import short
 from train.run.metrics_file import read_rows
 from train.run.run_dir import RunDir, write_json, write_text
@@ -56,9 +57,10 @@ def collect(grid: Grid, registration: Mapping[str, Any], folder: Path) -> dict[s
     if budget["note"]:
         problems |= dict.fromkeys((claim["id"] for claim in claims), budget["note"])
         deviations.append(budget["note"])
-    for claim in claims:
+    for claim, declared in zip(claims, content["claims"], strict=True):
         if problem := problems.get(claim["id"]):
             claim |= {"verdict": "not testable", "reason": problem}
+        claim["items"] = item_errors(grid, claim, declared["metric"], declared["row"], folder)
     sizes = _sizes(grid, folder, cells)
     return {
         "schema": 1,

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import statistics as means
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from eval.experiments.analysis.seed_values import find_metric, seed_values
@@ -162,7 +162,7 @@ def claims_table(result: Result) -> Table:
                 [title, "paired" if claim.get("paired") and test == "tost" else ""],
                 [show(margin) if margin else "-"],
                 [str(claim["n"])],
-                [difference(claim, "estimate") or "-"],
+                [difference(claim, "estimate") or "-", *_parts(claim, show)],
                 [difference(claim, "bound") or "-"],
                 [number("p_holm", ".2g")]
                 if claim["verdict"] != "contradicted" or claim.get("p_opposite_holm") is None
@@ -173,6 +173,18 @@ def claims_table(result: Result) -> Table:
             ]
         )
     return Table(head=head, rows=rows, words=2)
+
+
+def _parts(claim: Mapping[str, Any], show: Callable[..., str]) -> list[str]:
+    """Return the standard errors of a difference by what was sampled, if the outcomes of the items are known."""
+    parts = claim.get("items")
+    if not parts:
+        return []
+    return [
+        f"error {show(parts['seed_error'])} over seeds,",
+        f"{show(parts['item_error'])} over {parts['items']:,} items;",
+        f"{parts['different']} of {parts['seeds']} seeds differ (McNemar)",
+    ]
 
 
 def costs(result: Result) -> Table:
