@@ -183,15 +183,15 @@ def outcome(folder: Path) -> dict[str, Any]:
     return {"cells": cells, "hash": result["registration"]["hash"], "claims": result["claims"], "budget": result["budget"]}
 
 
-@pytest.mark.full
-def test_kills_of_the_engine_and_of_its_runs_change_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kills", [pytest.param(2, marks=pytest.mark.full), pytest.param(10, marks=pytest.mark.slow)])
+def test_kills_of_the_engine_and_of_its_runs_change_nothing(kills: int, tmp_path: Path) -> None:
     complete, killed = tmp_path / "complete", tmp_path / "killed"
     for folder in (complete, killed):
         folder.mkdir()
     assert start(complete).wait(900) == 0, (complete / "printed").read_text()
     assert (complete / "grid/experiment.html").exists() and (complete / "grid/experiment.md").exists()
     rng = random.Random(0)
-    for attempt in range(6):
+    for attempt in range(kills):
         process = start(killed)
         deadline = time.monotonic() + rng.uniform(3, 12)
         while time.monotonic() < deadline and process.poll() is None:
