@@ -17,6 +17,10 @@ from zoo.runtime import stdio
 
 SAFE_FLAG = "--xla_cpu_experimental_ynn_fusion_type"
 SAFE_VALUE = "individual_dot"
+PATIENCE_FLAG = "--xla_cpu_collective_call_terminate_timeout_seconds"
+PATIENCE = "600"
+"""Seconds that a simulated device waits for the others in a collective. XLA aborts the process after 40, in which a busy machine
+with few cores may not have run all of them."""
 LEAST_MEMORY = 1 << 30
 """Bytes of address space that JAX needs to start. With two cores it takes 0.6e9; each further core adds thread stacks."""
 ACCELERATORS = ("jax_plugins", "libtpu")
@@ -30,6 +34,7 @@ def prepare(devices: int = 0) -> None:
 
     XLA's CPU compiler returns wrong numbers for some reductions fused with a dot (JAX 0.10.2 to 0.12.0 at least), so the
     flag that keeps dots separate is added to XLA_FLAGS; a value that the user has set for that flag stays, and `canary` tests it.
+    Simulated devices wait longer for each other than XLA's default (see `PATIENCE`).
     Compiled programs are stored in `cache_dir()`, unless JAX_COMPILATION_CACHE_DIR names another folder; each is checked when it
     is read (see `zoo.runtime.compile_cache`). If the CPU is the only possible platform, freed memory is kept for the next step
     (see `_keep_memory`).
@@ -54,8 +59,10 @@ def prepare(devices: int = 0) -> None:
         if not safe or devices not in (0, have):
             raise RuntimeError(f"prepare(devices={devices}) came after JAX had started; XLA_FLAGS={flags}, {have} CPU devices")
         return
-    if not safe:
-        os.environ["XLA_FLAGS"] = " ".join([*flags, f"{SAFE_FLAG}={SAFE_VALUE}"])
+    own = {SAFE_FLAG: SAFE_VALUE} | ({PATIENCE_FLAG: PATIENCE} if devices else {})
+    missing = [f"{flag}={value}" for flag, value in own.items() if flag not in {word.partition("=")[0] for word in flags}]
+    if missing:
+        os.environ["XLA_FLAGS"] = " ".join([*flags, *missing])
     if devices:
         jax.config.update("jax_platforms", "cpu")
         jax.config.update("jax_num_cpu_devices", devices)

@@ -42,7 +42,8 @@ def test_right_numbers_on_simulated_devices(tmp_path: Path) -> None:
         4, ZOO_CACHE=str(tmp_path / "zoo"), JAX_COMPILATION_CACHE_DIR=None, XLA_FLAGS="--xla_cpu_enable_fast_math=false"
     )
     assert verdict < 1e-5
-    assert flags == f"--xla_cpu_enable_fast_math=false {jax_setup.SAFE_FLAG}={jax_setup.SAFE_VALUE}"
+    own = f"{jax_setup.SAFE_FLAG}={jax_setup.SAFE_VALUE} {jax_setup.PATIENCE_FLAG}={jax_setup.PATIENCE}"
+    assert flags == f"--xla_cpu_enable_fast_math=false {own}"
     assert (devices, platform, seconds) == (4, "cpu", 0.0)
     assert Path(cache).parent == tmp_path / "zoo"
     assert stat.S_IMODE(os.stat(cache).st_mode) == 0o700
