@@ -8,14 +8,12 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 
 from tests.support import tiny
 from tests.support.environment import SCRATCH
 from tests.support.processes import Ended
-from tests.support.small import jit
 from train.run import metrics_file
 from zoo.cli import main
 
@@ -24,10 +22,9 @@ TINY = [*tiny.FLAGS, "--steps", "2", "--data.paths", "book.txt"]
 
 @contextlib.contextmanager
 def in_folder(folder: Path) -> Iterator[None]:
-    """Make a folder the current one, and compile what is jitted there without optimization: no bound here depends on it."""
+    """Make a folder the current one."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setattr(jax, "jit", jit)
         yield
 
 

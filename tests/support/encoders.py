@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from eval.scoring.encoder_runner import Encoder, Text
-from tests.support.small import PLACED, jit, random_params, small
+from tests.support.small import PLACED, random_params, small
 from train.config import run_config
 from train.engine import device_mesh
 from train.tokenizers import hf_files
@@ -86,7 +86,7 @@ def _forward(net: Model) -> Any:
         states = net.apply(params, Batch(tokens=tokens)).hidden
         return states, net.unembed(params, states)
 
-    return jit(forward)
+    return jax.jit(forward)
 
 
 def gpt() -> Loaded:

@@ -5,12 +5,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from jaxtyping import Array
 
 from tests.support.encoders import KINDS, POSITIONS, tokenizer
 from tests.support.labelled_files import put
-from tests.support.small import LABELS, jit, random_params, small
+from tests.support.small import LABELS, random_params, small
 from train.config.data_options import Data
 from train.config.objective_options import Labelled
 from train.config.objectives import find_options
@@ -83,7 +84,7 @@ def answers(made: Model) -> Callable[..., Array]:
             return made.token_logits(params, hidden)
         return made.sequence_logits(params, hidden[:, :1])[:, 0]
 
-    return jit(of)
+    return jax.jit(of)
 
 
 def logits(cfg: Run, batch: Batch) -> np.ndarray:

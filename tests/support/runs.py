@@ -47,16 +47,6 @@ QUICK = {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
 """Programs that run for a second are not worth optimizing."""
 
 
-@contextlib.contextmanager
-def quick_compilation() -> Iterator[None]:
-    """Compile without LLVM's optimizations in this process, for programs that are only compared with others compiled alike."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    try:
-        yield
-    finally:
-        jax.config.update("jax_disable_most_optimizations", False)
-
-
 def text(lines: int = 80) -> str:
     rng = random.Random(0)
     return "".join(" ".join(rng.choices(WORDS, k=12)) + ".\n" for _ in range(lines))

@@ -43,9 +43,6 @@ SAYS = {
 }
 """What a model says by its task, as `outputs` calls it."""
 
-# Many programs that run once: the processor's code need not be good. What they compute is as without this.
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-
 
 def small(family: str, **changes: Any) -> Model:
     """The family's first size, made small and without dropout, with three labels if its task has any."""
@@ -155,7 +152,7 @@ def reached_rows(net: Model, params: Any, batch: Batch) -> np.ndarray:
         embed = {**params["embed"], "tokens": {"embedding": table}}
         return net.apply({**params, "embed": embed}, batch).hidden[0] @ probe
 
-    jacobian = jit(jax.jacrev(outputs))(params["embed"]["tokens"]["embedding"])
+    jacobian = jax.jit(jax.jacrev(outputs))(params["embed"]["tokens"]["embedding"])
     return (np.asarray(jacobian) != 0).any(-1)
 
 

@@ -4,6 +4,7 @@ import functools
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from eval.generation.generator import Generator
 from eval.generation.settings import Decoding, Prompts
 from tests.support.generation import ids, make_generator, seq2seq, seq2seq_generator, seq2seq_loaded, seq2seq_tokenizer
 from tests.support.generation import quickly_compiled as quickly_compiled
-from tests.support.small import jit, random_params, small
+from tests.support.small import random_params, small
 from train.config import run_config
 from train.engine import device_mesh
 from zoo import published_weights
@@ -39,7 +40,7 @@ def sources() -> list[np.ndarray]:
 def test_cached_text_is_that_of_whole_forward_passes(family: str) -> None:
     """Compare a padded batch with the forward pass of each source alone and unpadded."""
     net, params = seq2seq(family)
-    program = jit(
+    program = jax.jit(
         lambda source, target: net.unembed(params, net.apply(params, Batch(tokens=target, source=Batch(tokens=source))).hidden)
     )
     expected = []

@@ -21,7 +21,6 @@ from eval.generation.generator import Generated, Generator, _Text
 from eval.generation.settings import Decoding, Prompts
 from tests.support.generation import GREEDILY, LIMIT, RANDOM, RANDOMLY, gpt, gpt_generator, gpt_tokenizer, ids, prompts, seq2seq
 from tests.support.generation import quickly_compiled as quickly_compiled
-from tests.support.small import jit
 from train.config import run_config
 from train.engine import device_mesh
 from train.tokenizers.tokenizer import Tokenizer
@@ -36,7 +35,7 @@ from zoo.generation.settings import Beams, Sampling
 def logits_of() -> Callable[[np.ndarray], np.ndarray]:
     """Return a function: float32 [B, 32, V] of up to 200 rows of tokens, by the forward pass."""
     net, params = gpt()
-    program = jit(lambda tokens: net.unembed(params, net.apply(params, Batch(tokens=tokens)).hidden))
+    program = jax.jit(lambda tokens: net.unembed(params, net.apply(params, Batch(tokens=tokens)).hidden))
     return lambda tokens: np.asarray(program(np.pad(tokens, ((0, 200 - len(tokens)), (0, 32 - tokens.shape[1])))))
 
 

@@ -13,7 +13,7 @@ import pytest
 from eval.generation.settings import Decoding
 from tests.support.generation import gpt_tokenizer, ids, make_generator
 from tests.support.generation import quickly_compiled as quickly_compiled
-from tests.support.small import following, jit, random_params
+from tests.support.small import following, random_params
 from tests.support.xlnet_reference import read_both_ways, tiny
 from zoo import published_weights
 from zoo.batch import Batch
@@ -44,7 +44,7 @@ def log_probabilities(tokens: list[int]) -> np.ndarray:
 @functools.cache
 def _forward() -> Any:
     net, params = model()
-    return jit(lambda tokens: net.unembed(params, following(net, params, Batch(tokens=tokens))))
+    return jax.jit(lambda tokens: net.unembed(params, following(net, params, Batch(tokens=tokens))))
 
 
 @pytest.mark.full
@@ -64,7 +64,7 @@ def test_greedy_text_is_the_likeliest_word_after_word(mesh: dict[str, int]) -> N
 def test_the_logits_of_every_step_that_reads_both_ways() -> None:
     """Padded prompts and then two tokens at a time, against each text alone in float64."""
     net, params = model()
-    text, decode, longest = np.arange(40, 40 + LIMIT, dtype=np.int32), jit(net.decode), len(PROMPTS[-1])
+    text, decode, longest = np.arange(40, 40 + LIMIT, dtype=np.int32), jax.jit(net.decode), len(PROMPTS[-1])
     tokens = np.stack([np.pad(np.append(prompt, text), (longest - len(prompt), 0)) for prompt in PROMPTS])
     segments = np.int32(np.arange(longest + LIMIT) >= longest - np.array([[len(prompt)] for prompt in PROMPTS]))
     cache, steps = net.init_cache(len(PROMPTS), longest + LIMIT, jnp.float32), []

@@ -14,7 +14,7 @@ from scipy.special import log_softmax
 
 from eval.scoring import likelihood
 from eval.scoring.likelihood import Likelihood, encode, likelihoods
-from tests.support.small import jit, random_params, small
+from tests.support.small import random_params, small
 from train.config import run_config
 from train.engine import device_mesh
 from train.tokenizers.tokenizer import Tokenizer
@@ -53,7 +53,7 @@ def logits_after(ids: Sequence[int]) -> np.ndarray:
     return np.float64(_logits(subject()[1], np.int32([[*ids, *rest]])))[0, : len(ids)]
 
 
-@jit
+@jax.jit
 def _logits(params: Any, tokens: Any) -> Any:
     net = small("gpt")
     return net.unembed(params, net.apply(params, Batch(tokens=tokens)).hidden)[..., : net.config.vocab]

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -19,7 +20,6 @@ from eval.scoring.permutation_likelihood import permuted_nats
 from eval.scoring.pseudo_likelihood import pseudo_nats
 from tests.support.commands import call
 from tests.support.encoders import encoder, folder, loaded, texts
-from tests.support.small import jit
 from zoo.batch import Batch
 from zoo.errors import BadInput
 
@@ -40,7 +40,7 @@ def log_probabilities(batch: Batch) -> np.ndarray:
 
 @functools.cache
 def _apply() -> Any:
-    return jit(loaded("xlnet", "permutation").model.apply)
+    return jax.jit(loaded("xlnet", "permutation").model.apply)
 
 
 def conditional(ids: np.ndarray, known: list[int], at: int) -> float:

@@ -4,13 +4,13 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from eval.tasks import Result, Settings, masked
 from tests.support import encoders, tiny
-from tests.support.small import jit
 from train.config.objective_options import Permutation
 from train.engine.losses import token_losses
 from train.rows import masking
@@ -52,7 +52,7 @@ def test_an_xlnet_predicts_each_target_from_all_that_is_not_predicted(tmp_path: 
     monkeypatch.setattr("train.objectives.masked.mask", noted)
     result = score(remembers, tmp_path)
     monkeypatch.undo()
-    compute, nats, seen = jit(_nll(subject)), 0.0, 0.0
+    compute, nats, seen = jax.jit(_nll(subject)), 0.0, 0.0
     distinct = {tokens.tobytes(): (tokens, targets) for tokens, targets in sequences}
     for tokens, targets in distinct.values():
         padded = np.zeros((1, LENGTH), np.int32)

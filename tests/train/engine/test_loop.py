@@ -4,7 +4,7 @@ import dataclasses
 import json
 import logging
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,7 +17,7 @@ import pytest
 
 from eval.scoring import scorers
 from tests.support import tiny
-from tests.support.runs import quick_compilation, snapshot, text
+from tests.support.runs import snapshot, text
 from train import trainer
 from train.checkpoints.checkpoints import Checkpoints
 from train.config import run_config
@@ -38,13 +38,6 @@ VALUES = {2: 5.0, 4: 3.0, 6: 4.0, 8: 3.0}
 """What the validations of a run return, by step; it has no patience for a third after the best."""
 # Without dropout, which takes long to compile.
 PLAIN = dataclasses.replace(tiny.run().model, dropout=0.0, attention_dropout=0.0, embedding_dropout=0.0)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick() -> Iterator[None]:
-    """Compile without optimizing: runs are compared with runs that are compiled alike."""
-    with quick_compilation():
-        yield
 
 
 def compiled(caplog: pytest.LogCaptureFixture) -> list[str]:

@@ -4,7 +4,6 @@ import collections
 import dataclasses
 import functools
 import re
-from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +14,6 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from tests.support import tiny
 from tests.support.gradients import assert_equal_gradients
-from tests.support.runs import quick_compilation
 from train.config import run_config
 from train.config.data_options import CausalData
 from train.engine import device_mesh, optim, state_init
@@ -38,13 +36,6 @@ CASES = {
     "data=8, remat, chunked loss": {"mesh": run_config.Mesh(data=8), "compute": {"remat": "full"}, "loss_chunk": 8},
 }
 STEPS = 20
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick() -> Iterator[None]:
-    """Compile without optimizing: programs are compared with programs that are compiled alike."""
-    with quick_compilation():
-        yield
 
 
 def train(steps=STEPS, *, mesh=ONE, compute=None, **changes):

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,7 +16,6 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from tests.support import tiny
 from tests.support.gradients import assert_equal_gradients
-from tests.support.runs import quick_compilation
 from train import recipes
 from train.config import run_config
 from train.engine import device_mesh, optim, state_init
@@ -200,7 +199,7 @@ def made(tx: optax.GradientTransformation | None = None, dtype: Any = jnp.float3
     params = initial()
     key = jnp.array([0, 1], jnp.uint32)
     # Programs that run a few times: the processor's code need not be good. What they compute is as without this.
-    step = jax.jit(make_step(run, net, Causal(), tx, dtype), compiler_options={"xla_backend_optimization_level": 0})
+    step = jax.jit(make_step(run, net, Causal(), tx, dtype))
     return SimpleNamespace(step=step, state=State(step=jnp.int32(0), params=params, opt_state=tx.init(params), carry={}, key=key))
 
 
@@ -304,13 +303,6 @@ class Scaled(Causal):
         return {term: value * frozen["scale"] for term, value in terms.items()}, carry
 
 
-@pytest.fixture
-def quick() -> Iterator[None]:
-    """Compile without optimizing, where it is asked what becomes of buffers."""
-    with quick_compilation():
-        yield
-
-
 @functools.cache
 def launched(name: str) -> tuple[Engine, Callable[[], State], Callable[[float], Any]]:
     """An engine over two devices, and what makes a state and something frozen for it."""
@@ -329,7 +321,7 @@ def launched(name: str) -> tuple[Engine, Callable[[], State], Callable[[float], 
 
 @pytest.mark.full
 @pytest.mark.parametrize("name", ["jit", pytest.param("pmap", marks=pytest.mark.slow)])
-def test_the_state_is_donated(name: str, quick: None) -> None:
+def test_the_state_is_donated(name: str) -> None:
     """The next state lies where this one lay, leaf for leaf: nothing is held twice."""
     engine, begin, frozen = launched(name)
     state, held = begin(), frozen(1.0)
@@ -347,7 +339,7 @@ def test_the_state_is_donated(name: str, quick: None) -> None:
 
 
 @pytest.mark.parametrize("name", ["jit", pytest.param("pmap", marks=pytest.mark.full)])
-def test_what_is_frozen_is_read_at_every_step_and_neither_donated_nor_built_in(name: str, quick: None) -> None:
+def test_what_is_frozen_is_read_at_every_step_and_neither_donated_nor_built_in(name: str) -> None:
     engine, begin, frozen = launched(name)
     state, held, losses = begin(), frozen(1.0), []
     for what in (held, held, frozen(3.0)):

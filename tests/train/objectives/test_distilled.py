@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from tests.support import tiny
-from tests.support.small import jit, random_params, small
+from tests.support.small import random_params, small
 from train.config import run_config
 from train.config.data_options import EncoderData
 from train.config.objective_options import Distillation
@@ -48,7 +48,7 @@ def pair(**chosen: Any) -> tuple[Any, Any, Distilled]:
 
 def losses(student: Any, params: Any, goal: Distilled, chunk: int) -> dict[str, float]:
     options = dict(seeds=None, carry={}, smoothing=0.0, chunk=chunk)
-    terms, _ = jit(lambda p, f: goal.loss(student, p, batch(), f, **options))(params, goal.frozen)
+    terms, _ = jax.jit(lambda p, f: goal.loss(student, p, batch(), f, **options))(params, goal.frozen)
     weights = goal.weights(batch())
     return {name: float(terms[name] / weights[name]) for name in terms}
 
@@ -63,7 +63,7 @@ def outputs() -> list[tuple[np.ndarray, np.ndarray]]:
         return net.unembed(params, hidden)[..., :300], hidden
 
     both = ((student, params), (goal.teacher, goal.frozen))
-    return [jax.tree.map(np.float64, jit(output, static_argnums=0)(*of)) for of in both]
+    return [jax.tree.map(np.float64, jax.jit(output, static_argnums=0)(*of)) for of in both]
 
 
 def by_hand(chosen: Distillation, at: np.ndarray) -> dict[str, float]:
@@ -110,13 +110,13 @@ def test_the_teacher_gets_no_gradient_and_the_student_the_true_one() -> None:
         weights = goal.weights(batch())
         return sum(terms[name] / weights[name] for name in terms)
 
-    ours, theirs = jit(jax.grad(total, argnums=(0, 1)))(params, goal.frozen)
+    ours, theirs = jax.jit(jax.grad(total, argnums=(0, 1)))(params, goal.frozen)
     assert all(not np.asarray(leaf).any() for leaf in jax.tree.leaves(theirs))
     # Along a direction, against a difference quotient.
     rng = np.random.default_rng(1)
     step = jax.tree.map(lambda leaf: jnp.float32(rng.standard_normal(leaf.shape)), params)
     h = 1e-3
-    there, back = (jit(total)(jax.tree.map(lambda p, s, k=k: p + k * s, params, step), goal.frozen) for k in (h, -h))
+    there, back = (jax.jit(total)(jax.tree.map(lambda p, s, k=k: p + k * s, params, step), goal.frozen) for k in (h, -h))
     slope = sum(float((g * s).sum()) for g, s in zip(jax.tree.leaves(ours), jax.tree.leaves(step), strict=True))
     assert float(there - back) / (2 * h) == pytest.approx(slope, rel=2e-2)
 
@@ -144,7 +144,7 @@ def test_a_fresh_student_begins_with_the_random_parameters_of_its_seed() -> None
     tx, shapes = optim.optimizer(run.optim), functools.partial(goal.trained_params, student)
     begun = state_init.init_state(run, student, tx, MESH, goal.initial_params(student, None), shapes).params
     # Two programs may round the last bits of a random number differently.
-    chex.assert_trees_all_close(begun, jit(student.init)(jax.random.key(run.seed)), rtol=1e-6)
+    chex.assert_trees_all_close(begun, jax.jit(student.init)(jax.random.key(run.seed)), rtol=1e-6)
     # It may be deeper than its teacher, but cannot also start from other weights.
     deeper = dataclasses.replace(run, model=dataclasses.replace(run.model, layers=5))
     distilled._check(deeper, goal.teacher.config)

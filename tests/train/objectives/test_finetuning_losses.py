@@ -12,7 +12,7 @@ import pytest
 
 from tests.support import finetuned
 from tests.support.finetuned import IOB, LABELS, TASKS, entropy, examples, logits, rows, run
-from tests.support.small import jit, random_params, seeds
+from tests.support.small import random_params, seeds
 from train.config.run_config import Run
 from train.engine import losses
 from train.inputs import labelled_inputs
@@ -52,11 +52,11 @@ def loss(cfg: Run, params: Any, batch: Batch, *, smoothing: float = 0.0, seeds: 
 @functools.cache
 def sloped(cfg: Run, smoothing: float = 0.0) -> Callable[..., Any]:
     """The loss of parameters and a batch, and its gradient."""
-    return jit(jax.value_and_grad(lambda params, batch: loss(cfg, params, batch, smoothing=smoothing)))
+    return jax.jit(jax.value_and_grad(lambda params, batch: loss(cfg, params, batch, smoothing=smoothing)))
 
 
 def computed(cfg: Run, batch: Batch) -> float:
-    return float(jit(lambda params, batch: loss(cfg, params, batch))(random_params(finetuned.net(cfg)), batch))
+    return float(jax.jit(lambda params, batch: loss(cfg, params, batch))(random_params(finetuned.net(cfg)), batch))
 
 
 def defined(cfg: Run, batch: Batch, smoothing: float = 0.0) -> tuple[float, float]:
@@ -177,7 +177,7 @@ def test_dropout_is_another_in_each_option_and_the_same_in_every_batch() -> None
     fields = {name: getattr(batch, name) for name in ("tokens", "segments", "positions", "types")}
     batch = dataclasses.replace(batch, **{name: np.repeat(array[:, :1], 3, 1) for name, array in fields.items()})
     params, count = random_params(net), len(batch.tokens)
-    options = jit(lambda params, batch, seeds: choice.options(net, params, batch, seeds))
+    options = jax.jit(lambda params, batch, seeds: choice.options(net, params, batch, seeds))
     plain, dropped = np.asarray(options(params, batch, None)), np.asarray(options(params, batch, seeds(count)))
     np.testing.assert_allclose(plain, np.repeat(plain[:, :1], 3, 1), rtol=1e-5)
     assert (np.abs(dropped - np.roll(dropped, 1, 1)) > 1e-3).all()

@@ -6,6 +6,7 @@ import itertools
 import math
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -223,7 +224,7 @@ def test_the_loss_is_the_surprise_of_the_masked_tokens_and_of_the_labels():
         return net.unembed(params, hidden)[..., : net.config.vocab], net.sequence_logits(params, hidden)
 
     words = pairs = predictions = labels = 0
-    for row, (logits, told) in enumerate(zip(*small.jit(everywhere)(batch), strict=True)):
+    for row, (logits, told) in enumerate(zip(*jax.jit(everywhere)(batch), strict=True)):
         said = (np.asarray(each[row]) for each in (batch.predict_at, batch.targets, batch.weights))
         for at, target, weight in zip(*said, strict=True):
             words += weight * surprise(logits[at], target, smoothing)
@@ -234,6 +235,6 @@ def test_the_loss_is_the_surprise_of_the_masked_tokens_and_of_the_labels():
                 labels += 1
     assert 3 <= labels < batch.labels.size
     options = dict(seeds=None, carry={}, smoothing=smoothing, chunk=chunk)
-    found, _ = small.jit(lambda batch: Masked().loss(net, params, batch, {}, **options))(batch)
+    found, _ = jax.jit(lambda batch: Masked().loss(net, params, batch, {}, **options))(batch)
     assert {name: float(value) for name, value in found.items()} == pytest.approx({"masked": words, "next": pairs}, rel=1e-5)
     assert Masked().weights(batch) == {"masked": predictions, "next": labels}

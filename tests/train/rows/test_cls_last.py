@@ -169,7 +169,7 @@ def forward(task: str) -> Callable[..., tuple[jax.Array, jax.Array]]:
         hidden = net.apply(params, batch).hidden
         return hidden, net.unembed(params, hidden) if task == "masked" else net.sequence_logits(params, hidden)
 
-    return small.jit(run_model)
+    return jax.jit(run_model)
 
 
 def outputs(tokens: list[int], types: list[int] | None = None, task: str = "masked") -> tuple[np.ndarray, np.ndarray]:
@@ -214,7 +214,7 @@ def test_what_fills_a_mask_has_the_space_that_its_entry_has(encoder: Encoder):
 def test_options_are_judged_by_their_own_cls():
     cfg, (made, _) = run("choice"), built("choice")
     (batch,) = in_order(made, MultipleChoice.builder(cfg, WORDS, never), 1, np.arange(1))
-    logits = small.jit(functools.partial(choice.options, loaded("choice").model))(loaded("choice").params, batch)[0]
+    logits = jax.jit(functools.partial(choice.options, loaded("choice").model))(loaded("choice").params, batch)[0]
     expected = [outputs(each.ids.tolist(), each.types.tolist(), "choice")[1][-1, 0] for each in made.rows[0].inputs]
     np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5)
 

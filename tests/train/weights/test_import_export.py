@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 from tests.support import encoders, published, tiny
 from tests.support.hard_texts import HARD
 from tests.support.processes import run_python
-from tests.support.runs import PATIENCE, quick_compilation, small_files
+from tests.support.runs import PATIENCE, small_files
 from train.config import run_config
 from train.engine import device_mesh
 from train.run.run_dir import RunDir
@@ -40,8 +40,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     hf_files.write_tokenizer(folder / "gpt2", Tokenizer.train([text, HARD], 300), longest=32)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        with quick_compilation():
-            yield folder
+        yield folder
 
 
 def said(capsys: pytest.CaptureFixture[str], *argv: str, code: int = 0) -> str:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,6 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from tests.support.encoder_text import uncased
-from tests.support.runs import quick_compilation
 from train.checkpoints.checkpoints import Checkpoints
 from train.checkpoints.manifest import by_path
 from train.config import run_config
@@ -28,13 +26,6 @@ from zoo.models import Model, model
 
 NUMBERS = dict(vocab=128, context=16, layers=2, width=32, heads=4, ffn=64, dropout=0.0, attention_dropout=0.0)
 STEP = 7
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick() -> Iterator[None]:
-    """Compile without optimizing: parameters are compared with those of programs that are compiled alike."""
-    with quick_compilation():
-        yield
 
 
 def net(name: str, task: str, labels: tuple[str, ...] = (), multi_label: bool = False, **changes: Any) -> Model:

@@ -13,7 +13,6 @@ import pytest
 
 from benchmarks.attention import conformance
 from tests.support.processes import ROOT
-from tests.support.small import jit
 from zoo.attention import attention as dispatch
 from zoo.attention import masks
 from zoo.attention.attention import attention
@@ -237,7 +236,7 @@ def temporaries(impl: str, length: int, bias: bool) -> int:
 
         return jax.vjp(value, q, k, v, values)[1](cotangent)
 
-    return jit(pull).lower(q, q, q, table, q).compile().memory_analysis().temp_size_in_bytes
+    return jax.jit(pull).lower(q, q, q, table, q).compile().memory_analysis().temp_size_in_bytes
 
 
 @pytest.mark.full
@@ -259,7 +258,7 @@ def test_a_dense_bias_that_is_not_trained_has_no_gradient_made() -> None:
         return attention(q, q, q, mask=Mask(), bias=Dense(values=values), impl="blocked").sum()
 
     def size(argnums: Any) -> int:
-        memory = jit(jax.grad(value, argnums=argnums)).lower(q, values).compile().memory_analysis()
+        memory = jax.jit(jax.grad(value, argnums=argnums)).lower(q, values).compile().memory_analysis()
         return memory.temp_size_in_bytes + memory.output_size_in_bytes
 
     assert size(0) < size((0, 1)) - 2048 * 2048 * 4 / 2

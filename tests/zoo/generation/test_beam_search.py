@@ -15,7 +15,7 @@ from eval.generation.generator import _Text
 from eval.generation.settings import Decoding
 from tests.support.generation import GREEDILY, gpt_generator, gpt_tokenizer, ids, prompts
 from tests.support.generation import quickly_compiled as quickly_compiled
-from tests.support.small import jit, random_params, small
+from tests.support.small import random_params, small
 from zoo.batch import Batch
 from zoo.generation import beam_search
 from zoo.generation.settings import Beams
@@ -41,7 +41,7 @@ def searched(rows: tuple[tuple[int, ...], ...], beams: Beams) -> list[Scored]:
     texts = [_Text(gpt_tokenizer(), GREEDILY, 0, 0, np.array(row, np.int32), 0) for row in rows]
     batch = generator._padded(texts, max(map(len, rows)), len(rows))
     cache = net.init_cache(len(rows), batch.tokens.shape[1] + LIMIT - 1, jnp.float32)
-    program = jit(lambda *arrays: beam_search.search(net, *arrays, beams, limit=LIMIT, vocabulary=WORDS, end=END))
+    program = jax.jit(lambda *arrays: beam_search.search(net, *arrays, beams, limit=LIMIT, vocabulary=WORDS, end=END))
     result = jax.tree.map(np.asarray, program(params, batch, cache))
     assert result.finite.all()
 
@@ -74,7 +74,9 @@ def log_probabilities(prompt: tuple[int, ...]) -> dict[tuple[int, ...], float]:
 @functools.cache
 def _forward() -> Any:
     net, params = tiny()
-    return jit(lambda rows: jax.nn.log_softmax(net.unembed(params, net.apply(params, Batch(tokens=rows)).hidden)[..., :WORDS]))
+    return jax.jit(
+        lambda rows: jax.nn.log_softmax(net.unembed(params, net.apply(params, Batch(tokens=rows)).hidden)[..., :WORDS])
+    )
 
 
 def brute_force(prompt: tuple[int, ...], penalty: float) -> Scored:

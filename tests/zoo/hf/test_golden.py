@@ -13,7 +13,7 @@ from safetensors.numpy import load_file
 
 from tests.golden import make
 from tests.support import published, transformers_outputs
-from tests.support.small import as_batch, jit, said
+from tests.support.small import as_batch, said
 from train.config import run_config
 from train.engine import device_mesh
 from zoo import configs, models, published_weights
@@ -43,7 +43,7 @@ def body(family: str, numbers: str) -> Any:
         return hidden, back(cotangent)[0]
 
     # One family with LLVM's optimizations; they take longer than all else here.
-    return (jax.jit if family == "gpt" else jit)(hidden_and_gradient)
+    return jax.jit(hidden_and_gradient)
 
 
 @published.every_model
@@ -69,7 +69,7 @@ def test_outputs_and_gradients_are_those_of_transformers(model: str, tmp_path: P
         along = transformers_outputs.directions({name: each.shape for name, each in outputs.items()}, given["real"])
         return sum((each * along[name]).sum() for name, each in outputs.items()), outputs
 
-    (total, outputs), (gradients, cotangent) = (jax.jit if family == "gpt" else jit)(score)(params, hidden)
+    (total, outputs), (gradients, cotangent) = jax.jit(score)(params, hidden)
     if family == "gpt":
         assert total == pytest.approx(frozen["loss"], rel=1e-5)
         frozen["outputs"] = {"words": np.array(frozen["logits"])[given["real"]].ravel()}

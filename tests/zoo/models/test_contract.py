@@ -14,7 +14,6 @@ from tests.support.small import (
     ONE_WAY,
     SAYS,
     home,
-    jit,
     random_params,
     reached_rows,
     row,
@@ -140,7 +139,7 @@ def test_no_row_and_two_rows_are_refused(path: str, rules: Any, count: int) -> N
 def test_initial_parameters(family: str) -> None:
     """Plain dicts of float32 arrays; a function of the key; the layers are sampled independently and are on axis 0."""
     net = small(family)
-    init = jit(net.init)
+    init = jax.jit(net.init)
     params, same, other = (init(jax.random.key(seed)) for seed in (0, 0, 1))
     leaves = jax.tree_util.tree_leaves_with_path(params)
     assert all(type(node) is jax.tree_util.DictKey for keys, _ in leaves for node in keys)
@@ -187,7 +186,7 @@ def test_padding_rows_get_no_probability_and_no_gradient(family: str) -> None:
         logs = jax.nn.log_softmax(net.unembed(params, net.apply(params, batch).hidden))
         return logs[..., 7].mean(), jnp.exp(logs)
 
-    gradient, probabilities = jax.device_get(jit(jax.grad(score, has_aux=True))(params))
+    gradient, probabilities = jax.device_get(jax.jit(jax.grad(score, has_aux=True))(params))
     assert (probabilities[..., 300:] == 0).all() and (probabilities[..., :300] > 0).all()
     stored = {sharding.path_of(keys): leaf for keys, leaf in jax.tree_util.tree_leaves_with_path(gradient)}
     for path in net.module.PADDED.keys() & stored.keys():
@@ -225,7 +224,7 @@ def test_no_position_sees_the_future(family: str, monkeypatch: pytest.MonkeyPatc
 @families("gpt", "t5")
 def test_a_packed_row_is_its_documents_each_alone(family: str) -> None:
     net, params, batch, reached = packed(family)
-    apply = jit(net.apply)
+    apply = jax.jit(net.apply)
     hidden = np.asarray(apply(params, batch).hidden)
     apart = Batch(tokens=batch.tokens[0, :15].reshape(3, 5))
     if batch.source is not None:

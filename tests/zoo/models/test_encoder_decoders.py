@@ -10,7 +10,7 @@ import pytest
 
 from tests.support.gradients import assert_equal_gradients
 from tests.support.layer_stack import dot_flops, loop
-from tests.support.small import jit, loss, random_params, row, seeds, shapes, small, with_source
+from tests.support.small import loss, random_params, row, seeds, shapes, small, with_source
 from train.config import run_config
 from train.engine import device_mesh
 from zoo import sharding
@@ -45,10 +45,10 @@ def test_gradients_on_a_mesh_are_those_on_one_device(family: str, changes: dict[
     net, mesh = small(family, **changes), device_mesh.make_mesh(run_config.Mesh(data=2, fsdp=2, tensor=2))
     params, batch = random_params(net), with_source(net, row(8, 4))
     gradient = jax.grad(lambda params: loss(net, params, batch))
-    expected = jit(gradient)(params)
+    expected = jax.jit(gradient)(params)
     placed = jax.device_put(params, sharding.shardings(mesh, params, net.module.SHARDING))
     with jax.set_mesh(mesh):
-        found = jit(gradient)(placed)
+        found = jax.jit(gradient)(placed)
     assert_equal_gradients(jax.device_get(found), jax.device_get(expected))
 
 

@@ -15,7 +15,7 @@ import pytest
 
 from tests.support import model_mutants, published
 from tests.support import transformers_outputs as theirs
-from tests.support.small import as_batch, jit, outputs
+from tests.support.small import as_batch, outputs
 from train.config import run_config
 from train.engine import device_mesh
 from zoo import configs, models, published_weights
@@ -34,7 +34,7 @@ SILENT, LENIENT = "SILENT DIFFERENCE", "read here, refused there"
 
 @functools.cache
 def program(cfg: Any) -> Any:
-    return jit(functools.partial(outputs, models.model(cfg)))
+    return jax.jit(functools.partial(outputs, models.model(cfg)))
 
 
 def core(cfg: Any) -> Any:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests.support.gradients import assert_equal_gradients
-from tests.support.small import jit, random_params, reversed_layers, row, sees, shapes, small, with_source
+from tests.support.small import random_params, reversed_layers, row, sees, shapes, small, with_source
 from zoo.batch import Batch
 from zoo.configs.t5 import Architecture
 from zoo.models import Model
@@ -41,7 +41,7 @@ def test_a_prefix_knows_what_lies_ahead() -> None:
     tokens = jnp.array([[1, 2, 3, 4], [1, 3, 2, 4]])
 
     def first(params: Any) -> np.ndarray:
-        hidden = jit(net.apply)(params, Batch(tokens=tokens, order=jnp.tile(order, (2, 1)))).hidden
+        hidden = jax.jit(net.apply)(params, Batch(tokens=tokens, order=jnp.tile(order, (2, 1)))).hidden
         return np.abs(hidden[0, 0] - hidden[1, 0]).max()
 
     assert first(params) > 1e-2
@@ -67,7 +67,7 @@ def test_packed_examples_have_the_loss_and_the_gradients_of_rows_of_their_own() 
         counted = 1 if batch.segments is None else batch.segments > 0
         return -(jax.nn.log_softmax(logits)[..., 7] * counted).sum()
 
-    step = jit(jax.value_and_grad(loss))
+    step = jax.jit(jax.value_and_grad(loss))
     value, gradient = step(params, dataclasses.replace(packed("target"), source=packed("source")))
     alone = [
         step(params, Batch(tokens=jnp.int32(target[None]), source=Batch(tokens=jnp.int32(source[None]))))
@@ -91,8 +91,8 @@ def test_shared_stacks_are_two_equal_ones() -> None:
         hidden = net.apply(params, batch).hidden
         return jax.nn.log_softmax(net.unembed(params, hidden))[..., 7].mean(), hidden
 
-    (_, ours), gradient = jit(jax.value_and_grad(functools.partial(loss, net=shared), has_aux=True))(params)
-    (_, theirs), expected = jit(jax.value_and_grad(functools.partial(loss, net=apart), has_aux=True))(copied)
+    (_, ours), gradient = jax.jit(jax.value_and_grad(functools.partial(loss, net=shared), has_aux=True))(params)
+    (_, theirs), expected = jax.jit(jax.value_and_grad(functools.partial(loss, net=apart), has_aux=True))(copied)
     np.testing.assert_allclose(ours, theirs, atol=1e-6)
     encoder, decoder = expected["encoder"], expected["decoder"]
     summed = {**decoder["layers"], **jax.tree.map(jnp.add, encoder["layers"], {name: decoder["layers"][name] for name in both})}
@@ -115,8 +115,8 @@ def test_decoding_is_applying(architecture: Architecture, prefix: bool) -> None:
         kinds = jnp.int32(np.array([[1] * 9, [1] * 4 + [0] * 5, [2] * 4 + [1] * 5]))
         source = Batch(tokens=jnp.int32(rng.integers(1, 300, (rows, 9))), segments=kinds)
     batch = Batch(tokens=tokens, segments=segments, order=order, source=source)
-    expected = jit(net.apply)(params, batch).hidden
-    decode, cache, found = jit(net.decode), net.init_cache(rows, 10, jnp.float32), []
+    expected = jax.jit(net.apply)(params, batch).hidden
+    decode, cache, found = jax.jit(net.decode), net.init_cache(rows, 10, jnp.float32), []
     for first, last in ((0, given_at_once), *((at, at + 1) for at in range(given_at_once, length))):
         cut = Batch(
             tokens=tokens[:, first:last],
@@ -148,7 +148,7 @@ def test_root_mean_square_norm() -> None:
 def test_what_fresh_parameters_are_like() -> None:
     """Within 4 deviations of the estimate: normal, queries the narrower, the table wide."""
     net = of("encoder_decoder", gated=False, tied=False, width=64, heads=4, head=16, ffn=160)
-    params = jit(net.init)(jax.random.key(0))
+    params = jax.jit(net.init)(jax.random.key(0))
     kernels = params["decoder"]["layers"]
     drawn = {
         "table": (params["embed"]["tokens"]["embedding"][:300], 1.0),
@@ -173,4 +173,6 @@ def test_what_fresh_parameters_are_like() -> None:
 def test_the_layers_are_applied_in_their_order() -> None:
     net = of("encoder_decoder")
     params, batch = random_params(net), with_source(net, row(8))
-    assert np.abs(jit(net.apply)(params, batch).hidden - jit(net.apply)(reversed_layers(params), batch).hidden).max() > 1e-2
+    assert (
+        np.abs(jax.jit(net.apply)(params, batch).hidden - jax.jit(net.apply)(reversed_layers(params), batch).hidden).max() > 1e-2
+    )

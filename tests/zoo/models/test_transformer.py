@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.support import tiny
-from tests.support.small import jit, random_params, small
+from tests.support.small import random_params, small
 from train.config.data_options import PairData
 from zoo.batch import Batch
 from zoo.errors import BadInput
@@ -100,7 +100,7 @@ def test_it_computes_the_formulas(form: str) -> None:
     expected = reference(net, params, source, target, 7)
     np.testing.assert_allclose(logits, expected, atol=3e-6 * np.abs(expected).max(), rtol=0)
     # And token by token, from the cache.
-    decode, cache, states = jit(net.decode), net.init_cache(1, 6, jnp.float32), []
+    decode, cache, states = jax.jit(net.decode), net.init_cache(1, 6, jnp.float32), []
     for at in range(6):
         one = Batch(tokens=batch.tokens[:, at : at + 1], source=None if at else batch.source)
         hidden, cache = decode(params, one, cache)
@@ -129,7 +129,7 @@ def test_rows_longer_than_learned_positions_are_refused() -> None:
 def test_what_fresh_parameters_are_like() -> None:
     """Kernels uniform up to Glorot's bound, each by the product that it is a part of; embeddings of deviation 1 once scaled."""
     net = small("transformer", width=64, heads=4, ffn=160)
-    params = jit(net.init)(jax.random.key(0))
+    params = jax.jit(net.init)(jax.random.key(0))
     kernels = params["decoder"]["layers"]
     square, wide = np.sqrt(6 / 128), np.sqrt(6 / 224)
     drawn = {

@@ -13,7 +13,7 @@ import pytest
 from tests.support import xlnet_reference as two_streams
 from tests.support.gradients import assert_equal_gradients
 from tests.support.layer_stack import dot_flops
-from tests.support.small import jit, random_params, seeds, shapes, small
+from tests.support.small import random_params, seeds, shapes, small
 from tests.support.xlnet_reference import Seen, tiny
 from train.config import run_config
 from train.engine import device_mesh
@@ -73,7 +73,7 @@ def seen(batch: Batch, row: int, memory: int, filled: int) -> tuple[Seen, Seen]:
 
 @functools.cache
 def compiled(net: Model) -> Any:
-    return jit(net.apply)
+    return jax.jit(net.apply)
 
 
 @pytest.mark.parametrize(("impl", "memory"), [("xla", 5), pytest.param("blocked", 0, marks=pytest.mark.full)])
@@ -114,7 +114,7 @@ def reached(net: Model, params: Any, batch: Batch, carry: Any = None) -> np.ndar
         # By the table as it is: its use for the logits is no leak.
         return net.unembed(params, out.predicted)[..., : net.config.vocab] @ probe
 
-    jacobian = np.asarray(jit(jax.jacrev(said))(params["embed"]["tokens"]["embedding"]))
+    jacobian = np.asarray(jax.jit(jax.jacrev(said))(params["embed"]["tokens"]["embedding"]))
     rows = np.arange(len(batch.tokens))[:, None, None]
     places = np.arange(jacobian.shape[1])[None, :, None]
     return (jacobian[rows, places, np.asarray(batch.tokens)[:, None]] != 0).any(-1)
@@ -175,7 +175,7 @@ def test_along_every_order_the_likelihood_is_the_chain_rules(rng: np.random.Gene
     order = np.array(list(itertools.permutations(range(5))))
     ranks, places = np.argsort(order, axis=1), jnp.tile(jnp.arange(5), (120, 1))
     batch = Batch(tokens=jnp.tile(tokens, (120, 1)), order=jnp.asarray(ranks), query_at=places)
-    predicted = jit(net.apply)(params, batch).predicted
+    predicted = jax.jit(net.apply)(params, batch).predicted
     logs = np.asarray(jax.nn.log_softmax(net.unembed(params, predicted)))[..., :7]
     found = logs[:, np.arange(5), tokens].sum(1)
     brute = np.zeros(120)
@@ -196,7 +196,7 @@ def test_along_every_order_the_likelihood_is_the_chain_rules(rng: np.random.Gene
 def test_rows_that_remember_are_one_long_row(rng: np.random.Generator) -> None:
     """Three rows of four, each ordered in itself and behind the one before; no gradient reaches what is remembered."""
     net = tiny(memory=8)
-    params, apply = random_params(net), jit(net.apply)
+    params, apply = random_params(net), jax.jit(net.apply)
     tokens = jnp.asarray(1 + np.arange(24).reshape(2, 12))
     order = np.stack([orders(rng, 2, 4) for _ in range(3)], 1)
     at = jnp.tile(jnp.arange(4), (2, 1))
@@ -222,7 +222,7 @@ def test_rows_that_remember_are_one_long_row(rng: np.random.Generator) -> None:
         assert predicted is not None
         return (predicted[..., 0] ** 2).sum()
 
-    gradient = np.asarray(jit(jax.grad(score))(params["embed"]["tokens"]["embedding"]))
+    gradient = np.asarray(jax.jit(jax.grad(score))(params["embed"]["tokens"]["embedding"]))
     read = (gradient != 0).any(-1)
     assert not read[np.asarray(rows[0].tokens)].any() and read[np.asarray(rows[1].tokens)].any(-1).all()
 
@@ -234,7 +234,7 @@ def test_what_is_kept_of_a_row(memory: int, reuse: int, kept: int, rng: np.rando
     net = tiny(memory=memory, reuse=reuse)
     params, carry = random_params(net), remembering(net, rng, (0, 2))
     batch = Batch(tokens=jnp.asarray(1 + np.arange(8).reshape(2, 4)))
-    after = jit(net.apply)(params, batch, carry=carry).carry
+    after = jax.jit(net.apply)(params, batch, carry=carry).carry
     embedded = params["embed"]["tokens"]["embedding"][batch.tokens]
     expected = np.concatenate([carry["hidden"][:, 0], embedded[:, :kept]], 1)[:, -memory:]
     np.testing.assert_array_equal(after["hidden"][:, 0], expected)
@@ -301,7 +301,7 @@ def test_the_streams_drop_apart() -> None:
     params["embed"] = {"tokens": {"embedding": jnp.tile(both, (128, 1))}, "mask": {"embedding": both}}
     order = jnp.tile(jnp.arange(8), (rows, 1))
     batch = Batch(tokens=jnp.zeros((rows, 8), jnp.int32), order=order, query_at=order)
-    apply = jit(net.apply)
+    apply = jax.jit(net.apply)
     out, calm = apply(params, batch, seeds=seeds(rows)), apply(params, batch)
     np.testing.assert_array_equal(calm.hidden, calm.predicted)
     # The last dropout leaves zeros, and no other does.
@@ -327,7 +327,7 @@ def test_on_a_mesh_it_says_and_remembers_the_same(rng: np.random.Generator) -> N
         assert out.predicted is not None
         return jax.nn.log_softmax(net.unembed(params, out.predicted))[..., 7].mean(), (out.predicted, out.carry)
 
-    step = jit(jax.grad(score, has_aux=True))
+    step = jax.jit(jax.grad(score, has_aux=True))
     expected, said = step(params, batch, carry)
     placed = jax.device_put(params, sharding.shardings(mesh, params, net.module.SHARDING))
     rows = jax.device_put((batch, carry), device_mesh.batch_sharding(mesh))

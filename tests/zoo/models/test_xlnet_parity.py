@@ -10,7 +10,6 @@ import pytest
 
 from tests.support import published
 from tests.support import transformers_outputs as theirs
-from tests.support.small import jit
 from train.config import run_config
 from train.engine import device_mesh
 from zoo import models, published_weights
@@ -88,7 +87,7 @@ def test_words_and_gradients_in_any_order(model: tuple[Model, Any, Any], padding
         logits, _ = said(net, params, batch)
         return (logits * along).sum(), logits
 
-    gradients, logits = jit(jax.grad(score, has_aux=True))(params)
+    gradients, logits = jax.jit(jax.grad(score, has_aux=True))(params)
     expected = reference(**asked(batch), use_mems=False).logits
     (expected * torch.tensor(along)).sum().backward()
     np.testing.assert_allclose(logits, expected.detach().numpy(), atol=1e-4, rtol=0)
@@ -98,7 +97,7 @@ def test_words_and_gradients_in_any_order(model: tuple[Model, Any, Any], padding
 def test_three_rows_that_remember(model: tuple[Model, Any, Any]) -> None:
     """The logits of each, and all that is remembered after it."""
     net, params, reference = model
-    carry, memories, step = net.init_carry(ROWS), None, jit(lambda params, batch, carry: said(net, params, batch, carry))
+    carry, memories, step = net.init_carry(ROWS), None, jax.jit(lambda params, batch, carry: said(net, params, batch, carry))
     for row, filled in enumerate((REUSE, MEMORY, MEMORY)):
         batch = drawn(row)
         logits, carry = step(params, batch, carry)
@@ -117,7 +116,7 @@ def test_half_of_the_rows_run_backwards(model: tuple[Model, Any, Any]) -> None:
     reference.transformer.bi_data = True
     batch = Batch(**{**vars(drawn(0)), "backward": jnp.arange(ROWS) >= ROWS // 2})
     expected = reference(**asked(batch), use_mems=False).logits.detach().numpy()
-    logits, _ = jit(lambda params: said(net, params, batch))(params)
+    logits, _ = jax.jit(lambda params: said(net, params, batch))(params)
     np.testing.assert_allclose(logits, expected, atol=1e-4, rtol=0)
-    forward, _ = jit(lambda params: said(net, params, drawn(0)))(params)
+    forward, _ = jax.jit(lambda params: said(net, params, drawn(0)))(params)
     assert np.abs(np.asarray(forward) - expected)[ROWS // 2 :].max() > 1e-2

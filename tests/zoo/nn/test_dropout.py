@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests.support.rounding import assert_rounded_alike
-from tests.support.small import BODIES, HEADS, jit, random_params, row, seeds, shapes, small, with_dropout, with_head, with_source
+from tests.support.small import BODIES, HEADS, random_params, row, seeds, shapes, small, with_dropout, with_head, with_source
 from zoo import sharding
 from zoo.batch import Batch, Output
 from zoo.models import Model
@@ -57,7 +57,7 @@ def dropped(family: str, field: str, leaf: str, *, layer: int = 0, rate: float =
 
 @functools.cache
 def compiled(net: Model) -> Callable[..., Output]:
-    return jit(net.apply)
+    return jax.jit(net.apply)
 
 
 @pytest.mark.full

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.support.small import ENCODERS, HEADS, PLACED, SAYS, jit, random_params, row, shapes, small, with_head
+from tests.support.small import ENCODERS, HEADS, PLACED, SAYS, random_params, row, shapes, small, with_head
 from zoo import sharding
 from zoo.batch import Batch
 from zoo.configs import _encoder as encoder
@@ -31,7 +31,7 @@ def test_which_rows_of_its_tables_a_body_reads(family: str) -> None:
     net = small(family)
     params, probe = random_params(net), jnp.float32(np.random.default_rng(0).standard_normal((1, 16, 32)))
 
-    @jit
+    @jax.jit
     def gradient(batch: Batch, counted: Any) -> Any:
         def score(embed: Any) -> Any:
             return (net.apply({**params, "embed": embed}, batch).hidden * probe * counted).sum()
@@ -70,7 +70,7 @@ def test_the_longest_row() -> None:
 def test_fresh_kernels_and_tables(initializer: Any, deviation: float, most: float) -> None:
     """The cut at two deviations leaves 0.88 of them; within 2%, which is 5 deviations of the estimate for the smallest table."""
     net = small("bert", initializer=initializer, width=128, heads=4, context=256)
-    params = jit(net.init)(jax.random.key(0))
+    params = jax.jit(net.init)(jax.random.key(0))
     for keys, leaf in jax.tree_util.tree_leaves_with_path(params):
         path, drawn = sharding.path_of(keys), np.asarray(leaf)
         if path.endswith(("kernel", "embedding")):

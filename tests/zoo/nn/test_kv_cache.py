@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from tests.support.rounding import assert_rounded_alike
-from tests.support.small import GENERATORS, following, jit, random_params, shapes, small
+from tests.support.small import GENERATORS, following, random_params, shapes, small
 from train.config import run_config
 from train.engine import device_mesh
 from zoo import sharding
@@ -62,7 +62,7 @@ def part(batch: Batch, first: int, last: int) -> Batch:
 
 def decoded(net: Model, params: Any, batch: Batch, cuts: tuple[int, ...], slots: int = SLOTS) -> tuple[np.ndarray, Any]:
     """Hidden states of a batch decoded in pieces that end at `cuts`, and the cache at the end."""
-    decode, cache, found = jit(net.decode), net.init_cache(batch.tokens.shape[0], slots, jnp.float32), []
+    decode, cache, found = jax.jit(net.decode), net.init_cache(batch.tokens.shape[0], slots, jnp.float32), []
     for first, last in zip((0, *cuts[:-1]), cuts, strict=True):
         hidden, cache = decode(params, part(batch, first, last), cache)
         found.append(hidden)
@@ -86,7 +86,7 @@ def test_in_whatever_pieces_a_prompt_comes_it_gives_the_rows_alone(family: str) 
     # What is behind a row's tokens is not seen by them.
     ahead = np.stack([np.roll(row, -start) for row, start in zip(np.asarray(batch.tokens), first, strict=True)])
     forward, alone = functools.partial(following, net), Batch(tokens=jnp.asarray(ahead), source=read)
-    expected = jit(forward)(params, alone)
+    expected = jax.jit(forward)(params, alone)
 
     def check(hidden: np.ndarray, row: int) -> None:
         assert_rounded_alike(hidden[row, first[row] :], expected[row, : GIVEN - first[row]], forward, params, alone)
@@ -151,7 +151,7 @@ def compiled(net: Model, program: Any, *arguments: Any, mesh: tuple[int, int, in
     params = jax.tree.map(at, shapes(net), sharding.shardings(devices, shapes(net), net.module.SHARDING))
     tokens = at(jax.ShapeDtypeStruct((8, 1), jnp.int32), device_mesh.batch_sharding(devices))
     with jax.set_mesh(devices):
-        return jit(program, **options).lower(params, tokens, *arguments).compile()
+        return jax.jit(program, **options).lower(params, tokens, *arguments).compile()
 
 
 @every_generator

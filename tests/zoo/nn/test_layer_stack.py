@@ -18,7 +18,6 @@ from tests.support.small import (
     PLACED,
     SAYS,
     home,
-    jit,
     loss,
     outputs,
     random_params,
@@ -54,7 +53,7 @@ def test_however_the_stack_is_computed_it_computes_the_same(family: str, monkeyp
 
     def compute(**how: Any) -> Callable[[Any], tuple[jax.Array, Any]]:
         variant = small(family, **dropout, compute=Compute(**how))
-        return jit(jax.value_and_grad(lambda p: loss(variant, p, batch, seeds(2))))
+        return jax.jit(jax.value_and_grad(lambda p: loss(variant, p, batch, seeds(2))))
 
     plain = compute()
     value, gradient = plain(params)
@@ -88,16 +87,16 @@ def test_alternating_windows_are_the_masks_written_out(family: str, monkeypatch:
     """A loop over the layers, each with its own explicit bool[T, T], sees and gives what the pattern does."""
     net, batch = small(family, layers=4, pattern=("full", "window"), window=3), row(12)
     params = random_params(net)
-    expected = jit(lambda p: net.apply(p, batch).hidden)(params)
+    expected = jax.jit(lambda p: net.apply(p, batch).hidden)(params)
     distance = np.arange(12)[:, None] - np.arange(12)
     allowed = [(distance >= 0), (distance >= 0) & (distance < 3)] * 2
     layer = iter(allowed)
     monkeypatch.setattr(home(net, "run_stack"), "run_stack", loop)
     monkeypatch.setattr(home(net, "Mask"), "Mask", lambda **_: Mask(allowed=jnp.asarray(next(layer))[None, None]))
-    by_hand = jit(lambda p: net.apply(p, batch).hidden)(params)
+    by_hand = jax.jit(lambda p: net.apply(p, batch).hidden)(params)
     assert next(layer, None) is None
     layer = iter(allowed[::-1])
-    wrong = jit(lambda p: net.apply(p, batch).hidden)(params)
+    wrong = jax.jit(lambda p: net.apply(p, batch).hidden)(params)
     monkeypatch.undo()
     assert_rounded_alike(by_hand, expected, lambda p: net.apply(p, batch).hidden, params)
     with pytest.raises(AssertionError):

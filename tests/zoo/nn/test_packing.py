@@ -13,7 +13,7 @@ import pytest
 from tests.support import tiny
 from tests.support.encoder_text import LETTERS, roberta, stream, uncased
 from tests.support.gradients import assert_equal_gradients
-from tests.support.small import jit, random_params, small
+from tests.support.small import random_params, small
 from train.config.data_options import EncoderData, RowPlan
 from train.config.objective_options import Masking
 from train.objectives.masked import Masked
@@ -115,7 +115,7 @@ def call(family: str) -> Callable[[Any, Batch], Any]:
         sums, _ = Masked().loss(net, params, batch, {}, seeds=None, carry={}, smoothing=0.0, chunk=0)
         return sum(sums.values(), jnp.float32(0)), sums
 
-    return jit(jax.grad(terms, has_aux=True))
+    return jax.jit(jax.grad(terms, has_aux=True))
 
 
 def gradients(family: str, arrays: Arrays) -> tuple[Any, dict[str, float]]:
