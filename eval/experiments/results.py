@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from eval.experiments import checks, status
+from eval.experiments import grid_checks, status
 from eval.experiments.declaration import Experiment
 from eval.experiments.grid import TOKENIZER, Grid, Node
 from eval.experiments.item_errors import item_errors
@@ -194,7 +194,7 @@ def _budget(grid: Grid, cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         for seed in grid.seeds:
             chain = [node for node in grid.chain(row, seed) if not node.task]
             if rule == "input_tokens":
-                spent: list[float | int | None] = [checks.positions(node) for node in chain]
+                spent: list[float | int | None] = [grid_checks.positions(node) for node in chain]
             else:
                 by_node = {(cell["run"], cell["stage"]): cell["costs"][rule] for cell in cells}
                 spent = [by_node[node.run, node.stage] for node in chain]
@@ -203,8 +203,8 @@ def _budget(grid: Grid, cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
                 sums.append(sum(recorded))
         values[row] = statistics.mean(sums) if sums else None
     measured = {row: value for row, value in values.items() if value is not None and row != grid.experiment.control}
-    slack = TEXT_SLACK if rule == "text_tokens" else checks.SLACK
-    lines = checks.unequal_budgets(measured, checks.groups_of(grid), checks.budget_unit(rule), slack)
+    slack = TEXT_SLACK if rule == "text_tokens" else grid_checks.SLACK
+    lines = grid_checks.unequal_budgets(measured, grid_checks.groups_of(grid), grid_checks.budget_unit(rule), slack)
     return {"rule": rule, "values": values, "note": "; ".join(lines)}
 
 

@@ -88,9 +88,9 @@ def experiment(args: list[str]) -> int:
 
 def _act(options: Any, grid: Any, folder: Path) -> int:
     """Do what the options ask for with a grid."""
-    from eval.experiments import checks, handover
+    from eval.experiments import grid_checks, handover
 
-    checks.check_grid(grid, lambda: _costs(grid))
+    grid_checks.check_grid(grid, lambda: _costs(grid))
     if options.plan:
         from eval.experiments import plan
 
