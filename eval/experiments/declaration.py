@@ -12,6 +12,8 @@ from zoo.errors import BadInput
 
 Budget = Literal["input_tokens", "text_tokens", "flops"]
 Corpus = Literal["embedded", "public", "user"]
+Tasks = Literal["generated", "files"]
+Kind = Literal["less", "greater", "equivalent"]
 TIERS = ("smoke", "nano", "night", "paper")
 LARGEST_CLAIMS = 4
 """Most claims of an experiment: Holm's correction for more would need many more seeds."""
@@ -86,7 +88,7 @@ class Claim:
 
     id: str
     text: str
-    kind: Literal["less", "greater", "equivalent"]
+    kind: Kind
     """less: the mean of `row` is below that of each reference."""
     metric: str
     """Name of the stage and of the score: "pretrain/masked_loss"."""
@@ -111,7 +113,7 @@ class Tier:
 
     corpus: Corpus = "public"
     """embedded: Moby-Dick, which the project contains. public: the pinned corpus. user: a corpus that the user names."""
-    tasks: Literal["generated", "files"] = "files"
+    tasks: Tasks = "files"
     """generated: small task files made of the embedded corpus. files: the published data sets, in a folder of the user's."""
     seeds: int = 3
     rows: tuple[str, ...] = ()

@@ -1,7 +1,7 @@
 """RoBERTa's table 3: larger batches at the same number of passes."""
 
-from eval.experiments.catalogue._common import FRESH, SMALL
-from eval.experiments.declaration import TEXT, Claim, Experiment, Row, Stage, Tier, Times
+from eval.experiments.catalogue._common import FRESH, SMALL, claim, paper, pretraining, smoke
+from eval.experiments.declaration import Experiment, Row, Tier, Times
 
 SOURCE = "Liu et al. 2019, table 3"
 
@@ -24,16 +24,12 @@ def batches() -> Experiment:
         for name, (factor, rate, paper, numbers) in sizes.items()
     ]
     claims = [
-        Claim(
-            id=f"{name}_below_small",
-            text=f"The {name} batch gives a lower masked loss than the small one at the same number of tokens.",
-            kind="less",
-            metric="pretrain/masked_loss",
-            row=name,
-            reference=("small",),
-            margin=0.02,
-            source=SOURCE,
-            paper_difference=difference,
+        claim(
+            f"{name}_below_small",
+            f"{name} < small",
+            f"The {name} batch gives a lower masked loss than the small one at the same number of tokens.",
+            difference,
+            **{"metric": "pretrain/masked_loss", "margin": 0.02, "source": SOURCE},
         )
         for name, difference in (("medium", -0.081), ("large", -0.057))
     ]
@@ -44,23 +40,14 @@ def batches() -> Experiment:
         scale="RoBERTa of {parameters} parameters and {tokens} tokens; the paper: 125M parameters",
         rows=(*rows, Row(name="fresh", label="fresh parameters (control)", overrides=FRESH)),
         control="fresh",
-        stages=(Stage(name="pretrain", recipe="roberta-nano", overrides={**TEXT, "optim.warmup": 0.1}, seconds=15.0),),
+        stages=(pretraining("roberta-nano", {"optim.warmup": 0.1}),),
         budget="input_tokens",
         claims=tuple(claims),
         tiers={
-            "smoke": Tier(
-                corpus="embedded",
-                seeds=1,
-                rows=("small", "medium", "fresh"),
-                overrides={"pretrain": {**SMALL, "optim.warmup": 0.1}},
-            ),
+            "smoke": smoke("small", "medium", "fresh", pretrain={**SMALL, "optim.warmup": 0.1}),
             "nano": Tier(overrides={"pretrain": {"steps": 640, "data.batch": 16}}),
             "night": Tier(overrides={"pretrain": {"steps": 5_120, "data.batch": 16}}),
-            "paper": Tier(
-                corpus="user",
-                recipes={"roberta-nano": "roberta"},
-                overrides={"pretrain": {"steps": 500_000, "data.batch": 512, "accumulate": 1}},
-            ),
+            "paper": paper("roberta", pretrain={"steps": 500_000, "data.batch": 512, "accumulate": 1}),
         },
         forecast={
             "medium_below_small": "Contradicted: with so few steps every update counts, far below any critical batch.",

@@ -1,42 +1,25 @@
 """DistilBERT's table 4: the terms of the loss, and the initial parameters."""
 
 import dataclasses
+import functools
 
-from eval.experiments.catalogue._common import COMMON, SMALL
-from eval.experiments.declaration import TEXT, Claim, Experiment, Row, Stage, Tier
+from eval.experiments.catalogue._common import COMMON, SMALL, claim, paper, smoke, table_row
+from eval.experiments.declaration import TEXT, Experiment, Row, Stage, Tier
 
 SOURCE = "Sanh et al. 2019, table 4"
+_row = functools.partial(table_row, columns=("change of GLUE",))
 
 
 def distil() -> Experiment:
     """Return the experiment. Each seed has a teacher of its own; the control is the same student without a teacher."""
     changes = {"no_soft": -2.96, "no_cosine": -1.46, "fresh": -3.69, "no_masked": -0.31}
     rows = (
-        Row(name="triple", label="all three losses, the teacher's weights", paper={"change of GLUE": 0.0}),
-        Row(
-            name="no_soft",
-            label="without the soft loss",
-            overrides={"distillation.soft": 0.0},
-            paper={"change of GLUE": changes["no_soft"]},
+        _row("triple", "all three losses, the teacher's weights", {}, 0.0),
+        *(
+            _row(f"no_{loss}", f"without the {loss} loss", {f"distillation.{loss}": 0.0}, changes[f"no_{loss}"])
+            for loss in ("soft", "cosine", "masked")
         ),
-        Row(
-            name="no_cosine",
-            label="without the cosine loss",
-            overrides={"distillation.cosine": 0.0},
-            paper={"change of GLUE": changes["no_cosine"]},
-        ),
-        Row(
-            name="no_masked",
-            label="without the masked loss",
-            overrides={"distillation.masked": 0.0},
-            paper={"change of GLUE": changes["no_masked"]},
-        ),
-        Row(
-            name="fresh",
-            label="all three losses, fresh parameters",
-            overrides={"distillation.fresh": True},
-            paper={"change of GLUE": changes["fresh"]},
-        ),
+        _row("fresh", "all three losses, fresh parameters", {"distillation.fresh": True}, changes["fresh"]),
         Row(
             name="alone",
             label="the same student without a teacher (control)",
@@ -44,18 +27,15 @@ def distil() -> Experiment:
             without=("teacher",),
         ),
     )
+    common = {"metric": "common/loss", "margin": 0.02, "paired": True}
     claims = [
-        Claim(
-            id=f"triple_below_{name}",
-            text=f"The student is better with all three losses than {words}.",
-            kind="less",
-            metric="common/loss",
-            row="triple",
-            reference=(name,),
-            margin=0.02,
-            paired=True,
+        claim(
+            f"triple_below_{name}",
+            f"triple < {name}",
+            f"The student is better with all three losses than {words}.",
+            changes[name],
             source=SOURCE,
-            paper_difference=changes[name],
+            **common,
         )
         for name, words in (
             ("no_soft", "without the soft loss"),
@@ -63,17 +43,13 @@ def distil() -> Experiment:
             ("fresh", "from fresh parameters"),
         )
     ]
-    null = Claim(
-        id="triple_is_no_masked",
-        text="The masked loss is not needed.",
-        kind="equivalent",
-        metric="common/loss",
-        row="triple",
-        reference=("no_masked",),
-        margin=0.02,
-        paired=True,
+    null = claim(
+        "triple_is_no_masked",
+        "triple = no_masked",
+        "The masked loss is not needed.",
+        changes["no_masked"],
         source=f"{SOURCE}: a change of -0.31, less than what restarts of its tasks differ by",
-        paper_difference=changes["no_masked"],
+        **common,
     )
     student = {**SMALL, "model.layers": 1}
     return Experiment(
@@ -98,18 +74,13 @@ def distil() -> Experiment:
         budget="input_tokens",
         claims=(*claims, null),
         tiers={
-            "smoke": Tier(
-                corpus="embedded",
-                seeds=1,
-                rows=("triple", "no_soft", "alone"),
-                overrides={"teacher": SMALL, "student": student},
-            ),
+            "smoke": smoke("triple", "no_soft", "alone", teacher=SMALL, student=student),
             "nano": Tier(overrides={"teacher": {"steps": 640}, "student": {"steps": 400}}),
             "night": Tier(
                 seeds=5,
                 overrides={"teacher": {"steps": 2_560, "optim.warmup": 256}, "student": {"steps": 1_600, "optim.warmup": 80}},
             ),
-            "paper": Tier(corpus="user", recipes={"bert-nano": "bert", "distilbert-nano": "distilbert"}),
+            "paper": paper("bert", "distilbert"),
         },
         forecast={
             "triple_below_no_soft": "Open.",

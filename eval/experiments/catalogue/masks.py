@@ -1,13 +1,14 @@
 """RoBERTa's table 1: new masks in every epoch against fixed ones."""
 
-from eval.experiments.catalogue._common import FRESH, SMALL
-from eval.experiments.declaration import TEXT, Claim, Experiment, Row, Stage, Tier
+from eval.experiments.catalogue._common import FRESH, SMALL, claim, paper, pretraining, smoke
+from eval.experiments.declaration import Experiment, Row, Tier
 
 SOURCE = "Liu et al. 2019, table 1"
 
 
 def masks() -> Experiment:
     """Return the experiment; its text is Moby-Dick, since fixed masks only differ from new ones when text is repeated."""
+    loss = {"metric": "pretrain/masked_loss", "margin": 0.02, "paired": True}
     return Experiment(
         name="masks",
         question="Is it better to mask other words in every epoch than to fix the masks beforehand?",
@@ -25,48 +26,31 @@ def masks() -> Experiment:
             Row(name="fresh", label="fresh parameters (control)", overrides=FRESH),
         ),
         control="fresh",
-        stages=(Stage(name="pretrain", recipe="roberta-nano", overrides=TEXT, seconds=15.0),),
+        stages=(pretraining("roberta-nano"),),
         budget="input_tokens",
         claims=(
-            Claim(
-                id="dynamic_below_static_1",
-                text="Dynamic masks give a lower masked loss than one fixed mask of each row.",
-                kind="less",
-                metric="pretrain/masked_loss",
-                row="dynamic",
-                reference=("static_1",),
-                margin=0.02,
-                paired=True,
+            claim(
+                "dynamic_below_static_1",
+                "dynamic < static_1",
+                "Dynamic masks give a lower masked loss than one fixed mask of each row.",
                 source="not in the paper: the extreme case of its static masks",
+                **loss,
             ),
-            Claim(
-                id="dynamic_is_static_10",
-                text="Dynamic masks and ten fixed masks of each row are equivalent.",
-                kind="equivalent",
-                metric="pretrain/masked_loss",
-                row="dynamic",
-                reference=("static_10",),
-                margin=0.02,
-                paired=True,
+            claim(
+                "dynamic_is_static_10",
+                "dynamic = static_10",
+                "Dynamic masks and ten fixed masks of each row are equivalent.",
+                0.4,
                 source=f"{SOURCE}: comparable or slightly better; the signs of the three tasks differ",
-                paper_difference=0.4,
+                **loss,
             ),
         ),
         tiers={
-            "smoke": Tier(
-                corpus="embedded",
-                seeds=1,
-                rows=("dynamic", "static_1", "fresh"),
-                overrides={"pretrain": SMALL},
-            ),
+            "smoke": smoke("dynamic", "static_1", "fresh", pretrain=SMALL),
             "nano": Tier(corpus="embedded", overrides={"pretrain": {"steps": 640}}),
             # 40 epochs, as in the paper.
             "night": Tier(corpus="embedded", overrides={"pretrain": {"steps": 7_900, "optim.warmup": 790}}),
-            "paper": Tier(
-                corpus="user",
-                recipes={"roberta-nano": "roberta"},
-                overrides={"pretrain": {"steps": 1_000_000, "data.batch": 256}},
-            ),
+            "paper": paper("roberta", pretrain={"steps": 1_000_000, "data.batch": 256}),
         },
         forecast={
             "dynamic_below_static_1": "Reproduced at every scale: 0.080 nats, half-width 0.046, with three seeds of BERT.",

@@ -1,11 +1,24 @@
 """T5's tables 4 to 7: what a sequence-to-sequence model is pretrained to predict."""
 
-from eval.experiments.catalogue._common import FRESH, SST2_FLOORS, SST2_TEXT, SST2_TEXT_NANO, SST2_TEXT_SMOKE, SST2_TEXT_TEST
-from eval.experiments.catalogue.repeats import SMALL_T5
-from eval.experiments.declaration import TEXT, Claim, Experiment, Options, Row, Stage, Tier
+import functools
+
+from eval.experiments.catalogue._common import (
+    FRESH,
+    SST2_FLOORS,
+    SST2_TEXT,
+    SST2_TEXT_TEST,
+    claim,
+    pretraining,
+    t5_sst2_tiers,
+    table_row,
+)
+from eval.experiments.declaration import Experiment, Row
 
 SOURCE = "Raffel et al. 2020, tables 4 to 7"
 COLUMNS = ("GLUE", "CNN/DM", "SQuAD EM", "SuperGLUE", "WMT EnDe", "WMT EnFr", "WMT EnRo")
+
+
+_row = functools.partial(table_row, columns=COLUMNS)
 
 
 def objectives() -> Experiment:
@@ -26,7 +39,7 @@ def objectives() -> Experiment:
         ),
         Row(name="none", label="no pretraining (control)", overrides=FRESH, paper={"GLUE": 66.22, "SQuAD EM": 50.31}),
     )
-    iid = {"metric": "sst2_test/exact", "row": "iid", "source": SOURCE, "margin": 0.01}
+    exact = {"metric": "sst2_test/exact", "margin": 0.01, "source": SOURCE}
     return Experiment(
         name="objectives",
         question="Which pretraining objective gives the best text-to-text model?",
@@ -34,61 +47,33 @@ def objectives() -> Experiment:
         scale="T5 of {parameters} parameters and {tokens} input tokens, SST-2 as text; the paper: 220M parameters, 34B tokens",
         rows=rows,
         control="none",
-        stages=(
-            Stage(name="pretrain", recipe="t5-nano", overrides=TEXT, seconds=15.0),
-            SST2_TEXT,
-            SST2_TEXT_TEST,
-        ),
+        stages=(pretraining("t5-nano"), SST2_TEXT, SST2_TEXT_TEST),
         budget="input_tokens",
         claims=(
-            Claim(
-                id="iid_above_deshuffle",
-                text="Replacing tokens is better than putting tokens in order.",
-                kind="greater",
-                reference=("deshuffle",),
-                paper_difference=10.11,
-                **iid,
+            claim(
+                "iid_above_deshuffle",
+                "iid > deshuffle",
+                "Replacing tokens is better than putting tokens in order.",
+                10.11,
+                **exact,
             ),
-            Claim(
-                id="iid_above_prefix",
-                text="Replacing tokens is better than predicting the second part of the text.",
-                kind="greater",
-                reference=("prefix",),
-                paper_difference=2.59,
-                **iid,
+            claim(
+                "iid_above_prefix",
+                "iid > prefix",
+                "Replacing tokens is better than predicting the second part of the text.",
+                2.59,
+                **exact,
             ),
-            Claim(
-                id="iid_is_spans",
-                text="Replacing single tokens and replacing spans are equivalent.",
-                kind="equivalent",
-                reference=("spans",),
-                paper_difference=-0.21,
-                **iid,
-            ),
-            Claim(
-                id="iid_is_mass",
-                text="Predicting only what was removed is as good as predicting the text from a masked one.",
-                kind="equivalent",
-                reference=("mass",),
-                paper_difference=0.96,
-                **iid,
+            claim("iid_is_spans", "iid = spans", "Replacing single tokens and replacing spans are equivalent.", -0.21, **exact),
+            claim(
+                "iid_is_mass",
+                "iid = mass",
+                "Predicting only what was removed is as good as predicting the text from a masked one.",
+                0.96,
+                **exact,
             ),
         ),
-        tiers={
-            "smoke": Tier(
-                corpus="embedded",
-                tasks="generated",
-                seeds=1,
-                rows=("iid", "prefix", "none"),
-                overrides={"pretrain": SMALL_T5, "sst2": SST2_TEXT_SMOKE},
-            ),
-            "nano": Tier(
-                rows=("iid", "spans", "prefix", "deshuffle", "none"),
-                overrides={"pretrain": {"steps": 300}, "sst2": SST2_TEXT_NANO},
-            ),
-            "night": Tier(overrides={"pretrain": {"steps": 3_000, "optim.warmup": 300}, "sst2": SST2_TEXT_NANO}),
-            "paper": Tier(corpus="user", seeds=1, recipes={"t5-nano": "t5"}, overrides={"sst2": {"steps": 32_768}}),
-        },
+        tiers=t5_sst2_tiers(("iid", "prefix", "none"), ("iid", "spans", "prefix", "deshuffle", "none")),
         forecast={
             "iid_above_deshuffle": "Not testable in nano, where no row may beat the control; reproduced in night.",
             "iid_above_prefix": "Not testable or not shown in nano; open in night.",
@@ -97,7 +82,3 @@ def objectives() -> Experiment:
         },
         floors=tuple((name, "sst2_test/exact", value, source) for name, _, value, source in SST2_FLOORS),
     )
-
-
-def _row(name: str, label: str, overrides: Options, *numbers: float) -> Row:
-    return Row(name=name, label=label, overrides=overrides, paper=dict(zip(COLUMNS, numbers, strict=False)))

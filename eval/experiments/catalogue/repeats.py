@@ -2,8 +2,8 @@
 
 import itertools
 
-from eval.experiments.catalogue._common import FRESH, SMALL
-from eval.experiments.declaration import TEXT, Claim, Experiment, Row, Stage, Tier
+from eval.experiments.catalogue._common import FRESH, SMALL_T5, claim, paper, pretraining, smoke
+from eval.experiments.declaration import Experiment, Row, Tier
 
 SOURCE = "Raffel et al. 2020, table 9"
 SHARES = {"full": 1, "share_16": 16, "share_64": 64, "share_256": 256}
@@ -13,7 +13,6 @@ PAPER = {
     "share_64": ("a 64th of the text (the paper: a 1,024th)", {"GLUE": 79.55, "SuperGLUE": 64.76}),
     "share_256": ("a 256th of the text (the paper: a 4,096th)", {"GLUE": 76.34, "SQuAD EM": 70.92, "SuperGLUE": 59.29}),
 }
-SMALL_T5 = {**SMALL, "model.decoder_layers": 2, "model.head": 32}
 
 
 def repeats() -> Experiment:
@@ -24,16 +23,12 @@ def repeats() -> Experiment:
         for name, share in SHARES.items()
     ]
     claims = [
-        Claim(
-            id=f"{more}_below_{less}",
-            text=f"The held-out loss with {_words(more)} is below that with {_words(less)}.",
-            kind="less",
-            metric="pretrain/loss",
-            row=more,
-            reference=(less,),
-            margin=0.02,
-            source=SOURCE,
-            paper_difference=round(PAPER[more][1]["GLUE"] - PAPER[less][1]["GLUE"], 2),
+        claim(
+            f"{more}_below_{less}",
+            f"{more} < {less}",
+            f"The held-out loss with {_words(more)} is below that with {_words(less)}.",
+            round(PAPER[more][1]["GLUE"] - PAPER[less][1]["GLUE"], 2),
+            **{"metric": "pretrain/loss", "margin": 0.02, "source": SOURCE},
         )
         for more, less in itertools.pairwise(order)
     ]
@@ -44,14 +39,14 @@ def repeats() -> Experiment:
         scale="T5 of {parameters} parameters and {tokens} tokens; the paper: 220M parameters, 34B tokens",
         rows=(*rows, Row(name="fresh", label="fresh parameters (control)", overrides=FRESH)),
         control="fresh",
-        stages=(Stage(name="pretrain", recipe="t5-nano", overrides=TEXT, seconds=15.0),),
+        stages=(pretraining("t5-nano"),),
         budget="input_tokens",
         claims=tuple(claims),
         tiers={
-            "smoke": Tier(corpus="embedded", seeds=1, rows=("full", "share_16", "fresh"), overrides={"pretrain": SMALL_T5}),
+            "smoke": smoke("full", "share_16", "fresh", pretrain=SMALL_T5),
             "nano": Tier(overrides={"pretrain": {"steps": 600, "optim.warmup": 60}}),
             "night": Tier(overrides={"pretrain": {"steps": 5_500, "optim.warmup": 550}}),
-            "paper": Tier(corpus="user", seeds=1, recipes={"t5-nano": "t5"}),
+            "paper": paper("t5", seeds=1),
         },
         forecast={
             "full_below_share_16": "Not shown in nano, where a 16th of the text is read about three times; reproduced in night.",

@@ -1,8 +1,10 @@
 """Compute-optimal sizes: the exponents of Kaplan et al. 2020 and Hoffmann et al. 2022, from curves of equal FLOPs."""
 
+from typing import Any
+
 from eval.experiments.analysis import scaling_fit
-from eval.experiments.catalogue._common import FRESH
-from eval.experiments.declaration import TEXT, Claim, Experiment, Flops, Options, Row, Stage, Tier
+from eval.experiments.catalogue._common import FRESH, smoke
+from eval.experiments.declaration import TEXT, Claim, Experiment, Flops, Kind, Options, Row, Stage, Tier
 
 KAPLAN, CHINCHILLA = "Kaplan et al. 2020", "Hoffmann et al. 2022, approach 2"
 SIZES = ((2, 64), (2, 96), (3, 128), (4, 192), (6, 256), (8, 320), (10, 384))
@@ -25,7 +27,6 @@ def scaling() -> Experiment:
         for budget, places in BUDGETS.items()
         for place in places
     ]
-    own = {"metric": "train/loss", "row": "fit", "reference": ()}
     return Experiment(
         name="scaling",
         question="How large should a model be for a given number of FLOPs?",
@@ -38,49 +39,42 @@ def scaling() -> Experiment:
         ),
         budget="flops",
         claims=(
-            Claim(
-                id="inner_minimum",
-                text="At every budget the best size is neither the smallest nor the largest.",
-                kind="less",
-                margin=0.01,
-                source=CHINCHILLA,
-                **own,
+            _claim(
+                "inner_minimum",
+                "At every budget the best size is neither the smallest nor the largest.",
+                "less",
+                0.01,
+                CHINCHILLA,
             ),
-            Claim(
-                id="below_kaplan",
-                text="The optimal number of parameters grows more slowly than C to the power of 0.73.",
-                kind="less",
-                margin=0.73,
-                source=f"{KAPLAN}: 0.73, against which {CHINCHILLA} argues",
-                paper_difference=-0.24,
-                **own,
+            _claim(
+                "below_kaplan",
+                "The optimal number of parameters grows more slowly than C to the power of 0.73.",
+                "less",
+                0.73,
+                f"{KAPLAN}: 0.73, against which {CHINCHILLA} argues",
+                -0.24,
             ),
-            Claim(
-                id="chinchilla",
-                text="The exponent of the optimal number of parameters is 0.5, within 0.1.",
-                kind="equivalent",
-                margin=0.1,
-                source=f"{CHINCHILLA}: 0.49",
-                paper_difference=-0.01,
-                **own,
+            _claim(
+                "chinchilla",
+                "The exponent of the optimal number of parameters is 0.5, within 0.1.",
+                "equivalent",
+                0.1,
+                f"{CHINCHILLA}: 0.49",
+                -0.01,
             ),
-            Claim(
-                id="prediction",
-                text="The smaller budgets predict the loss of the largest one, within 0.03 nats.",
-                kind="equivalent",
-                margin=0.03,
-                source="the use that both papers make of their fits",
-                **own,
+            _claim(
+                "prediction",
+                "The smaller budgets predict the loss of the largest one, within 0.03 nats.",
+                "equivalent",
+                0.03,
+                "the use that both papers make of their fits",
             ),
         ),
         tiers={
-            "smoke": Tier(
-                corpus="embedded",
-                seeds=1,
-                rows=(*(_name("1e11", place) for place in BUDGETS["1e11"]), "fresh"),
-                overrides={
-                    "train": {"data.length": 64, "data.batch": 4, "model.vocab": 1000, "tokenizer.vocab": 1000, "log.samples": 0}
-                },
+            "smoke": smoke(
+                *_rows_of("1e11"),
+                "fresh",
+                train={"data.length": 64, "data.batch": 4, "model.vocab": 1000, "tokenizer.vocab": 1000, "log.samples": 0},
             ),
             "nano": Tier(rows=(*_rows_of("1e12", "3e12", "1e13"), "fresh"), overrides={"train": _data()}),
             "night": Tier(rows=(*_rows_of("3e12", "1e13", "3e13", "1e14"), "fresh"), overrides={"train": _data()}),
@@ -93,6 +87,12 @@ def scaling() -> Experiment:
         },
         judge=scaling_fit.judge,
     )
+
+
+def _claim(name: str, text: str, kind: Kind, margin: float, source: str, difference: float | None = None) -> Claim:
+    """Return a claim about the fit, which the judge of this experiment makes."""
+    fields: dict[str, Any] = {"metric": "train/loss", "row": "fit", "reference": (), "paper_difference": difference}
+    return Claim(id=name, text=text, kind=kind, margin=margin, source=source, **fields)
 
 
 def _name(budget: str, place: int) -> str:

@@ -1,8 +1,9 @@
 """The Transformer's table 3: parts of the model changed one at a time, on translation."""
 
-from eval.experiments.catalogue._common import FRESH
-from eval.experiments.catalogue.repeats import SMALL_T5
-from eval.experiments.declaration import Claim, Experiment, Options, Row, Stage, Tier
+import functools
+
+from eval.experiments.catalogue._common import FRESH, SMALL_T5, claim, smoke, table_row
+from eval.experiments.declaration import Experiment, Options, Row, Stage, Tier
 
 SOURCE = "Vaswani et al. 2017, table 3"
 PAIRS: Options = {
@@ -15,6 +16,8 @@ PAIRS: Options = {
     )
 }
 TEST = ("{tasks}/multi30k/test_2016_flickr.en.gz", "{tasks}/multi30k/test_2016_flickr.de.gz")
+
+_row = functools.partial(table_row, columns=("perplexity", "BLEU"))
 
 
 def vaswani() -> Experiment:
@@ -32,8 +35,9 @@ def vaswani() -> Experiment:
         _row("learned", "learned positions", {"model.positions": "learned"}, 4.92, 25.7),
         Row(name="fresh", label="fresh parameters (control)", overrides=FRESH),
     )
+    loss = {"metric": "pretrain/loss", "margin": 0.02, "source": SOURCE}
+    bleu = {"metric": "translate/bleu", "margin": 0.5, "source": SOURCE}
     small = {name: value for name, value in SMALL_T5.items() if name not in ("model.head", "model.decoder_layers")}
-    smoke = {"pretrain": small, "translate": {"limit": 10, "tokens": 16}}
     return Experiment(
         name="vaswani",
         question="Which parts of the Transformer matter for translation?",
@@ -53,22 +57,13 @@ def vaswani() -> Experiment:
         ),
         budget="input_tokens",
         claims=(
-            _claim(
-                "layers_1_above_base", "One layer has a higher loss than three.", "greater", "pretrain/loss", "layers_1", 0.217
-            ),
-            _claim("dropout_0_above_base", "Without dropout the loss is higher.", "greater", "pretrain/loss", "dropout_0", 0.159),
-            _claim(
-                "smoothing_0_below_base",
-                "Without smoothing the loss is lower ...",
-                "less",
-                "pretrain/loss",
-                "smoothing_0",
-                -0.052,
-            ),
-            _claim("smoothing_0_bleu", "... and the translations are worse.", "less", "translate/bleu", "smoothing_0", -0.5),
+            claim("layers_1_above_base", "layers_1 > base", "One layer has a higher loss than three.", 0.217, **loss),
+            claim("dropout_0_above_base", "dropout_0 > base", "Without dropout the loss is higher.", 0.159, **loss),
+            claim("smoothing_0_below_base", "smoothing_0 < base", "Without smoothing the loss is lower ...", -0.052, **loss),
+            claim("smoothing_0_bleu", "smoothing_0 < base", "... and the translations are worse.", -0.5, **bleu),
         ),
         tiers={
-            "smoke": Tier(corpus="embedded", tasks="generated", seeds=1, rows=("base", "layers_1", "fresh"), overrides=smoke),
+            "smoke": smoke("base", "layers_1", "fresh", tasks="generated", pretrain=small, translate={"limit": 10, "tokens": 16}),
             "nano": Tier(
                 corpus="embedded",
                 rows=("base", "layers_1", "dropout_0", "smoothing_0", "fresh"),
@@ -91,22 +86,4 @@ def vaswani() -> Experiment:
             "smoothing_0_below_base": "Reproduced.",
             "smoothing_0_bleu": "Not shown: a corpus BLEU of 1,000 sentences has an error of half a point.",
         },
-    )
-
-
-def _row(name: str, label: str, overrides: Options, perplexity: float, bleu: float) -> Row:
-    return Row(name=name, label=label, overrides=overrides, paper={"perplexity": perplexity, "BLEU": bleu})
-
-
-def _claim(name: str, text: str, kind: str, metric: str, row: str, difference: float) -> Claim:
-    return Claim(
-        id=name,
-        text=text,
-        kind=kind,  # pyright: ignore[reportArgumentType]
-        metric=metric,
-        row=row,
-        reference=("base",),
-        margin=0.5 if metric.endswith("bleu") else 0.02,
-        source=SOURCE,
-        paper_difference=difference,
     )
