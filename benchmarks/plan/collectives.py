@@ -13,11 +13,6 @@ from benchmarks.hlo.module import COLLECTIVES, Array, Instruction, Module, Run
 
 Groups = frozenset[frozenset[int]]
 
-OTHER = "other"
-"""Groups of devices that do not lie along axes of the mesh."""
-PART = ", part"
-"""Suffix of axes of which only some of the devices exchange with each other."""
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CollectiveTotal:
@@ -130,6 +125,10 @@ def _groups_along(numbers: np.ndarray, axes: Sequence[int]) -> Groups:
     return frozenset(frozenset(row) for row in rows.tolist())
 
 
+OTHER = "other"
+"""Groups of devices that do not lie along axes of the mesh."""
+PART = ", part"
+"""Suffix of axes of which only some of the devices exchange with each other."""
 AxesAndGroups = tuple[str, int, tuple[tuple[int, ...], ...]]
 """(axes, devices of a group, groups as in `Collective`)."""
 

@@ -18,9 +18,6 @@ FREE = {
 }
 """Instructions that move no data."""
 
-BACKWARD = 2.5
-"""A fused backward pass has five products, the forward pass two (Dao et al. 2022, appendix B): it computes the scores again."""
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Work:
@@ -113,6 +110,8 @@ def _places(size: int, kernel: int, out: int, stride: int, pad: int, spread: int
     return int(((at >= 0) & (at <= (size - 1) * spread) & (at % spread == 0)).sum())
 
 
+BACKWARD = 2.5
+"""A fused backward pass has five products, the forward pass two (Dao et al. 2022, appendix B): it computes the scores again."""
 _KERNELS = re.compile("cudnn|cublas|triton|mosaic|tpu_custom_call")
 """Targets of custom calls that multiply; others move or check data. A kernel that belongs to no call of attention is not counted,
 and the plan reports it."""

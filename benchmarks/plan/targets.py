@@ -80,30 +80,14 @@ class _Gpu:
 # Data sheets of H100 and H200 (132 SMs, 50 MB L2) and A100 (108 SMs, 40 MB); "Hopper Tuning Guide" (228 KiB shared memory an SM);
 # the tables of compute capability 8.0, 9.0 and 10.0 in the CUDA programming guide; for B200, whose SMs no data sheet counts,
 # XLA's own description (openxla/xla, xla/backends/gpu/target_config/specs/b200.txtpb).
+_AMPERE: dict[str, Any] = {"capability": (8, 0), "cores": 108, "lanes": 64, "clock": 1.41, "cache": 41943040, "shared": 167936}
 _HOPPER: dict[str, Any] = {"capability": (9, 0), "cores": 132, "lanes": 128, "clock": 1.98, "cache": 52428800, "shared": 233472}
+_BLACKWELL: dict[str, Any] = {**_HOPPER, "capability": (10, 0), "cores": 148, "clock": 1.965, "cache": 132644864}
 GPUS = {
-    "a100": _Gpu(
-        kind="NVIDIA A100-SXM4-80GB",
-        name="NVIDIA A100-SXM4-80GB",
-        capability=(8, 0),
-        cores=108,
-        lanes=64,
-        clock=1.41,
-        cache=41943040,
-        shared=167936,
-    ),
+    "a100": _Gpu(kind="NVIDIA A100-SXM4-80GB", name="NVIDIA A100-SXM4-80GB", **_AMPERE),
     "h100": _Gpu(kind="NVIDIA H100", name="NVIDIA H100 80GB HBM3", **_HOPPER),
     "h200": _Gpu(kind="NVIDIA H200", name="NVIDIA H200", **_HOPPER),
-    "b200": _Gpu(
-        kind="NVIDIA B200",
-        name="NVIDIA B200",
-        capability=(10, 0),
-        cores=148,
-        lanes=128,
-        clock=1.965,
-        cache=132644864,
-        shared=233472,
-    ),
+    "b200": _Gpu(kind="NVIDIA B200", name="NVIDIA B200", **_BLACKWELL),
 }
 
 PLUGINS: Mapping[Platform, tuple[tuple[str, ...], str]] = {

@@ -23,10 +23,6 @@ SHAPES: dict[str, tuple[int, int, int]] = {
     "permutation": (2, 256, 0),
 }
 """Objective -> default rows, tokens of a row, and tokens of its source."""
-MASKED = 0.15
-"""Share of the positions that are predicted (Devlin et al. 2019, section 3.1)."""
-MASK = 103
-"""Id of BERT's [MASK]; its value does not matter here."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -136,6 +132,12 @@ def _settled(cfg: Any, objective: str, dropout: bool) -> Any:
 
 
 # --- batches --------------------------------------------------------------------------------------------------------------------
+
+
+MASKED = 0.15
+"""Share of the positions that are predicted (Devlin et al. 2019, section 3.1)."""
+MASK = 103
+"""Id of BERT's [MASK]; its value does not matter here."""
 
 
 def _causal(case: Case, rng: np.random.Generator) -> Batch:
