@@ -17,6 +17,7 @@ from benchmarks.core import result_files, tables
 from benchmarks.core.guarded_trials import Group, measure_groups
 from benchmarks.core.options import recorded
 from benchmarks.core.result_files import Results
+from benchmarks.core.worker import WorkerFailed, call
 from train.run.run_dir import write_text
 from zoo.errors import BadInput, require
 from zoo.runtime import jax_setup, launch
@@ -98,7 +99,11 @@ def start(repeats: int, devices: int = 0, *, peers: bool = False) -> Start:
     number = os.environ.pop(PROCESS, None)
     process = None if number is None else int(number)
     if process is None and repeats > 1:
-        return Start(process, False, _machine_of_new_process())
+        try:
+            # A process that only starts others must not hold the accelerator.
+            return Start(process, False, call(_prepared_machine))
+        except WorkerFailed as failure:
+            raise BadInput(f"the machine cannot be described: {failure}") from None
     jax_setup.prepare(devices)
     jax_setup.canary()
     return Start(process, True, result_files.machine())
@@ -189,12 +194,9 @@ def check_numbers(options: Any, *names: str) -> None:
         raise BadInput(f"--rounds with --budget {options.budget}: both determine when rounds end; leave one of them out")
 
 
-def _machine_of_new_process() -> dict[str, Any]:
-    """Return the machine as another process sees it: a process that only starts others must not hold the accelerator."""
-    program = "from zoo.runtime import jax_setup; jax_setup.prepare(); from benchmarks.core import result_files; import json"
-    command = [sys.executable, "-P", "-c", f"{program}; print(json.dumps(result_files.machine()))"]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    return json.loads(done.stdout)
+def _prepared_machine() -> dict[str, Any]:
+    jax_setup.prepare()
+    return result_files.machine()
 
 
 def _repeat(repeats: int, folder: Path, argv: Sequence[str]) -> int:

@@ -5,13 +5,8 @@ process, and the same batch is split over its devices. Simulated devices share t
 splitting, not a speed-up.
 """
 
-import contextlib
 import dataclasses
 import functools
-import json
-import os
-import subprocess
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -20,6 +15,7 @@ from benchmarks.core import bench_command, timing
 from benchmarks.core.guarded_trials import Group, Trial, Watch, repeat_without_failures, run_guarded
 from benchmarks.core.options import recorded
 from benchmarks.core.result_files import identity
+from benchmarks.core.worker import WorkerFailed, call
 from benchmarks.growth import page, tables
 from benchmarks.growth.options import Options
 from benchmarks.growth.tables import AXES
@@ -140,16 +136,14 @@ def _devices(options: Options, keys: Sequence[dict[str, Any]], watch: Watch) -> 
     """Return the cells of the axis of devices, each from a process of its own."""
     trials = [Trial(key) for key in keys]
     for trial in trials:
-        count = str(trial.key["value"])
+        count = trial.key["value"]
         watch.begin(f"{count} devices", trial.key)
-        argv = [sys.executable, "-P", "-m", "benchmarks.growth.bench", json.dumps(recorded(options)), count]
-        # Devices are simulated on the CPU, so the process uses no other platform.
-        done = subprocess.run(argv, capture_output=True, text=True, env={**os.environ, "JAX_PLATFORMS": "cpu"})
-        if done.returncode:
-            log_lines = [line for line in done.stderr.splitlines() if line.strip()]
-            trial.end("failed", (log_lines or ["it printed nothing"])[-1][:300])
+        try:
+            # Devices are simulated on the CPU, so the process uses no other platform.
+            trial.columns |= call(measure_device_count, recorded(options), count, env={"JAX_PLATFORMS": "cpu"})
+        except WorkerFailed as failure:
+            trial.end("failed", str(failure))
         else:
-            trial.columns |= json.loads(done.stdout.splitlines()[-1])
             trial.end("timed")
     return [trial.cell() for trial in trials]
 
@@ -168,21 +162,13 @@ def _warm(trial: Trial, case: Case, variant: Variant) -> None:
     trial.program = step.run
 
 
-def _measure_device_count(options: Options, count: int) -> dict[str, Any]:
+def measure_device_count(fields: Mapping[str, Any], count: int) -> dict[str, Any]:
     """Return the columns of a number of devices, in a process with that many."""
     jax_setup.prepare(count)
+    restored: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
+    options = Options(**restored)
     trial = Trial({})
     _warm(trial, _case(options, "devices", count), Variant(mesh=f"data={count}"))
     assert trial.program is not None
     seconds = timing.measured({"": trial.program}, rounds=options.rounds or 0)[""]
     return trial.columns | timing.columns(seconds)
-
-
-if __name__ == "__main__":
-    option_fields: dict[str, Any] = {
-        name: tuple(value) if isinstance(value, list) else value for name, value in json.loads(sys.argv[1]).items()
-    }
-    # Everything that libraries print goes to standard error; the last line of standard output is the cell.
-    with contextlib.redirect_stdout(sys.stderr):
-        columns = _measure_device_count(Options(**option_fields), int(sys.argv[2]))
-    print(json.dumps(columns))

@@ -28,6 +28,7 @@ from benchmarks.core.guarded_trials import (
     run_guarded,
     too_large_reason,
 )
+from benchmarks.core.worker import WorkerFailed
 from benchmarks.hlo import module
 from benchmarks.step import instruction_times, peer_libraries, programs, time_breakdown
 from benchmarks.step.cases import Case
@@ -182,7 +183,7 @@ class _Group:
                 peer_libraries.export(folder, self.case, self.params, self.case.run().optim)
             trial.peer = Peer(name, folder, precision)
             answer = trial.peer.begin()
-        except peer_libraries.PeerFailed as failure:
+        except WorkerFailed as failure:
             unable = str(failure).startswith("NotImplementedError: ")
             trial.end("skipped" if unable else "failed", str(failure).removeprefix("NotImplementedError: "))
             return

@@ -1,26 +1,20 @@
 """Other implementations of the same step, each in a process of its own; only one of them works at a time.
 
 A peer gets the same weights, as a published folder, and the same batch. Its losses before and after an update must agree with
-ours before it is timed. `python -m benchmarks.step.peer_libraries KIND FOLDER PRECISION` is such a process: it reads a line for
-each step from its standard input and answers each with a JSON object.
+ours before it is timed.
 
 In one process, the thread pools of torch and XLA would compete, and a failure of a peer would end everything; separate processes
 also show how much memory each needs.
 """
 
-import contextlib
 import dataclasses
 import importlib
 import importlib.metadata
 import importlib.util
 import json
-import os
 import re
 import resource
-import selectors
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -28,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.core.worker import Answer, Worker
 from zoo.errors import BadInput
 
 REQUEST, BATCH = "request.json", "batch.npz"
@@ -68,10 +63,6 @@ def requested_peers(settings: Any) -> list[tuple[str, str]]:
     return [(name, precision) for name, precision in pairs if precision == "float32" or PEERS[name].reduced]
 
 
-class PeerFailed(Exception):
-    """A peer cannot do what is requested; the message is one line."""
-
-
 def missing_packages(name: str) -> str:
     """Return why a peer cannot run here; "" if it can."""
     absent = [package for package in PEERS[name].packages if importlib.util.find_spec(package) is None]
@@ -105,30 +96,12 @@ def export(folder: Path, case: Any, params: Any, optim: Any) -> None:
     (folder / REQUEST).write_text(json.dumps(numbers))
 
 
-class Peer:
+class Peer(Worker):
     """The process that runs another library (a peer), until `close`; `resident` is its peak resident memory in bytes."""
 
     def __init__(self, name: str, folder: Path, precision: str = "float32") -> None:
         """Start its process, which loads the weights and takes two steps: see `begin`."""
-        self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115
-        argv = [
-            sys.executable,
-            "-P",
-            "-m",
-            "benchmarks.step.peer_libraries",
-            json.dumps(dataclasses.asdict(PEERS[name])),
-            str(folder),
-            precision,
-        ]
-        self._process = subprocess.Popen(
-            argv,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._log,
-            text=True,
-            bufsize=1,
-            env=os.environ | COLD,
-        )
+        super().__init__(serve, dataclasses.asdict(PEERS[name]), str(folder), precision, env=COLD)
         self.resident = 0
 
     def begin(self) -> dict[str, Any]:
@@ -138,88 +111,41 @@ class Peer:
         "versions".
 
         Raises:
-            PeerFailed: it cannot take them.
+            WorkerFailed: it cannot take them.
         """
-        return self._answer(PATIENCE)
+        return self.answer(PATIENCE)
 
     def run(self) -> float:
         """Take one step, to its end, and return its loss.
 
         Raises:
-            PeerFailed: its process ended.
+            WorkerFailed: its process ended.
         """
-        assert self._process.stdin is not None
-        try:
-            self._process.stdin.write("step\n")
-            self._process.stdin.flush()
-        except BrokenPipeError:
-            pass  # its log has the reason
-        answer = self._answer(PATIENCE)
+        answer = self.next_answer(PATIENCE)
         self.resident = answer["rss"]
         return float(answer["loss"])
-
-    def close(self) -> None:
-        """End its process."""
-        self._process.kill()
-        self._process.wait()
-        for stream in (self._process.stdin, self._process.stdout, self._log):
-            with contextlib.suppress(BrokenPipeError):
-                if stream is not None:
-                    stream.close()
-
-    def _answer(self, seconds: float) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        with selectors.DefaultSelector() as selector:
-            selector.register(self._process.stdout, selectors.EVENT_READ)
-            if not selector.select(seconds):
-                self.close()
-                raise PeerFailed(f"no answer within {seconds:.0f} seconds")
-        line = self._process.stdout.readline()
-        if not line:
-            code = self._process.wait()
-            self._log.seek(0)
-            log_lines = [text for text in self._log.read().splitlines() if text.strip()]
-            raise PeerFailed(f"ended with code {code}: {log_lines[-1].strip() if log_lines else 'and printed nothing'}"[:300])
-        answer = json.loads(line)
-        if "error" in answer:
-            raise PeerFailed(answer["error"])
-        return answer
 
 
 # --- the peer's own process -----------------------------------------------------------------------------------------------------
 
 
-def serve(kind: Kind, folder: Path, precision: str) -> int:
-    """Build the peer, take two steps, then one for each line of standard input."""
-    # Output of libraries goes to the log; standard output has only the answers.
-    answers = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)
-
-    def answer(**values: Any) -> None:
-        answers.write(json.dumps(values) + "\n")
-
-    request = json.loads((folder / REQUEST).read_text()) | {"precision": precision, **kind.options}
-    try:
-        build: Callable[..., Callable[[], float]] = importlib.import_module(kind.module).build
-        for package in kind.packages:
-            importlib.import_module(package)
-        began = time.perf_counter()
-        with np.load(folder / BATCH) as arrays:
-            step = build(folder, request, dict(arrays))
-        built = time.perf_counter()
-        losses = [step()]
-        first = time.perf_counter()
-        losses.append(step())
-        second = time.perf_counter()
-    except Exception as error:
-        lines = [line.strip() for line in f"{type(error).__name__}: {error}".splitlines() if line.strip()]
-        answer(error=" ".join(lines)[:300])
-        return 1
-    seconds = {"build_s": built - began, "first_step_s": first - built, "second_step_s": second - first}
-    answer(losses=losses, **seconds, rss=_resident(), versions=versions(kind))
-    for _ in sys.stdin:
-        answer(loss=step(), rss=_resident())
-    return 0
+def serve(kind_fields: Mapping[str, Any], folder: str, precision: str) -> tuple[Answer, Callable[[], Answer]]:
+    """Build the peer and take two steps; return what `Peer.begin` returns, and a function that takes another step."""
+    kind, files = Kind(**kind_fields), Path(folder)
+    request = json.loads((files / REQUEST).read_text()) | {"precision": precision, **kind.options}
+    build: Callable[..., Callable[[], float]] = importlib.import_module(kind.module).build
+    for package in kind.packages:
+        importlib.import_module(package)
+    began = time.perf_counter()
+    with np.load(files / BATCH) as arrays:
+        step = build(files, request, dict(arrays))
+    built = time.perf_counter()
+    losses = [step()]
+    first = time.perf_counter()
+    losses.append(step())
+    seconds = {"build_s": built - began, "first_step_s": first - built, "second_step_s": time.perf_counter() - first}
+    answer = {"losses": losses, **seconds, "rss": _resident(), "versions": versions(kind)}
+    return answer, lambda: {"loss": step(), "rss": _resident()}
 
 
 def _resident() -> int:
@@ -229,7 +155,3 @@ def _resident() -> int:
     if status.exists() and (match := re.search(r"VmHWM:\s+(\d+) kB", status.read_text())):
         return int(match[1]) * 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-if __name__ == "__main__":
-    sys.exit(serve(Kind(**json.loads(sys.argv[1])), Path(sys.argv[2]), sys.argv[3]))

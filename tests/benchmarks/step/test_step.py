@@ -13,8 +13,9 @@ import pytest
 
 from benchmarks.core import guarded_trials, result_files, timing
 from benchmarks.core.options import Output
+from benchmarks.core.worker import WorkerFailed
 from benchmarks.step import bench, cases, measure_model, peer_libraries, programs, resolve_options
-from benchmarks.step.peer_libraries import Kind, Peer, PeerFailed
+from benchmarks.step.peer_libraries import Kind, Peer
 from benchmarks.step.programs import Step, StepParts, Variant
 from benchmarks.step.resolve_options import OURS, Options
 from tests.support import benchmark_steps as steps
@@ -253,7 +254,7 @@ def test_a_peer_that_does_not_answer_is_given_up(tmp_path: Path, monkeypatch: py
     plant_peers(tmp_path, monkeypatch, {"sleepy": "import time\nbuild = lambda *_: time.sleep(99)\n"})
     monkeypatch.setattr(peer_libraries, "PATIENCE", 0.1)
     peer = Peer("sleepy", tmp_path)
-    with pytest.raises(PeerFailed, match="no answer within"):
+    with pytest.raises(WorkerFailed, match="no answer within"):
         peer.begin()
     assert peer._process.poll() is not None
 
