@@ -15,20 +15,8 @@ from benchmarks.attention import conformance, cost_model, peer_torch, rounding
 from benchmarks.attention.peer_torch import Peer
 from benchmarks.attention.problems import FEATURES, Problem
 from benchmarks.attention.resolve_options import UNIT, Options, Row
-from benchmarks.core import device_time, timing
-from benchmarks.core.guarded_trials import (
-    RepeatFailure,
-    Skip,
-    Trial,
-    Watch,
-    Wrong,
-    check_memory,
-    end_if_slow,
-    first_line,
-    repeat_without_failures,
-    run_guarded,
-    too_large_reason,
-)
+from benchmarks.core import device_time, guarded_trials, timing
+from benchmarks.core.guarded_trials import Skip, Trial, Watch, Wrong
 from benchmarks.core.result_files import identity
 from benchmarks.core.timing import Program
 from train.run.hardware import device_peak
@@ -85,7 +73,7 @@ def measure(
         for trial in trials:
             start = _prepare if trial.name in attention.implementation_names() else functools.partial(_prepare_peer, peer=peer)
             act = functools.partial(start, row=row, problem=problem, options=options, baseline=baseline)
-            run_guarded(trial, act, watch, f"{trial.name}: checking, compiling")
+            guarded_trials.run_guarded(trial, act, watch, f"{trial.name}: checking, compiling")
             if baseline is None and trial.name in BASELINES and trial.results is not None:
                 baseline = trial
         for trial in trials:
@@ -110,7 +98,7 @@ def _make_problem(row: Row, trials: Sequence[RowTrial]) -> Problem | None:
     # q, k, v and the output; the same for their gradients.
     numbers = 2 * shape.batch * shape.head * (shape.queries * shape.heads + shape.keys * shape.groups)
     least = numbers * jnp.dtype(row.dtype).itemsize * (2 if row.direction == "both" else 1)
-    reason = too_large_reason(least, "its inputs and outputs alone need")
+    reason = guarded_trials.too_large_reason(least, "its inputs and outputs alone need")
     if feature.square and shape.queries != shape.keys:
         reason = f"{row.feature} needs as many keys as queries, and these are {shape.keys} and {shape.queries}"
     state = "skipped"
@@ -118,7 +106,7 @@ def _make_problem(row: Row, trials: Sequence[RowTrial]) -> Problem | None:
         try:
             return Problem.of(feature, shape, row.dtype)
         except Exception as error:
-            state, reason = "failed", first_line(error)
+            state, reason = "failed", guarded_trials.first_line(error)
     for trial in trials:
         trial.end(state, reason)
     return None
@@ -133,7 +121,7 @@ def _prepare(trial: RowTrial, row: Row, problem: Problem, options: Options, base
         if why := attention.unsupported_reason(name, request):
             raise Skip(why)
     _check_cases(trial, row)
-    check_memory(cost_model.predicted(name, problem, row.direction), "its scores alone need")
+    guarded_trials.check_memory(cost_model.predicted(name, problem, row.direction), "its scores alone need")
     function, arguments = problem.program(name, row.direction)
     compiled, spent = timing.compile_cold(jax.jit(function), *arguments)
     memory = cost_model.required(compiled)
@@ -141,7 +129,7 @@ def _prepare(trial: RowTrial, row: Row, problem: Problem, options: Options, base
     trial.columns["kernels"] = cost_model.kernels(compiled.as_text() or "")
     # The arguments are allocated already.
     held = sum(leaf.nbytes for leaf in jax.tree.leaves(arguments))
-    check_memory((memory or 0) - held, "compiled, it needs")
+    guarded_trials.check_memory((memory or 0) - held, "compiled, it needs")
     trial.program = lambda: jax.block_until_ready(compiled(*arguments))
     _first_call(trial, _arrays, row, options, baseline)
 
@@ -185,7 +173,7 @@ def _first_call(
             if not off <= bound:
                 reason = f"its results differ from those of {baseline.name} by {off:.1e} of {of}, and {bound:.1e} is allowed"
                 raise Wrong(reason)
-    if not end_if_slow(trial, spent, options.cell_seconds, clock="wall"):
+    if not guarded_trials.end_if_slow(trial, spent, options.cell_seconds, clock="wall"):
         trial.columns["warm_calls"] = 1 + len(timing.warm(trial.program))
 
 
@@ -268,7 +256,7 @@ def _time(trials: Sequence[RowTrial], options: Options) -> None:
         budget = (options.budget or 0.0) * len(programs)
         return timing.measured(programs, rounds=options.rounds or 0, budget=budget), *_on_device(programs)
 
-    seconds, on_device, why = repeat_without_failures(trials, rounds) or ({}, {}, "")
+    seconds, on_device, why = guarded_trials.repeat_without_failures(trials, rounds) or ({}, {}, "")
     unit = next((seconds.get(identity(trial.key)) for trial in trials if trial.name == UNIT), None)
     for trial in trials:
         if (place := identity(trial.key)) in seconds:
@@ -283,7 +271,7 @@ def _on_device(programs: Mapping[str, Program]) -> tuple[dict[str, float], str]:
     """Return (seconds of the device, why there are none); if the profiler fails, the wall time is still valid."""
     try:
         return device_time.measured(programs), ""
-    except RepeatFailure:
+    except guarded_trials.RepeatFailure:
         raise
     except Exception as error:
-        return {}, f"wall time, because the profiler failed: {first_line(error)}"
+        return {}, f"wall time, because the profiler failed: {guarded_trials.first_line(error)}"

@@ -154,22 +154,15 @@ def ordered(run: run_config.Run, mode: Mode, target: Target) -> list[Candidate]:
     tokens = run.data.batch * run.data.length
     estimates: dict[Candidate, tuple[bool, float]] = {}
     for candidate in candidates(run, mode, count):
-        share = candidate.fsdp * candidate.tensor
+        share, rows = candidate.fsdp * candidate.tensor, candidate.data * candidate.fsdp
         state = 16 * parameters / share
-        activations = (
-            2
-            * ACTIVATION_COPIES[candidate.remat]
-            * layers
-            * width
-            * tokens
-            / (candidate.data * candidate.fsdp * candidate.accumulate)
-        )
+        activations = 2 * ACTIVATION_COPIES[candidate.remat] * layers * width * tokens / (rows * candidate.accumulate)
         fits = device is None or device.memory is None or state + activations < device.memory
         # Bytes that a device sends: for fsdp two gathers and a scatter of each layer in each micro-batch, for data a sum
         # of all gradients, and for tensor two sums of activations in each block and direction.
         gathered = 8 * parameters / candidate.tensor * (1 - 1 / candidate.fsdp) * candidate.accumulate
         summed = 8 * parameters / share * (1 - 1 / candidate.data)
-        reduced = 16 * layers * width * tokens / (candidate.data * candidate.fsdp) * (1 - 1 / candidate.tensor)
+        reduced = 16 * layers * width * tokens / rows * (1 - 1 / candidate.tensor)
         flops = RECOMPUTE_FACTOR[candidate.remat] * 6 * parameters * tokens / count
         peak = max(device.peak.values()) * 1e12 if device else 1e12
         links = 1e9 * ((device.links if device else None) or 1)

@@ -14,20 +14,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from benchmarks.core import result_files, timing
-from benchmarks.core.guarded_trials import (
-    Skip,
-    Trial,
-    Watch,
-    Wrong,
-    call_guarded,
-    check_memory,
-    end_if_slow,
-    first_line,
-    repeat_without_failures,
-    run_guarded,
-    too_large_reason,
-)
+from benchmarks.core import guarded_trials, result_files, timing
+from benchmarks.core.guarded_trials import Skip, Trial, Watch, Wrong
 from benchmarks.core.worker import WorkerFailed
 from benchmarks.hlo import module
 from benchmarks.step import instruction_times, peer_libraries, programs, time_breakdown
@@ -92,7 +80,8 @@ def measure(
     group = _Group(case, options, environment)
     with contextlib.ExitStack() as stack:
         for trial, variant in zip(trials, variants, strict=True):
-            run_guarded(trial, functools.partial(group.prepare, variant=variant), watch, f"{_short(variant)}: compiling")
+            act = functools.partial(group.prepare, variant=variant)
+            guarded_trials.run_guarded(trial, act, watch, f"{_short(variant)}: compiling")
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         for name, precision in peer_libraries.requested_peers(options):
             trial = StepTrial(peer_key(case, name, precision, options))
@@ -103,7 +92,7 @@ def measure(
             # Its process ends with the measurement, also after an error.
             stack.callback(trial.stop_worker)
             act = functools.partial(group.start_worker, name=name, precision=precision, folder=folder)
-            run_guarded(trial, act, watch, f"{name}, {precision}: first steps")
+            guarded_trials.run_guarded(trial, act, watch, f"{name}, {precision}: first steps")
         group.time(trials, watch)
         # Cells without a profile are complete now; one profile takes as long as several steps.
         waiting = [options.profile and trial.state == "timed" and trial.step is not None for trial in trials]
@@ -114,7 +103,7 @@ def measure(
                 group.profile(trial)
             except Exception as error:
                 # The time is still valid.
-                trial.reason = f"it has no profile: {first_line(error)}"
+                trial.reason = f"it has no profile: {guarded_trials.first_line(error)}"
             yield trial.cell()
 
 
@@ -141,7 +130,7 @@ class _Group:
     @property
     def out_of_memory(self) -> bool:
         """Return whether one more peer would not fit into memory."""
-        return bool(too_large_reason(self._bytes_needed, ""))
+        return bool(guarded_trials.too_large_reason(self._bytes_needed, ""))
 
     # --- before the rounds ---
 
@@ -149,11 +138,11 @@ class _Group:
         """Compile one of our variants and take its first steps."""
         step = Step(self.case, variant)
         devices = step.mesh.size if jax.default_backend() == "cpu" else 1
-        check_memory(step.state_bytes * devices, "its state alone needs")
+        guarded_trials.check_memory(step.state_bytes * devices, "its state alone needs")
         spent = step.compile()
         memory = step.memory
         trial.columns |= {**spent, "memory": memory.peak, **{f"memory_{name}": size for name, size in vars(memory).items()}}
-        check_memory(memory.peak * devices, "compiled, it needs")
+        guarded_trials.check_memory(memory.peak * devices, "compiled, it needs")
         if self.params is None:
             self.params = programs.initial(self.case)
         step.start(self.params)
@@ -176,8 +165,7 @@ class _Group:
             raise Skip(reason)
         if not self._expected_losses:
             raise Skip("no program of jax-zoo ran that it could be compared with")
-        if self.out_of_memory:
-            raise Skip(too_large_reason(self._bytes_needed, "together with jax-zoo's programs it is assumed to need"))
+        guarded_trials.check_memory(self._bytes_needed, "together with jax-zoo's programs it is assumed to need")
         try:
             if not (folder / peer_libraries.REQUEST).exists():
                 peer_libraries.export(folder, self.case, self.params, self.case.run().optim)
@@ -205,7 +193,7 @@ class _Group:
             if abs(loss - expected) > bound * abs(expected):
                 reason = f"its {label} is {loss:.6f} and that of the first of ours {expected:.6f}: more than {bound:.0e} apart"
                 raise Wrong(reason)
-        if not end_if_slow(trial, spent, self.options.cell_seconds):
+        if not guarded_trials.end_if_slow(trial, spent, self.options.cell_seconds):
             trial.program = functools.partial(self._run, trial)
 
     # --- the rounds ---
@@ -227,7 +215,7 @@ class _Group:
                     trial.columns["warm_calls"] = 2 + len(more)
             for trial in taking:
                 # Create the state now, so that no round includes that.
-                call_guarded(trial, functools.partial(self._run, trial, take=False))
+                guarded_trials.call_guarded(trial, functools.partial(self._run, trial, take=False))
             timed_programs = {**called, **{precision: probe for precision, (probe, _) in probes.items()}}
             budget = (self.options.budget or 0.0) * len(called)
             seconds = timing.measured(timed_programs, rounds=self.options.rounds or 0, budget=budget)
@@ -235,7 +223,7 @@ class _Group:
 
         if not any(trial.program is not None and not trial.state for trial in trials):
             return
-        seconds, rates = repeat_without_failures(selected, rounds) or ({}, {})
+        seconds, rates = guarded_trials.repeat_without_failures(selected, rounds) or ({}, {})
         self._release_states()
         for trial in selected:
             if trial.program is not None and not trial.state:

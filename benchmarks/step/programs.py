@@ -98,7 +98,16 @@ class Step:
         self._state: Any = None
         self._parts = MODES[case.mode](self)
         self._batch = device_mesh.shard_batch(self._parts.batch, self.mesh, case.batch)
-        self._jitted = self._parts.jitted
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, self._parts.shapes)
+        self._fresh = jax.jit(self._parts.fresh, out_shardings=shardings)
+        # As `train.engine.step.jit_engine` launches a step: over the mesh, its state donated.
+        self._jitted = jax.jit(
+            self._parts.step,
+            donate_argnums=0,
+            in_shardings=(shardings, device_mesh.batch_sharding(self.mesh)),
+            out_shardings=(shardings, self._everywhere),
+            compiler_options=COMPILER or None,
+        )
 
     def compile(self) -> dict[str, float]:
         """Compile it for its shapes, without allocating arrays; return "lower_seconds" and "compile_seconds"."""
@@ -127,7 +136,7 @@ class Step:
     def start(self, params: Any) -> None:
         """Initialize the state from parameters, which are copied."""
         with jax.set_mesh(self.mesh):
-            self._state = jax.block_until_ready(self._parts.fresh(params))
+            self._state = jax.block_until_ready(self._fresh(jax.device_put(params, self._everywhere)))
 
     def run(self) -> float:
         """Take one step, to its end, and return its loss in nats."""
@@ -148,10 +157,10 @@ class Step:
 class StepParts:
     """The parts of a step of one mode."""
 
-    jitted: Any
-    """(state, batch) -> (state, loss), the state donated."""
+    step: Callable[[Any, Batch], tuple[Any, jax.Array]]
+    """(state, batch) -> (state, loss)."""
     shapes: Any
-    """Shapes of the state."""
+    """Shapes of the state, with their shardings."""
     batch: Batch
     fresh: Callable[[Any], Any]
     """Parameters -> the state before the first step."""
@@ -166,14 +175,11 @@ def _train(step: Step) -> StepParts:
     run, model, mesh = step.run_config, step.model, step.mesh
     objective, tx = objectives.objective(run.objective)(), optim.optimizer(run.optim)
     shapes = state_init.abstract_state(run, model, tx, mesh)
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, shapes)
     inner = make_step(run, model, objective, tx, step.dtype)
 
     def step_function(state: State, batch: Batch) -> tuple[State, jax.Array]:
         state, metrics = inner(state, batch)
         return state, metrics["loss"]
-
-    jitted = _compiled(step_function, step, shardings)
 
     def initial_state(params: Any) -> State:
         return State(
@@ -184,21 +190,18 @@ def _train(step: Step) -> StepParts:
             key=jnp.zeros(2, jnp.uint32),
         )
 
-    return StepParts(jitted=jitted, shapes=shapes, batch=step.case.arrays(), fresh=_placed(initial_state, shardings, step))
+    return StepParts(step=step_function, shapes=shapes, batch=step.case.arrays(), fresh=initial_state)
 
 
 def _inference(step: Step) -> StepParts:
     model, objective = step.model, objectives.objective(step.case.objective)()
-    shapes = _weights(step)
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, shapes)
 
     def step_function(params: Any, batch: Batch) -> tuple[Any, jax.Array]:
         sums, _ = objective.loss(model, params, batch, {}, seeds=None, carry={}, smoothing=0.0, chunk=0)
         weights = objective.weights(batch)
         return params, functools.reduce(jnp.add, (sums[name] / weights[name] for name in sums))
 
-    jitted = _compiled(step_function, step, shardings)
-    return StepParts(jitted=jitted, shapes=shapes, batch=step.case.arrays(), fresh=_placed(_cast(step), shardings, step))
+    return StepParts(step=step_function, shapes=_weights(step), batch=step.case.arrays(), fresh=_cast(step))
 
 
 def _decode(step: Step) -> StepParts:
@@ -223,22 +226,7 @@ def _decode(step: Step) -> StepParts:
 
     shapes = jax.eval_shape(prefilled, jax.eval_shape(model.init, jax.random.key(0)))
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=step._everywhere), shapes)
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, shapes)
-    jitted = _compiled(step_function, step, shardings)
-    return StepParts(
-        jitted=jitted, shapes=shapes, batch=Batch(tokens=batch.tokens[:, last:]), fresh=_placed(prefilled, shardings, step)
-    )
-
-
-def _compiled(function: Callable[[Any, Batch], tuple[Any, jax.Array]], step: Step, shardings: Any) -> Any:
-    """Return a step as `train.engine.step.jit_engine` launches one: over the mesh, its state donated."""
-    return jax.jit(
-        function,
-        donate_argnums=0,
-        in_shardings=(shardings, device_mesh.batch_sharding(step.mesh)),
-        out_shardings=(shardings, step._everywhere),
-        compiler_options=COMPILER or None,
-    )
+    return StepParts(step=step_function, shapes=shapes, batch=Batch(tokens=batch.tokens[:, last:]), fresh=prefilled)
 
 
 COMPILER: dict[str, Any] = {}
@@ -258,9 +246,3 @@ def _weights(step: Step) -> Any:
 def _cast(step: Step) -> Callable[[Any], Any]:
     # A copy, because the result is donated.
     return lambda params: jax.tree.map(lambda leaf: jnp.array(leaf, step.dtype, copy=True), params)
-
-
-def _placed(function: Callable[[Any], Any], shardings: Any, step: Step) -> Callable[[Any], Any]:
-    """Return `function` of parameters on one device, with its result sharded over the mesh."""
-    jitted = jax.jit(function, out_shardings=shardings)
-    return lambda params: jitted(jax.device_put(params, step._everywhere))

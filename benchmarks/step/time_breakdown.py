@@ -99,24 +99,13 @@ def break_down(program: Module, profile: Profile, *, training: bool = True) -> P
     for name, spent in profile.spent.items():
         instruction = program.instructions.get(name)
         if instruction is None:
-            rows.append(Row(name, "?", "", "", OTHER, "update", "", spent.seconds, spent.busy, spent.times))
+            rows.append(Row(name, "?", "", "", OTHER, "update", "", **vars(spent)))
             continue
         source = instruction.located()
         where = next((f"{frame.function}:{frame.line}" for frame in source.frames), "")
-        rows.append(
-            Row(
-                name=name,
-                opcode=_opcode_text(program, instruction),
-                shape=instruction.shape,
-                op_name=source.op_name,
-                part=part_of(program, instruction),
-                direction=direction_of(program, source) if training else "forward",
-                where=where,
-                seconds=spent.seconds,
-                busy=spent.busy,
-                times=spent.times,
-            )
-        )
+        part, direction = part_of(program, instruction), direction_of(program, source) if training else "forward"
+        opcode = _opcode_text(program, instruction)
+        rows.append(Row(name, opcode, instruction.shape, source.op_name, part, direction, where, **vars(spent)))
     return Parts(sorted(rows, key=lambda row: -row.seconds), profile.seconds, profile.idle, profile.clock)
 
 
