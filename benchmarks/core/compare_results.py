@@ -193,7 +193,9 @@ def _side_by_side(before: Results, after: Results, as_json: bool) -> None:
     if as_json:
         print(json.dumps({"same_machine": before.same_machine(after), "cells": rows}))
         return
-    reason = "these results have no unit" if before.same_machine(after) else f"two machines ({_machines(before, after)})"
+    pairs = ((before.environment.get(key), after.environment.get(key)) for key in MACHINE)
+    machines = ", ".join(f"{one} and {other}" for one, other in pairs if one != other)
+    reason = f"two machines ({machines})" if machines else "these results have no unit"
     head = ("", *(results.path.parent.name or str(results.path) for results in (before, after)))
     constant = _constant([key for key, _, _ in rows])
     texts = [(_label(key, constant), *(_milliseconds(value) for value in seconds)) for key, *seconds in rows]
@@ -207,12 +209,6 @@ def _seconds(cells: Cells) -> float | None:
 
 def _milliseconds(seconds: float | None) -> str:
     return "-" if seconds is None else f"{seconds * 1e3:,.2f} ms"
-
-
-def _machines(before: Results, after: Results) -> str:
-    """Return the properties in which the two machines differ."""
-    pairs = ((before.environment.get(key), after.environment.get(key)) for key in MACHINE)
-    return ", ".join(f"{one} and {other}" for one, other in pairs if one != other)
 
 
 def _constant(keys: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import collections
 import csv as csv_format
 import io
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rich import table as rich_table
@@ -136,18 +136,14 @@ def markdown(blocks: Sequence[Block]) -> str:
     return "\n\n".join(_markdown_block(block) for block in blocks if block) + "\n"
 
 
-def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]], words: int = 1) -> str:
-    """Return a Markdown table whose first `words` columns are text and whose others are numbers, aligned to the right."""
-    rule = [*["---"] * words, *["---:"] * (len(head) - words)]
-    lines = [head, rule, *([" ".join(cell.split()) for cell in row] for row in rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
 def _markdown_block(block: Block) -> str:
     if isinstance(block, Heading):
         return f"## {block}"
     if isinstance(block, Table):
-        return markdown_table(block.head, block.rows, block.words)
+        # Columns of numbers are aligned to the right.
+        rule = [*["---"] * block.words, *["---:"] * (len(block.head) - block.words)]
+        lines = [block.head, rule, *([" ".join(cell.split()) for cell in row] for row in block.rows)]
+        return "\n".join(f"| {' | '.join(line)} |" for line in lines)
     return block if isinstance(block, str) else "\n".join(f"- {note}" for note in block)
 
 

@@ -86,10 +86,6 @@ def key(options: Options, axis: str, value: int) -> dict[str, Any]:
     return {"model": options.model, "batch": options.batch, "axis": axis, "value": value}
 
 
-def _values(options: Options, axis: str) -> Sequence[int]:
-    return getattr(options, "device_counts" if axis == "devices" else axis)
-
-
 def _case(options: Options, axis: str, value: int) -> Case:
     """Return the model with one axis at a value and the others at their base."""
     numbers = {**BASE, axis: value}
@@ -106,14 +102,12 @@ def _case(options: Options, axis: str, value: int) -> Case:
 
 
 def _groups(options: Options, environment: Mapping[str, Any]) -> list[Group]:
-    return [
-        Group(
-            f"growth with {axis}",
-            [key(options, axis, value) for value in _values(options, axis)],
-            functools.partial(_devices if axis == "devices" else _axis, options),
-        )
-        for axis in AXES
-    ]
+    groups = []
+    for axis in AXES:
+        values, measure = (options.device_counts, _devices) if axis == "devices" else (getattr(options, axis), _axis)
+        keys = [key(options, axis, value) for value in values]
+        groups.append(Group(f"growth with {axis}", keys, functools.partial(measure, options)))
+    return groups
 
 
 def _axis(options: Options, keys: Sequence[dict[str, Any]], watch: Watch) -> list[dict[str, Any]]:

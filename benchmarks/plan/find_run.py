@@ -34,7 +34,10 @@ def of_size(name: str) -> Run:
         BadInput: unknown or unpublished, and the nearest is named; or a plug-in's, which no recipe of the zoo trains.
     """
     family, size = configs.find_size(name)
-    if not (own := _of(family)):
+    runs = [run for recipe in recipes.recipes().values() if configs.family_of((run := recipe()).model) == family]
+    # Those that start from random weights, or all if none does.
+    own = [run for run in runs if not run.recipe.startswith("finetune-")] or runs
+    if not own:
         raise BadInput(f"zoo plan {name}: no recipe of the zoo trains a {family}; name a recipe of its plug-in")
     near = min(own, key=lambda run: _distance(run.model, size.config))
     rates = {name: getattr(near.model, name) for name in vars(size.config) if name.endswith("dropout")}
@@ -47,13 +50,6 @@ def of_size(name: str) -> Run:
     options = dataclasses.replace(near.options, loss_chunk=0) if near.loss_chunk and length % near.loss_chunk else near.options
     data = dataclasses.replace(near.data, length=length)
     return dataclasses.replace(near, recipe=name, model=model, options=options, mesh=Mesh(), data=data)
-
-
-def _of(family: str) -> list[Run]:
-    """Return the recipes of a family that start from random weights, or all if none does."""
-    runs = [recipe() for recipe in recipes.recipes().values()]
-    own = [run for run in runs if configs.family_of(run.model) == family]
-    return [run for run in own if not run.recipe.startswith("finetune-")] or own
 
 
 def _distance(one: object, other: object) -> float:

@@ -69,11 +69,6 @@ def missing_packages(name: str) -> str:
     return f"{' and '.join(absent)} not installed" if absent else ""
 
 
-def versions(kind: Kind) -> dict[str, str]:
-    """Return the versions of a peer's packages."""
-    return {package: importlib.metadata.version(package.replace("_", "-")) for package in kind.packages}
-
-
 def export(folder: Path, case: Any, params: Any, optim: Any) -> None:
     """Write the request for the peers of a case: weights, batch, and numbers.
 
@@ -144,7 +139,8 @@ def serve(kind_fields: Mapping[str, Any], folder: str, precision: str) -> tuple[
     first = time.perf_counter()
     losses.append(step())
     seconds = {"build_s": built - began, "first_step_s": first - built, "second_step_s": time.perf_counter() - first}
-    answer = {"losses": losses, **seconds, "rss": _resident(), "versions": versions(kind)}
+    versions = {package: importlib.metadata.version(package.replace("_", "-")) for package in kind.packages}
+    answer = {"losses": losses, **seconds, "rss": _resident(), "versions": versions}
     return answer, lambda: {"loss": step(), "rss": _resident()}
 
 
