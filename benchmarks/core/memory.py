@@ -1,5 +1,6 @@
 """Memory that a compiled program needs, and that this process may still allocate."""
 
+import math
 import os
 import re
 from dataclasses import dataclass
@@ -35,6 +36,11 @@ def planned(compiled: Any) -> Memory | None:
         temporaries=stats.temp_size_in_bytes,
         reused=stats.alias_size_in_bytes,
     )
+
+
+def bytes_per_device(tree: Any) -> int:
+    """Return the bytes of a tree of shapes with shardings on one device."""
+    return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
 def free() -> int:

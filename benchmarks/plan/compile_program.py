@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import math
 import re
 import time
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from benchmarks.core.memory import bytes_per_device
 from benchmarks.core.source_paths import own_path
 from benchmarks.plan import targets
 from benchmarks.plan.targets import Target
@@ -124,11 +124,6 @@ def compile_lowered(lowered: Any) -> tuple[Any, tuple[str, ...]]:
             raise
     cublas = lowered.compile(compiler_options={"xla_gpu_enable_triton_gemm": False})
     return cublas, ("XLA has no tiles for a product of this program: planned with all products by cuBLAS",)
-
-
-def bytes_per_device(tree: Any) -> int:
-    """Return the bytes of a tree of shapes on one device."""
-    return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
 # --- what is compiled -----------------------------------------------------------------------------------------------------------

@@ -11,10 +11,11 @@ from typing import Any
 
 import jax
 
+from benchmarks.core.memory import bytes_per_device
 from benchmarks.hlo import module as hlo
 from benchmarks.plan import collectives, flops_and_bytes, roofline
 from benchmarks.plan.collectives import PART, Collective, CollectiveTotal
-from benchmarks.plan.compile_program import Program, bytes_per_device
+from benchmarks.plan.compile_program import Program
 from benchmarks.plan.roofline import Times
 from zoo.models import parameter_count
 from zoo.sharding import path_of

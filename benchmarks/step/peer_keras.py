@@ -36,15 +36,9 @@ def build(folder: Path, request: Mapping[str, Any], batch: Mapping[str, np.ndarr
     if request["precision"] != "float32":
         keras.config.set_dtype_policy(f"mixed_{request['precision']}")
     model, inputs = MODELS[request["family"]](folder, batch)
-    rates = request["optim"]
-    optimizer = keras.optimizers.AdamW(
-        learning_rate=rates["lr"],
-        weight_decay=rates["weight_decay"],
-        beta_1=rates["b1"],
-        beta_2=rates["b2"],
-        epsilon=rates["eps"],
-        global_clipnorm=rates["clip"],
-    )
+    rates: Mapping[str, float] = request["optim"]
+    names = {"lr": "learning_rate", "b1": "beta_1", "b2": "beta_2", "eps": "epsilon", "clip": "global_clipnorm"}
+    optimizer = keras.optimizers.AdamW(**{names.get(name, name): rate for name, rate in rates.items()})
     optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta", "weight"])
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(optimizer=optimizer, loss=loss, weighted_metrics=[], jit_compile=True)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +10,7 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
 from benchmarks.core import timing
-from benchmarks.core.memory import Memory, planned
+from benchmarks.core.memory import Memory, bytes_per_device, planned
 from benchmarks.step.bytes_read import argument_bytes_read
 from benchmarks.step.cases import Case
 from train import objectives
@@ -118,8 +117,7 @@ class Step:
     @property
     def state_bytes(self) -> int:
         """Return the bytes of its state on each device."""
-        leaves = jax.tree.leaves(self._parts.shapes)
-        return sum(leaf.dtype.itemsize * math.prod(leaf.sharding.shard_shape(leaf.shape)) for leaf in leaves)
+        return bytes_per_device(self._parts.shapes)
 
     @property
     def bytes_read(self) -> int:

@@ -24,6 +24,7 @@ SMALL_T5: Options = {**SMALL, "model.decoder_layers": 2, "model.head": 32}
 
 FRESH: Options = {"steps": 1, "optim.lr": 1e-9}
 """Options of a control: after one step at this rate the parameters are those that they were initialized with."""
+FRESH_ROW = Row(name="fresh", label="fresh parameters (control)", overrides=FRESH)
 
 _SST2_DATA: Options = {
     "data.paths": "{tasks}/sst2/train.tsv",

@@ -1,6 +1,6 @@
 """RoBERTa's table 3: larger batches at the same number of passes."""
 
-from eval.experiments.catalogue._common import FRESH, SMALL, claim, paper, pretraining, smoke
+from eval.experiments.catalogue._common import FRESH_ROW, SMALL, claim, paper, pretraining, smoke
 from eval.experiments.declaration import Experiment, Row, Tier, Times
 
 SOURCE = "Liu et al. 2019, table 3"
@@ -38,7 +38,7 @@ def batches() -> Experiment:
         question="Do larger batches give a better model at the same number of tokens?",
         source=SOURCE,
         scale="RoBERTa of {parameters} parameters and {tokens} tokens; the paper: 125M parameters",
-        rows=(*rows, Row(name="fresh", label="fresh parameters (control)", overrides=FRESH)),
+        rows=(*rows, FRESH_ROW),
         control="fresh",
         stages=(pretraining("roberta-nano", {"optim.warmup": 0.1}),),
         budget="input_tokens",

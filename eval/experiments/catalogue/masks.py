@@ -1,6 +1,6 @@
 """RoBERTa's table 1: new masks in every epoch against fixed ones."""
 
-from eval.experiments.catalogue._common import FRESH, SMALL, claim, paper, pretraining, smoke
+from eval.experiments.catalogue._common import FRESH_ROW, SMALL, claim, paper, pretraining, smoke
 from eval.experiments.declaration import Experiment, Row, Tier
 
 SOURCE = "Liu et al. 2019, table 1"
@@ -23,7 +23,7 @@ def masks() -> Experiment:
                 paper={"SQuAD 2.0 F1": 78.3, "MNLI-m": 84.3, "SST-2": 92.5},
             ),
             Row(name="static_1", label="one fixed mask of each row", overrides={"masking.static": 1}),
-            Row(name="fresh", label="fresh parameters (control)", overrides=FRESH),
+            FRESH_ROW,
         ),
         control="fresh",
         stages=(pretraining("roberta-nano"),),

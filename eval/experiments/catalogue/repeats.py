@@ -2,7 +2,7 @@
 
 import itertools
 
-from eval.experiments.catalogue._common import FRESH, SMALL_T5, claim, paper, pretraining, smoke
+from eval.experiments.catalogue._common import FRESH_ROW, SMALL_T5, claim, paper, pretraining, smoke
 from eval.experiments.declaration import Experiment, Row, Tier
 
 SOURCE = "Raffel et al. 2020, table 9"
@@ -17,7 +17,7 @@ PAPER = {
 
 def repeats() -> Experiment:
     """Return the experiment."""
-    order = tuple(SHARES)
+    loss = {"metric": "pretrain/loss", "margin": 0.02, "source": SOURCE}
     rows = [
         Row(name=name, label=PAPER[name][0], paper=PAPER[name][1], overrides={} if share == 1 else {"data.take": 1 / share})
         for name, share in SHARES.items()
@@ -28,16 +28,16 @@ def repeats() -> Experiment:
             f"{more} < {less}",
             f"The held-out loss with {_words(more)} is below that with {_words(less)}.",
             round(PAPER[more][1]["GLUE"] - PAPER[less][1]["GLUE"], 2),
-            **{"metric": "pretrain/loss", "margin": 0.02, "source": SOURCE},
+            **loss,
         )
-        for more, less in itertools.pairwise(order)
+        for more, less in itertools.pairwise(SHARES)
     ]
     return Experiment(
         name="repeats",
         question="What does it cost to repeat a part of the text instead of reading new text?",
         source=SOURCE,
         scale="T5 of {parameters} parameters and {tokens} tokens; the paper: 220M parameters, 34B tokens",
-        rows=(*rows, Row(name="fresh", label="fresh parameters (control)", overrides=FRESH)),
+        rows=(*rows, FRESH_ROW),
         control="fresh",
         stages=(pretraining("t5-nano"),),
         budget="input_tokens",

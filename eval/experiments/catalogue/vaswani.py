@@ -2,8 +2,8 @@
 
 import functools
 
-from eval.experiments.catalogue._common import FRESH, SMALL_T5, claim, smoke, table_row
-from eval.experiments.declaration import Experiment, Options, Row, Stage, Tier
+from eval.experiments.catalogue._common import FRESH_ROW, SMALL_T5, claim, smoke, table_row
+from eval.experiments.declaration import Experiment, Options, Stage, Tier
 
 SOURCE = "Vaswani et al. 2017, table 3"
 PAIRS: Options = {
@@ -33,7 +33,7 @@ def vaswani() -> Experiment:
         _row("dropout_0", "no dropout", {"model.dropout": 0.0}, 5.77, 24.6),
         _row("smoothing_0", "no label smoothing", {"label_smoothing": 0.0}, 4.67, 25.3),
         _row("learned", "learned positions", {"model.positions": "learned"}, 4.92, 25.7),
-        Row(name="fresh", label="fresh parameters (control)", overrides=FRESH),
+        FRESH_ROW,
     )
     loss = {"metric": "pretrain/loss", "margin": 0.02, "source": SOURCE}
     bleu = {"metric": "translate/bleu", "margin": 0.5, "source": SOURCE}
