@@ -75,10 +75,6 @@ def _scattered(case: Case) -> Array:
     return jnp.asarray(np.stack(places), jnp.int32)
 
 
-def _pick(ranks: Array, places: Array) -> Array:
-    return jnp.take_along_axis(ranks, places, axis=1)
-
-
 def _relative(case: Case, *, memory: int = 0, types: bool = False, scattered: bool = False) -> Relative:
     """Return a relative bias; `memory` keys come before those of the queries."""
     shape = (case.batch, case.queries, case.heads)
@@ -154,7 +150,9 @@ CASES: Mapping[str, Case] = {
     "relative bias, scattered queries": Case(
         queries=45,
         bias=lambda case: _relative(case, scattered=True),
-        mask=lambda case: Mask(query_ranks=_pick(_ranks(case), _scattered(case)), key_ranks=_ranks(case), strict=True),
+        mask=lambda case: Mask(
+            query_ranks=jnp.take_along_axis(_ranks(case), _scattered(case), axis=1), key_ranks=_ranks(case), strict=True
+        ),
         rate=0.1,
     ),
 }

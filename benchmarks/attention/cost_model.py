@@ -8,7 +8,6 @@ from typing import Any
 import jax
 
 from benchmarks.attention.problems import Problem
-from benchmarks.core.memory import planned
 
 FORMULAS = {
     "FLOPs": "2 N H products pairs, of the (query, key) pairs that the mask allows: all are B T S, causal B T (T + 1) / 2. "
@@ -55,12 +54,6 @@ def predicted(impl: str, problem: Problem, direction: str) -> int:
 
 COPIES = {"reference": (1, 2), "xla": (1, 2)}
 """Minimum number of arrays [B, N, T, S] held at once, forward and with the backward pass."""
-
-
-def required(compiled: Any) -> int | None:
-    """Return the bytes that a compiled program needs at once; None if the backend does not report it."""
-    memory = planned(compiled)
-    return None if memory is None else memory.peak
 
 
 def kernels(text: str) -> str:

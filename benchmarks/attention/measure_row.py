@@ -17,6 +17,7 @@ from benchmarks.attention.problems import FEATURES, Problem
 from benchmarks.attention.resolve_options import UNIT, Options, Row
 from benchmarks.core import device_time, guarded_trials, timing
 from benchmarks.core.guarded_trials import Skip, Trial, Watch, Wrong
+from benchmarks.core.memory import planned
 from benchmarks.core.result_files import identity
 from benchmarks.core.timing import Program
 from train.run.hardware import device_peak
@@ -124,7 +125,7 @@ def _prepare(trial: RowTrial, row: Row, problem: Problem, options: Options, base
     guarded_trials.check_memory(cost_model.predicted(name, problem, row.direction), "its scores alone need")
     function, arguments = problem.program(name, row.direction)
     compiled, spent = timing.compile_cold(jax.jit(function), *arguments)
-    memory = cost_model.required(compiled)
+    memory = None if (needed := planned(compiled)) is None else needed.peak
     trial.columns |= {**spent, "memory": memory}
     trial.columns["kernels"] = cost_model.kernels(compiled.as_text() or "")
     # The arguments are allocated already.

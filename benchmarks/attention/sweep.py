@@ -1,7 +1,4 @@
-"""`zoo bench attention`: sweep, write each cell as soon as it is measured, then show all of them.
-
-Several repeats are measured by fresh processes, one after the other, each of which measures every cell once.
-"""
+"""`zoo bench attention`: sweep, write each cell as soon as it is measured, then show all of them."""
 
 import functools
 from collections.abc import Iterator, Mapping, Sequence

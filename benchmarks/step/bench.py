@@ -1,7 +1,4 @@
-"""`zoo bench step`: measure models one after the other, write each cell as soon as it is measured, then show all of them.
-
-Several repeats are measured by fresh processes, one after the other, each of which measures every cell once.
-"""
+"""`zoo bench step`: measure models one after the other, write each cell as soon as it is measured, then show all of them."""
 
 import dataclasses
 import functools
@@ -59,10 +56,9 @@ def _groups(todo: Sequence[Case], options: Options, environment: Mapping[str, An
         # All of a model, because its cells are compared with each other.
         return measure_model.measure(case, variants(options), options, environment, watch)
 
-    return [Group(f"{case.size} {case.mode}", _keys(case, options), functools.partial(measure, case)) for case in todo]
-
-
-def _keys(case: Case, options: Options) -> list[dict[str, Any]]:
-    """Return the keys of all cells of a model."""
-    keys = [key(case, variant, options) for variant in variants(options)]
-    return keys + [peer_key(case, name, precision, options) for name, precision in peer_libraries.requested_peers(options)]
+    groups = []
+    for case in todo:
+        keys = [key(case, variant, options) for variant in variants(options)]
+        keys += [peer_key(case, name, precision, options) for name, precision in peer_libraries.requested_peers(options)]
+        groups.append(Group(f"{case.size} {case.mode}", keys, functools.partial(measure, case)))
+    return groups

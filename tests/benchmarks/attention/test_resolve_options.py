@@ -12,6 +12,7 @@ from benchmarks.attention import cost_model
 from benchmarks.attention.problems import FEATURES, Problem, Shape
 from benchmarks.attention.resolve_options import Options, resolved, rows
 from benchmarks.core import device_time
+from benchmarks.core.memory import planned
 from zoo.attention import attention
 
 SMALL = Shape(3, 24, 24, 8, 8, 16)
@@ -65,8 +66,8 @@ def test_the_predicted_scores_are_a_part_of_what_is_needed() -> None:
     problem = Problem.of(FEATURES["full"], Shape(1, 1024, 1024, 4, 4, 16), "float32")
     for direction in ("forward", "both"):
         function, arguments = problem.program("xla", direction)
-        required = cost_model.required(jax.jit(function).lower(*arguments).compile())
-        assert required and required / 3 < cost_model.predicted("xla", problem, direction) <= required
+        memory = planned(jax.jit(function).lower(*arguments).compile())
+        assert memory and memory.peak / 3 < cost_model.predicted("xla", problem, direction) <= memory.peak
     assert cost_model.predicted("blocked", problem, "both") == 0
 
 
