@@ -309,14 +309,19 @@ def name_table(cfg: Any, prefix: str) -> tuple[Leaf, ...]:
         ValueError: the table and the model's parameters do not have the same leaves.
     """
     model = models.model(cfg)
-    names = model.names
-    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0)))
-    stored = {sharding.path_of(keys): leaf.shape for keys, leaf in jax.tree_util.tree_leaves_with_path(shapes)}
+    names, stored = model.names, _stored_shapes(cfg)
     needed = {row.leaf for row in names.rows if not row.optional}
     if differing := (stored.keys() - {row.leaf for row in names.rows}) | (needed - stored.keys()):
         raise ValueError(f"the published names of {model.family} and its parameters differ in {', '.join(sorted(differing))}")
+    return present_leaves(cfg, prefix)
+
+
+@functools.cache
+def present_leaves(cfg: Any, prefix: str) -> tuple[Leaf, ...]:
+    """Return a leaf for each row of a family's table that applies to a model, which may have parameters that are not in it."""
+    model, stored = models.model(cfg), _stored_shapes(cfg)
     leaves = []
-    for row in names.rows:
+    for row in model.names.rows:
         if row.leaf not in stored:
             continue
         stacked = "layers" in row.leaf.split("/")
@@ -333,6 +338,14 @@ def name_table(cfg: Any, prefix: str) -> tuple[Leaf, ...]:
         layout = Layout.parse(row.layout, len(shape))
         leaves.append(Leaf(path=row.leaf, stacked=stacked, shape=shape, padding=padding, layout=layout, names=by_layer))
     return tuple(leaves)
+
+
+@functools.cache
+def _stored_shapes(cfg: Any) -> dict[str, tuple[int, ...]]:
+    """Return the shape of every leaf of a model's parameters by path."""
+    model = models.model(cfg)
+    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0)))
+    return {sharding.path_of(keys): leaf.shape for keys, leaf in jax.tree_util.tree_leaves_with_path(shapes)}
 
 
 def _finite(view: np.ndarray) -> bool:

@@ -1,4 +1,4 @@
-"""Make the frozen vectors again: `python -m tests.golden.make`, with torch and transformers of the group `parity`.
+"""Make the frozen vectors again: `python -m tests.golden.make`, with torch, transformers and peft of the group `parity`.
 
 Each file has what `transformers` computes for the weights of `tests.support.published`. GPT-2's: logits of a padded batch and the
 gradient of the summed cross-entropy of its real tokens. An encoder's, for each of its heads, and the encoder-decoders', for each
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors.numpy import load_file
 
 from tests.support import published
 from tests.support import transformers_outputs as theirs
@@ -86,6 +87,30 @@ def of_model(family: str, task: str, config: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def adapters() -> dict[str, Any]:
+    """By model: adapter_config.json of peft, the shape of each tensor, and the outputs that count."""
+    import peft
+
+    from tests.support import peft_outputs
+
+    content: dict[str, Any] = versions() | {"peft": peft.__version__}
+    for model in peft_outputs.MODELS:
+        with tempfile.TemporaryDirectory() as parent:
+            published.write_model(Path(parent, "m"), model)
+            net = peft_outputs.adapted(Path(parent, "m"), model)
+            net.save_pretrained(Path(parent, "a"))
+            config = json.loads(Path(parent, "a", "adapter_config.json").read_text())
+            stored = load_file(Path(parent, "a", "adapter_model.safetensors"))
+        asked = theirs.given(published.MODELS[model][2], LENGTHS)
+        outputs = peft_outputs.outputs(net, model, asked)
+        content[model] = {
+            "config": config | {"base_model_name_or_path": "m", "target_modules": sorted(config["target_modules"])},
+            "shapes": {name: list(tensor.shape) for name, tensor in sorted(stored.items())},
+            "outputs": {name: [round(float(x), 6) for x in counted(name, array, asked)] for name, array in outputs.items()},
+        }
+    return content
+
+
 def versions() -> dict[str, str]:
     import torch
     import transformers
@@ -102,4 +127,5 @@ if __name__ == "__main__":
     (FOLDER / "gpt2.json").write_text(json.dumps(gpt2()) + "\n")
     for name in dict(published.ENCODERS):
         (FOLDER / f"{name}.json").write_text(json.dumps(encoder(name), separators=(",", ":")) + "\n")
+    (FOLDER / "adapters.json").write_text(json.dumps(adapters(), separators=(",", ":")) + "\n")
     (FOLDER / "encoder_decoders.json").write_text(json.dumps(encoder_decoders(), separators=(",", ":")) + "\n")

@@ -47,6 +47,8 @@ class ParamNames:
     file that has the table must have the same values."""
     idle: tuple[str, ...] = ()
     """Names without prefix of unused tensors that files with this head may have: all of them or none."""
+    input_first: bool = False
+    """True if matrices are published as [in, out], False if as [out, in]."""
     renamed: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """Maps the ending of a name in old files to its ending in current files."""
 

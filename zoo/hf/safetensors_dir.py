@@ -178,9 +178,14 @@ def new_folder(target: Path):
 
 
 def write_tensors(
-    folder: Path, shapes: Mapping[str, tuple[int, ...]], fetch: Callable[[str], np.ndarray], *, largest: int = 5_000_000_000
+    folder: Path,
+    shapes: Mapping[str, tuple[int, ...]],
+    fetch: Callable[[str], np.ndarray],
+    *,
+    name: str = "model",
+    largest: int = 5_000_000_000,
 ) -> None:
-    """Write float32 tensors into a folder: one file, or shards of at most `largest` bytes and their index.
+    """Write float32 tensors into a folder: one file `name`.safetensors, or shards of at most `largest` bytes and their index.
 
     `fetch` returns a tensor by its name; the tensors of one shard are in memory at a time.
 
@@ -190,7 +195,7 @@ def write_tensors(
     split = split_state_dict_into_shards_factory(
         dict(shapes),
         get_storage_size=lambda shape: 4 * math.prod(shape),
-        filename_pattern="model{suffix}.safetensors",
+        filename_pattern=name + "{suffix}.safetensors",
         max_shard_size=largest,
     )
     for file, names in split.filename_to_tensors.items():

@@ -9,6 +9,8 @@ from zoo.sharding import Rules
 
 OBJECTIVES = ("masked", "left_to_right", "distilled", "classification", "tagging", "span", "choice")
 SHARDING: Rules = ()
+LORA = ("query", "value")
+"""Names of the published matrices that have adapters by default (`zoo.lora`)."""
 PADDED = {"embed/tokens/embedding": "vocab", "masked/bias": "vocab"}
 """Leaf -> field with its true number of rows. Further rows are padding, which is not exported and not counted."""
 

@@ -34,6 +34,8 @@ from zoo.sharding import BATCH, Rules, constrain
 
 OBJECTIVES = ("causal",)
 SHARDING: Rules = ()
+LORA = ("c_attn",)
+"""Names of the published matrices that have adapters by default (`zoo.lora`)."""
 PADDED = {"embed/tokens/embedding": "vocab"}
 """Leaf -> field with its true number of rows. Further rows are padding, which is not exported and not counted."""
 
@@ -181,7 +183,8 @@ NAMES = ParamNames(
     architecture="GPT2LMHeadModel",
     # The files released in 2019 have no prefix.
     prefixes=("transformer.", ""),
-    # Unlike in every other family, kernels are published as [in, out].
+    # Unlike in every other family.
+    input_first=True,
     rows=(
         ParamName("embed/tokens/embedding", "wte.weight"),
         ParamName("embed/positions/embedding", "wpe.weight"),

@@ -46,6 +46,8 @@ SHARDING: Rules = (
     (r"relative/embedding", (None, "tensor")),
     (r"unembed/embedding", ("tensor", "fsdp")),
 )
+LORA = ("q", "v")
+"""Names of the published matrices that have adapters by default (`zoo.lora`)."""
 PADDED = {"embed/tokens/embedding": "vocab", "unembed/embedding": "vocab"}
 """Leaf -> field with its true number of rows. Further rows are padding, which is not exported and not counted."""
 

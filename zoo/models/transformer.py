@@ -44,6 +44,8 @@ SHARDING: Rules = (
     (r"(attention/[qkv]|cross/[kv])/kernel", ("fsdp", "tensor", None)),
     (r"(attention/[qkv]|cross/[kv])/bias", ("tensor", None)),
 )
+LORA = ("q_proj", "v_proj")
+"""Names of the published matrices that have adapters by default (`zoo.lora`)."""
 PADDED = {"embed/tokens/embedding": "vocab", "unembed/bias": "vocab"}
 """Leaf -> field with its true number of rows. Further rows are padding, which is not exported and not counted."""
 

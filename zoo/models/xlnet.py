@@ -42,6 +42,8 @@ SHARDING: Rules = (
     (r"attention/types/embedding", (None, "tensor", None)),
     (r"unembed/bias", ("tensor",)),
 )
+LORA = ("layer_1", "layer_2")
+"""Names of the published matrices that have adapters by default (`zoo.lora`)."""
 PADDED = {"embed/tokens/embedding": "vocab", "unembed/bias": "vocab"}
 """Leaf -> field with its true number of rows. Further rows are padding, which is not exported and not counted."""
 

@@ -1,0 +1,78 @@
+"""The form of adapters, and its reader from the adapter_config.json of peft 0.21.2. Importing this does not import JAX."""
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from zoo.errors import BadInput
+from zoo.hf.config_json import LARGEST_FILE, read_json
+
+CONFIG = "adapter_config.json"
+READ = ("peft_type", "r", "lora_alpha", "target_modules", "use_rslora", "modules_to_save")
+UNUSED = (
+    *("auto_mapping", "base_model_name_or_path", "inference_mode", "peft_version", "revision", "task_type", "fan_in_fan_out"),
+    *("init_lora_weights", "layers_pattern", "megatron_core", "qalora_group_size"),
+)
+"""Keys that do not change what an adapter computes; `init_lora_weights` does in the cases that are refused."""
+OWN_BASE = ("pissa", "olora", "loftq", "corda", "lora_ga")
+"""Values of `init_lora_weights` that change the base, which is then another one than the file names."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Adapters:
+    """Rank, scale and place of adapters."""
+
+    rank: int
+    alpha: float
+    """The sum W + scale B A has the scale alpha / rank."""
+    targets: tuple[str, ...]
+    """Ends of the names of published modules, in whole parts between dots: "c_attn", "attention.output.dense"."""
+    rslora: bool = False
+    """The scale is alpha / sqrt(rank) instead (Kalajdzievski 2023, arXiv 2312.03732, section 4)."""
+
+    @property
+    def scale(self) -> float:
+        """The factor of B A."""
+        return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
+
+
+def read(folder: Path) -> tuple[Adapters, tuple[str, ...]]:
+    """Return the adapters of a folder's adapter_config.json, and the modules that it has as a whole.
+
+    Raises:
+        BadInput: no such file; or a key says what is not supported: DoRA, dropout, biases, ranks by pattern, ...
+    """
+    file = folder / CONFIG
+    content = read_json(file, LARGEST_FILE)
+
+    def refuse(key: str, reason: str) -> BadInput:
+        return BadInput(f"{file}: {key} is {json.dumps(content.get(key))[:60]}; {reason}")
+
+    if content.get("peft_type") != "LORA":
+        raise refuse("peft_type", "only LORA adapters are read")
+    for key, value in content.items():
+        neutral = value is None or value is False or value in ({}, [], 0, "none")
+        if key not in (*READ, *UNUSED) and not neutral:
+            raise refuse(key, "this is not supported; train the adapter without it")
+    start = content.get("init_lora_weights", True)
+    if isinstance(start, str) and start.startswith(OWN_BASE):
+        raise refuse("init_lora_weights", "it changes the base model; convert the adapter to an ordinary one with peft")
+    rank, alpha, targets = content.get("r"), content.get("lora_alpha"), content.get("target_modules")
+    if type(rank) is not int or rank < 1:
+        raise refuse("r", "expected the rank, 1 or more")
+    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not 0 < alpha < math.inf:
+        raise refuse("lora_alpha", "expected a number above 0")
+    if not _names(targets) or not targets:
+        raise refuse("target_modules", "expected a list of names; a pattern is not read")
+    if type(rslora := content.get("use_rslora", False)) is not bool:
+        raise refuse("use_rslora", "expected true or false")
+    modules = content.get("modules_to_save") or []
+    if not _names(modules):
+        raise refuse("modules_to_save", "expected a list of names")
+    return Adapters(rank=rank, alpha=float(alpha), targets=tuple(sorted(targets)), rslora=rslora), tuple(modules)
+
+
+def _names(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(name, str) and name for name in value)

@@ -1,0 +1,229 @@
+"""Adapters as parameters: which matrices have them, their initial values, and their sum with a model's parameters.
+
+An adapter sits on a published matrix W [out, in] and not on a leaf, which may hold several of them with split axes: W becomes
+W + scale B A with A [r, in] and B [out, r] (Hu et al. 2021, section 4.1). The adapters of a leaf `.../kernel` are the leaves
+`.../lora/a` [L, (c,) r, in] and `.../lora/b` [L, (c,) out, r]: L counts the layers, c those of the leaf's published tensors that
+have adapters. Parameters are float32.
+"""
+
+import dataclasses
+import difflib
+import functools
+import re
+import zlib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from zoo import models, published_weights
+from zoo.errors import BadInput, require
+from zoo.lora.adapter_config import Adapters
+from zoo.models import Model
+from zoo.published_weights import Leaf
+from zoo.sharding import Rules, path_of
+
+KERNEL = "/kernel"
+FINE_TUNED = ("sequence", "choice", "tokens", "span")
+"""Tasks whose head is trained as a whole, because it is new when a model begins with the task."""
+OPTION = "lora.targets"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Matrix:
+    """A kernel with adapters."""
+
+    leaf: Leaf
+    parts: tuple[int, ...]
+    """Which of the published tensors of a layer have adapters; (0,) if there is only one."""
+    input_first: bool
+    """True if the tensors are published as [in, out]."""
+
+    @property
+    def path(self) -> str:
+        """The path of the adapters, above `a` and `b`."""
+        return self.leaf.path.removesuffix("kernel") + "lora"
+
+    @property
+    def fused(self) -> bool:
+        """True if a layer of the leaf consists of several published tensors."""
+        return len(self.leaf.names[0]) > 1
+
+    def shapes(self, rank: int) -> dict[str, tuple[int, ...]]:
+        """Return the shape of each leaf of the adapters by its path."""
+        lead = ((len(self.leaf.names),) if self.leaf.stacked else ()) + ((len(self.parts),) if self.fused else ())
+        first, last = self.leaf.published
+        inputs, outputs = (first, last) if self.input_first else (last, first)
+        return {f"{self.path}/a": (*lead, rank, inputs), f"{self.path}/b": (*lead, outputs, rank)}
+
+    def product(self, a: Float[Array, "*a"], b: Float[Array, "*b"]) -> Float[Array, "*kernel"]:
+        """Return B A in the shape of the kernel, zero for the published tensors without adapters."""
+        layout, axis = self.leaf.layout, int(self.leaf.stacked)
+        if self.fused:
+            a, b = (_spread(array, self.parts, len(self.leaf.names[0]), axis) for array in (a, b))
+        sizes = dict(zip(layout.axes, self.leaf.shape, strict=True))
+        letters = dict(zip(layout.axes, "abcdefgh", strict=False))
+        inputs, outputs = layout.groups if self.input_first else layout.groups[::-1]
+        added = [name for name in layout.axes if name not in (*inputs, *outputs)]
+        lead = "l" * axis + "".join(letters[name] for name in added)
+        count = len(lead)
+        a = a.reshape(*a.shape[:count], a.shape[count], *(sizes[name] for name in inputs))  # [l, (c,) r, in axes]
+        b = b.reshape(*b.shape[:count], *(sizes[name] for name in outputs), b.shape[-1])  # [l, (c,) out axes, r]
+        i, o = ("".join(letters[name] for name in group) for group in (inputs, outputs))
+        target = "l" * axis + "".join(letters[name] for name in layout.axes)
+        return jnp.einsum(f"{lead}r{i},{lead}{o}r->{target}", a, b, precision=jax.lax.Precision.HIGHEST)
+
+
+def _spread(array: Array, parts: tuple[int, ...], count: int, axis: int) -> Array:
+    """Return an array with its entries along an axis at the places `parts` of `count`, and zeros between them."""
+    taken = [jax.lax.index_in_dim(array, number, axis, keepdims=False) for number in range(len(parts))]
+    return jnp.stack([taken[parts.index(part)] if part in parts else jnp.zeros_like(taken[0]) for part in range(count)], axis)
+
+
+@functools.cache
+def matrices(cfg: Any, targets: tuple[str, ...], prefix: str | None = None) -> tuple[Matrix, ...]:
+    """Return the kernels of a model in which published matrices of the named modules are.
+
+    Args:
+        targets: as in `Adapters`.
+        prefix: prefix of published names; None = the one that an export writes.
+
+    Raises:
+        BadInput: a target that names no matrix, or only that of some layers.
+    """
+    model = models.model(cfg)
+    leaves = published_weights.present_leaves(cfg, model.names.prefixes[0] if prefix is None else prefix)
+    for target in targets:
+        _check_target(model, leaves, target)
+    adapted = []
+    for leaf in leaves:
+        # A head that is trained as a whole needs no adapters.
+        if not _is_matrix(leaf) or leaf.path in head_paths(cfg):
+            continue
+        parts = tuple(number for number, name in enumerate(leaf.names[0]) if _matches(name, targets))
+        if parts:
+            adapted.append(Matrix(leaf=leaf, parts=parts, input_first=model.names.input_first))
+    return tuple(adapted)
+
+
+def default_targets(cfg: Any) -> tuple[str, ...]:
+    """Return the modules that have adapters if none are named.
+
+    Raises:
+        BadInput: the family names none.
+    """
+    model = models.model(cfg)
+    targets = getattr(model.module, "LORA", ())
+    require(bool(targets), OPTION, "", f"a {model.family} has no default; name modules: {', '.join(_modules(cfg))}")
+    return targets
+
+
+@functools.cache
+def head_paths(cfg: Any) -> frozenset[str]:
+    """Return the paths of the leaves that are trained as a whole: those of a fine-tuned model's head."""
+    model = models.model(cfg)
+    return frozenset(row.leaf for row in model.names.rows if row.bare) if model.task in FINE_TUNED else frozenset()
+
+
+def init(model: Model, adapters: Adapters, key: jax.Array) -> dict[str, Any]:
+    """Return what a run with adapters trains: new adapters, and the head of a fine-tuned model.
+
+    A is uniform in +-1/sqrt(in), which is Kaiming's with a = sqrt(5), as in peft; B is 0, so that the sum begins as W.
+    """
+    leaves: dict[str, Any] = {}
+    for matrix in matrices(model.config, adapters.targets):
+        for path, shape in matrix.shapes(adapters.rank).items():
+            bound = shape[-1] ** -0.5
+            own = jax.random.fold_in(key, zlib.crc32(path.encode()) & 0x7FFFFFFF)
+            is_a = path.endswith("/a")
+            leaves[path] = jax.random.uniform(own, shape, jnp.float32, -bound, bound) if is_a else jnp.zeros(shape, jnp.float32)
+    if heads := head_paths(model.config):
+        leaves |= {path: leaf for path, leaf in flat(model.init(key)).items() if path in heads}
+    return nested(leaves)
+
+
+def rules(model: Model, adapters: Adapters) -> Rules:
+    """Return the rows of the sharding table for what `init` returns. Adapters are small: every device has all of them."""
+    shapes = {path: shape for matrix in matrices(model.config, adapters.targets) for path, shape in matrix.shapes(1).items()}
+    stacked = {matrix.path: matrix.leaf.stacked for matrix in matrices(model.config, adapters.targets)}
+    own = ((re.escape(path), (None,) * (len(shape) - stacked[path[:-2]])) for path, shape in shapes.items())
+    return (*model.module.SHARDING, *own)
+
+
+def base_of(cfg: Any, params: Any) -> dict[str, Any]:
+    """Return the parameters that adapters leave as they are: all but those of a head that is trained as a whole."""
+    return nested({path: leaf for path, leaf in flat(params).items() if path not in head_paths(cfg)})
+
+
+def merge(cfg: Any, adapters: Adapters, base: Any, trained: Any) -> dict[str, Any]:
+    """Return the parameters of a model, from those that are frozen and what `init` returned, after training.
+
+    Args:
+        base: what `base_of` returns, or a model's complete parameters, whose head is then replaced.
+        trained: a tree as from `init`.
+    """
+    leaves, own = flat(base), flat(trained)
+    for matrix in matrices(cfg, adapters.targets):
+        product = matrix.product(own.pop(f"{matrix.path}/a"), own.pop(f"{matrix.path}/b"))
+        leaves[matrix.leaf.path] = leaves[matrix.leaf.path] + adapters.scale * product
+    return nested(leaves | own)
+
+
+def flat(tree: Any) -> dict[str, Any]:
+    """Return the leaves of a nested dict by their paths."""
+    return {path_of(keys): leaf for keys, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def nested(leaves: Mapping[str, Any]) -> dict[str, Any]:
+    """Return leaves by path as a nested dict."""
+    tree: dict[str, Any] = {}
+    for path, leaf in leaves.items():
+        *parents, name = path.split("/")
+        below = tree
+        for parent in parents:
+            below = below.setdefault(parent, {})
+        below[name] = leaf
+    return tree
+
+
+def module_of(name: str) -> str:
+    """Return the name of the module of a published tensor."""
+    return name.removesuffix(".weight")
+
+
+def _is_matrix(leaf: Leaf) -> bool:
+    names = leaf.names[0]
+    return leaf.path.endswith(KERNEL) and len(leaf.published) == 2 and all(name.endswith(".weight") for name in names)
+
+
+def _matches(name: str, targets: Iterable[str]) -> bool:
+    return any(f".{module_of(name)}".endswith(f".{target}") for target in targets)
+
+
+def _modules(cfg: Any) -> list[str]:
+    """Return the last part of the name of every module that can have adapters, in the order of the table."""
+    model = models.model(cfg)
+    leaves = published_weights.present_leaves(cfg, model.names.prefixes[0])
+    usable = [leaf for leaf in leaves if _is_matrix(leaf) and leaf.path not in head_paths(cfg)]
+    return list(dict.fromkeys(module_of(name).rpartition(".")[2] for leaf in usable for name in leaf.names[0]))
+
+
+def _check_target(model: Model, leaves: Iterable[Leaf], target: str) -> None:
+    """Refuse a target that names no matrix, or that of some layers only; name what it is instead."""
+    matched = [leaf for leaf in leaves if any(_matches(name, (target,)) for parts in leaf.names for name in parts)]
+    usable = [leaf for leaf in matched if _is_matrix(leaf)]
+    names = _modules(model.config)
+    if not usable:
+        near = difflib.get_close_matches(target, names, n=1)
+        fix = f"no matrix of a {model.family} has this name; {f'the nearest is {near[0]}; ' if near else ''}"
+        if matched and matched[0].path.endswith("/embedding"):
+            fix = "a table of embeddings; adapters are on matrices; "
+        elif matched:
+            fix = "a bare parameter, not the weight of a module, so that no adapter of peft reaches it; "
+        raise BadInput(f"--{OPTION} {target}: {fix}choose from {', '.join(names)}")
+    for leaf in usable:
+        layers = [any(_matches(name, (target,)) for name in parts) for parts in leaf.names]
+        fix = f"it names some of the {len(layers)} layers; all of them have adapters: choose from {', '.join(names)}"
+        require(all(layers), OPTION, target, fix)
