@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import functools
 import json
 import math
 import time
@@ -14,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from train import objectives
+from train import adapted, objectives
 from train.checkpoints import best_checkpoint, disk_space
 from train.checkpoints.checkpoints import Checkpoints
 from train.checkpoints.config_check import check_identity
@@ -96,9 +95,10 @@ def _run(
     best_checkpoint.check(run)
     if run.init and not folder.is_resumable:
         warm_start.check(run)
+        adapted.check(run)
     dtype, model = DTYPES[run.precision], models.model(run.model)
     optim.check(run.optim, model)
-    objective = objectives.objective(run.objective).bind(run, mesh)
+    kind, objective = objectives.objective(run.objective), adapted.bind(run, mesh)
 
     # --- Data ---
     # Tokenizing has a progress bar of its own.
@@ -134,12 +134,12 @@ def _run(
         restored = checkpoints.restore(built.state)
         metadata = {
             **data.fingerprints(),
-            "targets": objective.target_options(run, data.counts),
+            "targets": kind.target_options(run, data.counts),
             "config": identity(run),
         }
         if restored is not None:
             check_identity(folder.checkpoints, restored[1], run)
-            if changed := compare(restored[1], metadata, ignored=("config", "records", "counts", "parents", "targets")):
+            if changed := compare(restored[1], metadata, ignored=("config", "records", "counts", "parents", "targets", "base")):
                 raise BadInput(f"{folder.path} was trained on other data: {'; '.join(changed)}; choose another --name")
             # A parent may have moved, or may have been trained again, since the run began.
             metadata |= {"parents": restored[1]["parents"]} if "parents" in restored[1] else {}
@@ -147,7 +147,8 @@ def _run(
             for line in plugin_notices(folder.path) if folder.config.exists() else []:
                 console.notice(line)
         if process == 0:
-            disk_space.check(folder, run, built.state, first=0 if restored is None else int(jax.device_get(restored[0].step)))
+            done = 0 if restored is None else int(jax.device_get(restored[0].step))
+            disk_space.check(folder, run, built.state, first=done, base=adapted.unsaved(objective, folder))
             if remove_stale_files(folder, run):
                 console.notice(f"{folder.path}: a run of another configuration left no checkpoint here; this one takes its place")
             # Write the configuration first, so that after a kill no other run can take over the tokenizer.
@@ -158,17 +159,21 @@ def _run(
             write_json(folder.data, [{**dataclasses.asdict(share), "epochs": share.epochs} for share in shares])
         if restored is not None:
             state, _ = restored
+            objective, saved = adapted.resume(objective, folder, mesh, restored[1], notify=console.notice)
         else:
             metadata["parents"] = lineage.read_parents(run)
             pretrained = warm_start.params(run, model, mesh, console.notice) if run.init else None
-            params, init = objective.initial_params(model, pretrained), functools.partial(objective.trained_params, model)
-            state = state_init.init_state(run, model, built.tx, mesh, params, init)
+            objective, params = adapted.begin(objective, run, mesh, objective.initial_params(model, pretrained))
+            trained_params = objective.trained(model)
+            state = state_init.init_state(run, model, built.tx, mesh, params, trained_params.init, trained_params.sharding)
+            saved = adapted.save(objective, folder, state, notify=console.notice)
+        metadata |= saved
         first = int(jax.device_get(state.step))
         state, frozen = engine.shard(state), engine.replicate(objective.frozen_inputs())
 
         # --- Logging ---
         peak_rate, rate_source = _peak_rate(dtype)
-        facts = describe(run, model, mesh, data, implementations, rate_source, folder)
+        facts = describe(run, model, mesh, data, implementations, rate_source, folder) | adapted.facts(objective)
         console.header(f"{run.recipe}, {'from the start' if first == 0 else f'resumed at step {first}'}", facts)
         for line in notices.notices(run, data):
             console.notice(line)
@@ -210,6 +215,7 @@ def _run(
                 if text:
                     console.sample(text)
 
+        scored = adapted.scored_params(objective, model, mesh)
         validate = scorer(data.validation_rows(run).subsample(run.log.validate_rows))
 
         # --- Steps ---
@@ -228,7 +234,7 @@ def _run(
                         checkpoints.wait()
                 host = next(stream)
                 owned = counts.owned_part(host)
-                counts.add(owned, objective.text_ids(run, owned))
+                counts.add(owned, kind.text_ids(run, owned))
                 state, measured = engine.step(state, engine.shard_batch(host), frozen)
                 stop.begin()
                 recorder.step(measured, batches.rows_of(step) if run.log.ledger else None)
@@ -241,10 +247,12 @@ def _run(
                 if recorder.due(run.log.validate_every):
                     with recorder.pause():
                         began = time.perf_counter()
-                        score = validate(engine.get(state).params)
+                        params = scored(engine.get(state).params)
+                        score = validate(params)
                         recorder.valid(score, time.perf_counter() - began)
                         best.note(engine.get(state), score, metadata)
-                        show_preview(engine.get(state).params)
+                        show_preview(params)
+                        del params
                         stopping = stopping or best.exhausted(step)
                 if recorder.due(run.checkpoint.every) or stopping:
                     with recorder.pause():
@@ -269,6 +277,7 @@ def _run(
         # --- Score ---
         console.doing("scoring the held-out data")
         stride, (params, scored_step) = max(1, run.data.length // 2), best.params(engine.get(state), built.state)
+        params = scored(params)
         score = scorer(data.scored_rows(run, stride))(params)
         if process == 0:
             metrics_file.record_usage(folder, time.perf_counter() - started)

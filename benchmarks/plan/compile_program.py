@@ -15,7 +15,7 @@ from benchmarks.core.memory import bytes_per_device
 from benchmarks.core.source_paths import own_path
 from benchmarks.plan import targets
 from benchmarks.plan.targets import Target
-from train import objectives
+from train import adapted, objectives
 from train.config import run_config
 from train.engine import device_mesh, optim, state_init
 from train.engine.step import assemble
@@ -131,21 +131,22 @@ def compile_lowered(lowered: Any) -> tuple[Any, tuple[str, ...]]:
 
 def _batch_program(run: run_config.Run, mesh: Mesh, *, train: bool) -> Any:
     """Trace the trainer's step, or the loss of a batch without gradient and dropout, as a validation computes it."""
-    model, objective = models.model(run.model), objectives.objective(run.objective).bind_abstract(run, mesh)
+    model, objective = models.model(run.model), adapted.bind_abstract(run, mesh)
     if train:
         optim.check(run.optim, model)
     assembled, frozen = assemble(run, model, objective, mesh), objective.frozen_inputs()
     state, sharding = assembled.state, device_mesh.batch_sharding(mesh)
     batch = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), synthetic_batch.batch(run))
     arguments = {"parameters": state.params} | ({"optimizer": state.opt_state} if train else {}) | {"batch": batch}
-    others = {"memory of the model": state.carry, "teacher": frozen}
+    inputs = frozen if isinstance(objective, adapted.Adapted) else {"objective": frozen}
+    others = {"memory of the model": state.carry, "frozen parameters": inputs.get("base"), "teacher": inputs["objective"]}
     arguments |= {name: tree for name, tree in others.items() if jax.tree.leaves(tree)}
     if train:
         assert assembled.engine.trace is not None
         return assembled.engine.trace(state, batch, frozen), arguments, objective.flops(model, batch)
 
     def forward(params: Any, batch: Batch, carry: Any, frozen: Any) -> Any:
-        cast = cast_params(params, DTYPES[run.precision])
+        cast = cast_params(objective.whole(params, frozen), DTYPES[run.precision])
         return objective.loss(model, cast, batch, frozen, seeds=None, carry=carry, smoothing=0.0, chunk=run.loss_chunk)
 
     with jax.set_mesh(mesh):

@@ -19,6 +19,8 @@ class ModelOptions:
     """Folder of a run or of published weights, or hub:ID."""
     step: int | None = None
     """Step of the checkpoint to use. None = the best checkpoint if the run keeps one, else the newest; -1 = the newest."""
+    adapter: str = ""
+    """Folder of a LoRA adapter in peft's format for this model, which is merged into its parameters; empty = none."""
     batch: int = 16
     """Rows of the model's full length computed at a time; results do not depend on it, except by rounding."""
     precision: Precision = "auto"
@@ -31,7 +33,7 @@ class ModelOptions:
         from train.engine import device_mesh
         from train.weights import load
 
-        return load.load(self.source, device_mesh.make_mesh(self.mesh), self.step)
+        return load.load(self.source, device_mesh.make_mesh(self.mesh), self.step, self.adapter)
 
     def dtype(self, own: Precision = "auto") -> Any:
         """Return the dtype of the arithmetic; `own` is the model's precision, which "auto" stands for."""

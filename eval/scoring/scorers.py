@@ -14,16 +14,15 @@ import jax
 
 from eval.scoring import labelled, language_model, masked_lm, seq2seq
 from eval.scoring.batch_loop import ScoringInputs
-from train.checkpoints.config_check import check_identity
 from train.checkpoints.manifest import compare
 from train.config import run_config
 from train.config.objectives import scored_as
-from train.engine import device_mesh, optim, state_init
+from train.engine import device_mesh
 from train.inputs import dataset
 from train.run import metric_definitions
 from train.run.progress_bar import ProgressBar
-from train.run.run_dir import RunDir, no_checkpoint, plugin_notices, read_config
-from train.weights.load import NEWEST, checkpoints
+from train.run.run_dir import RunDir, plugin_notices, read_config
+from train.weights.load import restore_params
 from zoo.errors import BadInput, require
 from zoo.models import model
 from zoo.precision import DTYPES
@@ -63,23 +62,16 @@ def main(path: str, *, step: int | None, batch: int, stride: int, mesh: run_conf
     )
     require(0 <= stride <= cfg.data.length, "stride", stride, f"choose 1 to {cfg.data.length} tokens, or 0 for half a row")
     net, data = model(cfg.model), dataset.read(cfg, folder, jax_setup.cache_dir() / "text")
-    state = state_init.abstract_state(cfg, net, optim.optimizer(cfg.optim), devices)
-    abstract = {"params": state.params, "step": state.step}
-    source = checkpoints(folder.path, cfg, step)
     quiet = jax.process_index() != 0
     with ProgressBar(f"loading {folder.path}", quiet=quiet):
-        restored = source.restore(abstract, step=None if step == NEWEST else step, partial=True)
-    if restored is None:
-        raise no_checkpoint(folder.path)
-    loaded, meta = restored
-    check_identity(source.folder, meta, cfg)
+        params, _, meta = restore_params(folder.path, cfg, devices, step)
     if changed := compare({name: meta[name] for name in data.fingerprints() if name in meta}, data.fingerprints()):
         raise BadInput(f"{folder.path} was trained on other data: {'; '.join(changed)}; restore its files")
     rows = data.scored_rows(cfg, stride or max(1, cfg.data.length // 2))
     build = dataset.builder(cfg, data)
     with ProgressBar("scoring", "batches", before="compiling", quiet=quiet) as progress:
         options: dict[str, Any] = {"batch": batch, "dtype": DTYPES[cfg.precision], "progress": progress}
-        measured = scorer(cfg, net, devices, data, rows, build, **options)(loaded["params"])
+        measured = scorer(cfg, net, devices, data, rows, build, **options)(params)
     if jax.process_index() == 0:
         for line in [*plugin_notices(path), *metric_definitions.notices(measured.record())]:
             print(f"! {line}", file=sys.stderr)

@@ -13,7 +13,7 @@ from train.run.run_dir import RunDir
 from zoo.errors import BadInput
 
 
-def check(folder: RunDir, run: run_config.Run, state: Any, first: int = 0) -> None:
+def check(folder: RunDir, run: run_config.Run, state: Any, first: int = 0, base: Any = ()) -> None:
     """Refuse a run whose checkpoints will not fit on the disk of its folder.
 
     While a checkpoint is written there are `checkpoint.keep` others, and two copies of the best parameters if the run keeps them.
@@ -21,6 +21,7 @@ def check(folder: RunDir, run: run_config.Run, state: Any, first: int = 0) -> No
     Args:
         state: the `train.engine.state.State` as shapes; a checkpoint takes its bytes (less what compression saves).
         first: the step that the run continues from.
+        base: the frozen parameters as shapes, if they are still to be saved.
 
     Raises:
         BadInput: names the bytes needed and the bytes free.
@@ -30,6 +31,7 @@ def check(folder: RunDir, run: run_config.Run, state: Any, first: int = 0) -> No
         return
     size, steps = _bytes(state), [entry for entry in _entries(folder.checkpoints) if kind_of_entry(entry) == "step"]
     needed = size * min(len(steps) + saves, run.checkpoint.keep + 1) - sum(map(_size, steps))
+    needed += _bytes(base)
     if run.selection.best:
         needed += 2 * _bytes(state.params) - _size(folder.best)
     free = shutil.disk_usage(folder.path).free

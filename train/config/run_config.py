@@ -7,6 +7,7 @@ from typing import Annotated, Any, Generic, Literal, TypeVar
 import tyro
 
 from train.config.data_options import Data
+from train.config.lora_options import Lora
 from train.config.objective_options import Selection
 from train.config.objectives import (
     DistilledOptions,
@@ -210,6 +211,9 @@ class Run(Generic[Model, Options, DataOptions]):
     """Folder that holds the runs."""
     init: str = ""
     """Run, folder of published weights, or hub:ID with the initial parameters and the tokenizer; empty = random parameters."""
+    adapter: str = ""
+    """Folder of an adapter in peft's format for the model of --init: training continues with it, and the options of --lora are
+    its own unless they are named."""
     steps: int = 1000
     """Number of training steps."""
     seed: int = 0
@@ -227,6 +231,7 @@ class Run(Generic[Model, Options, DataOptions]):
     data: DataOptions
     tokenizer: Tokenizer = dataclasses.field(default_factory=Tokenizer)
     optim: Optim = dataclasses.field(default_factory=Optim)
+    lora: Lora = dataclasses.field(default_factory=Lora)
     selection: Selection = dataclasses.field(default_factory=Selection)
     mesh: Mesh = dataclasses.field(default_factory=Mesh)
     checkpoint: Checkpoint = dataclasses.field(default_factory=Checkpoint)
@@ -261,6 +266,7 @@ class Run(Generic[Model, Options, DataOptions]):
         layers = getattr(self.model, "layers", 0)
         fix = f"the model has {layers}; choose at most as many"
         require(self.optim.freeze_layers <= layers, "optim.freeze_layers", self.optim.freeze_layers, fix)
+        self._check_adapters()
         require(self.accumulate >= 1, "accumulate", self.accumulate, "choose 1 or more micro-batches")
         require(0 <= self.label_smoothing < 1, "label_smoothing", self.label_smoothing, "choose 0 <= s < 1")
         require(self.max_skipped >= 1, "max_skipped", self.max_skipped, "choose 1 or more steps")
@@ -282,6 +288,20 @@ class Run(Generic[Model, Options, DataOptions]):
             require(self.data.length <= longest, "data.length", self.data.length, fix)
             target = getattr(self.data, "target_length", 0)
             require(target <= longest, "data.target_length", target, fix)
+
+    def _check_adapters(self) -> None:
+        """Refuse options that do not fit the training of adapters alone."""
+        rank, optim = self.lora.rank, self.optim
+        fix = "the run trains no adapters; add the --lora.rank and the other --lora options that it has"
+        require(not self.adapter or rank > 0, "adapter", self.adapter, fix)
+        if not rank:
+            return
+        fix = "adapters are trained beside the frozen matrices of --init; name a run or weights, or choose rank 0"
+        require(bool(self.init), "lora.rank", rank, fix)
+        fix = "only adapters are trained, at one rate and in all layers; leave it out, or choose --lora.rank 0"
+        require(optim.layer_decay == 1, "optim.layer_decay", optim.layer_decay, fix)
+        require(not optim.freeze_layers, "optim.freeze_layers", optim.freeze_layers, fix)
+        require(not optim.freeze_embeddings, "optim.freeze_embeddings", optim.freeze_embeddings, fix)
 
 
 def kind_of(run: Run) -> Any:

@@ -1,5 +1,6 @@
 """The state before the first step: its shapes and shardings, and its arrays, made in place and never on one device first."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +13,17 @@ from train.config import run_config
 from train.engine.device_mesh import batch_sharding
 from train.engine.state import State
 from zoo.models import Model
-from zoo.sharding import path_of, shardings
+from zoo.sharding import Rules, path_of, shardings
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """The parameters that a run trains: the model's own, or others in their place."""
+
+    init: Callable[[jax.Array], Any]
+    """Function from a key of `jax.random.key` to random parameters, which is traced and never computed on one device."""
+    sharding: Rules
+    """Rows of the sharding table beside `zoo.sharding.RULES`."""
 
 
 def abstract_state(
@@ -21,13 +32,15 @@ def abstract_state(
     tx: optax.GradientTransformation,
     mesh: Mesh,
     init: Callable[[jax.Array], Any] | None = None,
+    rules: Rules | None = None,
 ) -> State:
     """Return the shapes, dtypes and shardings of the state; nothing is allocated.
 
-    `init`: function from a random key to the parameters that are trained; None: those of the model.
+    `init`: function from a random key to the parameters that are trained, and `rules`: rows of the sharding table for them; None:
+    those of the model.
     """
     shapes = jax.eval_shape(_init(run, model, tx, init))
-    params = shardings(mesh, shapes.params, model.module.SHARDING)
+    params = shardings(mesh, shapes.params, model.module.SHARDING if rules is None else rules)
     by_path = {
         path_of(keys): (leaf.shape, sharding)
         for (keys, leaf), sharding in zip(_leaves(shapes.params), jax.tree.leaves(params), strict=True)
@@ -59,13 +72,14 @@ def init_state(
     mesh: Mesh,
     params: Any = None,
     init: Callable[[jax.Array], Any] | None = None,
+    rules: Rules | None = None,
 ) -> State:
     """Make the state before the first step, each leaf on the devices it lives on; the same numbers on every mesh.
 
-    `params`: parameters to begin from, on the mesh, whose buffers are donated; None: newly initialized ones. `init` as in
-    `abstract_state`.
+    `params`: parameters to begin from, on the mesh, whose buffers are donated; None: newly initialized ones. `init` and `rules`
+    as in `abstract_state`.
     """
-    state_shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(run, model, tx, mesh, init))
+    state_shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(run, model, tx, mesh, init, rules))
     with jax.set_mesh(mesh):
         return jax.jit(_init(run, model, tx, init), out_shardings=state_shardings, donate_argnums=0)(params)
 

@@ -15,7 +15,7 @@ from train.config import run_config
 from train.engine import optim
 from train.engine.device_mesh import batch_sharding, shard_batch
 from train.engine.state import State
-from train.engine.state_init import abstract_state
+from train.engine.state_init import Trained, abstract_state
 from zoo.batch import Batch
 from zoo.models import Model
 from zoo.ops.counter_rng import example_seeds
@@ -31,8 +31,12 @@ Step = Callable[..., tuple[State, Metrics]]
 class StepObjective(Protocol):
     """The part of an objective that a step needs; `train.objectives.base.Objective` has these methods and explains them."""
 
-    def trained_params(self, model: Model, key: jax.Array) -> Any:
-        """Return randomly initialized parameters, those that the step updates."""
+    def trained(self, model: Model) -> Trained:
+        """Return the parameters that the step updates, by their initial values and their sharding."""
+        ...
+
+    def whole(self, params: Any, frozen: Any) -> Any:
+        """Return the parameters of the model, from those that the step updates."""
         ...
 
     def weights(self, batch: Batch) -> dict[str, jax.Array]:
@@ -62,7 +66,7 @@ def make_step(run: run_config.Run, model: Model, objective: StepObjective, tx: o
 
         def loss(params: Any, micro: tuple[Any, ...]) -> tuple[jax.Array, tuple[Metrics, Any]]:
             batch, seeds, carry = micro
-            cast = cast_params(params, dtype)
+            cast = cast_params(objective.whole(params, frozen), dtype)
             sums, carry = objective.loss(
                 model, cast, batch, frozen, seeds=seeds, carry=carry, smoothing=run.label_smoothing, chunk=run.loss_chunk
             )
@@ -134,7 +138,8 @@ def assemble(run: run_config.Run, model: Model, objective: StepObjective, mesh: 
         objective: bound to the run (by `bind` of `train.objectives.base.Objective`, or by `bind_abstract`).
     """
     tx = optim.optimizer(run.optim)
-    state = abstract_state(run, model, tx, mesh, functools.partial(objective.trained_params, model))
+    trained = objective.trained(model)
+    state = abstract_state(run, model, tx, mesh, trained.init, trained.sharding)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
     step = make_step(run, model, objective, tx, DTYPES[run.precision])
     return Assembly(tx, state, ENGINES[run.engine](step, mesh, shardings, run.data.batch))

@@ -1,6 +1,7 @@
 """The base classes of training objectives, with a default for everything that an objective may leave out."""
 
 import abc
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Literal
 
@@ -11,6 +12,7 @@ from jaxtyping import Int, Int64
 
 from train.config.run_config import Run
 from train.engine.losses import summed_loss
+from train.engine.state_init import Trained
 from train.rows import text_counts
 from train.rows.batches import Batches, Build
 from train.rows.example_rows import ExampleRow, is_typed, padded
@@ -133,12 +135,27 @@ class Objective(abc.ABC):
     def trained_params(self, model: Model, key: jax.Array) -> Any:
         """Return what the optimizer updates, with random values, float32: by default the parameters of the model.
 
-        They are traced, never computed on one device. Scores and exports read them as the parameters of the model.
+        They are traced, never computed on one device. Scores and exports read them through `whole`.
 
         Args:
             key: a key of `jax.random.key`.
         """
         return model.init(key)
+
+    def trained(self, model: Model) -> Trained:
+        """Return what the optimizer updates with its sharding: by default `trained_params`, sharded like the model's."""
+        return Trained(functools.partial(self.trained_params, model), model.module.SHARDING)
+
+    def whole(self, params: Any, frozen: Any) -> Any:
+        """Return the parameters of the model, which the loss, scores, samples and exports read; by default `params` itself.
+
+        It is traced as a part of the step, so that gradients are those of `params`.
+
+        Args:
+            params: what `trained` returns, float32.
+            frozen: what `frozen_inputs` returns.
+        """
+        return params
 
     def initial_params(self, model: Model, params: Any) -> Any:
         """Return the parameters before the first step, sharded over the run's mesh; None = those of `trained_params`.
@@ -165,7 +182,7 @@ class Objective(abc.ABC):
         cross-entropy in nats of `batch.targets` [B, T], times their weights.
 
         Args:
-            params: what `trained_params` returns, in the dtype of the arithmetic.
+            params: what `whole` returns, in the dtype of the arithmetic.
             batch: a batch or a micro-batch, whose arrays have the shapes of `builder` after the batch axis B.
             frozen: what `frozen_inputs` returns.
             seeds: seeds of dropout, uint32 [B, 2]; None = no dropout.

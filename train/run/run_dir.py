@@ -63,6 +63,7 @@ class RunDir:
         self.data = self.path / "data.json"
         self.checkpoints = self.path / "checkpoints"
         self.best = self.path / "best"
+        self.base = self.path / "base"
         self.tokenizer = self.path / "tokenizer"
         self.report = self.path / "report.html"
         self.profile = self.path / "profile"

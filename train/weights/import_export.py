@@ -4,16 +4,20 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from train.config import run_config
 from train.engine import device_mesh
-from train.run.run_dir import NAME, is_run
+from train.run.run_dir import NAME, is_run, read_config
 from train.tokenizers import hf_files
 from train.tokenizers.tokenizer import Tokenizer
-from train.weights.load import Loaded, load, load_average
+from train.weights import adapters
+from train.weights.load import Loaded, load, load_average, restore_trained
 from zoo import configs, models, published_weights
 from zoo.errors import BadInput, require
 from zoo.hf import hub, safetensors_dir
 from zoo.hf.config_json import LARGEST_FILE, read_json
+from zoo.lora import peft_files
 
 GENERATION = "generation_config.json"
 
@@ -72,6 +76,23 @@ def export(run: str, target: str, *, step: int | None, last: int, shard: float, 
         _write(new_folder, loaded, largest=int(shard * 1e9))
     at = "" if loaded.step is None else f", step {loaded.step:,}" + (f" and {last - 1} before it, averaged" if last else "")
     print(f"{target}: {_summary(loaded)}{at}")
+    return 0
+
+
+def export_adapter(run: str, target: str, *, step: int | None, mesh: run_config.Mesh) -> int:
+    """Write the adapters of a run, and its head if it is fine-tuned, as the two files of an adapter of peft.
+
+    Raises:
+        BadInput: see `train.weights.load.load`; `target` exists; or the model has no published form.
+    """
+    config = read_config(run)
+    spec = adapters.adapters_of(config)
+    assert spec is not None, "a run without adapters is refused before"
+    with safetensors_dir.new_folder(Path(target)) as new_folder:
+        params, number, _ = restore_trained(Path(run), config, device_mesh.make_mesh(mesh), step)
+        peft_files.save(new_folder, config.model, spec, jax.device_get(params), base=config.init)
+    count = sum(leaf.size for leaf in jax.tree.leaves(params))
+    print(f"{target}: {count:,} parameters, adapters of rank {spec.rank} on {', '.join(spec.targets)}, step {number:,}")
     return 0
 
 

@@ -17,7 +17,8 @@ from train.engine import device_mesh
 from train.run.run_dir import RunDir, is_run, no_checkpoint, plugin_notices, read_config
 from train.tokenizers import hf_files
 from train.tokenizers.tokenizer import Tokenizer
-from zoo import configs, models, published_weights, sharding
+from train.weights import adapters
+from zoo import configs, models, published_weights
 from zoo.errors import BadInput, require
 from zoo.hf import hub
 from zoo.hf.config_json import PublishedConfig
@@ -44,23 +45,29 @@ class Loaded:
     """Step of that checkpoint."""
 
 
-def load(where: str | Path, mesh: Mesh | None = None, step: int | None = None) -> Loaded:
+def load(where: str | Path, mesh: Mesh | None = None, step: int | None = None, adapter: str = "") -> Loaded:
     """Load a run's checkpoint, a folder of published weights, or `hub:ID[@REVISION]`.
 
     Args:
         mesh: the devices for the parameters; None = all devices, a copy on each.
         step: the checkpoint of a run, or `NEWEST`; None = its best one, if it keeps one, else the newest intact one.
+        adapter: folder of an adapter in peft's format, which is merged into the parameters; "" = none.
 
     Raises:
-        BadInput: nothing complete to load there; see `zoo.hf.hub`, `zoo.published_weights` and `train.checkpoints.checkpoints`.
+        BadInput: nothing complete to load there; see `zoo.hf.hub`, `zoo.published_weights` and `train.checkpoints.checkpoints`;
+            or the adapter is of another model, see `zoo.lora.peft_files.read`.
     """
+    if adapter:
+        loaded = load(where, mesh, step)
+        params = adapters.with_adapter(loaded.model, loaded.mesh, loaded.params, Path(adapter))
+        return dataclasses.replace(loaded, params=params)
     folder = hub.folder_of(str(where))
     mesh = device_mesh.make_mesh(run_config.Mesh()) if mesh is None else mesh
     if is_run(folder):
         return _load_run(folder, mesh, step)
     if step is not None:
         raise BadInput(f"--step {step}: {folder} is no run, so it has no checkpoints; remove --step")
-    cfg, params = published_weights.load(folder, mesh, notify=lambda line: print(line, file=sys.stderr))
+    cfg, params = published_weights.load(folder, mesh, notify=_print_error)
     loaded = _check_entries(Loaded(folder.resolve().name, models.model(cfg), params, hf_files.read_tokenizer(folder), mesh))
     _check_padding(folder, loaded)
     return loaded
@@ -75,7 +82,7 @@ def load_average(where: str, mesh: Mesh, last: int) -> Loaded:
     if not is_run(path := Path(where)):
         raise BadInput(f"--last {last}: {where} is no run, so it has no checkpoints; remove --last")
     keep = read_config(path).checkpoint.keep
-    steps = Checkpoints(RunDir(path).checkpoints, keep, notify=lambda line: print(line, file=sys.stderr)).sound()
+    steps = Checkpoints(RunDir(path).checkpoints, keep, notify=_print_error).sound()
     fix = f"{where} has {len(steps)} intact checkpoints; choose 1 to that, or train with a larger --checkpoint.keep"
     require(1 <= last <= len(steps), "last", last, fix)
     newest, *others = (load(where, mesh, step) for step in steps[:last])
@@ -87,12 +94,34 @@ def _load_run(path: Path, mesh: Mesh, step: int | None) -> Loaded:
     run, folder = read_config(path), RunDir(path)
     for line in plugin_notices(path):
         print(f"! {line}", file=sys.stderr)
-    net = models.model(run.model)
-    shapes = jax.eval_shape(lambda: net.init(jax.random.key(0)))
-    shardings = sharding.shardings(mesh, shapes, net.module.SHARDING)
-    abstract = jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes, shardings
-    )
+    params, step, meta = restore_params(path, run, mesh, step)
+    tokenizer = Tokenizer.load(folder.tokenizer)
+    if meta["tokenizer"] != tokenizer.fingerprint:
+        raise BadInput(f"{folder.tokenizer}: not the tokenizer that {path} was trained with; restore that one")
+    return _check_entries(Loaded(path.resolve().name, models.model(run.model), params, tokenizer, mesh, run, step))
+
+
+def restore_params(path: Path, run: run_config.Run, mesh: Mesh, step: int | None) -> tuple[Any, int, dict[str, Any]]:
+    """Return (the parameters of a run's model, with its adapters merged; their step; the metadata of the checkpoint).
+
+    Args:
+        run: the configuration in the folder `path`.
+        step: as in `load`.
+
+    Raises:
+        BadInput: no intact checkpoint, or one of another configuration; or the frozen parameters beside adapters are not there.
+    """
+    trained, number, meta = restore_trained(path, run, mesh, step)
+    if (spec := adapters.adapters_of(run)) is None:
+        return trained, number, meta
+    folder, model = RunDir(path), models.model(run.model)
+    base = adapters.read_base(folder, model, mesh, meta.get("base", ""), notify=_print_error)
+    return adapters.merged(model, spec, mesh, base, trained), number, meta
+
+
+def restore_trained(path: Path, run: run_config.Run, mesh: Mesh, step: int | None) -> tuple[Any, int, dict[str, Any]]:
+    """Return the parameters that a run trains, those of its adapters if it has any; else as `restore_params`."""
+    abstract = adapters.abstract_params(adapters.trained(models.model(run.model), adapters.adapters_of(run)), mesh)
     counter = jax.ShapeDtypeStruct((), jnp.int32, sharding=NamedSharding(mesh, PartitionSpec()))
     source = checkpoints(path, run, step)
     checkpoint_step = None if step == NEWEST else step
@@ -101,10 +130,11 @@ def _load_run(path: Path, mesh: Mesh, step: int | None) -> Loaded:
         raise no_checkpoint(path)
     state, meta = restored
     check_identity(source.folder, meta, run)
-    step, tokenizer = int(jax.device_get(state["step"])), Tokenizer.load(folder.tokenizer)
-    if meta["tokenizer"] != tokenizer.fingerprint:
-        raise BadInput(f"{folder.tokenizer}: not the tokenizer that {path} was trained with; restore that one")
-    return _check_entries(Loaded(path.resolve().name, net, state["params"], tokenizer, mesh, run, step))
+    return state["params"], int(jax.device_get(state["step"])), meta
+
+
+def _print_error(line: str) -> None:
+    print(line, file=sys.stderr)
 
 
 def checkpoints(path: Path, run: run_config.Run, step: int | None = None) -> Checkpoints:
@@ -117,7 +147,7 @@ def checkpoints(path: Path, run: run_config.Run, step: int | None = None) -> Che
     folder, keep = RunDir(path), run.checkpoint.keep
 
     def reader(folder: Path) -> Checkpoints:
-        return Checkpoints(folder, keep, notify=lambda line: print(line, file=sys.stderr))
+        return Checkpoints(folder, keep, notify=_print_error)
 
     best = reader(folder.best).latest() if run.selection.best else None
     return reader(folder.checkpoints if best is None or step not in (None, best) else folder.best)

@@ -34,6 +34,16 @@ def check_source(name: str, step: int | None = None) -> None:
             raise no_checkpoint(folder)
 
 
+def check_adapter(folder: str) -> None:
+    """Refuse an adapter that does not exist.
+
+    Raises:
+        BadInput: the folder or its adapter_config.json does not exist.
+    """
+    if folder and not (Path(folder) / "adapter_config.json").is_file():
+        raise BadInput(f"--adapter {folder}: no adapter_config.json there; name the folder of an adapter in peft's format")
+
+
 def check_files(option: str, names: Sequence[str]) -> None:
     """Refuse files that do not exist; "-" is standard input.
 
@@ -55,7 +65,7 @@ def check_new(target: str) -> None:
         raise BadInput(f"{target}: already exists; choose another name, or remove it")
 
 
-def check_export(last: int, step: int | None, shard: float) -> None:
+def check_export(run: str, last: int, step: int | None, shard: float, adapter: bool) -> None:
     """Refuse options of `zoo export` that contradict each other or are out of range.
 
     Raises:
@@ -64,6 +74,14 @@ def check_export(last: int, step: int | None, shard: float) -> None:
     require(step is None or not last, "last", last, "this averages the newest checkpoints; leave out --step")
     require(last >= 0, "last", last, "choose 0 (off) or a number of checkpoints")
     require(1e-6 <= shard <= 1e6, "shard", shard, "choose the size of the largest file in GB, 0.000001 (1 kB) or more")
+    if adapter:
+        from train.run.run_dir import is_run, read_config
+
+        if not is_run(Path(run)):
+            raise BadInput(f"--adapter: {run} is no run, so it has no adapters; leave the option out")
+        if not read_config(run).lora.rank:
+            raise BadInput(f"--adapter: {run} trained all of its parameters; leave the option out to export them")
+        require(not last, "last", last, "the mean of adapters is not that of the models; leave it out, or leave out --adapter")
 
 
 def check_run(run: Any) -> None:
@@ -109,6 +127,7 @@ def check_inputs(run: Any, folder: Any) -> None:
     for source in (run.teacher, "" if folder.is_resumable else run.init):
         if source:
             check_source(source)
+    check_adapter("" if folder.is_resumable else run.adapter)
 
 
 def _check_writable(folder: Path) -> None:

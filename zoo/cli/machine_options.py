@@ -1,6 +1,8 @@
 """Helpers of the commands: start processes, and check options that concern the machine or have no value."""
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from zoo.cli import early_checks
@@ -50,6 +52,7 @@ def prepare_model_command(
     several = any("-" in names for names in files.values()) and model.machine.processes > 1
     require(not several, "processes", model.machine.processes, fix)
     early_checks.check_source(model.source, model.step)
+    early_checks.check_adapter(model.adapter)
     for option, names in files.items():
         early_checks.check_files(option, names)
     check(model.source)
@@ -64,6 +67,26 @@ def option_value(args: list[str], name: str) -> str:
         if arg == name and index + 1 < len(args):
             return args[index + 1]
     return ""
+
+
+def take_adapter(run: Any, args: list[str]) -> Any:
+    """Return a default run with the form of the adapter that --adapter names.
+
+    Raises:
+        BadInput: the adapter does not exist, or is of a form that is not supported.
+    """
+    from train.config.lora_options import Lora
+
+    folder = option_value(args, "--adapter")
+    # A run that continues does not need the adapter that it began with, if its form is repeated.
+    if not folder or (option_value(args, "--lora.rank") and not Path(folder).exists()):
+        return run
+    early_checks.check_adapter(folder)
+    from zoo.lora import adapter_config
+
+    form, _ = adapter_config.read(Path(folder))
+    lora = Lora(rank=form.rank, alpha=form.alpha, targets=form.targets, rslora=form.rslora)
+    return dataclasses.replace(run, lora=lora, init=option_value(args, "--init"), adapter=folder)
 
 
 def take_objective(run: Any, args: list[str]) -> tuple[Any, list[str]]:

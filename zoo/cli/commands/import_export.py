@@ -58,6 +58,8 @@ def export(args: list[str]) -> int:
         """Step of the checkpoint to use. None = the best checkpoint if the run keeps one, else the newest; -1 = the newest."""
         last: int = 0
         """Average the parameters of this many newest checkpoints, as in the Transformer paper; 0 = export one checkpoint."""
+        adapter: bool = False
+        """Write only the adapters of a run with --lora.rank, in peft's format; otherwise they are merged into the weights."""
         shard: float = 5.0
         """Size of the largest safetensors file, in GB."""
         mesh: Mesh = dataclasses.field(default_factory=Mesh)
@@ -65,13 +67,15 @@ def export(args: list[str]) -> int:
 
     options = parse(Export, args=args, prog="zoo export")
     require_one_process(options.machine)
-    early_checks.check_export(options.last, options.step, options.shard)
     early_checks.check_source(options.run, options.step)
+    early_checks.check_export(options.run, options.last, options.step, options.shard, options.adapter)
     early_checks.check_new(options.target)
     if (code := prepare_process(options.machine, ["export", *args])) is not None:
         return code
     from train.weights import import_export
 
+    if options.adapter:
+        return import_export.export_adapter(options.run, options.target, step=options.step, mesh=options.mesh)
     return import_export.export(
         options.run, options.target, step=options.step, last=options.last, shard=options.shard, mesh=options.mesh
     )

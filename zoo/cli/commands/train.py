@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from zoo import plugins
 from zoo.cli import early_checks
-from zoo.cli.machine_options import option_value, prepare_process, refuse_empty_options, take_objective
+from zoo.cli.machine_options import option_value, prepare_process, refuse_empty_options, take_adapter, take_objective
 from zoo.cli.option_parser import parse
 from zoo.runtime import launch
 
@@ -56,6 +56,7 @@ def parse_options(name: str, args: list[str]) -> "Run":
     from train.config.run_config import kind_of
 
     default, args = take_objective(recipes.recipe_run(name, option_value(args, "--init")), args)
+    default = take_adapter(default, args)
     # tyro joins the lines of a paragraph, so each field of the docstring becomes a paragraph.
     about = re.sub(r"\n(?=[A-Z]\w+: )", "\n\n", inspect.getdoc(recipes.find_recipe(name)) or "")
     about += f"\n\nObjective: {default.objective}. --objective NAME --help lists the options of another one."

@@ -1,0 +1,232 @@
+"""Runs that train adapters: what the step changes, what is saved, and what everything that reads a run gets."""
+
+import dataclasses
+import functools
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from tests.support import published, tiny
+from tests.support.hard_texts import HARD
+from tests.support.runs import quick_compilation
+from train import adapted
+from train.checkpoints.manifest import by_path
+from train.config import run_config
+from train.config.lora_options import Lora
+from train.engine import device_mesh, optim, state_init
+from train.engine.step import assemble
+from train.run.run_dir import RunDir
+from train.tokenizers import hf_files
+from train.tokenizers.tokenizer import Tokenizer
+from train.weights.load import load, restore_trained
+from zoo.cli import main
+from zoo.errors import BadInput
+from zoo.lora import adapters, peft_files
+from zoo.models import model
+
+CONFIG = dict(model_type="gpt2", vocab_size=300, n_positions=32, n_layer=2, n_embd=32, n_head=4, n_inner=64)
+"""The shape of `tests.support.tiny`."""
+LORA = Lora(rank=4, alpha=8.0)
+ONE = run_config.Mesh(data=1)
+TRAIN = ["train", "gpt-nano", *tiny.FLAGS, "--steps", "6", "--checkpoint.every", "2", "--data.paths", "book.txt"]
+TRAIN += ["--checkpoint.keep", "9", "--model.dropout", "0.1", "--init", "gpt2", "--optim.lr", "1e-2"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick() -> Iterator[None]:
+    """Compile without optimizing: programs are compared with programs that are compiled alike."""
+    with quick_compilation():
+        yield
+
+
+# --- The step ---
+
+
+@functools.cache
+def steps(mesh: run_config.Mesh = ONE, count: int = 3, **changes: Any) -> tuple[list[float], Any, Any, Any]:
+    """Return (losses, trained parameters, frozen ones before the first step, frozen ones after the last)."""
+    run = tiny.run(mesh=mesh, precision="float32", init="gpt2", lora=LORA, **changes)
+    devices = device_mesh.make_mesh(mesh, jax.devices()[: mesh.data * mesh.fsdp * mesh.tensor])
+    net, objective = model(run.model), adapted.bind(run, devices)
+    built = assemble(run, net, objective, devices)
+    base = state_init.init_state(dataclasses.replace(run, init="", lora=Lora()), net, built.tx, devices).params
+    objective, params = adapted.begin(objective, run, devices, base)
+    trained = objective.trained(net)
+    state = state_init.init_state(run, net, built.tx, devices, params, trained.init, trained.sharding)
+    assert jax.tree.map(lambda leaf: leaf.sharding, state) == jax.tree.map(lambda leaf: leaf.sharding, built.state)
+    before, losses = jax.device_get(objective.frozen_inputs()), []
+    state, frozen = built.engine.shard(state), built.engine.replicate(objective.frozen_inputs())
+    for step in range(count):
+        local = jax.tree.map(lambda leaf: leaf[device_mesh.local_rows(devices, run.data.batch)], tiny.batch(step))
+        state, metrics = built.engine.step(state, built.engine.shard_batch(local), frozen)
+        losses.append(float(np.ravel(jax.device_get(metrics["loss"]))[0]))
+    return losses, jax.device_get(built.engine.get(state).params), before, jax.device_get(objective.frozen_inputs())
+
+
+def test_new_adapters_have_the_loss_of_the_base_and_the_base_stays() -> None:
+    """To the last bit, with dropout, and after steps that did train."""
+    losses, params, before, after = steps()
+    run = tiny.run(precision="float32", mesh=ONE)
+    devices = device_mesh.make_mesh(ONE, jax.devices()[:1])
+    net = model(run.model)
+    built = assemble(run, net, adapted.bind(run, devices), devices)
+    state = state_init.init_state(run, net, built.tx, devices)
+    assert not (by_path(before["base"]).keys() ^ by_path(jax.device_get(state.params)).keys())
+    _, metrics = built.engine.step(state, built.engine.shard_batch(tiny.batch(0)), {})
+    assert losses[0] == float(metrics["loss"])
+    assert all(np.array_equal(one, other) for one, other in zip(*map(jax.tree.leaves, (before, after)), strict=True))
+    assert losses[-1] < losses[0]
+    assert params.keys() == {"layers"} and all(np.asarray(leaf).any() for leaf in jax.tree.leaves(params))
+
+
+MESHES: dict[str, dict[str, Any]] = {
+    "data=2,fsdp=2,tensor=2": {"mesh": run_config.Mesh(data=2, fsdp=2, tensor=2)},
+    "pmap": {"mesh": run_config.Mesh(data=8), "engine": "pmap"},
+    "micro-batches": {"mesh": run_config.Mesh(data=2), "accumulate": 4},
+}
+
+
+@pytest.mark.parametrize("case", [*list(MESHES)[:1], *(pytest.param(case, marks=pytest.mark.full) for case in list(MESHES)[1:])])
+def test_losses_do_not_depend_on_the_mesh(case: str) -> None:
+    np.testing.assert_allclose(steps(**MESHES[case])[0], steps()[0], rtol=1e-5)
+
+
+def test_adapters_have_no_weight_decay() -> None:
+    net = model(tiny.run().model)
+    spec = adapters.Adapters(rank=2, alpha=2.0, targets=("c_attn",))
+    shapes = jax.eval_shape(lambda: adapters.init(net, spec, jax.random.key(0)))
+    assert not any(jax.tree.leaves(optim.decay_mask(shapes))) and any(
+        jax.tree.leaves(optim.decay_mask(net.init(jax.random.key(0))))
+    )
+
+
+# --- Runs ---
+
+
+def said(capsys: pytest.CaptureFixture[str], *argv: str, code: int = 0) -> str:
+    capsys.readouterr()
+    assert main.main(argv) == code, capsys.readouterr()
+    out, err = capsys.readouterr()
+    assert code == 0 or (out == "" and err.count("\n") == 1)
+    return out if code == 0 else err
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder with a text, the published model `gpt2`, and a run that trained adapters on it."""
+    folder = tmp_path_factory.mktemp("place")
+    text = "".join(f"The {n}th whale is seen, and {n * n} more.\n\n" for n in range(400))
+    (folder / "book.txt").write_text(text)
+    published.write(folder / "gpt2", CONFIG)
+    hf_files.write_tokenizer(folder / "gpt2", Tokenizer.train([text, HARD], 300), longest=32)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert main.main([*TRAIN, "--name", "run", "--lora.rank", "4", "--lora.alpha", "6"]) == 0
+        yield folder
+
+
+def trained_leaves(run: str) -> dict[str, np.ndarray]:
+    folder = RunDir(run)
+    config = run_config_of(run)
+    return by_path(jax.device_get(restore_trained(folder.path, config, device_mesh.make_mesh(run_config.Mesh()), None)[0]))
+
+
+def run_config_of(run: str) -> run_config.Run:
+    from train.run.run_dir import read_config
+
+    return read_config(run)
+
+
+def same_bits(one: Any, other: Any) -> bool:
+    one, other = by_path(jax.device_get(one)), by_path(jax.device_get(other))
+    return one.keys() == other.keys() and all(one[path].tobytes() == other[path].tobytes() for path in one)
+
+
+def test_everything_that_reads_a_run_gets_the_sum(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    merged, base = load("runs/run"), load("gpt2")
+    names = {path for path, leaf in by_path(merged.params).items() if not np.array_equal(leaf, by_path(base.params)[path])}
+    assert names == {"layers/attention/qkv/kernel"}
+    score = json.loads(RunDir("runs/run").scores.read_text())
+    assert f"loss           {score['loss']:.6f}" in said(capsys, "eval", "runs/run")
+
+    said(capsys, "export", "runs/run", "out")
+    assert same_bits(load("out").params, merged.params)
+    assert "adapters of rank 4 on c_attn, step 6" in said(capsys, "export", "runs/run", "adapter", "--adapter")
+    assert same_bits(load("gpt2", adapter="adapter").params, merged.params)
+    prompt = ["--prompt", "The 7th whale", "--limit", "4", "--temperature", "0", "--json"]
+    texts = [
+        json.loads(said(capsys, "generate", *source, *prompt))["text"]
+        for source in (["runs/run"], ["out"], ["gpt2", "--adapter", "adapter"])
+    ]
+    assert len(set(texts)) == 1
+
+    # Another run begins with the adapter and its form, and ends with its own.
+    said(capsys, *TRAIN, "--adapter", "adapter", "--optim.lr", "1e-9", "--name", "next")
+    before, after = trained_leaves("runs/run"), trained_leaves("runs/next")
+    assert all(np.allclose(before[path], after[path], atol=1e-7) for path in before)
+    assert run_config_of("runs/next").lora == dataclasses.replace(run_config_of("runs/run").lora, targets=("c_attn",))
+    stored = load_file(place / "adapter" / peft_files.WEIGHTS)
+    assert sum(tensor.size for tensor in stored.values()) == sum(leaf.size for leaf in before.values())
+
+
+@pytest.mark.planted(2)
+def test_a_run_resumes_with_the_same_bits_and_with_its_own_base(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Also if what it began from is gone, but not on another base."""
+    for name in ("resumed", "robbed", "mixed"):
+        shutil.copytree(
+            "runs/run", f"runs/{name}", ignore=shutil.ignore_patterns("scores.json", "report.html", "00000006", "00000004")
+        )
+    options = ["--lora.rank", "4", "--lora.alpha", "6"]
+    shutil.move("gpt2", "moved")
+    try:
+        said(capsys, *TRAIN, *options, "--name", "resumed")
+    finally:
+        shutil.move("moved", "gpt2")
+    one, other = trained_leaves("runs/run"), trained_leaves("runs/resumed")
+    assert not [path for path in one if one[path].tobytes() != other[path].tobytes()]
+    assert RunDir("runs/run").scores.read_text() == RunDir("runs/resumed").scores.read_text()
+
+    shutil.rmtree("runs/robbed/base")
+    assert "runs/robbed/base: not there; it has the parameters" in said(capsys, *TRAIN, *options, "--name", "robbed", code=2)
+    said(capsys, *TRAIN, *options, "--steps", "1", "--seed", "5", "--name", "other")
+    shutil.rmtree("runs/mixed/base")
+    shutil.copytree("runs/other/base", "runs/mixed/base")
+    assert "runs/mixed/base: not the parameters that" in said(capsys, "eval", "runs/mixed", code=2)
+
+
+REFUSED = {
+    "--lora.rank 4 --lora.targets wte": "--lora.targets wte: a table of embeddings",
+    "--lora.rank 4 --optim.layer-decay 0.5": "--optim.layer-decay 0.5: only adapters are trained",
+    "--lora.rank 4 --optim.freeze-layers 1": "--optim.freeze-layers 1: only adapters are trained",
+    "--lora.rank 4 --optim.freeze-embeddings": "--optim.freeze-embeddings True: only adapters are trained",
+    "--lora.alpha 4": "--lora.alpha 4.0: it needs adapters; add --lora.rank 8",
+    "--lora.rank -1": "--lora.rank -1: choose 0",
+    "--lora.rank 4 --init=": "--lora.rank 4: adapters are trained beside the frozen matrices of --init",
+    "--adapter nowhere": "--adapter nowhere: no adapter_config.json there",
+    "--adapter damaged": "adapter_model.safetensors cannot be read",
+    "--adapter damaged --lora.rank 3": "adapter_model.safetensors",
+}
+
+
+@pytest.mark.parametrize("options", REFUSED)
+def test_what_does_not_fit_is_refused_before_anything_is_written(
+    options: str, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    form = {"peft_type": "LORA", "r": 4, "lora_alpha": 6, "target_modules": ["c_attn"]}
+    (place / "damaged").mkdir(exist_ok=True)
+    (place / "damaged" / "adapter_config.json").write_text(json.dumps(form))
+    assert REFUSED[options].split()[-1] in said(capsys, *TRAIN, *options.split(), "--name", "never", code=2)
+    assert not (place / "runs" / "never").exists()
+
+
+def test_only_a_run_with_adapters_exports_them(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "--adapter: gpt2 is no run" in said(capsys, "export", "gpt2", "out2", "--adapter", code=2)
+    with pytest.raises(BadInput, match="out2: no such folder"):
+        load("out2")

@@ -1,0 +1,171 @@
+"""Training adapters with any objective: the objective's loss of the sum of frozen parameters and adapters.
+
+A run with `lora.rank` has its objective wrapped here. The step updates, and the checkpoints save, the adapters and the head of a
+fine-tuned model; the frozen parameters are an input of the step. A run without adapters is not changed by anything here.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Int64
+
+from train import objectives
+from train.config.run_config import Run
+from train.engine.state_init import Trained
+from train.objectives.base import Objective
+from train.rows.batches import Build
+from train.run.run_dir import RunDir
+from train.tokenizers.tokenizer import Tokenizer
+from train.weights import adapters as weights
+from zoo import models
+from zoo.batch import Batch
+from zoo.lora import adapters
+from zoo.lora.adapter_config import Adapters
+from zoo.models import Model
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Adapted(Objective):
+    """An objective whose loss is of a model with adapters. Rows are planned and built by the objective's own class."""
+
+    NAME: ClassVar[str] = "adapted"
+
+    objective: Objective
+    model: Model
+    adapters: Adapters
+    base: Any
+    """The frozen parameters; before they are read, their shapes and shardings."""
+
+    @classmethod
+    def builder(cls, run: Run, tokenizer: Tokenizer, counts: Callable[[], Int64[np.ndarray, " V"]]) -> Build:
+        """Return `build` of the run's objective."""
+        return objectives.objective(run.objective).builder(run, tokenizer, counts)
+
+    def frozen_inputs(self) -> Any:
+        """Return the frozen parameters, and what the objective reads."""
+        return {"base": self.base, "objective": self.objective.frozen_inputs()}
+
+    def trained(self, model: Model) -> Trained:
+        """Return the adapters, and the head of a fine-tuned model."""
+        return weights.trained(model, self.adapters)
+
+    def whole(self, params: Any, frozen: Any) -> Any:
+        """Return the frozen parameters with the adapters added."""
+        return self.objective.whole(adapters.merge(self.model.config, self.adapters, frozen["base"], params), frozen["objective"])
+
+    def initial_params(self, model: Model, params: Any) -> Any:
+        """Return the parameters that the objective begins with; `begin` makes adapters beside them."""
+        return self.objective.initial_params(model, params)
+
+    def weights(self, batch: Batch) -> dict[str, jax.Array]:
+        """Return the divisor of each term of the objective's loss."""
+        return self.objective.weights(batch)
+
+    def loss(
+        self, model: Model, params: Any, batch: Batch, frozen: Any, *, seeds: Any, carry: Any, smoothing: float, chunk: int
+    ) -> tuple[dict[str, jax.Array], Any]:
+        """Return the objective's loss; see `train.objectives.base.Objective.loss`."""
+        options: dict[str, Any] = {"seeds": seeds, "carry": carry, "smoothing": smoothing, "chunk": chunk}
+        return self.objective.loss(model, params, batch, frozen["objective"], **options)
+
+    def flops(self, model: Model, batch: Batch) -> float:
+        """Return the FLOPs of a step without any gradient of a kernel; those of the few adapted ones are not counted."""
+        return self.objective.flops(model, batch) - model.flops(batch)
+
+
+def bind(run: Run, mesh: Mesh) -> Objective:
+    """Return the objective of a run, which trains adapters if the run does.
+
+    Raises:
+        BadInput: see `Objective.bind` and `train.weights.adapters.adapters_of`.
+    """
+    return _adapted(run, mesh, objectives.objective(run.objective).bind(run, mesh))
+
+
+def bind_abstract(run: Run, mesh: Mesh) -> Objective:
+    """Return the objective of a run as `bind` does, with shapes instead of arrays."""
+    return _adapted(run, mesh, objectives.objective(run.objective).bind_abstract(run, mesh))
+
+
+def check(run: Run) -> None:
+    """Refuse an adapter that a run cannot begin with, before anything of the run is written.
+
+    Raises:
+        BadInput: it cannot be read, or does not fit the run.
+    """
+    spec = weights.adapters_of(run)
+    if spec is not None and run.adapter:
+        weights.read_adapter(Path(run.adapter), models.model(run.model), spec)
+
+
+def unsaved(objective: Objective, folder: RunDir) -> Any:
+    """Return the shapes of the frozen parameters that the folder of a run does not have yet."""
+    return objective.base if isinstance(objective, Adapted) and not folder.is_resumable else ()
+
+
+def begin(objective: Objective, run: Run, mesh: Mesh, params: Any) -> tuple[Objective, Any]:
+    """Return (the objective with its frozen parameters, what is trained), from the parameters that a new run begins with.
+
+    Raises:
+        BadInput: the adapter of `run.adapter` cannot be read, or does not fit the run.
+    """
+    if not isinstance(objective, Adapted):
+        return objective, params
+    model, spec = objective.model, objective.adapters
+    base = adapters.base_of(model.config, params)
+    return dataclasses.replace(objective, base=base), weights.initial_params(model, spec, mesh, run.seed, params, run.adapter)
+
+
+def save(objective: Objective, folder: RunDir, state: Any, *, notify: Callable[[str], None]) -> dict[str, str]:
+    """Save what a new run does not train but needs, and return what its checkpoints record of that."""
+    if not isinstance(objective, Adapted):
+        return {}
+    weights.save_base(folder, state, objective.base, notify=notify)
+    return {"base": weights.base_digest(folder)}
+
+
+def resume(
+    objective: Objective, folder: RunDir, mesh: Mesh, metadata: dict[str, Any], *, notify: Callable[[str], None]
+) -> tuple[Objective, dict[str, str]]:
+    """Return (the objective with the frozen parameters of a run that continues, what its checkpoints record of them)."""
+    if not isinstance(objective, Adapted):
+        return objective, {}
+    base = weights.read_base(folder, objective.model, mesh, metadata.get("base", ""), notify=notify)
+    return dataclasses.replace(objective, base=base), {"base": metadata["base"]}
+
+
+def scored_params(objective: Objective, model: Model, mesh: Mesh) -> Callable[[Any], Any]:
+    """Return a function from trained parameters to those of the model, which scores, samples and exports read."""
+    if type(objective).whole is Objective.whole:
+        return lambda params: params
+    shapes = weights.abstract_params(weights.trained(model, None), mesh)
+    merge = jax.jit(objective.whole, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, shapes))
+
+    def scored(params: Any) -> Any:
+        with jax.set_mesh(mesh):
+            return merge(params, objective.frozen_inputs())
+
+    return scored
+
+
+def facts(objective: Objective) -> dict[str, str]:
+    """Return what is trained, for the console and the report; {} if all parameters are."""
+    if not isinstance(objective, Adapted):
+        return {}
+    spec, parameters = objective.adapters, objective.trained(objective.model)
+    shapes = jax.eval_shape(lambda: parameters.init(jax.random.key(0)))
+    count = sum(leaf.size for leaf in jax.tree.leaves(shapes))
+    return {"trained": f"{count:,} parameters, adapters of rank {spec.rank} on {', '.join(spec.targets)}"}
+
+
+def _adapted(run: Run, mesh: Mesh, objective: Objective) -> Objective:
+    spec = weights.adapters_of(run)
+    if spec is None:
+        return objective
+    model = models.model(run.model)
+    return Adapted(objective, model, spec, weights.abstract_base(model, mesh))

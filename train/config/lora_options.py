@@ -1,0 +1,31 @@
+"""Options of low-rank adapters, which a run of any objective may train instead of the parameters of its model."""
+
+import dataclasses
+import math
+
+from zoo.errors import require
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Lora:
+    """Low-rank adapters (Hu et al. 2021): two thin matrices B A are trained beside each chosen one of --init, which is frozen."""
+
+    rank: int = 0
+    """Inner size of B A; 0 = no adapters: all parameters are trained."""
+    alpha: float = 8.0
+    """B A is added to its matrix times alpha / rank."""
+    targets: tuple[str, ...] = ()
+    """Published modules that have adapters, by the end of their names (c_attn, query, attention.output.dense); none = those of
+    the family, as in peft."""
+    rslora: bool = False
+    """Add B A times alpha / sqrt(rank) instead (Kalajdzievski 2023)."""
+
+    def __post_init__(self) -> None:
+        require(0 <= self.rank <= 65536, "lora.rank", self.rank, "choose 0 (no adapters) or the inner size of B A")
+        require(0 < self.alpha < math.inf, "lora.alpha", self.alpha, "choose a number above 0")
+        require(all(self.targets), "lora.targets", " ".join(self.targets), "a name is empty; name modules, or leave it out")
+        if not self.rank:
+            for field in dataclasses.fields(self):
+                value = getattr(self, field.name)
+                text = " ".join(value) if isinstance(value, tuple) else value
+                require(value == field.default, f"lora.{field.name}", text, "it needs adapters; add --lora.rank 8, or remove it")
