@@ -7,20 +7,16 @@ fine-tuned model; the frozen parameters are an input of the step. A run without 
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Int64
 
 from train import objectives
 from train.config.run_config import Run
 from train.engine.state_init import Trained
 from train.objectives.base import Objective
-from train.rows.batches import Build
 from train.run.run_dir import RunDir
-from train.tokenizers.tokenizer import Tokenizer
 from train.weights import adapters as weights
 from zoo import models
 from zoo.batch import Batch
@@ -31,20 +27,16 @@ from zoo.models import Model
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Adapted(Objective):
-    """An objective whose loss is of a model with adapters. Rows are planned and built by the objective's own class."""
+    """An objective whose loss is of a model with adapters.
 
-    NAME: ClassVar[str] = "adapted"
+    `bind` makes a class of this one and the objective's own, whose class methods plan and build the rows.
+    """
 
     objective: Objective
     model: Model
     adapters: Adapters
     base: Any
     """The frozen parameters; before they are read, their shapes and shardings."""
-
-    @classmethod
-    def builder(cls, run: Run, tokenizer: Tokenizer, counts: Callable[[], Int64[np.ndarray, " V"]]) -> Build:
-        """Return `build` of the run's objective."""
-        return objectives.objective(run.objective).builder(run, tokenizer, counts)
 
     def frozen_inputs(self) -> Any:
         """Return the frozen parameters, and what the objective reads."""
@@ -168,4 +160,5 @@ def _adapted(run: Run, mesh: Mesh, objective: Objective) -> Objective:
     if spec is None:
         return objective
     model = models.model(run.model)
-    return Adapted(objective, model, spec, weights.abstract_base(model, mesh))
+    kind = type(f"Adapted{type(objective).__name__}", (Adapted, type(objective)), {})
+    return kind(objective, model, spec, weights.abstract_base(model, mesh))

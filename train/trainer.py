@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from train import adapted, objectives
+from train import adapted
 from train.checkpoints import best_checkpoint, disk_space
 from train.checkpoints.checkpoints import Checkpoints
 from train.checkpoints.config_check import check_identity
@@ -98,7 +98,7 @@ def _run(
         adapted.check(run)
     dtype, model = DTYPES[run.precision], models.model(run.model)
     optim.check(run.optim, model)
-    kind, objective = objectives.objective(run.objective), adapted.bind(run, mesh)
+    objective = adapted.bind(run, mesh)
 
     # --- Data ---
     # Tokenizing has a progress bar of its own.
@@ -134,7 +134,7 @@ def _run(
         restored = checkpoints.restore(built.state)
         metadata = {
             **data.fingerprints(),
-            "targets": kind.target_options(run, data.counts),
+            "targets": objective.target_options(run, data.counts),
             "config": identity(run),
         }
         if restored is not None:
@@ -234,7 +234,7 @@ def _run(
                         checkpoints.wait()
                 host = next(stream)
                 owned = counts.owned_part(host)
-                counts.add(owned, kind.text_ids(run, owned))
+                counts.add(owned, objective.text_ids(run, owned))
                 state, measured = engine.step(state, engine.shard_batch(host), frozen)
                 stop.begin()
                 recorder.step(measured, batches.rows_of(step) if run.log.ledger else None)

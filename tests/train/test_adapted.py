@@ -93,7 +93,8 @@ MESHES: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("case", [*list(MESHES)[:1], *(pytest.param(case, marks=pytest.mark.full) for case in list(MESHES)[1:])])
+@pytest.mark.full
+@pytest.mark.parametrize("case", MESHES)
 def test_losses_do_not_depend_on_the_mesh(case: str) -> None:
     np.testing.assert_allclose(steps(**MESHES[case])[0], steps()[0], rtol=1e-5)
 
@@ -102,9 +103,8 @@ def test_adapters_have_no_weight_decay() -> None:
     net = model(tiny.run().model)
     spec = adapters.Adapters(rank=2, alpha=2.0, targets=("c_attn",))
     shapes = jax.eval_shape(lambda: adapters.init(net, spec, jax.random.key(0)))
-    assert not any(jax.tree.leaves(optim.decay_mask(shapes))) and any(
-        jax.tree.leaves(optim.decay_mask(net.init(jax.random.key(0))))
-    )
+    model_shapes = jax.eval_shape(lambda: net.init(jax.random.key(0)))
+    assert not any(jax.tree.leaves(optim.decay_mask(shapes))) and any(jax.tree.leaves(optim.decay_mask(model_shapes)))
 
 
 # --- Runs ---
@@ -176,6 +176,7 @@ def test_everything_that_reads_a_run_gets_the_sum(place: Path, capsys: pytest.Ca
     assert sum(tensor.size for tensor in stored.values()) == sum(leaf.size for leaf in before.values())
 
 
+@pytest.mark.full
 @pytest.mark.planted(2)
 def test_a_run_resumes_with_the_same_bits_and_with_its_own_base(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Also if what it began from is gone, but not on another base."""

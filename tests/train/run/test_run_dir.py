@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from tests.support.runs import small_files
 from train.checkpoints import disk_space
 from train.config.data_options import CausalData
+from train.config.lora_options import Lora
 from train.config.objective_options import Distillation, Masking, Selection
 from train.config.objectives import OPTIONS, CausalOptions, DistilledOptions
 from train.config.run_config import Checkpoint, Log, Machine, Mesh, Optim, Run, Tokenizer, with_objective
@@ -254,5 +255,8 @@ def test_where_and_how_a_run_is_computed_may_change_and_everything_else_makes_an
     lines = ["masking.rate: 0.15 before, 0.3 now", "distillation.soft: 5.0 before, 1.0 now"]
     assert differences(student, dataclasses.replace(student, options=other)) == lines
     assert "objective: causal before, distilled now" in differences(RUN, student)
-    compared = {field for field, _, _ in MAKES_ANOTHER} | {"init"}
+    base = dataclasses.replace(RUN, init="base")
+    adapted = dataclasses.replace(base, lora=Lora(rank=4), adapter="a")
+    assert differences(base, adapted) == ["adapter:  before, a now", "lora.rank: 0 before, 4 now"]
+    compared = {field for field, _, _ in MAKES_ANOTHER} | {"init", "adapter", "lora"}
     assert {field.name for field in dataclasses.fields(Run)} == compared | set(MAY_CHANGE) | {"recipe"}
