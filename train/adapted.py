@@ -74,8 +74,9 @@ def bind(run: Run, mesh: Mesh) -> Objective:
     """Return the objective of a run, which trains adapters if the run does.
 
     Raises:
-        BadInput: see `Objective.bind` and `train.weights.adapters.adapters_of`.
+        BadInput: see `Objective.bind`, `Run.check_base` and `train.weights.adapters.adapters_of`.
     """
+    run.check_base()
     return _adapted(run, mesh, objectives.objective(run.objective).bind(run, mesh))
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from tests.support import published, tiny
+from tests.support import encoders, published, tiny
 from tests.support.hard_texts import HARD
 from tests.support.runs import quick_compilation
 from train import adapted
@@ -231,3 +231,22 @@ def test_only_a_run_with_adapters_exports_them(place: Path, capsys: pytest.Captu
     assert "--adapter: gpt2 is no run" in said(capsys, "export", "gpt2", "out2", "--adapter", code=2)
     with pytest.raises(BadInput, match="out2: no such folder"):
         load("out2")
+
+
+@pytest.mark.full
+def test_a_fine_tuned_head_is_trained_with_the_adapters(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It is new, all of it is saved and exported, and the adapter needs a base with such a head."""
+    encoders.folder(place / "tiny", "bert")
+    (place / "a.tsv").write_text("text\tlabel\n" + "".join(f"the {'whale' if n % 2 else 'ship'}\t{n % 2}\n" for n in range(64)))
+    options = "--init tiny --data.paths a.tsv --data.length 16 --steps 30 --optim.lr 1e-2 --optim.warmup 4 --selection.share 0"
+    said(capsys, "train", "finetune-classification", *options.split(), "--lora.rank", "2", "--name", "labelled")
+    assert json.loads(RunDir("runs/labelled").scores.read_text())["accuracy"] == 1
+    paths = trained_leaves("runs/labelled").keys()
+    assert paths == {f"layers/attention/qkv/lora/{part}" for part in "ab"} | {f"classifier/{part}" for part in ("kernel", "bias")}
+    said(capsys, "export", "runs/labelled", "labelled", "--adapter")
+    config = json.loads((place / "labelled" / "adapter_config.json").read_text())
+    assert (config["task_type"], config["modules_to_save"], config["r"]) == ("SEQ_CLS", ["classifier"], 2)
+    said(capsys, "export", "runs/labelled", "labelled-merged")
+    assert same_bits(load("labelled-merged").params, load("runs/labelled").params)
+    with pytest.raises(BadInput, match=r"base_model\.model\.classifier\.bias is unexpected"):
+        load("tiny", adapter="labelled")

@@ -289,6 +289,15 @@ class Run(Generic[Model, Options, DataOptions]):
             target = getattr(self.data, "target_length", 0)
             require(target <= longest, "data.target_length", target, fix)
 
+    def check_base(self) -> None:
+        """Refuse adapters without parameters that they are added to; a plan needs only their shapes.
+
+        Raises:
+            BadInput: the run trains adapters and has no `init`.
+        """
+        fix = "adapters are trained beside the frozen matrices of --init; name a run or weights, or choose rank 0"
+        require(not self.lora.rank or bool(self.init), "lora.rank", self.lora.rank, fix)
+
     def _check_adapters(self) -> None:
         """Refuse options that do not fit the training of adapters alone."""
         rank, optim = self.lora.rank, self.optim
@@ -296,8 +305,6 @@ class Run(Generic[Model, Options, DataOptions]):
         require(not self.adapter or rank > 0, "adapter", self.adapter, fix)
         if not rank:
             return
-        fix = "adapters are trained beside the frozen matrices of --init; name a run or weights, or choose rank 0"
-        require(bool(self.init), "lora.rank", rank, fix)
         fix = "only adapters are trained, at one rate and in all layers; leave it out, or choose --lora.rank 0"
         require(optim.layer_decay == 1, "optim.layer_decay", optim.layer_decay, fix)
         require(not optim.freeze_layers, "optim.freeze_layers", optim.freeze_layers, fix)

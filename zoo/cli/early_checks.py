@@ -96,6 +96,7 @@ def check_run(run: Any) -> None:
     from train.run.run_dir import RunDir, check_same_run, check_unlocked
 
     folder = RunDir.of(run)
+    run.check_base()
     check_inputs(run, folder)
     check_unlocked(folder.path)
     # These are decided only by the data and the machine; model.multi_label follows from labelled.multi_label.
