@@ -14,6 +14,7 @@ from jaxtyping import Integer
 from eval.scoring.batch_loop import Progress, cast_to, no_progress
 from train.engine import device_mesh
 from train.engine.losses import token_losses
+from train.tokenizers.borders import shared_prefix
 from train.tokenizers.tokenizer import Tokenizer
 from zoo.batch import Batch
 from zoo.errors import BadInput, require
@@ -120,9 +121,7 @@ def encode(tokenizer: Tokenizer, texts: Sequence[tuple[str, str]]) -> list[Pair]
     joined = tokenizer.encode_many(context + continuation for context, continuation in stripped)
     pairs: list[Pair] = []
     for context, ids in zip(contexts, joined, strict=True):
-        shared = min(len(context), len(ids))
-        differing = np.flatnonzero(context[:shared] != ids[:shared])
-        border = int(differing[0]) if differing.size else shared
+        border = shared_prefix(context, ids)
         pairs.append((ids[:border] if border else np.array([tokenizer.end_of_text], np.int32), ids[border:]))
     return pairs
 
