@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import Int32
 
 from eval.commands import terminal_output
 from eval.commands.model_options import ModelOptions
@@ -16,6 +17,8 @@ from eval.generation.generator import CHUNK, Generator
 from eval.generation.settings import Decoding, Prompts
 from eval.scoring.likelihood import Likelihood, encode, likelihoods
 from train.run.progress_bar import ProgressBar
+from train.tokenizers.chat_ids import encode_prompts, end_mark
+from train.tokenizers.chat_template import chat_template
 from train.weights.load import Loaded
 from zoo.errors import require
 
@@ -72,13 +75,16 @@ def _generate(
     start = [loaded.tokenizer.end_of_text] if source.begin else []
     # A source is a complete text.
     end = [loaded.tokenizer.end_of_text] if loaded.model.is_encoder_decoder else []
-    ids = [np.array([*start, *prompt, *end], np.int32) for prompt in loaded.tokenizer.encode_many(prompts)]
-    generator = Generator(loaded.model, loaded.params, loaded.mesh, loaded.tokenizer, dtype=dtype, batch=batch)
-    printed_prompts = [""] * len(prompts) if source.examples or loaded.model.is_encoder_decoder else prompts
+    encoded, mark = _chat(loaded, prompts) if source.chat else (loaded.tokenizer.encode_many(prompts), None)
+    ids = [np.array([*start, *prompt, *end], np.int32) for prompt in encoded]
+    generator = Generator(loaded.model, loaded.params, loaded.mesh, loaded.tokenizer, dtype=dtype, batch=batch, end=mark)
+    alone = source.examples or source.chat or loaded.model.is_encoder_decoder
+    printed_prompts = [""] * len(prompts) if alone else prompts
     if len(ids) * decoding.samples == 1 and not as_json and decoding.search.beams == 1:
         # Several processes run one program, and only the first has the terminal.
         live = sys.stdout.isatty() and jax.process_count() == 1
         parts = generator.stream(ids[0], decoding, chunk=1 if live else CHUNK)
+        parts = _without_first_space(parts) if source.chat else parts
         # The prompt is printed together with the first part, so that a refused prompt is not printed.
         first = next(parts, "")
         yield printed_prompts[0] + first
@@ -88,14 +94,33 @@ def _generate(
     with ProgressBar("generating", "texts", before="compiling", quiet=as_json or jax.process_index() != 0) as progress:
         continuations = generator.generate(ids, decoding, progress=progress)
     for generated in continuations:
+        written = generated.text.lstrip() if source.chat else generated.text
         if as_json:
-            facts = {"prompt": prompts[generated.prompt], "sample": generated.sample, "text": generated.text}
+            facts = {"prompt": prompts[generated.prompt], "sample": generated.sample, "text": written}
             facts |= {"tokens": len(generated.ids), "ended": generated.ended}
             facts |= {} if generated.score is None else {"score": generated.score}
             yield json.dumps(facts, ensure_ascii=False) + "\n"
         else:
             title = f"prompt {generated.prompt + 1} of {len(prompts)}, sample {generated.sample + 1} of {decoding.samples}"
-            yield f"--- {title}, ended by {generated.ended}\n{printed_prompts[generated.prompt]}{generated.text}\n"
+            yield f"--- {title}, ended by {generated.ended}\n{printed_prompts[generated.prompt]}{written}\n"
+
+
+def _chat(loaded: Loaded, prompts: list[str]) -> tuple[list[Int32[np.ndarray, " n"]], int | None]:
+    """Return the ids of prompts as turns of users, and the id that ends an answer; None = end-of-text."""
+    template = chat_template(loaded.tokenizer, loaded.name)
+    ids = encode_prompts(prompts, loaded.tokenizer, template)
+    # The text of an encoder-decoder ends as that of every pair does.
+    return ids, None if loaded.model.is_encoder_decoder else end_mark(loaded.tokenizer, template)
+
+
+def _without_first_space(parts: Iterator[str]) -> Iterator[str]:
+    """Yield a text in parts without the white space at its beginning."""
+    begun = False
+    for part in parts:
+        rest = part if begun else part.lstrip()
+        begun = begun or bool(rest)
+        if rest:
+            yield rest
 
 
 def _choose(

@@ -14,7 +14,7 @@ SCORES = {
     "causal": ("loss", "perplexity", "bits_per_byte"),
     **dict.fromkeys(("masked", "distilled"), ("loss", "perplexity", "accuracy", "masked_loss", "next_loss", "next_accuracy")),
     "permutation": ("loss", "perplexity", "accuracy", "masked_loss"),
-    **dict.fromkeys(("denoising", "text_to_text"), ("loss", "perplexity")),
+    **dict.fromkeys(("denoising", "text_to_text", "instruction"), ("loss", "perplexity")),
 }
 """Objective -> scores of its held-out data. Fine-tuned runs have metrics that depend on their labels, and are not checked."""
 TASK_SCORES = {

@@ -57,7 +57,16 @@ class Generator:
     """
 
     def __init__(
-        self, net: Model, params: Any, mesh: Mesh, tokenizer: Tokenizer, *, dtype: Any, batch: int = 16, option: str = "--limit"
+        self,
+        net: Model,
+        params: Any,
+        mesh: Mesh,
+        tokenizer: Tokenizer,
+        *,
+        dtype: Any,
+        batch: int = 16,
+        option: str = "--limit",
+        end: int | None = None,
     ) -> None:
         """Prepare a model for generation.
 
@@ -65,6 +74,7 @@ class Generator:
             params: sharded over `mesh`; they are copied if `dtype`, that of the arithmetic and the cache, differs.
             batch: rows continued at a time; padded to a number that the mesh divides.
             option: name of `Decoding.limit` on the command line, for messages.
+            end: the id that ends a text; None = the tokenizer's end-of-text.
 
         Raises:
             BadInput: the family does not generate, the mesh does not divide its heads, or the tokenizer has no padding token,
@@ -82,6 +92,7 @@ class Generator:
         net = unroll_layers(net)
         self.net, self.mesh, self.tokenizer = net, mesh, tokenizer
         self._batch, self._option = batch, option
+        self._end = tokenizer.end_of_text if end is None else end
         self._decoder = Decoder(net, tokenizer.vocab_size, np.dtype(dtype))
         with jax.set_mesh(mesh):
             self._params = jax.jit(lambda tree: cast_params(tree, dtype))(params)
@@ -114,7 +125,16 @@ class Generator:
         require(beams <= entries, "beams", beams, f"the vocabulary has {entries} entries; choose at most as many")
         keys = range(len(prompts)) if numbers is None else numbers
         texts = [
-            _Text(self.tokenizer, decoding, prompt, sample, np.asarray(prompts[prompt], np.int32), key, goes_on=self._goes_on)
+            _Text(
+                self.tokenizer,
+                decoding,
+                prompt,
+                sample,
+                np.asarray(prompts[prompt], np.int32),
+                key,
+                goes_on=self._goes_on,
+                end=self._end,
+            )
             for prompt, key in zip(range(len(prompts)), keys, strict=True)
             for sample in range(decoding.samples)
         ]
@@ -148,7 +168,7 @@ class Generator:
             BadInput: as for `generate`.
         """
         self._check([prompt], decoding)
-        text = _Text(self.tokenizer, decoding, 0, 0, np.asarray(prompt, np.int32), number, goes_on=self._goes_on)
+        text = _Text(self.tokenizer, decoding, 0, 0, np.asarray(prompt, np.int32), number, goes_on=self._goes_on, end=self._end)
         emitted = 0
         for _ in self._continue([text], _slots(len(text.prompt_ids)), 1, decoding, chunk):
             final = text.final()
@@ -207,7 +227,7 @@ class Generator:
     def _search(self, texts: "list[_Text]", slots: int, rows: int, decoding: Decoding) -> None:
         """Find the best texts of a batch of prompts; `texts` are the samples of each in turn."""
         rows, several = device_mesh.round_up_rows(self.mesh, rows), texts[:: decoding.samples]
-        end = None if decoding.past_end else self.tokenizer.end_of_text
+        end = None if decoding.past_end else self._end
         with jax.set_mesh(self.mesh):
             local = device_mesh.local_rows(self.mesh, rows)
             local_prompts = jax.tree.map(lambda leaf: leaf[local], self._prompts(several, slots, rows))
@@ -255,15 +275,21 @@ class _Text:
         number: int,
         *,
         goes_on: bool = False,
+        end: int | None = None,
     ) -> None:
-        """Begin a continuation; `goes_on`: it continues its prompt, unlike the text of an encoder-decoder."""
+        """Begin a continuation.
+
+        Args:
+            goes_on: whether it continues its prompt, unlike the text of an encoder-decoder.
+            end: the id that ends it; None = the tokenizer's end-of-text.
+        """
         self._decode = tokenizer.continuation if goes_on else tokenizer.decode
         self.prompt, self.sample, self.prompt_ids, self.number = prompt, sample, prompt_ids, number
         self.ids: list[int] = []
         self.ended: Ended | None = None
         self.score: float | None = None
         self._stop, self._limit = decoding.stop, decoding.limit
-        self._end = None if decoding.past_end else tokenizer.end_of_text
+        self._end = None if decoding.past_end else tokenizer.end_of_text if end is None else end
 
     def take(self, tokens: Sequence[int], finite: Sequence[bool]) -> None:
         """Add tokens until one of them ends the text; the tokens after that are ignored."""

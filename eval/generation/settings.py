@@ -69,6 +69,8 @@ class Prompts:
     """name=value for the template's fields before the answer, which is the first field not named."""
     begin: bool = False
     """Put end-of-text before every prompt, as before a document in training; the prompt may then be empty."""
+    chat: bool = False
+    """Render each prompt as a turn of the user with the model's chat template, and print the answer alone, up to its end mark."""
     choices: tuple[str, ...] = ()
     """Generate nothing, but score these continuations, exactly as given: most begin with a space."""
 
@@ -82,6 +84,9 @@ class Prompts:
         else:
             require(not self.template, "template", repr(self.template), "it needs --examples")
             require(not self.query, "query", " ".join(self.query), "it needs --examples")
+        for name in ("examples", "choices", "begin") if self.chat else ():
+            value = getattr(self, name)
+            require(not value, name, value, "--chat takes prompts as turns of the user; leave one of the two out")
         require(self.begin or "" not in self.prompt, "prompt", "''", "write some text, or add --begin to start a document")
         require("" not in self.choices, "choices", "''", "write some text in each")
         for name in ("prompt", "template", "query", "choices"):

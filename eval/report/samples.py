@@ -11,6 +11,7 @@ from jaxtyping import Integer
 from eval.generation import cross_attention_weights
 from eval.generation.generator import HELD, Generator
 from eval.generation.settings import Decoding
+from train.inputs.dialogue_inputs import Dialogues
 from train.inputs.pair_inputs import TextPairs
 from train.rows.token_cache import Tokens
 from train.run.run_dir import write_json
@@ -36,10 +37,12 @@ class Beginning(NamedTuple):
 
 
 def of_run(file: Path, net: Model, params: Any, mesh: Mesh, data: Any, **how: Any) -> None:
-    """Call `write` with a run's held-out text if its model continues texts, or `write_pairs` for an encoder-decoder."""
+    """Call `write` with a run's held-out text if its model continues texts, else `write_pairs` or `write_responses`."""
     if isinstance(data, TextPairs):
         if net.is_encoder_decoder:
             write_pairs(file, net, params, mesh, data, **how)
+    elif isinstance(data, Dialogues):
+        write_responses(file, net, params, mesh, data, **how)
     elif net.generates and not net.is_encoder_decoder:
         write(file, net, params, mesh, data.tokenizer, data.held_out, **how)
 
@@ -50,7 +53,7 @@ def preview(net: Model, params: Any, mesh: Mesh, data: Any, *, length: int, dtyp
     It is empty if the model continues no texts, or if the text is too short. Every process calls this. The arguments are those of
     `write`.
     """
-    if isinstance(data, TextPairs) or not net.generates or net.is_encoder_decoder:
+    if isinstance(data, TextPairs | Dialogues) or not net.generates or net.is_encoder_decoder:
         return ""
     pieces = beginnings(data.held_out, data.tokenizer, length, 1)
     if not pieces:
@@ -136,6 +139,35 @@ def write_pairs(
         content["alignment"] = cross_attention_weights.record(net, params, data.tokenizer, source, generated[0].ids)
     if jax.process_index() == 0:
         write_json(file, content)
+
+
+def write_responses(
+    file: Path, net: Model, params: Any, mesh: Mesh, data: Dialogues, *, length: int, step: int, dtype: Any, count: int = 4
+) -> None:
+    """Write {"step", "pairs", "samples"} of held-out instructions to a file.
+
+    Prompts are the texts before the last responses, `text` the model's greedy response, `truth` that of the data.
+
+    Args:
+        length: tokens in the rows that the model was trained on: prompt and response together have no more.
+
+    Raises:
+        BadInput: the model's logits are not finite.
+    """
+    rows, tokenizer = data.held_out, data.tokenizer
+    texts = [rows.texts[number] for number in np.unique(np.linspace(0, len(rows.texts) - 1, count).astype(int)).tolist()]
+    starts = [int(np.flatnonzero(~text.counted)[-1]) + 1 for text in texts]
+    # A response that was cut has no end mark.
+    end = next((last for text in texts if (last := int(text.ids[-1])) in tokenizer.special_names.values()), None)
+    generator = Generator(net, params, mesh, tokenizer, dtype=dtype, batch=count, end=end)
+    prompts = [text.ids[:start] for text, start in zip(texts, starts, strict=True)]
+    decoding = Decoding(limit=max(1, min(CONTINUATION, length - max(starts))), sampling=GREEDY)
+    samples = [
+        {"prompt": tokenizer.decode(prompt), "text": written.text, "truth": tokenizer.continuation(text.ids[start:])}
+        for prompt, text, start, written in zip(prompts, texts, starts, generator.generate(prompts, decoding), strict=True)
+    ]
+    if jax.process_index() == 0:
+        write_json(file, {"step": step, "pairs": True, "samples": samples})
 
 
 def beginnings(held_out: Tokens, tokenizer: Tokenizer, length: int, count: int = 4) -> list[Beginning]:

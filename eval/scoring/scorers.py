@@ -1,7 +1,8 @@
 """The scorer of each objective: perplexity, bits per byte, accuracy, or the metrics of labels; and `zoo eval RUN`.
 
 Causal objectives are scored by `language_model` (bits per byte, perplexity, loss); masked, left-to-right, distilled and
-permutation ones by `masked` (perplexity and accuracy of predictions); denoising and text to text by `seq2seq` (perplexity);
+permutation ones by `masked` (perplexity and accuracy of predictions); denoising, text to text and instruction by `seq2seq`
+(perplexity);
 fine-tuning by `labelled`.
 """
 
@@ -31,7 +32,7 @@ from zoo.runtime import jax_setup
 SCORERS: dict[str, Callable[[ScoringInputs], Callable[[Any], Any]]] = {
     "causal": language_model.of_run,
     **dict.fromkeys(("masked", "left_to_right", "distilled", "permutation"), masked_lm.of_run),
-    **dict.fromkeys(("denoising", "text_to_text"), seq2seq.of_run),
+    **dict.fromkeys(("denoising", "text_to_text", "instruction"), seq2seq.of_run),
     **dict.fromkeys(labelled.TASKS, labelled.of_run),
 }
 """Objective -> function that returns the scorer, (parameters) -> score; a score has `record()`."""

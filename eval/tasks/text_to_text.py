@@ -2,7 +2,8 @@
 
 Format: pairs of texts, as training reads them. Two files are parallel, --files SOURCE TARGET, line n of the second the reference
 for line n of the first; or tables (.tsv, .csv, .jsonl, .parquet, folders of `datasets`), their columns named by --labelled.text
-and --labelled.label. A run adds its own prefix before each source, unless --prefix is given.
+and --labelled.label, or `prompt` and `completion`; or conversations (`messages`), whose last turns are the references. A run adds
+its own prefix before each source, unless --prefix is given.
 
 Texts are decoded greedily or by beam search (--beams), with at most --tokens.
 
@@ -13,6 +14,7 @@ Metrics, all of them or those named after the colon, as in text_to_text:bleu,chr
 Examples are pairs. Details: beams, tokens, signatures, and some of the texts.
 """
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -27,9 +29,11 @@ from eval.tasks import Progress, Result, Settings
 from train.config.data_options import Data
 from train.config.objectives import TextToTextOptions, from_labelled
 from train.data import labelled_reader
-from train.data.example_types import Pair
-from train.inputs.pair_inputs import parallel
+from train.data.example_types import Dialogue, Pair
+from train.inputs.pair_inputs import encode_texts, parallel
 from train.run.outcomes import Outcomes
+from train.tokenizers.chat_ids import rendered_pairs
+from train.tokenizers.chat_template import chat_template
 from train.weights.load import Loaded
 from zoo.errors import BadInput, require
 from zoo.generation.settings import GREEDY
@@ -42,8 +46,8 @@ SHOWN = 10
 TABLES = (".tsv", ".csv", ".jsonl", ".parquet")
 
 
-def read(names: Sequence[str], settings: Settings) -> list[Pair]:
-    """Read the pairs of parallel files or of tables.
+def read(names: Sequence[str], settings: Settings) -> list[Pair | Dialogue]:
+    """Read the pairs of parallel files or of tables, or conversations, whose last turns are the references.
 
     Raises:
         BadInput: an unknown measure, no such file, or files without pairs; see `train.inputs.pair_inputs` and
@@ -60,7 +64,7 @@ def read(names: Sequence[str], settings: Settings) -> list[Pair]:
     return tasks.first(list(parallel(names[:1], names[1:], options)), settings.limit)
 
 
-def score(subject: Loaded, pairs: list[Pair], settings: Settings, progress: Progress) -> Result:
+def score(subject: Loaded, items: list[Pair | Dialogue], settings: Settings, progress: Progress) -> Result:
     """Generate a text for every source and compare it with the reference.
 
     Raises:
@@ -69,14 +73,16 @@ def score(subject: Loaded, pairs: list[Pair], settings: Settings, progress: Prog
     net, tokenizer, run = subject.model, subject.tokenizer, subject.run
     if not net.is_encoder_decoder:
         raise BadInput(f"--task text_to_text: {subject.name} is a {net.family} without an encoder; choose an encoder-decoder")
+    template = functools.cache(lambda: chat_template(tokenizer, subject.name))
+    pairs = rendered_pairs(items, tokenizer, template, "last")
     measures, references = _measures(settings.argument), [pair.target for pair in pairs]
     # A missing package is reported before the work, not after it.
     for name in measures:
         text_overlap.MEASURES[name](references[:1], references[:1])
     own_prefix = run.options.pairs.prefix if run is not None and isinstance(run.options, TextToTextOptions) else ""
     prefix = settings.prefix or own_prefix
-    inputs = (f"{prefix} {pair.source}" if prefix else pair.source for pair in pairs)
-    sources = [np.append(ids, tokenizer.end_of_text).astype(np.int32) for ids in tokenizer.encode_many(inputs)]
+    inputs = [(f"{prefix} {pair.source}" if prefix else pair.source, pair.rendered) for pair in pairs]
+    sources = [np.append(ids, tokenizer.end_of_text).astype(np.int32) for ids in encode_texts(tokenizer, inputs)]
     tokens = settings.tokens or LIMIT
     decoding = Decoding(limit=tokens, sampling=GREEDY, search=settings.search)
     generator = Generator(

@@ -24,6 +24,7 @@ OBJECTIVE_METRICS: dict[str, tuple[str, ...]] = {
     "distilled": ("perplexity", "loss", "masked_loss", "accuracy"),
     "denoising": ("perplexity", "loss"),
     "text_to_text": ("perplexity", "loss"),
+    "instruction": ("perplexity", "loss"),
     "span": ("loss", "f1", "exact"),
     "choice": ("loss", "accuracy"),
 }

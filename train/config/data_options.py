@@ -91,6 +91,14 @@ class EncoderData(TextData):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class DialogueData(Data):
+    """Instructions with responses and their division into rows."""
+
+    pack: bool = False
+    """Pack several examples into a row, first-fit, isolated from each other."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class PairData(Data):
     """Pairs of texts and their division into rows."""
 

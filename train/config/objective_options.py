@@ -11,6 +11,9 @@ Encoding = Literal["utf-8", "latin-1"]
 Format = Literal["auto", "tsv", "csv", "jsonl", "conll", "label_first", "squad", "race"]
 Disturbance = Literal["spans", "iid", "drop", "bert", "mass", "deshuffle", "prefix", "lm"]
 Factorization = Literal["permutation", "denoising"]
+Turns = Literal["all", "last"]
+BUILT_IN = "builtin"
+"""Value of --chat.template for the template in `train.tokenizers.chat_template`."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -187,6 +190,17 @@ class Reading:
 
     def __post_init__(self) -> None:
         """Check the values; subclasses extend this."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Chat:
+    """Rendering of conversations, which are read from a column "messages"."""
+
+    template: str = ""
+    """Chat template: a file (chat_template.jinja), or builtin for "User: ...", "Assistant: ..."; it is stored with the tokenizer.
+    Empty = the tokenizer's own."""
+    turns: Turns = "all"
+    """Turns of the assistant that are learned: all of them, or the last one of each conversation."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

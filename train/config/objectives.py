@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Any, ClassVar, TypeVar, get_args, get_type_hints
 
 from train.config import objective_options as groups
-from train.config.data_options import CausalData, Data, EncoderData, PairData, TextData
+from train.config.data_options import CausalData, Data, DialogueData, EncoderData, PairData, TextData
 from zoo import plugins
 from zoo.configs import Objective
 from zoo.errors import require
@@ -92,6 +92,16 @@ class TextToTextOptions(TokenOptions):
     pairs: groups.Pairs = groups.Pairs()
     labelled: groups.PairTables = groups.PairTables()
     denoising: groups.SourceMask = groups.SourceMask()
+    chat: groups.Chat = groups.Chat()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class InstructionOptions(TokenOptions):
+    """Options of fine-tuning on responses."""
+
+    objective, data = "instruction", DialogueData
+    labelled: groups.Reading = groups.Reading()
+    chat: groups.Chat = groups.Chat()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -131,6 +141,7 @@ OPTIONS: dict[str, type[ObjectiveOptions]] = {
     for kind in (
         *(CausalOptions, LeftToRightOptions, MaskedOptions, DistilledOptions, PermutationOptions, DenoisingOptions),
         TextToTextOptions,
+        InstructionOptions,
         *(ClassificationOptions, TaggingOptions, SpanOptions, ChoiceOptions),
     )
 }

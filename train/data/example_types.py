@@ -73,6 +73,26 @@ class Pair(Example):
 
     source: str
     target: str
+    rendered: bool = False
+    """True if a chat template has written the texts: names of special tokens in them are those tokens."""
+
+
+ASSISTANT, ROLES = "assistant", ("system", "user", "assistant")
+
+
+class Message(NamedTuple):
+    """A turn of a conversation."""
+
+    role: str
+    """One of `ROLES`."""
+    content: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Dialogue(Example):
+    """A conversation: a system message or none, then turns of the user and the assistant, which has the last one."""
+
+    messages: tuple[Message, ...]
 
 
 def is_iob(tags: Iterable[str]) -> bool:

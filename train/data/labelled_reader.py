@@ -14,6 +14,7 @@ from train.config.data_options import Data
 from train.config.objective_options import Choices, LabelledTexts, PairTables, Reading, TaggedWords
 from train.data import dataset_formats, records
 from train.data.dataset_formats import get
+from train.data.dialogues import is_dialogue, parse_dialogue
 from train.data.example_types import Answer, Choice, Example, Pair, Question, Tagged, Text
 from train.data.records import Record, column
 from train.data.sources import check_file, data_set, files_in, kind
@@ -192,8 +193,10 @@ def _label(record: Record, options: LabelledTexts) -> Any:
     return column(record, options.label, name, -1, "label")
 
 
-def _pair(record: Record, options: PairTables) -> Pair:
+def _pair(record: Record, options: PairTables) -> Example:
     where = record.where
+    if not (options.text or options.label or "source" in record.values) and is_dialogue(record):
+        return parse_dialogue(record)
     source = check_string(column(record, options.text, "source", 0, "text"), f"{where}: the source")
     target = check_string(column(record, options.label, "target", -1, "label"), f"{where}: the target")
     return pair(where, source, target)
@@ -310,6 +313,7 @@ TASKS = {
     "tagging": Task({".conll": dataset_formats.conll, ".annotated": dataset_formats.conll, **ANY}, _tagged, ("conll", "jsonl")),
     "span": Task({".json": dataset_formats.squad, **ANY}, _question, ("squad", "jsonl")),
     "text_to_text": Task({".tsv": records.tsv, ".csv": records.comma_separated, **ANY}, _pair, ("tsv", "csv", "jsonl")),
+    "instruction": Task(dict(ANY), lambda record, options: parse_dialogue(record), ("jsonl",)),
     "choice": Task({".json": dataset_formats.race, ".txt": dataset_formats.race, **ANY}, _choice, ("race", "jsonl")),
 }
 """Tasks by objective."""

@@ -14,7 +14,7 @@ from rich.text import Text
 from train.config import run_config
 from train.data.text_files import Document
 from train.inputs import dataset
-from train.rows import contiguous_rows, example_rows, lm_rows, seq2seq_rows
+from train.rows import contiguous_rows, dialogue_rows, example_rows, lm_rows, seq2seq_rows
 from train.rows.batches import Batches
 from train.rows.mixture import Mixture
 from train.run.run_dir import RunDir
@@ -124,6 +124,8 @@ def _ranges(row: Any) -> list[_Range]:
         return [_Range(*row.origin, 1)]
     if isinstance(row, lm_rows.LmRow):
         return [_Range(piece.document, piece.start, len(piece.ids)) for piece in row.pieces]
+    if isinstance(row[0], dialogue_rows.PackedDialogue):
+        return [_Range(packed.example, 0, len(packed.text.ids)) for packed in row]
     if isinstance(row[0], seq2seq_rows.PackedPair):
         return [_Range(pair.example, 0, len(pair.sides.source)) for pair in row]
     if isinstance(row, example_rows.ExampleRow):
@@ -146,9 +148,13 @@ def _show(console: Console, tokenizer: Tokenizer, example: Batch, row: Any, name
     for number, option in enumerate(_options(example), 1):
         if option is not example:
             _heading(console, f"option {number}")
-        _side(console, tokenizer, option, origins if apart else [])
+        _side(console, tokenizer, option, origins if apart else [], as_targets=_is_dialogue(row))
     if example.labels is not None:
         _heading(console, f"labels: {_printable(str(example.labels))}")
+
+
+def _is_dialogue(row: Any) -> bool:
+    return isinstance(row, tuple) and bool(row) and isinstance(row[0], dialogue_rows.PackedDialogue)
 
 
 def _options(example: Batch) -> list[Batch]:
@@ -169,11 +175,15 @@ def _heading(console: Console, text: str) -> None:
     console.print(Text(f"  {text}", style="cyan"))
 
 
-def _side(console: Console, tokenizer: Tokenizer, side: Batch, origins: list[str]) -> None:
-    """Print the tokens of one side, in stretches of one segment and type with consecutive positions."""
+def _side(console: Console, tokenizer: Tokenizer, side: Batch, origins: list[str], *, as_targets: bool = False) -> None:
+    """Print the tokens of one side, in stretches of one segment and type with consecutive positions.
+
+    Args:
+        as_targets: mark the tokens that do not count as targets, instead of the positions whose predictions do not count.
+    """
     filled = _filled(side)
     positions = np.arange(len(filled)) if side.positions is None else side.positions
-    cells = _cells(tokenizer, side)
+    cells = _cells(tokenizer, side, as_targets=as_targets)
     segment = None
     for start, end in itertools.pairwise(_starts(side, positions, filled)):
         if not filled[start]:
@@ -218,9 +228,11 @@ def _weights(side: Batch) -> np.ndarray:
     return weights
 
 
-def _cells(tokenizer: Tokenizer, side: Batch) -> list[Text]:
+def _cells(tokenizer: Tokenizer, side: Batch, *, as_targets: bool) -> list[Text]:
     """Return the printed form of each token; if nothing is predicted at all, every token has that of a counted one."""
     weights, targets = _weights(side), _targets(side)
+    if as_targets:
+        weights = np.append(np.float32(0), weights[:-1])
     counted = (weights > 0) | (side.targets is None)
     edge = np.concatenate([[True], counted | ~_filled(side), [True]])
     cells = []

@@ -3,7 +3,7 @@
 from typing import Any
 
 from train.config import run_config
-from train.inputs import labelled_inputs, pair_inputs
+from train.inputs import dialogue_inputs, labelled_inputs, pair_inputs
 from train.rows import encoder_rows
 from train.rows.row_source import RowSource
 
@@ -25,6 +25,12 @@ def notices(run: run_config.Run, data: Any) -> list[str]:
         rows = component.rows
         if (share := padding_share(run, rows)) > PADDING:
             lines.append(f"{share:.1%} of the training rows are padding; {_shorter(run, rows)}")
+        if isinstance(rows, dialogue_inputs.Rows) and (count := sum(text.differs for text in rows.texts)):
+            lines.append(
+                f"in {count:,} of {len(rows.texts):,} training examples the tokens before the response are not those of the "
+                "prompt alone, from which a text is generated; put the space between them at the beginning of completions, or "
+                "correct what the chat template writes for add_generation_prompt"
+            )
     return lines
 
 
@@ -46,6 +52,8 @@ def padding_share(run: run_config.Run, rows: RowSource) -> float:
         return 1 - rows.text_size / (rows.length * sum(len(row.inputs) for row in rows.rows))
     if isinstance(rows, pair_inputs.Rows):
         return 1 - rows.text_size / (len(rows) * (rows.length + (run.data.target_length or rows.length)))
+    if isinstance(rows, dialogue_inputs.Rows):
+        return 1 - rows.text_size / (len(rows) * rows.length)
     return 1 - rows.targets / (len(rows) * rows.length) if isinstance(rows, encoder_rows.EncoderRows) else 0.0
 
 

@@ -7,12 +7,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Int, Int64
+from jaxtyping import Int, Int32, Int64
 
 from train.config import run_config
 from train.config.objective_options import Reading
 from train.data import labelled_reader
-from train.data.example_types import Pair
+from train.data.dialogues import texts_of
+from train.data.example_types import Dialogue, Pair
 from train.data.records import TO_UTF8
 from train.data.text_files import Document, lines
 from train.rows.lm_rows import ends
@@ -21,6 +22,8 @@ from train.rows.row_source import SampledRows, digest_of
 from train.rows.seq2seq_rows import PackedPair, SourceTarget, text_special_tokens_of
 from train.run.console import short
 from train.run.run_dir import RunDir
+from train.tokenizers.chat_ids import rendered_pairs
+from train.tokenizers.chat_template import chat_template, with_template
 from train.tokenizers.tokenizer import Tokenizer
 from train.weights.tokenizer_choice import check_vocabulary, existing_tokenizer
 from zoo.errors import BadInput, require
@@ -139,11 +142,16 @@ def read(run: run_config.Run, folder: RunDir, cache: Path, *, quiet: bool = Fals
             long.
     """
     training, held_out = split(run)
+    choice, messages = run.options.chat.template, any(isinstance(example, Dialogue) for example in [*training, *held_out])
+    fix = "the data has no messages, and other texts are not rendered; remove it"
+    require(messages or not choice, "chat.template", choice, fix)
     tokenizer = existing_tokenizer(run, folder)
     if tokenizer is None:
-        texts = (text for pair in training for text in (pair.source, pair.target))
+        texts = (text for example in training for text in texts_of(example))
         tokenizer = Tokenizer.train(texts, run.tokenizer.vocab, run.tokenizer.kind, run.tokenizer.lowercase)
+    tokenizer = with_template(tokenizer, choice)
     check_vocabulary(run, tokenizer)
+    training, held_out = (_rendered(half, run, tokenizer) for half in (training, held_out))
     token_bytes = np.zeros(run.model.vocab, np.int64)
     token_bytes[: tokenizer.vocab_size] = tokenizer.token_bytes()
     rows = rows_of(training, run, tokenizer)
@@ -152,8 +160,8 @@ def read(run: run_config.Run, folder: RunDir, cache: Path, *, quiet: bool = Fals
     return TextPairs(tokenizer, token_bytes, Mixture((component,)), rows, rows_of(held_out, run, tokenizer))
 
 
-def split(run: run_config.Run) -> tuple[list[Pair], list[Pair]]:
-    """Return (training, held-out) pairs of parallel files, or of two columns of tables.
+def split(run: run_config.Run) -> tuple[list[Pair | Dialogue], list[Pair | Dialogue]]:
+    """Return (training, held-out) pairs of parallel files or of two columns of tables, or conversations.
 
     Raises:
         BadInput: there are no files or files of both kinds, a file cannot be read or is in both halves, parallel files differ in
@@ -169,12 +177,18 @@ def split(run: run_config.Run) -> tuple[list[Pair], list[Pair]]:
         return labelled_reader.split("text_to_text", run.data, options)  # pyright: ignore[reportReturnType]
     unused = " ".join(run.data.paths + run.data.valid_paths)
     require(not unused, "data.paths", unused, "pairs are read from --pairs.source; remove it")
-    training = list(parallel(files.source, files.target, options))
+    training: list[Pair | Dialogue] = list(parallel(files.source, files.target, options))
     if not files.valid_source:
         return labelled_reader.halves(training, run.data.valid_fraction)
     if both := {Path(file).resolve() for file in files.source} & {Path(file).resolve() for file in files.valid_source}:
         raise BadInput(f"--pairs.valid-source {min(both)}: it is also in --pairs.source; hold out pairs that are not trained on")
     return training, list(parallel(files.valid_source, files.valid_target, options))
+
+
+def _rendered(examples: Sequence[Pair | Dialogue], run: run_config.Run, tokenizer: Tokenizer) -> list[Pair]:
+    """Return examples as pairs; conversations are rendered with the tokenizer's chat template."""
+    template = functools.cache(lambda: chat_template(tokenizer, run.init or "the tokenizer"))
+    return rendered_pairs(examples, tokenizer, template, run.options.chat.turns)
 
 
 def parallel(sources: Sequence[str], targets: Sequence[str], options: Reading) -> Iterator[Pair]:
@@ -218,8 +232,8 @@ def _encoded(
     """Yield the ids of both sides of each pair, with their end tokens."""
     special, prefix = text_special_tokens_of(tokenizer), run.options.pairs.prefix
     prefix = f"{prefix} " if prefix else ""
-    sources = tokenizer.encode_many(prefix + example.source for example in examples)
-    targets = tokenizer.encode_many(example.target for example in examples)
+    sources = encode_texts(tokenizer, [(prefix + example.source, example.rendered) for example in examples])
+    targets = encode_texts(tokenizer, [(example.target, example.rendered) for example in examples])
     options = (("source", "--data.length"), ("target", "--data.target-length"))
     for example, *encodings in zip(examples, sources, targets, strict=True):
         cut_ids = []
@@ -233,6 +247,13 @@ def _encoded(
                 )
             cut_ids.append(np.append(ids[: limit - 1], special.end).astype(np.int32))
         yield SourceTarget(*cut_ids)
+
+
+def encode_texts(tokenizer: Tokenizer, texts: Sequence[tuple[str, bool]]) -> Iterator[Int32[np.ndarray, " n"]]:
+    """Yield the ids of each of (text, whether a chat template has rendered it)."""
+    plain = tokenizer.encode_many(text for text, rendered in texts if not rendered)
+    for text, rendered in texts:
+        yield tokenizer.encode_rendered([text])[0] if rendered else next(plain)
 
 
 def _packed(sides: Sequence[SourceTarget], capacity: tuple[int, int]) -> Int64[np.ndarray, " examples"]:

@@ -10,7 +10,7 @@ from train import recipes
 from train.config import run_config
 from train.data.example_types import Answer, Choice, Example, Pair, Question, Tagged, Text
 from train.data.text_files import Document
-from train.inputs import labelled_inputs, pair_inputs
+from train.inputs import dialogue_inputs, labelled_inputs, pair_inputs
 from train.objectives import objective
 from train.rows.row_source import RowSource
 from train.rows.token_cache import prepare
@@ -93,5 +93,9 @@ def _pairs(run: run_config.Run, tokenizer: Tokenizer, folder: Path) -> RowSource
     return pair_inputs.rows_of([Pair(origin="nonsense", source=_nonsense(2), target=_nonsense(2))], run, tokenizer)
 
 
-_ROWS = {"text": _text, "labelled": _labelled, "pairs": _pairs}
+def _dialogues(run: run_config.Run, tokenizer: Tokenizer, folder: Path) -> RowSource:
+    return dialogue_inputs.rows_of([Pair(origin="nonsense", source=_nonsense(2), target=" the end")], run, tokenizer)
+
+
+_ROWS = {"text": _text, "labelled": _labelled, "pairs": _pairs, "dialogue": _dialogues}
 """`Objective.DATA` -> function that makes synthetic rows."""

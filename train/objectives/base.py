@@ -23,6 +23,8 @@ from train.tokenizers.tokenizer import Tokenizer
 from zoo.batch import Batch
 from zoo.models import Model
 
+Kind = Literal["text", "labelled", "pairs", "dialogue"]
+
 
 class Objective(abc.ABC):
     """The predictions that a run learns: how rows become arrays on the host, and the loss of these arrays on the devices.
@@ -35,8 +37,9 @@ class Objective(abc.ABC):
 
     NAME: ClassVar[str]
     """Name of the objective: its file, the value of `Run.objective`, and the main term of its loss."""
-    DATA: ClassVar[Literal["text", "labelled", "pairs"]] = "text"
-    """Kind of the data: documents, labelled examples, or pairs of a source and a target text (see `train.inputs.dataset`)."""
+    DATA: ClassVar[Kind] = "text"
+    """Kind of the data: documents, labelled examples, pairs of a source and a target text, or instructions with responses (see
+    `train.inputs.dataset`)."""
 
     # --- On the host ---
 
@@ -204,7 +207,7 @@ class Objective(abc.ABC):
 class LabelledObjective(Objective):
     """An objective of labelled examples, whose rows are `train.rows.example_rows.ExampleRow`s."""
 
-    DATA: ClassVar[Literal["text", "labelled", "pairs"]] = "labelled"
+    DATA: ClassVar[Kind] = "labelled"
 
     @classmethod
     def builder(cls, run: Run, tokenizer: Tokenizer, counts: Callable[[], Int64[np.ndarray, " V"]]) -> Build:

@@ -10,7 +10,7 @@ import tokenizers
 
 from train.tokenizers import byte_bpe, sentencepiece_proto, special_tokens, unigram, wordpiece, xlnet_unigram
 from train.tokenizers.hf_class_check import OF_KIND, SWITCHES, check, follows, special_entries
-from train.tokenizers.hf_settings import ALIASES, AS_WRITTEN, MOST_SENTINELS, Settings
+from train.tokenizers.hf_settings import ALIASES, AS_WRITTEN, DEFAULTS, MOST_SENTINELS, Settings
 from train.tokenizers.tokenizer import END_OF_TEXT, FILE, LARGEST_FILE, SETTINGS, Kind, Tokenizer, read_chat_template
 from zoo.errors import BadInput
 from zoo.hf.config_json import read_json
@@ -84,7 +84,7 @@ def write_tokenizer(folder: Path, tokenizer: Tokenizer, *, longest: int | None) 
         # The model lacks the special tokens that tokenizer.json adds to the vocabulary.
         (folder / VOCABULARY).write_text(json.dumps(entries, ensure_ascii=False), encoding="utf-8")
     content, config = json.loads(core.to_str()), dict(tokenizer.settings)
-    values = config if "tokenizer_class" in config else {**_settings(tokenizer.kind, content), **config}
+    values = _with_class(tokenizer, content)
     name = ALIASES.get(str(values["tokenizer_class"]).removesuffix("Fast"), AS_WRITTEN)
     settings = Settings(folder / SETTINGS, values, name)
     if not follows(name, settings, content):
@@ -95,6 +95,19 @@ def write_tokenizer(folder: Path, tokenizer: Tokenizer, *, longest: int | None) 
     if longest is not None:
         values["model_max_length"] = longest
     (folder / SETTINGS).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+
+def special_token_names(tokenizer: Tokenizer) -> dict[str, str]:
+    """Return the special tokens that `transformers` names after it has read the files of `write_tokenizer`, by role."""
+    values = _with_class(tokenizer, tokenizer.content())
+    name = ALIASES.get(str(values["tokenizer_class"]).removesuffix("Fast"), AS_WRITTEN)
+    return {**DEFAULTS.get(name, {}), **Settings(Path(SETTINGS), values, name).named()}
+
+
+def _with_class(tokenizer: Tokenizer, content: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings of a tokenizer, with those of its kind if they name no class."""
+    config = dict(tokenizer.settings)
+    return config if "tokenizer_class" in config else {**_settings(tokenizer.kind, content), **config}
 
 
 def _settings(kind: Kind, content: dict[str, Any]) -> dict[str, Any]:

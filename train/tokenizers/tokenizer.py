@@ -1,6 +1,7 @@
 """Tokenizers: the byte-level BPE of GPT-2 and RoBERTa, BERT's WordPiece, and the unigram models of T5 and XLNet."""
 
 import copy
+import functools
 import hashlib
 import json
 import os
@@ -61,7 +62,7 @@ class Tokenizer:
     settings: Mapping[str, Any]
     """Content of the tokenizer_config.json beside it, none of which changes ids; empty if there was none."""
     chat_template: str | None
-    """Content of the chat_template.jinja beside it, which is stored and not used; None if there was none."""
+    """Content of the chat_template.jinja beside it, which `train.tokenizers.chat_template` renders; None if there was none."""
 
     def __init__(self, content: Any, settings: Mapping[str, Any] | None = None, chat_template: str | None = None) -> None:
         """Build a tokenizer from the parsed content of a tokenizer.json, and the content of the files to store with it.
@@ -193,6 +194,30 @@ class Tokenizer:
                 if last:
                     yield np.concatenate(parts)
                     parts = []
+
+    def encode_rendered(self, texts: Sequence[str]) -> list[Int32[np.ndarray, " tokens"]]:
+        """Return the ids of texts that a chat template has rendered, in which the names of special tokens are those tokens.
+
+        This is what `transformers` does with every text, without the special tokens that it puts around one.
+        """
+        encodings = self._parsing_core.encode_batch_fast(texts, add_special_tokens=False)
+        return [np.array(encoding.ids, np.int32) for encoding in encodings]
+
+    @functools.cached_property
+    def _parsing_core(self) -> tokenizers.Tokenizer:
+        """The library's tokenizer, which replaces the names of special tokens by their ids."""
+        core = _parse(self._json)
+        core.no_truncation()
+        core.no_padding()
+        core.encode_special_tokens = False
+        return core
+
+    @functools.cached_property
+    def special_names(self) -> dict[str, int]:
+        """The ids by name of all special tokens, also of those without a role here; that of unknown is none of them."""
+        own = self.special_tokens or self.text_special_tokens
+        ids = {number for number, token in self._core.get_added_tokens_decoder().items() if token.special} | self._special()
+        return {str(self._core.id_to_token(number)): number for number in sorted(ids - ({own.unk} if own else set()))}
 
     def encode_batch(self, texts: Sequence[str]) -> list[Int32[np.ndarray, " tokens"]]:
         """Return the ids of each text, on all cores: the library's threads need the interpreter lock only for the result."""

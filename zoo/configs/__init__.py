@@ -31,6 +31,7 @@ Objective = Literal[
     "choice",
     "denoising",
     "text_to_text",
+    "instruction",
 ]
 Implementation = Literal["auto", "reference", "xla", "blocked", "cudnn", "tokamax", "splash"]
 Precision = Literal["auto", "float32", "bfloat16"]

@@ -32,7 +32,7 @@ from zoo.nn.layers import (
 )
 from zoo.sharding import BATCH, Rules, constrain
 
-OBJECTIVES = ("causal",)
+OBJECTIVES = ("causal", "instruction")
 SHARDING: Rules = ()
 LORA = ("c_attn",)
 """Names of the published matrices that have adapters by default (`zoo.lora`)."""

@@ -42,6 +42,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     lines = "".join(" ".join(random.Random(n).choices(book.split()[:200], k=6)) + "\n" for n in range(40))
     for side in ("source", "target"):
         (folder / f"{side}.txt").write_text(lines)
+    labelled_files.put(folder / "instruction.jsonl", [{"prompt": f"{n} and", "completion": f" {n + 1}"} for n in range(40)])
     (folder / "wordpiece").mkdir()
     Tokenizer.train(chapters[:2], 400, "wordpiece").save(folder / "wordpiece")
     return folder
@@ -53,7 +54,7 @@ def with_data(run: run_config.Run, files: Path) -> run_config.Run:
     run = dataclasses.replace(run, accumulate=1, data=data)
     run = tiny.with_options(run, distillation=Distillation()) if run.teacher else run
     other = "labelled" if run.recipe.startswith("fine") else "text"
-    kind = {"denoising": "text", "text_to_text": "pairs"}.get(run.objective, other)
+    kind = {"denoising": "text", "text_to_text": "pairs", "instruction": "instruction"}.get(run.objective, other)
     if kind == "pairs":
         pairs = dataclasses.replace(run.options.pairs, source=(str(files / "source.txt"),), target=(str(files / "target.txt"),))
         run = tiny.with_options(run, pairs=pairs)

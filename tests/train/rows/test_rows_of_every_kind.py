@@ -18,7 +18,7 @@ from train.config.objective_options import Denoising, Disturbance, Permutation
 from train.config.objectives import find_options
 from train.config.run_config import Run
 from train.data.example_types import Pair
-from train.inputs import labelled_inputs, pair_inputs
+from train.inputs import dialogue_inputs, labelled_inputs, pair_inputs
 from train.objectives import objective
 from train.rows.batches import in_order
 from train.rows.contiguous_rows import ContiguousRows, Reading
@@ -81,6 +81,8 @@ KINDS: dict[str, Callable[[], Made]] = {
     **{goal: functools.partial(of_examples, goal) for goal in finetuned.TASKS},
     "text_to_text": lambda: sequence_to_sequence("text_to_text", length=64),
     "text_to_text, pack": lambda: sequence_to_sequence("text_to_text", length=64, pack=True),
+    "instruction": lambda: run_of("instruction", tiny.run().model, uncased()),
+    "instruction, pack": lambda: run_of("instruction", tiny.run().model, uncased(), pack=True),
 }
 DRAWN = ("masked", "permutation", "denoising")
 """Objectives whose arrays are drawn."""
@@ -95,6 +97,9 @@ def plan(run: Run, tokenizer: Tokenizer, backwards: bool = False) -> Any:
     if goal.DATA == "pairs":
         pairs = [Pair(origin="", source="a" * n, target="b" * (1 + n % 7)) for n in range(1, 20)]
         return pair_inputs.rows_of(pairs[::direction], run, tokenizer)
+    if goal.DATA == "dialogue":
+        pairs = [Pair(origin="", source="a " * n, target=" b" * (1 + n % 4)) for n in range(1, 19)]
+        return dialogue_inputs.rows_of(pairs[::direction], run, tokenizer)
     tokens = stream(TEXTS[::direction], tokenizer)
     return goal.plan_rows(dataclasses.replace(tokens, fingerprint=f"{direction}"), run, tokenizer)
 
@@ -220,6 +225,8 @@ def text_of(kind: str, row: Any) -> list[int]:
             parts = [piece.ids for piece in row.pieces]
         case "text_to_text":
             parts = [side for pair in row for side in pair.sides]
+        case "instruction":
+            parts = [packed.text.ids for packed in row]
         case goal if goal in finetuned.TASKS:
             parts = [inputs.ids for inputs in row.inputs]
         case _:

@@ -44,6 +44,7 @@ SCORES: list[tuple[str, str, str, Any]] = [
     ("distilled", "distilbert", "masked", masked_lm.Score(**WORDS, pairs=0.0)),
     ("denoising", "t5", "", seq2seq.Score(**TEXT)),
     ("text_to_text", "t5", "", seq2seq.Score(**TEXT)),
+    ("instruction", "gpt", "", seq2seq.Score(**TEXT)),
 ]
 
 

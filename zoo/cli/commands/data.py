@@ -5,7 +5,7 @@ import os
 from typing import Annotated
 
 from zoo.cli import early_checks
-from zoo.cli.machine_options import refuse_empty_options, take_objective
+from zoo.cli.machine_options import option_value, refuse_empty_options, take_objective
 from zoo.cli.option_parser import parse
 from zoo.errors import BadInput
 
@@ -26,7 +26,8 @@ def data(args: list[str]) -> int:
     args = args[1:]
     name = args.pop(0) if args and not args[0].startswith("-") else recipes.DEFAULT
     folder = RunDir(name) if not recipes.is_recipe(name) and os.path.isdir(name) else None
-    default, args = take_objective(read_config(name) if folder else recipes.find_recipe(name)(), args)
+    run = read_config(name) if folder else recipes.recipe_run(name, option_value(args, "--init"))
+    default, args = take_objective(run, args)
 
     @dataclasses.dataclass(frozen=True)
     class Inspect:

@@ -1,0 +1,204 @@
+"""Instructions and conversations, from files to the rows for training and scoring."""
+
+import dataclasses
+import functools
+import itertools
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Int, Int64
+
+from train.config import run_config
+from train.data import labelled_reader
+from train.data.dialogues import texts_of
+from train.data.example_types import Dialogue, Pair
+from train.data.text_files import Document
+from train.rows.dialogue_rows import PackedDialogue, encode_completions, fit
+from train.rows.lm_rows import ends, first_fit
+from train.rows.mixture import Component, Mixture
+from train.rows.row_source import SampledRows, digest_of
+from train.run.console import short
+from train.run.run_dir import RunDir
+from train.tokenizers.chat_ids import CountedIds, encode_dialogues
+from train.tokenizers.chat_template import chat_template, with_template
+from train.tokenizers.tokenizer import Tokenizer
+from train.weights.tokenizer_choice import check_vocabulary, existing_tokenizer
+from zoo.errors import require
+
+EXAMPLES_PER_BATCH = 1024
+"""Conversations that are tokenized at a time: their texts are longer than their ids."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Rows(SampledRows):
+    """Rows of one example each, or of several packed ones. They are in memory."""
+
+    examples: Sequence[Pair | Dialogue]
+    texts: Sequence[CountedIds]
+    """Ids of each example."""
+    order: Int64[np.ndarray, " examples"]
+    """Indices of the examples, row after row."""
+    first: Int64[np.ndarray, " rows_and_one"]
+    """Index in `order` at which each row begins; the last entry is the end."""
+    length: int
+    """Tokens per row."""
+    fingerprint: str
+    """SHA-256 of all rows and the tokenizer."""
+
+    def __len__(self) -> int:
+        return len(self.first) - 1
+
+    def row(self, number: int) -> tuple[PackedDialogue, ...]:
+        """Return the examples of a row."""
+        chosen = self.order[self.first[number] : self.first[number + 1]].tolist()
+        return tuple(PackedDialogue(example, self.texts[example]) for example in chosen)
+
+    @property
+    def text_size(self) -> int:
+        """Number of tokens of the examples, without padding."""
+        return sum(len(text.ids) for text in self.texts)
+
+    @property
+    def targets(self) -> int:
+        """Number of counted tokens in all rows."""
+        return sum(int(text.counted.sum()) for text in self.texts)
+
+    @functools.cached_property
+    def content_digest(self) -> str:
+        """SHA-256 of the texts of the examples, independent of their files, the chat template and the tokenizer."""
+        texts = [
+            (example.source, example.target) if isinstance(example, Pair) else tuple(map(tuple, example.messages))
+            for example in self.examples
+        ]
+        return digest_of(repr(texts), ())
+
+    def select_rows(self, chosen: Int64[np.ndarray, " n"]) -> "Rows":
+        """Return the rows with the numbers `chosen`, in this order; the examples and the fingerprint stay those of all rows."""
+        rows = [self.order[self.first[number] : self.first[number + 1]] for number in chosen]
+        return dataclasses.replace(self, order=np.concatenate(rows), first=ends(np.array([len(row) for row in rows])))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Dialogues:
+    """Tokenized instructions with responses; see `train.inputs.dataset.Inputs`."""
+
+    tokenizer: Tokenizer
+    """The tokenizer, with the chat template if there are conversations."""
+    token_bytes: Int[np.ndarray, " V"]
+    """UTF-8 bytes of each token; 0 for special tokens and for ids that the tokenizer does not have."""
+    rows: Mixture
+    training: Rows
+    """The rows in `rows`."""
+    held_out: Rows
+
+    def scored_rows(self, run: run_config.Run, stride: int) -> Rows:
+        """Return the rows of the held-out examples."""
+        return self.held_out
+
+    def validation_rows(self, run: run_config.Run) -> Rows:
+        """Return the rows of the held-out examples."""
+        return self.held_out
+
+    def counts(self) -> Int64[np.ndarray, " V"]:
+        """Return the number of occurrences of each id in the training rows."""
+        counts = np.zeros(len(self.token_bytes), np.int64)
+        for text in self.training.texts:
+            counts += np.bincount(text.ids, minlength=len(counts))
+        return counts
+
+    def fingerprints(self) -> dict[str, str]:
+        """Return the fingerprints that a checkpoint stores, so that it is never resumed on other data.
+
+        That of the held-out half is of the texts alone, so that runs with other tokenizers, lengths and weights can be compared.
+        """
+        return {"tokenizer": self.tokenizer.fingerprint, "data": self.rows.fingerprint, "held_out": self.held_out.content_digest}
+
+    def facts(self, run: run_config.Run) -> dict[str, str]:
+        """Return a summary of the data and its use in the run, for the console and the report."""
+        rows, epochs = self.training, run.steps * run.data.batch / len(self.training)
+        several = f" in {len(rows):,} rows" if len(rows) < len(rows.examples) else ""
+        counted = f"{short(rows.text_size)} tokens, {rows.targets / rows.text_size:.1%} of them responses"
+        return {
+            "data": f"{self.rows.components[0].name}: {len(rows.examples):,} examples{several}, {counted}",
+            "held out": f"{len(self.held_out.examples):,} examples",
+            "seen": f"{run.steps:,} steps of {run.data.batch}, {epochs:.3g} epochs",
+            **({"chat template": run.options.chat.template or "the tokenizer's own"} if _has_messages(rows.examples) else {}),
+        }
+
+
+def resolve_config(run: run_config.Run, folder: RunDir) -> run_config.Run:
+    """Return the run unchanged: instructions determine no value of it.
+
+    Raises:
+        BadInput: an option has no effect.
+    """
+    require(run.selection.share == 0, "selection.share", run.selection.share, "it has no effect on instructions; remove it")
+    return run
+
+
+def read(run: run_config.Run, folder: RunDir, cache: Path, *, quiet: bool = False) -> Dialogues:
+    """Read and tokenize instructions and plan their rows. A run without a tokenizer trains one on their texts.
+
+    Raises:
+        BadInput: the data cannot be read, there are conversations and no chat template, an example is too long, or the tokenizer
+            has ids beyond the vocabulary.
+    """
+    training, held_out = split(run)
+    choice, messages = run.options.chat.template, _has_messages([*training, *held_out])
+    require(
+        messages or not choice, "chat.template", choice, "the data has no messages, and plain texts are not rendered; remove it"
+    )
+    tokenizer = existing_tokenizer(run, folder)
+    if tokenizer is None:
+        options = run.tokenizer
+        tokenizer = Tokenizer.train(
+            (text for example in training for text in texts_of(example)), options.vocab, options.kind, options.lowercase
+        )
+    tokenizer = with_template(tokenizer, choice)
+    check_vocabulary(run, tokenizer)
+    token_bytes = np.zeros(run.model.vocab, np.int64)
+    token_bytes[: tokenizer.vocab_size] = tokenizer.token_bytes()
+    rows = rows_of(training, run, tokenizer)
+    named = [Document(example.origin, "") for example in training]
+    component = Component(", ".join(run.data.paths), 1.0, named, rows)
+    return Dialogues(tokenizer, token_bytes, Mixture((component,)), rows, rows_of(held_out, run, tokenizer))
+
+
+def split(run: run_config.Run) -> tuple[list[Pair | Dialogue], list[Pair | Dialogue]]:
+    """Return (training, held-out) examples; see `train.data.labelled_reader.split`."""
+    return labelled_reader.split("instruction", run.data, run.options.labelled)  # pyright: ignore[reportReturnType]
+
+
+def rows_of(examples: Sequence[Pair | Dialogue], run: run_config.Run, tokenizer: Tokenizer) -> Rows:
+    """Return the rows of examples for a run.
+
+    Raises:
+        BadInput: an example is too long or has no tokens, or its conversation cannot be rendered.
+    """
+    length, options = run.data.length, run.options
+    encoded = zip(examples, _encoded(examples, run, tokenizer), strict=True)
+    texts = [fit(text, length, example.origin, truncate=options.labelled.truncate) for example, text in encoded]
+    row = np.array(first_fit([len(text.ids) for text in texts], length)) if run.data.pack else np.arange(len(texts))
+    order = np.argsort(row, kind="stable")
+    contents = (part for text in texts for part in (len(text.ids).to_bytes(8), text.ids.tobytes(), text.counted.tobytes()))
+    fingerprint = digest_of(f"{tokenizer.fingerprint} {length}", itertools.chain(contents, (order.tobytes() + row.tobytes(),)))
+    return Rows(examples, texts, order, ends(np.bincount(row)), length, fingerprint)
+
+
+def _encoded(examples: Sequence[Pair | Dialogue], run: run_config.Run, tokenizer: Tokenizer) -> Iterator[CountedIds]:
+    """Yield the ids of each example, in order."""
+    pairs = iter(encode_completions([example for example in examples if isinstance(example, Pair)], tokenizer))
+    chats = _encoded_chats([example for example in examples if isinstance(example, Dialogue)], run, tokenizer)
+    return (next(pairs if isinstance(example, Pair) else chats) for example in examples)
+
+
+def _encoded_chats(chats: Sequence[Dialogue], run: run_config.Run, tokenizer: Tokenizer) -> Iterator[CountedIds]:
+    if chats:
+        template = chat_template(tokenizer, run.init or "the tokenizer")
+        for start in range(0, len(chats), EXAMPLES_PER_BATCH):
+            yield from encode_dialogues(chats[start : start + EXAMPLES_PER_BATCH], tokenizer, template, run.options.chat.turns)
+
+
+def _has_messages(examples: Sequence[Pair | Dialogue]) -> bool:
+    return any(isinstance(example, Dialogue) for example in examples)

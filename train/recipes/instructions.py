@@ -1,0 +1,37 @@
+"""The recipe that fine-tunes a language model to follow instructions."""
+
+from train.config.data_options import DialogueData, PairData
+from train.config.objectives import InstructionOptions, TextToTextOptions
+from train.config.run_config import Checkpoint, Log, Optim, Run, Tokenizer
+from train.weights import pretrained_config
+from zoo import configs
+
+
+def sft(init: str = "") -> Run:
+    """Fine-tune a model that writes text on instructions with responses, or on conversations (supervised fine-tuning).
+
+    Command: zoo train sft --init DIR --data.paths train.jsonl
+    Hardware: 2 CPU cores, float32.
+    Time: not measured.
+    Expect: not measured. Encoder-decoders learn the same files as pairs of texts, with Adafactor as in their paper.
+    """
+    model = pretrained_config.read_model_config(init) if init else configs.find_size("gpt2")[1].config
+    # A decoder alone of T5 reads pairs too; a family without learned positions has no `context`.
+    reads_pairs = hasattr(model, "is_encoder_decoder")
+    length = min(512, configs.longest_row(model) or 512)
+    return Run(
+        recipe="sft",
+        model=model,
+        options=TextToTextOptions() if reads_pairs else InstructionOptions(),
+        init=init,
+        steps=1_000,
+        data=PairData(length=length, batch=16, pack=model.is_encoder_decoder)
+        if reads_pairs
+        else DialogueData(length=length, batch=16),
+        tokenizer=Tokenizer(kind="sentencepiece" if reads_pairs else "gpt", vocab=model.vocab),
+        optim=Optim(name="adafactor", lr=1e-3, warmup=0, schedule="constant", weight_decay=0.0, clip=0.0)
+        if reads_pairs
+        else Optim(lr=2e-5, warmup=0.05, schedule="linear", final=0.0, b2=0.999, weight_decay=0.01),
+        checkpoint=Checkpoint(every=200),
+        log=Log(every=10, validate_every=100, validate_rows=256, samples=4),
+    )

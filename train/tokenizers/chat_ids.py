@@ -1,0 +1,169 @@
+"""Token ids of conversations, and which of them the loss counts: the assistant's turns with the special token after each."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Int32
+
+from train.config.objective_options import Turns
+from train.data.example_types import ASSISTANT, Dialogue, Message, Pair
+from train.tokenizers.borders import shared_prefix
+from train.tokenizers.chat_template import ChatTemplate, Rendered
+from train.tokenizers.tokenizer import Tokenizer
+from zoo.errors import BadInput
+
+
+class CountedIds(NamedTuple):
+    """A text as ids, and for each whether it counts as a target."""
+
+    ids: Int32[np.ndarray, " n"]
+    counted: Bool[np.ndarray, " n"]
+    differs: bool = False
+    """True if the ids before the last response are not those of the prompt alone, which a model gets when it generates."""
+
+
+def encode_dialogues(
+    dialogues: Sequence[Dialogue], tokenizer: Tokenizer, template: ChatTemplate, turns: Turns
+) -> list[CountedIds]:
+    """Return the ids of conversations up to the last that counts.
+
+    Raises:
+        BadInput: a message spells a special token, the template does not show which text is the assistant's, or it writes no
+            special token after an answer, so that a model would not learn to stop.
+    """
+    rendered = [_counted_text(dialogue, tokenizer, template, turns) for dialogue in dialogues]
+    texts: list[str] = []
+    for dialogue, (text, spans) in zip(dialogues, rendered, strict=True):
+        prompt = template.render(dialogue.messages[:-1], generation_prompt=True)
+        texts += [text, prompt, *(text[:end] for span in spans for end in span)]
+    encoded = iter(tokenizer.encode_rendered(texts))
+    special, results = np.array(sorted(tokenizer.special_names.values())), []
+    for dialogue, (_, spans) in zip(dialogues, rendered, strict=True):
+        ids, prompt_ids = next(encoded), next(encoded)
+        counted, first = np.zeros(len(ids), bool), 0
+        for _ in spans:
+            first, behind = (shared_prefix(next(encoded), ids) for _ in range(2))
+            end = _end(ids, first, behind, np.isin(ids, special), tokenizer)
+            if end is None:
+                raise BadInput(
+                    f"{dialogue.origin}: {template.where} writes no special token after the assistant's turn, so that a model "
+                    "would not learn to stop; write {{ eos_token }} there"
+                )
+            counted[first:end] = True
+        size = int(np.flatnonzero(counted)[-1]) + 1
+        results.append(CountedIds(ids[:size], counted[:size], not np.array_equal(ids[:first], prompt_ids)))
+    return results
+
+
+def encode_prompts(texts: Sequence[str], tokenizer: Tokenizer, template: ChatTemplate) -> list[Int32[np.ndarray, " n"]]:
+    """Return the ids of texts as the first turns of users, with the beginning of an answer.
+
+    Raises:
+        BadInput: a text spells a special token.
+    """
+    dialogues = [Dialogue(origin=f"prompt {number}", messages=(Message("user", text),)) for number, text in enumerate(texts, 1)]
+    for dialogue in dialogues:
+        check_contents(dialogue, tokenizer)
+    return tokenizer.encode_rendered([template.render(dialogue.messages, generation_prompt=True) for dialogue in dialogues])
+
+
+def rendered_pairs(
+    examples: Sequence[Pair | Dialogue], tokenizer: Tokenizer, template: Callable[[], ChatTemplate], turns: Turns
+) -> list[Pair]:
+    """Return examples as pairs for an encoder-decoder: of each counted turn what comes before it, rendered, and its text.
+
+    Args:
+        template: returns the chat template; it is called only if there are conversations.
+
+    Raises:
+        BadInput: a message spells a special token, or the template cannot render it.
+    """
+    pairs: list[Pair] = []
+    for example in examples:
+        if isinstance(example, Pair):
+            pairs.append(example)
+            continue
+        check_contents(example, tokenizer)
+        answers = [number for number, message in enumerate(example.messages, 1) if message.role == ASSISTANT]
+        for number in answers if turns == "all" else answers[-1:]:
+            source, target = _prompt_and_answer(example.messages[:number], template(), example.origin)
+            # The end mark of a row is that of every pair.
+            name = next((name for name in tokenizer.special_names if target.rstrip().endswith(name)), "")
+            target = target.rstrip().removesuffix(name).strip()
+            pairs.append(Pair(origin=example.origin, document=example.document, source=source, target=target, rendered=True))
+    return pairs
+
+
+def _prompt_and_answer(messages: Sequence[Message], template: ChatTemplate, where: str) -> tuple[str, str]:
+    """Return the text before the last message, with the beginning of an answer, and the text of the last message.
+
+    Raises:
+        BadInput: the text before an answer is another without the answer.
+    """
+    prompt, text = template.render(messages[:-1], generation_prompt=True), template.render(messages)
+    if not text.startswith(prompt):
+        raise BadInput(
+            f"{where}: {template.where} renders the messages before an answer differently when the answer is there; change the "
+            "template so that an answer follows its generation prompt"
+        )
+    return prompt, text[len(prompt) :]
+
+
+def end_mark(tokenizer: Tokenizer, template: ChatTemplate) -> int:
+    """Return the id of the special token that the template writes after an answer.
+
+    Raises:
+        BadInput: there is none.
+    """
+    probe = Dialogue(origin="an answer", messages=(Message("user", "a"), Message(ASSISTANT, "b")))
+    (encoded,) = encode_dialogues([probe], tokenizer, template, "last")
+    return int(encoded.ids[-1])
+
+
+def check_contents(dialogue: Dialogue, tokenizer: Tokenizer) -> None:
+    """Refuse a conversation with a message that spells a special token, which would become that token.
+
+    Raises:
+        BadInput: names the message and the token.
+    """
+    contents = [message.content for message in dialogue.messages]
+    # Templates may strip the messages and write one directly after the other.
+    for number, content in enumerate((*contents, "".join(map(str.strip, contents))), 1):
+        if name := next((name for name in tokenizer.special_names if name in content), None):
+            which = f"message {number}" if number <= len(contents) else "a message with the one after it"
+            raise BadInput(f"{dialogue.origin}: {which} spells the special token {name}; write it differently, or leave it out")
+
+
+def _counted_text(dialogue: Dialogue, tokenizer: Tokenizer, template: ChatTemplate, turns: Turns) -> Rendered:
+    """Return a conversation as text, with the parts that count."""
+    check_contents(dialogue, tokenizer)
+    messages, where = dialogue.messages, dialogue.origin
+    answers = sum(message.role == ASSISTANT for message in messages)
+    if not template.has_generation:
+        if answers > 1 and turns == "all":
+            raise BadInput(
+                f"{where}: {answers} turns of the assistant, and {template.where} has no {{% generation %}} around them; add "
+                "the tag, or count the last turn alone with --chat.turns last"
+            )
+        prompt, answer = _prompt_and_answer(messages, template, where)
+        return Rendered(prompt + answer, ((len(prompt), len(prompt + answer)),))
+    rendered = template.render_spans(messages)
+    if len(rendered.spans) < answers or (turns == "last" and len(rendered.spans) != answers):
+        raise BadInput(
+            f"{where}: {template.where} encloses {len(rendered.spans)} parts in {{% generation %}}, and the assistant has "
+            f"{answers} turns; put the tag around each turn"
+        )
+    return rendered if turns == "all" else rendered._replace(spans=rendered.spans[-1:])
+
+
+def _end(ids: np.ndarray, first: int, behind: int, special: np.ndarray, tokenizer: Tokenizer) -> int | None:
+    """Return the index after the end mark of a part that has the ids `first` to `behind` - 1; None if there is no end mark.
+
+    It is the last special token of the part, unless other text follows it and a special token stands directly behind the part.
+    """
+    inside = first + np.flatnonzero(special[first:behind])
+    last = int(inside[-1]) + 1 if inside.size else None
+    if last is not None and not tokenizer.decode(ids[last:behind]).strip():
+        return last
+    return behind + 1 if special[behind : behind + 1].any() else last
