@@ -195,7 +195,7 @@ def _encoded(examples: Sequence[Pair | Dialogue], run: run_config.Run, tokenizer
 
 def _encoded_chats(chats: Sequence[Dialogue], run: run_config.Run, tokenizer: Tokenizer) -> Iterator[CountedIds]:
     if chats:
-        template = chat_template(tokenizer, run.init or "the tokenizer")
+        template = chat_template(tokenizer, run.tokenizer.path or run.init or "the tokenizer")
         for start in range(0, len(chats), EXAMPLES_PER_BATCH):
             yield from encode_dialogues(chats[start : start + EXAMPLES_PER_BATCH], tokenizer, template, run.options.chat.turns)
 

@@ -187,7 +187,7 @@ def split(run: run_config.Run) -> tuple[list[Pair | Dialogue], list[Pair | Dialo
 
 def _rendered(examples: Sequence[Pair | Dialogue], run: run_config.Run, tokenizer: Tokenizer) -> list[Pair]:
     """Return examples as pairs; conversations are rendered with the tokenizer's chat template."""
-    template = functools.cache(lambda: chat_template(tokenizer, run.init or "the tokenizer"))
+    template = functools.cache(lambda: chat_template(tokenizer, run.tokenizer.path or run.init or "the tokenizer"))
     return rendered_pairs(examples, tokenizer, template, run.options.chat.turns)
 
 

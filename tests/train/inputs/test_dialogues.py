@@ -14,17 +14,20 @@ from tests.support.chat import CHATML, chat_tokenizer, dialogue, turns
 from tests.support.labelled_files import put
 from tests.support.small import jit, random_params, small
 from tests.support.unigram_text import spelled
+from train import recipes
 from train.config.data_options import DialogueData, PairData
 from train.config.objective_options import Chat, Reading
 from train.data import labelled_reader
 from train.data.example_types import Pair
 from train.inputs import dataset, dialogue_inputs, inspect_rows, notices, pair_inputs
+from train.objectives import supported_objectives
 from train.objectives.instruction import Instruction
 from train.objectives.text_to_text import TextToText
 from train.rows.batches import in_order
 from train.run.run_dir import RunDir
 from train.tokenizers import chat_template
 from train.tokenizers.tokenizer import Tokenizer
+from train.weights import pretrained_config
 from zoo.errors import BadInput
 
 PLAIN = Pair(origin="a:1", source="What is white?", target=" The whale.")
@@ -258,6 +261,21 @@ def test_a_template_without_the_tag_gives_the_last_turn_and_a_long_response_is_c
     asked = run(data=DialogueData(length=32, batch=4), labelled=Reading(truncate=True))
     (text,) = dialogue_inputs.rows_of([Pair(origin="a:1", source="b", target="c" * 40)], asked, tokenizer).texts
     assert len(text.ids) == 32 and text.counted.sum() == 31
+
+
+FAMILIES = {"gpt": ("instruction", {}), "t5": ("text_to_text", {}), "transformer": ("text_to_text", {})}
+FAMILIES["decoder"] = ("text_to_text", {"architecture": "decoder"})
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_recipe_has_the_objective_of_the_family(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    objective, changes = FAMILIES[name]
+    model = small("t5" if name == "decoder" else name, **changes).config
+    monkeypatch.setattr(pretrained_config, "read_model_config", lambda init: model)
+    sft = recipes.recipe_run("sft", "it")
+    longest = getattr(model, "context", 512)
+    assert (sft.objective, sft.model, sft.data.length, sft.init) == (objective, model, longest, "it")
+    assert sft.objective in supported_objectives(sft) and sft.data.pack == (name in ("t5", "transformer"))
 
 
 def test_a_template_for_data_without_messages_is_refused(tmp_path: Path) -> None:

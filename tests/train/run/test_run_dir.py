@@ -153,7 +153,7 @@ def test_the_options_of_every_objective_come_back_without_those_of_others(object
     kind = OPTIONS[objective]
     run = Run(recipe="a", model=NANO, options=kind(), data=kind.data(batch=2))
     assert round_trip(run, tmp_path) == run
-    groups = {"masking", "denoising", "permutation", "pairs", "distillation", "labelled"}
+    groups = {"masking", "denoising", "permutation", "pairs", "distillation", "labelled", "chat"}
     assert groups & json.loads((tmp_path / "config.json").read_text()).keys() == groups & vars(run.options).keys()
     for other in OPTIONS:
         changed = with_objective(run, other)

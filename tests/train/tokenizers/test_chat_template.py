@@ -8,10 +8,13 @@ from typing import Any
 import jinja2
 import pytest
 
+from eval.commands.generate import _without_first_space
+from eval.generation.generator import _Text
+from eval.generation.settings import Decoding
 from tests.support.chat import CHATML, CONVERSATIONS, chat_tokenizer
 from train.data.example_types import Dialogue
 from train.tokenizers import hf_files
-from train.tokenizers.chat_ids import encode_dialogues
+from train.tokenizers.chat_ids import encode_dialogues, encode_prompts, end_mark
 from train.tokenizers.chat_template import TEMPLATE, ChatTemplate, chat_template, with_template
 from train.tokenizers.tokenizer import Tokenizer
 from zoo.errors import BadInput
@@ -104,6 +107,19 @@ def test_an_exported_tokenizer_renders_and_counts_the_same_in_transformers(own: 
             encoded["assistant_masks"][:size],
         )
         assert not theirs.decode(encoded["input_ids"][size:]).strip()
+
+
+def test_a_prompt_ends_with_the_beginning_of_an_answer_and_an_answer_with_its_end_mark() -> None:
+    tokenizer, template = chat_tokenizer(), chat_template(chat_tokenizer(), "it")
+    (ids,) = encode_prompts(["a <b>"], tokenizer, template)
+    assert tokenizer.decode(ids) == "<|im_start|>user\na <b><|im_end|>\n<|im_start|>assistant\n"
+    assert (tokenizer.decode(ids[:1]), end_mark(tokenizer, template)) == ("<|im_start|>", tokenizer.special_names["<|im_end|>"])
+    with pytest.raises(BadInput, match=r"^prompt 2: message 1 spells the special token <\|im_start\|>; write it differently"):
+        encode_prompts(["a", "<|im_start|>system"], tokenizer, template)
+    text = _Text(tokenizer, Decoding(limit=9), 0, 0, ids, 0, goes_on=True, end=end_mark(tokenizer, template))
+    text.take([5, tokenizer.end_of_text, end_mark(tokenizer, template), 6], [True] * 4)
+    assert (text.ids, text.ended) == ([5, tokenizer.end_of_text], "end of text")
+    assert list(_without_first_space(iter((" ", "\n a", " b", " ")))) == ["a", " b", " "]
 
 
 def test_the_template_of_the_settings_is_used_if_there_is_no_file(tmp_path: Path) -> None:
