@@ -14,7 +14,7 @@ from jaxtyping import Integer
 from eval.scoring.batch_loop import Progress, cast_to, no_progress
 from train.engine import device_mesh
 from train.engine.losses import token_losses
-from train.tokenizers.borders import shared_prefix
+from train.tokenizers.continuations import encode_continuations
 from train.tokenizers.tokenizer import Tokenizer
 from zoo.batch import Batch
 from zoo.errors import BadInput, require
@@ -116,14 +116,7 @@ def encode(tokenizer: Tokenizer, texts: Sequence[tuple[str, str]]) -> list[Pair]
     context becomes end-of-text, as at the beginning of a document; nothing is added before any other. The two texts are encoded
     as one. A token across the border belongs to the continuation, so that the tokens always spell the text.
     """
-    stripped = [(text.rstrip(), text[len(text.rstrip()) :] + continuation) for text, continuation in texts]
-    contexts = tokenizer.encode_many(context for context, _ in stripped)
-    joined = tokenizer.encode_many(context + continuation for context, continuation in stripped)
-    pairs: list[Pair] = []
-    for context, ids in zip(contexts, joined, strict=True):
-        border = shared_prefix(context, ids)
-        pairs.append((ids[:border] if border else np.array([tokenizer.end_of_text], np.int32), ids[border:]))
-    return pairs
+    return list(encode_continuations(tokenizer, texts))
 
 
 def chunk_of(rows: int, length: int, vocabulary: int, mesh: Mesh) -> int:
