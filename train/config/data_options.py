@@ -109,5 +109,20 @@ class PairData(Data):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        in_range = 0 <= self.target_length <= 1 << 20
-        require(in_range, "data.target_length", self.target_length, "choose 0 (as --data.length) to 1,048,576")
+        _check_target_length(self.target_length)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PreferenceData(Data):
+    """Preferences and their division into rows."""
+
+    target_length: int = 0
+    """Tokens in the target of a row of an encoder-decoder, the completion; 0 = as --data.length."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_target_length(self.target_length)
+
+
+def _check_target_length(length: int) -> None:
+    require(0 <= length <= 1 << 20, "data.target_length", length, "choose 0 (as --data.length) to 1,048,576")

@@ -243,6 +243,14 @@ class Questions(Choices):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Preferences(Choices):
+    """Reading of files of preferences, and their conversion to rows."""
+
+    truncate: bool = False
+    """Cut the beginning of a prompt that does not fit into a row with both of its completions; otherwise it is an error."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class TaggedWords(Choices, Columns):
     """Reading of files of sentences with a tag for each word."""
 

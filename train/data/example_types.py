@@ -95,6 +95,18 @@ class Dialogue(Example):
     messages: tuple[Message, ...]
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Preference(Example):
+    """Two completions of a prompt, of which one was chosen and the other rejected."""
+
+    prompt: str
+    """The text before both completions; "" if there is none."""
+    chosen: str
+    rejected: str
+    margin: float = 0.0
+    """Least difference of the scores of the chosen and the rejected completion (Touvron et al. 2023, equation 2)."""
+
+
 def is_iob(tags: Iterable[str]) -> bool:
     """Return whether all of the tags are O, B-TYPE or I-TYPE."""
     return all(IOB_TAG.fullmatch(tag) for tag in tags)

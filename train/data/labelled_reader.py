@@ -12,7 +12,7 @@ from typing import Any
 
 from train.config.data_options import Data
 from train.config.objective_options import Choices, LabelledTexts, PairTables, Reading, TaggedWords
-from train.data import dataset_formats, records
+from train.data import dataset_formats, preferences, records
 from train.data.dataset_formats import get
 from train.data.dialogues import is_dialogue, parse_dialogue
 from train.data.example_types import Answer, Choice, Example, Pair, Question, Tagged, Text
@@ -123,7 +123,8 @@ def sources(path: str, task: Task, data: Data, options: Reading) -> Iterator[tup
         yield data_split.key, data_split.where, records.data_set(data_split)
         return
     supported = _kinds(task)
-    fix = f"; rename it, or choose --labelled.format {', '.join(task.formats[:-1])} or {task.formats[-1]}"
+    choices = " or ".join(filter(None, (", ".join(task.formats[:-1]), task.formats[-1])))
+    fix = f"; rename it, or choose --labelled.format {choices}"
     for file in files_in(Path(path), reader, supported) if Path(path).is_dir() else [Path(path)]:
         yield str(file.resolve()), str(file), check_file(file, reader, supported, fix)(file, options)
 
@@ -314,6 +315,7 @@ TASKS = {
     "span": Task({".json": dataset_formats.squad, **ANY}, _question, ("squad", "jsonl")),
     "text_to_text": Task({".tsv": records.tsv, ".csv": records.comma_separated, **ANY}, _pair, ("tsv", "csv", "jsonl")),
     "instruction": Task(dict(ANY), lambda record, options: parse_dialogue(record), ("jsonl",)),
+    "preference": Task({**ANY}, preferences.preference, ("jsonl",)),
     "choice": Task({".json": dataset_formats.race, ".txt": dataset_formats.race, **ANY}, _choice, ("race", "jsonl")),
 }
 """Tasks by objective."""
