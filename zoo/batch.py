@@ -2,7 +2,8 @@
 
 Shape letters (the legend for the whole project): B batch, T query positions, S key positions, N query heads, K key/value
 heads, H head size, D model width, F feed-forward width, V vocabulary, L layers, P predicted positions, Q sequences in a row,
-C choices of a question, O outputs of a classifier, A examples: B of them, except that the rows of choices are [A, C].
+C choices of a question or completions of a preference, O outputs of a classifier, A examples: B of them, except that the rows of
+choices are [A, C].
 """
 
 import dataclasses
@@ -56,8 +57,10 @@ class Batch:
     last position, int32 [B, 2], for choices int32 [B], where the other fields are [B, C, T]."""
     source: "Batch | None" = None
     """The encoder's input in an encoder-decoder."""
-    index: UInt32[Any, "*A"] | None = None
-    """Index of each example in the global stream of examples; with the seed and the step it keys all random numbers."""
+    index: UInt32[Any, "..."] | None = None
+    """Index of each example in the global stream of examples, [B]; with the seed and the step it keys all random numbers."""
+    extra: dict[str, Any] | None = None
+    """Further numbers of each example, float32 arrays with the batch axis first: "margin" [B] of a preference."""
 
     @property
     def predicted_positions(self) -> Int[Any, "*B P"] | None:

@@ -1,4 +1,5 @@
-"""Inputs of a run of any kind (text, labelled examples, pairs, instructions), from files to the rows for training and scoring."""
+"""Inputs of a run of any kind, from files to the rows for training and scoring: text, labelled examples, pairs, instructions
+with responses, or preferences."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from train.config import run_config
-from train.inputs import dialogue_inputs, labelled_inputs, pair_inputs, text_inputs
+from train.inputs import dialogue_inputs, labelled_inputs, pair_inputs, preference_inputs, text_inputs
 from train.objectives import objective, supported_objectives
 from train.rows.mixture import Mixture
 from train.rows.row_source import RowSource
@@ -51,6 +52,7 @@ READERS: dict[str, Any] = {
     "labelled": labelled_inputs,
     "pairs": pair_inputs,
     "dialogue": dialogue_inputs,
+    "preference": preference_inputs,
 }
 """`Objective.DATA` -> the module that reads this kind of data."""
 

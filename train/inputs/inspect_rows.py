@@ -14,7 +14,7 @@ from rich.text import Text
 from train.config import run_config
 from train.data.text_files import Document
 from train.inputs import dataset
-from train.rows import contiguous_rows, dialogue_rows, example_rows, lm_rows, seq2seq_rows
+from train.rows import contiguous_rows, dialogue_rows, example_rows, lm_rows, preference_rows, seq2seq_rows
 from train.rows.batches import Batches
 from train.rows.mixture import Mixture
 from train.run.run_dir import RunDir
@@ -27,6 +27,7 @@ LEGEND = """\
 │ parts tokens, ↵ ends a line of the text, � is a part of a character, «these»
 are not counted in the loss, token→target is shown where targets are not simply
 the next tokens. At the left is the position of the first token of the line."""
+SIDES = ("chosen", "rejected")
 GUTTER = 7
 """Width in columns of the margin before the tokens."""
 
@@ -80,9 +81,10 @@ class _Counts:
 
     def add(self, example: Batch) -> None:
         self.rows += 1
-        self.room += example.tokens.size
-        self.tokens += int(_filled(example).sum())
-        self.predictions += int((_weights(example) > 0).sum())
+        for option in _options(example):
+            self.room += option.tokens.size
+            self.tokens += int(_filled(option).sum())
+            self.predictions += int((_weights(option) > 0).sum())
 
     def __str__(self) -> str:
         filled, counted = self.tokens / self.room, self.predictions / max(self.tokens, 1)
@@ -126,6 +128,8 @@ def _ranges(row: Any) -> list[_Range]:
         return [_Range(piece.document, piece.start, len(piece.ids)) for piece in row.pieces]
     if isinstance(row[0], dialogue_rows.PackedDialogue):
         return [_Range(packed.example, 0, len(packed.text.ids)) for packed in row]
+    if isinstance(row, preference_rows.PreferenceRow):
+        return [_Range(row.example, 0, max(side.size for side in row.sides))]
     if isinstance(row[0], seq2seq_rows.PackedPair):
         return [_Range(pair.example, 0, len(pair.sides.source)) for pair in row]
     if isinstance(row, example_rows.ExampleRow):
@@ -141,16 +145,18 @@ def _show(console: Console, tokenizer: Tokenizer, example: Batch, row: Any, name
     if not apart:
         for origin in origins:
             _heading(console, origin)
-    if example.source is not None:
-        _heading(console, "encoder side")
-        _side(console, tokenizer, example.source, [])
-        _heading(console, "decoder side")
     for number, option in enumerate(_options(example), 1):
         if option is not example:
-            _heading(console, f"option {number}")
+            _heading(console, SIDES[number - 1] if isinstance(row, preference_rows.PreferenceRow) else f"option {number}")
+        if option.source is not None:
+            _heading(console, "encoder side")
+            _side(console, tokenizer, option.source, [])
+            _heading(console, "decoder side")
         _side(console, tokenizer, option, origins if apart else [], as_targets=_is_dialogue(row))
     if example.labels is not None:
         _heading(console, f"labels: {_printable(str(example.labels))}")
+    for name, value in (example.extra or {}).items():
+        _heading(console, f"{name}: {value}")
 
 
 def _is_dialogue(row: Any) -> bool:
@@ -158,12 +164,14 @@ def _is_dialogue(row: Any) -> bool:
 
 
 def _options(example: Batch) -> list[Batch]:
-    """Return the options of a question, each as a row; for anything else the row itself."""
+    """Return the options of a question or the completions of a preference, each as a row; for anything else the row itself."""
     if example.tokens.ndim == 1:
         return [example]
-    names = ("tokens", "segments", "positions", "types")
+    # The weights of predictions; those of whole questions and preferences have no axis of options.
+    weighted = example.targets is not None
+    names = ("tokens", "segments", "positions", "types", "source", *(("targets", "weights") if weighted else ()))
     fields = {name: value for name in names if (value := getattr(example, name)) is not None}
-    return [Batch(**{name: value[number] for name, value in fields.items()}) for number in range(len(example.tokens))]
+    return [Batch(**jax.tree.map(lambda array, n=number: array[n], fields)) for number in range(len(example.tokens))]
 
 
 def _origin(part: _Range, names: dict[int, str]) -> str:

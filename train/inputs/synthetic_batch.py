@@ -8,9 +8,9 @@ from pathlib import Path
 
 from train import recipes
 from train.config import run_config
-from train.data.example_types import Answer, Choice, Example, Pair, Question, Tagged, Text
+from train.data.example_types import Answer, Choice, Example, Pair, Preference, Question, Tagged, Text
 from train.data.text_files import Document
-from train.inputs import dialogue_inputs, labelled_inputs, pair_inputs
+from train.inputs import dialogue_inputs, labelled_inputs, pair_inputs, preference_inputs
 from train.objectives import objective
 from train.rows.row_source import RowSource
 from train.rows.token_cache import prepare
@@ -50,12 +50,13 @@ def batch(run: run_config.Run) -> Batch:
 
 
 def _kind(run: run_config.Run) -> Kind:
-    """Return the kind of the tokenizer; for labelled data, the one that the family uses for text."""
-    if objective(run.objective).DATA != "labelled":
+    """Return the kind of the tokenizer; for labelled data and preferences, the one that the family uses for text."""
+    own = ("text", "pairs")
+    if objective(run.objective).DATA in own:
         return run.tokenizer.kind
     family = configs.family_of(run.model)
-    of_text = (recipe for make in recipes.recipes().values() if configs.family_of((recipe := make()).model) == family)
-    return next(recipe.tokenizer.kind for recipe in of_text if objective(recipe.objective).DATA == "text")
+    of_family = (recipe for make in recipes.recipes().values() if configs.family_of((recipe := make()).model) == family)
+    return next(recipe.tokenizer.kind for recipe in of_family if objective(recipe.objective).DATA in own)
 
 
 @functools.cache
@@ -97,5 +98,10 @@ def _dialogues(run: run_config.Run, tokenizer: Tokenizer, folder: Path) -> RowSo
     return dialogue_inputs.rows_of([Pair(origin="nonsense", source=_nonsense(2), target=" the end")], run, tokenizer)
 
 
-_ROWS = {"text": _text, "labelled": _labelled, "pairs": _pairs, "dialogue": _dialogues}
+def _preferences(run: run_config.Run, tokenizer: Tokenizer, folder: Path) -> RowSource:
+    example = Preference(origin="nonsense", prompt=WORDS[0], chosen=WORDS[1], rejected=WORDS[2])
+    return preference_inputs.rows_of([example], run, tokenizer)
+
+
+_ROWS = {"text": _text, "labelled": _labelled, "pairs": _pairs, "dialogue": _dialogues, "preference": _preferences}
 """`Objective.DATA` -> function that makes synthetic rows."""

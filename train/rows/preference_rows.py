@@ -1,0 +1,233 @@
+"""Rows of preferences: a prompt with the completion that was chosen, and the same prompt with the one that was rejected."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Int32
+
+from train.config.objective_options import Preferences
+from train.data.example_types import Preference
+from train.rows import seq2seq_rows
+from train.rows.batches import Build
+from train.rows.example_rows import Inputs, is_typed, padded
+from train.rows.seq2seq_rows import SourceTarget, text_special_tokens_of
+from train.tokenizers.continuations import encode_continuations
+from train.tokenizers.special_tokens import SpecialTokens
+from train.tokenizers.tokenizer import Tokenizer
+from zoo.configs._encoder import BodyConfig
+from zoo.errors import BadInput
+
+Layout = Literal["decoder", "encoder", "encoder_decoder"]
+"""decoder: prompt and completion in one row. encoder: both in the template of two texts. encoder_decoder: the prompt in the
+source and the completion in the target."""
+
+
+class Side(NamedTuple):
+    """The ids of a prompt and one of its completions, without padding."""
+
+    ids: Int32[np.ndarray, " n"]
+    """A decoder's prompt, completion and end mark; an encoder-decoder's completion and end mark; an encoder's template."""
+    first: int
+    """Index in `ids` of the first token of the completion; not used by encoders."""
+    source: Int32[np.ndarray, " s"] | None = None
+    """An encoder-decoder's prompt and end mark."""
+    types: Int32[np.ndarray, " n"] | None = None
+    """Token types of an encoder's template."""
+
+    @property
+    def size(self) -> int:
+        """Number of tokens, special tokens included."""
+        return len(self.ids) + (0 if self.source is None else len(self.source))
+
+
+class PreferenceRow(NamedTuple):
+    """A preference as ids."""
+
+    sides: tuple[Side, Side]
+    """Chosen, rejected."""
+    margin: float
+    example: int
+    """Number of its example."""
+
+
+class Limits(NamedTuple):
+    """Sizes of a row in tokens."""
+
+    length: int
+    """Of a row, or of an encoder-decoder's source."""
+    target_length: int = 0
+    """Of an encoder-decoder's target; 0 = as `length`."""
+
+    @property
+    def target(self) -> int:
+        return self.target_length or self.length
+
+
+def layout_of(cfg: Any) -> Layout:
+    """Return the layout of the rows of a model.
+
+    Raises:
+        BadInput: a decoder that reads a prefix both ways, for which preferences have no layout.
+    """
+    if getattr(cfg, "is_encoder_decoder", False):
+        return "encoder_decoder"
+    if getattr(cfg, "architecture", "") == "decoder":
+        raise BadInput("model.architecture decoder: preferences need encoder_decoder, shared, or a model of another family")
+    return "encoder" if isinstance(cfg, BodyConfig) else "decoder"
+
+
+def encode_rows(
+    examples: Sequence[Preference], tokenizer: Tokenizer, cfg: Any, options: Preferences, limits: Limits
+) -> tuple[list[PreferenceRow], list[str]]:
+    """Return the rows of preferences, and a message for each that --labelled.skip-bad leaves out because it does not fit.
+
+    A decoder reads the two texts as one (see `train.tokenizers.continuations`); an encoder or encoder-decoder reads each on its
+    own. With --labelled.truncate the beginning of the prompt is cut, by the same number of tokens for both completions.
+
+    Args:
+        cfg: configuration of the model, which determines the layout.
+
+    Raises:
+        BadInput: a completion has no ids, a preference is too long, or the tokenizer lacks special tokens.
+    """
+    layout = layout_of(cfg)
+    texts = [(item.prompt, completion) for item in examples for completion in (item.chosen, item.rejected)]
+    if layout == "decoder":
+        encoded = iter(list(encode_continuations(tokenizer, texts)))
+    else:
+        ids = tokenizer.encode_many(text for pair in texts for text in pair)
+        encoded = zip(ids, ids, strict=True)
+    rows, too_long, template = [], [], _Template(layout, tokenizer)
+    for number, example in enumerate(examples):
+        (prompt, chosen), (prompt_2, rejected) = next(encoded), next(encoded)
+        for name, completion in (("chosen", chosen), ("rejected", rejected)):
+            if not len(completion):
+                raise BadInput(f"{example.origin}: the tokenizer returns no ids for the {name} completion; leave the pair out")
+        sizes = template.size(prompt, chosen), template.size(prompt_2, rejected)
+        excess = max(max(sizes) - limits.length, 0)
+        longest_cut = min(len(prompt), len(prompt_2)) - 1
+        targets = (len(chosen) + 1, len(rejected) + 1) if layout == "encoder_decoder" else (0, 0)
+        if max(targets) > limits.target or excess > (longest_cut if options.truncate else 0):
+            too_long.append((max(*sizes, *targets), _too_long(example.origin, sizes, targets, limits)))
+            continue
+        sides = template.fill(prompt[excess:], chosen), template.fill(prompt_2[excess:], rejected)
+        rows.append(PreferenceRow(sides, example.margin, number))
+    if too_long and not options.skip_bad:
+        count = f" (the longest of {len(too_long):,} that are too long, of {len(examples):,})" if len(too_long) > 1 else ""
+        raise BadInput(max(too_long)[1] + count)
+    return rows, [message for _, message in too_long]
+
+
+def builder(cfg: Any, tokenizer: Tokenizer, target_length: int = 0) -> Build:
+    """Return `build(rng, row, length)`, which converts a `PreferenceRow` to fields of `Batch` with an axis C = 2, chosen first.
+
+    tokens, segments (1; 0 = padding) and positions, int32 [2, T]; an encoder's types, int32 [2, T], and an encoder-decoder's
+    source [2, S] of the same fields. targets, int32 [2, T], are the next tokens, and weights, float32 [2, T], are 1 where a
+    target is a token of the completion or its end mark; encoders have neither. summary_at, int32 [2, 1], is the position that a
+    score is read at: the last token, or an encoder's CLS. extra has the margin, float32 []. `rng` is not used.
+
+    Raises:
+        BadInput: the tokenizer or the number of token types does not fit the model.
+    """
+    layout = layout_of(cfg)
+    if layout == "encoder":
+        special = _special_tokens(tokenizer)
+        typed, causal = is_typed(cfg.types, special), getattr(cfg, "causal", False)
+
+        def one_side(side: Side, length: int) -> dict[str, Any]:
+            assert side.types is not None
+            fields = padded(Inputs(side.ids, side.types), length, special, typed=typed, causal=causal)
+            return {"summary_at": np.zeros(1, np.int32)} | fields
+
+    elif layout == "encoder_decoder":
+        pad = text_special_tokens_of(tokenizer).pad
+
+        def one_side(side: Side, length: int) -> dict[str, Any]:
+            assert side.source is not None
+            example = [SourceTarget(side.source, side.ids)]
+            fields = seq2seq_rows.encoder_decoder_row(example, length, target_length or length, pad)
+            return fields | {"summary_at": _last(side)}
+
+    else:
+        one_side = _decoder_row
+
+    def build(rng: np.random.Generator, row: PreferenceRow, length: int) -> dict[str, Any]:
+        sides = (one_side(side, length) for side in row.sides)
+        fields = jax.tree.map(lambda chosen, rejected: np.stack([chosen, rejected]), *sides)
+        return fields | {"extra": {"margin": np.array(row.margin, np.float32)}}
+
+    return build
+
+
+def row_bytes(rows: Iterable[PreferenceRow]) -> Iterable[bytes]:
+    """Yield the bytes of all ids and margins, for a fingerprint."""
+    for row in rows:
+        for side in row.sides:
+            source = b"" if side.source is None else side.source.tobytes()
+            yield f"{side.first} {len(source)} {side.ids.size} {row.margin!r} ".encode() + source + side.ids.tobytes()
+
+
+class _Template:
+    """The special tokens around a prompt and its completion."""
+
+    def __init__(self, layout: Layout, tokenizer: Tokenizer) -> None:
+        self._layout, self._end = layout, tokenizer.end_of_text
+        self._special = _special_tokens(tokenizer) if layout == "encoder" else None
+        if layout == "encoder_decoder":
+            self._end = text_special_tokens_of(tokenizer).end
+
+    def size(self, prompt: np.ndarray, completion: np.ndarray) -> int:
+        """Return the number of tokens of the row, or of the source."""
+        if self._layout == "encoder_decoder":
+            return len(prompt) + 1
+        if self._special is None:
+            return len(prompt) + len(completion) + 1
+        return len(prompt) + len(completion) + 2 + (self._special.between if len(prompt) else 0)
+
+    def fill(self, prompt: np.ndarray, completion: np.ndarray) -> Side:
+        """Return the ids of a prompt and its completion with the special tokens; an empty prompt is left out of a template."""
+        end = np.array([self._end], np.int32)
+        if self._layout == "encoder_decoder":
+            return Side(np.append(completion, end), 0, np.append(prompt, end))
+        if self._special is None:
+            return Side(np.concatenate([prompt, completion, end]), len(prompt))
+        ids, types = self._special.pair(prompt, completion) if len(prompt) else self._special.single(completion)
+        return Side(ids, 0, None, types)
+
+
+def _decoder_row(side: Side, length: int) -> dict[str, Any]:
+    """Return the fields of a decoder's row, each [length], and summary_at [1]; ids beyond the end are 0."""
+    size = len(side.ids)
+    tokens, targets, segments, positions = np.zeros((4, length), np.int32)
+    weights = np.zeros(length, np.float32)
+    tokens[:size], segments[:size], positions[:size] = side.ids, 1, np.arange(size)
+    targets[: size - 1] = side.ids[1:]
+    weights[side.first - 1 : size - 1] = 1
+    arrays = {"tokens": tokens, "segments": segments, "positions": positions, "targets": targets, "weights": weights}
+    return arrays | {"summary_at": _last(side)}
+
+
+def _last(side: Side) -> Int32[np.ndarray, " 1"]:
+    # A position, never a comparison with an id: the end mark may also be the id of padding.
+    return np.array([len(side.ids) - 1], np.int32)
+
+
+def _too_long(origin: str, sizes: tuple[int, int], targets: tuple[int, int], limits: Limits) -> str:
+    skip = "or leave long pairs out with --labelled.skip-bad"
+    if max(targets) > limits.target:
+        what = f"completions of {targets[0]} (chosen) and {targets[1]} tokens (rejected), and a target has {limits.target}"
+        return f"{origin}: {what}; choose a longer --data.target-length, {skip}"
+    cut = "cut the beginning of prompts with --labelled.truncate"
+    if max(targets):
+        what = f"a prompt of {sizes[0]} tokens, and a source has {limits.length}"
+    else:
+        what = f"{sizes[0]} tokens with the chosen completion and {sizes[1]} with the rejected, and a row has {limits.length}"
+    return f"{origin}: {what}; choose a longer --data.length, {cut}, {skip}"
+
+
+def _special_tokens(tokenizer: Tokenizer) -> SpecialTokens:
+    if tokenizer.special_tokens is None:
+        raise BadInput("--tokenizer.path: this tokenizer has no special tokens cls and sep; choose one of an encoder")
+    return tokenizer.special_tokens
