@@ -35,8 +35,8 @@ RULES: Rules = (
     (r"mlp/down/kernel", ("tensor", "fsdp")),
     (r"mlp/down/bias", (None,)),
     (r"norm\d?/(scale|bias)", (None,)),
-    # The heads of encoders. The number of labels is small and seldom divisible, so it is not sharded.
-    (r"(pooler|dense|next|classifier)/kernel", ("fsdp", None)),
+    # Heads for sequences and tokens. The number of labels is small and seldom divisible, so it is not sharded.
+    (r"(pooler|dense|next|classifier|score)/kernel", ("fsdp", None)),
     (r"(pooler|dense|next|classifier)/bias", (None,)),
     (r"masked/bias", ("tensor",)),
 )

@@ -74,12 +74,20 @@ def encoder_decoders() -> dict[str, Any]:
     }
 
 
+def scores() -> dict[str, Any]:
+    """By model: the scores of a decoder and of both forms of T5."""
+    several = {name: model for name, model in published.MODELS.items() if model[0] in ("gpt", "t5") and model[1] == "sequence"}
+    return versions() | {
+        name: of_model(family, task, published.config(family, task, numbers)) for name, (family, task, numbers) in several.items()
+    }
+
+
 def of_model(family: str, task: str, config: dict[str, Any]) -> dict[str, Any]:
     """The outputs that count, in a list, and the probe of each gradient."""
     with tempfile.TemporaryDirectory() as parent:
         published.write(Path(parent, "m"), config)
         net = theirs.load(Path(parent, "m"), models.family(family).HF[task].architecture)
-    asked = theirs.given(config, LENGTHS)
+    asked = theirs.given(config, LENGTHS, task)
     said, gradients = theirs.computed(net, task, asked)
     return {
         "outputs": {name: [round(float(x), 6) for x in counted(name, each, asked)] for name, each in said.items()},
@@ -129,3 +137,4 @@ if __name__ == "__main__":
         (FOLDER / f"{name}.json").write_text(json.dumps(encoder(name), separators=(",", ":")) + "\n")
     (FOLDER / "adapters.json").write_text(json.dumps(adapters(), separators=(",", ":")) + "\n")
     (FOLDER / "encoder_decoders.json").write_text(json.dumps(encoder_decoders(), separators=(",", ":")) + "\n")
+    (FOLDER / "scores.json").write_text(json.dumps(scores(), separators=(",", ":")) + "\n")

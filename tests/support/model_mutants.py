@@ -76,7 +76,9 @@ def mutants(content: dict[str, Any], family: str) -> Iterator[tuple[str, str, di
 
     kind = transformers.CONFIG_MAPPING[content["model_type"]]
     defaults = kind().to_dict()
-    for key in sorted((content.keys() | defaults.keys()) - set(APART)):
+    # In `transformers` these also choose the token at which a decoder's score is read; here a batch says it.
+    reading = ("pad_token_id", "eos_token_id") if family in ("gpt", "t5") and "id2label" in content else ()
+    for key in sorted((content.keys() | defaults.keys()) - {*APART, *reading}):
         value = content.get(key, defaults.get(key))
         if key in content:
             yield "missing", key, {name: each for name, each in content.items() if name != key}

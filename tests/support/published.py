@@ -51,10 +51,12 @@ FORMS: dict[str, tuple[str, dict[str, Any]]] = {
 """Encoder-decoders as `transformers` has them: a family, and what its config.json says."""
 
 HEADS = [(family, task) for family in models.families() for task, names in models.family(family).HF.items() if names.architecture]
+SEVERAL_FORMS = {*((family, "text_to_text") for family, _ in FORMS.values()), ("t5", "sequence")}
 ENCODERS = [(family, task) for family, task in HEADS if hasattr(configs.family(family).Config, "task")]
 MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
-    **{f"{family}-{task}": (family, task, TINY[family]) for family, task in HEADS if task != "text_to_text"},
+    **{f"{family}-{task}": (family, task, TINY[family]) for family, task in HEADS if (family, task) not in SEVERAL_FORMS},
     **{form: (family, "text_to_text", TINY[family] | changes) for form, (family, changes) in FORMS.items()},
+    **{f"{form}-sequence": ("t5", "sequence", T5 | FORMS[form][1]) for form in ("t5-1.0", "t5-1.1")},
 }
 FIRST = {family: name for name, (family, *_) in reversed(MODELS.items())}
 every_model = pytest.mark.parametrize(
@@ -69,8 +71,15 @@ def config(family: str, task: str, numbers: dict[str, Any] | None = None) -> dic
     said = {**(numbers or TINY[family]), "architectures": [models.family(family).HF[task].architecture]}
     if task not in LABELLED:
         return said
-    names = dict(enumerate(LABELS))
+    names = dict(enumerate(labels(family)))
+    # `transformers` finds GPT-2's last token by comparison with this id.
+    said |= {"pad_token_id": 0} if family == "gpt" else {}
     return said | {"id2label": {str(row): name for row, name in names.items()}, "label2id": {n: row for row, n in names.items()}}
+
+
+def labels(family: str) -> tuple[str, ...]:
+    """The labels of a family's classifiers; a decoder has one, a score."""
+    return LABELS if hasattr(configs.family(family).Config, "task") else LABELS[:1]
 
 
 def weights(shapes: dict[str, tuple[int, ...]], spread: float = 0.2) -> dict[str, np.ndarray]:

@@ -55,8 +55,10 @@ def small(family: str, **changes: Any) -> Model:
 
 
 def with_head(family: str, task: str, **changes: Any) -> Model:
-    """The same with another head; a family of one kind of model has no choice."""
-    return small(family, task=task, **changes) if family in ENCODERS else small(family, **changes)
+    """The same with another head: a score of a family of decoders, or an encoder's for a task."""
+    if family in ENCODERS:
+        return small(family, task=task, **changes)
+    return small(family, **({"labels": ("reward",)} if task == "sequence" else {}), **changes)
 
 
 def outputs(net: Model, params: Any, batch: Batch, seeds: Any = None) -> dict[str, jax.Array]:

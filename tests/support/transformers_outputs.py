@@ -11,11 +11,12 @@ PAIR = 0.4
 """Share of a row that is its first text, where a family tells the two apart."""
 
 
-def given(config: dict[str, Any], lengths: tuple[int, ...]) -> dict[str, np.ndarray]:
+def given(config: dict[str, Any], lengths: tuple[int, ...], task: str = "") -> dict[str, np.ndarray]:
     """A padded batch: "tokens", bool "real" and, for a family of two types, int "types", each [rows, longest]; of an
     encoder-decoder they are the decoder's, and "source" and "source_real" [rows, longer] the encoder's. XLNet's is padded in
-    front and has "summary_at" [rows, 1], the last position. The id of padding is no token's: `transformers` takes the positions
-    of RoBERTa from it, and gives it no gradient."""
+    front and has "summary_at" [rows, 1], the last position; so has a decoder's with a score, the last real one. T5 with a score
+    reads one text on both sides, as its class there, up to its end mark, id 1. The id of padding is no token's: `transformers`
+    takes the positions of RoBERTa from it, and gives it no gradient."""
     rng, at, ends = np.random.Generator(np.random.PCG64(1)), np.arange(max(lengths)), np.array(lengths)[:, None]
     xlnet = config["model_type"] == "xlnet"
     if xlnet:
@@ -23,6 +24,12 @@ def given(config: dict[str, Any], lengths: tuple[int, ...]) -> dict[str, np.ndar
     real = (at >= 0) & (at < ends)
     drawn = rng.integers(2, config["vocab_size"], real.shape)
     batch = {"tokens": np.where(real, drawn, config.get("pad_token_id", 0)).astype(np.int32), "real": real}
+    if task == "sequence" and config["model_type"] in ("gpt2", "t5"):
+        batch["summary_at"] = ends - 1
+        if config["model_type"] == "t5":
+            text = np.where(at == ends - 1, 1, batch["tokens"])
+            return batch | {"tokens": np.pad(text, ((0, 0), (1, 0)))[:, :-1], "source": text, "source_real": real}
+        return batch
     if config["model_type"] in ("t5", "marian"):
         width = max(lengths) + 2
         there = np.arange(width) < width - np.array(lengths)[:, None] // 2
@@ -59,7 +66,8 @@ def outputs(net: Any, task: str, batch: dict[str, np.ndarray]) -> dict[str, Any]
 
     arguments = {"input_ids": batch["tokens"], "attention_mask": batch["real"], "token_type_ids": batch.get("types")}
     if "source" in batch:
-        decoder = {f"decoder_{name}": each for name, each in arguments.items() if each is not None}
+        # T5's classifier makes the decoder's input itself.
+        decoder = {} if task == "sequence" else {f"decoder_{name}": x for name, x in arguments.items() if x is not None}
         arguments = {"input_ids": batch["source"], "attention_mask": batch["source_real"], **decoder}
     tensors = {name: torch.tensor(each).long() for name, each in arguments.items() if each is not None}
     said = net(**{name: each[None] if task == "choice" else each for name, each in tensors.items()})

@@ -135,7 +135,9 @@ class Size:
     @staticmethod
     def numbers_of(kind: Any) -> list[str]:
         """Return the names of the fields of a configuration that define the architecture."""
-        return [field.name for field in dataclasses.fields(kind) if field.name not in ("compute", "exported")]
+        names = [field.name for field in dataclasses.fields(kind) if field.name not in ("compute", "exported")]
+        # The label of a decoder's score is a use of the architecture; an encoder's labels go with its task.
+        return [name for name in names if name != "labels" or "task" in names]
 
 
 REFUSED: dict[str, str] = {

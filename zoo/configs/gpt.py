@@ -8,6 +8,7 @@ import dataclasses
 from typing import Any, get_args
 
 from zoo.configs import Activation, AttentionPattern, Compute, Exported, ModelConfig, Size
+from zoo.configs._score import check_labels, label_entries, read_labels
 from zoo.errors import BadInput, require
 from zoo.hf.config_json import ACTIVATIONS, BOOKKEEPING, PublishedConfig, first_name
 
@@ -46,11 +47,14 @@ class Config(ModelConfig):
     """Attention of the layers, repeated over all of them: full (all tokens before), or window (only the last ones)."""
     window: int = 0
     """Tokens visible to a window layer, including the current token; 0 = no layer has a window."""
+    labels: tuple[str, ...] = ()
+    """Name of the score that a reward model computes for a text, in place of words; none = the model predicts words."""
     compute: Compute = dataclasses.field(default_factory=Compute)
     exported: Exported = dataclasses.field(default_factory=Exported)
 
     def __post_init__(self) -> None:
         self.check_fields(activation=get_args(Activation))
+        check_labels(self.labels)
         pattern = " ".join(self.pattern)
         valid = bool(self.pattern) and set(self.pattern) <= set(get_args(AttentionPattern))
         require(valid, "model.pattern", pattern or "()", f"name layers, each one of {', '.join(get_args(AttentionPattern))}")
@@ -63,6 +67,11 @@ class Config(ModelConfig):
             require(
                 self.window == 0, "model.window", self.window, "no layer has a window; add one to --model.pattern or choose 0"
             )
+
+    @property
+    def generates(self) -> bool:
+        """True if the model predicts words, and not a score."""
+        return not self.labels
 
 
 # --- config.json ----------------------------------------------------------------------------------------------------------------
@@ -98,6 +107,7 @@ def from_published(published: PublishedConfig) -> Config:
         dropout=published.number("resid_pdrop", 0.1),
         embedding_dropout=published.number("embd_pdrop", 0.1),
         attention_dropout=published.number("attn_pdrop", 0.1),
+        labels=read_labels(published),
         exported=Exported(
             initializer=published.initializer("initializer_range"),
             activation=published.spelling("activation_function", ACTIVATIONS),
@@ -134,6 +144,7 @@ def to_published(config: Config) -> dict[str, Any]:
         "resid_pdrop": config.dropout,
         "embd_pdrop": config.embedding_dropout,
         "attn_pdrop": config.attention_dropout,
+        **label_entries(config.labels),
         **COMPUTED,
     }
 

@@ -9,6 +9,7 @@ import struct
 from typing import Any, Literal, get_args
 
 from zoo.configs import Activation, Compute, Exported, ModelConfig, Size
+from zoo.configs._score import check_labels, label_entries, read_labels
 from zoo.errors import BadInput, require
 from zoo.hf.config_json import ACTIVATIONS, BOOKKEEPING, PublishedConfig
 
@@ -50,11 +51,14 @@ class Config(ModelConfig):
     architecture: Architecture = "encoder_decoder"
     """encoder_decoder: two stacks. shared: two stacks that share all common parameters. decoder: a decoder only, whose row begins
     with the source as a prefix."""
+    labels: tuple[str, ...] = ()
+    """Name of the score that a reward model computes for a text, in place of words; none = the model predicts words."""
     compute: Compute = dataclasses.field(default_factory=Compute)
     exported: Exported = dataclasses.field(default_factory=Exported)
 
     def __post_init__(self) -> None:
         self.check_fields(activation=get_args(Activation), architecture=get_args(Architecture))
+        check_labels(self.labels)
         # An encoder has half of the buckets for each direction, and half of those for a single distance each.
         require(4 <= self.buckets <= 1 << 16, "model.buckets", self.buckets, "choose 4 to 65,536")
         far = self.buckets // 2 < self.max_distance <= 1 << 20
@@ -68,6 +72,11 @@ class Config(ModelConfig):
     def is_encoder_decoder(self) -> bool:
         """True if the model has an encoder, whose source text the decoder attends to."""
         return self.architecture != "decoder"
+
+    @property
+    def generates(self) -> bool:
+        """True if the model predicts words, and not a score."""
+        return not self.labels
 
 
 # --- config.json ----------------------------------------------------------------------------------------------------------------
@@ -121,6 +130,7 @@ def from_published(published: PublishedConfig) -> Config:
         tied=published.flag("scale_decoder_outputs", tied),
         eps=published.number("layer_norm_epsilon", 1e-6, decimal=True),
         dropout=published.number("dropout_rate", 0.1),
+        labels=read_labels(published),
         exported=Exported(
             initializer=published.initializer("initializer_factor"),
             activation=published.spelling("feed_forward_proj", FEED_FORWARD),
@@ -201,6 +211,7 @@ def to_published(config: Config) -> dict[str, Any]:
         "layer_norm_epsilon": config.eps,
         "dropout_rate": config.dropout,
         "pad_token_id": 0,
+        **label_entries(config.labels),
         **COMPUTED,
     }
 

@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any, Literal, get_args
 
 from zoo.configs import LARGEST, Activation, Compute, Exported, ModelConfig, Size
+from zoo.configs._score import check_labels
 from zoo.errors import BadInput, require
 from zoo.hf.config_json import ACTIVATIONS, BOOKKEEPING, PublishedConfig, first_name
 
@@ -44,11 +45,14 @@ class Config(ModelConfig):
     """Added to the variance in layer norms."""
     dropout: float
     """Dropout rate of the sums of embeddings and of each sub-layer's output."""
+    labels: tuple[str, ...] = ()
+    """Name of the score that a reward model computes for a text, in place of words; none = the model predicts words."""
     compute: Compute = dataclasses.field(default_factory=Compute)
     exported: Exported = dataclasses.field(default_factory=Exported)
 
     def __post_init__(self) -> None:
         self.check_fields(activation=get_args(Activation), sinusoids=get_args(Sinusoids), positions=get_args(Positions))
+        check_labels(self.labels)
         in_range = 0 <= self.head_dim <= LARGEST["head"]
         require(in_range, "model.head_dim", self.head_dim, f"choose 0 (width / heads) to {LARGEST['head']:,}")
         require(self.width % 2 == 0, "model.width", self.width, "sines and cosines come in pairs; choose an even number")
@@ -69,6 +73,11 @@ class Config(ModelConfig):
     def is_encoder_decoder(self) -> bool:
         """True: the model has an encoder, whose source text the decoder attends to."""
         return True
+
+    @property
+    def generates(self) -> bool:
+        """True if the model predicts words, and not a score."""
+        return not self.labels
 
 
 # --- config.json ----------------------------------------------------------------------------------------------------------------

@@ -86,8 +86,10 @@ class Model:
 
     @property
     def task(self) -> str:
-        """The task of the head on top of the body; a family with one kind of model has one task."""
-        return self.config.task if hasattr(self.config, "task") else next(iter(self.module.HF))
+        """The task of the head on top of the body: that of the configuration, or of words unless the model has a score."""
+        if hasattr(self.config, "task"):
+            return self.config.task
+        return "sequence" if getattr(self.config, "labels", ()) else next(iter(self.module.HF))
 
     @property
     def is_encoder_decoder(self) -> bool:

@@ -3,6 +3,7 @@
 It has the shapes of GPT-2 (Radford et al. 2019), GPT-3 (Brown et al. 2020), Turing-NLG and Megatron-LM; see `zoo.configs.gpt`.
 """
 
+import dataclasses
 import math
 from typing import Any
 
@@ -30,6 +31,7 @@ from zoo.nn.layers import (
     params_of,
     tied_logits,
 )
+from zoo.nn.score_head import init_score, scores
 from zoo.sharding import BATCH, Rules, constrain
 
 OBJECTIVES = ("causal", "instruction")
@@ -39,16 +41,21 @@ LORA = ("c_attn",)
 PADDED = {"embed/tokens/embedding": "vocab"}
 """Leaf -> field with its true number of rows. Further rows are padding, which is not exported and not counted."""
 
-EMBEDDING_SITE, ATTENTION_SITE, RESIDUAL_SITE, MLP_SITE = range(4)
+EMBEDDING_SITE, ATTENTION_SITE, RESIDUAL_SITE, MLP_SITE, SCORE_SITE = range(5)
 
 
 def init(cfg: Config, key: Array) -> dict[str, Any]:
-    """Return new parameters: normal(0.02), projections into the residual stream scaled by 1/sqrt(2 L) (GPT-2, section 2.3)."""
+    """Return new parameters: normal(0.02), projections into the residual stream scaled by 1/sqrt(2 L) (GPT-2, section 2.3).
+
+    A reward model also has the leaf `score/kernel`; see `zoo.nn.score_head`.
+    """
     embed_key, layers_key = jax.random.split(key)
+    score = init_score(cfg.width, jax.random.fold_in(key, SCORE_SITE)) if cfg.labels else {}
     return {
         "embed": params_of(Embeddings(cfg, nnx.Rngs(embed_key))),
         "layers": init_stack(lambda rngs: Block(cfg, rngs), layers_key, cfg.layers),
         "norm": params_of(LayerNorm(cfg.width, cfg.eps)),
+        **score,
     }
 
 
@@ -131,12 +138,24 @@ def unembed(cfg: Config, params: dict[str, Any], hidden: Float[Array, "*B D"]) -
     return tied_logits(hidden, params["embed"]["tokens"]["embedding"], cfg.vocab)
 
 
+def sequence_logits(
+    cfg: Config, params: dict[str, Any], hidden: Float[Array, "B Q D"], *, seeds: Seeds = None
+) -> Float[Array, "B Q O"]:
+    """Return the float32 score of each sequence, O = 1, without dropout; see `zoo.nn.score_head`.
+
+    Raises:
+        ValueError: the model predicts words.
+    """
+    return scores(params, hidden)
+
+
 def flops(cfg: Config, batch: Batch) -> float:
-    """Return the matrix-product FLOPs of a forward pass with unembedding; attention counts in full, T x T (as in PaLM's MFU)."""
+    """Return the matrix-product FLOPs of a forward pass with its head; attention counts in full, T x T (as in PaLM's MFU)."""
     rows, length = batch.tokens.shape
     inner = cfg.heads * cfg.head
     per_layer = 4 * cfg.width * inner + 2 * cfg.width * cfg.ffn
-    products = 2.0 * rows * length * (cfg.layers * per_layer + cfg.width * cfg.vocab)
+    words, score = (0, 2.0 * rows * cfg.width) if cfg.labels else (cfg.width * cfg.vocab, 0.0)
+    products = 2.0 * rows * length * (cfg.layers * per_layer + words) + score
     return products + 4.0 * cfg.layers * rows * length * length * inner
 
 
@@ -207,4 +226,10 @@ NAMES = ParamNames(
     # Old files contain the causal mask.
     constants=("h.{layer}.attn.bias", "h.{layer}.attn.masked_bias"),
 )
-HF = {"causal": NAMES}
+SCORE = dataclasses.replace(
+    NAMES,
+    architecture="GPT2ForSequenceClassification",
+    rows=(*NAMES.rows, ParamName("score/kernel", "score.weight", "o i -> i o", bare=True)),
+    tied={},
+)
+HF = {"causal": NAMES, "sequence": SCORE}

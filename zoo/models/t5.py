@@ -7,6 +7,7 @@ Attention is not scaled. Norms, scores and position biases are float32 in any pr
 published weights overflow. bfloat16 has the range of float32, so nothing is clamped here.
 """
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -39,6 +40,7 @@ from zoo.nn.layers import (
     rms_norm,
     tied_logits,
 )
+from zoo.nn.score_head import init_dense_score, scores
 from zoo.sharding import BATCH, Rules, constrain
 
 OBJECTIVES = ("denoising", "text_to_text")
@@ -54,12 +56,15 @@ PADDED = {"embed/tokens/embedding": "vocab", "unembed/embedding": "vocab"}
 ENCODER, DECODER = range(2)
 """Indices of the two sides, which fold into their seeds."""
 EMBEDDING_SITE = 0
-ATTENTION_SITE, RESIDUAL_SITE, INNER_SITE, MLP_SITE, CROSS_SITE, CROSS_RESIDUAL_SITE = range(6)
+ATTENTION_SITE, RESIDUAL_SITE, INNER_SITE, MLP_SITE, CROSS_SITE, CROSS_RESIDUAL_SITE, SCORE_SITE = range(7)
 SCALE = 1.0
 
 
 def init(cfg: Config, key: Array) -> dict[str, Any]:
-    """Return new parameters, normal: tables of deviation 1, kernels 1/sqrt(inputs), queries' times 1/sqrt(H) (paper's code)."""
+    """Return new parameters, normal: tables of deviation 1, kernels 1/sqrt(inputs), queries' times 1/sqrt(H) (paper's code).
+
+    A reward model has the leaves `dense` and `classifier` in place of an untied output table; see `zoo.nn.score_head`.
+    """
     embed_key, encoder, decoder = jax.random.split(key, 3)
     rngs, cross, two_stacks = nnx.Rngs(embed_key), cfg.architecture != "decoder", cfg.architecture == "encoder_decoder"
     # The tables are sampled one after the other, in this order.
@@ -67,7 +72,9 @@ def init(cfg: Config, key: Array) -> dict[str, Any]:
     if cross:
         params["encoder"] = params_of(Side(cfg, rngs, norm=two_stacks))
     params["decoder"] = params_of(Side(cfg, rngs, norm=True))
-    if not cfg.tied:
+    if cfg.labels:
+        params |= init_dense_score(cfg.width, jax.nn.initializers.normal(cfg.width**-0.5), jax.random.fold_in(key, SCORE_SITE))
+    elif not cfg.tied:
         params["unembed"] = params_of(Embed(cfg.vocab, cfg.width, jax.nn.initializers.normal(1.0), rngs, pad=True))
     params["decoder"]["layers"] = init_stack(lambda rngs: Block(cfg, rngs, cross=cross), decoder, cfg.decoder_layers)
     if two_stacks:
@@ -172,13 +179,25 @@ def unembed(cfg: Config, params: dict[str, Any], hidden: Float[Array, "*B D"]) -
     return tied_logits(scaled, params["embed"]["tokens"]["embedding"], cfg.vocab)
 
 
+def sequence_logits(
+    cfg: Config, params: dict[str, Any], hidden: Float[Array, "B Q D"], *, seeds: Seeds = None
+) -> Float[Array, "B Q O"]:
+    """Return the float32 score of each sequence, O = 1, without dropout; see `zoo.nn.score_head`.
+
+    Raises:
+        ValueError: the model predicts words.
+    """
+    return scores(params, hidden)
+
+
 def flops(cfg: Config, batch: Batch) -> float:
-    """Return the matrix-product FLOPs of a forward pass with unembedding; attention counts in full, T x T and T x S."""
+    """Return the matrix-product FLOPs of a forward pass with its head; attention counts in full, T x T and T x S."""
     rows, length = batch.tokens.shape
     inner = cfg.heads * cfg.head
     attention, mlp = 4 * cfg.width * inner, (3 if cfg.gated else 2) * cfg.width * cfg.ffn
     target = 2.0 * rows * length
-    total = target * (cfg.decoder_layers * (attention + mlp + 2 * length * inner) + cfg.width * cfg.vocab)
+    words, score = (0, 2.0 * rows * cfg.width * (cfg.width + 1)) if cfg.labels else (cfg.width * cfg.vocab, 0.0)
+    total = target * (cfg.decoder_layers * (attention + mlp + 2 * length * inner) + words) + score
     if batch.source is None:
         return total
     source = 2.0 * rows * batch.source.tokens.shape[1]
@@ -323,6 +342,13 @@ def _rows(side: str, last: int) -> tuple[ParamName, ...]:
     )
 
 
+def _layer(leaf: str, name: str) -> tuple[ParamName, ...]:
+    """Return the published names of a layer of the head for sequences."""
+    return ParamName(f"{leaf}/kernel", f"{name}.weight", "o i -> i o", bare=True), ParamName(
+        f"{leaf}/bias", f"{name}.bias", bare=True
+    )
+
+
 CROSS = "decoder.block.{layer}.layer.1.EncDecAttention"
 NAMES = ParamNames(
     architecture="T5ForConditionalGeneration",
@@ -343,4 +369,17 @@ NAMES = ParamNames(
     # The released files of T5 1.0 have position biases of cross-attention, which its code never read.
     idle=("decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight",),
 )
-HF = {"text_to_text": NAMES}
+SCORE = dataclasses.replace(
+    NAMES,
+    architecture="T5ForSequenceClassification",
+    prefixes=("transformer.",),
+    rows=(
+        *(row for row in NAMES.rows if row.leaf != "unembed/embedding"),
+        *_layer("dense", "classification_head.dense"),
+        *_layer("classifier", "classification_head.out_proj"),
+    ),
+    tied=dict.fromkeys(
+        ("transformer.encoder.embed_tokens.weight", "transformer.decoder.embed_tokens.weight"), "embed/tokens/embedding"
+    ),
+)
+HF = {"text_to_text": NAMES, "sequence": SCORE}

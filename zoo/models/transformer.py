@@ -1,5 +1,6 @@
 """The Transformer: an encoder-decoder with norms after each sub-layer and fixed or learned positions (Vaswani et al. 2017)."""
 
+import dataclasses
 import functools
 import math
 from typing import Any
@@ -32,6 +33,7 @@ from zoo.nn.layers import (
     params_of,
     tied_logits,
 )
+from zoo.nn.score_head import init_score, scores
 from zoo.nn.unequal_head_sizes import KeySizedCrossAttention, KeySizedSelfAttention
 from zoo.ops import positions
 from zoo.sharding import BATCH, Rules, constrain
@@ -53,13 +55,14 @@ ENCODER, DECODER = range(2)
 """Indices of the two sides, which fold into their seeds."""
 SIDES = ("encoder", "decoder")
 EMBEDDING_SITE = 0
-ATTENTION_SITE, CROSS_SITE, MLP_SITE = range(3)
+ATTENTION_SITE, CROSS_SITE, MLP_SITE, SCORE_SITE = range(4)
 
 
 def init(cfg: Config, key: Array) -> dict[str, Any]:
     """Return new parameters: kernels uniform (Glorot), the table normal of deviation 1/sqrt(D); a factor sqrt(D) makes it 1.
 
-    Learned positions are normal of deviation 0.1, as in Gehring et al. 2017, section 3.5, from where the paper takes them.
+    Learned positions are normal of deviation 0.1, as in Gehring et al. 2017, section 3.5, from where the paper takes them. A
+    reward model has the leaf `score/kernel` in place of the bias of the words; see `zoo.nn.score_head`.
     """
     embed_key, *keys = jax.random.split(key, 3)
 
@@ -73,7 +76,8 @@ def init(cfg: Config, key: Array) -> dict[str, Any]:
 
     return {
         "embed": params_of(Embeddings(cfg, nnx.Rngs(embed_key))),
-        **({"unembed": params_of(OutputBias(cfg))} if cfg.output_bias else {}),
+        **({"unembed": params_of(OutputBias(cfg))} if cfg.output_bias and not cfg.labels else {}),
+        **(init_score(cfg.width, jax.random.fold_in(key, SCORE_SITE)) if cfg.labels else {}),
         **{name: side(number) for number, name in enumerate(SIDES)},
     }
 
@@ -148,8 +152,19 @@ def unembed(cfg: Config, params: dict[str, Any], hidden: Float[Array, "*B D"]) -
     return logits + params["unembed"]["bias"].astype(jnp.float32) if cfg.output_bias else logits
 
 
+def sequence_logits(
+    cfg: Config, params: dict[str, Any], hidden: Float[Array, "B Q D"], *, seeds: Seeds = None
+) -> Float[Array, "B Q O"]:
+    """Return the float32 score of each sequence, O = 1, without dropout; see `zoo.nn.score_head`.
+
+    Raises:
+        ValueError: the model predicts words.
+    """
+    return scores(params, hidden)
+
+
 def flops(cfg: Config, batch: Batch) -> float:
-    """Return the matrix-product FLOPs of a forward pass with unembedding; attention counts in full, T x T and T x S.
+    """Return the matrix-product FLOPs of a forward pass with its head; attention counts in full, T x T and T x S.
 
     Those with the zeros that pad keys or values to one size are not counted.
     """
@@ -161,9 +176,10 @@ def flops(cfg: Config, batch: Batch) -> float:
     attention, mlp = 2 * width * inner, 2 * width * cfg.ffn
     target, source = 2.0 * rows * length, 2.0 * rows * source_length
     # Cross-attention projects queries and outputs for the target's tokens, and keys and values for the source's.
-    per_target = cfg.layers * (1.5 * attention + mlp + (length + source_length) * inner) + width * cfg.vocab
+    words, score = (0, 2.0 * rows * width) if cfg.labels else (width * cfg.vocab, 0.0)
+    per_target = cfg.layers * (1.5 * attention + mlp + (length + source_length) * inner) + words
     per_source = cfg.layers * (1.5 * attention + mlp + source_length * inner)
-    return target * per_target + source * per_source
+    return target * per_target + source * per_source + score
 
 
 # --- the stacks -----------------------------------------------------------------------------------------------------------------
@@ -330,4 +346,10 @@ NAMES = ParamNames(
     # Old files contain the tables, and `transformers` uses their values.
     tables={f"{side}.embed_positions.weight": _sinusoids for side in ("encoder", "decoder")},
 )
-HF = {"text_to_text": NAMES}
+SCORE = dataclasses.replace(
+    NAMES,
+    architecture="",
+    rows=(*(row for row in NAMES.rows if row.leaf != "unembed/bias"), ParamName("score/kernel", "score.weight", bare=True)),
+)
+"""`transformers` has no Marian with a score, so this one is not exported."""
+HF = {"text_to_text": NAMES, "sequence": SCORE}

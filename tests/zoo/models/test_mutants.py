@@ -55,7 +55,7 @@ class Case:
     stored: dict[str, np.ndarray]
 
     def __post_init__(self) -> None:
-        self.asked = theirs.given(self.content | {"pad_token_id": self.content.get("pad_token_id") or 0}, LENGTHS)
+        self.asked = theirs.given(self.content | {"pad_token_id": self.content.get("pad_token_id") or 0}, LENGTHS, self.task)
         # Ids that a mutant calls padding are no token's: RoBERTa counts positions by them.
         self.asked["tokens"] = np.where(self.asked["real"], np.maximum(self.asked["tokens"], 8), self.asked["tokens"])
         self.cfg = core(published_weights.open_folder(self.folder).config)

@@ -78,7 +78,7 @@ def test_outputs_gradients_and_the_way_back(model: tuple[str, Path], tmp_path: P
     task, folder = model
     cfg, params = published_weights.load(folder, device_mesh.make_mesh(run_config.Mesh(), jax.devices()[:1]))
     net = models.model(cfg)
-    asked = theirs.given({**SIZES[net.family], "vocab_size": cfg.vocab, **KINDS.get(net.family, {})}, LENGTHS)
+    asked = theirs.given({**SIZES[net.family], "vocab_size": cfg.vocab, **KINDS.get(net.family, {})}, LENGTHS, task)
     batch = as_batch(asked)
 
     @functools.partial(jax.value_and_grad, has_aux=True)
@@ -104,8 +104,9 @@ def test_outputs_gradients_and_the_way_back(model: tuple[str, Path], tmp_path: P
     said = json.loads((out / "config.json").read_text())
     assert said["architectures"] == [net.names.architecture]
     if task in LABELLED:
-        assert again.config.id2label == dict(enumerate(published.LABELS))
-        assert again.config.label2id == {name: row for row, name in enumerate(published.LABELS)}
+        labels = published.labels(net.family)
+        assert again.config.id2label == dict(enumerate(labels))
+        assert again.config.label2id == {name: row for row, name in enumerate(labels)}
     for name, each in theirs.outputs(again, task, asked).items():
         assert np.array_equal(each.detach().numpy(), expected[name])
 

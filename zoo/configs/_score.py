@@ -1,0 +1,41 @@
+"""The head of one score on a decoder or an encoder-decoder: its label, and the keys of a config.json that belong to it.
+
+Such a model has a reward model's head in place of that of words: GPT2ForSequenceClassification and T5ForSequenceClassification of
+`transformers` with one label. Nothing here imports JAX.
+"""
+
+from typing import Any
+
+from zoo.errors import require
+from zoo.hf.config_json import PublishedConfig
+
+REWARD = "reward"
+"""The label of a new head."""
+REGRESSION = "regression"
+
+
+def check_labels(labels: tuple[str, ...]) -> None:
+    """Refuse more than one label."""
+    require(len(labels) <= 1, "model.labels", " ".join(labels), f"this family has a head of one score; name one, as {REWARD}")
+
+
+def read_labels(published: PublishedConfig) -> tuple[str, ...]:
+    """Return the label of the head that the tensors of a folder have; () if they have that of words.
+
+    Raises:
+        BadInput: the head has several outputs, or a `problem_type` other than that of one number.
+    """
+    if published.task != "sequence":
+        return ()
+    labels = published.labels()
+    if len(labels) != 1:
+        raise published.wrong("id2label", list(labels), "this family reads a head of one score; use one with a single label")
+    published.choice("problem_type", {REGRESSION: REGRESSION}, REGRESSION, why="of one label this family computes")
+    return labels
+
+
+def label_entries(labels: tuple[str, ...]) -> dict[str, Any]:
+    """Return the entries of a config.json that name the label."""
+    if not labels:
+        return {}
+    return {"id2label": {"0": labels[0]}, "label2id": {labels[0]: 0}, "problem_type": REGRESSION}

@@ -1,0 +1,52 @@
+"""The head of one score on a decoder or an encoder-decoder: a reward model's, in place of that of words.
+
+It has the parts of the published classes of `transformers` with one label. GPT2ForSequenceClassification: `score`, a kernel
+[D, 1] without bias. T5ForSequenceClassification: `dense`, a layer and tanh, then `classifier`, a layer with one output.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from zoo.nn.layers import Init, Linear, params_of
+from zoo.ops.xla_cpu import product
+
+
+def init_score(width: int, key: Array) -> dict[str, Any]:
+    """Return a new `score`: normal, of deviation 1/sqrt(D + 1), so that scores begin near the normalized states' deviation.
+
+    Stiennon et al. 2020, code.
+    """
+    init = jax.nn.initializers.normal((width + 1) ** -0.5)
+    return {"score": params_of(Linear("...d,de->...e", (width, 1), None, init, nnx.Rngs(key)))}
+
+
+def init_dense_score(width: int, init: Init, key: Array) -> dict[str, Any]:
+    """Return a new `dense` and `classifier`."""
+    rngs = nnx.Rngs(key)
+    return {
+        name: params_of(Linear("...d,de->...e", (width, size), (size,), init, rngs))
+        for name, size in (("dense", width), ("classifier", 1))
+    }
+
+
+def scores(params: dict[str, Any], hidden: Float[Array, "B Q D"]) -> Float[Array, "B Q O"]:
+    """Return the float32 score of each sequence, O = 1, from the hidden state that summarizes it.
+
+    Raises:
+        ValueError: the model has no such head.
+    """
+    if "score" in params:
+        return _linear(params["score"], hidden).astype(jnp.float32)
+    if "classifier" not in params:
+        raise ValueError("a model that predicts words has no score of a sequence; use one with a label")
+    return _linear(params["classifier"], jnp.tanh(_linear(params["dense"], hidden))).astype(jnp.float32)
+
+
+def _linear(part: dict[str, Any], x: Float[Array, "*B D"]) -> Float[Array, "*B E"]:
+    kernel = part["kernel"]
+    y = product(x, kernel, 1).astype(kernel.dtype)
+    return y + part["bias"] if "bias" in part else y
