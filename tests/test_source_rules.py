@@ -68,7 +68,7 @@ def forbidden_imports(file: str, tree: ast.AST) -> list[str]:
             wrong.append(name)
         if file.startswith("zoo/configs/") and not (
             top in sys.stdlib_module_names
-            or re.match(r"zoo\.(errors|plugins|hf\.config_json|configs\._encoder|configs\.[A-Z])", name)
+            or re.match(r"zoo\.(errors|plugins|hf\.config_json|configs\._(encoder|score)|configs\.[A-Z])", name)
         ):
             wrong.append(name)
     return wrong

@@ -2,8 +2,7 @@
 
 Causal objectives are scored by `language_model` (bits per byte, perplexity, loss); masked, left-to-right, distilled and
 permutation ones by `masked` (perplexity and accuracy of predictions); denoising, text to text and instruction by `seq2seq`
-(perplexity);
-fine-tuning by `labelled`.
+(perplexity); fine-tuning by `labelled`; reward models by `preferences` (accuracy and margin).
 """
 
 import dataclasses
@@ -13,7 +12,7 @@ from typing import Any
 
 import jax
 
-from eval.scoring import labelled, language_model, masked_lm, seq2seq
+from eval.scoring import labelled, language_model, masked_lm, preferences, seq2seq
 from eval.scoring.batch_loop import ScoringInputs
 from train.checkpoints.manifest import compare
 from train.config import run_config
@@ -34,6 +33,7 @@ SCORERS: dict[str, Callable[[ScoringInputs], Callable[[Any], Any]]] = {
     **dict.fromkeys(("masked", "left_to_right", "distilled", "permutation"), masked_lm.of_run),
     **dict.fromkeys(("denoising", "text_to_text", "instruction"), seq2seq.of_run),
     **dict.fromkeys(labelled.TASKS, labelled.of_run),
+    "preference": preferences.of_run,
 }
 """Objective -> function that returns the scorer, (parameters) -> score; a score has `record()`."""
 

@@ -176,6 +176,19 @@ class Distillation:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class RewardLoss:
+    """Loss of a reward model (Ouyang et al. 2022, equation 1)."""
+
+    centering: float = 0.01
+    """Weight of the squared sum of the scores of both completions, which keeps their mean near 0 (Eisenstein et al. 2023,
+    equation 2); 0 = none."""
+
+    def __post_init__(self) -> None:
+        valid = 0 <= self.centering < math.inf
+        require(valid, "preference.centering", self.centering, "choose 0 (none) or a weight")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Reading:
     """Reading of files of labelled examples or of pairs, and their conversion to rows."""
 
@@ -186,7 +199,8 @@ class Reading:
     label_first: one label, a space and the text per line.
     conll: one word, a tab and its tag per line, and an empty line after a sentence. squad, race: JSON."""
     truncate: bool = False
-    """Cut texts that do not fit into a row, the longer text of a pair first; otherwise they are an error."""
+    """Cut texts that do not fit into a row, the longer text of a pair first, and of a preference the beginning of its prompt;
+    otherwise they are an error."""
 
     def __post_init__(self) -> None:
         """Check the values; subclasses extend this."""
@@ -245,9 +259,6 @@ class Questions(Choices):
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Preferences(Choices):
     """Reading of files of preferences, and their conversion to rows."""
-
-    truncate: bool = False
-    """Cut the beginning of a prompt that does not fit into a row with both of its completions; otherwise it is an error."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

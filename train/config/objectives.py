@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Any, ClassVar, TypeVar, get_args, get_type_hints
 
 from train.config import objective_options as groups
-from train.config.data_options import CausalData, Data, DialogueData, EncoderData, PairData, TextData
+from train.config.data_options import CausalData, Data, DialogueData, EncoderData, PairData, PreferenceData, TextData
 from zoo import plugins
 from zoo.configs import Objective
 from zoo.errors import require
@@ -136,6 +136,15 @@ class ChoiceOptions(ObjectiveOptions):
     labelled: groups.Choices = groups.Choices()
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PreferenceOptions(ObjectiveOptions):
+    """Options of a reward model."""
+
+    objective, data = "preference", PreferenceData
+    preference: groups.RewardLoss = groups.RewardLoss()
+    labelled: groups.Preferences = groups.Preferences()
+
+
 OPTIONS: dict[str, type[ObjectiveOptions]] = {
     kind.objective: kind
     for kind in (
@@ -143,6 +152,7 @@ OPTIONS: dict[str, type[ObjectiveOptions]] = {
         TextToTextOptions,
         InstructionOptions,
         *(ClassificationOptions, TaggingOptions, SpanOptions, ChoiceOptions),
+        PreferenceOptions,
     )
 }
 """Maps the name of an objective of the zoo to the class of its options."""

@@ -77,6 +77,9 @@ METRICS: dict[str, Metric] = {
     "rouge2": Metric(label="ROUGE-2", note="F1 of pairs of words in common", better="higher"),
     "rougeL": Metric(label="ROUGE-L", note="F1 of the longest common subsequence of words", better="higher"),
     "mean_squared_error": Metric(label="squared error", note="mean square of the difference to the true value", better="lower"),
+    "reward_margin": Metric(
+        label="reward margin", note="mean reward of the chosen answers minus that of the rejected ones", better="higher"
+    ),
     "majority_share": Metric(
         label="majority class", note="share of the most frequent class: the accuracy of always predicting it", better=None
     ),

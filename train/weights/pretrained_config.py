@@ -6,6 +6,8 @@ from typing import Any
 
 from train.run.run_dir import is_run, read_config
 from zoo import configs
+from zoo.configs._encoder import BodyConfig
+from zoo.configs._score import REWARD
 from zoo.errors import BadInput
 from zoo.hf import hub
 from zoo.hf.config_json import PublishedConfig
@@ -25,6 +27,23 @@ def read_model_config(init: str) -> Any:
     published = PublishedConfig.load(Path(folder))
     family = published.choice("model_type", configs.published_types(), "none", why="the families here are")
     return configs.from_published(family, published)
+
+
+def with_score(init: str) -> Any:
+    """Return the configuration of `init` with a head of one score in place of its own, as `as_score`.
+
+    Raises:
+        BadInput: see `read_model_config`.
+    """
+    return as_score(read_model_config(init))
+
+
+def as_score(model: Any) -> Any:
+    """Return a configuration with a head of one score, and without dropout."""
+    rates = {field.name: 0.0 for field in dataclasses.fields(model) if field.name.endswith("dropout")}
+    head = {"task": "sequence", "multi_label": False} if isinstance(model, BodyConfig) else {}
+    memory = {"memory": 0, "reuse": 0} if hasattr(model, "memory") else {}
+    return dataclasses.replace(model, labels=(REWARD,), **head, **rates, **memory)
 
 
 def text_model_error(name: str) -> BadInput:

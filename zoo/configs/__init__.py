@@ -32,6 +32,7 @@ Objective = Literal[
     "denoising",
     "text_to_text",
     "instruction",
+    "preference",
 ]
 Implementation = Literal["auto", "reference", "xla", "blocked", "cudnn", "tokamax", "splash"]
 Precision = Literal["auto", "float32", "bfloat16"]

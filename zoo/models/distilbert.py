@@ -8,7 +8,7 @@ from zoo.nn.encoder import DENSE, Family, linear
 from zoo.nn.heads import Head
 from zoo.sharding import Rules
 
-OBJECTIVES = ("masked", "left_to_right", "distilled", "classification", "tagging", "span", "choice")
+OBJECTIVES = ("masked", "left_to_right", "distilled", "classification", "tagging", "span", "choice", "preference")
 SHARDING: Rules = ()
 LORA = ("q_lin", "v_lin")
 """Names of the published matrices that have adapters by default (`zoo.lora`)."""

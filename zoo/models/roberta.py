@@ -7,7 +7,7 @@ from zoo.nn.encoder import BERT_BODY, POOLER, POOLER_NAMES, Family, linear
 from zoo.nn.heads import Head
 from zoo.sharding import Rules
 
-OBJECTIVES = ("masked", "left_to_right", "distilled", "classification", "tagging", "span", "choice")
+OBJECTIVES = ("masked", "left_to_right", "distilled", "classification", "tagging", "span", "choice", "preference")
 SHARDING: Rules = ()
 LORA = ("query", "value")
 """Names of the published matrices that have adapters by default (`zoo.lora`)."""

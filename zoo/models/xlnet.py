@@ -33,7 +33,7 @@ from zoo.nn.xlnet_layer import Block, Keys, Stream, Vectors
 from zoo.ops import positions
 from zoo.sharding import BATCH, Rules, constrain
 
-OBJECTIVES = ("permutation", "classification", "tagging", "span", "choice")
+OBJECTIVES = ("permutation", "classification", "tagging", "span", "choice", "preference")
 SHARDING: Rules = (
     (r"embed/mask/embedding", (None,)),
     (r"attention/(q|r)/kernel", ("fsdp", "tensor", None)),
