@@ -21,6 +21,7 @@ from train.run.outcomes import write_outcomes
 from train.run.progress_bar import ProgressBar
 from train.run.run_dir import RunDir, is_run, write_json
 from train.weights.load import load
+from train.weights.reward_scale import write_scale
 from zoo import plugins
 from zoo.errors import BadInput, require
 from zoo.precision import resolve_dtype
@@ -86,6 +87,10 @@ def main(
             "per_token": list(getattr(module, "PER_TOKEN", ())),
             **({"limit": settings.limit} if settings.limit else {}),
         }
+        if result.reward_scale is not None:
+            if not Path(where).is_dir():
+                raise BadInput(f"{where}: the normalization is stored beside the weights; `zoo import` them into a folder first")
+            write_scale(Path(where), result.reward_scale)
         if subject.run is not None:
             # A score of the first examples has its own name, since it must not replace the score of all examples.
             name = f"{task} (first {settings.limit:,})" if settings.limit else task

@@ -22,6 +22,7 @@ from train.config.objective_options import Labelled
 from train.data import corpus
 from train.data.corpus import Documents
 from train.run.outcomes import Outcomes
+from train.weights.reward_scale import RewardScale
 from zoo import plugins
 from zoo.errors import BadInput
 from zoo.generation.settings import Beams
@@ -75,6 +76,8 @@ class Result:
     on the model. Results that differ in them are not compared."""
     outcomes: Outcomes | None = dataclasses.field(default=None, compare=False)
     """Outcome of each item; None if the task has none."""
+    reward_scale: RewardScale | None = None
+    """Normalization of a reward model's scores that is to be stored beside its weights."""
 
 
 def tasks() -> list[str]:

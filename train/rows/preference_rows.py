@@ -1,6 +1,6 @@
 """Rows of preferences: a prompt with the completion that was chosen, and the same prompt with the one that was rejected."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -93,12 +93,7 @@ def encode_rows(
         BadInput: a completion has no ids, a preference is too long, or the tokenizer lacks special tokens.
     """
     layout = layout_of(cfg)
-    texts = [(item.prompt, completion) for item in examples for completion in (item.chosen, item.rejected)]
-    if layout == "decoder":
-        encoded = iter(list(encode_continuations(tokenizer, texts)))
-    else:
-        ids = tokenizer.encode_many(text for pair in texts for text in pair)
-        encoded = zip(ids, ids, strict=True)
+    encoded = _encoded([(item.prompt, text) for item in examples for text in (item.chosen, item.rejected)], tokenizer, layout)
     rows, too_long, template = [], [], _Template(layout, tokenizer)
     for number, example in enumerate(examples):
         (prompt, chosen), (prompt_2, rejected) = next(encoded), next(encoded)
@@ -120,6 +115,25 @@ def encode_rows(
     return rows, [message for _, message in too_long]
 
 
+def encode_sides(texts: Sequence[tuple[str, str]], tokenizer: Tokenizer, cfg: Any) -> list[Side]:
+    """Return the ids of (prompt, completion) texts of any length, as `encode_rows` does.
+
+    Raises:
+        BadInput: the tokenizer lacks special tokens.
+    """
+    layout = layout_of(cfg)
+    template = _Template(layout, tokenizer)
+    return [template.fill(prompt, completion) for prompt, completion in _encoded(texts, tokenizer, layout)]
+
+
+def _encoded(texts: Sequence[tuple[str, str]], tokenizer: Tokenizer, layout: Layout) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield the ids of prompts and completions without the template."""
+    if layout == "decoder":
+        return encode_continuations(tokenizer, texts)
+    ids = tokenizer.encode_many(text for pair in texts for text in pair)
+    return zip(ids, ids, strict=True)
+
+
 def builder(cfg: Any, tokenizer: Tokenizer, target_length: int = 0) -> Build:
     """Return `build(rng, row, length)`, which converts a `PreferenceRow` to fields of `Batch` with an axis C = 2, chosen first.
 
@@ -130,6 +144,22 @@ def builder(cfg: Any, tokenizer: Tokenizer, target_length: int = 0) -> Build:
 
     Raises:
         BadInput: the tokenizer or the number of token types does not fit the model.
+    """
+    one_side = side_builder(cfg, tokenizer, target_length)
+
+    def build(rng: np.random.Generator, row: PreferenceRow, length: int) -> dict[str, Any]:
+        sides = (one_side(side, length) for side in row.sides)
+        fields = jax.tree.map(lambda chosen, rejected: np.stack([chosen, rejected]), *sides)
+        return fields | {"extra": {"margin": np.array(row.margin, np.float32)}}
+
+    return build
+
+
+def side_builder(cfg: Any, tokenizer: Tokenizer, target_length: int = 0) -> Callable[[Side, int], dict[str, Any]]:
+    """Return the function (side, length) -> its fields of `Batch`, as those of `builder` without the axis of completions.
+
+    Raises:
+        BadInput: see `builder`.
     """
     layout = layout_of(cfg)
     if layout == "encoder":
@@ -152,13 +182,7 @@ def builder(cfg: Any, tokenizer: Tokenizer, target_length: int = 0) -> Build:
 
     else:
         one_side = _decoder_row
-
-    def build(rng: np.random.Generator, row: PreferenceRow, length: int) -> dict[str, Any]:
-        sides = (one_side(side, length) for side in row.sides)
-        fields = jax.tree.map(lambda chosen, rejected: np.stack([chosen, rejected]), *sides)
-        return fields | {"extra": {"margin": np.array(row.margin, np.float32)}}
-
-    return build
+    return one_side
 
 
 def row_bytes(rows: Iterable[PreferenceRow]) -> Iterable[bytes]:

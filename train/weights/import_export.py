@@ -1,5 +1,6 @@
 """`zoo import` and `zoo export`: checked published folders in, and runs out as folders that `transformers` loads."""
 
+import dataclasses
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from train.tokenizers import hf_files
 from train.tokenizers.tokenizer import Tokenizer
 from train.weights import adapters
 from train.weights.load import Loaded, load, load_average, restore_trained
+from train.weights.reward_scale import RewardScale, write_scale
 from zoo import configs, models, published_weights
 from zoo.errors import BadInput, require
 from zoo.hf import hub, safetensors_dir
@@ -111,6 +113,8 @@ def _write(folder: Path, loaded: Loaded, largest: int = 5_000_000_000) -> None:
     cfg = loaded.model.config
     published_weights.save(folder, cfg, loaded.params, extra=_ids(loaded.tokenizer), largest=largest)
     hf_files.write_tokenizer(folder, loaded.tokenizer, longest=getattr(cfg, "context", None))
+    if loaded.reward_scale != RewardScale():
+        write_scale(folder, dataclasses.replace(loaded.reward_scale, step=None))
 
 
 def _copy_generation(source: Path, target: Path) -> None:

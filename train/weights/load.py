@@ -18,6 +18,7 @@ from train.run.run_dir import RunDir, is_run, no_checkpoint, plugin_notices, rea
 from train.tokenizers import hf_files
 from train.tokenizers.tokenizer import Tokenizer
 from train.weights import adapters
+from train.weights.reward_scale import RewardScale, read_scale
 from zoo import configs, models, published_weights
 from zoo.errors import BadInput, require
 from zoo.hf import hub
@@ -43,6 +44,8 @@ class Loaded:
     """The run whose checkpoint this is; None for published weights."""
     step: int | None = None
     """Step of that checkpoint."""
+    reward_scale: RewardScale = RewardScale()
+    """Normalization of a reward model's scores."""
 
 
 def load(where: str | Path, mesh: Mesh | None = None, step: int | None = None, adapter: str = "") -> Loaded:
@@ -60,7 +63,8 @@ def load(where: str | Path, mesh: Mesh | None = None, step: int | None = None, a
     if adapter:
         loaded = load(where, mesh, step)
         params = adapters.with_adapter(loaded.model, loaded.mesh, loaded.params, Path(adapter))
-        return dataclasses.replace(loaded, params=params)
+        # A stored normalization is of other parameters.
+        return dataclasses.replace(loaded, params=params, reward_scale=RewardScale())
     folder = hub.folder_of(str(where))
     mesh = device_mesh.make_mesh(run_config.Mesh()) if mesh is None else mesh
     if is_run(folder):
@@ -70,7 +74,7 @@ def load(where: str | Path, mesh: Mesh | None = None, step: int | None = None, a
     cfg, params = published_weights.load(folder, mesh, notify=_print_error)
     loaded = _check_entries(Loaded(folder.resolve().name, models.model(cfg), params, hf_files.read_tokenizer(folder), mesh))
     _check_padding(folder, loaded)
-    return loaded
+    return dataclasses.replace(loaded, reward_scale=read_scale(folder, None))
 
 
 def load_average(where: str, mesh: Mesh, last: int) -> Loaded:
@@ -87,7 +91,8 @@ def load_average(where: str, mesh: Mesh, last: int) -> Loaded:
     require(1 <= last <= len(steps), "last", last, fix)
     newest, *others = (load(where, mesh, step) for step in steps[:last])
     total = functools.reduce(lambda a, b: jax.tree.map(jnp.add, a, b), [loaded.params for loaded in others], newest.params)
-    return dataclasses.replace(newest, params=jax.tree.map(lambda leaf: leaf / last, total))
+    # A stored normalization is of other parameters.
+    return dataclasses.replace(newest, params=jax.tree.map(lambda leaf: leaf / last, total), reward_scale=RewardScale())
 
 
 def _load_run(path: Path, mesh: Mesh, step: int | None) -> Loaded:
@@ -98,7 +103,8 @@ def _load_run(path: Path, mesh: Mesh, step: int | None) -> Loaded:
     tokenizer = Tokenizer.load(folder.tokenizer)
     if meta["tokenizer"] != tokenizer.fingerprint:
         raise BadInput(f"{folder.tokenizer}: not the tokenizer that {path} was trained with; restore that one")
-    return _check_entries(Loaded(path.resolve().name, models.model(run.model), params, tokenizer, mesh, run, step))
+    scale = read_scale(path, step)
+    return _check_entries(Loaded(path.resolve().name, models.model(run.model), params, tokenizer, mesh, run, step, scale))
 
 
 def restore_params(path: Path, run: run_config.Run, mesh: Mesh, step: int | None) -> tuple[Any, int, dict[str, Any]]:

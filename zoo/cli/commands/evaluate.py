@@ -35,7 +35,8 @@ def evaluate(args: list[str]) -> int:
         Language models: blimp, lambada, perplexity, or harness:NAME (a YAML task of lm-evaluation-harness).
         Encoders: masked, pseudo_perplexity, blimp. XLNet: permutation_likelihood. Both, alike: masked:all.
         Fine-tuned encoders: labelled, or labelled:NAME for the metrics of a GLUE task.
-        Encoder-decoders: text_to_text, or text_to_text:bleu."""
+        Encoder-decoders: text_to_text, or text_to_text:bleu.
+        Reward models: preferences (also language models and encoder-decoders), rewards, or rewards:normalize."""
         files: tuple[str, ...] = ()
         """Files of the task, or folders of them."""
         step: int | None = None
@@ -66,7 +67,8 @@ def evaluate(args: list[str]) -> int:
         """Text put before every source (text_to_text); empty = the run's own prefix."""
         search: Annotated[Beams, tyro.conf.arg(name="", prefix_name=False)] = Beams()
         labelled: Labelled = Labelled()
-        """Options for reading files (labelled, text_to_text). Without any of them, files are read as the run read its own."""
+        """Options for reading files (labelled, text_to_text, preferences).
+        Without any of them, files are read as the run read its own."""
         mesh: Mesh = dataclasses.field(default_factory=Mesh)
         machine: Annotated[Machine, tyro.conf.arg(name="", prefix_name=False)] = dataclasses.field(default_factory=Machine)
 

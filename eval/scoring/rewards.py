@@ -1,0 +1,143 @@
+"""Numbers of single completions: the scores of a reward model, or log-probabilities of a language model."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Float64, Int64
+
+from eval.scoring.batch_loop import BatchLoop, Progress
+from eval.scoring.likelihood import likelihoods
+from train.engine import device_mesh
+from train.engine.losses import token_losses
+from train.engine.reward_scores import completion_rows, reward_scores
+from train.rows import preference_rows
+from train.rows.preference_rows import Side
+from train.rows.row_source import SampledRows
+from train.weights.load import Loaded
+from zoo.batch import Batch
+from zoo.configs import longest_row
+from zoo.errors import BadInput
+
+STEP = 32
+"""Rows are as long as the longest, rounded up to a multiple of this: a few shapes to compile for."""
+
+
+class Completion(NamedTuple):
+    """A completion of a prompt."""
+
+    origin: str
+    """Place it was read from, for messages."""
+    prompt: str
+    text: str
+
+
+def is_reward_model(subject: Loaded) -> bool:
+    """Return whether a model gives a text one score."""
+    cfg = subject.model.config
+    return subject.model.task == "sequence" and len(cfg.labels) == 1 and not getattr(cfg, "multi_label", False)
+
+
+def rewards(
+    subject: Loaded, completions: Sequence[Completion], *, batch: int, dtype: Any, progress: Progress
+) -> Float64[np.ndarray, " N"]:
+    """Return the score of each completion, without the normalization of `train.weights.reward_scale`.
+
+    Raises:
+        BadInput: a completion is longer than the model's positions, or its score is not finite.
+    """
+
+    def compute(params: Any, batch: Batch) -> jax.Array:
+        return reward_scores(subject.model, params, batch)[:, 0]
+
+    return _computed(subject, completions, compute, batch, dtype, progress)
+
+
+def log_probabilities(
+    subject: Loaded, completions: Sequence[Completion], *, batch: int, dtype: Any, progress: Progress
+) -> Float64[np.ndarray, " N"]:
+    """Return the log-probability in nats of each completion with its end mark, summed over its tokens.
+
+    Raises:
+        BadInput: a completion is longer than the model's positions, its log-probability is not finite, or the model predicts no
+            text from left to right.
+    """
+    model = subject.model
+    if not model.is_encoder_decoder:
+        pairs = [(side.ids[: side.first], side.ids[side.first :]) for side in _sides(subject, completions)]
+        options: dict[str, Any] = dict(batch=batch, dtype=dtype, name=lambda n: completions[n].origin, progress=progress)
+        return np.array([-result.nats for result in likelihoods(model, subject.params, subject.mesh, pairs, **options)])
+
+    def compute(params: Any, batch: Batch) -> jax.Array:
+        rows = completion_rows(batch)
+        assert rows.targets is not None and batch.weights is not None
+        hidden = model.apply(params, rows).hidden
+        nats = token_losses(lambda states: model.unembed(params, states), hidden, rows.targets, vocabulary=model.config.vocab)
+        return -(nats * batch.weights[:, 0]).sum(-1)
+
+    return _computed(subject, completions, compute, batch, dtype, progress)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Rows(SampledRows):
+    """Rows of one completion each; see `train.rows.row_source.RowSource`."""
+
+    sides: Sequence[Side]
+    length: int
+    fingerprint: str = ""
+
+    def __len__(self) -> int:
+        return len(self.sides)
+
+    def row(self, number: int) -> Side:
+        return self.sides[number]
+
+    @property
+    def text_size(self) -> int:
+        return sum(side.size for side in self.sides)
+
+    @property
+    def targets(self) -> int:
+        return self.text_size
+
+    def select_rows(self, chosen: Int64[np.ndarray, " n"]) -> "_Rows":
+        return dataclasses.replace(self, sides=[self.sides[number] for number in chosen.tolist()])
+
+
+def _sides(subject: Loaded, completions: Sequence[Completion]) -> list[Side]:
+    texts = [(item.prompt, item.text) for item in completions]
+    return preference_rows.encode_sides(texts, subject.tokenizer, subject.model.config)
+
+
+def _computed(
+    subject: Loaded,
+    completions: Sequence[Completion],
+    compute: Callable[[Any, Batch], jax.Array],
+    batch: int,
+    dtype: Any,
+    progress: Progress,
+) -> Float64[np.ndarray, " N"]:
+    """Return what `compute` gives for (parameters, a batch [B, 1, ...]) of all completions, [N]."""
+    cfg, sides = subject.model.config, _sides(subject, completions)
+    limit = longest_row(cfg)
+    lengths = [max(len(side.ids), 0 if side.source is None else len(side.source)) for side in sides]
+    longest = int(np.argmax(lengths))
+    if limit is not None and lengths[longest] > limit:
+        origin = completions[longest].origin
+        raise BadInput(f"{origin}: {lengths[longest]} tokens, but the model has {limit} positions; shorten the text")
+    length = min(-(-lengths[longest] // STEP) * STEP, limit or 1 << 30)
+    one_side = preference_rows.side_builder(cfg, subject.tokenizer, length)
+
+    def build(rng: np.random.Generator, side: Side, length: int) -> dict[str, Any]:
+        return jax.tree.map(lambda array: array[None], one_side(side, length))
+
+    loop = BatchLoop(subject.mesh, np.dtype(dtype), lambda params, batch, carry: (compute(params, batch), carry))
+    size = device_mesh.round_up_rows(subject.mesh, min(batch, len(sides)))
+    results = loop.results(loop.cast(subject.params), _Rows(sides, length), build, size, progress=progress)
+    numbers = np.concatenate(list(results))[: len(sides)]
+    if not np.isfinite(numbers).all():
+        origin = completions[int(np.argmin(np.isfinite(numbers)))].origin
+        raise BadInput(f"{origin}: its number is not finite; the weights are damaged, or too large for bfloat16")
+    return numbers

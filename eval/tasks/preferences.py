@@ -1,0 +1,76 @@
+"""Agreement of a reward model, or of a language model, with preferences between two completions of a prompt.
+
+Format: what reward models are trained on (see `train.data.preferences`): .jsonl, .parquet or folders of `datasets` with prompt,
+chosen, rejected and perhaps margin, which is not used; without a prompt, it is the common beginning of the two texts.
+
+A reward model (a head of one score, of any family) prefers the completion with the higher score. GPT, T5 and the Transformer with
+their head of words prefer the completion whose tokens and end mark have the higher log-probability after the prompt, summed and
+not normalized by length.
+
+Metrics:
+- accuracy: the share of pairs whose chosen completion is preferred; a tie is wrong;
+- accuracy_stderr: its standard error over independent pairs;
+- reward_margin: the mean difference of the two scores, normalized if the model is (see the task rewards); or log_prob_margin, the
+  mean difference of the two log-probabilities in nats;
+- ties.
+Examples are pairs. Outcomes: whether each pair is right; of a reward model -log sigmoid of its difference of scores, of a
+language model -log p of the chosen completion.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from eval.scoring.rewards import Completion, is_reward_model, log_probabilities, rewards
+from eval.scoring.standard_error import mean_and_error
+from eval.tasks import Progress, Result, Settings, first
+from train.config.data_options import Data
+from train.config.objectives import from_labelled
+from train.data import labelled_reader
+from train.data.example_types import Preference
+from train.run.outcomes import Outcomes
+from train.weights.load import Loaded
+from zoo.errors import BadInput, require
+
+OPTIONS = ("limit", "labelled")
+
+
+def read(names: Sequence[str], settings: Settings) -> list[Preference]:
+    """Read the preferences of all files.
+
+    Raises:
+        BadInput: a file or a line that cannot be read; see `train.data.preferences`.
+    """
+    options = from_labelled("preference", settings.labelled).labelled
+    require(not options.truncate, "labelled.truncate", True, "prompts are not cut here; leave it out")
+    examples, _ = labelled_reader.read_examples("preference", tuple(names), Data(), options)
+    return first([item for item in examples if isinstance(item, Preference)], settings.limit)
+
+
+def score(subject: Loaded, examples: Sequence[Preference], settings: Settings, progress: Progress) -> Result:
+    """Compare the two completions of each pair.
+
+    Raises:
+        BadInput: a model with neither a score nor words from left to right, or a completion that is too long.
+    """
+    completions = [Completion(item.origin, item.prompt, text) for item in examples for text in (item.chosen, item.rejected)]
+    options = {"batch": settings.batch, "dtype": settings.dtype, "progress": progress}
+    if is_reward_model(subject):
+        values = subject.reward_scale.gain * rewards(subject, completions, **options).reshape(-1, 2)
+        name, nats = "reward_margin", np.logaddexp(0, values[:, 1] - values[:, 0])
+    elif subject.model.task in ("causal", "text_to_text"):
+        values = log_probabilities(subject, completions, **options).reshape(-1, 2)
+        name, nats = "log_prob_margin", -values[:, 0]
+    else:
+        what = f"a {subject.model.family} for the task {subject.model.task} has neither one score nor words from left to right"
+        raise BadInput(f"--task preferences: {what}; make it a reward model with `zoo train reward-model --init {subject.name}`")
+    difference = values[:, 0] - values[:, 1]
+    right = difference > 0
+    accuracy, error = mean_and_error(right.astype(np.float64).tolist())
+    metrics = {
+        "accuracy": accuracy,
+        **({} if error is None else {"accuracy_stderr": error}),
+        name: float(difference.mean()),
+        "ties": int((difference == 0).sum()),
+    }
+    return Result(metrics, len(examples), outcomes=Outcomes.of((item.origin for item in examples), right, nats))

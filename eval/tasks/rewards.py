@@ -1,0 +1,64 @@
+"""Rewards: the scores that a reward model gives to completions, and their normalization.
+
+Format: .jsonl; a line is an object with `completion` and, unless it is empty, `prompt`.
+
+With rewards:normalize, the gain and the bias that make the mean of these scores 0 and their standard deviation 1 are stored
+beside the weights, in reward_scale.json. From then on the scores of this model are reported normalized, by this task and by
+preferences; `zoo export` writes the file too. The texts should be samples of the model that the rewards will train (Ziegler et
+al. 2019).
+
+Metrics: reward_mean and reward_deviation of the scores, normalized if the model is; gain and bias. Examples are completions.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+from eval import task_files
+from eval.scoring.rewards import Completion, is_reward_model, rewards
+from eval.tasks import Progress, Result, Settings, first
+from train.data.text_files import check_string, json_type, nonblank_lines, parse_object
+from train.weights.load import Loaded
+from train.weights.reward_scale import RewardScale
+from zoo.errors import BadInput, require
+
+OPTIONS = ("argument", "limit")
+ALONE = True
+NORMALIZE = "normalize"
+
+
+def read(names: Sequence[str], settings: Settings) -> list[Completion]:
+    """Read the completions of all files.
+
+    Raises:
+        BadInput: another argument than normalize, or a file or a line that cannot be read.
+    """
+    require(settings.argument in ("", NORMALIZE), "task", f"rewards:{settings.argument}", f"choose rewards:{NORMALIZE}")
+    completions = []
+    for file in task_files.files(names, (".jsonl",)):
+        for where, line in nonblank_lines(file):
+            content = parse_object(line, where, '{"prompt": "...", "completion": "..."}')
+            if not isinstance(content.get("completion"), str) or not content["completion"].strip():
+                raise BadInput(f"{where}: the completion is {json_type(content.get('completion'))} without text; write a string")
+            prompt = check_string(content.get("prompt", ""), f"{where}: the prompt")
+            completions.append(Completion(where, prompt, check_string(content["completion"], f"{where}: the completion")))
+    return first(completions, settings.limit)
+
+
+def score(subject: Loaded, completions: Sequence[Completion], settings: Settings, progress: Progress) -> Result:
+    """Score the completions.
+
+    Raises:
+        BadInput: the model has no head of one score, a completion is too long, or equal scores cannot be normalized.
+    """
+    if not is_reward_model(subject):
+        raise BadInput(f"--task rewards: {subject.name} has no head of one score; use a model of `zoo train reward-model`")
+    values = rewards(subject, completions, batch=settings.batch, dtype=settings.dtype, progress=progress)
+    scale = subject.reward_scale
+    if settings.argument:
+        if not values.std() > 0:
+            raise BadInput(f"--task rewards:{NORMALIZE}: all {len(values):,} scores are equal; use two or more different texts")
+        scale = RewardScale.of(float(values.mean()), float(values.std()), subject.step)
+    normalized = scale.gain * values + scale.bias
+    metrics = {"reward_mean": float(normalized.mean()), "reward_deviation": float(normalized.std())}
+    metrics |= {name: value for name, value in dataclasses.asdict(scale).items() if name in ("gain", "bias")}
+    return Result(metrics, len(completions), reward_scale=scale if settings.argument else None)
