@@ -104,6 +104,12 @@ def _run(
     # Tokenizing has a progress bar of its own.
     console.clear()
     data = dataset.read(run, folder, jax_setup.cache_dir() / "text", quiet=process != 0)
+
+    def show_extension(done: int, total: int) -> None:
+        progress = f"{done:,} of {total:,} batches" if done else f"{total:,} batches, compiling first"
+        console.progress(f"computing the reference: {progress}", now=not done)
+
+    data = objective.extend_inputs(run, mesh, data, jax_setup.cache_dir() / "reference", progress=show_extension)
     console.progress("preparing the model", now=True)
     build = dataset.builder(run, data)
     local_rows = device_mesh.local_rows(mesh, run.data.batch)

@@ -2,7 +2,8 @@
 
 Causal objectives are scored by `language_model` (bits per byte, perplexity, loss); masked, left-to-right, distilled and
 permutation ones by `masked` (perplexity and accuracy of predictions); denoising, text to text and instruction by `seq2seq`
-(perplexity); fine-tuning by `labelled`; reward models by `preferences` (accuracy and margin).
+(perplexity); fine-tuning by `labelled`; reward models by `preferences` (accuracy and margin), and preferences without one by
+`dpo`.
 """
 
 import dataclasses
@@ -12,8 +13,9 @@ from typing import Any
 
 import jax
 
-from eval.scoring import labelled, language_model, masked_lm, preferences, seq2seq
+from eval.scoring import dpo, labelled, language_model, masked_lm, preferences, seq2seq
 from eval.scoring.batch_loop import ScoringInputs
+from train import objectives
 from train.checkpoints.manifest import compare
 from train.config import run_config
 from train.config.objectives import scored_as
@@ -34,6 +36,7 @@ SCORERS: dict[str, Callable[[ScoringInputs], Callable[[Any], Any]]] = {
     **dict.fromkeys(("denoising", "text_to_text", "instruction"), seq2seq.of_run),
     **dict.fromkeys(labelled.TASKS, labelled.of_run),
     "preference": preferences.of_run,
+    "dpo": dpo.of_run,
 }
 """Objective -> function that returns the scorer, (parameters) -> score; a score has `record()`."""
 
@@ -63,7 +66,9 @@ def main(path: str, *, step: int | None, batch: int, stride: int, mesh: run_conf
     )
     require(0 <= stride <= cfg.data.length, "stride", stride, f"choose 1 to {cfg.data.length} tokens, or 0 for half a row")
     net, data = model(cfg.model), dataset.read(cfg, folder, jax_setup.cache_dir() / "text")
-    quiet = jax.process_index() != 0
+    quiet, cache = jax.process_index() != 0, jax_setup.cache_dir() / "reference"
+    with ProgressBar("computing the reference", "batches", before="compiling", late=True, quiet=quiet) as progress:
+        data = objectives.objective(cfg.objective).extend_inputs(cfg, devices, data, cache, progress=progress)
     with ProgressBar(f"loading {folder.path}", quiet=quiet):
         params, _, meta = restore_params(folder.path, cfg, devices, step)
     if changed := compare({name: meta[name] for name in data.fingerprints() if name in meta}, data.fingerprints()):

@@ -28,6 +28,7 @@ OBJECTIVE_METRICS: dict[str, tuple[str, ...]] = {
     "span": ("loss", "f1", "exact"),
     "choice": ("loss", "accuracy"),
     "preference": ("loss", "accuracy", "reward_margin"),
+    "dpo": ("loss", "accuracy", "reward_margin"),
 }
 """Objective -> metrics of its validation, any of which may select the checkpoint; `metrics` adds those that depend on labels."""
 OPTION = "--selection.metric"

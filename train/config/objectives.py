@@ -6,6 +6,7 @@ from typing import Any, ClassVar, TypeVar, get_args, get_type_hints
 
 from train.config import objective_options as groups
 from train.config.data_options import CausalData, Data, DialogueData, EncoderData, PairData, PreferenceData, TextData
+from train.config.dpo_options import Dpo
 from zoo import plugins
 from zoo.configs import Objective
 from zoo.errors import require
@@ -145,6 +146,15 @@ class PreferenceOptions(ObjectiveOptions):
     labelled: groups.Preferences = groups.Preferences()
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DpoOptions(TokenOptions):
+    """Options of direct preference optimization and its variants."""
+
+    objective, data = "dpo", PreferenceData
+    dpo: Dpo = Dpo()
+    labelled: groups.Preferences = groups.Preferences()
+
+
 OPTIONS: dict[str, type[ObjectiveOptions]] = {
     kind.objective: kind
     for kind in (
@@ -153,6 +163,7 @@ OPTIONS: dict[str, type[ObjectiveOptions]] = {
         InstructionOptions,
         *(ClassificationOptions, TaggingOptions, SpanOptions, ChoiceOptions),
         PreferenceOptions,
+        DpoOptions,
     )
 }
 """Maps the name of an objective of the zoo to the class of its options."""

@@ -73,6 +73,8 @@ class Preferences:
     held_out: Rows
     left_out: tuple[str, ...] = ()
     """Error message of each preference that --labelled.skip-bad left out."""
+    reference: str = ""
+    """Digest of the parameters of a reference whose log-probabilities the rows have; empty = they have none."""
 
     def scored_rows(self, run: run_config.Run, stride: int) -> Rows:
         """Return the rows of the held-out preferences."""
@@ -95,7 +97,8 @@ class Preferences:
 
         That of the held-out half is of the texts alone, so that runs with other tokenizers, lengths and weights can be compared.
         """
-        return {"tokenizer": self.tokenizer.fingerprint, "data": self.rows.fingerprint, "held_out": self.held_out.content_digest}
+        own = {"tokenizer": self.tokenizer.fingerprint, "data": self.rows.fingerprint, "held_out": self.held_out.content_digest}
+        return own | ({"reference": self.reference} if self.reference else {})
 
     def facts(self, run: run_config.Run) -> dict[str, str]:
         """Return a summary of the data and its use in the run, for the console and the report."""

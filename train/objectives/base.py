@@ -3,6 +3,7 @@
 import abc
 import functools
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import jax
@@ -102,6 +103,20 @@ class Objective(abc.ABC):
         """
         build = cls.builder(run, tokenizer, lambda: np.ones(tokenizer.vocab_size, np.int64))
         return Batches(Mixture((Component("", 1.0, (), rows),)), build, run.seed, run.data.batch, np.arange(1)).shapes()
+
+    @classmethod
+    def extend_inputs(cls, run: Run, mesh: Mesh, inputs: Any, cache: Path, *, progress: Callable[[int, int], None]) -> Any:
+        """Return the inputs of a run with the numbers of each row that are computed before the first step; by default unchanged.
+
+        Args:
+            inputs: what `train.inputs.dataset.read` returns.
+            cache: folder in which the numbers may be kept for the next call.
+            progress: function that is called with (batches done, total batches) if there is something to compute.
+
+        Raises:
+            BadInput: what the numbers are computed from does not exist or does not fit the run.
+        """
+        return inputs
 
     @classmethod
     def frozen_config(cls, run: Run) -> Any:

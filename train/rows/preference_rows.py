@@ -5,7 +5,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Int32
+from jaxtyping import Float32, Int32
 
 from train.config.objective_options import Preferences
 from train.data.example_types import Preference
@@ -50,6 +50,8 @@ class PreferenceRow(NamedTuple):
     margin: float
     example: int
     """Number of its example."""
+    reference: Float32[np.ndarray, " 2"] | None = None
+    """Log-probabilities of both completions under a reference, if an objective reads them."""
 
 
 class Limits(NamedTuple):

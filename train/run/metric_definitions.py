@@ -80,6 +80,17 @@ METRICS: dict[str, Metric] = {
     "reward_margin": Metric(
         label="reward margin", note="mean reward of the chosen answers minus that of the rejected ones", better="higher"
     ),
+    "chosen_reward": Metric(label="chosen reward", note="mean reward that the model implies for the chosen answers", better=None),
+    "rejected_reward": Metric(
+        label="rejected reward", note="mean reward that the model implies for the rejected answers", better=None
+    ),
+    "chosen_log_ratio": Metric(
+        label="chosen log-ratio",
+        note="mean log-probability of the chosen answers relative to the reference, in nats; below 0, they became less likely",
+        better=None,
+    ),
+    "chosen_length": Metric(label="chosen length", note="mean tokens of a chosen answer", better=None, format=".1f"),
+    "rejected_length": Metric(label="rejected length", note="mean tokens of a rejected answer", better=None, format=".1f"),
     "majority_share": Metric(
         label="majority class", note="share of the most frequent class: the accuracy of always predicting it", better=None
     ),

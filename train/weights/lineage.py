@@ -78,7 +78,7 @@ def _total(name: str, values: Sequence[float | int | None]) -> float | int | Non
 def _read_parent(name: str) -> Parent:
     folder = hub.folder_of(name)
     if not is_run(folder):
-        return {"path": name, "row": _digest_of_weights(folder), "seeds": [], "ancestors": []}
+        return {"path": name, "row": digest_of_weights(folder), "seeds": [], "ancestors": []}
     run, files = read_config(folder), RunDir(folder)
     source = checkpoints(folder, run)
     if (step := source.latest()) is None:
@@ -108,7 +108,7 @@ def _read_parent(name: str) -> Parent:
     }
 
 
-def _digest_of_weights(folder: Path) -> str:
+def digest_of_weights(folder: Path) -> str:
     """Return the digest of the configuration and the weights in a folder, wherever it is."""
     files = sorted([folder / "config.json", *folder.glob("*.safetensors")])
     digests = [f"{file.name} {sha256(file)}" for file in files if file.exists()]

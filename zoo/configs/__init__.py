@@ -33,6 +33,7 @@ Objective = Literal[
     "text_to_text",
     "instruction",
     "preference",
+    "dpo",
 ]
 Implementation = Literal["auto", "reference", "xla", "blocked", "cudnn", "tokamax", "splash"]
 Precision = Literal["auto", "float32", "bfloat16"]

@@ -34,7 +34,7 @@ from zoo.nn.layers import (
 from zoo.nn.score_head import init_score, scores
 from zoo.sharding import BATCH, Rules, constrain
 
-OBJECTIVES = ("causal", "instruction", "preference")
+OBJECTIVES = ("causal", "instruction", "preference", "dpo")
 SHARDING: Rules = ()
 LORA = ("c_attn",)
 """Names of the published matrices that have adapters by default (`zoo.lora`)."""

@@ -43,7 +43,7 @@ from zoo.nn.layers import (
 from zoo.nn.score_head import init_dense_score, scores
 from zoo.sharding import BATCH, Rules, constrain
 
-OBJECTIVES = ("denoising", "text_to_text", "preference")
+OBJECTIVES = ("denoising", "text_to_text", "preference", "dpo")
 SHARDING: Rules = (
     (r"relative/embedding", (None, "tensor")),
     (r"unembed/embedding", ("tensor", "fsdp")),

@@ -1,0 +1,330 @@
+"""Preferences without sampling: losses of TRL, optima that are known, and what must not change a loss."""
+
+import dataclasses
+import functools
+import itertools
+import json
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import scipy.optimize
+from safetensors.numpy import load_file
+
+from tests.golden import make
+from tests.support import tiny, trl_losses
+from tests.support.gradients import assert_equal_gradients
+from tests.support.runs import quick_compilation
+from tests.support.small import random_params, small
+from train.config import run_config
+from train.config.data_options import PreferenceData
+from train.config.dpo_options import Dpo
+from train.engine import device_mesh, optim, state_init
+from train.engine.log_probs import sequence_log_probs
+from train.engine.preference_losses import pair_losses, rewards
+from train.engine.step import ENGINES, make_step
+from train.objectives import dpo
+from train.objectives.dpo import DirectPreferences
+from zoo import models, published_weights
+from zoo.batch import Batch
+from zoo.errors import BadInput
+from zoo.hf import safetensors_dir
+
+MESH = device_mesh.make_mesh(run_config.Mesh(), jax.devices()[:1])
+OPTIONS: dict[str, Any] = dict(seeds=None, carry={}, smoothing=0.0, chunk=0)
+# Compiled once for all losses and their gradients.
+log_probs = jax.jit(sequence_log_probs, static_argnums=0, static_argnames="chunk")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick() -> Iterator[None]:
+    with quick_compilation():
+        yield
+
+
+# --- TRL ---
+
+
+@functools.cache
+def policy_and_reference() -> tuple[Any, Any, Any]:
+    """Return the model of `tests.support.trl_losses`, its parameters and those of the reference."""
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as scratch:
+        (cfg, policy), (_, reference) = (published_weights.load(f, MESH) for f in trl_losses.write_models(Path(scratch)))
+    return models.model(cfg), policy, reference
+
+
+def decoder_batch(name: str) -> Batch:
+    """Return the pairs of `tests.support.trl_losses` with the reference's log-probabilities."""
+    net, _, reference = policy_and_reference()
+    ids, real, answer = trl_losses.pairs(name)
+    following = np.pad(ids[..., 1:], ((0, 0), (0, 0), (0, 1)))
+    weights = np.pad(answer[..., 1:], ((0, 0), (0, 0), (0, 1))).astype(np.float32)
+    tokens, targets, segments = (jnp.asarray(array, jnp.int32) for array in (ids, following, real))
+    batch = Batch(tokens=tokens, segments=segments, targets=targets, weights=jnp.asarray(weights))
+    return dataclasses.replace(batch, extra={"reference": log_probs(net, reference, batch, chunk=0)[0]})
+
+
+def frozen(name: str) -> dict[str, Any]:
+    return json.loads(trl_losses.FILE.read_text())["losses"][name]
+
+
+def check_against_trl(name: str, expected: dict[str, Any], folder: Path) -> None:
+    """Compare the loss within 1e-5, and the gradients by the project's bound against torch."""
+    net, params, _ = policy_and_reference()
+    objective, batch = DirectPreferences(Dpo(kind=name.split()[0], **trl_losses.KINDS[name])), decoder_batch(name)
+    divisors = objective.weights(batch)
+
+    def loss(params: Any) -> jax.Array:
+        terms, _ = objective.loss(net, params, batch, {}, **OPTIONS)
+        return sum(terms[term] / divisors[term] for term in terms)
+
+    value, gradients = jax.value_and_grad(loss)(params)
+    assert float(value) == pytest.approx(expected["loss"], abs=1e-5)
+    published_weights.save(folder, net.config, gradients)
+    stored = load_file(folder / safetensors_dir.SINGLE)
+    total = math.hypot(*(norm for norm, _ in expected["gradients"].values()))
+    assert stored.keys() == expected["gradients"].keys()
+    for tensor, probe in expected["gradients"].items():
+        bound = math.sqrt(stored[tensor].size) * (1e-3 * probe[0] + 1e-5 * total)
+        assert make.probe(tensor, stored[tensor]) == pytest.approx(probe, abs=bound), tensor
+
+
+@pytest.fixture
+def compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dpo, "sequence_log_probs", log_probs)
+
+
+@pytest.mark.parametrize("name", trl_losses.KINDS)
+def test_losses_and_gradients_are_those_of_trl(name: str, compiled_once: None, tmp_path: Path) -> None:
+    check_against_trl(name, frozen(name), tmp_path)
+
+
+@pytest.mark.parity
+def test_trl_still_computes_the_frozen_losses(compiled_once: None, tmp_path: Path) -> None:
+    pytest.importorskip("trl")
+    for name, expected in trl_losses.losses().items():
+        (tmp_path / name).mkdir()
+        check_against_trl(name, expected, tmp_path / name)
+
+
+def beta_on_one_side(log_probs: Any, reference: Any, lengths: Any, options: Dpo) -> Any:
+    return rewards(log_probs, reference, lengths, options) * jnp.array([1.0, 1 / options.beta])
+
+
+def reference_of_the_other_side(log_probs: Any, reference: Any, lengths: Any, options: Dpo) -> Any:
+    return rewards(log_probs, reference[:, ::-1], lengths, options)
+
+
+def shifted_mask(net: Any, params: Any, batch: Batch, **options: Any) -> Any:
+    return log_probs(net, params, dataclasses.replace(batch, weights=jnp.roll(batch.weights, 1, -1)), **options)
+
+
+def summed_ipo(log_probs: Any, reference: Any, lengths: Any, options: Dpo) -> Any:
+    return rewards(log_probs, reference, jnp.ones_like(lengths), options)
+
+
+@pytest.mark.planted(4)
+@pytest.mark.parametrize(
+    ("kind", "name", "wrong"),
+    [
+        ("sigmoid", "rewards", beta_on_one_side),
+        ("sigmoid", "rewards", reference_of_the_other_side),
+        ("sigmoid", "sequence_log_probs", shifted_mask),
+        ("ipo", "rewards", summed_ipo),
+    ],
+)
+def test_wrong_losses_differ_from_trl(
+    kind: str, name: str, wrong: Callable[..., Any], compiled_once: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(dpo, name, wrong)
+    with pytest.raises(AssertionError):
+        check_against_trl(kind, frozen(kind), tmp_path)
+
+
+# --- Optima ---
+
+TEXTS = [
+    text for n in (1, 2, 3) for text in itertools.product(range(3), repeat=n) if 2 not in text[:-1] and (n == 3 or text[-1] == 2)
+]
+"""All texts of a vocabulary of 3, whose last token ends a text, that have at most 3 tokens."""
+PREFIXES = [(), *((a,) for a in range(2)), *itertools.product(range(2), repeat=2)]
+
+
+def text_log_probs(table: Any) -> Any:
+    """Return the log-probability of each text, from the logits after each prefix."""
+    logs = jax.nn.log_softmax(table.reshape(len(PREFIXES), 3))
+    return jnp.stack([sum(logs[PREFIXES.index(text[:at]), token] for at, token in enumerate(text)) for text in TEXTS])
+
+
+def optimum(kind: str, probability: Any, reference: Any, beta: float) -> Any:
+    """Return the log-probabilities that minimize the expected loss of all pairs, whose first text wins with `probability`."""
+    winner, loser = np.array([pair for pair in itertools.permutations(range(len(TEXTS)), 2)]).T
+    lengths = jnp.ones((len(winner), 2))
+
+    @jax.jit
+    @jax.value_and_grad
+    def loss(table: Any) -> Any:
+        both = text_log_probs(table)[np.stack([winner, loser], 1)]
+        options = Dpo(kind=kind, beta=beta)
+        of_pairs = pair_losses(rewards(both, reference[np.stack([winner, loser], 1)], lengths, options), options)
+        return (of_pairs * probability[winner, loser]).sum()
+
+    start = np.random.default_rng(1).standard_normal(3 * len(PREFIXES))
+    solution = scipy.optimize.minimize(loss, start, jac=True, method="BFGS", options={"gtol": 1e-12, "maxiter": 10_000})
+    return text_log_probs(solution.x)
+
+
+def test_the_optima_of_dpo_and_ipo_are_reached() -> None:
+    """DPO on all pairs, labelled by Bradley and Terry's model, gives pi_ref exp(R / beta) / Z; IPO, with sums instead of means,
+    differences of log-ratios (p(y > mu) - p(y' > mu)) / beta for uniform mu (Azar et al. 2023, section 5)."""
+    assert len(TEXTS) == 15
+    beta = 0.5
+    with jax.enable_x64(True):
+        rng = np.random.default_rng(0)
+        reference = text_log_probs(jnp.asarray(rng.standard_normal(3 * len(PREFIXES))))
+        reward = rng.standard_normal(len(TEXTS))
+        probability = 1 / (1 + np.exp(reward[None] - reward[:, None]))  # [winner, loser]
+        expected = jax.nn.softmax(reference + reward / beta)
+        assert 0.5 * np.abs(np.exp(optimum("sigmoid", probability, reference, beta)) - expected).sum() <= 1e-6
+        ratios = optimum("ipo", probability, reference, beta) - reference
+        wins = probability.mean(1)
+        np.testing.assert_allclose(ratios[:, None] - ratios, (wins[:, None] - wins) / beta, atol=1e-6)
+
+
+# --- Identities ---
+
+
+def numbers(kind: Any, **options: Any) -> tuple[Any, Dpo]:
+    """Return rewards of random log-probabilities, and the options."""
+    rng = np.random.default_rng(3)
+    log_probs, reference = jnp.asarray(-20 * rng.random((2, 64, 2)), jnp.float32)
+    lengths = jnp.asarray(rng.integers(1, 9, (64, 2)), jnp.float32)
+    chosen = Dpo(kind=kind, sft=float(kind == "orpo"), **options)
+    return rewards(log_probs, reference if chosen.has_reference else None, lengths, chosen), chosen
+
+
+def test_smoothed_and_robust_losses_are_mixtures_of_both_labels() -> None:
+    plain, right_way = (pair_losses(*numbers("sigmoid")) for _ in range(2))
+    assert (
+        plain.tobytes() == pair_losses(*numbers("robust")).tobytes() == pair_losses(*numbers("sigmoid", smoothing=0.0)).tobytes()
+    )
+    of_both, options = numbers("sigmoid", smoothing=0.2)
+    wrong_way = pair_losses(of_both[:, ::-1], numbers("sigmoid")[1])
+    np.testing.assert_allclose(pair_losses(of_both, options), 0.8 * right_way + 0.2 * wrong_way, rtol=1e-6)
+    # A robust loss is unbiased: over labels of which a share is wrong, its mean is the loss of the right ones.
+    both_ways = [pair_losses(of_both[:, order], numbers("robust", smoothing=0.2)[1]) for order in ([0, 1], [1, 0])]
+    np.testing.assert_allclose(0.8 * both_ways[0] + 0.2 * both_ways[1], right_way, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("length", [1, 7])
+def test_odds_are_exact_near_probabilities_of_0_and_1(length: int) -> None:
+    """Against float64, whose 1 - exp(x) is exact enough; a probability that rounds to 1 has a finite gradient."""
+    means = np.array([[-1e-5, -0.5], [-0.69, -0.7], [-30.0, -1e-6]])
+    options = Dpo(kind="orpo", sft=1.0)
+    ours = rewards(jnp.float32(means * length), None, jnp.full((3, 2), float(length)), options)
+    np.testing.assert_allclose(ours, means - np.log(-np.expm1(means)), rtol=1e-5)
+    gradient = jax.grad(lambda x: pair_losses(rewards(x, None, jnp.ones((1, 2)), options), options).sum())(jnp.zeros((1, 2)))
+    assert np.isfinite(gradient).all()
+
+
+def test_at_the_reference_margins_are_0_and_the_loss_is_log_2() -> None:
+    net, _, reference = policy_and_reference()
+    batch = decoder_batch("sigmoid")
+    terms, _ = jax.jit(lambda params: DirectPreferences(Dpo()).loss(net, params, batch, {}, **OPTIONS))(reference)
+    assert float(terms["dpo"]) / 3 == pytest.approx(math.log(2), abs=1e-6)
+    own, lengths = log_probs(net, reference, batch, chunk=0)
+    margins = -jnp.diff(rewards(own, batch.extra["reference"], lengths, Dpo()))
+    assert (margins == 0).all()
+
+
+# --- What must not change a loss ---
+
+
+def pairs_of(net: Any, pad: int = 0, rows: int = 2) -> Batch:
+    """Return pairs of a family's fields, as `train.rows.preference_rows` makes them, with `pad` more places."""
+    rng = np.random.default_rng(0)
+    ids = rng.integers(2, 300, (rows, 2, 10 + pad)).astype(np.int32)
+    ids[..., :10] = np.random.default_rng(7).integers(2, 300, (rows, 2, 10))
+    at, sizes = np.arange(10 + pad), np.array([[8, 6], [5, 9]] * (rows // 2))[..., None]
+    segments = (at < sizes).astype(np.int32)
+    fields = dict(tokens=jnp.asarray(ids), segments=jnp.asarray(segments), positions=jnp.asarray(at * segments, jnp.int32))
+    weights = ((at >= 2) & (at < sizes)).astype(np.float32)
+    source = Batch(**fields) if net.is_encoder_decoder else None
+    reference = jnp.asarray(rng.standard_normal((rows, 2)), jnp.float32)
+    targets = jnp.roll(fields["tokens"], -1, -1)
+    index = jnp.arange(rows, dtype=jnp.uint32)
+    return Batch(
+        **fields, targets=targets, weights=jnp.asarray(weights), source=source, index=index, extra={"reference": reference}
+    )
+
+
+@pytest.mark.parametrize("family", ["gpt", *(pytest.param(name, marks=pytest.mark.full) for name in ("t5", "transformer"))])
+def test_padding_changes_no_log_probability(family: str) -> None:
+    net = small(family, **({"context": 96} if family == "gpt" else {}))
+    params = random_params(net)
+    first, *padded = (log_probs(net, params, pairs_of(net, pad), chunk=0) for pad in (0, 5, 50))
+    assert float(jnp.abs(first[0]).max()) > 1
+    for other in padded:
+        np.testing.assert_allclose(other[0], first[0], rtol=1e-6)
+        np.testing.assert_array_equal(other[1], first[1])
+    chunked = log_probs(net, params, pairs_of(net), chunk=4)
+    np.testing.assert_allclose(chunked[0], first[0], rtol=1e-6)
+
+
+MESHES: dict[str, dict[str, Any]] = {
+    "2 micro-batches on data=4": {"mesh": run_config.Mesh(data=4), "accumulate": 2},
+    "pmap": {"mesh": run_config.Mesh(data=8), "engine": "pmap"},
+    "fsdp=2, tensor=2": {"mesh": run_config.Mesh(data=2, fsdp=2, tensor=2)},
+}
+
+
+def first_steps(**changes: Any) -> tuple[list[float], Any]:
+    """Return the losses of three steps and the first gradient; chosen answers have different lengths, and the SFT term counts."""
+    net = small("gpt", layers=1)
+    run = tiny.run("dpo", model=net.config, dpo=Dpo(sft=0.5), data=PreferenceData(length=10, batch=16), **changes)
+    devices = device_mesh.make_mesh(run.mesh, jax.devices()[: run.mesh.data * run.mesh.fsdp * run.mesh.tensor])
+    tx = optax.chain(optax.trace(0.0), optim.optimizer(run.optim))
+    places = jax.tree.map(lambda leaf: leaf.sharding, state_init.abstract_state(run, net, tx, devices))
+    step = make_step(run, net, DirectPreferences(run.options.dpo), tx, jnp.float32)
+    engine = ENGINES[run.engine](step, devices, places, run.data.batch)
+    state, losses, gradient = engine.shard(state_init.init_state(run, net, tx, devices)), [], None
+    batch = jax.tree.map(np.asarray, pairs_of(net, rows=16))
+    for number in range(3):
+        state, metrics = engine.step(state, engine.shard_batch(batch))
+        losses.append(float(jax.device_get(metrics["loss"].addressable_data(0)).reshape(-1)[0]))
+        gradient = jax.device_get(engine.get(state).opt_state[0].trace) if number == 0 else gradient
+    return losses, gradient
+
+
+alone = functools.cache(functools.partial(first_steps, mesh=run_config.Mesh(data=1)))
+
+
+@pytest.mark.parametrize("case", [*list(MESHES)[:1], *(pytest.param(name, marks=pytest.mark.full) for name in list(MESHES)[1:])])
+def test_losses_and_gradients_do_not_depend_on_the_mesh(case: str) -> None:
+    losses, gradient = first_steps(**MESHES[case])
+    np.testing.assert_allclose(losses, alone()[0], rtol=1e-5)
+    assert losses[-1] < losses[0]
+    assert_equal_gradients(gradient, alone()[1])
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"beta": 0.0}, "dpo.beta"),
+        ({"smoothing": 0.5, "kind": "robust"}, "dpo.smoothing"),
+        ({"smoothing": 0.1, "kind": "ipo"}, "no effect on ipo"),
+        ({"gamma": 1.0}, "no effect on sigmoid"),
+        ({"kind": "orpo"}, "dpo.sft"),
+    ],
+)
+def test_options_without_a_meaning_are_refused(options: dict[str, Any], named: str) -> None:
+    with pytest.raises(BadInput, match=named):
+        Dpo(**options)

@@ -1,0 +1,125 @@
+"""Direct preference optimization and its variants: learn which of two answers was preferred (Rafailov et al. 2023)."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Int64
+
+from train.config.dpo_options import Dpo
+from train.config.run_config import Run
+from train.engine.log_probs import counted_pairs, sequence_log_probs, split_pairs
+from train.engine.preference_losses import pair_losses, rewards
+from train.objectives.base import Objective
+from train.rows import preference_rows
+from train.rows.batches import Build
+from train.rows.preference_rows import PreferenceRow
+from train.tokenizers.tokenizer import Tokenizer
+from train.weights.reference import add_reference, attach
+from zoo.batch import Batch
+from zoo.errors import require
+from zoo.models import Model
+
+
+@dataclasses.dataclass(frozen=True)
+class DirectPreferences(Objective):
+    """The preferred answers of pairs, without a reward model and without sampling; see `train.config.dpo_options.Dpo`.
+
+    The arrays of a pair are those of `train.rows.preference_rows`, [2, T], the chosen answer first. With a reference,
+    extra["reference"] has its log-probabilities of both answers, float32 [2] (`train.weights.reference`).
+    """
+
+    NAME = "dpo"
+    DATA = "preference"
+
+    options: Dpo
+
+    @classmethod
+    def bind(cls, run: Run, mesh: Mesh) -> "DirectPreferences":
+        """Return the objective of a run.
+
+        Raises:
+            BadInput: options that have no effect, or a reference without --init.
+        """
+        fix = "it smooths over the vocabulary; --dpo.smoothing is the share of wrong labels, choose --label-smoothing 0"
+        require(run.label_smoothing == 0, "label_smoothing", run.label_smoothing, fix)
+        options = run.options.dpo
+        fix = "the reference is the model of --init, which is not set; name one, or choose --dpo.reference none"
+        require(bool(run.init) or not options.has_reference, "dpo.reference", options.reference, fix)
+        return cls(options)
+
+    @classmethod
+    def builder(cls, run: Run, tokenizer: Tokenizer, counts: Callable[[], Int64[np.ndarray, " V"]]) -> Build:
+        """Return `build(rng, row, length)`, which converts a row of preferences to the fields of `Batch`; `rng` is not used.
+
+        See `train.rows.preference_rows.builder`. A row with a reference gives extra["reference"], float32 [2].
+        """
+        build_pair = preference_rows.builder(run.model, tokenizer, run.data.target_length)
+
+        def build(rng: np.random.Generator, row: PreferenceRow, length: int) -> dict[str, Any]:
+            fields = build_pair(rng, row, length)
+            return fields if row.reference is None else fields | {"extra": fields["extra"] | {"reference": row.reference}}
+
+        return build
+
+    @classmethod
+    def extend_inputs(cls, run: Run, mesh: Mesh, inputs: Any, cache: Path, *, progress: Callable[[int, int], None]) -> Any:
+        """Return the run's inputs with the reference's log-probabilities in every row, if the loss has a reference.
+
+        Raises:
+            BadInput: nothing to load in `run.init`, or another model than the run's.
+        """
+        if not run.options.dpo.has_reference:
+            return inputs
+        build = cls.builder(run, inputs.tokenizer, inputs.counts)
+        return add_reference(run, mesh, inputs, build, cache, progress=progress)
+
+    @classmethod
+    def abstract_batch(cls, run: Run, tokenizer: Tokenizer, rows: Any) -> Batch:
+        """Return the shapes and dtypes of a global batch, those of a reference among them if the loss has one."""
+        if run.options.dpo.has_reference:
+            rows = attach(rows, np.zeros((len(rows), 2), np.float32))
+        return super().abstract_batch(run, tokenizer, rows)
+
+    @classmethod
+    def bind_abstract(cls, run: Run, mesh: Mesh) -> "DirectPreferences":
+        """Return the objective as `bind` does; a reference needs no --init, since its numbers are part of the batch."""
+        return cls(run.options.dpo)
+
+    def weights(self, batch: Batch) -> dict[str, jax.Array]:
+        """Return the divisors of the terms: the number of pairs, and for "sft" that of the tokens of chosen answers."""
+        assert batch.weights is not None
+        tokens = {"sft": batch.weights[:, 0].sum()} if self.options.sft else {}
+        return {"dpo": counted_pairs(batch).sum()} | tokens
+
+    def loss(
+        self, model: Model, params: Any, batch: Batch, frozen: Any, *, seeds: Any, carry: Any, smoothing: float, chunk: int
+    ) -> tuple[dict[str, jax.Array], Any]:
+        """Return the summed losses of the pairs, with --dpo.sft also that of the chosen answers' tokens, and the model's carry.
+
+        There is no dropout: it would make the log-ratios noise (`seeds` is not used).
+        """
+        log_probs, lengths = sequence_log_probs(model, params, batch, chunk=chunk)
+        losses = pair_losses(rewards(log_probs, self.reference(batch), lengths, self.options), self.options)
+        terms = {"dpo": (losses * counted_pairs(batch)).sum()}
+        if self.options.sft:
+            terms["sft"] = self.options.sft * -log_probs[:, 0].sum()
+        return terms, carry
+
+    def reference(self, batch: Batch) -> jax.Array | None:
+        """Return the log-probabilities of both answers under the reference, float32 [B, 2]; None if there is no reference."""
+        if not self.options.has_reference:
+            return None
+        assert batch.extra is not None, "the rows of a run with a reference have its log-probabilities"
+        return batch.extra["reference"]
+
+    def flops(self, model: Model, batch: Batch) -> float:
+        """Return the matrix-product FLOPs of a training step: forward and backward of both answers."""
+        return 3 * model.flops(jax.eval_shape(split_pairs, batch))
+
+
+OBJECTIVE = DirectPreferences

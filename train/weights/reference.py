@@ -1,0 +1,120 @@
+"""The reference of a preference objective: the log-probabilities of both answers of every pair under the parameters of `--init`.
+
+They are computed once, before the first step, by a forward program over all rows, and cached on disk. A resumed run reads the
+same values. The digest of the parameters is one of the fingerprints in a checkpoint, so another reference is refused.
+"""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Float32
+
+from train.checkpoints import manifest
+from train.config import run_config
+from train.engine import device_mesh
+from train.engine.log_probs import sequence_log_probs
+from train.rows import batches
+from train.rows.batches import Build
+from train.rows.mixture import Mixture
+from train.rows.row_source import digest_of
+from train.run.run_dir import is_run, no_checkpoint, read_config
+from train.weights import lineage, reference_cache, warm_start
+from train.weights.load import checkpoints, load
+from zoo.errors import BadInput
+from zoo.hf import hub
+from zoo.precision import cast_params
+
+Progress = Callable[[int, int], None]
+"""Function that is called with (batches done, total batches)."""
+
+
+def add_reference(run: run_config.Run, mesh: Mesh, inputs: Any, build: Build, cache: Path, *, progress: Progress) -> Any:
+    """Return inputs whose rows, for training and held out, have the log-probabilities of their answers under `run.init`.
+
+    Every process calls this.
+
+    Args:
+        inputs: a `train.inputs.preference_inputs.Preferences`.
+        build: makes the arrays of a row.
+        cache: folder of the files of `reference_cache`.
+
+    Raises:
+        BadInput: nothing to load in `run.init`, another model than the run's, or a log-probability that is not finite.
+    """
+    parameters, loaded = digest_of_parameters(run.init), None
+    sides = []
+    for rows in (inputs.training, inputs.held_out):
+        depends_on = [parameters, rows.fingerprint, inputs.tokenizer.fingerprint, rows.length, len(rows), run.precision]
+        key = digest_of(json.dumps(depends_on), ())
+        values = reference_cache.read(cache, key, len(rows))
+        if not _every_process_has(values):
+            if loaded is None:
+                warm_start.check(run)
+                loaded = load(run.init, mesh)
+            values = _compute(run, loaded, mesh, rows, build, progress)
+            reference_cache.write(cache, key, values)
+        assert values is not None
+        sides.append(attach(rows, values))
+    training, held_out = sides
+    component = dataclasses.replace(inputs.rows.components[0], rows=training)
+    return dataclasses.replace(inputs, rows=Mixture((component,)), training=training, held_out=held_out, reference=parameters)
+
+
+def attach(rows: Any, values: Float32[np.ndarray, "rows 2"]) -> Any:
+    """Return a `train.inputs.preference_inputs.Rows` whose rows have `reference`."""
+    pairs = zip(rows.rows, values, strict=True)
+    return dataclasses.replace(rows, rows=tuple(row._replace(reference=both) for row, both in pairs))
+
+
+def digest_of_parameters(init: str) -> str:
+    """Return a digest that changes with the parameters of a run's checkpoint, a published folder or a hub id.
+
+    Raises:
+        BadInput: nothing there, or a run without a checkpoint.
+    """
+    folder = hub.folder_of(init)
+    if not is_run(folder):
+        return lineage.digest_of_weights(folder)
+    run = read_config(folder)
+    source = checkpoints(folder, run)
+    if (step := source.latest()) is None:
+        raise no_checkpoint(folder)
+    files = manifest.Manifest.read(Path(source.folder) / manifest.folder_name(step), step).files
+    return digest_of(json.dumps([step, files], sort_keys=True), ())
+
+
+def _compute(
+    run: run_config.Run, loaded: Any, mesh: Mesh, rows: Any, build: Build, progress: Progress
+) -> Float32[np.ndarray, "rows 2"]:
+    batch = device_mesh.round_up_rows(mesh, min(run.data.batch, len(rows)))
+    replicated, local = NamedSharding(mesh, PartitionSpec()), device_mesh.local_rows(mesh, batch)
+
+    def log_probs(params: Any, batch: Any) -> jax.Array:
+        return sequence_log_probs(loaded.model, params, batch, chunk=run.loss_chunk)[0]
+
+    program, params = jax.jit(log_probs, out_shardings=replicated), cast_params(loaded.params, run.precision)
+    results, count = [], -(-len(rows) // batch)
+    progress(0, count)
+    for number, host in enumerate(batches.in_order(rows, build, batch, local), 1):
+        with jax.set_mesh(mesh):
+            values = program(params, device_mesh.shard_batch(host, mesh, batch))
+        results.append(np.asarray(jax.device_get(values), np.float32))
+        progress(number, count)
+    values = np.concatenate(results)[: len(rows)]
+    if not np.isfinite(values).all():
+        origin = rows.examples[rows.rows[int(np.flatnonzero(~np.isfinite(values).all(1))[0])].example].origin
+        raise BadInput(f"--init {run.init}: the log-probability of a text at {origin} is not finite; choose another reference")
+    return values
+
+
+def _every_process_has(values: Any) -> bool:
+    """Return whether no process must compute; they compute together, since the program runs on the devices of all of them."""
+    has = np.array(values is not None)
+    return bool(has) if jax.process_count() == 1 else bool(multihost_utils.process_allgather(has).all())

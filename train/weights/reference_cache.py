@@ -1,0 +1,51 @@
+"""Log-probabilities under a reference on disk: a file for each set of rows, named by the digest of all that they depend on."""
+
+import hashlib
+import json
+import logging
+import os
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float32
+
+FORMAT = 1
+"""Version of the files: incremented with every change of their content."""
+log = logging.getLogger(__name__)
+
+
+def read(folder: Path, key: str, rows: int) -> Float32[np.ndarray, "rows 2"] | None:
+    """Return the log-probabilities of `rows` pairs under a key, or None if there are none.
+
+    A file that is damaged or belongs to another key or number of rows is not used, with a warning.
+    """
+    file = folder / key
+    try:
+        header, _, content = file.read_bytes().partition(b"\n")
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        log.warning("%s: cannot be read (%s); the reference is computed again", file, error.strerror)
+        return None
+    if header != _header(key, rows, content) or len(content) != 8 * rows:
+        log.warning("%s: damaged, or of another reference; the reference is computed again", file)
+        return None
+    return np.frombuffer(content, np.float32).reshape(rows, 2).copy()
+
+
+def write(folder: Path, key: str, values: Float32[np.ndarray, "rows 2"]) -> None:
+    """Write log-probabilities under a key, atomically; if that is not possible, only log a warning."""
+    content = np.ascontiguousarray(values).tobytes()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".writing-", delete=False) as file:
+            file.write(_header(key, len(values), content) + b"\n" + content)
+        os.replace(file.name, folder / key)
+    except OSError as error:
+        log.warning("%s: the reference cannot be cached there (%s); a resumed run computes it again", folder, error.strerror)
+
+
+def _header(key: str, rows: int, content: bytes) -> bytes:
+    facts = {"format": FORMAT, "key": key, "rows": rows, "sha256": hashlib.sha256(content).hexdigest()}
+    return json.dumps(facts).encode()
