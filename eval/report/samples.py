@@ -37,13 +37,16 @@ class Beginning(NamedTuple):
 
 
 def of_run(file: Path, net: Model, params: Any, mesh: Mesh, data: Any, **how: Any) -> None:
-    """Call `write` with a run's held-out text if its model continues texts, else `write_pairs` or `write_responses`."""
+    """Call `write` with a run's held-out text if its model continues texts, else `write_pairs` or `write_responses`.
+
+    Preferences have no samples.
+    """
     if isinstance(data, TextPairs):
         if net.is_encoder_decoder:
             write_pairs(file, net, params, mesh, data, **how)
     elif isinstance(data, Dialogues):
         write_responses(file, net, params, mesh, data, **how)
-    elif net.generates and not net.is_encoder_decoder:
+    elif net.generates and not net.is_encoder_decoder and isinstance(data.held_out, Tokens):
         write(file, net, params, mesh, data.tokenizer, data.held_out, **how)
 
 
@@ -53,7 +56,7 @@ def preview(net: Model, params: Any, mesh: Mesh, data: Any, *, length: int, dtyp
     It is empty if the model continues no texts, or if the text is too short. Every process calls this. The arguments are those of
     `write`.
     """
-    if isinstance(data, TextPairs | Dialogues) or not net.generates or net.is_encoder_decoder:
+    if not net.generates or net.is_encoder_decoder or not isinstance(data.held_out, Tokens):
         return ""
     pieces = beginnings(data.held_out, data.tokenizer, length, 1)
     if not pieces:
