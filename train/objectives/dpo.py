@@ -43,10 +43,8 @@ class DirectPreferences(Objective):
         """Return the objective of a run.
 
         Raises:
-            BadInput: options that have no effect, or a reference without --init.
+            BadInput: a reference without --init.
         """
-        fix = "it smooths over the vocabulary; --dpo.smoothing is the share of wrong labels, choose --label-smoothing 0"
-        require(run.label_smoothing == 0, "label_smoothing", run.label_smoothing, fix)
         options = run.options.dpo
         fix = "the reference is the model of --init, which is not set; name one, or choose --dpo.reference none"
         require(bool(run.init) or not options.has_reference, "dpo.reference", options.reference, fix)
@@ -57,7 +55,13 @@ class DirectPreferences(Objective):
         """Return `build(rng, row, length)`, which converts a row of preferences to the fields of `Batch`; `rng` is not used.
 
         See `train.rows.preference_rows.builder`. A row with a reference gives extra["reference"], float32 [2].
+
+        Raises:
+            BadInput: the model has a score in place of words, or the tokenizer does not fit it.
         """
+        scores = getattr(run.model, "labels", ())
+        fix = "dpo trains a model that predicts words, not a reward model; name another --init, or remove --model.labels"
+        require(not scores, "model.labels", " ".join(scores), fix)
         build_pair = preference_rows.builder(run.model, tokenizer, run.data.target_length)
 
         def build(rng: np.random.Generator, row: PreferenceRow, length: int) -> dict[str, Any]:
