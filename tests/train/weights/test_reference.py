@@ -1,5 +1,6 @@
 """The reference of preferences: its log-probabilities, their cache, and a resumed run that must have the same ones."""
 
+import dataclasses
 import json
 import logging
 import shutil
@@ -13,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from eval.report import samples
 from eval.scoring import scorers
 from eval.scoring.batch_loop import ScoringInputs
 from tests.support import published, tiny
@@ -163,6 +165,15 @@ def test_scores_do_not_depend_on_the_batch(monkeypatch: pytest.MonkeyPatch, tmp_
     options: dict[str, Any] = dict(seeds=None, carry={}, smoothing=0.0, chunk=0)
     terms, _ = jax.jit(lambda params: objective.loss(NET, params, batch, {}, **options))(other)
     assert records[0]["loss"] == pytest.approx(float(terms["dpo"] / objective.weights(batch)["dpo"]), rel=1e-5)
+
+
+def test_a_reward_model_is_refused_and_preferences_have_no_samples(tmp_path: Path) -> None:
+    scored = dataclasses.replace(RUN, model=dataclasses.replace(NET.config, labels=("reward",)))
+    with pytest.raises(BadInput, match=r"model\.labels reward: dpo trains a model that predicts words"):
+        DirectPreferences.builder(scored, BYTES, lambda: np.ones(257, np.int64))
+    options: dict[str, Any] = dict(length=32, dtype=jnp.float32)
+    samples.of_run(tmp_path / "samples.json", NET, PARAMS, MESH, inputs(), step=1, count=2, **options)
+    assert samples.preview(NET, PARAMS, MESH, inputs(), **options) == "" and not (tmp_path / "samples.json").exists()
 
 
 @pytest.mark.full
