@@ -15,6 +15,7 @@ from tests.support import labelled_files, tiny
 from tests.support.processes import ROOT
 from train import recipes
 from train.config import run_config
+from train.config.dpo_options import Dpo
 from train.config.objective_options import Distillation
 from train.inputs import dataset, synthetic_batch
 from train.rows.batches import Batches
@@ -43,8 +44,11 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for side in ("source", "target"):
         (folder / f"{side}.txt").write_text(lines)
     labelled_files.put(folder / "instruction.jsonl", [{"prompt": f"{n} and", "completion": f" {n + 1}"} for n in range(40)])
-    (folder / "wordpiece").mkdir()
-    Tokenizer.train(chapters[:2], 400, "wordpiece").save(folder / "wordpiece")
+    pairs = [{"prompt": f"A sea of {n}.", "chosen": " Calm.", "rejected": " No."} for n in range(20)]
+    labelled_files.put(folder / "preference.jsonl", pairs)
+    for kind in ("wordpiece", "gpt"):
+        (folder / kind).mkdir()
+        Tokenizer.train(chapters[:2], 400, kind).save(folder / kind)
     return folder
 
 
@@ -54,14 +58,22 @@ def with_data(run: run_config.Run, files: Path) -> run_config.Run:
     run = dataclasses.replace(run, accumulate=1, data=data)
     run = tiny.with_options(run, distillation=Distillation()) if run.teacher else run
     other = "labelled" if run.recipe.startswith("fine") else "text"
-    kind = {"denoising": "text", "text_to_text": "pairs", "instruction": "instruction"}.get(run.objective, other)
+    kinds = {"denoising": "text", "text_to_text": "pairs", "instruction": "instruction"}
+    kinds |= {"preference": "preference", "dpo": "preference"}
+    kind = kinds.get(run.objective, other)
+    if run.objective == "dpo":
+        # tests/train/weights/test_reference.py compares the field of a reference.
+        run = tiny.with_options(run, dpo=Dpo(reference="none"))
     if kind == "pairs":
         pairs = dataclasses.replace(run.options.pairs, source=(str(files / "source.txt"),), target=(str(files / "target.txt"),))
         run = tiny.with_options(run, pairs=pairs)
     else:
-        named = "book.jsonl" if kind == "text" else next(files.glob(f"{run.objective}.*")).name
+        file_kind = kind if kind == "preference" else run.objective
+        named = "book.jsonl" if kind == "text" else next(files.glob(f"{file_kind}.*")).name
         run = dataclasses.replace(run, data=dataclasses.replace(data, paths=(str(files / named),)))
-    wanted = {"path": str(files / "wordpiece")} if kind == "labelled" else {"vocab": 500}
+    wanted = {"vocab": 500}
+    if kind in ("labelled", "preference"):
+        wanted = {"path": str(files / ("wordpiece" if kind == "labelled" else "gpt"))}
     return dataclasses.replace(run, tokenizer=dataclasses.replace(run.tokenizer, **wanted))
 
 
