@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from train import adapted
+from train import lora_objective
 from train.checkpoints import best_checkpoint, disk_space
 from train.checkpoints.checkpoints import Checkpoints
 from train.checkpoints.config_check import check_identity
@@ -95,10 +95,10 @@ def _run(
     best_checkpoint.check(run)
     if run.init and not folder.is_resumable:
         warm_start.check(run)
-        adapted.check(run)
+        lora_objective.check(run)
     dtype, model = DTYPES[run.precision], models.model(run.model)
     optim.check(run.optim, model)
-    objective = adapted.bind(run, mesh)
+    objective = lora_objective.bind(run, mesh)
 
     # --- Data ---
     # Tokenizing has a progress bar of its own.
@@ -154,7 +154,7 @@ def _run(
                 console.notice(line)
         if process == 0:
             done = 0 if restored is None else int(jax.device_get(restored[0].step))
-            disk_space.check(folder, run, built.state, first=done, base=adapted.unsaved(objective, folder))
+            disk_space.check(folder, run, built.state, first=done, base=lora_objective.unsaved(objective, folder))
             if remove_stale_files(folder, run):
                 console.notice(f"{folder.path}: a run of another configuration left no checkpoint here; this one takes its place")
             # Write the configuration first, so that after a kill no other run can take over the tokenizer.
@@ -165,21 +165,21 @@ def _run(
             write_json(folder.data, [{**dataclasses.asdict(share), "epochs": share.epochs} for share in shares])
         if restored is not None:
             state, _ = restored
-            objective, saved = adapted.resume(objective, folder, mesh, restored[1], notify=console.notice)
+            objective, saved = lora_objective.resume(objective, folder, mesh, restored[1], notify=console.notice)
         else:
             metadata["parents"] = lineage.read_parents(run)
             pretrained = warm_start.params(run, model, mesh, console.notice) if run.init else None
-            objective, params = adapted.begin(objective, run, mesh, objective.initial_params(model, pretrained))
+            objective, params = lora_objective.begin(objective, run, mesh, objective.initial_params(model, pretrained))
             trained_params = objective.trained(model)
             state = state_init.init_state(run, model, built.tx, mesh, params, trained_params.init, trained_params.sharding)
-            saved = adapted.save(objective, folder, state, notify=console.notice)
+            saved = lora_objective.save(objective, folder, state, notify=console.notice)
         metadata |= saved
         first = int(jax.device_get(state.step))
         state, frozen = engine.shard(state), engine.replicate(objective.frozen_inputs())
 
         # --- Logging ---
         peak_rate, rate_source = _peak_rate(dtype)
-        facts = describe(run, model, mesh, data, implementations, rate_source, folder) | adapted.facts(objective)
+        facts = describe(run, model, mesh, data, implementations, rate_source, folder) | lora_objective.facts(objective)
         console.header(f"{run.recipe}, {'from the start' if first == 0 else f'resumed at step {first}'}", facts)
         for line in notices.notices(run, data):
             console.notice(line)
@@ -221,7 +221,7 @@ def _run(
                 if text:
                     console.sample(text)
 
-        scored = adapted.scored_params(objective, model, mesh)
+        scored = lora_objective.scored_params(objective, model, mesh)
         validate = scorer(data.validation_rows(run).subsample(run.log.validate_rows))
 
         # --- Steps ---

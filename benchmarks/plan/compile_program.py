@@ -15,7 +15,7 @@ from benchmarks.core.memory import bytes_per_device
 from benchmarks.core.source_paths import own_path
 from benchmarks.plan import targets
 from benchmarks.plan.targets import Target
-from train import adapted, objectives
+from train import lora_objective, objectives
 from train.config import run_config
 from train.engine import device_mesh, optim, state_init
 from train.engine.step import assemble
@@ -131,14 +131,14 @@ def compile_lowered(lowered: Any) -> tuple[Any, tuple[str, ...]]:
 
 def _batch_program(run: run_config.Run, mesh: Mesh, *, train: bool) -> Any:
     """Trace the trainer's step, or the loss of a batch without gradient and dropout, as a validation computes it."""
-    model, objective = models.model(run.model), adapted.bind_abstract(run, mesh)
+    model, objective = models.model(run.model), lora_objective.bind_abstract(run, mesh)
     if train:
         optim.check(run.optim, model)
     assembled, frozen = assemble(run, model, objective, mesh), objective.frozen_inputs()
     state, sharding = assembled.state, device_mesh.batch_sharding(mesh)
     batch = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), synthetic_batch.batch(run))
     arguments = {"parameters": state.params} | ({"optimizer": state.opt_state} if train else {}) | {"batch": batch}
-    inputs = frozen if isinstance(objective, adapted.Adapted) else {"objective": frozen}
+    inputs = frozen if isinstance(objective, lora_objective.LoraObjective) else {"objective": frozen}
     others = {"memory of the model": state.carry, "frozen parameters": inputs.get("base"), "teacher": inputs["objective"]}
     arguments |= {name: tree for name, tree in others.items() if jax.tree.leaves(tree)}
     if train:

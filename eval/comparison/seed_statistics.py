@@ -14,7 +14,7 @@ import scipy.special
 from eval.comparison import run_results
 from eval.comparison.run_results import Finished
 from eval.comparison.task_scores import check_comparable, is_task_metric
-from eval.scoring.standard_error import mean_and_error
+from eval.metrics.standard_error import mean_and_error
 from train.config.data_options import EncoderData
 from train.rows.encoder_rows import PAIRED
 from train.run import metric_definitions

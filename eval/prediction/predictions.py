@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float64
 
-from eval.scoring import labelled, metric_functions
+from eval.metrics import metric_functions
+from eval.scoring import labelled
 from train.data.example_types import Choice, Question, Tagged, Text, is_iob
 from train.rows.example_rows import ExampleRow
 from zoo.batch import IGNORED

@@ -1,1 +1,1 @@
-"""Scores of a model on data, by objective, and the metrics they are made of."""
+"""Scores of a model on data, by objective; `eval.metrics` has the metrics that they are made of."""

@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Float64, Integer
 
-from eval.scoring import metric_functions, squad
+from eval.metrics import metric_functions, squad
 from eval.scoring.batch_loop import BatchLoop, ScoringInputs
 from train.config import run_config
 from train.data.example_types import Choice, Example, Question, Tagged, Text, is_iob

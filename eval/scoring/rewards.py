@@ -11,8 +11,9 @@ from jaxtyping import Float64, Int64
 from eval.scoring.batch_loop import BatchLoop, Progress
 from eval.scoring.likelihood import likelihoods
 from train.engine import device_mesh
+from train.engine.log_probs import split_pairs
 from train.engine.losses import token_losses
-from train.engine.reward_scores import completion_rows, reward_scores
+from train.engine.reward_scores import reward_scores
 from train.rows import preference_rows
 from train.rows.preference_rows import Side
 from train.rows.row_source import SampledRows
@@ -71,7 +72,7 @@ def log_probabilities(
         return np.array([-result.nats for result in likelihoods(model, subject.params, subject.mesh, pairs, **options)])
 
     def compute(params: Any, batch: Batch) -> jax.Array:
-        rows = completion_rows(batch)
+        rows = split_pairs(batch)
         assert rows.targets is not None and batch.weights is not None
         hidden = model.apply(params, rows).hidden
         nats = token_losses(lambda states: model.unembed(params, states), hidden, rows.targets, vocabulary=model.config.vocab)

@@ -30,10 +30,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from eval import task_files
+from eval.metrics.standard_error import mean_and_error
 from eval.scoring.encoder_runner import Encoder
 from eval.scoring.likelihood import encode, likelihoods
 from eval.scoring.pseudo_likelihood import pseudo_nats
-from eval.scoring.standard_error import mean_and_error
 from eval.tasks import Progress, Result, Settings
 from train.data.text_files import nonblank_lines
 from train.run.outcomes import Outcomes

@@ -26,8 +26,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from eval.metrics import metric_functions
 from eval.report.error_analysis import CLASSES
-from eval.scoring import labelled, metric_functions
+from eval.scoring import labelled
 from eval.scoring.batch_loop import ScoringInputs
 from eval.tasks import Progress, Result, Settings, first
 from train.config.data_options import Data

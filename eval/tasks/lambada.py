@@ -24,8 +24,8 @@ from typing import NamedTuple
 import numpy as np
 
 from eval import task_files, tasks
+from eval.metrics.standard_error import mean_and_error
 from eval.scoring.likelihood import encode, likelihoods
-from eval.scoring.standard_error import mean_and_error
 from eval.tasks import Progress, Result, Settings
 from train.data.text_files import nonblank_lines
 from train.run.outcomes import Outcomes

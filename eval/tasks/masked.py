@@ -1,8 +1,8 @@
 """Prediction of masked tokens by an encoder, several at once.
 
 Source: Devlin et al. 2019, section 3.1. 15% of the tokens are predicted, a number that is rounded by the rule of the tokenizer's
-kind (`train.rows.masking`). `masked` replaces them as training does: 80% by the mask, 10% by a random entry, and 10% are left as
-they are. `masked:all` hides all of them, and so compares models of any objective: encoders and an XLNet that is trained by
+kind (`train.targets.masking`). `masked` replaces them as training does: 80% by the mask, 10% by a random entry, and 10% are left
+as they are. `masked:all` hides all of them, and so compares models of any objective: encoders and an XLNet that is trained by
 denoising see the mask at each of them; an XLNet that is trained by permutation predicts them last in the order, each from all
 tokens that are not predicted and from none that is.
 

@@ -17,9 +17,9 @@ import math
 
 import numpy as np
 
+from eval.metrics.standard_error import mean_and_error
 from eval.scoring.encoder_runner import Encoder
 from eval.scoring.permutation_likelihood import permuted_nats
-from eval.scoring.standard_error import mean_and_error
 from eval.tasks import Progress, Result, Settings, read_documents
 from train.data.corpus import Documents
 from train.rows.token_cache import prepare

@@ -21,8 +21,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from eval.metrics.standard_error import mean_and_error
 from eval.scoring.rewards import Completion, is_reward_model, log_probabilities, rewards
-from eval.scoring.standard_error import mean_and_error
 from eval.tasks import Progress, Result, Settings, first
 from train.config.data_options import Data
 from train.config.objectives import from_labelled

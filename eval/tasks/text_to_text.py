@@ -24,7 +24,7 @@ import numpy as np
 from eval import tasks
 from eval.generation.generator import Generator
 from eval.generation.settings import Decoding
-from eval.scoring import squad, text_overlap
+from eval.metrics import squad, text_overlap
 from eval.tasks import Progress, Result, Settings
 from train.config.data_options import Data
 from train.config.objectives import TextToTextOptions, from_labelled

@@ -1,12 +1,11 @@
 """Scores of preferences by a reward model: one number for each completion."""
 
-import dataclasses
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from train.engine.log_probs import split_pairs
 from zoo.batch import Batch
 from zoo.models import Model
 from zoo.nn import heads
@@ -26,16 +25,7 @@ def reward_scores(model: Model, params: Any, batch: Batch, seeds: Any = None) ->
     if seeds is not None:
         sides = jnp.broadcast_to(jnp.arange(count, dtype=jnp.uint32), (pairs, count))
         seeds = counter_rng.fold(jnp.repeat(seeds, count, axis=0), sides.reshape(-1))  # [B * C, 2]
-    rows = completion_rows(batch)
+    rows = split_pairs(batch)
     hidden = model.apply(params, rows, seeds=seeds).hidden
     scores = model.sequence_logits(params, heads.summaries(hidden, rows.summary_at), seeds)  # [B * C, 1, 1]
     return scores.reshape(pairs, count)
-
-
-def completion_rows(batch: Batch) -> Batch:
-    """Return the completions of preferences as rows of their own: every array [B, C, ...] becomes [B * C, ...].
-
-    Fields of whole preferences (weights, index, extra) are left out.
-    """
-    rows = dataclasses.replace(batch, weights=None, index=None, extra=None)
-    return jax.tree.map(lambda array: array.reshape(-1, *array.shape[2:]), rows)

@@ -1,5 +1,7 @@
-"""Inputs of a run of any kind, from files to the rows for training and scoring: text, labelled examples, pairs, instructions
-with responses, or preferences."""
+"""Inputs of a run of any kind, from files to the rows for training and scoring.
+
+The kinds are text, labelled examples, pairs of texts, instructions with responses, and preferences.
+"""
 
 from collections.abc import Callable
 from pathlib import Path

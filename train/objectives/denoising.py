@@ -9,12 +9,13 @@ from jaxtyping import Int, Int64
 from train.config.objective_options import Denoising
 from train.config.run_config import Run
 from train.objectives.base import Objective
-from train.rows import lm_rows, seq2seq_rows, span_corruption, text_counts
+from train.rows import lm_rows, seq2seq_rows, text_counts
 from train.rows.batches import Build
 from train.rows.lm_rows import LmRow, LmRows
 from train.rows.seq2seq_rows import SourceTarget
-from train.rows.span_corruption import RowSizes
 from train.rows.token_cache import Tokens
+from train.targets import span_corruption
+from train.targets.span_corruption import RowSizes
 from train.tokenizers.special_tokens import TextSpecialTokens
 from train.tokenizers.tokenizer import Tokenizer
 from zoo.batch import Batch

@@ -16,9 +16,9 @@ from train.rows import encoder_rows
 from train.rows.batches import Build
 from train.rows.encoder_rows import PAIRED, EncoderRow, EncoderRows, Sequence
 from train.rows.example_rows import is_typed
-from train.rows.masking import Masks, Rule, largest_of_packed, mask
 from train.rows.row_source import digest_of
 from train.rows.token_cache import Tokens
+from train.targets.masking import Masks, Rule, largest_of_packed, mask
 from train.tokenizers.special_tokens import SpecialTokens
 from train.tokenizers.tokenizer import Tokenizer
 from zoo.batch import IGNORED, Batch
@@ -66,7 +66,7 @@ class Masked(Objective):
         gets labels, `IGNORED` for the rest of Q; both are int32 [Q], and Q is the largest number of sequences in a row.
 
         The number of predicted tokens and the choice of random tokens follow the distillation code if rare tokens are preferred,
-        else fairseq for RoBERTa's kind of tokenizer and Google's code for BERT's; see `train.rows.masking.Masks`.
+        else fairseq for RoBERTa's kind of tokenizer and Google's code for BERT's; see `train.targets.masking.Masks`.
 
         Args:
             counts: returns the number of occurrences of each id in the training text; called only if rare tokens are preferred.

@@ -12,11 +12,12 @@ from jaxtyping import Int64
 from train.config.run_config import Run
 from train.engine.losses import pair_loss, token_losses
 from train.objectives.base import Objective
-from train.rows import contiguous_rows, permutation
+from train.rows import contiguous_rows
 from train.rows.batches import Build
 from train.rows.contiguous_rows import NUM_SPECIAL_TOKENS, ContiguousRows, Window
-from train.rows.masking import apply_masking
 from train.rows.token_cache import Tokens
+from train.targets import permutation
+from train.targets.masking import apply_masking
 from train.tokenizers.special_tokens import SpecialTokens
 from train.tokenizers.tokenizer import Tokenizer
 from zoo.batch import IGNORED, Batch

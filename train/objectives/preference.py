@@ -14,7 +14,8 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Int64
 
 from train.config.run_config import Run
-from train.engine.reward_scores import completion_rows, reward_scores
+from train.engine.log_probs import split_pairs
+from train.engine.reward_scores import reward_scores
 from train.objectives.base import Objective
 from train.rows import preference_rows
 from train.rows.batches import Build
@@ -80,7 +81,7 @@ class Preference(Objective):
 
     def flops(self, model: Model, batch: Batch) -> float:
         """Return three times the FLOPs of the forward pass over both completions."""
-        return 3 * model.flops(jax.eval_shape(completion_rows, batch))
+        return 3 * model.flops(jax.eval_shape(split_pairs, batch))
 
 
 OBJECTIVE = Preference

@@ -1,1 +1,1 @@
-"""Rows of tokens: cutting, packing, masking, mixing and batching of documents, pairs and examples, on the host."""
+"""Rows of tokens: cutting, packing, mixing and batching of documents, pairs and examples, on the host."""

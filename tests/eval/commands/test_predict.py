@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from eval.commands.predict import predict
+from eval.metrics import squad as spans
 from eval.prediction import predictions, predictor
 from eval.prediction.predictor import Predictor
-from eval.scoring import squad as spans
 from eval.tasks import Settings
 from eval.tasks import labelled as task
 from tests.support import encoders, finetuned, published

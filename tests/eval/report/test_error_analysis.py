@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
+from eval.metrics import metric_functions
 from eval.report import error_analysis
-from eval.scoring import metric_functions
 from tests.eval.report.run_folder import ERRORS, Page, folder, page
 
 

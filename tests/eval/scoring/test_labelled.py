@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from eval.scoring import labelled, metric_functions, squad
+from eval.metrics import metric_functions, squad
+from eval.scoring import labelled
 from eval.scoring.batch_loop import ScoringInputs
 from eval.scoring.labelled import WORST, Score
 from tests.support import finetuned

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from eval.scoring import labelled, metric_functions
+from eval.metrics import metric_functions
+from eval.scoring import labelled
 from eval.tasks import Result, Settings
 from eval.tasks import labelled as task
 from tests.support import encoders, finetuned

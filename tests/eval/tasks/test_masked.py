@@ -13,7 +13,7 @@ from eval.tasks import Result, Settings, masked
 from tests.support import encoders, tiny
 from train.config.objective_options import Permutation
 from train.engine.losses import token_losses
-from train.rows import masking
+from train.targets import masking
 from zoo.batch import Batch
 from zoo.errors import BadInput
 from zoo.models import model

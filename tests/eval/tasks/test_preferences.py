@@ -15,7 +15,7 @@ from eval.tasks import Settings, preferences, rewards
 from tests.support.encoders import loaded
 from tests.support.labelled_files import put
 from tests.support.preferences import batch, examples, net, tokenizer
-from tests.support.small import jit, random_params, small
+from tests.support.small import random_params, small
 from train.config import run_config
 from train.engine import device_mesh
 from train.engine.reward_scores import reward_scores
@@ -62,7 +62,7 @@ def test_a_tie_is_wrong() -> None:
 def row_nats(of: Loaded, fields: dict[str, Any]) -> float:
     """-log p of the targets that count, in float64."""
     one = jax.tree.map(lambda array: jnp.asarray(array)[None], fields)
-    logits = jit(lambda params, one: of.model.unembed(params, of.model.apply(params, Batch(**one)).hidden))(of.params, one)
+    logits = jax.jit(lambda params, one: of.model.unembed(params, of.model.apply(params, Batch(**one)).hidden))(of.params, one)
     logs = np.asarray(jax.nn.log_softmax(logits[0]), np.float64)
     return -float((np.take_along_axis(logs, fields["targets"][:, None], 1)[:, 0] * fields["weights"]).sum())
 

@@ -17,8 +17,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from eval import task_files, tasks
 from eval.commands import run_task
+from eval.metrics.standard_error import mean_and_error
 from eval.scoring.likelihood import encode, likelihoods
-from eval.scoring.standard_error import mean_and_error
 from eval.tasks import Settings, blimp, lambada, perplexity
 from tests.support import tiny
 from tests.support.text_tasks import TEXT, pair, quiet, scored, subject, tokenizer, write

@@ -8,7 +8,7 @@ import pytest
 
 from eval.commands import run_task
 from eval.generation.settings import Decoding
-from eval.scoring import text_overlap
+from eval.metrics import text_overlap
 from eval.tasks import Settings, text_to_text
 from tests.support.generation import gpt, gpt_generator, gpt_tokenizer, seq2seq_generator, seq2seq_loaded, seq2seq_tokenizer
 from tests.support.generation import quickly_compiled as quickly_compiled

@@ -12,7 +12,7 @@ import pytest
 from tests.support import tiny
 from tests.support.chat import CHATML, chat_tokenizer, dialogue, turns
 from tests.support.labelled_files import put
-from tests.support.small import jit, random_params, small
+from tests.support.small import random_params, small
 from tests.support.unigram_text import spelled
 from train import recipes
 from train.config.data_options import DialogueData, PairData
@@ -123,7 +123,7 @@ def losses() -> Any:
         one = lambda number: jax.tree.map(lambda leaf: leaf[number : number + 1], batch)  # noqa: E731
         return jnp.stack([loss(params, one(number))[0]["instruction"] for number in range(len(batch.tokens))])
 
-    return functools.partial(jit(of_rows), random_params(net))
+    return functools.partial(jax.jit(of_rows), random_params(net))
 
 
 def test_a_loss_depends_neither_on_padding_nor_on_neighbours() -> None:

@@ -5,7 +5,7 @@ import functools
 import itertools
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,6 @@ from safetensors.numpy import load_file
 from tests.golden import make
 from tests.support import tiny, trl_losses
 from tests.support.gradients import assert_equal_gradients
-from tests.support.runs import quick_compilation
 from tests.support.small import random_params, small
 from train.config import run_config
 from train.config.data_options import PreferenceData
@@ -40,12 +39,6 @@ MESH = device_mesh.make_mesh(run_config.Mesh(), jax.devices()[:1])
 OPTIONS: dict[str, Any] = dict(seeds=None, carry={}, smoothing=0.0, chunk=0)
 # Compiled once for all losses and their gradients.
 log_probs = jax.jit(sequence_log_probs, static_argnums=0, static_argnames="chunk")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick() -> Iterator[None]:
-    with quick_compilation():
-        yield
 
 
 # --- TRL ---

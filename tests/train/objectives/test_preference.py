@@ -18,8 +18,7 @@ from tests.golden import make
 from tests.support import published, trl_rewards
 from tests.support.gradients import assert_equal_gradients
 from tests.support.preferences import batch, examples, net, run, tokenizer
-from tests.support.runs import quick_compilation
-from tests.support.small import jit, random_params, seeds
+from tests.support.small import random_params, seeds
 from train.config import run_config
 from train.engine import device_mesh, optim, reward_scores, state_init
 from train.engine.step import ENGINES, make_step
@@ -40,7 +39,7 @@ CENTERING = 0.3
 
 @functools.cache
 def scored(model: Model) -> Callable[..., Any]:
-    return jit(functools.partial(reward_scores.reward_scores, model))
+    return jax.jit(functools.partial(reward_scores.reward_scores, model))
 
 
 def scores(family: str, which: Batch, params: Any = None) -> np.ndarray:
@@ -49,7 +48,7 @@ def scores(family: str, which: Batch, params: Any = None) -> np.ndarray:
 
 def loss(family: str, which: Batch, centering: float = CENTERING) -> float:
     model = net(family)
-    terms, carry = jit(lambda params, which: Preference(centering).loss(model, params, which, {}, **QUIET))(
+    terms, carry = jax.jit(lambda params, which: Preference(centering).loss(model, params, which, {}, **QUIET))(
         random_params(model), jax.tree.map(jnp.asarray, which)
     )
     assert carry == {}
@@ -76,7 +75,7 @@ def alone(family: str, which: Batch) -> np.ndarray:
 
 @functools.cache
 def _one_score(model: Model, at: int) -> Callable[..., Any]:
-    return jit(lambda params, one: model.sequence_logits(params, model.apply(params, one).hidden[:, at : at + 1])[0, 0, 0])
+    return jax.jit(lambda params, one: model.sequence_logits(params, model.apply(params, one).hidden[:, at : at + 1])[0, 0, 0])
 
 
 def defined(values: np.ndarray, margins: np.ndarray, centering: float = CENTERING) -> float:
@@ -133,7 +132,7 @@ def test_a_wrong_loss_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
 @every_body
 def test_scores_depend_on_neither_padding_nor_neighbours(family: str) -> None:
     # As a model begins: the scores are of order 1, and so are their roundings of 1e-7.
-    short, params = batch(family, 40), jit(net(family).init)(jax.random.key(0))
+    short, params = batch(family, 40), jax.jit(net(family).init)(jax.random.key(0))
     expected = scores(family, short, params)
     for pads in (5, 50):
         np.testing.assert_allclose(scores(family, batch(family, 40 + pads), params), expected, atol=1e-6)
@@ -168,9 +167,8 @@ def gradient(mesh: run_config.Mesh, accumulate: int = 1) -> tuple[list[float], A
 
 @pytest.mark.full
 def test_losses_agree_on_a_mesh_and_with_micro_batches() -> None:
-    with quick_compilation():
-        expected, slope = gradient(run_config.Mesh(data=1))
-        losses, other = gradient(run_config.Mesh(data=1, fsdp=2), accumulate=2)
+    expected, slope = gradient(run_config.Mesh(data=1))
+    losses, other = gradient(run_config.Mesh(data=1, fsdp=2), accumulate=2)
     np.testing.assert_allclose(losses, expected, rtol=1e-5)
     assert_equal_gradients(other, slope)
 
@@ -200,7 +198,7 @@ def test_losses_and_gradients_are_those_of_trl(family: str, tmp_path: Path) -> N
     def mean(params: Any) -> jax.Array:
         return Preference(trl_rewards.CENTERING).loss(model, params, which, {}, **QUIET)[0]["preference"]
 
-    value, slopes = jit(jax.value_and_grad(mean))(params)
+    value, slopes = jax.jit(jax.value_and_grad(mean))(params)
     assert float(value) == pytest.approx(frozen["loss"], abs=1e-5)
     (tmp_path / "slopes").mkdir()
     published_weights.save(tmp_path / "slopes", cfg, slopes)

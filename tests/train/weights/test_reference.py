@@ -4,7 +4,6 @@ import dataclasses
 import json
 import logging
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,7 +17,6 @@ from eval.report import samples
 from eval.scoring import scorers
 from eval.scoring.batch_loop import ScoringInputs
 from tests.support import published, tiny
-from tests.support.runs import quick_compilation
 from tests.support.small import random_params, small
 from train import trainer
 from train.config import run_config
@@ -44,12 +42,6 @@ MESH = device_mesh.make_mesh(run_config.Mesh(), jax.devices()[:1])
 NET = small("gpt", layers=1)
 RUN = tiny.run("dpo", model=NET.config, init="base", precision="float32", data=PreferenceData(length=32, batch=8))
 PARAMS = random_params(NET)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick() -> Iterator[None]:
-    with quick_compilation():
-        yield
 
 
 def inputs(run: run_config.Run = RUN, count: int = 11) -> Preferences:

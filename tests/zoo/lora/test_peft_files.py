@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 
 from tests.golden import make
 from tests.support import peft_outputs, published, transformers_outputs
-from tests.support.small import as_batch, jit, outputs
+from tests.support.small import as_batch, outputs
 from train.config import run_config
 from train.engine import device_mesh
 from zoo import models, published_weights
@@ -56,7 +56,7 @@ def test_an_adapter_of_peft_computes_the_same_and_comes_out_with_the_same_bits(m
     assert (spec.rank, spec.alpha, list(spec.targets)) == (config["r"], config["lora_alpha"], config["target_modules"])
     merged, net = adapters.merge(cfg, spec, params, jax.tree.map(jax.numpy.asarray, values)), models.model(cfg)
     asked = transformers_outputs.given(published.MODELS[model][2], make.LENGTHS)
-    computed = jit(lambda params: outputs(net, params, as_batch(asked)))(merged)
+    computed = jax.jit(lambda params: outputs(net, params, as_batch(asked)))(merged)
     for name, array in computed.items():
         counted = make.counted(name, np.asarray(array)[..., : cfg.vocab], asked)
         np.testing.assert_allclose(counted, FROZEN[model]["outputs"][name], atol=1e-5, rtol=0)

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 from tests.golden import make
 from tests.support import peft_outputs, published
 from tests.support import transformers_outputs as theirs
-from tests.support.small import as_batch, jit, outputs
+from tests.support.small import as_batch, outputs
 from train.config import run_config
 from train.engine import device_mesh
 from zoo import models, published_weights
@@ -48,7 +48,7 @@ def test_an_adapter_goes_out_to_peft_and_comes_back(model: str, tmp_path: Path) 
     # A warning of peft, of missing keys for one, is an error, as everywhere here.
     loaded = PeftModel.from_pretrained(peft_outputs.load(tmp_path / "m", model), tmp_path / "ours").eval()
     merged = adapters.merge(cfg, spec, params, jax.tree.map(jax.numpy.asarray, values))
-    computed: Any = jit(lambda params: outputs(net, params, as_batch(asked)))(merged)
+    computed: Any = jax.jit(lambda params: outputs(net, params, as_batch(asked)))(merged)
     for name, array in peft_outputs.outputs(loaded, model, asked).items():
         counted = [make.counted(name, np.asarray(side)[..., : cfg.vocab], asked) for side in (computed[name], array)]
         np.testing.assert_allclose(*counted, atol=1e-5, rtol=0)

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eval.scoring import squad
-from eval.scoring.squad import Decoded
+from eval.metrics import squad
+from eval.metrics.squad import Decoded
 
 TEXT = "Der Fox, the fox and  a Fox met in Köln; the fox  won. "
 

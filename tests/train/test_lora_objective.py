@@ -15,8 +15,7 @@ from safetensors.numpy import load_file
 
 from tests.support import encoders, published, tiny
 from tests.support.hard_texts import HARD
-from tests.support.runs import quick_compilation
-from train import adapted
+from train import lora_objective
 from train.checkpoints.manifest import by_path
 from train.config import run_config
 from train.config.lora_options import Lora
@@ -39,13 +38,6 @@ TRAIN = ["train", "gpt-nano", *tiny.FLAGS, "--steps", "6", "--checkpoint.every",
 TRAIN += ["--checkpoint.keep", "9", "--model.dropout", "0.1", "--init", "gpt2", "--optim.lr", "1e-2"]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick() -> Iterator[None]:
-    """Compile without optimizing: programs are compared with programs that are compiled alike."""
-    with quick_compilation():
-        yield
-
-
 # --- The step ---
 
 
@@ -54,10 +46,10 @@ def steps(mesh: run_config.Mesh = ONE, count: int = 3, **changes: Any) -> tuple[
     """Return (losses, trained parameters, frozen ones before the first step, frozen ones after the last)."""
     run = tiny.run(mesh=mesh, precision="float32", init="gpt2", lora=LORA, **changes)
     devices = device_mesh.make_mesh(mesh, jax.devices()[: mesh.data * mesh.fsdp * mesh.tensor])
-    net, objective = model(run.model), adapted.bind(run, devices)
+    net, objective = model(run.model), lora_objective.bind(run, devices)
     built = assemble(run, net, objective, devices)
     base = state_init.init_state(dataclasses.replace(run, init="", lora=Lora()), net, built.tx, devices).params
-    objective, params = adapted.begin(objective, run, devices, base)
+    objective, params = lora_objective.begin(objective, run, devices, base)
     trained = objective.trained(net)
     state = state_init.init_state(run, net, built.tx, devices, params, trained.init, trained.sharding)
     assert jax.tree.map(lambda leaf: leaf.sharding, state) == jax.tree.map(lambda leaf: leaf.sharding, built.state)
@@ -76,7 +68,7 @@ def test_new_adapters_have_the_loss_of_the_base_and_the_base_stays() -> None:
     run = tiny.run(precision="float32", mesh=ONE)
     devices = device_mesh.make_mesh(ONE, jax.devices()[:1])
     net = model(run.model)
-    built = assemble(run, net, adapted.bind(run, devices), devices)
+    built = assemble(run, net, lora_objective.bind(run, devices), devices)
     state = state_init.init_state(run, net, built.tx, devices)
     assert not (by_path(before["base"]).keys() ^ by_path(jax.device_get(state.params)).keys())
     _, metrics = built.engine.step(state, built.engine.shard_batch(tiny.batch(0)), {})

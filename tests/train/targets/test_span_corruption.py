@@ -19,9 +19,10 @@ from tests.support.unigram_text import spelled
 from train.config.data_options import TextData
 from train.config.objective_options import Denoising
 from train.objectives.denoising import Denoised
-from train.rows import seq2seq_rows, span_corruption
+from train.rows import seq2seq_rows
 from train.rows.batches import in_order
 from train.rows.seq2seq_rows import SourceTarget
+from train.targets import span_corruption
 from train.tokenizers.tokenizer import Tokenizer
 from zoo import configs
 from zoo.errors import BadInput

@@ -26,7 +26,7 @@ from zoo.models import Model
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Adapted(Objective):
+class LoraObjective(Objective):
     """An objective whose loss is of a model with adapters.
 
     `bind` makes a class of this one and the objective's own, whose class methods plan and build the rows.
@@ -77,12 +77,12 @@ def bind(run: Run, mesh: Mesh) -> Objective:
         BadInput: see `Objective.bind`, `Run.check_base` and `train.weights.adapters.adapters_of`.
     """
     run.check_base()
-    return _adapted(run, mesh, objectives.objective(run.objective).bind(run, mesh))
+    return _with_adapters(run, mesh, objectives.objective(run.objective).bind(run, mesh))
 
 
 def bind_abstract(run: Run, mesh: Mesh) -> Objective:
     """Return the objective of a run as `bind` does, with shapes instead of arrays."""
-    return _adapted(run, mesh, objectives.objective(run.objective).bind_abstract(run, mesh))
+    return _with_adapters(run, mesh, objectives.objective(run.objective).bind_abstract(run, mesh))
 
 
 def check(run: Run) -> None:
@@ -98,7 +98,7 @@ def check(run: Run) -> None:
 
 def unsaved(objective: Objective, folder: RunDir) -> Any:
     """Return the shapes of the frozen parameters that the folder of a run does not have yet."""
-    return objective.base if isinstance(objective, Adapted) and not folder.is_resumable else ()
+    return objective.base if isinstance(objective, LoraObjective) and not folder.is_resumable else ()
 
 
 def begin(objective: Objective, run: Run, mesh: Mesh, params: Any) -> tuple[Objective, Any]:
@@ -107,7 +107,7 @@ def begin(objective: Objective, run: Run, mesh: Mesh, params: Any) -> tuple[Obje
     Raises:
         BadInput: the adapter of `run.adapter` cannot be read, or does not fit the run.
     """
-    if not isinstance(objective, Adapted):
+    if not isinstance(objective, LoraObjective):
         return objective, params
     model, spec = objective.model, objective.adapters
     base = adapters.base_of(model.config, params)
@@ -116,7 +116,7 @@ def begin(objective: Objective, run: Run, mesh: Mesh, params: Any) -> tuple[Obje
 
 def save(objective: Objective, folder: RunDir, state: Any, *, notify: Callable[[str], None]) -> dict[str, str]:
     """Save what a new run does not train but needs, and return what its checkpoints record of that."""
-    if not isinstance(objective, Adapted):
+    if not isinstance(objective, LoraObjective):
         return {}
     weights.save_base(folder, state, objective.base, notify=notify)
     return {"base": weights.base_digest(folder)}
@@ -126,7 +126,7 @@ def resume(
     objective: Objective, folder: RunDir, mesh: Mesh, metadata: dict[str, Any], *, notify: Callable[[str], None]
 ) -> tuple[Objective, dict[str, str]]:
     """Return (the objective with the frozen parameters of a run that continues, what its checkpoints record of them)."""
-    if not isinstance(objective, Adapted):
+    if not isinstance(objective, LoraObjective):
         return objective, {}
     base = weights.read_base(folder, objective.model, mesh, metadata.get("base", ""), notify=notify)
     return dataclasses.replace(objective, base=base), {"base": metadata["base"]}
@@ -148,7 +148,7 @@ def scored_params(objective: Objective, model: Model, mesh: Mesh) -> Callable[[A
 
 def facts(objective: Objective) -> dict[str, str]:
     """Return what is trained, for the console and the report; {} if all parameters are."""
-    if not isinstance(objective, Adapted):
+    if not isinstance(objective, LoraObjective):
         return {}
     spec, parameters = objective.adapters, objective.trained(objective.model)
     shapes = jax.eval_shape(lambda: parameters.init(jax.random.key(0)))
@@ -156,10 +156,10 @@ def facts(objective: Objective) -> dict[str, str]:
     return {"trained": f"{count:,} parameters, adapters of rank {spec.rank} on {', '.join(spec.targets)}"}
 
 
-def _adapted(run: Run, mesh: Mesh, objective: Objective) -> Objective:
+def _with_adapters(run: Run, mesh: Mesh, objective: Objective) -> Objective:
     spec = weights.adapters_of(run)
     if spec is None:
         return objective
     model = models.model(run.model)
-    kind = type(f"Adapted{type(objective).__name__}", (Adapted, type(objective)), {})
+    kind = type(f"Lora{type(objective).__name__}", (LoraObjective, type(objective)), {})
     return kind(objective, model, spec, weights.abstract_base(model, mesh))

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from train.config.objective_options import Permutation
-from train.rows import permutation
+from train.targets import permutation
 
 
 def draw(size: int = 256, number: int = 43, seed: int = 0, every: int = 2, **options) -> np.ndarray:

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from eval.scoring import text_overlap
+from eval.metrics import text_overlap
 from train.run.metric_definitions import METRICS
 from zoo.errors import BadInput
 

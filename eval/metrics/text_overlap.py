@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from eval.scoring import squad
+from eval.metrics import squad
 from zoo.errors import import_optional
 
 Texts = Sequence[str]

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from eval.scoring import metric_functions
+from eval.metrics import metric_functions
 from train.run import metric_definitions
 from zoo.errors import BadInput
 

@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from train.rows.masking import Masks, largest_of_packed, mask
+from train.targets.masking import Masks, largest_of_packed, mask
 
 MASK, VOCAB = 4, 40
 RULES = st.sampled_from(["bert", "roberta", "distilbert"])
