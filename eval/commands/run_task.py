@@ -38,6 +38,7 @@ def main(
     task: str,
     files: Sequence[str],
     step: int | None,
+    adapter: str = "",
     settings: Settings,
     precision: run_config.Precision,
     mesh: run_config.Mesh,
@@ -52,6 +53,7 @@ def main(
         task: TASK or TASK:ARGUMENT.
         files: files, or folders of files, that the task reads.
         step: the checkpoint of a run; None = its best one, if it keeps one, else the newest intact one.
+        adapter: folder of an adapter in peft's format, which is merged into the parameters; the result is then not stored.
         settings: `argument` and `dtype` are filled in here.
         precision: "auto" is the run's own; for published weights it is float32 on CPU, else bfloat16.
         as_json: print JSON instead of tables.
@@ -67,11 +69,12 @@ def main(
     settings = dataclasses.replace(settings, argument=argument)
     if not files:
         raise BadInput(f"--files: name the files that --task {task} reads, or their folder")
-    previous = _previous_results(Path(where)) if is_run(Path(where)) else {}
+    stored = is_run(Path(where)) and not adapter
+    previous = _previous_results(Path(where)) if stored else {}
     examples = module.read(files, settings)
     quiet = as_json or jax.process_index() != 0
     with ProgressBar(f"loading {where}", quiet=quiet):
-        subject = load(where, device_mesh.make_mesh(mesh), step)
+        subject = load(where, device_mesh.make_mesh(mesh), step, adapter)
     trained = "auto" if subject.run is None else subject.run.precision
     settings = dataclasses.replace(settings, dtype=resolve_dtype(precision, default=trained))
     with ProgressBar(f"scoring {task}", before="compiling", announce=True, quiet=quiet) as progress:
@@ -81,17 +84,21 @@ def main(
             "step": subject.step,
             "metrics": result.metrics,
             "examples": result.examples,
-            "details": {**result.details, "files": list(files), **_plugin(task)},
+            "details": {**result.details, "files": list(files), **_plugin(task), **({"adapter": adapter} if adapter else {})},
             "fingerprint": fingerprint(files, settings, result),
             "tokenizer": subject.tokenizer.fingerprint,
             "per_token": list(getattr(module, "PER_TOKEN", ())),
             **({"limit": settings.limit} if settings.limit else {}),
         }
         if result.reward_scale is not None:
+            if adapter:
+                raise BadInput(
+                    f"--adapter {adapter}: a normalization is stored beside the weights that it is of; leave the adapter out"
+                )
             if not Path(where).is_dir():
                 raise BadInput(f"{where}: the normalization is stored beside the weights; `zoo import` them into a folder first")
             write_scale(Path(where), result.reward_scale)
-        if subject.run is not None:
+        if stored:
             # A score of the first examples has its own name, since it must not replace the score of all examples.
             name = f"{task} (first {settings.limit:,})" if settings.limit else task
             if result.outcomes is not None:

@@ -158,6 +158,11 @@ def test_everything_that_reads_a_run_gets_the_sum(place: Path, capsys: pytest.Ca
         for source in (["runs/run"], ["out"], ["gpt2", "--adapter", "adapter"])
     ]
     assert len(set(texts)) == 1
+    task = ["--task", "perplexity", "--files", "book.txt", "--limit", "1", "--json"]
+    scores = [
+        json.loads(said(capsys, "eval", *source, *task))["metrics"] for source in (["out"], ["gpt2", "--adapter", "adapter"])
+    ]
+    assert scores[0] == scores[1]
 
     # Another run begins with the adapter and its form, and ends with its own.
     said(capsys, *TRAIN, "--adapter", "adapter", "--optim.lr", "1e-9", "--name", "next")

@@ -41,6 +41,9 @@ def evaluate(args: list[str]) -> int:
         """Files of the task, or folders of them."""
         step: int | None = None
         """Step of the checkpoint to use. None = the best checkpoint if the run keeps one, else the newest; -1 = the newest."""
+        adapter: str = ""
+        """Folder of a LoRA adapter in peft's format, which is merged into the model's parameters for a task; empty = none.
+        The result is printed, and not stored in a run."""
         batch: int = 16
         """Rows scored at a time; the score does not depend on it."""
         stride: int = 0
@@ -79,7 +82,7 @@ def evaluate(args: list[str]) -> int:
         # This imports no JAX, so a wrong name is refused at once.
         tasks.check(options.task)
     else:
-        for name in ("files", "length", "words", "field", "precision", "json", "orders", "limit", "tokens", "prefix"):
+        for name in ("files", "length", "words", "field", "precision", "json", "orders", "limit", "tokens", "prefix", "adapter"):
             value, default = getattr(options, name), Evaluate.__dataclass_fields__[name].default
             require(value == default, name, " ".join(value) if isinstance(value, tuple) else value, "it needs a --task")
         require(options.labelled == Labelled(), "labelled", "options", "they need --task labelled")
@@ -87,6 +90,7 @@ def evaluate(args: list[str]) -> int:
     if options.task:
         early_checks.check_source(options.run, options.step)
         early_checks.check_files("--files", options.files)
+        early_checks.check_adapter(options.adapter)
     else:
         read_config(options.run)
         early_checks.check_source(options.run, options.step)
@@ -105,6 +109,7 @@ def evaluate(args: list[str]) -> int:
         task=options.task,
         files=options.files,
         step=options.step,
+        adapter=options.adapter,
         settings=tasks.Settings(**settings),
         precision=options.precision,
         mesh=options.mesh,
