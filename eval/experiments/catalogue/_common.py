@@ -50,7 +50,11 @@ SST2_SMOKE: Options = {"steps": 10, "optim.lr": 3e-4, "optim.warmup": 2, "log.va
 SST2_TEXT = _sst2("finetune-text-to-text", {"data.target_length": 16, "data.batch": 16})
 """Fine-tuning on the same data as text to text: the target is the label as a digit. The last checkpoint is used."""
 SST2_TEXT_TEST = Stage(
-    name="sst2_test", task="text_to_text:exact", after="sst2", overrides={**_SST2_TEST_DATA, "tokens": 4}, seconds=20.0
+    name="sst2_test",
+    task="text_to_text:exact",
+    after="sst2",
+    overrides={**_SST2_TEST_DATA, "labelled.header": False, "tokens": 4},
+    seconds=20.0,
 )
 SST2_TEXT_NANO: Options = {"steps": 300, "log.validate_every": 100, "checkpoint.every": 100}
 SST2_TEXT_SMOKE: Options = {"steps": 10, "log.validate_every": 5}
