@@ -22,7 +22,7 @@ class Score:
 
     numbers: dict[str, float | int]
     outcomes: Outcomes
-    """Whether each preference is right, a tie being wrong, and its loss in nats."""
+    """Correctness of each preference, a tie being wrong, and its loss in nats."""
 
     def record(self) -> dict[str, float | int]:
         """Return the score as it is in metrics and JSON."""

@@ -11,48 +11,35 @@ from jaxtyping import Int, Int64
 
 from train.config import run_config
 from train.data import labelled_reader
-from train.data.dialogues import texts_of
 from train.data.example_types import Dialogue, Pair
 from train.data.text_files import Document
+from train.inputs.example_inputs import ExampleInputs, PackedRows, token_sizes, tokenizer_of
 from train.rows.dialogue_rows import PackedDialogue, encode_completions, fit
 from train.rows.lm_rows import ends, first_fit
 from train.rows.mixture import Component, Mixture
-from train.rows.row_source import SampledRows, digest_of
+from train.rows.row_source import digest_of
 from train.run.console import short
 from train.run.run_dir import RunDir
 from train.tokenizers.chat_ids import CountedIds, encode_dialogues
-from train.tokenizers.chat_template import chat_template, with_template
+from train.tokenizers.chat_template import chat_template
 from train.tokenizers.tokenizer import Tokenizer
-from train.weights.tokenizer_choice import check_vocabulary, existing_tokenizer
 from zoo.errors import require
 
 EXAMPLES_PER_BATCH = 1024
 """Conversations that are tokenized at a time: their texts are longer than their ids."""
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Rows(SampledRows):
-    """Rows of one example each, or of several packed ones. They are in memory."""
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class Rows(PackedRows):
+    """Rows of instructions with responses."""
 
     examples: Sequence[Pair | Dialogue]
     texts: Sequence[CountedIds]
     """Ids of each example."""
-    order: Int64[np.ndarray, " examples"]
-    """Indices of the examples, row after row."""
-    first: Int64[np.ndarray, " rows_and_one"]
-    """Index in `order` at which each row begins; the last entry is the end."""
-    length: int
-    """Tokens per row."""
-    fingerprint: str
-    """SHA-256 of all rows and the tokenizer."""
-
-    def __len__(self) -> int:
-        return len(self.first) - 1
 
     def row(self, number: int) -> tuple[PackedDialogue, ...]:
         """Return the examples of a row."""
-        chosen = self.order[self.first[number] : self.first[number + 1]].tolist()
-        return tuple(PackedDialogue(example, self.texts[example]) for example in chosen)
+        return tuple(PackedDialogue(example, self.texts[example]) for example in self.examples_of(number))
 
     @property
     def text_size(self) -> int:
@@ -73,14 +60,9 @@ class Rows(SampledRows):
         ]
         return digest_of(repr(texts), ())
 
-    def select_rows(self, chosen: Int64[np.ndarray, " n"]) -> "Rows":
-        """Return the rows with the numbers `chosen`, in this order; the examples and the fingerprint stay those of all rows."""
-        rows = [self.order[self.first[number] : self.first[number + 1]] for number in chosen]
-        return dataclasses.replace(self, order=np.concatenate(rows), first=ends(np.array([len(row) for row in rows])))
-
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Dialogues:
+class Dialogues(ExampleInputs[Rows]):
     """Tokenized instructions with responses; see `train.inputs.dataset.Inputs`."""
 
     tokenizer: Tokenizer
@@ -92,27 +74,12 @@ class Dialogues:
     """The rows in `rows`."""
     held_out: Rows
 
-    def scored_rows(self, run: run_config.Run, stride: int) -> Rows:
-        """Return the rows of the held-out examples."""
-        return self.held_out
-
-    def validation_rows(self, run: run_config.Run) -> Rows:
-        """Return the rows of the held-out examples."""
-        return self.held_out
-
     def counts(self) -> Int64[np.ndarray, " V"]:
         """Return the number of occurrences of each id in the training rows."""
         counts = np.zeros(len(self.token_bytes), np.int64)
         for text in self.training.texts:
             counts += np.bincount(text.ids, minlength=len(counts))
         return counts
-
-    def fingerprints(self) -> dict[str, str]:
-        """Return the fingerprints that a checkpoint stores, so that it is never resumed on other data.
-
-        That of the held-out half is of the texts alone, so that runs with other tokenizers, lengths and weights can be compared.
-        """
-        return {"tokenizer": self.tokenizer.fingerprint, "data": self.rows.fingerprint, "held_out": self.held_out.content_digest}
 
     def facts(self, run: run_config.Run) -> dict[str, str]:
         """Return a summary of the data and its use in the run, for the console and the report."""
@@ -145,24 +112,11 @@ def read(run: run_config.Run, folder: RunDir, cache: Path, *, quiet: bool = Fals
             has ids beyond the vocabulary.
     """
     training, held_out = split(run)
-    choice, messages = run.options.chat.template, _has_messages([*training, *held_out])
-    require(
-        messages or not choice, "chat.template", choice, "the data has no messages, and plain texts are not rendered; remove it"
-    )
-    tokenizer = existing_tokenizer(run, folder)
-    if tokenizer is None:
-        options = run.tokenizer
-        tokenizer = Tokenizer.train(
-            (text for example in training for text in texts_of(example)), options.vocab, options.kind, options.lowercase
-        )
-    tokenizer = with_template(tokenizer, choice)
-    check_vocabulary(run, tokenizer)
-    token_bytes = np.zeros(run.model.vocab, np.int64)
-    token_bytes[: tokenizer.vocab_size] = tokenizer.token_bytes()
+    tokenizer = tokenizer_of(run, folder, training, held_out)
     rows = rows_of(training, run, tokenizer)
     named = [Document(example.origin, "") for example in training]
     component = Component(", ".join(run.data.paths), 1.0, named, rows)
-    return Dialogues(tokenizer, token_bytes, Mixture((component,)), rows, rows_of(held_out, run, tokenizer))
+    return Dialogues(tokenizer, token_sizes(run, tokenizer), Mixture((component,)), rows, rows_of(held_out, run, tokenizer))
 
 
 def split(run: run_config.Run) -> tuple[list[Pair | Dialogue], list[Pair | Dialogue]]:
@@ -183,7 +137,8 @@ def rows_of(examples: Sequence[Pair | Dialogue], run: run_config.Run, tokenizer:
     order = np.argsort(row, kind="stable")
     contents = (part for text in texts for part in (len(text.ids).to_bytes(8), text.ids.tobytes(), text.counted.tobytes()))
     fingerprint = digest_of(f"{tokenizer.fingerprint} {length}", itertools.chain(contents, (order.tobytes() + row.tobytes(),)))
-    return Rows(examples, texts, order, ends(np.bincount(row)), length, fingerprint)
+    first = ends(np.bincount(row))
+    return Rows(examples=examples, texts=texts, order=order, first=first, length=length, fingerprint=fingerprint)
 
 
 def _encoded(examples: Sequence[Pair | Dialogue], run: run_config.Run, tokenizer: Tokenizer) -> Iterator[CountedIds]:

@@ -19,6 +19,7 @@ from train.config.objectives import ClassificationOptions, TaggingOptions
 from train.data import labelled_reader
 from train.data.example_types import Example, Tagged, Text
 from train.data.text_files import Document
+from train.inputs.example_inputs import ExampleInputs
 from train.rows import example_rows
 from train.rows.example_rows import ExampleRow
 from train.rows.mixture import Component, Mixture
@@ -89,7 +90,7 @@ class Rows(SampledRows):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Labelled:
+class Labelled(ExampleInputs[Rows]):
     """Tokenized labelled examples; see `train.inputs.dataset.Inputs`."""
 
     tokenizer: Tokenizer
@@ -99,10 +100,6 @@ class Labelled:
     """Error message of each example that was left out when the files were read."""
     selection: Rows | None = None
     """Examples that a checkpoint is selected on, if these are not the held-out ones."""
-
-    def scored_rows(self, run: run_config.Run, stride: int) -> Rows:
-        """Return the rows of the held-out examples."""
-        return self.held_out
 
     def validation_rows(self, run: run_config.Run) -> Rows:
         """Return the rows of the examples of `--selection.share`, or without it of the held-out examples."""
@@ -115,14 +112,6 @@ class Labelled:
             for inputs in row.inputs:
                 counts += np.bincount(inputs.ids, minlength=len(counts))
         return counts
-
-    def fingerprints(self) -> dict[str, str]:
-        """Return the fingerprints that a checkpoint stores, so that it is never resumed on other data.
-
-        That of the held-out half is of the examples alone, so that runs with other tokenizers, lengths and weights can be
-        compared.
-        """
-        return {"tokenizer": self.tokenizer.fingerprint, "data": self.rows.fingerprint, "held_out": self.held_out.content_digest}
 
     def facts(self, run: run_config.Run) -> dict[str, str]:
         """Return a summary of the data and its use in the run, for the console and the report."""

@@ -12,49 +12,36 @@ from jaxtyping import Int, Int32, Int64
 from train.config import run_config
 from train.config.objective_options import Reading
 from train.data import labelled_reader
-from train.data.dialogues import texts_of
 from train.data.example_types import Dialogue, Pair
 from train.data.records import TO_UTF8
 from train.data.text_files import Document, lines
+from train.inputs.example_inputs import ExampleInputs, PackedRows, token_sizes, tokenizer_of
 from train.rows.lm_rows import ends
 from train.rows.mixture import Component, Mixture
-from train.rows.row_source import SampledRows, digest_of
+from train.rows.row_source import digest_of
 from train.rows.seq2seq_rows import PackedPair, SourceTarget, text_special_tokens_of
 from train.run.console import short
 from train.run.run_dir import RunDir
 from train.tokenizers.chat_ids import rendered_pairs
-from train.tokenizers.chat_template import chat_template, with_template
+from train.tokenizers.chat_template import chat_template
 from train.tokenizers.tokenizer import Tokenizer
-from train.weights.tokenizer_choice import check_vocabulary, existing_tokenizer
 from zoo.errors import BadInput, require
 
 OPEN = 256
 """Number of rows, the newest ones, that a pair may be packed into."""
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Rows(SampledRows):
-    """Rows of one pair each, or of several packed pairs. They are in memory."""
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class Rows(PackedRows):
+    """Rows of pairs of a source and a target text."""
 
     examples: Sequence[Pair]
     sides: Sequence[SourceTarget]
     """Ids of each example."""
-    order: Int64[np.ndarray, " examples"]
-    """Indices of the examples, row after row."""
-    first: Int64[np.ndarray, " rows_and_one"]
-    """Index in `order` at which each row begins; the last entry is the end."""
-    length: int
-    """Source tokens per row."""
-    fingerprint: str
-    """SHA-256 of all rows and the tokenizer."""
-
-    def __len__(self) -> int:
-        return len(self.first) - 1
 
     def row(self, number: int) -> tuple[PackedPair, ...]:
         """Return the pairs of a row."""
-        chosen = self.order[self.first[number] : self.first[number + 1]].tolist()
-        return tuple(PackedPair(example, self.sides[example]) for example in chosen)
+        return tuple(PackedPair(example, self.sides[example]) for example in self.examples_of(number))
 
     @property
     def text_size(self) -> int:
@@ -71,14 +58,9 @@ class Rows(SampledRows):
         """SHA-256 of the texts of the pairs, independent of their files and of the tokenizer."""
         return digest_of(repr([(example.source, example.target) for example in self.examples]), ())
 
-    def select_rows(self, chosen: Int64[np.ndarray, " n"]) -> "Rows":
-        """Return the rows with the numbers `chosen`, in this order; the examples and the fingerprint stay those of all rows."""
-        rows = [self.order[self.first[number] : self.first[number + 1]] for number in chosen]
-        return dataclasses.replace(self, order=np.concatenate(rows), first=ends(np.array([len(row) for row in rows])))
-
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class TextPairs:
+class TextPairs(ExampleInputs[Rows]):
     """Tokenized pairs of texts; see `train.inputs.dataset.Inputs`."""
 
     tokenizer: Tokenizer
@@ -89,27 +71,12 @@ class TextPairs:
     """The rows in `rows`."""
     held_out: Rows
 
-    def scored_rows(self, run: run_config.Run, stride: int) -> Rows:
-        """Return the rows of the held-out pairs."""
-        return self.held_out
-
-    def validation_rows(self, run: run_config.Run) -> Rows:
-        """Return the rows of the held-out pairs."""
-        return self.held_out
-
     def counts(self) -> Int64[np.ndarray, " V"]:
         """Return the number of occurrences of each id in the training rows."""
         counts = np.zeros(len(self.token_bytes), np.int64)
         for side in itertools.chain.from_iterable(self.training.sides):
             counts += np.bincount(side, minlength=len(counts))
         return counts
-
-    def fingerprints(self) -> dict[str, str]:
-        """Return the fingerprints that a checkpoint stores, so that it is never resumed on other data.
-
-        That of the held-out half is of the texts alone, so that runs with other tokenizers, lengths and weights can be compared.
-        """
-        return {"tokenizer": self.tokenizer.fingerprint, "data": self.rows.fingerprint, "held_out": self.held_out.content_digest}
 
     def facts(self, run: run_config.Run) -> dict[str, str]:
         """Return a summary of the data and its use in the run, for the console and the report."""
@@ -142,22 +109,12 @@ def read(run: run_config.Run, folder: RunDir, cache: Path, *, quiet: bool = Fals
             long.
     """
     training, held_out = split(run)
-    choice, messages = run.options.chat.template, any(isinstance(example, Dialogue) for example in [*training, *held_out])
-    fix = "the data has no messages, and other texts are not rendered; remove it"
-    require(messages or not choice, "chat.template", choice, fix)
-    tokenizer = existing_tokenizer(run, folder)
-    if tokenizer is None:
-        texts = (text for example in training for text in texts_of(example))
-        tokenizer = Tokenizer.train(texts, run.tokenizer.vocab, run.tokenizer.kind, run.tokenizer.lowercase)
-    tokenizer = with_template(tokenizer, choice)
-    check_vocabulary(run, tokenizer)
+    tokenizer = tokenizer_of(run, folder, training, held_out)
     training, held_out = (_rendered(half, run, tokenizer) for half in (training, held_out))
-    token_bytes = np.zeros(run.model.vocab, np.int64)
-    token_bytes[: tokenizer.vocab_size] = tokenizer.token_bytes()
     rows = rows_of(training, run, tokenizer)
     named = [Document(example.origin, "") for example in training]
     component = Component(", ".join(run.options.pairs.source + run.options.pairs.target or run.data.paths), 1.0, named, rows)
-    return TextPairs(tokenizer, token_bytes, Mixture((component,)), rows, rows_of(held_out, run, tokenizer))
+    return TextPairs(tokenizer, token_sizes(run, tokenizer), Mixture((component,)), rows, rows_of(held_out, run, tokenizer))
 
 
 def split(run: run_config.Run) -> tuple[list[Pair | Dialogue], list[Pair | Dialogue]]:
@@ -223,7 +180,8 @@ def rows_of(examples: Sequence[Pair], run: run_config.Run, tokenizer: Tokenizer)
     order = np.argsort(row, kind="stable")
     contents = (len(side).to_bytes(8) + side.tobytes() for side in itertools.chain.from_iterable(sides))
     fingerprint = digest_of(f"{tokenizer.fingerprint} {capacity}", itertools.chain(contents, (order.tobytes() + row.tobytes(),)))
-    return Rows(examples, sides, order, ends(np.bincount(row)), capacity[0], fingerprint)
+    first = ends(np.bincount(row))
+    return Rows(examples=examples, sides=sides, order=order, first=first, length=capacity[0], fingerprint=fingerprint)
 
 
 def _encoded(

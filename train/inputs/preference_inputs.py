@@ -13,6 +13,7 @@ from train.config import run_config
 from train.data import labelled_reader
 from train.data.example_types import Preference
 from train.data.text_files import Document
+from train.inputs.example_inputs import ExampleInputs
 from train.rows import preference_rows
 from train.rows.mixture import Component, Mixture
 from train.rows.preference_rows import Limits, PreferenceRow, layout_of, row_bytes
@@ -63,7 +64,7 @@ class Rows(SampledRows):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Preferences:
+class Preferences(ExampleInputs[Rows]):
     """Tokenized preferences; see `train.inputs.dataset.Inputs`."""
 
     tokenizer: Tokenizer
@@ -76,14 +77,6 @@ class Preferences:
     reference: str = ""
     """Digest of the parameters of a reference whose log-probabilities the rows have; empty = they have none."""
 
-    def scored_rows(self, run: run_config.Run, stride: int) -> Rows:
-        """Return the rows of the held-out preferences."""
-        return self.held_out
-
-    def validation_rows(self, run: run_config.Run) -> Rows:
-        """Return the rows of the held-out preferences."""
-        return self.held_out
-
     def counts(self) -> Int64[np.ndarray, " V"]:
         """Return the number of occurrences of each id in the training rows."""
         counts = np.zeros(self.tokenizer.vocab_size, np.int64)
@@ -93,12 +86,8 @@ class Preferences:
         return counts
 
     def fingerprints(self) -> dict[str, str]:
-        """Return the fingerprints that a checkpoint stores, so that it is never resumed on other data.
-
-        That of the held-out half is of the texts alone, so that runs with other tokenizers, lengths and weights can be compared.
-        """
-        own = {"tokenizer": self.tokenizer.fingerprint, "data": self.rows.fingerprint, "held_out": self.held_out.content_digest}
-        return own | ({"reference": self.reference} if self.reference else {})
+        """Return the fingerprints of `ExampleInputs`, and that of a reference."""
+        return super().fingerprints() | ({"reference": self.reference} if self.reference else {})
 
     def facts(self, run: run_config.Run) -> dict[str, str]:
         """Return a summary of the data and its use in the run, for the console and the report."""

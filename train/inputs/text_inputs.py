@@ -14,6 +14,7 @@ from train.config.data_options import TextData
 from train.data import corpus
 from train.data.corpus import Documents
 from train.data.text_files import Document
+from train.inputs.example_inputs import token_sizes
 from train.objectives import objective
 from train.rows.mixture import Component, Mixture, Share
 from train.rows.row_source import RowSource, TextRows
@@ -116,8 +117,7 @@ def read(run: run_config.Run, folder: RunDir, cache: Path, *, quiet: bool = Fals
         text, options = corpus.sample([part.training for part in parts]), run.tokenizer
         tokenizer = Tokenizer.train(text, options.vocab, options.kind, options.lowercase)
     check_vocabulary(run, tokenizer)
-    token_bytes = np.zeros(run.model.vocab, np.int64)
-    token_bytes[: tokenizer.vocab_size] = tokenizer.token_bytes()
+    token_bytes = token_sizes(run, tokenizer)
     with ProgressBar("tokenizing", BYTES, late=True, every=EVERY, quiet=quiet) as progress:
         components = tuple(_component(part, run, tokenizer, cache, progress) for part in parts)
         held_out = prepare(_held_out(parts, run.data), tokenizer, cache, progress)

@@ -58,9 +58,9 @@ class Limits(NamedTuple):
     """Sizes of a row in tokens."""
 
     length: int
-    """Of a row, or of an encoder-decoder's source."""
+    """Tokens of a row, or of an encoder-decoder's source."""
     target_length: int = 0
-    """Of an encoder-decoder's target; 0 = as `length`."""
+    """Tokens of an encoder-decoder's target; 0 = as `length`."""
 
     @property
     def target(self) -> int:

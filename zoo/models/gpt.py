@@ -15,6 +15,7 @@ from zoo.attention.masks import Mask
 from zoo.batch import Batch, Output
 from zoo.configs.gpt import Config
 from zoo.hf.param_names import ParamName, ParamNames
+from zoo.nn import score_head
 from zoo.nn.kv_cache import append_tokens, empty_cache
 from zoo.nn.layer_stack import init_stack, run_stack
 from zoo.nn.layers import (
@@ -31,7 +32,6 @@ from zoo.nn.layers import (
     params_of,
     tied_logits,
 )
-from zoo.nn.score_head import init_score, scores
 from zoo.sharding import BATCH, Rules, constrain
 
 OBJECTIVES = ("causal", "instruction", "preference", "dpo")
@@ -50,7 +50,7 @@ def init(cfg: Config, key: Array) -> dict[str, Any]:
     A reward model also has the leaf `score/kernel`; see `zoo.nn.score_head`.
     """
     embed_key, layers_key = jax.random.split(key)
-    score = init_score(cfg.width, jax.random.fold_in(key, SCORE_SITE)) if cfg.labels else {}
+    score = score_head.init_score(cfg.width, jax.random.fold_in(key, SCORE_SITE)) if cfg.labels else {}
     return {
         "embed": params_of(Embeddings(cfg, nnx.Rngs(embed_key))),
         "layers": init_stack(lambda rngs: Block(cfg, rngs), layers_key, cfg.layers),
@@ -138,15 +138,7 @@ def unembed(cfg: Config, params: dict[str, Any], hidden: Float[Array, "*B D"]) -
     return tied_logits(hidden, params["embed"]["tokens"]["embedding"], cfg.vocab)
 
 
-def sequence_logits(
-    cfg: Config, params: dict[str, Any], hidden: Float[Array, "B Q D"], *, seeds: Seeds = None
-) -> Float[Array, "B Q O"]:
-    """Return the float32 score of each sequence, O = 1, without dropout; see `zoo.nn.score_head`.
-
-    Raises:
-        ValueError: the model predicts words.
-    """
-    return scores(params, hidden)
+sequence_logits = score_head.sequence_logits
 
 
 def flops(cfg: Config, batch: Batch) -> float:

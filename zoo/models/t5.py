@@ -21,6 +21,7 @@ from zoo.attention.masks import Mask
 from zoo.batch import Batch, Output
 from zoo.configs.t5 import Config
 from zoo.hf.param_names import ParamName, ParamNames
+from zoo.nn import score_head
 from zoo.nn.kv_cache import append_tokens, cached_source, cross_mask, empty_cache, source_entries
 from zoo.nn.layer_stack import init_stack, run_stack
 from zoo.nn.layers import (
@@ -40,7 +41,6 @@ from zoo.nn.layers import (
     rms_norm,
     tied_logits,
 )
-from zoo.nn.score_head import init_dense_score, scores
 from zoo.sharding import BATCH, Rules, constrain
 
 OBJECTIVES = ("denoising", "text_to_text", "preference", "dpo")
@@ -73,7 +73,9 @@ def init(cfg: Config, key: Array) -> dict[str, Any]:
         params["encoder"] = params_of(Side(cfg, rngs, norm=two_stacks))
     params["decoder"] = params_of(Side(cfg, rngs, norm=True))
     if cfg.labels:
-        params |= init_dense_score(cfg.width, jax.nn.initializers.normal(cfg.width**-0.5), jax.random.fold_in(key, SCORE_SITE))
+        params |= score_head.init_dense_score(
+            cfg.width, jax.nn.initializers.normal(cfg.width**-0.5), jax.random.fold_in(key, SCORE_SITE)
+        )
     elif not cfg.tied:
         params["unembed"] = params_of(Embed(cfg.vocab, cfg.width, jax.nn.initializers.normal(1.0), rngs, pad=True))
     params["decoder"]["layers"] = init_stack(lambda rngs: Block(cfg, rngs, cross=cross), decoder, cfg.decoder_layers)
@@ -179,15 +181,7 @@ def unembed(cfg: Config, params: dict[str, Any], hidden: Float[Array, "*B D"]) -
     return tied_logits(scaled, params["embed"]["tokens"]["embedding"], cfg.vocab)
 
 
-def sequence_logits(
-    cfg: Config, params: dict[str, Any], hidden: Float[Array, "B Q D"], *, seeds: Seeds = None
-) -> Float[Array, "B Q O"]:
-    """Return the float32 score of each sequence, O = 1, without dropout; see `zoo.nn.score_head`.
-
-    Raises:
-        ValueError: the model predicts words.
-    """
-    return scores(params, hidden)
+sequence_logits = score_head.sequence_logits
 
 
 def flops(cfg: Config, batch: Batch) -> float:

@@ -15,6 +15,7 @@ from zoo.attention.masks import Mask
 from zoo.batch import Batch, Output
 from zoo.configs.transformer import Config, table_rows
 from zoo.hf.param_names import ParamName, ParamNames
+from zoo.nn import score_head
 from zoo.nn.kv_cache import append_tokens, cached_source, cross_mask, empty_cache, source_entries
 from zoo.nn.layer_stack import init_stack, run_stack
 from zoo.nn.layers import (
@@ -33,7 +34,6 @@ from zoo.nn.layers import (
     params_of,
     tied_logits,
 )
-from zoo.nn.score_head import init_score, scores
 from zoo.nn.unequal_head_sizes import KeySizedCrossAttention, KeySizedSelfAttention
 from zoo.ops import positions
 from zoo.sharding import BATCH, Rules, constrain
@@ -77,7 +77,7 @@ def init(cfg: Config, key: Array) -> dict[str, Any]:
     return {
         "embed": params_of(Embeddings(cfg, nnx.Rngs(embed_key))),
         **({"unembed": params_of(OutputBias(cfg))} if cfg.output_bias and not cfg.labels else {}),
-        **(init_score(cfg.width, jax.random.fold_in(key, SCORE_SITE)) if cfg.labels else {}),
+        **(score_head.init_score(cfg.width, jax.random.fold_in(key, SCORE_SITE)) if cfg.labels else {}),
         **{name: side(number) for number, name in enumerate(SIDES)},
     }
 
@@ -152,15 +152,7 @@ def unembed(cfg: Config, params: dict[str, Any], hidden: Float[Array, "*B D"]) -
     return logits + params["unembed"]["bias"].astype(jnp.float32) if cfg.output_bias else logits
 
 
-def sequence_logits(
-    cfg: Config, params: dict[str, Any], hidden: Float[Array, "B Q D"], *, seeds: Seeds = None
-) -> Float[Array, "B Q O"]:
-    """Return the float32 score of each sequence, O = 1, without dropout; see `zoo.nn.score_head`.
-
-    Raises:
-        ValueError: the model predicts words.
-    """
-    return scores(params, hidden)
+sequence_logits = score_head.sequence_logits
 
 
 def flops(cfg: Config, batch: Batch) -> float:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from zoo.nn.layers import Init, Linear, params_of
+from zoo.nn.layers import Init, Linear, Seeds, params_of
 from zoo.ops.xla_cpu import product
 
 
@@ -33,8 +33,10 @@ def init_dense_score(width: int, init: Init, key: Array) -> dict[str, Any]:
     }
 
 
-def scores(params: dict[str, Any], hidden: Float[Array, "B Q D"]) -> Float[Array, "B Q O"]:
-    """Return the float32 score of each sequence, O = 1, from the hidden state that summarizes it.
+def sequence_logits(
+    cfg: Any, params: dict[str, Any], hidden: Float[Array, "B Q D"], *, seeds: Seeds = None
+) -> Float[Array, "B Q O"]:
+    """Return the float32 score of each sequence, O = 1, from the hidden state that summarizes it; it has no dropout.
 
     Raises:
         ValueError: the model has no such head.

@@ -1,0 +1,103 @@
+"""Common parts of the inputs of examples of every kind: rows in memory, held-out rows, fingerprints and the tokenizer."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+from jaxtyping import Int64
+
+from train.config import run_config
+from train.data.dialogues import texts_of
+from train.data.example_types import Dialogue, Pair
+from train.rows.lm_rows import ends
+from train.rows.mixture import Mixture
+from train.rows.row_source import SampledRows
+from train.run.run_dir import RunDir
+from train.tokenizers.chat_template import with_template
+from train.tokenizers.tokenizer import Tokenizer
+from train.weights.tokenizer_choice import check_vocabulary, existing_tokenizer
+from zoo.errors import require
+
+Packed = TypeVar("Packed", bound="PackedRows")
+HeldOut = TypeVar("HeldOut")
+"""Rows with a `content_digest`: the SHA-256 of the examples, independent of their files and of the tokenizer."""
+
+
+class ExampleInputs(Generic[HeldOut]):
+    """Base class of tokenized examples, which are scored on the held-out ones; see `train.inputs.dataset.Inputs`."""
+
+    tokenizer: Tokenizer
+    rows: Mixture
+    held_out: HeldOut
+
+    def scored_rows(self, run: run_config.Run, stride: int) -> HeldOut:
+        """Return the rows of the held-out examples."""
+        return self.held_out
+
+    def validation_rows(self, run: run_config.Run) -> HeldOut:
+        """Return the rows of the held-out examples."""
+        return self.held_out
+
+    def fingerprints(self) -> dict[str, str]:
+        """Return the fingerprints that a checkpoint stores, so that it is never resumed on other data.
+
+        That of the held-out half is of the examples alone, so that runs with other tokenizers, lengths and weights can be
+        compared.
+        """
+        held_out: Any = self.held_out
+        return {"tokenizer": self.tokenizer.fingerprint, "data": self.rows.fingerprint, "held_out": held_out.content_digest}
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class PackedRows(SampledRows):
+    """Base class of rows of one example each, or of several packed ones. They are in memory."""
+
+    order: Int64[np.ndarray, " examples"]
+    """Indices of the examples, row after row."""
+    first: Int64[np.ndarray, " rows_and_one"]
+    """Index in `order` at which each row begins; the last entry is the end."""
+    length: int
+    """Tokens per row; of a row with a source and a target, those of the source."""
+    fingerprint: str
+    """SHA-256 of all rows and the tokenizer."""
+
+    def __len__(self) -> int:
+        return len(self.first) - 1
+
+    def examples_of(self, number: int) -> list[int]:
+        """Return the indices of the examples of a row."""
+        return self.order[self.first[number] : self.first[number + 1]].tolist()
+
+    def select_rows(self: Packed, chosen: Int64[np.ndarray, " n"]) -> Packed:
+        """Return the rows with the numbers `chosen`, in this order; the examples and the fingerprint stay those of all rows."""
+        rows = [self.order[self.first[number] : self.first[number + 1]] for number in chosen]
+        return dataclasses.replace(self, order=np.concatenate(rows), first=ends(np.array([len(row) for row in rows])))
+
+
+def tokenizer_of(
+    run: run_config.Run, folder: RunDir, training: Sequence[Pair | Dialogue], held_out: Sequence[Pair | Dialogue]
+) -> Tokenizer:
+    """Return the tokenizer of a run, with the chat template that it names. A run without one trains it on the training texts.
+
+    Raises:
+        BadInput: a chat template for examples without messages, or one that cannot be read; or the tokenizer has ids beyond the
+            vocabulary.
+    """
+    choice, messages = run.options.chat.template, any(isinstance(example, Dialogue) for example in [*training, *held_out])
+    fix = "the data has no messages, and plain texts are not rendered; remove it"
+    require(messages or not choice, "chat.template", choice, fix)
+    tokenizer = existing_tokenizer(run, folder)
+    if tokenizer is None:
+        texts = (text for example in training for text in texts_of(example))
+        tokenizer = Tokenizer.train(texts, run.tokenizer.vocab, run.tokenizer.kind, run.tokenizer.lowercase)
+    tokenizer = with_template(tokenizer, choice)
+    check_vocabulary(run, tokenizer)
+    return tokenizer
+
+
+def token_sizes(run: run_config.Run, tokenizer: Tokenizer) -> Int64[np.ndarray, " V"]:
+    """Return the UTF-8 bytes of each token; 0 for special tokens and for ids that the tokenizer does not have."""
+    sizes = np.zeros(run.model.vocab, np.int64)
+    sizes[: tokenizer.vocab_size] = tokenizer.token_bytes()
+    return sizes
