@@ -67,7 +67,11 @@ class LoraObjective(Objective):
 
     def flops(self, model: Model, batch: Batch) -> float:
         """Return the FLOPs of a step without any gradient of a kernel; those of the few adapted ones are not counted."""
-        return self.objective.flops(model, batch) - model.flops(batch)
+        return self.objective.flops(model, batch) - self.forward_flops(model, batch)
+
+    def forward_flops(self, model: Model, batch: Batch) -> float:
+        """Return the FLOPs of the forward pass, without the products of the adapters."""
+        return self.objective.forward_flops(model, batch)
 
 
 def bind(run: Run, mesh: Mesh) -> Objective:

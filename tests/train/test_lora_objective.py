@@ -25,6 +25,7 @@ from train.run.run_dir import RunDir
 from train.tokenizers import hf_files
 from train.tokenizers.tokenizer import Tokenizer
 from train.weights.load import load, restore_trained
+from zoo.batch import Batch
 from zoo.cli import main
 from zoo.errors import BadInput
 from zoo.lora import adapters, peft_files
@@ -89,6 +90,18 @@ MESHES: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("case", MESHES)
 def test_losses_do_not_depend_on_the_mesh(case: str) -> None:
     np.testing.assert_allclose(steps(**MESHES[case])[0], steps()[0], rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["causal", "dpo", "preference"])
+def test_a_step_has_no_gradients_of_kernels(name: str) -> None:
+    """Of the three products of a full step, forward, gradient of the input and of the kernel, two are left."""
+    run = tiny.run(name, init="gpt2", lora=LORA)
+    axes = () if name == "causal" else (2,)
+    ids = jax.ShapeDtypeStruct((4, *axes, 8), np.int32)
+    batch = Batch(tokens=ids, segments=ids, positions=ids)
+    devices = device_mesh.make_mesh(ONE, jax.devices()[:1])
+    net, plain = model(run.model), lora_objective.bind_abstract(dataclasses.replace(run, lora=Lora()), devices)
+    assert 3 * lora_objective.bind_abstract(run, devices).flops(net, batch) == pytest.approx(2 * plain.flops(net, batch))
 
 
 def test_adapters_have_no_weight_decay() -> None:

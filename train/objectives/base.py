@@ -216,7 +216,11 @@ class Objective(abc.ABC):
 
         By default they are three times those of the forward pass: the backward pass has two products for each one of it.
         """
-        return 3 * model.flops(batch)
+        return 3 * self.forward_flops(model, batch)
+
+    def forward_flops(self, model: Model, batch: Batch) -> float:
+        """Return the matrix-product FLOPs of the trained model's forward pass in a step; `batch` may consist of shapes."""
+        return model.flops(batch)
 
 
 class LabelledObjective(Objective):

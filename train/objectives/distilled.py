@@ -169,8 +169,11 @@ class Distilled(Masked):
 
     def flops(self, model: Model, batch: Batch) -> float:
         """Return the FLOPs of a step: the student's forward and backward, predicting at all tokens, and the teacher's forward."""
-        everywhere = dataclasses.replace(batch, predict_at=None)
-        return 3 * model.flops(everywhere) + self.teacher.flops(everywhere)
+        return super().flops(model, batch) + self.forward_flops(self.teacher, batch)
+
+    def forward_flops(self, model: Model, batch: Batch) -> float:
+        """Return the FLOPs of a forward pass that predicts at all tokens."""
+        return model.flops(dataclasses.replace(batch, predict_at=None))
 
     def _followed(self, batch: Batch) -> Bool[Array, "B T"]:
         """Return the tokens at which the student follows its teacher: all but padding, or only those that it predicts."""

@@ -121,9 +121,9 @@ class DirectPreferences(Objective):
         assert batch.extra is not None, "the rows of a run with a reference have its log-probabilities"
         return batch.extra["reference"]
 
-    def flops(self, model: Model, batch: Batch) -> float:
-        """Return the matrix-product FLOPs of a training step: forward and backward of both answers."""
-        return 3 * model.flops(jax.eval_shape(split_pairs, batch))
+    def forward_flops(self, model: Model, batch: Batch) -> float:
+        """Return the matrix-product FLOPs of the forward pass over both answers."""
+        return model.flops(jax.eval_shape(split_pairs, batch))
 
 
 OBJECTIVE = DirectPreferences

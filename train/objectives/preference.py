@@ -79,9 +79,9 @@ class Preference(Objective):
         losses = pair_losses(reward_scores(model, params, batch, seeds), batch.extra["margin"], self._centering)
         return {self.NAME: (losses * batch.weights[:, 0]).sum()}, carry
 
-    def flops(self, model: Model, batch: Batch) -> float:
-        """Return three times the FLOPs of the forward pass over both completions."""
-        return 3 * model.flops(jax.eval_shape(split_pairs, batch))
+    def forward_flops(self, model: Model, batch: Batch) -> float:
+        """Return the matrix-product FLOPs of the forward pass over both completions."""
+        return model.flops(jax.eval_shape(split_pairs, batch))
 
 
 OBJECTIVE = Preference
