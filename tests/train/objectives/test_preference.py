@@ -122,11 +122,14 @@ def test_a_wrong_loss_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     which = dataclasses.replace(which, summary_at=which.summary_at - 1)
     assert differ()
-    # Where the end mark is also the padding, its first occurrence is not the end: a text may begin with it.
+    # An empty prompt becomes end-of-text, so that the first end mark of a row is not the one that ends it.
+    which = batch("gpt", pairs=(dataclasses.replace(examples()[0], prompt=""),))
+    assert which.extra is not None
+    expected = defined(alone("gpt", which), which.extra["margin"])
+    assert not differ()
     first = (which.tokens == tokenizer("gpt").end_of_text).argmax(-1)[..., None]
-    unprompted = batch("gpt", pairs=(dataclasses.replace(examples()[0], prompt=""),))
-    assert unprompted.tokens[0, 0, 0] == tokenizer("gpt").end_of_text and first.shape == which.summary_at.shape
-    assert unprompted.summary_at[0, 0, 0] > 0
+    which = dataclasses.replace(which, summary_at=first.astype(np.int32))
+    assert differ()
 
 
 @every_body
