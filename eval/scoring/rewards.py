@@ -11,8 +11,7 @@ from jaxtyping import Float64, Int64
 from eval.scoring.batch_loop import BatchLoop, Progress
 from eval.scoring.likelihood import likelihoods
 from train.engine import device_mesh
-from train.engine.log_probs import split_pairs
-from train.engine.losses import token_losses
+from train.engine.log_probs import sequence_log_probs
 from train.engine.reward_scores import reward_scores
 from train.rows import preference_rows
 from train.rows.preference_rows import Side
@@ -72,11 +71,7 @@ def log_probabilities(
         return np.array([-result.nats for result in likelihoods(model, subject.params, subject.mesh, pairs, **options)])
 
     def compute(params: Any, batch: Batch) -> jax.Array:
-        rows = split_pairs(batch)
-        assert rows.targets is not None and batch.weights is not None
-        hidden = model.apply(params, rows).hidden
-        nats = token_losses(lambda states: model.unembed(params, states), hidden, rows.targets, vocabulary=model.config.vocab)
-        return -(nats * batch.weights[:, 0]).sum(-1)
+        return sequence_log_probs(model, params, batch)[0][:, 0]
 
     return _computed(subject, completions, compute, batch, dtype, progress)
 

@@ -1,4 +1,4 @@
-"""Log-probabilities of the answers of pairs, whose arrays have an axis of two answers after the batch axis."""
+"""Log-probabilities of answers, whose arrays have an axis after the batch axis: of the two answers of a pair, or of one."""
 
 import dataclasses
 from typing import Any
@@ -14,11 +14,12 @@ from zoo.models import Model
 
 def sequence_log_probs(
     model: Model, params: Any, batch: Batch, *, chunk: int = 0
-) -> tuple[Float[Array, "B 2"], Float[Array, "B 2"]]:
+) -> tuple[Float[Array, "B C"], Float[Array, "B C"]]:
     """Return (the log-probability in nats of each answer, the number of its counted tokens), float32, without dropout.
 
     Args:
-        batch: pairs, whose arrays are [B, 2, T]; the tokens of the answer and its end mark have weight 1 and all others 0.
+        batch: answers, whose arrays are [B, C, T], with C = 2 for pairs; the tokens of an answer and its end mark have weight 1,
+            all others 0.
         chunk: number of predictions per row whose logits are computed at a time; 0 = all.
     """
     answers = split_pairs(batch)
@@ -30,15 +31,18 @@ def sequence_log_probs(
         vocabulary=model.config.vocab,
         chunk=chunk,
     )
-    nats = nats.reshape(batch.weights.shape)  # [B, 2, T]
+    nats = nats.reshape(batch.weights.shape)  # [B, C, T]
     # A prediction that does not count may have any loss; its product with 0 must not be NaN.
     return -jnp.where(batch.weights > 0, nats * batch.weights, 0).sum(-1), batch.weights.sum(-1)
 
 
 def split_pairs(batch: Batch) -> Batch:
-    """Return pairs as twice as many rows, in the order of the pairs; `weights`, `labels`, `index` and `extra` are left out."""
+    """Return the answers of pairs as rows of their own, in the order of the pairs.
+
+    `weights`, `labels`, `index` and `extra` are left out.
+    """
     rows = dataclasses.replace(batch, weights=None, labels=None, index=None, extra=None)
-    return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), rows)  # [B, 2, ...] -> [2 B, ...]
+    return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), rows)  # [B, C, ...] -> [B * C, ...]
 
 
 def counted_pairs(batch: Batch) -> Float[Array, " B"]:

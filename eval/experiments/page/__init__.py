@@ -60,7 +60,7 @@ def render_markdown(result: Result) -> str:
 def _view(result: Result) -> dict[str, Any]:
     """Return the text of all parts of the page."""
     registration, cells = result["registration"], result["cells"]
-    done = sum(cell["status"] == "done" for cell in cells)
+    done = sum(cell["status"] in ("done", "did not learn") for cell in cells)
     seeds = len(registration["seeds"])
     return {
         "name": result["name"],
