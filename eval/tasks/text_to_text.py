@@ -1,11 +1,13 @@
-"""Scores of the texts that an encoder-decoder generates: translations, summaries, answers.
+"""Scores of the texts that a model generates: translations, summaries, answers, responses to instructions.
+
+An encoder-decoder reads each source; a decoder continues it as a prompt until its end mark, as `sft` trains it.
 
 Format: pairs of texts, as training reads them. Two files are parallel, --files SOURCE TARGET, line n of the second the reference
 for line n of the first; or tables (.tsv, .csv, .jsonl, .parquet, folders of `datasets`), their columns named by --labelled.text
 and --labelled.label, or `prompt` and `completion`; or conversations (`messages`), whose last turns are the references. A run adds
 its own prefix before each source, unless --prefix is given.
 
-Texts are decoded greedily or by beam search (--beams), with at most --tokens.
+Texts are decoded greedily or by beam search (--beams), with at most --tokens. White space around a decoder's text does not count.
 
 Metrics, all of them or those named after the colon, as in text_to_text:bleu,chrf:
 - bleu: BLEU of detokenized texts, 0 to 100; chrf: chrF2, 0 to 100, both sacrebleu's with its signature in the details;
@@ -32,7 +34,7 @@ from train.data import labelled_reader
 from train.data.example_types import Dialogue, Pair
 from train.inputs.pair_inputs import encode_texts, parallel
 from train.run.outcomes import Outcomes
-from train.tokenizers.chat_ids import rendered_pairs
+from train.tokenizers.chat_ids import end_mark, rendered_pairs
 from train.tokenizers.chat_template import chat_template
 from train.weights.load import Loaded
 from zoo.errors import BadInput, require
@@ -68,11 +70,11 @@ def score(subject: Loaded, items: list[Pair | Dialogue], settings: Settings, pro
     """Generate a text for every source and compare it with the reference.
 
     Raises:
-        BadInput: a model that reads no source, or a measure that is not installed.
+        BadInput: neither an encoder-decoder nor a GPT, or a measure that is not installed.
     """
     net, tokenizer, run = subject.model, subject.tokenizer, subject.run
-    if not net.is_encoder_decoder:
-        raise BadInput(f"--task text_to_text: {subject.name} is a {net.family} without an encoder; choose an encoder-decoder")
+    if not (net.is_encoder_decoder or net.task == "causal"):
+        raise BadInput(f"--task text_to_text: {subject.name} is a {net.family}; choose an encoder-decoder or a GPT")
     template = functools.cache(lambda: chat_template(tokenizer, subject.name))
     pairs = rendered_pairs(items, tokenizer, template, "last")
     measures, references = _measures(settings.argument), [pair.target for pair in pairs]
@@ -82,13 +84,24 @@ def score(subject: Loaded, items: list[Pair | Dialogue], settings: Settings, pro
     own_prefix = run.options.pairs.prefix if run is not None and isinstance(run.options, TextToTextOptions) else ""
     prefix = settings.prefix or own_prefix
     inputs = [(f"{prefix} {pair.source}" if prefix else pair.source, pair.rendered) for pair in pairs]
-    sources = [np.append(ids, tokenizer.end_of_text).astype(np.int32) for ids in encode_texts(tokenizer, inputs)]
+    sources = list(encode_texts(tokenizer, inputs))
     tokens = settings.tokens or LIMIT
     decoding = Decoding(limit=tokens, sampling=GREEDY, search=settings.search)
-    generator = Generator(
-        net, subject.params, subject.mesh, tokenizer, dtype=settings.dtype, batch=settings.batch, option="--tokens"
+    make_generator = functools.partial(
+        Generator, net, subject.params, subject.mesh, tokenizer, dtype=settings.dtype, batch=settings.batch, option="--tokens"
     )
-    texts = [generated.text for generated in generator.generate(sources, decoding, progress=progress)]
+    if net.is_encoder_decoder:
+        sources = [np.append(ids, tokenizer.end_of_text).astype(np.int32) for ids in sources]
+        texts = [generated.text for generated in make_generator().generate(sources, decoding, progress=progress)]
+    else:
+        texts = [""] * len(pairs)
+        # A template may end its turns with another token than end-of-text.
+        for rendered in sorted({pair.rendered for pair in pairs}):
+            chosen = [number for number, pair in enumerate(pairs) if pair.rendered == rendered]
+            generator = make_generator(end=end_mark(tokenizer, template()) if rendered else None)
+            for generated in generator.generate([sources[number] for number in chosen], decoding, progress=progress):
+                texts[chosen[generated.prompt]] = generated.text.strip()
+        references = [text.strip() for text in references]
     metrics: dict[str, float] = {}
     details: dict[str, Any] = {"beams": settings.search.beams, "tokens": tokens}
     for name in measures:

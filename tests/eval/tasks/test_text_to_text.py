@@ -1,5 +1,6 @@
 """`zoo eval --task text_to_text`: what is read, written and measured, and what is refused."""
 
+import dataclasses
 import gzip
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from eval.metrics import text_overlap
 from eval.tasks import Settings, text_to_text
 from tests.support.generation import gpt, gpt_generator, gpt_tokenizer, seq2seq_generator, seq2seq_loaded, seq2seq_tokenizer
 from tests.support.generation import quickly_compiled as quickly_compiled
+from tests.support.small import small
 from train.weights.load import Loaded
 from zoo.errors import BadInput
 from zoo.generation.settings import GREEDY, Beams
@@ -55,6 +57,28 @@ def test_what_cannot_be_read_or_written_is_refused(files: tuple[str, ...]) -> No
         text_to_text.read(files, Settings(tokens=-1))
     with pytest.raises(BadInput, match=r"--files a\.en: give two parallel files"):
         text_to_text.read(("a.en",), Settings())
-    subject = Loaded("gpt", *gpt(), gpt_tokenizer(), gpt_generator().mesh)
-    with pytest.raises(BadInput, match="gpt without an encoder"):
+    subject = dataclasses.replace(decoder(), model=small("xlnet"))
+    with pytest.raises(BadInput, match="xlnet; choose an encoder-decoder or a GPT"):
         text_to_text.score(subject, text_to_text.read(files, Settings()), Settings(), lambda *_: None)
+
+
+def decoder() -> Loaded:
+    return Loaded("gpt", *gpt(), gpt_tokenizer(), gpt_generator().mesh)
+
+
+def test_a_decoder_continues_prompts_and_conversations_up_to_their_end_marks(tmp_path: Path) -> None:
+    words = gpt_tokenizer().with_files({}, "{% for m in messages %}{{ m.content }}{{ eos_token }}{% endfor %}")
+    subject = dataclasses.replace(decoder(), tokenizer=words)
+    (tmp_path / "a.jsonl").write_text(
+        '{"prompt": "Call me", "completion": " Ishmael. "}\n'
+        '{"messages": [{"role": "user", "content": "Some"}, {"role": "assistant", "content": "years"}]}\n'
+        '{"prompt": "Some years", "completion": " ago"}\n'
+    )
+    settings = Settings(argument="exact", tokens=6)
+    result = text_to_text.score(subject, text_to_text.read((str(tmp_path / "a.jsonl"),), settings), settings, lambda *_: None)
+    mark = np.array([words.end_of_text], np.int32)
+    ids = [words.encode("Call me"), np.concatenate([words.encode("Some"), mark]), words.encode("Some years")]
+    texts = [each.text.strip() for each in gpt_generator().generate(ids, Decoding(limit=6, sampling=GREEDY))]
+    shown = [(row["source"], row["wanted"], row["written"]) for row in result.details["texts"].values()]
+    (name,) = words.special_names
+    assert shown == list(zip(("Call me", f"Some{name}", "Some years"), ("Ishmael.", "years", "ago"), texts, strict=True))
