@@ -241,7 +241,7 @@ class Generator:
 
     @staticmethod
     def _take(texts: "list[_Text]", sampled: Sampled) -> None:
-        tokens, finite = jax.device_get(sampled)
+        tokens, finite = jax.device_get((sampled.tokens, sampled.finite))
         for row, text in enumerate(texts):
             text.take(tokens[:, row].tolist(), finite[:, row].tolist())
 

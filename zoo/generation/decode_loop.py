@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Int, UInt32
+from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from zoo.batch import Batch
 from zoo.generation import beam_search, sampling
@@ -31,6 +31,8 @@ class Decoder(NamedTuple):
     """Dtype of the cache."""
     reread: int = 0
     """Cached tokens that each step reads again together with the newest one; all that are read together see each other."""
+    log_probs: bool = False
+    """Also return the log-probabilities of the sampled tokens, for which the sum over the vocabulary is computed."""
 
 
 class Sampled(NamedTuple):
@@ -39,6 +41,9 @@ class Sampled(NamedTuple):
     tokens: Int[Array, "count B"]
     finite: Bool[Array, "count B"]
     """True if the token's logits are finite; otherwise the token means nothing."""
+    log_probs: Float[Array, "count B"] | None = None
+    """Log-probability in nats with which the token was sampled, after temperature and filters; None unless
+    `Decoder.log_probs`."""
 
 
 @jax.tree_util.register_dataclass
@@ -148,9 +153,10 @@ def _step(decoder: Decoder, settings: Sampling, params: Any, batch: Batch, state
     logits = constrain(decoder.model.unembed(params, hidden[:, -1]), BATCH)[:, : decoder.vocabulary]
     position = state.position + 1
     seeds = counter_rng.fold(state.seeds, position.astype(jnp.uint32))
-    token, finite = sampling.sample_token(logits, settings, state.seen, seeds)
+    token, finite, remaining = sampling.sample_token(logits, settings, state.seen, seeds)
+    log_probs = constrain(sampling.log_probs(remaining, settings, token), None) if decoder.log_probs else None
     seen = None if state.seen is None else state.seen.at[jnp.arange(len(token)), token].set(True)
     tokens = jnp.concatenate([state.tokens[:, 1:], token[:, None]], axis=1)
     state = DecodeState(cache, tokens, position, state.segment, state.seeds, seen)
     small = jax.tree.map(lambda leaf: constrain(leaf, BATCH), dataclasses.replace(state, cache={}))
-    return dataclasses.replace(small, cache=cache), Sampled(constrain(token, None), constrain(finite, None))
+    return dataclasses.replace(small, cache=cache), Sampled(constrain(token, None), constrain(finite, None), log_probs)

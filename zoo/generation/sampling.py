@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from zoo.generation.settings import Sampling
 from zoo.ops import counter_rng
+from zoo.ops.xla_cpu import log_sum_exp
 
 Seeds = UInt32[Array, "B 2"]
 
@@ -21,8 +22,10 @@ SALT = 0x7E87
 
 def sample_token(
     logits: Float[Array, "B V"], sampling: Sampling, seen: Bool[Array, "B V"] | None, seeds: Seeds
-) -> tuple[Int[Array, " B"], Bool[Array, " B"]]:
-    """Sample the next token of each row; also return whether the row's logits are finite, without which the token means nothing.
+) -> tuple[Int[Array, " B"], Bool[Array, " B"], Float[Array, "B V"]]:
+    """Return the next token of each row, whether the row's logits are finite, and the logits that it was sampled from.
+
+    A token without finite logits means nothing. The last result is that of `filtered`.
 
     Args:
         seen: True for the tokens of the row's prompt and output; used only if there is a repetition penalty.
@@ -32,7 +35,18 @@ def sample_token(
     # The largest of log p + Gumbel noise is distributed as p (Gumbel 1954; Maddison et al. 2014).
     noise = gumbel(seeds, logits.shape[-1]) if sampling.temperature > 0 else 0.0
     token = jnp.argmax(remaining + noise, -1).astype(jnp.int32)
-    return token, jnp.isfinite(logits).all(-1) & jnp.isfinite(remaining.max(-1))
+    return token, jnp.isfinite(logits).all(-1) & jnp.isfinite(remaining.max(-1)), remaining
+
+
+def log_probs(remaining: Float[Array, "B V"], sampling: Sampling, tokens: Int[Array, " B"]) -> Float[Array, " B"]:
+    """Return the log-probabilities in nats with which tokens are sampled, float32; 0 at temperature 0, where nothing is random.
+
+    Args:
+        remaining: the logits that tokens are sampled from, see `filtered`.
+    """
+    if sampling.temperature == 0:
+        return jnp.zeros(tokens.shape, jnp.float32)
+    return jnp.take_along_axis(remaining, tokens[:, None], axis=-1)[:, 0] - log_sum_exp(remaining)
 
 
 def filtered(logits: Float[Array, "B V"], sampling: Sampling, seen: Bool[Array, "B V"] | None = None) -> Float[Array, "B V"]:

@@ -104,7 +104,7 @@ def test_tokens_seen_are_those_of_prompt_and_output_and_the_cache_is_donated() -
     batch, numbers, many = generator._padded(texts, 16, 40), np.zeros((2, 40), np.uint32), gpt_generator()
     with jax.set_mesh(many.mesh):
         placed = device_mesh.shard_batch(batch, many.mesh, 40)
-        rows, (tokens, _) = decode_loop.start(many._decoder, RANDOM, 32, many._params, placed, np.uint32(0), numbers)
+        rows, (tokens, *_) = decode_loop.start(many._decoder, RANDOM, 32, many._params, placed, np.uint32(0), numbers)
         for seen, text, token in zip(np.asarray(rows.seen), texts, tokens[0].tolist(), strict=True):
             assert set(np.flatnonzero(seen).tolist()) == {*text.prompt_ids.tolist(), token}
         decode_loop.sample_tokens(many._decoder, RANDOM, 16, many._params, rows)

@@ -156,7 +156,7 @@ def token_seeds(seed: int, prompts: int) -> jax.Array:
 
 @functools.partial(jax.jit, static_argnames="chosen")
 def draw(logits: Any, row_seeds: Any, chosen: Sampling) -> tuple[jax.Array, jax.Array]:
-    return sampling.sample_token(logits, chosen, None, row_seeds)
+    return sampling.sample_token(logits, chosen, None, row_seeds)[:2]
 
 
 def drawn(logits: Any, row_seeds: Any, chosen: Sampling) -> np.ndarray:
