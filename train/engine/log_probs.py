@@ -1,4 +1,4 @@
-"""Log-probabilities of answers, whose arrays have an axis after the batch axis: of the two answers of a pair, or of one."""
+"""Log-probabilities of the targets of rows, and of answers, whose arrays have an axis C after the batch axis (2 for pairs)."""
 
 import dataclasses
 from typing import Any
@@ -12,6 +12,19 @@ from zoo.batch import Batch
 from zoo.models import Model
 
 
+def token_log_probs(model: Model, params: Any, batch: Batch, *, chunk: int = 0, temperature: float = 1.0) -> Float[Array, "B T"]:
+    """Return the log-probability in nats of each target, float32, without dropout; 0 where the weight is 0.
+
+    Args:
+        batch: rows with targets and weights [B, T].
+        chunk: number of predictions per row whose logits are computed at a time; 0 = all.
+        temperature: divides the logits. With that of sampling and without filters, these are the log-probabilities with which
+            the targets were sampled.
+    """
+    assert batch.weights is not None
+    return jnp.where(batch.weights > 0, -_target_nats(model, params, batch, chunk, temperature), 0)
+
+
 def sequence_log_probs(
     model: Model, params: Any, batch: Batch, *, chunk: int = 0
 ) -> tuple[Float[Array, "B C"], Float[Array, "B C"]]:
@@ -22,16 +35,8 @@ def sequence_log_probs(
             all others 0.
         chunk: number of predictions per row whose logits are computed at a time; 0 = all.
     """
-    answers = split_pairs(batch)
-    assert answers.targets is not None and batch.weights is not None
-    nats = token_losses(
-        lambda hidden: model.unembed(params, hidden),
-        model.apply(params, answers).hidden,
-        answers.targets,
-        vocabulary=model.config.vocab,
-        chunk=chunk,
-    )
-    nats = nats.reshape(batch.weights.shape)  # [B, C, T]
+    assert batch.weights is not None
+    nats = _target_nats(model, params, split_pairs(batch), chunk).reshape(batch.weights.shape)  # [B, C, T]
     # A prediction that does not count may have any loss; its product with 0 must not be NaN.
     return -jnp.where(batch.weights > 0, nats * batch.weights, 0).sum(-1), batch.weights.sum(-1)
 
@@ -49,3 +54,15 @@ def counted_pairs(batch: Batch) -> Float[Array, " B"]:
     """Return 1 for each pair that counts, and 0 for those that only fill up a batch: these have no token with a weight."""
     assert batch.weights is not None
     return (batch.weights[:, 0] > 0).any(-1).astype(jnp.float32)
+
+
+def _target_nats(model: Model, params: Any, rows: Batch, chunk: int, temperature: float = 1.0) -> Float[Array, "B T"]:
+    """Return the cross-entropy in nats of each target, of rows [B, T], without dropout."""
+    assert rows.targets is not None
+
+    def logits(hidden: Array) -> Array:
+        values = model.unembed(params, hidden)
+        return values if temperature == 1 else values.astype(jnp.float32) / temperature
+
+    hidden = model.apply(params, rows).hidden
+    return token_losses(logits, hidden, rows.targets, vocabulary=model.config.vocab, chunk=chunk)

@@ -1,0 +1,100 @@
+"""Log-probabilities of sampled tokens: those of the sampler are those of the forward pass that training computes."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.support import responses
+from tests.support.small import random_params, small
+from train.engine.log_probs import token_log_probs
+from zoo.batch import Batch
+from zoo.generation import decode_loop, sampling
+from zoo.generation.decode_loop import Decoder
+from zoo.generation.settings import GREEDY, Sampling
+from zoo.models import Model
+
+LENGTHS, COUNT, LONGEST = (6, 3, 1), 6, 6
+PROMPTS = [np.random.default_rng(length).integers(3, 300, length) for length in LENGTHS]
+
+
+@functools.cache
+def network(family: str) -> tuple[Model, Any]:
+    net = small(family, layers=1, **({"decoder_layers": 1} if family == "t5" else {}))
+    return net, random_params(net)
+
+
+def left_padded(*, from_the_end: bool) -> Batch:
+    """Return the prompts with positions from 0, or with those of a row in which all of them end at the same position."""
+    tokens, segments, positions = np.zeros((3, len(PROMPTS), LONGEST), np.int32)
+    for row, prompt in enumerate(PROMPTS):
+        tokens[row, -len(prompt) :], segments[row, -len(prompt) :] = prompt, 1
+        positions[row, -len(prompt) :] = (LONGEST - len(prompt)) * from_the_end + np.arange(len(prompt))
+    return Batch(tokens=tokens, segments=segments, positions=positions)
+
+
+@functools.cache
+def sample(family: str, settings: Sampling, *, log_probs: bool = True, from_the_end: bool = False) -> tuple[np.ndarray, Any]:
+    """Return (tokens, log-probabilities), each [B, COUNT]."""
+    net, params = network(family)
+    prompts = left_padded(from_the_end=from_the_end)
+    if net.is_encoder_decoder:
+        begin = np.zeros((len(PROMPTS), 1), np.int32)
+        prompts = Batch(tokens=begin, segments=begin + 1, positions=begin, source=prompts)
+    decoder = Decoder(net, net.config.vocab, np.dtype("float32"), log_probs=log_probs)
+    numbers = np.arange(2 * len(PROMPTS), dtype=np.uint32).reshape(2, -1)
+    state, first = decode_loop.start(decoder, settings, COUNT - 1, params, prompts, np.uint32(0), numbers)
+    _, rest = decode_loop.sample_tokens(decoder, settings, COUNT - 1, params, state)
+    tokens = np.concatenate([first.tokens, rest.tokens]).T
+    return tokens, np.concatenate([first.log_probs, rest.log_probs]).T if log_probs else (first.log_probs, rest.log_probs)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 3))
+def forward(net: Model, params: Any, batch: Batch, temperature: float) -> tuple[jax.Array, jax.Array]:
+    """Return the log-probabilities, and the largest logit by its size."""
+    logits = net.unembed(params, net.apply(params, batch).hidden)[..., : net.config.vocab] / temperature
+    return token_log_probs(net, params, batch, temperature=temperature), jnp.abs(logits).max()
+
+
+def check_one_distribution(family: str, temperature: float, *, trained_at: float | None = None, **options: Any) -> None:
+    net, params = network(family)
+    tokens, sampled = sample(family, Sampling(temperature=temperature), **options)
+    batch = responses.rows(net, PROMPTS, tokens, length=LONGEST + COUNT, target_length=COUNT)
+    trained, largest = jax.device_get(forward(net, params, batch, trained_at or temperature))
+    counted = np.asarray(batch.weights) > 0
+    assert (counted.sum(1) == COUNT).all() and (trained[~counted] == 0).all()
+    np.testing.assert_allclose(trained[counted].reshape(sampled.shape), sampled, atol=2e-6 * largest + 1e-6, rtol=0)
+    assert sampled.min() < -1
+
+
+FAST = ("gpt", 1.0)
+CASES = [(family, temperature) for family in ("gpt", "t5") for temperature in (1.0, 0.5, 2.0)]
+
+
+@pytest.mark.parametrize(
+    ("family", "temperature"), [pytest.param(*case, marks=[] if case == FAST else pytest.mark.full) for case in CASES]
+)
+def test_sampled_and_trained_log_probabilities_are_of_one_distribution(family: str, temperature: float) -> None:
+    check_one_distribution(family, temperature)
+
+
+@pytest.mark.planted(2)
+@pytest.mark.parametrize("mistake", [{"trained_at": 2.0}, {"from_the_end": True}])
+def test_another_temperature_and_other_positions_are_noticed(mistake: dict[str, Any]) -> None:
+    with pytest.raises(AssertionError):
+        check_one_distribution("gpt", 1.0, **mistake)
+
+
+def test_log_probabilities_change_no_token_and_are_of_the_filtered_distribution() -> None:
+    tokens, none = sample("gpt", Sampling(), log_probs=False)
+    assert none == (None, None) and (tokens == sample("gpt", Sampling())[0]).all()
+    logits = jnp.asarray(np.random.default_rng(0).standard_normal((4, 9)), jnp.float32)
+    assert (sampling.log_probs(logits, GREEDY, logits.argmax(-1)) == 0).all()
+    # Of the two tokens that top_k leaves, the probabilities add up to 1.
+    settings = Sampling(temperature=0.7, top_k=2)
+    remaining = sampling.filtered(logits, settings)
+    both = [sampling.log_probs(remaining, settings, token) for token in jax.lax.top_k(logits, 2)[1].T]
+    np.testing.assert_allclose(np.exp(both).sum(0), 1, rtol=1e-6)
