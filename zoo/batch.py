@@ -61,7 +61,8 @@ class Batch:
     """Index of each example in the global stream of examples, [B]; with the seed and the step it keys all random numbers."""
     extra: dict[str, Any] | None = None
     """Further numbers of each example, float32 arrays with the batch axis first: "margin" [B] of a preference, and "reference"
-    [B, 2], the log-probabilities of its completions under a reference."""
+    [B, 2], the log-probabilities of its completions under a reference; of a sampled response "advantage" [B], and "old" and
+    "reference" [B, T], the log-probabilities of its tokens when it was sampled and under a reference."""
 
     @property
     def predicted_positions(self) -> Int[Any, "*B P"] | None:

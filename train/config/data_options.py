@@ -124,5 +124,13 @@ class PreferenceData(Data):
         _check_target_length(self.target_length)
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PromptData(Data):
+    """Prompts, to which the model in training responds, and their division into rows.
+
+    The length of a row has to hold a prompt and a response (encoder-decoders: a prompt).
+    """
+
+
 def _check_target_length(length: int) -> None:
     require(0 <= length <= 1 << 20, "data.target_length", length, "choose 0 (as --data.length) to 1,048,576")

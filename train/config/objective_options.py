@@ -262,6 +262,11 @@ class Preferences(Choices):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Prompts(Choices):
+    """Reading of files of prompts, and their conversion to rows."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class TaggedWords(Choices, Columns):
     """Reading of files of sentences with a tag for each word."""
 

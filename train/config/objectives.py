@@ -5,8 +5,10 @@ from collections.abc import Iterator
 from typing import Any, ClassVar, TypeVar, get_args, get_type_hints
 
 from train.config import objective_options as groups
-from train.config.data_options import CausalData, Data, DialogueData, EncoderData, PairData, PreferenceData, TextData
+from train.config.data_options import CausalData, Data, DialogueData, EncoderData, PairData, PreferenceData, PromptData, TextData
 from train.config.dpo_options import Dpo
+from train.config.policy_options import Policy
+from train.config.rollout_options import Rollout
 from zoo import plugins
 from zoo.configs import Objective
 from zoo.errors import require
@@ -155,6 +157,16 @@ class DpoOptions(TokenOptions):
     labelled: groups.Preferences = groups.Preferences()
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PolicyOptions(TokenOptions):
+    """Options of policy gradients."""
+
+    objective, data = "policy", PromptData
+    policy: Policy = Policy()
+    rollout: Rollout = Rollout()
+    labelled: groups.Prompts = groups.Prompts()
+
+
 OPTIONS: dict[str, type[ObjectiveOptions]] = {
     kind.objective: kind
     for kind in (
@@ -164,6 +176,7 @@ OPTIONS: dict[str, type[ObjectiveOptions]] = {
         *(ClassificationOptions, TaggingOptions, SpanOptions, ChoiceOptions),
         PreferenceOptions,
         DpoOptions,
+        PolicyOptions,
     )
 }
 """Maps the name of an objective of the zoo to the class of its options."""

@@ -24,7 +24,7 @@ from train.tokenizers.tokenizer import Tokenizer
 from zoo.batch import Batch
 from zoo.models import Model
 
-Kind = Literal["text", "labelled", "pairs", "dialogue", "preference"]
+Kind = Literal["text", "labelled", "pairs", "dialogue", "preference", "prompts"]
 
 
 class Objective(abc.ABC):
@@ -39,8 +39,8 @@ class Objective(abc.ABC):
     NAME: ClassVar[str]
     """Name of the objective: its file, the value of `Run.objective`, and the main term of its loss."""
     DATA: ClassVar[Kind] = "text"
-    """Kind of the data: documents, labelled examples, pairs of a source and a target text, instructions with responses, or
-    preferences between two completions of a prompt (see `train.inputs.dataset`)."""
+    """Kind of the data: documents, labelled examples, pairs of a source and a target text, instructions with responses,
+    preferences between two completions of a prompt, or prompts alone (see `train.inputs.dataset`)."""
 
     # --- On the host ---
 

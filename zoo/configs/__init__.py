@@ -34,6 +34,7 @@ Objective = Literal[
     "instruction",
     "preference",
     "dpo",
+    "policy",
 ]
 Implementation = Literal["auto", "reference", "xla", "blocked", "cudnn", "tokamax", "splash"]
 Precision = Literal["auto", "float32", "bfloat16"]

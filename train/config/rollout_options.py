@@ -1,0 +1,34 @@
+"""Options of rollouts: the responses that the model in training writes, and their rewards."""
+
+import dataclasses
+import math
+
+from zoo.errors import require
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Rollout:
+    """Responses to prompts, sampled from the model in training."""
+
+    reward: tuple[str, ...] = ()
+    """Reward functions, MODULE:FUNCTION or MODULE:FUNCTION@WEIGHT. Modules are also imported from the working directory.
+    Each is called as f(prompts=[...], completions=[...], ids=[...], **columns) and returns a number for each completion."""
+    samples: int = 8
+    """Responses to each prompt, G; their rewards are compared with each other. It divides the rows of each device."""
+    tokens: int = 64
+    """Most tokens of a response, its end mark included."""
+    temperature: float = 1.0
+    """Divides the logits, in sampling and in training alike."""
+    steps: int = 1
+    """Training steps on the responses of one rollout, which are all sampled before the first of them."""
+    write_every: int = 1
+    """Write the texts of every n-th rollout to RUN/rollouts; 0 = none."""
+
+    def __post_init__(self) -> None:
+        fix = "the rewards of a prompt's responses are compared with each other; choose 2 or more"
+        require(2 <= self.samples <= 1 << 16, "rollout.samples", self.samples, fix)
+        require(1 <= self.tokens <= 1 << 16, "rollout.tokens", self.tokens, "choose 1 to 65,536 tokens")
+        fix = "responses are sampled; choose a number above 0, such as 1"
+        require(1e-3 <= self.temperature < math.inf, "rollout.temperature", self.temperature, fix)
+        require(1 <= self.steps <= 1 << 16, "rollout.steps", self.steps, "choose 1 or more steps")
+        require(self.write_every >= 0, "rollout.write_every", self.write_every, "choose 0 (none) or more")
