@@ -19,6 +19,7 @@ from safetensors.numpy import load_file
 
 from tests.golden import make
 from tests.support import tiny, trl_losses
+from tests.support.enumeration import PREFIXES, TEXTS, text_log_probs
 from tests.support.gradients import assert_equal_gradients
 from tests.support.small import random_params, small
 from train.config import run_config
@@ -145,18 +146,6 @@ def test_wrong_losses_differ_from_trl(
 
 
 # --- Optima ---
-
-TEXTS = [
-    text for n in (1, 2, 3) for text in itertools.product(range(3), repeat=n) if 2 not in text[:-1] and (n == 3 or text[-1] == 2)
-]
-"""All texts of a vocabulary of 3, whose last token ends a text, that have at most 3 tokens."""
-PREFIXES = [(), *((a,) for a in range(2)), *itertools.product(range(2), repeat=2)]
-
-
-def text_log_probs(table: Any) -> Any:
-    """Return the log-probability of each text, from the logits after each prefix."""
-    logs = jax.nn.log_softmax(table.reshape(len(PREFIXES), 3))
-    return jnp.stack([sum(logs[PREFIXES.index(text[:at]), token] for at, token in enumerate(text)) for text in TEXTS])
 
 
 def optimum(kind: str, probability: Any, reference: Any, beta: float) -> Any:

@@ -1,0 +1,290 @@
+"""Policy gradients: expectations over all texts are the exact gradient, known optima, and settings that must agree."""
+
+import dataclasses
+import functools
+import itertools
+import types
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.support import preferences, responses, tiny
+from tests.support.enumeration import PREFIXES, TEXTS, float64, text_log_probs
+from tests.support.small import random_params, small
+from train.config import run_config
+from train.config.data_options import PromptData
+from train.config.policy_options import Policy
+from train.config.rollout_options import Rollout
+from train.engine import device_mesh
+from train.engine.advantages import advantages
+from train.engine.log_probs import token_log_probs
+from train.engine.policy_losses import clipped_losses, loss_weights, ratios
+from train.objectives import policy
+from train.objectives.policy import PolicyGradient
+from train.rows.preference_rows import Side
+from train.rows.response_rows import ResponseRow
+from zoo import models
+from zoo.batch import Batch, Output
+from zoo.errors import BadInput
+
+OPTIONS: dict[str, Any] = dict(seeds=None, carry={}, smoothing=0.0, chunk=0)
+LIMIT, BETA = 3, 0.5
+PAIRS = np.array(list(itertools.product(range(len(TEXTS)), repeat=2)))
+"""All groups of two responses, as numbers of texts: the expectation over groups is a sum over these."""
+REWARDS = np.random.default_rng(0).standard_normal(len(TEXTS))
+# Compiled once for all losses and their gradients.
+compiled = jax.jit(token_log_probs, static_argnums=0, static_argnames=("chunk", "temperature"))
+
+
+@pytest.fixture
+def in_float64(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(policy, "token_log_probs", compiled)
+    with float64():
+        yield
+
+
+def wide(tree: Any) -> Any:
+    return jax.tree.map(lambda leaf: jnp.asarray(np.float64(leaf) if leaf.dtype == np.float32 else leaf), tree)
+
+
+# --- Exact gradients ---
+
+
+@functools.cache
+def toy(family: str) -> tuple[Any, Any, Any, Batch]:
+    """Return a model of one layer, its parameters, those of a reference, and all pairs of texts as rows, in float64."""
+    net = small(family, vocab=3, layers=1, **({"decoder_layers": 1} if family == "t5" else {}))
+    params = wide(random_params(net))
+    reference = jax.tree.map(lambda leaf: 0.7 * leaf, params)
+    prompt = (1, 0, 2) if net.is_encoder_decoder else (0, 1)
+    texts = [TEXTS[number] for number in PAIRS.reshape(-1)]
+    rows = responses.rows(net, [prompt] * len(texts), texts, length=len(prompt) + LIMIT, target_length=LIMIT)
+    return net, params, reference, wide(rows)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def log_probs_of_texts(net: Any, params: Any, batch: Batch) -> jax.Array:
+    """Return the log-probability of each row's response by the definition."""
+    logs = jax.nn.log_softmax(net.unembed(params, net.apply(params, batch).hidden)[..., :3])
+    return (jnp.take_along_axis(logs, batch.targets[..., None], -1)[..., 0] * batch.weights).sum(1)
+
+
+def each_text(family: str, params: Any) -> jax.Array:
+    net, _, _, batch = toy(family)
+    return log_probs_of_texts(net, params, batch)[1 : 2 * len(TEXTS) : 2]
+
+
+def exact(family: str, rewards: np.ndarray, beta: float) -> Any:
+    """Return the gradient of the expected reward minus beta times the KL divergence to the reference."""
+    _, params, reference, _ = toy(family)
+    reference_logs = each_text(family, reference)
+
+    def objective(params: Any) -> jax.Array:
+        logs = each_text(family, params)
+        return (jnp.exp(logs) * (rewards - beta * (logs - reference_logs))).sum()
+
+    assert float(jnp.exp(each_text(family, params)).sum()) == pytest.approx(1, abs=1e-12)
+    return jax.grad(objective)(params)
+
+
+def expected(net: Any, params: Any, reference: Any, batch: Batch, options: Policy, rewards: np.ndarray) -> Any:
+    """Return the gradient of the objective's loss over all pairs, each weighted by its probability."""
+    objective = PolicyGradient(options, Rollout(samples=2, tokens=LIMIT))
+    old, of_reference = (compiled(net, which, batch, chunk=0, temperature=1.0) for which in (params, reference))
+    logs, reference_logs = old.sum(1)[1 : 2 * len(TEXTS) : 2], of_reference.sum(1)[1 : 2 * len(TEXTS) : 2]
+    returns = rewards if options.kl_in_loss else rewards - options.beta * np.asarray(logs - reference_logs)
+    advantage = advantages(returns[PAIRS], options.advantage).reshape(-1)
+    probability = np.repeat(np.exp(np.asarray(logs))[PAIRS].prod(1), 2)
+    batch = dataclasses.replace(
+        batch,
+        weights=batch.weights * probability[:, None],
+        extra={"old": old, "reference": of_reference, "advantage": jnp.asarray(advantage)},
+    )
+
+    def loss(params: Any) -> jax.Array:
+        terms, _ = objective.loss(net, params, batch, {}, **OPTIONS)
+        divisors = objective.weights(batch)
+        return sum(terms[name] / divisors[name] for name in terms)
+
+    return jax.grad(loss)(params)
+
+
+def flat(tree: Any) -> np.ndarray:
+    return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)])
+
+
+def error(found: Any, true: Any, scale: float) -> float:
+    """Return the relative error of `scale` times a gradient."""
+    return float(np.linalg.norm(scale * flat(found) - flat(true)) / np.linalg.norm(flat(true)))
+
+
+EXACT: dict[str, tuple[Policy, float]] = {
+    "Dr. GRPO": (Policy(advantage="group", aggregation="limit", beta=BETA), -2 * LIMIT),
+    "leave one out": (Policy(advantage="leave_one_out", aggregation="limit", beta=BETA), -LIMIT),
+    "RLOO": (Policy(advantage="leave_one_out", ratio="product", aggregation="sequences", beta=BETA), -1),
+}
+"""Settings whose gradient is exact, and the factor: a group's own mean takes 1 / G of each reward away."""
+FAMILIES = ["gpt", pytest.param("t5", marks=pytest.mark.full)]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_expectation_over_all_texts_is_the_exact_gradient(family: str, in_float64: None) -> None:
+    true = exact(family, REWARDS, BETA)
+    for name, (options, scale) in EXACT.items():
+        assert error(expected(*toy(family), options, REWARDS), true, scale) <= 1e-10, name
+
+
+@pytest.mark.planted(2)
+def test_means_over_responses_and_a_log_ratio_in_the_loss_are_noticed(in_float64: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The mean over the tokens of a response prefers short ones; the gradient of an expected log-ratio is 0."""
+    true = exact("gpt", REWARDS, BETA)
+    by_response = flat(expected(*toy("gpt"), Policy(advantage="leave_one_out", aggregation="sequences", beta=BETA), REWARDS))
+    assert error(by_response, true, by_response @ flat(true) / (by_response @ by_response)) > 1e-2
+    monkeypatch.setattr(policy, "kl_losses", lambda log_probs, reference, ratio: log_probs - reference)
+    of_kl = expected(*toy("gpt"), Policy(aggregation="limit", beta=BETA, kl="loss"), np.zeros(len(TEXTS)))
+    assert np.linalg.norm(flat(of_kl)) <= 1e-13 * np.linalg.norm(flat(exact("gpt", np.zeros(len(TEXTS)), BETA)))
+
+
+# --- The optimum ---
+
+
+def tabular() -> tuple[Any, Batch]:
+    """Return a model whose parameters are the logits after each prefix, and all pairs of texts after a prompt of one token."""
+
+    def apply(cfg: Any, params: Any, batch: Batch, **_: Any) -> Output:
+        first, second = batch.tokens[:, 1] % 2, batch.tokens[:, 2] % 2
+        prefix = jnp.stack([0 * first, 1 + first, 3 + 2 * first + second, 0 * first], 1)
+        return Output(hidden=params.reshape(len(PREFIXES), 3)[prefix])
+
+    module: Any = types.ModuleType("tabular")
+    module.apply, module.unembed = apply, lambda cfg, params, hidden: hidden
+    gpt, texts = small("gpt", vocab=3), [TEXTS[number] for number in PAIRS.reshape(-1)]
+    batch = wide(responses.rows(gpt, [(0,)] * len(texts), texts, length=1 + LIMIT, target_length=0))
+    return models.Model(family="gpt", config=gpt.config, module=module), batch
+
+
+def distance(options: Policy, scale: float, steps: int, rate: float) -> float:
+    """Return the total variation to the optimum, pi_ref exp(R / beta) / Z, after natural gradient steps from the reference."""
+    net, batch = tabular()
+    reference = jnp.asarray(np.random.default_rng(1).standard_normal(3 * len(PREFIXES)))
+    jacobian = jax.jit(jax.jacobian(text_log_probs))
+    table, target = reference, jax.nn.softmax(text_log_probs(reference) + REWARDS / BETA)
+    for _ in range(steps):
+        slope = jacobian(table)
+        fisher = slope.T @ (jnp.exp(text_log_probs(table))[:, None] * slope)
+        gradient = scale * expected(net, table, reference, batch, options, REWARDS)
+        table = table + rate / BETA * np.linalg.lstsq(fisher, gradient, rcond=1e-10)[0]
+    return 0.5 * float(jnp.abs(jnp.exp(text_log_probs(table)) - target).sum())
+
+
+@pytest.mark.full
+def test_the_optimum_with_the_kl_divergence_in_the_reward_is_reached(in_float64: None) -> None:
+    for name, (options, scale) in EXACT.items():
+        assert distance(options, scale, 20, 0.7) <= 1e-3, name
+    in_loss = dataclasses.replace(EXACT["Dr. GRPO"][0], kl="loss")
+    assert distance(in_loss, -2 * LIMIT, 40, 0.2) > 0.05
+
+
+# --- Settings that agree ---
+
+
+def numbers(tokens: int = 5, rows: int = 12) -> tuple[Any, ...]:
+    """Return log-probabilities, old ones and weights [B, T], and advantages [B]."""
+    rng = np.random.default_rng(3)
+    weights = np.arange(tokens) < rng.integers(1, tokens + 1, (rows, 1))
+    log_probs = -3 * rng.random((rows, tokens)) * weights
+    old = (log_probs + 0.3 * rng.standard_normal((rows, tokens))) * weights
+    return *(jnp.asarray(array, jnp.float32) for array in (log_probs, old, weights)), jnp.asarray(rng.standard_normal(rows))
+
+
+def test_advantages_of_the_definitions() -> None:
+    rewards = np.random.default_rng(0).standard_normal((6, 5))
+    centred = rewards - rewards.mean(1, keepdims=True)
+    np.testing.assert_allclose(advantages(rewards, "group"), centred, atol=1e-14)
+    np.testing.assert_allclose(advantages(rewards, "leave_one_out"), 5 / 4 * centred, atol=1e-14)
+    deviation = np.sqrt((centred**2).sum(1, keepdims=True) / 4)
+    np.testing.assert_allclose(advantages(rewards, "group_std"), centred / (deviation + 1e-4), atol=1e-14)
+    for kind in ("group", "group_std", "leave_one_out"):
+        # The mean of seven times 0.1 is not 0.1 in float64.
+        assert (advantages(np.full((1, 7), 0.1), kind) == 0).all()
+    with pytest.raises(ValueError, match="2 or more"):
+        advantages(np.ones((3, 1)), "group")
+
+
+@pytest.mark.parametrize("kind", ["token", "sequence", "product"])
+def test_the_first_step_has_ratio_1_and_no_clip(kind: Any) -> None:
+    log_probs, _, weights, advantage = numbers()
+
+    def loss(values: Any, low: float, high: float, advantage: Any = advantage) -> Any:
+        return (clipped_losses(ratios(values, log_probs, weights, kind), advantage, low, high) * weights).sum()
+
+    assert (ratios(log_probs, log_probs, weights, kind) == 1).all()
+    gradients = [jax.grad(loss)(log_probs, *clip) for clip in ((0.2, 0.2), (1e-6, 1e-6), (1.0, 1e9))]
+    assert gradients[0].any() and all((gradient == gradients[0]).all() for gradient in gradients)
+    assert not jax.grad(loss)(log_probs, 0.2, 0.2, jnp.zeros_like(advantage)).any()
+
+
+def test_a_response_of_one_token_has_one_ratio() -> None:
+    log_probs, old, weights, _ = numbers(tokens=1)
+    token, sequence, product = (ratios(log_probs, old, weights, kind) for kind in ("token", "sequence", "product"))
+    assert (token == sequence).all() and (token == product).all() and not (token == 1).any()
+    assert (loss_weights(weights, "sequences") == loss_weights(weights, "tokens")).all()
+
+
+@pytest.mark.parametrize("aggregation", ["tokens", "sequences", "limit"])
+def test_sums_and_divisors_of_parts_add_up(aggregation: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So neither micro-batches nor devices change a loss; a row without a weight, which fills up a batch, changes nothing."""
+    log_probs, old, weights, advantage = numbers()
+    weights = weights.at[-1].set(0)
+    objective = PolicyGradient(Policy(aggregation=aggregation, beta=0.1, kl="loss"), Rollout(tokens=7))
+    monkeypatch.setattr(policy, "token_log_probs", lambda model, params, batch, **_: params[batch.index])
+
+    def sums(rows: slice) -> np.ndarray:
+        extra = {"old": old[rows], "reference": old[rows], "advantage": advantage[rows]}
+        index = jnp.arange(len(weights), dtype=jnp.uint32)[rows]
+        batch = Batch(tokens=weights[rows].astype(int), weights=weights[rows], extra=extra, index=index)
+        terms, divisors = objective.loss(small("gpt"), log_probs, batch, {}, **OPTIONS)[0], objective.weights(batch)
+        assert terms.keys() == divisors.keys() == {"policy", "kl"}
+        return np.array([terms["policy"], terms["kl"], divisors["policy"], divisors["kl"]])
+
+    together = sums(slice(0, 12))
+    np.testing.assert_allclose(sums(slice(0, 5)) + sums(slice(5, 12)), together, rtol=1e-5)
+    np.testing.assert_allclose(sums(slice(0, 11)), together, rtol=1e-6)
+    expected = {"tokens": float(weights.sum()), "sequences": 11, "limit": 77}
+    assert together[2] == together[3] == pytest.approx(expected[aggregation], rel=1e-6)
+
+
+def test_the_arrays_of_a_response_and_the_reference_of_a_run() -> None:
+    run = tiny.run("policy", policy=Policy(beta=0.1, kl="loss"), data=PromptData(length=6, batch=4))
+    with pytest.raises(BadInput, match=r"policy.beta 0.1: .* --init"):
+        PolicyGradient.bind(run, device_mesh.make_mesh(run_config.Mesh(), jax.devices()[:1]))
+    build = PolicyGradient.builder(run, preferences.tokenizer("gpt"), dict)
+    old, reference = np.float32([-1, -2]), np.float32([-3, -4])
+    row = ResponseRow(Side(np.int32([5, 6, 7, 8]), first=2), old, 0.5, reference)
+    fields = build(np.random.default_rng(0), row, 6)
+    assert {"tokens", "segments", "positions", "targets", "weights", "extra"} == fields.keys()
+    assert fields["targets"].tolist() == [6, 7, 8, 0, 0, 0] and fields["weights"].tolist() == [0, 1, 1, 0, 0, 0]
+    extra = {name: values.tolist() for name, values in fields["extra"].items()}
+    assert extra == {"old": [0, -1, -2, 0, 0, 0], "reference": [0, -3, -4, 0, 0, 0], "advantage": 0.5}
+    alone = build(np.random.default_rng(0), ResponseRow(Side(np.int32([5, 6]), first=2)), 6)
+    assert not alone["weights"].any() and not alone["extra"]["old"].any()
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"ratio": "product"}, "policy.aggregation"),
+        ({"clip_low": 0.0}, "policy.clip-low"),
+        ({"clip_high": 0.0}, "policy.clip-high"),
+        ({"beta": -1.0}, "policy.beta"),
+        ({"kl": "loss"}, "policy.kl"),
+        ({"kl": "loss", "beta": 0.1, "ratio": "product", "aggregation": "sequences"}, "policy.kl"),
+    ],
+)
+def test_options_without_a_meaning_are_refused(options: dict[str, Any], named: str) -> None:
+    with pytest.raises(BadInput, match=named):
+        Policy(**options)
