@@ -81,7 +81,7 @@ def test_sampled_and_trained_log_probabilities_are_of_one_distribution(family: s
     check_one_distribution(family, temperature)
 
 
-@pytest.mark.planted(2)
+@pytest.mark.planted
 @pytest.mark.parametrize("mistake", [{"trained_at": 2.0}, {"from_the_end": True}])
 def test_another_temperature_and_other_positions_are_noticed(mistake: dict[str, Any]) -> None:
     with pytest.raises(AssertionError):
