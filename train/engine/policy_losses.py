@@ -36,7 +36,7 @@ def clipped_losses(
 def kl_losses(log_probs: Float[Array, "B T"], reference: Float[Array, "B T"], ratio: Float[Array, "B R"]) -> Float[Array, "B T"]:
     """Return r (e^d - d - 1), with d the log-probability under the reference minus the present one and r the ratio.
 
-    It is k3 (Schulman 2020, "Approximating KL divergence") times the ratio of DeepSeek-V3.2 (2025), as in TRL since 1.10.
+    It is k3 (Schulman 2020, "Approximating KL divergence") times the ratio of DeepSeek-V3.2 (2025), as in TRL 1.16.
     """
     difference = reference - log_probs
     return (jnp.expm1(difference) - difference) * ratio
