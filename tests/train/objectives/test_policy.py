@@ -117,9 +117,9 @@ def flat(tree: Any) -> np.ndarray:
     return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)])
 
 
-def error(found: Any, true: Any, scale: float) -> float:
+def error(estimate: Any, true: Any, scale: float) -> float:
     """Return the relative error of `scale` times a gradient."""
-    return float(np.linalg.norm(scale * flat(found) - flat(true)) / np.linalg.norm(flat(true)))
+    return float(np.linalg.norm(scale * flat(estimate) - flat(true)) / np.linalg.norm(flat(true)))
 
 
 EXACT: dict[str, tuple[Policy, float]] = {
