@@ -19,10 +19,11 @@ from train.config import run_config
 from train.config.data_options import PromptData
 from train.config.policy_options import Policy
 from train.config.rollout_options import Rollout
-from train.engine import device_mesh
+from train.engine import device_mesh, state_init
 from train.engine.advantages import advantages
 from train.engine.log_probs import token_log_probs
 from train.engine.policy_losses import clipped_losses, loss_weights, ratios
+from train.engine.step import assemble
 from train.objectives import policy
 from train.objectives.policy import PolicyGradient
 from train.rows.preference_rows import Side
@@ -256,6 +257,32 @@ def test_sums_and_divisors_of_parts_add_up(aggregation: Any, monkeypatch: pytest
     np.testing.assert_allclose(sums(slice(0, 11)), together, rtol=1e-6)
     expected = {"tokens": float(weights.sum()), "sequences": 11, "limit": 77}
     assert together[2] == together[3] == pytest.approx(expected[aggregation], rel=1e-6)
+
+
+def first_step(accumulate: int = 1, data: int = 1) -> dict[str, float]:
+    """Return the metrics of a training step on 16 responses of different lengths."""
+    net = small("gpt", layers=1)
+    options = Policy(aggregation="sequences", beta=0.1, kl="loss")
+    rows = dict(data=PromptData(length=8, batch=16), mesh=run_config.Mesh(data=data), accumulate=accumulate)
+    run = tiny.run("policy", model=net.config, policy=options, rollout=Rollout(tokens=6), precision="float32", **rows)
+    rng = np.random.default_rng(5)
+    texts = [rng.integers(3, 300, 1 + row % 6).tolist() for row in range(16)]
+    batch = responses.rows(net, [(5, 6)] * 16, texts, length=8, target_length=0)
+    noise = jnp.asarray(-5 - rng.random(batch.weights.shape), jnp.float32) * batch.weights
+    extra = {"old": noise, "reference": noise, "advantage": jnp.asarray(rng.standard_normal(16), jnp.float32)}
+    batch = jax.tree.map(np.asarray, dataclasses.replace(batch, extra=extra, index=np.arange(16, dtype=np.uint32)))
+    devices = device_mesh.make_mesh(run.mesh, jax.devices()[:data])
+    built = assemble(run, net, PolicyGradient.bind_abstract(run, devices), devices)
+    state = built.engine.shard(state_init.init_state(run, net, built.tx, devices))
+    _, metrics = built.engine.step(state, built.engine.shard_batch(batch))
+    return {name: float(value) for name, value in metrics.items()}
+
+
+@pytest.mark.full
+def test_a_step_does_not_depend_on_micro_batches_and_devices() -> None:
+    alone, divided = first_step(), first_step(accumulate=2, data=4)
+    assert alone["policy"] + alone["kl"] == pytest.approx(alone["loss"]) and alone["kl"] != 0
+    assert divided == pytest.approx(alone, rel=1e-5)
 
 
 def test_the_arrays_of_a_response_and_the_reference_of_a_run() -> None:
