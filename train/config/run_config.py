@@ -14,6 +14,7 @@ from train.config.objectives import (
     MaskedOptions,
     ObjectiveOptions,
     PermutationOptions,
+    PolicyOptions,
     TokenOptions,
     adapt,
     find_options,
@@ -257,6 +258,11 @@ class Run(Generic[Model, Options, DataOptions]):
     def mask_period(self) -> int:
         """Number of fixed masks per row, used in turn; 0 = a new mask each time."""
         return self.options.masking.static if isinstance(self.options, MaskedOptions | PermutationOptions) else 0
+
+    @property
+    def repeat(self) -> int:
+        """Number of consecutive examples of the stream that are of one row: the responses to a prompt; 1 = all differ."""
+        return self.options.rollout.samples if isinstance(self.options, PolicyOptions) else 1
 
     def __post_init__(self) -> None:
         if type(self.data) is not self.options.data:

@@ -33,19 +33,28 @@ class Batches:
 
     Example i of the stream is example i % B of step i // B; `rows.component_of` returns its component. An epoch of a component is
     as many of its examples as it has rows, each row once; it may end inside a batch. `build` samples from a generator keyed by
-    (seed, epoch, row): its samples for a row repeat after `period` epochs, or never if `period` is 0.
+    (seed, epoch, row): its samples for a row repeat after `period` epochs, or never if `period` is 0. With `repeat`, as many
+    consecutive examples of the stream are of one row, and what is said of examples above holds for groups of that many.
     """
 
     def __init__(
-        self, rows: Mixture, build: Build, seed: int, batch: int, local: Int[np.ndarray, " local"], period: int = 0
+        self,
+        rows: Mixture,
+        build: Build,
+        seed: int,
+        batch: int,
+        local: Int[np.ndarray, " local"],
+        period: int = 0,
+        repeat: int = 1,
     ) -> None:
         """Store the rows and their order; `seed` < 2**32, `batch` is the global B, `local` this process's examples of a batch."""
         self._rows, self._build, self._seed, self._batch, self._local, self._period = rows, build, seed, batch, local, period
+        self._repeat = repeat
         self._orders: list[Any] = [_order(component.rows, seed, number) for number, component in enumerate(rows.components)]
 
     def use(self, example: int) -> Use:
         """Return the row of example number `example` of the stream."""
-        component, before = self._rows.component_of(example)
+        component, before = self._rows.component_of(example // self._repeat)
         row = self._rows.number(component, self._orders[component][before])
         return Use(row, before // len(self._rows.components[component].rows))
 

@@ -70,6 +70,13 @@ def test_epochs_seeds_and_components_differ_in_order():
     assert len({tuple(order[order // 50 == component] % 50) for order in orders for component in (0, 1)}) == 18
 
 
+def test_repeated_rows_follow_each_other_in_the_order_of_the_others():
+    once, thrice = (Batches(alone(plan(10)), causal.build, 7, size, np.arange(size), repeat=size // 5) for size in (5, 15))
+    for step in range(4):
+        assert thrice.rows_of(step).tolist() == np.repeat(once.rows_of(step), 3).tolist()
+    np.testing.assert_array_equal(take(thrice, 1, 1)[0].index, np.arange(15, 30))
+
+
 def test_the_order_is_the_one_runs_have_been_made_with():
     """A change here, by us or by Grain, means that no earlier run can be resumed."""
     assert Batches(alone(plan(10)), causal.build, 7, 5, np.arange(5)).rows_of(1).tolist() == [2, 5, 6, 3, 1]
