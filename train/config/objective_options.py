@@ -199,8 +199,8 @@ class Reading:
     label_first: one label, a space and the text per line.
     conll: one word, a tab and its tag per line, and an empty line after a sentence. squad, race: JSON."""
     truncate: bool = False
-    """Cut texts that do not fit into a row, the longer text of a pair first, and of a preference the beginning of its prompt;
-    otherwise they are an error."""
+    """Cut texts that do not fit into a row, the longer text of a pair first, and of a preference or a prompt the beginning of
+    the prompt; otherwise they are an error."""
 
     def __post_init__(self) -> None:
         """Check the values; subclasses extend this."""

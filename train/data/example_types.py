@@ -3,7 +3,7 @@
 import dataclasses
 import re
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 IOB_TAG = re.compile(r"(?:([BI])(?:-(.+))?|O)", re.DOTALL)
 """A tag of the scheme that marks entities: O, B-TYPE or I-TYPE, or B and I alone where there is one type."""
@@ -105,6 +105,16 @@ class Preference(Example):
     rejected: str
     margin: float = 0.0
     """Least difference of the scores of the chosen and the rejected completion (Touvron et al. 2023, equation 2)."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Prompt(Example):
+    """A text to respond to, with what reward functions need to judge a response."""
+
+    prompt: str
+    """The text; "" = a response begins as a document does."""
+    columns: dict[str, Any]
+    """Values of the other columns by name."""
 
 
 def is_iob(tags: Iterable[str]) -> bool:

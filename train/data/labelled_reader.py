@@ -12,7 +12,7 @@ from typing import Any
 
 from train.config.data_options import Data
 from train.config.objective_options import Choices, LabelledTexts, PairTables, Reading, TaggedWords
-from train.data import dataset_formats, preferences, records
+from train.data import dataset_formats, preferences, prompts, records
 from train.data.dataset_formats import get
 from train.data.dialogues import is_dialogue, parse_dialogue
 from train.data.example_types import Answer, Choice, Example, Pair, Question, Tagged, Text
@@ -316,6 +316,7 @@ TASKS = {
     "text_to_text": Task({".tsv": records.tsv, ".csv": records.comma_separated, **ANY}, _pair, ("tsv", "csv", "jsonl")),
     "instruction": Task(dict(ANY), lambda record, options: parse_dialogue(record), ("jsonl",)),
     "preference": Task({**ANY}, preferences.preference, ("jsonl",)),
+    "policy": Task({**ANY}, prompts.prompt, ("jsonl",)),
     "choice": Task({".json": dataset_formats.race, ".txt": dataset_formats.race, **ANY}, _choice, ("race", "jsonl")),
 }
 """Tasks by objective."""

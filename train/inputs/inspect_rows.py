@@ -14,7 +14,7 @@ from rich.text import Text
 from train.config import run_config
 from train.data.text_files import Document
 from train.inputs import dataset
-from train.rows import contiguous_rows, dialogue_rows, example_rows, lm_rows, preference_rows, seq2seq_rows
+from train.rows import contiguous_rows, dialogue_rows, example_rows, lm_rows, preference_rows, response_rows, seq2seq_rows
 from train.rows.batches import Batches
 from train.rows.mixture import Mixture
 from train.run.run_dir import RunDir
@@ -49,7 +49,7 @@ def inspect(run: run_config.Run, folder: RunDir, *, count: int, first: int) -> N
     require(first >= 0, "first", first, "choose 0 or more: the number of an example, step x batch + its place in the batch")
     run = dataset.resolve_config(run, folder)
     data = dataset.read(run, folder, jax_setup.cache_dir() / "text")
-    batches = Batches(data.rows, dataset.builder(run, data), run.seed, 1, np.arange(1), period=run.mask_period)
+    batches = Batches(data.rows, dataset.builder(run, data), run.seed, 1, np.arange(1), run.mask_period, run.repeat)
     examples = range(first, first + count)
     chosen = [batches.use(example).row for example in examples]
     names = _document_names(data.rows, chosen)
@@ -130,6 +130,8 @@ def _ranges(row: Any) -> list[_Range]:
         return [_Range(packed.example, 0, len(packed.text.ids)) for packed in row]
     if isinstance(row, preference_rows.PreferenceRow):
         return [_Range(row.example, 0, max(side.size for side in row.sides))]
+    if isinstance(row, response_rows.ResponseRow):
+        return [_Range(row.example, 0, len(row.prompt))]
     if isinstance(row[0], seq2seq_rows.PackedPair):
         return [_Range(pair.example, 0, len(pair.sides.source)) for pair in row]
     if isinstance(row, example_rows.ExampleRow):

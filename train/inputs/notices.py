@@ -3,7 +3,7 @@
 from typing import Any
 
 from train.config import run_config
-from train.inputs import dialogue_inputs, labelled_inputs, pair_inputs, preference_inputs
+from train.inputs import dialogue_inputs, labelled_inputs, pair_inputs, preference_inputs, prompt_inputs
 from train.rows import encoder_rows
 from train.rows.row_source import RowSource
 
@@ -57,6 +57,10 @@ def padding_share(run: run_config.Run, rows: RowSource) -> float:
     if isinstance(rows, preference_inputs.Rows):
         target = (run.data.target_length or rows.length) if getattr(run.model, "is_encoder_decoder", False) else 0
         return 1 - rows.text_size / (2 * len(rows) * (rows.length + target))
+    if isinstance(rows, prompt_inputs.Rows):
+        # Responses are as long as the model writes them; only the room for prompts can be too large.
+        room = rows.length - (0 if getattr(run.model, "is_encoder_decoder", False) else run.options.rollout.tokens)
+        return 1 - rows.text_size / (len(rows) * room)
     return 1 - rows.targets / (len(rows) * rows.length) if isinstance(rows, encoder_rows.EncoderRows) else 0.0
 
 
@@ -68,6 +72,8 @@ def _shorter(run: run_config.Run, rows: RowSource) -> str:
             return f"choose --data.length {longest}, which the longest of them needs"
         return "choose a shorter --data.length, with --labelled.truncate for the few long ones"
     fix = "choose a shorter --data.length"
+    if isinstance(rows, prompt_inputs.Rows):
+        return fix
     if isinstance(rows, preference_inputs.Rows):
         return fix + (" and --data.target-length" if getattr(run.model, "is_encoder_decoder", False) else "")
     if isinstance(rows, pair_inputs.Rows):

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from train import recipes
 from train.config import run_config
-from train.data.example_types import Answer, Choice, Example, Pair, Preference, Question, Tagged, Text
+from train.data.example_types import Answer, Choice, Example, Pair, Preference, Prompt, Question, Tagged, Text
 from train.data.text_files import Document
-from train.inputs import dialogue_inputs, labelled_inputs, pair_inputs, preference_inputs
+from train.inputs import dialogue_inputs, labelled_inputs, pair_inputs, preference_inputs, prompt_inputs
 from train.objectives import objective
 from train.rows.row_source import RowSource
 from train.rows.token_cache import prepare
@@ -50,7 +50,7 @@ def batch(run: run_config.Run) -> Batch:
 
 
 def _kind(run: run_config.Run) -> Kind:
-    """Return the kind of the tokenizer; for labelled data and preferences, the one that the family uses for text."""
+    """Return the kind of the tokenizer; for labelled data, preferences and prompts, the one that the family uses for text."""
     own = ("text", "pairs")
     if objective(run.objective).DATA in own:
         return run.tokenizer.kind
@@ -103,5 +103,16 @@ def _preferences(run: run_config.Run, tokenizer: Tokenizer, folder: Path) -> Row
     return preference_inputs.rows_of([example], run, tokenizer)
 
 
-_ROWS = {"text": _text, "labelled": _labelled, "pairs": _pairs, "dialogue": _dialogues, "preference": _preferences}
+def _prompts(run: run_config.Run, tokenizer: Tokenizer, folder: Path) -> RowSource:
+    return prompt_inputs.rows_of([Prompt(origin="nonsense", prompt=WORDS[0], columns={})], run, tokenizer)
+
+
+_ROWS = {
+    "text": _text,
+    "labelled": _labelled,
+    "pairs": _pairs,
+    "dialogue": _dialogues,
+    "preference": _preferences,
+    "prompts": _prompts,
+}
 """`Objective.DATA` -> function that makes synthetic rows."""

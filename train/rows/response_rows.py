@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float32, Int32
 
 from train.rows.preference_rows import Side, side_builder
 from train.tokenizers.tokenizer import Tokenizer
@@ -22,6 +22,19 @@ class ResponseRow(NamedTuple):
     advantage: float = 0.0
     reference: Float32[np.ndarray, " n"] = NONE
     """Log-probabilities under the reference, if the loss reads them."""
+    example: int = -1
+    """Number of the prompt's example; -1: it is of none."""
+
+    @property
+    def prompt(self) -> Int32[np.ndarray, " p"]:
+        """The ids of the prompt; an encoder-decoder's have the end mark."""
+        return self.side.ids[: self.side.first] if self.side.source is None else self.side.source
+
+    def with_response(self, response: Int32[np.ndarray, " n"]) -> Side:
+        """Return the ids of the prompt with a response, which has the end mark if it was sampled."""
+        if self.side.source is not None:
+            return Side(response, 0, self.side.source)
+        return Side(np.concatenate([self.prompt, response]), self.side.first)
 
 
 def row_builder(
