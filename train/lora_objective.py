@@ -6,6 +6,7 @@ fine-tuned model; the frozen parameters are an input of the step. A run without 
 
 import dataclasses
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from train import objectives
 from train.config.run_config import Run
 from train.engine.state_init import Trained
 from train.objectives.base import Objective
+from train.rollouts.feed import Feed, FeedSource
 from train.run.run_dir import RunDir
 from train.weights import adapters as weights
 from zoo import models
@@ -53,6 +55,10 @@ class LoraObjective(Objective):
     def initial_params(self, model: Model, params: Any) -> Any:
         """Return the parameters that the objective begins with; `begin` makes adapters beside them."""
         return self.objective.initial_params(model, params)
+
+    def feed(self, source: FeedSource, first: int) -> AbstractContextManager[Feed]:
+        """Return the batches of the objective, which depend on the parameters with the adapters added, if on any."""
+        return self.objective.feed(source, first)
 
     def weights(self, batch: Batch) -> dict[str, jax.Array]:
         """Return the divisor of each term of the objective's loss."""

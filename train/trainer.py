@@ -25,6 +25,7 @@ from train.engine.step import assemble
 from train.inputs import dataset, notices
 from train.inputs.dataset import Inputs
 from train.objectives.base import Objective
+from train.rollouts.feed import FeedSource
 from train.rows.batches import Batches
 from train.rows.row_source import RowSource, ordered
 from train.rows.text_counts import TextCounts
@@ -113,7 +114,7 @@ def _run(
     console.progress("preparing the model", now=True)
     build = dataset.builder(run, data)
     local_rows = device_mesh.local_rows(mesh, run.data.batch)
-    batches = Batches(data.rows, build, run.seed, run.data.batch, local_rows, period=run.mask_period)
+    batches = Batches(data.rows, build, run.seed, run.data.batch, local_rows, run.mask_period, run.repeat)
     shapes = batches.shapes()
     _check_carry(run, model, data)
     implementations = _implementations(run, model, objective, shapes)
@@ -161,7 +162,7 @@ def _run(
             folder.write_config(run)
             folder.tokenizer.mkdir(exist_ok=True)
             data.tokenizer.save(folder.tokenizer)
-            shares = data.rows.shares(run.steps * run.data.batch)
+            shares = data.rows.shares(run.steps * run.data.batch // run.repeat)
             write_json(folder.data, [{**dataclasses.asdict(share), "epochs": share.epochs} for share in shares])
         if restored is not None:
             state, _ = restored
@@ -223,22 +224,32 @@ def _run(
 
         scored = lora_objective.scored_params(objective, model, mesh)
         validate = scorer(data.validation_rows(run).subsample(run.log.validate_rows))
+        source = FeedSource(
+            run=run,
+            model=model,
+            mesh=mesh,
+            dtype=dtype,
+            data=data,
+            batches=batches,
+            local=local_rows,
+            params=lambda state: scored(engine.get(state).params),
+            folder=folder,
+            process=process,
+            notify=console.notice,
+        )
+        feeding = objective.feed(source, first)
 
         # --- Steps ---
         console.doing("compiling the step")
         # A run that stopped early and was killed before its score has no step left.
-        step, stopping = first, best.exhausted(first)
-        with (
-            jax.transfer_guard("disallow"),
-            _profile(run, folder) as profiled,
-            batches.read(first) as stream,
-        ):
+        step, signalled, stopping = first, False, best.exhausted(first)
+        with jax.transfer_guard("disallow"), _profile(run, folder) as profiled, feeding as feed:
             while step < run.steps and not stopping:
                 if recorder.due(run.checkpoint.every, ahead=1):
                     # Wait before this step and not in `save`: a run that is killed while it waits would lose one more step.
                     with recorder.pause():
                         checkpoints.wait()
-                host = next(stream)
+                host = feed.batch(step, state)
                 owned = counts.owned_part(host)
                 counts.add(owned, objective.text_ids(run, owned))
                 state, measured = engine.step(state, engine.shard_batch(host), frozen)
@@ -247,9 +258,10 @@ def _run(
                 step += 1
                 checkpoints.poll()
                 profiled(step - first)
-                stopping = stop.agreed(step)
+                signalled = signalled or stop.agreed(step)
+                stopping = signalled and feed.at_boundary(step)
                 if recorder.due(run.log.every):
-                    recorder.row(counts.total())
+                    recorder.row(counts.total(), *feed.metrics())
                 if recorder.due(run.log.validate_every):
                     with recorder.pause():
                         began = time.perf_counter()

@@ -100,7 +100,7 @@ def _compared(valid: Sequence[Any]) -> list[str]:
 
 def _is_loss(valid: Sequence[Any], name: str) -> bool:
     """Return whether a metric equals the loss in all rows, so that the curve of the loss shows it."""
-    return all(row.get(name) == row["loss"] for row in valid)
+    return all(row.get(name) == row.get("loss") for row in valid)
 
 
 def _reference(valid: Sequence[Any], name: str) -> tuple[str, float]:
@@ -111,7 +111,7 @@ def _reference(valid: Sequence[Any], name: str) -> tuple[str, float]:
 
 def _loss(train: Sequence[Any], valid: Sequence[Any], marked: MarkedSteps) -> str:
     steps, loss = _column(train, "loss")
-    valid_steps, valid_loss = _column(valid, "loss")
+    valid_steps, valid_loss = _column([row for row in valid if "loss" in row], "loss")
     lines = [_reference(valid, name) for name in _compared(valid) if _is_loss(valid, name)]
     bottom, top, outside = _limits(np.array([*loss, *valid_loss, *(value for _, value in lines)]))
     smooth = _smooth(loss, top)

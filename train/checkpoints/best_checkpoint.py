@@ -29,7 +29,7 @@ OBJECTIVE_METRICS: dict[str, tuple[str, ...]] = {
     "choice": ("loss", "accuracy"),
     "preference": ("loss", "accuracy", "reward_margin"),
     "dpo": ("loss", "accuracy", "reward_margin"),
-    "policy": (),
+    "policy": ("reward",),
 }
 """Objective -> metrics of its validation, any of which may select the checkpoint; `metrics` adds those that depend on labels."""
 OPTION = "--selection.metric"

@@ -3,6 +3,7 @@
 import abc
 import functools
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -14,6 +15,7 @@ from jaxtyping import Int, Int64
 from train.config.run_config import Run
 from train.engine.losses import summed_loss
 from train.engine.state_init import Trained
+from train.rollouts.feed import Feed, FeedSource, data_feed
 from train.rows import text_counts
 from train.rows.batches import Batches, Build
 from train.rows.example_rows import ExampleRow, is_typed, padded
@@ -210,6 +212,14 @@ class Objective(abc.ABC):
         """
         nats, carry = summed_loss(model, params, batch, seeds=seeds, carry=carry, smoothing=smoothing, chunk=chunk)
         return {self.NAME: nats}, carry
+
+    def feed(self, source: FeedSource, first: int) -> AbstractContextManager[Feed]:
+        """Return the batches of a run from step `first` on: by default those of the data, which do not depend on the state.
+
+        Raises:
+            BadInput: what the batches need beside the data does not exist or does not fit the run.
+        """
+        return data_feed(source, first)
 
     def flops(self, model: Model, batch: Batch) -> float:
         """Return the matrix-product FLOPs of a training step on a global batch; `batch` may consist of shapes.

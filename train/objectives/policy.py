@@ -1,7 +1,10 @@
 """Policy gradients: make responses that the model sampled itself likelier or less likely by their rewards (GRPO, RLOO, ...)."""
 
+import contextlib
 import dataclasses
 from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -15,6 +18,10 @@ from train.config.run_config import Run
 from train.engine.log_probs import token_log_probs
 from train.engine.policy_losses import clipped_losses, divisor, kl_losses, loss_weights, ratios
 from train.objectives.base import Objective
+from train.rollouts import preparation
+from train.rollouts.feed import Feed, FeedSource
+from train.rollouts.reference import load_reference
+from train.rollouts.rollout_feed import RolloutFeed
 from train.rows.batches import Build
 from train.rows.response_rows import ResponseRow, row_builder
 from train.tokenizers.tokenizer import Tokenizer
@@ -42,10 +49,11 @@ class PolicyGradient(Objective):
         """Return the objective of a run.
 
         Raises:
-            BadInput: a KL divergence without --init.
+            BadInput: a KL divergence without --init, or as `train.rollouts.preparation.check`.
         """
         fix = "the KL divergence is to the model of --init, which is not set; name one, or choose 0"
         require(bool(run.init) or run.options.policy.beta == 0, "policy.beta", run.options.policy.beta, fix)
+        preparation.check(run, mesh)
         return cls.bind_abstract(run, mesh)
 
     @classmethod
@@ -70,6 +78,24 @@ class PolicyGradient(Objective):
             return build_row(row, length)
 
         return build
+
+    @classmethod
+    def extend_inputs(cls, run: Run, mesh: Mesh, inputs: Any, cache: Path, *, progress: Callable[[int, int], None]) -> Any:
+        """Return the run's inputs with its reward functions, and the digest of the reference of a KL divergence.
+
+        Raises:
+            BadInput: as `train.rollouts.preparation.extend_inputs`.
+        """
+        return preparation.extend_inputs(run, inputs)
+
+    def feed(self, source: FeedSource, first: int) -> AbstractContextManager[Feed]:
+        """Return the batches of responses that the model samples itself.
+
+        Raises:
+            BadInput: as `train.rollouts.reference.load_reference`.
+        """
+        reference = load_reference(source.run, source.model, source.mesh) if self.options.beta else None
+        return contextlib.nullcontext(RolloutFeed(source, reference))
 
     def weights(self, batch: Batch) -> dict[str, jax.Array]:
         """Return the divisor of the loss, and with --policy.kl loss that of the KL divergence, which is the same."""

@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from train.run import metric_definitions
+from train.run.metric_definitions import METRICS
 from zoo.errors import BadInput, remedy
 from zoo.runtime import stdio
 
@@ -192,7 +193,10 @@ class Console:
             step, at = self._first
             parts.append(f"ETA {clock((time.perf_counter() - at) / (self._step - step) * (self._steps - self._step))}")
         if self._train:
-            parts.append(f"loss {self._train['loss']:.3f}")
+            # The loss of a policy says nothing: at the start of a rollout it is 0 whatever the rewards are.
+            rollout = self._train.get("rollout", {})
+            numbers = [f"{METRICS[name].label} {rollout[name]:.3f}" for name in ("reward", "kl") if name in rollout]
+            parts += numbers or [f"loss {self._train['loss']:.3f}"]
         if self._valid and self._live:
             parts.append(_validation(self._valid))
         if self._train:

@@ -91,6 +91,18 @@ METRICS: dict[str, Metric] = {
     ),
     "chosen_length": Metric(label="chosen length", note="mean tokens of a chosen answer", better=None, format=".1f"),
     "rejected_length": Metric(label="rejected length", note="mean tokens of a rejected answer", better=None, format=".1f"),
+    "reward": Metric(label="reward", note="mean reward of the model's responses", better="higher"),
+    "reward_deviation": Metric(label="deviation of rewards", note="standard deviation over responses", better=None),
+    "kl": Metric(
+        label="KL divergence", note="mean log-ratio of responses to the reference, in nats; estimates the divergence", better=None
+    ),
+    "response_length": Metric(
+        label="response length", note="mean tokens of a response, its end mark included", better=None, format=".1f"
+    ),
+    "unended_share": Metric(label="cut off", note="share of responses that are cut off before an end mark", better=None),
+    "equal_groups": Metric(
+        label="equal groups", note="share of prompts whose responses have equal rewards, and teach nothing", better=None
+    ),
     "majority_share": Metric(
         label="majority class", note="share of the most frequent class: the accuracy of always predicting it", better=None
     ),

@@ -93,8 +93,16 @@ class MetricLogger:
         step = self._at + ahead
         return step == self._run.steps or (every > 0 and step % every == 0)
 
-    def row(self, counts: Mapping[str, int] | None = None) -> None:
-        """Write a row of the last step; `counts` of all batches so far are those of `train.run.costs.COUNTS`."""
+    def row(
+        self, counts: Mapping[str, int] | None = None, rollout: Mapping[str, float] = {}, timing: Mapping[str, float] = {}
+    ) -> None:
+        """Write a row of the last step.
+
+        Args:
+            counts: those of all batches so far, by `train.run.costs.COUNTS`.
+            rollout: numbers about the rollout that the batch is from, the same in every run of the same configuration.
+            timing: others, which depend on the machine; "rollout_seconds" are those of a step, of which the row has the share.
+        """
         self._fetch()
         now = time.perf_counter()
         seconds = (now - self._clock) / self._timed if self._timed else float("nan")
@@ -110,7 +118,11 @@ class MetricLogger:
             mfu=mfu(self._flops, seconds, self._rate),
             **({} if counts is None else {"counts": dict(counts)}),
             **self._terms(),
+            **({"rollout": dict(rollout)} if rollout else {}),
         )
+        row["time"] |= timing
+        if "rollout_seconds" in timing:
+            row["time"]["rollout_share"] = timing["rollout_seconds"] / seconds
         self._skipped, self._timed, self._clock = 0, 0, time.perf_counter()
         self._show(row)
 

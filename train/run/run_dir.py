@@ -38,6 +38,7 @@ MAY_CHANGE = (
     "checkpoint",
     "log",
     "model.compute",
+    "rollout.write_every",
 )
 """Fields that a resumed run may change: where and how it is computed, saved and reported.
 
@@ -65,6 +66,7 @@ class RunDir:
         self.best = self.path / "best"
         self.base = self.path / "base"
         self.tokenizer = self.path / "tokenizer"
+        self.rollouts = self.path / "rollouts"
         self.report = self.path / "report.html"
         self.profile = self.path / "profile"
 
@@ -247,7 +249,7 @@ def remove_stale_files(folder: RunDir, run: Run) -> bool:
     with contextlib.suppress(BadInput):
         if not differences(read_config(folder.path, compute=False), run):
             return False
-    for file in (folder.metrics, folder.ledger, folder.starts, folder.report):
+    for file in (folder.metrics, folder.ledger, folder.starts, folder.report, *folder.rollouts.glob("*.jsonl")):
         file.unlink(missing_ok=True)
     return True
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from eval.scoring import dpo, language_model, masked_lm, seq2seq
+from eval.scoring import dpo, language_model, masked_lm, policy, seq2seq
 from tests.support import tiny
 from tests.support.small import small
 from train.checkpoints.best_checkpoint import OBJECTIVE_METRICS, metrics
@@ -45,6 +45,7 @@ SCORES: list[tuple[str, str, str, Any]] = [
     ("denoising", "t5", "", seq2seq.Score(**TEXT)),
     ("text_to_text", "t5", "", seq2seq.Score(**TEXT)),
     ("instruction", "gpt", "", seq2seq.Score(**TEXT)),
+    ("policy", "gpt", "", policy.Score(rewards=1.0, tokens=1, unended=0, prompts=1)),
     ("dpo", "gpt", "", dpo.Score(**dict.fromkeys(dpo.SUMS, 1.0), sft=0.0)),
 ]
 

@@ -1,0 +1,100 @@
+"""Reward functions by name, and what they may not return."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.support import tiny
+from tests.support.small import small
+from train.config import run_config
+from train.config.data_options import PromptData
+from train.config.rollout_options import Rollout
+from train.data.example_types import Prompt
+from train.engine import device_mesh
+from train.rollouts import preparation
+from train.rollouts.rewards import Completion, RewardFunction, find_rewards, rewards
+from train.rollouts.rollout_metrics import MOST_EQUAL, EqualRewards
+from zoo.errors import BadInput
+
+TWO = [Completion(Prompt(origin=f"p:{n}", prompt="a", columns={"answer": n}), text, [n]) for n, text in enumerate(("x", "yy"))]
+
+
+def test_a_function_reads_texts_ids_and_columns_and_several_are_summed():
+    def first(prompts: list[str], completions: list[str], ids: list[list[int]], answer: list[int]) -> list[float]:
+        return [len(text) + len(row) + value for text, row, value in zip(completions, ids, answer, strict=True)]
+
+    def second(completions: list[str], **rest: Any) -> np.ndarray:
+        return np.array([text == "yy" for text in completions])
+
+    total = rewards([RewardFunction("a:first", first), RewardFunction("a:second", second, -0.5)], TWO)
+    assert total.dtype == np.float64 and total.tolist() == [2.0, 3.5]
+
+
+@pytest.mark.parametrize(
+    ("result", "message"),
+    [
+        (None, "returned None; return a list"),
+        ([1.0], "returned 1 values for 2 completions; return a number for each"),
+        ([1.0, None], "returned None for the completion 'yy' of p:1; return a finite number"),
+        ([math.nan, 1.0], "returned nan for the completion 'x' of p:0; return a finite number"),
+        (ValueError("no answer"), "raised ValueError: no answer for 2 completions, the first of p:0; correct the function"),
+    ],
+)
+def test_a_fault_of_a_function_names_it_with_the_prompt_and_the_value(result: Any, message: str):
+    def function(**_: Any) -> Any:
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+    with pytest.raises(BadInput) as error:
+        rewards([RewardFunction("m:f", function)], TWO)
+    assert str(error.value).startswith(f"--rollout.reward m:f: {message}")
+
+
+def test_functions_are_imported_from_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "judging.py").write_text("def length(completions, **rest):\n    return [len(text) for text in completions]\n")
+    (tmp_path / "broken_judging.py").write_text("1 / 0\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", [*__import__("sys").path])
+    (function,) = find_rewards(["judging:length@0.5"])
+    assert (function.name, function.weight, rewards([function], TWO).tolist()) == ("judging:length", 0.5, [0.5, 1.0])
+    faults = {
+        (): ": name the function that judges responses, MODULE:FUNCTION",
+        ("judging",): " judging: write MODULE:FUNCTION or",
+        ("judging:length@much",): " judging:length@much: the weight 'much' is not a finite number",
+        ("judging:lenght",): r" judging:lenght: judging \(.*judging.py\) has no function lenght; the nearest is length",
+        ("absent_judging:f",): " absent_judging:f: absent_judging cannot be imported .*No module named .*run from the folder of",
+        ("broken_judging:f",): " broken_judging:f: broken_judging cannot be imported .*ZeroDivisionError: division by zero",
+    }
+    for names, message in faults.items():
+        with pytest.raises(BadInput, match=f"--rollout.reward{message}"):
+            find_rewards(names)
+
+
+def test_equal_rewards_are_reported_once_and_end_the_run_in_the_end():
+    lines: list[str] = []
+    counter, equal = EqualRewards(lines.append), {"reward": 0.5, "reward_deviation": 0.0}
+    for values in (equal, equal, equal | {"reward_deviation": 0.1}, *[equal] * (MOST_EQUAL - 1)):
+        counter.note(values)
+    assert lines == ["all responses have the reward 0.5 in this rollout, so nothing is learned from it"] * 2
+    with pytest.raises(BadInput, match=rf"{MOST_EQUAL} rollouts in a row: all responses have the reward 0.5, so nothing is"):
+        counter.note(equal)
+
+
+def test_groups_lie_on_one_device_and_checkpoints_between_rollouts():
+    def run(samples: int, steps: int) -> Any:
+        rollout, data = Rollout(samples=samples, steps=steps), PromptData(length=80, batch=24)
+        model = small("gpt", context=96).config
+        return tiny.run("policy", model=model, rollout=rollout, data=data, checkpoint=run_config.Checkpoint(every=5))
+
+    mesh = device_mesh.make_mesh(run_config.Mesh(fsdp=2, tensor=2))
+    preparation.check(run(3, 5), mesh)
+    with pytest.raises(
+        BadInput, match=r"--rollout.samples 8: it does not divide the 6 rows .* --data.batch 24\); choose 2, 3, 6"
+    ):
+        preparation.check(run(8, 5), mesh)
+    with pytest.raises(BadInput, match=r"--checkpoint.every 5: .* --rollout.steps 3; choose a multiple, such as 6"):
+        preparation.check(run(3, 3), mesh)

@@ -1,0 +1,254 @@
+"""Rollouts: responses of a small model, the training rows made of them, and runs that learn from them."""
+
+import dataclasses
+import functools
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from eval.scoring import scorers
+from tests.support import preferences, tiny
+from tests.support.small import random_params, small
+from train import trainer
+from train.config import run_config
+from train.config.data_options import PromptData
+from train.config.policy_options import Policy
+from train.config.rollout_options import Rollout
+from train.data.example_types import Prompt
+from train.data.text_files import Document
+from train.engine import device_mesh
+from train.engine.state_init import init_state
+from train.engine.step import assemble
+from train.inputs import dataset, prompt_inputs
+from train.objectives import objective
+from train.rollouts.feed import FeedSource
+from train.rollouts.rewards import RewardFunction
+from train.rollouts.rollout_feed import RolloutFeed
+from train.rollouts.sampler import Sampler
+from train.rows.batches import Batches
+from train.rows.mixture import Component, Mixture
+from train.run import metrics_file
+from train.run.run_dir import RunDir
+from train.tokenizers.tokenizer import Tokenizer
+from zoo.batch import Batch
+from zoo.errors import BadInput
+from zoo.models import Model
+
+BYTES = Tokenizer.train([], 257)
+NET = small("gpt", layers=1, vocab=257)
+GROUP, TOKENS = 4, 6
+ROLLOUT = Rollout(samples=GROUP, tokens=TOKENS, steps=2)
+
+
+def low_ids(ids: list[list[int]], **_: Any) -> list[float]:
+    """Return the share of tokens in the lower quarter of the vocabulary."""
+    return [float(np.mean(np.array(row or [257]) < 64)) for row in ids]
+
+
+def feed(net: Model = NET, devices: int = 1, folder: Path | None = None, **changes: Any) -> RolloutFeed:
+    """Return rollouts of 4 responses to 2 of 5 prompts of different lengths."""
+    tokenizer = BYTES if net.family == "gpt" else preferences.tokenizer(net.family)
+    options: dict[str, Any] = dict(rollout=ROLLOUT, data=PromptData(length=16, batch=2 * GROUP), precision="float32")
+    options |= dict(checkpoint=run_config.Checkpoint(every=4)) | changes
+    run = tiny.run("policy", model=net.config, **options)
+    examples = [Prompt(origin=f"p:{n}", prompt=" ".join(preferences.WORDS[:n])[: 2 * n], columns={}) for n in range(5)]
+    rows = prompt_inputs.rows_of(examples, run, tokenizer)
+    mixture = Mixture((Component("p", 1.0, [Document("p", "")], rows),))
+    inputs = prompt_inputs.PromptInputs(tokenizer, mixture, rows, rows, rewards=(RewardFunction("t:low_ids", low_ids),))
+    mesh = device_mesh.make_mesh(run_config.Mesh(), jax.devices()[:devices])
+    local = device_mesh.local_rows(mesh, run.data.batch)
+    build = dataset.builder(run, inputs)
+    source = FeedSource(
+        run=run,
+        model=net,
+        mesh=mesh,
+        dtype=np.float32,
+        data=inputs,
+        batches=Batches(mixture, build, run.seed, run.data.batch, local, repeat=run.repeat),
+        local=local,
+        params=lambda state: state,
+        folder=RunDir(folder or "absent"),
+        process=0 if folder else 1,
+        notify=lambda line: None,
+    )
+    return RolloutFeed(source, params() if "policy" in changes else None)
+
+
+@functools.cache
+def params(family: str = "gpt") -> Any:
+    return random_params(NET if family == "gpt" else preferences_net(family))
+
+
+def preferences_net(family: str) -> Model:
+    words = preferences.tokenizer(family)
+    return small(family, vocab=words.vocab_size)
+
+
+def shapes(batch: Batch) -> dict[str, Any]:
+    leaves = jax.tree_util.tree_leaves_with_path(batch)
+    return {jax.tree_util.keystr(keys): (leaf.shape, leaf.dtype) for keys, leaf in leaves}
+
+
+def test_a_batch_has_groups_of_responses_in_the_shapes_of_the_data(tmp_path: Path) -> None:
+    rollouts = feed(folder=tmp_path)
+    batches = [rollouts.batch(step, params()) for step in range(2)]
+    source = rollouts._source
+    for step, batch in enumerate(batches):
+        assert shapes(batch) == shapes(source.batches.shapes())
+        numbers = source.batches.rows_of(step)
+        assert batch.weights is not None and batch.extra is not None
+        np.testing.assert_array_equal(numbers, np.repeat(numbers[::GROUP], GROUP))
+        np.testing.assert_array_equal(batch.index, np.arange(step * 2 * GROUP, (step + 1) * 2 * GROUP))
+        for row, number in enumerate(numbers.tolist()):
+            prompt = source.data.rows.row(number).prompt
+            counted = np.flatnonzero(batch.weights[row])
+            np.testing.assert_array_equal(batch.tokens[row, : len(prompt)], prompt)
+            assert counted[0] == len(prompt) - 1 and np.ptp(counted) + 1 == len(counted) <= TOKENS
+        assert not batch.extra["old"][batch.weights == 0].any() and (batch.extra["old"][batch.weights > 0] < 0).all()
+        np.testing.assert_allclose(batch.extra["advantage"].reshape(-1, GROUP).sum(1), 0, atol=1e-6)
+    values, timing = rollouts.metrics()
+    assert values["ratio_error"] < 1e-4 and 1 <= values["response_length"] <= TOKENS and timing["rollout_seconds"] > 0
+    lines = [json.loads(line) for line in (tmp_path / "rollouts" / "00000000.jsonl").read_text().splitlines()]
+    assert len(lines) == 4 * GROUP and lines[0].keys() == {"prompt", "completion", "reward", "advantage"}
+    assert np.mean([line["reward"] for line in lines]) == pytest.approx(values["reward"])
+
+
+def same(first: Batch, second: Batch) -> bool:
+    return all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True))
+
+
+def test_a_rollout_depends_on_its_number_and_not_on_what_came_before() -> None:
+    rollouts, again, other = feed(), feed(), feed(seed=1)
+    batches = [rollouts.batch(step, params()) for step in (0, 1, 2)]
+    assert same(again.batch(2, params()), batches[2])
+    assert not np.array_equal(batches[0].tokens, batches[2].tokens)
+    assert not np.array_equal(other.batch(0, params()).tokens, batches[0].tokens)
+    assert [rollouts.at_boundary(step) for step in range(4)] == [True, False, True, False]
+
+
+@pytest.mark.full
+def test_devices_change_no_text_and_advantages_only_by_rounding() -> None:
+    one, two = (feed(devices=devices).batch(0, params()) for devices in (1, 2))
+    np.testing.assert_array_equal(one.tokens, two.tokens)
+    assert one.extra is not None and two.extra is not None
+    np.testing.assert_array_equal(one.extra["advantage"], two.extra["advantage"])
+    np.testing.assert_allclose(one.extra["old"], two.extra["old"], atol=1e-5)
+
+
+def test_the_divergence_from_a_reference_lowers_the_reward() -> None:
+    """Log-ratios to the parameters that sampled are 0; they grow with the change of the parameters."""
+    rollouts = feed(policy=Policy(beta=2.0))
+    rollouts.batch(0, params())
+    assert rollouts.metrics().values["kl"] == pytest.approx(0, abs=1e-5)
+    changed = jax.tree.map(lambda leaf: leaf * 1.05, params())
+    batch, part = rollouts._respond(changed, 2)
+    assert part.log_ratios is not None and batch.extra is not None and np.abs(part.log_ratios).min() > 1e-3
+    returns = (part.rewards - 2 * part.log_ratios).reshape(-1, GROUP)
+    np.testing.assert_allclose(batch.extra["advantage"], (returns - returns.mean(1, keepdims=True)).ravel(), atol=1e-5)
+    assert "reference" not in batch.extra
+
+
+@pytest.mark.planted
+def test_positions_that_count_padding_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tokens are then sampled with other probabilities than those in training."""
+    prompts = Sampler._prompts
+
+    def shifted(self: Sampler, rows: Any) -> Batch:
+        batch = prompts(self, rows)
+        return dataclasses.replace(batch, positions=batch.positions * 0 + np.arange(self.slots, dtype=np.int32))
+
+    monkeypatch.setattr(Sampler, "_prompts", shifted)
+    with pytest.raises(BadInput, match=r"rollout 0: a token's probability in training differs by .* of itself from that with"):
+        feed().batch(0, params())
+
+
+@pytest.mark.full
+def test_the_reward_of_a_small_model_rises() -> None:
+    rollouts = feed(optim=run_config.Optim(lr=3e-2, warmup=0, schedule="constant"))
+    source, learned = rollouts._source, []
+    policy = objective("policy").bind(source.run, source.mesh)
+    built = assemble(source.run, NET, policy, source.mesh)
+    rollouts._source = dataclasses.replace(source, params=lambda state: state.params)
+    state = init_state(source.run, NET, built.tx, source.mesh, jax.tree.map(jax.numpy.copy, params()))
+    for step in range(20):
+        state, _ = built.engine.step(state, built.engine.shard_batch(rollouts.batch(step, state)), {})
+        learned.append(rollouts.metrics().values["reward"])
+    assert np.mean(learned[-4:]) > learned[0] + 0.2
+
+
+@pytest.mark.full
+def test_an_encoder_decoder_takes_a_step() -> None:
+    net = preferences_net("t5")
+    rollouts = feed(net)
+    batch = rollouts.batch(0, params("t5"))
+    assert batch.source is not None and batch.tokens.shape == (2 * GROUP, TOKENS)
+    assert rollouts.metrics().values["ratio_error"] < 1e-4
+    run, mesh = rollouts._source.run, rollouts._source.mesh
+    policy = objective("policy").bind(run, mesh)
+    arrays = jax.tree.map(jax.numpy.asarray, batch)
+    options: dict[str, Any] = dict(seeds=None, carry={}, smoothing=0.0, chunk=0)
+    gradient = jax.jit(jax.grad(lambda params: policy.loss(net, params, arrays, {}, **options)[0]["policy"]))(params("t5"))
+    assert np.isfinite(np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(gradient)])).all()
+
+
+def prepared(folder: Path) -> run_config.Run:
+    """Return a run on prompts in files, with a reward function in a file, that begins with random parameters."""
+    (folder / "prompts.jsonl").write_text("".join(json.dumps({"prompt": f"{n}="}) + "\n" for n in range(20)))
+    (folder / "low_ids.py").write_text(
+        "def share(ids, **_):\n    return [sum(id < 64 for id in row) / max(len(row), 1) for row in ids]\n"
+    )
+    (folder / "bytes").mkdir()
+    BYTES.save(folder / "bytes")
+    data = PromptData(paths=(str(folder / "prompts.jsonl"),), length=16, batch=32)
+    return tiny.run(
+        "policy",
+        model=NET.config,
+        tokenizer=run_config.Tokenizer(path=str(folder / "bytes")),
+        rollout=Rollout(samples=4, tokens=TOKENS, steps=2, reward=("low_ids:share",)),
+        optim=run_config.Optim(lr=3e-2, warmup=0, schedule="constant"),
+        data=data,
+        out=str(folder),
+        steps=8,
+        precision="float32",
+        checkpoint=run_config.Checkpoint(every=4),
+        log=run_config.Log(every=2, validate_every=4, validate_rows=8, samples=0),
+    )
+
+
+@pytest.mark.full
+def test_a_run_ends_with_the_same_bits_when_it_is_stopped(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """A stop that is requested within a rollout waits for its end. pmap samples the same texts."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ZOO_CACHE", str(tmp_path / "cache"))
+    run = prepared(tmp_path)
+
+    def train(name: str, stop_at: int = 0, **changes: Any) -> None:
+        monkeypatch.setattr(trainer.StopSignals, "agreed", lambda self, step: step == stop_at)
+        trainer.run(dataclasses.replace(run, name=name, **changes), evaluate=scorers.scorer, on_end=lambda folder: None)
+
+    train("steady")
+    train("stopped", stop_at=5)
+    assert [folder.name for folder in sorted((tmp_path / "stopped" / "checkpoints").glob("????????"))] == ["00000004", "00000006"]
+    train("stopped")
+    rows = [
+        [
+            {key: value for key, value in row.items() if key != "time"}
+            for row in metrics_file.read_rows(tmp_path / name / "metrics.jsonl")
+        ]
+        for name in ("steady", "stopped")
+    ]
+    assert rows[0] == rows[1]
+    texts = [
+        {file.name: file.read_bytes() for file in (tmp_path / name / "rollouts").iterdir()} for name in ("steady", "stopped")
+    ]
+    assert texts[0] == texts[1] and len(texts[0]) == 4
+    assert (tmp_path / "steady" / "scores.json").read_bytes() == (tmp_path / "stopped" / "scores.json").read_bytes()
+    assert "  reward 0." in capsys.readouterr().out
+    train("mapped", engine="pmap", steps=2)
+    assert (tmp_path / "mapped" / "rollouts" / "00000000.jsonl").read_bytes() == texts[0]["00000000.jsonl"]

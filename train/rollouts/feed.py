@@ -1,0 +1,78 @@
+"""The seam between the training loop and its batches: the batch of a step, given the state before it."""
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from jax.sharding import Mesh
+
+from train.config.run_config import Run
+from train.rows.batches import Batches
+from train.run.run_dir import RunDir
+from zoo.batch import Batch
+from zoo.models import Model
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class FeedSource:
+    """The parts of a run that a feed may use."""
+
+    run: Run
+    model: Model
+    mesh: Mesh
+    dtype: Any
+    """Dtype of the arithmetic."""
+    data: Any
+    """The run's `train.inputs.dataset.Inputs`."""
+    batches: Batches
+    local: np.ndarray
+    """This process's examples of a batch, as those of `batches`."""
+    params: Callable[[Any], Any]
+    """Function from the state of the step to the parameters of the model, float32, sharded over the mesh."""
+    folder: RunDir
+    process: int
+    notify: Callable[[str], None]
+    """Function that shows a line."""
+
+
+class FeedMetrics(NamedTuple):
+    """Numbers about the batch of the last step, for a row of metrics.jsonl."""
+
+    values: Mapping[str, float]
+    """Numbers that are the same in every run of the same configuration; empty = there are none."""
+    timing: Mapping[str, float]
+    """Numbers that depend on the machine."""
+
+
+class Feed:
+    """The batches of a run in the order of its steps: those of the data, which do not depend on the state."""
+
+    def __init__(self, stream: Iterator[Batch]) -> None:
+        """Store the stream, whose first batch is that of the first step."""
+        self._stream = stream
+
+    def batch(self, step: int, state: Any) -> Batch:
+        """Return this process's part of the batch of a step, on the host; steps follow each other.
+
+        Args:
+            step: number of steps taken before this one.
+            state: the state before the step, laid out for it.
+        """
+        return next(self._stream)
+
+    def at_boundary(self, step: int) -> bool:
+        """Return whether a run that continues from the state after `step` steps gets the same further batches."""
+        return True
+
+    def metrics(self) -> FeedMetrics:
+        """Return the numbers about the batch of the last step."""
+        return FeedMetrics({}, {})
+
+
+@contextlib.contextmanager
+def data_feed(source: FeedSource, first: int) -> Iterator[Feed]:
+    """Open the batches of the data from step `first` on; threads make them ahead and end with the `with` block."""
+    with source.batches.read(first) as stream:
+        yield Feed(stream)

@@ -1,0 +1,43 @@
+"""Checks of a policy, and the inputs that it needs beside its prompts, before anything of the run is written."""
+
+import dataclasses
+import math
+from typing import Any
+
+from jax.sharding import Mesh
+
+from train.config.run_config import Run
+from train.rollouts.rewards import find_rewards
+from train.weights.reference import digest_of_parameters
+from zoo.errors import require
+from zoo.sharding import BATCH
+
+
+def check(run: Run, mesh: Mesh) -> None:
+    """Refuse a run whose groups of responses are divided between devices, or whose checkpoints are within a rollout.
+
+    Raises:
+        BadInput: `rollout.samples` does not divide the rows of a device, or `rollout.steps` the steps between checkpoints.
+    """
+    rollout, rows = run.options.rollout, run.data.batch // math.prod(mesh.shape[axis] for axis in BATCH)
+    valid = [number for number in range(2, rows + 1) if rows % number == 0]
+    numbers = f"choose {', '.join(map(str, valid[:12]))}" if valid else "choose a larger --data.batch"
+    fix = f"it does not divide the {rows} rows of a device (of --data.batch {run.data.batch}); {numbers}"
+    require(rollout.samples in valid, "rollout.samples", rollout.samples, fix)
+    every, steps = run.checkpoint.every, rollout.steps
+    nearest = max(1, round(every / steps)) * steps
+    fix = f"a run continues between two rollouts of --rollout.steps {steps}; choose a multiple, such as {nearest}"
+    require(every % steps == 0, "checkpoint.every", every, fix)
+
+
+def extend_inputs(run: Run, inputs: Any) -> Any:
+    """Return inputs with the run's reward functions, and the digest of the reference if a KL divergence is measured to one.
+
+    Args:
+        inputs: a `train.inputs.prompt_inputs.PromptInputs`.
+
+    Raises:
+        BadInput: as `train.rollouts.rewards.find_rewards`, or there is nothing in `run.init`.
+    """
+    reference = digest_of_parameters(run.init) if run.options.policy.beta else ""
+    return dataclasses.replace(inputs, rewards=find_rewards(run.options.rollout.reward), reference=reference)

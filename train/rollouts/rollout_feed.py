@@ -1,0 +1,203 @@
+"""Training batches of responses that the model samples itself: rollouts.
+
+A rollout is a function of the parameters at its start, the seed, and the numbers of its prompts and samples. A checkpoint lies
+between two rollouts, so a run that continues from it samples the same texts again, and nothing of a rollout is saved.
+"""
+
+import time
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import NamedSharding, PartitionSpec
+from jaxtyping import Float32, Float64, Int64
+
+from train.engine import device_mesh
+from train.engine.advantages import advantages
+from train.engine.log_probs import token_log_probs
+from train.rollouts import rollout_files
+from train.rollouts.feed import Feed, FeedMetrics, FeedSource
+from train.rollouts.rewards import Completion, rewards
+from train.rollouts.rollout_metrics import EqualRewards, RolloutPart, measure
+from train.rollouts.sampler import SALT, Responses, Sampler
+from train.rows.preference_rows import Side
+from train.rows.response_rows import ResponseRow, row_builder
+from zoo.batch import Batch
+from zoo.errors import BadInput
+from zoo.generation.settings import Sampling
+from zoo.precision import cast_params
+
+RATIO_ERROR = 1e-2
+"""Largest difference from 1, in float32, of a token's probability in training over that with which it was sampled."""
+UNENDED = 0.5
+"""Share of responses without an end mark above which there is a notice."""
+
+
+class _Placed(NamedTuple):
+    """The rows of a training batch before they have advantages."""
+
+    fields: dict[str, Any]
+    """Fields of `Batch` of this process's rows, without `index` and `extra`."""
+    old: Float32[np.ndarray, "B T"]
+    """Log-probabilities of the counted targets of all rows under the parameters that sampled them; 0 for the others."""
+    reference: Float32[np.ndarray, "B T"] | None
+    """Those under the reference."""
+
+
+class RolloutFeed(Feed):
+    """The batches of a policy: every `rollout.steps` steps, the model responds to the prompts of that many batches."""
+
+    def __init__(self, source: FeedSource, reference: Any = None) -> None:
+        """Prepare the programs, which are compiled at the first rollout.
+
+        Args:
+            reference: parameters of the model that the KL divergence is measured to, float32, sharded over the mesh; None:
+                there is no such term.
+        """
+        run, rollout = source.run, source.run.options.rollout
+        self._source, self._rollout, self._policy = source, rollout, run.options.policy
+        self._sampler = Sampler(
+            source.model,
+            source.mesh,
+            source.data.tokenizer,
+            source.dtype,
+            rows=run.data.batch,
+            slots=source.data.training.longest,
+            limit=rollout.tokens,
+            settings=Sampling(temperature=rollout.temperature),
+            seed=(run.seed + SALT) % (1 << 32),
+        )
+        self._build = row_builder(run.model, source.data.tokenizer, target_length=rollout.tokens)
+        self._cast = jax.jit(lambda params: cast_params(params, source.dtype))
+        self._score = jax.jit(self._token_log_probs, out_shardings=NamedSharding(source.mesh, PartitionSpec()))
+        self._reference = None if reference is None else self._cast(reference)
+        self._number, self._batches = -1, list[Batch]()
+        self._equal, self._metrics, self._unended_noticed = EqualRewards(source.notify), FeedMetrics({}, {}), False
+
+    def batch(self, step: int, state: Any) -> Batch:
+        """Return this process's part of the batch of a step; the first step of a rollout samples those of all of its steps.
+
+        Raises:
+            BadInput: a reward function fails; logits are not finite; sampling and training disagree about a probability; or many
+                rollouts in a row had equal rewards.
+        """
+        number, offset = divmod(step, self._rollout.steps)
+        if number != self._number:
+            self._batches, self._number = self._roll(number, state), number
+        return self._batches[offset]
+
+    def at_boundary(self, step: int) -> bool:
+        """Return whether the step after `step` steps begins a rollout."""
+        return step % self._rollout.steps == 0
+
+    def metrics(self) -> FeedMetrics:
+        """Return the numbers about the rollout of the last step."""
+        return self._metrics
+
+    def _roll(self, number: int, state: Any) -> list[Batch]:
+        began, source = time.perf_counter(), self._source
+        params = self._cast(source.params(state))
+        first = number * self._rollout.steps
+        steps = range(first, min(first + self._rollout.steps, source.run.steps))
+        batches, parts = zip(*(self._respond(params, step) for step in steps), strict=True)
+        values = measure(parts)
+        if np.dtype(source.dtype) == np.float32 and values["ratio_error"] > RATIO_ERROR:
+            size = f"{values['ratio_error']:.2g} of itself"
+            what = f"a token's probability in training differs by {size} from that with which it was sampled"
+            fix = "if the tokenizer has fewer entries than the model, choose a --tokenizer.path or --init whose numbers agree"
+            raise BadInput(f"rollout {number}: {what}; {fix}")
+        self._notice(values)
+        if source.process == 0 and self._rollout.write_every and number % self._rollout.write_every == 0:
+            rollout_files.write(source.folder, number, parts)
+        seconds = time.perf_counter() - began
+        tokens = sum(int(part.lengths.sum()) for part in parts)
+        timing = {"rollout_tokens_per_s": tokens / seconds, "rollout_seconds": seconds / len(steps)}
+        self._metrics = FeedMetrics(values, timing)
+        return list(batches)
+
+    def _respond(self, params: Any, step: int) -> tuple[Batch, RolloutPart]:
+        """Return this process's part of a training batch, and what all of its rows are about."""
+        source, samples, rows = self._source, self._rollout.samples, self._source.data.rows
+        prompts = [rows.row(number) for number in source.batches.rows_of(step).tolist()]
+        examples = step * len(prompts) + np.arange(len(prompts))
+        group, sample = np.divmod(examples, samples)
+        responses = self._sampler.sample(params, prompts, np.stack([group % (1 << 32), sample]).astype(np.uint32))
+        sides = [prompt.with_response(responses.ids(row)) for row, prompt in enumerate(prompts)]
+        placed = self._place(params, sides)
+        completions = [
+            Completion(source.data.training.examples[prompt.example], self._sampler.text(responses, row), responses.text_ids(row))
+            for row, prompt in enumerate(prompts)
+        ]
+        local_rewards = rewards(source.data.rewards, [completions[row] for row in source.local.tolist()])
+        all_rewards = _gather(local_rewards, source.local, len(prompts))
+        log_ratios = None if placed.reference is None else (placed.old - placed.reference).sum(1, dtype=np.float64)
+        in_reward = log_ratios is not None and self._policy.kl == "reward"
+        returns = all_rewards - self._policy.beta * log_ratios if in_reward else all_rewards
+        advantage = advantages(returns.reshape(-1, samples), self._policy.advantage).reshape(-1)
+        extra = {"old": placed.old, "advantage": advantage.astype(np.float32)}
+        if placed.reference is not None and not in_reward:
+            extra["reference"] = placed.reference
+        part = RolloutPart(
+            completions=completions,
+            samples=samples,
+            lengths=responses.lengths,
+            ended=responses.ended,
+            rewards=all_rewards,
+            advantages=advantage,
+            log_ratios=log_ratios,
+            ratio_error=_ratio_error(placed, responses, [max(side.first - 1, 0) for side in sides]),
+        )
+        index = (examples[source.local] % (1 << 32)).astype(np.uint32)
+        local_extra = {name: values[source.local] for name, values in extra.items()}
+        return Batch(**placed.fields, index=index, extra=local_extra), part
+
+    def _place(self, params: Any, sides: list[Side]) -> _Placed:
+        """Return the training rows, with their log-probabilities as the training step computes them."""
+        source, length = self._source, self._source.run.data.length
+        zeros = [np.zeros(len(side.ids) - side.first, np.float32) for side in sides]
+        rows = [self._build(ResponseRow(side, old), length) for side, old in zip(sides, zeros, strict=True)]
+        fields: dict[str, Any] = jax.tree.map(lambda *arrays: np.stack(arrays), *rows)
+        del fields["extra"]
+        local = jax.tree.map(lambda array: array[source.local], fields)
+
+        def score(params: Any) -> Float32[np.ndarray, "B T"]:
+            with jax.set_mesh(source.mesh):
+                batch = device_mesh.shard_batch(Batch(**local), source.mesh, len(sides))
+                return jax.device_get(self._score(params, batch))
+
+        return _Placed(local, score(params), None if self._reference is None else score(self._reference))
+
+    def _token_log_probs(self, params: Any, batch: Batch) -> jax.Array:
+        run = self._source.run
+        return token_log_probs(self._source.model, params, batch, chunk=run.loss_chunk, temperature=self._rollout.temperature)
+
+    def _notice(self, values: dict[str, float]) -> None:
+        self._equal.note(values)
+        if values["unended_share"] > UNENDED and not self._unended_noticed:
+            self._unended_noticed = True
+            fix = f"choose more than --rollout.tokens {self._rollout.tokens}, or a model that ends its texts"
+            self._source.notify(f"{values['unended_share']:.0%} of the responses are cut off before an end mark; {fix}")
+
+
+def _ratio_error(placed: _Placed, responses: Responses, first: list[int]) -> float:
+    """Return the largest |probability in training / probability when sampled - 1| of a response's token."""
+    at = np.array(first)[:, None] + np.arange(responses.tokens.shape[1])  # [B, R]
+    old = np.take_along_axis(placed.old, np.minimum(at, placed.old.shape[1] - 1), 1)
+    counted = np.arange(at.shape[1]) < responses.lengths[:, None]
+    return float(np.abs(np.expm1(np.where(counted, old - responses.log_probs, 0.0))).max())
+
+
+def _gather(values: Float64[np.ndarray, " n"], local: Int64[np.ndarray, " n"], rows: int) -> Float64[np.ndarray, " B"]:
+    """Return the values of the rows of all processes, of which this one has those of the offsets `local`."""
+    if jax.process_count() > 1:
+        # As integers, because JAX would make float32 of float64.
+        bits = np.ascontiguousarray(values).view(np.uint32).reshape(-1, 2)
+        with jax.transfer_guard("allow"):
+            packed = multihost_utils.process_allgather(np.concatenate([local.astype(np.uint32)[:, None], bits], 1))
+        all_packed = np.asarray(packed).reshape(-1, 3)
+        local = all_packed[:, 0].astype(np.int64)
+        values = np.ascontiguousarray(all_packed[:, 1:]).view(np.float64)[:, 0]
+    result = np.empty(rows)
+    result[local] = values
+    return result

@@ -1,0 +1,76 @@
+"""Numbers about a rollout: rewards, divergence from the reference, lengths, and groups that teach nothing."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float64, Int64
+
+from train.rollouts.rewards import Completion
+from zoo.errors import BadInput
+
+MOST_EQUAL = 20
+"""Consecutive rollouts whose rewards are all equal after which the run ends."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RolloutPart:
+    """The responses of a training batch; the `samples` responses to a prompt follow each other."""
+
+    completions: Sequence[Completion]
+    samples: int
+    lengths: Int64[np.ndarray, " B"]
+    """Tokens of each response, its end mark included."""
+    ended: Any
+    """bool [B]: True for responses with an end mark."""
+    rewards: Float64[np.ndarray, " B"]
+    """Sums of the reward functions, without a KL divergence."""
+    advantages: Float64[np.ndarray, " B"]
+    log_ratios: Float64[np.ndarray, " B"] | None
+    """Log-probability of each response minus that under the reference, in nats; None without a reference."""
+    ratio_error: float
+    """Largest |probability in training / probability when sampled - 1| of a token."""
+
+
+def measure(parts: Sequence[RolloutPart]) -> dict[str, float]:
+    """Return the numbers of a rollout by name, all but `ratio_error` as in `train.run.metric_definitions`.
+
+    reward and reward_deviation: mean and standard deviation over responses. kl: mean log-ratio to the reference, an unbiased
+    estimate of the KL divergence in nats, if there is one. equal_groups: share of prompts whose responses have equal rewards.
+    """
+    joined = {name: np.concatenate([getattr(part, name) for part in parts]) for name in ("lengths", "ended", "rewards")}
+    by_prompt = np.concatenate([part.rewards.reshape(-1, part.samples) for part in parts])
+    ratios = [part.log_ratios for part in parts if part.log_ratios is not None]
+    return {
+        "reward": float(joined["rewards"].mean()),
+        # Exactly 0 for equal rewards, whose mean may be rounded.
+        "reward_deviation": float(joined["rewards"].std()) if np.ptp(joined["rewards"]) else 0.0,
+        **({"kl": float(np.concatenate(ratios).mean())} if ratios else {}),
+        "response_length": float(joined["lengths"].mean()),
+        "unended_share": float(1 - joined["ended"].mean()),
+        "equal_groups": float((by_prompt == by_prompt[:, :1]).all(1).mean()),
+        "ratio_error": max(part.ratio_error for part in parts),
+    }
+
+
+class EqualRewards:
+    """Counter of consecutive rollouts in which all rewards are equal, from which nothing is learned."""
+
+    def __init__(self, notify: Callable[[str], None]) -> None:
+        """Store the function that shows a line."""
+        self._notify, self._count = notify, 0
+
+    def note(self, values: Mapping[str, float]) -> None:
+        """Count a rollout with the numbers of `measure`; the first in a row is reported.
+
+        Raises:
+            BadInput: too many in a row.
+        """
+        self._count = self._count + 1 if values["reward_deviation"] == 0 else 0
+        same = f"all responses have the reward {values['reward']:g}"
+        if self._count >= MOST_EQUAL:
+            fix = "correct --rollout.reward, or begin with a model that is right now and then"
+            raise BadInput(f"{MOST_EQUAL} rollouts in a row: {same}, so nothing is learned; {fix}")
+        if self._count == 1:
+            self._notify(f"{same} in this rollout, so nothing is learned from it")
