@@ -46,6 +46,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     labelled_files.put(folder / "instruction.jsonl", [{"prompt": f"{n} and", "completion": f" {n + 1}"} for n in range(40)])
     pairs = [{"prompt": f"A sea of {n}.", "chosen": " Calm.", "rejected": " No."} for n in range(20)]
     labelled_files.put(folder / "preference.jsonl", pairs)
+    labelled_files.put(folder / "policy.jsonl", [{"prompt": f"{n}+1="} for n in range(20)])
     for kind in ("wordpiece", "gpt"):
         (folder / kind).mkdir()
         Tokenizer.train(chapters[:2], 400, kind).save(folder / kind)
@@ -59,7 +60,7 @@ def with_data(run: run_config.Run, files: Path) -> run_config.Run:
     run = tiny.with_options(run, distillation=Distillation()) if run.teacher else run
     other = "labelled" if run.recipe.startswith("fine") else "text"
     kinds = {"denoising": "text", "text_to_text": "pairs", "instruction": "instruction"}
-    kinds |= {"preference": "preference", "dpo": "preference"}
+    kinds |= {"preference": "preference", "dpo": "preference", "policy": "policy"}
     kind = kinds.get(run.objective, other)
     if run.objective == "dpo":
         # tests/train/weights/test_reference.py compares the field of a reference.
@@ -72,7 +73,7 @@ def with_data(run: run_config.Run, files: Path) -> run_config.Run:
         named = "book.jsonl" if kind == "text" else next(files.glob(f"{file_kind}.*")).name
         run = dataclasses.replace(run, data=dataclasses.replace(data, paths=(str(files / named),)))
     wanted = {"vocab": 500}
-    if kind in ("labelled", "preference"):
+    if kind in ("labelled", "preference", "policy"):
         wanted = {"path": str(files / ("wordpiece" if kind == "labelled" else "gpt"))}
     return dataclasses.replace(run, tokenizer=dataclasses.replace(run.tokenizer, **wanted))
 
@@ -88,7 +89,7 @@ def test_the_batch_is_that_of_a_real_run(name: str, files: Path, tmp_path: Path)
     run = with_data(recipes.find_recipe(name)(), files)
     settled = dataset.resolve_config(run, RunDir(str(tmp_path)))
     data = dataset.read(settled, RunDir(str(tmp_path)), files / "cache", quiet=True)
-    batches = Batches(data.rows, dataset.builder(settled, data), 0, ROWS, np.arange(ROWS), period=settled.mask_period)
+    batches = Batches(data.rows, dataset.builder(settled, data), 0, ROWS, np.arange(ROWS), settled.mask_period)
     with batches.read(0) as stream:
         real = next(stream)
 

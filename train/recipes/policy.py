@@ -1,0 +1,51 @@
+"""Recipes of learning from rewards with groups of responses, of a model that already writes."""
+
+from train.config.data_options import PromptData
+from train.config.objectives import PolicyOptions
+from train.config.policy_options import Policy
+from train.config.rollout_options import Rollout
+from train.config.run_config import Checkpoint, Log, Optim, Run
+from train.weights import pretrained_config
+from zoo import configs
+from zoo.configs import longest_row
+
+
+def grpo(init: str = "") -> Run:
+    """Learn from the rewards of responses that the model samples, relative to those of the same prompt (Shao et al. 2024).
+
+    Command: zoo train grpo --init DIR --data.paths prompts.jsonl --rollout.reward rewards:score
+    Hardware: 2 CPU cores, float32.
+    Time: not measured.
+    Expect: not measured. A small model needs a larger rate, such as --optim.lr 2e-4.
+    """
+    # The clip of Yu et al. 2025 (DAPO), section 3.1; the rest of the paper, without its KL divergence, as in TRL 1.16.
+    return _run("grpo", init, Policy(advantage="group_std", clip_high=0.28), Rollout())
+
+
+def rloo(init: str = "") -> Run:
+    """Learn from the rewards of responses, relative to the mean of the others of the same prompt (Ahmadian et al. 2024).
+
+    Command: zoo train rloo --init DIR --data.paths prompts.jsonl --rollout.reward rewards:score
+    Hardware: 2 CPU cores, float32.
+    Time: not measured.
+    Expect: not measured. A small model needs a larger rate, such as --optim.lr 2e-4.
+    """
+    # The KL coefficient is that of TRL 1.16; the paper's section 4 compares 2 and 4 responses.
+    policy = Policy(advantage="leave_one_out", ratio="product", aggregation="sequences", beta=0.05)
+    return _run("rloo", init, policy, Rollout(samples=4))
+
+
+def _run(recipe: str, init: str, policy: Policy, rollout: Rollout) -> Run:
+    model = pretrained_config.read_model_config(init) if init else configs.find_size("gpt2")[1].config
+    return Run(
+        recipe=recipe,
+        model=model,
+        options=PolicyOptions(policy=policy, rollout=rollout),
+        init=init,
+        steps=500,
+        data=PromptData(length=min(256, longest_row(model) or 256), batch=64),
+        # The rate is that of TRL 1.16.
+        optim=Optim(lr=1e-6, warmup=0.1, schedule="linear", final=0.0, b2=0.999, weight_decay=0.0),
+        checkpoint=Checkpoint(every=50),
+        log=Log(every=5, validate_every=50, validate_rows=128, samples=0),
+    )
