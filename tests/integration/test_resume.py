@@ -1,5 +1,6 @@
 """Runs that are stopped, killed, damaged or out of room, in one process or several, end as the run that nothing happened to."""
 
+import json
 import os
 import random
 import re
@@ -277,6 +278,35 @@ def test_other_devices_and_processes_go_on_with_the_next_sample(processes: tuple
     assert len(set(stops)) == 3 + len(processes) and stops[-1] < STEPS
     runs.assert_every_sample_once_per_epoch(run)
     assert_close(run, reference())
+
+
+def rollouts(run: Training) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in (run.folder / "rollouts").iterdir()}
+
+
+@pytest.mark.full
+def test_a_killed_run_samples_the_same_texts() -> None:
+    """It is killed a moment after a step, while it trains on a rollout or samples the next one."""
+    run, unharmed = Training(home(), "killed-rloo", recipe="rloo"), reference(recipe="rloo")
+    with run.start() as started:
+        started.reach(EVERY + 2)
+        started.killed()
+    before = run.latest()
+    run.finish()
+    assert run.resumed_at() == [0, before] and before is not None and before >= EVERY
+    assert_same(run, unharmed)
+    assert rollouts(run) == rollouts(unharmed) and len(rollouts(run)) == -(-STEPS // EVERY)
+
+
+@pytest.mark.slow
+def test_two_processes_sample_the_texts_of_one() -> None:
+    two = reference(recipe="rloo", **TWO)
+    assert_close(two, reference(recipe="rloo"))
+    completions = [[json.loads(line)["completion"] for line in file.splitlines()] for file in rollouts(two).values()]
+    others = [
+        [json.loads(line)["completion"] for line in file.splitlines()] for file in rollouts(reference(recipe="rloo")).values()
+    ]
+    assert sorted(completions) == sorted(others)
 
 
 @pytest.mark.slow

@@ -26,6 +26,7 @@ from train.config import run_config
 from train.engine import device_mesh, optim, state_init
 from train.run import metrics_file
 from train.run.run_dir import read_config
+from train.tokenizers.tokenizer import Tokenizer
 from zoo.models import model
 
 PATIENCE = 600.0
@@ -37,10 +38,16 @@ SMALL = (
     "--model.vocab 384 --model.layers 2 --model.width 32 --model.heads 4 --model.ffn 64 --model.dropout 0.1 --tokenizer.vocab 300"
     " --data.length 32 --data.batch 8 --optim.warmup 5 --log.every 2 --log.validate-every 10 --log.samples 0"
 )
+ROLLOUTS = (
+    "--model.vocab 257 --model.context 32 --model.layers 1 --model.width 32 --model.heads 4 --model.head 8 --model.ffn 64"
+    " --tokenizer.path bytes --data.paths prompts.jsonl --data.length 16 --data.batch 16 --optim.lr 0.01 --policy.beta 0"
+    " --rollout.tokens 6 --rollout.steps 3 --rollout.reward low_ids:share --log.every 2 --log.validate-every 10"
+)
 FLAGS = {
     "gpt-nano": [*tiny.FLAGS, "--data.paths", "text.txt", "--model.attention-dropout", "0.1"],
     "t5-nano": f"{SMALL} --data.paths text.txt --model.decoder-layers 2 --model.head 8".split(),
     "transformer-nano": f"{SMALL} --pairs.source text.txt --pairs.target turned.txt".split(),
+    "rloo": ROLLOUTS.split(),
     "xlnet-nano": f"{SMALL} --data.paths text.txt --data.valid-fraction 0.4 --model.memory 16 --model.reuse 12".split(),
 }
 QUICK = {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
@@ -58,6 +65,10 @@ def home() -> Path:
     folder.mkdir()
     (folder / "text.txt").write_text(text())
     (folder / "turned.txt").write_text("".join(" ".join(reversed(line.split())) + "\n" for line in text().splitlines()))
+    (folder / "prompts.jsonl").write_text("".join(f'{{"prompt": "{n}="}}\n' for n in range(30)))
+    (folder / "low_ids.py").write_text("def share(ids, **_):\n    return [sum(id < 64 for id in row) / 6 for row in ids]\n")
+    (folder / "bytes").mkdir()
+    Tokenizer.train([], 257).save(folder / "bytes")
     return folder
 
 
