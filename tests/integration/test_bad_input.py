@@ -33,6 +33,8 @@ COMMAND_LINES = {
     "train bert-nano --data.rows pages": "--data.rows pages: choose windows, packed, full_sentences",
     "train t5-nano --denoising.density 0.0": "--denoising.density 0.0: choose",
     "train xlnet-nano --permutation.longest 0": "--permutation.longest 0: choose",
+    "train grpo --rollout.samples 1": "--rollout.samples 1: the rewards of a prompt's responses are compared .*; choose 2",
+    "train grpo --rollout.temperature 0": "--rollout.temperature 0.0: responses are sampled; choose a number above 0",
     "train transformer-nano --data.target-length -1": "--data.target-length -1: choose",
     "train gpt-nano book.txt": "book.txt belongs to no option",
     "eval": "RUN is missing: Folder of a run.* zoo eval --help lists the options",

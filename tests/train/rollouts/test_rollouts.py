@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 
 from eval.scoring import scorers
-from tests.support import preferences, tiny
+from tests.support import preferences, published, tiny
 from tests.support.small import random_params, small
 from train import trainer
 from train.config import run_config
 from train.config.data_options import PromptData
+from train.config.lora_options import Lora
 from train.config.policy_options import Policy
 from train.config.rollout_options import Rollout
 from train.data.example_types import Prompt
@@ -23,7 +24,7 @@ from train.data.text_files import Document
 from train.engine import device_mesh
 from train.engine.state_init import init_state
 from train.engine.step import assemble
-from train.inputs import dataset, prompt_inputs
+from train.inputs import prompt_inputs
 from train.objectives import objective
 from train.rollouts.feed import FeedSource
 from train.rollouts.rewards import RewardFunction
@@ -34,6 +35,7 @@ from train.rows.mixture import Component, Mixture
 from train.run import metrics_file
 from train.run.run_dir import RunDir
 from train.tokenizers.tokenizer import Tokenizer
+from train.weights.load import load
 from zoo.batch import Batch
 from zoo.errors import BadInput
 from zoo.models import Model
@@ -61,7 +63,7 @@ def feed(net: Model = NET, devices: int = 1, folder: Path | None = None, **chang
     inputs = prompt_inputs.PromptInputs(tokenizer, mixture, rows, rows, rewards=(RewardFunction("t:low_ids", low_ids),))
     mesh = device_mesh.make_mesh(run_config.Mesh(), jax.devices()[:devices])
     local = device_mesh.local_rows(mesh, run.data.batch)
-    build = dataset.builder(run, inputs)
+    build = objective("policy").builder(run, tokenizer, inputs.counts)
     source = FeedSource(
         run=run,
         model=net,
@@ -159,7 +161,7 @@ def test_positions_that_count_padding_are_noticed(monkeypatch: pytest.MonkeyPatc
 
     def shifted(self: Sampler, rows: Any) -> Batch:
         batch = prompts(self, rows)
-        return dataclasses.replace(batch, positions=batch.positions * 0 + np.arange(self.slots, dtype=np.int32))
+        return dataclasses.replace(batch, positions=np.tile(np.arange(self.slots, dtype=np.int32), (self.rows, 1)))
 
     monkeypatch.setattr(Sampler, "_prompts", shifted)
     with pytest.raises(BadInput, match=r"rollout 0: a token's probability in training differs by .* of itself from that with"):
@@ -196,18 +198,21 @@ def test_an_encoder_decoder_takes_a_step() -> None:
 
 
 def prepared(folder: Path) -> run_config.Run:
-    """Return a run on prompts in files, with a reward function in a file, that begins with random parameters."""
+    """Return a run on prompts and with a reward function in files, that begins with the published weights in `base`."""
     (folder / "prompts.jsonl").write_text("".join(json.dumps({"prompt": f"{n}="}) + "\n" for n in range(20)))
     (folder / "low_ids.py").write_text(
         "def share(ids, **_):\n    return [sum(id < 64 for id in row) / max(len(row), 1) for row in ids]\n"
     )
-    (folder / "bytes").mkdir()
-    BYTES.save(folder / "bytes")
+    for name, factor in (("base", 1.0), ("other", 1.5)):
+        config = published.config("gpt", "causal", published.GPT2 | {"vocab_size": 257, "n_positions": 32})
+        published.write(folder / name, config, factors={"ln_f.bias": factor})
+        BYTES.save(folder / name)
     data = PromptData(paths=(str(folder / "prompts.jsonl"),), length=16, batch=32)
     return tiny.run(
         "policy",
-        model=NET.config,
-        tokenizer=run_config.Tokenizer(path=str(folder / "bytes")),
+        model=load(folder / "base").model.config,
+        init=str(folder / "base"),
+        policy=Policy(beta=0.05),
         rollout=Rollout(samples=4, tokens=TOKENS, steps=2, reward=("low_ids:share",)),
         optim=run_config.Optim(lr=3e-2, warmup=0, schedule="constant"),
         data=data,
@@ -223,7 +228,7 @@ def prepared(folder: Path) -> run_config.Run:
 def test_a_run_ends_with_the_same_bits_when_it_is_stopped(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    """A stop that is requested within a rollout waits for its end. pmap samples the same texts."""
+    """A stop that is requested within a rollout waits for its end. pmap samples the same texts, and `zoo eval` the same score."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("ZOO_CACHE", str(tmp_path / "cache"))
     run = prepared(tmp_path)
@@ -235,6 +240,12 @@ def test_a_run_ends_with_the_same_bits_when_it_is_stopped(
     train("steady")
     train("stopped", stop_at=5)
     assert [folder.name for folder in sorted((tmp_path / "stopped" / "checkpoints").glob("????????"))] == ["00000004", "00000006"]
+    (tmp_path / "base").rename(tmp_path / "away")
+    (tmp_path / "other").rename(tmp_path / "base")
+    with pytest.raises(BadInput, match="trained on other data: reference: "):
+        train("stopped")
+    (tmp_path / "base").rename(tmp_path / "other")
+    (tmp_path / "away").rename(tmp_path / "base")
     train("stopped")
     rows = [
         [
@@ -243,12 +254,17 @@ def test_a_run_ends_with_the_same_bits_when_it_is_stopped(
         ]
         for name in ("steady", "stopped")
     ]
-    assert rows[0] == rows[1]
+    assert rows[0] == rows[1] and rows[0][0]["rollout"].keys() >= {"reward", "kl", "equal_groups"}
     texts = [
         {file.name: file.read_bytes() for file in (tmp_path / name / "rollouts").iterdir()} for name in ("steady", "stopped")
     ]
     assert texts[0] == texts[1] and len(texts[0]) == 4
     assert (tmp_path / "steady" / "scores.json").read_bytes() == (tmp_path / "stopped" / "scores.json").read_bytes()
     assert "  reward 0." in capsys.readouterr().out
-    train("mapped", engine="pmap", steps=2)
-    assert (tmp_path / "mapped" / "rollouts" / "00000000.jsonl").read_bytes() == texts[0]["00000000.jsonl"]
+    score = json.loads((tmp_path / "steady" / "scores.json").read_text())
+    assert scorers.main(str(tmp_path / "steady"), step=None, batch=32, stride=0, mesh=run_config.Mesh()) == 0
+    assert f"reward         {score['reward']:.6f}" in capsys.readouterr().out
+    # Adapters begin as the model that they are added to.
+    for name, changes in (("mapped", {"engine": "pmap"}), ("adapted", {"lora": Lora(rank=2)})):
+        train(name, steps=2, **changes)
+        assert (tmp_path / name / "rollouts" / "00000000.jsonl").read_bytes() == texts[0]["00000000.jsonl"]
