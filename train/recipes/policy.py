@@ -18,8 +18,8 @@ def grpo(init: str = "") -> Run:
     Time: not measured.
     Expect: not measured. A small model needs a larger rate, such as --optim.lr 2e-4.
     """
-    # The clip of Yu et al. 2025 (DAPO), section 3.1; the rest of the paper, without its KL divergence, as in TRL 1.16.
-    return _run("grpo", init, Policy(advantage="group_std", clip_high=0.28), Rollout())
+    # Without the KL divergence of the paper, which TRL 1.16 leaves out too.
+    return _run("grpo", init, Policy(advantage="group_std", aggregation="sequences"), Rollout())
 
 
 def rloo(init: str = "") -> Run:
