@@ -157,7 +157,9 @@ def _show(console: Console, tokenizer: Tokenizer, example: Batch, row: Any, name
         _side(console, tokenizer, option, origins if apart else [], as_targets=_is_dialogue(row))
     if example.labels is not None:
         _heading(console, f"labels: {_printable(str(example.labels))}")
-    for name, value in (example.extra or {}).items():
+    # The numbers of a response are zeros before it is sampled.
+    numbers = {} if isinstance(row, response_rows.ResponseRow) else example.extra or {}
+    for name, value in numbers.items():
         _heading(console, f"{name}: {value}")
 
 
