@@ -65,7 +65,7 @@ def test_functions_are_imported_from_the_working_directory(tmp_path: Path, monke
         (): ": name the function that judges responses, MODULE:FUNCTION",
         ("judging",): " judging: write MODULE:FUNCTION or",
         ("judging:length@much",): " judging:length@much: the weight 'much' is not a finite number",
-        ("judging:lenght",): r" judging:lenght: judging \(.*judging.py\) has no function lenght; the nearest is length",
+        ("judging:lengths",): r" judging:lengths: judging \(.*judging.py\) has no function lengths; the nearest is length",
         ("absent_judging:f",): " absent_judging:f: absent_judging cannot be imported .*No module named .*run from the folder of",
         ("broken_judging:f",): " broken_judging:f: broken_judging cannot be imported .*ZeroDivisionError: division by zero",
     }
