@@ -60,6 +60,10 @@ class LoraObjective(Objective):
         """Return the batches of the objective, which depend on the parameters with the adapters added, if on any."""
         return self.objective.feed(source, first)
 
+    def complete_batch(self, model: Model, params: Callable[[], Any], batch: Batch, frozen: Any, **options: Any) -> Batch:
+        """Return the batch with the objective's numbers; see `train.objectives.base.Objective.complete_batch`."""
+        return self.objective.complete_batch(model, params, batch, frozen["objective"], **options)
+
     def weights(self, batch: Batch) -> dict[str, jax.Array]:
         """Return the divisor of each term of the objective's loss."""
         return self.objective.weights(batch)

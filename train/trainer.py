@@ -359,7 +359,9 @@ def _implementations(run: run_config.Run, model: Model, objective: Objective, ba
     dtype = DTYPES[run.precision]
 
     def loss(params: Any, batch: Batch, seeds: Any, frozen: Any, carry: Any) -> Any:
-        return objective.loss(model, cast_params(params, dtype), batch, frozen, seeds=seeds, carry=carry, smoothing=0.0, chunk=0)
+        cast = cast_params(params, dtype)
+        batch = objective.complete_batch(model, lambda: cast, batch, frozen, reduce=lambda x: x, num_micro=1, chunk=0)
+        return objective.loss(model, cast, batch, frozen, seeds=seeds, carry=carry, smoothing=0.0, chunk=0)
 
     seeds = jax.ShapeDtypeStruct((run.data.batch, 2), jnp.uint32)
     params, carry = jax.eval_shape(lambda: (model.init(jax.random.key(0)), model.init_carry(run.data.batch)))

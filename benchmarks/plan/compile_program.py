@@ -147,6 +147,8 @@ def _batch_program(run: run_config.Run, mesh: Mesh, *, train: bool) -> Any:
 
     def forward(params: Any, batch: Batch, carry: Any, frozen: Any) -> Any:
         cast = cast_params(objective.whole(params, frozen), DTYPES[run.precision])
+        options: dict[str, Any] = {"reduce": lambda x: x, "num_micro": 1, "chunk": run.loss_chunk}
+        batch = objective.complete_batch(model, lambda: cast, batch, frozen, **options)
         return objective.loss(model, cast, batch, frozen, seeds=None, carry=carry, smoothing=0.0, chunk=run.loss_chunk)
 
     with jax.set_mesh(mesh):

@@ -14,6 +14,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from train.config import run_config
 from train.engine import optim
 from train.engine.device_mesh import batch_sharding, shard_batch
+from train.engine.micro_batches import join_rows, split_rows
 from train.engine.state import State
 from train.engine.state_init import Trained, abstract_state
 from zoo.batch import Batch
@@ -21,7 +22,6 @@ from zoo.models import Model
 from zoo.ops.counter_rng import example_seeds
 from zoo.ops.xla_cpu import select_update
 from zoo.precision import DTYPES, cast_params
-from zoo.sharding import BATCH, constrain
 
 Metrics = dict[str, jax.Array]
 Step = Callable[..., tuple[State, Metrics]]
@@ -37,6 +37,20 @@ class StepObjective(Protocol):
 
     def whole(self, params: Any, frozen: Any) -> Any:
         """Return the parameters of the model, from those that the step updates."""
+        ...
+
+    def complete_batch(
+        self,
+        model: Model,
+        params: Callable[[], Any],
+        batch: Batch,
+        frozen: Any,
+        *,
+        reduce: Callable[[Any], Any],
+        num_micro: int,
+        chunk: int,
+    ) -> Batch:
+        """Return the batch with the numbers that depend on the current parameters and on all rows of the global batch."""
         ...
 
     def weights(self, batch: Batch) -> dict[str, jax.Array]:
@@ -60,15 +74,20 @@ def make_step(run: run_config.Run, model: Model, objective: StepObjective, tx: o
     rate = optim.schedule(run.optim, run.steps)
 
     def step(state: State, batch: Batch, frozen: Any = {}, *, reduce: Callable[[Any], Any] = lambda x: x):  # noqa: B006
+        def cast(params: Any) -> Any:
+            return cast_params(objective.whole(params, frozen), dtype)
+
+        # Outside of the loss, whose gradient leaves these numbers out.
+        options: dict[str, Any] = {"reduce": reduce, "num_micro": run.accumulate, "chunk": run.loss_chunk}
+        batch = objective.complete_batch(model, lambda: cast(state.params), batch, frozen, **options)
         weights = reduce(objective.weights(batch))
         assert batch.index is not None
         seeds = example_seeds(state.key, state.step, batch.index)
 
         def loss(params: Any, micro: tuple[Any, ...]) -> tuple[jax.Array, tuple[Metrics, Any]]:
             batch, seeds, carry = micro
-            cast = cast_params(objective.whole(params, frozen), dtype)
             sums, carry = objective.loss(
-                model, cast, batch, frozen, seeds=seeds, carry=carry, smoothing=run.label_smoothing, chunk=run.loss_chunk
+                model, cast(params), batch, frozen, seeds=seeds, carry=carry, smoothing=run.label_smoothing, chunk=run.loss_chunk
             )
             # Each sum is divided by its global weight here, so that micro-batches and devices sum to the full gradient.
             terms = {name: sums[name] / weights[name] for name in sums}
@@ -94,30 +113,20 @@ def make_step(run: run_config.Run, model: Model, objective: StepObjective, tx: o
 
 
 def _accumulate(gradient: Callable[..., Any], params: Any, batch: tuple[Any, ...], num_micro: int) -> Any:
-    """Sum value, terms and gradient over micro-batches.
-
-    Micro-batch i takes rows i, i + num_micro, ..., so that no row leaves its device.
-    """
+    """Sum value, terms and gradient over micro-batches."""
     if num_micro == 1:
         return gradient(params, batch)
-
-    def split(x: jax.Array) -> jax.Array:
-        micro_first = jnp.moveaxis(x.reshape(x.shape[0] // num_micro, num_micro, *x.shape[1:]), 1, 0)  # [M, B / M, ...]
-        return constrain(micro_first, None, BATCH)
-
-    def join(x: jax.Array) -> jax.Array:
-        return jnp.moveaxis(x, 0, 1).reshape(-1, *x.shape[2:])  # [B, ...]
 
     def micro_step(sums: Any, micro: Any) -> tuple[Any, Any]:
         (total, (terms, carry)), grads = gradient(params, micro)
         return jax.tree.map(jnp.add, sums, (total, terms, grads)), carry
 
-    micros = jax.tree.map(split, batch)
+    micros = split_rows(batch, num_micro)
     shapes = jax.eval_shape(gradient, params, jax.tree.map(lambda leaf: leaf[0], micros))
     (total, (terms, _)), grads = shapes
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), (total, terms, grads))
     (total, terms, grads), carries = jax.lax.scan(micro_step, zeros, micros)
-    return (total, (terms, jax.tree.map(join, carries))), grads
+    return (total, (terms, join_rows(carries))), grads
 
 
 @dataclasses.dataclass(frozen=True)

@@ -185,6 +185,31 @@ class Objective(abc.ABC):
         """
         return params
 
+    def complete_batch(
+        self,
+        model: Model,
+        params: Callable[[], Any],
+        batch: Batch,
+        frozen: Any,
+        *,
+        reduce: Callable[[Any], Any],
+        num_micro: int,
+        chunk: int,
+    ) -> Batch:
+        """Return the batch with the numbers that depend on the current parameters and on all rows; by default unchanged.
+
+        A step calls it once, before it splits the batch, and takes no gradient through the result. `weights` and `loss` read it.
+
+        Args:
+            params: returns the parameters as `loss` gets them.
+            batch: the rows of the global batch; under pmap, those of one device.
+            reduce: function that sums a pytree of arrays over devices under pmap, and does nothing elsewhere.
+            num_micro: number of micro-batches, a divisor of the rows; larger parts of the batch may not fit into memory
+                (`train.engine.micro_batches.map_rows`).
+            chunk: as in `loss`.
+        """
+        return batch
+
     def weights(self, batch: Batch) -> dict[str, jax.Array]:
         """Return the divisor of each term of the loss, float32 []: by default the sum of the batch's weights.
 
@@ -203,7 +228,8 @@ class Objective(abc.ABC):
 
         Args:
             params: what `whole` returns, in the dtype of the arithmetic.
-            batch: a batch or a micro-batch, whose arrays have the shapes of `builder` after the batch axis B.
+            batch: a batch or a micro-batch, whose arrays have the shapes of `builder` after the batch axis B, with what
+                `complete_batch` adds.
             frozen: what `frozen_inputs` returns.
             seeds: seeds of dropout, uint32 [B, 2]; None = no dropout.
             carry: state of the model from the rows before, arrays [B, ...]; {} for a model without a memory.
