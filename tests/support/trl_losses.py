@@ -68,9 +68,13 @@ def _loss(kind: str, options: dict[str, Any]) -> dict[str, Any]:
         compute = _reference_free if kind in ("simpo", "orpo") else _dpo
         loss = compute(kind, options, arguments, policy, reference, ids.long(), real.long(), answer)
     loss.backward()
-    probes = {name: make.probe(name, value.grad.numpy()) for name, value in policy.named_parameters()}
-    gradients = {name: [float(f"{number:.6g}") for number in probe] for name, probe in probes.items()}
-    return {"loss": loss.item(), "gradients": gradients}
+    return {"loss": loss.item(), "gradients": probes(policy)}
+
+
+def probes(policy: Any) -> dict[str, list[float]]:
+    """Return the `tests.golden.make.probe` of each gradient of a model of torch."""
+    of_tensors = {name: make.probe(name, value.grad.numpy()) for name, value in policy.named_parameters()}
+    return {name: [float(f"{number:.6g}") for number in probe] for name, probe in of_tensors.items()}
 
 
 def _dpo(
@@ -85,7 +89,7 @@ def _dpo(
     config = trl.DPOConfig(
         loss_type=types, loss_weights=weights, label_smoothing=options.get("smoothing", 0.0), disable_dropout=True, **arguments
     )
-    trainer = trl.DPOTrainer(policy, reference, args=config, train_dataset=_texts(), processing_class=_tokenizer())
+    trainer = trl.DPOTrainer(policy, reference, args=config, train_dataset=_texts(), processing_class=tokenizer())
     both = [torch.cat([array[:, 0], array[:, 1]]) for array in (ids, real, answer.long())]
     inputs = dict(zip(("input_ids", "attention_mask", "completion_mask"), both, strict=True))
     return trainer._compute_loss(trainer.model, inputs, return_outputs=False)
@@ -99,10 +103,10 @@ def _reference_free(
 
     if kind == "simpo":
         config = cpo.CPOConfig(loss_type="simpo", simpo_gamma=options["gamma"], cpo_alpha=0.0, disable_dropout=True, **arguments)
-        trainer: Any = cpo.CPOTrainer(policy, config, train_dataset=_texts(), processing_class=_tokenizer())
+        trainer: Any = cpo.CPOTrainer(policy, config, train_dataset=_texts(), processing_class=tokenizer())
     else:
         config = orpo.ORPOConfig(disable_dropout=True, **arguments)
-        trainer = orpo.ORPOTrainer(policy, config, train_dataset=_texts(), processing_class=_tokenizer())
+        trainer = orpo.ORPOTrainer(policy, config, train_dataset=_texts(), processing_class=tokenizer())
     labels = torch.where(answer, ids, -100)
     batch = {
         f"{side}_{name}": array[:, number]
@@ -112,7 +116,7 @@ def _reference_free(
     return trainer.get_batch_loss_metrics(policy, batch)[0]
 
 
-def _tokenizer() -> Any:
+def tokenizer() -> Any:
     import tokenizers
     import transformers
 

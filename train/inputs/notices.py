@@ -3,7 +3,7 @@
 from typing import Any
 
 from train.config import run_config
-from train.inputs import dialogue_inputs, labelled_inputs, pair_inputs, preference_inputs, prompt_inputs
+from train.inputs import completion_inputs, dialogue_inputs, labelled_inputs, pair_inputs, prompt_inputs
 from train.rows import encoder_rows
 from train.rows.row_source import RowSource
 
@@ -54,7 +54,7 @@ def padding_share(run: run_config.Run, rows: RowSource) -> float:
         return 1 - rows.text_size / (len(rows) * (rows.length + (run.data.target_length or rows.length)))
     if isinstance(rows, dialogue_inputs.Rows):
         return 1 - rows.text_size / (len(rows) * rows.length)
-    if isinstance(rows, preference_inputs.Rows):
+    if isinstance(rows, completion_inputs.CompletionRows):
         target = (run.data.target_length or rows.length) if getattr(run.model, "is_encoder_decoder", False) else 0
         return 1 - rows.text_size / (2 * len(rows) * (rows.length + target))
     if isinstance(rows, prompt_inputs.Rows):
@@ -74,7 +74,7 @@ def _shorter(run: run_config.Run, rows: RowSource) -> str:
     fix = "choose a shorter --data.length"
     if isinstance(rows, prompt_inputs.Rows):
         return fix
-    if isinstance(rows, preference_inputs.Rows):
+    if isinstance(rows, completion_inputs.CompletionRows):
         return fix + (" and --data.target-length" if getattr(run.model, "is_encoder_decoder", False) else "")
     if isinstance(rows, pair_inputs.Rows):
         fix += " and --data.target-length"

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import numpy as np
@@ -17,7 +17,6 @@ from train.engine.preference_losses import pair_losses, rewards
 from train.objectives.base import Objective
 from train.rows import preference_rows
 from train.rows.batches import Build
-from train.rows.preference_rows import PreferenceRow
 from train.tokenizers.tokenizer import Tokenizer
 from train.weights.reference import add_reference, attach
 from zoo.batch import Batch
@@ -26,45 +25,45 @@ from zoo.models import Model
 
 
 @dataclasses.dataclass(frozen=True)
-class DirectPreferences(Objective):
-    """The preferred answers of pairs, without a reward model and without sampling; see `train.config.dpo_options.Dpo`.
+class ReferenceObjective(Objective):
+    """Base class of objectives that compare the log-probabilities of two answers to a prompt with those under a reference.
 
-    The arrays of a pair are those of `train.rows.preference_rows`, [2, T], the chosen answer first. With a reference,
-    extra["reference"] has its log-probabilities of both answers, float32 [2] (`train.weights.reference`).
+    With a reference, extra["reference"] has its log-probabilities of both answers, float32 [2] (`train.weights.reference`).
     """
 
-    NAME = "dpo"
-    DATA = "preference"
+    ROWS: ClassVar[Any]
+    """Module of `train.rows` with the function `builder` of the objective's rows."""
 
-    options: Dpo
+    options: Any
+    """The field `NAME` of the options of the objective, with `reference` and `has_reference`."""
 
     @classmethod
-    def bind(cls, run: Run, mesh: Mesh) -> "DirectPreferences":
+    def bind(cls, run: Run, mesh: Mesh) -> "ReferenceObjective":
         """Return the objective of a run.
 
         Raises:
             BadInput: a reference without --init.
         """
-        options = run.options.dpo
-        fix = "the reference is the model of --init, which is not set; name one, or choose --dpo.reference none"
-        require(bool(run.init) or not options.has_reference, "dpo.reference", options.reference, fix)
+        options = getattr(run.options, cls.NAME)
+        fix = f"the reference is the model of --init, which is not set; name one, or choose --{cls.NAME}.reference none"
+        require(bool(run.init) or not options.has_reference, f"{cls.NAME}.reference", options.reference, fix)
         return cls(options)
 
     @classmethod
     def builder(cls, run: Run, tokenizer: Tokenizer, counts: Callable[[], Int64[np.ndarray, " V"]]) -> Build:
         """Return `build(rng, row, length)`, which converts a row of preferences to the fields of `Batch`; `rng` is not used.
 
-        See `train.rows.preference_rows.builder`. A row with a reference gives extra["reference"], float32 [2].
+        See the function of the same name in `ROWS`. A row with a reference gives extra["reference"], float32 [2].
 
         Raises:
             BadInput: the model has a score in place of words, or the tokenizer does not fit it.
         """
         scores = getattr(run.model, "labels", ())
-        fix = "dpo trains a model that predicts words, not a reward model; name another --init, or remove --model.labels"
+        fix = f"{cls.NAME} trains a model that predicts words, not a reward model; name another --init, or remove --model.labels"
         require(not scores, "model.labels", " ".join(scores), fix)
-        build_pair = preference_rows.builder(run.model, tokenizer, run.data.target_length)
+        build_pair = cls.ROWS.builder(run.model, tokenizer, run.data.target_length)
 
-        def build(rng: np.random.Generator, row: PreferenceRow, length: int) -> dict[str, Any]:
+        def build(rng: np.random.Generator, row: Any, length: int) -> dict[str, Any]:
             fields = build_pair(rng, row, length)
             return fields if row.reference is None else fields | {"extra": fields["extra"] | {"reference": row.reference}}
 
@@ -77,7 +76,7 @@ class DirectPreferences(Objective):
         Raises:
             BadInput: nothing to load in `run.init`, or another model than the run's.
         """
-        if not run.options.dpo.has_reference:
+        if not getattr(run.options, cls.NAME).has_reference:
             return inputs
         build = cls.builder(run, inputs.tokenizer, inputs.counts)
         return add_reference(run, mesh, inputs, build, cache, progress=progress)
@@ -85,14 +84,35 @@ class DirectPreferences(Objective):
     @classmethod
     def abstract_batch(cls, run: Run, tokenizer: Tokenizer, rows: Any) -> Batch:
         """Return the shapes and dtypes of a global batch, those of a reference among them if the loss has one."""
-        if run.options.dpo.has_reference:
+        if getattr(run.options, cls.NAME).has_reference:
             rows = attach(rows, np.zeros((len(rows), 2), np.float32))
         return super().abstract_batch(run, tokenizer, rows)
 
     @classmethod
-    def bind_abstract(cls, run: Run, mesh: Mesh) -> "DirectPreferences":
+    def bind_abstract(cls, run: Run, mesh: Mesh) -> "ReferenceObjective":
         """Return the objective as `bind` does; a reference needs no --init, since its numbers are part of the batch."""
-        return cls(run.options.dpo)
+        return cls(getattr(run.options, cls.NAME))
+
+    def reference(self, batch: Batch) -> jax.Array | None:
+        """Return the log-probabilities of both answers under the reference, float32 [B, 2]; None if there is no reference."""
+        if not self.options.has_reference:
+            return None
+        assert batch.extra is not None, "the rows of a run with a reference have its log-probabilities"
+        return batch.extra["reference"]
+
+
+@dataclasses.dataclass(frozen=True)
+class DirectPreferences(ReferenceObjective):
+    """The preferred answers of pairs, without a reward model and without sampling; see `train.config.dpo_options.Dpo`.
+
+    The arrays of a pair are those of `train.rows.preference_rows`, [2, T], the chosen answer first.
+    """
+
+    NAME = "dpo"
+    DATA = "preference"
+    ROWS = preference_rows
+
+    options: Dpo
 
     def weights(self, batch: Batch) -> dict[str, jax.Array]:
         """Return the divisors of the terms: the number of pairs, and for "sft" that of the tokens of chosen answers."""
@@ -113,13 +133,6 @@ class DirectPreferences(Objective):
         if self.options.sft:
             terms["sft"] = self.options.sft * -log_probs[:, 0].sum()
         return terms, carry
-
-    def reference(self, batch: Batch) -> jax.Array | None:
-        """Return the log-probabilities of both answers under the reference, float32 [B, 2]; None if there is no reference."""
-        if not self.options.has_reference:
-            return None
-        assert batch.extra is not None, "the rows of a run with a reference have its log-probabilities"
-        return batch.extra["reference"]
 
     def forward_flops(self, model: Model, batch: Batch) -> float:
         """Return the matrix-product FLOPs of the forward pass over both answers."""

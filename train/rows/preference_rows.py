@@ -42,6 +42,15 @@ class Side(NamedTuple):
         return len(self.ids) + (0 if self.source is None else len(self.source))
 
 
+class TwoCompletions(NamedTuple):
+    """A prompt and two completions of it, before tokenization."""
+
+    origin: str
+    """Place it was read from, for error messages."""
+    prompt: str
+    completions: tuple[str, str]
+
+
 class PreferenceRow(NamedTuple):
     """A preference as ids."""
 
@@ -83,36 +92,46 @@ def layout_of(cfg: Any) -> Layout:
 def encode_rows(
     examples: Sequence[Preference], tokenizer: Tokenizer, cfg: Any, options: Preferences, limits: Limits
 ) -> tuple[list[PreferenceRow], list[str]]:
-    """Return the rows of preferences, and a message for each that --labelled.skip-bad leaves out because it does not fit.
+    """Return the rows of preferences, and a message for each that --labelled.skip-bad leaves out; see `encode_completions`."""
+    texts = [TwoCompletions(item.origin, item.prompt, (item.chosen, item.rejected)) for item in examples]
+    encoded, messages = encode_completions(texts, tokenizer, cfg, options, limits, ("chosen", "rejected"))
+    return [PreferenceRow(sides, examples[number].margin, number) for number, sides in encoded], messages
 
-    A decoder reads the two texts as one (see `train.tokenizers.continuations`); an encoder or encoder-decoder reads each on its
-    own. With --labelled.truncate the beginning of the prompt is cut, by the same number of tokens for both completions.
+
+def encode_completions(
+    texts: Sequence[TwoCompletions], tokenizer: Tokenizer, cfg: Any, options: Preferences, limits: Limits, names: tuple[str, str]
+) -> tuple[list[tuple[int, tuple[Side, Side]]], list[str]]:
+    """Return (number, both sides) of each element of `texts` that fits, and a message for each that does not.
+
+    With --labelled.skip-bad the latter are left out. A decoder reads the two texts as one (see
+    `train.tokenizers.continuations`); an encoder or encoder-decoder reads each on its own. With --labelled.truncate the beginning
+    of the prompt is cut, by the same number of tokens for both completions.
 
     Args:
         cfg: configuration of the model, which determines the layout.
+        names: names of the two completions, for error messages.
 
     Raises:
-        BadInput: a completion has no ids, a preference is too long, or the tokenizer lacks special tokens.
+        BadInput: a completion has no ids, an element is too long, or the tokenizer lacks special tokens.
     """
     layout = layout_of(cfg)
-    encoded = _encoded([(item.prompt, text) for item in examples for text in (item.chosen, item.rejected)], tokenizer, layout)
+    encoded = _encoded([(item.prompt, text) for item in texts for text in item.completions], tokenizer, layout)
     rows, too_long, template = [], [], _Template(layout, tokenizer)
-    for number, example in enumerate(examples):
-        (prompt, chosen), (prompt_2, rejected) = next(encoded), next(encoded)
-        for name, completion in (("chosen", chosen), ("rejected", rejected)):
+    for number, item in enumerate(texts):
+        (prompt, first), (prompt_2, second) = next(encoded), next(encoded)
+        for name, completion in zip(names, (first, second), strict=True):
             if not len(completion):
-                raise BadInput(f"{example.origin}: the tokenizer returns no ids for the {name} completion; leave the pair out")
-        sizes = template.size(prompt, chosen), template.size(prompt_2, rejected)
+                raise BadInput(f"{item.origin}: the tokenizer returns no ids for the {name} completion; leave it out")
+        sizes = template.size(prompt, first), template.size(prompt_2, second)
         excess = max(max(sizes) - limits.length, 0)
         longest_cut = min(len(prompt), len(prompt_2)) - 1
-        targets = (len(chosen) + 1, len(rejected) + 1) if layout == "encoder_decoder" else (0, 0)
+        targets = (len(first) + 1, len(second) + 1) if layout == "encoder_decoder" else (0, 0)
         if max(targets) > limits.target or excess > (longest_cut if options.truncate else 0):
-            too_long.append((max(*sizes, *targets), _too_long(example.origin, sizes, targets, limits)))
+            too_long.append((max(*sizes, *targets), _too_long(item.origin, names, sizes, targets, limits)))
             continue
-        sides = template.fill(prompt[excess:], chosen), template.fill(prompt_2[excess:], rejected)
-        rows.append(PreferenceRow(sides, example.margin, number))
+        rows.append((number, (template.fill(prompt[excess:], first), template.fill(prompt_2[excess:], second))))
     if too_long and not options.skip_bad:
-        count = f" (the longest of {len(too_long):,} that are too long, of {len(examples):,})" if len(too_long) > 1 else ""
+        count = f" (the longest of {len(too_long):,} that are too long, of {len(texts):,})" if len(too_long) > 1 else ""
         raise BadInput(max(too_long)[1] + count)
     return rows, [message for _, message in too_long]
 
@@ -147,14 +166,26 @@ def builder(cfg: Any, tokenizer: Tokenizer, target_length: int = 0) -> Build:
     Raises:
         BadInput: the tokenizer or the number of token types does not fit the model.
     """
-    one_side = side_builder(cfg, tokenizer, target_length)
+    both_sides = sides_builder(cfg, tokenizer, target_length)
 
     def build(rng: np.random.Generator, row: PreferenceRow, length: int) -> dict[str, Any]:
-        sides = (one_side(side, length) for side in row.sides)
-        fields = jax.tree.map(lambda chosen, rejected: np.stack([chosen, rejected]), *sides)
-        return fields | {"extra": {"margin": np.array(row.margin, np.float32)}}
+        return both_sides(row.sides, length) | {"extra": {"margin": np.array(row.margin, np.float32)}}
 
     return build
+
+
+def sides_builder(cfg: Any, tokenizer: Tokenizer, target_length: int = 0) -> Callable[[tuple[Side, Side], int], dict[str, Any]]:
+    """Return the function (sides, length) -> their fields of `Batch`, as those of `builder` without extra.
+
+    Raises:
+        BadInput: see `builder`.
+    """
+    one_side = side_builder(cfg, tokenizer, target_length)
+
+    def both_sides(sides: tuple[Side, Side], length: int) -> dict[str, Any]:
+        return jax.tree.map(lambda *arrays: np.stack(arrays), *(one_side(side, length) for side in sides))
+
+    return both_sides
 
 
 def side_builder(cfg: Any, tokenizer: Tokenizer, target_length: int = 0) -> Callable[[Side, int], dict[str, Any]]:
@@ -190,9 +221,14 @@ def side_builder(cfg: Any, tokenizer: Tokenizer, target_length: int = 0) -> Call
 def row_bytes(rows: Iterable[PreferenceRow]) -> Iterable[bytes]:
     """Yield the bytes of all ids and margins, for a fingerprint."""
     for row in rows:
-        for side in row.sides:
-            source = b"" if side.source is None else side.source.tobytes()
-            yield f"{side.first} {len(source)} {side.ids.size} {row.margin!r} ".encode() + source + side.ids.tobytes()
+        yield from side_bytes(row.sides, row.margin)
+
+
+def side_bytes(sides: tuple[Side, Side], number: float | bool) -> Iterator[bytes]:
+    """Yield the bytes of the ids of both sides, each with the number of their row."""
+    for side in sides:
+        source = b"" if side.source is None else side.source.tobytes()
+        yield f"{side.first} {len(source)} {side.ids.size} {number!r} ".encode() + source + side.ids.tobytes()
 
 
 class _Template:
@@ -240,16 +276,17 @@ def _last(side: Side) -> Int32[np.ndarray, " 1"]:
     return np.array([len(side.ids) - 1], np.int32)
 
 
-def _too_long(origin: str, sizes: tuple[int, int], targets: tuple[int, int], limits: Limits) -> str:
-    skip = "or leave long pairs out with --labelled.skip-bad"
+def _too_long(origin: str, names: tuple[str, str], sizes: tuple[int, int], targets: tuple[int, int], limits: Limits) -> str:
+    first, second = names
+    skip = "or leave long examples out with --labelled.skip-bad"
     if max(targets) > limits.target:
-        what = f"completions of {targets[0]} (chosen) and {targets[1]} tokens (rejected), and a target has {limits.target}"
+        what = f"completions of {targets[0]} ({first}) and {targets[1]} tokens ({second}), and a target has {limits.target}"
         return f"{origin}: {what}; choose a longer --data.target-length, {skip}"
     cut = "cut the beginning of prompts with --labelled.truncate"
     if max(targets):
         what = f"a prompt of {sizes[0]} tokens, and a source has {limits.length}"
     else:
-        what = f"{sizes[0]} tokens with the chosen completion and {sizes[1]} with the rejected, and a row has {limits.length}"
+        what = f"{sizes[0]} tokens with the {first} completion and {sizes[1]} with the {second}, and a row has {limits.length}"
     return f"{origin}: {what}; choose a longer --data.length, {cut}, {skip}"
 
 

@@ -12,29 +12,25 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 import scipy.optimize
-from safetensors.numpy import load_file
 
-from tests.golden import make
-from tests.support import tiny, trl_losses
+from tests.support import preference_steps, tiny, trl_losses
 from tests.support.enumeration import PREFIXES, TEXTS, text_log_probs
 from tests.support.gradients import assert_equal_gradients
+from tests.support.preference_steps import MESH_CASES, MESHES, assert_equal_to_torch, batch_of, pairs_of
 from tests.support.small import random_params, small
 from train.config import run_config
 from train.config.data_options import PreferenceData
 from train.config.dpo_options import Dpo
-from train.engine import device_mesh, optim, state_init
+from train.engine import device_mesh
 from train.engine.log_probs import sequence_log_probs
 from train.engine.preference_losses import pair_losses, rewards
-from train.engine.step import ENGINES, make_step
 from train.objectives import dpo
 from train.objectives.dpo import DirectPreferences
 from zoo import models, published_weights
 from zoo.batch import Batch
 from zoo.errors import BadInput
-from zoo.hf import safetensors_dir
 
 MESH = device_mesh.make_mesh(run_config.Mesh(), jax.devices()[:1])
 OPTIONS: dict[str, Any] = dict(seeds=None, carry={}, smoothing=0.0, chunk=0)
@@ -58,11 +54,7 @@ def policy_and_reference() -> tuple[Any, Any, Any]:
 def decoder_batch(name: str) -> Batch:
     """Return the pairs of `tests.support.trl_losses` with the reference's log-probabilities."""
     net, _, reference = policy_and_reference()
-    ids, real, answer = trl_losses.pairs(name)
-    following = np.pad(ids[..., 1:], ((0, 0), (0, 0), (0, 1)))
-    weights = np.pad(answer[..., 1:], ((0, 0), (0, 0), (0, 1))).astype(np.float32)
-    tokens, targets, segments = (jnp.asarray(array, jnp.int32) for array in (ids, following, real))
-    batch = Batch(tokens=tokens, segments=segments, targets=targets, weights=jnp.asarray(weights))
+    batch = batch_of(*trl_losses.pairs(name))
     return dataclasses.replace(batch, extra={"reference": log_probs(net, reference, batch, chunk=0)[0]})
 
 
@@ -81,14 +73,7 @@ def check_against_trl(name: str, expected: dict[str, Any], folder: Path) -> None
         return sum(terms[term] / divisors[term] for term in terms)
 
     value, gradients = jax.value_and_grad(loss)(params)
-    assert float(value) == pytest.approx(expected["loss"], abs=1e-5)
-    published_weights.save(folder, net.config, gradients)
-    stored = load_file(folder / safetensors_dir.SINGLE)
-    total = math.hypot(*(norm for norm, _ in expected["gradients"].values()))
-    assert stored.keys() == expected["gradients"].keys()
-    for tensor, probe in expected["gradients"].items():
-        bound = math.sqrt(stored[tensor].size) * (1e-3 * probe[0] + 1e-5 * total)
-        assert make.probe(tensor, stored[tensor]) == pytest.approx(probe, abs=bound), tensor
+    assert_equal_to_torch(net.config, value, gradients, expected, folder)
 
 
 @pytest.fixture
@@ -232,24 +217,6 @@ def test_at_the_reference_margins_are_0_and_the_loss_is_log_2() -> None:
 # --- What must not change a loss ---
 
 
-def pairs_of(net: Any, pad: int = 0, rows: int = 2) -> Batch:
-    """Return pairs of a family's fields, as `train.rows.preference_rows` makes them, with `pad` more places."""
-    rng = np.random.default_rng(0)
-    ids = rng.integers(2, 300, (rows, 2, 10 + pad)).astype(np.int32)
-    ids[..., :10] = np.random.default_rng(7).integers(2, 300, (rows, 2, 10))
-    at, sizes = np.arange(10 + pad), np.array([[8, 6], [5, 9]] * (rows // 2))[..., None]
-    segments = (at < sizes).astype(np.int32)
-    fields = dict(tokens=jnp.asarray(ids), segments=jnp.asarray(segments), positions=jnp.asarray(at * segments, jnp.int32))
-    weights = ((at >= 2) & (at < sizes)).astype(np.float32)
-    source = Batch(**fields) if net.is_encoder_decoder else None
-    reference = jnp.asarray(rng.standard_normal((rows, 2)), jnp.float32)
-    targets = jnp.roll(fields["tokens"], -1, -1)
-    index = jnp.arange(rows, dtype=jnp.uint32)
-    return Batch(
-        **fields, targets=targets, weights=jnp.asarray(weights), source=source, index=index, extra={"reference": reference}
-    )
-
-
 @pytest.mark.parametrize("family", ["gpt", *(pytest.param(name, marks=pytest.mark.full) for name in ("t5", "transformer"))])
 def test_padding_changes_no_log_probability(family: str) -> None:
     net = small(family, **({"context": 96} if family == "gpt" else {}))
@@ -263,36 +230,17 @@ def test_padding_changes_no_log_probability(family: str) -> None:
     np.testing.assert_allclose(chunked[0], first[0], rtol=1e-6)
 
 
-MESHES: dict[str, dict[str, Any]] = {
-    "2 micro-batches": {"mesh": run_config.Mesh(data=1), "accumulate": 2},
-    "data=4": {"mesh": run_config.Mesh(data=4)},
-    "pmap": {"mesh": run_config.Mesh(data=8), "engine": "pmap"},
-    "fsdp=2, tensor=2": {"mesh": run_config.Mesh(data=2, fsdp=2, tensor=2)},
-}
-
-
 def first_steps(**changes: Any) -> tuple[list[float], Any]:
     """Return the losses of three steps and the first gradient; chosen answers have different lengths, and the SFT term counts."""
     net = small("gpt", layers=1)
     run = tiny.run("dpo", model=net.config, dpo=Dpo(sft=0.5), data=PreferenceData(length=10, batch=16), **changes)
-    devices = device_mesh.make_mesh(run.mesh, jax.devices()[: run.mesh.data * run.mesh.fsdp * run.mesh.tensor])
-    tx = optax.chain(optax.trace(0.0), optim.optimizer(run.optim))
-    places = jax.tree.map(lambda leaf: leaf.sharding, state_init.abstract_state(run, net, tx, devices))
-    step = make_step(run, net, DirectPreferences(run.options.dpo), tx, jnp.float32)
-    engine = ENGINES[run.engine](step, devices, places, run.data.batch)
-    state, losses, gradient = engine.shard(state_init.init_state(run, net, tx, devices)), [], None
-    batch = jax.tree.map(np.asarray, pairs_of(net, rows=16))
-    for number in range(3):
-        state, metrics = engine.step(state, engine.shard_batch(batch))
-        losses.append(float(jax.device_get(metrics["loss"].addressable_data(0)).reshape(-1)[0]))
-        gradient = jax.device_get(engine.get(state).opt_state[0].trace) if number == 0 else gradient
-    return losses, gradient
+    return preference_steps.first_steps(run, DirectPreferences(run.options.dpo), pairs_of(net, rows=16))
 
 
 alone = functools.cache(functools.partial(first_steps, mesh=run_config.Mesh(data=1)))
 
 
-@pytest.mark.parametrize("case", [*list(MESHES)[:1], *(pytest.param(name, marks=pytest.mark.full) for name in list(MESHES)[1:])])
+@pytest.mark.parametrize("case", MESH_CASES)
 def test_losses_and_gradients_do_not_depend_on_the_mesh(case: str) -> None:
     losses, gradient = first_steps(**MESHES[case])
     np.testing.assert_allclose(losses, alone()[0], rtol=1e-5)
