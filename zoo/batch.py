@@ -60,9 +60,10 @@ class Batch:
     index: UInt32[Any, "..."] | None = None
     """Index of each example in the global stream of examples, [B]; with the seed and the step it keys all random numbers."""
     extra: dict[str, Any] | None = None
-    """Further numbers of each example, float32 arrays with the batch axis first: "margin" [B] of a preference, and "reference"
-    [B, 2], the log-probabilities of its completions under a reference; of a sampled response "advantage" [B], and "old" and
-    "reference" [B, T], the log-probabilities of its tokens when it was sampled and under a reference."""
+    """Further numbers of each example, float32 arrays with the batch axis first: "margin" [B] of a preference,
+    "reference" [B, 2], the log-probabilities of its completions under a reference, "desired" [B], 1 or 0, the label of a
+    completion, and "z" [B], the reference point of Kahneman-Tversky optimization; of a sampled response "advantage" [B], and
+    "old" and "reference" [B, T], the log-probabilities of its tokens when it was sampled and under a reference."""
 
     @property
     def predicted_positions(self) -> Int[Any, "*B P"] | None:

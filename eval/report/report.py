@@ -25,6 +25,7 @@ COUNTED = {
     "predictions": "of masked tokens",
     "pairs": "of segments, classified as consecutive or not",
     "examples": "held out",
+    "desired": "of them labelled as desired",
     "words": "held out",
     "entities": "held out",
     "questions": "held out",

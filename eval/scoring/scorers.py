@@ -3,7 +3,7 @@
 Causal objectives are scored by `language_model` (bits per byte, perplexity, loss); masked, left-to-right, distilled and
 permutation ones by `masked` (perplexity and accuracy of predictions); denoising, text to text and instruction by `seq2seq`
 (perplexity); fine-tuning by `labelled`; reward models by `preferences` (accuracy and margin), preferences without one by
-`dpo`, and policies by `policy` (mean reward of greedy responses).
+`dpo` and `kto`, and policies by `policy` (mean reward of greedy responses).
 """
 
 import dataclasses
@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 
-from eval.scoring import dpo, labelled, language_model, masked_lm, policy, preferences, seq2seq
+from eval.scoring import dpo, kto, labelled, language_model, masked_lm, policy, preferences, seq2seq
 from eval.scoring.batch_loop import ScoringInputs
 from train import objectives
 from train.checkpoints.manifest import compare
@@ -37,6 +37,7 @@ SCORERS: dict[str, Callable[[ScoringInputs], Callable[[Any], Any]]] = {
     **dict.fromkeys(labelled.TASKS, labelled.of_run),
     "preference": preferences.of_run,
     "dpo": dpo.of_run,
+    "kto": kto.of_run,
     "policy": policy.of_run,
 }
 """Objective -> function that returns the scorer, (parameters) -> score; a score has `record()`."""

@@ -135,8 +135,7 @@ COMBINED = {
     "--name .hidden": "--name '.hidden': choose up to 100 letters",
     "--data.paths empty.txt": "empty.txt: holds no text",
     "--data.paths cut.jsonl": "cut.jsonl:2: invalid JSON at column 10 .*; write one object a line",
-    "--objective text_to_text": "--objective text_to_text: gpt is trained with causal, instruction, preference, dpo, policy; "
-    "choose",
+    "--objective text_to_text": "--objective text_to_text: gpt is trained with causal, instruction, preference, dpo, .*; choose",
     "--tokenizer.path runs/done/tokenizer --model.vocab 299": "--model.vocab 299: the tokenizer has 300 entries.*; choose 300 or",
     "--mesh.data 3": "--mesh data=3 .*: does not multiply to the 8 devices; valid: data=8,fsdp=1,tensor=1; data=4",
     "--name done --steps 3 --model.layers 1": "runs/done holds another run: .*steps: 2 before, 3 now.*; choose another --name",

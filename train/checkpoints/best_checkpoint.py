@@ -29,6 +29,7 @@ OBJECTIVE_METRICS: dict[str, tuple[str, ...]] = {
     "choice": ("loss", "accuracy"),
     "preference": ("loss", "accuracy", "reward_margin"),
     "dpo": ("loss", "accuracy", "reward_margin"),
+    "kto": ("loss", "reward_margin"),
     "policy": ("reward",),
 }
 """Objective -> metrics of its validation, any of which may select the checkpoint; `metrics` adds those that depend on labels."""

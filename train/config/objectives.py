@@ -7,6 +7,7 @@ from typing import Any, ClassVar, TypeVar, get_args, get_type_hints
 from train.config import objective_options as groups
 from train.config.data_options import CausalData, Data, DialogueData, EncoderData, PairData, PreferenceData, PromptData, TextData
 from train.config.dpo_options import Dpo
+from train.config.kto_options import Kto
 from train.config.policy_options import Policy
 from train.config.rollout_options import Rollout
 from zoo import plugins
@@ -158,6 +159,15 @@ class DpoOptions(TokenOptions):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class KtoOptions(TokenOptions):
+    """Options of Kahneman-Tversky optimization."""
+
+    objective, data = "kto", PreferenceData
+    kto: Kto = Kto()
+    labelled: groups.Preferences = groups.Preferences()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class PolicyOptions(TokenOptions):
     """Options of policy gradients."""
 
@@ -176,6 +186,7 @@ OPTIONS: dict[str, type[ObjectiveOptions]] = {
         *(ClassificationOptions, TaggingOptions, SpanOptions, ChoiceOptions),
         PreferenceOptions,
         DpoOptions,
+        KtoOptions,
         PolicyOptions,
     )
 }

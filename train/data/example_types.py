@@ -108,6 +108,16 @@ class Preference(Example):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class UnpairedPreference(Example):
+    """A completion of a prompt, labelled as desired or undesired."""
+
+    prompt: str
+    """The text before the completion; "" if there is none."""
+    completion: str
+    desired: bool
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Prompt(Example):
     """A text to respond to, with what reward functions need to judge a response."""
 

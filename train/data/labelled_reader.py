@@ -316,6 +316,7 @@ TASKS = {
     "text_to_text": Task({".tsv": records.tsv, ".csv": records.comma_separated, **ANY}, _pair, ("tsv", "csv", "jsonl")),
     "instruction": Task(dict(ANY), lambda record, options: parse_dialogue(record), ("jsonl",)),
     "preference": Task({**ANY}, preferences.preference, ("jsonl",)),
+    "kto": Task({**ANY}, preferences.unpaired_preference, ("jsonl",)),
     "policy": Task({**ANY}, prompts.prompt, ("jsonl",)),
     "choice": Task({".json": dataset_formats.race, ".txt": dataset_formats.race, **ANY}, _choice, ("race", "jsonl")),
 }

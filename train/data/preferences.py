@@ -1,4 +1,7 @@
-"""Preferences from the records of a file: a prompt, the completion that was chosen, and the one that was rejected."""
+"""Preferences from the records of a file.
+
+Paired: a prompt, the completion that was chosen, and the one that was rejected. Unpaired: a prompt, a completion, and a label.
+"""
 
 import json
 import math
@@ -7,7 +10,7 @@ from typing import Any
 
 from train.config.objective_options import Reading
 from train.data.dataset_formats import get
-from train.data.example_types import Preference
+from train.data.example_types import Preference, UnpairedPreference
 from train.data.records import Record
 from train.data.text_files import check_string, json_type
 from zoo.errors import BadInput
@@ -39,11 +42,28 @@ def preference(record: Record, options: Reading) -> Preference:
             raise BadInput(f"{where}: chosen and rejected have different prompts: {' and '.join(first)}; {NO_PROMPT}")
         chosen, rejected = chosen[len(prompt) :], rejected[len(prompt) :]
     for name, text in (("chosen", chosen), ("rejected", rejected)):
-        if not text.strip():
-            raise BadInput(f"{where}: the {name} completion is empty; write one, or leave the pair out")
+        _check_filled(text, f"{where}: the {name} completion is empty; write one, or leave the pair out")
     # Pairs of one prompt are held out together.
     margin = _margin(values, where)
     return Preference(origin=where, document=prompt, prompt=prompt, chosen=chosen, rejected=rejected, margin=margin)
+
+
+def unpaired_preference(record: Record, options: Reading) -> UnpairedPreference:
+    """Return the example of a record with "prompt", "completion" and "label", true if the completion is desired.
+
+    Raises:
+        BadInput: a field is missing or of another type, or the completion is empty.
+    """
+    del options
+    where, values = record.where, record.values
+    prompt, completion = (_text(values, name, where) for name in ("prompt", "completion"))
+    _check_filled(completion, f"{where}: the completion is empty; write one, or leave the example out")
+    if "label" not in values:
+        raise BadInput(f'{where}: no "label"; write true if the completion is desired, false if it is not')
+    if not isinstance(label := values["label"], bool):
+        raise BadInput(f"{where}: the label is {json_type(label)}; write true (desired) or false (undesired)")
+    # Examples of one prompt are held out together.
+    return UnpairedPreference(origin=where, document=prompt, prompt=prompt, completion=completion, desired=label)
 
 
 NO_PROMPT = 'add "prompt", which is "" if there is none, or leave the pair out'
@@ -53,6 +73,11 @@ def _text(values: dict[str, Any], name: str, where: str) -> str:
     if isinstance(values.get(name), list):
         raise BadInput(f"{where}: {json.dumps(name)} is a list of messages; write the text of the conversation as a string")
     return check_string(get(values, name, str, where), f"{where}: {json.dumps(name)}")
+
+
+def _check_filled(text: str, message: str) -> None:
+    if not text.strip():
+        raise BadInput(message)
 
 
 def _margin(values: dict[str, Any], where: str) -> float:

@@ -50,6 +50,15 @@ def split_pairs(batch: Batch) -> Batch:
     return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), rows)  # [B, C, ...] -> [B * C, ...]
 
 
+def one_side(batch: Batch, side: int) -> Batch:
+    """Return one of the two answers of each pair, with an axis C = 1.
+
+    `labels`, `index` and `extra` are left out.
+    """
+    pairs = dataclasses.replace(batch, labels=None, index=None, extra=None)
+    return jax.tree.map(lambda leaf: leaf[:, side : side + 1], pairs)  # [B, C, ...] -> [B, 1, ...]
+
+
 def counted_pairs(batch: Batch) -> Float[Array, " B"]:
     """Return 1 for each pair that counts, and 0 for those that only fill up a batch: these have no token with a weight."""
     assert batch.weights is not None

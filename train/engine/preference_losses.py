@@ -1,10 +1,11 @@
-"""Losses of preferences as functions of the log-probabilities of two answers; the chosen one is first."""
+"""Losses of preferences as functions of the log-probabilities of answers; of two answers, the chosen one is first."""
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from train.config.dpo_options import Dpo
+from train.config.kto_options import Kto
 
 
 def rewards(
@@ -53,3 +54,21 @@ def pair_losses(rewards: Float[Array, "B 2"], options: Dpo) -> Float[Array, " B"
         case "sigmoid" | "length_normalised":
             correct = jax.nn.softplus(-margins)
             return (1 - smoothing) * correct + smoothing * jax.nn.softplus(margins) if smoothing else correct
+
+
+def unpaired_losses(
+    ratios: Float[Array, " B"], z: Float[Array, " B"], desired: Float[Array, " B"], options: Kto
+) -> Float[Array, " B"]:
+    """Return the loss of each labelled answer (Ethayarajh et al. 2024, equation 8).
+
+    weight_D (1 - sigmoid(beta (ratio - z))) for a desired answer, weight_U (1 - sigmoid(beta (z - ratio))) for an undesired one.
+
+    Args:
+        ratios: log-ratios of the answers to the reference, in nats, summed over their tokens.
+        z: reference point, in nats.
+        desired: 1 for desired answers, 0 for undesired ones.
+    """
+    is_desired, gains = desired > 0.5, options.beta * (ratios - z)
+    # 1 - sigmoid(x) is sigmoid(-x), without the cancellation.
+    losses = jax.nn.sigmoid(jnp.where(is_desired, -gains, gains))
+    return jnp.where(is_desired, options.desired_weight, options.undesired_weight) * losses

@@ -1,6 +1,7 @@
 """Inputs of a run of any kind, from files to the rows for training and scoring.
 
-The kinds are text, labelled examples, pairs of texts, instructions with responses, preferences, and prompts.
+The kinds are text, labelled examples, pairs of texts, instructions with responses, preferences, labelled completions, and
+prompts.
 """
 
 from collections.abc import Callable
@@ -10,7 +11,15 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from train.config import run_config
-from train.inputs import dialogue_inputs, labelled_inputs, pair_inputs, preference_inputs, prompt_inputs, text_inputs
+from train.inputs import (
+    dialogue_inputs,
+    labelled_inputs,
+    pair_inputs,
+    preference_inputs,
+    prompt_inputs,
+    text_inputs,
+    unpaired_inputs,
+)
 from train.objectives import objective, supported_objectives
 from train.rows.mixture import Mixture
 from train.rows.row_source import RowSource
@@ -55,6 +64,7 @@ READERS: dict[str, Any] = {
     "pairs": pair_inputs,
     "dialogue": dialogue_inputs,
     "preference": preference_inputs,
+    "unpaired": unpaired_inputs,
     "prompts": prompt_inputs,
 }
 """`Objective.DATA` -> the module that reads this kind of data."""

@@ -14,7 +14,16 @@ from rich.text import Text
 from train.config import run_config
 from train.data.text_files import Document
 from train.inputs import dataset
-from train.rows import contiguous_rows, dialogue_rows, example_rows, lm_rows, preference_rows, response_rows, seq2seq_rows
+from train.rows import (
+    contiguous_rows,
+    dialogue_rows,
+    example_rows,
+    lm_rows,
+    preference_rows,
+    response_rows,
+    seq2seq_rows,
+    unpaired_rows,
+)
 from train.rows.batches import Batches
 from train.rows.mixture import Mixture
 from train.run.run_dir import RunDir
@@ -27,7 +36,8 @@ LEGEND = """\
 │ parts tokens, ↵ ends a line of the text, � is a part of a character, «these»
 are not counted in the loss, token→target is shown where targets are not simply
 the next tokens. At the left is the position of the first token of the line."""
-SIDES = ("chosen", "rejected")
+SIDES = {preference_rows.PreferenceRow: ("chosen", "rejected"), unpaired_rows.UnpairedRow: unpaired_rows.NAMES}
+"""Class of a row -> the names of its two completions."""
 GUTTER = 7
 """Width in columns of the margin before the tokens."""
 
@@ -128,7 +138,7 @@ def _ranges(row: Any) -> list[_Range]:
         return [_Range(piece.document, piece.start, len(piece.ids)) for piece in row.pieces]
     if isinstance(row[0], dialogue_rows.PackedDialogue):
         return [_Range(packed.example, 0, len(packed.text.ids)) for packed in row]
-    if isinstance(row, preference_rows.PreferenceRow):
+    if isinstance(row, tuple(SIDES)):
         return [_Range(row.example, 0, max(side.size for side in row.sides))]
     if isinstance(row, response_rows.ResponseRow):
         return [_Range(row.example, 0, len(row.prompt))]
@@ -149,7 +159,7 @@ def _show(console: Console, tokenizer: Tokenizer, example: Batch, row: Any, name
             _heading(console, origin)
     for number, option in enumerate(_options(example), 1):
         if option is not example:
-            _heading(console, SIDES[number - 1] if isinstance(row, preference_rows.PreferenceRow) else f"option {number}")
+            _heading(console, SIDES[type(row)][number - 1] if type(row) in SIDES else f"option {number}")
         if option.source is not None:
             _heading(console, "encoder side")
             _side(console, tokenizer, option.source, [])

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from train import recipes
 from train.config import run_config
-from train.data.example_types import Answer, Choice, Example, Pair, Preference, Prompt, Question, Tagged, Text
+from train.data.example_types import Answer, Choice, Example, Pair, Preference, Prompt, Question, Tagged, Text, UnpairedPreference
 from train.data.text_files import Document
-from train.inputs import dialogue_inputs, labelled_inputs, pair_inputs, preference_inputs, prompt_inputs
+from train.inputs import dialogue_inputs, labelled_inputs, pair_inputs, preference_inputs, prompt_inputs, unpaired_inputs
 from train.objectives import objective
 from train.rows.row_source import RowSource
 from train.rows.token_cache import prepare
@@ -103,6 +103,12 @@ def _preferences(run: run_config.Run, tokenizer: Tokenizer, folder: Path) -> Row
     return preference_inputs.rows_of([example], run, tokenizer)
 
 
+def _unpaired(run: run_config.Run, tokenizer: Tokenizer, folder: Path) -> RowSource:
+    texts = ((WORDS[0], WORDS[1], True), (WORDS[2], WORDS[3], False))
+    examples = [UnpairedPreference(origin="nonsense", prompt=a, completion=b, desired=label) for a, b, label in texts]
+    return unpaired_inputs.rows_of(examples, run, tokenizer)
+
+
 def _prompts(run: run_config.Run, tokenizer: Tokenizer, folder: Path) -> RowSource:
     return prompt_inputs.rows_of([Prompt(origin="nonsense", prompt=WORDS[0], columns={})], run, tokenizer)
 
@@ -113,6 +119,7 @@ _ROWS = {
     "pairs": _pairs,
     "dialogue": _dialogues,
     "preference": _preferences,
+    "unpaired": _unpaired,
     "prompts": _prompts,
 }
 """`Objective.DATA` -> function that makes synthetic rows."""

@@ -26,7 +26,7 @@ from train.tokenizers.tokenizer import Tokenizer
 from zoo.batch import Batch
 from zoo.models import Model
 
-Kind = Literal["text", "labelled", "pairs", "dialogue", "preference", "prompts"]
+Kind = Literal["text", "labelled", "pairs", "dialogue", "preference", "unpaired", "prompts"]
 
 
 class Objective(abc.ABC):
@@ -42,7 +42,8 @@ class Objective(abc.ABC):
     """Name of the objective: its file, the value of `Run.objective`, and the main term of its loss."""
     DATA: ClassVar[Kind] = "text"
     """Kind of the data: documents, labelled examples, pairs of a source and a target text, instructions with responses,
-    preferences between two completions of a prompt, or prompts alone (see `train.inputs.dataset`)."""
+    preferences between two completions of a prompt, labels of single completions, or prompts alone (see
+    `train.inputs.dataset`)."""
 
     # --- On the host ---
 

@@ -78,7 +78,7 @@ METRICS: dict[str, Metric] = {
     "rougeL": Metric(label="ROUGE-L", note="F1 of the longest common subsequence of words", better="higher"),
     "mean_squared_error": Metric(label="squared error", note="mean square of the difference to the true value", better="lower"),
     "reward_margin": Metric(
-        label="reward margin", note="mean reward of the chosen answers minus that of the rejected ones", better="higher"
+        label="reward margin", note="mean reward of the chosen or desired answers minus that of the others", better="higher"
     ),
     "chosen_reward": Metric(label="chosen reward", note="mean reward that the model implies for the chosen answers", better=None),
     "rejected_reward": Metric(
@@ -91,6 +91,17 @@ METRICS: dict[str, Metric] = {
     ),
     "chosen_length": Metric(label="chosen length", note="mean tokens of a chosen answer", better=None, format=".1f"),
     "rejected_length": Metric(label="rejected length", note="mean tokens of a rejected answer", better=None, format=".1f"),
+    "desired_reward": Metric(label="desired reward", note="mean reward that the model implies for desired answers", better=None),
+    "undesired_reward": Metric(
+        label="undesired reward", note="mean reward that the model implies for undesired answers", better=None
+    ),
+    "reference_point": Metric(
+        label="reference point",
+        note="mean log-ratio of mismatched answers to the reference, in nats, at least 0: an estimate of the KL divergence",
+        better=None,
+    ),
+    "desired_length": Metric(label="desired length", note="mean tokens of a desired answer", better=None, format=".1f"),
+    "undesired_length": Metric(label="undesired length", note="mean tokens of an undesired answer", better=None, format=".1f"),
     "reward": Metric(label="reward", note="mean reward of the model's responses", better="higher"),
     "reward_deviation": Metric(label="deviation of rewards", note="standard deviation over responses", better=None),
     "kl": Metric(
@@ -114,7 +125,7 @@ METRICS: dict[str, Metric] = {
 ONE_CLASS = 0.98
 """Share of one class among the predictions from which a model counts as predicting only that class."""
 
-COUNTS = ("tokens", "bytes", "predictions", "examples", "pairs", "words", "entities", "questions")
+COUNTS = ("tokens", "bytes", "predictions", "examples", "desired", "pairs", "words", "entities", "questions")
 """Counts of what metrics were measured on; they agree between scores on the same data."""
 
 

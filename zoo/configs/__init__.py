@@ -34,6 +34,7 @@ Objective = Literal[
     "instruction",
     "preference",
     "dpo",
+    "kto",
     "policy",
 ]
 Implementation = Literal["auto", "reference", "xla", "blocked", "cudnn", "tokamax", "splash"]

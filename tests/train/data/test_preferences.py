@@ -79,6 +79,35 @@ def test_texts_without_a_prompt_need_a_common_beginning(tmp_path: Path, content:
         read(put(tmp_path / "a.tsv", "a\tb"))
 
 
+LABELLED = [{"prompt": "Who?", "completion": " Anna", "label": True}, {"prompt": "", "completion": "No.", "label": False}]
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.parquet", "folder"])
+def test_labelled_completions_are_read_from_every_format(tmp_path: Path, name: str):
+    examples, _ = labelled_reader.read_examples("kto", (str(put(tmp_path / name, LABELLED)),), Data(), Preferences())
+    assert [(item.prompt, item.completion, item.desired) for item in examples] == [tuple(row.values()) for row in LABELLED]
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"label": 1}, "the label is a number; write true (desired) or false (undesired)"),
+        ({"label": "true"}, "the label is a string; write true"),
+        ({"completion": " "}, "the completion is empty; write one, or leave the example out"),
+        ({"prompt": [{"role": "user", "content": "a"}]}, '"prompt" is a list of messages; write the text'),
+    ],
+)
+def test_a_fault_of_a_labelled_completion_is_one_line(tmp_path: Path, row: Any, message: str):
+    file = put(tmp_path / "a.jsonl", [LABELLED[1], LABELLED[0] | row])
+    for content, text in (
+        (file, message),
+        (put(tmp_path / "b.jsonl", [LABELLED[0], {"prompt": "", "completion": "a"}]), 'no "lab'),
+    ):
+        with pytest.raises(BadInput) as refusal:
+            labelled_reader.read_examples("kto", (str(content),), Data(), Preferences())
+        assert str(refusal.value).startswith(f"{content}:2: {text}") and "\n" not in str(refusal.value)
+
+
 def test_pairs_of_one_prompt_are_held_out_together(tmp_path: Path):
     rows = [{"prompt": f"{n // 3}", "chosen": f"{n}", "rejected": "x"} for n in range(12)]
     data = Data(paths=(str(put(tmp_path / "a.jsonl", rows)),), valid_fraction=0.3)

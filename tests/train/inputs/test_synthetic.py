@@ -16,6 +16,7 @@ from tests.support.processes import ROOT
 from train import recipes
 from train.config import run_config
 from train.config.dpo_options import Dpo
+from train.config.kto_options import Kto
 from train.config.objective_options import Distillation
 from train.inputs import dataset, synthetic_batch
 from train.rows.batches import Batches
@@ -46,6 +47,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     labelled_files.put(folder / "instruction.jsonl", [{"prompt": f"{n} and", "completion": f" {n + 1}"} for n in range(40)])
     pairs = [{"prompt": f"A sea of {n}.", "chosen": " Calm.", "rejected": " No."} for n in range(20)]
     labelled_files.put(folder / "preference.jsonl", pairs)
+    answers = [{"prompt": f"A sea of {n}.", "completion": f" {n}.", "label": n % 2 == 0} for n in range(20)]
+    labelled_files.put(folder / "kto.jsonl", answers)
     labelled_files.put(folder / "policy.jsonl", [{"prompt": f"{n}+1="} for n in range(20)])
     for kind in ("wordpiece", "gpt"):
         (folder / kind).mkdir()
@@ -60,11 +63,11 @@ def with_data(run: run_config.Run, files: Path) -> run_config.Run:
     run = tiny.with_options(run, distillation=Distillation()) if run.teacher else run
     other = "labelled" if run.recipe.startswith("fine") else "text"
     kinds = {"denoising": "text", "text_to_text": "pairs", "instruction": "instruction"}
-    kinds |= {"preference": "preference", "dpo": "preference", "policy": "policy"}
+    kinds |= {"preference": "preference", "dpo": "preference", "kto": "kto", "policy": "policy"}
     kind = kinds.get(run.objective, other)
-    if run.objective == "dpo":
+    if run.objective in ("dpo", "kto"):
         # tests/train/weights/test_reference.py compares the field of a reference.
-        run = tiny.with_options(run, dpo=Dpo(reference="none"))
+        run = tiny.with_options(run, **{run.objective: (Dpo if run.objective == "dpo" else Kto)(reference="none")})
     if kind == "pairs":
         pairs = dataclasses.replace(run.options.pairs, source=(str(files / "source.txt"),), target=(str(files / "target.txt"),))
         run = tiny.with_options(run, pairs=pairs)
@@ -73,7 +76,7 @@ def with_data(run: run_config.Run, files: Path) -> run_config.Run:
         named = "book.jsonl" if kind == "text" else next(files.glob(f"{file_kind}.*")).name
         run = dataclasses.replace(run, data=dataclasses.replace(data, paths=(str(files / named),)))
     wanted = {"vocab": 500}
-    if kind in ("labelled", "preference", "policy"):
+    if kind in ("labelled", "preference", "kto", "policy"):
         wanted = {"path": str(files / ("wordpiece" if kind == "labelled" else "gpt"))}
     return dataclasses.replace(run, tokenizer=dataclasses.replace(run.tokenizer, **wanted))
 

@@ -2,12 +2,14 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 
-from eval.scoring import dpo, language_model, masked_lm, policy, seq2seq
+from eval.scoring import dpo, kto, language_model, masked_lm, policy, seq2seq
 from tests.support import tiny
 from tests.support.small import small
 from train.checkpoints.best_checkpoint import OBJECTIVE_METRICS, metrics
+from train.config.kto_options import Kto
 from train.objectives import objectives
 from train.run.metric_definitions import METRICS, notices
 
@@ -47,6 +49,7 @@ SCORES: list[tuple[str, str, str, Any]] = [
     ("instruction", "gpt", "", seq2seq.Score(**TEXT)),
     ("policy", "gpt", "", policy.Score(rewards=1.0, tokens=1, unended=0, prompts=1)),
     ("dpo", "gpt", "", dpo.Score(**dict.fromkeys(dpo.SUMS, 1.0), sft=0.0)),
+    ("kto", "gpt", "", kto.summary(np.array([[1, 1], [0, 1], [0, 1], [0, 1], [2, 2]], np.float64), Kto())),
 ]
 
 

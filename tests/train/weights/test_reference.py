@@ -169,23 +169,29 @@ def test_a_reward_model_is_refused_and_preferences_have_no_samples(tmp_path: Pat
 
 
 @pytest.mark.full
-def test_a_resumed_run_has_the_same_reference_and_refuses_another(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["dpo", "kto"])
+def test_a_resumed_run_has_the_same_reference_and_refuses_another(
+    name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """A run that stops at step 4, and whose cache is lost, ends with the score of one that does not."""
     monkeypatch.setenv("ZOO_CACHE", str(tmp_path / "cache"))
-    lines = [{"prompt": f"a {n}", "chosen": f" {'c' * (n % 7 + 1)}", "rejected": f" {n}"} for n in range(40)]
+    both = [(f" {'c' * (n % 7 + 1)}", f" {n}") for n in range(40)]
+    lines: list[Any] = [{"prompt": f"a {n}", "chosen": first, "rejected": second} for n, (first, second) in enumerate(both)]
+    if name == "kto":
+        lines = [{"prompt": f"a {n}", "completion": both[n][n % 2], "label": n % 2 == 0} for n in range(40)]
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    for name, factor in (("base", 1.0), ("other", 1.5)):
+    for folder, factor in (("base", 1.0), ("other", 1.5)):
         config = published.config("gpt", "causal", published.GPT2 | {"vocab_size": 257, "n_positions": 32})
-        published.write(tmp_path / name, config, factors={"ln_f.bias": factor})
-        BYTES.save(tmp_path / name)
+        published.write(tmp_path / folder, config, factors={"ln_f.bias": factor})
+        BYTES.save(tmp_path / folder)
     data = PreferenceData(paths=(str(tmp_path / "pairs.jsonl"),), length=32, batch=8)
     init = str(tmp_path / "base")
     model = load(init, MESH).model.config
     common: dict[str, Any] = dict(model=model, init=init, out=str(tmp_path), data=data, precision="float32")
 
-    def train(name: str, stop_at: int = 8) -> None:
+    def train(folder: str, stop_at: int = 8) -> None:
         monkeypatch.setattr(trainer.StopSignals, "agreed", lambda self, step: step == stop_at)
-        run = tiny.run("dpo", name=name, steps=8, checkpoint=run_config.Checkpoint(every=4), **common)
+        run = tiny.run(name, name=folder, steps=8, checkpoint=run_config.Checkpoint(every=4), **common)
         trainer.run(run, evaluate=scorers.scorer, on_end=lambda folder: None)
 
     train("steady")

@@ -1,0 +1,112 @@
+"""Rows of labelled completions: the mismatched completion of each, both sides as they are read, and samples of both labels."""
+
+import io
+import itertools
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from rich.console import Console
+
+from tests.support import tiny
+from tests.support.small import small
+from tests.support.unigram_text import spelled
+from train.config import run_config
+from train.config.data_options import PreferenceData
+from train.config.objective_options import Preferences
+from train.data.example_types import UnpairedPreference
+from train.data.text_files import Document
+from train.engine import device_mesh
+from train.inputs import completion_inputs, inspect_rows, unpaired_inputs
+from train.objectives.kto import OBJECTIVE
+from train.rows.preference_rows import Limits
+from train.rows.unpaired_rows import builder, encode_rows, mismatches
+from train.run.run_dir import RunDir
+from train.tokenizers.tokenizer import Tokenizer
+from zoo.batch import Batch
+from zoo.errors import BadInput
+
+BYTES, END = Tokenizer.train([], 257), "<|endoftext|>"
+
+
+def of(*texts: tuple[str, str], desired: Any = ()) -> list[UnpairedPreference]:
+    labels = zip(texts, desired or itertools.cycle([True, False]), strict=False)
+    return [UnpairedPreference(origin=f"a:{n}", prompt=p, completion=c, desired=d) for n, ((p, c), d) in enumerate(labels)]
+
+
+def test_a_mismatched_completion_is_that_of_the_next_example_that_differs_in_both_texts():
+    """Against a plain search, in all orders of a few texts, many of them equal, and in runs of equal ones."""
+    orders = list(itertools.product("ab", "xy", "ab", "xyz", "a", "xy", "abc", "z"))[::7]
+    for texts in [*orders, "a" * 9 + "bx", "ax" * 5 + "by" * 9]:
+        examples = of(*zip(texts[::2], texts[1::2], strict=False))
+
+        def fits(one: int, other: int, examples: Any = examples) -> bool:
+            return examples[one].prompt != examples[other].prompt and examples[one].completion != examples[other].completion
+
+        size = len(examples)
+        following = [[other % size for other in range(n + 1, n + size) if fits(n, other % size)] for n in range(size)]
+        if all(following):
+            assert mismatches(examples) == [others[0] for others in following]
+        else:
+            with pytest.raises(BadInput, match=rf"^a:\d+: none of the {size} examples .* has another prompt and another compl"):
+                mismatches(examples)
+    with pytest.raises(BadInput, match="a:0: none of the 1 examples"):
+        mismatches(of(("a", "b")))
+
+
+@pytest.mark.parametrize("family", ["gpt", "t5"])
+def test_a_row_is_the_prompt_with_both_completions(family: str):
+    tokenizer = BYTES if family == "gpt" else spelled(["the", "whale"])
+    cfg, end = small(family).config, END if family == "gpt" else "</s>"
+    rows, _ = encode_rows(of(("the ", "whale"), ("the ", "the"), ("a", " big")), tokenizer, cfg, Preferences(), Limits(40, 20))
+    built = [builder(cfg, tokenizer, 20)(np.random.default_rng(0), row, 40) for row in rows]
+    texts = [
+        [tokenizer.decode(ids[weights > 0]).strip() for ids, weights in zip(row["targets"], row["weights"], strict=True)]
+        for row in built
+    ]
+    assert texts == [[f"whale{end}", f"big{end}"], [f"the{end}", f"big{end}"], [f"big{end}", f"whale{end}"]]
+    assert [float(row["extra"]["desired"]) for row in built] == [1, 0, 1] and built[0]["extra"]["desired"].dtype == np.float32
+    inputs = [row["tokens"] if family == "gpt" else vars(row["source"])["tokens"] for row in built]
+    assert all(tokenizer.decode(side).startswith("the") for side in inputs[0])
+
+
+def test_what_is_too_long_names_both_completions():
+    examples, cfg = of(("a", " b"), ("c", " long answer")), small("gpt").config
+    rows, messages = encode_rows(examples, BYTES, cfg, Preferences(skip_bad=True), Limits(9))
+    assert not rows and "a:0: 4 tokens with the labelled completion and 14 with the mismatched, and a row has 9; " in messages[0]
+
+
+def rows_of(examples: list[UnpairedPreference]) -> unpaired_inputs.Rows:
+    run = tiny.run("kto", model=small("gpt").config, data=PreferenceData(length=32, batch=4))
+    return unpaired_inputs.rows_of(examples, run, BYTES)
+
+
+def test_samples_have_both_labels_and_halves_of_one_label_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Any):
+    rows = rows_of(of(*((f"p{n}", f" c{n}") for n in range(40)), desired=[n == 7 for n in range(40)]))
+    for count in (2, 8, 40, 99):
+        labels = [row.desired for row in rows.subsample(count).rows]
+        assert sum(labels) == 1 and len(labels) == min(count, 40)
+    halves = [of(*((f"p{n}", f" c{n}") for n in range(4)), desired=labels) for labels in ([True, False] * 2, [False] * 4)]
+    monkeypatch.setattr(completion_inputs.labelled_reader, "split", lambda *options: halves)
+    monkeypatch.setattr(completion_inputs, "existing_tokenizer", lambda run, folder: BYTES)
+    run = tiny.run("kto", model=small("gpt").config, data=PreferenceData(length=32, batch=4, paths=("a.jsonl",)))
+    with pytest.raises(BadInput, match=r"--data.paths a.jsonl: all 4 held-out completions are undesired, and kto needs both"):
+        unpaired_inputs.read(run, RunDir(str(tmp_path)), tmp_path)
+    halves[1] = halves[0]
+    data = unpaired_inputs.read(run, RunDir(str(tmp_path)), tmp_path)
+    assert data.facts(run)["labels"] == "2 desired, 2 undesired; ratio with their weights 1"
+    assert data.fingerprints()["held_out"] == data.held_out.content_digest and data.counts().sum() == data.training.text_size
+    assert isinstance(data.rows.components[0].documents[0], Document)  # pyright: ignore[reportIndexIssue]
+    with pytest.raises(BadInput, match=r"--kto.reference init: the reference is the model of --init, which is not set"):
+        OBJECTIVE.bind(run, device_mesh.make_mesh(run_config.Mesh(), jax.devices()[:1]))
+
+
+def test_both_sides_are_shown():
+    rows = rows_of(of(("a", " b"), ("c", " d")))
+    fields = builder(small("gpt").config, BYTES)(np.random.default_rng(0), rows.row(0), 8)
+    stream = io.StringIO()
+    console = Console(file=stream, width=80, highlight=False, markup=False, emoji=False)
+    inspect_rows._show(console, BYTES, Batch(**fields), rows.row(0), {0: "a:0"})
+    shown = [stream.getvalue().find(part) for part in ("labelled", "a:0", "│b│", "mismatched", "│d│", "desired: 1.0")]
+    assert -1 not in shown and shown == sorted(shown)

@@ -1,0 +1,90 @@
+"""Labelled completions, from files to the rows for training and scoring."""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Int64
+
+from train.config import run_config
+from train.data.example_types import UnpairedPreference
+from train.inputs import completion_inputs
+from train.inputs.completion_inputs import CompletionInputs, CompletionRows, resolve_config
+from train.rows import unpaired_rows
+from train.rows.row_source import digest_of, evenly_spaced
+from train.rows.unpaired_rows import UnpairedRow
+from train.run.run_dir import RunDir
+from train.tokenizers.tokenizer import Tokenizer
+from zoo.errors import BadInput
+
+__all__ = ["Rows", "UnpairedPreferences", "read", "resolve_config", "rows_of"]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Rows(CompletionRows):
+    """Rows of one labelled completion each. They are in memory."""
+
+    FORMAT = unpaired_rows
+
+    examples: Sequence[UnpairedPreference]
+    rows: tuple[UnpairedRow, ...]
+
+    @functools.cached_property
+    def content_digest(self) -> str:
+        """SHA-256 of the texts and labels, independent of their files and of the tokenizer."""
+        return digest_of(repr([(item.prompt, item.completion, item.desired) for item in self.examples]), ())
+
+    def sampled_rows(self, count: int) -> Int64[np.ndarray, " n"]:
+        """Return the numbers of the rows that `subsample` selects: of both labels, in about their shares, evenly spaced.
+
+        There is at least one of each label, so that a validation measures both.
+        """
+        labels = np.array([row.desired for row in self.rows])
+        desired, undesired = np.flatnonzero(labels), np.flatnonzero(~labels)
+        share = max(1, min(round(count * len(desired) / len(labels)), count - 1))
+        parts = [
+            part[evenly_spaced(len(part), size)]
+            for part, size in ((desired, share), (undesired, max(count - share, 1)))
+            if len(part)
+        ]
+        return np.sort(np.concatenate(parts)).astype(np.int64)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class UnpairedPreferences(CompletionInputs[Rows]):
+    """Tokenized labelled completions; see `train.inputs.dataset.Inputs`."""
+
+    NOUN = "labelled completions"
+
+    def facts(self, run: run_config.Run) -> dict[str, str]:
+        """Return a summary of the data, with the numbers of both labels and their ratio in the loss."""
+        desired, options = sum(row.desired for row in self.training.rows), run.options.kto
+        undesired = len(self.training) - desired
+        ratio = options.desired_weight * desired / (options.undesired_weight * undesired)
+        labels = f"{desired:,} desired, {undesired:,} undesired; ratio with their weights {ratio:.3g}"
+        return {**super().facts(run), "labels": labels}
+
+
+def read(run: run_config.Run, folder: RunDir, cache: Path, *, quiet: bool = False) -> UnpairedPreferences:
+    """Read and tokenize labelled completions; see `train.inputs.completion_inputs.read`.
+
+    Raises:
+        BadInput: as `train.inputs.completion_inputs.read`, or all training or all held-out completions have the same label.
+    """
+    inputs = completion_inputs.read(run, folder, "kto", UnpairedPreferences, Rows)
+    for name, rows in (("training", inputs.training), ("held-out", inputs.held_out)):
+        labels = {row.desired for row in rows.rows}
+        if len(labels) == 1:
+            problem = f"all {len(rows)} {name} completions are {'desired' if labels == {True} else 'undesired'}"
+            fix = "add others, or shuffle the file if it is sorted by label"
+            raise BadInput(f"--data.paths {' '.join(run.data.paths)}: {problem}, and kto needs both labels; {fix}")
+    return inputs
+
+
+def rows_of(
+    examples: Sequence[UnpairedPreference], run: run_config.Run, tokenizer: Tokenizer, left_out: list[str] | None = None
+) -> Rows:
+    """Return the rows of labelled completions for a run; see `train.inputs.completion_inputs.make_rows`."""
+    return completion_inputs.make_rows(Rows, examples, run, tokenizer, left_out)

@@ -1,0 +1,110 @@
+"""Rows of labelled completions: a prompt with its own completion, and the same prompt with that of another example.
+
+The second, mismatched completion is what Kahneman-Tversky optimization estimates a KL divergence from (Ethayarajh et al. 2024,
+section 4.1). It is a function of the data alone, so that a reference is computed once.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float32
+
+from train.config.objective_options import Preferences
+from train.data.example_types import UnpairedPreference
+from train.rows import preference_rows
+from train.rows.batches import Build
+from train.rows.preference_rows import Limits, Side, TwoCompletions
+from train.tokenizers.tokenizer import Tokenizer
+from zoo.errors import BadInput
+
+NAMES = ("labelled", "mismatched")
+"""Names of the two completions of a row, for messages."""
+
+
+class UnpairedRow(NamedTuple):
+    """A labelled completion as ids."""
+
+    sides: tuple[Side, Side]
+    """The prompt with its own completion, and with a mismatched one."""
+    desired: bool
+    example: int
+    """Number of its example."""
+    reference: Float32[np.ndarray, " 2"] | None = None
+    """Log-probabilities of both completions under a reference, if an objective reads them."""
+
+
+def encode_rows(
+    examples: Sequence[UnpairedPreference], tokenizer: Tokenizer, cfg: Any, options: Preferences, limits: Limits
+) -> tuple[list[UnpairedRow], list[str]]:
+    """Return the rows of labelled completions, and a message for each that --labelled.skip-bad leaves out.
+
+    Raises:
+        BadInput: see `mismatches` and `train.rows.preference_rows.encode_completions`.
+    """
+    pairs = zip(examples, mismatches(examples), strict=True)
+    texts = [TwoCompletions(item.origin, item.prompt, (item.completion, examples[other].completion)) for item, other in pairs]
+    encoded, messages = preference_rows.encode_completions(texts, tokenizer, cfg, options, limits, NAMES)
+    return [UnpairedRow(sides, examples[number].desired, number) for number, sides in encoded], messages
+
+
+def mismatches(examples: Sequence[UnpairedPreference]) -> list[int]:
+    """Return, for each example, the number of the one whose completion is its mismatched one.
+
+    It is the next example, after the last one the first, whose prompt and whose completion are both different.
+
+    Raises:
+        BadInput: there is none, as for a single example.
+    """
+    prompts, completions = [item.prompt for item in examples], [item.completion for item in examples]
+    past_prompt, past_completion, numbers = _runs(prompts), _runs(completions), []
+    for number, example in enumerate(examples):
+        distance = 1
+        while distance < len(examples):
+            other = (number + distance) % len(examples)
+            # A run of equal texts is skipped at once: data sorted by prompt or by completion takes no quadratic time.
+            if prompts[other] == example.prompt:
+                distance += past_prompt[other]
+            elif completions[other] == example.completion:
+                distance += past_completion[other]
+            else:
+                numbers.append(other)
+                break
+        else:
+            needed = f"none of the {len(examples)} examples in its half of the data has another prompt and another completion"
+            fix = "add examples, or hold out more of them with --data.valid-fraction or --data.valid-paths"
+            raise BadInput(f"{example.origin}: {needed}, which kto compares it with; {fix}")
+    return numbers
+
+
+def _runs(texts: Sequence[str]) -> list[int]:
+    """Return the distance from each text to the next different one, going around the end; their number if all are equal."""
+    count = len(texts)
+    distances = [count] * count
+    # The second time around, the distances behind the end are final.
+    for number in reversed(range(2 * count)):
+        at, following = number % count, (number + 1) % count
+        distances[at] = 1 if texts[at] != texts[following] else min(1 + distances[following], count)
+    return distances
+
+
+def builder(cfg: Any, tokenizer: Tokenizer, target_length: int = 0) -> Build:
+    """Return `build(rng, row, length)`, which converts an `UnpairedRow` to fields of `Batch` with an axis C = 2, its own first.
+
+    The fields are those of `train.rows.preference_rows.builder`, but extra has "desired", float32 [], which is 1 or 0.
+
+    Raises:
+        BadInput: the tokenizer does not fit the model.
+    """
+    both_sides = preference_rows.sides_builder(cfg, tokenizer, target_length)
+
+    def build(rng: np.random.Generator, row: UnpairedRow, length: int) -> dict[str, Any]:
+        return both_sides(row.sides, length) | {"extra": {"desired": np.array(row.desired, np.float32)}}
+
+    return build
+
+
+def row_bytes(rows: Iterable[UnpairedRow]) -> Iterator[bytes]:
+    """Yield the bytes of all ids and labels, for a fingerprint."""
+    for row in rows:
+        yield from preference_rows.side_bytes(row.sides, row.desired)
