@@ -19,6 +19,7 @@ import jax
 
 from eval.commands import terminal_output
 from eval.commands.model_options import ModelOptions
+from eval.prediction import reward_predictor
 from eval.prediction.predictor import CHUNK, Predictor
 from eval.scoring.encoder_inputs import Unlabelled
 from eval.tasks import Settings
@@ -116,11 +117,15 @@ def predict(
     objective = GOALS.get(subject.model.task)
     if objective is None:
         raise no_head(subject.name, subject.model.task, generates=subject.model.generates)
-    run = run_for(subject, objective, Settings(batch=batch, length=length, labelled=labelled))
     require(not labelled.skip_bad, "labelled.skip_bad", True, "every text must be predicted; remove it")
+    run = None
+    if reward_predictor.is_supported(subject):
+        reading: Any = reward_predictor.reading(subject, labelled, length=length)
+    else:
+        run = run_for(subject, objective, Settings(batch=batch, length=length, labelled=labelled))
+        reading = run.options.labelled
     # The run may have skipped examples, and its files may have another format than these.
-    reading = dataclasses.replace(run.options.labelled, skip_bad=False, format=labelled.format)
-    run = dataclasses.replace(run, options=dataclasses.replace(run.options, labelled=reading))
+    reading = dataclasses.replace(reading, skip_bad=False, format=labelled.format)
     _check(objective, reading, texts=texts, pair=pair, context=context, options=options, null_threshold=null_threshold)
     if texts:
         items: Iterable[Item] = prediction_reader.texts(objective, texts, pair=pair, context=context or "", options=options)
@@ -130,6 +135,9 @@ def predict(
         items = prediction_reader.read_examples(
             objective, files, reading, line=line, labels=getattr(subject.model.config, "labels", ())
         )
+    if run is None:
+        return reward_predictor.predict(subject, items, batch=batch, dtype=dtype)
+    run = dataclasses.replace(run, options=dataclasses.replace(run.options, labelled=reading))
     return Predictor.of(subject, run, batch=batch, dtype=dtype, null_threshold=null_threshold).predict(items)
 
 

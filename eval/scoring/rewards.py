@@ -1,11 +1,13 @@
 """Numbers of single completions: the scores of a reward model, or log-probabilities of a language model."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Float64, Int64
 
 from eval.scoring.batch_loop import BatchLoop, Progress
@@ -20,6 +22,7 @@ from train.weights.load import Loaded
 from zoo.batch import Batch
 from zoo.configs import longest_row
 from zoo.errors import BadInput
+from zoo.models import Model
 
 STEP = 32
 """Rows are as long as the longest, rounded up to a multiple of this: a few shapes to compile for."""
@@ -49,10 +52,13 @@ def rewards(
         BadInput: a completion is longer than the model's positions, or its score is not finite.
     """
 
-    def compute(params: Any, batch: Batch) -> jax.Array:
-        return reward_scores(subject.model, params, batch)[:, 0]
+    return _computed(subject, completions, _reward_loop(subject.model, subject.mesh, np.dtype(dtype)), batch, progress)
 
-    return _computed(subject, completions, compute, batch, dtype, progress)
+
+@functools.cache
+def _reward_loop(model: Model, mesh: Mesh, dtype: np.dtype) -> BatchLoop:
+    """Return the loop that computes scores; the same arguments give the same one and its compiled programs."""
+    return BatchLoop(mesh, dtype, lambda params, batch, carry: (reward_scores(model, params, batch)[:, 0], carry))
 
 
 def log_probabilities(
@@ -70,10 +76,10 @@ def log_probabilities(
         options: dict[str, Any] = dict(batch=batch, dtype=dtype, name=lambda n: completions[n].origin, progress=progress)
         return np.array([-result.nats for result in likelihoods(model, subject.params, subject.mesh, pairs, **options)])
 
-    def compute(params: Any, batch: Batch) -> jax.Array:
-        return sequence_log_probs(model, params, batch)[0][:, 0]
+    def compute(params: Any, batch: Batch, carry: Any) -> tuple[jax.Array, Any]:
+        return sequence_log_probs(model, params, batch)[0][:, 0], carry
 
-    return _computed(subject, completions, compute, batch, dtype, progress)
+    return _computed(subject, completions, BatchLoop(subject.mesh, np.dtype(dtype), compute), batch, progress)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -108,14 +114,9 @@ def _sides(subject: Loaded, completions: Sequence[Completion]) -> list[Side]:
 
 
 def _computed(
-    subject: Loaded,
-    completions: Sequence[Completion],
-    compute: Callable[[Any, Batch], jax.Array],
-    batch: int,
-    dtype: Any,
-    progress: Progress,
+    subject: Loaded, completions: Sequence[Completion], loop: BatchLoop, batch: int, progress: Progress
 ) -> Float64[np.ndarray, " N"]:
-    """Return what `compute` gives for (parameters, a batch [B, 1, ...]) of all completions, [N]."""
+    """Return the results of a loop, whose batches are [B, 1, ...], for all completions, [N]."""
     cfg, sides = subject.model.config, _sides(subject, completions)
     limit = longest_row(cfg)
     lengths = [max(len(side.ids), 0 if side.source is None else len(side.source)) for side in sides]
@@ -129,7 +130,6 @@ def _computed(
     def build(rng: np.random.Generator, side: Side, length: int) -> dict[str, Any]:
         return jax.tree.map(lambda array: array[None], one_side(side, length))
 
-    loop = BatchLoop(subject.mesh, np.dtype(dtype), lambda params, batch, carry: (compute(params, batch), carry))
     size = device_mesh.round_up_rows(subject.mesh, min(batch, len(sides)))
     results = loop.results(loop.cast(subject.params), _Rows(sides, length), build, size, progress=progress)
     numbers = np.concatenate(list(results))[: len(sides)]

@@ -29,6 +29,20 @@ def read_model_config(init: str) -> Any:
     return configs.from_published(family, published)
 
 
+def may_have_labels(init: str) -> bool:
+    """Return whether the model in `init` may have a head for labels, or of one score; of encoders, any may.
+
+    A published decoder or encoder-decoder has one if config.json names such a class; the weights decide when they are read.
+
+    Raises:
+        BadInput: see `read_model_config`.
+    """
+    model, folder = read_model_config(init), hub.folder_of(init)
+    if hasattr(model, "task") or getattr(model, "labels", ()):
+        return True
+    return not is_run(folder) and PublishedConfig.load(Path(folder)).architecture().endswith("ForSequenceClassification")
+
+
 def with_score(init: str) -> Any:
     """Return the configuration of `init` with a head of one score in place of its own, as `as_score`.
 

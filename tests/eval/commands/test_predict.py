@@ -1,29 +1,36 @@
 """`zoo predict`: what is predicted for inputs without labels, from which files, and what is refused."""
 
 import dataclasses
+import functools
 import itertools
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from eval.commands.predict import predict
 from eval.metrics import squad as spans
-from eval.prediction import predictions, predictor
+from eval.prediction import predictions, predictor, reward_predictor
 from eval.prediction.predictor import Predictor
 from eval.tasks import Settings
 from eval.tasks import labelled as task
 from tests.support import encoders, finetuned, published
+from tests.support import preferences as reward_models
 from tests.support.commands import assert_refused, call
 from tests.support.finetuned import IOB, LABELS, examples, run
 from tests.support.labelled_files import CONTEXT, put, squad
+from tests.support.small import random_params
 from train.config.objective_options import Labelled
 from train.data.example_types import Tagged, Text
 from train.data.prediction_reader import Item, texts
+from train.engine.reward_scores import reward_scores
 from train.rows.example_rows import ExampleRow, Inputs
+from train.tokenizers.tokenizer import Tokenizer
 from train.weights.load import Loaded
 from zoo.batch import IGNORED
 from zoo.errors import BadInput
@@ -232,6 +239,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         encoders.folder(folder / goal, "bert", head)
     encoders.folder(folder / "masked", "bert", "masked")
     published.write(folder / "gpt", published.config("gpt", "causal"))
+    published.write(folder / "reward", published.config("gpt", "sequence", published.GPT2 | {"vocab_size": 257}))
+    Tokenizer.train([], 257).save(folder / "reward")
     put(folder / "labels.txt", "no the whale\nyes old men\n")
     put(folder / "a.tsv", "id\ttext\n7\tthe whale\n8\tthe ship\n")
     put(folder / "long.tsv", "text\nthe whale\n" + "whale " * 60 + "\n")
@@ -266,10 +275,34 @@ def test_questions_and_choices_are_taken_from_the_command_line(
     chosen = json.loads(call(capsys, "predict", "choice", "the", "--options", "whale", "ship", "men").stdout)
     assert chosen["option"] == ["whale", "ship", "men"][chosen["choice"]]
     assert sum(chosen["probabilities"]) == pytest.approx(1)
+    assert json.loads(call(capsys, "predict", "reward", "a whale").stdout).keys() == {"index", "number"}
     tags = json.loads(call(capsys, "predict", "tagging", "the old whale").stdout)["tags"]
     assert [tag["word"] for tag in tags] == ["the", "old", "whale"]
     pair = json.loads(call(capsys, "predict", "classification", "the whale", "--pair", "old men").stdout)
     assert pair["probabilities"] != json.loads(call(capsys, "predict", "classification", "the whale").stdout)["probabilities"]
+
+
+@pytest.mark.parametrize("family", ["gpt", *(pytest.param(name, marks=pytest.mark.full) for name in ("t5", "transformer"))])
+def test_a_reward_model_gives_each_text_one_score(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also over the border of a chunk, and from a file; a score is that of the row that training reads."""
+    monkeypatch.setattr(reward_predictor, "CHUNK", 2)
+    net, pairs = reward_models.net(family), reward_models.examples()
+    subject = Loaded("rm", net, random_params(net), reward_models.tokenizer(family), loaded("classification").mesh)
+    rows = jax.tree.map(jnp.asarray, reward_models.batch(family))
+    expected = np.asarray(jax.jit(functools.partial(reward_scores, net))(subject.params, rows))[:, 0]
+    content = [{"id": n, "prompt": pair.prompt, "completion": pair.chosen} for n, pair in enumerate(pairs)]
+    columns = Labelled(text="prompt", pair="completion")
+    results = list(predict(subject, files=[str(put(tmp_path / "a.jsonl", content))], labelled=columns, batch=2))
+    assert [(one["index"], one["id"]) for one in results] == [(0, 0), (1, 1), (2, 2)]
+    np.testing.assert_allclose([one["number"] for one in results], expected, rtol=1e-4, atol=1e-5)
+    (alone,) = predict(subject, texts=[pairs[0].prompt], pair=pairs[0].chosen, batch=2)
+    assert alone["number"] == pytest.approx(results[0]["number"], rel=1e-4)
+    (whole,) = predict(subject, texts=[pairs[0].prompt + pairs[0].chosen], batch=2)
+    assert whole["number"] != pytest.approx(alone["number"], rel=1e-4)
+    refused = (({"length": 8}, "--length 8: a rew"), ({"labelled": Labelled(coarse=True)}, "--labelled.coarse True: "))
+    for options, message in refused:
+        with pytest.raises(BadInput, match=message):
+            predict(subject, texts=["a"], **options)
 
 
 WRONG = {

@@ -17,7 +17,7 @@ def predict(args: list[str]) -> int:
 
     @dataclasses.dataclass(frozen=True)
     class Predict:
-        """Predict classes, lists of labels, numbers, tags, answers or choices for texts or files without labels.
+        """Predict classes, lists of labels, numbers, scores, tags, answers or choices for texts or files without labels.
 
         The output is one line of JSON per example, in order, with probabilities. A list has the labels of probability 0.5 or
         more. An answer has its characters [start, end) of the
@@ -53,8 +53,8 @@ def predict(args: list[str]) -> int:
 
 
 def _check_model(name: str) -> None:
-    """Refuse a model family without heads for labels, before JAX is imported."""
-    from train.weights.pretrained_config import read_model_config, text_model_error
+    """Refuse a model without labels and without a score, before JAX is imported."""
+    from train.weights.pretrained_config import may_have_labels, text_model_error
 
-    if not hasattr(read_model_config(name), "task"):
+    if not may_have_labels(name):
         raise text_model_error(name)
