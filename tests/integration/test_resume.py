@@ -243,6 +243,14 @@ def test_two_processes_train_as_one() -> None:
 
 
 @pytest.mark.full
+def test_adapters_train_in_two_processes_as_in_one() -> None:
+    flags = ("--init", str(reference().folder), "--lora.rank", "4", "--optim.lr", "3e-2")
+    one, two = reference(*flags), reference(*flags, **TWO)
+    assert_close(two, one)
+    assert two.losses()[-1] < two.losses()[0]
+
+
+@pytest.mark.full
 def test_a_killed_process_ends_the_group_and_the_same_command_goes_on() -> None:
     """The other one is stuck: by itself it would not notice."""
     run = reference(**TWO).copied("two-killed", 2 * EVERY)
