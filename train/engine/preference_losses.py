@@ -59,7 +59,7 @@ def pair_losses(rewards: Float[Array, "B 2"], options: Dpo) -> Float[Array, " B"
 def unpaired_losses(
     ratios: Float[Array, " B"], z: Float[Array, " B"], desired: Float[Array, " B"], options: Kto
 ) -> Float[Array, " B"]:
-    """Return the loss of each labelled answer (Ethayarajh et al. 2024, equation 8).
+    """Return the loss of each labelled answer (Ethayarajh et al. 2024, equation 7 as TRL 1.16 cites it).
 
     weight_D (1 - sigmoid(beta (ratio - z))) for a desired answer, weight_U (1 - sigmoid(beta (z - ratio))) for an undesired one.
 

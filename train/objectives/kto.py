@@ -92,7 +92,7 @@ class UnpairedPreferences(ReferenceObjective):
 def reference_point(summed: Float[Array, ""], count: Float[Array, ""]) -> Float[Array, ""]:
     """Return z, the estimate of the KL divergence to the reference: the mean log-ratio of mismatched answers, at least 0.
 
-    Ethayarajh et al. 2024, section 4.1: it takes no gradient.
+    It takes no gradient (Ethayarajh et al. 2024).
 
     Args:
         summed: sum of the log-ratios of the mismatched answers of the global batch.

@@ -1,7 +1,7 @@
 """Rows of labelled completions: a prompt with its own completion, and the same prompt with that of another example.
 
-The second, mismatched completion is what Kahneman-Tversky optimization estimates a KL divergence from (Ethayarajh et al. 2024,
-section 4.1). It is a function of the data alone, so that a reference is computed once.
+The second, mismatched completion is what Kahneman-Tversky optimization estimates a KL divergence from (Ethayarajh et al. 2024).
+It is a function of the data alone, so that a reference is computed once.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
