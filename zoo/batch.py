@@ -44,10 +44,10 @@ class Batch:
     """Weight of each prediction in the loss; 0: it does not count."""
     order: Int[Any, "*B T"] | None = None
     """Ranks: a position sees those of its own rank and of lower ones. XLNet's ranks are places in the order of prediction, and -1
-    for tokens that all positions see; its query stream sees lower ranks only. In a decoder alone, a prefix has rank 0 and the
-    positions after it 1, 2, ..."""
+    for tokens that all positions see; its query stream sees lower ranks only. In a decoder-only model, a prefix has rank 0 and
+    the positions after it 1, 2, ..."""
     backward: Bool[Any, "*B"] | None = None
-    """True for rows whose text runs from right to left, where a key's distance has the opposite sign (XLNet). None: no row."""
+    """True for rows whose text runs from right to left, where distances have the opposite sign (XLNet). None: no such rows."""
     summary_at: Int[Any, "*B Q"] | None = None
     """Position of the token whose hidden state summarizes a sequence (its CLS), if a row may have several sequences or it is not
     the first token. None: position 0. For choices [B, C, 1]."""

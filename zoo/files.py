@@ -1,4 +1,4 @@
-"""Digests of files, and writing what the system has cached of them to the disk, so that it survives a power failure."""
+"""Digests of files, and fsync, which writes their cached content to the disk, so that it survives a power failure."""
 
 import hashlib
 import os

@@ -96,7 +96,7 @@ def find(group: str, name: str, own: Collection[str]) -> Plugin | None:
     """Return the plug-in with a name; None if the name is one of the zoo's `own`, or if there is none.
 
     Raises:
-        BadInput: the zoo and a distribution have the name, or two distributions.
+        BadInput: the zoo and a distribution, or two distributions, have this name.
     """
     plugins = [plugin for plugin in installed(group) if plugin.name == name]
     if not plugins:
@@ -126,7 +126,7 @@ def load(plugin: Plugin, expected: str, fits: Callable[[Any], bool]) -> Any:
 
     Args:
         expected: what the object must be, for the message.
-        fits: whether an object is that.
+        fits: returns whether an object is as expected.
 
     Raises:
         BadInput: it cannot be imported, or is something else.

@@ -23,7 +23,7 @@ from zoo.hf.param_names import Layout, ParamNames
 from zoo.hf.safetensors_dir import Tensor
 
 MAX_NAMED = 5
-"""Most problems that an error message lists; it gives the number of the others."""
+"""Maximum number of problems that an error message lists; it counts the others."""
 TABLE_ERROR = 2.0**-23
 """Largest difference between a stored table and the computed one: a float32 rounding below 1, by which sines of libraries
 differ."""
@@ -150,7 +150,7 @@ def read_config(folder: Path) -> tuple[Any, list[str]]:
 def resolve_task(heads: Mapping[str, ParamNames], tensors: Mapping[str, Any], architecture: str) -> str:
     """Return the task whose head the tensors have; of several such tasks, the one that `architecture` names, or else the first.
 
-    A part of a head counts if any of its tensors is there, so that a later check can name the missing ones. A file may also
+    A part of a head counts if any of its tensors is present, so that a later check can name the missing ones. A file may also
     contain idle parts.
     """
     declared = next((task for task, names in heads.items() if names.architecture == architecture != ""), next(iter(heads)))

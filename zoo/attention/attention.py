@@ -90,7 +90,7 @@ class Request:
 
     @classmethod
     def of(cls, q: Any, k: Any, v: Any, mask: Mask, bias: Any, dropout: Any) -> "Request":
-        """Return the request of a call's arguments.
+        """Return the request that the arguments of a call make.
 
         Raises:
             BadInput: shapes, dtypes or values that do not fit each other.
@@ -141,7 +141,7 @@ _FEATURES: dict[str, tuple[str, ...]] = {
     "query_ranks": ("ranks",),
     "key_ranks": ("ranks",),
     "allowed": ("explicit mask",),
-    # Fields of biases, each of which is a feature as a whole: see `_BIASES`.
+    # Fields of biases: the features are the biases themselves, see `_BIASES`.
     **dict.fromkeys(("values", "table", "q_r", "r", "q_s", "query_types", "key_types"), ()),
 }
 """Array field of a mask or bias -> the features that a call needs if it is set. A field without an entry would be a mask that
@@ -152,7 +152,7 @@ _BIASES = {Dense: "dense bias", Buckets: "bucket bias", ByDistance: "bucket bias
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Implementation:
-    """A row of the table of implementations: the place of its function, what it supports, and its limits."""
+    """A row of the table of implementations: the module and name of its function, what it supports, and its limits."""
 
     module: str
     function: str
@@ -233,7 +233,7 @@ def implementation(name: str) -> Implementation:
     """Return the row of an implementation, of the table or of a plug-in.
 
     Raises:
-        BadInput: there is none, two distributions have one of this name, or the plug-in's cannot be used.
+        BadInput: no implementation has this name, two distributions have one, or that of the plug-in cannot be used.
     """
     if (plugin := plugins.find("zoo.attention", name, ("auto", *IMPLEMENTATIONS))) is not None:
         expected = f"an `Implementation` of {__name__} whose platforms and features exist"
@@ -263,14 +263,14 @@ class Choice:
 
 AUTO: dict[str, tuple[Choice, ...]] = {
     # Measured on two cores, forward and backward at 8 and 12 heads of 64: blocked takes 0.6 to 0.8 of xla's time at 128 queries,
-    # 0.7 to 0.9 at 64, at 32 as long in a causal gradient, and longer at 8 (benchmarks/results/step-gains_*).
+    # 0.7 to 0.9 at 64, the same time at 32 in a causal gradient, and more at 8 (benchmarks/results/step-gains_*).
     "cpu": (Choice("blocked", queries=64), Choice("xla")),
     # Not measured on accelerators yet: the vendors' recommended implementation first, then one that runs everywhere.
     "gpu": (Choice("cudnn"), Choice("xla")),
     "tpu": (Choice("xla"),),
 }
-"""The choices of `auto` by platform: it takes the first one that supports the request and needs no more queries than it
-has."""
+"""The choices of `auto` by platform. It takes the first one that supports the request and whose smallest number of queries the
+request has."""
 
 
 def choose(impl: str, request: Request, platform: str | None = None) -> str:

@@ -33,7 +33,7 @@ class Distanced(Spec):
     """A bias with an axis D of distances query - key = first, first - 1, ..., for queries 0 .. T-1."""
 
     first: int = static_field(0)
-    """The largest distance, less M if M keys of memory precede the queries' own, so that query t is key M + t."""
+    """The largest distance, minus M if M keys of memory come before those of the queries, so that query t is key M + t."""
 
     def missing_distances(self, t: int, s: int) -> str | None:
         count = next(array.shape[letters.index("D")] for _, letters, array in self.arrays() if "D" in letters)
@@ -43,7 +43,7 @@ class Distanced(Spec):
         return f"a bias of {t} queries over {s} keys needs the distances {t - 1} .. {1 - s}, and has {self.first} .. {last}"
 
     def padded(self, t: int, s: int) -> Any:
-        """Pad the distances too: to those of the new queries and keys, and one more (see `positions.relative_shift`)."""
+        """Also pad the distances, to those of the added queries and keys and one more (see `positions.relative_shift`)."""
         bias = super().padded(t, s)
         front = max(0, t - 1 - self.first)
 

@@ -16,7 +16,7 @@ from zoo.ops import xla_cpu
 
 
 def array_field(letters: str) -> Any:
-    """Declare an array field with these axes; "-" is an axis that is no letter's."""
+    """Declare an array field with these axes; "-" is an axis without a letter."""
     return dataclasses.field(default=None, metadata={"axes": letters})
 
 
@@ -67,13 +67,13 @@ class Spec:
         return self._map_arrays(lambda letters, x: tiles.take(x, letters, tile))
 
     def add_tile(self, sums: Any, update: Any, tile: Tile) -> Any:
-        """Return `sums`, shaped like `differentiable()`, with `update`, that of a tile, added at the tile's place."""
+        """Return `sums`, shaped like `differentiable()`, with the `update` of a tile added at the tile's position."""
         tile, updates = self._with_distances(tile), {name: array for name, _, array in update.arrays()}
         new_sums = {name: tiles.add(x, updates[name], axes, tile) for name, axes, x in sums.arrays()}
         return dataclasses.replace(sums, **new_sums)
 
     def differentiable(self) -> Any:
-        """Return the specification with only its differentiable arrays, those of floating-point numbers."""
+        """Return the specification with only its differentiable arrays, which are the floating-point ones."""
         others = {name: None for name, _, x in self.arrays() if not jnp.issubdtype(x.dtype, jnp.floating)}
         return dataclasses.replace(self, **others)
 
@@ -82,7 +82,7 @@ class Spec:
         return dataclasses.replace(self, **{name: x for name, _, x in arrays.arrays()})
 
     def _with_distances(self, tile: Tile) -> Tile:
-        """Return the tile with its place along the axis of distances, D, if the specification has one."""
+        """Return the tile with its position along the axis of distances, D, if the specification has one."""
         return tile
 
     def _distinct_keys(self, dtype: Any) -> Any:

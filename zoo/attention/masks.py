@@ -116,7 +116,7 @@ class Mask(Spec):
     """
 
     def dense(self, t: int, s: int) -> Bool[Array, "#B #N T S"] | None:
-        """Return the mask as an array that broadcasts to [B, N, T, S], True where a query sees a key; None if all see all."""
+        """Return the mask as an array that broadcasts to [B, N, T, S], True where a query sees a key; None if all are True."""
         pairs = []
         if self.causal or self.window is not None:
             query = jnp.arange(t)[None] if self.query_positions is None else self.query_positions
@@ -140,9 +140,9 @@ class Mask(Spec):
 
     @property
     def window_bounds(self) -> tuple[int | None, int | None]:
-        """Return the most keys (before, after) its own index that a query may see; None if there is no bound.
+        """Return how many keys (before, after) its own index a query may see at most; None if there is no bound.
 
-        With explicit positions an index is no position, so there is no bound.
+        With explicit positions an index is not a position, so there is no bound.
         """
         if self.query_positions is not None or self.key_positions is not None:
             return None, None

@@ -70,22 +70,22 @@ def option_value(args: list[str], name: str) -> str:
 
 
 def take_adapter(run: Any, args: list[str]) -> Any:
-    """Return a default run with the form of the adapter that --adapter names.
+    """Return a default run with the rank, scale and target modules of the adapter that --adapter names.
 
     Raises:
-        BadInput: the adapter does not exist, or is of a form that is not supported.
+        BadInput: the adapter does not exist, or is of a kind that is not supported.
     """
     from train.config.lora_options import Lora
 
     folder = option_value(args, "--adapter")
-    # A run that continues does not need the adapter that it began with, if its form is repeated.
+    # A resumed run does not need the adapter that it began with, if the options repeat its rank.
     if not folder or (option_value(args, "--lora.rank") and not Path(folder).exists()):
         return run
     early_checks.check_adapter(folder)
     from zoo.lora import adapter_config
 
-    form, _ = adapter_config.read(Path(folder))
-    lora = Lora(rank=form.rank, alpha=form.alpha, targets=form.targets, rslora=form.rslora)
+    adapters, _ = adapter_config.read(Path(folder))
+    lora = Lora(rank=adapters.rank, alpha=adapters.alpha, targets=adapters.targets, rslora=adapters.rslora)
     return dataclasses.replace(run, lora=lora, init=option_value(args, "--init"), adapter=folder)
 
 

@@ -159,7 +159,7 @@ class LoadedModel:
             normalize: divide each vector by its Euclidean length.
 
         Raises:
-            BadInput: a model that is no encoder, or a text that is too long.
+            BadInput: a model that is not an encoder, or a text that is too long.
         """
         from eval.commands.embed import embed
         from eval.scoring.encoder_runner import Encoder, Text
@@ -198,7 +198,7 @@ def load(source: str | Path, *, mesh: Mapping[str, int] | None = None, step: int
         batch: rows computed at a time by the methods of the model.
 
     Raises:
-        BadInput: nothing is there that can be loaded.
+        BadInput: there is nothing to load under this name.
     """
     early_checks.check_packages()
     from zoo.runtime import jax_setup
@@ -239,7 +239,7 @@ def train(recipe: str = "gpt-nano", **options: Any) -> Path:
 
 
 def recipes() -> dict[str, str]:
-    """Return the first line of the description of every recipe, by name; of a plug-in's, the distribution that it comes from."""
+    """Return the first line of the description of every recipe, by name; for one of a plug-in, its distribution."""
     early_checks.check_packages()
     from train.recipes import recipes as functions
 

@@ -159,14 +159,14 @@ def family(name: str) -> ModuleType:
     """Return the configuration module of a family, of the zoo or of a plug-in.
 
     Raises:
-        BadInput: two distributions have a family of this name, or the plug-in's cannot be used.
+        BadInput: two distributions have a family of this name, or that of the plug-in cannot be used.
     """
     plugin = plugins.find("zoo.models", name, families())
     return _own_family(name) if plugin is None else plugins.load(plugin, FAMILY, lambda module: _is_family(plugin, module))
 
 
 def published_types() -> dict[str, str]:
-    """Return the family of each `model_type` of a published config.json; that of a plug-in is its name."""
+    """Return the family of each `model_type` of a published config.json; the type of a plug-in is its name."""
     return {name: name for name in plugins.names("zoo.models")} | _own_types()
 
 
@@ -246,7 +246,7 @@ def family_of(config: Any) -> str:
 
 
 def longest_row(config: Any) -> int | None:
-    """Return the tokens of the longest row that a model takes; None = any number, for a family without learned positions."""
+    """Return the maximum number of tokens in a row; None = no limit, for a family without learned positions."""
     if hasattr(config, "context"):
         return config.context
     return config.max_positions if getattr(config, "positions", "") == "learned" else None

@@ -1,7 +1,7 @@
-"""The head of one score on a decoder or an encoder-decoder: its label, and the keys of a config.json that belong to it.
+"""The reward head of a decoder or an encoder-decoder: its label, and the keys of a config.json that belong to it.
 
-Such a model has a reward model's head in place of that of words: GPT2ForSequenceClassification and T5ForSequenceClassification of
-`transformers` with one label. Nothing here imports JAX.
+A reward model has this head, which gives a text one score, in place of the language-model head: GPT2ForSequenceClassification and
+T5ForSequenceClassification of `transformers` with one label. Nothing here imports JAX.
 """
 
 from typing import Any
@@ -20,7 +20,7 @@ def check_labels(labels: tuple[str, ...]) -> None:
 
 
 def read_labels(published: PublishedConfig) -> tuple[str, ...]:
-    """Return the label of the head that the tensors of a folder have; () if they have that of words.
+    """Return the label of the head that the tensors of a folder have; () if it is the language-model head.
 
     Raises:
         BadInput: the head has several outputs, or a `problem_type` other than that of one number.

@@ -147,8 +147,8 @@ def uncertain_distance(buckets: int, max_distance: int) -> int | None:
 
     Distance n >= exact belongs to bucket exact + floor(log(n / exact) / log(max_distance / exact) * growing). This family
     computes the floor exactly. `transformers` computes it from float32 numbers; if they are within rounding errors of an integer,
-    it depends on the library's logarithm and thus on the machine. Only powers of two have the same logarithm everywhere: the
-    released values (32, 128) are right.
+    the floor depends on the library's logarithm and thus on the machine. Only powers of two have the same logarithm everywhere:
+    the released values (32, 128) are right.
     """
     for side in (buckets // 2, buckets):
         exact, growing = side // 2, side - side // 2

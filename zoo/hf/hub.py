@@ -73,7 +73,7 @@ def request(question: Callable[[], T], name: str, what: str, *, instead: str, mi
 
 
 def _is_complete(folder: Path) -> bool:
-    """Return True if a cached model has all its files; an interrupted or another program may have downloaded only some."""
+    """Return True if a cached model has all its files; an interrupted download or another program may have left only some."""
     # Imported here because it imports JAX, and data sets are downloaded before JAX starts.
     from zoo.hf import safetensors_dir
 

@@ -1,4 +1,4 @@
-"""The form of adapters, and its reader from the adapter_config.json of peft 0.21.2. Importing this does not import JAX."""
+"""Rank, scale and targets of adapters, as read from the adapter_config.json of peft 0.21.2. This does not import JAX."""
 
 import dataclasses
 import json
@@ -17,12 +17,12 @@ UNUSED = (
 )
 """Keys that do not change what an adapter computes; `init_lora_weights` does in the cases that are refused."""
 OWN_BASE = ("pissa", "olora", "loftq", "corda", "lora_ga")
-"""Values of `init_lora_weights` that change the base, which is then another one than the file names."""
+"""Values of `init_lora_weights` that change the base weights, so that they are not those of the model that the file names."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Adapters:
-    """Rank, scale and place of adapters."""
+    """Rank, scale and target modules of adapters."""
 
     rank: int
     alpha: float
@@ -39,10 +39,10 @@ class Adapters:
 
 
 def read(folder: Path) -> tuple[Adapters, tuple[str, ...]]:
-    """Return the adapters of a folder's adapter_config.json, and the modules that it has as a whole.
+    """Return the adapters of a folder's adapter_config.json, and the modules that are trained in full.
 
     Raises:
-        BadInput: no such file; or a key says what is not supported: DoRA, dropout, biases, ranks by pattern, ...
+        BadInput: no such file; or a key requests what is not supported: DoRA, dropout, biases, ranks by pattern, ...
     """
     file = folder / CONFIG
     content = read_json(file, LARGEST_FILE)

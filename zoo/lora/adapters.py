@@ -1,6 +1,6 @@
 """Adapters as parameters: which matrices have them, their initial values, and their sum with a model's parameters.
 
-An adapter sits on a published matrix W [out, in] and not on a leaf, which may hold several of them with split axes: W becomes
+An adapter belongs to a published matrix W [out, in], not to a leaf, which may contain several matrices with split axes: W becomes
 W + scale B A with A [r, in] and B [out, r] (Hu et al. 2021, section 4.1). The adapters of a leaf `.../kernel` are the leaves
 `.../lora/a` [L, (c,) r, in] and `.../lora/b` [L, (c,) out, r]: L counts the layers, c those of the leaf's published tensors that
 have adapters. Parameters are float32.
@@ -27,7 +27,7 @@ from zoo.sharding import Rules, path_of
 
 KERNEL = "/kernel"
 FINE_TUNED = ("sequence", "choice", "tokens", "span")
-"""Tasks whose head is trained as a whole, because it is new when a model begins with the task."""
+"""Tasks whose head is trained in full, because it is newly initialized when training for the task begins."""
 OPTION = "lora.targets"
 
 
@@ -77,21 +77,21 @@ class Matrix:
 
 
 def _spread(array: Array, parts: tuple[int, ...], count: int, axis: int) -> Array:
-    """Return an array with its entries along an axis at the places `parts` of `count`, and zeros between them."""
+    """Return an array with its entries along an axis at the indices `parts` of `count`, and zeros between them."""
     taken = [jax.lax.index_in_dim(array, number, axis, keepdims=False) for number in range(len(parts))]
     return jnp.stack([taken[parts.index(part)] if part in parts else jnp.zeros_like(taken[0]) for part in range(count)], axis)
 
 
 @functools.cache
 def matrices(cfg: Any, targets: tuple[str, ...], prefix: str | None = None) -> tuple[Matrix, ...]:
-    """Return the kernels of a model in which published matrices of the named modules are.
+    """Return the kernels of a model that contain published matrices of the named modules.
 
     Args:
         targets: as in `Adapters`.
         prefix: prefix of published names; None = the one that an export writes.
 
     Raises:
-        BadInput: a target that names no matrix, or only that of some layers.
+        BadInput: a target that names no matrix, or the matrices of only some layers.
     """
     model = models.model(cfg)
     leaves = published_weights.present_leaves(cfg, model.names.prefixes[0] if prefix is None else prefix)
@@ -99,7 +99,7 @@ def matrices(cfg: Any, targets: tuple[str, ...], prefix: str | None = None) -> t
         _check_target(model, leaves, target)
     adapted = []
     for leaf in leaves:
-        # A head that is trained as a whole needs no adapters.
+        # A head that is trained in full needs no adapters.
         if not _is_matrix(leaf) or leaf.path in head_paths(cfg):
             continue
         parts = tuple(number for number, name in enumerate(leaf.names[0]) if _matches(name, targets))
@@ -122,7 +122,7 @@ def default_targets(cfg: Any) -> tuple[str, ...]:
 
 @functools.cache
 def head_paths(cfg: Any) -> frozenset[str]:
-    """Return the paths of the leaves that are trained as a whole: those of a fine-tuned model's head."""
+    """Return the paths of the leaves that are trained in full: those of a fine-tuned model's head."""
     model = models.model(cfg)
     return frozenset(row.leaf for row in model.names.rows if row.bare) if model.task in FINE_TUNED else frozenset()
 
@@ -130,7 +130,7 @@ def head_paths(cfg: Any) -> frozenset[str]:
 def init(model: Model, adapters: Adapters, key: jax.Array) -> dict[str, Any]:
     """Return what a run with adapters trains: new adapters, and the head of a fine-tuned model.
 
-    A is uniform in +-1/sqrt(in), which is Kaiming's with a = sqrt(5), as in peft; B is 0, so that the sum begins as W.
+    A is uniform in +-1/sqrt(in), which is Kaiming-uniform with a = sqrt(5), as in peft; B is 0, so that the sum begins as W.
     """
     leaves: dict[str, Any] = {}
     for matrix in matrices(model.config, adapters.targets):
@@ -153,12 +153,12 @@ def rules(model: Model, adapters: Adapters) -> Rules:
 
 
 def base_of(cfg: Any, params: Any) -> dict[str, Any]:
-    """Return the parameters that adapters leave as they are: all but those of a head that is trained as a whole."""
+    """Return the parameters that stay frozen: all but those of a head that is trained in full."""
     return nested({path: leaf for path, leaf in flat(params).items() if path not in head_paths(cfg)})
 
 
 def merge(cfg: Any, adapters: Adapters, base: Any, trained: Any) -> dict[str, Any]:
-    """Return the parameters of a model, from those that are frozen and what `init` returned, after training.
+    """Return the parameters of a model, from the frozen ones and the trained ones.
 
     Args:
         base: what `base_of` returns, or a model's complete parameters, whose head is then replaced.
@@ -211,7 +211,7 @@ def _modules(cfg: Any) -> list[str]:
 
 
 def _check_target(model: Model, leaves: Iterable[Leaf], target: str) -> None:
-    """Refuse a target that names no matrix, or that of some layers only; name what it is instead."""
+    """Refuse a target that names no matrix, or the matrices of only some layers; the message says what it names."""
     matched = [leaf for leaf in leaves if any(_matches(name, (target,)) for parts in leaf.names for name in parts)]
     usable = [leaf for leaf in matched if _is_matrix(leaf)]
     names = _modules(model.config)

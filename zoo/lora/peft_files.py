@@ -1,8 +1,8 @@
 """Adapters as files of peft: adapter_config.json and adapter_model.safetensors, with exact names and shapes.
 
 Format: peft 0.21.2. A tensor is called `base_model.model.`, the module's name in `transformers`, `.lora_A.weight` [r, in] or
-`.lora_B.weight` [out, r], also for GPT-2's modules, whose weights are [in, out]; a head that was trained as a whole has its
-published names behind `base_model.model.`. Reading is exact or fails, and names the key or the tensor.
+`.lora_B.weight` [out, r], also for GPT-2's modules, whose weights are [in, out]; a head that was trained in full has its
+published names after `base_model.model.`. Reading is exact, or fails with the name of the key or the tensor.
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ TASK_TYPES = {
     **{"causal": "CAUSAL_LM", "text_to_text": "SEQ_2_SEQ_LM", "sequence": "SEQ_CLS", "tokens": "TOKEN_CLS"},
     **{"span": "QUESTION_ANS", "body": "FEATURE_EXTRACTION"},
 }
-"""Task -> what peft calls it; it has no name for the others."""
+"""Task -> its name in peft, which has no names for the other tasks."""
 HEADS = ("classifier", "score", "qa_outputs")
 """Modules that peft names in `modules_to_save` by itself, whether or not the model has them."""
 
@@ -37,7 +37,7 @@ HEADS = ("classifier", "score", "qa_outputs")
 def read(folder: Path, cfg: Any) -> tuple[Adapters, dict[str, Any]]:
     """Return the adapters of a folder for a model, and their values: float32 arrays as from `zoo.lora.adapters.init`.
 
-    The tree has the head's leaves if the file has the modules, else the base keeps its own.
+    The tree has the leaves of the head if the file contains the head; otherwise the base keeps its head.
 
     Raises:
         BadInput: see `zoo.lora.adapter_config.read`; a target that the model does not have; or tensors that are missing,
@@ -106,7 +106,7 @@ def save(folder: Path, cfg: Any, spec: Adapters, trained: Mapping[str, Any], *, 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Slot:
-    """The place of a tensor of a file in a leaf."""
+    """The position of a file's tensor in a leaf."""
 
     path: str
     leaf_shape: tuple[int, ...]
@@ -144,7 +144,7 @@ def _slots(cfg: Any, spec: Adapters, modules: tuple[str, ...], prefix: str) -> I
 
 
 def _head_names(cfg: Any) -> dict[str, published_weights.Leaf]:
-    """Return the leaves of a head that is trained as a whole by their published names."""
+    """Return the leaves of a head that is trained in full, by their published names."""
     leaves = published_weights.present_leaves(cfg, models.model(cfg).names.prefixes[0])
     return {leaf.names[0][0]: leaf for leaf in leaves if leaf.path in head_paths(cfg)}
 

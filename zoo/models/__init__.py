@@ -37,7 +37,7 @@ def family(name: str) -> ModuleType:
     """Return the module with a family's arithmetic.
 
     Raises:
-        BadInput: two distributions have a family of this name, or the plug-in's cannot be used.
+        BadInput: two distributions have a family of this name, or that of the plug-in cannot be used.
     """
     plugin = plugins.find("zoo.models", name, families())
     if plugin is None:
@@ -86,7 +86,7 @@ class Model:
 
     @property
     def task(self) -> str:
-        """The task of the head on top of the body: that of the configuration, or of words unless the model has a score."""
+        """The task of the head: that of the configuration; else "sequence" for a reward model, or the family's first task."""
         if hasattr(self.config, "task"):
             return self.config.task
         return "sequence" if getattr(self.config, "labels", ()) else next(iter(self.module.HF))
@@ -98,7 +98,7 @@ class Model:
 
     @property
     def generates(self) -> bool:
-        """True if the model generates text: its family can decode, and its head predicts words."""
+        """True if the model generates text: its family can decode, and it has a language-model head."""
         return hasattr(self.module, "init_cache") and getattr(self.config, "generates", True)
 
     @property
@@ -144,8 +144,8 @@ class Model:
 
         A dict of arrays: "k" and "v" [L, B, S, K, H] of `dtype`; "segments" and "positions", int32 [B, S], of the tokens in the
         slots, with segment 0 for free slots; "at", int32, the first free slot. A family may add entries of other names: an
-        encoder-decoder those of `batch.source` in the first call; XLNet its distances, which no row has of its own, and, as a T5
-        decoder alone, "order", the ranks of the tokens.
+        encoder-decoder those of `batch.source` in the first call; XLNet the encodings of distances, which all rows share; XLNet
+        and a decoder-only T5 "order", the ranks of the tokens.
 
         Raises:
             BadInput: the family does not generate text, or not with this head.

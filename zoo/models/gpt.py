@@ -194,7 +194,7 @@ NAMES = ParamNames(
     architecture="GPT2LMHeadModel",
     # The files released in 2019 have no prefix.
     prefixes=("transformer.", ""),
-    # Unlike in every other family.
+    # Unlike all other families, GPT-2 publishes matrices as [in, out].
     input_first=True,
     rows=(
         ParamName("embed/tokens/embedding", "wte.weight"),

@@ -1,7 +1,7 @@
 """T5: an encoder-decoder with pre-RMS-norm blocks and relative position biases, no biases otherwise (Raffel et al. 2020).
 
 It has T5 1.0, T5 1.1 and two more architectures of the paper's Table 2: an encoder that shares its parameters with the decoder,
-and a decoder alone.
+and a decoder-only model.
 
 Attention is not scaled. Norms, scores and position biases are float32 in any precision. In float16 the feed-forward states of
 published weights overflow. bfloat16 has the range of float32, so nothing is clamped here.
@@ -61,7 +61,9 @@ SCALE = 1.0
 
 
 def init(cfg: Config, key: Array) -> dict[str, Any]:
-    """Return new parameters, normal: tables of deviation 1, kernels 1/sqrt(inputs), queries' times 1/sqrt(H) (paper's code).
+    """Return new parameters: normal, with standard deviation 1 for tables, 1/sqrt(inputs) for kernels (the paper's code).
+
+    The kernels of queries have a further factor of 1/sqrt(H).
 
     A reward model has the leaves `dense` and `classifier` in place of an untied output table; see `zoo.nn.score_head`.
     """
@@ -87,11 +89,11 @@ def init(cfg: Config, key: Array) -> dict[str, Any]:
 def apply(cfg: Config, params: dict[str, Any], batch: Batch, *, seeds: Seeds = None, carry: Any = None) -> Output:
     """Return the hidden states of `batch.tokens` after the decoder's last norm, and of `batch.source`.
 
-    `seeds`, u32[B, 2], enables dropout. A decoder alone has no source. Its attention is causal or follows `batch.order`: every
-    position sees those of its segment whose rank is not higher than its own. A prefix has rank 0.
+    `seeds`, u32[B, 2], enables dropout. A decoder-only model has no source. Its attention is causal or follows `batch.order`:
+    every position sees those of its segment whose rank is not higher than its own. A prefix has rank 0.
 
     Raises:
-        ValueError: no source, or a source for a decoder alone.
+        ValueError: no source, or a source for a decoder-only model.
     """
     if (batch.source is None) != (cfg.architecture == "decoder"):
         raise ValueError(f"a T5 of architecture {cfg.architecture} takes a batch with{'out' if batch.source else ''} source")
@@ -124,7 +126,7 @@ def apply(cfg: Config, params: dict[str, Any], batch: Batch, *, seeds: Seeds = N
 def init_cache(cfg: Config, rows: int, length: int, dtype: Any) -> dict[str, Any]:
     """Return an empty cache of `length` slots for `rows` rows; see `zoo.models.Model.init_cache`.
 
-    The cache of a decoder alone also has "order", int32 [B, S], the ranks of the tokens in the slots.
+    The cache of a decoder-only model also has "order", int32 [B, S], the ranks of the tokens in the slots.
     """
     cache = empty_cache(cfg.decoder_layers, rows, length, cfg.heads, cfg.head, dtype)
     return cache | ({"order": jnp.zeros((rows, length), jnp.int32)} if cfg.architecture == "decoder" else {})
@@ -136,7 +138,7 @@ def decode(
     """Return the hidden states of T more tokens after those in the cache; see `zoo.models.Model.decode`.
 
     The first call has a source, whose "source_k" and "source_v" [L, B, S, N, H] and "source_segments" the cache stores. The first
-    call of a decoder alone may have an order; later tokens without an order have ranks above all earlier ones.
+    call of a decoder-only model may have an order; later tokens without an order have ranks above all earlier ones.
 
     Raises:
         ValueError: more tokens than the cache has slots, or no source.
@@ -236,7 +238,7 @@ def _run(cfg: Config, params: dict[str, Any], side: int, body: Any, carry: Any, 
 
 
 def _relative(cfg: Config, params: dict[str, Any], side: int) -> Buckets:
-    """Return the position biases of a side. A decoder alone has bidirectional buckets, because it reads a prefix so."""
+    """Return the position biases of a side. Those of a decoder-only model are bidirectional, as its attention to a prefix is."""
     table = params["encoder" if side == ENCODER else "decoder"]["relative"]["embedding"]
     both = side == ENCODER or cfg.architecture == "decoder"
     return Buckets(table=table, bidirectional=both, max_distance=cfg.max_distance)
@@ -337,7 +339,7 @@ def _rows(side: str, last: int) -> tuple[ParamName, ...]:
 
 
 def _layer(leaf: str, name: str) -> tuple[ParamName, ...]:
-    """Return the published names of a layer of the head for sequences."""
+    """Return the published names of a layer of the sequence head."""
     return ParamName(f"{leaf}/kernel", f"{name}.weight", "o i -> i o", bare=True), ParamName(
         f"{leaf}/bias", f"{name}.bias", bare=True
     )

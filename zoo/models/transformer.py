@@ -42,7 +42,7 @@ OBJECTIVES = ("text_to_text", "preference", "dpo", "kto", "policy")
 SHARDING: Rules = (
     (r"unembed/bias", ("tensor",)),
     (r"(encoder|decoder)/positions/embedding", (None, "fsdp")),
-    # With keys of another size than values.
+    # If keys have another size than values.
     (r"(attention/[qkv]|cross/[kv])/kernel", ("fsdp", "tensor", None)),
     (r"(attention/[qkv]|cross/[kv])/bias", ("tensor", None)),
 )
@@ -59,10 +59,11 @@ ATTENTION_SITE, CROSS_SITE, MLP_SITE, SCORE_SITE = range(4)
 
 
 def init(cfg: Config, key: Array) -> dict[str, Any]:
-    """Return new parameters: kernels uniform (Glorot), the table normal of deviation 1/sqrt(D); a factor sqrt(D) makes it 1.
+    """Return new parameters: kernels Glorot-uniform, the table normal with standard deviation 1/sqrt(D).
 
-    Learned positions are normal of deviation 0.1, as in Gehring et al. 2017, section 3.5, from where the paper takes them. A
-    reward model has the leaf `score/kernel` in place of the bias of the words; see `zoo.nn.score_head`.
+    Embeddings are multiplied by sqrt(D), which makes their deviation 1. Learned positions are normal with deviation 0.1, as in
+    Gehring et al. 2017, section 3.5, from where the paper takes them. A reward model has the leaf `score/kernel` in place of the
+    bias of the vocabulary; see `zoo.nn.score_head`.
     """
     embed_key, *keys = jax.random.split(key, 3)
 
@@ -158,7 +159,7 @@ sequence_logits = score_head.sequence_logits
 def flops(cfg: Config, batch: Batch) -> float:
     """Return the matrix-product FLOPs of a forward pass with its head; attention counts in full, T x T and T x S.
 
-    Those with the zeros that pad keys or values to one size are not counted.
+    Products with the zeros that pad keys or values to one size are not counted.
     """
     assert batch.source is not None
     rows, length = batch.tokens.shape
@@ -204,7 +205,7 @@ def _embed(cfg: Config, params: dict[str, Any], side: int, batch: Batch) -> Floa
     x = lookup(params["embed"]["tokens"]["embedding"], batch.tokens, rows="tensor")
     length = x.shape[1]
     if cfg.positions == "learned":
-        # A padded row that is longer has positions, which are below this.
+        # A longer row is a padded one with explicit positions, which are below this.
         if batch.positions is None and length > cfg.max_positions:
             raise ValueError(f"rows of {length} tokens in a model of {cfg.max_positions} positions; use shorter rows")
         table = params[SIDES[side]]["positions"]["embedding"]
@@ -274,7 +275,7 @@ def _key_init(cfg: Config) -> Init:
 def _glorot(inputs: int, outputs: int) -> Init:
     """Return an initializer, uniform within sqrt(6 / (inputs + outputs)) (Glorot and Bengio 2010).
 
-    `inputs` and `outputs` are those of each product, also if several are fused into one.
+    `inputs` and `outputs` are those of each projection, even if several are fused into one kernel.
     """
     limit = math.sqrt(6 / (inputs + outputs))
     return lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -limit, limit)

@@ -53,7 +53,7 @@ EMBEDDING_SITE = 0
 
 
 def init(cfg: Config, key: Array) -> dict[str, Any]:
-    """Return new parameters: all but norms and biases of linear layers are sampled, of deviation 0.02."""
+    """Return new parameters: random with standard deviation 0.02, except norms and the biases of linear layers."""
     embed_key, layers_key, head_key = jax.random.split(key, 3)
     head = heads.find_head(HEADS, cfg)
     return {
@@ -162,10 +162,11 @@ def decode(
         query_ranks=new["order"],
         key_ranks=cached["order"],
     )
-    # What lies strictly before the next position lies up to this one: both streams see the same, at a distance greater by one.
+    # The keys before the next position are those up to this one: both streams see the same keys, the query stream at distances
+    # greater by one.
     content, query = Stream(mask=mask, first=length), Stream(mask=mask, first=length - 1)
     r = cache["r"] if "r" in cache else _every_distance(cfg, params, slots)
-    # From that of the last query to the first key on.
+    # Slice the distances from (last query - first key) downward.
     needed = jax.lax.dynamic_slice_in_dim(r, slots - at - length, slots + length, axis=3)
 
     def body(block: Block, carry: Any, r: Array, index: Array, _: None) -> tuple[Any, None]:

@@ -36,7 +36,7 @@ def append_tokens(batch: Batch, cache: dict[str, Any]) -> tuple[dict[str, Any], 
     if length > slots:
         raise ValueError(f"{length} tokens into a cache of {slots} slots")
     places = at + jnp.arange(length)
-    # Ranks of a prefix are 0 and those behind it count from 1, so a slot's number and one more is behind all of them.
+    # A prefix has rank 0 and later tokens have ranks from 1 on, so slot + 1 is above the ranks of all earlier tokens.
     absent = {"segments": jnp.int32(1), "positions": places, "order": places + 1}
     values = {name: absent[name] if getattr(batch, name) is None else getattr(batch, name) for name in absent if name in cache}
     new = {name: jnp.broadcast_to(value, (rows, length)) for name, value in values.items()}
@@ -73,7 +73,7 @@ def cached_source(cache: dict[str, Any]) -> dict[str, Any]:
 
 
 def cross_mask(segments: Int[Array, "B T"] | None, tokens: Int[Array, "B T"], source: Batch) -> Mask:
-    """Return the mask of cross-attention: a target's tokens see the source's of their own segment; no segments count as one."""
+    """Return the mask of cross-attention: target tokens see the source tokens of their segment; without segments there is one."""
     if segments is None and source.segments is None:
         return Mask()
     return Mask(

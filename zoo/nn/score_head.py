@@ -1,4 +1,4 @@
-"""The head of one score on a decoder or an encoder-decoder: a reward model's, in place of that of words.
+"""The reward head of a decoder or an encoder-decoder: one score per sequence, in place of the language-model head.
 
 It has the parts of the published classes of `transformers` with one label. GPT2ForSequenceClassification: `score`, a kernel
 [D, 1] without bias. T5ForSequenceClassification: `dense`, a layer and tanh, then `classifier`, a layer with one output.
@@ -16,9 +16,9 @@ from zoo.ops.xla_cpu import product
 
 
 def init_score(width: int, key: Array) -> dict[str, Any]:
-    """Return a new `score`: normal, of deviation 1/sqrt(D + 1), so that scores begin near the normalized states' deviation.
+    """Return a new `score`: normal with standard deviation 1/sqrt(D + 1), as in the code of Stiennon et al. 2020.
 
-    Stiennon et al. 2020, code.
+    Initial scores then have about the deviation of the normalized states.
     """
     init = jax.nn.initializers.normal((width + 1) ** -0.5)
     return {"score": params_of(Linear("...d,de->...e", (width, 1), None, init, nnx.Rngs(key)))}

@@ -1,6 +1,6 @@
 """Attention whose queries and keys have another size than its values (Vaswani et al. 2017, Table 3, rows B).
 
-The implementations of attention take heads of one size. The smaller ones are padded with zeros here, which change no product.
+Attention implementations take one head size. The smaller heads are padded with zeros, which do not change any product.
 """
 
 import jax.numpy as jnp
@@ -48,7 +48,7 @@ class KeySizedSelfAttention(SelfAttention):
 
 
 class KeySizedCrossAttention(CrossAttention):
-    """The same over the hidden states of a source."""
+    """Attention over the hidden states of a source, with queries and keys of size `key` and values of size `head`."""
 
     def __init__(self, width: int, heads: int, head: int, key: int, inits: tuple[Init, Init], rngs: nnx.Rngs, *, biases: bool):
         key_init, init = inits

@@ -52,7 +52,7 @@ class Keys:
 
 
 class Vectors(nnx.Module):
-    """Learned vectors that are not looked up by a token."""
+    """Learned vectors that do not depend on the token."""
 
     def __init__(self, shape: tuple[int, ...], init: Init, rngs: nnx.Rngs):
         self.embedding = nnx.Param(init(rngs.params(), shape, jnp.float32))
@@ -76,7 +76,7 @@ class Attention(nnx.Module):
         return k, v
 
     def distances(self, encodings: Float[Array, "X D"], *, parts: int) -> Float[Array, "N E X"]:
-        """Return the keys of distances: in one part, or in two, of the sines alone and of the cosines alone."""
+        """Return the keys of distances: in one part, or in two, for the sines alone and for the cosines alone."""
         kernel = self.r.kernel[...]
         encodings = encodings.astype(kernel.dtype)
         if parts == 1:

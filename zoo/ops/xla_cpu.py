@@ -1,12 +1,12 @@
 """Workarounds for XLA's CPU compiler: the forms of products, reductions, selects and loops that it compiles to fast code.
 
-Layers, masks and losses call these functions by what they compute, so that they read like their formulas. Every docstring says
-what XLA on CPU does wrong, the measured cost, and when the workaround can go. The results are as exact as those of the plain
-forms. On other devices, and on a mesh where the fast form would split or merge a sharded axis, the plain forms run.
+These functions are named after what they compute, so that layers, masks and losses read like their formulas. Every docstring says
+what XLA on CPU does wrong, the measured cost, and when the workaround can be removed. The results are as exact as those of the
+plain forms. On other devices, and on a mesh where the fast form would split or merge a sharded axis, the plain forms run.
 
 "Time of a step" is relative to the step without the workaround, on two Xeon cores; tables and shapes are in
-`benchmarks/results/step-gains_xeon-2-cores_2026-11-26.md`. To see whether a workaround can go, replace it by its plain form and
-compare `zoo bench step gpt2` of both.
+`benchmarks/results/step-gains_xeon-2-cores_2026-11-26.md`. To see whether a workaround is still needed, compare `zoo bench step
+gpt2` with and without it.
 
 Three choices for the CPU are inside other functions: `zoo.nn.layers.gelu` has erf instead of erfc, `zoo.nn.layer_stack.run_stack`
 does not reshape a stack of equal layers, and `zoo.generation.sampling` selects tokens without a sort. The flags that keep the
@@ -38,7 +38,7 @@ def product(x: Float[Array, "*BD"], kernel: Float[Array, "..."], summed: int, *,
     for the product. So the kernel's gradient is x^T dy, a product of matrices as they are stored: a gpt2 step takes 0.88 of the
     time. For a product over several axes it first transposes the kernel, so on one device the axes are merged. It has no product
     of a transposed bfloat16 matrix: see `_summed_over_rows`.
-    Can go: when the gradient of `jnp.einsum` takes as long as this one, in float32 and bfloat16.
+    Remove when the gradient of `jnp.einsum` takes as long as this one, in float32 and bfloat16.
     """
     y: Any = _product(x, kernel, summed, transposed)
     return y
@@ -81,7 +81,7 @@ def _summed_over_rows(x: Float[Array, "R *D"], y: Float[Array, "R *E"]) -> Float
     XLA on CPU: it has no product of a transposed bfloat16 matrix and computes that in float32. So x is stored transposed first;
     without a layout constraint the transposition would be fused into the product. [1024, 768]^T x [1024, 3072] takes 3.1 instead
     of 18.9 ms, and a step 0.67 to 0.69 of the time in bfloat16.
-    Can go: when that product of bfloat16 matrices takes as long as without the transposition.
+    Remove when that product of bfloat16 matrices takes as long as without the transposition.
     """
     if target_platform() == "cpu" and x.dtype == jnp.bfloat16:
         if single_cpu() and x.ndim == 2:
@@ -106,7 +106,7 @@ def distance_products(q: Float[Array, "B T N H"], r: Float[Array, "N H D"]) -> F
 
     XLA on CPU: for the einsum and for its gradient it transposes arrays as large as the result; here neither does. The cost was
     not measured alone.
-    Can go: when the einsum "btnh,nhd->bntd" and its gradient compile without these transpositions.
+    Remove when the einsum "btnh,nhd->bntd" and its gradient compile without these transpositions.
     """
     acc_dtype = jnp.promote_types(q.dtype, jnp.float32)
     products = lax.dot_general(q, r, (((3,), (1,)), ((2,), (0,))), preferred_element_type=acc_dtype)  # [N, B, T, D]
@@ -131,11 +131,11 @@ distance_products.defvjp(_distance_products_fwd, _distance_products_bwd)
 
 
 def row_max(x: Float[Array, "*B S"]) -> Float[Array, "*B"]:
-    """Return maxima along the last axis, of one half and the other, repeatedly.
+    """Return maxima along the last axis, by repeatedly taking the maximum of its two halves.
 
     XLA on CPU: it splits a reduction of more than 32 numbers into windows of 32, which it reads one number at a time. For the
     maxima of two halves it uses vector instructions and takes a third to a tenth of the time.
-    Can go: when `x.max(-1)` is vectorized.
+    Remove when `x.max(-1)` is vectorized.
     """
     while x.shape[-1] % 2 == 0 and x.shape[-1] > 16:
         half = x.shape[-1] // 2
@@ -144,7 +144,7 @@ def row_max(x: Float[Array, "*B S"]) -> Float[Array, "*B"]:
 
 
 def row_sum(x: Float[Array, "*B S"]) -> Float[Array, "*B"]:
-    """Return sums along the last axis, of one half and the other, repeatedly; see `row_max`."""
+    """Return sums along the last axis, by repeatedly adding its two halves; see `row_max`."""
     while x.shape[-1] % 2 == 0 and x.shape[-1] > 16:
         half = x.shape[-1] // 2
         x = x[..., :half] + x[..., half:]
@@ -155,7 +155,7 @@ def row_sum_by_product(x: Float[Array, "*B S"]) -> Float[Array, "*B"]:
     """Return sums along the last axis, as a product with ones, for the tiles of `blocked`.
 
     XLA on CPU: see `row_max`. The gain was not measured alone, and not against `row_sum`.
-    Can go: when `x.sum(-1)` is vectorized.
+    Remove when `x.sum(-1)` is vectorized.
     """
     return lax.dot_general(x, jnp.ones(x.shape[-1], x.dtype), (((x.ndim - 1,), (0,)), ((), ())))
 
@@ -164,8 +164,8 @@ def row_sum_by_product(x: Float[Array, "*B S"]) -> Float[Array, "*B"]:
 def log_sum_exp(x: Float[Array, "*B S"]) -> Float[Array, "*B"]:
     """Return log sum exp along the last axis. Its gradient is computed as the softmax, without the halves.
 
-    XLA on CPU: see `row_max`. Of [1024, 50304] logits it takes 29.7 instead of 86.9 ms.
-    Can go: when `jax.nn.logsumexp` is vectorized.
+    XLA on CPU: see `row_max`. For [1024, 50304] logits this takes 29.7 instead of 86.9 ms.
+    Remove when `jax.nn.logsumexp` is vectorized.
     """
     if not single_cpu():
         return jax.nn.logsumexp(x, axis=-1)
@@ -185,12 +185,12 @@ def _log_sum_exp_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Arr
 def square_sum(x: Float[Array, "*D"]) -> Float[Array, ""]:
     """Return the sum of all squares, float32.
 
-    XLA on CPU: see `row_max`; sums over a few rows are vectorized. Of [12, 3072, 768] it takes 5.5 instead of 54.9 ms.
-    Can go: when `jnp.square(x).sum()` is vectorized.
+    XLA on CPU: see `row_max`; sums over a few rows are vectorized. For [12, 3072, 768] this takes 5.5 instead of 54.9 ms.
+    Remove when `jnp.square(x).sum()` is vectorized.
     """
     squares = jnp.square(x.astype(jnp.float32))
-    # Rows at a distance of a power of two evict each other from the cache: rows of 512 or 1024 numbers are five to seven times as
-    # slow.
+    # Rows whose addresses differ by a power of two evict each other from the cache: rows of 512 or 1024 numbers are five to seven
+    # times as slow.
     columns = math.gcd(x.size // 16, 768)
     if single_cpu() and x.size % 16 == 0 and columns >= 16:
         squares = squares.reshape(-1, 16, columns).sum(1)  # [R, columns]
@@ -203,7 +203,7 @@ def broadcast_rows(x: Float[Array, "*D"], shape: tuple[int, ...]) -> Float[Array
     """Broadcast an array over leading axes, as `jnp.broadcast_to`; the gradient is the sum over them, in float32.
 
     XLA on CPU: a sum over several leading axes takes four times as long as over one: 2.6 and 0.7 ms of [8, 128, 3072].
-    Can go: when both take the same time.
+    Remove when both take the same time.
     """
     return _broadcast_rows(shape, x.ndim, x) if single_cpu() else jnp.broadcast_to(x, shape)
 
@@ -242,7 +242,7 @@ def mask_padding(logits: Float[Array, "... V"], vocabulary: int) -> Float[Array,
 
     XLA on CPU: a select copies all logits, and their gradient. A slice of a matrix is updated in place, in the memory of the
     product that made it; of an array of three axes it is not, which costs a copy of 206 MB in a gpt2 step.
-    Can go: when a select after a product is fused with it or runs in place.
+    Remove when a select after a product is fused with it or runs in place.
     """
     padding = logits.shape[-1] - vocabulary
     if padding and single_cpu():
@@ -259,7 +259,7 @@ def select_update(finite: Bool[Array, ""], update: Callable[[], Any], old: Any) 
     XLA on CPU: it computes an optimizer's moments and the parameters in separate passes. In a branch each is written in place; a
     select first copies all moments. A gpt2 step takes 0.85 to 0.89 of the time, with 1.6 instead of 2.1 GB of temporaries. On
     accelerators they are one kernel, and a branch would make the host wait for `finite`.
-    Can go: when a select of donated arrays is done in place.
+    Remove when a select of donated arrays is done in place.
     """
     if target_platform() == "cpu":
         return lax.cond(finite, update, lambda: old)
@@ -267,12 +267,12 @@ def select_update(finite: Bool[Array, ""], update: Callable[[], Any], old: Any) 
 
 
 def distinct(x: Shaped[Array, "..."], dtype: Any) -> Shaped[Array, "..."]:
-    """Return x in another dtype that represents its values, so that its slices are not those of an equal array.
+    """Return x in another dtype that represents its values, so that XLA does not merge its slices with those of an equal array.
 
     XLA on CPU: queries and keys often share one array, which a tile slices twice. It merges two equal slices into a function
     that it calls for every entry of the scores, whose exponentials are then not vectorized: 3.3 instead of 0.4 ms for 2 x 12 x
     128 x 128 scores, 148 instead of 40 ms in a bert-base step.
-    Can go: when tiles with one array for both are as fast as with two.
+    Remove when tiles with one array for both are as fast as with two.
     """
     return x.astype(dtype)
 
@@ -288,7 +288,7 @@ def batches_per_step(count: int) -> int:
     XLA on CPU: it computes a batch of small products on one core, so that two cores are busy only while several batches do not
     depend on each other; with four of them attention of bert-base takes 18 instead of 31 ms. In a loop they still wait for each
     other: without one, 8 and 16 batches take 0.7 and 0.8 of the time.
-    Can go: when a batch of small products uses all cores.
+    Remove when a batch of small products uses all cores.
     """
     if not single_cpu():
         return 1

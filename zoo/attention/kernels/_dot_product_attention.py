@@ -27,7 +27,7 @@ def fused(
 ) -> Float[Array, "B T N H"]:
     """Compute attention by a library's `dot_product_attention`, which is `call`.
 
-    Causality, a window and key lengths are passed as such, so that the kernels skip blocks that see nothing. Every other mask and
+    Causality, a window and key lengths are passed as such, so that the kernels skip fully masked blocks. Every other mask and
     every bias becomes a dense array [1 or B, 1 or N, T, S].
 
     Args:
@@ -79,7 +79,7 @@ def fused(
 
 
 def capability() -> int:
-    """Return the major compute capability of JAX's default device, 9 for Hopper; 0 if it is no NVIDIA GPU."""
+    """Return the major compute capability of JAX's default device, 9 for Hopper; 0 if it is not an NVIDIA GPU."""
     version = re.match(r"(\d+)\.", str(getattr(backend.get_default_device(), "compute_capability", "")))
     return int(version[1]) if version else 0
 

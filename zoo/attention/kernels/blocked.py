@@ -26,8 +26,8 @@ from zoo.ops.xla_cpu import batches_per_step, row_max, row_sum_by_product
 
 MASKED = -1e30
 BLOCK_Q, BLOCK_K = 512, 1024
-"""Most queries and keys in a tile: its scores are 2 MiB in float32. With a quarter as many scores, two cores wait a third longer
-for each other at the end of every product."""
+"""Maximum number of queries and keys in a tile: its scores are 2 MiB in float32. With a quarter of the scores, two cores wait a
+third longer for each other at the end of every product."""
 
 
 def blocked(

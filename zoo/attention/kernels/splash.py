@@ -12,7 +12,7 @@ from zoo.attention.biases import Bias
 from zoo.attention.masks import Mask
 
 BLOCK = 512
-"""Most queries and keys in a block: MaxText's value, not measured on a TPU by this project."""
+"""Maximum number of queries and keys in a block: MaxText's value, not measured on a TPU by this project."""
 
 
 def splash(
@@ -57,16 +57,16 @@ def limits(request: Request) -> str | None:
 
 
 def _static(mask: Mask, t: int, s: int) -> Any:
-    """Return the part of a mask that depends on positions alone; the kernel skips the blocks that it empties."""
+    """Return the part of a mask that depends on positions alone; the kernel skips the blocks that it masks completely."""
     if mask.window is not None:
         return library.LocalMask((t, s), (mask.window - 1, 0 if mask.causal else mask.window - 1), 0)
     return library.CausalMask((t, s)) if mask.causal else library.FullMask((t, s))
 
 
 def _segments(mask: Mask, b: int, t: int, s: int) -> Any:
-    """Return the other part of a mask as segments, of which equal numbers see each other; None if there is none.
+    """Return the rest of a mask as segments, where equal numbers attend to each other; None if there is none.
 
-    Keys beyond the lengths get segment 0, which only queries that see nothing have.
+    Keys beyond the lengths get segment 0, which only queries without a visible key have.
     """
     if mask.key_lengths is None and mask.query_segments is None:
         return None

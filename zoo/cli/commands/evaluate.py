@@ -33,7 +33,7 @@ def evaluate(args: list[str]) -> int:
         task: str = ""
         """Task to score; the result is stored in the run.
         Language models: blimp, lambada, perplexity, or harness:NAME (a YAML task of lm-evaluation-harness).
-        Encoders: masked, pseudo_perplexity, blimp. XLNet: permutation_likelihood. Both, alike: masked:all.
+        Encoders: masked, pseudo_perplexity, blimp. XLNet: permutation_likelihood. Both, on the same tokens: masked:all.
         Fine-tuned encoders: labelled, or labelled:NAME for the metrics of a GLUE task.
         Encoder-decoders: text_to_text, or text_to_text:bleu.
         Reward models: preferences (also language models and encoder-decoders), rewards, or rewards:normalize."""
@@ -63,7 +63,7 @@ def evaluate(args: list[str]) -> int:
         """Random orders of each document (permutation_likelihood); 0 = 8."""
         limit: int = 0
         """Score only this many examples or documents, the first ones of the task (blimp: pairs of each paradigm); 0 = all.
-        The result is stored separately from that of all."""
+        The result is stored separately from the full one."""
         tokens: int = 0
         """Largest number of tokens of a generated text (text_to_text); 0 = 128."""
         prefix: str = ""
@@ -71,7 +71,7 @@ def evaluate(args: list[str]) -> int:
         search: Annotated[Beams, tyro.conf.arg(name="", prefix_name=False)] = Beams()
         labelled: Labelled = Labelled()
         """Options for reading files (labelled, text_to_text, preferences).
-        Without any of them, files are read as the run read its own."""
+        Without any of them, files are read with the options of the run."""
         mesh: Mesh = dataclasses.field(default_factory=Mesh)
         machine: Annotated[Machine, tyro.conf.arg(name="", prefix_name=False)] = dataclasses.field(default_factory=Machine)
 

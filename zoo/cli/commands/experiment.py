@@ -26,7 +26,7 @@ def experiment(args: list[str]) -> int:
 
     @dataclasses.dataclass(frozen=True)
     class Options:
-        """Run a declared grid of training runs with several seeds, judge its claims, and write a page beside a paper's table.
+        """Run a declared grid of training runs with several seeds, judge its claims, and write a page next to a paper's numbers.
 
         The same command continues after any interruption. `zoo experiment --list` lists the experiments.
         """
@@ -56,7 +56,7 @@ def experiment(args: list[str]) -> int:
         jobset: bool = False
         """Print Kubernetes job sets, one a level."""
         render: bool = False
-        """Only write experiment.json and the page from the runs that there are."""
+        """Only write experiment.json and the page, from the runs that exist."""
 
     options = parse(Options, args=args, prog="zoo experiment")
     chosen = [f"--{name}" for name in HANDOVERS if getattr(options, name)]
@@ -75,7 +75,7 @@ def experiment(args: list[str]) -> int:
     tier = declared.tiers[options.tier]
     needs_tasks = any("{tasks}" in str(values) for values in _values(declared, options.tier))
     if options.plan:
-        # The cost does not depend on the files, which need not be there.
+        # The cost does not depend on the files, which need not exist.
         files = experiment_files.Files(train="{train}", valid="{valid}", tasks="{tasks}", corpus="")
     else:
         files = experiment_files.find_files(
@@ -87,7 +87,7 @@ def experiment(args: list[str]) -> int:
 
 
 def _act(options: Any, grid: Any, folder: Path) -> int:
-    """Do what the options ask for with a grid."""
+    """Do what the options request: plan, print or run the grid, or write its page."""
     from eval.experiments import grid_checks, handover
 
     grid_checks.check_grid(grid, lambda: _costs(grid))
@@ -145,7 +145,7 @@ def _values(declared: Any, tier: str) -> list[Any]:
 
 
 def _costs(grid: Any) -> Any:
-    """Return the costs of a grid; JAX is then limited to the CPU, for the processes of the runs need the other devices."""
+    """Return the costs of a grid; JAX is then limited to the CPU, because the processes of the runs need the other devices."""
     from eval.experiments import plan
 
     _use_cpu()

@@ -74,7 +74,7 @@ def parse_options(name: str, args: list[str]) -> Any:
         search: bool = False
         """Try meshes, remat and micro-batches, and rank those that fit."""
         minutes: float = 10.0
-        """Most minutes that a search takes; its compiled programs are stored, so the next search continues from there."""
+        """Time limit of a search; its compiled programs are stored, so the next search continues from there."""
         top: int = 10
         """Number of candidates that a search shows."""
         fresh: bool = False

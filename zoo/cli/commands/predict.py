@@ -20,8 +20,7 @@ def predict(args: list[str]) -> int:
         """Predict classes, lists of labels, numbers, scores, tags, answers or choices for texts or files without labels.
 
         The output is one line of JSON per example, in order, with probabilities. A list has the labels of probability 0.5 or
-        more. An answer has its characters [start, end) of the
-        context; an entity has its words [first, end).
+        more. An answer has its characters [start, end) in the context; an entity has its words [first, end).
         """
 
         model: Annotated[ModelOptions, tyro.conf.arg(name="", prefix_name=False)]
@@ -34,7 +33,7 @@ def predict(args: list[str]) -> int:
         length: int = 0
         """Largest number of tokens in a row; 0 = as the run was trained, or the model's positions for published weights."""
         labelled: Labelled = Labelled()
-        """Options for reading files and cutting long texts. Without any of them, files are read as the run read its own."""
+        """Options for reading files and cutting long texts. Without any of them, files are read with the run's options."""
 
     options = parse(Predict, args=args, prog="zoo predict")
     files = {"--files": options.inputs.files}
