@@ -130,7 +130,7 @@ def _registry() -> Any:
 
     @registry.struct_rule
     def exported(info: constructors.StructTypeInfo) -> constructors.StructConstructorSpec | None:
-        # These values come from an import and have no effect here, so they are no options.
+        # These values come from an import and have no effect here, so they are not options.
         if info.type is not Exported:
             return None
         return constructors.StructConstructorSpec(instantiate=lambda: info.default, fields=())

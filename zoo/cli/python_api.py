@@ -93,7 +93,7 @@ class LoadedModel:
 
         model = self.model
         require(
-            model.is_encoder_decoder == (target is not None), "target", target, "it belongs to an encoder-decoder, which needs it"
+            model.is_encoder_decoder == (target is not None), "target", target, "an encoder-decoder needs one, other models none"
         )
         if not (model.generates or {"masked", "unembed"} & self.params.keys()):
             raise BadInput(f"{self._loaded.name}: a {model.family} for the task {model.task} has no head that predicts tokens")

@@ -16,7 +16,7 @@ REGRESSION = "regression"
 
 def check_labels(labels: tuple[str, ...]) -> None:
     """Refuse more than one label."""
-    require(len(labels) <= 1, "model.labels", " ".join(labels), f"this family has a head of one score; name one, as {REWARD}")
+    require(len(labels) <= 1, "model.labels", " ".join(labels), f"a reward model has one score; name one label, as {REWARD}")
 
 
 def read_labels(published: PublishedConfig) -> tuple[str, ...]:
@@ -29,7 +29,7 @@ def read_labels(published: PublishedConfig) -> tuple[str, ...]:
         return ()
     labels = published.labels()
     if len(labels) != 1:
-        raise published.wrong("id2label", list(labels), "this family reads a head of one score; use one with a single label")
+        raise published.wrong("id2label", list(labels), "this family reads reward heads with one label; use such a model")
     published.choice("problem_type", {REGRESSION: REGRESSION}, REGRESSION, why="of one label this family computes")
     return labels
 

@@ -78,7 +78,7 @@ def outputs(cfg: BodyConfig) -> int:
     if cfg.task not in LABELLED:
         return {"choice": 1, "span": 2}[cfg.task]
     if not cfg.labels:
-        raise ValueError(f"a {cfg.task} head of no labels: they come from the training data; otherwise set model.labels")
+        raise ValueError(f"a {cfg.task} head without labels: they come from the training data; otherwise set model.labels")
     return len(cfg.labels)
 
 

@@ -107,7 +107,7 @@ def test_a_question_to_another_head_is_refused() -> None:
 def test_a_classifier_needs_labels() -> None:
     for task in encoder.LABELLED:
         net = small("bert", task=task, labels=())
-        with pytest.raises(ValueError, match=f"a {task} head of no labels: they come from the training data"):
+        with pytest.raises(ValueError, match=f"a {task} head without labels: they come from the training data"):
             net.init(jax.random.key(0))
 
 

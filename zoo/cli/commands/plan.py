@@ -60,7 +60,7 @@ def parse_options(name: str, args: list[str]) -> Any:
 
     @dataclasses.dataclass(frozen=True)
     class Plan:
-        """Compile a job for devices that this machine lacks: memory, FLOPs, communication, and the bound of its MFU."""
+        """Compile a job for devices that this machine lacks: memory, FLOPs, communication, and a bound on its MFU."""
 
         run: Annotated[kind_of(default), tyro.conf.arg(name="", prefix_name=False)]  # pyright: ignore[reportInvalidTypeForm]
         target: str = ""
@@ -90,7 +90,7 @@ def parse_options(name: str, args: list[str]) -> Any:
 HELP = """\
 usage: zoo plan MODEL|RECIPE --target T [options]
 
-Compile a job for devices that this machine lacks: memory, FLOPs, communication, and the bound of its MFU.
+Compile a job for devices that this machine lacks: memory, FLOPs, communication, and a bound on its MFU.
 
   zoo plan gpt3-175b --target v5p:8x8x8
   zoo plan bert-large-uncased --target h100:8 --search
