@@ -1,1 +1,1 @@
-"""Evaluation: exact scores and the report a run leaves behind. Imports `zoo` and `train`."""
+"""Evaluation: exact scores, and the report of a run. Imports `zoo` and `train`."""

@@ -40,7 +40,7 @@ def files(names: Sequence[str], suffixes: Sequence[str]) -> list[Path]:
 def digest(names: Sequence[str]) -> str:
     """Return the SHA-256 digest of the contents of files and folders, wherever they are.
 
-    Hidden files in a folder do not count. A name that is no path here, as that of a data set of the hub, counts as itself.
+    Hidden files in a folder do not count. A name that is not a path, such as a data set of the hub, is hashed itself.
     """
     parts = []
     for name in names:

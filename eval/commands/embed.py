@@ -121,11 +121,11 @@ NUMBER, COSINE = 3, 7
 """Terminal columns of a text's number and of a cosine."""
 NARROWEST = 80
 SMALLEST = 1e-12
-"""Least divisor of a vector, as in torch, so that zeros stay zeros."""
+"""Smallest divisor of a vector, as in torch, so that zeros stay zeros."""
 
 
 def _check(file: Path, as_json: bool) -> None:
-    """Refuse a file that could not be written, before anything is computed."""
+    """Refuse a file that cannot be written, before anything is computed."""
     require(file.suffix in FORMATS, "out", file, f"name a file that ends in {', '.join(FORMATS)}")
     if as_json:
         raise BadInput(f"--json: the vectors are written to --out {file}; remove one of the two")
@@ -167,9 +167,9 @@ class _Pooled:
     pool: Pool
     normalize: bool
 
-    def __call__(self, net: Model, params: Any, batch: Batch) -> tuple[jax.Array]:
+    def __call__(self, model: Model, params: Any, batch: Batch) -> tuple[jax.Array]:
         assert batch.segments is not None
-        hidden = net.apply(params, batch).hidden.astype(jnp.float32)
+        hidden = model.apply(params, batch).hidden.astype(jnp.float32)
         if self.pool == "cls":
             vectors = heads.summaries(hidden, batch.summary_at)[:, 0]
         else:

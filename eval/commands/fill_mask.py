@@ -33,7 +33,7 @@ class Candidate:
     """A token to fill a mask with."""
 
     token: str
-    """Spelling of the tokenizer: RoBERTa and XLNet include the space before a word, BERT the ## of a word's later tokens."""
+    """Its spelling in the tokenizer: RoBERTa and XLNet include the space before a word, BERT the ## of a word's later tokens."""
     id: int
     probability: float
     """Probability over the full vocabulary, at this mask, with all masks of the text masked."""
@@ -41,7 +41,7 @@ class Candidate:
     end: int
     """The token's characters in `text` are [start, end)."""
     text: str
-    """The text with the token in place of the mask; other masks stay."""
+    """The text with the token in place of the mask; other masks are unchanged."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -242,9 +242,9 @@ class _TopEntries:
     ids: tuple[int, ...]
     """Ids to compute probabilities of; empty: the most likely ones."""
 
-    def __call__(self, net: Model, params: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
-        hidden = heads.predictions(net.apply(params, batch), batch)
-        probabilities = jax.nn.softmax(net.unembed(params, hidden), axis=-1)[:, 0]
+    def __call__(self, model: Model, params: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
+        hidden = heads.predictions(model.apply(params, batch), batch)
+        probabilities = jax.nn.softmax(model.unembed(params, hidden), axis=-1)[:, 0]
         if not self.ids:
             best = jax.lax.top_k(probabilities[:, : self.entries], self.top)
             return best[0], best[1]

@@ -109,16 +109,16 @@ def _chat(loaded: Loaded, prompts: list[str]) -> tuple[list[Int32[np.ndarray, " 
     """Return the ids of prompts as turns of users, and the id that ends an answer; None = end-of-text."""
     template = chat_template(loaded.tokenizer, loaded.name)
     ids = encode_prompts(prompts, loaded.tokenizer, template)
-    # The text of an encoder-decoder ends as that of every pair does.
+    # The text of an encoder-decoder ends with end-of-text, like the target of every pair.
     return ids, None if loaded.model.is_encoder_decoder else end_mark(loaded.tokenizer, template)
 
 
 def _without_first_space(parts: Iterator[str]) -> Iterator[str]:
     """Yield a text in parts without the white space at its beginning."""
-    begun = False
+    started = False
     for part in parts:
-        rest = part if begun else part.lstrip()
-        begun = begun or bool(rest)
+        rest = part if started else part.lstrip()
+        started = started or bool(rest)
         if rest:
             yield rest
 

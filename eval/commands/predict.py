@@ -104,7 +104,7 @@ def predict(
         options: the options of a choice.
         line: the content of a line of a .txt.
         labelled: how files are read and long texts are cut; by default a run's own options.
-        length: tokens of the longest row; 0 = that of the run, or the model's positions.
+        length: maximum number of tokens in a row; 0 = that of the run, or the model's positions.
         batch: rows computed at a time; it affects results only through rounding.
         dtype: dtype of the arithmetic.
         null_threshold: see `eval.prediction.predictions.of_example`.
@@ -175,7 +175,7 @@ def _check(
 
 
 def _check_out(file: Path, files: Sequence[str]) -> None:
-    """Refuse a file that could not be written, before anything is computed."""
+    """Refuse a file that cannot be written, before anything is computed."""
     require(file.suffix == ".jsonl", "out", file, "name a file that ends in .jsonl")
     require(file.absolute().parent.is_dir(), "out", file, "its folder does not exist; create it, or name another")
     require(not file.is_dir(), "out", file, "it is a folder; name a file")

@@ -27,7 +27,7 @@ from zoo.errors import BadInput, require
 from zoo.precision import resolve_dtype
 
 NOT_ITEMS = ("argument", "batch", "dtype", "length", "stride", "words", "prefix", "orders")
-"""Options that are not in a fingerprint; a task whose items depend on one of them has it in `Result.items`."""
+"""Options that are not in a fingerprint; a task whose items depend on one of them puts it into `Result.items`."""
 LEFT = ("left out", "too long")
 """Details of a result about examples that were skipped or cut."""
 
@@ -113,10 +113,10 @@ def main(
 
 
 def fingerprint(files: Sequence[str], settings: Settings, result: Result) -> dict[str, Any]:
-    """Return what decides the items that a task is scored on, as JSON: only scores that agree in it are compared.
+    """Return what determines the items that a task is scored on, as JSON: only scores with equal fingerprints are compared.
 
-    It has the digest of the files, the options that differ from their defaults, and the `items` of the result. Options of the
-    arithmetic, and those that only decide how much of a text a model sees, are not in it; the task's name has its argument.
+    It has the digest of the files, the options that differ from their defaults, and the `items` of the result. It omits options
+    of the arithmetic, and those that only determine how much of a text a model sees; the task's name has its argument.
     """
     names = [field.name for field in dataclasses.fields(Settings) if field.name not in NOT_ITEMS]
     values, defaults = dataclasses.asdict(settings), dataclasses.asdict(Settings())
@@ -177,7 +177,7 @@ def _is_table(rows: Any) -> bool:
 
 
 def _is_text(rows: Mapping[str, Mapping[str, Any]]) -> bool:
-    """Return whether a table has texts, which are only in the report since they are too long for a terminal's line."""
+    """Return whether a table has texts, which are shown only in the report, because they are too long for a terminal."""
     return any(isinstance(value, str) for row in rows.values() for value in row.values())
 
 

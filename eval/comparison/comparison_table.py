@@ -1,9 +1,9 @@
 """`zoo compare RUN...`: finished runs side by side, with runs that differ only in their seed as one row.
 
-The model that a run starts from counts as its row, so that fine-tunes of several seeds of one pretraining are one row too. A row
-of several seeds shows the mean and its 95% confidence interval. Another row with the same seeds is also compared with the
-first one seed by seed: effects of the seed, above all the order of the samples, then cancel. Facts that all rows share are
-printed once, above the table.
+The model that a run starts from is identified without its seed, so that fine-tunings of several seeds of one pretraining are one
+row too. A row of several seeds shows the mean and its 95% confidence interval. If another row has the same seeds as the first
+one, the two are also compared seed by seed: effects of the seed, above all of the order of the samples, then cancel. Facts that
+all rows share are printed once, above the table.
 """
 
 import dataclasses
@@ -35,7 +35,7 @@ FACTS: dict[str, Callable[[ComparisonRow], str]] = {
 
 
 class Layout(NamedTuple):
-    """A layout of a table, more or less narrow."""
+    """A layout of a table, for some width of the terminal."""
 
     stacked: bool
     """True if the words of a title, and a number and its interval, are one above the other."""
@@ -134,7 +134,7 @@ def render(comparison: Comparison, width: int | None = None) -> str:
 
 
 def _doubts(rows: Sequence[ComparisonRow]) -> list[str]:
-    """Return reasons to doubt the comparison: runs that learned nothing, lost parents, unequal text in equal budgets."""
+    """Return reasons to doubt the comparison: runs that learned nothing, missing parents, unequal text in equal budgets."""
     runs = [run for row in rows for run in row.runs]
     learned = [f"{run.path}: {line}" for run in runs for line in metric_definitions.notices(run.scores)]
     return [*learned, *(line for run in runs for line in run.notices()), *unlike_text(runs)]

@@ -53,7 +53,7 @@ class Finished:
     """The models that it starts from, as they were recorded when it began; see `train.weights.lineage`."""
 
     provenance: dict[str, Any]
-    """Where it was computed, by its newest start: see `train.run.provenance`, with `versions` of packages; {} if not recorded."""
+    """Code and machine of its newest start: see `train.run.provenance`, with `versions` of packages; {} if not recorded."""
     tasks: dict[str, TaskScore]
     """Content of evaluations.json."""
 
@@ -74,7 +74,7 @@ class Finished:
 
     @functools.cached_property
     def total_costs(self) -> Costs:
-        """Costs of the run and of all of its ancestors; of published weights nothing is known, and nothing counted."""
+        """Costs of the run and of all of its ancestors, without those of published weights, which are unknown."""
         return total_costs(self.costs, self.parents.values())
 
     @property
@@ -84,11 +84,11 @@ class Finished:
 
     @property
     def seed(self) -> int | str:
-        """The seed of the run; where its ancestors have others, all of them, the oldest first, as "0/3"."""
+        """The seed of the run; if its ancestors have other seeds, all seeds, the oldest first, as "0/3"."""
         return self.run.seed if len(set(self.seeds)) == 1 else "/".join(map(str, self.seeds))
 
     def notices(self) -> list[str]:
-        """Return a line for each parent that is no longer where it was."""
+        """Return a line for each parent that was moved or deleted."""
         return [
             f"{self.path}: --{key} {parent['path']} is no longer there; it counts as it was recorded when the run began"
             for key, parent in self.parents.items()
@@ -140,7 +140,7 @@ def read_run(path: str | Path) -> Finished:
 
 
 def refuse_incomparable(runs: Sequence[Finished]) -> None:
-    """Refuse runs whose scores cannot be compared: another objective, other held-out text, or other targets in it.
+    """Refuse runs whose scores cannot be compared: they differ in objective, held-out text, or the targets in it.
 
     Raises:
         BadInput: names the first two that differ.
@@ -186,7 +186,7 @@ def unequal(runs: Sequence[Finished], *, held_out: bool = True) -> list[str]:
 
 
 def unlike_text(runs: Sequence[Finished]) -> list[str]:
-    """Return a line if runs have seen unequal amounts of text in as many positions, because their rows differ in padding."""
+    """Return a line if runs saw unequal amounts of text in equally many positions, because their rows differ in padding."""
     text, tokens = ([run.total_costs[name] for run in runs] for name in ("text_tokens", "tokens"))
     amounts = [amount for amount in text if amount is not None]
     if len(amounts) < len(runs) or _agree(text) or not _agree(tokens):
@@ -236,7 +236,7 @@ def _agree(values: Sequence[float | int | None]) -> bool:
 
 
 def _budgets(runs: Sequence[Finished]) -> str:
-    """Return the least and the greatest budget of some runs as text, those of their ancestors included."""
+    """Return the smallest and the largest budget of some runs as text, those of their ancestors included."""
     unknown = next((run for run in runs if run.total_costs["tokens"] is None), None)
     if unknown is not None:
         names = ", ".join(parent["path"] for parent in unknown.parents.values())

@@ -160,7 +160,7 @@ def _groups(runs: Sequence[Finished]) -> list[list[Finished]]:
     for group in groups.values():
         group.sort(key=lambda run: run.seeds)
         for first, second in itertools.pairwise(group):
-            # The seed decides which second texts are random ones.
+            # The seed determines which second texts of pairs are random ones.
             paired = isinstance(first.run.data, EncoderData) and first.run.data.rows in PAIRED
             pairs_differ = paired and first.run.seed != second.run.seed
             if first.data != second.data and not pairs_differ:
@@ -174,15 +174,15 @@ def _groups(runs: Sequence[Finished]) -> list[list[Finished]]:
 
 
 def _row_options(run: Finished) -> dict[str, Any]:
-    """Return the options that decide which row a run is; see `train.weights.lineage`."""
+    """Return the options that determine a run's row; see `train.weights.lineage`."""
     return row_options(run.run, run.parents, run.tokenizer)
 
 
 def _estimate(group: Sequence[Finished], values: Sequence[float]) -> Estimate:
     """Return the mean of a value of each run of a row.
 
-    Runs with the same parents are not independent of the others: if there are several parents, the runs of each are averaged
-    first, and the interval is one over parents.
+    Runs with the same parents are not independent of each other. If there are several parents, the runs of each are averaged
+    first, and the interval is over the parents.
     """
     by_parents: dict[tuple[int, ...], list[float]] = {}
     for run, value in zip(group, values, strict=True):

@@ -55,7 +55,7 @@ def is_task_metric(name: str) -> bool:
 
 
 def find_metric(name: str) -> Metric:
-    """Return how a metric is shown; one of a task that is not in a table has no better direction."""
+    """Return how a metric is shown; a task's metric that is not in a table has no better direction."""
     task, _, metric = name.rpartition("/")
     plain = METRICS.get(metric) or OWN.get(metric)
     plain = plain or Metric(label=metric.replace("_", " "), note="", better=None)
@@ -83,7 +83,7 @@ def _task_score(entry: Mapping[str, Any]) -> TaskScore:
 
 
 def check_comparable(name: str, runs: Sequence[Scored]) -> None:
-    """Refuse a metric of a task that some runs lack, or that they have on other items.
+    """Refuse a metric of a task that some runs lack, or that was measured on different items.
 
     Raises:
         BadInput: names the first run that does not fit, and what differs.

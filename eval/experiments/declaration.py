@@ -16,7 +16,7 @@ Tasks = Literal["generated", "files"]
 Kind = Literal["less", "greater", "equivalent"]
 TIERS = ("smoke", "nano", "night", "paper")
 LARGEST_CLAIMS = 4
-"""Most claims of an experiment: Holm's correction for more would need many more seeds."""
+"""Maximum number of claims: Holm's correction for more would need many more seeds."""
 TEXT = {"data.paths": "{train}", "data.valid_paths": "{valid}"}
 """Options of a stage that trains on the experiment's corpus. In values, {train} and {valid} stand for the folders of the training
 text and of the held-out text, {tasks} for the folder of the task files, and {run} for the folder of the stage's own parent."""
@@ -24,7 +24,7 @@ text and of the held-out text, {tasks} for the folder of the task files, and {ru
 
 @dataclasses.dataclass(frozen=True)
 class Times:
-    """A value of a row that is a multiple of the value that the stage would have without it, as four times the steps."""
+    """A value of a row that is a multiple of the stage's value, for example four times the steps."""
 
     factor: float
 
@@ -104,7 +104,7 @@ class Claim:
     paired: bool = False
     """Compare the rows seed by seed; right if the rows of a seed share a teacher, or initial parameters and the order of rows."""
     better: Literal["lower", "higher"] | None = None
-    """The better direction of a score whose name does not say it."""
+    """The better direction of a score whose name does not determine it."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -136,7 +136,7 @@ class Experiment:
     """Sizes and budgets here and in the paper, in words; {parameters} and {tokens} are filled in from the runs."""
     rows: tuple[Row, ...]
     control: str
-    """Row that learns nothing by the method, as one without pretraining: no verdict if no row is better than it."""
+    """Row that does not learn by the method, as one without pretraining: rows that are not better get no verdict."""
     stages: tuple[Stage, ...]
     budget: Budget
     claims: tuple[Claim, ...]
@@ -144,7 +144,7 @@ class Experiment:
     forecast: Mapping[str, str]
     """Claim -> what is expected at small scale, written before any run."""
     seeds: int = 3
-    """Number of seeds where the tier does not say."""
+    """Number of seeds of a tier that does not set it."""
     tokenizer: str = ""
     """Recipe that trains the tokenizer of all rows; empty = the recipe of the main stage."""
     floors: tuple[tuple[str, str, float, str], ...] = ()
@@ -167,7 +167,7 @@ class Experiment:
         return tuple(row for row in self.rows if not names or row.name in names)
 
     def tier_claims(self, tier: str) -> tuple[Claim, ...]:
-        """Return the claims about rows of a tier; a judge of the experiment's own takes all."""
+        """Return the claims about rows of a tier; all claims if the experiment has its own judge."""
         names = {row.name for row in self.tier_rows(tier)}
         return tuple(claim for claim in self.claims if self.judge or {claim.row, *claim.reference} <= names)
 
@@ -186,7 +186,7 @@ def _problems(experiment: Experiment) -> list[str]:
     rows, stages = [row.name for row in experiment.rows], [stage.name for stage in experiment.stages]
     problems = []
     if experiment.control not in rows:
-        problems.append(f"there is no control: {experiment.control!r} is no row; add a row that learns nothing by the method")
+        problems.append(f"there is no control: {experiment.control!r} is not a row; add a row that does not learn by the method")
     for kind, names in (("row", rows), ("stage", stages), ("claim", [claim.id for claim in experiment.claims])):
         problems += [
             f"{kind} {name}: two have this name; rename one" for name in sorted({n for n in names if names.count(n) > 1})
@@ -195,7 +195,7 @@ def _problems(experiment: Experiment) -> list[str]:
         if bool(stage.recipe) == bool(stage.task):
             problems.append(f"stage {stage.name}: give it either a recipe or a task")
         if stage.after is not None and stage.after not in stages[:place]:
-            problems.append(f"stage {stage.name}: its parent {stage.after} is no earlier stage")
+            problems.append(f"stage {stage.name}: its parent {stage.after} is not an earlier stage")
         if stage.task and stage.after is None:
             problems.append(f"stage {stage.name}: an evaluation needs a parent")
     for row in experiment.rows:

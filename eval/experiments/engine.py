@@ -1,8 +1,8 @@
 """Run the missing nodes of a grid, one after another, each in a process that ends when this one does.
 
 doit orders the nodes and stops the descendants of one that fails; its own database is temporary and empty, because whether a node
-is done is read from the run's folder alone. After any kill the same command continues: finished runs stay, and an interrupted run
-continues from its last checkpoint.
+is done is read from the run's folder alone. After any kill the same command continues: finished runs are kept, and an interrupted
+run continues from its last checkpoint.
 """
 
 import contextlib
@@ -33,7 +33,7 @@ EXTRA = "experiments"
 
 
 class Stopped(BaseException):
-    """A signal asked the engine to end; the running node has ended."""
+    """A signal requested the engine to stop; the running node has ended."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
@@ -59,7 +59,7 @@ def check_installed() -> None:
 
 @contextlib.contextmanager
 def locked(folder: Path, notify: Callable[[str], None]) -> Iterator[None]:
-    """Lock an experiment's folder, after waiting for another engine that has it.
+    """Lock an experiment's folder, after waiting for another engine that holds the lock.
 
     Raises:
         BadInput: the folder cannot be written.
@@ -93,7 +93,7 @@ def run_missing(grid: Grid, folder: Path) -> list[str]:
 
     Raises:
         BadInput: doit is not installed, or a run's folder belongs to another configuration.
-        Stopped: a signal came.
+        Stopped: after a signal.
     """
     check_installed()
     status.check_runs(grid, folder)

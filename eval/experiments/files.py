@@ -21,7 +21,7 @@ from train.run.run_dir import replacing
 from zoo.errors import BadInput
 
 PUBLIC_SHA256 = "a92fb1b192a7d14fdceacbd74483356c47cfb6da56d4d67727ec9e072619a93c"
-"""Digest of the `public` corpus; `eval.experiments.public_corpus` builds it from its sources."""
+"""Digest of the `public` corpus, which `eval.experiments.public_corpus` builds from its sources."""
 EMBEDDED = "embedded"
 ANY = "any"
 TOY_EXAMPLES = {"train": 240, "valid": 60, "test": 60}
@@ -30,7 +30,7 @@ TOY_EXAMPLES = {"train": 240, "valid": 60, "test": 60}
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Files:
-    """Folders that the placeholders in options stand for, and what is in them."""
+    """Folders that replace the placeholders in options, and their contents."""
 
     train: str
     valid: str
@@ -53,7 +53,7 @@ def find_files(tier: Tier, needs_tasks: bool, *, folder: str, digest: str, tasks
     Args:
         needs_tasks: whether a stage reads task files.
         folder: the user's corpus; "" = the tier's own, "embedded" = the embedded one.
-        digest: SHA-256 that the user's corpus must have; "" = the tier's, "any" = whatever it has.
+        digest: SHA-256 that the user's corpus must have; "" = the tier's, "any" = not checked.
         tasks: the user's folder of task files.
 
     Raises:
@@ -108,7 +108,7 @@ def folder_digest(folder: Path) -> str:
 
 
 def write_files(files: Files, folder: Path) -> None:
-    """Write the embedded corpus and the generated task files below an experiment's folder, where the files are not the user's."""
+    """Write the embedded corpus and the generated task files below an experiment's folder, unless the user's are used."""
     if not Path(files.train).is_absolute() and not (folder / files.valid / "text.jsonl").exists():
         training, held_out = corpus.split(TextData())
         for name, documents in ((files.train, training), (files.valid, held_out)):

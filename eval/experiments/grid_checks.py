@@ -24,7 +24,7 @@ TASK_SCORES = {
     "text_to_text:bleu,chrf": ("bleu", "chrf"),
     "text_to_text:chrf": ("chrf",),
 }
-"""Task -> metrics of it that a claim may name; a task that is not here is not checked."""
+"""Task -> its metrics that a claim may name; tasks that are not listed are not checked."""
 
 
 def check_grid(grid: Grid, costs: Callable[[], Mapping[str, Cost]]) -> None:
@@ -53,7 +53,7 @@ def positions(node: Node) -> int:
 
 
 def check_budgets(grid: Grid, spent: Mapping[str, float | int], unit: str) -> None:
-    """Refuse rows whose training budgets differ by more than `SLACK`; the control is no method and has any budget.
+    """Refuse rows whose training budgets differ by more than `SLACK`; the control row may have any budget.
 
     Args:
         spent: the budget of each node, by its name.
@@ -99,7 +99,7 @@ def _number(value: float | int) -> str:
 
 
 def _claimed(grid: Grid, claim: Claim) -> list[tuple[str, Node | None]]:
-    """Return each row that a claim is about, with its node of the claim's stage; None if it has none."""
+    """Return each row that a claim is about, with its node of the claim's stage, or None."""
     stage, rows = claim.metric.partition("/")[0], (claim.row, *claim.reference)
     names = [row.name for row in grid.experiment.tier_rows(grid.tier)]
     chosen: Sequence[str] = [row for row in rows if row in names] or names

@@ -1,7 +1,7 @@
 """The nodes of a grid as shell commands, Slurm arrays or a chain of Kubernetes job sets, for machines that run them elsewhere.
 
-Nodes of a level are independent of each other. Each command is the one that the engine runs; a run that is finished ends at once,
-and one that was interrupted continues, so a repeated level does no harm. The page is made afterwards by `--render`.
+Nodes of a level are independent of each other. The commands are those that the engine runs: a finished run ends at once and an
+interrupted one continues, so a level may be repeated. Afterwards `--render` makes the page.
 """
 
 import shlex
@@ -29,7 +29,7 @@ def command_lines(grid: Grid, folder: Path) -> list[str]:
 def slurm_script(grid: Grid, folder: Path) -> str:
     """Return a shell script that submits an array of jobs for each level; a level waits until the one before has succeeded.
 
-    It is run on a machine with `sbatch`. A run whose time ends is told to save two minutes before, and is queued again.
+    It is run on a machine with `sbatch`. A run gets a signal to save two minutes before its time limit, and is requeued.
     """
     name = grid.experiment.name
     blocks = [
@@ -74,7 +74,7 @@ metadata:
   labels:
     level: "{number}"
 spec:
-  # A pod that fails starts again: its run goes on from its last checkpoint.
+  # A pod that fails is restarted, and its run continues from its last checkpoint.
   failurePolicy:
     maxRestarts: 10
   replicatedJobs:
@@ -89,7 +89,7 @@ spec:
           template:
             spec:
               restartPolicy: Never
-              # After SIGTERM a run saves and leaves.
+              # After SIGTERM a run saves and exits.
               terminationGracePeriodSeconds: 300
               containers:
                 - name: zoo

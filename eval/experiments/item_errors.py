@@ -1,4 +1,4 @@
-"""The error of a claim that comes from the choice of test items, beside that from seeds, from the outcomes of single items."""
+"""The error of a claim that is due to the choice of test items, next to that due to seeds, from the outcomes of single items."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,7 +18,7 @@ SCORES = ("accuracy", "exact_match")
 
 
 def item_errors(grid: Grid, entry: Mapping[str, Any], metric: str, row: str, folder: Path) -> dict[str, float | int] | None:
-    """Return the errors of a claim's difference, by what was sampled; None for a metric that is no mean of right and wrong items.
+    """Return the errors of a claim's difference, by what was sampled; None for a metric that is not a mean of outcomes.
 
     The result has `items` (how many there are), `item_error` and `seed_error` (standard errors of the difference over other items
     and over other seeds), and `different` (seeds in which the two rows differ on these items by McNemar's test, p < 0.05).

@@ -17,7 +17,7 @@ from train.run.run_dir import RunDir, as_json
 EFFICIENCY = 0.75
 """Share of the rate of matrix products that the nano recipes reach in a step on a CPU; 0.6 to 0.9 was measured."""
 START = 15.0
-"""Seconds of a training run beside its steps: the start of its process, compilation and the report."""
+"""Seconds of a training run in addition to its steps: the start of its process, compilation and the report."""
 START_EVALUATION = 12.0
 """The same of an evaluation."""
 
@@ -31,7 +31,7 @@ class Cost:
     """Positions of the inputs of all steps: of an encoder-decoder, of its encoder."""
     flops: float
     overhead: float
-    """Seconds beside the steps."""
+    """Seconds in addition to the steps."""
 
     def minutes(self, rate: float) -> float:
         """Return the estimated minutes at `rate` FLOP/s of matrix products."""
@@ -69,7 +69,7 @@ def step_flops(run: Run, parents: Mapping[str, Run] | None = None) -> float:
 
 @dataclasses.dataclass(frozen=True)
 class _Hashed:
-    """An argument that does not count in a cache, whose key is another one."""
+    """An argument that a cache ignores, because another argument is its key."""
 
     value: Run | None = dataclasses.field(compare=False)
 
@@ -89,7 +89,7 @@ def _step_flops(key: str, run_argument: _Hashed, teacher_argument: _Hashed) -> f
             RunDir(folder).write_config(teacher)
             distillation = dataclasses.replace(run.options.distillation, teacher=str(Path(folder)))
             run = dataclasses.replace(run, options=dataclasses.replace(run.options, distillation=distillation))
-        # FLOPs do not depend on the dtype, but "auto" is none.
+        # FLOPs do not depend on the dtype, but "auto" is not a dtype.
         run = synthetic_batch.resolve_config(dataclasses.replace(run, precision="float32"))
         mesh = device_mesh.make_mesh(run.mesh)
         objective_class = objectives.objective(run.objective)

@@ -1,4 +1,4 @@
-"""The registration of an experiment: what it will judge and how, written and hashed before the first run.
+"""The registration of an experiment: its claims and how they will be judged, written and hashed before the first run.
 
 A later start must declare the same grid. Its claims may differ, but a claim that changed after the first run counts as
 exploratory from then on.
@@ -42,18 +42,18 @@ def registration_of(grid: Grid) -> dict[str, Any]:
 
 
 def register(grid: Grid, folder: Path) -> dict[str, Any]:
-    """Write the registration of a grid into its folder, unless one is there, and return the one that is in force.
+    """Write the registration of a grid into its folder, unless it has one, and return the registration that is in force.
 
-    The returned one has the claims of the grid, and in `changed` the ids of those that differ from the registered ones.
+    It has the claims of the grid, and in `changed` the ids of those that differ from the registered ones.
 
     Raises:
-        BadInput: the folder has the registration of another grid, and the message says what changed; or a damaged one.
+        BadInput: the folder has a damaged registration, or that of another grid; the message says what changed.
     """
     current = registration_of(grid)
     path = folder / FILE
-    begun = any((folder / RUNS).glob("*/config.json"))
-    if not path.exists() or not begun:
-        if begun:
+    has_runs = any((folder / RUNS).glob("*/config.json"))
+    if not path.exists() or not has_runs:
+        if has_runs:
             raise BadInput(f"{folder} has runs and no {FILE}; restore the file, or choose another folder")
         folder.mkdir(parents=True, exist_ok=True)
         today = datetime.datetime.now(datetime.UTC).date().isoformat()
@@ -81,11 +81,11 @@ def read(folder: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise BadInput(f"{folder} is no experiment: {FILE} cannot be read ({error.strerror})") from None
+        raise BadInput(f"{folder} is not an experiment: {FILE} cannot be read ({error.strerror})") from None
     except (ValueError, RecursionError) as error:
         raise BadInput(f"{path} is not valid JSON ({error}); restore the file") from None
     if not isinstance(content, dict) or "hash" not in content:
-        raise BadInput(f"{path} is no registration; restore the file")
+        raise BadInput(f"{path} is not a registration; restore the file")
     return content
 
 

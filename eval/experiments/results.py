@@ -135,7 +135,7 @@ def _scores(node: Node, files: RunDir) -> dict[str, float | int]:
 
 
 def _costs(node: Node, files: RunDir, last: int, meta: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the costs of a training run's steps; those that it has not recorded are None, and all of an evaluation."""
+    """Return the costs of a training run's steps; None for costs that are not recorded, and for all costs of an evaluation."""
     from train.run.costs import read_known_costs
 
     recorded = {} if node.task or not last else read_known_costs(files, last, meta)
@@ -238,7 +238,7 @@ def _failures(grid: Grid, folder: Path, cells: Sequence[Mapping[str, Any]]) -> l
 
 
 def _sizes(grid: Grid, folder: Path, cells: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """Return the words that the text about the scale may contain: the parameters and the input tokens of the main stage."""
+    """Return the values of the placeholders in `Experiment.scale`: parameters and input tokens of the main stage."""
     main, counts = grid.experiment.main.name, []
     for node in grid.nodes:
         if node.stage == main and (starts := _rows(RunDir(folder / node.run).starts)):

@@ -9,7 +9,7 @@ from zoo.errors import BadInput
 
 LOGS = "logs"
 DIVERGED = "non-finite"
-"""Part of the message with which a run ends whose loss or gradient is not finite."""
+"""Part of the message of a run that ends because its loss or gradient is not finite."""
 UNDECIDED = ("precision", "model.labels", "model.multi_label", "model.vocab")
 """Keys whose values depend on the data and the machine, and are final only once a run has begun."""
 
@@ -29,7 +29,7 @@ def evaluation_name(node: Node) -> str:
 
 
 def read_object(path: Path) -> dict[str, object]:
-    """Return the JSON object in a file; an empty one if the file is absent or damaged, which its own command reports."""
+    """Return the JSON object in a file; {} if the file is absent or damaged, which the command that reads it reports."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):

@@ -17,7 +17,7 @@ from zoo.models import Model
 
 
 def weights(
-    net: Model, params: Any, source: Integer[np.ndarray, " S"], written: Integer[np.ndarray, " T"], start: int
+    model: Model, params: Any, source: Integer[np.ndarray, " S"], written: Integer[np.ndarray, " T"], start: int
 ) -> Float[np.ndarray, "T S"]:
     """Return the mean attention weights of each token of a text over the tokens of its source; each row sums to 1.
 
@@ -34,20 +34,20 @@ def weights(
         source=Batch(tokens=jnp.asarray(padded_source)[None], segments=jnp.asarray(segments)[None]),
     )
     with attention.record_weights() as seen:
-        net.apply(params, batch)
-    # If text and source had the same length, self-attention would have the same shape: so such a source was padded by one.
+        model.apply(params, batch)
+    # A source as long as the text is padded by one token, because self-attention would otherwise have the same shape.
     crossing = [layer[0] for layer in seen if layer.shape[2:] == (len(tokens), len(padded_source))]
     return np.mean([layer.mean(0) for layer in crossing], axis=0)[:, : len(source)]
 
 
 def record(
-    net: Model, params: Any, tokenizer: Tokenizer, source: Integer[np.ndarray, " S"], written: Sequence[int]
+    model: Model, params: Any, tokenizer: Tokenizer, source: Integer[np.ndarray, " S"], written: Sequence[int]
 ) -> dict[str, Any]:
     """Return {"source", "text", "weights"} as JSON.
 
-    These are the tokens of both, the text with its end-of-text, and the weights [text tokens][source tokens].
+    "source" and "text" are lists of tokens, including the text's end-of-text; "weights" is [text tokens][source tokens].
     """
     assert tokenizer.text_special_tokens is not None
     start, ids = tokenizer.text_special_tokens.pad, np.append(np.asarray(written, np.int32), tokenizer.end_of_text)
-    mean_weights = weights(net, params, source, ids, start)
+    mean_weights = weights(model, params, source, ids, start)
     return {"source": tokenizer.entries(source), "text": tokenizer.entries(ids), "weights": mean_weights.round(4).tolist()}

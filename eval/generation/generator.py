@@ -30,7 +30,7 @@ SHORTEST = 16
 CHUNK = 16
 """Tokens sampled by one dispatch."""
 HELD = "\N{REPLACEMENT CHARACTER}"
-"""Character that the bytes of an unfinished character are decoded to."""
+"""Replacement character, to which the bytes of an incomplete character are decoded."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,12 +53,12 @@ class Generator:
     """Continues prompts with one model; programs are compiled at first use and kept, also for other generators.
 
     A continuation is a function of the parameters, its prompt, the settings, the seed and the numbers of prompt and sample.
-    The other prompts, the number of rows, padding and the mesh enter by rounding alone.
+    The other prompts, the number of rows, padding and the mesh affect it only through rounding.
     """
 
     def __init__(
         self,
-        net: Model,
+        model: Model,
         params: Any,
         mesh: Mesh,
         tokenizer: Tokenizer,
@@ -81,19 +81,19 @@ class Generator:
                 with which an encoder-decoder's text begins.
         """
         require(batch >= 1, "batch", batch, "choose 1 or more rows")
-        jax.eval_shape(lambda: net.init_cache(1, 1, dtype))
-        heads = net.config.heads
+        jax.eval_shape(lambda: model.init_cache(1, 1, dtype))
+        heads = model.config.heads
         require(heads % mesh.shape["tensor"] == 0, "mesh.tensor", mesh.shape["tensor"], f"it does not divide the {heads} heads")
-        marks = tokenizer.text_special_tokens
-        if net.is_encoder_decoder and marks is None:
-            raise BadInput(f"{net.family} begins its texts with a padding token, which this tokenizer does not have")
-        self._first = marks.pad if marks else 0
-        self._goes_on = not net.is_encoder_decoder
-        net = unroll_layers(net)
-        self.net, self.mesh, self.tokenizer = net, mesh, tokenizer
+        special_tokens = tokenizer.text_special_tokens
+        if model.is_encoder_decoder and special_tokens is None:
+            raise BadInput(f"{model.family} begins its texts with a padding token, which this tokenizer does not have")
+        self._first = special_tokens.pad if special_tokens else 0
+        self._continues_prompt = not model.is_encoder_decoder
+        model = unroll_layers(model)
+        self.model, self.mesh, self.tokenizer = model, mesh, tokenizer
         self._batch, self._option = batch, option
         self._end = tokenizer.end_of_text if end is None else end
-        self._decoder = Decoder(net, tokenizer.vocab_size, np.dtype(dtype))
+        self._decoder = Decoder(model, tokenizer.vocab_size, np.dtype(dtype))
         with jax.set_mesh(mesh):
             self._params = jax.jit(lambda tree: cast_params(tree, dtype))(params)
 
@@ -132,7 +132,7 @@ class Generator:
                 sample,
                 np.asarray(prompts[prompt], np.int32),
                 key,
-                goes_on=self._goes_on,
+                continues_prompt=self._continues_prompt,
                 end=self._end,
             )
             for prompt, key in zip(range(len(prompts)), keys, strict=True)
@@ -141,7 +141,7 @@ class Generator:
         by_length: dict[int, list[_Text]] = {}
         for text in texts:
             by_length.setdefault(_slots(len(text.prompt_ids)), []).append(text)
-        # A search has the samples of a prompt at once.
+        # A beam search finds all samples of a prompt together.
         group_size = self._batch if beams == 1 else decoding.samples * max(1, self._batch // beams)
         for slots, group in sorted(by_length.items(), reverse=True):
             for first in range(0, len(group), group_size):
@@ -168,7 +168,16 @@ class Generator:
             BadInput: as for `generate`.
         """
         self._check([prompt], decoding)
-        text = _Text(self.tokenizer, decoding, 0, 0, np.asarray(prompt, np.int32), number, goes_on=self._goes_on, end=self._end)
+        text = _Text(
+            self.tokenizer,
+            decoding,
+            0,
+            0,
+            np.asarray(prompt, np.int32),
+            number,
+            continues_prompt=self._continues_prompt,
+            end=self._end,
+        )
         emitted = 0
         for _ in self._continue([text], _slots(len(text.prompt_ids)), 1, decoding, chunk):
             final = text.final()
@@ -177,10 +186,10 @@ class Generator:
                 emitted = len(final)
 
     def _check(self, prompts: Sequence[Ids], decoding: Decoding) -> None:
-        able = decoding.read == "left-to-right" or self.net.reads_both_ways
-        require(able, "read", decoding.read, f"{self.net.family} generates from left to right only; leave the option out")
+        able = decoding.read == "left-to-right" or self.model.reads_both_ways
+        require(able, "read", decoding.read, f"{self.model.family} generates from left to right only; leave the option out")
         entries = self.tokenizer.vocab_size
-        context = math.inf if (longest := longest_row(self.net.config)) is None else longest
+        context = math.inf if (longest := longest_row(self.model.config)) is None else longest
         for number, prompt in enumerate(prompts, 1):
             name, ids = f"prompt {number} of {len(prompts)}", np.asarray(prompt)
             if not ids.size:
@@ -188,7 +197,7 @@ class Generator:
             if ids.min() < 0 or ids.max() >= entries:
                 raise BadInput(f"{name} has ids from {ids.min()} to {ids.max()}; the vocabulary ends at {entries - 1}")
             # Source and target of an encoder-decoder have positions of their own.
-            together = max if self.net.is_encoder_decoder else operator.add
+            together = max if self.model.is_encoder_decoder else operator.add
             if together(ids.size, decoding.limit) > context:
                 raise BadInput(
                     f"{name}: its {ids.size} tokens and {self._option} {decoding.limit} are more than the model's {context} "
@@ -218,7 +227,7 @@ class Generator:
     def _prompts(self, texts: "list[_Text]", slots: int, rows: int) -> Batch:
         """Return the input before the first sampled token; for an encoder-decoder the source and the first token of texts."""
         batch = _padded(texts, slots, rows)
-        if not self.net.is_encoder_decoder:
+        if not self.model.is_encoder_decoder:
             return batch
         assert batch.segments is not None
         begin = np.full((rows, 1), self._first, np.int32)
@@ -252,7 +261,7 @@ def _slots(length: int) -> int:
 
 
 def _padded(texts: "list[_Text]", slots: int, rows: int) -> Batch:
-    """Return prompts padded on the left; rows of padding alone complete the batch."""
+    """Return prompts padded on the left; rows of padding complete the batch."""
     tokens, segments, positions = np.zeros((3, rows, slots), np.int32)
     for row, text in enumerate(texts):
         size = len(text.prompt_ids)
@@ -274,16 +283,16 @@ class _Text:
         prompt_ids: np.ndarray,
         number: int,
         *,
-        goes_on: bool = False,
+        continues_prompt: bool = False,
         end: int | None = None,
     ) -> None:
         """Begin a continuation.
 
         Args:
-            goes_on: whether it continues its prompt, unlike the text of an encoder-decoder.
+            continues_prompt: whether it continues its prompt, unlike the text of an encoder-decoder.
             end: the id that ends it; None = the tokenizer's end-of-text.
         """
-        self._decode = tokenizer.continuation if goes_on else tokenizer.decode
+        self._decode = tokenizer.continuation if continues_prompt else tokenizer.decode
         self.prompt, self.sample, self.prompt_ids, self.number = prompt, sample, prompt_ids, number
         self.ids: list[int] = []
         self.ended: Ended | None = None
@@ -319,8 +328,8 @@ class _Text:
         if self.ended:
             return text[: self._cut(text)]
         text = text.removesuffix(HELD)
-        begun = (size for stop in self._stop for size in range(1, len(stop)) if text.endswith(stop[:size]))
-        return text[: len(text) - max(begun, default=0)]
+        partial = (size for stop in self._stop for size in range(1, len(stop)) if text.endswith(stop[:size]))
+        return text[: len(text) - max(partial, default=0)]
 
     def generated(self) -> Generated:
         assert self.ended

@@ -22,7 +22,7 @@ class FewShot:
 
 
 def few_shot(examples: Sequence[Mapping[str, str]], template: str, query: Mapping[str, str]) -> FewShot:
-    """Return every example filled into the template, then the query, up to the first field that it does not name: the answer.
+    """Return the template filled with every example, then with the query, up to its first missing field, the answer.
 
     The template has named fields in braces, as in "Q: {question}\\nA: {answer}\\n\\n"; {{ and }} are braces.
 
@@ -99,7 +99,7 @@ def _fill(parts: Sequence[tuple[str, str | None]], values: Mapping[str, str]) ->
 
 
 def _objects(file: Path, fields: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield (file:line, object) of each line; `fields` are named in the error message about a line that is no object."""
+    """Yield (file:line, object) of each line; `fields` are named in the error message about a line that is not an object."""
     example = json.dumps(dict.fromkeys(fields, "..."))
     return ((where, parse_object(line, where, example)) for where, line in nonblank_lines(file))
 

@@ -14,7 +14,7 @@ class Decoding:
     """Length, stop strings and sampling of continuations."""
 
     limit: int = 128
-    """Most new tokens."""
+    """Maximum number of new tokens."""
     stop: tuple[str, ...] = ()
     """Texts before which a continuation ends."""
     samples: int = 1
@@ -24,7 +24,7 @@ class Decoding:
     past_end: bool = False
     """Continue after end-of-text."""
     read: Literal["left-to-right", "both-ways"] = "left-to-right"
-    """Tokens that a token of XLNet sees: earlier ones alone, or also later ones that are read with it, as in `transformers`."""
+    """Tokens that an XLNet token sees: only earlier ones, or also later ones that are read with it, as in `transformers`."""
     sampling: Annotated[Sampling, tyro.conf.arg(name="", prefix_name=False)] = Sampling()
     search: Annotated[Beams, tyro.conf.arg(name="", prefix_name=False)] = Beams()
 
@@ -91,5 +91,5 @@ class Prompts:
         require("" not in self.choices, "choices", "''", "write some text in each")
         for name in ("prompt", "template", "query", "choices"):
             for text in (self.template,) if name == "template" else getattr(self, name):
-                # A byte of the shell that is no UTF-8 arrives as a lone surrogate.
+                # A byte from the shell that is not UTF-8 arrives as a lone surrogate.
                 require(not any("\ud800" <= letter <= "\udfff" for letter in text), name, ascii(text), "write it in UTF-8")

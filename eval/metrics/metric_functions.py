@@ -1,8 +1,8 @@
 """Metrics of a fine-tuned model's predictions against the truth, from arrays on the host.
 
-Every metric takes the truth first and the predictions second, and returns a float. Where its definition divides by zero it is 0,
-the value of a model that has learned nothing; its docstring says when. Empty arrays, two different lengths and numbers that are
-not finite are errors of the caller: ValueError.
+Every metric takes the truth first and the predictions second, and returns a float. If its definition divides by zero, it is 0,
+the value of a model that has learned nothing; its docstring says when. Empty arrays, different lengths and non-finite numbers
+raise ValueError.
 """
 
 import difflib
@@ -96,11 +96,11 @@ def matthews(truth: Classes, predicted: Classes) -> float:
 
 def pearson(truth: Values, predicted: Values) -> float:
     """Return the linear correlation of two series, -1 to 1 (Pearson 1895); 0 where one of them is constant."""
-    # Imported where it is needed, since that takes a second.
+    # Imported here, because the import takes a second.
     from scipy import stats
 
     _check(truth, predicted)
-    # Compared, not subtracted: the mean of equal numbers is rounded, so that their differences to it may not be 0.
+    # Constant series are found by comparison: the mean of equal numbers is rounded, so differences from it may not be 0.
     if truth.min() == truth.max() or predicted.min() == predicted.max():
         return 0.0
     with warnings.catch_warnings():

@@ -44,7 +44,7 @@ class Decoded:
     answers: list[Answer]
     """The best answers with different texts, best first; empty if no window contains any of the context."""
     null: float
-    """Score of "no answer": start + end logit of CLS, the least over the windows, from the one surest that there is an answer."""
+    """Score of "no answer": start + end logit of CLS, the minimum over the windows."""
 
     @property
     def margin(self) -> float:
@@ -72,9 +72,9 @@ def decode(
 ) -> Decoded:
     """Return the best answers to one question, from the logits of its windows.
 
-    A candidate is a pair of tokens of one window's context, the last not before the first, at most `longest` tokens in all. Its
-    text is theirs in the context, without white space at its ends; a blank one is no answer. Of candidates with the same text the
-    best counts. Equal scores are ordered by their position in the text, the shorter first, so the order of windows has no effect.
+    A candidate is a span of tokens in one window's context, of at most `longest` tokens. Its text is that of the context, without
+    white space at its ends; a blank text is not an answer. Of candidates with the same text the best counts. Equal scores are
+    ordered by their position in the text, the shorter first, so the order of windows has no effect.
 
     Args:
         start: logits of each token to be the first one of the answer.

@@ -4,7 +4,7 @@
 - labels of texts that may have several: `labels`, those of probability 0.5 or more, and `probabilities` of all;
 - a number of a text: `number`;
 - tags of words: `tags`, with `word`, `tag` and `probability` for each word, the last two null where the row has no token of it;
-  where all tags are IOB also `entities`, with `type`, `first` word, `end`, one past the last word, and `text`;
+  if all tags are IOB, also `entities`, with `type`, `first` word, `end`, one past the last word, and `text`;
 - an answer in a context: `answer`, its characters [`start`, `end`) of the context, `score`, the sum of the logits of its ends,
   and `null_score`, that of no answer; where no answer is the prediction, all but the last are null;
 - options of a question: `choice`, the number of the likeliest one from 0, `option`, its text, and `probabilities` of all.

@@ -16,7 +16,7 @@ FAINT = 0.35
 """Opacity of single values behind their average; the page's legend has the same."""
 
 BUCKETS = 400
-"""Intervals of a longer curve that are drawn by their least and greatest value, so that no spike is lost."""
+"""Number of intervals of a longer curve; each is drawn by its minimum and maximum, so that no spike is lost."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,13 +79,13 @@ def alignment(attention: Mapping[str, Any]) -> str:
 
 
 DRAWN = ("loss", "perplexity")
-"""Metrics that the curve of the loss shows already: perplexity is e to the loss."""
+"""Metrics that the loss curve already shows: perplexity is e to the loss."""
 MOST = 3
-"""Most metrics of validations that have a figure of their own."""
+"""Maximum number of validation metrics with a separate figure."""
 
 
 def _names(valid: Sequence[Any]) -> list[str]:
-    """Return the metrics of validations with a figure of their own: those with a reference first, then the leading ones."""
+    """Return the validation metrics with a separate figure: those with a reference first, then the leading ones."""
     if not valid:
         return []
     compared = [name for name in _compared(valid) if not _is_loss(valid, name)]
@@ -99,7 +99,7 @@ def _compared(valid: Sequence[Any]) -> list[str]:
 
 
 def _is_loss(valid: Sequence[Any], name: str) -> bool:
-    """Return whether a metric equals the loss in all rows, so that the curve of the loss shows it."""
+    """Return whether a metric equals the loss in all rows, so that the loss curve shows it."""
     return all(row.get(name) == row.get("loss") for row in valid)
 
 
@@ -142,7 +142,7 @@ def _measured(valid: Sequence[Any], name: str, marked: MarkedSteps) -> str:
     metric = METRICS[name]
     steps, values = _column([row for row in valid if name in row], name)
     lines = [_reference(valid, name)] if name in _compared(valid) else []
-    # Where more is better, a value far above the rest is the best, not a spike.
+    # If higher is better, a value far above the rest is the best one, not a spike.
     bottom, top, outside = _limits(np.array([*values, *(value for _, value in lines)]), spikes=metric.better == "lower")
 
     def draw(axes: Any) -> None:
@@ -161,7 +161,7 @@ def _throughput(train: Sequence[Any], marked: MarkedSteps) -> str:
     share = np.array([np.nan if row["time"]["mfu"] is None else row["time"]["mfu"] for row in train])
     with np.errstate(invalid="ignore", divide="ignore"):
         ratio = share / rate
-    # One scale serves both only while a token costs the same share of the machine: not after resuming on another one.
+    # Tokens/s and MFU share one scale only if their ratio is constant, which resuming on another machine changes.
     one_scale = np.isfinite(ratio).all() and np.ptp(ratio) <= 0.01 * ratio.max() and ratio.min() > 0
     _, top, outside = _limits(rate)
 
@@ -269,9 +269,9 @@ def _thin(values: np.ndarray) -> np.ndarray:
 
 
 def _smooth(values: np.ndarray, top: float) -> np.ndarray:
-    """Return the average of the values up to `top` within a fortieth of the curve to either side.
+    """Return the moving average of the values up to `top`, over a fortieth of the curve to either side.
 
-    The window is smaller near the ends, so that they do not bend. A curve too short for it gives an empty array.
+    The window is smaller near the ends, to avoid bias there. A curve that is too short gives an empty array.
     """
     count = len(values)
     if count < 40:

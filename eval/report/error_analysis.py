@@ -17,9 +17,9 @@ does not classify; and examples, the greatest loss first, with `pair` "" if ther
 """
 
 CLASSES = 20
-"""Most classes that are shown as a matrix; with more, the most frequent confusions are listed."""
+"""Maximum number of classes of a matrix; with more, the most frequent confusions are listed."""
 FREQUENT = 20
-"""Most confusions that are listed."""
+"""Maximum number of confusions that are listed."""
 SHORT = 280
 """Characters of a text that are shown unfolded."""
 
@@ -31,7 +31,7 @@ def differs(errors: Mapping[str, Any]) -> str:
 
 
 def render(errors: Mapping[str, Any]) -> str:
-    """The sections "Confusion" and "Worst examples" as HTML, each where there is something to show."""
+    """Return the sections "Confusion" and "Worst examples" as HTML, without empty ones."""
     labels, counts, worst = errors["labels"], errors["confusion"], errors["worst"]
     sections = ""
     if labels:
@@ -80,7 +80,7 @@ def _frequent(labels: Sequence[str], counts: Sequence[Sequence[int]]) -> str:
     ]
     note = f"The most frequent of {len(wrong):,} confusions between {len(labels):,} classes." if wrong else "There is none."
     return f"<p class=note>{note}</p>" + (
-        table(("True class", "Found", "Examples", "Share of the class"), rows, words=2) if rows else ""
+        table(("True class", "Predicted class", "Examples", "Share of the class"), rows, words=2) if rows else ""
     )
 
 
@@ -89,19 +89,19 @@ def _worst(examples: Sequence[Mapping[str, Any]]) -> str:
     lines = ""
     for example in examples:
         texts = "".join(f"<div dir=auto>{_folded(part)}</div>" for part in (example["text"], example["pair"]) if part)
-        answers = (("True", example["truth"]), ("Found", example["found"]))
+        answers = (("True", example["truth"]), ("Predicted", example["found"]))
         cells = "".join(f'<td data-name="{name}" dir=auto>{text(value)}</td>' for name, value in answers)
         lines += (
             f'<tr><td class=texts>{texts}</td>{cells}<td class=number data-name="Loss">{text(number(example["loss"]))}</td></tr>'
         )
-    head = "".join(f"<th scope=col>{name}</th>" for name in ("Example", "True", "Found"))
+    head = "".join(f"<th scope=col>{name}</th>" for name in ("Example", "True", "Predicted"))
     head += "<th scope=col class=number>Loss</th>"
     note = "Held-out examples with the greatest losses."
     return f"<p class=note>{note}</p><table class=worst><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table>"
 
 
 def _folded(content: str) -> str:
-    """Return a text with its end folded away if it is long, cut before a word if there is one."""
+    """Return a text whose end is folded if it is long; the cut is before a word, if possible."""
     if len(content) <= 1.2 * SHORT:
         return text(content)
     end = content.rfind(" ", SHORT // 2, SHORT)

@@ -52,16 +52,16 @@ ERROR = "_stderr"
 def write(folder: str | Path) -> Path:
     """Write RUN/report.html from the run's config.json and whatever else the run has written so far.
 
-    Each file may be missing, so this works at any moment of a run: before its first row, while it goes, after it was killed. Read
-    are metrics.jsonl, starts.jsonl, scores.json; predictions.json, see `eval.report.error_analysis`; evaluations.json, the newest
-    result of each task, in which the metric "x_stderr" is the standard error of "x"; samples.json, see `eval.report.samples`;
-    data.json, the share of each source in the whole run.
+    Each file may be missing, so this works at any time: before the first row of a run, while it trains, after it was killed. The
+    files are metrics.jsonl, starts.jsonl, scores.json; predictions.json, see `eval.report.error_analysis`; evaluations.json, the
+    newest result of each task, in which the metric "x_stderr" is the standard error of "x"; samples.json, see
+    `eval.report.samples`; data.json, the share of each source in the whole run.
 
     Returns:
         The path of the report.
 
     Raises:
-        BadInput: the folder is no run, or one of these files is damaged.
+        BadInput: the folder is not a run, or one of these files is damaged.
     """
     files, run = RunDir(folder), read_config(folder)
     rows = read_rows(files.metrics) if files.metrics.exists() else []
@@ -120,7 +120,7 @@ def _json(path: Path) -> Any:
 
 
 def _differs(value: Any, shape: Any, where: str) -> str:
-    """Return where a value does not have the shape, as text; "" if it has."""
+    """Return where a value does not match the shape, as text; "" if it matches."""
     if isinstance(shape, type | types.UnionType):
         return "" if isinstance(value, shape) else f"{where or 'the whole'}: {type(value).__name__}"
     if type(value) is not type(shape):
@@ -159,7 +159,7 @@ def _tiles(train: Sequence[Any], valid: Sequence[Any], judged: Mapping[str, Numb
     leading = metric_definitions.leading_metrics(numbers)[:2]
     tiles = [(METRICS[name].show(numbers[name]), f"{METRICS[name].label}, {where}") for name in leading]
     if train:
-        # The first row includes the start-up, and a row whose only step compiled has no rate.
+        # The first row includes the start-up, and a row whose only step was compiled has no rate.
         timed = [row["time"] for row in train[1:] or train if math.isfinite(row["time"]["tokens_per_s"])]
         shares = [time["mfu"] for time in timed if time["mfu"] is not None]
         tiles.append((f"{train[-1]['step']:,}", "steps"))
@@ -175,7 +175,7 @@ def _tiles(train: Sequence[Any], valid: Sequence[Any], judged: Mapping[str, Numb
 
 
 def _score_table(scores: Mapping[str, Any]) -> str:
-    """Return a table of metrics, of what they were measured on, and of the scorer's other values."""
+    """Return a table of metrics, counts of the scored data, and other values of the scorer."""
     # Only scores per byte are computed in overlapping windows.
     keys = [*METRICS, *(key for key in COUNTED if key != "stride" or "bytes" in scores)]
     scores = {key: value for key, value in scores.items() if key in keys or key != "stride"}
@@ -224,19 +224,19 @@ def _samples(samples: Mapping[str, Any]) -> str:
     """Return beginnings of held-out text, continued by the model and by the text; or held-out sources, with generated texts."""
     how = f", temperature {number(samples['temperature'])}" if "temperature" in samples else ""
     step = f"the model after step {samples['step']:,}"
-    lead = f"Beginnings of held-out text, continued by {step}{how}, and as the text itself goes on."
+    lead = f"Beginnings of held-out text, continued by {step}{how}, and the true continuations."
     if "pairs" in samples:
-        lead = f"Held-out sources, what {step} writes for them greedily, and the texts that are wanted."
+        lead = f"Held-out sources, the greedy output of {step}, and the reference texts."
     articles = "".join(
         f"<article class=sample><p class=prompt dir=auto>{text(sample['prompt'])}</p><div class=both>"
         f"<div><h3>The model</h3><p dir=auto>{text(sample['text'])}</p></div>"
         f"<div><h3>The text</h3><p dir=auto>{text(sample['truth'])}</p></div></div></article>"
         for sample in samples["samples"]
     )
-    return f"<p class=note>{text(lead)}</p>{articles}{_looked_at(samples['alignment']) if 'alignment' in samples else ''}"
+    return f"<p class=note>{text(lead)}</p>{articles}{_attention(samples['alignment']) if 'alignment' in samples else ''}"
 
 
-def _looked_at(attention: Mapping[str, Any]) -> str:
+def _attention(attention: Mapping[str, Any]) -> str:
     lead = (
         "How much attention each token of the first of these texts, a row, pays to each token of its source, a column; the mean "
         "over layers and heads."

@@ -21,9 +21,9 @@ from zoo.generation.settings import GREEDY, Sampling
 from zoo.models import Model
 
 PROMPT, CONTINUATION = 48, 96
-"""Most tokens of a prompt and of a continuation."""
+"""Maximum number of tokens of a prompt and of a continuation."""
 PREVIEW = 32
-"""Most tokens of a continuation that is shown during training; its prompt has half as many."""
+"""Maximum number of tokens of a continuation that is shown during training; its prompt has half as many."""
 TEMPERATURE, SEED = 0.8, 0
 
 
@@ -36,27 +36,27 @@ class Beginning(NamedTuple):
     """Ids that follow, up to the end of the document at most."""
 
 
-def of_run(file: Path, net: Model, params: Any, mesh: Mesh, data: Any, **how: Any) -> None:
+def of_run(file: Path, model: Model, params: Any, mesh: Mesh, data: Any, **how: Any) -> None:
     """Call `write` with a run's held-out text if its model continues texts, else `write_pairs` or `write_responses`.
 
     Preferences have no samples.
     """
     if isinstance(data, TextPairs):
-        if net.is_encoder_decoder:
-            write_pairs(file, net, params, mesh, data, **how)
+        if model.is_encoder_decoder:
+            write_pairs(file, model, params, mesh, data, **how)
     elif isinstance(data, Dialogues):
-        write_responses(file, net, params, mesh, data, **how)
-    elif net.generates and not net.is_encoder_decoder and isinstance(data.held_out, Tokens):
-        write(file, net, params, mesh, data.tokenizer, data.held_out, **how)
+        write_responses(file, model, params, mesh, data, **how)
+    elif model.generates and not model.is_encoder_decoder and isinstance(data.held_out, Tokens):
+        write(file, model, params, mesh, data.tokenizer, data.held_out, **how)
 
 
-def preview(net: Model, params: Any, mesh: Mesh, data: Any, *, length: int, dtype: Any) -> str:
+def preview(model: Model, params: Any, mesh: Mesh, data: Any, *, length: int, dtype: Any) -> str:
     """Return the beginning of a held-out text and the model's continuation of it, on one line, to be shown during training.
 
     It is empty if the model continues no texts, or if the text is too short. Every process calls this. The arguments are those of
     `write`.
     """
-    if not net.generates or net.is_encoder_decoder or not isinstance(data.held_out, Tokens):
+    if not model.generates or model.is_encoder_decoder or not isinstance(data.held_out, Tokens):
         return ""
     pieces = beginnings(data.held_out, data.tokenizer, length, 1)
     if not pieces:
@@ -64,7 +64,7 @@ def preview(net: Model, params: Any, mesh: Mesh, data: Any, *, length: int, dtyp
     decoding = Decoding(limit=min(_continuation(length), PREVIEW), seed=SEED, sampling=Sampling(temperature=TEMPERATURE))
     prompt = pieces[0].prompt[: PREVIEW // 2]
     try:
-        (generated,) = Generator(net, params, mesh, data.tokenizer, dtype=dtype, batch=1).generate([prompt], decoding)
+        (generated,) = Generator(model, params, mesh, data.tokenizer, dtype=dtype, batch=1).generate([prompt], decoding)
     except BadInput as error:
         # Logits that are not finite must not end the training, which skips such steps and counts them.
         return f"no sample: {error}"
@@ -74,7 +74,7 @@ def preview(net: Model, params: Any, mesh: Mesh, data: Any, *, length: int, dtyp
 
 def write(
     file: Path,
-    net: Model,
+    model: Model,
     params: Any,
     mesh: Mesh,
     tokenizer: Tokenizer,
@@ -93,7 +93,7 @@ def write(
     Args:
         file: RUN/samples.json.
         params: laid out over `mesh`.
-        length: tokens in the rows that the model was trained on: it has not learned positions beyond them.
+        length: tokens in the rows of training; the model has not learned positions beyond them.
         step: of the parameters.
         dtype: of the arithmetic.
         count: samples.
@@ -104,7 +104,7 @@ def write(
     samples = []
     if pieces := beginnings(held_out, tokenizer, length, count):
         decoding = Decoding(limit=_continuation(length), seed=SEED, sampling=Sampling(temperature=TEMPERATURE))
-        generator = Generator(net, params, mesh, tokenizer, dtype=dtype, batch=count)
+        generator = Generator(model, params, mesh, tokenizer, dtype=dtype, batch=count)
         generated_texts = generator.generate([piece.prompt for piece in pieces], decoding)
         for (prompt, truth), generated in zip(pieces, generated_texts, strict=True):
             prompt_text = tokenizer.decode(prompt).removeprefix(END_OF_TEXT)
@@ -114,7 +114,7 @@ def write(
 
 
 def write_pairs(
-    file: Path, net: Model, params: Any, mesh: Mesh, data: TextPairs, *, length: int, step: int, dtype: Any, count: int = 4
+    file: Path, model: Model, params: Any, mesh: Mesh, data: TextPairs, *, length: int, step: int, dtype: Any, count: int = 4
 ) -> None:
     """Write {"step", "pairs", "samples", "alignment"} of held-out pairs to a file.
 
@@ -122,14 +122,14 @@ def write_pairs(
     attention of the first sample over its source.
 
     Args:
-        length: tokens of the longest source that the model was trained on: its text is cut there.
+        length: tokens of the longest source in training; longer sources are cut.
 
     Raises:
         BadInput: the model's logits are not finite.
     """
     rows = data.held_out
     chosen = np.unique(np.linspace(0, len(rows.examples) - 1, count).astype(int)).tolist()
-    generator = Generator(net, params, mesh, data.tokenizer, dtype=dtype, batch=count)
+    generator = Generator(model, params, mesh, data.tokenizer, dtype=dtype, batch=count)
     generated = generator.generate([rows.sides[number].source for number in chosen], Decoding(limit=length, sampling=GREEDY))
     samples = [
         {"prompt": rows.examples[number].source, "text": written.text, "truth": rows.examples[number].target}
@@ -139,20 +139,20 @@ def write_pairs(
     if mesh.devices.size == 1:
         # Computed once more for the first sample; with dense attention, so not over a mesh.
         source = rows.sides[chosen[0]].source
-        content["alignment"] = cross_attention_weights.record(net, params, data.tokenizer, source, generated[0].ids)
+        content["alignment"] = cross_attention_weights.record(model, params, data.tokenizer, source, generated[0].ids)
     if jax.process_index() == 0:
         write_json(file, content)
 
 
 def write_responses(
-    file: Path, net: Model, params: Any, mesh: Mesh, data: Dialogues, *, length: int, step: int, dtype: Any, count: int = 4
+    file: Path, model: Model, params: Any, mesh: Mesh, data: Dialogues, *, length: int, step: int, dtype: Any, count: int = 4
 ) -> None:
     """Write {"step", "pairs", "samples"} of held-out instructions to a file.
 
     Prompts are the texts before the last responses, `text` the model's greedy response, `truth` that of the data.
 
     Args:
-        length: tokens in the rows that the model was trained on: prompt and response together have no more.
+        length: tokens in the rows of training; prompt and response together have at most as many.
 
     Raises:
         BadInput: the model's logits are not finite.
@@ -162,7 +162,7 @@ def write_responses(
     starts = [int(np.flatnonzero(~text.counted)[-1]) + 1 for text in texts]
     # A response that was cut has no end mark.
     end = next((last for text in texts if (last := int(text.ids[-1])) in tokenizer.special_names.values()), None)
-    generator = Generator(net, params, mesh, tokenizer, dtype=dtype, batch=count, end=end)
+    generator = Generator(model, params, mesh, tokenizer, dtype=dtype, batch=count, end=end)
     prompts = [text.ids[:start] for text, start in zip(texts, starts, strict=True)]
     decoding = Decoding(limit=max(1, min(CONTINUATION, length - max(starts))), sampling=GREEDY)
     samples = [
@@ -176,8 +176,8 @@ def write_responses(
 def beginnings(held_out: Tokens, tokenizer: Tokenizer, length: int, count: int = 4) -> list[Beginning]:
     """Return at most `count` evenly spaced beginnings of documents, or of words within documents if these are too few.
 
-    A prompt ends before a word, where there is one. It and its continuation fit into a row of `length` tokens. There are none in
-    text that is too short to be cut, or for rows of less than 3 tokens.
+    A prompt ends before a word, if possible, and fits into a row of `length` tokens together with its continuation. The list is
+    empty for text that is too short to be cut, and for rows of less than 3 tokens.
     """
     sizes = np.diff(held_out.offsets) - 1
     enough = max(2, min(_prompt(length) + _continuation(length), int(np.median(sizes))))

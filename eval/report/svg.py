@@ -23,12 +23,12 @@ def svg(draw: Callable[[Any], None], size: tuple[float, float], label: str, kind
         label: escaped description for screen readers. No two drawings of a page share both label and kind.
         kind: its class, "wide" or "narrow" where a page has both and shows one.
     """
-    # Imported here: this takes more than a second, which no other command should pay.
+    # Imported here, because it takes more than a second, which other commands should not spend.
     import matplotlib
     from matplotlib.figure import Figure
 
-    # Names of clip paths and markers are digests of the salt and of what they draw. Were two drawings to share one, the one that
-    # the page hides could take it from the one that it shows.
+    # Names of clip paths and markers are digests of the salt and of what they draw. If a hidden and a visible drawing shared a
+    # name, the visible one could lose its definition.
     with matplotlib.rc_context(_SETTINGS | {"svg.hashsalt": f"{label} {kind}"}):
         figure = Figure(figsize=size, layout="constrained")
         axes = figure.add_subplot()
@@ -48,7 +48,7 @@ def svg(draw: Callable[[Any], None], size: tuple[float, float], label: str, kind
         drawing = drawing.replace(colour, f"var({variable})")
     view = re.search(r'viewBox="[^"]*"', drawing)
     assert view
-    # No other id is referred to.
+    # There are no references to other ids.
     content = re.sub(r' id="(?:figure|axes|matplotlib|patch|line2d|xtick|ytick|text|LineCollection)[^"]*"', "", drawing)
     content = content[content.index(">") + 1 :].replace("xlink:href", "href")
     name = f' class="{kind}"' if kind else ""

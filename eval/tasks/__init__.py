@@ -56,9 +56,9 @@ class Settings:
     orders: int = 0
     """Random orders of each document; 0 = the task's choice."""
     limit: int = 0
-    """Number of first examples to score, at most; 0 = all. A task with this option reads or scores no others."""
+    """Maximum number of examples to score, the first ones; 0 = all. A task with this option ignores the others."""
     tokens: int = 0
-    """Most tokens of a generated text; 0 = the task's choice."""
+    """Maximum number of tokens of a generated text; 0 = the task's choice."""
     search: Beams = Beams()
     """Options of beam search."""
 
@@ -72,8 +72,8 @@ class Result:
     details: dict[str, Any] = dataclasses.field(default_factory=dict)
     """Facts by name; a dict of dicts is a table with named rows."""
     items: dict[str, Any] = dataclasses.field(default_factory=dict)
-    """Settings that decide the scored items beside the files and the options on the command line, such as a default that depends
-    on the model. Results that differ in them are not compared."""
+    """Settings other than the files and the options on the command line that determine the scored items, such as a default that
+    depends on the model. Results that differ in them are not compared."""
     outcomes: Outcomes | None = dataclasses.field(default=None, compare=False)
     """Outcome of each item; None if the task has none."""
     reward_scale: RewardScale | None = None
@@ -86,7 +86,7 @@ def tasks() -> list[str]:
 
 
 def check(name: str) -> None:
-    """Refuse a name, TASK or TASK:ARGUMENT, of no task; the task itself is not imported.
+    """Refuse a name, TASK or TASK:ARGUMENT, of a task that does not exist; no task is imported.
 
     Raises:
         BadInput: there is no such task, and the nearest is named; or two distributions have one of this name.

@@ -1,4 +1,4 @@
-"""Minimal pairs: is the grammatical sentence of a pair likelier than the other? BLiMP and files of its format.
+"""Minimal pairs: is the grammatical sentence of a pair more likely than the other? BLiMP and files of its format.
 
 Source: Warstadt et al. 2020, "BLiMP: The Benchmark of Linguistic Minimal Pairs for English", sections 3 and 4 (the full-sentence
 method: log-probabilities of full sentences are compared, not normalized by length).
@@ -12,7 +12,7 @@ encoder it is the pseudo-log-likelihood of the sentence with its special tokens 
 `eval.scoring.pseudo_likelihood`).
 
 Metrics:
-- accuracy: a pair counts 1 if the good sentence is likelier, 1/2 if both are equally likely, so that a model that cannot
+- accuracy: a pair counts 1 if the good sentence is more likely, 1/2 if both are equally likely, so that a model that cannot
   distinguish them gets 0.5; the mean over a paradigm's pairs, then over the paradigms;
 - accuracy_stderr: its standard error; pairs are a sample of their paradigm, the paradigms are fixed;
 - phenomenon_accuracy: the mean over phenomena of the mean over their paradigms;

@@ -6,9 +6,9 @@ that come with the harness are not read, and nothing is looked for on the networ
 are run: read a task from another person before you score with it.
 
 Metrics: what the task's `metric_list` names, with the harness's own arithmetic and standard errors (`_stderr`; bootstrapped 1,000
-times where there is no formula). A metric's name ends in a comma and the name of its filter, unless that is "none". Where NAME is
-several tasks, a metric that all of them have is their mean, each weighing the same; the name of another one, and of what the
-harness aggregates for a group, begins with that of its task or group.
+times where there is no formula). A metric's name ends in a comma and the name of its filter, unless that is "none". If NAME is
+several tasks, a metric that all of them have is averaged with equal weights; the names of other metrics, and of the harness's
+aggregates for a group, begin with the name of their task or group.
 Details: the tasks, with their metrics, versions and numbers of shots.
 """
 
@@ -115,7 +115,7 @@ def _mean(metric: str, values: Sequence[float]) -> float:
 
 @contextlib.contextmanager
 def _offline() -> Iterator[None]:
-    """Keep the libraries off the network and from starting processes, since JAX's threads do not survive a fork."""
+    """Prevent the libraries from using the network and from starting processes: JAX's threads do not survive a fork."""
     variables = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "DISABLE_MULTIPROC": "1"}
     old_values = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)

@@ -9,15 +9,15 @@ The options of training (`--labelled.text`, `--labelled.truncate`, ...) define h
 its own. Rows are as long as the run's; those of published weights as long as the model's positions.
 
 Metrics:
-- the loss, in nats, and what the head is judged by: accuracy, F1 (of the second of two classes; of more the mean over classes)
+  - the loss, in nats, and the metrics of the head: accuracy, F1 (of the second of two classes; of more the mean over classes)
   and Matthews' correlation of classes; micro and macro F1 and the share of texts with all labels right where a text may have
   several; Pearson's and Spearman's correlation and squared error of numbers; entity F1 of IOB tags, accuracy of others; exact
   match and F1 of answers; accuracy of choices;
 - with the name of a task of GLUE after the colon, what that task is judged by alone (Wang et al. 2019, table 1);
 - accuracy_stderr: the standard error of an accuracy over independent examples;
-- beside an accuracy majority_share, what always predicting the most frequent class would reach, and predicted_share, the share of
-  the predictions that are one class: a model that predicts one class has learned nothing.
-Details: length; which class was taken for which, true classes being rows; and how many examples were left out or cut.
+- with an accuracy also majority_share, the accuracy of always predicting the most frequent class, and predicted_share, the share
+  of the most frequent prediction: a model that always predicts one class has learned nothing.
+Details: length; the confusion matrix, with a row for each true class; and how many examples were left out or cut.
 """
 
 import dataclasses
@@ -51,14 +51,14 @@ GOALS: dict[str, Objective] = {"sequence": "classification", "tokens": "tagging"
 USUAL = 512
 """Tokens of a row, for published weights without learned positions."""
 STEP = 32
-"""Rows of published weights are as long as the longest, rounded up to a multiple of this: a few shapes to compile for."""
+"""Rows for published weights are as long as the longest one, rounded up to a multiple of this: few shapes are compiled."""
 
 
 def read(names: Sequence[str], settings: Settings) -> tuple[str, ...]:
     """Return the names, since how the files are read depends on the model.
 
     Raises:
-        BadInput: nothing of a name, no such task of GLUE, or an option that has no meaning here.
+        BadInput: no file of a name, no such task of GLUE, or an option that has no effect here.
     """
     for name in names:
         if not name.startswith(hub.PREFIX) and not Path(name).exists():
@@ -74,21 +74,21 @@ def score(subject: Loaded, names: tuple[str, ...], settings: Settings, progress:
     """Score every example of the files.
 
     Raises:
-        BadInput: a model without such a head, measures that are not of it, a label that it does not have, or files that it
-            cannot read; see `train.data.labelled_reader` and `train.rows.example_rows`.
+        BadInput: a model without such a head, metrics of another kind of head, a label that the model does not have, or files
+            that cannot be read; see `train.data.labelled_reader` and `train.rows.example_rows`.
     """
-    cfg, goal = subject.model.config, GOALS.get(subject.model.task)
-    if goal is None:
+    cfg, objective_name = subject.model.config, GOALS.get(subject.model.task)
+    if objective_name is None:
         raise BadInput(f"--task labelled: the task of {subject.name} is {subject.model.task}, without labels; fine-tune it first")
     labels = getattr(cfg, "labels", ())
-    chosen = _wanted(settings.argument, goal, labels, multi_label=cfg.multi_label)
-    run = run_for(subject, goal, settings)
+    chosen = _glue_metrics(settings.argument, objective_name, labels, multi_label=cfg.multi_label)
+    run = run_for(subject, objective_name, settings)
     malformed: list[str] = []
-    examples, _ = labelled_reader.read_examples(goal, names, Data(), run.options.labelled, malformed)
+    examples, _ = labelled_reader.read_examples(objective_name, names, Data(), run.options.labelled, malformed)
     rows = rows_of(first(examples, settings.limit), run, subject.tokenizer, Advice("choose a longer --length"))
     if subject.run is None and not settings.length:
         rows = _shortened(rows)
-    build = objective(goal).builder(run, subject.tokenizer, _unread)
+    build = objective(objective_name).builder(run, subject.tokenizer, _unread)
     options: dict[str, Any] = {"batch": settings.batch, "dtype": settings.dtype, "progress": progress}
     inputs = ScoringInputs(run, subject.model, subject.mesh, None, rows, build, **options)
     measured = labelled.of_run(inputs)(subject.params)
@@ -96,7 +96,7 @@ def score(subject: Loaded, names: tuple[str, ...], settings: Settings, progress:
     count = int(numbers.pop("examples"))
     shares = ("majority_share", "predicted_share") if "accuracy" in chosen else ()
     metrics = {name: value for name, value in numbers.items() if not chosen or name in (*chosen, *shares)}
-    if "accuracy" in metrics and goal != "tagging" and count > 1:
+    if "accuracy" in metrics and objective_name != "tagging" and count > 1:
         metrics["accuracy_stderr"] = math.sqrt(metrics["accuracy"] * (1 - metrics["accuracy"]) / (count - 1))
     details: dict[str, Any] = {"length": rows.length}
     if malformed:
@@ -110,20 +110,20 @@ def score(subject: Loaded, names: tuple[str, ...], settings: Settings, progress:
     return Result(metrics, count, details, items={"labels": list(labels)}, outcomes=measured.outcomes)
 
 
-def _wanted(argument: str, goal: Objective, labels: Sequence[str], *, multi_label: bool) -> tuple[str, ...]:
+def _glue_metrics(argument: str, objective_name: Objective, labels: Sequence[str], *, multi_label: bool) -> tuple[str, ...]:
     """Return the metrics of a GLUE task, if one is named and the head fits it."""
     if not argument:
         return ()
     metrics = metric_functions.glue(argument)
-    if goal != "classification" or multi_label or not set(metrics) <= set(labelled.judged(labels)):
+    if objective_name != "classification" or multi_label or not set(metrics) <= set(labelled.judged(labels)):
         output = f"{len(labels)} classes" if len(labels) > 1 else "numbers"
         output = "several labels per text" if multi_label else output
-        kind = output if goal == "classification" else f"{goal}, not classes of texts"
+        kind = output if objective_name == "classification" else f"{objective_name}, not classes of texts"
         raise BadInput(f"--task labelled:{argument}: it is judged by {' and '.join(metrics)}, and the model is of {kind}")
     return metrics
 
 
-def run_for(subject: Loaded, goal: Objective, settings: Settings) -> Run:
+def run_for(subject: Loaded, objective_name: Objective, settings: Settings) -> Run:
     """Return a run configuration that makes rows for the model.
 
     Raises:
@@ -131,14 +131,14 @@ def run_for(subject: Loaded, goal: Objective, settings: Settings) -> Run:
             length that the model does not have.
     """
     cfg, own = subject.model.config, subject.run
-    numbers = goal == "classification" and len(cfg.labels) == 1 and not cfg.multi_label
+    numbers = objective_name == "classification" and len(cfg.labels) == 1 and not cfg.multi_label
     require(numbers or not settings.labelled.regression, "labelled.regression", True, "the model gives no number; leave it out")
     several = cfg.multi_label or not settings.labelled.multi_label
     require(several, "labelled.multi_label", True, "the model gives each text one label; leave it out")
     if own is not None and settings.labelled == Labelled():
-        options = adapt(own.options, find_options(goal))
+        options = adapt(own.options, find_options(objective_name))
     else:
-        options = from_labelled(goal, settings.labelled)
+        options = from_labelled(objective_name, settings.labelled)
     if isinstance(options, ClassificationOptions):
         labelled = dataclasses.replace(options.labelled, regression=numbers, multi_label=cfg.multi_label)
         options = dataclasses.replace(options, labelled=labelled)

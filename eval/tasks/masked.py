@@ -47,7 +47,7 @@ OPTIONS = ("argument", "field", "limit", "length")
 ALONE = True
 PER_TOKEN = ("loss", "perplexity", "accuracy")
 ALL = "all"
-"""Argument with which every predicted token is hidden."""
+"""The argument that hides every predicted token."""
 
 
 def read(names: Sequence[str], settings: Settings) -> Documents:
@@ -70,11 +70,11 @@ def score(subject: Loaded, documents: Documents, settings: Settings, progress: P
     """
     encoder = Encoder.of(subject, batch=settings.batch, dtype=settings.dtype)
     encoder.check_masked()
-    net, hides_all = subject.model, settings.argument == ALL
-    if "masked" not in net.module.OBJECTIVES and not hides_all:
+    model, hides_all = subject.model, settings.argument == ALL
+    if "masked" not in model.module.OBJECTIVES and not hides_all:
         raise BadInput(
-            f"--task masked: a {net.family} never sees a token that it predicts; choose --task masked:{ALL}, which hides all of "
-            "them, for all models that are compared"
+            f"--task masked: a {model.family} never sees a token that it predicts; choose --task masked:{ALL}, which hides all "
+            "of them, for all models that are compared"
         )
     length = settings.length or encoder.room
     require(3 <= length <= encoder.room, "length", settings.length, f"choose 3 to the model's {encoder.room} positions")
@@ -83,14 +83,16 @@ def score(subject: Loaded, documents: Documents, settings: Settings, progress: P
         raise BadInput("--files: they have no tokens, only white space; write some text")
     data = EncoderData(rows="doc_sentences", pack=True, length=length, batch=settings.batch)
     masking = Masking(masked=1.0, random=0.0) if hides_all else Masking()
-    run = Run(recipe="", model=dataclasses.replace(net.config, task="masked"), options=MaskedOptions(masking=masking), data=data)
-    unseen = np.zeros(net.config.vocab, np.int64)
+    run = Run(
+        recipe="", model=dataclasses.replace(model.config, task="masked"), options=MaskedOptions(masking=masking), data=data
+    )
+    unseen = np.zeros(model.config.vocab, np.int64)
     build = Masked.builder(run, subject.tokenizer, lambda: unseen)
     rows = encoder_rows.plan_rows(tokens, data, subject.tokenizer, seed=0, half="held-out")
     sums: list[np.ndarray] = []
     metrics = masked_lm.scorer(
         # Rows do not continue each other, so an XLNet has no memory here.
-        models.model(dataclasses.replace(net.config, memory=0)) if hasattr(net.config, "memory") else net,
+        models.model(dataclasses.replace(model.config, memory=0)) if hasattr(model.config, "memory") else model,
         subject.mesh,
         rows,
         _predicted_last(build) if _permutes(subject) else build,
@@ -115,7 +117,7 @@ def _permutes(subject: Loaded) -> bool:
 
 
 def _predicted_last(build: Build) -> Build:
-    """Return the build of rows whose predicted tokens are last in the order: each sees the other tokens alone.
+    """Return the build of rows whose predicted tokens are last in the order: each sees only tokens that are not predicted.
 
     `query_at` takes the place of `predict_at`; `order`, int32 [length], is 0 for predicted tokens, else -1.
     """

@@ -3,8 +3,8 @@
 Source: Yang et al. 2019, "XLNet", section 2.2. The numbers compare models of one tokenizer that are trained so; none is
 comparable with the perplexity of a model that reads from left to right, the easiest order.
 
-Format: the files that training reads (see `train.data.corpus`). Each document is scored alone; one longer than `length` tokens
-(by default 512) in chunks that do not see each other.
+Format: the files that training reads (see `train.data.corpus`). Each document is scored alone; a document longer than `length`
+tokens (by default 512) is scored in chunks that do not see each other.
 
 Metrics, over all documents and `orders` random orders of each:
 - loss: mean nats per token; loss_stderr: the standard error of that mean over the orders, for fixed documents (for one order

@@ -44,28 +44,28 @@ def score(subject: Loaded, documents: Documents, settings: Settings, progress: P
     Raises:
         BadInput: a length or stride that the model or the length does not allow; or a model that predicts no text left to right.
     """
-    net, tokenizer, mesh = subject.model, subject.tokenizer, subject.mesh
-    if "causal" not in net.module.OBJECTIVES:
-        raise BadInput(f"{net.family} predicts no text from left to right, so it has no perplexity; choose GPT")
-    limit = positions(net)
+    model, tokenizer, mesh = subject.model, subject.tokenizer, subject.mesh
+    if "causal" not in model.module.OBJECTIVES:
+        raise BadInput(f"{model.family} predicts no text from left to right, so it has no perplexity; choose GPT")
+    limit = positions(model)
     require(settings.length > 0 or limit is not None, "length", settings.length, "the model reads any length; choose one")
     length = settings.length or limit or 1
     require(limit is None or length <= limit, "length", length, f"choose at most the model's {limit} positions")
     stride = settings.stride or max(1, length // 2)
     require(1 <= stride <= length, "stride", stride, f"choose 1 to {length} tokens, or 0 for half a row")
     require(settings.batch >= 1, "batch", settings.batch, "choose 1 or more rows")
-    token_bytes = np.zeros(net.config.vocab, np.int64)
+    token_bytes = np.zeros(model.config.vocab, np.int64)
     token_bytes[: tokenizer.vocab_size] = tokenizer.token_bytes()
     tokens = prepare(documents, tokenizer, jax_setup.cache_dir() / "text")
     result = language_model.scorer(
-        net,
+        model,
         mesh,
         lm_rows.windows(tokens, length, stride),
         causal.build,
         token_bytes,
         batch=settings.batch,
         dtype=settings.dtype,
-        chunk=chunk_of(settings.batch, length, net.config.vocab, mesh),
+        chunk=chunk_of(settings.batch, length, model.config.vocab, mesh),
         progress=progress,
     )(subject.params)
     metrics: dict[str, float] = {**result.record()}
@@ -77,7 +77,7 @@ def score(subject: Loaded, documents: Documents, settings: Settings, progress: P
 
 
 def count_words(documents: Iterable[Document]) -> int:
-    """Return the number of words between white space; one that two chunks of a long document share counts once."""
+    """Return the number of words between white space; a word that is split over two chunks of a document counts once."""
     words, inside = 0, False
     for document in documents:
         words += len(document.text.split()) - (inside and bool(document.text) and not document.text[0].isspace())

@@ -3,9 +3,9 @@
 Format: what reward models are trained on (see `train.data.preferences`): .jsonl, .parquet or folders of `datasets` with prompt,
 chosen, rejected and perhaps margin, which is not used; without a prompt, it is the common beginning of the two texts.
 
-A reward model (a head of one score, of any family) prefers the completion with the higher score. GPT, T5 and the Transformer with
-their head of words prefer the completion whose tokens and end mark have the higher log-probability after the prompt, summed and
-not normalized by length.
+A reward model (of any family) prefers the completion with the higher score. GPT, T5 and the Transformer with a language-model
+head prefer the completion whose tokens and end mark have the higher log-probability after the prompt, summed and not normalized
+by length.
 
 Metrics:
 - accuracy: the share of pairs whose chosen completion is preferred; a tie is wrong;
@@ -51,7 +51,7 @@ def score(subject: Loaded, examples: Sequence[Preference], settings: Settings, p
     """Compare the two completions of each pair.
 
     Raises:
-        BadInput: a model with neither a score nor words from left to right, or a completion that is too long.
+        BadInput: a model that is neither a reward model nor a left-to-right language model, or a completion that is too long.
     """
     completions = [Completion(item.origin, item.prompt, text) for item in examples for text in (item.chosen, item.rejected)]
     options = {"batch": settings.batch, "dtype": settings.dtype, "progress": progress}
@@ -62,7 +62,8 @@ def score(subject: Loaded, examples: Sequence[Preference], settings: Settings, p
         values = log_probabilities(subject, completions, **options).reshape(-1, 2)
         name, nats = "log_prob_margin", -values[:, 0]
     else:
-        what = f"a {subject.model.family} for the task {subject.model.task} has neither one score nor words from left to right"
+        name = f"a {subject.model.family} for the task {subject.model.task}"
+        what = f"{name} is neither a reward model nor a left-to-right language model"
         raise BadInput(f"--task preferences: {what}; make it a reward model with `zoo train reward-model --init {subject.name}`")
     difference = values[:, 0] - values[:, 1]
     right = difference > 0

@@ -48,10 +48,10 @@ def score(subject: Loaded, completions: Sequence[Completion], settings: Settings
     """Score the completions.
 
     Raises:
-        BadInput: the model has no head of one score, a completion is too long, or equal scores cannot be normalized.
+        BadInput: the model is not a reward model, a completion is too long, or all scores are equal and cannot be normalized.
     """
     if not is_reward_model(subject):
-        raise BadInput(f"--task rewards: {subject.name} has no head of one score; use a model of `zoo train reward-model`")
+        raise BadInput(f"--task rewards: {subject.name} is not a reward model; use a model of `zoo train reward-model`")
     values = rewards(subject, completions, batch=settings.batch, dtype=settings.dtype, progress=progress)
     scale = subject.reward_scale
     if settings.argument:

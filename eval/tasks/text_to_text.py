@@ -43,7 +43,7 @@ from zoo.generation.settings import GREEDY
 OPTIONS = ("argument", "labelled", "limit", "tokens", "prefix", "search")
 ALONE = True
 LIMIT = 128
-"""Most tokens of a text by default."""
+"""Default maximum number of tokens of a text."""
 SHOWN = 10
 TABLES = (".tsv", ".csv", ".jsonl", ".parquet")
 
@@ -72,9 +72,9 @@ def score(subject: Loaded, items: list[Pair | Dialogue], settings: Settings, pro
     Raises:
         BadInput: neither an encoder-decoder nor a GPT, or a measure that is not installed.
     """
-    net, tokenizer, run = subject.model, subject.tokenizer, subject.run
-    if not (net.is_encoder_decoder or net.task == "causal"):
-        raise BadInput(f"--task text_to_text: {subject.name} is a {net.family}; choose an encoder-decoder or a GPT")
+    model, tokenizer, run = subject.model, subject.tokenizer, subject.run
+    if not (model.is_encoder_decoder or model.task == "causal"):
+        raise BadInput(f"--task text_to_text: {subject.name} is a {model.family}; choose an encoder-decoder or a GPT")
     template = functools.cache(lambda: chat_template(tokenizer, subject.name))
     pairs = rendered_pairs(items, tokenizer, template, "last")
     measures, references = _measures(settings.argument), [pair.target for pair in pairs]
@@ -88,9 +88,9 @@ def score(subject: Loaded, items: list[Pair | Dialogue], settings: Settings, pro
     tokens = settings.tokens or LIMIT
     decoding = Decoding(limit=tokens, sampling=GREEDY, search=settings.search)
     make_generator = functools.partial(
-        Generator, net, subject.params, subject.mesh, tokenizer, dtype=settings.dtype, batch=settings.batch, option="--tokens"
+        Generator, model, subject.params, subject.mesh, tokenizer, dtype=settings.dtype, batch=settings.batch, option="--tokens"
     )
-    if net.is_encoder_decoder:
+    if model.is_encoder_decoder:
         sources = [np.append(ids, tokenizer.end_of_text).astype(np.int32) for ids in sources]
         texts = [generated.text for generated in make_generator().generate(sources, decoding, progress=progress)]
     else:

@@ -2,7 +2,7 @@
 
 At each budget C the mean loss of the sizes is a parabola in log N (Hoffmann et al. 2022, approach 2), whose minimum is the
 optimal size; the slope of log N_opt over log C is the exponent. N counts all parameters of layers and embeddings, and C the FLOPs
-that the runs recorded. The bootstrap draws, for each budget and size, as many of its seeds with replacement.
+that the runs recorded. The bootstrap samples, for each budget and size, its seeds with replacement.
 """
 
 import math
@@ -80,7 +80,7 @@ def fit(curves: Curves, draw: np.random.Generator | None = None) -> dict[str, fl
     """Return the exponent, the number of budgets without an inner minimum, and the error of the prediction at the last budget.
 
     Args:
-        draw: draws seeds with replacement; None = all seeds as they are.
+        draw: generator that samples seeds with replacement; None = use each seed once.
     """
     log_flops, log_sizes, losses, outer = [], [], [], 0
     for rows in _ordered(curves):

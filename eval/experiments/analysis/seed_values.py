@@ -1,4 +1,4 @@
-"""The scores of a row over its seeds, and the seeds without one: what verdicts and pages read from the cells of an experiment."""
+"""The scores of a row over its seeds, and the seeds without a score, for verdicts and pages."""
 
 import dataclasses
 import math
@@ -27,7 +27,7 @@ class SeedValues:
     diverged: list[int]
     """Seeds that ended with numbers that are not finite; they have no value."""
     failed: list[int]
-    """Seeds of which a stage failed, and which have no value yet."""
+    """Seeds with a failed stage, which have no value yet."""
     missing: list[int]
     """Seeds that have not been run to the end."""
 
@@ -67,8 +67,8 @@ def split_metric(metric: str) -> tuple[str, str]:
 def seed_values(registration: Mapping[str, Any], cells: Sequence[Mapping[str, Any]], row: str, metric: str) -> SeedValues:
     """Return the values of a metric in a row.
 
-    A seed counts as diverged or as not having learned if that is so of the metric's stage or of a stage before it. Several cells
-    of one seed (for example fine-tunings of one pretrained model) are averaged: the number of values is that of the seeds.
+    A seed counts as diverged, or as not having learned, if this holds for the metric's stage or for a stage before it. Several
+    cells of one seed (for example fine-tunings of one pretrained model) are averaged: the number of values is that of the seeds.
     """
     stage, score = split_metric(metric)
     chain = _chain(registration, row, stage)
@@ -117,7 +117,7 @@ def find_metric(metric: str, better: str | None = None) -> Metric:
     """Return label, format and better direction of a metric: those of `METRICS`, else by the ending of its name.
 
     Args:
-        better: "lower" or "higher", for a score whose name does not tell. Without it the direction of such a score is None.
+        better: "lower" or "higher", for a score whose name does not determine it. Without it, the direction is then None.
     """
     name = metric.rpartition("/")[2]
     if name in METRICS and better in (None, METRICS[name].better):

@@ -33,7 +33,7 @@ class Difference:
     error: Array
     """Standard error of the estimate."""
     degrees: Array
-    """Degrees of freedom of Student's t: n - 1 of pairs, by Welch and Satterthwaite of independent rows."""
+    """Degrees of freedom of Student's t: n - 1 for pairs, those of Welch and Satterthwaite for independent rows."""
     unit: Array
     """Standard deviation of a difference of one seed (paired), or the root mean square of those of the rows (Welch)."""
     counts: tuple[int, int]

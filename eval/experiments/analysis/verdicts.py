@@ -5,8 +5,8 @@ A verdict is one of five: "reproduced", "contradicted", "equivalent", "not shown
 1. Seeds. Row and reference need three values each; seeds that are missing make n smaller. A row of which more than one seed did
    not learn or diverged is not testable. No run that has a value is left out.
 2. Control. Row and reference must be better than the control row (one-sided Welch test at 5%), else the claim is not testable at
-   this scale: two models that learned nothing do not differ, which says nothing about the claim. Where the control row has no
-   such score, the floors of the metric take its place, or else the baseline that the runs are scored beside (unigram loss,
+   this scale: two models that learned nothing do not differ, which says nothing about the claim. If the control row has no such
+  score, the floors of the metric take its place, or else the baseline that is reported with the runs (unigram loss,
    majority class); a floor with "gate" always counts.
 3. Test. Paired if the claim says so, else Welch. Holm's correction is over all claims of the registration; one that is not
    testable counts as p = 1.
@@ -40,11 +40,11 @@ def judge(
 ) -> list[dict[str, Any]]:
     """Return the "claims" of experiment.json: an entry for each registered claim, in their order.
 
-    Beside the fields of the schema an entry has `reference` (of several, the one with the greatest p value, to which the numbers
-    belong), `counts` and `learned` (seeds with a value, and seeds that learned, of row and reference), `unit` (the standard
-    deviation that `mde` is a multiple of), `paired`, `p_opposite_holm`, `exploratory` and `notes`. `bound` is on the side that
-    decides the verdict. For an equivalence it is that of the absolute difference, and `mde` the smallest margin that would be
-    shown if there were no difference.
+    In addition to the fields of the schema, an entry has `reference` (of several, the one with the greatest p value, to which the
+    numbers belong), `counts` and `learned` (seeds with a value, and seeds that learned, of row and reference), `unit` (the
+    standard deviation that `mde` is a multiple of), `paired`, `p_opposite_holm`, `exploratory` and `notes`. `bound` is on the
+    side that decides the verdict. For an equivalence it is that of the absolute difference, and `mde` the smallest margin that
+    would be shown if there were no difference.
 
     Args:
         registration: as in experiment.json.
@@ -257,7 +257,7 @@ def _gate(
     cells: Sequence[Mapping[str, Any]],
     floors: Sequence[Mapping[str, Any]],
 ) -> str:
-    """Return the reason that a claim is not testable beside the control row or a floor, "" if it is testable."""
+    """Return why a claim is not testable against the control row or a floor; "" if it is testable."""
     metric = claim["metric"]
     sign = sign_of_better(metric, claim.get("better"))
     control = seed_values(registration, cells, registration["control"], metric)
@@ -286,7 +286,7 @@ def _gate(
 def _own_floor(
     registration: Mapping[str, Any], claim: Mapping[str, Any], cells: Sequence[Mapping[str, Any]]
 ) -> list[dict[str, Any]]:
-    """Return the baseline that runs are scored beside, as the unigram loss of their held-out text; empty if there is none."""
+    """Return the baseline that is reported with the runs, as their held-out text's unigram loss; empty if there is none."""
     stage, score = split_metric(claim["metric"])
     name = find_metric(score).reference or ("unigram_loss" if score.endswith("loss") else "")
     values = seed_values(registration, cells, claim["row"], f"{stage}/{name}").values if name else {}

@@ -60,7 +60,7 @@ SST2_TEXT_NANO: Options = {"steps": 300, "log.validate_every": 100, "checkpoint.
 SST2_TEXT_SMOKE: Options = {"steps": 10, "log.validate_every": 5}
 
 COMMON = Stage(name="common", task="masked:all", after="pretrain", overrides={"files": "{valid}", "length": 128}, seconds=15.0)
-"""Score of the same masked tokens of the held-out text for all models of one tokenizer, all of them hidden."""
+"""Score of masked tokens of the held-out text, which are the same for all models of one tokenizer, and all hidden."""
 
 BAYES = "naive Bayes of words on the same files"
 SST2_FLOORS = (
@@ -78,7 +78,7 @@ def pretraining(recipe: str, overrides: Options | None = None) -> Stage:
 
 
 def table_row(name: str, label: str, overrides: Options, *numbers: float, columns: Sequence[str]) -> Row:
-    """Return a row with the paper's `numbers` in the order of its `columns`, of which the last may be missing."""
+    """Return a row with the paper's `numbers` in the order of its `columns`; numbers of the last columns may be missing."""
     return Row(name=name, label=label, overrides=overrides, paper=dict(zip(columns, numbers, strict=False)))
 
 

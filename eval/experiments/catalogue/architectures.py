@@ -1,4 +1,4 @@
-"""T5's table 2: encoder-decoders, shared parameters, and decoders alone, with denoising and language modelling."""
+"""T5's table 2: encoder-decoders, shared parameters, and decoder-only models, with denoising and language modelling."""
 
 import dataclasses
 
@@ -11,7 +11,7 @@ DECODER: Options = {"model.architecture": "decoder"}
 
 
 def architectures() -> Experiment:
-    """Return the experiment. Rows are judged by the loss of the labels of SST-2, since a decoder alone is not decoded here."""
+    """Return the experiment. Rows are judged by the loss of SST-2's labels, since decoder-only models are not decoded here."""
     language_model: Options = {**DECODER, "denoising.causal": True}
     suffix: Options = {**DECODER, "denoising.kind": "lm"}
     rows = (
@@ -69,6 +69,6 @@ def architectures() -> Experiment:
 
 
 def _row(name: str, label: str, overrides: Options, *numbers: float, causal: bool = False) -> Row:
-    """Return a row; with `causal`, the fine-tuned model sees only the tokens before each one too."""
+    """Return a row; with `causal`, the attention of the fine-tuned model is causal too."""
     row = table_row(name, label, {"denoising.kind": "iid", **overrides}, *numbers, columns=COLUMNS)
     return dataclasses.replace(row, stages={"sst2": {"denoising.causal": True}}) if causal else row

@@ -121,12 +121,12 @@ def _mean_curve(lines: Sequence[_Line]) -> np.ndarray:
 
 
 def _frame(rows: Sequence[Sequence[_Line]], floors: Sequence[float]) -> tuple[float, float]:
-    """Return bottom and top of a frame in which neither the first validations nor a diverged seed flatten the rest."""
+    """Return bottom and top of a frame, such that neither the first validations nor a diverged seed flatten the other curves."""
     values = np.concatenate([np.array(floors), *(line.points[:, 1] for lines in rows for line in lines)])
     # An untrained control has one validation, far above the rest.
     trained = [lines for lines in rows if max(len(line.points) for line in lines) > 1] or rows
     worst = max([*floors, *(float(np.median([line.points[-1, 1] for line in lines])) for lines in trained)])
-    # Rows that end alike leave no height of their own: the last three quarters of the validations are seen as well.
+    # If all rows end at the same value, the frame would have no height: it also includes the last three quarters of validations.
     usual = float(np.quantile(np.concatenate([line.points[:, 1] for lines in trained for line in lines]), 0.75))
     bottom, top = float(values.min()), float(values.max())
     top = min(top, max(worst + ABOVE * (worst - bottom), usual))
@@ -137,8 +137,8 @@ def _frame(rows: Sequence[Sequence[_Line]], floors: Sequence[float]) -> tuple[fl
 def forest(result: Result) -> list[Figure]:
     """Return the figure of the differences of the claims, in units of the standard deviation over seeds.
 
-    To the right is in favour of the claim. Paper and ours share no axis of values: the paper's difference is drawn only where its
-    noise is recorded (`paper_noise` of the claim), in units of that.
+    Values to the right favour the claim. The paper's values and ours are not on one axis: the paper's difference is drawn only if
+    its noise is recorded (`paper_noise` of the claim), in units of that noise.
     """
     claims = [claim for claim in joined_claims(result) if claim["estimate"] is not None and claim.get("unit")]
     if not claims:
@@ -179,7 +179,7 @@ class _ForestLine:
     value: float
     bound: float
     margin: float | None
-    """True for an equivalence, which holds between -margin and +margin."""
+    """Margin of an equivalence, which holds between -margin and +margin; None for a direction."""
     paper: float | None
 
     @classmethod

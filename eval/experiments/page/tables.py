@@ -1,4 +1,4 @@
-"""Tables of the page of an experiment, as text: results beside the paper's, claims, costs, differences and provenance."""
+"""Tables of the page of an experiment, as text: results next to the paper's, claims, costs, differences and provenance."""
 
 import dataclasses
 import json
@@ -32,12 +32,12 @@ COSTS = {
 
 
 class Value(str):
-    """A line of a cell that is a value of its own, not an explanation of the line above."""
+    """A line of a cell that is a separate value, not an explanation of the line above."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """A table of cells, each of some lines: a value, then what explains it; further values are `Value`."""
+    """A table of cells, each with some lines: a value, then its explanation; further values are `Value`."""
 
     head: Sequence[str]
     rows: Sequence[Sequence[Sequence[str]]]

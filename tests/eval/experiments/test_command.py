@@ -18,7 +18,7 @@ REFUSED = {
     ),
     "no task files": (("inputs", "new", "--corpus", "text", "--corpus-digest", "any"), "--tasks: this tier reads published"),
     "two answers": (("masks", "new", "--plan", "--slurm"), "--plan --plan --slurm: choose one"),
-    "nothing to render": (("masks", "new", "--tier", "smoke", "--render"), "new is no experiment: registration.json cannot be"),
+    "nothing to render": (("masks", "new", "--tier", "smoke", "--render"), "new is not an experiment: registration.json cannot"),
     "a file": (("masks", "text/train/a.txt", "--tier", "smoke"), "text/train/a.txt: is a file"),
 }
 

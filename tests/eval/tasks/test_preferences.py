@@ -101,8 +101,8 @@ def test_an_encoder_decoder_prefers_the_likelier_target(family: str) -> None:
 @pytest.mark.parametrize(
     ("of", "message"),
     [
-        (lambda: loaded("bert"), "--task preferences: a bert for the task masked has neither one score nor words"),
-        (lambda: loaded("bert", "sequence"), "--task preferences: a bert for the task sequence has neither one score"),
+        (lambda: loaded("bert"), "--task preferences: a bert for the task masked is neither a reward model nor a"),
+        (lambda: loaded("bert", "sequence"), "--task preferences: a bert for the task sequence is neither a reward model"),
         (lambda: subject(small("gpt", labels=("reward",), context=8)), "a.jsonl:.: .* tokens, but the model has 8 positions"),
     ],
 )
@@ -133,7 +133,7 @@ def test_scores_are_normalized_over_texts_and_stored(tmp_path: Path) -> None:
             read_scale(tmp_path, None)
     with pytest.raises(BadInput, match="all 3 scores are equal"):
         run("normalize", dataclasses.replace(of, params=of.params | {"score": {"kernel": jnp.zeros((32, 1))}}))
-    with pytest.raises(BadInput, match="small has no head of one score"):
+    with pytest.raises(BadInput, match="small is not a reward model"):
         run("", subject(small("gpt")))
 
 
