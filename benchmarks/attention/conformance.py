@@ -198,7 +198,7 @@ def check(
         BadInput: the implementation does not support the case here, with the reason.
     """
     case = _sized(name, length)
-    # First what may be refused: the reference takes longer.
+    # The implementation runs first, because it may refuse the case, and the reference takes longer.
     results = _run(case, impl, _inputs(case, jnp.dtype(dtype), jnp.dtype(dtype)), options)
     expected, allowed = _reference(name, dtype, length)
     return Result({key: nearest(np.asarray(results[key]), exact, allowed[key]) for key, exact in expected.items()})
@@ -237,7 +237,7 @@ def _reference(name: str, input_dtype: str, length: int | None = None) -> tuple[
 
 
 def _inputs(case: Case, input_dtype: Any, dtype: Any) -> Inputs:
-    """Return numbers rounded to `given`, as arrays of `dtype`."""
+    """Return numbers rounded to `input_dtype`, as arrays of `dtype`."""
 
     def rounded(tree: Any) -> Any:
         def one(x: Any) -> Array:
@@ -247,7 +247,7 @@ def _inputs(case: Case, input_dtype: Any, dtype: Any) -> Inputs:
 
     of_queries = (case.batch, case.queries, case.heads, case.head)
     of_keys = (case.batch, case.keys, case.groups, case.head)
-    # The last axis only makes the arrays different.
+    # `number`, the size of the last axis, only makes the arrays different.
     q, probe = (rounded(case.arrays(*of_queries, number)[..., 0]) for number in (1, 2))
     k, v = (rounded(case.arrays(*of_keys, number)[..., 0]) for number in (3, 4))
     bias = None if case.bias is None else rounded(case.bias(case))
@@ -328,9 +328,9 @@ def main(names: Sequence[str] = ()) -> int:
     print(f"""# What each attention implementation does
 
 Made by `{" ".join(["python -m benchmarks.attention.conformance", *names])}` on {where}.
-A cell is an error against the definition in float64 and what is allowed there: float32 / bfloat16. It is that of the entry, of
-the output and all gradients, those of biases and tables included, which uses most of its bound; relative to its array's largest
-entry or 1. The bounds are derived from the arithmetic (`benchmarks/attention/rounding.py`). "-": refused.
+A cell has an error against the definition in float64 and its bound: float32 / bfloat16. Of all entries of the output and the
+gradients, those of biases and tables included, it is the one that uses most of its bound, relative to its array's largest entry
+or 1. The bounds are derived from the arithmetic (`benchmarks/attention/rounding.py`). "-": refused.
 
 {rows}""")
     return 0 if sound else 1

@@ -13,14 +13,14 @@ FORMULAS = {
     "FLOPs": "2 N H products pairs, of the (query, key) pairs that the mask allows: all are B T S, causal B T (T + 1) / 2. "
     "Products are 2 forward, q k and w v, so that all pairs make 4 B T S N H, and 5 backward, q k again, dw, dv, dq and dk: 2.5 "
     "times as many. With a relative bias they are 3 and 8: also q_r r, again, dq_r and dr",
-    "bytes": "the least traffic there can be: every input read once and every output written once, gradients and what they come "
-    "from included",
+    "bytes": "the minimum traffic: every input is read once and every output written once, including gradients and "
+    "cotangents",
     "of the matrix rate": "FLOP/s over the rate of matrix products of the same dtype, measured by the same process",
     "attainable": "the lower of the matrix rate and FLOPs / bytes times the measured copy rate (the roofline)",
     "memory": "arguments, outputs and temporaries of the compiled program",
-    "time": "the device's own, by its profiler, where that gives one: seconds in which it is at work, a mean of several calls; "
-    "else wall time, to the end of a call on the host: median of interleaved rounds. Rates follow from it. In table.csv and "
-    "cells.jsonl clock says which it is, device or wall, seconds is always wall time and device_seconds the device's",
+    "time": "device time, if the profiler reports it: the seconds in which the device is busy, mean of several calls; else wall "
+    "time until the call ends on the host, median of interleaved rounds. Rates follow from it. In table.csv and cells.jsonl "
+    "clock is device or wall, seconds is always the wall time, and device_seconds the device time",
     "percentiles": "20th and 80th of the wall times of the rounds",
     "ratio": "wall time over that of xla in the same round: median, 20th and 80th percentile of the rounds",
 }

@@ -94,7 +94,7 @@ def _position(name: str) -> int:
 
 
 def _make_problem(row: Row, trials: Sequence[RowTrial]) -> Problem | None:
-    """Return the arrays of a row; if they do not fit or make no sense, end all trials and return None."""
+    """Return the arrays of a row; if they do not fit into memory or are contradictory, end all trials and return None."""
     shape, feature = row.shape, FEATURES[row.feature]
     # q, k, v and the output; the same for their gradients.
     numbers = 2 * shape.batch * shape.head * (shape.queries * shape.heads + shape.keys * shape.groups)
@@ -238,7 +238,7 @@ def _worst(
 
 
 def _bound(row: Row) -> float:
-    """Return how far two correct results of a row may lie apart, from the terms of its longest sums."""
+    """Return the bound on the difference of two correct results of a row, from the number of terms of its longest sums."""
     shape, terms = row.shape, row.shape.keys
     if row.direction == "both":
         # Gradients of keys sum over the queries of all heads that share them, those of a bias over those of all examples.

@@ -127,8 +127,8 @@ def _padding(shape: Shape, rng: np.random.Generator) -> list[Call]:
 
 def _packed(shape: Shape, rng: np.random.Generator) -> list[Call]:
     """Return a call with documents of random lengths, no padding, each causal."""
-    marks = rng.random((shape.batch, shape.queries - 1)).argsort(1) < DOCUMENTS - 1
-    segments = (1 + np.pad(marks, ((0, 0), (1, 0))).cumsum(1)).astype(np.int32)
+    begins_document = rng.random((shape.batch, shape.queries - 1)).argsort(1) < DOCUMENTS - 1
+    segments = (1 + np.pad(begins_document, ((0, 0), (1, 0))).cumsum(1)).astype(np.int32)
     sizes = (segments[:, :, None] == np.arange(1, DOCUMENTS + 1)).sum(1)
     mask = Mask(causal=True, query_segments=segments, key_segments=segments)
     return [Call(shape.queries, mask, int(_triangle(sizes).sum()))]
@@ -168,7 +168,7 @@ def _xlnet(shape: Shape, rng: np.random.Generator) -> list[Call]:
 
 FEATURES: Mapping[str, Feature] = {
     "full": Feature(what="every query sees every key", cases=("full",), make=_full, square=False),
-    "causal": Feature(what="a query sees itself and what is before it", cases=("causal",), make=_causal),
+    "causal": Feature(what="a query sees itself and the keys before it", cases=("causal",), make=_causal),
     "window": Feature(what=f"causal, the last {WINDOW} keys, half the length at most", cases=("window",), make=_window),
     "padding": Feature(
         what="keys of half the length to all of it, evenly over the batch", cases=("key lengths",), make=_padding, square=False

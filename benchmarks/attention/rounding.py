@@ -42,7 +42,7 @@ FALSE_ALARM = 1e-6
 EXP, ROW = 4, 8
 """Squared roundings of an exponential (1 unit in the last place is 2 u), and of logarithm, division and scale of a row."""
 OF_QUERIES = ("d_q", "d_q_r", "d_q_s")
-"""Gradients of which each entry sums over the keys of one query; entries of the others take at most one pair from each."""
+"""Gradients whose entries sum over the keys of one query; entries of the others sum over at most one pair of each query."""
 
 
 def deviations(entries: int) -> float:
@@ -99,9 +99,9 @@ class _Call:
     bias: Any
     scale: float
     wide: float
-    """In float32, u^2."""
+    """Variance of a rounding to float32, u^2."""
     store: float
-    """In the dtype of the inputs."""
+    """Variance of a rounding to the dtype of the inputs."""
 
     @property
     def shared(self) -> int:
@@ -118,7 +118,7 @@ class _Call:
         return self.q, self.k, self.numbers, self.scale
 
     def raised(self, power: int) -> tuple[Any, ...]:
-        """Arguments of `score` with which it sums that power of its terms, or with 0 counts them."""
+        """Arguments with which `score` sums that power of its terms; with power 0 it counts them."""
         return *jax.tree.map(lambda x: jnp.abs(x) ** power, (self.q, self.k, self.numbers)), self.scale**power
 
     def score(self, q: Array, k: Array, numbers: Any, scale: float) -> Array:
@@ -212,7 +212,7 @@ def _inputs(call: _Call, p: Array, d_scores: Array, own: Array, of_row: Array, o
     (terms,) = call.to_inputs(*call.raised(0), 1.0 * (p > 0))
     variances = {}
     for name, d in total.items():
-        # Tiles and heads may be stored one by one, and the sum once more where it is scaled.
+        # Partial sums of tiles and heads may be stored, and the sum once more after it is scaled.
         rounded = sum_variance(terms[name], d, squares[name], call.wide) + 2 * call.store * (d**2 + squares[name])
         of_rows = d**2 * _of_heads(of_row) + weighted[name] ** 2 * _of_heads(of_mean) if name in OF_QUERIES else shared[name]
         variances[name] = rounded + alone[name] + of_rows
@@ -235,10 +235,10 @@ def _table(call: _Call, bias: Buckets, p: Array, d_scores: Array, of_distances: 
 
 
 def between(dtype: str, terms: int) -> float:
-    """Return how far two correct results may lie apart, of the largest entry or 1, if entries are sums of at most `terms` terms.
+    """Return the bound on the difference of two correct results whose entries are sums of at most `terms` terms.
 
-    Both err, each by what follows for a sum of which the square and the squared terms are at most 1: half of the terms' number of
-    roundings, some of the softmax, and storing, of the result and, taken together, as much again of what led to it.
+    It is relative to the largest entry or 1. Each result has the error of a sum whose square and sum of squared terms are at most
+    1: half as many roundings as terms, some for the softmax, one for storing the result and one for intermediate results.
     """
     wide, store = (UNIT_ROUNDOFF[name] ** 2 for name in ("float32", dtype))
     variance = sum_variance(terms, 1.0, 1.0, wide) + (EXP + ROW) * wide + 2 * store
@@ -246,7 +246,7 @@ def between(dtype: str, terms: int) -> float:
 
 
 def share(error: float, bound: float) -> float:
-    """Return the share of its bound that an error is; infinite for NaN and for an error where none is allowed."""
+    """Return an error over its bound; infinite for NaN and for an error where the bound is 0."""
     if math.isnan(error) or (error > 0 and not bound):
         return math.inf
     return error / bound if bound else 0.0

@@ -124,7 +124,7 @@ def _terminate(number: int, frame: FrameType | None) -> None:
 
 @contextlib.contextmanager
 def _handle_termination() -> Iterator[None]:
-    """Exit in order on SIGTERM, and on SIGHUP unless it is ignored, so that neither counts as a death of the measured cells."""
+    """Exit cleanly on SIGTERM, and on SIGHUP unless it is ignored, so that neither counts as a crash in the measured cells."""
     numbers = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) is not signal.SIG_IGN]
     before = {number: signal.signal(number, _terminate) for number in numbers}
     try:
@@ -138,7 +138,7 @@ def _handle_termination() -> Iterator[None]:
 
 @_handle_termination()
 def run_benchmark(benchmark: Benchmark, setup: Start, measurement: Measurement, argv: Sequence[str]) -> int:
-    """Measure, here or in fresh processes one after the other, and show the results, also those of a run that was stopped.
+    """Measure, here or in fresh processes one after the other, and show the results, even if the run was stopped.
 
     Args:
         argv: the arguments after `zoo`, with which fresh processes are started.
@@ -213,7 +213,7 @@ def _repeat(repeats: int, folder: Path, argv: Sequence[str]) -> int:
             try:
                 ended = child.wait()
             except KeyboardInterrupt as stopped:
-                # It is interrupted and not killed: a kill would count as a death of the cells it works on.
+                # It is interrupted and not killed: a kill would count as a crash in the cells that it measures.
                 child.send_signal(stopped.number if isinstance(stopped, _Terminated) else signal.SIGINT)
                 child.wait()
                 raise

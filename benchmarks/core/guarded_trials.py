@@ -47,18 +47,18 @@ class Trial:
 
 
 class Watch:
-    """Shows what a process is about to do, and records in the result file which cells it may die of."""
+    """Shows what a process is about to do, and records in the result file which cells it measures, in case it dies."""
 
     def __init__(self, show: Callable[[str], None], writer: result_files.Writer, process: int) -> None:
         self._show, self._writer, self._process = show, writer, process
 
     def begin(self, message: str, *keys: Mapping[str, Any]) -> None:
-        """Record that these cells, and no others, are worked on from now on."""
+        """Record that the process measures these cells, and no others, from now on."""
         self._writer.begin(keys, self._process)
         self._show(message)
 
     def died(self, key: Mapping[str, Any]) -> bool:
-        """Return whether processes died of a cell so often that it must not be tried again."""
+        """Return whether processes died while they measured a cell so often that it must not be tried again."""
         return self._writer.died(key, self._process)
 
 
@@ -133,7 +133,7 @@ class Wrong(Exception):
 
 
 def run_guarded(trial: Trial, act: Callable[[Any], None], watch: Watch, message: str) -> None:
-    """Call `act` on a trial, unless earlier processes died of it.
+    """Call `act` on a trial, unless earlier processes died while they measured it.
 
     `Skip` and a refusal, `BadInput`, end the trial as skipped, `Wrong` as wrong, and other errors as failed.
     """

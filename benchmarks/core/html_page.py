@@ -41,7 +41,7 @@ class Figure:
     keys: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """Legend: name -> classes of the style sheet, for example "one dots"."""
     across: bool = False
-    """True if it is as wide as the page; phones get a second drawing."""
+    """True if it is as wide as the page; narrow screens show a second drawing."""
     height: float | None = None
     """Inches; None is the usual height."""
 

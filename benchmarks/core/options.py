@@ -17,7 +17,7 @@ class Output:
 
 
 UNRECORDED = ("output", "quick", "devices", "seconds")
-"""Options that change no cell, or only by way of the others; a larger `seconds` completes rows that were left out."""
+"""Options that do not change any cell, or only through other options; a larger `seconds` completes rows that were left out."""
 
 
 def recorded(options: Any) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from train.run.console import clock
 
 
 class Progress:
-    """Progress over pieces of work of known weights; work of earlier processes does not count for the time left."""
+    """Progress over pieces of work with known weights; the time left is estimated from this process's work alone."""
 
     def __init__(self, weights: float, stream: Any = None) -> None:
         self._console = Console(file=stream or sys.stderr, highlight=False, markup=False, emoji=False)

@@ -123,7 +123,7 @@ class Results:
     deaths: collections.Counter[Place] = field(default_factory=collections.Counter)
     """How often a process died while it worked on a cell."""
     begun: frozenset[Place] = frozenset()
-    """Cells that the last writing process worked on: it still does, or it died of them."""
+    """Cells that the last writing process was measuring when it died, or is still measuring."""
 
     def same_machine(self, other: "Results") -> bool:
         """Return whether both were measured on the same kind of machine."""
@@ -208,7 +208,7 @@ def _cell(path: Path, number: int, cell: dict[str, Any]) -> dict[str, Any]:
 class Writer:
     """The result file of a run that may be killed at any moment and resumed; one process writes to it at a time.
 
-    When it is opened, cells that `DEATHS` processes died of are recorded as failed.
+    When it is opened, cells in which `DEATHS` processes died are recorded as failed.
     """
 
     def __init__(
@@ -258,11 +258,11 @@ class Writer:
         return (identity(key), process) in self._cells
 
     def died(self, key: Mapping[str, Any], process: int) -> bool:
-        """Return whether processes died of a cell so often that it must not be tried again, not even beside another."""
+        """Return whether processes died in a cell so often that it must not be tried again, not even together with others."""
         return self._deaths[identity(key), process] >= DEATHS
 
     def begin(self, keys: Sequence[Mapping[str, Any]], process: int) -> None:
-        """Record, before the work begins, that these cells and no others are worked on: they may kill this process."""
+        """Record, before the measurement, that these cells and no others are measured: they may kill this process."""
         self._begun = {(identity(key), process) for key in keys}
         self._append({"attempt": keys, "process": process})
 
@@ -282,7 +282,7 @@ class Writer:
         self._begun.discard(place)
 
     def close(self) -> None:
-        """Let another process write; unfinished cells are recorded as abandoned, because no process died of them."""
+        """Let another process write; unfinished cells are recorded as abandoned, because no process died in them."""
         try:
             if self._begun:
                 self.begin([], next(iter(self._begun))[1])

@@ -99,9 +99,9 @@ class Instruction:
                 yield from part.inside()
 
     def located(self) -> "Instruction":
-        """Return the instruction, or the nearest one with a source location if XLA made it without one.
+        """Return the instruction; if XLA gave it no source location, the nearest one that has a location.
 
-        The search goes through the instructions that it computes and those that it reads.
+        The search goes through the instructions inside it and through its operands.
         """
         seen, waiting = set(), [self]
         while waiting:

@@ -1,4 +1,4 @@
-"""A cache of plans: the same question has the same answer, and compiling takes minutes."""
+"""A cache of plans: a plan is a function of its request, and compiling takes minutes."""
 
 import dataclasses
 import hashlib

@@ -27,7 +27,7 @@ class CollectiveTotal:
     bytes: float
     """Size of the full arrays: after a gather, of a reduction, or before a scatter."""
     bytes_sent: float
-    """Bytes that a device sends if all pass on as much: n - 1 of n parts, twice that for an all-reduce."""
+    """Bytes that a device sends if all send equally much: n - 1 of n parts, twice that for an all-reduce."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,17 +78,17 @@ def find_collectives(module: Module, sizes: Mapping[str, int]) -> list[Collectiv
     The devices of the mesh are numbered with the last axis fastest.
     """
     axes = _axes(sizes)
-    collectives, begun = [], set()
+    collectives, seen = [], set()
     for run in module.runs():
         for instruction in run.instruction.inside():
             if instruction.opcode not in COLLECTIVES:
                 continue
             name, members, groups = _axes_and_groups(instruction, sizes, axes)
-            # On a TPU several fusions may continue one collective, and each of them names it again: they form a chain.
+            # On a TPU one collective may be split into a chain of fusions, each of which names it; it is counted once.
             chain = instruction.attribute("channel_id"), instruction.attribute("chain_id")
             channel = (run.loop, *chain) if all(chain) else (run.instruction.name, instruction.name)
-            if members > 1 and channel not in begun:
-                begun.add(channel)
+            if members > 1 and channel not in seen:
+                seen.add(channel)
                 # The result of an asynchronous start includes its operands; the operands are always exactly the data sent.
                 arrays = tuple(array for operand in instruction.operands for array in operand.arrays)
                 kind, size = instruction.opcode.removesuffix("-start"), sum((array.bytes for array in arrays), 0.0)

@@ -89,7 +89,9 @@ def compile_run(run: run_config.Run, mode: Mode, target: Target) -> Program:
         mesh = device_mesh.make_mesh(run.mesh, devices)
     except (NotImplementedError, ValueError) as error:
         shape = f"data={run.mesh.data} fsdp={run.mesh.fsdp} tensor={run.mesh.tensor}"
-        raise BadInput(f"--mesh {shape}: the torus of {target.name} cannot be cut so ({first_line(error)})") from None
+        raise BadInput(
+            f"--mesh {shape}: it does not fit the torus of {target.name} ({first_line(error)}); choose another"
+        ) from None
     device_mesh.check(run, mesh)
     began = time.perf_counter()
     with attention.record_calls() as calls, targets.present(target), _compiler_errors(target):

@@ -46,7 +46,7 @@ def of_size(name: str) -> Run:
         model = dataclasses.replace(model, task=near.model.task)
     length = min(near.data.length, getattr(model, "context", near.data.length))
     near = with_objective(near, "masked") if near.teacher else near
-    # Such a chunk would not divide the rows.
+    # A loss chunk that does not divide the shorter rows is dropped.
     options = dataclasses.replace(near.options, loss_chunk=0) if near.loss_chunk and length % near.loss_chunk else near.options
     data = dataclasses.replace(near.data, length=length)
     return dataclasses.replace(near, recipe=name, model=model, options=options, mesh=Mesh(), data=data)

@@ -21,7 +21,7 @@ from zoo.models import parameter_count
 from zoo.sharding import path_of
 
 LARGE = 64 << 20
-"""Bytes of an array that a device may hold in common with others before a plan warns of it."""
+"""Bytes of an array that may be replicated on several devices before a plan warns of it."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -82,14 +82,14 @@ def case(name: str, mode: Mode, *, batch: int = 0, length: int = 0, source: int 
     objective = next((candidate for candidate in models.model(size.config).module.OBJECTIVES if candidate in BATCHES), None)
     if objective is None:
         raise BadInput(f"{name} has no objective that zoo bench step knows; it knows {', '.join(BATCHES)}")
-    cfg = _settled(size.config, objective, dropout)
+    cfg = _with_head(size.config, objective, dropout)
     model = models.model(cfg)
     if mode == "decode" and not model.generates:
         able = ", ".join(family for family in models.families() if hasattr(models.family(family), "init_cache"))
         raise BadInput(f"--mode decode: {name} does not generate text; these families do: {able}")
     rows, tokens, read = SHAPES[objective]
     if source and not model.is_encoder_decoder:
-        raise BadInput(f"--source-length {source}: {name} is no encoder-decoder and reads no source; leave it out")
+        raise BadInput(f"--source-length {source}: {name} is not an encoder-decoder and reads no source; leave it out")
     context = getattr(cfg, "context", 1 << 20)
     shape = {
         "batch": batch or rows,
@@ -118,7 +118,7 @@ def resolved(name: str) -> str:
     return name
 
 
-def _settled(cfg: Any, objective: str, dropout: bool) -> Any:
+def _with_head(cfg: Any, objective: str, dropout: bool) -> Any:
     """Return the configuration with the head of the objective, without memory, and without dropout unless `dropout`."""
     changes: dict[str, Any] = {}
     fields = {field.name for field in dataclasses.fields(cfg)}

@@ -1,6 +1,6 @@
-"""Time by instruction of a compiled program: the seconds of a step that a machine works on each, from a profile of JAX.
+"""Time by instruction of a compiled program: the seconds of a step that each one takes, from a profile of JAX.
 
-On a CPU, several threads run instructions side by side and hand parts of them to other threads. A thread's time belongs to the
+On a CPU, several threads run instructions concurrently and hand parts of them to other threads. A thread's time belongs to the
 innermost instruction that it has begun, or to the instruction that handed it the work. Each instant of a step is divided evenly
 among the threads that work then; an instant in which none works is idle. So the times of all instructions and the idle time add
 up to the time of a step. On a GPU or TPU, the profile names the instruction of each piece of work itself.

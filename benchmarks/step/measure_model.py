@@ -260,7 +260,7 @@ class _Group:
             elif trial.peer is not None and take:
                 trial.peer.run()
         except Exception:
-            # The state that it held may be lost.
+            # The shared state that it had may be lost.
             self._release_states()
             raise
 

@@ -27,8 +27,8 @@ FORMULAS = {
     "loading its weights on",
     "agreement": "the loss of the first step, and that after its update, are those of the unit within the bounds of "
     "`benchmarks.step.measure_model.TOLERANCES`; what disagrees is not timed",
-    "profile": "each instant of a step is shared evenly by the threads that work then, each on the innermost instruction it is "
-    "in; a fusion of several operations counts as what its last one is for",
+    "profile": "each instant of a step is shared evenly by the threads that are busy then, each with its innermost instruction; "
+    "a fusion of several operations counts for the part of its last one",
 }
 LEGEND_OF_PARTS = (
     "threads: how many worked on a part at a time, on average. matrix products: those of the layers' projections; attention and "

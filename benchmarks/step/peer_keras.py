@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 from zoo.runtime import jax_setup
 
 os.environ["KERAS_BACKEND"] = "jax"
-# The same XLA flags as ours, set before JAX starts: without the safe one its numbers may be wrong.
+# The same XLA flags as ours, set before JAX starts: without the flag of `jax_setup.prepare` its numbers may be wrong.
 jax_setup.prepare()
 
 Inputs = dict[str, np.ndarray]

@@ -34,7 +34,7 @@ COLD = {"JAX_ENABLE_COMPILATION_CACHE": "0", "TORCHINDUCTOR_FORCE_DISABLE_CACHES
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-    """Description of how to build a peer."""
+    """How to build a peer."""
 
     module: str
     """Module with `build(folder, request, batch)`, which returns a function that takes a step and returns its loss. `packages`

@@ -30,11 +30,11 @@ LEGEND = {
     "time": "median of a step",
     "over unit": "its time over that of the first row in the same rounds, median",
     "rate": "share of the matrix rate measured here (of the published peak where there is one)",
-    "reads": "what a step must read once: the parameters that it uses, but of a table that is only looked up the rows looked up, "
-    "and all slots of the cache, in the dtype of its arithmetic; of a peer as much",
-    "GB/s": "that over the time",
+    "reads": "bytes that a step must read once, in the dtype of its arithmetic: all slots of the cache and the parameters that "
+    "it uses, and of a lookup table only the rows that are looked up; the same number for a peer",
+    "GB/s": "reads over time",
     "of copies": "share of the rate measured here at which memory is copied, bytes read and bytes written",
-    "memory": "what XLA planned, of a peer the whole process at its peak",
+    "memory": "what XLA planned; of a peer, the peak of its process",
     "compile": "seconds, without a cache",
     "first step": "seconds to its end, lowering and compilation included",
 }
