@@ -13,8 +13,7 @@ FORMULAS = {
     "FLOPs": "2 N H products pairs, of the (query, key) pairs that the mask allows: all are B T S, causal B T (T + 1) / 2. "
     "Products are 2 forward, q k and w v, so that all pairs make 4 B T S N H, and 5 backward, q k again, dw, dv, dq and dk: 2.5 "
     "times as many. With a relative bias they are 3 and 8: also q_r r, again, dq_r and dr",
-    "bytes": "the minimum traffic: every input is read once and every output written once, including gradients and "
-    "cotangents",
+    "bytes": "the minimum traffic: every input is read once and every output written once, including gradients and cotangents",
     "of the matrix rate": "FLOP/s over the rate of matrix products of the same dtype, measured by the same process",
     "attainable": "the lower of the matrix rate and FLOPs / bytes times the measured copy rate (the roofline)",
     "memory": "arguments, outputs and temporaries of the compiled program",

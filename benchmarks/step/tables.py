@@ -30,7 +30,7 @@ LEGEND = {
     "time": "median of a step",
     "over unit": "its time over that of the first row in the same rounds, median",
     "rate": "share of the matrix rate measured here (of the published peak where there is one)",
-    "reads": "bytes that a step must read once, in the dtype of its arithmetic: all slots of the cache and the parameters that "
+    "reads": "what a step must read once, in the dtype of its arithmetic: all slots of the cache and the parameters that "
     "it uses, and of a lookup table only the rows that are looked up; the same number for a peer",
     "GB/s": "reads over time",
     "of copies": "share of the rate measured here at which memory is copied, bytes read and bytes written",
