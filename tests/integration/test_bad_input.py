@@ -176,7 +176,7 @@ def test_a_damaged_run_is_refused(place: Path, capsys: pytest.CaptureFixture[str
 
 
 @pytest.mark.parametrize("line", ["trian", "train gpt-nano --stpes 3"])
-def test_a_process_refuses_it_too(line: str, zoo: Callable[..., Ended], place: Path) -> None:
+def test_the_command_refuses_wrong_input_in_a_process_too(line: str, zoo: Callable[..., Ended], place: Path) -> None:
     before = snapshot(place)
     ended = zoo(*words(line), cwd=place)
     assert snapshot(place) == before
@@ -203,7 +203,7 @@ def test_no_command_at_all_shows_the_usage_as_an_error(capsys: pytest.CaptureFix
     assert (ended.code, ended.stdout, ended.stderr) == (2, "", main.USAGE)
 
 
-def test_what_is_not_bad_input_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_exceptions_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(models, "models", lambda args: 1 // 0)
     with pytest.raises(ZeroDivisionError):
         main.main(["models"])

@@ -136,7 +136,7 @@ def test_two_processes_are_one_program_whose_service_this_machine_alone_can_reac
         ("reader left", 0, ""),
     ],
 )
-def test_a_process_that_leaves_does_not_wait_for_the_others(group, mode: str, code: int, line: str) -> None:
+def test_a_process_that_exits_does_not_wait_for_the_others(group, mode: str, code: int, line: str) -> None:
     """They never end; without `exit_if_failed`, `exit_if_joined` and `_fail` it would wait for them at JAX's shutdown barrier."""
     ended, _, err = group(REDUCE, mode).ended()
     assert ended == code, err
@@ -219,12 +219,12 @@ def joining(coordinator: str, processes: int, process: int, timeout: float) -> N
     launch.join(coordinator, processes, process, simulated=True, timeout=timeout)
 
 
-def test_port_in_use() -> None:
+def test_a_port_in_use_is_reported() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(BadInput, match=r"--coordinator 127.0.0.1:\d+: .*in use"):
         joining(f"127.0.0.1:{taken.getsockname()[1]}", 2, 0, timeout=PATIENCE)
 
 
-def test_nobody_there() -> None:
+def test_missing_processes_are_reported() -> None:
     free = launch._free_port()
     with pytest.raises(BadInput, match=r"refused for 0\.3 s; start process 0"):
         joining(f"127.0.0.1:{free}", 2, 1, timeout=0.3)

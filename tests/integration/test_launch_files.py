@@ -68,7 +68,7 @@ def test_slurm_starts_as_many_processes_as_nodes() -> None:
 
 
 @pytest.mark.parametrize(("code", "again"), [(0, False), (1, False), (143, True)])
-def test_slurm_queues_a_job_again_that_had_to_leave(tmp_path: Path, code: int, again: bool) -> None:
+def test_slurm_requeues_only_a_job_that_ran_out_of_time(tmp_path: Path, code: int, again: bool) -> None:
     """And no other: one that is done or that failed would be run for ever."""
     log = tmp_path / "log"
     queue = f'[ "$1" = show ] && echo node1 || echo "$@" >> {shlex.quote(str(log))}'

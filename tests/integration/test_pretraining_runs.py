@@ -150,7 +150,7 @@ def test_a_teacher_is_sharded_for_training_and_not_needed_for_scoring(capsys: py
 
 
 @pytest.mark.full
-def test_xlnet_answers(capsys: pytest.CaptureFixture[str]) -> None:
+def test_xlnet_generates_and_is_scored(capsys: pytest.CaptureFixture[str]) -> None:
     run("xlnet")
     for line, output in (
         ("generate runs/xlnet --prompt the --limit 4", "the"),

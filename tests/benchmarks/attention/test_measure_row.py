@@ -134,7 +134,7 @@ def test_an_implementation_that_is_wrong_only_at_the_timed_length_is_not_timed(f
 
 
 @pytest.mark.planted(2)
-def test_zeros_are_no_attention_over_long_rows() -> None:
+def test_zeros_do_not_pass_as_attention_over_long_rows() -> None:
     """Full attention over many keys averages: its entries are small beside 1, and all but the first of a causal one's are."""
     long = np.full((1, 16384, 1, 8), 0.01, np.float32)
     causal = long.copy()
@@ -178,14 +178,14 @@ def test_a_failure_during_the_rounds_ends_one_cell_and_the_others_begin_anew(mon
     assert (cells["xla"]["state"], cells["xla"]["n"]) == ("timed", 3)
 
 
-def test_a_slow_one_is_timed_by_its_first_call(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_slow_program_is_timed_by_its_first_call(monkeypatch: pytest.MonkeyPatch) -> None:
     unchecked(monkeypatch)
     cell = measured(names=("xla",), options=dataclasses.replace(THREE_ROUNDS, cell_seconds=1e-9))["xla"]
     assert (cell["state"], cell["n"], cell["ratio"], cell["clock"]) == ("timed", 1, None, "wall")
     assert "over --cell-seconds 1e-09: timed by that alone" in cell["reason"]
 
 
-def test_what_does_not_fit_the_memory_is_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_programs_that_do_not_fit_into_memory_are_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
     """Known before arrays are made, by the scores alone, or from the compiled program; with the numbers."""
     huge = measured(TINY._replace(shape=Shape(64, 10**6, 10**6, 96, 96, 128)), ("xla", "blocked", "cudnn"))
     assert all("its inputs and outputs alone need" in cell["reason"] for cell in huge.values())
@@ -198,7 +198,7 @@ def test_what_does_not_fit_the_memory_is_not_run(monkeypatch: pytest.MonkeyPatch
         assert any(re.match(rf"{expected} needs? [\d.]+ MB, and [\d.]+ MB are free", reason) for reason in reasons), reasons
 
 
-def test_what_cannot_run_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_programs_that_cannot_run_have_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     unchecked(monkeypatch)
     monkeypatch.setattr(peer_torch.importlib.util, "find_spec", lambda name: None)
     cells = measured(names=("cudnn", *peer_torch.NAMES))

@@ -100,7 +100,7 @@ def test_every_feature_of_attention_that_models_ask_for_is_swept() -> None:
     assert not swept & only_tests
 
 
-def test_what_is_left_out_is_filled_in() -> None:
+def test_omitted_options_get_defaults() -> None:
     cpu, gpu = (resolved(Options(), backend) for backend in ("cpu", "gpu"))
     assert (cpu.dtype, cpu.lengths, cpu.tokens) == (("float32",), (128, 512, 2048), 2048)
     assert (gpu.dtype, gpu.impl, gpu.feature) == (("bfloat16",), tuple(attention.IMPLEMENTATIONS), tuple(FEATURES))

@@ -51,7 +51,7 @@ def write(folder: Path, results: Results) -> str:
 
 
 @pytest.mark.planted
-def test_a_slow_one_is_caught(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_slower_cell_is_a_regression(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Twice as slow in one of two cells; what is on one side only is no regression, nor is what a threshold of 150 % allows."""
     calm = [0.50, 0.505, 0.495]
     before = XLA | {"blocked 128": calm, "blocked 512": calm, "blocked 64": calm}
@@ -90,7 +90,7 @@ CHANGES = [
 ]
 
 
-def test_what_became_of_a_cell() -> None:
+def test_the_kind_of_a_change_follows_from_the_cells() -> None:
     for before, after, kind, reason in CHANGES:
         (change,) = compare_results.changes(
             *(made_results({"blocked 128": each}, 0.01) for each in (before, after)), threshold=0.05
@@ -121,7 +121,7 @@ def test_times_of_two_machines_are_not_compared(tmp_path: Path, capsys: pytest.C
     assert "500.00 ms" in ended.stdout and "5,000.00 ms" in ended.stdout
 
 
-def test_what_cannot_be_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_results_that_cannot_be_compared_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     three = {"blocked 128": [0.5] * 3}
     full = write(tmp_path / "full", made_results(XLA | three))
     for name, results, reason in (

@@ -44,7 +44,9 @@ def die() -> None:
 
 
 @pytest.mark.parametrize("name", ["attention", *(pytest.param(name, marks=pytest.mark.full) for name in ("step", "growth"))])
-def test_what_it_dies_of_twice_is_failed_and_stops_no_other(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cell_that_crashes_twice_is_failed_and_does_not_stop_the_others(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What was finished before is kept and not measured again."""
     line, axes, count = COMMANDS[name]
     steps.make_deadly(monkeypatch, die)
@@ -74,7 +76,7 @@ STOPPED = f"{ATTENTION} --impl blocked --shape 2,16,16,2,2,8"
 
 
 @pytest.mark.parametrize(("number", "code"), STOPS)
-def test_a_run_that_a_signal_stops_died_of_nothing(
+def test_a_run_that_is_stopped_by_a_signal_has_no_crash(
     number: int, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """As often as a death would count; and the signals of whoever started it are as before."""

@@ -68,7 +68,7 @@ CUTS = range(1, 100, 7)
 
 
 @pytest.mark.planted(len(CUTS))
-def test_a_torn_line_is_ignored_and_written_again(tmp_path: Path) -> None:
+def test_an_incomplete_line_is_ignored_and_written_again(tmp_path: Path) -> None:
     content = write(tmp_path, cell(1), cell(2))
     path = tmp_path / "cells.jsonl"
     for cut in CUTS:
@@ -86,7 +86,7 @@ def test_a_torn_line_is_ignored_and_written_again(tmp_path: Path) -> None:
         assert write(tmp_path, *(cell(number) for number in (1, 2) if number > count)) == content
 
 
-def test_what_is_written_is_in_the_file_before_it_is_closed(tmp_path: Path) -> None:
+def test_cells_are_in_the_file_before_it_is_closed(tmp_path: Path) -> None:
     """A kill loses neither cells nor what is worked on."""
     writer = open_writer(tmp_path)
     for number in range(3):
@@ -115,7 +115,7 @@ def died(folder: Path, *places: tuple[dict[str, Any], int]) -> list[bool]:
     return result
 
 
-def test_what_a_process_died_of_twice_is_failed(tmp_path: Path) -> None:
+def test_a_cell_during_which_a_process_died_twice_is_failed(tmp_path: Path) -> None:
     """It is what was begun last and had not ended, of the process of the same number. What was begun before is measured again."""
     for _ in range(2):
         assert died(tmp_path, (ONE, 0)) == [False]
@@ -134,7 +134,7 @@ def test_what_a_process_died_of_twice_is_failed(tmp_path: Path) -> None:
     assert read(tmp_path).cells == [{"key": ONE, "process": 0, "state": "failed", "reason": result_files.DIED}, cell(2)]
 
 
-def test_a_process_may_die_of_a_cell_that_is_there(tmp_path: Path) -> None:
+def test_a_crash_in_a_cell_that_is_already_stored_counts(tmp_path: Path) -> None:
     """A unit is measured again for those of its row that are missing. A kill after its end is none of its deaths."""
     writer = open_writer(tmp_path)
     writer.begin([ONE], 0)
@@ -171,7 +171,7 @@ OTHERS: list[tuple[dict[str, Any], str]] = [
 ]
 
 
-def test_another_question_machine_version_or_schema_is_not_resumed(tmp_path: Path) -> None:
+def test_results_of_another_request_machine_version_or_schema_are_not_resumed(tmp_path: Path) -> None:
     content = write(tmp_path, cell(1))
     for changes, difference in OTHERS:
         with pytest.raises(BadInput, match=f"cannot be resumed: {re.escape(difference)}; choose another --out"):

@@ -23,7 +23,7 @@ def made_results() -> result_files.Results:
     return result_files.Results(Path(), "growth", steps.environment(), {"model": "gpt-nano", "batch": 4}, {}, cells)
 
 
-def test_known_exponents_are_found_again() -> None:
+def test_known_exponents_are_recovered() -> None:
     cells_by_axis = tables.by_axis(made_results())
     assert list(cells_by_axis) == list(tables.AXES)
     for axis, cells in cells_by_axis.items():

@@ -142,7 +142,7 @@ ENTRY %main (w: f32[4,8,256]) -> f32[4,8,256] {
     assert [each.arrays[0].shape for each in sent] == [(1, 8, 4, 256)] and not plan_record.gather_warnings(sent, step)
 
 
-def test_copies_of_whatever_a_program_is_given_are_warned_of() -> None:
+def test_copies_of_any_argument_are_warned_of() -> None:
     """A cache and a teacher too, but no batch."""
     mesh = jax.make_mesh((2, 2, 2, 1), tuple(SIZES), axis_types=(AxisType.Auto,) * 4)
 

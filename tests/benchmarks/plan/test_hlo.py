@@ -70,7 +70,7 @@ def loop_runs(text: str) -> int | None:
     return module.trip_count(module.instructions["outer"])
 
 
-def test_what_is_in_a_loop_counts_as_often_as_it_runs() -> None:
+def test_instructions_in_a_loop_count_as_often_as_it_runs() -> None:
     """Times the counts of nested loops, from XLA's note or the condition; a loop of unknown count counts once and is reported."""
     module = hlo.parse(PROGRAM)
     times = {run.instruction.name: run.times for run in module.runs()}
@@ -108,7 +108,7 @@ def test_the_condition_of_a_loop_may_be_fused() -> None:
         assert loop_runs(text.replace(compare, fusion)) == times
 
 
-def test_what_is_sent_has_its_kind_axis_and_groups() -> None:
+def test_collectives_have_their_kind_axis_and_groups() -> None:
     sent = collectives.find_collectives(hlo.parse(PROGRAM), SIZES)
     rows = {row.kind: row for row in collectives.total_by_axes(sent)}
     array = 8 * 16 * 4
@@ -125,7 +125,7 @@ def test_what_is_sent_has_its_kind_axis_and_groups() -> None:
     assert groups["collective-permute"][:2] == ((0, 2), (2, 0))
 
 
-def test_of_a_stack_only_the_layer_that_is_taken_is_read() -> None:
+def test_a_slice_of_a_stack_reads_only_its_layer() -> None:
     """And a fusion writes its result, a product reads both operands and writes one; nothing else moves."""
     layer, array = 16 * 16 * 4, 8 * 16 * 4
     # The index of the layer is read too.
@@ -207,7 +207,7 @@ ENTRY %main (x: f32[8,16]) -> f32[8,16] {
 """
 
 
-def test_what_a_tpu_writes_in_its_own_way_is_known() -> None:
+def test_collectives_in_the_form_of_a_tpu_are_recognized() -> None:
     """A sum of which each device keeps its part is a scatter; a gather that several fusions go on with is one gather."""
     rows = {
         row.kind: (row.count, row.bytes)
@@ -216,7 +216,7 @@ def test_what_a_tpu_writes_in_its_own_way_is_known() -> None:
     assert rows == {"reduce-scatter": (1, 8 * 16 * 4), "all-gather": (1, 8 * 16 * 4)}
 
 
-def test_what_stays_on_a_chip_is_no_traffic() -> None:
+def test_data_that_stays_on_the_chip_is_not_counted() -> None:
     """Of a TPU; elsewhere another memory is the device's too. What is fetched onto the chip is read once, a slice as it is."""
     module, row = hlo.parse(TPU), 16 * 4
     fused, fetched, sliced = 8 * row, 8 * row, (1 + 2) * row
@@ -225,7 +225,7 @@ def test_what_stays_on_a_chip_is_no_traffic() -> None:
     assert flops_and_bytes.work(module, [], 2).bytes == (8 + 4) * row + 2 * (4 + 8) * row + 2 * fetched + 2 * sliced + 2 * row
 
 
-def test_a_scatter_that_is_only_started_is_one() -> None:
+def test_an_asynchronous_scatter_is_counted_once() -> None:
     """As a GPU prints it; what waits for it sends nothing."""
     text = """
 ENTRY %main (x: f32[8]) -> f32[4] {
@@ -238,7 +238,7 @@ ENTRY %main (x: f32[8]) -> f32[4] {
     assert (row.kind, row.count, row.bytes, row.bytes_sent) == ("reduce-scatter", 1, 32, 16)
 
 
-def test_a_part_of_an_axis_is_named_so() -> None:
+def test_collectives_along_a_part_of_an_axis_are_named() -> None:
     """As a TPU sums along a long axis: within halves of it, then between them."""
     text = """
 ENTRY %main (x: f32[8]) -> f32[8] {

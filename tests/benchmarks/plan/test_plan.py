@@ -54,7 +54,7 @@ def planned() -> Plan:
 
 
 @pytest.mark.full
-def test_what_a_device_holds_is_what_the_sharding_says() -> None:
+def test_memory_of_a_device_follows_from_the_sharding() -> None:
     """Parameters by hand: split over fsdp and tensor as the table has it; AdamW's two moments twice that, and its counter."""
     model = small().model
     width, ffn, heads, layers = model.width, model.ffn, model.heads * model.head, model.layers
@@ -83,7 +83,7 @@ def test_forward_and_decoding_are_planned_too() -> None:
     assert decode.products == pytest.approx(decode.model_flops / 8, rel=0.1)
 
 
-def test_plans_are_kept_for_the_same_question_only(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_plans_are_cached_only_for_the_same_request(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The question is the run, the target, settings, libraries, the processor, and the numbers of a teacher that is named."""
     run, before, gpu = small(mesh=Mesh(fsdp=2, tensor=2)), planned(), targets.parse("h100:8")
     assert Plan.of(json.loads(json.dumps(before.plain()))) == before
@@ -167,7 +167,7 @@ def test_the_plan_names_no_family_and_no_implementation() -> None:
 BOUND_BY_COMPUTE = roofline.Times(compute=3.0, memory=2.0, interconnect=1.0)
 
 
-def test_what_cannot_be_better_is_not_tried() -> None:
+def test_candidates_that_cannot_be_better_are_skipped() -> None:
     def can_skip(tried: dict[str, Any], plan: Plan, **changes: Any) -> bool:
         base = {"data": 2, "fsdp": 2, "tensor": 2, "remat": "attention", "accumulate": 4}
         return mesh_search.can_skip(Candidate(**base | changes), Candidate(**base | tried), plan)
@@ -240,7 +240,7 @@ def small_with(**compute: Any) -> run_config.Run:
     return small(model=dataclasses.replace(small().model, compute=configs.Compute(**compute)))
 
 
-def test_what_does_not_fit_together_is_refused() -> None:
+def test_requests_that_contradict_each_other_are_refused() -> None:
     for make, mode, expected in REFUSED:
         with pytest.raises(BadInput, match=expected):
             compile_program.compile_run(make(), mode, CPU)

@@ -42,7 +42,7 @@ def test_decoding_reads_what_it_uses(name: str, layers: str, precision: str, mon
     assert step.bytes_read == sum(leaf.size * leaf.dtype.itemsize for leaf in used) + rows * item + tokens
 
 
-def test_reading_is_counted_once() -> None:
+def test_bytes_read_are_counted_once() -> None:
     """Whole arrays once, tables by what is looked up, at most all of them, and nothing of what is handed on."""
     table, stack = jax.ShapeDtypeStruct((10, 4), "float32"), jax.ShapeDtypeStruct((3, 4), "float32")
 

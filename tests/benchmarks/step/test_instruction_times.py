@@ -21,7 +21,7 @@ def _runs(start: float, duration: float, name: str) -> SimpleNamespace:
     return _event(name, start, duration, ("hlo_op", name))
 
 
-def test_threads_share_an_instant_and_work_that_is_handed_on_is_its_owners() -> None:
+def test_threads_share_an_instant_and_handed_on_work_counts_for_its_owner() -> None:
     """Two threads: a begins `dot`, which hands work on to the other, in which another instruction runs a while."""
     one = [_runs(0, 10, "dot"), _event(instruction_times.HANDS_ON, 2, 0, ("_p", 7))]
     other = [_event(instruction_times.BEGINS, 4, 0, ("_c", 7)), _runs(5, 1, "copy"), _event(instruction_times.ENDS, 8, 0)]

@@ -100,7 +100,7 @@ def test_ways_of_computing_agree_and_are_timed(tmp_path: Path, monkeypatch: pyte
 
 
 @pytest.mark.full
-def test_it_is_the_trainers_own_step(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_measured_step_is_that_of_the_trainer(monkeypatch: pytest.MonkeyPatch) -> None:
     """Bit for bit, twice: what is measured is what `train.engine.step` launches."""
     monkeypatch.setattr(programs, "COMPILER", {})
     case = cases.case("gpt-nano", "train", **SMALL)
@@ -119,7 +119,7 @@ def test_it_is_the_trainers_own_step(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.full
-def test_decoding_costs_no_prompt(tmp_path: Path) -> None:
+def test_decoding_is_measured_without_the_prompt(tmp_path: Path) -> None:
     cell = measured(tmp_path / "out", "gpt-nano", mode="decode")[SCAN]
     assert cell["state"] == "timed" and cell["flops"] is None
     assert cell["tokens_per_s"] == pytest.approx(2 / cell["seconds"])
@@ -250,7 +250,7 @@ def test_peers_without_room_for_all_are_timed_one_after_the_other(tmp_path: Path
     assert cells["one "]["state"] == "skipped" and " are free" in cells["one "]["reason"]
 
 
-def test_a_peer_that_does_not_answer_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_peer_that_does_not_answer_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plant_peers(tmp_path, monkeypatch, {"sleepy": "import time\nbuild = lambda *_: time.sleep(99)\n"})
     monkeypatch.setattr(peer_libraries, "PATIENCE", 0.1)
     peer = Peer("sleepy", tmp_path)
@@ -260,7 +260,7 @@ def test_a_peer_that_does_not_answer_is_given_up(tmp_path: Path, monkeypatch: py
 
 
 @pytest.mark.full
-def test_what_cannot_run_is_skipped_with_the_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_programs_that_cannot_run_are_skipped_with_the_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A peer that is not installed, and an attention that refuses."""
     monkeypatch.setattr(peer_libraries, "PEERS", {"absent": Kind("nowhere", ("no_such_package",))})
     cells = measured(tmp_path / "out", "gpt-nano", mode="inference", peers=True, attention=("auto", "cudnn"))
@@ -271,7 +271,9 @@ def test_what_cannot_run_is_skipped_with_the_reason(tmp_path: Path, monkeypatch:
 
 
 @pytest.mark.full
-def test_what_does_not_fit_the_memory_is_skipped_with_the_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_programs_that_do_not_fit_into_memory_are_skipped_with_the_numbers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Before compiling by the state alone; after it by what XLA planned."""
     state = Step(cases.case("gpt-nano", "train", **SMALL), Variant()).state_bytes
     for room, reason in ((state / 2, "its state alone needs"), (1.2 * state, "compiled, it needs")):

@@ -125,7 +125,7 @@ def test_wrong_options_and_texts_are_refused_in_one_line(
     assert_refused(capsys, tmp_path, {said: (("embed", model, *options), re.escape(said)) for options, said in WRONG})
 
 
-def test_tokenizer_without_marks_is_refused() -> None:
+def test_a_tokenizer_without_special_tokens_is_refused() -> None:
     without_special_tokens = encoders.with_tokenizer(encoders.loaded("bert"), encoders.gpt().tokenizer)
     with pytest.raises(BadInput, match=r"its tokenizer has no \[CLS\]"):
         Encoder.of(without_special_tokens, batch=1, dtype="float32")

@@ -233,7 +233,7 @@ def test_objectives_are_comparable_where_they_are_scored_alike(tmp_path: Path) -
         compare([make(tmp_path / "a"), distilled])
 
 
-def test_names_are_told_apart_by_their_paths_and_shown_as_plain_text(tmp_path: Path) -> None:
+def test_equal_names_are_distinguished_by_their_paths_and_shown_as_plain_text(tmp_path: Path) -> None:
     data = CausalData(length=32, batch=16)
     first = make(tmp_path / "x" / "[red]run[", data=dataclasses.replace(data, paths=("[bold]a.txt",)))
     second = make(tmp_path / "y" / "[red]run[", data=data, scores={"loss": 3.0, "tokens": 100})

@@ -134,7 +134,7 @@ def test_floors_stand_for_a_control_without_a_score() -> None:
     assert one(claim("less"), CONTROL | {"a": A, "b": B}, [strong | {"gate": True}])["verdict"] == "not testable"
 
 
-def test_a_stage_inherits_that_its_parent_did_not_learn() -> None:
+def test_a_stage_did_not_learn_if_its_parent_did_not() -> None:
     metric = "tune/accuracy"
     values = {"a": A / 10, "b": B / 10, "control": 0.1 + 0.01 * NOISE}
     listed = registration([claim("greater", "b", "a", metric=metric)], list(values), 5)

@@ -20,7 +20,7 @@ CALLS = {
 
 @pytest.mark.parametrize("call", CALLS)
 @pytest.mark.parametrize("impl", ["xla", pytest.param("blocked", marks=pytest.mark.full)])
-def test_watched_weights_make_what_attention_gives(call: str, impl: str, rng: np.random.Generator) -> None:
+def test_recorded_weights_give_the_output_of_attention(call: str, impl: str, rng: np.random.Generator) -> None:
     mask, groups = CALLS[call]
     q, k, v = (jnp.asarray(rng.standard_normal((2, 4, heads, 8)), jnp.float32) for heads in (4, groups, groups))
     with record_weights() as seen:
@@ -34,7 +34,7 @@ def test_watched_weights_make_what_attention_gives(call: str, impl: str, rng: np
 
 @pytest.mark.full
 @pytest.mark.parametrize(("family", "size"), [("t5", 5), ("transformer", 8)])
-def test_a_text_looks_at_its_source(family: str, size: int, rng: np.random.Generator) -> None:
+def test_recorded_weights_are_those_over_the_source(family: str, size: int, rng: np.random.Generator) -> None:
     """No weight is that of self-attention or of padding, also where text and source are equally long."""
     net, params = seq2seq(family)
     source, text = rng.integers(3, 100, 5), rng.integers(3, 100, size)

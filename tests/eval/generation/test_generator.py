@@ -227,13 +227,13 @@ def test_what_the_command_prints(command: Callable[..., str], monkeypatch: pytes
     assert "\\x1b[2J\tµ\n" in command(prompt=("\x1b[2J\tµ\n", "Some"))
 
 
-def test_a_few_shot_prompt_ends_where_its_template_goes_on(command: Callable[..., str], tmp_path: Path) -> None:
+def test_a_few_shot_answer_ends_where_the_template_continues(command: Callable[..., str], tmp_path: Path) -> None:
     (tmp_path / "e.jsonl").write_text('{"q": "ago", "a": "fat"}\n')
     shot = dict(examples=str(tmp_path / "e.jsonl"), template=r"{q}: {a}\n", query=("q=me",))
     assert command(**shot) == greedy_text("ago: fat\nme:", "\n") + "\n"
 
 
-def test_choices_come_with_the_likelier_first(command: Callable[..., str]) -> None:
+def test_choices_are_sorted_by_likelihood(command: Callable[..., str]) -> None:
     """Their likelihood, sum and per token, is that of the tokens under the model."""
     asked = dict(prompt=("Call me",), choices=(" Ishmael", " long", "."))
     (row,) = [json.loads(line) for line in command(as_json=True, **asked).splitlines()]

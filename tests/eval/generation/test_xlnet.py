@@ -49,7 +49,7 @@ def _forward() -> Any:
 
 @pytest.mark.full
 @pytest.mark.parametrize("mesh", [{}, {"data": 2, "fsdp": 2, "tensor": 2}], ids=["alone", "mesh"])
-def test_greedy_text_is_the_likeliest_word_after_word(mesh: dict[str, int]) -> None:
+def test_greedy_text_is_the_most_likely_token_after_token(mesh: dict[str, int]) -> None:
     generator = make_generator(model(), gpt_tokenizer(), batch=4, **mesh)
     texts = generator.generate(PROMPTS, GREEDILY)
     for prompt, text in zip(PROMPTS, ids(texts), strict=True):

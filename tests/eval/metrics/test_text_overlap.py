@@ -46,12 +46,12 @@ def test_exact_match_is_of_normalized_texts() -> None:
     }
 
 
-def test_every_number_has_a_name_for_people() -> None:
+def test_every_score_has_a_metric_definition() -> None:
     for measure in text_overlap.MEASURES.values():
         assert measure(FOUND, WANTED)[0].keys() <= METRICS.keys()
 
 
-def test_what_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sacrebleu.metrics", None)
     with pytest.raises(BadInput, match=r"pip install 'transformer-zoo\[eval\]'"):
         text_overlap.bleu(FOUND, WANTED)

@@ -97,7 +97,7 @@ def test_the_command_prints_a_measure_of_glue_and_writes_nothing(place: Path, ca
     assert printed["metrics"]["accuracy"] == pytest.approx((truth == predicted).mean())
 
 
-def test_a_run_reads_files_as_its_own_unless_told_otherwise(tmp_path: Path) -> None:
+def test_a_run_reads_files_with_its_own_options_by_default(tmp_path: Path) -> None:
     file = put(tmp_path / "a.tsv", "said\tso\nthe whale\tyes\nthe men\tno\n")
     own = run("classification", text="said", label="so", class_weights="balanced", length=16)
     subject = dataclasses.replace(loaded("classification"), run=own)

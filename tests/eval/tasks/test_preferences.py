@@ -67,7 +67,7 @@ def row_nats(of: Loaded, fields: dict[str, Any]) -> float:
     return -float((np.take_along_axis(logs, fields["targets"][:, None], 1)[:, 0] * fields["weights"]).sum())
 
 
-def test_a_language_model_prefers_the_likelier_completion() -> None:
+def test_a_language_model_prefers_the_more_likely_completion() -> None:
     of, expected = subject(small("gpt", context=96)), []
     for pair in examples():
         for text in (pair.chosen, pair.rejected):
@@ -85,7 +85,7 @@ def test_a_language_model_prefers_the_likelier_completion() -> None:
 
 @pytest.mark.full
 @pytest.mark.parametrize("family", ["t5", "transformer"])
-def test_an_encoder_decoder_prefers_the_likelier_target(family: str) -> None:
+def test_an_encoder_decoder_prefers_the_more_likely_target(family: str) -> None:
     of, expected = subject(small(family)), []
     end = of.tokenizer.end_of_text
     for pair in examples():

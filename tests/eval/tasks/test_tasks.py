@@ -129,7 +129,7 @@ def test_paradigms_weigh_the_same_and_so_do_phenomena() -> None:
     assert mean_and_error([1.0]) == (1.0, None)
 
 
-def test_the_last_word_is_divided_off_with_its_space(tmp_path: Path) -> None:
+def test_the_last_word_is_split_off_with_its_space(tmp_path: Path) -> None:
     lines = write(tmp_path / "a.txt", "The old whale sleeps ", "", "The  men\tsee")
     objects = write(tmp_path / "b.jsonl", {"passage": "The\nwhale."})
     found = lambada.read([lines], Settings()) + lambada.read([objects], Settings(field="passage"))
@@ -160,7 +160,7 @@ def test_the_last_word_counts_if_greedy_over_all_its_tokens(tmp_path: Path) -> N
     assert (result.examples, result.details["tokens"]) == (5, 4 + found[2].tokens)
 
 
-def test_perplexity_is_that_of_each_token_after_what_its_row_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_perplexity_of_each_token_is_conditioned_on_its_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ZOO_CACHE", str(tmp_path / "cache"))
     first, second = TEXT[:50], "Queequeg sees."
     file = write(tmp_path / "a.jsonl", {"text": first}, {"text": second})
@@ -244,7 +244,7 @@ def test_a_result_is_printed_kept_and_shown(run: Path, tmp_path: Path, capsys: p
 
 
 @pytest.mark.planted(3)
-def test_what_is_wrong_is_refused_before_the_model_is_read(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_options_are_refused_before_the_model_is_read(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def unread(*_: Any, **__: Any) -> None:
         pytest.fail("the model was read")
 

@@ -31,7 +31,7 @@ def files(tmp_path: Path) -> tuple[str, ...]:
 
 
 @pytest.mark.parametrize(("beams", "asked"), [(1, "exact,chrf"), pytest.param(3, "", marks=pytest.mark.full)])
-def test_what_is_measured_is_what_the_generator_writes(beams: int, asked: str, files: tuple[str, ...]) -> None:
+def test_scores_are_of_the_texts_that_the_generator_writes(beams: int, asked: str, files: tuple[str, ...]) -> None:
     search = Beams(beams=beams) if beams > 1 else Beams()
     settings, words = Settings(argument=asked, tokens=6, search=search, prefix="say:"), seq2seq_tokenizer()
     result = text_to_text.score(seq2seq_loaded("t5"), text_to_text.read(files, settings), settings, lambda *_: None)
@@ -50,7 +50,7 @@ def test_what_is_measured_is_what_the_generator_writes(beams: int, asked: str, f
     assert SOURCES[0] not in run_task.table(result) and "chrf" in run_task.table(result)
 
 
-def test_what_cannot_be_read_or_written_is_refused(files: tuple[str, ...]) -> None:
+def test_files_that_cannot_be_read_and_models_that_cannot_generate_are_refused(files: tuple[str, ...]) -> None:
     with pytest.raises(BadInput, match="there is no measure 'blue'; choose from bleu"):
         text_to_text.read(("a.tsv",), Settings(argument="blue"))
     with pytest.raises(BadInput, match="--tokens -1: choose 0"):

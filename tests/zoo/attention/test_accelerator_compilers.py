@@ -206,7 +206,7 @@ def test_it_compiles(platform: str, impl: str, name: str) -> None:
 
 
 @pytest.mark.parametrize("platform", TARGETS)
-def test_what_is_not_linear_is_seen(platform: str) -> None:
+def test_memory_that_is_not_linear_is_caught(platform: str) -> None:
     """The bound above is worth something: `xla`, which holds the scores, breaks it."""
     for name in ("full", "causal", "window"):
         assert compiled(platform, "xla", name, backward=True)[1] > SCORES

@@ -164,7 +164,7 @@ FAST = ("causal explicit", "band")
 @pytest.mark.parametrize(
     ("impl", "t", "mask", "bias"), [call if call[2] in FAST else pytest.param(*call, marks=pytest.mark.full) for call in CALLS]
 )
-def test_what_the_libraries_are_asked_is_the_attention(impl, t, mask, bias):
+def test_the_calls_of_the_libraries_compute_the_attention(impl, t, mask, bias):
     """A row with nothing to attend to is zero, with zero gradient."""
     got = value_and_gradients(functools.partial(by_stand_in, impl), jnp.float32, t, masks(t)[mask], biases(t)[bias])
     assert_agrees(got, exact(t, mask, bias))
@@ -183,7 +183,7 @@ def test_grouped_heads():
 
 @pytest.mark.full
 @pytest.mark.planted(4)
-def test_the_comparison_catches_what_goes_wrong(monkeypatch):
+def test_the_comparison_catches_wrong_calls_of_the_libraries(monkeypatch):
     """Mutants: lengths that are not padded, a bias or half a mask that gets lost, empty rows left to the kernel."""
     t, mask, bias = 11, masks(11)["causal explicit"], biases(11)["dense"]
 
@@ -228,7 +228,7 @@ def lowered(t, mask, bias, groups=N):
     [pytest.param(11 + n % 2, name, marks=[] if name in FAST else pytest.mark.full) for n, name in enumerate(MASKS)],
 )
 @pytest.mark.usefixtures("pretend_gpu")
-def test_jax_takes_what_cudnn_is_asked(t, name):
+def test_jax_accepts_the_calls_of_cudnn(t, name):
     """JAX's own checks of shapes, dtypes and windows, forward and backward."""
     mask = jax.tree.map(lambda x: jnp.tile(x, (4, *[1] * (x.ndim - 1))), masks(t)[name])
     if name == "band":
@@ -307,7 +307,7 @@ def test_limits(monkeypatch):
         assert refusal is None if reason is None else reason in (refusal or ""), (impl, asked)
 
 
-def test_older_gpus_get_what_they_have(monkeypatch):
+def test_the_compute_capability_of_older_gpus_is_read(monkeypatch):
     for capability, major in [("9.0", 9), ("10.3", 10), ("8.6", 8), ("gfx942", 0), (None, 0)]:
         device = type("Device", (), {} if capability is None else {"compute_capability": capability})()
         monkeypatch.setattr(dot_product_attention.backend, "get_default_device", lambda device=device: device)
@@ -333,7 +333,7 @@ def test_every_package_a_row_needs_is_an_extra():
         assert re.fullmatch(rf"{row.requires}>=[\d.]+; python_version >= '{row.python}'", needed)
 
 
-def test_the_mesh_says_for_which_platform_a_program_is():
+def test_the_mesh_determines_the_platform_of_a_program():
     """Compiling for devices that are not here chooses by those."""
     assert attention.target_platform() == "cpu"
     for kind, platform, chosen in [("TPU v5 lite", "tpu", "tpu"), ("NVIDIA H100", "cuda", "gpu")]:

@@ -112,7 +112,7 @@ def test_reference_groups_heads():
         assert_is_the_definition("causal", "none", groups)
 
 
-def test_tiles_cut_no_array_twice():
+def test_tiles_have_no_two_equal_slices_of_an_array():
     """XLA on CPU makes one function of two cuts that are alike, and calls it for every entry of the scores."""
     bias = as_type(BIASES["relative"][0], jnp.float32)
     for spec, of_queries, of_keys in [

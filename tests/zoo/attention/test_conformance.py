@@ -53,7 +53,7 @@ def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("case", mark_full(conformance.CASES, FEW))
 @pytest.mark.parametrize("impl", RUNNABLE)
 @pytest.mark.usefixtures("small_tiles")
-def test_it_is_the_definition(impl: str, case: str) -> None:
+def test_the_kernel_agrees_with_the_definition(impl: str, case: str) -> None:
     result = conformance.check(impl, case, options=FAST)
     assert result.ok, result
 
@@ -61,7 +61,7 @@ def test_it_is_the_definition(impl: str, case: str) -> None:
 @pytest.mark.full
 @pytest.mark.parametrize("case", IN_HALF)
 @pytest.mark.parametrize("impl", RUNNABLE)
-def test_it_is_the_definition_in_bfloat16(impl: str, case: str) -> None:
+def test_the_kernel_agrees_with_the_definition_in_bfloat16(impl: str, case: str) -> None:
     result = conformance.check(impl, case, "bfloat16", options=FAST)
     assert result.ok, result
 
@@ -149,7 +149,7 @@ def test_a_planted_mistake_is_seen(mistake: str, monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.full
-def test_without_a_mistake_what_is_planted_is_right(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_planted_kernel_without_a_mistake_is_right(monkeypatch: pytest.MonkeyPatch) -> None:
     plant("", monkeypatch)
     assert conformance.check("planted", "full", options=FAST).ok
 
@@ -162,7 +162,7 @@ def plant(mistake: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.planted
-def test_an_error_that_is_not_a_number_is_no_agreement() -> None:
+def test_a_nan_error_is_not_an_agreement() -> None:
     assert not conformance.Result({"out": (float("nan"), 1.0)}).ok
 
 
@@ -176,7 +176,7 @@ BODIES = {
 
 @pytest.mark.full
 @pytest.mark.parametrize("shape", BODIES)
-def test_however_it_is_cut(shape: str) -> None:
+def test_any_tile_sizes_give_the_same_attention(shape: str) -> None:
     b, t, s, n, groups = BODIES[shape]
     rng = np.random.default_rng(0)
     q, k, v = (jnp.float32(rng.standard_normal(size)) for size in ((b, t, n, 8), (b, s, groups, 8), (b, s, groups, 8)))
@@ -207,7 +207,7 @@ SKIPPED = {
 }
 
 
-def test_blocks_that_see_nothing_are_left_out() -> None:
+def test_fully_masked_blocks_are_skipped() -> None:
     """Of 32 queries and keys in blocks of 8 exactly those with an allowed pair are computed."""
     plan = blocked.Plan(block_q=8, block_k=8, num_q_blocks=4, num_k_blocks=4, examples=2, heads=1, scale=1.0, rate=0.0)
     group = plan.group_tile(jnp.zeros((2, 1, 1, 32, 8)), jnp.int32(0))
@@ -249,7 +249,7 @@ def test_memory_is_linear_in_length(bias: bool) -> None:
 
 
 @pytest.mark.full
-def test_a_dense_bias_that_is_not_trained_has_no_gradient_made() -> None:
+def test_no_gradient_is_computed_for_a_dense_bias_that_is_not_trained() -> None:
     """The compiler drops the sums of a gradient that is not used."""
     q = jax.ShapeDtypeStruct((1, 2048, 1, 64), jnp.float32)
     values = jax.ShapeDtypeStruct((1, 1, 2048, 2048), jnp.float32)

@@ -15,7 +15,7 @@ COUNT = 6
 
 
 @pytest.mark.parametrize("vocabulary", [300, 40])
-def test_greedy_tokens_are_the_likeliest_without_a_cache(vocabulary: int, rng: np.random.Generator) -> None:
+def test_greedy_tokens_are_the_most_likely_ones_without_a_cache(vocabulary: int, rng: np.random.Generator) -> None:
     """Read two prompts of different lengths in one batch; ids that the tokenizer does not have are never sampled."""
     net = small("gpt")
     params, lengths = random_params(net), (5, 3)

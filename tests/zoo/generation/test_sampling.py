@@ -116,7 +116,7 @@ def test_the_order_of_the_filters_matters_and_is_kept() -> None:
 
 
 @pytest.mark.full
-def test_equal_logits_stay_or_go_together_and_the_largest_stays() -> None:
+def test_equal_logits_are_filtered_together_and_the_largest_is_kept() -> None:
     values = np.array([0.0, -0.0, -2.0, 0.5], np.float32)
     for chosen, seed in itertools.product(CHOICES, range(12)):
         logits = np.random.default_rng(seed).choice(values[: 1 + seed % 4], (4, VOCABULARY))
@@ -163,7 +163,7 @@ def drawn(logits: Any, row_seeds: Any, chosen: Sampling) -> np.ndarray:
     return np.asarray(draw(logits, row_seeds, chosen)[0])
 
 
-def test_tokens_come_as_often_as_they_are_likely() -> None:
+def test_sampled_frequencies_match_the_probabilities() -> None:
     """Over 40,000 prompts, over positions and over samples of one prompt: chi-squared within 4 standard deviations."""
     chosen = Sampling(temperature=2.0, top_k=10)
     logits, _ = random_logits(3, rows=1)
@@ -185,7 +185,7 @@ def test_tokens_come_as_often_as_they_are_likely() -> None:
 
 
 @pytest.mark.full
-def test_rare_tokens_are_drawn_too() -> None:
+def test_rare_tokens_are_sampled_too() -> None:
     """The noise has tails: of tokens with probability 2^-20 each, some come in 2^16 draws of 2^8 tokens."""
     logits = np.full((1 << 16, 257), -20 * math.log(2), np.float32)
     logits[:, 256] = math.log(1 - 2.0**-12)

@@ -144,7 +144,7 @@ def test_every_mutant_of_every_nano(family: str, task: str, tmp_path: Path, monk
     assert in_memory(tmp_path, monkeypatch, nano, KINDS) == nano_mutants(family, task)
 
 
-def test_all_that_transformers_has_is_counted() -> None:
+def test_mutants_of_every_published_head_are_counted() -> None:
     assert set(COUNTS) == set(published.HEADS)
     assert sum(tiny_mutants(*head) for head in COUNTS) == 5_581
 

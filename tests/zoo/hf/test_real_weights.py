@@ -29,7 +29,7 @@ def folder() -> Path:
     return Path(found.origin).parent / "model"
 
 
-def test_alike_sentences_are_alike(folder: Path) -> None:
+def test_similarities_of_sentences_are_the_documented_ones(folder: Path) -> None:
     """The library's documentation prints 0.6660, 0.1046 and 0.1411 for its first example and this model."""
     encoder = Encoder.of(load(folder, device_mesh.make_mesh(run_config.Mesh())), batch=8, dtype="float32")
     lines = [Text(str(number), text) for number, text in enumerate((*PAIRS[0], *PAIRS[1]))]

@@ -24,7 +24,7 @@ FOUR = device_mesh.make_mesh(run_config.Mesh(fsdp=4), jax.devices()[:4])
 
 
 @published.every_model
-def test_the_same_bits_come_out(model: str, tmp_path: Path) -> None:
+def test_a_folder_that_is_imported_and_exported_has_the_same_bits(model: str, tmp_path: Path) -> None:
     """Read a folder onto four devices and write it again."""
     family, task, _ = published.MODELS[model]
     stored = published.write_model(tmp_path / "model", model)
@@ -55,7 +55,7 @@ EXPORTED: list[tuple[str, dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize(("family", "keys"), EXPORTED)
-def test_what_changes_nothing_is_exported_as_it_was_read(family: str, keys: dict[str, Any]) -> None:
+def test_values_without_effect_are_exported_as_they_were_read(family: str, keys: dict[str, Any]) -> None:
     content = PublishedConfig(Path("config.json"), published.TINY[family] | keys)
     cfg = configs.family(family).from_published(content)
     written = configs.family(family).to_published(cfg)
@@ -100,7 +100,7 @@ def test_a_large_export_is_split_into_files(tmp_path: Path) -> None:
     assert all(np.array_equal(written[name], stored[name]) for name in stored)
 
 
-def test_shards_are_where_the_table_says(tmp_path: Path) -> None:
+def test_parameters_are_sharded_as_the_table_says(tmp_path: Path) -> None:
     published.write(
         tmp_path / "even", published.config("gpt", "causal", published.GPT2 | dict(vocab_size=130, n_embd=16, n_head=4))
     )

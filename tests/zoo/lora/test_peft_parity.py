@@ -26,7 +26,7 @@ ROUNDING = 2.0**-23
 
 
 @pytest.mark.parametrize("model", peft_outputs.MODELS)
-def test_an_adapter_goes_out_to_peft_and_comes_back(model: str, tmp_path: Path) -> None:
+def test_an_adapter_exported_to_peft_is_imported_unchanged(model: str, tmp_path: Path) -> None:
     """Ours loads there without a warning and computes the same within 1e-5; theirs has the same bits here; merged there, each
     weight is ours within one rounding."""
     pytest.importorskip("peft")

@@ -54,7 +54,7 @@ def test_gradients_on_a_mesh_are_those_on_one_device(family: str, changes: dict[
 
 @pytest.mark.full
 @pytest.mark.parametrize(("family", "places"), [("t5", 2 * 2 + 2 * 4 + 2 * 6), ("transformer", 2 + 2 * 2 + 2 * 3)])
-def test_no_two_places_drop_alike(family: str, places: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_two_places_have_the_same_dropout(family: str, places: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every call of dropout, and of attention, gets seeds of its own: sides, layers and places of a layer all differ.
 
     T5 drops on each side embeddings and the last norm, and in each layer attention, its output, inner and outer feed-forward

@@ -72,7 +72,7 @@ def model(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[str,
         file.unlink()
 
 
-def test_outputs_gradients_and_the_way_back(model: tuple[str, Path], tmp_path: Path) -> None:
+def test_outputs_gradients_and_exports_equal_transformers(model: tuple[str, Path], tmp_path: Path) -> None:
     """A padded batch, of pairs where the family tells them apart: all that is said of real tokens is equal within 1e-4, every
     published tensor has an equal gradient (DESIGN, "Numbers"), and an export loads there as the same model."""
     task, folder = model
@@ -134,7 +134,7 @@ def test_an_export_in_shards_loads_there(family: str, task: str, tmp_path: Path)
 
 
 @pytest.mark.parametrize(("family", "task"), published.HEADS)
-def test_what_transformers_saves_is_read(family: str, task: str, tmp_path: Path) -> None:
+def test_a_folder_saved_by_transformers_is_read(family: str, task: str, tmp_path: Path) -> None:
     """A fresh tiny model of theirs: which of two tied tensors it writes, and under which keys the numbers stand, is theirs."""
     import transformers
 

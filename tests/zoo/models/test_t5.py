@@ -34,7 +34,7 @@ def test_a_prefix_is_read_in_both_directions() -> None:
 
 @pytest.mark.full
 @pytest.mark.planted
-def test_a_prefix_knows_what_lies_ahead() -> None:
+def test_a_prefix_distinguishes_distances_in_both_directions() -> None:
     """The buckets of both directions: to one layer it is all the same how two tokens ahead are ordered only if a bias is."""
     net = of("decoder", layers=1, decoder_layers=1)
     params, order = random_params(net), jnp.zeros((1, 4), jnp.int32)

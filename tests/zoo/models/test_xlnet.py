@@ -96,7 +96,7 @@ def test_both_streams_are_those_of_a_plain_reference(impl: Any, memory: int, rng
             np.testing.assert_allclose(out.carry["hidden"][row], np.stack(inputs)[:, 1:], atol=2e-5, rtol=0)
 
 
-def test_without_places_nothing_is_predicted_and_without_an_order_it_is_refused(rng: np.random.Generator) -> None:
+def test_without_query_positions_nothing_is_predicted_and_without_an_order_they_are_refused(rng: np.random.Generator) -> None:
     net, whole = tiny(), everything(rng)
     assert net.apply(random_params(net), dataclasses.replace(whole, query_at=None)).predicted is None
     with pytest.raises(ValueError, match="they would see what they are to predict"):
@@ -152,7 +152,7 @@ def test_a_target_depends_on_what_comes_before_it_and_on_nothing_else(memory: in
     ids=["itself", "the future"],
 )
 @pytest.mark.planted
-def test_a_leak_is_found(leak: dict[str, Any], rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_leak_is_caught(leak: dict[str, Any], rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
     """A query stream that sees its own token; a content stream that sees later ones, which reaches targets by two layers."""
     net, batch = tiny(), targets(rng)
     strict = "strict" in leak
@@ -193,7 +193,7 @@ def test_along_every_order_the_likelihood_is_the_chain_rules(rng: np.random.Gene
 
 @pytest.mark.full
 @pytest.mark.planted
-def test_rows_that_remember_are_one_long_row(rng: np.random.Generator) -> None:
+def test_rows_with_memory_equal_one_long_row(rng: np.random.Generator) -> None:
     """Three rows of four, each ordered in itself and behind the one before; no gradient reaches what is remembered."""
     net = tiny(memory=8)
     params, apply = random_params(net), jax.jit(net.apply)
@@ -229,7 +229,9 @@ def test_rows_that_remember_are_one_long_row(rng: np.random.Generator) -> None:
 
 @pytest.mark.full
 @pytest.mark.parametrize(("memory", "reuse", "kept"), [(5, 2, 2), (3, 9, 4)])
-def test_what_is_kept_of_a_row(memory: int, reuse: int, kept: int, rng: np.random.Generator) -> None:
+def test_the_memory_has_the_inputs_of_a_rows_first_positions(
+    memory: int, reuse: int, kept: int, rng: np.random.Generator
+) -> None:
     """The inputs of its first positions, behind what was there; of the first layer, they are the embeddings."""
     net = tiny(memory=memory, reuse=reuse)
     params, carry = random_params(net), remembering(net, rng, (0, 2))
@@ -257,7 +259,7 @@ def test_slots_that_were_never_filled_do_not_matter(rng: np.random.Generator) ->
     assert none.carry == {} and net.apply(params, batch).carry == {}
 
 
-def test_who_remembers() -> None:
+def test_only_pretraining_has_memory_and_it_is_float32() -> None:
     """Pretraining with a memory; elsewhere rows do not continue each other. In bfloat16 the memory stays float32."""
     assert tiny(memory=0).init_carry(2) == {}
     assert tiny(memory=4, task="tokens", labels=("a", "b")).init_carry(2) == {}
@@ -291,7 +293,7 @@ def test_a_backward_row_is_its_text_read_from_the_other_end(rng: np.random.Gener
 
 
 @pytest.mark.full
-def test_the_streams_drop_apart() -> None:
+def test_the_two_streams_have_different_dropout() -> None:
     """Where nothing is read, and tokens are as the unknown one, both streams are alike but for what they drop."""
     net, rows = tiny(dropout=0.25), 64
     params = jax.tree_util.tree_map_with_path(
@@ -317,7 +319,7 @@ def test_the_streams_drop_apart() -> None:
 
 
 @pytest.mark.full
-def test_on_a_mesh_it_says_and_remembers_the_same(rng: np.random.Generator) -> None:
+def test_outputs_memory_and_gradients_are_the_same_on_a_mesh(rng: np.random.Generator) -> None:
     """Rows over data and fsdp, heads and vocabulary over tensor; and every gradient."""
     net, mesh = tiny(memory=4), device_mesh.make_mesh(run_config.Mesh(data=2, fsdp=2, tensor=2))
     params, batch, carry = random_params(net), everything(rng, rows=4), remembering(net, rng, (4, 2, 0, 4))

@@ -74,7 +74,7 @@ def said(net: Model, params: Any, batch: Batch, carry: Any = None) -> tuple[jax.
 
 @pytest.mark.parametrize("padding", [False, True])
 @pytest.mark.parametrize("types", [False, True])
-def test_words_and_gradients_in_any_order(model: tuple[Model, Any, Any], padding: bool, types: bool) -> None:
+def test_logits_and_gradients_in_any_order(model: tuple[Model, Any, Any], padding: bool, types: bool) -> None:
     """Logits within 1e-4, and every gradient (DESIGN, "Numbers")."""
     import torch
 
@@ -94,7 +94,7 @@ def test_words_and_gradients_in_any_order(model: tuple[Model, Any, Any], padding
     theirs.assert_gradients(net.config, gradients, theirs.gradients_of(reference))
 
 
-def test_three_rows_that_remember(model: tuple[Model, Any, Any]) -> None:
+def test_three_rows_with_memory(model: tuple[Model, Any, Any]) -> None:
     """The logits of each, and all that is remembered after it."""
     net, params, reference = model
     carry, memories, step = net.init_carry(ROWS), None, jax.jit(lambda params, batch, carry: said(net, params, batch, carry))

@@ -74,7 +74,7 @@ def compiled(net: Model) -> Callable[..., Output]:
 
 @pytest.mark.full
 @pytest.mark.parametrize(("family", "embedding"), [("gpt", "embedding_dropout"), ("bert", "dropout")])
-def test_dropout_drops_at_its_rate_and_nowhere_alike(family: str, embedding: str) -> None:
+def test_dropout_has_its_rate_and_differs_between_places(family: str, embedding: str) -> None:
     """Within 4 standard deviations; no two places of the model, and no two rows, drop the same."""
     of_layers = [("layers/attention/out/bias", 0), ("layers/mlp/down/bias", 0), ("layers/mlp/down/bias", 1)]
     masks = [dropped(family, "dropout", leaf, layer=layer) for leaf, layer in of_layers]
@@ -121,7 +121,7 @@ def test_a_head_drops_where_the_published_one_does(family: str, task: str) -> No
     np.testing.assert_allclose(say(params, hidden) / size / 32, 1, rtol=1e-5)
 
 
-def test_every_classifier_is_among_them() -> None:
+def test_the_tested_heads_include_every_classifier() -> None:
     """All heads but those of words and the scores of decoders, which have no dropout of their own."""
     without = ("body", "causal", "masked", "permutation", "text_to_text")
     assert set(BEFORE) == {(family, task) for family, task in HEADS if task not in without and family in ENCODERS}

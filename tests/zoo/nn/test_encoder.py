@@ -26,7 +26,7 @@ TYPES = jnp.array([[0] * 5 + [1] * 7 + [0] * 4], jnp.int32)
 
 @pytest.mark.full
 @every_family
-def test_which_rows_of_its_tables_a_body_reads(family: str) -> None:
+def test_a_body_reads_only_the_table_rows_of_its_tokens(family: str) -> None:
     """By derivatives that are 0 or not: positions restart in each packed sequence, at the family's row; padding is not read."""
     net = small(family)
     params, probe = random_params(net), jnp.float32(np.random.default_rng(0).standard_normal((1, 16, 32)))
@@ -92,7 +92,7 @@ def test_a_head_that_a_family_lacks_is_refused() -> None:
         assert "\n" not in str(refusal.value)
 
 
-def test_a_question_to_another_head_is_refused() -> None:
+def test_calling_a_head_that_the_model_lacks_is_refused() -> None:
     """The classifier's kernel does not know whether rows or tokens are classified; its callers do."""
     for family, task in [head for head in HEADS if head[0] in ENCODERS]:
         net = with_head(family, task)

@@ -77,7 +77,7 @@ def decoded(net: Model, params: Any, batch: Batch, cuts: tuple[int, ...], slots:
         for family in GENERATORS
     ],
 )
-def test_in_whatever_pieces_a_prompt_comes_it_gives_the_rows_alone(family: str) -> None:
+def test_a_prompt_decoded_in_any_chunks_gives_the_hidden_states_of_each_row_alone(family: str) -> None:
     """Padded rows at once, in pieces and token by token, against the whole forward pass without padding in front."""
     net = small(family, **({"pattern": ("full", "window"), "window": 3} if family == "gpt" else {}))
     params, read = random_params(net), source(small(family), len(LENGTHS))
@@ -173,7 +173,7 @@ def test_the_cache_is_written_in_place(family: str) -> None:
 @pytest.mark.full
 @pytest.mark.parametrize("family", GENERATORS)
 @pytest.mark.parametrize("mesh", [(8, 1, 1), (2, 2, 2)])
-def test_where_a_cache_lies(family: str, mesh: tuple[int, int, int]) -> None:
+def test_the_cache_is_sharded_over_rows_and_heads(family: str, mesh: tuple[int, int, int]) -> None:
     """Rows over data and fsdp, heads over tensor, from the first call on; rows that need no others' devices ask none."""
     net = small(family)
     program = compiled(net, functools.partial(first_call, net), mesh=mesh)

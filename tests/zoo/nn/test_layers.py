@@ -83,7 +83,7 @@ def operands(function, *arguments: jax.Array) -> set[str]:
 
 
 @pytest.mark.parametrize("turned", [False, True])
-def test_gradients_of_bfloat16_are_multiplied_in_what_bfloat16_is(turned: bool, rng: np.random.Generator) -> None:
+def test_gradients_of_bfloat16_products_are_products_of_bfloat16(turned: bool, rng: np.random.Generator) -> None:
     """In bfloat16 where the processor multiplies it, else in float32; a kernel's gradient was computed in float32 everywhere."""
     x, kernel, d_y = (jnp.asarray(rng.standard_normal(shape), jnp.bfloat16) for shape in ((512, 256), (256, 256), (512, 256)))
     plain = lambda x, y: jax.lax.dot(x, y, preferred_element_type=jnp.float32)  # noqa: E731

@@ -145,7 +145,7 @@ every_family = pytest.mark.parametrize(
 
 @pytest.mark.full
 @every_family
-def test_a_packed_row_learns_what_its_sequences_learn_alone(family: str) -> None:
+def test_gradients_of_a_packed_row_are_those_of_its_sequences_alone(family: str) -> None:
     packed = together(family, alone(family))
     assert packed["segments"].max() > 1 and len(packed["tokens"]) < len(alone(family)["tokens"])
     assert packed["weights"].sum() == alone(family)["weights"].sum() > len(alone(family)["tokens"])
@@ -164,7 +164,7 @@ MISTAKES: dict[str, Callable[[Arrays], Arrays]] = {
 
 @pytest.mark.planted
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_mistake_in_packing_is_seen(mistake: str) -> None:
+def test_a_mistake_in_packing_is_caught(mistake: str) -> None:
     wrong = MISTAKES[mistake](together("bert", alone("bert")))
     (ours, sums), (theirs, their_sums) = gradients("bert", wrong), expected("bert")
     assert sums != pytest.approx(their_sums, rel=1e-3)
@@ -173,7 +173,7 @@ def test_a_mistake_in_packing_is_seen(mistake: str) -> None:
 
 
 @every_family
-def test_the_builder_packs_as_a_hand_does(family: str) -> None:
+def test_the_builder_packs_like_the_reference(family: str) -> None:
     """Without masks drawn there is one right array, but for what is predicted."""
     tokenizer, pack = tokenizer_of(family), EncoderData(rows=ROWS[family], length=LENGTH, pack=True, short=0.0)
     run = tiny.run(model=net_of(family).config, objective="masked", data=pack, masking=Masking(masked=0.0, random=0.0))

@@ -128,7 +128,7 @@ def rotated_by_loops(x, at, base=10_000.0):
     return out
 
 
-def test_rotary_turns_pairs():
+def test_rotary_rotates_pairs_of_dimensions():
     """Each of two products of a rotated number has the angle's error and 3 roundings, of numbers up to 4."""
     x = np.random.default_rng(3).normal(size=(2, 5, 3, 8)).astype(np.float32)
     at = np.asarray([[0, 1, 2, 3, 4], [7, 0, 40, 3, 3]])
@@ -139,7 +139,7 @@ def test_rotary_turns_pairs():
         np.testing.assert_array_equal(got[0, 0], x[0, 0])
 
 
-def test_rotary_returns_the_dtype_it_was_given():
+def test_rotary_returns_the_dtype_of_its_input():
     """The rotation itself is float32: bfloat16 rounds once, at the end."""
     x = jnp.asarray(np.random.default_rng(6).normal(size=(1, 3, 1, 8)), jnp.bfloat16)
     at = jnp.asarray([[0, 500, 1001]])

@@ -51,7 +51,7 @@ def test_log_sum_exp_and_its_gradient(place, columns: int, rng: np.random.Genera
     np.testing.assert_array_less(np.abs(gradient - right), right * units * UNIT + 2.0**-126)
 
 
-def test_log_sum_exp_of_what_is_not_finite() -> None:
+def test_log_sum_exp_of_non_finite_values() -> None:
     rows = np.array([[0, np.inf, 1, 2], [np.nan, 0, 1, 2], [-np.inf, 0, 0, 0], [-np.inf] * 4], np.float32)
     np.testing.assert_allclose(xla_cpu.log_sum_exp(jnp.asarray(rows)), [np.inf, np.nan, np.log(3), -np.inf])
 
@@ -82,7 +82,7 @@ def test_square_sum_on_a_mesh(place, rng: np.random.Generator) -> None:
 
 
 @pytest.mark.parametrize("within", [(12,), (3, 4)])
-def test_spread_and_its_gradient(place, within: tuple[int, ...], rng: np.random.Generator) -> None:
+def test_broadcast_rows_and_its_gradient(place, within: tuple[int, ...], rng: np.random.Generator) -> None:
     weights = rng.normal(size=(66, 12)).astype(np.float32)
     weights = place(weights).reshape(6, 11, *within)
     x = rng.normal(size=within).astype(np.float32)
@@ -99,7 +99,7 @@ def test_spread_and_its_gradient(place, within: tuple[int, ...], rng: np.random.
     np.testing.assert_array_less(np.abs(gradient - wide.sum((0, 1))), bound)
 
 
-def test_gradients_of_what_is_spread_are_summed_in_float32() -> None:
+def test_gradients_of_broadcast_rows_are_summed_in_float32() -> None:
     """In bfloat16 a sum of ones ends at 256."""
     x = jnp.zeros(4, jnp.bfloat16)
     gradient = jax.jit(jax.grad(lambda x: xla_cpu.broadcast_rows(x, (8, 512, 4)).sum().astype(jnp.float32)))(x)

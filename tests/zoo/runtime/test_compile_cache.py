@@ -57,7 +57,7 @@ def test_a_failed_write_leaves_nothing_and_is_reported_once(
     assert line.startswith(f"zoo: cache folder {cache.folder} cannot be written (No space left on device); ")
 
 
-def test_unused_entries_and_what_killed_writers_left_are_removed(cache: CheckedCache) -> None:
+def test_unused_entries_and_files_of_killed_writers_are_removed(cache: CheckedCache) -> None:
     for key in ("old", "used", "new"):
         cache.put(key, b"program")
     two_days_ago = time.time() - 2 * 86_400

@@ -81,7 +81,7 @@ print(sorted(fresh[6:])[3])
     assert kept < 0.1 * pages and given_back > 0.9 * pages
 
 
-def test_preparing_twice_is_nothing_and_too_late_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_preparing_twice_does_nothing_and_preparing_too_late_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     assert jax.device_count() == 8
     jax_setup.prepare(8)
     jax_setup.prepare()
