@@ -163,7 +163,7 @@ except KeyboardInterrupt:
 
 
 @pytest.mark.parametrize(("where", "code", "printed"), [("collector", 0, "interrupted\n"), ("import", 130, "")])
-def test_an_interrupt_is_heeded(where: str, code: int, printed: str, tmp_path: Path) -> None:
+def test_an_interrupt_always_ends_the_program(where: str, code: int, printed: str, tmp_path: Path) -> None:
     """In a callback of the garbage collector Python drops it, and a module in C makes ImportError or worse of it."""
     module = "import __main__\ntry: __main__.interrupt()\nexcept KeyboardInterrupt: raise ImportError\n"
     (tmp_path / "interrupted.py").write_text(module)
@@ -193,7 +193,7 @@ def test_no_process_outlives_a_killed_launcher(group) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.full)])
-def test_a_signal_reaches_all_once_and_is_waited_for(group, number: int) -> None:
+def test_a_signal_is_passed_on_once_and_all_processes_are_waited_for(group, number: int) -> None:
     """The slower process finishes its work, though the faster one has left with a code that is not 0."""
     started = group(WAIT, "save", processes=3)
     own, children = started.pids()
@@ -204,7 +204,7 @@ def test_a_signal_reaches_all_once_and_is_waited_for(group, number: int) -> None
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.full)])
-def test_the_second_signal_kills(group, number: int) -> None:
+def test_a_second_signal_kills_the_processes(group, number: int) -> None:
     started = group(WAIT)
     own, children = started.pids()
     started.launcher.send_signal(number)
@@ -233,7 +233,7 @@ def test_missing_processes_are_reported() -> None:
 
 
 @pytest.mark.full
-def test_processes_that_disagree_say_so() -> None:
+def test_processes_with_contradicting_options_are_refused() -> None:
     port = launch._free_port()
     program = f"""
 from zoo.runtime import launch; from zoo.errors import BadInput
@@ -256,6 +256,6 @@ except BadInput as wrong: print(wrong)
         ("", 2, 1, "--process 1: "),
     ],
 )
-def test_wrong_addresses(coordinator: str, processes: int, process: int, message: str) -> None:
+def test_wrong_addresses_are_refused(coordinator: str, processes: int, process: int, message: str) -> None:
     with pytest.raises(BadInput, match=message):
         launch.prepare([], devices=8, processes=processes, coordinator=coordinator, process=process)

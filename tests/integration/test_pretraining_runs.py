@@ -103,7 +103,7 @@ def test_a_run_is_scored_and_evaluated_alike(name: str, capsys: pytest.CaptureFi
 
 @pytest.mark.full
 @pytest.mark.parametrize("name", some("bert", "roberta", "distilbert"))
-def test_weights_come_back_from_an_export(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_weights_are_unchanged_by_export_and_import(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     run(name)
     for line in (f"export runs/{name} out/{name}", f"import out/{name}"):
         ended = call(capsys, *words(line))

@@ -19,7 +19,7 @@ SMALL = Shape(3, 24, 24, 8, 8, 16)
 
 
 @pytest.mark.parametrize("name", FEATURES)
-def test_pairs_are_those_that_the_mask_allows(name: str) -> None:
+def test_the_number_of_pairs_is_that_of_the_mask(name: str) -> None:
     """Every entry of the dense mask is counted; a single row has padding too."""
     for shape in (SMALL, Shape(1, 7, 7, 2, 2, 8), Shape(2, 1, 1, 1, 1, 8)):
         for problem in FEATURES[name].make(shape, np.random.default_rng(1)):
@@ -49,7 +49,7 @@ def test_flops_and_bytes() -> None:
     assert of("grouped", count=cost_model.traffic) == 2.5 * array
 
 
-def test_rates_follow() -> None:
+def test_rates_are_computed_from_the_time() -> None:
     problem = Problem.of(FEATURES["full"], SMALL, "float32")
     environment = {"backend": "cpu", "devices": 8, "matrix_rate": {"float32": 1e11}, "copy_rate": 1e10}
     rates = cost_model.rates(problem, "forward", 1e-3, environment, peak=1e12)

@@ -89,7 +89,7 @@ def cell_of(name: str, **columns: Any) -> dict[str, Any]:
     return {"key": TINY.key(name), **timed, **columns}
 
 
-def test_several_processes_are_one_cell() -> None:
+def test_cells_of_several_processes_are_merged() -> None:
     """The median of their numbers, or the worst of their states."""
     one, two, three = (cell_of("xla", seconds=seconds, process=number) for number, seconds in enumerate((3.0, 1.0, 2.0)))
     (merged,) = core_tables.merged([one, two, three])
@@ -98,7 +98,7 @@ def test_several_processes_are_one_cell() -> None:
     assert (merged["state"], merged["reason"]) == ("wrong", "off")
 
 
-def test_tables_say_what_is_wrong(swept: Path) -> None:
+def test_tables_and_notes_show_wrong_cells(swept: Path) -> None:
     wrong = {"key": TINY.key("planted"), "state": "wrong", "reason": "it is <off>", "process": 0}
     assert tables.cell_text(wrong) == "WRONG"
     results = dataclasses.replace(result_files.read(swept), cells=[wrong])

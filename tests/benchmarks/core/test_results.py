@@ -284,7 +284,7 @@ def test_no_program_always_follows_the_same_one(clock: Clock) -> None:
     assert all(list(each) == [1.0] * 6 for each in seconds.values())
 
 
-def test_rounds_end(clock: Clock) -> None:
+def test_rounds_end_when_medians_are_known_or_the_budget_is_used(clock: Clock) -> None:
     for seconds, budget, rounds in (
         ((0.1,), 100.0, 5),  # calm: the fewest
         ((0.1, 0.1, 3.0), 0.0, 5),  # no budget: the fewest

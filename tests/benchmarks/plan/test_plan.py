@@ -246,7 +246,7 @@ def test_requests_that_contradict_each_other_are_refused() -> None:
             compile_program.compile_run(make(), mode, CPU)
 
 
-def test_errors_of_the_compiler_are_read() -> None:
+def test_errors_of_the_compiler_are_one_line() -> None:
     """The message names the last file of ours that an error passed; that a slice is too small is no error but a plan."""
     with pytest.raises(ValueError, match="rows of 99 tokens") as error:
         models.family("gpt").apply(small().model, {}, Batch(tokens=np.zeros((1, 99), np.int32)))

@@ -12,7 +12,7 @@ from benchmarks.plan import compile_program, targets
 from zoo.errors import BadInput
 
 
-def test_every_target_has_published_numbers() -> None:
+def test_every_target_has_published_rates() -> None:
     for name in ("v4:2x2x1", "v5e:2x2", "v5p:8x8x8", "v6e:2x2", "tpu7x:2x2x1", "a100:8", "h100:64", "h200:8", "b200:8"):
         device = targets.parse(name).published
         assert device is not None and device.memory and device.bandwidth and device.links and "bfloat16" in device.peak, name
@@ -27,7 +27,7 @@ def test_a_missing_compiler_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> 
             targets.prepare(targets.parse(name))
 
 
-def test_devices_that_cannot_be_had_say_why(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_devices_that_are_not_available_are_refused_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     """No compiler that answers, one that knows no such slice, and more CPU devices than this process has."""
     monkeypatch.setattr(targets, "missing", lambda platform: None)
     for name, error, reason in (

@@ -147,7 +147,7 @@ def test_wrong_options_and_texts_are_refused_in_one_line(place: Path, capsys: py
     assert ended.code == 2 and "body: a bert for the task body has no head for masked words" in ended.stderr
 
 
-def test_truncated_text_loses_its_end() -> None:
+def test_truncation_cuts_the_end_of_a_text() -> None:
     made, ids = encoders.encoder("roberta"), np.arange(10, 10 + encoders.POSITIONS)
     marks = made.special_tokens
     assert made.with_special_tokens(ids, "", truncate=True).tolist() == [marks.cls, *ids[: encoders.POSITIONS - 2], marks.sep]

@@ -146,7 +146,7 @@ def test_an_answer_is_null_only_where_that_is_asked_for(tmp_path: Path) -> None:
 
 @pytest.mark.full
 @pytest.mark.parametrize("goal", finetuned.TASKS)
-def test_chunks_batches_and_meshes_change_nothing(goal: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_predictions_do_not_depend_on_chunks_batches_or_mesh(goal: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = finetuned.write(tmp_path, goal)
     made = predicted(goal, file)
     assert_close(predicted(goal, file, batch=3), made)
@@ -173,7 +173,7 @@ def test_examples_are_read_as_they_are_needed(monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.full
-def test_a_single_label_names_a_number(tmp_path: Path) -> None:
+def test_a_single_label_means_regression(tmp_path: Path) -> None:
     subject = encoders.regression()
     (each,) = predict(subject, texts=["the whale"])
     cfg = run("classification", labels=("score",), regression=True)

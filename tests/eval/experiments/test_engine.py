@@ -119,12 +119,12 @@ print(child.stdout.readline().strip(), flush=True)
 
 
 @pytest.mark.parametrize("platform", ["linux", "another system"])
-def test_a_process_ends_with_the_one_that_started_it(platform: str) -> None:
+def test_a_process_ends_with_its_parent(platform: str) -> None:
     started = int(run_python("-c", PARENT, CHILD, platform, cwd=ROOT).stdout)
     assert gone([started])
 
 
-def test_commands_are_handed_over_level_by_level(tmp_path: Path) -> None:
+def test_commands_are_printed_level_by_level(tmp_path: Path) -> None:
     grid = small_grid()
     lines = handover.command_lines(grid, tmp_path)
     assert [line for line in lines if line.startswith("#")] == [

@@ -61,7 +61,7 @@ def is_holm(adjust: Callable[[Any], Any]) -> bool:
     return np.allclose(adjust([[0.01, 0.04, 0.03, 0.005], [0.5, 0.6, 1, 0.9]]), [[0.03, 0.06, 0.06, 0.02], [1, 1, 1, 1]])
 
 
-def test_holm() -> None:
+def test_holms_correction_is_that_of_the_definition() -> None:
     assert is_holm(holm)
 
 
@@ -102,7 +102,7 @@ def test_a_margin_is_shown_with_the_promised_chance() -> None:
     assert 0.8 - 4 * 0.4 / 20_000**0.5 <= share < 0.85
 
 
-def test_outcomes_of_items() -> None:
+def test_tests_over_the_outcomes_of_items() -> None:
     assert statistics.mcnemar([1] * 9 + [0], [0] * 9 + [1]) == pytest.approx(2 * (1 + 10) / 2**10)
     assert statistics.mcnemar([1, 0], [1, 0]) == 1.0
     seeds, items = RNG.normal(0, 0.1, (3, 1)), RNG.normal(0, 2, 900)

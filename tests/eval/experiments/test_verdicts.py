@@ -97,7 +97,7 @@ A, B, CLOSE = 5 + 0.01 * NOISE, 5.1 + 0.01 * NOISE[::-1], 5.001 + 0.01 * NOISE[[
         (claim("less"), {"a": [5.1] * 5, "b": [6.7] * 5}, "not testable"),
     ],
 )
-def test_each_verdict(claimed: dict[str, Any], values: dict[str, Any], verdict: str) -> None:
+def test_each_verdict_follows_from_its_values(claimed: dict[str, Any], values: dict[str, Any], verdict: str) -> None:
     entry = one(claimed, CONTROL | values)
     assert (entry["verdict"], bool(entry["reason"])) == (verdict, True)
     assert (entry["p_holm"] is None) == (verdict == "not testable")

@@ -99,7 +99,7 @@ def test_long_and_short_prompts_keep_their_order(monkeypatch: pytest.MonkeyPatch
     assert ids(texts) == uncached()[:40]
 
 
-def test_tokens_seen_are_those_of_prompt_and_output_and_the_cache_is_donated() -> None:
+def test_repetition_penalty_counts_prompt_and_output_and_the_cache_is_donated() -> None:
     texts = [_Text(gpt_tokenizer(), RANDOMLY, 0, 0, prompt, 0) for prompt in prompts()[:40]]
     batch, numbers, many = generator._padded(texts, 16, 40), np.zeros((2, 40), np.uint32), gpt_generator()
     with jax.set_mesh(many.mesh):
@@ -149,7 +149,9 @@ ENDS = {
 
 
 @pytest.mark.parametrize(("words", "stop", "limit", "text", "ended", "tokens"), ENDS.values(), ids=ENDS)
-def test_where_a_text_ends(words: list[bytes], stop: tuple[str, ...], limit: int, text: str, ended: str, tokens: int) -> None:
+def test_a_text_ends_at_the_same_place_for_any_chunk(
+    words: list[bytes], stop: tuple[str, ...], limit: int, text: str, ended: str, tokens: int
+) -> None:
     """The end is the same whether tokens come singly or many at a time. What was shown never changes and begins no stop."""
     for chunk in (1, 2, 16):
         shown, result = read(words, stop, chunk=chunk, limit=limit)
@@ -160,7 +162,7 @@ def test_where_a_text_ends(words: list[bytes], stop: tuple[str, ...], limit: int
 
 
 @pytest.mark.full
-def test_a_stream_is_the_text_in_pieces() -> None:
+def test_streamed_parts_join_to_the_generated_text() -> None:
     """The pieces joined are the text generated at once; a stop string taken from its middle never shows."""
     many, once = gpt_generator(batch=1), dataclasses.replace(RANDOMLY, samples=1)
     text = many.generate(prompts()[4:5], once)[0].text
@@ -213,7 +215,7 @@ def greedy_text(prompt: str, *stop: str) -> str:
     return gpt_generator(batch=1).generate([tokens], dataclasses.replace(GREEDILY, stop=stop))[0].text
 
 
-def test_what_the_command_prints(command: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_prints_text_or_json(command: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
     text = greedy_text("Call me")
     assert command(prompt=("Call me",)) == f"Call me{text}\n"
     rows = [json.loads(line) for line in command(as_json=True, prompt=("Call me", "Some")).splitlines()]

@@ -98,7 +98,7 @@ def test_neither_neighbours_nor_order_nor_devices_change_a_likelihood(rng: np.ra
     assert all(same(shuffled[place], by_hand(pairs[number])) for place, number in enumerate(order))
 
 
-def test_equal_pairs_tie_exactly_and_pairs_of_one_text_differ_by_their_border(rng: np.random.Generator) -> None:
+def test_equal_pairs_tie_exactly_and_the_border_of_a_pair_matters(rng: np.random.Generator) -> None:
     done: list[tuple[int, int]] = []
     pairs = [make(rng, 3, 4) for _ in range(20)]
     context, continuation = pairs[4]

@@ -145,7 +145,7 @@ def test_score_equals_a_float64_loop_over_the_sequences(kind: str, machine: dict
 
 
 @pytest.mark.planted(2)
-def test_counting_filled_up_rows_or_joining_sequences_changes_the_score(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_counting_padding_rows_or_joining_sequences_changes_the_score(monkeypatch: pytest.MonkeyPatch) -> None:
     expected, (rows, build) = by_hand("packed pairs"), rows_of("packed pairs")
     assert len(rows) % 8
     with monkeypatch.context() as patch:

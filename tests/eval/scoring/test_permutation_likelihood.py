@@ -67,7 +67,7 @@ def test_likelihood_along_an_order_follows_the_chain_rule_within_each_piece(shap
     assert len(set(result[0].round(3))) == 3
 
 
-def test_all_orders_are_equally_likely() -> None:
+def test_all_factorization_orders_are_equally_likely() -> None:
     sampled = [tuple(next(permutation_likelihood._rows(np.arange(3), 3, 1, number, "")).order.tolist()) for number in range(600)]
     # 100 of each are expected, and their standard deviation is 9.
     assert all(sampled.count(order) > 60 for order in itertools.permutations(range(3)))

@@ -121,14 +121,14 @@ def test_limited_and_bad_examples_are_counted(place: Path, tmp_path: Path, capsy
 
 
 @pytest.mark.full
-def test_numbers_are_read_where_the_head_gives_one(tmp_path: Path) -> None:
+def test_numbers_are_read_for_a_regression_head(tmp_path: Path) -> None:
     subject = encoders.regression()
     file = put(tmp_path / "a.tsv", "text\tlabel\nthe whale\t0.5\nthe men\t2\nthe ship\t-1\n")
     assert score(subject, file, argument="stsb").metrics.keys() == {"pearson", "spearman"}
 
 
 @pytest.mark.full
-def test_measures_that_are_not_of_the_head_are_refused(place: Path, tmp_path: Path) -> None:
+def test_metrics_that_do_not_fit_the_head_are_refused(place: Path, tmp_path: Path) -> None:
     file = place / "classification.jsonl"
     with pytest.raises(BadInput, match=r"^--task labelled:stsb: .* and the model is of 3 classes$"):
         score(loaded("classification"), file, argument="stsb")

@@ -37,7 +37,9 @@ def with_run(subject: Any, **options: Any) -> Any:
 
 
 @pytest.mark.planted
-def test_an_xlnet_predicts_each_target_from_all_that_is_not_predicted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_xlnet_predicts_each_target_from_all_tokens_that_are_not_predicted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The oracle is a row at a time, in an order in which one target comes first and the others after it."""
     subject = encoders.loaded("xlnet", "permutation")
     remembers = dataclasses.replace(subject, model=model(dataclasses.replace(subject.model.config, memory=8)))
@@ -88,7 +90,7 @@ def _nll(subject: Any) -> Any:
     return nll
 
 
-def test_all_models_of_a_tokenizer_predict_the_same_tokens_and_see_none_of_them(tmp_path: Path) -> None:
+def test_all_models_of_a_tokenizer_predict_the_same_hidden_tokens(tmp_path: Path) -> None:
     xlnet = encoders.loaded("xlnet", "permutation")
     trained = [with_run(xlnet, kind=kind) for kind in ("permutation", "denoising")]
     permuted, denoised = (score(subject, tmp_path).metrics for subject in trained)

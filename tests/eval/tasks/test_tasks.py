@@ -184,7 +184,7 @@ def test_perplexity_of_each_token_is_conditioned_on_its_row(tmp_path: Path, monk
             perplexity.score(subject(), perplexity.read([file], wrong), wrong, quiet)
 
 
-def test_words_in_pieces_count_once() -> None:
+def test_words_split_over_chunks_count_once() -> None:
     pieces = [("the wh", False), ("ale", False), (" and ", False), ("men", True), ("of", True), ("a", False), ("", True)]
     assert perplexity.count_words([Document("x", text, last) for text, last in pieces]) == 6
 
@@ -270,9 +270,7 @@ def test_wrong_options_are_refused_before_the_model_is_read(run: Path, tmp_path:
     assert sorted(path.name for path in run.iterdir()) == before
 
 
-def test_a_limited_score_says_so_and_is_kept_apart_from_that_of_all(
-    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_limited_score_is_marked_and_stored_separately(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     one, other = pair("The whale is seen.", "The whale see."), pair("The men see.", "The men sees.", UID="x")
     file = write(tmp_path / "one.jsonl", *[one] * 3, other)
     for limit, count in ((0, 4), (2, 3)):

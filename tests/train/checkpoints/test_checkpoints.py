@@ -239,7 +239,7 @@ def test_a_damaged_step_in_the_way_of_a_save_is_set_aside(damaged: tuple[Path, P
     assert restored(Checkpoints(folder, 2, notify=log)).step == 2
 
 
-def test_junk_is_ignored_and_reported_once(damaged: tuple[Path, Path]) -> None:
+def test_other_files_are_ignored_and_reported_once(damaged: tuple[Path, Path]) -> None:
     folder, newest = damaged
     for name in ("99999", "notes", "0000002a", "000000003", "tmp"):
         (folder / name).mkdir()

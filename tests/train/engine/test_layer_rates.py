@@ -28,7 +28,7 @@ def moved(cfg: Optim, grads: Any = None) -> dict[str, np.ndarray]:
 
 @pytest.mark.full
 @pytest.mark.parametrize("name", ["adamw", "adafactor"])
-def test_each_layer_has_its_share_of_the_one_above(name: Any) -> None:
+def test_layer_decay_multiplies_the_rate_of_each_layer(name: Any) -> None:
     plain, decayed = (moved(Optim(name=name, clip=0.0, layer_decay=rate)) for rate in (1.0, 0.5))
     shares = {"classifier/kernel": 1.0, "embed/tokens/embedding": 0.125}
     for path, share in shares.items():
@@ -39,7 +39,7 @@ def test_each_layer_has_its_share_of_the_one_above(name: Any) -> None:
             assert plain[path][layer].any()
 
 
-def test_what_is_frozen_does_not_move_and_is_not_seen() -> None:
+def test_frozen_parameters_do_not_change_and_their_gradients_are_ignored() -> None:
     """Not even by weight decay; and a gradient there that is no number reaches neither the norm nor anything else."""
     cfg = Optim(freeze_layers=2, freeze_embeddings=True, weight_decay=0.1, clip=1.0)
     grads = jax.tree.map(lambda leaf: jnp.full(leaf.shape, 0.5), PARAMS)

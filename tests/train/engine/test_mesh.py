@@ -85,7 +85,7 @@ def test_the_comparison_catches_a_wrong_gradient():
         assert_equal_gradients(train(1, seed=1)[1], theirs)
 
 
-def test_state_lies_where_the_table_says():
+def test_the_state_is_sharded_as_the_table_says():
     run = tiny.run(mesh=run_config.Mesh(data=2, fsdp=2, tensor=2))
     mesh, net, tx = device_mesh.make_mesh(run.mesh), model(run.model), optim.optimizer(run.optim)
     state = state_init.init_state(run, net, tx, mesh)

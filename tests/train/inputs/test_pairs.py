@@ -187,7 +187,7 @@ def loss_of(net: Model) -> Any:
     return jax.jit(lambda params, batch: loss(params, batch)[0]["text_to_text"])
 
 
-def test_a_decoder_alone_reads_the_source_first():
+def test_a_decoder_only_model_reads_the_source_first():
     alone = dataclasses.replace(T5, architecture="decoder")
     rows = pair_inputs.rows_of(pairs_of(ENGLISH[:1], GERMAN[:1]), run(alone), TOKENIZER)
     row = TextToText.builder(run(alone), TOKENIZER, dict)(np.random.default_rng(0), rows.row(0), 32)

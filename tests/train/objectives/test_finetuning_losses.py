@@ -150,7 +150,7 @@ def test_a_mistaken_loss_is_not_the_definition(
 
 
 @pytest.mark.parametrize("goal", TASKS)
-def test_what_weighs_nothing_changes_nothing(goal: str) -> None:
+def test_examples_of_weight_0_do_not_change_loss_or_gradient(goal: str) -> None:
     """Neither the loss nor its gradient; what fills a batch up has labels that are ignored, too."""
     cfg, batch = setting(goal)
     params = random_params(finetuned.net(cfg))

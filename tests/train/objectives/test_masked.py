@@ -213,7 +213,7 @@ def surprise(logits: Any, truth: int, smoothing: float = 0.0) -> float:
     return -(1 - smoothing) * logs[truth] - smoothing * logs.mean()
 
 
-def test_the_loss_is_the_surprise_of_the_masked_tokens_and_of_the_labels():
+def test_the_loss_is_the_nll_of_the_masked_tokens_and_of_the_labels():
     asked, chunk, smoothing = run(task="pretraining", pack=True, loss_chunk=2), 2, 0.1
     build, rows, net = builder(asked), planned(asked, [[5, 9, 7] * 3] * 4), small.model(asked.model)
     batch = stacked([build(np.random.default_rng(number), rows.row(number), rows.length) for number in range(3)])

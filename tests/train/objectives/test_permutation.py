@@ -42,7 +42,7 @@ def rows(asked: Any) -> list[tuple[Any, dict[str, Any]]]:
     return [(planned.row(n), build(np.random.default_rng(n), planned.row(n), planned.length)) for n in range(len(planned))]
 
 
-def test_a_row_is_the_reused_stretch_and_two_texts_with_their_marks():
+def test_a_row_is_the_reused_part_and_two_texts_with_special_tokens():
     for window, row in rows(run()):
         tokens, types = row["tokens"], row["types"]
         np.testing.assert_array_equal(tokens[:16], window.reading.ids[window.begin : window.begin + 16])
@@ -87,7 +87,7 @@ def test_denoising_shows_no_target_and_asks_no_query_stream():
         np.testing.assert_array_equal(np.delete(row["tokens"], row["predict_at"]), np.delete(shown["tokens"], row["predict_at"]))
 
 
-def test_a_model_that_tells_next_sentences_is_told_which_they_are():
+def test_a_next_sentence_head_gets_its_labels():
     asked = run()
     asked = dataclasses.replace(asked, model=dataclasses.replace(asked.model, task="pretraining"))
     said = []

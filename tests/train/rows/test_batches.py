@@ -113,7 +113,7 @@ def test_the_ledger_says_what_is_read(rows):
         assert batch.index.dtype == np.uint32
 
 
-def test_no_two_uses_of_a_row_draw_the_same():
+def test_no_two_uses_of_a_row_have_the_same_random_numbers():
     """In no epoch and for no seed, though components of different sizes and weights are in different epochs at one time."""
     rows = mixed((5, 3), (1, 3), (1, 1))
     batches = [batch for seed in (3, 4) for batch in take(Batches(rows, drawn, seed, 8, np.arange(8)), 0, 15)]

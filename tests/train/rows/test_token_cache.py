@@ -144,7 +144,7 @@ def test_a_cache_that_cannot_be_written_is_refused(tokenizer, tmp_path, monkeypa
         prepare(DOCUMENTS * 1000, tokenizer, tmp_path)
 
 
-def test_a_cache_of_somebody_else_is_done_without(tokenizer, tmp_path, monkeypatch, caplog):
+def test_a_cache_of_another_user_is_not_used(tokenizer, tmp_path, monkeypatch, caplog):
     def hold(folder):
         if folder.is_relative_to(tmp_path):
             raise PermissionError(13, "Permission denied")
@@ -178,7 +178,7 @@ def test_processes_that_race_agree(tokenizer, tmp_path, whole):
     assert [file.name for file in cache.iterdir()] == [whole.fingerprint]
 
 
-def test_a_killed_preparation_goes_on_where_it_was(tokenizer, tmp_path, whole):
+def test_a_killed_preparation_continues_where_it_stopped(tokenizer, tmp_path, whole):
     cache = tmp_path / "cache"
     tokenizer.save(tmp_path)
     process = subprocess.Popen([sys.executable, "-c", CHILD, str(tmp_path), str(cache)], cwd=ROOT)

@@ -155,7 +155,7 @@ def test_a_log_gets_the_share_the_rate_and_the_time_left_of_the_work(monkeypatch
     assert shown_now == ["70% 2.00 0:15", "92% 2.00 0:04", "55% 2.00 0:09", "28% 1.00 0:29"]
 
 
-def test_a_terminal_gets_one_line_that_goes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_terminal_gets_one_line_that_is_cleared(monkeypatch: pytest.MonkeyPatch) -> None:
     def tokenize(out: TextIO) -> None:
         with ProgressBar("tokenizing", BYTES, late=True, stream=out) as report:
             report(0, 1_000_000)

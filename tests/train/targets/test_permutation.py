@@ -18,7 +18,7 @@ def draw(size: int = 256, number: int = 43, seed: int = 0, every: int = 2, **opt
 
 @given(size=st.integers(2, 200), share=st.floats(0.01, 1), seed=st.integers(0, 100), spans=st.booleans())
 @settings(max_examples=60, deadline=None)
-def test_targets_are_exactly_as_many_as_asked_and_never_marks(size: int, share: float, seed: int, spans: bool):
+def test_targets_have_the_requested_number_and_are_never_special_tokens(size: int, share: float, seed: int, spans: bool):
     number = max(1, int(share * (size - 1)))
     found = draw(size, number, seed, spans=spans)
     assert found.sum() == number

@@ -123,7 +123,7 @@ def test_rows_have_the_shapes_of_their_kind_and_every_token_once(kind: str, alon
         assert all(row["segments"].all() and row["source"].segments.all() and row["weights"].all() for _, row in rows[:-1])
 
 
-def test_the_share_left_out_and_the_spans_are_as_asked():
+def test_the_corrupted_share_and_the_mean_span_are_as_requested():
     for density, mean_span in ((0.15, 3.0), (0.5, 3.0), (0.15, 10.0)):
         options, rng = Denoising(density=density, mean_span=mean_span), np.random.default_rng(1)
         masks = np.stack([span_corruption.choose_spans(rng, 568, options) for _ in range(400)])
@@ -288,7 +288,7 @@ def check_alone(build: Callable[..., dict[str, Any]], causally: bool) -> None:
 
 
 @pytest.mark.parametrize("causally", [False, True])
-def test_a_decoder_alone_reads_its_prefix_and_what_it_has_written(causally: bool):
+def test_a_decoder_only_model_attends_to_its_prefix_and_earlier_targets(causally: bool):
     check_alone(seq2seq_rows.decoder_only_row, causally)
 
 
@@ -309,7 +309,7 @@ def test_a_leak_is_noticed(name: str):
 
 @pytest.mark.parametrize("kind", ["spans", "bert", "lm"])
 @pytest.mark.parametrize("causally", [False, True])
-def test_a_row_of_a_decoder_alone_has_both_sides(kind: str, causally: bool):
+def test_a_row_of_a_decoder_only_model_has_both_sides(kind: str, causally: bool):
     """Those of an encoder-decoder; a language model reads nothing and writes the whole text."""
     alone = rows_of(run(kind, True, causal=causally))
     pairs = [sides_of(row) for _, row in rows_of(run(kind))] if kind != "lm" else [([], [*ids, MARKS.end]) for ids, _ in alone]

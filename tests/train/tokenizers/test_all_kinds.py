@@ -128,7 +128,7 @@ CUTS = "aB'` \n\r\t\x1c\x85\u00a0\u3000\u2028!7,\u00e9\u0301\u3042\u3099\u4e00\u
 @given(st.lists(st.text(st.sampled_from(CUTS)) | UNICODE, max_size=8))
 @example(["don''t  `` stop\n\n \n x", "", "\u3042\u3002\u3042\uff0cb \u0301c", "ab    cd", "ab!\x1c!"])
 @example(["a \u0301 b\n\u0301", "\u3042\u3002\u3042\u3099\uff01", "\x00 \u200b \ufffd"])
-def test_texts_encoded_in_pieces_have_the_ids_of_the_whole(kind: Kind, texts: list[str]) -> None:
+def test_texts_encoded_in_chunks_have_the_ids_of_the_text(kind: Kind, texts: list[str]) -> None:
     ours = spaces() if kind == "gpt" else trained(kind)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(chunking, "CHUNK", 2)

@@ -52,7 +52,7 @@ def said(capsys: pytest.CaptureFixture[str], *argv: str, code: int = 0) -> str:
     return out if code == 0 else err
 
 
-def test_in_trained_on_and_out_again(place: Path, capsys: pytest.CaptureFixture[str]):
+def test_weights_are_imported_trained_and_exported(place: Path, capsys: pytest.CaptureFixture[str]):
     (place / "gpt2" / "generation_config.json").write_text('{"max_length": 50}')
     assert "300" in said(capsys, "import", "gpt2")
     assert (place / "models" / "gpt2" / "generation_config.json").read_text() == '{"max_length": 50}'
@@ -156,7 +156,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(line: str, broken: Path, capsy
         ),
     ],
 )
-def test_what_cannot_be_a_beginning_is_refused_at_once(
+def test_sources_that_cannot_be_a_beginning_are_refused_before_training(
     broken: Path, flags: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ):
     assert message in said(capsys, *TRAIN, *flags, "--name", "never", code=2)

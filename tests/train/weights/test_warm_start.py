@@ -89,7 +89,7 @@ OTHER_HEADS = (
 
 @pytest.mark.full
 @pytest.mark.parametrize(("name", "before", "after", "fresh"), OTHER_HEADS)
-def test_what_both_have_is_taken_over_and_the_rest_is_drawn_and_named(
+def test_common_parameters_are_copied_and_new_ones_initialized_and_named(
     name: str, before: Any, after: Any, fresh: list[str], tmp_path: Path
 ) -> None:
     theirs, ours = trained(tmp_path, net(name, *before)), net(name, *after)
@@ -136,7 +136,7 @@ def test_a_mesh_changes_where_the_parameters_lie_and_nothing_else(tmp_path: Path
             assert leaf.tobytes() == expected[path].tobytes(), path
 
 
-def test_a_run_without_a_checkpoint_is_no_beginning(tmp_path: Path) -> None:
+def test_a_run_without_a_checkpoint_cannot_be_a_beginning(tmp_path: Path) -> None:
     ours = net("bert-nano", "pretraining")
     RunDir(tmp_path).write_config(run(ours))
     with pytest.raises(BadInput, match="no checkpoint yet; train the run first"):

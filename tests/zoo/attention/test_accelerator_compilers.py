@@ -183,7 +183,7 @@ def kernels(program: str) -> list[str]:
 
 
 @pytest.mark.parametrize(("platform", "impl", "name"), CALLS)
-def test_it_compiles(platform: str, impl: str, name: str) -> None:
+def test_implementations_compile_without_communication(platform: str, impl: str, name: str) -> None:
     """Forward, and with backward: the row's kernel is there, nothing is communicated, temporaries are linear if they can be."""
     case, row = CASES[name], attention.IMPLEMENTATIONS[impl]
     if row.requires and importlib.util.find_spec(row.requires) is None:

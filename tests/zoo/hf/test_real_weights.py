@@ -41,7 +41,7 @@ def test_similarities_of_sentences_are_the_documented_ones(folder: Path) -> None
     assert alike[0, 1] > 3 * np.abs(alike[:2, 2:]).max()
 
 
-def test_it_is_imported_and_embeds(folder: Path, zoo: Callable[..., Ended]) -> None:
+def test_the_published_model_is_imported_and_embeds_texts(folder: Path, zoo: Callable[..., Ended]) -> None:
     assert "22,713,216 parameters" in zoo("import", str(folder), "--name", "minilm").stdout
     ended = zoo("embed", "models/minilm", "--text", *PAIRS[0])
     assert ended.code == 0, ended.stderr

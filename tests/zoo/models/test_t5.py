@@ -78,7 +78,7 @@ def test_packed_examples_have_the_loss_and_the_gradients_of_rows_of_their_own() 
 
 
 @pytest.mark.full
-def test_shared_stacks_are_two_equal_ones() -> None:
+def test_shared_stacks_equal_two_stacks_with_equal_parameters() -> None:
     """The same hidden states; and a shared leaf's gradient is the sum of those that its two copies have."""
     shared, apart = of("shared"), of("encoder_decoder")
     params = random_params(shared)

@@ -77,7 +77,7 @@ def compiled(net: Model) -> Any:
 
 
 @pytest.mark.parametrize(("impl", "memory"), [("xla", 5), pytest.param("blocked", 0, marks=pytest.mark.full)])
-def test_both_streams_are_those_of_a_plain_reference(impl: Any, memory: int, rng: np.random.Generator) -> None:
+def test_both_streams_equal_a_float64_reference(impl: Any, memory: int, rng: np.random.Generator) -> None:
     """In float64, with segments, padding, types, an order, memory not yet full, and a row that runs backwards."""
     net = tiny(memory=memory, compute=Compute(attention=impl))
     params, batch = random_params(net), everything(rng)
@@ -139,7 +139,7 @@ def targets(rng: np.random.Generator, **fields: Any) -> Batch:
 
 @pytest.mark.full
 @pytest.mark.parametrize("memory", [0, pytest.param(4, marks=pytest.mark.full)])
-def test_a_target_depends_on_what_comes_before_it_and_on_nothing_else(memory: int, rng: np.random.Generator) -> None:
+def test_a_target_depends_only_on_tokens_before_it_in_the_order(memory: int, rng: np.random.Generator) -> None:
     net = tiny(memory=memory)
     batch = targets(rng, segments=jnp.tile(jnp.array([1, 1, 1, 2, 2, 0]), (3, 1)) if memory else None)
     found = reached(net, random_params(net), batch, remembering(net, rng, (4, 2, 0)) if memory else None)
@@ -245,7 +245,7 @@ def test_the_memory_has_the_inputs_of_a_rows_first_positions(
 
 @pytest.mark.full
 @pytest.mark.planted
-def test_slots_that_were_never_filled_do_not_matter(rng: np.random.Generator) -> None:
+def test_unfilled_memory_slots_have_no_effect(rng: np.random.Generator) -> None:
     """Nor does an empty memory: it is as none. And whose memory is not asked for gives none back."""
     net = tiny(memory=5, compute=Compute(attention="xla"))
     params, apply, batch = random_params(net), compiled(net), everything(rng)

@@ -119,7 +119,7 @@ def test_too_little_memory_to_start_is_refused(monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.full
-def test_doctor_sees_a_foreign_train(tmp_path: Path) -> None:
+def test_doctor_reports_a_foreign_package_train(tmp_path: Path) -> None:
     (tmp_path / "train.py").touch()
     program = (
         "from zoo.runtime import jax_setup; from zoo.cli.doctor_report import doctor; jax_setup.prepare(1); exit(doctor([], ''))"
