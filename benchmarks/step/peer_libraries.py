@@ -34,7 +34,7 @@ COLD = {"JAX_ENABLE_COMPILATION_CACHE": "0", "TORCHINDUCTOR_FORCE_DISABLE_CACHES
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-    """How to build a peer."""
+    """The module, packages and options that build a peer."""
 
     module: str
     """Module with `build(folder, request, batch)`, which returns a function that takes a step and returns its loss. `packages`
