@@ -1,4 +1,4 @@
-"""The dtype of the arithmetic: parameters are stored in float32, and cast to it by whoever calls a model."""
+"""The dtype of the arithmetic: parameters are stored in float32, and the caller of a model casts them to this dtype."""
 
 from typing import Any
 

@@ -310,7 +310,7 @@ class Call:
         b, t, s, n, _, h = self.request.shape
         pairs = float(t * s)
         if self.mask.query_positions is None and self.mask.key_positions is None:
-            # Up to its own position, query i sees the last `window` of i + 1 keys; without causality, as many after it.
+            # Up to its own position, query i sees the last `window` of i + 1 keys; without causality, equally many after it.
             window = s if self.mask.window is None else self.mask.window
             before = sum(min(i + 1, window, s) for i in range(t))
             pairs = before if self.mask.causal else pairs if self.mask.window is None else min(pairs, 2 * before - t)

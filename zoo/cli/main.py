@@ -23,7 +23,7 @@ usage: zoo COMMAND ...
   zoo experiment NAME DIR     run a declared grid of runs with several seeds, and judge it against a paper's table; --list
   zoo generate RUN|DIR [...]  continue prompts, or compare the likelihoods of continuations
   zoo predict RUN|DIR ...     predict classes, numbers, tags, answers or choices with a fine-tuned model
-  zoo fill-mask RUN|DIR ...   show an encoder's likeliest words for the masks of texts, or the probabilities of chosen words
+  zoo fill-mask RUN|DIR ...   show an encoder's most likely words for masks in texts, or the probabilities of chosen words
   zoo embed RUN|DIR ...       compute an encoder's vectors of texts, or the similarities of the texts
   zoo data inspect [...]      show decoded training rows with loss weights, segments and positions
   zoo import DIR|HUB_ID       check published weights and store them under models/

@@ -91,7 +91,7 @@ def parse(kind: Any, *, args: Sequence[str], prog: str, objective: str = "", **o
 
 
 def whole_number(text: str) -> int:
-    """Return the integer that a text stands for. An exponent or a fraction of 0 is allowed: 1e9, 2.0.
+    """Return the integer that a text denotes. An exponent or a fraction of 0 is allowed: 1e9, 2.0.
 
     Raises:
         ValueError: the text is not a whole number.

@@ -31,7 +31,7 @@ TASK_TYPES = {
 }
 """Task -> its name in peft, which has no names for the other tasks."""
 HEADS = ("classifier", "score", "qa_outputs")
-"""Modules that peft names in `modules_to_save` by itself, whether or not the model has them."""
+"""Modules that peft always adds to `modules_to_save`, whether or not the model has them."""
 
 
 def read(folder: Path, cfg: Any) -> tuple[Adapters, dict[str, Any]]:

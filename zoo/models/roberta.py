@@ -1,4 +1,4 @@
-"""RoBERTa: BERT trained longer, on masked words alone, with masks sampled anew each time (Liu et al. 2019)."""
+"""RoBERTa: BERT trained longer, on masked words alone, with new masks each time a row is used (Liu et al. 2019)."""
 
 from zoo.configs._encoder import Task
 from zoo.configs.roberta import Config

@@ -16,7 +16,7 @@ def fill_mask(args: list[str]) -> int:
 
     @dataclasses.dataclass(frozen=True)
     class FillMask:
-        """Show the likeliest words for each mask of a text. A mask is written [MASK] or <mask>, for any model.
+        """Show the most likely words for each mask of a text. A mask is written [MASK] or <mask>, for any model.
 
         The masks of one text are predicted independently: all of them stay masked.
         """
