@@ -36,7 +36,7 @@ class ModelOptions:
         return load.load(self.source, device_mesh.make_mesh(self.mesh), self.step, self.adapter)
 
     def dtype(self, own: Precision = "auto") -> Any:
-        """Return the dtype of the arithmetic; `own` is the model's precision, which "auto" stands for."""
+        """Return the dtype of the arithmetic; `own` is the model's precision, which "auto" selects."""
         from zoo.precision import resolve_dtype
 
         return resolve_dtype(self.precision, default=own)

@@ -93,10 +93,10 @@ def main(
         if result.reward_scale is not None:
             if adapter:
                 raise BadInput(
-                    f"--adapter {adapter}: a normalization is stored beside the weights that it is of; leave the adapter out"
+                    f"--adapter {adapter}: a normalization is stored next to the model's weights; leave the adapter out"
                 )
             if not Path(where).is_dir():
-                raise BadInput(f"{where}: the normalization is stored beside the weights; `zoo import` them into a folder first")
+                raise BadInput(f"{where}: the normalization is stored next to the weights; `zoo import` them into a folder first")
             write_scale(Path(where), result.reward_scale)
         if stored:
             # A score of the first examples has its own name, since it must not replace the score of all examples.

@@ -1,7 +1,7 @@
 """The nodes of an experiment: for each row, seed and stage a command of `zoo`, and the run that it describes.
 
 Every command is parsed at once by the code that `zoo train` uses, so a wrong option is refused before anything runs. A stage that
-continues another run needs that run's configuration; until the run exists, a temporary folder with its config.json stands in.
+continues another run needs that run's configuration; until the run exists, a temporary folder with its config.json replaces it.
 """
 
 import contextlib
@@ -49,7 +49,7 @@ class Node:
     """The run that is trained; of an evaluation, the one that is evaluated."""
     task: str = ""
     seconds: float = 0.0
-    """Estimated seconds beside the training steps."""
+    """Estimated seconds in addition to the training steps."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -87,7 +87,7 @@ def build_grid(
     """Return the grid of an experiment at a tier; every run is parsed.
 
     Args:
-        seeds: none = as many as the tier has, from 0 on.
+        seeds: none = 0, 1, ... up to the tier's number of seeds.
         flops_per_step: the FLOPs of a training step, for options with a value of `Flops`.
 
     Raises:

@@ -26,7 +26,7 @@ TEXT_SLACK = 0.03
 
 
 def write_results(grid: Grid, registration: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """Write experiment.json and the pages beside it, each atomically, and return the content of the former."""
+    """Write experiment.json and its pages, each atomically, and return the content of experiment.json."""
     from eval.experiments.page import render_html, render_markdown
 
     result = json.loads(json.dumps(collect(grid, registration, folder)))
@@ -223,7 +223,7 @@ def _data_problems(grid: Grid, cells: Sequence[Mapping[str, Any]]) -> dict[str, 
                 first = first or dict(cell)
                 if cell["fingerprints"][name] != first["fingerprints"][name]:
                     what = {"tokenizer": "tokenizers", "held_out": "held-out data", "targets": "targets"}[name]
-                    problems[claim.id] = f"unequal {what}: {first['run']} and {cell['run']} were not scored alike"
+                    problems[claim.id] = f"unequal {what}: {first['run']} and {cell['run']} were scored on different ones"
     return problems
 
 

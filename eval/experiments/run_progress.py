@@ -93,8 +93,8 @@ class RunProgress:
         for node in self._grid.nodes:
             if node.name in self._seconds or status.is_done(node, self._folder):
                 continue
-            if alike := [seconds for other, seconds in finished if (other.stage, other.task) == (node.stage, node.task)]:
-                total += statistics.mean(alike)
+            if same_stage := [seconds for other, seconds in finished if (other.stage, other.task) == (node.stage, node.task)]:
+                total += statistics.mean(same_stage)
             elif node.task:
                 total += node.seconds
             elif rates:

@@ -195,7 +195,7 @@ def best_threshold(
     order = order[np.isfinite(margins[order])]
     means = (silent.sum() + np.cumsum(answered[order] - silent[order])) / len(margins)
     sorted_margins = margins[order]
-    # A threshold lies at the last question of each margin.
+    # The candidates for the threshold are after the last question of each margin.
     ends = np.flatnonzero(np.diff(sorted_margins, append=np.inf))
     floor = sorted_margins[0] - 1 if len(order) else 0.0
     totals = np.concatenate([[silent.mean()], means[ends]])
@@ -215,7 +215,7 @@ def score(decoded: Sequence[Decoded], truths: Sequence[Sequence[str]], threshold
         truths: the reference answers of each question; empty if it has none.
 
     Raises:
-        ValueError: no questions, or not as many of both.
+        ValueError: no questions, or different numbers of answers and references.
     """
     if not decoded:
         raise ValueError("no questions")

@@ -1,13 +1,13 @@
 """Predictions of a fine-tuned model for one example, from its logits, as dicts that are written as JSON.
 
-- classes of texts: `label`, the likeliest one, and `probabilities` of all;
+- classes of texts: `label`, the most likely one, and `probabilities` of all;
 - labels of texts that may have several: `labels`, those of probability 0.5 or more, and `probabilities` of all;
 - a number of a text: `number`;
 - tags of words: `tags`, with `word`, `tag` and `probability` for each word, the last two null where the row has no token of it;
   if all tags are IOB, also `entities`, with `type`, `first` word, `end`, one past the last word, and `text`;
 - an answer in a context: `answer`, its characters [`start`, `end`) of the context, `score`, the sum of the logits of its ends,
   and `null_score`, that of no answer; where no answer is the prediction, all but the last are null;
-- options of a question: `choice`, the number of the likeliest one from 0, `option`, its text, and `probabilities` of all.
+- options of a question: `choice`, the number of the most likely one from 0, `option`, its text, and `probabilities` of all.
 
 Shape letters: R rows of an example (windows of a context; otherwise 1), O outputs, T tokens of a row, C options.
 """

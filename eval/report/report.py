@@ -32,7 +32,7 @@ COUNTED = {
     "stride": "tokens from one window of the text to the next",
     "step": "of the parameters that were scored",
 }
-"""Keys of scores.json beside metrics -> a note; most are counts of what was measured."""
+"""Keys of scores.json other than metrics -> a note; most are counts of the scored data."""
 
 Number = int | float
 # Required content of a file: a type; [shape of each item]; {name: shape of its value}, further names being allowed; or
@@ -309,4 +309,4 @@ def _environment(start: Any) -> str:
 def _provenance(rows: Sequence[Any], starts: Sequence[Any]) -> str:
     times = [row["time"]["at"] for row in rows] + [start["at"] for start in starts]
     latest = f" The latest entry is of {date(max(times))} UTC." if times else ""
-    return f"Made by zoo from nothing but the run's own files.{latest}"
+    return f"Made by zoo from the run's own files alone.{latest}"

@@ -2,7 +2,7 @@
 
 A task is a module with a docstring that defines its file format and its metrics, and
 - `PER_TOKEN`, if it has such metrics: names of those that are comparable with one tokenizer only;
-- `OPTIONS`: names of the fields of `Settings` that it uses, beside `batch` and `dtype`; `argument` is required, unless the task
+- `OPTIONS`: names of the fields of `Settings` that it uses besides `batch` and `dtype`; `argument` is required, unless the task
   sets `ALONE = True`;
 - `read(names, settings) -> examples`: reads the named files or folders, and refuses bad input before a model is loaded;
 - `score(subject, examples, settings, progress) -> Result`.
@@ -36,7 +36,7 @@ class Settings:
     """The options of the tasks."""
 
     batch: int = 16
-    """Rows of the model's full length computed at a time, or as many tokens in shorter rows; it affects no result."""
+    """Rows of the model's full length computed at a time; more rows if they are shorter. It does not affect the result."""
     dtype: Any = "float32"
     """Dtype of the arithmetic."""
     argument: str = ""
@@ -77,7 +77,7 @@ class Result:
     outcomes: Outcomes | None = dataclasses.field(default=None, compare=False)
     """Outcome of each item; None if the task has none."""
     reward_scale: RewardScale | None = None
-    """Normalization of a reward model's scores that is to be stored beside its weights."""
+    """Normalization of a reward model's scores, which is then stored next to its weights."""
 
 
 def tasks() -> list[str]:

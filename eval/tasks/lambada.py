@@ -11,7 +11,7 @@ The word is scored with the white space before it, after the tokens of the rest 
 positions is cut at its beginning.
 
 Metrics:
-- accuracy: share of words all of whose tokens are the likeliest ones; accuracy_stderr: its standard error;
+- accuracy: share of words whose tokens are all the most likely ones; accuracy_stderr: its standard error;
 - perplexity: e to the mean, over words, of -log p(word | passage);
 - cut: number of passages that were cut.
 Details: total tokens of the last words.

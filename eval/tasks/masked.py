@@ -13,7 +13,7 @@ other. The masked tokens depend on the text and the length alone, so that models
 
 Metrics:
 - loss: nats per masked token; perplexity: e to the loss;
-- accuracy: share of masked tokens for which the right entry is the likeliest one;
+- accuracy: share of masked tokens for which the right entry is the most likely one;
 - predictions: how many there are.
 Examples are documents. Details: length, and with `all` also hidden.
 """

@@ -3,7 +3,7 @@
 Format: .jsonl; a line is an object with `completion` and, unless it is empty, `prompt`.
 
 With rewards:normalize, the gain and the bias that make the mean of these scores 0 and their standard deviation 1 are stored
-beside the weights, in reward_scale.json. From then on the scores of this model are reported normalized, by this task and by
+next to the weights, in reward_scale.json. From then on the scores of this model are reported normalized, by this task and by
 preferences; `zoo export` writes the file too. The texts should be samples of the model that the rewards will train (Ziegler et
 al. 2019).
 

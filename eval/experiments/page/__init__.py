@@ -129,7 +129,7 @@ def _sources(items: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _markdown(table: Table) -> str:
-    """Return a table as Markdown, with what explains a value behind it in parentheses."""
+    """Return a table as Markdown, with explanations of a value in parentheses after it."""
     if not table.rows:
         return ""
 
