@@ -191,7 +191,7 @@ FEATURES: Mapping[str, Feature] = {
     "dropout": Feature(what="causal, a tenth of the weights dropped", cases=("dropout",), make=_causal, rate=0.1),
     "grouped": Grouped(what="causal, a quarter of the heads for keys and values", cases=("grouped heads",), make=_causal),
 }
-"""Feature -> its definition; each row is swept, checked, counted and shown by itself."""
+"""Feature -> its definition; every row is swept, checked, counted and shown without further changes."""
 
 
 # --- arrays ---------------------------------------------------------------------------------------------------------------------

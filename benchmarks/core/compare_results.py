@@ -31,7 +31,7 @@ BAD = ("wrong", "failed")
 
 @dataclass(frozen=True)
 class Spread:
-    """A cell's ratio over its processes: the mean of its logarithm, and how far the mean of as many others may differ."""
+    """A cell's ratio over its processes: the mean of its logarithm, and how far the mean of other processes may differ."""
 
     mean: float
     half: float

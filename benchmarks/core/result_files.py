@@ -58,7 +58,7 @@ def environment(dtypes: Sequence[str] = ("float32",)) -> dict[str, Any]:
     that change what is measured. "matrix_rate" is FLOP/s of matrix products by dtype (`train.run.metrics_file.matrix_rate`),
     "copy_rate" bytes/s read and written by `timing.copy_rate`, "load" the load average of the last minute before these were
     measured, and "clock_mhz" the mean clock of the cores just after them, None if the system does not report it. "threads"
-    are those of peers: they use as many on torch as there are cores, whatever OMP_NUM_THREADS is.
+    are those of peers: torch uses one for each core, whatever OMP_NUM_THREADS is.
     """
     load = round(os.getloadavg()[0], 2)
     rates = {"matrix_rate": {dtype: matrix_rate(dtype) for dtype in dtypes}, "copy_rate": timing.copy_rate()}

@@ -12,7 +12,7 @@ def render_results(
     results: Results, title: str, lead: str, sections: Mapping[str, Sequence[Block]], tiles: Sequence[tuple[str, str]] = ()
 ) -> str:
     """Return the page; see `benchmarks.core.html_page.render`."""
-    footer = f"Made by zoo bench {results.what} from nothing but its own cells.jsonl."
+    footer = f"Made by zoo bench {results.what} from its own cells.jsonl alone."
     return render(title, lead, {**sections, "Environment": [_environment(results)]}, tiles=tiles, footer=footer)
 
 

@@ -182,7 +182,7 @@ def _show_table(console: Console, table: Table) -> None:
 
 
 def _fitting_columns(table: Table, width: int) -> list[list[int]]:
-    """Return the columns of one or more tables of at most this width: in each all words, and as many of the others as fit."""
+    """Return the columns of one or more tables of at most this width; each table has all columns of words."""
     widths = [max(map(len, column)) + 2 for column in zip(table.head, *table.rows, strict=True)]
     groups: list[list[int]] = [[]]
     for place in range(table.words, len(widths)):

@@ -26,7 +26,7 @@ TRACED = (
     "optax",
     *(implementation.requires for implementation in attention.IMPLEMENTATIONS.values() if implementation.requires),
 )
-"""Libraries beside JAX that programs are built with."""
+"""Libraries other than JAX that programs are built with."""
 
 
 def plan(run: run_config.Run, mode: Mode, target: Target, *, fresh: bool = False) -> Plan:

@@ -126,7 +126,7 @@ def _groups_along(numbers: np.ndarray, axes: Sequence[int]) -> Groups:
 
 
 OTHER = "other"
-"""Groups of devices that do not lie along axes of the mesh."""
+"""Groups of devices that are not along axes of the mesh."""
 PART = ", part"
 """Suffix of axes of which only some of the devices exchange with each other."""
 AxesAndGroups = tuple[str, int, tuple[tuple[int, ...], ...]]

@@ -107,7 +107,7 @@ def _over_hosts(collectives: Sequence[Collective], devices: Sequence, device: De
 
 
 def _between(collective: Collective, places: Sequence[Hashable], *, in_switches: bool) -> float:
-    """Return the bytes in or out of the busiest place (host or chip), divided by its ports: as many as it has devices.
+    """Return the bytes in or out of the busiest place (host or chip), divided by its number of ports, one for each device.
 
     Data of an array that a place already holds need not be sent to it again.
 

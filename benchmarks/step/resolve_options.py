@@ -13,7 +13,7 @@ from zoo.configs import Implementation
 from zoo.errors import BadInput
 
 OURS = "jax-zoo"
-"""Name of our own programs beside their peers."""
+"""Name of our own programs in tables with peers."""
 WAYS = tuple(field.name for field in dataclasses.fields(Variant))
 """Options of a variant."""
 BUDGET = 20.0
