@@ -84,7 +84,7 @@ def test_a_resumed_run_ends_with_the_same_choice(killed: int, tmp_path: Path) ->
         assert note(where, values, first=resumed, patience=2) == expected == (40, 60)
 
 
-def test_a_validation_that_was_judged_before_is_not_judged_by_its_last_digits(tmp_path: Path) -> None:
+def test_a_repeated_validation_does_not_change_the_best_checkpoint(tmp_path: Path) -> None:
     """As where a run goes on with other devices: the step of the best cannot be followed by one before it."""
     note(tmp_path, accuracies(0.5, 0.6, 0.7))
     assert note(tmp_path, accuracies(0.8, 0.9, 0.7, 0.6), first=2) == (30, None)

@@ -319,7 +319,7 @@ def test_other_leaves_are_refused_by_name(two_steps: Path) -> None:
         assert part in str(refused.value)
 
 
-def test_a_leaf_without_a_sharding_and_two_leaves_of_one_path_are_our_mistake(two_steps: Path, folder: Path) -> None:
+def test_a_leaf_without_a_sharding_and_two_leaves_of_one_path_are_value_errors(two_steps: Path, folder: Path) -> None:
     with pytest.raises(ValueError, match="without a sharding: step"):
         Checkpoints(two_steps, 1, notify=pytest.fail).restore(abstract(make(0), lambda _: None))
     clash = with_params(make(1), **{"embed/table": make(1).key})

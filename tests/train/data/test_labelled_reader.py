@@ -170,7 +170,7 @@ def test_the_questions_of_an_article_are_in_one_half_and_the_cut_is_the_nearest(
     assert abs(len(held_out) - wanted) == pytest.approx(best)
 
 
-def test_what_has_no_two_halves_is_refused(tmp_path: Path) -> None:
+def test_data_that_cannot_be_split_is_refused(tmp_path: Path) -> None:
     single = put(tmp_path / "a.json", json.dumps(squad()))
     with pytest.raises(BadInput, match=r"--data\.paths: all 3 examples are of one document; name others in --data\.valid-paths"):
         halves("span", single)

@@ -138,7 +138,7 @@ def test_a_folder_is_its_files_by_name(tmp_path):
     assert names == ["a.txt", "b/10.txt", "b/2.txt", "b/c/x.jsonl:1", "b/c/x.jsonl:2", "b/c/x.jsonl:3"]
 
 
-def test_what_a_folder_may_not_hold_is_refused_by_name(tmp_path):
+def test_files_that_cannot_be_read_in_a_folder_are_refused_by_name(tmp_path):
     folder = tmp_path / "data"
     (folder / "inside").mkdir(parents=True)
     assert f"{folder / 'inside'}: no files in it" in refusal(folder)

@@ -127,7 +127,7 @@ def test_a_run_without_a_better_validation_ends_and_is_finished(
     assert snapshot(folder.path) == before
 
 
-def test_what_is_scored_and_loaded_is_the_best(ended: run_config.Run, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_best_checkpoint_is_scored_and_loaded(ended: run_config.Run, capsys: pytest.CaptureFixture[str]) -> None:
     folder = RunDir.of(ended)
     stored = json.loads(folder.scores.read_text())
     assert stored["step"] == load(folder.path).step == 4

@@ -142,7 +142,7 @@ def test_a_loss_depends_neither_on_padding_nor_on_neighbours() -> None:
     np.testing.assert_allclose(losses()(batch_of(packed, 32, 1)).sum(), losses()(batch_of(alone, 32, 2)).sum(), rtol=1e-6)
 
 
-def test_the_view_of_rows_marks_what_counts(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
+def test_the_view_of_rows_marks_counted_tokens(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
     monkeypatch.setenv("COLUMNS", "200")
     put(tmp_path / "a.jsonl", [{"prompt": "a b", "completion": " c"}] * 3)
     tokens = tiny.Tokenizer(path=str(tmp_path), vocab=300)

@@ -72,7 +72,7 @@ def trained_on(monkeypatch, build):
 
 
 @pytest.mark.parametrize("first", [0, 41])
-def test_what_is_shown_is_what_is_trained_on(tmp_path, files, capsys, monkeypatch, first):
+def test_inspected_rows_are_those_of_training(tmp_path, files, capsys, monkeypatch, first):
     monkeypatch.setenv("COLUMNS", "300")
     run = a_run(tmp_path, paths=files, weights=(0.5, 0.5))
     out = shown(capsys, run, count=5, first=first)
@@ -95,7 +95,7 @@ def test_what_is_shown_is_what_is_trained_on(tmp_path, files, capsys, monkeypatc
             assert "".join(found).rpartition("→")[0] == "".join(expected).replace("\n", "↵")
 
 
-def test_what_does_not_count_is_marked_and_what_is_predicted_is_shown(tmp_path, files, capsys, monkeypatch):
+def test_uncounted_tokens_are_marked_and_targets_are_shown(tmp_path, files, capsys, monkeypatch):
     trained_on(monkeypatch, masked)
     out = shown(capsys, a_run(tmp_path, paths=(files[1],), rows="packed"), count=9)
     assert "padding" in out

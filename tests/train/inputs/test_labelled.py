@@ -137,7 +137,7 @@ def test_too_long_examples_are_counted_and_the_longest_is_named(goal: str) -> No
     assert [row.example for row in short.rows] == [row.example for row in same.rows]
 
 
-def test_what_is_left_out_is_a_fact_of_the_run(tmp_path: Path, words: Path) -> None:
+def test_left_out_examples_are_reported_as_a_fact_of_the_run(tmp_path: Path, words: Path) -> None:
     file = put(tmp_path / "a.tsv", "text\tlabel\n" + "the whale\ta\nthe men\tb\n\tb\n" * 9 + "the men " * 20 + "\ta\n")
     for options, done in ({"skip_bad": True}, "left out"), ({"skip_bad": True, "truncate": True}, "cut"):
         cfg = on(file, **options)

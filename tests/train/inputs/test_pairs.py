@@ -235,7 +235,7 @@ def test_a_text_without_ids_is_refused():
         pair_inputs.rows_of(pairs_of(["a", "b"], ["a", "\u200b"]), run(), tokenizer)
 
 
-def test_what_is_too_long_is_cut_where_that_is_asked_for(tmp_path: Path):
+def test_long_pairs_are_cut_on_request(tmp_path: Path):
     asked = run(pairs=files(tmp_path, ["a" * 40, "b", "c"], ["d", "e" * 50, "f"]), labelled=PairTables(truncate=True))
     found = read(asked, tmp_path)
     source, target = found.training.sides[0].source, found.training.sides[1].target

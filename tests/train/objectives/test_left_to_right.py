@@ -74,7 +74,7 @@ def test_a_text_is_summarized_by_its_last_token() -> None:
         np.testing.assert_array_equal(batch.summary_at[..., 0], (batch.segments > 0).sum(-1) - 1)
 
 
-def test_what_sees_one_side_is_neither_masked_nor_exported(tmp_path: Path) -> None:
+def test_a_causal_encoder_is_neither_trained_on_masks_nor_exported(tmp_path: Path) -> None:
     for wrong, message in (
         (run(causal=False), "--model.causal False: every token would see the one that it predicts; choose --model.causal"),
         (run(task="pretraining"), "--model.task pretraining: it has no head for tokens, or one for next sentences besides"),

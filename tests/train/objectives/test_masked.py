@@ -132,7 +132,7 @@ def check_row(row: dict[str, Any], whole: np.ndarray, sequences: Any, masking: M
 @pytest.mark.full
 @settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow])
 @given(SIZES, st.sampled_from(PLANS), st.booleans(), st.integers(8, 40), FAMILIES, st.sampled_from(MASKINGS), st.integers(0, 99))
-def test_nothing_leaks_and_nothing_is_lost(sizes, rows, pack, length, family, masking, seed):
+def test_no_target_leaks_and_no_token_is_lost(sizes, rows, pack, length, family, masking, seed):
     asked = run(family, masking=masking, rows=rows, pack=pack, length=length)
     counts = np.arange(asked.model.vocab)
     build, bare = builder(asked, lambda: counts), builder(tiny.with_options(asked, masking=SHOWN))

@@ -99,7 +99,7 @@ def test_a_next_sentence_head_gets_its_labels():
     assert 0.3 < np.mean(said) < 0.8
 
 
-def test_rows_read_backward_say_so():
+def test_rows_read_backward_are_flagged():
     said = [bool(row["backward"]) for _, row in rows(run(options={"bidirectional": True}))]
     assert said[:8] == [False, False, True, True] * 2
 

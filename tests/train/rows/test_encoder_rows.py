@@ -183,7 +183,7 @@ def near(found, expected, deviation):
     return abs(found - expected) <= 4 * deviation
 
 
-def test_what_is_too_long_is_cut_in_front_and_behind_alike():
+def test_long_texts_are_cut_at_both_ends_equally_often():
     sizes = np.full(4000, 30)
     ranges = Sentences(np.arange(4000), np.zeros(4000, np.int64), sizes)
     made = pairs(ranges, 40, np.random.default_rng(0), short=0.0, single=True)

@@ -63,7 +63,7 @@ def test_the_first_signal_saves_and_a_second_one_leaves_at_once(number: signal.S
     assert recorded == [(number.name, 0), ("SIGTERM", 0), ("exit", 143)]
 
 
-def test_where_nothing_is_unsaved_the_first_one_leaves(recorded: Recorded) -> None:
+def test_a_signal_exits_at_once_if_nothing_is_unsaved(recorded: Recorded) -> None:
     with stopping(recorded) as stop:
         for number in (signal.SIGTERM, signal.SIGHUP):
             recorded.send(number, events=2)

@@ -136,7 +136,7 @@ def test_every_row_is_there_once_after_a_kill_and_a_resume(tmp_path: Path) -> No
     assert history(path)[0]["valid/bits_per_byte"] == "Infinity"
 
 
-def test_a_sink_asked_for_late_has_the_time_before_and_can_be_watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_trackers_show_the_first_row_at_once_and_keep_the_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first row is on disk at once, and the last at the end; a sink named twice is one, and one that cannot start none."""
 
     def refusing(run: run_config.Run, folder: RunDir) -> trackers.Sink:

@@ -153,7 +153,7 @@ def test_four_in_five_are_shown_as_the_mask_and_one_in_ten_as_any_entry(rng):
     assert shares(counts[5:33], np.full(28, 1 / 28))
 
 
-def test_what_is_shown_does_not_depend_on_which_are_chosen(rng):
+def test_replacements_of_neighbours_are_independent(rng):
     """Neighbours are masked and kept independently: pairs of outcomes are as frequent as their product."""
     both = [mask(rng, *sequence(4), masks(rate=0.9, masked=0.5, random=0.0))[1] == MASK for _ in range(2000)]
     counts = np.bincount([2 * int(a) + int(b) for a, b in both], minlength=4)

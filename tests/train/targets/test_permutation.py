@@ -43,7 +43,7 @@ def test_spans_begin_words_and_their_lengths_fall_as_one_over_n():
     np.testing.assert_allclose(shares, (1 / np.arange(1, 6)) / (1 / np.arange(1, 6)).sum(), atol=0.03)
 
 
-def test_every_place_is_as_likely():
+def test_all_places_are_equally_likely():
     hits = sum(draw(256, 43, seed).astype(int) for seed in range(600)) / 600
     np.testing.assert_allclose(hits.reshape(4, 64).mean(1), 43 / 256, atol=0.05)
     hits = sum(draw(64, 10, seed, spans=False).astype(int) for seed in range(3000))
@@ -67,7 +67,7 @@ def authors(targets: np.ndarray, marks: np.ndarray, places: np.ndarray) -> np.nd
 
 
 @pytest.mark.parametrize("window", [0, 4, 12])
-def test_ranks_say_who_sees_whom_as_the_authors_do(window: int):
+def test_ranks_give_the_mask_of_the_authors_code(window: int):
     rng = np.random.default_rng(0)
     for seed in range(20):
         targets, marks = np.zeros((2, 12), bool)

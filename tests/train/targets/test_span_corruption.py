@@ -83,7 +83,7 @@ def test_lengths_are_those_of_t5():
 
 @pytest.mark.parametrize("density", [0.15, *(pytest.param(density, marks=pytest.mark.full) for density in (0.05, 0.5, 0.9))])
 @pytest.mark.parametrize("mean_span", [1.0, 3.0, 10.0])
-def test_the_room_of_spans_is_the_largest_that_fits_and_full(density: float, mean_span: float):
+def test_the_rows_of_spans_have_the_largest_size_that_fits(density: float, mean_span: float):
     options = Denoising(density=density, mean_span=mean_span)
     marks = tuple(range(1000, 1100))
     for length in (4, 5, 6, 7, 9, 16, 33, 64):
@@ -351,7 +351,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_what_cannot_be_denoised_is_refused(name: str):
+def test_texts_and_options_that_cannot_be_denoised_are_refused(name: str):
     options, data, message = BAD[name]
     tokenizer = Tokenizer.train(["some words"], 300) if name == "another tokenizer" else TOKENIZER
     with pytest.raises(BadInput) as refusal:

@@ -118,7 +118,7 @@ def test_pairs_are_merged_by_how_often_they_occur() -> None:
     assert entries == [*("!", "a", "b", "c", "d"), *("##a", "##b", "##c", "##d"), *("ab", "abc")]
 
 
-def test_what_is_dropped_from_a_text_does_not_divide_its_words() -> None:
+def test_dropped_characters_do_not_divide_words() -> None:
     """A separator that Python takes for a space is dropped; a line end divides."""
     entries = {*train("ab\x1ccd ef\tgh\r\nij\nkl " * 9)[1]}
     assert {"abcd", "ef", "gh", "ij", "kl"} < entries

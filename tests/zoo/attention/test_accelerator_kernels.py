@@ -261,7 +261,7 @@ def test_the_gradient_of_a_shared_bias_is_summed_over_the_examples(bias, summed)
 
 @pytest.mark.full
 @pytest.mark.parametrize(("mask", "groups"), [("causal", 1), ("window", 2), ("band", 2), ("no keys", 2), ("causal segments", 2)])
-def test_splash_is_the_attention(mask, groups, monkeypatch):
+def test_splash_computes_the_attention(mask, groups, monkeypatch):
     """The kernel itself, interpreted, in four blocks of 128."""
     interpreted = functools.partial(splash_attention.make_splash_mha, interpret=True)
     monkeypatch.setattr(splash_attention, "make_splash_mha", interpreted)
@@ -297,7 +297,7 @@ LIMITS = [
 ]
 
 
-def test_limits(monkeypatch):
+def test_requests_beyond_the_limits_of_an_implementation_are_refused(monkeypatch):
     """On a Hopper GPU or a TPU, with the package that an implementation needs."""
     for module in (cudnn, tokamax):
         monkeypatch.setattr(module, "capability", lambda: 9)

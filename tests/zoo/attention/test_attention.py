@@ -181,7 +181,7 @@ REFUSED = [
 ]
 
 
-def test_refusals():
+def test_unsupported_and_malformed_requests_are_refused():
     for change, message in REFUSED:
         call = {"q": ones(B, T, N, H), "k": ones(B, S, N, H), "v": ones(B, S, N, H), "mask": Mask(), **change}
         request = [call.get(name) for name in ("q", "k", "v", "mask", "bias", "dropout")]

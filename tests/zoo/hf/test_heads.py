@@ -85,7 +85,7 @@ def test_the_head_is_recognized_by_its_tensors() -> None:
 
 
 @pytest.mark.planted(2)
-def test_gpt2_as_it_was_released(tmp_path: Path) -> None:
+def test_released_files_of_gpt2_are_read(tmp_path: Path) -> None:
     """Names without a prefix, buffers of masks, and perhaps the table once more as the output's."""
     stored = published.write(tmp_path / "today", published.GPT2)
     old = {name.removeprefix("transformer."): tensor for name, tensor in stored.items()}
@@ -106,7 +106,7 @@ def test_gpt2_as_it_was_released(tmp_path: Path) -> None:
 
 
 @pytest.mark.planted(3)
-def test_bert_as_it_was_released(tmp_path: Path) -> None:
+def test_released_files_of_bert_are_read(tmp_path: Path) -> None:
     """Both pretraining heads with old names, the table once more as the decoder, and an architecture of only one head."""
     stored = {old_name(name): each for name, each in tiny("bert", "pretraining")[1].items()}
     decoder = "cls.predictions.decoder.weight"
@@ -126,7 +126,7 @@ def test_bert_as_it_was_released(tmp_path: Path) -> None:
 
 
 @pytest.mark.planted(3)
-def test_roberta_as_it_was_released(tmp_path: Path) -> None:
+def test_released_files_of_roberta_are_read(tmp_path: Path) -> None:
     """With a pooler that nothing uses, all of it or none, whole numbers of positions, and the decoder's bias once more."""
     stored = dict(tiny("roberta", "masked")[1])
     pooler = {"weight": np.ones((12, 12), np.float32), "bias": np.ones(12, np.float32)}

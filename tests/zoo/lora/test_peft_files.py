@@ -49,7 +49,7 @@ def base(folder: Path, model: str) -> Any:
 
 
 @every_model
-def test_an_adapter_of_peft_computes_the_same_and_comes_out_with_the_same_bits(model: str, tmp_path: Path) -> None:
+def test_an_adapter_of_peft_computes_the_same_and_is_exported_with_the_same_bits(model: str, tmp_path: Path) -> None:
     config, tensors = frozen(model)
     cfg, params = base(tmp_path / "m", model)
     spec, values = peft_files.read(write(tmp_path / "a", (config, tensors)), cfg)

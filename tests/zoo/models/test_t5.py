@@ -102,7 +102,7 @@ def test_shared_stacks_equal_two_stacks_with_equal_parameters() -> None:
 
 @pytest.mark.full
 @pytest.mark.parametrize(("architecture", "prefix"), [("encoder_decoder", False), ("shared", False), ("decoder", True)])
-def test_decoding_is_applying(architecture: Architecture, prefix: bool) -> None:
+def test_decoding_equals_applying(architecture: Architecture, prefix: bool) -> None:
     """Prompts padded in front, two examples packed into a source, the rest token by token; a prefix at once."""
     net = of(architecture, gated=False, tied=False)
     params, rows, length, given_at_once = random_params(net), 3, 8, 5

@@ -89,7 +89,7 @@ def reference(net: Model, params: Any, source: np.ndarray, target: np.ndarray, r
 
 @pytest.mark.parametrize("form", [*QUICK, *(pytest.param(form, marks=pytest.mark.full) for form in FORMS if form not in QUICK)])
 @pytest.mark.planted
-def test_it_computes_the_formulas(form: str) -> None:
+def test_the_model_computes_the_formulas_of_the_paper(form: str) -> None:
     """Logits of a padded pair. Rounding: a dozen layers' sums of 32 to 300 terms of float32."""
     net, rng = small("transformer", **FORMS[form]), np.random.default_rng(0)
     params = random_params(net)

@@ -67,7 +67,7 @@ def test_the_longest_row() -> None:
 
 @pytest.mark.full
 @pytest.mark.parametrize(("initializer", "deviation", "most"), [("truncated", 0.0176, 0.04), ("normal", 0.02, 0.2)])
-def test_fresh_kernels_and_tables(initializer: Any, deviation: float, most: float) -> None:
+def test_statistics_of_fresh_kernels_and_tables(initializer: Any, deviation: float, most: float) -> None:
     """The cut at two deviations leaves 0.88 of them; within 2%, which is 5 deviations of the estimate for the smallest table."""
     net = small("bert", initializer=initializer, width=128, heads=4, context=256)
     params = jax.jit(net.init)(jax.random.key(0))
