@@ -136,9 +136,9 @@ def _sharded(folder: Path) -> dict[str, Tensor]:
         shard = read_header(folder / file)
         listed = {name for name, shard_file in files.items() if shard_file == file}
         if different := sorted(listed ^ shard.keys()):
-            lacks = different[0] in listed
+            absent = different[0] in listed
             raise BadInput(
-                f"{folder / file}: {'lacks' if lacks else 'also contains'} {different[0]}, unlike {INDEX}; download both again"
+                f"{folder / file}: {'lacks' if absent else 'also contains'} {different[0]}, unlike {INDEX}; download both again"
             )
         tensors |= shard
     return tensors

@@ -62,7 +62,7 @@ class Matrix:
         """Return B A in the shape of the kernel, zero for the published tensors without adapters."""
         layout, axis = self.leaf.layout, int(self.leaf.stacked)
         if self.fused:
-            a, b = (_spread(array, self.parts, len(self.leaf.names[0]), axis) for array in (a, b))
+            a, b = (_scatter_entries(array, self.parts, len(self.leaf.names[0]), axis) for array in (a, b))
         sizes = dict(zip(layout.axes, self.leaf.shape, strict=True))
         letters = dict(zip(layout.axes, "abcdefgh", strict=False))
         inputs, outputs = layout.groups if self.input_first else layout.groups[::-1]
@@ -76,10 +76,10 @@ class Matrix:
         return jnp.einsum(f"{lead}r{i},{lead}{o}r->{target}", a, b, precision=jax.lax.Precision.HIGHEST)
 
 
-def _spread(array: Array, parts: tuple[int, ...], count: int, axis: int) -> Array:
+def _scatter_entries(array: Array, parts: tuple[int, ...], count: int, axis: int) -> Array:
     """Return an array with its entries along an axis at the indices `parts` of `count`, and zeros between them."""
-    taken = [jax.lax.index_in_dim(array, number, axis, keepdims=False) for number in range(len(parts))]
-    return jnp.stack([taken[parts.index(part)] if part in parts else jnp.zeros_like(taken[0]) for part in range(count)], axis)
+    entries = [jax.lax.index_in_dim(array, number, axis, keepdims=False) for number in range(len(parts))]
+    return jnp.stack([entries[parts.index(part)] if part in parts else jnp.zeros_like(entries[0]) for part in range(count)], axis)
 
 
 @functools.cache
