@@ -145,11 +145,11 @@ class Generator:
         group_size = self._batch if beams == 1 else decoding.samples * max(1, self._batch // beams)
         for slots, group in sorted(by_length.items(), reverse=True):
             for first in range(0, len(group), group_size):
-                some, rows = group[first : first + group_size], min(group_size, len(texts))
+                batch, rows = group[first : first + group_size], min(group_size, len(texts))
                 if beams > 1:
-                    self._search(some, slots, rows // decoding.samples, decoding)
+                    self._search(batch, slots, rows // decoding.samples, decoding)
                 else:
-                    for _ in self._continue(some, slots, rows, decoding, CHUNK):
+                    for _ in self._continue(batch, slots, rows, decoding, CHUNK):
                         pass
                 progress(sum(text.ended is not None for text in texts), len(texts))
         return [text.generated() for text in texts]
@@ -186,8 +186,8 @@ class Generator:
                 emitted = len(final)
 
     def _check(self, prompts: Sequence[Ids], decoding: Decoding) -> None:
-        able = decoding.read == "left-to-right" or self.model.reads_both_ways
-        require(able, "read", decoding.read, f"{self.model.family} generates from left to right only; leave the option out")
+        supported = decoding.read == "left-to-right" or self.model.reads_both_ways
+        require(supported, "read", decoding.read, f"{self.model.family} generates from left to right only; leave the option out")
         entries = self.tokenizer.vocab_size
         context = math.inf if (longest := longest_row(self.model.config)) is None else longest
         for number, prompt in enumerate(prompts, 1):

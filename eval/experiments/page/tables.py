@@ -74,8 +74,8 @@ def joined_claims(result: Result) -> list[dict[str, Any]]:
 
 def metric_title(metric: str, better: str | None = None) -> str:
     """Return the label of a metric with its stage, and an arrow towards better values."""
-    of = find_metric(metric, better)
-    return f"{of.title}, {metric.partition('/')[0]} {ARROWS[of.better]}".rstrip()
+    definition = find_metric(metric, better)
+    return f"{definition.title}, {metric.partition('/')[0]} {ARROWS[definition.better]}".rstrip()
 
 
 def statement(claim: Mapping[str, Any]) -> str:
@@ -91,8 +91,8 @@ def results(result: Result) -> Table:
     published = {(item["row"], item["metric"]): item["value"] for item in result.get("paper") or ()}
     paper = list(dict.fromkeys(metric for _, metric in published))
     head, groups = ["Row"], [("", 1)]
-    for metric, of in metrics.items():
-        head += [metric_title(metric, of.better), "Difference"]
+    for metric, definition in metrics.items():
+        head += [metric_title(metric, definition.better), "Difference"]
     groups += [("Here: mean and 95% interval over seeds", 2 * len(metrics))] if metrics else []
     groups += [("Paper, as published", len(paper))] if paper else []
     rows = []
@@ -100,20 +100,20 @@ def results(result: Result) -> Table:
         name, label = row["name"], row.get("label") or row["name"]
         notes = [name] if name != label else []
         line: list[Sequence[str]] = [[label, *notes, *(["control"] if name == registration["control"] else [])]]
-        for metric, of in metrics.items():
-            line.append(_mean(registration, cells, name, metric, of))
+        for metric, definition in metrics.items():
+            line.append(_mean(registration, cells, name, metric, definition))
             line.append([text for claim in claims if (claim["row"], claim["metric"]) == (name, metric) for text in _delta(claim)])
         line += [[f"{published[name, metric]:g}"] if (name, metric) in published else [] for metric in paper]
         rows.append(line)
     for floor in result.get("floors") or ():
         line = [[floor["name"], "floor"]]
-        for metric, of in metrics.items():
-            line += [[of.show(floor["value"])] if floor["metric"] == metric else [], []]
+        for metric, definition in metrics.items():
+            line += [[definition.show(floor["value"])] if floor["metric"] == metric else [], []]
         rows += [line + [[] for _ in paper]] if floor["metric"] in metrics else []
     return Table(head=[*head, *paper], rows=rows, groups=groups)
 
 
-def _mean(registration: Result, cells: Sequence[Result], row: str, metric: str, of: Metric) -> list[str]:
+def _mean(registration: Result, cells: Sequence[Result], row: str, metric: str, definition: Metric) -> list[str]:
     """Return a mean with its interval, and how many seeds it has and how many learned."""
     seeds = seed_values(registration, cells, row, metric)
     planned, count = len(registration["seeds"]), len(seeds.values)
@@ -122,7 +122,7 @@ def _mean(registration: Result, cells: Sequence[Result], row: str, metric: str, 
     mean, half = mean_and_half_width(list(seeds.values.values()))
     notes = [f"{count} of {planned} seeds" if count < planned else f"{count} seed{'s' * (count != 1)}"]
     notes += [f"{seeds.learned} of {seeds.ended} learned"] if seeds.learned < seeds.ended else []
-    return [measured(mean, half) if half else of.show(mean), *notes]
+    return [measured(mean, half) if half else definition.show(mean), *notes]
 
 
 def _delta(claim: Mapping[str, Any]) -> list[str]:
