@@ -166,13 +166,13 @@ def _first_call(
     if baseline is not None and baseline.results is not None:
         difference, distance = (_worst(measure, trial.results, baseline.results) for measure in (_difference, _distance))
         trial.columns |= {"compared": baseline.name, **_finite(difference=difference, distance=distance)}
-        for off, bound, of in (
+        for error, bound, scale in (
             (difference, _bound(row), "the largest"),
             (distance, DISTANCE_BOUNDS[row.dtype], "their mean square's root"),
         ):
             # NaN does not agree.
-            if not off <= bound:
-                reason = f"its results differ from those of {baseline.name} by {off:.1e} of {of}, and {bound:.1e} is allowed"
+            if not error <= bound:
+                reason = f"its results differ from those of {baseline.name} by {error:.1e} of {scale}, and {bound:.1e} is allowed"
                 raise Wrong(reason)
     if not guarded_trials.end_if_slow(trial, spent, options.cell_seconds, clock="wall"):
         trial.columns["warm_calls"] = 1 + len(timing.warm(trial.program))

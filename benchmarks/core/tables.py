@@ -186,8 +186,8 @@ def _fitting_columns(table: Table, width: int) -> list[list[int]]:
     widths = [max(map(len, column)) + 2 for column in zip(table.head, *table.rows, strict=True)]
     groups: list[list[int]] = [[]]
     for place in range(table.words, len(widths)):
-        taken = sum(widths[: table.words]) + sum(widths[other] for other in groups[-1])
-        if groups[-1] and taken + widths[place] - 2 > width:
+        used_width = sum(widths[: table.words]) + sum(widths[other] for other in groups[-1])
+        if groups[-1] and used_width + widths[place] - 2 > width:
             groups.append([])
         groups[-1].append(place)
     return [[*range(table.words), *group] for group in groups]

@@ -55,9 +55,9 @@ class Collective:
 
 def total_by_axes(collectives: Iterable[Collective]) -> list[CollectiveTotal]:
     """Return the sums by kind and axes, the most bytes first."""
-    alike: defaultdict[tuple[str, str, int], list[Collective]] = defaultdict(list)
+    groups_by_kind: defaultdict[tuple[str, str, int], list[Collective]] = defaultdict(list)
     for collective in collectives:
-        alike[collective.kind, collective.axes, collective.members].append(collective)
+        groups_by_kind[collective.kind, collective.axes, collective.members].append(collective)
     rows = [
         CollectiveTotal(
             kind=kind,
@@ -67,7 +67,7 @@ def total_by_axes(collectives: Iterable[Collective]) -> list[CollectiveTotal]:
             bytes=sum(one.run.times * one.bytes for one in group),
             bytes_sent=sum(one.run.times * one.bytes_sent for one in group),
         )
-        for (kind, axes, members), group in alike.items()
+        for (kind, axes, members), group in groups_by_kind.items()
     ]
     return sorted(rows, key=lambda row: -row.bytes_sent)
 
@@ -180,12 +180,12 @@ def _mesh_groups(axes: str, order: str | None, along: str) -> Groups:
     shape: list[tuple[int, bool]] = []
     parts = {name: (pre, size) for name, pre, size in re.findall(r"'([\w.]+)'(?::\((\d+)\)(\d+))?", along)}
     for name, size in sizes.items():
-        pre, taken = parts.get(name, ("", "1"))
+        pre, part_size = parts.get(name, ("", "1"))
         if name in parts and not pre:
             shape.append((size, True))
         else:
             before = int(pre or 1)
-            shape += [(before, False), (int(taken), True), (size // (before * int(taken)), False)]
+            shape += [(before, False), (int(part_size), True), (size // (before * int(part_size)), False)]
     array = numbers.reshape([size for size, _ in shape])
     return _groups_along(array, [place for place, (_, chosen) in enumerate(shape) if chosen])
 

@@ -69,8 +69,13 @@ def resolve_run(run: run_config.Run, target: Target) -> run_config.Run:
     precision = resolve_precision(run.precision, platform=target.platform)
     run = synthetic_batch.resolve_config(dataclasses.replace(run, precision=precision))
     family = configs.family_of(run.model)
-    able = objectives.supported_objectives(run)
-    require(run.objective in able, "objective", run.objective, f"a {family} is trained by {', '.join(able)}; choose one of these")
+    supported = objectives.supported_objectives(run)
+    require(
+        run.objective in supported,
+        "objective",
+        run.objective,
+        f"a {family} is trained by {', '.join(supported)}; choose one of these",
+    )
     require(run.engine == "jit", "engine", run.engine, "pmap has no program without its devices; choose jit, which does the same")
     return run
 

@@ -132,14 +132,14 @@ def _kernel_flops(kernels: Sequence[Run], calls: Sequence[Call], devices: int) -
         if scope is None:
             unknown.add(run.instruction.attribute("custom_call_target"))
         elif _is_backward(origin, scope):
-            alike = backward.setdefault((scope, run.computation), {})
+            counts = backward.setdefault((scope, run.computation), {})
             # Copies of a kernel return the same arrays, in whatever memory space.
             kernel = origin, tuple((array.dtype, array.shape) for array in run.instruction.arrays)
-            alike[kernel] = alike.get(kernel, 0.0) + run.times
+            counts[kernel] = counts.get(kernel, 0.0) + run.times
         else:
             total += run.times * flops[scope]
-    for (scope, _), alike in backward.items():
-        total += BACKWARD * flops[scope] * max(alike.values())
+    for (scope, _), counts in backward.items():
+        total += BACKWARD * flops[scope] * max(counts.values())
     return total, tuple(sorted(unknown))
 
 

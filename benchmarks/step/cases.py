@@ -85,8 +85,8 @@ def case(name: str, mode: Mode, *, batch: int = 0, length: int = 0, source: int 
     cfg = _with_head(size.config, objective, dropout)
     model = models.model(cfg)
     if mode == "decode" and not model.generates:
-        able = ", ".join(family for family in models.families() if hasattr(models.family(family), "init_cache"))
-        raise BadInput(f"--mode decode: {name} does not generate text; these families do: {able}")
+        families = ", ".join(family for family in models.families() if hasattr(models.family(family), "init_cache"))
+        raise BadInput(f"--mode decode: {name} does not generate text; these families do: {families}")
     rows, tokens, read = SHAPES[objective]
     if source and not model.is_encoder_decoder:
         raise BadInput(f"--source-length {source}: {name} is not an encoder-decoder and reads no source; leave it out")
