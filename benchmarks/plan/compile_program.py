@@ -185,9 +185,9 @@ def _decoding(run: run_config.Run, mesh: Mesh) -> Any:
         _, cache = jax.eval_shape(model.decode, params, first, cache)
 
     def place(leaf: Any) -> jax.ShapeDtypeStruct:
-        # Arrays with a row axis have it second of five (`zoo.models.Model.decode`); the fourth axis is then the heads.
+        # Arrays with a row axis have it second of five (`zoo.models.Model.decode`); the third axis is then the heads.
         if leaf.ndim == 5 and leaf.shape[1] == rows:
-            where = NamedSharding(mesh, PartitionSpec(None, BATCH, None, HEADS))
+            where = NamedSharding(mesh, PartitionSpec(None, BATCH, HEADS))
         else:
             where = by_row if leaf.ndim and leaf.shape[0] == rows else everywhere
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)

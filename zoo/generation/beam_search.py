@@ -120,7 +120,7 @@ def batch_axes(model: Model, params: Any, prompts: Batch, cache: dict[str, Any])
         """Return the shapes of a cache for `factor` times the number of rows."""
         rows = factor * prompts.tokens.shape[0]
         batch = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((rows, *leaf.shape[1:]), leaf.dtype), prompts)
-        slots, dtype = cache["k"].shape[2], cache["k"].dtype
+        slots, dtype = cache["k"].shape[3], cache["k"].dtype
         shapes = jax.eval_shape(lambda: model.init_cache(rows, slots, dtype))
         return jax.eval_shape(model.decode, params, batch, shapes)[1]
 

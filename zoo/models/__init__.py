@@ -142,7 +142,7 @@ class Model:
     def init_cache(self, rows: int, length: int, dtype: Any) -> dict[str, Any]:
         """Return an empty cache for `decode`, with `length` slots for each of `rows` rows.
 
-        A dict of arrays: "k" and "v" [L, B, S, K, H] of `dtype`; "segments" and "positions", int32 [B, S], of the tokens in the
+        A dict of arrays: "k" and "v" [L, B, K, S, H] of `dtype`; "segments" and "positions", int32 [B, S], of the tokens in the
         slots, with segment 0 for free slots; "at", int32, the first free slot. A family may add entries of other names: an
         encoder-decoder those of `batch.source` in the first call; XLNet the encodings of distances, which all rows share; XLNet
         and a decoder-only T5 "order", the ranks of the tokens.

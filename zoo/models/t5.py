@@ -137,14 +137,14 @@ def decode(
 ) -> tuple[Float[Array, "B T D"], dict[str, Any]]:
     """Return the hidden states of T more tokens after those in the cache; see `zoo.models.Model.decode`.
 
-    The first call has a source, whose "source_k" and "source_v" [L, B, S, N, H] and "source_segments" the cache stores. The first
+    The first call has a source, whose "source_k" and "source_v" [L, B, N, S, H] and "source_segments" the cache stores. The first
     call of a decoder-only model may have an order; later tokens without an order have ranks above all earlier ones.
 
     Raises:
         ValueError: more tokens than the cache has slots, or no source.
     """
     new, cached = append_tokens(batch, cache)
-    at, length, slots = cache["at"], batch.tokens.shape[1], cache["k"].shape[2]
+    at, length, slots = cache["at"], batch.tokens.shape[1], cache["k"].shape[3]
     source, source_mask, per_layer = {}, Mask(), None
     if cfg.architecture != "decoder":
         source = cached_source(cache) if batch.source is None else _read_source(cfg, params, batch.source)
@@ -166,7 +166,8 @@ def decode(
         )
         x = x + y
         if source is not None:
-            x = block.attend_source(x, source[0], source[1], source_mask, None)
+            source_k, source_v = (jnp.swapaxes(array, 1, 2) for array in source)
+            x = block.attend_source(x, source_k, source_v, source_mask, None)
         return (constrain(block.feed_forward(x, None), BATCH), past.k, past.v), None
 
     carry = (_embed(params, batch.tokens), cache["k"], cache["v"])

@@ -116,7 +116,7 @@ def decode(
 ) -> tuple[Float[Array, "B T D"], dict[str, Any]]:
     """Return the hidden states of T more tokens after those in the cache; see `zoo.models.Model.decode`.
 
-    The first call has a source, whose "source_k" and "source_v" [L, B, S, N, H] and "source_segments" the cache stores.
+    The first call has a source, whose "source_k" and "source_v" [L, B, N, S, H] and "source_segments" the cache stores.
 
     Raises:
         ValueError: more tokens than the cache has slots, or no source.
@@ -138,7 +138,8 @@ def decode(
         y, past = block.attention.decode(
             x, mask, KVCacheView(k=k, v=v, layer=index, at=at), impl=cfg.compute.attention, scale=block.scale
         )
-        x = block.attend_source(block.norm1(x + y), source[0], source[1], source_mask, None)
+        source_k, source_v = (jnp.swapaxes(array, 1, 2) for array in source)
+        x = block.attend_source(block.norm1(x + y), source_k, source_v, source_mask, None)
         return (constrain(block.feed_forward(x, None), BATCH), past.k, past.v), None
 
     x = _embed(cfg, params, DECODER, Batch(tokens=batch.tokens, positions=new["positions"]))

@@ -155,7 +155,7 @@ def decode(
         ValueError: more tokens than the cache has slots.
     """
     new, cached = append_tokens(batch, cache)
-    at, length, slots = cache["at"], batch.tokens.shape[1], cache["k"].shape[2]
+    at, length, slots = cache["at"], batch.tokens.shape[1], cache["k"].shape[3]
     mask = Mask(
         query_segments=new["segments"],
         key_segments=cached["segments"],

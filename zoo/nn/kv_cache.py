@@ -15,7 +15,7 @@ from zoo.sharding import BATCH, constrain
 
 def empty_cache(layers: int, rows: int, length: int, heads: int, head: int, dtype: Any) -> dict[str, Any]:
     """Return a cache without tokens, with `length` slots for each row."""
-    shape = (layers, rows, length, heads, head)
+    shape = (layers, rows, heads, length, head)
     return {
         "k": jnp.zeros(shape, dtype),
         "v": jnp.zeros(shape, dtype),
@@ -32,7 +32,7 @@ def append_tokens(batch: Batch, cache: dict[str, Any]) -> tuple[dict[str, Any], 
         ValueError: more tokens than the cache has slots.
     """
     rows, length = batch.tokens.shape
-    at, slots = cache["at"], cache["k"].shape[2]
+    at, slots = cache["at"], cache["k"].shape[3]
     if length > slots:
         raise ValueError(f"{length} tokens into a cache of {slots} slots")
     places = at + jnp.arange(length)
@@ -45,7 +45,7 @@ def append_tokens(batch: Batch, cache: dict[str, Any]) -> tuple[dict[str, Any], 
 
 
 def source_entries(run: Callable[..., Any], hidden: Float[Array, "B S D"], source: Batch) -> dict[str, Any]:
-    """Return the cache's entries for a source, the keys and values [L, B, S, N, H] of every layer's cross-attention among them.
+    """Return the cache's entries for a source, the keys and values [L, B, N, S, H] of every layer's cross-attention among them.
 
     Args:
         run: `run(body, carry)` is `run_stack` over the decoder's layers, whose modules have `cross`.
@@ -53,10 +53,11 @@ def source_entries(run: Callable[..., Any], hidden: Float[Array, "B S D"], sourc
     """
 
     def body(block: Any, carry: None, _: None, index: Array, __: None) -> tuple[None, Any]:
-        return carry, block.cross.read(hidden)
+        k, v = block.cross.read(hidden)
+        return carry, (jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2))
 
     _, arrays = run(body, None)
-    k, v = (constrain(array, None, BATCH, None, HEADS) for array in arrays)
+    k, v = (constrain(array, None, BATCH, HEADS) for array in arrays)
     segments = jnp.ones(source.tokens.shape, jnp.int32) if source.segments is None else source.segments
     return {"source_k": k, "source_v": v, "source_segments": constrain(segments, BATCH)}
 

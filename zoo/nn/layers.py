@@ -179,22 +179,25 @@ class KVCacheView:
     would be copied for every token.
     """
 
-    k: Float[Array, "L B S K H"]
-    v: Float[Array, "L B S K H"]
+    k: Float[Array, "L B K S H"]
+    v: Float[Array, "L B K S H"]
     layer: Int[Array, ""]
     at: Int[Array, ""]
     """Slot of the first new token."""
 
     def write(self, k: Float[Array, "B T K H"], v: Float[Array, "B T K H"]) -> "KVCacheView":
         """Return the view with the new tokens' keys and values in the slots from `at` on."""
-        start = (self.layer, 0, self.at, 0, 0)
-        updated = (jax.lax.dynamic_update_slice(cache, new[None], start) for cache, new in ((self.k, k), (self.v, v)))
-        k, v = (constrain(cache, None, BATCH, None, HEADS) for cache in updated)
-        return dataclasses.replace(self, k=k, v=v)
+
+        def updated(cache: Array, new: Array) -> Array:
+            start = (self.layer, 0, 0, self.at, 0)
+            return constrain(jax.lax.dynamic_update_slice(cache, jnp.swapaxes(new, 1, 2)[None], start), None, BATCH, HEADS)
+
+        return dataclasses.replace(self, k=updated(self.k, k), v=updated(self.v, v))
 
     def read(self) -> tuple[Float[Array, "B S K H"], Float[Array, "B S K H"]]:
         """Return the keys and values of the layer in all slots."""
-        k, v = (jax.lax.dynamic_index_in_dim(cache, self.layer, keepdims=False) for cache in (self.k, self.v))
+        layers = (jax.lax.dynamic_index_in_dim(cache, self.layer, keepdims=False) for cache in (self.k, self.v))
+        k, v = (jnp.swapaxes(layer, 1, 2) for layer in layers)
         return k, v
 
 

@@ -125,7 +125,9 @@ def test_an_empty_cache() -> None:
     for net in map(small, GENERATORS):
         cache = net.init_cache(3, SLOTS, jnp.bfloat16)
         for name in ("k", "v"):
-            assert (cache[name].dtype, *cache[name].shape[:3]) == (jnp.bfloat16, net.config.layers, 3, SLOTS)
+            layers, rows, heads, slots, _ = cache[name].shape
+            expected = (jnp.bfloat16, net.config.layers, 3, net.config.heads, SLOTS)
+            assert (cache[name].dtype, layers, rows, heads, slots) == expected
         for name in ("segments", "positions"):
             assert (cache[name].dtype, cache[name].shape) == (jnp.int32, (3, SLOTS))
         assert not any(leaf.any() for leaf in jax.tree.leaves(cache))
@@ -178,7 +180,7 @@ def test_the_cache_is_sharded_over_rows_and_heads(family: str, mesh: tuple[int, 
     net = small(family)
     program = compiled(net, functools.partial(first_call, net), mesh=mesh)
     _, found = program.output_shardings
-    for name, axes in {"k": (None, sharding.BATCH, None, "tensor"), "segments": (sharding.BATCH,)}.items():
+    for name, axes in {"k": (None, sharding.BATCH, "tensor"), "segments": (sharding.BATCH,)}.items():
         leaf = net.init_cache(8, 1, jnp.float32)[name]
         wanted = jax.NamedSharding(found[name].mesh, jax.sharding.PartitionSpec(*axes))
         assert found[name].is_equivalent_to(wanted, leaf.ndim), name
