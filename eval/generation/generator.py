@@ -18,9 +18,8 @@ from zoo.batch import Batch
 from zoo.configs import longest_row
 from zoo.errors import BadInput, require
 from zoo.generation import decode_loop
-from zoo.generation.decode_loop import Decoder, Sampled, unroll_layers
+from zoo.generation.decode_loop import Decoder, Sampled, decoding_params, unroll_layers
 from zoo.models import Model
-from zoo.precision import cast_params
 
 Ids = Integer[np.ndarray, "_"] | Sequence[int]
 Ended = Literal["limit", "stop", "end of text"]
@@ -71,7 +70,8 @@ class Generator:
         """Prepare a model for generation.
 
         Args:
-            params: sharded over `mesh`; they are copied if `dtype`, that of the arithmetic and the cache, differs.
+            params: sharded over `mesh`; they are copied on one CPU device, and elsewhere if `dtype`, that of the arithmetic and
+                the cache, differs.
             batch: rows continued at a time; padded to a number that the mesh divides.
             option: name of `Decoding.limit` on the command line, for messages.
             end: the id that ends a text; None = the tokenizer's end-of-text.
@@ -95,7 +95,7 @@ class Generator:
         self._end = tokenizer.end_of_text if end is None else end
         self._decoder = Decoder(model, tokenizer.vocab_size, np.dtype(dtype))
         with jax.set_mesh(mesh):
-            self._params = jax.jit(lambda tree: cast_params(tree, dtype))(params)
+            self._params = jax.jit(decoding_params, static_argnums=1)(params, np.dtype(dtype))
 
     def generate(
         self,

@@ -25,7 +25,7 @@ def init_stack(layer: Callable[[nnx.Rngs], nnx.Module], key: Array, layers: int)
 
 def run_stack(
     layer: Callable[[nnx.Rngs], nnx.Module],
-    params: dict[str, Any],
+    params: dict[str, Any] | tuple[dict[str, Any], ...],
     body: Callable[..., tuple[Any, Any]],
     carry: Any,
     per_layer: Any = None,
@@ -36,13 +36,21 @@ def run_stack(
 ) -> tuple[Any, Any]:
     """Scan `body(module, carry, x, index, kind) -> (carry, y)` over the layers.
 
-    `params` and `per_layer` (for example XLNet's memory) have a slice for each layer and are scanned. `body` closes over values
+    `params` and `per_layer` (for example XLNet's memory) have a slice for each layer and are scanned; or `params` are those of
+    `zoo.ops.xla_cpu.split_layers`, over which this function loops. `body` closes over values
     that all layers share. `carry` has the values that are updated in place, such as a KV cache. `index` is the layer's number and
     `kind` the entry of the static `pattern`, which repeats over the layers; its length must divide their number.
 
     Returns the final carry and the ys, stacked on axis 0.
     """
     graph = nnx.graphdef(nnx.eval_shape(lambda: layer(nnx.Rngs(0))))
+    if isinstance(params, tuple):
+        ys = []
+        for index, leaves in enumerate(params):
+            x = jax.tree.map(lambda leaf, index=index: leaf[index], per_layer)
+            carry, y = body(nnx.merge(graph, leaves), carry, x, jnp.int32(index), pattern[index % len(pattern)])
+            ys.append(y)
+        return carry, jax.tree.map(lambda *leaves: jnp.stack(leaves), *ys)
     layers = jax.tree.leaves(params)[0].shape[0]
     period = len(pattern)
     periods = (params, per_layer, jnp.arange(layers))

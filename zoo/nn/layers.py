@@ -23,7 +23,7 @@ from zoo.attention.biases import Bias
 from zoo.attention.masks import Mask
 from zoo.configs import Activation
 from zoo.ops import counter_rng
-from zoo.ops.xla_cpu import broadcast_rows, mask_padding, merge_rows, product
+from zoo.ops.xla_cpu import OutputMajor, broadcast_rows, mask_padding, merge_rows, product
 from zoo.sharding import BATCH, constrain
 
 Init = Callable[..., Array]
@@ -323,7 +323,11 @@ def tied_logits(hidden: Float[Array, "*B D"], table: Float[Array, "rows D"], voc
     with jax.named_scope("unembed"):
         # The table's width is gathered here, as in `lookup`: once for the logits and for both of their gradients.
         kernel = constrain(table, "tensor", None)
-        logits = product(merge_rows(hidden), kernel, 1, transposed=True)
+        if hidden.ndim == 2:
+            # One position of each text, as in decoding.
+            logits = product(hidden, OutputMajor(kernel), 1)
+        else:
+            logits = product(merge_rows(hidden), kernel, 1, transposed=True)
     return mask_padding(logits, vocabulary).reshape(*hidden.shape[:-1], table.shape[0])  # [*B, rows]
 
 

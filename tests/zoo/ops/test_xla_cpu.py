@@ -51,6 +51,34 @@ def test_log_sum_exp_and_its_gradient(place, columns: int, rng: np.random.Genera
     np.testing.assert_array_less(np.abs(gradient - right), right * units * UNIT + 2.0**-126)
 
 
+@pytest.mark.parametrize("summed", [1, 2])
+@pytest.mark.parametrize("rows", [1, 5, xla_cpu.FEW_ROWS + 1])
+def test_products_of_few_rows(rows: int, summed: int, rng: np.random.Generator) -> None:
+    """The kernel stored with reversed axes, and as a table, gives the sums of the plain product; 65 rows take the plain form."""
+    shapes = ((1, rows, 6, 4), (6, 4, 3, 5)) if summed == 2 else ((1, rows, 4), (4, 3, 5))
+    x, kernel = (rng.normal(size=shape).astype(np.float32) for shape in shapes)
+    expected = np.tensordot(x.astype(np.float64), kernel, summed)
+    bound = 24 * 2 * UNIT * np.tensordot(np.abs(x), np.abs(kernel), summed)
+    table = np.moveaxis(kernel, range(summed), range(-summed, 0))
+    reversed_axes = xla_cpu.OutputMajor(jnp.asarray(kernel.T))
+    for product in (
+        xla_cpu.product(jnp.asarray(x), reversed_axes, summed),
+        xla_cpu.product(jnp.asarray(x), jnp.asarray(table), summed, transposed=True),
+        xla_cpu.product(jnp.asarray(x), jnp.asarray(kernel), summed),
+    ):
+        np.testing.assert_array_less(np.abs(product - expected), bound)
+
+
+def test_parameters_are_split_into_layers_on_one_cpu_device_only(place) -> None:
+    params = {"layers": {"up": {"kernel": jnp.arange(24.0).reshape(2, 3, 4), "bias": jnp.ones((2, 4))}}, "embed": jnp.ones(2)}
+    split = jax.jit(xla_cpu.split_layers)(params)
+    assert isinstance(split["layers"], tuple) == single_cpu()
+    if single_cpu():
+        for index, layer in enumerate(split["layers"]):
+            np.testing.assert_array_equal(layer["up"]["kernel"].array.T, params["layers"]["up"]["kernel"][index])
+            np.testing.assert_array_equal(layer["up"]["bias"], params["layers"]["up"]["bias"][index])
+
+
 def test_log_sum_exp_of_non_finite_values() -> None:
     rows = np.array([[0, np.inf, 1, 2], [np.nan, 0, 1, 2], [-np.inf, 0, 0, 0], [-np.inf] * 4], np.float32)
     np.testing.assert_allclose(xla_cpu.log_sum_exp(jnp.asarray(rows)), [np.inf, np.nan, np.log(3), -np.inf])
