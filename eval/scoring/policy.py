@@ -4,10 +4,9 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import numpy as np
 
-from eval.scoring.batch_loop import ScoringInputs, cast_to
+from eval.scoring.batch_loop import ScoringInputs
 from train.engine import device_mesh
 from train.inputs.prompt_inputs import Rows
 from train.rollouts.rewards import Completion, rewards
@@ -52,8 +51,7 @@ def of_run(inputs: ScoringInputs) -> Callable[[Any], Score]:
     )
 
     def score(params: Any) -> Score:
-        with jax.set_mesh(inputs.mesh):
-            params = cast_to(np.dtype(inputs.dtype))(params)
+        params = sampler.decoding_params(params)
         completions, tokens, unended = [], 0, 0
         batches = range(0, len(rows), sampler.rows)
         inputs.progress(0, len(batches))

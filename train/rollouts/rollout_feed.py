@@ -100,7 +100,8 @@ class RolloutFeed(Feed):
         params = self._cast(source.params(state))
         first = number * self._rollout.steps
         steps = range(first, min(first + self._rollout.steps, source.run.steps))
-        batches, parts = zip(*(self._respond(params, step) for step in steps), strict=True)
+        decoding_params = self._sampler.decoding_params(params)
+        batches, parts = zip(*(self._respond(params, decoding_params, step) for step in steps), strict=True)
         values = measure(parts)
         if np.dtype(source.dtype) == np.float32 and values["ratio_error"] > RATIO_ERROR:
             size = f"{values['ratio_error']:.2g} of itself"
@@ -116,13 +117,13 @@ class RolloutFeed(Feed):
         self._metrics = FeedMetrics(values, timing)
         return list(batches)
 
-    def _respond(self, params: Any, step: int) -> tuple[Batch, RolloutPart]:
+    def _respond(self, params: Any, decoding_params: Any, step: int) -> tuple[Batch, RolloutPart]:
         """Return this process's part of a training batch, and what all of its rows are about."""
         source, samples, rows = self._source, self._rollout.samples, self._source.data.rows
         prompts = [rows.row(number) for number in source.batches.rows_of(step).tolist()]
         examples = step * len(prompts) + np.arange(len(prompts))
         group, sample = np.divmod(examples, samples)
-        responses = self._sampler.sample(params, prompts, np.stack([group % (1 << 32), sample]).astype(np.uint32))
+        responses = self._sampler.sample(decoding_params, prompts, np.stack([group % (1 << 32), sample]).astype(np.uint32))
         sides = [prompt.with_response(responses.ids(row)) for row, prompt in enumerate(prompts)]
         placed = self._place(params, sides)
         completions = [

@@ -70,11 +70,16 @@ class Sampler:
     settings: Sampling
     seed: int = 0
 
+    def decoding_params(self, params: Any) -> Any:
+        """Return parameters in the form that `sample` takes; see `zoo.generation.decode_loop.decoding_params`."""
+        with jax.set_mesh(self.mesh):
+            return self._as_decoding_params(params)
+
     def sample(self, params: Any, prompts: Sequence[ResponseRow], numbers: UInt32[np.ndarray, "2 n"]) -> Responses:
         """Return the responses to at most `rows` prompts.
 
         Args:
-            params: parameters in `dtype`, sharded over the mesh.
+            params: what `decoding_params` returns.
             numbers: two numbers of each response, on which sampling depends.
 
         Raises:
@@ -99,6 +104,10 @@ class Sampler:
         """Return the text of a response, as it continues a decoder's prompt, without the end mark."""
         decode = self.tokenizer.decode if self.model.is_encoder_decoder else self.tokenizer.continuation
         return decode(responses.text_ids(row))
+
+    @functools.cached_property
+    def _as_decoding_params(self) -> Any:
+        return jax.jit(lambda params: decode_loop.decoding_params(params, np.dtype(self.dtype)))
 
     @functools.cached_property
     def _decoder(self) -> Decoder:

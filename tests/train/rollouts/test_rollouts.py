@@ -147,7 +147,7 @@ def test_the_divergence_from_a_reference_lowers_the_reward() -> None:
     rollouts.batch(0, params())
     assert rollouts.metrics().values["kl"] == pytest.approx(0, abs=1e-5)
     changed = jax.tree.map(lambda leaf: leaf * 1.05, params())
-    batch, part = rollouts._respond(changed, 2)
+    batch, part = rollouts._respond(changed, rollouts._sampler.decoding_params(changed), 2)
     assert part.log_ratios is not None and batch.extra is not None and np.abs(part.log_ratios).min() > 1e-3
     returns = (part.rewards - 2 * part.log_ratios).reshape(-1, GROUP)
     np.testing.assert_allclose(batch.extra["advantage"], (returns - returns.mean(1, keepdims=True)).ravel(), atol=1e-5)
