@@ -41,7 +41,7 @@ class LoraObjective(Objective):
     """The frozen parameters; before they are read, their shapes and shardings."""
 
     def frozen_inputs(self) -> Any:
-        """Return the frozen parameters, and what the objective reads."""
+        """Return the frozen parameters and the frozen inputs of the wrapped objective."""
         return {"base": self.base, "objective": self.objective.frozen_inputs()}
 
     def trained(self, model: Model) -> Trained:
@@ -53,11 +53,11 @@ class LoraObjective(Objective):
         return self.objective.whole(adapters.merge(self.model.config, self.adapters, frozen["base"], params), frozen["objective"])
 
     def initial_params(self, model: Model, params: Any) -> Any:
-        """Return the parameters that the objective begins with; `begin` makes adapters beside them."""
+        """Return the initial parameters of the wrapped objective; `begin` creates the adapters."""
         return self.objective.initial_params(model, params)
 
     def feed(self, source: FeedSource, first: int) -> AbstractContextManager[Feed]:
-        """Return the batches of the objective, which depend on the parameters with the adapters added, if on any."""
+        """Return the batches of the wrapped objective; if they depend on parameters, these have the adapters added."""
         return self.objective.feed(source, first)
 
     def complete_batch(self, model: Model, params: Callable[[], Any], batch: Batch, frozen: Any, **options: Any) -> Batch:
@@ -116,7 +116,7 @@ def unsaved(objective: Objective, folder: RunDir) -> Any:
 
 
 def begin(objective: Objective, run: Run, mesh: Mesh, params: Any) -> tuple[Objective, Any]:
-    """Return (the objective with its frozen parameters, what is trained), from the parameters that a new run begins with.
+    """Return (the objective with its frozen parameters, the trained parameters) of a new run, from its initial parameters.
 
     Raises:
         BadInput: the adapter of `run.adapter` cannot be read, or does not fit the run.

@@ -285,7 +285,7 @@ class LabelledObjective(Objective):
 
     @classmethod
     def join_options(cls, options: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-        """Return the fields of a row from those of its texts, of which there is one unless the objective compares several."""
+        """Return the fields of a row from the fields of its texts; only multiple choice has several."""
         (fields,) = options
         return fields
 

@@ -17,7 +17,7 @@ from train.tokenizers.tokenizer import Tokenizer
 from zoo.errors import require
 
 HEAD = "masked"
-"""Task of the models that are trained: the head for masked tokens predicts the next one, and there are no next sentences."""
+"""Task of the trained models: the head for masked tokens predicts the next token; there is no next-sentence head."""
 
 
 class LeftToRight(Objective):

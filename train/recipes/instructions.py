@@ -16,7 +16,7 @@ def sft(init: str = "") -> Run:
     Expect: not measured. Encoder-decoders learn the same files as pairs of texts, with Adafactor as in their paper.
     """
     model = pretrained_config.read_model_config(init) if init else configs.find_size("gpt2")[1].config
-    # A decoder alone of T5 reads pairs too; a family without learned positions has no `context`.
+    # A decoder-only T5 reads pairs too; a family without learned positions has no `context`.
     reads_pairs = hasattr(model, "is_encoder_decoder")
     length = min(512, configs.longest_row(model) or 512)
     return Run(

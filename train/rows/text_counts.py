@@ -1,4 +1,4 @@
-"""Counts of what training batches have and stand for, made on the host; `train.run.costs.COUNTS` defines them."""
+"""Counts of the tokens, predictions and text bytes of training batches, on the host; `train.run.costs.COUNTS` defines them."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -14,7 +14,7 @@ from zoo.batch import Batch
 
 
 def text_ids(batch: Batch) -> list[Int[np.ndarray, " _"]]:
-    """Return the ids of the text that the rows of a batch stand for, without padding; special tokens may be among them.
+    """Return the ids of the original text of the rows of a batch, without padding; special tokens may be among them.
 
     Encoders: the inputs, with the targets where the inputs are masked. Decoders: the targets, and a source before them.
     Encoder-decoders: the source and the targets.

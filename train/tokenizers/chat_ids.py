@@ -88,7 +88,7 @@ def rendered_pairs(
         answers = [number for number, message in enumerate(example.messages, 1) if message.role == ASSISTANT]
         for number in answers if turns == "all" else answers[-1:]:
             source, target = _prompt_and_answer(example.messages[:number], template(), example.origin)
-            # The end mark of a row is that of every pair.
+            # Every row ends with the same special token, so the template's own is removed.
             name = next((name for name in tokenizer.special_names if target.rstrip().endswith(name)), "")
             target = target.rstrip().removesuffix(name).strip()
             pairs.append(Pair(origin=example.origin, document=example.document, source=source, target=target, rendered=True))

@@ -170,7 +170,7 @@ def _read(file: Path) -> str:
 
 
 class _Generation(ext.Extension):
-    """The tag `{% generation %}` ... `{% endgeneration %}`, which writes what it encloses, between marks if `marking`."""
+    """The tag `{% generation %}` ... `{% endgeneration %}`: writes its content, between marker characters if `marking`."""
 
     tags = {"generation"}  # noqa: RUF012
     marking = False

@@ -60,9 +60,9 @@ class Tokenizer:
     """SHA-256 of the content of tokenizer.json, independent of its layout: equal for equal tokenizers."""
 
     settings: Mapping[str, Any]
-    """Content of the tokenizer_config.json beside it, none of which changes ids; empty if there was none."""
+    """Content of the tokenizer_config.json in the same folder, whose settings do not change ids; empty if there was none."""
     chat_template: str | None
-    """Content of the chat_template.jinja beside it, which `train.tokenizers.chat_template` renders; None if there was none."""
+    """Content of the chat_template.jinja there, which `train.tokenizers.chat_template` renders; None if there was none."""
 
     def __init__(self, content: Any, settings: Mapping[str, Any] | None = None, chat_template: str | None = None) -> None:
         """Build a tokenizer from the parsed content of a tokenizer.json, and the content of the files to store with it.

@@ -1,4 +1,4 @@
-"""The parameters a run begins with: newly initialized, or those of another model where both have the same."""
+"""The initial parameters of a run: copied from another model where both have a parameter, newly initialized elsewhere."""
 
 from collections.abc import Callable
 from typing import Any
