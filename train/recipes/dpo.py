@@ -13,8 +13,8 @@ def dpo(init: str = "") -> Run:
 
     Command: zoo train dpo --init DIR --data.paths pairs.jsonl
     Hardware: 2 CPU cores, float32.
-    Time: not measured.
-    Expect: not measured. A small model needs a larger rate, such as --optim.lr 1e-4.
+    Time: 5 minutes for 300 steps of 32 pairs of 32 tokens, on one core of a busy machine.
+    Expect: 77.5, 75.7, 77.5 % of held-out pairs of BLiMP (50 % before), gpt-nano, --optim.lr 2e-4, those steps, three seeds.
     """
     model = pretrained_config.read_model_config(init) if init else configs.find_size("gpt2")[1].config
     return Run(

@@ -12,8 +12,9 @@ def sft(init: str = "") -> Run:
 
     Command: zoo train sft --init DIR --data.paths train.jsonl
     Hardware: 2 CPU cores, float32.
-    Time: not measured.
-    Expect: not measured. Encoder-decoders learn the same files as pairs of texts, with Adafactor as in their paper.
+    Time: 7 minutes for 400 steps of 32 rows of 80, on one core of a busy machine.
+    Expect: 86.8, 84.2, 85.6 % of TREC's 500 test labels generated exactly, gpt-nano, --optim.lr 1e-3, those steps, three seeds.
+    Encoder-decoders learn the same files as pairs of texts, with Adafactor as in their paper.
     """
     model = pretrained_config.read_model_config(init) if init else configs.find_size("gpt2")[1].config
     # A decoder-only T5 reads pairs too; a family without learned positions has no `context`.

