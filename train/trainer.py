@@ -242,7 +242,7 @@ def _run(
         # --- Steps ---
         console.doing("compiling the step")
         # A run that stopped early and was killed before its score has no step left.
-        step, signalled, stopping = first, False, best.exhausted(first)
+        step, signalled, exhausted, stopping = first, False, "", best.exhausted(first)
         with jax.transfer_guard("disallow"), _profile(run, folder) as profiled, feeding as feed:
             while step < run.steps and not stopping:
                 if recorder.due(run.checkpoint.every, ahead=1):
@@ -259,7 +259,8 @@ def _run(
                 checkpoints.poll()
                 profiled(step - first)
                 signalled = signalled or stop.agreed(step)
-                stopping = signalled and feed.at_boundary(step)
+                exhausted = feed.exhausted()
+                stopping = bool(signalled or exhausted) and feed.at_boundary(step)
                 if recorder.due(run.log.every):
                     recorder.row(counts.total(), *feed.metrics())
                 if recorder.due(run.log.validate_every):
@@ -290,7 +291,8 @@ def _run(
             return 128 + signal_number
 
         if step < run.steps:
-            console.notice(f"ended at step {step} of {run.steps}: no improvement in {run.selection.patience} validations")
+            reason = exhausted or f"no improvement in {run.selection.patience} validations"
+            console.notice(f"ended at step {step} of {run.steps}: {reason}")
 
         # --- Score ---
         console.doing("scoring the held-out data")

@@ -23,7 +23,7 @@ def prompt(record: Record, options: Reading) -> Prompt:
     del options
     where, values = record.where, record.values
     if isinstance(values.get("prompt"), list):
-        raise BadInput(f'{where}: "prompt" is a list of messages; write the text of the conversation as a string')
+        raise BadInput(f'{where}: "prompt" is a list of messages; conversations are not read yet, write a text')
     text = check_string(get(values, "prompt", str, where), f'{where}: "prompt"')
     columns = {name: value for name, value in values.items() if name != "prompt"}
     if taken := [name for name in columns if name in RESERVED]:

@@ -39,7 +39,7 @@ class Rows(CompletionRows):
     def sampled_rows(self, count: int) -> Int64[np.ndarray, " n"]:
         """Return the numbers of the rows that `subsample` selects: of both labels, in about their shares, evenly spaced.
 
-        There is at least one of each label, so that a validation measures both.
+        There is at least one of each label, so at least two, so that a validation measures both.
         """
         labels = np.array([row.desired for row in self.rows])
         desired, undesired = np.flatnonzero(labels), np.flatnonzero(~labels)

@@ -66,6 +66,10 @@ class Feed:
         """Return whether a run that continues from the state after `step` steps gets the same further batches."""
         return True
 
+    def exhausted(self) -> str:
+        """Return why further steps would learn nothing, so that the run ends before its last step; "" = go on."""
+        return ""
+
     def metrics(self) -> FeedMetrics:
         """Return the numbers about the batch of the last step."""
         return FeedMetrics({}, {})

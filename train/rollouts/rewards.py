@@ -17,6 +17,7 @@ from train.data.example_types import Prompt
 from zoo.errors import BadInput
 
 OPTION = "--rollout.reward"
+LARGEST = np.finfo(np.float64).max
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +66,8 @@ def _find(text: str) -> RewardFunction:
         names = [other for other, value in vars(module).items() if inspect.isfunction(value) and not other.startswith("_")]
         near = difflib.get_close_matches(function_name, names, n=1, cutoff=0.0)
         fix = f"the nearest is {near[0]}" if near else "define it"
-        raise BadInput(f"{OPTION} {text}: {module_name} ({module.__file__}) has no function {function_name}; {fix}")
+        file = getattr(module, "__file__", None) or "without a file"
+        raise BadInput(f"{OPTION} {text}: {module_name} ({file}) has no function {function_name}; {fix}")
     return RewardFunction(name, function, weight)
 
 
@@ -101,7 +103,7 @@ def rewards(functions: Sequence[RewardFunction], completions: Sequence[Completio
             values = function.function(**arguments, **columns)
         except MemoryError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             first = f"for {len(completions)} completions, the first of {completions[0].prompt.origin}"
             raise BadInput(f"{OPTION} {function.name}: raised {_reason(error)} {first}; correct the function") from error
         total += function.weight * _numbers(function.name, values, completions)
@@ -117,7 +119,7 @@ def _numbers(name: str, values: Any, completions: Sequence[Completion]) -> Float
         raise BadInput(f"{OPTION} {name}: returned {many}; return a number for each of them")
     for value, item in zip(values, completions, strict=True):
         is_number = isinstance(value, int | float | np.integer | np.floating | np.bool_)
-        if not is_number or not math.isfinite(value):
+        if not is_number or not -LARGEST < value < LARGEST:
             where = f"for the completion {item.text[:40]!r} of {item.prompt.origin}"
             raise BadInput(f"{OPTION} {name}: returned {str(value)[:40]} {where}; return a finite number")
     return np.array([float(value) for value in values])

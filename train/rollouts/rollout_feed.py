@@ -4,7 +4,9 @@ A rollout is a function of the parameters at its start, the seed, and the number
 between two rollouts, so a run that continues from it samples the same texts again, and nothing of a rollout is saved.
 """
 
+import functools
 import time
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -16,6 +18,7 @@ from jaxtyping import Float32, Float64, Int64
 from train.engine import device_mesh
 from train.engine.advantages import advantages
 from train.engine.log_probs import token_log_probs
+from train.engine.micro_batches import map_rows
 from train.rollouts import rollout_files
 from train.rollouts.feed import Feed, FeedMetrics, FeedSource
 from train.rollouts.rewards import Completion, rewards
@@ -34,7 +37,7 @@ UNENDED = 0.5
 """Share of responses without an end mark above which there is a notice."""
 
 
-class _Placed(NamedTuple):
+class _ScoredRows(NamedTuple):
     """The rows of a training batch before they have advantages."""
 
     fields: dict[str, Any]
@@ -79,8 +82,7 @@ class RolloutFeed(Feed):
         """Return this process's part of the batch of a step; the first step of a rollout samples those of all of its steps.
 
         Raises:
-            BadInput: a reward function fails; logits are not finite; sampling and training disagree about a probability; or many
-                rollouts in a row had equal rewards.
+            BadInput: a reward function fails, logits are not finite, or sampling and training disagree about a probability.
         """
         number, offset = divmod(step, self._rollout.steps)
         if number != self._number:
@@ -90,6 +92,10 @@ class RolloutFeed(Feed):
     def at_boundary(self, step: int) -> bool:
         """Return whether the step after `step` steps begins a rollout."""
         return step % self._rollout.steps == 0
+
+    def exhausted(self) -> str:
+        """Return why further rollouts would teach nothing; "" = go on."""
+        return self._equal.exhausted()
 
     def metrics(self) -> FeedMetrics:
         """Return the numbers about the rollout of the last step."""
@@ -108,7 +114,7 @@ class RolloutFeed(Feed):
             what = f"a token's probability in training differs by {size} from that with which it was sampled"
             fix = "if the tokenizer has fewer entries than the model, choose a --tokenizer.path or --init whose numbers agree"
             raise BadInput(f"rollout {number}: {what}; {fix}")
-        self._notice(values)
+        self._notice(values, parts)
         if source.process == 0 and self._rollout.write_every and number % self._rollout.write_every == 0:
             rollout_files.write(source.folder, number, parts)
         seconds = time.perf_counter() - began
@@ -125,20 +131,20 @@ class RolloutFeed(Feed):
         group, sample = np.divmod(examples, samples)
         responses = self._sampler.sample(decoding_params, prompts, np.stack([group % (1 << 32), sample]).astype(np.uint32))
         sides = [prompt.with_response(responses.ids(row)) for row, prompt in enumerate(prompts)]
-        placed = self._place(params, sides)
+        scored = self._score_rows(params, sides)
         completions = [
             Completion(source.data.training.examples[prompt.example], self._sampler.text(responses, row), responses.text_ids(row))
             for row, prompt in enumerate(prompts)
         ]
         local_rewards = rewards(source.data.rewards, [completions[row] for row in source.local.tolist()])
         all_rewards = _gather(local_rewards, source.local, len(prompts))
-        log_ratios = None if placed.reference is None else (placed.old - placed.reference).sum(1, dtype=np.float64)
+        log_ratios = None if scored.reference is None else (scored.old - scored.reference).sum(1, dtype=np.float64)
         in_reward = log_ratios is not None and self._policy.kl == "reward"
         returns = all_rewards - self._policy.beta * log_ratios if in_reward else all_rewards
         advantage = advantages(returns.reshape(-1, samples), self._policy.advantage).reshape(-1)
-        extra = {"old": placed.old, "advantage": advantage.astype(np.float32)}
-        if placed.reference is not None and not in_reward:
-            extra["reference"] = placed.reference
+        extra = {"old": scored.old, "advantage": advantage.astype(np.float32)}
+        if scored.reference is not None and not in_reward:
+            extra["reference"] = scored.reference
         part = RolloutPart(
             completions=completions,
             samples=samples,
@@ -147,13 +153,13 @@ class RolloutFeed(Feed):
             rewards=all_rewards,
             advantages=advantage,
             log_ratios=log_ratios,
-            ratio_error=_ratio_error(placed, responses, [max(side.first - 1, 0) for side in sides]),
+            ratio_error=_ratio_error(scored, responses, [max(side.first - 1, 0) for side in sides]),
         )
         index = (examples[source.local] % (1 << 32)).astype(np.uint32)
         local_extra = {name: values[source.local] for name, values in extra.items()}
-        return Batch(**placed.fields, index=index, extra=local_extra), part
+        return Batch(**scored.fields, index=index, extra=local_extra), part
 
-    def _place(self, params: Any, sides: list[Side]) -> _Placed:
+    def _score_rows(self, params: Any, sides: list[Side]) -> _ScoredRows:
         """Return the training rows, with their log-probabilities as the training step computes them."""
         source, length = self._source, self._source.run.data.length
         zeros = [np.zeros(len(side.ids) - side.first, np.float32) for side in sides]
@@ -167,24 +173,30 @@ class RolloutFeed(Feed):
                 batch = device_mesh.shard_batch(Batch(**local), source.mesh, len(sides))
                 return jax.device_get(self._score(params, batch))
 
-        return _Placed(local, score(params), None if self._reference is None else score(self._reference))
+        return _ScoredRows(local, score(params), None if self._reference is None else score(self._reference))
 
     def _token_log_probs(self, params: Any, batch: Batch) -> jax.Array:
         run = self._source.run
-        return token_log_probs(self._source.model, params, batch, chunk=run.loss_chunk, temperature=self._rollout.temperature)
+        score = functools.partial(
+            token_log_probs, self._source.model, params, chunk=run.loss_chunk, temperature=self._rollout.temperature
+        )
+        # As many rows at a time as in the training step.
+        return map_rows(score, batch, run.accumulate)
 
-    def _notice(self, values: dict[str, float]) -> None:
-        self._equal.note(values)
+    def _notice(self, values: dict[str, float], parts: Sequence[RolloutPart]) -> None:
+        # A KL divergence in the loss is learned from at equal rewards too; one in the reward is part of the advantages.
+        if not self._policy.kl_in_loss:
+            self._equal.note(values, parts)
         if values["unended_share"] > UNENDED and not self._unended_noticed:
             self._unended_noticed = True
             fix = f"choose more than --rollout.tokens {self._rollout.tokens}, or a model that ends its texts"
             self._source.notify(f"{values['unended_share']:.0%} of the responses are cut off before an end mark; {fix}")
 
 
-def _ratio_error(placed: _Placed, responses: Responses, first: list[int]) -> float:
+def _ratio_error(scored: _ScoredRows, responses: Responses, first: list[int]) -> float:
     """Return the largest |probability in training / probability when sampled - 1| of a response's token."""
     at = np.array(first)[:, None] + np.arange(responses.tokens.shape[1])  # [B, R]
-    old = np.take_along_axis(placed.old, np.minimum(at, placed.old.shape[1] - 1), 1)
+    old = np.take_along_axis(scored.old, np.minimum(at, scored.old.shape[1] - 1), 1)
     counted = np.arange(at.shape[1]) < responses.lengths[:, None]
     return float(np.abs(np.expm1(np.where(counted, old - responses.log_probs, 0.0))).max())
 

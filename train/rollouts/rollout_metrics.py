@@ -8,7 +8,6 @@ import numpy as np
 from jaxtyping import Float64, Int64
 
 from train.rollouts.rewards import Completion
-from zoo.errors import BadInput
 
 MOST_EQUAL = 20
 """Consecutive rollouts whose rewards are all equal after which the run ends."""
@@ -55,22 +54,22 @@ def measure(parts: Sequence[RolloutPart]) -> dict[str, float]:
 
 
 class EqualRewards:
-    """Counter of consecutive rollouts in which all rewards are equal, from which nothing is learned."""
+    """Counter of consecutive rollouts from which nothing is learned, because the responses to each prompt have equal rewards."""
 
     def __init__(self, notify: Callable[[str], None]) -> None:
         """Store the function that shows a line."""
-        self._notify, self._count = notify, 0
+        self._notify, self._count, self._reward = notify, 0, 0.0
 
-    def note(self, values: Mapping[str, float]) -> None:
-        """Count a rollout with the numbers of `measure`; the first in a row is reported.
-
-        Raises:
-            BadInput: too many in a row.
-        """
-        self._count = self._count + 1 if values["reward_deviation"] == 0 else 0
-        same = f"all responses have the reward {values['reward']:g}"
-        if self._count >= MOST_EQUAL:
-            fix = "correct --rollout.reward, or begin with a model that is right now and then"
-            raise BadInput(f"{MOST_EQUAL} rollouts in a row: {same}, so nothing is learned; {fix}")
+    def note(self, values: Mapping[str, float], parts: Sequence[RolloutPart]) -> None:
+        """Count a rollout with the numbers of `measure`; the first in a row is reported."""
+        learns = any(np.any(part.advantages != 0) for part in parts)
+        self._count, self._reward = (0 if learns else self._count + 1), values["reward"]
         if self._count == 1:
-            self._notify(f"{same} in this rollout, so nothing is learned from it")
+            self._notify(f"{self._equal()} in this rollout, so nothing is learned from it")
+
+    def exhausted(self) -> str:
+        """Return the reason to end the run after too many rollouts in a row; "" = there were fewer."""
+        return f"{MOST_EQUAL} rollouts in a row: {self._equal()}" if self._count >= MOST_EQUAL else ""
+
+    def _equal(self) -> str:
+        return f"all responses to a prompt have the same reward (mean {self._reward:g})"

@@ -28,8 +28,8 @@ def encode_rows(
         tokens: most tokens of a response, for which a decoder's row has room.
 
     Raises:
-        BadInput: the model reads a prefix both ways, for which prompts have no layout; a prompt is too long; or an
-            encoder-decoder's tokenizer lacks special tokens.
+        BadInput: the model reads a prefix both ways, for which prompts have no layout; a prompt is too long or spells a special
+            token; or an encoder-decoder's tokenizer lacks special tokens.
     """
     if getattr(cfg, "architecture", "") == "decoder":
         raise BadInput("model.architecture decoder: prompts need encoder_decoder, shared, or a model of another family")
@@ -40,6 +40,10 @@ def encode_rows(
     fix = f"a response has up to --rollout.tokens {tokens}; choose a larger length, or fewer tokens"
     if room < 1:
         raise BadInput(f"--data.length {length}: a row has no room for a prompt, because {fix}")
+    for example in examples:
+        if name := next((name for name in tokenizer.special_names if name in example.prompt), None):
+            fix = "a prompt is encoded as text, without special tokens; remove it"
+            raise BadInput(f"{example.origin}: the prompt spells the special token {name}, and {fix}")
     rows, too_long = [], []
     for number, ids in enumerate(tokenizer.encode_many(example.prompt for example in examples)):
         prompt = np.concatenate([ids if len(ids) else empty, end]).astype(np.int32)

@@ -112,7 +112,9 @@ METRICS: dict[str, Metric] = {
     ),
     "unended_share": Metric(label="cut off", note="share of responses that are cut off before an end mark", better=None),
     "equal_groups": Metric(
-        label="equal groups", note="share of prompts whose responses have equal rewards, and teach nothing", better=None
+        label="equal groups",
+        note="share of prompts whose responses have equal rewards",
+        better=None,
     ),
     "majority_share": Metric(
         label="majority class", note="share of the most frequent class: the accuracy of always predicting it", better=None

@@ -122,7 +122,8 @@ class MetricLogger:
         )
         row["time"] |= timing
         if "rollout_seconds" in timing:
-            row["time"]["rollout_share"] = timing["rollout_seconds"] / seconds
+            # The steps of this row may have had fewer rollouts than their share.
+            row["time"]["rollout_share"] = min(timing["rollout_seconds"] / seconds, 1.0)
         self._skipped, self._timed, self._clock = 0, 0, time.perf_counter()
         self._show(row)
 

@@ -1,4 +1,4 @@
-"""The reference of a preference objective: the log-probabilities of both answers of every pair under the parameters of `--init`.
+"""The reference of `dpo` and `kto`: the log-probabilities of both answers of every row under the parameters of `--init`.
 
 They are computed once, before the first step, by a forward program over all rows, and cached on disk. A resumed run reads the
 same values. The digest of the parameters is one of the fingerprints in a checkpoint, so another reference is refused.

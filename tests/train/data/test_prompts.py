@@ -32,7 +32,7 @@ def test_prompts_are_read_with_their_columns(tmp_path: Path, name: str):
     ("row", "message"),
     [
         ({"text": "a"}, 'no "prompt"; it has "text"'),
-        ({"prompt": [{"role": "user", "content": "a"}]}, '"prompt" is a list of messages; write the text'),
+        ({"prompt": [{"role": "user", "content": "a"}]}, '"prompt" is a list of messages; conversations are not'),
         ({"prompt": "a", "ids": [1]}, 'column "ids": reward functions have this argument already; rename the column'),
     ],
 )

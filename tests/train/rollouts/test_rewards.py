@@ -16,7 +16,7 @@ from train.data.example_types import Prompt
 from train.engine import device_mesh
 from train.rollouts import preparation
 from train.rollouts.rewards import Completion, RewardFunction, find_rewards, rewards
-from train.rollouts.rollout_metrics import MOST_EQUAL, EqualRewards
+from train.rollouts.rollout_metrics import MOST_EQUAL, EqualRewards, RolloutPart
 from zoo.errors import BadInput
 
 TWO = [Completion(Prompt(origin=f"p:{n}", prompt="a", columns={"answer": n}), text, [n]) for n, text in enumerate(("x", "yy"))]
@@ -74,14 +74,21 @@ def test_functions_are_imported_from_the_working_directory(tmp_path: Path, monke
             find_rewards(names)
 
 
-def test_equal_rewards_are_reported_once_and_end_the_run_in_the_end():
+def test_rollouts_without_a_signal_are_reported_once_and_end_the_run_after_many() -> None:
     lines: list[str] = []
-    counter, equal = EqualRewards(lines.append), {"reward": 0.5, "reward_deviation": 0.0}
-    for values in (equal, equal, equal | {"reward_deviation": 0.1}, *[equal] * (MOST_EQUAL - 1)):
-        counter.note(values)
-    assert lines == ["all responses have the reward 0.5 in this rollout, so nothing is learned from it"] * 2
-    with pytest.raises(BadInput, match=rf"{MOST_EQUAL} rollouts in a row: all responses have the reward 0.5, so nothing is"):
-        counter.note(equal)
+    counter, equal, unequal = EqualRewards(lines.append), np.zeros(4), np.array([0.0, 0.0, 1.0, -1.0])
+
+    def note(advantages: np.ndarray) -> None:
+        lengths, rewards = np.ones(4, np.int64), np.full(4, 0.5)
+        numbers = {"lengths": lengths, "ended": lengths > 0, "rewards": rewards, "log_ratios": None, "ratio_error": 0.0}
+        counter.note({"reward": 0.5}, [RolloutPart(completions=[], samples=2, advantages=advantages, **numbers)])
+
+    for advantages in (equal, equal, unequal, *[equal] * (MOST_EQUAL - 1)):
+        note(advantages)
+    reason = "all responses to a prompt have the same reward (mean 0.5)"
+    assert lines == [f"{reason} in this rollout, so nothing is learned from it"] * 2 and not counter.exhausted()
+    note(equal)
+    assert counter.exhausted() == f"{MOST_EQUAL} rollouts in a row: {reason}"
 
 
 def test_groups_lie_on_one_device_and_checkpoints_between_rollouts():
