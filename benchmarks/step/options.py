@@ -24,7 +24,7 @@ class Options:
     mode: Mode = "train"
     """train: the trainer's step with the family's first objective, AdamW and clipping.
     inference: a forward pass with the same loss.
-    decode: one token through the cache."""
+    decode: one token through the cache. On a CPU, where generation splits the layers, --layers makes no difference."""
     batch: int | None = None
     """Rows of a batch. None = a default for the family."""
     length: int | None = None

@@ -22,6 +22,7 @@ from zoo import sharding
 from zoo.batch import Batch
 from zoo.configs import Compute
 from zoo.errors import BadInput, require
+from zoo.generation.decode_loop import decoding_params
 from zoo.models import Model
 from zoo.precision import DTYPES
 
@@ -206,11 +207,11 @@ def _decode(step: Step) -> StepParts:
     """Return a step that fills the last slot of a cache, always the same one; its loss is that of a fixed token."""
     model, case, dtype = step.model, step.case, step.dtype
     batch, last = case.arrays(), case.length - 1
-    tokens, cast = jnp.asarray(batch.tokens), _cast(step)
+    tokens = jnp.asarray(batch.tokens)
     source = None if batch.source is None else jax.tree.map(jnp.asarray, batch.source)
 
     def prefilled(params: Any) -> Any:
-        params = cast(params)
+        params = decoding_params(params, dtype)
         prompt = Batch(tokens=tokens[:, :last], source=source)
         _, cache = model.decode(params, prompt, model.init_cache(case.batch, case.length, dtype))
         return {"params": params, "cache": {name: array for name, array in cache.items() if name != "at"}}
@@ -218,7 +219,7 @@ def _decode(step: Step) -> StepParts:
     def step_function(state: Any, batch: Batch) -> tuple[Any, jax.Array]:
         cache = {**state["cache"], "at": jnp.int32(last)}
         hidden, cache = model.decode(state["params"], batch, cache)
-        logits = model.unembed(state["params"], hidden)[:, -1].astype(jnp.float32)
+        logits = model.unembed(state["params"], hidden[:, -1]).astype(jnp.float32)
         nats = jax.nn.logsumexp(logits, -1) - logits[:, TARGET_TOKEN]
         return {"params": state["params"], "cache": {name: cache[name] for name in state["cache"]}}, nats.mean()
 
