@@ -233,9 +233,14 @@ def _run(cfg: Config, params: dict[str, Any], side: int, body: Any, carry: Any, 
     if side == ENCODER and cfg.architecture == "encoder_decoder":
         layers = params["encoder"]["layers"]
     elif side == ENCODER:
-        layers = {name: layers[name] for name in ("norm1", "attention", "norm2", "mlp")}
+        # A tuple of layers, or one stack (`zoo.nn.layer_stack.run_stack`).
+        layers = tuple(map(_without_cross, layers)) if isinstance(layers, tuple) else _without_cross(layers)
     block, compute = functools.partial(Block, cfg, cross=cross), cfg.compute
     return run_stack(block, layers, body, carry, per_layer, remat=compute.remat, unroll=compute.unroll)
+
+
+def _without_cross(layer: dict[str, Any]) -> dict[str, Any]:
+    return {name: layer[name] for name in ("norm1", "attention", "norm2", "mlp")}
 
 
 def _relative(cfg: Config, params: dict[str, Any], side: int) -> Buckets:

@@ -17,6 +17,7 @@ from train.engine import device_mesh
 from zoo import sharding
 from zoo.attention.masks import Mask
 from zoo.batch import Batch
+from zoo.generation.decode_loop import decoding_params
 from zoo.models import Model
 
 every_generator = pytest.mark.parametrize(
@@ -108,6 +109,32 @@ def leaky(net: Model, params: Any, batch: Batch, changes: dict[str, Any]) -> np.
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(net.module, "Mask", lambda **given: Mask(**{**given, **changes}))
         return np.asarray(decoded(net, params, batch, (GIVEN,))[0])
+
+
+@pytest.mark.parametrize(
+    ("family", "changes"),
+    [
+        ("gpt", {}),
+        ("t5", {"architecture": "shared"}),
+        pytest.param("t5", {}, marks=pytest.mark.full),
+        pytest.param("t5", {"architecture": "decoder"}, marks=pytest.mark.full),
+        pytest.param("transformer", {}, marks=pytest.mark.full),
+        pytest.param("xlnet", {}, marks=pytest.mark.full),
+    ],
+)
+def test_layers_that_are_split_decode_as_their_stack(family: str, changes: dict[str, Any]) -> None:
+    """Both forms of the parameters: a prompt at once, then token by token."""
+    net = small(family, **changes)
+    params = random_params(net)
+    split = jax.jit(lambda params: decoding_params(params, jnp.dtype("float32")))(params)
+    batch = dataclasses.replace(padded(), source=source(net, len(LENGTHS)) if net.is_encoder_decoder else None)
+
+    def forward(params: Any, batch: Batch) -> jax.Array:
+        return net.decode(params, batch, net.init_cache(len(LENGTHS), SLOTS, jnp.float32))[0]
+
+    cuts = (8, 9, 10)
+    expected, hidden = (decoded(net, form, batch, cuts)[0] for form in (params, split))
+    assert_rounded_alike(hidden, expected, forward, params, part(batch, 0, cuts[-1]))
 
 
 @pytest.mark.full
