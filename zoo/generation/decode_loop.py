@@ -79,7 +79,8 @@ def decoding_params(params: Any, dtype: Any) -> Any:
 def unroll_layers(model: Model) -> Model:
     """Return the model for decoding, with its loop over layers unrolled.
 
-    A scan over the layers copies each one's weights out of their stack for every token; unrolled, they are read in place.
+    A scan over the layers copies each one's weights out of their stack for every token; unrolled, accelerators read them in
+    place. On a CPU `decoding_params` has no stacks, and this makes no difference.
     """
     layers = getattr(model.config, "decoder_layers", model.config.layers)
     compute = dataclasses.replace(model.config.compute, unroll=layers)

@@ -164,6 +164,9 @@ class Model:
         has an axis B, the second of five axes, else the first, along which rows may be selected. The caller must ensure that "at"
         + T does not exceed the number of slots: JAX would silently overwrite the last ones. It may also move "at" back by fewer
         than T: the tokens of those slots are then read again.
+
+        On one CPU device generation calls it with `zoo.ops.xla_cpu.split_layers(params)`, whose stacks are tuples of layers and
+        whose kernels are `OutputMajor`: `zoo.nn.layer_stack.run_stack` and `zoo.nn.layers.Linear` take both forms.
         """
         return self.module.decode(self.config, params, batch, cache)
 

@@ -44,6 +44,7 @@ def product(
     Remove when the gradient of `jnp.einsum` takes as long as this one, in float32 and bfloat16.
     """
     if isinstance(kernel, OutputMajor):
+        assert not transposed
         if _has_few_rows(x, summed):
             return _kernel_first(x, kernel.array, summed)
         kernel = kernel.array.T
@@ -58,12 +59,12 @@ FEW_ROWS = 64
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class OutputMajor:
-    """A kernel that is stored with its axes reversed, so that all inputs of an output lie together.
+    """A kernel that is stored with its axes reversed, so that all inputs of an output lie together: for inference.
 
     XLA on CPU: a product of 2 to 64 rows with a kernel that is stored as [in, out] reads it at 0.1 to 0.5 of the rate at which
     memory is copied, and as the first operand, stored as [out, in], at 0.2 to 0.65. With 8 rows, a token of gpt2 takes 0.5 of the
     time.
-    Can go: when x [R, in] . kernel [in, out] takes as long.
+    Remove when x [R, in] . kernel [in, out] takes as long.
     """
 
     array: Float[Array, "..."]
@@ -84,7 +85,7 @@ def split_layers(params: dict[str, Any]) -> dict[str, Any]:
 
     XLA on CPU copies each layer's slice out of a stack before it reads it. With few rows that costs more than the
     product: with gpt2's layers split, a token of one text takes 0.5 of the time.
-    Can go: when a product reads a slice in place.
+    Remove when a product reads a slice in place.
     """
 
     def own(path: Any, leaf: Array, index: int) -> Any:
