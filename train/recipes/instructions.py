@@ -14,10 +14,10 @@ def sft(init: str = "") -> Run:
     Hardware: 2 CPU cores, float32.
     Time: 7 minutes for 400 steps of 32 rows of 80, on one core of a busy machine.
     Expect: 86.8, 84.2, 85.6 % of TREC's 500 test labels generated exactly, gpt-nano, --optim.lr 1e-3, those steps, three seeds.
-    Encoder-decoders learn the same files as pairs of texts, with Adafactor as in their paper.
     """
     model = pretrained_config.read_model_config(init) if init else configs.find_size("gpt2")[1].config
-    # A decoder-only T5 reads pairs too; a family without learned positions has no `context`.
+    # Encoder-decoders learn the same files as pairs of texts, with Adafactor as in T5's paper, and so does a decoder-only T5. A
+    # family without learned positions has no `context`.
     reads_pairs = hasattr(model, "is_encoder_decoder")
     length = min(512, configs.longest_row(model) or 512)
     return Run(
