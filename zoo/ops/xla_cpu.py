@@ -67,7 +67,8 @@ class OutputMajor:
     Remove when x [R, in] . kernel [in, out] takes as long.
     """
 
-    array: Float[Array, "..."]
+    array: Any
+    """The kernel with its axes in reversed order, or its shape."""
 
     @property
     def dtype(self) -> Any:
