@@ -24,6 +24,7 @@ from train.rows.row_source import RowSource
 from train.rows.token_cache import Tokens
 from train.tokenizers.tokenizer import Tokenizer
 from zoo.batch import Batch
+from zoo.errors import require
 from zoo.models import Model
 
 Kind = Literal["text", "labelled", "pairs", "dialogue", "preference", "unpaired", "prompts"]
@@ -293,3 +294,14 @@ class LabelledObjective(Objective):
     def padded_labels(cls, row: ExampleRow, length: int) -> dict[str, np.ndarray]:
         """Return the fields labels and weights of a row of `length` tokens; by default those of the example."""
         return {"labels": row.labels, "weights": row.weights}
+
+
+def check_predicts_words(run: Run) -> None:
+    """Check that the run's model has a head of words.
+
+    Raises:
+        BadInput: the model is a reward model or a classifier.
+    """
+    labels = getattr(run.model, "labels", ())
+    fix = f"{run.objective} trains a model that predicts words, not a reward model; name another --init, or remove --model.labels"
+    require(not labels, "model.labels", " ".join(labels), fix)

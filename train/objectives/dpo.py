@@ -14,7 +14,7 @@ from train.config.dpo_options import Dpo
 from train.config.run_config import Run
 from train.engine.log_probs import counted_pairs, sequence_log_probs, split_pairs
 from train.engine.preference_losses import pair_losses, rewards
-from train.objectives.base import Objective
+from train.objectives.base import Objective, check_predicts_words
 from train.rows import preference_rows
 from train.rows.batches import Build
 from train.tokenizers.tokenizer import Tokenizer
@@ -58,9 +58,7 @@ class ReferenceObjective(Objective):
         Raises:
             BadInput: the model has a score in place of words, or the tokenizer does not fit it.
         """
-        scores = getattr(run.model, "labels", ())
-        fix = f"{cls.NAME} trains a model that predicts words, not a reward model; name another --init, or remove --model.labels"
-        require(not scores, "model.labels", " ".join(scores), fix)
+        check_predicts_words(run)
         build_pair = cls.ROWS.builder(run.model, tokenizer, run.data.target_length)
 
         def build(rng: np.random.Generator, row: Any, length: int) -> dict[str, Any]:

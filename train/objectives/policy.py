@@ -17,7 +17,7 @@ from train.config.rollout_options import Rollout
 from train.config.run_config import Run
 from train.engine.log_probs import token_log_probs
 from train.engine.policy_losses import clipped_losses, divisor, kl_losses, loss_weights, ratios
-from train.objectives.base import Objective
+from train.objectives.base import Objective, check_predicts_words
 from train.rollouts import preparation
 from train.rollouts.feed import Feed, FeedSource
 from train.rollouts.reference import load_reference
@@ -68,9 +68,7 @@ class PolicyGradient(Objective):
         Raises:
             BadInput: the model has a score in place of words, or the tokenizer does not fit it.
         """
-        scores = getattr(run.model, "labels", ())
-        fix = "policy trains a model that predicts words, not a reward model; name another --init, or remove --model.labels"
-        require(not scores, "model.labels", " ".join(scores), fix)
+        check_predicts_words(run)
         options = run.options
         build_row = row_builder(run.model, tokenizer, target_length=options.rollout.tokens, reference=options.policy.kl_in_loss)
 
