@@ -2,26 +2,26 @@
 
 from tests.support import environment  # noqa: F401, I001
 
+import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 
+from tests.support import compilation
 from tests.support.processes import Ended, run_python
 
 pytest_plugins = ["tests.support.tiers"]
-OPTIMIZED = {"attention", "ops", "runtime"}
+OPTIMIZED = {Path(__file__).parent / "zoo" / name for name in ("attention", "ops", "runtime")}
 """Folders whose tests are about what the compiler makes of a formula."""
 
 
 @pytest.fixture(autouse=True, scope="module")
 def _quick_compilation(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Compile without LLVM's optimizations outside of the folders `OPTIMIZED`: most programs run once."""
-    jax.config.update("jax_disable_most_optimizations", not OPTIMIZED & {*request.path.parts})
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+    """Compile quickly outside of the folders `OPTIMIZED`: most programs run once."""
+    with contextlib.nullcontext() if request.path.parent in OPTIMIZED else compilation.quick():
+        yield
 
 
 @pytest.fixture

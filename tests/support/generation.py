@@ -1,13 +1,12 @@
 """Small models that generate text, with their tokenizers and prompts, for the tests of generated text."""
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 from eval.generation.generator import Generator
 from eval.generation.settings import Decoding
@@ -26,14 +25,6 @@ RANDOM = Sampling(temperature=20.0, top_k=280, top_p=0.995, min_p=0.001, repetit
 """All filters on, and so hot that every token is drawn somewhere."""
 GREEDILY = Decoding(limit=LIMIT, past_end=True, sampling=GREEDY)
 RANDOMLY = Decoding(limit=LIMIT, past_end=True, samples=2, seed=3, sampling=RANDOM)
-
-
-@pytest.fixture(autouse=True)
-def quickly_compiled() -> Iterator[None]:
-    """Compile without most optimizations, which every compared program then lacks; importing this name turns it on."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def ids(generated: Sequence[Any]) -> list[tuple[int, ...]]:

@@ -17,7 +17,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from tests.support import forked, tiny
+from tests.support import compilation, forked, tiny
 from tests.support.environment import SCRATCH
 from tests.support.processes import Ended, clean_environment
 from train.checkpoints.checkpoints import Checkpoints
@@ -50,8 +50,6 @@ FLAGS = {
     "rloo": ROLLOUTS.split(),
     "xlnet-nano": f"{SMALL} --data.paths text.txt --data.valid-fraction 0.4 --model.memory 16 --model.reuse 12".split(),
 }
-QUICK = {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
-"""Programs that run for a second are not worth optimizing."""
 
 
 def text(lines: int = 80) -> str:
@@ -114,7 +112,7 @@ class Training:
         """The command under way, killed at the end of the block if it has not ended by then; `limit` as `forked.start`."""
         before = _inode(self.folder / "ledger.jsonl")
         out, err = (self.home / f"{self.name}.{number}" for number in ("out", "err"))
-        process = forked.start(self.argv(*flags, **machine), self.home, out, err, clean_environment() | QUICK, limit)
+        process = forked.start(self.argv(*flags, **machine), self.home, out, err, clean_environment() | compilation.FLAGS, limit)
         try:
             yield Started(self, process, before, out, err)
         finally:

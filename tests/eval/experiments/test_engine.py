@@ -17,8 +17,9 @@ from filelock import FileLock
 from eval.experiments import engine, handover, results, status
 from eval.experiments.registration import register
 from eval.experiments.run_progress import RunProgress
+from tests.support import compilation
 from tests.support.processes import ROOT, clean_environment, run_python
-from tests.support.runs import QUICK, alive, gone
+from tests.support.runs import alive, gone
 from tests.support.small_experiment import STAND_IN, order, small_grid, with_row
 from train.run.run_dir import RunDir
 from zoo.errors import BadInput
@@ -169,7 +170,9 @@ def test_a_slurm_job_runs_the_command_of_its_number_after_the_level_before(tmp_p
 
 def start(folder: Path) -> subprocess.Popen[bytes]:
     with (folder / "printed").open("ab") as log:
-        return subprocess.Popen(COMMAND, cwd=folder, env=clean_environment() | QUICK, stdout=log, stderr=subprocess.STDOUT)
+        return subprocess.Popen(
+            COMMAND, cwd=folder, env=clean_environment() | compilation.FLAGS, stdout=log, stderr=subprocess.STDOUT
+        )
 
 
 def children(pid: int) -> list[int]:

@@ -13,7 +13,6 @@ from eval.commands import generate
 from eval.generation.generator import Generator
 from eval.generation.settings import Decoding, Prompts
 from tests.support.generation import ids, make_generator, seq2seq, seq2seq_generator, seq2seq_loaded, seq2seq_tokenizer
-from tests.support.generation import quickly_compiled as quickly_compiled
 from tests.support.small import random_params, small
 from train.config import run_config
 from train.engine import device_mesh

@@ -20,7 +20,6 @@ from eval.generation import generator
 from eval.generation.generator import Generated, Generator, _Text
 from eval.generation.settings import Decoding, Prompts
 from tests.support.generation import GREEDILY, LIMIT, RANDOM, RANDOMLY, gpt, gpt_generator, gpt_tokenizer, ids, prompts, seq2seq
-from tests.support.generation import quickly_compiled as quickly_compiled
 from train.config import run_config
 from train.engine import device_mesh
 from train.tokenizers.tokenizer import Tokenizer

@@ -12,7 +12,6 @@ import pytest
 
 from eval.generation.settings import Decoding
 from tests.support.generation import gpt_tokenizer, ids, make_generator
-from tests.support.generation import quickly_compiled as quickly_compiled
 from tests.support.small import following, random_params
 from tests.support.xlnet_reference import read_both_ways, tiny
 from zoo import published_weights

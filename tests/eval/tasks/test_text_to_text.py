@@ -12,7 +12,6 @@ from eval.generation.settings import Decoding
 from eval.metrics import text_overlap
 from eval.tasks import Settings, text_to_text
 from tests.support.generation import gpt, gpt_generator, gpt_tokenizer, seq2seq_generator, seq2seq_loaded, seq2seq_tokenizer
-from tests.support.generation import quickly_compiled as quickly_compiled
 from tests.support.small import small
 from train.weights.load import Loaded
 from zoo.errors import BadInput

@@ -14,7 +14,6 @@ from eval.generation import generator
 from eval.generation.generator import _Text
 from eval.generation.settings import Decoding
 from tests.support.generation import GREEDILY, gpt_generator, gpt_tokenizer, ids, prompts
-from tests.support.generation import quickly_compiled as quickly_compiled
 from tests.support.small import random_params, small
 from zoo.batch import Batch
 from zoo.generation import beam_search
