@@ -1,6 +1,6 @@
 """Fixtures of all tests. `tests.support.environment` starts JAX with eight devices; it must be imported first."""
 
-from tests.support import environment  # noqa: F401, I001
+from tests.support import type_checks, environment  # noqa: F401, I001
 
 import contextlib
 from collections.abc import Callable, Iterator
