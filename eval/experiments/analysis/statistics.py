@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import scipy.optimize
 import scipy.special
-import scipy.stats
 
 Array = Any
 """A number or an array of float64."""
@@ -160,7 +159,9 @@ def power(effect: float, counts: tuple[int, int], *, alpha: float, is_paired: bo
 
 
 def _t_tail(limit: Array, degrees: int, center: float) -> Array:
-    return scipy.stats.nct.sf(limit, degrees, center)
+    from scipy import stats  # takes longer to import than JAX
+
+    return stats.nct.sf(limit, degrees, center)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -195,8 +196,10 @@ def smallest_margin(counts: tuple[int, int], *, claims: int = 1, alpha: float = 
 def mcnemar(row: Array, reference: Array) -> float:
     """Return the exact two-sided p value of "the two differ", from which of the same [items] each has right (McNemar)."""
     row, reference = np.asarray(row, bool), np.asarray(reference, bool)
+    from scipy import stats
+
     gained, lost = int((row & ~reference).sum()), int((reference & ~row).sum())
-    return 1.0 if gained + lost == 0 else float(scipy.stats.binomtest(gained, gained + lost).pvalue)
+    return 1.0 if gained + lost == 0 else float(stats.binomtest(gained, gained + lost).pvalue)
 
 
 @dataclasses.dataclass(frozen=True)
