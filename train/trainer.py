@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import json
 import math
 import time
@@ -352,8 +353,14 @@ def _peak_rate(dtype: Any) -> tuple[float, str]:
     kind = jax.devices()[0].device_kind
     if peak := hardware.device_peak(kind, dtype):
         return peak * jax.device_count(), f"{kind}'s published peak, {peak / 1e12:.0f} TFLOP/s each"
-    rate = metrics_file.matrix_rate(dtype) * jax.process_count()
+    rate = _matrix_rate(dtype) * jax.process_count()
     return rate, f"matrix products measured here, {rate / 1e9:.0f} GFLOP/s"
+
+
+@functools.cache
+def _matrix_rate(dtype: Any) -> float:
+    """Return the measured rate of matrix products, which takes half a second, so all runs of a process share it."""
+    return metrics_file.matrix_rate(dtype)
 
 
 def _implementations(run: run_config.Run, model: Model, objective: Objective, batch: Batch) -> str:
