@@ -3,11 +3,13 @@
 from tests.support import type_checks, environment  # noqa: F401, I001
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+from tyro import _docstrings
 
 from tests.support import compilation
 from tests.support.processes import Ended, run_python
@@ -21,6 +23,15 @@ OPTIMIZED = {Path(__file__).parent / "zoo" / name for name in ("attention", "ops
 def _quick_compilation(request: pytest.FixtureRequest) -> Iterator[None]:
     """Compile quickly outside of the folders `OPTIMIZED`: most programs run once."""
     with contextlib.nullcontext() if request.path.parent in OPTIMIZED else compilation.quick():
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _parse_options_once() -> Iterator[None]:
+    """Keep what tyro reads of the source of a class: in each command of this process it would parse the same files again."""
+    parsed = _docstrings._ClassTokenization
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(parsed, "make", staticmethod(functools.cache(parsed.make)))
         yield
 
 
