@@ -1,1 +1,1 @@
-"""Training: from raw text to a checkpoint. Imports `zoo` and nothing to the right of it."""
+"""Training: from raw text to a checkpoint. Of the packages of this project it imports only `zoo`."""

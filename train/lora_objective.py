@@ -1,7 +1,7 @@
-"""Training adapters with any objective: the objective's loss of the sum of frozen parameters and adapters.
+"""Training adapters with any objective, whose loss is computed with the sum of the frozen parameters and the adapters.
 
 A run with `lora.rank` has its objective wrapped here. The step updates, and the checkpoints save, the adapters and the head of a
-fine-tuned model; the frozen parameters are an input of the step. A run without adapters is not changed by anything here.
+fine-tuned model; the frozen parameters are an input of the step. A run without adapters is not affected.
 """
 
 import dataclasses
@@ -29,9 +29,9 @@ from zoo.models import Model
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class LoraObjective(Objective):
-    """An objective whose loss is of a model with adapters.
+    """An objective whose loss is computed with a model that has adapters.
 
-    `bind` makes a class of this one and the objective's own, whose class methods plan and build the rows.
+    `bind` derives a class from this class and from the class of the objective, whose class methods plan and build the rows.
     """
 
     objective: Objective
@@ -48,16 +48,17 @@ class LoraObjective(Objective):
         """Return the adapters, and the head of a fine-tuned model."""
         return weights.trained(model, self.adapters)
 
-    def whole(self, params: Any, frozen: Any) -> Any:
+    def model_params(self, params: Any, frozen: Any) -> Any:
         """Return the frozen parameters with the adapters added."""
-        return self.objective.whole(adapters.merge(self.model.config, self.adapters, frozen["base"], params), frozen["objective"])
+        merged = adapters.merge(self.model.config, self.adapters, frozen["base"], params)
+        return self.objective.model_params(merged, frozen["objective"])
 
     def initial_params(self, model: Model, params: Any) -> Any:
         """Return the initial parameters of the wrapped objective; `begin` creates the adapters."""
         return self.objective.initial_params(model, params)
 
     def feed(self, source: FeedSource, first: int) -> AbstractContextManager[Feed]:
-        """Return the batches of the wrapped objective; if they depend on parameters, these have the adapters added."""
+        """Return the batches of the wrapped objective; if they depend on the parameters, the adapters are added to these."""
         return self.objective.feed(source, first)
 
     def complete_batch(self, model: Model, params: Callable[[], Any], batch: Batch, frozen: Any, **options: Any) -> Batch:
@@ -76,7 +77,7 @@ class LoraObjective(Objective):
         return self.objective.loss(model, params, batch, frozen["objective"], **options)
 
     def flops(self, model: Model, batch: Batch) -> float:
-        """Return the FLOPs of a step without any gradient of a kernel; those of the few adapted ones are not counted."""
+        """Return the FLOPs of a step without the gradients of frozen kernels; those of the adapters are not counted."""
         return self.objective.flops(model, batch) - self.forward_flops(model, batch)
 
     def forward_flops(self, model: Model, batch: Batch) -> float:
@@ -111,7 +112,7 @@ def check(run: Run) -> None:
 
 
 def unsaved(objective: Objective, folder: RunDir) -> Any:
-    """Return the shapes of the frozen parameters that the folder of a run does not have yet."""
+    """Return the shapes of the frozen parameters that the folder of a run does not have yet; () if there are none."""
     return objective.base if isinstance(objective, LoraObjective) and not folder.is_resumable else ()
 
 
@@ -129,7 +130,7 @@ def begin(objective: Objective, run: Run, mesh: Mesh, params: Any) -> tuple[Obje
 
 
 def save(objective: Objective, folder: RunDir, state: Any, *, notify: Callable[[str], None]) -> dict[str, str]:
-    """Save what a new run does not train but needs, and return what its checkpoints record of that."""
+    """Save the frozen parameters of a new run, and return the metadata about them for its checkpoints; {} if it has none."""
     if not isinstance(objective, LoraObjective):
         return {}
     weights.save_base(folder, state, objective.base, notify=notify)
@@ -139,7 +140,7 @@ def save(objective: Objective, folder: RunDir, state: Any, *, notify: Callable[[
 def resume(
     objective: Objective, folder: RunDir, mesh: Mesh, metadata: dict[str, Any], *, notify: Callable[[str], None]
 ) -> tuple[Objective, dict[str, str]]:
-    """Return (the objective with the frozen parameters of a run that continues, what its checkpoints record of them)."""
+    """Return (the objective with the frozen parameters of a resumed run, the metadata about them for its checkpoints)."""
     if not isinstance(objective, LoraObjective):
         return objective, {}
     base = weights.read_base(folder, objective.model, mesh, metadata.get("base", ""), notify=notify)
@@ -148,10 +149,10 @@ def resume(
 
 def scored_params(objective: Objective, model: Model, mesh: Mesh) -> Callable[[Any], Any]:
     """Return a function from trained parameters to those of the model, which scores, samples and exports read."""
-    if type(objective).whole is Objective.whole:
+    if type(objective).model_params is Objective.model_params:
         return lambda params: params
     shapes = weights.abstract_params(weights.trained(model, None), mesh)
-    merge = jax.jit(objective.whole, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, shapes))
+    merge = jax.jit(objective.model_params, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, shapes))
 
     def scored(params: Any) -> Any:
         with jax.set_mesh(mesh):
@@ -161,7 +162,7 @@ def scored_params(objective: Objective, model: Model, mesh: Mesh) -> Callable[[A
 
 
 def facts(objective: Objective) -> dict[str, str]:
-    """Return what is trained, for the console and the report; {} if all parameters are."""
+    """Return a line about the trained parameters, for the console and the report; {} if all parameters are trained."""
     if not isinstance(objective, LoraObjective):
         return {}
     spec, parameters = objective.adapters, objective.trained(objective.model)

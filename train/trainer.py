@@ -170,7 +170,7 @@ def _run(
             objective, saved = lora_objective.resume(objective, folder, mesh, restored[1], notify=console.notice)
         else:
             metadata["parents"] = lineage.read_parents(run)
-            pretrained = warm_start.params(run, model, mesh, console.notice) if run.init else None
+            pretrained = warm_start.initial_params(run, model, mesh, console.notice) if run.init else None
             objective, params = lora_objective.begin(objective, run, mesh, objective.initial_params(model, pretrained))
             trained_params = objective.trained(model)
             state = state_init.init_state(run, model, built.tx, mesh, params, trained_params.init, trained_params.sharding)

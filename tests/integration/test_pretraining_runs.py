@@ -179,7 +179,7 @@ def test_the_last_checkpoints_are_averaged(place: Path, capsys: pytest.CaptureFi
     assert max(float(np.abs(averaged[path] - steps[2][path]).max()) for path in averaged) > 1e-4
     refused = {
         "runs/kept out/other --last 9": "--last 9: runs/kept has 4 intact checkpoints; choose 1 to that, or train with",
-        "out/mean out/other --last 2": "--last 2: out/mean is no run",
+        "out/mean out/other --last 2": "--last 2: out/mean is not a run",
     }
     assert_refused(capsys, place, {line: (("export", *words(line)), message) for line, message in refused.items()})
 

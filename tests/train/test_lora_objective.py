@@ -206,7 +206,7 @@ def test_a_run_resumes_with_the_same_bits_and_with_its_own_base(place: Path, cap
     assert RunDir("runs/run").scores.read_text() == RunDir("runs/resumed").scores.read_text()
 
     shutil.rmtree("runs/robbed/base")
-    assert "runs/robbed/base: not there; it has the parameters" in said(capsys, *TRAIN, *options, "--name", "robbed", code=2)
+    assert "runs/robbed/base: missing; it has the parameters" in said(capsys, *TRAIN, *options, "--name", "robbed", code=2)
     said(capsys, *TRAIN, *options, "--steps", "1", "--seed", "5", "--name", "other")
     shutil.rmtree("runs/mixed/base")
     shutil.copytree("runs/other/base", "runs/mixed/base")
@@ -239,7 +239,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(
 
 
 def test_only_a_run_with_adapters_exports_them(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "--adapter: gpt2 is no run" in said(capsys, "export", "gpt2", "out2", "--adapter", code=2)
+    assert "--adapter: gpt2 is not a run" in said(capsys, "export", "gpt2", "out2", "--adapter", code=2)
     with pytest.raises(BadInput, match="out2: no such folder"):
         load("out2")
 

@@ -12,8 +12,8 @@ atomic rename. A folder without a valid manifest is not a checkpoint.
 One run writes into a folder at a time (the run holds the lock); any number of processes may read.
 
 `Checkpoints` is the interface. Its parts: `step_folders` lists, checks and prunes the folders, `saving` writes a step,
-`restoring` reads one, `manifest` is COMMIT.json (its `check_content` compares the digests), and `orbax_io` is all that uses
-Orbax. `train/trainer.py` decides when a step is saved.
+`restoring` reads one, `manifest` is COMMIT.json (its `check_content` compares the digests), and `orbax_io` is the only module
+that uses Orbax. `train/trainer.py` decides when a step is saved.
 """
 
 import json

@@ -119,7 +119,7 @@ def by_path(tree: Any) -> dict[str, Any]:
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     paths = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
     if len(paths) != len(leaves):
-        raise ValueError("two leaves have one path: a key contains '/'")
+        raise ValueError("two leaves have the same path, because a key contains '/'")
     return paths
 
 
@@ -129,11 +129,11 @@ def describe_leaves(leaves: dict[str, Any]) -> dict[str, str]:
 
 
 def compare(saved: dict[str, Any], current: dict[str, Any], ignored: Collection[str] = ()) -> list[str]:
-    """Return the differences of two nested JSON dicts, a line each: "model.layers: 4 in the checkpoint, 6 asked".
+    """Return the differences of two nested JSON dicts, one per line: "model.layers: 4 in the checkpoint, 6 now".
 
     Args:
         saved: the values in the checkpoint.
-        current: the values that are asked for.
+        current: the values of the run that reads the checkpoint.
         ignored: top-level keys that may differ.
     """
     lines = []
@@ -146,7 +146,7 @@ def compare(saved: dict[str, Any], current: dict[str, Any], ignored: Collection[
             continue
         old, new = (json.dumps(side[key], sort_keys=True) if key in side else "nothing" for side in (saved, current))
         if old != new:
-            lines.append(f"{key}: {_shorten(old)} in the checkpoint, {_shorten(new)} asked")
+            lines.append(f"{key}: {_shorten(old)} in the checkpoint, {_shorten(new)} now")
     return lines
 
 

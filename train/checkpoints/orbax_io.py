@@ -1,4 +1,4 @@
-"""Arrays to files and back: everything that uses Orbax, and what it takes to survive a disk that fills up during a write."""
+"""Writing and reading the arrays of a checkpoint: all uses of Orbax, and the handling of a disk that fills up during a write."""
 
 import asyncio
 import functools
@@ -24,8 +24,9 @@ SAVE_MEMORY = (128 << 20) + (8 << 20) * (os.cpu_count() or 1)
 """Bytes of address space that a save needs besides its arrays. The first one took 117 MiB on two cores, most of it stacks of
 threads; each core adds a thread."""
 SMALLEST_PART = 1 << 20
-"""Bytes from which the copies of an array on several devices write a part of it each. Orbax divides every array by default, and
-compiles a program for each part of each shape: 96 of the 111 programs of a small run on eight devices."""
+"""Smallest size in bytes of the part of an array that one of the devices with a copy of it writes; the copies of a smaller array
+are not divided. By default Orbax divides every array, and compiles a program for each part of each shape: 96 of the 111 programs
+of a small run on eight devices."""
 
 
 def check_memory(size: int) -> None:
@@ -43,8 +44,8 @@ def check_memory(size: int) -> None:
 def start_writing(folder: pathlib.Path, leaves: dict[str, jax.Array]) -> Callable[[], None]:
     """Begin to write arrays into an empty folder; called by every process, for its shards.
 
-    Returns once the arrays are on the host. (On CPU they already are, and references keep their buffers: JAX then copies where it
-    would have donated them.) Call it in a thread without an event loop; the main thread of a notebook has one.
+    Returns once the arrays are on the host. (On CPU they already are; the references to them keep JAX from reusing their buffers
+    when a step donates them.) Call it in a thread without an event loop; the main thread of a notebook has one.
 
     Returns:
         A function that waits until this process's part is written, and raises the error if that failed.
@@ -87,7 +88,7 @@ def barrier(name: str) -> None:
 def remove_abandoned(folder: pathlib.Path, absent_for: float = 0.3, patience: float = 30) -> None:
     """Remove a folder whose writing failed.
 
-    Writes that did not fail continue for a moment, and TensorStore creates a missing parent folder again: delete it until it
+    Other writes of the save continue for a moment, and TensorStore recreates a missing parent folder: so delete it until it
     has been absent for `absent_for` seconds, for at most `patience` seconds.
     """
     deadline = time.monotonic() + patience
@@ -101,7 +102,7 @@ def remove_abandoned(folder: pathlib.Path, absent_for: float = 0.3, patience: fl
 
 @functools.cache
 def _handler() -> ocp.PyTreeCheckpointHandler:
-    """Return Orbax's handler, made at first use: it starts JAX's backend, so the processes must have joined before."""
+    """Return Orbax's handler, created at its first use. It starts JAX's backend, so the processes must have joined before."""
     arrays = ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=SMALLEST_PART)
     registry = ocp.type_handlers.create_type_handler_registry((jax.Array, arrays))
     return ocp.PyTreeCheckpointHandler(type_handler_registry=registry)

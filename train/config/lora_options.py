@@ -8,17 +8,17 @@ from zoo.errors import require
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Lora:
-    """Low-rank adapters (Hu et al. 2021): two thin matrices B A are trained beside each chosen one of --init, which is frozen."""
+    """Low-rank adapters (Hu et al. 2021): a trained product B A of thin matrices is added to each target, a frozen matrix."""
 
     rank: int = 0
-    """Inner size of B A; 0 = no adapters: all parameters are trained."""
+    """Rank of B A, its inner size; 0 = no adapters, and all parameters are trained."""
     alpha: float = 8.0
-    """B A is added to its matrix times alpha / rank."""
+    """B A is multiplied by alpha / rank before it is added to the frozen matrix."""
     targets: tuple[str, ...] = ()
-    """Published modules that have adapters, by the end of their names (c_attn, query, attention.output.dense); none = those of
-    the family, as in peft."""
+    """Published modules that get adapters, by the end of their names (c_attn, query, attention.output.dense); none = the
+    defaults of peft for the family."""
     rslora: bool = False
-    """Add B A times alpha / sqrt(rank) instead (Kalajdzievski 2023)."""
+    """Multiply B A by alpha / sqrt(rank) instead of alpha / rank (Kalajdzievski 2023)."""
 
     def __post_init__(self) -> None:
         require(0 <= self.rank <= 65536, "lora.rank", self.rank, "choose 0 (no adapters) or the inner size of B A")

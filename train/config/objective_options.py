@@ -109,8 +109,8 @@ class Permutation:
     bidirectional: bool = False
     """Read half of the rows from right to left (the authors' `bi_data`)."""
     ordered: bool = False
-    """Use the rows in the order of the text also without a memory, as a model with a memory always does. Otherwise they are
-    shuffled, and a comparison of the two models is also one of the orders."""
+    """Use the rows of a model without a memory in the order of the text too, as those of a model with a memory always are.
+    Otherwise they are shuffled, and a comparison of the two models also compares the two orders."""
 
     def __post_init__(self) -> None:
         require(self.predictions >= 0, "permutation.predictions", self.predictions, "choose 0 (a sixth of a row) or more")
@@ -149,7 +149,7 @@ class Pairs:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Distillation:
-    """Losses by which a student learns from its teacher (Sanh et al. 2019, section 2; weights of the released models)."""
+    """Losses by which a student learns from its teacher (Sanh et al. 2019, section 2). Defaults: those of the released models."""
 
     teacher: str = ""
     """Run, folder of published weights, or hub:ID of the teacher."""
@@ -199,8 +199,8 @@ class Reading:
     label_first: one label, a space and the text per line.
     conll: one word, a tab and its tag per line, and an empty line after a sentence. squad, race: JSON."""
     truncate: bool = False
-    """Cut texts that do not fit into a row, the longer text of a pair first, and of a preference or a prompt the beginning of
-    the prompt; otherwise they are an error."""
+    """Truncate texts that do not fit into a row: the longer text of a pair first, and the beginning of the prompt in preferences
+    and prompts. Otherwise a text that does not fit is an error."""
 
     def __post_init__(self) -> None:
         """Check the values; subclasses extend this."""
@@ -214,7 +214,7 @@ class Chat:
     """Chat template: a file (chat_template.jinja), or builtin for "User: ...", "Assistant: ..."; it is stored with the tokenizer.
     Empty = the tokenizer's own."""
     turns: Turns = "all"
-    """Turns of the assistant that are learned: all of them, or the last one of each conversation."""
+    """Turns of the assistant that count in the loss: all of them, or the last one of each conversation."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -271,7 +271,7 @@ class TaggedWords(Choices, Columns):
     """Reading of files of sentences with a tag for each word."""
 
     class_weights: ClassWeights = "none"
-    """balanced: weigh an example by n / (classes * n of its class) in the training loss, so that all classes count equally."""
+    """balanced: weight an example by n / (classes * n of its class) in the training loss, so that all classes count equally."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -317,9 +317,8 @@ class Selection:
     patience: int = 0
     """Stop after this many consecutive validations without an improvement; 0 = run to the last step."""
     share: float = 0.0
-    """Share of the labelled training examples that is not trained on, and on which validations are computed instead of on the
-    held-out examples: those are then scored once, at the end, by a checkpoint that was not selected on them.
-    0 = validate on the held-out examples."""
+    """Share of the labelled training examples that is used for validations instead of training. The held-out examples are then
+    scored only once, at the end, with a checkpoint that was not selected on them. 0 = validate on the held-out examples."""
 
     def __post_init__(self) -> None:
         require(0 <= self.share < 0.9, "selection.share", self.share, "choose 0 (none) or a share below 0.9")

@@ -209,18 +209,18 @@ def find_options(objective: Any) -> type[ObjectiveOptions]:
 
 
 def scored_as(kind: type[ObjectiveOptions]) -> str:
-    """Return the objective of the zoo that scores held-out data: the one whose options a class is, or is derived from.
+    """Return the name of the zoo's objective whose scorer is used for held-out data; "" if there is none.
 
-    The result is "" if there is none.
+    It is the objective whose class of options is `kind` or a base class of it.
     """
     return next((name for base in kind.__mro__ for name, own in OPTIONS.items() if own is base), "")
 
 
 def from_labelled(objective: str, labelled: groups.Labelled) -> Any:
-    """Return the options of an objective with those for reading files, which were parsed before the objective was known.
+    """Return the options of an objective, with the reading options `labelled`, which were parsed before it was known.
 
     Raises:
-        BadInput: one of them has a value, and the objective does not use it.
+        BadInput: a reading option is set that the objective does not use.
     """
     options: Any = find_options(objective)()
     used = adapt(labelled, type(options.labelled))
@@ -232,7 +232,7 @@ def from_labelled(objective: str, labelled: groups.Labelled) -> Any:
 
 
 def adapt(options: Any, kind: type[Kind]) -> Kind:
-    """Return options as another class of options. Fields that both have keep their values; the others have their defaults."""
+    """Return options as another class of options. Fields of both classes keep their values; the others get their defaults."""
     own, hints = get_type_hints(type(options)), get_type_hints(kind)
     values = {}
     for field in dataclasses.fields(kind):  # pyright: ignore[reportArgumentType]

@@ -56,7 +56,7 @@ class Optim:
     """
 
     name: Optimizer = "adamw"
-    """Optimizer; muon trains the matrices of the layers, and the rest as adamw."""
+    """Optimizer. muon: Muon for the matrices of the layers, AdamW for all other parameters."""
     lr: float = 1e-3
     """Peak learning rate."""
     schedule: Schedule = "cosine"
@@ -213,8 +213,8 @@ class Run(Generic[Model, Options, DataOptions]):
     init: str = ""
     """Run, folder of published weights, or hub:ID with the initial parameters and the tokenizer; empty = random parameters."""
     adapter: str = ""
-    """Folder of an adapter in peft's format for the model of --init: training continues with it, and the options of --lora are
-    its own unless they are named."""
+    """Folder of an adapter in peft's format for the model of --init; training continues from it. Options of --lora that are not
+    set take the adapter's values."""
     steps: int = 1000
     """Number of training steps."""
     seed: int = 0
@@ -261,7 +261,7 @@ class Run(Generic[Model, Options, DataOptions]):
 
     @property
     def repeat(self) -> int:
-        """Number of consecutive examples of the stream that are of one row: the responses to a prompt; 1 = all differ."""
+        """Number of consecutive examples that use the same row: the responses to a prompt; 1 = each example uses another row."""
         return self.options.rollout.samples if isinstance(self.options, PolicyOptions) else 1
 
     def __post_init__(self) -> None:
@@ -296,7 +296,7 @@ class Run(Generic[Model, Options, DataOptions]):
             require(target <= longest, "data.target_length", target, fix)
 
     def check_base(self) -> None:
-        """Refuse adapters without parameters that they are added to; a plan needs only their shapes.
+        """Refuse adapters without frozen parameters. A plan does not call this, because it needs only their shapes.
 
         Raises:
             BadInput: the run trains adapters and has no `init`.
@@ -307,7 +307,7 @@ class Run(Generic[Model, Options, DataOptions]):
     def _check_adapters(self) -> None:
         """Refuse options that do not fit the training of adapters alone."""
         rank, optim = self.lora.rank, self.optim
-        fix = "the run trains no adapters; add the --lora.rank and the other --lora options that it has"
+        fix = "the run trains no adapters; set --lora.rank and the other --lora options to the adapter's values"
         require(not self.adapter or rank > 0, "adapter", self.adapter, fix)
         if not rank:
             return

@@ -1,4 +1,4 @@
-"""The plug-ins that a run names: which ones it uses, and the contract of an objective that is one. Nothing here imports JAX."""
+"""The plug-ins that a run uses, and the requirements on an objective from a plug-in. Nothing here imports JAX."""
 
 import dataclasses
 import inspect
@@ -11,7 +11,7 @@ from zoo.configs import Implementation, Objective
 from zoo.plugins import Plugin
 
 EXTENDED = ("causal", "masked", "permutation", "denoising", "text_to_text")
-"""Objectives of the zoo whose options a plug-in may extend. Those of labelled data have tables with a row for each of them."""
+"""Objectives of the zoo whose options a plug-in may extend; not those of labelled data, whose readers are tables by objective."""
 METHODS = ("builder", "bind", "weights", "loss", "trained_params", "flops")
 RESERVED = {field.name for kind in (Run, Machine) for field in dataclasses.fields(kind)} | {"family", "objective", "plugins"}
 """Names in config.json or on the command line that no option of an objective may have."""
@@ -35,21 +35,21 @@ def used_plugins(run: Run) -> list[Plugin]:
 
 
 def find_objective(name: str) -> Any:
-    """Return the class of an objective that is a plug-in's.
+    """Return the class of an objective that a plug-in provides.
 
     Raises:
-        BadInput: two distributions have it, or it cannot be used.
+        BadInput: two distributions provide it, or it cannot be used.
     """
     plugin = plugins.find("zoo.objectives", name, get_args(Objective))
-    assert plugin is not None, f"{name} is no objective of a plug-in"
+    assert plugin is not None, f"{name} is not an objective of a plug-in"
     return load_objective(plugin)
 
 
 def load_objective(plugin: Plugin) -> Any:
-    """Return the class of an objective that is a plug-in's.
+    """Return the class of the objective that a plug-in provides.
 
     Raises:
-        BadInput: it cannot be imported, or is no objective.
+        BadInput: it cannot be imported, or is not a valid objective.
     """
     expected = (
         f"a subclass of `train.objectives.base.Objective` with NAME ({plugin.name!r}), FAMILIES (the models it trains), and "

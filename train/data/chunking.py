@@ -6,11 +6,11 @@ from collections.abc import Iterable, Iterator
 from zoo.errors import BadInput
 
 CHUNK = 1 << 15
-"""Characters of a chunk: a longer text is cut at the first place after that many which allows it."""
+"""Characters of a chunk: a longer text is cut at the first place after it where a cut does not change the tokens."""
 GROUP = 32
 """Chunks that are tokenized at a time: enough to keep the cores busy."""
 LONGEST_CHUNK = 4 << 20
-"""Characters of the longest chunk: tokenizing takes about 50 bytes of memory a character."""
+"""Characters of the longest chunk: tokenizing takes about 50 bytes of memory per character."""
 
 # GPT-2's rules never make one token of a visible character and a space after it, nor of a letter and punctuation after it.
 # Letters are those of scripts written without spaces, in ranges that no version of Unicode changes.

@@ -27,7 +27,7 @@ def trec(file: Path, options: Reading) -> Iterator[Record | BadInput]:
 
 
 def conll(file: Path, options: Reading, *, min_columns: int = 2) -> Iterator[Record | BadInput]:
-    """Read sentences with a word a line and an empty line between them; a record is one sentence, a column a list over words.
+    """Read sentences with one word per line and an empty line between them; a record is a sentence, a column a list of strings.
 
     Columns are separated by tabs, or by spaces in a line without a tab. A line that begins with -DOCSTART- is not a word, as in
     CoNLL 2003 (Tjong Kim Sang and De Meulder 2003). A sentence with a malformed line is malformed.
@@ -91,7 +91,7 @@ def _squad(file: Path, options: Reading) -> Iterator[tuple[Record, dict[str, Any
     content = parse_json(read_whole(file, options.encoding, TO_UTF8), str(file), "copy it again")
     for article_index, article in enumerate(get(content, "data", list, str(file))):
         article_where = f"{file}: data[{article_index}]"
-        # An article without a title is one document too.
+        # An article without a title is also a document.
         title = get(article, "title", str, article_where) if isinstance(article, dict) and "title" in article else article_where
         for paragraph_index, paragraph in enumerate(get(article, "paragraphs", list, article_where)):
             where = f"{article_where}.paragraphs[{paragraph_index}]"
@@ -126,7 +126,7 @@ def get(value: Any, name: str, kind: type, where: str) -> Any:
 
     Args:
         value: the object, as `json.loads` returns it; anything else is refused.
-        kind: dict, list, str or int; a truth value is no int.
+        kind: dict, list, str or int; a boolean does not count as an int.
         where: position of the object, with which error messages begin.
 
     Raises:

@@ -25,7 +25,7 @@ Reader = Callable[[Path, Any], Iterator[Record | BadInput]]
 
 ANY: dict[str, Reader] = {".jsonl": records.json_lines, ".parquet": records.parquet}
 LABEL_LISTS = 'with --labelled.multi-label, write a list of names, "labels", in .jsonl or .parquet'
-"""The fix in messages about labels that are not lists."""
+"""The advice in messages about labels that are not lists."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -41,7 +41,7 @@ def read_examples(
 ) -> Iterator[Item]:
     """Yield the examples that some paths name, in order.
 
-    A .txt has one text a line: for classification a text, for tagging a sentence whose words are separated by spaces.
+    Each line of a .txt is one example: a text for classification, and for tagging a sentence whose words are separated by spaces.
 
     Args:
         line: content of a line of a .txt; "auto" means "text", but raises an error if the lines begin with `labels`.

@@ -22,7 +22,7 @@ WORD = re.compile(r"\s*\S+(?:\s+\Z)?")
 def preference(record: Record, options: Reading) -> Preference:
     """Return the preference of a record with "chosen", "rejected" and, optionally, "prompt" and "margin".
 
-    Without a prompt, chosen and rejected are two whole texts, and their longest common beginning in words is the prompt.
+    Without a prompt, chosen and rejected are complete texts, and their longest common beginning in whole words is the prompt.
 
     Raises:
         BadInput: a field is missing or of another type, the two texts are equal or have no common beginning, a completion is

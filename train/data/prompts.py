@@ -18,7 +18,7 @@ def prompt(record: Record, options: Reading) -> Prompt:
     """Return the prompt of a record with "prompt" and any other columns.
 
     Raises:
-        BadInput: there is no prompt, it is no text, or a column has the name of another argument of a reward function.
+        BadInput: there is no prompt, it is not a text, or a column has the name of another argument of a reward function.
     """
     del options
     where, values = record.where, record.values

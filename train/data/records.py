@@ -1,4 +1,4 @@
-"""Readers of labelled data from tables, lines of JSON and data sets: one record, the values of the columns, an example.
+"""Readers of labelled data from tables, JSON lines and data sets: a record per example, with the values of the columns.
 
 A reader yields a `BadInput` in place of a malformed example and continues; it raises one if the file itself cannot be read.
 `train.data.labelled_reader.read_examples` raises the yielded ones, or leaves those examples out.
@@ -88,7 +88,7 @@ def comma_separated(file: Path, options: PairTables) -> Iterator[Record | BadInp
 
 
 def json_lines(file: Path, options: Reading) -> Iterator[Record | BadInput]:
-    """Read one JSON object a line; blank lines are skipped."""
+    """Read one JSON object per line; blank lines are skipped."""
     for line, text in lines(file, options.encoding, TO_UTF8):
         if not text.strip():
             continue
@@ -142,5 +142,5 @@ def _named(value: Any, names: list[str], where: str) -> Any:
     if isinstance(value, list):
         return [_named(item, names, where) for item in value]
     if not isinstance(value, int) or not 0 <= value < len(names):
-        raise BadInput(f"{where} holds {value}, which is none of its {len(names)} classes; remove the rows without a label")
+        raise BadInput(f"{where} holds {value}, which is not one of its {len(names)} classes; remove the rows without a label")
     return names[value]

@@ -17,7 +17,7 @@ from zoo.hf import hub
 
 PACKED = (".gz", ".xz", ".bz2")
 Reader = TypeVar("Reader")
-KINDS = ".txt (one document), .jsonl (a document a line), both also as .gz, .xz or .bz2, and .parquet (a document a row)"
+KINDS = ".txt (one document), .jsonl (one document per line), both also as .gz, .xz or .bz2, and .parquet (one document per row)"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -99,7 +99,7 @@ def lines(file: Path, encoding: str = "utf-8", fix: str = TO_UTF8) -> Iterator[t
         while raw := stream.readline(LONGEST_LINE + 1):
             line += 1
             if len(raw) > LONGEST_LINE:
-                raise BadInput(f"{file}:{line}: longer than {LONGEST_LINE >> 20} MiB; write shorter lines, as one example a line")
+                raise BadInput(f"{file}:{line}: longer than {LONGEST_LINE >> 20} MiB; write shorter lines, one example each")
             text, _ = _decode(raw, file, line, offset, encoding=encoding, fix=fix)
             offset += len(raw)
             yield line, text
@@ -240,7 +240,7 @@ def parse_json(text: str, where: str, fix: str) -> Any:
 
 def parse_object(text: str, where: str, example: str) -> dict[str, Any]:
     """Parse a line that is a JSON object; `example` is one, for the error message."""
-    value = parse_json(text, where, "write one object a line")
+    value = parse_json(text, where, "write one object per line")
     if not isinstance(value, dict):
         raise BadInput(f"{where}: {json_type(value)}, not an object; write lines like {example}")
     return value
@@ -266,5 +266,5 @@ def listed(names: list[str]) -> str:
 
 def json_type(value: Any) -> str:
     """Return the type of a JSON value in words, for an error message."""
-    kinds = {dict: "an object", list: "an array", str: "a string", bool: "a truth value", type(None): "null"}
+    kinds = {dict: "an object", list: "an array", str: "a string", bool: "a boolean", type(None): "null"}
     return kinds.get(type(value), "a number")

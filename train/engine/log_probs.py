@@ -1,4 +1,4 @@
-"""Log-probabilities of the targets of rows, and of answers, whose arrays have an axis C after the batch axis (2 for pairs)."""
+"""Log-probabilities of the targets of rows [B, T], and of whole answers in arrays [B, C, T], with C = 2 for pairs."""
 
 import dataclasses
 from typing import Any
@@ -60,7 +60,7 @@ def one_side(batch: Batch, side: int) -> Batch:
 
 
 def counted_pairs(batch: Batch) -> Float[Array, " B"]:
-    """Return 1 for each pair that counts, and 0 for those that only fill up a batch: these have no token with a weight."""
+    """Return 1 for each pair that counts, and 0 for a pair that only fills up a batch, whose tokens all have weight 0."""
     assert batch.weights is not None
     return (batch.weights[:, 0] > 0).any(-1).astype(jnp.float32)
 

@@ -85,7 +85,7 @@ def schedule(cfg: Optim, steps: int) -> optax.Schedule:
         "inverse_sqrt": lambda step: cfg.lr * jnp.sqrt(max(warmup, 1) / (step + warmup + 1)),
         "constant": optax.constant_schedule(cfg.lr),
     }
-    # Step 0 already moves: its rate is one warm-up increment, not 0.
+    # Step 0 already updates the parameters: its rate is one warm-up increment, not 0.
     rise = optax.linear_schedule(cfg.lr / max(warmup, 1), cfg.lr, max(warmup - 1, 1))
     return optax.join_schedules([rise, decays[cfg.schedule]], [warmup])
 

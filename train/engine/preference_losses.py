@@ -1,4 +1,4 @@
-"""Losses of preferences as functions of the log-probabilities of answers; of two answers, the chosen one is first."""
+"""Losses of preferences as functions of the log-probabilities of answers; the chosen answer of a pair is the first."""
 
 import jax
 import jax.numpy as jnp
@@ -11,9 +11,9 @@ from train.config.kto_options import Kto
 def rewards(
     log_probs: Float[Array, "B 2"], reference: Float[Array, "B 2"] | None, lengths: Float[Array, "B 2"], options: Dpo
 ) -> Float[Array, "B 2"]:
-    """Return the number of each answer whose difference decides the loss of a pair: the reward that a model implies.
+    """Return the implicit reward of each answer: the loss of a pair depends on the difference of its two rewards.
 
-    It is beta times the log-ratio to the reference (Rafailov et al. 2023, section 5.1), a sum over tokens, or for ipo,
+    The reward is beta times the log-ratio to the reference (Rafailov et al. 2023, section 5.1), a sum over tokens, or for ipo,
     length_normalised and simpo the mean per token; for orpo it is the log of the odds of the mean.
 
     Args:

@@ -1,4 +1,4 @@
-"""The state before the first step: its shapes and shardings, and its arrays, made in place and never on one device first."""
+"""The state before the first step: its shapes and shardings, and its arrays, which are created sharded, never on one device."""
 
 import dataclasses
 from collections.abc import Callable
@@ -21,7 +21,7 @@ class Trained:
     """The parameters that a run trains: the model's own, or others in their place."""
 
     init: Callable[[jax.Array], Any]
-    """Function from a key of `jax.random.key` to random parameters, which is traced and never computed on one device."""
+    """Function from a key of `jax.random.key` to random parameters. It is traced, and its result is created sharded."""
     sharding: Rules
     """Rows of the sharding table beside `zoo.sharding.RULES`."""
 
@@ -74,7 +74,7 @@ def init_state(
     init: Callable[[jax.Array], Any] | None = None,
     rules: Rules | None = None,
 ) -> State:
-    """Make the state before the first step, each leaf on the devices it lives on; the same numbers on every mesh.
+    """Create the state before the first step, each leaf with its sharding; the values are the same on every mesh.
 
     `params`: parameters to begin from, on the mesh, whose buffers are donated; None: newly initialized ones. `init` and `rules`
     as in `abstract_state`.

@@ -32,11 +32,11 @@ class StepObjective(Protocol):
     """The part of an objective that a step needs; `train.objectives.base.Objective` has these methods and explains them."""
 
     def trained(self, model: Model) -> Trained:
-        """Return the parameters that the step updates, by their initial values and their sharding."""
+        """Return the initializer and the sharding of the parameters that the step updates."""
         ...
 
-    def whole(self, params: Any, frozen: Any) -> Any:
-        """Return the parameters of the model, from those that the step updates."""
+    def model_params(self, params: Any, frozen: Any) -> Any:
+        """Return the parameters of the model, given those that the step updates."""
         ...
 
     def complete_batch(
@@ -75,9 +75,9 @@ def make_step(run: run_config.Run, model: Model, objective: StepObjective, tx: o
 
     def step(state: State, batch: Batch, frozen: Any = {}, *, reduce: Callable[[Any], Any] = lambda x: x):  # noqa: B006
         def cast(params: Any) -> Any:
-            return cast_params(objective.whole(params, frozen), dtype)
+            return cast_params(objective.model_params(params, frozen), dtype)
 
-        # Outside of the loss, whose gradient leaves these numbers out.
+        # Computed outside of the loss, so that no gradient is taken through these numbers.
         options: dict[str, Any] = {"reduce": reduce, "num_micro": run.accumulate, "chunk": run.loss_chunk}
         batch = objective.complete_batch(model, lambda: cast(state.params), batch, frozen, **options)
         weights = reduce(objective.weights(batch))
@@ -176,7 +176,7 @@ class Engine:
 def jit_engine(step: Step, mesh: Mesh, state_shardings: State, rows: int) -> Engine:
     """Return one program over the mesh; `state_shardings` are the state's shardings, `rows` the size of a global batch."""
     replicated = NamedSharding(mesh, PartitionSpec())
-    # Frozen parameters keep the sharding they have: None takes an argument's own.
+    # None: frozen parameters keep the sharding that they have.
     in_shardings = (state_shardings, batch_sharding(mesh), None)
     compiled = jax.jit(step, donate_argnums=0, in_shardings=in_shardings, out_shardings=(state_shardings, replicated))
 

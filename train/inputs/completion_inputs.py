@@ -28,7 +28,7 @@ Inputs = TypeVar("Inputs", bound="CompletionInputs[Any]")
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class CompletionRows(SampledRows):
-    """Rows of one example each, with two completions. They are in memory."""
+    """Rows in memory, each of one example with two completions."""
 
     FORMAT: ClassVar[Any]
     """Module of `train.rows` with the functions `encode_rows` and `row_bytes` of its rows."""
@@ -59,7 +59,7 @@ class CompletionRows(SampledRows):
         return self.text_size
 
     def select_rows(self: Chosen, chosen: Int64[np.ndarray, " n"]) -> Chosen:
-        """Return the rows with the numbers `chosen`, in this order; the examples and the fingerprint stay those of all rows."""
+        """Return the rows with the numbers `chosen`, in this order; the examples and the fingerprint remain those of all rows."""
         return dataclasses.replace(self, rows=tuple(self.rows[number] for number in chosen.tolist()))
 
 
@@ -90,7 +90,7 @@ class CompletionInputs(ExampleInputs[HeldOut]):
         return counts
 
     def fingerprints(self) -> dict[str, str]:
-        """Return the fingerprints of `ExampleInputs`, and that of a reference."""
+        """Return the fingerprints of `ExampleInputs`, and the digest of a reference if there is one."""
         return super().fingerprints() | ({"reference": self.reference} if self.reference else {})
 
     def facts(self, run: run_config.Run) -> dict[str, str]:
@@ -148,10 +148,10 @@ def make_rows(
     """Return the rows of examples for a run.
 
     Args:
-        left_out: list to which the message of each example that does not fit and is left out is appended.
+        left_out: list that gets the message of each example that is left out because it does not fit.
 
     Raises:
-        BadInput: as `encode_rows` of the module of the rows, or no example fits.
+        BadInput: an error of `encode_rows` of the module `FORMAT` of the rows, or no example fits.
     """
     limits = Limits(run.data.length, run.data.target_length)
     rows, messages = kind.FORMAT.encode_rows(examples, tokenizer, run.model, run.options.labelled, limits)

@@ -71,7 +71,7 @@ READERS: dict[str, Any] = {
 
 
 def resolve_config(run: run_config.Run, folder: RunDir) -> run_config.Run:
-    """Return the run with the values that its data determines: the labels of a classifier.
+    """Return the run with the values that its data determines, such as the labels of a classifier.
 
     Raises:
         BadInput: the family does not support the objective, or the data cannot be read or does not fit the run.

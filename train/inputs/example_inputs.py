@@ -25,7 +25,7 @@ HeldOut = TypeVar("HeldOut")
 
 
 class ExampleInputs(Generic[HeldOut]):
-    """Base class of tokenized examples, which are scored on the held-out ones; see `train.inputs.dataset.Inputs`."""
+    """Base class of tokenized examples, of which the held-out ones are scored; see `train.inputs.dataset.Inputs`."""
 
     tokenizer: Tokenizer
     rows: Mixture
@@ -42,8 +42,8 @@ class ExampleInputs(Generic[HeldOut]):
     def fingerprints(self) -> dict[str, str]:
         """Return the fingerprints that a checkpoint stores, so that it is never resumed on other data.
 
-        That of the held-out half is of the examples alone, so that runs with other tokenizers, lengths and weights can be
-        compared.
+        The fingerprint of the held-out half depends on its examples alone, so that runs with different tokenizers, lengths and
+        weights can be compared.
         """
         held_out: Any = self.held_out
         return {"tokenizer": self.tokenizer.fingerprint, "data": self.rows.fingerprint, "held_out": held_out.content_digest}
@@ -51,7 +51,7 @@ class ExampleInputs(Generic[HeldOut]):
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class PackedRows(SampledRows):
-    """Base class of rows of one example each, or of several packed ones. They are in memory."""
+    """Base class of rows in memory, each of one example or of several packed ones."""
 
     order: Int64[np.ndarray, " examples"]
     """Indices of the examples, row after row."""
@@ -70,7 +70,7 @@ class PackedRows(SampledRows):
         return self.order[self.first[number] : self.first[number + 1]].tolist()
 
     def select_rows(self: Packed, chosen: Int64[np.ndarray, " n"]) -> Packed:
-        """Return the rows with the numbers `chosen`, in this order; the examples and the fingerprint stay those of all rows."""
+        """Return the rows with the numbers `chosen`, in this order; the examples and the fingerprint remain those of all rows."""
         rows = [self.order[self.first[number] : self.first[number + 1]] for number in chosen]
         return dataclasses.replace(self, order=np.concatenate(rows), first=ends(np.array([len(row) for row in rows])))
 

@@ -33,9 +33,9 @@ from zoo.errors import require
 from zoo.runtime import jax_setup
 
 LEGEND = """\
-│ parts tokens, ↵ ends a line of the text, � is a part of a character, «these»
-are not counted in the loss, token→target is shown where targets are not simply
-the next tokens. At the left is the position of the first token of the line."""
+│ separates tokens, ↵ ends a line of the text, and � is a part of a character.
+«Tokens» are not counted in the loss. token→target is shown where the target is
+not simply the next token. At the left is the position of each line's first token."""
 SIDES = {preference_rows.PreferenceRow: ("chosen", "rejected"), unpaired_rows.UnpairedRow: unpaired_rows.NAMES}
 """Class of a row -> the names of its two completions."""
 GUTTER = 7
@@ -132,7 +132,7 @@ class _Range(NamedTuple):
 def _ranges(row: Any) -> list[_Range]:
     """Return the documents and ranges of the parts of a row of any kind."""
     if isinstance(row, contiguous_rows.Window):
-        # Only its beginning, because its second text may be from anywhere.
+        # Only the beginning of the row, because its second text may be from anywhere.
         return [_Range(*row.origin, 1)]
     if isinstance(row, lm_rows.LmRow):
         return [_Range(piece.document, piece.start, len(piece.ids)) for piece in row.pieces]
@@ -152,7 +152,7 @@ def _ranges(row: Any) -> list[_Range]:
 def _show(console: Console, tokenizer: Tokenizer, example: Batch, row: Any, names: dict[int, str]) -> None:
     """Print one example: its origin, its encoder side if it has one, its tokens, its labels."""
     origins = [_origin(part, names) for part in dict.fromkeys(_ranges(row))]
-    # If each part is a segment, the headings of segments have the origins.
+    # If each part is a segment, the headings of the segments show the origins.
     apart = example.segments is not None and example.source is None and int(example.segments.max()) == len(origins)
     if not apart:
         for origin in origins:
@@ -251,7 +251,7 @@ def _weights(side: Batch) -> np.ndarray:
 
 
 def _cells(tokenizer: Tokenizer, side: Batch, *, as_targets: bool) -> list[Text]:
-    """Return the printed form of each token; if nothing is predicted at all, every token has that of a counted one."""
+    """Return the printed form of each token; if nothing is predicted at all, every token is printed like a counted one."""
     weights, targets = _weights(side), _targets(side)
     if as_targets:
         weights = np.append(np.float32(0), weights[:-1])

@@ -32,12 +32,12 @@ from zoo.configs._encoder import LABELLED
 from zoo.errors import BadInput, require
 
 MANY_LABELS = 20
-"""Number of labels from which more than one for two examples is an error; few examples may well have a label each."""
+"""Number of labels from which it is an error that there are more labels than half of the examples; fewer may be intended."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Rows(SampledRows):
-    """Rows of examples, one each; a question has a row for each window of its context. They are in memory."""
+    """Rows in memory, one per example; a question has a row for each window of its context."""
 
     examples: Sequence[Example]
     rows: tuple[ExampleRow, ...]
@@ -77,7 +77,7 @@ class Rows(SampledRows):
         return digest_of(repr(self.labels), (repr(sorted(values.items())).encode() for values in fields))
 
     def select_rows(self, chosen: Int64[np.ndarray, " n"]) -> "Rows":
-        """Return the rows with the numbers `chosen`, in this order; the examples and the fingerprint stay those of all rows."""
+        """Return the rows with the numbers `chosen`, in this order; the examples and the fingerprint remain those of all rows."""
         return dataclasses.replace(self, rows=tuple(self.rows[number] for number in chosen.tolist()))
 
     def sampled_rows(self, count: int) -> Int64[np.ndarray, " n"]:
@@ -99,7 +99,7 @@ class Labelled(ExampleInputs[Rows]):
     malformed: tuple[str, ...] = ()
     """Error message of each example that was left out when the files were read."""
     selection: Rows | None = None
-    """Examples that a checkpoint is selected on, if these are not the held-out ones."""
+    """Examples for validations, if these are not the held-out ones; the checkpoint is selected on them."""
 
     def validation_rows(self, run: run_config.Run) -> Rows:
         """Return the rows of the examples of `--selection.share`, or without it of the held-out examples."""
@@ -274,7 +274,7 @@ def outputs(run: run_config.Run) -> tuple[bool, bool]:
 
 
 def _check_label_count(labels: Sequence[str], examples: Sequence[Example]) -> None:
-    """Reject so many labels that they are hardly classes, as when the column of texts is read as that of labels."""
+    """Refuse so many labels that they are unlikely to be classes, as when the column of texts is read as that of labels."""
     count = sum(len(example.tags) if isinstance(example, Tagged) else 1 for example in examples)
     if len(labels) >= MANY_LABELS and 2 * len(labels) > count:
         what = "tags for" if isinstance(examples[0], Tagged) else "classes in"

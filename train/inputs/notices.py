@@ -65,7 +65,7 @@ def padding_share(run: run_config.Run, rows: RowSource) -> float:
 
 
 def _shorter(run: run_config.Run, rows: RowSource) -> str:
-    """Return what to do about the padding."""
+    """Return advice on how to reduce the padding."""
     if isinstance(rows, labelled_inputs.Rows):
         longest = max(len(inputs.ids) for row in rows.rows for inputs in row.inputs)
         if longest < rows.length:

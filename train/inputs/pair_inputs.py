@@ -97,7 +97,7 @@ def resolve_config(run: run_config.Run, folder: RunDir) -> run_config.Run:
     """
     require(run.selection.share == 0, "selection.share", run.selection.share, "it has no effect on pairs of texts; remove it")
     alone = not run.model.is_encoder_decoder
-    require(not (alone and run.data.pack), "data.pack", run.data.pack, "a decoder-only model has one pair a row; remove it")
+    require(not (alone and run.data.pack), "data.pack", run.data.pack, "a decoder-only model has one pair per row; remove it")
     return run
 
 
@@ -128,7 +128,7 @@ def split(run: run_config.Run) -> tuple[list[Pair | Dialogue], list[Pair | Dialo
     if not files.source:
         if not run.data.paths:
             raise BadInput(
-                "--pairs.source: there is no embedded data for text_to_text; name parallel files, with --pairs.target, or name "
+                "--pairs.source: there is no embedded data for text_to_text; name parallel files here and in --pairs.target, or "
                 f"tables in --data.paths: {labelled_reader.kinds('text_to_text')}"
             )
         return labelled_reader.split("text_to_text", run.data, options)  # pyright: ignore[reportReturnType]
@@ -149,7 +149,7 @@ def _rendered(examples: Sequence[Pair | Dialogue], run: run_config.Run, tokenize
 
 
 def parallel(sources: Sequence[str], targets: Sequence[str], options: Reading) -> Iterator[Pair]:
-    """Yield the pairs of parallel files, one a line.
+    """Yield the pairs of parallel files, one per line.
 
     Raises:
         BadInput: the files differ in their number of lines, or a line is empty.

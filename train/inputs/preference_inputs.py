@@ -20,7 +20,7 @@ __all__ = ["Preferences", "Rows", "read", "resolve_config", "rows_of"]
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Rows(CompletionRows):
-    """Rows of one preference each. They are in memory."""
+    """Rows in memory, each of one preference."""
 
     FORMAT = preference_rows
 

@@ -32,7 +32,7 @@ from zoo.errors import BadInput, require
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Rows(SampledRows):
-    """Rows of one prompt each, without a response. They are in memory."""
+    """Rows in memory, each of one prompt without a response."""
 
     examples: Sequence[Prompt]
     rows: tuple[ResponseRow, ...]
@@ -69,7 +69,7 @@ class Rows(SampledRows):
         return digest_of(_content(self.examples), ())
 
     def select_rows(self, chosen: Int64[np.ndarray, " n"]) -> "Rows":
-        """Return the rows with the numbers `chosen`, in this order; the examples and the fingerprint stay those of all rows."""
+        """Return the rows with the numbers `chosen`, in this order; the examples and the fingerprint remain those of all rows."""
         return dataclasses.replace(self, rows=tuple(self.rows[number] for number in chosen.tolist()))
 
 
@@ -87,7 +87,7 @@ class PromptInputs(ExampleInputs[Rows]):
     rewards: tuple[RewardFunction, ...] = ()
     """The run's reward functions; empty = they were not imported."""
     reference: str = ""
-    """Digest of the parameters of --init that the KL divergence is measured to; empty = there is no such term."""
+    """Digest of the parameters of --init, the reference of the KL divergence; empty = there is no KL divergence."""
 
     def counts(self) -> Int64[np.ndarray, " V"]:
         """Return the number of occurrences of each id in the training prompts."""
@@ -97,7 +97,7 @@ class PromptInputs(ExampleInputs[Rows]):
         return counts
 
     def fingerprints(self) -> dict[str, str]:
-        """Return the fingerprints of `ExampleInputs`, and that of a reference."""
+        """Return the fingerprints of `ExampleInputs`, and the digest of a reference if there is one."""
         return super().fingerprints() | ({"reference": self.reference} if self.reference else {})
 
     def facts(self, run: run_config.Run) -> dict[str, str]:
@@ -152,7 +152,7 @@ def rows_of(examples: Sequence[Prompt], run: run_config.Run, tokenizer: Tokenize
     """Return the rows of prompts for a run.
 
     Args:
-        left_out: list to which the message of each prompt that does not fit and is left out is appended.
+        left_out: list that gets the message of each prompt that is left out because it does not fit.
 
     Raises:
         BadInput: as `train.rows.prompt_rows.encode_rows`, or no prompt fits.

@@ -1,4 +1,4 @@
-"""Shapes of the batches of a run without its data: the code of the run makes rows of a few synthetic texts."""
+"""Shapes of the batches of a run, computed without its data: the code of the run makes rows of a few synthetic texts."""
 
 import dataclasses
 import functools
@@ -37,7 +37,7 @@ def resolve_config(run: run_config.Run) -> run_config.Run:
 
 
 def batch(run: run_config.Run) -> Batch:
-    """Return the shapes and dtypes of a global batch, which depend on the run and the kind of its tokenizer alone.
+    """Return the shapes and dtypes of a global batch, which depend only on the run and the kind of its tokenizer.
 
     Raises:
         BadInput: the sizes in the run are impossible for its rows.

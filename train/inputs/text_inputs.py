@@ -64,7 +64,7 @@ class Text:
             "tokenizer": self.tokenizer.fingerprint,
             "data": self.rows.fingerprint,
             "held_out": self.held_out.fingerprint,
-            # Only for a message about which of them changed.
+            # Only for the message that names the components that changed.
             **{f"data of {component.name}": component.rows.fingerprint for component in several},
         }
 
@@ -132,7 +132,7 @@ class _Part(NamedTuple):
     training: Documents
     """The complete training text, which a tokenizer is trained on."""
     documents: Documents
-    """The share of it that the run is trained on, `--data.take`."""
+    """The share of the training text that the run is trained on, `--data.take`."""
     held_out: Documents
 
 

@@ -24,7 +24,7 @@ __all__ = ["Rows", "UnpairedPreferences", "read", "resolve_config", "rows_of"]
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Rows(CompletionRows):
-    """Rows of one labelled completion each. They are in memory."""
+    """Rows in memory, each of one labelled completion."""
 
     FORMAT = unpaired_rows
 
@@ -39,7 +39,7 @@ class Rows(CompletionRows):
     def sampled_rows(self, count: int) -> Int64[np.ndarray, " n"]:
         """Return the numbers of the rows that `subsample` selects: of both labels, in about their shares, evenly spaced.
 
-        There is at least one of each label, so at least two, so that a validation measures both.
+        At least one row of each label is selected, so at least two rows, so that a validation measures both labels.
         """
         labels = np.array([row.desired for row in self.rows])
         desired, undesired = np.flatnonzero(labels), np.flatnonzero(~labels)

@@ -24,14 +24,14 @@ def objective(name: str) -> type[Objective]:
 
     Raises:
         ModuleNotFoundError: no file and no plug-in has this name.
-        BadInput: two distributions have an objective of this name, or the plug-in's cannot be used.
+        BadInput: two distributions have an objective of this name, or the plug-in cannot be used.
     """
     plugin = plugins.find("zoo.objectives", name, objectives())
     return importlib.import_module(f"{__name__}.{name}").OBJECTIVE if plugin is None else load_objective(plugin)
 
 
 def supported_objectives(run: Run) -> tuple[str, ...]:
-    """Return the objectives that the family of a run is trained with, also the run's own if it is a plug-in for this family."""
+    """Return the objectives that the family of a run supports, and the run's own if it is a plug-in for this family."""
     family = configs.family_of(run.model)
     supported = tuple(models.family(family).OBJECTIVES)
     plugin = plugins.find("zoo.objectives", run.objective, objectives())

@@ -33,8 +33,8 @@ Kind = Literal["text", "labelled", "pairs", "dialogue", "preference", "unpaired"
 class Objective(abc.ABC):
     """The predictions that a run learns: how rows become arrays on the host, and the loss of these arrays on the devices.
 
-    The class methods are all that the host needs: they plan rows and convert each to arrays, and read no weights. `bind` returns
-    an instance, with the arrays that the loss reads beside the model's parameters; the other methods are those of an instance.
+    The class methods run on the host, and read no weights: they plan rows and convert each row to arrays. `bind` returns an
+    instance, which has the arrays that the loss reads in addition to the model's parameters; all other methods need an instance.
 
     The letters of shapes are those of `zoo.batch`. Parameters are nested dicts of arrays.
     """
@@ -62,7 +62,7 @@ class Objective(abc.ABC):
         """Return the rows of the held-out text that a score is computed on; by default planned like the training rows.
 
         Args:
-            stride: new tokens of each row after the first one, if rows are overlapping windows; others ignore it.
+            stride: new tokens of each row after the first one, if rows are overlapping windows; ignored for other rows.
         """
         return cls.plan_rows(tokens, run, tokenizer)
 
@@ -83,7 +83,7 @@ class Objective(abc.ABC):
 
     @classmethod
     def target_options(cls, run: Run, counts: Callable[[], Int64[np.ndarray, " V"]]) -> dict[str, Any]:
-        """Return what decides which tokens of the held-out data are scored, and what the model sees of the others, as JSON.
+        """Return the options that determine which held-out tokens are scored and what the model sees of the others, as JSON.
 
         The scores of runs that differ in it are not comparable. By default it is empty, because every target of the data is
         scored.
@@ -95,7 +95,7 @@ class Objective(abc.ABC):
 
     @classmethod
     def text_ids(cls, run: Run, batch: Batch) -> list[Int[np.ndarray, " _"]]:
-        """Return the ids of the text that a batch on the host stands for; see `train.rows.text_counts.text_ids`, the default."""
+        """Return the ids of the text from which a host batch was made; the default is `train.rows.text_counts.text_ids`."""
         return text_counts.text_ids(batch)
 
     @classmethod
@@ -110,21 +110,21 @@ class Objective(abc.ABC):
 
     @classmethod
     def extend_inputs(cls, run: Run, mesh: Mesh, inputs: Any, cache: Path, *, progress: Callable[[int, int], None]) -> Any:
-        """Return the inputs of a run with the numbers of each row that are computed before the first step; by default unchanged.
+        """Return the inputs of a run, with numbers for each row that are computed before the first step; by default unchanged.
 
         Args:
             inputs: what `train.inputs.dataset.read` returns.
-            cache: folder in which the numbers may be kept for the next call.
+            cache: folder in which the numbers may be stored for the next call.
             progress: function that is called with (batches done, total batches) if there is something to compute.
 
         Raises:
-            BadInput: what the numbers are computed from does not exist or does not fit the run.
+            BadInput: a model that the numbers are computed with does not exist or does not fit the run.
         """
         return inputs
 
     @classmethod
     def frozen_config(cls, run: Run) -> Any:
-        """Return the configuration of a model that the loss reads and that is not trained, such as a teacher; None if none is.
+        """Return the configuration of a model that the loss reads and that is not trained, such as a teacher; None by default.
 
         Raises:
             BadInput: the model does not exist.
@@ -136,7 +136,7 @@ class Objective(abc.ABC):
         """Return the objective of a run, with `frozen_inputs` sharded over the mesh.
 
         Raises:
-            BadInput: what the loss reads does not exist or does not fit the run.
+            BadInput: a model that the loss reads does not exist or does not fit the run.
         """
         return cls()
 
@@ -148,16 +148,16 @@ class Objective(abc.ABC):
     # --- On the devices ---
 
     def frozen_inputs(self) -> Any:
-        """Return the arrays that the loss reads and that are not trained, as a pytree: a teacher's parameters; {} by default.
+        """Return a pytree of the untrained arrays that the loss reads, such as a teacher's parameters; by default {}.
 
         They are an argument of the step, which neither donates nor saves them.
         """
         return {}
 
     def trained_params(self, model: Model, key: jax.Array) -> Any:
-        """Return what the optimizer updates, with random values, float32: by default the parameters of the model.
+        """Return random initial values of the parameters that the optimizer updates, float32: by default those of the model.
 
-        They are traced, never computed on one device. Scores and exports read them through `whole`.
+        This function is traced, and its result is created sharded. Scores and exports read it through `model_params`.
 
         Args:
             key: a key of `jax.random.key`.
@@ -165,16 +165,17 @@ class Objective(abc.ABC):
         return model.init(key)
 
     def trained(self, model: Model) -> Trained:
-        """Return what the optimizer updates with its sharding: by default `trained_params`, sharded like the model's."""
+        """Return initializer and sharding of the updated parameters; by default `trained_params`, sharded as the model's."""
         return Trained(functools.partial(self.trained_params, model), model.module.SHARDING)
 
-    def whole(self, params: Any, frozen: Any) -> Any:
-        """Return the parameters of the model, which the loss, scores, samples and exports read; by default `params` itself.
+    def model_params(self, params: Any, frozen: Any) -> Any:
+        """Return the parameters of the model, given those that the optimizer updates; by default `params` itself.
 
-        It is traced as a part of the step, so that gradients are those of `params`.
+        The loss, scores, samples and exports read the result. The step traces this function and takes gradients with respect to
+        `params`.
 
         Args:
-            params: what `trained` returns, float32.
+            params: the parameters that `trained` describes, float32.
             frozen: what `frozen_inputs` returns.
         """
         return params
@@ -198,12 +199,12 @@ class Objective(abc.ABC):
         num_micro: int,
         chunk: int,
     ) -> Batch:
-        """Return the batch with the numbers that depend on the current parameters and on all rows; by default unchanged.
+        """Return the batch, with numbers that depend on the current parameters and on all of its rows; by default unchanged.
 
         A step calls it once, before it splits the batch, and takes no gradient through the result. `weights` and `loss` read it.
 
         Args:
-            params: returns the parameters as `loss` gets them.
+            params: returns the same parameters as the argument `params` of `loss`.
             batch: the rows of the global batch; under pmap, those of one device.
             reduce: function that sums a pytree of arrays over devices under pmap, and does nothing elsewhere.
             num_micro: number of micro-batches, a divisor of the rows; larger parts of the batch may not fit into memory
@@ -225,11 +226,11 @@ class Objective(abc.ABC):
     ) -> tuple[dict[str, jax.Array], Any]:
         """Return (the terms of the loss as sums over the batch, float32 []; the model's new carry).
 
-        The names of the terms are those of `weights`; the loss is the sum of the quotients. By default the only term is the
-        cross-entropy in nats of `batch.targets` [B, T], times their weights.
+        The names of the terms are those of `weights`. The loss is the sum over terms of the term divided by its divisor. By
+        default the only term is the weighted cross-entropy in nats of `batch.targets` [B, T].
 
         Args:
-            params: what `whole` returns, in the dtype of the arithmetic.
+            params: what `model_params` returns, in the dtype of the arithmetic.
             batch: a batch or a micro-batch, whose arrays have the shapes of `builder` after the batch axis B, with what
                 `complete_batch` adds.
             frozen: what `frozen_inputs` returns.
@@ -245,14 +246,14 @@ class Objective(abc.ABC):
         """Return the batches of a run from step `first` on: by default those of the data, which do not depend on the state.
 
         Raises:
-            BadInput: what the batches need beside the data does not exist or does not fit the run.
+            BadInput: a model that the batches are made with does not exist or does not fit the run.
         """
         return data_feed(source, first)
 
     def flops(self, model: Model, batch: Batch) -> float:
         """Return the matrix-product FLOPs of a training step on a global batch; `batch` may consist of shapes.
 
-        By default they are three times those of the forward pass: the backward pass has two products for each one of it.
+        By default they are three times those of the forward pass: the backward pass has two products for each of its products.
         """
         return 3 * self.forward_flops(model, batch)
 

@@ -15,7 +15,7 @@ from train.tokenizers.tokenizer import Tokenizer
 
 
 class Causal(Objective):
-    """The next token of each token of a text."""
+    """Prediction of the next token at each token of a text."""
 
     NAME = "causal"
 

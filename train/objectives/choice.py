@@ -18,7 +18,7 @@ from zoo.ops import counter_rng
 
 
 class MultipleChoice(LabelledObjective):
-    """The correct one of the options of a question.
+    """Prediction of the correct option of a question.
 
     tokens, segments, positions and types are int32 [C, T], with XLNet's special tokens also summary_at, int32 [C, 1]. labels is
     the number of the correct option, int32 []; weights is float32 [1].

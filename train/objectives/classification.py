@@ -13,9 +13,9 @@ from zoo.nn import heads
 
 
 class Classification(LabelledObjective):
-    """The class of a text or a pair of texts, its labels, or a number.
+    """Prediction of the class of a text or a pair of texts, of its labels, or of a number.
 
-    labels is int32 [1], or float32 [1] for regression, or int32 [O] if a text may have several labels; weights is float32 [1].
+    labels is int32 [1], float32 [1] for regression, or int32 [O] if a text may have several labels; weights is float32 [1].
     """
 
     NAME = "classification"

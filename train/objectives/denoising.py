@@ -23,7 +23,7 @@ from zoo.errors import BadInput, require
 
 
 class Denoised(Objective):
-    """The removed spans of a text, or the original text."""
+    """Prediction of the removed spans of a text, or of the original text."""
 
     NAME = "denoising"
 

@@ -27,7 +27,7 @@ from zoo.precision import cast_params
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Distilled(Masked):
-    """The masked tokens of a text, and the probabilities and the last hidden states of a teacher: the triple loss."""
+    """Prediction of the masked tokens of a text, of a teacher's probabilities and of its last hidden states: the triple loss."""
 
     NAME = "distilled"
 
@@ -67,7 +67,7 @@ class Distilled(Masked):
         loaded = load(options.teacher, mesh)
         if "masked" not in loaded.params:
             raise BadInput(
-                f"--distillation.teacher {options.teacher}: it has no head for masked tokens, and so no probabilities to learn"
+                f"--distillation.teacher {options.teacher}: it has no head for masked tokens and gives no probabilities to learn"
             )
         _check(run, loaded.model.config)
         frozen = cast_params(loaded.params, run.precision)

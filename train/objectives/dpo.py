@@ -56,7 +56,7 @@ class ReferenceObjective(Objective):
         See the function of the same name in `ROWS`. A row with a reference gives extra["reference"], float32 [2].
 
         Raises:
-            BadInput: the model has a score in place of words, or the tokenizer does not fit it.
+            BadInput: the model has a reward head and predicts no tokens, or the tokenizer does not fit it.
         """
         check_predicts_words(run)
         build_pair = cls.ROWS.builder(run.model, tokenizer, run.data.target_length)
@@ -81,14 +81,14 @@ class ReferenceObjective(Objective):
 
     @classmethod
     def abstract_batch(cls, run: Run, tokenizer: Tokenizer, rows: Any) -> Batch:
-        """Return the shapes and dtypes of a global batch, those of a reference among them if the loss has one."""
+        """Return the shapes and dtypes of a global batch, with the log-probabilities of a reference if there is one."""
         if getattr(run.options, cls.NAME).has_reference:
             rows = attach(rows, np.zeros((len(rows), 2), np.float32))
         return super().abstract_batch(run, tokenizer, rows)
 
     @classmethod
     def bind_abstract(cls, run: Run, mesh: Mesh) -> "ReferenceObjective":
-        """Return the objective as `bind` does; a reference needs no --init, since its numbers are part of the batch."""
+        """Return the objective as `bind` does; a reference needs no --init, since its log-probabilities are part of the batch."""
         return cls(getattr(run.options, cls.NAME))
 
     def reference(self, batch: Batch) -> jax.Array | None:
@@ -101,8 +101,9 @@ class ReferenceObjective(Objective):
 
 @dataclasses.dataclass(frozen=True)
 class DirectPreferences(ReferenceObjective):
-    """The preferred answers of pairs, without a reward model and without sampling; see `train.config.dpo_options.Dpo`.
+    """Training on pairs of answers, one of which was preferred, without a reward model and without sampling.
 
+    The options are those of `train.config.dpo_options.Dpo`.
     The arrays of a pair are those of `train.rows.preference_rows`, [2, T], the chosen answer first.
     """
 

@@ -15,7 +15,7 @@ from zoo.batch import Batch
 
 
 class Instruction(Objective):
-    """The tokens of each response and the end mark after it, from the prompt and the response so far.
+    """Prediction of the tokens of each response and of the end mark after it, from the prompt and the response so far.
 
     The loss is the mean over the counted tokens of the global batch, so a long response weighs more than a short one.
     """
@@ -39,7 +39,7 @@ class Instruction(Objective):
 
     @classmethod
     def text_ids(cls, run: Run, batch: Batch) -> list[Int[np.ndarray, " _"]]:
-        """Return the ids of prompts and responses: all inputs, since the first token of a prompt is no target."""
+        """Return the ids of prompts and responses: all inputs, since the first token of a prompt is not a target."""
         assert batch.segments is not None
         return [batch.tokens[batch.segments > 0]]
 

@@ -20,7 +20,7 @@ from zoo.models import Model
 
 @dataclasses.dataclass(frozen=True)
 class UnpairedPreferences(ReferenceObjective):
-    """Labels of single answers, without a reward model and without sampling; see `train.config.kto_options.Kto`.
+    """Training on single answers with labels, without a reward model and without sampling; see `train.config.kto_options.Kto`.
 
     The arrays of an example are those of `train.rows.unpaired_rows`, [2, T]: the prompt with its own answer, whose loss is
     computed, and with a mismatched one, for the reference point. extra["desired"] is 1 or 0; `complete_batch` adds extra["z"].
@@ -81,7 +81,7 @@ class UnpairedPreferences(ReferenceObjective):
         return log_probs[:, 0] - (0 if reference is None else reference[:, side]), lengths[:, 0]
 
     def flops(self, model: Model, batch: Batch) -> float:
-        """Return the FLOPs of a step: three forward passes' over the own answers, and with a reference one over the others."""
+        """Return the FLOPs of a step: 3 forward passes over the own answers, and with a reference 1 over the mismatched."""
         return (4 if self.options.has_reference else 3) * self.forward_flops(model, batch)
 
     def forward_flops(self, model: Model, batch: Batch) -> float:

@@ -21,7 +21,7 @@ HEAD = "masked"
 
 
 class LeftToRight(Objective):
-    """The next token of each token of an encoder's rows, which see only what is before them."""
+    """Prediction of the next token at each token of an encoder's rows, in which tokens attend only to earlier ones."""
 
     NAME = "left_to_right"
 

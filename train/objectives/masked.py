@@ -31,7 +31,7 @@ PRETRAINING = "pretraining"
 
 
 class Masked(Objective):
-    """The masked tokens of a text; of pairs of texts also whether the second one follows the first."""
+    """Prediction of the masked tokens of a text, and for pairs of texts whether the second one follows the first."""
 
     NAME = "masked"
 

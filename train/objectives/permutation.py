@@ -30,7 +30,7 @@ PRETRAINING = "pretraining"
 
 
 class Permuted(Objective):
-    """Tokens of a text in a random order; of pairs of texts also whether the second one follows the first."""
+    """Prediction of tokens in a random order, and for pairs of texts whether the second one follows the first."""
 
     NAME = "permutation"
 

@@ -66,7 +66,7 @@ class PolicyGradient(Objective):
         """Return `build(rng, row, length)`, which converts a `ResponseRow` to the fields of `Batch`; `rng` is not used.
 
         Raises:
-            BadInput: the model has a score in place of words, or the tokenizer does not fit it.
+            BadInput: the model has a reward head and predicts no tokens, or the tokenizer does not fit it.
         """
         check_predicts_words(run)
         options = run.options

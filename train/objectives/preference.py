@@ -27,7 +27,7 @@ from zoo.models import Model
 
 
 class Preference(Objective):
-    """The scores of both completions of a prompt.
+    """Scoring of both completions of a prompt, the chosen one above the rejected one.
 
     The fields of a row are those of `train.rows.preference_rows.builder` without targets; weights is float32 [1].
     """
@@ -44,10 +44,10 @@ class Preference(Objective):
         """Return `build(rng, row, length)`, which converts a `PreferenceRow` to the fields of `Batch`; `rng` is not used.
 
         Raises:
-            BadInput: the model has no head of one score, or the tokenizer does not fit the model.
+            BadInput: the model has no reward head, or the tokenizer does not fit the model.
         """
         labels = getattr(run.model, "labels", ())
-        fix = "a reward model has a head of one score; use the recipe reward-model"
+        fix = "a reward model has a reward head, which has one output; use the recipe reward-model"
         require(len(labels) == 1, "model.labels", " ".join(labels), fix)
         task = getattr(run.model, "task", "sequence")
         require(task == "sequence", "model.task", task, "a reward model scores sequences; choose sequence")
@@ -90,7 +90,7 @@ OBJECTIVE = Preference
 def pair_losses(scores: Float[Array, "B 2"], margin: Float[Array, " B"], centering: float) -> Float[Array, " B"]:
     """Return -log sigmoid(s_w - s_l - margin) + centering (s_w + s_l)^2 of scores of a chosen and a rejected completion.
 
-    The second term fixes the mean of the scores, which the first one leaves open.
+    The first term depends only on the difference of the scores; the second one keeps their mean near 0.
     """
     chosen, rejected = scores[:, 0], scores[:, 1]
     return jax.nn.softplus(margin - (chosen - rejected)) + centering * jnp.square(chosen + rejected)

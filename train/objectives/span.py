@@ -13,10 +13,10 @@ from zoo.models import Model
 
 
 class Span(LabelledObjective):
-    """The first and the last token of the answer to a question.
+    """Prediction of the first and the last token of the answer to a question.
 
-    labels is int32 [2], the positions of both in the row, or twice that of [CLS] for a window without an answer; weights is
-    float32 [1].
+    labels is int32 [2], the positions of both in the row, or twice the position of [CLS] for a window without an answer; weights
+    is float32 [1].
     """
 
     NAME = "span"

@@ -13,10 +13,10 @@ from zoo.models import Model
 
 
 class Tagging(LabelledObjective):
-    """The tag of each word.
+    """Prediction of a tag for each word.
 
-    labels is int32 [T] and weights float32 [T]. A label is `IGNORED`, with weight 0, at special tokens, at the further tokens of
-    a word and at padding.
+    labels is int32 [T] and weights float32 [T]. A label is `IGNORED`, with weight 0, at special tokens, at the tokens of a
+    word after its first one, and at padding.
     """
 
     NAME = "tagging"

@@ -15,7 +15,7 @@ from train.tokenizers.tokenizer import Tokenizer
 
 
 class TextToText(Objective):
-    """The target text of each source text."""
+    """Prediction of the target text of each source text."""
 
     NAME = "text_to_text"
     DATA = "pairs"

@@ -50,7 +50,7 @@ def find_recipe(name: str) -> Callable[..., Run]:
     """Return the recipe with a name.
 
     Raises:
-        BadInput: there is none, and the nearest name is given; two distributions have it; or a plug-in's cannot be used.
+        BadInput: there is none (the nearest name is given), two distributions have it, or that of a plug-in cannot be used.
     """
     by_name = recipes()
     if (plugin := plugins.find("zoo.recipes", name, by_name)) is not None:

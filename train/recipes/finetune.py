@@ -1,8 +1,8 @@
 """Recipes that fine-tune a pretrained encoder on labelled examples: the body is that of `--init`, the head is new.
 
 Their hyperparameters are BERT's (Devlin et al. 2019, appendix A.3) unless a docstring says otherwise. A tenth of the training
-examples selects the checkpoint. The numbers to expect were measured with --selection.share 0: trained on that tenth too, and
-selected on the examples that they are of.
+examples selects the checkpoint. The numbers to expect were measured with --selection.share 0: training used that tenth too, and
+the checkpoint was selected on the same examples on which the numbers were measured.
 """
 
 import dataclasses

@@ -1,4 +1,4 @@
-"""Recipes of learning from rewards with groups of responses, of a model that already writes."""
+"""Recipes for learning from rewards, with groups of responses of a model that already generates text."""
 
 from train.config.data_options import PromptData
 from train.config.objectives import PolicyOptions

@@ -1,4 +1,4 @@
-"""Recipes of learning from preferences without a reward model, of a model that already writes."""
+"""Recipes of learning from preferences without a reward model, for a model that already generates text."""
 
 from train.config.data_options import PreferenceData
 from train.config.objectives import DpoOptions, KtoOptions, TokenOptions

@@ -1,4 +1,4 @@
-"""The recipe of reward models, of every family: the body is that of `--init`, the head of one score is new."""
+"""The recipe of reward models, for every family: the body is that of `--init`, and the reward head is new."""
 
 import dataclasses
 

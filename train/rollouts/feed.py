@@ -1,4 +1,4 @@
-"""The seam between the training loop and its batches: the batch of a step, given the state before it."""
+"""The interface from which the training loop gets its batches: the batch of a step, given the state before it."""
 
 import contextlib
 import dataclasses
@@ -28,7 +28,7 @@ class FeedSource:
     """The run's `train.inputs.dataset.Inputs`."""
     batches: Batches
     local: np.ndarray
-    """This process's examples of a batch, as those of `batches`."""
+    """Offsets of this process's rows within a global batch, as in `batches`, int64 [n]."""
     params: Callable[[Any], Any]
     """Function from the state of the step to the parameters of the model, float32, sharded over the mesh."""
     folder: RunDir
@@ -67,7 +67,7 @@ class Feed:
         return True
 
     def exhausted(self) -> str:
-        """Return why further steps would learn nothing, so that the run ends before its last step; "" = go on."""
+        """Return why further steps would learn nothing, so that the run ends before its last step; "" = continue."""
         return ""
 
     def metrics(self) -> FeedMetrics:

@@ -1,4 +1,4 @@
-"""The reference of a policy: the parameters of --init, frozen, that the KL divergence is measured to."""
+"""The reference of a policy's KL divergence: the frozen parameters of --init."""
 
 from typing import Any
 

@@ -43,7 +43,7 @@ def find_rewards(names: Sequence[str]) -> tuple[RewardFunction, ...]:
     """Return the reward functions of MODULE:FUNCTION[@WEIGHT] texts; a module may also lie in the working directory.
 
     Raises:
-        BadInput: no name, one of another form, a module that cannot be imported, or one without this function.
+        BadInput: no name or a malformed one, a module that cannot be imported, or one without this function.
     """
     if not names:
         raise BadInput(f"{OPTION}: name the function that judges responses, MODULE:FUNCTION (see docs/feedback.md)")

@@ -55,8 +55,8 @@ class RolloutFeed(Feed):
         """Prepare the programs, which are compiled at the first rollout.
 
         Args:
-            reference: parameters of the model that the KL divergence is measured to, float32, sharded over the mesh; None:
-                there is no such term.
+            reference: parameters of the reference of the KL divergence, float32, sharded over the mesh; None:
+                there is no KL divergence.
         """
         run, rollout = source.run, source.run.options.rollout
         self._source, self._rollout, self._policy = source, rollout, run.options.policy
@@ -94,7 +94,7 @@ class RolloutFeed(Feed):
         return step % self._rollout.steps == 0
 
     def exhausted(self) -> str:
-        """Return why further rollouts would teach nothing; "" = go on."""
+        """Return why nothing would be learned from further rollouts; "" = continue."""
         return self._equal.exhausted()
 
     def metrics(self) -> FeedMetrics:

@@ -1,4 +1,4 @@
-"""Numbers about a rollout: rewards, divergence from the reference, lengths, and groups that teach nothing."""
+"""Numbers about a rollout: rewards, divergence from the reference, lengths, and groups without a learning signal."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Responses of a model to batches of prompts, sampled by programs of one shape: every prompt has the slots of the longest."""
+"""Responses of a model to batches of prompts, sampled by programs of one shape: every prompt is padded to the longest."""
 
 import dataclasses
 import functools
@@ -32,7 +32,7 @@ class Responses(NamedTuple):
     """The responses to a batch of prompts; every process has all of them."""
 
     tokens: Int32[np.ndarray, "B R"]
-    """Those at and beyond `lengths` mean nothing."""
+    """Ids of the tokens; undefined at and beyond `lengths`."""
     log_probs: Float32[np.ndarray, "B R"]
     """Log-probability in nats with which each token was sampled; 0 at temperature 0."""
     lengths: Int64[np.ndarray, " B"]
@@ -115,7 +115,7 @@ class Sampler:
         return Decoder(unroll_layers(self.model), self.tokenizer.vocab_size, np.dtype(self.dtype), log_probs=sampled)
 
     def _prompts(self, prompts: Sequence[ResponseRow]) -> Batch:
-        """Return prompts on the devices, padded on the left; rows of padding alone fill up the batch."""
+        """Return prompts on the devices, padded on the left; rows of padding fill up the batch."""
         tokens, segments, positions = np.zeros((3, self.rows, self.slots), np.int32)
         for row, prompt in enumerate(prompts):
             ids, first = prompt.prompt, self.slots - len(prompt.prompt)
@@ -128,7 +128,7 @@ class Sampler:
         return device_mesh.shard_batch(jax.tree.map(lambda leaf: leaf[local], batch), self.mesh, self.rows)
 
     def _cut(self, chunks: list[Any], count: int) -> Responses:
-        """Return the first `count` responses as far as they are sampled; the length of one that goes on is 0."""
+        """Return the first `count` responses as far as they are sampled; the length of an unfinished one is 0."""
 
         def joined(name: str) -> np.ndarray:
             return np.concatenate([getattr(chunk, name) for chunk in chunks])[: self.limit, :count].T  # [B, R]

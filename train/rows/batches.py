@@ -33,8 +33,8 @@ class Batches:
 
     Example i of the stream is example i % B of step i // B; `rows.component_of` returns its component. An epoch of a component is
     as many of its examples as it has rows, each row once; it may end inside a batch. `build` samples from a generator keyed by
-    (seed, epoch, row): its samples for a row repeat after `period` epochs, or never if `period` is 0. With `repeat`, as many
-    consecutive examples of the stream are of one row, and what is said of examples above holds for groups of that many.
+    (seed, epoch, row): its samples for a row repeat after `period` epochs, or never if `period` is 0. With `repeat` n > 1, n
+    consecutive examples of the stream use the same row, and the rules above hold for groups of n examples.
     """
 
     def __init__(

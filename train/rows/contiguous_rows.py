@@ -24,7 +24,7 @@ NUM_SPECIAL_TOKENS = 3
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Reading:
-    """The ids of all documents, one after the other, in one of both directions."""
+    """The ids of all documents, concatenated, in one of the two reading directions."""
 
     ids: Integer[np.ndarray, " tokens"]
     breaks: Int64[np.ndarray, " breaks"]

@@ -1,4 +1,4 @@
-"""Rows of a decoder-only model for instructions: prompt and response as one text, of which the response counts in the loss."""
+"""Rows of a decoder-only model for instructions: prompt and response are one text, and only the response counts in the loss."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple

@@ -54,7 +54,7 @@ class EncoderRows(TextRows, SampledRows):
     A row is a list of sequences, a sequence a list of parts, and a part a range of one document. The sequences of all rows are
     stored one after the other, and so are the parts of all sequences, as in the CSR format of sparse matrices: row r has the
     sequences `first[r]` to `first[r + 1] - 1`, and sequence s has the parts `part[s]` to `part[s + 1] - 1`. `label` has one entry
-    a sequence; `document`, `start` and `count` have one a part. Three documents of 5, 5 and 4 ids in two rows:
+    per sequence; `document`, `start` and `count` have one per part. Three documents of 5, 5 and 4 ids in two rows:
 
         first    = [0, 1, 3]      row 0 has sequence 0, row 1 has sequences 1 and 2
         part     = [0, 2, 3, 4]   sequence 0 has parts 0 and 1, sequence 1 has part 2, sequence 2 has part 3
@@ -114,7 +114,7 @@ class EncoderRows(TextRows, SampledRows):
         return Range(document, start, self.tokens.ids[first : first + int(self.count[number])])
 
     def _select_sequences(self, chosen: Int64[np.ndarray, " n"]) -> "EncoderRows":
-        """Return a plan of the sequences `chosen`, one a row."""
+        """Return rows of the sequences `chosen`, one sequence per row."""
         parts = np.diff(self.part)[chosen]
         owner, nth = expand(parts)
         part = self.part[chosen][owner] + nth
@@ -224,7 +224,7 @@ def _plan_sentences(tokens: Tokens, length: int, capacity: int, text: Sentences,
 
 
 def _plan_pieces(tokens: Tokens, length: int, pieces: Sentences, begins: Int64[np.ndarray, " sequences"]) -> EncoderRows:
-    """Plan sequences that begin at the pieces `begins`, one a row; consecutive pieces of one document become one part."""
+    """Plan sequences that begin at the pieces `begins`, one per row; consecutive pieces of one document become one part."""
     new_part = np.diff(pieces.document, prepend=-1) != 0
     new_part[begins] = True
     first = np.flatnonzero(new_part)
@@ -253,7 +253,7 @@ def _plan_documents(tokens: Tokens, length: int, capacity: int) -> EncoderRows:
 
 
 def _pack(unpacked: EncoderRows, special: SpecialTokens) -> EncoderRows:
-    """Pack the sequences of a plan with one sequence a row, first-fit."""
+    """Pack the sequences of rows that have one sequence each, first-fit."""
     parts = np.diff(unpacked.part)
     separators = np.where(unpacked.label == UNLABELLED, parts, 1 + special.between)
     sizes = 1 + separators + np.add.reduceat(unpacked.count, unpacked.part[:-1])

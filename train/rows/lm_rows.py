@@ -39,7 +39,7 @@ class LmRows(TextRows, SampledRows):
     """The rows of a corpus. Over all rows every target of every document is counted exactly once.
 
     A row is a sequence of pieces, and a piece a range of one document. The pieces of all rows are stored one after the other, as
-    in the CSR format of sparse matrices: `document`, `start` and `size` have one entry a piece, and row r has the pieces
+    in the CSR format of sparse matrices: `document`, `start` and `size` have one entry per piece, and row r has the pieces
     `first[r]` to `first[r + 1] - 1`. Two documents of 5 and 3 targets (a b c d e and x y z) in windows of `length` 4 make the
     rows a b c d and e x y z:
 

@@ -1,4 +1,4 @@
-"""Rows of sampled responses: a prompt, one response to it, and the numbers of it that policy gradients read."""
+"""Rows of sampled responses: a prompt, a response to it, and the numbers for each response that policy gradients read."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -23,7 +23,7 @@ class ResponseRow(NamedTuple):
     reference: Float32[np.ndarray, " n"] = NONE
     """Log-probabilities under the reference, if the loss reads them."""
     example: int = -1
-    """Number of the prompt's example; -1: it is of none."""
+    """Number of the prompt's example; -1 if it has none."""
 
     @property
     def prompt(self) -> Int32[np.ndarray, " p"]:

@@ -21,9 +21,8 @@ from train.rows.token_cache import Tokens
 class RowSource(Protocol):
     """Numbered rows of one kind, of the same length T, in a fixed order.
 
-    Implemented by `LmRows`, `EncoderRows` and `ContiguousRows` of this package for text, and by `Rows` of
-    `train.inputs.labelled_inputs` and of `train.inputs.pair_inputs` for examples. A `train.rows.mixture.Mixture` numbers the rows
-    of one row source or of several.
+    Implemented by `LmRows`, `EncoderRows` and `ContiguousRows` of this package for text, and by the classes `Rows` in
+    `train.inputs` for examples. A `train.rows.mixture.Mixture` numbers the rows of one row source or of several.
     """
 
     @property
@@ -36,7 +35,7 @@ class RowSource(Protocol):
         ...
 
     def row(self, number: int) -> Any:
-        """Return row `number`, from 0 to `len(self) - 1`: an `LmRow`, `EncoderRow`, `Window`, `ExampleRow` or `PackedPair`s.
+        """Return row `number`, from 0 to `len(self) - 1`: an `LmRow`, `EncoderRow`, `Window`, `ExampleRow`, ...
 
         Its ids are integer arrays [n] with n at most T. Those of a text are views of the memory-mapped tokens.
         """
@@ -104,7 +103,7 @@ Sampled = TypeVar("Sampled", bound="SampledRows")
 
 
 class SampledRows(abc.ABC):
-    """Base class of row sources of which any rows can be selected; it has `subsample`."""
+    """Base class of row sources from which any rows can be selected; it implements `subsample`."""
 
     @abc.abstractmethod
     def __len__(self) -> int: ...
@@ -123,7 +122,7 @@ class SampledRows(abc.ABC):
 
 
 class TextRows(abc.ABC):
-    """Base class of row sources of a tokenized text; it has `text_size` and `fingerprint`."""
+    """Base class of row sources of a tokenized text; it implements `text_size` and `fingerprint`."""
 
     tokens: Tokens
     """The documents, memory-mapped."""

@@ -49,9 +49,9 @@ def encode_rows(
 
 
 def mismatches(examples: Sequence[UnpairedPreference]) -> list[int]:
-    """Return, for each example, the number of the one whose completion is its mismatched one.
+    """Return, for each example, the number of the example whose completion is used as its mismatched completion.
 
-    It is the next example, after the last one the first, whose prompt and whose completion are both different.
+    It is the next example whose prompt and completion both differ; the first example follows the last one.
 
     Raises:
         BadInput: there is none, as for a single example.
@@ -78,7 +78,7 @@ def mismatches(examples: Sequence[UnpairedPreference]) -> list[int]:
 
 
 def _runs(texts: Sequence[str]) -> list[int]:
-    """Return the distance from each text to the next different one, going around the end; their number if all are equal."""
+    """Return the distance from each text to the next different one, the first after the last; n if all n texts are equal."""
     count = len(texts)
     distances = [count] * count
     # The second time around, the distances behind the end are final.

@@ -62,7 +62,7 @@ class Console:
                 self._live.stop()
 
     def header(self, title: str, facts: Mapping[str, str]) -> None:
-        """Print the run's name and its facts, aligned, one a line; a long one continues below itself."""
+        """Print the run's name and its facts, aligned, one per line; a long fact continues on the next lines of its column."""
         if self._quiet:
             return
         width = max(map(len, facts), default=0)

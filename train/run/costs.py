@@ -22,13 +22,13 @@ device, or on a CPU by one process."""
 
 
 def read_costs(folder: RunDir, last: int, meta: Mapping[str, Any]) -> Costs:
-    """Return the costs of a run of `last` steps; each that its files do not have is None.
+    """Return the costs of a run of `last` steps; None for each cost that its files do not have.
 
     Args:
         meta: metadata of the checkpoint of that step.
 
     Raises:
-        BadInput: metrics.jsonl or starts.jsonl has a line that is no row.
+        BadInput: metrics.jsonl or starts.jsonl has an invalid line.
     """
     rows = read_rows(folder.metrics) if folder.metrics.exists() else []
     trained = [row for row in rows if row.get("kind") == "train"]

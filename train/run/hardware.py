@@ -97,7 +97,7 @@ DEVICES: dict[str, Device] = {
 }
 """`device_kind` -> its data; the kind of a GPU may have further words after the one here."""
 
-# Cloud TPU documentation, one page a version, a chip being one device: 275, 197, 459 and 918 TFLOP/s; 32, 16, 95 and 32 GiB at
+# Cloud TPU documentation, one page per version, a chip being one device: 275, 197, 459 and 918 TFLOP/s; 32, 16, 95 and 32 GiB at
 # 1,200, 819, 2,765 and 1,638 GB/s; interconnect 2,400 Gb/s in one direction, then 400, 1,200 and 800 GB/s in both.
 _V4 = Device(peak={"bfloat16": 275}, memory=32 * GIB, bandwidth=1200, links=300, torus=3, host=4)
 _V5E = Device(peak={"bfloat16": 197}, memory=16 * GIB, bandwidth=819, links=200, torus=2, host=8)

@@ -99,9 +99,9 @@ class MetricLogger:
         """Write a row of the last step.
 
         Args:
-            counts: those of all batches so far, by `train.run.costs.COUNTS`.
+            counts: the counts of all batches so far, by name (`train.run.costs.COUNTS`).
             rollout: numbers about the rollout that the batch is from, the same in every run of the same configuration.
-            timing: others, which depend on the machine; "rollout_seconds" are those of a step, of which the row has the share.
+            timing: numbers that depend on the machine; the row has the share of "rollout_seconds" in the seconds of a step.
         """
         self._fetch()
         now = time.perf_counter()

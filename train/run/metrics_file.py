@@ -23,7 +23,7 @@ NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
 class Metrics:
-    """A file of rows, one JSON object a line, each with its "step"; one process appends them, one at a time.
+    """A file of rows, one JSON object per line, each with its "step"; one process appends them, one at a time.
 
     Columns that differ between two runs of one configuration (seconds, rates, dates) are in one nested object, "time".
     Write the rows of step n, and `sync`, before committing the checkpoint of step n: a resumed run then has every row.
@@ -35,7 +35,7 @@ class Metrics:
         Later rows, and a line cut off by a kill, are dropped; the file is replaced atomically.
 
         Raises:
-            BadInput: a line is no row (its number is named), or the file cannot be written.
+            BadInput: a line is not a valid row (the message has its number), or the file cannot be written.
         """
         rows = read_rows(path) if resume_at is not None and path.exists() else []
         lines = [_line(row) for row in rows if row["step"] <= resume_at]
@@ -110,7 +110,7 @@ def train_row(
         lr: learning rate of the step.
         tokens: positions of all batches so far, padding included; for an encoder-decoder those of the decoder.
         skipped: steps skipped for a non-finite gradient since the previous train row.
-        seconds: mean seconds a step since the previous train row, without validation and saving.
+        seconds: mean seconds per step since the previous train row, without validation and saving.
         tokens_per_s: over all devices.
         mfu: share of the peak or measured rate, 0 to 1; None where there is no such rate.
         more: further columns (with the same value in every run of the same configuration).
@@ -129,7 +129,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     """Read the rows of a file; a last line without a line end, as a killed process leaves it, counts only if it is complete.
 
     Raises:
-        BadInput: the file cannot be read, or a line is no row (its number is named).
+        BadInput: the file cannot be read, or a line is not a valid row (the message has its number).
     """
     try:
         *lines, last = path.read_bytes().split(b"\n")
@@ -156,7 +156,7 @@ def record_start(folder: RunDir, step: int, facts: Mapping[str, str], flops: flo
 def record_usage(folder: RunDir, seconds: float) -> None:
     """Record in the newest row of starts.jsonl the `seconds` since that start, and the most memory that was in use.
 
-    A run does not end because this cannot be written.
+    An error while writing does not end the run.
     """
     with contextlib.suppress(BadInput):
         *before, row = read_rows(folder.starts)
@@ -187,7 +187,7 @@ def matrix_rate(dtype: Any, seconds: float = 0.5) -> float:
     """Return the measured rate of square matrix products of `dtype`, accumulated in float32, in FLOP/s of this process's devices.
 
     It is the best of several bursts over `seconds` after a warm-up, on random numbers (a GPU multiplies zeros faster). Simulated
-    CPU devices share the same cores, so on a CPU one device, which uses all of them, is measured and stands for all.
+    CPU devices share the same cores, so on a CPU a single device, which uses all of them, is measured.
     """
     import jax
     import jax.numpy as jnp
@@ -240,9 +240,9 @@ def _row(line: bytes, path: Path, number: int) -> dict[str, Any]:
     try:
         row = json.loads(line.decode(), parse_constant=NOT_FINITE.__getitem__)
     except (ValueError, RecursionError) as error:
-        raise BadInput(f"{path}:{number} is no row: {error}; remove the line") from None
+        raise BadInput(f"{path}:{number} is not a valid row: {error}; remove the line") from None
     if not isinstance(row, dict) or type(row.get("step")) is not int:
-        raise BadInput(f'{path}:{number} is no row: it is not an object with an integer "step"; remove the line')
+        raise BadInput(f'{path}:{number} is not a valid row: it must be an object with an integer "step"; remove the line')
     # Rarely needed, and it would take half the time of reading a long file.
     return _parse_non_finite(row) if b'"NaN"' in line or b'Infinity"' in line else row
 

@@ -28,12 +28,12 @@ class Outcomes:
     id: tuple[str, ...]
     """Name of each item, the same one for every model: its file, without the folder, and line."""
     right: Float64[np.ndarray, " N"]
-    """Predictions of the item that are right: 1 or 0 for an item with one, 1/2 for a tie; NaN where there is no right one."""
+    """Number of right predictions of the item (1/2 for a tie); NaN where no prediction can be right, as in regression."""
     nats: Float64[np.ndarray, " N"]
     """-log p of the truth, summed over the item's predictions (tags and answers: the mean loss; numbers: the squared error); NaN
     where it is not computed."""
     count: Int64[np.ndarray, " N"]
-    """Predictions of the item."""
+    """Number of predictions of the item."""
 
     @classmethod
     def of(cls, origins: Iterable[str], right: np.ndarray, nats: np.ndarray, count: np.ndarray | None = None) -> "Outcomes":
@@ -41,7 +41,7 @@ class Outcomes:
 
         Args:
             origins: place of each item, as file:line.
-            count: predictions of each item; None = one.
+            count: number of predictions of each item; None = one each.
         """
         ids, seen = [], collections.Counter[str]()
         for origin in origins:

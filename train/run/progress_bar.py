@@ -44,7 +44,7 @@ class ProgressBar:
             late: show the line at the first call, so that work that was already done shows nothing.
             announce: where the output is no terminal, write "`activity` ..." at the beginning.
             every: where the output is no terminal, seconds between two lines with the share, the rate and the time left of
-                bytes. Bytes done at the first call count as done before: the rate is of the work since then.
+                bytes. The rate does not include the bytes that were done before the first call.
             quiet: show nothing at all, as in processes other than the first.
             stream: the output instead of stderr.
         """

@@ -32,7 +32,7 @@ def read_provenance() -> dict[str, Any]:
 
 @functools.cache
 def read_commit(root: Path) -> dict[str, Any]:
-    """Return the commit of the checkout in a folder, and whether its code was changed; both None if the folder is none."""
+    """Return the commit of the checkout in a folder, and whether its code was changed; both None if it is not a checkout."""
     commit = _git(root, "rev-parse", "HEAD") if (root / ".git").exists() else None
     changes = None if commit is None else _git(root, "status", "--porcelain", "--", *PACKAGES)
     return {"commit": commit, "dirty": None if changes is None else bool(changes)}

@@ -192,7 +192,7 @@ def _stored_config(folder: str | Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise BadInput(f"{folder} is no run: {path.name} cannot be read ({error.strerror})") from None
+        raise BadInput(f"{folder} is not a run: {path.name} cannot be read ({error.strerror})") from None
     except (ValueError, RecursionError) as error:
         raise BadInput(f"{path} is not valid JSON: {error}") from None
 

@@ -28,7 +28,7 @@ class Sink(Protocol):
         ...
 
     def close(self, *, failed: bool) -> None:
-        """Take no more rows; `failed` says whether the run ends with an error."""
+        """End the sink; `failed` is True if the run ends with an error."""
         ...
 
 
@@ -64,13 +64,13 @@ class Sinks:
                     self._open[name].write(row)
 
     def write(self, row: Mapping[str, Any]) -> None:
-        """Give every sink a row."""
+        """Pass a row to every sink."""
         for name, sink in list(self._open.items()):
             with self._watching(name):
                 sink.write(row)
 
     def close(self, *, failed: bool) -> None:
-        """End every sink; `failed` says whether the run ends with an error."""
+        """End every sink; `failed` is True if the run ends with an error."""
         for name in list(self._open):
             with self._watching(name):
                 self._open.pop(name).close(failed=failed)

@@ -102,7 +102,7 @@ def _weighted(
 ) -> Int[np.ndarray, " k"]:
     """Sample candidates without replacement, each time in proportion to the weights of the remaining ones.
 
-    That is the order in which independent exponential clocks of these rates ring (Efraimidis and Spirakis 2006).
+    It is the order of independent exponential random variables with these rates (Efraimidis and Spirakis 2006).
     """
     able = weights > 0
     rings = rng.exponential(size=len(candidates))[able] / weights[able]

@@ -46,7 +46,7 @@ def ranks(rng: np.random.Generator, later: Bool[np.ndarray, " n"], window: int, 
 
     The tokens that are not `later`, which are the text that is not predicted, have rank `base`. Targets and special tokens have
     higher ranks, all different, in a random order. The order is a permutation of `window` places, the same one in every window of
-    so many tokens, and all ranks of a window are lower than those of the next one; 0 = all tokens are one window.
+    `window` tokens, and all ranks of a window are lower than those of the next one; 0 = all tokens are one window.
     """
     size = window or max(1, len(later))
     places = rng.permutation(size)[np.arange(len(later)) % size] + np.arange(len(later)) // size * size

@@ -15,7 +15,7 @@ from zoo.errors import BadInput
 
 
 class CountedIds(NamedTuple):
-    """A text as ids, and for each whether it counts as a target."""
+    """A text as ids, and for each id whether it counts as a target."""
 
     ids: Int32[np.ndarray, " n"]
     counted: Bool[np.ndarray, " n"]
@@ -26,7 +26,7 @@ class CountedIds(NamedTuple):
 def encode_dialogues(
     dialogues: Sequence[Dialogue], tokenizer: Tokenizer, template: ChatTemplate, turns: Turns
 ) -> list[CountedIds]:
-    """Return the ids of conversations up to the last that counts.
+    """Return the ids of conversations up to the last id that counts.
 
     Raises:
         BadInput: a message spells a special token, the template does not show which text is the assistant's, or it writes no
@@ -71,7 +71,7 @@ def encode_prompts(texts: Sequence[str], tokenizer: Tokenizer, template: ChatTem
 def rendered_pairs(
     examples: Sequence[Pair | Dialogue], tokenizer: Tokenizer, template: Callable[[], ChatTemplate], turns: Turns
 ) -> list[Pair]:
-    """Return examples as pairs for an encoder-decoder: of each counted turn what comes before it, rendered, and its text.
+    """Return examples as pairs for an encoder-decoder: for each counted turn, the rendered text before it, and its text.
 
     Args:
         template: returns the chat template; it is called only if there are conversations.
@@ -99,7 +99,7 @@ def _prompt_and_answer(messages: Sequence[Message], template: ChatTemplate, wher
     """Return the text before the last message, with the beginning of an answer, and the text of the last message.
 
     Raises:
-        BadInput: the text before an answer is another without the answer.
+        BadInput: the template renders the text before an answer differently if the answer follows it.
     """
     prompt, text = template.render(messages[:-1], generation_prompt=True), template.render(messages)
     if not text.startswith(prompt):

@@ -194,7 +194,7 @@ def _read_vocabulary(folder: Path, settings: Settings) -> Tokenizer:
 
 
 def _wordpiece(folder: Path, settings: Settings) -> Tokenizer:
-    """Return BERT's tokenizer of a vocab.txt: one entry a line, the first one has id 0."""
+    """Return BERT's tokenizer from a vocab.txt, which has one entry per line, from id 0 on."""
     file = folder / ENTRIES
     rules: dict[str, Any] = dict(
         lowercase=settings.flag("do_lower_case", True),

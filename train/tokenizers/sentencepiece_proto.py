@@ -96,7 +96,7 @@ def _fields(raw: bytes) -> Iterator[tuple[int, Any]]:
 
 
 def _varint(raw: bytes, offset: int) -> tuple[int, int]:
-    """Return (integer of seven bits a byte, lowest first; offset of its end)."""
+    """Return (integer of seven bits per byte, lowest first; offset of its end)."""
     value, shift = 0, 0
     while True:
         byte = raw[offset]

@@ -96,7 +96,7 @@ class SpecialTokens:
 
 
 def named(ids: Mapping[str, int]) -> SpecialTokens | None:
-    """Return the special tokens of BERT, RoBERTa or XLNet that a vocabulary has: of the family with most names in it, else None.
+    """Return the special tokens of BERT, RoBERTa or XLNet, whichever has the most names in the vocabulary; None if it has none.
 
     Raises:
         BadInput: the vocabulary has some of them, but not all.

@@ -214,7 +214,7 @@ class Tokenizer:
 
     @functools.cached_property
     def special_names(self) -> dict[str, int]:
-        """The ids by name of all special tokens, also of those without a role here; that of unknown is none of them."""
+        """The ids by name of all special tokens, also of those without a role here, but not of the unknown token."""
         own = self.special_tokens or self.text_special_tokens
         ids = {number for number, token in self._core.get_added_tokens_decoder().items() if token.special} | self._special()
         return {str(self._core.id_to_token(number)): number for number in sorted(ids - ({own.unk} if own else set()))}
@@ -297,7 +297,7 @@ class Tokenizer:
         if numbers.size and (numbers.min() < 0 or numbers.max() >= self.vocab_size):
             raise ValueError(f"ids {numbers.min()} to {numbers.max()} are not all in a vocabulary of {self.vocab_size}")
         text = self._core.decode(numbers.tolist(), skip_special_tokens=False)
-        # Not for byte-level BPE, which decodes to exactly the text that was encoded.
+        # Not needed for byte-level BPE, which decodes to exactly the text that was encoded.
         if self.settings.get(CLEAN) and not isinstance(self._core.model, models.BPE):
             for before, after in CONTRACTED:
                 text = text.replace(before, after)

@@ -1,7 +1,7 @@
 """The parameters of a run that trains adapters: their shapes, and the frozen parameters that are added to them.
 
-The frozen parameters are saved once, in RUN/base, so that the run does not depend on the folder of its --init. A checkpoint has
-the digest of their manifest, and is never added to others.
+The frozen parameters are saved once, in RUN/base, so that the run does not depend on the folder of its --init. A checkpoint
+stores the digest of their manifest, and is only used with frozen parameters of this digest.
 """
 
 import dataclasses
@@ -44,7 +44,7 @@ def adapters_of(run: run_config.Run) -> Adapters | None:
 
 
 def trained(model: Model, spec: Adapters | None) -> Trained:
-    """Return what a run trains: the parameters of the model, or those of its adapters and its head."""
+    """Return the initializer and the sharding of what a run trains: the model's parameters, or its adapters and its head."""
     if spec is None:
         return Trained(model.init, model.module.SHARDING)
     return Trained(functools.partial(adapters.init, model, spec), adapters.rules(model, spec))
@@ -71,15 +71,15 @@ def merged(model: Model, spec: Adapters, mesh: Mesh, base: Any, params: Any) -> 
 
 
 def initial_params(model: Model, spec: Adapters, mesh: Mesh, seed: int, params: Any, folder: str) -> Any:
-    """Return what a run trains before its first step, sharded over the mesh.
+    """Return the trained parameters of a run before its first step, sharded over the mesh.
 
     Args:
         seed: the seed of new adapters.
-        params: the model's parameters, whose head the run begins with.
+        params: the model's parameters, from which the run takes the head.
         folder: an adapter in peft's format to begin with; "" = a new one.
 
     Raises:
-        BadInput: the adapter cannot be read, or is of another model or form; see `zoo.lora.peft_files.read`.
+        BadInput: the adapter cannot be read or does not fit; see `read_adapter`.
     """
     parameters = trained(model, spec)
     shapes = adapters.flat(abstract_params(parameters, mesh))
@@ -94,15 +94,15 @@ def initial_params(model: Model, spec: Adapters, mesh: Mesh, seed: int, params: 
 
 
 def place(array: Any, leaf_sharding: Any) -> jax.Array:
-    """Return an array of the host on the devices of a sharding, each of which gets its part."""
+    """Copy an array from the host to the devices of a sharding, to each device its part."""
     return jax.make_array_from_callback(array.shape, leaf_sharding, lambda index: array[index])
 
 
 def read_adapter(folder: Path, model: Model, spec: Adapters) -> Any:
-    """Return the values of an adapter in peft's format, for a run that trains adapters of this form.
+    """Return the values of an adapter in peft's format, which must have the rank, alpha, scaling and targets of `spec`.
 
     Raises:
-        BadInput: see `zoo.lora.peft_files.read`; or the form differs.
+        BadInput: see `zoo.lora.peft_files.read`; or the adapter has another rank, alpha, scaling or other targets.
     """
     own, values = peft_files.read(folder, model.config)
     for field in dataclasses.fields(spec):
@@ -135,7 +135,7 @@ def save_base(folder: RunDir, state: Any, base: Any, *, notify: Callable[[str], 
         BadInput: the folder cannot be written.
     """
     if jax.process_index() == 0:
-        # Of a start that was killed before its first checkpoint. The other processes wait for this one below.
+        # Remove the remains of a start that was killed before its first checkpoint. The other processes wait for this one below.
         shutil.rmtree(folder.base, ignore_errors=True)
     with Checkpoints(folder.base, 1, notify=notify) as source:
         source.save(dataclasses.replace(state, params=base, opt_state={}, carry={}), {})
@@ -147,11 +147,11 @@ def base_digest(folder: RunDir) -> str:
     """Return the digest of the frozen parameters of a run.
 
     Raises:
-        BadInput: they are not there.
+        BadInput: they are missing.
     """
     file = folder.base / manifest.folder_name(STEP) / manifest.NAME
     if not file.exists():
-        raise BadInput(f"{folder.base}: not there; it has the parameters that the run's adapters are added to, so restore it")
+        raise BadInput(f"{folder.base}: missing; it has the parameters that the run's adapters are added to, so restore it")
     return sha256(file)
 
 
@@ -162,7 +162,7 @@ def read_base(folder: RunDir, model: Model, mesh: Mesh, digest: str, *, notify: 
         digest: the digest in the metadata of the run's checkpoint.
 
     Raises:
-        BadInput: they are not there, are damaged, or are others than those of the checkpoint.
+        BadInput: they are missing or damaged, or differ from those that the adapters were trained with.
     """
     if base_digest(folder) != digest:
         raise BadInput(f"{folder.base}: not the parameters that the run's adapters were trained with; restore that folder")

@@ -1,4 +1,4 @@
-"""`zoo import` and `zoo export`: checked published folders in, and runs out as folders that `transformers` loads."""
+"""`zoo import` checks and copies published weights; `zoo export` writes a run as a folder that `transformers` loads."""
 
 import dataclasses
 import shutil
@@ -99,7 +99,7 @@ def export_adapter(run: str, target: str, *, step: int | None, mesh: run_config.
 
 
 def write_folder(target: Path, loaded: Loaded) -> Path:
-    """Write a loaded model as a new published folder, whole or not at all, and return its path.
+    """Write a loaded model as a new published folder, atomically, and return its path.
 
     Raises:
         BadInput: `target` exists, or the model has no published form.

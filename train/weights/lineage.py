@@ -1,8 +1,8 @@
-"""The models that a run starts from: which row of a comparison each of them is, and what training them has cost.
+"""The models that a run starts from: the row of a comparison that each belongs to, and the costs of training them.
 
 A run records its parents, the models of `init` and of `distillation.teacher`, in the metadata of its checkpoints when it begins,
-so that the record survives a parent that is moved, trained again or deleted. Two parents are the same row if their
-configurations differ in the seed alone and their own parents are the same rows.
+so that the record remains if a parent is moved, trained again or deleted. Two parents belong to the same row if their
+configurations differ only in the seed and their own parents belong to the same rows.
 """
 
 import hashlib
@@ -21,8 +21,8 @@ from zoo.hf import hub
 
 Parent = dict[str, Any]
 """The record of a parent, as JSON: `path`, as the option names it; `row`, a SHA-256 digest that is equal for two parents if and
-only if they are the same row; `seeds` of its own ancestors and of itself, the oldest first; and `ancestors`, which are itself and
-its own ancestors, each with `row`, `seeds`, `path` and its own `costs`. Published weights have no seeds and no ancestors, because
+only if they belong to the same row; `seeds` of its ancestors and of itself, the oldest first; and `ancestors`, which are its
+ancestors and itself, each with `row`, `seeds`, `path` and `costs`. Published weights have no seeds and no ancestors, because
 nothing is known about their training."""
 
 PARENT_KEYS = ("init", "distillation.teacher")
@@ -33,16 +33,16 @@ def read_parents(run: Run) -> dict[str, Parent]:
     """Return the record of each parent of a run, by its key of `PARENT_KEYS`.
 
     Raises:
-        BadInput: nothing there, or a run without a checkpoint.
+        BadInput: a parent does not exist, or is a run without a checkpoint.
     """
     names = dict(zip(PARENT_KEYS, (run.init, run.teacher), strict=True))
     return {key: _read_parent(name) for key, name in names.items() if name}
 
 
 def row_options(run: Run, parents: Mapping[str, Parent], tokenizer: str) -> dict[str, Any]:
-    """Return the options that decide which row of a comparison a run is: all that identify it, without its seed.
+    """Return the options that determine the row of a comparison that a run belongs to: all that identify it, except its seed.
 
-    A parent counts as its row, and a tokenizer that is loaded from a folder as its fingerprint, `tokenizer`.
+    The path of a parent is replaced by its row, and the path of a loaded tokenizer by its fingerprint, `tokenizer`.
     """
     options = {key: value for key, value in flat(run).items() if key != "seed" and not may_change(key)}
     if options["tokenizer.path"]:
@@ -58,7 +58,7 @@ def seeds_of(run: Run, parents: Mapping[str, Parent]) -> tuple[int, ...]:
 def total_costs(own: Costs, parents: Iterable[Parent]) -> Costs:
     """Return the costs of a run and of all of its ancestors, each counted once; None where one of them is not recorded.
 
-    Costs are added; of the memory the largest one counts.
+    Costs are summed, except the memory, of which the maximum is taken.
     """
     ancestors = {
         json.dumps([ancestor["row"], ancestor["seeds"]]): ancestor["costs"]
@@ -69,7 +69,7 @@ def total_costs(own: Costs, parents: Iterable[Parent]) -> Costs:
 
 
 def _total(name: str, values: Sequence[float | int | None]) -> float | int | None:
-    """Return the sum of a cost, or the largest one of memory; None if one is not recorded."""
+    """Return the sum of the values of a cost, or their maximum for memory; None if a value is not recorded."""
     recorded = [value for value in values if value is not None]
     total = max if name == "peak_bytes" else sum
     return total(recorded) if len(recorded) == len(values) else None
@@ -84,11 +84,11 @@ def _read_parent(name: str) -> Parent:
     if (step := source.latest()) is None:
         raise no_checkpoint(folder)
     meta = source.meta(step)
-    # A parent that was trained before parents were recorded counts as the path of its own.
+    # A checkpoint from before parents were recorded has none, so the row contains the paths of its parents instead.
     own_parents = meta.get("parents", {})
     training = Checkpoints(files.checkpoints, 1, notify=lambda _: None)
     taken = training.latest()
-    # The best checkpoint has no counts, because the run continued after it.
+    # The counts of the newest training checkpoint, because the best checkpoint has none: the run continued after it.
     counted = {} if taken is None else training.meta(taken)
     taken = step if taken is None else taken
     options = row_options(run, own_parents, meta.get("tokenizer", ""))
@@ -109,7 +109,7 @@ def _read_parent(name: str) -> Parent:
 
 
 def digest_of_weights(folder: Path) -> str:
-    """Return the digest of the configuration and the weights in a folder, wherever it is."""
+    """Return the digest of the configuration and the weights in a folder, independent of its path."""
     files = sorted([folder / "config.json", *folder.glob("*.safetensors")])
     digests = [f"{file.name} {sha256(file)}" for file in files if file.exists()]
     return hashlib.sha256("\n".join(digests).encode()).hexdigest()

@@ -70,7 +70,7 @@ def load(where: str | Path, mesh: Mesh | None = None, step: int | None = None, a
     if is_run(folder):
         return _load_run(folder, mesh, step)
     if step is not None:
-        raise BadInput(f"--step {step}: {folder} is no run, so it has no checkpoints; remove --step")
+        raise BadInput(f"--step {step}: {folder} is not a run, so it has no checkpoints; remove --step")
     cfg, params = published_weights.load(folder, mesh, notify=_print_error)
     loaded = _check_entries(Loaded(folder.resolve().name, models.model(cfg), params, hf_files.read_tokenizer(folder), mesh))
     _check_padding(folder, loaded)
@@ -84,7 +84,7 @@ def load_average(where: str, mesh: Mesh, last: int) -> Loaded:
         BadInput: not a run, or one with fewer checkpoints.
     """
     if not is_run(path := Path(where)):
-        raise BadInput(f"--last {last}: {where} is no run, so it has no checkpoints; remove --last")
+        raise BadInput(f"--last {last}: {where} is not a run, so it has no checkpoints; remove --last")
     keep = read_config(path).checkpoint.keep
     steps = Checkpoints(RunDir(path).checkpoints, keep, notify=_print_error).sound()
     fix = f"{where} has {len(steps)} intact checkpoints; choose 1 to that, or train with a larger --checkpoint.keep"
@@ -115,7 +115,7 @@ def restore_params(path: Path, run: run_config.Run, mesh: Mesh, step: int | None
         step: as in `load`.
 
     Raises:
-        BadInput: no intact checkpoint, or one of another configuration; or the frozen parameters beside adapters are not there.
+        BadInput: no intact checkpoint, or one of another configuration; or the frozen parameters beside adapters are missing.
     """
     trained, number, meta = restore_trained(path, run, mesh, step)
     if (spec := adapters.adapters_of(run)) is None:
@@ -126,7 +126,7 @@ def restore_params(path: Path, run: run_config.Run, mesh: Mesh, step: int | None
 
 
 def restore_trained(path: Path, run: run_config.Run, mesh: Mesh, step: int | None) -> tuple[Any, int, dict[str, Any]]:
-    """Return the parameters that a run trains, those of its adapters if it has any; else as `restore_params`."""
+    """Return the same as `restore_params`, but only the trained parameters if the run trains adapters."""
     abstract = adapters.abstract_params(adapters.trained(models.model(run.model), adapters.adapters_of(run)), mesh)
     counter = jax.ShapeDtypeStruct((), jnp.int32, sharding=NamedSharding(mesh, PartitionSpec()))
     source = checkpoints(path, run, step)

@@ -19,7 +19,7 @@ def read_model_config(init: str) -> Any:
     For a published folder it has no head, since only the weights determine that.
 
     Raises:
-        BadInput: nothing there, or a configuration that no family here supports.
+        BadInput: `init` does not exist, or no family here supports its configuration.
     """
     folder = hub.folder_of(init)
     if is_run(folder):
@@ -30,7 +30,7 @@ def read_model_config(init: str) -> Any:
 
 
 def may_have_labels(init: str) -> bool:
-    """Return whether the model in `init` may have a head for labels, or of one score; of encoders, any may.
+    """Return whether the model in `init` may have a classification or reward head; every encoder may.
 
     A published decoder or encoder-decoder has one if config.json names such a class; the weights decide when they are read.
 
@@ -44,7 +44,7 @@ def may_have_labels(init: str) -> bool:
 
 
 def with_score(init: str) -> Any:
-    """Return the configuration of `init` with a head of one score in place of its own, as `as_score`.
+    """Return the configuration of `init` with a reward head in place of its own; see `as_score`.
 
     Raises:
         BadInput: see `read_model_config`.
@@ -53,7 +53,7 @@ def with_score(init: str) -> Any:
 
 
 def as_score(model: Any) -> Any:
-    """Return a configuration with a head of one score, and without dropout."""
+    """Return a configuration with a reward head, which has one output, and without dropout."""
     rates = {field.name: 0.0 for field in dataclasses.fields(model) if field.name.endswith("dropout")}
     head = {"task": "sequence", "multi_label": False} if isinstance(model, BodyConfig) else {}
     memory = {"memory": 0, "reuse": 0} if hasattr(model, "memory") else {}

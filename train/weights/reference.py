@@ -42,7 +42,7 @@ def add_reference(run: run_config.Run, mesh: Mesh, inputs: Any, build: Build, ca
 
     Args:
         inputs: a `train.inputs.preference_inputs.Preferences`.
-        build: makes the arrays of a row.
+        build: function that makes the arrays of a row.
         cache: folder of the files of `reference_cache`.
 
     Raises:
@@ -77,7 +77,7 @@ def digest_of_parameters(init: str) -> str:
     """Return a digest that changes with the parameters of a run's checkpoint, a published folder or a hub id.
 
     Raises:
-        BadInput: nothing there, or a run without a checkpoint.
+        BadInput: `init` does not exist, or is a run without a checkpoint.
     """
     folder = hub.folder_of(init)
     if not is_run(folder):
@@ -115,6 +115,6 @@ def _compute(
 
 
 def _every_process_has(values: Any) -> bool:
-    """Return whether no process must compute; they compute together, since the program runs on the devices of all of them."""
+    """Return whether every process has values. If one has none, all compute, since the program runs on the devices of all."""
     has = np.array(values is not None)
     return bool(has) if jax.process_count() == 1 else bool(multihost_utils.process_allgather(has).all())

@@ -1,4 +1,4 @@
-"""Log-probabilities under a reference on disk: a file for each set of rows, named by the digest of all that they depend on."""
+"""A cache on disk of log-probabilities under a reference: one file per set of rows, named by the digest of its dependencies."""
 
 import hashlib
 import json

@@ -1,6 +1,6 @@
 """The gain and the bias that give a reward model's scores mean 0 and deviation 1 over chosen texts, stored beside its weights.
 
-So that the same coefficient of a KL penalty means the same for every reward model (Ziegler et al. 2019, code).
+With normalized scores, a coefficient of a KL penalty has the same effect for every reward model (Ziegler et al. 2019, code).
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ class RewardScale:
     gain: float = 1.0
     bias: float = 0.0
     step: int | None = None
-    """Step of the parameters that the numbers are of; None for published weights."""
+    """Step of the parameters whose scores are normalized; None for published weights."""
 
     @classmethod
     def of(cls, mean: float, deviation: float, step: int | None) -> "RewardScale":

@@ -14,7 +14,7 @@ from zoo.errors import BadInput
 from zoo.hf import hub
 from zoo.models import Model
 
-FITTED = ("classifier", "dense")
+TASK_SPECIFIC = ("classifier", "dense")
 """Parts of a head that do not fit another task, or other labels."""
 
 
@@ -23,7 +23,7 @@ def check(run: run_config.Run) -> None:
 
     Raises:
         BadInput: another family or body (every value that differs is named), a run without a checkpoint, incomplete weights, or
-            nothing there.
+            `init` does not exist.
     """
     folder = hub.folder_of(run.init)
     source = read_config(folder) if is_run(folder) else None
@@ -43,18 +43,19 @@ def check(run: run_config.Run) -> None:
         raise no_checkpoint(folder)
 
 
-def params(run: run_config.Run, net: Model, mesh: Mesh, notify: Callable[[str], None]) -> Any:
-    """Return the parameters of `run.init` on the mesh; those it lacks, or has for another task or labels, are initialized.
+def initial_params(run: run_config.Run, model: Model, mesh: Mesh, notify: Callable[[str], None]) -> Any:
+    """Return the parameters of `run.init` on the mesh.
 
-    `notify` receives a line that names the newly initialized ones.
+    Parameters that it lacks, or has for another task or other labels, are newly initialized, and `notify` is called with a line
+    that names them.
     """
     source = load(run.init, mesh)
     loaded = {sharding.path_of(keys): leaf for keys, leaf in jax.tree_util.tree_leaves_with_path(source.params)}
-    if _head(source.model) != _head(net):
-        loaded = {path: leaf for path, leaf in loaded.items() if path.split("/")[0] not in FITTED}
+    if _head(source.model) != _head(model):
+        loaded = {path: leaf for path, leaf in loaded.items() if path.split("/")[0] not in TASK_SPECIFIC}
 
     def init() -> Any:
-        return net.init(jax.random.key(run.seed))
+        return model.init(jax.random.key(run.seed))
 
     shapes = jax.eval_shape(init)
     missing = {sharding.path_of(keys) for keys, _ in jax.tree_util.tree_leaves_with_path(shapes)} - loaded.keys()
@@ -66,16 +67,16 @@ def params(run: run_config.Run, net: Model, mesh: Mesh, notify: Callable[[str], 
             leaves = jax.tree_util.tree_leaves_with_path(init())
             return {path: leaf for keys, leaf in leaves if (path := sharding.path_of(keys)) in missing}
 
-        leaf_shardings = jax.tree_util.tree_leaves_with_path(sharding.shardings(mesh, shapes, net.module.SHARDING))
+        leaf_shardings = jax.tree_util.tree_leaves_with_path(sharding.shardings(mesh, shapes, model.module.SHARDING))
         missing_shardings = {path: leaf for keys, leaf in leaf_shardings if (path := sharding.path_of(keys)) in missing}
         with jax.set_mesh(mesh):
             fresh = jax.jit(init_missing, out_shardings=missing_shardings)()
     return jax.tree_util.tree_map_with_path(lambda keys, _: (loaded | fresh)[sharding.path_of(keys)], shapes)
 
 
-def _head(net: Model) -> tuple[str, tuple[str, ...], bool]:
+def _head(model: Model) -> tuple[str, tuple[str, ...], bool]:
     """Return the properties in which two models must agree to share the weights of their heads."""
-    return net.task, getattr(net.config, "labels", ()), getattr(net.config, "multi_label", False)
+    return model.task, getattr(model.config, "labels", ()), getattr(model.config, "multi_label", False)
 
 
 def _parts(paths: set[str]) -> str:

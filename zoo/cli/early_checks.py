@@ -78,7 +78,7 @@ def check_export(run: str, last: int, step: int | None, shard: float, adapter: b
         from train.run.run_dir import is_run, read_config
 
         if not is_run(Path(run)):
-            raise BadInput(f"--adapter: {run} is no run, so it has no adapters; leave the option out")
+            raise BadInput(f"--adapter: {run} is not a run, so it has no adapters; leave the option out")
         if not read_config(run).lora.rank:
             raise BadInput(f"--adapter: {run} trained all of its parameters; leave the option out to export them")
         require(not last, "last", last, "the mean of adapters is not that of the models; leave it out, or leave out --adapter")

@@ -170,7 +170,7 @@ def test_damaged_files_are_refused_in_one_line(tmp_path: Path) -> None:
 
 
 def test_folder_without_a_run_gets_no_report(tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match="is no run"):
+    with pytest.raises(BadInput, match="is not a run"):
         report.write(tmp_path)
     assert list(tmp_path.iterdir()) == []
 

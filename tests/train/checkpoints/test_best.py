@@ -105,5 +105,5 @@ def test_the_best_checkpoint_of_another_configuration_is_refused(tmp_path: Path)
         choice.note(states.make(10), score, META | {"config": identity(run)})
     with BestCheckpoint(other, RunDir.of(other), notify=pytest.fail) as choice:
         for use in (lambda: choice.params(last, states.abstract(last)), lambda: choice.note(last, score, META)):
-            with pytest.raises(BadInput, match=r"best: .* another configuration: seed: 0 in the checkpoint, 1 asked"):
+            with pytest.raises(BadInput, match=r"best: .* another configuration: seed: 0 in the checkpoint, 1 now"):
                 use()

@@ -312,9 +312,9 @@ def test_other_leaves_are_refused_by_name(two_steps: Path) -> None:
     with pytest.raises(BadInput) as refused:
         Checkpoints(two_steps, 1, notify=pytest.fail).restore(abstract(other))
     for part in (
-        'opt_state/0/mu/embed/table: "float32[16,64]" in the checkpoint, nothing asked',
-        'params/embed/table: "float32[16,64]" in the checkpoint, "bfloat16[64,16]" asked',
-        'params/head: nothing in the checkpoint, "uint32[2]" asked',
+        'opt_state/0/mu/embed/table: "float32[16,64]" in the checkpoint, nothing now',
+        'params/embed/table: "float32[16,64]" in the checkpoint, "bfloat16[64,16]" now',
+        'params/head: nothing in the checkpoint, "uint32[2]" now',
     ):
         assert part in str(refused.value)
 
@@ -351,9 +351,9 @@ def test_compare_names_the_difference() -> None:
     saved = {"a": 1, "b": 2, "c": {"a": 1}, "d": 1, "e": [1, 2], "f": True}
     asked = {"a": 2, "b": 3, "c": {"a": 2}, "e": (1, 2), "f": 1, "g": "x"}
     assert compare(saved, asked, ("a",)) == [
-        "b: 2 in the checkpoint, 3 asked",
-        "c.a: 1 in the checkpoint, 2 asked",
-        "d: 1 in the checkpoint, nothing asked",
-        "f: true in the checkpoint, 1 asked",
-        'g: nothing in the checkpoint, "x" asked',
+        "b: 2 in the checkpoint, 3 now",
+        "c.a: 1 in the checkpoint, 2 now",
+        "d: 1 in the checkpoint, nothing now",
+        "f: true in the checkpoint, 1 now",
+        'g: nothing in the checkpoint, "x" now',
     ]

@@ -44,7 +44,7 @@ def test_every_changed_key_is_named() -> None:
     meta = {"config": identity(run)}
     check_identity(Path("run"), json.loads(json.dumps(meta)), run)
     for key, value in OTHER.items():
-        with pytest.raises(BadInput, match=rf"another configuration: {key}: .* asked; put back"):
+        with pytest.raises(BadInput, match=rf"another configuration: {key}: .* now; put back"):
             check_identity(Path("run"), meta, replaced(run, key, value))
 
 
@@ -68,7 +68,7 @@ def test_a_checkpoint_of_another_run_is_refused_by_every_reader(
     def refused(*argv: str) -> None:
         ended = call(capsys, *argv)
         assert ended.code == 2
-        assert "another configuration: seed: 0 in the checkpoint, 1 asked" in ended.stderr
+        assert "another configuration: seed: 0 in the checkpoint, 1 now" in ended.stderr
         assert ended.stderr.count("\n") == 1
 
     config = Path("runs/done/config.json")

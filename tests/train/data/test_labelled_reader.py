@@ -135,7 +135,7 @@ def test_classes_of_a_data_set_are_their_names(tmp_path: Path) -> None:
     tagged = save("words", {"tokens": [text], "tags": [classes]}, tokens=[["in", "Rom"]], tags=[[0, 1]])
     words: list[Any] = read("tagging", tagged)
     assert [each.tags for each in words] == [("bad", "good")]
-    with pytest.raises(BadInput, match=r'hidden: row 2: column "label" holds -1, which is none of its 2 classes; remove'):
+    with pytest.raises(BadInput, match=r'hidden: row 2: column "label" holds -1, which is not one of its 2 classes; remove'):
         read("classification", save("hidden", {"text": text, "label": classes}, text=["a", "b"], label=[1, -1]))
 
 

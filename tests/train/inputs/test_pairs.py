@@ -250,7 +250,7 @@ def test_files_that_do_not_go_together_are_refused(tmp_path: Path):
     assert refused(run(pairs=both), tmp_path).startswith(f"--pairs.valid-source {tmp_path}/train.en: it is also in")
     assert refused(run(), tmp_path).startswith("--pairs.source: there is no embedded data for text_to_text; name parallel files")
     assert refused(run(decoder, pairs=pairs, data=PACKED), tmp_path).startswith(
-        "--data.pack True: a decoder-only model has one pair a row"
+        "--data.pack True: a decoder-only model has one pair per row"
     )
 
 

@@ -186,7 +186,7 @@ def test_flops_count_both_completions() -> None:
 
 def test_a_model_without_a_score_is_refused() -> None:
     cfg = run("gpt", model=dataclasses.replace(net("gpt").config, labels=()))
-    with pytest.raises(BadInput, match=r"model\.labels : a reward model has a head of one score"):
+    with pytest.raises(BadInput, match=r"model\.labels : a reward model has a reward head"):
         Preference.builder(cfg, tokenizer("gpt"), dict)  # pyright: ignore[reportArgumentType]
 
 

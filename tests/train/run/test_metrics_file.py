@@ -118,7 +118,7 @@ DAMAGED = {
 def test_a_damaged_line_is_named_unless_it_is_the_torn_last_one(line: bytes, tmp_path: Path) -> None:
     path, content = tmp_path / "metrics.jsonl", GOOD + b"\n" + line + GOOD + b"\n"
     path.write_bytes(content)
-    with pytest.raises(BadInput, match=r"metrics.jsonl:2 is no row: .*; remove the line"):
+    with pytest.raises(BadInput, match=r"metrics.jsonl:2 is not a valid row: .*; remove the line"):
         read_rows(path)
     with pytest.raises(BadInput, match=r"metrics.jsonl:2"):
         Metrics(path, resume_at=1)

@@ -95,7 +95,7 @@ BAD = {
     "import unfinished": "unfinished: a run, not published weights",
     "export unfinished out2": "unfinished/checkpoints: no checkpoint yet",
     "import gpt2 --processes 2": "--processes 2: this command runs in one process",
-    "export gpt2 out2 --step 3": "--step 3: gpt2 is no run",
+    "export gpt2 out2 --step 3": "--step 3: gpt2 is not a run",
     "export gpt2 book.txt/out2": "book.txt/out2: cannot be written",
 }
 
