@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 
 from train import objectives
 from train.config.run_config import Run
-from train.engine.state_init import Trained
+from train.engine.state_init import TrainedParams
 from train.objectives.base import Objective
 from train.rollouts.feed import Feed, FeedSource
 from train.run.run_dir import RunDir
@@ -44,7 +44,7 @@ class LoraObjective(Objective):
         """Return the frozen parameters and the frozen inputs of the wrapped objective."""
         return {"base": self.base, "objective": self.objective.frozen_inputs()}
 
-    def trained(self, model: Model) -> Trained:
+    def trained(self, model: Model) -> TrainedParams:
         """Return the adapters, and the head of a fine-tuned model."""
         return weights.trained(model, self.adapters)
 

@@ -10,7 +10,7 @@ from typing import Any
 from eval.prediction import predictions
 from eval.prediction.predictor import CHUNK
 from eval.scoring.batch_loop import no_progress
-from eval.scoring.rewards import Completion, is_reward_model, rewards
+from eval.scoring.completion_scores import PromptCompletion, is_reward_model, reward_model_scores
 from train.config.objective_options import Labelled, LabelledTexts
 from train.config.objectives import adapt, from_labelled
 from train.data.example_types import Text
@@ -53,8 +53,8 @@ def predict(subject: Loaded, items: Iterable[Item], *, batch: int, dtype: Any) -
             text = item.example
             assert isinstance(text, Text)
             prompt, completion = ("", text.text) if text.pair is None else (text.text, text.pair)
-            completions.append(Completion(text.origin, prompt, completion))
-        values = rewards(subject, completions, batch=batch, dtype=dtype, progress=no_progress)
+            completions.append(PromptCompletion(text.origin, prompt, completion))
+        values = reward_model_scores(subject, completions, batch=batch, dtype=dtype, progress=no_progress)
         for number, (item, value) in enumerate(zip(chunk, values, strict=True), index):
             yield {"index": number, **({} if item.id is None else {"id": item.id}), "number": predictions.number(value)}
         index += len(chunk)

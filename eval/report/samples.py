@@ -11,8 +11,8 @@ from jaxtyping import Integer
 from eval.generation import cross_attention_weights
 from eval.generation.generator import HELD, Generator
 from eval.generation.settings import Decoding
-from train.inputs.dialogue_inputs import Dialogues
-from train.inputs.pair_inputs import TextPairs
+from train.inputs.dialogue_inputs import DialogueInputs
+from train.inputs.pair_inputs import PairInputs
 from train.rows.token_cache import Tokens
 from train.run.run_dir import write_json
 from train.tokenizers.tokenizer import END_OF_TEXT, Tokenizer
@@ -41,10 +41,10 @@ def of_run(file: Path, model: Model, params: Any, mesh: Mesh, data: Any, **how: 
 
     Preferences have no samples.
     """
-    if isinstance(data, TextPairs):
+    if isinstance(data, PairInputs):
         if model.is_encoder_decoder:
             write_pairs(file, model, params, mesh, data, **how)
-    elif isinstance(data, Dialogues):
+    elif isinstance(data, DialogueInputs):
         write_responses(file, model, params, mesh, data, **how)
     elif model.generates and not model.is_encoder_decoder and isinstance(data.held_out, Tokens):
         write(file, model, params, mesh, data.tokenizer, data.held_out, **how)
@@ -114,7 +114,7 @@ def write(
 
 
 def write_pairs(
-    file: Path, model: Model, params: Any, mesh: Mesh, data: TextPairs, *, length: int, step: int, dtype: Any, count: int = 4
+    file: Path, model: Model, params: Any, mesh: Mesh, data: PairInputs, *, length: int, step: int, dtype: Any, count: int = 4
 ) -> None:
     """Write {"step", "pairs", "samples", "alignment"} of held-out pairs to a file.
 
@@ -145,7 +145,7 @@ def write_pairs(
 
 
 def write_responses(
-    file: Path, model: Model, params: Any, mesh: Mesh, data: Dialogues, *, length: int, step: int, dtype: Any, count: int = 4
+    file: Path, model: Model, params: Any, mesh: Mesh, data: DialogueInputs, *, length: int, step: int, dtype: Any, count: int = 4
 ) -> None:
     """Write {"step", "pairs", "samples"} of held-out instructions to a file.
 

@@ -11,7 +11,7 @@ import numpy as np
 from eval.scoring.batch_loop import BatchLoop, ScoringInputs
 from train.engine import device_mesh
 from train.engine.log_probs import counted_pairs, sequence_log_probs
-from train.engine.preference_losses import pair_losses, rewards
+from train.engine.preference_losses import implicit_rewards, pair_losses
 from train.objectives.dpo import DirectPreferences
 from zoo.batch import Batch
 
@@ -26,7 +26,7 @@ class Score:
     hits: float
     """Pairs whose chosen answer has the higher reward; a tie is no hit."""
     chosen: float
-    """Rewards of the chosen answers (see `train.engine.preference_losses.rewards`)."""
+    """Rewards of the chosen answers (see `train.engine.preference_losses.implicit_rewards`)."""
     rejected: float
     log_ratios: float
     """Log-probabilities of the chosen answers minus those of the reference; without a reference the log-probabilities."""
@@ -62,7 +62,7 @@ def of_run(inputs: ScoringInputs) -> Callable[[Any], Score]:
         """Return the `SUMS` of each pair, [9, pairs], and the carry."""
         log_probs, lengths = sequence_log_probs(model, params, batch, chunk=run.loss_chunk)
         reference = objective.reference(batch)
-        both = rewards(log_probs, reference, lengths, options)
+        both = implicit_rewards(log_probs, reference, lengths, options)
         sums = {
             "losses": pair_losses(both, options),
             "hits": (both[:, 0] > both[:, 1]).astype(jnp.float32),

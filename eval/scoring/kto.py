@@ -13,7 +13,7 @@ from eval.scoring.batch_loop import BatchLoop, ScoringInputs
 from train.config.kto_options import Kto
 from train.engine import device_mesh
 from train.engine.log_probs import counted_pairs
-from train.objectives.kto import UnpairedPreferences
+from train.objectives.kto import KahnemanTversky
 from zoo.batch import Batch
 
 
@@ -31,7 +31,7 @@ class Score:
 def of_run(inputs: ScoringInputs) -> Callable[[Any], Score]:
     """Return the scorer of a run's labelled answers; the reference point is that of all rows, whatever the batch size is."""
     run, model, options = inputs.run, inputs.model, inputs.run.options.kto
-    objective, size = UnpairedPreferences(options), device_mesh.round_up_rows(inputs.mesh, min(inputs.batch, len(inputs.rows)))
+    objective, size = KahnemanTversky(options), device_mesh.round_up_rows(inputs.mesh, min(inputs.batch, len(inputs.rows)))
 
     def numbers(params: Any, batch: Batch, carry: Any) -> tuple[jax.Array, Any]:
         """Return (counted, desired, own log-ratio, mismatched log-ratio, tokens) of each row, [5, rows], and the carry."""

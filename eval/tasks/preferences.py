@@ -22,7 +22,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from eval.metrics.standard_error import mean_and_error
-from eval.scoring.rewards import Completion, is_reward_model, log_probabilities, rewards
+from eval.scoring.completion_scores import PromptCompletion, is_reward_model, log_probabilities, reward_model_scores
 from eval.tasks import Progress, Result, Settings, first
 from train.config.data_options import Data
 from train.config.objectives import from_labelled
@@ -53,10 +53,10 @@ def score(subject: Loaded, examples: Sequence[Preference], settings: Settings, p
     Raises:
         BadInput: a model that is neither a reward model nor a left-to-right language model, or a completion that is too long.
     """
-    completions = [Completion(item.origin, item.prompt, text) for item in examples for text in (item.chosen, item.rejected)]
+    completions = [PromptCompletion(item.origin, item.prompt, text) for item in examples for text in (item.chosen, item.rejected)]
     options = {"batch": settings.batch, "dtype": settings.dtype, "progress": progress}
     if is_reward_model(subject):
-        values = subject.reward_scale.gain * rewards(subject, completions, **options).reshape(-1, 2)
+        values = subject.reward_scale.gain * reward_model_scores(subject, completions, **options).reshape(-1, 2)
         name, nats = "reward_margin", np.logaddexp(0, values[:, 1] - values[:, 0])
     elif subject.model.task in ("causal", "text_to_text"):
         values = log_probabilities(subject, completions, **options).reshape(-1, 2)

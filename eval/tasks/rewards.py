@@ -14,7 +14,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from eval import task_files
-from eval.scoring.rewards import Completion, is_reward_model, rewards
+from eval.scoring.completion_scores import PromptCompletion, is_reward_model, reward_model_scores
 from eval.tasks import Progress, Result, Settings, first
 from train.data.text_files import check_string, json_type, nonblank_lines, parse_object
 from train.weights.load import Loaded
@@ -26,7 +26,7 @@ ALONE = True
 NORMALIZE = "normalize"
 
 
-def read(names: Sequence[str], settings: Settings) -> list[Completion]:
+def read(names: Sequence[str], settings: Settings) -> list[PromptCompletion]:
     """Read the completions of all files.
 
     Raises:
@@ -40,11 +40,11 @@ def read(names: Sequence[str], settings: Settings) -> list[Completion]:
             if not isinstance(content.get("completion"), str) or not content["completion"].strip():
                 raise BadInput(f"{where}: the completion is {json_type(content.get('completion'))} without text; write a string")
             prompt = check_string(content.get("prompt", ""), f"{where}: the prompt")
-            completions.append(Completion(where, prompt, check_string(content["completion"], f"{where}: the completion")))
+            completions.append(PromptCompletion(where, prompt, check_string(content["completion"], f"{where}: the completion")))
     return first(completions, settings.limit)
 
 
-def score(subject: Loaded, completions: Sequence[Completion], settings: Settings, progress: Progress) -> Result:
+def score(subject: Loaded, completions: Sequence[PromptCompletion], settings: Settings, progress: Progress) -> Result:
     """Score the completions.
 
     Raises:
@@ -52,7 +52,7 @@ def score(subject: Loaded, completions: Sequence[Completion], settings: Settings
     """
     if not is_reward_model(subject):
         raise BadInput(f"--task rewards: {subject.name} is not a reward model; use a model of `zoo train reward-model`")
-    values = rewards(subject, completions, batch=settings.batch, dtype=settings.dtype, progress=progress)
+    values = reward_model_scores(subject, completions, batch=settings.batch, dtype=settings.dtype, progress=progress)
     scale = subject.reward_scale
     if settings.argument:
         if not values.std() > 0:

@@ -127,7 +127,7 @@ class Checkpoints:
         """Return the newest step with a valid manifest and files of the listed sizes; `restore` also checks the digests."""
         return self._folders.latest()
 
-    def sound(self) -> list[int]:
+    def valid_steps(self) -> list[int]:
         """Return the steps with a valid manifest and files of the listed sizes, newest first."""
         return self._folders.valid_steps()
 

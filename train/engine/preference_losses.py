@@ -8,7 +8,7 @@ from train.config.dpo_options import Dpo
 from train.config.kto_options import Kto
 
 
-def rewards(
+def implicit_rewards(
     log_probs: Float[Array, "B 2"], reference: Float[Array, "B 2"] | None, lengths: Float[Array, "B 2"], options: Dpo
 ) -> Float[Array, "B 2"]:
     """Return the implicit reward of each answer: the loss of a pair depends on the difference of its two rewards.

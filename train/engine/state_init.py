@@ -17,7 +17,7 @@ from zoo.sharding import Rules, path_of, shardings
 
 
 @dataclasses.dataclass(frozen=True)
-class Trained:
+class TrainedParams:
     """The parameters that a run trains: the model's own, or others in their place."""
 
     init: Callable[[jax.Array], Any]

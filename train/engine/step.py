@@ -16,7 +16,7 @@ from train.engine import optim
 from train.engine.device_mesh import batch_sharding, shard_batch
 from train.engine.micro_batches import join_rows, split_rows
 from train.engine.state import State
-from train.engine.state_init import Trained, abstract_state
+from train.engine.state_init import TrainedParams, abstract_state
 from zoo.batch import Batch
 from zoo.models import Model
 from zoo.ops.counter_rng import example_seeds
@@ -31,7 +31,7 @@ Step = Callable[..., tuple[State, Metrics]]
 class StepObjective(Protocol):
     """The part of an objective that a step needs; `train.objectives.base.Objective` has these methods and explains them."""
 
-    def trained(self, model: Model) -> Trained:
+    def trained(self, model: Model) -> TrainedParams:
         """Return the initializer and the sharding of the parameters that the step updates."""
         ...
 

@@ -62,7 +62,7 @@ class Rows(PackedRows):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Dialogues(ExampleInputs[Rows]):
+class DialogueInputs(ExampleInputs[Rows]):
     """Tokenized instructions with responses; see `train.inputs.dataset.Inputs`."""
 
     tokenizer: Tokenizer
@@ -104,7 +104,7 @@ def resolve_config(run: run_config.Run, folder: RunDir) -> run_config.Run:
     return run
 
 
-def read(run: run_config.Run, folder: RunDir, cache: Path, *, quiet: bool = False) -> Dialogues:
+def read(run: run_config.Run, folder: RunDir, cache: Path, *, quiet: bool = False) -> DialogueInputs:
     """Read and tokenize instructions and plan their rows. A run without a tokenizer trains one on their texts.
 
     Raises:
@@ -116,7 +116,7 @@ def read(run: run_config.Run, folder: RunDir, cache: Path, *, quiet: bool = Fals
     rows = rows_of(training, run, tokenizer)
     named = [Document(example.origin, "") for example in training]
     component = Component(", ".join(run.data.paths), 1.0, named, rows)
-    return Dialogues(tokenizer, token_sizes(run, tokenizer), Mixture((component,)), rows, rows_of(held_out, run, tokenizer))
+    return DialogueInputs(tokenizer, token_sizes(run, tokenizer), Mixture((component,)), rows, rows_of(held_out, run, tokenizer))
 
 
 def split(run: run_config.Run) -> tuple[list[Pair | Dialogue], list[Pair | Dialogue]]:

@@ -90,7 +90,7 @@ class Rows(SampledRows):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Labelled(ExampleInputs[Rows]):
+class LabelledInputs(ExampleInputs[Rows]):
     """Tokenized labelled examples; see `train.inputs.dataset.Inputs`."""
 
     tokenizer: Tokenizer
@@ -170,7 +170,7 @@ def resolve_config(run: run_config.Run, folder: RunDir) -> run_config.Run:
     return dataclasses.replace(run, model=dataclasses.replace(run.model, labels=labels, multi_label=multi_label))
 
 
-def read(run: run_config.Run, folder: RunDir, cache: Path, *, quiet: bool = False) -> Labelled:
+def read(run: run_config.Run, folder: RunDir, cache: Path, *, quiet: bool = False) -> LabelledInputs:
     """Read and tokenize examples. A resumed run uses the tokenizer in its folder, a new one that of `init`.
 
     Raises:
@@ -191,7 +191,7 @@ def read(run: run_config.Run, folder: RunDir, cache: Path, *, quiet: bool = Fals
     named = [Document(example.origin, "") for example in rows.examples]
     component = Component(", ".join(run.data.paths), 1.0, named, rows)
     selection = rows_of(selected, run, tokenizer) if selected else None
-    return Labelled(tokenizer, Mixture((component,)), rows_of(held_out, run, tokenizer), tuple(malformed), selection)
+    return LabelledInputs(tokenizer, Mixture((component,)), rows_of(held_out, run, tokenizer), tuple(malformed), selection)
 
 
 def rows_of(

@@ -60,7 +60,7 @@ class Rows(PackedRows):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class TextPairs(ExampleInputs[Rows]):
+class PairInputs(ExampleInputs[Rows]):
     """Tokenized pairs of texts; see `train.inputs.dataset.Inputs`."""
 
     tokenizer: Tokenizer
@@ -101,7 +101,7 @@ def resolve_config(run: run_config.Run, folder: RunDir) -> run_config.Run:
     return run
 
 
-def read(run: run_config.Run, folder: RunDir, cache: Path, *, quiet: bool = False) -> TextPairs:
+def read(run: run_config.Run, folder: RunDir, cache: Path, *, quiet: bool = False) -> PairInputs:
     """Read and tokenize pairs and plan their rows. A run without a tokenizer trains one on both sides of its pairs.
 
     Raises:
@@ -114,7 +114,7 @@ def read(run: run_config.Run, folder: RunDir, cache: Path, *, quiet: bool = Fals
     rows = rows_of(training, run, tokenizer)
     named = [Document(example.origin, "") for example in training]
     component = Component(", ".join(run.options.pairs.source + run.options.pairs.target or run.data.paths), 1.0, named, rows)
-    return TextPairs(tokenizer, token_sizes(run, tokenizer), Mixture((component,)), rows, rows_of(held_out, run, tokenizer))
+    return PairInputs(tokenizer, token_sizes(run, tokenizer), Mixture((component,)), rows, rows_of(held_out, run, tokenizer))
 
 
 def split(run: run_config.Run) -> tuple[list[Pair | Dialogue], list[Pair | Dialogue]]:

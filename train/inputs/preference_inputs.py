@@ -15,7 +15,7 @@ from train.rows.row_source import digest_of
 from train.run.run_dir import RunDir
 from train.tokenizers.tokenizer import Tokenizer
 
-__all__ = ["Preferences", "Rows", "read", "resolve_config", "rows_of"]
+__all__ = ["PreferenceInputs", "Rows", "read", "resolve_config", "rows_of"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -34,15 +34,15 @@ class Rows(CompletionRows):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Preferences(CompletionInputs[Rows]):
+class PreferenceInputs(CompletionInputs[Rows]):
     """Tokenized preferences; see `train.inputs.dataset.Inputs`."""
 
     NOUN = "preferences"
 
 
-def read(run: run_config.Run, folder: RunDir, cache: Path, *, quiet: bool = False) -> Preferences:
+def read(run: run_config.Run, folder: RunDir, cache: Path, *, quiet: bool = False) -> PreferenceInputs:
     """Read and tokenize preferences; see `train.inputs.completion_inputs.read`."""
-    return completion_inputs.read(run, folder, "preference", Preferences, Rows)
+    return completion_inputs.read(run, folder, "preference", PreferenceInputs, Rows)
 
 
 def rows_of(examples: Sequence[Preference], run: run_config.Run, tokenizer: Tokenizer, left_out: list[str] | None = None) -> Rows:

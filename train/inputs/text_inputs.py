@@ -29,7 +29,7 @@ from zoo.errors import BadInput, require
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Text:
+class TextInputs:
     """Tokenized text and its rows; see `train.inputs.dataset.Inputs`."""
 
     tokenizer: Tokenizer
@@ -101,7 +101,7 @@ def resolve_config(run: run_config.Run, folder: RunDir) -> run_config.Run:
     return run
 
 
-def read(run: run_config.Run, folder: RunDir, cache: Path, *, quiet: bool = False) -> Text:
+def read(run: run_config.Run, folder: RunDir, cache: Path, *, quiet: bool = False) -> TextInputs:
     """Read the text, tokenize it (once: `cache` has the result) and plan its rows. A resumed run uses its own tokenizer.
 
     Args:
@@ -121,7 +121,7 @@ def read(run: run_config.Run, folder: RunDir, cache: Path, *, quiet: bool = Fals
     with ProgressBar("tokenizing", BYTES, late=True, every=EVERY, quiet=quiet) as progress:
         components = tuple(_component(part, run, tokenizer, cache, progress) for part in parts)
         held_out = prepare(_held_out(parts, run.data), tokenizer, cache, progress)
-    return Text(tokenizer=tokenizer, token_bytes=token_bytes, rows=Mixture(components), held_out=held_out)
+    return TextInputs(tokenizer=tokenizer, token_bytes=token_bytes, rows=Mixture(components), held_out=held_out)
 
 
 class _Part(NamedTuple):
@@ -174,4 +174,4 @@ def _component(part: _Part, run: run_config.Run, tokenizer: Tokenizer, cache: Pa
 
 def _share_line(share: Share) -> str:
     times = f"{share.epochs:.3g} epochs of {short(share.tokens)} tokens"
-    return f"{share.name} {share.weight:.1%} of rows, {share.share:.1%} of tokens ({times})"
+    return f"{share.name} {share.weight:.1%} of rows, {share.token_share:.1%} of tokens ({times})"

@@ -19,7 +19,7 @@ from train.run.run_dir import RunDir
 from train.tokenizers.tokenizer import Tokenizer
 from zoo.errors import BadInput
 
-__all__ = ["Rows", "UnpairedPreferences", "read", "resolve_config", "rows_of"]
+__all__ = ["Rows", "UnpairedInputs", "read", "resolve_config", "rows_of"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -53,7 +53,7 @@ class Rows(CompletionRows):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class UnpairedPreferences(CompletionInputs[Rows]):
+class UnpairedInputs(CompletionInputs[Rows]):
     """Tokenized labelled completions; see `train.inputs.dataset.Inputs`."""
 
     NOUN = "labelled completions"
@@ -67,13 +67,13 @@ class UnpairedPreferences(CompletionInputs[Rows]):
         return {**super().facts(run), "labels": labels}
 
 
-def read(run: run_config.Run, folder: RunDir, cache: Path, *, quiet: bool = False) -> UnpairedPreferences:
+def read(run: run_config.Run, folder: RunDir, cache: Path, *, quiet: bool = False) -> UnpairedInputs:
     """Read and tokenize labelled completions; see `train.inputs.completion_inputs.read`.
 
     Raises:
         BadInput: as `train.inputs.completion_inputs.read`, or all training or all held-out completions have the same label.
     """
-    inputs = completion_inputs.read(run, folder, "kto", UnpairedPreferences, Rows)
+    inputs = completion_inputs.read(run, folder, "kto", UnpairedInputs, Rows)
     for name, rows in (("training", inputs.training), ("held-out", inputs.held_out)):
         labels = {row.desired for row in rows.rows}
         if len(labels) == 1:

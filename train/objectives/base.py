@@ -14,7 +14,7 @@ from jaxtyping import Int, Int64
 
 from train.config.run_config import Run
 from train.engine.losses import summed_loss
-from train.engine.state_init import Trained
+from train.engine.state_init import TrainedParams
 from train.rollouts.feed import Feed, FeedSource, data_feed
 from train.rows import text_counts
 from train.rows.batches import Batches, Build
@@ -164,9 +164,9 @@ class Objective(abc.ABC):
         """
         return model.init(key)
 
-    def trained(self, model: Model) -> Trained:
+    def trained(self, model: Model) -> TrainedParams:
         """Return initializer and sharding of the updated parameters; by default `trained_params`, sharded as the model's."""
-        return Trained(functools.partial(self.trained_params, model), model.module.SHARDING)
+        return TrainedParams(functools.partial(self.trained_params, model), model.module.SHARDING)
 
     def model_params(self, params: Any, frozen: Any) -> Any:
         """Return the parameters of the model, given those that the optimizer updates; by default `params` itself.

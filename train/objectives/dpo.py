@@ -13,7 +13,7 @@ from jaxtyping import Int64
 from train.config.dpo_options import Dpo
 from train.config.run_config import Run
 from train.engine.log_probs import counted_pairs, sequence_log_probs, split_pairs
-from train.engine.preference_losses import pair_losses, rewards
+from train.engine.preference_losses import implicit_rewards, pair_losses
 from train.objectives.base import Objective, check_predicts_words
 from train.rows import preference_rows
 from train.rows.batches import Build
@@ -127,7 +127,7 @@ class DirectPreferences(ReferenceObjective):
         There is no dropout: it would make the log-ratios noise (`seeds` is not used).
         """
         log_probs, lengths = sequence_log_probs(model, params, batch, chunk=chunk)
-        losses = pair_losses(rewards(log_probs, self.reference(batch), lengths, self.options), self.options)
+        losses = pair_losses(implicit_rewards(log_probs, self.reference(batch), lengths, self.options), self.options)
         terms = {"dpo": (losses * counted_pairs(batch)).sum()}
         if self.options.sft:
             terms["sft"] = self.options.sft * -log_probs[:, 0].sum()

@@ -19,7 +19,7 @@ from zoo.models import Model
 
 
 @dataclasses.dataclass(frozen=True)
-class UnpairedPreferences(ReferenceObjective):
+class KahnemanTversky(ReferenceObjective):
     """Training on single answers with labels, without a reward model and without sampling; see `train.config.kto_options.Kto`.
 
     The arrays of an example are those of `train.rows.unpaired_rows`, [2, T]: the prompt with its own answer, whose loss is
@@ -101,4 +101,4 @@ def reference_point(summed: Float[Array, ""], count: Float[Array, ""]) -> Float[
     return jnp.maximum(summed / count, 0)
 
 
-OBJECTIVE = UnpairedPreferences
+OBJECTIVE = KahnemanTversky

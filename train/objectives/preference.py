@@ -26,7 +26,7 @@ from zoo.errors import require
 from zoo.models import Model
 
 
-class Preference(Objective):
+class RewardModel(Objective):
     """Scoring of both completions of a prompt, the chosen one above the rejected one.
 
     The fields of a row are those of `train.rows.preference_rows.builder` without targets; weights is float32 [1].
@@ -67,7 +67,7 @@ class Preference(Objective):
         return [np.asarray(side.tokens)[np.asarray(side.segments) > 0] for side in sides]
 
     @classmethod
-    def bind(cls, run: Run, mesh: Mesh) -> "Preference":
+    def bind(cls, run: Run, mesh: Mesh) -> "RewardModel":
         """Return the objective of a run."""
         return cls(run.options.preference.centering)
 
@@ -84,7 +84,7 @@ class Preference(Objective):
         return model.flops(jax.eval_shape(split_pairs, batch))
 
 
-OBJECTIVE = Preference
+OBJECTIVE = RewardModel
 
 
 def pair_losses(scores: Float[Array, "B 2"], margin: Float[Array, " B"], centering: float) -> Float[Array, " B"]:

@@ -19,7 +19,7 @@ Build = Callable[[np.random.Generator, Any, int], dict[str, Any]]
 `weights` among them, and a `Batch` for `source`."""
 
 
-class Use(NamedTuple):
+class RowUse(NamedTuple):
     """The row that is used for an example of the stream."""
 
     row: int
@@ -52,11 +52,11 @@ class Batches:
         self._repeat = repeat
         self._orders: list[Any] = [_order(component.rows, seed, number) for number, component in enumerate(rows.components)]
 
-    def use(self, example: int) -> Use:
+    def use(self, example: int) -> RowUse:
         """Return the row of example number `example` of the stream."""
         component, before = self._rows.component_of(example // self._repeat)
         row = self._rows.number(component, self._orders[component][before])
-        return Use(row, before // len(self._rows.components[component].rows))
+        return RowUse(row, before // len(self._rows.components[component].rows))
 
     def rows_of(self, step: int) -> Int64[np.ndarray, " B"]:
         """Return the numbers of all rows in the global batch of a step, whatever `local` is."""

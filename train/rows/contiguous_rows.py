@@ -23,7 +23,7 @@ NUM_SPECIAL_TOKENS = 3
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Reading:
+class DirectedIds:
     """The ids of all documents, concatenated, in one of the two reading directions."""
 
     ids: Integer[np.ndarray, " tokens"]
@@ -38,7 +38,7 @@ class Reading:
 class Window(NamedTuple):
     """The place of one row in the text: its reused part, which the model stores for the next row, and the ids after it."""
 
-    reading: Reading
+    reading: DirectedIds
     begin: int
     """Index in `reading.ids` of the first id of the reused part."""
     reuse: int
@@ -59,7 +59,7 @@ class ContiguousRows(TextRows):
     """The rows of a text that is cut into `batch` streams, which are read in parallel."""
 
     tokens: Tokens
-    readings: tuple[Reading, ...]
+    readings: tuple[DirectedIds, ...]
     """One reading, or two: forward for the first half of the streams, backward for the second half."""
     length: int
     """Tokens per row, T."""
@@ -127,11 +127,11 @@ def plan_streams(
     """
     all_sentences = sentences(tokens, tokenizer, max(1, len(tokens.ids)))
     begins = np.unique(tokens.offsets[all_sentences.document] + all_sentences.start)
-    forward = Reading(tokens.ids, begins[begins > 0], tokens.offsets, False)
+    forward = DirectedIds(tokens.ids, begins[begins > 0], tokens.offsets, False)
     readings = (forward,)
     if bidirectional:
         breaks = np.ascontiguousarray(len(tokens.ids) - forward.breaks[::-1])
-        readings = (forward, Reading(tokens.ids[::-1], breaks, tokens.offsets, True))
+        readings = (forward, DirectedIds(tokens.ids[::-1], breaks, tokens.offsets, True))
     per_stream = len(tokens.ids) // (batch // len(readings))
     surplus = per_stream - (length - NUM_SPECIAL_TOKENS)
     if surplus < 0:

@@ -18,7 +18,7 @@ CONTEXTS_PER_BATCH = 1024
 """Contexts that are tokenized at a time, because the encodings of the library are larger than the ids."""
 
 
-class Inputs(NamedTuple):
+class TemplateIds(NamedTuple):
     """One text or two with the special tokens of the template, without padding."""
 
     ids: Int32[np.ndarray, " n"]
@@ -39,7 +39,7 @@ class Context(NamedTuple):
 class ExampleRow(NamedTuple):
     """An example as ids, or one window of a question's context."""
 
-    inputs: tuple[Inputs, ...]
+    inputs: tuple[TemplateIds, ...]
     """One, or one for each option."""
     labels: Int32[np.ndarray, "*S"] | Float[np.ndarray, "*S"]
     """[1] the class or number of a text; [O] if it may have several labels, 1 for those it has, else 0; [n] the tags of the ids;
@@ -178,7 +178,7 @@ def windows(examples: Sequence[Question], tokenizer: Tokenizer, options: Questio
         for start in _window_starts(len(ids), window, options.stride):
             end = min(start + window, len(ids))
             first = special.before + len(question) + special.between
-            inputs = Inputs(*special.pair(question, ids[start:end]))
+            inputs = TemplateIds(*special.pair(question, ids[start:end]))
             summary = special.summary(len(inputs.ids))
             labels = np.full(2, summary, np.int32)
             if answer and start <= answer[0] and answer[1] < end:
@@ -223,7 +223,7 @@ def is_typed(types: int, special: SpecialTokens) -> bool:
 
 
 def padded(
-    inputs: Inputs, length: int, special: SpecialTokens, *, typed: bool, causal: bool = False
+    inputs: TemplateIds, length: int, special: SpecialTokens, *, typed: bool, causal: bool = False
 ) -> dict[str, Int32[np.ndarray, "..."]]:
     """Return the fields of `Batch` for a row: tokens, segments (1; 0 = padding), positions and types (all 0 unless `typed`).
 
@@ -272,14 +272,14 @@ def _longest_question(length: int, options: Questions, special: SpecialTokens) -
 
 def _fill_template(
     first: Int[np.ndarray, " a"], second: Int[np.ndarray, " b"] | None, special: SpecialTokens, length: int
-) -> tuple[Inputs, int]:
+) -> tuple[TemplateIds, int]:
     """Return the template cut to `length`, and its size before; the end of the longer text is cut until both are equally long."""
     available = max(0, length - 2 - (0 if second is None else special.between))
     size = len(first) + (0 if second is None else len(second)) + 2 + (0 if second is None else special.between)
     if second is None:
-        return Inputs(*special.single(first[:available])), size
+        return TemplateIds(*special.single(first[:available])), size
     first_size = min(len(first), max(available - len(second), (available + 1) // 2))
-    return Inputs(*special.pair(first[:first_size], second[: available - first_size])), size
+    return TemplateIds(*special.pair(first[:first_size], second[: available - first_size])), size
 
 
 def _window_starts(size: int, window: int, stride: int) -> range:

@@ -11,7 +11,7 @@ from train.config.objective_options import Preferences
 from train.data.example_types import Preference
 from train.rows import seq2seq_rows
 from train.rows.batches import Build
-from train.rows.example_rows import Inputs, is_typed, padded
+from train.rows.example_rows import TemplateIds, is_typed, padded
 from train.rows.seq2seq_rows import SourceTarget, text_special_tokens_of
 from train.tokenizers.continuations import encode_continuations
 from train.tokenizers.special_tokens import SpecialTokens
@@ -201,7 +201,7 @@ def side_builder(cfg: Any, tokenizer: Tokenizer, target_length: int = 0) -> Call
 
         def one_side(side: Side, length: int) -> dict[str, Any]:
             assert side.types is not None
-            fields = padded(Inputs(side.ids, side.types), length, special, typed=typed, causal=causal)
+            fields = padded(TemplateIds(side.ids, side.types), length, special, typed=typed, causal=causal)
             return {"summary_at": np.zeros(1, np.int32)} | fields
 
     elif layout == "encoder_decoder":

@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from train.checkpoints import manifest
 from train.checkpoints.checkpoints import Checkpoints
 from train.config import run_config
-from train.engine.state_init import Trained
+from train.engine.state_init import TrainedParams
 from train.run.run_dir import RunDir
 from zoo import sharding
 from zoo.errors import BadInput
@@ -43,14 +43,14 @@ def adapters_of(run: run_config.Run) -> Adapters | None:
     return Adapters(rank=run.lora.rank, alpha=run.lora.alpha, targets=targets, rslora=run.lora.rslora)
 
 
-def trained(model: Model, spec: Adapters | None) -> Trained:
+def trained(model: Model, spec: Adapters | None) -> TrainedParams:
     """Return the initializer and the sharding of what a run trains: the model's parameters, or its adapters and its head."""
     if spec is None:
-        return Trained(model.init, model.module.SHARDING)
-    return Trained(functools.partial(adapters.init, model, spec), adapters.rules(model, spec))
+        return TrainedParams(model.init, model.module.SHARDING)
+    return TrainedParams(functools.partial(adapters.init, model, spec), adapters.rules(model, spec))
 
 
-def abstract_params(parameters: Trained, mesh: Mesh) -> Any:
+def abstract_params(parameters: TrainedParams, mesh: Mesh) -> Any:
     """Return the shapes of trained parameters, float32, with their shardings."""
     shapes = jax.eval_shape(lambda: parameters.init(jax.random.key(0)))
     shardings = sharding.shardings(mesh, shapes, parameters.sharding)

@@ -86,7 +86,7 @@ def load_average(where: str, mesh: Mesh, last: int) -> Loaded:
     if not is_run(path := Path(where)):
         raise BadInput(f"--last {last}: {where} is not a run, so it has no checkpoints; remove --last")
     keep = read_config(path).checkpoint.keep
-    steps = Checkpoints(RunDir(path).checkpoints, keep, notify=_print_error).sound()
+    steps = Checkpoints(RunDir(path).checkpoints, keep, notify=_print_error).valid_steps()
     fix = f"{where} has {len(steps)} intact checkpoints; choose 1 to that, or train with a larger --checkpoint.keep"
     require(1 <= last <= len(steps), "last", last, fix)
     newest, *others = (load(where, mesh, step) for step in steps[:last])

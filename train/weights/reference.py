@@ -41,7 +41,7 @@ def add_reference(run: run_config.Run, mesh: Mesh, inputs: Any, build: Build, ca
     Every process calls this.
 
     Args:
-        inputs: a `train.inputs.preference_inputs.Preferences`.
+        inputs: a `train.inputs.preference_inputs.PreferenceInputs`.
         build: function that makes the arrays of a row.
         cache: folder of the files of `reference_cache`.
 

@@ -29,7 +29,7 @@ from train.config.objective_options import Labelled
 from train.data.example_types import Tagged, Text
 from train.data.prediction_reader import Item, texts
 from train.engine.reward_scores import reward_scores
-from train.rows.example_rows import ExampleRow, Inputs
+from train.rows.example_rows import ExampleRow, TemplateIds
 from train.tokenizers.tokenizer import Tokenizer
 from train.weights.load import Loaded
 from zoo.batch import IGNORED
@@ -121,7 +121,7 @@ def test_tags_are_of_words_and_entities_of_several() -> None:
     for position, word in at.items():
         labels[position] = word
         logits[0, position, IOB.index(tags[word])] = 2
-    row = ExampleRow((Inputs(labels, labels),), labels, np.ones(9, np.float32), 0)
+    row = ExampleRow((TemplateIds(labels, labels),), labels, np.ones(9, np.float32), 0)
     made = predictions.of_example(Tagged(origin="", words=words, tags=()), [row], logits, IOB)
     chance = predictions.number(np.exp(2) / (np.exp(2) + 4))
     expected = [{"word": word, "tag": tags.get(n), "probability": chance if n in tags else None} for n, word in enumerate(words)]

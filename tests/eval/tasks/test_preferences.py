@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from eval.scoring.rewards import Completion
+from eval.scoring.completion_scores import PromptCompletion
 from eval.tasks import Settings, preferences, rewards
 from tests.support.encoders import loaded
 from tests.support.labelled_files import put
@@ -112,7 +112,7 @@ def test_other_models_and_long_texts_are_refused(of: Any, message: str) -> None:
 
 
 def test_scores_are_normalized_over_texts_and_stored(tmp_path: Path) -> None:
-    texts = [Completion(f"a:{n}", "the ", text) for n, text in enumerate(("whale", "ship is old", "white"))]
+    texts = [PromptCompletion(f"a:{n}", "the ", text) for n, text in enumerate(("whale", "ship is old", "white"))]
     of = subject(net("gpt"))
 
     def run(argument: str, of: Loaded) -> Any:

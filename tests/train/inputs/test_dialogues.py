@@ -159,7 +159,7 @@ def test_prompts_that_are_other_tokens_without_their_responses_are_noticed() -> 
     assert [text.differs for text in rows.texts] == [True, False]
     generation = chat_tokenizer(CHATML.replace("<|im_start|>assistant\n{% endif", "<|im_start|>assistant: {% endif"))
     assert all(text.differs for text in dialogue_inputs.rows_of([CHAT], run(), generation).texts)
-    inputs = dialogue_inputs.Dialogues(chat_tokenizer(), np.zeros(300, np.int64), _mixture(rows), rows, rows)
+    inputs = dialogue_inputs.DialogueInputs(chat_tokenizer(), np.zeros(300, np.int64), _mixture(rows), rows, rows)
     assert any(line.startswith("in 1 of 2 training examples the tokens before") for line in notices.notices(run(), inputs))
 
 

@@ -21,7 +21,7 @@ from train.config.run_config import Run
 from train.data import labelled_reader
 from train.data.example_types import Tagged, Text
 from train.inputs import dataset, labelled_inputs
-from train.inputs.labelled_inputs import Labelled, labels_of
+from train.inputs.labelled_inputs import LabelledInputs, labels_of
 from train.run.run_dir import RunDir
 from zoo.batch import IGNORED
 from zoo.errors import BadInput
@@ -42,7 +42,7 @@ def on(files: Path | tuple[Path, ...], valid: tuple[Path, ...] = (), **changes: 
     return run("classification", **{"labels": (), "data": data, **changes})
 
 
-def read(cfg: Run, words: Path, folder: Path) -> Labelled:
+def read(cfg: Run, words: Path, folder: Path) -> LabelledInputs:
     cfg = dataclasses.replace(cfg, tokenizer=run_config.Tokenizer(path=str(words)))
     return labelled_inputs.read(labelled_inputs.resolve_config(cfg, RunDir(folder)), RunDir(folder), folder)
 

@@ -25,7 +25,7 @@ from train.config.data_options import PreferenceData
 from train.config.dpo_options import Dpo
 from train.engine import device_mesh
 from train.engine.log_probs import sequence_log_probs
-from train.engine.preference_losses import pair_losses, rewards
+from train.engine.preference_losses import implicit_rewards, pair_losses
 from train.objectives import dpo
 from train.objectives.dpo import DirectPreferences
 from zoo import models, published_weights
@@ -97,11 +97,11 @@ def test_trl_still_computes_the_frozen_losses(compiled_once: None, tmp_path: Pat
 
 
 def beta_on_one_side(log_probs: Any, reference: Any, lengths: Any, options: Dpo) -> Any:
-    return rewards(log_probs, reference, lengths, options) * jnp.array([1.0, 1 / options.beta])
+    return implicit_rewards(log_probs, reference, lengths, options) * jnp.array([1.0, 1 / options.beta])
 
 
 def reference_of_the_other_side(log_probs: Any, reference: Any, lengths: Any, options: Dpo) -> Any:
-    return rewards(log_probs, reference[:, ::-1], lengths, options)
+    return implicit_rewards(log_probs, reference[:, ::-1], lengths, options)
 
 
 def shifted_mask(net: Any, params: Any, batch: Batch, **options: Any) -> Any:
@@ -109,17 +109,17 @@ def shifted_mask(net: Any, params: Any, batch: Batch, **options: Any) -> Any:
 
 
 def summed_ipo(log_probs: Any, reference: Any, lengths: Any, options: Dpo) -> Any:
-    return rewards(log_probs, reference, jnp.ones_like(lengths), options)
+    return implicit_rewards(log_probs, reference, jnp.ones_like(lengths), options)
 
 
 @pytest.mark.planted(4)
 @pytest.mark.parametrize(
     ("kind", "name", "wrong"),
     [
-        ("sigmoid", "rewards", beta_on_one_side),
-        ("sigmoid", "rewards", reference_of_the_other_side),
+        ("sigmoid", "implicit_rewards", beta_on_one_side),
+        ("sigmoid", "implicit_rewards", reference_of_the_other_side),
         ("sigmoid", "sequence_log_probs", shifted_mask),
-        ("ipo", "rewards", summed_ipo),
+        ("ipo", "implicit_rewards", summed_ipo),
     ],
 )
 def test_wrong_losses_differ_from_trl(
@@ -143,7 +143,7 @@ def optimum(kind: str, probability: Any, reference: Any, beta: float) -> Any:
     def loss(table: Any) -> Any:
         both = text_log_probs(table)[np.stack([winner, loser], 1)]
         options = Dpo(kind=kind, beta=beta)
-        of_pairs = pair_losses(rewards(both, reference[np.stack([winner, loser], 1)], lengths, options), options)
+        of_pairs = pair_losses(implicit_rewards(both, reference[np.stack([winner, loser], 1)], lengths, options), options)
         return (of_pairs * probability[winner, loser]).sum()
 
     start = np.random.default_rng(1).standard_normal(3 * len(PREFIXES))
@@ -177,7 +177,7 @@ def numbers(kind: Any, **options: Any) -> tuple[Any, Dpo]:
     log_probs, reference = jnp.asarray(-20 * rng.random((2, 64, 2)), jnp.float32)
     lengths = jnp.asarray(rng.integers(1, 9, (64, 2)), jnp.float32)
     chosen = Dpo(kind=kind, sft=float(kind == "orpo"), **options)
-    return rewards(log_probs, reference if chosen.has_reference else None, lengths, chosen), chosen
+    return implicit_rewards(log_probs, reference if chosen.has_reference else None, lengths, chosen), chosen
 
 
 def test_smoothed_and_robust_losses_are_mixtures_of_both_labels() -> None:
@@ -198,9 +198,11 @@ def test_odds_are_exact_near_probabilities_of_0_and_1(length: int) -> None:
     """Against float64, whose 1 - exp(x) is exact enough; a probability that rounds to 1 has a finite gradient."""
     means = np.array([[-1e-5, -0.5], [-0.69, -0.7], [-30.0, -1e-6]])
     options = Dpo(kind="orpo", sft=1.0)
-    ours = rewards(jnp.float32(means * length), None, jnp.full((3, 2), float(length)), options)
+    ours = implicit_rewards(jnp.float32(means * length), None, jnp.full((3, 2), float(length)), options)
     np.testing.assert_allclose(ours, means - np.log(-np.expm1(means)), rtol=1e-5)
-    gradient = jax.grad(lambda x: pair_losses(rewards(x, None, jnp.ones((1, 2)), options), options).sum())(jnp.zeros((1, 2)))
+    gradient = jax.grad(lambda x: pair_losses(implicit_rewards(x, None, jnp.ones((1, 2)), options), options).sum())(
+        jnp.zeros((1, 2))
+    )
     assert np.isfinite(gradient).all()
 
 
@@ -210,7 +212,7 @@ def test_at_the_reference_margins_are_0_and_the_loss_is_log_2() -> None:
     terms, _ = jax.jit(lambda params: DirectPreferences(Dpo()).loss(net, params, batch, {}, **OPTIONS))(reference)
     assert float(terms["dpo"]) / 3 == pytest.approx(math.log(2), abs=1e-6)
     own, lengths = log_probs(net, reference, batch, chunk=0)
-    margins = -jnp.diff(rewards(own, batch.extra["reference"], lengths, Dpo()))
+    margins = -jnp.diff(implicit_rewards(own, batch.extra["reference"], lengths, Dpo()))
     assert (margins == 0).all()
 
 

@@ -23,7 +23,7 @@ from train.config import run_config
 from train.engine import device_mesh, optim, reward_scores, state_init
 from train.engine.step import ENGINES, make_step
 from train.objectives import preference
-from train.objectives.preference import Preference, pair_losses
+from train.objectives.preference import RewardModel, pair_losses
 from zoo import models, published_weights
 from zoo.batch import Batch
 from zoo.errors import BadInput
@@ -48,7 +48,7 @@ def scores(family: str, which: Batch, params: Any = None) -> np.ndarray:
 
 def loss(family: str, which: Batch, centering: float = CENTERING) -> float:
     model = net(family)
-    terms, carry = jax.jit(lambda params, which: Preference(centering).loss(model, params, which, {}, **QUIET))(
+    terms, carry = jax.jit(lambda params, which: RewardModel(centering).loss(model, params, which, {}, **QUIET))(
         random_params(model), jax.tree.map(jnp.asarray, which)
     )
     assert carry == {}
@@ -96,7 +96,7 @@ def test_the_loss_is_its_definition(family: str) -> None:
     margins = which.extra["margin"]
     assert set(margins.tolist()) == {0.0, 0.5, 1.0}
     assert loss(family, which) == pytest.approx(defined(expected, margins), rel=1e-5)
-    assert float(Preference(0.0).weights(jax.tree.map(jnp.asarray, which))["preference"]) == len(examples())
+    assert float(RewardModel(0.0).weights(jax.tree.map(jnp.asarray, which))["preference"]) == len(examples())
 
 
 @pytest.mark.planted(4)
@@ -157,7 +157,7 @@ def gradient(mesh: run_config.Mesh, accumulate: int = 1) -> tuple[list[float], A
     devices = device_mesh.make_mesh(mesh, jax.devices()[: mesh.data * mesh.fsdp * mesh.tensor])
     model, tx = models.model(cfg.model), optax.chain(optax.trace(0.0), optim.optimizer(cfg.optim))
     places = jax.tree.map(lambda leaf: leaf.sharding, state_init.abstract_state(cfg, model, tx, devices))
-    engine = ENGINES["jit"](make_step(cfg, model, Preference(0.01), tx, jnp.float32), devices, places, cfg.data.batch)
+    engine = ENGINES["jit"](make_step(cfg, model, RewardModel(0.01), tx, jnp.float32), devices, places, cfg.data.batch)
     state, losses, slope = engine.shard(state_init.init_state(cfg, model, tx, devices)), [], None
     host = batch("gpt", pairs=examples(4))
     for step in range(3):
@@ -179,7 +179,7 @@ def test_losses_agree_on_a_mesh_and_with_micro_batches() -> None:
 def test_flops_count_both_completions() -> None:
     which, model = batch("gpt"), net("gpt")
     rows = Batch(tokens=np.zeros((6, 40), np.int32))
-    assert Preference(0.0).flops(model, which) == 3 * model.flops(rows)
+    assert RewardModel(0.0).flops(model, which) == 3 * model.flops(rows)
     words = dataclasses.replace(model.config, labels=())
     assert model.flops(rows) < models.model(words).flops(rows)
 
@@ -187,7 +187,7 @@ def test_flops_count_both_completions() -> None:
 def test_a_model_without_a_score_is_refused() -> None:
     cfg = run("gpt", model=dataclasses.replace(net("gpt").config, labels=()))
     with pytest.raises(BadInput, match=r"model\.labels : a reward model has a reward head"):
-        Preference.builder(cfg, tokenizer("gpt"), dict)  # pyright: ignore[reportArgumentType]
+        RewardModel.builder(cfg, tokenizer("gpt"), dict)  # pyright: ignore[reportArgumentType]
 
 
 @pytest.mark.parametrize("family", ["gpt", *(pytest.param(name, marks=pytest.mark.full) for name in ("bert", "t5"))])
@@ -199,7 +199,7 @@ def test_losses_and_gradients_are_those_of_trl(family: str, tmp_path: Path) -> N
     model, which = models.model(cfg), dataclasses.replace(trl_rewards.batch(family), weights=jnp.ones((3, 1)) / 3)
 
     def mean(params: Any) -> jax.Array:
-        return Preference(trl_rewards.CENTERING).loss(model, params, which, {}, **QUIET)[0]["preference"]
+        return RewardModel(trl_rewards.CENTERING).loss(model, params, which, {}, **QUIET)[0]["preference"]
 
     value, slopes = jax.jit(jax.value_and_grad(mean))(params)
     assert float(value) == pytest.approx(frozen["loss"], abs=1e-5)

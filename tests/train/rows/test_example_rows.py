@@ -41,7 +41,7 @@ def theirs(kind: Kind, **options: Any) -> Any:
         return transformers.AutoTokenizer.from_pretrained(folder, **options)
 
 
-def assert_theirs(kind: Kind, row: example_rows.Inputs, found: Any) -> None:
+def assert_theirs(kind: Kind, row: example_rows.TemplateIds, found: Any) -> None:
     """The same ids and token types, of which RoBERTa has one."""
     assert row.ids.tolist() == found["input_ids"]
     assert row.types.tolist() == ([0] * len(row.ids) if kind == "roberta" else found["token_type_ids"])
@@ -251,7 +251,7 @@ def test_examples_that_make_no_row_are_refused_by_name() -> None:
 
 @pytest.mark.parametrize("typed", [True, False])
 def test_a_row_is_filled_up_with_padding_of_segment_0(typed: bool) -> None:
-    inputs = example_rows.Inputs(np.array([2, 7, 3, 8, 3], np.int32), np.array([0, 0, 0, 1, 1], np.int32))
+    inputs = example_rows.TemplateIds(np.array([2, 7, 3, 8, 3], np.int32), np.array([0, 0, 0, 1, 1], np.int32))
     found = example_rows.padded(inputs, 8, SpecialTokens(pad=9, unk=1, cls=2, sep=3, mask=4), typed=typed)
     assert {name: array.tolist() for name, array in found.items()} == {
         "tokens": [2, 7, 3, 8, 3, 9, 9, 9],

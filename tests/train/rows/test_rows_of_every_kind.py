@@ -21,7 +21,7 @@ from train.data.example_types import Pair
 from train.inputs import dialogue_inputs, labelled_inputs, pair_inputs
 from train.objectives import objective
 from train.rows.batches import in_order
-from train.rows.contiguous_rows import ContiguousRows, Reading
+from train.rows.contiguous_rows import ContiguousRows, DirectedIds
 from train.rows.encoder_rows import PAIRED, EncoderRows
 from train.rows.lm_rows import packed, windows
 from train.rows.mixture import Component, Mixture
@@ -154,7 +154,7 @@ def test_fingerprints_are_those_of_earlier_checkpoints():
     ids, offsets = np.arange(14, dtype=np.uint16), np.array([0, 6, 14])
     tokens = Tokens(ids, offsets, np.array([5, 7]), 0, "text")
     arrays = map(np.array, ([0, 1, 3], [0, 2, 3, 4], [-1, -1, -1], [0, 1, 1, 1], [0, 0, 2, 5], [5, 2, 3, 2]))
-    streams = ContiguousRows(tokens, (Reading(ids, np.array([4, 9]), offsets, False),), 8, 2, 2, 3, True, 1)
+    streams = ContiguousRows(tokens, (DirectedIds(ids, np.array([4, 9]), offsets, False),), 8, 2, 2, 3, True, 1)
     rows = [windows(tokens, 4), packed(tokens, 4), EncoderRows(tokens, 8, *arrays), streams]
     mixture = Mixture(tuple(Component("", weight, (), source) for weight, source in zip((1.0, 2.0), rows, strict=False)))
     assert [source.fingerprint[:8] for source in (*rows, mixture)] == RECORDED

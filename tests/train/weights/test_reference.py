@@ -27,7 +27,7 @@ from train.data.text_files import Document
 from train.engine import device_mesh
 from train.engine.log_probs import sequence_log_probs
 from train.inputs import preference_inputs, synthetic_batch
-from train.inputs.preference_inputs import Preferences
+from train.inputs.preference_inputs import PreferenceInputs
 from train.objectives.dpo import DirectPreferences
 from train.rows.batches import Batches, in_order
 from train.rows.mixture import Component, Mixture
@@ -44,12 +44,12 @@ RUN = tiny.run("dpo", model=NET.config, init="base", precision="float32", data=P
 PARAMS = random_params(NET)
 
 
-def inputs(run: run_config.Run = RUN, count: int = 11) -> Preferences:
+def inputs(run: run_config.Run = RUN, count: int = 11) -> PreferenceInputs:
     """Return pairs whose completions have different lengths."""
     pairs = [Preference(origin=f"p:{n}", prompt="a b", chosen=f" {'c' * (n + 1)}", rejected=" d") for n in range(count)]
     training, held_out = (preference_inputs.rows_of(half, run, BYTES) for half in (pairs[:-2], pairs[-2:]))
     component = Component("p", 1.0, [Document("p", "")], training)
-    return Preferences(BYTES, Mixture((component,)), training, held_out)
+    return PreferenceInputs(BYTES, Mixture((component,)), training, held_out)
 
 
 class Loader:
@@ -66,11 +66,11 @@ class Loader:
         return SimpleNamespace(model=NET, params=PARAMS)
 
 
-def extended(cache: Path) -> Preferences:
+def extended(cache: Path) -> PreferenceInputs:
     return DirectPreferences.extend_inputs(RUN, MESH, inputs(), cache, progress=lambda done, total: None)
 
 
-def values(data: Preferences) -> list[np.ndarray]:
+def values(data: PreferenceInputs) -> list[np.ndarray]:
     return [row.reference for rows in (data.training, data.held_out) for row in rows.rows]
 
 

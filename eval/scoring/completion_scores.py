@@ -1,4 +1,4 @@
-"""Numbers of single completions: the scores of a reward model, or log-probabilities of a language model."""
+"""Scores of single completions: those of a reward model, or log-probabilities under a language model."""
 
 import dataclasses
 import functools
@@ -28,7 +28,7 @@ STEP = 32
 """Rows are as long as the longest, rounded up to a multiple of this: a few shapes to compile for."""
 
 
-class Completion(NamedTuple):
+class PromptCompletion(NamedTuple):
     """A completion of a prompt."""
 
     origin: str
@@ -38,13 +38,13 @@ class Completion(NamedTuple):
 
 
 def is_reward_model(subject: Loaded) -> bool:
-    """Return whether a model gives a text one score."""
+    """Return whether a model has a reward head, which gives a text one score."""
     cfg = subject.model.config
     return subject.model.task == "sequence" and len(cfg.labels) == 1 and not getattr(cfg, "multi_label", False)
 
 
-def rewards(
-    subject: Loaded, completions: Sequence[Completion], *, batch: int, dtype: Any, progress: Progress
+def reward_model_scores(
+    subject: Loaded, completions: Sequence[PromptCompletion], *, batch: int, dtype: Any, progress: Progress
 ) -> Float64[np.ndarray, " N"]:
     """Return the score of each completion, without the normalization of `train.weights.reward_scale`.
 
@@ -62,7 +62,7 @@ def _reward_loop(model: Model, mesh: Mesh, dtype: np.dtype) -> BatchLoop:
 
 
 def log_probabilities(
-    subject: Loaded, completions: Sequence[Completion], *, batch: int, dtype: Any, progress: Progress
+    subject: Loaded, completions: Sequence[PromptCompletion], *, batch: int, dtype: Any, progress: Progress
 ) -> Float64[np.ndarray, " N"]:
     """Return the log-probability in nats of each completion with its end mark, summed over its tokens.
 
@@ -108,13 +108,13 @@ class _Rows(SampledRows):
         return dataclasses.replace(self, sides=[self.sides[number] for number in chosen.tolist()])
 
 
-def _sides(subject: Loaded, completions: Sequence[Completion]) -> list[Side]:
+def _sides(subject: Loaded, completions: Sequence[PromptCompletion]) -> list[Side]:
     texts = [(item.prompt, item.text) for item in completions]
     return preference_rows.encode_sides(texts, subject.tokenizer, subject.model.config)
 
 
 def _computed(
-    subject: Loaded, completions: Sequence[Completion], loop: BatchLoop, batch: int, progress: Progress
+    subject: Loaded, completions: Sequence[PromptCompletion], loop: BatchLoop, batch: int, progress: Progress
 ) -> Float64[np.ndarray, " N"]:
     """Return the results of a loop, whose batches are [B, 1, ...], for all completions, [N]."""
     cfg, sides = subject.model.config, _sides(subject, completions)
