@@ -96,7 +96,7 @@ def _token_logits(net: Model, params: Any, batch: Batch) -> Float[Array, "B T O"
 
 
 def _end_logits(net: Model, params: Any, batch: Batch) -> Float[Array, "B 2 T"]:
-    return span.ends(net, params, net.apply(params, batch).hidden, batch)
+    return span.span_logits(net, params, net.apply(params, batch).hidden, batch)
 
 
 # --- Scores of all logits -------------------------------------------------------------------------------------------------------
@@ -219,7 +219,7 @@ TASKS: dict[str, tuple[Callable[..., Any], Callable[..., Score]]] = {
     "classification": (_sequence_logits, _classes),
     "tagging": (_token_logits, _tags),
     "span": (_end_logits, _answers),
-    "choice": (choice.options, _options),
+    "choice": (choice.option_logits, _options),
 }
 """Objective -> (function that returns the logits of a batch, function that scores the logits of all rows)."""
 

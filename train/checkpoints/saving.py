@@ -126,7 +126,7 @@ class Saver:
         try:
             free = f"{shutil.disk_usage(folder).free:,} free"
         except OSError as error:
-            free = f"is not there ({error.strerror})"
+            free = f"an unknown number free ({error.strerror})"
         return f"{folder} needs {save.bytes:,} bytes and has {free} ({self.reason()})"
 
     def _check_memory(self, save: Save) -> None:

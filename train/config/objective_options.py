@@ -285,7 +285,7 @@ class LabelledTexts(TaggedWords, PairTables):
     regression: bool = False
     """Treat labels as numbers, which the model learns to predict."""
     multi_label: bool = False
-    """Read a list of any number of names (column "labels") for each text; the model learns to predict every label on its own."""
+    """Read a list of any number of names (column "labels") for each text; the model learns to predict each label separately."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

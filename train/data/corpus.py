@@ -50,9 +50,10 @@ class Documents:
 def split(data: TextData) -> tuple[Documents, Documents]:
     """Return (training, held-out) documents. Every file is read and checked once here, before any of it is used.
 
-    Held out are the documents of `valid_paths`, else about the last `valid_fraction` of the bytes of `paths`: whole documents
-    when there are at least 20, otherwise one document is cut after a paragraph, else a line, else a word, whichever ends near
-    enough (the held-out share is within a quarter of `valid_fraction`). The two halves together are the whole text.
+    The held-out documents are those of `valid_paths`, or else about the last `valid_fraction` of the bytes of `paths`. Whole
+    documents are held out if there are at least 20; otherwise one document is cut after a paragraph, a line or a word, the first
+    of these that ends near enough (the held-out share is within a quarter of `valid_fraction`). Both halves together are the
+    whole text.
 
     Raises:
         BadInput: a file that is missing, empty, damaged, not UTF-8 or of an unsupported kind, a bad line or row (with its
@@ -166,7 +167,7 @@ _ENTRY = struct.Struct("<q32s")
 
 
 def _index(documents: Iterable[Document], index: IO[bytes]) -> Digest:
-    """Write the size and SHA-256 of each document to a file, because those of millions would fill the memory."""
+    """Write the size and SHA-256 of each document to a file, because those of millions of documents would fill the memory."""
     digest = Digest()
     for document in documents:
         if size_and_digest := digest.add(document):

@@ -42,8 +42,8 @@ class Task:
 def split(objective: str, data: Data, options: Reading, left_out: list[str] | None = None) -> tuple[list[Example], list[Example]]:
     """Return (training, held-out) examples. Every file is read and checked here. `left_out` is as in `read_examples`.
 
-    Held out are the examples of `valid_paths`, else about the last `valid_fraction` of those of `paths`; examples of one document
-    (the questions about an article) stay together.
+    The held-out examples are those of `valid_paths`, or else about the last `valid_fraction` of the examples of `paths`. Examples
+    of one document (such as the questions about an article) are in the same half.
 
     Raises:
         BadInput: no paths, a file that cannot be read or is in both halves, a bad line or row (with its number), or too few
@@ -53,7 +53,7 @@ def split(objective: str, data: Data, options: Reading, left_out: list[str] | No
         raise BadInput(f"--data.paths: there is no embedded data for {objective}; name files: {kinds(objective)}")
     training, training_keys = read_examples(objective, data.paths, data, options, left_out)
     if not data.valid_paths:
-        return halves(training, data.valid_fraction)
+        return split_halves(training, data.valid_fraction)
     held_out, held_out_keys = read_examples(objective, data.valid_paths, data, options, left_out)
     if both := training_keys & held_out_keys:
         raise BadInput(f"--data.valid-paths {min(both)}: it is also in --data.paths; hold out data that is not trained on")
@@ -129,7 +129,7 @@ def sources(path: str, task: Task, data: Data, options: Reading) -> Iterator[tup
         yield str(file.resolve()), str(file), check_file(file, reader, supported, fix)(file, options)
 
 
-def halves(examples: list[Any], fraction: float) -> tuple[list[Any], list[Any]]:
+def split_halves(examples: list[Any], fraction: float) -> tuple[list[Any], list[Any]]:
     """Return (training, held-out) examples; the held-out share is `fraction`, rounded to whole documents.
 
     The cut is before the document, in order of first appearance, that begins nearest to (1 - fraction) of the examples.
@@ -147,7 +147,7 @@ def halves(examples: list[Any], fraction: float) -> tuple[list[Any], list[Any]]:
     return tuple([examples[n] for group in half for n in group] for half in (groups[:cut], groups[cut:]))  # pyright: ignore
 
 
-def spaced(examples: list[Any], share: float) -> tuple[list[Any], list[Any]]:
+def split_evenly_spaced(examples: list[Any], share: float) -> tuple[list[Any], list[Any]]:
     """Return (other examples, chosen examples), both in their order: `share` of the documents, evenly spaced over all of them.
 
     Unlike the last ones, they are a sample of all parts of the files, which may be sorted by label.

@@ -30,7 +30,7 @@ class Source:
 
 
 def sources(paths: tuple[str, ...], data: TextData) -> list[Source]:
-    """Return the sources that some paths of `data` name, in order, and those of a folder sorted by name.
+    """Return the sources that paths of `data` name, in order; the files of a folder are sorted by name.
 
     Everything that can be checked without reading the data is checked here.
 
@@ -92,7 +92,7 @@ def check_file(file: Path, reader: Callable[[Path], Reader | None], kinds: str, 
     """Return the reader of a file, which `reader` selects; `fix` is the advice about a file of another kind.
 
     Raises:
-        BadInput: there is no such file, or it is of no kind that can be read.
+        BadInput: there is no such file, or its kind cannot be read.
     """
     read = reader(file)
     if not file.exists():
@@ -109,7 +109,7 @@ def _reader(file: Path) -> Callable[..., Iterator[Document]] | None:
 
 
 def kind(file: Path) -> str:
-    """Return the suffix of a file name in lower case, without that of its compression; a .parquet compresses itself."""
+    """Return the suffix of a file name in lower case, without the suffix of a compression (.parquet is compressed inside)."""
     name = Path(file.name.lower())
     inner = Path(name.stem).suffix
     return inner if name.suffix in PACKED and inner != ".parquet" else name.suffix

@@ -146,7 +146,7 @@ def _adafactor(cfg: Optim) -> optax.GradientTransformation:
     Shazeer and Stern 2018.
     """
     single = optax.chain(optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0), optax.scale_by_param_block_rms())
-    # Adafactor's statistics are of one matrix, and a stacked leaf is as many matrices as there are layers.
+    # Adafactor factors the moments of one matrix, and a stacked leaf has one matrix per layer.
     per_layer = optax.GradientTransformation(jax.vmap(single.init), jax.vmap(single.update))
     return optax.partition({"stacked": per_layer, "single": single}, _leaf_kinds)
 

@@ -15,7 +15,7 @@ from train.data.example_types import Dialogue, Pair
 from train.data.text_files import Document
 from train.inputs.example_inputs import ExampleInputs, PackedRows, token_sizes, tokenizer_of
 from train.rows.dialogue_rows import PackedDialogue, encode_completions, fit
-from train.rows.lm_rows import ends, first_fit
+from train.rows.lm_rows import csr_offsets, first_fit
 from train.rows.mixture import Component, Mixture
 from train.rows.row_source import digest_of
 from train.run.console import short
@@ -137,7 +137,7 @@ def rows_of(examples: Sequence[Pair | Dialogue], run: run_config.Run, tokenizer:
     order = np.argsort(row, kind="stable")
     contents = (part for text in texts for part in (len(text.ids).to_bytes(8), text.ids.tobytes(), text.counted.tobytes()))
     fingerprint = digest_of(f"{tokenizer.fingerprint} {length}", itertools.chain(contents, (order.tobytes() + row.tobytes(),)))
-    first = ends(np.bincount(row))
+    first = csr_offsets(np.bincount(row))
     return Rows(examples=examples, texts=texts, order=order, first=first, length=length, fingerprint=fingerprint)
 
 

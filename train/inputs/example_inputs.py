@@ -10,7 +10,7 @@ from jaxtyping import Int64
 from train.config import run_config
 from train.data.dialogues import texts_of
 from train.data.example_types import Dialogue, Pair
-from train.rows.lm_rows import ends
+from train.rows.lm_rows import csr_offsets
 from train.rows.mixture import Mixture
 from train.rows.row_source import SampledRows
 from train.run.run_dir import RunDir
@@ -72,7 +72,7 @@ class PackedRows(SampledRows):
     def select_rows(self: Packed, chosen: Int64[np.ndarray, " n"]) -> Packed:
         """Return the rows with the numbers `chosen`, in this order; the examples and the fingerprint remain those of all rows."""
         rows = [self.order[self.first[number] : self.first[number + 1]] for number in chosen]
-        return dataclasses.replace(self, order=np.concatenate(rows), first=ends(np.array([len(row) for row in rows])))
+        return dataclasses.replace(self, order=np.concatenate(rows), first=csr_offsets(np.array([len(row) for row in rows])))
 
 
 def tokenizer_of(

@@ -186,7 +186,7 @@ def read(run: run_config.Run, folder: RunDir, cache: Path, *, quiet: bool = Fals
     check_vocabulary(run, tokenizer)
     selected: list[Example] = []
     if run.selection.share:
-        training, selected = labelled_reader.spaced(training, run.selection.share)
+        training, selected = labelled_reader.split_evenly_spaced(training, run.selection.share)
     rows = _with_class_weights(rows_of(training, run, tokenizer), run)
     named = [Document(example.origin, "") for example in rows.examples]
     component = Component(", ".join(run.data.paths), 1.0, named, rows)

@@ -16,7 +16,7 @@ from train.data.example_types import Dialogue, Pair
 from train.data.records import TO_UTF8
 from train.data.text_files import Document, lines
 from train.inputs.example_inputs import ExampleInputs, PackedRows, token_sizes, tokenizer_of
-from train.rows.lm_rows import ends
+from train.rows.lm_rows import csr_offsets
 from train.rows.mixture import Component, Mixture
 from train.rows.row_source import digest_of
 from train.rows.seq2seq_rows import PackedPair, SourceTarget, text_special_tokens_of
@@ -136,7 +136,7 @@ def split(run: run_config.Run) -> tuple[list[Pair | Dialogue], list[Pair | Dialo
     require(not unused, "data.paths", unused, "pairs are read from --pairs.source; remove it")
     training: list[Pair | Dialogue] = list(parallel(files.source, files.target, options))
     if not files.valid_source:
-        return labelled_reader.halves(training, run.data.valid_fraction)
+        return labelled_reader.split_halves(training, run.data.valid_fraction)
     if both := {Path(file).resolve() for file in files.source} & {Path(file).resolve() for file in files.valid_source}:
         raise BadInput(f"--pairs.valid-source {min(both)}: it is also in --pairs.source; hold out pairs that are not trained on")
     return training, list(parallel(files.valid_source, files.valid_target, options))
@@ -180,7 +180,7 @@ def rows_of(examples: Sequence[Pair], run: run_config.Run, tokenizer: Tokenizer)
     order = np.argsort(row, kind="stable")
     contents = (len(side).to_bytes(8) + side.tobytes() for side in itertools.chain.from_iterable(sides))
     fingerprint = digest_of(f"{tokenizer.fingerprint} {capacity}", itertools.chain(contents, (order.tobytes() + row.tobytes(),)))
-    first = ends(np.bincount(row))
+    first = csr_offsets(np.bincount(row))
     return Rows(examples=examples, sides=sides, order=order, first=first, length=capacity[0], fingerprint=fingerprint)
 
 

@@ -36,14 +36,14 @@ class MultipleChoice(LabelledObjective):
     ) -> tuple[dict[str, jax.Array], Any]:
         """Return the summed cross-entropy of the options, in nats, and the model's carry."""
         assert batch.labels is not None and batch.weights is not None
-        logits = options(model, params, batch, seeds)
+        logits = option_logits(model, params, batch, seeds)
         return {"choice": (class_losses(logits, batch.labels, smoothing) * batch.weights[:, 0]).sum()}, carry
 
 
 OBJECTIVE = MultipleChoice
 
 
-def options(model: Model, params: Any, batch: Batch, seeds: Any = None) -> Float[Array, "B C"]:
+def option_logits(model: Model, params: Any, batch: Batch, seeds: Any = None) -> Float[Array, "B C"]:
     """Return a logit for each option. Options are separate rows of the model, with different dropout."""
     count = batch.tokens.shape[1]
 

@@ -27,14 +27,16 @@ class Span(LabelledObjective):
         """Return the sum over windows of the mean cross-entropy of both ends, in nats, and the model's carry."""
         assert batch.labels is not None and batch.weights is not None
         out = model.apply(params, batch, seeds=seeds, carry=carry)
-        losses = class_losses(ends(model, params, out.hidden, batch, seeds), batch.labels, smoothing)
+        losses = class_losses(span_logits(model, params, out.hidden, batch, seeds), batch.labels, smoothing)
         return {"span": (losses.mean(-1) * batch.weights[:, 0]).sum()}, out.carry
 
 
 OBJECTIVE = Span
 
 
-def ends(model: Model, params: Any, hidden: Float[Array, "B T D"], batch: Batch, seeds: Any = None) -> Float[Array, "B 2 T"]:
+def span_logits(
+    model: Model, params: Any, hidden: Float[Array, "B T D"], batch: Batch, seeds: Any = None
+) -> Float[Array, "B 2 T"]:
     """Return the logits of the first and the last token of an answer; padding gets no probability."""
     logits = jnp.moveaxis(model.token_logits(params, hidden, seeds), -1, 1)  # [B, T, 2] -> [B, 2, T]
     return logits if batch.segments is None else jnp.where(batch.segments[:, None] > 0, logits, -1e30)

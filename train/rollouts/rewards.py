@@ -40,7 +40,7 @@ class Completion(NamedTuple):
 
 
 def find_rewards(names: Sequence[str]) -> tuple[RewardFunction, ...]:
-    """Return the reward functions of MODULE:FUNCTION[@WEIGHT] texts; a module may also lie in the working directory.
+    """Return the reward functions of MODULE:FUNCTION[@WEIGHT] texts; a module may also be in the working directory.
 
     Raises:
         BadInput: no name or a malformed one, a module that cannot be imported, or one without this function.

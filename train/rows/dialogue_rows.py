@@ -7,8 +7,8 @@ import numpy as np
 
 from train.data.example_types import Pair
 from train.rows.seq2seq_rows import concatenated
-from train.tokenizers.borders import shared_prefix
 from train.tokenizers.chat_ids import CountedIds
+from train.tokenizers.common_prefix import common_prefix_length
 from train.tokenizers.tokenizer import Tokenizer
 from zoo.errors import BadInput
 
@@ -33,7 +33,7 @@ def encode_completions(pairs: Sequence[Pair], tokenizer: Tokenizer) -> list[Coun
     joined = tokenizer.encode_many(pair.source + pair.target for pair in pairs)
     texts = []
     for pair, prompt, ids in zip(pairs, prompts, joined, strict=True):
-        border = shared_prefix(prompt, ids)
+        border = common_prefix_length(prompt, ids)
         for name, size in (("prompt", border), ("completion", len(ids) - border)):
             if not size:
                 raise BadInput(f"{pair.origin}: the {name} has no tokens of its own; write more of it, or remove the example")

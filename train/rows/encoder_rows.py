@@ -9,7 +9,7 @@ from jaxtyping import Int64
 
 from train.config.data_options import EncoderData
 from train.rows import lm_rows
-from train.rows.lm_rows import ends, expand, first_fit
+from train.rows.lm_rows import csr_offsets, expand_counts, first_fit
 from train.rows.row_source import SampledRows, TextRows, array_digests
 from train.rows.sentence_pairs import Pairs, pairs
 from train.rows.sentences import Sentences, cut, sentences
@@ -96,8 +96,8 @@ class EncoderRows(TextRows, SampledRows):
     def select_rows(self, chosen: Int64[np.ndarray, " n"]) -> "EncoderRows":
         """Return the rows with the numbers `chosen`, in this order."""
         sequences = np.diff(self.first)[chosen]
-        owner, nth = expand(sequences)
-        return dataclasses.replace(self._select_sequences(self.first[chosen][owner] + nth), first=ends(sequences))
+        owner, nth = expand_counts(sequences)
+        return dataclasses.replace(self._select_sequences(self.first[chosen][owner] + nth), first=csr_offsets(sequences))
 
     def fingerprint_parts(self) -> tuple[str, list[bytes]]:
         """Return what determines the rows apart from the tokens; see `TextRows.fingerprint_parts`."""
@@ -116,12 +116,12 @@ class EncoderRows(TextRows, SampledRows):
     def _select_sequences(self, chosen: Int64[np.ndarray, " n"]) -> "EncoderRows":
         """Return rows of the sequences `chosen`, one sequence per row."""
         parts = np.diff(self.part)[chosen]
-        owner, nth = expand(parts)
+        owner, nth = expand_counts(parts)
         part = self.part[chosen][owner] + nth
         return dataclasses.replace(
             self,
             first=np.arange(len(chosen) + 1),
-            part=ends(parts),
+            part=csr_offsets(parts),
             label=self.label[chosen],
             document=self.document[part],
             start=self.start[part],
@@ -238,7 +238,7 @@ def _plan_windows(tokens: Tokens, length: int, capacity: int) -> EncoderRows:
     """Plan windows over the stream of all documents; the special token that ends one is the separator before the next."""
     stream = lm_rows.windows(tokens, capacity)
     ended = stream.start + stream.size == np.diff(tokens.offsets)[stream.document]
-    size, owner = stream.size - ended, expand(np.diff(stream.first))[0]
+    size, owner = stream.size - ended, expand_counts(np.diff(stream.first))[0]
     nonempty = size > 0
     pieces = Sentences(stream.document[nonempty], stream.start[nonempty], size[nonempty])
     return _plan_pieces(tokens, length, pieces, np.unique(owner[nonempty], return_index=True)[1])
@@ -258,4 +258,4 @@ def _pack(unpacked: EncoderRows, special: SpecialTokens) -> EncoderRows:
     separators = np.where(unpacked.label == UNLABELLED, parts, 1 + special.between)
     sizes = 1 + separators + np.add.reduceat(unpacked.count, unpacked.part[:-1])
     row = np.array(first_fit(sizes.tolist(), unpacked.length), np.int64)
-    return dataclasses.replace(unpacked._select_sequences(np.argsort(row, kind="stable")), first=ends(np.bincount(row)))
+    return dataclasses.replace(unpacked._select_sequences(np.argsort(row, kind="stable")), first=csr_offsets(np.bincount(row)))

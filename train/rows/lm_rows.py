@@ -81,11 +81,11 @@ class LmRows(TextRows, SampledRows):
     def select_rows(self, chosen: Int64[np.ndarray, " n"]) -> "LmRows":
         """Return the rows with the numbers `chosen`, in this order."""
         pieces = self.first[chosen + 1] - self.first[chosen]
-        row, nth = expand(pieces)
+        row, nth = expand_counts(pieces)
         piece = self.first[chosen][row] + nth
         return dataclasses.replace(
             self,
-            first=ends(pieces),
+            first=csr_offsets(pieces),
             document=self.document[piece],
             start=self.start[piece],
             size=self.size[piece],
@@ -139,24 +139,24 @@ def windows(tokens: Tokens, length: int, stride: int | None = None, *, with_ends
     context[0] = 0
     first_document = np.searchsorted(offsets, begin, side="right") - 1
     pieces = np.searchsorted(offsets, end, side="left") - first_document
-    row, nth = expand(pieces)
+    row, nth = expand_counts(pieces)
     document = first_document[row] + nth
     start = np.maximum(begin[row], offsets[document])
     size = np.minimum(end[row], offsets[document + 1]) - start
-    return LmRows(tokens, length, False, ends(pieces), document, start - offsets[document], size, context)
+    return LmRows(tokens, length, False, csr_offsets(pieces), document, start - offsets[document], size, context)
 
 
 def packed(tokens: Tokens, length: int) -> LmRows:
     """Return whole documents packed first-fit, isolated from each other; one longer than `length` is first split into pieces."""
     sizes = np.diff(tokens.offsets)
-    document, nth = expand(-(-sizes // length))
+    document, nth = expand_counts(-(-sizes // length))
     start = nth * length
     size = np.minimum(sizes[document] - start, length)
     row = np.array(first_fit(size.tolist(), length), np.int64)
     by_row = np.argsort(row, kind="stable")
     pieces = np.bincount(row)
     return LmRows(
-        tokens, length, True, ends(pieces), document[by_row], start[by_row], size[by_row], np.zeros(len(pieces), np.int64)
+        tokens, length, True, csr_offsets(pieces), document[by_row], start[by_row], size[by_row], np.zeros(len(pieces), np.int64)
     )
 
 
@@ -181,12 +181,12 @@ def first_fit(sizes: list[int], capacity: int) -> list[int]:
     return rows
 
 
-def expand(counts: Int[np.ndarray, " n"]) -> tuple[np.ndarray, np.ndarray]:
+def expand_counts(counts: Int[np.ndarray, " n"]) -> tuple[np.ndarray, np.ndarray]:
     """Return the owner of each item and its index within the owner: for counts (2, 1), (0, 0, 1) and (0, 1, 0)."""
     before = np.cumsum(counts) - counts
     return np.repeat(np.arange(len(counts)), counts), np.arange(counts.sum()) - np.repeat(before, counts)
 
 
-def ends(counts: Int[np.ndarray, " n"]) -> Int64[np.ndarray, " n_and_one"]:
+def csr_offsets(counts: Int[np.ndarray, " n"]) -> Int64[np.ndarray, " n_and_one"]:
     """Return the CSR offsets of counts: for (2, 1), (0, 2, 3)."""
     return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)

@@ -15,7 +15,7 @@ from train.rows.row_source import RowSource, digest_of
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Component:
-    """Text that is split, tokenized, planned and shuffled on its own."""
+    """A part of the training text that is split, tokenized, planned and shuffled separately."""
 
     name: str
     """The path it is read from."""

@@ -104,7 +104,7 @@ def encode_completions(
     """Return (number, both sides) of each element of `texts` that fits, and a message for each that does not.
 
     With --labelled.skip-bad the latter are left out. A decoder reads the two texts as one (see
-    `train.tokenizers.continuations`); an encoder or encoder-decoder reads each on its own. With --labelled.truncate the beginning
+    `train.tokenizers.continuations`); an encoder or encoder-decoder reads each separately. With --labelled.truncate the beginning
     of the prompt is cut, by the same number of tokens for both completions.
 
     Args:

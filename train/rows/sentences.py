@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Int, Int64, Integer, UInt8
 
-from train.rows.lm_rows import expand
+from train.rows.lm_rows import expand_counts
 from train.rows.token_cache import Tokens
 from train.tokenizers.tokenizer import Tokenizer
 
@@ -57,7 +57,7 @@ def sentences(tokens: Tokens, tokenizer: Tokenizer, longest: int) -> Sentences:
 
 def cut(ranges: Sentences, longest: int) -> Sentences:
     """Return ranges of at most `longest` ids: a longer one is cut into ranges of `longest` and a rest."""
-    owner, nth = expand(-(-ranges.size // longest))
+    owner, nth = expand_counts(-(-ranges.size // longest))
     size = np.minimum(ranges.size[owner] - nth * longest, longest)
     return Sentences(ranges.document[owner], ranges.start[owner] + nth * longest, size)
 

@@ -35,7 +35,8 @@ JOURNAL, LOCK = "journal.jsonl", "lock"
 log = logging.getLogger(__name__)
 
 Progress = Callable[[int, int], None]
-"""Called with the UTF-8 bytes tokenized so far and those of all texts. The first call has the bytes of an interrupted call."""
+"""Function that is called with (UTF-8 bytes tokenized so far, UTF-8 bytes of all texts). In its first call, the former are those
+that an interrupted `prepare` has tokenized."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -54,7 +54,7 @@ def mismatches(examples: Sequence[UnpairedPreference]) -> list[int]:
     It is the next example whose prompt and completion both differ; the first example follows the last one.
 
     Raises:
-        BadInput: there is none, as for a single example.
+        BadInput: for some example no other one differs in both, for instance because it is the only example.
     """
     prompts, completions = [item.prompt for item in examples], [item.completion for item in examples]
     past_prompt, past_completion, numbers = _runs(prompts), _runs(completions), []

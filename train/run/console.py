@@ -193,7 +193,7 @@ class Console:
             step, at = self._first
             parts.append(f"ETA {clock((time.perf_counter() - at) / (self._step - step) * (self._steps - self._step))}")
         if self._train:
-            # The loss of a policy says nothing: at the start of a rollout it is 0 whatever the rewards are.
+            # The loss of a policy is not informative: at the start of a rollout it is 0 for any rewards.
             rollout = self._train.get("rollout", {})
             numbers = [f"{METRICS[name].label} {rollout[name]:.3f}" for name in ("reward", "kl") if name in rollout]
             parts += numbers or [f"loss {self._train['loss']:.3f}"]

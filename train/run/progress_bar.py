@@ -40,7 +40,7 @@ class ProgressBar:
 
         Args:
             unit: what is counted, in the plural; for `BYTES` the rate is shown.
-            before: what happens until the first piece of the work is done, as "compiling".
+            before: activity until the first part of the work is done, such as "compiling".
             late: show the line at the first call, so that work that was already done shows nothing.
             announce: where the output is no terminal, write "`activity` ..." at the beginning.
             every: where the output is no terminal, seconds between two lines with the share, the rate and the time left of

@@ -8,8 +8,8 @@ from jaxtyping import Bool, Int32
 
 from train.config.objective_options import Turns
 from train.data.example_types import ASSISTANT, Dialogue, Message, Pair
-from train.tokenizers.borders import shared_prefix
 from train.tokenizers.chat_template import ChatTemplate, Rendered
+from train.tokenizers.common_prefix import common_prefix_length
 from train.tokenizers.tokenizer import Tokenizer
 from zoo.errors import BadInput
 
@@ -43,7 +43,7 @@ def encode_dialogues(
         ids, prompt_ids = next(encoded), next(encoded)
         counted, first = np.zeros(len(ids), bool), 0
         for _ in spans:
-            first, behind = (shared_prefix(next(encoded), ids) for _ in range(2))
+            first, behind = (common_prefix_length(next(encoded), ids) for _ in range(2))
             end = _end(ids, first, behind, np.isin(ids, special), tokenizer)
             if end is None:
                 raise BadInput(
@@ -114,7 +114,7 @@ def end_mark(tokenizer: Tokenizer, template: ChatTemplate) -> int:
     """Return the id of the special token that the template writes after an answer.
 
     Raises:
-        BadInput: there is none.
+        BadInput: the template writes no special token after an answer.
     """
     probe = Dialogue(origin="an answer", messages=(Message("user", "a"), Message(ASSISTANT, "b")))
     (encoded,) = encode_dialogues([probe], tokenizer, template, "last")

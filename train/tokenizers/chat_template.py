@@ -120,19 +120,19 @@ class ChatTemplate:
 
 
 def chat_template(tokenizer: Tokenizer, where: str) -> ChatTemplate:
-    """Return the chat template of a tokenizer, that of chat_template.jinja or else of tokenizer_config.json.
+    """Return the chat template of a tokenizer, from chat_template.jinja or else from tokenizer_config.json.
 
     Args:
         where: the model, for error messages.
 
     Raises:
-        BadInput: there is none, or it is not a template.
+        BadInput: the tokenizer has no template, or an invalid one.
     """
     source, file = tokenizer.chat_template, f"{where}: {CHAT}"
     if source is None:
         source, file = tokenizer.settings.get("chat_template"), f"{where}: chat_template in {SETTINGS}"
     if isinstance(source, list):
-        # Several templates, each an object with a name.
+        # A list of several templates, each an object with a name.
         named = {entry.get("name"): entry.get("template") for entry in source if isinstance(entry, dict)}
         source = named.get("default", source)
     if source is None:

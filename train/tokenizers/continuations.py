@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from jaxtyping import Int32
 
-from train.tokenizers.borders import shared_prefix
+from train.tokenizers.common_prefix import common_prefix_length
 from train.tokenizers.tokenizer import Tokenizer
 
 
@@ -22,5 +22,5 @@ def encode_continuations(
     contexts = tokenizer.encode_many(context for context, _ in stripped)
     joined = tokenizer.encode_many(context + continuation for context, continuation in stripped)
     for context, ids in zip(contexts, joined, strict=True):
-        border = shared_prefix(context, ids)
+        border = common_prefix_length(context, ids)
         yield ids[:border] if border else np.array([tokenizer.end_of_text], np.int32), ids[border:]

@@ -74,7 +74,7 @@ def rules(name: str, settings: Settings, content: dict[str, Any]) -> dict[str, A
     return {part: _normalized_part(part, generated, content) for part in PARTS}
 
 
-def follows(name: str, settings: Settings, content: dict[str, Any]) -> bool:
+def builds_same_rules(name: str, settings: Settings, content: dict[str, Any]) -> bool:
     """Return whether a class builds the same rules as a tokenizer.json has."""
     if name == AS_WRITTEN:
         return True
@@ -94,7 +94,7 @@ def check(tokenizer: Tokenizer, settings: Settings, name: str | None, *, rules_o
     content = tokenizer.content()
     if content["model"].get("dropout"):
         raise settings.wrong(f"model.dropout of {FILE} is {content['model']['dropout']}: ids would be random; set it to null")
-    if rules_of_class and name is not None and not follows(name, settings, content):
+    if rules_of_class and name is not None and not builds_same_rules(name, settings, content):
         raise settings.wrong(_difference_message(name, settings, content))
     for role, token in settings.named().items():
         if (expected := ROLES[tokenizer.kind].get(role, token)) != token:
@@ -148,7 +148,7 @@ def _check_template(tokenizer: Tokenizer, settings: Settings, name: str | None, 
     first, second = tokenizer.encode("a"), tokenizer.encode("b a")
     for texts, ids in ((["a"], [first]), (["a", "b a"], [first, second])):
         expected, types = _with_special_tokens(tokenizer, ids)
-        actual, actual_types = tokenizer.by_template(*texts)
+        actual, actual_types = tokenizer.encode_with_template(*texts)
         if actual != expected or (types is not None and actual_types != types):
             actual_text, expected_text = (" ".join(tokenizer.entries(some_ids)) for some_ids in (actual, expected))
             suffix = "" if actual != expected else ", with other token types"

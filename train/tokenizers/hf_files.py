@@ -9,7 +9,7 @@ from typing import Any
 import tokenizers
 
 from train.tokenizers import byte_bpe, sentencepiece_proto, special_tokens, unigram, wordpiece, xlnet_unigram
-from train.tokenizers.hf_class_check import OF_KIND, SWITCHES, check, follows, special_entries
+from train.tokenizers.hf_class_check import OF_KIND, SWITCHES, builds_same_rules, check, special_entries
 from train.tokenizers.hf_settings import ALIASES, AS_WRITTEN, DEFAULTS, MOST_SENTINELS, Settings
 from train.tokenizers.tokenizer import END_OF_TEXT, FILE, LARGEST_FILE, SETTINGS, Kind, Tokenizer, read_chat_template
 from zoo.errors import BadInput
@@ -87,7 +87,7 @@ def write_tokenizer(folder: Path, tokenizer: Tokenizer, *, longest: int | None) 
     values = _with_class(tokenizer, content)
     name = ALIASES.get(str(values["tokenizer_class"]).removesuffix("Fast"), AS_WRITTEN)
     settings = Settings(folder / SETTINGS, values, name)
-    if not follows(name, settings, content):
+    if not builds_same_rules(name, settings, content):
         # Another class has other defaults.
         name = AS_WRITTEN
         values = {**_settings(tokenizer.kind, content), **config, "tokenizer_class": name}
@@ -134,7 +134,7 @@ def _settings(kind: Kind, content: dict[str, Any]) -> dict[str, Any]:
         settings = {name: value for name, value in settings.items() if name not in ("eod_token", "eop_token")}
         settings |= {"mask_token": _mask(names), "padding_side": "left"}
         settings |= {"do_lower_case": "Lowercase" in steps, "keep_accents": "StripAccents" not in steps}
-        # By default the class omits token types, and so that of CLS.
+        # By default the class omits token types, also the one of CLS.
         settings["model_input_names"] = ["input_ids", "token_type_ids", "attention_mask"]
     else:
         settings |= {"bos_token": names["cls"], "eos_token": names["sep"], "mask_token": _mask(names)}
@@ -229,7 +229,7 @@ def _sentencepiece(folder: Path, settings: Settings) -> Tokenizer:
         raise BadInput(f"{file}: cannot be read ({error.strerror}); download it again") from None
     except BadInput as error:
         raise BadInput(f"{file}: {error}") from None
-    xlnet = xlnet_unigram.owns(entry.name for entry in proto.entries)
+    xlnet = xlnet_unigram.has_xlnet_names(entry.name for entry in proto.entries)
     switches = {"lowercase": "do_lower_case", "keep_accents": "keep_accents"}
     flags = {name: bool(settings.flag(key, False)) for name, key in switches.items()} if xlnet else {}
     sentinels = 0 if xlnet else settings.count("extra_ids", special_tokens.SENTINELS, MOST_SENTINELS)

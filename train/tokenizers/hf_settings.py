@@ -66,7 +66,7 @@ class Added:
         """Return the token that is written as a name, or as an object with `content` and flags.
 
         Raises:
-            BadInput: `value` is neither.
+            BadInput: `value` is neither a string nor such an object.
         """
         if isinstance(value, str):
             return cls(value, special=True, normalized=False)

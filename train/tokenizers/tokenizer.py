@@ -43,7 +43,7 @@ class Tokenizer:
     """A tokenizer, defined by the content of its tokenizer.json.
 
     `Tokenizer.train(texts, vocab, kind)` and `Tokenizer.load(folder)` create one. Encoding adds nothing to a text and never
-    returns the id of a special token, except that of unknown: the text "<|endoftext|>" is encoded as those thirteen characters.
+    returns the id of a special token, except the unknown token: the text "<|endoftext|>" is encoded as those thirteen characters.
     """
 
     kind: Kind
@@ -83,11 +83,11 @@ class Tokenizer:
             raise BadInput(f"its {self.vocab_size} entries do not have the ids 0 to {self.vocab_size - 1}; renumber them")
         model = self._core.model
         self._unigram = isinstance(model, models.Unigram)
-        is_text_to_text = self._unigram and not xlnet_unigram.owns(ids)
+        is_text_to_text = self._unigram and not xlnet_unigram.has_xlnet_names(ids)
         self.special_tokens = None if is_text_to_text else _special_tokens(self._core, ids)
         self.text_special_tokens = special_tokens.text_special_tokens(ids) if is_text_to_text else None
         if self._unigram:
-            self._core.model = unigram.unspelled(self._core)  # pyright: ignore[reportAttributeAccessIssue]
+            self._core.model = unigram.without_special_texts(self._core)  # pyright: ignore[reportAttributeAccessIssue]
         self._continues = model.continuing_subword_prefix if isinstance(model, models.WordPiece) else None
         if self._continues and self._core.decoder is None:
             self._core.decoder = decoders.WordPiece(self._continues)  # pyright: ignore[reportAttributeAccessIssue]
@@ -176,7 +176,7 @@ class Tokenizer:
         """Return the id of each entry, added tokens included."""
         return self._core.get_vocab(with_added_tokens=True)
 
-    def by_template(self, first: str, second: str | None = None) -> tuple[list[int], list[int]]:
+    def encode_with_template(self, first: str, second: str | None = None) -> tuple[list[int], list[int]]:
         """Return ids and token types of one text or two with the special tokens that the template in tokenizer.json adds."""
         encoding = self._core.encode(first, second)
         return encoding.ids, encoding.type_ids
@@ -384,7 +384,7 @@ def _special_tokens(core: tokenizers.Tokenizer, ids: Mapping[str, int]) -> Speci
     else:
         fits, expected = unk_token == special_tokens.BERT["unk"], f"WordPiece, with {special_tokens.BERT['unk']} for the unknown"
     if not fits:
-        raise BadInput(f"its special tokens are those of {expected}, and its model is another; use a file of one kind")
+        raise BadInput(f"its special tokens are those of {expected}, but its model is of another kind; use a file of one kind")
     return special
 
 
@@ -392,7 +392,7 @@ def _cuts(content: Any) -> Cuts:
     """Return where a text may be cut without changing its ids.
 
     The cuts of `train.data.chunking` are safe with GPT-2's rules and with BERT's, which divide at every space and around all
-    punctuation; with those of T5 and XLNet only cuts before spaces are. No normalization looks across a space.
+    punctuation; with those of T5 and XLNet only cuts before spaces are safe. No normalization depends on text across a space.
     """
     rules, normalizer = content.get("pre_tokenizer") or {}, content.get("normalizer")
     rules_type, normalizer_type = rules.get("type"), (normalizer or {}).get("type")

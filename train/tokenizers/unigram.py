@@ -45,7 +45,7 @@ def content(entries: Entries, charsmap: bytes) -> dict[str, Any]:
     """
     end, names = TEXT["end"], [entry for entry, _ in entries]
     special = [entry for entry in names if entry in TEXT.values() or is_sentinel(entry)]
-    return divided(
+    return space_divided_content(
         entries,
         unknown=TEXT["unk"],
         normalizer=normalizers.Precompiled(charsmap) if charsmap else None,
@@ -56,7 +56,7 @@ def content(entries: Entries, charsmap: bytes) -> dict[str, Any]:
     )
 
 
-def divided(
+def space_divided_content(
     entries: Entries,
     *,
     unknown: str,
@@ -85,7 +85,7 @@ def is_sentinel(entry: str) -> bool:
     return _SENTINEL.fullmatch(entry) is not None
 
 
-def unspelled(core: tokenizers.Tokenizer) -> models.Unigram:
+def without_special_texts(core: tokenizers.Tokenizer) -> models.Unigram:
     """Return the model of a tokenizer, changed so that no text is encoded as a special entry.
 
     The library treats these as ordinary entries: the text "</s>" would get its id. They are renamed to begin with a space, which
@@ -108,7 +108,7 @@ def read(proto: sentencepiece_proto.Model, sentinels: int = SENTINELS) -> dict[s
 
 
 def check(proto: sentencepiece_proto.Model, family: str, allowed_kinds: Sequence[int]) -> None:
-    """Check that a spiece.model has the rules of `divided`, and only entries of `allowed_kinds`.
+    """Check that a spiece.model has the rules of `space_divided_content`, and only entries of `allowed_kinds`.
 
     Raises:
         BadInput: the model has other rules or entries.
@@ -135,12 +135,12 @@ def train(texts: Iterable[str], vocab: int) -> dict[str, Any]:
         BadInput: the vocabulary is too small for the characters of the texts, or there is no text.
     """
     require(vocab > SENTINELS, "tokenizer.vocab", vocab, f"{SENTINELS} entries are sentinels; choose a few hundred or more")
-    with explained(vocab):
+    with training_errors(vocab):
         return read(sentencepiece_proto.parse(model(texts, vocab - SENTINELS)))
 
 
 @contextlib.contextmanager
-def explained(vocab: int) -> Iterator[None]:
+def training_errors(vocab: int) -> Iterator[None]:
     """Raise `BadInput` in one line if the library cannot train a model.
 
     Raises:

@@ -39,7 +39,7 @@ def content(entries: Entries, charsmap: bytes, *, lowercase: bool = False, keep_
     """
     names = [entry for entry, _ in entries]
     sep, cls, mask = XLNET["sep"], XLNET["cls"], XLNET["mask"]
-    return unigram.divided(
+    return unigram.space_divided_content(
         entries,
         unknown=XLNET["unk"],
         normalizer=normalizers.Sequence(
@@ -68,7 +68,7 @@ def is_normalizer(steps: Mapping[str, Any] | None) -> bool:
     return other_steps[:2] == quotes and all(step["type"] in allowed for step in other_steps[2:])
 
 
-def owns(names: Iterable[str]) -> bool:
+def has_xlnet_names(names: Iterable[str]) -> bool:
     """Return whether entries are XLNet's rather than T5's, which lacks both <cls> and <sep>."""
     return not {XLNET["cls"], XLNET["sep"]}.isdisjoint(names)
 
@@ -93,7 +93,7 @@ def train(texts: Iterable[str], vocab: int) -> dict[str, Any]:
     Raises:
         BadInput: the vocabulary is too small for the characters of the texts, or there is no text.
     """
-    with unigram.explained(vocab):
+    with unigram.training_errors(vocab):
         return read(sentencepiece_proto.parse(model(texts, vocab)))
 
 

@@ -35,7 +35,7 @@ def write_scale(folder: Path, scale: RewardScale) -> None:
 
 
 def read_scale(folder: Path, step: int | None) -> RewardScale:
-    """Return the scale in a folder for the parameters of a step; gain 1 and bias 0 if there is none, or one of another step.
+    """Return the scale in a folder for the parameters of a step; gain 1 and bias 0 if there is none for this step.
 
     Raises:
         BadInput: the file is damaged.

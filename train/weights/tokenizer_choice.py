@@ -19,7 +19,7 @@ def tokenizer_of(where: str) -> Tokenizer:
 def existing_tokenizer(run: run_config.Run, folder: RunDir) -> Tokenizer | None:
     """Return the tokenizer that a run already has, or None if it must train one.
 
-    It is that of `tokenizer.path`, of its own folder if the run resumes, of `init`, or of its teacher, in this order.
+    It is read from the first of `tokenizer.path`, the run's own folder if it resumes, `init`, and the teacher that exists.
 
     Raises:
         BadInput: the tokenizer of a new run differs from its teacher's.

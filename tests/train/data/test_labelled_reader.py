@@ -159,7 +159,7 @@ def test_the_questions_of_an_article_are_in_one_half_and_the_cut_is_the_nearest(
     names = sorted((k, f"t{n}") for n, size in enumerate(sizes) for k in range(size))
     shared: dict[str, Any] = dict(question="?", context="c", answers=())
     examples = [Question(origin=f"{name}-{k}", document=name, id=name, **shared) for k, name in names]
-    training, held_out = labelled_reader.halves(examples, fraction)
+    training, held_out = labelled_reader.split_halves(examples, fraction)
     assert training and held_out
     assert sorted(each.origin for each in [*training, *held_out]) == sorted(each.origin for each in examples)
     assert not {each.document for each in training} & {each.document for each in held_out}

@@ -165,10 +165,10 @@ def test_a_share_of_the_training_examples_is_set_aside_for_validations(tmp_path:
 
 def test_documents_are_not_divided_and_only_labelled_examples_are(tmp_path: Path) -> None:
     named = [Text(origin=f"a:{n}", document=f"d{n // 3}", text=f"{n}", label="x") for n in range(12)]
-    others, chosen = labelled_reader.spaced(named, 0.5)
+    others, chosen = labelled_reader.split_evenly_spaced(named, 0.5)
     assert [example.text for example in chosen] == ["3", "4", "5", "9", "10", "11"] and len(others) == 6
     with pytest.raises(BadInput, match=r"--selection.share 0\.5: all 3 training examples are of one document; choose 0"):
-        labelled_reader.spaced(named[:3], 0.5)
+        labelled_reader.split_evenly_spaced(named[:3], 0.5)
     with pytest.raises(BadInput, match=r"--selection.share 0\.1: it has no effect on text"):
         dataset.resolve_config(tiny.run(selection=Selection(best=True, share=0.1)), RunDir(tmp_path))
 

@@ -177,7 +177,7 @@ def test_dropout_is_another_in_each_option_and_the_same_in_every_batch() -> None
     fields = {name: getattr(batch, name) for name in ("tokens", "segments", "positions", "types")}
     batch = dataclasses.replace(batch, **{name: np.repeat(array[:, :1], 3, 1) for name, array in fields.items()})
     params, count = random_params(net), len(batch.tokens)
-    options = jax.jit(lambda params, batch, seeds: choice.options(net, params, batch, seeds))
+    options = jax.jit(lambda params, batch, seeds: choice.option_logits(net, params, batch, seeds))
     plain, dropped = np.asarray(options(params, batch, None)), np.asarray(options(params, batch, seeds(count)))
     np.testing.assert_allclose(plain, np.repeat(plain[:, :1], 3, 1), rtol=1e-5)
     assert (np.abs(dropped - np.roll(dropped, 1, 1)) > 1e-3).all()

@@ -214,7 +214,7 @@ def test_what_fills_a_mask_has_the_space_that_its_entry_has(encoder: Encoder):
 def test_options_are_judged_by_their_own_cls():
     cfg, (made, _) = run("choice"), built("choice")
     (batch,) = in_order(made, MultipleChoice.builder(cfg, WORDS, never), 1, np.arange(1))
-    logits = jax.jit(functools.partial(choice.options, loaded("choice").model))(loaded("choice").params, batch)[0]
+    logits = jax.jit(functools.partial(choice.option_logits, loaded("choice").model))(loaded("choice").params, batch)[0]
     expected = [outputs(each.ids.tolist(), each.types.tolist(), "choice")[1][-1, 0] for each in made.rows[0].inputs]
     np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5)
 

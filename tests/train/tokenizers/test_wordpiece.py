@@ -83,7 +83,7 @@ def test_other_bad_files_are_refused(published: Path, monkeypatch: pytest.Monkey
     assert refused(published) == f'{published}/tokenizer_config.json: do_lower_case is "no"; it must be true or false'
     unknown = wordpiece.content(SPECIAL, lowercase=True)
     unknown["model"]["unk_token"] = "<unk>"
-    with pytest.raises(BadInput, match=r"WordPiece, with \[UNK\] for the unknown, and its model is another"):
+    with pytest.raises(BadInput, match=r"WordPiece, with \[UNK\] for the unknown, but its model is of another kind"):
         Tokenizer(unknown)
     (published / "tokenizer_config.json").unlink()
     with monkeypatch.context() as patch:

@@ -119,8 +119,8 @@ def test_transformers_differs_on_a_spiece_model_alone_only_after_characters_apar
 def test_all_files_name_the_special_tokens() -> None:
     assert xlnet_unigram.is_normalizer(kinds.content("xlnet")["normalizer"])
     assert import_export._ids(trained("xlnet")) == {"pad_token_id": 5, "bos_token_id": 1, "eos_token_id": 2}
-    assert xlnet_unigram.owns(["<cls>", "a"])
-    assert not xlnet_unigram.owns([*special_tokens.TEXT.values(), "<extra_id_0>", "\u2581the"])
+    assert xlnet_unigram.has_xlnet_names(["<cls>", "a"])
+    assert not xlnet_unigram.has_xlnet_names([*special_tokens.TEXT.values(), "<extra_id_0>", "\u2581the"])
 
 
 def test_a_file_as_it_was_published_is_read_and_written_as_xlnets(tmp_path: Path) -> None:
@@ -172,5 +172,5 @@ def test_damaged_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "spiece.model").write_bytes(raw("xlnet").replace(b"<eod>", b"<xyz>"))
     assert kinds.refused(tmp_path).startswith(f"{tmp_path}/spiece.model: it has no <eod>, and XLNet needs {', '.join(NAMES)};")
     bpe = {"type": "BPE", "vocab": {name: number for number, name in enumerate(NAMES)}, "merges": []}
-    with pytest.raises(BadInput, match=r"^its special tokens are those of a unigram model, and its model is another"):
+    with pytest.raises(BadInput, match=r"^its special tokens are those of a unigram model, but its model is of another kind"):
         Tokenizer({**kinds.content("xlnet"), "model": bpe, "added_tokens": [], "post_processor": None})

@@ -4,7 +4,7 @@ import numpy as np
 from jaxtyping import Int
 
 
-def shared_prefix(first: Int[np.ndarray, " a"], joined: Int[np.ndarray, " b"]) -> int:
+def common_prefix_length(first: Int[np.ndarray, " a"], joined: Int[np.ndarray, " b"]) -> int:
     """Return the length of the common prefix of the ids of a text and the ids of a longer text that begins with it.
 
     The length is the border in `joined` between both texts. A token across the end of the first text lies after the border, and
