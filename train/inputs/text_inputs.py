@@ -174,4 +174,4 @@ def _component(part: _Part, run: run_config.Run, tokenizer: Tokenizer, cache: Pa
 
 def _share_line(share: Share) -> str:
     times = f"{share.epochs:.3g} epochs of {short(share.tokens)} tokens"
-    return f"{share.name} {share.weight:.1%} of rows, {share.token_share:.1%} of tokens ({times})"
+    return f"{share.name} {share.weight:.1%} of rows, {share.share:.1%} of tokens ({times})"

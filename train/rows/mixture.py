@@ -36,15 +36,15 @@ class Share:
     tokens: int
     """Tokens of its training text."""
     rows: int
-    examples: int
+    drawn: int
     """Number of its examples in the run; a row is used again after all others of the component have been."""
-    token_share: float
+    share: float
     """Share of the tokens trained on; it differs from that of the examples if components fill rows differently."""
 
     @property
     def epochs(self) -> float:
         """Number of passes over its rows."""
-        return self.examples / self.rows
+        return self.drawn / self.rows
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -101,8 +101,8 @@ class Mixture:
                 weight=part / sum(self._parts),
                 tokens=item.rows.text_size,
                 rows=len(item.rows),
-                examples=count,
-                token_share=item_targets / sum(targets),
+                drawn=count,
+                share=item_targets / sum(targets),
             )
             for item, part, count, item_targets in zip(self.components, self._parts, counts, targets, strict=True)
         ]

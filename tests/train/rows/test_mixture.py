@@ -48,7 +48,7 @@ def test_every_component_keeps_its_share_after_any_number_of_examples(weights):
 def test_a_late_example_is_as_exact_as_an_early_one(weights, example):
     mixed = mixture(weights)
     component, before = mixed.component_of(example)
-    drawn = [share.examples for share in mixed.shares(example)]
+    drawn = [share.drawn for share in mixed.shares(example)]
     assert drawn[component] == before and sum(drawn) == example
 
 
@@ -81,13 +81,13 @@ def test_the_fingerprint_depends_on_rows_order_and_weights():
 
 def test_shares_name_examples_epochs_and_the_share_of_filled_places():
     shares = mixture([0.75, 0.25], [5, 20]).shares(400)
-    assert [(each.weight, each.tokens, each.rows, each.examples, each.epochs, each.token_share) for each in shares] == [
+    assert [(each.weight, each.tokens, each.rows, each.drawn, each.epochs, each.share) for each in shares] == [
         (0.75, 20, 5, 300, 60.0, 0.75),
         (0.25, 80, 20, 100, 5.0, 0.25),
     ]
     tokens = Tokens(np.arange(2, dtype=np.uint16), np.array([0, 2]), np.array([2]), 0, "")
     mixed = Mixture((mixture([1]).components[0], Component("short", 1.0, (), windows(tokens, 4))))
-    assert [share.token_share for share in mixed.shares(100)] == [4 / 6, 2 / 6]
+    assert [share.share for share in mixed.shares(100)] == [4 / 6, 2 / 6]
 
 
 @pytest.fixture

@@ -66,7 +66,7 @@ VOCABULARIES = {
     "several": (b"[PAD]\n[UNK]\n[CLS]\n", "it has no [SEP] and no [MASK], and an encoder"),
     "space": (b"[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\na \n", 'line 6 is "a ", which transformers reads without its last space'),
     "carriage return": (b"[PAD]\n[UNK]\r\n[CLS]\ra\n", "line 3 has a carriage return within it"),
-    "RoBERTa's": (b"<s>\n<pad>\n</s>\n<unk>\n<mask>\na\n", "its special tokens are those of byte-level BPE, and its model"),
+    "RoBERTa's": (b"<s>\n<pad>\n</s>\n<unk>\n<mask>\na\n", "its special tokens are those of byte-level BPE, but its model"),
 }
 
 
