@@ -30,7 +30,7 @@ from train.rollouts.feed import FeedSource
 from train.rows.batches import Batches
 from train.rows.row_source import RowSource, ordered
 from train.rows.text_counts import TextCounts
-from train.run import hardware, metric_definitions, metrics_file, trackers
+from train.run import hardware, matrix_rate, metric_definitions, metrics_file, trackers
 from train.run.console import Console
 from train.run.costs import COUNTS
 from train.run.metric_logger import MetricLogger
@@ -360,7 +360,7 @@ def _peak_rate(dtype: Any) -> tuple[float, str]:
 @functools.cache
 def _matrix_rate(dtype: Any) -> float:
     """Return the measured rate of matrix products, which takes half a second, so all runs of a process share it."""
-    return metrics_file.matrix_rate(dtype)
+    return matrix_rate.measure(dtype)
 
 
 def _implementations(run: run_config.Run, model: Model, objective: Objective, batch: Batch) -> str:

@@ -72,7 +72,8 @@ def shardings(mesh: Mesh, params: Any, rules: Rules = ()) -> Any:
         axes = spec(path, (*RULES, *rules))
         for size, axis in zip(leaf.shape, axes, strict=True):
             if axis is not None and size % mesh.shape[axis]:
-                raise BadInput(f"--mesh.{axis} {mesh.shape[axis]}: it does not divide {path} of shape {tuple(leaf.shape)}")
+                fix = f"choose a divisor of {size}"
+                raise BadInput(f"--mesh.{axis} {mesh.shape[axis]}: it does not divide {path} of shape {tuple(leaf.shape)}; {fix}")
         return NamedSharding(mesh, axes)
 
     return jax.tree_util.tree_map_with_path(leaf_sharding, params)

@@ -50,7 +50,7 @@ class Case:
     seed: tuple[int, int] = (1, 2)
 
     def arrays(self, *shape: int) -> np.ndarray:
-        """Return normal numbers that depend only on the case's shape and on `shape`."""
+        """Return normally distributed numbers that depend only on the case's shape and on `shape`."""
         return np.random.default_rng([zlib.crc32(repr(shape).encode()), self.queries]).standard_normal(shape)
 
 

@@ -79,15 +79,16 @@ def main(a: str, b: str, *, threshold: float, as_json: bool) -> int:
         raise BadInput(f"{a} is a result of zoo bench {before.what}, {b} of {after.what}: compare two results of one benchmark")
     common = by_key(before.cells).keys() & by_key(after.cells).keys()
     if not common:
-        raise BadInput(f"{a} and {b} have no cell in common: nothing to compare")
+        raise BadInput(f"{a} and {b} have no cell in common; compare results of the same cases")
     if not before.same_machine(after) or not before.unit:
         _side_by_side(before, after, as_json)
         return 0
     if all(before.unit.items() <= json.loads(key).items() for key in common):
-        raise BadInput(f"{a} and {b} have no cell in common but {_unit_text(before.unit)}, the unit: nothing to compare")
+        unit = _unit_text(before.unit)
+        raise BadInput(f"{a} and {b} have no cell in common but {unit}, their unit; compare results of the same cases")
     if before.unit != after.unit:
         raise BadInput(
-            f"{a} has ratios over {_unit_text(before.unit)}, {b} over {_unit_text(after.unit)}: they cannot be compared"
+            f"{a} has ratios over {_unit_text(before.unit)}, {b} over {_unit_text(after.unit)}; compare results with one unit"
         )
     for results in (before, after):
         if (count := len({cell["process"] for cell in results.cells})) < FEWEST:

@@ -28,10 +28,11 @@ def default(name: str, init: str = "") -> Run:
 
 
 def of_size(name: str) -> Run:
-    """Return the run of a published size as its family's recipes train it.
+    """Return a run that trains a published size with the options of the most similar recipe of its family.
 
     Raises:
-        BadInput: unknown or unpublished, and the nearest is named; or a plug-in's, which no recipe of the zoo trains.
+        BadInput: there is no such size (the message names the nearest), or its family is a plug-in's, which no recipe of the zoo
+            trains.
     """
     family, size = configs.find_size(name)
     runs = [run for recipe in recipes.recipes().values() if configs.family_of((run := recipe()).model) == family]

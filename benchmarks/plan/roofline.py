@@ -145,7 +145,10 @@ def _within(collective: Collective, hosts: Sequence[Hashable]) -> float:
 
 
 def _shares(collective: Collective, places: Sequence[Hashable]) -> Iterator[tuple[Hashable, int, int]]:
-    """Yield (place, devices of a group at it, devices of the group) of a collective that is not a permutation."""
+    """Yield, for each group of a collective and each place with members of it, (place, members there, members of the group).
+
+    A collective-permute has no groups and yields nothing.
+    """
     if collective.kind != "collective-permute":
         for group in collective.groups:
             for place, own in Counter(places[member] for member in group).items():

@@ -70,7 +70,10 @@ def profile(program: Callable[[], object], steps: int = 3) -> Profile:
 
 
 class Interval(NamedTuple):
-    """A part of a thread's time on one instruction, in seconds; `first` marks the first interval of a run of the instruction."""
+    """A time span, in seconds, in which one thread executes one instruction.
+
+    An execution that is interrupted has several spans; `first` marks the first of them.
+    """
 
     begin: float
     end: float

@@ -20,7 +20,7 @@ from eval.scoring.encoder_runner import Encoder, EncoderRow, Text
 from train.run.progress_bar import ProgressBar
 from train.run.run_dir import replacing
 from zoo.batch import Batch
-from zoo.errors import BadInput, require
+from zoo.errors import BadInput, cannot_write, require
 from zoo.models import Model
 from zoo.nn import heads
 
@@ -128,7 +128,7 @@ def _check(file: Path, as_json: bool) -> None:
     """Refuse a file that cannot be written, before anything is computed."""
     require(file.suffix in FORMATS, "out", file, f"name a file that ends in {', '.join(FORMATS)}")
     if as_json:
-        raise BadInput(f"--json: the vectors are written to --out {file}; remove one of the two")
+        raise BadInput(f"--json: it prints the vectors, and --out writes them to {file}; give only one of the two")
     require(file.absolute().parent.is_dir(), "out", file, "its folder does not exist; create it, or name another")
     require(not file.is_dir(), "out", file, "it is a folder; name a file")
 
@@ -151,7 +151,7 @@ def _write(file: Path, texts: Sequence[Text], vectors: Float32[np.ndarray, "N D"
             else:
                 stream.writelines(_line(text, vector).encode() for text, vector in zip(texts, vectors, strict=True))
     except OSError as error:
-        raise BadInput(f"--out {file}: cannot be written ({error.strerror})") from None
+        raise cannot_write(f"--out {file}:", error) from None
 
 
 def _line(text: Text, vector: Float32[np.ndarray, " D"]) -> str:

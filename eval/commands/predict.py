@@ -169,7 +169,7 @@ def _check(
     if isinstance(reading, LabelledTexts) and reading.pair and pair is None:
         raise BadInput("--pair: the model was fine-tuned on pairs of texts; name the second text")
     if objective == "span" and not context:
-        raise BadInput("--context: name the text that the answer is in")
+        raise BadInput("--context is missing: give the text in which the answer is to be found")
     if objective == "choice" and len(options) < 2:
         raise BadInput("--options: name 2 or more options to choose from")
 

@@ -134,7 +134,7 @@ def row_length(tokens: int, limit: int | None) -> int:
 
 
 class _Row(NamedTuple):
-    """A pair, with (its number, tokens cut) for each time it occurs in the input."""
+    """A distinct pair of context and continuation; `numbers` has (its index in the input, tokens cut) for each occurrence."""
 
     context: np.ndarray
     continuation: np.ndarray

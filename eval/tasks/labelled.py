@@ -66,7 +66,7 @@ def read(names: Sequence[str], settings: Settings) -> tuple[str, ...]:
     if settings.argument:
         metric_functions.glue(settings.argument)
     weights = settings.labelled.class_weights
-    require(weights == "none", "labelled.class_weights", weights, "they are of the training loss; leave them out")
+    require(weights == "none", "labelled.class_weights", weights, "they apply to the training loss only; leave the option out")
     return tuple(names)
 
 

@@ -133,7 +133,7 @@ def get(value: Any, name: str, kind: type, where: str) -> Any:
         BadInput: `value` is not an object, or has no such field, or the field is not of type `kind`.
     """
     if not isinstance(value, dict):
-        raise BadInput(f"{where}: {json_type(value)}, not an object with {json.dumps(name)}")
+        raise BadInput(f"{where}: {json_type(value)}; write an object with {json.dumps(name)}")
     if name not in value:
         raise BadInput(f"{where}: no {json.dumps(name)}; it has {', '.join(map(json.dumps, value)) or 'nothing'}")
     if not isinstance(value[name], kind) or isinstance(value[name], bool):

@@ -21,7 +21,7 @@ HEAD = "masked"
 
 
 class LeftToRight(Objective):
-    """Prediction of the next token at each token of an encoder's rows, in which tokens attend only to earlier ones."""
+    """Next-token prediction with an encoder's body and rows, under a causal mask."""
 
     NAME = "left_to_right"
 

@@ -142,7 +142,11 @@ def special_entries(tokenizer: Tokenizer) -> set[str]:
 
 
 def _check_template(tokenizer: Tokenizer, settings: Settings, name: str | None, content: dict[str, Any]) -> None:
-    """Check that the template of special tokens around one text and two is that of this package."""
+    """Check that a text, and a pair of texts, get the same special tokens and token types as in this package.
+
+    Raises:
+        BadInput: names the template that adds others, and both results.
+    """
     if content["post_processor"] is None and (name is None or name in OWN_TEMPLATE or tokenizer.kind == "gpt"):
         return
     first, second = tokenizer.encode("a"), tokenizer.encode("b a")
@@ -169,7 +173,7 @@ def _with_special_tokens(tokenizer: Tokenizer, ids: list[np.ndarray]) -> tuple[l
 
 
 def _normalized_part(part: str, content: dict[str, Any], entries: dict[str, Any]) -> dict[str, Any] | None:
-    """Return a part in a normal form: without entries, without fields that have no effect, and with one of equal spellings.
+    """Return a part in a normal form: without entries, without fields that have no effect, and with equivalent spellings unified.
 
     Args:
         entries: the content whose vocabulary determines which fields have an effect.

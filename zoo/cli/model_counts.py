@@ -16,7 +16,7 @@ FILE = Path(__file__).with_name("model_counts.json")
 
 
 def parameters(name: str, size: Size) -> int:
-    """Return the exact parameter count of a published size; count it if its configuration is not the stored one."""
+    """Return the exact parameter count of a published size: stored, or counted anew if its configuration changed."""
     count, digest = _stored().get(name, (0, ""))
     return count if digest == _digest(size) else counted(size)
 

@@ -20,7 +20,7 @@ def check_labels(labels: tuple[str, ...]) -> None:
 
 
 def read_labels(published: PublishedConfig) -> tuple[str, ...]:
-    """Return the label of the head that the tensors of a folder have; () if it is the language-model head.
+    """Return the label of a folder's reward head; () if the folder has a language-model head.
 
     Raises:
         BadInput: the head has several outputs, or a `problem_type` other than that of one number.

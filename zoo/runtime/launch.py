@@ -352,7 +352,10 @@ def _report(coordinator: str, host: str, port: int, processes: int, process: int
             peer = socket.create_connection((host, port), timeout=max(0.001, deadline - time.monotonic()))
             break
         except OSError as error:
-            if isinstance(error, socket.gaierror) or time.monotonic() >= deadline:
+            if isinstance(error, socket.gaierror):
+                fix = "the name of the host is not known here; correct it, or give its address"
+                raise BadInput(f"--coordinator {coordinator}: {error.strerror}; {fix}") from None
+            if time.monotonic() >= deadline:
                 why = error.strerror or "no answer"
                 raise BadInput(f"--coordinator {coordinator}: {why} for {timeout:g} s; start process 0 there") from None
             time.sleep(0.05)

@@ -109,7 +109,7 @@ def test_standard_input_is_read_one_text_a_line(tmp_path: Path) -> None:
 WRONG = [
     (("--text", "whale", "--out", "a.txt"), "--out a.txt: name a file"),
     (("--text", "whale", "--out", "gone/a.npy"), "--out gone/a.npy: its folder does not exist"),
-    (("--text", "whale", "--out", "a.npy", "--json"), "--json: the vectors are written to --out a.npy"),
+    (("--text", "whale", "--out", "a.npy", "--json"), "--json: it prints the vectors, and --out writes them to a.npy"),
     (("--text", "whale"), "--text: a single text cannot be compared"),
     (("--text", *"abcdefghijklm"), "--out: a table of 13 texts is too wide (at most 11)"),
     (("--text", "whale", "--batch", "0", "--json"), "--batch 0: choose 1 or more"),

@@ -317,7 +317,7 @@ WRONG = {
     "classification --files a.tsv --out gone/a.jsonl": "--out gone/a.jsonl: its folder does not exist",
     "classification x --context y": "--context y: has no effect on a model for classification",
     "classification the --length 2": ".*: 3 tokens, and a row has 2; choose a longer --length, or cut long ones with --lab",
-    "span x": "--context: name the text that the answer is in",
+    "span x": "--context is missing: give the text in which the answer is",
     "choice x --options y": "--options: name 2 or more options",
     "masked x": "masked: its task is masked, without labels; fine-tune it first",
     "gpt x": "gpt: this model writes text; use `zoo generate gpt --prompt ...`",

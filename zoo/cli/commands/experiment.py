@@ -169,7 +169,7 @@ def _measured_rate() -> float:
     """Return the rate of float32 matrix products of this machine's CPU."""
     import jax.numpy as jnp
 
-    from train.run import metrics_file
+    from train.run import matrix_rate
 
     _use_cpu()
-    return metrics_file.matrix_rate(jnp.float32)
+    return matrix_rate.measure(jnp.float32)
