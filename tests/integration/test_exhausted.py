@@ -15,31 +15,39 @@ LARGE = "(File too large); make room, or raise the limit on the size of files (u
 
 
 @pytest.mark.full
-def test_rows_that_cannot_be_written_end_the_run() -> None:
-    """Rows of step 6, before which the save of step 3 has ended. Half of each is in its file."""
-    run = Training(home(), "full-rows")
-    for name, row in (("ledger.jsonl", 2 * EVERY), ("metrics.jsonl", 2)):
-        line = run.refused(limit=functools.partial(limits.file_size, name, row))
-        assert line == f"zoo: runs/{run.name}/{name} cannot be written {LARGE}"
-        assert not (run.folder / name).read_bytes().endswith(b"\n")
-        assert run.latest() == EVERY and not run.left_over()
-    run.finish()
-    assert run.resumed_at() == [0, EVERY, EVERY]
-    assert_same(run, reference())
-
-
-@pytest.mark.full
-def test_a_save_without_memory_ends_the_run() -> None:
+def test_rows_that_cannot_be_written_and_a_save_without_memory_end_the_run() -> None:
     """Before this was checked, the first of these saves ended in an abort of TensorStore, and the second one never."""
-    run = Training(home(), "memory")
-    for step, spare in ((EVERY, 20 << 20), (2 * EVERY, 0)):
+    run = Training(home(), "exhausted")
+
+    def without_memory(step: int, spare: int) -> None:
         line = run.refused(limit=functools.partial(limits.memory, step, spare))
         expected = rf"zoo: \S+/{run.name}/checkpoints: step {step} cannot be saved, it needs [\d,]+ bytes of memory "
         fix = r"\(Cannot allocate memory\); free memory or raise the limit \(ulimit -v\), and run the same command again"
         assert re.fullmatch(expected + fix, line)
         assert run.latest() == (step - EVERY or None) and not run.left_over()
+
+    without_memory(EVERY, 20 << 20)
+    # The row of step 6, before which the save of step 3 has ended. Half of it is in its file.
+    line = run.refused(limit=functools.partial(limits.file_size, "ledger.jsonl", 2 * EVERY))
+    assert line == f"zoo: runs/{run.name}/ledger.jsonl cannot be written {LARGE}"
+    assert not (run.folder / "ledger.jsonl").read_bytes().endswith(b"\n")
+    assert run.latest() == EVERY and not run.left_over()
+    without_memory(2 * EVERY, 0)
     run.finish()
-    assert run.resumed_at() == [0, 0, EVERY]
+    assert run.resumed_at() == [0, 0, EVERY, EVERY]
+    assert_same(run, reference())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "row"), [("ledger.jsonl", 2 * EVERY), ("metrics.jsonl", EVERY)])
+def test_rows_of_each_file_that_cannot_be_written_end_the_run(name: str, row: int) -> None:
+    run = Training(home(), f"full-{name}")
+    line = run.refused(limit=functools.partial(limits.file_size, name, row))
+    assert line == f"zoo: runs/{run.name}/{name} cannot be written {LARGE}"
+    assert not (run.folder / name).read_bytes().endswith(b"\n")
+    assert run.latest() == EVERY and not run.left_over()
+    run.finish()
+    assert run.resumed_at() == [0, EVERY]
     assert_same(run, reference())
 
 
