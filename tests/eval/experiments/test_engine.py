@@ -21,6 +21,7 @@ from tests.support import compilation
 from tests.support.processes import ROOT, clean_environment, run_python
 from tests.support.runs import alive, gone
 from tests.support.small_experiment import STAND_IN, order, small_grid, with_row
+from train.run import metrics_file
 from train.run.run_dir import RunDir
 from zoo.errors import BadInput
 
@@ -186,42 +187,79 @@ def outcome(folder: Path) -> dict[str, Any]:
     return {"cells": cells, "hash": result["registration"]["hash"], "claims": result["claims"], "budget": result["budget"]}
 
 
-@pytest.mark.parametrize("kills", [pytest.param(2, marks=pytest.mark.full), pytest.param(10, marks=pytest.mark.slow)])
-def test_kills_of_the_engine_and_of_its_runs_change_nothing(kills: int, tmp_path: Path) -> None:
+def run_to_the_end(folder: Path) -> None:
+    assert start(folder).wait(900) == 0, (folder / "printed").read_text()
+
+
+def kill(process: subprocess.Popen[bytes], pause: float | None = None) -> None:
+    """Kill an engine, whose run must end with it.
+
+    Args:
+        pause: kill the run first; it fails, and the engine goes on with the next one for so many seconds.
+    """
+    started = children(process.pid) if process.poll() is None else []
+    if pause is not None and started:
+        subprocess.run(["kill", "-9", str(started[0])], check=False)
+        time.sleep(pause)
+        started += children(process.pid) if process.poll() is None else []
+    process.send_signal(signal.SIGKILL)
+    process.wait(60)
+    assert gone(started), "a run outlived its engine"
+
+
+@pytest.mark.full
+def test_a_signal_and_kills_of_the_engine_and_of_a_run_change_nothing(tmp_path: Path) -> None:
+    """Two runs of a complete grid are repeated. The first one is stopped by SIGTERM to the engine, continued and killed; then the
+    engine is killed during the second one."""
+    complete, killed = tmp_path / "complete", tmp_path / "killed"
+    complete.mkdir()
+    run_to_the_end(complete)
+    assert (complete / "grid/experiment.html").exists() and (complete / "grid/experiment.md").exists()
+    shutil.copytree(complete, killed)
+    names = ("dynamic-pretrain-0", "fresh-pretrain-0")
+    for name in names:
+        shutil.rmtree(killed / "grid/runs" / name)
+        (killed / "grid/logs" / f"{name}.log").unlink()
+    for file in ("experiment.json", "experiment.html", "experiment.md"):
+        (killed / "grid" / file).unlink()
+
+    def wait_for_a_start(name: str) -> None:
+        path = killed / "grid/runs" / name / "starts.jsonl"
+        before = len(metrics_file.read_rows(path)) if path.exists() else 0
+        while process.poll() is None and not (path.exists() and len(metrics_file.read_rows(path)) > before):
+            time.sleep(0.05)
+        assert process.poll() is None, (killed / "printed").read_text()
+
+    process = start(killed)
+    wait_for_a_start(names[0])
+    started = children(process.pid)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(300) == 143 and "the same command continues" in (killed / "printed").read_text()
+    assert not any(map(alive, started))
+    process = start(killed)
+    wait_for_a_start(names[0])
+    subprocess.run(["kill", "-9", str(children(process.pid)[0])], check=True)
+    wait_for_a_start(names[1])
+    kill(process)
+    run_to_the_end(killed)
+    assert outcome(killed) == outcome(complete)
+
+
+@pytest.mark.slow
+def test_kills_at_random_moments_of_a_whole_grid_change_nothing(tmp_path: Path) -> None:
     complete, killed = tmp_path / "complete", tmp_path / "killed"
     for folder in (complete, killed):
         folder.mkdir()
-    assert start(complete).wait(900) == 0, (complete / "printed").read_text()
-    assert (complete / "grid/experiment.html").exists() and (complete / "grid/experiment.md").exists()
+    run_to_the_end(complete)
     rng = random.Random(0)
-    for attempt in range(kills):
+    for attempt in range(10):
         process = start(killed)
         deadline = time.monotonic() + rng.uniform(3, 12)
         while time.monotonic() < deadline and process.poll() is None:
             time.sleep(0.05)
-        started = children(process.pid) if process.poll() is None else []
-        if attempt % 2 and started:
-            # A run that is killed fails, and the engine goes on with the next one.
-            subprocess.run(["kill", "-9", str(started[0])], check=False)
-            time.sleep(rng.uniform(0.5, 4))
-            started += children(process.pid) if process.poll() is None else []
-        process.send_signal(signal.SIGKILL)
-        process.wait(60)
-        assert gone(started), "a run outlived its engine"
-    assert start(killed).wait(900) == 0, (killed / "printed").read_text()
+        kill(process, rng.uniform(0.5, 4) if attempt % 2 else None)
+    run_to_the_end(killed)
     assert outcome(killed) == outcome(complete)
-
-
-@pytest.mark.full
-def test_a_signal_stops_the_grid_after_the_run_has_saved(tmp_path: Path) -> None:
-    process = start(tmp_path)
-    while not (tmp_path / "grid/logs/tokenizer.log").exists() and process.poll() is None:
-        time.sleep(0.05)
-    time.sleep(1)
-    started = children(process.pid)
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(300) == 143 and "the same command continues" in (tmp_path / "printed").read_text()
-    assert not any(map(alive, started))
 
 
 @pytest.mark.full
