@@ -18,7 +18,7 @@ from eval import tasks
 from tests.support import example_plugin, tiny
 from tests.support.commands import call, in_folder
 from tests.support.example_plugin import installed, write_distribution, write_example
-from tests.support.processes import ROOT, Ended, run_python
+from tests.support.processes import ROOT, run_python
 from train import objectives, recipes
 from train.config.objectives import find_options
 from train.run import run_dir
@@ -252,52 +252,46 @@ def test_a_wrong_kernel_of_a_plugin_is_caught(example: Path) -> None:
 
 
 @pytest.mark.full
-def test_the_examples_of_the_page_train_resume_and_are_evaluated(example: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert call(capsys, "train", "bag-nano", *BAG, "--name", "bag").code == 0
-    ended = call(capsys, "eval", "runs/bag", "--task", "top-one", "--files", "book.txt", "--limit", "3")
-    assert ended.code == 0 and "accuracy" in ended.stdout, ended
-    entry = json.loads(Path("runs/bag/evaluations.json").read_text())["top-one (first 3)"]
+def test_the_commands_of_the_page_train_resume_and_evaluate(example: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """In this process, as short runs."""
+    Path("text.txt").write_text("Call me Ishmael.\nSome years ago\n")
+    commands = example_plugin.page_commands()
+    assert len(commands) == 6
+    short = {"train bag-nano": BAG, "train gpt-nano": GPT, "bench attention": ["--shape", "2,16,16,2,2,8", "--rounds", "2"]}
+    printed = {}
+    for command in commands:
+        program, *words = shlex.split(command)
+        if program == "zoo":
+            extra = next((options for start, options in short.items() if " ".join(words).startswith(start)), [])
+            ended = call(capsys, *[word for word in words if not extra or word not in ("--steps", "200")], *extra)
+            assert ended.code == 0, (command, ended)
+            printed[" ".join(words[:2])] = ended.stdout + ended.stderr
+        else:
+            assert (program, words[:2]) == ("python", ["-m", conformance.__name__])
+            assert conformance.main(words[2:]) == 0
+
+    assert "accuracy" in printed["eval runs/bag-nano"]
+    (entry,) = json.loads(Path("runs/bag-nano/evaluations.json").read_text()).values()
     assert entry["details"]["plug-in"] == "zoo-example 0.1"
-    rows = [json.loads(line) for line in Path("runs/bag/metrics.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in Path("runs/bag-nano/metrics.jsonl").read_text().splitlines()]
     assert all(0 < row["terms"]["z"] < row["terms"]["causal"] for row in rows if row["kind"] == "train")
-    loaded = interface.load("runs/bag")
+    loaded = interface.load("runs/bag-nano")
     assert loaded.model.family == "bag" and loaded.config.vocab == 300
     ended = call(capsys, "train", "bag-nano", *BAG, "--name", "other", "--label-smoothing", "0.1")
     assert ended.code == 2 and "--label-smoothing 0.1: it has no effect on z-loss; remove it" in ended.stderr
     ended = call(capsys, "train", "t5-nano", "--objective", "z-loss", "--data.paths", "book.txt")
     assert ended.code == 2 and "--objective z-loss: t5 is trained with denoising, text_to_text, preference, dpo, " in ended.stderr
-    run = ["train", "gpt-nano", *GPT, "--objective", "z-loss", "--name", "z", "--z-weight", "1e-3"]
-    ended = call(capsys, *run, "--loss-chunk", "8")
+    run = ["train", "gpt-nano", *GPT, "--objective", "z-loss", "--z-weight", "1e-3"]
+    ended = call(capsys, *run, "--name", "other", "--loss-chunk", "8")
     assert ended.code == 2 and "--loss-chunk 8: it has no effect on z-loss; remove it" in ended.stderr
-    ended = call(capsys, *run, "--model.compute.attention", "plain")
-    assert ended.code == 0 and "plain (zoo-example 0.1)" in ended.stdout + ended.stderr, ended
-    assert (
-        json.loads(Path("runs/z/config.json").read_text())["z_weight"] == run_dir.read_config("runs/z").options.z_weight == 1e-3
-    )
+    assert "plain (zoo-example 0.1)" in printed["train gpt-nano"]
+    weight = json.loads(Path("runs/gpt-nano/config.json").read_text())["z_weight"]
+    assert weight == run_dir.read_config("runs/gpt-nano").options.z_weight == 1e-3
     with installed(write_example(example / "newer", version="0.2", without="zoo.attention")):
         # Without its kernel a run goes on with another one.
-        Path("runs/z/scores.json").unlink()
+        Path("runs/gpt-nano/scores.json").unlink()
         ended = call(capsys, *run)
         line = "zoo-example 0.1: the run used this version, and 0.2 is installed"
         assert ended.code == 0 and line in ended.stdout + ended.stderr, ended
-        ended = call(capsys, "eval", "runs/bag")
+        ended = call(capsys, "eval", "runs/bag-nano")
         assert ended.code == 0 and "zoo-example 0.1: the run used this version" in ended.stderr, ended
-
-
-@pytest.mark.full
-def test_the_commands_of_the_page_run(tmp_path: Path, zoo: Callable[..., Ended]) -> None:
-    site = write_example(tmp_path / "site")
-    (tmp_path / "text.txt").write_text("Call me Ishmael.\nSome years ago\n")
-    env = {"PYTHONPATH": os.pathsep.join([str(ROOT), str(site)])}
-    commands = example_plugin.page_commands()
-    assert len(commands) == 6
-    (tmp_path / "book.txt").write_text("".join(f"The {n}th whale is seen, and {n * n} more.\n\n" for n in range(400)))
-    short = {"train bag-nano": BAG, "train gpt-nano": GPT, "bench attention": ["--seconds", "1"]}
-    for command in commands:
-        program, *words = shlex.split(command)
-        extra = next((options for start, options in short.items() if " ".join(words).startswith(start)), [])
-        if program == "zoo":
-            ended = zoo(*[word for word in words if not extra or word not in ("--steps", "200")], *extra, env=env)
-        else:
-            ended = run_python(*words, env=env, cwd=tmp_path)
-        assert ended.code == 0, (command, ended)
