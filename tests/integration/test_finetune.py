@@ -159,11 +159,14 @@ def test_lists_of_labels_are_learned_scored_shown_predicted_and_exported(place: 
     assert call(capsys, "export", "runs/several", "several").code == 0
     config = transformers.AutoConfig.from_pretrained("./several")
     assert (config.problem_type, config.id2label) == ("multi_label_classification", {0: "even", 1: "third"})
-    own, exported = (json.loads(call(capsys, "predict", name, "ship by is").stdout) for name in ("runs/several", "several"))
+    # In rows of one length both are one program; an export has the rows of the model's context.
+    predict = ("--length", "16", "ship by is")
+    own, exported = (json.loads(call(capsys, "predict", name, *predict).stdout) for name in ("runs/several", "several"))
     assert own == exported and own["labels"] == [name for name, chance in own["probabilities"].items() if chance >= 0.5]
 
 
-@pytest.mark.parametrize("task", [pytest.param(task, marks=[pytest.mark.full, *marks]) for task, marks in MARKS.items()][1:])
+@pytest.mark.slow
+@pytest.mark.parametrize("task", [*MARKS][1:])
 def test_losses_are_the_same_on_a_mesh(task: str) -> None:
     """The losses of steps 5 and 10 are compared."""
     commands.assert_same_losses(trained(f"{task}-mesh", arguments(task, f"{STEPS} --mesh.fsdp 2 --mesh.tensor 2")), run(task), 2)

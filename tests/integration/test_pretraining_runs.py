@@ -38,16 +38,18 @@ MODELS = {
     "t5": T5,
     "decoder": f"{T5} --model.architecture decoder",
     "pairs": f"finetune-text-to-text --init runs/t5 {PAIRS}",
-    "transformer": f"transformer-nano {SIZE} --data.target-length 40 {PAIRS}",
+    "transformer": f"transformer-nano {SIZE} --data.target-length 40 {PAIRS} --checkpoint.every 1",
     "xlnet": XLNET,
     "both-ways": f"{XLNET} --permutation.bidirectional --permutation.window 4 --model.reuse 16",
     "denoising": f"{XLNET} --permutation.kind denoising --model.task pretraining",
     "labels": f"finetune-classification --init runs/xlnet {VALIDATED} --data.paths labels.tsv",
 }
 BEGINNINGS = {"distilbert": "bert", "pairs": "t5", "labels": "xlnet"}
-FAST, SLOW = ("bert",), ("both-ways", "denoising")
+FAST, SLOW = ("bert",), ("left-to-right", "decoder", "both-ways", "denoising")
 TERMS = {"bert": {"masked", "next"}, "distilbert": {"masked", "soft", "cosine"}}
 """Terms of the losses that have several."""
+MESHES = {"distilbert": pytest.mark.full, "t5": pytest.mark.slow}
+"""Runs that are repeated on a mesh: a model with a teacher; and T5, whose gradients test_encoder_decoders.py compares."""
 
 
 def arguments(name: str, flags: str = "") -> tuple[str, ...]:
@@ -128,8 +130,7 @@ def test_finetuning_begins_with_the_pretrained_body_and_tokenizer(name: str) -> 
         assert "unembed" not in after.params and "classifier" in after.params
 
 
-@pytest.mark.full
-@pytest.mark.parametrize("name", ["distilbert", "t5"])
+@pytest.mark.parametrize("name", [pytest.param(name, marks=mark) for name, mark in MESHES.items()])
 def test_losses_are_the_same_on_another_mesh(name: str) -> None:
     plain = run(name)
     assert_same_losses(trained(f"{name}-mesh", arguments(name, "--mesh.tensor 2")), plain)
@@ -154,7 +155,7 @@ def test_xlnet_generates_and_is_scored(capsys: pytest.CaptureFixture[str]) -> No
     run("xlnet")
     for line, output in (
         ("generate runs/xlnet --prompt the --limit 4", "the"),
-        ("eval runs/xlnet --task permutation_likelihood --files one.txt --orders 2", "loss_stderr"),
+        ("eval runs/xlnet --task permutation_likelihood --files short.txt --orders 2", "loss_stderr"),
         ("eval runs/xlnet --task pseudo_perplexity --files short.txt", "pseudo_perplexity"),
         ("embed runs/xlnet --text whale --out vectors.npy", ""),
         ("fill-mask runs/xlnet --text <mask>whale", "whale"),
@@ -165,11 +166,11 @@ def test_xlnet_generates_and_is_scored(capsys: pytest.CaptureFixture[str]) -> No
 
 @pytest.mark.full
 def test_the_last_checkpoints_are_averaged(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    trained("kept", arguments("transformer", "--checkpoint.every 1"))
-    ended = call(capsys, *words("export runs/kept out/mean --last 3"))
+    run("transformer")
+    ended = call(capsys, *words("export runs/transformer out/mean --last 3"))
     assert ended.code == 0, ended.stderr
     assert ended.stdout.rstrip().endswith("step 4 and 2 before it, averaged")
-    steps = [by_path(jax.device_get(load("runs/kept", step=step).params)) for step in (2, 3, 4)]
+    steps = [by_path(jax.device_get(load("runs/transformer", step=step).params)) for step in (2, 3, 4)]
     averaged = by_path(jax.device_get(load("out/mean").params))
     assert averaged.keys() == steps[0].keys()
     for path, leaf in averaged.items():
@@ -178,7 +179,7 @@ def test_the_last_checkpoints_are_averaged(place: Path, capsys: pytest.CaptureFi
         np.testing.assert_allclose(leaf, mean, rtol=4 * 2**-24, atol=4 * 2**-24 * np.abs(mean).max())
     assert max(float(np.abs(averaged[path] - steps[2][path]).max()) for path in averaged) > 1e-4
     refused = {
-        "runs/kept out/other --last 9": "--last 9: runs/kept has 4 intact checkpoints; choose 1 to that, or train with",
+        "runs/transformer out/other --last 9": "--last 9: runs/transformer has 4 intact checkpoints; choose 1 to that, or",
         "out/mean out/other --last 2": "--last 2: out/mean is not a run",
     }
     assert_refused(capsys, place, {line: (("export", *words(line)), message) for line, message in refused.items()})
