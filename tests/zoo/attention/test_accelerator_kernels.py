@@ -16,6 +16,7 @@ from jax.experimental.pallas.ops.tpu import splash_attention
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType, NamedSharding, PartitionSpec
 
 from benchmarks.attention.rounding import bounds
+from tests.support import compilation
 from tests.support.processes import ROOT
 from train.config import run_config
 from train.engine import device_mesh
@@ -28,6 +29,8 @@ from zoo.attention.masks import Mask
 from zoo.errors import BadInput
 from zoo.sharding import BATCH
 
+ONCE = {"xla_backend_optimization_level": 0, **compilation.OPTIONS}
+"""Options of the compiler for programs that run once."""
 B, N, H = 2, 4, 8
 SCALE = 0.3
 
@@ -99,7 +102,7 @@ def value_and_gradients(attend, dtype, t, mask, bias, groups=N, heads=N, size=H)
         out = attend(q, k, v, mask, whole, None, jnp.arange(heads, dtype=jnp.uint32), scale=SCALE, rate=0.0)
         return (out * probe).sum(), out
 
-    pull = jax.jit(jax.value_and_grad(value, argnums=(0, 1, 2, 3), has_aux=True))
+    pull = jax.jit(jax.value_and_grad(value, argnums=(0, 1, 2, 3), has_aux=True), compiler_options=ONCE)
     (_, out), gradients = pull(*arrays, numbers)
     return jax.tree.map(np.asarray, [out, *jax.tree.leaves(gradients)])
 
@@ -259,8 +262,13 @@ def test_the_gradient_of_a_shared_bias_is_summed_over_the_examples(bias, summed)
     assert re.findall(r'"stablehlo\.all_reduce".*?\) : \(tensor<([\dx]+)x\w+>\)', program, re.DOTALL) == summed
 
 
-@pytest.mark.full
-@pytest.mark.parametrize(("mask", "groups"), [("causal", 1), ("window", 2), ("band", 2), ("no keys", 2), ("causal segments", 2)])
+@pytest.mark.parametrize(
+    ("mask", "groups"),
+    [
+        *(pytest.param(*case, marks=pytest.mark.full) for case in (("causal", 1), ("band", 2), ("causal segments", 2))),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in (("window", 2), ("no keys", 2))),
+    ],
+)
 def test_splash_computes_the_attention(mask, groups, monkeypatch):
     """The kernel itself, interpreted, in four blocks of 128."""
     interpreted = functools.partial(splash_attention.make_splash_mha, interpret=True)

@@ -199,9 +199,18 @@ def test_the_cache_is_written_in_place(family: str) -> None:
     assert memory.temp_size_in_bytes < 2 * size / net.config.layers + 4 * scores
 
 
-@pytest.mark.full
-@pytest.mark.parametrize("family", GENERATORS)
-@pytest.mark.parametrize("mesh", [(8, 1, 1), (2, 2, 2)])
+ON_MESHES = {("gpt", (8, 1, 1)), ("xlnet", (8, 1, 1)), ("t5", (2, 2, 2)), ("transformer", (2, 2, 2))}
+"""The cases of the full tier: every family and every mesh."""
+
+
+@pytest.mark.parametrize(
+    ("family", "mesh"),
+    [
+        pytest.param(family, mesh, marks=pytest.mark.full if (family, mesh) in ON_MESHES else pytest.mark.slow)
+        for family in GENERATORS
+        for mesh in ((8, 1, 1), (2, 2, 2))
+    ],
+)
 def test_the_cache_is_sharded_over_rows_and_heads(family: str, mesh: tuple[int, int, int]) -> None:
     """Rows over data and fsdp, heads over tensor, from the first call on; rows that need no others' devices ask none."""
     net = small(family)

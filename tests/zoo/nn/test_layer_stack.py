@@ -40,9 +40,8 @@ CAUSAL = [family for family in FAMILIES if "causal" in models.family(family).OBJ
 
 
 @pytest.mark.planted
-@pytest.mark.full
 @pytest.mark.parametrize(
-    "family", [name if name in ("gpt", "xlnet") else pytest.param(name, marks=pytest.mark.slow) for name in BODIES]
+    "family", [pytest.param(name, marks=pytest.mark.full if name == "gpt" else pytest.mark.slow) for name in BODIES]
 )
 def test_scan_unroll_and_remat_give_the_same_loss_and_gradients(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Unrolled, with every remat policy, and as a loop over the layers; dropout on, since a layer's draws go by its number."""
