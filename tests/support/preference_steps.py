@@ -26,7 +26,8 @@ MESHES: dict[str, dict[str, Any]] = {
     "pmap": {"mesh": run_config.Mesh(data=8), "engine": "pmap"},
     "fsdp=2, tensor=2": {"mesh": run_config.Mesh(data=2, fsdp=2, tensor=2)},
 }
-MESH_CASES = [*list(MESHES)[:1], *(pytest.param(name, marks=pytest.mark.full) for name in list(MESHES)[1:])]
+_TIERS: dict[str, Any] = {"2 micro-batches": (), "data=4": pytest.mark.slow}
+MESH_CASES = [pytest.param(name, marks=_TIERS.get(name, pytest.mark.full)) for name in MESHES]
 
 
 def batch_of(ids: np.ndarray, real: np.ndarray, answer: np.ndarray) -> Batch:

@@ -81,13 +81,15 @@ def test_new_adapters_have_the_loss_of_the_base_and_the_base_stays() -> None:
 
 MESHES: dict[str, dict[str, Any]] = {
     "data=2,fsdp=2,tensor=2": {"mesh": run_config.Mesh(data=2, fsdp=2, tensor=2)},
+    "pmap, micro-batches": {"mesh": run_config.Mesh(data=8), "engine": "pmap", "accumulate": 2},
     "pmap": {"mesh": run_config.Mesh(data=8), "engine": "pmap"},
     "micro-batches": {"mesh": run_config.Mesh(data=2), "accumulate": 4},
 }
+FULL = ("data=2,fsdp=2,tensor=2", "pmap, micro-batches")
+TIERS = {case: pytest.mark.full if case in FULL else pytest.mark.slow for case in MESHES}
 
 
-@pytest.mark.full
-@pytest.mark.parametrize("case", MESHES)
+@pytest.mark.parametrize("case", [pytest.param(case, marks=mark) for case, mark in TIERS.items()])
 def test_losses_do_not_depend_on_the_mesh(case: str) -> None:
     np.testing.assert_allclose(steps(**MESHES[case])[0], steps()[0], rtol=1e-5)
 

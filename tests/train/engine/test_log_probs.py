@@ -71,11 +71,13 @@ def check_one_distribution(family: str, temperature: float, *, trained_at: float
 
 
 FAST = ("gpt", 1.0)
+FULL = (("gpt", 0.5), ("t5", 2.0))
 CASES = [(family, temperature) for family in ("gpt", "t5") for temperature in (1.0, 0.5, 2.0)]
+MARKS: dict[tuple[str, float], Any] = {FAST: (), **dict.fromkeys(FULL, pytest.mark.full)}
 
 
 @pytest.mark.parametrize(
-    ("family", "temperature"), [pytest.param(*case, marks=[] if case == FAST else pytest.mark.full) for case in CASES]
+    ("family", "temperature"), [pytest.param(*case, marks=MARKS.get(case, pytest.mark.slow)) for case in CASES]
 )
 def test_sampled_and_trained_log_probabilities_are_of_one_distribution(family: str, temperature: float) -> None:
     check_one_distribution(family, temperature)

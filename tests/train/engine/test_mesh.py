@@ -34,7 +34,15 @@ CASES = {
     "fsdp=8": {"mesh": run_config.Mesh(data=1, fsdp=8)},
     "4 micro-batches": {"mesh": run_config.Mesh(data=4), "accumulate": 4},
     "data=8, remat, chunked loss": {"mesh": run_config.Mesh(data=8), "compute": {"remat": "full"}, "loss_chunk": 8},
+    "pmap, remat": {"mesh": run_config.Mesh(data=8), "engine": "pmap", "compute": {"remat": "full"}},
+    "fsdp=8, 2 micro-batches, chunked loss": {"mesh": run_config.Mesh(data=1, fsdp=8), "accumulate": 2, "loss_chunk": 8},
 }
+TIERS = {
+    "data=2,fsdp=2,tensor=2": (),
+    "pmap, remat": pytest.mark.full,
+    "fsdp=8, 2 micro-batches, chunked loss": pytest.mark.full,
+}
+"""Every choice in the fast or the full tier, several at once; which of them is wrong, the others tell."""
 STEPS = 20
 
 
@@ -64,7 +72,7 @@ def train(steps=STEPS, *, mesh=ONE, compute=None, **changes):
 alone = functools.cache(train)
 
 
-@pytest.mark.parametrize("case", [*list(CASES)[:1], *(pytest.param(case, marks=pytest.mark.full) for case in list(CASES)[1:])])
+@pytest.mark.parametrize("case", [pytest.param(case, marks=TIERS.get(case, pytest.mark.slow)) for case in CASES])
 def test_losses_and_gradients_agree(case):
     """Losses of AdamW with dropout to 1e-5 relative, and the first gradient."""
     losses, gradient = train(**CASES[case])

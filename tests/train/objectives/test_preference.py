@@ -132,7 +132,9 @@ def test_a_wrong_loss_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert differ()
 
 
-@every_body
+@pytest.mark.parametrize(
+    "family", ["gpt", *(pytest.param(name, marks=pytest.mark.slow) for name in ("bert", "t5", "transformer", "xlnet"))]
+)
 def test_scores_depend_on_neither_padding_nor_neighbours(family: str) -> None:
     # As a model begins: the scores are of order 1, and so are their roundings of 1e-7.
     short, params = batch(family, 40), jax.jit(net(family).init)(jax.random.key(0))
