@@ -243,7 +243,7 @@ def test_a_recipe_says_what_to_type_and_what_to_expect() -> None:
     for name, recipe in RECIPES.items():
         facts = dict(line.split(": ", 1) for line in (inspect.getdoc(recipe) or "").splitlines()[2:])
         assert list(facts) == ["Command", "Hardware", "Time", "Expect"], name
-        assert re.match(rf"zoo train {name}( |$)", facts["Command"])
+        assert re.match(rf"zoo train {name}( |,|$)", facts["Command"])
         assert all(re.search(r"\d|^not measured", facts[key]) for key in ("Time", "Expect")), name
 
 

@@ -26,6 +26,7 @@ usage: zoo COMMAND ...
   zoo fill-mask RUN|DIR ...   show an encoder's most likely words for masks in texts, or the probabilities of chosen words
   zoo embed RUN|DIR ...       compute an encoder's vectors of texts, or the similarities of the texts
   zoo data inspect [...]      show decoded training rows with loss weights, segments and positions
+  zoo data arithmetic [DIR]   write the sums that the recipe arithmetic-nano learns from
   zoo import DIR|HUB_ID       check published weights and store them under models/
   zoo export RUN DIR          write a run's weights as a folder that transformers loads
   zoo bench attention [...]   check and time every attention implementation; --quick takes about a minute

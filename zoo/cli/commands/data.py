@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+from pathlib import Path
 from typing import Annotated
 
 from zoo.cli import early_checks
@@ -11,19 +12,39 @@ from zoo.errors import BadInput
 
 
 def data(args: list[str]) -> int:
-    """Run `zoo data inspect [RECIPE|RUN] [options]`."""
+    """Run `zoo data inspect [RECIPE|RUN] [options]` or `zoo data arithmetic [DIR]`."""
+    if args[:1] in (["-h"], ["--help"]):
+        print(HELP, end="")
+        return 0
+    if args[:1] == ["arithmetic"]:
+        return _arithmetic(args[1:])
+    if args[:1] == ["inspect"]:
+        return _inspect(args[1:])
+    raise BadInput(f"zoo data {' '.join(args[:1])}: write zoo data inspect [RECIPE|RUN], or zoo data arithmetic [DIR]")
+
+
+def _arithmetic(args: list[str]) -> int:
+    from train.data import arithmetic
+
+    if args[:1] in (["-h"], ["--help"]):
+        print(ARITHMETIC_HELP, end="")
+        return 0
+    if len(args) > 1 or (args[:1] != [] and args[0].startswith("-")):
+        raise BadInput(f"zoo data arithmetic {' '.join(args)}: write zoo data arithmetic [DIR]")
+    folder = Path(args[0] if args else "sums")
+    arithmetic.write_sums(folder)
+    for name, count in arithmetic.SHARES.items():
+        print(f"{folder / name}: {count:,} sums")
+    return 0
+
+
+def _inspect(args: list[str]) -> int:
     import tyro
 
     from train import recipes
     from train.config.run_config import kind_of
     from train.run.run_dir import RunDir, read_config
 
-    if args[:1] in (["-h"], ["--help"]):
-        print(HELP, end="")
-        return 0
-    if args[:1] != ["inspect"]:
-        raise BadInput(f"zoo data {' '.join(args[:1])}: write zoo data inspect [RECIPE|RUN]")
-    args = args[1:]
     name = args.pop(0) if args and not args[0].startswith("-") else recipes.DEFAULT
     folder = RunDir(name) if not recipes.is_recipe(name) and os.path.isdir(name) else None
     run = read_config(name) if folder else recipes.recipe_run(name, option_value(args, "--init"))
@@ -52,12 +73,20 @@ def data(args: list[str]) -> int:
 
 HELP = """\
 usage: zoo data inspect [RECIPE|RUN] [options]
+       zoo data arithmetic [DIR]
 
-Show rows as a run trains on them: decoded, with loss weights, segments and positions.
+inspect shows rows as a run trains on them: decoded, with loss weights, segments and positions.
+arithmetic writes the sums that the recipe arithmetic-nano learns from.
 
   zoo data inspect gpt-nano --data.paths corpus.jsonl
   zoo data inspect bert-nano --rows 1 --first 320
   zoo data inspect runs/gpt-nano
 
 `zoo train --help` lists the recipes. zoo data inspect NAME --help lists the options.
+"""
+ARITHMETIC_HELP = """\
+usage: zoo data arithmetic [DIR]
+
+Write the 10,000 sums of two numbers below 100 to three files in DIR (default: sums), each sum in one of them:
+supervised.jsonl for the recipe arithmetic-sft-nano, prompts.jsonl for arithmetic-nano, and held_out.jsonl for both.
 """
