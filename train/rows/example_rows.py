@@ -43,7 +43,7 @@ class ExampleRow(NamedTuple):
     """One, or one for each option."""
     labels: Int32[np.ndarray, "*S"] | Float[np.ndarray, "*S"]
     """[1] the class or number of a text; [O] if it may have several labels, 1 for those it has, else 0; [n] the tags of the ids;
-    [2] the first and last position of an answer, or twice the position of CLS; [] the index of the right option."""
+    [2] the first and last position of an answer, or twice the position of CLS if none; [] the index of the right option."""
     weights: Float[np.ndarray, " S"]
     """Weights of the labels in the loss: [n] of tags, otherwise [1]."""
     example: int
