@@ -6,6 +6,7 @@ deleted. A damaged entry is found by its digest and compiled again (`zoo.runtime
 lies in a temporary folder.
 """
 
+import gc
 import os
 import signal
 import sys
@@ -41,3 +42,5 @@ os.environ["JAX_COMPILATION_CACHE_DIR"] = str(COMPILED)
 jax.config.update("jax_compilation_cache_dir", str(COMPILED))
 compile_cache.remove_unused(COMPILED, days=7.0)
 jax_setup.prepare(devices=8)
+# Traced programs are many small objects that live long; Python's default of 700 new ones starts most collections for nothing.
+gc.set_threshold(100_000, 50, 100)
