@@ -12,7 +12,7 @@ from eval.scoring.batch_loop import BatchLoop, ScoringInputs
 from train.engine import device_mesh
 from train.engine.log_probs import counted_pairs, sequence_log_probs
 from train.engine.preference_losses import implicit_rewards, pair_losses
-from train.objectives.dpo import DirectPreferences
+from train.objectives.feedback.dpo import DirectPreferences
 from zoo.batch import Batch
 
 SUMS = ("losses", "hits", "chosen", "rejected", "log_ratios", "chosen_tokens", "rejected_tokens", "chosen_nats", "pairs")

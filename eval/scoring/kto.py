@@ -13,7 +13,7 @@ from eval.scoring.batch_loop import BatchLoop, ScoringInputs
 from train.config.kto_options import Kto
 from train.engine import device_mesh
 from train.engine.log_probs import counted_pairs
-from train.objectives.kto import KahnemanTversky
+from train.objectives.feedback.kto import KahnemanTversky
 from zoo.batch import Batch
 
 

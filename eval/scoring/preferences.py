@@ -50,8 +50,8 @@ def of_run(inputs: ScoringInputs) -> Callable[[Any], Score]:
 def summary(rows: Rows, scores: Float64[np.ndarray, "N 2"], centering: float) -> Score:
     """Return the metrics of the scores of chosen and rejected completions.
 
-    loss: the mean of what training minimizes (see `train.objectives.preference.pair_losses`). accuracy: the share whose chosen
-    completion scores higher; a tie is wrong. reward_margin: the mean difference of the two scores.
+    loss: the mean of what training minimizes (see `train.objectives.feedback.preference.pair_losses`). accuracy: the share
+    whose chosen completion scores higher; a tie is wrong. reward_margin: the mean difference of the two scores.
     """
     difference = scores[:, 0] - scores[:, 1]
     losses = np.logaddexp(0, np.array([row.margin for row in rows.rows]) - difference) + centering * np.square(scores.sum(-1))

@@ -13,7 +13,7 @@ from train.config.objectives import PreferenceOptions
 from train.config.run_config import Run
 from train.data.example_types import Preference
 from train.inputs import preference_inputs
-from train.objectives.preference import OBJECTIVE
+from train.objectives.feedback.preference import OBJECTIVE
 from train.rows.batches import in_order
 from train.tokenizers.tokenizer import Tokenizer
 from zoo.batch import Batch

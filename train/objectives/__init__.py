@@ -1,8 +1,8 @@
 """Training objectives, one file each: rows become arrays on the host, and the loss is computed on the device.
 
 An objective is a subclass of `train.objectives.base.Objective`, which documents its methods, and is named by `OBJECTIVE` in its
-file. Importing this package imports none of them; `objective` imports the one that is named. Another distribution adds one by an
-entry point in `zoo.objectives` (see `docs/extending.md`).
+file; those of learning from feedback are in the folder `feedback`. Importing this package imports none of them; `objective`
+imports the one that is named. Another distribution adds one by an entry point in `zoo.objectives` (see `docs/extending.md`).
 """
 
 import importlib
@@ -15,8 +15,8 @@ from zoo import configs, models, plugins
 
 
 def objectives() -> list[str]:
-    """Return the names of the zoo's own objectives: the modules of this folder, apart from that of their base class."""
-    return sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name != "base")
+    """Return the names of the zoo's own objectives: the modules of this folder and of `feedback`, apart from their base class."""
+    return sorted(_modules())
 
 
 def objective(name: str) -> type[Objective]:
@@ -27,7 +27,9 @@ def objective(name: str) -> type[Objective]:
         BadInput: two distributions have an objective of this name, or the plug-in cannot be used.
     """
     plugin = plugins.find("zoo.objectives", name, objectives())
-    return importlib.import_module(f"{__name__}.{name}").OBJECTIVE if plugin is None else load_objective(plugin)
+    if plugin is not None:
+        return load_objective(plugin)
+    return importlib.import_module(_modules().get(name, f"{__name__}.{name}")).OBJECTIVE
 
 
 def supported_objectives(run: Run) -> tuple[str, ...]:
@@ -37,3 +39,10 @@ def supported_objectives(run: Run) -> tuple[str, ...]:
     plugin = plugins.find("zoo.objectives", run.objective, objectives())
     extends = plugin is not None and run.objective not in supported and family in load_objective(plugin).FAMILIES
     return (*supported, run.objective) if extends else supported
+
+
+def _modules() -> dict[str, str]:
+    """Return the module of each of the zoo's own objectives by its name."""
+    folders = {f"{__name__}.": __path__, f"{__name__}.feedback.": [f"{path}/feedback" for path in __path__]}
+    modules = [info for prefix, paths in folders.items() for info in pkgutil.iter_modules(paths, prefix) if not info.ispkg]
+    return {name: info.name for info in modules if (name := info.name.rpartition(".")[2]) != "base"}

@@ -26,8 +26,8 @@ from train.config.dpo_options import Dpo
 from train.engine import device_mesh
 from train.engine.log_probs import sequence_log_probs
 from train.engine.preference_losses import implicit_rewards, pair_losses
-from train.objectives import dpo
-from train.objectives.dpo import DirectPreferences
+from train.objectives.feedback import dpo
+from train.objectives.feedback.dpo import DirectPreferences
 from zoo import models, published_weights
 from zoo.batch import Batch
 from zoo.errors import BadInput

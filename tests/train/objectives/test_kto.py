@@ -27,8 +27,8 @@ from train.engine import device_mesh
 from train.engine.log_probs import sequence_log_probs
 from train.engine.preference_losses import unpaired_losses
 from train.inputs import unpaired_inputs
-from train.objectives import kto
-from train.objectives.kto import OBJECTIVE
+from train.objectives.feedback import kto
+from train.objectives.feedback.kto import OBJECTIVE
 from train.rows.batches import in_order
 from train.tokenizers.tokenizer import Tokenizer
 from train.weights.reference import attach

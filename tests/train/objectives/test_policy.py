@@ -24,8 +24,8 @@ from train.engine.advantages import advantages
 from train.engine.log_probs import token_log_probs
 from train.engine.policy_losses import clipped_losses, loss_weights, ratios
 from train.engine.step import assemble
-from train.objectives import policy
-from train.objectives.policy import PolicyGradient
+from train.objectives.feedback import policy
+from train.objectives.feedback.policy import PolicyGradient
 from train.rows.preference_rows import Side
 from train.rows.response_rows import ResponseRow
 from zoo import models

@@ -22,8 +22,8 @@ from tests.support.small import random_params, seeds
 from train.config import run_config
 from train.engine import device_mesh, optim, reward_scores, state_init
 from train.engine.step import ENGINES, make_step
-from train.objectives import preference
-from train.objectives.preference import RewardModel, pair_losses
+from train.objectives.feedback import preference
+from train.objectives.feedback.preference import RewardModel, pair_losses
 from zoo import models, published_weights
 from zoo.batch import Batch
 from zoo.errors import BadInput

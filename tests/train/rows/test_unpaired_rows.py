@@ -19,7 +19,7 @@ from train.data.example_types import UnpairedPreference
 from train.data.text_files import Document
 from train.engine import device_mesh
 from train.inputs import completion_inputs, inspect_rows, unpaired_inputs
-from train.objectives.kto import OBJECTIVE
+from train.objectives.feedback.kto import OBJECTIVE
 from train.rows.preference_rows import Limits
 from train.rows.unpaired_rows import builder, encode_rows, mismatches
 from train.run.run_dir import RunDir

@@ -28,7 +28,7 @@ from train.engine import device_mesh
 from train.engine.log_probs import sequence_log_probs
 from train.inputs import preference_inputs, synthetic_batch
 from train.inputs.preference_inputs import PreferenceInputs
-from train.objectives.dpo import DirectPreferences
+from train.objectives.feedback.dpo import DirectPreferences
 from train.rows.batches import Batches, in_order
 from train.rows.mixture import Component, Mixture
 from train.tokenizers.tokenizer import Tokenizer

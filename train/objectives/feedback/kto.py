@@ -12,7 +12,7 @@ from train.config.kto_options import Kto
 from train.engine.log_probs import counted_pairs, one_side, sequence_log_probs, split_pairs
 from train.engine.micro_batches import map_rows
 from train.engine.preference_losses import unpaired_losses
-from train.objectives.dpo import ReferenceObjective
+from train.objectives.feedback.dpo import ReferenceObjective
 from train.rows import unpaired_rows
 from zoo.batch import Batch
 from zoo.models import Model
