@@ -44,9 +44,13 @@ class LoraObjective(Objective):
         """Return the frozen parameters and the frozen inputs of the wrapped objective."""
         return {"base": self.base, "objective": self.objective.frozen_inputs()}
 
+    def added_params(self, model: Model) -> TrainedParams:
+        """Return the parameters that the wrapped objective adds; they have no adapters."""
+        return self.objective.added_params(model)
+
     def trained(self, model: Model) -> TrainedParams:
-        """Return the adapters, and the head of a fine-tuned model."""
-        return weights.trained(model, self.adapters)
+        """Return the adapters, the head of a fine-tuned model, and what the objective adds."""
+        return weights.trained(model, self.adapters).beside(self.added_params(model))
 
     def model_params(self, params: Any, frozen: Any) -> Any:
         """Return the frozen parameters with the adapters added."""
@@ -147,18 +151,18 @@ def resume(
     return dataclasses.replace(objective, base=base), {"base": metadata["base"]}
 
 
-def scored_params(objective: Objective, model: Model, mesh: Mesh) -> Callable[[Any], Any]:
-    """Return a function from trained parameters to those of the model, which scores, samples and exports read."""
+def to_model_params(objective: Objective, model: Model, mesh: Mesh) -> Callable[[Any], Any]:
+    """Return a function from trained parameters to those of the model and those that the objective adds."""
     if type(objective).model_params is Objective.model_params:
         return lambda params: params
-    shapes = weights.abstract_params(weights.trained(model, None), mesh)
+    shapes = weights.abstract_params(weights.trained(model, None).beside(objective.added_params(model)), mesh)
     merge = jax.jit(objective.model_params, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, shapes))
 
-    def scored(params: Any) -> Any:
+    def model_params(params: Any) -> Any:
         with jax.set_mesh(mesh):
             return merge(params, objective.frozen_inputs())
 
-    return scored
+    return model_params
 
 
 def facts(objective: Objective) -> dict[str, str]:

@@ -163,7 +163,7 @@ def _run(
             folder.write_config(run)
             folder.tokenizer.mkdir(exist_ok=True)
             data.tokenizer.save(folder.tokenizer)
-            shares = data.rows.shares(run.steps * run.data.batch // run.repeat)
+            shares = data.rows.shares(run.batches * run.data.batch // run.repeat)
             write_json(folder.data, [{**dataclasses.asdict(share), "epochs": share.epochs} for share in shares])
         if restored is not None:
             state, _ = restored
@@ -172,6 +172,7 @@ def _run(
             metadata["parents"] = lineage.read_parents(run)
             pretrained = warm_start.initial_params(run, model, mesh, console.notice) if run.init else None
             objective, params = lora_objective.begin(objective, run, mesh, objective.initial_params(model, pretrained))
+            params = params if params is None else {**params, **objective.added_params(model).place(mesh, run.seed)}
             trained_params = objective.trained(model)
             state = state_init.init_state(run, model, built.tx, mesh, params, trained_params.init, trained_params.sharding)
             saved = lora_objective.save(objective, folder, state, notify=console.notice)
@@ -223,7 +224,12 @@ def _run(
                 if text:
                     console.sample(text)
 
-        scored = lora_objective.scored_params(objective, model, mesh)
+        model_params = lora_objective.to_model_params(objective, model, mesh)
+        added = jax.eval_shape(lambda: objective.added_params(model).init(jax.random.key(0)))
+
+        def scored(trained: Any) -> Any:
+            return {name: part for name, part in model_params(trained).items() if name not in added}
+
         validate = scorer(data.validation_rows(run).subsample(run.log.validate_rows))
         source = FeedSource(
             run=run,
@@ -233,7 +239,7 @@ def _run(
             data=data,
             batches=batches,
             local=local_rows,
-            params=lambda state: scored(engine.get(state).params),
+            params=lambda state: model_params(engine.get(state).params),
             folder=folder,
             process=process,
             notify=console.notice,
@@ -255,7 +261,7 @@ def _run(
                 counts.add(owned, objective.text_ids(run, owned))
                 state, measured = engine.step(state, engine.shard_batch(host), frozen)
                 stop.begin()
-                recorder.step(measured, batches.rows_of(step) if run.log.ledger else None)
+                recorder.step(measured, feed.rows_of(step) if run.log.ledger else None)
                 step += 1
                 checkpoints.poll()
                 profiled(step - first)
@@ -368,12 +374,13 @@ def _implementations(run: run_config.Run, model: Model, objective: Objective, ba
     dtype = DTYPES[run.precision]
 
     def loss(params: Any, batch: Batch, seeds: Any, frozen: Any, carry: Any) -> Any:
-        cast = cast_params(params, dtype)
+        cast = cast_params(objective.model_params(params, frozen), dtype)
         batch = objective.complete_batch(model, lambda: cast, batch, frozen, reduce=lambda x: x, num_micro=1, chunk=0)
         return objective.loss(model, cast, batch, frozen, seeds=seeds, carry=carry, smoothing=0.0, chunk=0)
 
     seeds = jax.ShapeDtypeStruct((run.data.batch, 2), jnp.uint32)
-    params, carry = jax.eval_shape(lambda: (model.init(jax.random.key(0)), model.init_carry(run.data.batch)))
+    init = objective.trained(model).init
+    params, carry = jax.eval_shape(lambda: (init(jax.random.key(0)), model.init_carry(run.data.batch)))
     with attention.record_calls() as calls:
         jax.eval_shape(loss, params, batch, seeds, objective.frozen_inputs(), carry)
     return ", ".join(sorted({call.name for call in calls}))

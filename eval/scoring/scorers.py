@@ -3,7 +3,7 @@
 Causal objectives are scored by `language_model` (bits per byte, perplexity, loss); masked, left-to-right, distilled and
 permutation ones by `masked` (perplexity and accuracy of predictions); denoising, text to text and instruction by `seq2seq`
 (perplexity); fine-tuning by `labelled`; reward models by `preferences` (accuracy and margin), preferences without one by
-`dpo` and `kto`, and policies by `policy` (mean reward of greedy responses).
+`dpo` and `kto`, and policies, those of `ppo` too, by `policy` (mean reward of greedy responses).
 """
 
 import dataclasses
@@ -38,7 +38,7 @@ SCORERS: dict[str, Callable[[ScoringInputs], Callable[[Any], Any]]] = {
     "preference": preferences.of_run,
     "dpo": dpo.of_run,
     "kto": kto.of_run,
-    "policy": policy.of_run,
+    **dict.fromkeys(("policy", "ppo"), policy.of_run),
 }
 """Objective -> function that returns the scorer, (parameters) -> score; a score has `record()`."""
 

@@ -309,9 +309,10 @@ def rollouts(run: Training) -> dict[str, bytes]:
 
 
 @pytest.mark.slow
-def test_a_killed_run_samples_the_same_texts() -> None:
+@pytest.mark.parametrize("recipe", ["rloo", "ppo"])
+def test_a_killed_run_samples_the_same_texts(recipe: str) -> None:
     """It is killed a moment after a step, while it trains on a rollout or samples the next one."""
-    run, unharmed = Training(home(), "killed-rloo", recipe="rloo"), reference(recipe="rloo")
+    run, unharmed = Training(home(), f"killed-{recipe}", recipe=recipe), reference(recipe=recipe)
     with run.start() as started:
         started.reach(EVERY + 2)
         started.killed()

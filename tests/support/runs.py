@@ -40,14 +40,15 @@ SMALL = (
 )
 ROLLOUTS = (
     "--model.vocab 257 --model.context 32 --model.layers 1 --model.width 32 --model.heads 4 --model.head 8 --model.ffn 64"
-    " --tokenizer.path bytes --data.paths prompts.jsonl --data.length 16 --data.batch 16 --optim.lr 0.01 --policy.beta 0"
+    " --tokenizer.path bytes --data.paths prompts.jsonl --data.length 16 --data.batch 16 --optim.lr 0.01"
     " --rollout.tokens 6 --rollout.steps 3 --rollout.reward low_ids:share --log.every 2 --log.validate-every 10"
 )
 FLAGS = {
     "gpt-nano": [*tiny.FLAGS, "--data.paths", "text.txt", "--model.attention-dropout", "0.1"],
     "t5-nano": f"{SMALL} --data.paths text.txt --model.decoder-layers 2 --model.head 8".split(),
     "transformer-nano": f"{SMALL} --pairs.source text.txt --pairs.target turned.txt".split(),
-    "rloo": ROLLOUTS.split(),
+    "ppo": [*ROLLOUTS.split(), "--rollout.epochs", "3", "--ppo.beta", "0"],
+    "rloo": [*ROLLOUTS.split(), "--policy.beta", "0"],
     "xlnet-nano": f"{SMALL} --data.paths text.txt --data.valid-fraction 0.4 --model.memory 16 --model.reuse 12".split(),
 }
 

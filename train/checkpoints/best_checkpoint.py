@@ -31,6 +31,7 @@ OBJECTIVE_METRICS: dict[str, tuple[str, ...]] = {
     "dpo": ("loss", "accuracy", "reward_margin"),
     "kto": ("loss", "reward_margin"),
     "policy": ("reward",),
+    "ppo": ("reward",),
 }
 """Objective -> metrics of its validation, any of which may select the checkpoint; `metrics` adds those that depend on labels."""
 OPTION = "--selection.metric"

@@ -9,6 +9,7 @@ from train.config.data_options import CausalData, Data, DialogueData, EncoderDat
 from train.config.dpo_options import Dpo
 from train.config.kto_options import Kto
 from train.config.policy_options import Policy
+from train.config.ppo_options import Ppo
 from train.config.rollout_options import Rollout
 from zoo import plugins
 from zoo.configs import Objective
@@ -168,13 +169,33 @@ class KtoOptions(TokenOptions):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PolicyOptions(TokenOptions):
-    """Options of policy gradients."""
+class RolloutOptions(TokenOptions):
+    """Options of objectives whose responses the model in training samples."""
 
-    objective, data = "policy", PromptData
-    policy: Policy = Policy()
+    data = PromptData
     rollout: Rollout = Rollout()
     labelled: groups.Prompts = groups.Prompts()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PolicyOptions(RolloutOptions):
+    """Options of policy gradients."""
+
+    objective = "policy"
+    policy: Policy = Policy()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        fix = "the rewards of a prompt's responses are compared with each other; choose 2 or more"
+        require(self.rollout.samples >= 2, "rollout.samples", self.rollout.samples, fix)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PpoOptions(RolloutOptions):
+    """Options of proximal policy optimization."""
+
+    objective = "ppo"
+    ppo: Ppo = Ppo()
 
 
 OPTIONS: dict[str, type[ObjectiveOptions]] = {
@@ -188,6 +209,7 @@ OPTIONS: dict[str, type[ObjectiveOptions]] = {
         DpoOptions,
         KtoOptions,
         PolicyOptions,
+        PpoOptions,
     )
 }
 """Maps the name of an objective of the zoo to the class of its options."""

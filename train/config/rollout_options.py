@@ -14,21 +14,40 @@ class Rollout:
     """Reward functions, MODULE:FUNCTION or MODULE:FUNCTION@WEIGHT. Modules are also imported from the working directory.
     Each is called as f(prompts=[...], completions=[...], ids=[...], **columns) and returns a number for each completion."""
     samples: int = 8
-    """Responses to each prompt, G; their rewards are compared with each other. It divides the rows of each device."""
+    """Responses to each prompt, G, which policy compares with each other. It divides the rows of each device."""
     tokens: int = 64
     """Most tokens of a response, its end mark included."""
     temperature: float = 1.0
     """Divides the logits, in sampling and in training alike."""
     steps: int = 1
     """Training steps on the responses of one rollout, which are all sampled before the first of them."""
+    epochs: int = 1
+    """Passes over the responses of a rollout: it has --rollout.steps / --rollout.epochs batches, which follow each other as
+    often."""
     write_every: int = 1
     """Write the texts of every n-th rollout to RUN/rollouts; 0 = none."""
 
     def __post_init__(self) -> None:
-        fix = "the rewards of a prompt's responses are compared with each other; choose 2 or more"
-        require(2 <= self.samples <= 1 << 16, "rollout.samples", self.samples, fix)
+        require(1 <= self.samples <= 1 << 16, "rollout.samples", self.samples, "choose 1 to 65,536 responses")
         require(1 <= self.tokens <= 1 << 16, "rollout.tokens", self.tokens, "choose 1 to 65,536 tokens")
         fix = "responses are sampled; choose a number above 0, such as 1"
         require(1e-3 <= self.temperature < math.inf, "rollout.temperature", self.temperature, fix)
         require(1 <= self.steps <= 1 << 16, "rollout.steps", self.steps, "choose 1 or more steps")
+        fix = f"it must divide --rollout.steps {self.steps}"
+        require(self.epochs >= 1 and self.steps % self.epochs == 0, "rollout.epochs", self.epochs, fix)
         require(self.write_every >= 0, "rollout.write_every", self.write_every, "choose 0 (none) or more")
+
+    @property
+    def batches(self) -> int:
+        """Number of different batches of a rollout."""
+        return self.steps // self.epochs
+
+    def batches_of(self, steps: int) -> int:
+        """Return the number of different batches in the first `steps` steps of a run."""
+        rollouts, rest = divmod(steps, self.steps)
+        return rollouts * self.batches + min(rest, self.batches)
+
+    def batch_of(self, step: int) -> int:
+        """Return the number of the batch of a step, counted over the run: which of `batches_of` it is trained on."""
+        rollout, offset = divmod(step, self.steps)
+        return rollout * self.batches + offset % self.batches

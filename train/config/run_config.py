@@ -14,7 +14,7 @@ from train.config.objectives import (
     MaskedOptions,
     ObjectiveOptions,
     PermutationOptions,
-    PolicyOptions,
+    RolloutOptions,
     TokenOptions,
     adapt,
     find_options,
@@ -262,7 +262,12 @@ class Run(Generic[Model, Options, DataOptions]):
     @property
     def repeat(self) -> int:
         """Number of consecutive examples that use the same row: the responses to a prompt; 1 = each example uses another row."""
-        return self.options.rollout.samples if isinstance(self.options, PolicyOptions) else 1
+        return self.options.rollout.samples if isinstance(self.options, RolloutOptions) else 1
+
+    @property
+    def batches(self) -> int:
+        """Number of different batches of the run, of which each is used in one step, or in the epochs of its rollout."""
+        return self.options.rollout.batches_of(self.steps) if isinstance(self.options, RolloutOptions) else self.steps
 
     def __post_init__(self) -> None:
         if type(self.data) is not self.options.data:

@@ -12,17 +12,27 @@ from zoo.batch import Batch
 from zoo.models import Model
 
 
-def token_log_probs(model: Model, params: Any, batch: Batch, *, chunk: int = 0, temperature: float = 1.0) -> Float[Array, "B T"]:
+def token_log_probs(
+    model: Model,
+    params: Any,
+    batch: Batch,
+    *,
+    hidden: Float[Array, "B T D"] | None = None,
+    chunk: int = 0,
+    temperature: float = 1.0,
+) -> Float[Array, "B T"]:
     """Return the log-probability in nats of each target, float32, without dropout; 0 where the weight is 0.
 
     Args:
         batch: rows with targets and weights [B, T].
+        hidden: the model's hidden states of the batch, without dropout; None = compute them.
         chunk: number of predictions per row whose logits are computed at a time; 0 = all.
         temperature: divides the logits. With that of sampling and without filters, these are the log-probabilities with which
             the targets were sampled.
     """
     assert batch.weights is not None
-    return jnp.where(batch.weights > 0, -_target_nats(model, params, batch, chunk, temperature), 0)
+    hidden = model.apply(params, batch).hidden if hidden is None else hidden
+    return jnp.where(batch.weights > 0, -_target_nats(model, params, hidden, batch, chunk, temperature), 0)
 
 
 def sequence_log_probs(
@@ -36,7 +46,8 @@ def sequence_log_probs(
         chunk: number of predictions per row whose logits are computed at a time; 0 = all.
     """
     assert batch.weights is not None
-    nats = _target_nats(model, params, split_pairs(batch), chunk).reshape(batch.weights.shape)  # [B, C, T]
+    rows = split_pairs(batch)
+    nats = _target_nats(model, params, model.apply(params, rows).hidden, rows, chunk).reshape(batch.weights.shape)  # [B, C, T]
     # A prediction that does not count may have any loss; its product with 0 must not be NaN.
     return -jnp.where(batch.weights > 0, nats * batch.weights, 0).sum(-1), batch.weights.sum(-1)
 
@@ -65,13 +76,14 @@ def counted_pairs(batch: Batch) -> Float[Array, " B"]:
     return (batch.weights[:, 0] > 0).any(-1).astype(jnp.float32)
 
 
-def _target_nats(model: Model, params: Any, rows: Batch, chunk: int, temperature: float = 1.0) -> Float[Array, "B T"]:
-    """Return the cross-entropy in nats of each target, of rows [B, T], without dropout."""
+def _target_nats(
+    model: Model, params: Any, hidden: Float[Array, "B T D"], rows: Batch, chunk: int, temperature: float = 1.0
+) -> Float[Array, "B T"]:
+    """Return the cross-entropy in nats of each target, of rows [B, T]."""
     assert rows.targets is not None
 
     def logits(hidden: Array) -> Array:
         values = model.unembed(params, hidden)
         return values if temperature == 1 else values.astype(jnp.float32) / temperature
 
-    hidden = model.apply(params, rows).hidden
     return token_losses(logits, hidden, rows.targets, vocabulary=model.config.vocab, chunk=chunk)

@@ -1,7 +1,7 @@
 """Losses of sampled responses as functions of the log-probabilities of their tokens.
 
-Log-probabilities are [B, T] in nats, weights [B, T] are above 0 where a token counts, and advantages are [B]. A ratio is [B, T],
-or [B, 1] if all tokens of a response have the same.
+Log-probabilities are [B, T] in nats, and weights [B, T] are above 0 where a token counts. A ratio and an advantage are [B, T], or
+[B, 1] if all tokens of a response have the same.
 """
 
 import jax.numpy as jnp
@@ -26,11 +26,10 @@ def ratios(
 
 
 def clipped_losses(
-    ratio: Float[Array, "B R"], advantage: Float[Array, " B"], clip_low: float, clip_high: float
-) -> Float[Array, "B R"]:
+    ratio: Float[Array, "B R"], advantage: Float[Array, "B A"], clip_low: float, clip_high: float
+) -> Float[Array, "B C"]:
     """Return -min(r A, clip(r, 1 - low, 1 + high) A) (Schulman et al. 2017, equation 7; two sides: Yu et al. 2025, 3.1)."""
-    gain = advantage[:, None]
-    return -jnp.minimum(ratio * gain, jnp.clip(ratio, 1 - clip_low, 1 + clip_high) * gain)
+    return -jnp.minimum(ratio * advantage, jnp.clip(ratio, 1 - clip_low, 1 + clip_high) * advantage)
 
 
 def kl_losses(log_probs: Float[Array, "B T"], reference: Float[Array, "B T"], ratio: Float[Array, "B R"]) -> Float[Array, "B T"]:

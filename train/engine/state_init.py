@@ -25,6 +25,16 @@ class TrainedParams:
     sharding: Rules
     """Rows of the sharding table beside `zoo.sharding.RULES`."""
 
+    def beside(self, added: "TrainedParams") -> "TrainedParams":
+        """Return these parameters and others, whose names differ."""
+        return TrainedParams(lambda key: {**self.init(key), **added.init(key)}, (*self.sharding, *added.sharding))
+
+    def place(self, mesh: Mesh, seed: int) -> Any:
+        """Return the parameters of a seed, sharded over the mesh."""
+        own = shardings(mesh, jax.eval_shape(lambda: self.init(jax.random.key(0))), self.sharding)
+        with jax.set_mesh(mesh):
+            return jax.jit(lambda: self.init(jax.random.key(seed)), out_shardings=own)()
+
 
 def abstract_state(
     run: run_config.Run,

@@ -110,8 +110,8 @@ class PromptInputs(ExampleInputs[Rows]):
             facts["left out"] = f"{len(self.left_out):,} bad or long prompts; the first: {self.left_out[0]}"
         if rollout.reward:
             facts["rewards"] = ", ".join(rollout.reward)
-        seen = f"{run.steps:,} steps of {per_step} prompts with {rollout.samples} responses"
-        return {**facts, "seen": f"{seen}, {run.steps * per_step / len(rows):.3g} epochs"}
+        seen = f"{run.steps:,} steps of {per_step} prompts with {rollout.samples} response{'s' * (rollout.samples > 1)}"
+        return {**facts, "seen": f"{seen}, {run.batches * per_step / len(rows):.3g} epochs"}
 
 
 def resolve_config(run: run_config.Run, folder: RunDir) -> run_config.Run:

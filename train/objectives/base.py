@@ -164,12 +164,21 @@ class Objective(abc.ABC):
         """
         return model.init(key)
 
+    def added_params(self, model: Model) -> TrainedParams:
+        """Return parameters that the loss reads and the optimizer updates beside those of the model; by default none.
+
+        They are new in every run, and lie in its checkpoints under names of their own; scores, samples and exports do not have
+        them.
+        """
+        return TrainedParams(lambda key: {}, ())
+
     def trained(self, model: Model) -> TrainedParams:
-        """Return initializer and sharding of the updated parameters; by default `trained_params`, sharded as the model's."""
-        return TrainedParams(functools.partial(self.trained_params, model), model.module.SHARDING)
+        """Return what the optimizer updates with its sharding: by default `trained_params` and `added_params`."""
+        own = TrainedParams(functools.partial(self.trained_params, model), model.module.SHARDING)
+        return own.beside(self.added_params(model))
 
     def model_params(self, params: Any, frozen: Any) -> Any:
-        """Return the parameters of the model, given those that the optimizer updates; by default `params` itself.
+        """Return the parameters of the model and `added_params`, given those that are updated; by default `params` itself.
 
         The loss, scores, samples and exports read the result. The step traces this function and takes gradients with respect to
         `params`.

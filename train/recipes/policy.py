@@ -1,8 +1,11 @@
-"""Recipes for learning from rewards, with groups of responses of a model that already generates text."""
+"""Recipes for learning from the rewards of responses that a model samples; the model already generates text."""
+
+import dataclasses
 
 from train.config.data_options import PromptData
-from train.config.objectives import PolicyOptions
+from train.config.objectives import PolicyOptions, PpoOptions, RolloutOptions
 from train.config.policy_options import Policy
+from train.config.ppo_options import Ppo
 from train.config.rollout_options import Rollout
 from train.config.run_config import Checkpoint, Log, Optim, Run
 from train.weights import pretrained_config
@@ -19,7 +22,7 @@ def grpo(init: str = "") -> Run:
     Expect: not measured. A small model needs a larger rate, such as --optim.lr 2e-4.
     """
     # Without the KL divergence of the paper, which TRL 1.16 leaves out too.
-    return _run("grpo", init, Policy(advantage="group_std", aggregation="sequences"), Rollout())
+    return _run("grpo", init, PolicyOptions(policy=Policy(advantage="group_std", aggregation="sequences")))
 
 
 def rloo(init: str = "") -> Run:
@@ -32,15 +35,36 @@ def rloo(init: str = "") -> Run:
     """
     # The KL coefficient is that of TRL 1.16; the paper's section 4 compares 2 and 4 responses.
     policy = Policy(advantage="leave_one_out", ratio="product", aggregation="sequences", beta=0.05)
-    return _run("rloo", init, policy, Rollout(samples=4))
+    return _run("rloo", init, PolicyOptions(policy=policy, rollout=Rollout(samples=4)))
 
 
-def _run(recipe: str, init: str, policy: Policy, rollout: Rollout) -> Run:
+def ppo(init: str = "") -> Run:
+    """Learn from the rewards of responses, relative to the values that the model predicts (Ziegler et al. 2019).
+
+    Command: zoo train ppo --init DIR --data.paths prompts.jsonl --rollout.reward rewards:score
+    Hardware: 2 CPU cores, float32.
+    Time: not measured.
+    Expect: not measured. A small model needs a larger rate, such as --optim.lr 2e-4.
+    """
+    # The options, the epochs and the rate are those of TRL 1.10, the last version with PPO, but for its temperature of 0.7; the
+    # epsilon is that of Ziegler et al. 2019.
+    options = PpoOptions(ppo=Ppo(), rollout=Rollout(samples=1, steps=4, epochs=4))
+    run = _run("ppo", init, options)
+    return dataclasses.replace(
+        run,
+        steps=1000,
+        optim=dataclasses.replace(run.optim, lr=3e-6, eps=1e-5),
+        checkpoint=Checkpoint(every=100),
+        log=dataclasses.replace(run.log, every=4, validate_every=100),
+    )
+
+
+def _run(recipe: str, init: str, options: RolloutOptions) -> Run:
     model = pretrained_config.read_model_config(init) if init else configs.find_size("gpt2")[1].config
     return Run(
         recipe=recipe,
         model=model,
-        options=PolicyOptions(policy=policy, rollout=rollout),
+        options=options,
         init=init,
         steps=500,
         data=PromptData(length=min(256, longest_row(model) or 256), batch=64),

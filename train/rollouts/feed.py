@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from jax.sharding import Mesh
+from jaxtyping import Int64
 
 from train.config.run_config import Run
 from train.rows.batches import Batches
@@ -30,7 +31,8 @@ class FeedSource:
     local: np.ndarray
     """Offsets of this process's rows within a global batch, as in `batches`, int64 [n]."""
     params: Callable[[Any], Any]
-    """Function from the state of the step to the parameters of the model, float32, sharded over the mesh."""
+    """Function from the state of the step to the parameters that the loss reads, float32, sharded over the mesh: those of the
+    model, and those that the objective adds."""
     folder: RunDir
     process: int
     notify: Callable[[str], None]
@@ -49,9 +51,9 @@ class FeedMetrics(NamedTuple):
 class Feed:
     """The batches of a run in the order of its steps: those of the data, which do not depend on the state."""
 
-    def __init__(self, stream: Iterator[Batch]) -> None:
-        """Store the stream, whose first batch is that of the first step."""
-        self._stream = stream
+    def __init__(self, batches: Batches, stream: Iterator[Batch]) -> None:
+        """Store the batches of the run, and the stream of them whose first one is that of the first step."""
+        self._batches_of_data, self._stream = batches, stream
 
     def batch(self, step: int, state: Any) -> Batch:
         """Return this process's part of the batch of a step, on the host; steps follow each other.
@@ -61,6 +63,10 @@ class Feed:
             state: the state before the step, laid out for it.
         """
         return next(self._stream)
+
+    def rows_of(self, step: int) -> Int64[np.ndarray, " B"]:
+        """Return the numbers of the rows of the data in the global batch of a step."""
+        return self._batches_of_data.rows_of(step)
 
     def at_boundary(self, step: int) -> bool:
         """Return whether a run that continues from the state after `step` steps gets the same further batches."""
@@ -79,4 +85,4 @@ class Feed:
 def data_feed(source: FeedSource, first: int) -> Iterator[Feed]:
     """Open the batches of the data from step `first` on; threads make them ahead and end with the `with` block."""
     with source.batches.read(first) as stream:
-        yield Feed(stream)
+        yield Feed(source.batches, stream)

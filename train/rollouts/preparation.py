@@ -13,14 +13,17 @@ from zoo.errors import require
 from zoo.sharding import BATCH
 
 
-def check(run: Run, mesh: Mesh) -> None:
+def check(run: Run, mesh: Mesh, *, least: int) -> None:
     """Refuse a run whose groups of responses are divided between devices, or whose checkpoints are within a rollout.
+
+    Args:
+        least: responses to a prompt that the objective needs.
 
     Raises:
         BadInput: `rollout.samples` does not divide the rows of a device, or `rollout.steps` the steps between checkpoints.
     """
     rollout, rows = run.options.rollout, run.data.batch // math.prod(mesh.shape[axis] for axis in BATCH)
-    valid = [number for number in range(2, rows + 1) if rows % number == 0]
+    valid = [number for number in range(least, rows + 1) if rows % number == 0]
     numbers = f"choose {', '.join(map(str, valid[:12]))}" if valid else "choose a larger --data.batch"
     fix = f"it does not divide the {rows} rows of a device (of --data.batch {run.data.batch}); {numbers}"
     require(rollout.samples in valid, "rollout.samples", rollout.samples, fix)
@@ -30,14 +33,15 @@ def check(run: Run, mesh: Mesh) -> None:
     require(every % steps == 0, "checkpoint.every", every, fix)
 
 
-def extend_inputs(run: Run, inputs: Any) -> Any:
+def extend_inputs(run: Run, inputs: Any, beta: float) -> Any:
     """Return inputs with the run's reward functions, and the digest of the reference if a KL divergence is measured to one.
 
     Args:
         inputs: a `train.inputs.prompt_inputs.PromptInputs`.
+        beta: coefficient of the KL divergence; 0 = there is none.
 
     Raises:
         BadInput: as `train.rollouts.rewards.find_rewards`, or there is nothing in `run.init`.
     """
-    reference = digest_of_parameters(run.init) if run.options.policy.beta else ""
+    reference = digest_of_parameters(run.init) if beta else ""
     return dataclasses.replace(inputs, rewards=find_rewards(run.options.rollout.reward), reference=reference)

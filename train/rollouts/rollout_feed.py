@@ -16,10 +16,11 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Float32, Float64, Int64
 
 from train.engine import device_mesh
-from train.engine.advantages import advantages
 from train.engine.log_probs import token_log_probs
 from train.engine.micro_batches import map_rows
+from train.engine.value_head import token_values
 from train.rollouts import rollout_files
+from train.rollouts.estimators import Estimator, ScoredBatch
 from train.rollouts.feed import Feed, FeedMetrics, FeedSource
 from train.rollouts.rewards import Completion, rewards
 from train.rollouts.rollout_metrics import EqualRewards, RolloutPart, measure
@@ -37,21 +38,21 @@ UNENDED = 0.5
 """Share of responses without an end mark above which there is a notice."""
 
 
-class _ScoredRows(NamedTuple):
-    """The rows of a training batch before they have advantages."""
+class _Responses(NamedTuple):
+    """The responses to the prompts of a batch, before they have advantages."""
 
     fields: dict[str, Any]
-    """Fields of `Batch` of this process's rows, without `index` and `extra`."""
-    old: Float32[np.ndarray, "B T"]
-    """Log-probabilities of the counted targets of all rows under the parameters that sampled them; 0 for the others."""
-    reference: Float32[np.ndarray, "B T"] | None
-    """Those under the reference."""
+    """Fields of `Batch` of this process's rows, without `extra`."""
+    scored: ScoredBatch
+    completions: list[Completion]
+    lengths: Int64[np.ndarray, " B"]
+    ratio_error: float
 
 
 class RolloutFeed(Feed):
-    """The batches of a policy: every `rollout.steps` steps, the model responds to the prompts of that many batches."""
+    """The batches of a policy: every `rollout.steps` steps, the model responds to the prompts of the batches of these steps."""
 
-    def __init__(self, source: FeedSource, reference: Any = None) -> None:
+    def __init__(self, source: FeedSource, estimator: Estimator, reference: Any = None) -> None:
         """Prepare the programs, which are compiled at the first rollout.
 
         Args:
@@ -59,7 +60,7 @@ class RolloutFeed(Feed):
                 there is no KL divergence.
         """
         run, rollout = source.run, source.run.options.rollout
-        self._source, self._rollout, self._policy = source, rollout, run.options.policy
+        self._source, self._rollout, self._estimator = source, rollout, estimator
         self._sampler = Sampler(
             source.model,
             source.mesh,
@@ -73,10 +74,12 @@ class RolloutFeed(Feed):
         )
         self._build = row_builder(run.model, source.data.tokenizer, target_length=rollout.tokens)
         self._cast = jax.jit(lambda params: cast_params(params, source.dtype))
-        self._score = jax.jit(self._token_log_probs, out_shardings=NamedSharding(source.mesh, PartitionSpec()))
+        replicated = NamedSharding(source.mesh, PartitionSpec())
+        self._log_probs = jax.jit(functools.partial(self._token_numbers, values=False), out_shardings=replicated)
+        self._log_probs_and_values = jax.jit(functools.partial(self._token_numbers, values=True), out_shardings=replicated)
         self._reference = None if reference is None else self._cast(reference)
-        self._number, self._batches = -1, list[Batch]()
-        self._equal, self._metrics, self._unended_noticed = EqualRewards(source.notify), FeedMetrics({}, {}), False
+        self._number, self._batches, self._metrics = -1, list[Batch](), FeedMetrics({}, {})
+        self._equal, self._unended_noticed = EqualRewards(source.notify, estimator.equal), False
 
     def batch(self, step: int, state: Any) -> Batch:
         """Return this process's part of the batch of a step; the first step of a rollout samples those of all of its steps.
@@ -87,7 +90,11 @@ class RolloutFeed(Feed):
         number, offset = divmod(step, self._rollout.steps)
         if number != self._number:
             self._batches, self._number = self._roll(number, state), number
-        return self._batches[offset]
+        return self._batches[offset % self._rollout.batches]
+
+    def rows_of(self, step: int) -> Int64[np.ndarray, " B"]:
+        """Return the numbers of the prompts in the global batch of a step; each pass over a rollout has the same ones."""
+        return self._source.batches.rows_of(self._rollout.batch_of(step))
 
     def at_boundary(self, step: int) -> bool:
         """Return whether the step after `step` steps begins a rollout."""
@@ -104,11 +111,9 @@ class RolloutFeed(Feed):
     def _roll(self, number: int, state: Any) -> list[Batch]:
         began, source = time.perf_counter(), self._source
         params = self._cast(source.params(state))
-        first = number * self._rollout.steps
-        steps = range(first, min(first + self._rollout.steps, source.run.steps))
-        decoding_params = self._sampler.decoding_params(params)
-        batches, parts = zip(*(self._respond(params, decoding_params, step) for step in steps), strict=True)
-        values = measure(parts)
+        ends = (min(which * self._rollout.steps, source.run.steps) for which in (number, number + 1))
+        batches, parts, numbers = self._sample(params, range(*map(self._rollout.batches_of, ends)))
+        values = measure(parts) | numbers
         if np.dtype(source.dtype) == np.float32 and values["ratio_error"] > RATIO_ERROR:
             size = f"{values['ratio_error']:.2g} of itself"
             what = f"a token's probability in training differs by {size} from that with which it was sampled"
@@ -119,73 +124,93 @@ class RolloutFeed(Feed):
             rollout_files.write(source.folder, number, parts)
         seconds = time.perf_counter() - began
         tokens = sum(int(part.lengths.sum()) for part in parts)
-        timing = {"rollout_tokens_per_s": tokens / seconds, "rollout_seconds": seconds / len(steps)}
+        steps = min(self._rollout.steps, source.run.steps - number * self._rollout.steps)
+        timing = {"rollout_tokens_per_s": tokens / seconds, "rollout_seconds": seconds / steps}
         self._metrics = FeedMetrics(values, timing)
-        return list(batches)
+        return batches
 
-    def _respond(self, params: Any, decoding_params: Any, step: int) -> tuple[Batch, RolloutPart]:
-        """Return this process's part of a training batch, and what all of its rows are about."""
+    def _sample(self, params: Any, numbers: range) -> tuple[list[Batch], list[RolloutPart], dict[str, float]]:
+        """Return this process's parts of the batches with these numbers, what all of their rows are about, and metrics."""
+        decoding_params = self._sampler.decoding_params(params)
+        responses = [self._respond(params, decoding_params, number) for number in numbers]
+        estimates, metrics = self._estimator.estimate([batch.scored for batch in responses])
+        batches, parts = [], []
+        for batch, estimate in zip(responses, estimates, strict=True):
+            scored, local = batch.scored, {name: values[self._source.local] for name, values in estimate.extra.items()}
+            batches.append(Batch(**batch.fields, extra=local))
+            log_ratios = None if scored.reference is None else (scored.old - scored.reference).sum(1, dtype=np.float64)
+            parts.append(
+                RolloutPart(
+                    completions=batch.completions,
+                    samples=scored.samples,
+                    lengths=batch.lengths,
+                    ended=scored.ended,
+                    rewards=scored.rewards,
+                    advantages=estimate.advantages,
+                    log_ratios=log_ratios,
+                    ratio_error=batch.ratio_error,
+                )
+            )
+        return batches, parts, metrics
+
+    def _respond(self, params: Any, decoding_params: Any, number: int) -> _Responses:
+        """Return the responses to the prompts of a batch, with their rewards and log-probabilities."""
         source, samples, rows = self._source, self._rollout.samples, self._source.data.rows
-        prompts = [rows.row(number) for number in source.batches.rows_of(step).tolist()]
-        examples = step * len(prompts) + np.arange(len(prompts))
+        prompts = [rows.row(row) for row in source.batches.rows_of(number).tolist()]
+        examples = number * len(prompts) + np.arange(len(prompts))
         group, sample = np.divmod(examples, samples)
         responses = self._sampler.sample(decoding_params, prompts, np.stack([group % (1 << 32), sample]).astype(np.uint32))
         sides = [prompt.with_response(responses.ids(row)) for row, prompt in enumerate(prompts)]
-        scored = self._score_rows(params, sides)
+        fields = self._training_rows(sides)
+        local: dict[str, Any] = jax.tree.map(lambda array: array[source.local], fields)
+
+        def score(program: Any, params: Any) -> Any:
+            with jax.set_mesh(source.mesh):
+                return jax.device_get(program(params, device_mesh.shard_batch(Batch(**local), source.mesh, len(sides))))
+
+        program = self._log_probs_and_values if self._estimator.reads_values else self._log_probs
+        token_numbers = score(program, params)
         completions = [
             Completion(source.data.training.examples[prompt.example], self._sampler.text(responses, row), responses.text_ids(row))
             for row, prompt in enumerate(prompts)
         ]
         local_rewards = rewards(source.data.rewards, [completions[row] for row in source.local.tolist()])
-        all_rewards = _gather(local_rewards, source.local, len(prompts))
-        log_ratios = None if scored.reference is None else (scored.old - scored.reference).sum(1, dtype=np.float64)
-        in_reward = log_ratios is not None and self._policy.kl == "reward"
-        returns = all_rewards - self._policy.beta * log_ratios if in_reward else all_rewards
-        advantage = advantages(returns.reshape(-1, samples), self._policy.advantage).reshape(-1)
-        extra = {"old": scored.old, "advantage": advantage.astype(np.float32)}
-        if scored.reference is not None and not in_reward:
-            extra["reference"] = scored.reference
-        part = RolloutPart(
-            completions=completions,
-            samples=samples,
-            lengths=responses.lengths,
+        scored = ScoredBatch(
+            rewards=_gather(local_rewards, source.local, len(prompts)),
             ended=responses.ended,
-            rewards=all_rewards,
-            advantages=advantage,
-            log_ratios=log_ratios,
-            ratio_error=_ratio_error(scored, responses, [max(side.first - 1, 0) for side in sides]),
+            samples=samples,
+            weights=fields["weights"],
+            old=token_numbers["old"],
+            reference=None if self._reference is None else score(self._log_probs, self._reference)["old"],
+            values=token_numbers.get("value"),
         )
-        index = (examples[source.local] % (1 << 32)).astype(np.uint32)
-        local_extra = {name: values[source.local] for name, values in extra.items()}
-        return Batch(**scored.fields, index=index, extra=local_extra), part
+        local["index"] = (examples[source.local] % (1 << 32)).astype(np.uint32)
+        error = _ratio_error(scored.old, responses, [max(side.first - 1, 0) for side in sides])
+        return _Responses(local, scored, completions, responses.lengths, error)
 
-    def _score_rows(self, params: Any, sides: list[Side]) -> _ScoredRows:
-        """Return the training rows, with their log-probabilities as the training step computes them."""
-        source, length = self._source, self._source.run.data.length
+    def _training_rows(self, sides: list[Side]) -> dict[str, Any]:
+        """Return the fields of `Batch` of all rows, without `index` and `extra`."""
         zeros = [np.zeros(len(side.ids) - side.first, np.float32) for side in sides]
-        rows = [self._build(ResponseRow(side, old), length) for side, old in zip(sides, zeros, strict=True)]
+        rows = [self._build(ResponseRow(side, old), self._source.run.data.length) for side, old in zip(sides, zeros, strict=True)]
         fields: dict[str, Any] = jax.tree.map(lambda *arrays: np.stack(arrays), *rows)
         del fields["extra"]
-        local = jax.tree.map(lambda array: array[source.local], fields)
+        return fields
 
-        def score(params: Any) -> Float32[np.ndarray, "B T"]:
-            with jax.set_mesh(source.mesh):
-                batch = device_mesh.shard_batch(Batch(**local), source.mesh, len(sides))
-                return jax.device_get(self._score(params, batch))
+    def _token_numbers(self, params: Any, batch: Batch, *, values: bool) -> dict[str, jax.Array]:
+        """Return "old", the log-probabilities of the targets as the training step computes them, and with `values` "value"."""
+        run, model = self._source.run, self._source.model
 
-        return _ScoredRows(local, score(params), None if self._reference is None else score(self._reference))
+        def numbers(batch: Batch) -> dict[str, jax.Array]:
+            hidden = model.apply(params, batch).hidden
+            options: dict[str, Any] = {"chunk": run.loss_chunk, "temperature": self._rollout.temperature}
+            log_probs = token_log_probs(model, params, batch, hidden=hidden, **options)
+            return {"old": log_probs} | ({"value": token_values(params, hidden)} if values else {})
 
-    def _token_log_probs(self, params: Any, batch: Batch) -> jax.Array:
-        run = self._source.run
-        score = functools.partial(
-            token_log_probs, self._source.model, params, chunk=run.loss_chunk, temperature=self._rollout.temperature
-        )
         # As many rows at a time as in the training step.
-        return map_rows(score, batch, run.accumulate)
+        return map_rows(numbers, batch, run.accumulate)
 
     def _notice(self, values: dict[str, float], parts: Sequence[RolloutPart]) -> None:
-        # A KL divergence in the loss is learned from at equal rewards too; one in the reward is part of the advantages.
-        if not self._policy.kl_in_loss:
+        if self._estimator.equal:
             self._equal.note(values, parts)
         if values["unended_share"] > UNENDED and not self._unended_noticed:
             self._unended_noticed = True
@@ -193,12 +218,12 @@ class RolloutFeed(Feed):
             self._source.notify(f"{values['unended_share']:.0%} of the responses are cut off before an end mark; {fix}")
 
 
-def _ratio_error(scored: _ScoredRows, responses: Responses, first: list[int]) -> float:
+def _ratio_error(old: Float32[np.ndarray, "B T"], responses: Responses, first: list[int]) -> float:
     """Return the largest |probability in training / probability when sampled - 1| of a response's token."""
     at = np.array(first)[:, None] + np.arange(responses.tokens.shape[1])  # [B, R]
-    old = np.take_along_axis(scored.old, np.minimum(at, scored.old.shape[1] - 1), 1)
+    sampled = np.take_along_axis(old, np.minimum(at, old.shape[1] - 1), 1)
     counted = np.arange(at.shape[1]) < responses.lengths[:, None]
-    return float(np.abs(np.expm1(np.where(counted, old - responses.log_probs, 0.0))).max())
+    return float(np.abs(np.expm1(np.where(counted, sampled - responses.log_probs, 0.0))).max())
 
 
 def _gather(values: Float64[np.ndarray, " n"], local: Int64[np.ndarray, " n"], rows: int) -> Float64[np.ndarray, " B"]:

@@ -1,4 +1,4 @@
-"""Numbers about a rollout: rewards, divergence from the reference, lengths, and groups without a learning signal."""
+"""Numbers about a rollout: rewards, divergence from the reference, lengths, and whether there is a learning signal."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -10,7 +10,7 @@ from jaxtyping import Float64, Int64
 from train.rollouts.rewards import Completion
 
 MOST_EQUAL = 20
-"""Consecutive rollouts whose rewards are all equal after which the run ends."""
+"""Consecutive rollouts whose advantages are all 0 after which the run ends."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -26,6 +26,7 @@ class RolloutPart:
     rewards: Float64[np.ndarray, " B"]
     """Sums of the reward functions, without a KL divergence."""
     advantages: Float64[np.ndarray, " B"]
+    """That of each response; the mean of those of its tokens, if these have their own."""
     log_ratios: Float64[np.ndarray, " B"] | None
     """Log-probability of each response minus that under the reference, in nats; None without a reference."""
     ratio_error: float
@@ -36,7 +37,8 @@ def measure(parts: Sequence[RolloutPart]) -> dict[str, float]:
     """Return the numbers of a rollout by name, all but `ratio_error` as in `train.run.metric_definitions`.
 
     reward and reward_deviation: mean and standard deviation over responses. kl: mean log-ratio to the reference, an unbiased
-    estimate of the KL divergence in nats, if there is one. equal_groups: share of prompts whose responses have equal rewards.
+    estimate of the KL divergence in nats, if there is one. equal_groups: share of prompts whose responses have equal rewards, if
+    there are several to each.
     """
     joined = {name: np.concatenate([getattr(part, name) for part in parts]) for name in ("lengths", "ended", "rewards")}
     by_prompt = np.concatenate([part.rewards.reshape(-1, part.samples) for part in parts])
@@ -48,17 +50,17 @@ def measure(parts: Sequence[RolloutPart]) -> dict[str, float]:
         **({"kl": float(np.concatenate(ratios).mean())} if ratios else {}),
         "response_length": float(joined["lengths"].mean()),
         "unended_share": float(1 - joined["ended"].mean()),
-        "equal_groups": float((by_prompt == by_prompt[:, :1]).all(1).mean()),
+        **({"equal_groups": float((by_prompt == by_prompt[:, :1]).all(1).mean())} if by_prompt.shape[1] > 1 else {}),
         "ratio_error": max(part.ratio_error for part in parts),
     }
 
 
 class EqualRewards:
-    """Counter of consecutive rollouts from which nothing is learned, because the responses to each prompt have equal rewards."""
+    """Counter of consecutive rollouts from which nothing is learned, because all advantages are 0."""
 
-    def __init__(self, notify: Callable[[str], None]) -> None:
-        """Store the function that shows a line."""
-        self._notify, self._count, self._reward = notify, 0, 0.0
+    def __init__(self, notify: Callable[[str], None], equal: str) -> None:
+        """Store the function that shows a line, and the words for what is so if all advantages are 0."""
+        self._notify, self._text, self._count, self._reward = notify, equal, 0, 0.0
 
     def note(self, values: Mapping[str, float], parts: Sequence[RolloutPart]) -> None:
         """Count a rollout with the numbers of `measure`; the first in a row is reported."""
@@ -72,4 +74,4 @@ class EqualRewards:
         return f"{MOST_EQUAL} rollouts in a row: {self._equal()}" if self._count >= MOST_EQUAL else ""
 
     def _equal(self) -> str:
-        return f"all responses to a prompt have the same reward (mean {self._reward:g})"
+        return f"{self._text} (mean {self._reward:g})"

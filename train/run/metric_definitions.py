@@ -116,6 +116,13 @@ METRICS: dict[str, Metric] = {
         note="share of prompts whose responses have equal rewards",
         better=None,
     ),
+    "explained_variance": Metric(
+        label="explained variance",
+        note="of the returns of tokens by their values: 1 = all, 0 = no more than by their mean",
+        better=None,
+    ),
+    "mean_value": Metric(label="mean value", note="mean over tokens of the rewards to come, as the model predicts", better=None),
+    "mean_return": Metric(label="mean return", note="mean over tokens of the rewards to come, as estimated", better=None),
     "majority_share": Metric(
         label="majority class", note="share of the most frequent class: the accuracy of always predicting it", better=None
     ),

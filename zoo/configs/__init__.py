@@ -36,6 +36,7 @@ Objective = Literal[
     "dpo",
     "kto",
     "policy",
+    "ppo",
 ]
 Implementation = Literal["auto", "reference", "xla", "blocked", "cudnn", "tokamax", "splash"]
 Precision = Literal["auto", "float32", "bfloat16"]

@@ -34,7 +34,7 @@ from zoo.nn.layers import (
 )
 from zoo.sharding import BATCH, Rules, constrain
 
-OBJECTIVES = ("causal", "instruction", "preference", "dpo", "kto", "policy")
+OBJECTIVES = ("causal", "instruction", "preference", "dpo", "kto", "policy", "ppo")
 SHARDING: Rules = ()
 LORA = ("c_attn",)
 """Names of the published matrices that have adapters by default (`zoo.lora`)."""

@@ -43,7 +43,7 @@ from zoo.nn.layers import (
 )
 from zoo.sharding import BATCH, Rules, constrain
 
-OBJECTIVES = ("denoising", "text_to_text", "preference", "dpo", "kto", "policy")
+OBJECTIVES = ("denoising", "text_to_text", "preference", "dpo", "kto", "policy", "ppo")
 SHARDING: Rules = (
     (r"relative/embedding", (None, "tensor")),
     (r"unembed/embedding", ("tensor", "fsdp")),

@@ -38,7 +38,7 @@ from zoo.nn.unequal_head_sizes import KeySizedCrossAttention, KeySizedSelfAttent
 from zoo.ops import positions
 from zoo.sharding import BATCH, Rules, constrain
 
-OBJECTIVES = ("text_to_text", "preference", "dpo", "kto", "policy")
+OBJECTIVES = ("text_to_text", "preference", "dpo", "kto", "policy", "ppo")
 SHARDING: Rules = (
     (r"unembed/bias", ("tensor",)),
     (r"(encoder|decoder)/positions/embedding", (None, "fsdp")),

@@ -49,7 +49,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     labelled_files.put(folder / "preference.jsonl", pairs)
     answers = [{"prompt": f"A sea of {n}.", "completion": f" {n}.", "label": n % 2 == 0} for n in range(20)]
     labelled_files.put(folder / "kto.jsonl", answers)
-    labelled_files.put(folder / "policy.jsonl", [{"prompt": f"{n}+1="} for n in range(20)])
+    labelled_files.put(folder / "prompts.jsonl", [{"prompt": f"{n}+1="} for n in range(20)])
     for kind in ("wordpiece", "gpt"):
         (folder / kind).mkdir()
         Tokenizer.train(chapters[:2], 400, kind).save(folder / kind)
@@ -63,7 +63,7 @@ def with_data(run: run_config.Run, files: Path) -> run_config.Run:
     run = tiny.with_options(run, distillation=Distillation()) if run.teacher else run
     other = "labelled" if run.recipe.startswith("fine") else "text"
     kinds = {"denoising": "text", "text_to_text": "pairs", "instruction": "instruction"}
-    kinds |= {"preference": "preference", "dpo": "preference", "kto": "kto", "policy": "policy"}
+    kinds |= {"preference": "preference", "dpo": "preference", "kto": "kto", "policy": "prompts", "ppo": "prompts"}
     kind = kinds.get(run.objective, other)
     if run.objective in ("dpo", "kto"):
         # tests/train/weights/test_reference.py compares the field of a reference.
@@ -72,11 +72,11 @@ def with_data(run: run_config.Run, files: Path) -> run_config.Run:
         pairs = dataclasses.replace(run.options.pairs, source=(str(files / "source.txt"),), target=(str(files / "target.txt"),))
         run = tiny.with_options(run, pairs=pairs)
     else:
-        file_kind = kind if kind == "preference" else run.objective
+        file_kind = kind if kind in ("preference", "prompts") else run.objective
         named = "book.jsonl" if kind == "text" else next(files.glob(f"{file_kind}.*")).name
         run = dataclasses.replace(run, data=dataclasses.replace(data, paths=(str(files / named),)))
     wanted = {"vocab": 500}
-    if kind in ("labelled", "preference", "kto", "policy"):
+    if kind in ("labelled", "preference", "kto", "prompts"):
         wanted = {"path": str(files / ("wordpiece" if kind == "labelled" else "gpt"))}
     return dataclasses.replace(run, tokenizer=dataclasses.replace(run.tokenizer, **wanted))
 

@@ -1,9 +1,7 @@
 """Policy gradients: expectations over all texts are the exact gradient, known optima, and settings that must agree."""
 
 import dataclasses
-import functools
 import itertools
-import types
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,8 +11,9 @@ import numpy as np
 import pytest
 
 from tests.support import preferences, responses, tiny
-from tests.support.enumeration import PREFIXES, TEXTS, float64, text_log_probs
-from tests.support.small import random_params, small
+from tests.support.enumeration import TEXTS, float64
+from tests.support.small import small
+from tests.support.toy_policy import BETA, LIMIT, OPTIONS, REWARDS, distance, error, exact, flat, tabular, toy
 from train.config import run_config
 from train.config.data_options import PromptData
 from train.config.policy_options import Policy
@@ -28,15 +27,11 @@ from train.objectives.feedback import policy
 from train.objectives.feedback.policy import PolicyGradient
 from train.rows.preference_rows import Side
 from train.rows.response_rows import ResponseRow
-from zoo import models
-from zoo.batch import Batch, Output
+from zoo.batch import Batch
 from zoo.errors import BadInput
 
-OPTIONS: dict[str, Any] = dict(seeds=None, carry={}, smoothing=0.0, chunk=0)
-LIMIT, BETA = 3, 0.5
 PAIRS = np.array(list(itertools.product(range(len(TEXTS)), repeat=2)))
 """All groups of two responses, as numbers of texts: the expectation over groups is a sum over these."""
-REWARDS = np.random.default_rng(0).standard_normal(len(TEXTS))
 # Compiled once for all losses and their gradients.
 compiled = jax.jit(token_log_probs, static_argnums=0, static_argnames=("chunk", "temperature"))
 
@@ -48,53 +43,13 @@ def in_float64(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         yield
 
 
-def wide(tree: Any) -> Any:
-    return jax.tree.map(lambda leaf: jnp.asarray(np.float64(leaf) if leaf.dtype == np.float32 else leaf), tree)
-
-
 # --- Exact gradients ---
 
 
-@functools.cache
-def toy(family: str) -> tuple[Any, Any, Any, Batch]:
-    """Return a model of one layer, its parameters, those of a reference, and all pairs of texts as rows, in float64."""
-    net = small(family, vocab=3, layers=1, **({"decoder_layers": 1} if family == "t5" else {}))
-    params = wide(random_params(net))
-    reference = jax.tree.map(lambda leaf: 0.7 * leaf, params)
-    prompt = (1, 0, 2) if net.is_encoder_decoder else (0, 1)
-    texts = [TEXTS[number] for number in PAIRS.reshape(-1)]
-    rows = responses.rows(net, [prompt] * len(texts), texts, length=len(prompt) + LIMIT, target_length=LIMIT)
-    return net, params, reference, wide(rows)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def log_probs_of_texts(net: Any, params: Any, batch: Batch) -> jax.Array:
-    """Return the log-probability of each row's response by the definition."""
-    logs = jax.nn.log_softmax(net.unembed(params, net.apply(params, batch).hidden)[..., :3])
-    return (jnp.take_along_axis(logs, batch.targets[..., None], -1)[..., 0] * batch.weights).sum(1)
-
-
-def each_text(family: str, params: Any) -> jax.Array:
-    net, _, _, batch = toy(family)
-    return log_probs_of_texts(net, params, batch)[1 : 2 * len(TEXTS) : 2]
-
-
-def exact(family: str, rewards: np.ndarray, beta: float) -> Any:
-    """Return the gradient of the expected reward minus beta times the KL divergence to the reference."""
-    _, params, reference, _ = toy(family)
-    reference_logs = each_text(family, reference)
-
-    def objective(params: Any) -> jax.Array:
-        logs = each_text(family, params)
-        return (jnp.exp(logs) * (rewards - beta * (logs - reference_logs))).sum()
-
-    assert float(jnp.exp(each_text(family, params)).sum()) == pytest.approx(1, abs=1e-12)
-    return jax.grad(objective)(params)
-
-
-def expected(net: Any, params: Any, reference: Any, batch: Batch, options: Policy, rewards: np.ndarray) -> Any:
-    """Return the gradient of the objective's loss over all pairs, each weighted by its probability."""
+def expected(net: Any, params: Any, reference: Any, texts: Batch, options: Policy, rewards: np.ndarray) -> Any:
+    """Return the gradient of the objective's loss over all pairs of texts, each weighted by its probability."""
     objective = PolicyGradient(options, Rollout(samples=2, tokens=LIMIT))
+    batch = jax.tree.map(lambda leaf: leaf[PAIRS.reshape(-1)], texts)
     old, of_reference = (compiled(net, which, batch, chunk=0, temperature=1.0) for which in (params, reference))
     logs, reference_logs = old.sum(1)[1 : 2 * len(TEXTS) : 2], of_reference.sum(1)[1 : 2 * len(TEXTS) : 2]
     returns = rewards if options.kl_in_loss else rewards - options.beta * np.asarray(logs - reference_logs)
@@ -112,15 +67,6 @@ def expected(net: Any, params: Any, reference: Any, batch: Batch, options: Polic
         return sum(terms[name] / divisors[name] for name in terms)
 
     return jax.grad(loss)(params)
-
-
-def flat(tree: Any) -> np.ndarray:
-    return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)])
-
-
-def error(estimate: Any, true: Any, scale: float) -> float:
-    """Return the relative error of `scale` times a gradient."""
-    return float(np.linalg.norm(scale * flat(estimate) - flat(true)) / np.linalg.norm(flat(true)))
 
 
 EXACT: dict[str, tuple[Policy, float]] = {
@@ -153,41 +99,19 @@ def test_means_over_responses_and_a_log_ratio_in_the_loss_are_noticed(in_float64
 # --- The optimum ---
 
 
-def tabular() -> tuple[Any, Batch]:
-    """Return a model whose parameters are the logits after each prefix, and all pairs of texts after a prompt of one token."""
-
-    def apply(cfg: Any, params: Any, batch: Batch, **_: Any) -> Output:
-        first, second = batch.tokens[:, 1] % 2, batch.tokens[:, 2] % 2
-        prefix = jnp.stack([0 * first, 1 + first, 3 + 2 * first + second, 0 * first], 1)
-        return Output(hidden=params.reshape(len(PREFIXES), 3)[prefix])
-
-    module: Any = types.ModuleType("tabular")
-    module.apply, module.unembed = apply, lambda cfg, params, hidden: hidden
-    gpt, texts = small("gpt", vocab=3), [TEXTS[number] for number in PAIRS.reshape(-1)]
-    batch = wide(responses.rows(gpt, [(0,)] * len(texts), texts, length=1 + LIMIT, target_length=0))
-    return models.Model(family="gpt", config=gpt.config, module=module), batch
-
-
-def distance(options: Policy, scale: float, steps: int, rate: float) -> float:
-    """Return the total variation to the optimum, pi_ref exp(R / beta) / Z, after natural gradient steps from the reference."""
-    net, batch = tabular()
-    reference = jnp.asarray(np.random.default_rng(1).standard_normal(3 * len(PREFIXES)))
-    jacobian = jax.jit(jax.jacobian(text_log_probs))
-    table, target = reference, jax.nn.softmax(text_log_probs(reference) + REWARDS / BETA)
-    for _ in range(steps):
-        slope = jacobian(table)
-        fisher = slope.T @ (jnp.exp(text_log_probs(table))[:, None] * slope)
-        gradient = scale * expected(net, table, reference, batch, options, REWARDS)
-        table = table + rate / BETA * np.linalg.lstsq(fisher, gradient, rcond=1e-10)[0]
-    return 0.5 * float(jnp.abs(jnp.exp(text_log_probs(table)) - target).sum())
-
-
 @pytest.mark.full
 def test_the_optimum_with_the_kl_divergence_in_the_reward_is_reached(in_float64: None) -> None:
+    net, texts = tabular()
+
+    def gradient(options: Policy, scale: float) -> Any:
+        return lambda table, reference: (
+            scale * expected(net, {"table": table}, {"table": reference}, texts, options, REWARDS)["table"]
+        )
+
     for name, (options, scale) in EXACT.items():
-        assert distance(options, scale, 20, 0.7) <= 1e-3, name
+        assert distance(gradient(options, scale), 20, 0.7) <= 1e-3, name
     in_loss = dataclasses.replace(EXACT["Dr. GRPO"][0], kl="loss")
-    assert distance(in_loss, -2 * LIMIT, 40, 0.2) > 0.05
+    assert distance(gradient(in_loss, -2 * LIMIT), 40, 0.2) > 0.05
 
 
 # --- Settings that agree ---
@@ -221,7 +145,7 @@ def test_the_first_step_has_ratio_1_and_no_clip(kind: Any) -> None:
     log_probs, _, weights, advantage = numbers()
 
     def loss(values: Any, low: float, high: float, advantage: Any = advantage) -> Any:
-        return (clipped_losses(ratios(values, log_probs, weights, kind), advantage, low, high) * weights).sum()
+        return (clipped_losses(ratios(values, log_probs, weights, kind), advantage[:, None], low, high) * weights).sum()
 
     assert (ratios(log_probs, log_probs, weights, kind) == 1).all()
     gradients = [jax.grad(loss)(log_probs, *clip) for clip in ((0.2, 0.2), (1e-6, 1e-6), (1.0, 1e9))]

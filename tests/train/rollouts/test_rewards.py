@@ -76,7 +76,7 @@ def test_functions_are_imported_from_the_working_directory(tmp_path: Path, monke
 
 def test_rollouts_without_a_signal_are_reported_once_and_end_the_run_after_many() -> None:
     lines: list[str] = []
-    counter, equal, unequal = EqualRewards(lines.append), np.zeros(4), np.array([0.0, 0.0, 1.0, -1.0])
+    counter, equal, unequal = EqualRewards(lines.append, "all rewards are equal"), np.zeros(4), np.array([0.0, 0.0, 1.0, -1.0])
 
     def note(advantages: np.ndarray) -> None:
         lengths, rewards = np.ones(4, np.int64), np.full(4, 0.5)
@@ -85,7 +85,7 @@ def test_rollouts_without_a_signal_are_reported_once_and_end_the_run_after_many(
 
     for advantages in (equal, equal, unequal, *[equal] * (MOST_EQUAL - 1)):
         note(advantages)
-    reason = "all responses to a prompt have the same reward (mean 0.5)"
+    reason = "all rewards are equal (mean 0.5)"
     assert lines == [f"{reason} in this rollout, so nothing is learned from it"] * 2 and not counter.exhausted()
     note(equal)
     assert counter.exhausted() == f"{MOST_EQUAL} rollouts in a row: {reason}"
@@ -98,10 +98,10 @@ def test_groups_lie_on_one_device_and_checkpoints_between_rollouts():
         return tiny.run("policy", model=model, rollout=rollout, data=data, checkpoint=run_config.Checkpoint(every=5))
 
     mesh = device_mesh.make_mesh(run_config.Mesh(fsdp=2, tensor=2))
-    preparation.check(run(3, 5), mesh)
+    preparation.check(run(3, 5), mesh, least=2)
     with pytest.raises(
         BadInput, match=r"--rollout.samples 8: it does not divide the 6 rows .* --data.batch 24\); choose 2, 3, 6"
     ):
-        preparation.check(run(8, 5), mesh)
+        preparation.check(run(8, 5), mesh, least=2)
     with pytest.raises(BadInput, match=r"--checkpoint.every 5: .* --rollout.steps 3; choose a multiple, such as 6"):
-        preparation.check(run(3, 3), mesh)
+        preparation.check(run(3, 3), mesh, least=2)

@@ -14,10 +14,13 @@ from eval.scoring import scorers
 from tests.support import preferences, published, tiny
 from tests.support.small import random_params, small
 from train import trainer
+from train.checkpoints.checkpoints import Checkpoints
+from train.checkpoints.manifest import by_path
 from train.config import run_config
 from train.config.data_options import PromptData
 from train.config.lora_options import Lora
 from train.config.policy_options import Policy
+from train.config.ppo_options import Ppo
 from train.config.rollout_options import Rollout
 from train.data.example_types import Prompt
 from train.data.text_files import Document
@@ -35,7 +38,9 @@ from train.rows.mixture import Component, Mixture
 from train.run import metrics_file
 from train.run.run_dir import RunDir
 from train.tokenizers.tokenizer import Tokenizer
+from train.weights import import_export
 from train.weights.load import load
+from zoo import models
 from zoo.batch import Batch
 from zoo.errors import BadInput
 from zoo.models import Model
@@ -51,19 +56,22 @@ def low_ids(ids: list[list[int]], **_: Any) -> list[float]:
     return [float(np.mean(np.array(row or [257]) < 64)) for row in ids]
 
 
-def feed(net: Model = NET, devices: int = 1, folder: Path | None = None, **changes: Any) -> RolloutFeed:
-    """Return rollouts of 4 responses to 2 of 5 prompts of different lengths."""
+def feed(
+    net: Model = NET, devices: int = 1, folder: Path | None = None, name: str = "policy", beta: float = 0.0, **changes: Any
+) -> RolloutFeed:
+    """Return rollouts of 4 responses to 2 of 5 prompts of different lengths, for an objective with this KL divergence."""
     tokenizer = BYTES if net.family == "gpt" else preferences.tokenizer(net.family)
     options: dict[str, Any] = dict(rollout=ROLLOUT, data=PromptData(length=16, batch=2 * GROUP), precision="float32")
     options |= dict(checkpoint=run_config.Checkpoint(every=4)) | changes
-    run = tiny.run("policy", model=net.config, **options)
+    run = tiny.run(name, model=net.config, **{name: (Policy if name == "policy" else Ppo)(beta=beta)}, **options)
     examples = [Prompt(origin=f"p:{n}", prompt=" ".join(preferences.WORDS[:n])[: 2 * n], columns={}) for n in range(5)]
     rows = prompt_inputs.rows_of(examples, run, tokenizer)
     mixture = Mixture((Component("p", 1.0, [Document("p", "")], rows),))
     inputs = prompt_inputs.PromptInputs(tokenizer, mixture, rows, rows, rewards=(RewardFunction("t:low_ids", low_ids),))
     mesh = device_mesh.make_mesh(run_config.Mesh(), jax.devices()[:devices])
     local = device_mesh.local_rows(mesh, run.data.batch)
-    build = objective("policy").builder(run, tokenizer, inputs.counts)
+    bound: Any = objective(name).bind_abstract(run, mesh)
+    build = bound.builder(run, tokenizer, inputs.counts)
     source = FeedSource(
         run=run,
         model=net,
@@ -77,7 +85,7 @@ def feed(net: Model = NET, devices: int = 1, folder: Path | None = None, **chang
         process=0 if folder else 1,
         notify=lambda line: None,
     )
-    return RolloutFeed(source, params() if "policy" in changes else None)
+    return RolloutFeed(source, bound.estimator(), params() if beta else None)
 
 
 @functools.cache
@@ -143,11 +151,11 @@ def test_devices_change_no_text_and_advantages_only_by_rounding() -> None:
 
 def test_the_divergence_from_a_reference_lowers_the_reward() -> None:
     """Log-ratios to the parameters that sampled are 0; they grow with the change of the parameters."""
-    rollouts = feed(policy=Policy(beta=2.0))
+    rollouts = feed(beta=2.0)
     rollouts.batch(0, params())
     assert rollouts.metrics().values["kl"] == pytest.approx(0, abs=1e-5)
     changed = jax.tree.map(lambda leaf: leaf * 1.05, params())
-    batch, part = rollouts._respond(changed, rollouts._sampler.decoding_params(changed), 2)
+    (batch,), (part,), _ = rollouts._sample(changed, range(2, 3))
     assert part.log_ratios is not None and batch.extra is not None and np.abs(part.log_ratios).min() > 1e-3
     returns = (part.rewards - 2 * part.log_ratios).reshape(-1, GROUP)
     np.testing.assert_allclose(batch.extra["advantage"], (returns - returns.mean(1, keepdims=True)).ravel(), atol=1e-5)
@@ -169,13 +177,15 @@ def test_positions_that_count_padding_are_noticed(monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.full
-def test_the_reward_of_a_small_model_rises() -> None:
-    rollouts = feed(optim=run_config.Optim(lr=3e-2, warmup=0, schedule="constant"))
+@pytest.mark.parametrize("name", ["policy", "ppo"])
+def test_the_reward_of_a_small_model_rises(name: str) -> None:
+    rollouts = feed(name=name, optim=run_config.Optim(lr=3e-2, warmup=0, schedule="constant"))
     source, learned = rollouts._source, []
-    policy = objective("policy").bind(source.run, source.mesh)
-    built = assemble(source.run, NET, policy, source.mesh)
+    policy = objective(name).bind(source.run, source.mesh)
+    built, trained = assemble(source.run, NET, policy, source.mesh), policy.trained(NET)
     rollouts._source = dataclasses.replace(source, params=lambda state: state.params)
-    state = init_state(source.run, NET, built.tx, source.mesh, jax.tree.map(jax.numpy.copy, params()))
+    first = {**jax.tree.map(jax.numpy.copy, params()), **policy.added_params(NET).place(source.mesh, 0)}
+    state = init_state(source.run, NET, built.tx, source.mesh, first, trained.init, trained.sharding)
     for step in range(20):
         state, _ = built.engine.step(state, built.engine.shard_batch(rollouts.batch(step, state)), {})
         learned.append(rollouts.metrics().values["reward"])
@@ -197,8 +207,34 @@ def test_an_encoder_decoder_takes_a_step() -> None:
     assert np.isfinite(np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(gradient)])).all()
 
 
-def prepared(folder: Path) -> run_config.Run:
-    """Return a run on prompts and with a reward function in files, that begins with the published weights in `base`."""
+def test_each_pass_over_a_rollout_has_the_same_batches_with_values() -> None:
+    """The next rollout is of the prompts after them, and a run's last one of as many batches as it has steps."""
+    rollout = dataclasses.replace(ROLLOUT, steps=4, epochs=2, samples=1)
+    rollouts = feed(name="ppo", rollout=rollout, steps=9)
+    source = rollouts._source
+    kernel = np.random.default_rng(0).standard_normal((NET.config.width, 1)) / 8
+    whole = {**params(), "value": {"kernel": jax.numpy.asarray(kernel, np.float32)}}
+    batches = [rollouts.batch(step, whole) for step in range(9)]
+    assert all(same(batches[step], batches[step + 2]) for step in (0, 1, 4, 5)) and not same(batches[0], batches[1])
+    rows = [rollouts.rows_of(step).tolist() for step in range(9)]
+    assert rows == [source.batches.rows_of(number).tolist() for number in (0, 1, 0, 1, 2, 3, 2, 3, 4)]
+    assert shapes(batches[0]) == shapes(source.batches.shapes()) and source.run.batches == 5 and len(rollouts._batches) == 1
+    batch = batches[0]
+    assert batch.extra is not None and batch.weights is not None
+    counted = batch.weights > 0
+    values = (np.asarray(NET.apply(whole, jax.tree.map(jax.numpy.asarray, batch)).hidden) @ kernel)[..., 0]
+    np.testing.assert_allclose(batch.extra["value"], np.where(counted, values, 0), atol=1e-5)
+    metrics = rollouts.metrics().values
+    assert metrics.keys() >= {"reward", "explained_variance", "mean_value", "mean_return"} and "equal_groups" not in metrics
+    # Without a KL divergence, the return of the last token is its reward, the share of low ids.
+    for row, tokens in enumerate(counted):
+        last = np.flatnonzero(tokens)[-1]
+        ids = [token for token in batch.targets[row][tokens].tolist() if token != BYTES.end_of_text]
+        assert batch.extra["return"][row, last] == pytest.approx(low_ids([ids])[0], abs=1e-6)
+
+
+def prepared(folder: Path, name: str = "policy", **options: Any) -> run_config.Run:
+    """Return a run of an objective on prompts, with a reward function in a file, that begins with the weights in `base`."""
     (folder / "prompts.jsonl").write_text("".join(json.dumps({"prompt": f"{n}="}) + "\n" for n in range(20)))
     (folder / "low_ids.py").write_text(
         "def share(ids, **_):\n    return [sum(id < 64 for id in row) / max(len(row), 1) for row in ids]\n"
@@ -209,11 +245,11 @@ def prepared(folder: Path) -> run_config.Run:
         BYTES.save(folder / name)
     data = PromptData(paths=(str(folder / "prompts.jsonl"),), length=16, batch=32)
     return tiny.run(
-        "policy",
+        name,
         model=load(folder / "base").model.config,
         init=str(folder / "base"),
-        policy=Policy(beta=0.05),
-        rollout=Rollout(samples=4, tokens=TOKENS, steps=2, reward=("low_ids:share",)),
+        **{"policy": Policy(beta=0.05)} if name == "policy" else {},
+        rollout=Rollout(samples=4, tokens=TOKENS, steps=2, reward=("low_ids:share",), **options),
         optim=run_config.Optim(lr=3e-2, warmup=0, schedule="constant"),
         data=data,
         out=str(folder),
@@ -267,3 +303,39 @@ def test_a_run_ends_with_the_same_bits_when_it_is_stopped(
     # Adapters begin as the model that they are added to.
     train("adapted", steps=2, engine="pmap", lora=Lora(rank=2))
     assert (tmp_path / "adapted" / "rollouts" / "00000000.jsonl").read_bytes() == texts[0]["00000000.jsonl"]
+
+
+@pytest.mark.full
+def test_a_run_of_ppo_continues_with_its_value_head_and_exports_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A run that stopped ends with the bits of one that did not; adapters train beside the head."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ZOO_CACHE", str(tmp_path / "cache"))
+    run = dataclasses.replace(prepared(tmp_path, "ppo", epochs=2), steps=4, checkpoint=run_config.Checkpoint(every=2))
+    mesh = device_mesh.make_mesh(run.mesh)
+
+    def train(name: str, stop_at: int = 0, **changes: Any) -> Path:
+        monkeypatch.setattr(trainer.StopSignals, "agreed", lambda self, step: step == stop_at)
+        changed = dataclasses.replace(run, name=name, **changes)
+        trainer.run(changed, evaluate=scorers.scorer, on_end=lambda folder: None)
+        return tmp_path / name
+
+    def leaves(name: str) -> dict[str, Any]:
+        built = assemble(run, models.model(run.model), objective("ppo").bind(run, mesh), mesh)
+        restored = Checkpoints(tmp_path / name / "checkpoints", 2, notify=print).restore(built.state)
+        assert restored is not None
+        return by_path(restored[0])
+
+    steady, stopped = train("steady"), train("stopped", stop_at=1)
+    assert [folder.name for folder in (stopped / "checkpoints").glob("????????")] == ["00000002"]
+    train("stopped")
+    expected, reached = leaves("steady"), leaves("stopped")
+    assert expected.keys() == reached.keys() and all(np.array_equal(expected[path], reached[path]) for path in expected)
+    assert np.asarray(expected["params/value/kernel"]).any()
+    params, base = load(steady).params, load(tmp_path / "base").params
+    assert by_path(params).keys() == by_path(base).keys()
+    import_export.export(str(steady), str(tmp_path / "out"), step=None, last=0, shard=1.0, mesh=run_config.Mesh())
+    exported = load(tmp_path / "out").params
+    assert all(np.array_equal(*pair) for pair in zip(jax.tree.leaves(exported), jax.tree.leaves(params), strict=True))
+    adapted = train("adapted", steps=2, lora=Lora(rank=2))
+    texts = [(folder / "rollouts" / "00000000.jsonl").read_text() for folder in (steady, adapted)]
+    assert texts[0] == texts[1] and by_path(load(adapted).params).keys() == by_path(base).keys()

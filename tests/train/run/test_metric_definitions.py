@@ -47,7 +47,7 @@ SCORES: list[tuple[str, str, str, Any]] = [
     ("denoising", "t5", "", seq2seq.Score(**TEXT)),
     ("text_to_text", "t5", "", seq2seq.Score(**TEXT)),
     ("instruction", "gpt", "", seq2seq.Score(**TEXT)),
-    ("policy", "gpt", "", policy.Score(rewards=1.0, tokens=1, unended=0, prompts=1)),
+    *((name, "gpt", "", policy.Score(rewards=1.0, tokens=1, unended=0, prompts=1)) for name in ("policy", "ppo")),
     ("dpo", "gpt", "", dpo.Score(**dict.fromkeys(dpo.SUMS, 1.0), sft=0.0)),
     ("kto", "gpt", "", kto.summary(np.array([[1, 1], [0, 1], [0, 1], [0, 1], [2, 2]], np.float64), Kto())),
 ]

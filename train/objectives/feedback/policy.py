@@ -1,11 +1,12 @@
 """Policy gradients: make responses that the model sampled itself likelier or less likely by their rewards (GRPO, RLOO, ...)."""
 
+import abc
 import contextlib
 import dataclasses
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import numpy as np
@@ -19,6 +20,7 @@ from train.engine.log_probs import token_log_probs
 from train.engine.policy_losses import clipped_losses, divisor, kl_losses, loss_weights, ratios
 from train.objectives.base import Objective, check_predicts_words
 from train.rollouts import preparation
+from train.rollouts.estimators import Estimator, GroupEstimator
 from train.rollouts.feed import Feed, FeedSource
 from train.rollouts.reference import load_reference
 from train.rollouts.rollout_feed import RolloutFeed
@@ -30,36 +32,42 @@ from zoo.errors import require
 from zoo.models import Model
 
 
-@dataclasses.dataclass(frozen=True)
-class PolicyGradient(Objective):
-    """The expected reward of responses to prompts; see `train.config.policy_options.Policy`.
+class RolloutObjective(Objective):
+    """An objective of responses that the model in training samples itself.
 
-    The arrays of a response are those of `train.rows.response_rows`. Their advantages contain the rewards, and the KL divergence
-    unless it is in the loss.
+    Its options have a group of the objective's name with `beta`, the coefficient of a KL divergence to the model of --init.
     """
 
-    NAME = "policy"
     DATA = "prompts"
-
-    options: Policy
-    rollout: Rollout
+    LEAST: ClassVar[int] = 1
+    """Responses to each prompt that it needs."""
 
     @classmethod
-    def bind(cls, run: Run, mesh: Mesh) -> "PolicyGradient":
+    @abc.abstractmethod
+    def of_options(cls, options: Any) -> "RolloutObjective":
+        """Return the objective with the options of a run."""
+
+    @abc.abstractmethod
+    def estimator(self) -> Estimator:
+        """Return the function from rewards to advantages."""
+
+    @classmethod
+    def bind(cls, run: Run, mesh: Mesh) -> "RolloutObjective":
         """Return the objective of a run.
 
         Raises:
             BadInput: a KL divergence without --init, or as `train.rollouts.preparation.check`.
         """
+        beta = cls._beta(run)
         fix = "the KL divergence is to the model of --init, which is not set; name one, or choose 0"
-        require(bool(run.init) or run.options.policy.beta == 0, "policy.beta", run.options.policy.beta, fix)
-        preparation.check(run, mesh)
+        require(bool(run.init) or beta == 0, f"{cls.NAME}.beta", beta, fix)
+        preparation.check(run, mesh, least=cls.LEAST)
         return cls.bind_abstract(run, mesh)
 
     @classmethod
-    def bind_abstract(cls, run: Run, mesh: Mesh) -> "PolicyGradient":
+    def bind_abstract(cls, run: Run, mesh: Mesh) -> "RolloutObjective":
         """Return the objective as `bind` does; a KL divergence needs no --init, since its numbers are part of the batch."""
-        return cls(run.options.policy, run.options.rollout)
+        return cls.of_options(run.options)
 
     @classmethod
     def builder(cls, run: Run, tokenizer: Tokenizer, counts: Callable[[], Int64[np.ndarray, " V"]]) -> Build:
@@ -69,13 +77,21 @@ class PolicyGradient(Objective):
             BadInput: the model has a reward head and predicts no tokens, or the tokenizer does not fit it.
         """
         check_predicts_words(run)
-        options = run.options
-        build_row = row_builder(run.model, tokenizer, target_length=options.rollout.tokens, reference=options.policy.kl_in_loss)
+        build_row = cls.row_builder(run, tokenizer)
 
         def build(rng: np.random.Generator, row: ResponseRow, length: int) -> dict[str, Any]:
             return build_row(row, length)
 
         return build
+
+    @classmethod
+    @abc.abstractmethod
+    def row_builder(cls, run: Run, tokenizer: Tokenizer) -> Callable[[ResponseRow, int], dict[str, Any]]:
+        """Return the function (row, length) -> its fields of `Batch`.
+
+        Raises:
+            BadInput: the tokenizer does not fit the model.
+        """
 
     @classmethod
     def extend_inputs(cls, run: Run, mesh: Mesh, inputs: Any, cache: Path, *, progress: Callable[[int, int], None]) -> Any:
@@ -84,7 +100,7 @@ class PolicyGradient(Objective):
         Raises:
             BadInput: as `train.rollouts.preparation.extend_inputs`.
         """
-        return preparation.extend_inputs(run, inputs)
+        return preparation.extend_inputs(run, inputs, cls._beta(run))
 
     def feed(self, source: FeedSource, first: int) -> AbstractContextManager[Feed]:
         """Return the batches of responses that the model samples itself.
@@ -92,8 +108,46 @@ class PolicyGradient(Objective):
         Raises:
             BadInput: as `train.rollouts.reference.load_reference`.
         """
-        reference = load_reference(source.run, source.model, source.mesh) if self.options.beta else None
-        return contextlib.nullcontext(RolloutFeed(source, reference))
+        reference = load_reference(source.run, source.model, source.mesh) if self._beta(source.run) else None
+        return contextlib.nullcontext(RolloutFeed(source, self.estimator(), reference))
+
+    @classmethod
+    def _beta(cls, run: Run) -> float:
+        return getattr(run.options, cls.NAME).beta
+
+
+@dataclasses.dataclass(frozen=True)
+class PolicyGradient(RolloutObjective):
+    """The expected reward of responses to prompts; see `train.config.policy_options.Policy`.
+
+    The arrays of a response are those of `train.rows.response_rows`. Their advantages contain the rewards, and the KL divergence
+    unless it is in the loss.
+    """
+
+    NAME = "policy"
+    LEAST = 2
+
+    options: Policy
+    rollout: Rollout
+
+    @classmethod
+    def of_options(cls, options: Any) -> "PolicyGradient":
+        """Return the objective with the options of a run."""
+        return cls(options.policy, options.rollout)
+
+    def estimator(self) -> Estimator:
+        """Return the advantages over the other responses to a prompt."""
+        return GroupEstimator(self.options)
+
+    @classmethod
+    def row_builder(cls, run: Run, tokenizer: Tokenizer) -> Callable[[ResponseRow, int], dict[str, Any]]:
+        """Return the function of `train.rows.response_rows`.
+
+        Raises:
+            BadInput: the tokenizer does not fit the model.
+        """
+        options = run.options
+        return row_builder(run.model, tokenizer, target_length=options.rollout.tokens, reference=options.policy.kl_in_loss)
 
     def weights(self, batch: Batch) -> dict[str, jax.Array]:
         """Return the divisor of the loss, and with --policy.kl loss that of the KL divergence, which is the same."""
@@ -112,7 +166,7 @@ class PolicyGradient(Objective):
         options, extra, counted = self.options, batch.extra, batch.weights
         log_probs = token_log_probs(model, params, batch, chunk=chunk, temperature=self.rollout.temperature)
         ratio = ratios(log_probs, extra["old"], counted, options.ratio)
-        losses = clipped_losses(ratio, extra["advantage"], options.clip_low, options.clip_high)
+        losses = clipped_losses(ratio, extra["advantage"][:, None], options.clip_low, options.clip_high)
         factors = loss_weights(counted, options.aggregation)
         terms = {"policy": (losses * factors).sum()}
         if options.kl_in_loss:

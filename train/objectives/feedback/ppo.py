@@ -1,0 +1,95 @@
+"""Proximal policy optimization with a value head (Schulman et al. 2017; for text: Ziegler et al. 2019, Stiennon et al. 2020)."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from train.config.ppo_options import Ppo
+from train.config.rollout_options import Rollout
+from train.config.run_config import Run
+from train.engine.log_probs import token_log_probs
+from train.engine.policy_losses import clipped_losses, ratios
+from train.engine.ppo import value_losses
+from train.engine.state_init import TrainedParams
+from train.engine.value_head import token_values, value_head
+from train.objectives.feedback.policy import RolloutObjective
+from train.rollouts.estimators import Estimator, ValueEstimator
+from train.rows.response_rows import ResponseRow, row_builder
+from train.tokenizers.tokenizer import Tokenizer
+from zoo.batch import Batch
+from zoo.models import Model
+
+
+@dataclasses.dataclass(frozen=True)
+class ProximalPolicy(RolloutObjective):
+    """The rewards of the tokens of responses, compared with their values; see `train.config.ppo_options.Ppo`.
+
+    The arrays of a response are those of `train.rows.response_rows`, with four numbers of each token in `extra`, float32 [T]: its
+    log-probability and its value at the start of the rollout, its advantage, and its return.
+    """
+
+    NAME = "ppo"
+
+    options: Ppo
+    rollout: Rollout
+
+    @classmethod
+    def of_options(cls, options: Any) -> "ProximalPolicy":
+        """Return the objective with the options of a run."""
+        return cls(options.ppo, options.rollout)
+
+    def estimator(self) -> Estimator:
+        """Return generalized advantage estimation."""
+        return ValueEstimator(self.options)
+
+    @classmethod
+    def row_builder(cls, run: Run, tokenizer: Tokenizer) -> Callable[[ResponseRow, int], dict[str, Any]]:
+        """Return the function of `train.rows.response_rows`, with numbers of 0: the rollout computes them.
+
+        Raises:
+            BadInput: the tokenizer does not fit the model.
+        """
+        build_row = row_builder(run.model, tokenizer, target_length=run.options.rollout.tokens)
+
+        def build(row: ResponseRow, length: int) -> dict[str, Any]:
+            fields = build_row(row, length)
+            names = ("old", "advantage", "value", "return")
+            return fields | {"extra": {name: np.zeros_like(fields["weights"]) for name in names}}
+
+        return build
+
+    def added_params(self, model: Model) -> TrainedParams:
+        """Return the value head."""
+        return value_head(model)
+
+    def weights(self, batch: Batch) -> dict[str, jax.Array]:
+        """Return the number of tokens of all responses, the divisor of both terms."""
+        assert batch.weights is not None
+        return dict.fromkeys(("ppo", "value"), batch.weights.sum())
+
+    def loss(
+        self, model: Model, params: Any, batch: Batch, frozen: Any, *, seeds: Any, carry: Any, smoothing: float, chunk: int
+    ) -> tuple[dict[str, jax.Array], Any]:
+        """Return the summed losses of the tokens and, times their weight, of the values, and the model's carry.
+
+        There is no dropout: it would make the ratios noise (`seeds` is not used).
+        """
+        assert batch.weights is not None and batch.extra is not None
+        options, extra, counted = self.options, batch.extra, batch.weights
+        hidden = model.apply(params, batch).hidden
+        log_probs = token_log_probs(model, params, batch, hidden=hidden, chunk=chunk, temperature=self.rollout.temperature)
+        losses = clipped_losses(ratios(log_probs, extra["old"], counted, "token"), extra["advantage"], options.clip, options.clip)
+        of_values = value_losses(token_values(params, hidden), extra["value"], extra["return"], options.value_clip)
+        terms = {"ppo": (losses * counted).sum(), "value": options.value_weight * (of_values * counted).sum()}
+        return terms, carry
+
+    def forward_flops(self, model: Model, batch: Batch) -> float:
+        """Return the matrix-product FLOPs of the forward pass with the value head."""
+        rows, length = batch.tokens.shape
+        return model.flops(batch) + 2.0 * rows * length * model.config.width
+
+
+OBJECTIVE = ProximalPolicy
