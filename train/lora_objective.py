@@ -52,10 +52,10 @@ class LoraObjective(Objective):
         """Return the adapters, the head of a fine-tuned model, and what the objective adds."""
         return weights.trained(model, self.adapters).beside(self.added_params(model))
 
-    def model_params(self, params: Any, frozen: Any) -> Any:
+    def loss_params(self, params: Any, frozen: Any) -> Any:
         """Return the frozen parameters with the adapters added."""
         merged = adapters.merge(self.model.config, self.adapters, frozen["base"], params)
-        return self.objective.model_params(merged, frozen["objective"])
+        return self.objective.loss_params(merged, frozen["objective"])
 
     def initial_params(self, model: Model, params: Any) -> Any:
         """Return the initial parameters of the wrapped objective; `begin` creates the adapters."""
@@ -151,18 +151,18 @@ def resume(
     return dataclasses.replace(objective, base=base), {"base": metadata["base"]}
 
 
-def to_model_params(objective: Objective, model: Model, mesh: Mesh) -> Callable[[Any], Any]:
+def to_loss_params(objective: Objective, model: Model, mesh: Mesh) -> Callable[[Any], Any]:
     """Return a function from trained parameters to those of the model and those that the objective adds."""
-    if type(objective).model_params is Objective.model_params:
+    if type(objective).loss_params is Objective.loss_params:
         return lambda params: params
     shapes = weights.abstract_params(weights.trained(model, None).beside(objective.added_params(model)), mesh)
-    merge = jax.jit(objective.model_params, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, shapes))
+    merge = jax.jit(objective.loss_params, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, shapes))
 
-    def model_params(params: Any) -> Any:
+    def loss_params(params: Any) -> Any:
         with jax.set_mesh(mesh):
             return merge(params, objective.frozen_inputs())
 
-    return model_params
+    return loss_params
 
 
 def facts(objective: Objective) -> dict[str, str]:

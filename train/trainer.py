@@ -224,11 +224,11 @@ def _run(
                 if text:
                     console.sample(text)
 
-        model_params = lora_objective.to_model_params(objective, model, mesh)
+        loss_params = lora_objective.to_loss_params(objective, model, mesh)
         added = jax.eval_shape(lambda: objective.added_params(model).init(jax.random.key(0)))
 
         def scored(trained: Any) -> Any:
-            return {name: part for name, part in model_params(trained).items() if name not in added}
+            return {name: part for name, part in loss_params(trained).items() if name not in added}
 
         validate = scorer(data.validation_rows(run).subsample(run.log.validate_rows))
         source = FeedSource(
@@ -239,7 +239,7 @@ def _run(
             data=data,
             batches=batches,
             local=local_rows,
-            params=lambda state: model_params(engine.get(state).params),
+            params=lambda state: loss_params(engine.get(state).params),
             folder=folder,
             process=process,
             notify=console.notice,
@@ -374,7 +374,7 @@ def _implementations(run: run_config.Run, model: Model, objective: Objective, ba
     dtype = DTYPES[run.precision]
 
     def loss(params: Any, batch: Batch, seeds: Any, frozen: Any, carry: Any) -> Any:
-        cast = cast_params(objective.model_params(params, frozen), dtype)
+        cast = cast_params(objective.loss_params(params, frozen), dtype)
         batch = objective.complete_batch(model, lambda: cast, batch, frozen, reduce=lambda x: x, num_micro=1, chunk=0)
         return objective.loss(model, cast, batch, frozen, seeds=seeds, carry=carry, smoothing=0.0, chunk=0)
 

@@ -153,7 +153,7 @@ def _batch_program(run: run_config.Run, mesh: Mesh, *, train: bool) -> Any:
         return assembled.engine.trace(state, batch, frozen), arguments, objective.flops(model, batch)
 
     def forward(params: Any, batch: Batch, carry: Any, frozen: Any) -> Any:
-        cast = cast_params(objective.model_params(params, frozen), DTYPES[run.precision])
+        cast = cast_params(objective.loss_params(params, frozen), DTYPES[run.precision])
         options: dict[str, Any] = {"reduce": lambda x: x, "num_micro": 1, "chunk": run.loss_chunk}
         batch = objective.complete_batch(model, lambda: cast, batch, frozen, **options)
         return objective.loss(model, cast, batch, frozen, seeds=None, carry=carry, smoothing=0.0, chunk=run.loss_chunk)

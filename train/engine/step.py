@@ -35,7 +35,7 @@ class StepObjective(Protocol):
         """Return the initializer and the sharding of the parameters that the step updates."""
         ...
 
-    def model_params(self, params: Any, frozen: Any) -> Any:
+    def loss_params(self, params: Any, frozen: Any) -> Any:
         """Return the parameters of the model, given those that the step updates."""
         ...
 
@@ -75,7 +75,7 @@ def make_step(run: run_config.Run, model: Model, objective: StepObjective, tx: o
 
     def step(state: State, batch: Batch, frozen: Any = {}, *, reduce: Callable[[Any], Any] = lambda x: x):  # noqa: B006
         def cast(params: Any) -> Any:
-            return cast_params(objective.model_params(params, frozen), dtype)
+            return cast_params(objective.loss_params(params, frozen), dtype)
 
         # Computed outside of the loss, so that no gradient is taken through these numbers.
         options: dict[str, Any] = {"reduce": reduce, "num_micro": run.accumulate, "chunk": run.loss_chunk}

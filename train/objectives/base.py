@@ -157,7 +157,7 @@ class Objective(abc.ABC):
     def trained_params(self, model: Model, key: jax.Array) -> Any:
         """Return random initial values of the parameters that the optimizer updates, float32: by default those of the model.
 
-        This function is traced, and its result is created sharded. Scores and exports read it through `model_params`.
+        This function is traced, and its result is created sharded. Scores and exports read it through `loss_params`.
 
         Args:
             key: a key of `jax.random.key`.
@@ -177,7 +177,7 @@ class Objective(abc.ABC):
         own = TrainedParams(functools.partial(self.trained_params, model), model.module.SHARDING)
         return own.beside(self.added_params(model))
 
-    def model_params(self, params: Any, frozen: Any) -> Any:
+    def loss_params(self, params: Any, frozen: Any) -> Any:
         """Return the parameters of the model and `added_params`, given those that are updated; by default `params` itself.
 
         The loss, scores, samples and exports read the result. The step traces this function and takes gradients with respect to
@@ -239,7 +239,7 @@ class Objective(abc.ABC):
         default the only term is the weighted cross-entropy in nats of `batch.targets` [B, T].
 
         Args:
-            params: what `model_params` returns, in the dtype of the arithmetic.
+            params: what `loss_params` returns, in the dtype of the arithmetic.
             batch: a batch or a micro-batch, whose arrays have the shapes of `builder` after the batch axis B, with what
                 `complete_batch` adds.
             frozen: what `frozen_inputs` returns.

@@ -52,7 +52,7 @@ class Estimator(Protocol):
 
     @property
     def equal(self) -> str:
-        """What is so if all advantages of a rollout are 0, from which nothing is learned then; "" = something is learned."""
+        """Condition under which all advantages of a rollout are 0 and nothing is learned from it; "" = something is learned."""
         ...
 
     def estimate(self, batches: Sequence[ScoredBatch]) -> tuple[list[Estimate], dict[str, float]]:
@@ -69,7 +69,7 @@ class GroupEstimator:
 
     @property
     def equal(self) -> str:
-        """What is so if all advantages are 0; a KL divergence in the loss is learned from even then."""
+        """Condition under which nothing is learned; a KL divergence in the loss is learned from at any reward."""
         return "" if self.options.kl_in_loss else "all responses to a prompt have the same reward"
 
     def estimate(self, batches: Sequence[ScoredBatch]) -> tuple[list[Estimate], dict[str, float]]:

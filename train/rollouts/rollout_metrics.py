@@ -59,7 +59,7 @@ class EqualRewards:
     """Counter of consecutive rollouts from which nothing is learned, because all advantages are 0."""
 
     def __init__(self, notify: Callable[[str], None], equal: str) -> None:
-        """Store the function that shows a line, and the words for what is so if all advantages are 0."""
+        """Store the function that shows a line, and the condition under which all advantages are 0, in words."""
         self._notify, self._text, self._count, self._reward = notify, equal, 0, 0.0
 
     def note(self, values: Mapping[str, float], parts: Sequence[RolloutPart]) -> None:

@@ -213,8 +213,8 @@ def test_each_pass_over_a_rollout_has_the_same_batches_with_values() -> None:
     rollouts = feed(name="ppo", rollout=rollout, steps=9)
     source = rollouts._source
     kernel = np.random.default_rng(0).standard_normal((NET.config.width, 1)) / 8
-    whole = {**params(), "value": {"kernel": jax.numpy.asarray(kernel, np.float32)}}
-    batches = [rollouts.batch(step, whole) for step in range(9)]
+    with_head = {**params(), "value": {"kernel": jax.numpy.asarray(kernel, np.float32)}}
+    batches = [rollouts.batch(step, with_head) for step in range(9)]
     assert all(same(batches[step], batches[step + 2]) for step in (0, 1, 4, 5)) and not same(batches[0], batches[1])
     rows = [rollouts.rows_of(step).tolist() for step in range(9)]
     assert rows == [source.batches.rows_of(number).tolist() for number in (0, 1, 0, 1, 2, 3, 2, 3, 4)]
@@ -222,7 +222,7 @@ def test_each_pass_over_a_rollout_has_the_same_batches_with_values() -> None:
     batch = batches[0]
     assert batch.extra is not None and batch.weights is not None
     counted = batch.weights > 0
-    values = (np.asarray(NET.apply(whole, jax.tree.map(jax.numpy.asarray, batch)).hidden) @ kernel)[..., 0]
+    values = (np.asarray(NET.apply(with_head, jax.tree.map(jax.numpy.asarray, batch)).hidden) @ kernel)[..., 0]
     np.testing.assert_allclose(batch.extra["value"], np.where(counted, values, 0), atol=1e-5)
     metrics = rollouts.metrics().values
     assert metrics.keys() >= {"reward", "explained_variance", "mean_value", "mean_return"} and "equal_groups" not in metrics
@@ -239,10 +239,10 @@ def prepared(folder: Path, name: str = "policy", **options: Any) -> run_config.R
     (folder / "low_ids.py").write_text(
         "def share(ids, **_):\n    return [sum(id < 64 for id in row) / max(len(row), 1) for row in ids]\n"
     )
-    for name, factor in (("base", 1.0), ("other", 1.5)):
+    for weights, factor in (("base", 1.0), ("other", 1.5)):
         config = published.config("gpt", "causal", published.GPT2 | {"vocab_size": 257, "n_positions": 32})
-        published.write(folder / name, config, factors={"ln_f.bias": factor})
-        BYTES.save(folder / name)
+        published.write(folder / weights, config, factors={"ln_f.bias": factor})
+        BYTES.save(folder / weights)
     data = PromptData(paths=(str(folder / "prompts.jsonl"),), length=16, batch=32)
     return tiny.run(
         name,
