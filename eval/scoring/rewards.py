@@ -37,12 +37,6 @@ class Completion(NamedTuple):
     text: str
 
 
-def is_reward_model(subject: Loaded) -> bool:
-    """Return whether a model gives a text one score."""
-    cfg = subject.model.config
-    return subject.model.task == "sequence" and len(cfg.labels) == 1 and not getattr(cfg, "multi_label", False)
-
-
 def rewards(
     subject: Loaded, completions: Sequence[Completion], *, batch: int, dtype: Any, progress: Progress
 ) -> Float64[np.ndarray, " N"]:

@@ -16,7 +16,8 @@ from train.data.example_types import Prompt
 from train.data.prompts import check_columns
 from train.data.text_files import Document
 from train.inputs.example_inputs import ExampleInputs
-from train.rollouts.rewards import RewardFunction
+from train.rollouts.reward_models import RewardModel
+from train.rollouts.rewards import Judge
 from train.rows import prompt_rows
 from train.rows.mixture import Component, Mixture
 from train.rows.prompt_rows import row_bytes
@@ -84,8 +85,8 @@ class PromptInputs(ExampleInputs[Rows]):
     held_out: Rows
     left_out: tuple[str, ...] = ()
     """Error message of each prompt that --labelled.skip-bad left out."""
-    rewards: tuple[RewardFunction, ...] = ()
-    """The run's reward functions; empty = they were not imported."""
+    rewards: tuple[Judge, ...] = ()
+    """The run's reward functions and reward models; empty = they were not loaded."""
     reference: str = ""
     """Digest of the parameters of --init that the KL divergence is measured to; empty = there is no such term."""
 
@@ -97,8 +98,9 @@ class PromptInputs(ExampleInputs[Rows]):
         return counts
 
     def fingerprints(self) -> dict[str, str]:
-        """Return the fingerprints of `ExampleInputs`, and that of a reference."""
-        return super().fingerprints() | ({"reference": self.reference} if self.reference else {})
+        """Return the fingerprints of `ExampleInputs`, that of a reference, and that of each reward model."""
+        models = {f"reward {judge.name}": judge.digest for judge in self.rewards if isinstance(judge, RewardModel)}
+        return super().fingerprints() | ({"reference": self.reference} if self.reference else {}) | models
 
     def facts(self, run: run_config.Run) -> dict[str, str]:
         """Return a summary of the data and its use in the run, for the console and the report."""
@@ -109,7 +111,7 @@ class PromptInputs(ExampleInputs[Rows]):
         if self.left_out:
             facts["left out"] = f"{len(self.left_out):,} bad or long prompts; the first: {self.left_out[0]}"
         if rollout.reward:
-            facts["rewards"] = ", ".join(rollout.reward)
+            facts["rewards"] = ", ".join(map(str, self.rewards or rollout.reward))
         seen = f"{run.steps:,} steps of {per_step} prompts with {rollout.samples} responses"
         return {**facts, "seen": f"{seen}, {run.steps * per_step / len(rows):.3g} epochs"}
 

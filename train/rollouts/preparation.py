@@ -7,7 +7,8 @@ from typing import Any
 from jax.sharding import Mesh
 
 from train.config.run_config import Run
-from train.rollouts.rewards import find_rewards
+from train.rollouts.reward_models import load_reward_model
+from train.rollouts.rewards import ModelName, find_rewards
 from train.weights.reference import digest_of_parameters
 from zoo.errors import require
 from zoo.sharding import BATCH
@@ -30,14 +31,20 @@ def check(run: Run, mesh: Mesh) -> None:
     require(every % steps == 0, "checkpoint.every", every, fix)
 
 
-def extend_inputs(run: Run, inputs: Any) -> Any:
-    """Return inputs with the run's reward functions, and the digest of the reference if a KL divergence is measured to one.
+def extend_inputs(run: Run, mesh: Mesh, inputs: Any) -> Any:
+    """Return inputs with the run's judges, and the digest of the reference if a KL divergence is measured to one.
 
     Args:
         inputs: a `train.inputs.prompt_inputs.PromptInputs`.
 
     Raises:
-        BadInput: as `train.rollouts.rewards.find_rewards`, or there is nothing in `run.init`.
+        BadInput: as `train.rollouts.rewards.find_rewards` and `train.rollouts.reward_models.load_reward_model`, or there is
+            nothing in `run.init`.
     """
     reference = digest_of_parameters(run.init) if run.options.policy.beta else ""
-    return dataclasses.replace(inputs, rewards=find_rewards(run.options.rollout.reward), reference=reference)
+    prompts = [*inputs.training.examples, *inputs.held_out.examples]
+    judges = tuple(
+        load_reward_model(judge, run, mesh, prompts, inputs.tokenizer) if isinstance(judge, ModelName) else judge
+        for judge in find_rewards(run.options.rollout.reward)
+    )
+    return dataclasses.replace(inputs, rewards=judges, reference=reference)

@@ -21,7 +21,7 @@ from train.engine.log_probs import token_log_probs
 from train.engine.micro_batches import map_rows
 from train.rollouts import rollout_files
 from train.rollouts.feed import Feed, FeedMetrics, FeedSource
-from train.rollouts.rewards import Completion, rewards
+from train.rollouts.rewards import Completion, rewards, with_missing_end
 from train.rollouts.rollout_metrics import EqualRewards, RolloutPart, measure
 from train.rollouts.sampler import SALT, Responses, Sampler
 from train.rows.preference_rows import Side
@@ -136,8 +136,7 @@ class RolloutFeed(Feed):
             Completion(source.data.training.examples[prompt.example], self._sampler.text(responses, row), responses.text_ids(row))
             for row, prompt in enumerate(prompts)
         ]
-        local_rewards = rewards(source.data.rewards, [completions[row] for row in source.local.tolist()])
-        all_rewards = _gather(local_rewards, source.local, len(prompts))
+        all_rewards = self._rewards(completions, responses)
         log_ratios = None if scored.reference is None else (scored.old - scored.reference).sum(1, dtype=np.float64)
         in_reward = log_ratios is not None and self._policy.kl == "reward"
         returns = all_rewards - self._policy.beta * log_ratios if in_reward else all_rewards
@@ -158,6 +157,14 @@ class RolloutFeed(Feed):
         index = (examples[source.local] % (1 << 32)).astype(np.uint32)
         local_extra = {name: values[source.local] for name, values in extra.items()}
         return Batch(**scored.fields, index=index, extra=local_extra), part
+
+    def _rewards(self, completions: Sequence[Completion], responses: Responses) -> Float64[np.ndarray, " B"]:
+        """Return the reward of every response. Functions judge those of this process's devices, reward models all of them."""
+        source, judges = self._source, self._source.data.rewards
+        functions, models = ([judge for judge in judges if judge.collective == kind] for kind in (False, True))
+        local = rewards(functions, [completions[row] for row in source.local.tolist()])
+        total = _gather(local, source.local, len(completions)) + rewards(models, completions)
+        return with_missing_end(total, responses.ended, self._rollout.missing_end)
 
     def _score_rows(self, params: Any, sides: list[Side]) -> _ScoredRows:
         """Return the training rows, with their log-probabilities as the training step computes them."""

@@ -136,15 +136,30 @@ def encode_completions(
     return rows, [message for _, message in too_long]
 
 
-def encode_sides(texts: Sequence[tuple[str, str]], tokenizer: Tokenizer, cfg: Any) -> list[Side]:
+def encode_sides(texts: Sequence[tuple[str, str]], tokenizer: Tokenizer, cfg: Any, prompt_limit: int | None = None) -> list[Side]:
     """Return the ids of (prompt, completion) texts of any length, as `encode_rows` does.
+
+    Args:
+        prompt_limit: tokens of a prompt of which the beginning of a longer one is cut; None: nothing is cut.
 
     Raises:
         BadInput: the tokenizer lacks special tokens.
     """
     layout = layout_of(cfg)
     template = _Template(layout, tokenizer)
-    return [template.fill(prompt, completion) for prompt, completion in _encoded(texts, tokenizer, layout)]
+    pairs = _encoded(texts, tokenizer, layout)
+    return [template.fill(prompt if prompt_limit is None else prompt[-prompt_limit:], completion) for prompt, completion in pairs]
+
+
+def template_size(tokenizer: Tokenizer, cfg: Any) -> int:
+    """Return the number of special tokens in the row of a prompt and a completion, or in an encoder-decoder's source.
+
+    Raises:
+        BadInput: the tokenizer lacks special tokens.
+    """
+    one = np.zeros(1, np.int32)
+    layout = layout_of(cfg)
+    return _Template(layout, tokenizer).size(one, one) - (1 if layout == "encoder_decoder" else 2)
 
 
 def _encoded(texts: Sequence[tuple[str, str]], tokenizer: Tokenizer, layout: Layout) -> Iterator[tuple[np.ndarray, np.ndarray]]:
