@@ -48,6 +48,7 @@ def of_run(inputs: ScoringInputs) -> Callable[[Any], Score]:
         slots=max(data.training.longest, data.held_out.longest),
         limit=run.options.rollout.tokens,
         settings=GREEDY,
+        end=data.end_mark,
     )
 
     def score(params: Any) -> Score:

@@ -175,6 +175,7 @@ class PolicyOptions(TokenOptions):
     policy: Policy = Policy()
     rollout: Rollout = Rollout()
     labelled: groups.Prompts = groups.Prompts()
+    chat: groups.ChatRendering = groups.ChatRendering()
 
 
 OPTIONS: dict[str, type[ObjectiveOptions]] = {

@@ -24,6 +24,7 @@ from train.rollouts.rewards import OPTION, Completion, ModelName
 from train.rows import preference_rows
 from train.rows.preference_rows import Side
 from train.rows.row_source import digest_of
+from train.tokenizers.chat_template import ChatTemplate, chat_template, has_template
 from train.tokenizers.tokenizer import Tokenizer
 from train.weights.load import Loaded, load
 from train.weights.reference import digest_of_parameters
@@ -84,6 +85,8 @@ class RewardModel:
     """Changes with the parameters, the tokenizer and the normalization."""
     own_tokenizer: bool
     """True if the tokenizer is another than that of the model in training."""
+    template: ChatTemplate | None
+    """The tokenizer's chat template, which renders conversations; None: it has none, and reads what the policy's has written."""
 
     def __str__(self) -> str:
         facts = [self.model.family, "normalized" if self.scale != RewardScale() else "not normalized"]
@@ -101,8 +104,9 @@ class RewardModel:
         return self.scale.gain * values + self.scale.bias
 
     def _scores_of_batch(self, completions: Sequence[Completion]) -> Float64[np.ndarray, " n"]:
-        texts, cfg, sizes = [(item.prompt.prompt, item.text) for item in completions], self.model.config, self.sizes
-        sides = preference_rows.encode_sides(texts, self.tokenizer, cfg, sizes.prompt_limit)
+        texts = [(text_of(item.prompt, self.template), item.text) for item in completions]
+        cfg, sizes, rendered = self.model.config, self.sizes, bool(completions[0].prompt.messages)
+        sides = preference_rows.encode_sides(texts, self.tokenizer, cfg, sizes.prompt_limit, rendered=rendered)
         needed = [len(side.ids) for side in sides]
         if sizes.limit is not None and max(needed) > sizes.limit:
             worst = completions[int(np.argmax(needed))]
@@ -151,7 +155,10 @@ def load_reward_model(named: ModelName, run: Run, mesh: Mesh, prompts: Sequence[
     except BadInput as error:
         raise BadInput(f"{where}: {error}") from None
     _check_score(where, loaded.model)
-    scale, dtype = loaded.reward_scale, DTYPES[run.precision]
+    scale, dtype, template = loaded.reward_scale, DTYPES[run.precision], None
+    if prompts[0].messages and has_template(loaded.tokenizer):
+        template = chat_template(loaded.tokenizer, named.name)
+    texts = [text_of(prompt, template) for prompt in prompts]
     identity = [digest, loaded.tokenizer.fingerprint, scale.gain, scale.bias]
     with jax.set_mesh(mesh):
         params = jax.jit(lambda params: cast_params(params, dtype))(loaded.params)
@@ -165,10 +172,18 @@ def load_reward_model(named: ModelName, run: Run, mesh: Mesh, prompts: Sequence[
         mesh=mesh,
         rows=device_mesh.round_up_rows(mesh, run.data.batch),
         num_micro=run.accumulate,
-        sizes=_sizes(where, loaded, prompts, run.options.rollout.tokens, truncate=run.options.labelled.truncate),
+        sizes=_sizes(where, loaded, prompts, texts, run.options.rollout.tokens, truncate=run.options.labelled.truncate),
         digest=digest_of(json.dumps(identity), ()),
         own_tokenizer=loaded.tokenizer.fingerprint != tokenizer.fingerprint,
+        template=template,
     )
+
+
+def text_of(prompt: Prompt, template: ChatTemplate | None) -> str:
+    """Return the text of a prompt; a conversation is rendered by `template`, or as the policy reads it if that is None."""
+    if template is None or not prompt.messages:
+        return prompt.prompt
+    return template.render(prompt.messages, generation_prompt=True)
 
 
 _SHORTER = "choose fewer --rollout.tokens or shorter prompts, or cut the beginning of prompts with --labelled.truncate"
@@ -187,8 +202,8 @@ def _check_score(where: str, model: Model) -> None:
     raise BadInput(f"{where}: {what} gives no single score; {fix}")
 
 
-def _sizes(where: str, loaded: Loaded, prompts: Sequence[Prompt], tokens: int, *, truncate: bool) -> Sizes:
-    """Return the lengths of rows for prompts and responses of at most `tokens` tokens.
+def _sizes(where: str, loaded: Loaded, prompts: Sequence[Prompt], texts: Sequence[str], tokens: int, *, truncate: bool) -> Sizes:
+    """Return the lengths of rows for prompts, whose texts are `texts`, and responses of at most `tokens` tokens.
 
     Raises:
         BadInput: there is no room for a prompt, or a prompt is too long and not cut.
@@ -200,7 +215,8 @@ def _sizes(where: str, loaded: Loaded, prompts: Sequence[Prompt], tokens: int, *
     if limit is not None and beside >= limit:
         what = f"the reward model has {limit} positions, which leave no room for a prompt beside --rollout.tokens {tokens}"
         raise BadInput(f"{where}: {what}; choose fewer")
-    sides = preference_rows.encode_sides([(prompt.prompt, "") for prompt in prompts], tokenizer, cfg)
+    rendered = bool(prompts[0].messages)
+    sides = preference_rows.encode_sides([(text, "") for text in texts], tokenizer, cfg, rendered=rendered)
     sizes = [len(_prompt_row(side)) - special for side in sides]
     longest = int(np.argmax(sizes))
     room = None if limit is None else limit - beside

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float64
 
-from train.data.example_types import Prompt
+from train.data.example_types import ASSISTANT, Message, Prompt
 from zoo.errors import BadInput
 
 OPTION = "--rollout.reward"
@@ -28,6 +28,12 @@ class Completion(NamedTuple):
     text: str
     ids: list[int]
     """Its tokens without the end mark."""
+
+    @property
+    def content(self) -> str | list[dict[str, str]]:
+        """The response in the form of its prompt: a text, or a conversation with the message of the assistant."""
+        # Templates write a space before a message that does not belong to it.
+        return [Message(ASSISTANT, self.text.lstrip())._asdict()] if self.prompt.messages else self.text
 
 
 @runtime_checkable
@@ -87,8 +93,8 @@ class RewardFunction:
         """
         columns = {name: [item.prompt.columns[name] for item in completions] for name in completions[0].prompt.columns}
         arguments = {
-            "prompts": [item.prompt.prompt for item in completions],
-            "completions": [item.text for item in completions],
+            "prompts": [item.prompt.content for item in completions],
+            "completions": [item.content for item in completions],
             "ids": [list(item.ids) for item in completions],
         }
         try:

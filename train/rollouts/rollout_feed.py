@@ -69,6 +69,7 @@ class RolloutFeed(Feed):
             slots=source.data.training.longest,
             limit=rollout.tokens,
             settings=Sampling(temperature=rollout.temperature),
+            end=source.data.end_mark,
             seed=(run.seed + SALT) % (1 << 32),
         )
         self._build = row_builder(run.model, source.data.tokenizer, target_length=rollout.tokens)
