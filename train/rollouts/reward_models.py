@@ -16,7 +16,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Float64
 
 from train.config.run_config import Run
-from train.data.example_types import Prompt
+from train.data.example_types import Dialogue, Prompt
 from train.engine import device_mesh
 from train.engine.micro_batches import map_rows
 from train.engine.reward_scores import is_reward_model, reward_scores
@@ -24,6 +24,7 @@ from train.rollouts.rewards import OPTION, Completion, ModelName
 from train.rows import preference_rows
 from train.rows.preference_rows import Side
 from train.rows.row_source import digest_of
+from train.tokenizers.chat_ids import check_contents
 from train.tokenizers.chat_template import ChatTemplate, chat_template, has_template
 from train.tokenizers.tokenizer import Tokenizer
 from train.weights.load import Loaded, load
@@ -145,8 +146,8 @@ def load_reward_model(named: ModelName, run: Run, mesh: Mesh, prompts: Sequence[
         tokenizer: that of the model in training.
 
     Raises:
-        BadInput: nothing to load there, a model without a head of one score, or a prompt that leaves no room for a response and
-            that --labelled.truncate does not cut.
+        BadInput: nothing to load there, a model without a head of one score, a prompt that leaves no room for a response and
+            that --labelled.truncate does not cut, or a message that spells a special token of the model's tokenizer.
     """
     where = f"{OPTION} {named.name}"
     try:
@@ -158,6 +159,9 @@ def load_reward_model(named: ModelName, run: Run, mesh: Mesh, prompts: Sequence[
     scale, dtype, template = loaded.reward_scale, DTYPES[run.precision], None
     if prompts[0].messages and has_template(loaded.tokenizer):
         template = chat_template(loaded.tokenizer, named.name)
+    for prompt in prompts:
+        # In a rendered text, the name of a special token is that token.
+        check_contents(Dialogue(origin=f"{where}: {prompt.origin}", messages=prompt.messages), loaded.tokenizer)
     texts = [text_of(prompt, template) for prompt in prompts]
     identity = [digest, loaded.tokenizer.fingerprint, scale.gain, scale.bias]
     with jax.set_mesh(mesh):

@@ -18,7 +18,7 @@ from train.config import run_config
 from train.config.data_options import PromptData
 from train.config.objective_options import Prompts
 from train.config.rollout_options import Rollout
-from train.data.example_types import Prompt
+from train.data.example_types import Message, Prompt
 from train.engine import device_mesh
 from train.rollouts import reward_models
 from train.rollouts.reward_models import RewardModel, load_reward_model
@@ -136,6 +136,14 @@ def test_a_text_that_does_not_fit_is_refused_with_its_lengths_or_its_prompt_is_c
     np.testing.assert_array_equal(judge.scores([fits]), judge.scores([cut]))
     with pytest.raises(BadInput, match=f"{where}p:0: 24 tokens with the completion 'seen the ship', and the reward model has 16"):
         judge.scores([Completion(PROMPTS[0], "seen the ship", [])])
+
+
+def test_a_message_that_spells_a_special_token_of_the_reward_model_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    of, message = subject("bert"), Message("user", "Who [SEP] is it?")
+    conversation = Prompt(origin="p:0", prompt="", columns={}, messages=(message,))
+    monkeypatch.setitem(globals(), "PROMPTS", [conversation])
+    with pytest.raises(BadInput, match=r"--rollout\.reward judge: p:0: message 1 spells the special token \[SEP\]; write"):
+        reward_model(monkeypatch, of)
 
 
 @pytest.mark.parametrize(
