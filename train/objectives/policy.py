@@ -88,6 +88,15 @@ class PolicyGradient(Objective):
         """
         return preparation.extend_inputs(run, mesh, inputs)
 
+    @classmethod
+    def extend_scored_inputs(cls, run: Run, mesh: Mesh, inputs: Any, cache: Path, *, progress: Callable[[int, int], None]) -> Any:
+        """Return the run's inputs with its judges: greedy responses are scored without the reference, which may be absent.
+
+        Raises:
+            BadInput: as `train.rollouts.preparation.with_judges`.
+        """
+        return preparation.with_judges(run, mesh, inputs)
+
     def feed(self, source: FeedSource, first: int) -> AbstractContextManager[Feed]:
         """Return the batches of responses that the model samples itself.
 

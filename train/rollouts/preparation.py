@@ -38,13 +38,21 @@ def extend_inputs(run: Run, mesh: Mesh, inputs: Any) -> Any:
         inputs: a `train.inputs.prompt_inputs.PromptInputs`.
 
     Raises:
-        BadInput: as `train.rollouts.rewards.find_rewards` and `train.rollouts.reward_models.load_reward_model`, or there is
-            nothing in `run.init`.
+        BadInput: as `with_judges`, or there is nothing in `run.init`.
     """
     reference = digest_of_parameters(run.init) if run.options.policy.beta else ""
+    return dataclasses.replace(with_judges(run, mesh, inputs), reference=reference)
+
+
+def with_judges(run: Run, mesh: Mesh, inputs: Any) -> Any:
+    """Return inputs with the run's reward functions and reward models.
+
+    Raises:
+        BadInput: as `train.rollouts.rewards.find_rewards` and `train.rollouts.reward_models.load_reward_model`.
+    """
     prompts = [*inputs.training.examples, *inputs.held_out.examples]
     judges = tuple(
         load_reward_model(judge, run, mesh, prompts, inputs.tokenizer) if isinstance(judge, ModelName) else judge
         for judge in find_rewards(run.options.rollout.reward)
     )
-    return dataclasses.replace(inputs, rewards=judges, reference=reference)
+    return dataclasses.replace(inputs, rewards=judges)
