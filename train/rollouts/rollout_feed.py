@@ -120,8 +120,7 @@ class RolloutFeed(Feed):
             rollout_files.write(source.folder, number, parts)
         seconds = time.perf_counter() - began
         tokens = sum(int(part.lengths.sum()) for part in parts)
-        timing = {"rollout_tokens_per_s": tokens / seconds, "rollout_seconds": seconds / len(steps)}
-        self._metrics = FeedMetrics(values, timing)
+        self._metrics = FeedMetrics(values, {"rollout_tokens_per_s": tokens / seconds})
         return list(batches)
 
     def _respond(self, params: Any, decoding_params: Any, step: int) -> tuple[Batch, RolloutPart]:

@@ -115,7 +115,7 @@ def test_a_batch_has_groups_of_responses_in_the_shapes_of_the_data(tmp_path: Pat
         assert not batch.extra["old"][batch.weights == 0].any() and (batch.extra["old"][batch.weights > 0] < 0).all()
         np.testing.assert_allclose(batch.extra["advantage"].reshape(-1, GROUP).sum(1), 0, atol=1e-6)
     values, timing = rollouts.metrics()
-    assert values["ratio_error"] < 1e-4 and 1 <= values["response_length"] <= TOKENS and timing["rollout_seconds"] > 0
+    assert values["ratio_error"] < 1e-4 and 1 <= values["response_length"] <= TOKENS and timing["rollout_tokens_per_s"] > 0
     lines = [json.loads(line) for line in (tmp_path / "rollouts" / "00000000.jsonl").read_text().splitlines()]
     assert len(lines) == 4 * GROUP and lines[0].keys() == {"prompt", "completion", "reward", "advantage"}
     assert np.mean([line["reward"] for line in lines]) == pytest.approx(values["reward"])
@@ -286,8 +286,12 @@ def test_a_run_ends_with_the_same_bits_when_it_is_stopped(
     assert (tmp_path / "steady" / "scores.json").read_bytes() == (tmp_path / "stopped" / "scores.json").read_bytes()
     assert "  reward 0." in capsys.readouterr().out
     score = json.loads((tmp_path / "steady" / "scores.json").read_text())
+    assert all(0 < row["time"]["rollout_share"] < 1 for row in metrics_file.read_rows(tmp_path / "steady" / "metrics.jsonl")[:1])
+    # Greedy responses need no reference.
+    (tmp_path / "base").rename(tmp_path / "away")
     assert scorers.main(str(tmp_path / "steady"), step=None, batch=32, stride=0, mesh=run_config.Mesh()) == 0
     assert f"reward         {score['reward']:.6f}" in capsys.readouterr().out
+    (tmp_path / "away").rename(tmp_path / "base")
     # Adapters begin as the model that they are added to.
     variants: dict[str, dict[str, Any]] = {"mapped": {"engine": "pmap"}, "adapted": {"lora": Lora(rank=2)}}
     for name, changes in variants.items():
