@@ -256,7 +256,8 @@ def _run(
                     # Wait before this step and not in `save`: a run that is killed while it waits would lose one more step.
                     with recorder.pause():
                         checkpoints.wait()
-                host = feed.batch(step, state)
+                with recorder.waiting():
+                    host = feed.batch(step, state)
                 owned = counts.owned_part(host)
                 counts.add(owned, objective.text_ids(run, owned))
                 state, measured = engine.step(state, engine.shard_batch(host), frozen)

@@ -10,18 +10,19 @@ from typing import Any
 from eval.prediction import predictions
 from eval.prediction.predictor import CHUNK
 from eval.scoring.batch_loop import no_progress
-from eval.scoring.completion_scores import PromptCompletion, is_reward_model, reward_model_scores
+from eval.scoring.completion_scores import PromptCompletion, reward_model_scores
 from train.config.objective_options import Labelled, LabelledTexts
 from train.config.objectives import adapt, from_labelled
 from train.data.example_types import Text
 from train.data.prediction_reader import Item
+from train.engine.reward_scores import is_reward_model
 from train.weights.load import Loaded
 from zoo.errors import require
 
 
 def is_supported(subject: Loaded) -> bool:
     """Return whether a model is a reward model that this module computes."""
-    return is_reward_model(subject) and not hasattr(subject.model.config, "task")
+    return is_reward_model(subject.model) and not hasattr(subject.model.config, "task")
 
 
 def reading(subject: Loaded, labelled: Labelled, *, length: int) -> LabelledTexts:

@@ -29,8 +29,16 @@ class MarkedSteps:
 
 
 def curves(train: Sequence[Any], valid: Sequence[Any], marked: MarkedSteps) -> str:
-    """Return figures of the loss, other validation metrics, throughput, learning rate and gradient norm."""
-    figures = [_loss(train, valid, marked), *(_measured(valid, name, marked) for name in _names(valid))]
+    """Return figures of the loss, other validation metrics, throughput, learning rate and gradient norm.
+
+    Those of a policy begin with the rewards and other numbers of its rollouts, because its loss says little.
+    """
+    rollouts = [{"step": row["step"], **row["rollout"]} for row in train if "rollout" in row]
+    if rollouts:
+        figures = [_lead(rollouts, valid, "reward", marked), *_rollouts(rollouts, marked)]
+        figures.append(_simple(train, "loss", "Loss", marked))
+    else:
+        figures = [_lead(train, valid, "loss", marked), *(_measured(valid, name, marked) for name in _names(valid))]
     if train:
         figures += [_throughput(train, marked), _simple(train, "lr", "Learning rate", marked)]
         figures.append(_simple(train, "grad_norm", "Gradient norm, before clipping", marked))
@@ -109,18 +117,20 @@ def _reference(valid: Sequence[Any], name: str) -> tuple[str, float]:
     return METRICS[reference].label, float(valid[-1][reference])
 
 
-def _loss(train: Sequence[Any], valid: Sequence[Any], marked: MarkedSteps) -> str:
-    steps, loss = _column(train, "loss")
-    valid_steps, valid_loss = _column([row for row in valid if "loss" in row], "loss")
-    lines = [_reference(valid, name) for name in _compared(valid) if _is_loss(valid, name)]
-    bottom, top, outside = _limits(np.array([*loss, *valid_loss, *(value for _, value in lines)]))
-    smooth = _smooth(loss, top)
+def _lead(train: Sequence[Any], valid: Sequence[Any], name: str, marked: MarkedSteps) -> str:
+    """Draw a metric of training and of validations, across the page."""
+    steps, values = _column(train, name)
+    valid_steps, valid_values = _column([row for row in valid if name in row], name)
+    lines = [_reference(valid, other) for other in _compared(valid) if name == "loss" and _is_loss(valid, other)]
+    spikes = METRICS[name].better == "lower"
+    bottom, top, outside = _limits(np.array([*values, *valid_values, *(value for _, value in lines)]), spikes=spikes)
+    smooth = _smooth(values, top)
 
     def draw(axes: Any) -> None:
-        _noisy(axes, steps, loss, smooth)
-        _dotted(axes, valid_steps, valid_loss)
+        _noisy(axes, steps, values, smooth)
+        _dotted(axes, valid_steps, valid_values)
         _dashed(axes, lines)
-        lost = steps[~np.isfinite(loss)][:: 1 + len(steps) // BUCKETS]
+        lost = steps[~np.isfinite(values)][:: 1 + len(steps) // BUCKETS]
         axes.plot(lost, np.full(len(lost), 0.03), "x", color=THREE, markersize=5, transform=axes.get_xaxis_transform())
         axes.set_ylim(bottom, top)
 
@@ -128,13 +138,49 @@ def _loss(train: Sequence[Any], valid: Sequence[Any], marked: MarkedSteps) -> st
         [svg.key("one", "training, smoothed"), svg.key("one faint", "each row")] if len(smooth) else [svg.key("one", "training")]
     )
     keys += [svg.key("two dots", "validation")] if len(valid_steps) else []
-    keys += [svg.key("three cross", "not finite")] if not np.isfinite(loss).all() else []
+    keys += [svg.key("three cross", "not finite")] if not np.isfinite(values).all() else []
     keys += [svg.key("ink dashed", label) for label, _ in lines]
     descriptions = [
-        _describe("Training loss", steps, smooth if len(smooth) else loss),
-        _describe("validation loss", valid_steps, valid_loss),
+        _describe(f"Training {METRICS[name].label}", steps, smooth if len(smooth) else values),
+        _describe(f"validation {METRICS[name].label}", valid_steps, valid_values),
     ]
-    return _figure("Loss", descriptions, draw, marked, keys=keys, lines=lines, outside=outside, lead=True)
+    return _figure(METRICS[name].title, descriptions, draw, marked, keys=keys, lines=lines, outside=outside, lead=True)
+
+
+ROLLOUTS = {
+    "kl": "KL divergence from the reference, nats",
+    "response_length": "Response length, tokens",
+    "unended_share": "Share of responses that are cut off",
+    "equal_groups": "Share of prompts with equal rewards",
+    "ratio_error": "Relative error of sampled probabilities",
+}
+"""Number of a rollout -> title of its figure."""
+
+
+def _rollouts(rollouts: Sequence[Any], marked: MarkedSteps) -> list[str]:
+    """Draw the numbers of rollouts, and the rewards over the divergence if there is a reference."""
+    names = [name for name in ROLLOUTS if all(name in row for row in rollouts)]
+    figures = [_simple(rollouts, name, ROLLOUTS[name], marked) for name in names]
+    return [_frontier(rollouts), *figures] if "kl" in names else figures
+
+
+def _frontier(rollouts: Sequence[Any]) -> str:
+    """Draw the reward over the square root of the KL divergence (Gao et al. 2023, figure 1); estimates below 0 count as 0."""
+    _, rewards = _column(rollouts, "reward")
+    _, divergences = _column(rollouts, "kl")
+    smooth = [_smooth(values, np.inf) for values in (divergences, rewards)]
+    distances = np.sqrt(np.maximum(divergences, 0))
+
+    def draw(axes: Any) -> None:
+        axes.plot(distances, rewards, "o", color=ONE, markersize=3, alpha=FAINT)
+        x, y = (np.sqrt(np.maximum(smooth[0], 0)), smooth[1]) if len(smooth[0]) else (distances, rewards)
+        axes.plot(x, y, color=ONE)
+        axes.xaxis.set_major_locator(svg.ticks(5))
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+
+    words = f"from {rewards[0]:.4g} at {distances[0]:.4g} to {rewards[-1]:.4g} at {distances[-1]:.4g}"
+    title = "Reward over the square root of the KL divergence"
+    return _figure(title, [words], draw, MarkedSteps(), x_label="square root of nats")
 
 
 def _measured(valid: Sequence[Any], name: str, marked: MarkedSteps) -> str:
@@ -183,12 +229,14 @@ def _throughput(train: Sequence[Any], marked: MarkedSteps) -> str:
 
 def _simple(train: Sequence[Any], name: str, title: str, marked: MarkedSteps) -> str:
     steps, values = _column(train, name)
-    _, top, outside = _limits(values)
+    bottom, top, outside = _limits(values)
+    # Estimates of a divergence, and losses of policies, may be negative.
+    bottom = bottom if np.any(values < 0) else 0
 
     def draw(axes: Any) -> None:
         # A schedule has no noise to smooth.
         _noisy(axes, steps, values, values[:0] if name == "lr" else _smooth(values, top))
-        axes.set_ylim(0, top)
+        axes.set_ylim(bottom, top)
 
     return _figure(title, [_describe(title, steps, values)], draw, marked, outside=outside)
 
@@ -203,13 +251,14 @@ def _figure(
     lines: Sequence[tuple[str, float]] = (),
     outside: int = 0,
     lead: bool = False,
+    x_label: str = "step",
 ) -> str:
-    """A drawing under its title and the keys of its curves; `descriptions` are read by screen readers."""
+    """Return a drawing under its title and the keys of its curves; `descriptions` are read by screen readers."""
     words = [*descriptions, *(f"{name} {value:.4g}" for name, value in lines)]
     words += [f"the best validation at step {marked.best:,}"] if marked.best is not None else []
     label = html.escape(f"{title}. {'; '.join(filter(None, words))}")
-    drawings = _svg(draw, marked, NARROW, label, "narrow" if lead else "")
-    drawings += _svg(draw, marked, WIDE, label, "wide") if lead else ""
+    drawings = _svg(draw, marked, NARROW, label, "narrow" if lead else "", x_label)
+    drawings += _svg(draw, marked, WIDE, label, "wide", x_label) if lead else ""
     if lead:
         keys = [*keys, *([svg.key("dashed", "resumed")] if marked.resumed else [])]
         keys += [svg.key("two dotted", f"the run's choice, step {marked.best:,}")] if marked.best is not None else []
@@ -218,14 +267,14 @@ def _figure(
     return f"<figure{kind}><figcaption><b>{html.escape(title)}</b>{''.join(keys)}</figcaption>{drawings}{note}</figure>"
 
 
-def _svg(draw: Callable[[Any], None], marked: MarkedSteps, size: tuple[float, float], label: str, kind: str) -> str:
+def _svg(draw: Callable[[Any], None], marked: MarkedSteps, size: tuple[float, float], label: str, kind: str, x_label: str) -> str:
     def draw_marked(axes: Any) -> None:
         for step in marked.resumed:
             axes.axvline(step, color=MUTED, linewidth=1, linestyle=(0, (4, 4)), zorder=1)
         if marked.best is not None:
             axes.axvline(marked.best, color=TWO, linewidth=1.6, linestyle=(0, (1, 1.5)), zorder=1)
         draw(axes)
-        axes.set_xlabel("step")
+        axes.set_xlabel(x_label)
 
     return svg.svg(draw_marked, size, label, kind)
 

@@ -88,7 +88,7 @@ def _worst(examples: Sequence[Mapping[str, Any]]) -> str:
     """Return a line for each example: its text or texts, the truth, the prediction, and the loss."""
     lines = ""
     for example in examples:
-        texts = "".join(f"<div dir=auto>{_folded(part)}</div>" for part in (example["text"], example["pair"]) if part)
+        texts = "".join(f"<div dir=auto>{folded(part)}</div>" for part in (example["text"], example["pair"]) if part)
         answers = (("True", example["truth"]), ("Predicted", example["found"]))
         cells = "".join(f'<td data-name="{name}" dir=auto>{text(value)}</td>' for name, value in answers)
         lines += (
@@ -100,7 +100,7 @@ def _worst(examples: Sequence[Mapping[str, Any]]) -> str:
     return f"<p class=note>{note}</p><table class=worst><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table>"
 
 
-def _folded(content: str) -> str:
+def folded(content: str) -> str:
     """Return a text whose end is folded if it is long; the cut is before a word, if possible."""
     if len(content) <= 1.2 * SHORT:
         return text(content)

@@ -154,6 +154,7 @@ summary{cursor:pointer}
 details table{color:var(--ink);font-size:.875rem;margin-top:6px}
 .sample{margin-top:20px;padding:16px 18px;background:var(--card);border:1px solid var(--grid);border-radius:10px}
 .sample p{margin:0;white-space:pre-wrap;overflow-wrap:anywhere}
+.sample [dir]{white-space:pre-wrap;overflow-wrap:anywhere}
 .sample h3{margin:0 0 2px;font-size:.875rem;font-weight:600}
 .sample .prompt{color:var(--muted)}
 .both{display:grid;grid-template-columns:repeat(2,minmax(0,1fr));gap:14px 28px;margin-top:14px;padding-top:12px;
@@ -177,6 +178,7 @@ border-radius:10px;font-size:.875rem}
 .confusion .none{background:var(--card);color:var(--muted)}
 .scroll .confusion .share{color:var(--muted);min-width:0}
 .worst{width:100%}
+.rollout+.rollout{margin-top:28px}
 .worst .texts>div+div{margin-top:6px;padding-top:6px;border-top:1px dashed var(--grid)}
 .worst .texts{width:60%;white-space:pre-wrap;overflow-wrap:anywhere}
 .worst .texts details{margin:0;color:inherit}

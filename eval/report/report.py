@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from eval.report import charts, error_analysis
+from eval.report import charts, error_analysis, rollout_texts
 from eval.report.html_page import card, date, measured, number, page, section, table, text
 from train.config.run_config import Run
 from train.run import metric_definitions
@@ -55,7 +55,8 @@ def write(folder: str | Path) -> Path:
     Each file may be missing, so this works at any time: before the first row of a run, while it trains, after it was killed. The
     files are metrics.jsonl, starts.jsonl, scores.json; predictions.json, see `eval.report.error_analysis`; evaluations.json, the
     newest result of each task, in which the metric "x_stderr" is the standard error of "x"; samples.json, see
-    `eval.report.samples`; data.json, the share of each source in the whole run.
+    `eval.report.samples`; data.json, the share of each source in the whole run; rollouts/*.jsonl, see
+    `eval.report.rollout_texts`.
 
     Returns:
         The path of the report.
@@ -87,6 +88,7 @@ def _page(path: Path, run: Run, rows: Sequence[Any], starts: Sequence[Any]) -> s
         section("Held-out score", _score_table(scores)) if scores else "",
         error_analysis.render(errors) if errors else "",
         section("Tasks", _tasks(tasks)) if tasks else "",
+        section("Rollouts", texts) if (texts := _rollout_texts(path, run)) else "",
         section("Samples", _samples(samples)) if samples and samples["samples"] else "",
         section("Origin", _origin(run, train, sources)),
         section("Interruptions", _skipped(train) + _starts(starts)) if len(starts) > 1 or _total_skipped(train) else "",
@@ -163,7 +165,7 @@ def _tiles(train: Sequence[Any], valid: Sequence[Any], judged: Mapping[str, Numb
         timed = [row["time"] for row in train[1:] or train if math.isfinite(row["time"]["tokens_per_s"])]
         shares = [time["mfu"] for time in timed if time["mfu"] is not None]
         tiles.append((f"{train[-1]['step']:,}", "steps"))
-        tiles.append((f"{train[-1]['loss']:.3f}", "training loss, last row"))
+        tiles += _learning(train[-1])
         if timed:
             tiles.append((short(float(np.median([time["tokens_per_s"] for time in timed]))), "tokens a second, median"))
         tiles += [(f"{np.median(shares):.1%}", "MFU, median")] if shares else []
@@ -172,6 +174,14 @@ def _tiles(train: Sequence[Any], valid: Sequence[Any], judged: Mapping[str, Numb
         tiles.append((clock(float(spent[np.isfinite(spent)].sum())), "training time"))
     cells = "".join(f"<div><dt>{text(name)}</dt><dd>{text(value)}</dd></div>" for value, name in tiles)
     return f"<dl class=tiles>{cells}</dl>" if tiles else ""
+
+
+def _learning(row: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return tiles (number, label) of how training stands: the loss, or of a policy, whose loss says little, the rewards."""
+    if "rollout" not in row:
+        return [(f"{row['loss']:.3f}", "training loss, last row")]
+    names = [name for name in ("reward", "kl") if name in row["rollout"]]
+    return [(METRICS[name].show(row["rollout"][name]), f"{METRICS[name].label}, last rollout") for name in names]
 
 
 def _score_table(scores: Mapping[str, Any]) -> str:
@@ -234,6 +244,12 @@ def _samples(samples: Mapping[str, Any]) -> str:
         for sample in samples["samples"]
     )
     return f"<p class=note>{text(lead)}</p>{articles}{_attention(samples['alignment']) if 'alignment' in samples else ''}"
+
+
+def _rollout_texts(path: Path, run: Run) -> str:
+    """Return sampled responses of the first and the last rollout of a policy; "" for other runs."""
+    rollout = getattr(run.options, "rollout", None)
+    return rollout_texts.render(RunDir(path).rollouts, rollout.samples, rollout.steps) if rollout else ""
 
 
 def _attention(attention: Mapping[str, Any]) -> str:

@@ -37,12 +37,6 @@ class PromptCompletion(NamedTuple):
     text: str
 
 
-def is_reward_model(subject: Loaded) -> bool:
-    """Return whether a model has a reward head, which gives a text one score."""
-    cfg = subject.model.config
-    return subject.model.task == "sequence" and len(cfg.labels) == 1 and not getattr(cfg, "multi_label", False)
-
-
 def reward_model_scores(
     subject: Loaded, completions: Sequence[PromptCompletion], *, batch: int, dtype: Any, progress: Progress
 ) -> Float64[np.ndarray, " N"]:

@@ -9,7 +9,7 @@ import numpy as np
 from eval.scoring.batch_loop import ScoringInputs
 from train.engine import device_mesh
 from train.inputs.prompt_inputs import Rows
-from train.rollouts.rewards import Completion, rewards
+from train.rollouts.rewards import Completion, rewards, with_missing_end
 from train.rollouts.sampler import Sampler
 from zoo.generation.settings import GREEDY
 
@@ -48,11 +48,12 @@ def of_run(inputs: ScoringInputs) -> Callable[[Any], Score]:
         slots=max(data.training.longest, data.held_out.longest),
         limit=run.options.rollout.tokens,
         settings=GREEDY,
+        end=data.end_mark,
     )
 
     def score(params: Any) -> Score:
         params = sampler.decoding_params(params)
-        completions, tokens, unended = [], 0, 0
+        completions, ended, tokens = [], [], 0
         batches = range(0, len(rows), sampler.rows)
         inputs.progress(0, len(batches))
         for number, first in enumerate(batches, 1):
@@ -62,9 +63,10 @@ def of_run(inputs: ScoringInputs) -> Callable[[Any], Score]:
                 Completion(rows.examples[prompt.example], sampler.text(responses, row), responses.text_ids(row))
                 for row, prompt in enumerate(prompts)
             ]
-            tokens, unended = tokens + int(responses.lengths.sum()), unended + int((~responses.ended).sum())
+            tokens += int(responses.lengths.sum())
+            ended += responses.ended.tolist()
             inputs.progress(number, len(batches))
-        total = float(rewards(data.rewards, completions).sum())
-        return Score(rewards=total, tokens=tokens, unended=unended, prompts=len(completions))
+        values = with_missing_end(rewards(data.rewards, completions), ended, run.options.rollout.missing_end)
+        return Score(rewards=float(values.sum()), tokens=tokens, unended=ended.count(False), prompts=len(completions))
 
     return score

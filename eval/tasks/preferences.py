@@ -22,12 +22,13 @@ from collections.abc import Sequence
 import numpy as np
 
 from eval.metrics.standard_error import mean_and_error
-from eval.scoring.completion_scores import PromptCompletion, is_reward_model, log_probabilities, reward_model_scores
+from eval.scoring.completion_scores import PromptCompletion, log_probabilities, reward_model_scores
 from eval.tasks import Progress, Result, Settings, first
 from train.config.data_options import Data
 from train.config.objectives import from_labelled
 from train.data import labelled_reader
 from train.data.example_types import Preference
+from train.engine.reward_scores import is_reward_model
 from train.run.outcomes import Outcomes
 from train.weights.load import Loaded
 from zoo.errors import BadInput, require
@@ -55,7 +56,7 @@ def score(subject: Loaded, examples: Sequence[Preference], settings: Settings, p
     """
     completions = [PromptCompletion(item.origin, item.prompt, text) for item in examples for text in (item.chosen, item.rejected)]
     options = {"batch": settings.batch, "dtype": settings.dtype, "progress": progress}
-    if is_reward_model(subject):
+    if is_reward_model(subject.model):
         values = subject.reward_scale.gain * reward_model_scores(subject, completions, **options).reshape(-1, 2)
         name, nats = "reward_margin", np.logaddexp(0, values[:, 1] - values[:, 0])
     elif subject.model.task in ("causal", "text_to_text"):

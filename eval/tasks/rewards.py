@@ -14,9 +14,10 @@ import dataclasses
 from collections.abc import Sequence
 
 from eval import task_files
-from eval.scoring.completion_scores import PromptCompletion, is_reward_model, reward_model_scores
+from eval.scoring.completion_scores import PromptCompletion, reward_model_scores
 from eval.tasks import Progress, Result, Settings, first
 from train.data.text_files import check_string, json_type, nonblank_lines, parse_object
+from train.engine.reward_scores import is_reward_model
 from train.weights.load import Loaded
 from train.weights.reward_scale import RewardScale
 from zoo.errors import BadInput, require
@@ -50,7 +51,7 @@ def score(subject: Loaded, completions: Sequence[PromptCompletion], settings: Se
     Raises:
         BadInput: the model is not a reward model, a completion is too long, or all scores are equal and cannot be normalized.
     """
-    if not is_reward_model(subject):
+    if not is_reward_model(subject.model):
         raise BadInput(f"--task rewards: {subject.name} is not a reward model; use a model of `zoo train reward-model`")
     values = reward_model_scores(subject, completions, batch=settings.batch, dtype=settings.dtype, progress=progress)
     scale = subject.reward_scale

@@ -207,12 +207,18 @@ class Reading:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Chat:
-    """Rendering of conversations, which are read from a column "messages"."""
+class ChatRendering:
+    """Rendering of conversations."""
 
     template: str = ""
     """Chat template: a file (chat_template.jinja), or builtin for "User: ...", "Assistant: ..."; it is stored with the tokenizer.
     Empty = the tokenizer's own."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Chat(ChatRendering):
+    """Rendering of conversations, which are read from a column "messages"."""
+
     turns: Turns = "all"
     """Turns of the assistant that count in the loss: all of them, or the last one of each conversation."""
 

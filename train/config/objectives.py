@@ -175,6 +175,7 @@ class RolloutOptions(TokenOptions):
     data = PromptData
     rollout: Rollout = Rollout()
     labelled: groups.Prompts = groups.Prompts()
+    chat: groups.ChatRendering = groups.ChatRendering()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

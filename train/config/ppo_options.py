@@ -25,8 +25,6 @@ class Ppo:
     """Values are limited to this distance from those at the rollout's start, and the larger error of both counts; 0 = off."""
     value_weight: float = 0.1
     """Weight of the loss of the values, which reaches the body of the model too."""
-    missing_end: float = 0.0
-    """Is subtracted from the reward of a response that --rollout.tokens cuts off before an end mark."""
 
     def __post_init__(self) -> None:
         require(0 <= self.beta < math.inf, "ppo.beta", self.beta, "choose 0 (no KL divergence) or a coefficient, such as 0.05")
@@ -37,4 +35,3 @@ class Ppo:
         require(0 <= self.value_clip < math.inf, "ppo.value_clip", self.value_clip, "choose 0 (off) or a number, such as 0.2")
         fix = "the values would stay 0; choose a number above 0, such as 0.1"
         require(0 < self.value_weight < math.inf, "ppo.value_weight", self.value_weight, fix)
-        require(0 <= self.missing_end < math.inf, "ppo.missing_end", self.missing_end, "choose 0 (off) or a number, such as 1")

@@ -11,12 +11,15 @@ class Rollout:
     """Responses to prompts, sampled from the model in training."""
 
     reward: tuple[str, ...] = ()
-    """Reward functions, MODULE:FUNCTION or MODULE:FUNCTION@WEIGHT. Modules are also imported from the working directory.
-    Each is called as f(prompts=[...], completions=[...], ids=[...], **columns) and returns a number for each completion."""
+    """What judges responses, each perhaps with @WEIGHT: a function MODULE:FUNCTION, or the folder of a reward model, a run or
+    published weights. Modules are also imported from the working directory. A function is called as
+    f(prompts=[...], completions=[...], ids=[...], **columns) and returns a number for each completion."""
     samples: int = 8
     """Responses to each prompt, G, which policy compares with each other. It divides the rows of each device."""
     tokens: int = 64
     """Most tokens of a response, its end mark included."""
+    missing_end: float | None = None
+    """Reward of a response that is cut off before an end mark, in place of its own; None: it has its own."""
     temperature: float = 1.0
     """Divides the logits, in sampling and in training alike."""
     steps: int = 1
@@ -30,6 +33,8 @@ class Rollout:
     def __post_init__(self) -> None:
         require(1 <= self.samples <= 1 << 16, "rollout.samples", self.samples, "choose 1 to 65,536 responses")
         require(1 <= self.tokens <= 1 << 16, "rollout.tokens", self.tokens, "choose 1 to 65,536 tokens")
+        finite = self.missing_end is None or math.isfinite(self.missing_end)
+        require(finite, "rollout.missing_end", self.missing_end, "choose a finite number, such as -1, or leave it out")
         fix = "responses are sampled; choose a number above 0, such as 1"
         require(1e-3 <= self.temperature < math.inf, "rollout.temperature", self.temperature, fix)
         require(1 <= self.steps <= 1 << 16, "rollout.steps", self.steps, "choose 1 or more steps")

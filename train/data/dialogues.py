@@ -57,11 +57,26 @@ def parse_messages(value: Any, where: str) -> tuple[Message, ...]:
     """Return the messages of a conversation whose last turn is the assistant's.
 
     Raises:
+        BadInput: as `parse_turns`, or the last turn is another's.
+    """
+    messages = parse_turns(value, where, MESSAGES)
+    if messages[-1].role != ASSISTANT:
+        last = f"message {len(messages)}, the last one, is the {messages[-1].role}'s"
+        raise BadInput(
+            f"{where}: {last}; the assistant's must be last, because it is what is learned: remove the others after it"
+        )
+    return messages
+
+
+def parse_turns(value: Any, where: str, column: str) -> tuple[Message, ...]:
+    """Return the messages in a column: a system message or none, then turns of the user and the assistant.
+
+    Raises:
         BadInput: a message without a role or a text, an unknown role, or turns that do not alternate; it is named by its number.
     """
     if not isinstance(value, list) or not value:
         problem = "an empty list" if isinstance(value, list) else json_type(value)
-        raise BadInput(f'{where}: "{MESSAGES}" is {problem}; write a list of objects with "role" and "content"')
+        raise BadInput(f'{where}: "{column}" is {problem}; write a list of objects with "role" and "content"')
     messages = tuple(_message(item, f"{where}: message {number}") for number, item in enumerate(value, 1))
     turns = messages[1:] if messages[0].role == "system" else messages
     for number, message in enumerate(turns, 1 + len(messages) - len(turns)):
@@ -69,11 +84,6 @@ def parse_messages(value: Any, where: str) -> tuple[Message, ...]:
         if message.role != expected:
             fix = "turns alternate, and a system message comes first only; join or remove messages"
             raise BadInput(f"{where}: message {number} is the {message.role}'s where the {expected}'s belongs; {fix}")
-    if messages[-1].role != ASSISTANT:
-        last = f"message {len(messages)}, the last one, is the {messages[-1].role}'s"
-        raise BadInput(
-            f"{where}: {last}; the assistant's must be last, because it is what is learned: remove the others after it"
-        )
     return messages
 
 

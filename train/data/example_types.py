@@ -122,9 +122,16 @@ class Prompt(Example):
     """A text to respond to, with what reward functions need to judge a response."""
 
     prompt: str
-    """The text; "" = a response begins as a document does."""
+    """The text; "" = a response begins as a document does. Of a conversation, what the chat template writes, once it has."""
     columns: dict[str, Any]
     """Values of the other columns by name."""
+    messages: tuple[Message, ...] = ()
+    """The conversation, which ends with a turn of the user; () if the prompt is a text."""
+
+    @property
+    def content(self) -> str | list[dict[str, str]]:
+        """The prompt as it is in files: a text, or the messages of a conversation."""
+        return [message._asdict() for message in self.messages] or self.prompt
 
 
 def is_iob(tags: Iterable[str]) -> bool:

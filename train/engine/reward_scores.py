@@ -1,4 +1,4 @@
-"""Scores of preferences by a reward model: one number for each completion."""
+"""Scores of completions by a reward model: one number for each."""
 
 from typing import Any
 
@@ -10,6 +10,11 @@ from zoo.batch import Batch
 from zoo.models import Model
 from zoo.nn import heads
 from zoo.ops import counter_rng
+
+
+def is_reward_model(model: Model) -> bool:
+    """Return whether a model gives a text one score."""
+    return model.task == "sequence" and len(model.config.labels) == 1 and not getattr(model.config, "multi_label", False)
 
 
 def reward_scores(model: Model, params: Any, batch: Batch, seeds: Any = None) -> Float[Array, "B C"]:

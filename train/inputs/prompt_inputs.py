@@ -16,7 +16,8 @@ from train.data.example_types import Prompt
 from train.data.prompts import check_columns
 from train.data.text_files import Document
 from train.inputs.example_inputs import ExampleInputs
-from train.rollouts.rewards import RewardFunction
+from train.rollouts.reward_models import RewardModel
+from train.rollouts.rewards import Judge
 from train.rows import prompt_rows
 from train.rows.mixture import Component, Mixture
 from train.rows.prompt_rows import row_bytes
@@ -24,6 +25,8 @@ from train.rows.response_rows import ResponseRow
 from train.rows.row_source import SampledRows, digest_of
 from train.run.console import short
 from train.run.run_dir import RunDir
+from train.tokenizers.chat_ids import end_mark, rendered_prompts
+from train.tokenizers.chat_template import ChatTemplate, chat_template, with_template
 from train.tokenizers.tokenizer import Tokenizer
 from train.weights.tokenizer_choice import check_vocabulary, existing_tokenizer
 from zoo.configs import longest_row
@@ -84,10 +87,17 @@ class PromptInputs(ExampleInputs[Rows]):
     held_out: Rows
     left_out: tuple[str, ...] = ()
     """Error message of each prompt that --labelled.skip-bad left out."""
-    rewards: tuple[RewardFunction, ...] = ()
-    """The run's reward functions; empty = they were not imported."""
+    rewards: tuple[Judge, ...] = ()
+    """The run's reward functions and reward models; empty = they were not loaded."""
+    chat_end: int | None = None
+    """Id of the special token that a chat template writes after an answer; None: the tokenizer's end-of-text ends responses."""
     reference: str = ""
     """Digest of the parameters of --init, the reference of the KL divergence; empty = there is no KL divergence."""
+
+    @property
+    def end_mark(self) -> int:
+        """Id that ends a response."""
+        return self.tokenizer.end_of_text if self.chat_end is None else self.chat_end
 
     def counts(self) -> Int64[np.ndarray, " V"]:
         """Return the number of occurrences of each id in the training prompts."""
@@ -97,8 +107,9 @@ class PromptInputs(ExampleInputs[Rows]):
         return counts
 
     def fingerprints(self) -> dict[str, str]:
-        """Return the fingerprints of `ExampleInputs`, and the digest of a reference if there is one."""
-        return super().fingerprints() | ({"reference": self.reference} if self.reference else {})
+        """Return the fingerprints of `ExampleInputs`, that of a reference, and that of each reward model."""
+        models = {f"reward {judge.name}": judge.digest for judge in self.rewards if isinstance(judge, RewardModel)}
+        return super().fingerprints() | ({"reference": self.reference} if self.reference else {}) | models
 
     def facts(self, run: run_config.Run) -> dict[str, str]:
         """Return a summary of the data and its use in the run, for the console and the report."""
@@ -108,8 +119,10 @@ class PromptInputs(ExampleInputs[Rows]):
         facts = {"data": f"{', '.join(run.data.paths)}: {size}", "held out": f"{len(self.held_out):,} prompts"}
         if self.left_out:
             facts["left out"] = f"{len(self.left_out):,} bad or long prompts; the first: {self.left_out[0]}"
+        if rows.examples[0].messages:
+            facts["chat template"] = run.options.chat.template or "the tokenizer's own"
         if rollout.reward:
-            facts["rewards"] = ", ".join(rollout.reward)
+            facts["rewards"] = ", ".join(map(str, self.rewards or rollout.reward))
         seen = f"{run.steps:,} steps of {per_step} prompts with {rollout.samples} response{'s' * (rollout.samples > 1)}"
         return {**facts, "seen": f"{seen}, {run.batches * per_step / len(rows):.3g} epochs"}
 
@@ -132,8 +145,8 @@ def read(run: run_config.Run, folder: RunDir, cache: Path, *, quiet: bool = Fals
     """Read and tokenize prompts. A resumed run uses the tokenizer in its folder, a new one that of `init`.
 
     Raises:
-        BadInput: the data cannot be read, there is no tokenizer or it does not fit the model, prompts have different columns, or
-            a prompt is too long.
+        BadInput: the data cannot be read, there is no tokenizer or it does not fit the model, prompts have different columns, a
+            prompt is too long, or there are conversations and no chat template that renders them.
     """
     left_out: list[str] = []
     halves: Any = labelled_reader.split("policy", run.data, run.options.labelled, left_out)
@@ -142,10 +155,20 @@ def read(run: run_config.Run, folder: RunDir, cache: Path, *, quiet: bool = Fals
     if tokenizer is None:
         raise BadInput("--init: name the run or the weights to start from, or set --tokenizer.path to train from random weights")
     check_vocabulary(run, tokenizer)
+    choice, chat_end = run.options.chat.template, None
+    if halves[0][0].messages:
+        tokenizer = with_template(tokenizer, choice)
+        template = chat_template(tokenizer, run.tokenizer.path or run.init or "the tokenizer")
+        halves = [_rendered(half, tokenizer, template) for half in halves]
+        # The text of an encoder-decoder ends with end-of-text, like the target of every pair.
+        chat_end = None if getattr(run.model, "is_encoder_decoder", False) else end_mark(tokenizer, template)
+    else:
+        fix = "the prompts are texts, which are not rendered; remove it"
+        require(not choice, "chat.template", choice, fix)
     rows, held_out_rows = (rows_of(half, run, tokenizer, left_out) for half in halves)
     named = [Document(example.origin, "") for example in rows.examples]
     component = Component(", ".join(run.data.paths), 1.0, named, rows)
-    return PromptInputs(tokenizer, Mixture((component,)), rows, held_out_rows, tuple(left_out))
+    return PromptInputs(tokenizer, Mixture((component,)), rows, held_out_rows, tuple(left_out), chat_end=chat_end)
 
 
 def rows_of(examples: Sequence[Prompt], run: run_config.Run, tokenizer: Tokenizer, left_out: list[str] | None = None) -> Rows:
@@ -167,5 +190,15 @@ def rows_of(examples: Sequence[Prompt], run: run_config.Run, tokenizer: Tokenize
     return Rows(examples, tuple(rows), length, digest_of(header, row_bytes(rows)))
 
 
+def _rendered(examples: Sequence[Prompt], tokenizer: Tokenizer, template: ChatTemplate) -> list[Prompt]:
+    """Return conversations with the texts that the chat template writes.
+
+    Raises:
+        BadInput: as `train.tokenizers.chat_ids.rendered_prompts`.
+    """
+    texts = rendered_prompts([(example.origin, example.messages) for example in examples], tokenizer, template)
+    return [dataclasses.replace(example, prompt=text) for example, text in zip(examples, texts, strict=True)]
+
+
 def _content(examples: Sequence[Prompt]) -> str:
-    return json.dumps([(item.prompt, item.columns) for item in examples], sort_keys=True, default=repr)
+    return json.dumps([(item.content, item.columns) for item in examples], sort_keys=True, default=repr)

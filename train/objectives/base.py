@@ -123,6 +123,11 @@ class Objective(abc.ABC):
         return inputs
 
     @classmethod
+    def extend_scored_inputs(cls, run: Run, mesh: Mesh, inputs: Any, cache: Path, *, progress: Callable[[int, int], None]) -> Any:
+        """Return the inputs with what scoring reads, which may be less than training does; as `extend_inputs`."""
+        return cls.extend_inputs(run, mesh, inputs, cache, progress=progress)
+
+    @classmethod
     def frozen_config(cls, run: Run) -> Any:
         """Return the configuration of a model that the loss reads and that is not trained, such as a teacher; None by default.
 

@@ -122,7 +122,6 @@ class ValueEstimator:
         options, weights = self.options, batch.weights.astype(np.float64)
         values = np.where(weights > 0, batch.values.astype(np.float64), 0.0)
         log_ratios = np.zeros_like(values) if batch.reference is None else batch.old.astype(np.float64) - batch.reference
-        scores = batch.rewards - options.missing_end * ~batch.ended
-        rewards = ppo.token_rewards(scores, log_ratios, weights, options.beta)
+        rewards = ppo.token_rewards(batch.rewards, log_ratios, weights, options.beta)
         advantage, future = ppo.advantages_and_returns(rewards, values, weights, gamma=options.gamma, lam=options.lam)
         return advantage, values, future

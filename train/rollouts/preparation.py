@@ -7,7 +7,8 @@ from typing import Any
 from jax.sharding import Mesh
 
 from train.config.run_config import Run
-from train.rollouts.rewards import find_rewards
+from train.rollouts.reward_models import load_reward_model
+from train.rollouts.rewards import ModelName, find_rewards
 from train.weights.reference import digest_of_parameters
 from zoo.errors import require
 from zoo.sharding import BATCH
@@ -33,15 +34,29 @@ def check(run: Run, mesh: Mesh, *, least: int) -> None:
     require(every % steps == 0, "checkpoint.every", every, fix)
 
 
-def extend_inputs(run: Run, inputs: Any, beta: float) -> Any:
-    """Return inputs with the run's reward functions, and the digest of the reference if a KL divergence is measured to one.
+def extend_inputs(run: Run, mesh: Mesh, inputs: Any, beta: float) -> Any:
+    """Return inputs with the run's judges, and the digest of the reference if a KL divergence is measured to one.
 
     Args:
         inputs: a `train.inputs.prompt_inputs.PromptInputs`.
         beta: coefficient of the KL divergence; 0 = there is none.
 
     Raises:
-        BadInput: as `train.rollouts.rewards.find_rewards`, or there is nothing in `run.init`.
+        BadInput: as `with_judges`, or there is nothing in `run.init`.
     """
     reference = digest_of_parameters(run.init) if beta else ""
-    return dataclasses.replace(inputs, rewards=find_rewards(run.options.rollout.reward), reference=reference)
+    return dataclasses.replace(with_judges(run, mesh, inputs), reference=reference)
+
+
+def with_judges(run: Run, mesh: Mesh, inputs: Any) -> Any:
+    """Return inputs with the run's reward functions and reward models.
+
+    Raises:
+        BadInput: as `train.rollouts.rewards.find_rewards` and `train.rollouts.reward_models.load_reward_model`.
+    """
+    prompts = [*inputs.training.examples, *inputs.held_out.examples]
+    judges = tuple(
+        load_reward_model(judge, run, mesh, prompts, inputs.tokenizer) if isinstance(judge, ModelName) else judge
+        for judge in find_rewards(run.options.rollout.reward)
+    )
+    return dataclasses.replace(inputs, rewards=judges)

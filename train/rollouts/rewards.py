@@ -1,4 +1,4 @@
-"""Reward functions of a run: finding them, calling them, and checking what they return."""
+"""Rewards of a run: finding its reward functions and reward models by name, calling functions, and checking what they return."""
 
 import dataclasses
 import difflib
@@ -8,26 +8,17 @@ import math
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float64
 
-from train.data.example_types import Prompt
+from train.data.example_types import ASSISTANT, Message, Prompt
 from zoo.errors import BadInput
 
 OPTION = "--rollout.reward"
 LARGEST = np.finfo(np.float64).max
-
-
-@dataclasses.dataclass(frozen=True)
-class RewardFunction:
-    """A function that judges responses."""
-
-    name: str
-    """MODULE:FUNCTION, as on the command line."""
-    function: Callable[..., Any]
-    weight: float = 1.0
 
 
 class Completion(NamedTuple):
@@ -38,29 +29,118 @@ class Completion(NamedTuple):
     ids: list[int]
     """Its tokens without the end mark."""
 
+    @property
+    def content(self) -> str | list[dict[str, str]]:
+        """The response in the form of its prompt: a text, or a conversation with the message of the assistant."""
+        # Templates write a space before a message that does not belong to it.
+        return [Message(ASSISTANT, self.text.lstrip())._asdict()] if self.prompt.messages else self.text
 
-def find_rewards(names: Sequence[str]) -> tuple[RewardFunction, ...]:
-    """Return the reward functions of MODULE:FUNCTION[@WEIGHT] texts; a module may also be in the working directory.
+
+@runtime_checkable
+class Judge(Protocol):
+    """A reward function or a reward model: it gives each response a number."""
+
+    collective: ClassVar[bool]
+    """True if every process calls `scores` with the same completions, because the devices of all of them compute."""
+
+    @property
+    def name(self) -> str:
+        """Name on the command line, without its weight."""
+        ...
+
+    @property
+    def weight(self) -> float:
+        """Factor of its numbers in the sum of all judges."""
+        ...
+
+    def scores(self, completions: Sequence[Completion]) -> Float64[np.ndarray, " n"]:
+        """Return the number of each completion, finite and without the weight.
+
+        Raises:
+            BadInput: there is none; the message names the judge and the prompt.
+        """
+        ...
+
+
+class ModelName(NamedTuple):
+    """A reward model that is not loaded yet."""
+
+    name: str
+    """A run, or a folder of published weights."""
+    weight: float
+
+
+@dataclasses.dataclass(frozen=True)
+class RewardFunction:
+    """A Python function that judges responses; see `Judge`."""
+
+    collective: ClassVar[bool] = False
+
+    name: str
+    """MODULE:FUNCTION, as on the command line."""
+    function: Callable[..., Any]
+    weight: float = 1.0
+
+    def __str__(self) -> str:
+        return f"{self.name}@{self.weight:g}" if self.weight != 1 else self.name
+
+    def scores(self, completions: Sequence[Completion]) -> Float64[np.ndarray, " n"]:
+        """Return what the function returns for the completions.
+
+        Raises:
+            BadInput: it raises, or does not return a finite number for each completion; the message names the function, the
+                prompt and the value.
+        """
+        columns = {name: [item.prompt.columns[name] for item in completions] for name in completions[0].prompt.columns}
+        arguments = {
+            "prompts": [item.prompt.content for item in completions],
+            "completions": [item.content for item in completions],
+            "ids": [list(item.ids) for item in completions],
+        }
+        try:
+            values = self.function(**arguments, **columns)
+        except MemoryError:
+            raise
+        except (Exception, SystemExit) as error:
+            first = f"for {len(completions)} completions, the first of {completions[0].prompt.origin}"
+            raise BadInput(f"{OPTION} {self.name}: raised {_reason(error)} {first}; correct the function") from error
+        return _numbers(self.name, values, completions)
+
+
+def find_rewards(names: Sequence[str]) -> tuple[RewardFunction | ModelName, ...]:
+    """Return what MODULE:FUNCTION[@WEIGHT] or FOLDER[@WEIGHT] texts name; a module may also be in the working directory.
 
     Raises:
-        BadInput: no name or a malformed one, a module that cannot be imported, or one without this function.
+        BadInput: no name, one that is neither a function nor a folder or that is both, a module that cannot be imported, or one
+            without this function.
     """
     if not names:
-        raise BadInput(f"{OPTION}: name the function that judges responses, MODULE:FUNCTION (see docs/feedback.md)")
+        raise BadInput(f"{OPTION}: name what judges responses, MODULE:FUNCTION or a reward model (see docs/feedback.md)")
     return tuple(map(_find, names))
 
 
-def _find(text: str) -> RewardFunction:
-    name, at, weight_text = text.partition("@")
+def _find(text: str) -> RewardFunction | ModelName:
+    name, at, weight_text = (text, "", "") if Path(text).is_dir() else text.rpartition("@") if "@" in text else (text, "", "")
     module_name, colon, function_name = name.partition(":")
-    if not (colon and module_name.replace(".", "_").isidentifier() and function_name.isidentifier()):
-        raise BadInput(f"{OPTION} {text}: write MODULE:FUNCTION or MODULE:FUNCTION@WEIGHT, such as rewards:accuracy")
+    is_function = bool(colon) and module_name.replace(".", "_").isidentifier() and function_name.isidentifier()
+    is_folder = Path(name).is_dir()
+    if is_function and is_folder:
+        fix = f"write ./{name} for the folder, or rename it for the function"
+        raise BadInput(f"{OPTION} {text}: {name} is a folder, and also has the form MODULE:FUNCTION; {fix}")
+    if not is_function and not is_folder:
+        fix = "write MODULE:FUNCTION, such as rewards:accuracy, or the folder of a reward model, perhaps with @WEIGHT after it"
+        raise BadInput(f"{OPTION} {text}: neither a function nor a folder; {fix}")
     try:
         weight = float(weight_text) if at else 1.0
     except ValueError:
         weight = math.nan
     if not math.isfinite(weight):
         raise BadInput(f"{OPTION} {text}: the weight {weight_text!r} is not a finite number; write one, or leave @ out")
+    return ModelName(name, weight) if is_folder else _function(text, name, weight)
+
+
+def _function(text: str, name: str, weight: float) -> RewardFunction:
+    module_name, _, function_name = name.partition(":")
     function = getattr(module := _module(text, module_name), function_name, None)
     if not callable(function):
         names = [other for other, value in vars(module).items() if inspect.isfunction(value) and not other.startswith("_")]
@@ -84,30 +164,25 @@ def _module(text: str, name: str) -> Any:
         raise BadInput(f"{OPTION} {text}: {name} cannot be imported ({_reason(error)}); {fix}") from error
 
 
-def rewards(functions: Sequence[RewardFunction], completions: Sequence[Completion]) -> Float64[np.ndarray, " n"]:
-    """Return the reward of each completion: the weighted sum of what the functions return.
+def rewards(judges: Sequence[Judge], completions: Sequence[Completion]) -> Float64[np.ndarray, " n"]:
+    """Return the reward of each completion: the weighted sum of the numbers of all judges.
 
     Raises:
-        BadInput: a function raises, or does not return a finite number for each completion; the message names the function, the
-            prompt and the value.
+        BadInput: as `Judge.scores`.
     """
-    columns = {name: [item.prompt.columns[name] for item in completions] for name in completions[0].prompt.columns}
     total = np.zeros(len(completions))
-    for function in functions:
-        arguments = {
-            "prompts": [item.prompt.prompt for item in completions],
-            "completions": [item.text for item in completions],
-            "ids": [list(item.ids) for item in completions],
-        }
-        try:
-            values = function.function(**arguments, **columns)
-        except MemoryError:
-            raise
-        except (Exception, SystemExit) as error:
-            first = f"for {len(completions)} completions, the first of {completions[0].prompt.origin}"
-            raise BadInput(f"{OPTION} {function.name}: raised {_reason(error)} {first}; correct the function") from error
-        total += function.weight * _numbers(function.name, values, completions)
+    for judge in judges:
+        total += judge.weight * judge.scores(completions)
     return total
+
+
+def with_missing_end(values: Float64[np.ndarray, " n"], ended: Any, missing_end: float | None) -> Float64[np.ndarray, " n"]:
+    """Return rewards in which those of responses without an end mark are `missing_end`, unless that is None.
+
+    Args:
+        ended: bool [n]: True for responses with an end mark.
+    """
+    return values if missing_end is None else np.where(ended, values, missing_end)
 
 
 def _numbers(name: str, values: Any, completions: Sequence[Completion]) -> Float64[np.ndarray, " n"]:

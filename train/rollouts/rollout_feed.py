@@ -22,7 +22,7 @@ from train.engine.value_head import token_values
 from train.rollouts import rollout_files
 from train.rollouts.estimators import Estimator, ScoredBatch
 from train.rollouts.feed import Feed, FeedMetrics, FeedSource
-from train.rollouts.rewards import Completion, rewards
+from train.rollouts.rewards import Completion, rewards, with_missing_end
 from train.rollouts.rollout_metrics import EqualRewards, RolloutPart, measure
 from train.rollouts.sampler import SALT, Responses, Sampler
 from train.rows.preference_rows import Side
@@ -70,6 +70,7 @@ class RolloutFeed(Feed):
             slots=source.data.training.longest,
             limit=rollout.tokens,
             settings=Sampling(temperature=rollout.temperature),
+            end=source.data.end_mark,
             seed=(run.seed + SALT) % (1 << 32),
         )
         self._build = row_builder(run.model, source.data.tokenizer, target_length=rollout.tokens)
@@ -124,9 +125,7 @@ class RolloutFeed(Feed):
             rollout_files.write(source.folder, number, parts)
         seconds = time.perf_counter() - began
         tokens = sum(int(part.lengths.sum()) for part in parts)
-        steps = min(self._rollout.steps, source.run.steps - number * self._rollout.steps)
-        timing = {"rollout_tokens_per_s": tokens / seconds, "rollout_seconds": seconds / steps}
-        self._metrics = FeedMetrics(values, timing)
+        self._metrics = FeedMetrics(values, {"rollout_tokens_per_s": tokens / seconds})
         return batches
 
     def _sample(self, params: Any, numbers: range) -> tuple[list[Batch], list[RolloutPart], dict[str, float]]:
@@ -174,9 +173,8 @@ class RolloutFeed(Feed):
             Completion(source.data.training.examples[prompt.example], self._sampler.text(responses, row), responses.text_ids(row))
             for row, prompt in enumerate(prompts)
         ]
-        local_rewards = rewards(source.data.rewards, [completions[row] for row in source.local.tolist()])
         scored = ScoredBatch(
-            rewards=_gather(local_rewards, source.local, len(prompts)),
+            rewards=self._rewards(completions, responses),
             ended=responses.ended,
             samples=samples,
             weights=fields["weights"],
@@ -187,6 +185,14 @@ class RolloutFeed(Feed):
         local["index"] = (examples[source.local] % (1 << 32)).astype(np.uint32)
         error = _ratio_error(scored.old, responses, [max(side.first - 1, 0) for side in sides])
         return _Responses(local, scored, completions, responses.lengths, error)
+
+    def _rewards(self, completions: Sequence[Completion], responses: Responses) -> Float64[np.ndarray, " B"]:
+        """Return the reward of every response. Functions judge those of this process's devices, reward models all of them."""
+        source, judges = self._source, self._source.data.rewards
+        functions, models = ([judge for judge in judges if judge.collective == kind] for kind in (False, True))
+        local = rewards(functions, [completions[row] for row in source.local.tolist()])
+        total = _gather(local, source.local, len(completions)) + rewards(models, completions)
+        return with_missing_end(total, responses.ended, self._rollout.missing_end)
 
     def _training_rows(self, sides: list[Side]) -> dict[str, Any]:
         """Return the fields of `Batch` of all rows, without `index` and `extra`."""

@@ -18,7 +18,7 @@ def write(folder: RunDir, number: int, parts: Sequence[RolloutPart]) -> None:
     folder.rollouts.mkdir(exist_ok=True)
     lines = [
         {
-            "prompt": completion.prompt.prompt,
+            "prompt": completion.prompt.content,
             "completion": completion.text,
             "reward": float(part.rewards[row]),
             "advantage": float(part.advantages[row]),

@@ -68,6 +68,8 @@ class Sampler:
     limit: int
     """Most tokens of a response, its end mark included."""
     settings: Sampling
+    end: int
+    """Id that ends a response."""
     seed: int = 0
 
     def decoding_params(self, params: Any) -> Any:
@@ -135,7 +137,7 @@ class Sampler:
 
         tokens, finite = joined("tokens"), joined("finite")
         log_probs = joined("log_probs") if self._decoder.log_probs else np.zeros(tokens.shape, np.float32)
-        is_end = tokens == self.tokenizer.end_of_text
+        is_end = tokens == self.end
         ended, size = is_end.any(1), tokens.shape[1]
         lengths = np.where(ended, is_end.argmax(1) + 1, size if size == self.limit else 0)
         counted = np.arange(size) < np.where(lengths, lengths, size)[:, None]

@@ -19,7 +19,8 @@ def encode_rows(
 ) -> tuple[list[ResponseRow], list[str]]:
     """Return the rows of prompts, without a response, and a message for each that is too long and left out.
 
-    A prompt is encoded alone, as for generation. A decoder's empty prompt is end-of-text; an encoder-decoder's is its end mark.
+    A prompt is encoded alone, as for generation; in what a chat template has written, names of special tokens are those tokens. A
+    decoder's empty prompt is end-of-text; an encoder-decoder's is its end mark.
     With --labelled.truncate the beginning of a long prompt is cut; with --labelled.skip-bad it is left out.
 
     Args:
@@ -40,12 +41,14 @@ def encode_rows(
     fix = f"a response has up to --rollout.tokens {tokens}; choose a larger length, or fewer tokens"
     if room < 1:
         raise BadInput(f"--data.length {length}: a row has no room for a prompt, because {fix}")
-    for example in examples:
+    for example in (example for example in examples if not example.messages):
         if name := next((name for name in tokenizer.special_names if name in example.prompt), None):
             fix = "a prompt is encoded as text, without special tokens; remove it"
             raise BadInput(f"{example.origin}: the prompt spells the special token {name}, and {fix}")
     rows, too_long = [], []
-    for number, ids in enumerate(tokenizer.encode_many(example.prompt for example in examples)):
+    texts = [example.prompt for example in examples]
+    is_rendered = bool(examples) and bool(examples[0].messages)
+    for number, ids in enumerate(tokenizer.encode_rendered(texts) if is_rendered else tokenizer.encode_many(texts)):
         prompt = np.concatenate([ids if len(ids) else empty, end]).astype(np.int32)
         if len(prompt) > room and not options.truncate:
             too_long.append((len(prompt), _too_long(examples[number].origin, len(prompt), length, tokens, encodes_source)))

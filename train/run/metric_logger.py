@@ -59,7 +59,7 @@ class MetricLogger:
         self._late: dict[str, jax.Array] | None = None
         self._values: dict[str, float] = {}
         self._skipped = self._in_a_row = 0
-        self._clock, self._timed = time.perf_counter(), 0
+        self._clock, self._timed, self._waited = time.perf_counter(), 0, 0.0
 
     def __enter__(self) -> "MetricLogger":
         return self
@@ -83,7 +83,7 @@ class MetricLogger:
         if self._at == self._first + 1:
             # Compilation is not part of a step's time.
             self._fetch()
-            self._clock = time.perf_counter()
+            self._clock, self._waited = time.perf_counter(), 0.0
         else:
             self._timed += 1
         self._console.step(self._at)
@@ -101,7 +101,8 @@ class MetricLogger:
         Args:
             counts: the counts of all batches so far, by name (`train.run.costs.COUNTS`).
             rollout: numbers about the rollout that the batch is from, the same in every run of the same configuration.
-            timing: numbers that depend on the machine; the row has the share of "rollout_seconds" in the seconds of a step.
+            timing: numbers that depend on the machine. If there are any, the row also has "rollout_share", the share of its
+                seconds that the loop spent in `waiting`.
         """
         self._fetch()
         now = time.perf_counter()
@@ -121,10 +122,9 @@ class MetricLogger:
             **({"rollout": dict(rollout)} if rollout else {}),
         )
         row["time"] |= timing
-        if "rollout_seconds" in timing:
-            # The steps of this row may have had fewer rollouts than their share.
-            row["time"]["rollout_share"] = min(timing["rollout_seconds"] / seconds, 1.0)
-        self._skipped, self._timed, self._clock = 0, 0, time.perf_counter()
+        if timing:
+            row["time"]["rollout_share"] = self._waited / (seconds * self._timed) if self._timed else float("nan")
+        self._skipped, self._timed, self._waited, self._clock = 0, 0, 0.0, time.perf_counter()
         self._show(row)
 
     def valid(self, score: Any, seconds: float) -> None:
@@ -139,6 +139,13 @@ class MetricLogger:
         start = time.perf_counter()
         yield
         self._clock += time.perf_counter() - start
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Count the time of the block, in which the batch of the next step is made, as a part of the time of the steps."""
+        start = time.perf_counter()
+        yield
+        self._waited += time.perf_counter() - start
 
     def sync(self) -> None:
         """Wait until the rows are on the disk, before the checkpoint that includes them is committed."""

@@ -62,10 +62,24 @@ def encode_prompts(texts: Sequence[str], tokenizer: Tokenizer, template: ChatTem
     Raises:
         BadInput: a text spells a special token.
     """
-    dialogues = [Dialogue(origin=f"prompt {number}", messages=(Message("user", text),)) for number, text in enumerate(texts, 1)]
-    for dialogue in dialogues:
-        check_contents(dialogue, tokenizer)
-    return tokenizer.encode_rendered([template.render(dialogue.messages, generation_prompt=True) for dialogue in dialogues])
+    conversations = [(f"prompt {number}", (Message("user", text),)) for number, text in enumerate(texts, 1)]
+    return tokenizer.encode_rendered(rendered_prompts(conversations, tokenizer, template))
+
+
+def rendered_prompts(
+    conversations: Sequence[tuple[str, Sequence[Message]]], tokenizer: Tokenizer, template: ChatTemplate
+) -> list[str]:
+    """Return conversations that end with a turn of the user as texts, with the beginning of an answer.
+
+    Args:
+        conversations: the place of each, for messages, and its turns.
+
+    Raises:
+        BadInput: a message spells a special token, or the template cannot render it.
+    """
+    for origin, messages in conversations:
+        check_contents(Dialogue(origin=origin, messages=tuple(messages)), tokenizer)
+    return [template.render(messages, generation_prompt=True) for _, messages in conversations]
 
 
 def rendered_pairs(

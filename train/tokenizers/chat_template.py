@@ -119,6 +119,11 @@ class ChatTemplate:
         return Rendered(text, tuple(spans))
 
 
+def has_template(tokenizer: Tokenizer) -> bool:
+    """Return whether a tokenizer has a chat template of its own."""
+    return tokenizer.chat_template is not None or tokenizer.settings.get("chat_template") is not None
+
+
 def chat_template(tokenizer: Tokenizer, where: str) -> ChatTemplate:
     """Return the chat template of a tokenizer, from chat_template.jinja or else from tokenizer_config.json.
 

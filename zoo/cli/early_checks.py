@@ -116,14 +116,14 @@ def check_inputs(run: Any, folder: Any) -> None:
     Raises:
         BadInput: a file or folder does not exist; the message names it.
     """
-    from train.config.objective_options import BUILT_IN, Chat, Pairs
+    from train.config.objective_options import BUILT_IN, ChatRendering, Pairs
     from train.config.objectives import TextToTextOptions
 
     pairs = run.options.pairs if isinstance(run.options, TextToTextOptions) else Pairs()
     for path in (*run.data.paths, *run.data.valid_paths, *pairs.source, *pairs.target, *pairs.valid_source, *pairs.valid_target):
         if path and not path.startswith(hub.PREFIX) and not os.path.lexists(path):
             raise BadInput(f"{path}: no such file")
-    template = getattr(run.options, "chat", Chat()).template
+    template = getattr(run.options, "chat", ChatRendering()).template
     if template not in ("", BUILT_IN) and not Path(template).is_file():
         raise BadInput(f"--chat.template {template}: no such file; name a chat_template.jinja, or write {BUILT_IN}")
     if run.tokenizer.path and not Path(run.tokenizer.path).is_dir():

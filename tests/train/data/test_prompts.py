@@ -1,5 +1,6 @@
 """Files of prompts with columns for reward functions, and the rows of prompts."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ def test_prompts_are_read_with_their_columns(tmp_path: Path, name: str):
     ("row", "message"),
     [
         ({"text": "a"}, 'no "prompt"; it has "text"'),
-        ({"prompt": [{"role": "user", "content": "a"}]}, '"prompt" is a list of messages; conversations are not'),
+        ({"prompt": [{"role": "user"}]}, 'message 1: "content" is missing; write a text'),
         ({"prompt": "a", "ids": [1]}, 'column "ids": reward functions have this argument already; rename the column'),
     ],
 )
@@ -41,6 +42,13 @@ def test_a_fault_is_one_line_with_its_place(tmp_path: Path, row: Any, message: s
     with pytest.raises(BadInput) as error:
         read(file)
     assert str(error.value).startswith(f"{file}:2: {message}")
+
+
+def test_a_conversation_is_a_prompt_of_messages(tmp_path: Path):
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "1+1="}]
+    (example,) = read(put(tmp_path / "a.jsonl", [{"prompt": messages, "answer": "2"}]))
+    assert example.content == messages and (example.prompt, example.columns) == ("", {"answer": "2"})
+    assert example.document == json.dumps([list(message.values()) for message in messages])
 
 
 def prompts(*texts: str) -> list[Prompt]:

@@ -183,7 +183,7 @@ def batches() -> list[ScoredBatch]:
 
 
 def test_a_rollout_has_whitened_advantages_and_returns_before_whitening() -> None:
-    rollout, options = batches(), Ppo(beta=BETA, missing_end=2.0)
+    rollout, options = batches(), Ppo(beta=BETA)
     estimates, metrics = ValueEstimator(options).estimate(rollout)
     plain, _ = ValueEstimator(dataclasses.replace(options, whiten=False)).estimate(rollout)
     counted = rollout[0].weights > 0
@@ -199,8 +199,8 @@ def test_a_rollout_has_whitened_advantages_and_returns_before_whitening() -> Non
     assert metrics["mean_return"] == pytest.approx(future.mean(), rel=1e-5)
     for one, batch in zip(plain, rollout, strict=True):
         np.testing.assert_allclose(one.advantages, one.extra["advantage"].sum(1) / counted.sum(1), rtol=1e-5)
-        # The second response has no end mark, and its last token is the sixth.
-        last = batch.rewards[1] - 2.0 - BETA * batch.old[1, 5]
+        # The last token of the second response is the sixth.
+        last = batch.rewards[1] - BETA * batch.old[1, 5]
         assert one.extra["return"][1, 5] == pytest.approx(last, rel=1e-5)
     assert ppo.explained_variance(np.arange(3.0), np.ones(3)) == 0 and not ppo.whitened(np.full(4, 0.5)).any()
 
@@ -347,7 +347,6 @@ def test_the_arrays_of_a_response_and_the_reference_of_a_run() -> None:
         ({"clip": 0.0}, "ppo.clip"),
         ({"value_clip": -0.2}, "ppo.value-clip"),
         ({"value_weight": 0.0}, "ppo.value-weight"),
-        ({"missing_end": float("inf")}, "ppo.missing-end"),
     ],
 )
 def test_options_without_a_meaning_are_refused(options: dict[str, Any], named: str) -> None:

@@ -15,7 +15,7 @@ from train.config.rollout_options import Rollout
 from train.data.example_types import Prompt
 from train.engine import device_mesh
 from train.rollouts import preparation
-from train.rollouts.rewards import Completion, RewardFunction, find_rewards, rewards
+from train.rollouts.rewards import Completion, ModelName, RewardFunction, find_rewards, rewards, with_missing_end
 from train.rollouts.rollout_metrics import MOST_EQUAL, EqualRewards, RolloutPart
 from zoo.errors import BadInput
 
@@ -60,10 +60,12 @@ def test_functions_are_imported_from_the_working_directory(tmp_path: Path, monke
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.path", [*__import__("sys").path])
     (function,) = find_rewards(["judging:length@0.5"])
+    assert isinstance(function, RewardFunction)
     assert (function.name, function.weight, rewards([function], TWO).tolist()) == ("judging:length", 0.5, [0.5, 1.0])
     faults = {
-        (): ": name the function that judges responses, MODULE:FUNCTION",
-        ("judging",): " judging: write MODULE:FUNCTION or",
+        (): ": name what judges responses, MODULE:FUNCTION or a reward model",
+        ("judging",): " judging: neither a function nor a folder; write MODULE:FUNCTION, .* or the folder of a reward model",
+        ("runs/absent@0.5",): " runs/absent@0.5: neither a function nor a folder",
         ("judging:length@much",): " judging:length@much: the weight 'much' is not a finite number",
         ("judging:lengths",): r" judging:lengths: judging \(.*judging.py\) has no function lengths; the nearest is length",
         ("absent_judging:f",): " absent_judging:f: absent_judging cannot be imported .*No module named .*run from the folder of",
@@ -72,6 +74,29 @@ def test_functions_are_imported_from_the_working_directory(tmp_path: Path, monke
     for names, message in faults.items():
         with pytest.raises(BadInput, match=f"--rollout.reward{message}"):
             find_rewards(names)
+
+
+def test_a_folder_is_a_reward_model_unless_it_may_also_be_a_function(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("judge", "judge@2", "math:sqrt"):
+        (tmp_path / name).mkdir()
+    assert find_rewards(["judge", "judge@0.5", "./judge@2", "judge@2@-1"]) == (
+        ModelName("judge", 1.0),
+        ModelName("judge", 0.5),
+        ModelName("./judge@2", 1.0),
+        ModelName("judge@2", -1.0),
+    )
+    assert find_rewards(["./math:sqrt", "math:floor"])[0] == ModelName("./math:sqrt", 1.0)
+    with pytest.raises(BadInput, match=r"--rollout.reward math:sqrt: math:sqrt is a folder, and also .*; write ./math:sqrt for"):
+        find_rewards(["math:sqrt"])
+
+
+def test_a_response_without_an_end_mark_may_have_a_reward_of_its_own():
+    values, ended = np.array([1.0, 2.0]), [True, False]
+    assert with_missing_end(values, ended, -1.0).tolist() == [1.0, -1.0]
+    assert with_missing_end(values, ended, None).tolist() == [1.0, 2.0]
+    with pytest.raises(BadInput, match=r"--rollout\.missing-end nan: choose a finite number"):
+        Rollout(missing_end=math.nan)
 
 
 def test_rollouts_without_a_signal_are_reported_once_and_end_the_run_after_many() -> None:

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import numpy as np
@@ -30,7 +30,7 @@ from train.engine.step import assemble
 from train.inputs import prompt_inputs
 from train.objectives import objective
 from train.rollouts.feed import FeedSource
-from train.rollouts.rewards import RewardFunction
+from train.rollouts.rewards import Judge, RewardFunction
 from train.rollouts.rollout_feed import RolloutFeed
 from train.rollouts.sampler import Sampler
 from train.rows.batches import Batches
@@ -57,7 +57,13 @@ def low_ids(ids: list[list[int]], **_: Any) -> list[float]:
 
 
 def feed(
-    net: Model = NET, devices: int = 1, folder: Path | None = None, name: str = "policy", beta: float = 0.0, **changes: Any
+    net: Model = NET,
+    devices: int = 1,
+    folder: Path | None = None,
+    name: str = "policy",
+    beta: float = 0.0,
+    judges: tuple[Judge, ...] = (),
+    **changes: Any,
 ) -> RolloutFeed:
     """Return rollouts of 4 responses to 2 of 5 prompts of different lengths, for an objective with this KL divergence."""
     tokenizer = BYTES if net.family == "gpt" else preferences.tokenizer(net.family)
@@ -67,7 +73,7 @@ def feed(
     examples = [Prompt(origin=f"p:{n}", prompt=" ".join(preferences.WORDS[:n])[: 2 * n], columns={}) for n in range(5)]
     rows = prompt_inputs.rows_of(examples, run, tokenizer)
     mixture = Mixture((Component("p", 1.0, [Document("p", "")], rows),))
-    inputs = prompt_inputs.PromptInputs(tokenizer, mixture, rows, rows, rewards=(RewardFunction("t:low_ids", low_ids),))
+    inputs = prompt_inputs.PromptInputs(tokenizer, mixture, rows, rows, rewards=(RewardFunction("t:low_ids", low_ids), *judges))
     mesh = device_mesh.make_mesh(run_config.Mesh(), jax.devices()[:devices])
     local = device_mesh.local_rows(mesh, run.data.batch)
     bound: Any = objective(name).bind_abstract(run, mesh)
@@ -121,10 +127,30 @@ def test_a_batch_has_groups_of_responses_in_the_shapes_of_the_data(tmp_path: Pat
         assert not batch.extra["old"][batch.weights == 0].any() and (batch.extra["old"][batch.weights > 0] < 0).all()
         np.testing.assert_allclose(batch.extra["advantage"].reshape(-1, GROUP).sum(1), 0, atol=1e-6)
     values, timing = rollouts.metrics()
-    assert values["ratio_error"] < 1e-4 and 1 <= values["response_length"] <= TOKENS and timing["rollout_seconds"] > 0
+    assert values["ratio_error"] < 1e-4 and 1 <= values["response_length"] <= TOKENS and timing["rollout_tokens_per_s"] > 0
     lines = [json.loads(line) for line in (tmp_path / "rollouts" / "00000000.jsonl").read_text().splitlines()]
     assert len(lines) == 4 * GROUP and lines[0].keys() == {"prompt", "completion", "reward", "advantage"}
     assert np.mean([line["reward"] for line in lines]) == pytest.approx(values["reward"])
+
+
+def test_judges_that_compute_together_judge_all_responses_and_weights_are_factors() -> None:
+    """A function judges the rows of this process only, which `local` names; without an end mark the reward is another one."""
+
+    class Together:
+        collective: ClassVar[bool] = True
+        name, weight = "judge", -2.0
+        counts: ClassVar[list[int]] = []
+
+        def scores(self, completions: Any) -> Any:
+            self.counts.append(len(completions))
+            return np.arange(len(completions), dtype=np.float64)
+
+    judge = Together()
+    rollouts = feed(), feed(judges=(judge,)), feed(rollout=dataclasses.replace(ROLLOUT, missing_end=-5.0))
+    plain, summed, replaced = (rolled._respond(params(), rolled._sampler.decoding_params(params()), 0)[1] for rolled in rollouts)
+    np.testing.assert_array_equal(summed.rewards, plain.rewards - 2 * np.arange(8))
+    assert judge.counts == [8]
+    np.testing.assert_array_equal(replaced.rewards, np.where(plain.ended, plain.rewards, -5))
 
 
 def same(first: Batch, second: Batch) -> bool:
@@ -234,13 +260,14 @@ def test_each_pass_over_a_rollout_has_the_same_batches_with_values() -> None:
 
 
 def prepared(folder: Path, name: str = "policy", **options: Any) -> run_config.Run:
-    """Return a run of an objective on prompts, with a reward function in a file, that begins with the weights in `base`."""
+    """Return a run of an objective on prompts, judged by a function and a model in files. It begins with `base`."""
     (folder / "prompts.jsonl").write_text("".join(json.dumps({"prompt": f"{n}="}) + "\n" for n in range(20)))
     (folder / "low_ids.py").write_text(
         "def share(ids, **_):\n    return [sum(id < 64 for id in row) / max(len(row), 1) for row in ids]\n"
     )
-    for weights, factor in (("base", 1.0), ("other", 1.5)):
-        config = published.config("gpt", "causal", published.GPT2 | {"vocab_size": 257, "n_positions": 32})
+    for weights, factor in (("base", 1.0), ("other", 1.5), ("judge", 1.0), ("other_judge", 1.5)):
+        task = "sequence" if "judge" in weights else "causal"
+        config = published.config("gpt", task, published.GPT2 | {"vocab_size": 257, "n_positions": 32})
         published.write(folder / weights, config, factors={"ln_f.bias": factor})
         BYTES.save(folder / weights)
     data = PromptData(paths=(str(folder / "prompts.jsonl"),), length=16, batch=32)
@@ -249,7 +276,7 @@ def prepared(folder: Path, name: str = "policy", **options: Any) -> run_config.R
         model=load(folder / "base").model.config,
         init=str(folder / "base"),
         **{"policy": Policy(beta=0.05)} if name == "policy" else {},
-        rollout=Rollout(samples=4, tokens=TOKENS, steps=2, reward=("low_ids:share",), **options),
+        rollout=Rollout(samples=4, tokens=TOKENS, steps=2, reward=("low_ids:share", "judge@0.1"), **options),
         optim=run_config.Optim(lr=3e-2, warmup=0, schedule="constant"),
         data=data,
         out=str(folder),
@@ -276,12 +303,13 @@ def test_a_run_ends_with_the_same_bits_when_it_is_stopped(
     train("steady")
     train("stopped", stop_at=5)
     assert [folder.name for folder in sorted((tmp_path / "stopped" / "checkpoints").glob("????????"))] == ["00000004", "00000006"]
-    (tmp_path / "base").rename(tmp_path / "away")
-    (tmp_path / "other").rename(tmp_path / "base")
-    with pytest.raises(BadInput, match="trained on other data: reference: "):
-        train("stopped")
-    (tmp_path / "base").rename(tmp_path / "other")
-    (tmp_path / "away").rename(tmp_path / "base")
+    for name, other, key in (("base", "other", "reference"), ("judge", "other_judge", "reward judge")):
+        (tmp_path / name).rename(tmp_path / "away")
+        (tmp_path / other).rename(tmp_path / name)
+        with pytest.raises(BadInput, match=f"trained on other data: {key}: "):
+            train("stopped")
+        (tmp_path / name).rename(tmp_path / other)
+        (tmp_path / "away").rename(tmp_path / name)
     train("stopped")
     rows = [
         [
@@ -298,8 +326,12 @@ def test_a_run_ends_with_the_same_bits_when_it_is_stopped(
     assert (tmp_path / "steady" / "scores.json").read_bytes() == (tmp_path / "stopped" / "scores.json").read_bytes()
     assert "  reward 0." in capsys.readouterr().out
     score = json.loads((tmp_path / "steady" / "scores.json").read_text())
+    assert all(0 < row["time"]["rollout_share"] < 1 for row in metrics_file.read_rows(tmp_path / "steady" / "metrics.jsonl")[:1])
+    # Greedy responses need no reference.
+    (tmp_path / "base").rename(tmp_path / "away")
     assert scorers.main(str(tmp_path / "steady"), step=None, batch=32, stride=0, mesh=run_config.Mesh()) == 0
     assert f"reward         {score['reward']:.6f}" in capsys.readouterr().out
+    (tmp_path / "away").rename(tmp_path / "base")
     # Adapters begin as the model that they are added to.
     train("adapted", steps=2, engine="pmap", lora=Lora(rank=2))
     assert (tmp_path / "adapted" / "rollouts" / "00000000.jsonl").read_bytes() == texts[0]["00000000.jsonl"]

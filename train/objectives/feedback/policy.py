@@ -95,12 +95,21 @@ class RolloutObjective(Objective):
 
     @classmethod
     def extend_inputs(cls, run: Run, mesh: Mesh, inputs: Any, cache: Path, *, progress: Callable[[int, int], None]) -> Any:
-        """Return the run's inputs with its reward functions, and the digest of the reference of a KL divergence.
+        """Return the run's inputs with its judges, and the digest of the reference of a KL divergence.
 
         Raises:
             BadInput: as `train.rollouts.preparation.extend_inputs`.
         """
-        return preparation.extend_inputs(run, inputs, cls._beta(run))
+        return preparation.extend_inputs(run, mesh, inputs, cls._beta(run))
+
+    @classmethod
+    def extend_scored_inputs(cls, run: Run, mesh: Mesh, inputs: Any, cache: Path, *, progress: Callable[[int, int], None]) -> Any:
+        """Return the run's inputs with its judges: greedy responses are scored without the reference, which may be absent.
+
+        Raises:
+            BadInput: as `train.rollouts.preparation.with_judges`.
+        """
+        return preparation.with_judges(run, mesh, inputs)
 
     def feed(self, source: FeedSource, first: int) -> AbstractContextManager[Feed]:
         """Return the batches of responses that the model samples itself.

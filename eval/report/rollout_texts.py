@@ -1,0 +1,93 @@
+"""Sampled responses of a run's first and last rollout, with their rewards, for the report."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from eval.report.error_analysis import folded
+from eval.report.html_page import number, text
+from zoo.errors import BadInput
+
+PROMPTS = 3
+"""Prompts of a rollout that are shown, each with its responses of the highest and the lowest reward."""
+TYPES: dict[str, type | tuple[type, ...]] = {
+    "prompt": (str, list),
+    "completion": str,
+    "reward": (int, float),
+    "advantage": (int, float),
+}
+"""Keys of a line of RUN/rollouts/NUMBER.jsonl, which `train.rollouts.rollout_files` writes, and the types of their values."""
+
+
+def render(folder: Path, samples: int, steps: int) -> str:
+    """Return responses of the first and the last rollout in a folder as HTML; "" if it has none.
+
+    Args:
+        folder: RUN/rollouts.
+        samples: responses to a prompt, which follow each other.
+        steps: training steps on a rollout.
+
+    Raises:
+        BadInput: a line of these two files has other content; it is named.
+    """
+    files = sorted(file for file in folder.glob("*.jsonl") if file.stem.isdecimal())
+    return "".join(_rollout(file, samples, steps) for file in dict.fromkeys((*files[:1], *files[-1:])))
+
+
+def _rollout(file: Path, samples: int, steps: int) -> str:
+    responses = list(_responses(file))
+    groups = [responses[first : first + samples] for first in range(0, len(responses), samples)]
+    what = f"Rollout {int(file.stem):,}, before step {int(file.stem) * steps + 1:,}"
+    kind = f"the responses of highest and lowest reward to {min(PROMPTS, len(groups))} of its {len(groups):,} prompts"
+    return f"<div class=rollout><p class=note>{text(what)}: {text(kind)}.</p>{''.join(map(_group, groups[:PROMPTS]))}</div>"
+
+
+def _responses(file: Path) -> Iterator[Mapping[str, Any]]:
+    """Yield the lines of a file as dicts.
+
+    Raises:
+        BadInput: the file cannot be read, or a line has other content.
+    """
+    fix = "remove the file, or write it again by continuing the run"
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError) as error:
+        raise BadInput(f"{file} cannot be read ({error}); {fix}") from None
+    for place, line in enumerate(lines, 1):
+        try:
+            content = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise BadInput(f"{file}:{place} is invalid JSON ({error}); {fix}") from None
+        wrong = not isinstance(content, dict) or [name for name, kind in TYPES.items() if not isinstance(content.get(name), kind)]
+        if wrong:
+            what = ", ".join(wrong) if isinstance(wrong, list) else "it is no object"
+            raise BadInput(f"{file}:{place} has unexpected content ({what}); {fix}")
+        yield content
+
+
+def _extremes(group: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Return the responses of highest and lowest reward; one of them if all rewards are equal."""
+    best, worst = (choose(group, key=lambda response: response["reward"]) for choose in (max, min))
+    return [best] if best["reward"] == worst["reward"] else [best, worst]
+
+
+def _group(group: Sequence[Mapping[str, Any]]) -> str:
+    """Return a prompt with its responses."""
+    prompt = folded(_prompt_text(group[0]["prompt"])) or "no prompt"
+    responses = "".join(map(_response, _extremes(group)))
+    return f"<article class=sample><div class=prompt dir=auto>{prompt}</div><div class=both>{responses}</div></article>"
+
+
+def _response(response: Mapping[str, Any]) -> str:
+    reward, advantage = (number(float(response[name])) for name in ("reward", "advantage"))
+    written = folded(response["completion"]) or "<span class=note>no text</span>"
+    return f"<div><h3>Reward {text(reward)}, advantage {text(advantage)}</h3><div dir=auto>{written}</div></div>"
+
+
+def _prompt_text(prompt: str | list[Any]) -> str:
+    """Return a prompt as text; a conversation with the role before each message."""
+    if isinstance(prompt, str):
+        return prompt
+    messages = [message if isinstance(message, dict) else {} for message in prompt]
+    return "\n".join(f"{message.get('role', '')}: {message.get('content', '')}" for message in messages)

@@ -1,0 +1,195 @@
+"""Reward models as judges of responses: their scores, the models and texts that are refused, and their digest."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from eval.scoring.completion_scores import PromptCompletion as Text
+from eval.scoring.completion_scores import reward_model_scores as evaluated
+from tests.support import preferences, published, tiny
+from tests.support.encoders import loaded
+from tests.support.small import random_params, small
+from train.config import run_config
+from train.config.data_options import PromptData
+from train.config.objective_options import Prompts
+from train.config.rollout_options import Rollout
+from train.data.example_types import Message, Prompt
+from train.engine import device_mesh
+from train.rollouts import reward_models
+from train.rollouts.reward_models import RewardModel, load_reward_model
+from train.rollouts.rewards import Completion, ModelName
+from train.tokenizers.tokenizer import Tokenizer
+from train.weights.load import Loaded
+from train.weights.reward_scale import RewardScale, write_scale
+from zoo.errors import BadInput
+
+BYTES = Tokenizer.train([], 257)
+MESH = device_mesh.make_mesh(run_config.Mesh(), jax.devices()[:1])
+PROMPTS = [Prompt(origin=f"p:{n}", prompt=text, columns={}) for n, text in enumerate(("the whale is ", "", "a"))]
+TEXTS = ("white", "old", "", "ship", "seen the ship the ship")
+
+
+def run(tokens: int = 6, **changes: Any) -> run_config.Run:
+    data = PromptData(length=16, batch=4)
+    return tiny.run(
+        "policy", model=small("gpt").config, rollout=Rollout(tokens=tokens), data=data, precision="float32", **changes
+    )
+
+
+def subject(family: str, mesh: Any = MESH) -> Loaded:
+    model = preferences.net(family)
+    scale = RewardScale(gain=2.0, bias=-1.0)
+    return Loaded("small", model, random_params(model), preferences.tokenizer(family), mesh, reward_scale=scale)
+
+
+def reward_model(monkeypatch: pytest.MonkeyPatch, of: Loaded, **options: Any) -> RewardModel:
+    monkeypatch.setattr(reward_models, "load", lambda name, mesh: of)
+    monkeypatch.setattr(reward_models, "digest_of_parameters", lambda name: "parameters")
+    return load_reward_model(ModelName("judge", 1.0), run(**options), of.mesh, PROMPTS, BYTES)
+
+
+def completions() -> list[Completion]:
+    """Return completions of prompts of every kind, more than there are rows in a batch."""
+    return [Completion(PROMPTS[n % len(PROMPTS)], text, []) for n, text in enumerate(TEXTS)]
+
+
+def expected(of: Loaded) -> np.ndarray:
+    """Return the normalized scores as `zoo eval --task rewards` computes them."""
+    texts = [Text(item.prompt.origin, item.prompt.prompt, item.text) for item in completions()]
+    raw = evaluated(of, texts, batch=len(texts), dtype=np.float32, progress=lambda *_: None)
+    return 2.0 * raw - 1.0
+
+
+OTHERS = ("bert", "roberta", "distilbert", "xlnet", "t5", "transformer")
+
+
+@pytest.mark.parametrize("family", ["gpt", "bert", *(pytest.param(name, marks=pytest.mark.full) for name in OTHERS[1:])])
+def test_scores_are_those_of_zoo_eval_in_batches_of_fixed_size(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    of = subject(family)
+    judge = reward_model(monkeypatch, of)
+    assert judge.rows == 4 < len(TEXTS)
+    scores = judge.scores(completions())
+    # Rows are padded to other lengths: float32 rounding of scores of order 1, times the gain.
+    np.testing.assert_allclose(scores, expected(of), atol=4e-5)
+    np.testing.assert_allclose(judge.scores(completions()[4:]), scores[4:], atol=4e-5)
+    assert judge.own_tokenizer == (family != "gpt")
+
+
+@pytest.mark.planted(2)
+def test_another_position_and_a_lost_normalization_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    of = subject("gpt")
+    plain = reward_model(monkeypatch, dataclasses.replace(of, reward_scale=RewardScale()))
+    assert np.abs(plain.scores(completions()) - expected(of)).max() > 1e-3
+    build = reward_models._row_builder
+
+    def one_early(*arguments: Any) -> Any:
+        def row(side: Any) -> dict[str, Any]:
+            fields = build(*arguments)(side)
+            return fields | {"summary_at": fields["summary_at"] - 1}
+
+        return row
+
+    monkeypatch.setattr(reward_models, "_row_builder", one_early)
+    assert np.abs(reward_model(monkeypatch, of).scores(completions()) - expected(of)).max() > 1e-3
+
+
+@pytest.mark.full
+def test_devices_and_micro_batches_change_scores_only_by_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
+    of = subject("gpt", device_mesh.make_mesh(run_config.Mesh(), jax.devices()[:2]))
+    scores = reward_model(monkeypatch, of, accumulate=2).scores(completions())
+    np.testing.assert_allclose(scores, expected(of), atol=4e-5)
+
+
+def test_most_batches_have_one_shape_and_longer_ones_double_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    judge = reward_model(monkeypatch, subject("gpt"), tokens=5)
+    sizes = judge.sizes
+    # The longest prompt has 13 bytes, a response up to 5, and the end mark follows.
+    assert (sizes.length, sizes.limit) == (13 + 5 + 1, 96)
+    assert [sizes.fit(needed) for needed in (1, 19, 20, 77, 96)] == [19, 19, 38, 96, 96]
+    shapes = []
+
+    def score(params: Any, batch: Any) -> Any:
+        shapes.append(batch.tokens.shape)
+        return np.zeros(4)
+
+    monkeypatch.setitem(judge.__dict__, "_program", score)
+    judge.scores(completions())
+    assert shapes == [(4, 1, 19), (4, 1, 38)]
+
+
+def test_a_text_that_does_not_fit_is_refused_with_its_lengths_or_its_prompt_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = small("gpt", labels=("reward",), context=16)
+    of = dataclasses.replace(subject("gpt"), model=model, params=random_params(model))
+    where = "--rollout.reward judge: "
+    with pytest.raises(BadInput, match=f"{where}p:0: a prompt of 13 tokens, and the reward model's 16 positions have room for 9"):
+        reward_model(monkeypatch, of)
+    with pytest.raises(BadInput, match=f"{where}the reward model has 16 positions, which leave no room .* --rollout.tokens 15"):
+        reward_model(monkeypatch, of, tokens=15)
+    judge = reward_model(monkeypatch, of, labelled=Prompts(truncate=True))
+    cut = Completion(dataclasses.replace(PROMPTS[0], prompt=" whale is "), "old", [])
+    fits = Completion(PROMPTS[0], "old", [])
+    np.testing.assert_array_equal(judge.scores([fits]), judge.scores([cut]))
+    with pytest.raises(BadInput, match=f"{where}p:0: 24 tokens with the completion 'seen the ship', and the reward model has 16"):
+        judge.scores([Completion(PROMPTS[0], "seen the ship", [])])
+
+
+def test_a_message_that_spells_a_special_token_of_the_reward_model_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    of, message = subject("bert"), Message("user", "Who [SEP] is it?")
+    conversation = Prompt(origin="p:0", prompt="", columns={}, messages=(message,))
+    monkeypatch.setitem(globals(), "PROMPTS", [conversation])
+    with pytest.raises(BadInput, match=r"--rollout\.reward judge: p:0: message 1 spells the special token \[SEP\]; write"):
+        reward_model(monkeypatch, of)
+
+
+@pytest.mark.parametrize(
+    ("of", "message"),
+    [
+        (lambda: subject("gpt", MESH), ""),
+        (lambda: loaded("bert"), "a bert for the task masked gives no single score; name a run of the recipe reward-model"),
+        (lambda: loaded("bert", "sequence"), r"a bert for the task sequence with 3 labels \(.*\) gives no single score"),
+    ],
+)
+def test_a_model_without_one_score_is_refused_by_name(of: Any, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not message:
+        assert str(reward_model(monkeypatch, of())) == "judge (gpt, normalized)"
+        return
+    with pytest.raises(BadInput, match=f"--rollout.reward judge: {message}"):
+        reward_model(monkeypatch, of())
+
+
+def test_folders_are_loaded_and_their_digest_changes_with_weights_and_normalization(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    numbers = published.GPT2 | {"vocab_size": 257, "n_positions": 32}
+    for name, task, factor in (("judge", "sequence", 1.0), ("other", "sequence", 2.0), ("words", "causal", 1.0)):
+        published.write(tmp_path / name, published.config("gpt", task, numbers), factors={"score.weight": factor})
+        BYTES.save(tmp_path / name)
+    published.write(tmp_path / "nan", published.config("gpt", "sequence", numbers), factors={"score.weight": float("nan")})
+    BYTES.save(tmp_path / "nan")
+    (tmp_path / "empty").mkdir()
+
+    def digest(name: str) -> str:
+        return load_reward_model(ModelName(name, 1.0), run(), MESH, PROMPTS, BYTES).digest
+
+    digests = [digest("judge"), digest("judge"), digest("other")]
+    write_scale(tmp_path / "judge", RewardScale(gain=2.0, bias=0.5))
+    digests.append(digest("judge"))
+    assert digests[0] == digests[1] and len(set(digests)) == 3
+    for name, message in (
+        ("words", "a gpt for the task causal gives no single score"),
+        ("nan", ".*score.weight.*"),
+        ("empty", ".*config.json"),
+    ):
+        with pytest.raises(BadInput, match=f"--rollout.reward {name}: {message}") as refusal:
+            digest(name)
+        assert "\n" not in str(refusal.value)
+    content = json.loads((tmp_path / "judge" / "config.json").read_text()) | {"id2label": {"0": "a", "1": "b"}}
+    (tmp_path / "judge" / "config.json").write_text(json.dumps(content))
+    with pytest.raises(BadInput, match=r"--rollout\.reward judge: .*id2label"):
+        digest("judge")

@@ -1,0 +1,40 @@
+"""The share of a row's time in which the loop waits for its batches."""
+
+import types
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import pytest
+
+from tests.support import tiny
+from train.run import metric_logger, metrics_file
+from train.run.console import Console
+from train.run.metric_logger import MetricLogger
+from train.run.run_dir import RunDir
+
+MEASURED = {name: jnp.ones(()) for name in ("loss", "grad_norm", "lr", "finite")}
+
+
+def test_the_share_is_that_of_the_steps_of_a_row_without_pauses_and_the_first_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A clock that only the test moves: seconds of waiting, then of the step, then of a pause, for each of five steps."""
+    now = [0.0]
+    monkeypatch.setattr(metric_logger, "time", types.SimpleNamespace(perf_counter=lambda: now[0]))
+    run, folder = tiny.run(), RunDir(tmp_path)
+    options: dict[str, Any] = dict(first=0, tokens=8, flops=1.0, rate=1.0, process=0, saved={})
+    with MetricLogger(run, folder, Console(steps=run.steps, process=1), **options) as recorder:
+        for waiting, step, pause in ((50.0, 9.0, 0.0), (3.0, 1.0, 7.0), (0.0, 2.0, 0.0), (0.0, 1.0, 0.0), (1.0, 2.0, 0.0)):
+            with recorder.waiting():
+                now[0] += waiting
+            now[0] += step
+            recorder.step(MEASURED, None)
+            with recorder.pause():
+                now[0] += pause
+            # The third and the fourth step share a row with the fifth.
+            if step == 9 or pause or waiting == 1:
+                recorder.row(timing={"rollout_tokens_per_s": 2.0})
+    times = [row["time"] for row in metrics_file.read_rows(folder.metrics)]
+    assert [time["rollout_share"] for time in times[1:]] == [pytest.approx(3 / 4), pytest.approx(1 / 6)]
+    assert times[0]["rollout_share"] != times[0]["rollout_share"] and times[1]["rollout_tokens_per_s"] == 2.0

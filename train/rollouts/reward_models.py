@@ -1,0 +1,250 @@
+"""Reward models as judges of responses: frozen models of any family that give a prompt with its completion one score.
+
+A text is encoded with the reward model's own tokenizer, and its score is read where training and `zoo eval --task rewards` read
+it (see `train.rows.preference_rows`). A response that the limit cut off is read with an end mark like every other.
+"""
+
+import dataclasses
+import functools
+import json
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Float64
+
+from train.config.run_config import Run
+from train.data.example_types import Dialogue, Prompt
+from train.engine import device_mesh
+from train.engine.micro_batches import map_rows
+from train.engine.reward_scores import is_reward_model, reward_scores
+from train.rollouts.rewards import OPTION, Completion, ModelName
+from train.rows import preference_rows
+from train.rows.preference_rows import Side
+from train.rows.row_source import digest_of
+from train.tokenizers.chat_ids import check_contents
+from train.tokenizers.chat_template import ChatTemplate, chat_template, has_template
+from train.tokenizers.tokenizer import Tokenizer
+from train.weights.load import Loaded, load
+from train.weights.reference import digest_of_parameters
+from train.weights.reward_scale import RewardScale
+from zoo.batch import Batch
+from zoo.configs import longest_row
+from zoo.errors import BadInput
+from zoo.models import Model
+from zoo.precision import DTYPES, cast_params
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """Lengths of the rows of a reward model, in its tokens; one program is compiled for each length."""
+
+    length: int
+    """Tokens of most rows, or of the targets of an encoder-decoder: the longest prompt and the most tokens of a response."""
+    source: int
+    """Tokens of an encoder-decoder's sources, the longest prompt; 0 for others."""
+    limit: int | None
+    """Largest length that the model has; None: there is none."""
+    prompt_limit: int | None
+    """Tokens of a prompt of which the beginning of a longer one is cut; None: nothing is cut."""
+
+    def fit(self, needed: int) -> int:
+        """Return the length of the rows of a batch whose longest one needs so many tokens, at most `limit`.
+
+        It is a function of the batch alone, so that a run that continues computes the same scores.
+        """
+        length = self.length
+        while length < needed:
+            length *= 2
+        return length if self.limit is None else min(length, self.limit)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class RewardModel:
+    """A frozen model whose score, normalized if it has a `reward_scale.json`, is the reward of a response."""
+
+    collective: ClassVar[bool] = True
+    """True: every process calls `scores` with the same completions, and the devices of all of them compute."""
+
+    name: str
+    """Folder, as on the command line."""
+    weight: float
+    model: Model
+    params: Any
+    """Parameters in the dtype of the arithmetic, sharded over the mesh."""
+    tokenizer: Tokenizer
+    scale: RewardScale
+    mesh: Mesh
+    rows: int
+    """Rows of a batch; the mesh divides it."""
+    num_micro: int
+    """Number of micro-batches in which the rows of a batch are computed."""
+    sizes: Sizes
+    digest: str
+    """Changes with the parameters, the tokenizer and the normalization."""
+    own_tokenizer: bool
+    """True if the tokenizer is another than that of the model in training."""
+    template: ChatTemplate | None
+    """The tokenizer's chat template, which renders conversations; None: it has none, and reads what the policy's has written."""
+
+    def __str__(self) -> str:
+        facts = [self.model.family, "normalized" if self.scale != RewardScale() else "not normalized"]
+        facts += ["with its own tokenizer"] if self.own_tokenizer else []
+        return f"{self.name}{f'@{self.weight:g}' if self.weight != 1 else ''} ({', '.join(facts)})"
+
+    def scores(self, completions: Sequence[Completion]) -> Float64[np.ndarray, " n"]:
+        """Return the score of each completion, in batches of `rows`.
+
+        Raises:
+            BadInput: a completion does not fit into the model's positions, or its score is not finite.
+        """
+        chunks = [completions[first : first + self.rows] for first in range(0, len(completions), self.rows)]
+        values = np.concatenate([self._scores_of_batch(chunk) for chunk in chunks])
+        return self.scale.gain * values + self.scale.bias
+
+    def _scores_of_batch(self, completions: Sequence[Completion]) -> Float64[np.ndarray, " n"]:
+        texts = [(text_of(item.prompt, self.template), item.text) for item in completions]
+        cfg, sizes, rendered = self.model.config, self.sizes, bool(completions[0].prompt.messages)
+        sides = preference_rows.encode_sides(texts, self.tokenizer, cfg, sizes.prompt_limit, rendered=rendered)
+        needed = [len(side.ids) for side in sides]
+        if sizes.limit is not None and max(needed) > sizes.limit:
+            worst = completions[int(np.argmax(needed))]
+            what = (
+                f"{max(needed)} tokens with the completion {worst.text[:40]!r}, and the reward model has {sizes.limit} positions"
+            )
+            raise BadInput(f"{OPTION} {self.name}: {worst.prompt.origin}: {what}; {_SHORTER}")
+        # Rows beyond the last completion repeat it.
+        sides += sides[-1:] * (self.rows - len(sides))
+        length = sizes.fit(max(needed))
+        build = _row_builder(cfg, self.tokenizer, sizes.source, length)
+        local = [build(sides[row]) for row in device_mesh.local_rows(self.mesh, self.rows).tolist()]
+        host = Batch(**jax.tree.map(lambda *arrays: np.stack(arrays)[:, None], *local))  # [B, 1, ...]
+        with jax.set_mesh(self.mesh):
+            results = self._program(self.params, device_mesh.shard_batch(host, self.mesh, self.rows))
+            values = np.asarray(jax.device_get(results), np.float64)[: len(completions)]
+        if not np.isfinite(values).all():
+            item = completions[int(np.argmin(np.isfinite(values)))]
+            fix = "its weights are too large for --precision bfloat16, or damaged"
+            raise BadInput(f"{OPTION} {self.name}: the score of a completion of {item.prompt.origin} is not finite; {fix}")
+        return values
+
+    @functools.cached_property
+    def _program(self) -> Callable[[Any, Batch], jax.Array]:
+        def score(params: Any, batch: Batch) -> jax.Array:
+            return map_rows(lambda rows: reward_scores(self.model, params, rows)[:, 0], batch, self.num_micro)
+
+        return jax.jit(score, out_shardings=NamedSharding(self.mesh, PartitionSpec()))
+
+
+def load_reward_model(named: ModelName, run: Run, mesh: Mesh, prompts: Sequence[Prompt], tokenizer: Tokenizer) -> RewardModel:
+    """Return the reward model in a folder, whose batches have as many rows as those of the run.
+
+    Args:
+        prompts: all prompts of the run; the longest one determines the shapes of its batches.
+        tokenizer: that of the model in training.
+
+    Raises:
+        BadInput: nothing to load there, a model without a head of one score, a prompt that leaves no room for a response and
+            that --labelled.truncate does not cut, or a message that spells a special token of the model's tokenizer.
+    """
+    where = f"{OPTION} {named.name}"
+    try:
+        loaded = load(named.name, mesh)
+        digest = digest_of_parameters(named.name)
+    except BadInput as error:
+        raise BadInput(f"{where}: {error}") from None
+    _check_score(where, loaded.model)
+    scale, dtype, template = loaded.reward_scale, DTYPES[run.precision], None
+    if prompts[0].messages and has_template(loaded.tokenizer):
+        template = chat_template(loaded.tokenizer, named.name)
+    for prompt in prompts:
+        # In a rendered text, the name of a special token is that token.
+        check_contents(Dialogue(origin=f"{where}: {prompt.origin}", messages=prompt.messages), loaded.tokenizer)
+    texts = [text_of(prompt, template) for prompt in prompts]
+    identity = [digest, loaded.tokenizer.fingerprint, scale.gain, scale.bias]
+    with jax.set_mesh(mesh):
+        params = jax.jit(lambda params: cast_params(params, dtype))(loaded.params)
+    return RewardModel(
+        name=named.name,
+        weight=named.weight,
+        model=loaded.model,
+        params=params,
+        tokenizer=loaded.tokenizer,
+        scale=scale,
+        mesh=mesh,
+        rows=device_mesh.round_up_rows(mesh, run.data.batch),
+        num_micro=run.accumulate,
+        sizes=_sizes(where, loaded, prompts, texts, run.options.rollout.tokens, truncate=run.options.labelled.truncate),
+        digest=digest_of(json.dumps(identity), ()),
+        own_tokenizer=loaded.tokenizer.fingerprint != tokenizer.fingerprint,
+        template=template,
+    )
+
+
+def text_of(prompt: Prompt, template: ChatTemplate | None) -> str:
+    """Return the text of a prompt; a conversation is rendered by `template`, or as the policy reads it if that is None."""
+    if template is None or not prompt.messages:
+        return prompt.prompt
+    return template.render(prompt.messages, generation_prompt=True)
+
+
+_SHORTER = "choose fewer --rollout.tokens or shorter prompts, or cut the beginning of prompts with --labelled.truncate"
+
+
+def _check_score(where: str, model: Model) -> None:
+    """Refuse a model that does not give a text one score."""
+    if is_reward_model(model):
+        return
+    labels = getattr(model.config, "labels", ())
+    what = f"a {model.family} for the task {model.task}"
+    if labels:
+        names = ", ".join(labels[:4]) + (", ..." if len(labels) > 4 else "")
+        what = f"{what} with {len(labels)} label{'s' if len(labels) > 1 else ''} ({names})"
+    fix = "name a run of the recipe reward-model, or published weights whose head has one label"
+    raise BadInput(f"{where}: {what} gives no single score; {fix}")
+
+
+def _sizes(where: str, loaded: Loaded, prompts: Sequence[Prompt], texts: Sequence[str], tokens: int, *, truncate: bool) -> Sizes:
+    """Return the lengths of rows for prompts, whose texts are `texts`, and responses of at most `tokens` tokens.
+
+    Raises:
+        BadInput: there is no room for a prompt, or a prompt is too long and not cut.
+    """
+    cfg, tokenizer = loaded.model.config, loaded.tokenizer
+    limit, special = longest_row(cfg), preference_rows.template_size(tokenizer, cfg)
+    in_source = getattr(cfg, "is_encoder_decoder", False)
+    beside = special if in_source else special + tokens
+    if limit is not None and beside >= limit:
+        what = f"the reward model has {limit} positions, which leave no room for a prompt beside --rollout.tokens {tokens}"
+        raise BadInput(f"{where}: {what}; choose fewer")
+    rendered = bool(prompts[0].messages)
+    sides = preference_rows.encode_sides([(text, "") for text in texts], tokenizer, cfg, rendered=rendered)
+    sizes = [len(_prompt_row(side)) - special for side in sides]
+    longest = int(np.argmax(sizes))
+    room = None if limit is None else limit - beside
+    if room is not None and sizes[longest] > room and not truncate:
+        what = f"a prompt of {sizes[longest]} tokens, and the reward model's {limit} positions have room for {room}"
+        raise BadInput(f"{where}: {prompts[longest].origin}: {what} beside --rollout.tokens {tokens}; {_SHORTER}")
+    size = sizes[longest] if room is None else min(sizes[longest], room)
+    prompt_limit = room if truncate else None
+    if in_source:
+        length = tokens + 1 if limit is None else min(tokens + 1, limit)
+        return Sizes(length=length, source=size + special, limit=limit, prompt_limit=prompt_limit)
+    return Sizes(length=size + beside, source=0, limit=limit, prompt_limit=prompt_limit)
+
+
+def _prompt_row(side: Side) -> np.ndarray:
+    return side.ids if side.source is None else side.source
+
+
+def _row_builder(cfg: Any, tokenizer: Tokenizer, source: int, length: int) -> Callable[[Side], dict[str, Any]]:
+    """Return the function from the ids of a completion to its fields of `Batch`, without weights and targets."""
+    build = preference_rows.side_builder(cfg, tokenizer, length if source else 0)
+
+    def row(side: Side) -> dict[str, Any]:
+        fields = build(side, source or length)
+        return {name: value for name, value in fields.items() if name not in ("targets", "weights")}
+
+    return row
