@@ -43,7 +43,9 @@ def die() -> None:
     raise Death
 
 
-@pytest.mark.parametrize("name", ["attention", *(pytest.param(name, marks=pytest.mark.full) for name in ("step", "growth"))])
+@pytest.mark.parametrize(
+    "name", ["attention", pytest.param("step", marks=pytest.mark.full), pytest.param("growth", marks=pytest.mark.slow)]
+)
 def test_a_cell_that_crashes_twice_is_failed_and_does_not_stop_the_others(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -64,8 +64,13 @@ def test_learned_positions_limit_source_and_target_each() -> None:
             generator.generate([prompt], Decoding(limit=limit))
 
 
-@pytest.mark.full
-@pytest.mark.parametrize("decoding", [SEARCHED, SAMPLED], ids=["searched", "sampled"])
+@pytest.mark.parametrize(
+    "decoding",
+    [
+        pytest.param(SEARCHED, marks=pytest.mark.full, id="searched"),
+        pytest.param(SAMPLED, marks=pytest.mark.slow, id="sampled"),
+    ],
+)
 def test_a_text_depends_on_its_source_alone(decoding: Decoding) -> None:
     together = seq2seq_generator("t5").generate(sources(), decoding)
     apart = seq2seq_generator("t5", batch=4).generate(sources()[:5], decoding)
