@@ -17,7 +17,7 @@ from train import objectives
 from train.config.run_config import Run
 from train.engine.state_init import TrainedParams
 from train.objectives.base import Objective
-from train.rollouts.feed import Feed, FeedSource
+from train.rollouts.batch_feed import Feed, FeedSource
 from train.run.run_dir import RunDir
 from train.weights import adapters as weights
 from zoo import models

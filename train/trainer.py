@@ -26,7 +26,7 @@ from train.engine.step import assemble
 from train.inputs import dataset, notices
 from train.inputs.dataset import Inputs
 from train.objectives.base import Objective
-from train.rollouts.feed import FeedSource
+from train.rollouts.batch_feed import FeedSource
 from train.rows.batches import Batches
 from train.rows.row_source import RowSource, ordered
 from train.rows.text_counts import TextCounts

@@ -19,7 +19,7 @@ from zoo import configs, models, sharding
 from zoo.errors import BadInput
 from zoo.hf import safetensors_dir
 from zoo.hf.config_json import PublishedConfig
-from zoo.hf.param_names import Layout, ParamNames
+from zoo.hf.param_name_types import Layout, ParamNames
 from zoo.hf.safetensors_dir import Tensor
 
 MAX_NAMED = 5

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from benchmarks.core import tables
-from benchmarks.plan import cache, page, text_view
+from benchmarks.plan import page, plan_cache, text_view
 from benchmarks.plan.compile_program import Mode
 from benchmarks.plan.plan_record import Plan
 from benchmarks.plan.targets import Target
@@ -23,7 +23,7 @@ def plan(run: run_config.Run, mode: Mode, target: Target, *, file: str, fresh: b
     Raises:
         BadInput: see `compile_program.compile_run`; the page cannot be written.
     """
-    planned = cache.plan(run, mode, target, fresh=fresh)
+    planned = plan_cache.plan(run, mode, target, fresh=fresh)
     if file:
         _write(Path(file), planned)
     if as_json:

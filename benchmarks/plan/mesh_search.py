@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, get_args
 
-from benchmarks.plan import cache, targets, text_view
+from benchmarks.plan import plan_cache, targets, text_view
 from benchmarks.plan.compile_program import Mode
 from benchmarks.plan.plan_record import Plan
 from benchmarks.plan.targets import Target
@@ -98,7 +98,7 @@ def search(
     while waiting and (not tried or time.monotonic() - began < seconds):
         candidate = waiting.pop(0)
         try:
-            plan = cache.plan(candidate.of(run), mode, target, fresh=fresh)
+            plan = plan_cache.plan(candidate.of(run), mode, target, fresh=fresh)
         except BadInput as error:
             refused, why = refused + 1, str(error)
             report(f"{candidate}: {why}")

@@ -23,23 +23,23 @@ DIRECTIONS = ("forward", "backward", "update")
 
 RULES: Sequence[tuple[str, str, str]] = (
     (r"zoo/(attention/.+|ops/positions)\.py", ".*", ATTENTION),
-    (r"zoo/ops/xla_cpu\.py", r"_?distance_products\w*", ATTENTION),
+    (r"zoo/ops/xla_cpu_workarounds\.py", r"_?distance_products\w*", ATTENTION),
     (r"zoo/nn/layers\.py", r"(layer_norm|rms_norm|LayerNorm|RMSNorm)\b.*", NORMS),
     (r"zoo/nn/layers\.py", r"dropout\b.*", DROPOUT),
     (r"zoo/ops/counter_rng\.py", ".*", DROPOUT),
     (r"zoo/nn/layers\.py", r"gelu(_tanh)?", ACTIVATIONS),
     (r"zoo/nn/layers\.py", r"tied_logits\b.*", HEAD),
     (r"zoo/nn/layers\.py", r"lookup\b.*", EMBEDDING),
-    (r"zoo/nn/heads\.py|train/engine/losses\.py", ".*", HEAD),
+    (r"zoo/nn/task_heads\.py|train/engine/losses\.py", ".*", HEAD),
     (r"optax/.*|train/engine/optim\.py", ".*", OPTIMIZER),
     (r"zoo/nn/layer_stack\.py", ".*", MOVEMENT),
-    (r"zoo/(nn/layers|nn/key_size|nn/encoder|nn/xlnet_layer|models/\w+)\.py", ".*", ELEMENTWISE),
+    (r"zoo/(nn/layers|nn/unequal_head_sizes|nn/encoder|nn/xlnet_layer|models/\w+)\.py", ".*", ELEMENTWISE),
     (r"train/engine/step\.py", r"\w+\.<locals>\.step", OPTIMIZER),
 )
 """File, function, part: the first row that matches the innermost frame of ours decides, else the frame that called it."""
 PLUMBING = ("product", "_product", "_product_fwd", "_product_bwd", "_summed_over_rows", "_contracted")
-"""Functions of `zoo.ops.xla_cpu` that compute for their callers. The step calls their gradients, so that only a `jax.named_scope`
-shows the purpose there: one called unembed belongs to the loss head."""
+"""Functions of `zoo.ops.xla_cpu_workarounds` that compute for their callers. The step calls their gradients, so that only a
+`jax.named_scope` shows the purpose there: one called unembed belongs to the loss head."""
 MOVES = {
     *("parameter", "constant", "bitcast", "copy", "copy-start", "copy-done", "transpose", "reshape", "slice", "dynamic-slice"),
     *("dynamic-update-slice", "broadcast", "concatenate", "pad", "reverse", "iota", "get-tuple-element", "tuple"),

@@ -22,7 +22,7 @@ from train.run.run_dir import replacing
 from zoo.batch import Batch
 from zoo.errors import BadInput, cannot_write, require
 from zoo.models import Model
-from zoo.nn import heads
+from zoo.nn import task_heads
 
 Pool = Literal["mean", "cls"]
 FORMATS = (".npy", ".safetensors", ".jsonl")
@@ -171,7 +171,7 @@ class _Pooled:
         assert batch.segments is not None
         hidden = model.apply(params, batch).hidden.astype(jnp.float32)
         if self.pool == "cls":
-            vectors = heads.summaries(hidden, batch.summary_at)[:, 0]
+            vectors = task_heads.summaries(hidden, batch.summary_at)[:, 0]
         else:
             is_token = (batch.segments > 0)[..., None]
             vectors = jnp.where(is_token, hidden, 0).sum(1) / is_token.sum(1)

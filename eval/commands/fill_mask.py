@@ -22,7 +22,7 @@ from train.tokenizers.wordpiece import CONTINUES
 from zoo.batch import Batch
 from zoo.errors import BadInput, require
 from zoo.models import Model
-from zoo.nn import heads
+from zoo.nn import task_heads
 
 SPELLED = re.compile("|".join(re.escape(names["mask"]) for names in (BERT, ROBERTA)))
 """Spelling of a mask in a text: BERT's, or that of RoBERTa and XLNet, for every model."""
@@ -243,7 +243,7 @@ class _TopEntries:
     """Ids to compute probabilities of; empty: the most likely ones."""
 
     def __call__(self, model: Model, params: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
-        hidden = heads.predictions(model.apply(params, batch), batch)
+        hidden = task_heads.predictions(model.apply(params, batch), batch)
         probabilities = jax.nn.softmax(model.unembed(params, hidden), axis=-1)[:, 0]
         if not self.ids:
             best = jax.lax.top_k(probabilities[:, : self.entries], self.top)

@@ -12,7 +12,7 @@ import jax
 
 from eval import tasks
 from eval.report import report
-from eval.task_files import digest
+from eval.task_data_files import digest
 from eval.tasks import Result, Settings
 from train.config import run_config
 from train.engine import device_mesh

@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Int32, Integer
 
-from eval import task_files
+from eval import task_data_files
 from eval.scoring.batch_loop import cast_to
 from eval.scoring.encoder_inputs import Texts
 from eval.scoring.likelihood import LOGITS, row_length
@@ -63,14 +63,14 @@ def read_texts(texts: Texts) -> list[Text]:
     """Read the texts in the options, or those of all files.
 
     Raises:
-        BadInput: see `eval.task_files.files` and `train.data.text_files.nonblank_lines`.
+        BadInput: see `eval.task_data_files.files` and `train.data.text_files.nonblank_lines`.
     """
     if texts.texts:
         single = len(texts.texts) == 1
         return [Text("--text" if single else f"--text {number}", text) for number, text in enumerate(texts.texts, 1)]
     lines = []
     for name in texts.files:
-        for file in [STDIN] if name == "-" else task_files.files([name], (".txt",)):
+        for file in [STDIN] if name == "-" else task_data_files.files([name], (".txt",)):
             lines += [Text(where, line) for where, line in nonblank_lines(file)]
     return lines
 

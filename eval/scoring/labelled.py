@@ -25,7 +25,7 @@ from train.rows.example_rows import ExampleRow
 from train.run.outcomes import Outcomes
 from zoo.batch import IGNORED, Batch
 from zoo.models import Model
-from zoo.nn import heads
+from zoo.nn import task_heads
 
 WORST = 20
 """Number of examples with the greatest losses that are shown, at most."""
@@ -88,7 +88,7 @@ def judged(labels: Sequence[str]) -> tuple[str, ...]:
 
 def _sequence_logits(net: Model, params: Any, batch: Batch) -> Float[Array, "B O"]:
     hidden = net.apply(params, batch).hidden
-    return net.sequence_logits(params, heads.summaries(hidden, batch.summary_at))[:, 0]
+    return net.sequence_logits(params, task_heads.summaries(hidden, batch.summary_at))[:, 0]
 
 
 def _token_logits(net: Model, params: Any, batch: Batch) -> Float[Array, "B T O"]:

@@ -17,7 +17,7 @@ from train.rows.row_source import RowSource, ordered
 from zoo.batch import IGNORED, Batch
 from zoo.errors import BadInput
 from zoo.models import Model
-from zoo.nn import heads
+from zoo.nn import task_heads
 
 SUMS = ("masked_nats", "hits", "unigram_nats", "predictions", "next_nats", "next_hits", "pairs")
 
@@ -90,11 +90,11 @@ def scorer(
         """Return the `SUMS` of each row, [7, rows], and the model's carry."""
         assert batch.targets is not None and batch.weights is not None
         out = net.apply(params, batch, carry=carry)
-        masked_sums = _row_sums(net.unembed(params, heads.predictions(out, batch)), batch.targets, batch.weights > 0)
+        masked_sums = _row_sums(net.unembed(params, task_heads.predictions(out, batch)), batch.targets, batch.weights > 0)
         unigram_nats = jnp.where(batch.weights > 0, unigram[batch.targets], 0).sum(-1)
         pairs = [jnp.zeros_like(unigram_nats)] * 3
         if batch.labels is not None:
-            logits = net.sequence_logits(params, heads.summaries(out.hidden, batch.summary_at))
+            logits = net.sequence_logits(params, task_heads.summaries(out.hidden, batch.summary_at))
             pairs = _row_sums(logits, batch.labels, batch.labels != IGNORED)
         nats, hits, count = masked_sums
         return jnp.stack([nats, hits, unigram_nats, count, *pairs]), out.carry

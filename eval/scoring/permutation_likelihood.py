@@ -17,7 +17,7 @@ from train.engine.losses import token_losses
 from zoo.batch import Batch
 from zoo.errors import BadInput
 from zoo.models import Model
-from zoo.nn import heads
+from zoo.nn import task_heads
 
 
 def permuted_nats(
@@ -66,5 +66,5 @@ def _rows(ids: Integer[np.ndarray, " n"], room: int, orders: int, number: int, w
 
 def _token_nll(net: Model, params: Any, batch: Batch) -> tuple[jax.Array]:
     """Return -log p of every token, [B, T]; a finite value for padding."""
-    hidden = heads.predictions(net.apply(params, batch), batch)
+    hidden = task_heads.predictions(net.apply(params, batch), batch)
     return (token_losses(lambda states: net.unembed(params, states), hidden, batch.tokens, vocabulary=net.config.vocab),)

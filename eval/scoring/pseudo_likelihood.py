@@ -17,7 +17,7 @@ from eval.scoring.encoder_runner import Encoder, EncoderRow
 from train.engine.losses import token_losses
 from zoo.batch import Batch
 from zoo.models import Model
-from zoo.nn import heads
+from zoo.nn import task_heads
 
 
 def pseudo_nats(
@@ -70,5 +70,5 @@ def _rows(encoder: Encoder, ids: Integer[np.ndarray, " n"], room: int, number: i
 def _target_nll(net: Model, params: Any, batch: Batch) -> tuple[jax.Array]:
     """Return -log p of the targets, [B]."""
     assert batch.targets is not None
-    hidden = heads.predictions(net.apply(params, batch), batch)
+    hidden = task_heads.predictions(net.apply(params, batch), batch)
     return (token_losses(lambda states: net.unembed(params, states), hidden, batch.targets, vocabulary=net.config.vocab)[:, 0],)

@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 
-from eval.scoring import dpo, kto, labelled, language_model, masked_lm, policy, preferences, seq2seq
+from eval.scoring import dpo, kto, labelled, language_model, masked_lm, policy, preferences, seq2seq_likelihood
 from eval.scoring.batch_loop import ScoringInputs
 from train import objectives
 from train.checkpoints.manifest import compare
@@ -33,7 +33,7 @@ from zoo.runtime import jax_setup
 SCORERS: dict[str, Callable[[ScoringInputs], Callable[[Any], Any]]] = {
     "causal": language_model.of_run,
     **dict.fromkeys(("masked", "left_to_right", "distilled", "permutation"), masked_lm.of_run),
-    **dict.fromkeys(("denoising", "text_to_text", "instruction"), seq2seq.of_run),
+    **dict.fromkeys(("denoising", "text_to_text", "instruction"), seq2seq_likelihood.of_run),
     **dict.fromkeys(labelled.TASKS, labelled.of_run),
     "preference": preferences.of_run,
     "dpo": dpo.of_run,

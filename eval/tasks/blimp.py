@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from eval import task_files
+from eval import task_data_files
 from eval.metrics.standard_error import mean_and_error
 from eval.scoring.encoder_runner import Encoder
 from eval.scoring.likelihood import encode, likelihoods
@@ -57,13 +57,13 @@ def read(names: Sequence[str], settings: Settings) -> list[Pair]:
     """Read the pairs of all files; with a limit, only the first ones of each paradigm.
 
     Raises:
-        BadInput: see `eval.task_files` and `train.data.text_files.nonblank_lines`.
+        BadInput: see `eval.task_data_files` and `train.data.text_files.nonblank_lines`.
     """
     pairs: list[Pair] = []
     counts: collections.Counter[str] = collections.Counter()
-    for file in task_files.files(names, (".jsonl",)):
+    for file in task_data_files.files(names, (".jsonl",)):
         for where, text in nonblank_lines(file):
-            fields = task_files.text_fields(text, where, ("sentence_good", "sentence_bad"), ("UID", "linguistics_term"))
+            fields = task_data_files.text_fields(text, where, ("sentence_good", "sentence_bad"), ("UID", "linguistics_term"))
             paradigm = fields.get("UID", file.stem)
             phenomenon = fields.get("linguistics_term", paradigm)
             counts[paradigm] += 1

@@ -18,7 +18,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from eval import task_files
+from eval import task_data_files
 from eval.tasks import Progress, Result, Settings
 from train.weights.load import Loaded
 from zoo.errors import BadInput
@@ -40,7 +40,7 @@ def read(names: Sequence[str], settings: Settings) -> dict[str, Any]:
         from lm_eval.tasks import TaskManager
 
         manager = TaskManager(
-            include_path=sorted({str(file.parent) for file in task_files.files(names, (".yaml",))}), include_defaults=False
+            include_path=sorted({str(file.parent) for file in task_data_files.files(names, (".yaml",))}), include_defaults=False
         )
         if settings.argument not in manager.all_tasks:
             names_here = ", ".join(manager.all_tasks) or "none"

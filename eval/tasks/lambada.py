@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from eval import task_files, tasks
+from eval import task_data_files, tasks
 from eval.metrics.standard_error import mean_and_error
 from eval.scoring.likelihood import encode, likelihoods
 from eval.tasks import Progress, Result, Settings
@@ -48,13 +48,13 @@ def read(names: Sequence[str], settings: Settings) -> list[Passage]:
     """Read the passages of all files.
 
     Raises:
-        BadInput: a passage of a single word; see also `eval.task_files` and `train.data.text_files.nonblank_lines`.
+        BadInput: a passage of a single word; see also `eval.task_data_files` and `train.data.text_files.nonblank_lines`.
     """
     passages = []
-    for file in task_files.files(names, (".jsonl", ".txt")):
+    for file in task_data_files.files(names, (".jsonl", ".txt")):
         for where, line in nonblank_lines(file):
             text = (
-                task_files.text_fields(line, where, (settings.field,))[settings.field]
+                task_data_files.text_fields(line, where, (settings.field,))[settings.field]
                 if file.suffix.lower() == ".jsonl"
                 else line
             )

@@ -13,7 +13,7 @@ Metrics: reward_mean and reward_deviation of the scores, normalized if the model
 import dataclasses
 from collections.abc import Sequence
 
-from eval import task_files
+from eval import task_data_files
 from eval.scoring.completion_scores import PromptCompletion, reward_model_scores
 from eval.tasks import Progress, Result, Settings, first
 from train.data.text_files import check_string, json_type, nonblank_lines, parse_object
@@ -35,7 +35,7 @@ def read(names: Sequence[str], settings: Settings) -> list[PromptCompletion]:
     """
     require(settings.argument in ("", NORMALIZE), "task", f"rewards:{settings.argument}", f"choose rewards:{NORMALIZE}")
     completions = []
-    for file in task_files.files(names, (".jsonl",)):
+    for file in task_data_files.files(names, (".jsonl",)):
         for where, line in nonblank_lines(file):
             content = parse_object(line, where, '{"prompt": "...", "completion": "..."}')
             if not isinstance(content.get("completion"), str) or not content["completion"].strip():

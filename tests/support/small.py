@@ -15,7 +15,7 @@ from zoo.configs import Compute
 from zoo.configs._encoder import LABELLED, EncoderConfig
 from zoo.models import Model, model
 from zoo.nn import encoder
-from zoo.nn.heads import gather, summaries
+from zoo.nn.task_heads import gather, summaries
 from zoo.ops.counter_rng import example_seeds
 
 SMALL = dict(vocab=300, context=32, layers=2, decoder_layers=2, width=32, heads=4, head=8, ffn=64, pattern=("full",), window=0)

@@ -9,8 +9,8 @@ from jaxtyping import Array, Float, Int
 
 from zoo.batch import Batch
 from zoo.models import Model
-from zoo.nn import heads
-from zoo.ops.xla_cpu import log_sum_exp
+from zoo.nn import task_heads
+from zoo.ops.xla_cpu_workarounds import log_sum_exp
 
 
 def token_losses(
@@ -89,7 +89,7 @@ def multi_label_losses(logits: Float[Array, "*B O"], labels: Int[Array, "*B O"])
 def pair_loss(model: Model, params: Any, hidden: Float[Array, "B T D"], batch: Batch, seeds: Any) -> Float[Array, ""]:
     """Return the summed cross-entropy in nats of the labels of a batch's pairs: whether the second text follows the first."""
     assert batch.labels is not None
-    return class_losses(model.sequence_logits(params, heads.summaries(hidden, batch.summary_at), seeds), batch.labels).sum()
+    return class_losses(model.sequence_logits(params, task_heads.summaries(hidden, batch.summary_at), seeds), batch.labels).sum()
 
 
 def distillation_losses(

@@ -18,7 +18,7 @@ from optax import contrib
 from train.config.run_config import Optim
 from zoo.errors import BadInput
 from zoo.models import Model
-from zoo.ops.xla_cpu import square_sum
+from zoo.ops.xla_cpu_workarounds import square_sum
 from zoo.sharding import path_of
 
 DECAYED = re.compile(r"(^|/)(kernel|embedding)$")

@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 from train.engine.log_probs import split_pairs
 from zoo.batch import Batch
 from zoo.models import Model
-from zoo.nn import heads
+from zoo.nn import task_heads
 from zoo.ops import counter_rng
 
 
@@ -32,5 +32,5 @@ def reward_scores(model: Model, params: Any, batch: Batch, seeds: Any = None) ->
         seeds = counter_rng.fold(jnp.repeat(seeds, count, axis=0), sides.reshape(-1))  # [B * C, 2]
     rows = split_pairs(batch)
     hidden = model.apply(params, rows, seeds=seeds).hidden
-    scores = model.sequence_logits(params, heads.summaries(hidden, rows.summary_at), seeds)  # [B * C, 1, 1]
+    scores = model.sequence_logits(params, task_heads.summaries(hidden, rows.summary_at), seeds)  # [B * C, 1, 1]
     return scores.reshape(pairs, count)

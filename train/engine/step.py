@@ -20,7 +20,7 @@ from train.engine.state_init import TrainedParams, abstract_state
 from zoo.batch import Batch
 from zoo.models import Model
 from zoo.ops.counter_rng import example_seeds
-from zoo.ops.xla_cpu import select_update
+from zoo.ops.xla_cpu_workarounds import select_update
 from zoo.precision import DTYPES, cast_params
 
 Metrics = dict[str, jax.Array]

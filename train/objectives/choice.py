@@ -13,7 +13,7 @@ from train.engine.losses import class_losses
 from train.objectives.base import LabelledObjective
 from zoo.batch import Batch
 from zoo.models import Model
-from zoo.nn import heads
+from zoo.nn import task_heads
 from zoo.ops import counter_rng
 
 
@@ -56,6 +56,6 @@ def option_logits(model: Model, params: Any, batch: Batch, seeds: Any = None) ->
         indices = jnp.broadcast_to(jnp.arange(count, dtype=jnp.uint32), (len(seeds), count))  # [B, C]
         seeds = counter_rng.fold(jnp.repeat(seeds, count, axis=0), flat(indices))
     hidden = model.apply(params, flat_batch, seeds=seeds).hidden
-    return model.sequence_logits(params, heads.summaries(hidden, flat_batch.summary_at), seeds)[:, 0, 0].reshape(
+    return model.sequence_logits(params, task_heads.summaries(hidden, flat_batch.summary_at), seeds)[:, 0, 0].reshape(
         -1, count
     )  # [B, C]

@@ -9,7 +9,7 @@ from train.engine.losses import class_losses, multi_label_losses
 from train.objectives.base import LabelledObjective
 from zoo.batch import Batch
 from zoo.models import Model
-from zoo.nn import heads
+from zoo.nn import task_heads
 
 
 class Classification(LabelledObjective):
@@ -30,7 +30,7 @@ class Classification(LabelledObjective):
         """
         assert batch.labels is not None and batch.weights is not None
         out = model.apply(params, batch, seeds=seeds, carry=carry)
-        logits = model.sequence_logits(params, heads.summaries(out.hidden, batch.summary_at), seeds)  # [B, 1, O]
+        logits = model.sequence_logits(params, task_heads.summaries(out.hidden, batch.summary_at), seeds)  # [B, 1, O]
         if model.config.multi_label:
             losses = multi_label_losses(logits, batch.labels[:, None])
         elif jnp.issubdtype(batch.labels.dtype, jnp.floating):

@@ -21,7 +21,7 @@ from zoo.batch import Batch
 from zoo.errors import BadInput, require
 from zoo.hf import hub
 from zoo.models import Model
-from zoo.nn import heads
+from zoo.nn import task_heads
 from zoo.precision import cast_params
 
 
@@ -122,7 +122,7 @@ class Distilled(Masked):
         followed, options = self._followed(batch), self.options
         nats = token_losses(
             lambda hidden: model.unembed(params, hidden),
-            heads.gather(out.hidden, batch.predict_at),
+            task_heads.gather(out.hidden, batch.predict_at),
             batch.targets,
             vocabulary=model.config.vocab,
             smoothing=smoothing,

@@ -24,7 +24,7 @@ from train.tokenizers.tokenizer import Tokenizer
 from zoo.batch import IGNORED, Batch
 from zoo.errors import BadInput, require
 from zoo.models import Model
-from zoo.nn import heads
+from zoo.nn import task_heads
 
 PRETRAINING = "pretraining"
 """Task of a model that also has a next-sentence head."""
@@ -152,7 +152,7 @@ class Masked(Objective):
         out = model.apply(params, batch, seeds=seeds, carry=carry)
         nats = token_losses(
             lambda hidden: model.unembed(params, hidden),
-            heads.gather(out.hidden, batch.predict_at),
+            task_heads.gather(out.hidden, batch.predict_at),
             batch.targets,
             vocabulary=model.config.vocab,
             smoothing=smoothing,

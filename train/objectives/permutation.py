@@ -23,7 +23,7 @@ from train.tokenizers.tokenizer import Tokenizer
 from zoo.batch import IGNORED, Batch
 from zoo.errors import BadInput, require
 from zoo.models import Model
-from zoo.nn import heads
+from zoo.nn import task_heads
 
 PRETRAINING = "pretraining"
 """Task of a model that also has a next-sentence head (a row of the paper's Table 6)."""
@@ -147,7 +147,7 @@ class Permuted(Objective):
         out = model.apply(params, batch, seeds=seeds, carry=carry)
         nats = token_losses(
             lambda hidden: model.unembed(params, hidden),
-            heads.predictions(out, batch),
+            task_heads.predictions(out, batch),
             batch.targets,
             vocabulary=model.config.vocab,
             smoothing=smoothing,

@@ -18,7 +18,7 @@ from zoo.generation import beam_search, sampling
 from zoo.generation.settings import Beams, Sampling
 from zoo.models import Model
 from zoo.ops import counter_rng
-from zoo.ops.xla_cpu import split_layers
+from zoo.ops.xla_cpu_workarounds import split_layers
 from zoo.precision import cast_params
 from zoo.sharding import BATCH, constrain
 
@@ -70,8 +70,8 @@ class DecodeState:
 def decoding_params(params: Any, dtype: Any) -> Any:
     """Return the parameters in the dtype of the arithmetic and the form that decoding reads fastest.
 
-    On one CPU device they are a copy (see `zoo.ops.xla_cpu.split_layers`); elsewhere `params` themselves if they have that dtype.
-    All programs of this module take either form.
+    On one CPU device they are a copy (see `zoo.ops.xla_cpu_workarounds.split_layers`); elsewhere `params` themselves if they have
+    that dtype. All programs of this module take either form.
     """
     return split_layers(cast_params(params, dtype))
 

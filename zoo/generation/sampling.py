@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from zoo.generation.settings import Sampling
 from zoo.ops import counter_rng
-from zoo.ops.xla_cpu import log_sum_exp
+from zoo.ops.xla_cpu_workarounds import log_sum_exp
 
 Seeds = UInt32[Array, "B 2"]
 

@@ -25,7 +25,7 @@ from jaxtyping import Array, Float, UInt32
 from zoo import configs, plugins
 from zoo.batch import Batch, Output
 from zoo.errors import BadInput
-from zoo.hf.param_names import ParamNames
+from zoo.hf.param_name_types import ParamNames
 
 
 def families() -> list[str]:
@@ -126,7 +126,7 @@ class Model:
     def sequence_logits(
         self, params: Any, hidden: Float[Array, "B Q D"], seeds: UInt32[Array, "B 2"] | None = None
     ) -> Float[Array, "B Q O"]:
-        """Return float32 logits of sequences, from the hidden states that summarize them (`zoo.nn.heads.summaries`)."""
+        """Return float32 logits of sequences, from the hidden states that summarize them (`zoo.nn.task_heads.summaries`)."""
         return self._able("sequence_logits")(self.config, params, hidden, seeds=seeds)
 
     def token_logits(
@@ -165,8 +165,8 @@ class Model:
         + T does not exceed the number of slots: JAX would silently overwrite the last ones. It may also move "at" back by fewer
         than T: the tokens of those slots are then read again.
 
-        On one CPU device generation calls it with `zoo.ops.xla_cpu.split_layers(params)`, whose stacks are tuples of layers and
-        whose kernels are `OutputMajor`: `zoo.nn.layer_stack.run_stack` and `zoo.nn.layers.Linear` take both forms.
+        On one CPU device generation calls it with `zoo.ops.xla_cpu_workarounds.split_layers(params)`, whose stacks are tuples of
+        layers and whose kernels are `OutputMajor`: `zoo.nn.layer_stack.run_stack` and `zoo.nn.layers.Linear` take both forms.
         """
         return self.module.decode(self.config, params, batch, cache)
 

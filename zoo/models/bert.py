@@ -4,7 +4,7 @@ from zoo.configs._encoder import Task
 from zoo.configs.bert import Config
 from zoo.nn import encoder
 from zoo.nn.encoder import BERT_BODY, POOLER, POOLER_NAMES, Family, linear
-from zoo.nn.heads import Head
+from zoo.nn.task_heads import Head
 from zoo.sharding import Rules
 
 OBJECTIVES = ("masked", "left_to_right", "distilled", "classification", "tagging", "span", "choice", "preference")

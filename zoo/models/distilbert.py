@@ -2,10 +2,10 @@
 
 from zoo.configs._encoder import Task
 from zoo.configs.distilbert import Config
-from zoo.hf.param_names import ParamName
+from zoo.hf.param_name_types import ParamName
 from zoo.nn import encoder
 from zoo.nn.encoder import DENSE, Family, linear
-from zoo.nn.heads import Head
+from zoo.nn.task_heads import Head
 from zoo.sharding import Rules
 
 OBJECTIVES = ("masked", "left_to_right", "distilled", "classification", "tagging", "span", "choice", "preference")

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int
 from zoo.attention.masks import Mask
 from zoo.batch import Batch, Output
 from zoo.configs.gpt import Config
-from zoo.hf.param_names import ParamName, ParamNames
+from zoo.hf.param_name_types import ParamName, ParamNames
 from zoo.nn import score_head
 from zoo.nn.kv_cache import append_tokens, empty_cache
 from zoo.nn.layer_stack import init_stack, run_stack

@@ -20,7 +20,7 @@ from zoo.attention.biases import Buckets, ByDistance
 from zoo.attention.masks import Mask
 from zoo.batch import Batch, Output
 from zoo.configs.t5 import Config
-from zoo.hf.param_names import ParamName, ParamNames
+from zoo.hf.param_name_types import ParamName, ParamNames
 from zoo.nn import score_head
 from zoo.nn.kv_cache import append_tokens, cached_source, cross_mask, empty_cache, source_entries
 from zoo.nn.layer_stack import init_stack, run_stack

@@ -22,13 +22,13 @@ from zoo.attention.masks import Mask
 from zoo.batch import Batch, Output
 from zoo.configs._encoder import Task
 from zoo.configs.xlnet import Config
-from zoo.hf.param_names import ParamName
-from zoo.nn import encoder, heads
+from zoo.hf.param_name_types import ParamName
+from zoo.nn import encoder, task_heads
 from zoo.nn.encoder import DENSE, initializer, linear
-from zoo.nn.heads import Head
 from zoo.nn.kv_cache import append_tokens, empty_cache
 from zoo.nn.layer_stack import init_stack, run_stack
 from zoo.nn.layers import Embed, KVCacheView, Seeds, dropout, fold_seeds, lookup, params_of
+from zoo.nn.task_heads import Head
 from zoo.nn.xlnet_layer import Block, Keys, Stream, Vectors
 from zoo.ops import positions
 from zoo.sharding import BATCH, Rules, constrain
@@ -55,11 +55,11 @@ EMBEDDING_SITE = 0
 def init(cfg: Config, key: Array) -> dict[str, Any]:
     """Return new parameters: random with standard deviation 0.02, except norms and the biases of linear layers."""
     embed_key, layers_key, head_key = jax.random.split(key, 3)
-    head = heads.find_head(HEADS, cfg)
+    head = task_heads.find_head(HEADS, cfg)
     return {
         "embed": params_of(Embeddings(cfg, nnx.Rngs(embed_key))),
         "layers": init_stack(lambda rngs: Block(cfg, rngs), layers_key, cfg.layers),
-        **params_of(heads.HeadParams(cfg, head, initializer(cfg), nnx.Rngs(head_key))),
+        **params_of(task_heads.HeadParams(cfg, head, initializer(cfg), nnx.Rngs(head_key))),
     }
 
 
@@ -184,21 +184,21 @@ def decode(
 
 def unembed(cfg: Config, params: dict[str, Any], hidden: Float[Array, "*B D"]) -> Float[Array, "*B rows"]:
     """Return float32 logits from the tied embedding and a bias; rows >= cfg.vocab are padding and get no probability."""
-    return heads.word_logits(cfg, params, hidden)
+    return task_heads.word_logits(cfg, params, hidden)
 
 
 def sequence_logits(
     cfg: Config, params: dict[str, Any], hidden: Float[Array, "B Q D"], *, seeds: Seeds = None
 ) -> Float[Array, "B Q O"]:
-    """Return float32 logits of sequences, each from its <cls>, the last token, at `batch.summary_at`; see `zoo.nn.heads`."""
-    return heads.sequence_logits(cfg, heads.find_head(HEADS, cfg), params, hidden, seeds)
+    """Return float32 logits of sequences, each from its <cls>, the last token, at `batch.summary_at`; see `zoo.nn.task_heads`."""
+    return task_heads.sequence_logits(cfg, task_heads.find_head(HEADS, cfg), params, hidden, seeds)
 
 
 def token_logits(
     cfg: Config, params: dict[str, Any], hidden: Float[Array, "B T D"], *, seeds: Seeds = None
 ) -> Float[Array, "B T O"]:
     """Return float32 logits of tokens: of their labels, or of the ends of a span."""
-    return heads.token_logits(cfg, heads.find_head(HEADS, cfg), params, hidden, seeds)
+    return task_heads.token_logits(cfg, task_heads.find_head(HEADS, cfg), params, hidden, seeds)
 
 
 def flops(cfg: Config, batch: Batch) -> float:
@@ -213,7 +213,7 @@ def flops(cfg: Config, batch: Batch) -> float:
     square = cfg.width * cfg.width
     products = rows * (queries * (2 * square + 2 * cfg.width * cfg.ffn) + slots * 2 * square) + distances * square
     scores = rows * queries * cfg.width * (2 * slots + parts * distances + (0 if batch.types is None else 2))
-    return 2.0 * cfg.layers * (products + scores) + heads.flops(cfg, heads.find_head(HEADS, cfg), batch)
+    return 2.0 * cfg.layers * (products + scores) + task_heads.flops(cfg, task_heads.find_head(HEADS, cfg), batch)
 
 
 # --- the streams ----------------------------------------------------------------------------------------------------------------

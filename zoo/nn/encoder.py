@@ -13,11 +13,11 @@ from jaxtyping import Array, Float
 from zoo.attention.masks import Mask
 from zoo.batch import Batch, Output
 from zoo.configs._encoder import BodyConfig, EncoderConfig, Task
-from zoo.hf.param_names import ParamName, ParamNames
-from zoo.nn import heads
-from zoo.nn.heads import Head
+from zoo.hf.param_name_types import ParamName, ParamNames
+from zoo.nn import task_heads
 from zoo.nn.layer_stack import init_stack, run_stack
 from zoo.nn.layers import Embed, Init, LayerNorm, Mlp, Seeds, SelfAttention, dropout, fold_seeds, layer_norm, lookup, params_of
+from zoo.nn.task_heads import Head
 from zoo.sharding import BATCH, constrain
 
 EMBEDDING_SITE, ATTENTION_SITE, RESIDUAL_SITE, MLP_SITE = range(4)
@@ -33,8 +33,8 @@ class Family(Generic[Config]):
     heads: Mapping[Task, Head]
 
     def head(self, cfg: Config) -> Head:
-        """Return the head of a model; see `zoo.nn.heads.find_head`."""
-        return heads.find_head(self.heads, cfg)
+        """Return the head of a model; see `zoo.nn.task_heads.find_head`."""
+        return task_heads.find_head(self.heads, cfg)
 
     def init(self, cfg: Config, key: Array) -> dict[str, Any]:
         """Return new parameters: kernels and tables of deviation 0.02 (Devlin et al. 2019, code), biases 0, scales 1."""
@@ -42,7 +42,7 @@ class Family(Generic[Config]):
         return {
             "embed": params_of(Embeddings(cfg, nnx.Rngs(embed_key))),
             "layers": init_stack(lambda rngs: Block(cfg, rngs), layers_key, cfg.layers),
-            **params_of(heads.HeadParams(cfg, self.head(cfg), initializer(cfg), nnx.Rngs(head_key))),
+            **params_of(task_heads.HeadParams(cfg, self.head(cfg), initializer(cfg), nnx.Rngs(head_key))),
         }
 
     def apply(self, cfg: Config, params: dict[str, Any], batch: Batch, *, seeds: Seeds = None, carry: Any = None) -> Output:
@@ -67,26 +67,26 @@ class Family(Generic[Config]):
 
     def unembed(self, cfg: Config, params: dict[str, Any], hidden: Float[Array, "*B D"]) -> Float[Array, "*B rows"]:
         """Return float32 logits of masked words; rows >= cfg.vocab are padding and get no probability."""
-        return heads.masked_logits(cfg, self.head(cfg), params, hidden)
+        return task_heads.masked_logits(cfg, self.head(cfg), params, hidden)
 
     def sequence_logits(
         self, cfg: Config, params: dict[str, Any], hidden: Float[Array, "B Q D"], *, seeds: Seeds = None
     ) -> Float[Array, "B Q O"]:
-        """Return float32 logits of sequences, or of next sentence; see `zoo.nn.heads`."""
-        return heads.sequence_logits(cfg, self.head(cfg), params, hidden, seeds)
+        """Return float32 logits of sequences, or of next sentence; see `zoo.nn.task_heads`."""
+        return task_heads.sequence_logits(cfg, self.head(cfg), params, hidden, seeds)
 
     def token_logits(
         self, cfg: Config, params: dict[str, Any], hidden: Float[Array, "B T D"], *, seeds: Seeds = None
     ) -> Float[Array, "B T O"]:
         """Return float32 logits of tokens: of their labels, or of the ends of a span."""
-        return heads.token_logits(cfg, self.head(cfg), params, hidden, seeds)
+        return task_heads.token_logits(cfg, self.head(cfg), params, hidden, seeds)
 
     def flops(self, cfg: Config, batch: Batch) -> float:
         """Return the matrix-product FLOPs of a forward pass with its head; attention counts in full, T x T."""
         tokens, length = float(math.prod(batch.tokens.shape)), batch.tokens.shape[-1]
         products = 2.0 * tokens * cfg.layers * (4 * cfg.width * cfg.width + 2 * cfg.width * cfg.ffn)
         attention = 4.0 * cfg.layers * tokens * length * cfg.width
-        return products + attention + heads.flops(cfg, self.head(cfg), batch)
+        return products + attention + task_heads.flops(cfg, self.head(cfg), batch)
 
 
 class Embeddings(nnx.Module):

@@ -37,7 +37,7 @@ def run_stack(
     """Scan `body(module, carry, x, index, kind) -> (carry, y)` over the layers.
 
     `params` and `per_layer` (for example XLNet's memory) have a slice for each layer and are scanned; or `params` are those of
-    `zoo.ops.xla_cpu.split_layers`, over which this function loops. `body` closes over values
+    `zoo.ops.xla_cpu_workarounds.split_layers`, over which this function loops. `body` closes over values
     that all layers share. `carry` has the values that are updated in place, such as a KV cache. `index` is the layer's number and
     `kind` the entry of the static `pattern`, which repeats over the layers; its length must divide their number.
 

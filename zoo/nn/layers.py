@@ -23,7 +23,7 @@ from zoo.attention.biases import Bias
 from zoo.attention.masks import Mask
 from zoo.configs import Activation
 from zoo.ops import counter_rng
-from zoo.ops.xla_cpu import OutputMajor, broadcast_rows, mask_padding, merge_rows, product
+from zoo.ops.xla_cpu_workarounds import OutputMajor, broadcast_rows, mask_padding, merge_rows, product
 from zoo.sharding import BATCH, constrain
 
 Init = Callable[..., Array]

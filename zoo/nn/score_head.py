@@ -12,7 +12,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from zoo.nn.layers import Init, Linear, Seeds, params_of
-from zoo.ops.xla_cpu import product
+from zoo.ops.xla_cpu_workarounds import product
 
 
 def init_score(width: int, key: Array) -> dict[str, Any]:

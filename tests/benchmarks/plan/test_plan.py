@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from benchmarks.core import tables, timing
-from benchmarks.plan import cache, compile_program, find_run, mesh_search, page, roofline, targets, text_view
+from benchmarks.plan import compile_program, find_run, mesh_search, page, plan_cache, roofline, targets, text_view
 from benchmarks.plan.mesh_search import Candidate
 from benchmarks.plan.plan_record import Plan
 from tests.support import benchmark_steps, tiny
@@ -50,7 +50,7 @@ def small(**changes: Any) -> run_config.Run:
 
 @functools.cache
 def planned() -> Plan:
-    return cache.plan(small(mesh=Mesh(fsdp=2, tensor=2)), "train", CPU)
+    return plan_cache.plan(small(mesh=Mesh(fsdp=2, tensor=2)), "train", CPU)
 
 
 @pytest.mark.full
@@ -72,8 +72,8 @@ def test_memory_of_a_device_follows_from_the_sharding() -> None:
 
 @pytest.mark.full
 def test_forward_and_decoding_are_planned_too() -> None:
-    forward = cache.plan(small(), "forward", CPU)
-    decode = cache.plan(small(mesh=Mesh(tensor=2)), "decode", CPU)
+    forward = plan_cache.plan(small(), "forward", CPU)
+    decode = plan_cache.plan(small(mesh=Mesh(tensor=2)), "decode", CPU)
     assert "optimizer" not in forward.memory and forward.products is not None
     # The table's padding is multiplied too, 384 rows for 300.
     assert forward.products == pytest.approx(forward.model_flops / 8, rel=0.1)
@@ -88,10 +88,10 @@ def test_plans_are_cached_only_for_the_same_request(monkeypatch: pytest.MonkeyPa
     run, before, gpu = small(mesh=Mesh(fsdp=2, tensor=2)), planned(), targets.parse("h100:8")
     assert Plan.of(json.loads(json.dumps(before.plain()))) == before
     monkeypatch.setattr(compile_program, "compile_run", lambda *_: pytest.fail("compiled again"))
-    assert cache.plan(run, "train", CPU) == before
+    assert plan_cache.plan(run, "train", CPU) == before
 
     def key(run: run_config.Run = run, mode: compile_program.Mode = "train", target: targets.Target = CPU) -> str:
-        return cache.key(run, mode, target)
+        return plan_cache.key(run, mode, target)
 
     assert key() == key(dataclasses.replace(run, name="another"))
     keys = [key(), key(mode="forward"), key(target=targets.parse("cpu:4"))]
@@ -102,10 +102,10 @@ def test_plans_are_cached_only_for_the_same_request(monkeypatch: pytest.MonkeyPa
         monkeypatch.setenv(name, "highest")
         keys.append(key())
     keys.append(elsewhere := key(target=gpu))
-    monkeypatch.setattr(cache.jax_setup, "processor", lambda: "another")
+    monkeypatch.setattr(plan_cache.jax_setup, "processor", lambda: "another")
     keys.append(key())
     assert key(target=gpu) == elsewhere
-    metadata = cache.plan_record.importlib.metadata
+    metadata = plan_cache.plan_record.importlib.metadata
     version = metadata.version
     for package in ("optax", "flax"):
         changed = {package: "9.9"}

@@ -1,5 +1,6 @@
 """Where the time of a step goes: every instant of every thread has its instruction, and every instruction its part."""
 
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,6 +12,7 @@ from benchmarks.hlo.module import parse
 from benchmarks.step import cases, instruction_times, time_breakdown
 from benchmarks.step.programs import Step, Variant
 from tests.support import benchmark_steps as steps
+from tests.support.processes import ROOT
 
 
 def _event(name: str, start: float, duration: float, *stats: tuple[str, Any]) -> SimpleNamespace:
@@ -64,3 +66,18 @@ def test_paths_begin_at_the_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyP
     )
     other = str(tmp_path / "site-packages/optax/tree.py")
     assert source_paths.own_path(other) == other
+
+
+def missing_files(pattern: str) -> list[str]:
+    """Return the alternatives of a pattern of RULES that match no file of this project."""
+    files = [path.relative_to(ROOT).as_posix() for package in ("zoo", "train") for path in (ROOT / package).rglob("*.py")]
+    groups = re.fullmatch(r"([\w/]*)\(([^()]*)\)(.*)", pattern)
+    alternatives = [groups[1] + inner + groups[3] for inner in groups[2].split("|")] if groups else pattern.split("|")
+    return [one for one in alternatives if not one.startswith("optax/") and not any(re.fullmatch(one, file) for file in files)]
+
+
+@pytest.mark.planted
+def test_the_rules_name_files_that_exist() -> None:
+    """A file that was renamed would silently move its instructions to another part."""
+    assert [name for pattern, _, _ in time_breakdown.RULES for name in missing_files(pattern)] == []
+    assert missing_files(r"zoo/(nn/layers|nn/key_size)\.py") == [r"zoo/nn/key_size\.py"]

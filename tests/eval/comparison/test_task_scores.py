@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from eval import task_files
+from eval import task_data_files
 from eval.commands.run_task import fingerprint
 from eval.comparison import comparison_table
 from eval.comparison.seed_statistics import compare
@@ -78,9 +78,10 @@ def test_a_fingerprint_is_of_contents_and_of_what_decides_the_items(tmp_path: Pa
         (tmp_path / folder / "x.jsonl").write_text("1")
         (tmp_path / folder / ".hidden").write_text(folder)
     a, b = (str(tmp_path / folder) for folder in ("a", "b"))
-    assert task_files.digest([a]) == task_files.digest([b]) == task_files.digest([f"{a}/x.jsonl"]) != task_files.digest([a, b])
+    digest = task_data_files.digest
+    assert digest([a]) == digest([b]) == digest([f"{a}/x.jsonl"]) != digest([a, b])
     (tmp_path / "b" / "x.jsonl").write_text("2")
-    assert task_files.digest([a]) != task_files.digest([b]) and task_files.digest(["hub:a/b"]) != task_files.digest(["hub:a/c"])
+    assert digest([a]) != digest([b]) and digest(["hub:a/b"]) != digest(["hub:a/c"])
     result = Result({}, 1, items={"length": 3})
     plain = fingerprint([a], Settings(), result)
     assert plain == fingerprint([a], Settings(batch=3, length=8, prefix="x"), result) | {"files": plain["files"]}

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from eval import task_files, tasks
+from eval import task_data_files, tasks
 from eval.commands import run_task
 from eval.metrics.standard_error import mean_and_error
 from eval.scoring.likelihood import encode, likelihoods
@@ -83,8 +83,8 @@ def test_files_are_those_of_a_folder_or_those_that_are_named(tmp_path: Path) -> 
         (tmp_path / name).write_text(GOOD)
     (tmp_path / "empty").mkdir()
     both = [tmp_path / "a.jsonl", tmp_path / "b.jsonl"]
-    assert task_files.files([str(tmp_path)], (".jsonl",)) == both
-    assert task_files.files([str(both[1]), str(both[0])], (".jsonl",)) == both[::-1]
+    assert task_data_files.files([str(tmp_path)], (".jsonl",)) == both
+    assert task_data_files.files([str(both[1]), str(both[0])], (".jsonl",)) == both[::-1]
     for names, said in {
         ("gone.jsonl",): "gone.jsonl: no such file",
         (str(tmp_path / "read.me"),): r"only \.jsonl files are read here",
@@ -92,7 +92,7 @@ def test_files_are_those_of_a_folder_or_those_that_are_named(tmp_path: Path) -> 
         (str(both[0]), str(tmp_path)): "named twice",
     }.items():
         with pytest.raises(BadInput, match=said):
-            task_files.files(names, (".jsonl",))
+            task_data_files.files(names, (".jsonl",))
 
 
 def test_minimal_pairs_compare_whole_sentences_and_ties_count_half(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ from train.engine.state_init import init_state
 from train.engine.step import assemble
 from train.inputs import prompt_inputs
 from train.objectives import objective
-from train.rollouts.feed import FeedSource
+from train.rollouts.batch_feed import FeedSource
 from train.rollouts.rewards import Judge, RewardFunction
 from train.rollouts.rollout_feed import RolloutFeed
 from train.rollouts.sampler import Sampler

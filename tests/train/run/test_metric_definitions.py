@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from eval.scoring import dpo, kto, language_model, masked_lm, policy, seq2seq
+from eval.scoring import dpo, kto, language_model, masked_lm, policy, seq2seq_likelihood
 from tests.support import tiny
 from tests.support.small import small
 from train.checkpoints.best_checkpoint import OBJECTIVE_METRICS, metrics
@@ -44,9 +44,9 @@ SCORES: list[tuple[str, str, str, Any]] = [
     ("masked", "bert", "pretraining", masked_lm.Score(**WORDS, pairs=1.0)),
     ("permutation", "xlnet", "masked", masked_lm.Score(**WORDS, pairs=0.0)),
     ("distilled", "distilbert", "masked", masked_lm.Score(**WORDS, pairs=0.0)),
-    ("denoising", "t5", "", seq2seq.Score(**TEXT)),
-    ("text_to_text", "t5", "", seq2seq.Score(**TEXT)),
-    ("instruction", "gpt", "", seq2seq.Score(**TEXT)),
+    ("denoising", "t5", "", seq2seq_likelihood.Score(**TEXT)),
+    ("text_to_text", "t5", "", seq2seq_likelihood.Score(**TEXT)),
+    ("instruction", "gpt", "", seq2seq_likelihood.Score(**TEXT)),
     *((name, "gpt", "", policy.Score(rewards=1.0, tokens=1, unended=0, prompts=1)) for name in ("policy", "ppo")),
     ("dpo", "gpt", "", dpo.Score(**dict.fromkeys(dpo.SUMS, 1.0), sft=0.0)),
     ("kto", "gpt", "", kto.summary(np.array([[1, 1], [0, 1], [0, 1], [0, 1], [2, 2]], np.float64), Kto())),

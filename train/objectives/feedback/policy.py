@@ -19,9 +19,9 @@ from train.config.run_config import Run
 from train.engine.log_probs import token_log_probs
 from train.engine.policy_losses import clipped_losses, divisor, kl_losses, loss_weights, ratios
 from train.objectives.base import Objective, check_predicts_words
-from train.rollouts import preparation
+from train.rollouts import rollout_inputs
+from train.rollouts.batch_feed import Feed, FeedSource
 from train.rollouts.estimators import Estimator, GroupEstimator
-from train.rollouts.feed import Feed, FeedSource
 from train.rollouts.reference import load_reference
 from train.rollouts.rollout_feed import RolloutFeed
 from train.rows.batches import Build
@@ -56,12 +56,12 @@ class RolloutObjective(Objective):
         """Return the objective of a run.
 
         Raises:
-            BadInput: a KL divergence without --init, or as `train.rollouts.preparation.check`.
+            BadInput: a KL divergence without --init, or as `train.rollouts.rollout_inputs.check`.
         """
         beta = cls._beta(run)
         fix = "the KL divergence is to the model of --init, which is not set; name one, or choose 0"
         require(bool(run.init) or beta == 0, f"{cls.NAME}.beta", beta, fix)
-        preparation.check(run, mesh, least=cls.LEAST)
+        rollout_inputs.check(run, mesh, least=cls.LEAST)
         return cls.bind_abstract(run, mesh)
 
     @classmethod
@@ -98,18 +98,18 @@ class RolloutObjective(Objective):
         """Return the run's inputs with its judges, and the digest of the reference of a KL divergence.
 
         Raises:
-            BadInput: as `train.rollouts.preparation.extend_inputs`.
+            BadInput: as `train.rollouts.rollout_inputs.extend_inputs`.
         """
-        return preparation.extend_inputs(run, mesh, inputs, cls._beta(run))
+        return rollout_inputs.extend_inputs(run, mesh, inputs, cls._beta(run))
 
     @classmethod
     def extend_scored_inputs(cls, run: Run, mesh: Mesh, inputs: Any, cache: Path, *, progress: Callable[[int, int], None]) -> Any:
         """Return the run's inputs with its judges: greedy responses are scored without the reference, which may be absent.
 
         Raises:
-            BadInput: as `train.rollouts.preparation.with_judges`.
+            BadInput: as `train.rollouts.rollout_inputs.with_judges`.
         """
-        return preparation.with_judges(run, mesh, inputs)
+        return rollout_inputs.with_judges(run, mesh, inputs)
 
     def feed(self, source: FeedSource, first: int) -> AbstractContextManager[Feed]:
         """Return the batches of responses that the model samples itself.

@@ -22,7 +22,7 @@ from zoo.attention.biases import Bias
 from zoo.attention.masks import Mask
 from zoo.attention.tiles import Tile, add, take
 from zoo.ops import counter_rng
-from zoo.ops.xla_cpu import batches_per_step, row_max, row_sum_by_product
+from zoo.ops.xla_cpu_workarounds import batches_per_step, row_max, row_sum_by_product
 
 MASKED = -1e30
 BLOCK_Q, BLOCK_K = 512, 1024

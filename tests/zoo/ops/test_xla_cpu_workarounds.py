@@ -12,7 +12,7 @@ from tests.support.processes import ROOT
 from train.config.run_config import Mesh
 from train.engine import device_mesh
 from zoo.nn.layers import gelu, tied_logits
-from zoo.ops import xla_cpu
+from zoo.ops import xla_cpu_workarounds
 from zoo.sharding import single_cpu
 
 UNIT = 2.0**-24
@@ -38,7 +38,7 @@ def place(request: pytest.FixtureRequest):
 def test_log_sum_exp_and_its_gradient(place, columns: int, rng: np.random.Generator) -> None:
     x = rng.normal(size=(6, columns)).astype(np.float32) * 20
     x[0, 1:] = -1e30
-    value, gradient = jax.jit(jax.value_and_grad(lambda x: xla_cpu.log_sum_exp(x).sum()))(place(x))
+    value, gradient = jax.jit(jax.value_and_grad(lambda x: xla_cpu_workarounds.log_sum_exp(x).sum()))(place(x))
     wide = x.astype(np.float64)
     shifted = np.exp(wide - wide.max(-1, keepdims=True))
     true = np.log(shifted.sum(-1)) + wide.max(-1)
@@ -52,7 +52,7 @@ def test_log_sum_exp_and_its_gradient(place, columns: int, rng: np.random.Genera
 
 
 @pytest.mark.parametrize("summed", [1, 2])
-@pytest.mark.parametrize("rows", [1, 5, xla_cpu.FEW_ROWS + 1])
+@pytest.mark.parametrize("rows", [1, 5, xla_cpu_workarounds.FEW_ROWS + 1])
 def test_products_of_few_rows(rows: int, summed: int, rng: np.random.Generator) -> None:
     """The kernel stored with reversed axes, and as a table, gives the sums of the plain product; 65 rows take the plain form."""
     shapes = ((1, rows, 6, 4), (6, 4, 3, 5)) if summed == 2 else ((1, rows, 4), (4, 3, 5))
@@ -60,18 +60,18 @@ def test_products_of_few_rows(rows: int, summed: int, rng: np.random.Generator) 
     expected = np.tensordot(x.astype(np.float64), kernel, summed)
     bound = 24 * 2 * UNIT * np.tensordot(np.abs(x), np.abs(kernel), summed)
     table = np.moveaxis(kernel, range(summed), range(-summed, 0))
-    reversed_axes = xla_cpu.OutputMajor(jnp.asarray(kernel.T))
+    reversed_axes = xla_cpu_workarounds.OutputMajor(jnp.asarray(kernel.T))
     for product in (
-        xla_cpu.product(jnp.asarray(x), reversed_axes, summed),
-        xla_cpu.product(jnp.asarray(x), jnp.asarray(table), summed, transposed=True),
-        xla_cpu.product(jnp.asarray(x), jnp.asarray(kernel), summed),
+        xla_cpu_workarounds.product(jnp.asarray(x), reversed_axes, summed),
+        xla_cpu_workarounds.product(jnp.asarray(x), jnp.asarray(table), summed, transposed=True),
+        xla_cpu_workarounds.product(jnp.asarray(x), jnp.asarray(kernel), summed),
     ):
         np.testing.assert_array_less(np.abs(product - expected), bound)
 
 
 def test_parameters_are_split_into_layers_on_one_cpu_device_only(place) -> None:
     params = {"layers": {"up": {"kernel": jnp.arange(24.0).reshape(2, 3, 4), "bias": jnp.ones((2, 4))}}, "embed": jnp.ones(2)}
-    split = jax.jit(xla_cpu.split_layers)(params)
+    split = jax.jit(xla_cpu_workarounds.split_layers)(params)
     assert isinstance(split["layers"], tuple) == single_cpu()
     if single_cpu():
         for index, layer in enumerate(split["layers"]):
@@ -81,14 +81,14 @@ def test_parameters_are_split_into_layers_on_one_cpu_device_only(place) -> None:
 
 def test_log_sum_exp_of_non_finite_values() -> None:
     rows = np.array([[0, np.inf, 1, 2], [np.nan, 0, 1, 2], [-np.inf, 0, 0, 0], [-np.inf] * 4], np.float32)
-    np.testing.assert_allclose(xla_cpu.log_sum_exp(jnp.asarray(rows)), [np.inf, np.nan, np.log(3), -np.inf])
+    np.testing.assert_allclose(xla_cpu_workarounds.log_sum_exp(jnp.asarray(rows)), [np.inf, np.nan, np.log(3), -np.inf])
 
 
 def test_rows(rng: np.random.Generator) -> None:
     for columns in (1, 16, 17, 48, 1024):
         x = rng.normal(size=(3, 2, columns)).astype(np.float32)
-        np.testing.assert_array_equal(xla_cpu.row_max(jnp.asarray(x)), x.max(-1))
-        error = np.abs(xla_cpu.row_sum(jnp.asarray(x)) - x.sum(-1, dtype=np.float64))
+        np.testing.assert_array_equal(xla_cpu_workarounds.row_max(jnp.asarray(x)), x.max(-1))
+        error = np.abs(xla_cpu_workarounds.row_sum(jnp.asarray(x)) - x.sum(-1, dtype=np.float64))
         # Halves are added to halves, and 17 numbers at most one by one.
         assert (error <= (16 + np.log2(columns)) * UNIT * np.abs(x).sum(-1)).all(), columns
 
@@ -101,12 +101,12 @@ def assert_square_sum(x: np.ndarray, found: jax.Array) -> None:
 @pytest.mark.parametrize("shape", [(5,), (3, 8), (64, 40), (6, 34, 4), (2, 512, 1024)])
 def test_square_sum(shape: tuple[int, ...], rng: np.random.Generator) -> None:
     x = rng.normal(size=shape).astype(np.float32)
-    assert_square_sum(x, jax.jit(xla_cpu.square_sum)(x))
+    assert_square_sum(x, jax.jit(xla_cpu_workarounds.square_sum)(x))
 
 
 def test_square_sum_on_a_mesh(place, rng: np.random.Generator) -> None:
     x = rng.normal(size=(66, 44)).astype(np.float32)
-    assert_square_sum(x, jax.jit(xla_cpu.square_sum)(place(x)))
+    assert_square_sum(x, jax.jit(xla_cpu_workarounds.square_sum)(place(x)))
 
 
 @pytest.mark.parametrize("within", [(12,), (3, 4)])
@@ -116,7 +116,7 @@ def test_broadcast_rows_and_its_gradient(place, within: tuple[int, ...], rng: np
     x = rng.normal(size=within).astype(np.float32)
 
     def summed(x):
-        everywhere = xla_cpu.broadcast_rows(x, weights.shape)
+        everywhere = xla_cpu_workarounds.broadcast_rows(x, weights.shape)
         return (everywhere * weights).sum(), everywhere
 
     gradient, everywhere = jax.jit(jax.grad(summed, has_aux=True))(x)
@@ -130,7 +130,7 @@ def test_broadcast_rows_and_its_gradient(place, within: tuple[int, ...], rng: np
 def test_gradients_of_broadcast_rows_are_summed_in_float32() -> None:
     """In bfloat16 a sum of ones ends at 256."""
     x = jnp.zeros(4, jnp.bfloat16)
-    gradient = jax.jit(jax.grad(lambda x: xla_cpu.broadcast_rows(x, (8, 512, 4)).sum().astype(jnp.float32)))(x)
+    gradient = jax.jit(jax.grad(lambda x: xla_cpu_workarounds.broadcast_rows(x, (8, 512, 4)).sum().astype(jnp.float32)))(x)
     assert gradient.dtype == jnp.bfloat16
     np.testing.assert_array_equal(gradient.astype(jnp.float32), 4096)
 
@@ -173,4 +173,4 @@ def test_no_other_file_asks_for_the_cpu_or_has_a_barrier() -> None:
     sources = {path.relative_to(ROOT).as_posix(): path.read_text() for path in (ROOT / "zoo").rglob("*.py")}
     words = ("single_cpu", "optimization_barrier", "with_layout_constraint")
     files = {file for file, source in sources.items() if any(word in source for word in words)}
-    assert files == {"zoo/ops/xla_cpu.py", "zoo/sharding.py"}
+    assert files == {"zoo/ops/xla_cpu_workarounds.py", "zoo/sharding.py"}

@@ -24,9 +24,9 @@ from zoo.batch import Batch, Output
 from zoo.configs import Activation
 from zoo.configs._encoder import LABELLED, BodyConfig, Task
 from zoo.errors import BadInput
-from zoo.hf.param_names import ParamName
+from zoo.hf.param_name_types import ParamName
 from zoo.nn.layers import ACTIVATIONS, Init, LayerNorm, Linear, Seeds, dropout, fold_seeds, layer_norm, padded_rows, tied_logits
-from zoo.ops.xla_cpu import product
+from zoo.ops.xla_cpu_workarounds import product
 from zoo.sharding import BATCH, constrain
 
 SUMMARY_SITE, CLASSIFIER_SITE = range(2)
