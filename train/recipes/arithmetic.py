@@ -34,7 +34,7 @@ def arithmetic_sft_nano() -> Run:
         recipe="arithmetic-sft-nano",
         model=MODEL,
         options=InstructionOptions(),
-        steps=170,
+        steps=150,
         data=DialogueData(paths=("sums/supervised.jsonl",), valid_paths=("sums/held_out.jsonl",), length=16, batch=128),
         tokenizer=Tokenizer(vocab=MODEL.vocab),
         optim=Optim(name="muon", lr=1e-2, warmup=0.05, schedule="linear", final=0.0, b2=0.99, weight_decay=0.0),

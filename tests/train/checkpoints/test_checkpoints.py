@@ -235,7 +235,7 @@ def test_a_damaged_step_in_the_way_of_a_save_is_set_aside(damaged: tuple[Path, P
     log = Log()
     with Checkpoints(folder, 2, notify=log) as checkpoints:
         checkpoints.save(make(2), META | {"step": 2})
-    assert "in the way" in log[0]
+    assert "blocks a save" in log[0]
     assert restored(Checkpoints(folder, 2, notify=log)).step == 2
 
 
@@ -323,7 +323,7 @@ def test_a_leaf_without_a_sharding_and_two_leaves_of_one_path_are_value_errors(t
     with pytest.raises(ValueError, match="without a sharding: step"):
         Checkpoints(two_steps, 1, notify=pytest.fail).restore(abstract(make(0), lambda _: None))
     clash = with_params(make(1), **{"embed/table": make(1).key})
-    with Checkpoints(folder, 1, notify=pytest.fail) as checkpoints, pytest.raises(ValueError, match="one path"):
+    with Checkpoints(folder, 1, notify=pytest.fail) as checkpoints, pytest.raises(ValueError, match="the same path"):
         checkpoints.save(clash, META)
 
 

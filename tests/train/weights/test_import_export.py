@@ -75,7 +75,7 @@ def test_weights_are_imported_trained_and_exported(place: Path, capsys: pytest.C
 
     loaded = load("out")
     assert loaded.run is None
-    with pytest.raises(BadInput, match="no run, so it has no checkpoints"):
+    with pytest.raises(BadInput, match="not a run, so it has no checkpoints"):
         load("out", step=2)
     from_run = load("runs/goes-on", device_mesh.make_mesh(run_config.Mesh(fsdp=2, tensor=2)))
     assert from_run.step == 2
