@@ -144,7 +144,7 @@ WRONG = {
     "classes --task labelled --files other.tsv": r"other.tsv:2: label maybe is none of the 3 that the model learns \(no, perhaps",
     f"{CLASSES} --length 41": "--length 41: choose 1 to the model's 40 positions",
     f"{CLASSES} --length 5": r"classification.jsonl:\d+: \d+ .* \(the longest of 27 that .*; choose a longer --length, leave",
-    f"{CLASSES} --labelled.class-weights balanced": "--labelled.class-weights balanced: they apply to the training loss only; leave",
+    f"{CLASSES} --labelled.class-weights balanced": "--labelled.class-weights balanced: they apply to the training loss only",
     f"{CLASSES} --labelled.stride 3": "--labelled.stride 3: it has no effect on classification; remove it",
     f"{CLASSES} --labelled.regression": "--labelled.regression True: the model gives no number",
     "classes --task blimp --files other.tsv --labelled.text a": "--labelled.text a: has no effect on --task blimp; remove",

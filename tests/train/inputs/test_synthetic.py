@@ -58,8 +58,12 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def with_data(run: run_config.Run, files: Path) -> run_config.Run:
     """A recipe on those files, with few rows in a batch."""
-    data = dataclasses.replace(run.data, batch=ROWS, valid_fraction=0.4)
-    run = dataclasses.replace(run, accumulate=1, data=data)
+    length = max(32, run.data.length)
+    data = dataclasses.replace(run.data, batch=ROWS, length=length, valid_paths=(), valid_fraction=0.4)
+    # The recipes for sums have a model too small for these texts.
+    wider = {"context": length} if getattr(run.model, "context", None) in range(length) else {}
+    model = dataclasses.replace(run.model, vocab=max(512, run.model.vocab), **wider)
+    run = dataclasses.replace(run, accumulate=1, data=data, model=model)
     run = tiny.with_options(run, distillation=Distillation()) if run.teacher else run
     other = "labelled" if run.recipe.startswith("fine") else "text"
     kinds = {"denoising": "text", "text_to_text": "pairs", "instruction": "instruction"}

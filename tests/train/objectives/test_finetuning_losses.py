@@ -123,12 +123,12 @@ MISTAKES: dict[str, tuple[str, Callable[[pytest.MonkeyPatch], Any]]] = {
     "padding is an end": (
         "span",
         lambda patch: patch.setattr(
-            span, "ends", lambda net, params, hidden, batch, seeds: jnp.moveaxis(net.token_logits(params, hidden), -1, 1)
+            span, "span_logits", lambda net, params, hidden, batch, seeds: jnp.moveaxis(net.token_logits(params, hidden), -1, 1)
         ),
     ),
     "the summary is the second token": (
         "classification",
-        lambda patch: patch.setattr(classification.heads, "summaries", lambda hidden, at: hidden[:, 1:2]),
+        lambda patch: patch.setattr(classification.task_heads, "summaries", lambda hidden, at: hidden[:, 1:2]),
     ),
     "options compete with other questions'": (
         "choice",
