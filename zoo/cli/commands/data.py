@@ -24,14 +24,23 @@ def data(args: list[str]) -> int:
 
 
 def _arithmetic(args: list[str]) -> int:
+    import tyro
+
+    @dataclasses.dataclass(frozen=True)
+    class Arithmetic:
+        """Write the 10,000 sums of two numbers below 100, from which the recipe arithmetic-nano learns, to three files.
+
+        Each sum is in one of them: supervised.jsonl for arithmetic-sft-nano, prompts.jsonl for arithmetic-nano, and
+        held_out.jsonl for both.
+        """
+
+        folder: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DIR")] = "sums"
+        """Folder for the files; it may exist."""
+
+    options = parse(Arithmetic, prog="zoo data arithmetic", args=args)
     from train.data import arithmetic
 
-    if args[:1] in (["-h"], ["--help"]):
-        print(ARITHMETIC_HELP, end="")
-        return 0
-    if len(args) > 1 or (args[:1] != [] and args[0].startswith("-")):
-        raise BadInput(f"zoo data arithmetic {' '.join(args)}: write zoo data arithmetic [DIR]")
-    folder = Path(args[0] if args else "sums")
+    folder = Path(options.folder)
     arithmetic.write_sums(folder)
     for name, count in arithmetic.SHARES.items():
         print(f"{folder / name}: {count:,} sums")
@@ -83,10 +92,4 @@ arithmetic writes the sums that the recipe arithmetic-nano learns from.
   zoo data inspect runs/gpt-nano
 
 `zoo train --help` lists the recipes. zoo data inspect NAME --help lists the options.
-"""
-ARITHMETIC_HELP = """\
-usage: zoo data arithmetic [DIR]
-
-Write the 10,000 sums of two numbers below 100 to three files in DIR (default: sums), each sum in one of them:
-supervised.jsonl for the recipe arithmetic-sft-nano, prompts.jsonl for arithmetic-nano, and held_out.jsonl for both.
 """
