@@ -194,7 +194,7 @@ def test_a_search_counts_what_was_tried_refused_and_left_out(monkeypatch: pytest
             raise BadInput("--target cpu:8: the compiler refused the program")
         return fits
 
-    monkeypatch.setattr(cache, "plan", plan)
+    monkeypatch.setattr(plan_cache, "plan", plan)
     result = mesh_search.search(small(), "train", CPU, seconds=600.0).summary
     counts = re.search(r"(\d+) of (\d+) candidates .*, (\d+) skipped, .*; (\d+) refused, .* --target", result)
     assert counts
@@ -203,7 +203,7 @@ def test_a_search_counts_what_was_tried_refused_and_left_out(monkeypatch: pytest
     assert refused == len([each for each in candidates if each.tensor > 1])
     assert (count, tried + needless + refused) == (len(candidates), len(candidates))
     tight = dataclasses.replace(planned(), fits=False, device_memory=1 << 20)
-    monkeypatch.setattr(cache, "plan", lambda *_, **__: tight)
+    monkeypatch.setattr(plan_cache, "plan", lambda *_, **__: tight)
     with pytest.raises(BadInput, match=r"--target cpu:8: none of \d+ tried fits 1.0 MiB; the least, .*, needs .*: choose more"):
         mesh_search.search(small(), "train", CPU, seconds=600.0)
 
