@@ -152,6 +152,7 @@ ROLLOUTS = {
     "response_length": "Response length, tokens",
     "unended_share": "Share of responses that are cut off",
     "equal_groups": "Share of prompts with equal rewards",
+    "explained_variance": "Variance of the returns that the values explain",
     "ratio_error": "Relative error of sampled probabilities",
 }
 """Number of a rollout -> title of its figure."""

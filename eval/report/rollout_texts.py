@@ -51,7 +51,8 @@ def _responses(file: Path) -> Iterator[Mapping[str, Any]]:
     """
     fix = "remove the file, or write it again by continuing the run"
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        # JSON leaves the other ends of lines of Unicode as they are, and `splitlines` would divide a text there.
+        lines = file.read_bytes().decode("utf-8").removesuffix("\n").split("\n")
     except (OSError, ValueError) as error:
         raise BadInput(f"{file} cannot be read ({error}); {fix}") from None
     for place, line in enumerate(lines, 1):

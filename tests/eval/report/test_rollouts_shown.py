@@ -40,7 +40,7 @@ def responses(file: Path, *groups: tuple[Any, list[tuple[str, float]]]) -> None:
         for prompt, texts in groups
         for text, reward in texts
     ]
-    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    file.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
 
 
 @pytest.mark.parametrize("kl", [True, pytest.param(False, marks=pytest.mark.full)])
@@ -48,7 +48,7 @@ def test_rewards_lead_the_page_of_a_policy(kl: bool, tmp_path: Path) -> None:
     shown = page(folder(tmp_path, run=POLICY, rows=policy_rows(20, kl), scores={"reward": 0.625, "examples": 9, "step": 200}))
     drawings = [str(each["aria-label"]) for tag, each in shown.tags if tag == "svg" and each.get("class") != "wide"]
     divergence = ["Reward over the square root of the KL divergence", charts.ROLLOUTS["kl"]] if kl else []
-    rest = [title for name, title in charts.ROLLOUTS.items() if name != "kl"]
+    rest = [title for name, title in charts.ROLLOUTS.items() if name not in ("kl", "explained_variance")]
     more = ["Loss", "Tokens a second; right: MFU", "Learning rate", "Gradient norm, before clipping"]
     assert [label.partition(". ")[0] for label in drawings] == ["Reward", *divergence, *rest, *more]
     assert drawings[0].startswith("Reward. Training reward from 0.01 at step 10 to 0.21 at step 200; validation reward from 0.5")
@@ -63,7 +63,7 @@ def test_responses_of_the_first_and_the_last_rollout_are_shown_with_their_reward
     files = tmp_path / "rollouts"
     responses(files / "00000000.jsonl", (SPOKEN, [("12", 1.0), ("<b>", 0.0)]), ("1+1=", [("5", 0.25), ("6", 0.25)]))
     responses(files / "00000001.jsonl", ("between=", [("x", 0.0), ("y", 1.0)]))
-    responses(files / "00000012.jsonl", *[(f"q{n}=", [(f"low{n}", -1.5), ("", 2.0)]) for n in range(5)])
+    responses(files / "00000012.jsonl", *[(f"q{n}=", [(f"low{n}\u2028\x85", -1.5), ("", 2.0)]) for n in range(5)])
     words = page(tmp_path).words
     assert "Rollout 0, before step 1: the responses of highest and lowest reward to 2 of its 2 prompts." in words
     first = "system: Be <brief>.\nuser: 7+5= Reward 1, advantage 0.5 12 Reward 0, advantage -0.5 <b> 1+1= Reward 0.25"
