@@ -70,7 +70,9 @@ def main(path: str, *, step: int | None, batch: int, stride: int, mesh: run_conf
     net, data = model(cfg.model), dataset.read(cfg, folder, jax_setup.cache_dir() / "text")
     quiet, cache = jax.process_index() != 0, jax_setup.cache_dir() / "reference"
     with ProgressBar("computing the reference", "batches", before="compiling", late=True, quiet=quiet) as progress:
-        data = objectives.objective(cfg.objective).extend_scored_inputs(cfg, devices, data, cache, progress=progress)
+        # A reward model that judges responses computes batches of this size.
+        of_batch = dataclasses.replace(cfg, data=dataclasses.replace(cfg.data, batch=device_mesh.round_up_rows(devices, batch)))
+        data = objectives.objective(cfg.objective).extend_scored_inputs(of_batch, devices, data, cache, progress=progress)
     with ProgressBar(f"loading {folder.path}", quiet=quiet):
         params, _, meta = restore_params(folder.path, cfg, devices, step)
     if changed := compare({name: meta[name] for name in data.fingerprints() if name in meta}, data.fingerprints()):

@@ -54,7 +54,9 @@ def explained_variance(values: Float64[np.ndarray, " n"], returns: Float64[np.nd
     It is 1 for values that equal the returns, and at most 0 for values that predict no more than their mean.
     """
     variance = returns.var()
-    return float(1 - (returns - values).var() / variance) if variance > 0 else 0.0
+    # Equal returns have a variance of a few squared rounding errors.
+    smallest = (1e-12 * np.abs(returns).max()) ** 2
+    return float(1 - (returns - values).var() / variance) if variance > smallest else 0.0
 
 
 def value_losses(

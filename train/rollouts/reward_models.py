@@ -107,7 +107,8 @@ class RewardModel:
     def _scores_of_batch(self, completions: Sequence[Completion]) -> Float64[np.ndarray, " n"]:
         texts = [(text_of(item.prompt, self.template), item.text) for item in completions]
         cfg, sizes, rendered = self.model.config, self.sizes, bool(completions[0].prompt.messages)
-        sides = preference_rows.encode_sides(texts, self.tokenizer, cfg, sizes.prompt_limit, rendered=rendered)
+        row_limit = None if sizes.prompt_limit is None else sizes.limit
+        sides = preference_rows.encode_sides(texts, self.tokenizer, cfg, sizes.prompt_limit, row_limit, rendered=rendered)
         needed = [len(side.ids) for side in sides]
         if sizes.limit is not None and max(needed) > sizes.limit:
             worst = completions[int(np.argmax(needed))]

@@ -114,7 +114,7 @@ def find_rewards(names: Sequence[str]) -> tuple[RewardFunction | ModelName, ...]
         BadInput: no name, one that is neither a function nor a folder or that is both, a module that cannot be imported, or one
             without this function.
     """
-    if not names:
+    if not names or "" in (name.partition("@")[0] for name in names):
         raise BadInput(f"{OPTION}: name what judges responses, MODULE:FUNCTION or a reward model (see docs/feedback.md)")
     return tuple(map(_find, names))
 

@@ -54,7 +54,8 @@ def with_judges(run: Run, mesh: Mesh, inputs: Any) -> Any:
     Raises:
         BadInput: as `train.rollouts.rewards.find_rewards` and `train.rollouts.reward_models.load_reward_model`.
     """
-    prompts = [*inputs.training.examples, *inputs.held_out.examples]
+    # Without those that --labelled.skip-bad left out.
+    prompts = [rows.examples[row.example] for rows in (inputs.training, inputs.held_out) for row in rows.rows]
     judges = tuple(
         load_reward_model(judge, run, mesh, prompts, inputs.tokenizer) if isinstance(judge, ModelName) else judge
         for judge in find_rewards(run.options.rollout.reward)

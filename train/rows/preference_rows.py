@@ -141,6 +141,7 @@ def encode_sides(
     tokenizer: Tokenizer,
     cfg: Any,
     prompt_limit: int | None = None,
+    row_limit: int | None = None,
     *,
     rendered: bool = False,
 ) -> list[Side]:
@@ -149,14 +150,21 @@ def encode_sides(
     Args:
         rendered: True if a chat template has written the prompts: names of special tokens in the texts are those tokens.
         prompt_limit: tokens of a prompt of which the beginning of a longer one is cut; None: nothing is cut.
+        row_limit: tokens of a row, for which the beginning of its prompt is cut further, up to its last token, if the row is
+            longer; None: nothing more is cut. An encoder-decoder's completion is not in the row of its prompt.
 
     Raises:
         BadInput: the tokenizer lacks special tokens.
     """
     layout = layout_of(cfg)
     template = _Template(layout, tokenizer)
-    pairs = _encoded(texts, tokenizer, layout, rendered=rendered)
-    return [template.fill(prompt if prompt_limit is None else prompt[-prompt_limit:], completion) for prompt, completion in pairs]
+    sides = []
+    for prompt, completion in _encoded(texts, tokenizer, layout, rendered=rendered):
+        cut = 0 if prompt_limit is None else max(0, len(prompt) - prompt_limit)
+        if row_limit is not None and layout != "encoder_decoder":
+            cut = max(cut, min(template.size(prompt, completion) - row_limit, len(prompt) - 1))
+        sides.append(template.fill(prompt[cut:], completion))
+    return sides
 
 
 def template_size(tokenizer: Tokenizer, cfg: Any) -> int:

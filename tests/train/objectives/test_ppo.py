@@ -202,7 +202,12 @@ def test_a_rollout_has_whitened_advantages_and_returns_before_whitening() -> Non
         # The last token of the second response is the sixth.
         last = batch.rewards[1] - BETA * batch.old[1, 5]
         assert one.extra["return"][1, 5] == pytest.approx(last, rel=1e-5)
-    assert ppo.explained_variance(np.arange(3.0), np.ones(3)) == 0 and not ppo.whitened(np.full(4, 0.5)).any()
+    assert (
+        ppo.explained_variance(np.arange(3.0), np.full(7, 0.7)[:3])
+        == 0
+        == ppo.explained_variance(np.arange(7.0), np.full(7, 0.7))
+        and not ppo.whitened(np.full(4, 0.5)).any()
+    )
 
 
 # --- Losses ---

@@ -19,10 +19,13 @@ from train.config.data_options import PromptData
 from train.config.objective_options import Prompts
 from train.config.rollout_options import Rollout
 from train.data.example_types import Message, Prompt
+from train.data.text_files import Document
 from train.engine import device_mesh
-from train.rollouts import reward_models
+from train.inputs import prompt_inputs
+from train.rollouts import reward_models, rollout_inputs
 from train.rollouts.reward_models import RewardModel, load_reward_model
-from train.rollouts.rewards import Completion, ModelName
+from train.rollouts.rewards import Completion, ModelName, RewardFunction
+from train.rows.mixture import Component, Mixture
 from train.tokenizers.tokenizer import Tokenizer
 from train.weights.load import Loaded
 from train.weights.reward_scale import RewardScale, write_scale
@@ -134,8 +137,28 @@ def test_a_text_that_does_not_fit_is_refused_with_its_lengths_or_its_prompt_is_c
     cut = Completion(dataclasses.replace(PROMPTS[0], prompt=" whale is "), "old", [])
     fits = Completion(PROMPTS[0], "old", [])
     np.testing.assert_array_equal(judge.scores([fits]), judge.scores([cut]))
-    with pytest.raises(BadInput, match=f"{where}p:0: 24 tokens with the completion 'seen the ship', and the reward model has 16"):
-        judge.scores([Completion(PROMPTS[0], "seen the ship", [])])
+    # White space at the end of a prompt is read with the response, so that more of the prompt is cut, up to its last token.
+    short = dataclasses.replace(PROMPTS[0], prompt="s ")
+    longer = [judge.scores([Completion(prompt, "seen the ship", [])]) for prompt in (PROMPTS[0], short)]
+    np.testing.assert_array_equal(*longer)
+    with pytest.raises(BadInput, match=f"{where}p:0: 22 tokens with the completion 'seen the ship again', and .* has 16"):
+        judge.scores([Completion(PROMPTS[0], "seen the ship again", [])])
+
+
+def test_prompts_that_were_left_out_have_no_part_in_the_lengths(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = run(labelled=Prompts(skip_bad=True))
+    rows = prompt_inputs.rows_of(PROMPTS, made, BYTES)
+    seen: list[Any] = []
+    monkeypatch.setattr(rollout_inputs, "find_rewards", lambda names: (ModelName("judge", 1.0),))
+
+    def load(judge: ModelName, run: Any, mesh: Any, prompts: Any, tokenizer: Tokenizer) -> RewardFunction:
+        seen.extend(prompts)
+        return RewardFunction("judge", len)
+
+    monkeypatch.setattr(rollout_inputs, "load_reward_model", load)
+    mixture = Mixture((Component("p", 1.0, [Document("p", "")], rows),))
+    rollout_inputs.with_judges(made, MESH, prompt_inputs.PromptInputs(BYTES, mixture, rows, rows))
+    assert seen == PROMPTS[1:] * 2
 
 
 def test_a_message_that_spells_a_special_token_of_the_reward_model_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -64,6 +64,7 @@ def test_functions_are_imported_from_the_working_directory(tmp_path: Path, monke
     assert (function.name, function.weight, rewards([function], TWO).tolist()) == ("judging:length", 0.5, [0.5, 1.0])
     faults = {
         (): ": name what judges responses, MODULE:FUNCTION or a reward model",
+        ("@0.5",): ": name what judges responses",
         ("judging",): " judging: neither a function nor a folder; write MODULE:FUNCTION, .* or the folder of a reward model",
         ("runs/absent@0.5",): " runs/absent@0.5: neither a function nor a folder",
         ("judging:length@much",): " judging:length@much: the weight 'much' is not a finite number",
