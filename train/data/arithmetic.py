@@ -5,7 +5,7 @@ import os
 import random
 from pathlib import Path
 
-from zoo.errors import BadInput
+from zoo.errors import BadInput, cannot_write
 
 NUMBERS = 100
 """Both numbers are below this: there are NUMBERS**2 sums."""
@@ -30,19 +30,22 @@ def sums() -> dict[str, str]:
 
 
 def write_sums(folder: Path) -> None:
-    """Write the files into a folder, which is made if it is missing; files that are complete already stay as they are.
+    """Write the files into a folder, which is made if it is missing; files that have this content already stay as they are.
 
     Raises:
-        BadInput: the folder has a file of one of these names with other content, or `folder` is a file.
+        BadInput: the folder has another file of one of these names, or cannot be written.
     """
-    if folder.exists() and not folder.is_dir():
-        raise BadInput(f"{folder}: it is a file; name a folder for the sums")
-    contents = sums()
-    for name, content in contents.items():
-        if (file := folder / name).exists() and file.read_bytes() != content.encode():
+    missing = {}
+    for name, content in sums().items():
+        if not (file := folder / name).exists():
+            missing[name] = content
+        elif not file.is_file() or file.read_bytes() != content.encode():
             raise BadInput(f"{file}: it has other content than the sums; name another folder, or remove the file")
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, content in contents.items():
+    for name, content in missing.items():
         partial = folder / f".{name}.{os.getpid()}"
-        partial.write_text(content, encoding="utf-8")
-        partial.replace(folder / name)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            partial.write_text(content, encoding="utf-8")
+            partial.replace(folder / name)
+        except OSError as error:
+            raise cannot_write(folder, error) from None

@@ -32,6 +32,8 @@ def test_the_command_writes_the_files_and_does_not_overwrite_others(tmp_path: Pa
     assert main(["data", "arithmetic", str(folder)]) == 2
     assert f"{folder / 'prompts.jsonl'}: it has other content than the sums" in capsys.readouterr().err
     assert (folder / "prompts.jsonl").read_text() == "mine"
+    assert main(["data", "arithmetic", str(folder / "prompts.jsonl" / "inner")]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
 
 
 @pytest.mark.parametrize("args", ["arithmetic a b", "arithmetic --dir", "sums", ""])
