@@ -83,8 +83,13 @@ class Group:
 
 def options_page() -> str:
     """Return the page of all options of `zoo train`."""
-    # The default recipe comes first, then the small ones: theirs are the defaults that the tables show.
-    names = sorted(recipes.recipes(), key=lambda name: (name != recipes.DEFAULT, not name.endswith("-nano"), name))
+
+    # The default recipe comes first, then the small ones: theirs are the defaults that the tables show. The two recipes for sums
+    # have settings for that task alone.
+    def place(name: str) -> tuple[Any, ...]:
+        return name != recipes.DEFAULT, name.startswith("arithmetic"), not name.endswith("-nano"), name
+
+    names = sorted(recipes.recipes(), key=place)
     groups: dict[str, Group] = {}
     defaults: dict[str, dict[str, str]] = {}
     for name in names:
