@@ -86,7 +86,7 @@ def _loss(name: str) -> dict[str, Any]:
             reward_funcs=lambda completions, **_: REWARDS,
             args=config,
             train_dataset=trl_losses._texts(),
-            processing_class=trl_losses._tokenizer(),
+            processing_class=trl_losses.tokenizer(),
         )
         trainer.beta, trainer.ref_model = options.beta, reference
         for model in (policy, reference):

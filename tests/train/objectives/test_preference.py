@@ -214,6 +214,8 @@ def test_losses_and_gradients_are_those_of_trl(family: str, tmp_path: Path) -> N
         assert make.probe(name, stored[name]) == pytest.approx(probe, abs=bound), name
 
 
+# The libraries' own deprecations.
+@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parity
 def test_the_frozen_losses_are_those_of_the_installed_trl() -> None:
     pytest.importorskip("trl")
