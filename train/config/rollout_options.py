@@ -11,9 +11,10 @@ class Rollout:
     """Responses to prompts, sampled from the model in training."""
 
     reward: tuple[str, ...] = ()
-    """What judges responses, each perhaps with @WEIGHT: a function MODULE:FUNCTION, or the folder of a reward model, a run or
-    published weights. Modules are also imported from the working directory. A function is called as
-    f(prompts=[...], completions=[...], ids=[...], **columns) and returns a number for each completion."""
+    """Judges of responses, whose rewards are summed: functions, MODULE:FUNCTION, and folders of reward models, which are runs or
+    published weights; @WEIGHT after a name multiplies its rewards. Modules are also imported from the working directory.
+    A function is called as f(prompts=[...], completions=[...], ids=[...], **columns) and returns a number for each
+    completion."""
     samples: int = 8
     """Responses to each prompt, G, which policy compares with each other. It divides the rows of each device."""
     tokens: int = 64

@@ -17,7 +17,7 @@ class ScoredBatch(NamedTuple):
     """The responses of a training batch. Arrays are those of all rows; log-probabilities are 0 where the weight is 0."""
 
     rewards: Float64[np.ndarray, " B"]
-    """Sums of the reward functions."""
+    """Sum of the rewards that functions and reward models give each response."""
     ended: Any
     """bool [B]: True for responses with an end mark."""
     samples: int

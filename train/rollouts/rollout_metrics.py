@@ -24,9 +24,9 @@ class RolloutPart:
     ended: Any
     """bool [B]: True for responses with an end mark."""
     rewards: Float64[np.ndarray, " B"]
-    """Sums of the reward functions, without a KL divergence."""
+    """Sum of the rewards that functions and reward models give each response, without a KL divergence."""
     advantages: Float64[np.ndarray, " B"]
-    """That of each response; the mean of those of its tokens, if these have their own."""
+    """Advantage of each response; where each token has an advantage of its own, the mean over the tokens of the response."""
     log_ratios: Float64[np.ndarray, " B"] | None
     """Log-probability of each response minus that under the reference, in nats; None without a reference."""
     ratio_error: float
