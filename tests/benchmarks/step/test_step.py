@@ -253,6 +253,9 @@ def test_peers_without_room_for_all_are_timed_one_after_the_other(tmp_path: Path
 def test_a_peer_that_does_not_answer_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plant_peers(tmp_path, monkeypatch, {"sleepy": "import time\nbuild = lambda *_: time.sleep(99)\n"})
     monkeypatch.setattr(peer_libraries, "PATIENCE", 0.1)
+    # A process that starts within this time reads the request and the batch before it sleeps.
+    (tmp_path / peer_libraries.REQUEST).write_text("{}")
+    np.savez(tmp_path / peer_libraries.BATCH)
     peer = Peer("sleepy", tmp_path)
     with pytest.raises(WorkerFailed, match="no answer within"):
         peer.begin()
