@@ -7,7 +7,7 @@ from pathlib import Path
 
 from train.data.text_files import check_string, listed, parse_object
 from zoo.errors import BadInput
-from zoo.files import sha256
+from zoo.sha256_and_fsync import sha256
 
 
 def files(names: Sequence[str], suffixes: Sequence[str]) -> list[Path]:

@@ -135,7 +135,7 @@ VAGUE_NAMES = {
     *("mine", "ours", "theirs", "known", "asked"),
 }
 """Names that say nothing about a value. An option of the command line may have one."""
-VAGUE_OPTIONS = {("train/config/objective_options.py", "most")}
+VAGUE_OPTIONS = {("train/config/option_groups.py", "most")}
 VAGUE_OPENINGS = re.compile(r"(Of|What|That|As|Whether|How|Where|Which|Why|When)\b")
 """A docstring begins with a verb or a noun phrase."""
 

@@ -19,7 +19,7 @@ from train.engine.state_init import TrainedParams
 from train.objectives.base import Objective
 from train.rollouts.batch_feed import Feed, FeedSource
 from train.run.run_dir import RunDir
-from train.weights import adapters as weights
+from train.weights import adapter_params as weights
 from zoo import models
 from zoo.batch import Batch
 from zoo.lora import adapters
@@ -93,7 +93,7 @@ def bind(run: Run, mesh: Mesh) -> Objective:
     """Return the objective of a run, which trains adapters if the run does.
 
     Raises:
-        BadInput: see `Objective.bind`, `Run.check_base` and `train.weights.adapters.adapters_of`.
+        BadInput: see `Objective.bind`, `Run.check_base` and `train.weights.adapter_params.adapters_of`.
     """
     run.check_base()
     return _with_adapters(run, mesh, objectives.objective(run.objective).bind(run, mesh))

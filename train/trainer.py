@@ -23,18 +23,18 @@ from train.config import run_config
 from train.config.run_plugins import used_plugins
 from train.engine import device_mesh, optim, state_init
 from train.engine.step import assemble
-from train.inputs import dataset, notices
-from train.inputs.dataset import Inputs
+from train.inputs import data_notices, run_inputs
+from train.inputs.run_inputs import Inputs
 from train.objectives.base import Objective
 from train.rollouts.batch_feed import FeedSource
 from train.rows.batches import Batches
 from train.rows.row_source import RowSource, ordered
 from train.rows.text_counts import TextCounts
-from train.run import hardware, matrix_rate, metric_definitions, metrics_file, trackers
+from train.run import hardware, matmul_rate, metric_definitions, metrics_file, trackers
 from train.run.console import Console
 from train.run.costs import COUNTS
+from train.run.item_outcomes import HELD_OUT, write_outcomes
 from train.run.metric_logger import MetricLogger
-from train.run.outcomes import HELD_OUT, write_outcomes
 from train.run.run_dir import RunDir, check_same_run, identity, plugin_notices, remove_stale_files, write_json
 from train.run.stop_signals import StopSignals
 from train.weights import lineage, warm_start
@@ -89,7 +89,7 @@ def _run(
     console.progress("starting the devices", now=True)
     folder, process = RunDir.of(run), jax.process_index()
     # A run that began on CPU and is resumed on an accelerator keeps its precision.
-    run = dataset.resolve_config(dataclasses.replace(run, precision=resolve_precision(run.precision)), folder)
+    run = run_inputs.resolve_config(dataclasses.replace(run, precision=resolve_precision(run.precision)), folder)
     mesh = device_mesh.make_mesh(run.mesh)
     device_mesh.check(run, mesh)
     check_same_run(folder, run)
@@ -105,7 +105,7 @@ def _run(
     # --- Data ---
     # Tokenizing has a progress bar of its own.
     console.clear()
-    data = dataset.read(run, folder, jax_setup.cache_dir() / "text", quiet=process != 0)
+    data = run_inputs.read(run, folder, jax_setup.cache_dir() / "text", quiet=process != 0)
 
     def show_extension(done: int, total: int) -> None:
         progress = f"{done:,} of {total:,} batches" if done else f"{total:,} batches, compiling first"
@@ -113,7 +113,7 @@ def _run(
 
     data = objective.extend_inputs(run, mesh, data, jax_setup.cache_dir() / "reference", progress=show_extension)
     console.progress("preparing the model", now=True)
-    build = dataset.builder(run, data)
+    build = run_inputs.builder(run, data)
     local_rows = device_mesh.local_rows(mesh, run.data.batch)
     batches = Batches(data.rows, build, run.seed, run.data.batch, local_rows, run.mask_period, run.repeat)
     shapes = batches.shapes()
@@ -184,7 +184,7 @@ def _run(
         peak_rate, rate_source = _peak_rate(dtype)
         facts = describe(run, model, mesh, data, implementations, rate_source, folder) | lora_objective.facts(objective)
         console.header(f"{run.recipe}, {'from the start' if first == 0 else f'resumed at step {first}'}", facts)
-        for line in notices.notices(run, data):
+        for line in data_notices.notices(run, data):
             console.notice(line)
         flops = objective.flops(model, shapes)
         if process == 0:
@@ -367,7 +367,7 @@ def _peak_rate(dtype: Any) -> tuple[float, str]:
 @functools.cache
 def _matrix_rate(dtype: Any) -> float:
     """Return the measured rate of matrix products, which takes half a second, so all runs of a process share it."""
-    return matrix_rate.measure(dtype)
+    return matmul_rate.measure(dtype)
 
 
 def _implementations(run: run_config.Run, model: Model, objective: Objective, batch: Batch) -> str:

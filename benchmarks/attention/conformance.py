@@ -4,7 +4,7 @@
 the page of support; with names as arguments it runs these, which may be plug-ins. The exit code is 1 if one is wrong. The tests
 run the same cases, and the benchmark checks an implementation here before it times it.
 
-The allowed error is derived for every entry from the arithmetic of the case: see `benchmarks.attention.rounding`.
+The allowed error is derived for every entry from the arithmetic of the case: see `benchmarks.attention.rounding_error_bounds`.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from benchmarks.attention.rounding import bounds, nearest, share
+from benchmarks.attention.rounding_error_bounds import bounds, nearest, share
 from benchmarks.core.progress import Progress
 from zoo.attention import attention
 from zoo.attention.biases import Bias, Buckets, Dense, Relative
@@ -330,7 +330,7 @@ def main(names: Sequence[str] = ()) -> int:
 Made by `{" ".join(["python -m benchmarks.attention.conformance", *names])}` on {where}.
 A cell has an error against the definition in float64 and its bound: float32 / bfloat16. Of all entries of the output and the
 gradients, those of biases and tables included, it is the one that uses most of its bound, relative to its array's largest entry
-or 1. The bounds are derived from the arithmetic (`benchmarks/attention/rounding.py`). "-": refused.
+or 1. The bounds are derived from the arithmetic (`benchmarks/attention/rounding_error_bounds.py`). "-": refused.
 
 {rows}""")
     return 0 if sound else 1

@@ -11,10 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.attention import conformance, cost_model, peer_torch, rounding
-from benchmarks.attention.peer_torch import Peer
+from benchmarks.attention import conformance, cost_model, rounding_error_bounds, torch_attention
 from benchmarks.attention.problems import FEATURES, Problem
-from benchmarks.attention.resolve_options import UNIT, Options, Row
+from benchmarks.attention.sweep_rows import UNIT, Options, Row
+from benchmarks.attention.torch_attention import Peer
 from benchmarks.core import device_time, guarded_trials, timing
 from benchmarks.core.guarded_trials import Skip, Trial, Watch, Wrong
 from benchmarks.core.memory import planned
@@ -48,7 +48,7 @@ class RowTrial(Trial):
 
 
 MakePeer = Callable[[str, Problem, str], Peer | str]
-"""(name, problem, direction) -> the peer's program, or why there is none: `peer_torch.make_peer`."""
+"""(name, problem, direction) -> the peer's program, or why there is none: `torch_attention.make_peer`."""
 
 
 def measure(
@@ -57,7 +57,7 @@ def measure(
     options: Options,
     environment: Mapping[str, Any],
     watch: Watch,
-    peer: MakePeer = peer_torch.make_peer,
+    peer: MakePeer = torch_attention.make_peer,
 ) -> list[dict[str, Any]]:
     """Return the cells of a row, without the process.
 
@@ -196,7 +196,7 @@ def _check_cases(trial: RowTrial, row: Row) -> None:
             trial.columns |= _finite(error=error, allowed=allowed)
             difference = f"{result.nearest} is off by {error:.1e} on the case {case!r}, and {allowed:.1e} is allowed"
             raise Wrong(f"it disagrees with float64: {difference}")
-        worst = max(worst, result.worst, key=lambda pair: rounding.share(*pair))
+        worst = max(worst, result.worst, key=lambda pair: rounding_error_bounds.share(*pair))
     trial.columns |= _finite(error=worst[0], allowed=worst[1])
 
 
@@ -244,7 +244,7 @@ def _bound(row: Row) -> float:
         # Gradients of keys sum over the queries of all heads that share them, those of a bias over those of all examples.
         of_bias = any(conformance.CASES[case].bias for case in FEATURES[row.feature].cases)
         terms = max(terms, shape.queries * (shape.batch if of_bias else shape.heads // shape.groups))
-    return rounding.between(row.dtype, terms)
+    return rounding_error_bounds.between(row.dtype, terms)
 
 
 # --- the rounds -----------------------------------------------------------------------------------------------------------------

@@ -4,20 +4,22 @@ import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from benchmarks.attention import measure_row, page, peer_torch, tables
-from benchmarks.attention.options import Options
-from benchmarks.attention.resolve_options import UNIT, Row, resolved, rows
+from benchmarks.attention import attention_page, attention_tables, measure_row, torch_attention
+from benchmarks.attention.attention_options import Options
+from benchmarks.attention.sweep_rows import UNIT, Row, resolved, rows
 from benchmarks.core import bench_command
 from benchmarks.core.guarded_trials import Group, Watch
 
-BENCHMARK = bench_command.Benchmark("attention", "Attention", tables.blocks, page.render, tables.one_line)
+BENCHMARK = bench_command.Benchmark(
+    "attention", "Attention", attention_tables.blocks, attention_page.render, attention_tables.one_line
+)
 
 
 def main(requested: Options, argv: Sequence[str]) -> int:
     """Run the command: see `bench_command.run_benchmark`.
 
     Raises:
-        BadInput: see `resolve_options.resolved` and `bench_command.run_benchmark`.
+        BadInput: see `sweep_rows.resolved` and `bench_command.run_benchmark`.
     """
     setup = bench_command.start(requested.repeats, peers=requested.peers)
     options = resolved(requested, setup.machine["backend"])
@@ -33,7 +35,7 @@ def main(requested: Options, argv: Sequence[str]) -> int:
 
 
 def _groups(options: Options, environment: Mapping[str, Any]) -> list[Group]:
-    names = (*options.impl, *(peer_torch.NAMES if options.peers else ()))
+    names = (*options.impl, *(torch_attention.NAMES if options.peers else ()))
 
     def measure(row: Row, keys: Sequence[dict[str, Any]], watch: Watch) -> Iterator[dict[str, Any]]:
         machine = {"matrix_rate": environment["matrix_rate"][row.dtype], "copy_rate": environment["copy_rate"]}

@@ -13,11 +13,11 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from benchmarks.core import result_files, tables
+from benchmarks.core import result_files, result_tables
 from benchmarks.core.guarded_trials import Group, measure_groups
-from benchmarks.core.options import recorded
+from benchmarks.core.output_options import recorded
 from benchmarks.core.result_files import Results
-from benchmarks.core.worker import WorkerFailed, call
+from benchmarks.core.worker_process import WorkerFailed, call
 from train.run.run_dir import write_text
 from zoo.errors import BadInput, require
 from zoo.runtime import jax_setup, launch
@@ -45,7 +45,7 @@ class Benchmark:
 
     what: str
     title: str
-    blocks: Callable[..., list[tables.Block]]
+    blocks: Callable[..., list[result_tables.Block]]
     """(results, terminal=...) -> the report as text."""
     page: Callable[[Results], str]
     one_line: Callable[[Sequence[Mapping[str, Any]]], str]
@@ -54,11 +54,11 @@ class Benchmark:
     def markdown(self, results: Results) -> str:
         """Return table.md."""
         origin = f"Made by `zoo bench {self.what}`."
-        return tables.markdown([f"# {self.title}", origin, *self.blocks(results, terminal=False)])
+        return result_tables.markdown([f"# {self.title}", origin, *self.blocks(results, terminal=False)])
 
     def terminal(self, results: Results) -> None:
         """Print the report."""
-        tables.show(self.blocks(results, terminal=True))
+        result_tables.show(self.blocks(results, terminal=True))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -228,7 +228,11 @@ def _show(benchmark: Benchmark, folder: Path, as_json: bool) -> Results | None:
     if not (folder / result_files.CELLS).exists():
         return None
     results = result_files.read(folder)
-    written = {"table.md": benchmark.markdown(results), "table.csv": tables.csv(results), "report.html": benchmark.page(results)}
+    written = {
+        "table.md": benchmark.markdown(results),
+        "table.csv": result_tables.csv(results),
+        "report.html": benchmark.page(results),
+    }
     for name, text in written.items():
         write_text(folder / name, text)
     if as_json:

@@ -20,7 +20,7 @@ from typing import Any
 from scipy import stats
 
 from benchmarks.core.result_files import MACHINE, Results, changed, read
-from benchmarks.core.tables import Block, Cells, Heading, Table, by_key, formatted, show, timed, worst_state
+from benchmarks.core.result_tables import Block, Cells, Heading, Table, by_key, formatted, show, timed, worst_state
 from zoo.errors import BadInput, require
 
 FEWEST = 3

@@ -14,7 +14,7 @@ from benchmarks.core import result_files, timing
 from benchmarks.core.memory import free
 from benchmarks.core.progress import Progress
 from benchmarks.core.result_files import identity
-from benchmarks.core.tables import gigabytes
+from benchmarks.core.result_tables import gigabytes
 from benchmarks.core.timing import Program
 from zoo.errors import BadInput
 

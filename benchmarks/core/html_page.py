@@ -13,7 +13,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from eval.report import html_page
+from eval.report import html_elements
 from eval.report.svg import NARROW, WIDE, svg
 from eval.report.templates import page_template
 
@@ -49,7 +49,7 @@ class Figure:
     def drawings(self) -> list[Markup]:
         """Return the SVG drawings, of which the style sheet shows the one that fits."""
         sizes = {"wide": WIDE, "narrow": NARROW} if self.across else {"": NARROW}
-        label = html_page.text(self.label)
+        label = html_elements.text(self.label)
         return [Markup(svg(self.draw, (width, self.height or height), label, kind)) for kind, (width, height) in sizes.items()]
 
 
@@ -108,7 +108,7 @@ def render(
     """
     filled = {heading: present for heading, blocks in sections.items() if (present := [block for block in blocks if block])}
     body = _template().render(title=title, lead=lead, sections=filled, tiles=tiles, footer=footer)
-    return html_page.page(title, lead, [body])
+    return html_elements.page(title, lead, [body])
 
 
 @functools.cache

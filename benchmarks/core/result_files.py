@@ -30,7 +30,7 @@ import jax
 
 from benchmarks.core import timing
 from benchmarks.core.source_paths import ROOT
-from train.run import matrix_rate
+from train.run import matmul_rate
 from train.run.metrics_file import versions
 from zoo import plugins
 from zoo.errors import BadInput
@@ -56,13 +56,13 @@ def environment(dtypes: Sequence[str] = ("float32",)) -> dict[str, Any]:
     """Describe the machine and measure its best rates; takes a second or two and needs an otherwise idle machine.
 
     "versions" includes the commit of a checkout, with a + if files were changed since; "settings" are the environment variables
-    that change what is measured. "matrix_rate" is FLOP/s of matrix products by dtype (`train.run.matrix_rate`),
+    that change what is measured. "matrix_rate" is FLOP/s of matrix products by dtype (`train.run.matmul_rate`),
     "copy_rate" bytes/s read and written by `timing.copy_rate`, "load" the load average of the last minute before these were
     measured, and "clock_mhz" the mean clock of the cores just after them, None if the system does not report it. "threads"
     are those of peers: torch uses one for each core, whatever OMP_NUM_THREADS is.
     """
     load = round(os.getloadavg()[0], 2)
-    rates = {"matrix_rate": {dtype: matrix_rate.measure(dtype) for dtype in dtypes}, "copy_rate": timing.copy_rate()}
+    rates = {"matrix_rate": {dtype: matmul_rate.measure(dtype) for dtype in dtypes}, "copy_rate": timing.copy_rate()}
     return {
         "date": f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC",
         **machine(),

@@ -5,7 +5,7 @@ from typing import Any
 
 from benchmarks.core.html_page import Block, Cards, render
 from benchmarks.core.result_files import Results
-from benchmarks.core.tables import merged, timed
+from benchmarks.core.result_tables import merged, timed
 
 
 def render_results(

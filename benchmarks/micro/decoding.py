@@ -13,14 +13,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.core import timing
-from benchmarks.micro import preamble
+from benchmarks.micro import start_measurement
+from eval.generation.generation_options import Decoding
 from eval.generation.generator import Generator
-from eval.generation.settings import Decoding
 from train.config import run_config
 from train.engine import device_mesh
 from train.tokenizers.tokenizer import Tokenizer
 from zoo import configs, models
-from zoo.generation.settings import GREEDY, Beams
+from zoo.generation.decoding_settings import GREEDY, Beams
 
 LIMITS = (32, 64, 128, 256)
 SEARCHED = 64
@@ -30,7 +30,7 @@ SOURCE = 64
 
 def main() -> int:
     """Run the command."""
-    options = preamble.begin("decoding", __doc__, model="t5-small", rows=4, rounds=5)
+    options = start_measurement.begin("decoding", __doc__, model="t5-small", rows=4, rounds=5)
     model = models.model(configs.find_size(options.model)[1].config)
     params = jax.jit(model.init)(jax.random.key(0))
     # Only its size and its special tokens matter, not its entries.

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.core import timing
-from benchmarks.micro import preamble, recipe_step
+from benchmarks.micro import recipe_step, start_measurement
 from train import recipes
 from train.config import run_config
 
@@ -29,7 +29,7 @@ CASES = (
 
 def main() -> int:
     """Run the command."""
-    options = preamble.begin("packing", __doc__, rounds=15)
+    options = start_measurement.begin("packing", __doc__, rounds=15)
     print("| recipe | rows | fill, unpacked and packed | ratio | step, packed over unpacked | useful tokens/s, ratio | off by |")
     print("|---|---|---|---|---|---|---|")
     for recipe, rows in CASES:

@@ -14,7 +14,7 @@ from train.config import run_config
 from train.engine import optim
 from train.engine.state import State
 from train.engine.step import make_step
-from train.inputs import dataset
+from train.inputs import run_inputs
 from train.objectives import objective
 from train.rows.batches import Batches
 from train.run.run_dir import RunDir
@@ -26,8 +26,8 @@ from zoo.runtime import jax_setup
 def first_batches(run: run_config.Run, limit: int | None = None) -> list[Batch]:
     """Return the batches of the first epoch on the host, at most `limit`; the last one is filled up from the next epoch."""
     with tempfile.TemporaryDirectory() as scratch:
-        data = dataset.read(run, RunDir(Path(scratch)), jax_setup.cache_dir() / "text", quiet=True)
-        batches = Batches(data.rows, dataset.builder(run, data), run.seed, run.data.batch, np.arange(run.data.batch))
+        data = run_inputs.read(run, RunDir(Path(scratch)), jax_setup.cache_dir() / "text", quiet=True)
+        batches = Batches(data.rows, run_inputs.builder(run, data), run.seed, run.data.batch, np.arange(run.data.batch))
         with batches.read(0) as stream:
             return list(islice(stream, limit or -(-len(data.rows) // run.data.batch)))
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.core import timing
-from benchmarks.micro import preamble, recipe_step
+from benchmarks.micro import recipe_step, start_measurement
 from train import recipes
 from train.config import run_config
 from train.config.run_config import Tokenizer
@@ -23,7 +23,7 @@ CASES = (("xlnet-nano", 16, 128), ("xlnet", 2, 512))
 
 def main() -> int:
     """Run the command."""
-    options = preamble.begin("two_streams", __doc__, rounds=9, attention="auto")
+    options = start_measurement.begin("two_streams", __doc__, rounds=9, attention="auto")
     print("| recipe | B x T, memory | targets a row | attention | step of two streams over one |")
     print("|---|---|---|---|---|")
     for recipe, rows, length in CASES:

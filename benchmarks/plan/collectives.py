@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from benchmarks.hlo.module import COLLECTIVES, Array, Instruction, Module, Run
+from benchmarks.hlo.hlo_parser import COLLECTIVES, Array, Instruction, Module, Run
 
 Groups = frozenset[frozenset[int]]
 

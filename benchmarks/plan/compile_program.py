@@ -13,8 +13,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from benchmarks.core.memory import bytes_per_device
 from benchmarks.core.source_paths import own_path
-from benchmarks.plan import targets
-from benchmarks.plan.targets import Target
+from benchmarks.plan import target_devices
+from benchmarks.plan.target_devices import Target
 from train import lora_objective, objectives
 from train.config import run_config
 from train.engine import device_mesh, optim, state_init
@@ -89,7 +89,7 @@ def compile_run(run: run_config.Run, mode: Mode, target: Target) -> Program:
     run = resolve_run(run, target)
     if mode != "train":
         run = dataclasses.replace(run, accumulate=1)
-    devices = targets.devices(target)
+    devices = target_devices.devices(target)
     try:
         mesh = device_mesh.make_mesh(run.mesh, devices)
     except (NotImplementedError, ValueError) as error:
@@ -99,13 +99,13 @@ def compile_run(run: run_config.Run, mode: Mode, target: Target) -> Program:
         ) from None
     device_mesh.check(run, mesh)
     began = time.perf_counter()
-    with attention.record_calls() as calls, targets.present(target), _compiler_errors(target):
+    with attention.record_calls() as calls, target_devices.present(target), _compiler_errors(target):
         traced, arguments, flops = _decoding(run, mesh) if mode == "decode" else _batch_program(run, mesh, train=mode == "train")
         lowered = traced.lower(lowering_platforms=(target.lowering,))
     fields: dict[str, Any] = {"run": run, "mode": mode, "target": target, "mesh": mesh}
     fields |= {"arguments": arguments, "calls": tuple(calls)}
     try:
-        with targets.present(target), _compiler_errors(target):
+        with target_devices.present(target), _compiler_errors(target):
             program, fields["remarks"] = compile_lowered(lowered)
     except TooLarge as large:
         argument_bytes = sum(map(bytes_per_device, arguments.values()))

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.hlo.module import COLLECTIVES, Array, Computation, Instruction, Module, Run
+from benchmarks.hlo.hlo_parser import COLLECTIVES, Array, Computation, Instruction, Module, Run
 from zoo.attention.attention import Call
 
 FREE = {

@@ -6,10 +6,10 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, get_args
 
-from benchmarks.plan import plan_cache, targets, text_view
+from benchmarks.plan import plan_cache, target_devices, text_view
 from benchmarks.plan.compile_program import Mode
 from benchmarks.plan.plan_record import Plan
-from benchmarks.plan.targets import Target
+from benchmarks.plan.target_devices import Target
 from train.config import run_config
 from zoo.configs import Remat
 from zoo.errors import BadInput
@@ -149,7 +149,7 @@ def can_skip(candidate: Candidate, tried: Candidate, plan: Plan) -> bool:
 
 def ordered(run: run_config.Run, mode: Mode, target: Target) -> list[Candidate]:
     """Return all candidates: first those that fit by an estimate, and of these the fastest by it."""
-    device, count = target.published, len(targets.devices(target))
+    device, count = target.published, len(target_devices.devices(target))
     parameters, layers, width = parameter_count(run.model), run.model.layers, run.model.width
     tokens = run.data.batch * run.data.length
     estimates: dict[Candidate, tuple[bool, float]] = {}

@@ -10,7 +10,7 @@ from benchmarks.core.source_paths import ROOT
 from benchmarks.plan import compile_program, plan_record
 from benchmarks.plan.compile_program import Mode
 from benchmarks.plan.plan_record import Plan
-from benchmarks.plan.targets import Target
+from benchmarks.plan.target_devices import Target
 from train import objectives
 from train.config import run_config
 from train.config.run_plugins import used_plugins

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 
 from benchmarks.core.memory import bytes_per_device
-from benchmarks.hlo import module as hlo
+from benchmarks.hlo import hlo_parser as hlo
 from benchmarks.plan import collectives, flops_and_bytes, roofline
 from benchmarks.plan.collectives import PART, Collective, CollectiveTotal
 from benchmarks.plan.compile_program import Program

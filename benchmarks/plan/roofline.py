@@ -15,7 +15,7 @@ import numpy as np
 
 from benchmarks.plan.collectives import Collective
 from benchmarks.plan.flops_and_bytes import Work
-from benchmarks.plan.targets import Target
+from benchmarks.plan.target_devices import Target
 from train.run.hardware import Device
 
 

@@ -1,9 +1,9 @@
-"""The words and tables of plans, and their order on a terminal; `page` shows the same ones."""
+"""The words and tables of plans, and their order on a terminal; `plan_page` shows the same ones."""
 
 from typing import TYPE_CHECKING
 
 from benchmarks.core.html_page import Table
-from benchmarks.core.tables import Block, Heading
+from benchmarks.core.result_tables import Block, Heading
 from benchmarks.plan.plan_record import Plan
 
 if TYPE_CHECKING:

@@ -16,13 +16,13 @@ import jax.numpy as jnp
 
 from benchmarks.core import guarded_trials, result_files, timing
 from benchmarks.core.guarded_trials import Skip, Trial, Watch, Wrong
-from benchmarks.core.worker import WorkerFailed
-from benchmarks.hlo import module
+from benchmarks.core.worker_process import WorkerFailed
+from benchmarks.hlo import hlo_parser
 from benchmarks.step import instruction_times, peer_libraries, programs, time_breakdown
 from benchmarks.step.cases import Case
 from benchmarks.step.peer_libraries import Peer
 from benchmarks.step.programs import Step, Variant
-from benchmarks.step.resolve_options import Options, key, peer_key
+from benchmarks.step.step_variants import Options, key, peer_key
 from train import objectives
 from train.run.hardware import device_peak
 from train.run.metrics_file import mfu
@@ -238,7 +238,7 @@ class _Group:
         """Record the time breakdown of a timed program."""
         assert trial.step is not None
         step = self._with_state(trial.step)
-        program, profile = module.parse(step.compiled.as_text()), instruction_times.profile(step.run, PROFILED)
+        program, profile = hlo_parser.parse(step.compiled.as_text()), instruction_times.profile(step.run, PROFILED)
         breakdown = time_breakdown.break_down(program, profile, training=self.case.mode == "train")
         trial.columns["profile"] = {
             "seconds": breakdown.seconds,

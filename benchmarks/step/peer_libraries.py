@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.core.worker import Answer, Worker
+from benchmarks.core.worker_process import Answer, Worker
 from zoo.errors import BadInput
 
 REQUEST, BATCH = "request.json", "batch.npz"

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
 from benchmarks.core.source_paths import own_path
-from benchmarks.hlo.module import Instruction, Module
+from benchmarks.hlo.hlo_parser import Instruction, Module
 from benchmarks.step.instruction_times import Profile
 
 PRODUCTS, ATTENTION, HEAD, NORMS, ACTIVATIONS = "matrix products", "attention", "loss head", "norms", "activations"

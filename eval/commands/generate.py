@@ -13,8 +13,8 @@ from jaxtyping import Int32
 from eval.commands import terminal_output
 from eval.commands.model_options import ModelOptions
 from eval.generation import prompts as texts
+from eval.generation.generation_options import Decoding, Prompts
 from eval.generation.generator import CHUNK, Generator
-from eval.generation.settings import Decoding, Prompts
 from eval.scoring.likelihood import Likelihood, encode, likelihoods
 from train.run.progress_bar import ProgressBar
 from train.tokenizers.chat_ids import encode_prompts, end_mark

@@ -24,7 +24,7 @@ from eval.prediction.predictor import CHUNK, Predictor
 from eval.scoring.encoder_inputs import Unlabelled
 from eval.tasks import Settings
 from eval.tasks.labelled import GOALS, run_for
-from train.config.objective_options import Labelled, LabelledTexts, Reading
+from train.config.option_groups import Labelled, LabelledTexts, Reading
 from train.data import prediction_reader
 from train.data.prediction_reader import Item
 from train.run.progress_bar import ProgressBar
@@ -94,7 +94,7 @@ def predict(
     """Return an iterator over the predictions of a fine-tuned model, in the order of the input.
 
     Each is a dict with `index`, the number of the example from 0, `id`, if the example has one, and the keys that
-    `eval.prediction.predictions` lists for the kind of the model.
+    `eval.prediction.prediction_records` lists for the kind of the model.
 
     Args:
         files: see `train.data.prediction_reader.read_examples`; instead of `texts`.
@@ -107,7 +107,7 @@ def predict(
         length: maximum number of tokens in a row; 0 = that of the run, or the model's positions.
         batch: rows computed at a time; it affects results only through rounding.
         dtype: dtype of the arithmetic.
-        null_threshold: see `eval.prediction.predictions.of_example`.
+        null_threshold: see `eval.prediction.prediction_records.of_example`.
 
     Raises:
         BadInput: a model without a head for labels, texts or options that do not fit its kind, files that cannot be read, or a

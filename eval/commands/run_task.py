@@ -16,8 +16,8 @@ from eval.task_data_files import digest
 from eval.tasks import Result, Settings
 from train.config import run_config
 from train.engine import device_mesh
+from train.run.item_outcomes import write_outcomes
 from train.run.metric_definitions import notices
-from train.run.outcomes import write_outcomes
 from train.run.progress_bar import ProgressBar
 from train.run.run_dir import RunDir, is_run, write_json
 from train.weights.load import load

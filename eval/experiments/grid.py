@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.experiments.declaration import Experiment, Flops, Options, Row, Stage, Times, Value
-from eval.experiments.files import Files
+from eval.experiments.experiment_data import Files
 from train.config.run_config import Run
 from train.run.run_dir import RunDir
 from zoo.errors import BadInput

@@ -2,9 +2,9 @@
 
 from collections.abc import Callable, Mapping, Sequence
 
+from eval.experiments.cost_estimates import Cost
 from eval.experiments.declaration import Budget, Claim
 from eval.experiments.grid import Grid, Node
-from eval.experiments.plan import Cost
 from train.config.objectives import scored_as
 from zoo.errors import BadInput
 

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from eval.experiments import status
-from eval.experiments.analysis.statistics import error_parts, mcnemar
+from eval.experiments import node_status
+from eval.experiments.analysis.significance_tests import error_parts, mcnemar
 from eval.experiments.grid import Grid, Node
-from train.run.outcomes import HELD_OUT, Outcomes, read_outcomes
+from train.run.item_outcomes import HELD_OUT, Outcomes, read_outcomes
 from train.run.run_dir import RunDir
 from zoo.errors import BadInput
 
@@ -57,6 +57,6 @@ def _nodes(grid: Grid, row: str, stage: str) -> Sequence[Node]:
 
 def _outcomes(node: Node, folder: Path) -> Outcomes | None:
     try:
-        return read_outcomes(RunDir(folder / node.run), status.evaluation_name(node) if node.task else HELD_OUT)
+        return read_outcomes(RunDir(folder / node.run), node_status.evaluation_name(node) if node.task else HELD_OUT)
     except BadInput:
         return None

@@ -11,7 +11,7 @@ import sys
 import tarfile
 from pathlib import Path
 
-from eval.experiments.files import folder_digest
+from eval.experiments.experiment_data import folder_digest
 from zoo.errors import BadInput
 
 ADDRESSES = 20

@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-from eval.experiments import status
+from eval.experiments import node_status
 from eval.experiments.grid import Grid, Node
 from train.run.console import clock
 
@@ -23,7 +23,9 @@ class RunProgress:
         self._bar: Progress | None = None
         self._task: Any = None
         self._began = time.monotonic()
-        self._seconds = {node.name: seconds for node in grid.nodes if (seconds := status.seconds_of(node, folder)) is not None}
+        self._seconds = {
+            node.name: seconds for node in grid.nodes if (seconds := node_status.seconds_of(node, folder)) is not None
+        }
         """Seconds that finished nodes took."""
 
     def __enter__(self) -> "RunProgress":
@@ -54,8 +56,8 @@ class RunProgress:
     def update(self, node: Node) -> None:
         """Show how far the running node is."""
         if self._bar is not None:
-            share = 0.0 if node.task else min(1.0, status.steps_taken(node, self._folder) / node.config.steps)
-            step = "" if node.task else f" step {status.steps_taken(node, self._folder):,} of {node.config.steps:,}"
+            share = 0.0 if node.task else min(1.0, node_status.steps_taken(node, self._folder) / node.config.steps)
+            step = "" if node.task else f" step {node_status.steps_taken(node, self._folder):,} of {node.config.steps:,}"
             done = self._done()
             left = f"{done} of {len(self._grid.nodes)}{self._left(time.monotonic() - self._began)}"
             self._bar.update(self._task, description=f"{node.name}{step}", completed=done + share, left=left)
@@ -91,7 +93,7 @@ class RunProgress:
         rates = [seconds / _tokens(node) for node, seconds in finished if not node.task and node.config.steps > 1]
         total = -spent
         for node in self._grid.nodes:
-            if node.name in self._seconds or status.is_done(node, self._folder):
+            if node.name in self._seconds or node_status.is_done(node, self._folder):
                 continue
             if same_stage := [seconds for other, seconds in finished if (other.stage, other.task) == (node.stage, node.task)]:
                 total += statistics.mean(same_stage)
@@ -108,7 +110,7 @@ class RunProgress:
         return "" if seconds is None else f", {clock(seconds)} left"
 
     def _done(self) -> int:
-        return sum(status.is_done(node, self._folder) for node in self._grid.nodes)
+        return sum(node_status.is_done(node, self._folder) for node in self._grid.nodes)
 
     def _print(self, line: str) -> None:
         # The work continues when the reader has closed the stream.

@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Integer
 
-from eval.generation.settings import Decoding
+from eval.generation.generation_options import Decoding
 from train.engine import device_mesh
 from train.tokenizers.tokenizer import Tokenizer
 from zoo.batch import Batch

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from eval.prediction import predictions
+from eval.prediction import prediction_records
 from eval.scoring.batch_loop import BatchLoop
-from eval.scoring.labelled import logits_loop
+from eval.scoring.labelled_scores import logits_loop
 from eval.scoring.likelihood import row_length
 from train.config import run_config
 from train.data import prediction_reader
@@ -52,7 +52,7 @@ class Predictor:
             run: the configuration with which rows are made.
             batch: rows computed at a time.
             dtype: dtype of the arithmetic.
-            null_threshold: see `eval.prediction.predictions.of_example`.
+            null_threshold: see `eval.prediction.prediction_records.of_example`.
         """
         return Predictor(
             subject, run, logits_loop(subject.model, subject.mesh, run.objective, np.dtype(dtype)), batch, null_threshold
@@ -118,7 +118,7 @@ class Predictor:
             if not np.isfinite(logits).all():
                 raise BadInput(f"{example.origin}: the result is not finite; the weights are damaged, or too large for bfloat16")
             options = {"multi_label": outputs(self.run)[1], "null_threshold": self.null_threshold}
-            yield number, predictions.of_example(example, example_rows, np.stack(logits), self._labels, **options)
+            yield number, prediction_records.of_example(example, example_rows, np.stack(logits), self._labels, **options)
 
     def _size(self, rows: Rows) -> int:
         """Return the rows of a batch: `batch`, or a power of two if there are fewer rows, so that programs are shared."""

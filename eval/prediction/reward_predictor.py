@@ -7,12 +7,12 @@ import itertools
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from eval.prediction import predictions
+from eval.prediction import prediction_records
 from eval.prediction.predictor import CHUNK
 from eval.scoring.batch_loop import no_progress
 from eval.scoring.completion_scores import PromptCompletion, reward_model_scores
-from train.config.objective_options import Labelled, LabelledTexts
 from train.config.objectives import adapt, from_labelled
+from train.config.option_groups import Labelled, LabelledTexts
 from train.data.example_types import Text
 from train.data.prediction_reader import Item
 from train.engine.reward_scores import is_reward_model
@@ -57,5 +57,5 @@ def predict(subject: Loaded, items: Iterable[Item], *, batch: int, dtype: Any) -
             completions.append(PromptCompletion(text.origin, prompt, completion))
         values = reward_model_scores(subject, completions, batch=batch, dtype=dtype, progress=no_progress)
         for number, (item, value) in enumerate(zip(chunk, values, strict=True), index):
-            yield {"index": number, **({} if item.id is None else {"id": item.id}), "number": predictions.number(value)}
+            yield {"index": number, **({} if item.id is None else {"id": item.id}), "number": prediction_records.number(value)}
         index += len(chunk)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from eval.report.html_page import number, section, table, text
+from eval.report.html_elements import number, section, table, text
 
 SHAPE: dict[str, Any] = {
     "labels": [str],

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from eval.report import charts, error_analysis, rollout_texts
-from eval.report.html_page import card, date, measured, number, page, section, table, text
+from eval.report.html_elements import card, date, measured, number, page, section, table, text
 from train.config.run_config import Run
 from train.run import metric_definitions
 from train.run.console import clock, short

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.report.error_analysis import folded
-from eval.report.html_page import number, text
+from eval.report.html_elements import number, text
 from zoo.errors import BadInput
 
 PROMPTS = 3

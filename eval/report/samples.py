@@ -9,15 +9,15 @@ from jax.sharding import Mesh
 from jaxtyping import Integer
 
 from eval.generation import cross_attention_weights
+from eval.generation.generation_options import Decoding
 from eval.generation.generator import HELD, Generator
-from eval.generation.settings import Decoding
 from train.inputs.dialogue_inputs import DialogueInputs
 from train.inputs.pair_inputs import PairInputs
 from train.rows.token_cache import Tokens
 from train.run.run_dir import write_json
 from train.tokenizers.tokenizer import END_OF_TEXT, Tokenizer
 from zoo.errors import BadInput
-from zoo.generation.settings import GREEDY, Sampling
+from zoo.generation.decoding_settings import GREEDY, Sampling
 from zoo.models import Model
 
 PROMPT, CONTINUATION = 48, 96

@@ -33,7 +33,7 @@ class ScoringInputs:
     model: Model
     mesh: Mesh
     data: Any
-    """The run's `train.inputs.dataset.Inputs`; the scores of labelled examples do not use it."""
+    """The run's `train.inputs.run_inputs.Inputs`; the scores of labelled examples do not use it."""
     rows: RowSource
     build: Callable[..., Any]
     """Function that makes the arrays of a row."""

@@ -12,13 +12,13 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from eval.generation.generation_options import Decoding
 from eval.generation.generator import Generator
-from eval.generation.settings import Decoding
 from eval.scoring.batch_loop import Progress, no_progress
 from eval.scoring.likelihood import Pair, encode, likelihoods, positions
 from train.weights.load import Loaded
 from zoo.errors import BadInput
-from zoo.generation.settings import Sampling
+from zoo.generation.decoding_settings import Sampling
 
 try:
     from lm_eval.api.instance import Instance

@@ -13,14 +13,23 @@ from typing import Any
 
 import jax
 
-from eval.scoring import dpo, kto, labelled, language_model, masked_lm, policy, preferences, seq2seq_likelihood
+from eval.scoring import (
+    dpo_scores,
+    kto_scores,
+    labelled_scores,
+    language_model,
+    masked_lm,
+    policy_scores,
+    preference_scores,
+    seq2seq_likelihood,
+)
 from eval.scoring.batch_loop import ScoringInputs
 from train import objectives
 from train.checkpoints.manifest import compare
 from train.config import run_config
 from train.config.objectives import scored_as
 from train.engine import device_mesh
-from train.inputs import dataset
+from train.inputs import run_inputs
 from train.run import metric_definitions
 from train.run.progress_bar import ProgressBar
 from train.run.run_dir import RunDir, plugin_notices, read_config
@@ -34,11 +43,11 @@ SCORERS: dict[str, Callable[[ScoringInputs], Callable[[Any], Any]]] = {
     "causal": language_model.of_run,
     **dict.fromkeys(("masked", "left_to_right", "distilled", "permutation"), masked_lm.of_run),
     **dict.fromkeys(("denoising", "text_to_text", "instruction"), seq2seq_likelihood.of_run),
-    **dict.fromkeys(labelled.TASKS, labelled.of_run),
-    "preference": preferences.of_run,
-    "dpo": dpo.of_run,
-    "kto": kto.of_run,
-    **dict.fromkeys(("policy", "ppo"), policy.of_run),
+    **dict.fromkeys(labelled_scores.TASKS, labelled_scores.of_run),
+    "preference": preference_scores.of_run,
+    "dpo": dpo_scores.of_run,
+    "kto": kto_scores.of_run,
+    **dict.fromkeys(("policy", "ppo"), policy_scores.of_run),
 }
 """Objective -> function that returns the scorer, (parameters) -> score; a score has `record()`."""
 
@@ -67,7 +76,7 @@ def main(path: str, *, step: int | None, batch: int, stride: int, mesh: run_conf
         dataclasses.replace(cfg, data=dataclasses.replace(cfg.data, batch=device_mesh.round_up_rows(devices, 1))), devices
     )
     require(0 <= stride <= cfg.data.length, "stride", stride, f"choose 1 to {cfg.data.length} tokens, or 0 for half a row")
-    net, data = model(cfg.model), dataset.read(cfg, folder, jax_setup.cache_dir() / "text")
+    net, data = model(cfg.model), run_inputs.read(cfg, folder, jax_setup.cache_dir() / "text")
     quiet, cache = jax.process_index() != 0, jax_setup.cache_dir() / "reference"
     with ProgressBar("computing the reference", "batches", before="compiling", late=True, quiet=quiet) as progress:
         # A reward model that judges responses computes batches of this size.
@@ -78,7 +87,7 @@ def main(path: str, *, step: int | None, batch: int, stride: int, mesh: run_conf
     if changed := compare({name: meta[name] for name in data.fingerprints() if name in meta}, data.fingerprints()):
         raise BadInput(f"{folder.path} was trained on other data: {'; '.join(changed)}; restore its files")
     rows = data.scored_rows(cfg, stride or max(1, cfg.data.length // 2))
-    build = dataset.builder(cfg, data)
+    build = run_inputs.builder(cfg, data)
     with ProgressBar("scoring", "batches", before="compiling", quiet=quiet) as progress:
         options: dict[str, Any] = {"batch": batch, "dtype": DTYPES[cfg.precision], "progress": progress}
         measured = scorer(cfg, net, devices, data, rows, build, **options)(params)

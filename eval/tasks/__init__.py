@@ -18,14 +18,14 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from train.config.data_options import TextData
-from train.config.objective_options import Labelled
+from train.config.option_groups import Labelled
 from train.data import corpus
 from train.data.corpus import Documents
-from train.run.outcomes import Outcomes
+from train.run.item_outcomes import Outcomes
 from train.weights.reward_scale import RewardScale
 from zoo import plugins
 from zoo.errors import BadInput
-from zoo.generation.settings import Beams
+from zoo.generation.decoding_settings import Beams
 
 Progress = Callable[[int, int], None]
 """Function that is called with (done, total) while a task runs."""

@@ -36,7 +36,7 @@ from eval.scoring.likelihood import encode, likelihoods
 from eval.scoring.pseudo_likelihood import pseudo_nats
 from eval.tasks import Progress, Result, Settings
 from train.data.text_files import nonblank_lines
-from train.run.outcomes import Outcomes
+from train.run.item_outcomes import Outcomes
 from train.weights.load import Loaded
 
 OPTIONS = ("limit",)

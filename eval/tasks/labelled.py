@@ -28,12 +28,12 @@ from typing import Any
 
 from eval.metrics import metric_functions
 from eval.report.error_analysis import CLASSES
-from eval.scoring import labelled
+from eval.scoring import labelled_scores
 from eval.scoring.batch_loop import ScoringInputs
 from eval.tasks import Progress, Result, Settings, first
 from train.config.data_options import Data
-from train.config.objective_options import Labelled
 from train.config.objectives import ClassificationOptions, adapt, find_options, from_labelled
+from train.config.option_groups import Labelled
 from train.config.run_config import Run
 from train.data import labelled_reader
 from train.inputs.labelled_inputs import Rows, rows_of
@@ -91,7 +91,7 @@ def score(subject: Loaded, names: tuple[str, ...], settings: Settings, progress:
     build = objective(objective_name).builder(run, subject.tokenizer, _unread)
     options: dict[str, Any] = {"batch": settings.batch, "dtype": settings.dtype, "progress": progress}
     inputs = ScoringInputs(run, subject.model, subject.mesh, None, rows, build, **options)
-    measured = labelled.of_run(inputs)(subject.params)
+    measured = labelled_scores.of_run(inputs)(subject.params)
     numbers = dict(measured.record())
     count = int(numbers.pop("examples"))
     shares = ("majority_share", "predicted_share") if "accuracy" in chosen else ()
@@ -115,7 +115,7 @@ def _glue_metrics(argument: str, objective_name: Objective, labels: Sequence[str
     if not argument:
         return ()
     metrics = metric_functions.glue(argument)
-    if objective_name != "classification" or multi_label or not set(metrics) <= set(labelled.judged(labels)):
+    if objective_name != "classification" or multi_label or not set(metrics) <= set(labelled_scores.judged(labels)):
         output = f"{len(labels)} classes" if len(labels) > 1 else "numbers"
         output = "several labels per text" if multi_label else output
         kind = output if objective_name == "classification" else f"{objective_name}, not classes of texts"

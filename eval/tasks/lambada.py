@@ -28,7 +28,7 @@ from eval.metrics.standard_error import mean_and_error
 from eval.scoring.likelihood import encode, likelihoods
 from eval.tasks import Progress, Result, Settings
 from train.data.text_files import nonblank_lines
-from train.run.outcomes import Outcomes
+from train.run.item_outcomes import Outcomes
 from train.weights.load import Loaded
 from zoo.errors import BadInput
 

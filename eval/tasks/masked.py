@@ -28,8 +28,8 @@ from eval.scoring import masked_lm
 from eval.scoring.encoder_runner import Encoder
 from eval.tasks import Progress, Result, Settings, read_documents
 from train.config.data_options import EncoderData
-from train.config.objective_options import Masking
 from train.config.objectives import MaskedOptions, PermutationOptions
+from train.config.option_groups import Masking
 from train.config.run_config import Run
 from train.data.corpus import Documents
 from train.objectives.masked import Masked
@@ -37,7 +37,7 @@ from train.rows import encoder_rows
 from train.rows.batches import Build
 from train.rows.encoder_rows import EncoderRow
 from train.rows.token_cache import prepare
-from train.run.outcomes import Outcomes
+from train.run.item_outcomes import Outcomes
 from train.weights.load import Loaded
 from zoo import models
 from zoo.errors import BadInput, require

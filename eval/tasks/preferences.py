@@ -1,7 +1,8 @@
 """Agreement of a reward model, or of a language model, with preferences between two completions of a prompt.
 
-Format: what reward models are trained on (see `train.data.preferences`): .jsonl, .parquet or folders of `datasets` with prompt,
-chosen, rejected and perhaps margin, which is not used; without a prompt, it is the common beginning of the two texts.
+Format: the files that reward models are trained on (see `train.data.preference_records`): .jsonl, .parquet or folders of
+`datasets` with prompt, chosen, rejected and perhaps margin, which is not used. Without the column of prompts, the prompt is the
+common beginning of the two texts.
 
 A reward model (of any family) prefers the completion with the higher score. GPT, T5 and the Transformer with a language-model
 head prefer the completion whose tokens and end mark have the higher log-probability after the prompt, summed and not normalized
@@ -29,7 +30,7 @@ from train.config.objectives import from_labelled
 from train.data import labelled_reader
 from train.data.example_types import Preference
 from train.engine.reward_scores import is_reward_model
-from train.run.outcomes import Outcomes
+from train.run.item_outcomes import Outcomes
 from train.weights.load import Loaded
 from zoo.errors import BadInput, require
 
@@ -40,7 +41,7 @@ def read(names: Sequence[str], settings: Settings) -> list[Preference]:
     """Read the preferences of all files.
 
     Raises:
-        BadInput: a file or a line that cannot be read; see `train.data.preferences`.
+        BadInput: a file or a line that cannot be read; see `train.data.preference_records`.
     """
     options = from_labelled("preference", settings.labelled).labelled
     require(not options.truncate, "labelled.truncate", True, "prompts are not cut here; leave it out")

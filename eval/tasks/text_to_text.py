@@ -24,8 +24,8 @@ from typing import Any
 import numpy as np
 
 from eval import tasks
+from eval.generation.generation_options import Decoding
 from eval.generation.generator import Generator
-from eval.generation.settings import Decoding
 from eval.metrics import squad, text_overlap
 from eval.tasks import Progress, Result, Settings
 from train.config.data_options import Data
@@ -33,12 +33,12 @@ from train.config.objectives import TextToTextOptions, from_labelled
 from train.data import labelled_reader
 from train.data.example_types import Dialogue, Pair
 from train.inputs.pair_inputs import encode_texts, parallel
-from train.run.outcomes import Outcomes
+from train.run.item_outcomes import Outcomes
 from train.tokenizers.chat_ids import end_mark, rendered_pairs
 from train.tokenizers.chat_template import chat_template
 from train.weights.load import Loaded
 from zoo.errors import BadInput, require
-from zoo.generation.settings import GREEDY
+from zoo.generation.decoding_settings import GREEDY
 
 OPTIONS = ("argument", "labelled", "limit", "tokens", "prefix", "search")
 ALONE = True

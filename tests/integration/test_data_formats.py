@@ -16,7 +16,7 @@ from tests.support.labelled_files import put
 from tests.support.text_tasks import subject
 from train import trainer
 from train.config.run_config import Run
-from train.inputs import dataset
+from train.inputs import run_inputs
 from train.run.run_dir import RunDir
 from train.tokenizers import hf_files
 from zoo import published_weights
@@ -111,8 +111,8 @@ def test_every_documented_command_reads_its_files(
     monkeypatch.setattr(trainer, "run", lambda run, **_: asked.append(run) or 0)
     assert call(capsys, *command, *SMALL, *(SPAN if "finetune-span" in command else ())).code == 0
     folder = RunDir(place / "none")
-    run = dataset.resolve_config(asked[0], folder)
-    data = dataset.read(run, folder, place)
+    run = run_inputs.resolve_config(asked[0], folder)
+    data = run_inputs.read(run, folder, place)
     examples, held_out = data.rows.components[0].rows.examples, data.held_out.examples
     selected = len(data.selection.examples)
     assert (len(examples) + selected, len(held_out), run.model.labels) == READ[run.name]

@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks.attention import conformance, measure_row
 from benchmarks.core import guarded_trials, result_files, timing
-from benchmarks.growth import bench
+from benchmarks.growth import bench_growth
 from benchmarks.plan import compile_program
 from benchmarks.step import programs
 from zoo import configs
@@ -78,8 +78,8 @@ def make_deadly(patch: pytest.MonkeyPatch, die: Callable[[], Any]) -> None:
 
     shrink(patch)
     patch.setattr(measure_row, "_check_cases", lambda *_: None)
-    patch.setattr(bench, "BASE", {"length": 8, "layers": 1, "width": 32, "devices": 1})
+    patch.setattr(bench_growth, "BASE", {"length": 8, "layers": 1, "width": 32, "devices": 1})
     skipped = {"state": "skipped", "reason": "not here"}
-    patch.setattr(bench, "_devices", lambda settings, keys, watch: [{"key": key, **skipped} for key in keys])
+    patch.setattr(bench_growth, "_devices", lambda settings, keys, watch: [{"key": key, **skipped} for key in keys])
     plant(measure_row, "_first_call", lambda trial, *_: trial.name == "xla" and trial.key["keys"] == 24)
     plant(programs.Step, "compile", lambda step: step.variant.layers == "scan" and step.case.config.layers == 2)

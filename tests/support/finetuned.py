@@ -13,8 +13,8 @@ from tests.support.encoders import KINDS, POSITIONS, tokenizer
 from tests.support.labelled_files import put
 from tests.support.small import LABELS, random_params, small
 from train.config.data_options import Data
-from train.config.objective_options import Labelled
 from train.config.objectives import find_options
+from train.config.option_groups import Labelled
 from train.config.run_config import Run
 from train.data.example_types import Answer, Choice, Example, Question, Tagged, Text
 from train.inputs import labelled_inputs

@@ -45,13 +45,13 @@ def start(
 
 
 def _command(argv: list[str], folder: Path, out: Path, err: Path, before: Callable[[], None] | None) -> None:
-    from train.run import matrix_rate
+    from train.run import matmul_rate
     from zoo.cli import main
 
     if before:
         before()
     # The rate with which MFU is computed is measured for half a second, which is as long as all steps of such a run.
-    matrix_rate.measure = functools.partial(matrix_rate.measure, seconds=0.02)
+    matmul_rate.measure = functools.partial(matmul_rate.measure, seconds=0.02)
     os.chdir(folder)
     for descriptor, path in ((1, out), (2, err)):
         with path.open("w") as file:

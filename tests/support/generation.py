@@ -8,15 +8,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from eval.generation.generation_options import Decoding
 from eval.generation.generator import Generator
-from eval.generation.settings import Decoding
 from tests.support.small import random_params, small
 from train.config import run_config
 from train.engine import device_mesh
 from train.tokenizers.tokenizer import Tokenizer
 from train.weights.load import Loaded
 from zoo import sharding
-from zoo.generation.settings import GREEDY, Sampling
+from zoo.generation.decoding_settings import GREEDY, Sampling
 from zoo.models import Model
 
 LIMIT, LONGEST = 20, 12

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from train.config.data_options import Data
-from train.config.objective_options import Labelled
+from train.config.option_groups import Labelled
 from train.data import labelled_reader
 from train.data.example_types import Example
 

@@ -32,7 +32,8 @@ def assert_rounded_alike(result: Any, expected: Any, function: Callable, *argume
     """Assert that two float32 computations of a function differ by no more than its roundings, by the root of the mean square.
 
     No path through a program sums more terms than all its products together, n. As independent errors of at most u these
-    add up to u n^1/2 of each result (Higham and Mary 2019; see `benchmarks.attention.rounding`), and both results err.
+    add up to u n^1/2 of each result (Higham and Mary 2019; see `benchmarks.attention.rounding_error_bounds`), and both
+    results err.
     """
     terms = over_products(lambda _, terms: terms, function, *arguments)
     expected = np.asarray(expected, np.float64)

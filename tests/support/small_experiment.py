@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.experiments.declaration import TEXT, Claim, Experiment, Row, Stage, Tier
-from eval.experiments.files import Files
+from eval.experiments.experiment_data import Files
 from eval.experiments.grid import Grid, build_grid
 from zoo.cli.commands.train import parse_options
 

@@ -17,7 +17,7 @@ from typing import Any
 import jax
 
 from zoo.errors import BadInput
-from zoo.files import fsync, sha256
+from zoo.sha256_and_fsync import fsync, sha256
 
 NAME = "COMMIT.json"
 FORMAT = 1
@@ -44,7 +44,7 @@ class Manifest:
     def write(self, folder: pathlib.Path) -> None:
         """Record the files of a folder and write its manifest; on return all of it is on the disk, not only in its cache.
 
-        The caller then renames the folder to its final name, and calls `zoo.files.fsync` on its parent.
+        The caller then renames the folder to its final name, and calls `zoo.sha256_and_fsync.fsync` on its parent.
         """
         for path, file in _files(folder).items():
             self.files[path] = {"size": file.stat().st_size, "sha256": sha256(file, sync=True)}

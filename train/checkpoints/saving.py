@@ -15,7 +15,7 @@ from train.checkpoints.manifest import Damaged, Manifest, by_path, describe_leav
 from train.checkpoints.step_folders import StepFolders
 from zoo import errors
 from zoo.errors import BadInput
-from zoo.files import fsync
+from zoo.sha256_and_fsync import fsync
 
 _barriers = itertools.count()
 

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any, ClassVar, TypeVar, get_args, get_type_hints
 
-from train.config import objective_options as groups
+from train.config import option_groups as groups
 from train.config.data_options import CausalData, Data, DialogueData, EncoderData, PairData, PreferenceData, PromptData, TextData
 from train.config.dpo_options import Dpo
 from train.config.kto_options import Kto

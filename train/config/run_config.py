@@ -8,7 +8,6 @@ import tyro
 
 from train.config.data_options import Data
 from train.config.lora_options import Lora
-from train.config.objective_options import Selection
 from train.config.objectives import (
     DistilledOptions,
     MaskedOptions,
@@ -19,6 +18,7 @@ from train.config.objectives import (
     adapt,
     find_options,
 )
+from train.config.option_groups import Selection
 from zoo.configs import Objective, Precision, longest_row
 from zoo.errors import require
 

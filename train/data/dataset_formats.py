@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from train.config.objective_options import Reading
+from train.config.option_groups import Reading
 from train.data.records import TO_UTF8, Record, numbered
 from train.data.text_files import json_type, lines, parse_json, read_whole
 from zoo.errors import BadInput

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from train.config.data_options import Data
-from train.config.objective_options import Choices, LabelledTexts, PairTables, Reading, TaggedWords
-from train.data import dataset_formats, preferences, prompts, records
+from train.config.option_groups import Choices, LabelledTexts, PairTables, Reading, TaggedWords
+from train.data import dataset_formats, preference_records, prompt_records, records
 from train.data.dataset_formats import get
 from train.data.dialogues import is_dialogue, parse_dialogue
 from train.data.example_types import Answer, Choice, Example, Pair, Question, Tagged, Text
@@ -315,9 +315,9 @@ TASKS = {
     "span": Task({".json": dataset_formats.squad, **ANY}, _question, ("squad", "jsonl")),
     "text_to_text": Task({".tsv": records.tsv, ".csv": records.comma_separated, **ANY}, _pair, ("tsv", "csv", "jsonl")),
     "instruction": Task(dict(ANY), lambda record, options: parse_dialogue(record), ("jsonl",)),
-    "preference": Task({**ANY}, preferences.preference, ("jsonl",)),
-    "kto": Task({**ANY}, preferences.unpaired_preference, ("jsonl",)),
-    "policy": Task({**ANY}, prompts.prompt, ("jsonl",)),
+    "preference": Task({**ANY}, preference_records.preference, ("jsonl",)),
+    "kto": Task({**ANY}, preference_records.unpaired_preference, ("jsonl",)),
+    "policy": Task({**ANY}, prompt_records.prompt, ("jsonl",)),
     "choice": Task({".json": dataset_formats.race, ".txt": dataset_formats.race, **ANY}, _choice, ("race", "jsonl")),
 }
 """Tasks by objective."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from train.config.data_options import Data
-from train.config.objective_options import Columns, LabelledTexts, Reading
+from train.config.option_groups import Columns, LabelledTexts, Reading
 from train.data import dataset_formats, labelled_reader, records
 from train.data.dataset_formats import get
 from train.data.example_types import Choice, Example, Question, Tagged, Text

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from train.config.objective_options import PairTables, Reading
+from train.config.option_groups import PairTables, Reading
 from train.data.arrow import table
 from train.data.sources import Split
 from train.data.text_files import lines, listed, parse_object

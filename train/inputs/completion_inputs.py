@@ -65,7 +65,7 @@ class CompletionRows(SampledRows):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class CompletionInputs(ExampleInputs[HeldOut]):
-    """Tokenized preferences; see `train.inputs.dataset.Inputs`."""
+    """Tokenized preferences; see `train.inputs.run_inputs.Inputs`."""
 
     NOUN: ClassVar[str]
     """Name of several examples."""

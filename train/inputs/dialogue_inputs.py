@@ -63,7 +63,7 @@ class Rows(PackedRows):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class DialogueInputs(ExampleInputs[Rows]):
-    """Tokenized instructions with responses; see `train.inputs.dataset.Inputs`."""
+    """Tokenized instructions with responses; see `train.inputs.run_inputs.Inputs`."""
 
     tokenizer: Tokenizer
     """The tokenizer, with the chat template if there are conversations."""

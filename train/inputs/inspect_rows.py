@@ -13,7 +13,7 @@ from rich.text import Text
 
 from train.config import run_config
 from train.data.text_files import Document
-from train.inputs import dataset
+from train.inputs import run_inputs
 from train.rows import (
     contiguous_rows,
     dialogue_rows,
@@ -53,13 +53,13 @@ def inspect(run: run_config.Run, folder: RunDir, *, count: int, first: int) -> N
         folder: the folder of the run; its tokenizer is used if it has a checkpoint.
 
     Raises:
-        BadInput: as `dataset.read`, or `count` is not positive, or `first` is negative.
+        BadInput: as `run_inputs.read`, or `count` is not positive, or `first` is negative.
     """
     require(count >= 1, "rows", count, "choose 1 or more rows")
     require(first >= 0, "first", first, "choose 0 or more: the number of an example, step x batch + its place in the batch")
-    run = dataset.resolve_config(run, folder)
-    data = dataset.read(run, folder, jax_setup.cache_dir() / "text")
-    batches = Batches(data.rows, dataset.builder(run, data), run.seed, 1, np.arange(1), run.mask_period, run.repeat)
+    run = run_inputs.resolve_config(run, folder)
+    data = run_inputs.read(run, folder, jax_setup.cache_dir() / "text")
+    batches = Batches(data.rows, run_inputs.builder(run, data), run.seed, 1, np.arange(1), run.mask_period, run.repeat)
     examples = range(first, first + count)
     chosen = [batches.use(example).row for example in examples]
     names = _document_names(data.rows, chosen)

@@ -14,8 +14,8 @@ from jaxtyping import Int64
 
 from train.config import run_config
 from train.config.data_options import Data
-from train.config.objective_options import Reading
 from train.config.objectives import ClassificationOptions, TaggingOptions
+from train.config.option_groups import Reading
 from train.data import labelled_reader
 from train.data.example_types import Example, Tagged, Text
 from train.data.text_files import Document
@@ -91,7 +91,7 @@ class Rows(SampledRows):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class LabelledInputs(ExampleInputs[Rows]):
-    """Tokenized labelled examples; see `train.inputs.dataset.Inputs`."""
+    """Tokenized labelled examples; see `train.inputs.run_inputs.Inputs`."""
 
     tokenizer: Tokenizer
     rows: Mixture

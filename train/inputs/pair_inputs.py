@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Int, Int32, Int64
 
 from train.config import run_config
-from train.config.objective_options import Reading
+from train.config.option_groups import Reading
 from train.data import labelled_reader
 from train.data.example_types import Dialogue, Pair
 from train.data.records import TO_UTF8
@@ -61,7 +61,7 @@ class Rows(PackedRows):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class PairInputs(ExampleInputs[Rows]):
-    """Tokenized pairs of texts; see `train.inputs.dataset.Inputs`."""
+    """Tokenized pairs of texts; see `train.inputs.run_inputs.Inputs`."""
 
     tokenizer: Tokenizer
     token_bytes: Int[np.ndarray, " V"]

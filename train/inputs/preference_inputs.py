@@ -35,7 +35,7 @@ class Rows(CompletionRows):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class PreferenceInputs(CompletionInputs[Rows]):
-    """Tokenized preferences; see `train.inputs.dataset.Inputs`."""
+    """Tokenized preferences; see `train.inputs.run_inputs.Inputs`."""
 
     NOUN = "preferences"
 

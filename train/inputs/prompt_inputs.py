@@ -13,7 +13,7 @@ from jaxtyping import Int64
 from train.config import run_config
 from train.data import labelled_reader
 from train.data.example_types import Prompt
-from train.data.prompts import check_columns
+from train.data.prompt_records import check_columns
 from train.data.text_files import Document
 from train.inputs.example_inputs import ExampleInputs
 from train.rollouts.reward_models import RewardModel
@@ -78,7 +78,7 @@ class Rows(SampledRows):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class PromptInputs(ExampleInputs[Rows]):
-    """Tokenized prompts; see `train.inputs.dataset.Inputs`."""
+    """Tokenized prompts; see `train.inputs.run_inputs.Inputs`."""
 
     tokenizer: Tokenizer
     rows: Mixture

@@ -30,7 +30,7 @@ from zoo.errors import BadInput, require
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TextInputs:
-    """Tokenized text and its rows; see `train.inputs.dataset.Inputs`."""
+    """Tokenized text and its rows; see `train.inputs.run_inputs.Inputs`."""
 
     tokenizer: Tokenizer
     token_bytes: Int[np.ndarray, " V"]

@@ -54,7 +54,7 @@ class Rows(CompletionRows):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class UnpairedInputs(CompletionInputs[Rows]):
-    """Tokenized labelled completions; see `train.inputs.dataset.Inputs`."""
+    """Tokenized labelled completions; see `train.inputs.run_inputs.Inputs`."""
 
     NOUN = "labelled completions"
 

@@ -44,7 +44,7 @@ class Objective(abc.ABC):
     DATA: ClassVar[Kind] = "text"
     """Kind of the data: documents, labelled examples, pairs of a source and a target text, instructions with responses,
     preferences between two completions of a prompt, labels of single completions, or prompts alone (see
-    `train.inputs.dataset`)."""
+    `train.inputs.run_inputs`)."""
 
     # --- On the host ---
 
@@ -113,7 +113,7 @@ class Objective(abc.ABC):
         """Return the inputs of a run, with numbers for each row that are computed before the first step; by default unchanged.
 
         Args:
-            inputs: what `train.inputs.dataset.read` returns.
+            inputs: what `train.inputs.run_inputs.read` returns.
             cache: folder in which the numbers may be stored for the next call.
             progress: function that is called with (batches done, total batches) if there is something to compute.
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int, Int64
 
-from train.config.objective_options import Denoising
+from train.config.option_groups import Denoising
 from train.config.run_config import Run
 from train.objectives.base import Objective
 from train.rows import lm_rows, seq2seq_rows, text_counts
@@ -52,7 +52,7 @@ class Denoised(Objective):
         """Return `build(rng, row, length)`, which converts a row to the fields of `Batch`.
 
         See `train.rows.seq2seq_rows.encoder_decoder_row`, and `decoder_only_row` for a decoder without an encoder. Source and
-        target end with the tokenizer's end token. `train.config.objective_options.Denoising` describes the kinds of corruption.
+        target end with the tokenizer's end token. `train.config.option_groups.Denoising` describes the kinds of corruption.
         """
         special_tokens, lengths = _special_tokens(tokenizer), _lengths(run, tokenizer)
         entries = np.delete(np.arange(tokenizer.vocab_size, dtype=np.int32), list(special_tokens.special))

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float
 
 from train.config import run_config
-from train.config.objective_options import Distillation
+from train.config.option_groups import Distillation
 from train.engine.losses import distillation_losses, token_losses
 from train.objectives.masked import Masked
 from train.weights import pretrained_config

@@ -16,7 +16,7 @@ from train.rows import contiguous_rows
 from train.rows.batches import Build
 from train.rows.contiguous_rows import NUM_SPECIAL_TOKENS, ContiguousRows, Window
 from train.rows.token_cache import Tokens
-from train.targets import permutation
+from train.targets import factorization_orders
 from train.targets.masking import apply_masking
 from train.tokenizers.special_tokens import SpecialTokens
 from train.tokenizers.tokenizer import Tokenizer
@@ -92,7 +92,7 @@ class Permuted(Objective):
             parts = [slice(0, reuse), slice(reuse, length)]
             targets = np.concatenate(
                 [
-                    permutation.choose_targets(rng, starts[part], text[part], count, options)
+                    factorization_orders.choose_targets(rng, starts[part], text[part], count, options)
                     for part, count in zip(parts, num_targets, strict=True)
                 ]
             )
@@ -111,7 +111,10 @@ class Permuted(Objective):
                 order = np.repeat(bases, [reuse, length - reuse]).astype(np.int32)
                 return arrays | {"tokens": inputs, "order": order, "predict_at": indices}
             later = targets | ~text
-            ranks = [permutation.ranks(rng, later[part], options.window, base) for part, base in zip(parts, bases, strict=True)]
+            ranks = [
+                factorization_orders.ranks(rng, later[part], options.window, base)
+                for part, base in zip(parts, bases, strict=True)
+            ]
             return arrays | {"order": np.concatenate(ranks), "query_at": indices}
 
         return build

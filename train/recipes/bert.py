@@ -3,8 +3,8 @@
 import dataclasses
 
 from train.config.data_options import EncoderData
-from train.config.objective_options import Masking
 from train.config.objectives import MaskedOptions
+from train.config.option_groups import Masking
 from train.config.run_config import Checkpoint, Log, Optim, Run, Tokenizer
 from zoo import configs
 from zoo.configs import Compute

@@ -8,8 +8,8 @@ the checkpoint was selected on the same examples on which the numbers were measu
 import dataclasses
 
 from train.config.data_options import Data
-from train.config.objective_options import Selection
 from train.config.objectives import ChoiceOptions, ClassificationOptions, ObjectiveOptions, SpanOptions, TaggingOptions
+from train.config.option_groups import Selection
 from train.config.run_config import Checkpoint, Log, Optim, Run
 from train.weights import pretrained_config
 from zoo import configs

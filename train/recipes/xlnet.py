@@ -3,8 +3,8 @@
 import dataclasses
 
 from train.config.data_options import TextData
-from train.config.objective_options import Permutation
 from train.config.objectives import PermutationOptions
+from train.config.option_groups import Permutation
 from train.config.run_config import Checkpoint, Log, Optim, Run, Tokenizer
 from zoo import configs
 from zoo.configs import Compute

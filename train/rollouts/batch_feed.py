@@ -26,7 +26,7 @@ class FeedSource:
     dtype: Any
     """Dtype of the arithmetic."""
     data: Any
-    """The run's `train.inputs.dataset.Inputs`."""
+    """The run's `train.inputs.run_inputs.Inputs`."""
     batches: Batches
     local: np.ndarray
     """Offsets of this process's rows within a global batch, as in `batches`, int64 [n]."""

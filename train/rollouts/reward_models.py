@@ -28,7 +28,7 @@ from train.tokenizers.chat_ids import check_contents
 from train.tokenizers.chat_template import ChatTemplate, chat_template, has_template
 from train.tokenizers.tokenizer import Tokenizer
 from train.weights.load import Loaded, load
-from train.weights.reference import digest_of_parameters
+from train.weights.reference_log_probs import digest_of_parameters
 from train.weights.reward_scale import RewardScale
 from zoo.batch import Batch
 from zoo.configs import longest_row

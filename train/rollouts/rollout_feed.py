@@ -20,8 +20,8 @@ from train.engine.log_probs import token_log_probs
 from train.engine.micro_batches import map_rows
 from train.engine.value_head import token_values
 from train.rollouts import rollout_files
+from train.rollouts.advantage_estimators import Estimator, ScoredBatch
 from train.rollouts.batch_feed import Feed, FeedMetrics, FeedSource
-from train.rollouts.estimators import Estimator, ScoredBatch
 from train.rollouts.rewards import Completion, rewards, with_missing_end
 from train.rollouts.rollout_metrics import EqualRewards, RolloutPart, measure
 from train.rollouts.sampler import SALT, Responses, Sampler
@@ -29,7 +29,7 @@ from train.rows.preference_rows import Side
 from train.rows.response_rows import ResponseRow, row_builder
 from zoo.batch import Batch
 from zoo.errors import BadInput
-from zoo.generation.settings import Sampling
+from zoo.generation.decoding_settings import Sampling
 from zoo.precision import cast_params
 
 RATIO_ERROR = 1e-2

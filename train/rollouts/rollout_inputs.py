@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 from train.config.run_config import Run
 from train.rollouts.reward_models import load_reward_model
 from train.rollouts.rewards import ModelName, find_rewards
-from train.weights.reference import digest_of_parameters
+from train.weights.reference_log_probs import digest_of_parameters
 from zoo.errors import require
 from zoo.sharding import BATCH
 

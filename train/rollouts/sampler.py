@@ -19,7 +19,7 @@ from zoo.batch import Batch
 from zoo.errors import BadInput
 from zoo.generation import decode_loop
 from zoo.generation.decode_loop import Decoder, unroll_layers
-from zoo.generation.settings import Sampling
+from zoo.generation.decoding_settings import Sampling
 from zoo.models import Model
 
 CHUNK = 16

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int, Int32, Int64
 
-from train.config.objective_options import Choices, LabelledTexts, Questions, TaggedWords
+from train.config.option_groups import Choices, LabelledTexts, Questions, TaggedWords
 from train.data.example_types import Choice, Question, Tagged, Text
 from train.tokenizers.special_tokens import SpecialTokens
 from train.tokenizers.tokenizer import Tokenizer

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from jaxtyping import Float32, Int32
 
-from train.config.objective_options import Preferences
+from train.config.option_groups import Preferences
 from train.data.example_types import Preference
 from train.rows import seq2seq_rows
 from train.rows.batches import Build

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from train.config.objective_options import Prompts
+from train.config.option_groups import Prompts
 from train.data.example_types import Prompt
 from train.rows.preference_rows import Side
 from train.rows.response_rows import ResponseRow

@@ -24,7 +24,7 @@ from train.data.corpus import Documents, measure
 from train.data.text_files import Digest, Document
 from train.tokenizers.tokenizer import Tokenizer
 from zoo.errors import BadInput
-from zoo.files import sha256
+from zoo.sha256_and_fsync import sha256
 
 FORMAT = 2
 """Version of the cache: incremented with every change of files, contents or groups of chunks."""

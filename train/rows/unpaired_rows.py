@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float32
 
-from train.config.objective_options import Preferences
+from train.config.option_groups import Preferences
 from train.data.example_types import UnpairedPreference
 from train.rows import preference_rows
 from train.rows.batches import Build

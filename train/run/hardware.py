@@ -41,7 +41,7 @@ def device_peak(kind: str, dtype: Any) -> float | None:
     """Return the published peak of one JAX device for dense matrix products of `dtype` (float32 or bfloat16), in FLOP/s.
 
     None where none is published for that dtype: a TPU's float32, the bfloat16 of a GPU older than Ampere, a slice of a GPU, any
-    CPU. MFU is then relative to the measured `train.run.matrix_rate`. On Ampere and later float32 means TF32, which
+    CPU. MFU is then relative to the measured `train.run.matmul_rate`. On Ampere and later float32 means TF32, which
     is how JAX multiplies float32 matrices there by default.
     """
     # Imported here: a command that only names a device should not wait for it.

@@ -19,8 +19,8 @@ from train.config.run_plugins import used_plugins
 from zoo import configs, plugins
 from zoo.configs import Objective
 from zoo.errors import BadInput, cannot_write
-from zoo.files import fsync
 from zoo.hf import config_json
+from zoo.sha256_and_fsync import fsync
 
 LOCK = "run.lock"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")

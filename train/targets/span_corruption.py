@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Int32, Int64, Integer
 
-from train.config.objective_options import Denoising
+from train.config.option_groups import Denoising
 
 
 class RowSizes(NamedTuple):

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Int32
 
-from train.config.objective_options import Turns
+from train.config.option_groups import Turns
 from train.data.example_types import ASSISTANT, Dialogue, Message, Pair
 from train.tokenizers.chat_template import ChatTemplate, Rendered
 from train.tokenizers.common_prefix import common_prefix_length

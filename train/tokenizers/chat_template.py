@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import jinja2
 from jinja2 import ext, nodes, parser, sandbox
 
-from train.config.objective_options import BUILT_IN
+from train.config.option_groups import BUILT_IN
 from train.data.example_types import Message
 from train.tokenizers import hf_files
 from train.tokenizers.tokenizer import CHAT, LARGEST_FILE, SETTINGS, Tokenizer

@@ -12,7 +12,7 @@ from train.engine import device_mesh
 from train.run.run_dir import NAME, is_run, read_config
 from train.tokenizers import hf_files
 from train.tokenizers.tokenizer import Tokenizer
-from train.weights import adapters
+from train.weights import adapter_params
 from train.weights.load import Loaded, load, load_average, restore_trained
 from train.weights.reward_scale import RewardScale, write_scale
 from zoo import configs, models, published_weights
@@ -88,7 +88,7 @@ def export_adapter(run: str, target: str, *, step: int | None, mesh: run_config.
         BadInput: see `train.weights.load.load`; `target` exists; or the model has no published form.
     """
     config = read_config(run)
-    spec = adapters.adapters_of(config)
+    spec = adapter_params.adapters_of(config)
     assert spec is not None, "a run without adapters is refused before"
     with safetensors_dir.new_folder(Path(target)) as new_folder:
         params, number, _ = restore_trained(Path(run), config, device_mesh.make_mesh(mesh), step)

@@ -16,8 +16,8 @@ from train.config.run_config import Run
 from train.run.costs import NAMES, Costs, read_known_costs
 from train.run.run_dir import RunDir, flat, is_run, may_change, no_checkpoint, read_config
 from train.weights.load import checkpoints
-from zoo.files import sha256
 from zoo.hf import hub
+from zoo.sha256_and_fsync import sha256
 
 Parent = dict[str, Any]
 """The record of a parent, as JSON: `path`, as the option names it; `row`, a SHA-256 digest that is equal for two parents if and

@@ -17,7 +17,7 @@ from train.engine import device_mesh
 from train.run.run_dir import RunDir, is_run, no_checkpoint, plugin_notices, read_config
 from train.tokenizers import hf_files
 from train.tokenizers.tokenizer import Tokenizer
-from train.weights import adapters
+from train.weights import adapter_params
 from train.weights.reward_scale import RewardScale, read_scale
 from zoo import configs, models, published_weights
 from zoo.errors import BadInput, require
@@ -62,7 +62,7 @@ def load(where: str | Path, mesh: Mesh | None = None, step: int | None = None, a
     """
     if adapter:
         loaded = load(where, mesh, step)
-        params = adapters.with_adapter(loaded.model, loaded.mesh, loaded.params, Path(adapter))
+        params = adapter_params.with_adapter(loaded.model, loaded.mesh, loaded.params, Path(adapter))
         # A stored normalization is of other parameters.
         return dataclasses.replace(loaded, params=params, reward_scale=RewardScale())
     folder = hub.folder_of(str(where))
@@ -118,16 +118,18 @@ def restore_params(path: Path, run: run_config.Run, mesh: Mesh, step: int | None
         BadInput: no intact checkpoint, or one of another configuration; or the frozen parameters beside adapters are missing.
     """
     trained, number, meta = restore_trained(path, run, mesh, step)
-    if (spec := adapters.adapters_of(run)) is None:
+    if (spec := adapter_params.adapters_of(run)) is None:
         return trained, number, meta
     folder, model = RunDir(path), models.model(run.model)
-    base = adapters.read_base(folder, model, mesh, meta.get("base", ""), notify=_print_error)
-    return adapters.merged(model, spec, mesh, base, trained), number, meta
+    base = adapter_params.read_base(folder, model, mesh, meta.get("base", ""), notify=_print_error)
+    return adapter_params.merged(model, spec, mesh, base, trained), number, meta
 
 
 def restore_trained(path: Path, run: run_config.Run, mesh: Mesh, step: int | None) -> tuple[Any, int, dict[str, Any]]:
     """Return the same as `restore_params`, but only the trained parameters if the run trains adapters."""
-    abstract = adapters.abstract_params(adapters.trained(models.model(run.model), adapters.adapters_of(run)), mesh)
+    abstract = adapter_params.abstract_params(
+        adapter_params.trained(models.model(run.model), adapter_params.adapters_of(run)), mesh
+    )
     counter = jax.ShapeDtypeStruct((), jnp.int32, sharding=NamedSharding(mesh, PartitionSpec()))
     source = checkpoints(path, run, step)
     checkpoint_step = None if step == NEWEST else step

@@ -7,7 +7,7 @@ from typing import Any
 from train.run.run_dir import is_run, read_config
 from zoo import configs
 from zoo.configs._encoder import BodyConfig
-from zoo.configs._score import REWARD
+from zoo.configs._score_head import REWARD
 from zoo.errors import BadInput
 from zoo.hf import hub
 from zoo.hf.config_json import PublishedConfig

@@ -199,7 +199,7 @@ IMPLEMENTATIONS: dict[str, Implementation] = {
     "reference": Implementation(
         module="zoo.attention.kernels.reference", function="reference", platforms=EVERYWHERE, features=ALL_FEATURES
     ),
-    "xla": Implementation(module="zoo.attention.kernels.xla", function="xla", platforms=EVERYWHERE, features=ALL_FEATURES),
+    "xla": Implementation(module="zoo.attention.kernels.dense_xla", function="xla", platforms=EVERYWHERE, features=ALL_FEATURES),
     "blocked": Implementation(
         module="zoo.attention.kernels.blocked", function="blocked", platforms=EVERYWHERE, features=ALL_FEATURES
     ),

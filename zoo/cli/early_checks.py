@@ -116,8 +116,8 @@ def check_inputs(run: Any, folder: Any) -> None:
     Raises:
         BadInput: a file or folder does not exist; the message names it.
     """
-    from train.config.objective_options import BUILT_IN, ChatRendering, Pairs
     from train.config.objectives import TextToTextOptions
+    from train.config.option_groups import BUILT_IN, ChatRendering, Pairs
 
     pairs = run.options.pairs if isinstance(run.options, TextToTextOptions) else Pairs()
     for path in (*run.data.paths, *run.data.valid_paths, *pairs.source, *pairs.target, *pairs.valid_source, *pairs.valid_target):

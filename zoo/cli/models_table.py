@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from zoo import configs, plugins
-from zoo.cli import model_counts
+from zoo.cli import parameter_counts
 from zoo.configs import Size
 
 NARROWEST = 80
@@ -68,7 +68,7 @@ def row_of(name: str) -> Row:
         BadInput: an unpublished or unknown name.
     """
     family, size = configs.find_size(name)
-    return Row(name=name, family=family, size=size, parameters=model_counts.parameters(name, size))
+    return Row(name=name, family=family, size=size, parameters=parameter_counts.parameters(name, size))
 
 
 def describe(row: Row) -> dict[str, Any]:

@@ -112,9 +112,9 @@ class LoadedModel:
         """Continue a prompt, or each of several, and return the new text, or a list of texts.
 
         Args:
-            settings: fields of `eval.generation.settings.Decoding`, `zoo.generation.settings.Sampling` and `Beams`: limit (new
-                tokens at most), stop, samples, seed, temperature, top_k, top_p, beams, ... With `samples` above 1 the texts of a
-                prompt follow each other.
+            settings: fields of `eval.generation.generation_options.Decoding` and of `Sampling` and `Beams` in
+                `zoo.generation.decoding_settings`: limit (new tokens at most), stop, samples, seed, temperature, top_k, top_p,
+                beams, ... With `samples` above 1 the texts of a prompt follow each other.
 
         Raises:
             BadInput: an unknown setting or a value out of range, an empty prompt, or a model that does not generate.
@@ -273,9 +273,9 @@ def _arguments(options: Mapping[str, Any], prefix: str = "") -> "list[str]":
 
 def _decoding(settings: Mapping[str, Any]) -> Any:
     """Return `Decoding` with settings that are named without their group."""
-    from eval.generation.settings import Decoding
+    from eval.generation.generation_options import Decoding
     from train.run.run_dir import build
-    from zoo.generation.settings import Beams, Sampling
+    from zoo.generation.decoding_settings import Beams, Sampling
 
     groups: dict[str, Any] = {"sampling": Sampling, "search": Beams}
     names = {name: {field.name for field in dataclasses.fields(kind)} for name, kind in groups.items()}

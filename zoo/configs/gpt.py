@@ -8,7 +8,7 @@ import dataclasses
 from typing import Any, get_args
 
 from zoo.configs import Activation, AttentionPattern, Compute, Exported, ModelConfig, Size
-from zoo.configs._score import check_labels, label_entries, read_labels
+from zoo.configs._score_head import check_labels, label_entries, read_labels
 from zoo.errors import BadInput, require
 from zoo.hf.config_json import ACTIVATIONS, BOOKKEEPING, PublishedConfig, first_name
 

@@ -9,7 +9,7 @@ import struct
 from typing import Any, Literal, get_args
 
 from zoo.configs import Activation, Compute, Exported, ModelConfig, Size
-from zoo.configs._score import check_labels, label_entries, read_labels
+from zoo.configs._score_head import check_labels, label_entries, read_labels
 from zoo.errors import BadInput, require
 from zoo.hf.config_json import ACTIVATIONS, BOOKKEEPING, PublishedConfig
 

@@ -4,7 +4,7 @@ import dataclasses
 from typing import Any, Literal, get_args
 
 from zoo.configs import LARGEST, Activation, Compute, Exported, ModelConfig, Size
-from zoo.configs._score import check_labels
+from zoo.configs._score_head import check_labels
 from zoo.errors import BadInput, require
 from zoo.hf.config_json import ACTIVATIONS, BOOKKEEPING, PublishedConfig, first_name
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from zoo.batch import Batch
-from zoo.generation.settings import Beams
+from zoo.generation.decoding_settings import Beams
 from zoo.models import Model
 from zoo.sharding import BATCH, constrain
 

@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from zoo.batch import Batch
 from zoo.generation import beam_search, sampling
-from zoo.generation.settings import Beams, Sampling
+from zoo.generation.decoding_settings import Beams, Sampling
 from zoo.models import Model
 from zoo.ops import counter_rng
 from zoo.ops.xla_cpu_workarounds import split_layers

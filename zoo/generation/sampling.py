@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
-from zoo.generation.settings import Sampling
+from zoo.generation.decoding_settings import Sampling
 from zoo.ops import counter_rng
 from zoo.ops.xla_cpu_workarounds import log_sum_exp
 

@@ -23,8 +23,8 @@ from huggingface_hub import split_state_dict_into_shards_factory
 from safetensors.numpy import save_file
 
 from zoo.errors import BadInput
-from zoo.files import fsync
 from zoo.hf.config_json import parse_json, read_json
+from zoo.sha256_and_fsync import fsync
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"

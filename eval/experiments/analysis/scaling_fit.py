@@ -25,7 +25,7 @@ def judge(
     registration: Mapping[str, Any], cells: Sequence[Mapping[str, Any]], floors: Sequence[Mapping[str, Any]] = ()
 ) -> list[dict[str, Any]]:
     """Return the "claims" of experiment.json, as `eval.experiments.analysis.verdicts.judge` does."""
-    from eval.experiments.analysis import statistics
+    from eval.experiments.analysis import significance_tests
 
     curves = read_curves(registration, cells)
     reason = _too_little(curves)
@@ -33,7 +33,7 @@ def judge(
     draws = [] if reason else [fit(curves, draw) for _ in range(DRAWS)]
     entries = [_judged(claim, curves, reason, draws) for claim in registration["claims"]]
     testable = [entry for entry in entries if entry["p"] is not None]
-    adjusted = statistics.holm(np.array([entry["p"] for entry in testable])) if testable else []
+    adjusted = significance_tests.holm(np.array([entry["p"] for entry in testable])) if testable else []
     for entry, p_holm in zip(testable, adjusted, strict=True):
         entry["p_holm"] = float(p_holm)
         if entry["verdict"] in ("reproduced", "equivalent") and p_holm > LEVEL:

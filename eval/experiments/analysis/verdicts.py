@@ -20,9 +20,9 @@ from typing import Any
 
 import numpy as np
 
-from eval.experiments.analysis import statistics
+from eval.experiments.analysis import significance_tests
 from eval.experiments.analysis.seed_values import SeedValues, find_metric, seed_values, sign_of_better, split_metric
-from eval.experiments.analysis.statistics import Array, Difference
+from eval.experiments.analysis.significance_tests import Array, Difference
 from zoo.errors import BadInput
 
 FEWEST_SEEDS = 3
@@ -86,7 +86,7 @@ def decide(p: Array, p_opposite: Array) -> tuple[Array, Array, Array, Array]:
     Args:
         p, p_opposite: [..., claims], 1 for a claim that is not testable.
     """
-    adjusted, opposite = statistics.holm(p), statistics.holm(p_opposite)
+    adjusted, opposite = significance_tests.holm(p), significance_tests.holm(p_opposite)
     holds = adjusted <= LEVEL
     return adjusted, opposite, holds, ~holds & (opposite <= OPPOSITE_LEVEL)
 
@@ -118,8 +118,8 @@ class _Comparison:
         first, second = pairs if is_paired else [list(side.values.values()) for side in (row, reference)]
         difference = None
         if min(len(first), len(second)) >= 2:
-            difference = (statistics.paired if is_paired else statistics.welch)(first, second)
-        rho = statistics.correlation(*pairs)
+            difference = (significance_tests.paired if is_paired else significance_tests.welch)(first, second)
+        rho = significance_tests.correlation(*pairs)
         return cls(name=name, reference=reference, difference=difference, rho=rho, shared=len(seeds))
 
 
@@ -189,7 +189,7 @@ class _Draft:
             estimate, unit, counts = float(difference.estimate), float(difference.unit), difference.counts
             if difference.error > 0:
                 bound = _bound(kind, difference, contradicted)
-                smallest = statistics.smallest_margin if kind == "equivalent" else statistics.smallest_effect
+                smallest = significance_tests.smallest_margin if kind == "equivalent" else significance_tests.smallest_effect
                 mde = unit * smallest(counts, claims=claims, alpha=LEVEL, is_paired=is_paired)
         verdict = "not testable" if self.reason else _verdict(kind, holds, contradicted)
         reason = self.reason or _explanation(claim, verdict, p_holm, p_opposite_holm, mde)
@@ -272,11 +272,11 @@ def _gate(
     for side in sides.values():
         values = list(side.values.values())
         gates = [
-            (f"the floor {floor['name']} ({floor['value']:g})", statistics.against(values, float(floor["value"])))
+            (f"the floor {floor['name']} ({floor['value']:g})", significance_tests.against(values, float(floor["value"])))
             for floor in limits
         ]
         if len(baseline) > 1 and not is_control:
-            gates.append((f"the control row, {control.row},", statistics.welch(values, baseline)))
+            gates.append((f"the control row, {control.row},", significance_tests.welch(values, baseline)))
         for against, difference in gates:
             if not _is_better(difference, sign):
                 return f"{side.row} is not better than {against} in {metric}: at this scale the claim cannot be tested"

@@ -7,9 +7,9 @@ from typing import Any
 
 import jinja2
 
-from eval.experiments.page import charts, tables
-from eval.experiments.page.tables import Result, Table, Value
-from eval.report import html_page
+from eval.experiments.page import experiment_charts, experiment_tables
+from eval.experiments.page.experiment_tables import Result, Table, Value
+from eval.report import html_elements
 from eval.report.templates import page_template
 from train.run.console import short
 
@@ -19,7 +19,7 @@ STYLE = {
     "contradicted": "bad",
     "not shown": "open",
     "not testable": "none",
-    tables.NOT_JUDGED: "none",
+    experiment_tables.NOT_JUDGED: "none",
 }
 """Verdict -> its class in the style sheet."""
 RULE = (
@@ -36,10 +36,10 @@ def render_html(result: Result) -> str:
     body = _template().render(
         **view,
         style=STYLE,
-        figures=charts.curves(result),
-        forest=charts.forest(result),
+        figures=experiment_charts.curves(result),
+        forest=experiment_charts.forest(result),
     )
-    return html_page.page(view["title"], view["question"], [body], style=EXTRA_STYLE)
+    return html_elements.page(view["title"], view["question"], [body], style=EXTRA_STYLE)
 
 
 def render_markdown(result: Result) -> str:
@@ -75,14 +75,14 @@ def _view(result: Result) -> dict[str, Any]:
             (f"{done} of {len(cells)}", "runs done"),
             (str(result.get("date") or "-"), "date"),
         ],
-        "claims": [_claim(claim) for claim in tables.joined_claims(result)],
-        "results": tables.results(result),
-        "claims_table": tables.claims_table(result),
-        "costs": tables.costs(result),
-        "options": tables.options(result),
-        "incidents": tables.incidents(result),
-        "provenance": tables.provenance(result),
-        "commands": tables.commands(result),
+        "claims": [_claim(claim) for claim in experiment_tables.joined_claims(result)],
+        "results": experiment_tables.results(result),
+        "claims_table": experiment_tables.claims_table(result),
+        "costs": experiment_tables.costs(result),
+        "options": experiment_tables.options(result),
+        "incidents": experiment_tables.incidents(result),
+        "provenance": experiment_tables.provenance(result),
+        "commands": experiment_tables.commands(result),
         "budget": _budget(result),
         "paper": _sources(result.get("paper") or ()),
         "floors": _sources(result.get("floors") or ()),
@@ -94,8 +94,8 @@ def _claim(claim: Mapping[str, Any]) -> dict[str, Any]:
     """Return a claim with its verdict as text."""
     numbers = ""
     if claim["estimate"] is not None:
-        numbers = f"Difference {tables.difference(claim, 'estimate')}"
-        numbers += f", bound {tables.difference(claim, 'bound')}" if claim["bound"] is not None else ""
+        numbers = f"Difference {experiment_tables.difference(claim, 'estimate')}"
+        numbers += f", bound {experiment_tables.difference(claim, 'bound')}" if claim["bound"] is not None else ""
         numbers += f", n = {claim['n']};"
     mark = f"{claim['verdict']} (exploratory)" if claim["exploratory"] else claim["verdict"]
     notes = "; ".join(claim.get("notes") or ())
@@ -104,7 +104,7 @@ def _claim(claim: Mapping[str, Any]) -> dict[str, Any]:
         "numbers": numbers,
         "mark": mark,
         "notes": notes,
-        "statement": tables.statement(claim),
+        "statement": experiment_tables.statement(claim),
     }
 
 

@@ -11,9 +11,9 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks.attention import cost_model, measure_row, peer_torch
+from benchmarks.attention import cost_model, measure_row, torch_attention
 from benchmarks.attention.problems import FEATURES, Problem, Shape
-from benchmarks.attention.resolve_options import Options, Row
+from benchmarks.attention.sweep_rows import Options, Row
 from benchmarks.core import guarded_trials
 from benchmarks.core.result_files import identity
 from tests.support import benchmark_steps as steps
@@ -53,7 +53,7 @@ def unchecked(patch: pytest.MonkeyPatch) -> None:
 
 
 def measured(
-    row: Row = TINY, names: Any = ("xla", "planted"), options: Options = THREE_ROUNDS, peer: Any = peer_torch.make_peer
+    row: Row = TINY, names: Any = ("xla", "planted"), options: Options = THREE_ROUNDS, peer: Any = torch_attention.make_peer
 ) -> dict[str, dict[str, Any]]:
     """Measure a row and return its cells by implementation."""
     cells = measure_row.measure(row, names, options, ENVIRONMENT, steps.UNWATCHED, peer)
@@ -200,8 +200,8 @@ def test_programs_that_do_not_fit_into_memory_are_not_run(monkeypatch: pytest.Mo
 
 def test_programs_that_cannot_run_have_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     unchecked(monkeypatch)
-    monkeypatch.setattr(peer_torch.importlib.util, "find_spec", lambda name: None)
-    cells = measured(names=("cudnn", *peer_torch.NAMES))
+    monkeypatch.setattr(torch_attention.importlib.util, "find_spec", lambda name: None)
+    cells = measured(names=("cudnn", *torch_attention.NAMES))
     assert {cell["state"] for cell in cells.values()} == {"skipped"}
     assert cells["cudnn"]["reason"] == "it runs on gpu, and this is cpu"
     assert cells["torch"]["reason"].startswith("torch is not installed; it comes with the group parity")

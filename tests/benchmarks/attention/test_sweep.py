@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from benchmarks.attention import measure_row, sweep, tables
+from benchmarks.attention import attention_tables, measure_row, sweep
 from benchmarks.attention.problems import Shape
-from benchmarks.attention.resolve_options import Row
+from benchmarks.attention.sweep_rows import Row
 from benchmarks.core import result_files
-from benchmarks.core import tables as core_tables
+from benchmarks.core import result_tables as core_tables
 from tests.support import benchmark_steps as steps
 from tests.support.commands import call
 from tests.support.processes import Ended
@@ -100,7 +100,7 @@ def test_cells_of_several_processes_are_merged() -> None:
 
 def test_tables_and_notes_show_wrong_cells(swept: Path) -> None:
     wrong = {"key": TINY.key("planted"), "state": "wrong", "reason": "it is <off>", "process": 0}
-    assert tables.cell_text(wrong) == "WRONG"
+    assert attention_tables.cell_text(wrong) == "WRONG"
     results = dataclasses.replace(result_files.read(swept), cells=[wrong])
     assert "planted, wrong: it is <off> (1 cell)" in sweep.BENCHMARK.markdown(results)
     assert "it is &lt;off&gt;" in sweep.BENCHMARK.page(results)

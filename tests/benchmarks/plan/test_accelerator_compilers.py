@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from benchmarks.core import timing
-from benchmarks.plan import compile_program, find_run, plan_record, targets
+from benchmarks.plan import compile_program, find_run, plan_record, target_devices
 from benchmarks.plan.plan_record import Plan
 from tests.support.small import BODIES
 from train.config.run_config import Mesh, Run
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.aot
 
 @pytest.fixture(autouse=True)
 def cold() -> Iterator[None]:
-    """Compile without JAX's cache, as `targets.prepare` does: it takes a program for other devices, and cannot read it again."""
+    """Compile without JAX's cache, as `target_devices.prepare` does: the cache cannot read a program for other devices again."""
     with timing.cold():
         yield
 
@@ -47,7 +47,7 @@ JOBS = [
 
 def needs(platform: str) -> None:
     """Skip without the extra of a platform, `tpu` or `cuda13`, and fail where there is no compiler at all."""
-    why = {name: targets.missing(targets.parse(each).platform) for name, each in SMALL.items()}
+    why = {name: target_devices.missing(target_devices.parse(each).platform) for name, each in SMALL.items()}
     if all(why.values()):
         pytest.fail("; ".join(map(str, why.values())), pytrace=False)
     if why[platform]:
@@ -75,7 +75,7 @@ def small_gpt() -> Run:
 
 @functools.cache
 def planned(run: Run, mode: compile_program.Mode, target: str) -> Plan:
-    return plan_record.make_plan(compile_program.compile_run(run, mode, targets.parse(target)), run.recipe)
+    return plan_record.make_plan(compile_program.compile_run(run, mode, target_devices.parse(target)), run.recipe)
 
 
 def check_plan(plan: Plan) -> None:

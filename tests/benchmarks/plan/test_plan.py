@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.core import tables, timing
-from benchmarks.plan import compile_program, find_run, mesh_search, page, plan_cache, roofline, targets, text_view
+from benchmarks.core import result_tables, timing
+from benchmarks.plan import compile_program, find_run, mesh_search, plan_cache, plan_page, roofline, target_devices, text_view
 from benchmarks.plan.mesh_search import Candidate
 from benchmarks.plan.plan_record import Plan
 from tests.support import benchmark_steps, tiny
@@ -24,14 +24,14 @@ from tests.support.processes import ROOT, clean_environment
 from train import recipes
 from train.config import run_config
 from train.config.data_options import CausalData
-from train.config.objective_options import Distillation
+from train.config.option_groups import Distillation
 from train.config.run_config import Mesh
 from zoo import configs, models
 from zoo.attention import attention
 from zoo.batch import Batch
 from zoo.errors import BadInput
 
-CPU = targets.parse("cpu:8")
+CPU = target_devices.parse("cpu:8")
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -85,16 +85,16 @@ def test_forward_and_decoding_are_planned_too() -> None:
 
 def test_plans_are_cached_only_for_the_same_request(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The question is the run, the target, settings, libraries, the processor, and the numbers of a teacher that is named."""
-    run, before, gpu = small(mesh=Mesh(fsdp=2, tensor=2)), planned(), targets.parse("h100:8")
+    run, before, gpu = small(mesh=Mesh(fsdp=2, tensor=2)), planned(), target_devices.parse("h100:8")
     assert Plan.of(json.loads(json.dumps(before.plain()))) == before
     monkeypatch.setattr(compile_program, "compile_run", lambda *_: pytest.fail("compiled again"))
     assert plan_cache.plan(run, "train", CPU) == before
 
-    def key(run: run_config.Run = run, mode: compile_program.Mode = "train", target: targets.Target = CPU) -> str:
+    def key(run: run_config.Run = run, mode: compile_program.Mode = "train", target: target_devices.Target = CPU) -> str:
         return plan_cache.key(run, mode, target)
 
     assert key() == key(dataclasses.replace(run, name="another"))
-    keys = [key(), key(mode="forward"), key(target=targets.parse("cpu:4"))]
+    keys = [key(), key(mode="forward"), key(target=target_devices.parse("cpu:4"))]
     model = dataclasses.replace(run.model, layers=4)
     for changes in ({"mesh": Mesh(fsdp=4, tensor=2)}, {"precision": "bfloat16"}, {"model": model}):
         keys.append(key(dataclasses.replace(run, **changes)))
@@ -124,20 +124,20 @@ def test_text_and_page_say_what_was_planned(capsys: pytest.CaptureFixture[str]) 
     """Also what is not counted, and what is only an estimate."""
 
     def printed(plan: Plan) -> str:
-        tables.show(text_view.plan_blocks(plan))
+        result_tables.show(text_view.plan_blocks(plan))
         return capsys.readouterr().out
 
     times = roofline.Times(compute=1e-3, memory=2e-3, interconnect=3e-3)
     numbers = {"device_memory": 80 * 10**9, "times": times, "bound": 0.25, "products": 1e12, "bytes": 6e9}
     described = {"target": "h100:8", "precision": "bfloat16", "unknown": ["strange_kernel"], "warnings": ["all is well"]}
     rated = dataclasses.replace(planned(), **numbers, **described)
-    text, drawn = printed(rated), page.page(rated)
+    text, drawn = printed(rated), plan_page.page(rated)
     assert "MFU is 25.0% at most, bound by interconnect" in text and "<script" not in drawn
     for line in ("the FLOPs of strange_kernel are not counted", "all is well", "at least 1 ms", "about 2 ms", "at least 3 ms"):
         assert line in text and line in drawn
     uncached = dataclasses.replace(rated, times=dataclasses.replace(times, memory=4e-3))
     assert "MFU is about 25.0%, nothing being cached, bound by memory" in printed(uncached)
-    assert "MFU has no bound here" in printed(planned()) and "<svg" in page.page(planned())
+    assert "MFU has no bound here" in printed(planned()) and "<svg" in plan_page.page(planned())
 
 
 @pytest.mark.full
@@ -222,7 +222,7 @@ def test_a_search_continues_where_it_was(capsys: pytest.CaptureFixture[str]) -> 
     result = mesh_search.search(small(), "train", CPU, seconds=0.0, report=lines.append)
     assert len(result.ranked) == 1 and "1 tried, 1 fit" in lines[0] and "--minutes goes on" in result.summary
     assert mesh_search.search(small(), "train", CPU, seconds=0.0).ranked == result.ranked
-    tables.show(text_view.search_blocks(result, 10))
+    result_tables.show(text_view.search_blocks(result, 10))
     assert "the best of 1 that fit" in capsys.readouterr().out
 
 

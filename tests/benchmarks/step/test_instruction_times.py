@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from benchmarks.core import source_paths
-from benchmarks.hlo.module import parse
+from benchmarks.hlo.hlo_parser import parse
 from benchmarks.step import cases, instruction_times, time_breakdown
 from benchmarks.step.programs import Step, Variant
 from tests.support import benchmark_steps as steps

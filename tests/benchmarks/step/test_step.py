@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 
 from benchmarks.core import guarded_trials, result_files, timing
-from benchmarks.core.options import Output
-from benchmarks.core.worker import WorkerFailed
-from benchmarks.step import bench, cases, measure_model, peer_libraries, programs, resolve_options
+from benchmarks.core.output_options import Output
+from benchmarks.core.worker_process import WorkerFailed
+from benchmarks.step import bench_step, cases, measure_model, peer_libraries, programs, step_variants
 from benchmarks.step.peer_libraries import Kind, Peer
 from benchmarks.step.programs import Step, StepParts, Variant
-from benchmarks.step.resolve_options import OURS, Options
+from benchmarks.step.step_variants import OURS, Options
 from tests.support import benchmark_steps as steps
 from tests.support.benchmark_steps import SMALL
 from tests.support.commands import call
@@ -45,7 +45,7 @@ def options(*models: str, **changes: Any) -> Options:
 
 def measured(folder: Path, *models: str, **changes: Any) -> dict[str, dict[str, Any]]:
     """Measure, and return the cells by the names of their programs."""
-    bench.main(options(*models, output=Output(str(folder), json=True), **changes), [])
+    bench_step.main(options(*models, output=Output(str(folder), json=True), **changes), [])
     return {cell["key"]["program"] + " " + cell["key"]["layers"]: cell for cell in result_files.read(folder).cells}
 
 
@@ -289,16 +289,16 @@ def test_programs_that_do_not_fit_into_memory_are_skipped_with_the_numbers(
 def test_compare_takes_steps_over_the_first_way_of_each_model(
     slower: float, code: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    request = resolve_options.resolved(options("gpt-nano", "bert-nano", layers=BOTH), "cpu")
-    ways = list(itertools.product(resolve_options.cases(request), resolve_options.variants(request)))
+    request = step_variants.resolved(options("gpt-nano", "bert-nano", layers=BOTH), "cpu")
+    ways = list(itertools.product(step_variants.cases(request), step_variants.variants(request)))
     for name, factor in (("before", 1.0), ("after", slower)):
         environment = result_files.environment() | {"versions": {"jax": name}}
         writer = result_files.Writer(
-            tmp_path / name / result_files.CELLS, "step", environment, {}, False, resolve_options.unit(request)
+            tmp_path / name / result_files.CELLS, "step", environment, {}, False, step_variants.unit(request)
         )
         for process, (case, way) in itertools.product(range(3), ways):
             ratio = 0.8 * factor * (1 + 0.01 * process) if way.layers == "unroll" else 1.0
-            key, columns = resolve_options.key(case, way, request), timing.columns([2.0 * ratio], [2.0])
+            key, columns = step_variants.key(case, way, request), timing.columns([2.0 * ratio], [2.0])
             writer.write({"key": key, "process": process, "state": "timed", "reason": "", **columns})
         writer.close()
     done = call(capsys, "bench", "compare", str(tmp_path / "before"), str(tmp_path / "after"))

@@ -15,7 +15,7 @@ import pytest
 
 from eval.commands.predict import predict
 from eval.metrics import squad as spans
-from eval.prediction import predictions, predictor, reward_predictor
+from eval.prediction import prediction_records, predictor, reward_predictor
 from eval.prediction.predictor import Predictor
 from eval.tasks import Settings
 from eval.tasks import labelled as task
@@ -25,7 +25,7 @@ from tests.support.commands import assert_refused, call
 from tests.support.finetuned import IOB, LABELS, examples, run
 from tests.support.labelled_files import CONTEXT, put, squad
 from tests.support.small import random_params
-from train.config.objective_options import Labelled
+from train.config.option_groups import Labelled
 from train.data.example_types import Tagged, Text
 from train.data.prediction_reader import Item, texts
 from train.engine.reward_scores import reward_scores
@@ -108,7 +108,7 @@ def test_predictions_are_what_the_score_is_of(case: str, tmp_path: Path) -> None
     for output, row in zip(outputs, logits, strict=True):
         assert output.get("label", LABELS[row.argmax()]) == LABELS[row.argmax()]
         assert output.get("labels", []) == list(itertools.compress(LABELS, (row >= 0) & several))
-    tie = predictions.of_example(Text(origin="", text="", label=()), [], np.zeros((1, 1)), ("a",), multi_label=True)
+    tie = prediction_records.of_example(Text(origin="", text="", label=()), [], np.zeros((1, 1)), ("a",), multi_label=True)
     assert tie["labels"] == ["a"]
 
 
@@ -122,8 +122,8 @@ def test_tags_are_of_words_and_entities_of_several() -> None:
         labels[position] = word
         logits[0, position, IOB.index(tags[word])] = 2
     row = ExampleRow((TemplateIds(labels, labels),), labels, np.ones(9, np.float32), 0)
-    made = predictions.of_example(Tagged(origin="", words=words, tags=()), [row], logits, IOB)
-    chance = predictions.number(np.exp(2) / (np.exp(2) + 4))
+    made = prediction_records.of_example(Tagged(origin="", words=words, tags=()), [row], logits, IOB)
+    chance = prediction_records.number(np.exp(2) / (np.exp(2) + 4))
     expected = [{"word": word, "tag": tags.get(n), "probability": chance if n in tags else None} for n, word in enumerate(words)]
     assert made["tags"] == expected
     assert made["entities"] == [

@@ -17,8 +17,8 @@ from tests.support import commands, tiny
 from tests.support.finished_runs import MASKED, META, RUN, make, several
 from train.checkpoints.manifest import Manifest, folder_name
 from train.config.data_options import CausalData
-from train.config.objective_options import Selection
 from train.config.objectives import CausalOptions
+from train.config.option_groups import Selection
 from train.config.run_config import Mesh, Optim, Tokenizer
 from train.run.run_dir import RunDir, identity, read_config, write_json
 from zoo.errors import BadInput

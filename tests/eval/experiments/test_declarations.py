@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 
 from eval.experiments import catalogue
+from eval.experiments.cost_estimates import node_cost
 from eval.experiments.declaration import Row, Stage, Times
-from eval.experiments.files import Files
+from eval.experiments.experiment_data import Files
 from eval.experiments.grid import Grid, build_grid, option_words
 from eval.experiments.grid_checks import check_grid
-from eval.experiments.plan import node_cost
 from tests.support.small_experiment import experiment, small_grid, with_claim, with_row
 from zoo.cli.commands.train import parse_options
 from zoo.errors import BadInput

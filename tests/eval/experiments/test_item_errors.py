@@ -8,7 +8,7 @@ import pytest
 from eval.experiments.grid import build_grid
 from eval.experiments.item_errors import item_errors
 from tests.support.small_experiment import FILES, experiment
-from train.run.outcomes import Outcomes, write_outcomes
+from train.run.item_outcomes import Outcomes, write_outcomes
 from train.run.run_dir import RunDir
 from zoo.cli.commands.train import parse_options
 

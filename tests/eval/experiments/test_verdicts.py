@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from eval.experiments.analysis import statistics, verdicts
-from eval.experiments.analysis.statistics import welch
+from eval.experiments.analysis import significance_tests, verdicts
+from eval.experiments.analysis.significance_tests import welch
 from eval.experiments.analysis.verdicts import judge
 from tests.support.experiment_result import METRIC, cells, claim, registration
 from zoo.errors import BadInput
@@ -34,7 +34,7 @@ def test_an_experiment_without_effect_has_a_false_verdict_in_one_of_twenty_cases
 @pytest.mark.planted(4)
 def test_wrong_levels_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(statistics, "holm", np.asarray)
+        patch.setattr(significance_tests, "holm", np.asarray)
         assert rates(0.0, 5, 4)[1] > 0.1
     with monkeypatch.context() as patch:
         patch.setattr(verdicts, "OPPOSITE_LEVEL", verdicts.LEVEL)
@@ -109,7 +109,7 @@ def test_an_entry_names_seeds_and_has_its_numbers() -> None:
     assert (entry["n"], entry["counts"], entry["learned"]) == (3, {"row": 4, "reference": 3}, {"row": 4, "reference": 3})
     expected = welch(A[:4], B[:3])
     assert entry["bound"] == pytest.approx(expected.estimate + expected.half_width())
-    assert entry["mde"] == pytest.approx(expected.unit * statistics.smallest_effect((4, 3), alpha=verdicts.LEVEL))
+    assert entry["mde"] == pytest.approx(expected.unit * significance_tests.smallest_effect((4, 3), alpha=verdicts.LEVEL))
     few = one(claim("less"), CONTROL | {"a": A[:2], "b": B})
     assert few["reason"] == f"a has 2 seeds with {METRIC}; a verdict needs 3"
 

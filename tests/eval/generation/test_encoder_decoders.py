@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from eval.commands import generate
+from eval.generation.generation_options import Decoding, Prompts
 from eval.generation.generator import Generator
-from eval.generation.settings import Decoding, Prompts
 from tests.support.generation import ids, make_generator, seq2seq, seq2seq_generator, seq2seq_loaded, seq2seq_tokenizer
 from tests.support.small import random_params, small
 from train.config import run_config
@@ -19,7 +19,7 @@ from train.engine import device_mesh
 from zoo import published_weights
 from zoo.batch import Batch
 from zoo.errors import BadInput
-from zoo.generation.settings import GREEDY, Beams, Sampling
+from zoo.generation.decoding_settings import GREEDY, Beams, Sampling
 
 LIMIT = 12
 GREEDILY = Decoding(limit=LIMIT, past_end=True, sampling=GREEDY)

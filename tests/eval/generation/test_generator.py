@@ -17,8 +17,8 @@ import pytest
 from eval.commands import generate
 from eval.commands.model_options import ModelOptions
 from eval.generation import generator
+from eval.generation.generation_options import Decoding, Prompts
 from eval.generation.generator import Generated, Generator, _Text
-from eval.generation.settings import Decoding, Prompts
 from tests.support.generation import GREEDILY, LIMIT, RANDOM, RANDOMLY, gpt, gpt_generator, gpt_tokenizer, ids, prompts, seq2seq
 from train.config import run_config
 from train.engine import device_mesh
@@ -27,7 +27,7 @@ from train.weights.load import Loaded
 from zoo.batch import Batch
 from zoo.errors import BadInput
 from zoo.generation import decode_loop
-from zoo.generation.settings import Beams, Sampling
+from zoo.generation.decoding_settings import Beams, Sampling
 
 
 @functools.cache

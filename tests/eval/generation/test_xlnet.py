@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from eval.generation.settings import Decoding
+from eval.generation.generation_options import Decoding
 from tests.support.generation import gpt_tokenizer, ids, make_generator
 from tests.support.small import following, random_params
 from tests.support.xlnet_reference import read_both_ways, tiny
@@ -18,7 +18,7 @@ from zoo import published_weights
 from zoo.batch import Batch
 from zoo.errors import BadInput
 from zoo.generation import beam_search
-from zoo.generation.settings import GREEDY, Beams
+from zoo.generation.decoding_settings import GREEDY, Beams
 from zoo.models import Model
 
 LIMIT = 6

@@ -15,7 +15,7 @@ from tests.support.encoder_text import LETTERS, roberta, stream, uncased
 from tests.support.small import random_params, small
 from train.config import run_config
 from train.config.data_options import EncoderData
-from train.config.objective_options import Masking
+from train.config.option_groups import Masking
 from train.engine import device_mesh
 from train.objectives.masked import Masked
 from train.rows import batches

@@ -11,28 +11,28 @@ import numpy as np
 import pytest
 
 from eval.metrics import metric_functions
-from eval.scoring import labelled
+from eval.scoring import labelled_scores
 from eval.tasks import Result, Settings
 from eval.tasks import labelled as task
 from tests.support import encoders, finetuned
 from tests.support.commands import call
 from tests.support.finetuned import LABELS, examples, run
 from tests.support.labelled_files import put
-from train.config.objective_options import Labelled
+from train.config.option_groups import Labelled
 from train.data.example_types import Text
 from train.weights.load import Loaded
 from zoo.errors import BadInput
 
 
 def expected(goal: str, length: int) -> dict[str, Any]:
-    """What `eval.scoring.labelled` makes of the logits of all rows."""
+    """What `eval.scoring.labelled_scores` makes of the logits of all rows."""
     cfg = run(goal, length=length)
     rows = finetuned.rows(cfg, examples(goal, 27))
     batch = finetuned.batch(cfg, rows)
     logits = finetuned.logits(cfg, batch)
     if goal == "span":
         logits = np.where(np.asarray(batch.segments)[:, None] > 0, np.moveaxis(logits, 2, 1), -np.inf)
-    _, tell = labelled.TASKS[goal]
+    _, tell = labelled_scores.TASKS[goal]
     return tell(rows, logits, cfg.model.labels).numbers
 
 

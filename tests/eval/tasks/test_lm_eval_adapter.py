@@ -9,13 +9,13 @@ from typing import Any
 import jax.numpy as jnp
 import pytest
 
+from eval.generation.generation_options import Decoding
 from eval.generation.generator import Generator
-from eval.generation.settings import Decoding
 from eval.scoring.likelihood import encode
 from eval.tasks import Settings, blimp, harness
 from tests.support.text_tasks import pair, quiet, scored, subject, tokenizer, write
 from zoo.errors import BadInput
-from zoo.generation.settings import Sampling
+from zoo.generation.decoding_settings import Sampling
 
 SENTENCES = ["The whale sleeps.", "The whale sleep.", "The men see.", "The old ship.", "The old whale of the men.", "The men."]
 

@@ -11,7 +11,7 @@ import pytest
 
 from eval.tasks import Result, Settings, masked
 from tests.support import encoders, tiny
-from train.config.objective_options import Permutation
+from train.config.option_groups import Permutation
 from train.engine.losses import token_losses
 from train.targets import masking
 from zoo.batch import Batch

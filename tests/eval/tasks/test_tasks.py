@@ -28,7 +28,7 @@ from train.data.corpus import Document
 from train.data.text_files import LONGEST_LINE
 from train.engine import device_mesh
 from train.engine.state import State
-from train.run.outcomes import read_outcomes
+from train.run.item_outcomes import read_outcomes
 from train.run.run_dir import RunDir
 from train.tokenizers.tokenizer import Tokenizer
 from zoo.errors import BadInput

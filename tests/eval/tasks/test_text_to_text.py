@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 
 from eval.commands import run_task
-from eval.generation.settings import Decoding
+from eval.generation.generation_options import Decoding
 from eval.metrics import text_overlap
 from eval.tasks import Settings, text_to_text
 from tests.support.generation import gpt, gpt_generator, gpt_tokenizer, seq2seq_generator, seq2seq_loaded, seq2seq_tokenizer
 from tests.support.small import small
 from train.weights.load import Loaded
 from zoo.errors import BadInput
-from zoo.generation.settings import GREEDY, Beams
+from zoo.generation.decoding_settings import GREEDY, Beams
 
 SOURCES, TARGETS = ["Call me Ishmael.", "Some years ago", "never mind how long"], ["little money", "my purse", "Some years"]
 

@@ -14,7 +14,7 @@ from tests.support.finetuned import LABELS
 from train.checkpoints.best_checkpoint import BestCheckpoint, check
 from train.checkpoints.checkpoints import Checkpoints
 from train.config import run_config
-from train.config.objective_options import Selection
+from train.config.option_groups import Selection
 from train.config.run_config import Log
 from train.run.run_dir import RunDir, identity
 from zoo.errors import BadInput

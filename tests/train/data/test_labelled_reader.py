@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tests.support import labelled_files as files
 from tests.support.labelled_files import ARTICLE, ASKED, CONTEXT, RATED, ROWS, Content, halves, put, read, squad
 from train.config.data_options import Data
-from train.config.objective_options import Labelled
+from train.config.option_groups import Labelled
 from train.data import labelled_reader
 from train.data.example_types import Question
 from zoo.errors import BadInput

@@ -14,7 +14,7 @@ from train.engine.log_probs import token_log_probs
 from zoo.batch import Batch
 from zoo.generation import decode_loop, sampling
 from zoo.generation.decode_loop import Decoder
-from zoo.generation.settings import GREEDY, Sampling
+from zoo.generation.decoding_settings import GREEDY, Sampling
 from zoo.models import Model
 
 LENGTHS, COUNT, LONGEST = (6, 3, 1), 6, 6

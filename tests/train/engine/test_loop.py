@@ -22,7 +22,7 @@ from train import trainer
 from train.checkpoints.checkpoints import Checkpoints
 from train.config import run_config
 from train.config.data_options import CausalData
-from train.config.objective_options import Selection
+from train.config.option_groups import Selection
 from train.engine import device_mesh, optim, state_init
 from train.engine.step import ENGINES, make_step
 from train.objectives.causal import Causal

@@ -11,8 +11,8 @@ from tests.support.encoders import tokenizer
 from tests.support.labelled_files import put
 from train.config import run_config
 from train.config.data_options import Data
-from train.inputs import dataset
-from train.inputs.notices import notices, padding_share, unknown_share
+from train.inputs import run_inputs
+from train.inputs.data_notices import notices, padding_share, unknown_share
 from train.run.run_dir import RunDir
 
 
@@ -24,8 +24,8 @@ def lines(folder: Path, text: str, length: int, goal: str = "classification", **
     file = put(folder / ("a.conll" if goal == "tagging" else "a.tsv"), content)
     cfg = finetuned.run(goal, labels=(), data=Data(paths=(str(file),), length=length, batch=2), **options)
     cfg = dataclasses.replace(cfg, tokenizer=run_config.Tokenizer(path=str(folder)))
-    cfg = dataset.resolve_config(cfg, RunDir(folder))
-    data = dataset.read(cfg, RunDir(folder), folder)
+    cfg = run_inputs.resolve_config(cfg, RunDir(folder))
+    data = run_inputs.read(cfg, RunDir(folder), folder)
     return notices(cfg, data), cfg, data
 
 

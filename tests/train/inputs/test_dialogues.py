@@ -16,10 +16,10 @@ from tests.support.small import random_params, small
 from tests.support.unigram_text import spelled
 from train import recipes
 from train.config.data_options import DialogueData, PairData
-from train.config.objective_options import Chat, Reading
+from train.config.option_groups import Chat, Reading
 from train.data import labelled_reader
 from train.data.example_types import Pair
-from train.inputs import dataset, dialogue_inputs, inspect_rows, notices, pair_inputs
+from train.inputs import data_notices, dialogue_inputs, inspect_rows, pair_inputs, run_inputs
 from train.objectives import supported_objectives
 from train.objectives.instruction import Instruction
 from train.objectives.text_to_text import TextToText
@@ -100,7 +100,7 @@ def test_an_encoder_decoder_reads_the_same_files(family: str, tmp_path: Path) ->
     asked = tiny.run(
         objective="text_to_text", model=small(family).config, data=data, tokenizer=tokens, chat=Chat(template="builtin")
     )
-    inputs = dataset.read(asked, RunDir(tmp_path / "run"), tmp_path)
+    inputs = run_inputs.read(asked, RunDir(tmp_path / "run"), tmp_path)
     pairs = [(example.source, example.target) for example in (*inputs.training.examples, *inputs.held_out.examples)]
     conversation = [("User: one\n\nAssistant:", "two"), ("User: one\n\nAssistant: two</s>User: three\n\nAssistant:", "four")]
     assert sorted({*pairs}) == sorted({("the whale is", "white"), *conversation})
@@ -160,7 +160,7 @@ def test_prompts_that_are_other_tokens_without_their_responses_are_noticed() -> 
     generation = chat_tokenizer(CHATML.replace("<|im_start|>assistant\n{% endif", "<|im_start|>assistant: {% endif"))
     assert all(text.differs for text in dialogue_inputs.rows_of([CHAT], run(), generation).texts)
     inputs = dialogue_inputs.DialogueInputs(chat_tokenizer(), np.zeros(300, np.int64), _mixture(rows), rows, rows)
-    assert any(line.startswith("in 1 of 2 training examples the tokens before") for line in notices.notices(run(), inputs))
+    assert any(line.startswith("in 1 of 2 training examples the tokens before") for line in data_notices.notices(run(), inputs))
 
 
 def _mixture(rows: Any) -> Any:
@@ -282,4 +282,4 @@ def test_a_template_for_data_without_messages_is_refused(tmp_path: Path) -> None
     file = put(tmp_path / "a.jsonl", [{"prompt": "a", "completion": "b"}] * 3)
     asked = run(data=DialogueData(paths=(str(file),), length=32), chat=Chat(template="builtin"))
     with pytest.raises(BadInput, match=r"^--chat\.template builtin: the data has no messages, and plain texts are not rendered"):
-        dataset.read(asked, RunDir(tmp_path / "run"), tmp_path)
+        run_inputs.read(asked, RunDir(tmp_path / "run"), tmp_path)

@@ -12,7 +12,7 @@ from rich.console import Console
 from tests.support import tiny
 from train.config.data_options import CausalData
 from train.data.text_files import Document
-from train.inputs import dataset, inspect_rows
+from train.inputs import inspect_rows, run_inputs
 from train.objectives import causal
 from train.rows.batches import Batches
 from train.rows.lm_rows import LmRow
@@ -68,7 +68,7 @@ def masked(rng, row: LmRow, length):
 def trained_on(monkeypatch, build):
     """Let runs have an objective whose rows are made by `build`."""
     goal = types.SimpleNamespace(DATA="text", builder=lambda run, tokenizer, counts: build)
-    monkeypatch.setattr(dataset, "objective", lambda name: goal)
+    monkeypatch.setattr(run_inputs, "objective", lambda name: goal)
 
 
 @pytest.mark.parametrize("first", [0, 41])
@@ -76,7 +76,7 @@ def test_inspected_rows_are_those_of_training(tmp_path, files, capsys, monkeypat
     monkeypatch.setenv("COLUMNS", "300")
     run = a_run(tmp_path, paths=files, weights=(0.5, 0.5))
     out = shown(capsys, run, count=5, first=first)
-    text = dataset.read(run, RunDir.of(run), jax_setup.cache_dir() / "text")
+    text = run_inputs.read(run, RunDir.of(run), jax_setup.cache_dir() / "text")
     batches = Batches(text.rows, causal.build, run.seed, 4, np.arange(4))
     numbers = np.concatenate([batches.rows_of(step) for step in range(13)])
     titles = re.findall(r"^Example (\d+): step (\d+), place (\d+); row (\d+) of \d+\n  from (.*)$", out, re.MULTILINE)

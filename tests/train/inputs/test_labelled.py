@@ -16,11 +16,11 @@ from tests.support.finetuned import IOB, LABELS, TASKS, examples, rows, run
 from tests.support.labelled_files import put
 from train.config import run_config
 from train.config.data_options import Data
-from train.config.objective_options import Selection
+from train.config.option_groups import Selection
 from train.config.run_config import Run
 from train.data import labelled_reader
 from train.data.example_types import Tagged, Text
-from train.inputs import dataset, labelled_inputs
+from train.inputs import labelled_inputs, run_inputs
 from train.inputs.labelled_inputs import LabelledInputs, labels_of
 from train.run.run_dir import RunDir
 from zoo.batch import IGNORED
@@ -170,7 +170,7 @@ def test_documents_are_not_divided_and_only_labelled_examples_are(tmp_path: Path
     with pytest.raises(BadInput, match=r"--selection.share 0\.5: all 3 training examples are of one document; choose 0"):
         labelled_reader.split_evenly_spaced(named[:3], 0.5)
     with pytest.raises(BadInput, match=r"--selection.share 0\.1: it has no effect on text"):
-        dataset.resolve_config(tiny.run(selection=Selection(best=True, share=0.1)), RunDir(tmp_path))
+        run_inputs.resolve_config(tiny.run(selection=Selection(best=True, share=0.1)), RunDir(tmp_path))
 
 
 def test_files_are_read_anew_by_each_run(tmp_path: Path, words: Path) -> None:

@@ -17,7 +17,7 @@ from tests.support import tiny
 from tests.support.small import random_params, small
 from tests.support.unigram_text import spelled
 from train.config.data_options import PairData
-from train.config.objective_options import Pairs, PairTables
+from train.config.option_groups import Pairs, PairTables
 from train.data.example_types import Pair
 from train.inputs import pair_inputs
 from train.objectives.text_to_text import TextToText

@@ -13,11 +13,11 @@ from tests.support.chat import CHATML, chat_tokenizer
 from tests.support.labelled_files import put
 from tests.support.small import small
 from train.config.data_options import PromptData
-from train.config.objective_options import ChatRendering, Prompts
+from train.config.option_groups import ChatRendering, Prompts
 from train.config.rollout_options import Rollout
 from train.config.run_config import Tokenizer as TokenizerOptions
 from train.data.example_types import Message, Prompt
-from train.inputs import dataset, inspect_rows
+from train.inputs import inspect_rows, run_inputs
 from train.inputs.prompt_inputs import PromptInputs
 from train.rollouts import reward_models
 from train.rollouts.rewards import Completion, RewardFunction
@@ -47,8 +47,8 @@ def prepared(folder: Path, family: str = "gpt", template: str | None = CHATML, *
 
 
 def read(folder: Path, run: Any) -> PromptInputs:
-    run = dataset.resolve_config(run, RunDir(folder / "run"))
-    return dataset.read(run, RunDir(folder / "run"), folder)
+    run = run_inputs.resolve_config(run, RunDir(folder / "run"))
+    return run_inputs.read(run, RunDir(folder / "run"), folder)
 
 
 RENDERED = "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nWhat is 1?<|im_end|>\n<|im_start|>assistant\n"

@@ -17,8 +17,8 @@ from train import recipes
 from train.config import run_config
 from train.config.dpo_options import Dpo
 from train.config.kto_options import Kto
-from train.config.objective_options import Distillation
-from train.inputs import dataset, synthetic_batch
+from train.config.option_groups import Distillation
+from train.inputs import run_inputs, synthetic_batch
 from train.rows.batches import Batches
 from train.run.run_dir import RunDir
 from train.tokenizers.tokenizer import Tokenizer
@@ -70,7 +70,7 @@ def with_data(run: run_config.Run, files: Path) -> run_config.Run:
     kinds |= {"preference": "preference", "dpo": "preference", "kto": "kto", "policy": "prompts", "ppo": "prompts"}
     kind = kinds.get(run.objective, other)
     if run.objective in ("dpo", "kto"):
-        # tests/train/weights/test_reference.py compares the field of a reference.
+        # tests/train/weights/test_reference_log_probs.py compares the field of a reference.
         run = tiny.with_options(run, **{run.objective: (Dpo if run.objective == "dpo" else Kto)(reference="none")})
     if kind == "pairs":
         pairs = dataclasses.replace(run.options.pairs, source=(str(files / "source.txt"),), target=(str(files / "target.txt"),))
@@ -94,9 +94,9 @@ EVERY = [pytest.param(n, marks=[] if n in FAST else pytest.mark.full) for n in s
 def test_the_batch_is_that_of_a_real_run(name: str, files: Path, tmp_path: Path) -> None:
     """In fields, shapes and dtypes, for every recipe, from real data of its kind."""
     run = with_data(recipes.find_recipe(name)(), files)
-    settled = dataset.resolve_config(run, RunDir(str(tmp_path)))
-    data = dataset.read(settled, RunDir(str(tmp_path)), files / "cache", quiet=True)
-    batches = Batches(data.rows, dataset.builder(settled, data), 0, ROWS, np.arange(ROWS), settled.mask_period)
+    settled = run_inputs.resolve_config(run, RunDir(str(tmp_path)))
+    data = run_inputs.read(settled, RunDir(str(tmp_path)), files / "cache", quiet=True)
+    batches = Batches(data.rows, run_inputs.builder(settled, data), 0, ROWS, np.arange(ROWS), settled.mask_period)
     with batches.read(0) as stream:
         real = next(stream)
 

@@ -14,7 +14,7 @@ from tests.support import tiny
 from tests.support.small import random_params, small
 from train.config import run_config
 from train.config.data_options import EncoderData
-from train.config.objective_options import Distillation
+from train.config.option_groups import Distillation
 from train.engine import device_mesh, optim, state_init
 from train.objectives import distilled
 from train.objectives.distilled import Distilled, student_layers

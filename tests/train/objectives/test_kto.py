@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from eval.scoring import kto as kto_scores
+from eval.scoring import kto_scores as kto_scores
 from eval.scoring.batch_loop import ScoringInputs
 from tests.support import preference_steps, tiny, trl_kto
 from tests.support.gradients import assert_equal_gradients
@@ -31,7 +31,7 @@ from train.objectives.feedback import kto
 from train.objectives.feedback.kto import OBJECTIVE
 from train.rows.batches import in_order
 from train.tokenizers.tokenizer import Tokenizer
-from train.weights.reference import attach
+from train.weights.reference_log_probs import attach
 from zoo import models, published_weights
 from zoo.batch import Batch
 from zoo.errors import BadInput

@@ -13,7 +13,7 @@ from tests.support import finetuned, tiny
 from tests.support.encoder_text import sentences_of, uncased
 from tests.support.small import random_params, row, sees, small
 from train.config.data_options import EncoderData
-from train.config.objective_options import Masking
+from train.config.option_groups import Masking
 from train.config.run_config import Mesh
 from train.engine import device_mesh
 from train.objectives.left_to_right import LeftToRight

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from tests.support import small, tiny
 from tests.support.encoder_text import LETTERS, roberta, stream, uncased
 from train.config.data_options import EncoderData
-from train.config.objective_options import Masking
+from train.config.option_groups import Masking
 from train.objectives.masked import Masked
 from train.rows.batches import Batches
 from train.rows.encoder_rows import PAIRED, Range, Sequence, plan_rows

@@ -11,7 +11,7 @@ from tests.support import tiny
 from tests.support.encoder_text import stream
 from tests.support.unigram_text import spelled
 from train.config.data_options import TextData
-from train.config.objective_options import Permutation, Replacement
+from train.config.option_groups import Permutation, Replacement
 from train.objectives.permutation import Permuted
 from train.rows import contiguous_rows
 from train.tokenizers.tokenizer import Tokenizer

@@ -18,13 +18,13 @@ from train.config import run_config
 from train.config.data_options import PromptData
 from train.config.ppo_options import Ppo
 from train.config.rollout_options import Rollout
-from train.engine import device_mesh, ppo, state_init
+from train.engine import device_mesh, gae_and_value_loss, state_init
 from train.engine.log_probs import token_log_probs
 from train.engine.policy_losses import clipped_losses
 from train.engine.step import assemble
 from train.engine.value_head import token_values, value_head
 from train.objectives.feedback.ppo import ProximalPolicy
-from train.rollouts.estimators import ScoredBatch, ValueEstimator
+from train.rollouts.advantage_estimators import ScoredBatch, ValueEstimator
 from train.rows.preference_rows import Side
 from train.rows.response_rows import ResponseRow
 from zoo.batch import Batch
@@ -54,7 +54,7 @@ def scored(net: Any, params: Any, reference: Any, batch: Batch, values: np.ndarr
     prefixes = np.zeros(weights.shape, int)
     prefixes[weights > 0] = [PREFIXES.index(text[:at]) for text in TEXTS for at in range(len(text))]
     if values is None:
-        rewards = ppo.token_rewards(REWARDS, old - of_reference, weights, BETA)
+        rewards = gae_and_value_loss.token_rewards(REWARDS, old - of_reference, weights, BETA)
         to_come, share = np.cumsum(rewards[:, ::-1], 1)[:, ::-1], np.exp(old.sum(1, keepdims=True)) * weights
         values = np.array([(share * to_come)[prefixes == n].sum() / share[prefixes == n].sum() for n in range(len(PREFIXES))])
     ended = np.array([text[-1] == 2 for text in TEXTS])
@@ -123,7 +123,7 @@ def numbers(pad: int = 0) -> tuple[np.ndarray, ...]:
 def differs(estimate: Callable[..., Any]) -> bool:
     """Return whether advantages or returns differ from those of a plain loop over the definition."""
     scores, log_ratios, values, weights = numbers()
-    results = estimate(ppo.token_rewards(scores, log_ratios, weights, BETA), values, weights, gamma=0.9, lam=0.8)
+    results = estimate(gae_and_value_loss.token_rewards(scores, log_ratios, weights, BETA), values, weights, gamma=0.9, lam=0.8)
     expected = np.zeros((2, *weights.shape))
     for row, (first, end) in enumerate(SPANS):
         tokens = [-BETA * log_ratios[row, at] + (scores[row] if at == end - 1 else 0) for at in range(first, end)]
@@ -138,9 +138,11 @@ def differs(estimate: Callable[..., Any]) -> bool:
 
 
 def test_advantages_and_returns_are_those_of_a_plain_loop_whatever_the_padding() -> None:
-    assert not differs(ppo.advantages_and_returns)
+    assert not differs(gae_and_value_loss.advantages_and_returns)
     narrow, padded = (
-        ppo.advantages_and_returns(ppo.token_rewards(*of[:2], of[3], BETA), *of[2:], gamma=0.9, lam=0.8)
+        gae_and_value_loss.advantages_and_returns(
+            gae_and_value_loss.token_rewards(*of[:2], of[3], BETA), *of[2:], gamma=0.9, lam=0.8
+        )
         for of in (numbers(), numbers(pad=3))
     )
     assert all((wide[:, :6] == one).all() and not wide[:, 6:].any() for wide, one in zip(padded, narrow, strict=True))
@@ -156,10 +158,10 @@ MISTAKES = {
 
 @pytest.mark.planted(4)
 def test_mistakes_in_advantages_are_noticed() -> None:
-    source = inspect.getsource(ppo.advantages_and_returns)
+    source = inspect.getsource(gae_and_value_loss.advantages_and_returns)
     for name, (right, wrong) in MISTAKES.items():
         assert right in source, name
-        scope = dict(vars(ppo))
+        scope = dict(vars(gae_and_value_loss))
         exec(source.replace(right, wrong), scope)
         assert differs(scope["advantages_and_returns"]), name
 
@@ -203,10 +205,10 @@ def test_a_rollout_has_whitened_advantages_and_returns_before_whitening() -> Non
         last = batch.rewards[1] - BETA * batch.old[1, 5]
         assert one.extra["return"][1, 5] == pytest.approx(last, rel=1e-5)
     assert (
-        ppo.explained_variance(np.arange(3.0), np.full(7, 0.7)[:3])
+        gae_and_value_loss.explained_variance(np.arange(3.0), np.full(7, 0.7)[:3])
         == 0
-        == ppo.explained_variance(np.arange(7.0), np.full(7, 0.7))
-        and not ppo.whitened(np.full(4, 0.5)).any()
+        == gae_and_value_loss.explained_variance(np.arange(7.0), np.full(7, 0.7))
+        and not gae_and_value_loss.whitened(np.full(4, 0.5)).any()
     )
 
 
@@ -224,11 +226,13 @@ def test_clips_of_ratios_and_values() -> None:
     # Value and return; the value at the rollout's start is 0.
     of_values = {(0.5, 2.0): (1.62, 0.0), (0.5, 0.0): (0.125, 0.5), (0.1, 2.0): (1.805, -1.9), (-0.5, 2.0): (3.125, -2.5)}
     for (value, future), (loss, slope) in of_values.items():
-        found = jax.value_and_grad(lambda v, r=future: ppo.value_losses(v, 0 * v, jnp.array([[r]]), 0.2).sum())(
+        found = jax.value_and_grad(lambda v, r=future: gae_and_value_loss.value_losses(v, 0 * v, jnp.array([[r]]), 0.2).sum())(
             jnp.array([[value]])
         )
         assert float(found[0]) == pytest.approx(loss) and float(found[1].sum()) == pytest.approx(slope, abs=1e-6)
-    assert float(ppo.value_losses(jnp.array([[0.5]]), jnp.zeros((1, 1)), jnp.array([[2.0]]), 0.0)[0, 0]) == pytest.approx(1.125)
+    assert float(
+        gae_and_value_loss.value_losses(jnp.array([[0.5]]), jnp.zeros((1, 1)), jnp.array([[2.0]]), 0.0)[0, 0]
+    ) == pytest.approx(1.125)
 
 
 def rollout_batch(rows: int = 16) -> tuple[Any, Batch]:

@@ -8,7 +8,7 @@ import pytest
 
 from tests.support import tiny
 from train.config.data_options import EncoderData
-from train.config.objective_options import Denoising, Masking, Permutation
+from train.config.option_groups import Denoising, Masking, Permutation
 from train.config.run_config import Run
 from train.objectives import objective
 from zoo import configs

@@ -16,7 +16,7 @@ from tests.support.encoders import loaded
 from tests.support.small import random_params, small
 from train.config import run_config
 from train.config.data_options import PromptData
-from train.config.objective_options import Prompts
+from train.config.option_groups import Prompts
 from train.config.rollout_options import Rollout
 from train.data.example_types import Message, Prompt
 from train.data.text_files import Document

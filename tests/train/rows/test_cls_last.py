@@ -17,15 +17,15 @@ from hypothesis import strategies as st
 
 from eval.commands import fill_mask
 from eval.commands.embed import embed
-from eval.scoring import labelled
+from eval.scoring import labelled_scores
 from eval.scoring.encoder_runner import Encoder
 from eval.scoring.pseudo_likelihood import pseudo_nats
 from tests.support import encoders, small, tiny
 from tests.support.encoder_text import stream
 from tests.support.unigram_text import xlnet
 from train.config.data_options import Data
-from train.config.objective_options import Masking, Questions
 from train.config.objectives import find_options
+from train.config.option_groups import Masking, Questions
 from train.config.run_config import Mesh
 from train.data.example_types import Answer, Choice, Example, Question, Tagged, Text
 from train.engine import device_mesh
@@ -223,7 +223,7 @@ def test_no_answer_is_the_prediction_where_cls_has_the_highest_logit():
     """A model that is surest of CLS predicts that there is no answer; one that is least sure of it gives an answer."""
     cfg = dataclasses.replace(run("span"), data=Data(length=8, batch=2))
     made = rows_of([dataclasses.replace(QUESTION, answers=())], cfg, WORDS)
-    _, score = labelled.TASKS["span"]
+    _, score = labelled_scores.TASKS["span"]
     for sure, exact in ((9, 1), (-9, 0)):
         logits = np.zeros((len(made), 2, 8))
         for number, row in enumerate(made.rows):

@@ -12,7 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tests.support.encoders import tokenizer
-from train.config.objective_options import Labelled
+from train.config.option_groups import Labelled
 from train.data.example_types import Answer, Choice, Question, Tagged, Text
 from train.rows import example_rows
 from train.rows.example_rows import ExampleRow

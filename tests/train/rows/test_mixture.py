@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tests.support import tiny
 from train.checkpoints.manifest import compare
 from train.config.data_options import CausalData
-from train.inputs import dataset
+from train.inputs import run_inputs
 from train.rows.lm_rows import Tokens, windows
 from train.rows.mixture import Component, Mixture
 from train.run.run_dir import RunDir
@@ -103,7 +103,7 @@ def files(tmp_path):
 def read(tmp_path, files, weights=(), **data):
     chosen = CausalData(paths=files, weights=tuple(map(float, weights)), length=32, batch=8, **data)
     run = tiny.run(data=chosen, out=str(tmp_path / "runs"))
-    return run, dataset.read(run, RunDir.of(run), tmp_path / "cache")
+    return run, run_inputs.read(run, RunDir.of(run), tmp_path / "cache")
 
 
 def decoded(text, tokens):

@@ -9,7 +9,7 @@ import pytest
 from tests.support.encoder_text import roberta, uncased
 from tests.support.small import small
 from tests.support.unigram_text import spelled, xlnet
-from train.config.objective_options import Preferences
+from train.config.option_groups import Preferences
 from train.data.example_types import Preference
 from train.rows.preference_rows import Limits, builder, encode_rows
 from train.tokenizers.tokenizer import Tokenizer

@@ -14,7 +14,7 @@ from tests.support.small import small
 from tests.support.unigram_text import spelled
 from train.config import run_config
 from train.config.data_options import PreferenceData
-from train.config.objective_options import Preferences
+from train.config.option_groups import Preferences
 from train.data.example_types import UnpairedPreference
 from train.data.text_files import Document
 from train.engine import device_mesh

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from eval.scoring import dpo, kto, language_model, masked_lm, policy, seq2seq_likelihood
+from eval.scoring import dpo_scores, kto_scores, language_model, masked_lm, policy_scores, seq2seq_likelihood
 from tests.support import tiny
 from tests.support.small import small
 from train.checkpoints.best_checkpoint import OBJECTIVE_METRICS, metrics
@@ -47,9 +47,9 @@ SCORES: list[tuple[str, str, str, Any]] = [
     ("denoising", "t5", "", seq2seq_likelihood.Score(**TEXT)),
     ("text_to_text", "t5", "", seq2seq_likelihood.Score(**TEXT)),
     ("instruction", "gpt", "", seq2seq_likelihood.Score(**TEXT)),
-    *((name, "gpt", "", policy.Score(rewards=1.0, tokens=1, unended=0, prompts=1)) for name in ("policy", "ppo")),
-    ("dpo", "gpt", "", dpo.Score(**dict.fromkeys(dpo.SUMS, 1.0), sft=0.0)),
-    ("kto", "gpt", "", kto.summary(np.array([[1, 1], [0, 1], [0, 1], [0, 1], [2, 2]], np.float64), Kto())),
+    *((name, "gpt", "", policy_scores.Score(rewards=1.0, tokens=1, unended=0, prompts=1)) for name in ("policy", "ppo")),
+    ("dpo", "gpt", "", dpo_scores.Score(**dict.fromkeys(dpo_scores.SUMS, 1.0), sft=0.0)),
+    ("kto", "gpt", "", kto_scores.summary(np.array([[1, 1], [0, 1], [0, 1], [0, 1], [2, 2]], np.float64), Kto())),
 ]
 
 

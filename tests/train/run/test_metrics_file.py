@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support.runs import small_files
-from train.run import matrix_rate, metrics_file
+from train.run import matmul_rate, metrics_file
 from train.run.metrics_file import Metrics, mfu, read_rows, train_row, valid_row
 from train.run.run_dir import RunDir
 from zoo.errors import BadInput
@@ -156,10 +156,10 @@ def test_every_start_of_a_run_is_noted(tmp_path: Path) -> None:
 def test_rates_are_the_operations_of_one_device_by_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     """The eight simulated devices share the cores of one; the mesh that is current makes no difference."""
     seconds = itertools.count()
-    monkeypatch.setattr(matrix_rate, "time", SimpleNamespace(perf_counter=lambda: float(next(seconds))))
+    monkeypatch.setattr(matmul_rate, "time", SimpleNamespace(perf_counter=lambda: float(next(seconds))))
     assert jax.device_count() == 8
     with jax.set_mesh(jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))):
         # Each burst takes a second by this clock, and is of as many products as fit into a tenth of the time, at least one.
-        assert matrix_rate.measure("float32", seconds=2.5) == 2 * 1024**3
-        assert matrix_rate.measure("bfloat16", seconds=16.0) == 2 * 2 * 1024**3
+        assert matmul_rate.measure("float32", seconds=2.5) == 2 * 1024**3
+        assert matmul_rate.measure("bfloat16", seconds=16.0) == 2 * 2 * 1024**3
     assert mfu(2 * 10**12, 0.5, 8e12) == pytest.approx(0.5)

@@ -15,8 +15,8 @@ from tests.support.runs import small_files
 from train.checkpoints import disk_space
 from train.config.data_options import CausalData
 from train.config.lora_options import Lora
-from train.config.objective_options import Distillation, Masking, Selection
 from train.config.objectives import OPTIONS, CausalOptions, DistilledOptions
+from train.config.option_groups import Distillation, Masking, Selection
 from train.config.run_config import Checkpoint, Log, Machine, Mesh, Optim, Run, Tokenizer, with_objective
 from train.run.run_dir import (
     RunDir,

@@ -17,7 +17,7 @@ from tests.support.encoder_text import stream
 from tests.support.small import random_params, small
 from tests.support.unigram_text import spelled
 from train.config.data_options import TextData
-from train.config.objective_options import Denoising
+from train.config.option_groups import Denoising
 from train.objectives.denoising import Denoised
 from train.rows import seq2seq_rows
 from train.rows.batches import in_order

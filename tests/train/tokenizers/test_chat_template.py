@@ -9,8 +9,8 @@ import jinja2
 import pytest
 
 from eval.commands.generate import _without_first_space
+from eval.generation.generation_options import Decoding
 from eval.generation.generator import _Text
-from eval.generation.settings import Decoding
 from tests.support.chat import CHATML, CONVERSATIONS, chat_tokenizer
 from train.data.example_types import Dialogue
 from train.tokenizers import hf_files

@@ -15,7 +15,7 @@ from jax._src.cudnn import fused_attention_stablehlo  # its checks need no GPU, 
 from jax.experimental.pallas.ops.tpu import splash_attention
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType, NamedSharding, PartitionSpec
 
-from benchmarks.attention.rounding import bounds
+from benchmarks.attention.rounding_error_bounds import bounds
 from tests.support import compilation
 from tests.support.processes import ROOT
 from train.config import run_config

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from zoo import configs, models
-from zoo.cli import model_counts, models_table
+from zoo.cli import models_table, parameter_counts
 from zoo.configs import gpt, xlnet
 from zoo.errors import BadInput
 
@@ -144,19 +144,21 @@ def test_parameter_counts_are_exact(family: str) -> None:
 
 @pytest.mark.parametrize("names", [("bert-nano", "gpt2", "t5-small"), pytest.param(tuple(SIZES), marks=pytest.mark.full)])
 def test_stored_counts_are_those_of_the_models(names: tuple[str, ...]) -> None:
-    """`python -m zoo.cli.model_counts` writes them."""
-    assert {name: model_counts.parameters(name, SIZES[name]) for name in names} == {
+    """`python -m zoo.cli.parameter_counts` writes them."""
+    assert {name: parameter_counts.parameters(name, SIZES[name]) for name in names} == {
         name: models.parameter_count(SIZES[name].config) for name in names
     }
 
 
 def test_a_size_is_counted_only_if_its_configuration_is_not_the_stored_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(model_counts, "counted", lambda size: -1)
-    assert all(model_counts.parameters(name, size) > 0 for name, size in SIZES.items()), "run python -m zoo.cli.model_counts"
-    assert model_counts._stored().keys() == SIZES.keys()
+    monkeypatch.setattr(parameter_counts, "counted", lambda size: -1)
+    assert all(parameter_counts.parameters(name, size) > 0 for name, size in SIZES.items()), (
+        "run python -m zoo.cli.parameter_counts"
+    )
+    assert parameter_counts._stored().keys() == SIZES.keys()
     size = SIZES["gpt2"]
     changed = dataclasses.replace(size, config=dataclasses.replace(size.config, layers=13))
-    assert model_counts.parameters("gpt2", changed) == model_counts.parameters("gpt2-new", size) == -1
+    assert parameter_counts.parameters("gpt2", changed) == parameter_counts.parameters("gpt2-new", size) == -1
 
 
 def test_counts_of_sources() -> None:

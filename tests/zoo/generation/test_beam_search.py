@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 
 from eval.generation import generator
+from eval.generation.generation_options import Decoding
 from eval.generation.generator import _Text
-from eval.generation.settings import Decoding
 from tests.support.generation import GREEDILY, gpt_generator, gpt_tokenizer, ids, prompts
 from tests.support.small import random_params, small
 from zoo.batch import Batch
 from zoo.generation import beam_search
-from zoo.generation.settings import Beams
+from zoo.generation.decoding_settings import Beams
 from zoo.models import Model
 
 WORDS, LIMIT, END = 5, 4, 2

@@ -9,7 +9,7 @@ from tests.support.small import random_params, small
 from zoo.batch import Batch
 from zoo.generation import decode_loop
 from zoo.generation.decode_loop import Decoder
-from zoo.generation.settings import GREEDY
+from zoo.generation.decoding_settings import GREEDY
 
 COUNT = 6
 

@@ -13,7 +13,7 @@ import pytest
 
 from zoo.errors import BadInput
 from zoo.generation import sampling
-from zoo.generation.settings import GREEDY, Sampling
+from zoo.generation.decoding_settings import GREEDY, Sampling
 from zoo.ops import counter_rng
 
 VOCABULARY = 40

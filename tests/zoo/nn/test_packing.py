@@ -15,7 +15,7 @@ from tests.support.encoder_text import LETTERS, roberta, stream, uncased
 from tests.support.gradients import assert_equal_gradients
 from tests.support.small import random_params, small
 from train.config.data_options import EncoderData, RowPlan
-from train.config.objective_options import Masking
+from train.config.option_groups import Masking
 from train.objectives.masked import Masked
 from train.rows.encoder_rows import EncoderRows, Sequence, plan_rows
 from train.rows.token_cache import Tokens

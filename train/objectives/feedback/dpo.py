@@ -18,7 +18,7 @@ from train.objectives.base import Objective, check_predicts_words
 from train.rows import preference_rows
 from train.rows.batches import Build
 from train.tokenizers.tokenizer import Tokenizer
-from train.weights.reference import add_reference, attach
+from train.weights.reference_log_probs import add_reference, attach
 from zoo.batch import Batch
 from zoo.errors import require
 from zoo.models import Model
@@ -28,7 +28,8 @@ from zoo.models import Model
 class ReferenceObjective(Objective):
     """Base class of objectives that compare the log-probabilities of two answers to a prompt with those under a reference.
 
-    With a reference, extra["reference"] has its log-probabilities of both answers, float32 [2] (`train.weights.reference`).
+    With a reference, extra["reference"] has its log-probabilities of both answers, float32 [2]; see
+    `train.weights.reference_log_probs`.
     """
 
     ROWS: ClassVar[Any]

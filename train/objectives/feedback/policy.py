@@ -20,9 +20,9 @@ from train.engine.log_probs import token_log_probs
 from train.engine.policy_losses import clipped_losses, divisor, kl_losses, loss_weights, ratios
 from train.objectives.base import Objective, check_predicts_words
 from train.rollouts import rollout_inputs
+from train.rollouts.advantage_estimators import Estimator, GroupEstimator
 from train.rollouts.batch_feed import Feed, FeedSource
-from train.rollouts.estimators import Estimator, GroupEstimator
-from train.rollouts.reference import load_reference
+from train.rollouts.kl_reference import load_reference
 from train.rollouts.rollout_feed import RolloutFeed
 from train.rows.batches import Build
 from train.rows.response_rows import ResponseRow, row_builder
@@ -115,7 +115,7 @@ class RolloutObjective(Objective):
         """Return the batches of responses that the model samples itself.
 
         Raises:
-            BadInput: as `train.rollouts.reference.load_reference`.
+            BadInput: as `train.rollouts.kl_reference.load_reference`.
         """
         reference = load_reference(source.run, source.model, source.mesh) if self._beta(source.run) else None
         return contextlib.nullcontext(RolloutFeed(source, self.estimator(), reference))

@@ -10,13 +10,13 @@ import numpy as np
 from train.config.ppo_options import Ppo
 from train.config.rollout_options import Rollout
 from train.config.run_config import Run
+from train.engine.gae_and_value_loss import value_losses
 from train.engine.log_probs import token_log_probs
 from train.engine.policy_losses import clipped_losses, ratios
-from train.engine.ppo import value_losses
 from train.engine.state_init import TrainedParams
 from train.engine.value_head import token_values, value_head
 from train.objectives.feedback.policy import RolloutObjective
-from train.rollouts.estimators import Estimator, ValueEstimator
+from train.rollouts.advantage_estimators import Estimator, ValueEstimator
 from train.rows.response_rows import ResponseRow, row_builder
 from train.tokenizers.tokenizer import Tokenizer
 from zoo.batch import Batch

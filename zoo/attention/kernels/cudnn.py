@@ -34,7 +34,7 @@ def limits(request: Request) -> str | None:
     h = request.shape[-1]
     if request.dtype not in ("bfloat16", "float16"):
         return f"it takes bfloat16 and float16, and this is {request.dtype}"
-    # As in JAX, the GPU of this process decides. `benchmarks.plan.targets.present` simulates another one for JAX and for this.
+    # As in JAX, the GPU of this process decides. `benchmarks.plan.target_devices.present` simulates another GPU, also for JAX.
     largest = 256 if capability() >= 9 else 128
     if h > largest or h % 8:
         return f"it takes head sizes up to {largest} on this GPU that are multiples of 8, and this is {h}"

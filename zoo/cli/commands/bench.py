@@ -8,9 +8,9 @@ from zoo.cli.option_parser import parse
 from zoo.errors import BadInput
 
 BENCHMARKS = {
-    "attention": ("benchmarks.attention.options", "benchmarks.attention.sweep"),
-    "step": ("benchmarks.step.options", "benchmarks.step.bench"),
-    "growth": ("benchmarks.growth.options", "benchmarks.growth.bench"),
+    "attention": ("benchmarks.attention.attention_options", "benchmarks.attention.sweep"),
+    "step": ("benchmarks.step.step_options", "benchmarks.step.bench_step"),
+    "growth": ("benchmarks.growth.growth_options", "benchmarks.growth.bench_growth"),
 }
 """Benchmark -> the module of its options, which imports no JAX, and that of its `main`."""
 

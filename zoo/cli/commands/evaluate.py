@@ -7,7 +7,7 @@ from zoo.cli import early_checks
 from zoo.cli.machine_options import prepare_process
 from zoo.cli.option_parser import parse
 from zoo.errors import require
-from zoo.generation.settings import Beams
+from zoo.generation.decoding_settings import Beams
 
 PASSED = ("batch", "stride", "length", "words", "field", "orders", "limit", "tokens", "prefix")
 """Options that are passed on to `eval.tasks.Settings`."""
@@ -17,7 +17,7 @@ def evaluate(args: list[str]) -> int:
     """Run `zoo eval RUN [options]` or `zoo eval RUN|DIR|hub:ID --task T --files ... [options]`."""
     import tyro
 
-    from train.config.objective_options import Labelled
+    from train.config.option_groups import Labelled
     from train.config.run_config import Machine, Mesh, Precision
     from train.run.run_dir import read_config
 

@@ -66,7 +66,7 @@ def experiment(args: list[str]) -> int:
     folder = Path(options.folder)
     if folder.exists() and not folder.is_dir():
         raise BadInput(f"{folder}: is a file; name a folder")
-    from eval.experiments import files as experiment_files
+    from eval.experiments import experiment_data
     from eval.experiments import grid as grids
 
     declared = catalogue.find(options.name)
@@ -76,9 +76,9 @@ def experiment(args: list[str]) -> int:
     needs_tasks = any("{tasks}" in str(values) for values in _values(declared, options.tier))
     if options.plan:
         # The cost does not depend on the files, which need not exist.
-        files = experiment_files.Files(train="{train}", valid="{valid}", tasks="{tasks}", corpus="")
+        files = experiment_data.Files(train="{train}", valid="{valid}", tasks="{tasks}", corpus="")
     else:
-        files = experiment_files.find_files(
+        files = experiment_data.find_files(
             tier, needs_tasks, folder=options.corpus, digest=options.corpus_digest, tasks=options.tasks
         )
     seeds = tuple(range(options.seeds))
@@ -88,53 +88,53 @@ def experiment(args: list[str]) -> int:
 
 def _act(options: Any, grid: Any, folder: Path) -> int:
     """Do what the options request: plan, print or run the grid, or write its page."""
-    from eval.experiments import grid_checks, handover
+    from eval.experiments import cluster_scripts, grid_checks
 
     grid_checks.check_grid(grid, lambda: _costs(grid))
     if options.plan:
-        from eval.experiments import plan
+        from eval.experiments import cost_estimates
 
         rate = options.rate * 1e9 or _measured_rate()
-        print("\n".join(plan.plan_lines(grid, _costs(grid), rate)))
+        print("\n".join(cost_estimates.plan_lines(grid, _costs(grid), rate)))
         return 0
     texts = {
-        "commands": lambda: "\n".join(handover.command_lines(grid, folder)),
-        "slurm": lambda: handover.slurm_script(grid, folder),
-        "jobset": lambda: handover.job_sets(grid, folder),
+        "commands": lambda: "\n".join(cluster_scripts.command_lines(grid, folder)),
+        "slurm": lambda: cluster_scripts.slurm_script(grid, folder),
+        "jobset": lambda: cluster_scripts.job_sets(grid, folder),
     }
-    from eval.experiments import engine, files, registration, results, status
+    from eval.experiments import collect_results, experiment_data, grid_runner, node_status, preregistration
 
     if options.render:
-        registration.read(folder)
+        preregistration.read(folder)
     elif not any(getattr(options, name) for name in texts):
-        engine.check_installed()
+        grid_runner.check_installed()
 
     def notify(line: str) -> None:
         print(f"! {line}", file=sys.stderr, flush=True)
 
-    with engine.locked(folder, notify):
-        status.check_runs(grid, folder)
-        registered = registration.register(grid, folder)
+    with grid_runner.locked(folder, notify):
+        node_status.check_runs(grid, folder)
+        registered = preregistration.register(grid, folder)
         for line in [f"claim {name} changed after the first run: it is exploratory" for name in registered["changed"]]:
             notify(line)
         failures: list[str] = []
         if not options.render:
-            files.write_files(grid.files, folder)
+            experiment_data.write_files(grid.files, folder)
             for name in texts:
                 if getattr(options, name):
                     print(texts[name](), flush=True)
                     return 0
             try:
-                failures = engine.run_missing(grid, folder)
-            except engine.Stopped as stopped:
+                failures = grid_runner.run_missing(grid, folder)
+            except grid_runner.Stopped as stopped:
                 notify("stopped; the same command continues")
                 return 128 + stopped.number
-        result = results.write_results(grid, registered, folder)
+        result = collect_results.write_results(grid, registered, folder)
     for line in [*failures, *result["deviations"]]:
         notify(line)
     for claim in result["claims"]:
         print(f"{claim['id']:24} {claim['verdict']}: {claim['reason']}")
-    print(folder / results.HTML, flush=True)
+    print(folder / collect_results.HTML, flush=True)
     return 1 if failures else 0
 
 
@@ -146,17 +146,17 @@ def _values(declared: Any, tier: str) -> list[Any]:
 
 def _costs(grid: Any) -> Any:
     """Return the costs of a grid; JAX is then limited to the CPU, because the processes of the runs need the other devices."""
-    from eval.experiments import plan
+    from eval.experiments import cost_estimates
 
     _use_cpu()
-    return plan.costs(grid)
+    return cost_estimates.costs(grid)
 
 
 def _flops_per_step(run: Any) -> float:
-    from eval.experiments import plan
+    from eval.experiments import cost_estimates
 
     _use_cpu()
-    return plan.step_flops(run)
+    return cost_estimates.step_flops(run)
 
 
 def _use_cpu() -> None:
@@ -169,7 +169,7 @@ def _measured_rate() -> float:
     """Return the rate of float32 matrix products of this machine's CPU."""
     import jax.numpy as jnp
 
-    from train.run import matrix_rate
+    from train.run import matmul_rate
 
     _use_cpu()
-    return matrix_rate.measure(jnp.float32)
+    return matmul_rate.measure(jnp.float32)

@@ -12,7 +12,7 @@ def generate(args: list[str]) -> int:
     import tyro
 
     from eval.commands.model_options import ModelOptions
-    from eval.generation.settings import Decoding, Prompts
+    from eval.generation.generation_options import Decoding, Prompts
 
     @dataclasses.dataclass(frozen=True)
     class Generate:

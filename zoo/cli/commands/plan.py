@@ -10,7 +10,7 @@ from zoo.errors import BadInput, require
 
 def plan(args: list[str]) -> int:
     """Run `zoo plan MODEL|RECIPE --target T [options]`."""
-    from benchmarks.plan import targets
+    from benchmarks.plan import target_devices
 
     if args[:1] in (["-h"], ["--help"]):
         print(HELP, end="")
@@ -18,7 +18,7 @@ def plan(args: list[str]) -> int:
     if not args or args[0].startswith("-"):
         raise BadInput("zoo plan: name a size (zoo models) or a recipe (zoo train --help) before the options")
     request = parse_options(args[0], args[1:])
-    target = targets.parse(request.target)
+    target = target_devices.parse(request.target)
     run = request.run
     require_one_process(run.machine)
     require(run.machine.devices == 0, "devices", run.machine.devices, f"choose --target cpu:{run.machine.devices} instead")
@@ -27,14 +27,14 @@ def plan(args: list[str]) -> int:
     require(not (request.search and request.page), "page", request.page, "a search writes no page; plan the mesh that it found")
     data = {"batch": request.batch or run.data.batch, "length": request.seq or run.data.length}
     run = dataclasses.replace(run, data=dataclasses.replace(run.data, **data))
-    targets.prepare(target)
-    from benchmarks.plan import main
+    target_devices.prepare(target)
+    from benchmarks.plan import plan_command
 
     flags = {"fresh": request.fresh, "as_json": request.json}
     try:
         if request.search:
-            return main.search(run, request.mode, target, minutes=request.minutes, top=request.top, **flags)
-        return main.plan(run, request.mode, target, file=request.page, **flags)
+            return plan_command.search(run, request.mode, target, minutes=request.minutes, top=request.top, **flags)
+        return plan_command.plan(run, request.mode, target, file=request.page, **flags)
     except BadInput as error:
         message = str(error)
         # Name the option that the user wrote.

@@ -13,7 +13,7 @@ def predict(args: list[str]) -> int:
 
     from eval.commands.model_options import ModelOptions
     from eval.scoring.encoder_inputs import Unlabelled
-    from train.config.objective_options import Labelled
+    from train.config.option_groups import Labelled
 
     @dataclasses.dataclass(frozen=True)
     class Predict:

@@ -1,0 +1,168 @@
+"""`zoo bench growth`: how time, memory and compilation of a small model's step grow with length, layers, width and devices.
+
+Along each axis everything else stays fixed. Values of an axis are timed in the same rounds; each number of devices has its own
+process, and the same batch is split over its devices. Simulated devices share the cores of this machine: they show the cost of
+splitting, not a speed-up.
+"""
+
+import dataclasses
+import functools
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from benchmarks.core import bench_command, timing
+from benchmarks.core.guarded_trials import Group, Trial, Watch, repeat_without_failures, run_guarded
+from benchmarks.core.output_options import recorded
+from benchmarks.core.result_files import identity
+from benchmarks.core.worker_process import WorkerFailed, call
+from benchmarks.growth import growth_page, growth_tables
+from benchmarks.growth.growth_options import Options
+from benchmarks.growth.growth_tables import AXES
+from benchmarks.step import programs
+from benchmarks.step.cases import Case, case
+from benchmarks.step.programs import Step, Variant
+from zoo.errors import require
+from zoo.runtime import jax_setup
+
+DEFAULTS = {
+    "full": Options(
+        batch=8,
+        length=(64, 128, 256, 512, 1024),
+        layers=(2, 4, 8, 16, 32),
+        width=(64, 128, 256, 512),
+        device_counts=(1, 2, 4, 8),
+        rounds=9,
+    ),
+    "quick": Options(batch=4, length=(64, 256, 1024), layers=(2, 8, 32), width=(64, 128, 256), device_counts=(1, 2, 4), rounds=5),
+}
+BASE = {"length": 64, "layers": 2, "width": 64, "devices": 1}
+"""Values of the axes that do not grow."""
+HEAD = 32
+"""Size of a head; a wider model has more heads."""
+
+
+BENCHMARK = bench_command.Benchmark("growth", "Growth", growth_tables.blocks, growth_page.render, growth_tables.one_line)
+
+
+def main(requested: Options, argv: Sequence[str]) -> int:
+    """Run the command: see `bench_command.run_benchmark`.
+
+    Raises:
+        BadInput: an unknown model, numbers below 1, fewer than two values of an axis; see `bench_command.run_benchmark`.
+    """
+    options = resolved(requested)
+    measurement = bench_command.Measurement(options=options, groups=functools.partial(_groups, options))
+    return bench_command.run_benchmark(BENCHMARK, bench_command.start(1), measurement, argv)
+
+
+def resolved(options: Options) -> Options:
+    """Return the options with all omitted fields filled in.
+
+    Raises:
+        BadInput: an unknown model, numbers below 1, or a single value of an axis.
+    """
+    default = DEFAULTS["quick" if options.quick else "full"]
+    filled = {field.name: getattr(options, field.name) or getattr(default, field.name) for field in dataclasses.fields(options)}
+    for name in ("batch", "rounds"):
+        value = getattr(options, name)
+        require(value is None or value > 0, name, value, "must be 1 or more; choose a larger number, or leave it out")
+    for name in ("length", "layers", "width", "device_counts"):
+        values, listed = filled[name], " ".join(map(str, filled[name]))
+        require(all(value > 0 for value in values), name, listed, "choose numbers of 1 or more")
+        require(len(set(values)) > 1, name, listed, "growth needs two different values or more")
+        filled[name] = tuple(sorted(set(values)))
+    for width in filled["width"]:
+        require(width % HEAD == 0, "width", width, f"choose multiples of {HEAD}, the size of a head")
+    for count in filled["device_counts"]:
+        require(filled["batch"] % count == 0, "device-counts", count, f"it does not divide the {filled['batch']} rows of --batch")
+    complete = Options(**filled)
+    _case(complete, "length", BASE["length"])
+    return complete
+
+
+def key(options: Options, axis: str, value: int) -> dict[str, Any]:
+    """Return the key of a cell."""
+    return {"model": options.model, "batch": options.batch, "axis": axis, "value": value}
+
+
+def _case(options: Options, axis: str, value: int) -> Case:
+    """Return the model with one axis at a value and the others at their base."""
+    numbers = {**BASE, axis: value}
+    base = case(options.model, "train", batch=options.batch or 0)
+    fields = {field.name for field in dataclasses.fields(base.config)}
+    width = numbers["width"]
+    changes = {
+        **{name: numbers["layers"] for name in ("layers", "decoder_layers")},
+        **{"width": width, "heads": width // HEAD, "head": HEAD, "ffn": 4 * width, "context": max(numbers["length"], 2)},
+    }
+    cfg = dataclasses.replace(base.config, **{name: size for name, size in changes.items() if name in fields})
+    length = numbers["length"]
+    return dataclasses.replace(base, config=cfg, length=length, source=length if base.source else 0)
+
+
+def _groups(options: Options, environment: Mapping[str, Any]) -> list[Group]:
+    groups = []
+    for axis in AXES:
+        values, measure = (options.device_counts, _devices) if axis == "devices" else (getattr(options, axis), _axis)
+        keys = [key(options, axis, value) for value in values]
+        groups.append(Group(f"growth with {axis}", keys, functools.partial(measure, options)))
+    return groups
+
+
+def _axis(options: Options, keys: Sequence[dict[str, Any]], watch: Watch) -> list[dict[str, Any]]:
+    """Return the cells of an axis, timed in the same rounds; a program that fails is removed and the others continue."""
+    trials = [Trial(key) for key in keys]
+    for trial in trials:
+        value = trial.key["value"]
+        prepare = functools.partial(_warm, case=_case(options, trial.key["axis"], value), variant=Variant())
+        run_guarded(trial, prepare, watch, f"{value}: compiling")
+    watch.begin("timing", *(trial.key for trial in trials if trial.program is not None))
+    seconds = repeat_without_failures(trials, functools.partial(timing.measured, rounds=options.rounds or 0)) or {}
+    for trial in trials:
+        if (place := identity(trial.key)) in seconds:
+            trial.columns |= timing.columns(seconds[place])
+            trial.end("timed")
+    return [trial.cell() for trial in trials]
+
+
+def _devices(options: Options, keys: Sequence[dict[str, Any]], watch: Watch) -> list[dict[str, Any]]:
+    """Return the cells of the axis of devices, each from a process of its own."""
+    trials = [Trial(key) for key in keys]
+    for trial in trials:
+        count = trial.key["value"]
+        watch.begin(f"{count} devices", trial.key)
+        try:
+            # Devices are simulated on the CPU, so the process uses no other platform.
+            trial.columns |= call(measure_device_count, recorded(options), count, env={"JAX_PLATFORMS": "cpu"})
+        except WorkerFailed as failure:
+            trial.end("failed", str(failure))
+        else:
+            trial.end("timed")
+    return [trial.cell() for trial in trials]
+
+
+def _warm(trial: Trial, case: Case, variant: Variant) -> None:
+    """Compile a step and call it until it is warm."""
+    step = Step(case, variant)
+    spent = step.compile()
+    step.start(programs.initial(case))
+    began = time.perf_counter()
+    loss = step.run()
+    first = time.perf_counter() - began
+    timing.warm(step.run)
+    memory = step.memory.peak * step.mesh.size
+    trial.columns |= {**spent, "first_step_seconds": sum(spent.values()) + first, "memory": memory, "loss": loss}
+    trial.program = step.run
+
+
+def measure_device_count(fields: Mapping[str, Any], count: int) -> dict[str, Any]:
+    """Return the columns of a number of devices, in a process with that many."""
+    jax_setup.prepare(count)
+    restored: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
+    options = Options(**restored)
+    trial = Trial({})
+    _warm(trial, _case(options, "devices", count), Variant(mesh=f"data={count}"))
+    assert trial.program is not None
+    seconds = timing.measured({"": trial.program}, rounds=options.rounds or 0)[""]
+    return trial.columns | timing.columns(seconds)

@@ -1,0 +1,21 @@
+"""The start of every measurement in this folder: parse its options, set up JAX, and print a line about the machine."""
+
+import argparse
+from typing import Any
+
+from benchmarks.core import result_files
+from benchmarks.core.result_tables import environment_line
+from zoo.runtime import jax_setup
+
+
+def begin(name: str, documentation: str | None, **defaults: Any) -> argparse.Namespace:
+    """Return the options of `python -m benchmarks.micro.<name>`, which have these defaults, and print the machine."""
+    description = (documentation or "").splitlines()[0]
+    parser = argparse.ArgumentParser(prog=f"python -m benchmarks.micro.{name}", description=description)
+    for option, default in defaults.items():
+        parser.add_argument(f"--{option}", type=type(default), default=default)
+    options = parser.parse_args()
+    jax_setup.prepare()
+    jax_setup.canary()
+    print(f"{environment_line(result_files.environment())}\n", flush=True)
+    return options

@@ -1,0 +1,69 @@
+"""The command `zoo plan`: one plan or a search, from the request to the output."""
+
+import json
+import sys
+from pathlib import Path
+
+from benchmarks.core import result_tables
+from benchmarks.plan import plan_cache, plan_page, text_view
+from benchmarks.plan.compile_program import Mode
+from benchmarks.plan.plan_record import Plan
+from benchmarks.plan.target_devices import Target
+from train.config import run_config
+from train.run.run_dir import replacing
+from zoo.errors import BadInput
+
+
+def plan(run: run_config.Run, mode: Mode, target: Target, *, file: str, fresh: bool, as_json: bool) -> int:
+    """Plan a run for a target and print it; return the exit code.
+
+    Args:
+        file: path of an HTML page to write; "" for none.
+
+    Raises:
+        BadInput: see `compile_program.compile_run`; the page cannot be written.
+    """
+    planned = plan_cache.plan(run, mode, target, fresh=fresh)
+    if file:
+        _write(Path(file), planned)
+    if as_json:
+        print(json.dumps(planned.plain(), indent=2))
+    else:
+        result_tables.show(text_view.plan_blocks(planned))
+    return 0
+
+
+def search(run: run_config.Run, mode: Mode, target: Target, *, minutes: float, top: int, fresh: bool, as_json: bool) -> int:
+    """Search for the best mesh and print the result; return the exit code.
+
+    Raises:
+        BadInput: no candidate that was tried fits.
+    """
+    from benchmarks.plan import mesh_search
+
+    result = mesh_search.search(run, mode, target, seconds=60 * minutes, fresh=fresh, report=_progress_printer())
+    if as_json:
+        print(json.dumps([entry.plain() for entry in result.ranked[:top]], indent=2))
+    else:
+        result_tables.show(text_view.search_blocks(result, top))
+    return 0
+
+
+def _write(file: Path, planned: Plan) -> None:
+    try:
+        with replacing(file) as stream:
+            stream.write(plan_page.page(planned).encode())
+    except OSError as error:
+        raise BadInput(f"--page {file}: cannot be written ({error.strerror}); name a file in an existing folder") from None
+
+
+def _progress_printer():
+    """Return a function that writes a line of progress to stderr, in place on a terminal."""
+
+    def report(line: str) -> None:
+        if sys.stderr.isatty():
+            print(f"\r\x1b[K{line}", end="" if line else "\n", file=sys.stderr, flush=True)
+        elif line:
+            print(line, file=sys.stderr, flush=True)
+
+    return report

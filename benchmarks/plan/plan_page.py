@@ -1,0 +1,81 @@
+"""A plan as an HTML page: its memory as a stacked bar, its step under the roofline of its device, and its collectives."""
+
+import itertools
+import math
+from typing import Any
+
+from benchmarks.core.html_page import Block, Figure, render
+from benchmarks.plan import text_view
+from benchmarks.plan.plan_record import Plan
+from benchmarks.plan.target_devices import parse
+from eval.report.svg import INK, MUTED, ONE, THREE, TWO
+
+LOOKS = {"parameters": (ONE, "one"), "optimizer": (TWO, "two"), "cache": (TWO, "two"), "temporaries": (THREE, "three")}
+"""Colour and class of the style sheet of parts that may be large; the others are grey and share one key."""
+WORTH = (
+    "At the published rates, no program is faster than compute and links allow. "
+    "The time for memory is an estimate: a program that finds arrays in a cache takes less."
+)
+
+
+def page(plan: Plan) -> str:
+    """Return a self-contained HTML file."""
+    lead = f"{text_view.binary(plan.total)} on a device, {text_view.verdict(plan)}. {text_view.bound_sentence(plan)}"
+    step: list[Block] = [] if plan.products is None else [text_view.rates(plan), *_roofline(plan)]
+    sections: dict[str, list[Block]] = {
+        "What is planned": [text_view.inputs(plan)],
+        "Memory of a device": [_memory(plan), text_view.memory(plan)],
+        "A step": step,
+        "Sent in a step": [text_view.sent(plan)] if plan.collectives else [],
+        "Warnings": [text_view.warnings(plan)],
+    }
+    return render(text_view.headline(plan), lead, sections, footer=f"{text_view.provenance(plan)}. {WORTH}")
+
+
+def _memory(plan: Plan) -> Figure:
+    """Return the stacked bar over a device's memory."""
+    parts = text_view.memory_parts(plan)
+    total, *frame = [text_view.binary(size) for size in (plan.total, plan.device_memory) if size is not None]
+
+    def draw(axes: Any) -> None:
+        for (name, size), left in zip(parts.items(), itertools.accumulate(parts.values(), initial=0), strict=False):
+            axes.barh(0, size, left=left, height=1, color=LOOKS.get(name, (MUTED,))[0])
+        if plan.device_memory is not None:
+            axes.barh(0, plan.device_memory, height=1, fill=False, edgecolor=INK, linewidth=1.5)
+        axes.set_axis_off()
+
+    keys = {name: LOOKS[name][1] for name in parts if name in LOOKS}
+    if rest := ", ".join(name for name in parts if name not in LOOKS):
+        keys[rest] = "muted"
+    label = "; ".join(f"{name} {text_view.binary(size)}" for name, size in parts.items())
+    title = f"{total}; the frame is {frame[0]}" if frame else total
+    return Figure(title, draw, label, keys, across=True, height=0.6)
+
+
+def _roofline(plan: Plan) -> list[Figure]:
+    """Return FLOP/s over FLOPs a byte, both logarithmic: the roofs of memory, interconnect and compute, and this step."""
+    device = parse(plan.target).published
+    peak = None if device is None else device.peak.get(plan.precision)
+    if device is None or device.bandwidth is None or peak is None or not plan.products or not plan.bytes:
+        return []
+    flops, top, slope = plan.products + (plan.kernels or 0), peak * 1e12, device.bandwidth * 1e9
+    link_bound = flops / plan.times.interconnect if plan.times.interconnect else None
+    at, ridge = flops / plan.bytes, top / slope
+    reached = min(top, slope * at, link_bound or top)
+    low, high = math.floor(math.log10(min(at, ridge)) - 0.5), math.ceil(math.log10(max(at, ridge)) + 0.5)
+    floor, ceiling = math.floor(math.log10(min(slope * 10.0**low, reached))), math.ceil(math.log10(top) + 0.15)
+
+    def draw(axes: Any) -> None:
+        axes.plot([10.0**low, ridge, 10.0**high], [slope * 10.0**low, top, top], color=ONE, linewidth=2)
+        if link_bound:
+            axes.axhline(link_bound, color=TWO, linewidth=2, linestyle=(0, (4, 2)))
+        axes.plot([at], [reached], "o", color=THREE, markersize=9)
+        axes.set(xscale="log", yscale="log", xlim=(10.0**low, 10.0**high), ylim=(10.0**floor, 10.0**ceiling))
+        axes.set_xlabel("FLOPs a byte of memory")
+        axes.minorticks_off()
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:,g}")
+        axes.yaxis.set_major_formatter(lambda value, _: text_view.decimal(value).strip())
+
+    keys = {"memory and compute": "one"} | ({"interconnect": "two dashed"} if link_bound else {}) | {"this step": "three dots"}
+    label = f"this step: {at:.3g} FLOPs a byte, {text_view.decimal(reached)}FLOP/s"
+    return [Figure("FLOP/s of a device", draw, label, keys, across=True)]

@@ -1,0 +1,252 @@
+"""Collection of an experiment's results in experiment.json: all that its page shows, read from the runs, and the verdicts."""
+
+import json
+import math
+import re
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from eval.experiments import grid_checks, node_status
+from eval.experiments.declaration import Experiment
+from eval.experiments.grid import TOKENIZER, Grid, Node
+from eval.experiments.item_errors import item_errors
+from train.run.console import short
+from train.run.metrics_file import read_rows
+from train.run.run_dir import RunDir, write_json, write_text
+from zoo.errors import BadInput
+
+JSON, HTML, MARKDOWN = "experiment.json", "experiment.html", "experiment.md"
+PLATEAU = 0.2
+"""Nats by which a run's loss must be below that of word frequencies; otherwise it did not learn."""
+COSTS = ("input_tokens", "text_tokens", "predictions", "bytes", "flops", "seconds", "peak_bytes")
+TEXT_SLACK = 0.03
+"""Share by which equal budgets in text tokens may differ: how much text is in a row is known only after the runs."""
+
+
+def write_results(grid: Grid, registration: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Write experiment.json and its pages, each atomically, and return the content of experiment.json."""
+    from eval.experiments.page import render_html, render_markdown
+
+    result = json.loads(json.dumps(collect(grid, registration, folder)))
+    write_json(folder / JSON, result)
+    write_text(folder / HTML, render_html(result))
+    write_text(folder / MARKDOWN, render_markdown(result))
+    return result
+
+
+def collect(grid: Grid, registration: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Return the content of experiment.json."""
+    experiment = grid.experiment
+    if experiment.judge is None:
+        from eval.experiments.analysis.verdicts import judge
+    else:
+        judge = experiment.judge
+    cells = [
+        read_cell(node, node.row, folder, is_control=node.row == experiment.control)
+        for node in grid.nodes
+        if node.stage != TOKENIZER
+    ]
+    floors = _floors(experiment, grid, cells)
+    content = {name: value for name, value in registration.items() if name not in ("date", "deviations")}
+    claims = judge(content, cells, floors)
+    budget = _budget(grid, cells)
+    deviations = [*registration["deviations"], *_failures(grid, folder, cells)]
+    problems = _data_problems(grid, cells)
+    if budget["note"]:
+        problems |= dict.fromkeys((claim["id"] for claim in claims), budget["note"])
+        deviations.append(budget["note"])
+    for claim, declared in zip(claims, content["claims"], strict=True):
+        if problem := problems.get(claim["id"]):
+            claim |= {"verdict": "not testable", "reason": problem}
+        claim["items"] = item_errors(grid, claim, declared["metric"], declared["row"], folder)
+    sizes = _sizes(grid, folder, cells)
+    return {
+        "schema": 1,
+        "name": experiment.name,
+        "question": experiment.question,
+        "source": experiment.source,
+        "scale": experiment.scale.format(**sizes),
+        "date": registration["date"],
+        "tier": grid.tier,
+        "registration": content,
+        "cells": cells,
+        "claims": claims,
+        "paper": [
+            {"row": row.name, "metric": metric, "value": value, "source": experiment.source}
+            for row in experiment.tier_rows(grid.tier)
+            for metric, value in row.paper.items()
+        ],
+        "floors": floors,
+        "budget": budget,
+        "deviations": list(dict.fromkeys(deviations)),
+    }
+
+
+def read_cell(node: Node, row: str, folder: Path, *, is_control: bool = False) -> dict[str, Any]:
+    """Return the cell of a node: its status, scores, costs, fingerprints, command, curve and provenance."""
+    files = RunDir(folder / node.run)
+    scores, meta = _scores(node, files), _manifest(files)
+    starts = _rows(files.starts)
+    valid = [] if node.task else [row for row in _rows(files.metrics) if row.get("kind") == "valid"]
+    per_step = starts[-1].get("flops") if starts else None
+    tokens = node.config.data.batch * node.config.data.length
+    main = _main_score(scores or (valid[-1] if valid else {}))
+    return {
+        "row": row,
+        "seed": node.seed,
+        "stage": node.stage,
+        "run": node.run,
+        "status": cell_status(node, folder, scores, is_control=is_control),
+        "scores": {name: value for name, value in scores.items() if math.isfinite(value)},
+        "costs": _costs(node, files, int(meta.get("step", 0)), meta),
+        "fingerprints": {name: meta[name] for name in ("held_out", "tokenizer", "data", "targets") if name in meta},
+        "command": " ".join(("zoo", *node.argv)),
+        "curve": [
+            [row["step"] * tokens, None if per_step is None else row["step"] * per_step, row[main]]
+            for row in valid
+            if isinstance(row.get(main), int | float) and math.isfinite(row[main])
+        ],
+        "provenance": _provenance(starts[-1] if starts else {}),
+    }
+
+
+def cell_status(node: Node, folder: Path, scores: Mapping[str, float | int], *, is_control: bool = False) -> str:
+    """Return "done", "missing", "failed", "diverged" or "did not learn"; the control is not expected to learn."""
+    if not node_status.is_done(node, folder):
+        reason = node_status.failure(node, folder)
+        return "diverged" if node_status.DIVERGED in reason else "failed" if reason else "missing"
+    if any(not math.isfinite(value) for value in scores.values()):
+        return "diverged"
+    loss = scores.get("masked_loss", scores.get("loss"))
+    if not is_control and loss is not None and "unigram_loss" in scores and loss > scores["unigram_loss"] - PLATEAU:
+        return "did not learn"
+    return "done"
+
+
+def _scores(node: Node, files: RunDir) -> dict[str, float | int]:
+    if node.task:
+        entry = node_status.read_object(files.evaluations).get(node_status.evaluation_name(node), {})
+        content = entry.get("metrics", {}) if isinstance(entry, dict) else {}
+    else:
+        content = node_status.read_object(files.scores)
+    return {name: value for name, value in content.items() if isinstance(value, int | float) and not isinstance(value, bool)}
+
+
+def _costs(node: Node, files: RunDir, last: int, meta: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the costs of a training run's steps; None for costs that are not recorded, and for all costs of an evaluation."""
+    from train.run.costs import read_known_costs
+
+    recorded = {} if node.task or not last else read_known_costs(files, last, meta)
+    return {name: recorded.get(name) for name in COSTS}
+
+
+def _manifest(files: RunDir) -> dict[str, Any]:
+    """Return the metadata of the newest checkpoint and its step; {} if there is none."""
+    for path in sorted(files.checkpoints.glob("*/COMMIT.json"), reverse=True):
+        meta = node_status.read_object(path).get("meta", {})
+        return {**meta, "step": int(path.parent.name)} if isinstance(meta, dict) else {}
+    return {}
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    """Return the rows of a file; none if it is absent or damaged, since the other cells can still be shown."""
+    try:
+        return read_rows(path) if path.exists() else []
+    except BadInput:
+        return []
+
+
+def _provenance(start: Mapping[str, Any]) -> dict[str, Any]:
+    recorded = start.get("provenance", {})
+    names = ("commit", "dirty", "device", "host")
+    return {**{name: recorded.get(name) for name in names}, "versions": start.get("versions", {})}
+
+
+def _main_score(scores: Mapping[str, Any]) -> str:
+    return next((name for name in ("masked_loss", "loss", "accuracy") if name in scores), "loss")
+
+
+def _floors(experiment: Experiment, grid: Grid, cells: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return the scores of trivial baselines: word frequencies and the largest class in the runs, and the declared ones."""
+    floors: list[dict[str, Any]] = []
+    for name, metric, of in (("unigram", "masked_loss", "unigram_loss"), ("majority class", "accuracy", "majority_share")):
+        for stage in dict.fromkeys(cell["stage"] for cell in cells):
+            values = [cell["scores"][of] for cell in cells if cell["stage"] == stage and of in cell["scores"]]
+            if values:
+                value, source = statistics.mean(values), "computed on the held-out data of the runs"
+                floors.append({"name": name, "metric": f"{stage}/{metric}", "value": value, "source": source})
+    if grid.experiment.tiers[grid.tier].tasks == "files":
+        names = ("name", "metric", "value", "source")
+        floors += [dict[str, Any](zip(names, floor, strict=True)) for floor in experiment.floors]
+    return floors
+
+
+def _budget(grid: Grid, cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the budget of each row, the mean over its seeds; the note says which rows differ under the rule.
+
+    Input tokens are the positions of all steps, as papers count them; text tokens and FLOPs are those that the runs recorded.
+    """
+    rule, values = grid.experiment.budget, {}
+    for row in (row.name for row in grid.experiment.tier_rows(grid.tier)):
+        sums = []
+        for seed in grid.seeds:
+            chain = [node for node in grid.chain(row, seed) if not node.task]
+            if rule == "input_tokens":
+                spent: list[float | int | None] = [grid_checks.positions(node) for node in chain]
+            else:
+                by_node = {(cell["run"], cell["stage"]): cell["costs"][rule] for cell in cells}
+                spent = [by_node[node.run, node.stage] for node in chain]
+            recorded = [value for value in spent if value is not None]
+            if len(recorded) == len(chain):
+                sums.append(sum(recorded))
+        values[row] = statistics.mean(sums) if sums else None
+    measured = {row: value for row, value in values.items() if value is not None and row != grid.experiment.control}
+    slack = TEXT_SLACK if rule == "text_tokens" else grid_checks.SLACK
+    lines = grid_checks.unequal_budgets(measured, grid_checks.groups_of(grid), grid_checks.budget_unit(rule), slack)
+    return {"rule": rule, "values": values, "note": "; ".join(lines)}
+
+
+def _data_problems(grid: Grid, cells: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Return claim -> why its rows cannot be compared: they have other tokenizers, held-out data or targets."""
+    problems = {}
+    for claim in grid.experiment.tier_claims(grid.tier):
+        stage, rows = claim.metric.partition("/")[0], (claim.row, *claim.reference)
+        of_stage = [cell for cell in cells if cell["stage"] == stage and cell["row"] in rows]
+        trained = any(node.stage == stage and not node.task for node in grid.nodes)
+        for name in ("tokenizer", *(("held_out", "targets") if trained else ())):
+            first: dict[str, Any] | None = None
+            for cell in of_stage:
+                if name not in cell["fingerprints"]:
+                    continue
+                first = first or dict(cell)
+                if cell["fingerprints"][name] != first["fingerprints"][name]:
+                    what = {"tokenizer": "tokenizers", "held_out": "held-out data", "targets": "targets"}[name]
+                    problems[claim.id] = f"unequal {what}: {first['run']} and {cell['run']} were scored on different ones"
+    return problems
+
+
+def _failures(grid: Grid, folder: Path, cells: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the reason of each run that diverged or failed."""
+    nodes = {(node.stage, node.run): node for node in grid.nodes}
+    lines = []
+    for cell in cells:
+        if cell["status"] in ("failed", "diverged") and (
+            reason := node_status.failure(nodes[cell["stage"], cell["run"]], folder)
+        ):
+            lines.append(f"{cell['run']}, {cell['stage']}: {reason}")
+    return lines
+
+
+def _sizes(grid: Grid, folder: Path, cells: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Return the values of the placeholders in `Experiment.scale`: parameters and input tokens of the main stage."""
+    main, counts = grid.experiment.main.name, []
+    for node in grid.nodes:
+        if node.stage == main and (starts := _rows(RunDir(folder / node.run).starts)):
+            match = re.search(r"([\d,]+) parameters", starts[-1].get("facts", {}).get("model", ""))
+            counts += [int(match[1].replace(",", ""))] if match else []
+    tokens = [cell["costs"]["input_tokens"] for cell in cells if cell["stage"] == main and cell["costs"]["input_tokens"]]
+    unlike = bool(counts) and max(counts) > 1.2 * min(counts)
+    parameters = f"{short(min(counts))} to {short(max(counts))}" if unlike else short(max(counts)) if counts else "no"
+    return {"parameters": parameters, "tokens": short(max(tokens)) if tokens else "no"}

@@ -1,0 +1,158 @@
+"""The data of an experiment: its task files, and as text the embedded corpus, a fixed public one, or the user's own.
+
+A corpus is a folder with `train/` and `valid/`, in the forms that `--data.paths` reads. Task files are a folder with the
+published files of data sets, as `sst2/train.tsv`. A smoke test needs neither: its text is the embedded corpus, and its task
+files are generated from it, in the same formats.
+"""
+
+import dataclasses
+import gzip
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from eval.experiments.declaration import Tier
+from train.config.data_options import TextData
+from train.data import corpus
+from train.data.corpus import Documents
+from train.run.run_dir import replacing
+from zoo.errors import BadInput
+
+PUBLIC_SHA256 = "a92fb1b192a7d14fdceacbd74483356c47cfb6da56d4d67727ec9e072619a93c"
+"""Digest of the `public` corpus, which `eval.experiments.public_corpus` builds from its sources."""
+EMBEDDED = "embedded"
+ANY = "any"
+TOY_EXAMPLES = {"train": 240, "valid": 60, "test": 60}
+"""Examples of a generated task file."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Files:
+    """Folders that replace the placeholders in options, and their contents."""
+
+    train: str
+    valid: str
+    tasks: str
+    corpus: str
+    """Kind and digest of the corpus, as "embedded fe282a57"; it is part of the registration."""
+    deviations: tuple[str, ...] = ()
+    """Differences from the declared files, in words."""
+
+    def fill(self, text: str, run: str = "") -> str:
+        """Return a text with its placeholders replaced."""
+        for name, folder in (("train", self.train), ("valid", self.valid), ("tasks", self.tasks), ("run", run)):
+            text = text.replace("{" + name + "}", folder)
+        return text
+
+
+def find_files(tier: Tier, needs_tasks: bool, *, folder: str, digest: str, tasks: str) -> Files:
+    """Return the files of a tier, without writing any.
+
+    Args:
+        needs_tasks: whether a stage reads task files.
+        folder: the user's corpus; "" = the tier's own, "embedded" = the embedded one.
+        digest: SHA-256 that the user's corpus must have; "" = the tier's, "any" = not checked.
+        tasks: the user's folder of task files.
+
+    Raises:
+        BadInput: the tier needs a folder that is not named, there is none, or the corpus has another digest.
+    """
+    deviations = []
+    if tier.corpus == "embedded" and folder not in ("", EMBEDDED) and digest == "":
+        raise BadInput(
+            f"--corpus {folder}: this tier trains on the embedded corpus; add --corpus-digest any to train on another one"
+        )
+    if not folder and tier.corpus != "embedded":
+        fix = "name a folder with train/ and valid/, or choose --corpus embedded --corpus-digest any"
+        raise BadInput(
+            f"--corpus: this tier trains on {'the `public` corpus' if tier.corpus == 'public' else 'your own text'}; {fix}"
+        )
+    if folder in ("", EMBEDDED):
+        if tier.corpus != "embedded" and digest != ANY:
+            raise BadInput(f"--corpus embedded: this tier trains on the {tier.corpus} corpus; add --corpus-digest any")
+        if tier.corpus != "embedded":
+            deviations.append(f"trained on the embedded corpus instead of the {tier.corpus} one")
+        train, valid, label = "files/train", "files/valid", f"embedded {corpus.EMBEDDED_SHA256}"
+    else:
+        train, valid = (str((Path(folder) / name).resolve()) for name in ("train", "valid"))
+        for part in (train, valid):
+            if not Path(part).is_dir():
+                raise BadInput(f"--corpus {folder}: it has no folder {Path(part).name}/; see docs/experiments.md")
+        actual = folder_digest(Path(folder))
+        expected = digest or (PUBLIC_SHA256 if tier.corpus == "public" else ANY)
+        if expected not in (ANY, actual):
+            fix = "restore its files, or add --corpus-digest any to train on another corpus"
+            raise BadInput(f"--corpus {folder}: its SHA-256 is {actual}, and the tier's corpus has {expected}; {fix}")
+        label = f"{tier.corpus if actual == PUBLIC_SHA256 else 'user'} {actual}"
+        if tier.corpus != "user" and actual != PUBLIC_SHA256:
+            deviations.append(f"trained on the corpus with SHA-256 {actual} instead of the {tier.corpus} one")
+    if needs_tasks and tier.tasks == "files" and not tasks:
+        raise BadInput("--tasks: this tier reads published task files; name the folder that has them, see docs/experiments.md")
+    if tasks and not Path(tasks).is_dir():
+        raise BadInput(f"--tasks {tasks}: no such folder")
+    own_tasks = str(Path(tasks).resolve()) if tasks else "files/tasks"
+    return Files(train=train, valid=valid, tasks=own_tasks, corpus=label, deviations=tuple(deviations))
+
+
+def folder_digest(folder: Path) -> str:
+    """Return the SHA-256 of the names and contents of the files in `train/` and `valid/` of a corpus."""
+    whole_digest = hashlib.sha256()
+    for part in ("train", "valid"):
+        for path in sorted(path for path in (folder / part).rglob("*") if path.is_file()):
+            with path.open("rb") as file:
+                content = hashlib.file_digest(file, "sha256").hexdigest()
+            whole_digest.update(f"{path.relative_to(folder).as_posix()}\0{content}\n".encode())
+    return whole_digest.hexdigest()
+
+
+def write_files(files: Files, folder: Path) -> None:
+    """Write the embedded corpus and the generated task files below an experiment's folder, unless the user's are used."""
+    if not Path(files.train).is_absolute() and not (folder / files.valid / "text.jsonl").exists():
+        training, held_out = corpus.split(TextData())
+        for name, documents in ((files.train, training), (files.valid, held_out)):
+            lines = (json.dumps({"text": text}) + "\n" for text in texts(documents))
+            _write(folder / name / "text.jsonl", lines)
+    if not Path(files.tasks).is_absolute() and not (folder / files.tasks / "multi30k" / "done").exists():
+        training, _ = corpus.split(TextData())
+        _write_tasks(folder / files.tasks, " ".join(texts(training)))
+
+
+def texts(documents: Documents) -> Iterator[str]:
+    """Yield the text of each document, its chunks joined."""
+    chunks: list[str] = []
+    for document in documents:
+        chunks.append(document.text)
+        if document.last:
+            yield "".join(chunks)
+            chunks = []
+
+
+def _write_tasks(folder: Path, text: str) -> None:
+    """Write task files in the formats of SST-2, TREC and Multi30k, made of the sentences of a text.
+
+    A sentence is "positive" if it has a comma, its question type is its number of words, and its "translation" is the
+    sentence with its words in reverse order: tasks that a small model can begin to learn.
+    """
+    sentences = [" ".join(sentence.split()) for sentence in re.split(r"(?<=[.!?])\s+", text)]
+    sentences = [sentence for sentence in sentences if 20 <= len(sentence) <= 90]
+    start = 0
+    for part, count in TOY_EXAMPLES.items():
+        chosen, start = sentences[start : start + count], start + count
+        labelled = (f"{sentence}\t{int(',' in sentence)}\n" for sentence in chosen)
+        _write(folder / "sst2" / f"{'dev' if part == 'valid' else part}.tsv", labelled)
+        if part != "valid":
+            _write(folder / "trec" / f"{part}.txt", (f"{'LONG' if len(s.split()) > 10 else 'SHORT'}:words {s}\n" for s in chosen))
+        name = {"train": "train", "valid": "val", "test": "test_2016_flickr"}[part]
+        reverse = (" ".join(reversed(sentence.split())) + "\n" for sentence in chosen)
+        for language, lines in (("en", (f"{sentence}\n" for sentence in chosen)), ("de", reverse)):
+            _write(folder / "multi30k" / f"{name}.{language}.gz", lines)
+    _write(folder / "multi30k" / "done", ())
+
+
+def _write(path: Path, lines: Iterable[str]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = "".join(lines).encode()
+    with replacing(path) as file:
+        file.write(gzip.compress(content, mtime=0) if path.suffix == ".gz" else content)

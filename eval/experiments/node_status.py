@@ -1,0 +1,107 @@
+"""The status of each node of a grid, read from the folders of the runs and the notes of failures. Nothing here imports JAX."""
+
+import json
+from pathlib import Path
+
+from eval.experiments.grid import Grid, Node
+from train.run.run_dir import RunDir, check_same_run, write_text
+from zoo.errors import BadInput
+
+LOGS = "logs"
+DIVERGED = "non-finite"
+"""Part of the message of a run that ends because its loss or gradient is not finite."""
+UNDECIDED = ("precision", "model.labels", "model.multi_label", "model.vocab")
+"""Keys whose values depend on the data and the machine, and are final only once a run has begun."""
+
+
+def is_done(node: Node, folder: Path) -> bool:
+    """Return whether a node has its results: a training run its scores and report, an evaluation its entry."""
+    files = RunDir(folder / node.run)
+    if not node.task:
+        return files.scores.exists() and files.report.exists() and files.has_checkpoint
+    return evaluation_name(node) in read_object(files.evaluations)
+
+
+def evaluation_name(node: Node) -> str:
+    """Return the name under which an evaluation is stored in its run's evaluations.json."""
+    limit = node.options.get("limit")
+    return f"{node.task} (first {limit:,})" if limit else node.task
+
+
+def read_object(path: Path) -> dict[str, object]:
+    """Return the JSON object in a file; {} if the file is absent or damaged, which the command that reads it reports."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def check_runs(grid: Grid, folder: Path) -> None:
+    """Refuse a folder with a finished or begun run of another configuration than the grid's.
+
+    Raises:
+        BadInput: names the run and every option that differs.
+    """
+    for node in grid.nodes:
+        if not node.task:
+            check_same_run(RunDir(folder / node.run), node.config, UNDECIDED)
+
+
+def log_file(node: Node, folder: Path) -> Path:
+    """Return the file with what a node printed."""
+    return folder / LOGS / f"{node.name}.log"
+
+
+def note_failure(node: Node, folder: Path, message: str) -> None:
+    """Write down why a node failed; "" removes the note."""
+    path = folder / LOGS / f"{node.name}.failed"
+    if message:
+        write_text(path, message + "\n")
+    else:
+        path.unlink(missing_ok=True)
+
+
+def failure(node: Node, folder: Path) -> str:
+    """Return why a node failed the last time that it was tried; "" if it did not."""
+    path = folder / LOGS / f"{node.name}.failed"
+    return path.read_text(encoding="utf-8", errors="replace").strip() if path.exists() else ""
+
+
+def last_line(path: Path, size: int = 4000) -> str:
+    """Return the last line that a process wrote to a log, without the name of the program."""
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - size))
+        lines = [line.strip() for line in file.read().decode(errors="replace").splitlines() if line.strip()]
+    return lines[-1].removeprefix("zoo: ") if lines else "it printed nothing"
+
+
+def seconds_of(node: Node, folder: Path) -> float | None:
+    """Return how long a training run took, from its start to its score; None if it was interrupted or is not finished."""
+    from train.run.metrics_file import read_rows
+
+    files = RunDir(folder / node.run)
+    if node.task or not files.scores.exists() or not files.starts.exists():
+        return None
+    try:
+        starts = read_rows(files.starts)
+    except BadInput:
+        return None
+    return files.scores.stat().st_mtime - starts[0]["at"] if len(starts) == 1 else None
+
+
+def steps_taken(node: Node, folder: Path) -> int:
+    """Return the last step in a run's metrics."""
+    path = RunDir(folder / node.run).metrics
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - 4000))
+            rows = file.read().split(b"\n")
+    except OSError:
+        return 0
+    for line in reversed(rows):
+        try:
+            return int(json.loads(line)["step"])
+        except (ValueError, KeyError, TypeError):
+            continue
+    return 0

@@ -1,0 +1,61 @@
+"""Parsing of the records of a file as prompts, texts or conversations, with the columns that reward functions read."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from train.config.option_groups import Reading
+from train.data.dataset_formats import get
+from train.data.dialogues import parse_turns
+from train.data.example_types import Message, Prompt
+from train.data.records import Record
+from train.data.text_files import check_string, listed
+from zoo.errors import BadInput
+
+RESERVED = ("prompts", "completions", "ids")
+"""Names of the arguments of a reward function that are not columns."""
+
+
+def prompt(record: Record, options: Reading) -> Prompt:
+    """Return the prompt of a record with "prompt", a text or the messages of a conversation, and any other columns.
+
+    Raises:
+        BadInput: there is no prompt, it is neither a text nor a conversation that ends with a turn of the user, or a column has
+            the name of another argument of a reward function.
+    """
+    del options
+    where, values = record.where, record.values
+    messages = _conversation(values["prompt"], where) if isinstance(values.get("prompt"), list) else ()
+    text = "" if messages else check_string(get(values, "prompt", str, where), f'{where}: "prompt"')
+    columns = {name: value for name, value in values.items() if name != "prompt"}
+    if taken := [name for name in columns if name in RESERVED]:
+        raise BadInput(f"{where}: column {json.dumps(taken[0])}: reward functions have this argument already; rename the column")
+    # Equal prompts are held out together.
+    document = json.dumps(messages) if messages else text
+    return Prompt(origin=where, document=document, prompt=text, columns=columns, messages=messages)
+
+
+def _conversation(value: list[Any], where: str) -> tuple[Message, ...]:
+    messages = parse_turns(value, where, "prompt")
+    if messages[-1].role != "user":
+        last = f"message {len(messages)}, the last one, is the {messages[-1].role}'s"
+        raise BadInput(f"{where}: {last}; a response follows a turn of the user: remove the others after it")
+    return messages
+
+
+def check_columns(examples: Sequence[Prompt]) -> None:
+    """Refuse prompts that do not all have the same columns, since reward functions read them as lists of equal lengths.
+
+    Raises:
+        BadInput: names the first prompt that differs, and both sets of columns; or some are texts and others conversations.
+    """
+    first = examples[0]
+    for example in examples:
+        if bool(example.messages) != bool(first.messages):
+            kinds = [f"{item.origin} is {'a conversation' if item.messages else 'a text'}" for item in (example, first)]
+            fix = "reward functions get either texts or messages; write all prompts alike"
+            raise BadInput(f"{kinds[0]}, and {kinds[1]}; {fix}")
+        if example.columns.keys() != first.columns.keys():
+            columns, of_first = (listed(sorted(item.columns)) for item in (example, first))
+            fix = "give all prompts the same columns, also the held-out ones"
+            raise BadInput(f"{example.origin}: columns beside the prompt: {columns}; those of {first.origin}: {of_first}; {fix}")

@@ -1,0 +1,82 @@
+"""Notices about the training rows of a run: many unknown tokens cost quality, much padding costs time."""
+
+from typing import Any
+
+from train.config import run_config
+from train.inputs import completion_inputs, dialogue_inputs, labelled_inputs, pair_inputs, prompt_inputs
+from train.rows import encoder_rows
+from train.rows.row_source import RowSource
+
+UNKNOWN = 0.05
+"""Share of unknown tokens above which there is a notice."""
+PADDING = 0.5
+"""Share of padding above which there is a notice."""
+
+
+def notices(run: run_config.Run, data: Any) -> list[str]:
+    """Return a sentence for each problem in the training rows of `data`, a `train.inputs.run_inputs.Inputs`."""
+    lines = []
+    if (share := unknown_share(data)) > UNKNOWN:
+        lines.append(
+            f"{share:.1%} of the training tokens are unknown to the tokenizer; choose one of this language and writing, with "
+            "--init or --tokenizer.path, or one that falls back to bytes"
+        )
+    for component in data.rows.components:
+        rows = component.rows
+        if (share := padding_share(run, rows)) > PADDING:
+            lines.append(f"{share:.1%} of the training rows are padding; {_shorter(run, rows)}")
+        if isinstance(rows, dialogue_inputs.Rows) and (count := sum(text.differs for text in rows.texts)):
+            lines.append(
+                f"in {count:,} of {len(rows.texts):,} training examples the tokens before the response are not those of the "
+                "prompt alone, from which a text is generated; put the space between them at the beginning of completions, or "
+                "correct what the chat template writes for add_generation_prompt"
+            )
+    return lines
+
+
+def unknown_share(data: Any) -> float:
+    """Return the share of the training tokens, special ones excluded, that are unknown to the tokenizer."""
+    special = data.tokenizer.special_tokens or data.tokenizer.text_special_tokens
+    if special is None:
+        return 0.0
+    counts = data.counts()
+    unknown = int(counts[special.unk])
+    # Special tokens are part of the template, not of the text.
+    total = int(counts.sum()) - sum(int(counts[mark]) for mark in special.special) + unknown
+    return unknown / total if total else 0.0
+
+
+def padding_share(run: run_config.Run, rows: RowSource) -> float:
+    """Return the share of padding in rows. Rows that are cut from a stream of text have none."""
+    if isinstance(rows, labelled_inputs.Rows):
+        return 1 - rows.text_size / (rows.length * sum(len(row.inputs) for row in rows.rows))
+    if isinstance(rows, pair_inputs.Rows):
+        return 1 - rows.text_size / (len(rows) * (rows.length + (run.data.target_length or rows.length)))
+    if isinstance(rows, dialogue_inputs.Rows):
+        return 1 - rows.text_size / (len(rows) * rows.length)
+    if isinstance(rows, completion_inputs.CompletionRows):
+        target = (run.data.target_length or rows.length) if getattr(run.model, "is_encoder_decoder", False) else 0
+        return 1 - rows.text_size / (2 * len(rows) * (rows.length + target))
+    if isinstance(rows, prompt_inputs.Rows):
+        # Responses are as long as the model writes them; only the room for prompts can be too large.
+        room = rows.length - (0 if getattr(run.model, "is_encoder_decoder", False) else run.options.rollout.tokens)
+        return 1 - rows.text_size / (len(rows) * room)
+    return 1 - rows.targets / (len(rows) * rows.length) if isinstance(rows, encoder_rows.EncoderRows) else 0.0
+
+
+def _shorter(run: run_config.Run, rows: RowSource) -> str:
+    """Return advice on how to reduce the padding."""
+    if isinstance(rows, labelled_inputs.Rows):
+        longest = max(len(inputs.ids) for row in rows.rows for inputs in row.inputs)
+        if longest < rows.length:
+            return f"choose --data.length {longest}, which the longest of them needs"
+        return "choose a shorter --data.length, with --labelled.truncate for the few long ones"
+    fix = "choose a shorter --data.length"
+    if isinstance(rows, prompt_inputs.Rows):
+        return fix
+    if isinstance(rows, completion_inputs.CompletionRows):
+        return fix + (" and --data.target-length" if getattr(run.model, "is_encoder_decoder", False) else "")
+    if isinstance(rows, pair_inputs.Rows):
+        fix += " and --data.target-length"
+        return fix if run.data.pack or not run.model.is_encoder_decoder else f"{fix}, or --data.pack"
+    return fix if run.data.pack else f"{fix}, or --data.pack"

@@ -1,0 +1,104 @@
+"""Inputs of a run with any kind of data, from files to the rows for training and scoring.
+
+The kinds are text, labelled examples, pairs of texts, instructions with responses, preferences, labelled completions, and
+prompts.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+
+from train.config import run_config
+from train.inputs import (
+    dialogue_inputs,
+    labelled_inputs,
+    pair_inputs,
+    preference_inputs,
+    prompt_inputs,
+    text_inputs,
+    unpaired_inputs,
+)
+from train.objectives import objective, supported_objectives
+from train.rows.mixture import Mixture
+from train.rows.row_source import RowSource
+from train.run.run_dir import RunDir
+from train.tokenizers.tokenizer import Tokenizer
+from zoo import configs
+from zoo.errors import require
+
+
+@runtime_checkable
+class Inputs(Protocol):
+    """Tokenized data and its rows, which are numbered (`train.rows.row_source.RowSource`)."""
+
+    tokenizer: Tokenizer
+    rows: Mixture
+    """The rows that the run trains on."""
+
+    def scored_rows(self, run: run_config.Run, stride: int) -> RowSource:
+        """Return rows that cover the held-out data exactly once; if they are windows, each has `stride` new tokens."""
+        ...
+
+    def validation_rows(self, run: run_config.Run) -> RowSource:
+        """Return rows for validations during training, of which a subsample is used."""
+        ...
+
+    def counts(self) -> np.ndarray:
+        """Return the number of occurrences of each id in the training data, int64[V]."""
+        ...
+
+    def fingerprints(self) -> dict[str, str]:
+        """Return the fingerprints that a checkpoint stores, so that it is never resumed on other data."""
+        ...
+
+    def facts(self, run: run_config.Run) -> dict[str, str]:
+        """Return a summary of the data and its use in the run, for the console and the report."""
+        ...
+
+
+READERS: dict[str, Any] = {
+    "text": text_inputs,
+    "labelled": labelled_inputs,
+    "pairs": pair_inputs,
+    "dialogue": dialogue_inputs,
+    "preference": preference_inputs,
+    "unpaired": unpaired_inputs,
+    "prompts": prompt_inputs,
+}
+"""`Objective.DATA` -> the module that reads this kind of data."""
+
+
+def resolve_config(run: run_config.Run, folder: RunDir) -> run_config.Run:
+    """Return the run with the values that its data determines, such as the labels of a classifier.
+
+    Raises:
+        BadInput: the family does not support the objective, or the data cannot be read or does not fit the run.
+    """
+    objectives = supported_objectives(run)
+    fix = f"{configs.family_of(run.model)} is trained with {', '.join(objectives)}; choose the recipe of another family"
+    require(run.objective in objectives, "objective", run.objective, fix)
+    return _reader(run).resolve_config(run, folder)
+
+
+def read(run: run_config.Run, folder: RunDir, cache: Path, *, quiet: bool = False) -> Any:
+    """Return the `Inputs` of a run that `resolve_config` returned. A resumed run uses the tokenizer in its folder.
+
+    Args:
+        cache: folder of the cache of tokenized text.
+        quiet: whether to show no progress, because another process does.
+
+    Raises:
+        BadInput: the data cannot be read or does not fit the run; see the module that reads it.
+    """
+    return _reader(run).read(run, folder, cache, quiet=quiet)
+
+
+def builder(run: run_config.Run, data: Inputs) -> Callable[..., dict[str, Any]]:
+    """Return the function that turns a row into the arrays of a `Batch`."""
+    return objective(run.objective).builder(run, data.tokenizer, data.counts)
+
+
+def _reader(run: run_config.Run) -> Any:
+    return READERS[objective(run.objective).DATA]
