@@ -165,7 +165,7 @@ def to_loss_params(objective: Objective, model: Model, mesh: Mesh) -> Callable[[
     return loss_params
 
 
-def facts(objective: Objective) -> dict[str, str]:
+def describe(objective: Objective) -> dict[str, str]:
     """Return a line about the trained parameters, for the console and the report; {} if all parameters are trained."""
     if not isinstance(objective, LoraObjective):
         return {}

@@ -182,7 +182,7 @@ def _run(
 
         # --- Logging ---
         peak_rate, rate_source = _peak_rate(dtype)
-        facts = describe(run, model, mesh, data, implementations, rate_source, folder) | lora_objective.facts(objective)
+        facts = describe(run, model, mesh, data, implementations, rate_source, folder) | lora_objective.describe(objective)
         console.header(f"{run.recipe}, {'from the start' if first == 0 else f'resumed at step {first}'}", facts)
         for line in data_notices.notices(run, data):
             console.notice(line)
@@ -277,7 +277,7 @@ def _run(
                         params = scored(engine.get(state).params)
                         score = validate(params)
                         recorder.valid(score, time.perf_counter() - began)
-                        best.note(engine.get(state), score, metadata)
+                        best.save_if_best(engine.get(state), score, metadata)
                         show_preview(params)
                         del params
                         stopping = stopping or best.exhausted(step)
@@ -337,7 +337,7 @@ def describe(
     processes = f" in {jax.process_count()} processes" if jax.process_count() > 1 else ""
     return {
         "model": f"{model.family}, {parameter_count(run.model):,} parameters",
-        **data.facts(run),
+        **data.describe(run),
         "devices": f"{devices} x {mesh.devices.flat[0].device_kind}{processes}" + (f", mesh {axes}" if axes else ""),
         "precision": run.precision,
         "attention": implementations,

@@ -24,7 +24,7 @@ from eval.prediction.predictor import CHUNK, Predictor
 from eval.scoring.encoder_inputs import Unlabelled
 from eval.tasks import Settings
 from eval.tasks.labelled import GOALS, run_for
-from train.config.option_groups import Labelled, LabelledTexts, Reading
+from train.config.option_groups import ExampleFileOptions, Labelled, LabelledTexts
 from train.data import prediction_reader
 from train.data.prediction_reader import Item
 from train.run.progress_bar import ProgressBar
@@ -150,7 +150,7 @@ def no_head(name: str, task: str, *, generates: bool) -> BadInput:
 
 def _check(
     objective: str,
-    reading: Reading,
+    reading: ExampleFileOptions,
     *,
     texts: Sequence[str],
     pair: str | None,

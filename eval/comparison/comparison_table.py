@@ -20,13 +20,13 @@ from eval.comparison.run_results import scientific, unlike_text
 from eval.comparison.seed_statistics import CONFIDENCE, Comparison, ComparisonRow, Estimate, compare
 from eval.comparison.task_scores import find_metric
 from train.run import metric_definitions
-from train.run.console import short
+from train.run.console import short_number
 from train.run.costs import NAMES
 
 FACTS: dict[str, Callable[[ComparisonRow], str]] = {
     "recipe": lambda row: row.first.run.recipe,
     "parameters": lambda row: f"{row.first.parameters:,}",
-    "tokens seen": lambda row: "-" if row.tokens is None else short(row.tokens),
+    "tokens seen": lambda row: "-" if row.tokens is None else short_number(row.tokens),
     "FLOPs": lambda row: "-" if row.flops is None else scientific(row.flops),
     "majority class": lambda row: f"{row.first.scores['majority_share']:.4f}" if "majority_share" in row.first.scores else "-",
     "seeds": lambda row: ", ".join(map(str, row.seeds)),

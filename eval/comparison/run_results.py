@@ -14,7 +14,7 @@ from train.checkpoints.manifest import NAME, Damaged, Manifest, folder_name
 from train.config.objectives import scored_as
 from train.config.run_config import Run
 from train.run import metric_definitions
-from train.run.console import short
+from train.run.console import short_number
 from train.run.costs import Costs, read_costs
 from train.run.metrics_file import read_rows as read_rows
 from train.run.run_dir import RunDir, read_config
@@ -193,7 +193,8 @@ def unlike_text(runs: Sequence[Finished]) -> list[str]:
         return []
     least, greatest = (select(amounts) for select in (min, max))
     first, second = (runs[text.index(amount)].path for amount in (least, greatest))
-    return [f"{first} has seen {short(least)} tokens of text and {second} {short(greatest)}, in as many positions with padding"]
+    counts = f"{first} has seen {short_number(least)} tokens of text and {second} {short_number(greatest)}"
+    return [f"{counts}, in equally many positions, padding included"]
 
 
 def scientific(number: float) -> str:
@@ -243,7 +244,9 @@ def _budgets(runs: Sequence[Finished]) -> str:
         return f"the tokens that {unknown.path} has seen are unknown, because {names} has not recorded those of its own training"
     tokens = {id(run): run.total_costs["tokens"] or 0 for run in runs}
     least, greatest = (select(runs, key=lambda run: tokens[id(run)]) for select in (min, max))
-    text = f"{least.path} has seen {short(tokens[id(least)])} tokens and {greatest.path} {short(tokens[id(greatest)])}"
+    text = (
+        f"{least.path} has seen {short_number(tokens[id(least)])} tokens and {greatest.path} {short_number(tokens[id(greatest)])}"
+    )
     flops = [run.total_costs["flops"] for run in (least, greatest)]
     if flops[0] is not None and flops[1] is not None:
         text += f", in {scientific(flops[0])} and {scientific(flops[1])} FLOPs"

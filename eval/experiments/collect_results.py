@@ -12,7 +12,7 @@ from eval.experiments import grid_checks, node_status
 from eval.experiments.declaration import Experiment
 from eval.experiments.grid import TOKENIZER, Grid, Node
 from eval.experiments.item_errors import item_errors
-from train.run.console import short
+from train.run.console import short_number
 from train.run.metrics_file import read_rows
 from train.run.run_dir import RunDir, write_json, write_text
 from zoo.errors import BadInput
@@ -248,5 +248,7 @@ def _sizes(grid: Grid, folder: Path, cells: Sequence[Mapping[str, Any]]) -> dict
             counts += [int(match[1].replace(",", ""))] if match else []
     tokens = [cell["costs"]["input_tokens"] for cell in cells if cell["stage"] == main and cell["costs"]["input_tokens"]]
     unlike = bool(counts) and max(counts) > 1.2 * min(counts)
-    parameters = f"{short(min(counts))} to {short(max(counts))}" if unlike else short(max(counts)) if counts else "no"
-    return {"parameters": parameters, "tokens": short(max(tokens)) if tokens else "no"}
+    parameters = (
+        f"{short_number(min(counts))} to {short_number(max(counts))}" if unlike else short_number(max(counts)) if counts else "no"
+    )
+    return {"parameters": parameters, "tokens": short_number(max(tokens)) if tokens else "no"}

@@ -17,7 +17,7 @@ from train.data import prediction_reader
 from train.data.example_types import Example
 from train.data.prediction_reader import Item
 from train.engine import device_mesh
-from train.inputs.labelled_inputs import FEATURES, Rows, outputs
+from train.inputs.labelled_inputs import FEATURES, LabelledRows, outputs
 from train.objectives import objective
 from train.rows.example_rows import Advice, ExampleRow
 from train.weights.load import Loaded
@@ -96,7 +96,7 @@ class Predictor:
         else:
             yield from make(examples, names={prediction_reader.UNKNOWN: 0})
 
-    def _groups(self, examples: Sequence[Example]) -> Iterator[Rows]:
+    def _groups(self, examples: Sequence[Example]) -> Iterator[LabelledRows]:
         """Yield the rows of some examples grouped by shape, with those of an example together."""
         groups: dict[tuple[int, int], list[ExampleRow]] = {}
         for _, group in itertools.groupby(self._rows(examples), key=lambda row: row.example):
@@ -105,9 +105,9 @@ class Predictor:
             length = min(max(SHORTEST, row_length(longest, None)), self.run.data.length)
             groups.setdefault((length, len(rows[0].inputs)), []).extend(rows)
         for (length, _), rows in sorted(groups.items(), key=lambda group: group[0]):
-            yield Rows(examples, tuple(rows), length, "")
+            yield LabelledRows(examples, tuple(rows), length, "")
 
-    def _predictions(self, params: Any, rows: Rows) -> Iterator[tuple[int, dict[str, Any]]]:
+    def _predictions(self, params: Any, rows: LabelledRows) -> Iterator[tuple[int, dict[str, Any]]]:
         """Yield (number of the example, its prediction) for the examples of rows of one shape."""
         batches = self.forward.results(params, rows, self._build, self._size(rows))
         # The rows end before the last batch does, since that is padded.
@@ -120,7 +120,7 @@ class Predictor:
             options = {"multi_label": outputs(self.run)[1], "null_threshold": self.null_threshold}
             yield number, prediction_records.of_example(example, example_rows, np.stack(logits), self._labels, **options)
 
-    def _size(self, rows: Rows) -> int:
+    def _size(self, rows: LabelledRows) -> int:
         """Return the rows of a batch: `batch`, or a power of two if there are fewer rows, so that programs are shared."""
         mesh, shape = self.subject.mesh, (rows.length, len(rows.rows[0].inputs))
         if len(rows) >= self.batch or shape in self._frequent:

@@ -13,7 +13,7 @@ from eval.report import charts, error_analysis, rollout_texts
 from eval.report.html_elements import card, date, measured, number, page, section, table, text
 from train.config.run_config import Run
 from train.run import metric_definitions
-from train.run.console import clock, short
+from train.run.console import clock, short_number
 from train.run.metric_definitions import METRICS
 from train.run.metrics_file import read_rows
 from train.run.run_dir import RunDir, flat, read_config, write_text
@@ -144,7 +144,7 @@ def _sentence(
     if not train:
         return f"No step of {name} has been recorded yet, of {run.steps:,} planned."
     last, planned = train[-1]["step"], f" of {run.steps:,}"
-    amount = f"on {short(train[-1]['tokens'])} tokens"
+    amount = f"on {short_number(train[-1]['tokens'])} tokens"
     if judged:
         steps = f"{last:,}{planned if last < run.steps else ''} steps {amount}"
         whose = name if best is None else f"{name}, as it was at step {best:,}, its best validation,"
@@ -167,7 +167,7 @@ def _tiles(train: Sequence[Any], valid: Sequence[Any], judged: Mapping[str, Numb
         tiles.append((f"{train[-1]['step']:,}", "steps"))
         tiles += _learning(train[-1])
         if timed:
-            tiles.append((short(float(np.median([time["tokens_per_s"] for time in timed]))), "tokens a second, median"))
+            tiles.append((short_number(float(np.median([time["tokens_per_s"] for time in timed]))), "tokens a second, median"))
         tiles += [(f"{np.median(shares):.1%}", "MFU, median")] if shares else []
         steps = np.diff([0, *(row["step"] for row in train)])
         spent = np.array([row["time"]["seconds"] for row in train]) * steps
@@ -266,7 +266,9 @@ def _origin(run: Run, train: Sequence[Any], sources: Sequence[Any] | None) -> st
     # A row of several options has more tokens than its length.
     planned = train[-1]["tokens"] * run.steps // done if train else run.steps * run.data.batch * run.data.length
     start = f"as {run.init} left them" if run.init else f"initialized at random, seed {run.seed}"
-    seen = f"{short(train[-1]['tokens'] if train else 0)}" + (f" of {short(planned)} planned" if done < run.steps else "")
+    seen = f"{short_number(train[-1]['tokens'] if train else 0)}" + (
+        f" of {short_number(planned)} planned" if done < run.steps else ""
+    )
     facts = {"Parameters at the start": start, "Tokens trained on": seen}
     lines = "".join(f"<tr><th scope=row>{text(name)}</th><td>{text(value)}</td></tr>" for name, value in facts.items())
     if not sources:

@@ -19,7 +19,7 @@ from eval.scoring.batch_loop import BatchLoop, ScoringInputs
 from train.config import run_config
 from train.data.example_types import Choice, Example, Question, Tagged, Text, is_iob
 from train.engine import device_mesh
-from train.inputs.labelled_inputs import Rows, outputs
+from train.inputs.labelled_inputs import LabelledRows, outputs
 from train.objectives import choice, span
 from train.rows.example_rows import ExampleRow
 from train.run.item_outcomes import Outcomes
@@ -102,7 +102,7 @@ def _end_logits(net: Model, params: Any, batch: Batch) -> Float[Array, "B 2 T"]:
 # --- Scores of all logits -------------------------------------------------------------------------------------------------------
 
 
-def _classes(rows: Rows, logits: Float64[np.ndarray, "N O"], labels: tuple[str, ...]) -> Score:
+def _classes(rows: LabelledRows, logits: Float64[np.ndarray, "N O"], labels: tuple[str, ...]) -> Score:
     """Score texts: accuracy, F1, Matthews' correlation and confusion matrix of classes, or the correlations of numbers."""
     truth = np.concatenate([row.labels for row in rows.rows])
     if len(labels) == 1:
@@ -119,7 +119,7 @@ def _classes(rows: Rows, logits: Float64[np.ndarray, "N O"], labels: tuple[str, 
     return dataclasses.replace(score, mistakes={**score.mistakes, "labels": list(labels), "confusion": confusion})
 
 
-def _multi_label(rows: Rows, logits: Float64[np.ndarray, "N O"], labels: tuple[str, ...]) -> Score:
+def _multi_label(rows: LabelledRows, logits: Float64[np.ndarray, "N O"], labels: tuple[str, ...]) -> Score:
     """Score texts that may have several labels: micro and macro F1, and the share of texts whose labels are all right."""
     truth = np.stack([row.labels for row in rows.rows])  # [N, O]
     predicted = (sigmoid(logits) >= THRESHOLD).astype(np.int32)
@@ -137,7 +137,7 @@ def sigmoid(logits: Float64[np.ndarray, "*N O"]) -> Float64[np.ndarray, "*N O"]:
     return np.exp(-np.logaddexp(0, -logits))
 
 
-def _tags(rows: Rows, logits: Float64[np.ndarray, "N T O"], labels: tuple[str, ...]) -> Score:
+def _tags(rows: LabelledRows, logits: Float64[np.ndarray, "N T O"], labels: tuple[str, ...]) -> Score:
     """Score tags: F1 of whole entities if they are IOB, else accuracy; words without tokens in a row do not count."""
     truths, predictions, losses, words, answers = [], [], [], [], []
     for row, row_logits in zip(rows.rows, logits, strict=True):
@@ -164,7 +164,7 @@ def _tags(rows: Rows, logits: Float64[np.ndarray, "N T O"], labels: tuple[str, .
     return _score(rows, {**metrics, "words": sum(words)}, np.array(losses), answers, counts=words, right=right)
 
 
-def _answers(rows: Rows, logits: Float64[np.ndarray, "N 2 T"], labels: Sequence[str]) -> Score:
+def _answers(rows: LabelledRows, logits: Float64[np.ndarray, "N 2 T"], labels: Sequence[str]) -> Score:
     """Score answers: exact match and F1 of the best answer to each question over all of its windows."""
     windows: dict[int, list[int]] = {}
     for number, row in enumerate(rows.rows):
@@ -199,7 +199,7 @@ def decode(question: Question, rows: Sequence[ExampleRow], logits: Float64[np.nd
     return squad.decode(start, end, context=context_bounds, spans=spans, text=question.context, cls=cls)
 
 
-def _options(rows: Rows, logits: Float64[np.ndarray, "N C"], labels: Sequence[str]) -> Score:
+def _options(rows: LabelledRows, logits: Float64[np.ndarray, "N C"], labels: Sequence[str]) -> Score:
     """Score choices: the share of questions whose right option has the greatest logit."""
     truth, predicted, answers = np.array([int(row.labels) for row in rows.rows]), logits.argmax(-1), []
     for row, true, chosen in zip(rows.rows, truth.tolist(), predicted.tolist(), strict=True):
@@ -225,7 +225,7 @@ TASKS: dict[str, tuple[Callable[..., Any], Callable[..., Score]]] = {
 
 
 def _score(
-    rows: Rows,
+    rows: LabelledRows,
     metrics: dict[str, Any],
     losses: np.ndarray,
     answers: Sequence[tuple[str, ...]],

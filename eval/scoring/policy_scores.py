@@ -8,7 +8,7 @@ import numpy as np
 
 from eval.scoring.batch_loop import ScoringInputs
 from train.engine import device_mesh
-from train.inputs.prompt_inputs import Rows
+from train.inputs.prompt_inputs import PromptRows
 from train.rollouts.rewards import Completion, rewards, with_missing_end
 from train.rollouts.sampler import Sampler
 from zoo.generation.decoding_settings import GREEDY
@@ -38,7 +38,7 @@ class Score:
 def of_run(inputs: ScoringInputs) -> Callable[[Any], Score]:
     """Return a function of parameters that responds to every prompt of the rows, `inputs.batch` at a time over the mesh."""
     run, rows, data = inputs.run, inputs.rows, inputs.data
-    assert isinstance(rows, Rows)
+    assert isinstance(rows, PromptRows)
     sampler = Sampler(
         inputs.model,
         inputs.mesh,

@@ -11,7 +11,7 @@ from jaxtyping import Float64
 from eval.scoring.batch_loop import BatchLoop, ScoringInputs
 from train.engine import device_mesh
 from train.engine.reward_scores import reward_scores
-from train.inputs.preference_inputs import Rows
+from train.inputs.preference_inputs import PreferenceRows
 from train.run.item_outcomes import Outcomes
 from zoo.batch import Batch
 
@@ -41,13 +41,13 @@ def of_run(inputs: ScoringInputs) -> Callable[[Any], Score]:
     def score(params: Any) -> Score:
         results = loop.results(loop.cast(params), inputs.rows, inputs.build, batch, progress=inputs.progress)
         scores = np.concatenate(list(results))[: len(inputs.rows)]
-        assert isinstance(inputs.rows, Rows)
+        assert isinstance(inputs.rows, PreferenceRows)
         return summary(inputs.rows, scores, centering)
 
     return score
 
 
-def summary(rows: Rows, scores: Float64[np.ndarray, "N 2"], centering: float) -> Score:
+def summary(rows: PreferenceRows, scores: Float64[np.ndarray, "N 2"], centering: float) -> Score:
     """Return the metrics of the scores of chosen and rejected completions.
 
     loss: the mean of what training minimizes (see `train.objectives.feedback.preference.pair_losses`). accuracy: the share

@@ -36,7 +36,7 @@ from train.config.objectives import ClassificationOptions, adapt, find_options, 
 from train.config.option_groups import Labelled
 from train.config.run_config import Run
 from train.data import labelled_reader
-from train.inputs.labelled_inputs import Rows, rows_of
+from train.inputs.labelled_inputs import LabelledRows, rows_of
 from train.objectives import objective
 from train.rows.example_rows import Advice
 from train.weights.load import Loaded
@@ -151,7 +151,7 @@ def run_for(subject: Loaded, objective_name: Objective, settings: Settings) -> R
     return Run(recipe="", model=cfg, options=options, data=Data(length=length, batch=settings.batch))
 
 
-def _shortened(rows: Rows) -> Rows:
+def _shortened(rows: LabelledRows) -> LabelledRows:
     """Return the same rows, without padding that none of them needs."""
     longest = max(len(inputs.ids) for row in rows.rows for inputs in row.inputs)
     return dataclasses.replace(rows, length=min(rows.length, -(-longest // STEP) * STEP))

@@ -18,7 +18,7 @@ from train.config.option_groups import Labelled
 from train.config.run_config import Run
 from train.data.example_types import Answer, Choice, Example, Question, Tagged, Text
 from train.inputs import labelled_inputs
-from train.inputs.labelled_inputs import Rows
+from train.inputs.labelled_inputs import LabelledRows
 from train.objectives import objective
 from train.rows.batches import in_order
 from zoo.batch import Batch
@@ -51,7 +51,7 @@ def run(goal: Any, *, family: str = "bert", labels: tuple[str, ...] = LABELS, le
     )
 
 
-def rows(cfg: Run, examples: Sequence[Example]) -> Rows:
+def rows(cfg: Run, examples: Sequence[Example]) -> LabelledRows:
     return labelled_inputs.rows_of(examples, cfg, tokenizer(KINDS[family_of(cfg)]))
 
 
@@ -64,7 +64,7 @@ def build(cfg: Run) -> Any:
     return objective(cfg.objective).builder(cfg, tokenizer(KINDS[family_of(cfg)]), lambda: np.zeros(0, np.int64))
 
 
-def batch(cfg: Run, made: Rows) -> Batch:
+def batch(cfg: Run, made: LabelledRows) -> Batch:
     """Return all rows as one batch."""
     (whole,) = in_order(made, build(cfg), len(made), np.arange(len(made)))
     return whole

@@ -88,7 +88,7 @@ class BestCheckpoint:
         if self._run.selection.best:
             self._checkpoints.__exit__(*error)
 
-    def note(self, state: Any, score: Any, meta: dict[str, Any]) -> None:
+    def save_if_best(self, state: Any, score: Any, meta: dict[str, Any]) -> None:
         """Save the parameters of a state if its validation is the best so far.
 
         The first of equal validations is the best; one that is not finite never is.

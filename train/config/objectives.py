@@ -105,7 +105,7 @@ class InstructionOptions(TokenOptions):
     """Options of fine-tuning on responses."""
 
     objective, data = "instruction", DialogueData
-    labelled: groups.Reading = groups.Reading()
+    labelled: groups.ExampleFileOptions = groups.ExampleFileOptions()
     chat: groups.Chat = groups.Chat()
 
 

@@ -189,7 +189,7 @@ class RewardLoss:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Reading:
+class ExampleFileOptions:
     """Reading of files of labelled examples or of pairs, and their conversion to rows."""
 
     encoding: Encoding = "utf-8"
@@ -224,7 +224,7 @@ class Chat(ChatRendering):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Columns(Reading):
+class Columns(ExampleFileOptions):
     """Reading of the columns of tables."""
 
     text: str = ""
@@ -243,7 +243,7 @@ class PairTables(Columns):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Choices(Reading):
+class Choices(ExampleFileOptions):
     """Reading of files of multiple-choice questions."""
 
     skip_bad: bool = False

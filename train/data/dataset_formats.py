@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from train.config.option_groups import Reading
+from train.config.option_groups import ExampleFileOptions
 from train.data.records import TO_UTF8, Record, numbered
 from train.data.text_files import json_type, lines, parse_json, read_whole
 from zoo.errors import BadInput
@@ -14,7 +14,7 @@ from zoo.errors import BadInput
 DOCUMENT = "-DOCSTART-"
 
 
-def trec(file: Path, options: Reading) -> Iterator[Record | BadInput]:
+def trec(file: Path, options: ExampleFileOptions) -> Iterator[Record | BadInput]:
     """Read lines of the form `LABEL text` (Li and Roth 2002); the label ends at the first space or tab."""
     for line, text in lines(file, options.encoding, TO_UTF8):
         if not text.strip():
@@ -26,7 +26,7 @@ def trec(file: Path, options: Reading) -> Iterator[Record | BadInput]:
             yield BadInput(f"{file}:{line}: a single word; write the label, a space and the text")
 
 
-def conll(file: Path, options: Reading, *, min_columns: int = 2) -> Iterator[Record | BadInput]:
+def conll(file: Path, options: ExampleFileOptions, *, min_columns: int = 2) -> Iterator[Record | BadInput]:
     """Read sentences with one word per line and an empty line between them; a record is a sentence, a column a list of strings.
 
     Columns are separated by tabs, or by spaces in a line without a tab. A line that begins with -DOCSTART- is not a word, as in
@@ -58,7 +58,7 @@ def conll(file: Path, options: Reading, *, min_columns: int = 2) -> Iterator[Rec
         yield numbered(f"{file}:{first}", map(list, zip(*rows, strict=True)))
 
 
-def race(file: Path, options: Reading, *, answered: bool = True) -> Iterator[Record]:
+def race(file: Path, options: ExampleFileOptions, *, answered: bool = True) -> Iterator[Record]:
     """Read the questions of an article (Lai et al. 2017): one object with "article", "questions", "options" and "answers".
 
     Unless `answered`, the answers are neither required nor read.
@@ -76,17 +76,17 @@ def race(file: Path, options: Reading, *, answered: bool = True) -> Iterator[Rec
         yield Record(f"{file}: question {number}", {"article": article, **record_values})
 
 
-def squad(file: Path, options: Reading) -> Iterator[Record]:
+def squad(file: Path, options: ExampleFileOptions) -> Iterator[Record]:
     """Read the questions of SQuAD 1.1 and 2.0 (Rajpurkar et al. 2016, 2018): articles of paragraphs of questions."""
     return (_answered(record, question) for record, question in _squad(file, options))
 
 
-def squad_questions(file: Path, options: Reading) -> Iterator[Record]:
+def squad_questions(file: Path, options: ExampleFileOptions) -> Iterator[Record]:
     """Read the questions of SQuAD without their answers, which need not be in the file."""
     return (record for record, _ in _squad(file, options))
 
 
-def _squad(file: Path, options: Reading) -> Iterator[tuple[Record, dict[str, Any]]]:
+def _squad(file: Path, options: ExampleFileOptions) -> Iterator[tuple[Record, dict[str, Any]]]:
     """Yield (record with id, question, title and context; the JSON object of the question)."""
     content = parse_json(read_whole(file, options.encoding, TO_UTF8), str(file), "copy it again")
     for article_index, article in enumerate(get(content, "data", list, str(file))):

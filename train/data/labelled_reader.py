@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from train.config.data_options import Data
-from train.config.option_groups import Choices, LabelledTexts, PairTables, Reading, TaggedWords
+from train.config.option_groups import Choices, ExampleFileOptions, LabelledTexts, PairTables, TaggedWords
 from train.data import dataset_formats, preference_records, prompt_records, records
 from train.data.dataset_formats import get
 from train.data.dialogues import is_dialogue, parse_dialogue
@@ -39,7 +39,9 @@ class Task:
     """Values of --labelled.format that select one of these formats whatever the names of the files are."""
 
 
-def split(objective: str, data: Data, options: Reading, left_out: list[str] | None = None) -> tuple[list[Example], list[Example]]:
+def split(
+    objective: str, data: Data, options: ExampleFileOptions, left_out: list[str] | None = None
+) -> tuple[list[Example], list[Example]]:
     """Return (training, held-out) examples. Every file is read and checked here. `left_out` is as in `read_examples`.
 
     The held-out examples are those of `valid_paths`, or else about the last `valid_fraction` of the examples of `paths`. Examples
@@ -61,7 +63,7 @@ def split(objective: str, data: Data, options: Reading, left_out: list[str] | No
 
 
 def read_examples(
-    objective: str, paths: tuple[str, ...], data: Data, options: Reading, left_out: list[str] | None = None
+    objective: str, paths: tuple[str, ...], data: Data, options: ExampleFileOptions, left_out: list[str] | None = None
 ) -> tuple[list[Example], set[str]]:
     """Return the examples that some paths name, in order, and the identities (`Source.key`) of their files and data sets.
 
@@ -107,7 +109,9 @@ def _kinds(task: Task) -> str:
     return f"{ends}, these also as .gz, .xz or .bz2, .parquet, and what `datasets` has written"
 
 
-def sources(path: str, task: Task, data: Data, options: Reading) -> Iterator[tuple[str, str, Iterator[Record | BadInput]]]:
+def sources(
+    path: str, task: Task, data: Data, options: ExampleFileOptions
+) -> Iterator[tuple[str, str, Iterator[Record | BadInput]]]:
     """Yield (key, name, records) of every file or data set that a path names; records are read lazily.
 
     Raises:
@@ -231,7 +235,7 @@ def _tagged(record: Record, options: TaggedWords) -> Tagged:
     return Tagged(origin=where, words=words, tags=tags)
 
 
-def _question(record: Record, options: Reading) -> Question:
+def _question(record: Record, options: ExampleFileOptions) -> Question:
     del options
     where, values = record.where, record.values
     answers = get(values, "answers", dict, where)
@@ -257,7 +261,7 @@ def _question(record: Record, options: Reading) -> Question:
     )
 
 
-def _choice(record: Record, options: Reading) -> Choice:
+def _choice(record: Record, options: ExampleFileOptions) -> Choice:
     del options
     where, values = record.where, record.values
     article, question, letter = (

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from train.config.data_options import Data
-from train.config.option_groups import Columns, LabelledTexts, Reading
+from train.config.option_groups import Columns, ExampleFileOptions, LabelledTexts
 from train.data import dataset_formats, labelled_reader, records
 from train.data.dataset_formats import get
 from train.data.example_types import Choice, Example, Question, Tagged, Text
@@ -37,7 +37,7 @@ class Item(NamedTuple):
 
 
 def read_examples(
-    objective: str, paths: Sequence[str], options: Reading, *, line: Lines = "auto", labels: Collection[str] = ()
+    objective: str, paths: Sequence[str], options: ExampleFileOptions, *, line: Lines = "auto", labels: Collection[str] = ()
 ) -> Iterator[Item]:
     """Yield the examples that some paths name, in order.
 
@@ -160,14 +160,14 @@ def _sentence(words: Sequence[str], where: str) -> Tagged:
     return Tagged(origin=where, words=tuple(words), tags=tuple(map(str, range(len(words)))))
 
 
-def _question(record: Record, options: Reading) -> Question:
+def _question(record: Record, options: ExampleFileOptions) -> Question:
     del options
     where, values = record.where, record.values
     question, context = (check_string(get(values, key, str, where), f"{where}: {key}") for key in ("question", "context"))
     return Question(origin=where, id=str(values.get("id") or where), question=question, context=context, answers=())
 
 
-def _choice(record: Record, options: Reading) -> Choice:
+def _choice(record: Record, options: ExampleFileOptions) -> Choice:
     del options
     where, values = record.where, record.values
     article, question = (check_string(get(values, key, str, where), f"{where}: {key}") for key in ("article", "question"))

@@ -8,7 +8,7 @@ import math
 import re
 from typing import Any
 
-from train.config.option_groups import Reading
+from train.config.option_groups import ExampleFileOptions
 from train.data.dataset_formats import get
 from train.data.example_types import Preference, UnpairedPreference
 from train.data.records import Record
@@ -19,7 +19,7 @@ WORD = re.compile(r"\s*\S+(?:\s+\Z)?")
 """A word with the white space before it, the last word also with that after it."""
 
 
-def preference(record: Record, options: Reading) -> Preference:
+def preference(record: Record, options: ExampleFileOptions) -> Preference:
     """Return the preference of a record with "chosen", "rejected" and, optionally, "prompt" and "margin".
 
     Without a prompt, chosen and rejected are complete texts, and their longest common beginning in whole words is the prompt.
@@ -48,7 +48,7 @@ def preference(record: Record, options: Reading) -> Preference:
     return Preference(origin=where, document=prompt, prompt=prompt, chosen=chosen, rejected=rejected, margin=margin)
 
 
-def unpaired_preference(record: Record, options: Reading) -> UnpairedPreference:
+def unpaired_preference(record: Record, options: ExampleFileOptions) -> UnpairedPreference:
     """Return the example of a record with "prompt", "completion" and "label", true if the completion is desired.
 
     Raises:

@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from train.config.option_groups import Reading
+from train.config.option_groups import ExampleFileOptions
 from train.data.dataset_formats import get
 from train.data.dialogues import parse_turns
 from train.data.example_types import Message, Prompt
@@ -16,7 +16,7 @@ RESERVED = ("prompts", "completions", "ids")
 """Names of the arguments of a reward function that are not columns."""
 
 
-def prompt(record: Record, options: Reading) -> Prompt:
+def prompt(record: Record, options: ExampleFileOptions) -> Prompt:
     """Return the prompt of a record with "prompt", a text or the messages of a conversation, and any other columns.
 
     Raises:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from train.config.option_groups import PairTables, Reading
+from train.config.option_groups import ExampleFileOptions, PairTables
 from train.data.arrow import table
 from train.data.sources import Split
 from train.data.text_files import lines, listed, parse_object
@@ -87,7 +87,7 @@ def comma_separated(file: Path, options: PairTables) -> Iterator[Record | BadInp
     yield from _table(file, rows(), options)
 
 
-def json_lines(file: Path, options: Reading) -> Iterator[Record | BadInput]:
+def json_lines(file: Path, options: ExampleFileOptions) -> Iterator[Record | BadInput]:
     """Read one JSON object per line; blank lines are skipped."""
     for line, text in lines(file, options.encoding, TO_UTF8):
         if not text.strip():
@@ -99,7 +99,7 @@ def json_lines(file: Path, options: Reading) -> Iterator[Record | BadInput]:
             yield error
 
 
-def parquet(file: Path, options: Reading) -> Iterator[Record]:
+def parquet(file: Path, options: ExampleFileOptions) -> Iterator[Record]:
     """Read the rows of a .parquet file."""
     del options
     yield from (Record(f"{file}: row {number}", values) for number, values in enumerate(table(file), 1))

@@ -15,7 +15,7 @@ from train.inputs.example_inputs import ExampleInputs
 from train.rows.mixture import Component, Mixture
 from train.rows.preference_rows import Limits, layout_of
 from train.rows.row_source import SampledRows, digest_of
-from train.run.console import short
+from train.run.console import short_number
 from train.run.run_dir import RunDir
 from train.tokenizers.tokenizer import Tokenizer
 from train.weights.tokenizer_choice import check_vocabulary, existing_tokenizer
@@ -93,12 +93,12 @@ class CompletionInputs(ExampleInputs[HeldOut]):
         """Return the fingerprints of `ExampleInputs`, and the digest of a reference if there is one."""
         return super().fingerprints() | ({"reference": self.reference} if self.reference else {})
 
-    def facts(self, run: run_config.Run) -> dict[str, str]:
+    def describe(self, run: run_config.Run) -> dict[str, str]:
         """Return a summary of the data and its use in the run, for the console and the report."""
         rows, held_out = self.training, self.held_out
         assert isinstance(rows, CompletionRows) and isinstance(held_out, CompletionRows)
         epochs = run.steps * run.data.batch / len(rows)
-        size = f"{len(rows):,} {self.NOUN}, {short(rows.text_size)} tokens in both completions and their prompts"
+        size = f"{len(rows):,} {self.NOUN}, {short_number(rows.text_size)} tokens in both completions and their prompts"
         facts = {"data": f"{', '.join(run.data.paths)}: {size}", "held out": f"{len(held_out):,} {self.NOUN}"}
         if self.left_out:
             facts["left out"] = f"{len(self.left_out):,} bad or long {self.NOUN}; the first: {self.left_out[0]}"

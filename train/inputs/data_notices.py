@@ -25,7 +25,7 @@ def notices(run: run_config.Run, data: Any) -> list[str]:
         rows = component.rows
         if (share := padding_share(run, rows)) > PADDING:
             lines.append(f"{share:.1%} of the training rows are padding; {_shorter(run, rows)}")
-        if isinstance(rows, dialogue_inputs.Rows) and (count := sum(text.differs for text in rows.texts)):
+        if isinstance(rows, dialogue_inputs.DialogueRows) and (count := sum(text.differs for text in rows.texts)):
             lines.append(
                 f"in {count:,} of {len(rows.texts):,} training examples the tokens before the response are not those of the "
                 "prompt alone, from which a text is generated; put the space between them at the beginning of completions, or "
@@ -48,16 +48,16 @@ def unknown_share(data: Any) -> float:
 
 def padding_share(run: run_config.Run, rows: RowSource) -> float:
     """Return the share of padding in rows. Rows that are cut from a stream of text have none."""
-    if isinstance(rows, labelled_inputs.Rows):
+    if isinstance(rows, labelled_inputs.LabelledRows):
         return 1 - rows.text_size / (rows.length * sum(len(row.inputs) for row in rows.rows))
-    if isinstance(rows, pair_inputs.Rows):
+    if isinstance(rows, pair_inputs.PairRows):
         return 1 - rows.text_size / (len(rows) * (rows.length + (run.data.target_length or rows.length)))
-    if isinstance(rows, dialogue_inputs.Rows):
+    if isinstance(rows, dialogue_inputs.DialogueRows):
         return 1 - rows.text_size / (len(rows) * rows.length)
     if isinstance(rows, completion_inputs.CompletionRows):
         target = (run.data.target_length or rows.length) if getattr(run.model, "is_encoder_decoder", False) else 0
         return 1 - rows.text_size / (2 * len(rows) * (rows.length + target))
-    if isinstance(rows, prompt_inputs.Rows):
+    if isinstance(rows, prompt_inputs.PromptRows):
         # Responses are as long as the model writes them; only the room for prompts can be too large.
         room = rows.length - (0 if getattr(run.model, "is_encoder_decoder", False) else run.options.rollout.tokens)
         return 1 - rows.text_size / (len(rows) * room)
@@ -66,17 +66,17 @@ def padding_share(run: run_config.Run, rows: RowSource) -> float:
 
 def _shorter(run: run_config.Run, rows: RowSource) -> str:
     """Return advice on how to reduce the padding."""
-    if isinstance(rows, labelled_inputs.Rows):
+    if isinstance(rows, labelled_inputs.LabelledRows):
         longest = max(len(inputs.ids) for row in rows.rows for inputs in row.inputs)
         if longest < rows.length:
             return f"choose --data.length {longest}, which the longest of them needs"
         return "choose a shorter --data.length, with --labelled.truncate for the few long ones"
     fix = "choose a shorter --data.length"
-    if isinstance(rows, prompt_inputs.Rows):
+    if isinstance(rows, prompt_inputs.PromptRows):
         return fix
     if isinstance(rows, completion_inputs.CompletionRows):
         return fix + (" and --data.target-length" if getattr(run.model, "is_encoder_decoder", False) else "")
-    if isinstance(rows, pair_inputs.Rows):
+    if isinstance(rows, pair_inputs.PairRows):
         fix += " and --data.target-length"
         return fix if run.data.pack or not run.model.is_encoder_decoder else f"{fix}, or --data.pack"
     return fix if run.data.pack else f"{fix}, or --data.pack"

@@ -18,7 +18,7 @@ from train.rows.dialogue_rows import PackedDialogue, encode_completions, fit
 from train.rows.lm_rows import csr_offsets, first_fit
 from train.rows.mixture import Component, Mixture
 from train.rows.row_source import digest_of
-from train.run.console import short
+from train.run.console import short_number
 from train.run.run_dir import RunDir
 from train.tokenizers.chat_ids import CountedIds, encode_dialogues
 from train.tokenizers.chat_template import chat_template
@@ -30,7 +30,7 @@ EXAMPLES_PER_BATCH = 1024
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
-class Rows(PackedRows):
+class DialogueRows(PackedRows):
     """Rows of instructions with responses."""
 
     examples: Sequence[Pair | Dialogue]
@@ -62,7 +62,7 @@ class Rows(PackedRows):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class DialogueInputs(ExampleInputs[Rows]):
+class DialogueInputs(ExampleInputs[DialogueRows]):
     """Tokenized instructions with responses; see `train.inputs.run_inputs.Inputs`."""
 
     tokenizer: Tokenizer
@@ -70,9 +70,9 @@ class DialogueInputs(ExampleInputs[Rows]):
     token_bytes: Int[np.ndarray, " V"]
     """UTF-8 bytes of each token; 0 for special tokens and for ids that the tokenizer does not have."""
     rows: Mixture
-    training: Rows
+    training: DialogueRows
     """The rows in `rows`."""
-    held_out: Rows
+    held_out: DialogueRows
 
     def counts(self) -> Int64[np.ndarray, " V"]:
         """Return the number of occurrences of each id in the training rows."""
@@ -81,11 +81,11 @@ class DialogueInputs(ExampleInputs[Rows]):
             counts += np.bincount(text.ids, minlength=len(counts))
         return counts
 
-    def facts(self, run: run_config.Run) -> dict[str, str]:
+    def describe(self, run: run_config.Run) -> dict[str, str]:
         """Return a summary of the data and its use in the run, for the console and the report."""
         rows, epochs = self.training, run.steps * run.data.batch / len(self.training)
         several = f" in {len(rows):,} rows" if len(rows) < len(rows.examples) else ""
-        counted = f"{short(rows.text_size)} tokens, {rows.targets / rows.text_size:.1%} of them responses"
+        counted = f"{short_number(rows.text_size)} tokens, {rows.targets / rows.text_size:.1%} of them responses"
         return {
             "data": f"{self.rows.components[0].name}: {len(rows.examples):,} examples{several}, {counted}",
             "held out": f"{len(self.held_out.examples):,} examples",
@@ -124,7 +124,7 @@ def split(run: run_config.Run) -> tuple[list[Pair | Dialogue], list[Pair | Dialo
     return labelled_reader.split("instruction", run.data, run.options.labelled)  # pyright: ignore[reportReturnType]
 
 
-def rows_of(examples: Sequence[Pair | Dialogue], run: run_config.Run, tokenizer: Tokenizer) -> Rows:
+def rows_of(examples: Sequence[Pair | Dialogue], run: run_config.Run, tokenizer: Tokenizer) -> DialogueRows:
     """Return the rows of examples for a run.
 
     Raises:
@@ -138,7 +138,7 @@ def rows_of(examples: Sequence[Pair | Dialogue], run: run_config.Run, tokenizer:
     contents = (part for text in texts for part in (len(text.ids).to_bytes(8), text.ids.tobytes(), text.counted.tobytes()))
     fingerprint = digest_of(f"{tokenizer.fingerprint} {length}", itertools.chain(contents, (order.tobytes() + row.tobytes(),)))
     first = csr_offsets(np.bincount(row))
-    return Rows(examples=examples, texts=texts, order=order, first=first, length=length, fingerprint=fingerprint)
+    return DialogueRows(examples=examples, texts=texts, order=order, first=first, length=length, fingerprint=fingerprint)
 
 
 def _encoded(examples: Sequence[Pair | Dialogue], run: run_config.Run, tokenizer: Tokenizer) -> Iterator[CountedIds]:

@@ -15,7 +15,7 @@ from jaxtyping import Int64
 from train.config import run_config
 from train.config.data_options import Data
 from train.config.objectives import ClassificationOptions, TaggingOptions
-from train.config.option_groups import Reading
+from train.config.option_groups import ExampleFileOptions
 from train.data import labelled_reader
 from train.data.example_types import Example, Tagged, Text
 from train.data.text_files import Document
@@ -24,7 +24,7 @@ from train.rows import example_rows
 from train.rows.example_rows import ExampleRow
 from train.rows.mixture import Component, Mixture
 from train.rows.row_source import SampledRows, digest_of, evenly_spaced
-from train.run.console import short
+from train.run.console import short_number
 from train.run.run_dir import RunDir
 from train.tokenizers.tokenizer import Tokenizer
 from train.weights.tokenizer_choice import check_vocabulary, existing_tokenizer
@@ -36,7 +36,7 @@ MANY_LABELS = 20
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Rows(SampledRows):
+class LabelledRows(SampledRows):
     """Rows in memory, one per example; a question has a row for each window of its context."""
 
     examples: Sequence[Example]
@@ -76,7 +76,7 @@ class Rows(SampledRows):
         fields = ({name: value for name, value in vars(example).items() if name not in unread} for example in self.examples)
         return digest_of(repr(self.labels), (repr(sorted(values.items())).encode() for values in fields))
 
-    def select_rows(self, chosen: Int64[np.ndarray, " n"]) -> "Rows":
+    def select_rows(self, chosen: Int64[np.ndarray, " n"]) -> "LabelledRows":
         """Return the rows with the numbers `chosen`, in this order; the examples and the fingerprint remain those of all rows."""
         return dataclasses.replace(self, rows=tuple(self.rows[number] for number in chosen.tolist()))
 
@@ -90,18 +90,18 @@ class Rows(SampledRows):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class LabelledInputs(ExampleInputs[Rows]):
+class LabelledInputs(ExampleInputs[LabelledRows]):
     """Tokenized labelled examples; see `train.inputs.run_inputs.Inputs`."""
 
     tokenizer: Tokenizer
     rows: Mixture
-    held_out: Rows
+    held_out: LabelledRows
     malformed: tuple[str, ...] = ()
     """Error message of each example that was left out when the files were read."""
-    selection: Rows | None = None
+    selection: LabelledRows | None = None
     """Examples for validations, if these are not the held-out ones; the checkpoint is selected on them."""
 
-    def validation_rows(self, run: run_config.Run) -> Rows:
+    def validation_rows(self, run: run_config.Run) -> LabelledRows:
         """Return the rows of the examples of `--selection.share`, or without it of the held-out examples."""
         return self.held_out if self.selection is None else self.selection
 
@@ -113,11 +113,11 @@ class LabelledInputs(ExampleInputs[Rows]):
                 counts += np.bincount(inputs.ids, minlength=len(counts))
         return counts
 
-    def facts(self, run: run_config.Run) -> dict[str, str]:
+    def describe(self, run: run_config.Run) -> dict[str, str]:
         """Return a summary of the data and its use in the run, for the console and the report."""
         training = self._training
         several = "" if len(training) == len(training.examples) else f" in {len(training):,} rows"
-        size = f"{len(training.examples):,} examples{several}, {short(training.text_size)} tokens"
+        size = f"{len(training.examples):,} examples{several}, {short_number(training.text_size)} tokens"
         epochs = run.steps * run.data.batch / len(training)
         facts = {"data": f"{', '.join(run.data.paths)}: {size}", "held out": f"{len(self.held_out.examples):,} examples"}
         if self.selection is not None:
@@ -135,9 +135,9 @@ class LabelledInputs(ExampleInputs[Rows]):
         return {**facts, "seen": f"{run.steps:,} steps of {run.data.batch}, {epochs:.3g} epochs"}
 
     @property
-    def _training(self) -> Rows:
+    def _training(self) -> LabelledRows:
         rows = self.rows.components[0].rows
-        assert isinstance(rows, Rows)
+        assert isinstance(rows, LabelledRows)
         return rows
 
 
@@ -199,7 +199,7 @@ def rows_of(
     run: run_config.Run,
     tokenizer: Tokenizer,
     advice: example_rows.Advice = example_rows.TRAINING,
-) -> Rows:
+) -> LabelledRows:
     """Return the rows of examples for a run.
 
     Args:
@@ -221,7 +221,7 @@ def rows_of(
             fix = f"all examples are too long; {advice.longer}"
             raise BadInput(f"{longest[0]}: {size} tokens, and a row has {length}; {fix}")
     fingerprint = digest_of(f"{tokenizer.fingerprint} {length} {names}", _contents(rows))
-    return Rows(examples, rows, length, fingerprint, tuple(names), too_long, longest)
+    return LabelledRows(examples, rows, length, fingerprint, tuple(names), too_long, longest)
 
 
 def _contents(rows: Iterable[ExampleRow]) -> Iterator[bytes]:
@@ -290,13 +290,13 @@ def _split(run: run_config.Run) -> tuple[list[Example], list[Example], list[str]
 
 
 @functools.lru_cache(maxsize=1)
-def _read_once(objective: str, data: Data, options: Reading) -> Any:
+def _read_once(objective: str, data: Data, options: ExampleFileOptions) -> Any:
     """Read the files of a run once, for its labels and later for its rows. The next run reads them again."""
     malformed: list[str] = []
     return *labelled_reader.split(objective, data, options, malformed), malformed
 
 
-def _with_class_weights(rows: Rows, run: run_config.Run) -> Rows:
+def _with_class_weights(rows: LabelledRows, run: run_config.Run) -> LabelledRows:
     """Return the training rows with the weights of their classes."""
     weighted = isinstance(run.options, ClassificationOptions | TaggingOptions) and run.options.labelled.class_weights != "none"
     if not weighted or run.model.task not in LABELLED:

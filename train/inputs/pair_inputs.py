@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Int, Int32, Int64
 
 from train.config import run_config
-from train.config.option_groups import Reading
+from train.config.option_groups import ExampleFileOptions
 from train.data import labelled_reader
 from train.data.example_types import Dialogue, Pair
 from train.data.records import TO_UTF8
@@ -20,7 +20,7 @@ from train.rows.lm_rows import csr_offsets
 from train.rows.mixture import Component, Mixture
 from train.rows.row_source import digest_of
 from train.rows.seq2seq_rows import PackedPair, SourceTarget, text_special_tokens_of
-from train.run.console import short
+from train.run.console import short_number
 from train.run.run_dir import RunDir
 from train.tokenizers.chat_ids import rendered_pairs
 from train.tokenizers.chat_template import chat_template
@@ -32,7 +32,7 @@ OPEN = 256
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
-class Rows(PackedRows):
+class PairRows(PackedRows):
     """Rows of pairs of a source and a target text."""
 
     examples: Sequence[Pair]
@@ -60,16 +60,16 @@ class Rows(PackedRows):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class PairInputs(ExampleInputs[Rows]):
+class PairInputs(ExampleInputs[PairRows]):
     """Tokenized pairs of texts; see `train.inputs.run_inputs.Inputs`."""
 
     tokenizer: Tokenizer
     token_bytes: Int[np.ndarray, " V"]
     """UTF-8 bytes of each token; 0 for special tokens and for ids that the tokenizer does not have."""
     rows: Mixture
-    training: Rows
+    training: PairRows
     """The rows in `rows`."""
-    held_out: Rows
+    held_out: PairRows
 
     def counts(self) -> Int64[np.ndarray, " V"]:
         """Return the number of occurrences of each id in the training rows."""
@@ -78,12 +78,13 @@ class PairInputs(ExampleInputs[Rows]):
             counts += np.bincount(side, minlength=len(counts))
         return counts
 
-    def facts(self, run: run_config.Run) -> dict[str, str]:
+    def describe(self, run: run_config.Run) -> dict[str, str]:
         """Return a summary of the data and its use in the run, for the console and the report."""
         rows, epochs = self.training, run.steps * run.data.batch / len(self.training)
         several = f" in {len(rows):,} rows" if len(rows) < len(rows.examples) else ""
+        size = f"{len(rows.examples):,} pairs{several}, {short_number(rows.text_size)} tokens"
         return {
-            "data": f"{self.rows.components[0].name}: {len(rows.examples):,} pairs{several}, {short(rows.text_size)} tokens",
+            "data": f"{self.rows.components[0].name}: {size}",
             "held out": f"{len(self.held_out.examples):,} pairs",
             "seen": f"{run.steps:,} steps of {run.data.batch}, {epochs:.3g} epochs",
         }
@@ -148,7 +149,7 @@ def _rendered(examples: Sequence[Pair | Dialogue], run: run_config.Run, tokenize
     return rendered_pairs(examples, tokenizer, template, run.options.chat.turns)
 
 
-def parallel(sources: Sequence[str], targets: Sequence[str], options: Reading) -> Iterator[Pair]:
+def parallel(sources: Sequence[str], targets: Sequence[str], options: ExampleFileOptions) -> Iterator[Pair]:
     """Yield the pairs of parallel files, one per line.
 
     Raises:
@@ -168,7 +169,7 @@ def parallel(sources: Sequence[str], targets: Sequence[str], options: Reading) -
             yield labelled_reader.pair(f"{origin}:{number}", first, second)
 
 
-def rows_of(examples: Sequence[Pair], run: run_config.Run, tokenizer: Tokenizer) -> Rows:
+def rows_of(examples: Sequence[Pair], run: run_config.Run, tokenizer: Tokenizer) -> PairRows:
     """Return the rows of pairs for a run.
 
     Raises:
@@ -181,7 +182,7 @@ def rows_of(examples: Sequence[Pair], run: run_config.Run, tokenizer: Tokenizer)
     contents = (len(side).to_bytes(8) + side.tobytes() for side in itertools.chain.from_iterable(sides))
     fingerprint = digest_of(f"{tokenizer.fingerprint} {capacity}", itertools.chain(contents, (order.tobytes() + row.tobytes(),)))
     first = csr_offsets(np.bincount(row))
-    return Rows(examples=examples, sides=sides, order=order, first=first, length=capacity[0], fingerprint=fingerprint)
+    return PairRows(examples=examples, sides=sides, order=order, first=first, length=capacity[0], fingerprint=fingerprint)
 
 
 def _encoded(

@@ -15,11 +15,11 @@ from train.rows.row_source import digest_of
 from train.run.run_dir import RunDir
 from train.tokenizers.tokenizer import Tokenizer
 
-__all__ = ["PreferenceInputs", "Rows", "read", "resolve_config", "rows_of"]
+__all__ = ["PreferenceInputs", "PreferenceRows", "read", "resolve_config", "rows_of"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Rows(CompletionRows):
+class PreferenceRows(CompletionRows):
     """Rows in memory, each of one preference."""
 
     FORMAT = preference_rows
@@ -34,7 +34,7 @@ class Rows(CompletionRows):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class PreferenceInputs(CompletionInputs[Rows]):
+class PreferenceInputs(CompletionInputs[PreferenceRows]):
     """Tokenized preferences; see `train.inputs.run_inputs.Inputs`."""
 
     NOUN = "preferences"
@@ -42,9 +42,11 @@ class PreferenceInputs(CompletionInputs[Rows]):
 
 def read(run: run_config.Run, folder: RunDir, cache: Path, *, quiet: bool = False) -> PreferenceInputs:
     """Read and tokenize preferences; see `train.inputs.completion_inputs.read`."""
-    return completion_inputs.read(run, folder, "preference", PreferenceInputs, Rows)
+    return completion_inputs.read(run, folder, "preference", PreferenceInputs, PreferenceRows)
 
 
-def rows_of(examples: Sequence[Preference], run: run_config.Run, tokenizer: Tokenizer, left_out: list[str] | None = None) -> Rows:
+def rows_of(
+    examples: Sequence[Preference], run: run_config.Run, tokenizer: Tokenizer, left_out: list[str] | None = None
+) -> PreferenceRows:
     """Return the rows of preferences for a run; see `train.inputs.completion_inputs.make_rows`."""
-    return completion_inputs.make_rows(Rows, examples, run, tokenizer, left_out)
+    return completion_inputs.make_rows(PreferenceRows, examples, run, tokenizer, left_out)

@@ -23,7 +23,7 @@ from train.rows.mixture import Component, Mixture
 from train.rows.prompt_rows import row_bytes
 from train.rows.response_rows import ResponseRow
 from train.rows.row_source import SampledRows, digest_of
-from train.run.console import short
+from train.run.console import short_number
 from train.run.run_dir import RunDir
 from train.tokenizers.chat_ids import end_mark, rendered_prompts
 from train.tokenizers.chat_template import ChatTemplate, chat_template, with_template
@@ -34,7 +34,7 @@ from zoo.errors import BadInput, require
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Rows(SampledRows):
+class PromptRows(SampledRows):
     """Rows in memory, each of one prompt without a response."""
 
     examples: Sequence[Prompt]
@@ -71,20 +71,20 @@ class Rows(SampledRows):
         """SHA-256 of the prompts and their columns, independent of their files and of the tokenizer."""
         return digest_of(_content(self.examples), ())
 
-    def select_rows(self, chosen: Int64[np.ndarray, " n"]) -> "Rows":
+    def select_rows(self, chosen: Int64[np.ndarray, " n"]) -> "PromptRows":
         """Return the rows with the numbers `chosen`, in this order; the examples and the fingerprint remain those of all rows."""
         return dataclasses.replace(self, rows=tuple(self.rows[number] for number in chosen.tolist()))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class PromptInputs(ExampleInputs[Rows]):
+class PromptInputs(ExampleInputs[PromptRows]):
     """Tokenized prompts; see `train.inputs.run_inputs.Inputs`."""
 
     tokenizer: Tokenizer
     rows: Mixture
-    training: Rows
+    training: PromptRows
     """The rows in `rows`."""
-    held_out: Rows
+    held_out: PromptRows
     left_out: tuple[str, ...] = ()
     """Error message of each prompt that --labelled.skip-bad left out."""
     rewards: tuple[Judge, ...] = ()
@@ -111,11 +111,11 @@ class PromptInputs(ExampleInputs[Rows]):
         models = {f"reward {judge.name}": judge.digest for judge in self.rewards if isinstance(judge, RewardModel)}
         return super().fingerprints() | ({"reference": self.reference} if self.reference else {}) | models
 
-    def facts(self, run: run_config.Run) -> dict[str, str]:
+    def describe(self, run: run_config.Run) -> dict[str, str]:
         """Return a summary of the data and its use in the run, for the console and the report."""
         rows, rollout = self.training, run.options.rollout
         per_step = run.data.batch // rollout.samples
-        size = f"{len(rows):,} prompts, {short(rows.text_size)} tokens"
+        size = f"{len(rows):,} prompts, {short_number(rows.text_size)} tokens"
         facts = {"data": f"{', '.join(run.data.paths)}: {size}", "held out": f"{len(self.held_out):,} prompts"}
         if self.left_out:
             facts["left out"] = f"{len(self.left_out):,} bad or long prompts; the first: {self.left_out[0]}"
@@ -171,7 +171,9 @@ def read(run: run_config.Run, folder: RunDir, cache: Path, *, quiet: bool = Fals
     return PromptInputs(tokenizer, Mixture((component,)), rows, held_out_rows, tuple(left_out), chat_end=chat_end)
 
 
-def rows_of(examples: Sequence[Prompt], run: run_config.Run, tokenizer: Tokenizer, left_out: list[str] | None = None) -> Rows:
+def rows_of(
+    examples: Sequence[Prompt], run: run_config.Run, tokenizer: Tokenizer, left_out: list[str] | None = None
+) -> PromptRows:
     """Return the rows of prompts for a run.
 
     Args:
@@ -187,7 +189,7 @@ def rows_of(examples: Sequence[Prompt], run: run_config.Run, tokenizer: Tokenize
     if left_out is not None:
         left_out += messages
     header = f"{tokenizer.fingerprint} {length} {tokens} {_content([examples[row.example] for row in rows])}"
-    return Rows(examples, tuple(rows), length, digest_of(header, row_bytes(rows)))
+    return PromptRows(examples, tuple(rows), length, digest_of(header, row_bytes(rows)))
 
 
 def _rendered(examples: Sequence[Prompt], tokenizer: Tokenizer, template: ChatTemplate) -> list[Prompt]:

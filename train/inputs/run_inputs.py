@@ -53,7 +53,7 @@ class Inputs(Protocol):
         """Return the fingerprints that a checkpoint stores, so that it is never resumed on other data."""
         ...
 
-    def facts(self, run: run_config.Run) -> dict[str, str]:
+    def describe(self, run: run_config.Run) -> dict[str, str]:
         """Return a summary of the data and its use in the run, for the console and the report."""
         ...
 

@@ -19,7 +19,7 @@ from train.objectives import objective
 from train.rows.mixture import Component, Mixture, Share
 from train.rows.row_source import RowSource, TextRows
 from train.rows.token_cache import Progress, Tokens, prepare
-from train.run.console import short
+from train.run.console import short_number
 from train.run.progress_bar import BYTES, EVERY, ProgressBar
 from train.run.run_dir import RunDir
 from train.tokenizers.tokenizer import Tokenizer
@@ -68,13 +68,13 @@ class TextInputs:
             **{f"data of {component.name}": component.rows.fingerprint for component in several},
         }
 
-    def facts(self, run: run_config.Run) -> dict[str, str]:
+    def describe(self, run: run_config.Run) -> dict[str, str]:
         """Return a summary of the text and its use in the run, for the console and the report."""
         shares = self.rows.shares(run.steps * run.data.batch)
         names, tokens = ", ".join(share.name for share in shares), sum(share.tokens for share in shares)
-        seen = f"{short(run.steps * run.data.batch * run.data.length)} in {run.steps:,} steps"
+        seen = f"{short_number(run.steps * run.data.batch * run.data.length)} in {run.steps:,} steps"
         taken = "" if run.data.take == 1 else f", the first {run.data.take:.3g} of the text"
-        facts = {"data": f"{names}{taken}: {short(tokens)} tokens, {len(self.rows)} rows of {run.data.length}"}
+        facts = {"data": f"{names}{taken}: {short_number(tokens)} tokens, {len(self.rows)} rows of {run.data.length}"}
         if len(shares) == 1:
             return {**facts, "tokens seen": f"{seen}, {shares[0].epochs:.3g} epochs"}
         return {**facts, "data mixture": "; ".join(map(_share_line, shares)), "tokens seen": seen}
@@ -173,5 +173,5 @@ def _component(part: _Part, run: run_config.Run, tokenizer: Tokenizer, cache: Pa
 
 
 def _share_line(share: Share) -> str:
-    times = f"{share.epochs:.3g} epochs of {short(share.tokens)} tokens"
+    times = f"{share.epochs:.3g} epochs of {short_number(share.tokens)} tokens"
     return f"{share.name} {share.weight:.1%} of rows, {share.share:.1%} of tokens ({times})"

@@ -19,11 +19,11 @@ from train.run.run_dir import RunDir
 from train.tokenizers.tokenizer import Tokenizer
 from zoo.errors import BadInput
 
-__all__ = ["Rows", "UnpairedInputs", "read", "resolve_config", "rows_of"]
+__all__ = ["UnpairedInputs", "UnpairedRows", "read", "resolve_config", "rows_of"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Rows(CompletionRows):
+class UnpairedRows(CompletionRows):
     """Rows in memory, each of one labelled completion."""
 
     FORMAT = unpaired_rows
@@ -53,18 +53,18 @@ class Rows(CompletionRows):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class UnpairedInputs(CompletionInputs[Rows]):
+class UnpairedInputs(CompletionInputs[UnpairedRows]):
     """Tokenized labelled completions; see `train.inputs.run_inputs.Inputs`."""
 
     NOUN = "labelled completions"
 
-    def facts(self, run: run_config.Run) -> dict[str, str]:
+    def describe(self, run: run_config.Run) -> dict[str, str]:
         """Return a summary of the data, with the numbers of both labels and their ratio in the loss."""
         desired, options = sum(row.desired for row in self.training.rows), run.options.kto
         undesired = len(self.training) - desired
         ratio = options.desired_weight * desired / (options.undesired_weight * undesired)
         labels = f"{desired:,} desired, {undesired:,} undesired; ratio with their weights {ratio:.3g}"
-        return {**super().facts(run), "labels": labels}
+        return {**super().describe(run), "labels": labels}
 
 
 def read(run: run_config.Run, folder: RunDir, cache: Path, *, quiet: bool = False) -> UnpairedInputs:
@@ -73,7 +73,7 @@ def read(run: run_config.Run, folder: RunDir, cache: Path, *, quiet: bool = Fals
     Raises:
         BadInput: as `train.inputs.completion_inputs.read`, or all training or all held-out completions have the same label.
     """
-    inputs = completion_inputs.read(run, folder, "kto", UnpairedInputs, Rows)
+    inputs = completion_inputs.read(run, folder, "kto", UnpairedInputs, UnpairedRows)
     for name, rows in (("training", inputs.training), ("held-out", inputs.held_out)):
         labels = {row.desired for row in rows.rows}
         if len(labels) == 1:
@@ -85,6 +85,6 @@ def read(run: run_config.Run, folder: RunDir, cache: Path, *, quiet: bool = Fals
 
 def rows_of(
     examples: Sequence[UnpairedPreference], run: run_config.Run, tokenizer: Tokenizer, left_out: list[str] | None = None
-) -> Rows:
+) -> UnpairedRows:
     """Return the rows of labelled completions for a run; see `train.inputs.completion_inputs.make_rows`."""
-    return completion_inputs.make_rows(Rows, examples, run, tokenizer, left_out)
+    return completion_inputs.make_rows(UnpairedRows, examples, run, tokenizer, left_out)

@@ -18,7 +18,7 @@ from train.rows.encoder_rows import PAIRED, EncoderRow, EncoderRows, Sequence
 from train.rows.example_rows import is_typed
 from train.rows.row_source import digest_of
 from train.rows.token_cache import Tokens
-from train.targets.masking import Masks, Rule, largest_of_packed, mask
+from train.targets.masking import Masks, Rule, mask, max_predictions_for_packed_row
 from train.tokenizers.special_tokens import SpecialTokens
 from train.tokenizers.tokenizer import Tokenizer
 from zoo.batch import IGNORED, Batch
@@ -85,7 +85,11 @@ class Masked(Objective):
         masks = _masks(run, tokenizer, special_tokens, counts)
         shortest = special_tokens.between + 4 if paired else 3
         packed = run.data.pack or run.data.rows == "packed"
-        predicted = largest_of_packed(masks, run.data.length, shortest) if packed else masks.largest(run.data.length)
+        predicted = (
+            max_predictions_for_packed_row(masks, run.data.length, shortest)
+            if packed
+            else masks.max_predictions_for(run.data.length)
+        )
         chunks = _num_chunks(predicted, run.loss_chunk)
         predicted = -(-predicted // chunks) * chunks
         sequences = run.data.length // shortest if packed else 1

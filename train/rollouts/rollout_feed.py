@@ -217,7 +217,7 @@ class RolloutFeed(Feed):
 
     def _notice(self, values: dict[str, float], parts: Sequence[RolloutPart]) -> None:
         if self._estimator.equal:
-            self._equal.note(values, parts)
+            self._equal.count_rollout(values, parts)
         if values["unended_share"] > UNENDED and not self._unended_noticed:
             self._unended_noticed = True
             fix = f"choose more than --rollout.tokens {self._rollout.tokens}, or a model that ends its texts"

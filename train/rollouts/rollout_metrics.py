@@ -62,7 +62,7 @@ class EqualRewards:
         """Store the function that shows a line, and the condition under which all advantages are 0, in words."""
         self._notify, self._text, self._count, self._reward = notify, equal, 0, 0.0
 
-    def note(self, values: Mapping[str, float], parts: Sequence[RolloutPart]) -> None:
+    def count_rollout(self, values: Mapping[str, float], parts: Sequence[RolloutPart]) -> None:
         """Count a rollout with the numbers of `measure`; the first in a row is reported."""
         learns = any(np.any(part.advantages != 0) for part in parts)
         self._count, self._reward = (0 if learns else self._count + 1), values["reward"]

@@ -21,8 +21,8 @@ from train.rows.token_cache import Tokens
 class RowSource(Protocol):
     """Numbered rows of one kind, of the same length T, in a fixed order.
 
-    Implemented by `LmRows`, `EncoderRows` and `ContiguousRows` of this package for text, and by the classes `Rows` in
-    `train.inputs` for examples. A `train.rows.mixture.Mixture` numbers the rows of one row source or of several.
+    Implemented by `LmRows`, `EncoderRows` and `ContiguousRows` of this package for text, and for examples by classes in
+    `train.inputs`, such as `LabelledRows`. A `train.rows.mixture.Mixture` numbers the rows of one row source or of several.
     """
 
     @property

@@ -202,12 +202,12 @@ class Console:
         if self._train:
             rate, share = self._train["time"]["tokens_per_s"], self._train["time"]["mfu"]
             # Neither is known in a row whose only step was the one that was compiled.
-            parts += [f"{short(rate)} tok/s"] if math.isfinite(rate) else []
+            parts += [f"{short_number(rate)} tok/s"] if math.isfinite(rate) else []
             parts += [f"MFU {share:.0%}"] if share is not None and math.isfinite(share) else []
         return parts
 
 
-def short(number: float | int) -> str:
+def short_number(number: float | int) -> str:
     """Return a count in at most five characters: 950, 12.3k, 4.56M, 175B."""
     for unit, scale in (("", 1), ("k", 1e3), ("M", 1e6), ("B", 1e9)):
         if abs(number) < 999.5 * scale or unit == "B":

@@ -36,17 +36,17 @@ class Masks:
     weights: Float64[np.ndarray, " V"] | None = None
     """Relative probability of choosing an entry for prediction; 0 = never. None: uniform."""
 
-    def largest(self, length: int) -> int:
+    def max_predictions_for(self, length: int) -> int:
         """Return the largest number of predictions in a sequence of `length` tokens, two of which are special tokens."""
         share = self.rate * length
         rounded = round(share) if self.rule == "bert" else math.ceil(share)
         return min(self.max_predictions, max(1, rounded), length - 2)
 
 
-def largest_of_packed(masks: Masks, capacity: int, shortest: int) -> int:
+def max_predictions_for_packed_row(masks: Masks, capacity: int, shortest: int) -> int:
     """Return the largest number of predictions in a row of `capacity` tokens packed with sequences of `shortest` or more."""
     best = np.zeros(capacity + 1, np.int64)
-    alone = np.array([masks.largest(length) for length in range(shortest, capacity + 1)])
+    alone = np.array([masks.max_predictions_for(length) for length in range(shortest, capacity + 1)])
     for total in range(shortest, capacity + 1):
         # The last sequence has `shortest` tokens or more, the others are the worst case of the rest of the row.
         best[total] = (alone[: total - shortest + 1] + best[total - shortest :: -1]).max()
@@ -92,9 +92,9 @@ def apply_masking(
 
 def _number(rng: np.random.Generator, length: int, masks: Masks) -> int:
     if masks.rule != "roberta":
-        return masks.largest(length)
+        return masks.max_predictions_for(length)
     # The sum may be rounded up to an integer above the largest number.
-    return min(max(1, int(masks.rate * length + rng.random())), masks.largest(length))
+    return min(max(1, int(masks.rate * length + rng.random())), masks.max_predictions_for(length))
 
 
 def _weighted(

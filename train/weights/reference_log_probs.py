@@ -68,7 +68,7 @@ def add_reference(run: run_config.Run, mesh: Mesh, inputs: Any, build: Build, ca
 
 
 def attach(rows: Any, values: Float32[np.ndarray, "rows 2"]) -> Any:
-    """Return a `train.inputs.preference_inputs.Rows` whose rows have `reference`."""
+    """Return a `train.inputs.preference_inputs.PreferenceRows` whose rows have `reference`."""
     pairs = zip(rows.rows, values, strict=True)
     return dataclasses.replace(rows, rows=tuple(row._replace(reference=both) for row, both in pairs))
 

@@ -47,12 +47,12 @@ def doctor(attention: Sequence[tuple[str, bool, str]], auto: str) -> int:
         attention: rows (implementation, usable here, reason if not).
         auto: the implementation that "auto" selects.
     """
-    report = facts()
+    report = collect_facts()
     show(report, attention, auto)
     return 1 if report.problems else 0
 
 
-def facts() -> Facts:
+def collect_facts() -> Facts:
     """Collect the facts in this process, after `jax_setup.prepare`."""
     import jax
 

@@ -11,7 +11,7 @@ from eval.experiments.page import experiment_charts, experiment_tables
 from eval.experiments.page.experiment_tables import Result, Table, Value
 from eval.report import html_elements
 from eval.report.templates import page_template
-from train.run.console import short
+from train.run.console import short_number
 
 STYLE = {
     "reproduced": "good",
@@ -113,7 +113,7 @@ def _budget(result: Result) -> str:
     budget = result.get("budget") or {}
     rule = str(budget.get("rule") or result["registration"].get("budget") or "").replace("_", " ").replace("flops", "FLOPs")
     amounts = {
-        row: f"{value:.3g}".replace("e+", "e") if rule == "FLOPs" else short(value)
+        row: f"{value:.3g}".replace("e+", "e") if rule == "FLOPs" else short_number(value)
         for row, value in (budget.get("values") or {}).items()
         if value is not None
     }

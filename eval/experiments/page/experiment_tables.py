@@ -10,7 +10,7 @@ from eval.experiments.analysis.seed_values import find_metric, seed_values
 from eval.experiments.analysis.significance_tests import mean_and_half_width
 from eval.experiments.analysis.verdicts import references
 from eval.report.html_elements import measured
-from train.run.console import clock, short
+from train.run.console import clock, short_number
 from train.run.metric_definitions import Metric
 
 Result = Mapping[str, Any]
@@ -225,7 +225,7 @@ def _cost_text(key: str, value: float | None) -> str:
         return clock(value)
     if key == "peak_bytes":
         return f"{value / 2**20:,.0f} MiB"
-    return f"{value:.2e}".replace("e+", "e") if key == "flops" else short(value)
+    return f"{value:.2e}".replace("e+", "e") if key == "flops" else short_number(value)
 
 
 def options(result: Result) -> Table:

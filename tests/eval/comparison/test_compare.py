@@ -143,7 +143,7 @@ def test_runs_with_as_many_positions_and_less_text_are_noticed(tmp_path: Path) -
     padded = make(tmp_path / "padded", meta=META | {"counts": counts | {"text_tokens": 500}}, **faster())
     result = compare([full, padded])
     (notice,) = comparison_table.record(result)["notices"]
-    assert notice == f"{padded} has seen 500 tokens of text and {full} 900, in as many positions with padding"
+    assert notice == f"{padded} has seen 500 tokens of text and {full} 900, in equally many positions, padding included"
     assert comparison_table.record(result)["rows"][0]["costs"]["bytes"] == 3000
     assert comparison_table.record(compare([full]))["notices"] == []
 

@@ -23,7 +23,7 @@ from train.config import run_config
 from train.config.run_config import Run
 from train.data.example_types import Choice, Question, Tagged, Text
 from train.engine import device_mesh
-from train.inputs.labelled_inputs import Rows, outputs
+from train.inputs.labelled_inputs import LabelledRows, outputs
 from train.run.metric_definitions import METRICS
 from zoo.batch import IGNORED
 from zoo.sharding import shardings
@@ -44,28 +44,28 @@ COUNT = 27
 
 
 @functools.cache
-def setting(name: str) -> tuple[Run, Rows]:
+def setting(name: str) -> tuple[Run, LabelledRows]:
     objective, family, labels, options = CASES[name]
     run = finetuned.run(objective, family=family, labels=labels, **options)
     of_texts = dict(pairs=name == "three classes", several=name == "several labels")
     return run, finetuned.rows(run, examples(objective, COUNT, labels or LABELS, **of_texts))
 
 
-def random_logits(run: Run, rows: Rows) -> np.ndarray:
+def random_logits(run: Run, rows: LabelledRows) -> np.ndarray:
     """Return float64 [N, O] of examples or options, or [N, T, O] of tokens."""
     sizes = {"span": 2, "choice": 3}.get(run.objective) or len(run.model.labels)
     shape = (len(rows), rows.length, sizes) if run.objective in ("tagging", "span") else (len(rows), sizes)
     return np.random.default_rng(0).normal(size=shape)
 
 
-def scored(run: Run, rows: Rows, logits: np.ndarray) -> Score:
+def scored(run: Run, rows: LabelledRows, logits: np.ndarray) -> Score:
     if run.objective == "span":
         real = np.asarray(finetuned.batch(run, rows).segments)[:, None] > 0
         logits = np.where(real, np.moveaxis(logits, 2, 1), -1e30)
     return labelled_scores.scorer(run)(rows, logits, getattr(run.model, "labels", ()))
 
 
-def by_example(run: Run, rows: Rows, logits: np.ndarray) -> list[dict[str, Any]]:
+def by_example(run: Run, rows: LabelledRows, logits: np.ndarray) -> list[dict[str, Any]]:
     """Return for each example its loss, of how many losses that is the mean, the truth, the prediction and what is shown."""
     real = np.asarray(finetuned.batch(run, rows).segments) > 0
     names, result = getattr(run.model, "labels", ()), []
@@ -111,7 +111,7 @@ def by_example(run: Run, rows: Rows, logits: np.ndarray) -> list[dict[str, Any]]
     return result
 
 
-def best(question: Question, rows: Rows, logits: np.ndarray, places: list[int]) -> tuple[float, float, str]:
+def best(question: Question, rows: LabelledRows, logits: np.ndarray, places: list[int]) -> tuple[float, float, str]:
     """Return the score of no answer, that of the best answer and its text, of all pairs of tokens in all windows."""
     pairs = []
     for at in places:
@@ -165,7 +165,7 @@ def shares(truth: Sequence[Any], predicted: Sequence[Any]) -> dict[str, float]:
     return dict(zip(("majority_share", "predicted_share"), most, strict=True))
 
 
-def assert_matches(result: Score, run: Run, rows: Rows, logits: np.ndarray) -> None:
+def assert_matches(result: Score, run: Run, rows: LabelledRows, logits: np.ndarray) -> None:
     each, record = by_example(run, rows, logits), result.record()
     expected = expected_numbers(run, each)
     assert {key: record[key] for key in expected} == pytest.approx(expected, rel=1e-4)

@@ -29,13 +29,13 @@ def a_run(folder: Path, *, metric: str = "", patience: int = 0, **changes: Any) 
     return finetuned.run("classification", labels=labels, out=str(folder), **chosen, **changes)
 
 
-def note(folder: Path, found: Sequence[dict[str, float]], first: int = 1, **options: Any) -> tuple[int, int | None]:
+def run_validations(folder: Path, found: Sequence[dict[str, float]], first: int = 1, **options: Any) -> tuple[int, int | None]:
     """Validate steps 10, 20, ... or from the `first` of these on; returns the step that is chosen, and where the run ended."""
     run = a_run(folder, **options)
     with BestCheckpoint(run, RunDir.of(run), notify=pytest.fail) as choice:
         for number, numbers in enumerate(found, 1):
             if number >= first:
-                choice.note(states.make(10 * number), SimpleNamespace(record=lambda numbers=numbers: numbers), META)
+                choice.save_if_best(states.make(10 * number), SimpleNamespace(record=lambda numbers=numbers: numbers), META)
                 if choice.exhausted(10 * number):
                     return kept(run), 10 * number
         last = states.make(10 * len(found))
@@ -70,24 +70,24 @@ def accuracies(*values: float) -> list[dict[str, float]]:
 )
 def test_the_first_of_the_best_is_kept(found: Any, options: Any, result: Any, tmp_path: Path) -> None:
     """Patience is a number of validations without a better one."""
-    assert note(tmp_path, found, **options) == result
+    assert run_validations(tmp_path, found, **options) == result
 
 
 @pytest.mark.parametrize("killed", [2, 5])
 def test_a_resumed_run_ends_with_the_same_choice(killed: int, tmp_path: Path) -> None:
     """Killed after any validation, and resumed at the one before it or from the start."""
     values = accuracies(0.5, 0.6, 0.4, 0.7, 0.3, 0.3, 0.9)
-    expected = note(tmp_path / "whole", values, patience=2)
+    expected = run_validations(tmp_path / "whole", values, patience=2)
     for resumed in {1, killed}:
         where = tmp_path / f"from {resumed}"
-        note(where, values[:killed], patience=2)
-        assert note(where, values, first=resumed, patience=2) == expected == (40, 60)
+        run_validations(where, values[:killed], patience=2)
+        assert run_validations(where, values, first=resumed, patience=2) == expected == (40, 60)
 
 
 def test_a_repeated_validation_does_not_change_the_best_checkpoint(tmp_path: Path) -> None:
     """As where a run goes on with other devices: the step of the best cannot be followed by one before it."""
-    note(tmp_path, accuracies(0.5, 0.6, 0.7))
-    assert note(tmp_path, accuracies(0.8, 0.9, 0.7, 0.6), first=2) == (30, None)
+    run_validations(tmp_path, accuracies(0.5, 0.6, 0.7))
+    assert run_validations(tmp_path, accuracies(0.8, 0.9, 0.7, 0.6), first=2) == (30, None)
 
 
 @pytest.mark.parametrize("metric", ["unigram_loss", "f1", "entity_f1", "accurracy"])
@@ -102,8 +102,8 @@ def test_the_best_checkpoint_of_another_configuration_is_refused(tmp_path: Path)
     run, other, last = a_run(tmp_path), a_run(tmp_path, seed=1), states.make(20)
     score = SimpleNamespace(record=lambda: {"loss": 1.0})
     with BestCheckpoint(run, RunDir.of(run), notify=pytest.fail) as choice:
-        choice.note(states.make(10), score, META | {"config": identity(run)})
+        choice.save_if_best(states.make(10), score, META | {"config": identity(run)})
     with BestCheckpoint(other, RunDir.of(other), notify=pytest.fail) as choice:
-        for use in (lambda: choice.params(last, states.abstract(last)), lambda: choice.note(last, score, META)):
+        for use in (lambda: choice.params(last, states.abstract(last)), lambda: choice.save_if_best(last, score, META)):
             with pytest.raises(BadInput, match=r"best: .* another configuration: seed: 0 in the checkpoint, 1 now"):
                 use()

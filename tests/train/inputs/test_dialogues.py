@@ -16,7 +16,7 @@ from tests.support.small import random_params, small
 from tests.support.unigram_text import spelled
 from train import recipes
 from train.config.data_options import DialogueData, PairData
-from train.config.option_groups import Chat, Reading
+from train.config.option_groups import Chat, ExampleFileOptions
 from train.data import labelled_reader
 from train.data.example_types import Pair
 from train.inputs import data_notices, dialogue_inputs, inspect_rows, pair_inputs, run_inputs
@@ -195,7 +195,7 @@ def test_records_that_are_no_instructions_are_refused(name: str, tmp_path: Path)
     record, message = RECORDS[name]
     file = put(tmp_path / "a.jsonl", [messages("user", "assistant"), record])
     with pytest.raises(BadInput) as refusal:
-        labelled_reader.read_examples("instruction", (str(file),), DialogueData(), Reading())
+        labelled_reader.read_examples("instruction", (str(file),), DialogueData(), ExampleFileOptions())
     assert str(refusal.value).startswith(f"{file}:2: {message}") and "\n" not in str(refusal.value)
 
 
@@ -232,7 +232,7 @@ ROWS: dict[str, tuple[Any, str | None, dict[str, Any], str]] = {
     "a long prompt": (
         Pair(origin="a:1", source="b" * 40, target="c"),
         CHATML,
-        {"labelled": Reading(truncate=True)},
+        {"labelled": ExampleFileOptions(truncate=True)},
         "a:1: the prompt alone has 40 tokens, and a row has 32, .*; choose a longer --data.length",
     ),
     "a long response": (
@@ -258,7 +258,7 @@ def test_a_template_without_the_tag_gives_the_last_turn_and_a_long_response_is_c
     tokenizer = chat_tokenizer(NO_TAG)
     (text,) = dialogue_inputs.rows_of([CHAT], run(chat=Chat(turns="last")), tokenizer).texts
     assert tokenizer.decode(text.ids[text.counted]) == "Four!<|im_end|>" and not text.differs
-    asked = run(data=DialogueData(length=32, batch=4), labelled=Reading(truncate=True))
+    asked = run(data=DialogueData(length=32, batch=4), labelled=ExampleFileOptions(truncate=True))
     (text,) = dialogue_inputs.rows_of([Pair(origin="a:1", source="b", target="c" * 40)], asked, tokenizer).texts
     assert len(text.ids) == 32 and text.counted.sum() == 31
 

@@ -141,7 +141,7 @@ def test_left_out_examples_are_reported_as_a_fact_of_the_run(tmp_path: Path, wor
     file = put(tmp_path / "a.tsv", "text\tlabel\n" + "the whale\ta\nthe men\tb\n\tb\n" * 9 + "the men " * 20 + "\ta\n")
     for options, done in ({"skip_bad": True}, "left out"), ({"skip_bad": True, "truncate": True}, "cut"):
         cfg = on(file, **options)
-        facts = read(cfg, words, tmp_path).facts(cfg)
+        facts = read(cfg, words, tmp_path).describe(cfg)
         assert facts["left out"].startswith(f"9 bad examples; the first: {file}:4: the text is empty; ")
         expected = rf"0 training and 1 held-out examples, {done}: a row has 24 tokens; the longest has 42, {file}:29"
         assert facts["too long"] == expected
@@ -159,7 +159,7 @@ def test_a_share_of_the_training_examples_is_set_aside_for_validations(tmp_path:
     assert texts == [f"the whale {number}" for number in range(2, 50, 5)]
     trained = [example.text for example in some.rows.components[0].rows.examples]
     assert sorted([*trained, *texts]) == sorted(example.text for example in plain.rows.components[0].rows.examples)
-    assert some.held_out.examples == plain.held_out.examples and some.facts(cfg)["selection"].startswith("10 other examples")
+    assert some.held_out.examples == plain.held_out.examples and some.describe(cfg)["selection"].startswith("10 other examples")
     assert some.fingerprints()["held_out"] == plain.fingerprints()["held_out"] and some.fingerprints() != plain.fingerprints()
 
 
@@ -175,7 +175,7 @@ def test_documents_are_not_divided_and_only_labelled_examples_are(tmp_path: Path
 
 def test_files_are_read_anew_by_each_run(tmp_path: Path, words: Path) -> None:
     for labels in ("ab", "cd"):
-        assert read(on(table(tmp_path, *labels * 9)), words, tmp_path).facts(on(tmp_path))["data"]
+        assert read(on(table(tmp_path, *labels * 9)), words, tmp_path).describe(on(tmp_path))["data"]
         settled = labelled_inputs.resolve_config(on(table(tmp_path, *labels * 9)), RunDir(tmp_path))
         assert settled.model.labels == tuple(labels)
 

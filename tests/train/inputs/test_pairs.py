@@ -89,7 +89,7 @@ def test_a_run_without_a_tokenizer_trains_one_on_both_sides(tmp_path: Path):
     assert unknown not in found.tokenizer.encode("two dog der hund.")
     assert found.token_bytes.shape == (T5.vocab,) and found.counts()[unknown] == 0
     assert found.counts().sum() == found.training.text_size
-    facts = found.facts(run(pairs=several))
+    facts = found.describe(run(pairs=several))
     assert f"{tmp_path}/train.en, {tmp_path}/train.de: 54 pairs, " in facts["data"] and facts["held out"] == "6 pairs"
 
 

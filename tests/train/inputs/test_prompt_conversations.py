@@ -62,7 +62,7 @@ def test_a_conversation_is_what_the_template_writes_and_its_mark_ends_a_response
     assert np.isin(row.prompt, [names["<|im_start|>"], names["<|im_end|>"]]).sum() == 5
     assert data.end_mark == names["<|im_end|>"] != data.tokenizer.end_of_text
     assert example.messages == (Message(**SYSTEM), Message("user", "What is 1?")) and example.columns == {"answer": 1}
-    assert data.facts(run)["chat template"] == "the tokenizer's own"
+    assert data.describe(run)["chat template"] == "the tokenizer's own"
 
 
 def test_the_built_in_template_is_stored_with_the_tokenizer_and_changes_the_rows_alone(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ from train.config.option_groups import Masking, Questions
 from train.config.run_config import Mesh
 from train.data.example_types import Answer, Choice, Example, Question, Tagged, Text
 from train.engine import device_mesh
-from train.inputs.labelled_inputs import Rows, rows_of
+from train.inputs.labelled_inputs import LabelledRows, rows_of
 from train.objectives import choice, objective
 from train.objectives.choice import MultipleChoice
 from train.objectives.masked import Masked
@@ -81,7 +81,7 @@ EXAMPLES: dict[str, list[Example]] = {
 }
 
 
-def built(goal: str) -> tuple[Rows, list[dict[str, np.ndarray]]]:
+def built(goal: str) -> tuple[LabelledRows, list[dict[str, np.ndarray]]]:
     cfg = run(goal)
     made = rows_of(EXAMPLES[goal], cfg, WORDS)
     build = objective(cfg.objective).builder(cfg, WORDS, lambda: np.zeros(0, np.int64))

@@ -126,7 +126,7 @@ def test_each_path_is_split_and_tokenized_on_its_own(tmp_path, files):
     _, again = read(tmp_path, files, (1, 9))
     assert sorted(entry.name for entry in (tmp_path / "cache").iterdir()) == cached
     assert again.fingerprints().keys() == text.fingerprints().keys()
-    assert text.facts(run).keys() == {"data", "data mixture", "tokens seen"}
+    assert text.describe(run).keys() == {"data", "data mixture", "tokens seen"}
 
 
 def test_a_share_has_the_tokenizer_and_the_held_out_text_of_all(tmp_path, files):
@@ -140,7 +140,7 @@ def test_a_share_has_the_tokenizer_and_the_held_out_text_of_all(tmp_path, files)
     for full, taken in zip(text.rows.components, part.rows.components, strict=True):
         before, after = decoded(text, full.rows.tokens), decoded(part, taken.rows.tokens)
         assert before.startswith(after) and 0.46 < len(after) / len(before) < 0.54
-    assert ", the first 0.5 of the text: " in part.facts(run)["data"]
+    assert ", the first 0.5 of the text: " in part.describe(run)["data"]
     with pytest.raises(BadInput, match=r"--data\.take 0\.0: choose a share"):
         read(tmp_path, files, take=0.0)
 
@@ -151,7 +151,7 @@ def test_without_weights_all_paths_are_one_component(tmp_path, files):
     assert component.name == ", ".join(files)
     assert text.fingerprints().keys() == {"tokenizer", "data", "held_out"}
     assert text.fingerprints()["data"] == component.rows.fingerprint
-    assert text.facts(run).keys() == {"data", "tokens seen"}
+    assert text.describe(run).keys() == {"data", "tokens seen"}
     _, weighted = read(tmp_path, files[:1], (3,))
     assert weighted.fingerprints() == read(tmp_path, files[:1])[1].fingerprints()
 

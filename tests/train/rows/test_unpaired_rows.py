@@ -77,7 +77,7 @@ def test_what_is_too_long_names_both_completions():
     assert not rows and "a:0: 4 tokens with the labelled completion and 14 with the mismatched, and a row has 9; " in messages[0]
 
 
-def rows_of(examples: list[UnpairedPreference]) -> unpaired_inputs.Rows:
+def rows_of(examples: list[UnpairedPreference]) -> unpaired_inputs.UnpairedRows:
     run = tiny.run("kto", model=small("gpt").config, data=PreferenceData(length=32, batch=4))
     return unpaired_inputs.rows_of(examples, run, BYTES)
 
@@ -95,7 +95,7 @@ def test_samples_have_both_labels_and_halves_of_one_label_are_refused(monkeypatc
         unpaired_inputs.read(run, RunDir(str(tmp_path)), tmp_path)
     halves[1] = halves[0]
     data = unpaired_inputs.read(run, RunDir(str(tmp_path)), tmp_path)
-    assert data.facts(run)["labels"] == "2 desired, 2 undesired; ratio with their weights 1"
+    assert data.describe(run)["labels"] == "2 desired, 2 undesired; ratio with their weights 1"
     assert data.fingerprints()["held_out"] == data.held_out.content_digest and data.counts().sum() == data.training.text_size
     assert isinstance(data.rows.components[0].documents[0], Document)  # pyright: ignore[reportIndexIssue]
     with pytest.raises(BadInput, match=r"--kto.reference init: the reference is the model of --init, which is not set"):

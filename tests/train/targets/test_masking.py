@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from train.targets.masking import Masks, largest_of_packed, mask
+from train.targets.masking import Masks, mask, max_predictions_for_packed_row
 
 MASK, VOCAB = 4, 40
 RULES = st.sampled_from(["bert", "roberta", "distilbert"])
@@ -47,10 +47,10 @@ def test_the_number_is_the_share_of_all_tokens_as_the_rule_rounds_it(size, rate,
     numbers = {"bert": [round(rate * size)], "roberta": [down, up], "distilbert": [up]}[rule]
     possible = [min(most, max(1, number), size - 2) for number in numbers]
     chosen = masks(rate=rate, max_predictions=most, rule=rule)
-    assert chosen.largest(size) == max(possible)
+    assert chosen.max_predictions_for(size) == max(possible)
     assert len(mask(np.random.default_rng(seed), *sequence(size), chosen)[0]) in possible
     # Halves are rounded to the even number: 1.5 of 10, 4.5 of 30.
-    assert [BERT.largest(length) for length in (3, 10, 30, 100)] == [1, 2, 4, 15]
+    assert [BERT.max_predictions_for(length) for length in (3, 10, 30, 100)] == [1, 2, 4, 15]
 
 
 def test_robertas_number_is_the_share_on_average(rng):
@@ -71,7 +71,7 @@ def test_no_packing_has_more_predictions_than_the_bound_and_one_has_as_many(shor
                 yield (size, *rest)
 
     most_of_all = max(sum(map(chosen.largest, way)) for way in ways(room, shortest))
-    assert largest_of_packed(chosen, room, shortest) == most_of_all
+    assert max_predictions_for_packed_row(chosen, room, shortest) == most_of_all
 
 
 def test_every_token_of_text_is_as_likely_as_any_other(rng):
