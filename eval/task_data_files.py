@@ -5,7 +5,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from train.data.text_files import check_string, listed, parse_object
+from train.data.text_files import check_string, list_names, parse_object
 from zoo.errors import BadInput
 from zoo.sha256_and_fsync import sha256
 
@@ -60,7 +60,7 @@ def text_fields(text: str, where: str, required: Sequence[str], optional: Sequen
     value = parse_object(text, where, json.dumps(dict.fromkeys(required, "...")))
     for name in required:
         if name not in value:
-            raise BadInput(f"{where}: no field {json.dumps(name)}; it has {listed(list(value))}")
+            raise BadInput(f"{where}: no field {json.dumps(name)}; it has {list_names(list(value))}")
     fields = {name: value[name] for name in (*required, *optional) if name in value}
     for name, content in fields.items():
         if not isinstance(content, str) or not content.strip():

@@ -10,7 +10,7 @@ from scipy import stats
 
 from benchmarks.attention.attention_tables import shape_of
 from benchmarks.core.html_page import Cell, Figure, HeatMap, Plots
-from benchmarks.core.result_tables import timed, worst_state
+from benchmarks.core.result_tables import timed_cells, worst_state
 from eval.report.svg import FIVE, FOUR, INK, MUTED, ONE, SIX, THREE, TWO
 
 LOOKS = {
@@ -28,9 +28,9 @@ LOOKS = {
 Cells = Sequence[Mapping[str, Any]]
 
 
-def looks(cells: Cells) -> dict[str, str]:
+def series_classes(cells: Cells) -> dict[str, str]:
     """Return implementation -> its class in `LOOKS`, for those that were timed."""
-    names = dict.fromkeys(cell["key"]["implementation"] for cell in timed(cells))
+    names = dict.fromkeys(cell["key"]["implementation"] for cell in timed_cells(cells))
     kinds = list(LOOKS)
     return {name: kinds[place % len(kinds)] for place, name in enumerate(names)}
 
@@ -39,7 +39,7 @@ def throughput(cells: Cells, kinds: Mapping[str, str]) -> Plots:
     """Return a figure for each feature and kind of heads: FLOP/s of the allowed pairs against the queries of an example."""
     groups: dict[str, list[Mapping[str, Any]]] = collections.defaultdict(list)
     several = len({_heads(cell) for cell in cells if cell["key"]["feature"] != "grouped"}) > 1
-    for cell in timed(cells):
+    for cell in timed_cells(cells):
         groups[f"{cell['key']['feature']}, {_heads(cell)}" if several else cell["key"]["feature"]].append(cell)
     return Plots([_against_length(title, group, kinds) for title, group in groups.items()])
 
@@ -48,7 +48,7 @@ def _against_length(title: str, cells: Cells, kinds: Mapping[str, str]) -> Figur
     lines: dict[str, list[tuple[int, float]]] = collections.defaultdict(list)
     for cell in cells:
         lines[cell["key"]["implementation"]].append((cell["key"]["queries"], cell["flops_per_s"]))
-    scale, named = unit(max(rate for line in lines.values() for _, rate in line))
+    scale, named = rate_unit(max(rate for line in lines.values() for _, rate in line))
     lengths = sorted({length for line in lines.values() for length, _ in line})
 
     def draw(axes: Any) -> None:
@@ -76,8 +76,8 @@ def roofline(cells: Cells, kinds: Mapping[str, str], matrix: float, copy: float)
         matrix: FLOP/s of matrix products.
         copy: bytes/s of memory.
     """
-    points = timed(cells)
-    scale, named = unit(matrix)
+    points = timed_cells(cells)
+    scale, named = rate_unit(matrix)
     ridge = matrix / copy
     lower = min([ridge, *(cell["intensity"] for cell in points)]) / 2
     upper = max([ridge, *(cell["intensity"] for cell in points)]) * 2
@@ -106,7 +106,7 @@ def roofline(cells: Cells, kinds: Mapping[str, str], matrix: float, copy: float)
     return Figure(named, draw, label, keys, across=True)
 
 
-def support(cells: Cells) -> HeatMap:
+def support_heat_map(cells: Cells) -> HeatMap:
     """Return a table, features x implementations: the geometric mean of time over xla's, or the state; details on hovering."""
     names = list(dict.fromkeys(cell["key"]["implementation"] for cell in cells))
     groups: dict[str, dict[str, list[Mapping[str, Any]]]] = collections.defaultdict(lambda: collections.defaultdict(list))
@@ -125,7 +125,7 @@ def _support_cell(cells: Cells) -> Cell:
         hover = f"{state}: {reasons.pop()}" if len(reasons) == 1 else details
         bad = "background:color-mix(in srgb,var(--three) 50%,var(--card))"
         return Cell("-", hover) if state == "skipped" else Cell(state, hover, style=bad)
-    ratios = [cell["ratio"] for cell in timed(cells) if cell["ratio"]]
+    ratios = [cell["ratio"] for cell in timed_cells(cells) if cell["ratio"]]
     if not ratios:
         return Cell("timed", details)
     mean = float(stats.gmean(ratios))
@@ -144,6 +144,6 @@ def _heads(cell: Mapping[str, Any]) -> str:
     return f"{cell['key']['heads']} heads of {cell['key']['head']}"
 
 
-def unit(largest: float) -> tuple[float, str]:
+def rate_unit(largest: float) -> tuple[float, str]:
     """Return (scale, name) of the unit for rates up to this one."""
     return (1e12, "TFLOP/s") if largest >= 2e12 else (1e9, "GFLOP/s")

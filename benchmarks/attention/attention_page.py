@@ -14,7 +14,7 @@ from benchmarks.attention.sweep_rows import UNIT
 from benchmarks.core.html_page import Block, Table
 from benchmarks.core.result_files import Results
 from benchmarks.core.result_page import render_results, timed_sentence
-from benchmarks.core.result_tables import formatted, merged, seconds_text, timed
+from benchmarks.core.result_tables import format_number, merge_processes, seconds_text, timed_cells
 
 SPACE = "\N{NO-BREAK SPACE}"
 SUPPORT = "Wall time over xla's in the same rounds, the geometric mean over all shapes: below 1 is faster. Hover for each."
@@ -27,7 +27,7 @@ def _key(name: str) -> Column:
 
 
 def _number(name: str, form: str, scale: float = 1.0) -> Column:
-    return lambda cell: formatted(cell.get(name), form, scale)
+    return lambda cell: format_number(cell.get(name), form, scale)
 
 
 def _span(name: str, show: Callable[[float], str]) -> Column:
@@ -65,20 +65,20 @@ WORDS = 8
 
 def render(results: Results) -> str:
     """Return the page."""
-    cells, environment = merged(results.cells), results.environment
-    kinds, sections = attention_charts.looks(cells), dict[str, Sequence[Block]]()
+    cells, environment = merge_processes(results.cells), results.environment
+    kinds, sections = attention_charts.series_classes(cells), dict[str, Sequence[Block]]()
     parts = {part.title: [cell for by_name in part.rows.values() for cell in by_name.values()] for part in Part.of(cells)}
     for title, selected in parts.items():
-        sections[f"Support: {title}"] = [SUPPORT, attention_charts.support(selected)]
+        sections[f"Support: {title}"] = [SUPPORT, attention_charts.support_heat_map(selected)]
     for title, selected in parts.items():
         sections[f"Throughput against length: {title}"] = (
-            [attention_charts.throughput(selected, kinds)] if timed(selected) else []
+            [attention_charts.throughput(selected, kinds)] if timed_cells(selected) else []
         )
     for dtype, rate in environment["matrix_rate"].items():
-        selected = [cell for cell in timed(cells) if cell["key"]["dtype"] == dtype]
+        selected = [cell for cell in timed_cells(cells) if cell["key"]["dtype"] == dtype]
         figures = [attention_charts.roofline(selected, kinds, rate, environment["copy_rate"])] if selected else []
         sections[f"Roofline: {dtype}"] = figures
-    rows = [[column(cell) for column in COLUMNS.values()] for cell in timed(cells)]
+    rows = [[column(cell) for column in COLUMNS.values()] for cell in timed_cells(cells)]
     everything = Table(tuple(COLUMNS), rows, WORDS, summary=f"{len(rows)} cells, every number")
     features = dict.fromkeys(cell["key"]["feature"] for cell in cells)
     sections |= {
@@ -92,11 +92,11 @@ def render(results: Results) -> str:
 def _tiles(results: Results, cells: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
     """Return the geometric mean of each implementation's ratios, and the machine's rates."""
     ratios: dict[str, list[float]] = collections.defaultdict(list)
-    for cell in timed(cells):
+    for cell in timed_cells(cells):
         if cell["ratio"] and cell["key"]["implementation"] != UNIT:
             ratios[cell["key"]["implementation"]].append(cell["ratio"])
     tiles = [(f"{stats.gmean(values):.2f}", f"of xla's time: {name}") for name, values in ratios.items()]
     for dtype, rate in results.environment["matrix_rate"].items():
-        scale, named = attention_charts.unit(rate)
+        scale, named = attention_charts.rate_unit(rate)
         tiles.append((f"{rate / scale:,.0f}", f"{named}, matrix products in {dtype}"))
     return [*tiles, (f"{results.environment['copy_rate'] / 1e9:,.1f}", "GB/s, copies")]

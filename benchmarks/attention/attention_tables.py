@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from benchmarks.attention.cost_model import FORMULAS, time_of
-from benchmarks.attention.rounding_error_bounds import share
+from benchmarks.attention.rounding_error_bounds import share_of_bound
 from benchmarks.core.result_files import Results
-from benchmarks.core.result_tables import Block, Heading, Table, machine_line, merged, seconds_text
+from benchmarks.core.result_tables import Block, Heading, Table, machine_line, merge_processes, seconds_text
 from benchmarks.core.result_tables import notes as notes_of
 
 LEGEND = "time (* the device's by its profiler, else wall), wall time over xla's in the same rounds, share of the matrix rate"
@@ -48,7 +48,7 @@ class Part:
     def __init__(self, dtype: str, direction: str, cells: Sequence[Mapping[str, Any]]) -> None:
         self.dtype, self.direction = dtype, direction
         self.title = f"{dtype}, {'forward and backward' if direction == 'both' else direction}"
-        self.errors = errors(cells)
+        self.errors = largest_errors(cells)
         self.rows: dict[tuple[str, str, str], dict[str, Mapping[str, Any]]] = collections.defaultdict(dict)
         for cell in cells:
             key = cell["key"]
@@ -75,20 +75,20 @@ def notes(cells: Sequence[Mapping[str, Any]]) -> list[str]:
     return notes_of(cells, lambda key: key["implementation"], counted=True)
 
 
-def errors(cells: Sequence[Mapping[str, Any]]) -> str:
+def largest_errors(cells: Sequence[Mapping[str, Any]]) -> str:
     """Return a line with each implementation's error that uses most of its bound, and that bound; "" where none was checked."""
     largest: dict[str, tuple[float, float]] = {}
     for cell in cells:
         if "error" in cell and "allowed" in cell:
             name, pair = cell["key"]["implementation"], (cell["error"], cell["allowed"])
-            largest[name] = max(largest.get(name, (0.0, 0.0)), pair, key=lambda error_and_bound: share(*error_and_bound))
+            largest[name] = max(largest.get(name, (0.0, 0.0)), pair, key=lambda error_and_bound: share_of_bound(*error_and_bound))
     pairs = ", ".join(f"{name} {error:.1e} of {allowed:.1e}" for name, (error, allowed) in largest.items())
     return f"Error against float64, of what is allowed: {pairs}." if pairs else ""
 
 
-def blocks(results: Results, *, terminal: bool) -> list[Block]:
+def report_blocks(results: Results, *, terminal: bool) -> list[Block]:
     """Return the report; on a terminal without the definitions of its numbers."""
-    cells = merged(results.cells)
+    cells = merge_processes(results.cells)
     content: list[Block] = [machine_line(results)]
     for part in Part.of(cells):
         head = ("", "B x T", "N x H", *(f"`{name}`" for name in part.names))

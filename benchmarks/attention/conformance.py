@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from benchmarks.attention.rounding_error_bounds import bounds, nearest, share
+from benchmarks.attention.rounding_error_bounds import bounds, nearest_to_bound, share_of_bound
 from benchmarks.core.progress import Progress
 from zoo.attention import attention
 from zoo.attention.biases import Bias, Buckets, Dense, Relative
@@ -159,7 +159,7 @@ CASES: Mapping[str, Case] = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Result:
+class CaseResult:
     """The error and bound of each array at the entry that uses most of its bound, relative to the array's largest entry or 1."""
 
     errors: Mapping[str, tuple[float, float]]
@@ -167,7 +167,7 @@ class Result:
     @property
     def nearest(self) -> str:
         """Return the array that uses most of its bound."""
-        return max(self.errors, key=lambda name: share(*self.errors[name]))
+        return max(self.errors, key=lambda name: share_of_bound(*self.errors[name]))
 
     @property
     def worst(self) -> tuple[float, float]:
@@ -180,14 +180,14 @@ class Result:
         return all(error <= bound for error, bound in self.errors.values())
 
     @property
-    def forward(self) -> "Result":
+    def forward(self) -> "CaseResult":
         """Return the result of the output alone, without gradients."""
-        return Result({"out": self.errors["out"]})
+        return CaseResult({"out": self.errors["out"]})
 
 
 def check(
     impl: str, name: str, dtype: str = "float32", options: Mapping[str, Any] | None = None, length: int | None = None
-) -> Result:
+) -> CaseResult:
     """Compare an implementation with the reference in float64 on a case of `CASES`.
 
     Args:
@@ -201,7 +201,7 @@ def check(
     # The implementation runs first, because it may refuse the case, and the reference takes longer.
     results = _run(case, impl, _inputs(case, jnp.dtype(dtype), jnp.dtype(dtype)), options)
     expected, allowed = _reference(name, dtype, length)
-    return Result({key: nearest(np.asarray(results[key]), exact, allowed[key]) for key, exact in expected.items()})
+    return CaseResult({key: nearest_to_bound(np.asarray(results[key]), exact, allowed[key]) for key, exact in expected.items()})
 
 
 def _sized(name: str, length: int | None) -> Case:

@@ -43,7 +43,7 @@ def traffic(problem: Problem, direction: str) -> int:
     return _bytes(arguments) + _bytes(jax.eval_shape(function, *arguments))
 
 
-def predicted(impl: str, problem: Problem, direction: str) -> int:
+def predicted_score_bytes(impl: str, problem: Problem, direction: str) -> int:
     """Return the bytes of the float32 scores that an implementation holds at once; 0 if it holds none, or is unknown."""
     if impl not in COPIES:
         return 0
@@ -68,7 +68,9 @@ def kernels(text: str) -> str:
     return ", ".join(f"{count} {name}" for name, count in names.most_common() if count) or "fusion"
 
 
-def rates(problem: Problem, direction: str, seconds: float, environment: Mapping[str, Any], peak: float | None) -> dict[str, Any]:
+def rate_columns(
+    problem: Problem, direction: str, seconds: float, environment: Mapping[str, Any], peak: float | None
+) -> dict[str, Any]:
     """Return the columns that follow from a time.
 
     Args:

@@ -13,11 +13,11 @@ import numpy as np
 
 from benchmarks.attention import conformance, cost_model, rounding_error_bounds, torch_attention
 from benchmarks.attention.problems import FEATURES, Problem
-from benchmarks.attention.sweep_rows import UNIT, Options, Row
+from benchmarks.attention.sweep_rows import UNIT, Options, SweepRow
 from benchmarks.attention.torch_attention import Peer
 from benchmarks.core import device_time, guarded_trials, timing
-from benchmarks.core.guarded_trials import Skip, Trial, Watch, Wrong
-from benchmarks.core.memory import planned
+from benchmarks.core.guarded_trials import SkipTrial, Trial, Watch, WrongResult
+from benchmarks.core.memory import planned_memory
 from benchmarks.core.result_files import identity
 from benchmarks.core.timing import Program
 from train.run.hardware import device_peak
@@ -52,7 +52,7 @@ MakePeer = Callable[[str, Problem, str], Peer | str]
 
 
 def measure(
-    row: Row,
+    row: SweepRow,
     names: Sequence[str],
     options: Options,
     environment: Mapping[str, Any],
@@ -84,7 +84,9 @@ def measure(
         for trial in trials:
             if trial.state == "timed":
                 peak = device_peak(environment["device"], row.dtype)
-                trial.columns |= cost_model.rates(problem, row.direction, cost_model.time_of(trial.columns), environment, peak)
+                trial.columns |= cost_model.rate_columns(
+                    problem, row.direction, cost_model.time_of(trial.columns), environment, peak
+                )
     return [trial.cell() for trial in trials if trial.name in names]
 
 
@@ -93,7 +95,7 @@ def _position(name: str) -> int:
     return BASELINES.index(name) if name in BASELINES else len(BASELINES) + (name not in attention.implementation_names())
 
 
-def _make_problem(row: Row, trials: Sequence[RowTrial]) -> Problem | None:
+def _make_problem(row: SweepRow, trials: Sequence[RowTrial]) -> Problem | None:
     """Return the arrays of a row; if they do not fit into memory or are contradictory, end all trials and return None."""
     shape, feature = row.shape, FEATURES[row.feature]
     # q, k, v and the output; the same for their gradients.
@@ -116,16 +118,16 @@ def _make_problem(row: Row, trials: Sequence[RowTrial]) -> Problem | None:
 # --- before the rounds ----------------------------------------------------------------------------------------------------------
 
 
-def _prepare(trial: RowTrial, row: Row, problem: Problem, options: Options, baseline: RowTrial | None) -> None:
+def _prepare(trial: RowTrial, row: SweepRow, problem: Problem, options: Options, baseline: RowTrial | None) -> None:
     name = trial.name
     for request in problem.requests():
         if why := attention.unsupported_reason(name, request):
-            raise Skip(why)
+            raise SkipTrial(why)
     _check_cases(trial, row)
-    guarded_trials.check_memory(cost_model.predicted(name, problem, row.direction), "its scores alone need")
+    guarded_trials.check_memory(cost_model.predicted_score_bytes(name, problem, row.direction), "its scores alone need")
     function, arguments = problem.program(name, row.direction)
     compiled, spent = timing.compile_cold(jax.jit(function), *arguments)
-    memory = None if (needed := planned(compiled)) is None else needed.peak
+    memory = None if (needed := planned_memory(compiled)) is None else needed.peak
     trial.columns |= {**spent, "memory": memory}
     trial.columns["kernels"] = cost_model.kernels(compiled.as_text() or "")
     # The arguments are allocated already.
@@ -136,12 +138,12 @@ def _prepare(trial: RowTrial, row: Row, problem: Problem, options: Options, base
 
 
 def _prepare_peer(
-    trial: RowTrial, row: Row, problem: Problem, options: Options, baseline: RowTrial | None, peer: MakePeer
+    trial: RowTrial, row: SweepRow, problem: Problem, options: Options, baseline: RowTrial | None, peer: MakePeer
 ) -> None:
     """Prepare a peer; its compilation is not measured, but its results are compared."""
     result = peer(trial.name, problem, row.direction)
     if isinstance(result, str):
-        raise Skip(result)
+        raise SkipTrial(result)
     trial.program, arrays = result
     _first_call(trial, arrays, row, options, baseline)
 
@@ -153,7 +155,7 @@ def _arrays(returned: Any) -> list[np.ndarray]:
 def _first_call(
     trial: RowTrial,
     arrays: Callable[[Any], list[np.ndarray]],
-    row: Row,
+    row: SweepRow,
     options: Options,
     baseline: RowTrial | None,
 ) -> None:
@@ -173,12 +175,12 @@ def _first_call(
             # NaN does not agree.
             if not error <= bound:
                 reason = f"its results differ from those of {baseline.name} by {error:.1e} of {scale}, and {bound:.1e} is allowed"
-                raise Wrong(reason)
+                raise WrongResult(reason)
     if not guarded_trials.end_if_slow(trial, spent, options.cell_seconds, clock="wall"):
-        trial.columns["warm_calls"] = 1 + len(timing.warm(trial.program))
+        trial.columns["warm_calls"] = 1 + len(timing.warm_up(trial.program))
 
 
-def _check_cases(trial: RowTrial, row: Row) -> None:
+def _check_cases(trial: RowTrial, row: SweepRow) -> None:
     """Compare an implementation with float64 on the cases of the feature; record the error that uses most of its bound.
 
     A forward row is judged by outputs alone. An implementation that refuses a case's odd length is checked at another; one that
@@ -189,19 +191,19 @@ def _check_cases(trial: RowTrial, row: Row) -> None:
         try:
             result = _check(trial.name, case, row.dtype)
         except BadInput as refusal:
-            raise Skip(f"it cannot be checked: {refusal}") from None
+            raise SkipTrial(f"it cannot be checked: {refusal}") from None
         result = result.forward if row.direction == "forward" else result
         if not result.ok:
             error, allowed = result.worst
             trial.columns |= _finite(error=error, allowed=allowed)
             difference = f"{result.nearest} is off by {error:.1e} on the case {case!r}, and {allowed:.1e} is allowed"
-            raise Wrong(f"it disagrees with float64: {difference}")
-        worst = max(worst, result.worst, key=lambda pair: rounding_error_bounds.share(*pair))
+            raise WrongResult(f"it disagrees with float64: {difference}")
+        worst = max(worst, result.worst, key=lambda pair: rounding_error_bounds.share_of_bound(*pair))
     trial.columns |= _finite(error=worst[0], allowed=worst[1])
 
 
 @functools.cache
-def _check(name: str, case: str, dtype: str) -> conformance.Result:
+def _check(name: str, case: str, dtype: str) -> conformance.CaseResult:
     try:
         return conformance.check(name, case, dtype)
     except BadInput:
@@ -237,14 +239,14 @@ def _worst(
     return float(np.max([measure(one, other) for one, other in zip(results, expected, strict=True)]))
 
 
-def _bound(row: Row) -> float:
+def _bound(row: SweepRow) -> float:
     """Return the bound on the difference of two correct results of a row, from the number of terms of its longest sums."""
     shape, terms = row.shape, row.shape.keys
     if row.direction == "both":
         # Gradients of keys sum over the queries of all heads that share them, those of a bias over those of all examples.
         of_bias = any(conformance.CASES[case].bias for case in FEATURES[row.feature].cases)
         terms = max(terms, shape.queries * (shape.batch if of_bias else shape.heads // shape.groups))
-    return rounding_error_bounds.between(row.dtype, terms)
+    return rounding_error_bounds.difference_bound(row.dtype, terms)
 
 
 # --- the rounds -----------------------------------------------------------------------------------------------------------------
@@ -261,7 +263,7 @@ def _time(trials: Sequence[RowTrial], options: Options) -> None:
     unit = next((seconds.get(identity(trial.key)) for trial in trials if trial.name == UNIT), None)
     for trial in trials:
         if (place := identity(trial.key)) in seconds:
-            trial.columns |= timing.columns(seconds[place], unit)
+            trial.columns |= timing.time_columns(seconds[place], unit)
             if place in on_device:
                 trial.columns["device_seconds"] = on_device[place]
             trial.columns["clock"] = "device" if place in on_device else "wall"
@@ -271,7 +273,7 @@ def _time(trials: Sequence[RowTrial], options: Options) -> None:
 def _on_device(programs: Mapping[str, Program]) -> tuple[dict[str, float], str]:
     """Return (seconds of the device, why there are none); if the profiler fails, the wall time is still valid."""
     try:
-        return device_time.measured(programs), ""
+        return device_time.device_seconds(programs), ""
     except guarded_trials.RepeatFailure:
         raise
     except Exception as error:

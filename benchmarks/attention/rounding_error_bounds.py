@@ -234,7 +234,7 @@ def _table(call: _Call, bias: Buckets, p: Array, d_scores: Array, of_distances: 
     return rounded + to_table(of_distances) + call.store * d**2
 
 
-def between(dtype: str, terms: int) -> float:
+def difference_bound(dtype: str, terms: int) -> float:
     """Return the bound on the difference of two correct results whose entries are sums of at most `terms` terms.
 
     It is relative to the largest entry or 1. Each result has the error of a sum whose square and sum of squared terms are at most
@@ -245,14 +245,14 @@ def between(dtype: str, terms: int) -> float:
     return 2 * deviations(10**6) * math.sqrt(variance)
 
 
-def share(error: float, bound: float) -> float:
+def share_of_bound(error: float, bound: float) -> float:
     """Return an error over its bound; infinite for NaN and for an error where the bound is 0."""
     if math.isnan(error) or (error > 0 and not bound):
         return math.inf
     return error / bound if bound else 0.0
 
 
-def nearest(result: np.ndarray, exact: np.ndarray, bound: np.ndarray) -> tuple[float, float]:
+def nearest_to_bound(result: np.ndarray, exact: np.ndarray, bound: np.ndarray) -> tuple[float, float]:
     """Return (error, bound) of the entry of an array that uses most of its bound, both relative to the largest entry or 1.
 
     The error is infinite for another shape, and NaN where the result is.

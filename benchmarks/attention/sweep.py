@@ -6,12 +6,12 @@ from typing import Any
 
 from benchmarks.attention import attention_page, attention_tables, measure_row, torch_attention
 from benchmarks.attention.attention_options import Options
-from benchmarks.attention.sweep_rows import UNIT, Row, resolved, rows
+from benchmarks.attention.sweep_rows import UNIT, SweepRow, resolve_options, rows
 from benchmarks.core import bench_command
 from benchmarks.core.guarded_trials import Group, Watch
 
 BENCHMARK = bench_command.Benchmark(
-    "attention", "Attention", attention_tables.blocks, attention_page.render, attention_tables.one_line
+    "attention", "Attention", attention_tables.report_blocks, attention_page.render, attention_tables.one_line
 )
 
 
@@ -19,10 +19,10 @@ def main(requested: Options, argv: Sequence[str]) -> int:
     """Run the command: see `bench_command.run_benchmark`.
 
     Raises:
-        BadInput: see `sweep_rows.resolved` and `bench_command.run_benchmark`.
+        BadInput: see `sweep_rows.resolve_options` and `bench_command.run_benchmark`.
     """
     setup = bench_command.start(requested.repeats, peers=requested.peers)
-    options = resolved(requested, setup.machine["backend"])
+    options = resolve_options(requested, setup.machine["backend"])
     measurement = bench_command.Measurement(
         options=options,
         groups=functools.partial(_groups, options),
@@ -37,7 +37,7 @@ def main(requested: Options, argv: Sequence[str]) -> int:
 def _groups(options: Options, environment: Mapping[str, Any]) -> list[Group]:
     names = (*options.impl, *(torch_attention.NAMES if options.peers else ()))
 
-    def measure(row: Row, keys: Sequence[dict[str, Any]], watch: Watch) -> Iterator[dict[str, Any]]:
+    def measure(row: SweepRow, keys: Sequence[dict[str, Any]], watch: Watch) -> Iterator[dict[str, Any]]:
         machine = {"matrix_rate": environment["matrix_rate"][row.dtype], "copy_rate": environment["copy_rate"]}
         for cell in measure_row.measure(row, [key["implementation"] for key in keys], options, environment, watch):
             yield {**cell, **machine}
@@ -46,12 +46,12 @@ def _groups(options: Options, environment: Mapping[str, Any]) -> list[Group]:
     return [Group(str(row), [row.key(name) for name in names], functools.partial(measure, row), _weight(row)) for row in todo]
 
 
-def _each_feature_first(row: Row) -> tuple[Any, ...]:
+def _each_feature_first(row: SweepRow) -> tuple[Any, ...]:
     """Return the sort key of rows if the last may be left out: short rows of all features and directions come first."""
     return row.dtype, row.shape.queries, row.direction != "forward"
 
 
-def _weight(row: Row) -> float:
+def _weight(row: SweepRow) -> float:
     """Return about how long a cell takes, in arbitrary units: compiling, checking and several rounds, longer for more pairs."""
     shape = row.shape
     pairs = shape.batch * shape.heads * shape.head * shape.queries * shape.keys

@@ -42,7 +42,7 @@ DEFAULTS = {
 }
 
 
-class Row(NamedTuple):
+class SweepRow(NamedTuple):
     """A row of the sweep: all implementations are measured side by side, in the same rounds."""
 
     dtype: str
@@ -59,7 +59,7 @@ class Row(NamedTuple):
         return f"{self.feature} {self.direction} {self.shape.batch} x {self.shape.queries} {self.dtype}"
 
 
-def resolved(options: Options, backend: str) -> Options:
+def resolve_options(options: Options, backend: str) -> Options:
     """Return the options with all omitted fields filled in for a machine.
 
     Raises:
@@ -79,7 +79,7 @@ def resolved(options: Options, backend: str) -> Options:
     return dataclasses.replace(options, **filled)
 
 
-def rows(options: Options) -> list[Row]:
+def rows(options: Options) -> list[SweepRow]:
     """Return all rows that complete options request, without duplicates."""
     shapes = [Shape.parse(text) for text in options.shape]
     for name in options.model:
@@ -88,7 +88,7 @@ def rows(options: Options) -> list[Row]:
             batch = options.batch or max(1, (options.tokens or 0) // length)
             shapes.append(Shape(batch, length, length, cfg.heads, cfg.heads, cfg.head))
     combinations = [
-        Row(dtype, direction, feature, FEATURES[feature].shaped(shape))
+        SweepRow(dtype, direction, feature, FEATURES[feature].shaped(shape))
         for dtype in options.dtype
         for feature in options.feature
         for direction in options.direction

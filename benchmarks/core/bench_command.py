@@ -15,7 +15,7 @@ from typing import Any
 
 from benchmarks.core import result_files, result_tables
 from benchmarks.core.guarded_trials import Group, measure_groups
-from benchmarks.core.output_options import recorded
+from benchmarks.core.output_options import recorded_options
 from benchmarks.core.result_files import Results
 from benchmarks.core.worker_process import WorkerFailed, call
 from train.run.run_dir import write_text
@@ -79,7 +79,7 @@ class Measurement:
     def run(self, benchmark: Benchmark, folder: Path, process: int, resume: bool) -> None:
         """Measure the missing cells in this process."""
         began, environment = time.monotonic(), result_files.environment(self.dtypes)
-        path, options = folder / result_files.CELLS, recorded(self.options)
+        path, options = folder / result_files.CELLS, recorded_options(self.options)
         writer = result_files.Writer(path, benchmark.what, environment, options, resume, self.unit)
         groups, deadline = self.groups(environment), began + self.seconds
         if left_out := measure_groups(groups, writer, process, benchmark.one_line, environment, deadline=deadline):

@@ -19,8 +19,8 @@ from typing import Any
 
 from scipy import stats
 
-from benchmarks.core.result_files import MACHINE, Results, changed, read
-from benchmarks.core.result_tables import Block, Cells, Heading, Table, by_key, formatted, show, timed, worst_state
+from benchmarks.core.result_files import MACHINE, Results, changed_settings, read
+from benchmarks.core.result_tables import Block, Cells, Heading, Table, by_key, format_number, show, timed_cells, worst_state
 from zoo.errors import BadInput, require
 
 FEWEST = 3
@@ -40,7 +40,7 @@ class Spread:
     @classmethod
     def of(cls, cells: Cells) -> "Spread | None":
         """Return the spread of a cell; None if fewer than three processes have a ratio."""
-        compared = [cell for cell in timed(cells) if cell.get("ratio")]
+        compared = [cell for cell in timed_cells(cells) if cell.get("ratio")]
         if len(compared) < FEWEST:
             return None
         middle = [math.log(cell["ratio"]) for cell in compared]
@@ -173,11 +173,11 @@ def _show(changed_cells: Sequence[Change], before: Results, after: Results, thre
         f"{after.path.parent} against {before.path.parent}: ratios to {_unit_text(before.unit)} in the same rounds; "
         f"a cell has changed if it moved by more than its spread and {threshold:.0%}"
     ]
-    for name, (one, other) in changed(before.environment, after.environment).items():
+    for name, (one, other) in changed_settings(before.environment, after.environment).items():
         content.append(f"{name}: {one or 'none'} before, {other or 'none'} now")
     for kind in KINDS[:-1]:
         selected = [change for change in changed_cells if change.kind == kind]
-        moved = [formatted(change.ratio and change.ratio - 1, "+.1%") for change in selected]
+        moved = [format_number(change.ratio and change.ratio - 1, "+.1%") for change in selected]
         rows = [(_label(change.key, constant), text, change.detail) for text, change in zip(moved, selected, strict=True)]
         content += [Heading(f"{kind} ({len(rows)})"), Table(("", "", ""), rows, words=3)] if rows else []
     shared = f"; all are {', '.join(f'{name} {value}' for name, value in constant.items())}" if constant else ""
@@ -204,7 +204,7 @@ def _side_by_side(before: Results, after: Results, as_json: bool) -> None:
 
 
 def _seconds(cells: Cells) -> float | None:
-    seconds = [cell["seconds"] for cell in timed(cells)]
+    seconds = [cell["seconds"] for cell in timed_cells(cells)]
     return statistics.median(seconds) if seconds else None
 
 

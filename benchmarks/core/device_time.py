@@ -18,7 +18,7 @@ LINES = {"/device:GPU": "Stream", "/device:TPU": "XLA Modules"}
 TPU."""
 
 
-def record(program: Program, calls: int) -> tuple[Any, float]:
+def record_profile(program: Program, calls: int) -> tuple[Any, float]:
     """Return the profile of calls of a program, which must return only when its work is done, and their seconds together."""
     options = ProfileOptions()
     options.python_tracer_level = 0
@@ -32,18 +32,18 @@ def record(program: Program, calls: int) -> tuple[Any, float]:
         return ProfileData.from_file(str(file)), spent
 
 
-def measured(programs: Mapping[str, Program]) -> dict[str, float]:
+def device_seconds(programs: Mapping[str, Program]) -> dict[str, float]:
     """Return the device seconds of one call of each warm program that the profiler recorded.
 
     The result is empty on a CPU, which has no device apart from the host.
     """
     if jax.default_backend() == "cpu":
         return {}
-    busy_seconds = {name: seconds(record(program, CALLS)[0]) / CALLS for name, program in programs.items()}
+    busy_seconds = {name: device_busy_seconds(record_profile(program, CALLS)[0]) / CALLS for name, program in programs.items()}
     return {name: busy for name, busy in busy_seconds.items() if busy > 0}
 
 
-def seconds(profile: Any) -> float:
+def device_busy_seconds(profile: Any) -> float:
     """Return the seconds in which the first device was busy: the union of its events, because streams overlap."""
     for plane in profile.planes:
         prefix = next((line for name, line in LINES.items() if plane.name.startswith(name)), None)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from benchmarks.core import result_files, timing
-from benchmarks.core.memory import free
+from benchmarks.core.memory import free_bytes
 from benchmarks.core.progress import Progress
 from benchmarks.core.result_files import identity
 from benchmarks.core.result_tables import gigabytes
@@ -124,18 +124,18 @@ class RepeatFailure(Exception):
     """A program ran before and fails when it is repeated."""
 
 
-class Skip(Exception):
+class SkipTrial(Exception):
     """A program cannot be tried here; the message is the reason."""
 
 
-class Wrong(Exception):
+class WrongResult(Exception):
     """The results of a program are wrong; the message says how."""
 
 
 def run_guarded(trial: Trial, act: Callable[[Any], None], watch: Watch, message: str) -> None:
     """Call `act` on a trial, unless earlier processes died while they measured it.
 
-    `Skip` and a refusal, `BadInput`, end the trial as skipped, `Wrong` as wrong, and other errors as failed.
+    `SkipTrial` and a refusal, `BadInput`, end the trial as skipped, `WrongResult` as wrong, and other errors as failed.
     """
     if watch.died(trial.key):
         trial.end("failed", result_files.DIED)
@@ -143,9 +143,9 @@ def run_guarded(trial: Trial, act: Callable[[Any], None], watch: Watch, message:
     watch.begin(message, trial.key)
     try:
         act(trial)
-    except (Skip, BadInput) as reason:
+    except (SkipTrial, BadInput) as reason:
         trial.end("skipped", str(reason))
-    except Wrong as reason:
+    except WrongResult as reason:
         trial.end("wrong", str(reason))
     except Exception as error:
         trial.end("failed", first_line(error))
@@ -188,7 +188,7 @@ def end_if_slow(trial: Trial, spent: float, limit: float, **more: Any) -> bool:
     """Return whether a first call of `spent` seconds took more than `limit`; if so, end the trial with that time alone."""
     if spent <= limit:
         return False
-    trial.columns |= {**timing.columns([spent]), **more}
+    trial.columns |= {**timing.time_columns([spent]), **more}
     reason = f"its first call took {spent:.1f} s, over --cell-seconds {limit:g}: timed by that alone, without a ratio"
     trial.end("timed", reason)
     trial.program = None
@@ -198,10 +198,10 @@ def end_if_slow(trial: Trial, spent: float, limit: float, **more: Any) -> bool:
 def check_memory(need: int, what: str) -> None:
     """Skip a program that needs more memory than there is: see `too_large_reason`."""
     if reason := too_large_reason(need, what):
-        raise Skip(reason)
+        raise SkipTrial(reason)
 
 
 def too_large_reason(need: int, what: str) -> str:
     """Return why a program that needs `need` bytes cannot be tried; "" if it can."""
-    available = free()
+    available = free_bytes()
     return "" if need <= MEMORY_SHARE * available else f"{what} {gigabytes(need)}, and {gigabytes(available)} are free"

@@ -49,7 +49,7 @@ class Figure:
     def drawings(self) -> list[Markup]:
         """Return the SVG drawings, of which the style sheet shows the one that fits."""
         sizes = {"wide": WIDE, "narrow": NARROW} if self.across else {"": NARROW}
-        label = html_elements.text(self.label)
+        label = html_elements.escape_text(self.label)
         return [Markup(svg(self.draw, (width, self.height or height), label, kind)) for kind, (width, height) in sizes.items()]
 
 

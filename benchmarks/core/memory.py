@@ -25,7 +25,7 @@ class Memory:
         return self.arguments + self.outputs + self.temporaries - self.reused
 
 
-def planned(compiled: Any) -> Memory | None:
+def planned_memory(compiled: Any) -> Memory | None:
     """Return the memory of a compiled program; None if the backend does not report it."""
     stats = compiled.memory_analysis()
     if stats is None:
@@ -43,7 +43,7 @@ def bytes_per_device(tree: Any) -> int:
     return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
-def free() -> int:
+def free_bytes() -> int:
     """Return the bytes that this process may still allocate: on its device, or on a CPU within the host and its control group."""
     stats = jax.local_devices()[0].memory_stats()
     if stats and "bytes_limit" in stats:

@@ -20,6 +20,6 @@ UNRECORDED = ("output", "quick", "devices", "seconds")
 """Options that do not change any cell, or only through other options; a larger `seconds` completes rows that were left out."""
 
 
-def recorded(options: Any) -> dict[str, Any]:
+def recorded_options(options: Any) -> dict[str, Any]:
     """Return the options that a result file records, which must be the same when it is resumed."""
     return {name: value for name, value in dataclasses.asdict(options).items() if name not in UNRECORDED}

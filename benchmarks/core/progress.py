@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from train.run.console import clock
+from train.run.console import format_duration
 
 
 class Progress:
@@ -47,7 +47,7 @@ class Progress:
         share = self._done / self._all if self._all else 1.0
         if not share:
             return "0%"
-        return f"{share:.0%}, {clock((time.monotonic() - self._began) * (1 / share - 1))} left"
+        return f"{share:.0%}, {format_duration((time.monotonic() - self._began) * (1 / share - 1))} left"
 
     def _show(self, line: str) -> None:
         if self._console.is_terminal:

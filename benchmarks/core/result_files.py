@@ -3,7 +3,7 @@
 The header is {"schema", "what", "environment", "asked", "unit"}; "asked" holds the options of the command. A cell is {"key":
 {axis: value}, "process", "state", "reason", ...measured columns}; `key` and `process`, the number of the fresh process that
 measured it, identify it. `unit` holds the axes of the reference of a cell's column "ratio", measured in the same rounds:
-{"implementation": "xla"}. A timed cell has the columns of `timing.columns`, which `zoo bench compare` reads.
+{"implementation": "xla"}. A timed cell has the columns of `timing.time_columns`, which `zoo bench compare` reads.
 
 Between the cells are two other kinds of lines. {"attempt": [key, ...], "process"} lists the cells that the process works on from
 there on; the list is empty where a process ended in order. {"death": [key, ...], "process"} lists the cells that a killed process
@@ -88,7 +88,7 @@ def machine() -> dict[str, Any]:
     return kind | {"cpu": next(iter(_cpuinfo("model name")), platform.machine()), "cores": os.cpu_count()}
 
 
-def hardware(machine: Mapping[str, Any]) -> str:
+def hardware_name(machine: Mapping[str, Any]) -> str:
     """Return a machine as part of a folder's name: "intel-r-xeon-r-processor-2-cores", "nvidia-h100-80gb-hbm3"."""
     on_cpu = machine["backend"] == "cpu"
     name = f"{machine['cpu']} {machine['cores']} cores" if on_cpu else machine["device"]
@@ -98,7 +98,7 @@ def hardware(machine: Mapping[str, Any]) -> str:
 
 def default_folder(what: str, machine: Mapping[str, Any], *, newest: bool = False) -> Path:
     """Return the default folder of results, runs/bench/<what>_<hardware>_<date>; with `newest` the last existing one, if any."""
-    place, name = Path("runs", "bench"), f"{what}_{hardware(machine)}_"
+    place, name = Path("runs", "bench"), f"{what}_{hardware_name(machine)}_"
     folders = sorted(path.parent for path in place.glob(f"{name}????-??-??/{CELLS}")) if newest else []
     return folders[-1] if folders else place / f"{name}{datetime.datetime.now(datetime.UTC):%Y-%m-%d}"
 
@@ -334,11 +334,11 @@ def _differences(before: Results, header: Mapping[str, Any]) -> list[str]:
         pairs[key] = before.options.get(key), header["asked"].get(key)
     for key in MACHINE:
         pairs[key] = before.environment.get(key), header["environment"].get(key)
-    pairs |= changed(before.environment, header["environment"])
+    pairs |= changed_settings(before.environment, header["environment"])
     return [f"{key}: {one} before, {other} now" for key, (one, other) in pairs.items() if one != other]
 
 
-def changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+def changed_settings(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Return the versions and settings that differ between two environments, as (before, after)."""
     pairs = {}
     for part in ("versions", "settings"):

@@ -5,7 +5,7 @@ from typing import Any
 
 from benchmarks.core.html_page import Block, Cards, render
 from benchmarks.core.result_files import Results
-from benchmarks.core.result_tables import merged, timed
+from benchmarks.core.result_tables import merge_processes, timed_cells
 
 
 def render_results(
@@ -18,10 +18,10 @@ def render_results(
 
 def timed_sentence(results: Results, noun: str) -> str:
     """Return how many cells were timed and how many are wrong."""
-    cells = merged(results.cells)
+    cells = merge_processes(results.cells)
     bad = sum(cell["state"] in ("wrong", "failed") for cell in cells)
     outcome = f"{bad} wrong or failed" if bad else "none is wrong"
-    return f"{len(timed(cells))} of {len(cells)} {noun} timed on {device(results)}; {outcome}."
+    return f"{len(timed_cells(cells))} of {len(cells)} {noun} timed on {device(results)}; {outcome}."
 
 
 def device(results: Results) -> str:

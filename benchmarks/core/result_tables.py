@@ -48,7 +48,7 @@ def worst_state(cells: Cells) -> str:
     return min((cell["state"] for cell in cells), key=SEVERITY.index)
 
 
-def merged(cells: Cells) -> list[dict[str, Any]]:
+def merge_processes(cells: Cells) -> list[dict[str, Any]]:
     """Return one cell for each key: the median of each number over its processes, and in "processes" how many there are."""
     rows = []
     for group in by_key(cells).values():
@@ -63,7 +63,7 @@ def merged(cells: Cells) -> list[dict[str, Any]]:
     return rows
 
 
-def timed(cells: Cells) -> list[Cell]:
+def timed_cells(cells: Cells) -> list[Cell]:
     """Return the cells that have a time."""
     return [cell for cell in cells if cell["state"] == "timed"]
 
@@ -106,7 +106,7 @@ def gigabytes(size: float | int | None) -> str:
     return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
 
 
-def formatted(value: float | int | None, form: str, scale: float = 1.0) -> str:
+def format_number(value: float | int | None, form: str, scale: float = 1.0) -> str:
     """Return a number over `scale` in a format, such as ".1f"; "" for None."""
     return "" if value is None else format(value / scale, form)
 

@@ -25,7 +25,7 @@ RATIOS = ("ratio", "ratio_p20", "ratio_p80")
 """Columns of the ratio to the unit."""
 
 
-def columns(seconds: Any, unit: Any = None) -> dict[str, float | int | None]:
+def time_columns(seconds: Any, unit: Any = None) -> dict[str, float | int | None]:
     """Return the columns of a cell: quantiles of its time, and of its ratio to the unit in the same rounds, None without a unit.
 
     Args:
@@ -49,7 +49,7 @@ def uncertainty(seconds: Any) -> float:
     return float((p80 - p20) / 2 / len(seconds) ** 0.5 / median)
 
 
-def warm(program: Program, *, limit: int = 10, seconds: float = 3.0) -> list[float]:
+def warm_up(program: Program, *, limit: int = 10, seconds: float = 3.0) -> list[float]:
     """Call a program until its last two calls are within 10 % of each other, and return the seconds of each call.
 
     There are at most `limit` calls, and no more after `seconds` in total; there is always one call.
@@ -131,7 +131,7 @@ def compile_cold(jitted: Any, *arguments: Any) -> tuple[Any, dict[str, float]]:
     Returns:
         The compiled program, and "lower_seconds" and "compile_seconds".
     """
-    with cold():
+    with without_compilation_cache():
         began = time.perf_counter()
         lowered = jitted.lower(*arguments)
         between = time.perf_counter()
@@ -140,7 +140,7 @@ def compile_cold(jitted: Any, *arguments: Any) -> tuple[Any, dict[str, float]]:
 
 
 @contextlib.contextmanager
-def cold() -> Iterator[None]:
+def without_compilation_cache() -> Iterator[None]:
     """Disable the persistent compilation cache, so that seconds of compilation are those of a first compilation."""
     before = jax.config.values["jax_enable_compilation_cache"]
     jax.config.update("jax_enable_compilation_cache", False)

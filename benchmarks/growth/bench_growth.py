@@ -13,7 +13,7 @@ from typing import Any
 
 from benchmarks.core import bench_command, timing
 from benchmarks.core.guarded_trials import Group, Trial, Watch, repeat_without_failures, run_guarded
-from benchmarks.core.output_options import recorded
+from benchmarks.core.output_options import recorded_options
 from benchmarks.core.result_files import identity
 from benchmarks.core.worker_process import WorkerFailed, call
 from benchmarks.growth import growth_page, growth_tables
@@ -42,7 +42,7 @@ HEAD = 32
 """Size of a head; a wider model has more heads."""
 
 
-BENCHMARK = bench_command.Benchmark("growth", "Growth", growth_tables.blocks, growth_page.render, growth_tables.one_line)
+BENCHMARK = bench_command.Benchmark("growth", "Growth", growth_tables.report_blocks, growth_page.render, growth_tables.one_line)
 
 
 def main(requested: Options, argv: Sequence[str]) -> int:
@@ -51,12 +51,12 @@ def main(requested: Options, argv: Sequence[str]) -> int:
     Raises:
         BadInput: an unknown model, numbers below 1, fewer than two values of an axis; see `bench_command.run_benchmark`.
     """
-    options = resolved(requested)
+    options = resolve_options(requested)
     measurement = bench_command.Measurement(options=options, groups=functools.partial(_groups, options))
     return bench_command.run_benchmark(BENCHMARK, bench_command.start(1), measurement, argv)
 
 
-def resolved(options: Options) -> Options:
+def resolve_options(options: Options) -> Options:
     """Return the options with all omitted fields filled in.
 
     Raises:
@@ -121,7 +121,7 @@ def _axis(options: Options, keys: Sequence[dict[str, Any]], watch: Watch) -> lis
     seconds = repeat_without_failures(trials, functools.partial(timing.measured, rounds=options.rounds or 0)) or {}
     for trial in trials:
         if (place := identity(trial.key)) in seconds:
-            trial.columns |= timing.columns(seconds[place])
+            trial.columns |= timing.time_columns(seconds[place])
             trial.end("timed")
     return [trial.cell() for trial in trials]
 
@@ -134,7 +134,7 @@ def _devices(options: Options, keys: Sequence[dict[str, Any]], watch: Watch) -> 
         watch.begin(f"{count} devices", trial.key)
         try:
             # Devices are simulated on the CPU, so the process uses no other platform.
-            trial.columns |= call(measure_device_count, recorded(options), count, env={"JAX_PLATFORMS": "cpu"})
+            trial.columns |= call(measure_device_count, recorded_options(options), count, env={"JAX_PLATFORMS": "cpu"})
         except WorkerFailed as failure:
             trial.end("failed", str(failure))
         else:
@@ -146,11 +146,11 @@ def _warm(trial: Trial, case: Case, variant: Variant) -> None:
     """Compile a step and call it until it is warm."""
     step = Step(case, variant)
     spent = step.compile()
-    step.start(programs.initial(case))
+    step.start(programs.initial_params(case))
     began = time.perf_counter()
     loss = step.run()
     first = time.perf_counter() - began
-    timing.warm(step.run)
+    timing.warm_up(step.run)
     memory = step.memory.peak * step.mesh.size
     trial.columns |= {**spent, "first_step_seconds": sum(spent.values()) + first, "memory": memory, "loss": loss}
     trial.program = step.run
@@ -165,4 +165,4 @@ def measure_device_count(fields: Mapping[str, Any], count: int) -> dict[str, Any
     _warm(trial, _case(options, "devices", count), Variant(mesh=f"data={count}"))
     assert trial.program is not None
     seconds = timing.measured({"": trial.program}, rounds=options.rounds or 0)[""]
-    return trial.columns | timing.columns(seconds)
+    return trial.columns | timing.time_columns(seconds)

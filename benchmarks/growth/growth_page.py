@@ -28,15 +28,15 @@ def render(results: Results) -> str:
     sections = {
         "Growth": [Plots([_plot(axis, cells) for axis, cells in cells_by_axis.items()])],
         "What was not timed": [growth_tables.notes(results)],
-        "Exponents": [Table(FIT_HEAD, growth_tables.fits(results))],
-        "Every number": [Table(HEAD, growth_tables.lines(results)), REMARK if "devices" in cells_by_axis else ""],
+        "Exponents": [Table(FIT_HEAD, growth_tables.exponent_rows(results))],
+        "Every number": [Table(HEAD, growth_tables.cell_rows(results)), REMARK if "devices" in cells_by_axis else ""],
     }
     return render_results(results, "How cost grows", lead, sections)
 
 
 def _plot(axis: str, cells: Sequence[Mapping[str, Any]]) -> Figure:
     x = [cell["key"]["value"] for cell in cells]
-    fits = growth_tables.exponents(cells)
+    fits = growth_tables.fit_exponents(cells)
 
     def draw(axes: Any) -> None:
         from matplotlib.ticker import FixedLocator, LogLocator, NullLocator

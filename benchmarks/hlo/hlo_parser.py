@@ -137,7 +137,7 @@ class Computation:
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
+class ExecutedInstruction:
     """An instruction as it is executed."""
 
     instruction: Instruction
@@ -167,11 +167,11 @@ class Module:
         callers = {computation: caller for caller in self.instructions.values() for computation in caller.called}
         return {line: caller for computation, caller in callers.items() for line in computation.instructions.values()}
 
-    def runs(self) -> Iterator[Run]:
+    def runs(self) -> Iterator[ExecutedInstruction]:
         """Yield every instruction that is executed by itself, with its count; a fusion counts as one instruction."""
         yield from self._runs(self.entry, 1.0, "")
 
-    def _runs(self, computation: Computation, times: float, loop: str) -> Iterator[Run]:
+    def _runs(self, computation: Computation, times: float, loop: str) -> Iterator[ExecutedInstruction]:
         for instruction in computation.instructions.values():
             opcode, called = instruction.opcode, instruction.called
             if opcode == "while":
@@ -185,7 +185,7 @@ class Module:
                 for inner in called:
                     yield from self._runs(inner, times, loop)
             else:
-                yield Run(instruction, computation.name, times, loop)
+                yield ExecutedInstruction(instruction, computation.name, times, loop)
 
     def unknown_loops(self) -> list[str]:
         """Return the loops whose count is not known, by their names in JAX."""
@@ -242,7 +242,7 @@ _LAYOUT = re.compile(r"\{[\d,:A-Z()]*\}|/\*index=\d+\*/")
 _CALLED = re.compile(r"\b(?:calls|to_apply|body|true_computation|false_computation|branch_computations)=(\{[^}]*\}|%?[\w.\-]+)")
 
 
-def parse(text: str) -> Module:
+def parse_program(text: str) -> Module:
     """Parse a program as `jax.stages.Compiled.as_text` returns it: a name is defined in a line above those that use it.
 
     Raises:

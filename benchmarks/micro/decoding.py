@@ -30,7 +30,7 @@ SOURCE = 64
 
 def main() -> int:
     """Run the command."""
-    options = start_measurement.begin("decoding", __doc__, model="t5-small", rows=4, rounds=5)
+    options = start_measurement.start("decoding", __doc__, model="t5-small", rows=4, rounds=5)
     model = models.model(configs.find_size(options.model)[1].config)
     params = jax.jit(model.init)(jax.random.key(0))
     # Only its size and its special tokens matter, not its entries.

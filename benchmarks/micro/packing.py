@@ -29,7 +29,7 @@ CASES = (
 
 def main() -> int:
     """Run the command."""
-    options = start_measurement.begin("packing", __doc__, rounds=15)
+    options = start_measurement.start("packing", __doc__, rounds=15)
     print("| recipe | rows | fill, unpacked and packed | ratio | step, packed over unpacked | useful tokens/s, ratio | off by |")
     print("|---|---|---|---|---|---|---|")
     for recipe, rows in CASES:

@@ -8,7 +8,7 @@ from benchmarks.core.result_tables import environment_line
 from zoo.runtime import jax_setup
 
 
-def begin(name: str, documentation: str | None, **defaults: Any) -> argparse.Namespace:
+def start(name: str, documentation: str | None, **defaults: Any) -> argparse.Namespace:
     """Return the options of `python -m benchmarks.micro.<name>`, which have these defaults, and print the machine."""
     description = (documentation or "").splitlines()[0]
     parser = argparse.ArgumentParser(prog=f"python -m benchmarks.micro.{name}", description=description)

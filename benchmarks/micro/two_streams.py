@@ -23,7 +23,7 @@ CASES = (("xlnet-nano", 16, 128), ("xlnet", 2, 512))
 
 def main() -> int:
     """Run the command."""
-    options = start_measurement.begin("two_streams", __doc__, rounds=9, attention="auto")
+    options = start_measurement.start("two_streams", __doc__, rounds=9, attention="auto")
     print("| recipe | B x T, memory | targets a row | attention | step of two streams over one |")
     print("|---|---|---|---|---|")
     for recipe, rows, length in CASES:

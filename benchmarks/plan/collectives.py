@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from benchmarks.hlo.hlo_parser import COLLECTIVES, Array, Instruction, Module, Run
+from benchmarks.hlo.hlo_parser import COLLECTIVES, Array, ExecutedInstruction, Instruction, Module
 
 Groups = frozenset[frozenset[int]]
 
@@ -34,7 +34,7 @@ class CollectiveTotal:
 class Collective:
     """One collective instruction of the program."""
 
-    run: Run
+    run: ExecutedInstruction
     kind: str
     axes: str
     members: int

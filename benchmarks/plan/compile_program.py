@@ -99,13 +99,13 @@ def compile_run(run: run_config.Run, mode: Mode, target: Target) -> Program:
         ) from None
     device_mesh.check(run, mesh)
     began = time.perf_counter()
-    with attention.record_calls() as calls, target_devices.present(target), _compiler_errors(target):
+    with attention.record_calls() as calls, target_devices.simulate_target(target), _compiler_errors(target):
         traced, arguments, flops = _decoding(run, mesh) if mode == "decode" else _batch_program(run, mesh, train=mode == "train")
         lowered = traced.lower(lowering_platforms=(target.lowering,))
     fields: dict[str, Any] = {"run": run, "mode": mode, "target": target, "mesh": mesh}
     fields |= {"arguments": arguments, "calls": tuple(calls)}
     try:
-        with target_devices.present(target), _compiler_errors(target):
+        with target_devices.simulate_target(target), _compiler_errors(target):
             program, fields["remarks"] = compile_lowered(lowered)
     except TooLarge as large:
         argument_bytes = sum(map(bytes_per_device, arguments.values()))

@@ -10,7 +10,7 @@ from zoo.configs import Compute
 from zoo.errors import BadInput
 
 
-def default(name: str, init: str = "") -> Run:
+def find_run(name: str, init: str = "") -> Run:
     """Return the run of a name, recipes first; imports no JAX.
 
     A size has the data, objective, dropout and optimizer of the recipe, its rows at most as long as the model's positions, and
@@ -24,10 +24,10 @@ def default(name: str, init: str = "") -> Run:
     """
     if recipes.is_recipe(name):
         return recipes.recipe_run(name, init)
-    return of_size(name)
+    return run_of_size(name)
 
 
-def of_size(name: str) -> Run:
+def run_of_size(name: str) -> Run:
     """Return a run that trains a published size with the options of the most similar recipe of its family.
 
     Raises:

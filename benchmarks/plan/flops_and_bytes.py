@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.hlo.hlo_parser import COLLECTIVES, Array, Computation, Instruction, Module, Run
+from benchmarks.hlo.hlo_parser import COLLECTIVES, Array, Computation, ExecutedInstruction, Instruction, Module
 from zoo.attention.attention import Call
 
 FREE = {
@@ -44,7 +44,7 @@ def work(module: Module, calls: Sequence[Call], devices: int, *, on_chip: bool =
         on_chip: whether memory spaces other than 0 are on the device's chip, as on a TPU.
     """
     products = moved = 0.0
-    kernels: list[Run] = []
+    kernels: list[ExecutedInstruction] = []
     for run in module.runs():
         moved += run.times * _Traffic(on_chip).of(run.instruction)
         for instruction in run.instruction.inside():
@@ -117,7 +117,7 @@ _KERNELS = re.compile("cudnn|cublas|triton|mosaic|tpu_custom_call")
 and the plan reports it."""
 
 
-def _kernel_flops(kernels: Sequence[Run], calls: Sequence[Call], devices: int) -> tuple[float, tuple[str, ...]]:
+def _kernel_flops(kernels: Sequence[ExecutedInstruction], calls: Sequence[Call], devices: int) -> tuple[float, tuple[str, ...]]:
     """Return (FLOPs in kernels, targets of kernels that belong to no call).
 
     The kernels of a call's backward pass share its products; each other kernel is a forward pass. Unrolled layers are traced

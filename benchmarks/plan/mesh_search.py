@@ -86,7 +86,7 @@ def search(
     Raises:
         BadInput: there is no candidate, or none of those tried fits; names the one that needs the least memory.
     """
-    waiting = list(ordered(run, mode, target))
+    waiting = list(ordered_candidates(run, mode, target))
     if not waiting:
         raise BadInput(f"--batch {run.data.batch}: no mesh of {target.name} divides the rows and the heads; choose another")
     began, count = time.monotonic(), len(waiting)
@@ -107,18 +107,19 @@ def search(
         (fitting if plan.fits else large).append((candidate, plan))
         waiting = [other for other in waiting if not can_skip(other, candidate, plan)]
         outcome = "does not fit" if not plan.fits else "fits" if plan.bound is None else f"MFU {text_view.bound_text(plan)}"
-        report(f"{tried} tried, {len(fitting)} fit, {len(waiting)} left; {candidate}: {text_view.binary(plan.total)}, {outcome}")
+        counts = f"{tried} tried, {len(fitting)} fit, {len(waiting)} left"
+        report(f"{counts}; {candidate}: {text_view.format_bytes(plan.total)}, {outcome}")
     report("")
     if not fitting and not large:
         raise BadInput(f"--target {target.name}: nothing could be compiled; the last reason: {why}")
     if not fitting:
         least, plan = min(large, key=lambda pair: pair[1].total)
-        limit = text_view.binary(plan.device_memory or 0)
+        limit = text_view.format_bytes(plan.device_memory or 0)
         rest = f"; {refused} were refused, the last because of {why}" if refused else ""
         rest += f"; {len(waiting)} were not tried (--minutes)" if waiting else ""
         raise BadInput(
             f"--target {target.name}: none of {tried} tried fits {limit}; the least, {least}, needs "
-            f"{text_view.binary(plan.total)}: choose more devices or a smaller --batch{rest}"
+            f"{text_view.format_bytes(plan.total)}: choose more devices or a smaller --batch{rest}"
         )
     ranked = sorted((plan for _, plan in fitting), key=lambda plan: (-(plan.bound or 0), plan.total))
     skipped = count - tried - refused - len(waiting)
@@ -147,7 +148,7 @@ def can_skip(candidate: Candidate, tried: Candidate, plan: Plan) -> bool:
     return candidate.remat_level <= tried.remat_level and fewer
 
 
-def ordered(run: run_config.Run, mode: Mode, target: Target) -> list[Candidate]:
+def ordered_candidates(run: run_config.Run, mode: Mode, target: Target) -> list[Candidate]:
     """Return all candidates: first those that fit by an estimate, and of these the fastest by it."""
     device, count = target.published, len(target_devices.devices(target))
     parameters, layers, width = parameter_count(run.model), run.model.layers, run.model.width

@@ -58,7 +58,7 @@ def key(run: run_config.Run, mode: Mode, target: Target) -> str:
     numbers = {name: value for name, value in dataclasses.asdict(run).items() if name not in APART}
     frozen = objectives.objective(run.objective).frozen_config(run)
     others = None if frozen is None else [type(frozen).__module__, dataclasses.asdict(frozen)]
-    versions = plan_record.versions(target.platform) | plan_record.installed(TRACED)
+    versions = plan_record.versions(target.platform) | plan_record.installed_versions(TRACED)
     flags = {name: value for name, value in os.environ.items() if name in _FLAGS or name.startswith("JAX_")}
     here = jax_setup.processor() if target.platform == "cpu" else ""
     inputs = [type(run.model).__module__, run.objective, numbers, others, mode, dataclasses.asdict(target), versions, flags, here]

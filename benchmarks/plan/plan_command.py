@@ -10,7 +10,7 @@ from benchmarks.plan.compile_program import Mode
 from benchmarks.plan.plan_record import Plan
 from benchmarks.plan.target_devices import Target
 from train.config import run_config
-from train.run.run_dir import replacing
+from train.run.run_dir import replace_atomically
 from zoo.errors import BadInput
 
 
@@ -51,8 +51,8 @@ def search(run: run_config.Run, mode: Mode, target: Target, *, minutes: float, t
 
 def _write(file: Path, planned: Plan) -> None:
     try:
-        with replacing(file) as stream:
-            stream.write(plan_page.page(planned).encode())
+        with replace_atomically(file) as stream:
+            stream.write(plan_page.render_plan(planned).encode())
     except OSError as error:
         raise BadInput(f"--page {file}: cannot be written ({error.strerror}); name a file in an existing folder") from None
 

@@ -88,11 +88,11 @@ def make_plan(program: Program, name: str) -> Plan:
     loops: list[str] = []
     work, step_times = None, Times(compute=None, memory=None, interconnect=None)
     if program.text:
-        module = hlo.parse(program.text)
+        module = hlo.parse_program(program.text)
         loops = [f"how often {name} runs is not known: it is counted once" for name in module.unknown_loops()]
         sent = collectives.find_collectives(module, dict(mesh.shape))
         work = flops_and_bytes.work(module, program.calls, mesh.size, on_chip=target.platform == "tpu")
-        step_times = roofline.times(work, sent, mesh.devices, target, run.precision)
+        step_times = roofline.times_of_step(work, sent, mesh.devices, target, run.precision)
     return Plan(
         name=name,
         mode=program.mode,
@@ -118,7 +118,7 @@ def make_plan(program: Program, name: str) -> Plan:
         bytes=work and work.bytes,
         collectives=collectives.total_by_axes(sent),
         times=step_times,
-        bound=roofline.bound(program.flops, step_times, mesh.size, target, run.precision),
+        bound=roofline.mfu_bound(program.flops, step_times, mesh.size, target, run.precision),
         unknown=list(work.unknown) if work else [],
         warnings=[
             *program.remarks,
@@ -186,10 +186,10 @@ def gather_warnings(sent: Iterable[Collective], program: Program) -> list[str]:
 
 def versions(platform: str) -> dict[str, str]:
     """Return the versions of the packages that compiled the program."""
-    return installed(("jax", "jaxlib", *{"tpu": ("libtpu",), "gpu": GPU_PACKAGES}.get(platform, ())))
+    return installed_versions(("jax", "jaxlib", *{"tpu": ("libtpu",), "gpu": GPU_PACKAGES}.get(platform, ())))
 
 
-def installed(names: Iterable[str]) -> dict[str, str]:
+def installed_versions(names: Iterable[str]) -> dict[str, str]:
     """Return the versions of those packages that are installed."""
     versions_by_package = {}
     for name in names:

@@ -42,7 +42,7 @@ class Times:
         return max(vars(self), key=lambda name: vars(self)[name] or 0)
 
 
-def times(work: Work, collectives: Iterable[Collective], devices: np.ndarray, target: Target, dtype: str) -> Times:
+def times_of_step(work: Work, collectives: Iterable[Collective], devices: np.ndarray, target: Target, dtype: str) -> Times:
     """Return the times of a step whose matrix products have the dtype `dtype`.
 
     Args:
@@ -58,7 +58,7 @@ def times(work: Work, collectives: Iterable[Collective], devices: np.ndarray, ta
     )
 
 
-def bound(flops: float, step_times: Times, devices: int, target: Target, dtype: str) -> float | None:
+def mfu_bound(flops: float, step_times: Times, devices: int, target: Target, dtype: str) -> float | None:
     """Return the share of the devices' peak that the model's own `flops` use (MFU) in a step of that time, 0 to 1."""
     device, longest = target.published, step_times.longest
     if device is None or not longest or dtype not in device.peak:

@@ -97,7 +97,7 @@ PLUGINS: Mapping[Platform, tuple[tuple[str, ...], str]] = {
 """Platform -> packages that contain its compiler, any of which is enough, and the extra that installs one."""
 
 
-def parse(name: str) -> Target:
+def parse_target(name: str) -> Target:
     """Return the target of a name; imports no JAX.
 
     Raises:
@@ -132,7 +132,7 @@ def prepare(target: Target) -> None:
     """
     from zoo.runtime import jax_setup
 
-    if why := missing(target.platform):
+    if why := unavailable_reason(target.platform):
         raise BadInput(f"--target {target.name}: {why}")
     jax_setup.prepare(int(target.size) if target.platform == "cpu" else 1)
     import jax
@@ -141,7 +141,7 @@ def prepare(target: Target) -> None:
     jax.config.update("jax_enable_compilation_cache", False)
 
 
-def missing(platform: Platform) -> str | None:
+def unavailable_reason(platform: Platform) -> str | None:
     """Return why this process cannot compile for a platform; None if it can."""
     plugins, extra = PLUGINS.get(platform, ((), ""))
     if not plugins or any(importlib.util.find_spec(plugin) for plugin in plugins):
@@ -159,7 +159,7 @@ def devices(target: Target) -> tuple[Any, ...]:
     import jax
     from jax.experimental import topologies
 
-    if why := missing(target.platform):
+    if why := unavailable_reason(target.platform):
         raise BadInput(f"--target {target.name}: {why}")
     if target.platform == "cpu":
         here = jax.devices("cpu")
@@ -190,7 +190,7 @@ def devices(target: Target) -> tuple[Any, ...]:
 
 
 @contextlib.contextmanager
-def present(target: Target) -> Iterator[None]:
+def simulate_target(target: Target) -> Iterator[None]:
     """Make libraries that ask JAX for the current device see the target's, within the context."""
     import jax
     from jax._src.cudnn import fused_attention_stablehlo as cudnn  # there is no public way to set an absent GPU
@@ -217,10 +217,10 @@ def _description(target: Target) -> dict[str, str]:
     count, host = int(target.size), DEVICES[target.kind].host
     # Partitions, hosts of each, devices of each.
     shape = f"1x{math.ceil(count / host)}x{min(count, host)}"
-    return {"platform": "cuda", "topology_name": shape, "topology": shape, "target_config": config(target)}
+    return {"platform": "cuda", "topology_name": shape, "topology": shape, "target_config": gpu_target_config(target)}
 
 
-def config(target: Target) -> str:
+def gpu_target_config(target: Target) -> str:
     """Return a GPU as XLA's GpuTargetConfig; the cuDNN version is the one in constraints.txt."""
     gpu, published = GPUS[target.chip], DEVICES[target.kind]
     assert published.memory is not None and published.bandwidth is not None

@@ -17,7 +17,7 @@ def plan_blocks(plan: Plan) -> list[Block]:
     """Return a plan in full, as the blocks of a report."""
     capacity = max(plan.device_memory or 0, plan.total)
     bars = ["█" * round(BAR * size / capacity) for size in (*memory_parts(plan).values(), plan.total)]
-    sizes = [(name, f"{size:>10}  {bar}") for (name, size), bar in zip(memory(plan).rows, bars, strict=True)]
+    sizes = [(name, f"{size:>10}  {bar}") for (name, size), bar in zip(memory_table(plan).rows, bars, strict=True)]
     blocks: list[Block] = [
         Heading(headline(plan)),
         Table(("", ""), list(inputs(plan).items()), words=2),
@@ -25,10 +25,10 @@ def plan_blocks(plan: Plan) -> list[Block]:
         Table(("", ""), sizes, words=2),
     ]
     if plan.products is not None:
-        blocks += [Heading("a step of a device, at the published rates"), rates(plan)]
+        blocks += [Heading("a step of a device, at the published rates"), rates_table(plan)]
     blocks.append([bound_sentence(plan), ""])
     if plan.collectives:
-        blocks += [Heading("sent in a step"), sent(plan)]
+        blocks += [Heading("sent in a step"), collectives_table(plan)]
     if lines := warnings(plan):
         blocks += [Heading("warnings"), [*lines, ""]]
     return [*blocks, provenance(plan)]
@@ -41,7 +41,7 @@ def search_blocks(result: "SearchResult", top: int) -> list[Block]:
     for plan in best:
         times = [_seconds(value) for value in (plan.times.compute, plan.times.memory, plan.times.interconnect)]
         bound = "" if plan.bound is None else f"{plan.bound:.1%}"
-        rows.append((axes(plan.mesh), plan.remat, str(plan.accumulate), binary(plan.total), *times, bound))
+        rows.append((axes(plan.mesh), plan.remat, str(plan.accumulate), format_bytes(plan.total), *times, bound))
     head = ("mesh", "remat", "micro", "holds", "compute", "memory", "interconnect", "MFU bound")
     title = [Heading(f"{headline(plan)}: the best of {len(result.ranked)} that fit") for plan in best[:1]]
     return [*title, Table(head, rows, words=2), result.summary]
@@ -81,7 +81,7 @@ def verdict(plan: Plan) -> str:
     """Return whether it fits, in words."""
     if plan.device_memory is None:
         return "no limit is published"
-    return f"of {binary(plan.device_memory)}: {'fits' if plan.fits else 'does not fit'}"
+    return f"of {format_bytes(plan.device_memory)}: {'fits' if plan.fits else 'does not fit'}"
 
 
 def bound_sentence(plan: Plan) -> str:
@@ -108,33 +108,42 @@ def warnings(plan: Plan) -> list[str]:
     return [*plan.warnings, *(f"the FLOPs of {name} are not counted" for name in plan.unknown)]
 
 
-def memory(plan: Plan) -> Table:
+def memory_table(plan: Plan) -> Table:
     """Return the table of the bytes on a device."""
-    return Table(("", "bytes"), [(name, binary(size)) for name, size in {**memory_parts(plan), "total": plan.total}.items()])
+    return Table(
+        ("", "bytes"), [(name, format_bytes(size)) for name, size in {**memory_parts(plan), "total": plan.total}.items()]
+    )
 
 
-def rates(plan: Plan) -> Table:
+def rates_table(plan: Plan) -> Table:
     """Return the table of the amounts of a device and step, and of the seconds for them, of compute, memory and interconnect."""
-    kernels = f", {decimal(plan.kernels)}FLOP of it in kernels" if plan.kernels else ""
+    kernels = f", {format_decimal(plan.kernels)}FLOP of it in kernels" if plan.kernels else ""
     amounts = {
-        "compute": ("at least", f"{decimal((plan.products or 0) + (plan.kernels or 0))}FLOP{kernels}"),
-        "memory": ("about", f"{decimal(plan.bytes or 0)}B"),
-        "interconnect": ("at least", f"{decimal(sum(row.bytes_sent for row in plan.collectives))}B"),
+        "compute": ("at least", f"{format_decimal((plan.products or 0) + (plan.kernels or 0))}FLOP{kernels}"),
+        "memory": ("about", f"{format_decimal(plan.bytes or 0)}B"),
+        "interconnect": ("at least", f"{format_decimal(sum(row.bytes_sent for row in plan.collectives))}B"),
     }
     rows = [(name, amount, _seconds(getattr(plan.times, name), f"{sure} ")) for name, (sure, amount) in amounts.items()]
     return Table(("", "a device does", "takes"), rows, words=2)
 
 
-def sent(plan: Plan) -> Table:
+def collectives_table(plan: Plan) -> Table:
     """Return the table of the collectives of a step."""
     rows = [
-        (row.kind, row.axes, f"{row.members:,}", f"{row.count:,.0f}", f"{decimal(row.bytes)}B", f"{decimal(row.bytes_sent)}B")
+        (
+            row.kind,
+            row.axes,
+            f"{row.members:,}",
+            f"{row.count:,.0f}",
+            f"{format_decimal(row.bytes)}B",
+            f"{format_decimal(row.bytes_sent)}B",
+        )
         for row in plan.collectives
     ]
     return Table(("", "axes", "devices", "count", "arrays", "a device sends"), rows, words=2)
 
 
-def binary(count: int | float) -> str:
+def format_bytes(count: int | float) -> str:
     """Return bytes in powers of 1,024, the units of memory sizes."""
     for unit, size in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
         if count >= size:
@@ -142,7 +151,7 @@ def binary(count: int | float) -> str:
     return f"{count:,.0f} B"
 
 
-def decimal(count: int | float) -> str:
+def format_decimal(count: int | float) -> str:
     """Return a number with a decimal prefix for its unit."""
     for unit, size in (("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if count >= size:

@@ -11,22 +11,23 @@ from benchmarks.step import measure_model, peer_libraries, step_page, step_table
 from benchmarks.step.cases import Case
 from benchmarks.step.programs import Step
 from benchmarks.step.step_options import Options
-from benchmarks.step.step_variants import cases, key, peer_key, resolved, unit, variants
+from benchmarks.step.step_variants import cases, key, peer_key, resolve_options, unit, variants
 from zoo.errors import require
 
-BENCHMARK = bench_command.Benchmark("step", "Steps", step_tables.blocks, step_page.render, step_tables.one_line)
+BENCHMARK = bench_command.Benchmark("step", "Steps", step_tables.report_blocks, step_page.render, step_tables.one_line)
 
 
 def main(requested: Options, argv: Sequence[str]) -> int:
     """Run the command: see `bench_command.run_benchmark`.
 
     Raises:
-        BadInput: see `step_variants.resolved` and `bench_command.run_benchmark`; a mesh or batch that does not fit the devices.
+        BadInput: see `step_variants.resolve_options` and `bench_command.run_benchmark`; also for a mesh or a batch that does
+            not fit the devices.
     """
     devices = requested.devices
     require(devices >= 0, "devices", devices, "choose the number of CPU devices to simulate, or 0 for the real ones")
     setup = bench_command.start(requested.repeats, devices, peers=requested.peers)
-    options = resolved(requested, setup.machine["backend"])
+    options = resolve_options(requested, setup.machine["backend"])
     todo = cases(options)
     if setup.alone:
         _check(todo, options)

@@ -77,7 +77,7 @@ def case(name: str, mode: Mode, *, batch: int = 0, length: int = 0, source: int 
     require(mode in get_args(Mode), "mode", mode, f"choose {', '.join(get_args(Mode))}")
     for key, value in (("batch", batch), ("length", length), ("source-length", source)):
         require(value >= 0, key, value, "must not be negative; choose 1 or more, or leave it out")
-    name = resolved(name)
+    name = resolve_size_name(name)
     size = configs.find_size(name)[1]
     objective = next((candidate for candidate in models.model(size.config).module.OBJECTIVES if candidate in BATCHES), None)
     if objective is None:
@@ -103,7 +103,7 @@ def case(name: str, mode: Mode, *, batch: int = 0, length: int = 0, source: int 
     return Case(size=name, config=cfg, objective=objective, mode=mode, **shape)
 
 
-def resolved(name: str) -> str:
+def resolve_size_name(name: str) -> str:
     """Return a published name, or the first one that begins with a shorter name: bert-base is bert-base-uncased.
 
     Raises:

@@ -21,7 +21,7 @@ BEGINS, ENDS, HANDS_ON = "ThreadpoolListener::StartRegion", "ThreadpoolListener:
 
 
 @dataclasses.dataclass(frozen=True)
-class Spent:
+class InstructionTime:
     """Average time of an instruction in a step."""
 
     seconds: float
@@ -38,7 +38,7 @@ class Profile:
 
     seconds: float
     """Time of a step under the profiler, which slows it down: compare it with a step without the profiler."""
-    spent: Mapping[str, Spent]
+    spent: Mapping[str, InstructionTime]
     """Instruction -> its time."""
     idle: float
     """Seconds of a step in which no thread worked: the step was being launched, or waited for."""
@@ -52,7 +52,7 @@ def profile(program: Callable[[], object], steps: int = 3) -> Profile:
     Raises:
         ValueError: the profile has no instruction of a program.
     """
-    recorded, seconds = device_time.record(program, steps)
+    recorded, seconds = device_time.record_profile(program, steps)
     planes = list(recorded.planes)
     devices = [plane for plane in planes if plane.name.startswith("/device:")]
     streams = [line for plane in devices for line in plane.lines if line.name.startswith(STREAMS)]
@@ -64,7 +64,7 @@ def profile(program: Callable[[], object], steps: int = 3) -> Profile:
     shares, busy, times = _shared(threads)
     if not shares:
         raise ValueError("the profile has no instruction of a program")
-    spent = {name: Spent(shares[name] / steps, busy[name] / steps, times[name] / steps) for name in shares}
+    spent = {name: InstructionTime(shares[name] / steps, busy[name] / steps, times[name] / steps) for name in shares}
     step_seconds = seconds / steps
     return Profile(step_seconds, spent, max(0.0, step_seconds - sum(one.seconds for one in spent.values())), clock)
 

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks.core import guarded_trials, result_files, timing
-from benchmarks.core.guarded_trials import Skip, Trial, Watch, Wrong
+from benchmarks.core.guarded_trials import SkipTrial, Trial, Watch, WrongResult
 from benchmarks.core.worker_process import WorkerFailed
 from benchmarks.hlo import hlo_parser
 from benchmarks.step import instruction_times, peer_libraries, programs, time_breakdown
@@ -144,7 +144,7 @@ class _Group:
         trial.columns |= {**spent, "memory": memory.peak, **{f"memory_{name}": size for name, size in vars(memory).items()}}
         guarded_trials.check_memory(memory.peak * devices, "compiled, it needs")
         if self.params is None:
-            self.params = programs.initial(self.case)
+            self.params = programs.initial_params(self.case)
         step.start(self.params)
         began = time.perf_counter()
         first = step.run()
@@ -162,9 +162,9 @@ class _Group:
     def start_worker(self, trial: StepTrial, name: str, precision: str, folder: Path) -> None:
         """Start a peer's process and let it take its first steps."""
         if reason := peer_libraries.missing_packages(name):
-            raise Skip(reason)
+            raise SkipTrial(reason)
         if not self._expected_losses:
-            raise Skip("no program of jax-zoo ran that it could be compared with")
+            raise SkipTrial("no program of jax-zoo ran that it could be compared with")
         guarded_trials.check_memory(self._bytes_needed, "together with jax-zoo's programs it is assumed to need")
         try:
             if not (folder / peer_libraries.REQUEST).exists():
@@ -183,7 +183,7 @@ class _Group:
         """Compare the losses of the first steps with those of the first trial that had any."""
         trial.columns |= {name: loss for name, loss in zip(LOSSES, losses, strict=True) if math.isfinite(loss)}
         if not all(map(math.isfinite, losses)):
-            raise Wrong(f"its first two losses are {losses[0]} and {losses[1]}")
+            raise WrongResult(f"its first two losses are {losses[0]} and {losses[1]}")
         if not self._expected_losses:
             self._expected_losses, self._reference = losses, trial
         # The coarser of the two precisions decides.
@@ -192,7 +192,7 @@ class _Group:
         for label, loss, expected, bound in zip(LOSSES.values(), losses, self._expected_losses, bounds, strict=True):
             if abs(loss - expected) > bound * abs(expected):
                 reason = f"its {label} is {loss:.6f} and that of the first of ours {expected:.6f}: more than {bound:.0e} apart"
-                raise Wrong(reason)
+                raise WrongResult(reason)
         if not guarded_trials.end_if_slow(trial, spent, self.options.cell_seconds):
             trial.program = functools.partial(self._run, trial)
 
@@ -211,7 +211,7 @@ class _Group:
             for trial in taking:
                 if not trial.state:
                     # It took two steps for the comparison; if a step takes seconds, that is warm enough.
-                    more = [] if trial.second > timing.SLOW else timing.warm(called[result_files.identity(trial.key)])
+                    more = [] if trial.second > timing.SLOW else timing.warm_up(called[result_files.identity(trial.key)])
                     trial.columns["warm_calls"] = 2 + len(more)
             for trial in taking:
                 # Create the state now, so that no round includes that.
@@ -228,7 +228,7 @@ class _Group:
         for trial in selected:
             if trial.program is not None and not trial.state:
                 own = seconds[result_files.identity(trial.key)]
-                trial.columns |= timing.columns(own, seconds.get(result_files.identity(trials[0].key)))
+                trial.columns |= timing.time_columns(own, seconds.get(result_files.identity(trials[0].key)))
                 trial.columns |= self._rates(trial, rates[trial.key["precision"]])
                 if trial.peer is not None:
                     trial.columns["resident"] = trial.peer.resident
@@ -238,7 +238,7 @@ class _Group:
         """Record the time breakdown of a timed program."""
         assert trial.step is not None
         step = self._with_state(trial.step)
-        program, profile = hlo_parser.parse(step.compiled.as_text()), instruction_times.profile(step.run, PROFILED)
+        program, profile = hlo_parser.parse_program(step.compiled.as_text()), instruction_times.profile(step.run, PROFILED)
         breakdown = time_breakdown.break_down(program, profile, training=self.case.mode == "train")
         trial.columns["profile"] = {
             "seconds": breakdown.seconds,

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
 from benchmarks.core import timing
-from benchmarks.core.memory import Memory, bytes_per_device, planned
+from benchmarks.core.memory import Memory, bytes_per_device, planned_memory
 from benchmarks.step.bytes_read import argument_bytes_read
 from benchmarks.step.cases import Case
 from train import objectives
@@ -128,7 +128,7 @@ class Step:
 
     @property
     def memory(self) -> Memory:
-        stats = planned(self.compiled)
+        stats = planned_memory(self.compiled)
         assert stats is not None
         return stats
 
@@ -165,7 +165,7 @@ class StepParts:
     """Parameters -> the state before the first step."""
 
 
-def initial(case: Case) -> Any:
+def initial_params(case: Case) -> Any:
     """Return fresh float32 parameters of a case on the first device; they are the same for every variant."""
     return jax.block_until_ready(jax.jit(case.model.init)(jax.random.key(0)))
 

@@ -6,11 +6,11 @@ from typing import Any
 from benchmarks.core.html_page import Block, Figure, Table
 from benchmarks.core.result_files import Results
 from benchmarks.core.result_page import render_results, timed_sentence
-from benchmarks.core.result_tables import formatted, seconds_text, timed
+from benchmarks.core.result_tables import format_number, seconds_text, timed_cells
 from benchmarks.step import step_tables, time_breakdown
-from benchmarks.step.step_tables import LEGEND, PROFILE_HEAD, READING, head, name_of
+from benchmarks.step.step_tables import LEGEND, PROFILE_HEAD, READING, column_titles, name_of
 from benchmarks.step.step_variants import OURS
-from eval.report.svg import INK, MUTED, ONE, THREE, TWO, thousands, ticks
+from eval.report.svg import INK, MUTED, ONE, THREE, TWO, format_thousands, ticks
 
 COLOURS = {"forward": ONE, "backward": TWO, "update": THREE}
 KEYS = {"forward": "one block", "backward": "two block", "update": "three block"}
@@ -40,9 +40,9 @@ INSTRUCTION_HEAD = ("Does", "Part", "", "Comes from", "Shape", "ms", "runs", "th
 
 def render(results: Results) -> str:
     """Return the page."""
-    models, sections = step_tables.models(results.cells), {}
+    models, sections = step_tables.cells_by_model(results.cells), {}
     for title, cells in models.items():
-        titles = ("program", "way", *head(cells[0]["key"]["mode"])[1:])
+        titles = ("program", "way", *column_titles(cells[0]["key"]["mode"])[1:])
         sections[title] = [_ratios(title, cells), Table(titles, map(_line, cells), words=2), step_tables.notes(cells)]
         for name, profile in step_tables.profiles(cells):
             sections[f"Where a step goes: {title}, {name}"] = _profile(f"{title}, {name}", profile)
@@ -54,10 +54,10 @@ def _tiles(models: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[tuple[str,
     """Return, for each model, our fastest program in the precision of its first row, and the times of its peers over it."""
     tiles = []
     for cells in models.values():
-        if (best := step_tables.fastest(cells, cells[0]["key"]["precision"])) is None:
+        if (best := step_tables.fastest_cell(cells, cells[0]["key"]["precision"])) is None:
             continue
         tiles.append((seconds_text(best["seconds"]), f"{best['key']['model']} {best['key']['mode']}{_share(best)}"))
-        for cell in timed(cells):
+        for cell in timed_cells(cells):
             same = cell["key"]["precision"] == best["key"]["precision"]
             if cell["key"]["program"] != OURS and same and cell["ratio"] and best["ratio"]:
                 tiles.append((f"{cell['ratio'] / best['ratio']:.2f} x", f"of our time takes {name_of(cell['key'])}"))
@@ -72,7 +72,7 @@ def _share(cell: Mapping[str, Any]) -> str:
 
 def _ratios(title: str, cells: Sequence[Mapping[str, Any]]) -> Block:
     """Return the figure of times over the unit's, a bar for each program with its 20th and 80th percentile."""
-    compared = [cell for cell in timed(cells) if cell["ratio"]]
+    compared = [cell for cell in timed_cells(cells) if cell["ratio"]]
     if len(compared) < 2:
         return ""
 
@@ -121,7 +121,7 @@ def _profile(title: str, profile: Mapping[str, Any]) -> list[Block]:
 
 def _line(cell: Mapping[str, Any]) -> list[str]:
     """Return a row of the table; the program and its variant are two columns."""
-    name, *numbers = step_tables.line(cell)
+    name, *numbers = step_tables.table_row(cell)
     program, _, way = name.partition(", ")
     return _filled([program, way, *numbers])
 
@@ -131,7 +131,7 @@ def _filled(row: Sequence[str]) -> list[str]:
 
 
 def _instruction(row: Mapping[str, Any]) -> list[str]:
-    busy = formatted(row["busy"] / row["seconds"] if row["seconds"] else None, ".2f")
+    busy = format_number(row["busy"] / row["seconds"] if row["seconds"] else None, ".2f")
     shape = row["shape"] if len(row["shape"]) <= 40 else row["shape"][:39] + "\N{HORIZONTAL ELLIPSIS}"
     words = [row["opcode"], row["part"], row["direction"], row["where"], shape]
     return [*words, f"{1e3 * row['seconds']:.1f}", f"{row['times']:g}", busy]
@@ -156,4 +156,4 @@ def _categories(axes: Any, names: Sequence[str]) -> None:
     axes.grid(visible=False, axis="y")
     axes.grid(visible=True, axis="x")
     axes.xaxis.set_major_locator(ticks(6))
-    axes.xaxis.set_major_formatter(thousands)
+    axes.xaxis.set_major_formatter(format_thousands)

@@ -9,13 +9,13 @@ from benchmarks.core.result_tables import (
     Block,
     Heading,
     Table,
-    formatted,
+    format_number,
     gigabytes,
     machine_line,
-    merged,
+    merge_processes,
     percentiles_text,
     seconds_text,
-    timed,
+    timed_cells,
 )
 from benchmarks.core.result_tables import notes as notes_of
 from benchmarks.step import time_breakdown
@@ -40,15 +40,15 @@ LEGEND = {
 }
 
 
-def head(mode: str) -> tuple[str, ...]:
-    """Return the titles of the columns of `line`."""
+def column_titles(mode: str) -> tuple[str, ...]:
+    """Return the titles of the columns of `table_row`."""
     bounds = READING if mode == "decode" else PRODUCTS
     return ("", "time", "20-80 %", "over unit", "tokens/s", *bounds, "memory", "compile", "first step")
 
 
 def legend(results: Results) -> str:
     """Return explanations of the columns in the results' tables."""
-    titles = {title for cell in results.cells for title in head(cell["key"]["mode"])}
+    titles = {title for cell in results.cells for title in column_titles(cell["key"]["mode"])}
     return "; ".join(f"{title}: {meaning}" for title, meaning in LEGEND.items() if title in titles)
 
 
@@ -65,42 +65,42 @@ def name_of(key: Mapping[str, Any]) -> str:
     return ", ".join([key["program"], *ways])
 
 
-def models(cells: Sequence[Mapping[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+def cells_by_model(cells: Sequence[Mapping[str, Any]]) -> dict[str, list[dict[str, Any]]]:
     """Return title -> the cells of a model, one for each program: ours first, beginning with the unit."""
     groups: dict[str, list[dict[str, Any]]] = collections.defaultdict(list)
-    for cell in sorted(merged(cells), key=lambda cell: (cell["key"]["program"] != OURS, cell["state"] != "timed")):
+    for cell in sorted(merge_processes(cells), key=lambda cell: (cell["key"]["program"] != OURS, cell["state"] != "timed")):
         groups[title_of(cell["key"])].append(cell)
     return groups
 
 
-def line(cell: Mapping[str, Any], *, narrow: bool = False) -> list[str]:
-    """Return a row of a table: see `head`.
+def table_row(cell: Mapping[str, Any], *, narrow: bool = False) -> list[str]:
+    """Return a row of a table: see `column_titles`.
 
     Args:
         narrow: whether half of the distance between the percentiles, relative to the median, takes their place.
     """
     name = name_of(cell["key"])
-    seconds = (formatted(cell.get(column), ".1f") for column in ("compile_seconds", "first_step_seconds"))
+    seconds = (format_number(cell.get(column), ".1f") for column in ("compile_seconds", "first_step_seconds"))
     tail = [gigabytes(cell.get("memory", cell.get("resident"))), *seconds]
     if cell["state"] != "timed":
-        between = [""] * (len(head(cell["key"]["mode"])) - 2 - len(tail))
+        between = [""] * (len(column_titles(cell["key"]["mode"])) - 2 - len(tail))
         return [name, "-" if cell["state"] == "skipped" else cell["state"].upper(), *between, *tail]
     spread = (cell["seconds_p80"] - cell["seconds_p20"]) / 2 / cell["seconds"]
     row = [name, seconds_text(cell["seconds"]), f"{spread:.1%}" if narrow else percentiles_text(cell)]
-    return [*row, formatted(cell["ratio"], ".2f"), f"{cell['tokens_per_s']:,.0f}", *_bounds(cell), *tail]
+    return [*row, format_number(cell["ratio"], ".2f"), f"{cell['tokens_per_s']:,.0f}", *_bounds(cell), *tail]
 
 
 def _bounds(cell: Mapping[str, Any]) -> list[str]:
     """Return the cells of the columns for the bound of a step."""
     if cell["key"]["mode"] != "decode":
-        return [formatted(cell.get("mfu") or cell.get("of_matrix_rate"), ".0%")]
-    speed, share = formatted(cell.get("bytes_per_s"), ".1f", 1e9), formatted(cell.get("of_copy_rate"), ".0%")
+        return [format_number(cell.get("mfu") or cell.get("of_matrix_rate"), ".0%")]
+    speed, share = format_number(cell.get("bytes_per_s"), ".1f", 1e9), format_number(cell.get("of_copy_rate"), ".0%")
     return [gigabytes(cell.get("bytes")), speed, share]
 
 
 def one_line(cells: Sequence[Mapping[str, Any]]) -> str:
     """Return the cells of a model in one line, for the progress display."""
-    texts = [f"{row[0]} {row[1]}{f' ({row[3]})' if row[3] else ''}" for row in map(line, cells) if row[1] != "-"]
+    texts = [f"{row[0]} {row[1]}{f' ({row[3]})' if row[3] else ''}" for row in map(table_row, cells) if row[1] != "-"]
     return "; ".join(texts) or "nothing runs here"
 
 
@@ -135,22 +135,22 @@ def profile_summary(profile: Mapping[str, Any]) -> str:
     return f"{seconds:.0f} ms a step under the profiler, {plain:.0f} ms without, by the clocks of {profile['clock']}"
 
 
-def blocks(results: Results, *, terminal: bool) -> list[Block]:
+def report_blocks(results: Results, *, terminal: bool) -> list[Block]:
     """Return the report; on a terminal with narrower tables."""
     explanation = legend(results)
     content: list[Block] = [machine_line(results), f"{explanation[:1].upper()}{explanation[1:]}." if explanation else ""]
-    for title, cells in models(results.cells).items():
-        titles = list(head(cells[0]["key"]["mode"]))
+    for title, cells in cells_by_model(results.cells).items():
+        titles = list(column_titles(cells[0]["key"]["mode"]))
         if terminal:
             titles[2] = "spread"
-        content += [Heading(title), Table(titles, [line(cell, narrow=terminal) for cell in cells]), notes(cells)]
+        content += [Heading(title), Table(titles, [table_row(cell, narrow=terminal) for cell in cells]), notes(cells)]
         for name, profile in profiles(cells):
             content.append(f"Where a step of {name} goes: {profile_summary(profile)}.")
             content.append(Table(PROFILE_HEAD, profile_lines(profile)))
     return content
 
 
-def fastest(cells: Sequence[Mapping[str, Any]], precision: str) -> Mapping[str, Any] | None:
+def fastest_cell(cells: Sequence[Mapping[str, Any]], precision: str) -> Mapping[str, Any] | None:
     """Return our fastest cell of a model in a precision."""
-    candidates = [cell for cell in timed(cells) if cell["key"]["program"] == OURS and cell["key"]["precision"] == precision]
+    candidates = [cell for cell in timed_cells(cells) if cell["key"]["program"] == OURS and cell["key"]["precision"] == precision]
     return min(candidates, key=lambda cell: cell["seconds"], default=None)

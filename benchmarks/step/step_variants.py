@@ -20,7 +20,7 @@ BUDGET = 20.0
 """Default seconds of rounds for each program."""
 
 
-def resolved(options: Options, backend: str) -> Options:
+def resolve_options(options: Options, backend: str) -> Options:
     """Return the options with all omitted fields filled in for a machine.
 
     Raises:

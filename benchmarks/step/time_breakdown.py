@@ -49,7 +49,7 @@ LOOPS = ("while", "conditional", "call")
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
+class InstructionRow:
     """An instruction and its share of a step."""
 
     name: str
@@ -69,7 +69,7 @@ class Row:
 class Parts:
     """A step by parts; they add up to its time."""
 
-    rows: Sequence[Row]
+    rows: Sequence[InstructionRow]
     """The instructions, the longest first."""
     seconds: float
     """Time of a step under the profiler."""
@@ -99,13 +99,13 @@ def break_down(program: Module, profile: Profile, *, training: bool = True) -> P
     for name, spent in profile.spent.items():
         instruction = program.instructions.get(name)
         if instruction is None:
-            rows.append(Row(name, "?", "", "", OTHER, "update", "", **vars(spent)))
+            rows.append(InstructionRow(name, "?", "", "", OTHER, "update", "", **vars(spent)))
             continue
         source = instruction.located()
         where = next((f"{frame.function}:{frame.line}" for frame in source.frames), "")
         part, direction = part_of(program, instruction), direction_of(program, source) if training else "forward"
         opcode = _opcode_text(program, instruction)
-        rows.append(Row(name, opcode, instruction.shape, source.op_name, part, direction, where, **vars(spent)))
+        rows.append(InstructionRow(name, opcode, instruction.shape, source.op_name, part, direction, where, **vars(spent)))
     return Parts(sorted(rows, key=lambda row: -row.seconds), profile.seconds, profile.idle, profile.clock)
 
 

@@ -18,7 +18,7 @@ from eval.scoring import encoder_runner
 from eval.scoring.encoder_inputs import Texts
 from eval.scoring.encoder_runner import Encoder, EncoderRow, Text
 from train.run.progress_bar import ProgressBar
-from train.run.run_dir import replacing
+from train.run.run_dir import replace_atomically
 from zoo.batch import Batch
 from zoo.errors import BadInput, cannot_write, require
 from zoo.models import Model
@@ -58,12 +58,12 @@ def main(
     if file is not None:
         if jax.process_index() == 0:
             _write(file, texts, vectors)
-        terminal_output.say(f"{file}: {len(texts):,} x {vectors.shape[1]} float32\n")
+        terminal_output.write_output(f"{file}: {len(texts):,} x {vectors.shape[1]} float32\n")
     elif as_json:
         for text, vector in zip(texts, vectors, strict=True):
-            terminal_output.say(_line(text, vector))
+            terminal_output.write_output(_line(text, vector))
     else:
-        terminal_output.say(table(texts, vectors, terminal_output.columns()))
+        terminal_output.write_output(table(texts, vectors, terminal_output.terminal_width()))
     return 0
 
 
@@ -134,7 +134,7 @@ def _check(file: Path, as_json: bool) -> None:
 
 
 def _check_table(texts: int) -> None:
-    limit = ((terminal_output.columns() or NARROWEST) - NUMBER) // COSINE
+    limit = ((terminal_output.terminal_width() or NARROWEST) - NUMBER) // COSINE
     if texts == 1:
         raise BadInput("--text: a single text cannot be compared; give several, or name a file with --out")
     if texts > limit:
@@ -143,7 +143,7 @@ def _check_table(texts: int) -> None:
 
 def _write(file: Path, texts: Sequence[Text], vectors: Float32[np.ndarray, "N D"]) -> None:
     try:
-        with replacing(file) as stream:
+        with replace_atomically(file) as stream:
             if file.suffix == ".npy":
                 np.save(stream, vectors)
             elif file.suffix == ".safetensors":

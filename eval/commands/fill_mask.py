@@ -45,7 +45,7 @@ class Candidate:
 
 
 @dataclasses.dataclass(frozen=True)
-class Filled:
+class FilledMask:
     """A mask and its candidates, the most likely first."""
 
     text: str
@@ -81,10 +81,10 @@ def main(
     filled = fill(encoder, texts, top=top, targets=targets, truncate=source.truncate, quiet=as_json)
     for number, mask in enumerate(filled, 1):
         if as_json:
-            terminal_output.say(json.dumps(_record(mask), ensure_ascii=False) + "\n")
+            terminal_output.write_output(json.dumps(_record(mask), ensure_ascii=False) + "\n")
         else:
             title = f"--- mask {number} of {len(filled)}\n" if len(filled) > 1 else ""
-            terminal_output.say(title + table(mask, terminal_output.columns()))
+            terminal_output.write_output(title + table(mask, terminal_output.terminal_width()))
     return 0
 
 
@@ -96,7 +96,7 @@ def fill(
     targets: Sequence[str] = (),
     truncate: bool = False,
     quiet: bool = False,
-) -> list[Filled]:
+) -> list[FilledMask]:
     """Return the `top` most likely entries, or the `targets`, for every mask of the texts, in order, most likely first.
 
     Each mask is predicted alone, with the text's other masks masked. The masks of RoBERTa and XLNet include the white space
@@ -116,7 +116,7 @@ def fill(
     # The same word is one entry after a space and another one elsewhere; both are computed for every mask.
     ids = {spaced: _entries(tokenizer, targets, spaced) for spaced in {_spaced(tokenizer, mask) for mask in masks}}
     compute = _TopEntries(tokenizer.vocab_size, top, tuple(sorted(set().union(*ids.values()))))
-    results: dict[int, Filled] = {}
+    results: dict[int, FilledMask] = {}
     with ProgressBar("filling", "masks", before="compiling", quiet=quiet or jax.process_index() != 0) as progress:
         for row, (probabilities, entries) in encoder.run(rows, compute):
             mask = masks[row.number]
@@ -124,12 +124,12 @@ def fill(
             selected = [pair for pair in pairs if not targets or pair[1] in ids[_spaced(tokenizer, mask)]]
             ranked = sorted(selected, key=lambda pair: (-pair[0], pair[1]))
             candidates = tuple(_candidate(tokenizer, mask, entry, probability) for probability, entry in ranked)
-            results[row.number] = Filled(mask.text, mask.number, mask.start, mask.end, candidates)
+            results[row.number] = FilledMask(mask.text, mask.number, mask.start, mask.end, candidates)
             progress(len(results), len(masks))
     return [results[number] for number in range(len(masks))]
 
 
-def table(filled: Filled, columns: int | None) -> str:
+def table(filled: FilledMask, columns: int | None) -> str:
     """Return a mask's candidates as lines of at most `columns` columns; longer texts are cut around the mask."""
     names = [json.dumps(candidate.token, ensure_ascii=False) for candidate in filled.candidates]
     name_width = max(len("token"), *map(terminal_output.cell_len, names))
@@ -226,7 +226,7 @@ def _number(probability: float) -> str:
     return f"{probability:.4f}" if probability >= 0.0001 else f"{probability:.1e}"
 
 
-def _record(filled: Filled) -> dict[str, Any]:
+def _record(filled: FilledMask) -> dict[str, Any]:
     fields = ("token", "id", "probability", "text")
     candidates = [{name: getattr(candidate, name) for name in fields} for candidate in filled.candidates]
     return {"text": filled.text, "mask": filled.number, "candidates": candidates}

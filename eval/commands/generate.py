@@ -50,7 +50,7 @@ def main(
     loaded = model.load()
     lines = _choose if source.choices else _generate
     for text in lines(loaded, prompts, source, decoding, model.batch, model.dtype(), as_json):
-        terminal_output.say(text)
+        terminal_output.write_output(text)
     return 0
 
 

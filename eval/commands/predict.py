@@ -26,9 +26,9 @@ from eval.tasks import Settings
 from eval.tasks.labelled import GOALS, run_for
 from train.config.option_groups import ExampleFileOptions, Labelled, LabelledTexts
 from train.data import prediction_reader
-from train.data.prediction_reader import Item
+from train.data.prediction_reader import UnlabelledExample
 from train.run.progress_bar import ProgressBar
-from train.run.run_dir import replacing
+from train.run.run_dir import replace_atomically
 from train.weights.load import Loaded
 from train.weights.pretrained_config import text_model_error
 from zoo.errors import BadInput, require
@@ -70,9 +70,9 @@ def main(
     )
     if file is None:
         for prediction in predictions:
-            terminal_output.say(_line(prediction))
+            terminal_output.write_output(_line(prediction))
         return 0
-    terminal_output.say(f"{file}: {_write(file, predictions):,} predictions\n")
+    terminal_output.write_output(f"{file}: {_write(file, predictions):,} predictions\n")
     return 0
 
 
@@ -120,7 +120,7 @@ def predict(
     require(not labelled.skip_bad, "labelled.skip_bad", True, "every text must be predicted; remove it")
     run = None
     if reward_predictor.is_supported(subject):
-        reading: Any = reward_predictor.reading(subject, labelled, length=length)
+        reading: Any = reward_predictor.file_options(subject, labelled, length=length)
     else:
         run = run_for(subject, objective, Settings(batch=batch, length=length, labelled=labelled))
         reading = run.options.labelled
@@ -128,7 +128,9 @@ def predict(
     reading = dataclasses.replace(reading, skip_bad=False, format=labelled.format)
     _check(objective, reading, texts=texts, pair=pair, context=context, options=options, null_threshold=null_threshold)
     if texts:
-        items: Iterable[Item] = prediction_reader.texts(objective, texts, pair=pair, context=context or "", options=options)
+        items: Iterable[UnlabelledExample] = prediction_reader.texts(
+            objective, texts, pair=pair, context=context or "", options=options
+        )
     else:
         for name in files:
             require(name.startswith(hub.PREFIX) or Path(name).exists(), "files", name, "no such file")
@@ -188,7 +190,7 @@ def _write(file: Path, predictions: Iterable[dict[str, Any]]) -> int:
     first = jax.process_index() == 0
     bar = ProgressBar("predicting", "examples", before="compiling", quiet=not first)
     try:
-        with replacing(file) if first else contextlib.nullcontext() as stream, bar as progress:
+        with replace_atomically(file) if first else contextlib.nullcontext() as stream, bar as progress:
             for count, prediction in enumerate(predictions, 1):
                 if stream is not None:
                     stream.write(_line(prediction).encode())

@@ -9,19 +9,19 @@ import jax
 from rich.cells import cell_len
 
 
-def say(text: str) -> None:
+def write_output(text: str) -> None:
     """Write a part of the result; of several processes only the first writes."""
     if jax.process_index() == 0:
-        sys.stdout.write(harmless(text) if sys.stdout.isatty() else text)
+        sys.stdout.write(without_control_characters(text) if sys.stdout.isatty() else text)
         sys.stdout.flush()
 
 
-def harmless(text: str) -> str:
+def without_control_characters(text: str) -> str:
     """Return text without terminal commands: control characters other than tab and line end are written as \\xNN."""
     return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", lambda match: f"\\x{ord(match[0]):02x}", text)
 
 
-def columns() -> int | None:
+def terminal_width() -> int | None:
     """Return the columns of the terminal; None if stdout is not a terminal, so that a line may have any length."""
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 

@@ -16,7 +16,7 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from eval.comparison.run_results import scientific, unlike_text
+from eval.comparison.run_results import format_scientific, unlike_text
 from eval.comparison.seed_statistics import CONFIDENCE, Comparison, ComparisonRow, Estimate, compare
 from eval.comparison.task_scores import find_metric
 from train.run import metric_definitions
@@ -27,14 +27,14 @@ FACTS: dict[str, Callable[[ComparisonRow], str]] = {
     "recipe": lambda row: row.first.run.recipe,
     "parameters": lambda row: f"{row.first.parameters:,}",
     "tokens seen": lambda row: "-" if row.tokens is None else short_number(row.tokens),
-    "FLOPs": lambda row: "-" if row.flops is None else scientific(row.flops),
+    "FLOPs": lambda row: "-" if row.flops is None else format_scientific(row.flops),
     "majority class": lambda row: f"{row.first.scores['majority_share']:.4f}" if "majority_share" in row.first.scores else "-",
     "seeds": lambda row: ", ".join(map(str, row.seeds)),
 }
 """Title of a fact about a row -> its text; "-" if the run has not recorded it."""
 
 
-class Layout(NamedTuple):
+class TableLayout(NamedTuple):
     """A layout of a table, for some width of the terminal."""
 
     stacked: bool
@@ -43,7 +43,7 @@ class Layout(NamedTuple):
     """Spaces between columns."""
 
 
-LAYOUTS = (Layout(False, 2), Layout(True, 2), Layout(True, 1))
+LAYOUTS = (TableLayout(False, 2), TableLayout(True, 2), TableLayout(True, 1))
 """Layouts, of which the first that fits is used; a terminal too narrow for the last one wraps lines, so no number is cut."""
 
 ARROWS = {"lower": " ↓", "higher": " ↑", None: ""}
@@ -173,7 +173,7 @@ def _names(rows: Sequence[ComparisonRow]) -> list[str]:
     return [name if len(row.runs) == 1 else f"{name} +{len(row.runs) - 1}" for name, row in zip(names, rows, strict=True)]
 
 
-def _tables(comparison: Comparison, names: Sequence[str], shared: Mapping[str, str], layout: Layout) -> dict[str, Table]:
+def _tables(comparison: Comparison, names: Sequence[str], shared: Mapping[str, str], layout: TableLayout) -> dict[str, Table]:
     """Return the tables by title."""
     facts = {title: [fact(row) for row in comparison.rows] for title, fact in FACTS.items() if title not in shared}
     columns = [
@@ -203,7 +203,7 @@ class Column(NamedTuple):
     justify: Literal["left", "right"]
 
 
-def _table(numbers: Iterable[int], names: Sequence[str], columns: Sequence[Column], layout: Layout) -> Table:
+def _table(numbers: Iterable[int], names: Sequence[str], columns: Sequence[Column], layout: TableLayout) -> Table:
     """Return a table of some rows, which begin with their number and name."""
     table = Table(box=None, padding=(0, layout.gap, 0, 0), pad_edge=False, header_style="dim")
     table.add_column("", style="dim", no_wrap=True, min_width=len(str(len(names))))
@@ -217,11 +217,11 @@ def _table(numbers: Iterable[int], names: Sequence[str], columns: Sequence[Colum
     return table
 
 
-def _title(text: str, layout: Layout) -> str:
+def _title(text: str, layout: TableLayout) -> str:
     return text.replace(" ", "\n").replace("-", "-\n") if layout.stacked else text
 
 
-def _estimates(metric: str, estimates: Sequence[Estimate], layout: Layout, sign: Literal["", "+"] = "") -> Column:
+def _estimates(metric: str, estimates: Sequence[Estimate], layout: TableLayout, sign: Literal["", "+"] = "") -> Column:
     """Return a column of estimates, aligned at their decimal points.
 
     Differences have a `sign`, and if 0 is outside the interval, a star and a colour: green is better.

@@ -10,7 +10,7 @@ from typing import Any
 
 from eval.comparison.task_scores import TaskScore, read_task_scores
 from train.checkpoints.config_check import check_identity
-from train.checkpoints.manifest import NAME, Damaged, Manifest, folder_name
+from train.checkpoints.manifest import NAME, DamagedCheckpoint, Manifest, folder_name
 from train.config.objectives import scored_as
 from train.config.run_config import Run
 from train.run import metric_definitions
@@ -31,7 +31,7 @@ SCORED_AS = {"distilled": "masked"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Finished:
+class FinishedRun:
     """A run that was trained to its end and scored."""
 
     path: Path
@@ -96,7 +96,7 @@ class Finished:
         ]
 
 
-def read_run(path: str | Path) -> Finished:
+def read_run(path: str | Path) -> FinishedRun:
     """Read a run: its configuration, scores, evaluations, metrics and starts, and the manifest of its last checkpoint.
 
     Raises:
@@ -112,7 +112,7 @@ def read_run(path: str | Path) -> Finished:
     try:
         meta = Manifest.read(checkpoint, last).meta
         held_out, tokenizer, data, targets = (meta[name] for name in ("held_out", "tokenizer", "data", "targets"))
-    except Damaged as damage:
+    except DamagedCheckpoint as damage:
         fix = f"train it to step {last}, its last, or restore the checkpoint"
         raise BadInput(f"{path} is not finished: {checkpoint.name}: {damage}; {fix}") from None
     except KeyError as absent:
@@ -123,7 +123,7 @@ def read_run(path: str | Path) -> Finished:
     costs = read_costs(folder, last, meta)
     if costs["tokens"] is None:
         raise BadInput(f"{folder.metrics}: no row of the training; restore the file")
-    return Finished(
+    return FinishedRun(
         path=folder.path,
         run=run,
         scores=_scores(folder.scores),
@@ -139,7 +139,7 @@ def read_run(path: str | Path) -> Finished:
     )
 
 
-def refuse_incomparable(runs: Sequence[Finished]) -> None:
+def refuse_incomparable(runs: Sequence[FinishedRun]) -> None:
     """Refuse runs whose scores cannot be compared: they differ in objective, held-out text, or the targets in it.
 
     Raises:
@@ -161,7 +161,7 @@ def refuse_incomparable(runs: Sequence[Finished]) -> None:
             raise BadInput(f"{other.path} was scored on other targets than {first.path}: {'; '.join(changed)}; {fix}")
 
 
-def unequal(runs: Sequence[Finished], *, held_out: bool = True) -> list[str]:
+def unequal_budgets(runs: Sequence[FinishedRun], *, held_out: bool = True) -> list[str]:
     """Return a line for each budget or count that should be equal between runs and is not.
 
     Args:
@@ -185,7 +185,7 @@ def unequal(runs: Sequence[Finished], *, held_out: bool = True) -> list[str]:
     return lines
 
 
-def unlike_text(runs: Sequence[Finished]) -> list[str]:
+def unlike_text(runs: Sequence[FinishedRun]) -> list[str]:
     """Return a line if runs saw unequal amounts of text in equally many positions, because their rows differ in padding."""
     text, tokens = ([run.total_costs[name] for run in runs] for name in ("text_tokens", "tokens"))
     amounts = [amount for amount in text if amount is not None]
@@ -197,7 +197,7 @@ def unlike_text(runs: Sequence[Finished]) -> list[str]:
     return [f"{counts}, in equally many positions, padding included"]
 
 
-def scientific(number: float) -> str:
+def format_scientific(number: float) -> str:
     """Return a number in scientific notation, as 1.23e18."""
     return f"{number:.2e}".replace("e+", "e")
 
@@ -236,7 +236,7 @@ def _agree(values: Sequence[float | int | None]) -> bool:
     return len(recorded) == len(values) and max(recorded) <= min(recorded) * (1 + SLACK)
 
 
-def _budgets(runs: Sequence[Finished]) -> str:
+def _budgets(runs: Sequence[FinishedRun]) -> str:
     """Return the smallest and the largest budget of some runs as text, those of their ancestors included."""
     unknown = next((run for run in runs if run.total_costs["tokens"] is None), None)
     if unknown is not None:
@@ -249,5 +249,5 @@ def _budgets(runs: Sequence[Finished]) -> str:
     )
     flops = [run.total_costs["flops"] for run in (least, greatest)]
     if flops[0] is not None and flops[1] is not None:
-        text += f", in {scientific(flops[0])} and {scientific(flops[1])} FLOPs"
+        text += f", in {format_scientific(flops[0])} and {format_scientific(flops[1])} FLOPs"
     return f"{text}, with the runs that they start from" if any(run.parents for run in runs) else text

@@ -12,13 +12,13 @@ from typing import Any
 import scipy.special
 
 from eval.comparison import run_results
-from eval.comparison.run_results import Finished
+from eval.comparison.run_results import FinishedRun
 from eval.comparison.task_scores import check_comparable, is_task_metric
 from eval.metrics.standard_error import mean_and_error
 from train.config.data_options import EncoderData
 from train.rows.encoder_rows import PAIRED
 from train.run import metric_definitions
-from train.run.run_dir import flat
+from train.run.run_dir import flat_options
 from train.weights.lineage import row_options
 from zoo.errors import BadInput
 
@@ -49,14 +49,14 @@ class Estimate:
 class ComparisonRow:
     """Runs that differ only in their seed and in the seeds of the runs that they start from."""
 
-    runs: list[Finished]
+    runs: list[FinishedRun]
     """Runs in the order of their seeds."""
     scores: dict[str, Estimate]
     difference: dict[str, Estimate] | None
     """Difference to the first row, seed by seed; None for the first row, and for a row with other seeds."""
 
     @property
-    def first(self) -> Finished:
+    def first(self) -> FinishedRun:
         """First run, used for the facts that all share."""
         return self.runs[0]
 
@@ -113,7 +113,7 @@ def compare(paths: Sequence[str], *, unequal: bool = False, metric: Sequence[str
     if held_out:
         run_results.refuse_incomparable(runs)
     metrics = _metrics(runs, metric)
-    unequal_lines = run_results.unequal(runs, held_out=held_out)
+    unequal_lines = run_results.unequal_budgets(runs, held_out=held_out)
     if unequal_lines and not unequal:
         raise BadInput(f"{'; '.join(unequal_lines)}; make them equal, or add --unequal to compare them as they are")
     groups = _groups(runs)
@@ -133,7 +133,7 @@ def _refuse_twice(paths: Sequence[str]) -> None:
         seen[Path(path).resolve()] = path
 
 
-def _metrics(runs: Sequence[Finished], requested: Sequence[str]) -> list[str]:
+def _metrics(runs: Sequence[FinishedRun], requested: Sequence[str]) -> list[str]:
     shared = functools.reduce(set.intersection, (set(run.scores) for run in runs))
     if len({frozenset(name for name in run.scores if name.endswith("_loss")) for run in runs}) > 1:
         # `loss` is a sum of terms, and differs between runs with and without next-sentence prediction.
@@ -152,9 +152,9 @@ def _metrics(runs: Sequence[Finished], requested: Sequence[str]) -> list[str]:
     return names
 
 
-def _groups(runs: Sequence[Finished]) -> list[list[Finished]]:
+def _groups(runs: Sequence[FinishedRun]) -> list[list[FinishedRun]]:
     """Return groups of runs that differ only in their seed, each in the order of seeds."""
-    groups: dict[str, list[Finished]] = {}
+    groups: dict[str, list[FinishedRun]] = {}
     for run in runs:
         groups.setdefault(json.dumps(_row_options(run), sort_keys=True), []).append(run)
     for group in groups.values():
@@ -173,12 +173,12 @@ def _groups(runs: Sequence[Finished]) -> list[list[Finished]]:
     return list(groups.values())
 
 
-def _row_options(run: Finished) -> dict[str, Any]:
+def _row_options(run: FinishedRun) -> dict[str, Any]:
     """Return the options that determine a run's row; see `train.weights.lineage`."""
     return row_options(run.run, run.parents, run.tokenizer)
 
 
-def _estimate(group: Sequence[Finished], values: Sequence[float]) -> Estimate:
+def _estimate(group: Sequence[FinishedRun], values: Sequence[float]) -> Estimate:
     """Return the mean of a value of each run of a row.
 
     Runs with the same parents are not independent of each other. If there are several parents, the runs of each are averaged
@@ -190,7 +190,7 @@ def _estimate(group: Sequence[Finished], values: Sequence[float]) -> Estimate:
     return Estimate.of(list(map(statistics.fmean, by_parents.values())) if len(by_parents) > 1 else values)
 
 
-def _difference(first: list[Finished], group: list[Finished], metrics: Sequence[str]) -> dict[str, Estimate] | None:
+def _difference(first: list[FinishedRun], group: list[FinishedRun], metrics: Sequence[str]) -> dict[str, Estimate] | None:
     if [run.seed for run in first] != [run.seed for run in group]:
         return None
     pairs = list(zip(first, group, strict=True))
@@ -203,7 +203,7 @@ def _difference(first: list[Finished], group: list[Finished], metrics: Sequence[
 def _differing(rows: Sequence[ComparisonRow]) -> dict[str, list[Any]]:
     deciding = [_row_options(row.first) for row in rows]
     # A parent and a tokenizer are displayed by their paths.
-    displayed = [flat(row.first.run) for row in rows]
+    displayed = [flat_options(row.first.run) for row in rows]
     keys = dict.fromkeys(key for options in deciding for key in options)
     differing = [key for key in keys if any(options.get(key) != deciding[0].get(key) for options in deciding)]
     return {key: [options.get(key) for options in displayed] for key in differing}

@@ -37,7 +37,7 @@ class TaskScore:
 
 @runtime_checkable
 class Scored(Protocol):
-    """A run with scores; `eval.comparison.run_results.Finished` is one."""
+    """A run with scores; `eval.comparison.run_results.FinishedRun` is one."""
 
     @property
     def path(self) -> Path: ...

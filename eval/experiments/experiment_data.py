@@ -17,7 +17,7 @@ from eval.experiments.declaration import Tier
 from train.config.data_options import TextData
 from train.data import corpus
 from train.data.corpus import Documents
-from train.run.run_dir import replacing
+from train.run.run_dir import replace_atomically
 from zoo.errors import BadInput
 
 PUBLIC_SHA256 = "a92fb1b192a7d14fdceacbd74483356c47cfb6da56d4d67727ec9e072619a93c"
@@ -154,5 +154,5 @@ def _write_tasks(folder: Path, text: str) -> None:
 def _write(path: Path, lines: Iterable[str]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     content = "".join(lines).encode()
-    with replacing(path) as file:
+    with replace_atomically(path) as file:
         file.write(gzip.compress(content, mtime=0) if path.suffix == ".gz" else content)

@@ -58,7 +58,7 @@ def check_installed() -> None:
 
 
 @contextlib.contextmanager
-def locked(folder: Path, notify: Callable[[str], None]) -> Iterator[None]:
+def lock_folder(folder: Path, notify: Callable[[str], None]) -> Iterator[None]:
     """Lock an experiment's folder, after waiting for another engine that holds the lock.
 
     Raises:

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 
 from eval.experiments import node_status
 from eval.experiments.grid import Grid, Node
-from train.run.console import clock
+from train.run.console import format_duration
 
 
 class RunProgress:
@@ -74,7 +74,7 @@ class RunProgress:
         seconds = time.monotonic() - self._began
         if done:
             self._seconds[node.name] = seconds
-        line = f"{node.name} {'done' if done else 'FAILED'} in {clock(seconds)}: {message}"
+        line = f"{node.name} {'done' if done else 'FAILED'} in {format_duration(seconds)}: {message}"
         if self._bar is not None:
             self._bar.console.print(line, markup=False, highlight=False)
         else:
@@ -107,7 +107,7 @@ class RunProgress:
 
     def _left(self, spent: float) -> str:
         seconds = self.seconds_left(spent)
-        return "" if seconds is None else f", {clock(seconds)} left"
+        return "" if seconds is None else f", {format_duration(seconds)} left"
 
     def _done(self) -> int:
         return sum(node_status.is_done(node, self._folder) for node in self._grid.nodes)

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from train.data.text_files import check_string, listed, nonblank_lines, parse_object
+from train.data.text_files import check_string, list_names, nonblank_lines, parse_object
 from zoo.errors import BadInput, require
 
 
@@ -106,7 +106,7 @@ def _objects(file: Path, fields: Sequence[str]) -> Iterator[tuple[str, dict[str,
 
 def _text(value: Mapping[str, Any], name: str, where: str) -> str:
     if name not in value:
-        raise BadInput(f"{where}: no field {json.dumps(name)}; it has {listed(list(value))}")
+        raise BadInput(f"{where}: no field {json.dumps(name)}; it has {list_names(list(value))}")
     text = value[name]
     if isinstance(text, bool) or not isinstance(text, str | int | float):
         raise BadInput(f"{where}: field {json.dumps(name)} is neither text nor a number")

@@ -38,7 +38,7 @@ class Answer(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Decoded:
+class DecodedAnswers:
     """The answers of a model to a question."""
 
     answers: list[Answer]
@@ -69,7 +69,7 @@ def decode(
     best: int = 20,
     longest: int = LONGEST,
     cls: Integer[np.ndarray, " W"] | int = 0,
-) -> Decoded:
+) -> DecodedAnswers:
     """Return the best answers to one question, from the logits of its windows.
 
     A candidate is a span of tokens in one window's context, of at most `longest` tokens. Its text is that of the context, without
@@ -106,7 +106,7 @@ def decode(
     width = min(longest, length)
     ends = np.pad(ends, ((0, 0), (0, width)), constant_values=-np.inf)[:, place[:, None] + np.arange(width)]
     scores = (starts[:, :, None] + ends).ravel()
-    return Decoded(_best(scores, (windows, length, width), spans, text, best), null)
+    return DecodedAnswers(_best(scores, (windows, length, width), spans, text, best), null)
 
 
 def _best(scores: np.ndarray, shape: tuple[int, int, int], spans: np.ndarray, text: str, best: int) -> list[Answer]:
@@ -178,13 +178,13 @@ def best_threshold(
     """Return the best mean that a threshold on the margins attains, and the smallest such threshold.
 
     A question is answered if its margin is at most the threshold. Questions with equal margins are answered together or not at
-    all, so the mean is one that `Decoded.choose` attains. If it is best to answer none, the threshold is 1 below the least
+    all, so the mean is one that `DecodedAnswers.choose` attains. If it is best to answer none, the threshold is 1 below the least
     margin.
 
     Args:
         answered: value of each question with its best answer.
         silent: value of each question without an answer.
-        margins: see `Decoded.margin`; an infinite one is never answered.
+        margins: see `DecodedAnswers.margin`; an infinite one is never answered.
 
     Raises:
         ValueError: no questions.
@@ -203,7 +203,7 @@ def best_threshold(
     return float(totals[choice]), float(np.concatenate([[floor], sorted_margins[ends]])[choice])
 
 
-def score(decoded: Sequence[Decoded], truths: Sequence[Sequence[str]], threshold: float = 0.0) -> dict[str, float | int]:
+def score(decoded: Sequence[DecodedAnswers], truths: Sequence[Sequence[str]], threshold: float = 0.0) -> dict[str, float | int]:
     """Return the score of a data set's answers, every share 0 to 1 (the published evaluation prints percent).
 
     Where every question has an answer (SQuAD 1.1), the best answer of each counts: `exact`, `f1`, `questions`. Where some have

@@ -51,7 +51,7 @@ def of_example(
         case Text() if multi_label:
             return _labels(labelled_scores.sigmoid(logits[0]), labels)
         case Text() if len(labels) == 1:
-            return {"number": number(logits[0, 0])}
+            return {"number": round_to_float32(logits[0, 0])}
         case Text():
             return _class(softmax(logits[0]), labels)
         case Tagged():
@@ -61,7 +61,7 @@ def of_example(
         case Choice():
             probabilities = softmax(logits[0])
             best = int(probabilities.argmax())
-            return {"choice": best, "option": example.options[best], "probabilities": list(map(number, probabilities))}
+            return {"choice": best, "option": example.options[best], "probabilities": list(map(round_to_float32, probabilities))}
     raise TypeError(type(example).__name__)
 
 
@@ -71,7 +71,7 @@ def softmax(logits: Float64[np.ndarray, "*N O"]) -> Float64[np.ndarray, "*N O"]:
     return powers / powers.sum(-1, keepdims=True)
 
 
-def number(value: Any) -> float:
+def round_to_float32(value: Any) -> float:
     """Return a float that is printed with no more digits than its float32 has."""
     return float(str(np.float32(value)))
 
@@ -79,14 +79,14 @@ def number(value: Any) -> float:
 def _class(probabilities: Float64[np.ndarray, " O"], labels: Sequence[str]) -> Prediction:
     return {
         "label": labels[int(probabilities.argmax())],
-        "probabilities": dict(zip(labels, map(number, probabilities), strict=True)),
+        "probabilities": dict(zip(labels, map(round_to_float32, probabilities), strict=True)),
     }
 
 
 def _labels(probabilities: Float64[np.ndarray, " O"], labels: Sequence[str]) -> Prediction:
     return {
         "labels": list(itertools.compress(labels, probabilities >= labelled_scores.THRESHOLD)),
-        "probabilities": dict(zip(labels, map(number, probabilities), strict=True)),
+        "probabilities": dict(zip(labels, map(round_to_float32, probabilities), strict=True)),
     }
 
 
@@ -94,7 +94,7 @@ def _tags(words: Sequence[str], row: ExampleRow, probabilities: Float64[np.ndarr
     tags: list[dict[str, Any]] = [{"word": word, "tag": None, "probability": None} for word in words]
     for at in np.flatnonzero(row.labels != IGNORED):
         best = int(probabilities[at].argmax())
-        tags[int(row.labels[at])] |= {"tag": labels[best], "probability": number(probabilities[at, best])}
+        tags[int(row.labels[at])] |= {"tag": labels[best], "probability": round_to_float32(probabilities[at, best])}
     if not is_iob(labels):
         return {"tags": tags}
     entities = [
@@ -109,7 +109,7 @@ def _answer(
 ) -> Prediction:
     decoded = labelled_scores.decode(question, rows, logits)
     if not decoded.choose(null_threshold):
-        return {"answer": None, "start": None, "end": None, "score": None, "null_score": number(decoded.null)}
+        return {"answer": None, "start": None, "end": None, "score": None, "null_score": round_to_float32(decoded.null)}
     best = decoded.answers[0]
     place = {"start": best.first, "end": best.first + len(best.text)}
-    return {"answer": best.text, **place, "score": number(best.score), "null_score": number(decoded.null)}
+    return {"answer": best.text, **place, "score": round_to_float32(best.score), "null_score": round_to_float32(decoded.null)}

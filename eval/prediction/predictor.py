@@ -15,7 +15,7 @@ from eval.scoring.likelihood import row_length
 from train.config import run_config
 from train.data import prediction_reader
 from train.data.example_types import Example
-from train.data.prediction_reader import Item
+from train.data.prediction_reader import UnlabelledExample
 from train.engine import device_mesh
 from train.inputs.labelled_inputs import FEATURES, LabelledRows, outputs
 from train.objectives import objective
@@ -58,7 +58,7 @@ class Predictor:
             subject, run, logits_loop(subject.model, subject.mesh, run.objective, np.dtype(dtype)), batch, null_threshold
         )
 
-    def predict(self, items: Iterable[Item]) -> Iterator[dict[str, Any]]:
+    def predict(self, items: Iterable[UnlabelledExample]) -> Iterator[dict[str, Any]]:
         """Yield a prediction for each example, in order."""
         params, index, items = self.forward.cast(self.subject.params), 0, iter(items)
         while chunk := list(itertools.islice(items, CHUNK)):

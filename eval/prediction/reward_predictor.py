@@ -11,10 +11,10 @@ from eval.prediction import prediction_records
 from eval.prediction.predictor import CHUNK
 from eval.scoring.batch_loop import no_progress
 from eval.scoring.completion_scores import PromptCompletion, reward_model_scores
-from train.config.objectives import adapt, from_labelled
+from train.config.objectives import adapt_options, from_labelled
 from train.config.option_groups import Labelled, LabelledTexts
 from train.data.example_types import Text
-from train.data.prediction_reader import Item
+from train.data.prediction_reader import UnlabelledExample
 from train.engine.reward_scores import is_reward_model
 from train.weights.load import Loaded
 from zoo.errors import require
@@ -25,7 +25,7 @@ def is_supported(subject: Loaded) -> bool:
     return is_reward_model(subject.model) and not hasattr(subject.model.config, "task")
 
 
-def reading(subject: Loaded, labelled: Labelled, *, length: int) -> LabelledTexts:
+def file_options(subject: Loaded, labelled: Labelled, *, length: int) -> LabelledTexts:
     """Return how files of texts are read: as `labelled` says, or with the encoding of the run's own files.
 
     Raises:
@@ -35,11 +35,11 @@ def reading(subject: Loaded, labelled: Labelled, *, length: int) -> LabelledText
     for name in ("truncate", "regression", "multi_label", "coarse"):
         require(not getattr(labelled, name), f"labelled.{name}", True, "it has no effect on a reward model; remove it")
     if subject.run is not None and labelled == Labelled():
-        return adapt(subject.run.options.labelled, LabelledTexts)
+        return adapt_options(subject.run.options.labelled, LabelledTexts)
     return from_labelled("classification", labelled).labelled
 
 
-def predict(subject: Loaded, items: Iterable[Item], *, batch: int, dtype: Any) -> Iterator[dict[str, Any]]:
+def predict(subject: Loaded, items: Iterable[UnlabelledExample], *, batch: int, dtype: Any) -> Iterator[dict[str, Any]]:
     """Yield a prediction for each text, in order, with `number`, its score without normalization.
 
     A text is a completion without a prompt; of two texts, the first is the prompt and the second the completion.
@@ -57,5 +57,9 @@ def predict(subject: Loaded, items: Iterable[Item], *, batch: int, dtype: Any) -
             completions.append(PromptCompletion(text.origin, prompt, completion))
         values = reward_model_scores(subject, completions, batch=batch, dtype=dtype, progress=no_progress)
         for number, (item, value) in enumerate(zip(chunk, values, strict=True), index):
-            yield {"index": number, **({} if item.id is None else {"id": item.id}), "number": prediction_records.number(value)}
+            yield {
+                "index": number,
+                **({} if item.id is None else {"id": item.id}),
+                "number": prediction_records.round_to_float32(value),
+            }
         index += len(chunk)

@@ -135,11 +135,13 @@ def _lead(train: Sequence[Any], valid: Sequence[Any], name: str, marked: MarkedS
         axes.set_ylim(bottom, top)
 
     keys = (
-        [svg.key("one", "training, smoothed"), svg.key("one faint", "each row")] if len(smooth) else [svg.key("one", "training")]
+        [svg.legend_entry("one", "training, smoothed"), svg.legend_entry("one faint", "each row")]
+        if len(smooth)
+        else [svg.legend_entry("one", "training")]
     )
-    keys += [svg.key("two dots", "validation")] if len(valid_steps) else []
-    keys += [svg.key("three cross", "not finite")] if not np.isfinite(values).all() else []
-    keys += [svg.key("ink dashed", label) for label, _ in lines]
+    keys += [svg.legend_entry("two dots", "validation")] if len(valid_steps) else []
+    keys += [svg.legend_entry("three cross", "not finite")] if not np.isfinite(values).all() else []
+    keys += [svg.legend_entry("ink dashed", label) for label, _ in lines]
     descriptions = [
         _describe(f"Training {METRICS[name].label}", steps, smooth if len(smooth) else values),
         _describe(f"validation {METRICS[name].label}", valid_steps, valid_values),
@@ -197,7 +199,11 @@ def _measured(valid: Sequence[Any], name: str, marked: MarkedSteps) -> str:
         _dashed(axes, lines)
         axes.set_ylim(bottom, top)
 
-    keys = [svg.key("two dots", metric.label), *(svg.key("ink dashed", label) for label, _ in lines)] if lines else []
+    keys = (
+        [svg.legend_entry("two dots", metric.label), *(svg.legend_entry("ink dashed", label) for label, _ in lines)]
+        if lines
+        else []
+    )
     descriptions = [_describe(metric.title, steps, values)]
     return _figure(f"{metric.title}, validation", descriptions, draw, marked, keys=keys, lines=lines, outside=outside)
 
@@ -215,7 +221,7 @@ def _throughput(train: Sequence[Any], marked: MarkedSteps) -> str:
     def draw(axes: Any) -> None:
         _noisy(axes, steps, rate, _smooth(rate, top))
         axes.set_ylim(0, top)
-        axes.yaxis.set_major_formatter(svg.thousands)
+        axes.yaxis.set_major_formatter(svg.format_thousands)
         if one_scale:
             percent = 100 * float(np.median(ratio))
             right = axes.secondary_yaxis("right", functions=(lambda y: y * percent, lambda y: y / percent))
@@ -261,8 +267,8 @@ def _figure(
     drawings = _svg(draw, marked, NARROW, label, "narrow" if lead else "", x_label)
     drawings += _svg(draw, marked, WIDE, label, "wide", x_label) if lead else ""
     if lead:
-        keys = [*keys, *([svg.key("dashed", "resumed")] if marked.resumed else [])]
-        keys += [svg.key("two dotted", f"the run's choice, step {marked.best:,}")] if marked.best is not None else []
+        keys = [*keys, *([svg.legend_entry("dashed", "resumed")] if marked.resumed else [])]
+        keys += [svg.legend_entry("two dotted", f"the run's choice, step {marked.best:,}")] if marked.best is not None else []
     note = f"<p class=remark>Values above the frame: {outside:,}</p>" if outside else ""
     kind = " class=lead-plot" if lead else ""
     return f"<figure{kind}><figcaption><b>{html.escape(title)}</b>{''.join(keys)}</figcaption>{drawings}{note}</figure>"

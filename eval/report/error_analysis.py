@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from eval.report.html_elements import number, section, table, text
+from eval.report.html_elements import escape_text, format_number, section, table
 
 SHAPE: dict[str, Any] = {
     "labels": [str],
@@ -24,10 +24,10 @@ SHORT = 280
 """Characters of a text that are shown unfolded."""
 
 
-def differs(errors: Mapping[str, Any]) -> str:
+def size_mismatch(errors: Mapping[str, Any]) -> str:
     """Return how the sizes in a dict of `SHAPE` disagree, as text; "" if they agree."""
     classes, sizes = len(errors["labels"]), [len(row) for row in errors["confusion"]]
-    return "" if sizes == [classes] * classes else f"confusion: rows of {number(sizes)} for {classes} labels"
+    return "" if sizes == [classes] * classes else f"confusion: rows of {format_number(sizes)} for {classes} labels"
 
 
 def render(errors: Mapping[str, Any]) -> str:
@@ -51,8 +51,8 @@ def _matrix(labels: Sequence[str], counts: Sequence[Sequence[int]]) -> str:
         total = sum(row)
         cells = "".join(_cell(count, total, right=column == place) for column, count in enumerate(row))
         share = f"{row[place] / total:.1%}" if total else ""
-        lines += f"<tr><th scope=row dir=auto>{text(label)}</th>{cells}<td class=share>{share}</td></tr>"
-    head = "".join(f"<th scope=col class=class dir=auto>{text(label)}</th>" for label in labels)
+        lines += f"<tr><th scope=row dir=auto>{escape_text(label)}</th>{cells}<td class=share>{share}</td></tr>"
+    head = "".join(f"<th scope=col class=class dir=auto>{escape_text(label)}</th>" for label in labels)
     caption = "Examples by their true class, a row each, and by their predicted class, a column each."
     head = f"<th scope=col>true</th>{head}<th scope=col class=share>right</th>"
     matrix = f"<caption>{caption}</caption><thead><tr>{head}</tr></thead><tbody>{lines}</tbody>"
@@ -62,7 +62,7 @@ def _matrix(labels: Sequence[str], counts: Sequence[Sequence[int]]) -> str:
 def _cell(count: int, total: int, *, right: bool) -> str:
     if not count:
         return "<td class=none>0</td>"
-    return f'<td class={"right" if right else "wrong"} style="--share:{count / total:.1%}">{number(count)}</td>'
+    return f'<td class={"right" if right else "wrong"} style="--share:{count / total:.1%}">{format_number(count)}</td>'
 
 
 def _frequent(labels: Sequence[str], counts: Sequence[Sequence[int]]) -> str:
@@ -88,22 +88,23 @@ def _worst(examples: Sequence[Mapping[str, Any]]) -> str:
     """Return a line for each example: its text or texts, the truth, the prediction, and the loss."""
     lines = ""
     for example in examples:
-        texts = "".join(f"<div dir=auto>{folded(part)}</div>" for part in (example["text"], example["pair"]) if part)
+        texts = "".join(f"<div dir=auto>{fold_text(part)}</div>" for part in (example["text"], example["pair"]) if part)
         answers = (("True", example["truth"]), ("Predicted", example["found"]))
-        cells = "".join(f'<td data-name="{name}" dir=auto>{text(value)}</td>' for name, value in answers)
-        lines += (
-            f'<tr><td class=texts>{texts}</td>{cells}<td class=number data-name="Loss">{text(number(example["loss"]))}</td></tr>'
-        )
+        cells = "".join(f'<td data-name="{name}" dir=auto>{escape_text(value)}</td>' for name, value in answers)
+        loss = escape_text(format_number(example["loss"]))
+        lines += f'<tr><td class=texts>{texts}</td>{cells}<td class=number data-name="Loss">{loss}</td></tr>'
     head = "".join(f"<th scope=col>{name}</th>" for name in ("Example", "True", "Predicted"))
     head += "<th scope=col class=number>Loss</th>"
     note = "Held-out examples with the greatest losses."
     return f"<p class=note>{note}</p><table class=worst><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table>"
 
 
-def folded(content: str) -> str:
+def fold_text(content: str) -> str:
     """Return a text whose end is folded if it is long; the cut is before a word, if possible."""
     if len(content) <= 1.2 * SHORT:
-        return text(content)
+        return escape_text(content)
     end = content.rfind(" ", SHORT // 2, SHORT)
     end = SHORT if end < 0 else end
-    return f"<details><summary>{text(content[:end])} \N{HORIZONTAL ELLIPSIS}</summary>{text(content[end:])}</details>"
+    return (
+        f"<details><summary>{escape_text(content[:end])} \N{HORIZONTAL ELLIPSIS}</summary>{escape_text(content[end:])}</details>"
+    )

@@ -17,7 +17,7 @@ def page(title: str, description: str, parts: Iterable[str], *, style: str = "")
         style: CSS that follows the style sheet of all pages.
     """
     body = "\n".join(filter(None, parts))
-    return PAGE.format(title=text(title), description=text(description), style=STYLE + style, body=body)
+    return PAGE.format(title=escape_text(title), description=escape_text(description), style=STYLE + style, body=body)
 
 
 def section(title: str, content: str) -> str:
@@ -27,8 +27,11 @@ def section(title: str, content: str) -> str:
 
 def card(title: str, values: Mapping[str, Any]) -> str:
     """Return names and values in a frame."""
-    lines = "".join(f"<tr><th scope=row>{text(key)}</th><td>{text(number(value))}</td></tr>" for key, value in values.items())
-    return f"<div class=card><h3>{text(title)}</h3><table>{lines}</table></div>"
+    lines = "".join(
+        f"<tr><th scope=row>{escape_text(key)}</th><td>{escape_text(format_number(value))}</td></tr>"
+        for key, value in values.items()
+    )
+    return f"<div class=card><h3>{escape_text(title)}</h3><table>{lines}</table></div>"
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[Any]], *, words: int = 1) -> str:
@@ -37,7 +40,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[Any]], *, words: int = 1)
 
     def line(cell: str, values: Iterable[Any]) -> str:
         cells = (
-            f"<{cell}{kind}>{text(value if value == '' else number(value))}</{cell[:2]}>"
+            f"<{cell}{kind}>{escape_text(value if value == '' else format_number(value))}</{cell[:2]}>"
             for value, kind in zip(values, kinds, strict=True)
         )
         return f"<tr>{''.join(cells)}</tr>"
@@ -46,10 +49,10 @@ def table(head: Sequence[str], rows: Iterable[Sequence[Any]], *, words: int = 1)
     return f"<div class=scroll><table><thead>{line('th scope=col', head)}</thead><tbody>{body}</tbody></table></div>"
 
 
-def number(value: Any) -> str:
+def format_number(value: Any) -> str:
     """Return a value as text: thousands separated, four digits of a fraction, a list on one line."""
     if isinstance(value, tuple | list):
-        return ", ".join(map(number, value)) or "none"
+        return ", ".join(map(format_number, value)) or "none"
     if isinstance(value, bool) or value is None:
         return {True: "yes", False: "no", None: "none"}[value]
     if isinstance(value, int):
@@ -59,20 +62,20 @@ def number(value: Any) -> str:
     return str(value) if value != "" else "none"
 
 
-def measured(value: float | int, error: float | None) -> str:
+def format_with_error(value: float | int, error: float | None) -> str:
     """Return a value with its standard error, both to two digits of the error: "0.8123 \N{PLUS-MINUS SIGN} 0.0021"."""
     if error is None or not (math.isfinite(value) and 0 < error < math.inf):
-        return number(value)
+        return format_number(value)
     digits = max(0, 1 - math.floor(math.log10(error)))
     return f"{value:,.{digits}f} \N{PLUS-MINUS SIGN} {error:,.{digits}f}"
 
 
-def date(at: float) -> str:
+def format_date(at: float) -> str:
     """Return a Unix time in UTC, to the minute."""
     return f"{datetime.datetime.fromtimestamp(at, datetime.UTC):%Y-%m-%d %H:%M}"
 
 
-def text(value: Any) -> str:
+def escape_text(value: Any) -> str:
     """Return any value as escaped HTML text, with a visible character for every control character."""
     # A file name that is not UTF-8 has lone surrogates, which no file can hold.
     return html.escape(str(value).replace("\r\n", "\n").translate(UNSEEN).encode(errors="replace").decode())

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 
 from eval.report import charts, error_analysis, rollout_texts
-from eval.report.html_elements import card, date, measured, number, page, section, table, text
+from eval.report.html_elements import card, escape_text, format_date, format_number, format_with_error, page, section, table
 from train.config.run_config import Run
 from train.run import metric_definitions
-from train.run.console import clock, short_number
+from train.run.console import format_duration, short_number
 from train.run.metric_definitions import METRICS
 from train.run.metrics_file import read_rows
-from train.run.run_dir import RunDir, flat, read_config, write_text
+from train.run.run_dir import RunDir, flat_options, read_config, write_text
 from zoo.errors import BadInput
 
 COUNTED = {
@@ -83,7 +83,7 @@ def _page(path: Path, run: Run, rows: Sequence[Any], starts: Sequence[Any]) -> s
     judged = {name: scores[name] for name in METRICS if isinstance(scores.get(name), Number)}
     sentence = _sentence(name, run, train, valid, judged, best)
     parts = [
-        f"<header><h1>{text(name)}</h1><p class=lead>{text(sentence)}</p>{_tiles(train, valid, judged)}</header>",
+        f"<header><h1>{escape_text(name)}</h1><p class=lead>{escape_text(sentence)}</p>{_tiles(train, valid, judged)}</header>",
         section("Curves", charts.curves(train, valid, charts.MarkedSteps(resumed, best))) if train or valid else "",
         section("Held-out score", _score_table(scores)) if scores else "",
         error_analysis.render(errors) if errors else "",
@@ -94,7 +94,7 @@ def _page(path: Path, run: Run, rows: Sequence[Any], starts: Sequence[Any]) -> s
         section("Interruptions", _skipped(train) + _starts(starts)) if len(starts) > 1 or _total_skipped(train) else "",
         section("Configuration", f"<div class=cards>{_configuration(run)}</div>"),
         section("Environment", f"<div class=cards>{_environment(starts[-1])}</div>") if starts else "",
-        f"<footer>{text(_provenance(rows, starts))}</footer>",
+        f"<footer>{escape_text(_provenance(rows, starts))}</footer>",
     ]
     return page(name, sentence, parts)
 
@@ -115,7 +115,7 @@ def _json(path: Path) -> Any:
     if not wrong and path.name == "samples.json" and "alignment" in content:
         wrong = _differs(content["alignment"], ALIGNMENT, "alignment")
     if not wrong and path.name == "predictions.json":
-        wrong = error_analysis.differs(content)
+        wrong = error_analysis.size_mismatch(content)
     if wrong:
         raise BadInput(f"{path} has unexpected content ({wrong}); create it again, or remove it")
     return content
@@ -171,8 +171,8 @@ def _tiles(train: Sequence[Any], valid: Sequence[Any], judged: Mapping[str, Numb
         tiles += [(f"{np.median(shares):.1%}", "MFU, median")] if shares else []
         steps = np.diff([0, *(row["step"] for row in train)])
         spent = np.array([row["time"]["seconds"] for row in train]) * steps
-        tiles.append((clock(float(spent[np.isfinite(spent)].sum())), "training time"))
-    cells = "".join(f"<div><dt>{text(name)}</dt><dd>{text(value)}</dd></div>" for value, name in tiles)
+        tiles.append((format_duration(float(spent[np.isfinite(spent)].sum())), "training time"))
+    cells = "".join(f"<div><dt>{escape_text(name)}</dt><dd>{escape_text(value)}</dd></div>" for value, name in tiles)
     return f"<dl class=tiles>{cells}</dl>" if tiles else ""
 
 
@@ -192,11 +192,14 @@ def _score_table(scores: Mapping[str, Any]) -> str:
     lines = ""
     for key in [*(key for key in keys if key in scores), *(key for key in scores if key not in keys)]:
         value, metric = scores[key], METRICS.get(key)
-        content = metric.show(value) if metric and isinstance(value, Number) else number(value)
+        content = metric.show(value) if metric and isinstance(value, Number) else format_number(value)
         title = metric.title if metric else key[:1].upper() + key[1:].replace("_", " ")
         note = metric.note if metric else COUNTED.get(key, "")
-        lines += f"<tr><th scope=row>{text(title)}</th><td class=number>{text(content)}</td><td class=note>{text(note)}</td></tr>"
-    doubts = "".join(f"<p class=note>{text(line[0].upper() + line[1:])}.</p>" for line in metric_definitions.notices(scores))
+        name, number, remark = map(escape_text, (title, content, note))
+        lines += f"<tr><th scope=row>{name}</th><td class=number>{number}</td><td class=note>{remark}</td></tr>"
+    doubts = "".join(
+        f"<p class=note>{escape_text(line[0].upper() + line[1:])}.</p>" for line in metric_definitions.notices(scores)
+    )
     return f"<table class=scores>{lines}</table>{doubts}"
 
 
@@ -208,7 +211,9 @@ def _tasks(tasks: Mapping[str, Any]) -> str:
         names = [name for name in metrics if name.removesuffix(ERROR) == name or name.removesuffix(ERROR) not in metrics]
         first = (task, result["examples"], "" if result["step"] is None else result["step"])
         for name, (title, examples, step) in zip(names, [first, *[("", "", "")] * len(names)], strict=False):
-            rows.append((title, name.replace("_", " "), measured(metrics[name], metrics.get(name + ERROR)), examples, step))
+            rows.append(
+                (title, name.replace("_", " "), format_with_error(metrics[name], metrics.get(name + ERROR)), examples, step)
+            )
         details += _details(task, result["details"])
     return table(("Task", "Metric", "Value", "Examples", "Step"), rows, words=2) + details
 
@@ -216,13 +221,13 @@ def _tasks(tasks: Mapping[str, Any]) -> str:
 def _details(task: str, facts_by_name: Mapping[str, Any]) -> str:
     """Return a table for each dict of dicts, with named rows, and a line with everything else."""
     tables = {name: value for name, value in facts_by_name.items() if _is_table(value)}
-    facts = [f"{name.replace('_', ' ')} {number(value)}" for name, value in facts_by_name.items() if name not in tables]
-    blocks = f"<p class=note>{text(task)}: {text('; '.join(facts))}</p>" if facts else ""
+    facts = [f"{name.replace('_', ' ')} {format_number(value)}" for name, value in facts_by_name.items() if name not in tables]
+    blocks = f"<p class=note>{escape_text(task)}: {escape_text('; '.join(facts))}</p>" if facts else ""
     for name, rows in tables.items():
         columns = list(dict.fromkeys(column for row in rows.values() for column in row))
         lines = [(title, *(row.get(column, "") for column in columns)) for title, row in rows.items()]
         title = f"{task}: {name.replace('_', ' ')} ({len(lines):,})"
-        blocks += f"<details><summary>{text(title)}</summary>{table(('', *columns), lines)}</details>"
+        blocks += f"<details><summary>{escape_text(title)}</summary>{table(('', *columns), lines)}</details>"
     return blocks
 
 
@@ -232,18 +237,18 @@ def _is_table(value: Any) -> bool:
 
 def _samples(samples: Mapping[str, Any]) -> str:
     """Return beginnings of held-out text, continued by the model and by the text; or held-out sources, with generated texts."""
-    how = f", temperature {number(samples['temperature'])}" if "temperature" in samples else ""
+    how = f", temperature {format_number(samples['temperature'])}" if "temperature" in samples else ""
     step = f"the model after step {samples['step']:,}"
     lead = f"Beginnings of held-out text, continued by {step}{how}, and the true continuations."
     if "pairs" in samples:
         lead = f"Held-out sources, the greedy output of {step}, and the reference texts."
     articles = "".join(
-        f"<article class=sample><p class=prompt dir=auto>{text(sample['prompt'])}</p><div class=both>"
-        f"<div><h3>The model</h3><p dir=auto>{text(sample['text'])}</p></div>"
-        f"<div><h3>The text</h3><p dir=auto>{text(sample['truth'])}</p></div></div></article>"
+        f"<article class=sample><p class=prompt dir=auto>{escape_text(sample['prompt'])}</p><div class=both>"
+        f"<div><h3>The model</h3><p dir=auto>{escape_text(sample['text'])}</p></div>"
+        f"<div><h3>The text</h3><p dir=auto>{escape_text(sample['truth'])}</p></div></div></article>"
         for sample in samples["samples"]
     )
-    return f"<p class=note>{text(lead)}</p>{articles}{_attention(samples['alignment']) if 'alignment' in samples else ''}"
+    return f"<p class=note>{escape_text(lead)}</p>{articles}{_attention(samples['alignment']) if 'alignment' in samples else ''}"
 
 
 def _rollout_texts(path: Path, run: Run) -> str:
@@ -257,7 +262,7 @@ def _attention(attention: Mapping[str, Any]) -> str:
         "How much attention each token of the first of these texts, a row, pays to each token of its source, a column; the mean "
         "over layers and heads."
     )
-    return f'<p class=note style="margin-top:24px">{text(lead)}</p>{charts.alignment(attention)}'
+    return f'<p class=note style="margin-top:24px">{escape_text(lead)}</p>{charts.alignment(attention)}'
 
 
 def _origin(run: Run, train: Sequence[Any], sources: Sequence[Any] | None) -> str:
@@ -270,7 +275,9 @@ def _origin(run: Run, train: Sequence[Any], sources: Sequence[Any] | None) -> st
         f" of {short_number(planned)} planned" if done < run.steps else ""
     )
     facts = {"Parameters at the start": start, "Tokens trained on": seen}
-    lines = "".join(f"<tr><th scope=row>{text(name)}</th><td>{text(value)}</td></tr>" for name, value in facts.items())
+    lines = "".join(
+        f"<tr><th scope=row>{escape_text(name)}</th><td>{escape_text(value)}</td></tr>" for name, value in facts.items()
+    )
     if not sources:
         return f"<table>{lines}</table>"
     epochs = ("Epochs",) if done == run.steps else ("Epochs so far", "Epochs planned")
@@ -296,7 +303,7 @@ def _skipped(train: Sequence[Any]) -> str:
         if row["skipped"]
     ]
     more = f" and {len(spans) - 20} more" if len(spans) > 20 else ""
-    where = text(", ".join(spans[:20]) + more)
+    where = escape_text(", ".join(spans[:20]) + more)
     return f"<p>Skipped for a gradient that was not finite: {total:,}, in steps {where}.</p>"
 
 
@@ -306,14 +313,16 @@ def _starts(starts: Sequence[Any]) -> str:
     facts = [start["facts"] | start["versions"] for start in starts]
     differing = [key for key in facts[-1] if len({start_facts.get(key) for start_facts in facts}) > 1]
     head = ("Started (UTC)", "At step", *differing)
-    rows = [(date(start["at"]), start["step"], *map(fact.get, differing)) for start, fact in zip(starts, facts, strict=True)]
+    rows = [
+        (format_date(start["at"]), start["step"], *map(fact.get, differing)) for start, fact in zip(starts, facts, strict=True)
+    ]
     return f"<p>Started {len(starts)} times.</p>{table(head, rows, words=len(head))}"
 
 
 def _configuration(run: Run) -> str:
     """Return a card for the fields of the run itself and one for each dataclass in it."""
     cards: dict[str, dict[str, Any]] = {}
-    for key, value in flat(run).items():
+    for key, value in flat_options(run).items():
         title, _, name = key.partition(".")
         cards.setdefault(title if name else "run", {})[name or title] = value
     return "".join(card(title, values) for title, values in cards.items())
@@ -326,5 +335,5 @@ def _environment(start: Any) -> str:
 
 def _provenance(rows: Sequence[Any], starts: Sequence[Any]) -> str:
     times = [row["time"]["at"] for row in rows] + [start["at"] for start in starts]
-    latest = f" The latest entry is of {date(max(times))} UTC." if times else ""
+    latest = f" The latest entry is of {format_date(max(times))} UTC." if times else ""
     return f"Made by zoo from the run's own files alone.{latest}"

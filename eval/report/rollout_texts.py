@@ -5,8 +5,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from eval.report.error_analysis import folded
-from eval.report.html_elements import number, text
+from eval.report.error_analysis import fold_text
+from eval.report.html_elements import escape_text, format_number
 from zoo.errors import BadInput
 
 PROMPTS = 3
@@ -40,7 +40,8 @@ def _rollout(file: Path, samples: int, steps: int) -> str:
     groups = [responses[first : first + samples] for first in range(0, len(responses), samples)]
     what = f"Rollout {int(file.stem):,}, before step {int(file.stem) * steps + 1:,}"
     kind = f"the responses of highest and lowest reward to {min(PROMPTS, len(groups))} of its {len(groups):,} prompts"
-    return f"<div class=rollout><p class=note>{text(what)}: {text(kind)}.</p>{''.join(map(_group, groups[:PROMPTS]))}</div>"
+    note = f"<p class=note>{escape_text(what)}: {escape_text(kind)}.</p>"
+    return f"<div class=rollout>{note}{''.join(map(_group, groups[:PROMPTS]))}</div>"
 
 
 def _responses(file: Path) -> Iterator[Mapping[str, Any]]:
@@ -75,15 +76,15 @@ def _extremes(group: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
 
 def _group(group: Sequence[Mapping[str, Any]]) -> str:
     """Return a prompt with its responses."""
-    prompt = folded(_prompt_text(group[0]["prompt"])) or "no prompt"
+    prompt = fold_text(_prompt_text(group[0]["prompt"])) or "no prompt"
     responses = "".join(map(_response, _extremes(group)))
     return f"<article class=sample><div class=prompt dir=auto>{prompt}</div><div class=both>{responses}</div></article>"
 
 
 def _response(response: Mapping[str, Any]) -> str:
-    reward, advantage = (number(float(response[name])) for name in ("reward", "advantage"))
-    written = folded(response["completion"]) or "<span class=note>no text</span>"
-    return f"<div><h3>Reward {text(reward)}, advantage {text(advantage)}</h3><div dir=auto>{written}</div></div>"
+    reward, advantage = (format_number(float(response[name])) for name in ("reward", "advantage"))
+    written = fold_text(response["completion"]) or "<span class=note>no text</span>"
+    return f"<div><h3>Reward {escape_text(reward)}, advantage {escape_text(advantage)}</h3><div dir=auto>{written}</div></div>"
 
 
 def _prompt_text(prompt: str | list[Any]) -> str:

@@ -35,7 +35,7 @@ def svg(draw: Callable[[Any], None], size: tuple[float, float], label: str, kind
         axes.margins(x=0.01)
         axes.xaxis.set_major_locator(ticks(8 if size == WIDE else 5, integer=True))
         axes.yaxis.set_major_locator(ticks(6))
-        axes.xaxis.set_major_formatter(thousands)
+        axes.xaxis.set_major_formatter(format_thousands)
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axes.tick_params(length=0)
         axes.grid(axis="y")
@@ -62,13 +62,13 @@ def ticks(count: int, integer: bool = False) -> Any:
     return MaxNLocator(count, integer=integer, steps=[1, 2, 2.5, 5, 10])
 
 
-def thousands(value: float, _: object = None) -> str:
+def format_thousands(value: float, _: object = None) -> str:
     """Return a number as a label of an axis: 2.5k, 3M."""
     scale, unit = next((pair for pair in ((1e9, "B"), (1e6, "M"), (1e3, "k")) if abs(value) >= pair[0]), (1, ""))
     return f"{value / scale:g}{unit}"
 
 
-def key(kind: str, text: str) -> str:
+def legend_entry(kind: str, text: str) -> str:
     """Return an entry of a legend: `kind` are classes of the page's style sheet, `text` is HTML."""
     return f'<span class="key {kind}"><span>{text}</span></span>'
 

@@ -17,11 +17,11 @@ def page_template(folder: Path) -> jinja2.Template:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(folder),
         autoescape=True,
-        finalize=lambda value: value if isinstance(value, Markup) else Markup(html_elements.text(value)),
+        finalize=lambda value: value if isinstance(value, Markup) else Markup(html_elements.escape_text(value)),
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    filters: dict[str, Any] = {"number": lambda value: "" if value == "" else html_elements.number(value), "svg": Markup}
+    filters: dict[str, Any] = {"number": lambda value: "" if value == "" else html_elements.format_number(value), "svg": Markup}
     environment.filters.update(filters)
     return environment.get_template("page.html.j2")

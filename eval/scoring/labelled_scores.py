@@ -73,7 +73,7 @@ def logits_loop(net: Model, mesh: Mesh, objective: str, dtype: np.dtype) -> Batc
     return BatchLoop(mesh, dtype, lambda params, batch, carry: (head(net, params, batch), carry))
 
 
-def judged(labels: Sequence[str]) -> tuple[str, ...]:
+def class_metrics(labels: Sequence[str]) -> tuple[str, ...]:
     """Return the names of a text classifier's metrics in `metric_functions.MEASURES`; a single label means regression.
 
     The F1 of two classes is that of the second one.
@@ -107,13 +107,13 @@ def _classes(rows: LabelledRows, logits: Float64[np.ndarray, "N O"], labels: tup
     truth = np.concatenate([row.labels for row in rows.rows])
     if len(labels) == 1:
         predicted = logits[:, 0]
-        metrics = metric_functions.score(judged(labels), truth.astype(np.float64), predicted)
+        metrics = metric_functions.score(class_metrics(labels), truth.astype(np.float64), predicted)
         losses = np.square(predicted - truth)
         answers = [(f"{true:g}", f"{value:g}") for true, value in zip(truth.tolist(), predicted.tolist(), strict=True)]
         return _score(rows, metrics, losses, answers, right=np.full(len(truth), np.nan))
     predicted = logits.argmax(-1)
     answers = [(labels[true], labels[value]) for true, value in zip(truth.tolist(), predicted.tolist(), strict=True)]
-    metrics = {**metric_functions.score(judged(labels), truth, predicted), **_shares(truth, predicted)}
+    metrics = {**metric_functions.score(class_metrics(labels), truth, predicted), **_shares(truth, predicted)}
     score = _score(rows, metrics, _nll(logits, truth), answers, right=predicted == truth)
     confusion = metric_functions.confusion(truth, predicted, len(labels)).tolist()
     return dataclasses.replace(score, mistakes={**score.mistakes, "labels": list(labels), "confusion": confusion})
@@ -186,7 +186,7 @@ def _answers(rows: LabelledRows, logits: Float64[np.ndarray, "N 2 T"], labels: S
     return _score(by_question, metrics, np.array(losses), answers, counts=counts, by_example=True, right=right)
 
 
-def decode(question: Question, rows: Sequence[ExampleRow], logits: Float64[np.ndarray, "W 2 T"]) -> squad.Decoded:
+def decode(question: Question, rows: Sequence[ExampleRow], logits: Float64[np.ndarray, "W 2 T"]) -> squad.DecodedAnswers:
     """Return the best answers to a question over all of its windows, `rows`."""
     context_bounds, spans = np.zeros((len(rows), 2), np.int64), np.zeros((len(rows), logits.shape[-1], 2), np.int64)
     cls = np.zeros(len(rows), np.int64)

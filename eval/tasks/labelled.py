@@ -32,7 +32,7 @@ from eval.scoring import labelled_scores
 from eval.scoring.batch_loop import ScoringInputs
 from eval.tasks import Progress, Result, Settings, first
 from train.config.data_options import Data
-from train.config.objectives import ClassificationOptions, adapt, find_options, from_labelled
+from train.config.objectives import ClassificationOptions, adapt_options, find_options, from_labelled
 from train.config.option_groups import Labelled
 from train.config.run_config import Run
 from train.data import labelled_reader
@@ -115,7 +115,7 @@ def _glue_metrics(argument: str, objective_name: Objective, labels: Sequence[str
     if not argument:
         return ()
     metrics = metric_functions.glue(argument)
-    if objective_name != "classification" or multi_label or not set(metrics) <= set(labelled_scores.judged(labels)):
+    if objective_name != "classification" or multi_label or not set(metrics) <= set(labelled_scores.class_metrics(labels)):
         output = f"{len(labels)} classes" if len(labels) > 1 else "numbers"
         output = "several labels per text" if multi_label else output
         kind = output if objective_name == "classification" else f"{objective_name}, not classes of texts"
@@ -136,7 +136,7 @@ def run_for(subject: Loaded, objective_name: Objective, settings: Settings) -> R
     several = cfg.multi_label or not settings.labelled.multi_label
     require(several, "labelled.multi_label", True, "the model gives each text one label; leave it out")
     if own is not None and settings.labelled == Labelled():
-        options = adapt(own.options, find_options(objective_name))
+        options = adapt_options(own.options, find_options(objective_name))
     else:
         options = from_labelled(objective_name, settings.labelled)
     if isinstance(options, ClassificationOptions):

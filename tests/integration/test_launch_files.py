@@ -88,7 +88,7 @@ PLANS = re.findall(r"`(zoo plan [^`]*)`", (DOCS / "scale.md").read_text(encoding
 def test_plans_that_are_shown_can_be_asked_for(line: str) -> None:
     _, _, name, *options = shlex.split(line)
     if not name.isupper():
-        target_devices.parse(plan.parse_options(name, options).target)
+        target_devices.parse_target(plan.parse_options(name, options).target)
 
 
 def test_the_python_example_of_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):

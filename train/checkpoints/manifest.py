@@ -25,7 +25,7 @@ FORMAT = 1
 _FOLDER = re.compile(r"(\d{8,})(?:\.(?:(tmp)|(corrupt)-\d+))?", re.ASCII)
 
 
-class Damaged(Exception):
+class DamagedCheckpoint(Exception):
     """A step whose files are not those that were saved; the message names the file."""
 
 
@@ -64,20 +64,20 @@ class Manifest:
         """
         manifest = cls(**_read_content(folder / NAME))
         if manifest.step != step:
-            raise Damaged(f"{NAME} belongs to step {manifest.step}")
+            raise DamagedCheckpoint(f"{NAME} belongs to step {manifest.step}")
         try:
             sizes = {path: file.lstat().st_size for path, file in _files(folder).items()}
         except FileNotFoundError as error:
-            raise Damaged("the folder is being removed") from error
+            raise DamagedCheckpoint("the folder is being removed") from error
         except OSError as error:
-            raise Damaged(f"the folder's files cannot be listed ({error.strerror})") from error
+            raise DamagedCheckpoint(f"the folder's files cannot be listed ({error.strerror})") from error
         for path in sorted(sizes.keys() | manifest.files.keys()):
             if path not in manifest.files:
-                raise Damaged(f"{path} is not listed in {NAME}")
+                raise DamagedCheckpoint(f"{path} is not listed in {NAME}")
             if path not in sizes:
-                raise Damaged(f"{path} is missing")
+                raise DamagedCheckpoint(f"{path} is missing")
             if sizes[path] != (saved := manifest.files[path]["size"]):
-                raise Damaged(f"{path} has {sizes[path]:,} bytes, not {saved:,}")
+                raise DamagedCheckpoint(f"{path} has {sizes[path]:,} bytes, not {saved:,}")
         return manifest
 
     def check_content(self, folder: pathlib.Path) -> None:
@@ -90,11 +90,11 @@ class Manifest:
             try:
                 same = sha256(folder / path) == saved["sha256"]
             except FileNotFoundError as error:
-                raise Damaged(f"{path} is missing") from error
+                raise DamagedCheckpoint(f"{path} is missing") from error
             except OSError as error:
-                raise Damaged(f"{path} cannot be read ({error.strerror})") from error
+                raise DamagedCheckpoint(f"{path} cannot be read ({error.strerror})") from error
             if not same:
-                raise Damaged(f"{path} has other content than was saved")
+                raise DamagedCheckpoint(f"{path} has other content than was saved")
 
 
 def folder_name(step: int) -> str:
@@ -168,13 +168,13 @@ def _read_content(file: pathlib.Path) -> dict[str, Any]:
         del content["sha256"]
         is_unchanged = _add_digest(content) == text
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise Damaged(f"{file.name} is missing") from error
+        raise DamagedCheckpoint(f"{file.name} is missing") from error
     except OSError as error:
-        raise Damaged(f"{file.name} cannot be read ({error.strerror})") from error
+        raise DamagedCheckpoint(f"{file.name} cannot be read ({error.strerror})") from error
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise Damaged(f"{file.name} cannot be read") from error
+        raise DamagedCheckpoint(f"{file.name} cannot be read") from error
     if not is_unchanged:
-        raise Damaged(f"{file.name} was changed after it was written")
+        raise DamagedCheckpoint(f"{file.name} was changed after it was written")
     if (version := content.pop("format")) != FORMAT:
         raise BadInput(f"{file}: format {version}, but this version of zoo reads {FORMAT}; use the version that wrote it")
     return content

@@ -5,7 +5,7 @@ from typing import Any
 import jax
 
 from train.checkpoints import orbax_io
-from train.checkpoints.manifest import Damaged, Manifest, by_path, compare, describe_leaves, kind_of_entry
+from train.checkpoints.manifest import DamagedCheckpoint, Manifest, by_path, compare, describe_leaves, kind_of_entry
 from train.checkpoints.step_folders import StepFolders
 from zoo.errors import BadInput
 
@@ -39,7 +39,7 @@ def _newest_valid(folders: StepFolders) -> int:
     for step in folders.steps():
         try:
             Manifest.read(folders.path(step), step)
-        except Damaged as damage:
+        except DamagedCheckpoint as damage:
             folders.set_aside(step, damage)
         else:
             return step
@@ -53,7 +53,7 @@ def _is_intact(folders: StepFolders, step: int, manifest: Manifest, *, required:
     """Return whether every file of a step has its digest; set a damaged step aside, or refuse it if it is `required`."""
     try:
         manifest.check_content(folders.path(step))
-    except Damaged as damage:
+    except DamagedCheckpoint as damage:
         if required:
             raise BadInput(f"{folders.path(step)}: {damage}; choose another step") from damage
         folders.set_aside(step, damage)

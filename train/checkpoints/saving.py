@@ -11,7 +11,7 @@ from typing import Any
 import jax
 
 from train.checkpoints import orbax_io
-from train.checkpoints.manifest import Damaged, Manifest, by_path, describe_leaves
+from train.checkpoints.manifest import DamagedCheckpoint, Manifest, by_path, describe_leaves
 from train.checkpoints.step_folders import StepFolders
 from zoo import errors
 from zoo.errors import BadInput
@@ -142,7 +142,7 @@ class Saver:
     def _make_temporary(self, save: Save) -> bool:
         """Make the temporary folder and return True; if that fails, the error becomes the save's verdict."""
         if os.path.lexists(self._folders.path(save.step)):
-            self._folders.set_aside(save.step, Damaged("it has no valid manifest and blocks a save"))
+            self._folders.set_aside(save.step, DamagedCheckpoint("it has no valid manifest and blocks a save"))
         try:
             self._folders.remove_temporaries()
             self._folders.temporary(save.step).mkdir()

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from train.checkpoints.manifest import Damaged, Manifest, folder_name, kind_of_entry
+from train.checkpoints.manifest import DamagedCheckpoint, Manifest, folder_name, kind_of_entry
 from zoo.errors import BadInput
 
 
@@ -63,7 +63,7 @@ class StepFolders:
         """Return whether a step has a valid manifest and files of the listed sizes."""
         try:
             Manifest.read(self.path(step), step)
-        except Damaged:
+        except DamagedCheckpoint:
             return False
         return True
 
@@ -82,7 +82,7 @@ class StepFolders:
         """
         try:
             return Manifest.read(self.path(step), step)
-        except Damaged as damage:
+        except DamagedCheckpoint as damage:
             readable = ", ".join(map(str, self.valid_steps())) or "none"
             raise BadInput(f"{self.path(step)}: {damage}; steps that can be read: {readable}") from damage
 
@@ -111,7 +111,7 @@ class StepFolders:
             old = self.path(step)
             shutil.rmtree(old.rename(old.with_suffix(".tmp")), ignore_errors=True)
 
-    def set_aside(self, step: int, damage: Damaged) -> None:
+    def set_aside(self, step: int, damage: DamagedCheckpoint) -> None:
         """Report a damaged step and rename its folder; a reader only skips it from now on."""
         folder = self.path(step)
         message = f"CHECKPOINT {folder} IS DAMAGED: {damage}"

@@ -246,7 +246,7 @@ def from_labelled(objective: str, labelled: groups.Labelled) -> Any:
         BadInput: a reading option is set that the objective does not use.
     """
     options: Any = find_options(objective)()
-    used = adapt(labelled, type(options.labelled))
+    used = adapt_options(labelled, type(options.labelled))
     for field in dataclasses.fields(labelled):
         value = getattr(labelled, field.name)
         fix = f"it has no effect on {objective}; remove it"
@@ -254,19 +254,19 @@ def from_labelled(objective: str, labelled: groups.Labelled) -> Any:
     return dataclasses.replace(options, labelled=used)
 
 
-def adapt(options: Any, kind: type[Kind]) -> Kind:
+def adapt_options(options: Any, kind: type[Kind]) -> Kind:
     """Return options as another class of options. Fields of both classes keep their values; the others get their defaults."""
     own, hints = get_type_hints(type(options)), get_type_hints(kind)
     values = {}
     for field in dataclasses.fields(kind):  # pyright: ignore[reportArgumentType]
         if dataclasses.is_dataclass(own.get(field.name)):
-            values[field.name] = adapt(getattr(options, field.name), hints[field.name])
+            values[field.name] = adapt_options(getattr(options, field.name), hints[field.name])
         elif own.get(field.name) == hints[field.name]:
             values[field.name] = getattr(options, field.name)
     return kind(**values)
 
 
-def users(option: str) -> list[str]:
+def objectives_with_option(option: str) -> list[str]:
     """Return the objectives that have an option of the command line, such as "masking.rate" or "data.pack"."""
     return [name for name, kind in OPTIONS.items() if option in {*_names(kind, ""), *_names(kind.data, "data.")}]
 

@@ -15,7 +15,7 @@ from train.config.objectives import (
     PermutationOptions,
     RolloutOptions,
     TokenOptions,
-    adapt,
+    adapt_options,
     find_options,
 )
 from train.config.option_groups import Selection
@@ -334,4 +334,4 @@ def with_objective(run: Run, objective: str) -> Run:
         BadInput: there is no such objective.
     """
     kind = find_options(objective)
-    return dataclasses.replace(run, options=adapt(run.options, kind), data=adapt(run.data, kind.data))
+    return dataclasses.replace(run, options=adapt_options(run.options, kind), data=adapt_options(run.data, kind.data))

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from train.data.text_files import LONGEST_LINE, Document, document, json_type, listed
+from train.data.text_files import LONGEST_LINE, Document, document, json_type, list_names
 from zoo.errors import BadInput, import_optional
 
 ROWS = 64
@@ -51,12 +51,12 @@ def check_column(schema: Any, field: str, where: str) -> None:
         BadInput: the schema has no such column; the message lists the columns.
     """
     if field not in schema.names:
-        raise BadInput(f"{where}: no column {json.dumps(field)}; it has {listed(schema.names)}: choose one with --data.field")
+        raise BadInput(f"{where}: no column {json.dumps(field)}; it has {list_names(schema.names)}: choose one with --data.field")
     types, kind = library("pyarrow").types, schema.field(field).type
     kind = kind.value_type if types.is_dictionary(kind) else kind
     if not (types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)):
         raise BadInput(
-            f"{where}: column {json.dumps(field)} holds {kind}, not strings; it has {listed(schema.names)}: choose "
+            f"{where}: column {json.dumps(field)} holds {kind}, not strings; it has {list_names(schema.names)}: choose "
             "another with --data.field"
         )
 

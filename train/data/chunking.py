@@ -17,7 +17,7 @@ LONGEST_CHUNK = 4 << 20
 _CUT = re.compile(r"\S(?=[ \n\r\t])|[\u3041-\u3096\u30a1-\u30fa\u4e00-\u9fa5](?=[\u3001\u3002\uff01\uff0c\uff1f])")
 
 
-def cut(strings: Iterable[str], where: str = "text") -> Iterator[tuple[str, bool]]:
+def cut_chunks(strings: Iterable[str], where: str = "text") -> Iterator[tuple[str, bool]]:
     """Yield (chunk, is it the last) of the text that the strings form when joined, wherever the strings begin and end.
 
     Raises:
@@ -38,7 +38,7 @@ def cut(strings: Iterable[str], where: str = "text") -> Iterator[tuple[str, bool
     yield pending, True
 
 
-def groups(chunks: Iterable[tuple[str, bool]]) -> Iterator[list[tuple[str, bool]]]:
+def group_chunks(chunks: Iterable[tuple[str, bool]]) -> Iterator[list[tuple[str, bool]]]:
     """Yield chunks in groups of about a million characters: `GROUP` long chunks, or more short ones."""
     group, size = [], 0
     for chunk in chunks:

@@ -77,7 +77,7 @@ def split(data: TextData) -> tuple[Documents, Documents]:
     return _documents(halves[0], digests[0]), _documents(halves[1], digests[1])
 
 
-def take(documents: Documents, share: float) -> Documents:
+def take_share(documents: Documents, share: float) -> Documents:
     """Return about the first `share` of the bytes of documents, for `--data.take`; with 1 the documents themselves.
 
     The text ends with a document if one ends near enough, else after a paragraph, a line or a word, as in `split`. Near enough is
@@ -130,7 +130,7 @@ def _first(read: Callable[[], Iterator[Document]], count: int) -> Iterator[Docum
             return
 
 
-def sample(documents: Sequence[Documents], limit: int = LARGEST_SAMPLE) -> Iterator[str]:
+def sample_chunks(documents: Sequence[Documents], limit: int = LARGEST_SAMPLE) -> Iterator[str]:
     """Yield chunks of about `limit` bytes in all, spread evenly over the texts; all of the text if it is not longer."""
     total_bytes, passed_bytes, taken_bytes = sum(corpus.text_bytes for corpus in documents), 0, 0
     for chunk in itertools.chain.from_iterable(documents):
@@ -140,7 +140,7 @@ def sample(documents: Sequence[Documents], limit: int = LARGEST_SAMPLE) -> Itera
         passed_bytes += len(chunk.text.encode())
 
 
-def measure(documents: Iterable[Document]) -> Digest:
+def digest_documents(documents: Iterable[Document]) -> Digest:
     """Read documents once and return their digest, which includes their number and size."""
     digest = Digest()
     for document in documents:
@@ -149,7 +149,7 @@ def measure(documents: Iterable[Document]) -> Digest:
 
 
 def _measured(read: Callable[[], Iterator[Document]]) -> Documents:
-    return _documents(read, measure(read()))
+    return _documents(read, digest_documents(read()))
 
 
 def _documents(read: Callable[[], Iterator[Document]], digest: Digest) -> Documents:

@@ -65,12 +65,12 @@ def race(file: Path, options: ExampleFileOptions, *, answered: bool = True) -> I
     """
     content = parse_json(read_whole(file, options.encoding, TO_UTF8), str(file), "write one object")
     names = ("questions", "options", "answers") if answered else ("questions", "options")
-    columns = {name: get(content, name, list, str(file)) for name in names}
+    columns = {name: get_field(content, name, list, str(file)) for name in names}
     counts = {name: len(values) for name, values in columns.items()}
     if len(set(counts.values())) > 1:
         sizes = ", ".join(f"{count} {name}" for name, count in counts.items())
         raise BadInput(f"{file}: {sizes}; write one list of options and one answer for each question")
-    article = get(content, "article", str, str(file))
+    article = get_field(content, "article", str, str(file))
     for number, values in enumerate(zip(*columns.values(), strict=True), 1):
         record_values = dict(zip(("question", "options", "answer"), values, strict=False))
         yield Record(f"{file}: question {number}", {"article": article, **record_values})
@@ -89,16 +89,18 @@ def squad_questions(file: Path, options: ExampleFileOptions) -> Iterator[Record]
 def _squad(file: Path, options: ExampleFileOptions) -> Iterator[tuple[Record, dict[str, Any]]]:
     """Yield (record with id, question, title and context; the JSON object of the question)."""
     content = parse_json(read_whole(file, options.encoding, TO_UTF8), str(file), "copy it again")
-    for article_index, article in enumerate(get(content, "data", list, str(file))):
+    for article_index, article in enumerate(get_field(content, "data", list, str(file))):
         article_where = f"{file}: data[{article_index}]"
         # An article without a title is also a document.
-        title = get(article, "title", str, article_where) if isinstance(article, dict) and "title" in article else article_where
-        for paragraph_index, paragraph in enumerate(get(article, "paragraphs", list, article_where)):
+        title = (
+            get_field(article, "title", str, article_where) if isinstance(article, dict) and "title" in article else article_where
+        )
+        for paragraph_index, paragraph in enumerate(get_field(article, "paragraphs", list, article_where)):
             where = f"{article_where}.paragraphs[{paragraph_index}]"
-            context = get(paragraph, "context", str, where)
-            for index, question in enumerate(get(paragraph, "qas", list, where)):
-                name = get(question, "id", str, f"{where}.qas[{index}]")
-                text = get(question, "question", str, f"{file}: question {name}")
+            context = get_field(paragraph, "context", str, where)
+            for index, question in enumerate(get_field(paragraph, "qas", list, where)):
+                name = get_field(question, "id", str, f"{where}.qas[{index}]")
+                text = get_field(question, "question", str, f"{file}: question {name}")
                 values = {"id": name, "question": text, "title": title, "context": context}
                 yield Record(f"{file}: question {name}", values), question
 
@@ -112,16 +114,16 @@ def _answered(record: Record, question: dict[str, Any]) -> Record:
         BadInput: "is_impossible" (SQuAD 2.0) says the opposite of "answers".
     """
     where, impossible = record.where, question.get("is_impossible")
-    answers = get(question, "answers", list, where) if impossible is None or "answers" in question else []
+    answers = get_field(question, "answers", list, where) if impossible is None or "answers" in question else []
     if impossible is not None and bool(impossible) == bool(answers):
         contradiction = "is impossible, and has answers" if answers else "is not impossible, but has no answer"
         raise BadInput(f'{where} {contradiction}; fix "is_impossible" or "answers"')
-    texts = [get(answer, "text", str, where) for answer in answers]
-    starts = [get(answer, "answer_start", int, where) for answer in answers]
+    texts = [get_field(answer, "text", str, where) for answer in answers]
+    starts = [get_field(answer, "answer_start", int, where) for answer in answers]
     return Record(where, {**record.values, "answers": {"text": texts, "answer_start": starts}})
 
 
-def get(value: Any, name: str, kind: type, where: str) -> Any:
+def get_field(value: Any, name: str, kind: type, where: str) -> Any:
     """Return the field `name` of a JSON object, checked to be of a type.
 
     Args:

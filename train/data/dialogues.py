@@ -9,7 +9,7 @@ from typing import Any
 
 from train.data.example_types import ASSISTANT, ROLES, Dialogue, Message, Pair
 from train.data.records import Record
-from train.data.text_files import check_string, json_type, listed
+from train.data.text_files import check_string, json_type, list_names
 from zoo.errors import BadInput
 
 COLUMNS = ("prompt", "completion")
@@ -34,7 +34,7 @@ def parse_dialogue(record: Record) -> Pair | Dialogue:
         return Dialogue(origin=where, messages=parse_messages(values[MESSAGES], where))
     if missing := [name for name in COLUMNS if name not in values]:
         fix = f"write {json.dumps(COLUMNS[0])} and {json.dumps(COLUMNS[1])}, or {json.dumps(MESSAGES)}"
-        raise BadInput(f"{where}: no column {json.dumps(missing[0])}; it has {listed(list(values))}: {fix}")
+        raise BadInput(f"{where}: no column {json.dumps(missing[0])}; it has {list_names(list(values))}: {fix}")
     texts = {}
     for name in COLUMNS:
         if isinstance(values[name], list):

@@ -13,10 +13,10 @@ from typing import Any
 from train.config.data_options import Data
 from train.config.option_groups import Choices, ExampleFileOptions, LabelledTexts, PairTables, TaggedWords
 from train.data import dataset_formats, preference_records, prompt_records, records
-from train.data.dataset_formats import get
+from train.data.dataset_formats import get_field
 from train.data.dialogues import is_dialogue, parse_dialogue
 from train.data.example_types import Answer, Choice, Example, Pair, Question, Tagged, Text
-from train.data.records import Record, column
+from train.data.records import Record, column_value
 from train.data.sources import check_file, data_set, files_in, kind
 from train.data.text_files import check_string, json_type
 from zoo.errors import BadInput, require
@@ -52,7 +52,7 @@ def split(
             examples for two halves.
     """
     if not data.paths:
-        raise BadInput(f"--data.paths: there is no embedded data for {objective}; name files: {kinds(objective)}")
+        raise BadInput(f"--data.paths: there is no embedded data for {objective}; name files: {format_names(objective)}")
     training, training_keys = read_examples(objective, data.paths, data, options, left_out)
     if not data.valid_paths:
         return split_halves(training, data.valid_fraction)
@@ -99,7 +99,7 @@ def read_examples(
     return examples, keys
 
 
-def kinds(objective: str) -> str:
+def format_names(objective: str) -> str:
     """Return the formats that an objective reads, in words."""
     return _kinds(TASKS[objective])
 
@@ -174,8 +174,8 @@ def split_evenly_spaced(examples: list[Any], share: float) -> tuple[list[Any], l
 
 def _text(record: Record, options: LabelledTexts) -> Text:
     where = record.where
-    text = check_string(column(record, options.text, "text", 0, "text"), f"{where}: the text")
-    pair = check_string(column(record, options.pair, "", 0, "pair"), f"{where}: the second text") if options.pair else None
+    text = check_string(column_value(record, options.text, "text", 0, "text"), f"{where}: the text")
+    pair = check_string(column_value(record, options.pair, "", 0, "pair"), f"{where}: the second text") if options.pair else None
     if not text.strip() and not (pair or "").strip():
         raise BadInput(f"{where}: the text is empty; write one, remove the example, or skip it with --labelled.skip-bad")
     value = _label(record, options)
@@ -195,15 +195,15 @@ def _label(record: Record, options: LabelledTexts) -> Any:
     if not options.label and other in record.values and name not in record.values:
         fix = 'write one name, "label", or add --labelled.multi-label if every text has a list of names'
         raise BadInput(f'{record.where}: it has "{other}", not "{name}"; {LABEL_LISTS if options.multi_label else fix}')
-    return column(record, options.label, name, -1, "label")
+    return column_value(record, options.label, name, -1, "label")
 
 
 def _pair(record: Record, options: PairTables) -> Example:
     where = record.where
     if not (options.text or options.label or "source" in record.values) and is_dialogue(record):
         return parse_dialogue(record)
-    source = check_string(column(record, options.text, "source", 0, "text"), f"{where}: the source")
-    target = check_string(column(record, options.label, "target", -1, "label"), f"{where}: the target")
+    source = check_string(column_value(record, options.text, "source", 0, "text"), f"{where}: the source")
+    target = check_string(column_value(record, options.label, "target", -1, "label"), f"{where}: the target")
     return pair(where, source, target)
 
 
@@ -222,8 +222,8 @@ def pair(where: str, source: str, target: str) -> Pair:
 def _tagged(record: Record, options: TaggedWords) -> Tagged:
     where = record.where
     columns = {
-        "words": column(record, options.text, "tokens", 0, "text"),
-        "tags": column(record, options.label, "tags", -1, "label"),
+        "words": column_value(record, options.text, "tokens", 0, "text"),
+        "tags": column_value(record, options.label, "tags", -1, "label"),
     }
     for name, value in columns.items():
         if not isinstance(value, list):
@@ -238,11 +238,11 @@ def _tagged(record: Record, options: TaggedWords) -> Tagged:
 def _question(record: Record, options: ExampleFileOptions) -> Question:
     del options
     where, values = record.where, record.values
-    answers = get(values, "answers", dict, where)
-    texts, starts = get(answers, "text", list, where), get(answers, "answer_start", list, where)
+    answers = get_field(values, "answers", dict, where)
+    texts, starts = get_field(answers, "text", list, where), get_field(answers, "answer_start", list, where)
     if len(texts) != len(starts):
         raise BadInput(f"{where}: {len(texts)} answers with {len(starts)} starts; each answer needs one")
-    context = check_string(get(values, "context", str, where), f"{where}: the context")
+    context = check_string(get_field(values, "context", str, where), f"{where}: the context")
     for text, start in zip(texts, starts, strict=True):
         if not check_string(text, f"{where}: an answer").strip():
             raise BadInput(f"{where}: an answer without characters; write an empty list of answers if there is none")
@@ -255,7 +255,7 @@ def _question(record: Record, options: ExampleFileOptions) -> Question:
         origin=where,
         document=check_string(values.get("title") or context, f"{where}: the title"),
         id=str(values.get("id") or where),
-        question=check_string(get(values, "question", str, where), f"{where}: the question"),
+        question=check_string(get_field(values, "question", str, where), f"{where}: the question"),
         context=context,
         answers=tuple(map(Answer, texts, starts)),
     )
@@ -265,9 +265,9 @@ def _choice(record: Record, options: ExampleFileOptions) -> Choice:
     del options
     where, values = record.where, record.values
     article, question, letter = (
-        check_string(get(values, key, str, where), f"{where}: {key}") for key in ("article", "question", "answer")
+        check_string(get_field(values, key, str, where), f"{where}: {key}") for key in ("article", "question", "answer")
     )
-    choices = tuple(check_string(choice, f"{where}: an option") for choice in get(values, "options", list, where))
+    choices = tuple(check_string(choice, f"{where}: an option") for choice in get_field(values, "options", list, where))
     letters = characters.ascii_uppercase[: len(choices)]
     if len(choices) < 2 or len(letter) != 1 or letter not in letters:
         raise BadInput(

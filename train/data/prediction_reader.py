@@ -13,10 +13,10 @@ from typing import Any, Literal, NamedTuple
 from train.config.data_options import Data
 from train.config.option_groups import Columns, ExampleFileOptions, LabelledTexts
 from train.data import dataset_formats, labelled_reader, records
-from train.data.dataset_formats import get
+from train.data.dataset_formats import get_field
 from train.data.example_types import Choice, Example, Question, Tagged, Text
 from train.data.labelled_reader import ANY, Task
-from train.data.records import TO_UTF8, Record, column
+from train.data.records import TO_UTF8, Record, column_value
 from train.data.text_files import check_string, json_type, lines
 from zoo.errors import BadInput, require
 
@@ -28,7 +28,7 @@ FIRST = 10
 """Number of lines of a .txt that are inspected to detect labels at the beginning of lines."""
 
 
-class Item(NamedTuple):
+class UnlabelledExample(NamedTuple):
     """An example and its id."""
 
     id: str | int | None
@@ -38,7 +38,7 @@ class Item(NamedTuple):
 
 def read_examples(
     objective: str, paths: Sequence[str], options: ExampleFileOptions, *, line: Lines = "auto", labels: Collection[str] = ()
-) -> Iterator[Item]:
+) -> Iterator[UnlabelledExample]:
     """Yield the examples that some paths name, in order.
 
     Each line of a .txt is one example: a text for classification, and for tagging a sentence whose words are separated by spaces.
@@ -61,14 +61,14 @@ def read_examples(
                 if isinstance(record, BadInput):
                     raise record
                 has_examples = True
-                yield Item(_id(record), task.example(record, options))
+                yield UnlabelledExample(_id(record), task.example(record, options))
             if not has_examples:
                 raise BadInput(f"{where}: holds no examples")
 
 
 def texts(
     objective: str, inputs: Sequence[str], *, pair: str | None = None, context: str = "", options: Sequence[str] = ()
-) -> list[Item]:
+) -> list[UnlabelledExample]:
     """Return an example for each text: a sentence for tagging, a question for span and choice.
 
     Args:
@@ -88,7 +88,7 @@ def texts(
             case _:
                 return Choice(origin=where, article=context, question=text, options=tuple(options), answer=0)
 
-    return [Item(None, example(text, f"text {number}")) for number, text in enumerate(inputs, 1)]
+    return [UnlabelledExample(None, example(text, f"text {number}")) for number, text in enumerate(inputs, 1)]
 
 
 def _task(objective: str, line: Lines, labels: Collection[str]) -> Task:
@@ -138,15 +138,15 @@ def _id(record: Record) -> str | int | None:
 
 def _text(record: Record, options: LabelledTexts) -> Text:
     where = record.where
-    text = check_string(column(record, options.text, "text", 0, "text"), f"{where}: the text")
-    pair = check_string(column(record, options.pair, "", 0, "pair"), f"{where}: the second text") if options.pair else None
+    text = check_string(column_value(record, options.text, "text", 0, "text"), f"{where}: the text")
+    pair = check_string(column_value(record, options.pair, "", 0, "pair"), f"{where}: the second text") if options.pair else None
     return Text(origin=where, text=text, pair=pair, label=UNKNOWN)
 
 
 def _tagged(record: Record, options: Columns) -> Tagged:
     where = record.where
     usual = "text" if "text" in record.values and "tokens" not in record.values else "tokens"
-    words = column(record, options.text, usual, 0, "text")
+    words = column_value(record, options.text, usual, 0, "text")
     words = words.split() if isinstance(words, str) else words
     if not isinstance(words, list):
         raise BadInput(f"{where}: the column of words holds {json_type(words)}, not a list; choose another with --labelled.text")
@@ -163,15 +163,15 @@ def _sentence(words: Sequence[str], where: str) -> Tagged:
 def _question(record: Record, options: ExampleFileOptions) -> Question:
     del options
     where, values = record.where, record.values
-    question, context = (check_string(get(values, key, str, where), f"{where}: {key}") for key in ("question", "context"))
+    question, context = (check_string(get_field(values, key, str, where), f"{where}: {key}") for key in ("question", "context"))
     return Question(origin=where, id=str(values.get("id") or where), question=question, context=context, answers=())
 
 
 def _choice(record: Record, options: ExampleFileOptions) -> Choice:
     del options
     where, values = record.where, record.values
-    article, question = (check_string(get(values, key, str, where), f"{where}: {key}") for key in ("article", "question"))
-    choices: list[Any] = get(values, "options", list, where)
+    article, question = (check_string(get_field(values, key, str, where), f"{where}: {key}") for key in ("article", "question"))
+    choices: list[Any] = get_field(values, "options", list, where)
     if len(choices) < 2:
         raise BadInput(f"{where}: {len(choices)} options; write 2 or more for each question")
     named = tuple(check_string(choice, f"{where}: an option") for choice in choices)

@@ -9,7 +9,7 @@ import re
 from typing import Any
 
 from train.config.option_groups import ExampleFileOptions
-from train.data.dataset_formats import get
+from train.data.dataset_formats import get_field
 from train.data.example_types import Preference, UnpairedPreference
 from train.data.records import Record
 from train.data.text_files import check_string, json_type
@@ -72,7 +72,7 @@ NO_PROMPT = 'add "prompt", which is "" if there is none, or leave the pair out'
 def _text(values: dict[str, Any], name: str, where: str) -> str:
     if isinstance(values.get(name), list):
         raise BadInput(f"{where}: {json.dumps(name)} is a list of messages; write the text of the conversation as a string")
-    return check_string(get(values, name, str, where), f"{where}: {json.dumps(name)}")
+    return check_string(get_field(values, name, str, where), f"{where}: {json.dumps(name)}")
 
 
 def _check_filled(text: str, message: str) -> None:

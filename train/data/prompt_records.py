@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from train.config.option_groups import ExampleFileOptions
-from train.data.dataset_formats import get
+from train.data.dataset_formats import get_field
 from train.data.dialogues import parse_turns
 from train.data.example_types import Message, Prompt
 from train.data.records import Record
-from train.data.text_files import check_string, listed
+from train.data.text_files import check_string, list_names
 from zoo.errors import BadInput
 
 RESERVED = ("prompts", "completions", "ids")
@@ -26,7 +26,7 @@ def prompt(record: Record, options: ExampleFileOptions) -> Prompt:
     del options
     where, values = record.where, record.values
     messages = _conversation(values["prompt"], where) if isinstance(values.get("prompt"), list) else ()
-    text = "" if messages else check_string(get(values, "prompt", str, where), f'{where}: "prompt"')
+    text = "" if messages else check_string(get_field(values, "prompt", str, where), f'{where}: "prompt"')
     columns = {name: value for name, value in values.items() if name != "prompt"}
     if taken := [name for name in columns if name in RESERVED]:
         raise BadInput(f"{where}: column {json.dumps(taken[0])}: reward functions have this argument already; rename the column")
@@ -56,6 +56,6 @@ def check_columns(examples: Sequence[Prompt]) -> None:
             fix = "reward functions get either texts or messages; write all prompts alike"
             raise BadInput(f"{kinds[0]}, and {kinds[1]}; {fix}")
         if example.columns.keys() != first.columns.keys():
-            columns, of_first = (listed(sorted(item.columns)) for item in (example, first))
+            columns, of_first = (list_names(sorted(item.columns)) for item in (example, first))
             fix = "give all prompts the same columns, also the held-out ones"
             raise BadInput(f"{example.origin}: columns beside the prompt: {columns}; those of {first.origin}: {of_first}; {fix}")

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from train.config.option_groups import ExampleFileOptions, PairTables
 from train.data.arrow import table
 from train.data.sources import Split
-from train.data.text_files import lines, listed, parse_object
+from train.data.text_files import lines, list_names, parse_object
 from zoo.errors import BadInput
 
 TO_UTF8 = "convert the file to UTF-8, or choose --labelled.encoding latin-1"
@@ -32,7 +32,7 @@ class Record(NamedTuple):
     """True if the names of the columns are from the first line of a table."""
 
 
-def column(record: Record, chosen: str, default: str, number: int, key: str) -> Any:
+def column_value(record: Record, chosen: str, default: str, number: int, key: str) -> Any:
     """Return the value in the column `chosen`, or in a default one where that is "".
 
     The default is the column called `default`, or number `number` (-1: the last) where the columns have no names.
@@ -45,10 +45,10 @@ def column(record: Record, chosen: str, default: str, number: int, key: str) -> 
         names = list(record.values)
         missing = f"{record.where}: no column {json.dumps(name)}"
         if record.headed and _is_example(names):
-            line = f"the first line of the file, {listed([name[:40] for name in names])}, looks like an example"
+            line = f"the first line of the file, {list_names([name[:40] for name in names])}, looks like an example"
             raise BadInput(f"{missing}; {line} and not like names of columns: add --labelled.no-header")
         other = ", or add --labelled.no-header if its first line is an example" if record.headed else ""
-        raise BadInput(f"{missing}; it has {listed(names)}: choose one with --labelled.{key}{other}")
+        raise BadInput(f"{missing}; it has {list_names(names)}: choose one with --labelled.{key}{other}")
     return record.values[name]
 
 
@@ -121,10 +121,8 @@ def _table(file: Path, rows: Iterator[tuple[str, list[str]]], options: PairTable
         if not names:
             names = cells if options.header else [str(number) for number in range(1, len(cells) + 1)]
             if len(set(names)) < len(names):
-                raise BadInput(
-                    f"{where}: two columns have the same name ({listed(names)}); rename one, or add --labelled.no-header if the "
-                    "file has no header"
-                )
+                fix = "rename one, or add --labelled.no-header if the file has no header"
+                raise BadInput(f"{where}: two columns have the same name ({list_names(names)}); {fix}")
             if options.header:
                 continue
         if len(cells) != len(names):

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from train.config.data_options import Data, TextData
 from train.data.arrow import arrow_streams, check_column, library, parquet
-from train.data.text_files import Document, json_lines, listed, plain
+from train.data.text_files import Document, json_lines, list_names, plain
 from zoo.errors import BadInput
 from zoo.hf import hub
 
@@ -191,7 +191,7 @@ def _split(loaded: Any, where: str, key: str, name: str, data: Data) -> Split:
     if isinstance(loaded, dict):
         split = data.split or "train"
         if split not in loaded:
-            raise BadInput(f"{where}: no split {split}; it has {listed(list(loaded))}: choose one with --data.split")
+            raise BadInput(f"{where}: no split {split}; it has {list_names(list(loaded))}: choose one with --data.split")
         loaded = loaded[split]
     elif data.split:
         raise BadInput(f"--data.split {data.split}: {where} has a single, unnamed split; remove this option")

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from train.data.chunking import cut
+from train.data.chunking import cut_chunks
 from zoo.errors import BadInput
 
 LONGEST_LINE = 64 << 20
@@ -30,7 +30,7 @@ XZ_MEMORY = 128 << 20
 
 @dataclasses.dataclass(frozen=True)
 class Document:
-    """A text and its name, or one chunk of a long text, as `train.data.chunking.cut` yields them."""
+    """A text and its name, or one chunk of a long text, as `train.data.chunking.cut_chunks` yields them."""
 
     name: str
     text: str
@@ -70,7 +70,7 @@ class Digest:
 def plain(file: Path, name: str) -> Iterator[Document]:
     """Yield the chunks of a text file, which is one document."""
     has_text = False
-    with opened(file) as stream:
+    with open_decompressed(file) as stream:
         for chunk in document(name, _decoded(stream, file), str(file)):
             has_text = has_text or bool(chunk.text.strip())
             yield chunk
@@ -95,7 +95,7 @@ def lines(file: Path, encoding: str = "utf-8", fix: str = TO_UTF8) -> Iterator[t
     `fix` is the advice in the error message about a line that is not UTF-8.
     """
     line, offset = 0, 0
-    with opened(file) as stream:
+    with open_decompressed(file) as stream:
         while raw := stream.readline(LONGEST_LINE + 1):
             line += 1
             if len(raw) > LONGEST_LINE:
@@ -122,7 +122,7 @@ def nonblank_lines(file: Path) -> Iterator[tuple[str, str]]:
 
 def read_whole(file: Path, encoding: str = "utf-8", fix: str = TO_UTF8) -> str:
     """Return the text of a file; `encoding` and `fix` as in `lines`."""
-    with opened(file) as stream:
+    with open_decompressed(file) as stream:
         raw = stream.read(LONGEST_FILE + 1)
     if len(raw) > LONGEST_FILE:
         raise BadInput(f"{file}: larger than {LONGEST_FILE >> 20} MiB; write its examples as lines of a .jsonl")
@@ -130,7 +130,7 @@ def read_whole(file: Path, encoding: str = "utf-8", fix: str = TO_UTF8) -> str:
 
 
 @contextlib.contextmanager
-def opened(file: Path) -> Iterator[io.BufferedIOBase]:
+def open_decompressed(file: Path) -> Iterator[io.BufferedIOBase]:
     """Open a file for reading bytes, decompressed if its name ends in .gz, .xz or .bz2.
 
     Raises:
@@ -184,7 +184,7 @@ def _open_xz(file: Path, mode: str) -> Iterator[io.BufferedIOBase]:
 
 def document(name: str, strings: Iterable[str], where: str) -> Iterator[Document]:
     """Yield the chunks of the text that the strings form when joined; error messages begin with `where`."""
-    return (Document(name, chunk, last) for chunk, last in cut(strings, where))
+    return (Document(name, chunk, last) for chunk, last in cut_chunks(strings, where))
 
 
 def _decoded(stream: io.BufferedIOBase, file: Path) -> Iterator[str]:
@@ -223,7 +223,7 @@ def _field(text: str, field: str, where: str) -> str:
     """Return the string in a field of a JSON object, which is written as `text`."""
     value = parse_object(text, where, f"{{{json.dumps(field)}: ...}}")
     if field not in value:
-        raise BadInput(f"{where}: no field {json.dumps(field)}; it has {listed(list(value))}: choose one with --data.field")
+        raise BadInput(f"{where}: no field {json.dumps(field)}; it has {list_names(list(value))}: choose one with --data.field")
     return check_string(value[field], f"{where}: field {json.dumps(field)}")
 
 
@@ -259,7 +259,7 @@ def check_string(value: Any, where: str) -> str:
     return value
 
 
-def listed(names: list[str]) -> str:
+def list_names(names: list[str]) -> str:
     """Return the first 20 names, quoted and separated by commas, for an error message."""
     return ", ".join(json.dumps(name) for name in names[:20]) or "none"
 

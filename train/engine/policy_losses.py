@@ -47,11 +47,11 @@ def token_counts(weights: Float[Array, "B T"]) -> Float[Array, "B 1"]:
 
 
 def loss_weights(weights: Float[Array, "B T"], aggregation: Aggregation) -> Float[Array, "B T"]:
-    """Return the factor of each token in the sum of the losses, which `divisor` divides."""
+    """Return the factor of each token in the sum of the losses, which `loss_divisor` divides."""
     return weights / token_counts(weights) if aggregation == "sequences" else weights
 
 
-def divisor(weights: Float[Array, "B T"], aggregation: Aggregation, limit: int) -> Float[Array, ""]:
+def loss_divisor(weights: Float[Array, "B T"], aggregation: Aggregation, limit: int) -> Float[Array, ""]:
     """Return what the sum over a batch is divided by: a sum over rows, so that batches may be summed in parts.
 
     tokens: the number of tokens (Yu et al. 2025, DAPO, section 3.3). sequences: that of responses (Shao et al. 2024, equation 3).

@@ -130,7 +130,7 @@ def split(run: run_config.Run) -> tuple[list[Pair | Dialogue], list[Pair | Dialo
         if not run.data.paths:
             raise BadInput(
                 "--pairs.source: there is no embedded data for text_to_text; name parallel files here and in --pairs.target, or "
-                f"tables in --data.paths: {labelled_reader.kinds('text_to_text')}"
+                f"tables in --data.paths: {labelled_reader.format_names('text_to_text')}"
             )
         return labelled_reader.split("text_to_text", run.data, options)  # pyright: ignore[reportReturnType]
     unused = " ".join(run.data.paths + run.data.valid_paths)

@@ -108,13 +108,13 @@ def read(run: run_config.Run, folder: RunDir, cache: Path, *, quiet: bool = Fals
         quiet: whether to show no progress, because another process does.
 
     Raises:
-        BadInput: as `corpus.split`, `corpus.take`, `Tokenizer.load` and `lm_rows.training_rows`, or the tokenizer has ids beyond
-            the vocabulary or is not the teacher's.
+        BadInput: see `corpus.split`, `corpus.take_share`, `Tokenizer.load` and `lm_rows.training_rows`; also if the tokenizer has
+            ids beyond the model's vocabulary, or is not the teacher's.
     """
     parts = _parts(run.data)
     tokenizer = existing_tokenizer(run, folder)
     if tokenizer is None:
-        text, options = corpus.sample([part.training for part in parts]), run.tokenizer
+        text, options = corpus.sample_chunks([part.training for part in parts]), run.tokenizer
         tokenizer = Tokenizer.train(text, options.vocab, options.kind, options.lowercase)
     check_vocabulary(run, tokenizer)
     token_bytes = token_sizes(run, tokenizer)
@@ -156,7 +156,7 @@ def _parts(data: TextData) -> list[_Part]:
 
 def _part(name: str, weight: float, data: TextData) -> _Part:
     training, held_out = corpus.split(data)
-    return _Part(name, weight, training, corpus.take(training, data.take), held_out)
+    return _Part(name, weight, training, corpus.take_share(training, data.take), held_out)
 
 
 def _held_out(parts: list[_Part], data: TextData) -> Iterable[Document]:

@@ -104,7 +104,7 @@ class ValueEstimator:
         advantage, value, future = (
             np.concatenate([arrays[at][is_token] for arrays, is_token in zip(numbers, counted, strict=True)]) for at in range(3)
         )
-        scaled = gae_and_value_loss.whitened(advantage) if self.options.whiten else advantage
+        scaled = gae_and_value_loss.whiten(advantage) if self.options.whiten else advantage
         parts = np.split(scaled, np.cumsum([is_token.sum() for is_token in counted])[:-1])
         estimates = []
         for batch, arrays, is_token, part in zip(batches, numbers, counted, parts, strict=True):

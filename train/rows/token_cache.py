@@ -19,8 +19,8 @@ import numpy as np
 from filelock import FileLock
 from jaxtyping import Int64, UInt
 
-from train.data.chunking import groups
-from train.data.corpus import Documents, measure
+from train.data.chunking import group_chunks
+from train.data.corpus import Documents, digest_documents
 from train.data.text_files import Digest, Document
 from train.tokenizers.tokenizer import Tokenizer
 from zoo.errors import BadInput
@@ -103,7 +103,7 @@ def _temporary() -> Path:
 
 
 def _measured(documents: Iterable[Document]) -> Documents:
-    digest = measure(documents)
+    digest = digest_documents(documents)
     return Documents(lambda: iter(documents), digest.count, digest.text_bytes, digest.hexdigest())
 
 
@@ -147,7 +147,7 @@ def _write(folder: Path, documents: Documents, tokenizer: Tokenizer, fingerprint
             yield document.text, document.last
 
     with contextlib.closing(_Parts(folder, tokenizer)) as parts:
-        for number, group in enumerate(groups(tokenizer.chunks(read()))):
+        for number, group in enumerate(group_chunks(tokenizer.chunks(read()))):
             done_before, sizes, text = done, [], hashlib.sha256()
             for chunk, last in group:
                 raw = chunk.encode()

@@ -191,7 +191,7 @@ class Console:
         parts = [self._counter()]
         if self._first and self._step > self._first[0]:
             step, at = self._first
-            parts.append(f"ETA {clock((time.perf_counter() - at) / (self._step - step) * (self._steps - self._step))}")
+            parts.append(f"ETA {format_duration((time.perf_counter() - at) / (self._step - step) * (self._steps - self._step))}")
         if self._train:
             # The loss of a policy is not informative: at the start of a rollout it is 0 for any rewards.
             rollout = self._train.get("rollout", {})
@@ -216,7 +216,7 @@ def short_number(number: float | int) -> str:
     return f"{scaled:.0f}{unit}" if unit == "" or abs(scaled) >= 99.95 else f"{scaled:.{1 if abs(scaled) >= 9.995 else 2}f}{unit}"
 
 
-def clock(seconds: float | int) -> str:
+def format_duration(seconds: float | int) -> str:
     """Return a duration as m:ss, h:mm:ss or, from two days on, in days."""
     total = max(0, round(seconds))
     if total >= 48 * 3600:

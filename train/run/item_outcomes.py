@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float64, Int64
 
-from train.run.run_dir import RunDir, replacing
+from train.run.run_dir import RunDir, replace_atomically
 from zoo.errors import BadInput, cannot_write
 
 HELD_OUT = "held_out"
@@ -64,7 +64,7 @@ def write_outcomes(folder: RunDir, name: str, outcomes: Outcomes) -> None:
     content = io.BytesIO()
     np.savez_compressed(content, **arrays)  # pyright: ignore[reportArgumentType]
     try:
-        with replacing(folder.outcomes) as file:
+        with replace_atomically(folder.outcomes) as file:
             file.write(content.getvalue())
     except OSError as error:
         raise cannot_write(folder.outcomes, error) from None

@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console as Terminal
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-from train.run.console import clock, short_number
+from train.run.console import format_duration, short_number
 
 BYTES = "bytes"
 """Unit of work whose rate is shown too."""
@@ -98,7 +98,7 @@ class ProgressBar:
             return
         self._printed = now
         rate = (done - self._first[0]) / (now - self._first[1])
-        left = clock((total - done) / rate)
+        left = format_duration((total - done) / rate)
         self._print(f"{self._activity}: {done / total:.0%} of {short_number(total)}B, {rate / 1e6:.2f} MB/s, {left} left")
 
     def _print(self, line: str) -> None:

@@ -174,9 +174,9 @@ def read_config(folder: str | Path, *, compute: bool = True) -> Run:
         name = stored.pop("family", None)
         if name not in (families := [*configs.families(), *plugins.names("zoo.models")]):
             raise BadInput(f"family: expected one of {', '.join(families)}, found {name!r}")
-        kind = find_options(build(Objective | str, stored.pop("objective", None), "objective"))
+        kind = find_options(from_json(Objective | str, stored.pop("objective", None), "objective"))
         stored["options"] = {field.name: stored.pop(field.name) for field in dataclasses.fields(kind) if field.name in stored}
-        return build(Run, stored, "", model=configs.family(name).Config, options=kind, data=kind.data)
+        return from_json(Run, stored, "", model=configs.family(name).Config, options=kind, data=kind.data)
     except BadInput as error:
         raise BadInput(f"{path}: {error}") from None
 
@@ -199,7 +199,7 @@ def _stored_config(folder: str | Path) -> Any:
 
 def differences(old: Run, new: Run) -> list[str]:
     """Return a line for each field that makes `new` another run than `old` ("model.layers: 4 before, 6 now")."""
-    before, now = flat(old), flat(new)
+    before, now = flat_options(old), flat_options(new)
     changed = [key for key in before | now if before.get(key) != now.get(key) and not may_change(key)]
     return [f"{key}: {before.get(key, 'absent')} before, {now.get(key, 'absent')} now" for key in changed]
 
@@ -254,7 +254,7 @@ def remove_stale_files(folder: RunDir, run: Run) -> bool:
     return True
 
 
-def flat(run: Run) -> dict[str, Any]:
+def flat_options(run: Run) -> dict[str, Any]:
     """Return a run's values by dotted key ("model.compute.attention"), the family of the model and the objective first."""
 
     def walk(value: Any, key: str) -> Iterator[tuple[str, Any]]:
@@ -269,11 +269,11 @@ def flat(run: Run) -> dict[str, Any]:
 
 def identity(run: Run) -> dict[str, Any]:
     """Return every field that a resumed run may not change, as JSON; it is saved in each checkpoint."""
-    return json.loads(json.dumps({key: value for key, value in flat(run).items() if not may_change(key)}))
+    return json.loads(json.dumps({key: value for key, value in flat_options(run).items() if not may_change(key)}))
 
 
 def may_change(key: str) -> bool:
-    """Return whether a dotted key of `flat` is one of `MAY_CHANGE` or below one."""
+    """Return whether a dotted key of `flat_options` is one of `MAY_CHANGE` or below one."""
     return any(key == name or key.startswith(f"{name}.") for name in MAY_CHANGE)
 
 
@@ -290,14 +290,14 @@ def write_text(path: Path, text: str) -> None:
     """
     content = text.encode()
     try:
-        with replacing(path) as file:
+        with replace_atomically(path) as file:
             file.write(content)
     except OSError as error:
         raise cannot_write(path, error) from None
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[IO[bytes]]:
+def replace_atomically(path: Path) -> Iterator[IO[bytes]]:
     """Yield a file that replaces `path` atomically: readers, also after a crash, see either the old content or the new one."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
@@ -332,7 +332,7 @@ def _in_use(folder: Path) -> BadInput:
     return BadInput(f"{folder} is in use by {holder}; wait for it or choose another --name")
 
 
-def build(kind: Any, value: Any, key: str, **replaced: Any) -> Any:
+def from_json(kind: Any, value: Any, key: str, **replaced: Any) -> Any:
     """Return a JSON value as the type that an annotation names: a dataclass, a tuple, a number, ...
 
     Args:
@@ -348,13 +348,15 @@ def build(kind: Any, value: Any, key: str, **replaced: Any) -> Any:
     if origin in (typing.Union, types.UnionType):
         # Only `X | None`, `Literal[...] | str`, a name that may be a plug-in's, and `int | float` occur in a configuration.
         if {int, float} <= {*arguments}:
-            return build(int if type(value) is int else float, value, key)
+            return from_json(int if type(value) is int else float, value, key)
         if (value is None and types.NoneType in arguments) or (isinstance(value, str) and str in arguments):
             return value
-        return build(next(option for option in arguments if option is not types.NoneType), value, key)
+        return from_json(next(option for option in arguments if option is not types.NoneType), value, key)
     if origin is tuple and isinstance(value, list) and (arguments[1:] == (...,) or len(arguments) == len(value)):
         kinds = [arguments[0]] * len(value) if arguments[1:] == (...,) else arguments
-        return tuple(build(item_kind, item, f"{key}[{i}]") for i, (item_kind, item) in enumerate(zip(kinds, value, strict=True)))
+        return tuple(
+            from_json(item_kind, item, f"{key}[{i}]") for i, (item_kind, item) in enumerate(zip(kinds, value, strict=True))
+        )
     if origin is typing.Literal and value in arguments:
         return value
     if kind is float and isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
@@ -383,4 +385,4 @@ def _build_fields(kind: Any, value: Any, key: str, replaced: Mapping[str, Any]) 
         optional = field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
         if name not in value and not optional:
             raise BadInput(f"{full_keys[name]}: missing")
-    return kind(**{name: build(hints[name], item, full_keys[name]) for name, item in value.items()})
+    return kind(**{name: from_json(hints[name], item, full_keys[name]) for name, item in value.items()})

@@ -13,7 +13,7 @@ from tokenizers import pre_tokenizers
 
 from train.tokenizers import byte_bpe, special_tokens, unigram, wordpiece, xlnet_unigram
 from train.tokenizers.byte_bpe import END_OF_TEXT
-from train.tokenizers.hf_settings import ADDED, AS_WRITTEN, FLAGS, Added, Settings
+from train.tokenizers.hf_settings import ADDED, AS_WRITTEN, FLAGS, AddedToken, TokenizerSettings
 from train.tokenizers.tokenizer import FILE, Kind, Tokenizer
 
 PARTS = ("normalizer", "pre_tokenizer", "model", "decoder")
@@ -45,7 +45,7 @@ ROLES: dict[Kind, dict[str, str]] = {
 """The special tokens of each kind, by role; this package finds them by these names."""
 
 
-def rules(name: str, settings: Settings, content: dict[str, Any]) -> dict[str, Any]:
+def rules(name: str, settings: TokenizerSettings, content: dict[str, Any]) -> dict[str, Any]:
     """Return the `PARTS` that a class named after a model builds for a tokenizer.json, without the entries.
 
     Raises:
@@ -74,14 +74,14 @@ def rules(name: str, settings: Settings, content: dict[str, Any]) -> dict[str, A
     return {part: _normalized_part(part, generated, content) for part in PARTS}
 
 
-def builds_same_rules(name: str, settings: Settings, content: dict[str, Any]) -> bool:
+def builds_same_rules(name: str, settings: TokenizerSettings, content: dict[str, Any]) -> bool:
     """Return whether a class builds the same rules as a tokenizer.json has."""
     if name == AS_WRITTEN:
         return True
     return rules(name, settings, content) == {part: _normalized_part(part, content, content) for part in PARTS}
 
 
-def check(tokenizer: Tokenizer, settings: Settings, name: str | None, *, rules_of_class: bool = True) -> None:
+def check(tokenizer: Tokenizer, settings: TokenizerSettings, name: str | None, *, rules_of_class: bool = True) -> None:
     """Check that a class of `transformers` would interpret a tokenizer in the same way.
 
     Args:
@@ -104,8 +104,8 @@ def check(tokenizer: Tokenizer, settings: Settings, name: str | None, *, rules_o
     _check_template(tokenizer, settings, name, content)
 
 
-def _check_added(tokenizer: Tokenizer, settings: Settings, name: str | None, content: dict[str, Any]) -> None:
-    added = [Added(**{key: token[key] for key in ("content", *FLAGS)}) for token in content["added_tokens"]]
+def _check_added(tokenizer: Tokenizer, settings: TokenizerSettings, name: str | None, content: dict[str, Any]) -> None:
+    added = [AddedToken(**{key: token[key] for key in ("content", *FLAGS)}) for token in content["added_tokens"]]
     file_tokens = {token.content: token for token in added}
     ids = tokenizer.ids()
     class_tokens, declared = settings.additions(name, content["added_tokens"])
@@ -141,7 +141,7 @@ def special_entries(tokenizer: Tokenizer) -> set[str]:
     return {*tokenizer.entries(special.special if special else [tokenizer.end_of_text])}
 
 
-def _check_template(tokenizer: Tokenizer, settings: Settings, name: str | None, content: dict[str, Any]) -> None:
+def _check_template(tokenizer: Tokenizer, settings: TokenizerSettings, name: str | None, content: dict[str, Any]) -> None:
     """Check that a text, and a pair of texts, get the same special tokens and token types as in this package.
 
     Raises:
@@ -205,7 +205,7 @@ def _normalized_step(step: dict[str, Any]) -> dict[str, Any]:
     return {**step, "strip_accents": step["lowercase"]}
 
 
-def _difference_message(name: str, settings: Settings, content: dict[str, Any]) -> str:
+def _difference_message(name: str, settings: TokenizerSettings, content: dict[str, Any]) -> str:
     """Return a message about the difference between the rules of a class and those of a tokenizer.json."""
     fix = f"the class {name} of transformers uses the former; change one, or write tokenizer_class {AS_WRITTEN}"
     generated = rules(name, settings, content)

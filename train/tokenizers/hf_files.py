@@ -10,7 +10,7 @@ import tokenizers
 
 from train.tokenizers import byte_bpe, sentencepiece_proto, special_tokens, unigram, wordpiece, xlnet_unigram
 from train.tokenizers.hf_class_check import OF_KIND, SWITCHES, builds_same_rules, check, special_entries
-from train.tokenizers.hf_settings import ALIASES, AS_WRITTEN, DEFAULTS, MOST_SENTINELS, Settings
+from train.tokenizers.hf_settings import ALIASES, AS_WRITTEN, DEFAULTS, MOST_SENTINELS, TokenizerSettings
 from train.tokenizers.tokenizer import END_OF_TEXT, FILE, LARGEST_FILE, SETTINGS, Kind, Tokenizer, read_chat_template
 from zoo.errors import BadInput
 from zoo.hf.config_json import read_json
@@ -36,7 +36,7 @@ def read_tokenizer(folder: Path) -> Tokenizer:
         BadInput: the folder has none of these files, one that defines no usable tokenizer (see `Tokenizer.load`), or one that
             `transformers` would interpret differently (see `train.tokenizers.hf_class_check.check`).
     """
-    settings = Settings.load(folder)
+    settings = TokenizerSettings.load(folder)
     if (folder / FILE).exists():
         tokenizer, name = Tokenizer.load(folder), settings.name
     else:
@@ -86,12 +86,12 @@ def write_tokenizer(folder: Path, tokenizer: Tokenizer, *, longest: int | None) 
     content, config = json.loads(core.to_str()), dict(tokenizer.settings)
     values = _with_class(tokenizer, content)
     name = ALIASES.get(str(values["tokenizer_class"]).removesuffix("Fast"), AS_WRITTEN)
-    settings = Settings(folder / SETTINGS, values, name)
+    settings = TokenizerSettings(folder / SETTINGS, values, name)
     if not builds_same_rules(name, settings, content):
         # Another class has other defaults.
         name = AS_WRITTEN
         values = {**_settings(tokenizer.kind, content), **config, "tokenizer_class": name}
-    check(tokenizer, Settings(folder / SETTINGS, values, name), name)
+    check(tokenizer, TokenizerSettings(folder / SETTINGS, values, name), name)
     if longest is not None:
         values["model_max_length"] = longest
     (folder / SETTINGS).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
@@ -101,7 +101,7 @@ def special_token_names(tokenizer: Tokenizer) -> dict[str, str]:
     """Return the special tokens that `transformers` names after it has read the files of `write_tokenizer`, by role."""
     values = _with_class(tokenizer, tokenizer.content())
     name = ALIASES.get(str(values["tokenizer_class"]).removesuffix("Fast"), AS_WRITTEN)
-    return {**DEFAULTS.get(name, {}), **Settings(Path(SETTINGS), values, name).named()}
+    return {**DEFAULTS.get(name, {}), **TokenizerSettings(Path(SETTINGS), values, name).named()}
 
 
 def _with_class(tokenizer: Tokenizer, content: dict[str, Any]) -> dict[str, Any]:
@@ -152,7 +152,7 @@ def _prefix_space(content: dict[str, Any]) -> bool:
     return bool((content["pre_tokenizer"] or {}).get("add_prefix_space", False))
 
 
-def _with_added(tokenizer: Tokenizer, settings: Settings, name: str) -> Tokenizer:
+def _with_added(tokenizer: Tokenizer, settings: TokenizerSettings, name: str) -> Tokenizer:
     """Return a tokenizer with the tokens that the settings add to its vocabulary, in the order of `transformers`."""
     tokens, _ = settings.additions(name, [])
     core = tokenizers.Tokenizer.from_str(json.dumps(tokenizer.content()))
@@ -170,7 +170,7 @@ def _with_added(tokenizer: Tokenizer, settings: Settings, name: str) -> Tokenize
         raise settings.wrong(f"with the tokens that the settings add, {error}") from None
 
 
-def _read_vocabulary(folder: Path, settings: Settings) -> Tokenizer:
+def _read_vocabulary(folder: Path, settings: TokenizerSettings) -> Tokenizer:
     """Return the tokenizer of a folder without tokenizer.json."""
     if not any((folder / file).exists() for file in (VOCABULARY, ENTRIES, PIECES)):
         raise BadInput(
@@ -193,7 +193,7 @@ def _read_vocabulary(folder: Path, settings: Settings) -> Tokenizer:
         raise BadInput(f"{folder / VOCABULARY}: not a vocabulary that matches {MERGES} ({why}); download both again") from None
 
 
-def _wordpiece(folder: Path, settings: Settings) -> Tokenizer:
+def _wordpiece(folder: Path, settings: TokenizerSettings) -> Tokenizer:
     """Return BERT's tokenizer from a vocab.txt, which has one entry per line, from id 0 on."""
     file = folder / ENTRIES
     rules: dict[str, Any] = dict(
@@ -211,14 +211,14 @@ def _wordpiece(folder: Path, settings: Settings) -> Tokenizer:
                 )
             if (first := vocab.setdefault(entry, number)) != number:
                 raise BadInput(f"line {number + 1} is the same entry as line {first + 1}, {json.dumps(entry)}; download it again")
-        if special_tokens.named(vocab) is None:
+        if special_tokens.encoder_special_tokens(vocab) is None:
             raise BadInput(f"it has none of {', '.join(special_tokens.BERT.values())}; download a vocabulary of BERT's")
         return Tokenizer(wordpiece.content(vocab, **rules))
     except BadInput as error:
         raise BadInput(f"{file}: {error}") from None
 
 
-def _sentencepiece(folder: Path, settings: Settings) -> Tokenizer:
+def _sentencepiece(folder: Path, settings: TokenizerSettings) -> Tokenizer:
     """Return T5's or XLNet's tokenizer of a spiece.model."""
     file = folder / PIECES
     try:

@@ -51,7 +51,7 @@ CODE = ("auto_map", "fast_tokenizer_files", "init_inputs")
 
 
 @dataclasses.dataclass(frozen=True)
-class Added:
+class AddedToken:
     """A token that is added to a vocabulary. A text with the name of a special token is not encoded as its id."""
 
     content: str
@@ -62,7 +62,7 @@ class Added:
     single_word: bool = False
 
     @classmethod
-    def parse(cls, value: Any, where: Path, key: str) -> "Added":
+    def parse(cls, value: Any, where: Path, key: str) -> "AddedToken":
         """Return the token that is written as a name, or as an object with `content` and flags.
 
         Raises:
@@ -83,7 +83,7 @@ FLAGS = ("special", "normalized", "lstrip", "rstrip", "single_word")
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class TokenizerSettings:
     """The settings of the tokenizer in a folder."""
 
     file: Path
@@ -98,7 +98,7 @@ class Settings:
     """Special tokens without a role that make added tokens special."""
 
     @classmethod
-    def load(cls, folder: Path) -> "Settings":
+    def load(cls, folder: Path) -> "TokenizerSettings":
         """Read the files of a folder.
 
         Raises:
@@ -158,33 +158,35 @@ class Settings:
     def named(self) -> dict[str, str]:
         """Return the special tokens that the files name, by role."""
         values = self.values
-        return {role: Added.parse(values[role], self.file, role).content for role in ROLES if values.get(role) is not None}
+        return {role: AddedToken.parse(values[role], self.file, role).content for role in ROLES if values.get(role) is not None}
 
-    def additions(self, name: str | None, content: Iterable[Mapping[str, Any]]) -> tuple[dict[str, Added], list[tuple[str, int]]]:
+    def additions(
+        self, name: str | None, content: Iterable[Mapping[str, Any]]
+    ) -> tuple[dict[str, AddedToken], list[tuple[str, int]]]:
         """Return the tokens that a class adds to a vocabulary, in its order, and the (token, id) pairs in the files.
 
         Args:
             name: the class.
             content: `added_tokens` of the tokenizer.json, if there is one.
         """
-        decoder: dict[int, Added] = {}
+        decoder: dict[int, AddedToken] = {}
         if "added_tokens_decoder" in self.values:
             by_id = self.values["added_tokens_decoder"]
             if not isinstance(by_id, dict) or not all(number.isdecimal() for number in by_id):
                 raise BadInput(f"{self.file}: added_tokens_decoder must be an object from ids to tokens")
-            decoder = {int(number): Added.parse(token, self.file, "added_tokens_decoder") for number, token in by_id.items()}
+            decoder = {int(number): AddedToken.parse(token, self.file, "added_tokens_decoder") for number, token in by_id.items()}
         else:
             explicit = {*self.named().values(), *(token.content for token in self._tokens(self.special or [], "special tokens"))}
             for token, number in self.added.items():
-                decoder[number] = Added(token, special=token in explicit, normalized=token not in explicit)
-            decoder |= {token["id"]: Added.parse(token, self.file.with_name(FILE), "added_tokens") for token in content}
+                decoder[number] = AddedToken(token, special=token in explicit, normalized=token not in explicit)
+            decoder |= {token["id"]: AddedToken.parse(token, self.file.with_name(FILE), "added_tokens") for token in content}
         roles = {**DEFAULTS.get(name or "", {}), **self.named()}
         # Any other key of this form is a special token too.
         other_keys = [
             key for key, value in self.values.items() if key.endswith("_token") and key not in ROLES and _is_token(value)
         ]
         named_values = [*(roles[role] for role in ROLES if role in roles), *(self.values[key] for key in other_keys)]
-        named_tokens = [Added.parse(value, self.file, "a special token") for value in named_values]
+        named_tokens = [AddedToken.parse(value, self.file, "a special token") for value in named_values]
         special = {token.content for token in named_tokens}
         tokens = [
             dataclasses.replace(token, special=token.special or token.content in special)
@@ -192,12 +194,12 @@ class Settings:
         ]
         tokens += [dataclasses.replace(token, special=True) for token in named_tokens]
         tokens += self._extra(name)
-        by_content: dict[str, Added] = {}
+        by_content: dict[str, AddedToken] = {}
         for token in tokens:
             by_content.setdefault(token.content, token)
         return by_content, [(token.content, number) for number, token in decoder.items()]
 
-    def _extra(self, name: str | None) -> list[Added]:
+    def _extra(self, name: str | None) -> list[AddedToken]:
         """Return the additional special tokens: those that are not bos, eos, unk, sep, pad, cls or mask."""
         values, default = self.values, []
         if name == "XLNetTokenizer":
@@ -211,11 +213,11 @@ class Settings:
         extra = values.get(key)
         return self._tokens(default if extra is None else extra, key)
 
-    def _tokens(self, value: Any, key: str) -> list[Added]:
+    def _tokens(self, value: Any, key: str) -> list[AddedToken]:
         tokens = _as_list(value)
         if not isinstance(tokens, list):
             raise BadInput(f"{self.file}: {key} is {json.dumps(value)[:60]}; it must be a list of tokens")
-        return [Added.parse(token, self.file, key) for token in tokens]
+        return [AddedToken.parse(token, self.file, key) for token in tokens]
 
 
 MOST_SENTINELS = 10_000

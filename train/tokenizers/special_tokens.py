@@ -95,7 +95,7 @@ class SpecialTokens:
         return ids, np.repeat(np.array([kind for _, kind in parts], np.int32), [len(part) for part, _ in parts])
 
 
-def named(ids: Mapping[str, int]) -> SpecialTokens | None:
+def encoder_special_tokens(ids: Mapping[str, int]) -> SpecialTokens | None:
     """Return the special tokens of BERT, RoBERTa or XLNet, whichever has the most names in the vocabulary; None if it has none.
 
     Raises:

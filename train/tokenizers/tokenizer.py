@@ -14,7 +14,7 @@ import tokenizers
 from jaxtyping import Bool, Int32, Int64, Integer
 from tokenizers import decoders, models
 
-from train.data.chunking import LONGEST_CHUNK, cut, groups
+from train.data.chunking import LONGEST_CHUNK, cut_chunks, group_chunks
 from train.run.run_dir import write_text
 from train.tokenizers import byte_bpe, special_tokens, unigram, wordpiece, xlnet_unigram
 from train.tokenizers.byte_bpe import END_OF_TEXT
@@ -113,8 +113,8 @@ class Tokenizer:
         They are the special tokens, the 256 bytes (WordPiece: the characters), then merges, most frequent pair first; or the most
         likely pieces, for T5's kind and XLNet's (see `train.tokenizers.unigram` and `train.tokenizers.xlnet_unigram`).
 
-        The result does not depend on whether the texts are whole or in the chunks of `train.data.chunking.cut`. A text too small
-        for that many merges gives fewer entries: the vocabulary of a model is `vocab_size`, not `vocab`.
+        The result does not depend on whether the texts are whole or in the chunks of `train.data.chunking.cut_chunks`. A text too
+        small for that many merges gives fewer entries: the vocabulary of a model is `vocab_size`, not `vocab`.
 
         Args:
             lowercase: for WordPiece only: drop case and accents, as the "uncased" models do.
@@ -188,7 +188,7 @@ class Tokenizer:
     def encode_many(self, texts: Iterable[str]) -> Iterator[Int32[np.ndarray, " tokens"]]:
         """Yield the ids of each text, in order, on all cores. Memory is bounded by the longest text, not by their number."""
         parts: list[np.ndarray] = []
-        for group in groups(self.chunks((text, True) for text in texts)):
+        for group in group_chunks(self.chunks((text, True) for text in texts)):
             for ids, (_, last) in zip(self.encode_batch([chunk for chunk, _ in group]), group, strict=True):
                 parts.append(ids)
                 if last:
@@ -247,15 +247,15 @@ class Tokenizer:
     def chunks(self, texts: Iterable[tuple[str, bool]]) -> Iterator[tuple[str, bool]]:
         """Yield (chunk, True if it ends a text), cut so that the ids of a text are those of its chunks, joined.
 
-        `texts` has the same form: whole texts, or the chunks of `train.data.chunking.cut`. Those are kept or cut further; the
-        rules of T5 and XLNet allow cuts before spaces only. With unknown rules every text is yielded as a whole.
+        `texts` has the same form: whole texts, or the chunks of `train.data.chunking.cut_chunks`, which are kept or cut further.
+        The rules of T5 and XLNet allow cuts before spaces only. With unknown rules every text is yielded as a whole.
 
         Raises:
             BadInput: a text is longer than can be encoded at once.
         """
         pending: list[str] = []
         for text, last in texts:
-            for chunk, is_end in cut([text]) if self._cuts != "nowhere" else [(text, True)]:
+            for chunk, is_end in cut_chunks([text]) if self._cuts != "nowhere" else [(text, True)]:
                 if pending and (self._cuts == "anywhere" or (self._cuts == "spaces" and chunk[:1] in SPACES)):
                     yield "".join(pending), False
                     pending = []
@@ -373,7 +373,7 @@ def _special_tokens(core: tokenizers.Tokenizer, ids: Mapping[str, int]) -> Speci
     """Return the special tokens of an encoder. RoBERTa's vocabulary has GPT-2's end of text too, as an ordinary entry."""
     if any(token.content == END_OF_TEXT for token in core.get_added_tokens_decoder().values()):
         return None
-    special = special_tokens.named(ids)
+    special = special_tokens.encoder_special_tokens(ids)
     if special is None:
         return None
     unk_token = core.model.unk_token if isinstance(core.model, models.WordPiece) else None

@@ -208,7 +208,7 @@ def trained(text: Sequence[str], vocab: int, *, coverage: float = 1.0, **options
 def lines(texts: Iterable[str]) -> Iterator[str]:
     """Yield all words of some texts, in order, in lines of about `LONGEST_WORD` characters.
 
-    The lines are the same whether the texts are whole or in the chunks of `train.data.chunking.cut`.
+    The lines are the same whether the texts are whole or in the chunks of `train.data.chunking.cut_chunks`.
     """
     line, size = [], 0
     for word in _words(texts):
@@ -223,7 +223,7 @@ def lines(texts: Iterable[str]) -> Iterator[str]:
 
 _SENTINEL = re.compile(r"<extra_id_\d+>")
 _CONTINUES = re.compile(r"[\u3001\u3002\uff01\uff0c\uff1f]")
-"""First character of a chunk that continues a word, where `train.data.chunking.cut` cuts without a space."""
+"""First character of a chunk that continues a word, where `train.data.chunking.cut_chunks` cuts without a space."""
 
 
 def _numbered(entries: Entries, charsmap: bytes, sentinels: int) -> dict[str, Any]:

@@ -62,7 +62,7 @@ def abstract_base(model: Model, mesh: Mesh) -> Any:
     return adapters.base_of(model.config, abstract_params(trained(model, None), mesh))
 
 
-def merged(model: Model, spec: Adapters, mesh: Mesh, base: Any, params: Any) -> Any:
+def merged_params(model: Model, spec: Adapters, mesh: Mesh, base: Any, params: Any) -> Any:
     """Return the parameters of the model, from the frozen and the trained ones, sharded over the mesh."""
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_params(trained(model, None), mesh))
     with jax.set_mesh(mesh):
@@ -122,7 +122,7 @@ def with_adapter(model: Model, mesh: Mesh, params: Any, folder: Path) -> Any:
     spec, values = peft_files.read(folder, model.config)
     shapes = adapters.flat(abstract_params(trained(model, spec), mesh))
     placed = {path: place(array, shapes[path].sharding) for path, array in adapters.flat(values).items()}
-    return merged(model, spec, mesh, params, adapters.nested(placed))
+    return merged_params(model, spec, mesh, params, adapters.nested(placed))
 
 
 def save_base(folder: RunDir, state: Any, base: Any, *, notify: Callable[[str], None]) -> None:

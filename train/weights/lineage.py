@@ -14,7 +14,7 @@ from typing import Any
 from train.checkpoints.checkpoints import Checkpoints
 from train.config.run_config import Run
 from train.run.costs import NAMES, Costs, read_known_costs
-from train.run.run_dir import RunDir, flat, is_run, may_change, no_checkpoint, read_config
+from train.run.run_dir import RunDir, flat_options, is_run, may_change, no_checkpoint, read_config
 from train.weights.load import checkpoints
 from zoo.hf import hub
 from zoo.sha256_and_fsync import sha256
@@ -26,7 +26,7 @@ ancestors and itself, each with `row`, `seeds`, `path` and `costs`. Published we
 nothing is known about their training."""
 
 PARENT_KEYS = ("init", "distillation.teacher")
-"""Keys of `train.run.run_dir.flat` that name a parent."""
+"""Keys of `train.run.run_dir.flat_options` that name a parent."""
 
 
 def read_parents(run: Run) -> dict[str, Parent]:
@@ -44,7 +44,7 @@ def row_options(run: Run, parents: Mapping[str, Parent], tokenizer: str) -> dict
 
     The path of a parent is replaced by its row, and the path of a loaded tokenizer by its fingerprint, `tokenizer`.
     """
-    options = {key: value for key, value in flat(run).items() if key != "seed" and not may_change(key)}
+    options = {key: value for key, value in flat_options(run).items() if key != "seed" and not may_change(key)}
     if options["tokenizer.path"]:
         options["tokenizer.path"] = tokenizer
     return options | {key: parent["row"] for key, parent in parents.items()}

@@ -122,7 +122,7 @@ def restore_params(path: Path, run: run_config.Run, mesh: Mesh, step: int | None
         return trained, number, meta
     folder, model = RunDir(path), models.model(run.model)
     base = adapter_params.read_base(folder, model, mesh, meta.get("base", ""), notify=_print_error)
-    return adapter_params.merged(model, spec, mesh, base, trained), number, meta
+    return adapter_params.merged_params(model, spec, mesh, base, trained), number, meta
 
 
 def restore_trained(path: Path, run: run_config.Run, mesh: Mesh, step: int | None) -> tuple[Any, int, dict[str, Any]]:

@@ -61,13 +61,13 @@ def add_reference(run: run_config.Run, mesh: Mesh, inputs: Any, build: Build, ca
             values = _compute(run, loaded, mesh, rows, build, progress)
             reference_cache.write(cache, key, values)
         assert values is not None
-        sides.append(attach(rows, values))
+        sides.append(with_reference(rows, values))
     training, held_out = sides
     component = dataclasses.replace(inputs.rows.components[0], rows=training)
     return dataclasses.replace(inputs, rows=Mixture((component,)), training=training, held_out=held_out, reference=parameters)
 
 
-def attach(rows: Any, values: Float32[np.ndarray, "rows 2"]) -> Any:
+def with_reference(rows: Any, values: Float32[np.ndarray, "rows 2"]) -> Any:
     """Return a `train.inputs.preference_inputs.PreferenceRows` whose rows have `reference`."""
     pairs = zip(rows.rows, values, strict=True)
     return dataclasses.replace(rows, rows=tuple(row._replace(reference=both) for row, both in pairs))

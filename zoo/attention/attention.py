@@ -208,14 +208,14 @@ IMPLEMENTATIONS: dict[str, Implementation] = {
         function="cudnn",
         platforms=frozenset({"gpu"}),
         features=ALL_FEATURES - {"dropout"},
-        limits="limits",
+        limits="unsupported_reason",
     ),
     "tokamax": Implementation(
         module="zoo.attention.kernels.tokamax",
         function="tokamax",
         platforms=frozenset({"gpu"}),
         features=ALL_FEATURES - {"dropout"},
-        limits="limits",
+        limits="unsupported_reason",
         requires="tokamax",
         python="3.12",
     ),
@@ -224,7 +224,7 @@ IMPLEMENTATIONS: dict[str, Implementation] = {
         function="splash",
         platforms=frozenset({"tpu"}),
         features=frozenset({"causal", "window", "key lengths", "segments", "grouped heads"}),
-        limits="limits",
+        limits="unsupported_reason",
     ),
 }
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from zoo.attention.mask_bias_base import Spec, array_field, static_field
+from zoo.attention.mask_bias_base import MaskOrBias, array_field, static_field
 from zoo.attention.tiles import Tile
 from zoo.ops import positions
 from zoo.ops.xla_cpu_workarounds import distance_products
@@ -15,7 +15,7 @@ from zoo.ops.xla_cpu_workarounds import distance_products
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Dense(Spec):
+class Dense(MaskOrBias):
     """A bias as a dense array, added to the scaled scores."""
 
     values: Any = array_field("BNTS")
@@ -29,7 +29,7 @@ class Dense(Spec):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Distanced(Spec):
+class Distanced(MaskOrBias):
     """A bias with an axis D of distances query - key = first, first - 1, ..., for queries 0 .. T-1."""
 
     first: int = static_field(0)
@@ -63,7 +63,7 @@ class Distanced(Spec):
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Buckets(Spec):
+class Buckets(MaskOrBias):
     """T5's relative position bias (Raffel et al. 2020, section 2.1): one learned number per head and bucket of distances."""
 
     table: Any = array_field("-N")
@@ -113,7 +113,7 @@ class ByDistance(Distanced):
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Diagonals(Spec):
+class Diagonals(MaskOrBias):
     """A bias by distance for tiles of a fixed number of rows; entry [n, i, d] belongs to row i of every tile."""
 
     values: Any = array_field("N-D")
@@ -172,7 +172,7 @@ class Relative(Distanced):
 
     def padded(self, t: int, s: int) -> Any:
         # Scattered queries use the distances as they are. Some of padding keys may be missing, but those keys are masked.
-        return (Distanced if self.query_positions is None else Spec).padded(self, t, s)
+        return (Distanced if self.query_positions is None else MaskOrBias).padded(self, t, s)
 
     def for_tiles(self, block_q: int, t: int, s: int) -> "Relative":
         # Not to a floating-point type: floating-point arrays have a gradient.
@@ -181,7 +181,7 @@ class Relative(Distanced):
     def slice_tile(self, tile: Tile) -> Any:
         if self.query_positions is None:
             return super().slice_tile(tile)
-        bias = Spec.slice_tile(self, tile)
+        bias = MaskOrBias.slice_tile(self, tile)
         return dataclasses.replace(bias, query_positions=bias.query_positions - tile.start["S"])
 
     def _with_distances(self, tile: Tile) -> Tile:

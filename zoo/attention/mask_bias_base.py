@@ -25,7 +25,7 @@ def static_field(default: Any) -> Any:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Spec:
+class MaskOrBias:
     """Base of masks and biases, which can be padded and sliced to what a tile of the scores needs.
 
     A slice is a specification of the same kind, for the queries and keys of the tile alone.

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
-from zoo.attention.mask_bias_base import Spec, array_field, static_field
+from zoo.attention.mask_bias_base import MaskOrBias, array_field, static_field
 from zoo.attention.tiles import Tile
 
 NARROW_WINDOW = 256
@@ -17,7 +17,7 @@ NARROW_WINDOW = 256
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Mask(Spec):
+class Mask(MaskOrBias):
     """The pairs of queries and keys that attend: those that every field which is set allows. `Mask()` is full attention.
 
     The examples have six queries, a row each, and six keys, a column each; x is a key that the query sees.

@@ -23,7 +23,7 @@ FOOTER = (
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Row:
+class SizeRow:
     """A size with its name, family and parameter count."""
 
     name: str
@@ -54,24 +54,24 @@ def render(name: str = "", *, as_json: bool = False) -> str:
     return "".join(f"{line.rstrip()}\n" for line in text.get().splitlines())
 
 
-def rows() -> Iterator[Row]:
+def rows() -> Iterator[SizeRow]:
     """Yield every size of every family, in the order of its file."""
     for family in configs.families():
         for name in configs.family(family).SIZES:
             yield row_of(name)
 
 
-def row_of(name: str) -> Row:
+def row_of(name: str) -> SizeRow:
     """Return the row of a published name.
 
     Raises:
         BadInput: an unpublished or unknown name.
     """
     family, size = configs.find_size(name)
-    return Row(name=name, family=family, size=size, parameters=parameter_counts.parameters(name, size))
+    return SizeRow(name=name, family=family, size=size, parameters=parameter_counts.parameters(name, size))
 
 
-def describe(row: Row) -> dict[str, Any]:
+def describe(row: SizeRow) -> dict[str, Any]:
     """Return a row as JSON values; `fields` has each number of the architecture with its status."""
     return {
         "name": row.name,
@@ -90,7 +90,7 @@ def describe(row: Row) -> dict[str, Any]:
     }
 
 
-def _listing(console: Console, chosen: list[Row]) -> None:
+def _listing(console: Console, chosen: list[SizeRow]) -> None:
     for (family, objective), group in itertools.groupby(chosen, key=lambda row: (row.family, row.size.objective)):
         console.print(f"{family}, {_kind(objective)}", style="bold")
         table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="dim")
@@ -114,7 +114,7 @@ def _listing(console: Console, chosen: list[Row]) -> None:
     console.print(f"\n{FOOTER}", style="dim")
 
 
-def _page(console: Console, row: Row) -> None:
+def _page(console: Console, row: SizeRow) -> None:
     size = row.size
     facts = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, show_header=False)
     facts.add_column(no_wrap=True, style="dim")

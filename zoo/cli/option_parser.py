@@ -165,10 +165,10 @@ def _of_another(token: str, objective: str) -> str:
     """Return which objectives have an option that this one lacks; "" if none has it."""
     if not objective:
         return ""
-    from train.config.objectives import users
+    from train.config.objectives import objectives_with_option
 
     option = token.partition("=")[0]
-    others = ", ".join(users(option.lstrip("-").replace("-", "_").replace(".no_", ".")))
+    others = ", ".join(objectives_with_option(option.lstrip("-").replace("-", "_").replace(".no_", ".")))
     return f"there is no option {option} for the objective {objective}; it belongs to {others}" if others else ""
 
 

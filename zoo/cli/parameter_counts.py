@@ -18,10 +18,10 @@ FILE = Path(__file__).with_name("parameter_counts.json")
 def parameters(name: str, size: Size) -> int:
     """Return the exact parameter count of a published size: stored, or counted anew if its configuration changed."""
     count, digest = _stored().get(name, (0, ""))
-    return count if digest == _digest(size) else counted(size)
+    return count if digest == _digest(size) else count_parameters(size)
 
 
-def counted(size: Size) -> int:
+def count_parameters(size: Size) -> int:
     """Return the parameter count by tracing the model, which imports JAX and takes up to a second."""
     from zoo.models import parameter_count
 
@@ -31,7 +31,7 @@ def counted(size: Size) -> int:
 def table() -> dict[str, tuple[int, str]]:
     """Return the content of the file, with every size counted again."""
     sizes = {name: size for family in configs.families() for name, size in configs.family(family).SIZES.items()}
-    return {name: (counted(size), _digest(size)) for name, size in sizes.items()}
+    return {name: (count_parameters(size), _digest(size)) for name, size in sizes.items()}
 
 
 @functools.cache

@@ -274,7 +274,7 @@ def _arguments(options: Mapping[str, Any], prefix: str = "") -> "list[str]":
 def _decoding(settings: Mapping[str, Any]) -> Any:
     """Return `Decoding` with settings that are named without their group."""
     from eval.generation.generation_options import Decoding
-    from train.run.run_dir import build
+    from train.run.run_dir import from_json
     from zoo.generation.decoding_settings import Beams, Sampling
 
     groups: dict[str, Any] = {"sampling": Sampling, "search": Beams}
@@ -283,15 +283,17 @@ def _decoding(settings: Mapping[str, Any]) -> Any:
     _check_names(settings, own.union(*names.values()), "generate")
     values = {key: [value] if key == "stop" and isinstance(value, str) else value for key, value in settings.items()}
     values = {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
-    parts = {name: build(kind, {key: values[key] for key in values if key in names[name]}, "") for name, kind in groups.items()}
-    return dataclasses.replace(build(Decoding, {key: values[key] for key in values if key in own}, ""), **parts)
+    parts = {
+        name: from_json(kind, {key: values[key] for key in values if key in names[name]}, "") for name, kind in groups.items()
+    }
+    return dataclasses.replace(from_json(Decoding, {key: values[key] for key in values if key in own}, ""), **parts)
 
 
 def _fields(kind: Any, values: Mapping[str, Any], name: str) -> Any:
-    from train.run.run_dir import build
+    from train.run.run_dir import from_json
 
     _check_names(values, {field.name for field in dataclasses.fields(kind)}, name)
-    return build(kind, dict(values), name)
+    return from_json(kind, dict(values), name)
 
 
 def _check_names(settings: Mapping[str, Any], names: set[str], where: str) -> None:

@@ -25,13 +25,13 @@ def sample_token(
 ) -> tuple[Int[Array, " B"], Bool[Array, " B"], Float[Array, "B V"]]:
     """Return the next token of each row, whether the row's logits are finite, and the logits that it was sampled from.
 
-    A token without finite logits means nothing. The last result is that of `filtered`.
+    A token without finite logits means nothing. The last result is that of `filter_logits`.
 
     Args:
         seen: True for the tokens of the row's prompt and output; used only if there is a repetition penalty.
         seeds: those of this token, see `row_seeds`.
     """
-    remaining = filtered(logits, sampling, seen)
+    remaining = filter_logits(logits, sampling, seen)
     # The largest of log p + Gumbel noise is distributed as p (Gumbel 1954; Maddison et al. 2014).
     noise = gumbel(seeds, logits.shape[-1]) if sampling.temperature > 0 else 0.0
     token = jnp.argmax(remaining + noise, -1).astype(jnp.int32)
@@ -42,14 +42,14 @@ def log_probs(remaining: Float[Array, "B V"], sampling: Sampling, tokens: Int[Ar
     """Return the log-probabilities in nats with which tokens are sampled, float32; 0 at temperature 0, where nothing is random.
 
     Args:
-        remaining: the logits that tokens are sampled from, see `filtered`.
+        remaining: the logits that tokens are sampled from, see `filter_logits`.
     """
     if sampling.temperature == 0:
         return jnp.zeros(tokens.shape, jnp.float32)
     return jnp.take_along_axis(remaining, tokens[:, None], axis=-1)[:, 0] - log_sum_exp(remaining)
 
 
-def filtered(logits: Float[Array, "B V"], sampling: Sampling, seen: Bool[Array, "B V"] | None = None) -> Float[Array, "B V"]:
+def filter_logits(logits: Float[Array, "B V"], sampling: Sampling, seen: Bool[Array, "B V"] | None = None) -> Float[Array, "B V"]:
     """Return the logits to sample from, with removed tokens at -inf; with temperature 0, those whose largest is chosen."""
     if sampling.repetition_penalty != 1:
         assert seen is not None

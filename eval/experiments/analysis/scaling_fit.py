@@ -30,7 +30,7 @@ def judge(
     curves = read_curves(registration, cells)
     reason = _too_little(curves)
     draw = np.random.default_rng(0)
-    draws = [] if reason else [fit(curves, draw) for _ in range(DRAWS)]
+    draws = [] if reason else [fit_exponent(curves, draw) for _ in range(DRAWS)]
     entries = [_judged(claim, curves, reason, draws) for claim in registration["claims"]]
     testable = [entry for entry in entries if entry["p"] is not None]
     adjusted = significance_tests.holm(np.array([entry["p"] for entry in testable])) if testable else []
@@ -66,7 +66,7 @@ def read_curves(registration: Mapping[str, Any], cells: Sequence[Mapping[str, An
     return curves
 
 
-def optimum(sizes: Sequence[float], losses: Sequence[float]) -> tuple[float, float, bool]:
+def optimal_size(sizes: Sequence[float], losses: Sequence[float]) -> tuple[float, float, bool]:
     """Return the log of the best size by a parabola over log size, its loss, and whether it is an inner minimum."""
     logs = np.log(sizes)
     a, b, c = np.polyfit(logs, losses, 2)
@@ -76,7 +76,7 @@ def optimum(sizes: Sequence[float], losses: Sequence[float]) -> tuple[float, flo
     return float(-b / (2 * a)), float(c - b**2 / (4 * a)), True
 
 
-def fit(curves: Curves, draw: np.random.Generator | None = None) -> dict[str, float]:
+def fit_exponent(curves: Curves, draw: np.random.Generator | None = None) -> dict[str, float]:
     """Return the exponent, the number of budgets without an inner minimum, and the error of the prediction at the last budget.
 
     Args:
@@ -89,7 +89,7 @@ def fit(curves: Curves, draw: np.random.Generator | None = None) -> dict[str, fl
             chosen = range(len(values)) if draw is None else draw.integers(0, len(values), len(values))
             means.append(float(np.mean([values[i][1] for i in chosen])))
             flops.append(float(np.mean([values[i][0] for i in chosen])))
-        size, loss, is_inner = optimum([parameters for parameters, _ in rows], means)
+        size, loss, is_inner = optimal_size([parameters for parameters, _ in rows], means)
         log_flops.append(math.log(float(np.mean(flops))))
         log_sizes.append(size)
         losses.append(loss)
@@ -122,7 +122,7 @@ def _judged(claim: Mapping[str, Any], curves: Curves, reason: str, draws: Sequen
     if reason:
         return entry
     entry["n"] = min(len(values) for rows in curves.values() for _, values in rows.values())
-    estimate = fit(curves)
+    estimate = fit_exponent(curves)
     name, target, margin = {
         "inner_minimum": ("outer", 0.0, 0.5),
         "below_kaplan": ("exponent", 0.0, claim["margin"]),

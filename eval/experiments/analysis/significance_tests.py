@@ -59,7 +59,7 @@ class Difference:
         return scipy.special.stdtrit(self.degrees, confidence) * self.error
 
 
-def paired(row: Array, reference: Array) -> Difference:
+def paired_difference(row: Array, reference: Array) -> Difference:
     """Return the difference seed by seed; both are [..., n] with n >= 2, in the same order of seeds."""
     row, reference = np.asarray(row, np.float64), np.asarray(reference, np.float64)
     assert row.shape[-1] == reference.shape[-1] >= 2
@@ -75,7 +75,7 @@ def paired(row: Array, reference: Array) -> Difference:
     )
 
 
-def welch(row: Array, reference: Array) -> Difference:
+def welch_difference(row: Array, reference: Array) -> Difference:
     """Return the difference between independent rows, [..., n] and [..., m] with n, m >= 2, whose variances may differ."""
     row, reference = np.asarray(row, np.float64), np.asarray(reference, np.float64)
     counts = row.shape[-1], reference.shape[-1]
@@ -108,10 +108,10 @@ def mean_and_half_width(values: Array, confidence: float = 0.95) -> tuple[float,
     return float(values.mean()), float(scipy.special.stdtrit(len(values) - 1, (1 + confidence) / 2) * error)
 
 
-def against(values: Array, value: float) -> Difference:
+def difference_from_constant(values: Array, value: float) -> Difference:
     """Return the difference between [..., n] values, n >= 2, and a constant."""
     values = np.asarray(values, np.float64)
-    return dataclasses.replace(paired(values, np.full_like(values, value)), test="one sample")
+    return dataclasses.replace(paired_difference(values, np.full_like(values, value)), test="one sample")
 
 
 def correlation(row: Array, reference: Array) -> float | None:

@@ -118,7 +118,9 @@ class _Comparison:
         first, second = pairs if is_paired else [list(side.values.values()) for side in (row, reference)]
         difference = None
         if min(len(first), len(second)) >= 2:
-            difference = (significance_tests.paired if is_paired else significance_tests.welch)(first, second)
+            difference = (significance_tests.paired_difference if is_paired else significance_tests.welch_difference)(
+                first, second
+            )
         rho = significance_tests.correlation(*pairs)
         return cls(name=name, reference=reference, difference=difference, rho=rho, shared=len(seeds))
 
@@ -272,11 +274,14 @@ def _gate(
     for side in sides.values():
         values = list(side.values.values())
         gates = [
-            (f"the floor {floor['name']} ({floor['value']:g})", significance_tests.against(values, float(floor["value"])))
+            (
+                f"the floor {floor['name']} ({floor['value']:g})",
+                significance_tests.difference_from_constant(values, float(floor["value"])),
+            )
             for floor in limits
         ]
         if len(baseline) > 1 and not is_control:
-            gates.append((f"the control row, {control.row},", significance_tests.welch(values, baseline)))
+            gates.append((f"the control row, {control.row},", significance_tests.welch_difference(values, baseline)))
         for against, difference in gates:
             if not _is_better(difference, sign):
                 return f"{side.row} is not better than {against} in {metric}: at this scale the claim cannot be tested"

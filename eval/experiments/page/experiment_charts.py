@@ -9,8 +9,8 @@ import numpy as np
 
 from eval.experiments.analysis.seed_values import find_metric
 from eval.experiments.page.experiment_tables import Result, joined_claims, row_names, statement
-from eval.report.html_elements import text
-from eval.report.svg import FIVE, FOUR, INK, MUTED, NARROW, ONE, SIX, THREE, TWO, WIDE, svg, thousands
+from eval.report.html_elements import escape_text
+from eval.report.svg import FIVE, FOUR, INK, MUTED, NARROW, ONE, SIX, THREE, TWO, WIDE, format_thousands, svg
 
 COLOURS = {"one": ONE, "two": TWO, "four": FOUR, "five": FIVE, "six": SIX, "three": THREE}
 """Classes of the style sheet, and the colours of drawings, in the order in which rows take them."""
@@ -101,14 +101,16 @@ def _curve_figure(
         if ends and max(ends) > WIDE_RANGE * min(ends) > 0:
             axes.set_xscale("log")
             axes.xaxis.set_minor_formatter(lambda *_: "")
-        axes.xaxis.set_major_formatter(thousands if column_is_tokens else lambda value, _: f"{value:.2g}".replace("e+", "e"))
+        axes.xaxis.set_major_formatter(
+            format_thousands if column_is_tokens else lambda value, _: f"{value:.2g}".replace("e+", "e")
+        )
         axes.set_xlabel(axis)
 
     column_is_tokens = axis == AXES[0]
     ends = "; ".join(
         f"{names[name]} ends at {np.mean([line.points[-1, 1] for line in lines]):.4g}" for name, lines in rows.items()
     )
-    label = text(f"Validation loss of {stage} over {axis}. {ends}")
+    label = escape_text(f"Validation loss of {stage} over {axis}. {ends}")
     keys = {names[name]: f"{kinds[name]} dashed" if name in dashed else kinds[name] for name in rows}
     return Figure(f"{stage}: validation loss over {axis}", [svg(draw, NARROW, label)], keys | dict.fromkeys(floors, "ink dashed"))
 
@@ -160,7 +162,7 @@ def forest(result: Result) -> list[Figure]:
 
     height = 1.0 + 0.42 * len(lines)
     words = "; ".join(f"{title}: {line.value:+.1f}" for title, line in zip(titles, lines, strict=True))
-    label = text(f"Differences in standard deviations over seeds. {words}")
+    label = escape_text(f"Differences in standard deviations over seeds. {words}")
     drawings = [
         svg(draw, (size, height), label, kind)
         for draw, size, kind in ((draw_wide, WIDE[0], "wide"), (draw_narrow, NARROW[0], "narrow"))

@@ -9,8 +9,8 @@ from typing import Any
 from eval.experiments.analysis.seed_values import find_metric, seed_values
 from eval.experiments.analysis.significance_tests import mean_and_half_width
 from eval.experiments.analysis.verdicts import references
-from eval.report.html_elements import measured
-from train.run.console import clock, short_number
+from eval.report.html_elements import format_with_error
+from train.run.console import format_duration, short_number
 from train.run.metric_definitions import Metric
 
 Result = Mapping[str, Any]
@@ -122,7 +122,7 @@ def _mean(registration: Result, cells: Sequence[Result], row: str, metric: str, 
     mean, half = mean_and_half_width(list(seeds.values.values()))
     notes = [f"{count} of {planned} seeds" if count < planned else f"{count} seed{'s' * (count != 1)}"]
     notes += [f"{seeds.learned} of {seeds.ended} learned"] if seeds.learned < seeds.ended else []
-    return [measured(mean, half) if half else definition.show(mean), *notes]
+    return [format_with_error(mean, half) if half else definition.show(mean), *notes]
 
 
 def _delta(claim: Mapping[str, Any]) -> list[str]:
@@ -222,7 +222,7 @@ def _cost_text(key: str, value: float | None) -> str:
     if value is None:
         return "-"
     if key == "seconds":
-        return clock(value)
+        return format_duration(value)
     if key == "peak_bytes":
         return f"{value / 2**20:,.0f} MiB"
     return f"{value:.2e}".replace("e+", "e") if key == "flops" else short_number(value)

@@ -13,7 +13,7 @@ import pytest
 
 from benchmarks.attention import cost_model, measure_row, torch_attention
 from benchmarks.attention.problems import FEATURES, Problem, Shape
-from benchmarks.attention.sweep_rows import Options, Row
+from benchmarks.attention.sweep_rows import Options, SweepRow
 from benchmarks.core import guarded_trials
 from benchmarks.core.result_files import identity
 from tests.support import benchmark_steps as steps
@@ -21,7 +21,7 @@ from zoo.attention import attention
 from zoo.attention.kernels import blocked
 
 ENVIRONMENT = {"backend": "cpu", "devices": 8, "device": "cpu", "matrix_rate": {"float32": 1e11}, "copy_rate": 1e10}
-TINY = Row("float32", "both", "causal", Shape(2, 16, 16, 2, 2, 8))
+TINY = SweepRow("float32", "both", "causal", Shape(2, 16, 16, 2, 2, 8))
 THREE_ROUNDS = Options(rounds=3)
 
 Plant = Callable[[Callable[..., Any]], None]
@@ -53,7 +53,7 @@ def unchecked(patch: pytest.MonkeyPatch) -> None:
 
 
 def measured(
-    row: Row = TINY, names: Any = ("xla", "planted"), options: Options = THREE_ROUNDS, peer: Any = torch_attention.make_peer
+    row: SweepRow = TINY, names: Any = ("xla", "planted"), options: Options = THREE_ROUNDS, peer: Any = torch_attention.make_peer
 ) -> dict[str, dict[str, Any]]:
     """Measure a row and return its cells by implementation."""
     cells = measure_row.measure(row, names, options, ENVIRONMENT, steps.UNWATCHED, peer)
@@ -64,7 +64,7 @@ def measured(
 
 def test_a_right_implementation_is_timed(plant: Plant, monkeypatch: pytest.MonkeyPatch) -> None:
     """The time is the device's where the profiler gives it; rates follow from it, and the ratio is of wall times."""
-    monkeypatch.setattr(measure_row.device_time, "measured", lambda programs: {identity(TINY.key("planted")): 1e-9})
+    monkeypatch.setattr(measure_row.device_time, "device_seconds", lambda programs: {identity(TINY.key("planted")): 1e-9})
     plant(blocked.blocked)
     cells = measured()
     xla, cell = cells["xla"], cells["planted"]
@@ -87,7 +87,7 @@ def test_a_profiler_that_fails_leaves_the_wall_time(monkeypatch: pytest.MonkeyPa
         raise RuntimeError("no counters")
 
     unchecked(monkeypatch)
-    monkeypatch.setattr(measure_row.device_time, "measured", broken)
+    monkeypatch.setattr(measure_row.device_time, "device_seconds", broken)
     cell = measured(names=("xla",))["xla"]
     assert (cell["state"], cell["clock"]) == ("timed", "wall")
     assert "RuntimeError: no counters" in cell["reason"]
@@ -192,7 +192,7 @@ def test_programs_that_do_not_fit_into_memory_are_not_run(monkeypatch: pytest.Mo
     unchecked(monkeypatch)
     row = TINY._replace(shape=Shape(1, 64, 64, 1, 1, 4))
     for free, expected in ((2**10, "its inputs and outputs alone"), (2**14, "its scores alone"), (2**15, "compiled, it")):
-        monkeypatch.setattr(guarded_trials, "free", lambda free=free: free)
+        monkeypatch.setattr(guarded_trials, "free_bytes", lambda free=free: free)
         cells = measured(row, ("xla", "blocked"))
         reasons = [cell["reason"] for cell in cells.values() if cell["state"] == "skipped"]
         assert any(re.match(rf"{expected} needs? [\d.]+ MB, and [\d.]+ MB are free", reason) for reason in reasons), reasons
@@ -215,7 +215,7 @@ def test_programs_that_cannot_run_have_a_reason(monkeypatch: pytest.MonkeyPatch)
 def test_every_feature_runs(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Compared with xla at its shape; the conformance tests compare it with float64."""
     unchecked(monkeypatch)
-    row = Row("float32", "both", name, FEATURES[name].shaped(Shape(2, 26, 26, 4, 4, 8)))
+    row = SweepRow("float32", "both", name, FEATURES[name].shaped(Shape(2, 26, 26, 4, 4, 8)))
     cell = measured(row, ("xla", "blocked"), dataclasses.replace(THREE_ROUNDS, rounds=1))["blocked"]
     assert cell["state"] == "timed" and cell["difference"] > 0
 
@@ -225,7 +225,7 @@ def test_every_feature_runs(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("name", FEATURES)
 def test_torch_computes_the_same(name: str, direction: str, monkeypatch: pytest.MonkeyPatch) -> None:
     unchecked(monkeypatch)
-    row = Row("float32", direction, name, FEATURES[name].shaped(Shape(2, 26, 26, 4, 4, 8)))
+    row = SweepRow("float32", direction, name, FEATURES[name].shaped(Shape(2, 26, 26, 4, 4, 8)))
     cell = measured(row, ("xla", "torch"), dataclasses.replace(THREE_ROUNDS, rounds=1))["torch"]
     if FEATURES[name].rate:
         assert cell["reason"] == "torch drops other weights than jax-zoo, so that outputs cannot be compared"

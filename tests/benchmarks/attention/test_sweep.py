@@ -12,7 +12,7 @@ import pytest
 
 from benchmarks.attention import attention_tables, measure_row, sweep
 from benchmarks.attention.problems import Shape
-from benchmarks.attention.sweep_rows import Row
+from benchmarks.attention.sweep_rows import SweepRow
 from benchmarks.core import result_files
 from benchmarks.core import result_tables as core_tables
 from tests.support import benchmark_steps as steps
@@ -20,7 +20,7 @@ from tests.support.commands import call
 from tests.support.processes import Ended
 from zoo.cli import main
 
-TINY = Row("float32", "both", "causal", Shape(2, 16, 16, 2, 2, 8))
+TINY = SweepRow("float32", "both", "causal", Shape(2, 16, 16, 2, 2, 8))
 LINE = "bench attention --impl blocked cudnn --feature full t5 --direction both --shape 2,16,16,2,2,8 --rounds 2"
 
 
@@ -92,9 +92,9 @@ def cell_of(name: str, **columns: Any) -> dict[str, Any]:
 def test_cells_of_several_processes_are_merged() -> None:
     """The median of their numbers, or the worst of their states."""
     one, two, three = (cell_of("xla", seconds=seconds, process=number) for number, seconds in enumerate((3.0, 1.0, 2.0)))
-    (merged,) = core_tables.merged([one, two, three])
+    (merged,) = core_tables.merge_processes([one, two, three])
     assert (merged["seconds"], merged["processes"]) == (2.0, 3)
-    (merged,) = core_tables.merged([one, {**two, "state": "wrong", "reason": "off"}, three])
+    (merged,) = core_tables.merge_processes([one, {**two, "state": "wrong", "reason": "off"}, three])
     assert (merged["state"], merged["reason"]) == ("wrong", "off")
 
 

@@ -10,9 +10,9 @@ from jax.profiler import ProfileData
 
 from benchmarks.attention import cost_model
 from benchmarks.attention.problems import FEATURES, Problem, Shape
-from benchmarks.attention.sweep_rows import Options, resolved, rows
+from benchmarks.attention.sweep_rows import Options, resolve_options, rows
 from benchmarks.core import device_time
-from benchmarks.core.memory import planned
+from benchmarks.core.memory import planned_memory
 from zoo.attention import attention
 
 SMALL = Shape(3, 24, 24, 8, 8, 16)
@@ -52,7 +52,7 @@ def test_flops_and_bytes() -> None:
 def test_rates_are_computed_from_the_time() -> None:
     problem = Problem.of(FEATURES["full"], SMALL, "float32")
     environment = {"backend": "cpu", "devices": 8, "matrix_rate": {"float32": 1e11}, "copy_rate": 1e10}
-    rates = cost_model.rates(problem, "forward", 1e-3, environment, peak=1e12)
+    rates = cost_model.rate_columns(problem, "forward", 1e-3, environment, peak=1e12)
     assert rates["tokens_per_s"] == 3 * 24 / 1e-3
     assert rates["of_matrix_rate"] == pytest.approx(10 * rates["of_peak"])
     # 12 FLOPs a byte and 10 GB/s: below the matrix rate.
@@ -66,9 +66,9 @@ def test_the_predicted_scores_are_a_part_of_what_is_needed() -> None:
     problem = Problem.of(FEATURES["full"], Shape(1, 1024, 1024, 4, 4, 16), "float32")
     for direction in ("forward", "both"):
         function, arguments = problem.program("xla", direction)
-        memory = planned(jax.jit(function).lower(*arguments).compile())
-        assert memory and memory.peak / 3 < cost_model.predicted("xla", problem, direction) <= memory.peak
-    assert cost_model.predicted("blocked", problem, "both") == 0
+        memory = planned_memory(jax.jit(function).lower(*arguments).compile())
+        assert memory and memory.peak / 3 < cost_model.predicted_score_bytes("xla", problem, direction) <= memory.peak
+    assert cost_model.predicted_score_bytes("blocked", problem, "both") == 0
 
 
 def test_device_time_is_the_union_of_what_the_streams_do() -> None:
@@ -80,9 +80,9 @@ planes { name: "/device:GPU:0"
   lines { name: "Stream #2" events { metadata_id: 1 offset_ps: 2000000 duration_ps: 2000000 } }
   lines { name: "XLA Modules" events { metadata_id: 1 offset_ps: 0 duration_ps: 50000000 } }
   event_metadata { key: 1 value { id: 1 name: "kernel" } } }""")
-    assert device_time.seconds(profile) == pytest.approx(5e-6)
-    assert device_time.seconds(ProfileData.from_text_proto('planes { name: "/host:CPU" }')) == 0
-    assert device_time.measured({"a": lambda: None}) == {}
+    assert device_time.device_busy_seconds(profile) == pytest.approx(5e-6)
+    assert device_time.device_busy_seconds(ProfileData.from_text_proto('planes { name: "/host:CPU" }')) == 0
+    assert device_time.device_seconds({"a": lambda: None}) == {}
 
 
 def test_every_feature_of_attention_that_models_ask_for_is_swept() -> None:
@@ -101,13 +101,13 @@ def test_every_feature_of_attention_that_models_ask_for_is_swept() -> None:
 
 
 def test_omitted_options_get_defaults() -> None:
-    cpu, gpu = (resolved(Options(), backend) for backend in ("cpu", "gpu"))
+    cpu, gpu = (resolve_options(Options(), backend) for backend in ("cpu", "gpu"))
     assert (cpu.dtype, cpu.lengths, cpu.tokens) == (("float32",), (128, 512, 2048), 2048)
     assert (gpu.dtype, gpu.impl, gpu.feature) == (("bfloat16",), tuple(attention.IMPLEMENTATIONS), tuple(FEATURES))
     assert len(rows(cpu)) == 6 * 2 * 3
     assert {row.shape.batch * row.shape.queries for row in rows(cpu)} == {2048}
-    chosen = resolved(Options(impl=("blocked",), model=("t5-small",), lengths=(64,), batch=2, quick=True), "cpu")
+    chosen = resolve_options(Options(impl=("blocked",), model=("t5-small",), lengths=(64,), batch=2, quick=True), "cpu")
     assert (cpu.seconds, chosen.seconds) == (None, 60)
     assert chosen.impl == ("xla", "blocked") and {row.shape for row in rows(chosen)} == {Shape(2, 64, 64, 8, 8, 64)}
     same = Options(model=("gpt2", "bert-base-cased"), feature=("full",), lengths=(64,), direction=("both",), quick=True)
-    assert len(rows(resolved(same, "cpu"))) == 1
+    assert len(rows(resolve_options(same, "cpu"))) == 1

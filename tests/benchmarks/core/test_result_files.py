@@ -234,7 +234,7 @@ def test_the_environment_is_measured_and_names_a_folder() -> None:
     assert environment["versions"]["jax"] and "XLA_FLAGS" in environment["versions"]
     json.dumps(environment, allow_nan=False)
     gpu = {"backend": "gpu", "device": "NVIDIA H100 80GB HBM3", "devices": 8, "cpu": "", "cores": 2}
-    assert result_files.hardware(gpu) == "nvidia-h100-80gb-hbm3-x8"
+    assert result_files.hardware_name(gpu) == "nvidia-h100-80gb-hbm3-x8"
     assert result_files.default_folder("step", MACHINE).name.startswith("step_a-r-cpu-2-cores_2")
 
 
@@ -264,17 +264,17 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 def test_ratios_are_of_the_same_rounds() -> None:
     """A round that is slow for both says nothing of either."""
-    columns = timing.columns([1.0, 20.0, 3.0], [2.0, 40.0, 1.5])
+    columns = timing.time_columns([1.0, 20.0, 3.0], [2.0, 40.0, 1.5])
     assert (columns["ratio"], columns["ratio_p20"], columns["ratio_p80"]) == pytest.approx((0.5, 0.5, 1.4))
     assert (columns["seconds"], columns["seconds_least"], columns["n"]) == (3.0, 1.0, 3)
-    assert timing.columns([1.0])["ratio"] is None
+    assert timing.time_columns([1.0])["ratio"] is None
     assert timing.uncertainty(1 + np.linspace(-1, 1, 25) / 6) == pytest.approx(0.02)  # 0.9 to 1.1, of 25
 
 
 def test_a_program_is_warm_when_two_calls_agree(clock: Clock) -> None:
     restless = (0.1, 0.2) * 5 + (0.1,)
     for seconds, calls in (((1.0, 0.1, 0.1), 3), ((0.1,), 2), (restless, 10), ((4.0, 1.0), 1)):
-        assert len(timing.warm(clock.program("a", *seconds))) == calls
+        assert len(timing.warm_up(clock.program("a", *seconds))) == calls
 
 
 def test_no_program_always_follows_the_same_one(clock: Clock) -> None:

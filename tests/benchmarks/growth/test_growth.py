@@ -27,14 +27,14 @@ def test_known_exponents_are_recovered() -> None:
     cells_by_axis = growth_tables.by_axis(made_results())
     assert list(cells_by_axis) == list(growth_tables.AXES)
     for axis, cells in cells_by_axis.items():
-        fitted = growth_tables.exponents(cells)
+        fitted = growth_tables.fit_exponents(cells)
         assert fitted["time"] is not None and fitted["memory"] is not None and fitted["compilation"] is not None
         assert fitted["time"].value == pytest.approx(EXPONENTS[axis]) and fitted["time"].factor == pytest.approx(3e-3)
         assert fitted["memory"].value == pytest.approx(1.0) and fitted["compilation"].value == pytest.approx(0.0)
         assert fitted["time"].error == pytest.approx(0.0, abs=1e-9)
     x, y = [1, 2, 4, 8, 16], [2.0, 5.0, 11.0, 30.0, 50.0]
-    noisy, (fit, covariance) = growth_tables.exponent(x, y), np.polyfit(np.log(x), np.log(y), 1, cov=True)
+    noisy, (fit, covariance) = growth_tables.fit_exponent(x, y), np.polyfit(np.log(x), np.log(y), 1, cov=True)
     assert noisy is not None and (noisy.value, noisy.error) == pytest.approx((fit[0], covariance[0, 0] ** 0.5))
-    two = growth_tables.exponent([1, 4], [2, 8])
+    two = growth_tables.fit_exponent([1, 4], [2, 8])
     assert two is not None and two.value == pytest.approx(1.0) and two.error is None
-    assert growth_tables.exponent([4, 4], [2, 8]) is None and growth_tables.exponent([1, 2], [0, 1]) is None
+    assert growth_tables.fit_exponent([4, 4], [2, 8]) is None and growth_tables.fit_exponent([1, 2], [0, 1]) is None

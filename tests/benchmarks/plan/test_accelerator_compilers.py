@@ -19,7 +19,7 @@ pytestmark = pytest.mark.aot
 @pytest.fixture(autouse=True)
 def cold() -> Iterator[None]:
     """Compile without JAX's cache, as `target_devices.prepare` does: the cache cannot read a program for other devices again."""
-    with timing.cold():
+    with timing.without_compilation_cache():
         yield
 
 
@@ -47,7 +47,7 @@ JOBS = [
 
 def needs(platform: str) -> None:
     """Skip without the extra of a platform, `tpu` or `cuda13`, and fail where there is no compiler at all."""
-    why = {name: target_devices.missing(target_devices.parse(each).platform) for name, each in SMALL.items()}
+    why = {name: target_devices.unavailable_reason(target_devices.parse_target(each).platform) for name, each in SMALL.items()}
     if all(why.values()):
         pytest.fail("; ".join(map(str, why.values())), pytrace=False)
     if why[platform]:
@@ -56,7 +56,7 @@ def needs(platform: str) -> None:
 
 def small(size: str, devices: int) -> Run:
     """Return a run of a size on a mesh of two axes, with two rows for each device."""
-    run = find_run.of_size(size)
+    run = find_run.run_of_size(size)
     mesh = Mesh(fsdp=2, tensor=2) if run.model.heads % 2 == 0 else Mesh(fsdp=2)
     data = dataclasses.replace(run.data, batch=2 * devices)
     return dataclasses.replace(run, mesh=mesh, accumulate=1, data=data)
@@ -67,7 +67,7 @@ def small_gpt() -> Run:
 
     Of unrolled layers a GPU keeps what it gathered for the backward pass, and Muon gathers the matrices that it orthogonalizes.
     """
-    run = find_run.default("gpt-nano")
+    run = find_run.find_run("gpt-nano")
     scanned = dataclasses.replace(run.model, compute=dataclasses.replace(run.model.compute, unroll=1))
     adamw = dataclasses.replace(run.optim, name="adamw")
     return dataclasses.replace(run, model=scanned, optim=adamw, mesh=Mesh(fsdp=2, tensor=2))
@@ -75,7 +75,7 @@ def small_gpt() -> Run:
 
 @functools.cache
 def planned(run: Run, mode: compile_program.Mode, target: str) -> Plan:
-    return plan_record.make_plan(compile_program.compile_run(run, mode, target_devices.parse(target)), run.recipe)
+    return plan_record.make_plan(compile_program.compile_run(run, mode, target_devices.parse_target(target)), run.recipe)
 
 
 def check_plan(plan: Plan) -> None:
@@ -141,7 +141,7 @@ def test_every_published_size_has_a_plan(platform: str, target: str, size: str) 
     needs(platform)
     width = configs.find_size(size)[1].config.width
     fsdp = max(each for each in (1, 4, 16, 64) if width % each == 0)
-    run = find_run.default(size)
+    run = find_run.find_run(size)
     # Everything is computed again in the backward pass, and no micro-batches are accumulated.
     model = dataclasses.replace(run.model, compute=dataclasses.replace(run.model.compute, remat="full"))
     data = dataclasses.replace(run.data, batch=64)

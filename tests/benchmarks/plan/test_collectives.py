@@ -41,15 +41,17 @@ def gpt(**mesh: int) -> Run:
 @functools.cache
 def compiled(axis: str) -> tuple[compile_program.Program, list[Collective]]:
     """Return the training step with all eight devices along one axis, and what it sends."""
-    step = compile_program.compile_run(gpt(**{axis: 8}), "train", target_devices.parse("cpu:8"))
-    return step, collectives.find_collectives(hlo_parser.parse(step.text), dict(step.mesh.shape))
+    step = compile_program.compile_run(gpt(**{axis: 8}), "train", target_devices.parse_target("cpu:8"))
+    return step, collectives.find_collectives(hlo_parser.parse_program(step.text), dict(step.mesh.shape))
 
 
 def check_axis_and_flops(axis: str) -> None:
     """All goes along the one axis. A program multiplies what the formula says, but for no gradient by what is looked up."""
     step, sent = compiled(axis)
     assert {each.axes for each in sent} == {axis}
-    assert flops_and_bytes.work(hlo_parser.parse(step.text), step.calls, 8).products == pytest.approx(step.flops / 8, rel=0.02)
+    assert flops_and_bytes.work(hlo_parser.parse_program(step.text), step.calls, 8).products == pytest.approx(
+        step.flops / 8, rel=0.02
+    )
 
 
 def stored(step: compile_program.Program, *parts: str) -> int:
@@ -116,7 +118,9 @@ def test_stacks_gathered_outside_of_the_loop_are_warned_of() -> None:
     """A gather of one layer is not; one of the stack is, by itself and in the loop over micro-batches."""
     step, sent = compiled("fsdp")
     assert not plan_record.gather_warnings(sent, step)
-    (line,) = plan_record.gather_warnings(collectives.find_collectives(hlo_parser.parse(STACK), dict(step.mesh.shape)), step)
+    (line,) = plan_record.gather_warnings(
+        collectives.find_collectives(hlo_parser.parse_program(STACK), dict(step.mesh.shape)), step
+    )
     assert "layers/mlp/up/kernel" in line and "outside of the loop" in line
     micro = """
 %micro (p: f32[4,8,256]) -> f32[4,8,256] {
@@ -135,12 +139,12 @@ ENTRY %main (w: f32[4,8,256]) -> f32[4,8,256] {
   ROOT %loop = f32[4,8,256]{2,1,0} while(%w), condition=%more, body=%micro, backend_config={"known_trip_count":{"n":"3"}}
 }
 """
-    assert plan_record.gather_warnings(collectives.find_collectives(hlo_parser.parse(micro), dict(step.mesh.shape)), step) == [
-        line
-    ]
+    assert plan_record.gather_warnings(
+        collectives.find_collectives(hlo_parser.parse_program(micro), dict(step.mesh.shape)), step
+    ) == [line]
     # A layer may have as many elements as a stack, and an axis as long as there are layers: that of q, k and v, of three.
     layer = STACK.replace("f32[4,8,256]", "f32[1,8,4,256]").replace("f32[4,64,256]", "f32[1,64,4,256]").replace("{2,1,0}", "")
-    sent = collectives.find_collectives(hlo_parser.parse(layer), dict(step.mesh.shape))
+    sent = collectives.find_collectives(hlo_parser.parse_program(layer), dict(step.mesh.shape))
     assert [each.arrays[0].shape for each in sent] == [(1, 8, 4, 256)] and not plan_record.gather_warnings(sent, step)
 
 

@@ -66,22 +66,22 @@ dimensions={0}
 
 def loop_runs(text: str) -> int | None:
     """Return how often the outer loop runs."""
-    module = hlo.parse(text)
+    module = hlo.parse_program(text)
     return module.trip_count(module.instructions["outer"])
 
 
 def test_instructions_in_a_loop_count_as_often_as_it_runs() -> None:
     """Times the counts of nested loops, from XLA's note or the condition; a loop of unknown count counts once and is reported."""
-    module = hlo.parse(PROGRAM)
+    module = hlo.parse_program(PROGRAM)
     times = {run.instruction.name: run.times for run in module.runs()}
     assert (times["dot.1"], times["all-reduce.1"], times["start"]) == (15, 15, 1)
     assert flops_and_bytes.work(module, [], 8).products == 15 * 2 * 8 * 16 * 16 and module.unknown_loops() == []
     text = PROGRAM.replace("%three = s32[] constant(3)", "%three = s32[] get-tuple-element(%q.1), index=0")
-    module = hlo.parse(text.replace("body=%outer_body", 'body=%outer_body, metadata={op_name="jit(step)/while"}'))
+    module = hlo.parse_program(text.replace("body=%outer_body", 'body=%outer_body, metadata={op_name="jit(step)/while"}'))
     assert module.unknown_loops() == ["jit(step)/while"]
     assert {run.instruction.name: run.times for run in module.runs()}["dot.1"] == 5
     with pytest.raises(ValueError, match="it has no entry"):
-        hlo.parse("HloModule nothing\n")
+        hlo.parse_program("HloModule nothing\n")
 
 
 def test_a_loop_runs_from_where_its_counter_begins() -> None:
@@ -89,7 +89,7 @@ def test_a_loop_runs_from_where_its_counter_begins() -> None:
     unknown = "fusion(%stack), kind=kLoop, calls=%first"
     for start, times in (("constant(0)", 3), ("constant(1)", 2), ("constant(7)", 0), (unknown, None)):
         text = PROGRAM.replace("%zero.1 = s32[] constant(0)", f"%zero.1 = s32[] {start}")
-        assert loop_runs(text) == times and hlo.parse(text).unknown_loops() == ([] if times is not None else ["outer"])
+        assert loop_runs(text) == times and hlo.parse_program(text).unknown_loops() == ([] if times is not None else ["outer"])
 
 
 def test_the_condition_of_a_loop_may_be_fused() -> None:
@@ -109,7 +109,7 @@ def test_the_condition_of_a_loop_may_be_fused() -> None:
 
 
 def test_collectives_have_their_kind_axis_and_groups() -> None:
-    sent = collectives.find_collectives(hlo.parse(PROGRAM), SIZES)
+    sent = collectives.find_collectives(hlo.parse_program(PROGRAM), SIZES)
     rows = {row.kind: row for row in collectives.total_by_axes(sent)}
     array = 8 * 16 * 4
     assert {kind: (row.axes, row.members, row.count, row.bytes, row.bytes_sent) for kind, row in rows.items()} == {
@@ -130,7 +130,7 @@ def test_a_slice_of_a_stack_reads_only_its_layer() -> None:
     layer, array = 16 * 16 * 4, 8 * 16 * 4
     # The index of the layer is read too.
     each = (layer + 4 + layer) + (array + layer + array)
-    assert flops_and_bytes.work(hlo.parse(PROGRAM), [], 8).bytes == 15 * each
+    assert flops_and_bytes.work(hlo.parse_program(PROGRAM), [], 8).bytes == 15 * each
 
 
 GROUPS = {
@@ -166,10 +166,10 @@ def test_a_convolution_counts_as_its_products() -> None:
     Padding is not counted."""
     window = "window={size=6 stride=5 pad=0_0 lhs_dilate=6}, dim_labels=0bf_0io->0bf"
     text = CONVOLUTION.format(x="f32[6,32,8]", y="f32[6,8,16]", result="f32[6,32,16]", how=window)
-    assert flops_and_bytes.work(hlo.parse(text), [], 1).products == 2 * 6 * 32 * 8 * 16
+    assert flops_and_bytes.work(hlo.parse_program(text), [], 1).products == 2 * 6 * 32 * 8 * 16
     window = "window={size=3 pad=1_1}, dim_labels=b0f_0io->b0f"
     text = CONVOLUTION.format(x="f32[2,10,8]", y="f32[3,8,16]", result="f32[2,10,16]", how=window)
-    assert flops_and_bytes.work(hlo.parse(text), [], 1).products == 2 * 2 * 8 * 16 * (9 + 10 + 9)
+    assert flops_and_bytes.work(hlo.parse_program(text), [], 1).products == 2 * 2 * 8 * 16 * (9 + 10 + 9)
 
 
 TPU = """
@@ -211,14 +211,14 @@ def test_collectives_in_the_form_of_a_tpu_are_recognized() -> None:
     """A sum of which each device keeps its part is a scatter; a gather that several fusions go on with is one gather."""
     rows = {
         row.kind: (row.count, row.bytes)
-        for row in collectives.total_by_axes(collectives.find_collectives(hlo.parse(TPU), {"fsdp": 2}))
+        for row in collectives.total_by_axes(collectives.find_collectives(hlo.parse_program(TPU), {"fsdp": 2}))
     }
     assert rows == {"reduce-scatter": (1, 8 * 16 * 4), "all-gather": (1, 8 * 16 * 4)}
 
 
 def test_data_that_stays_on_the_chip_is_not_counted() -> None:
     """Of a TPU; elsewhere another memory is the device's too. What is fetched onto the chip is read once, a slice as it is."""
-    module, row = hlo.parse(TPU), 16 * 4
+    module, row = hlo.parse_program(TPU), 16 * 4
     fused, fetched, sliced = 8 * row, 8 * row, (1 + 2) * row
     assert flops_and_bytes.work(module, [], 2, on_chip=True).bytes == fused + fetched + sliced
     # Both fusions that gather read a half and write a whole; here everything is written too, and the slice of the slice read.
@@ -234,7 +234,7 @@ ENTRY %main (x: f32[8]) -> f32[4] {
   ROOT %ended = f32[4]{0} reduce-scatter-done(%begun)
 }
 """
-    (row,) = collectives.total_by_axes(collectives.find_collectives(hlo.parse(text), {"fsdp": 2}))
+    (row,) = collectives.total_by_axes(collectives.find_collectives(hlo.parse_program(text), {"fsdp": 2}))
     assert (row.kind, row.count, row.bytes, row.bytes_sent) == ("reduce-scatter", 1, 32, 16)
 
 
@@ -247,5 +247,5 @@ ENTRY %main (x: f32[8]) -> f32[8] {
   ROOT %between = f32[8]{0} all-reduce(%within), replica_groups={{0,2},{1,3},{4,6},{5,7}}
 }
 """
-    (row,) = collectives.total_by_axes(collectives.find_collectives(hlo.parse(text), {"data": 2, "fsdp": 4}))
+    (row,) = collectives.total_by_axes(collectives.find_collectives(hlo.parse_program(text), {"data": 2, "fsdp": 4}))
     assert (row.axes, row.members, row.count) == ("fsdp, part", 2, 2)

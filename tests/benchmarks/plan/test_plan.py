@@ -31,7 +31,7 @@ from zoo.attention import attention
 from zoo.batch import Batch
 from zoo.errors import BadInput
 
-CPU = target_devices.parse("cpu:8")
+CPU = target_devices.parse_target("cpu:8")
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -85,7 +85,7 @@ def test_forward_and_decoding_are_planned_too() -> None:
 
 def test_plans_are_cached_only_for_the_same_request(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The question is the run, the target, settings, libraries, the processor, and the numbers of a teacher that is named."""
-    run, before, gpu = small(mesh=Mesh(fsdp=2, tensor=2)), planned(), target_devices.parse("h100:8")
+    run, before, gpu = small(mesh=Mesh(fsdp=2, tensor=2)), planned(), target_devices.parse_target("h100:8")
     assert Plan.of(json.loads(json.dumps(before.plain()))) == before
     monkeypatch.setattr(compile_program, "compile_run", lambda *_: pytest.fail("compiled again"))
     assert plan_cache.plan(run, "train", CPU) == before
@@ -94,7 +94,7 @@ def test_plans_are_cached_only_for_the_same_request(monkeypatch: pytest.MonkeyPa
         return plan_cache.key(run, mode, target)
 
     assert key() == key(dataclasses.replace(run, name="another"))
-    keys = [key(), key(mode="forward"), key(target=target_devices.parse("cpu:4"))]
+    keys = [key(), key(mode="forward"), key(target=target_devices.parse_target("cpu:4"))]
     model = dataclasses.replace(run.model, layers=4)
     for changes in ({"mesh": Mesh(fsdp=4, tensor=2)}, {"precision": "bfloat16"}, {"model": model}):
         keys.append(key(dataclasses.replace(run, **changes)))
@@ -131,29 +131,29 @@ def test_text_and_page_say_what_was_planned(capsys: pytest.CaptureFixture[str]) 
     numbers = {"device_memory": 80 * 10**9, "times": times, "bound": 0.25, "products": 1e12, "bytes": 6e9}
     described = {"target": "h100:8", "precision": "bfloat16", "unknown": ["strange_kernel"], "warnings": ["all is well"]}
     rated = dataclasses.replace(planned(), **numbers, **described)
-    text, drawn = printed(rated), plan_page.page(rated)
+    text, drawn = printed(rated), plan_page.render_plan(rated)
     assert "MFU is 25.0% at most, bound by interconnect" in text and "<script" not in drawn
     for line in ("the FLOPs of strange_kernel are not counted", "all is well", "at least 1 ms", "about 2 ms", "at least 3 ms"):
         assert line in text and line in drawn
     uncached = dataclasses.replace(rated, times=dataclasses.replace(times, memory=4e-3))
     assert "MFU is about 25.0%, nothing being cached, bound by memory" in printed(uncached)
-    assert "MFU has no bound here" in printed(planned()) and "<svg" in plan_page.page(planned())
+    assert "MFU has no bound here" in printed(planned()) and "<svg" in plan_page.render_plan(planned())
 
 
 @pytest.mark.full
 def test_every_size_is_trained_as_the_nearest_recipe_of_its_family() -> None:
     near = {"gpt3-13b": "gpt3-175b", "bert-large-uncased": "bert", "xlnet-large-cased": "xlnet", "t5-11b": "t5"}
     for size, recipe in near.items():
-        run, like = find_run.default(size), recipes.find_recipe(recipe)()
+        run, like = find_run.find_run(size), recipes.find_recipe(recipe)()
         assert (run.options, run.optim) == (like.options, like.optim), size
         assert dataclasses.replace(run.data, length=like.data.length) == like.data, size
         assert run.recipe == size and configs.published_name(run.model) == size and run.mesh == Mesh()
-    assert find_run.default("gpt3-175b").mesh.fsdp == 64
+    assert find_run.find_run("gpt3-175b").mesh.fsdp == 64
     for family in configs.families():
         for size in configs.family(family).SIZES:
-            assert configs.body_fields(find_run.of_size(size).model) == configs.body_fields(configs.find_size(size)[1].config), (
-                size
-            )
+            assert configs.body_fields(find_run.run_of_size(size).model) == configs.body_fields(
+                configs.find_size(size)[1].config
+            ), size
 
 
 def test_the_plan_names_no_family_and_no_implementation() -> None:
@@ -260,13 +260,13 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     """Text and a page of one job, then JSON; the second time nothing is compiled."""
     job = ("plan", "gpt-nano", *tiny.FLAGS, "--target", "cpu:8", "--mesh.fsdp", "4")
     # The command turns the cache of compiled programs off in this process; this turns it on again.
-    with timing.cold(), pytest.MonkeyPatch.context() as patch:
+    with timing.without_compilation_cache(), pytest.MonkeyPatch.context() as patch:
         first = call(capsys, *job, "--page", str(tmp_path / "plan.html"))
         assert first.code == 0 and "data=2 x fsdp=4" in first.stdout, first
         assert "Memory of a device" in (tmp_path / "plan.html").read_text()
         patch.setattr(compile_program, "compile_run", lambda *_: pytest.fail("compiled again"))
         assert json.loads(call(capsys, *job, "--json").stdout)["mesh"]["fsdp"] == 4
-    with timing.cold():
+    with timing.without_compilation_cache():
         refused = call(capsys, *job, "--batch", "6")
     assert refused.code == 2 and len(refused.stderr.splitlines()) == 1
     assert re.match(r"zoo: --batch 6: .* choose a multiple of 8", refused.stderr)

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from benchmarks.hlo import hlo_parser
+from benchmarks.hlo.hlo_parser import ExecutedInstruction as Executed
 from benchmarks.hlo.hlo_parser import Instruction
-from benchmarks.hlo.hlo_parser import Run as Executed
 from benchmarks.plan import flops_and_bytes, roofline, target_devices
 from benchmarks.plan.collectives import Collective
 from benchmarks.plan.flops_and_bytes import Work
@@ -85,16 +85,16 @@ def test_the_time_of_exchanges_is_that_of_the_busiest_links() -> None:
         torus = tuple(map(int, name.partition(":")[2].split("x"))) if "x" in name else ()
         there = devices(math.prod(torus), *torus) if torus else devices(int(name.partition(":")[2]))
         sent = [sending(*exchange) for exchange in exchanges]
-        times = roofline.times(nothing, sent, there, target_devices.parse(name), "bfloat16")
+        times = roofline.times_of_step(nothing, sent, there, target_devices.parse_target(name), "bfloat16")
         assert times.interconnect == pytest.approx(seconds), (name, exchanges)
 
 
 def test_the_bound_is_the_slowest_of_three() -> None:
-    target = target_devices.parse("h100:4")
+    target = target_devices.parse_target("h100:4")
     times = roofline.Times(compute=1.0, memory=2.0, interconnect=0.5)
     assert times.slowest == "memory"
-    assert roofline.bound(4 * 989.4e12, times, 4, target, "bfloat16") == pytest.approx(0.5)
-    assert roofline.bound(1.0, dataclasses.replace(times, memory=None), 4, target, "bfloat16") is None
+    assert roofline.mfu_bound(4 * 989.4e12, times, 4, target, "bfloat16") == pytest.approx(0.5)
+    assert roofline.mfu_bound(1.0, dataclasses.replace(times, memory=None), 4, target, "bfloat16") is None
 
 
 def test_a_kernels_products_are_those_of_the_pairs_that_its_mask_leaves() -> None:
@@ -135,7 +135,7 @@ ENTRY %main (x: f32[2]) -> f32[2] {
 }
 """
     call = attention_call(8, Mask())
-    result = flops_and_bytes.work(hlo_parser.parse(text), [call], 2)
+    result = flops_and_bytes.work(hlo_parser.parse_program(text), [call], 2)
     assert result.kernels == (1 + 3 * (1 + 2.5)) * call.flops / 2
     assert result.unknown == ("__cudnn$conv",)
 
@@ -152,4 +152,4 @@ ENTRY %main (x: f32[2]) -> f32[2] {
 }
 """
     call = attention_call(8, Mask())
-    assert flops_and_bytes.work(hlo_parser.parse(text), [call], 2).kernels == 2 * 2.5 * call.flops / 2
+    assert flops_and_bytes.work(hlo_parser.parse_program(text), [call], 2).kernels == 2 * 2.5 * call.flops / 2

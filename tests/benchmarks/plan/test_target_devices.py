@@ -14,22 +14,22 @@ from zoo.errors import BadInput
 
 def test_every_target_has_published_rates() -> None:
     for name in ("v4:2x2x1", "v5e:2x2", "v5p:8x8x8", "v6e:2x2", "tpu7x:2x2x1", "a100:8", "h100:64", "h200:8", "b200:8"):
-        device = target_devices.parse(name).published
+        device = target_devices.parse_target(name).published
         assert device is not None and device.memory and device.bandwidth and device.links and "bfloat16" in device.peak, name
-    assert target_devices.parse("cpu:8").published is None
-    assert "device_memory_size: 80000000000" in target_devices.config(target_devices.parse("h100:8"))
+    assert target_devices.parse_target("cpu:8").published is None
+    assert "device_memory_size: 80000000000" in target_devices.gpu_target_config(target_devices.parse_target("h100:8"))
 
 
 def test_a_missing_compiler_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(target_devices.importlib.util, "find_spec", lambda name: None)
     for name, extra in (("v5e:2x2", "tpu"), ("h100:8", "cuda13")):
         with pytest.raises(BadInput, match=rf"--target {name}: compiling for \w+ needs the extra {extra}: "):
-            target_devices.prepare(target_devices.parse(name))
+            target_devices.prepare(target_devices.parse_target(name))
 
 
 def test_devices_that_are_not_available_are_refused_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     """No compiler that answers, one that knows no such slice, and more CPU devices than this process has."""
-    monkeypatch.setattr(target_devices, "missing", lambda platform: None)
+    monkeypatch.setattr(target_devices, "unavailable_reason", lambda platform: None)
     for name, error, reason in (
         ("a100:8", NotImplementedError("none"), r"the compiler could not be loaded \(none\).*transformer-zoo\[cuda13\]"),
         (
@@ -46,9 +46,9 @@ def test_devices_that_are_not_available_are_refused_with_the_reason(monkeypatch:
 
         monkeypatch.setattr(topologies, "get_topology_desc", describe)
         with pytest.raises(BadInput, match=f"--target {name}: .*{reason}"):
-            target_devices.devices(target_devices.parse(name))
+            target_devices.devices(target_devices.parse_target(name))
     with pytest.raises(BadInput, match="--target cpu:16: this process has 8; start a new one"):
-        target_devices.devices(target_devices.parse("cpu:16"))
+        target_devices.devices(target_devices.parse_target("cpu:16"))
 
 
 def test_libraries_find_the_targets_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -61,10 +61,13 @@ def test_libraries_find_the_targets_gpu(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 92800)
     monkeypatch.setattr(target_devices, "devices", lambda target: jax.devices())
     for name in ("h100:8", "b200:8"):
-        with target_devices.present(target_devices.parse(name)):
+        with target_devices.simulate_target(target_devices.parse_target(name)):
             check()
     for name in ("a100:8", "cpu:8"):
-        with target_devices.present(target_devices.parse(name)), pytest.raises(NotImplementedError, match="must be <= 128"):
+        with (
+            target_devices.simulate_target(target_devices.parse_target(name)),
+            pytest.raises(NotImplementedError, match="must be <= 128"),
+        ):
             check()
     with pytest.raises(NotImplementedError, match="must be <= 128"):
         check()

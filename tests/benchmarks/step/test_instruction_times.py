@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from benchmarks.core import source_paths
-from benchmarks.hlo.hlo_parser import parse
+from benchmarks.hlo.hlo_parser import parse_program
 from benchmarks.step import cases, instruction_times, time_breakdown
 from benchmarks.step.programs import Step, Variant
 from tests.support import benchmark_steps as steps
@@ -43,7 +43,7 @@ def test_every_instruction_has_a_part(name: str, monkeypatch: pytest.MonkeyPatch
     steps.shrink(monkeypatch)
     step = Step(cases.case(name, "train", **steps.SMALL), Variant())
     step.compile()
-    program = parse(step.compiled.as_text())
+    program = parse_program(step.compiled.as_text())
     compute = [each for each in program.instructions.values() if each.opcode in ("fusion", "dot")]
     part = {each.name: time_breakdown.part_of(program, each) for each in compute}
     assert set(time_breakdown.PARTS[:5]) <= set(part.values())

@@ -28,7 +28,7 @@ from train.objectives.causal import Causal
 
 BOTH = ("scan", "unroll")
 SCAN, UNROLL = (f"{OURS} {layers}" for layers in BOTH)
-PROBE, COLD = measure_model._probe, timing.cold
+PROBE, COLD = measure_model._probe, timing.without_compilation_cache
 UNIT = {"program": OURS, "remat": "none", "precision": "float32", "attention": "auto", "mesh": "data=1"}
 
 
@@ -76,7 +76,7 @@ def test_masked_words_are_hidden_and_predicted_as_they_were() -> None:
 
 def test_ways_of_computing_agree_and_are_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measure_model, "_probe", PROBE)
-    monkeypatch.setattr(timing, "cold", COLD)
+    monkeypatch.setattr(timing, "without_compilation_cache", COLD)
     cells = measured(tmp_path / "out", "gpt-nano", layers=BOTH, profile=True)
     scan, unroll = cells[SCAN], cells[UNROLL]
     assert scan["state"] == unroll["state"] == "timed"
@@ -104,7 +104,7 @@ def test_the_measured_step_is_that_of_the_trainer(monkeypatch: pytest.MonkeyPatc
     """Bit for bit, twice: what is measured is what `train.engine.step` launches."""
     monkeypatch.setattr(programs, "COMPILER", {})
     case = cases.case("gpt-nano", "train", **SMALL)
-    ours, params = Step(case, Variant()), programs.initial(case)
+    ours, params = Step(case, Variant()), programs.initial_params(case)
     ours.compile()
     ours.start(params)
     run, net = ours.run_config, ours.model
@@ -201,7 +201,7 @@ def first_losses() -> tuple[float, float]:
     case = cases.case("gpt-nano", "train", **SMALL)
     program = Step(case, Variant())
     program.compile()
-    program.start(programs.initial(case))
+    program.start(programs.initial_params(case))
     return program.run(), program.run()
 
 
@@ -244,7 +244,7 @@ def test_peers_without_room_for_all_are_timed_one_after_the_other(tmp_path: Path
     cells = measured(tmp_path / "out", "gpt-nano", peers=True)
     assert [cells[name]["state"] for name in (SCAN, "one ", "two ")] == ["timed"] * 3
     assert cells["one "]["ratio"] and cells["two "]["ratio"]
-    monkeypatch.setattr(guarded_trials, "free", lambda: int(2 * cells[SCAN]["memory"]))
+    monkeypatch.setattr(guarded_trials, "free_bytes", lambda: int(2 * cells[SCAN]["memory"]))
     monkeypatch.setattr(measure_model._Group, "out_of_memory", honest)
     cells = measured(tmp_path / "again", "gpt-nano", peers=True)
     assert cells["one "]["state"] == "skipped" and " are free" in cells["one "]["reason"]
@@ -280,7 +280,7 @@ def test_programs_that_do_not_fit_into_memory_are_skipped_with_the_numbers(
     """Before compiling by the state alone; after it by what XLA planned."""
     state = Step(cases.case("gpt-nano", "train", **SMALL), Variant()).state_bytes
     for room, reason in ((state / 2, "its state alone needs"), (1.2 * state, "compiled, it needs")):
-        monkeypatch.setattr(guarded_trials, "free", lambda room=room: int(room))
+        monkeypatch.setattr(guarded_trials, "free_bytes", lambda room=room: int(room))
         cell = measured(tmp_path / f"{room}", "gpt-nano")[SCAN]
         assert cell["state"] == "skipped" and reason in cell["reason"] and " are free" in cell["reason"]
 
@@ -289,7 +289,7 @@ def test_programs_that_do_not_fit_into_memory_are_skipped_with_the_numbers(
 def test_compare_takes_steps_over_the_first_way_of_each_model(
     slower: float, code: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    request = step_variants.resolved(options("gpt-nano", "bert-nano", layers=BOTH), "cpu")
+    request = step_variants.resolve_options(options("gpt-nano", "bert-nano", layers=BOTH), "cpu")
     ways = list(itertools.product(step_variants.cases(request), step_variants.variants(request)))
     for name, factor in (("before", 1.0), ("after", slower)):
         environment = result_files.environment() | {"versions": {"jax": name}}
@@ -298,7 +298,7 @@ def test_compare_takes_steps_over_the_first_way_of_each_model(
         )
         for process, (case, way) in itertools.product(range(3), ways):
             ratio = 0.8 * factor * (1 + 0.01 * process) if way.layers == "unroll" else 1.0
-            key, columns = step_variants.key(case, way, request), timing.columns([2.0 * ratio], [2.0])
+            key, columns = step_variants.key(case, way, request), timing.time_columns([2.0 * ratio], [2.0])
             writer.write({"key": key, "process": process, "state": "timed", "reason": "", **columns})
         writer.close()
     done = call(capsys, "bench", "compare", str(tmp_path / "before"), str(tmp_path / "after"))

@@ -12,7 +12,7 @@ import tokenizers
 from rich.cells import cell_len
 
 from eval.commands import terminal_output
-from eval.commands.fill_mask import Filled, fill
+from eval.commands.fill_mask import FilledMask, fill
 from eval.scoring.likelihood import row_length
 from tests.support import encoders
 from tests.support.commands import assert_refused, call
@@ -29,12 +29,14 @@ def ids_of(family: str, text: str) -> list[int]:
     return core.encode(text.replace("[MASK]", mask).replace("<mask>", mask)).ids
 
 
-def filled(family: str, *texts: str, top: int = 5, targets: tuple[str, ...] = (), batch: int = 4, **which: Any) -> list[Filled]:
+def filled(
+    family: str, *texts: str, top: int = 5, targets: tuple[str, ...] = (), batch: int = 4, **which: Any
+) -> list[FilledMask]:
     return fill(encoders.encoder(family, batch, **which), encoders.texts(*texts), top=top, targets=targets)
 
 
 @functools.cache
-def everything(family: str, **machine: Any) -> list[Filled]:
+def everything(family: str, **machine: Any) -> list[FilledMask]:
     """Return the masks of `TEXTS` with every entry as a candidate."""
     return filled(family, *TEXTS, top=encoders.loaded(family).tokenizer.vocab_size, **machine)
 

@@ -27,7 +27,7 @@ from tests.support.labelled_files import CONTEXT, put, squad
 from tests.support.small import random_params
 from train.config.option_groups import Labelled
 from train.data.example_types import Tagged, Text
-from train.data.prediction_reader import Item, texts
+from train.data.prediction_reader import UnlabelledExample, texts
 from train.engine.reward_scores import reward_scores
 from train.rows.example_rows import ExampleRow, TemplateIds
 from train.tokenizers.tokenizer import Tokenizer
@@ -123,7 +123,7 @@ def test_tags_are_of_words_and_entities_of_several() -> None:
         logits[0, position, IOB.index(tags[word])] = 2
     row = ExampleRow((TemplateIds(labels, labels),), labels, np.ones(9, np.float32), 0)
     made = prediction_records.of_example(Tagged(origin="", words=words, tags=()), [row], logits, IOB)
-    chance = prediction_records.number(np.exp(2) / (np.exp(2) + 4))
+    chance = prediction_records.round_to_float32(np.exp(2) / (np.exp(2) + 4))
     expected = [{"word": word, "tag": tags.get(n), "probability": chance if n in tags else None} for n, word in enumerate(words)]
     assert made["tags"] == expected
     assert made["entities"] == [
@@ -160,7 +160,7 @@ def test_predictions_do_not_depend_on_chunks_batches_or_mesh(goal: str, tmp_path
 def test_examples_are_read_as_they_are_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     taken = []
 
-    def without_end() -> Iterator[Item]:
+    def without_end() -> Iterator[UnlabelledExample]:
         while True:
             taken.extend(texts("classification", ["the whale"]))
             yield taken[-1]

@@ -74,10 +74,10 @@ def test_a_second_engine_waits_for_the_first(tmp_path: Path) -> None:
     inside = threading.Event()
 
     def second() -> None:
-        with grid_runner.locked(tmp_path, notices.append):
+        with grid_runner.lock_folder(tmp_path, notices.append):
             inside.set()
 
-    with grid_runner.locked(tmp_path, notices.append):
+    with grid_runner.lock_folder(tmp_path, notices.append):
         thread = threading.Thread(target=second)
         thread.start()
         while not notices:

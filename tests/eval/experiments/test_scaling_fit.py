@@ -50,7 +50,7 @@ def test_the_exponent_of_synthetic_losses_is_recovered(
     monkeypatch.setattr(scaling_fit, "DRAWS", 150)
     registration, cells = synthetic(alpha, beta)
     curves = scaling_fit.read_curves(registration, cells)
-    assert scaling_fit.fit(curves)["exponent"] == pytest.approx(beta / (alpha + beta), abs=0.02)
+    assert scaling_fit.fit_exponent(curves)["exponent"] == pytest.approx(beta / (alpha + beta), abs=0.02)
     assert [entry["verdict"] for entry in scaling_fit.judge(registration, cells)] == verdicts
 
 

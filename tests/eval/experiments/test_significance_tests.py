@@ -10,7 +10,7 @@ import pytest
 import scipy.stats
 
 from eval.experiments.analysis import significance_tests
-from eval.experiments.analysis.significance_tests import Difference, holm, paired, smallest_effect, welch
+from eval.experiments.analysis.significance_tests import Difference, holm, paired_difference, smallest_effect, welch_difference
 
 RNG = np.random.default_rng(24)
 ROW, REFERENCE = RNG.normal(0.4, 1, (9, 4)), RNG.normal(0, 3, (9, 6))
@@ -32,14 +32,14 @@ class TwoSided(Difference):
 
 
 def test_welch_and_pairs_are_those_of_scipy() -> None:
-    assert is_welch(welch)
+    assert is_welch(welch_difference)
     row, reference = ROW, REFERENCE[:, :4]
     expected = scipy.stats.ttest_rel(row, reference, axis=1, alternative="less")
-    assert np.allclose(paired(row, reference).p_below(), expected.pvalue, rtol=1e-9)
+    assert np.allclose(paired_difference(row, reference).p_below(), expected.pvalue, rtol=1e-9)
     below, above = (scipy.stats.ttest_rel(row - at, reference, axis=1, alternative=side).pvalue for at, side in MARGINS)
-    assert np.allclose(paired(row, reference).p_within(0.5), np.maximum(below, above), rtol=1e-9)
+    assert np.allclose(paired_difference(row, reference).p_within(0.5), np.maximum(below, above), rtol=1e-9)
     half = scipy.stats.ttest_rel(row, reference, axis=1).confidence_interval(0.9)
-    assert np.allclose(half.high - half.low, 2 * paired(row, reference).half_width(0.95), rtol=1e-9)
+    assert np.allclose(half.high - half.low, 2 * paired_difference(row, reference).half_width(0.95), rtol=1e-9)
 
 
 MARGINS = ((0.5, "less"), (-0.5, "greater"))
@@ -52,8 +52,8 @@ def test_wrong_t_tests_are_caught() -> None:
         lambda x, y: {"error": np.sqrt(x.var(1) / x.shape[1] + y.var(1) / y.shape[1])},
         lambda x, y: {"estimate": y.mean(1) - x.mean(1)},
     )
-    wrong = [lambda x, y, of=of: dataclasses.replace(welch(x, y), **of(x, y)) for of in changes]
-    assert [is_welch(test) for test in (*wrong, lambda x, y: TwoSided(**vars(welch(x, y))))] == [False] * 4
+    wrong = [lambda x, y, of=of: dataclasses.replace(welch_difference(x, y), **of(x, y)) for of in changes]
+    assert [is_welch(test) for test in (*wrong, lambda x, y: TwoSided(**vars(welch_difference(x, y))))] == [False] * 4
 
 
 def is_holm(adjust: Callable[[Any], Any]) -> bool:
@@ -82,7 +82,7 @@ def test_smallest_effects_are_those_of_the_printed_tables() -> None:
     assert [smallest_effect((n, n)) for n in (3, 5, 8)] == pytest.approx([2.70, 1.80, 1.35], abs=0.05)
     assert [smallest_effect((n, n), is_paired=True) * 2**0.5 for n in (3, 5, 8)] == pytest.approx([3.25, 1.95, 1.40], abs=0.05)
     one = [[significance_tests.mean_and_half_width(np.arange(n))[1] / np.arange(n).std(ddof=1) for n in (3, 5, 10)]]
-    one += [[paired(np.arange(n), np.zeros(n)).half_width() / np.arange(n).std(ddof=1) for n in (3, 5, 10)]]
+    one += [[paired_difference(np.arange(n), np.zeros(n)).half_width() / np.arange(n).std(ddof=1) for n in (3, 5, 10)]]
     assert np.allclose(one, [[2.48, 1.24, 0.72], [1.69, 0.95, 0.58]], atol=0.006)
 
 
@@ -91,14 +91,14 @@ def test_power_is_that_of_a_simulation(counts: tuple[int, int]) -> None:
     draws = 40_000
     rows = [RNG.normal(mean, 1, (draws, n)) for mean, n in zip((2.0, 0.0), counts, strict=True)]
     for alpha in (0.05, 0.01):
-        share = (welch(*rows).p_above() <= alpha).mean()
+        share = (welch_difference(*rows).p_above() <= alpha).mean()
         assert abs(share - significance_tests.power(2.0, counts, alpha=alpha, is_paired=False)) < 4 * 0.5 / draws**0.5
 
 
 def test_a_margin_is_shown_with_the_promised_chance() -> None:
     margin = significance_tests.smallest_margin((5, 5))
     rows = RNG.normal(size=(2, 20_000, 5))
-    share = (welch(*rows).p_within(margin) <= 0.05).mean()
+    share = (welch_difference(*rows).p_within(margin) <= 0.05).mean()
     assert 0.8 - 4 * 0.4 / 20_000**0.5 <= share < 0.85
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from eval.experiments.analysis import significance_tests, verdicts
-from eval.experiments.analysis.significance_tests import welch
+from eval.experiments.analysis.significance_tests import welch_difference
 from eval.experiments.analysis.verdicts import judge
 from tests.support.experiment_result import METRIC, cells, claim, registration
 from zoo.errors import BadInput
@@ -18,7 +18,7 @@ NOISE = np.array([-1.2, -0.4, 0.1, 0.5, 1.0])
 def rates(effect: float, n: int, claims: int = 1, seed: int = 3) -> tuple[float, float]:
     """Return the shares of experiments with a claim that holds, and with any claim judged in either direction."""
     row, reference = np.random.default_rng(seed).normal(size=(2, DRAWS, claims, n))
-    p = verdicts.p_values("less", welch(row - effect, reference), 0.0)
+    p = verdicts.p_values("less", welch_difference(row - effect, reference), 0.0)
     _, _, holds, contradicted = verdicts.decide(*p)
     return float(holds.any(-1).mean()), float((holds | contradicted).any(-1).mean())
 
@@ -54,7 +54,9 @@ def test_a_simulated_experiment_is_judged_by_the_same_rule() -> None:
     for _ in range(20):
         values = {name: rng.normal(mean, 1, 5) for name, mean in zip(names, (0, 2, 2), strict=True)}
         entries = judge(registration(claims, names, 5), cells(values | {"control": rng.normal(90, 1, 5)}))
-        tests = [verdicts.p_values(item["kind"], welch(values["a"], values[item["reference"]]), 0.0) for item in claims]
+        tests = [
+            verdicts.p_values(item["kind"], welch_difference(values["a"], values[item["reference"]]), 0.0) for item in claims
+        ]
         adjusted, _, holds, contradicted = verdicts.decide(*np.transpose(tests))
         assert [entry["p_holm"] for entry in entries] == pytest.approx(list(adjusted))
         expected = ["reproduced" if h else "contradicted" if c else "not shown" for h, c in zip(holds, contradicted, strict=True)]
@@ -107,7 +109,7 @@ def test_an_entry_names_seeds_and_has_its_numbers() -> None:
     entry = one(claim("less"), CONTROL | {"a": [*A[:4], "diverged"], "b": [*B[:3], "failed", "missing"]})
     assert entry["notes"] == ["a: seed 4 diverged", "b: seed 3 failed", "b: seed 4 not finished"]
     assert (entry["n"], entry["counts"], entry["learned"]) == (3, {"row": 4, "reference": 3}, {"row": 4, "reference": 3})
-    expected = welch(A[:4], B[:3])
+    expected = welch_difference(A[:4], B[:3])
     assert entry["bound"] == pytest.approx(expected.estimate + expected.half_width())
     assert entry["mde"] == pytest.approx(expected.unit * significance_tests.smallest_effect((4, 3), alpha=verdicts.LEVEL))
     few = one(claim("less"), CONTROL | {"a": A[:2], "b": B})

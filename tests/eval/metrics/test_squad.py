@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eval.metrics import squad
-from eval.metrics.squad import Decoded
+from eval.metrics.squad import DecodedAnswers
 
 TEXT = "Der Fox, the fox and  a Fox met in Köln; the fox  won. "
 
@@ -136,12 +136,18 @@ def test_best_threshold_is_that_of_trying_every_one(questions: Sequence[tuple[fl
     assert threshold == next(each for each, mean in zip(thresholds, means, strict=True) if mean == pytest.approx(max(means)))
 
 
-def decoded(text: str, margin: float) -> Decoded:
-    return Decoded([squad.Answer(text, 0, 1.0)], 1.0 + margin)
+def decoded(text: str, margin: float) -> DecodedAnswers:
+    return DecodedAnswers([squad.Answer(text, 0, 1.0)], 1.0 + margin)
 
 
 def test_where_some_questions_have_no_answer_it_is_right_to_give_none() -> None:
-    answers = [decoded("Denver", -1.0), decoded("gold", 2.0), decoded("wrong", -3.0), decoded("wrong", 4.0), Decoded([], 0.0)]
+    answers = [
+        decoded("Denver", -1.0),
+        decoded("gold", 2.0),
+        decoded("wrong", -3.0),
+        decoded("wrong", 4.0),
+        DecodedAnswers([], 0.0),
+    ]
     truths = [["Denver"], ["gold"], [], [], []]
     best = {"best_exact": 4 / 5, "best_exact_threshold": 2.0, "best_f1": 4 / 5, "best_f1_threshold": 2.0}
     parts = {"has_answer_exact": 1 / 2, "has_answer_f1": 1 / 2, "no_answer_exact": pytest.approx(2 / 3)}
@@ -152,10 +158,10 @@ def test_where_some_questions_have_no_answer_it_is_right_to_give_none() -> None:
 
 
 def test_threshold_lies_below_all_margins_where_giving_no_answer_is_best() -> None:
-    result = squad.score([decoded("x", -3.0), Decoded([], 0.0)], [[], []])
+    result = squad.score([decoded("x", -3.0), DecodedAnswers([], 0.0)], [[], []])
     assert (result["exact"], result["best_exact"], result["best_exact_threshold"]) == (0.5, 1.0, -4.0)
     assert "has_answer_exact" not in result
-    assert squad.score([Decoded([], 0.0)], [[]])["best_f1_threshold"] == 0.0
+    assert squad.score([DecodedAnswers([], 0.0)], [[]])["best_f1_threshold"] == 0.0
     for wrong in (lambda: squad.score([], []), lambda: squad.best_threshold(*np.zeros((3, 0)))):
         with pytest.raises(ValueError, match="no questions"):
             wrong()

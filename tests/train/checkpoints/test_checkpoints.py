@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from tests.support.runs import PATIENCE
 from tests.support.states import META, Log, Spec, abstract, bits, make, mesh_of, restored, save_all
 from train.checkpoints.checkpoints import Checkpoints
-from train.checkpoints.manifest import FORMAT, NAME, Damaged, Manifest, compare
+from train.checkpoints.manifest import FORMAT, NAME, DamagedCheckpoint, Manifest, compare
 from train.engine.state import State
 from zoo.errors import BadInput
 
@@ -171,7 +171,7 @@ def test_every_changed_byte_is_noticed(damaged: tuple[Path, Path], rng: np.rando
             file.unlink()
             if changed is not None:
                 file.write_bytes(changed)
-            with pytest.raises(Damaged) as noticed:
+            with pytest.raises(DamagedCheckpoint) as noticed:
                 Manifest.read(newest, 2).check_content(newest)
             assert path in str(noticed.value), what
             count += 1

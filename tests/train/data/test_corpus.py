@@ -137,7 +137,7 @@ def test_the_halves_are_the_whole(tmp_path_factory, documents, fraction):
     assert "".join(before + after) == "".join(documents)
     assert all([before, after, *before, *after])
     for half in (train, valid):
-        measured = corpus.measure(half)
+        measured = corpus.digest_documents(half)
         assert (half.count, half.text_bytes, half.digest) == (measured.count, measured.text_bytes, measured.hexdigest())
     assert len(before) + len(after) - len(documents) in ({0} if len(documents) >= corpus.MANY_DOCUMENTS else {0, 1})
 
@@ -193,17 +193,17 @@ def test_a_share_is_a_prefix_by_bytes(sizes, share):
     """It ends with a document if one ends within a sixteenth of it, else with a paragraph."""
     chunks = [chunk for size in sizes for chunk in (("wäl\n\n" * size, False), ("end\n", True))]
     whole = [corpus.Document("a", *chunk) for chunk in chunks]
-    measured = corpus.measure(whole)
+    measured = corpus.digest_documents(whole)
     documents = corpus.Documents(lambda: iter(whole), measured.count, measured.text_bytes, measured.hexdigest())
-    assert corpus.take(documents, 1.0) is documents
-    part = corpus.take(documents, share)
+    assert corpus.take_share(documents, 1.0) is documents
+    part = corpus.take_share(documents, share)
     text, full = "".join(texts(part)), "".join(texts(documents))
     assert full.startswith(text) and texts(part) == texts(part) and list(part)[-1].last
     assert abs(part.text_bytes - share * documents.text_bytes) <= share * documents.text_bytes / 16
-    assert part.digest == corpus.measure(part).hexdigest() != documents.digest
+    assert part.digest == corpus.digest_documents(part).hexdigest() != documents.digest
     assert text.endswith("end\n" if len(sizes) > 10 and share == 0.25 else "\n\n")
     with pytest.raises(BadInput, match=r"--data\.take 1e-09: too little of"):
-        corpus.take(documents, 1e-9)
+        corpus.take_share(documents, 1e-9)
 
 
 def test_a_sample_is_everything_or_evenly_spread(tmp_path):
@@ -211,8 +211,8 @@ def test_a_sample_is_everything_or_evenly_spread(tmp_path):
     file.write_text("\n".join(json.dumps({"text": f"{i:04}" * (1 + i % 5)}) for i in range(1000)))
     train, valid = split(TextData(paths=(str(file),)))
     everything = texts(train) + texts(valid)
-    assert list(corpus.sample([train, valid])) == list(corpus.sample([train, valid], 12_000)) == everything
-    some = list(corpus.sample([train, valid], 1200))
+    assert list(corpus.sample_chunks([train, valid])) == list(corpus.sample_chunks([train, valid], 12_000)) == everything
+    some = list(corpus.sample_chunks([train, valid], 1200))
     assert 1200 <= sum(map(len, some)) < 1220
     numbers = [int(text[:4]) for text in some]
     assert numbers[0] == 0 and numbers[-1] > 980

@@ -97,6 +97,6 @@ def test_log_probabilities_change_no_token_and_are_of_the_filtered_distribution(
     assert (sampling.log_probs(logits, GREEDY, logits.argmax(-1)) == 0).all()
     # Of the two tokens that top_k leaves, the probabilities add up to 1.
     settings = Sampling(temperature=0.7, top_k=2)
-    remaining = sampling.filtered(logits, settings)
+    remaining = sampling.filter_logits(logits, settings)
     both = [sampling.log_probs(remaining, settings, token) for token in jax.lax.top_k(logits, 2)[1].T]
     np.testing.assert_allclose(np.exp(both).sum(0), 1, rtol=1e-6)

@@ -23,7 +23,7 @@ from train.engine.losses import token_losses
 from train.engine.state import State
 from train.engine.step import ENGINES, Engine, make_step
 from train.objectives.causal import Causal
-from train.run.run_dir import build
+from train.run.run_dir import from_json
 from zoo.batch import Batch
 from zoo.errors import BadInput
 from zoo.models import model
@@ -141,7 +141,7 @@ def test_a_warm_up_below_one_is_a_share_of_the_steps(name: str) -> None:
         assert [shared(step) for step in (0, 1, 3, steps - 1)] == [counted(step) for step in (0, 1, 3, steps - 1)]
     # 1 is one step, not all of them, and a number of steps stays an integer, which checkpoints store.
     assert repr(run_config.Optim(warmup=1.0).warmup) == "1" and run_config.Optim(warmup=1).warmup_steps(9) == 1
-    assert [repr(build(run_config.Optim, {"warmup": value}, "optim").warmup) for value in (7, 0.1)] == ["7", "0.1"]
+    assert [repr(from_json(run_config.Optim, {"warmup": value}, "optim").warmup) for value in (7, 0.1)] == ["7", "0.1"]
     for wrong in (1.5, -0.1, math.inf, math.nan):
         with pytest.raises(BadInput, match=r"--optim\.warmup .*: choose 0 or more steps, or a share of --steps below 1"):
             run_config.Optim(warmup=wrong)

@@ -31,7 +31,7 @@ from train.objectives.feedback import kto
 from train.objectives.feedback.kto import OBJECTIVE
 from train.rows.batches import in_order
 from train.tokenizers.tokenizer import Tokenizer
-from train.weights.reference_log_probs import attach
+from train.weights.reference_log_probs import with_reference
 from zoo import models, published_weights
 from zoo.batch import Batch
 from zoo.errors import BadInput
@@ -219,7 +219,7 @@ def test_scores_are_those_of_one_batch_of_all_held_out_examples() -> None:
     build = OBJECTIVE.builder(run, words, lambda: np.zeros(0))  # pyright: ignore[reportArgumentType]
     (batch,) = in_order(rows, build, 16, np.arange(16))
     reference = np.asarray(log_probs(net, params, jax.tree.map(jnp.asarray, batch), chunk=0)[0])[:9]
-    rows, other = attach(rows, reference), jax.tree.map(lambda leaf: leaf * 0.9, params)
+    rows, other = with_reference(rows, reference), jax.tree.map(lambda leaf: leaf * 0.9, params)
     (batch,) = in_order(rows, build, 16, np.arange(16))
 
     def scores(params: Any, size: int) -> dict[str, float | int]:

@@ -208,7 +208,7 @@ def test_a_rollout_has_whitened_advantages_and_returns_before_whitening() -> Non
         gae_and_value_loss.explained_variance(np.arange(3.0), np.full(7, 0.7)[:3])
         == 0
         == gae_and_value_loss.explained_variance(np.arange(7.0), np.full(7, 0.7))
-        and not gae_and_value_loss.whitened(np.full(4, 0.5)).any()
+        and not gae_and_value_loss.whiten(np.full(4, 0.5)).any()
     )
 
 

@@ -286,7 +286,7 @@ def test_documents_in_pieces_give_the_tokens_of_the_whole(tokenizer, tmp_path_fa
     folder = tmp_path_factory.mktemp("pieces")
     whole = prepare([Document("", text) for text in texts], tokenizer, folder / "a")
     with small(5):
-        cut = [Document("", piece, last) for text in texts for piece, last in chunking.cut(iter(text))]
+        cut = [Document("", piece, last) for text in texts for piece, last in chunking.cut_chunks(iter(text))]
         assert same(prepare(cut, tokenizer, folder / "b"), whole)
     assert whole.fingerprint == prepare(cut, tokenizer, folder / "b").fingerprint
 

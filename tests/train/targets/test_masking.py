@@ -70,7 +70,7 @@ def test_no_packing_has_more_predictions_than_the_bound_and_one_has_as_many(shor
             for rest in ways(left - size, size):
                 yield (size, *rest)
 
-    most_of_all = max(sum(map(chosen.largest, way)) for way in ways(room, shortest))
+    most_of_all = max(sum(map(chosen.max_predictions_for, way)) for way in ways(room, shortest))
     assert max_predictions_for_packed_row(chosen, room, shortest) == most_of_all
 
 

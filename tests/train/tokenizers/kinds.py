@@ -82,7 +82,7 @@ def raw(kind: Kind) -> bytes:
 def trained_from_pieces() -> list[str]:
     """Return the fingerprints of tokenizers trained on pieces of about 100 characters. Leaves `train.data.chunking` changed."""
     chunking.CHUNK = 100
-    parts = [piece for text in chapters() for piece, _ in chunking.cut([text])]
+    parts = [piece for text in chapters() for piece, _ in chunking.cut_chunks([text])]
     assert len(parts) > 50 * len(chapters())
     return [Tokenizer.train(iter(parts), VOCAB, kind).fingerprint for kind in KINDS]
 

@@ -54,7 +54,7 @@ def test_lines_to_train_on_are_the_same_from_pieces(monkeypatch: pytest.MonkeyPa
     """Also of a script without spaces; and a text may be cut before spaces alone."""
     monkeypatch.setattr(chunking, "CHUNK", 2)
     japanese = ["\u3053\u308c\u3002\u305d\u308c\u3001\u3042\u308c " * 20]
-    parts = [piece for piece, _ in chunking.cut(japanese)]
+    parts = [piece for piece, _ in chunking.cut_chunks(japanese)]
     assert len(parts) > 20
     assert [*unigram.lines(parts)] == [*unigram.lines(japanese)]
     cut = trained("sentencepiece").chunks([("\u3042\u3002\u3042 b", True)])

@@ -164,7 +164,7 @@ def test_an_xlnet_vocabulary_that_lacks_a_special_token_is_refused(missing: str)
     """It shares five names with RoBERTa's, and is not taken for one."""
     ids = {name: number for number, name in enumerate(special_tokens.XLNET.values()) if name != missing}
     with pytest.raises(BadInput, match=f"^it has no {missing}, and an encoder needs <unk>, <s>, "):
-        special_tokens.named(ids)
+        special_tokens.encoder_special_tokens(ids)
 
 
 @pytest.mark.planted(2)

@@ -29,7 +29,7 @@ B, T, N, H = 4, 8192, 8, 64
 SCORES = B // 4 * N // 2 * T * T
 """Entries of the scores [B, N, T, S] on one device."""
 
-TARGETS = {"gpu": target_devices.parse("h100:8"), "tpu": target_devices.parse("v5e:2x4")}
+TARGETS = {"gpu": target_devices.parse_target("h100:8"), "tpu": target_devices.parse_target("v5e:2x4")}
 
 KERNELS = {
     "cudnn": [r"__cudnn\$fmha\w*Softmax", r"__cudnn\$fmha\w*SoftmaxBackward"],
@@ -120,7 +120,7 @@ CALLS = [
 
 def missing() -> dict[str, str]:
     """Why targets cannot be compiled for here."""
-    found = {name: target_devices.missing(target.platform) for name, target in TARGETS.items()}
+    found = {name: target_devices.unavailable_reason(target.platform) for name, target in TARGETS.items()}
     return {name: why for name, why in found.items() if why}
 
 
@@ -135,7 +135,7 @@ def aimed(platform: str) -> Iterator[Mesh]:
     devices = np.array(target_devices.devices(TARGETS[platform]))
     mesh = Mesh(devices.reshape(2, 2, 2, 1), ("data", "fsdp", "tensor", "sequence"), axis_types=(AxisType.Auto,) * 4)
     # JAX's cache stores a program for absent devices, and cannot load it again.
-    with timing.cold(), jax.set_mesh(mesh), jax.default_device(mesh.devices.flat[0]):
+    with timing.without_compilation_cache(), jax.set_mesh(mesh), jax.default_device(mesh.devices.flat[0]):
         yield mesh
 
 

@@ -320,9 +320,9 @@ def test_the_compute_capability_of_older_gpus_is_read(monkeypatch):
         device = type("Device", (), {} if capability is None else {"compute_capability": capability})()
         monkeypatch.setattr(dot_product_attention.backend, "get_default_device", lambda device=device: device)
         assert dot_product_attention.capability() == major
-        assert cudnn.limits(request(size=128)) is None
-        assert (cudnn.limits(request(size=136)) is None) == (major >= 9)
-        assert (tokamax.limits(request()) is None) == (major >= 9)
+        assert cudnn.unsupported_reason(request(size=128)) is None
+        assert (cudnn.unsupported_reason(request(size=136)) is None) == (major >= 9)
+        assert (tokamax.unsupported_reason(request()) is None) == (major >= 9)
 
 
 def test_a_missing_package_is_named_with_how_to_get_it():

@@ -185,7 +185,7 @@ def plant(mistake: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.planted
 def test_a_nan_error_is_not_an_agreement() -> None:
-    assert not conformance.Result({"out": (float("nan"), 1.0)}).ok
+    assert not conformance.CaseResult({"out": (float("nan"), 1.0)}).ok
 
 
 BODIES = {

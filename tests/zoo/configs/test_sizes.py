@@ -151,7 +151,7 @@ def test_stored_counts_are_those_of_the_models(names: tuple[str, ...]) -> None:
 
 
 def test_a_size_is_counted_only_if_its_configuration_is_not_the_stored_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parameter_counts, "counted", lambda size: -1)
+    monkeypatch.setattr(parameter_counts, "count_parameters", lambda size: -1)
     assert all(parameter_counts.parameters(name, size) > 0 for name, size in SIZES.items()), (
         "run python -m zoo.cli.parameter_counts"
     )

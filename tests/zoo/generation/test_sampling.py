@@ -61,7 +61,7 @@ def random_logits(seed: int, rows: int = 4) -> tuple[np.ndarray, np.ndarray]:
 
 @functools.cache
 def program(chosen: Sampling) -> Callable[..., Any]:
-    return jax.jit(lambda logits, seen: sampling.filtered(logits, chosen, seen))
+    return jax.jit(lambda logits, seen: sampling.filter_logits(logits, chosen, seen))
 
 
 CHOICES = [

@@ -18,7 +18,7 @@ from train.objectives.base import Objective, check_predicts_words
 from train.rows import preference_rows
 from train.rows.batches import Build
 from train.tokenizers.tokenizer import Tokenizer
-from train.weights.reference_log_probs import add_reference, attach
+from train.weights.reference_log_probs import add_reference, with_reference
 from zoo.batch import Batch
 from zoo.errors import require
 from zoo.models import Model
@@ -84,7 +84,7 @@ class ReferenceObjective(Objective):
     def abstract_batch(cls, run: Run, tokenizer: Tokenizer, rows: Any) -> Batch:
         """Return the shapes and dtypes of a global batch, with the log-probabilities of a reference if there is one."""
         if getattr(run.options, cls.NAME).has_reference:
-            rows = attach(rows, np.zeros((len(rows), 2), np.float32))
+            rows = with_reference(rows, np.zeros((len(rows), 2), np.float32))
         return super().abstract_batch(run, tokenizer, rows)
 
     @classmethod

@@ -17,7 +17,7 @@ from train.config.policy_options import Policy
 from train.config.rollout_options import Rollout
 from train.config.run_config import Run
 from train.engine.log_probs import token_log_probs
-from train.engine.policy_losses import clipped_losses, divisor, kl_losses, loss_weights, ratios
+from train.engine.policy_losses import clipped_losses, kl_losses, loss_divisor, loss_weights, ratios
 from train.objectives.base import Objective, check_predicts_words
 from train.rollouts import rollout_inputs
 from train.rollouts.advantage_estimators import Estimator, GroupEstimator
@@ -161,7 +161,7 @@ class PolicyGradient(RolloutObjective):
     def weights(self, batch: Batch) -> dict[str, jax.Array]:
         """Return the divisor of the loss, and with --policy.kl loss that of the KL divergence, which is the same."""
         assert batch.weights is not None
-        total = divisor(batch.weights, self.options.aggregation, self.rollout.tokens)
+        total = loss_divisor(batch.weights, self.options.aggregation, self.rollout.tokens)
         return {"policy": total} | ({"kl": total} if self.options.kl_in_loss else {})
 
     def loss(

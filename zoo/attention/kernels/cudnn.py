@@ -29,12 +29,12 @@ def cudnn(
     return fused(call, q, k, v, mask, bias, scale=scale, even=True)
 
 
-def limits(request: Request) -> str | None:
+def unsupported_reason(request: Request) -> str | None:
     """Return why JAX's `fused_attention_stablehlo` refuses a request (read at 0.10.2 and 0.12.0); None if it does not."""
     h = request.shape[-1]
     if request.dtype not in ("bfloat16", "float16"):
         return f"it takes bfloat16 and float16, and this is {request.dtype}"
-    # As in JAX, the GPU of this process decides. `benchmarks.plan.target_devices.present` simulates another GPU, also for JAX.
+    # As in JAX, the GPU of this process decides; `benchmarks.plan.target_devices.simulate_target` can simulate another GPU.
     largest = 256 if capability() >= 9 else 128
     if h > largest or h % 8:
         return f"it takes head sizes up to {largest} on this GPU that are multiples of 8, and this is {h}"

@@ -46,7 +46,7 @@ def splash(
     return out if has_key is None else jnp.where(has_key[..., None], out, 0)
 
 
-def limits(request: Request) -> str | None:
+def unsupported_reason(request: Request) -> str | None:
     """Return why the kernels refuse a request (read at JAX 0.10.2 and 0.12.0, tried by compiling); None if they do not."""
     _, t, s, _, _, _ = request.shape
     if request.dtype not in ("bfloat16", "float32"):

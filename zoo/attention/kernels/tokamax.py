@@ -36,7 +36,7 @@ def tokamax(
     return fused(call, q, k, v, mask, bias, scale=scale, even=False)
 
 
-def limits(request: Request) -> str | None:
+def unsupported_reason(request: Request) -> str | None:
     """Return why the library's Mosaic kernels refuse a request (read at 0.0.17); None if they do not."""
     h = request.shape[-1]
     # On Ampere the kernels have a forward pass only.

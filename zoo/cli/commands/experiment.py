@@ -112,7 +112,7 @@ def _act(options: Any, grid: Any, folder: Path) -> int:
     def notify(line: str) -> None:
         print(f"! {line}", file=sys.stderr, flush=True)
 
-    with grid_runner.locked(folder, notify):
+    with grid_runner.lock_folder(folder, notify):
         node_status.check_runs(grid, folder)
         registered = preregistration.register(grid, folder)
         for line in [f"claim {name} changed after the first run: it is exploratory" for name in registered["changed"]]:

@@ -18,7 +18,7 @@ def plan(args: list[str]) -> int:
     if not args or args[0].startswith("-"):
         raise BadInput("zoo plan: name a size (zoo models) or a recipe (zoo train --help) before the options")
     request = parse_options(args[0], args[1:])
-    target = target_devices.parse(request.target)
+    target = target_devices.parse_target(request.target)
     run = request.run
     require_one_process(run.machine)
     require(run.machine.devices == 0, "devices", run.machine.devices, f"choose --target cpu:{run.machine.devices} instead")
@@ -48,7 +48,7 @@ def parse_options(name: str, args: list[str]) -> Any:
     """Parse the options of `zoo plan NAME`.
 
     Raises:
-        BadInput: see `find_run.default` and `option_parser.parse`.
+        BadInput: see `find_run.find_run` and `option_parser.parse`.
         SystemExit: with 0, after --help.
     """
     import tyro
@@ -56,7 +56,7 @@ def parse_options(name: str, args: list[str]) -> Any:
     from benchmarks.plan import find_run
     from train.config.run_config import kind_of
 
-    default, args = take_objective(find_run.default(name, option_value(args, "--init")), args)
+    default, args = take_objective(find_run.find_run(name, option_value(args, "--init")), args)
 
     @dataclasses.dataclass(frozen=True)
     class Plan:
