@@ -49,7 +49,7 @@ class LoraObjective(Objective):
         return self.objective.added_params(model)
 
     def trained(self, model: Model) -> TrainedParams:
-        """Return the adapters, the head of a fine-tuned model, and what the objective adds."""
+        """Return the trained parameters: the adapters, the head of a fine-tuned model, and parameters that the objective adds."""
         return weights.trained(model, self.adapters).beside(self.added_params(model))
 
     def loss_params(self, params: Any, frozen: Any) -> Any:

@@ -22,7 +22,7 @@ GROUPS = {
     "zoo.tasks": "task",
     "zoo.recipes": "recipe",
 }
-"""Group of entry points -> what it extends, in words."""
+"""Group of entry points -> the noun for its members, in messages."""
 OWN = "transformer-zoo"
 """The distribution of this project."""
 
@@ -125,7 +125,7 @@ def load(plugin: Plugin, expected: str, fits: Callable[[Any], bool]) -> Any:
     """Return the object of a plug-in, which is imported by the first call.
 
     Args:
-        expected: what the object must be, for the message.
+        expected: description of the required object, for the message.
         fits: returns whether an object is as expected.
 
     Raises:
@@ -169,7 +169,7 @@ VALUES_ONLY = ("zoo.recipes",)
 
 
 def check_records(records: Any, without: Collection[str] = ()) -> None:
-    """Refuse the plug-ins in a config.json of which one is not installed; another version is accepted (see `changes`).
+    """Refuse a config.json with a plug-in that is not installed; another version of it is accepted (see `changes`).
 
     Args:
         without: groups whose plug-ins are not needed.
@@ -188,7 +188,7 @@ def check_records(records: Any, without: Collection[str] = ()) -> None:
 
 
 def changes(records: Any) -> list[str]:
-    """Return a line for each plug-in in a config.json of which another version is installed now."""
+    """Return a line for each plug-in in a config.json whose installed version is another one."""
     lines = []
     for record in _parse(records):
         for plugin in installed(record.group):

@@ -1,4 +1,4 @@
-"""The page of `zoo bench attention`: what is supported, throughput, rooflines, and every number."""
+"""The page of `zoo bench attention`: the supported features, throughput, rooflines, and all numbers."""
 
 import collections
 from collections.abc import Callable, Mapping, Sequence

@@ -83,7 +83,7 @@ def largest_errors(cells: Sequence[Mapping[str, Any]]) -> str:
             name, pair = cell["key"]["implementation"], (cell["error"], cell["allowed"])
             largest[name] = max(largest.get(name, (0.0, 0.0)), pair, key=lambda error_and_bound: share_of_bound(*error_and_bound))
     pairs = ", ".join(f"{name} {error:.1e} of {allowed:.1e}" for name, (error, allowed) in largest.items())
-    return f"Error against float64, of what is allowed: {pairs}." if pairs else ""
+    return f"Error against float64, as a share of the bound: {pairs}." if pairs else ""
 
 
 def report_blocks(results: Results, *, terminal: bool) -> list[Block]:

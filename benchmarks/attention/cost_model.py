@@ -59,7 +59,7 @@ def kernels(text: str) -> str:
     """Return the kernels of a compiled program, by their names in the program's text, the most frequent first.
 
     Custom calls and custom fusions (__cudnn$fmha..., __triton_gemm, mosaic_gpu..., tpu_custom_call, __ynn_fusion) have their own
-    names; products outside of these are "dot"; a program with nothing else is "fusion".
+    names. Products outside of these are called "dot"; a program with nothing else is called "fusion".
     """
     matches = re.findall(r'custom_call_target="([^"]+)"|"kind":"(__[^"]+)"', text)
     names = collections.Counter(next(filter(None, pair)) for pair in matches)

@@ -70,7 +70,7 @@ def bounds(
     Args:
         inputs: exact q, k, v and cotangent of the output, [B, T, N, H] or [B, S, K, H], float64.
         seeds: of dropout, uint32[B, 2]; None without it.
-        dtype: what the inputs of the implementations are.
+        dtype: dtype of the inputs of the implementations.
     """
     q, k, v, probe = inputs
     wide, store = (UNIT_ROUNDOFF[name] ** 2 for name in ("float32", dtype))
@@ -135,7 +135,7 @@ class _Call:
         return [{name: x[i] for name, x in sums.items()} for i in range(len(pairs))]
 
     def weights(self, mask: Any, seeds: Array | None, rate: float) -> Array:
-        """Return the softmax, [B, N, T, S]: the output where each key has a value of its own."""
+        """Return the softmax, [B, N, T, S]: the output for values that are the unit vector of each key."""
         keys, heads = self.k.shape[1], jnp.arange(self.q.shape[2], dtype=jnp.uint32)
         unit = jnp.broadcast_to(jnp.eye(keys)[:, None], (*self.k.shape[:3], keys))
         weights = reference(self.q, self.k, unit, mask, self.bias, seeds, heads, scale=self.scale, rate=rate)

@@ -35,7 +35,7 @@ class Start:
     process: int | None
     """Number of this process among several fresh ones; None for the process that the user started."""
     alone: bool
-    """True if this process measures itself and starts no others."""
+    """True if this process does the measurement and starts no other processes."""
     machine: Mapping[str, Any]
 
 
@@ -52,7 +52,7 @@ class Benchmark:
     """Cells of a group -> their outcome for the progress display."""
 
     def markdown(self, results: Results) -> str:
-        """Return table.md."""
+        """Return the content of table.md."""
         origin = f"Made by `zoo bench {self.what}`."
         return result_tables.markdown([f"# {self.title}", origin, *self.blocks(results, terminal=False)])
 

@@ -47,7 +47,7 @@ class Figure:
 
     @property
     def drawings(self) -> list[Markup]:
-        """Return the SVG drawings, of which the style sheet shows the one that fits."""
+        """Return the SVG drawings; the style sheet shows the one that fits."""
         sizes = {"wide": WIDE, "narrow": NARROW} if self.across else {"": NARROW}
         label = html_elements.escape_text(self.label)
         return [Markup(svg(self.draw, (width, self.height or height), label, kind)) for kind, (width, height) in sizes.items()]
@@ -103,7 +103,7 @@ def render(
     Args:
         lead: the result in a sentence.
         sections: heading -> blocks.
-        tiles: (value, what it is) of the numbers at the top.
+        tiles: (value, label) of the numbers at the top.
         footer: how the page was made.
     """
     filled = {heading: present for heading, blocks in sections.items() if (present := [block for block in blocks if block])}

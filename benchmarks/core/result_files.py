@@ -153,9 +153,7 @@ def read(path: str | Path) -> Results:
         raise BadInput(f"{path} has schema {header['schema']}, and this version reads {readable}; measure again")
     wrong = [name for name in ("environment", "asked", "unit") if not isinstance(header.get(name), dict)]
     if wrong or header.get("what") not in KINDS:
-        raise BadInput(
-            f"{path}:1 is not a header of zoo bench: {wrong[0] if wrong else 'what'} is missing or not what it should be"
-        )
+        raise BadInput(f"{path}:1 is not a header of zoo bench: {wrong[0] if wrong else 'what'} is missing or invalid")
     cells: list[dict[str, Any]] = []
     deaths: collections.Counter[Place] = collections.Counter()
     begun: set[Place] = set()

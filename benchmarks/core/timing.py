@@ -19,7 +19,7 @@ FEWEST, FEWEST_SLOW, MOST = 5, 3, 200
 """Number of rounds: at least, at least where a call takes over `SLOW` seconds, and at most."""
 SLOW = 2.0
 CALM = 0.01
-"""Relative uncertainty of the medians at which rounds end."""
+"""Relative uncertainty of all medians below which no more rounds are timed."""
 
 RATIOS = ("ratio", "ratio_p20", "ratio_p80")
 """Columns of the ratio to the unit."""

@@ -1,4 +1,4 @@
-"""A function of this project in a process of its own, which answers in JSON.
+"""Running a function of this project in a separate process, which answers in JSON.
 
 `python -m benchmarks.core.worker_process MODULE FUNCTION ARGUMENTS` is such a process; ARGUMENTS is a list in JSON. The function
 returns its answer, or its first answer and a function that returns one more for each line of standard input. The output of
@@ -77,7 +77,7 @@ class Worker:
 
 
 def call(function: Service, *arguments: Any, env: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """Return the first answer of a function in a process of its own.
+    """Run a function in a separate process and return its first answer.
 
     Raises:
         WorkerFailed: there is none.

@@ -127,7 +127,7 @@ def _axis(options: Options, keys: Sequence[dict[str, Any]], watch: Watch) -> lis
 
 
 def _devices(options: Options, keys: Sequence[dict[str, Any]], watch: Watch) -> list[dict[str, Any]]:
-    """Return the cells of the axis of devices, each from a process of its own."""
+    """Return the cells of the axis of devices, each measured in a separate process."""
     trials = [Trial(key) for key in keys]
     for trial in trials:
         count = trial.key["value"]

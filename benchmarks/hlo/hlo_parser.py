@@ -69,7 +69,7 @@ class Instruction:
 
     @property
     def shape(self) -> str:
-        """Return the type of its result without layouts."""
+        """Return the type of the instruction's result, without layouts."""
         return _LAYOUT.sub("", self.type)
 
     @property

@@ -128,7 +128,7 @@ def _groups_along(numbers: np.ndarray, axes: Sequence[int]) -> Groups:
 OTHER = "other"
 """Groups of devices that are not along axes of the mesh."""
 PART = ", part"
-"""Suffix of axes of which only some of the devices exchange with each other."""
+"""Suffix of an axis along which only some of the devices exchange data with each other."""
 AxesAndGroups = tuple[str, int, tuple[tuple[int, ...], ...]]
 """(axes, devices of a group, groups as in `Collective`)."""
 

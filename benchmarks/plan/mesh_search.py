@@ -143,7 +143,7 @@ def can_skip(candidate: Candidate, tried: Candidate, plan: Plan) -> bool:
         # A candidate that stores less may also read and write less; without published rates the least memory is the best.
         bound = plan.times.longest is not None and plan.times.slowest != "memory"
         return bound and candidate.remat_level >= tried.remat_level and candidate.accumulate >= tried.accumulate
-    # Micro-batches need a second tree of gradients for their sum: without them it may fit in spite of larger activations.
+    # Micro-batches need a second tree of gradients for the sum: a candidate without them may fit despite its larger activations.
     fewer = candidate.accumulate == tried.accumulate or 1 < candidate.accumulate < tried.accumulate
     return candidate.remat_level <= tried.remat_level and fewer
 

@@ -131,8 +131,8 @@ def _between(collective: Collective, places: Sequence[Hashable], *, in_switches:
 def _within(collective: Collective, hosts: Sequence[Hashable]) -> float:
     """Return the bytes that the busiest device sends to others of its host.
 
-    A sum of k devices is taken by the devices, or in the switch (NVLink SHARP): then each sends its array once, and its part of
-    the sum.
+    A sum over k devices is computed by the devices, or in the switch (NVLink SHARP). In the switch, each device sends its array
+    once, and its part of the sum.
     """
     if collective.kind == "collective-permute":
         return collective.bytes * any(hosts[source] == hosts[target] and source != target for source, target in collective.groups)

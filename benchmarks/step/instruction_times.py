@@ -103,7 +103,7 @@ def _event(event: Any) -> tuple[float, float, str, str, int]:
 
 
 def _intervals(events: list[tuple[float, float, str, str, int]], owners: dict[int, str], *, hand_on: bool) -> list[Interval]:
-    """Return a thread's time by the innermost instruction; with `hand_on`, record in `owners` which work it hands on."""
+    """Return a thread's time by innermost instruction; with `hand_on`, record in `owners` the work passed to other threads."""
     intervals: list[Interval] = []
     # Stack of the thread: (end, instruction). A region has no end here: an event of its own ends it.
     inside: list[tuple[float, str]] = []

@@ -251,7 +251,7 @@ class _Group:
         }
 
     def _run(self, trial: StepTrial, *, take: bool = True) -> None:
-        """Take a step of a trial, with the state that it shares with others; without `take` only give it the state."""
+        """Transfer the shared state to a trial and, if `take`, take a step with it."""
         try:
             if trial.step is not None:
                 step = self._with_state(trial.step)

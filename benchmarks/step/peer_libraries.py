@@ -1,4 +1,4 @@
-"""Other implementations of the same step, each in a process of its own; only one of them works at a time.
+"""Other implementations of the same step, each in a separate process; only one of the processes works at a time.
 
 A peer gets the same weights, as a published folder, and the same batch. Its losses before and after an update must agree with
 ours before it is timed.

@@ -229,7 +229,7 @@ def _decode(step: Step) -> StepParts:
 
 
 COMPILER: dict[str, Any] = {}
-"""Options of the compiler; tests, which measure nothing, set quick ones."""
+"""Options of the compiler; tests, which measure nothing, set options that compile quickly."""
 TARGET_TOKEN = 7
 """The token whose loss decoding returns."""
 MODES: dict[str, Callable[[Step], StepParts]] = {"train": _train, "inference": _inference, "decode": _decode}

@@ -21,7 +21,7 @@ FORMULAS = {
     "over the best rate of matrix products that took turns with the steps; of a card with a published peak, over that",
     **{title: LEGEND[title] for title in READING},
     "tokens/s": "tokens read a second, those of a source included; decoding: tokens written",
-    "memory": "arguments + outputs + temporaries - what is reused, as XLA planned it; of a peer the peak of its process. In "
+    "memory": "arguments + outputs + temporaries - reused bytes, as XLA planned it; for a peer, the peak of its process. In "
     "table.csv, of an accelerator, also allocator_peak: the most that its allocator has given out up to then",
     "first step": "seconds to the end of the first step: lowering, compilation without a cache, and the step; of a peer from "
     "loading its weights on",
@@ -113,7 +113,7 @@ def _profile(title: str, profile: Mapping[str, Any]) -> list[Block]:
     ]
     for rows, summary in (
         (profile["top"], f"the {len(profile['top'])} longest instructions"),
-        (profile["other"], "what is in other"),
+        (profile["other"], "operations counted as other"),
     ):
         content += [Table(INSTRUCTION_HEAD, map(_instruction, rows), words=5, summary=summary)] if rows else []
     return content

@@ -30,7 +30,7 @@ LEGEND = {
     "time": "median of a step",
     "over unit": "its time over that of the first row in the same rounds, median",
     "rate": "share of the matrix rate measured here (of the published peak where there is one)",
-    "reads": "what a step must read once, in the dtype of its arithmetic: all slots of the cache and the parameters that "
+    "reads": "bytes that a step must read once, in the dtype of its arithmetic: all slots of the cache and the parameters that "
     "it uses, and of a lookup table only the rows that are looked up; the same number for a peer",
     "GB/s": "reads over time",
     "of copies": "share of the rate measured here at which memory is copied, bytes read and bytes written",
@@ -105,7 +105,7 @@ def one_line(cells: Sequence[Mapping[str, Any]]) -> str:
 
 
 def notes(cells: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return the reasons of cells that have no time, or lack a part of their columns."""
+    """Return the reasons why cells have no time, or lack some of their columns."""
     return notes_of(cells, name_of)
 
 

@@ -126,7 +126,7 @@ def part_of(program: Module, instruction: Instruction) -> str:
 
 
 def direction_of(program: Module, instruction: Instruction) -> str:
-    """Return forward, backward (recomputation included) or update; without a name of its own, an instruction has its loop's."""
+    """Return forward, backward (recomputation included) or update. An instruction without an op name takes that of its loop."""
     within: Instruction | None = instruction
     while within is not None:
         if "transpose(" in within.op_name or "rematted" in within.op_name:

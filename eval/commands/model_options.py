@@ -22,7 +22,7 @@ class ModelOptions:
     adapter: str = ""
     """Folder of a LoRA adapter in peft's format for this model, which is merged into its parameters; empty = none."""
     batch: int = 16
-    """Rows of the model's full length computed at a time; results do not depend on it, except by rounding."""
+    """Number of rows, each of the model's full length, that are computed at once; it changes results only by rounding."""
     precision: Precision = "auto"
     """Dtype of the arithmetic. auto: float32 on CPU, else bfloat16; predict: that of the run, if the model is a run."""
     mesh: Mesh = dataclasses.field(default_factory=Mesh)

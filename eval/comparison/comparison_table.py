@@ -44,7 +44,7 @@ class TableLayout(NamedTuple):
 
 
 LAYOUTS = (TableLayout(False, 2), TableLayout(True, 2), TableLayout(True, 1))
-"""Layouts, of which the first that fits is used; a terminal too narrow for the last one wraps lines, so no number is cut."""
+"""Layouts in order of preference: the first that fits is used. On a narrower terminal the last one wraps; no number is cut."""
 
 ARROWS = {"lower": " ↓", "higher": " ↑", None: ""}
 
@@ -196,7 +196,7 @@ def _tables(comparison: Comparison, names: Sequence[str], shared: Mapping[str, s
 
 
 class Column(NamedTuple):
-    """A column of a table; a cell of several lines has line ends."""
+    """A column of a table; the text of a cell with several lines contains newlines."""
 
     title: str
     cells: Sequence[str | Text]

@@ -57,7 +57,7 @@ def step_flops(run: Run, parents: Mapping[str, Run] | None = None) -> float:
     """Return the matrix-product FLOPs of a training step, as the run itself records them.
 
     Args:
-        parents: runs by their folder, of which the teacher is one; none = read it from its folder.
+        parents: runs by folder, among them the teacher of `run`; without it, the teacher is read from its folder.
     """
     teacher = (parents or {}).get(run.teacher)
     plain = dataclasses.replace(run, seed=0, name="", init="")

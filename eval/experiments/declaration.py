@@ -71,7 +71,7 @@ class Row:
     overrides: Options = dataclasses.field(default_factory=dict)
     """Options of the main stage, the first that rows do not share."""
     stages: Mapping[str, Options] = dataclasses.field(default_factory=dict)
-    """Options of other stages, by name of the stage."""
+    """Options of the stages other than the main one, by the name of the stage."""
     recipes: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """Recipes that replace those of stages, by name of the stage."""
     without: tuple[str, ...] = ()
@@ -126,7 +126,7 @@ class Tier:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Experiment:
-    """A grid of rows and seeds, and what it is expected to show."""
+    """A grid of rows and seeds, and the claims that it tests."""
 
     name: str
     question: str
@@ -142,7 +142,7 @@ class Experiment:
     claims: tuple[Claim, ...]
     tiers: Mapping[str, Tier]
     forecast: Mapping[str, str]
-    """Claim -> what is expected at small scale, written before any run."""
+    """Claim -> the result that is expected at small scale, written before any run."""
     seeds: int = 3
     """Number of seeds of a tier that does not set it."""
     tokenizer: str = ""
@@ -182,7 +182,7 @@ class Experiment:
 
 
 def _problems(experiment: Experiment) -> list[str]:
-    """Return what is wrong with the names in an experiment."""
+    """Return the errors in the names of an experiment, one in a line."""
     rows, stages = [row.name for row in experiment.rows], [stage.name for stage in experiment.stages]
     problems = []
     if experiment.control not in rows:

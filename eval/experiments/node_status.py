@@ -49,7 +49,7 @@ def check_runs(grid: Grid, folder: Path) -> None:
 
 
 def log_file(node: Node, folder: Path) -> Path:
-    """Return the file with what a node printed."""
+    """Return the file that a node's output is written to."""
     return folder / LOGS / f"{node.name}.log"
 
 

@@ -99,7 +99,7 @@ def _row(grid: Grid, name: str, label: str) -> dict[str, Any]:
 
 
 def _stage(node: Node) -> dict[str, Any]:
-    """Return what a stage does, the same for all seeds: its recipe or task, and its options."""
+    """Return the recipe or task of a stage and its options, which are the same for all seeds."""
     seedless = {key: "PARENT" if key in PARENTS else value for key, value in node.options.items()}
     command = {"task": node.task} if node.task else {"recipe": node.argv[1]}
     return {**command, "options": seedless}

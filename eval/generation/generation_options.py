@@ -66,7 +66,7 @@ class Prompts:
     template: str = ""
     """How an example is written, fields in braces: "Q: {question}\\nA: {answer}\\n\\n"."""
     query: tuple[str, ...] = ()
-    """name=value for the template's fields before the answer, which is the first field not named."""
+    """name=value for each field of the template before the answer; the answer is the first field without a value."""
     begin: bool = False
     """Put end-of-text before every prompt, as before a document in training; the prompt may then be empty."""
     chat: bool = False

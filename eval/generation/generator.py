@@ -86,7 +86,7 @@ class Generator:
         require(heads % mesh.shape["tensor"] == 0, "mesh.tensor", mesh.shape["tensor"], f"it does not divide the {heads} heads")
         special_tokens = tokenizer.text_special_tokens
         if model.is_encoder_decoder and special_tokens is None:
-            raise BadInput(f"{model.family} begins its texts with a padding token, which this tokenizer does not have")
+            raise BadInput(f"{model.family} begins its output with a padding token, which this tokenizer does not have")
         self._first = special_tokens.pad if special_tokens else 0
         self._continues_prompt = not model.is_encoder_decoder
         model = unroll_layers(model)
@@ -272,7 +272,7 @@ def _padded(texts: "list[_Text]", slots: int, rows: int) -> Batch:
 
 
 class _Text:
-    """One continuation as it grows."""
+    """A continuation during generation."""
 
     def __init__(
         self,

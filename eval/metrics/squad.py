@@ -139,7 +139,7 @@ def _best(scores: np.ndarray, shape: tuple[int, int, int], spans: np.ndarray, te
         count *= 4
 
 
-# --- Scores of answers ----------------------------------------------------------------------------------------------------------
+# --- scores of answers ----------------------------------------------------------------------------------------------------------
 
 
 def normalized(answer: str) -> str:

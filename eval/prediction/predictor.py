@@ -116,7 +116,7 @@ class Predictor:
             example_rows, logits = zip(*group, strict=True)
             example = rows.examples[number]
             if not np.isfinite(logits).all():
-                raise BadInput(f"{example.origin}: the result is not finite; the weights are damaged, or too large for bfloat16")
+                raise BadInput(f"{example.origin}: the logits are not finite; the weights are damaged, or too large for bfloat16")
             options = {"multi_label": outputs(self.run)[1], "null_threshold": self.null_threshold}
             yield number, prediction_records.of_example(example, example_rows, np.stack(logits), self._labels, **options)
 

@@ -11,7 +11,7 @@ UNSEEN = {code: "\N{REPLACEMENT CHARACTER}" for code in (*range(32), 127) if chr
 
 
 def page(title: str, description: str, parts: Iterable[str], *, style: str = "") -> str:
-    """Return a complete page; `title` and `description` are text, `parts` are HTML, of which empty ones are skipped.
+    """Return a complete page. `title` and `description` are text, `parts` are HTML; empty parts are skipped.
 
     Args:
         style: CSS that follows the style sheet of all pages.

@@ -148,7 +148,7 @@ def _sentence(
     if judged:
         steps = f"{last:,}{planned if last < run.steps else ''} steps {amount}"
         whose = name if best is None else f"{name}, as it was at step {best:,}, its best validation,"
-        return f"After {steps}, {whose} reaches {metric_definitions.summary(judged)} on what it held out."
+        return f"After {steps}, {whose} reaches {metric_definitions.summary(judged)} on its held-out data."
     reached = f"{name} has taken {last:,}{planned} steps, {amount}"
     if not valid:
         return f"{reached}; no validation yet, and no final score."

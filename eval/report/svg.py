@@ -48,7 +48,7 @@ def svg(draw: Callable[[Any], None], size: tuple[float, float], label: str, kind
         drawing = drawing.replace(colour, f"var({variable})")
     view = re.search(r'viewBox="[^"]*"', drawing)
     assert view
-    # There are no references to other ids.
+    # Nothing in the drawing refers to the ids that are removed here.
     content = re.sub(r' id="(?:figure|axes|matplotlib|patch|line2d|xtick|ytick|text|LineCollection)[^"]*"', "", drawing)
     content = content[content.index(">") + 1 :].replace("xlink:href", "href")
     name = f' class="{kind}"' if kind else ""

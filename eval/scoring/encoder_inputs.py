@@ -10,7 +10,7 @@ from zoo.errors import require
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Texts:
-    """Texts for an encoder, or files with a text a line."""
+    """Texts for an encoder, or files with one text per line."""
 
     text: tyro.conf.UseAppendAction[tuple[tuple[str, ...], ...]] = ()
     """Texts, each in quotes."""

@@ -43,7 +43,7 @@ class Text(NamedTuple):
 
 
 class EncoderRow(NamedTuple):
-    """The tokens that the model reads at once, and what is computed for them."""
+    """The tokens of a row, which the model reads at once, and the results for them."""
 
     number: int
     """Number of the caller's result that the row contributes to."""

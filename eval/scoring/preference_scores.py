@@ -25,7 +25,7 @@ class Score:
     """Correctness of each preference, a tie being wrong, and its loss in nats."""
 
     def record(self) -> dict[str, float | int]:
-        """Return the score as it is in metrics and JSON."""
+        """Return the metrics by name, as they are logged and written as JSON."""
         return self.numbers
 
 

@@ -44,7 +44,7 @@ def read(names: Sequence[str], settings: Settings) -> list[Preference]:
         BadInput: a file or a line that cannot be read; see `train.data.preference_records`.
     """
     options = from_labelled("preference", settings.labelled).labelled
-    require(not options.truncate, "labelled.truncate", True, "prompts are not cut here; leave it out")
+    require(not options.truncate, "labelled.truncate", True, "this task does not truncate prompts; leave the option out")
     examples, _ = labelled_reader.read_examples("preference", tuple(names), Data(), options)
     return first([item for item in examples if isinstance(item, Preference)], settings.limit)
 

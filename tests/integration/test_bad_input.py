@@ -47,7 +47,7 @@ COMMAND_LINES = {
     "plan gpt2 --target v5e:8by8": "--target v5e:8by8: say the slice of a v5e, one of v5e:1x1",
     "plan gpt2 --target cpu:0": "--target cpu:0: say how many devices to simulate",
     "plan gpt2 --target cpu:8 --devices 8": "--devices 8: choose --target cpu:8 instead$",
-    "plan gpt2 --target cpu:8 --search --page x.html": "--page x.html: a search writes no page",
+    "plan gpt2 --target cpu:8 --search --page x.html": "--page x.html: --search writes no page",
     "plan gpt2 --target cpu:8 --seq 2048": "--data.length 2,?048: the model has 1024 positions",
     "train gpt-nano --steps many": "--steps: many is not a whole number",
     "train gpt-nano --steps 1.5": "--steps: 1.5 is not a whole number",

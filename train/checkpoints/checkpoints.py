@@ -109,7 +109,7 @@ class Checkpoints:
         """Block until no save is in progress, and return False if the last one failed.
 
         Raises:
-            BadInput: as `poll`.
+            BadInput: see `poll`.
         """
         return self._saver is None or self._saver.wait()
 

@@ -1,4 +1,4 @@
-"""The check that a checkpoint was saved by a run of this configuration."""
+"""The check that a checkpoint was saved by a run with the same configuration."""
 
 from collections.abc import Mapping
 from pathlib import Path

@@ -61,7 +61,7 @@ def start_writing(folder: pathlib.Path, leaves: dict[str, jax.Array]) -> Callabl
 
 
 def finish_writing(folder: pathlib.Path) -> None:
-    """Merge what the processes have written; called by process 0 after all of them are done."""
+    """Merge the files that the processes have written; process 0 calls this after all of them are done."""
     _handler().finalize(epath.Path(folder))
 
 

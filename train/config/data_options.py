@@ -81,7 +81,7 @@ class EncoderData(TextData):
     full_sentences may cross the ends of documents, doc_sentences may not (Liu et al. 2019, section 4.2).
     segment_pairs: BERT's pairs of several sentences, with next-sentence labels. sentence_pairs: pairs of single sentences."""
     pack: bool = False
-    """Pack several sequences into a row, first-fit, isolated from each other."""
+    """Pack several sequences into a row, first-fit; they do not attend to each other."""
     short: float = 0.1
     """Fraction of the documents whose segment pairs get a shorter length, chosen at random."""
 

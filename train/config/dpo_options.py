@@ -14,7 +14,7 @@ REFERENCE_FREE = ("simpo", "orpo")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Dpo:
-    """Loss of pairs of answers of which one was preferred (Rafailov et al. 2023)."""
+    """Loss of pairs of answers, one of which was preferred (Rafailov et al. 2023)."""
 
     kind: PreferenceLoss = "sigmoid"
     """Loss of a pair. It compares the log-ratios to the reference, which are sums over tokens (mean: per token).

@@ -8,12 +8,12 @@ from zoo.errors import require
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Lora:
-    """Low-rank adapters (Hu et al. 2021): a trained product B A of thin matrices is added to each target, a frozen matrix."""
+    """Low-rank adapters (Hu et al. 2021): a trained product B A of two thin matrices is added to each target, a frozen matrix."""
 
     rank: int = 0
     """Rank of B A, its inner size; 0 = no adapters, and all parameters are trained."""
     alpha: float = 8.0
-    """B A is multiplied by alpha / rank before it is added to the frozen matrix."""
+    """Scale of the adapters: the product B A is multiplied by alpha / rank before it is added to the frozen matrix."""
     targets: tuple[str, ...] = ()
     """Published modules that get adapters, by the end of their names (c_attn, query, attention.output.dense); none = the
     defaults of peft for the family."""

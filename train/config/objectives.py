@@ -255,7 +255,7 @@ def from_labelled(objective: str, labelled: groups.Labelled) -> Any:
 
 
 def adapt_options(options: Any, kind: type[Kind]) -> Kind:
-    """Return options as another class of options. Fields of both classes keep their values; the others get their defaults."""
+    """Convert options to another class of options. Fields of both classes keep their values; the others get their defaults."""
     own, hints = get_type_hints(type(options)), get_type_hints(kind)
     values = {}
     for field in dataclasses.fields(kind):  # pyright: ignore[reportArgumentType]

@@ -109,7 +109,7 @@ class Permutation:
     bidirectional: bool = False
     """Read half of the rows from right to left (the authors' `bi_data`)."""
     ordered: bool = False
-    """Use the rows of a model without a memory in the order of the text too, as those of a model with a memory always are.
+    """Train a model without a memory on its rows in the order of the text, which a model with a memory always uses.
     Otherwise they are shuffled, and a comparison of the two models also compares the two orders."""
 
     def __post_init__(self) -> None:

@@ -27,7 +27,7 @@ class Policy:
     clip_low: float = 0.2
     """A ratio below 1 minus this has no gradient if the advantage is negative."""
     clip_high: float = 0.2
-    """A ratio above 1 plus this has no gradient if the advantage is positive (DAPO: 0.28)."""
+    """Upper clipping range: a ratio above 1 + clip_high has no gradient if the advantage is positive (DAPO: 0.28)."""
     beta: float = 0.0
     """Coefficient of the KL divergence to the model of --init; 0 = none."""
     kl: Literal["reward", "loss"] = "reward"

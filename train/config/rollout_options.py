@@ -20,7 +20,7 @@ class Rollout:
     tokens: int = 64
     """Most tokens of a response, its end mark included."""
     missing_end: float | None = None
-    """Reward of a response that is cut off before an end mark, in place of its own; None: it has its own."""
+    """Reward that replaces the reward of a response which is cut off before an end mark; None = its reward is not replaced."""
     temperature: float = 1.0
     """Divides the logits, in sampling and in training alike."""
     steps: int = 1

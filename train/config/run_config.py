@@ -151,7 +151,7 @@ class Log:
     validate_every: int = 200
     """Steps between validations; 0 = only at the end."""
     validate_rows: int = 64
-    """Held-out rows per validation during training; the final score uses all of them."""
+    """Number of held-out rows in a validation during training; the final score uses all held-out rows."""
     ledger: bool = False
     """Also write ledger.jsonl: the row numbers each step consumed."""
     samples: int = 4
@@ -266,7 +266,7 @@ class Run(Generic[Model, Options, DataOptions]):
 
     @property
     def batches(self) -> int:
-        """Number of different batches of the run, of which each is used in one step, or in the epochs of its rollout."""
+        """Number of different batches in the run. Each is used in one step, or in each epoch of its rollout."""
         return self.options.rollout.batches_of(self.steps) if isinstance(self.options, RolloutOptions) else self.steps
 
     def __post_init__(self) -> None:

@@ -115,7 +115,7 @@ def documents(paths: Sequence[str], data: TextData, limit: int = 0) -> Documents
         limit: largest number of documents, taken from the beginning; 0 = all.
 
     Raises:
-        BadInput: as `split`, of a file.
+        BadInput: a file cannot be read; see `split`.
     """
     read = functools.partial(_chain, sources(tuple(paths), data))
     return _measured(functools.partial(_first, read, limit) if limit else read)

@@ -57,13 +57,13 @@ def parse_messages(value: Any, where: str) -> tuple[Message, ...]:
     """Return the messages of a conversation whose last turn is the assistant's.
 
     Raises:
-        BadInput: as `parse_turns`, or the last turn is another's.
+        BadInput: see `parse_turns`; also if the last turn is not the assistant's.
     """
     messages = parse_turns(value, where, MESSAGES)
     if messages[-1].role != ASSISTANT:
         last = f"message {len(messages)}, the last one, is the {messages[-1].role}'s"
         raise BadInput(
-            f"{where}: {last}; the assistant's must be last, because it is what is learned: remove the others after it"
+            f"{where}: {last}; the last message must be the assistant's, which the model learns: remove the messages after it"
         )
     return messages
 

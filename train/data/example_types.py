@@ -14,7 +14,7 @@ class Example:
     """Fields that all examples have."""
 
     origin: str
-    """Place it was read from, for error messages: file:line, or another position within the file."""
+    """Place that the example was read from, for error messages: file:line, or another position within the file."""
     document: str = ""
     """Name of its document. Examples of one document are held out together; "" = the example is its own document."""
 
@@ -97,7 +97,7 @@ class Dialogue(Example):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Preference(Example):
-    """Two completions of a prompt, of which one was chosen and the other rejected."""
+    """Two completions of a prompt: one was chosen, the other rejected."""
 
     prompt: str
     """The text before both completions; "" if there is none."""
@@ -122,7 +122,7 @@ class Prompt(Example):
     """A text to respond to, with what reward functions need to judge a response."""
 
     prompt: str
-    """The text; "" = a response begins as a document does. Of a conversation, what the chat template writes, once it has."""
+    """The text; "" = the response begins a document. For a conversation, its rendering by the chat template, once it exists."""
     columns: dict[str, Any]
     """Values of the other columns by name."""
     messages: tuple[Message, ...] = ()

@@ -68,7 +68,7 @@ def files_in(folder: Path, reader: Callable[[Path], Any], kinds: str) -> list[Pa
         if entry.name.startswith("."):
             continue
         if entry.is_dir() and entry.is_symlink():
-            raise BadInput(f"{entry}: a link to a folder, which may lead in circles; name that folder itself in --data.paths")
+            raise BadInput(f"{entry}: a link to a folder, which may form a loop; name that folder itself in --data.paths")
         if not entry.is_dir() and reader(entry) is None:
             raise BadInput(
                 f"{entry}: of no kind that can be read; move it out of the folder, or name the files. Supported: {kinds}"

@@ -28,7 +28,7 @@ def join_rows(micro_batches: Any) -> Any:
 
 
 def map_rows(function: Callable[[Any], Any], batch: Any, num_micro: int) -> Any:
-    """Return `function(batch)`, arrays [B, ...], computed a micro-batch at a time; it must treat every row independently."""
+    """Return `function(batch)`, arrays [B, ...], computed by micro-batches; the function must treat every row independently."""
     if num_micro == 1:
         return function(batch)
     return join_rows(jax.lax.map(function, split_rows(batch, num_micro)))

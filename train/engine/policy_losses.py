@@ -1,7 +1,7 @@
 """Losses of sampled responses as functions of the log-probabilities of their tokens.
 
 Log-probabilities are [B, T] in nats, and weights [B, T] are above 0 where a token counts. A ratio and an advantage are [B, T], or
-[B, 1] if all tokens of a response have the same.
+[B, 1] if all tokens of a response have the same value.
 """
 
 import jax.numpy as jnp
@@ -52,7 +52,7 @@ def loss_weights(weights: Float[Array, "B T"], aggregation: Aggregation) -> Floa
 
 
 def loss_divisor(weights: Float[Array, "B T"], aggregation: Aggregation, limit: int) -> Float[Array, ""]:
-    """Return what the sum over a batch is divided by: a sum over rows, so that batches may be summed in parts.
+    """Return the divisor of the sum over a batch: itself a sum over rows, so that batches may be summed in parts.
 
     tokens: the number of tokens (Yu et al. 2025, DAPO, section 3.3). sequences: that of responses (Shao et al. 2024, equation 3).
     limit: that of responses times `limit`, the most tokens of one (Liu et al. 2025, Dr. GRPO, section 3.2).

@@ -21,6 +21,6 @@ class State:
     """Nested dict of float32 arrays; per-layer leaves stacked on axis 0."""
     opt_state: Any
     carry: Any
-    """`{}`, or what the model carries from step to step (XLNet memory), batch axis first."""
+    """`{}`, or the arrays that the model carries from step to step (XLNet's memory), with the batch axis first."""
     key: Any
     """The run's random key, uint32[2]; never advanced: every sample is a function of (key, step, example, layer, site)."""

@@ -106,7 +106,7 @@ class CompletionInputs(ExampleInputs[HeldOut]):
 
 
 def resolve_config(run: run_config.Run, folder: RunDir) -> run_config.Run:
-    """Return the run unchanged: preferences determine no value of it.
+    """Return the run unchanged: none of its values depends on the preferences.
 
     Raises:
         BadInput: an option has no effect, or the model has no layout for preferences.

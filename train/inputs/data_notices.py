@@ -10,7 +10,7 @@ from train.rows.row_source import RowSource
 UNKNOWN = 0.05
 """Share of unknown tokens above which there is a notice."""
 PADDING = 0.5
-"""Share of padding above which there is a notice."""
+"""Share of padding in the rows above which a notice is shown."""
 
 
 def notices(run: run_config.Run, data: Any) -> list[str]:

@@ -25,7 +25,7 @@ HeldOut = TypeVar("HeldOut")
 
 
 class ExampleInputs(Generic[HeldOut]):
-    """Base class of tokenized examples, of which the held-out ones are scored; see `train.inputs.run_inputs.Inputs`."""
+    """Base class of inputs made of tokenized examples; the held-out ones are scored. See `train.inputs.run_inputs.Inputs`."""
 
     tokenizer: Tokenizer
     rows: Mixture

@@ -53,7 +53,7 @@ def inspect(run: run_config.Run, folder: RunDir, *, count: int, first: int) -> N
         folder: the folder of the run; its tokenizer is used if it has a checkpoint.
 
     Raises:
-        BadInput: as `run_inputs.read`, or `count` is not positive, or `first` is negative.
+        BadInput: see `run_inputs.read`; also if `count` is not positive, or `first` is negative.
     """
     require(count >= 1, "rows", count, "choose 1 or more rows")
     require(first >= 0, "first", first, "choose 0 or more: the number of an example, step x batch + its place in the batch")

@@ -134,7 +134,7 @@ def split(run: run_config.Run) -> tuple[list[Pair | Dialogue], list[Pair | Dialo
             )
         return labelled_reader.split("text_to_text", run.data, options)  # pyright: ignore[reportReturnType]
     unused = " ".join(run.data.paths + run.data.valid_paths)
-    require(not unused, "data.paths", unused, "pairs are read from --pairs.source; remove it")
+    require(not unused, "data.paths", unused, "pairs are read from --pairs.source; leave out --data.paths")
     training: list[Pair | Dialogue] = list(parallel(files.source, files.target, options))
     if not files.valid_source:
         return labelled_reader.split_halves(training, run.data.valid_fraction)

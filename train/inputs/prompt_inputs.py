@@ -180,7 +180,7 @@ def rows_of(
         left_out: list that gets the message of each prompt that is left out because it does not fit.
 
     Raises:
-        BadInput: as `train.rows.prompt_rows.encode_rows`, or no prompt fits.
+        BadInput: see `train.rows.prompt_rows.encode_rows`; also if no prompt fits into a row.
     """
     length, tokens = run.data.length, run.options.rollout.tokens
     rows, messages = prompt_rows.encode_rows(examples, tokenizer, run.model, run.options.labelled, length, tokens)
@@ -196,7 +196,7 @@ def _rendered(examples: Sequence[Prompt], tokenizer: Tokenizer, template: ChatTe
     """Return conversations with the texts that the chat template writes.
 
     Raises:
-        BadInput: as `train.tokenizers.chat_ids.rendered_prompts`.
+        BadInput: see `train.tokenizers.chat_ids.rendered_prompts`.
     """
     texts = rendered_prompts([(example.origin, example.messages) for example in examples], tokenizer, template)
     return [dataclasses.replace(example, prompt=text) for example, text in zip(examples, texts, strict=True)]

@@ -42,7 +42,7 @@ class Inputs(Protocol):
         ...
 
     def validation_rows(self, run: run_config.Run) -> RowSource:
-        """Return rows for validations during training, of which a subsample is used."""
+        """Return the rows from which the validations during training use a subsample."""
         ...
 
     def counts(self) -> np.ndarray:

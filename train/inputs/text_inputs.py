@@ -41,11 +41,11 @@ class TextInputs:
     """The held-out text of all components."""
 
     def scored_rows(self, run: run_config.Run, stride: int) -> RowSource:
-        """Return rows of the held-out text for scoring the objective; if they are windows, each has `stride` new tokens."""
+        """Return the rows of the held-out text that score the objective; rows that are windows have `stride` new tokens each."""
         return objective(run.objective).scored_rows(self.held_out, run, self.tokenizer, stride)
 
     def validation_rows(self, run: run_config.Run) -> RowSource:
-        """Return rows of the held-out text that do not overlap, of which validations use some."""
+        """Return rows of the held-out text that do not overlap; validations use a subsample of them."""
         return self.scored_rows(run, run.data.length)
 
     def counts(self) -> Int64[np.ndarray, " V"]:

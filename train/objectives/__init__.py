@@ -2,7 +2,8 @@
 
 An objective is a subclass of `train.objectives.base.Objective`, which documents its methods, and is named by `OBJECTIVE` in its
 file; those of learning from feedback are in the folder `feedback`. Importing this package imports none of them; `objective`
-imports the one that is named. Another distribution adds one by an entry point in `zoo.objectives` (see `docs/extending.md`).
+imports a module when its objective is named. Other distributions add objectives by entry points in `zoo.objectives` (see
+`docs/extending.md`).
 """
 
 import importlib

@@ -124,7 +124,7 @@ class Objective(abc.ABC):
 
     @classmethod
     def extend_scored_inputs(cls, run: Run, mesh: Mesh, inputs: Any, cache: Path, *, progress: Callable[[int, int], None]) -> Any:
-        """Return the inputs with what scoring reads, which may be less than training does; as `extend_inputs`."""
+        """Return the inputs with additions that scoring reads, which may be fewer than those of training; see `extend_inputs`."""
         return cls.extend_inputs(run, mesh, inputs, cache, progress=progress)
 
     @classmethod
@@ -178,7 +178,7 @@ class Objective(abc.ABC):
         return TrainedParams(lambda key: {}, ())
 
     def trained(self, model: Model) -> TrainedParams:
-        """Return what the optimizer updates with its sharding: by default `trained_params` and `added_params`."""
+        """Return the parameters that the optimizer updates, with sharding; by default `trained_params` and `added_params`."""
         own = TrainedParams(functools.partial(self.trained_params, model), model.module.SHARDING)
         return own.beside(self.added_params(model))
 

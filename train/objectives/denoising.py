@@ -44,7 +44,7 @@ class Denoised(Objective):
 
     @classmethod
     def scored_rows(cls, tokens: Tokens, run: Run, tokenizer: Tokenizer, stride: int) -> LmRows:
-        """Return the rows of the held-out text, as those of the training text; each token is in one row for any stride."""
+        """Return the rows of the held-out text, planned like those of the training text: each token is in one row."""
         return lm_rows.windows(tokens, _lengths(run, tokenizer).raw, with_ends=False, least=2)
 
     @classmethod

@@ -27,7 +27,7 @@ class ScoredBatch(NamedTuple):
     old: Float32[np.ndarray, "B T"]
     """Log-probabilities in nats under the parameters that sampled."""
     reference: Float32[np.ndarray, "B T"] | None
-    """Those under the reference, if there is one."""
+    """Log-probabilities under the reference, if there is one."""
     values: Float32[np.ndarray, "B T"] | None
     """Values at the tokens under the parameters that sampled, if they were computed."""
 
@@ -38,7 +38,7 @@ class Estimate(NamedTuple):
     extra: dict[str, Any]
     """`Batch.extra` of all rows, float32."""
     advantages: Float64[np.ndarray, " B"]
-    """Advantage of each response; if each token has its own, their mean."""
+    """Advantage of each response; if its tokens have different advantages, their mean."""
 
 
 @runtime_checkable

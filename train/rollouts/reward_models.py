@@ -48,7 +48,7 @@ class Sizes:
     limit: int | None
     """Largest length that the model has; None: there is none."""
     prompt_limit: int | None
-    """Tokens of a prompt of which the beginning of a longer one is cut; None: nothing is cut."""
+    """Longest prompt in tokens; a longer one loses its beginning. None = prompts are not cut."""
 
     def fit(self, needed: int) -> int:
         """Return the length of the rows of a batch whose longest one needs so many tokens, at most `limit`.
@@ -69,7 +69,7 @@ class RewardModel:
     """True: every process calls `scores` with the same completions, and the devices of all of them compute."""
 
     name: str
-    """Folder, as on the command line."""
+    """Folder of the model, as written on the command line."""
     weight: float
     model: Model
     params: Any
@@ -87,7 +87,7 @@ class RewardModel:
     own_tokenizer: bool
     """True if the tokenizer is another than that of the model in training."""
     template: ChatTemplate | None
-    """The tokenizer's chat template, which renders conversations; None: it has none, and reads what the policy's has written."""
+    """Chat template of the reward model's tokenizer; None = it has none, and the policy's template renders conversations."""
 
     def __str__(self) -> str:
         facts = [self.model.family, "normalized" if self.scale != RewardScale() else "not normalized"]
@@ -185,7 +185,7 @@ def load_reward_model(named: ModelName, run: Run, mesh: Mesh, prompts: Sequence[
 
 
 def text_of(prompt: Prompt, template: ChatTemplate | None) -> str:
-    """Return the text of a prompt; a conversation is rendered by `template`, or as the policy reads it if that is None."""
+    """Return the text of a prompt. A conversation is rendered by `template`; if it is None, by the template of the policy."""
     if template is None or not prompt.messages:
         return prompt.prompt
     return template.render(prompt.messages, generation_prompt=True)

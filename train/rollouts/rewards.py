@@ -85,7 +85,7 @@ class RewardFunction:
         return f"{self.name}@{self.weight:g}" if self.weight != 1 else self.name
 
     def scores(self, completions: Sequence[Completion]) -> Float64[np.ndarray, " n"]:
-        """Return what the function returns for the completions.
+        """Return the scores that the function returns for the completions.
 
         Raises:
             BadInput: it raises, or does not return a finite number for each completion; the message names the function, the
@@ -165,10 +165,10 @@ def _module(text: str, name: str) -> Any:
 
 
 def rewards(judges: Sequence[Judge], completions: Sequence[Completion]) -> Float64[np.ndarray, " n"]:
-    """Return the reward of each completion: the weighted sum of the numbers of all judges.
+    """Return the reward of each completion: the weighted sum of the scores of all reward functions and models.
 
     Raises:
-        BadInput: as `Judge.scores`.
+        BadInput: see `Judge.scores`.
     """
     total = np.zeros(len(completions))
     for judge in judges:
@@ -177,7 +177,7 @@ def rewards(judges: Sequence[Judge], completions: Sequence[Completion]) -> Float
 
 
 def with_missing_end(values: Float64[np.ndarray, " n"], ended: Any, missing_end: float | None) -> Float64[np.ndarray, " n"]:
-    """Return rewards in which those of responses without an end mark are `missing_end`, unless that is None.
+    """Return the rewards, with `missing_end`, unless it is None, in place of the rewards of responses without an end mark.
 
     Args:
         ended: bool [n]: True for responses with an end mark.

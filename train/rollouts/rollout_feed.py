@@ -233,7 +233,7 @@ def _ratio_error(old: Float32[np.ndarray, "B T"], responses: Responses, first: l
 
 
 def _gather(values: Float64[np.ndarray, " n"], local: Int64[np.ndarray, " n"], rows: int) -> Float64[np.ndarray, " B"]:
-    """Return the values of the rows of all processes, of which this one has those of the offsets `local`."""
+    """Return the values of the rows of all processes. This process passes those of the offsets `local`."""
     if jax.process_count() > 1:
         # As integers, because JAX would make float32 of float64.
         bits = np.ascontiguousarray(values).view(np.uint32).reshape(-1, 2)

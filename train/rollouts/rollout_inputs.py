@@ -35,14 +35,14 @@ def check(run: Run, mesh: Mesh, *, least: int) -> None:
 
 
 def extend_inputs(run: Run, mesh: Mesh, inputs: Any, beta: float) -> Any:
-    """Return inputs with the run's judges, and the digest of the reference if a KL divergence is measured to one.
+    """Return inputs with the run's reward functions and models, and the digest of the reference if there is a KL divergence.
 
     Args:
         inputs: a `train.inputs.prompt_inputs.PromptInputs`.
         beta: coefficient of the KL divergence; 0 = there is none.
 
     Raises:
-        BadInput: as `with_judges`, or there is nothing in `run.init`.
+        BadInput: see `with_judges`; also if `run.init` does not exist.
     """
     reference = digest_of_parameters(run.init) if beta else ""
     return dataclasses.replace(with_judges(run, mesh, inputs), reference=reference)
@@ -52,7 +52,7 @@ def with_judges(run: Run, mesh: Mesh, inputs: Any) -> Any:
     """Return inputs with the run's reward functions and reward models.
 
     Raises:
-        BadInput: as `train.rollouts.rewards.find_rewards` and `train.rollouts.reward_models.load_reward_model`.
+        BadInput: see `train.rollouts.rewards.find_rewards` and `train.rollouts.reward_models.load_reward_model`.
     """
     # Without those that --labelled.skip-bad left out.
     prompts = [rows.examples[row.example] for rows in (inputs.training, inputs.held_out) for row in rows.rows]

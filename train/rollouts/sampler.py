@@ -148,7 +148,7 @@ class Sampler:
 
 
 def _replicate(mesh: Mesh, value: Any) -> jax.Array:
-    """Return an array of which every device has a copy; every process has the same value."""
+    """Return an array that is replicated on all devices; every process passes the same value."""
     array, sharding = np.asarray(value), NamedSharding(mesh, PartitionSpec())
     copies = [jax.device_put(array, device) for device in sharding.addressable_devices]
     return jax.make_array_from_single_device_arrays(array.shape, sharding, copies)

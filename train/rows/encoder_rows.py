@@ -90,7 +90,7 @@ class EncoderRows(TextRows, SampledRows):
 
     @property
     def targets(self) -> int:
-        """Number of text tokens in all rows; those of random second texts occur more than once."""
+        """Number of text tokens in all rows; tokens of randomly chosen second texts are counted each time that they occur."""
         return int(self.count.sum())
 
     def select_rows(self, chosen: Int64[np.ndarray, " n"]) -> "EncoderRows":

@@ -266,7 +266,7 @@ def _encoded_contexts(tokenizer: Tokenizer, examples: Sequence[Question]) -> Cal
 
 
 def _longest_question(length: int, options: Questions, special: SpecialTokens) -> int:
-    """Return the tokens of the longest question that leaves `options.stride` tokens for its context."""
+    """Return the number of tokens of the longest question that leaves `options.stride` tokens for its context."""
     return length - 2 - special.between - options.stride
 
 

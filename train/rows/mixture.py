@@ -20,7 +20,7 @@ class Component:
     name: str
     """The path it is read from."""
     weight: float
-    """Number of its examples relative to the weights of the other components; above 0."""
+    """Number of the component's examples, relative to the weights of the other components; above 0."""
     documents: Iterable[Document]
     """Its training documents, in the order of their numbers in the tokens."""
     rows: RowSource

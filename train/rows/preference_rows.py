@@ -149,7 +149,7 @@ def encode_sides(
 
     Args:
         rendered: True if a chat template has written the prompts: names of special tokens in the texts are those tokens.
-        prompt_limit: tokens of a prompt of which the beginning of a longer one is cut; None: nothing is cut.
+        prompt_limit: longest prompt in tokens; a longer one loses its beginning. None = prompts are not cut.
         row_limit: tokens of a row, for which the beginning of its prompt is cut further, up to its last token, if the row is
             longer; None: nothing more is cut. An encoder-decoder's completion is not in the row of its prompt.
 
@@ -209,7 +209,7 @@ def builder(cfg: Any, tokenizer: Tokenizer, target_length: int = 0) -> Build:
 
 
 def sides_builder(cfg: Any, tokenizer: Tokenizer, target_length: int = 0) -> Callable[[tuple[Side, Side], int], dict[str, Any]]:
-    """Return the function (sides, length) -> their fields of `Batch`, as those of `builder` without extra.
+    """Return a function (sides, length) -> fields of `Batch`, which are those of `builder` without `extra`.
 
     Raises:
         BadInput: see `builder`.
@@ -223,7 +223,7 @@ def sides_builder(cfg: Any, tokenizer: Tokenizer, target_length: int = 0) -> Cal
 
 
 def side_builder(cfg: Any, tokenizer: Tokenizer, target_length: int = 0) -> Callable[[Side, int], dict[str, Any]]:
-    """Return the function (side, length) -> its fields of `Batch`, as those of `builder` without the axis of completions.
+    """Return a function (side, length) -> fields of `Batch`, which are those of `builder` without `extra` and without axis C.
 
     Raises:
         BadInput: see `builder`.

@@ -40,11 +40,12 @@ class ResponseRow(NamedTuple):
 def row_builder(
     cfg: Any, tokenizer: Tokenizer, *, target_length: int, reference: bool = False
 ) -> Callable[[ResponseRow, int], dict[str, Any]]:
-    """Return the function (row, length) -> its fields of `zoo.batch.Batch`, right-padded.
+    """Return a function (row, length) -> fields of `zoo.batch.Batch`, right-padded.
 
-    tokens, segments (1; 0 = padding), positions and targets (the next tokens), int32 [T], weights, float32 [T], 1 where a target
-    is a token of the response, and an encoder-decoder's source, as in `train.rows.preference_rows`. extra has "old", float32 [T],
-    "advantage", float32 [], and with `reference` also "reference", float32 [T], which are 0 where the weight is 0.
+    The fields are tokens, segments (1; 0 = padding), positions and targets (the next tokens), int32 [T]; weights, float32 [T],
+    1 where a target is a token of the response; and for an encoder-decoder the source, as in `train.rows.preference_rows`. The
+    field extra has "old", float32 [T], "advantage", float32 [], and with `reference` also "reference", float32 [T]; "old" and
+    "reference" are 0 where the weight is 0.
 
     Args:
         target_length: T of an encoder-decoder; a decoder's is `length`.

@@ -138,7 +138,7 @@ def _locked_folder(folder: Path) -> Iterator[Path]:
 
 
 def _write(folder: Path, documents: Documents, tokenizer: Tokenizer, fingerprint: str, progress: Progress) -> None:
-    """Tokenize into a folder what is not tokenized there yet. The header, which makes it valid, is written last."""
+    """Tokenize the texts that a folder does not have yet. The header, which makes the folder valid, is written last."""
     digest, size, done = Digest(), 0, 0
 
     def read() -> Iterator[tuple[str, bool]]:

@@ -30,7 +30,7 @@ def measure(dtype: Any, seconds: float = 0.5) -> float:
         jax.block_until_ready([product(operand) for _ in range(count)])
         return (time.perf_counter() - start) / count
 
-    # A mesh of its own, independent of the caller's.
+    # A separate mesh, independent of the caller's.
     with jax.set_mesh(mesh):
         operand = jax.jit(lambda key: jax.random.normal(key, shape, dtype), out_shardings=sharding)(jax.random.key(0))
         burst(1)

@@ -39,7 +39,7 @@ class ProgressBar:
         """Describe the work; nothing is shown before the block is entered.
 
         Args:
-            unit: what is counted, in the plural; for `BYTES` the rate is shown.
+            unit: name of the counted things, in the plural; for `BYTES` the rate is shown.
             before: activity until the first part of the work is done, such as "compiling".
             late: show the line at the first call, so that work that was already done shows nothing.
             announce: where the output is no terminal, write "`activity` ..." at the beginning.

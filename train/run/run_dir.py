@@ -182,7 +182,7 @@ def read_config(folder: str | Path, *, compute: bool = True) -> Run:
 
 
 def plugin_notices(folder: str | Path) -> list[str]:
-    """Return a line for each plug-in of a run of which another version is installed than the one that the run used."""
+    """Return a line for each plug-in of a run whose installed version differs from the one that the run used."""
     stored = _stored_config(folder)
     return plugins.changes(stored.get("plugins", [])) if isinstance(stored, dict) else []
 

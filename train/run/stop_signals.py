@@ -85,7 +85,7 @@ class StopSignals:
             os.kill(os.getpid(), signal.SIGTERM)
 
     def _watch(self) -> None:
-        """Read the number of each incoming signal, in a thread of its own."""
+        """Read the number of each incoming signal, in a separate thread."""
         while content := self._woken.recv(1):
             number = content[0]
             if number in self._before:

@@ -32,7 +32,7 @@ class Masks:
     """Ids that random tokens are sampled from. Google's code and the distiller sample from the whole vocabulary, fairseq from the
     entries that are not special."""
     starts: Bool[np.ndarray, " V"] | None = None
-    """True if an entry begins a word, if whole words are masked; None: single tokens are."""
+    """For masking whole words: True for each entry that begins a word. None = single tokens are masked."""
     weights: Float64[np.ndarray, " V"] | None = None
     """Relative probability of choosing an entry for prediction; 0 = never. None: uniform."""
 

@@ -52,7 +52,7 @@ def noise_spans(length: int, options: Denoising) -> int:
 
 
 def choose_spans(rng: np.random.Generator, length: int, options: Denoising) -> Bool[np.ndarray, " n"]:
-    """Choose spans to leave out, with text before each and the last one at the end; all placements are equally likely."""
+    """Choose spans to leave out, with text before each span and the last span at the end; all placements are equally likely."""
     noise, number = noise_tokens(length, options.density), noise_spans(length, options)
     sizes = np.stack([_parts(rng, length - noise, number), _parts(rng, noise, number)], axis=1)  # [spans, 2]
     return np.repeat(np.tile([False, True], number), sizes.ravel())  # [length]

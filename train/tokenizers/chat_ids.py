@@ -57,7 +57,7 @@ def encode_dialogues(
 
 
 def encode_prompts(texts: Sequence[str], tokenizer: Tokenizer, template: ChatTemplate) -> list[Int32[np.ndarray, " n"]]:
-    """Return the ids of texts as the first turns of users, with the beginning of an answer.
+    """Return the ids of texts, each rendered as a user's first turn and followed by the beginning of an answer.
 
     Raises:
         BadInput: a text spells a special token.

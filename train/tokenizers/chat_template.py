@@ -95,7 +95,7 @@ class ChatTemplate:
         """Return a conversation as text, with the parts of the assistant.
 
         Raises:
-            BadInput: as `render`, or the template changes the text of the parts after it has written them.
+            BadInput: see `render`; also if the template changes the text of the parts after it has written them.
         """
         text, tracker = self.render(messages), _tracker(self._environment)
         tracker.marking = True
@@ -120,7 +120,7 @@ class ChatTemplate:
 
 
 def has_template(tokenizer: Tokenizer) -> bool:
-    """Return whether a tokenizer has a chat template of its own."""
+    """Return whether a tokenizer has a chat template."""
     return tokenizer.chat_template is not None or tokenizer.settings.get("chat_template") is not None
 
 

@@ -95,7 +95,7 @@ class TokenizerSettings:
     added: Mapping[str, int] = dataclasses.field(default_factory=dict)
     """The content of added_tokens.json, where `transformers` reads it."""
     special: Any = None
-    """Special tokens without a role that make added tokens special."""
+    """Special tokens without a role of their own; an added token with one of these names is special."""
 
     @classmethod
     def load(cls, folder: Path) -> "TokenizerSettings":

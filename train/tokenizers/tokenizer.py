@@ -132,8 +132,8 @@ class Tokenizer:
         """Load the tokenizer of a folder with a tokenizer.json.
 
         Raises:
-            BadInput: there is no such file, or it is not a tokenizer, has gaps between its ids, has neither "<|endoftext|>" nor
-                the special tokens of its kind, or lacks some of these.
+            BadInput: there is no such file; or its content is not a tokenizer, has gaps between the ids, or has neither
+                "<|endoftext|>" nor all special tokens of its kind.
         """
         file, settings = Path(folder) / FILE, Path(folder) / SETTINGS
         config = read_json(settings, LARGEST_FILE) if settings.exists() else None
@@ -274,7 +274,7 @@ class Tokenizer:
         return [str(self._core.id_to_token(number)) for number in np.asarray(ids).tolist()]
 
     def spell(self, number: int) -> str:
-        """Return the text of an id in the middle of a text, with the space before a word.
+        """Return the text of an id that is not the first of its text; the text of a word's first id begins with a space.
 
         WordPiece's entries have no space, but "##" if there is none. (`decode` would treat an id of T5 or XLNet as a text of its
         own, which does not begin with a space.)

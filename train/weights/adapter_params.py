@@ -44,7 +44,7 @@ def adapters_of(run: run_config.Run) -> Adapters | None:
 
 
 def trained(model: Model, spec: Adapters | None) -> TrainedParams:
-    """Return the initializer and the sharding of what a run trains: the model's parameters, or its adapters and its head."""
+    """Return the initializer and the sharding of the trained parameters: the model's, or its adapters and its head."""
     if spec is None:
         return TrainedParams(model.init, model.module.SHARDING)
     return TrainedParams(functools.partial(adapters.init, model, spec), adapters.rules(model, spec))

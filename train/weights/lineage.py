@@ -58,7 +58,7 @@ def seeds_of(run: Run, parents: Mapping[str, Parent]) -> tuple[int, ...]:
 def total_costs(own: Costs, parents: Iterable[Parent]) -> Costs:
     """Return the costs of a run and of all of its ancestors, each counted once; None where one of them is not recorded.
 
-    Costs are summed, except the memory, of which the maximum is taken.
+    Costs are summed, except the memory: its total is the maximum.
     """
     ancestors = {
         json.dumps([ancestor["row"], ancestor["seeds"]]): ancestor["costs"]

@@ -167,7 +167,7 @@ class Relative(Distanced):
         return max(8, block_q * block_k // max(block_k, s)), s
 
     def missing_distances(self, t: int, s: int) -> str | None:
-        # The positions of scattered queries are values, which are not available when shapes are checked.
+        # The positions of scattered queries are array values, which are unknown while shapes are checked.
         return super().missing_distances(t, s) if self.query_positions is None else None
 
     def padded(self, t: int, s: int) -> Any:

@@ -45,7 +45,7 @@ def check_adapter(folder: str) -> None:
 
 
 def check_files(option: str, names: Sequence[str]) -> None:
-    """Refuse files that do not exist; "-" is standard input.
+    """Refuse files that do not exist. The name "-" means standard input.
 
     Raises:
         BadInput: a file does not exist; the message names the option and the file.
@@ -145,7 +145,7 @@ def check_packages() -> None:
     """Refuse a file or folder of the user that Python finds instead of one of our packages.
 
     Raises:
-        BadInput: names it and the fix.
+        BadInput: there is such a file or folder; the message names it and the fix.
     """
     root = Path(zoo.__file__).parents[1]
     for name in ("train", "eval", "benchmarks"):

@@ -189,7 +189,7 @@ def _message(box: str) -> str:
             blocks.append([])
         elif not text.startswith(("╭", "╰")):
             blocks[-1].append(text)
-    # In a terminal without UTF-8 the title is the first block and not part of the border.
+    # In a terminal without UTF-8 the title of the box is its first block, and not part of its border.
     return " ".join(" ".join(blocks[0 if "╭" in box else 1]).split())
 
 

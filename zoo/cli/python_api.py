@@ -32,7 +32,7 @@ class LoadedModel:
     """A model with its parameters and its tokenizer, as `load` returns it."""
 
     def __init__(self, loaded: "Loaded", batch: int = 16) -> None:
-        """Wrap a loaded model, of which `batch` rows are computed at a time."""
+        """Wrap a loaded model, which computes `batch` rows at a time."""
         self._loaded, self._batch = loaded, batch
         self._generator: Generator | None = None
 
@@ -92,9 +92,8 @@ class LoadedModel:
         from zoo.batch import Batch
 
         model = self.model
-        require(
-            model.is_encoder_decoder == (target is not None), "target", target, "an encoder-decoder needs one, other models none"
-        )
+        fix = "an encoder-decoder needs a target, and other models accept none"
+        require(model.is_encoder_decoder == (target is not None), "target", target, fix)
         if not (model.generates or {"masked", "unembed"} & self.params.keys()):
             raise BadInput(f"{self._loaded.name}: a {model.family} for the task {model.task} has no head that predicts tokens")
         # The mesh divides the rows of a batch, so the text is repeated.

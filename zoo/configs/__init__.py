@@ -102,7 +102,7 @@ class Exported:
     initializer: float | None = None
     """`initializer_range` (T5: `initializer_factor`, Marian: `init_std`); None = the default of `transformers`."""
     activation: str = ""
-    """Name of the activation if it has several names ("gelu_pytorch_tanh"); empty = the usual name."""
+    """Name of the activation in a config.json, if it has several names ("gelu_pytorch_tanh"); empty = its usual name."""
     positions: int | None = None
     """Rows of Marian's table of sinusoids, which limits the length of a text in `transformers`; None = 1,024."""
 

@@ -1,6 +1,6 @@
 """Sizes of XLNet (Yang et al. 2019), as released.
 
-The released Base model is trained on all of the data, the Base rows of the paper's ablations on Wikipedia and books alone.
+The released Base model was trained on all of the data; those of the paper's ablations, on Wikipedia and books alone.
 """
 
 import dataclasses
@@ -148,7 +148,7 @@ COMPUTED = {
 """Keys that change the results, with the only value that is implemented here."""
 
 WITHOUT_EFFECT = (
-    # The use of the memory, which a call decides here; the width of the search for answers, which is not implemented.
+    # Whether the memory is used: an argument of calls here. The width of the search for answers, which is not implemented.
     *("use_mems_eval", "use_mems_train", "start_n_top", "end_n_top"),
     *("output_past", "max_length", "cls_token_id", "sep_token_id", "mask_token_id"),
 )

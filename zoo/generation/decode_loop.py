@@ -28,7 +28,7 @@ class Decoder(NamedTuple):
 
     model: Model
     vocabulary: int
-    """Number of ids that may be generated: the tokenizer's, of which the model may have more."""
+    """Number of ids that may be generated: those of the tokenizer. The model's vocabulary may be larger."""
     dtype: np.dtype
     """Dtype of the cache."""
     reread: int = 0

@@ -242,7 +242,7 @@ def describe_kind(kind: Any) -> str:
     if origin is Literal:
         return f"one of {', '.join(arguments)}"
     if origin in (list, dict):
-        return f"{'a list' if origin is list else 'an object'} of which each value is {describe_kind(arguments[-1])}"
+        return f"{'a list' if origin is list else 'an object'} whose values are each {describe_kind(arguments[-1])}"
     return {int: "a whole number", float: "a decimal number", bool: "true or false", str: "a string"}.get(kind, "null")
 
 

@@ -26,9 +26,9 @@ class Adapters:
 
     rank: int
     alpha: float
-    """The sum W + scale B A has the scale alpha / rank."""
+    """Scale of the adapters times their rank: the adapted matrix is W + alpha / rank B A."""
     targets: tuple[str, ...]
-    """Ends of the names of published modules, in whole parts between dots: "c_attn", "attention.output.dense"."""
+    """Suffixes of published module names, made of whole dot-separated parts: "c_attn", "attention.output.dense"."""
     rslora: bool = False
     """The scale is alpha / sqrt(rank) instead (Kalajdzievski 2023, arXiv 2312.03732, section 4)."""
 

@@ -88,7 +88,7 @@ def matrices(cfg: Any, targets: tuple[str, ...], prefix: str | None = None) -> t
 
     Args:
         targets: as in `Adapters`.
-        prefix: prefix of published names; None = the one that an export writes.
+        prefix: prefix of published names; None = the prefix that an export writes.
 
     Raises:
         BadInput: a target that names no matrix, or the matrices of only some layers.
@@ -128,7 +128,7 @@ def head_paths(cfg: Any) -> frozenset[str]:
 
 
 def init(model: Model, adapters: Adapters, key: jax.Array) -> dict[str, Any]:
-    """Return what a run with adapters trains: new adapters, and the head of a fine-tuned model.
+    """Return the initial trained parameters of a run with adapters: new adapters, and the head of a fine-tuned model.
 
     A is uniform in +-1/sqrt(in), which is Kaiming-uniform with a = sqrt(5), as in peft; B is 0, so that the sum begins as W.
     """

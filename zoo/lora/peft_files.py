@@ -106,7 +106,7 @@ def save(folder: Path, cfg: Any, spec: Adapters, trained: Mapping[str, Any], *, 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Slot:
-    """The position of a file's tensor in a leaf."""
+    """The place in a leaf that a tensor of a file belongs to."""
 
     path: str
     leaf_shape: tuple[int, ...]

@@ -171,7 +171,7 @@ class Model:
         return self.module.decode(self.config, params, batch, cache)
 
     def flops(self, batch: Batch) -> float:
-        """Return the matrix-product FLOPs of a forward pass over a batch, of which only the shapes are used."""
+        """Return the matrix-product FLOPs of a forward pass over a batch. Only the shapes of the batch are used."""
         return self.module.flops(self.config, batch)
 
     def _able(self, name: str) -> Any:

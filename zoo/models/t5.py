@@ -368,7 +368,7 @@ NAMES = ParamNames(
     tied=dict.fromkeys(
         ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight"), "embed/tokens/embedding"
     ),
-    # The released files of T5 1.0 have position biases of cross-attention, which its code never read.
+    # The released files of T5 1.0 contain position biases for cross-attention that the released code never reads.
     idle=("decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight",),
 )
 SCORE = dataclasses.replace(

@@ -337,7 +337,7 @@ NAMES = ParamNames(
     tied=dict.fromkeys(
         ("model.encoder.embed_tokens.weight", "model.decoder.embed_tokens.weight", "lm_head.weight"), "embed/tokens/embedding"
     ),
-    # Old files contain the tables, and `transformers` uses their values.
+    # Old files contain the tables of sinusoids, and `transformers` uses the tables of the file.
     tables={f"{side}.embed_positions.weight": _sinusoids for side in ("encoder", "decoder")},
 )
 SCORE = dataclasses.replace(

@@ -290,7 +290,7 @@ def _follow_launcher() -> None:
     if sys.platform == "linux":
         set_parent_death_signal = 1
         ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL, 0, 0, 0)
-    # The launcher may have died before this call.
+    # The launcher may have ended before this process could ask for its signal.
     if os.getppid() != int(os.environ.pop("ZOO_LAUNCHER")):
         os._exit(1)
 

@@ -67,7 +67,7 @@ def read_curves(registration: Mapping[str, Any], cells: Sequence[Mapping[str, An
 
 
 def optimal_size(sizes: Sequence[float], losses: Sequence[float]) -> tuple[float, float, bool]:
-    """Return the log of the best size by a parabola over log size, its loss, and whether it is an inner minimum."""
+    """Fit a parabola over log size; return the log of the best size, the loss there, and whether it is an inner minimum."""
     logs = np.log(sizes)
     a, b, c = np.polyfit(logs, losses, 2)
     if a <= 0 or not logs[0] < -b / (2 * a) < logs[-1]:

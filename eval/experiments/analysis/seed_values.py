@@ -72,7 +72,7 @@ def seed_values(registration: Mapping[str, Any], cells: Sequence[Mapping[str, An
     """
     stage, score = split_metric(metric)
     chain = _chain(registration, row, stage)
-    # Cells that all rows share, as those of a teacher, have the row "".
+    # Cells that all rows share, such as the cells of a teacher, have the row "".
     of_row = [cell for cell in cells if cell["row"] in (row, "") and cell["stage"] in chain]
     values: dict[int, float] = {}
     lists: dict[str, list[int]] = {"did not learn": [], "diverged": [], "failed": [], "missing": []}

@@ -232,7 +232,7 @@ def bootstrap_interval(values: Array, confidence: float = 0.95, *, samples: int 
     """Return the percentile bootstrap interval of the mean of [n] values, n >= 10.
 
     Raises:
-        ValueError: fewer than ten values, of which the interval is much too narrow.
+        ValueError: fewer than ten values, for which the interval would be much too narrow.
     """
     if len(values) < FEWEST_SEEDS_TO_RESAMPLE:
         raise ValueError(

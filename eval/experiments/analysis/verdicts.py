@@ -52,7 +52,7 @@ def judge(
         floors: as in experiment.json: values of a metric that a trivial method reaches.
 
     Raises:
-        BadInput: a claim on a metric of which the better direction is not known, or an equivalence without a margin.
+        BadInput: a claim on a metric whose better direction is unknown, or an equivalence without a margin.
     """
     drafts = [_Draft.of(registration, claim, cells, floors) for claim in registration["claims"]]
     if not drafts:

@@ -37,7 +37,7 @@ class Value(str):
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """A table of cells, each with some lines: a value, then its explanation; further values are `Value`."""
+    """A table whose cells have lines: first a value, then its explanation. A line of type `Value` is another value."""
 
     head: Sequence[str]
     rows: Sequence[Sequence[Sequence[str]]]

@@ -53,7 +53,7 @@ def test_rewards_lead_the_page_of_a_policy(kl: bool, tmp_path: Path) -> None:
     assert [label.partition(". ")[0] for label in drawings] == ["Reward", *divergence, *rest, *more]
     assert drawings[0].startswith("Reward. Training reward from 0.01 at step 10 to 0.21 at step 200; validation reward from 0.5")
     assert ("from 0.01 at 0.1 to 0.21 at 0.6403" in drawings[1]) == kl
-    assert "reaches reward 0.6250 on what it held out." in shown.words
+    assert "reaches reward 0.6250 on its held-out data." in shown.words
     assert "reward, last rollout 0.2100" in shown.words
     assert ("KL divergence, last rollout" in shown.words) == kl and "training loss, last row" not in shown.words
 

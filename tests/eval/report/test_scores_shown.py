@@ -52,7 +52,7 @@ def test_best_checkpoint_is_named_where_it_is_not_the_last(tmp_path: Path) -> No
     for step, chosen in ((200, True), (300, False)):
         scores = {"loss": 1.5, "accuracy": 0.75, "f1": 0.5, "examples": 20, "step": step}
         shown = page(folder(tmp_path / str(step), rows=made, scores=scores))
-        assert "reaches accuracy 0.7500, F1 0.5000 on what it held out." in shown.words
+        assert "reaches accuracy 0.7500, F1 0.5000 on its held-out data." in shown.words
         assert ("as it was at step 200, its best validation" in shown.words) == chosen
 
 
@@ -68,6 +68,6 @@ def test_every_number_of_a_score_is_shown_and_explained(tmp_path: Path) -> None:
 def test_a_model_that_learned_nothing_is_no_success(tmp_path: Path) -> None:
     scores = {"loss": 0.7, "accuracy": 0.6, "majority_share": 0.6, "predicted_share": 1.0}
     words = page(folder(tmp_path, rows=validated(scores), scores=scores)).words
-    assert "reaches accuracy 0.6000 (majority class 0.6000) on what it held out." in words
+    assert "reaches accuracy 0.6000 (majority class 0.6000) on its held-out data." in words
     assert "One class is predicted for 100.0% of the examples, and no class has more than 60.0% of them; try" in words
     assert "Majority class 0.6000 share of the most frequent class" in words

@@ -61,7 +61,7 @@ class KahnemanTversky(ReferenceObjective):
     ) -> tuple[dict[str, jax.Array], Any]:
         """Return the summed losses of the examples, and the model's carry.
 
-        There is no dropout: it would make the log-ratios noise (`seeds` is not used).
+        Dropout is not applied, and `seeds` is unused: dropout would add noise to the log-ratios.
         """
         assert batch.extra is not None
         ratios, _ = self.log_ratios(model, params, batch, 0, chunk=chunk)

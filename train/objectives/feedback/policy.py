@@ -95,10 +95,10 @@ class RolloutObjective(Objective):
 
     @classmethod
     def extend_inputs(cls, run: Run, mesh: Mesh, inputs: Any, cache: Path, *, progress: Callable[[int, int], None]) -> Any:
-        """Return the run's inputs with its judges, and the digest of the reference of a KL divergence.
+        """Return the run's inputs with its reward functions and models, and with the digest of the KL divergence's reference.
 
         Raises:
-            BadInput: as `train.rollouts.rollout_inputs.extend_inputs`.
+            BadInput: see `train.rollouts.rollout_inputs.extend_inputs`.
         """
         return rollout_inputs.extend_inputs(run, mesh, inputs, cls._beta(run))
 
@@ -107,7 +107,7 @@ class RolloutObjective(Objective):
         """Return the run's inputs with its judges: greedy responses are scored without the reference, which may be absent.
 
         Raises:
-            BadInput: as `train.rollouts.rollout_inputs.with_judges`.
+            BadInput: see `train.rollouts.rollout_inputs.with_judges`.
         """
         return rollout_inputs.with_judges(run, mesh, inputs)
 
@@ -115,7 +115,7 @@ class RolloutObjective(Objective):
         """Return the batches of responses that the model samples itself.
 
         Raises:
-            BadInput: as `train.rollouts.kl_reference.load_reference`.
+            BadInput: see `train.rollouts.kl_reference.load_reference`.
         """
         reference = load_reference(source.run, source.model, source.mesh) if self._beta(source.run) else None
         return contextlib.nullcontext(RolloutFeed(source, self.estimator(), reference))

@@ -144,7 +144,7 @@ class Plan:
         return x.reshape(x.shape[0], self.heads, -1, x.shape[-1])  # [b, k, rows, X]
 
     def transposed(self, x: Float[Array, "b k H group T"]) -> Float[Array, "b k H rows"]:
-        """Merge the query heads of an array whose rows are its last axes."""
+        """Merge the axes of query heads of an array whose last axes are its rows."""
         return x.reshape(*x.shape[:3], -1)  # [b, k, H, rows]
 
 

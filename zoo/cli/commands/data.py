@@ -67,7 +67,7 @@ def _inspect(args: list[str]) -> int:
         rows: int = 3
         """Number of rows to show."""
         first: int = 0
-        """Index of the first row in the training stream: step x batch + its index in the batch."""
+        """Number of the first row in the training stream: step x batch size + index in the batch."""
 
     prog, objective = f"zoo data inspect {name}", default.objective
     options = parse(Inspect, default=Inspect(run=default), prog=prog, args=args, objective=objective)

@@ -62,8 +62,8 @@ def evaluate(args: list[str]) -> int:
         orders: int = 0
         """Random orders of each document (permutation_likelihood); 0 = 8."""
         limit: int = 0
-        """Score only this many examples or documents, the first ones of the task (blimp: pairs of each paradigm); 0 = all.
-        The result is stored separately from the full one."""
+        """Score only the first examples or documents of the task, this many (blimp: pairs of each paradigm); 0 = all.
+        The result does not replace that of all examples."""
         tokens: int = 0
         """Largest number of tokens of a generated text (text_to_text); 0 = 128."""
         prefix: str = ""

@@ -52,9 +52,9 @@ def experiment(args: list[str]) -> int:
         commands: bool = False
         """Print the command of every run, level by level, and run nothing."""
         slurm: bool = False
-        """Print a script that submits the runs to Slurm as one array of jobs a level; it needs no Slurm here."""
+        """Print a script that submits the runs to Slurm, with one job array per level; Slurm need not be installed here."""
         jobset: bool = False
-        """Print Kubernetes job sets, one a level."""
+        """Print Kubernetes job sets, one per level."""
         render: bool = False
         """Only write experiment.json and the page, from the runs that exist."""
 

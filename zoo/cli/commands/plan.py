@@ -24,7 +24,8 @@ def plan(args: list[str]) -> int:
     require(run.machine.devices == 0, "devices", run.machine.devices, f"choose --target cpu:{run.machine.devices} instead")
     require(request.minutes > 0, "minutes", request.minutes, "choose more than 0")
     require(request.top >= 1, "top", request.top, "choose 1 or more")
-    require(not (request.search and request.page), "page", request.page, "a search writes no page; plan the mesh that it found")
+    fix = "--search writes no page; leave out --page, and run zoo plan for the mesh that the search finds"
+    require(not (request.search and request.page), "page", request.page, fix)
     data = {"batch": request.batch or run.data.batch, "length": request.seq or run.data.length}
     run = dataclasses.replace(run, data=dataclasses.replace(run.data, **data))
     target_devices.prepare(target)
