@@ -38,7 +38,7 @@ class LoraObjective(Objective):
     model: Model
     adapters: Adapters
     base: Any
-    """The frozen parameters; before they are read, their shapes and shardings."""
+    """The frozen parameters, or their shapes and shardings before the parameters are read."""
 
     def frozen_inputs(self) -> Any:
         """Return the frozen parameters and the frozen inputs of the wrapped objective."""

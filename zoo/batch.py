@@ -58,7 +58,7 @@ class Batch:
     source: "Batch | None" = None
     """The encoder's input in an encoder-decoder."""
     index: UInt32[Any, "..."] | None = None
-    """Index of each example in the global stream of examples, [B]; with the seed and the step it keys all random numbers."""
+    """Number of each example in the global stream, [B]; with the seed and the step, it is the key of all random numbers."""
     extra: dict[str, Any] | None = None
     """Further numbers of each example, float32 arrays with the batch axis first: "margin" [B] of a preference,
     "reference" [B, 2], the log-probabilities of its completions under a reference, "desired" [B], 1 or 0, the label of a

@@ -1,8 +1,8 @@
 """Plug-ins: models, objectives, attention implementations, tasks and recipes of other distributions. Nothing here imports JAX.
 
 A distribution extends the zoo by an entry point in one of `GROUPS`. The names are read from the metadata of the installed
-distributions, once, when one is first looked up. An object is imported only when its own name is requested, so that a broken
-plug-in affects nobody who does not use it.
+distributions once, when a name is first looked up. An object is imported only when its name is requested, so that a broken
+plug-in affects only those who use it.
 """
 
 import dataclasses

@@ -354,7 +354,7 @@ def _finite(view: np.ndarray) -> bool:
 
 
 def _table_problems(name: str, tensor: Tensor, table: np.ndarray) -> list[str]:
-    """Return a line on how a stored table differs from the computed one, if it does."""
+    """Return how a stored table differs from the computed table, in one line; [] if it does not differ."""
     if tensor.shape != table.shape:
         return [f"{name} has shape {list(tensor.shape)}, not {list(table.shape)}"]
     error = np.abs(tensor.view().astype(np.float64) - table).max()

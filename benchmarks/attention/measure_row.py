@@ -25,7 +25,7 @@ from zoo.attention import attention
 from zoo.errors import BadInput
 
 BASELINES = ("reference", UNIT)
-"""Implementations that the others of a row are compared with at its shape: the first of these that ran."""
+"""Implementations whose results the others of a row are compared with; the first of these that ran is used."""
 DISTANCE_BOUNDS = {"float32": 2e-5, "bfloat16": 0.1}
 """Largest distance of results from the baseline's: root of the mean square, relative to the baseline's own. torch, which also
 rounds the scores and a bias to bfloat16, reaches 0.08; a mistake of 1 % in the scale is hundreds of times the first bound."""

@@ -126,7 +126,7 @@ def _padding(shape: Shape, rng: np.random.Generator) -> list[Call]:
 
 
 def _packed(shape: Shape, rng: np.random.Generator) -> list[Call]:
-    """Return a call with documents of random lengths, no padding, each causal."""
+    """Return a call with packed documents of random lengths, causal within each document, without padding."""
     begins_document = rng.random((shape.batch, shape.queries - 1)).argsort(1) < DOCUMENTS - 1
     segments = (1 + np.pad(begins_document, ((0, 0), (1, 0))).cumsum(1)).astype(np.int32)
     sizes = (segments[:, :, None] == np.arange(1, DOCUMENTS + 1)).sum(1)

@@ -147,8 +147,8 @@ def run_benchmark(benchmark: Benchmark, setup: Start, measurement: Measurement, 
         0; 1 if a cell is wrong or failed; the exit code of a fresh process that died.
 
     Raises:
-        BadInput: the folder has results and is not to be resumed, or those of another benchmark; see `result_files.Writer`.
-        SystemExit: after SIGTERM, with 143, and SIGHUP, with 129.
+        BadInput: the folder has results and --resume is missing, or has results of another benchmark; see `result_files.Writer`.
+        SystemExit: with code 143 after SIGTERM, and with 129 after SIGHUP.
     """
     what, output = benchmark.what, measurement.options.output
     folder = Path(output.out) if output.out else result_files.default_folder(what, setup.machine, newest=output.resume)

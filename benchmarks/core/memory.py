@@ -18,7 +18,7 @@ class Memory:
     outputs: int
     temporaries: int
     reused: int
-    """Bytes of the outputs that take the place of arguments."""
+    """Bytes of the outputs that are written into the memory of donated arguments."""
 
     @property
     def peak(self) -> int:

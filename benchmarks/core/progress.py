@@ -40,7 +40,7 @@ class Progress:
             self._console.print(f"{self._piece}: {outcome}  [{self._left()}]", soft_wrap=True)
 
     def close(self) -> None:
-        """Clear the line."""
+        """Clear the line of progress."""
         self._live.stop()
 
     def _left(self) -> str:

@@ -79,7 +79,7 @@ class Instruction:
 
     @property
     def parts(self) -> tuple["Instruction", ...]:
-        """Return the instructions of a fusion, its root last; of another instruction itself."""
+        """Return the instructions in a fusion, its root last; for another instruction, only the instruction itself."""
         return tuple(self.called[0].instructions.values()) if self.opcode == "fusion" and self.called else (self,)
 
     def attribute(self, name: str) -> str:

@@ -1,6 +1,6 @@
 """Gain from packing rows, in useful tokens a second: `python -m benchmarks.micro.packing`.
 
-A recipe's own training step on its own text, once with one sequence a row and once with sequences packed into rows of the same
+A recipe's own training step on its own text, once with one sequence per row and once with sequences packed into rows of the same
 length, timed in the same rounds with the same shapes. Useful tokens are those that are not padding; if both steps were equally
 fast, the gain would be the ratio of the shares of the rows that are filled. Prints Markdown.
 """

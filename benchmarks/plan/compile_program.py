@@ -41,7 +41,7 @@ class Program:
     target: Target
     mesh: Mesh
     arguments: dict[str, Any]
-    """Its arguments by their names for users, as shapes with shardings."""
+    """Arguments of the program as shapes with shardings, by the names that users see."""
     text: str
     """The optimized program of one device, as XLA prints it; "" if it does not fit."""
     temporaries: int

@@ -133,7 +133,7 @@ def _kernel_flops(kernels: Sequence[ExecutedInstruction], calls: Sequence[Call],
             unknown.add(run.instruction.attribute("custom_call_target"))
         elif _is_backward(origin, scope):
             counts = backward.setdefault((scope, run.computation), {})
-            # Copies of a kernel return the same arrays, in whatever memory space.
+            # Copies of a kernel return arrays of the same types, in any memory space.
             kernel = origin, tuple((array.dtype, array.shape) for array in run.instruction.arrays)
             counts[kernel] = counts.get(kernel, 0.0) + run.times
         else:
@@ -214,7 +214,7 @@ def _results(instruction: Instruction) -> tuple[Array, ...]:
     """Return the arrays that an instruction makes, without the operands and the token that an asynchronous start also lists."""
     if not instruction.opcode.endswith("-start"):
         return instruction.arrays
-    # A copy is listed before its original, all other results after their operands.
+    # A "copy-start" lists the copy before the original; all other instructions list their operands first.
     first = 0 if instruction.opcode == "copy-start" else len(instruction.operands)
     return instruction.arrays[first : first + 1]
 

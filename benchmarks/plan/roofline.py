@@ -112,7 +112,7 @@ def _between(collective: Collective, places: Sequence[Hashable], *, in_switches:
     Data of an array that a place already holds need not be sent to it again.
 
     Args:
-        in_switches: whether sums may be taken on the way, so that each array leaves a place once.
+        in_switches: whether the network's switches compute sums, so that each array leaves a place once.
     """
     load: defaultdict[Hashable, float] = defaultdict(float)
     if collective.kind == "collective-permute":

@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 CALLS = ("jit", "scan")
-"""Primitives with an inner program that has the same operands; in a scan, an operand is one slice of the scanned array."""
+"""Primitives whose inner program has the same operands; inside a scan, an operand is one slice of the scanned array."""
 LOOKUPS = ("gather", "dynamic_slice", "slice")
 """Primitives that read as much of their first operand as they return."""
 

@@ -69,10 +69,10 @@ class Case:
 
 
 def case(name: str, mode: Mode, *, batch: int = 0, length: int = 0, source: int = 0, dropout: bool = False) -> Case:
-    """Return the case of a model by name; a number of 0 is the default of its family.
+    """Return the case of a model by name; a number of 0 stands for the default of the model's family.
 
     Raises:
-        BadInput: no such model, a mode that it does not have, or a shape that it does not take.
+        BadInput: there is no such model, or the model does not support the mode or the shape.
     """
     require(mode in get_args(Mode), "mode", mode, f"choose {', '.join(get_args(Mode))}")
     for key, value in (("batch", batch), ("length", length), ("source-length", source)):

@@ -25,7 +25,7 @@ class InstructionTime:
     """Average time of an instruction in a step."""
 
     seconds: float
-    """Its share of the step's time."""
+    """Share of the step's time that the instruction takes."""
     busy: float
     """Seconds of all threads, or device streams, that worked on it."""
     times: float
@@ -72,7 +72,7 @@ def profile(program: Callable[[], object], steps: int = 3) -> Profile:
 class Interval(NamedTuple):
     """A time span, in seconds, in which one thread executes one instruction.
 
-    An execution that is interrupted has several spans; `first` marks the first of them.
+    An execution that was interrupted has several spans; `first` marks the first span.
     """
 
     begin: float

@@ -101,7 +101,7 @@ LOSSES: dict[str, Callable[[Any, Tensors], Any]] = {
 }
 
 TARGET_TOKEN = 7
-"""The same token as in `benchmarks.step.programs`."""
+"""Id of the token whose loss a decoding step returns, the same as in `benchmarks.step.programs`."""
 
 
 def _decode(model: Any, batch: Tensors, autocast: Callable[[], Any], *, compiled: bool) -> Callable[[], float]:

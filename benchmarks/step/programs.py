@@ -100,7 +100,7 @@ class Step:
         self._batch = device_mesh.shard_batch(self._parts.batch, self.mesh, case.batch)
         shardings = jax.tree.map(lambda leaf: leaf.sharding, self._parts.shapes)
         self._fresh = jax.jit(self._parts.fresh, out_shardings=shardings)
-        # As `train.engine.step.jit_engine` launches a step: over the mesh, its state donated.
+        # `train.engine.step.jit_engine` launches steps in the same way: over the mesh, with the state donated.
         self._jitted = jax.jit(
             self._parts.step,
             donate_argnums=0,
@@ -138,7 +138,7 @@ class Step:
             self._state = jax.block_until_ready(self._fresh(jax.device_put(params, self._everywhere)))
 
     def run(self) -> float:
-        """Take one step, to its end, and return its loss in nats."""
+        """Take one step, wait until it is done, and return its loss in nats."""
         with jax.set_mesh(self.mesh):
             self._state, loss = self._jitted(self._state, self._batch)
             return float(loss)

@@ -151,6 +151,6 @@ def report_blocks(results: Results, *, terminal: bool) -> list[Block]:
 
 
 def fastest_cell(cells: Sequence[Mapping[str, Any]], precision: str) -> Mapping[str, Any] | None:
-    """Return our fastest cell of a model in a precision."""
+    """Return the cell of the zoo's fastest program for a model in a precision."""
     candidates = [cell for cell in timed_cells(cells) if cell["key"]["program"] == OURS and cell["key"]["precision"] == precision]
     return min(candidates, key=lambda cell: cell["seconds"], default=None)

@@ -17,7 +17,7 @@ OURS = "jax-zoo"
 WAYS = tuple(field.name for field in dataclasses.fields(Variant))
 """Options of a variant."""
 BUDGET = 20.0
-"""Default seconds of rounds for each program."""
+"""Default number of seconds in which rounds of each program are timed."""
 
 
 def resolve_options(options: Options, backend: str) -> Options:

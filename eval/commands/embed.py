@@ -102,7 +102,7 @@ def embed(
 
 
 def table(texts: Sequence[Text], vectors: Float32[np.ndarray, "N D"], columns: int | None) -> str:
-    """Return the numbered texts and the cosine of every two; a text that is longer than a line is cut."""
+    """Return the numbered texts and the cosine similarity of every two of them; a text longer than a line is cut."""
     unit = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), SMALLEST)
     numbers = range(1, len(texts) + 1)
     listed = [

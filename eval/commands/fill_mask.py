@@ -33,7 +33,7 @@ class Candidate:
     """A token to fill a mask with."""
 
     token: str
-    """Its spelling in the tokenizer: RoBERTa and XLNet include the space before a word, BERT the ## of a word's later tokens."""
+    """The entry of the vocabulary: RoBERTa and XLNet include the space before a word, BERT the ## of a word's later tokens."""
     id: int
     probability: float
     """Probability over the full vocabulary, at this mask, with all masks of the text masked."""

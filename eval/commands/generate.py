@@ -44,7 +44,7 @@ def main(
     """
     require(model.batch >= 1, "batch", model.batch, "choose 1 or more rows")
     one_way = not source.choices or decoding.read == "left-to-right"
-    require(one_way, "read", decoding.read, "--choices are scored from left to right; leave one of the two out")
+    require(one_way, "read", decoding.read, "--choices are scored from left to right; leave --read or --choices out")
     decoding = dataclasses.replace(decoding, stop=tuple(map(_unescaped, decoding.stop)))
     prompts, decoding = _prompts(source, decoding)
     loaded = model.load()

@@ -15,7 +15,7 @@ from eval.experiments.experiment_data import folder_digest
 from zoo.errors import BadInput
 
 ADDRESSES = 20
-"""Held-out addresses, the last ones."""
+"""Number of held-out addresses, which are the last ones."""
 
 
 def build(sources: Path, target: Path) -> str:

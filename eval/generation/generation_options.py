@@ -20,7 +20,7 @@ class Decoding:
     samples: int = 1
     """Continuations of each prompt."""
     seed: int = 0
-    """Seed of sampling: a continuation depends on it, its prompt, the numbers of prompt and sample, and nothing else."""
+    """Seed of sampling. A continuation depends only on the seed, its prompt, and the numbers of its prompt and sample."""
     past_end: bool = False
     """Continue after end-of-text."""
     read: Literal["left-to-right", "both-ways"] = "left-to-right"
@@ -32,7 +32,7 @@ class Decoding:
         beams = self.search.beams
         if beams > 1:
             one_way = self.read == "left-to-right"
-            require(one_way, "read", self.read, "beam search reads from left to right; leave it out, or choose --beams 1")
+            require(one_way, "read", self.read, "beam search reads from left to right; leave --read out, or choose --beams 1")
             require(self.samples <= beams, "samples", self.samples, f"a search gives at most as many as --beams {beams}")
             for field in dataclasses.fields(Sampling):
                 value = getattr(self.sampling, field.name)

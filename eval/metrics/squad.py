@@ -32,7 +32,7 @@ class Answer(NamedTuple):
 
     text: str
     first: int
-    """Its first character in the context."""
+    """Position in the context of the answer's first character."""
     score: float
     """Start logit of its first token + end logit of its last one, the best over the windows that contain it."""
 
@@ -161,7 +161,7 @@ def token_f1(answer: str, truths: Sequence[str]) -> float:
 
 
 def _references(truths: Sequence[str]) -> Sequence[str]:
-    """Return the reference answers that have a word; [""] if there are none, since "" is then the right answer."""
+    """Return the reference answers that have a word. Without such answers return [""], since "" is then the right answer."""
     return [truth for truth in truths if normalized(truth)] or [""]
 
 

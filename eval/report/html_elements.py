@@ -35,7 +35,7 @@ def card(title: str, values: Mapping[str, Any]) -> str:
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[Any]], *, words: int = 1) -> str:
-    """Return a table with a head: `words` columns of words, then right-aligned numbers; one that is too wide scrolls."""
+    """Return a table with a head: `words` columns of words, then right-aligned numbers; a table that is too wide scrolls."""
     kinds = ["" if column < words else " class=number" for column in range(len(head))]
 
     def line(cell: str, values: Iterable[Any]) -> str:

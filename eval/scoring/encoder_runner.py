@@ -226,5 +226,5 @@ def _split_rows(rows: list[EncoderRow], results: tuple[jax.Array, ...]) -> Itera
     for i, row in enumerate(rows):
         row_results = tuple(array[i] for array in arrays)
         if not all(np.isfinite(result).all() for result in row_results):
-            raise BadInput(f"{row.where}: the result is not finite; the weights are damaged, or too large for bfloat16")
+            raise BadInput(f"{row.where}: the hidden states are not finite; the weights are damaged, or too large for bfloat16")
         yield row, row_results

@@ -68,7 +68,7 @@ def scorer(run: run_config.Run) -> Callable[..., Score]:
 
 @functools.lru_cache(maxsize=4)
 def logits_loop(net: Model, mesh: Mesh, objective: str, dtype: np.dtype) -> BatchLoop:
-    """Return the loop that computes a model's logits of rows; the same arguments give the same one and its compiled programs."""
+    """Return the loop that computes a model's logits of rows; equal arguments give the same loop and its compiled programs."""
     head = TASKS[objective][0]
     return BatchLoop(mesh, dtype, lambda params, batch, carry: (head(net, params, batch), carry))
 

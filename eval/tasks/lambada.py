@@ -4,7 +4,7 @@ Source: Paperno et al. 2016, "The LAMBADA dataset: Word prediction requiring a b
 over all tokens of the word, as for GPT-2 (Radford et al. 2019, section 3.3, without its filter of stop words) and as
 lm-evaluation-harness does.
 
-Format: .jsonl, a line an object with the passage in `text` (or the field that is chosen); or .txt, a passage a line. The last
+Format: .jsonl, one object per line with the passage in `text` (or the chosen field); or .txt, one passage per line. The last
 word is what follows the last white space, punctuation included.
 
 The word is scored with the white space before it, after the tokens of the rest of the passage. A passage longer than the model's

@@ -47,7 +47,7 @@ OPTIONS = ("argument", "field", "limit", "length")
 ALONE = True
 PER_TOKEN = ("loss", "perplexity", "accuracy")
 ALL = "all"
-"""The argument that hides every predicted token."""
+"""The argument that replaces every predicted token by the mask."""
 
 
 def read(names: Sequence[str], settings: Settings) -> Documents:

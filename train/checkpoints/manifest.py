@@ -59,7 +59,7 @@ class Manifest:
         """Return the manifest of a folder, after checking that it is of `step` and lists exactly the files, with their sizes.
 
         Raises:
-            Damaged: the manifest is of another step, or the files differ from those it lists.
+            DamagedCheckpoint: the manifest is of another step, or the files differ from those that it lists.
             BadInput: the manifest was written by another version of this project.
         """
         manifest = cls(**_read_content(folder / NAME))
@@ -84,7 +84,7 @@ class Manifest:
         """Read every file (1-2 GB/s) and compare its digest.
 
         Raises:
-            Damaged: a file is missing, cannot be read, or has other content than was saved.
+            DamagedCheckpoint: a file is missing, cannot be read, or has other content than was saved.
         """
         for path, saved in self.files.items():
             try:

@@ -126,7 +126,7 @@ class StepFolders:
         self.report(f"{message}; it is now {target.name}, and the one before it is used")
 
     def agree(self, decide: Callable[[], int | None]) -> int:
-        """Return process 0's decision (0 for None) in every process; also a barrier."""
+        """Return process 0's decision (0 for None) in every process. The call is also a barrier."""
         value, error = 0, None
         if jax.process_index() == 0:
             try:

@@ -127,7 +127,7 @@ class TaggingOptions(ObjectiveOptions):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SpanOptions(ObjectiveOptions):
-    """Options of finding answers in texts."""
+    """Options of span extraction: answers that are parts of a text."""
 
     objective, data = "span", Data
     labelled: groups.Questions = groups.Questions()

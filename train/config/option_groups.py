@@ -308,7 +308,7 @@ class LabelledTexts(TaggedWords, PairTables):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Labelled(LabelledTexts, Questions):
-    """Reading of labelled files for a model whose objective is not known yet."""
+    """Reading of labelled files when the model's objective is not known yet."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -215,7 +215,7 @@ def pair(where: str, source: str, target: str) -> Pair:
     """
     for name, text in (("source", source), ("target", target)):
         if not text.strip():
-            raise BadInput(f"{where}: the {name} is empty; write one, or remove the pair")
+            raise BadInput(f"{where}: the {name} is empty; write some text, or remove the pair")
     return Pair(origin=where, source=source, target=target)
 
 

@@ -121,7 +121,7 @@ class Split(NamedTuple):
     rows: Any
     """The library's own object."""
     where: str
-    """Its name in error messages."""
+    """Name of the split in error messages."""
     key: str
     """Identity, as in `Source`."""
     name: str

@@ -62,7 +62,7 @@ def split_pairs(batch: Batch) -> Batch:
 
 
 def one_side(batch: Batch, side: int) -> Batch:
-    """Return one of the two answers of each pair, with an axis C = 1.
+    """Return the batch with one of the two answers of each pair, on an axis C = 1.
 
     `labels`, `index` and `extra` are left out.
     """

@@ -120,7 +120,7 @@ def resolve_config(run: run_config.Run, folder: RunDir) -> run_config.Run:
 
 
 def read(run: run_config.Run, folder: RunDir, task: str, kind: type[Inputs], rows_kind: type[CompletionRows]) -> Inputs:
-    """Read and tokenize examples. A resumed run uses the tokenizer in its folder, a new one that of `init`.
+    """Read and tokenize examples. A resumed run uses the tokenizer in its folder, a new run that of `init`.
 
     Args:
         task: key of `train.data.labelled_reader.TASKS`.

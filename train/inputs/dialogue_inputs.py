@@ -26,7 +26,7 @@ from train.tokenizers.tokenizer import Tokenizer
 from zoo.errors import require
 
 EXAMPLES_PER_BATCH = 1024
-"""Conversations that are tokenized at a time: their texts are longer than their ids."""
+"""Number of conversations that are tokenized at once, because their texts need more memory than their ids."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)

@@ -107,7 +107,7 @@ class PromptInputs(ExampleInputs[PromptRows]):
         return counts
 
     def fingerprints(self) -> dict[str, str]:
-        """Return the fingerprints of `ExampleInputs`, that of a reference, and that of each reward model."""
+        """Return the fingerprints of `ExampleInputs`, of the reference and of each reward model."""
         models = {f"reward {judge.name}": judge.digest for judge in self.rewards if isinstance(judge, RewardModel)}
         return super().fingerprints() | ({"reference": self.reference} if self.reference else {}) | models
 

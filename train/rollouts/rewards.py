@@ -27,7 +27,7 @@ class Completion(NamedTuple):
     prompt: Prompt
     text: str
     ids: list[int]
-    """Its tokens without the end mark."""
+    """Tokens of the completion, without the end mark."""
 
     @property
     def content(self) -> str | list[dict[str, str]]:
@@ -135,7 +135,8 @@ def _find(text: str) -> RewardFunction | ModelName:
     except ValueError:
         weight = math.nan
     if not math.isfinite(weight):
-        raise BadInput(f"{OPTION} {text}: the weight {weight_text!r} is not a finite number; write one, or leave @ out")
+        fix = "write a finite number after @, or leave @ out"
+        raise BadInput(f"{OPTION} {text}: the weight {weight_text!r} is not a finite number; {fix}")
     return ModelName(name, weight) if is_folder else _function(text, name, weight)
 
 

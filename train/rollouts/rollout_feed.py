@@ -33,7 +33,7 @@ from zoo.generation.decoding_settings import Sampling
 from zoo.precision import cast_params
 
 RATIO_ERROR = 1e-2
-"""Largest difference from 1, in float32, of a token's probability in training over that with which it was sampled."""
+"""Largest difference from 1, in float32, of the ratio of a token's probability in training to its probability when sampled."""
 UNENDED = 0.5
 """Share of responses without an end mark above which there is a notice."""
 

@@ -26,7 +26,7 @@ class TemplateIds(NamedTuple):
 
 
 class Context(NamedTuple):
-    """The part of a context that is in a row, to map the positions that a model predicts to characters."""
+    """The part of a context that a row contains, which maps positions that a model predicts to characters."""
 
     first: int
     """Position in the row of the first token."""

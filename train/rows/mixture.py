@@ -22,7 +22,7 @@ class Component:
     weight: float
     """Number of the component's examples, relative to the weights of the other components; above 0."""
     documents: Iterable[Document]
-    """Its training documents, in the order of their numbers in the tokens."""
+    """Training documents of the component, in the order of their numbers in the tokens."""
     rows: RowSource
 
 

@@ -67,7 +67,7 @@ class Limits(NamedTuple):
     """Sizes of a row in tokens."""
 
     length: int
-    """Tokens of a row, or of an encoder-decoder's source."""
+    """Number of tokens in a row, or in an encoder-decoder's source."""
     target_length: int = 0
     """Tokens of an encoder-decoder's target; 0 = as `length`."""
 

@@ -67,7 +67,7 @@ class PackedPair(NamedTuple):
     example: int
     """Number of the example."""
     sides: SourceTarget
-    """Its ids, the end tokens included."""
+    """Ids of the source and of the target, end tokens included."""
 
 
 def text_special_tokens_of(tokenizer: Tokenizer) -> TextSpecialTokens:

@@ -26,7 +26,7 @@ class Outcomes:
     """The outcome of each of N items, in the order of the files."""
 
     id: tuple[str, ...]
-    """Name of each item, the same one for every model: its file, without the folder, and line."""
+    """Name of each item, the same for every model: file name without folder, and line."""
     right: Float64[np.ndarray, " N"]
     """Number of right predictions of the item (1/2 for a tie); NaN where no prediction can be right, as in regression."""
     nats: Float64[np.ndarray, " N"]

@@ -79,7 +79,7 @@ class ProgressBar:
             self._bar = None
 
     def __call__(self, done: int, total: int | None) -> None:
-        """Show how much is done; a total of None is unknown."""
+        """Show how much is done. A total of None means that the total is unknown."""
         if self._bar is not None:
             count = f"{done:,}{f' of {total:,}' if total is not None else ''} {self._unit}".rstrip() if done else ""
             description = self._activity if done or not self._before else f"{self._activity} ({self._before})"

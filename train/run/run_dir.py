@@ -315,9 +315,9 @@ def replace_atomically(path: Path) -> Iterator[IO[bytes]]:
 
 
 def _lock(folder: Path) -> Any:
-    """Return the lock RUN/`LOCK`, not acquired yet; the kernel releases it when its process ends.
+    """Return the lock RUN/`LOCK`, not acquired yet; the kernel releases a lock when the process that holds it ends.
 
-    The file has the name of the locking process. It is never removed: otherwise two processes could lock two different files.
+    The file contains the name of the locking process. It is never removed: else two processes could lock two different files.
     """
     # Imported here, since every command imports this module and few lock a folder.
     from filelock import FileLock

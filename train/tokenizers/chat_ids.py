@@ -20,7 +20,7 @@ class CountedIds(NamedTuple):
     ids: Int32[np.ndarray, " n"]
     counted: Bool[np.ndarray, " n"]
     differs: bool = False
-    """True if the ids before the last response are not those of the prompt alone, which a model gets when it generates."""
+    """True if the ids before the last response differ from the ids of the prompt alone, which a model reads to generate."""
 
 
 def encode_dialogues(

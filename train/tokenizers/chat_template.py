@@ -87,7 +87,7 @@ class ChatTemplate:
         try:
             return self._template.render(messages=values, **options)
         except Exception as error:
-            # A template may fail in any way that a program can.
+            # A template is a program and may raise any exception.
             why = " ".join(str(error).split())[:200]
             raise BadInput(f"{self.where}: the template cannot render the conversation: {why}; change one of the two") from None
 

@@ -30,7 +30,7 @@ BY_FAMILY = {
     **{"gpt2": "GPT2Tokenizer", "bert": "BertTokenizer", "distilbert": "BertTokenizer", "roberta": "RobertaTokenizer"},
     **{"t5": "T5Tokenizer", "xlnet": "XLNetTokenizer"},
 }
-"""The class for a `model_type`, used if no file names a class."""
+"""`model_type` -> the tokenizer class that is used if no file names a class."""
 DEFAULTS: dict[str, dict[str, str]] = {
     "GPT2Tokenizer": dict.fromkeys(("bos_token", "eos_token", "unk_token"), END_OF_TEXT),
     "BertTokenizer": {f"{role}_token": name for role, name in special_tokens.BERT.items()},
@@ -89,7 +89,7 @@ class TokenizerSettings:
     file: Path
     """The tokenizer_config.json, which may not exist."""
     values: dict[str, Any]
-    """Its content, and that of special_tokens_map.json where `transformers` reads it."""
+    """Content of tokenizer_config.json, and of special_tokens_map.json where `transformers` reads that file."""
     name: str | None = None
     """The class of `transformers` that reads the folder, one of the values of `ALIASES`; None: no file names one."""
     added: Mapping[str, int] = dataclasses.field(default_factory=dict)

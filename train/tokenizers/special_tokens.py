@@ -81,7 +81,7 @@ class SpecialTokens:
     def pair(
         self, first: Integer[np.ndarray, " a"], second: Integer[np.ndarray, " b"]
     ) -> tuple[Int32[np.ndarray, " n"], Int32[np.ndarray, " n"]]:
-        """Return `cls A sep B sep`, in RoBERTa `cls A sep sep B sep`, in XLNet `A sep B sep cls`, and its token types.
+        """Return the ids `cls A sep B sep` (RoBERTa: `cls A sep sep B sep`; XLNet: `A sep B sep cls`) and their token types.
 
         `B sep` has type 1, except in RoBERTa, and XLNet's `cls` has type 2.
         """

@@ -25,7 +25,7 @@ SPACE = "\u2581"
 CHARACTERS = 1000
 """Largest number of different characters in a trained vocabulary; rarer ones are unknown."""
 LEAST_COVERED = 0.98
-"""Smallest character coverage that the library accepts."""
+"""Smallest character coverage that the SentencePiece library accepts."""
 LONGEST_WORD = 1000
 """Characters per line of training text; longer words are split. The library drops lines of more than 4,192 bytes."""
 KINDS = (sentencepiece_proto.NORMAL, sentencepiece_proto.UNKNOWN, sentencepiece_proto.CONTROL)

@@ -47,7 +47,7 @@ class MaskOrBias:
         )
 
     def tile_size(self, block_q: int, block_k: int, s: int) -> tuple[int, int]:
-        """Return the numbers of queries and keys in a tile, given those that are best without this specification.
+        """Return the numbers of queries and keys in a tile, given the best numbers without this mask or bias.
 
         `s` is the number of all keys.
         """

@@ -90,7 +90,7 @@ def to_published(config: Config) -> dict[str, Any]:
 
 
 ALIASES = {"hidden_size": "dim", "num_attention_heads": "n_heads", "num_hidden_layers": "n_layers"}
-"""Other names of keys, which take precedence in `transformers`."""
+"""Other name of a key -> the key; in `transformers` the other name takes precedence."""
 
 COMPUTED = {"sinusoidal_pos_embds": False, "tie_word_embeddings": True}
 """Keys that change the results, with the only value that is implemented here."""

@@ -45,7 +45,7 @@ class Config(ModelConfig):
     tied: bool
     """Use the input embeddings as output table, with hidden states scaled by width^-1/2; T5 1.1 has a separate output table."""
     eps: float = 1e-6
-    """Added to the mean square in norms."""
+    """Number that norms add to the mean square, to avoid division by zero."""
     dropout: float = 0.1
     """Dropout rate of embeddings, attention weights, inner feed-forward states, outputs of sub-layers, and of the last norm."""
     architecture: Architecture = "encoder_decoder"

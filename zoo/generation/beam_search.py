@@ -117,7 +117,7 @@ def batch_axes(model: Model, params: Any, prompts: Batch, cache: dict[str, Any])
     """
 
     def cache_shapes(factor: int) -> dict[str, Any]:
-        """Return the shapes of a cache for `factor` times the number of rows."""
+        """Return the shapes of a cache with `factor` times as many rows."""
         rows = factor * prompts.tokens.shape[0]
         batch = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((rows, *leaf.shape[1:]), leaf.dtype), prompts)
         slots, dtype = cache["k"].shape[3], cache["k"].dtype

@@ -100,7 +100,7 @@ def gumbel(seeds: Seeds, size: int) -> Float[Array, "B {size}"]:
     """Return Gumbel noise, -log(-log u) for u uniform, which depends on the row's seeds and the token's id alone."""
     number = jnp.arange(size, dtype=jnp.uint32) * jnp.uint32(counter_rng.GOLDEN)
     bits = counter_rng.mix(counter_rng.mix(seeds[:, :1] ^ number) + seeds[:, 1:])
-    # This is 1 - u instead of u: floats are densest near 0, where the noise is largest. The minimum keeps u itself above 0.
+    # `uniform` is 1 - u: floats are densest near 0, where the noise is largest. The minimum keeps u itself above 0.
     uniform = jnp.minimum((bits.astype(jnp.float32) + 0.5) * 2.0**-32, 1 - 2.0**-24)
     return -jnp.log(-jnp.log1p(-uniform))
 

@@ -247,7 +247,7 @@ def describe_kind(kind: Any) -> str:
 
 
 def first_name(names: Mapping[str, Any], meaning: Any) -> str:
-    """Return the name that an export writes: the first one in `names` with this meaning."""
+    """Return the name that an export writes: the first name in `names` with this meaning."""
     return next(name for name, other in names.items() if other == meaning)
 
 

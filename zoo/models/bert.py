@@ -12,7 +12,7 @@ SHARDING: Rules = ()
 LORA = ("query", "value")
 """Names of the published matrices that have adapters by default (`zoo.lora`)."""
 PADDED = {"embed/tokens/embedding": "vocab", "masked/bias": "vocab"}
-"""Leaf -> field with its true number of rows. Further rows are padding, which is not exported and not counted."""
+"""Leaf -> option that has its true number of rows. Further rows are padding, which is neither exported nor counted."""
 
 MASKED = encoder.masked("cls.predictions.transform.dense", "cls.predictions.transform.LayerNorm", "cls.predictions.bias")
 NEXT = linear("next", "cls.seq_relationship")

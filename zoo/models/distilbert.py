@@ -13,7 +13,7 @@ SHARDING: Rules = ()
 LORA = ("q_lin", "v_lin")
 """Names of the published matrices that have adapters by default (`zoo.lora`)."""
 PADDED = {"embed/tokens/embedding": "vocab", "masked/bias": "vocab"}
-"""Leaf -> field with its true number of rows. Further rows are padding, which is not exported and not counted."""
+"""Leaf -> option that has its true number of rows. Further rows are padding, which is neither exported nor counted."""
 
 BODY = (
     ParamName("embed/tokens/embedding", "embeddings.word_embeddings.weight"),

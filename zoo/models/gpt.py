@@ -39,7 +39,7 @@ SHARDING: Rules = ()
 LORA = ("c_attn",)
 """Names of the published matrices that have adapters by default (`zoo.lora`)."""
 PADDED = {"embed/tokens/embedding": "vocab"}
-"""Leaf -> field with its true number of rows. Further rows are padding, which is not exported and not counted."""
+"""Leaf -> option that has its true number of rows. Further rows are padding, which is neither exported nor counted."""
 
 EMBEDDING_SITE, ATTENTION_SITE, RESIDUAL_SITE, MLP_SITE, SCORE_SITE = range(5)
 

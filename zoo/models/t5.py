@@ -51,7 +51,7 @@ SHARDING: Rules = (
 LORA = ("q", "v")
 """Names of the published matrices that have adapters by default (`zoo.lora`)."""
 PADDED = {"embed/tokens/embedding": "vocab", "unembed/embedding": "vocab"}
-"""Leaf -> field with its true number of rows. Further rows are padding, which is not exported and not counted."""
+"""Leaf -> option that has its true number of rows. Further rows are padding, which is neither exported nor counted."""
 
 ENCODER, DECODER = range(2)
 """Indices of the two sides, which fold into their seeds."""

@@ -49,7 +49,7 @@ SHARDING: Rules = (
 LORA = ("q_proj", "v_proj")
 """Names of the published matrices that have adapters by default (`zoo.lora`)."""
 PADDED = {"embed/tokens/embedding": "vocab", "unembed/bias": "vocab"}
-"""Leaf -> field with its true number of rows. Further rows are padding, which is not exported and not counted."""
+"""Leaf -> option that has its true number of rows. Further rows are padding, which is neither exported nor counted."""
 
 ENCODER, DECODER = range(2)
 """Indices of the two sides, which fold into their seeds."""
@@ -276,7 +276,7 @@ def _key_init(cfg: Config) -> Init:
 def _glorot(inputs: int, outputs: int) -> Init:
     """Return an initializer, uniform within sqrt(6 / (inputs + outputs)) (Glorot and Bengio 2010).
 
-    `inputs` and `outputs` are those of each projection, even if several are fused into one kernel.
+    `inputs` and `outputs` are the sizes of each projection, even if several projections are fused into one kernel.
     """
     limit = math.sqrt(6 / (inputs + outputs))
     return lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -limit, limit)
@@ -321,7 +321,7 @@ def _sinusoids(cfg: Config) -> np.ndarray:
 
 CROSS = "decoder.layers.{layer}.encoder_attn"
 NAMES = ParamNames(
-    # Marian's models are this one with biases in every layer; the paper's models were not published.
+    # Marian's models are this architecture with biases in every layer; the paper's models were not published.
     architecture="MarianMTModel",
     prefixes=("model.",),
     rows=(

@@ -41,7 +41,7 @@ class Head:
     architecture: str
     """The class of `transformers` with this head; "" if there is none."""
     rows: tuple[ParamName, ...] = ()
-    """Its leaves and their published names."""
+    """Leaves of the head and their published names."""
     idle: tuple[str, ...] = ()
     """Published names, without the family's prefix, of tensors that its files may contain but that it does not use."""
     summary: str = "tanh"

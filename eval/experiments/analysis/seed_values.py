@@ -11,7 +11,7 @@ from zoo.errors import BadInput
 LOWER_ENDINGS = ("loss", "perplexity", "bits_per_byte", "nats", "error")
 """Endings of the names of scores that are better when lower, for scores that `METRICS` does not have."""
 HIGHER_ENDINGS = ("accuracy", "f1", "exact_match", "acc", "acc_norm", "bleu", "chrf")
-"""The same for those that are better when higher; tasks of lm-eval have names of their own."""
+"""Endings of the names of scores that are better when higher, also of those of lm-eval's tasks."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -129,8 +129,9 @@ class _Comparison:
 class _Draft:
     """A claim with its test, before the correction for the other claims.
 
-    A claim about several references must hold for all of them, which needs no correction: its p value is the greatest of theirs
-    (Berger 1982, intersection-union test). Its opposite need hold for one, so the least p value is multiplied by their number.
+    A claim about several references must hold for all of them, which needs no correction: its p value is the greatest of their p
+    values (Berger 1982, intersection-union test). The opposite claim need hold for only one reference, so the least p value is
+    multiplied by the number of references.
     """
 
     claim: Mapping[str, Any]

@@ -8,7 +8,7 @@ from eval.experiments.declaration import TEXT, Claim, Experiment, Flops, Kind, O
 
 KAPLAN, CHINCHILLA = "Kaplan et al. 2020", "Hoffmann et al. 2022, approach 2"
 SIZES = ((2, 64), (2, 96), (3, 128), (4, 192), (6, 256), (8, 320), (10, 384))
-"""(layers, width) of the models."""
+"""(number of layers, width) of each model."""
 BUDGETS = {
     "1e11": (0, 1, 2),
     "1e12": (0, 1, 2, 3),

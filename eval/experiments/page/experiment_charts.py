@@ -116,7 +116,7 @@ def _curve_figure(
 
 
 def _mean_curve(lines: Sequence[_Line]) -> np.ndarray:
-    """Return the mean over the seeds that did not diverge, as far as the shortest curve goes; empty below two seeds."""
+    """Return the mean curve of the seeds that did not diverge, as long as the shortest curve; empty for fewer than two seeds."""
     curves = [line.points for line in lines if not line.diverged]
     count = min(map(len, curves), default=0)
     return np.mean([points[:count] for points in curves], axis=0) if len(curves) > 1 else np.zeros((0, 2))

@@ -133,5 +133,5 @@ def test_a_tokenizer_without_special_tokens_is_refused() -> None:
 
 @pytest.mark.planted
 def test_vector_that_is_not_finite_is_refused_with_its_text() -> None:
-    with pytest.raises(BadInput, match="text 2: the result is not finite; the weights are damaged"):
+    with pytest.raises(BadInput, match="text 2: the hidden states are not finite; the weights are damaged"):
         embed(encoders.broken("bert", "Paris"), encoders.texts(*TEXTS[:2], TEXTS[0], TEXTS[0]), pool="mean")
