@@ -69,7 +69,7 @@ def save(folder: Path, cfg: Any, params: Any, *, extra: Mapping[str, Any] | None
     family, names = configs.family(model.family), model.names
     if not names.architecture:
         raise BadInput(
-            f"model.task {model.task}: no {model.family} with this head was published; there is no export of this model"
+            f"model.task {model.task}: no {model.family} with this head was published, so this model cannot be exported"
         )
     numbers = family.to_published(cfg)
     sources = {

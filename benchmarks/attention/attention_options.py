@@ -34,9 +34,9 @@ class Options:
     shape: tuple[str, ...] = ()
     """Shapes B,T,S,N,K,H (batch, queries, keys, heads, key/value heads, head size), instead of --model and --lengths."""
     tokens: int | None = None
-    """Tokens of a batch, over all its examples. None = 2,048 on a CPU, 16,384 on an accelerator."""
+    """Number of tokens of a batch, over all its examples. None = 2,048 on a CPU, 16,384 on an accelerator."""
     batch: int | None = None
-    """Examples of a batch, instead of --tokens."""
+    """Number of examples of a batch, instead of --tokens."""
     rounds: int | None = None
     """Rounds of each row. None = until the medians are certain to 1 %, or --budget is used up, but at least 5."""
     budget: float | None = None

@@ -93,7 +93,7 @@ class Grouped(Feature):
 WINDOW = 256
 """Keys in a window, at most half the length: GPT-3's alternating layers as the zoo assumes them."""
 DOCUMENTS = 4
-"""Documents of a packed row."""
+"""Number of documents of a packed row."""
 
 
 def _plain(shape: Shape, mask: Mask, pairs: int, bias: Bias | None = None) -> list[Call]:

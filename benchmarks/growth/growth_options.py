@@ -15,7 +15,7 @@ class Options:
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="[MODEL]")] = "gpt-nano"
     """A size of the family, as `zoo models` lists them; --layers and --width replace its depth and width."""
     batch: int | None = None
-    """Rows of a batch, over all devices."""
+    """Number of rows of a batch, over all devices."""
     length: tuple[int, ...] = ()
     """Lengths of a row, in tokens."""
     layers: tuple[int, ...] = ()

@@ -22,7 +22,7 @@ class CollectiveTotal:
     axes: str
     """Axes of the mesh, joined by x."""
     members: int
-    """Devices that exchange with each other."""
+    """Number of devices that exchange data with each other."""
     count: float
     bytes: float
     """Size of the full arrays: after a gather, of a reduction, or before a scatter."""

@@ -35,7 +35,7 @@ class Plan:
     devices: int
     mesh: dict[str, int]
     batch: int
-    """Rows of a step over all devices."""
+    """Number of rows of a step over all devices."""
     length: int
     accumulate: int
     remat: str

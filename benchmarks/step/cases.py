@@ -36,13 +36,13 @@ class Case:
     mode: Mode
     batch: int
     length: int
-    """Tokens of a row; in an encoder-decoder those of its target. Decoding: slots of the cache, all of them full but the last."""
+    """Number of tokens of a row (encoder-decoder: of its target); in decoding, of slots of the cache, all full but the last."""
     source: int
-    """Tokens of a row's source in an encoder-decoder; otherwise 0."""
+    """Number of tokens of a row's source in an encoder-decoder; otherwise 0."""
 
     @property
     def tokens(self) -> int:
-        """Tokens that a step reads; decoding writes one a row."""
+        """Number of tokens that a step reads; decoding writes one per row."""
         return self.batch * (1 if self.mode == "decode" else self.length + self.source)
 
     @property

@@ -37,7 +37,7 @@ dropout, each implementation drops other activations."""
 LOSSES = {"loss": "first loss", "loss_after": "loss after an update"}
 """Columns, and their names in messages."""
 PROFILED = 3
-"""Steps under the profiler."""
+"""Number of steps under the profiler."""
 SHOWN = 25
 """Instructions that a profile keeps."""
 

@@ -26,11 +26,11 @@ class Options:
     inference: a forward pass with the same loss.
     decode: one token through the cache. On a CPU, where generation splits the layers, --layers makes no difference."""
     batch: int | None = None
-    """Rows of a batch. None = a default for the family."""
+    """Number of rows of a batch. None = a default for the family."""
     length: int | None = None
-    """Tokens of a row (encoder-decoders: of its target); for decode, slots of the cache. None = a default for the family."""
+    """Number of tokens of a row (encoder-decoder: of its target); decode: of slots of the cache. None = the family's default."""
     source_length: int | None = None
-    """Tokens of the source of a row, for an encoder-decoder."""
+    """Number of tokens of the source of a row, for an encoder-decoder."""
     dropout: bool = False
     """Use the published dropout rates; otherwise there is no dropout."""
     layers: tuple[Literal["scan", "unroll"], ...] = ("scan", "unroll")

@@ -94,7 +94,7 @@ class Parts:
 
 
 def break_down(program: Module, profile: Profile, *, training: bool = True) -> Parts:
-    """Return the parts of a profiled program; a step that does not train has no update, all of it is forward."""
+    """Return the parts of a profiled program. A step that does not train is entirely forward and has no update."""
     rows = []
     for name, spent in profile.spent.items():
         instruction = program.instructions.get(name)

@@ -237,7 +237,7 @@ class _TopEntries:
     """The computation of probabilities and ids at the masks, both [B, `top` or number of `ids`]."""
 
     entries: int
-    """Entries of the tokenizer: a model's vocabulary may be larger, and its further ids have no text."""
+    """Number of entries of the tokenizer: a model's vocabulary may be larger, and its further ids have no text."""
     top: int
     ids: tuple[int, ...]
     """Ids to compute probabilities of; empty: the most likely ones."""

@@ -40,7 +40,7 @@ class TableLayout(NamedTuple):
     stacked: bool
     """True if the words of a title, and a number and its interval, are one above the other."""
     gap: int
-    """Spaces between columns."""
+    """Number of spaces between columns."""
 
 
 LAYOUTS = (TableLayout(False, 2), TableLayout(True, 2), TableLayout(True, 1))

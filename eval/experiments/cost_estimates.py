@@ -28,7 +28,7 @@ class Cost:
 
     steps: int
     input_tokens: int
-    """Positions of the inputs of all steps: of an encoder-decoder, of its encoder."""
+    """Number of positions of the inputs of all steps: of an encoder-decoder, of its encoder."""
     flops: float
     overhead: float
     """Seconds in addition to the steps."""

@@ -129,5 +129,5 @@ def _check_data(grid: Grid, claim: Claim) -> None:
                     texts = [" ".join(map(str, value)) if isinstance(value, tuple) else value for value in values]
                     raise BadInput(
                         f"experiment {grid.experiment.name}: claim {claim.id} compares rows of unequal {what}: "
-                        f"--{option.replace('_', '-')} {texts[0]} in {first}, {texts[1]} in {row}; give both the same"
+                        f"--{option.replace('_', '-')} {texts[0]} in {first}, {texts[1]} in {row}; give both rows the same value"
                     )

@@ -18,7 +18,7 @@ class Decoding:
     stop: tuple[str, ...] = ()
     """Texts before which a continuation ends."""
     samples: int = 1
-    """Continuations of each prompt."""
+    """Number of continuations of each prompt."""
     seed: int = 0
     """Seed of sampling. A continuation depends only on the seed, its prompt, and the numbers of its prompt and sample."""
     past_end: bool = False

@@ -27,7 +27,7 @@ Ended = Literal["limit", "stop", "end of text"]
 SHORTEST = 16
 """Slots of the shortest prompts. Longer ones get the next power of two, so that few programs are compiled."""
 CHUNK = 16
-"""Tokens sampled by one dispatch."""
+"""Number of tokens sampled by one dispatch."""
 HELD = "\N{REPLACEMENT CHARACTER}"
 """Replacement character, to which the bytes of an incomplete character are decoded."""
 

@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Float, Float32, Integer
 
 LONGEST = 30
-"""Tokens of the longest answer, as in BERT's and SQuAD's published runs."""
+"""Number of tokens of the longest answer, as in BERT's and SQuAD's published runs."""
 
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 _ARTICLES = re.compile(r"\b(?:a|an|the)\b")

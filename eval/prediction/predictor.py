@@ -26,7 +26,7 @@ from zoo.errors import BadInput
 CHUNK = 1024
 """Number of examples that are in memory at a time."""
 SHORTEST = 32
-"""Tokens of the shortest rows; fewer lengths need fewer compiled programs."""
+"""Number of tokens of the shortest rows; fewer lengths need fewer compiled programs."""
 ADVICE = Advice("choose a longer --length", "or cut long ones with --labelled.truncate")
 """Advice about examples that are longer than a row."""
 

@@ -21,7 +21,7 @@ CLASSES = 20
 FREQUENT = 20
 """Maximum number of confusions that are listed."""
 SHORT = 280
-"""Characters of a text that are shown unfolded."""
+"""Number of characters of a text that are shown unfolded."""
 
 
 def size_mismatch(errors: Mapping[str, Any]) -> str:

@@ -39,7 +39,7 @@ class ScoringInputs:
     """Function that makes the arrays of a row."""
     _: dataclasses.KW_ONLY
     batch: int
-    """Rows at a time."""
+    """Number of rows at a time."""
     dtype: Any
     """Dtype of the arithmetic."""
     progress: Progress = no_progress

@@ -25,7 +25,7 @@ from zoo.errors import BadInput
 from zoo.models import Model
 
 STEP = 32
-"""Rows are as long as the longest, rounded up to a multiple of this: a few shapes to compile for."""
+"""Rows are as long as the longest row, rounded up to a multiple of this: a few shapes to compile for."""
 
 
 class PromptCompletion(NamedTuple):

@@ -37,7 +37,7 @@ class Likelihood:
     nats: float
     """-log p(continuation | context), summed over its tokens."""
     tokens: int
-    """Tokens of the continuation."""
+    """Number of tokens of the continuation."""
     greedy: bool
     """True if each of its tokens is the likeliest one after those before it."""
     cut: int = 0

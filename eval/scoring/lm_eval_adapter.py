@@ -32,7 +32,7 @@ except ModuleNotFoundError as error:
 log = logging.getLogger(__name__)
 
 NEW_TOKENS = 256
-"""Tokens generated for a task that sets no limit, as with the harness's own models."""
+"""Number of tokens generated for a task that sets no limit, as with the harness's own models."""
 
 
 class HarnessModel(LM):

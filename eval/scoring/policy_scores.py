@@ -20,9 +20,9 @@ class Score:
 
     rewards: float
     tokens: int
-    """Tokens of the responses, end marks included."""
+    """Number of tokens of the responses, end marks included."""
     unended: int
-    """Responses without an end mark."""
+    """Number of responses without an end mark."""
     prompts: int
 
     def record(self) -> dict[str, float | int]:

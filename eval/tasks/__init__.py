@@ -36,7 +36,7 @@ class Settings:
     """The options of the tasks."""
 
     batch: int = 16
-    """Rows of the model's full length computed at a time; more rows if they are shorter. It does not affect the result."""
+    """Number of rows of the model's full length computed at a time; more if rows are shorter. It does not affect the result."""
     dtype: Any = "float32"
     """Dtype of the arithmetic."""
     argument: str = ""
@@ -44,7 +44,7 @@ class Settings:
     field: str = "text"
     """Field of a .jsonl line with the text."""
     length: int = 0
-    """Tokens in a row; 0 = the model's positions."""
+    """Number of tokens in a row; 0 = the model's positions."""
     stride: int = 0
     """New tokens per row; 0 = half a row."""
     words: bool = False

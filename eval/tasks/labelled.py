@@ -49,9 +49,9 @@ ALONE = True
 GOALS: dict[str, Objective] = {"sequence": "classification", "tokens": "tagging", "span": "span", "choice": "choice"}
 """Task of a head -> the objective that trains it."""
 USUAL = 512
-"""Tokens of a row, for published weights without learned positions."""
+"""Number of tokens of a row, for published weights without learned positions."""
 STEP = 32
-"""Rows for published weights are as long as the longest one, rounded up to a multiple of this: few shapes are compiled."""
+"""Rows for published weights are as long as the longest row, rounded up to a multiple of this: few shapes are compiled."""
 
 
 def read(names: Sequence[str], settings: Settings) -> tuple[str, ...]:

@@ -26,9 +26,9 @@ class Data:
     subset: str = ""
     """Subset (configuration) to read of a hub data set; empty = the only one or the default."""
     length: int = 256
-    """Tokens in a row, T (encoder-decoders: in its source)."""
+    """Number of tokens in a row, T (encoder-decoders: in its source)."""
     batch: int = 16
-    """Rows in a global batch, B, over all devices and micro-batches."""
+    """Number of rows in a global batch, B, over all devices and micro-batches."""
 
     def __post_init__(self) -> None:
         for key, name in (("split", self.split), ("subset", self.subset)):
@@ -105,7 +105,7 @@ class PairData(Data):
     pack: bool = False
     """Pack several pairs into a row of an encoder-decoder, first-fit, isolated from each other."""
     target_length: int = 0
-    """Tokens in the target of a row; 0 = as --data.length."""
+    """Number of tokens in the target of a row; 0 = as --data.length."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -117,7 +117,7 @@ class PreferenceData(Data):
     """Preferences and their division into rows."""
 
     target_length: int = 0
-    """Tokens in the target of a row of an encoder-decoder, the completion; 0 = as --data.length."""
+    """Number of tokens in the target of a row of an encoder-decoder, the completion; 0 = as --data.length."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

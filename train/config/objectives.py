@@ -36,7 +36,7 @@ class TokenOptions(ObjectiveOptions):
     """Options of an objective that predicts tokens."""
 
     loss_chunk: int = 0
-    """Positions whose logits are computed at a time in the loss, to save memory; 0 = all T."""
+    """Number of positions whose logits are computed at a time in the loss, to save memory; 0 = all T."""
 
     def __post_init__(self) -> None:
         require(self.loss_chunk >= 0, "loss_chunk", self.loss_chunk, "choose 0 (off) or a number of positions")

@@ -104,7 +104,7 @@ class Permutation:
     context: float = 6.0
     """Context tokens around a span per token of the span (the authors' `mask_alpha` / `mask_beta`)."""
     window: int = 0
-    """Tokens in a window within which the order is random (the authors' `perm_size`); windows follow each other in order.
+    """Number of tokens in a window within which the order is random (the authors' `perm_size`); the windows follow in order.
     It must divide both parts of a row, the reused part and the rest; 0 = each part is one window."""
     bidirectional: bool = False
     """Read half of the rows from right to left (the authors' `bi_data`)."""
@@ -144,7 +144,7 @@ class Pairs:
             fix = f"there are {len(sources)} files in {option}; give one for each"
             require(len(sources) == len(targets), f"pairs.{target}", " ".join(targets), fix)
         needed = bool(self.source) or not self.valid_source
-        require(needed, "pairs.valid_source", " ".join(self.valid_source), "it needs --pairs.source; give both")
+        require(needed, "pairs.valid_source", " ".join(self.valid_source), "it needs --pairs.source; give both options")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -255,7 +255,7 @@ class Questions(Choices):
     """Reading of files of questions about texts."""
 
     stride: int = 128
-    """Tokens between the beginnings of consecutive windows of a context (span); a window must have at least as many."""
+    """Number of tokens between the beginnings of consecutive windows of a context (span); a window must have at least as many."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

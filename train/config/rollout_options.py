@@ -16,7 +16,7 @@ class Rollout:
     A function is called as f(prompts=[...], completions=[...], ids=[...], **columns) and returns a number for each
     completion."""
     samples: int = 8
-    """Responses to each prompt, G, which policy compares with each other. It divides the rows of each device."""
+    """Number of responses to each prompt, G, which policy compares with each other. It divides the rows of each device."""
     tokens: int = 64
     """Most tokens of a response, its end mark included."""
     missing_end: float | None = None
@@ -24,7 +24,7 @@ class Rollout:
     temperature: float = 1.0
     """Divides the logits, in sampling and in training alike."""
     steps: int = 1
-    """Training steps on the responses of one rollout, which are all sampled before the first of them."""
+    """Number of training steps on the responses of one rollout, which are all sampled before the first of them."""
     epochs: int = 1
     """Passes over the responses of a rollout: it has --rollout.steps / --rollout.epochs batches, which follow each other as
     often."""

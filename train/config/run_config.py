@@ -70,7 +70,7 @@ class Optim:
     b2: float = 0.95
     """Decay of the second moment (AdamW)."""
     eps: float = 1e-8
-    """Added to the root of the second moment (AdamW)."""
+    """Number that AdamW adds to the root of the second moment."""
     weight_decay: float = 0.1
     """Decoupled weight decay of kernels and embeddings; norms and biases have none."""
     clip: float = 1.0
@@ -113,11 +113,11 @@ class Mesh:
     """Devices along each mesh axis; their product is the number of devices."""
 
     data: int = -1
-    """Devices for data parallelism; -1 = all devices that the other axes leave."""
+    """Number of devices for data parallelism; -1 = all devices that the other axes leave."""
     fsdp: int = 1
-    """Devices for data parallelism with sharded parameters and optimizer state."""
+    """Number of devices for data parallelism with sharded parameters and optimizer state."""
     tensor: int = 1
-    """Devices for tensor parallelism: heads, feed-forward width and vocabulary are sharded."""
+    """Number of devices for tensor parallelism: heads, feed-forward width and vocabulary are sharded."""
     sequence: Annotated[int, tyro.conf.Suppress] = 1
     """Reserved for sequence parallelism, which is not implemented; must be 1."""
 
@@ -133,7 +133,7 @@ class Checkpoint:
     """Checkpoints of the training state."""
 
     every: int = 200
-    """Steps between checkpoints; the last step and a signal also save one."""
+    """Number of steps between checkpoints; the last step and a signal also save one."""
     keep: int = 2
     """Number of newest checkpoints to keep."""
 
@@ -147,15 +147,15 @@ class Log:
     """Metrics, validations and samples of a run."""
 
     every: int = 10
-    """Steps between rows of metrics.jsonl."""
+    """Number of steps between rows of metrics.jsonl."""
     validate_every: int = 200
-    """Steps between validations; 0 = only at the end."""
+    """Number of steps between validations; 0 = only at the end."""
     validate_rows: int = 64
     """Number of held-out rows in a validation during training; the final score uses all held-out rows."""
     ledger: bool = False
     """Also write ledger.jsonl: the row numbers each step consumed."""
     samples: int = 4
-    """Continuations of held-out text that are generated at the end, for the report; one is shown at validations. 0 = none."""
+    """Number of continuations of held-out text generated at the end for the report; validations show one. 0 = none."""
     sinks: tuple[Sink, ...] = ()
     """Trackers that also receive the rows of metrics.jsonl; they need the extra `track`."""
 
@@ -246,7 +246,7 @@ class Run(Generic[Model, Options, DataOptions]):
 
     @property
     def loss_chunk(self) -> int:
-        """Positions whose logits are computed at a time in the loss; 0 = all."""
+        """Number of positions whose logits are computed at a time in the loss; 0 = all."""
         return self.options.loss_chunk if isinstance(self.options, TokenOptions) else 0
 
     @property

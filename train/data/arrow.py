@@ -10,7 +10,7 @@ from train.data.text_files import LONGEST_LINE, Document, document, json_type, l
 from zoo.errors import BadInput, import_optional
 
 ROWS = 64
-"""Rows of a .parquet file that are decoded at a time."""
+"""Number of rows of a .parquet file that are decoded at a time."""
 
 
 def parquet(file: Path, name: str, field: str) -> Iterator[Document]:

@@ -126,7 +126,7 @@ def _lines(file: Path, options: Columns, *, line: Lines, labels: Collection[str]
 
 
 def _begins(text: str, labels: Collection[str]) -> bool:
-    """Return whether the first word of a text is a label, or a label with a colon and a finer label after it."""
+    """Return whether the first word of a text is a label, or a label followed by a colon and a finer label."""
     word = text.partition(" ")[0]
     return word in labels or word.partition(":")[0] in labels
 

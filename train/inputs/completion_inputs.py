@@ -37,7 +37,7 @@ class CompletionRows(SampledRows):
     rows: tuple[Any, ...]
     """Rows with `sides`, `example` and `reference`, as `train.rows.preference_rows.PreferenceRow`."""
     length: int
-    """Tokens per row, or of an encoder-decoder's source."""
+    """Number of tokens per row, or of an encoder-decoder's source."""
     fingerprint: str
     """SHA-256 of all rows, their lengths and the tokenizer."""
 

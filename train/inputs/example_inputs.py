@@ -58,7 +58,7 @@ class PackedRows(SampledRows):
     first: Int64[np.ndarray, " rows_and_one"]
     """Index in `order` at which each row begins; the last entry is the end."""
     length: int
-    """Tokens per row; of a row with a source and a target, those of the source."""
+    """Number of tokens per row; of a row with a source and a target, those of the source."""
     fingerprint: str
     """SHA-256 of all rows and the tokenizer."""
 

@@ -42,13 +42,13 @@ class LabelledRows(SampledRows):
     examples: Sequence[Example]
     rows: tuple[ExampleRow, ...]
     length: int
-    """Tokens per row, T."""
+    """Number of tokens per row, T."""
     fingerprint: str
     """SHA-256 of all rows, their length and the tokenizer."""
     labels: tuple[str, ...] = ()
     """Names of the classes, by number."""
     too_long: int = 0
-    """Examples longer than a row: cut with --labelled.truncate, left out with --labelled.skip-bad."""
+    """Number of examples longer than a row: cut with --labelled.truncate, left out with --labelled.skip-bad."""
     longest: tuple[str, int] = ("", 0)
     """Origin of the longest example, and its number of tokens before truncation."""
 

@@ -40,7 +40,7 @@ class PromptRows(SampledRows):
     examples: Sequence[Prompt]
     rows: tuple[ResponseRow, ...]
     length: int
-    """Tokens per row, or of an encoder-decoder's source."""
+    """Number of tokens per row, or of an encoder-decoder's source."""
     fingerprint: str
     """SHA-256 of all rows, their lengths, the columns of the prompts, and the tokenizer."""
 

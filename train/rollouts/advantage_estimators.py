@@ -21,7 +21,7 @@ class ScoredBatch(NamedTuple):
     ended: Any
     """bool [B]: True for responses with an end mark."""
     samples: int
-    """Responses to a prompt, which follow each other."""
+    """Number of responses to a prompt, which follow each other."""
     weights: Float32[np.ndarray, "B T"]
     """1 where a target is a token of the response."""
     old: Float32[np.ndarray, "B T"]

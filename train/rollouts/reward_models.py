@@ -42,9 +42,9 @@ class Sizes:
     """Lengths of the rows of a reward model, in its tokens; one program is compiled for each length."""
 
     length: int
-    """Tokens of most rows, or of the targets of an encoder-decoder: the longest prompt and the most tokens of a response."""
+    """Number of tokens of most rows, or of an encoder-decoder's targets: the longest prompt and the most tokens of a response."""
     source: int
-    """Tokens of an encoder-decoder's sources, the longest prompt; 0 for others."""
+    """Number of tokens of an encoder-decoder's sources, the longest prompt; 0 for others."""
     limit: int | None
     """Largest length that the model has; None: there is none."""
     prompt_limit: int | None
@@ -78,7 +78,7 @@ class RewardModel:
     scale: RewardScale
     mesh: Mesh
     rows: int
-    """Rows of a batch; the mesh divides it."""
+    """Number of rows of a batch; the mesh divides it."""
     num_micro: int
     """Number of micro-batches in which the rows of a batch are computed."""
     sizes: Sizes

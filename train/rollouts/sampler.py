@@ -23,7 +23,7 @@ from zoo.generation.decoding_settings import Sampling
 from zoo.models import Model
 
 CHUNK = 16
-"""Tokens sampled by one dispatch."""
+"""Number of tokens sampled by one dispatch."""
 SALT = 0x5A11
 """Makes the responses in training differ from the texts that `zoo generate` samples with the same seed."""
 
@@ -62,9 +62,9 @@ class Sampler:
     dtype: Any
     """Dtype of the arithmetic and the cache."""
     rows: int
-    """Rows of a batch, over all devices; the mesh divides it."""
+    """Number of rows of a batch, over all devices; the mesh divides it."""
     slots: int
-    """Tokens of the longest prompt."""
+    """Number of tokens of the longest prompt."""
     limit: int
     """Most tokens of a response, its end mark included."""
     settings: Sampling

@@ -62,10 +62,10 @@ class ContiguousRows(TextRows):
     readings: tuple[DirectedIds, ...]
     """One reading, or two: forward for the first half of the streams, backward for the second half."""
     length: int
-    """Tokens per row, T."""
+    """Number of tokens per row, T."""
     reuse: int
-    """Tokens of the reused part, after which the next row of the stream begins; 0 = there is none, and the next row begins after
-    as many tokens as a row has without its special tokens."""
+    """Number of tokens of the reused part, after which the next row of the stream begins; 0 = there is no reused part, and the
+    next row begins after as many tokens as a row has without its special tokens."""
     batch: int
     """Streams, B: row b of step n is row n B + b."""
     steps: int

@@ -68,7 +68,7 @@ class EncoderRows(TextRows, SampledRows):
 
     tokens: Tokens
     length: int
-    """Tokens per row, special tokens included, T."""
+    """Number of tokens per row, special tokens included, T."""
     first: Int64[np.ndarray, " rows_and_one"]
     """Index of the first sequence of each row; the last entry is the number of sequences."""
     part: Int64[np.ndarray, " sequences_and_one"]

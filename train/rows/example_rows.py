@@ -50,7 +50,7 @@ class ExampleRow(NamedTuple):
     """Number of its example."""
     context: Context | None = None
     size: int = 0
-    """Tokens of the example before truncation; more than the length of a row if the example is too long."""
+    """Number of tokens of the example before truncation; more than the length of a row if the example is too long."""
 
 
 class Advice(NamedTuple):

@@ -182,11 +182,11 @@ def first_fit(sizes: list[int], capacity: int) -> list[int]:
 
 
 def expand_counts(counts: Int[np.ndarray, " n"]) -> tuple[np.ndarray, np.ndarray]:
-    """Return the owner of each item and its index within the owner: for counts (2, 1), (0, 0, 1) and (0, 1, 0)."""
+    """Return the owner of each item and its index within the owner. For counts (2, 1) they are (0, 0, 1) and (0, 1, 0)."""
     before = np.cumsum(counts) - counts
     return np.repeat(np.arange(len(counts)), counts), np.arange(counts.sum()) - np.repeat(before, counts)
 
 
 def csr_offsets(counts: Int[np.ndarray, " n"]) -> Int64[np.ndarray, " n_and_one"]:
-    """Return the CSR offsets of counts: for (2, 1), (0, 2, 3)."""
+    """Return the CSR offsets of counts. For (2, 1) they are (0, 2, 3)."""
     return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)

@@ -34,7 +34,7 @@ class Share:
     weight: float
     """Share of the examples."""
     tokens: int
-    """Tokens of its training text."""
+    """Number of tokens of its training text."""
     rows: int
     drawn: int
     """Number of its examples in the run; a row is used again after all others of the component have been."""
@@ -58,7 +58,7 @@ class Mixture:
 
     @property
     def length(self) -> int:
-        """Tokens per row, T."""
+        """Number of tokens per row, T."""
         return self.components[0].rows.length
 
     def row(self, number: int) -> Any:

@@ -69,7 +69,7 @@ class Limits(NamedTuple):
     length: int
     """Number of tokens in a row, or in an encoder-decoder's source."""
     target_length: int = 0
-    """Tokens of an encoder-decoder's target; 0 = as `length`."""
+    """Number of tokens of an encoder-decoder's target; 0 = as `length`."""
 
     @property
     def target(self) -> int:

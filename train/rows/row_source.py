@@ -27,7 +27,7 @@ class RowSource(Protocol):
 
     @property
     def length(self) -> int:
-        """Tokens per row, T, padding included; of a row with a source and a target, those of the source."""
+        """Number of tokens per row, T, padding included; of a row with a source and a target, those of the source."""
         ...
 
     def __len__(self) -> int:
@@ -67,7 +67,7 @@ class ContinuedRowSource(RowSource, Protocol):
 
     @property
     def batch(self) -> int:
-        """Rows per batch, B, each of which is continued by the row in the same place of the next batch."""
+        """Number of rows per batch, B, each of which is continued by the row in the same place of the next batch."""
         ...
 
     @property

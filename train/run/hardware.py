@@ -28,7 +28,7 @@ class Device:
     network: int | float | None = None
     """A device's share of its host's network, GB/s in one direction; a TPU slice needs none."""
     host: int = 1
-    """Devices of a host, which the links connect; the links of a torus continue to other hosts."""
+    """Number of devices of a host, which the links connect; the links of a torus continue to other hosts."""
 
 
 def device(kind: str) -> Device | None:

@@ -12,7 +12,7 @@ class RowSizes(NamedTuple):
     """Sizes of a row in tokens, the end token of each side included."""
 
     raw: int
-    """Tokens of the text that the row is made of."""
+    """Number of tokens of the text that the row is made of."""
     source: int
     target: int
     """Largest number of tokens of the target; with spans and dropped tokens the exact number, also of `source`."""

@@ -27,7 +27,7 @@ CHARACTERS = 1000
 LEAST_COVERED = 0.98
 """Smallest character coverage that the SentencePiece library accepts."""
 LONGEST_WORD = 1000
-"""Characters per line of training text; longer words are split. The library drops lines of more than 4,192 bytes."""
+"""Number of characters per line of training text; longer words are split. The library drops lines of more than 4,192 bytes."""
 KINDS = (sentencepiece_proto.NORMAL, sentencepiece_proto.UNKNOWN, sentencepiece_proto.CONTROL)
 
 Entries = Sequence[tuple[str, float]]

@@ -17,7 +17,7 @@ CHARACTERS = 1000
 
 A character takes two entries: one for the beginning of a word, "a", and one for the rest of it, "##a"."""
 LONGEST_WORD = 100
-"""Characters of the longest word; longer ones are unknown, as in BERT's own program."""
+"""Number of characters of the longest word; longer ones are unknown, as in BERT's own program."""
 AT_ONCE = 64 << 20
 """Characters of text that are read before their words are counted.
 

@@ -269,8 +269,8 @@ AUTO: dict[str, tuple[Choice, ...]] = {
     "gpu": (Choice("cudnn"), Choice("xla")),
     "tpu": (Choice("xla"),),
 }
-"""The choices of `auto` by platform. It takes the first one that supports the request and whose smallest number of queries the
-request has."""
+"""The choices of `auto` by platform. It takes the first choice that supports the request and whose smallest number of queries is
+not above that of the request."""
 
 
 def choose(impl: str, request: Request, platform: str | None = None) -> str:

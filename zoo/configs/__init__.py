@@ -88,7 +88,7 @@ class Compute:
     remat: Remat = "none"
     """Recomputation in the backward pass. none: nothing; full: layers; attention: all but attention, whose output is kept."""
     unroll: int = 1
-    """Layers unrolled per scan step; more layers compile longer and may run faster."""
+    """Number of layers unrolled per scan step; more layers compile longer and may run faster."""
 
     def __post_init__(self) -> None:
         plugins.check_name("zoo.attention", self.attention, get_args(Implementation), "model.compute.attention")
@@ -104,7 +104,7 @@ class Exported:
     activation: str = ""
     """Name of the activation in a config.json, if it has several names ("gelu_pytorch_tanh"); empty = its usual name."""
     positions: int | None = None
-    """Rows of Marian's table of sinusoids, which limits the length of a text in `transformers`; None = 1,024."""
+    """Number of rows of Marian's table of sinusoids, which limits the length of a text in `transformers`; None = 1,024."""
 
     def __post_init__(self) -> None:
         if self.positions is not None:

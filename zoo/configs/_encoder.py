@@ -40,7 +40,7 @@ class BodyConfig(ModelConfig):
     """Activation of the feed-forward layers and (except in RoBERTa) of the masked head.
     Google's code of BERT (since 2020) and XLNet has GELU's tanh form; `transformers` and all published folders have erf."""
     eps: float
-    """Added to the variance in layer norms."""
+    """Number that layer norms add to the variance."""
     dropout: float = 0.1
     """Dropout rate of the embeddings and of each sub-layer's output."""
     attention_dropout: float = 0.1

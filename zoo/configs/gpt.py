@@ -36,7 +36,7 @@ class Config(ModelConfig):
     activation: Activation = "gelu_tanh"
     """Activation of the feed-forward layers."""
     eps: float = 1e-5
-    """Added to the variance in layer norms."""
+    """Number that layer norms add to the variance."""
     dropout: float
     """Dropout rate of each sub-layer's output, before it is added to the residual stream."""
     embedding_dropout: float
@@ -46,7 +46,7 @@ class Config(ModelConfig):
     pattern: tuple[AttentionPattern, ...] = ("full",)
     """Attention of the layers, repeated over all of them: full (all tokens before), or window (only the last ones)."""
     window: int = 0
-    """Tokens visible to a window layer, including the current token; 0 = no layer has a window."""
+    """Number of tokens visible to a window layer, including the current token; 0 = no layer has a window."""
     labels: tuple[str, ...] = ()
     """Name of the score that a reward model computes for a text, in place of words; none = the model predicts words."""
     compute: Compute = dataclasses.field(default_factory=Compute)
@@ -261,7 +261,7 @@ def gpt3(layers: int, width: int, heads: int, head: int, assumed: dict[str, str]
 
 
 def alternating(dense: Size) -> Size:
-    """Return the same size with every second layer banded."""
+    """Return the same size with attention in a window in every second layer."""
     config = dataclasses.replace(dense.config, pattern=("full", "window"), window=256)
     return dataclasses.replace(dense, config=config, assumed={**dense.assumed, **ALTERNATING})
 

@@ -21,7 +21,7 @@ class Config(ModelConfig):
     """Configuration of a T5. Relative positions allow rows of any length, so there is no `context`."""
 
     vocab: int
-    """Rows of the embedding table that encoder and decoder share. Published files have more rows than tokenizer entries."""
+    """Number of rows of the embedding table that encoder and decoder share; in published files more than tokenizer entries."""
     layers: int
     """Number of layers of the encoder."""
     decoder_layers: int
@@ -45,7 +45,7 @@ class Config(ModelConfig):
     tied: bool
     """Use the input embeddings as output table, with hidden states scaled by width^-1/2; T5 1.1 has a separate output table."""
     eps: float = 1e-6
-    """Number that norms add to the mean square, to avoid division by zero."""
+    """Number that norms add to the mean square."""
     dropout: float = 0.1
     """Dropout rate of embeddings, attention weights, inner feed-forward states, outputs of sub-layers, and of the last norm."""
     architecture: Architecture = "encoder_decoder"

@@ -38,11 +38,11 @@ class Config(ModelConfig):
     """sinusoid: fixed encodings of positions, for rows of any length. learned: a table for the encoder and one for the decoder
     (Table 3, row E)."""
     max_positions: int = 512
-    """Rows of each table of learned positions, and then the tokens of the longest source or target."""
+    """Number of rows of each table of learned positions, and so of tokens in the longest source or target."""
     sinusoids: Sinusoids = "interleaved"
     """interleaved: sines and cosines alternate along the width, as in the paper. halves: sines come first, as in Marian."""
     eps: float = 1e-5
-    """Added to the variance in layer norms."""
+    """Number that layer norms add to the variance."""
     dropout: float
     """Dropout rate of the sums of embeddings and of each sub-layer's output."""
     labels: tuple[str, ...] = ()
@@ -192,7 +192,7 @@ def table_rows(config: Config) -> int:
 
 
 POSITIONS = 1024
-"""Rows of the table of sinusoids if a config.json does not give them; `transformers` accepts no longer rows."""
+"""Number of rows of the table of sinusoids if a config.json does not give them; `transformers` accepts no longer rows."""
 
 PADDING = 58_100
 """Id of the padding token, which is also the first input of the decoder, if a config.json does not give it."""

@@ -22,10 +22,10 @@ class Config(BodyConfig):
     eps: float = 1e-12
     initializer: Initializer = "normal"
     memory: int = 0
-    """Positions whose hidden states the next row of the same text can attend to; 0 = none.
+    """Number of positions whose hidden states the next row of the same text can attend to; 0 = none.
     Only pretraining uses it (tasks permutation and pretraining), because only its rows continue each other."""
     reuse: int = 0
-    """Positions of each row, from the first on, that enter the memory; 0 = all."""
+    """Number of positions of each row, from the first on, that enter the memory; 0 = all."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -77,7 +77,7 @@ def save(folder: Path, cfg: Any, spec: Adapters, trained: Mapping[str, Any], *, 
     model = models.model(cfg)
     configs.family(model.family).to_published(cfg)
     if not model.names.architecture:
-        raise BadInput(f"model.task {model.task}: no {model.family} with this head was published; there is no export of it")
+        raise BadInput(f"model.task {model.task}: no {model.family} with this head was published, so it cannot be exported")
     modules = tuple(dict.fromkeys(_head_module(name) for name in _head_names(cfg)))
     slots, stored = dict(_slots(cfg, spec, modules, model.names.prefixes[0])), adapters.flat(trained)
     content = {

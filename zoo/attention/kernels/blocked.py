@@ -74,7 +74,7 @@ class Plan:
     num_q_blocks: int
     num_k_blocks: int
     examples: int
-    """Examples in a tile; more than one where sequences are short."""
+    """Number of examples in a tile; more than one where sequences are short."""
     heads: int
     """Key/value heads in a tile; more than one where sequences are short."""
     scale: float
@@ -303,7 +303,7 @@ def _blocks_near(first: Any, length: int, behind: int | None, ahead: int | None,
 
 
 def _even_blocks(length: int, limit: int, multiple: int) -> tuple[int, int]:
-    """Return (number of blocks, length of a block): the fewest blocks of at most `limit`, of one length that is a multiple."""
+    """Return (number of blocks, length of a block): as few equal blocks as possible, whose length is a multiple of `multiple`."""
     blocks = -(-length // limit)
     return blocks, -(-length // (blocks * multiple)) * multiple
 

@@ -45,11 +45,11 @@ def evaluate(args: list[str]) -> int:
         """Folder of a LoRA adapter in peft's format, which is merged into the model's parameters for a task; empty = none.
         The result is printed, and not stored in a run."""
         batch: int = 16
-        """Rows scored at a time; the score does not depend on it."""
+        """Number of rows scored at a time; the score does not depend on it."""
         stride: int = 0
         """New tokens per row; smaller values give each token more context but need more rows. 0 = half a row."""
         length: int = 0
-        """Tokens in a row (perplexity, masked, pseudo_perplexity, permutation_likelihood, labelled).
+        """Number of tokens in a row (perplexity, masked, pseudo_perplexity, permutation_likelihood, labelled).
         0 = the model's positions; for labelled, the run's length."""
         words: bool = False
         """Also report the perplexity per word (perplexity)."""

@@ -69,9 +69,9 @@ def parse_options(name: str, args: list[str]) -> Any:
         mode: Literal["train", "forward", "decode"] = "train"
         """train: the trainer's step. forward: the loss of a batch. decode: one token of each row after --data.length others."""
         batch: int = 0
-        """Rows of a step over all devices; 0 = --data.batch."""
+        """Number of rows of a step over all devices; 0 = --data.batch."""
         seq: int = 0
-        """Tokens of a row; 0 = --data.length."""
+        """Number of tokens of a row; 0 = --data.length."""
         search: bool = False
         """Try meshes, remat and micro-batches, and rank those that fit."""
         minutes: float = 10.0
