@@ -221,9 +221,10 @@ def _difference(one: np.ndarray, other: np.ndarray) -> float:
 
 
 def _distance(one: np.ndarray, other: np.ndarray) -> float:
-    """Return the root of the mean square of the difference of two arrays, relative to the second one's own.
+    """Return the root mean square of the difference of two arrays, relative to the root mean square of the second array.
 
-    Attention over long rows averages, so that most entries are small: relative to the largest entry or 1, zeros would pass.
+    Attention over long rows computes averages, so most entries are small. If the difference were divided by the largest entry or
+    by 1, an array of zeros would pass.
     """
     difference, size = (np.sqrt(np.square(x, dtype=np.float64).mean()) for x in (one - other, other))
     return float(difference / max(size, TINY))

@@ -90,8 +90,8 @@ def measure_groups(
 
     Args:
         one_line: returns the outcome of a group for the progress display.
-        environment: of this process; how busy the machine was becomes columns of every cell.
-        deadline: `time.monotonic()` after which no group begins but the first: rounds are never cut short.
+        environment: environment of this process; its measures of how busy the machine was become columns of every cell.
+        deadline: value of `time.monotonic()` after which no group but the first begins. A group that began is completed.
     """
     missing = [(group, [key for key in group.keys if not writer.has(key, process)]) for group in groups]
     missing = [(group, keys) for group, keys in missing if keys]

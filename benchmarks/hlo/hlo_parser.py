@@ -74,7 +74,7 @@ class Instruction:
 
     @property
     def op_name(self) -> str:
-        """Return the path of JAX names that it was lowered from, for a fusion its root's; "" if there is none."""
+        """Return the path of JAX names that the instruction was lowered from, or that of a fusion's root; "" if there is none."""
         return self.attribute("op_name")
 
     @property

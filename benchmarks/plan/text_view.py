@@ -116,7 +116,7 @@ def memory_table(plan: Plan) -> Table:
 
 
 def rates_table(plan: Plan) -> Table:
-    """Return the table of the amounts of a device and step, and of the seconds for them, of compute, memory and interconnect."""
+    """Return the table of compute, memory traffic and communication of a device in a step, with the seconds for each."""
     kernels = f", {format_decimal(plan.kernels)}FLOP of it in kernels" if plan.kernels else ""
     amounts = {
         "compute": ("at least", f"{format_decimal((plan.products or 0) + (plan.kernels or 0))}FLOP{kernels}"),

@@ -55,7 +55,7 @@ def is_task_metric(name: str) -> bool:
 
 
 def find_metric(name: str) -> Metric:
-    """Return how a metric is shown; a task's metric that is not in a table has no better direction."""
+    """Return the presentation of a metric; a task's metric in neither table has no better direction."""
     task, _, metric = name.rpartition("/")
     plain = METRICS.get(metric) or OWN.get(metric)
     plain = plain or Metric(label=metric.replace("_", " "), note="", better=None)

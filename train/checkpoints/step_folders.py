@@ -60,7 +60,7 @@ class StepFolders:
         return next((step for step in self.steps() if self.is_valid(step)), None)
 
     def is_valid(self, step: int) -> bool:
-        """Return whether a step has a valid manifest and files of the listed sizes."""
+        """Return whether the folder of a step has a valid manifest, and files of the sizes that it lists."""
         try:
             Manifest.read(self.path(step), step)
         except DamagedCheckpoint:

@@ -143,7 +143,7 @@ class ChoiceOptions(ObjectiveOptions):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PreferenceOptions(ObjectiveOptions):
-    """Options of a reward model."""
+    """Options of training a reward model."""
 
     objective, data = "preference", PreferenceData
     preference: groups.RewardLoss = groups.RewardLoss()

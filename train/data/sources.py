@@ -187,7 +187,7 @@ def _from_cache(path: str, name: str, subset: str | None) -> tuple[Any, str]:
 
 
 def _split(loaded: Any, where: str, key: str, name: str, data: Data) -> Split:
-    """Select the split `data.split` of what `datasets` loaded; "train" by default."""
+    """Select the split `data.split` of a data set loaded by `datasets`; "train" by default."""
     if isinstance(loaded, dict):
         split = data.split or "train"
         if split not in loaded:

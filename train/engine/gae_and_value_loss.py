@@ -13,9 +13,9 @@ Numbers = Float64[np.ndarray, "B T"]
 
 
 def token_rewards(scores: Float64[np.ndarray, " B"], log_ratios: Numbers, weights: Numbers, beta: float) -> Numbers:
-    """Return the reward of each token: -beta times its log-ratio to a reference, that of the last token plus the score.
+    """Return the reward of each token: -beta times its log-ratio to a reference. The last token also gets the score.
 
-    The score belongs to the last token of the response, its end mark, whatever the padding after it.
+    The last token is that of the response, its end mark; padding after it gets no reward.
 
     Args:
         log_ratios: log-probabilities when the tokens were sampled, minus those under the reference.

@@ -14,7 +14,7 @@ from train.engine.advantages import advantages
 
 
 class ScoredBatch(NamedTuple):
-    """The responses of a training batch. Arrays are those of all rows; log-probabilities are 0 where the weight is 0."""
+    """The responses of a training batch. Arrays have all of its rows; log-probabilities are 0 where the weight is 0."""
 
     rewards: Float64[np.ndarray, " B"]
     """Sum of the rewards that functions and reward models give each response."""

@@ -52,7 +52,7 @@ class Feed:
     """The batches of a run in the order of its steps: those of the data, which do not depend on the state."""
 
     def __init__(self, batches: Batches, stream: Iterator[Batch]) -> None:
-        """Store the batches of the run, and the stream of them whose first one is that of the first step."""
+        """Store the batches of the run, and the stream of batches that begins with the batch of the first step."""
         self._batches_of_data, self._stream = batches, stream
 
     def batch(self, step: int, state: Any) -> Batch:

@@ -27,7 +27,7 @@ class ResponseRow(NamedTuple):
 
     @property
     def prompt(self) -> Int32[np.ndarray, " p"]:
-        """The ids of the prompt; an encoder-decoder's have the end mark."""
+        """The ids of the prompt, for an encoder-decoder with the end mark."""
         return self.side.ids[: self.side.first] if self.side.source is None else self.side.source
 
     def with_response(self, response: Int32[np.ndarray, " n"]) -> Side:

@@ -26,7 +26,7 @@ class UnpairedRow(NamedTuple):
     """A labelled completion as ids."""
 
     sides: tuple[Side, Side]
-    """The prompt with its own completion, and with a mismatched one."""
+    """The prompt with its own completion, and the prompt with a mismatched completion."""
     desired: bool
     example: int
     """Number of its example."""

@@ -134,7 +134,7 @@ class MetricLogger:
 
     @contextlib.contextmanager
     def pause(self) -> Iterator[None]:
-        """Leave the time of the block, as for validation and saving, out of the step time."""
+        """Exclude the time that the block takes, such as for validation or saving, from the step time."""
         self._fetch()
         start = time.perf_counter()
         yield

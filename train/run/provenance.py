@@ -19,8 +19,8 @@ PATIENCE = 10.0
 def read_provenance() -> dict[str, Any]:
     """Return the facts about where a run is computed, as JSON.
 
-    version: that of the package. commit: of the checkout that this program runs from, and None if it runs from none, or git is
-    not available. dirty: whether the code there differs from the commit, new files included; None without a commit. host,
+    version: version of the package. commit: commit of the checkout that this program runs from; None if there is no checkout, or
+    git is not available. dirty: whether the code there differs from the commit, new files included; None without a commit. host,
     device (its kind), devices and processes.
     """
     import jax

@@ -18,7 +18,7 @@ XLNET = {
     **{"unk": "<unk>", "bos": "<s>", "eos": "</s>", "cls": "<cls>", "sep": "<sep>"},
     **{"pad": "<pad>", "mask": "<mask>", "eod": "<eod>", "eop": "<eop>"},
 }
-"""Names in XLNet's vocabulary; there and in one trained here, they have the ids 0 to 8 in this order."""
+"""Names in XLNet's vocabulary. In that vocabulary and in those trained here, they have the ids 0 to 8 in this order."""
 
 TEXT = {"pad": "<pad>", "end": "</s>", "unk": "<unk>"}
 """Names in T5's vocabulary; there and in one trained here, they have the ids 0 to 2 in this order."""

@@ -61,8 +61,8 @@ ATTENTION_SITE, CROSS_SITE, MLP_SITE, SCORE_SITE = range(4)
 def init(cfg: Config, key: Array) -> dict[str, Any]:
     """Return new parameters: kernels Glorot-uniform, the table normal with standard deviation 1/sqrt(D).
 
-    Embeddings are multiplied by sqrt(D), which makes their deviation 1. Learned positions are normal with deviation 0.1, as in
-    Gehring et al. 2017, section 3.5, from where the paper takes them. A reward model has the leaf `score/kernel` in place of the
+    Embeddings are multiplied by sqrt(D), so their standard deviation is 1. Learned positions have standard deviation 0.1, as in
+    Gehring et al. 2017, section 3.5, which the paper cites for them. A reward model has the leaf `score/kernel` in place of the
     bias of the vocabulary; see `zoo.nn.score_head`.
     """
     embed_key, *keys = jax.random.split(key, 3)

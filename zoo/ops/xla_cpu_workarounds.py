@@ -75,7 +75,7 @@ class OutputMajor:
         return self.array.dtype
 
     def __getitem__(self, key: Any) -> "OutputMajor":
-        """Return itself: a parameter of a module is read by `[...]`."""
+        """Return the object itself, because parameters of a module are read by `[...]`."""
         return self
 
 

@@ -75,7 +75,7 @@ def judge(
 
 
 def references(claim: Mapping[str, Any]) -> list[str]:
-    """Return the names of the rows that a claim compares its row with: one name or a list."""
+    """Return the names of the rows that a claim compares its row with; the claim has one name or a list."""
     names = claim["reference"]
     return [names] if isinstance(names, str) else list(names)
 
