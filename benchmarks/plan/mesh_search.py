@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, get_args
 
-from benchmarks.plan import plan_cache, target_devices, text_view
+from benchmarks.plan import plan_cache, plan_text, target_devices
 from benchmarks.plan.compile_program import Mode
 from benchmarks.plan.plan_record import Plan
 from benchmarks.plan.target_devices import Target
@@ -55,7 +55,7 @@ class Candidate:
     def __str__(self) -> str:
         mesh = {"data": self.data, "fsdp": self.fsdp, "tensor": self.tensor}
         micro = f", {self.accumulate} micro-batches" if self.accumulate > 1 else ""
-        return f"{text_view.axes(mesh)}, remat {self.remat}{micro}"
+        return f"{plan_text.axes(mesh)}, remat {self.remat}{micro}"
 
 
 REMAT_LEVELS: dict[Remat, int] = {"none": 0, "attention": 1, "full": 2}
@@ -106,20 +106,20 @@ def search(
         tried += 1
         (fitting if plan.fits else large).append((candidate, plan))
         waiting = [other for other in waiting if not can_skip(other, candidate, plan)]
-        outcome = "does not fit" if not plan.fits else "fits" if plan.bound is None else f"MFU {text_view.bound_text(plan)}"
+        outcome = "does not fit" if not plan.fits else "fits" if plan.bound is None else f"MFU {plan_text.bound_text(plan)}"
         counts = f"{tried} tried, {len(fitting)} fit, {len(waiting)} left"
-        report(f"{counts}; {candidate}: {text_view.format_bytes(plan.total)}, {outcome}")
+        report(f"{counts}; {candidate}: {plan_text.format_bytes(plan.total)}, {outcome}")
     report("")
     if not fitting and not large:
         raise BadInput(f"--target {target.name}: nothing could be compiled; the last reason: {why}")
     if not fitting:
         least, plan = min(large, key=lambda pair: pair[1].total)
-        limit = text_view.format_bytes(plan.device_memory or 0)
+        limit = plan_text.format_bytes(plan.device_memory or 0)
         rest = f"; {refused} were refused, the last because of {why}" if refused else ""
         rest += f"; {len(waiting)} were not tried (--minutes)" if waiting else ""
         raise BadInput(
             f"--target {target.name}: none of {tried} tried fits {limit}; the least, {least}, needs "
-            f"{text_view.format_bytes(plan.total)}: choose more devices or a smaller --batch{rest}"
+            f"{plan_text.format_bytes(plan.total)}: choose more devices or a smaller --batch{rest}"
         )
     ranked = sorted((plan for _, plan in fitting), key=lambda plan: (-(plan.bound or 0), plan.total))
     skipped = count - tried - refused - len(waiting)

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from benchmarks.core import result_tables
-from benchmarks.plan import plan_cache, plan_page, text_view
+from benchmarks.plan import plan_cache, plan_page, plan_text
 from benchmarks.plan.compile_program import Mode
 from benchmarks.plan.plan_record import Plan
 from benchmarks.plan.target_devices import Target
@@ -29,7 +29,7 @@ def plan(run: run_config.Run, mode: Mode, target: Target, *, file: str, fresh: b
     if as_json:
         print(json.dumps(planned.plain(), indent=2))
     else:
-        result_tables.show(text_view.plan_blocks(planned))
+        result_tables.show(plan_text.plan_blocks(planned))
     return 0
 
 
@@ -45,7 +45,7 @@ def search(run: run_config.Run, mode: Mode, target: Target, *, minutes: float, t
     if as_json:
         print(json.dumps([entry.plain() for entry in result.ranked[:top]], indent=2))
     else:
-        result_tables.show(text_view.search_blocks(result, top))
+        result_tables.show(plan_text.search_blocks(result, top))
     return 0
 
 

@@ -5,7 +5,7 @@ import math
 from typing import Any
 
 from benchmarks.core.html_page import Block, Figure, render
-from benchmarks.plan import text_view
+from benchmarks.plan import plan_text
 from benchmarks.plan.plan_record import Plan
 from benchmarks.plan.target_devices import parse_target
 from eval.report.svg import INK, MUTED, ONE, THREE, TWO
@@ -20,22 +20,22 @@ WORTH = (
 
 def render_plan(plan: Plan) -> str:
     """Return a self-contained HTML file."""
-    lead = f"{text_view.format_bytes(plan.total)} on a device, {text_view.verdict(plan)}. {text_view.bound_sentence(plan)}"
-    step: list[Block] = [] if plan.products is None else [text_view.rates_table(plan), *_roofline(plan)]
+    lead = f"{plan_text.format_bytes(plan.total)} on a device, {plan_text.verdict(plan)}. {plan_text.bound_sentence(plan)}"
+    step: list[Block] = [] if plan.products is None else [plan_text.rates_table(plan), *_roofline(plan)]
     sections: dict[str, list[Block]] = {
-        "What is planned": [text_view.inputs(plan)],
-        "Memory of a device": [_memory(plan), text_view.memory_table(plan)],
+        "What is planned": [plan_text.inputs(plan)],
+        "Memory of a device": [_memory(plan), plan_text.memory_table(plan)],
         "A step": step,
-        "Sent in a step": [text_view.collectives_table(plan)] if plan.collectives else [],
-        "Warnings": [text_view.warnings(plan)],
+        "Sent in a step": [plan_text.collectives_table(plan)] if plan.collectives else [],
+        "Warnings": [plan_text.warnings(plan)],
     }
-    return render(text_view.headline(plan), lead, sections, footer=f"{text_view.provenance(plan)}. {WORTH}")
+    return render(plan_text.headline(plan), lead, sections, footer=f"{plan_text.provenance(plan)}. {WORTH}")
 
 
 def _memory(plan: Plan) -> Figure:
     """Return the stacked bar over a device's memory."""
-    parts = text_view.memory_parts(plan)
-    total, *frame = [text_view.format_bytes(size) for size in (plan.total, plan.device_memory) if size is not None]
+    parts = plan_text.memory_parts(plan)
+    total, *frame = [plan_text.format_bytes(size) for size in (plan.total, plan.device_memory) if size is not None]
 
     def draw(axes: Any) -> None:
         for (name, size), left in zip(parts.items(), itertools.accumulate(parts.values(), initial=0), strict=False):
@@ -47,7 +47,7 @@ def _memory(plan: Plan) -> Figure:
     keys = {name: LOOKS[name][1] for name in parts if name in LOOKS}
     if rest := ", ".join(name for name in parts if name not in LOOKS):
         keys[rest] = "muted"
-    label = "; ".join(f"{name} {text_view.format_bytes(size)}" for name, size in parts.items())
+    label = "; ".join(f"{name} {plan_text.format_bytes(size)}" for name, size in parts.items())
     title = f"{total}; the frame is {frame[0]}" if frame else total
     return Figure(title, draw, label, keys, across=True, height=0.6)
 
@@ -74,8 +74,8 @@ def _roofline(plan: Plan) -> list[Figure]:
         axes.set_xlabel("FLOPs a byte of memory")
         axes.minorticks_off()
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:,g}")
-        axes.yaxis.set_major_formatter(lambda value, _: text_view.format_decimal(value).strip())
+        axes.yaxis.set_major_formatter(lambda value, _: plan_text.format_decimal(value).strip())
 
     keys = {"memory and compute": "one"} | ({"interconnect": "two dashed"} if link_bound else {}) | {"this step": "three dots"}
-    label = f"this step: {at:.3g} FLOPs a byte, {text_view.format_decimal(reached)}FLOP/s"
+    label = f"this step: {at:.3g} FLOPs a byte, {plan_text.format_decimal(reached)}FLOP/s"
     return [Figure("FLOP/s of a device", draw, label, keys, across=True)]

@@ -17,8 +17,8 @@ from eval.generation.generation_options import Decoding, Prompts
 from eval.generation.generator import CHUNK, Generator
 from eval.scoring.likelihood import Likelihood, encode, likelihoods
 from train.run.progress_bar import ProgressBar
-from train.tokenizers.chat_ids import encode_prompts, end_mark
 from train.tokenizers.chat_template import chat_template
+from train.tokenizers.chat_token_ids import encode_prompts, end_mark
 from train.weights.load import Loaded
 from zoo.errors import require
 

@@ -1,9 +1,10 @@
 """The scorer of each objective: perplexity, bits per byte, accuracy, or the metrics of labels; and `zoo eval RUN`.
 
-Causal objectives are scored by `language_model` (bits per byte, perplexity, loss); masked, left-to-right, distilled and
-permutation ones by `masked` (perplexity and accuracy of predictions); denoising, text to text and instruction by `seq2seq`
-(perplexity); fine-tuning by `labelled`; reward models by `preferences` (accuracy and margin), preferences without one by
-`dpo` and `kto`, and policies, those of `ppo` too, by `policy` (mean reward of greedy responses).
+Causal objectives are scored by `language_model_scores` (bits per byte, perplexity, loss); masked, left-to-right, distilled and
+permutation objectives by `masked_lm_scores` (perplexity and accuracy of predictions); denoising, text to text and instruction by
+`seq2seq_likelihood` (perplexity); fine-tuning by `labelled_scores`; reward models by `preference_scores` (accuracy and margin);
+the objectives dpo and kto by `dpo_scores` and `kto_scores`; policies, also those of ppo, by `policy_scores` (mean reward of
+greedy responses).
 """
 
 import dataclasses
@@ -17,8 +18,8 @@ from eval.scoring import (
     dpo_scores,
     kto_scores,
     labelled_scores,
-    language_model,
-    masked_lm,
+    language_model_scores,
+    masked_lm_scores,
     policy_scores,
     preference_scores,
     seq2seq_likelihood,
@@ -40,8 +41,8 @@ from zoo.precision import DTYPES
 from zoo.runtime import jax_setup
 
 SCORERS: dict[str, Callable[[ScoringInputs], Callable[[Any], Any]]] = {
-    "causal": language_model.of_run,
-    **dict.fromkeys(("masked", "left_to_right", "distilled", "permutation"), masked_lm.of_run),
+    "causal": language_model_scores.of_run,
+    **dict.fromkeys(("masked", "left_to_right", "distilled", "permutation"), masked_lm_scores.of_run),
     **dict.fromkeys(("denoising", "text_to_text", "instruction"), seq2seq_likelihood.of_run),
     **dict.fromkeys(labelled_scores.TASKS, labelled_scores.of_run),
     "preference": preference_scores.of_run,

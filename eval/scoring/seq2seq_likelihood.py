@@ -4,12 +4,12 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from eval.scoring import language_model
+from eval.scoring import language_model_scores
 from eval.scoring.batch_loop import ScoringInputs
 
 
 @dataclasses.dataclass(frozen=True)
-class Score(language_model.Score):
+class Score(language_model_scores.Score):
     """The summed NLL of the targets; these are not all of a text, so there are no bits per byte."""
 
     def record(self) -> dict[str, float | int]:
@@ -19,7 +19,7 @@ class Score(language_model.Score):
 
 def of_run(inputs: ScoringInputs) -> Callable[[Any], Score]:
     """Return the scorer of a run's held-out rows; the random choices of a row are a function of the row alone."""
-    measure = language_model.of_run(inputs)
+    measure = language_model_scores.of_run(inputs)
 
     def scored(params: Any) -> Score:
         return Score(**dataclasses.asdict(measure(params)))

@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from eval.scoring import masked_lm
+from eval.scoring import masked_lm_scores
 from eval.scoring.encoder_runner import Encoder
 from eval.tasks import Progress, Result, Settings, read_documents
 from train.config.data_options import EncoderData
@@ -90,7 +90,7 @@ def score(subject: Loaded, documents: Documents, settings: Settings, progress: P
     build = Masked.builder(run, subject.tokenizer, lambda: unseen)
     rows = encoder_rows.plan_rows(tokens, data, subject.tokenizer, seed=0, half="held-out")
     sums: list[np.ndarray] = []
-    metrics = masked_lm.scorer(
+    metrics = masked_lm_scores.scorer(
         # Rows do not continue each other, so an XLNet has no memory here.
         models.model(dataclasses.replace(model.config, memory=0)) if hasattr(model.config, "memory") else model,
         subject.mesh,

@@ -22,7 +22,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from eval.scoring import language_model
+from eval.scoring import language_model_scores
 from eval.scoring.likelihood import chunk_of, positions
 from eval.tasks import Progress, Result, Settings, read_documents
 from train.data.corpus import Document, Documents
@@ -57,7 +57,7 @@ def score(subject: Loaded, documents: Documents, settings: Settings, progress: P
     token_bytes = np.zeros(model.config.vocab, np.int64)
     token_bytes[: tokenizer.vocab_size] = tokenizer.token_bytes()
     tokens = prepare(documents, tokenizer, jax_setup.cache_dir() / "text")
-    result = language_model.scorer(
+    result = language_model_scores.scorer(
         model,
         mesh,
         lm_rows.windows(tokens, length, stride),

@@ -34,8 +34,8 @@ from train.data import labelled_reader
 from train.data.example_types import Dialogue, Pair
 from train.inputs.pair_inputs import encode_texts, parallel
 from train.run.item_outcomes import Outcomes
-from train.tokenizers.chat_ids import end_mark, rendered_pairs
 from train.tokenizers.chat_template import chat_template
+from train.tokenizers.chat_token_ids import end_mark, rendered_pairs
 from train.weights.load import Loaded
 from zoo.errors import BadInput, require
 from zoo.generation.decoding_settings import GREEDY

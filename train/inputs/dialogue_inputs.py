@@ -20,8 +20,8 @@ from train.rows.mixture import Component, Mixture
 from train.rows.row_source import digest_of
 from train.run.console import short_number
 from train.run.run_dir import RunDir
-from train.tokenizers.chat_ids import CountedIds, encode_dialogues
 from train.tokenizers.chat_template import chat_template
+from train.tokenizers.chat_token_ids import CountedIds, encode_dialogues
 from train.tokenizers.tokenizer import Tokenizer
 from zoo.errors import require
 

@@ -22,8 +22,8 @@ from train.rows.row_source import digest_of
 from train.rows.seq2seq_rows import PackedPair, SourceTarget, text_special_tokens_of
 from train.run.console import short_number
 from train.run.run_dir import RunDir
-from train.tokenizers.chat_ids import rendered_pairs
 from train.tokenizers.chat_template import chat_template
+from train.tokenizers.chat_token_ids import rendered_pairs
 from train.tokenizers.tokenizer import Tokenizer
 from zoo.errors import BadInput, require
 

@@ -25,8 +25,8 @@ from train.rows.response_rows import ResponseRow
 from train.rows.row_source import SampledRows, digest_of
 from train.run.console import short_number
 from train.run.run_dir import RunDir
-from train.tokenizers.chat_ids import end_mark, rendered_prompts
 from train.tokenizers.chat_template import ChatTemplate, chat_template, with_template
+from train.tokenizers.chat_token_ids import end_mark, rendered_prompts
 from train.tokenizers.tokenizer import Tokenizer
 from train.weights.tokenizer_choice import check_vocabulary, existing_tokenizer
 from zoo.configs import longest_row
@@ -196,7 +196,7 @@ def _rendered(examples: Sequence[Prompt], tokenizer: Tokenizer, template: ChatTe
     """Return conversations with the texts that the chat template writes.
 
     Raises:
-        BadInput: see `train.tokenizers.chat_ids.rendered_prompts`.
+        BadInput: see `train.tokenizers.chat_token_ids.rendered_prompts`.
     """
     texts = rendered_prompts([(example.origin, example.messages) for example in examples], tokenizer, template)
     return [dataclasses.replace(example, prompt=text) for example, text in zip(examples, texts, strict=True)]

@@ -24,8 +24,8 @@ from train.rollouts.rewards import OPTION, Completion, ModelName
 from train.rows import preference_rows
 from train.rows.preference_rows import Side
 from train.rows.row_source import digest_of
-from train.tokenizers.chat_ids import check_contents
 from train.tokenizers.chat_template import ChatTemplate, chat_template, has_template
+from train.tokenizers.chat_token_ids import check_contents
 from train.tokenizers.tokenizer import Tokenizer
 from train.weights.load import Loaded, load
 from train.weights.reference_log_probs import digest_of_parameters

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from benchmarks.core import result_tables, timing
-from benchmarks.plan import compile_program, find_run, mesh_search, plan_cache, plan_page, roofline, target_devices, text_view
+from benchmarks.plan import compile_program, find_run, mesh_search, plan_cache, plan_page, plan_text, roofline, target_devices
 from benchmarks.plan.mesh_search import Candidate
 from benchmarks.plan.plan_record import Plan
 from tests.support import benchmark_steps, tiny
@@ -67,7 +67,7 @@ def test_memory_of_a_device_follows_from_the_sharding() -> None:
     assert planned().memory["optimizer"] == 2 * by_hand + 4
     # Tokens, targets and weights of 4 rows, and their numbers.
     assert planned().memory["batch"] == 4 * (3 * 32 + 1) * 4
-    assert planned().total == pytest.approx(sum(text_view.memory_parts(planned()).values()), abs=64)
+    assert planned().total == pytest.approx(sum(plan_text.memory_parts(planned()).values()), abs=64)
 
 
 @pytest.mark.full
@@ -124,7 +124,7 @@ def test_text_and_page_say_what_was_planned(capsys: pytest.CaptureFixture[str]) 
     """Also what is not counted, and what is only an estimate."""
 
     def printed(plan: Plan) -> str:
-        result_tables.show(text_view.plan_blocks(plan))
+        result_tables.show(plan_text.plan_blocks(plan))
         return capsys.readouterr().out
 
     times = roofline.Times(compute=1e-3, memory=2e-3, interconnect=3e-3)
@@ -222,7 +222,7 @@ def test_a_search_continues_where_it_was(capsys: pytest.CaptureFixture[str]) -> 
     result = mesh_search.search(small(), "train", CPU, seconds=0.0, report=lines.append)
     assert len(result.ranked) == 1 and "1 tried, 1 fit" in lines[0] and "--minutes goes on" in result.summary
     assert mesh_search.search(small(), "train", CPU, seconds=0.0).ranked == result.ranked
-    result_tables.show(text_view.search_blocks(result, 10))
+    result_tables.show(plan_text.search_blocks(result, 10))
     assert "the best of 1 that fit" in capsys.readouterr().out
 
 

@@ -181,7 +181,10 @@ RECORDS: dict[str, tuple[dict[str, Any], str]] = {
     "not alternating": (messages("user", "user", "assistant"), "message 2 is the user's where the assistant's belongs"),
     "late system": (messages("user", "system", "assistant"), "message 2 is the system's where the assistant's belongs"),
     "assistant first": (messages("system", "assistant"), "message 2 is the assistant's where the user's belongs"),
-    "user last": (messages("user", "assistant", "user"), "message 3, the last one, is the user's; the assistant's must be last"),
+    "user last": (
+        messages("user", "assistant", "user"),
+        "message 3, the last one, is the user's; the last message must be the assistant's",
+    ),
     "system alone": (messages("system"), "message 1, the last one, is the system's"),
     "no content": ({"messages": [{"role": "user"}]}, 'message 1: "content" is missing'),
     "parts": ({"messages": [{"role": "user", "content": []}]}, 'message 1: "content" is an array'),

@@ -206,8 +206,8 @@ def refused(asked: Any, folder: Path) -> str:
 
 
 BAD: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
-    "an empty source": ({"english": ["a", " ", "b"]}, {}, "{0}/train.en:2: the source is empty; write one"),
-    "an empty target": ({"german": ["a", "b", ""]}, {}, "{0}/train.de:3: the target is empty; write one"),
+    "an empty source": ({"english": ["a", " ", "b"]}, {}, "{0}/train.en:2: the source is empty; write some text"),
+    "an empty target": ({"german": ["a", "b", ""]}, {}, "{0}/train.de:3: the target is empty; write some text"),
     "nothing": ({"english": [], "german": []}, {}, "{0}/train.en: holds no pairs"),
     "a long source": ({"english": ["a", "b" * 40, "c"]}, {}, "{0}/train.en:2: a source of 42 tokens, and a row has 32; choose"),
     "a long target": (

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from eval.scoring import dpo_scores, kto_scores, language_model, masked_lm, policy_scores, seq2seq_likelihood
+from eval.scoring import dpo_scores, kto_scores, language_model_scores, masked_lm_scores, policy_scores, seq2seq_likelihood
 from tests.support import tiny
 from tests.support.small import small
 from train.checkpoints.best_checkpoint import OBJECTIVE_METRICS, metrics
@@ -39,11 +39,11 @@ def test_a_model_that_learned_something_is_not() -> None:
 WORDS = dict(masked_nats=1.0, hits=1.0, unigram_nats=1.0, predictions=1.0, next_nats=1.0, next_hits=1.0)
 TEXT = dict(nats=1.0, tokens=1, bytes=1)
 SCORES: list[tuple[str, str, str, Any]] = [
-    ("causal", "gpt", "", language_model.Score(**TEXT)),
-    ("masked", "bert", "masked", masked_lm.Score(**WORDS, pairs=0.0)),
-    ("masked", "bert", "pretraining", masked_lm.Score(**WORDS, pairs=1.0)),
-    ("permutation", "xlnet", "masked", masked_lm.Score(**WORDS, pairs=0.0)),
-    ("distilled", "distilbert", "masked", masked_lm.Score(**WORDS, pairs=0.0)),
+    ("causal", "gpt", "", language_model_scores.Score(**TEXT)),
+    ("masked", "bert", "masked", masked_lm_scores.Score(**WORDS, pairs=0.0)),
+    ("masked", "bert", "pretraining", masked_lm_scores.Score(**WORDS, pairs=1.0)),
+    ("permutation", "xlnet", "masked", masked_lm_scores.Score(**WORDS, pairs=0.0)),
+    ("distilled", "distilbert", "masked", masked_lm_scores.Score(**WORDS, pairs=0.0)),
     ("denoising", "t5", "", seq2seq_likelihood.Score(**TEXT)),
     ("text_to_text", "t5", "", seq2seq_likelihood.Score(**TEXT)),
     ("instruction", "gpt", "", seq2seq_likelihood.Score(**TEXT)),

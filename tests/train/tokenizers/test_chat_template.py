@@ -14,8 +14,8 @@ from eval.generation.generator import _Text
 from tests.support.chat import CHATML, CONVERSATIONS, chat_tokenizer
 from train.data.example_types import Dialogue
 from train.tokenizers import hf_files
-from train.tokenizers.chat_ids import encode_dialogues, encode_prompts, end_mark
 from train.tokenizers.chat_template import TEMPLATE, ChatTemplate, chat_template, with_template
+from train.tokenizers.chat_token_ids import encode_dialogues, encode_prompts, end_mark
 from train.tokenizers.tokenizer import Tokenizer
 from zoo.errors import BadInput
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 from zoo.cli import early_checks
-from zoo.cli.machine_options import option_value, refuse_empty_options, take_objective
+from zoo.cli.command_setup import option_value, refuse_empty_options, take_objective
 from zoo.cli.option_parser import parse
 from zoo.errors import BadInput
 

@@ -1,6 +1,6 @@
 """The command `zoo doctor`."""
 
-from zoo.cli.machine_options import prepare_process
+from zoo.cli.command_setup import prepare_process
 from zoo.cli.option_parser import parse
 
 

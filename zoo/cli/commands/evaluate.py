@@ -4,7 +4,7 @@ import dataclasses
 from typing import Annotated
 
 from zoo.cli import early_checks
-from zoo.cli.machine_options import prepare_process
+from zoo.cli.command_setup import prepare_process
 from zoo.cli.option_parser import parse
 from zoo.errors import require
 from zoo.generation.decoding_settings import Beams

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Annotated
 
-from zoo.cli.machine_options import prepare_model_command
+from zoo.cli.command_setup import prepare_model_command
 from zoo.cli.option_parser import parse
 
 

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Annotated, Any, Literal
 
-from zoo.cli.machine_options import option_value, require_one_process, take_objective
+from zoo.cli.command_setup import option_value, require_one_process, take_objective
 from zoo.cli.option_parser import parse
 from zoo.errors import BadInput, require
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from zoo import plugins
 from zoo.cli import early_checks
-from zoo.cli.machine_options import option_value, prepare_process, refuse_empty_options, take_adapter, take_objective
+from zoo.cli.command_setup import option_value, prepare_process, refuse_empty_options, take_adapter, take_objective
 from zoo.cli.option_parser import parse
 from zoo.runtime import launch
 

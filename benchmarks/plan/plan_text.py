@@ -1,4 +1,4 @@
-"""The words and tables of plans, and their order on a terminal; `plan_page` shows the same ones."""
+"""A plan as text: its sentences and tables, and their order on a terminal. `plan_page` shows the same ones."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""Helpers of the commands: start processes, and check options that concern the machine or have no value."""
+"""Set-up that the commands share: start processes, and check options that concern the machine or have no value."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence

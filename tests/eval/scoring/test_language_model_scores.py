@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from eval.scoring.language_model import Score, scorer
+from eval.scoring.language_model_scores import Score, scorer
 from tests.support import tiny
 from train.config import run_config
 from train.data.corpus import Document

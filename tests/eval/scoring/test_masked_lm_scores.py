@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from eval.scoring.masked_lm import Score, scorer
+from eval.scoring.masked_lm_scores import Score, scorer
 from tests.support import tiny
 from tests.support.encoder_text import LETTERS, roberta, stream, uncased
 from tests.support.small import random_params, small
