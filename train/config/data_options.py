@@ -69,7 +69,7 @@ class CausalData(TextData):
     """Training text of a causal language model and its division into rows."""
 
     rows: Literal["windows", "packed"] = "windows"
-    """windows: consecutive windows of one long stream. packed: whole documents packed first-fit, isolated from each other."""
+    """windows: consecutive windows of one long stream. packed: whole documents, first-fit, which do not attend to each other."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -77,7 +77,7 @@ class EncoderData(TextData):
     """Training text of an encoder and its division into rows."""
 
     rows: RowPlan = "windows"
-    """windows: consecutive windows of one long stream. packed: whole documents packed first-fit, isolated from each other.
+    """windows: consecutive windows of one long stream. packed: whole documents, first-fit, which do not attend to each other.
     full_sentences may cross the ends of documents, doc_sentences may not (Liu et al. 2019, section 4.2).
     segment_pairs: BERT's pairs of several sentences, with next-sentence labels. sentence_pairs: pairs of single sentences."""
     pack: bool = False
@@ -95,7 +95,7 @@ class DialogueData(Data):
     """Instructions with responses and their division into rows."""
 
     pack: bool = False
-    """Pack several examples into a row, first-fit, isolated from each other."""
+    """Pack several examples into a row, first-fit; they do not attend to each other."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -103,7 +103,7 @@ class PairData(Data):
     """Pairs of texts and their division into rows."""
 
     pack: bool = False
-    """Pack several pairs into a row of an encoder-decoder, first-fit, isolated from each other."""
+    """Pack several pairs into a row of an encoder-decoder, first-fit; they do not attend to each other."""
     target_length: int = 0
     """Number of tokens in the target of a row; 0 = as --data.length."""
 

@@ -25,7 +25,7 @@ class Policy:
     """Mean of the losses. tokens: over all tokens of the batch (DAPO). sequences: over the tokens of each response, then over
     responses (GRPO). limit: the sum over tokens, divided by responses times --rollout.tokens (Dr. GRPO)."""
     clip_low: float = 0.2
-    """A ratio below 1 minus this has no gradient if the advantage is negative."""
+    """Lower clipping range: a ratio below 1 - clip_low has no gradient if the advantage is negative."""
     clip_high: float = 0.2
     """Upper clipping range: a ratio above 1 + clip_high has no gradient if the advantage is positive (DAPO: 0.28)."""
     beta: float = 0.0

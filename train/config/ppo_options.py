@@ -20,9 +20,9 @@ class Ppo:
     whiten: bool = True
     """Scale the advantages of all tokens of a rollout to mean 0 and variance 1."""
     clip: float = 0.2
-    """A ratio of probabilities outside of 1 minus to 1 plus this has no gradient if it has moved as the advantage says."""
+    """Clipping range: a ratio outside [1 - clip, 1 + clip] has no gradient if it moved in the advantage's direction."""
     value_clip: float = 0.2
-    """Values are limited to this distance from those at the rollout's start, and the larger error of both counts; 0 = off."""
+    """Values are limited to this distance from the values at the rollout's start, and the larger of both errors counts; 0 = off."""
     value_weight: float = 0.1
     """Weight of the loss of the values, which reaches the body of the model too."""
 

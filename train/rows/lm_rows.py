@@ -147,7 +147,10 @@ def windows(tokens: Tokens, length: int, stride: int | None = None, *, with_ends
 
 
 def packed(tokens: Tokens, length: int) -> LmRows:
-    """Return whole documents packed first-fit, isolated from each other; one longer than `length` is first split into pieces."""
+    """Return whole documents packed first-fit, which do not attend to each other.
+
+    A document longer than `length` is first split into pieces.
+    """
     sizes = np.diff(tokens.offsets)
     document, nth = expand_counts(-(-sizes // length))
     start = nth * length

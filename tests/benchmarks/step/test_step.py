@@ -125,7 +125,7 @@ def test_decoding_is_measured_without_the_prompt(tmp_path: Path) -> None:
     assert cell["tokens_per_s"] == pytest.approx(2 / cell["seconds"])
     assert cell["bytes_per_s"] == pytest.approx(cell["bytes"] / cell["seconds"])
     assert cell["of_copy_rate"] == pytest.approx(cell["bytes_per_s"] / 1e9)
-    assert "what a step must read once" in (tmp_path / "out" / "report.html").read_text()
+    assert "bytes that a step must read once" in (tmp_path / "out" / "report.html").read_text()
 
 
 def other_norms(honest: Callable[[Step], StepParts], program: Step) -> StepParts:
