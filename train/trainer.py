@@ -266,7 +266,7 @@ def _run(
                 step += 1
                 checkpoints.poll()
                 profiled(step - first)
-                signalled = signalled or stop.agreed(step)
+                signalled = signalled or stop.agreed(step - first)
                 exhausted = feed.exhausted()
                 stopping = bool(signalled or exhausted) and feed.at_boundary(step)
                 if recorder.due(run.log.every):

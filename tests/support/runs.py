@@ -213,6 +213,10 @@ class Started:
     def stopped(self, number: signal.Signals) -> int:
         """Send a signal that saves and leaves, see that it does, and return the step, after which nothing was lost."""
         self.send(number)
+        return self.saved(number)
+
+    def saved(self, number: signal.Signals) -> int:
+        """See that the run ends because of a signal, and return the step, after which nothing was lost."""
         done = self.ended()
         assert done.code == 128 + number, done
         # JAX's coordination service says in its own words that a signal came.
