@@ -321,6 +321,7 @@ def test_a_killed_run_samples_the_same_texts(recipe: str) -> None:
     """It is killed a moment after a step, while it trains on a rollout or samples the next one."""
     run, unharmed = Training(home(), f"killed-{recipe}", recipe=recipe), reference(recipe=recipe)
     with run.start() as started:
+        started.committed(EVERY)
         started.reach(EVERY + 2)
         started.killed()
     before = run.latest()
