@@ -1,7 +1,8 @@
 """Training batches of responses that the model samples itself: rollouts.
 
 A rollout is a function of the parameters at its start, the seed, and the numbers of its prompts and samples. A checkpoint lies
-between two rollouts, so a run that continues from it samples the same texts again, and nothing of a rollout is saved.
+between two rollouts, so a run that continues from it samples the same texts again, and nothing of a rollout is saved but whether
+anything was learned from it.
 """
 
 import functools
@@ -34,6 +35,8 @@ from zoo.precision import cast_params
 
 RATIO_ERROR = 1e-2
 """Largest difference from 1, in float32, of a token's probability in training over that with which it was sampled."""
+EQUAL = "rollouts_without_signal"
+"""Name in the metadata of checkpoints."""
 UNENDED = 0.5
 """Share of responses without an end mark above which there is a notice."""
 
@@ -80,7 +83,8 @@ class RolloutFeed(Feed):
         self._log_probs_and_values = jax.jit(functools.partial(self._token_numbers, values=True), out_shardings=replicated)
         self._reference = None if reference is None else self._cast(reference)
         self._number, self._batches, self._metrics = -1, list[Batch](), FeedMetrics({}, {})
-        self._equal, self._unended_noticed = EqualRewards(source.notify, estimator.equal), False
+        self._equal = EqualRewards(source.notify, estimator.equal, source.saved.get(EQUAL, 0))
+        self._unended_noticed = False
 
     def batch(self, step: int, state: Any) -> Batch:
         """Return this process's part of the batch of a step; the first step of a rollout samples those of all of its steps.
@@ -104,6 +108,10 @@ class RolloutFeed(Feed):
     def exhausted(self) -> str:
         """Return why nothing would be learned from further rollouts; "" = continue."""
         return self._equal.exhausted()
+
+    def saved(self) -> dict[str, Any]:
+        """Return the number of rollouts without a learning signal up to the last one, which decides when the run ends."""
+        return {EQUAL: self._equal.count}
 
     def metrics(self) -> FeedMetrics:
         """Return the numbers about the rollout of the last step."""
