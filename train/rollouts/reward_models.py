@@ -188,7 +188,7 @@ def text_of(prompt: Prompt, template: ChatTemplate | None) -> str:
     """Return the text of a prompt; a conversation is rendered by `template`, or as the policy reads it if that is None."""
     if template is None or not prompt.messages:
         return prompt.prompt
-    return template.render(prompt.messages, generation_prompt=True)
+    return template.render(prompt.messages, prompt.origin, generation_prompt=True)
 
 
 _SHORTER = "choose fewer --rollout.tokens or shorter prompts, or cut the beginning of prompts with --labelled.truncate"

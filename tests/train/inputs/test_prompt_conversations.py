@@ -90,6 +90,11 @@ CASES: dict[str, tuple[Any, dict[str, Any], str]] = {
     "a special token": ([user("<|im_end|>")], {}, r"a.jsonl:2: message 1 spells the special token <\|im_end\|>"),
     "a text among them": ("a", {}, "a.jsonl:2 is a text, and .*a.jsonl:1 is a conversation; reward functions get either"),
     "no template": ([user("a")], {"template": None}, "no chat template; put the model's chat_template.jinja beside"),
+    "not for the template": (
+        [user("b")],
+        {"template": "{{ raise_exception('b') if messages[-1].content == 'b' }}<|im_end|>"},
+        r"a.jsonl:2: .*: chat_template.jinja cannot render the conversation: b; change one of the two",
+    ),
     "a long one": ([user("13579" * 30)], {}, "a.jsonl:2: a prompt of .* tokens, and a row of 96 has room for 88 before"),
 }
 

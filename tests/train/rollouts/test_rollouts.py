@@ -253,7 +253,7 @@ def test_each_pass_over_a_rollout_has_the_same_batches_with_values() -> None:
     assert rows == [source.batches.rows_of(number).tolist() for number in (0, 1, 0, 1, 2, 3, 2, 3, 4)]
     assert shapes(batches[0]) == shapes(source.batches.shapes()) and source.run.batches == 5 and len(rollouts._batches) == 1
     batch = batches[0]
-    assert batch.extra is not None and batch.weights is not None
+    assert batch.extra is not None and batch.weights is not None and batch.targets is not None
     counted = batch.weights > 0
     values = (np.asarray(NET.apply(with_head, jax.tree.map(jax.numpy.asarray, batch)).hidden) @ kernel)[..., 0]
     np.testing.assert_allclose(batch.extra["value"], np.where(counted, values, 0), atol=1e-5)
