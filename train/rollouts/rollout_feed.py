@@ -27,7 +27,7 @@ from train.rollouts.rewards import Completion, rewards, with_missing_end
 from train.rollouts.rollout_metrics import EqualRewards, RolloutPart, measure
 from train.rollouts.sampler import SALT, Responses, Sampler
 from train.rows.preference_rows import Side
-from train.rows.response_rows import ResponseRow, row_builder
+from train.rows.response_rows import row_builder
 from zoo.batch import Batch
 from zoo.errors import BadInput
 from zoo.generation.settings import Sampling
@@ -204,11 +204,8 @@ class RolloutFeed(Feed):
 
     def _training_rows(self, sides: list[Side]) -> dict[str, Any]:
         """Return the fields of `Batch` of all rows, without `index` and `extra`."""
-        zeros = [np.zeros(len(side.ids) - side.first, np.float32) for side in sides]
-        rows = [self._build(ResponseRow(side, old), self._source.run.data.length) for side, old in zip(sides, zeros, strict=True)]
-        fields: dict[str, Any] = jax.tree.map(lambda *arrays: np.stack(arrays), *rows)
-        del fields["extra"]
-        return fields
+        rows = [self._build(side, self._source.run.data.length) for side in sides]
+        return jax.tree.map(lambda *arrays: np.stack(arrays), *rows)
 
     def _token_numbers(self, params: Any, batch: Batch, *, values: bool) -> dict[str, jax.Array]:
         """Return "old", the log-probabilities of the targets as the training step computes them, and with `values` "value"."""
