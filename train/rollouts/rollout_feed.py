@@ -99,7 +99,7 @@ class RolloutFeed(Feed):
 
     def rows_of(self, step: int) -> Int64[np.ndarray, " B"]:
         """Return the numbers of the prompts in the global batch of a step; each pass over a rollout has the same ones."""
-        return self._source.batches.rows_of(self._rollout.batch_of(step))
+        return self._source.batches.rows_of(self._source.run.batch_of(step))
 
     def at_boundary(self, step: int) -> bool:
         """Return whether the step after `step` steps begins a rollout."""
