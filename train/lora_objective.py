@@ -169,10 +169,10 @@ def describe(objective: Objective) -> dict[str, str]:
     """Return a line about the trained parameters, for the console and the report; {} if all parameters are trained."""
     if not isinstance(objective, LoraObjective):
         return {}
-    spec, parameters = objective.adapters, objective.trained(objective.model)
-    shapes = jax.eval_shape(lambda: parameters.init(jax.random.key(0)))
-    count = sum(leaf.size for leaf in jax.tree.leaves(shapes))
-    return {"trained": f"{count:,} parameters, adapters of rank {spec.rank} on {', '.join(spec.targets)}"}
+    added = jax.eval_shape(lambda: objective.added_params(objective.model).init(jax.random.key(0)))
+    sizes = {name: sum(leaf.size for leaf in jax.tree.leaves(part)) for name, part in added.items()}
+    others = [f"{size:,} of {name}, which {objective.NAME} adds" for name, size in sizes.items()]
+    return {"trained": ", ".join([weights.summary(objective.model, objective.adapters), *others])}
 
 
 def _with_adapters(run: Run, mesh: Mesh, objective: Objective) -> Objective:

@@ -46,6 +46,8 @@ from zoo.models import Model, parameter_count
 from zoo.precision import DTYPES, cast_params, resolve_precision
 from zoo.runtime import jax_setup
 
+NOT_DATA = ("config", "records", "counts", "feed", "ended", "parents", "targets", "base")
+"""Metadata of a checkpoint that says nothing about the data of its run."""
 Scorer = Callable[[Any], Any]
 """Function from parameters to a score, whose `record()` maps names in `train.run.metric_definitions` to numbers."""
 
@@ -126,7 +128,9 @@ def _run(
         check_same_run(folder, run)
         checkpoints = Checkpoints(folder.checkpoints, run.checkpoint.keep, notify=console.notice)
         best = stack.enter_context(best_checkpoint.BestCheckpoint(run, folder, notify=console.notice))
-        trained = checkpoints.latest() == run.steps or best.exhausted(checkpoints.latest())
+        latest = checkpoints.latest()
+        ended = latest is not None and bool(checkpoints.meta(latest).get("ended"))
+        trained = latest == run.steps or ended or best.exhausted(latest)
         # A run that was killed between its score and its samples is scored again, and then writes its samples and its report.
         reported = folder.report.exists() or folder.samples.exists() or not run.log.samples
         if folder.scores.exists() and trained and reported:
@@ -147,7 +151,7 @@ def _run(
         }
         if restored is not None:
             check_identity(folder.checkpoints, restored[1], run)
-            if changed := compare(restored[1], metadata, ignored=("config", "records", "counts", "parents", "targets", "base")):
+            if changed := compare(restored[1], metadata, ignored=NOT_DATA):
                 raise BadInput(f"{folder.path} was trained on other data: {'; '.join(changed)}; choose another --name")
             # A parent may have moved, or may have been trained again, since the run began.
             metadata |= {"parents": restored[1]["parents"]} if "parents" in restored[1] else {}
@@ -240,6 +244,7 @@ def _run(
             batches=batches,
             local=local_rows,
             params=lambda state: loss_params(engine.get(state).params),
+            saved={} if restored is None else restored[1].get("feed", {}),
             folder=folder,
             process=process,
             notify=console.notice,
@@ -249,7 +254,8 @@ def _run(
         # --- Steps ---
         console.doing("compiling the step")
         # A run that stopped early and was killed before its score has no step left.
-        step, signalled, exhausted, stopping = first, False, "", best.exhausted(first)
+        step, signalled, exhausted = first, False, "" if restored is None else restored[1].get("ended", "")
+        stopping = bool(exhausted) or best.exhausted(first)
         with jax.transfer_guard("disallow"), _profile(run, folder) as profiled, feeding as feed:
             while step < run.steps and not stopping:
                 if recorder.due(run.checkpoint.every, ahead=1):
@@ -266,7 +272,7 @@ def _run(
                 step += 1
                 checkpoints.poll()
                 profiled(step - first)
-                signalled = signalled or stop.agreed(step)
+                signalled = signalled or stop.agreed(step - first)
                 exhausted = feed.exhausted()
                 stopping = bool(signalled or exhausted) and feed.at_boundary(step)
                 if recorder.due(run.log.every):
@@ -285,7 +291,8 @@ def _run(
                     with recorder.pause():
                         recorder.sync()
                         counted = {"records": recorder.summaries(), "counts": counts.total()}
-                        checkpoints.save(engine.get(state), metadata | counted)
+                        reached = {"feed": feed.saved(), "ended": exhausted}
+                        checkpoints.save(engine.get(state), metadata | counted | reached)
                         if process == 0:
                             metrics_file.record_usage(folder, time.perf_counter() - started)
         if not checkpoints.wait():

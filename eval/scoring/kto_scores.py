@@ -36,9 +36,10 @@ def of_run(inputs: ScoringInputs) -> Callable[[Any], Score]:
     def numbers(params: Any, batch: Batch, carry: Any) -> tuple[jax.Array, Any]:
         """Return (counted, desired, own log-ratio, mismatched log-ratio, tokens) of each row, [5, rows], and the carry."""
         assert batch.extra is not None
-        (own, lengths), (mismatched, _) = (
-            objective.log_ratios(model, params, batch, side, chunk=run.loss_chunk) for side in (0, 1)
-        )
+        own, lengths = objective.log_ratios(model, params, batch, 0, chunk=run.loss_chunk)
+        mismatched = jnp.zeros_like(own)
+        if options.has_reference:
+            mismatched, _ = objective.log_ratios(model, params, batch, 1, chunk=run.loss_chunk)
         return jnp.stack([counted_pairs(batch), batch.extra["desired"], own, mismatched, lengths]), carry
 
     loop = BatchLoop(inputs.mesh, np.dtype(inputs.dtype), numbers)

@@ -295,8 +295,15 @@ def test_devices_and_processes_change_at_every_start() -> None:
         started.killed()
         stops.append(run.latest())
     with run.start(**TWO) as started:
-        started.reach(stops[-1] + 1)
-        stops.append(started.stopped(signal.SIGINT))
+        # JAX looks for a signal once per second, which may be longer than the rest of the run. So one process waits, and with it
+        # the first step of both, until the other one has seen the signal.
+        started.wait(lambda: len(run.resumed_at()) == len(stops))
+        _, waiting = started.workers()
+        os.kill(waiting, signal.SIGSTOP)
+        started.send(signal.SIGTERM)
+        started.wait(lambda: "SIGTERM caught" in started.err.read_text())
+        os.kill(waiting, signal.SIGCONT)
+        stops.append(started.saved(signal.SIGTERM))
     run.finish(*SHARDED)
     assert run.resumed_at() == stops
     assert len(set(stops)) == 4 and stops[-1] < STEPS
@@ -314,6 +321,7 @@ def test_a_killed_run_samples_the_same_texts(recipe: str) -> None:
     """It is killed a moment after a step, while it trains on a rollout or samples the next one."""
     run, unharmed = Training(home(), f"killed-{recipe}", recipe=recipe), reference(recipe=recipe)
     with run.start() as started:
+        started.committed(EVERY)
         started.reach(EVERY + 2)
         started.killed()
     before = run.latest()

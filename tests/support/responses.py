@@ -8,7 +8,7 @@ import numpy as np
 
 from tests.support import preferences
 from train.rows.preference_rows import Side
-from train.rows.response_rows import ResponseRow, row_builder
+from train.rows.response_rows import row_builder
 from zoo.batch import Batch
 from zoo.models import Model
 
@@ -16,15 +16,12 @@ from zoo.models import Model
 def rows(
     net: Model, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]], *, length: int, target_length: int
 ) -> Batch:
-    """Return the rows of `train.rows.response_rows`, whose advantages and log-probabilities are 0."""
-    build = row_builder(net.config, preferences.tokenizer(net.family), target_length=target_length, reference=True)
+    """Return the rows of `train.rows.response_rows`."""
+    build = row_builder(net.config, preferences.tokenizer(net.family), target_length=target_length)
 
-    def row(prompt: Sequence[int], response: Sequence[int]) -> ResponseRow:
+    def side(prompt: Sequence[int], response: Sequence[int]) -> Side:
         source, answer = np.array(prompt, np.int32), np.array(response, np.int32)
-        none = np.zeros(len(answer), np.float32)
-        if net.is_encoder_decoder:
-            return ResponseRow(Side(answer, 0, source), none, 0.0, none)
-        return ResponseRow(Side(np.concatenate([source, answer]), len(source)), none, 0.0, none)
+        return Side(answer, 0, source) if net.is_encoder_decoder else Side(np.concatenate([source, answer]), len(source))
 
-    built = [build(row(*pair), length) for pair in zip(prompts, responses, strict=True)]
+    built = [build(side(*pair), length) for pair in zip(prompts, responses, strict=True)]
     return Batch(**jax.tree.map(lambda *leaves: jnp.asarray(np.stack(leaves)), *built))

@@ -20,6 +20,7 @@ import numpy as np
 from tests.support import compilation, forked, tiny
 from tests.support.environment import SCRATCH
 from tests.support.processes import Ended, clean_environment
+from train import lora_objective
 from train.checkpoints.checkpoints import Checkpoints
 from train.checkpoints.manifest import by_path
 from train.config import run_config
@@ -155,10 +156,10 @@ class Training:
 
     def state(self, step: int | None = None) -> dict[str, np.ndarray]:
         """Every array of the newest checkpoint, or of one: parameters, optimizer state, carry, key and step."""
-        run = read_config(self.folder)
-        abstract = state_init.abstract_state(
-            run, model(run.model), optim.optimizer(run.optim), device_mesh.make_mesh(run_config.Mesh())
-        )
+        run, mesh = read_config(self.folder), device_mesh.make_mesh(run_config.Mesh())
+        net = model(run.model)
+        trained = lora_objective.bind_abstract(run, mesh).trained(net)
+        abstract = state_init.abstract_state(run, net, optim.optimizer(run.optim), mesh, trained.init, trained.sharding)
         restored = self._reader().restore(abstract, step=step)
         assert restored is not None
         return by_path(jax.device_get(restored[0]))
@@ -213,6 +214,10 @@ class Started:
     def stopped(self, number: signal.Signals) -> int:
         """Send a signal that saves and leaves, see that it does, and return the step, after which nothing was lost."""
         self.send(number)
+        return self.saved(number)
+
+    def saved(self, number: signal.Signals) -> int:
+        """See that the run ends because of a signal, and return the step, after which nothing was lost."""
         done = self.ended()
         assert done.code == 128 + number, done
         # JAX's coordination service says in its own words that a signal came.

@@ -107,6 +107,14 @@ def test_a_step_has_no_gradients_of_kernels(name: str, forward: int) -> None:
     assert ratio == pytest.approx((forward + 1) / (forward + 2))
 
 
+def test_parameters_that_are_no_adapters_are_counted_apart() -> None:
+    """A and B of `c_attn` have 4 x 32 and 96 x 4 entries in each of two layers, and the value head of PPO has 32."""
+    run = tiny.run("ppo", precision="float32", init="gpt2", lora=LORA)
+    facts = lora_objective.facts(lora_objective.bind_abstract(run, device_mesh.make_mesh(ONE, jax.devices()[:1])))
+    of_adapters = "1,024 parameters of adapters of rank 4 on c_attn"
+    assert facts == {"trained": f"{of_adapters}, 32 of value, which ppo adds"}
+
+
 def test_adapters_have_no_weight_decay() -> None:
     net = model(tiny.run().model)
     spec = adapters.Adapters(rank=2, alpha=2.0, targets=("c_attn",))
@@ -256,7 +264,9 @@ def test_a_fine_tuned_head_is_trained_with_the_adapters(place: Path, capsys: pyt
     assert json.loads(RunDir("runs/labelled").scores.read_text())["accuracy"] == 1
     paths = trained_leaves("runs/labelled").keys()
     assert paths == {f"layers/attention/qkv/lora/{part}" for part in "ab"} | {f"classifier/{part}" for part in ("kernel", "bias")}
-    said(capsys, "export", "runs/labelled", "labelled", "--adapter")
+    kernel = trained_leaves("runs/labelled")["classifier/kernel"]
+    counts = f"of adapters of rank 2 on query, value, {kernel.size + 2} of the head, step 30"
+    assert counts in said(capsys, "export", "runs/labelled", "labelled", "--adapter")
     config = json.loads((place / "labelled" / "adapter_config.json").read_text())
     assert (config["task_type"], config["modules_to_save"], config["r"]) == ("SEQ_CLS", ["classifier"], 2)
     said(capsys, "export", "runs/labelled", "labelled-merged")

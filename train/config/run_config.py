@@ -269,6 +269,10 @@ class Run(Generic[Model, Options, DataOptions]):
         """Number of different batches in the run. Each is used in one step, or in each epoch of its rollout."""
         return self.options.rollout.batches_of(self.steps) if isinstance(self.options, RolloutOptions) else self.steps
 
+    def batch_of(self, step: int) -> int:
+        """Return the number of the batch of a step, which of `batches` it is trained on."""
+        return self.options.rollout.batch_of(step) if isinstance(self.options, RolloutOptions) else step
+
     def __post_init__(self) -> None:
         if type(self.data) is not self.options.data:
             raise TypeError(f"{self.objective} needs {self.options.data.__name__}, not {type(self.data).__name__}")

@@ -1,4 +1,4 @@
-"""Common parts of the inputs whose rows have a prompt with two completions: paired and unpaired preferences."""
+"""Common parts of the inputs whose rows have a prompt with one or two completions: paired and unpaired preferences."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ Inputs = TypeVar("Inputs", bound="CompletionInputs[Any]")
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class CompletionRows(SampledRows):
-    """Rows in memory, each of one example with two completions."""
+    """Rows in memory, each of one example with one or two completions."""
 
     FORMAT: ClassVar[Any]
     """Module of `train.rows` with the functions `encode_rows` and `row_bytes` of its rows."""
@@ -50,13 +50,24 @@ class CompletionRows(SampledRows):
 
     @property
     def text_size(self) -> int:
-        """Number of tokens of both sides of all rows, the prompt twice, with special tokens and without padding."""
+        """Number of tokens of all sides of all rows, each with its prompt, with special tokens and without padding."""
         return sum(side.size for row in self.rows for side in row.sides)
 
     @property
     def targets(self) -> int:
         """Equals `text_size`, because training uses all tokens of a row."""
         return self.text_size
+
+    @classmethod
+    def encode(
+        cls, examples: Sequence[Any], run: run_config.Run, tokenizer: Tokenizer, limits: Limits
+    ) -> tuple[list[Any], list[str]]:
+        """Return the rows of examples, and a message for each that --labelled.skip-bad leaves out.
+
+        Raises:
+            BadInput: an error of `encode_rows` of the module `FORMAT`.
+        """
+        return cls.FORMAT.encode_rows(examples, tokenizer, run.model, run.options.labelled, limits)
 
     def select_rows(self: Chosen, chosen: Int64[np.ndarray, " n"]) -> Chosen:
         """Return the rows with the numbers `chosen`, in this order; the examples and the fingerprint remain those of all rows."""
@@ -98,7 +109,7 @@ class CompletionInputs(ExampleInputs[HeldOut]):
         rows, held_out = self.training, self.held_out
         assert isinstance(rows, CompletionRows) and isinstance(held_out, CompletionRows)
         epochs = run.steps * run.data.batch / len(rows)
-        size = f"{len(rows):,} {self.NOUN}, {short_number(rows.text_size)} tokens in both completions and their prompts"
+        size = f"{len(rows):,} {self.NOUN}, {short_number(rows.text_size)} tokens in all completions and their prompts"
         facts = {"data": f"{', '.join(run.data.paths)}: {size}", "held out": f"{len(held_out):,} {self.NOUN}"}
         if self.left_out:
             facts["left out"] = f"{len(self.left_out):,} bad or long {self.NOUN}; the first: {self.left_out[0]}"
@@ -151,10 +162,10 @@ def make_rows(
         left_out: list that gets the message of each example that is left out because it does not fit.
 
     Raises:
-        BadInput: an error of `encode_rows` of the module `FORMAT` of the rows, or no example fits.
+        BadInput: as `CompletionRows.encode`, or no example fits.
     """
     limits = Limits(run.data.length, run.data.target_length)
-    rows, messages = kind.FORMAT.encode_rows(examples, tokenizer, run.model, run.options.labelled, limits)
+    rows, messages = kind.encode(examples, run, tokenizer, limits)
     if not rows:
         raise BadInput(messages[0])
     if left_out is not None:

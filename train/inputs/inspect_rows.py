@@ -43,7 +43,10 @@ GUTTER = 7
 
 
 def inspect(run: run_config.Run, folder: RunDir, *, count: int, first: int) -> None:
-    """Print the examples `first`, `first` + 1, ... of a run's stream, `count` of them, exactly as it trains on them.
+    """Print the examples `first`, `first` + 1, ... of a run, `count` of them, exactly as it trains on them.
+
+    The number of an example is step x batch + its place in the batch. Where a run takes several steps on a batch, the batch is
+    printed for each of them.
 
     Each example is printed with its origin, its tokens and the predictions that count; the last line has the share of padding.
     The output is styled on a terminal and plain text elsewhere. Neither parameters nor a device are needed: the fields of `Batch`
@@ -60,23 +63,23 @@ def inspect(run: run_config.Run, folder: RunDir, *, count: int, first: int) -> N
     run = run_inputs.resolve_config(run, folder)
     data = run_inputs.read(run, folder, jax_setup.cache_dir() / "text")
     batches = Batches(data.rows, run_inputs.builder(run, data), run.seed, 1, np.arange(1), run.mask_period, run.repeat)
-    examples = range(first, first + count)
-    chosen = [batches.use(example).row for example in examples]
+    examples = [(number, *divmod(number, run.data.batch)) for number in range(first, first + count)]
+    # Each of these batches is one example, so that their numbers are those of examples of the stream.
+    streamed = [run.batch_of(step) * run.data.batch + place for _, step, place in examples]
+    chosen = [batches.use(number).row for number in streamed]
     names = _document_names(data.rows, chosen)
     console = Console(highlight=False, markup=False, emoji=False)
     console.print(LEGEND, style="dim")
     counts = _Counts()
-    with batches.read(first) as stream:
-        for example, number, batch in zip(examples, chosen, stream, strict=False):
-            step, place = divmod(example, run.data.batch)
-            component, _ = data.rows.locate(number)
-            title = f"Example {example:,}: step {step:,}, place {place:,}; row {number:,} of {len(data.rows):,}"
-            console.print(Text(f"\n{title}", style="bold"))
-            if len(data.rows.components) > 1:
-                _heading(console, f"from {data.rows.components[component].name}")
-            arrays = jax.tree.map(lambda array: array[0], batch)
-            _show(console, data.tokenizer, arrays, data.rows.row(number), names[component])
-            counts.add(arrays)
+    for (example, step, place), number, row in zip(examples, streamed, chosen, strict=True):
+        component, _ = data.rows.locate(row)
+        title = f"Example {example:,}: step {step:,}, place {place:,}; row {row:,} of {len(data.rows):,}"
+        console.print(Text(f"\n{title}", style="bold"))
+        if len(data.rows.components) > 1:
+            _heading(console, f"from {data.rows.components[component].name}")
+        arrays = jax.tree.map(lambda array: array[0], batches.batch(number))
+        _show(console, data.tokenizer, arrays, data.rows.row(row), names[component])
+        counts.add(arrays)
     console.print(Text(f"\n{counts}", style="bold"))
 
 

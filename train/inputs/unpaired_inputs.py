@@ -13,6 +13,7 @@ from train.data.example_types import UnpairedPreference
 from train.inputs import completion_inputs
 from train.inputs.completion_inputs import CompletionInputs, CompletionRows, resolve_config
 from train.rows import unpaired_rows
+from train.rows.preference_rows import Limits
 from train.rows.row_source import digest_of, evenly_spaced
 from train.rows.unpaired_rows import UnpairedRow
 from train.run.run_dir import RunDir
@@ -30,6 +31,14 @@ class UnpairedRows(CompletionRows):
 
     examples: Sequence[UnpairedPreference]
     rows: tuple[UnpairedRow, ...]
+
+    @classmethod
+    def encode(
+        cls, examples: Sequence[UnpairedPreference], run: run_config.Run, tokenizer: Tokenizer, limits: Limits
+    ) -> tuple[list[UnpairedRow], list[str]]:
+        """Return the rows of examples, with mismatched completions if there is a reference that they are compared with."""
+        mismatched, options = run.options.kto.has_reference, run.options.labelled
+        return unpaired_rows.encode_rows(examples, tokenizer, run.model, options, limits, mismatched=mismatched)
 
     @functools.cached_property
     def content_digest(self) -> str:

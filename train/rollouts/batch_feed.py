@@ -33,6 +33,8 @@ class FeedSource:
     params: Callable[[Any], Any]
     """Function from the state of the step to the parameters that the loss reads, float32, sharded over the mesh: those of the
     model, and those that the objective adds."""
+    saved: Mapping[str, Any]
+    """What `Feed.saved` returned for the checkpoint that the run continues from; empty = there is none."""
     folder: RunDir
     process: int
     notify: Callable[[str], None]
@@ -75,6 +77,10 @@ class Feed:
     def exhausted(self) -> str:
         """Return why further steps would learn nothing, so that the run ends before its last step; "" = continue."""
         return ""
+
+    def saved(self) -> dict[str, Any]:
+        """Return what a run needs to continue with the same batches beside the state and the step, as JSON."""
+        return {}
 
     def metrics(self) -> FeedMetrics:
         """Return the numbers about the batch of the last step."""

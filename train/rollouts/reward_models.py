@@ -188,7 +188,7 @@ def text_of(prompt: Prompt, template: ChatTemplate | None) -> str:
     """Return the text of a prompt. A conversation is rendered by `template`; if it is None, by the template of the policy."""
     if template is None or not prompt.messages:
         return prompt.prompt
-    return template.render(prompt.messages, generation_prompt=True)
+    return template.render(prompt.messages, prompt.origin, generation_prompt=True)
 
 
 _SHORTER = "choose fewer --rollout.tokens or shorter prompts, or cut the beginning of prompts with --labelled.truncate"

@@ -1,7 +1,8 @@
 """Training batches of responses that the model samples itself: rollouts.
 
 A rollout is a function of the parameters at its start, the seed, and the numbers of its prompts and samples. A checkpoint lies
-between two rollouts, so a run that continues from it samples the same texts again, and nothing of a rollout is saved.
+between two rollouts, so a run that continues from it samples the same texts again, and nothing of a rollout is saved but whether
+anything was learned from it.
 """
 
 import functools
@@ -26,7 +27,7 @@ from train.rollouts.rewards import Completion, rewards, with_missing_end
 from train.rollouts.rollout_metrics import EqualRewards, RolloutPart, measure
 from train.rollouts.sampler import SALT, Responses, Sampler
 from train.rows.preference_rows import Side
-from train.rows.response_rows import ResponseRow, row_builder
+from train.rows.response_rows import row_builder
 from zoo.batch import Batch
 from zoo.errors import BadInput
 from zoo.generation.decoding_settings import Sampling
@@ -34,6 +35,8 @@ from zoo.precision import cast_params
 
 RATIO_ERROR = 1e-2
 """Largest difference from 1, in float32, of the ratio of a token's probability in training to its probability when sampled."""
+EQUAL = "rollouts_without_signal"
+"""Name in the metadata of checkpoints."""
 UNENDED = 0.5
 """Share of responses without an end mark above which there is a notice."""
 
@@ -80,7 +83,8 @@ class RolloutFeed(Feed):
         self._log_probs_and_values = jax.jit(functools.partial(self._token_numbers, values=True), out_shardings=replicated)
         self._reference = None if reference is None else self._cast(reference)
         self._number, self._batches, self._metrics = -1, list[Batch](), FeedMetrics({}, {})
-        self._equal, self._unended_noticed = EqualRewards(source.notify, estimator.equal), False
+        self._equal = EqualRewards(source.notify, estimator.equal, source.saved.get(EQUAL, 0))
+        self._unended_noticed = False
 
     def batch(self, step: int, state: Any) -> Batch:
         """Return this process's part of the batch of a step; the first step of a rollout samples those of all of its steps.
@@ -95,7 +99,7 @@ class RolloutFeed(Feed):
 
     def rows_of(self, step: int) -> Int64[np.ndarray, " B"]:
         """Return the numbers of the prompts in the global batch of a step; each pass over a rollout has the same ones."""
-        return self._source.batches.rows_of(self._rollout.batch_of(step))
+        return self._source.batches.rows_of(self._source.run.batch_of(step))
 
     def at_boundary(self, step: int) -> bool:
         """Return whether the step after `step` steps begins a rollout."""
@@ -104,6 +108,10 @@ class RolloutFeed(Feed):
     def exhausted(self) -> str:
         """Return why nothing would be learned from further rollouts; "" = continue."""
         return self._equal.exhausted()
+
+    def saved(self) -> dict[str, Any]:
+        """Return the number of rollouts without a learning signal up to the last one, which decides when the run ends."""
+        return {EQUAL: self._equal.count}
 
     def metrics(self) -> FeedMetrics:
         """Return the numbers about the rollout of the last step."""
@@ -196,11 +204,8 @@ class RolloutFeed(Feed):
 
     def _training_rows(self, sides: list[Side]) -> dict[str, Any]:
         """Return the fields of `Batch` of all rows, without `index` and `extra`."""
-        zeros = [np.zeros(len(side.ids) - side.first, np.float32) for side in sides]
-        rows = [self._build(ResponseRow(side, old), self._source.run.data.length) for side, old in zip(sides, zeros, strict=True)]
-        fields: dict[str, Any] = jax.tree.map(lambda *arrays: np.stack(arrays), *rows)
-        del fields["extra"]
-        return fields
+        rows = [self._build(side, self._source.run.data.length) for side in sides]
+        return jax.tree.map(lambda *arrays: np.stack(arrays), *rows)
 
     def _token_numbers(self, params: Any, batch: Batch, *, values: bool) -> dict[str, jax.Array]:
         """Return "old", the log-probabilities of the targets as the training step computes them, and with `values` "value"."""

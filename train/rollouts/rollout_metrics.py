@@ -58,20 +58,24 @@ def measure(parts: Sequence[RolloutPart]) -> dict[str, float]:
 class EqualRewards:
     """Counter of consecutive rollouts from which nothing is learned, because all advantages are 0."""
 
-    def __init__(self, notify: Callable[[str], None], equal: str) -> None:
-        """Store the function that shows a line, and the condition under which all advantages are 0, in words."""
-        self._notify, self._text, self._count, self._reward = notify, equal, 0, 0.0
+    def __init__(self, notify: Callable[[str], None], equal: str, count: int = 0) -> None:
+        """Store the function that shows a line, and the condition under which all advantages are 0, in words.
+
+        Args:
+            count: number of such rollouts just before the first one that is counted here.
+        """
+        self._notify, self._text, self.count, self._reward = notify, equal, count, 0.0
 
     def count_rollout(self, values: Mapping[str, float], parts: Sequence[RolloutPart]) -> None:
         """Count a rollout with the numbers of `measure`; the first in a row is reported."""
         learns = any(np.any(part.advantages != 0) for part in parts)
-        self._count, self._reward = (0 if learns else self._count + 1), values["reward"]
-        if self._count == 1:
+        self.count, self._reward = (0 if learns else self.count + 1), values["reward"]
+        if self.count == 1:
             self._notify(f"{self._equal()} in this rollout, so nothing is learned from it")
 
     def exhausted(self) -> str:
         """Return the reason to end the run after too many rollouts in a row; "" = there were fewer."""
-        return f"{MOST_EQUAL} rollouts in a row: {self._equal()}" if self._count >= MOST_EQUAL else ""
+        return f"{MOST_EQUAL} rollouts in a row: {self._equal()}" if self.count >= MOST_EQUAL else ""
 
     def _equal(self) -> str:
         return f"{self._text} (mean {self._reward:g})"

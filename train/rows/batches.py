@@ -74,7 +74,7 @@ class Batches:
         Every array has `len(local)` examples; `index` is the number in the stream, modulo 2**32. Threads prefetch batches and end
         with the `with` block. An exception in `build` is raised in place of its batch and ends the iteration.
         """
-        steps = grain.MapDataset.range(first_step, sys.maxsize).map(self._make)
+        steps = grain.MapDataset.range(first_step, sys.maxsize).map(self.batch)
         # More threads would only compete for the interpreter lock.
         threads = iter(steps.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)))
         try:
@@ -83,7 +83,8 @@ class Batches:
         finally:
             threads.close()
 
-    def _make(self, step: int) -> Batch:
+    def batch(self, step: int) -> Batch:
+        """Return this process's part of the batch of a step."""
         numbers = step * self._batch + self._local.astype(np.int64)
         return _stack([self._example(number) for number in numbers.tolist()], numbers)
 

@@ -42,13 +42,13 @@ class Side(NamedTuple):
         return len(self.ids) + (0 if self.source is None else len(self.source))
 
 
-class TwoCompletions(NamedTuple):
-    """A prompt and two completions of it, before tokenization."""
+class Completions(NamedTuple):
+    """A prompt and one or two completions of it, before tokenization."""
 
     origin: str
     """Place it was read from, for error messages."""
     prompt: str
-    completions: tuple[str, str]
+    completions: tuple[str, ...]
 
 
 class PreferenceRow(NamedTuple):
@@ -93,23 +93,23 @@ def encode_rows(
     examples: Sequence[Preference], tokenizer: Tokenizer, cfg: Any, options: Preferences, limits: Limits
 ) -> tuple[list[PreferenceRow], list[str]]:
     """Return the rows of preferences, and a message for each that --labelled.skip-bad leaves out; see `encode_completions`."""
-    texts = [TwoCompletions(item.origin, item.prompt, (item.chosen, item.rejected)) for item in examples]
+    texts = [Completions(item.origin, item.prompt, (item.chosen, item.rejected)) for item in examples]
     encoded, messages = encode_completions(texts, tokenizer, cfg, options, limits, ("chosen", "rejected"))
-    return [PreferenceRow(sides, examples[number].margin, number) for number, sides in encoded], messages
+    return [PreferenceRow((chosen, rejected), examples[at].margin, at) for at, (chosen, rejected) in encoded], messages
 
 
 def encode_completions(
-    texts: Sequence[TwoCompletions], tokenizer: Tokenizer, cfg: Any, options: Preferences, limits: Limits, names: tuple[str, str]
-) -> tuple[list[tuple[int, tuple[Side, Side]]], list[str]]:
-    """Return (number, both sides) of each element of `texts` that fits, and a message for each that does not.
+    texts: Sequence[Completions], tokenizer: Tokenizer, cfg: Any, options: Preferences, limits: Limits, names: tuple[str, ...]
+) -> tuple[list[tuple[int, tuple[Side, ...]]], list[str]]:
+    """Return (number, a side for each completion) of each element of `texts` that fits, and a message for each that does not.
 
-    With --labelled.skip-bad the latter are left out. A decoder reads the two texts as one (see
+    With --labelled.skip-bad the latter are left out. A decoder reads prompt and completion as one text (see
     `train.tokenizers.continuations`); an encoder or encoder-decoder reads each separately. With --labelled.truncate the beginning
-    of the prompt is cut, by the same number of tokens for both completions.
+    of the prompt is cut, by the same number of tokens for all of its completions.
 
     Args:
         cfg: configuration of the model, which determines the layout.
-        names: names of the two completions, for error messages.
+        names: names of the completions of an element, for error messages; an element with one completion has the first name.
 
     Raises:
         BadInput: a completion has no ids, an element is too long, or the tokenizer lacks special tokens.
@@ -118,18 +118,18 @@ def encode_completions(
     encoded = _encoded([(item.prompt, text) for item in texts for text in item.completions], tokenizer, layout)
     rows, too_long, template = [], [], _Template(layout, tokenizer)
     for number, item in enumerate(texts):
-        (prompt, first), (prompt_2, second) = next(encoded), next(encoded)
-        for name, completion in zip(names, (first, second), strict=True):
+        ids = [next(encoded) for _ in item.completions]
+        for name, (_, completion) in zip(names, ids, strict=False):
             if not len(completion):
                 raise BadInput(f"{item.origin}: the tokenizer returns no ids for the {name} completion; leave it out")
-        sizes = template.size(prompt, first), template.size(prompt_2, second)
+        sizes = [template.size(prompt, completion) for prompt, completion in ids]
         excess = max(max(sizes) - limits.length, 0)
-        longest_cut = min(len(prompt), len(prompt_2)) - 1
-        targets = (len(first) + 1, len(second) + 1) if layout == "encoder_decoder" else (0, 0)
+        longest_cut = min(len(prompt) for prompt, _ in ids) - 1
+        targets = [len(completion) + 1 for _, completion in ids] if layout == "encoder_decoder" else [0]
         if max(targets) > limits.target or excess > (longest_cut if options.truncate else 0):
             too_long.append((max(*sizes, *targets), _too_long(item.origin, names, sizes, targets, limits)))
             continue
-        rows.append((number, (template.fill(prompt[excess:], first), template.fill(prompt_2[excess:], second))))
+        rows.append((number, tuple(template.fill(prompt[excess:], completion) for prompt, completion in ids)))
     if too_long and not options.skip_bad:
         count = f" (the longest of {len(too_long):,} that are too long, of {len(texts):,})" if len(too_long) > 1 else ""
         raise BadInput(max(too_long)[1] + count)
@@ -208,18 +208,18 @@ def builder(cfg: Any, tokenizer: Tokenizer, target_length: int = 0) -> Build:
     return build
 
 
-def sides_builder(cfg: Any, tokenizer: Tokenizer, target_length: int = 0) -> Callable[[tuple[Side, Side], int], dict[str, Any]]:
-    """Return a function (sides, length) -> fields of `Batch`, which are those of `builder` without `extra`.
+def sides_builder(cfg: Any, tokenizer: Tokenizer, target_length: int = 0) -> Callable[[tuple[Side, ...], int], dict[str, Any]]:
+    """Return a function (C sides, length) -> fields of `Batch`, which are those of `builder` without `extra`.
 
     Raises:
         BadInput: see `builder`.
     """
     one_side = side_builder(cfg, tokenizer, target_length)
 
-    def both_sides(sides: tuple[Side, Side], length: int) -> dict[str, Any]:
+    def all_sides(sides: tuple[Side, ...], length: int) -> dict[str, Any]:
         return jax.tree.map(lambda *arrays: np.stack(arrays), *(one_side(side, length) for side in sides))
 
-    return both_sides
+    return all_sides
 
 
 def side_builder(cfg: Any, tokenizer: Tokenizer, target_length: int = 0) -> Callable[[Side, int], dict[str, Any]]:
@@ -258,8 +258,8 @@ def row_bytes(rows: Iterable[PreferenceRow]) -> Iterable[bytes]:
         yield from side_bytes(row.sides, row.margin)
 
 
-def side_bytes(sides: tuple[Side, Side], number: float | bool) -> Iterator[bytes]:
-    """Yield the bytes of the ids of both sides, each with the number of their row."""
+def side_bytes(sides: tuple[Side, ...], number: float | bool) -> Iterator[bytes]:
+    """Yield the bytes of the ids of sides, each with the number of their row."""
     for side in sides:
         source = b"" if side.source is None else side.source.tobytes()
         yield f"{side.first} {len(source)} {side.ids.size} {number!r} ".encode() + source + side.ids.tobytes()
@@ -310,17 +310,18 @@ def _last(side: Side) -> Int32[np.ndarray, " 1"]:
     return np.array([len(side.ids) - 1], np.int32)
 
 
-def _too_long(origin: str, names: tuple[str, str], sizes: tuple[int, int], targets: tuple[int, int], limits: Limits) -> str:
-    first, second = names
+def _too_long(origin: str, names: tuple[str, ...], sizes: Sequence[int], targets: Sequence[int], limits: Limits) -> str:
     skip = "or leave long examples out with --labelled.skip-bad"
     if max(targets) > limits.target:
-        what = f"completions of {targets[0]} ({first}) and {targets[1]} tokens ({second}), and a target has {limits.target}"
+        lengths = " and ".join(f"{size} ({name})" for size, name in zip(targets, names, strict=False))
+        what = f"completions of {lengths} tokens, and a target has {limits.target}"
         return f"{origin}: {what}; choose a longer --data.target-length, {skip}"
     cut = "cut the beginning of prompts with --labelled.truncate"
     if max(targets):
         what = f"a prompt of {sizes[0]} tokens, and a source has {limits.length}"
     else:
-        what = f"{sizes[0]} tokens with the {first} completion and {sizes[1]} with the {second}, and a row has {limits.length}"
+        second = f" and {sizes[1]} with the {names[1]}" if len(sizes) > 1 else ""
+        what = f"{sizes[0]} tokens with the {names[0]} completion{second}, and a row has {limits.length}"
     return f"{origin}: {what}; choose a longer --data.length, {cut}, {skip}"
 
 

@@ -1,7 +1,7 @@
-"""Rows of labelled completions: a prompt with its own completion, and the same prompt with that of another example.
+"""Rows of labelled completions: a prompt with its own completion, and often the same prompt with that of another example.
 
 The second, mismatched completion is what Kahneman-Tversky optimization estimates a KL divergence from (Ethayarajh et al. 2024).
-It is a function of the data alone, so that a reference is computed once.
+It is a function of the data alone, so that a reference is computed once. Without a reference there is no such divergence.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,7 +14,7 @@ from train.config.option_groups import Preferences
 from train.data.example_types import UnpairedPreference
 from train.rows import preference_rows
 from train.rows.batches import Build
-from train.rows.preference_rows import Limits, Side, TwoCompletions
+from train.rows.preference_rows import Completions, Limits, Side
 from train.tokenizers.tokenizer import Tokenizer
 from zoo.errors import BadInput
 
@@ -25,8 +25,8 @@ NAMES = ("labelled", "mismatched")
 class UnpairedRow(NamedTuple):
     """A labelled completion as ids."""
 
-    sides: tuple[Side, Side]
-    """The prompt with its own completion, and the prompt with a mismatched completion."""
+    sides: tuple[Side, ...]
+    """The prompt with its own completion, and with a mismatched completion if an objective reads it."""
     desired: bool
     example: int
     """Number of its example."""
@@ -35,29 +35,60 @@ class UnpairedRow(NamedTuple):
 
 
 def encode_rows(
-    examples: Sequence[UnpairedPreference], tokenizer: Tokenizer, cfg: Any, options: Preferences, limits: Limits
+    examples: Sequence[UnpairedPreference],
+    tokenizer: Tokenizer,
+    cfg: Any,
+    options: Preferences,
+    limits: Limits,
+    *,
+    mismatched: bool = True,
 ) -> tuple[list[UnpairedRow], list[str]]:
     """Return the rows of labelled completions, and a message for each that --labelled.skip-bad leaves out.
 
+    Args:
+        mismatched: give each row a mismatched completion. One that --labelled.skip-bad leaves out is not used as such.
+
     Raises:
-        BadInput: see `mismatches` and `train.rows.preference_rows.encode_completions`.
+        BadInput: there is no mismatched completion for an example, or as `train.rows.preference_rows.encode_completions`.
     """
-    pairs = zip(examples, mismatches(examples), strict=True)
-    texts = [TwoCompletions(item.origin, item.prompt, (item.completion, examples[other].completion)) for item, other in pairs]
-    encoded, messages = preference_rows.encode_completions(texts, tokenizer, cfg, options, limits, NAMES)
-    return [UnpairedRow(sides, examples[number].desired, number) for number, sides in encoded], messages
+
+    def encode(completions: dict[int, tuple[str, ...]]) -> tuple[list[UnpairedRow], list[str]]:
+        """Return rows of the examples with these numbers and completions, and a message for each that is left out."""
+        numbers = list(completions)
+        texts = [Completions(examples[at].origin, examples[at].prompt, completions[at]) for at in numbers]
+        encoded, messages = preference_rows.encode_completions(texts, tokenizer, cfg, options, limits, NAMES)
+        return [UnpairedRow(sides, examples[numbers[at]].desired, numbers[at]) for at, sides in encoded], messages
+
+    own: dict[int, tuple[str, ...]] = {number: (item.completion,) for number, item in enumerate(examples)}
+    if not mismatched:
+        return encode(own)
+    messages: list[str] = []
+    if options.skip_bad:
+        rows, messages = encode(own)
+        own = {row.example: own[row.example] for row in rows}
+    numbers, pairs = list(own), dict[int, tuple[str, ...]]()
+    for number, other in zip(numbers, mismatches([examples[number] for number in numbers]), strict=True):
+        if other is not None:
+            pairs[number] = (*own[number], *own[numbers[other]])
+            continue
+        needed = f"none of the {len(own)} examples in its half of the data has another prompt and another completion"
+        fix = "add examples, hold out more of them with --data.valid-fraction or --data.valid-paths, or add --labelled.skip-bad"
+        messages.append(f"{examples[number].origin}: {needed}, which kto compares it with; {fix}")
+        if not options.skip_bad:
+            raise BadInput(messages[0])
+    rows, too_long = encode(pairs)
+    return rows, messages + too_long
 
 
-def mismatches(examples: Sequence[UnpairedPreference]) -> list[int]:
+def mismatches(examples: Sequence[UnpairedPreference]) -> list[int | None]:
     """Return, for each example, the number of the example whose completion is used as its mismatched completion.
 
-    It is the next example whose prompt and completion both differ; the first example follows the last one.
-
-    Raises:
-        BadInput: for some example no other one differs in both, for instance because it is the only example.
+    It is the next example whose prompt and completion both differ; the first example follows the last one. None: there is none,
+    for instance because there is only one example.
     """
     prompts, completions = [item.prompt for item in examples], [item.completion for item in examples]
-    past_prompt, past_completion, numbers = _runs(prompts), _runs(completions), []
+    past_prompt, past_completion = _runs(prompts), _runs(completions)
+    numbers: list[int | None] = []
     for number, example in enumerate(examples):
         distance = 1
         while distance < len(examples):
@@ -71,9 +102,7 @@ def mismatches(examples: Sequence[UnpairedPreference]) -> list[int]:
                 numbers.append(other)
                 break
         else:
-            needed = f"none of the {len(examples)} examples in its half of the data has another prompt and another completion"
-            fix = "add examples, or hold out more of them with --data.valid-fraction or --data.valid-paths"
-            raise BadInput(f"{example.origin}: {needed}, which kto compares it with; {fix}")
+            numbers.append(None)
     return numbers
 
 
@@ -89,17 +118,17 @@ def _runs(texts: Sequence[str]) -> list[int]:
 
 
 def builder(cfg: Any, tokenizer: Tokenizer, target_length: int = 0) -> Build:
-    """Return `build(rng, row, length)`, which converts an `UnpairedRow` to fields of `Batch` with an axis C = 2, its own first.
+    """Return `build(rng, row, length)`, which converts an `UnpairedRow` to fields of `Batch` with an axis C, its own first.
 
     The fields are those of `train.rows.preference_rows.builder`, but extra has "desired", float32 [], which is 1 or 0.
 
     Raises:
         BadInput: the tokenizer does not fit the model.
     """
-    both_sides = preference_rows.sides_builder(cfg, tokenizer, target_length)
+    all_sides = preference_rows.sides_builder(cfg, tokenizer, target_length)
 
     def build(rng: np.random.Generator, row: UnpairedRow, length: int) -> dict[str, Any]:
-        return both_sides(row.sides, length) | {"extra": {"desired": np.array(row.desired, np.float32)}}
+        return all_sides(row.sides, length) | {"extra": {"desired": np.array(row.desired, np.float32)}}
 
     return build
 

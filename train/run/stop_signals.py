@@ -68,12 +68,17 @@ class StopSignals:
             self._unsaved = False
             return self.signal
 
-    def agreed(self, step: int) -> bool:
-        """Return whether all processes stop after `step` steps."""
+    def agreed(self, taken: int) -> bool:
+        """Return whether all processes stop now; it is called after every step.
+
+        Args:
+            taken: the number of steps since this start of the run: 1, 2, ... If a signal comes before the first call, JAX stops
+                the processes at call 1, so that a resumed run whose calls began with another number would never stop.
+        """
         if not self._several:
             return self.signal != 0
         with jax.transfer_guard("allow"):
-            stopping = bool(multihost_utils.reached_preemption_sync_point(step))
+            stopping = bool(multihost_utils.reached_preemption_sync_point(taken))
         self.signal = self.signal or (signal.SIGTERM if stopping else 0)
         return stopping
 

@@ -76,8 +76,11 @@ class ChatTemplate:
         """True if the template encloses the parts of the assistant in `{% generation %}`."""
         return _tracker(self._environment).parsed
 
-    def render(self, messages: Sequence[Message], *, generation_prompt: bool = False) -> str:
+    def render(self, messages: Sequence[Message], origin: str, *, generation_prompt: bool = False) -> str:
         """Return a conversation as text; `generation_prompt`: with the beginning of an answer after it.
+
+        Args:
+            origin: the place of the conversation, for error messages.
 
         Raises:
             BadInput: the template refuses the conversation, or fails.
@@ -89,18 +92,18 @@ class ChatTemplate:
         except Exception as error:
             # A template is a program and may raise any exception.
             why = " ".join(str(error).split())[:200]
-            raise BadInput(f"{self.where}: the template cannot render the conversation: {why}; change one of the two") from None
+            raise BadInput(f"{origin}: {self.where} cannot render the conversation: {why}; change one of the two") from None
 
-    def render_spans(self, messages: Sequence[Message]) -> Rendered:
+    def render_spans(self, messages: Sequence[Message], origin: str) -> Rendered:
         """Return a conversation as text, with the parts of the assistant.
 
         Raises:
             BadInput: see `render`; also if the template changes the text of the parts after it has written them.
         """
-        text, tracker = self.render(messages), _tracker(self._environment)
+        text, tracker = self.render(messages, origin), _tracker(self._environment)
         tracker.marking = True
         try:
-            marked = self.render(messages)
+            marked = self.render(messages, origin)
         finally:
             tracker.marking = False
         spans, size, start = [], 0, 0
@@ -113,8 +116,8 @@ class ChatTemplate:
                 size += len(part)
         if marked.replace(BEGIN, "").replace(END, "") != text:
             raise BadInput(
-                f"{self.where}: the text depends on the length or the ends of what {{% generation %}} encloses, so the "
-                "assistant's parts are not known; put the tag around what is written at once"
+                f"{origin}: {self.where} writes a text that depends on the length or the ends of what {{% generation %}} "
+                "encloses, so the assistant's parts are not known; put the tag around what is written at once"
             )
         return Rendered(text, tuple(spans))
 

@@ -35,7 +35,7 @@ def encode_dialogues(
     rendered = [_counted_text(dialogue, tokenizer, template, turns) for dialogue in dialogues]
     texts: list[str] = []
     for dialogue, (text, spans) in zip(dialogues, rendered, strict=True):
-        prompt = template.render(dialogue.messages[:-1], generation_prompt=True)
+        prompt = template.render(dialogue.messages[:-1], dialogue.origin, generation_prompt=True)
         texts += [text, prompt, *(text[:end] for span in spans for end in span)]
     encoded = iter(tokenizer.encode_rendered(texts))
     special, results = np.array(sorted(tokenizer.special_names.values())), []
@@ -79,7 +79,7 @@ def rendered_prompts(
     """
     for origin, messages in conversations:
         check_contents(Dialogue(origin=origin, messages=tuple(messages)), tokenizer)
-    return [template.render(messages, generation_prompt=True) for _, messages in conversations]
+    return [template.render(messages, origin, generation_prompt=True) for origin, messages in conversations]
 
 
 def rendered_pairs(
@@ -113,9 +113,9 @@ def _prompt_and_answer(messages: Sequence[Message], template: ChatTemplate, wher
     """Return the text before the last message, with the beginning of an answer, and the text of the last message.
 
     Raises:
-        BadInput: the template renders the text before an answer differently if the answer follows it.
+        BadInput: the template cannot render the messages, or renders those before an answer differently if the answer follows.
     """
-    prompt, text = template.render(messages[:-1], generation_prompt=True), template.render(messages)
+    prompt, text = template.render(messages[:-1], where, generation_prompt=True), template.render(messages, where)
     if not text.startswith(prompt):
         raise BadInput(
             f"{where}: {template.where} renders the messages before an answer differently when the answer is there; change the "
@@ -162,7 +162,7 @@ def _counted_text(dialogue: Dialogue, tokenizer: Tokenizer, template: ChatTempla
             )
         prompt, answer = _prompt_and_answer(messages, template, where)
         return Rendered(prompt + answer, ((len(prompt), len(prompt + answer)),))
-    rendered = template.render_spans(messages)
+    rendered = template.render_spans(messages, where)
     if len(rendered.spans) < answers or (turns == "last" and len(rendered.spans) != answers):
         raise BadInput(
             f"{where}: {template.where} encloses {len(rendered.spans)} parts in {{% generation %}}, and the assistant has "

@@ -50,6 +50,16 @@ def trained(model: Model, spec: Adapters | None) -> TrainedParams:
     return TrainedParams(functools.partial(adapters.init, model, spec), adapters.rules(model, spec))
 
 
+def summary(model: Model, spec: Adapters) -> str:
+    """Return the numbers of parameters of adapters, and of the head that is trained beside them, in words."""
+    heads = adapters.head_paths(model.config)
+    shapes = jax.eval_shape(lambda: trained(model, spec).init(jax.random.key(0)))
+    sizes = {path: leaf.size for path, leaf in adapters.flat(shapes).items()}
+    head = sum(size for path, size in sizes.items() if path in heads)
+    of_adapters = f"{sum(sizes.values()) - head:,} parameters of adapters of rank {spec.rank} on {', '.join(spec.targets)}"
+    return of_adapters + (f", {head:,} of the head" if head else "")
+
+
 def abstract_params(parameters: TrainedParams, mesh: Mesh) -> Any:
     """Return the shapes of trained parameters, float32, with their shardings."""
     shapes = jax.eval_shape(lambda: parameters.init(jax.random.key(0)))

@@ -93,8 +93,7 @@ def export_adapter(run: str, target: str, *, step: int | None, mesh: run_config.
     with safetensors_dir.new_folder(Path(target)) as new_folder:
         params, number, _ = restore_trained(Path(run), config, device_mesh.make_mesh(mesh), step)
         peft_files.save(new_folder, config.model, spec, jax.device_get(params), base=config.init)
-    count = sum(leaf.size for leaf in jax.tree.leaves(params))
-    print(f"{target}: {count:,} parameters, adapters of rank {spec.rank} on {', '.join(spec.targets)}, step {number:,}")
+    print(f"{target}: {adapter_params.summary(models.model(config.model), spec)}, step {number:,}")
     return 0
 
 

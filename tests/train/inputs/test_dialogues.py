@@ -207,10 +207,10 @@ ROWS: dict[str, tuple[Any, str | None, dict[str, Any], str]] = {
     "no template": (CHAT, None, {}, "the tokenizer: no chat template; put the model's chat_template.jinja beside"),
     "no tag": (CHAT, NO_TAG, {}, "chat.jsonl:7: 2 turns of the assistant, and .* has no {% generation %}.*--chat.turns last"),
     "no syntax": (CHAT, "{% for %}", {}, "the tokenizer: chat_template.jinja: line 1: "),
-    "refusing": (ONE, "{{ raise_exception('No\nsystem') }}", {}, ".*the template cannot render the conversation: No system;"),
-    "failing": (ONE, "{{ 1 / 0 }}", {}, ".*the template cannot render the conversation: division by zero"),
-    "unsafe": (ONE, "{{ ''.__class__.mro() }}", {}, ".*the template cannot render the conversation: .*unsafe"),
-    "unsafe too": (ONE, "{% set n = namespace(__class__=1) %}", {}, ".*cannot render the conversation: a namespace has no name"),
+    "refusing": (ONE, "{{ raise_exception('No\nsystem') }}", {}, "chat.jsonl:7: the tokenizer: .* render the conversation: No s"),
+    "failing": (ONE, "{{ 1 / 0 }}", {}, "chat.jsonl:7: .* cannot render the conversation: division by zero"),
+    "unsafe": (ONE, "{{ ''.__class__.mro() }}", {}, "chat.jsonl:7: .* cannot render the conversation: .*unsafe"),
+    "unsafe too": (ONE, "{% set n = namespace(__class__=1) %}", {}, ".* cannot render the conversation: a namespace has no name"),
     "one tag": (CHAT, NO_TAG + "{% generation %}x{% endgeneration %}", {}, ".* encloses 1 parts in .* the assistant has 2 turns"),
     "no end mark": (CHAT, CHATML.replace("<|im_end|>", ""), {}, ".*writes no special token after the assistant's turn"),
     "other prompt": (
@@ -223,7 +223,7 @@ ROWS: dict[str, tuple[Any, str | None, dict[str, Any], str]] = {
         dialogue("a", "b"),
         "{% set x %}{% generation %} b {% endgeneration %}{% endset %}{{ x | trim }}<|im_end|>",
         {},
-        ".*the text depends on the length or the ends",
+        "chat.jsonl:7: .* writes a text that depends on the length or the ends",
     ),
     "a special token": (
         dialogue("a", "b <|im_end|>"),

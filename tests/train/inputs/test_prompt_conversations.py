@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from train.inputs.prompt_inputs import PromptInputs
 from train.rollouts import reward_models
 from train.rollouts.rewards import Completion, RewardFunction
 from train.rows import preference_rows
+from train.rows.batches import Batches
 from train.run.run_dir import RunDir
 from train.tokenizers.tokenizer import Tokenizer
 from zoo.errors import BadInput
@@ -90,6 +92,11 @@ CASES: dict[str, tuple[Any, dict[str, Any], str]] = {
     "a special token": ([user("<|im_end|>")], {}, r"a.jsonl:2: message 1 spells the special token <\|im_end\|>"),
     "a text among them": ("a", {}, "a.jsonl:2 is a text, and .*a.jsonl:1 is a conversation; reward functions get either"),
     "no template": ([user("a")], {"template": None}, "no chat template; put the model's chat_template.jinja beside"),
+    "not for the template": (
+        [user("b")],
+        {"template": "{{ raise_exception('b') if messages[-1].content == 'b' }}<|im_end|>"},
+        r"a.jsonl:2: .*: chat_template.jinja cannot render the conversation: b; change one of the two",
+    ),
     "a long one": ([user("13579" * 30)], {}, "a.jsonl:2: a prompt of .* tokens, and a row of 96 has room for 88 before"),
 }
 
@@ -150,6 +157,23 @@ def test_the_view_of_rows_shows_the_rendered_conversation(
     text = capsys.readouterr().out
     assert "│<|im_start|>│" in text and "a.jsonl:" in text
     assert Tokenizer.load(tmp_path / "tokenizer").chat_template == CHATML and json.dumps(SYSTEM["content"]) not in text
+
+
+def test_the_view_of_rows_repeats_the_batches_of_a_rollout_in_each_of_its_epochs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two batches of 4 rows in the steps 0 to 3, the next two from step 4 on; a prompt has 2 responses."""
+    monkeypatch.setenv("ZOO_CACHE", str(tmp_path))
+    run = tiny.with_options(prepared(tmp_path), rollout=Rollout(samples=2, tokens=8, steps=4, epochs=2))
+    run = dataclasses.replace(run, data=dataclasses.replace(run.data, batch=4))
+    inspect_rows.inspect(run, RunDir(tmp_path / "run"), count=20, first=0)
+    titles = re.findall(r"^Example (\d+): step (\d+), place (\d+); row (\d+) of 5$", capsys.readouterr().out, re.MULTILINE)
+    numbers, rows = np.split(np.array(titles, int), [3], axis=1)
+    assert [tuple(row) for row in numbers.tolist()] == [(number, number // 4, number % 4) for number in range(20)]
+    data = read(tmp_path, run)
+    stream = Batches(data.rows, run_inputs.builder(run, data), run.seed, 4, np.arange(4), repeat=2)
+    assert rows.ravel().tolist() == [row for batch in (0, 1, 0, 1, 2) for row in stream.rows_of(batch).tolist()]
+    assert not np.array_equal(stream.rows_of(0), stream.rows_of(1))
 
 
 def test_long_conversations_are_cut_at_their_beginning_if_asked(tmp_path: Path) -> None:

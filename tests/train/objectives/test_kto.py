@@ -234,3 +234,23 @@ def test_scores_are_those_of_one_batch_of_all_held_out_examples() -> None:
     value, z = jax.jit(functools.partial(value_of, objective, net))(other, jax.tree.map(jnp.asarray, batch))
     assert z > 0 and records[0]["reference_point"] == pytest.approx(float(z), rel=1e-5)
     assert records[0]["loss"] == pytest.approx(float(value), rel=1e-5)
+
+
+def test_without_a_reference_the_scores_are_those_of_the_answers_alone() -> None:
+    words, net = Tokenizer.train([], 257), small("gpt", layers=1)
+    data = PreferenceData(length=16, batch=4)
+    run = tiny.run("kto", model=net.config, precision="float32", data=data, kto=Kto(reference="none"))
+    examples = [UnpairedPreference(origin="p", prompt="a", completion=f" {'c' * (n + 1)}", desired=n > 0) for n in range(4)]
+    rows, params, objective = unpaired_inputs.rows_of(examples, run, words), random_params(net), OBJECTIVE(run.options.kto)
+    build = OBJECTIVE.builder(run, words, lambda: np.zeros(0))  # pyright: ignore[reportArgumentType]
+    (host,) = in_order(rows, build, 4, np.arange(4))
+    batch = jax.tree.map(jnp.asarray, host)
+    assert batch.tokens.shape == (4, 1, 16)
+    logs = np.asarray(log_probs(net, params, batch, chunk=0)[0])[:, 0]
+    expected = np.mean(1 / (1 + np.exp(0.1 * np.where([False, True, True, True], logs, -logs))))
+    value, z = value_of(objective, net, params, batch)
+    assert float(value) == pytest.approx(expected, rel=1e-5) and z == 0
+    scored = ScoringInputs(run, net, MESH, None, rows, build, batch=4, dtype=jnp.float32)
+    record = kto_scores.of_run(scored)(params).record()
+    assert record["loss"] == pytest.approx(expected, rel=1e-5) and record["reference_point"] == 0
+    assert record["desired_reward"] == pytest.approx(0.1 * logs[1:].mean(), rel=1e-5)

@@ -343,7 +343,7 @@ def test_the_arrays_of_a_response_and_the_reference_of_a_run() -> None:
     with pytest.raises(BadInput, match=r"ppo.beta 0.05: .* --init"):
         ProximalPolicy.bind(run, device_mesh.make_mesh(run_config.Mesh(), jax.devices()[:1]))
     build = ProximalPolicy.builder(run, preferences.tokenizer("gpt"), dict)
-    fields = build(np.random.default_rng(0), ResponseRow(Side(np.int32([5, 6, 7, 8]), first=2), np.zeros(2, np.float32)), 6)
+    fields = build(np.random.default_rng(0), ResponseRow(Side(np.int32([5, 6, 7, 8]), first=2)), 6)
     assert fields["targets"].tolist() == [6, 7, 8, 0, 0, 0] and fields["weights"].tolist() == [0, 1, 1, 0, 0, 0]
     assert {name: (array.shape, array.dtype) for name, array in fields["extra"].items()} == dict.fromkeys(
         FIELDS, ((6,), np.float32)

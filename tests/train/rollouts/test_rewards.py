@@ -115,6 +115,12 @@ def test_rollouts_without_a_signal_are_reported_once_and_end_the_run_after_many(
     assert lines == [f"{reason} in this rollout, so nothing is learned from it"] * 2 and not counter.exhausted()
     note(equal)
     assert counter.exhausted() == f"{MOST_EQUAL} rollouts in a row: {reason}"
+    # A run that continues has counted some of them before.
+    counter = EqualRewards(lines.append, "all rewards are equal", MOST_EQUAL - 2)
+    note(equal)
+    assert not counter.exhausted() and counter.count == MOST_EQUAL - 1
+    note(equal)
+    assert counter.exhausted()
 
 
 def test_groups_lie_on_one_device_and_checkpoints_between_rollouts():

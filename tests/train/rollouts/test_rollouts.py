@@ -29,9 +29,11 @@ from train.engine.state_init import init_state
 from train.engine.step import assemble
 from train.inputs import prompt_inputs
 from train.objectives import objective
+from train.rollouts import rollout_feed, rollout_metrics
 from train.rollouts.batch_feed import FeedSource
 from train.rollouts.rewards import Judge, RewardFunction
 from train.rollouts.rollout_feed import RolloutFeed
+from train.rollouts.rollout_metrics import MOST_EQUAL
 from train.rollouts.sampler import Sampler
 from train.rows.batches import Batches
 from train.rows.mixture import Component, Mixture
@@ -63,9 +65,13 @@ def feed(
     name: str = "policy",
     beta: float = 0.0,
     judges: tuple[Judge, ...] = (),
+    streak: int = 0,
     **changes: Any,
 ) -> RolloutFeed:
-    """Return rollouts of 4 responses to 2 of 5 prompts of different lengths, for an objective with this KL divergence."""
+    """Return rollouts of 4 responses to 2 of 5 prompts of different lengths, for an objective with this KL divergence.
+
+    They follow `streak` rollouts from which nothing was learned.
+    """
     tokenizer = BYTES if net.family == "gpt" else preferences.tokenizer(net.family)
     options: dict[str, Any] = dict(rollout=ROLLOUT, data=PromptData(length=16, batch=2 * GROUP), precision="float32")
     options |= dict(checkpoint=run_config.Checkpoint(every=4)) | changes
@@ -87,6 +93,7 @@ def feed(
         batches=Batches(mixture, build, run.seed, run.data.batch, local, repeat=run.repeat),
         local=local,
         params=lambda state: state,
+        saved={rollout_feed.EQUAL: streak},
         folder=RunDir(folder or "absent"),
         process=0 if folder else 1,
         notify=lambda line: None,
@@ -246,7 +253,7 @@ def test_each_pass_over_a_rollout_has_the_same_batches_with_values() -> None:
     assert rows == [source.batches.rows_of(number).tolist() for number in (0, 1, 0, 1, 2, 3, 2, 3, 4)]
     assert shapes(batches[0]) == shapes(source.batches.shapes()) and source.run.batches == 5 and len(rollouts._batches) == 1
     batch = batches[0]
-    assert batch.extra is not None and batch.weights is not None
+    assert batch.extra is not None and batch.weights is not None and batch.targets is not None
     counted = batch.weights > 0
     values = (np.asarray(NET.apply(with_head, jax.tree.map(jax.numpy.asarray, batch)).hidden) @ kernel)[..., 0]
     np.testing.assert_allclose(batch.extra["value"], np.where(counted, values, 0), atol=1e-5)
@@ -335,6 +342,49 @@ def test_a_run_ends_with_the_same_bits_when_it_is_stopped(
     # Adapters begin as the model that they are added to.
     train("adapted", steps=2, engine="pmap", lora=Lora(rank=2))
     assert (tmp_path / "adapted" / "rollouts" / "00000000.jsonl").read_bytes() == texts[0]["00000000.jsonl"]
+
+
+def test_a_feed_continues_to_count_rollouts_without_a_signal() -> None:
+    """No response of this model ends, so that all of them have the same reward."""
+    rollout = dataclasses.replace(ROLLOUT, missing_end=0.0)
+    feeds = feed(rollout=rollout), feed(rollout=rollout, streak=MOST_EQUAL - 1)
+    for rollouts in feeds:
+        rollouts.batch(0, params())
+    assert [rollouts.saved() for rollouts in feeds] == [{rollout_feed.EQUAL: 1}, {rollout_feed.EQUAL: MOST_EQUAL}]
+    assert [bool(rollouts.exhausted()) for rollouts in feeds] == [False, True]
+
+
+@pytest.mark.full
+def test_a_run_without_a_signal_ends_at_the_same_step_when_it_is_stopped_and_stays_ended(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ZOO_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(rollout_metrics, "MOST_EQUAL", 3)
+    (tmp_path / "equal_rewards.py").write_text("def zero(ids, **_):\n    return [0.0] * len(ids)\n")
+    run = prepared(tmp_path)
+    rollout = dataclasses.replace(run.options.rollout, reward=("equal_rewards:zero",))
+    run = tiny.with_options(run, policy=Policy(), rollout=rollout)
+
+    def train(name: str, stop_at: int = 0) -> tuple[str, list[str]]:
+        monkeypatch.setattr(trainer.StopSignals, "agreed", lambda self, step: step == stop_at)
+        trainer.run(dataclasses.replace(run, name=name), evaluate=scorers.scorer, on_end=lambda folder: None)
+        return capsys.readouterr().out, [folder.name for folder in sorted((tmp_path / name / "checkpoints").glob("????????"))]
+
+    reason = "ended at step 6 of 8: 3 rollouts in a row: all responses to a prompt have the same reward (mean 0)"
+    out, saved = train("steady")
+    assert reason in out and saved == ["00000004", "00000006"]
+    assert train("stopped", stop_at=3)[1] == ["00000004"]
+    out, saved = train("stopped")
+    assert reason in out and saved == ["00000004", "00000006"]
+    # Killed before its score: nothing is left but to score it.
+    scores = tmp_path / "stopped" / "scores.json"
+    before = scores.read_bytes()
+    scores.unlink()
+    out, saved = train("stopped")
+    assert reason in out and saved[-1] == "00000006" and scores.read_bytes() == before
+    out, saved = train("stopped")
+    assert "stopped is finished" in out and "compiling the step" not in out and saved[-1] == "00000006"
 
 
 @pytest.mark.full

@@ -99,7 +99,13 @@ def test_only_the_beginning_of_a_prompt_is_cut_the_same_for_both():
         ),
         ("gpt", BYTES, (6, 0), {"truncate": True}, r"a:1: 17 tokens .* and 12 .*\(the longest of 2 that are"),
         ("t5", T5, (2, 40), {}, "a:1: a prompt of 3 tokens, and a source has 2; choose a longer --data.length"),
-        ("t5", T5, (40, 3), {"truncate": True}, "a:1: completions of . .chosen. and 3 tokens .* a target has 3; .*target-length"),
+        (
+            "t5",
+            T5,
+            (40, 3),
+            {"truncate": True},
+            "a:1: completions of 8 .chosen. and 3 .rejected. .* has 3; .*target-length",
+        ),
         ("bert", BYTES, (40, 0), {}, "--tokenizer.path: this tokenizer has no special tokens"),
     ],
 )

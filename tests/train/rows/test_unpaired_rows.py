@@ -14,6 +14,7 @@ from tests.support.small import small
 from tests.support.unigram_text import spelled
 from train.config import run_config
 from train.config.data_options import PreferenceData
+from train.config.kto_options import Kto
 from train.config.option_groups import Preferences
 from train.data.example_types import UnpairedPreference
 from train.data.text_files import Document
@@ -46,13 +47,8 @@ def test_a_mismatched_completion_is_that_of_the_next_example_that_differs_in_bot
 
         size = len(examples)
         following = [[other % size for other in range(n + 1, n + size) if fits(n, other % size)] for n in range(size)]
-        if all(following):
-            assert mismatches(examples) == [others[0] for others in following]
-        else:
-            with pytest.raises(BadInput, match=rf"^a:\d+: none of the {size} examples .* has another prompt and another compl"):
-                mismatches(examples)
-    with pytest.raises(BadInput, match="a:0: none of the 1 examples"):
-        mismatches(of(("a", "b")))
+        assert mismatches(examples) == [others[0] if others else None for others in following]
+    assert mismatches(of(("a", "b"))) == [None]
 
 
 @pytest.mark.parametrize("family", ["gpt", "t5"])
@@ -72,9 +68,38 @@ def test_a_row_is_the_prompt_with_both_completions(family: str):
 
 
 def test_what_is_too_long_names_both_completions():
-    examples, cfg = of(("a", " b"), ("c", " long answer")), small("gpt").config
+    examples, cfg = of(("prom", " b"), ("a", " bcdef")), small("gpt").config
+    with pytest.raises(BadInput, match="a:0: 7 tokens with the labelled completion and 11 with the mismatched, and a row has 9"):
+        encode_rows(examples, BYTES, cfg, Preferences(), Limits(9))
+
+
+SKIPPED = {
+    "a long one is no other's mismatched completion": ([("a", " b"), ("c", " long answer"), ("d", " e")], [(0, 2), (2, 0)], 1),
+    "no mismatched completion": ([("a", " b"), ("a", " c"), ("a", " c"), ("d", " c")], [(0, 3), (3, 0)], 2),
+    "none fits": ([("a", " long answer")] * 2, [], 2),
+    "a mismatched one that is too long": ([("prom", " b"), ("a", " bcdef"), ("d", " e")], [(1, 2), (2, 0)], 1),
+}
+
+
+@pytest.mark.parametrize("name", SKIPPED)
+def test_examples_that_cannot_be_used_are_left_out_and_are_not_mismatched(name: str):
+    """`expected` has the number of the example and of the one whose completion is its mismatched one."""
+    texts, expected, skipped = SKIPPED[name]
+    examples, cfg = of(*texts), small("gpt").config
     rows, messages = encode_rows(examples, BYTES, cfg, Preferences(skip_bad=True), Limits(9))
-    assert not rows and "a:0: 4 tokens with the labelled completion and 14 with the mismatched, and a row has 9; " in messages[0]
+    ends = [[BYTES.decode(side.ids[side.first : -1]) for side in row.sides] for row in rows]
+    assert ends == [[examples[own].completion, examples[other].completion] for own, other in expected]
+    assert [row.example for row in rows] == [own for own, _ in expected] and len(messages) == skipped
+    with pytest.raises(BadInput, match=r"^a:\d: .*--labelled\.skip-bad"):
+        encode_rows(examples, BYTES, cfg, Preferences(), Limits(9))
+
+
+def test_without_a_reference_an_example_needs_no_other_one():
+    run = tiny.run("kto", model=small("gpt").config, data=PreferenceData(length=12, batch=4), kto=Kto(reference="none"))
+    rows = unpaired_inputs.rows_of(of(("a", " b"), ("a", " c")), run, BYTES)
+    assert [len(row.sides) for row in rows.rows] == [1, 1]
+    with pytest.raises(BadInput, match="a:0: 16 tokens with the labelled completion, and a row has 12"):
+        unpaired_inputs.rows_of(of(("a", " long completion"[:14])), run, BYTES)
 
 
 def rows_of(examples: list[UnpairedPreference]) -> unpaired_inputs.UnpairedRows:

@@ -63,6 +63,17 @@ def test_the_first_signal_saves_and_a_second_one_leaves_at_once(number: signal.S
     assert recorded == [(number.name, 0), ("SIGTERM", 0), ("exit", 143)]
 
 
+def test_ctrl_c_in_one_of_several_processes_becomes_the_signal_that_jax_looks_for(
+    recorded: Recorded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stop_signals.jax, "process_count", lambda: 2)
+    monkeypatch.setattr(stop_signals.os, "kill", lambda process, number: recorded.add(signal.Signals(number).name, process))
+    with stopping(recorded) as stop:
+        stop.begin()
+        recorded.send(signal.SIGINT, events=2)
+    assert sorted(recorded) == [("SIGINT", 0), ("SIGTERM", os.getpid())]
+
+
 def test_a_signal_exits_at_once_if_nothing_is_unsaved(recorded: Recorded) -> None:
     with stopping(recorded) as stop:
         for number in (signal.SIGTERM, signal.SIGHUP):

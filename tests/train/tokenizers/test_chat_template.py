@@ -72,13 +72,13 @@ def compare(source: str, names: dict[str, str]) -> int:
         try:
             text, spans = rendered_by_transformers(source, names, listed, prompt)
         except Exception:
-            with pytest.raises(BadInput, match=r"^it: the template cannot render the conversation: "):
-                template.render(messages, generation_prompt=prompt)
+            with pytest.raises(BadInput, match=r"^a\.jsonl:7: it cannot render the conversation: "):
+                template.render(messages, "a.jsonl:7", generation_prompt=prompt)
             continue
-        assert template.render(messages, generation_prompt=prompt) == text
+        assert template.render(messages, "a.jsonl:7", generation_prompt=prompt) == text
         if not prompt and "{% set inner" not in source:
             # There the positions of `transformers` are those at which the part was captured, not where it is written.
-            assert list(template.render_spans(messages).spans) == spans
+            assert list(template.render_spans(messages, "a.jsonl:7").spans) == spans
         equal += 1
     return equal
 
@@ -98,7 +98,7 @@ def test_an_exported_tokenizer_renders_and_counts_the_same_in_transformers(own: 
     theirs, template = AutoTokenizer.from_pretrained(tmp_path), chat_template(Tokenizer.load(tmp_path), "it")
     for messages in CONVERSATIONS[:5]:
         listed = [message._asdict() for message in messages]
-        assert template.render(messages) == theirs.apply_chat_template(listed, tokenize=False)
+        assert template.render(messages, "") == theirs.apply_chat_template(listed, tokenize=False)
         encoded = theirs.apply_chat_template(listed, return_dict=True, return_assistant_tokens_mask=True)
         (text,) = encode_dialogues([Dialogue(origin="", messages=messages)], tokenizer, template, "all")
         size = len(text.ids)
@@ -125,10 +125,10 @@ def test_a_prompt_ends_with_the_beginning_of_an_answer_and_an_answer_with_its_en
 def test_the_template_of_the_settings_is_used_if_there_is_no_file(tmp_path: Path) -> None:
     settings = {"chat_template": [{"name": "tool_use", "template": "x"}, {"name": "default", "template": "{{ eos_token }}"}]}
     named = chat_tokenizer(None).with_files({"eos_token": "<|im_end|>", **settings}, None)
-    assert chat_template(named, "it").render([]) == "<|im_end|>"
+    assert chat_template(named, "it").render([], "") == "<|im_end|>"
     (tmp_path / "own.jinja").write_text("own")
     replaced = with_template(named, str(tmp_path / "own.jinja"))
-    assert (chat_template(replaced, "it").render([]), "chat_template" in replaced.settings) == ("own", False)
+    assert (chat_template(replaced, "it").render([], ""), "chat_template" in replaced.settings) == ("own", False)
     for settings, message in (({"chat_template": [1]}, "neither a text nor a list"), ({}, "no chat template; put")):
         with pytest.raises(BadInput, match=message):
             chat_template(chat_tokenizer(None).with_files(settings, None), "it")

@@ -22,8 +22,9 @@ from zoo.models import Model
 class KahnemanTversky(ReferenceObjective):
     """Training on single answers with labels, without a reward model and without sampling; see `train.config.kto_options.Kto`.
 
-    The arrays of an example are those of `train.rows.unpaired_rows`, [2, T]: the prompt with its own answer, whose loss is
-    computed, and with a mismatched one, for the reference point. extra["desired"] is 1 or 0; `complete_batch` adds extra["z"].
+    The arrays of an example are those of `train.rows.unpaired_rows`, [C, T]: the prompt with its own answer, whose loss is
+    computed, and if there is a reference (C = 2) with a mismatched one, for the reference point. extra["desired"] is 1 or 0;
+    `complete_batch` adds extra["z"].
     """
 
     NAME = "kto"

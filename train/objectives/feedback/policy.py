@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Int64
+from jaxtyping import Float32, Int64
 
 from train.config.policy_options import Policy
 from train.config.rollout_options import Rollout
@@ -32,20 +32,17 @@ from zoo.errors import require
 from zoo.models import Model
 
 
+@dataclasses.dataclass(frozen=True)
 class RolloutObjective(Objective):
-    """An objective of responses that the model in training samples itself.
-
-    Its options have a group of the objective's name with `beta`, the coefficient of a KL divergence to the model of --init.
-    """
+    """An objective of responses that the model in training samples itself."""
 
     DATA = "prompts"
     LEAST: ClassVar[int] = 1
     """Responses to each prompt that it needs."""
 
-    @classmethod
-    @abc.abstractmethod
-    def of_options(cls, options: Any) -> "RolloutObjective":
-        """Return the objective with the options of a run."""
+    options: Any
+    """The field `NAME` of the options of the run, with `beta`, the coefficient of a KL divergence to the model of --init."""
+    rollout: Rollout
 
     @abc.abstractmethod
     def estimator(self) -> Estimator:
@@ -67,31 +64,30 @@ class RolloutObjective(Objective):
     @classmethod
     def bind_abstract(cls, run: Run, mesh: Mesh) -> "RolloutObjective":
         """Return the objective as `bind` does; a KL divergence needs no --init, since its numbers are part of the batch."""
-        return cls.of_options(run.options)
+        return cls(getattr(run.options, cls.NAME), run.options.rollout)
 
     @classmethod
     def builder(cls, run: Run, tokenizer: Tokenizer, counts: Callable[[], Int64[np.ndarray, " V"]]) -> Build:
         """Return `build(rng, row, length)`, which converts a `ResponseRow` to the fields of `Batch`; `rng` is not used.
 
+        The row is the prompt alone, and the numbers in `extra` are 0: a rollout has the response and its numbers.
+
         Raises:
             BadInput: the model has a reward head and predicts no tokens, or the tokenizer does not fit it.
         """
         check_predicts_words(run)
-        build_row = cls.row_builder(run, tokenizer)
+        build_side = row_builder(run.model, tokenizer, target_length=run.options.rollout.tokens)
 
         def build(rng: np.random.Generator, row: ResponseRow, length: int) -> dict[str, Any]:
-            return build_row(row, length)
+            fields = build_side(row.side, length)
+            return fields | {"extra": cls.no_numbers(getattr(run.options, cls.NAME), len(fields["tokens"]))}
 
         return build
 
     @classmethod
     @abc.abstractmethod
-    def row_builder(cls, run: Run, tokenizer: Tokenizer) -> Callable[[ResponseRow, int], dict[str, Any]]:
-        """Return the function (row, length) -> its fields of `Batch`.
-
-        Raises:
-            BadInput: the tokenizer does not fit the model.
-        """
+    def no_numbers(cls, options: Any, length: int) -> dict[str, Float32[np.ndarray, "..."]]:
+        """Return zeros in the shapes of the numbers of a response of `length` targets that the loss reads from `Batch.extra`."""
 
     @classmethod
     def extend_inputs(cls, run: Run, mesh: Mesh, inputs: Any, cache: Path, *, progress: Callable[[int, int], None]) -> Any:
@@ -129,34 +125,25 @@ class RolloutObjective(Objective):
 class PolicyGradient(RolloutObjective):
     """The expected reward of responses to prompts; see `train.config.policy_options.Policy`.
 
-    The arrays of a response are those of `train.rows.response_rows`. Their advantages contain the rewards, and the KL divergence
-    unless it is in the loss.
+    The arrays of a response are those of `train.rows.response_rows`, with its numbers in `extra`, float32: "old" [T], the
+    log-probabilities of its tokens at the start of the rollout, "advantage" [], which contains the reward, and the KL divergence
+    unless it is in the loss, and if it is, "reference" [T], the log-probabilities under the reference.
     """
 
     NAME = "policy"
     LEAST = 2
 
     options: Policy
-    rollout: Rollout
-
-    @classmethod
-    def of_options(cls, options: Any) -> "PolicyGradient":
-        """Return the objective with the options of a run."""
-        return cls(options.policy, options.rollout)
 
     def estimator(self) -> Estimator:
         """Return the advantages over the other responses to a prompt."""
         return GroupEstimator(self.options)
 
     @classmethod
-    def row_builder(cls, run: Run, tokenizer: Tokenizer) -> Callable[[ResponseRow, int], dict[str, Any]]:
-        """Return the function of `train.rows.response_rows`.
-
-        Raises:
-            BadInput: the tokenizer does not fit the model.
-        """
-        options = run.options
-        return row_builder(run.model, tokenizer, target_length=options.rollout.tokens, reference=options.policy.kl_in_loss)
+    def no_numbers(cls, options: Policy, length: int) -> dict[str, Float32[np.ndarray, "..."]]:
+        """Return zeros in the shapes of the numbers of a response."""
+        per_token = ("old", "reference") if options.kl_in_loss else ("old",)
+        return {"advantage": np.zeros((), np.float32)} | {name: np.zeros(length, np.float32) for name in per_token}
 
     def weights(self, batch: Batch) -> dict[str, jax.Array]:
         """Return the divisor of the loss, and with --policy.kl loss that of the KL divergence, which is the same."""

@@ -1,15 +1,13 @@
 """Proximal policy optimization with a value head (Schulman et al. 2017; for text: Ziegler et al. 2019, Stiennon et al. 2020)."""
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import Float32
 
 from train.config.ppo_options import Ppo
-from train.config.rollout_options import Rollout
-from train.config.run_config import Run
 from train.engine.gae_and_value_loss import value_losses
 from train.engine.log_probs import token_log_probs
 from train.engine.policy_losses import clipped_losses, ratios
@@ -17,8 +15,6 @@ from train.engine.state_init import TrainedParams
 from train.engine.value_head import token_values, value_head
 from train.objectives.feedback.policy import RolloutObjective
 from train.rollouts.advantage_estimators import Estimator, ValueEstimator
-from train.rows.response_rows import ResponseRow, row_builder
-from train.tokenizers.tokenizer import Tokenizer
 from zoo.batch import Batch
 from zoo.models import Model
 
@@ -34,32 +30,15 @@ class ProximalPolicy(RolloutObjective):
     NAME = "ppo"
 
     options: Ppo
-    rollout: Rollout
-
-    @classmethod
-    def of_options(cls, options: Any) -> "ProximalPolicy":
-        """Return the objective with the options of a run."""
-        return cls(options.ppo, options.rollout)
 
     def estimator(self) -> Estimator:
         """Return generalized advantage estimation."""
         return ValueEstimator(self.options)
 
     @classmethod
-    def row_builder(cls, run: Run, tokenizer: Tokenizer) -> Callable[[ResponseRow, int], dict[str, Any]]:
-        """Return the function of `train.rows.response_rows`, with numbers of 0: the rollout computes them.
-
-        Raises:
-            BadInput: the tokenizer does not fit the model.
-        """
-        build_row = row_builder(run.model, tokenizer, target_length=run.options.rollout.tokens)
-
-        def build(row: ResponseRow, length: int) -> dict[str, Any]:
-            fields = build_row(row, length)
-            names = ("old", "advantage", "value", "return")
-            return fields | {"extra": {name: np.zeros_like(fields["weights"]) for name in names}}
-
-        return build
+    def no_numbers(cls, options: Ppo, length: int) -> dict[str, Float32[np.ndarray, "..."]]:
+        """Return zeros in the shapes of the numbers of a response."""
+        return {name: np.zeros(length, np.float32) for name in ("old", "advantage", "value", "return")}
 
     def added_params(self, model: Model) -> TrainedParams:
         """Return the value head."""
