@@ -10,7 +10,7 @@ from typing import Any
 from eval.prediction import prediction_records
 from eval.prediction.predictor import CHUNK
 from eval.scoring.batch_loop import no_progress
-from eval.scoring.completion_scores import PromptCompletion, reward_model_scores
+from eval.scoring.feedback.completion_scores import PromptCompletion, reward_model_scores
 from train.config.objectives import adapt_options, from_labelled
 from train.config.option_groups import Labelled, LabelledTexts
 from train.data.example_types import Text

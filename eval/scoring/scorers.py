@@ -14,17 +14,9 @@ from typing import Any
 
 import jax
 
-from eval.scoring import (
-    dpo_scores,
-    kto_scores,
-    labelled_scores,
-    language_model_scores,
-    masked_lm_scores,
-    policy_scores,
-    preference_scores,
-    seq2seq_likelihood,
-)
+from eval.scoring import labelled_scores, language_model_scores, masked_lm_scores, seq2seq_likelihood
 from eval.scoring.batch_loop import ScoringInputs
+from eval.scoring.feedback import dpo_scores, kto_scores, policy_scores, preference_scores
 from train import objectives
 from train.checkpoints.manifest import compare
 from train.config import run_config

@@ -23,7 +23,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from eval.metrics.standard_error import mean_and_error
-from eval.scoring.completion_scores import PromptCompletion, log_probabilities, reward_model_scores
+from eval.scoring.feedback.completion_scores import PromptCompletion, log_probabilities, reward_model_scores
 from eval.tasks import Progress, Result, Settings, first
 from train.config.data_options import Data
 from train.config.objectives import from_labelled

@@ -14,7 +14,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from eval import task_data_files
-from eval.scoring.completion_scores import PromptCompletion, reward_model_scores
+from eval.scoring.feedback.completion_scores import PromptCompletion, reward_model_scores
 from eval.tasks import Progress, Result, Settings, first
 from train.data.text_files import check_string, json_type, nonblank_lines, parse_object
 from train.engine.reward_scores import is_reward_model

@@ -51,7 +51,7 @@ def assert_equal_to_torch(cfg: Any, value: Any, gradients: Any, expected: dict[s
 
 
 def pairs_of(net: Any, pad: int = 0, rows: int = 2) -> Batch:
-    """Return pairs of a family's fields, as `train.rows.preference_rows` makes them, with `pad` more places."""
+    """Return pairs of a family's fields, as `train.rows.feedback.preference_rows` makes them, with `pad` more places."""
     rng = np.random.default_rng(0)
     ids = rng.integers(2, 300, (rows, 2, 10 + pad)).astype(np.int32)
     ids[..., :10] = np.random.default_rng(7).integers(2, 300, (rows, 2, 10))

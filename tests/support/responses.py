@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from tests.support import preferences
-from train.rows.preference_rows import Side
-from train.rows.response_rows import row_builder
+from train.rows.feedback.preference_rows import Side
+from train.rows.feedback.response_rows import row_builder
 from zoo.batch import Batch
 from zoo.models import Model
 
@@ -16,7 +16,7 @@ from zoo.models import Model
 def rows(
     net: Model, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]], *, length: int, target_length: int
 ) -> Batch:
-    """Return the rows of `train.rows.response_rows`."""
+    """Return the rows of `train.rows.feedback.response_rows`."""
     build = row_builder(net.config, preferences.tokenizer(net.family), target_length=target_length)
 
     def side(prompt: Sequence[int], response: Sequence[int]) -> Side:

@@ -12,8 +12,8 @@ from train.data import labelled_reader
 from train.data.example_types import Example
 from train.data.text_files import Document
 from train.inputs.example_inputs import ExampleInputs
+from train.rows.feedback.preference_rows import Limits, layout_of
 from train.rows.mixture import Component, Mixture
-from train.rows.preference_rows import Limits, layout_of
 from train.rows.row_source import SampledRows, digest_of
 from train.run.console import short_number
 from train.run.run_dir import RunDir
@@ -35,7 +35,7 @@ class CompletionRows(SampledRows):
 
     examples: Sequence[Any]
     rows: tuple[Any, ...]
-    """Rows with `sides`, `example` and `reference`, as `train.rows.preference_rows.PreferenceRow`."""
+    """Rows with `sides`, `example` and `reference`, as `train.rows.feedback.preference_rows.PreferenceRow`."""
     length: int
     """Number of tokens per row, or of an encoder-decoder's source."""
     fingerprint: str

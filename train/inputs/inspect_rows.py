@@ -14,17 +14,9 @@ from rich.text import Text
 from train.config import run_config
 from train.data.text_files import Document
 from train.inputs import run_inputs
-from train.rows import (
-    contiguous_rows,
-    dialogue_rows,
-    example_rows,
-    lm_rows,
-    preference_rows,
-    response_rows,
-    seq2seq_rows,
-    unpaired_rows,
-)
+from train.rows import contiguous_rows, example_rows, lm_rows, seq2seq_rows
 from train.rows.batches import Batches
+from train.rows.feedback import dialogue_rows, preference_rows, response_rows, unpaired_rows
 from train.rows.mixture import Mixture
 from train.run.run_dir import RunDir
 from train.tokenizers.tokenizer import Tokenizer

@@ -9,8 +9,8 @@ from train.config import run_config
 from train.data.example_types import Preference
 from train.inputs import completion_inputs
 from train.inputs.completion_inputs import CompletionInputs, CompletionRows, resolve_config
-from train.rows import preference_rows
-from train.rows.preference_rows import PreferenceRow
+from train.rows.feedback import preference_rows
+from train.rows.feedback.preference_rows import PreferenceRow
 from train.rows.row_source import digest_of
 from train.run.run_dir import RunDir
 from train.tokenizers.tokenizer import Tokenizer

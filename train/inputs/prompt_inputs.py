@@ -18,10 +18,10 @@ from train.data.text_files import Document
 from train.inputs.example_inputs import ExampleInputs
 from train.rollouts.reward_models import RewardModel
 from train.rollouts.rewards import Judge
-from train.rows import prompt_rows
+from train.rows.feedback import prompt_rows
+from train.rows.feedback.prompt_rows import row_bytes
+from train.rows.feedback.response_rows import ResponseRow
 from train.rows.mixture import Component, Mixture
-from train.rows.prompt_rows import row_bytes
-from train.rows.response_rows import ResponseRow
 from train.rows.row_source import SampledRows, digest_of
 from train.run.console import short_number
 from train.run.run_dir import RunDir
@@ -180,7 +180,7 @@ def rows_of(
         left_out: list that gets the message of each prompt that is left out because it does not fit.
 
     Raises:
-        BadInput: see `train.rows.prompt_rows.encode_rows`; also if no prompt fits into a row.
+        BadInput: see `train.rows.feedback.prompt_rows.encode_rows`; also if no prompt fits into a row.
     """
     length, tokens = run.data.length, run.options.rollout.tokens
     rows, messages = prompt_rows.encode_rows(examples, tokenizer, run.model, run.options.labelled, length, tokens)

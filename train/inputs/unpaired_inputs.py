@@ -12,10 +12,10 @@ from train.config import run_config
 from train.data.example_types import UnpairedPreference
 from train.inputs import completion_inputs
 from train.inputs.completion_inputs import CompletionInputs, CompletionRows, resolve_config
-from train.rows import unpaired_rows
-from train.rows.preference_rows import Limits
+from train.rows.feedback import unpaired_rows
+from train.rows.feedback.preference_rows import Limits
+from train.rows.feedback.unpaired_rows import UnpairedRow
 from train.rows.row_source import digest_of, evenly_spaced
-from train.rows.unpaired_rows import UnpairedRow
 from train.run.run_dir import RunDir
 from train.tokenizers.tokenizer import Tokenizer
 from zoo.errors import BadInput

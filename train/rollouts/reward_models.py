@@ -1,7 +1,7 @@
 """Reward models as judges of responses: frozen models of any family that give a prompt with its completion one score.
 
 A text is encoded with the reward model's own tokenizer, and its score is read where training and `zoo eval --task rewards` read
-it (see `train.rows.preference_rows`). A response that the limit cut off is read with an end mark like every other.
+it (see `train.rows.feedback.preference_rows`). A response that the limit cut off is read with an end mark like every other.
 """
 
 import dataclasses
@@ -21,8 +21,8 @@ from train.engine import device_mesh
 from train.engine.micro_batches import map_rows
 from train.engine.reward_scores import is_reward_model, reward_scores
 from train.rollouts.rewards import OPTION, Completion, ModelName
-from train.rows import preference_rows
-from train.rows.preference_rows import Side
+from train.rows.feedback import preference_rows
+from train.rows.feedback.preference_rows import Side
 from train.rows.row_source import digest_of
 from train.tokenizers.chat_template import ChatTemplate, chat_template, has_template
 from train.tokenizers.chat_token_ids import check_contents

@@ -26,8 +26,8 @@ from train.rollouts.batch_feed import Feed, FeedMetrics, FeedSource
 from train.rollouts.rewards import Completion, rewards, with_missing_end
 from train.rollouts.rollout_metrics import EqualRewards, RolloutPart, measure
 from train.rollouts.sampler import SALT, Responses, Sampler
-from train.rows.preference_rows import Side
-from train.rows.response_rows import row_builder
+from train.rows.feedback.preference_rows import Side
+from train.rows.feedback.response_rows import row_builder
 from zoo.batch import Batch
 from zoo.errors import BadInput
 from zoo.generation.decoding_settings import Sampling

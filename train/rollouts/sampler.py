@@ -12,7 +12,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Float32, Int32, Int64, UInt32
 
 from train.engine import device_mesh
-from train.rows.response_rows import ResponseRow
+from train.rows.feedback.response_rows import ResponseRow
 from train.rows.seq2seq_rows import text_special_tokens_of
 from train.tokenizers.tokenizer import Tokenizer
 from zoo.batch import Batch

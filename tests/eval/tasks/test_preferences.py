@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from eval.scoring.completion_scores import PromptCompletion
+from eval.scoring.feedback.completion_scores import PromptCompletion
 from eval.tasks import Settings, preferences, rewards
 from tests.support.encoders import loaded
 from tests.support.labelled_files import put

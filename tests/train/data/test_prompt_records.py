@@ -14,7 +14,7 @@ from train.config.option_groups import Prompts
 from train.data import labelled_reader
 from train.data.example_types import Prompt
 from train.data.prompt_records import check_columns
-from train.rows import prompt_rows
+from train.rows.feedback import prompt_rows
 from zoo.errors import BadInput
 
 

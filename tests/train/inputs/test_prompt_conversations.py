@@ -22,8 +22,8 @@ from train.inputs import inspect_rows, run_inputs
 from train.inputs.prompt_inputs import PromptInputs
 from train.rollouts import reward_models
 from train.rollouts.rewards import Completion, RewardFunction
-from train.rows import preference_rows
 from train.rows.batches import Batches
+from train.rows.feedback import preference_rows
 from train.run.run_dir import RunDir
 from train.tokenizers.tokenizer import Tokenizer
 from zoo.errors import BadInput

@@ -25,8 +25,8 @@ from train.engine.policy_losses import clipped_losses, loss_weights, ratios
 from train.engine.step import assemble
 from train.objectives.feedback import policy
 from train.objectives.feedback.policy import PolicyGradient
-from train.rows.preference_rows import Side
-from train.rows.response_rows import ResponseRow
+from train.rows.feedback.preference_rows import Side
+from train.rows.feedback.response_rows import ResponseRow
 from zoo.batch import Batch
 from zoo.errors import BadInput
 

@@ -25,8 +25,8 @@ from train.engine.step import assemble
 from train.engine.value_head import token_values, value_head
 from train.objectives.feedback.ppo import ProximalPolicy
 from train.rollouts.advantage_estimators import ScoredBatch, ValueEstimator
-from train.rows.preference_rows import Side
-from train.rows.response_rows import ResponseRow
+from train.rows.feedback.preference_rows import Side
+from train.rows.feedback.response_rows import ResponseRow
 from zoo.batch import Batch
 from zoo.errors import BadInput
 

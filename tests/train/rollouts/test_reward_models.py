@@ -9,8 +9,8 @@ import jax
 import numpy as np
 import pytest
 
-from eval.scoring.completion_scores import PromptCompletion as Text
-from eval.scoring.completion_scores import reward_model_scores as evaluated
+from eval.scoring.feedback.completion_scores import PromptCompletion as Text
+from eval.scoring.feedback.completion_scores import reward_model_scores as evaluated
 from tests.support import preferences, published, tiny
 from tests.support.encoders import loaded
 from tests.support.small import random_params, small

@@ -5,7 +5,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from eval.scoring import dpo_scores, kto_scores, language_model_scores, masked_lm_scores, policy_scores, seq2seq_likelihood
+from eval.scoring import language_model_scores, masked_lm_scores, seq2seq_likelihood
+from eval.scoring.feedback import dpo_scores, kto_scores, policy_scores
 from tests.support import tiny
 from tests.support.small import small
 from train.checkpoints.best_checkpoint import OBJECTIVE_METRICS, metrics

@@ -15,8 +15,8 @@ from train.config.run_config import Run
 from train.engine.log_probs import counted_pairs, sequence_log_probs, split_pairs
 from train.engine.preference_losses import implicit_rewards, pair_losses
 from train.objectives.base import Objective, check_predicts_words
-from train.rows import preference_rows
 from train.rows.batches import Build
+from train.rows.feedback import preference_rows
 from train.tokenizers.tokenizer import Tokenizer
 from train.weights.reference_log_probs import add_reference, with_reference
 from zoo.batch import Batch
@@ -105,7 +105,7 @@ class DirectPreferences(ReferenceObjective):
     """Training on pairs of answers, one of which was preferred, without a reward model and without sampling.
 
     The options are those of `train.config.dpo_options.Dpo`.
-    The arrays of a pair are those of `train.rows.preference_rows`, [2, T], the chosen answer first.
+    The arrays of a pair are those of `train.rows.feedback.preference_rows`, [2, T], the chosen answer first.
     """
 
     NAME = "dpo"

@@ -25,7 +25,7 @@ from train.rollouts.batch_feed import Feed, FeedSource
 from train.rollouts.kl_reference import load_reference
 from train.rollouts.rollout_feed import RolloutFeed
 from train.rows.batches import Build
-from train.rows.response_rows import ResponseRow, row_builder
+from train.rows.feedback.response_rows import ResponseRow, row_builder
 from train.tokenizers.tokenizer import Tokenizer
 from zoo.batch import Batch
 from zoo.errors import require
@@ -125,9 +125,9 @@ class RolloutObjective(Objective):
 class PolicyGradient(RolloutObjective):
     """The expected reward of responses to prompts; see `train.config.policy_options.Policy`.
 
-    The arrays of a response are those of `train.rows.response_rows`, with its numbers in `extra`, float32: "old" [T], the
-    log-probabilities of its tokens at the start of the rollout, "advantage" [], which contains the reward, and the KL divergence
-    unless it is in the loss, and if it is, "reference" [T], the log-probabilities under the reference.
+    The arrays of a response are those of `train.rows.feedback.response_rows`. Its numbers are in `extra`, float32: "old" [T], the
+    log-probabilities of its tokens at the start of the rollout; "advantage" [], which contains the reward, and the KL divergence
+    unless it is in the loss; and if it is in the loss, "reference" [T], the log-probabilities under the reference.
     """
 
     NAME = "policy"

@@ -17,9 +17,9 @@ from train.config.run_config import Run
 from train.engine.log_probs import split_pairs
 from train.engine.reward_scores import reward_scores
 from train.objectives.base import Objective
-from train.rows import preference_rows
 from train.rows.batches import Build
-from train.rows.preference_rows import PreferenceRow
+from train.rows.feedback import preference_rows
+from train.rows.feedback.preference_rows import PreferenceRow
 from train.tokenizers.tokenizer import Tokenizer
 from zoo.batch import Batch
 from zoo.errors import require
@@ -29,7 +29,7 @@ from zoo.models import Model
 class RewardModel(Objective):
     """Scoring of both completions of a prompt, the chosen one above the rejected one.
 
-    The fields of a row are those of `train.rows.preference_rows.builder` without targets; weights is float32 [1].
+    The fields of a row are those of `train.rows.feedback.preference_rows.builder` without targets; weights is float32 [1].
     """
 
     NAME = "preference"

@@ -15,8 +15,8 @@ from eval.scoring.likelihood import likelihoods
 from train.engine import device_mesh
 from train.engine.log_probs import sequence_log_probs
 from train.engine.reward_scores import reward_scores
-from train.rows import preference_rows
-from train.rows.preference_rows import Side
+from train.rows.feedback import preference_rows
+from train.rows.feedback.preference_rows import Side
 from train.rows.row_source import SampledRows
 from train.weights.load import Loaded
 from zoo.batch import Batch

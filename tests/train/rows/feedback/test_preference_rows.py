@@ -11,7 +11,7 @@ from tests.support.small import small
 from tests.support.unigram_text import spelled, xlnet
 from train.config.option_groups import Preferences
 from train.data.example_types import Preference
-from train.rows.preference_rows import Limits, builder, encode_rows
+from train.rows.feedback.preference_rows import Limits, builder, encode_rows
 from train.tokenizers.tokenizer import Tokenizer
 from zoo.errors import BadInput
 

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Int32
 
-from train.rows.preference_rows import Side, side_builder
+from train.rows.feedback.preference_rows import Side, side_builder
 from train.tokenizers.tokenizer import Tokenizer
 
 
@@ -34,7 +34,7 @@ def row_builder(cfg: Any, tokenizer: Tokenizer, *, target_length: int) -> Callab
     """Return a function (ids of a prompt with its response, length) -> fields of `zoo.batch.Batch`, right-padded.
 
     The fields are tokens, segments (1; 0 = padding), positions and targets (the next tokens), int32 [T]; weights, float32 [T],
-    1 where a target is a token of the response; and for an encoder-decoder the source, as in `train.rows.preference_rows`.
+    1 where a target is a token of the response; and for an encoder-decoder the source, as in `preference_rows`.
 
     Args:
         target_length: T of an encoder-decoder; a decoder's is `length`.

@@ -12,9 +12,9 @@ from jaxtyping import Float32
 
 from train.config.option_groups import Preferences
 from train.data.example_types import UnpairedPreference
-from train.rows import preference_rows
 from train.rows.batches import Build
-from train.rows.preference_rows import Completions, Limits, Side
+from train.rows.feedback import preference_rows
+from train.rows.feedback.preference_rows import Completions, Limits, Side
 from train.tokenizers.tokenizer import Tokenizer
 from zoo.errors import BadInput
 
@@ -49,7 +49,7 @@ def encode_rows(
         mismatched: give each row a mismatched completion. One that --labelled.skip-bad leaves out is not used as such.
 
     Raises:
-        BadInput: there is no mismatched completion for an example, or as `train.rows.preference_rows.encode_completions`.
+        BadInput: there is no mismatched completion for an example, or see `preference_rows.encode_completions`.
     """
 
     def encode(completions: dict[int, tuple[str, ...]]) -> tuple[list[UnpairedRow], list[str]]:
@@ -120,7 +120,7 @@ def _runs(texts: Sequence[str]) -> list[int]:
 def builder(cfg: Any, tokenizer: Tokenizer, target_length: int = 0) -> Build:
     """Return `build(rng, row, length)`, which converts an `UnpairedRow` to fields of `Batch` with an axis C, its own first.
 
-    The fields are those of `train.rows.preference_rows.builder`, but extra has "desired", float32 [], which is 1 or 0.
+    The fields are those of `train.rows.feedback.preference_rows.builder`, but extra has "desired", float32 [], which is 1 or 0.
 
     Raises:
         BadInput: the tokenizer does not fit the model.

@@ -7,8 +7,8 @@ import numpy as np
 
 from train.config.option_groups import Prompts
 from train.data.example_types import Prompt
-from train.rows.preference_rows import Side
-from train.rows.response_rows import ResponseRow
+from train.rows.feedback.preference_rows import Side
+from train.rows.feedback.response_rows import ResponseRow
 from train.rows.seq2seq_rows import text_special_tokens_of
 from train.tokenizers.tokenizer import Tokenizer
 from zoo.errors import BadInput

@@ -21,8 +21,8 @@ from train.data.text_files import Document
 from train.engine import device_mesh
 from train.inputs import completion_inputs, inspect_rows, unpaired_inputs
 from train.objectives.feedback.kto import OBJECTIVE
-from train.rows.preference_rows import Limits
-from train.rows.unpaired_rows import builder, encode_rows, mismatches
+from train.rows.feedback.preference_rows import Limits
+from train.rows.feedback.unpaired_rows import builder, encode_rows, mismatches
 from train.run.run_dir import RunDir
 from train.tokenizers.tokenizer import Tokenizer
 from zoo.batch import Batch

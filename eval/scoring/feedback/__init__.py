@@ -1,0 +1,1 @@
+"""Scores of models that learn from feedback: preferences, labelled answers and policies."""

@@ -1,0 +1,1 @@
+"""Rows of dialogues, preferences, prompts and sampled responses, for learning from feedback."""
