@@ -22,7 +22,7 @@ class Ppo:
     clip: float = 0.2
     """Clipping range: a ratio outside [1 - clip, 1 + clip] has no gradient if it moved in the advantage's direction."""
     value_clip: float = 0.2
-    """Values are limited to this distance from those at the start of the rollout; the larger error of the two counts. 0 = off."""
+    """Values are limited to this distance from those at the start of the rollout; the larger of both errors counts. 0 = off."""
     value_weight: float = 0.1
     """Weight of the loss of the values, which reaches the body of the model too."""
 

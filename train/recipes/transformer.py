@@ -1,4 +1,4 @@
-"""Recipes of the Transformer (Vaswani et al. 2017)."""
+"""Recipes of the original Transformer (Vaswani et al. 2017)."""
 
 import dataclasses
 

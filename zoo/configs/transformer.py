@@ -1,4 +1,4 @@
-"""Sizes of the Transformer (Vaswani et al. 2017, Table 3): an encoder and a decoder with norms after each sub-layer."""
+"""Sizes of the original Transformer (Vaswani et al. 2017, Table 3): an encoder and a decoder with norms after each sub-layer."""
 
 import dataclasses
 from typing import Any, Literal, get_args

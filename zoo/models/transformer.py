@@ -1,4 +1,4 @@
-"""The Transformer: an encoder-decoder with norms after each sub-layer and fixed or learned positions (Vaswani et al. 2017)."""
+"""The original Transformer (Vaswani et al. 2017): encoder and decoder, post-layer-norm, with fixed or learned positions."""
 
 import dataclasses
 import functools

@@ -262,7 +262,7 @@ WRONG: dict[str, Callable[[], Any]] = {
     "--mesh.tensor 8: it does not divide the 4 heads": lambda: Generator(
         *gpt(), device_mesh.make_mesh(run_config.Mesh(data=1, tensor=8)), gpt_tokenizer(), dtype=jnp.float32
     ),
-    "t5 begins its texts": lambda: Generator(
+    "t5 begins its output": lambda: Generator(
         *seq2seq("t5"), device_mesh.make_mesh(run_config.Mesh()), gpt_tokenizer(), dtype=jnp.float32
     ),
     "prompt 2 of 2 is empty": lambda: gpt_generator().generate([[1], []], Decoding(limit=4)),

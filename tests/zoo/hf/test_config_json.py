@@ -185,7 +185,7 @@ REFUSED: list[tuple[str, str, dict[str, Any], str]] = [
     ("roberta", "body", {"pad_token_id": 0, "max_position_embeddings": 1}, "the first token takes row 1"),
     ("bert", "sequence", {"id2label": {"0": "a", "2": "b"}}, "id2label is .*each label of the classifier"),
     ("bert", "sequence", {"id2label": {"0": "a", "1": "a"}}, "id2label is .*a different name"),
-    ("bert", "tokens", {"id2label": {"0": 3}}, "id2label is .*each value is a string"),
+    ("bert", "tokens", {"id2label": {"0": 3}}, "id2label is .*values are each a string"),
     ("bert", "tokens", {"id2label": ["a"]}, "id2label is .*an object"),
     ("bert", "tokens", {"id2label": {"0": "a"}, "num_labels": 2}, "num_labels is 2; id2label names 1"),
     ("bert", "sequence", {"problem_type": "several"}, "problem_type .*; of 2 labels .* computes single.*, multi_label_class"),

@@ -23,8 +23,8 @@ from zoo.models import Model
 class ProximalPolicy(RolloutObjective):
     """The rewards of the tokens of responses, compared with their values; see `train.config.ppo_options.Ppo`.
 
-    The arrays of a response are those of `train.rows.feedback.response_rows`. `extra` has four numbers of each token, float32 [T]:
-    its log-probability and its value at the start of the rollout, its advantage, and its return.
+    The arrays of a response are those of `train.rows.feedback.response_rows`. `extra` has four numbers of each token, float32
+    [T]: its log-probability and its value at the start of the rollout, its advantage, and its return.
     """
 
     NAME = "ppo"
