@@ -153,6 +153,7 @@ ROLLOUTS = {
     "kl": "KL divergence from the reference, nats",
     "response_length": "Response length, tokens",
     "unended_share": "Share of responses that are cut off",
+    "truncated_share": "Share of responses that a reward model reads in part",
     "equal_groups": "Share of prompts with equal rewards",
     "explained_variance": "Variance of the returns that the values explain",
     "ratio_error": "Relative error of sampled probabilities",

@@ -21,6 +21,9 @@ class Rollout:
     """Most tokens of a response, its end mark included."""
     missing_end: float | None = None
     """Reward that replaces the reward of a response which is cut off before an end mark; None = its reward is not replaced."""
+    reward_truncate: bool = False
+    """Cut the end of a response that is too long for a reward model, for this model alone, and count such responses in the
+    metrics; otherwise the first of them ends the run. A run that ended for this reason continues if the option is added."""
     temperature: float = 1.0
     """Divides the logits, in sampling and in training alike."""
     steps: int = 1

@@ -2,6 +2,9 @@
 
 A text is encoded with the reward model's own tokenizer, and its score is read where training and `zoo eval --task rewards` read
 it (see `train.rows.feedback.preference_rows`). A response that the limit cut off is read with an end mark like every other.
+
+The number of tokens that a response has for the reward model is known only after it has been sampled. Its bytes are a bound, but
+hardly any model has positions for one token per byte. A response that is too long therefore ends the run, or its end is cut.
 """
 
 import dataclasses
@@ -13,14 +16,14 @@ from typing import Any, ClassVar
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Float64
+from jaxtyping import Bool
 
 from train.config.run_config import Run
 from train.data.example_types import Dialogue, Prompt
 from train.engine import device_mesh
 from train.engine.micro_batches import map_rows
 from train.engine.reward_scores import is_reward_model, reward_scores
-from train.rollouts.rewards import OPTION, Completion, ModelName
+from train.rollouts.rewards import OPTION, Completion, ModelName, Scores
 from train.rows.feedback import preference_rows
 from train.rows.feedback.preference_rows import Side
 from train.rows.row_source import digest_of
@@ -84,6 +87,8 @@ class RewardModel:
     sizes: Sizes
     digest: str
     """Changes with the parameters, the tokenizer and the normalization."""
+    truncate: bool
+    """Cut the end of completions that do not fit into the model's positions; otherwise they are refused."""
     own_tokenizer: bool
     """True if the tokenizer is another than that of the model in training."""
     template: ChatTemplate | None
@@ -94,32 +99,42 @@ class RewardModel:
         facts += ["with its own tokenizer"] if self.own_tokenizer else []
         return f"{self.name}{f'@{self.weight:g}' if self.weight != 1 else ''} ({', '.join(facts)})"
 
-    def scores(self, completions: Sequence[Completion]) -> Float64[np.ndarray, " n"]:
+    def scores(self, completions: Sequence[Completion]) -> Scores:
         """Return the score of each completion, in batches of `rows`.
 
         Raises:
-            BadInput: a completion does not fit into the model's positions, or its score is not finite.
+            BadInput: a completion does not fit into the model's positions and is not truncated, or its score is not finite.
         """
         chunks = [completions[first : first + self.rows] for first in range(0, len(completions), self.rows)]
-        values = np.concatenate([self._scores_of_batch(chunk) for chunk in chunks])
-        return self.scale.gain * values + self.scale.bias
+        values, truncated = zip(*map(self._scores_of_batch, chunks), strict=True)
+        return Scores(self.scale.gain * np.concatenate(values) + self.scale.bias, np.concatenate(truncated))
 
-    def _scores_of_batch(self, completions: Sequence[Completion]) -> Float64[np.ndarray, " n"]:
-        texts = [(text_of(item.prompt, self.template), item.text) for item in completions]
-        cfg, sizes, rendered = self.model.config, self.sizes, bool(completions[0].prompt.messages)
+    def _encode(self, completions: Sequence[Completion]) -> tuple[list[Side], Bool[np.ndarray, " n"]]:
+        """Return the ids of completions with their prompts, and whether the end of each is cut."""
+        texts, sizes = [(text_of(item.prompt, self.template), item.text) for item in completions], self.sizes
         row_limit = None if sizes.prompt_limit is None else sizes.limit
-        sides = preference_rows.encode_sides(texts, self.tokenizer, cfg, sizes.prompt_limit, row_limit, rendered=rendered)
+        limits = (self.tokenizer, self.model.config, sizes.prompt_limit, row_limit)
+        rendered = bool(completions[0].prompt.messages)
+        sides = preference_rows.encode_sides(texts, *limits, rendered=rendered)
+        too_long = np.array([sizes.limit is not None and len(side.ids) > sizes.limit for side in sides])
+        if too_long.any() and self.truncate:
+            sides = preference_rows.encode_sides(texts, *limits, longest=sizes.limit, rendered=rendered)
         needed = [len(side.ids) for side in sides]
         if sizes.limit is not None and max(needed) > sizes.limit:
             worst = completions[int(np.argmax(needed))]
             what = (
                 f"{max(needed)} tokens with the completion {worst.text[:40]!r}, and the reward model has {sizes.limit} positions"
             )
-            raise BadInput(f"{OPTION} {self.name}: {worst.prompt.origin}: {what}; {_SHORTER}")
+            fix = _SHORTER if self.truncate else _CUT
+            raise BadInput(f"{OPTION} {self.name}: {worst.prompt.origin}: {what}; {fix}")
+        return sides, too_long
+
+    def _scores_of_batch(self, completions: Sequence[Completion]) -> Scores:
+        sides, truncated = self._encode(completions)
         # Rows beyond the last completion repeat it.
         sides += sides[-1:] * (self.rows - len(sides))
-        length = sizes.fit(max(needed))
-        build = _row_builder(cfg, self.tokenizer, sizes.source, length)
+        length = self.sizes.fit(max(len(side.ids) for side in sides))
+        build = _row_builder(self.model.config, self.tokenizer, self.sizes.source, length)
         local = [build(sides[row]) for row in device_mesh.local_rows(self.mesh, self.rows).tolist()]
         host = Batch(**jax.tree.map(lambda *arrays: np.stack(arrays)[:, None], *local))  # [B, 1, ...]
         with jax.set_mesh(self.mesh):
@@ -129,7 +144,7 @@ class RewardModel:
             item = completions[int(np.argmin(np.isfinite(values)))]
             fix = "its weights are too large for --precision bfloat16, or damaged"
             raise BadInput(f"{OPTION} {self.name}: the score of a completion of {item.prompt.origin} is not finite; {fix}")
-        return values
+        return Scores(values, truncated)
 
     @functools.cached_property
     def _program(self) -> Callable[[Any, Batch], jax.Array]:
@@ -179,6 +194,7 @@ def load_reward_model(named: ModelName, run: Run, mesh: Mesh, prompts: Sequence[
         num_micro=run.accumulate,
         sizes=_sizes(where, loaded, prompts, texts, run.options.rollout.tokens, truncate=run.options.labelled.truncate),
         digest=digest_of(json.dumps(identity), ()),
+        truncate=run.options.rollout.reward_truncate,
         own_tokenizer=loaded.tokenizer.fingerprint != tokenizer.fingerprint,
         template=template,
     )
@@ -191,6 +207,7 @@ def text_of(prompt: Prompt, template: ChatTemplate | None) -> str:
     return template.render(prompt.messages, prompt.origin, generation_prompt=True)
 
 
+_CUT = "add --rollout.reward-truncate to the same command: the run continues, and the end of such responses is cut and counted"
 _SHORTER = "choose fewer --rollout.tokens or shorter prompts, or cut the beginning of prompts with --labelled.truncate"
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Float64
+from jaxtyping import Bool, Float64
 
 from train.data.example_types import ASSISTANT, Message, Prompt
 from zoo.errors import BadInput
@@ -36,6 +36,14 @@ class Completion(NamedTuple):
         return [Message(ASSISTANT, self.text.lstrip())._asdict()] if self.prompt.messages else self.text
 
 
+class Scores(NamedTuple):
+    """The numbers that completions get."""
+
+    values: Float64[np.ndarray, " n"]
+    truncated: Bool[np.ndarray, " n"]
+    """True for completions that are too long for a reward model, which has read only their beginning."""
+
+
 @runtime_checkable
 class Judge(Protocol):
     """A reward function or a reward model: it gives each response a number."""
@@ -53,7 +61,7 @@ class Judge(Protocol):
         """Factor of its numbers in the sum of all judges."""
         ...
 
-    def scores(self, completions: Sequence[Completion]) -> Float64[np.ndarray, " n"]:
+    def scores(self, completions: Sequence[Completion]) -> Scores:
         """Return the number of each completion, finite and without the weight.
 
         Raises:
@@ -84,7 +92,7 @@ class RewardFunction:
     def __str__(self) -> str:
         return f"{self.name}@{self.weight:g}" if self.weight != 1 else self.name
 
-    def scores(self, completions: Sequence[Completion]) -> Float64[np.ndarray, " n"]:
+    def scores(self, completions: Sequence[Completion]) -> Scores:
         """Return the scores that the function returns for the completions.
 
         Raises:
@@ -104,7 +112,7 @@ class RewardFunction:
         except (Exception, SystemExit) as error:
             first = f"for {len(completions)} completions, the first of {completions[0].prompt.origin}"
             raise BadInput(f"{OPTION} {self.name}: raised {_reason(error)} {first}; correct the function") from error
-        return _numbers(self.name, values, completions)
+        return Scores(_numbers(self.name, values, completions), np.zeros(len(completions), bool))
 
 
 def find_rewards(names: Sequence[str]) -> tuple[RewardFunction | ModelName, ...]:
@@ -165,16 +173,18 @@ def _module(text: str, name: str) -> Any:
         raise BadInput(f"{OPTION} {text}: {name} cannot be imported ({_reason(error)}); {fix}") from error
 
 
-def rewards(judges: Sequence[Judge], completions: Sequence[Completion]) -> Float64[np.ndarray, " n"]:
-    """Return the reward of each completion: the weighted sum of the scores of all reward functions and models.
+def rewards(judges: Sequence[Judge], completions: Sequence[Completion]) -> Scores:
+    """Return the weighted sum of the scores of all functions and models for each completion, and whether one truncated it.
 
     Raises:
         BadInput: see `Judge.scores`.
     """
-    total = np.zeros(len(completions))
+    total, truncated = np.zeros(len(completions)), np.zeros(len(completions), bool)
     for judge in judges:
-        total += judge.weight * judge.scores(completions)
-    return total
+        scores = judge.scores(completions)
+        total += judge.weight * scores.values
+        truncated |= scores.truncated
+    return Scores(total, truncated)
 
 
 def with_missing_end(values: Float64[np.ndarray, " n"], ended: Any, missing_end: float | None) -> Float64[np.ndarray, " n"]:

@@ -23,7 +23,7 @@ from train.engine.value_head import token_values
 from train.rollouts import rollout_files
 from train.rollouts.advantage_estimators import Estimator, ScoredBatch
 from train.rollouts.batch_feed import Feed, FeedMetrics, FeedSource
-from train.rollouts.rewards import Completion, rewards, with_missing_end
+from train.rollouts.rewards import Completion, Scores, rewards, with_missing_end
 from train.rollouts.rollout_metrics import EqualRewards, RolloutPart, measure
 from train.rollouts.sampler import SALT, Responses, Sampler
 from train.rows.feedback.preference_rows import Side
@@ -48,6 +48,8 @@ class _Responses(NamedTuple):
     """Fields of `Batch` of this process's rows, without `extra`."""
     scored: ScoredBatch
     completions: list[Completion]
+    truncated: Any
+    """As `RolloutPart.truncated`."""
     lengths: Int64[np.ndarray, " B"]
     ratio_error: float
 
@@ -84,7 +86,7 @@ class RolloutFeed(Feed):
         self._reference = None if reference is None else self._cast(reference)
         self._number, self._batches, self._metrics = -1, list[Batch](), FeedMetrics({}, {})
         self._equal = EqualRewards(source.notify, estimator.equal, source.saved.get(EQUAL, 0))
-        self._unended_noticed = False
+        self._unended_noticed = self._truncated_noticed = False
 
     def batch(self, step: int, state: Any) -> Batch:
         """Return this process's part of the batch of a step; the first step of a rollout samples those of all of its steps.
@@ -155,6 +157,7 @@ class RolloutFeed(Feed):
                     rewards=scored.rewards,
                     advantages=estimate.advantages,
                     log_ratios=log_ratios,
+                    truncated=batch.truncated,
                     ratio_error=batch.ratio_error,
                 )
             )
@@ -181,8 +184,9 @@ class RolloutFeed(Feed):
             Completion(source.data.training.examples[prompt.example], self._sampler.text(responses, row), responses.text_ids(row))
             for row, prompt in enumerate(prompts)
         ]
+        judged = self._judged(completions, responses)
         scored = ScoredBatch(
-            rewards=self._rewards(completions, responses),
+            rewards=judged.values,
             ended=responses.ended,
             samples=samples,
             weights=fields["weights"],
@@ -192,15 +196,17 @@ class RolloutFeed(Feed):
         )
         local["index"] = (examples[source.local] % (1 << 32)).astype(np.uint32)
         error = _ratio_error(scored.old, responses, [max(side.first - 1, 0) for side in sides])
-        return _Responses(local, scored, completions, responses.lengths, error)
+        truncated = judged.truncated if self._rollout.reward_truncate else None
+        return _Responses(local, scored, completions, truncated, responses.lengths, error)
 
-    def _rewards(self, completions: Sequence[Completion], responses: Responses) -> Float64[np.ndarray, " B"]:
+    def _judged(self, completions: Sequence[Completion], responses: Responses) -> Scores:
         """Return the reward of every response. Functions judge those of this process's devices, reward models all of them."""
         source, judges = self._source, self._source.data.rewards
         functions, models = ([judge for judge in judges if judge.collective == kind] for kind in (False, True))
-        local = rewards(functions, [completions[row] for row in source.local.tolist()])
-        total = _gather(local, source.local, len(completions)) + rewards(models, completions)
-        return with_missing_end(total, responses.ended, self._rollout.missing_end)
+        local = rewards(functions, [completions[row] for row in source.local.tolist()]).values
+        of_models = rewards(models, completions)
+        total = _gather(local, source.local, len(completions)) + of_models.values
+        return Scores(with_missing_end(total, responses.ended, self._rollout.missing_end), of_models.truncated)
 
     def _training_rows(self, sides: list[Side]) -> dict[str, Any]:
         """Return the fields of `Batch` of all rows, without `index` and `extra`."""
@@ -227,6 +233,10 @@ class RolloutFeed(Feed):
             self._unended_noticed = True
             fix = f"choose more than --rollout.tokens {self._rollout.tokens}, or a model that ends its texts"
             self._source.notify(f"{values['unended_share']:.0%} of the responses are cut off before an end mark; {fix}")
+        if values.get("truncated_share", 0) and not self._truncated_noticed:
+            self._truncated_noticed = True
+            what = "of the responses are too long for a reward model, which reads only their beginning"
+            self._source.notify(f"{values['truncated_share']:.1%} {what}")
 
 
 def _ratio_error(old: Float32[np.ndarray, "B T"], responses: Responses, first: list[int]) -> float:

@@ -29,6 +29,8 @@ class RolloutPart:
     """Advantage of each response; where each token has an advantage of its own, the mean over the tokens of the response."""
     log_ratios: Float64[np.ndarray, " B"] | None
     """Log-probability of each response minus that under the reference, in nats; None without a reference."""
+    truncated: Any = None
+    """bool [B]: True for responses that a reward model has read only in part; None: reward models truncate none."""
     ratio_error: float
     """Largest |probability in training / probability when sampled - 1| of a token."""
 
@@ -38,11 +40,12 @@ def measure(parts: Sequence[RolloutPart]) -> dict[str, float]:
 
     reward and reward_deviation: mean and standard deviation over responses. kl: mean log-ratio to the reference, an unbiased
     estimate of the KL divergence in nats, if there is one. equal_groups: share of prompts whose responses have equal rewards, if
-    there are several to each.
+    there are several to each. truncated_share: share of responses that a reward model has truncated, if it may.
     """
     joined = {name: np.concatenate([getattr(part, name) for part in parts]) for name in ("lengths", "ended", "rewards")}
     by_prompt = np.concatenate([part.rewards.reshape(-1, part.samples) for part in parts])
     ratios = [part.log_ratios for part in parts if part.log_ratios is not None]
+    truncated = [part.truncated for part in parts if part.truncated is not None]
     return {
         "reward": float(joined["rewards"].mean()),
         # Exactly 0 for equal rewards, whose mean may be rounded.
@@ -50,6 +53,7 @@ def measure(parts: Sequence[RolloutPart]) -> dict[str, float]:
         **({"kl": float(np.concatenate(ratios).mean())} if ratios else {}),
         "response_length": float(joined["lengths"].mean()),
         "unended_share": float(1 - joined["ended"].mean()),
+        **({"truncated_share": float(np.concatenate(truncated).mean())} if truncated else {}),
         **({"equal_groups": float((by_prompt == by_prompt[:, :1]).all(1).mean())} if by_prompt.shape[1] > 1 else {}),
         "ratio_error": max(part.ratio_error for part in parts),
     }

@@ -111,6 +111,11 @@ METRICS: dict[str, Metric] = {
         label="response length", note="mean tokens of a response, its end mark included", better=None, format=".1f"
     ),
     "unended_share": Metric(label="cut off", note="share of responses that are cut off before an end mark", better=None),
+    "truncated_share": Metric(
+        label="read in part",
+        note="share of responses that are too long for a reward model, which reads their beginning",
+        better=None,
+    ),
     "equal_groups": Metric(
         label="equal groups",
         note="share of prompts whose responses have equal rewards",

@@ -39,10 +39,12 @@ MAY_CHANGE = (
     "log",
     "model.compute",
     "rollout.write_every",
+    "rollout.reward_truncate",
 )
 """Fields that a resumed run may change: where and how it is computed, saved and reported.
 
-None of them changes the sequence of samples or the mathematics of a step. A change of any other field (also of `steps`, on which
+None of them changes the sequence of samples or the mathematics of a step; the last one decides whether a response that a reward
+model cannot read ends the run. A change of any other field (also of `steps`, on which
 the schedule depends) makes it another run.
 """
 

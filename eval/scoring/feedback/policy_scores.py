@@ -24,6 +24,8 @@ class Score:
     unended: int
     """Number of responses without an end mark."""
     prompts: int
+    truncated: int | None = None
+    """Responses that a reward model has read only in part; None: reward models truncate none."""
 
     def record(self) -> dict[str, float | int]:
         """Return the score as it is in metrics and JSON."""
@@ -31,6 +33,7 @@ class Score:
             "reward": self.rewards / self.prompts,
             "response_length": self.tokens / self.prompts,
             "unended_share": self.unended / self.prompts,
+            **({} if self.truncated is None else {"truncated_share": self.truncated / self.prompts}),
             "examples": self.prompts,
         }
 
@@ -66,7 +69,13 @@ def of_run(inputs: ScoringInputs) -> Callable[[Any], Score]:
             tokens += int(responses.lengths.sum())
             ended += responses.ended.tolist()
             inputs.progress(number, len(batches))
-        values = with_missing_end(rewards(data.rewards, completions), ended, run.options.rollout.missing_end)
-        return Score(rewards=float(values.sum()), tokens=tokens, unended=ended.count(False), prompts=len(completions))
+        judged, rollout = rewards(data.rewards, completions), run.options.rollout
+        return Score(
+            rewards=float(with_missing_end(judged.values, ended, rollout.missing_end).sum()),
+            tokens=tokens,
+            unended=ended.count(False),
+            prompts=len(completions),
+            truncated=int(judged.truncated.sum()) if rollout.reward_truncate else None,
+        )
 
     return score

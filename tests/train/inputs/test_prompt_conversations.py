@@ -170,7 +170,7 @@ def test_the_view_of_rows_repeats_the_batches_of_a_rollout_in_each_of_its_epochs
     titles = re.findall(r"^Example (\d+): step (\d+), place (\d+); row (\d+) of 5$", capsys.readouterr().out, re.MULTILINE)
     numbers, rows = np.split(np.array(titles, int), [3], axis=1)
     assert [tuple(row) for row in numbers.tolist()] == [(number, number // 4, number % 4) for number in range(20)]
-    data = read(tmp_path, run)
+    data: Any = read(tmp_path, run)
     stream = Batches(data.rows, run_inputs.builder(run, data), run.seed, 4, np.arange(4), repeat=2)
     assert rows.ravel().tolist() == [row for batch in (0, 1, 0, 1, 2) for row in stream.rows_of(batch).tolist()]
     assert not np.array_equal(stream.rows_of(0), stream.rows_of(1))

@@ -24,8 +24,9 @@ from train.engine import device_mesh
 from train.inputs import prompt_inputs
 from train.rollouts import reward_models, rollout_inputs
 from train.rollouts.reward_models import RewardModel, load_reward_model
-from train.rollouts.rewards import Completion, ModelName, RewardFunction
+from train.rollouts.rewards import Completion, ModelName, RewardFunction, rewards
 from train.rows.mixture import Component, Mixture
+from train.run.run_dir import differences
 from train.tokenizers.tokenizer import Tokenizer
 from train.weights.load import Loaded
 from train.weights.reward_scale import RewardScale, write_scale
@@ -37,11 +38,9 @@ PROMPTS = [Prompt(origin=f"p:{n}", prompt=text, columns={}) for n, text in enume
 TEXTS = ("white", "old", "", "ship", "seen the ship the ship")
 
 
-def run(tokens: int = 6, **changes: Any) -> run_config.Run:
-    data = PromptData(length=16, batch=4)
-    return tiny.run(
-        "policy", model=small("gpt").config, rollout=Rollout(tokens=tokens), data=data, precision="float32", **changes
-    )
+def run(tokens: int = 6, truncate: bool = False, **changes: Any) -> run_config.Run:
+    rollout, data = Rollout(tokens=tokens, reward_truncate=truncate), PromptData(length=16, batch=4)
+    return tiny.run("policy", model=small("gpt").config, rollout=rollout, data=data, precision="float32", **changes)
 
 
 def subject(family: str, mesh: Any = MESH) -> Loaded:
@@ -76,10 +75,10 @@ def test_scores_are_those_of_zoo_eval_in_batches_of_fixed_size(family: str, monk
     of = subject(family)
     judge = reward_model(monkeypatch, of)
     assert judge.rows == 4 < len(TEXTS)
-    scores = judge.scores(completions())
+    scores = judge.scores(completions()).values
     # Rows are padded to other lengths: float32 rounding of scores of order 1, times the gain.
     np.testing.assert_allclose(scores, expected(of), atol=4e-5)
-    np.testing.assert_allclose(judge.scores(completions()[4:]), scores[4:], atol=4e-5)
+    np.testing.assert_allclose(judge.scores(completions()[4:]).values, scores[4:], atol=4e-5)
     assert judge.own_tokenizer == (family != "gpt")
 
 
@@ -87,7 +86,7 @@ def test_scores_are_those_of_zoo_eval_in_batches_of_fixed_size(family: str, monk
 def test_another_position_and_a_lost_normalization_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     of = subject("gpt")
     plain = reward_model(monkeypatch, dataclasses.replace(of, reward_scale=RewardScale()))
-    assert np.abs(plain.scores(completions()) - expected(of)).max() > 1e-3
+    assert np.abs(plain.scores(completions()).values - expected(of)).max() > 1e-3
     build = reward_models._row_builder
 
     def one_early(*arguments: Any) -> Any:
@@ -98,13 +97,13 @@ def test_another_position_and_a_lost_normalization_are_noticed(monkeypatch: pyte
         return row
 
     monkeypatch.setattr(reward_models, "_row_builder", one_early)
-    assert np.abs(reward_model(monkeypatch, of).scores(completions()) - expected(of)).max() > 1e-3
+    assert np.abs(reward_model(monkeypatch, of).scores(completions()).values - expected(of)).max() > 1e-3
 
 
 @pytest.mark.full
 def test_devices_and_micro_batches_change_scores_only_by_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
     of = subject("gpt", device_mesh.make_mesh(run_config.Mesh(), jax.devices()[:2]))
-    scores = reward_model(monkeypatch, of, accumulate=2).scores(completions())
+    scores = reward_model(monkeypatch, of, accumulate=2).scores(completions()).values
     np.testing.assert_allclose(scores, expected(of), atol=4e-5)
 
 
@@ -136,13 +135,28 @@ def test_a_text_that_does_not_fit_is_refused_with_its_lengths_or_its_prompt_is_c
     judge = reward_model(monkeypatch, of, labelled=Prompts(truncate=True))
     cut = Completion(dataclasses.replace(PROMPTS[0], prompt=" whale is "), "old", [])
     fits = Completion(PROMPTS[0], "old", [])
-    np.testing.assert_array_equal(judge.scores([fits]), judge.scores([cut]))
+    np.testing.assert_array_equal(judge.scores([fits]).values, judge.scores([cut]).values)
     # White space at the end of a prompt is read with the response, so that more of the prompt is cut, up to its last token.
     short = dataclasses.replace(PROMPTS[0], prompt="s ")
-    longer = [judge.scores([Completion(prompt, "seen the ship", [])]) for prompt in (PROMPTS[0], short)]
-    np.testing.assert_array_equal(*longer)
-    with pytest.raises(BadInput, match=f"{where}p:0: 22 tokens with the completion 'seen the ship again', and .* has 16"):
+    longer = [judge.scores([Completion(prompt, "seen the ship", [])]).values for prompt in (PROMPTS[0], short)]
+    np.testing.assert_array_equal(longer[0], longer[1])
+    message = f"{where}p:0: 22 tokens with the completion 'seen the ship again', and .* has 16.* --rollout.reward-truncate to "
+    with pytest.raises(BadInput, match=message):
         judge.scores([Completion(PROMPTS[0], "seen the ship again", [])])
+
+
+def test_the_end_of_a_long_response_is_cut_and_counted_if_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its prompt and its end mark remain."""
+    model = small("gpt", labels=("reward",), context=21)
+    of = dataclasses.replace(subject("gpt"), model=model, params=random_params(model))
+    judge = reward_model(monkeypatch, of, truncate=True)
+    texts = ["seen the ship again and again", "seen the ship again", "old"]
+    scores = judge.scores([Completion(PROMPTS[2], text, []) for text in texts])
+    assert scores.truncated.tolist() == [True, False, False] and scores.values[0] == scores.values[1] != scores.values[2]
+    both = rewards([RewardFunction("f", lambda ids, **_: [1.0] * len(ids)), judge], [Completion(PROMPTS[2], texts[0], [])])
+    assert both.truncated.tolist() == [True] and both.values == 1 + scores.values[:1]
+    # A run that met such a response continues with the option under the same name.
+    assert not differences(run(), run(truncate=True))
 
 
 def test_prompts_that_were_left_out_have_no_part_in_the_lengths(monkeypatch: pytest.MonkeyPatch) -> None:

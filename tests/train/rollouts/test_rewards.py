@@ -29,7 +29,7 @@ def test_a_function_reads_texts_ids_and_columns_and_several_are_summed():
     def second(completions: list[str], **rest: Any) -> np.ndarray:
         return np.array([text == "yy" for text in completions])
 
-    total = rewards([RewardFunction("a:first", first), RewardFunction("a:second", second, -0.5)], TWO)
+    total = rewards([RewardFunction("a:first", first), RewardFunction("a:second", second, -0.5)], TWO).values
     assert total.dtype == np.float64 and total.tolist() == [2.0, 3.5]
 
 
@@ -61,7 +61,7 @@ def test_functions_are_imported_from_the_working_directory(tmp_path: Path, monke
     monkeypatch.setattr("sys.path", [*__import__("sys").path])
     (function,) = find_rewards(["judging:length@0.5"])
     assert isinstance(function, RewardFunction)
-    assert (function.name, function.weight, rewards([function], TWO).tolist()) == ("judging:length", 0.5, [0.5, 1.0])
+    assert (function.name, function.weight, rewards([function], TWO).values.tolist()) == ("judging:length", 0.5, [0.5, 1.0])
     faults = {
         (): ": name what judges responses, MODULE:FUNCTION or a reward model",
         ("@0.5",): ": name what judges responses",

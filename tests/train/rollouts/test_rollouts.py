@@ -31,7 +31,7 @@ from train.inputs import prompt_inputs
 from train.objectives import objective
 from train.rollouts import rollout_feed, rollout_metrics
 from train.rollouts.batch_feed import FeedSource
-from train.rollouts.rewards import Judge, RewardFunction
+from train.rollouts.rewards import Judge, RewardFunction, Scores
 from train.rollouts.rollout_feed import RolloutFeed
 from train.rollouts.rollout_metrics import MOST_EQUAL
 from train.rollouts.sampler import Sampler
@@ -150,7 +150,8 @@ def test_judges_that_compute_together_judge_all_responses_and_weights_are_factor
 
         def scores(self, completions: Any) -> Any:
             self.counts.append(len(completions))
-            return np.arange(len(completions), dtype=np.float64)
+            values = np.arange(len(completions), dtype=np.float64)
+            return Scores(values, values == 3)
 
     judge = Together()
     rollouts = feed(), feed(judges=(judge,)), feed(rollout=dataclasses.replace(ROLLOUT, missing_end=-5.0))
@@ -158,6 +159,29 @@ def test_judges_that_compute_together_judge_all_responses_and_weights_are_factor
     np.testing.assert_array_equal(summed.rewards, plain.rewards - 2 * np.arange(8))
     assert judge.counts == [8]
     np.testing.assert_array_equal(replaced.rewards, np.where(plain.ended, plain.rewards, -5))
+
+
+@pytest.mark.full
+def test_responses_that_a_reward_model_reads_in_part_are_counted(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Bytes that are no text become characters of three bytes: a response of 6 tokens needs up to 18 of the reward model."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ZOO_CACHE", str(tmp_path / "cache"))
+    run = prepared(tmp_path)
+    config = published.config("gpt", "sequence", published.GPT2 | {"vocab_size": 257, "n_positions": 12})
+    published.write(tmp_path / "short", config)
+    BYTES.save(tmp_path / "short")
+    rollout = dataclasses.replace(run.options.rollout, reward=("short",))
+    run = dataclasses.replace(tiny.with_options(run, policy=Policy(), rollout=rollout), steps=2, name="long")
+    with pytest.raises(BadInput, match=r"--rollout.reward short: .* has 12 positions; add --rollout.reward-truncate to"):
+        trainer.run(run, evaluate=scorers.scorer, on_end=lambda folder: None)
+    run = tiny.with_options(run, rollout=dataclasses.replace(rollout, reward_truncate=True))
+    trainer.run(run, evaluate=scorers.scorer, on_end=lambda folder: None)
+    trained, valid = metrics_file.read_rows(tmp_path / "long" / "metrics.jsonl")
+    assert 0 < trained["rollout"]["truncated_share"] < 1 and 0 <= valid["truncated_share"] <= 1
+    share = f"{trained['rollout']['truncated_share']:.1%}"
+    assert f"{share} of the responses are too long for a reward model, which reads only their" in capsys.readouterr().out
 
 
 def same(first: Batch, second: Batch) -> bool:

@@ -143,6 +143,7 @@ def encode_sides(
     prompt_limit: int | None = None,
     row_limit: int | None = None,
     *,
+    longest: int | None = None,
     rendered: bool = False,
 ) -> list[Side]:
     """Return the ids of (prompt, completion) texts of any length, as `encode_rows` does.
@@ -152,6 +153,7 @@ def encode_sides(
         prompt_limit: longest prompt in tokens; a longer one loses its beginning. None = prompts are not cut.
         row_limit: tokens of a row, for which the beginning of its prompt is cut further, up to its last token, if the row is
             longer; None: nothing more is cut. An encoder-decoder's completion is not in the row of its prompt.
+        longest: tokens of `Side.ids`, for which the end of a completion is cut if they are more; None: it is not cut.
 
     Raises:
         BadInput: the tokenizer lacks special tokens.
@@ -163,7 +165,10 @@ def encode_sides(
         cut = 0 if prompt_limit is None else max(0, len(prompt) - prompt_limit)
         if row_limit is not None and layout != "encoder_decoder":
             cut = max(cut, min(template.size(prompt, completion) - row_limit, len(prompt) - 1))
-        sides.append(template.fill(prompt[cut:], completion))
+        side = template.fill(prompt[cut:], completion)
+        if longest is not None and (excess := len(side.ids) - longest) > 0:
+            side = template.fill(prompt[cut:], completion[: max(len(completion) - excess, 0)])
+        sides.append(side)
     return sides
 
 

@@ -6,12 +6,13 @@ import jax
 import numpy as np
 import pytest
 
+from tests.support import preferences
 from tests.support.encoder_text import roberta, uncased
 from tests.support.small import small
 from tests.support.unigram_text import spelled, xlnet
 from train.config.option_groups import Preferences
 from train.data.example_types import Preference
-from train.rows.feedback.preference_rows import Limits, builder, encode_rows
+from train.rows.feedback.preference_rows import Limits, builder, encode_rows, encode_sides
 from train.tokenizers.tokenizer import Tokenizer
 from zoo.errors import BadInput
 
@@ -35,6 +36,17 @@ def counted(tokenizer: Tokenizer, row: Any) -> list[str]:
 
 def read_texts(tokenizer: Tokenizer, fields: Any) -> list[str]:
     return [tokenizer.decode(ids[segments > 0]) for ids, segments in zip(fields["tokens"], fields["segments"], strict=True)]
+
+
+@pytest.mark.parametrize("family", ["gpt", "bert", "roberta", "xlnet", "t5"])
+def test_a_long_completion_loses_its_end_and_keeps_the_special_tokens_after_it(family: str):
+    tokenizer, cfg = preferences.tokenizer(family), preferences.net(family).config
+    longer, shorter = encode_sides([("the whale", " is old seen"), ("the whale", " is old")], tokenizer, cfg)
+    (cut,) = encode_sides([("the whale", " is old seen")], tokenizer, cfg, longest=len(shorter.ids))
+    np.testing.assert_array_equal(cut.ids, shorter.ids)
+    assert len(shorter.ids) < len(longer.ids) and cut.first == shorter.first
+    (same,) = encode_sides([("the whale", " is old seen")], tokenizer, cfg, longest=len(longer.ids))
+    np.testing.assert_array_equal(same.ids, longer.ids)
 
 
 @pytest.mark.parametrize("length", [18, 40])
