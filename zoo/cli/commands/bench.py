@@ -11,12 +11,13 @@ BENCHMARKS = {
     "attention": ("benchmarks.attention.options", "benchmarks.attention.sweep"),
     "step": ("benchmarks.step.options", "benchmarks.step.bench"),
     "growth": ("benchmarks.growth.options", "benchmarks.growth.bench"),
+    "feedback": ("benchmarks.feedback.options", "benchmarks.feedback.bench"),
 }
 """Benchmark -> the module of its options, which imports no JAX, and that of its `main`."""
 
 
 def bench(args: list[str]) -> int:
-    """Run `zoo bench attention|step|growth [options]` or `zoo bench compare A B [options]`."""
+    """Run `zoo bench attention|step|growth|feedback [options]` or `zoo bench compare A B [options]`."""
     names = [*BENCHMARKS, "compare"]
     if args[:1] in (["-h"], ["--help"]):
         descriptions = {name: importlib.import_module(module).Options.__doc__ for name, (module, _) in BENCHMARKS.items()}
