@@ -25,6 +25,7 @@ def page(plan: Plan) -> str:
     sections: dict[str, list[Block]] = {
         "What is planned": [text_view.inputs(plan)],
         "Memory of a device": [_memory(plan), text_view.memory(plan)],
+        "Memory of a device in a rollout": [text_view.rollout(plan), text_view.rollout_sentence(plan)] if plan.rollout else [],
         "A step": step,
         "Sent in a step": [text_view.sent(plan)] if plan.collectives else [],
         "Warnings": [text_view.warnings(plan)],
