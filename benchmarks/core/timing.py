@@ -13,6 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental.compilation_cache import compilation_cache
 
+from zoo.precision import DTYPES
+
 Program = Callable[[], object]
 
 FEWEST, FEWEST_SLOW, MOST = 5, 3, 200
@@ -102,6 +104,16 @@ def copy_rate(seconds: float = 0.5) -> float:
         x = jax.block_until_ready(add(x))
         best = min(best, time.perf_counter() - began)
     return 2 * x.nbytes / best
+
+
+def matrix_products(precision: str) -> tuple[Program, float]:
+    """Return a program of matrix products for the same rounds, and its FLOPs: it measures the machine's rate in these rounds."""
+    size, count = (1024, 16) if jax.default_backend() == "cpu" else (8192, 4)
+    operand = jax.jit(lambda key: jax.random.normal(key, (size, size), DTYPES[precision]))(jax.random.key(0))
+    product = jax.jit(lambda a: jnp.matmul(a, a, preferred_element_type=jnp.float32))
+    program = lambda: jax.block_until_ready([product(operand) for _ in range(count)])  # noqa: E731
+    program()
+    return program, 2.0 * size**3 * count
 
 
 def _seconds(program: Program) -> float:

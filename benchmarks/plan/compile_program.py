@@ -17,9 +17,11 @@ from benchmarks.plan import target_devices
 from benchmarks.plan.target_devices import Target
 from train import lora_objective, objectives
 from train.config import run_config
+from train.config.objectives import RolloutOptions
 from train.engine import device_mesh, optim, state_init
 from train.engine.step import assemble
 from train.inputs import synthetic_batch
+from train.rollouts.sampler import cache_slots
 from zoo import configs, models
 from zoo.attention import attention
 from zoo.attention.attention import HEADS
@@ -165,34 +167,15 @@ def _batch_program(run: run_config.Run, mesh: Mesh, *, train: bool) -> Any:
 
 def _decoding(run: run_config.Run, mesh: Mesh) -> Any:
     """Trace one more token of each row after `data.length` cached tokens; weights and cache have the dtype of the arithmetic."""
-    model, dtype, rows = models.model(run.model), DTYPES[run.precision], run.data.batch
-    jax.eval_shape(lambda: model.init_cache(1, 1, dtype))
-    model = unroll_layers(model)
-    everywhere, by_row = NamedSharding(mesh, PartitionSpec()), device_mesh.batch_sharding(mesh)
-    params = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=leaf.sharding),
-        state_init.abstract_state(run, model, optim.optimizer(run.optim), mesh).params,
-    )
+    model, rows = models.model(run.model), run.data.batch
+    jax.eval_shape(lambda: model.init_cache(1, 1, DTYPES[run.precision]))
+    model, params = unroll_layers(model), _cast_params(run, mesh)
 
     def ids(length: int) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct((rows, length), jnp.int32, sharding=by_row)
+        return _ids(mesh, rows, length)
 
-    token = Batch(tokens=ids(1), segments=ids(1), positions=ids(1))
-    cache = jax.eval_shape(lambda: model.init_cache(rows, run.data.length, dtype))
-    if model.is_encoder_decoder:
-        source = Batch(tokens=ids(run.data.length), segments=ids(run.data.length), positions=ids(run.data.length))
-        first = dataclasses.replace(token, source=source)
-        _, cache = jax.eval_shape(model.decode, params, first, cache)
-
-    def place(leaf: Any) -> jax.ShapeDtypeStruct:
-        # Arrays with a row axis have it second of five (`zoo.models.Model.decode`); the third axis is then the heads.
-        if leaf.ndim == 5 and leaf.shape[1] == rows:
-            where = NamedSharding(mesh, PartitionSpec(None, BATCH, HEADS))
-        else:
-            where = by_row if leaf.ndim and leaf.shape[0] == rows else everywhere
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
-
-    cache = jax.tree.map(place, cache)
+    token = _tokens(mesh, rows, 1)
+    cache = _cache(run, mesh, params, run.data.length)
 
     def decode(params: Any, batch: Batch, cache: Any) -> Any:
         hidden, cache = model.decode(params, batch, cache)
@@ -211,6 +194,61 @@ def _decoding(run: run_config.Run, mesh: Mesh) -> Any:
     length = run.data.length
     one = (flops(length) - flops(length - 1) + flops(1) - flops(0)) / 2
     return traced, {"parameters": params, "batch": token, "cache": cache}, one
+
+
+def rollout_arguments(run: run_config.Run, mesh: Mesh) -> dict[str, Any]:
+    """Return what a rollout of a run holds beside the arguments of its step, by name, as shapes with shardings.
+
+    Prompts have the most tokens that leave room for a response. The weights are those that responses are sampled with, unless
+    they are the ones of the step in its dtype; the reference is that of a KL divergence, which is held during steps, too.
+    """
+    if not isinstance(run.options, RolloutOptions):
+        return {}
+    tokens, params = run.options.rollout.tokens, _cast_params(run, mesh)
+    prompt = 1 if models.model(run.model).is_encoder_decoder else max(1, run.data.length - tokens)
+    on_one_cpu = mesh.size == 1 and mesh.devices.flat[0].platform == "cpu"
+    arguments = {"cache": _cache(run, mesh, params, cache_slots(prompt, tokens))}
+    if on_one_cpu or run.precision != "float32" or run.lora.rank:
+        arguments["weights"] = params
+    if getattr(run.options, run.objective).beta:
+        arguments["reference"] = params
+    return arguments
+
+
+def _cast_params(run: run_config.Run, mesh: Mesh) -> Any:
+    """Return the shapes of the model's parameters in the dtype of the arithmetic."""
+    shapes = state_init.abstract_state(run, models.model(run.model), optim.optimizer(run.optim), mesh).params
+    dtype = DTYPES[run.precision]
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=leaf.sharding), shapes)
+
+
+def _cache(run: run_config.Run, mesh: Mesh, params: Any, slots: int) -> Any:
+    """Return the shapes of a cache of `slots` tokens of each row, and of `data.length` tokens of an encoder-decoder's sources."""
+    model, rows = models.model(run.model), run.data.batch
+    everywhere, by_row = NamedSharding(mesh, PartitionSpec()), device_mesh.batch_sharding(mesh)
+    cache = jax.eval_shape(lambda: model.init_cache(rows, slots, DTYPES[run.precision]))
+    if model.is_encoder_decoder:
+        first = dataclasses.replace(_tokens(mesh, rows, 1), source=_tokens(mesh, rows, run.data.length))
+        _, cache = jax.eval_shape(unroll_layers(model).decode, params, first, cache)
+
+    def place(leaf: Any) -> jax.ShapeDtypeStruct:
+        # Arrays with a row axis have it second of five (`zoo.models.Model.decode`); the third axis is then the heads.
+        if leaf.ndim == 5 and leaf.shape[1] == rows:
+            where = NamedSharding(mesh, PartitionSpec(None, BATCH, HEADS))
+        else:
+            where = by_row if leaf.ndim and leaf.shape[0] == rows else everywhere
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
+
+    return jax.tree.map(place, cache)
+
+
+def _tokens(mesh: Mesh, rows: int, length: int) -> Batch:
+    ids: Any = _ids(mesh, rows, length)
+    return Batch(tokens=ids, segments=ids, positions=ids)
+
+
+def _ids(mesh: Mesh, rows: int, length: int) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct((rows, length), jnp.int32, sharding=device_mesh.batch_sharding(mesh))
 
 
 # --- when it fails --------------------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ import jax
 
 from benchmarks.core.memory import bytes_per_device
 from benchmarks.hlo import hlo_parser as hlo
-from benchmarks.plan import collectives, flops_and_bytes, roofline
+from benchmarks.plan import collectives, compile_program, flops_and_bytes, roofline
 from benchmarks.plan.collectives import PART, Collective, CollectiveTotal
 from benchmarks.plan.compile_program import Program
 from benchmarks.plan.roofline import Times
@@ -67,6 +67,8 @@ class Plan:
     seconds: float
     """Time of tracing and compiling."""
     versions: dict[str, str]
+    rollout: dict[str, int] = dataclasses.field(default_factory=dict)
+    """Bytes that a rollout holds beside the arguments of the step, by name; empty if the job has no rollouts."""
 
     def plain(self) -> dict[str, Any]:
         """Return the fields as JSON values."""
@@ -84,6 +86,7 @@ def make_plan(program: Program, name: str) -> Plan:
     run, mesh, target = program.run, program.mesh, program.target
     device = target.published
     memory = None if device is None or device.memory is None else int(device.memory)
+    rollout = compile_program.rollout_arguments(run, mesh) if program.mode == "train" else {}
     sent: list[Collective] = []
     loops: list[str] = []
     work, step_times = None, Times(compute=None, memory=None, interconnect=None)
@@ -128,6 +131,7 @@ def make_plan(program: Program, name: str) -> Plan:
         ],
         seconds=program.seconds,
         versions=versions(target.platform),
+        rollout={what: bytes_per_device(tree) for what, tree in rollout.items()},
     )
 
 

@@ -24,6 +24,8 @@ def plan_blocks(plan: Plan) -> list[Block]:
         Heading(f"memory of a device, {verdict(plan)}"),
         Table(("", ""), sizes, words=2),
     ]
+    if plan.rollout:
+        blocks += [Heading("memory of a device in a rollout"), rollout_table(plan), [rollout_note(plan), ""]]
     if plan.products is not None:
         blocks += [Heading("a step of a device, at the published rates"), rates_table(plan)]
     blocks.append([bound_sentence(plan), ""])
@@ -113,6 +115,21 @@ def memory_table(plan: Plan) -> Table:
     return Table(
         ("", "bytes"), [(name, format_bytes(size)) for name, size in {**memory_parts(plan), "total": plan.total}.items()]
     )
+
+
+def rollout_table(plan: Plan) -> Table:
+    """Return the table of the bytes on a device that a rollout holds beside the arguments of the step."""
+    step = sum(size for name, size in plan.memory.items() if name != "batch")
+    parts = {"arguments of the step": step, **plan.rollout}
+    return Table(("", "bytes"), [(name, format_bytes(size)) for name, size in {**parts, "total": sum(parts.values())}.items()])
+
+
+def rollout_note(plan: Plan) -> str:
+    """Return what the table of a rollout counts."""
+    sentence = "A rollout is not compiled: its temporaries are left out. Prompts have the most tokens that fit."
+    if "reference" in plan.rollout:
+        sentence += " The reference is held during the step, too; the table of its memory does not have it."
+    return sentence
 
 
 def rates_table(plan: Plan) -> Table:

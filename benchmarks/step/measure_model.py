@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from benchmarks.core import guarded_trials, result_files, timing
 from benchmarks.core.guarded_trials import SkipTrial, Trial, Watch, WrongResult
@@ -26,7 +25,6 @@ from benchmarks.step.step_variants import Options, key, peer_key
 from train import objectives
 from train.run.hardware import device_peak
 from train.run.metrics_file import mfu
-from zoo.precision import DTYPES
 
 TOLERANCES = {"float32": (2e-5, 1e-3), "bfloat16": (1e-3, 1e-2), "dropout": (3e-2, 1e-1)}
 """Largest relative difference from the unit's losses: of the first step, and of the step after its update.
@@ -206,7 +204,8 @@ class _Group:
             taking = [trial for trial in selected if trial.program is not None]
             watch.begin("timing", *(trial.key for trial in taking))
             probes = {
-                precision: _probe(precision) for precision in {trial.key["precision"] for trial in taking if not trial.state}
+                precision: timing.matrix_products(precision)
+                for precision in {trial.key["precision"] for trial in taking if not trial.state}
             }
             for trial in taking:
                 if not trial.state:
@@ -319,16 +318,6 @@ def _flops(case: Case) -> float | None:
 def _reads(case: Case, precision: str) -> int:
     """Return the bytes that a step must read, however it is computed; the same number is used for peers."""
     return Step(case, Variant(precision=precision)).bytes_read
-
-
-def _probe(precision: str) -> tuple[timing.Program, float]:
-    """Return a program of matrix products for the same rounds, and its FLOPs: it measures the machine's rate in these rounds."""
-    size, count = (1024, 16) if jax.default_backend() == "cpu" else (8192, 4)
-    operand = jax.jit(lambda key: jax.random.normal(key, (size, size), DTYPES[precision]))(jax.random.key(0))
-    product = jax.jit(lambda a: jnp.matmul(a, a, preferred_element_type=jnp.float32))
-    program = lambda: jax.block_until_ready([product(operand) for _ in range(count)])  # noqa: E731
-    program()
-    return program, 2.0 * size**3 * count
 
 
 def _short(variant: Variant) -> str:

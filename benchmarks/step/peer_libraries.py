@@ -140,11 +140,11 @@ def serve(kind_fields: Mapping[str, Any], folder: str, precision: str) -> tuple[
     losses.append(step())
     seconds = {"build_s": built - began, "first_step_s": first - built, "second_step_s": time.perf_counter() - first}
     versions = {package: importlib.metadata.version(package.replace("_", "-")) for package in kind.packages}
-    answer = {"losses": losses, **seconds, "rss": _resident(), "versions": versions}
-    return answer, lambda: {"loss": step(), "rss": _resident()}
+    answer = {"losses": losses, **seconds, "rss": peak_resident(), "versions": versions}
+    return answer, lambda: {"loss": step(), "rss": peak_resident()}
 
 
-def _resident() -> int:
+def peak_resident() -> int:
     """Return the peak memory of this process in bytes."""
     # The peak of `getrusage` includes the parent process up to the start of this one.
     status = Path("/proc/self/status")

@@ -28,6 +28,17 @@ SALT = 0x5A11
 """Makes the responses in training differ from the texts that `zoo generate` samples with the same seed."""
 
 
+def cache_slots(prompt: int, limit: int) -> int:
+    """Return the slots of the cache for a prompt and a response of at most `limit` tokens, whose last one is not stored."""
+    count = _chunk(limit)
+    return prompt + math.ceil((limit - 1) / count) * count
+
+
+def _chunk(limit: int) -> int:
+    """Return the tokens sampled by one dispatch after the first token."""
+    return max(1, min(CHUNK, limit - 1))
+
+
 class Responses(NamedTuple):
     """The responses to a batch of prompts; every process has all of them."""
 
@@ -87,8 +98,7 @@ class Sampler:
         Raises:
             BadInput: logits are not finite.
         """
-        count = max(1, min(CHUNK, self.limit - 1))
-        slots_after = math.ceil((self.limit - 1) / count) * count
+        count, slots_after = _chunk(self.limit), cache_slots(0, self.limit)
         replicated = functools.partial(_replicate, self.mesh)
         all_numbers = np.zeros((2, self.rows), np.uint32)
         all_numbers[:, : len(prompts)] = numbers

@@ -15,21 +15,28 @@ import numpy as np
 import pytest
 
 from benchmarks.core import result_tables, timing
+from benchmarks.core.memory import bytes_per_device
 from benchmarks.plan import compile_program, find_run, mesh_search, plan_cache, plan_page, plan_text, roofline, target_devices
 from benchmarks.plan.mesh_search import Candidate
 from benchmarks.plan.plan_record import Plan
 from tests.support import benchmark_steps, tiny
 from tests.support.commands import call
 from tests.support.processes import ROOT, clean_environment
+from tests.support.small import small as tiny_model
 from train import recipes
 from train.config import run_config
-from train.config.data_options import CausalData
+from train.config.data_options import CausalData, PromptData
+from train.config.objectives import PolicyOptions
 from train.config.option_groups import Distillation
+from train.config.policy_options import Policy
+from train.config.rollout_options import Rollout
 from train.config.run_config import Mesh
+from train.engine import device_mesh
 from zoo import configs, models
 from zoo.attention import attention
 from zoo.batch import Batch
 from zoo.errors import BadInput
+from zoo.precision import DTYPES
 
 CPU = target_devices.parse_target("cpu:8")
 
@@ -81,6 +88,33 @@ def test_forward_and_decoding_are_planned_too() -> None:
     # Keys and values of 32 tokens of 4 rows and half of the heads, and their segments and positions.
     assert decode.memory["cache"] == 2 * model.layers * 4 * 32 * 2 * model.head * 4 + 2 * 4 * 32 * 4 + 4
     assert decode.products == pytest.approx(decode.model_flops / 8, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("family", "precision", "beta", "slots"),
+    # A decoder's prompt has 24 - 8 tokens, and the last of 8 tokens of a response is not stored; an encoder-decoder also stores
+    # the keys and values of its source.
+    [("gpt", "float32", 0.0, 16 + 7), ("gpt", "bfloat16", 0.1, 16 + 7), ("t5", "float32", 0.0, 1 + 7 + 24)],
+)
+def test_a_rollout_is_planned_beside_its_step(family: str, precision: Any, beta: float, slots: int) -> None:
+    net = tiny_model(family)
+    options = PolicyOptions(policy=Policy(beta=beta), rollout=Rollout(samples=4, tokens=8))
+    data = PromptData(length=24, batch=32)
+    fields: dict[str, Any] = {"options": options, "data": data, "mesh": Mesh(data=4, tensor=2), "precision": precision}
+    run = run_config.Run(recipe="tiny", model=net.config, **fields)
+    mesh = device_mesh.make_mesh(run.mesh)
+    bytes_of = {name: bytes_per_device(tree) for name, tree in compile_program.rollout_arguments(run, mesh).items()}
+    size = np.dtype(DTYPES[precision]).itemsize
+    layers = getattr(net.config, "decoder_layers", net.config.layers)
+    # Keys and values of 8 rows and of half of the heads on a device.
+    keys_and_values = 2 * layers * 8 * slots * net.config.heads * net.config.head // 2 * size
+    assert keys_and_values <= bytes_of["cache"] < keys_and_values * 1.3
+    # In float32 on several devices, the responses are sampled with the weights of the step.
+    assert bytes_of.keys() == {"cache", *(["weights"] if precision == "bfloat16" else []), *(["reference"] if beta else [])}
+    shown = plan_text.rollout_table(dataclasses.replace(planned(), rollout=bytes_of)).rows
+    total = sum(bytes_of.values()) + planned().memory["parameters"] + planned().memory["optimizer"]
+    assert list(shown)[-1] == ("total", plan_text.format_bytes(total))
+    assert compile_program.rollout_arguments(small(), mesh) == {}
 
 
 def test_plans_are_cached_only_for_the_same_request(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ from train.objectives.causal import Causal
 
 BOTH = ("scan", "unroll")
 SCAN, UNROLL = (f"{OURS} {layers}" for layers in BOTH)
-PROBE, COLD = measure_model._probe, timing.without_compilation_cache
+PROBE, COLD = timing.matrix_products, timing.without_compilation_cache
 UNIT = {"program": OURS, "remat": "none", "precision": "float32", "attention": "auto", "mesh": "data=1"}
 
 
@@ -36,7 +36,7 @@ UNIT = {"program": OURS, "remat": "none", "precision": "float32", "attention": "
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small models, quick compilation, and no matrix products in turns with the steps."""
     steps.shrink(monkeypatch)
-    monkeypatch.setattr(measure_model, "_probe", lambda precision: (lambda: sum(range(100)), 1e9))
+    monkeypatch.setattr(timing, "matrix_products", lambda precision: (lambda: sum(range(100)), 1e9))
 
 
 def options(*models: str, **changes: Any) -> Options:
@@ -75,7 +75,7 @@ def test_masked_words_are_hidden_and_predicted_as_they_were() -> None:
 
 
 def test_ways_of_computing_agree_and_are_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measure_model, "_probe", PROBE)
+    monkeypatch.setattr(timing, "matrix_products", PROBE)
     monkeypatch.setattr(timing, "without_compilation_cache", COLD)
     cells = measured(tmp_path / "out", "gpt-nano", layers=BOTH, profile=True)
     scan, unroll = cells[SCAN], cells[UNROLL]

@@ -1,7 +1,7 @@
 """Attention kernels, one file each: functions of the arrays on one device, with the signature `Kernel`.
 
 `zoo.attention.attention.IMPLEMENTATIONS` lists them. A file whose kernel does not support every request of its features has a
-function `limits(request)`, which returns the reason, or None.
+function `unsupported_reason(request)`, which returns the reason, or None.
 """
 
 from typing import Protocol, runtime_checkable

@@ -11,12 +11,13 @@ BENCHMARKS = {
     "attention": ("benchmarks.attention.attention_options", "benchmarks.attention.sweep"),
     "step": ("benchmarks.step.step_options", "benchmarks.step.bench_step"),
     "growth": ("benchmarks.growth.growth_options", "benchmarks.growth.bench_growth"),
+    "feedback": ("benchmarks.feedback.feedback_options", "benchmarks.feedback.bench_feedback"),
 }
 """Benchmark -> the module of its options, which imports no JAX, and that of its `main`."""
 
 
 def bench(args: list[str]) -> int:
-    """Run `zoo bench attention|step|growth [options]` or `zoo bench compare A B [options]`."""
+    """Run `zoo bench attention|step|growth|feedback [options]` or `zoo bench compare A B [options]`."""
     names = [*BENCHMARKS, "compare"]
     if args[:1] in (["-h"], ["--help"]):
         descriptions = {name: importlib.import_module(module).Options.__doc__ for name, (module, _) in BENCHMARKS.items()}

@@ -1,0 +1,87 @@
+"""`zoo bench feedback`: measure the iteration of a model, ours and that of peers, and show its parts."""
+
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from benchmarks.core import bench_command
+from benchmarks.core.guarded_trials import Group
+from benchmarks.feedback import iteration_page, iteration_tables, measure_iteration
+from benchmarks.feedback.feedback_options import Options
+from benchmarks.feedback.iteration import Shape
+from benchmarks.feedback.peer_process import PEERS
+from benchmarks.step.cases import case
+from benchmarks.step.step_variants import OURS
+from zoo import models
+from zoo.errors import BadInput, require
+
+DEFAULTS = {
+    "full": Options(model="gpt2", prompts=2, group=4, prompt_length=32, tokens=32, budget=20.0),
+    "quick": Options(model="gpt-nano", prompts=4, group=4, prompt_length=16, tokens=16, budget=5.0),
+}
+BENCHMARK = bench_command.Benchmark(
+    "feedback", "Learning by sampling", iteration_tables.blocks, iteration_page.render, iteration_tables.one_line
+)
+
+
+def main(requested: Options, argv: Sequence[str]) -> int:
+    """Run the command: see `bench_command.run_benchmark`.
+
+    Raises:
+        BadInput: see `resolved`, `shape_of` and `bench_command.run_benchmark`.
+    """
+    setup = bench_command.start(requested.repeats, peers=requested.peers)
+    options = resolved(requested, setup.machine["backend"])
+    shape = shape_of(options)
+    measurement = bench_command.Measurement(
+        options=options,
+        groups=functools.partial(_groups, shape, options),
+        dtypes=(shape.precision,),
+        unit={"program": OURS},
+        repeats=options.repeats,
+    )
+    return bench_command.run_benchmark(BENCHMARK, setup, measurement, argv)
+
+
+def resolved(options: Options, backend: str) -> Options:
+    """Return the options with all omitted fields filled in for a machine.
+
+    Raises:
+        BadInput: a number that is too small, or options that exclude each other.
+    """
+    bench_command.check_numbers(options, "prompts", "prompt_length", "tokens", "rounds", "budget", "repeats")
+    require(options.group is None or options.group >= 2, "group", options.group, "responses are compared; choose 2 or more")
+    default = DEFAULTS["quick" if options.quick else "full"]
+    filled = {
+        name: getattr(default, name)
+        for name in ("model", "prompts", "group", "prompt_length", "tokens", "budget")
+        if not getattr(options, name)
+    }
+    if options.rounds:
+        filled["budget"] = None
+    precision = options.precision or ("float32" if backend == "cpu" else "bfloat16")
+    return dataclasses.replace(options, **filled, precision=precision)
+
+
+def shape_of(options: Options) -> Shape:
+    """Return the shape of resolved options.
+
+    Raises:
+        BadInput: an unknown model, one that is not trained by policy gradients or does not continue a prompt, or too many tokens.
+    """
+    sizes = {name: getattr(options, name) for name in ("prompts", "group", "prompt_length", "tokens")}
+    base = case(options.model, "train")
+    model = models.model(base.config)
+    if "policy" not in model.module.OBJECTIVES or model.is_encoder_decoder:
+        raise BadInput(f"{base.size} is not a decoder that learns from rewards of its texts; choose a GPT, such as gpt2")
+    length, context = sizes["prompt_length"] + sizes["tokens"], base.config.context
+    fix = f"a prompt of {sizes['prompt_length']} and this response do not fit in the {context:,} positions of {base.size}"
+    require(length <= context, "tokens", sizes["tokens"], f"{fix}; choose at most {context - sizes['prompt_length']:,}")
+    return Shape(size=base.size, config=base.config, precision=options.precision or "float32", **sizes)
+
+
+def _groups(shape: Shape, options: Options, environment: Mapping[str, Any]) -> list[Group]:
+    programs = [OURS, *(PEERS if options.peers else ())]
+    measure = functools.partial(measure_iteration.measure, shape, options, environment)
+    return [Group(f"an iteration of {shape.size}", measure_iteration.keys(shape, programs), measure)]

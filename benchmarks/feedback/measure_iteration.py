@@ -1,0 +1,213 @@
+"""The iteration of a shape, ours and that of peers: they must agree, and are then timed in the same rounds."""
+
+import contextlib
+import dataclasses
+import functools
+import json
+import math
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from benchmarks.core import guarded_trials, timing
+from benchmarks.core.guarded_trials import SkipTrial, Trial, Watch, WrongResult
+from benchmarks.core.worker_process import WorkerFailed
+from benchmarks.feedback import peer_process
+from benchmarks.feedback.feedback_options import Options
+from benchmarks.feedback.iteration import ITERATION, PARTS, REFERENCE_FACTOR, FirstSteps, Iteration, Shape
+from benchmarks.feedback.peer_process import Peer
+from benchmarks.step.measure_model import LOSSES, TOLERANCES
+from benchmarks.step.peer_libraries import peak_resident
+from benchmarks.step.step_variants import OURS
+from train.run.hardware import device_peak
+from train.run.metrics_file import mfu
+from zoo import models, published_weights
+
+
+def key(shape: Shape, program: str, part: str) -> dict[str, Any]:
+    """Return the key of a cell."""
+    sizes = {name: getattr(shape, name) for name in ("prompts", "group", "prompt_length", "tokens", "precision")}
+    return {"model": shape.size, **sizes, "program": program, "part": part}
+
+
+def keys(shape: Shape, programs: Sequence[str]) -> list[dict[str, Any]]:
+    """Return the keys of all cells of programs; the first of each program is that of its whole iteration."""
+    # Only our trainer computes the log-probabilities under the policy apart from the step.
+    parts = {program: [part for part in PARTS if part != "policy" or program == OURS] for program in programs}
+    return [key(shape, program, part) for program in programs for part in (ITERATION, *parts[program])]
+
+
+@dataclasses.dataclass
+class IterationTrial(Trial):
+    """An iteration of ours or of a peer; its key is that of the whole."""
+
+    seconds: list[Mapping[str, float]] = dataclasses.field(default_factory=list)
+    """The seconds of the parts, of each call."""
+    peer: Peer | None = None
+
+    def end(self, state: str, reason: str = "") -> None:
+        super().end(state, reason)
+        self.stop_worker()
+
+    def stop_worker(self) -> None:
+        """End a peer's process."""
+        if self.peer is not None:
+            self.peer.close()
+        self.peer = None
+
+
+def measure(
+    shape: Shape, options: Options, environment: Mapping[str, Any], wanted_keys: Sequence[dict[str, Any]], watch: Watch
+) -> Iterator[dict[str, Any]]:
+    """Yield the cells of a shape, without the process."""
+    own = IterationTrial(key(shape, OURS, ITERATION))
+    names = list(dict.fromkeys(cell_key["program"] for cell_key in wanted_keys if cell_key["program"] != OURS))
+    trials = [own, *(IterationTrial(key(shape, name, ITERATION)) for name in names)]
+    group = _Group(shape, environment)
+    with contextlib.ExitStack() as stack:
+        guarded_trials.run_guarded(own, group.prepare, watch, "compiling")
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        for trial, name in zip(trials[1:], names, strict=True):
+            # Its process ends with the measurement, also after an error.
+            stack.callback(trial.stop_worker)
+            act = functools.partial(group.start_peer, name=name, folder=folder)
+            guarded_trials.run_guarded(trial, act, watch, f"{name}: first steps")
+        rate = _time(trials, options, shape, watch)
+        for trial in trials:
+            if trial.program is not None and not trial.state:
+                trial.columns["memory"] = peak_resident() if trial.peer is None else trial.peer.resident
+                trial.end("timed", trial.reason)
+            yield from group.cells(trial, own, rate)
+
+
+def _time(trials: Sequence[IterationTrial], options: Options, shape: Shape, watch: Watch) -> float:
+    """Time the trials that are ready in the same rounds, and return the machine's rate of matrix products in them."""
+
+    def rounds(programs: Mapping[str, timing.Program]) -> float:
+        timed_trials = [trial for trial in trials if trial.program is not None]
+        watch.begin("timing", *(trial.key for trial in timed_trials))
+        probe, flops = timing.matrix_products(shape.precision)
+        for program in programs.values():
+            # Everything is compiled; the first call may still allocate.
+            program()
+        for trial in timed_trials:
+            trial.seconds.clear()
+        budget = (options.budget or 0.0) * len(programs)
+        seconds = timing.measured({**programs, "": probe}, rounds=options.rounds or 0, budget=budget)
+        return flops / float(seconds[""].min())
+
+    return guarded_trials.repeat_without_failures(trials, rounds) or 0.0
+
+
+class _Group:
+    """State that the trials of a shape share: the weights, and the numbers that every trial must reproduce."""
+
+    def __init__(self, shape: Shape, environment: Mapping[str, Any]) -> None:
+        self.shape, self._environment = shape, environment
+        self._params: Any = None
+        self._iteration: Iteration | None = None
+        self._first: FirstSteps | None = None
+
+    def prepare(self, trial: IterationTrial) -> None:
+        """Compile our iteration and take its first steps."""
+        model = models.model(self.shape.config)
+        # Weights of the policy, both moments, a gradient, the reference, and two copies for sampling and scoring.
+        count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(jax.eval_shape(model.init, jax.random.key(0))))
+        guarded_trials.check_memory(7 * 4 * count, "its weights alone need")
+        self._params = jax.block_until_ready(jax.jit(model.init)(jax.random.key(0)))
+        iteration = Iteration(self.shape, self._params)
+        first = iteration.first_steps()
+        if not all(map(math.isfinite, first.losses)):
+            raise WrongResult(f"its first two losses are {first.losses[0]} and {first.losses[1]}")
+        trial.columns |= dict(zip(LOSSES, first.losses, strict=True))
+        self._iteration, self._first = iteration, first
+        trial.program = lambda: trial.seconds.append(iteration.run())
+
+    def start_peer(self, trial: IterationTrial, name: str, folder: Path) -> None:
+        """Start a peer's process, and compare its tokens and losses with ours."""
+        if reason := peer_process.missing_packages(name):
+            raise SkipTrial(reason)
+        if self._first is None or self._iteration is None:
+            raise SkipTrial("no iteration of jax-zoo ran that it could be compared with")
+        if self.shape.precision != "float32":
+            raise SkipTrial("it is compared in float32 only, where the likeliest tokens must be equal")
+        if not (folder / peer_process.REQUEST).exists():
+            self._export(folder)
+        try:
+            trial.peer = peer = Peer(name, folder)
+            answer = peer.begin()
+        except WorkerFailed as failure:
+            trial.end("failed", str(failure))
+            return
+        trial.columns |= {"versions": answer["versions"], **dict(zip(LOSSES, answer["losses"], strict=True))}
+        check_agreement(self._iteration.greedy(self._first.prompts), answer["greedy"], self._first.losses, answer["losses"])
+        trial.program = lambda: trial.seconds.append(peer.run())
+
+    def cells(self, trial: IterationTrial, own: IterationTrial, rate: float) -> list[dict[str, Any]]:
+        """Return the cells of a trial: its iteration and its parts."""
+        trial_keys = keys(self.shape, [trial.key["program"]])
+        if trial.state != "timed":
+            cells = [{"key": cell_key, "state": trial.state, "reason": trial.reason} for cell_key in trial_keys]
+            return [{**trial.columns, **cells[0]}, *cells[1:]]
+        memory = self._iteration.memory() if self._iteration is not None and trial is own else {}
+        cells = []
+        for cell_key in trial_keys:
+            part = cell_key["part"]
+            seconds, unit = (np.array([call[part] for call in compared.seconds]) for compared in (trial, own))
+            unit_seconds = unit if own.state == "timed" else None
+            columns = timing.time_columns(seconds, unit_seconds) | self._rates(part, float(np.median(seconds)), rate)
+            columns["share"] = float(np.median(seconds / [call[ITERATION] for call in trial.seconds]))
+            columns |= {"memory": memory[part]} if part in memory else {}
+            columns |= trial.columns if part == ITERATION else {}
+            cells.append({"key": cell_key, "state": "timed", "reason": trial.reason, **columns})
+        return cells
+
+    def _rates(self, part: str, seconds: float, rate: float) -> dict[str, Any]:
+        tokens, flops = self.shape.tokens_of(part), self.shape.flops_of(part)
+        peak = device_peak(self._environment["device"], self.shape.precision)
+        return {
+            "tokens": tokens,
+            "tokens_per_s": tokens / seconds,
+            "flops": flops,
+            "matrix_rate": rate,
+            "of_matrix_rate": mfu(flops, seconds, rate),
+            "mfu": peak and mfu(flops, seconds, peak),
+        }
+
+    def _export(self, folder: Path) -> None:
+        """Write the weights, the arrays of our first iteration, and the request."""
+        assert self._first is not None
+        run = self.shape.run()
+        published_weights.save(folder, self.shape.config, self._params)
+        arrays = {name: getattr(self._first, name) for name in ("prompts", "responses", "old")}
+        np.savez(folder / peer_process.ARRAYS, **arrays)
+        request = {"group": self.shape.group, "tokens": self.shape.tokens, "vocabulary": self.shape.config.vocab}
+        request |= {"beta": run.options.policy.beta, "clip": run.options.policy.clip_low}
+        request |= {"reference_factor": REFERENCE_FACTOR}
+        request["optim"] = {name: getattr(run.optim, name) for name in ("lr", "b1", "b2", "eps", "weight_decay", "clip")}
+        (folder / peer_process.REQUEST).write_text(json.dumps(request))
+
+
+def check_agreement(
+    expected_tokens: np.ndarray, tokens: Sequence[Sequence[int]], expected_losses: Sequence[float], losses: Sequence[float]
+) -> None:
+    """Compare the greedy tokens and the losses of the first two steps of a peer with ours, in float32.
+
+    Raises:
+        Wrong: a token differs, or a loss by more than `benchmarks.step.measure_model.TOLERANCES`, absolute below 1.
+    """
+    other = np.array(tokens)
+    if other.shape != expected_tokens.shape:
+        raise WrongResult(f"its greedy tokens have the shape {list(other.shape)}, and ours {list(expected_tokens.shape)}")
+    if (different := other != expected_tokens).any():
+        row, place = (int(index[0]) for index in np.nonzero(different))
+        numbers = f"its token {place} of response {row} is {other[row, place]}, and ours {expected_tokens[row, place]}"
+        raise WrongResult(f"{different.any(1).sum()} of {len(other)} greedy responses differ: {numbers}")
+    for label, expected, loss, bound in zip(LOSSES.values(), expected_losses, losses, TOLERANCES["float32"], strict=True):
+        # The terms of these means are as large as the advantages, whose deviation is 1, and cancel at first.
+        if not abs(loss - expected) <= bound * max(1.0, abs(expected)):
+            raise WrongResult(f"its {label} is {loss:.6f} and ours {expected:.6f}: more than {bound:.0e} apart")
