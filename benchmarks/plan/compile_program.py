@@ -211,7 +211,7 @@ def rollout_arguments(run: run_config.Run, mesh: Mesh) -> dict[str, Any]:
     if on_one_cpu or run.precision != "float32" or run.lora.rank:
         arguments["weights"] = params
     if getattr(run.options, run.objective).beta:
-        arguments["reference"] = params
+        arguments["reference model"] = params
     return arguments
 
 

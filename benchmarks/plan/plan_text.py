@@ -127,7 +127,7 @@ def rollout_table(plan: Plan) -> Table:
 def rollout_note(plan: Plan) -> str:
     """Return what the table of a rollout counts."""
     sentence = "A rollout is not compiled: its temporaries are left out. Prompts have the most tokens that fit."
-    if "reference" in plan.rollout:
+    if "reference model" in plan.rollout:
         sentence += " The reference is held during the step, too; the table of its memory does not have it."
     return sentence
 

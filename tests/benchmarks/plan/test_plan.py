@@ -110,7 +110,7 @@ def test_a_rollout_is_planned_beside_its_step(family: str, precision: Any, beta:
     keys_and_values = 2 * layers * 8 * slots * net.config.heads * net.config.head // 2 * size
     assert keys_and_values <= bytes_of["cache"] < keys_and_values * 1.3
     # In float32 on several devices, the responses are sampled with the weights of the step.
-    assert bytes_of.keys() == {"cache", *(["weights"] if precision == "bfloat16" else []), *(["reference"] if beta else [])}
+    assert bytes_of.keys() == {"cache", *(["weights"] if precision == "bfloat16" else []), *(["reference model"] if beta else [])}
     shown = plan_text.rollout_table(dataclasses.replace(planned(), rollout=bytes_of)).rows
     total = sum(bytes_of.values()) + planned().memory["parameters"] + planned().memory["optimizer"]
     assert list(shown)[-1] == ("total", plan_text.format_bytes(total))
