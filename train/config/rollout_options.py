@@ -11,8 +11,9 @@ class Rollout:
     """Responses to prompts, sampled from the model in training."""
 
     reward: tuple[str, ...] = ()
-    """Judges of responses, whose rewards are summed: functions, MODULE:FUNCTION, and folders of reward models, which are runs or
-    published weights; @WEIGHT after a name multiplies its rewards. Modules are also imported from the working directory.
+    """Judges of responses, whose rewards are summed: functions, MODULE:FUNCTION, folders of reward models, which are runs or
+    published weights, and labels of classifiers, FOLDER:LABEL; @WEIGHT after a name multiplies its rewards. Modules are also
+    imported from the working directory.
     A function is called as f(prompts=[...], completions=[...], ids=[...], **columns) and returns a number for each
     completion."""
     samples: int = 8

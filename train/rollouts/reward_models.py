@@ -5,6 +5,9 @@ it (see `train.rows.feedback.preference_rows`). A response that the limit cut of
 
 The number of tokens that a response has for the reward model is known only after it has been sampled. Its bytes are a bound, but
 hardly any model has positions for one token per byte. A response that is too long therefore ends the run, or its end is cut.
+
+A classifier is a reward model if one of its labels is named: the score is the log-probability of that label for the text that
+prompt and completion make together, or for the two as a pair if the classifier is a run that was trained on pairs of texts.
 """
 
 import dataclasses
@@ -22,7 +25,7 @@ from train.config.run_config import Run
 from train.data.example_types import Dialogue, Prompt
 from train.engine import device_mesh
 from train.engine.micro_batches import map_rows
-from train.engine.reward_scores import is_reward_model, reward_scores
+from train.engine.reward_scores import is_reward_model, label_log_probs, reward_scores
 from train.rollouts.rewards import OPTION, Completion, ModelName, Scores
 from train.rows.feedback import preference_rows
 from train.rows.feedback.preference_rows import Side
@@ -66,13 +69,16 @@ class Sizes:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class RewardModel:
-    """A frozen model whose score, normalized if it has a `reward_scale.json`, is the reward of a response."""
+    """A frozen model whose score, normalized if it has a `reward_scale.json`, is the reward of a response.
+
+    The score of a classifier is the log-probability of one of its labels.
+    """
 
     collective: ClassVar[bool] = True
     """True: every process calls `scores` with the same completions, and the devices of all of them compute."""
 
     name: str
-    """Folder of the model, as written on the command line."""
+    """Folder of the model, or folder and label of a classifier, as written on the command line."""
     weight: float
     model: Model
     params: Any
@@ -93,9 +99,14 @@ class RewardModel:
     """True if the tokenizer is another than that of the model in training."""
     template: ChatTemplate | None
     """Chat template of the reward model's tokenizer; None = it has none, and the policy's template renders conversations."""
+    label: int | None = None
+    """Number of the label of a classifier whose log-probability is the score; None = the model has one score."""
+    joined: bool = False
+    """True if prompt and completion are read as one text, in the template of one text."""
 
     def __str__(self) -> str:
-        facts = [self.model.family, "normalized" if self.scale != RewardScale() else "not normalized"]
+        normalized = "normalized" if self.scale != RewardScale() else "not normalized"
+        facts = [self.model.family, normalized if self.label is None else "log-probability of the label"]
         facts += ["with its own tokenizer"] if self.own_tokenizer else []
         return f"{self.name}{f'@{self.weight:g}' if self.weight != 1 else ''} ({', '.join(facts)})"
 
@@ -114,11 +125,11 @@ class RewardModel:
         texts, sizes = [(text_of(item.prompt, self.template), item.text) for item in completions], self.sizes
         row_limit = None if sizes.prompt_limit is None else sizes.limit
         limits = (self.tokenizer, self.model.config, sizes.prompt_limit, row_limit)
-        rendered = bool(completions[0].prompt.messages)
-        sides = preference_rows.encode_sides(texts, *limits, rendered=rendered)
+        form = {"rendered": bool(completions[0].prompt.messages), "joined": self.joined}
+        sides = preference_rows.encode_sides(texts, *limits, **form)
         too_long = np.array([sizes.limit is not None and len(side.ids) > sizes.limit for side in sides])
         if too_long.any() and self.truncate:
-            sides = preference_rows.encode_sides(texts, *limits, longest=sizes.limit, rendered=rendered)
+            sides = preference_rows.encode_sides(texts, *limits, longest=sizes.limit, **form)
         needed = [len(side.ids) for side in sides]
         if sizes.limit is not None and max(needed) > sizes.limit:
             worst = completions[int(np.argmax(needed))]
@@ -149,37 +160,45 @@ class RewardModel:
     @functools.cached_property
     def _program(self) -> Callable[[Any, Batch], jax.Array]:
         def score(params: Any, batch: Batch) -> jax.Array:
-            return map_rows(lambda rows: reward_scores(self.model, params, rows)[:, 0], batch, self.num_micro)
+            return map_rows(lambda rows: self._row_scores(params, rows)[:, 0], batch, self.num_micro)
 
         return jax.jit(score, out_shardings=NamedSharding(self.mesh, PartitionSpec()))
 
+    def _row_scores(self, params: Any, rows: Batch) -> jax.Array:
+        if self.label is None:
+            return reward_scores(self.model, params, rows)
+        return label_log_probs(self.model, params, rows, self.label)
+
 
 def load_reward_model(named: ModelName, run: Run, mesh: Mesh, prompts: Sequence[Prompt], tokenizer: Tokenizer) -> RewardModel:
-    """Return the reward model in a folder, whose batches have as many rows as those of the run.
+    """Return the reward model or classifier in a folder, whose batches have as many rows as those of the run.
 
     Args:
         prompts: all prompts of the run; the longest one determines the shapes of its batches.
         tokenizer: that of the model in training.
 
     Raises:
-        BadInput: nothing to load there, a model without a head of one score, a prompt that leaves no room for a response and
-            that --labelled.truncate does not cut, or a message that spells a special token of the model's tokenizer.
+        BadInput: nothing to load there, a model without a head of one score and without the named label, a prompt that leaves no
+            room for a response and that --labelled.truncate does not cut, or a message that spells a special token of the model's
+            tokenizer.
     """
     where = f"{OPTION} {named.name}"
     try:
-        loaded = load(named.name, mesh)
-        digest = digest_of_parameters(named.name)
+        loaded = load(named.folder, mesh)
+        digest = digest_of_parameters(named.folder)
     except BadInput as error:
         raise BadInput(f"{where}: {error}") from None
-    _check_score(where, loaded.model)
+    label = _label_number(where, loaded.model, named)
+    joined = label is not None and not _reads_pairs(loaded)
     scale, dtype, template = loaded.reward_scale, DTYPES[run.precision], None
     if prompts[0].messages and has_template(loaded.tokenizer):
-        template = chat_template(loaded.tokenizer, named.name)
+        template = chat_template(loaded.tokenizer, named.folder)
     for prompt in prompts:
         # In a rendered text, the name of a special token is that token.
         check_contents(Dialogue(origin=f"{where}: {prompt.origin}", messages=prompt.messages), loaded.tokenizer)
     texts = [text_of(prompt, template) for prompt in prompts]
     identity = [digest, loaded.tokenizer.fingerprint, scale.gain, scale.bias]
+    identity += [] if label is None else [label, joined]
     with jax.set_mesh(mesh):
         params = jax.jit(lambda params: cast_params(params, dtype))(loaded.params)
     return RewardModel(
@@ -192,11 +211,21 @@ def load_reward_model(named: ModelName, run: Run, mesh: Mesh, prompts: Sequence[
         mesh=mesh,
         rows=device_mesh.round_up_rows(mesh, run.data.batch),
         num_micro=run.accumulate,
-        sizes=_sizes(where, loaded, prompts, texts, run.options.rollout.tokens, truncate=run.options.labelled.truncate),
+        sizes=_sizes(
+            where,
+            loaded,
+            prompts,
+            texts,
+            run.options.rollout.tokens,
+            truncate=run.options.labelled.truncate,
+            joined=joined,
+        ),
         digest=digest_of(json.dumps(identity), ()),
         truncate=run.options.rollout.reward_truncate,
         own_tokenizer=loaded.tokenizer.fingerprint != tokenizer.fingerprint,
         template=template,
+        label=label,
+        joined=joined,
     )
 
 
@@ -211,34 +240,61 @@ _CUT = "add --rollout.reward-truncate to the same command: the run continues, an
 _SHORTER = "choose fewer --rollout.tokens or shorter prompts, or cut the beginning of prompts with --labelled.truncate"
 
 
-def _check_score(where: str, model: Model) -> None:
-    """Refuse a model that does not give a text one score."""
-    if is_reward_model(model):
-        return
-    labels = getattr(model.config, "labels", ())
+def _label_number(where: str, model: Model, named: ModelName) -> int | None:
+    """Return the number of the named label of a classifier; None for a reward model.
+
+    Raises:
+        BadInput: the model gives no text a score or a class, a classifier does not have the label or none is named, or a label
+            of a reward model is named.
+    """
+    labels: list[str] = list(getattr(model.config, "labels", ()))
+    is_classifier = model.task == "sequence" and not is_reward_model(model)
+    if is_classifier and named.label in labels:
+        return labels.index(named.label)
+    if is_reward_model(model) and named.label is None:
+        return None
     what = f"a {model.family} for the task {model.task}"
+    if is_reward_model(model):
+        raise BadInput(f"{where}: {what} gives one score and has no labels to choose from; write {named.folder}")
+    if is_classifier and named.label is not None:
+        raise BadInput(f"{where}: the classifier has no label {named.label!r}; choose one of {', '.join(labels)}")
+    fix = "name a run of the recipe reward-model, or published weights whose head has one label"
     if labels:
         names = ", ".join(labels[:4]) + (", ..." if len(labels) > 4 else "")
         what = f"{what} with {len(labels)} label{'s' if len(labels) > 1 else ''} ({names})"
-    fix = "name a run of the recipe reward-model, or published weights whose head has one label"
+        fix = f"name the label to reward, such as {named.folder}:{labels[-1]}" if is_classifier else fix
     raise BadInput(f"{where}: {what} gives no single score; {fix}")
 
 
-def _sizes(where: str, loaded: Loaded, prompts: Sequence[Prompt], texts: Sequence[str], tokens: int, *, truncate: bool) -> Sizes:
+def _reads_pairs(loaded: Loaded) -> bool:
+    """Return whether a classifier was trained on pairs of texts; published weights do not say so."""
+    return loaded.run is not None and bool(getattr(loaded.run.options.labelled, "pair", ""))
+
+
+def _sizes(
+    where: str,
+    loaded: Loaded,
+    prompts: Sequence[Prompt],
+    texts: Sequence[str],
+    tokens: int,
+    *,
+    truncate: bool,
+    joined: bool,
+) -> Sizes:
     """Return the lengths of rows for prompts, whose texts are `texts`, and responses of at most `tokens` tokens.
 
     Raises:
         BadInput: there is no room for a prompt, or a prompt is too long and not cut.
     """
     cfg, tokenizer = loaded.model.config, loaded.tokenizer
-    limit, special = longest_row(cfg), preference_rows.template_size(tokenizer, cfg)
+    limit, special = longest_row(cfg), preference_rows.template_size(tokenizer, cfg, joined=joined)
     in_source = getattr(cfg, "is_encoder_decoder", False)
     beside = special if in_source else special + tokens
     if limit is not None and beside >= limit:
         what = f"the reward model has {limit} positions, which leave no room for a prompt beside --rollout.tokens {tokens}"
         raise BadInput(f"{where}: {what}; choose fewer")
     rendered = bool(prompts[0].messages)
-    sides = preference_rows.encode_sides([(text, "") for text in texts], tokenizer, cfg, rendered=rendered)
+    sides = preference_rows.encode_sides([(text, "") for text in texts], tokenizer, cfg, rendered=rendered, joined=joined)
     sizes = [len(_prompt_row(side)) - special for side in sides]
     longest = int(np.argmax(sizes))
     room = None if limit is None else limit - beside

@@ -71,11 +71,18 @@ class Judge(Protocol):
 
 
 class ModelName(NamedTuple):
-    """A reward model that is not loaded yet."""
+    """A reward model, or a label of a classifier, that is not loaded yet."""
 
-    name: str
+    folder: str
     """A run, or a folder of published weights."""
     weight: float
+    label: str | None = None
+    """Label whose log-probability is the reward; None: the score of a reward model is."""
+
+    @property
+    def name(self) -> str:
+        """Name on the command line, without its weight."""
+        return self.folder if self.label is None else f"{self.folder}:{self.label}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,14 +123,17 @@ class RewardFunction:
 
 
 def find_rewards(names: Sequence[str]) -> tuple[RewardFunction | ModelName, ...]:
-    """Return what MODULE:FUNCTION[@WEIGHT] or FOLDER[@WEIGHT] texts name; a module may also be in the working directory.
+    """Return what MODULE:FUNCTION[@WEIGHT], FOLDER[@WEIGHT] or FOLDER:LABEL[@WEIGHT] texts name.
+
+    A module may also be in the working directory. A folder has precedence over a shorter one with a label.
 
     Raises:
         BadInput: no name, one that is neither a function nor a folder or that is both, a module that cannot be imported, or one
             without this function.
     """
     if not names or "" in (name.partition("@")[0] for name in names):
-        raise BadInput(f"{OPTION}: name what judges responses, MODULE:FUNCTION or a reward model (see docs/feedback.md)")
+        what = "name what judges responses, MODULE:FUNCTION, a reward model or CLASSIFIER:LABEL (see docs/feedback.md)"
+        raise BadInput(f"{OPTION}: {what}")
     return tuple(map(_find, names))
 
 
@@ -131,13 +141,15 @@ def _find(text: str) -> RewardFunction | ModelName:
     name, at, weight_text = (text, "", "") if Path(text).is_dir() else text.rpartition("@") if "@" in text else (text, "", "")
     module_name, colon, function_name = name.partition(":")
     is_function = bool(colon) and module_name.replace(".", "_").isidentifier() and function_name.isidentifier()
-    is_folder = Path(name).is_dir()
-    if is_function and is_folder:
+    # A Python package in the working directory is a folder too, but has no model.
+    model = _model(name, needs_config=is_function)
+    if is_function and model is not None:
+        what = "is a folder" if model.label is None else f"names a label of the model in {model.folder}"
         fix = f"write ./{name} for the folder, or rename it for the function"
-        raise BadInput(f"{OPTION} {text}: {name} is a folder, and also has the form MODULE:FUNCTION; {fix}")
-    if not is_function and not is_folder:
-        fix = "write MODULE:FUNCTION, such as rewards:accuracy, or the folder of a reward model, perhaps with @WEIGHT after it"
-        raise BadInput(f"{OPTION} {text}: neither a function nor a folder; {fix}")
+        raise BadInput(f"{OPTION} {text}: {name} {what}, and also has the form MODULE:FUNCTION; {fix}")
+    if not is_function and model is None:
+        forms = "MODULE:FUNCTION, such as rewards:accuracy, the folder of a reward model, or CLASSIFIER:LABEL"
+        raise BadInput(f"{OPTION} {text}: neither a function nor a folder; write {forms}, perhaps with @WEIGHT after it")
     try:
         weight = float(weight_text) if at else 1.0
     except ValueError:
@@ -145,7 +157,22 @@ def _find(text: str) -> RewardFunction | ModelName:
     if not math.isfinite(weight):
         fix = "write a finite number after @, or leave @ out"
         raise BadInput(f"{OPTION} {text}: the weight {weight_text!r} is not a finite number; {fix}")
-    return ModelName(name, weight) if is_folder else _function(text, name, weight)
+    return _function(text, name, weight) if model is None else model._replace(weight=weight)
+
+
+def _model(name: str, *, needs_config: bool) -> ModelName | None:
+    """Return the folder, or the longest folder with a label after a colon, that a text names; None if there is none.
+
+    Args:
+        needs_config: True if a folder with a label must have a config.json.
+    """
+    if Path(name).is_dir():
+        return ModelName(name, 1.0)
+    folder = name
+    while folder := folder.rpartition(":")[0]:
+        if Path(folder).is_dir() and (not needs_config or (Path(folder) / "config.json").exists()):
+            return ModelName(folder, 1.0, name[len(folder) + 1 :])
+    return None
 
 
 def _function(text: str, name: str, weight: float) -> RewardFunction:

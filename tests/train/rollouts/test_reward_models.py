@@ -1,4 +1,4 @@
-"""Reward models as judges of responses: their scores, the models and texts that are refused, and their digest."""
+"""Reward models and classifiers as judges of responses: their scores, what is refused, and their digest."""
 
 import dataclasses
 import json
@@ -9,14 +9,15 @@ import jax
 import numpy as np
 import pytest
 
+from eval.commands.predict import predict
 from eval.scoring.feedback.completion_scores import PromptCompletion as Text
 from eval.scoring.feedback.completion_scores import reward_model_scores as evaluated
 from tests.support import preferences, published, tiny
-from tests.support.encoders import loaded
+from tests.support.encoders import folder, loaded
 from tests.support.small import random_params, small
 from train.config import run_config
 from train.config.data_options import PromptData
-from train.config.option_groups import Prompts
+from train.config.option_groups import LabelledTexts, Prompts
 from train.config.rollout_options import Rollout
 from train.data.example_types import Message, Prompt
 from train.data.text_files import Document
@@ -31,6 +32,7 @@ from train.tokenizers.tokenizer import Tokenizer
 from train.weights.load import Loaded
 from train.weights.reward_scale import RewardScale, write_scale
 from zoo.errors import BadInput
+from zoo.models import model
 
 BYTES = Tokenizer.train([], 257)
 MESH = device_mesh.make_mesh(run_config.Mesh(), jax.devices()[:1])
@@ -49,10 +51,10 @@ def subject(family: str, mesh: Any = MESH) -> Loaded:
     return Loaded("small", model, random_params(model), preferences.tokenizer(family), mesh, reward_scale=scale)
 
 
-def reward_model(monkeypatch: pytest.MonkeyPatch, of: Loaded, **options: Any) -> RewardModel:
+def reward_model(monkeypatch: pytest.MonkeyPatch, of: Loaded, label: str | None = None, **options: Any) -> RewardModel:
     monkeypatch.setattr(reward_models, "load", lambda name, mesh: of)
     monkeypatch.setattr(reward_models, "digest_of_parameters", lambda name: "parameters")
-    return load_reward_model(ModelName("judge", 1.0), run(**options), of.mesh, PROMPTS, BYTES)
+    return load_reward_model(ModelName("judge", 1.0, label), run(**options), of.mesh, PROMPTS, BYTES)
 
 
 def completions() -> list[Completion]:
@@ -67,7 +69,8 @@ def expected(of: Loaded) -> np.ndarray:
     return 2.0 * raw - 1.0
 
 
-OTHERS = ("bert", "roberta", "distilbert", "xlnet", "t5", "transformer")
+ENCODERS = ("bert", "roberta", "distilbert", "xlnet")
+OTHERS = (*ENCODERS, "t5", "transformer")
 
 
 @pytest.mark.parametrize("family", ["gpt", "bert", *(pytest.param(name, marks=pytest.mark.full) for name in OTHERS[1:])])
@@ -98,6 +101,69 @@ def test_another_position_and_a_lost_normalization_are_noticed(monkeypatch: pyte
 
     monkeypatch.setattr(reward_models, "_row_builder", one_early)
     assert np.abs(reward_model(monkeypatch, of).scores(completions()).values - expected(of)).max() > 1e-3
+
+
+def log_probabilities(of: Loaded, label: str, *, pair: bool = False) -> np.ndarray:
+    """Return the logarithms of the probabilities of a label that `zoo predict` prints for `completions`, those with text."""
+    items = [item for item in completions() if item.text]
+    if pair:
+        predicted = [next(predict(of, texts=[item.prompt.prompt], pair=item.text)) for item in items]
+    else:
+        predicted = list(predict(of, texts=[item.prompt.prompt + item.text for item in items]))
+    return np.log([prediction["probabilities"][label] for prediction in predicted])
+
+
+def label_scores(judge: RewardModel) -> np.ndarray:
+    return judge.scores([item for item in completions() if item.text]).values
+
+
+@pytest.mark.parametrize("family", ["bert", *(pytest.param(name, marks=pytest.mark.full) for name in ENCODERS[1:])])
+def test_a_classifier_gives_the_log_probability_that_zoo_predict_prints(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    of = loaded(family, "sequence")
+    label = of.model.config.labels[1]
+    judge = reward_model(monkeypatch, of, label)
+    assert str(judge) == f"judge:{label} ({family}, log-probability of the label, with its own tokenizer)"
+    np.testing.assert_allclose(label_scores(judge), log_probabilities(of, label), atol=1e-5)
+
+
+def test_a_classifier_of_pairs_reads_prompt_and_completion_as_a_pair(monkeypatch: pytest.MonkeyPatch) -> None:
+    of = loaded("bert", "sequence")
+    of = dataclasses.replace(of, run=tiny.run("classification", model=of.model.config, labelled=LabelledTexts(pair="second")))
+    judge = reward_model(monkeypatch, of, "yes")
+    # Without an empty prompt, which a pair does not have.
+    monkeypatch.setitem(globals(), "PROMPTS", PROMPTS[::2])
+    np.testing.assert_allclose(label_scores(judge), log_probabilities(of, "yes", pair=True), atol=1e-5)
+
+
+def test_labels_of_a_classifier_of_several_have_probabilities_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    of = loaded("bert", "sequence")
+    of = dataclasses.replace(of, model=model(dataclasses.replace(of.model.config, multi_label=True)))
+    scores = label_scores(reward_model(monkeypatch, of, "no"))
+    np.testing.assert_allclose(scores, log_probabilities(of, "no"), atol=1e-5)
+
+
+@pytest.mark.planted(3)
+def test_another_label_a_probability_and_two_texts_in_place_of_one_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    of = loaded("bert", "sequence")
+    expected = log_probabilities(of, "perhaps")
+    judge = reward_model(monkeypatch, of, "perhaps")
+    for wrong in (dataclasses.replace(judge, label=0), dataclasses.replace(judge, joined=False)):
+        assert np.abs(label_scores(wrong) - expected).max() > 1e-3
+    log_probs = reward_models.label_log_probs
+    monkeypatch.setattr(reward_models, "label_log_probs", lambda *arguments: jax.numpy.exp(log_probs(*arguments)))
+    assert np.abs(label_scores(reward_model(monkeypatch, of, "perhaps")) - expected).max() > 1e-3
+
+
+def test_a_classifier_cuts_or_refuses_long_prompts_as_other_models_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    of = loaded("bert", "sequence")
+    monkeypatch.setitem(globals(), "PROMPTS", [dataclasses.replace(PROMPTS[0], prompt="the whale is seen")])
+    where = r"--rollout\.reward judge:perhaps: p:0"
+    with pytest.raises(BadInput, match=f"{where}: a prompt of 4 tokens, and the .* have room for 2 beside"):
+        reward_model(monkeypatch, of, "perhaps", tokens=36)
+    judge = reward_model(monkeypatch, of, "perhaps", tokens=36, labelled=Prompts(truncate=True))
+    cut = dataclasses.replace(PROMPTS[0], prompt="is seen")
+    scores = [judge.scores([Completion(prompt, " by the ship", [])]).values for prompt in (PROMPTS[0], cut)]
+    np.testing.assert_array_equal(*scores)
 
 
 @pytest.mark.full
@@ -184,19 +250,41 @@ def test_a_message_that_spells_a_special_token_of_the_reward_model_is_refused(mo
 
 
 @pytest.mark.parametrize(
-    ("of", "message"),
+    ("of", "label", "message"),
     [
-        (lambda: subject("gpt", MESH), ""),
-        (lambda: loaded("bert"), "a bert for the task masked gives no single score; name a run of the recipe reward-model"),
-        (lambda: loaded("bert", "sequence"), r"a bert for the task sequence with 3 labels \(.*\) gives no single score"),
+        (lambda: subject("gpt", MESH), None, ""),
+        (
+            lambda: subject("gpt", MESH),
+            "reward",
+            ":reward: a gpt for the task sequence gives one score and has no labels .* write judge",
+        ),
+        (
+            lambda: loaded("bert"),
+            None,
+            ": a bert for the task masked gives no single score; name a run of the recipe reward-model",
+        ),
+        (
+            lambda: loaded("bert"),
+            "1",
+            ":1: a bert for the task masked gives no single score; name a run of the recipe reward-model",
+        ),
+        (
+            lambda: loaded("bert", "sequence"),
+            None,
+            r": a bert for the task sequence with 3 labels \(.*\) gives no single score; name the label .* such as judge:yes",
+        ),
+        (lambda: loaded("bert", "sequence"), "", ":: the classifier has no label ''; choose one of no, perhaps, yes"),
+        (lambda: loaded("bert", "sequence"), "good", ":good: the classifier has no label 'good'; choose one of no, perhaps, yes"),
     ],
 )
-def test_a_model_without_one_score_is_refused_by_name(of: Any, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_without_one_score_is_refused_by_name(
+    of: Any, label: str | None, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if not message:
         assert str(reward_model(monkeypatch, of())) == "judge (gpt, normalized)"
         return
-    with pytest.raises(BadInput, match=f"--rollout.reward judge: {message}"):
-        reward_model(monkeypatch, of())
+    with pytest.raises(BadInput, match=f"--rollout.reward judge{message}"):
+        reward_model(monkeypatch, of(), label)
 
 
 def test_folders_are_loaded_and_their_digest_changes_with_weights_and_normalization(
@@ -226,6 +314,11 @@ def test_folders_are_loaded_and_their_digest_changes_with_weights_and_normalizat
         with pytest.raises(BadInput, match=f"--rollout.reward {name}: {message}") as refusal:
             digest(name)
         assert "\n" not in str(refusal.value)
+    folder(tmp_path / "classifier", "bert", "sequence")
+    labels = [
+        load_reward_model(ModelName("classifier", 1.0, label), run(), MESH, PROMPTS, BYTES).digest for label in ("no", "yes")
+    ]
+    assert len(set(labels)) == 2
     content = json.loads((tmp_path / "judge" / "config.json").read_text()) | {"id2label": {"0": "a", "1": "b"}}
     (tmp_path / "judge" / "config.json").write_text(json.dumps(content))
     with pytest.raises(BadInput, match=r"--rollout\.reward judge: .*id2label"):

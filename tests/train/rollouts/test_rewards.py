@@ -63,9 +63,9 @@ def test_functions_are_imported_from_the_working_directory(tmp_path: Path, monke
     assert isinstance(function, RewardFunction)
     assert (function.name, function.weight, rewards([function], TWO).values.tolist()) == ("judging:length", 0.5, [0.5, 1.0])
     faults = {
-        (): ": name what judges responses, MODULE:FUNCTION or a reward model",
+        (): ": name what judges responses, MODULE:FUNCTION, a reward model or CLASSIFIER:LABEL",
         ("@0.5",): ": name what judges responses",
-        ("judging",): " judging: neither a function nor a folder; write MODULE:FUNCTION, .* or the folder of a reward model",
+        ("judging",): " judging: neither a function nor a folder; write MODULE:FUNCTION, .* the folder of a reward model, or",
         ("runs/absent@0.5",): " runs/absent@0.5: neither a function nor a folder",
         ("judging:length@much",): " judging:length@much: the weight 'much' is not a finite number",
         ("judging:lengths",): r" judging:lengths: judging \(.*judging.py\) has no function lengths; the nearest is length",
@@ -90,6 +90,33 @@ def test_a_folder_is_a_reward_model_unless_it_may_also_be_a_function(tmp_path: P
     assert find_rewards(["./math:sqrt", "math:floor"])[0] == ModelName("./math:sqrt", 1.0)
     with pytest.raises(BadInput, match=r"--rollout.reward math:sqrt: math:sqrt is a folder, and also .*; write ./math:sqrt for"):
         find_rewards(["math:sqrt"])
+
+
+def test_a_colon_after_a_folder_names_a_label_of_a_classifier(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", [*__import__("sys").path])
+    for name in ("runs/judge", "judge", "judge:a", "functions"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "functions/__init__.py").write_text("def good(completions, **rest):\n    return [1.0] * len(completions)\n")
+    (tmp_path / "judge/config.json").write_text("{}")
+    assert find_rewards(
+        ["runs/judge:1", "runs/judge:LOC:city@0.5", "runs/judge:a@b@-1", "judge:1", "./judge:good", "runs/judge:"]
+    ) == (
+        ModelName("runs/judge", 1.0, "1"),
+        ModelName("runs/judge", 0.5, "LOC:city"),
+        ModelName("runs/judge", -1.0, "a@b"),
+        ModelName("judge", 1.0, "1"),
+        ModelName("./judge", 1.0, "good"),
+        ModelName("runs/judge", 1.0, ""),
+    )
+    assert find_rewards(["./judge:a"]) == (ModelName("./judge:a", 1.0),)
+    assert find_rewards(["./judge:a:b"]) == (ModelName("./judge:a", 1.0, "b"),)
+    # A package in the working directory is no model.
+    assert isinstance(find_rewards(["functions:good"])[0], RewardFunction)
+    both = r"judge:good names a label of the model in judge, and also has the form MODULE:FUNCTION; write ./judge:good for"
+    for text, message in (("judge:good", both), (":good", "neither a function nor a folder; .* or CLASSIFIER:LABEL")):
+        with pytest.raises(BadInput, match=f"--rollout.reward {text}: {message}"):
+            find_rewards([text])
 
 
 def test_a_response_without_an_end_mark_may_have_a_reward_of_its_own():

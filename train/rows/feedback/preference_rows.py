@@ -13,15 +13,16 @@ from train.rows import seq2seq_rows
 from train.rows.batches import Build
 from train.rows.example_rows import TemplateIds, is_typed, padded
 from train.rows.seq2seq_rows import SourceTarget, text_special_tokens_of
+from train.tokenizers.common_prefix import common_prefix_length
 from train.tokenizers.continuations import encode_continuations
 from train.tokenizers.special_tokens import SpecialTokens
 from train.tokenizers.tokenizer import Tokenizer
 from zoo.configs._encoder import BodyConfig
 from zoo.errors import BadInput
 
-Layout = Literal["decoder", "encoder", "encoder_decoder"]
-"""decoder: prompt and completion in one row. encoder: both in the template of two texts. encoder_decoder: the prompt in the
-source and the completion in the target."""
+Layout = Literal["decoder", "encoder", "joined", "encoder_decoder"]
+"""decoder: prompt and completion in one row. encoder: both in the template of two texts. joined: both as one text in an encoder's
+template of one text. encoder_decoder: the prompt in the source and the completion in the target."""
 
 
 class Side(NamedTuple):
@@ -145,6 +146,7 @@ def encode_sides(
     *,
     longest: int | None = None,
     rendered: bool = False,
+    joined: bool = False,
 ) -> list[Side]:
     """Return the ids of (prompt, completion) texts of any length, as `encode_rows` does.
 
@@ -154,11 +156,12 @@ def encode_sides(
         row_limit: tokens of a row, for which the beginning of its prompt is cut further, up to its last token, if the row is
             longer; None: nothing more is cut. An encoder-decoder's completion is not in the row of its prompt.
         longest: tokens of `Side.ids`, for which the end of a completion is cut if they are more; None: it is not cut.
+        joined: True if an encoder reads prompt and completion as one text, as a classifier of single texts does.
 
     Raises:
         BadInput: the tokenizer lacks special tokens.
     """
-    layout = layout_of(cfg)
+    layout = "joined" if joined else layout_of(cfg)
     template = _Template(layout, tokenizer)
     sides = []
     for prompt, completion in _encoded(texts, tokenizer, layout, rendered=rendered):
@@ -172,14 +175,17 @@ def encode_sides(
     return sides
 
 
-def template_size(tokenizer: Tokenizer, cfg: Any) -> int:
+def template_size(tokenizer: Tokenizer, cfg: Any, *, joined: bool = False) -> int:
     """Return the number of special tokens in the row of a prompt and a completion, or in an encoder-decoder's source.
+
+    Args:
+        joined: see `encode_sides`.
 
     Raises:
         BadInput: the tokenizer lacks special tokens.
     """
     one = np.zeros(1, np.int32)
-    layout = layout_of(cfg)
+    layout = "joined" if joined else layout_of(cfg)
     return _Template(layout, tokenizer).size(one, one) - (1 if layout == "encoder_decoder" else 2)
 
 
@@ -190,6 +196,11 @@ def _encoded(
     if layout == "decoder":
         return encode_continuations(tokenizer, texts, rendered=rendered)
     encode = tokenizer.encode_rendered if rendered else tokenizer.encode_many
+    if layout == "joined":
+        prompts = encode([prompt for prompt, _ in texts])
+        both = encode([prompt + completion for prompt, completion in texts])
+        borders = ((common_prefix_length(prompt, ids), ids) for prompt, ids in zip(prompts, both, strict=True))
+        return ((ids[:border], ids[border:]) for border, ids in borders)
     ids = iter(encode([text for pair in texts for text in pair]))
     return zip(ids, ids, strict=True)
 
@@ -275,7 +286,7 @@ class _Template:
 
     def __init__(self, layout: Layout, tokenizer: Tokenizer) -> None:
         self._layout, self._end = layout, tokenizer.end_of_text
-        self._special = _special_tokens(tokenizer) if layout == "encoder" else None
+        self._special = _special_tokens(tokenizer) if layout in ("encoder", "joined") else None
         if layout == "encoder_decoder":
             self._end = text_special_tokens_of(tokenizer).end
 
@@ -285,7 +296,7 @@ class _Template:
             return len(prompt) + 1
         if self._special is None:
             return len(prompt) + len(completion) + 1
-        return len(prompt) + len(completion) + 2 + (self._special.between if len(prompt) else 0)
+        return len(prompt) + len(completion) + 2 + (self._special.between if self._two_texts(prompt) else 0)
 
     def fill(self, prompt: np.ndarray, completion: np.ndarray) -> Side:
         """Return the ids of a prompt and its completion with the special tokens; an empty prompt is left out of a template."""
@@ -294,8 +305,14 @@ class _Template:
             return Side(np.append(completion, end), 0, np.append(prompt, end))
         if self._special is None:
             return Side(np.concatenate([prompt, completion, end]), len(prompt))
-        ids, types = self._special.pair(prompt, completion) if len(prompt) else self._special.single(completion)
+        if self._two_texts(prompt):
+            ids, types = self._special.pair(prompt, completion)
+        else:
+            ids, types = self._special.single(np.concatenate([prompt, completion]))
         return Side(ids, 0, None, types)
+
+    def _two_texts(self, prompt: np.ndarray) -> bool:
+        return self._layout == "encoder" and len(prompt) > 0
 
 
 def _decoder_row(side: Side, length: int) -> dict[str, Any]:
