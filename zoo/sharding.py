@@ -49,7 +49,7 @@ def path_of(keys: Sequence[Any]) -> str:
 
 
 def spec(path: str, rules: Rules) -> PartitionSpec:
-    """Return the PartitionSpec of the row that a leaf's path matches.
+    """Return the PartitionSpec of a leaf: that of the one row of the sharding table `rules` whose pattern matches its path.
 
     Raises:
         ValueError: no row matches, or more than one. A new kind of leaf needs a row in the model's `SHARDING`.

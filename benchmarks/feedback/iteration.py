@@ -8,8 +8,6 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from jaxtyping import Float32, Int32
-from train.rows.feedback.preference_rows import Side
-from train.rows.feedback.response_rows import ResponseRow
 
 from benchmarks.core.memory import planned_memory
 from train.config.data_options import PromptData
@@ -29,6 +27,8 @@ from train.rollouts.rewards import RewardFunction
 from train.rollouts.rollout_feed import RolloutFeed
 from train.rollouts.sampler import Responses, Sampler, cache_slots
 from train.rows.batches import Batches
+from train.rows.feedback.preference_rows import Side
+from train.rows.feedback.response_rows import ResponseRow
 from train.rows.mixture import Component, Mixture
 from train.run.run_dir import RunDir
 from train.tokenizers.tokenizer import Tokenizer

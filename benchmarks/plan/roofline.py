@@ -59,7 +59,10 @@ def times_of_step(work: Work, collectives: Iterable[Collective], devices: np.nda
 
 
 def mfu_bound(flops: float, step_times: Times, devices: int, target: Target, dtype: str) -> float | None:
-    """Return the share of the devices' peak that the model's own `flops` use (MFU) in a step of that time, 0 to 1."""
+    """Return the largest possible MFU of a step, 0 to 1: that of a step which takes `step_times.longest`.
+
+    It is `flops` over the FLOPs that all devices compute at their peak in that time; None if the peak or the time is unknown.
+    """
     device, longest = target.published, step_times.longest
     if device is None or not longest or dtype not in device.peak:
         return None

@@ -25,8 +25,8 @@ from eval.scoring.encoder_inputs import Unlabelled
 from eval.tasks import Settings
 from eval.tasks.labelled import GOALS, run_for
 from train.config.option_groups import ExampleFileOptions, Labelled, LabelledTexts
-from train.data import prediction_reader
-from train.data.prediction_reader import UnlabelledExample
+from train.data import unlabelled_reader
+from train.data.unlabelled_reader import UnlabelledExample
 from train.run.progress_bar import ProgressBar
 from train.run.run_dir import replace_atomically
 from train.weights.load import Loaded
@@ -84,7 +84,7 @@ def predict(
     pair: str | None = None,
     context: str | None = None,
     options: Sequence[str] = (),
-    line: prediction_reader.Lines = "auto",
+    line: unlabelled_reader.Lines = "auto",
     labelled: Labelled = READ_AS_IS,
     length: int = 0,
     batch: int = 16,
@@ -97,7 +97,7 @@ def predict(
     `eval.prediction.prediction_records` lists for the kind of the model.
 
     Args:
-        files: see `train.data.prediction_reader.read_examples`; instead of `texts`.
+        files: see `train.data.unlabelled_reader.read_examples`; instead of `texts`.
         texts: texts, sentences (words between spaces) or questions.
         pair: the second text of each text, for a model of pairs.
         context: the text that the questions are about, for a model of answers or choices.
@@ -128,13 +128,13 @@ def predict(
     reading = dataclasses.replace(reading, skip_bad=False, format=labelled.format)
     _check(objective, reading, texts=texts, pair=pair, context=context, options=options, null_threshold=null_threshold)
     if texts:
-        items: Iterable[UnlabelledExample] = prediction_reader.texts(
+        items: Iterable[UnlabelledExample] = unlabelled_reader.texts(
             objective, texts, pair=pair, context=context or "", options=options
         )
     else:
         for name in files:
             require(name.startswith(hub.PREFIX) or Path(name).exists(), "files", name, "no such file")
-        items = prediction_reader.read_examples(
+        items = unlabelled_reader.read_examples(
             objective, files, reading, line=line, labels=getattr(subject.model.config, "labels", ())
         )
     if run is None:

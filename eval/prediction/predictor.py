@@ -13,9 +13,9 @@ from eval.scoring.batch_loop import BatchLoop
 from eval.scoring.labelled_scores import logits_loop
 from eval.scoring.likelihood import row_length
 from train.config import run_config
-from train.data import prediction_reader
+from train.data import unlabelled_reader
 from train.data.example_types import Example
-from train.data.prediction_reader import UnlabelledExample
+from train.data.unlabelled_reader import UnlabelledExample
 from train.engine import device_mesh
 from train.inputs.labelled_inputs import FEATURES, LabelledRows, outputs
 from train.objectives import objective
@@ -94,7 +94,7 @@ class Predictor:
             longest = max(len(example.words) for example in examples)  # pyright: ignore[reportAttributeAccessIssue]
             yield from make(examples, names={str(number): number for number in range(longest)})
         else:
-            yield from make(examples, names={prediction_reader.UNKNOWN: 0})
+            yield from make(examples, names={unlabelled_reader.UNKNOWN: 0})
 
     def _groups(self, examples: Sequence[Example]) -> Iterator[LabelledRows]:
         """Yield the rows of some examples grouped by shape, with those of an example together."""

@@ -14,7 +14,7 @@ from eval.scoring.feedback.completion_scores import PromptCompletion, reward_mod
 from train.config.objectives import adapt_options, from_labelled
 from train.config.option_groups import Labelled, LabelledTexts
 from train.data.example_types import Text
-from train.data.prediction_reader import UnlabelledExample
+from train.data.unlabelled_reader import UnlabelledExample
 from train.engine.reward_scores import is_reward_model
 from train.weights.load import Loaded
 from zoo.errors import require

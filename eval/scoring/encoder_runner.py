@@ -182,7 +182,10 @@ class Encoder:
             yield length, group, batch_size if length in frequent else min(batch_size, rounded)
 
     def _batch_size(self, length: int) -> int:
-        """Return the rows of a batch: as many tokens as in `batch` rows of full length, but at most `LOGITS` logits a device."""
+        """Return the number of rows in a batch of rows of this length.
+
+        A batch has about as many tokens as `batch` rows of full length, but at most `LOGITS` logits on each device.
+        """
         mesh, rows = self.loaded.mesh, max(self.batch, self.batch * self.room // length)
         return device_mesh.round_up_rows(mesh, min(rows, max(1, LOGITS * mesh.size // self.loaded.model.config.vocab)))
 

@@ -195,10 +195,12 @@ class Objective(abc.ABC):
         return params
 
     def initial_params(self, model: Model, params: Any) -> Any:
-        """Return the parameters before the first step, sharded over the run's mesh; None = those of `trained_params`.
+        """Return the parameters to start from, sharded over the run's mesh, or None to start from those of `trained_params`.
+
+        By default they are `params`.
 
         Args:
-            params: the parameters of `--init`, or None.
+            params: the parameters loaded from `--init`; None without it.
         """
         return params
 

@@ -74,7 +74,10 @@ def cached_source(cache: dict[str, Any]) -> dict[str, Any]:
 
 
 def cross_mask(segments: Int[Array, "B T"] | None, tokens: Int[Array, "B T"], source: Batch) -> Mask:
-    """Return the mask of cross-attention: target tokens see the source tokens of their segment; without segments there is one."""
+    """Return the mask of cross-attention: a target token sees the source tokens of its own segment.
+
+    A side without segments is a single segment; if neither side has any, nothing is masked.
+    """
     if segments is None and source.segments is None:
         return Mask()
     return Mask(

@@ -312,7 +312,7 @@ def _address(coordinator: str) -> tuple[str, int]:
 
 
 def _gather(coordinator: str, host: str, port: int, processes: int, timeout: float) -> None:
-    """Run process 0's side of the handshake: receive the number of every process once, then let all continue."""
+    """Run process 0's side of the handshake: receive the index of every other process once, then let all continue."""
     deadline = time.monotonic() + timeout
     missing = set(range(1, processes))
     with contextlib.ExitStack() as stack:
@@ -345,7 +345,7 @@ def _gather(coordinator: str, host: str, port: int, processes: int, timeout: flo
 
 
 def _report(coordinator: str, host: str, port: int, processes: int, process: int, timeout: float) -> None:
-    """Run the side of every other process: send the number of this process, then wait until all may continue."""
+    """Run the handshake's side of a process other than 0: send its index to process 0, then wait until all may continue."""
     deadline = time.monotonic() + timeout
     while True:
         try:

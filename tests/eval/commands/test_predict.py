@@ -27,7 +27,7 @@ from tests.support.labelled_files import CONTEXT, put, squad
 from tests.support.small import random_params
 from train.config.option_groups import Labelled
 from train.data.example_types import Tagged, Text
-from train.data.prediction_reader import UnlabelledExample, texts
+from train.data.unlabelled_reader import UnlabelledExample, texts
 from train.engine.reward_scores import reward_scores
 from train.rows.example_rows import ExampleRow, TemplateIds
 from train.tokenizers.tokenizer import Tokenizer

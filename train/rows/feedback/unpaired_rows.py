@@ -71,9 +71,10 @@ def encode_rows(
         if other is not None:
             pairs[number] = (*own[number], *own[numbers[other]])
             continue
-        needed = f"none of the {len(own)} examples in its half of the data has another prompt and another completion"
+        what = "kto compares an example with one that has another prompt and another completion"
+        count = f"none of the {len(own)} examples of the same split (training or held out) has both"
         fix = "add examples, hold out more of them with --data.valid-fraction or --data.valid-paths, or add --labelled.skip-bad"
-        messages.append(f"{examples[number].origin}: {needed}, which kto compares it with; {fix}")
+        messages.append(f"{examples[number].origin}: {what}, and {count}; {fix}")
         if not options.skip_bad:
             raise BadInput(messages[0])
     rows, too_long = encode(pairs)
