@@ -19,23 +19,23 @@ class Options:
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="[MODEL]")] = ""
     """Size of a GPT as `zoo models` lists them; empty = gpt2, with --quick gpt-nano. Its weights are random."""
     prompts: int | None = None
-    """Prompts of an iteration. None = 2, with --quick 4."""
+    """Number of prompts in an iteration. None = 2, with --quick 4."""
     group: int | None = None
-    """Responses to each prompt. None = 4."""
+    """Number of responses to each prompt. None = 4."""
     prompt_length: int | None = None
-    """Tokens of each prompt. None = 32, with --quick 16."""
+    """Number of tokens in each prompt. None = 32, with --quick 16."""
     tokens: int | None = None
-    """Tokens of each response. None = 32, with --quick 16."""
+    """Number of tokens in each response. None = 32, with --quick 16."""
     precision: Literal["float32", "bfloat16"] | None = None
     """Dtype of the arithmetic. None = float32 on a CPU, bfloat16 on an accelerator. The peer runs in float32 only."""
     peers: bool = False
     """Also time the parts of TRL's GRPO trainer on torch, if it is installed."""
     rounds: int | None = None
-    """Iterations that are timed. None = until the medians are certain to 1 %, or --budget is used up, but at least 3."""
+    """Number of timed iterations. None = until the medians are certain to 1 %, or --budget is used up, but at least 3."""
     budget: float | None = None
     """Seconds spent on the iterations of each program. None = 20, with --quick 5."""
     repeats: int = 1
-    """Fresh processes, run one after the other, that each measure everything; `zoo bench compare` needs 3."""
+    """Number of fresh processes, run one after the other, that each measure everything; `zoo bench compare` needs 3."""
     quick: bool = False
-    """Measure a nano model, in less than a minute."""
+    """Measure a nano model, in about a minute."""
     output: Annotated[Output, tyro.conf.arg(name="", prefix_name=False)] = Output()

@@ -44,11 +44,11 @@ PARTS = ("rollout", "policy", "reference", "step", "rest")
 """Parts of an iteration: the responses, their log-probabilities under the policy and under the reference, the training step, and
 what is left, such as rewards, advantages and rows."""
 REFERENCE_FACTOR = 0.5
-"""Weights of the reference over the first ones of the policy; were they equal, the KL divergence would be 0 at first."""
+"""Factor from the policy's first weights to those of the reference; with equal weights the KL divergence would be 0 at first."""
 NO_END = -1
 """Id that ends a response: no token has it, so that all responses have the same length."""
 DATA = 4096
-"""Prompts of the data: the shuffled order of a few rows takes 20 ms for each of them, because grain permutes a larger range."""
+"""Number of prompts in the data. With few rows, shuffling takes 20 ms for each row, because grain permutes a larger range."""
 FIRST_BYTES = 257
 """Entries of the smallest tokenizer."""
 

@@ -198,7 +198,7 @@ def check_agreement(
     """Compare the greedy tokens and the losses of the first two steps of a peer with ours, in float32.
 
     Raises:
-        Wrong: a token differs, or a loss by more than `benchmarks.step.measure_model.TOLERANCES`, absolute below 1.
+        WrongResult: a token differs, or a loss by more than `benchmarks.step.measure_model.TOLERANCES`, absolute below 1.
     """
     other = np.array(tokens)
     if other.shape != expected_tokens.shape:

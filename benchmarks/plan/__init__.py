@@ -4,5 +4,5 @@
     a run       compiled           parsed and counted                          bounded     shown
 
 `plan_record` holds the result, `plan_cache` stores it, `target_devices` lists the devices, `mesh_search` tries meshes, and
-`plan_command` is called by the command.
+`plan_command` runs `zoo plan`.
 """

@@ -200,7 +200,7 @@ def rollout_arguments(run: run_config.Run, mesh: Mesh) -> dict[str, Any]:
     """Return what a rollout of a run holds beside the arguments of its step, by name, as shapes with shardings.
 
     Prompts have the most tokens that leave room for a response. The weights are those that responses are sampled with, unless
-    they are the ones of the step in its dtype; the reference is that of a KL divergence, which is held during steps, too.
+    they are the ones of the step in its dtype. Reward models are left out.
     """
     if not isinstance(run.options, RolloutOptions):
         return {}
@@ -210,9 +210,14 @@ def rollout_arguments(run: run_config.Run, mesh: Mesh) -> dict[str, Any]:
     arguments = {"cache": _cache(run, mesh, params, cache_slots(prompt, tokens))}
     if on_one_cpu or run.precision != "float32" or run.lora.rank:
         arguments["weights"] = params
-    if getattr(run.options, run.objective).beta:
-        arguments["reference model"] = params
     return arguments
+
+
+def reference_model(run: run_config.Run, mesh: Mesh) -> dict[str, Any]:
+    """Return the parameters of the model that a policy has a KL divergence to, by name, as shapes with shardings; {} = none."""
+    if not isinstance(run.options, RolloutOptions) or not getattr(run.options, run.objective).beta:
+        return {}
+    return {"reference model": _cast_params(run, mesh)}
 
 
 def _cast_params(run: run_config.Run, mesh: Mesh) -> Any:

@@ -70,6 +70,17 @@ class Plan:
     rollout: dict[str, int] = dataclasses.field(default_factory=dict)
     """Bytes that a rollout holds beside the arguments of the step, by name; empty if the job has no rollouts."""
 
+    @property
+    def rollout_total(self) -> int:
+        """Bytes on a device in a rollout, without the temporaries of its programs; 0 if the job has no rollouts."""
+        arguments = sum(size for name, size in self.memory.items() if name != "batch")
+        return arguments + sum(self.rollout.values()) if self.rollout else 0
+
+    @property
+    def largest(self) -> int:
+        """Largest number of bytes on a device, in a step or in a rollout."""
+        return max(self.total, self.rollout_total)
+
     def plain(self) -> dict[str, Any]:
         """Return the fields as JSON values."""
         return dataclasses.asdict(self)
@@ -86,7 +97,10 @@ def make_plan(program: Program, name: str) -> Plan:
     run, mesh, target = program.run, program.mesh, program.target
     device = target.published
     memory = None if device is None or device.memory is None else int(device.memory)
-    rollout = compile_program.rollout_arguments(run, mesh) if program.mode == "train" else {}
+    train = program.mode == "train"
+    rollout = compile_program.rollout_arguments(run, mesh) if train else {}
+    # The program of the step does not read it, but it is in memory.
+    reference = compile_program.reference_model(run, mesh) if train else {}
     sent: list[Collective] = []
     loops: list[str] = []
     work, step_times = None, Times(compute=None, memory=None, interconnect=None)
@@ -96,7 +110,7 @@ def make_plan(program: Program, name: str) -> Plan:
         sent = collectives.find_collectives(module, dict(mesh.shape))
         work = flops_and_bytes.work(module, program.calls, mesh.size, on_chip=target.platform == "tpu")
         step_times = roofline.times_of_step(work, sent, mesh.devices, target, run.precision)
-    return Plan(
+    plan = Plan(
         name=name,
         mode=program.mode,
         target=target.name,
@@ -110,11 +124,11 @@ def make_plan(program: Program, name: str) -> Plan:
         precision=run.precision,
         parameters=parameter_count(run.model),
         attention=sorted({call.name for call in program.calls}),
-        memory={what: bytes_per_device(tree) for what, tree in program.arguments.items()},
+        memory={what: bytes_per_device(tree) for what, tree in (program.arguments | reference).items()},
         temporaries=program.temporaries,
-        total=program.total,
+        total=program.total + bytes_per_device(reference),
         device_memory=memory,
-        fits=program.fits and (memory is None or program.total <= memory),
+        fits=program.fits,
         model_flops=program.flops,
         products=work and work.products,
         kernels=work and work.kernels,
@@ -133,6 +147,7 @@ def make_plan(program: Program, name: str) -> Plan:
         versions=versions(target.platform),
         rollout={what: bytes_per_device(tree) for what, tree in rollout.items()},
     )
+    return dataclasses.replace(plan, fits=plan.fits and (memory is None or plan.largest <= memory))
 
 
 def replication_warnings(arguments: dict[str, Any], mesh: dict[str, int], large: int = LARGE) -> list[str]:

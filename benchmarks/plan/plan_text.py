@@ -119,17 +119,17 @@ def memory_table(plan: Plan) -> Table:
 
 def rollout_table(plan: Plan) -> Table:
     """Return the table of the bytes on a device that a rollout holds beside the arguments of the step."""
-    step = sum(size for name, size in plan.memory.items() if name != "batch")
-    parts = {"arguments of the step": step, **plan.rollout}
-    return Table(("", "bytes"), [(name, format_bytes(size)) for name, size in {**parts, "total": sum(parts.values())}.items()])
+    parts = {
+        "arguments of the step": plan.rollout_total - sum(plan.rollout.values()),
+        **plan.rollout,
+        "total": plan.rollout_total,
+    }
+    return Table(("", "bytes"), [(name, format_bytes(size)) for name, size in parts.items()])
 
 
 def rollout_note(plan: Plan) -> str:
     """Return what the table of a rollout counts."""
-    sentence = "A rollout is not compiled: its temporaries are left out. Prompts have the most tokens that fit."
-    if "reference model" in plan.rollout:
-        sentence += " The reference is held during the step, too; the table of its memory does not have it."
-    return sentence
+    return "Prompts have the most tokens that fit. Reward models and the temporaries of a rollout are left out."
 
 
 def rates_table(plan: Plan) -> Table:

@@ -110,7 +110,7 @@ def test_a_step_has_no_gradients_of_kernels(name: str, forward: int) -> None:
 def test_parameters_that_are_no_adapters_are_counted_apart() -> None:
     """A and B of `c_attn` have 4 x 32 and 96 x 4 entries in each of two layers, and the value head of PPO has 32."""
     run = tiny.run("ppo", precision="float32", init="gpt2", lora=LORA)
-    facts = lora_objective.facts(lora_objective.bind_abstract(run, device_mesh.make_mesh(ONE, jax.devices()[:1])))
+    facts = lora_objective.describe(lora_objective.bind_abstract(run, device_mesh.make_mesh(ONE, jax.devices()[:1])))
     of_adapters = "1,024 parameters of adapters of rank 4 on c_attn"
     assert facts == {"trained": f"{of_adapters}, 32 of value, which ppo adds"}
 

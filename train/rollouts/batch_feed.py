@@ -79,7 +79,7 @@ class Feed:
         return ""
 
     def saved(self) -> dict[str, Any]:
-        """Return what a run needs to continue with the same batches beside the state and the step, as JSON."""
+        """Return what a run needs, beside the state and the step, to continue as if it had not stopped, as JSON."""
         return {}
 
     def metrics(self) -> FeedMetrics:

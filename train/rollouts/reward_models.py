@@ -190,7 +190,9 @@ def load_reward_model(named: ModelName, run: Run, mesh: Mesh, prompts: Sequence[
         raise BadInput(f"{where}: {error}") from None
     label = _label_number(where, loaded.model, named)
     joined = label is not None and not _reads_pairs(loaded)
-    scale, dtype, template = loaded.reward_scale, DTYPES[run.precision], None
+    # The scale of a folder is that of one score, not of a log-probability.
+    scale = loaded.reward_scale if label is None else RewardScale()
+    dtype, template = DTYPES[run.precision], None
     if prompts[0].messages and has_template(loaded.tokenizer):
         template = chat_template(loaded.tokenizer, named.folder)
     for prompt in prompts:

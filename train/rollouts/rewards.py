@@ -155,7 +155,7 @@ def _find(text: str) -> RewardFunction | ModelName:
     except ValueError:
         weight = math.nan
     if not math.isfinite(weight):
-        fix = "write a finite number after @, or leave @ out"
+        fix = f"write a finite number after @, or leave @ out; if it belongs to the name, write {text}@1"
         raise BadInput(f"{OPTION} {text}: the weight {weight_text!r} is not a finite number; {fix}")
     return _function(text, name, weight) if model is None else model._replace(weight=weight)
 

@@ -52,7 +52,8 @@ def with_judges(run: Run, mesh: Mesh, inputs: Any) -> Any:
     """Return inputs with the run's reward functions and reward models.
 
     Raises:
-        BadInput: see `train.rollouts.rewards.find_rewards` and `train.rollouts.reward_models.load_reward_model`.
+        BadInput: see `train.rollouts.rewards.find_rewards` and `train.rollouts.reward_models.load_reward_model`; or
+            `rollout.reward_truncate` without a reward model.
     """
     # Without those that --labelled.skip-bad left out.
     prompts = [rows.examples[row.example] for rows in (inputs.training, inputs.held_out) for row in rows.rows]
@@ -60,4 +61,8 @@ def with_judges(run: Run, mesh: Mesh, inputs: Any) -> Any:
         load_reward_model(judge, run, mesh, prompts, inputs.tokenizer) if isinstance(judge, ModelName) else judge
         for judge in find_rewards(run.options.rollout.reward)
     )
+    rollout = run.options.rollout
+    has_model = any(judge.collective for judge in judges)
+    fix = "it has no effect on reward functions, and no reward model is named; remove it"
+    require(has_model or not rollout.reward_truncate, "rollout.reward_truncate", rollout.reward_truncate, fix)
     return dataclasses.replace(inputs, rewards=judges)

@@ -24,7 +24,8 @@ class StopSignals:
     Python runs signal handlers between two of its own instructions, so none while XLA compiles or computes. Therefore a thread,
     woken by the interpreter's C code (`signal.set_wakeup_fd`), reports the signal, and exits where the run has to end at once.
 
-    Several processes agree on the step through JAX's coordination service, which sees the SIGTERM of any of them.
+    Several processes agree on the step through JAX's coordination service, which sees the SIGTERM of any of them. A signal that
+    comes too late for an agreement stops none of them, because the others would wait for it in the computation of the score.
     """
 
     def __init__(self, notify: Callable[[str], None], close: Callable[[], None]) -> None:
@@ -33,6 +34,7 @@ class StopSignals:
         """The signal after which the run saves and exits; 0 = no signal came."""
         self._notify, self._close = notify, close
         self._unsaved = False
+        self._agreed = False
         self._lock = threading.Lock()
 
     def __enter__(self) -> "StopSignals":
@@ -66,7 +68,7 @@ class StopSignals:
         """Record that every step is saved, and return the signal that the run must now obey; 0 = none."""
         with self._lock:
             self._unsaved = False
-            return self.signal
+            return self.signal if self._agreed or not self._several else 0
 
     def agreed(self, taken: int) -> bool:
         """Return whether all processes stop now; it is called after every step.
@@ -78,9 +80,9 @@ class StopSignals:
         if not self._several:
             return self.signal != 0
         with jax.transfer_guard("allow"):
-            stopping = bool(multihost_utils.reached_preemption_sync_point(taken))
-        self.signal = self.signal or (signal.SIGTERM if stopping else 0)
-        return stopping
+            self._agreed = bool(multihost_utils.reached_preemption_sync_point(taken))
+        self.signal = self.signal or (signal.SIGTERM if self._agreed else 0)
+        return self._agreed
 
     def _handle(self, number: int, frame: Any) -> None:
         """Handle a signal in the main thread, as soon as Python runs the handler."""

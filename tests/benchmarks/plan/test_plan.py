@@ -110,11 +110,14 @@ def test_a_rollout_is_planned_beside_its_step(family: str, precision: Any, beta:
     keys_and_values = 2 * layers * 8 * slots * net.config.heads * net.config.head // 2 * size
     assert keys_and_values <= bytes_of["cache"] < keys_and_values * 1.3
     # In float32 on several devices, the responses are sampled with the weights of the step.
-    assert bytes_of.keys() == {"cache", *(["weights"] if precision == "bfloat16" else []), *(["reference model"] if beta else [])}
+    assert bytes_of.keys() == {"cache", *(["weights"] if precision == "bfloat16" else [])}
     shown = plan_text.rollout_table(dataclasses.replace(planned(), rollout=bytes_of)).rows
     total = sum(bytes_of.values()) + planned().memory["parameters"] + planned().memory["optimizer"]
     assert list(shown)[-1] == ("total", plan_text.format_bytes(total))
-    assert compile_program.rollout_arguments(small(), mesh) == {}
+    assert dataclasses.replace(planned(), rollout={"cache": planned().total}).largest > planned().total == planned().largest
+    reference = compile_program.reference_model(run, mesh)
+    assert list(reference) == (["reference model"] if beta else [])
+    assert compile_program.rollout_arguments(small(), mesh) == compile_program.reference_model(small(), mesh) == {}
 
 
 def test_plans_are_cached_only_for_the_same_request(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from eval.scoring.batch_loop import ScoringInputs
-from eval.scoring.feedback import kto_scores as kto_scores
+from eval.scoring.feedback import kto_scores
 from tests.support import preference_steps, tiny, trl_kto
 from tests.support.gradients import assert_equal_gradients
 from tests.support.preference_steps import MESH_CASES, MESHES, assert_equal_to_torch, batch_of, pairs_of

@@ -67,7 +67,9 @@ def test_functions_are_imported_from_the_working_directory(tmp_path: Path, monke
         ("@0.5",): ": name what judges responses",
         ("judging",): " judging: neither a function nor a folder; write MODULE:FUNCTION, .* the folder of a reward model, or",
         ("runs/absent@0.5",): " runs/absent@0.5: neither a function nor a folder",
-        ("judging:length@much",): " judging:length@much: the weight 'much' is not a finite number",
+        (
+            "judging:length@much",
+        ): " judging:length@much: the weight 'much' is not a finite number; .* write judging:length@much@1",
         ("judging:lengths",): r" judging:lengths: judging \(.*judging.py\) has no function lengths; the nearest is length",
         ("absent_judging:f",): " absent_judging:f: absent_judging cannot be imported .*No module named .*run from the folder of",
         ("broken_judging:f",): " broken_judging:f: broken_judging cannot be imported .*ZeroDivisionError: division by zero",

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import signal
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -390,19 +391,24 @@ def test_a_run_without_a_signal_ends_at_the_same_step_when_it_is_stopped_and_sta
     rollout = dataclasses.replace(run.options.rollout, reward=("equal_rewards:zero",))
     run = tiny.with_options(run, policy=Policy(), rollout=rollout)
 
-    def train(name: str, stop_at: int = 0) -> tuple[str, list[str]]:
-        monkeypatch.setattr(trainer.StopSignals, "agreed", lambda self, step: step == stop_at)
-        trainer.run(dataclasses.replace(run, name=name), evaluate=scorers.scorer, on_end=lambda folder: None)
+    def train(name: str, stop_at: int = 0, code: int = 0) -> tuple[str, list[str]]:
+        def agreed(self: trainer.StopSignals, step: int) -> bool:
+            self.signal = signal.SIGTERM if step == stop_at else self.signal
+            return step == stop_at
+
+        monkeypatch.setattr(trainer.StopSignals, "agreed", agreed)
+        ended = trainer.run(dataclasses.replace(run, name=name), evaluate=scorers.scorer, on_end=lambda folder: None)
+        assert ended == code
         return capsys.readouterr().out, [folder.name for folder in sorted((tmp_path / name / "checkpoints").glob("????????"))]
 
     reason = "ended at step 6 of 8: 3 rollouts in a row: all responses to a prompt have the same reward (mean 0)"
     out, saved = train("steady")
     assert reason in out and saved == ["00000004", "00000006"]
-    assert train("stopped", stop_at=3)[1] == ["00000004"]
+    scores = tmp_path / "stopped" / "scores.json"
+    assert train("stopped", stop_at=3, code=128 + signal.SIGTERM)[1] == ["00000004"] and not scores.exists()
     out, saved = train("stopped")
     assert reason in out and saved == ["00000004", "00000006"]
     # Killed before its score: nothing is left but to score it.
-    scores = tmp_path / "stopped" / "scores.json"
     before = scores.read_bytes()
     scores.unlink()
     out, saved = train("stopped")

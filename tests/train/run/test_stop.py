@@ -74,6 +74,24 @@ def test_ctrl_c_in_one_of_several_processes_becomes_the_signal_that_jax_looks_fo
     assert sorted(recorded) == [("SIGINT", 0), ("SIGTERM", os.getpid())]
 
 
+@pytest.mark.planted
+def test_one_of_several_processes_does_not_leave_the_others_without_their_agreement(
+    recorded: Recorded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last step may come before JAX has seen the signal; then all processes compute the score."""
+    reached = [False, False, True]
+    monkeypatch.setattr(stop_signals.jax, "process_count", lambda: 2)
+    monkeypatch.setattr(stop_signals.multihost_utils, "reached_preemption_sync_point", lambda taken: reached[taken - 1])
+    monkeypatch.setattr(stop_signals.os, "kill", lambda process, number: None)
+    for steps, code in ((2, 0), (3, signal.SIGINT)):
+        with stopping(recorded) as stop:
+            stop.begin()
+            recorded.send(signal.SIGINT)
+            for taken in range(1, steps + 1):
+                assert stop.agreed(taken) == (taken == 3)
+            assert stop.signal == signal.SIGINT and stop.end() == code
+
+
 def test_a_signal_exits_at_once_if_nothing_is_unsaved(recorded: Recorded) -> None:
     with stopping(recorded) as stop:
         for number in (signal.SIGTERM, signal.SIGHUP):
