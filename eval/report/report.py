@@ -23,7 +23,7 @@ COUNTED = {
     "tokens": "predicted, each once",
     "bytes": "of held-out text",
     "predictions": "of masked tokens",
-    "pairs": "of segments, classified as consecutive or not",
+    "pairs": "of segments or of answers, which are scored",
     "examples": "held out",
     "desired": "of them labelled as desired",
     "words": "held out",
