@@ -34,7 +34,7 @@ class FeedSource:
     """Function from the state of the step to the parameters that the loss reads, float32, sharded over the mesh: those of the
     model, and those that the objective adds."""
     saved: Mapping[str, Any]
-    """What `Feed.saved` returned for the checkpoint that the run continues from; empty = there is none."""
+    """Result of `Feed.saved` in the checkpoint that the run continues from; empty = there is no checkpoint."""
     folder: RunDir
     process: int
     notify: Callable[[str], None]

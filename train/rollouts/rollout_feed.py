@@ -49,7 +49,7 @@ class _Responses(NamedTuple):
     scored: ScoredBatch
     completions: list[Completion]
     truncated: Any
-    """As `RolloutPart.truncated`."""
+    """bool [B], see `RolloutPart.truncated`; None = reward models truncate no response."""
     lengths: Int64[np.ndarray, " B"]
     ratio_error: float
 
