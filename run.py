@@ -48,10 +48,18 @@ def main():
     if args[:1] == ["test"]:
         os.chdir(ROOT)
         # A whole tier is divided among processes, a file at a time. Selected tests run in one process, which starts sooner. The
-        # order of collection stays: tests/support/tiers.py puts the longest files first.
+        # order of collection stays: tests/support/tiers.py puts the longest files first. A process that crashes ends the run: in
+        # place of it pytest-xdist would start another, and wait for that one forever.
         whole_tier = args[1:] in ([], ["--full"])
-        parallel = ["-n", str(min(os.cpu_count() or 1, 4)), "--dist", "loadfile", "--no-loadscope-reorder"] if whole_tier else []
-        args = ["pytest", *parallel, *args[1:]]
+        parallel = [
+            "-n",
+            str(min(os.cpu_count() or 1, 4)),
+            "--dist",
+            "loadfile",
+            "--no-loadscope-reorder",
+            "--max-worker-restart=0",
+        ]
+        args = ["pytest", *(parallel if whole_tier else []), *args[1:]]
     else:
         args = ["zoo", *args]
     os.execv(ENV / "bin" / args[0], args)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TextIO
 
 from tests.support.environment import COMPILED, SCRATCH
+from zoo.runtime import jax_setup
 
 ROOT = Path(__file__).resolve().parents[2]
 """The root of this checkout."""
@@ -28,7 +29,7 @@ class Ended:
 
 def clean_environment() -> dict[str, str]:
     """Return the environment for a new process: this one's, without what set up the process of the tests."""
-    ours = {"XLA_FLAGS", "JAX_PLATFORMS", "PYTEST_CURRENT_TEST"}
+    ours = {"XLA_FLAGS", "JAX_PLATFORMS", "PYTEST_CURRENT_TEST", jax_setup.THREADS_VARIABLE}
     inherited = {name: value for name, value in os.environ.items() if name not in ours and not name.startswith(("JAX_", "ZOO_"))}
     return inherited | {
         "ZOO_CACHE": str(SCRATCH / "commands"),

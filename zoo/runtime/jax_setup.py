@@ -21,6 +21,12 @@ PATIENCE_FLAG = "--xla_cpu_collective_call_terminate_timeout_seconds"
 PATIENCE = "600"
 """Seconds that a simulated device waits for the others in a collective. XLA aborts the process after 40, in which a busy machine
 with few cores may not have run all of them."""
+THREADS_VARIABLE = "NPROC"
+"""Environment variable in which XLA's CPU client looks for the size of its two thread pools, before it counts the cores."""
+THREADS_PER_DEVICE = 4
+"""Threads of each pool per simulated device; XLA starts one, or one per core if there are more cores than devices. A collective
+blocks its thread until all devices have reached it, and XLA does not order an all-reduce against an all-gather in a loop that is
+independent of it. With eight threads a run stopped for ever when two of them waited in the one and six in the other."""
 LEAST_MEMORY = 1 << 30
 """Bytes of address space that JAX needs to start. With two cores it takes 0.6e9; each further core adds thread stacks."""
 ACCELERATORS = ("jax_plugins", "libtpu")
@@ -34,7 +40,8 @@ def prepare(devices: int = 0) -> None:
 
     XLA's CPU compiler returns wrong numbers for some reductions fused with a dot (JAX 0.10.2 to 0.12.0 at least), so the
     flag that keeps dots separate is added to XLA_FLAGS; a value that the user has set for that flag stays, and `canary` tests it.
-    Simulated devices wait longer for each other than XLA's default (see `PATIENCE`).
+    Simulated devices wait longer for each other than XLA's default (see `PATIENCE`), and have more threads (see
+    `THREADS_PER_DEVICE`) unless the environment sets their number.
     Compiled programs are stored in `cache_dir()`, unless JAX_COMPILATION_CACHE_DIR names another folder; each is checked when it
     is read (see `zoo.runtime.compile_cache`). If the CPU is the only possible platform, freed memory is kept for the next step
     (see `_keep_memory`).
@@ -66,6 +73,7 @@ def prepare(devices: int = 0) -> None:
     if devices:
         jax.config.update("jax_platforms", "cpu")
         jax.config.update("jax_num_cpu_devices", devices)
+        os.environ.setdefault(THREADS_VARIABLE, str(max(THREADS_PER_DEVICE * devices, os.cpu_count() or 1)))
     if jax.config.values["jax_platforms"] == "cpu" or not any(map(importlib.util.find_spec, ACCELERATORS)):
         _keep_memory()
     if jax.config.values["jax_compilation_cache_dir"] is None:

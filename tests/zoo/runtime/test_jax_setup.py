@@ -27,6 +27,8 @@ except BadInput as wrong:
     verdict = str(wrong)
 settings = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
 facts = [verdict, os.environ["XLA_FLAGS"], jax.device_count(), jax.default_backend(), *map(jax.config.values.get, settings)]
+names = [open(f"/proc/self/task/{thread}/comm").read().strip() for thread in os.listdir("/proc/self/task")]
+facts.append(names.count("tf_XLAEigen"))
 print(json.dumps(facts))
 """
 
@@ -38,13 +40,14 @@ def started(devices: int = 0, **env: str | None) -> list:
 
 
 def test_right_numbers_on_simulated_devices(tmp_path: Path) -> None:
-    verdict, flags, devices, platform, cache, seconds = started(
+    verdict, flags, devices, platform, cache, seconds, threads = started(
         4, ZOO_CACHE=str(tmp_path / "zoo"), JAX_COMPILATION_CACHE_DIR=None, XLA_FLAGS="--xla_cpu_enable_fast_math=false"
     )
     assert verdict < 1e-5
     own = f"{jax_setup.SAFE_FLAG}={jax_setup.SAFE_VALUE} {jax_setup.PATIENCE_FLAG}={jax_setup.PATIENCE}"
     assert flags == f"--xla_cpu_enable_fast_math=false {own}"
     assert (devices, platform, seconds) == (4, "cpu", 0.0)
+    assert threads == max(4 * jax_setup.THREADS_PER_DEVICE, os.cpu_count() or 1)
     assert Path(cache).parent == tmp_path / "zoo"
     assert stat.S_IMODE(os.stat(cache).st_mode) == 0o700
     assert any(file.name.startswith("jit_") for file in Path(cache).iterdir()), "a small program was not kept"
