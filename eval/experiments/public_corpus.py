@@ -9,10 +9,12 @@ import lzma
 import re
 import sys
 import tarfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from eval.experiments.experiment_data import folder_digest
 from zoo.errors import BadInput
+from zoo.runtime import stdio
 
 ADDRESSES = 20
 """Number of held-out addresses, which are the last ones."""
@@ -62,5 +64,18 @@ def _year(name: str) -> int:
     return int(year[0]) if year else 0
 
 
+def main(argv: Sequence[str]) -> int:
+    """Build the corpus, print its digest, and return the exit code."""
+    if len(argv) != 2:
+        stdio.write_error("two folders are needed: python -m eval.experiments.public_corpus SOURCES TARGET")
+        return 2
+    try:
+        print(build(Path(argv[0]), Path(argv[1])))
+    except (BadInput, OSError) as error:
+        stdio.write_error(str(error))
+        return 2
+    return 0
+
+
 if __name__ == "__main__":
-    print(build(Path(sys.argv[1]), Path(sys.argv[2])))
+    sys.exit(main(sys.argv[1:]))
