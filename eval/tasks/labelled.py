@@ -31,7 +31,7 @@ from eval.report.error_analysis import CLASSES
 from eval.scoring import labelled_scores
 from eval.scoring.batch_loop import ScoringInputs
 from eval.tasks import Progress, Result, Settings, first
-from train.config.data_options import Data
+from train.config.data_options import Data, LabelledData
 from train.config.objectives import ClassificationOptions, adapt_options, find_options, from_labelled
 from train.config.option_groups import Labelled
 from train.config.run_config import Run
@@ -148,7 +148,7 @@ def run_for(subject: Loaded, objective_name: Objective, settings: Settings) -> R
     require(
         1 <= length <= limit, "length", length, f"choose 1 to the model's {limit} positions" if context else "choose 1 or more"
     )
-    return Run(recipe="", model=cfg, options=options, data=Data(length=length, batch=settings.batch))
+    return Run(recipe="", model=cfg, options=options, data=LabelledData(length=length, batch=settings.batch))
 
 
 def _shortened(rows: LabelledRows) -> LabelledRows:

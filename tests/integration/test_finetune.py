@@ -17,7 +17,7 @@ from train.weights.load import load
 
 WORDS = ("the", "is", "seen", "by", "old", "men", "of", "ship", "capital", "france")
 FLAGS = "--init tiny --data.length 16 --data.batch 16 --optim.lr 1e-2 --optim.warmup 4 --checkpoint.every 20 --log.every 5"
-FLAGS += " --selection.share 0"
+FLAGS += " --data.validation-share 0"
 STEPS = "--steps 40 --log.validate-every 20 --model.dropout 0.1 --model.head-dropout 0.1 --model.attention-dropout 0.1"
 FILES = {"classification": "a.tsv", "tagging": "a.conll", "span": "a.jsonl", "choice": "b.jsonl"}
 OWN = {"span": "--labelled.stride 4", "tagging": "--labelled.class-weights balanced"}
@@ -90,7 +90,7 @@ def test_an_easy_task_is_learned_and_scored_with_its_best_checkpoint(task: str, 
 
 def test_the_checkpoint_is_selected_on_other_examples_than_the_score_is_of() -> None:
     """By default: of the 86 examples that are not held out, nine in places 4, 14, ... have the classes 4 and 5 times."""
-    flags = FLAGS.replace(" --selection.share 0", "")
+    flags = FLAGS.replace(" --data.validation-share 0", "")
     short = trained("selected", words(f"finetune-classification {flags} --data.paths a.tsv --steps 4 --log.validate-every 2"))
     valid = [row for row in metrics_file.read_rows(short / "metrics.jsonl") if row["kind"] == "valid"]
     scores = json.loads((short / "scores.json").read_text())

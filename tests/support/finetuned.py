@@ -12,7 +12,7 @@ from jaxtyping import Array
 from tests.support.encoders import KINDS, POSITIONS, tokenizer
 from tests.support.labelled_files import put
 from tests.support.small import LABELS, random_params, small
-from train.config.data_options import Data
+from train.config.data_options import LabelledData
 from train.config.objectives import find_options
 from train.config.option_groups import Labelled
 from train.config.run_config import Run
@@ -47,7 +47,7 @@ def run(goal: Any, *, family: str = "bert", labels: tuple[str, ...] = LABELS, le
         recipe="tiny",
         model=net.config,
         options=kind(labelled=labelled(**options)),
-        **{"data": Data(length=length, batch=8), **{name: value for name, value in changes.items() if name not in fields}},
+        **({"data": LabelledData(length=length, batch=8)} | {name: changes[name] for name in changes if name not in fields}),
     )
 
 

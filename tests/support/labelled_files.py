@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from train.config.data_options import Data
+from train.config.data_options import LabelledData
 from train.config.option_groups import Labelled
 from train.data import labelled_reader
 from train.data.example_types import Example
@@ -80,9 +80,9 @@ def put(file: Path, content: Content) -> Path:
 
 
 def read(objective: str, *files: Path, **options: Any) -> list[Example]:
-    return labelled_reader.read_examples(objective, tuple(map(str, files)), Data(), Labelled(**options))[0]
+    return labelled_reader.read_examples(objective, tuple(map(str, files)), LabelledData(), Labelled(**options))[0]
 
 
 def halves(objective: str, *files: Path, valid: tuple[Path, ...] = (), fraction: float = 0.1, **options: Any) -> tuple[Any, Any]:
-    data = Data(paths=tuple(map(str, files)), valid_paths=tuple(map(str, valid)), valid_fraction=fraction)
+    data = LabelledData(paths=tuple(map(str, files)), valid_paths=tuple(map(str, valid)), valid_fraction=fraction)
     return labelled_reader.split(objective, data, Labelled(**options))

@@ -230,7 +230,7 @@ REFUSED = {
     "--lora.rank 4 --optim.freeze-embeddings": "--optim.freeze-embeddings True: only adapters are trained",
     "--lora.alpha 4": "--lora.alpha 4.0: it needs adapters; add --lora.rank 8",
     "--lora.rank -1": "--lora.rank -1: choose 0",
-    "--lora.rank 4 --init=": "--lora.rank 4: adapters are trained beside the frozen matrices of --init",
+    "--lora.rank 4 --init=": "--lora.rank: adapters are trained beside the frozen matrices of --init",
     "--adapter nowhere": "--adapter nowhere: no adapter_config.json there",
     "--adapter damaged": "adapter_model.safetensors cannot be read",
     "--adapter damaged --lora.rank 3": "adapter_model.safetensors",
@@ -259,7 +259,9 @@ def test_a_fine_tuned_head_is_trained_with_the_adapters(place: Path, capsys: pyt
     """It is new, all of it is saved and exported, and the adapter needs a base with such a head."""
     encoders.folder(place / "tiny", "bert")
     (place / "a.tsv").write_text("text\tlabel\n" + "".join(f"the {'whale' if n % 2 else 'ship'}\t{n % 2}\n" for n in range(64)))
-    options = "--init tiny --data.paths a.tsv --data.length 16 --steps 30 --optim.lr 1e-2 --optim.warmup 4 --selection.share 0"
+    options = (
+        "--init tiny --data.paths a.tsv --data.length 16 --steps 30 --optim.lr 1e-2 --optim.warmup 4 --data.validation-share 0"
+    )
     said(capsys, "train", "finetune-classification", *options.split(), "--lora.rank", "2", "--name", "labelled")
     assert json.loads(RunDir("runs/labelled").scores.read_text())["accuracy"] == 1
     paths = trained_leaves("runs/labelled").keys()

@@ -12,7 +12,7 @@ RowPlan = Literal["windows", "packed", "full_sentences", "doc_sentences", "segme
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Data:
-    """Labelled examples and their division into rows."""
+    """Files with the data of a run, and their division into rows."""
 
     paths: tuple[str, ...] = ()
     """Training files, folders of them, folders of Hugging Face `datasets`, and hub:ORGANISATION/NAME; the objective determines
@@ -88,6 +88,20 @@ class EncoderData(TextData):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(0 <= self.short <= 1, "data.short", self.short, "choose a share of 0 to 1")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LabelledData(Data):
+    """Labelled examples and their division into rows."""
+
+    validation_share: float = 0.0
+    """Share of the training examples that is used for validations instead of training. The held-out examples are then scored only
+    once, at the end, with a checkpoint that was not selected on them. 0 = validate on the held-out examples."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        valid = 0 <= self.validation_share < 0.9
+        require(valid, "data.validation_share", self.validation_share, "choose 0 (none) or a share below 0.9")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,17 @@ from collections.abc import Iterator
 from typing import Any, ClassVar, TypeVar, get_args, get_type_hints
 
 from train.config import option_groups as groups
-from train.config.data_options import CausalData, Data, DialogueData, EncoderData, PairData, PreferenceData, PromptData, TextData
+from train.config.data_options import (
+    CausalData,
+    Data,
+    DialogueData,
+    EncoderData,
+    LabelledData,
+    PairData,
+    PreferenceData,
+    PromptData,
+    TextData,
+)
 from train.config.dpo_options import Dpo
 from train.config.kto_options import Kto
 from train.config.policy_options import Policy
@@ -113,7 +123,7 @@ class InstructionOptions(TokenOptions):
 class ClassificationOptions(ObjectiveOptions):
     """Options of classification."""
 
-    objective, data = "classification", Data
+    objective, data = "classification", LabelledData
     labelled: groups.LabelledTexts = groups.LabelledTexts()
 
 
@@ -121,7 +131,7 @@ class ClassificationOptions(ObjectiveOptions):
 class TaggingOptions(ObjectiveOptions):
     """Options of tagging."""
 
-    objective, data = "tagging", Data
+    objective, data = "tagging", LabelledData
     labelled: groups.TaggedWords = groups.TaggedWords()
 
 
@@ -129,7 +139,7 @@ class TaggingOptions(ObjectiveOptions):
 class SpanOptions(ObjectiveOptions):
     """Options of span extraction: answers that are parts of a text."""
 
-    objective, data = "span", Data
+    objective, data = "span", LabelledData
     labelled: groups.Questions = groups.Questions()
 
 
@@ -137,7 +147,7 @@ class SpanOptions(ObjectiveOptions):
 class ChoiceOptions(ObjectiveOptions):
     """Options of multiple choice."""
 
-    objective, data = "choice", Data
+    objective, data = "choice", LabelledData
     labelled: groups.Choices = groups.Choices()
 
 

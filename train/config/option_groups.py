@@ -322,12 +322,8 @@ class Selection:
     Lower or higher is better, depending on the metric. Empty = the first metric that the console shows."""
     patience: int = 0
     """Stop after this many consecutive validations without an improvement; 0 = run to the last step."""
-    share: float = 0.0
-    """Share of the labelled training examples that is used for validations instead of training. The held-out examples are then
-    scored only once, at the end, with a checkpoint that was not selected on them. 0 = validate on the held-out examples."""
 
     def __post_init__(self) -> None:
-        require(0 <= self.share < 0.9, "selection.share", self.share, "choose 0 (none) or a share below 0.9")
         require(self.patience >= 0, "selection.patience", self.patience, "choose 0 (never) or a number of validations")
         needed = self.best or (self.patience == 0 and not self.metric)
         require(needed, "selection.best", self.best, "--selection.metric and --selection.patience need it; add --selection.best")

@@ -191,10 +191,11 @@ class Machine:
 Model = TypeVar("Model")
 Options = TypeVar("Options", bound=ObjectiveOptions)
 DataOptions = TypeVar("DataOptions", bound=Data)
+Adapters = TypeVar("Adapters", bound=Lora)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Run(Generic[Model, Options, DataOptions]):
+class Run(Generic[Model, Options, DataOptions, Adapters]):
     """Complete configuration of a run. A recipe returns one; the command line changes its values.
 
     It has no options that its model, its objective or its kind of data cannot use.
@@ -232,7 +233,7 @@ class Run(Generic[Model, Options, DataOptions]):
     data: DataOptions
     tokenizer: Tokenizer = dataclasses.field(default_factory=Tokenizer)
     optim: Optim = dataclasses.field(default_factory=Optim)
-    lora: Lora = dataclasses.field(default_factory=Lora)
+    lora: Adapters = dataclasses.field(default_factory=Lora)  # pyright: ignore[reportAssignmentType]
     selection: Selection = dataclasses.field(default_factory=Selection)
     mesh: Mesh = dataclasses.field(default_factory=Mesh)
     checkpoint: Checkpoint = dataclasses.field(default_factory=Checkpoint)
@@ -326,9 +327,14 @@ class Run(Generic[Model, Options, DataOptions]):
         require(not optim.freeze_embeddings, "optim.freeze_embeddings", optim.freeze_embeddings, fix)
 
 
-def kind_of(run: Run) -> Any:
-    """Return the type of a run with the types of its model, of its objective's options and of its data's options."""
-    return Run[type(run.model), type(run.options), type(run.data)]
+def kind_of(run: Run, *, with_adapters: bool = True) -> Any:
+    """Return the type of a run with the types of its model, of its objective's options and of its data's options.
+
+    Args:
+        with_adapters: the command line has the options of adapters.
+    """
+    adapters: Any = Lora if with_adapters else Annotated[Lora, tyro.conf.Suppress]
+    return Run[type(run.model), type(run.options), type(run.data), adapters]
 
 
 def with_objective(run: Run, objective: str) -> Run:

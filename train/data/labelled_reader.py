@@ -161,7 +161,7 @@ def split_evenly_spaced(examples: list[Any], share: float) -> tuple[list[Any], l
     """
     documents = list(dict.fromkeys(example.document or number for number, example in enumerate(examples)))
     if len(documents) < 2:
-        raise BadInput(f"--selection.share {share}: all {len(examples)} training examples are of one document; choose 0")
+        raise BadInput(f"--data.validation-share {share}: all {len(examples)} training examples are of one document; choose 0")
     count = min(max(1, round(share * len(documents))), len(documents) - 1)
     chosen = {documents[(2 * place + 1) * len(documents) // (2 * count)] for place in range(count)}
     is_chosen = [(example.document or number) in chosen for number, example in enumerate(examples)]

@@ -122,7 +122,6 @@ def resolve_config(run: run_config.Run, folder: RunDir) -> run_config.Run:
     Raises:
         BadInput: an option has no effect, or the model has no layout for preferences.
     """
-    require(run.selection.share == 0, "selection.share", run.selection.share, "it has no effect on preferences; remove it")
     require(run.label_smoothing == 0, "label_smoothing", run.label_smoothing, "it has no effect on preferences; remove it")
     has_target = layout_of(run.model) == "encoder_decoder"
     fix = "only an encoder-decoder has a target; remove it"

@@ -23,7 +23,6 @@ from train.run.run_dir import RunDir
 from train.tokenizers.chat_template import chat_template
 from train.tokenizers.chat_token_ids import CountedIds, encode_dialogues
 from train.tokenizers.tokenizer import Tokenizer
-from zoo.errors import require
 
 EXAMPLES_PER_BATCH = 1024
 """Number of conversations that are tokenized at once, because their texts need more memory than their ids."""
@@ -95,12 +94,7 @@ class DialogueInputs(ExampleInputs[DialogueRows]):
 
 
 def resolve_config(run: run_config.Run, folder: RunDir) -> run_config.Run:
-    """Return the run unchanged: instructions determine no value of it.
-
-    Raises:
-        BadInput: an option has no effect.
-    """
-    require(run.selection.share == 0, "selection.share", run.selection.share, "it has no effect on instructions; remove it")
+    """Return the run unchanged: instructions determine no value of it."""
     return run
 
 

@@ -102,7 +102,7 @@ class LabelledInputs(ExampleInputs[LabelledRows]):
     """Examples for validations, if these are not the held-out ones; the checkpoint is selected on them."""
 
     def validation_rows(self, run: run_config.Run) -> LabelledRows:
-        """Return the rows of the examples of `--selection.share`, or without it of the held-out examples."""
+        """Return the rows of the examples of `--data.validation-share`, or without it of the held-out examples."""
         return self.held_out if self.selection is None else self.selection
 
     def counts(self) -> np.ndarray:
@@ -185,8 +185,8 @@ def read(run: run_config.Run, folder: RunDir, cache: Path, *, quiet: bool = Fals
         )
     check_vocabulary(run, tokenizer)
     selected: list[Example] = []
-    if run.selection.share:
-        training, selected = labelled_reader.split_evenly_spaced(training, run.selection.share)
+    if run.data.validation_share:
+        training, selected = labelled_reader.split_evenly_spaced(training, run.data.validation_share)
     rows = _with_class_weights(rows_of(training, run, tokenizer), run)
     named = [Document(example.origin, "") for example in rows.examples]
     component = Component(", ".join(run.data.paths), 1.0, named, rows)

@@ -96,7 +96,6 @@ def resolve_config(run: run_config.Run, folder: RunDir) -> run_config.Run:
     Raises:
         BadInput: an option has no effect.
     """
-    require(run.selection.share == 0, "selection.share", run.selection.share, "it has no effect on pairs of texts; remove it")
     alone = not run.model.is_encoder_decoder
     require(not (alone and run.data.pack), "data.pack", run.data.pack, "a decoder-only model has one pair per row; remove it")
     return run

@@ -133,7 +133,6 @@ def resolve_config(run: run_config.Run, folder: RunDir) -> run_config.Run:
     Raises:
         BadInput: an option has no effect, or a response does not fit the model.
     """
-    require(run.selection.share == 0, "selection.share", run.selection.share, "it has no effect on prompts; remove it")
     require(run.label_smoothing == 0, "label_smoothing", run.label_smoothing, "it has no effect on prompts; remove it")
     longest, tokens = longest_row(run.model), run.options.rollout.tokens
     fix = f"the model has {longest} positions; choose at most {longest}"

@@ -95,7 +95,6 @@ def resolve_config(run: run_config.Run, folder: RunDir) -> run_config.Run:
     Raises:
         BadInput: the model has a head for labels, or an option has no effect.
     """
-    require(run.selection.share == 0, "selection.share", run.selection.share, "it has no effect on text; remove it")
     task = getattr(run.model, "task", "")
     require(task not in LABELLED, "model.task", task, f"the text of {run.objective} has no labels; choose a recipe of finetune")
     return run

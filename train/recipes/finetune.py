@@ -1,13 +1,13 @@
 """Recipes that fine-tune a pretrained encoder on labelled examples: the body is that of `--init`, the head is new.
 
 Their hyperparameters are BERT's (Devlin et al. 2019, appendix A.3) unless a docstring says otherwise. A tenth of the training
-examples selects the checkpoint. The numbers to expect were measured with --selection.share 0: training used that tenth too, and
-the checkpoint was selected on the same examples on which the numbers were measured.
+examples selects the checkpoint. The numbers to expect were measured with --data.validation-share 0: training used that tenth too,
+and the checkpoint was selected on the same examples on which the numbers were measured.
 """
 
 import dataclasses
 
-from train.config.data_options import Data
+from train.config.data_options import LabelledData
 from train.config.objectives import ChoiceOptions, ClassificationOptions, ObjectiveOptions, SpanOptions, TaggingOptions
 from train.config.option_groups import Selection
 from train.config.run_config import Checkpoint, Log, Optim, Run
@@ -70,9 +70,9 @@ def _run(name: str, options: ObjectiveOptions, task: Task, init: str, *, length:
         init=init,
         steps=1_000,
         # A family without learned positions has no `context`.
-        data=Data(length=min(length, getattr(model, "context", length)), batch=16),
+        data=LabelledData(length=min(length, getattr(model, "context", length)), batch=16, validation_share=0.1),
         optim=Optim(lr=3e-5, warmup=100, schedule="linear", final=0.0, b2=0.999, eps=1e-6, weight_decay=0.01),
-        selection=Selection(best=True, share=0.1),
+        selection=Selection(best=True),
         checkpoint=Checkpoint(every=200),
         log=Log(every=10, validate_every=100, validate_rows=1_000, samples=0),
     )

@@ -13,6 +13,7 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
+from train.config.lora_options import Lora
 from train.config.objectives import find_options
 from train.config.run_config import Run
 from train.config.run_plugins import used_plugins
@@ -178,7 +179,7 @@ def read_config(folder: str | Path, *, compute: bool = True) -> Run:
             raise BadInput(f"family: expected one of {', '.join(families)}, found {name!r}")
         kind = find_options(from_json(Objective | str, stored.pop("objective", None), "objective"))
         stored["options"] = {field.name: stored.pop(field.name) for field in dataclasses.fields(kind) if field.name in stored}
-        return from_json(Run, stored, "", model=configs.family(name).Config, options=kind, data=kind.data)
+        return from_json(Run, stored, "", model=configs.family(name).Config, options=kind, data=kind.data, lora=Lora)
     except BadInput as error:
         raise BadInput(f"{path}: {error}") from None
 

@@ -89,6 +89,17 @@ def take_adapter(run: Any, args: list[str]) -> Any:
     return dataclasses.replace(run, lora=lora, init=option_value(args, "--init"), adapter=folder)
 
 
+def refuse_adapter_options(args: list[str]) -> None:
+    """Refuse the options of adapters, for a run without --init.
+
+    Raises:
+        BadInput: `args` has one.
+    """
+    for option in (arg.partition("=")[0] for arg in args):
+        if option.startswith("--lora."):
+            raise BadInput(f"{option}: adapters are trained beside the frozen matrices of --init; name a run or weights")
+
+
 def take_objective(run: Any, args: list[str]) -> tuple[Any, list[str]]:
     """Return a default run with the objective that --objective names, and the arguments without this option.
 

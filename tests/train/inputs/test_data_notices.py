@@ -10,7 +10,7 @@ from tests.support import finetuned
 from tests.support.encoders import tokenizer
 from tests.support.labelled_files import put
 from train.config import run_config
-from train.config.data_options import Data
+from train.config.data_options import LabelledData
 from train.inputs import run_inputs
 from train.inputs.data_notices import notices, padding_share, unknown_share
 from train.run.run_dir import RunDir
@@ -22,7 +22,7 @@ def lines(folder: Path, text: str, length: int, goal: str = "classification", **
     words = "".join(f"{word}\tO\n" for word in text.split()) + "x\tB\n\n"
     content = words * 10 if goal == "tagging" else "text\tlabel\n" + f"{text}\ta\n{text}\tb\n" * 5
     file = put(folder / ("a.conll" if goal == "tagging" else "a.tsv"), content)
-    cfg = finetuned.run(goal, labels=(), data=Data(paths=(str(file),), length=length, batch=2), **options)
+    cfg = finetuned.run(goal, labels=(), data=LabelledData(paths=(str(file),), length=length, batch=2), **options)
     cfg = dataclasses.replace(cfg, tokenizer=run_config.Tokenizer(path=str(folder)))
     cfg = run_inputs.resolve_config(cfg, RunDir(folder))
     data = run_inputs.read(cfg, RunDir(folder), folder)

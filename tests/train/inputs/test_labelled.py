@@ -9,18 +9,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.support import tiny
 from tests.support.encoders import folder as published
 from tests.support.encoders import tokenizer
 from tests.support.finetuned import IOB, LABELS, TASKS, examples, rows, run
 from tests.support.labelled_files import put
 from train.config import run_config
-from train.config.data_options import Data
-from train.config.option_groups import Selection
+from train.config.data_options import LabelledData
 from train.config.run_config import Run
 from train.data import labelled_reader
 from train.data.example_types import Tagged, Text
-from train.inputs import labelled_inputs, run_inputs
+from train.inputs import labelled_inputs
 from train.inputs.labelled_inputs import LabelledInputs, labels_of
 from train.run.run_dir import RunDir
 from zoo.batch import IGNORED
@@ -38,7 +36,7 @@ def words(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def on(files: Path | tuple[Path, ...], valid: tuple[Path, ...] = (), **changes: Any) -> Run:
     """A classification on some files."""
     paths = files if isinstance(files, tuple) else (files,)
-    data = Data(paths=tuple(map(str, paths)), valid_paths=tuple(map(str, valid)), length=24, batch=8)
+    data = LabelledData(paths=tuple(map(str, paths)), valid_paths=tuple(map(str, valid)), length=24, batch=8)
     return run("classification", **{"labels": (), "data": data, **changes})
 
 
@@ -150,9 +148,9 @@ def test_left_out_examples_are_reported_as_a_fact_of_the_run(tmp_path: Path, wor
 def test_a_share_of_the_training_examples_is_set_aside_for_validations(tmp_path: Path, words: Path) -> None:
     """It is spread over a file that is sorted by label; the held-out examples and the labels stay the same."""
     file = table(tmp_path, *"a" * 30, *"b" * 30, name="sorted.tsv")
-    cfg = on(file, data=Data(paths=(str(file),), valid_fraction=1 / 6, length=24, batch=8))
+    cfg = on(file, data=LabelledData(paths=(str(file),), valid_fraction=1 / 6, length=24, batch=8))
     plain = read(cfg, words, tmp_path)
-    some = read(dataclasses.replace(cfg, selection=Selection(best=True, share=0.2)), words, tmp_path)
+    some = read(dataclasses.replace(cfg, data=dataclasses.replace(cfg.data, validation_share=0.2)), words, tmp_path)
     assert some.selection is not None and plain.selection is None
     assert plain.validation_rows(cfg) is plain.held_out and some.validation_rows(cfg) is some.selection
     texts = [example.text for example in some.selection.examples]
@@ -163,14 +161,12 @@ def test_a_share_of_the_training_examples_is_set_aside_for_validations(tmp_path:
     assert some.fingerprints()["held_out"] == plain.fingerprints()["held_out"] and some.fingerprints() != plain.fingerprints()
 
 
-def test_documents_are_not_divided_and_only_labelled_examples_are(tmp_path: Path) -> None:
+def test_documents_are_not_divided() -> None:
     named = [Text(origin=f"a:{n}", document=f"d{n // 3}", text=f"{n}", label="x") for n in range(12)]
     others, chosen = labelled_reader.split_evenly_spaced(named, 0.5)
     assert [example.text for example in chosen] == ["3", "4", "5", "9", "10", "11"] and len(others) == 6
-    with pytest.raises(BadInput, match=r"--selection.share 0\.5: all 3 training examples are of one document; choose 0"):
+    with pytest.raises(BadInput, match=r"--data.validation-share 0\.5: all 3 training examples are of one document; choose 0"):
         labelled_reader.split_evenly_spaced(named[:3], 0.5)
-    with pytest.raises(BadInput, match=r"--selection.share 0\.1: it has no effect on text"):
-        run_inputs.resolve_config(tiny.run(selection=Selection(best=True, share=0.1)), RunDir(tmp_path))
 
 
 def test_files_are_read_anew_by_each_run(tmp_path: Path, words: Path) -> None:

@@ -23,7 +23,7 @@ from eval.scoring.pseudo_likelihood import pseudo_nats
 from tests.support import encoders, small, tiny
 from tests.support.encoder_text import stream
 from tests.support.unigram_text import xlnet
-from train.config.data_options import Data
+from train.config.data_options import LabelledData
 from train.config.objectives import find_options
 from train.config.option_groups import Masking, Questions
 from train.config.run_config import Mesh
@@ -115,7 +115,7 @@ def check(goal: str) -> None:
     # Windows without the answer point at their own CLS, wherever it is.
     assert made.rows[0].context is not None
     assert (made.rows[0].context.first, made.rows[0].context.summary) == (2, 10)
-    context, narrow = ids(QUESTION.context), dataclasses.replace(run("span"), data=Data(length=8, batch=2))
+    context, narrow = ids(QUESTION.context), dataclasses.replace(run("span"), data=LabelledData(length=8, batch=2))
     several = rows_of(EXAMPLES["span"], narrow, WORDS).rows
     windows = [[*ids("who"), SEP, *context[start : start + 4], SEP, CLS] for start in (0, 2, 4)]
     assert [row.inputs[0].ids.tolist() for row in several] == windows
@@ -221,7 +221,7 @@ def test_options_are_judged_by_their_own_cls():
 
 def test_no_answer_is_the_prediction_where_cls_has_the_highest_logit():
     """A model that is surest of CLS predicts that there is no answer; one that is least sure of it gives an answer."""
-    cfg = dataclasses.replace(run("span"), data=Data(length=8, batch=2))
+    cfg = dataclasses.replace(run("span"), data=LabelledData(length=8, batch=2))
     made = rows_of([dataclasses.replace(QUESTION, answers=())], cfg, WORDS)
     _, score = labelled_scores.TASKS["span"]
     for sure, exact in ((9, 1), (-9, 0)):

@@ -6,7 +6,14 @@ from typing import TYPE_CHECKING
 
 from zoo import plugins
 from zoo.cli import early_checks
-from zoo.cli.command_setup import option_value, prepare_process, refuse_empty_options, take_adapter, take_objective
+from zoo.cli.command_setup import (
+    option_value,
+    prepare_process,
+    refuse_adapter_options,
+    refuse_empty_options,
+    take_adapter,
+    take_objective,
+)
 from zoo.cli.option_parser import parse
 from zoo.runtime import launch
 
@@ -57,11 +64,16 @@ def parse_options(name: str, args: list[str]) -> "Run":
 
     default, args = take_objective(recipes.recipe_run(name, option_value(args, "--init")), args)
     default = take_adapter(default, args)
+    initialized = bool(default.init or option_value(args, "--init"))
+    if not initialized:
+        refuse_adapter_options(args)
     # tyro joins the lines of a paragraph, so each field of the docstring becomes a paragraph.
     about = re.sub(r"\n(?=[A-Z]\w+: )", "\n\n", inspect.getdoc(recipes.find_recipe(name)) or "")
     about += f"\n\nObjective: {default.objective}. --objective NAME --help lists the options of another one."
+    about += "" if initialized else "\n\n--init FOLDER --help also lists the options of low-rank adapters (--lora)."
     prog, objective = f"zoo train {name}", default.objective
-    run = parse(kind_of(default), default=default, prog=prog, args=args, description=about, objective=objective)
+    kind = kind_of(default, with_adapters=initialized)
+    run = parse(kind, default=default, prog=prog, args=args, description=about, objective=objective)
     refuse_empty_options(run, args)
     return run
 
