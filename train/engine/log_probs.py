@@ -5,11 +5,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from train.engine.losses import token_losses
 from zoo.batch import Batch
 from zoo.models import Model
+from zoo.nn.task_heads import gather
 
 
 def token_log_probs(
@@ -20,6 +21,7 @@ def token_log_probs(
     hidden: Float[Array, "B T D"] | None = None,
     chunk: int = 0,
     temperature: float = 1.0,
+    longest: int | None = None,
 ) -> Float[Array, "B T"]:
     """Return the log-probability in nats of each target, float32, without dropout; 0 where the weight is 0.
 
@@ -29,10 +31,23 @@ def token_log_probs(
         chunk: number of predictions per row whose logits are computed at a time; 0 = all.
         temperature: divides the logits. With that of sampling and without filters, these are the log-probabilities with which
             the targets were sampled.
+        longest: the largest number of targets of a row that have a weight, which must follow each other: logits of as many
+            targets per row are computed, instead of T; None = T.
     """
-    assert batch.weights is not None
+    assert batch.weights is not None and batch.targets is not None
     hidden = model.apply(params, batch).hidden if hidden is None else hidden
-    return jnp.where(batch.weights > 0, -_target_nats(model, params, hidden, batch, chunk, temperature), 0)
+    length = batch.targets.shape[1]
+    if longest is None or longest >= length:
+        nats = _target_nats(model, params, hidden, batch.targets, chunk, temperature)
+    else:
+        # The responses of the rows begin at different positions.
+        first = jnp.minimum(jnp.argmax(batch.weights > 0, axis=1), length - longest)[:, None]  # [B, 1]
+        at = first + jnp.arange(longest)  # [B, R]
+        targets = jnp.take_along_axis(batch.targets, at, axis=1)
+        nats = _target_nats(model, params, gather(hidden, at), targets, chunk, temperature)
+        # Targets outside of [first, first + R) get another target's loss, and have no weight.
+        nats = jnp.take_along_axis(nats, jnp.clip(jnp.arange(length) - first, 0, longest - 1), axis=1)  # [B, T]
+    return jnp.where(batch.weights > 0, -nats, 0)
 
 
 def sequence_log_probs(
@@ -47,7 +62,9 @@ def sequence_log_probs(
     """
     assert batch.weights is not None
     rows = split_pairs(batch)
-    nats = _target_nats(model, params, model.apply(params, rows).hidden, rows, chunk).reshape(batch.weights.shape)  # [B, C, T]
+    assert rows.targets is not None
+    nats = _target_nats(model, params, model.apply(params, rows).hidden, rows.targets, chunk)
+    nats = nats.reshape(batch.weights.shape)  # [B, C, T]
     # A prediction that does not count may have any loss; its product with 0 must not be NaN.
     return -jnp.where(batch.weights > 0, nats * batch.weights, 0).sum(-1), batch.weights.sum(-1)
 
@@ -77,13 +94,17 @@ def counted_pairs(batch: Batch) -> Float[Array, " B"]:
 
 
 def _target_nats(
-    model: Model, params: Any, hidden: Float[Array, "B T D"], rows: Batch, chunk: int, temperature: float = 1.0
-) -> Float[Array, "B T"]:
-    """Return the cross-entropy in nats of each target, of rows [B, T]."""
-    assert rows.targets is not None
+    model: Model,
+    params: Any,
+    hidden: Float[Array, "B P D"],
+    targets: Int[Array, "B P"],
+    chunk: int,
+    temperature: float = 1.0,
+) -> Float[Array, "B P"]:
+    """Return the cross-entropy in nats of each target."""
 
     def logits(hidden: Array) -> Array:
         values = model.unembed(params, hidden)
         return values if temperature == 1 else values.astype(jnp.float32) / temperature
 
-    return token_losses(logits, hidden, rows.targets, vocabulary=model.config.vocab, chunk=chunk)
+    return token_losses(logits, hidden, targets, vocabulary=model.config.vocab, chunk=chunk)

@@ -219,8 +219,16 @@ class RolloutFeed(Feed):
 
         def numbers(batch: Batch) -> dict[str, jax.Array]:
             hidden = model.apply(params, batch).hidden
-            options: dict[str, Any] = {"chunk": run.loss_chunk, "temperature": self._rollout.temperature}
-            log_probs = token_log_probs(model, params, batch, hidden=hidden, **options)
+            rollout = self._rollout
+            log_probs = token_log_probs(
+                model,
+                params,
+                batch,
+                hidden=hidden,
+                chunk=run.loss_chunk,
+                temperature=rollout.temperature,
+                longest=rollout.tokens,
+            )
             return {"old": log_probs} | ({"value": token_values(params, hidden)} if values else {})
 
         # As many rows at a time as in the training step.

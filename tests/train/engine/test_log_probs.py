@@ -90,6 +90,35 @@ def test_another_temperature_and_other_positions_are_noticed(mistake: dict[str, 
         check_one_distribution("gpt", 1.0, **mistake)
 
 
+def check_logits_of_responses_alone(longest: int) -> None:
+    """Check log-probabilities and their gradient, with responses of different lengths, one of which ends its row."""
+    net, params = network("gpt")
+    texts = [np.random.default_rng(length).integers(3, 300, length) for length in (COUNT, 1, COUNT - 1)]
+    batch = responses.rows(net, PROMPTS, texts, length=LONGEST + COUNT, target_length=0)
+    factors = jnp.asarray(np.random.default_rng(0).standard_normal(batch.weights.shape), jnp.float32)
+
+    @functools.partial(jax.jit, static_argnums=1)
+    @functools.partial(jax.value_and_grad, has_aux=True)
+    def compute(params: Any, longest: int | None) -> tuple[jax.Array, jax.Array]:
+        values = token_log_probs(net, params, batch, longest=longest)
+        return (values * factors).sum(), values
+
+    ((_, values), gradient), ((_, expected), expected_gradient) = (compute(params, limit) for limit in (longest, None))
+    np.testing.assert_allclose(values, expected, atol=2e-6)
+    assert (np.asarray(values) != 0).sum() == 2 * COUNT
+    jax.tree.map(lambda leaf, other: np.testing.assert_allclose(leaf, other, atol=2e-6), gradient, expected_gradient)
+
+
+def test_logits_of_responses_alone_give_the_same_log_probabilities_and_gradients() -> None:
+    check_logits_of_responses_alone(COUNT)
+
+
+@pytest.mark.planted
+def test_a_response_that_is_longer_than_the_limit_is_noticed() -> None:
+    with pytest.raises(AssertionError):
+        check_logits_of_responses_alone(COUNT - 1)
+
+
 def test_log_probabilities_change_no_token_and_are_of_the_filtered_distribution() -> None:
     tokens, none = sample("gpt", Sampling(), log_probs=False)
     assert none == (None, None) and (tokens == sample("gpt", Sampling())[0]).all()

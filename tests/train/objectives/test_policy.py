@@ -33,7 +33,7 @@ from zoo.errors import BadInput
 PAIRS = np.array(list(itertools.product(range(len(TEXTS)), repeat=2)))
 """All groups of two responses, as numbers of texts: the expectation over groups is a sum over these."""
 # Compiled once for all losses and their gradients.
-compiled = jax.jit(token_log_probs, static_argnums=0, static_argnames=("chunk", "temperature"))
+compiled = jax.jit(token_log_probs, static_argnums=0, static_argnames=("chunk", "temperature", "longest"))
 
 
 @pytest.fixture

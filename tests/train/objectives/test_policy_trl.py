@@ -29,7 +29,7 @@ from zoo.hf import safetensors_dir
 
 MESH = device_mesh.make_mesh(run_config.Mesh(), jax.devices()[:1])
 # Compiled once for all losses of a temperature, and their gradients.
-compiled = jax.jit(token_log_probs, static_argnums=0, static_argnames=("chunk", "temperature"))
+compiled = jax.jit(token_log_probs, static_argnums=0, static_argnames=("chunk", "temperature", "longest"))
 
 
 @pytest.fixture(autouse=True)

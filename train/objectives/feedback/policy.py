@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Float32, Int64
+from jaxtyping import Array, Float, Float32, Int64
 
 from train.config.policy_options import Policy
 from train.config.rollout_options import Rollout
@@ -116,6 +116,19 @@ class RolloutObjective(Objective):
         reference = load_reference(source.run, source.model, source.mesh) if self._beta(source.run) else None
         return contextlib.nullcontext(RolloutFeed(source, self.estimator(), reference))
 
+    def log_probs(
+        self, model: Model, params: Any, batch: Batch, *, chunk: int, hidden: Float[Array, "B T D"] | None = None
+    ) -> Float[Array, "B T"]:
+        """Return the log-probability of each token of the responses, with which it was sampled; see `token_log_probs`."""
+        options, longest = self.rollout, self.rollout.tokens
+        return token_log_probs(model, params, batch, hidden=hidden, chunk=chunk, temperature=options.temperature, longest=longest)
+
+    def forward_flops(self, model: Model, batch: Batch) -> float:
+        """Return the matrix-product FLOPs of the forward pass, which computes no logits of the tokens of prompts."""
+        rows, length = batch.tokens.shape
+        without = max(length - self.rollout.tokens, 0)
+        return model.flops(batch) - 2.0 * rows * without * model.config.width * model.config.vocab
+
     @classmethod
     def _beta(cls, run: Run) -> float:
         return getattr(run.options, cls.NAME).beta
@@ -160,7 +173,7 @@ class PolicyGradient(RolloutObjective):
         """
         assert batch.weights is not None and batch.extra is not None
         options, extra, counted = self.options, batch.extra, batch.weights
-        log_probs = token_log_probs(model, params, batch, chunk=chunk, temperature=self.rollout.temperature)
+        log_probs = self.log_probs(model, params, batch, chunk=chunk)
         ratio = ratios(log_probs, extra["old"], counted, options.ratio)
         losses = clipped_losses(ratio, extra["advantage"][:, None], options.clip_low, options.clip_high)
         factors = loss_weights(counted, options.aggregation)

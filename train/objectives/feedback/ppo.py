@@ -9,7 +9,6 @@ from jaxtyping import Float32
 
 from train.config.ppo_options import Ppo
 from train.engine.gae_and_value_loss import value_losses
-from train.engine.log_probs import token_log_probs
 from train.engine.policy_losses import clipped_losses, ratios
 from train.engine.state_init import TrainedParams
 from train.engine.value_head import token_values, value_head
@@ -59,7 +58,7 @@ class ProximalPolicy(RolloutObjective):
         assert batch.weights is not None and batch.extra is not None
         options, extra, counted = self.options, batch.extra, batch.weights
         hidden = model.apply(params, batch).hidden
-        log_probs = token_log_probs(model, params, batch, hidden=hidden, chunk=chunk, temperature=self.rollout.temperature)
+        log_probs = self.log_probs(model, params, batch, chunk=chunk, hidden=hidden)
         losses = clipped_losses(ratios(log_probs, extra["old"], counted, "token"), extra["advantage"], options.clip, options.clip)
         of_values = value_losses(token_values(params, hidden), extra["value"], extra["return"], options.value_clip)
         terms = {"ppo": (losses * counted).sum(), "value": options.value_weight * (of_values * counted).sum()}
@@ -68,7 +67,7 @@ class ProximalPolicy(RolloutObjective):
     def forward_flops(self, model: Model, batch: Batch) -> float:
         """Return the matrix-product FLOPs of the forward pass with the value head."""
         rows, length = batch.tokens.shape
-        return model.flops(batch) + 2.0 * rows * length * model.config.width
+        return super().forward_flops(model, batch) + 2.0 * rows * length * model.config.width
 
 
 OBJECTIVE = ProximalPolicy
