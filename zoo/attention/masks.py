@@ -2,17 +2,34 @@
 
 import dataclasses
 import functools
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool
+from jaxtyping import Array, Bool, Int, Int32
 
 from zoo.attention.mask_bias_base import MaskOrBias, array_field, static_field
 from zoo.attention.tiles import Tile
 
+NO_PAIR, SOME_PAIRS, ALL_PAIRS = range(3)
+"""What `Mask.block_states` says of a tile."""
 NARROW_WINDOW = 256
 """Queries and keys of a tile under a window that is narrower than this."""
+
+
+class Side(NamedTuple):
+    """Integers of the queries or of the keys, which the rule of a mask compares; None: the mask does not use them."""
+
+    index: Any = None
+    """Index of each key, for `key_lengths`."""
+    position: Any = None
+    segment: Any = None
+    rank: Any = None
+
+    def map(self, change: Callable[[Array], Array]) -> "Side":
+        """Return the numbers with every array changed."""
+        return Side(*(None if array is None else change(array) for array in self))
 
 
 @jax.tree_util.register_dataclass
@@ -117,37 +134,89 @@ class Mask(MaskOrBias):
 
     def dense(self, t: int, s: int) -> Bool[Array, "#B #N T S"] | None:
         """Return the mask as an array that broadcasts to [B, N, T, S], True where a query sees a key; None if all are True."""
-        pairs = []
+        query, key = self.sides(t, s)
+        length = None if self.key_lengths is None else self.key_lengths[:, None, None, None]
+        allowed = self.rule(query.map(lambda x: x[:, None, :, None]), key.map(lambda x: x[:, None, None, :]), length)
+        if allowed is None or self.allowed is None:
+            return self.allowed if allowed is None else allowed
+        return jnp.logical_and(allowed, self.allowed)
+
+    def sides(self, t: int, s: int) -> "tuple[Side, Side]":
+        """Return the numbers of `t` queries and of `s` keys that the rule reads, [1 or B, T] and [1 or B, S]."""
+        query = Side(segment=self.query_segments, rank=self.query_ranks)
+        key = Side(segment=self.key_segments, rank=self.key_ranks)
         if self.causal or self.window is not None:
-            query = jnp.arange(t)[None] if self.query_positions is None else self.query_positions
-            key = jnp.arange(s)[None] if self.key_positions is None else self.key_positions
-            distance = query[:, None, :, None] - key[:, None, None, :]
+            query = query._replace(position=jnp.arange(t)[None] if self.query_positions is None else self.query_positions)
+            key = key._replace(position=jnp.arange(s)[None] if self.key_positions is None else self.key_positions)
+        if self.key_lengths is not None:
+            key = key._replace(index=jnp.arange(s)[None])
+        return query, key
+
+    def rule(self, query: "Side", key: "Side", length: Int[Array, "..."] | None = None) -> Bool[Array, "..."] | None:
+        """Return which pairs attend by all fields but `allowed`, from numbers that broadcast against each other; None: all do.
+
+        This works on arrays of any shapes, such as the tile of a kernel: only the fields without arrays are read.
+
+        Args:
+            length: number of real keys, from `key_lengths`.
+        """
+        pairs = []
+        if query.position is not None and key.position is not None:
+            distance = query.position - key.position
             if self.causal:
                 pairs.append(distance >= 0)
             if self.window is not None:
                 pairs.append(jnp.abs(distance) < self.window)
-        if self.key_lengths is not None:
-            pairs.append(jnp.arange(s)[None, None, None, :] < self.key_lengths[:, None, None, None])
-        if self.query_segments is not None and self.key_segments is not None:
-            query, key = self.query_segments[:, None, :, None], self.key_segments[:, None, None, :]
-            pairs.append((query == key) & (key != 0))
-        if self.query_ranks is not None and self.key_ranks is not None:
-            query, key = self.query_ranks[:, None, :, None], self.key_ranks[:, None, None, :]
-            pairs.append(key < query if self.strict else key <= query)
-        if self.allowed is not None:
-            pairs.append(self.allowed)
+        if length is not None:
+            pairs.append(key.index < length)
+        if query.segment is not None and key.segment is not None:
+            pairs.append((query.segment == key.segment) & (key.segment != 0))
+        if query.rank is not None and key.rank is not None:
+            pairs.append(key.rank < query.rank if self.strict else key.rank <= query.rank)
         return functools.reduce(jnp.logical_and, pairs) if pairs else None
 
-    @property
-    def window_bounds(self) -> tuple[int | None, int | None]:
-        """Return how many keys (before, after) its own index a query may see at most; None if there is no bound.
+    def block_states(self, block_q: int, block_k: int, t: int, s: int) -> Int32[Array, "#B I J"]:
+        """Return what the smallest and largest numbers of each block of queries and of keys say of their tile.
 
-        With explicit positions an index is not a position, so there is no bound.
+        `NO_PAIR`: no pair attends; `SOME_PAIRS`: the rule must be applied; `ALL_PAIRS`: every pair attends. Segments that are not
+        sorted make ranges that overlap, which is right, and skips less.
+
+        Args:
+            t: number of queries, a multiple of `block_q`; the arrays are padded to it.
+            s: number of keys, a multiple of `block_k`.
         """
-        if self.query_positions is not None or self.key_positions is not None:
-            return None, None
-        behind = None if self.window is None else self.window - 1
-        return behind, 0 if self.causal else behind
+        query, key = self.sides(t, s)
+        low_q, high_q = (_over_blocks(query, extreme, block_q, 2) for extreme in (jnp.min, jnp.max))
+        low_k, high_k = (_over_blocks(key, extreme, block_k, 1) for extreme in (jnp.min, jnp.max))
+        any_pair = jnp.ones((1, t // block_q, s // block_k), bool)
+        all_pairs = any_pair & (self.allowed is None)
+        if low_q.position is not None:
+            least, most = low_q.position - high_k.position, high_q.position - low_k.position
+            if self.causal:
+                any_pair, all_pairs = any_pair & (most >= 0), all_pairs & (least >= 0)
+            if self.window is not None:
+                any_pair &= (least < self.window) & (most > -self.window)
+                all_pairs &= (most < self.window) & (least > -self.window)
+        if self.key_lengths is not None:
+            length = self.key_lengths[:, None, None]
+            any_pair, all_pairs = any_pair & (low_k.index < length), all_pairs & (high_k.index < length)
+        if low_q.segment is not None:
+            # A block that is padding alone has the range 0 .. 0.
+            any_pair &= (low_q.segment <= high_k.segment) & (low_k.segment <= high_q.segment) & (high_k.segment > 0)
+            one_segment = (low_q.segment == high_q.segment) & (low_k.segment == high_k.segment)
+            all_pairs &= one_segment & (low_q.segment == low_k.segment) & (low_k.segment != 0)
+        if low_q.rank is not None:
+            # A strict order of integers is the order of the keys' ranks plus 1.
+            more = int(self.strict)
+            any_pair &= low_k.rank + more <= high_q.rank
+            all_pairs &= high_k.rank + more <= low_q.rank
+        return jnp.where(any_pair, jnp.where(all_pairs, ALL_PAIRS, SOME_PAIRS), NO_PAIR).astype(jnp.int32)
+
+    @property
+    def has_rule(self) -> bool:
+        """Return whether any field but `allowed` is set."""
+        arrays = self.key_lengths, self.query_segments, self.query_ranks
+        return self.causal or self.window is not None or any(array is not None for array in arrays)
 
     def tile_size(self, block_q: int, block_k: int, s: int) -> tuple[int, int]:
         if self.causal:
@@ -177,3 +246,8 @@ class Mask(MaskOrBias):
         if allowed is None or not any(self.arrays()):
             return None
         return jnp.moveaxis(allowed.any(-1), 1, 2)  # [B, T, N]
+
+
+def _over_blocks(side: Side, reduce: Callable[..., Array], block: int, axis: int) -> Side:
+    """Return the smallest or largest number of each block of queries or keys, with an axis for the blocks of the other side."""
+    return side.map(lambda x: jnp.expand_dims(reduce(x.reshape(x.shape[0], -1, block), axis=-1), axis))

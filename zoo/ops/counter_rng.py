@@ -36,9 +36,22 @@ def keep(seeds: UInt32[Array, "B 2"], rate: float, *coordinates: UInt32[Array, "
 
     The seeds and all coordinates but the last are mixed once per row; the last costs one mix per element.
     """
-    row = seeds[:, 0]
-    for number in coordinates[:-1]:
-        row = mix(row[..., None] + number * jnp.uint32(GOLDEN))
-    row = mix(row ^ seeds[:, 1].reshape(-1, *[1] * (row.ndim - 1)))
-    bits = mix(row[..., None] ^ (coordinates[-1] * jnp.uint32(GOLDEN)))
-    return bits >= jnp.uint32(round(rate * 2**32))
+    *leading, column = coordinates
+    first, second = (seeds[:, i].reshape(-1, *[1] * len(leading)) for i in (0, 1))
+    row = row_hash(first, second, *(x.reshape(-1, *[1] * (len(leading) - 1 - i)) for i, x in enumerate(leading)))
+    return is_kept(row[..., None], column, rate)
+
+
+def row_hash(
+    first: UInt32[Array, "..."], second: UInt32[Array, "..."], *coordinates: UInt32[Array, "..."]
+) -> UInt32[Array, "..."]:
+    """Return the hash of rows, from both seeds of the example and all coordinates but the last, which broadcast."""
+    row = first
+    for number in coordinates:
+        row = mix(row + number * jnp.uint32(GOLDEN))
+    return mix(row ^ second)
+
+
+def is_kept(row: UInt32[Array, "..."], column: UInt32[Array, "..."], rate: float) -> Bool[Array, "..."]:
+    """Return True for the entries that dropout at `rate` keeps, from the hash of the row and the last coordinate."""
+    return mix(row ^ (column * jnp.uint32(GOLDEN))) >= jnp.uint32(round(rate * 2**32))

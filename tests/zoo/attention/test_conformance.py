@@ -219,6 +219,7 @@ def test_any_tile_sizes_give_the_same_attention(shape: str) -> None:
         np.testing.assert_allclose(one, other, atol=max(1e-5, t * 2.0**-22), rtol=1e-5)
 
 
+DOCUMENTS = np.array([[1] * 8 + [2] * 16 + [0] * 8, [1] * 3 + [2] * 13 + [3] * 16])
 SKIPPED = {
     "full": Mask(),
     "causal": Mask(causal=True),
@@ -226,6 +227,9 @@ SKIPPED = {
     "window to both sides": Mask(window=2),
     "key lengths": Mask(key_lengths=np.array([3, 9])),
     "causal key lengths": Mask(causal=True, window=9, key_lengths=np.array([30, 25])),
+    "segments": Mask(query_segments=DOCUMENTS, key_segments=DOCUMENTS),
+    "positions": Mask(causal=True, query_positions=DOCUMENTS, key_positions=np.arange(32)[None].repeat(2, 0)),
+    "ranks": Mask(strict=True, query_ranks=np.arange(32)[None] // 5, key_ranks=np.arange(32)[None] // 5),
 }
 
 
@@ -236,12 +240,13 @@ def test_fully_masked_blocks_are_skipped() -> None:
     for name, mask in SKIPPED.items():
         mask = jax.tree.map(jnp.asarray, mask)
         allowed = mask.dense(32, 32)
+        key_blocks, query_blocks = plan.block_ranges(mask)
         dense = np.broadcast_to(True if allowed is None else np.asarray(allowed).any((0, 1)), (32, 32))
         blocks = dense.reshape(4, 8, 4, 8).any((1, 3))
         for i in range(4):
             for (start, stop), computed in (
-                (plan.k_block_range(mask, group, jnp.int32(i)), blocks[i]),
-                (plan.q_block_range(mask, group, jnp.int32(i)), blocks[:, i]),
+                (plan.k_block_range(key_blocks, group, jnp.int32(i)), blocks[i]),
+                (plan.q_block_range(query_blocks, group, jnp.int32(i)), blocks[:, i]),
             ):
                 assert [start <= j < stop for j in range(4)] == list(computed), name
 

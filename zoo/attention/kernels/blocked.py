@@ -10,16 +10,16 @@ Masks and biases slice themselves into tiles; the gradient of a bias is the VJP 
 
 import dataclasses
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
-from jaxtyping import Array, Float, Int, UInt32
+from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from zoo.attention.biases import Bias
-from zoo.attention.masks import Mask
+from zoo.attention.masks import NO_PAIR, Mask
 from zoo.attention.tiles import Tile, add, take
 from zoo.ops import counter_rng
 from zoo.ops.xla_cpu_workarounds import batches_per_step, row_max, row_sum_by_product
@@ -114,20 +114,23 @@ class Plan:
             {"B": example, "K": head, "N": head * shared}, {"B": self.examples, "K": self.heads, "N": self.heads * shared}
         )
 
-    def k_block_range(self, mask: Mask, group: Tile, i: Int[Array, ""]) -> tuple[Any, Any]:
-        """Return [start, stop) of the blocks of keys that queries of block i may see."""
-        start, stop = _blocks_near(i * self.block_q, self.block_q, *mask.window_bounds, self.block_k, self.num_k_blocks)
-        if mask.key_lengths is not None:
-            stop = jnp.minimum(-(-take(mask.key_lengths, "B", group).max() // self.block_k), stop)
-        return start, stop
+    def block_ranges(self, mask: Mask) -> tuple["Ranges | None", "Ranges | None"]:
+        """Return (for each block of queries the blocks of keys that it may see, the reverse); None: all of them."""
+        if not mask.has_rule or self.num_q_blocks == self.num_k_blocks == 1:
+            return None, None
+        states = mask.block_states(self.block_q, self.block_k, self.num_q_blocks * self.block_q, self.num_k_blocks * self.block_k)
+        if states.shape[0] > 1:
+            states = states.reshape(-1, self.examples, *states.shape[1:]).max(1)  # [groups of examples, I, J]
+        active = states != NO_PAIR
+        return Ranges.of(active), Ranges.of(jnp.swapaxes(active, 1, 2))
 
-    def q_block_range(self, mask: Mask, group: Tile, j: Int[Array, ""]) -> tuple[Any, Any]:
+    def k_block_range(self, ranges: "Ranges | None", group: Tile, i: Int[Array, ""]) -> tuple[Any, Any]:
+        """Return [start, stop) of the blocks of keys that queries of block i may see."""
+        return (0, self.num_k_blocks) if ranges is None else ranges.at(group.start["B"] // self.examples, i)
+
+    def q_block_range(self, ranges: "Ranges | None", group: Tile, j: Int[Array, ""]) -> tuple[Any, Any]:
         """Return [start, stop) of the blocks of queries that may see keys of block j."""
-        behind, ahead = mask.window_bounds
-        start, stop = _blocks_near(j * self.block_k, self.block_k, ahead, behind, self.block_q, self.num_q_blocks)
-        if mask.key_lengths is not None:
-            stop = jnp.where(j * self.block_k < take(mask.key_lengths, "B", group).max(), stop, 0)
-        return start, stop
+        return (0, self.num_q_blocks) if ranges is None else ranges.at(group.start["B"] // self.examples, j)
 
     def at_q_block(self, tile: Tile, i: Int[Array, ""]) -> Tile:
         return tile.along("T", i * self.block_q, self.block_q)
@@ -148,6 +151,23 @@ class Plan:
         return x.reshape(*x.shape[:3], -1)  # [b, k, H, rows]
 
 
+class Ranges(NamedTuple):
+    """The blocks of one side, from the first to the last one with a pair that attends, for each block of the other side."""
+
+    start: Int[Array, "#G I"]
+    stop: Int[Array, "#G I"]
+
+    @classmethod
+    def of(cls, active: Bool[Array, "#G I J"]) -> "Ranges":
+        """Return the ranges along the last axis; a range without an active block is empty."""
+        stop = active.shape[-1] - jnp.argmax(active[..., ::-1], -1)
+        return cls(jnp.argmax(active, -1), jnp.where(active.any(-1), stop, 0))
+
+    def at(self, group: Any, block: Int[Array, ""]) -> tuple[Any, Any]:
+        """Return [start, stop) of a block, for a group of examples."""
+        return self.start[group % self.start.shape[0], block], self.stop[group % self.stop.shape[0], block]
+
+
 QUERIES, TRANSPOSED, KEYS, ROW_SUMS = "BK-T-", "BK--T", "BKS-", "BK-T"
 """Letters of the axes of q and the output [B, K, N/K, T, H], of both transposed [B, K, H, N/K, T], of k and v [B, K, S, H], and
 of sums over rows [B, K, N/K, T]."""
@@ -161,6 +181,7 @@ def _attend(plan: Plan, q: Array, k: Array, v: Array, mask: Mask, bias: Any, see
 def _forward(plan: Plan, q: Array, k: Array, v: Array, mask: Mask, bias: Any, seed: Any, heads: Array) -> tuple[Array, Any]:
     """Compute the output and the residuals by algorithm 1 of FlashAttention-2, for each group of examples and heads."""
     acc_dtype = jnp.promote_types(q.dtype, jnp.float32)
+    key_blocks, _ = plan.block_ranges(mask)
 
     def one_group(_: None, index: Int[Array, ""]) -> tuple[None, Any]:
         group = plan.group_tile(q, index)
@@ -191,7 +212,7 @@ def _forward(plan: Plan, q: Array, k: Array, v: Array, mask: Mask, bias: Any, se
                 jnp.zeros(lead, acc_dtype),
                 jnp.zeros((*lead, v.shape[-1]), acc_dtype),
             )
-            m, l, acc = lax.fori_loop(*plan.k_block_range(mask, group, i), k_block, start)
+            m, l, acc = lax.fori_loop(*plan.k_block_range(key_blocks, group, i), k_block, start)
             has_key = l > 0
             out = (acc / jnp.where(has_key, l, 1)[..., None]).astype(q.dtype)  # line 12
             # Line 13. For a row without a visible key, exp(s - lse) must be zero in the gradient too.
@@ -211,6 +232,7 @@ def _backward(plan: Plan, residuals: Any, d_out: Array) -> tuple[Any, ...]:
     """Compute the gradients by algorithm 2 of FlashAttention-2, for each group of examples and heads."""
     q, k, v, mask, bias, seed, heads, out, lse = residuals
     acc_dtype = lse.dtype
+    _, query_blocks = plan.block_ranges(mask)
     delta = (d_out.astype(acc_dtype) * out.astype(acc_dtype)).sum(-1)  # line 4: D
 
     def one_group(d_bias: Any, index: Int[Array, ""]) -> tuple[Any, Any]:
@@ -250,7 +272,8 @@ def _backward(plan: Plan, residuals: Any, d_out: Array) -> tuple[Any, ...]:
 
             d_q, d_bias = carry
             d_k = d_v = jnp.zeros((plan.examples, plan.heads, k.shape[-1], plan.block_k), acc_dtype)  # line 7
-            d_q, d_k, d_v, d_bias = lax.fori_loop(*plan.q_block_range(mask, group, j), q_block, (d_q, d_k, d_v, d_bias))
+            blocks = plan.q_block_range(query_blocks, group, j)
+            d_q, d_k, d_v, d_bias = lax.fori_loop(*blocks, q_block, (d_q, d_k, d_v, d_bias))
             return (d_q, d_bias), (d_k, d_v)
 
         d_q = jnp.zeros((plan.examples, plan.heads, *q.shape[2:]), acc_dtype)  # line 3
@@ -293,13 +316,6 @@ def _dropped(p: Float[Array, "b n T S"], seed: Any, heads: Array, tile: Tile, ra
         return p
     t, s = ((tile.start[c] + jnp.arange(tile.size[c])).astype(jnp.uint32) for c in "TS")
     return jnp.where(counter_rng.keep(take(seed, "B-", tile), rate, take(heads, "N", tile), t, s), p, 0)
-
-
-def _blocks_near(first: Any, length: int, behind: int | None, ahead: int | None, size: int, blocks: int) -> tuple[Any, Any]:
-    """Return [start, stop) of the blocks of `size`, of `blocks` in all, near the positions first .. first + length - 1."""
-    start = 0 if behind is None else jnp.maximum(first - behind, 0) // size
-    stop = blocks if ahead is None else jnp.minimum((first + length - 1 + ahead) // size + 1, blocks)
-    return start, stop
 
 
 def _even_blocks(length: int, limit: int, multiple: int) -> tuple[int, int]:
