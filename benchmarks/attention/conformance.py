@@ -7,6 +7,7 @@ run the same cases, and the benchmark checks an implementation here before it ti
 The allowed error is derived for every entry from the arithmetic of the case: see `benchmarks.attention.rounding_error_bounds`.
 """
 
+import contextlib
 import dataclasses
 import functools
 import platform
@@ -26,6 +27,7 @@ from zoo.attention import attention
 from zoo.attention.biases import Bias, Buckets, Dense, Relative
 from zoo.attention.masks import Mask
 from zoo.errors import BadInput
+from zoo.sharding import target_platform
 
 DTYPES = ("float32", "bfloat16")
 UNOPTIMIZED = {"xla_backend_optimization_level": 0}
@@ -294,8 +296,8 @@ def table(show: Callable[[str], None] = lambda line: None, names: Sequence[str] 
         BadInput: there is no such implementation, or a plug-in that cannot be used.
     """
     names, sound, lines = names or list(attention.IMPLEMENTATIONS), True, []
-    for name in names:
-        attention.implementation(name)
+    interpreted = {name for name in names if _needs_interpreter(name)}
+    titles = [f"`{name}`" + (" (interpreted)" if name in interpreted else "") for name in names]
     reasons: dict[str, set[str]] = {name: set() for name in names}
     for case in CASES:
         cells = []
@@ -304,7 +306,8 @@ def table(show: Callable[[str], None] = lambda line: None, names: Sequence[str] 
             cell = []
             for dtype in DTYPES:
                 try:
-                    result = check(name, case, dtype)
+                    with attention.interpreted(name) if name in interpreted else contextlib.nullcontext():
+                        result = check(name, case, dtype)
                 except BadInput as error:
                     cell.append("-")
                     reasons[name].add(str(error).partition(": ")[2].partition("; these can")[0])
@@ -314,9 +317,19 @@ def table(show: Callable[[str], None] = lambda line: None, names: Sequence[str] 
                 cell.append(text if result.ok else f"**wrong: {text}**")
             cells.append("-" if set(cell) == {"-"} else " / ".join(cell))
         lines.append(f"| {case} | {' | '.join(cells)} |")
-    head = [f"| | {' | '.join(f'`{name}`' for name in names)} |", f"|---|{'---|' * len(names)}"]
+    head = [f"| | {' | '.join(titles)} |", f"|---|{'---|' * len(names)}"]
     notes = [f"- `{name}`: {'; '.join(sorted(why))}." for name, why in reasons.items() if why]
     return "\n".join([*head, *lines, *([""] if notes else []), *notes]), sound
+
+
+def _needs_interpreter(name: str) -> bool:
+    """Return whether an implementation runs here only by Pallas's interpreter.
+
+    Raises:
+        BadInput: as `attention.implementation`.
+    """
+    row = attention.implementation(name)
+    return bool(row.interpreted) and target_platform() not in row.platforms
 
 
 def main(names: Sequence[str] = ()) -> int:
@@ -330,7 +343,8 @@ def main(names: Sequence[str] = ()) -> int:
 Made by `{" ".join(["python -m benchmarks.attention.conformance", *names])}` on {where}.
 A cell has an error against the definition in float64 and its bound: float32 / bfloat16. Of all entries of the output and the
 gradients, those of biases and tables included, it is the one that uses most of its bound, relative to its array's largest entry
-or 1. The bounds are derived from the arithmetic (`benchmarks/attention/rounding_error_bounds.py`). "-": refused.
+or 1. The bounds are derived from the arithmetic (`benchmarks/attention/rounding_error_bounds.py`). "-": refused. "Interpreted":
+the kernels were run by Pallas's interpreter, on a machine without their device. No implementation has run on a GPU or TPU yet.
 
 {rows}""")
     return 0 if sound else 1

@@ -165,6 +165,8 @@ class Implementation:
     """Package that must be installed; the extra of the same name installs it."""
     python: str = ""
     """Oldest Python version that this package supports, if this project supports older ones."""
+    interpreted: str = ""
+    """Name of a function in `module` that computes the same on every platform, by Pallas's interpreter; see `interpreted`."""
     plugin: plugins.Plugin | None = None
     """The plug-in whose row this is; set by `implementation`."""
 
@@ -226,6 +228,14 @@ IMPLEMENTATIONS: dict[str, Implementation] = {
         features=frozenset({"causal", "window", "key lengths", "segments", "grouped heads"}),
         limits="unsupported_reason",
     ),
+    "flash_tpu": Implementation(
+        module="zoo.attention.kernels.flash_tpu",
+        function="flash_tpu",
+        platforms=frozenset({"tpu"}),
+        features=ALL_FEATURES - {"explicit mask", "dense bias", "relative bias"},
+        limits="unsupported_reason",
+        interpreted="flash_tpu_interpreted",
+    ),
 }
 
 
@@ -237,11 +247,33 @@ def implementation(name: str) -> Implementation:
     """
     if (plugin := plugins.find("zoo.attention", name, ("auto", *IMPLEMENTATIONS))) is not None:
         expected = f"an `Implementation` of {__name__} whose platforms and features exist"
-        row = plugins.load(plugin, expected, _is_implementation)
-        return dataclasses.replace(row, plugin=plugin)
-    choices = ", ".join([*IMPLEMENTATIONS, *plugins.described("zoo.attention")])
-    _require(name in IMPLEMENTATIONS, f"there is no implementation {name!r}; choose auto, {choices}")
-    return IMPLEMENTATIONS[name]
+        row = dataclasses.replace(plugins.load(plugin, expected, _is_implementation), plugin=plugin)
+    else:
+        choices = ", ".join([*IMPLEMENTATIONS, *plugins.described("zoo.attention")])
+        _require(name in IMPLEMENTATIONS, f"there is no implementation {name!r}; choose auto, {choices}")
+        row = IMPLEMENTATIONS[name]
+    if name in _interpreted.get():
+        return dataclasses.replace(row, platforms=EVERYWHERE, function=row.interpreted)
+    return row
+
+
+_interpreted: contextvars.ContextVar[frozenset[str]] = contextvars.ContextVar("interpreted", default=frozenset())
+
+
+@contextlib.contextmanager
+def interpreted(name: str) -> Iterator[None]:
+    """Run an implementation without its platform inside the block, by Pallas's interpreter: for comparisons of its numbers.
+
+    Raises:
+        BadInput: the implementation has no interpreted form.
+    """
+    has_form = bool(implementation(name).interpreted)
+    _require(has_form, f"{name!r} has no interpreted form; a row of the table names one in its field `interpreted`")
+    token = _interpreted.set(_interpreted.get() | {name})
+    try:
+        yield
+    finally:
+        _interpreted.reset(token)
 
 
 def implementation_names() -> list[str]:

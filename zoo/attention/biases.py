@@ -76,7 +76,8 @@ class Buckets(MaskOrBias):
         bucket = positions.t5_bucket(relative, self.bidirectional, self.table.shape[0], self.max_distance)
         # The gradient of an entry is a sum over thousands of pairs, for which bfloat16 is too coarse.
         table = self.table.astype(jnp.promote_types(self.table.dtype, jnp.float32))
-        return ByDistance(values=table[bucket], first=t - 1)
+        constant_from = self.max_distance if isinstance(at, int) and at == 0 else None
+        return ByDistance(values=table[bucket], first=t - 1, constant_from=constant_from)
 
     def dense(self, t: int, s: int, scale: float) -> Float[Array, "1 N T S"]:
         return self.prepare(t, s).dense(t, s, scale)
@@ -89,6 +90,8 @@ class ByDistance(Distanced):
 
     values: Any = array_field("DN")
     """One number for each distance and head."""
+    constant_from: int | None = static_field(None)
+    """A distance from which on all values are equal, on either side of the query; None = unknown."""
 
     def prepare(self, t: int, s: int) -> "ByDistance":
         """Return the bias itself, which needs no preparation."""
@@ -98,6 +101,22 @@ class ByDistance(Distanced):
         values = self.values.T.astype(jnp.promote_types(self.values.dtype, jnp.float32))
         by_distance = jnp.broadcast_to(values[None, :, None, :], (1, values.shape[0], t, values.shape[1]))  # [1, N, T, D]
         return positions.relative_shift(by_distance, None, first=self.first, keys=s)
+
+    def square_tiles(self, size: int, num_q: int, num_k: int) -> tuple[Float[Array, "N tiles size size"], int]:
+        """Return the different tiles of [num_q * size, num_k * size] scores, and the number of that on the diagonal.
+
+        Tile (i, j) of the scores has the number min(max(j - i + diagonal, 0), tiles - 1): all tiles that are as far from the
+        diagonal have equal values, and so do all beyond `constant_from`.
+        """
+        farthest = max(num_q, num_k) if self.constant_from is None else -(-(self.constant_from - 1) // size) + 1
+        before, after = min(num_q - 1, farthest), min(num_k - 1, farthest)
+        starts = [self.first - (size - 1) + offset * size for offset in range(-before, after + 1)]
+        # Distances that are missing belong to pairs of padding, or have the value of the last one.
+        front, back = max(0, -starts[0]), max(0, starts[-1] + 2 * size - self.values.shape[0])
+        values = jnp.pad(self.values, ((front, back), (0, 0)), mode="edge")
+        parts = jnp.stack([values[start + front : start + front + 2 * size] for start in starts], 1)  # [2 * size, tiles, N]
+        rows = jnp.broadcast_to(parts.T[:, :, None], (*parts.T.shape[:2], size, 2 * size))  # [N, tiles, size, 2 * size]
+        return positions.relative_shift(rows, None, first=size - 1, keys=size), before
 
     def tile_size(self, block_q: int, block_k: int, s: int) -> tuple[int, int]:
         # The values are stored for every row of a tile.

@@ -35,6 +35,7 @@ KERNELS = {
     "cudnn": [r"__cudnn\$fmha\w*Softmax", r"__cudnn\$fmha\w*SoftmaxBackward"],
     "tokamax": ["mosaic_gpu_v2"] * 3,
     "splash": ["tpu_custom_call"] * 3,
+    "flash_tpu": ["tpu_custom_call"] * 2,
 }
 """Custom calls of a forward and backward pass, the first alone that of a forward pass; a row of ours has none."""
 
@@ -47,8 +48,14 @@ class Case:
     bias: Any = None
     length: int = T
     groups: int = N
+    rate: float = 0.0
     summed: int = 0
     """Collectives that the gradients need: a bias that several devices share is summed over them."""
+
+    @property
+    def dropout(self) -> Any:
+        """Return the rate of dropout and the shape of its seeds; None without dropout."""
+        return (self.rate, jax.ShapeDtypeStruct((B, 2), jnp.uint32)) if self.rate else None
 
 
 def ids(length: int = T) -> dict[str, Any]:
@@ -72,8 +79,12 @@ CASES = {
     "dense bias": Case(bias=Dense(values=jax.ShapeDtypeStruct((1, N, T, T), jnp.float32)), summed=1),
     "bias of examples": Case(bias=Dense(values=jax.ShapeDtypeStruct((B, 1, T, T), jnp.float32)), summed=1),
     "odd, dense bias": Case(bias=Dense(values=jax.ShapeDtypeStruct((1, N, T - 1, T - 1), jnp.float32)), length=T - 1, summed=1),
+    "dropout": Case(mask=Mask(causal=True, **ids()), rate=0.1),
     # Shorter: for TPU, XLA pads the heads of the gathered [T, S, N] to 128, which is 34 GB at the full length.
     "bucket bias": Case(mask=Mask(), bias=Buckets(table=jax.ShapeDtypeStruct((32, N), jnp.float32)), length=2048, summed=1),
+    "one-directional bucket bias, dropout": Case(
+        bias=Buckets(table=jax.ShapeDtypeStruct((32, N), jnp.float32), bidirectional=False), length=2048, rate=0.1, summed=1
+    ),
     "relative bias": Case(
         mask=Mask(),
         bias=Relative(
@@ -102,7 +113,7 @@ COPIED = {("blocked", "odd, dense bias")}
 
 def features(case: Case) -> frozenset[str]:
     q, k = operands(case)
-    return attention.Request.of(q, k, k, case.mask, case.bias, None).features
+    return attention.Request.of(q, k, k, case.mask, case.bias, case.dropout).features
 
 
 def operands(case: Case) -> list[jax.ShapeDtypeStruct]:
@@ -161,14 +172,16 @@ def compiled(platform: str, impl: str, name: str, backward: bool) -> tuple[str, 
 
         q, k = (placed(x, "BTNH") for x in operands(case))
 
-        def attend(q: Any, k: Any, v: Any, bias: Any, mask: Any) -> Any:
-            return attention.attention(q, k, v, mask=mask, bias=bias, impl=impl)
+        def attend(q: Any, k: Any, v: Any, bias: Any, mask: Any, seeds: Any) -> Any:
+            dropout = None if seeds is None else (case.rate, seeds)
+            return attention.attention(q, k, v, mask=mask, bias=bias, dropout=dropout, impl=impl)
 
         def pull(*args: Any) -> Any:
-            *trained, mask, cotangent = args
-            return jax.vjp(lambda *numbers: attend(*numbers, mask), *trained)[1](cotangent)
+            *trained, mask, seeds, cotangent = args
+            return jax.vjp(lambda *numbers: attend(*numbers, mask, seeds), *trained)[1](cotangent)
 
-        args = (q, k, k, spec(case.bias), spec(case.mask))
+        seeds = None if case.dropout is None else placed(case.dropout[1], "B-")
+        args = (q, k, k, spec(case.bias), spec(case.mask), seeds)
         run = jax.jit(pull).trace(*args, q) if backward else jax.jit(attend).trace(*args)
         program = run.lower(lowering_platforms=(TARGETS[platform].lowering,)).compile()
     return program.as_text(), program.memory_analysis().temp_size_in_bytes

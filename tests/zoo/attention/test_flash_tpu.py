@@ -1,0 +1,151 @@
+"""The kernels of `flash_tpu`, run by the interpreter of Pallas, against float64; planted mistakes that these cases must see; and
+what `Mask.block_states`, which the kernels and `blocked` use, says of every tile."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from benchmarks.attention import conformance
+from tests.support import compilation
+from tests.zoo.attention.test_accelerator_kernels import masks
+from zoo.attention import attention
+from zoo.attention.biases import ByDistance
+from zoo.attention.kernels import flash_tpu
+from zoo.attention.masks import ALL_PAIRS, NO_PAIR, SOME_PAIRS, Mask
+
+OPTIONS = {"xla_backend_optimization_level": 0, **compilation.OPTIONS}
+FAST = ("packed segments", "bucket bias, one direction", "positions")
+SLOW = ("full", "window", "content ranks", "grouped heads", "head 152", "key lengths", "length 1", "dropout")
+"""Cases that others contain."""
+
+
+def supported() -> list[str]:
+    """Return the cases of the kernels' features."""
+    row, names = attention.IMPLEMENTATIONS["flash_tpu"], []
+    for name, case in conformance.CASES.items():
+        q, k = (
+            jax.ShapeDtypeStruct((case.batch, t, n, case.head), jnp.float32)
+            for t, n in ((case.queries, case.heads), (case.keys, case.groups))
+        )
+        dropout = (case.rate, jax.ShapeDtypeStruct((case.batch, 2), jnp.uint32))
+        if attention.Request.of(q, k, k, case.mask(case), case.bias and case.bias(case), dropout).features <= row.features:
+            names.append(name)
+    return names
+
+
+def tier(case: str) -> Any:
+    return () if case in FAST else pytest.mark.slow if case in SLOW else pytest.mark.full
+
+
+def check(case: str, dtype: str = "float32") -> conformance.CaseResult:
+    with attention.interpreted("flash_tpu"):
+        return conformance.check("flash_tpu", case, dtype, options=OPTIONS)
+
+
+@pytest.fixture
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So small that every case has several of them."""
+    monkeypatch.setattr(flash_tpu, "BLOCK", 128)
+
+
+@pytest.fixture(autouse=True)
+def quick_reference(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(conformance, "UNOPTIMIZED", OPTIONS)
+
+
+@pytest.mark.parametrize("case", [pytest.param(case, marks=tier(case)) for case in supported()])
+@pytest.mark.usefixtures("small_blocks")
+def test_the_kernels_agree_with_the_definition(case: str) -> None:
+    result = check(case)
+    assert result.ok, result
+
+
+@pytest.mark.full
+def test_the_kernels_agree_with_the_definition_in_blocks_of_the_largest_size() -> None:
+    result = check("dropout, grouped heads")
+    assert result.ok, result
+
+
+@pytest.mark.full
+@pytest.mark.usefixtures("small_blocks")
+def test_the_kernels_agree_with_the_definition_in_bfloat16() -> None:
+    result = check("bucket bias, one direction", "bfloat16")
+    assert result.ok, result
+
+
+def no_rules(self: Mask, *sizes: int) -> Any:
+    states = block_states(self, *sizes)
+    return jnp.where(states == SOME_PAIRS, ALL_PAIRS, states)
+
+
+def nothing_beside_the_diagonal(self: Mask, *sizes: int) -> Any:
+    states = block_states(self, *sizes)
+    return jnp.where(jnp.eye(*states.shape[1:], dtype=bool), states, NO_PAIR)
+
+
+def constant_beside_the_diagonal(self: ByDistance, *sizes: int) -> Any:
+    return square_tiles(dataclasses.replace(self, constant_from=1), *sizes)
+
+
+def of_the_next_block(plan: Any, i: Any, j: Any) -> Any:
+    return tile_of_bias(plan, i, j + 1)
+
+
+block_states, square_tiles, tile_of_bias = Mask.block_states, ByDistance.square_tiles, flash_tpu.Plan.tile_of_bias
+MISTAKES: dict[str, tuple[Any, str, Callable[..., Any], str]] = {
+    "tiles of the mask taken for full ones": (Mask, "block_states", no_rules, "packed segments"),
+    "tiles skipped": (Mask, "block_states", nothing_beside_the_diagonal, "packed segments"),
+    "the first block fetched again": (flash_tpu, "_block_to_fetch", jnp.zeros_like, "packed segments"),
+    "the bias constant too near": (ByDistance, "square_tiles", constant_beside_the_diagonal, "bucket bias"),
+    "the bias of the next block": (flash_tpu.Plan, "tile_of_bias", of_the_next_block, "bucket bias, one direction"),
+    "indices within the block": (flash_tpu, "_iota", lambda shape, axis, _: iota(shape, axis, 0), "dropout"),
+}
+iota = flash_tpu._iota
+
+
+@pytest.mark.planted
+@pytest.mark.parametrize(
+    "mistake", [pytest.param(name, marks=() if name == "the bias of the next block" else pytest.mark.full) for name in MISTAKES]
+)
+@pytest.mark.usefixtures("small_blocks")
+def test_a_planted_mistake_is_noticed(mistake: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    owner, name, wrong, case = MISTAKES[mistake]
+    monkeypatch.setattr(owner, name, wrong)
+    assert not check(case).ok
+
+
+def check_states(states: Callable[..., Any] = block_states) -> None:
+    """Compare with the dense mask, tile by tile, of blocks of different sizes."""
+    for name, mask in masks(24).items():
+        dense = mask.dense(24, 24)
+        pairs = np.broadcast_to(True if dense is None else np.asarray(dense), (2, 1, 24, 24))[:, 0]
+        tiles = pairs.reshape(2, 4, 6, 3, 8).transpose(0, 1, 3, 2, 4).reshape(2, 4, 3, 48)
+        computed = np.broadcast_to(np.asarray(states(mask, 6, 8, 24, 24)), (2, 4, 3))
+        assert not tiles[computed == NO_PAIR].any(), name
+        assert tiles[computed == ALL_PAIRS].all(), name
+        if name in ("full", "causal", "window", "band", "key lengths"):
+            # With indices alone nothing is missed.
+            exact = np.where(tiles.all(-1), ALL_PAIRS, np.where(tiles.any(-1), SOME_PAIRS, NO_PAIR))
+            assert (computed == exact).all(), name
+
+
+def test_the_states_of_tiles_are_those_of_the_dense_mask() -> None:
+    check_states()
+
+
+@pytest.mark.planted(2)
+def test_wrong_states_are_noticed() -> None:
+    for wrong in (no_rules, nothing_beside_the_diagonal):
+        with pytest.raises(AssertionError):
+            check_states(wrong)
+
+
+def test_sorted_segments_are_skipped() -> None:
+    segments = jnp.asarray([[1] * 8 + [2] * 8 + [0] * 8])
+    states = Mask(causal=True, query_segments=segments, key_segments=segments).block_states(8, 8, 24, 24)
+    assert np.asarray(states)[0].tolist() == [[SOME_PAIRS, 0, 0], [0, SOME_PAIRS, 0], [0, 0, 0]]
