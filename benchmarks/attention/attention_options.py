@@ -51,4 +51,7 @@ class Options:
     """Measure a small sweep: the rows that begin within a minute (--seconds)."""
     peers: bool = False
     """Also time torch's attention, if torch is installed."""
+    compiled: str = ""
+    """A TPU that need not be present (v4, v5e, v5p, v6e, tpu7x): print what its compiler makes of every kernel, and time nothing.
+    Needs the extra tpu."""
     output: Annotated[Output, tyro.conf.arg(name="", prefix_name=False)] = Output()

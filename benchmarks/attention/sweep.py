@@ -4,7 +4,7 @@ import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from benchmarks.attention import attention_page, attention_tables, measure_row, torch_attention
+from benchmarks.attention import attention_page, attention_tables, compiled_kernels, measure_row, torch_attention
 from benchmarks.attention.attention_options import Options
 from benchmarks.attention.sweep_rows import UNIT, SweepRow, resolve_options, rows
 from benchmarks.core import bench_command
@@ -19,8 +19,10 @@ def main(requested: Options, argv: Sequence[str]) -> int:
     """Run the command: see `bench_command.run_benchmark`.
 
     Raises:
-        BadInput: see `sweep_rows.resolve_options` and `bench_command.run_benchmark`.
+        BadInput: see `sweep_rows.resolve_options`, `bench_command.run_benchmark` and `compiled_kernels.main`.
     """
+    if requested.compiled:
+        return compiled_kernels.main(requested)
     setup = bench_command.start(requested.repeats, peers=requested.peers)
     options = resolve_options(requested, setup.machine["backend"])
     measurement = bench_command.Measurement(

@@ -1,0 +1,75 @@
+"""`zoo bench attention --compiled`: what is read of the TPU compiler's files, and what is refused."""
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks.attention import compiled_kernels, tpu_schedule
+from benchmarks.attention.attention_options import Options
+from zoo.errors import BadInput
+
+BUNDLES = """= control target key start
+LB: loop body
+
+     0   :  { %s1 = smov 0 }
+   0x1   :  { %p2 = scmp.eq 0, %s1 }
+   0x2   :  { %3 = sbr.rel (%p2) target bundleno = 6 }
+   0x3   :  { %v4 = vld [vmem:[0]] }
+   0x4   :  { %v5 = vadd.f32 %v4, %v4 }
+   0x5   :  { %v6 = vmul.f32 %v5, %v5 }
+   0x6   :  { %7 = vst [vmem:[0]] %v6 }
+   0x7 LB: > { %s8 = sadd.s32 1, %s1 }
+   0x8   : > { %9 = sbr.rel (%p2) target bundleno = 7 }
+"""
+SLOTS = """== CAPACITY:
+MXU, VALU
+    4     2
+== UTILIZATION:
+0 0
+0 0
+0 0
+0 2
+4 2
+4 1
+0 2
+0 0
+0 0
+"""
+
+
+def write_program(folder: Path, label: str, operation: str = 'custom-call(), custom_call_target="tpu_custom_call"') -> None:
+    files = {
+        "01-" + tpu_schedule.SLOTS: SLOTS,
+        "02-" + tpu_schedule.ANALYSIS: f"Schedule analysis:\n {operation}\n",
+        "03-" + tpu_schedule.BUNDLES: BUNDLES,
+    }
+    for name, text in files.items():
+        (folder / f"17-{label}-{name}").write_text(text)
+
+
+def test_the_longest_straight_part_of_each_kernel_is_read(tmp_path: Path) -> None:
+    write_program(tmp_path, "flash_forward.1")
+    write_program(tmp_path, "fusion.2", "fusion()")
+    assert tpu_schedule.take_kernels(tmp_path) == [
+        tpu_schedule.Kernel("flash_forward", bundles=4, slots={"VALU": 7 / 8, "MXU": 8 / 16})
+    ]
+    assert not list(tmp_path.iterdir()), "the next program's files are apart"
+
+
+@pytest.mark.planted
+def test_a_part_that_goes_on_after_a_branch_would_be_longer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tpu_schedule, "_straight_parts", lambda text: iter([(0, text.count("{"))]))
+    with pytest.raises(AssertionError):
+        test_the_longest_straight_part_of_each_kernel_is_read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (Options(compiled="h100"), "--compiled h100: choose a TPU: v4, v5e"),
+        (Options(compiled="v5e", rounds=3), "--rounds with --compiled: nothing is timed"),
+    ],
+)
+def test_other_devices_and_options_of_measurements_are_refused(options: Options, message: str) -> None:
+    with pytest.raises(BadInput, match=message):
+        compiled_kernels.main(options)
