@@ -45,6 +45,7 @@ def collect(grid: Grid, registration: Mapping[str, Any], folder: Path) -> dict[s
         judge = experiment.judge
     cells = [
         read_cell(node, node.row, folder, is_control=node.row == experiment.control)
+        | {"command": grid.files.without_folders(" ".join(("zoo", *node.argv)))}
         for node in grid.nodes
         if node.stage != TOKENIZER
     ]
@@ -85,7 +86,7 @@ def collect(grid: Grid, registration: Mapping[str, Any], folder: Path) -> dict[s
 
 
 def read_cell(node: Node, row: str, folder: Path, *, is_control: bool = False) -> dict[str, Any]:
-    """Return the cell of a node: its status, scores, costs, fingerprints, command, curve and provenance."""
+    """Return the cell of a node: its status, scores, costs, fingerprints, curve and provenance."""
     files = RunDir(folder / node.run)
     scores, meta = _scores(node, files), _manifest(files)
     starts = _rows(files.starts)
@@ -102,7 +103,6 @@ def read_cell(node: Node, row: str, folder: Path, *, is_control: bool = False) -
         "scores": {name: value for name, value in scores.items() if math.isfinite(value)},
         "costs": _costs(node, files, int(meta.get("step", 0)), meta),
         "fingerprints": {name: meta[name] for name in ("held_out", "tokenizer", "data", "targets") if name in meta},
-        "command": " ".join(("zoo", *node.argv)),
         "curve": [
             [row["step"] * tokens, None if per_step is None else row["step"] * per_step, row[main]]
             for row in valid

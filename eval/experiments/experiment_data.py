@@ -46,6 +46,12 @@ class Files:
             text = text.replace("{" + name + "}", folder)
         return text
 
+    def without_folders(self, text: str) -> str:
+        """Return a text in which CORPUS and TASKS stand for the folders of --corpus and --tasks on this machine."""
+        for name, folder in (("CORPUS", Path(self.train).parent), ("TASKS", Path(self.tasks))):
+            text = text.replace(str(folder), name) if folder.is_absolute() else text
+        return text
+
 
 def find_files(tier: Tier, needs_tasks: bool, *, folder: str, digest: str, tasks: str) -> Files:
     """Return the files of a tier, without writing any.

@@ -89,3 +89,10 @@ def test_unfair_and_wrong_declarations_are_refused(name: str) -> None:
 def test_the_nearest_experiment_is_named() -> None:
     with pytest.raises(BadInput, match="the nearest is masks"):
         catalogue.find("mask")
+
+
+def test_results_name_no_folder_of_the_machine() -> None:
+    files = Files(train="/data/public/train", valid="/data/public/valid", tasks="/data/tasks", corpus="public 0")
+    text = files.without_folders("--data.paths /data/public/train --task-files /data/tasks/sst2/dev.tsv --out runs")
+    assert text == "--data.paths CORPUS/train --task-files TASKS/sst2/dev.tsv --out runs"
+    assert FILES.without_folders("--data.paths files/train") == "--data.paths files/train"
