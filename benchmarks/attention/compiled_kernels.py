@@ -116,8 +116,8 @@ def _blocks(chip: str, cells: list[dict[str, Any]]) -> list[result_tables.Block]
     """Return the table, with a line for each kernel of a cell."""
     rows, notes = [], []
     for cell in cells:
-        shape = f"{cell['batch']} x {cell['queries']}", f"{cell['heads']} x {cell['head']}"
-        title = [cell["feature"], *shape, cell["direction"], cell["implementation"]]
+        shape = f"{cell['batch']} x {cell['queries']}, {cell['heads']} x {cell['head']}"
+        title = [cell["feature"] + (", forward" if cell["direction"] == "forward" else ""), shape, cell["implementation"]]
         if cell["state"] != "compiled":
             notes.append(f"{' '.join(title)}: {cell['state']}: {cell['reason']}")
             continue
@@ -126,13 +126,13 @@ def _blocks(chip: str, cells: list[dict[str, Any]]) -> list[result_tables.Block]
             slots = [] if kernel is None else [f"{slot} {share:.0%}" for slot, share in list(kernel["slots"].items())[:2]]
             described = ["-", "", ""] if kernel is None else [kernel["name"], ", ".join(slots), f"{kernel['bundles']:,}"]
             rows.append([*title, *described, temporaries if place == 0 else ""])
-    head = ["feature", "B x T", "N x H", "pass", "implementation", "kernel", "fullest slots", "bundles", "MiB"]
+    head = ["feature", "B x T, N x H", "implementation", "kernel", "fullest slots", "bundles", "MiB"]
     dtypes = ", ".join(sorted({cell["dtype"] for cell in cells}))
     return [
         result_tables.Heading(f"Attention as the compiler for TPU {chip} schedules it"),
-        f"Nothing ran; {dtypes}. A bundle is a cycle if nothing stalls, so the bundles of a tile bound its time from below. "
-        "Kernels differ in the sizes of their tiles. MiB: temporaries of the program; of what XLA compiles alone, only they are "
-        "shown.",
-        Table(head, rows, words=7),
+        f"Forward and backward unless stated otherwise, {dtypes}. Nothing ran. A bundle is a cycle if nothing stalls, so those "
+        "of a tile bound its time from below. Kernels differ in the sizes of their tiles. MiB: temporaries of the program; "
+        "of what XLA compiles alone, only they are shown.",
+        Table(head, rows, words=5),
         notes,
     ]
