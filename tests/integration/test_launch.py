@@ -211,7 +211,7 @@ def test_a_second_signal_kills_the_processes(group, number: int) -> None:
     started.written("received")
     assert all(map(alive, own + children)), "the first is only passed on, and these processes ignore it"
     started.launcher.send_signal(number)
-    started.ended()
+    assert started.ended()[0] == 128 + number
     assert gone(own + children)
 
 

@@ -11,18 +11,24 @@ from typing import Any
 import jax
 from jax.experimental import multihost_utils
 
+from zoo.runtime import c_signals
+
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+PATIENCE = 0.5
+"""Seconds that a message may take; a terminal that does not accept it must not keep the run from ending."""
 
 
 class StopSignals:
     """Handler of SIGINT (Ctrl-C), SIGTERM and SIGHUP (a closed terminal): save a checkpoint, then exit.
 
-    While there are steps that no checkpoint has (from `begin` to `end`), the first signal makes the run save and exit, and a
-    second SIGINT or SIGTERM exits at once. A second SIGHUP does not: the kernel and the shell each send one. At other times
-    there is nothing to save, and the run exits at the first signal.
+    While there are steps that no checkpoint has (from `begin` to `end`), the first signal makes the run save and exit. At other
+    times there is nothing to save, and the run exits at the first signal. A second SIGINT or SIGTERM always exits at once. A
+    second SIGHUP does not: the kernel and the shell each send one.
 
     Python runs signal handlers between two of its own instructions, so none while XLA compiles or computes. Therefore a thread,
     woken by the interpreter's C code (`signal.set_wakeup_fd`), reports the signal, and exits where the run has to end at once.
+    While native code holds Python's lock, this thread does not run either. Then the kernel ends the process at the second
+    signal, because it removes each handler when it is used, until the thread installs it again.
 
     Several processes agree on the step through JAX's coordination service, which sees the SIGTERM of any of them. A signal that
     comes too late for an agreement stops none of them, because the others would wait for it in the computation of the score.
@@ -33,8 +39,7 @@ class StopSignals:
         self.signal = 0
         """The signal after which the run saves and exits; 0 = no signal came."""
         self._notify, self._close = notify, close
-        self._unsaved = False
-        self._agreed = False
+        self._received = self._unsaved = self._agreed = False
         self._lock = threading.Lock()
 
     def __enter__(self) -> "StopSignals":
@@ -43,16 +48,18 @@ class StopSignals:
         wake.setblocking(False)
         self._wake = wake
         self._wakeup_before = signal.set_wakeup_fd(wake.fileno(), warn_on_full_buffer=False)
-        # JAX's coordination service has its own handler for SIGTERM. nohup ignores SIGHUP, and it stays ignored.
-        handled = [number for number in SIGNALS if not (self._several and number == signal.SIGTERM)]
-        if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
-            handled.remove(signal.SIGHUP)
+        # The handler of JAX's coordination service. It sets a flag, and would keep a second signal from everything else.
+        self._of_service = c_signals.read_action(signal.SIGTERM) if self._several else None
+        # nohup ignores SIGHUP, and it stays ignored.
+        handled = [number for number in SIGNALS if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN]
         self._before = {number: signal.signal(number, self._handle) for number in handled}
+        self._once = {number: c_signals.handle_once(number) for number in (signal.SIGINT, signal.SIGTERM)}
         self._watcher = threading.Thread(target=self._watch, daemon=True, name="signals")
         self._watcher.start()
         return self
 
     def __exit__(self, *_: object) -> None:
+        # SIGTERM then has its default action also where JAX has a handler: all steps are saved.
         for number, handler in self._before.items():
             signal.signal(number, handler)
         signal.set_wakeup_fd(self._wakeup_before)
@@ -88,38 +95,48 @@ class StopSignals:
         """Handle a signal in the main thread, as soon as Python runs the handler."""
         if number == signal.SIGINT and not self._unsaved and callable(before := self._before[signal.SIGINT]):
             before(number, frame)
-        elif self._several:
-            os.kill(os.getpid(), signal.SIGTERM)
 
     def _watch(self) -> None:
         """Read the number of each incoming signal, in a separate thread."""
         while content := self._woken.recv(1):
             number = content[0]
             if number in self._before:
+                c_signals.install(number, self._once.get(number))
                 with self._lock:
                     self._acknowledge(signal.Signals(number))
 
     def _acknowledge(self, number: signal.Signals) -> None:
-        if self._unsaved and not self.signal:
-            self.signal = number
-            self._notify_safely(f"{number.name}: the run is saved after this step and ends; a second signal ends it at once")
-        elif self._unsaved and number == signal.SIGHUP:
-            return
-        elif self._unsaved:
+        again, self._received = self._received and number != signal.SIGHUP, True
+        if again:
             # No exception: it would wait for the save in progress, which may be the reason for the second signal.
             self._exit_now(number, "the run ends at once")
+        elif self._unsaved and self.signal:
+            return  # a second SIGHUP
+        elif self._unsaved or (self._several and number != signal.SIGINT):
+            self.signal = number
+            if self._several:
+                c_signals.run_handler(signal.SIGTERM, self._of_service)
+            when = "the run is saved after this step and ends" if self._unsaved else "the run is saved at its next step and ends"
+            self._run_briefly(lambda: self._notify(f"{number.name}: {when}; a second signal ends it at once"))
         elif number == signal.SIGINT:
-            self._notify_safely(f"{number.name}: there is nothing to save, the run ends; the same command continues it")
+            text = f"{number.name}: there is nothing to save, the run ends; the same command continues it"
+            self._run_briefly(lambda: self._notify(text))
         else:
             self._exit_now(number, "there is nothing to save, the run ends")
 
-    def _notify_safely(self, text: str) -> None:
-        # The signal is obeyed even if the terminal fails.
-        with contextlib.suppress(Exception):
-            self._notify(text)
-
     def _exit_now(self, number: signal.Signals, outcome: str) -> None:
-        self._notify_safely(f"{number.name}: {outcome}; the same command continues it")
-        with contextlib.suppress(Exception):
-            self._close()
+        self._run_briefly(lambda: self._notify(f"{number.name}: {outcome}; the same command continues it"))
+        self._run_briefly(self._close)
         os._exit(128 + number)
+
+    def _run_briefly(self, act: Callable[[], None]) -> None:
+        """Run a function that uses the terminal, and go on after `PATIENCE` or an error: a signal is obeyed in any case."""
+
+        def run() -> None:
+            with contextlib.suppress(Exception):
+                act()
+
+        thread = threading.Thread(target=run, daemon=True, name="terminal")
+        with contextlib.suppress(RuntimeError):  # there may be no memory for a thread
+            thread.start()
+            thread.join(PATIENCE)

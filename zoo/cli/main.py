@@ -136,6 +136,7 @@ def run() -> None:
             if isinstance(end.__context__, BrokenPipeError):
                 raise BrokenPipeError from None  # rich turns it into an exit with 1
             code = end.code if isinstance(end.code, int) else 0
+        launch.end_interrupts()
         sys.stdout.flush()
     except BrokenPipeError:
         # The reader has closed the pipe (`| head`), so flushing at exit must not write to it.

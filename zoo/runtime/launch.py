@@ -74,9 +74,9 @@ def launch(argv: Sequence[str], processes: int, program: Sequence[str] = PROGRAM
     """Run `program argv` in local processes and return the exit code of the first that failed, or 0.
 
     Process 0 writes to the terminal. The others are silent; if one of them fails first, the end of its stderr is printed. The
-    first SIGINT, SIGTERM or SIGHUP is passed to all processes; a second one, unless it is SIGHUP, kills them. If a process dies
-    for any other reason, the others get SIGTERM, and SIGKILL a second later. On Linux they are also killed when this process is
-    killed.
+    first SIGINT, SIGTERM or SIGHUP is passed to all processes; a second one, unless it is SIGHUP, kills them, and the exit code
+    is 128 + the number of the first. If a process dies for any other reason, the others get SIGTERM, and SIGKILL a second later.
+    On Linux they are also killed when this process is killed.
     """
     port = _free_port()
     with contextlib.ExitStack() as stack:
@@ -91,6 +91,8 @@ def launch(argv: Sequence[str], processes: int, program: Sequence[str] = PROGRAM
         for process in range(processes):
             children.append(_start([*program, *argv], port, process, errors[process]))
         first = _watch(children, received)
+        if any(number != signal.SIGHUP for number in received[1:]):
+            return 128 + received[0]
         if first is None:
             return 0
         _end(children)
@@ -160,6 +162,13 @@ def handle_interrupts() -> None:
         signal.signal(signal.SIGINT, _interrupt)
         signal.signal(signal.SIGALRM, _interrupt)
         sys.unraisablehook = raise_again
+
+
+def end_interrupts() -> None:
+    """Undo `handle_interrupts` after the work of the program, when there is nothing to clean up: Ctrl-C then ends it silently."""
+    if signal.getsignal(signal.SIGINT) is _interrupt:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        signal.signal(signal.SIGALRM, signal.SIG_IGN)
 
 
 def is_importing(frame: FrameType | None) -> bool:

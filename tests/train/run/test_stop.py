@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from tests.support.processes import Ended, run_python
 from train.run import stop_signals
 from train.run.stop_signals import StopSignals
 
@@ -33,6 +34,10 @@ class Recorded(list[Event]):
     def send(self, number: int, events: int = 1) -> None:
         """Send a signal and wait for what comes of it."""
         os.kill(os.getpid(), number)
+        self.wait(events)
+
+    def wait(self, events: int) -> None:
+        """Wait for what comes of a signal; the next one may be sent only after that."""
         for _ in range(events):
             assert self._one_more.acquire(timeout=60)
 
@@ -63,15 +68,24 @@ def test_the_first_signal_saves_and_a_second_one_leaves_at_once(number: signal.S
     assert recorded == [(number.name, 0), ("SIGTERM", 0), ("exit", 143)]
 
 
-def test_ctrl_c_in_one_of_several_processes_becomes_the_signal_that_jax_looks_for(
+def test_a_signal_in_one_of_several_processes_reaches_the_service_that_they_agree_through(
     recorded: Recorded, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Its C++ handler is run also for Ctrl-C, and a second signal is not left to it."""
+    service, added = ctypes.CFUNCTYPE(None, ctypes.c_int)(lambda number: recorded.add("service", number)), []
     monkeypatch.setattr(stop_signals.jax, "process_count", lambda: 2)
-    monkeypatch.setattr(stop_signals.os, "kill", lambda process, number: recorded.add(signal.Signals(number).name, process))
-    with stopping(recorded) as stop:
-        stop.begin()
-        recorded.send(signal.SIGINT, events=2)
-    assert sorted(recorded) == [("SIGINT", 0), ("SIGTERM", os.getpid())]
+    address = ctypes.cast(service, ctypes.c_void_p)
+    ctypes.CDLL(None).signal.restype = ctypes.c_void_p
+    ctypes.CDLL(None).signal(signal.SIGTERM, address)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        with stopping(recorded) as stop:
+            stop.begin()
+            recorded.send(number, events=2)
+            recorded.send(signal.SIGTERM, events=2)
+            added += [("service", signal.SIGTERM), (number.name, 0), ("SIGTERM", 0), ("exit", 143)]
+        ctypes.CDLL(None).signal(signal.SIGTERM, address)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    assert recorded == added
 
 
 @pytest.mark.planted
@@ -82,7 +96,6 @@ def test_one_of_several_processes_does_not_leave_the_others_without_their_agreem
     reached = [False, False, True]
     monkeypatch.setattr(stop_signals.jax, "process_count", lambda: 2)
     monkeypatch.setattr(stop_signals.multihost_utils, "reached_preemption_sync_point", lambda taken: reached[taken - 1])
-    monkeypatch.setattr(stop_signals.os, "kill", lambda process, number: None)
     for steps, code in ((2, 0), (3, signal.SIGINT)):
         with stopping(recorded) as stop:
             stop.begin()
@@ -93,15 +106,18 @@ def test_one_of_several_processes_does_not_leave_the_others_without_their_agreem
 
 
 def test_a_signal_exits_at_once_if_nothing_is_unsaved(recorded: Recorded) -> None:
-    with stopping(recorded) as stop:
-        for number in (signal.SIGTERM, signal.SIGHUP):
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        with stopping(recorded) as stop:
             recorded.send(number, events=2)
+    with stopping(recorded) as stop:
         with pytest.raises(KeyboardInterrupt):
             recorded.send(signal.SIGINT, events=0)
+        recorded.wait(1)
         stop.begin()
         assert stop.end() == 0
         recorded.send(signal.SIGTERM, events=2)
-    assert [event for event in recorded if event[0] == "exit"] == [("exit", 143), ("exit", 129), ("exit", 143)]
+    exits = [event for event in recorded if event[0] == "exit"]
+    assert exits == [("exit", 143), ("exit", 129), ("exit", 143)]
 
 
 def test_a_signal_is_acknowledged_while_the_main_thread_runs_no_python(recorded: Recorded) -> None:
@@ -118,6 +134,47 @@ def test_a_signal_is_acknowledged_while_the_main_thread_runs_no_python(recorded:
         sender.start()
         library.pthread_mutex_lock(mutex)
         sender.join()
+
+
+def test_a_terminal_that_accepts_no_message_does_not_keep_a_run_from_ending(
+    recorded: Recorded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a pipe that nobody reads."""
+    full = threading.Event()
+    monkeypatch.setattr(stop_signals, "PATIENCE", 0.01)
+    with StopSignals(lambda text: full.wait() and None, full.wait) as stop:
+        stop.begin()
+        recorded.send(signal.SIGTERM, events=0)
+        while not stop.signal:
+            pass
+        recorded.send(signal.SIGTERM)
+    full.set()
+    assert recorded == [("exit", 143)]
+
+
+LOCKED = """
+import ctypes, os, subprocess, sys
+from train.run.stop_signals import StopSignals
+from zoo.runtime import c_signals
+number, once = sys.argv[1:]
+if once == "planted mistake":
+    c_signals.handle_once = lambda number: None
+with StopSignals(print, lambda: None) as stop:
+    stop.begin()
+    kill = f"sleep 0.1; kill -{number} {os.getpid()}"
+    subprocess.Popen(["sh", "-c", f"{kill}; {kill}; sleep 0.2; kill -KILL {os.getpid()}"])
+    library, mutex = ctypes.PyDLL(None), ctypes.create_string_buffer(64)  # zeros: an open pthread_mutex_t
+    library.pthread_mutex_lock(mutex)
+    library.pthread_mutex_lock(mutex)
+"""
+
+
+@pytest.mark.planted
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.full)])
+def test_a_second_signal_ends_a_run_whose_native_code_holds_the_lock_of_python(number: signal.Signals) -> None:
+    """A function of `ctypes.PyDLL` keeps the lock. Without the removal, only SIGKILL has an effect."""
+    assert run_python("-c", LOCKED, str(int(number)), "") == Ended(-number, "", "")
+    assert run_python("-c", LOCKED, str(int(number)), "planted mistake").code == -signal.SIGKILL
 
 
 def test_an_ignored_sighup_stays_ignored(recorded: Recorded) -> None:
