@@ -12,6 +12,7 @@ import jax
 
 from train.checkpoints import orbax_io
 from train.checkpoints.manifest import DamagedCheckpoint, Manifest, by_path, describe_leaves
+from train.checkpoints.slow_save import SlowSaveReports
 from train.checkpoints.step_folders import StepFolders
 from zoo import errors
 from zoo.errors import BadInput
@@ -51,6 +52,7 @@ class Saver:
         self._failed: list[Save] = []
         # The thread starts now: at a save there may be no memory for one.
         self._worker.submit(int).result()
+        self._slow = SlowSaveReports(self._report_slow)
 
     def close(self) -> None:
         """Wait for the save in progress and end the thread."""
@@ -58,6 +60,7 @@ class Saver:
             self.collect()
         finally:
             self._worker.shutdown()
+            self._slow.close()
 
     def start(self, state: Any, step: int, meta: dict[str, Any]) -> None:
         """Start saving a state; no other save may be in progress.
@@ -72,10 +75,12 @@ class Saver:
             number=next(_barriers),
         )
         self._check_memory(save)
+        self._slow.begin(step)
         if self._folders.agree(lambda: self._make_temporary(save)):
             save.verdict = self._worker.submit(self._commit, save, self._start_writing(save, leaves))
         elif not save.verdict.done():
             save.verdict.set_result(PeerFailed("process 0 could not make the folder"))
+        save.verdict.add_done_callback(lambda _: self._slow.end(step))
         self._pending = save
 
     def poll(self) -> None:
@@ -120,6 +125,10 @@ class Saver:
     def _raise_if_failed_twice(self) -> None:
         if len(self._failed) >= 2:
             raise BadInput(f"two checkpoints in a row failed: {self._shortage()}; {self.remedy()}, or choose another --out")
+
+    def _report_slow(self, step: int, seconds: float) -> None:
+        fix = f"if it never ends, check the disk or network of {self._folders.folder}; a second Ctrl-C or SIGTERM ends the run"
+        self._folders.report(f"the save of step {step} has taken {seconds:.0f} s; the next save waits for it; {fix} without it")
 
     def _shortage(self) -> str:
         save, folder = self._failed[-1], self._folders.folder

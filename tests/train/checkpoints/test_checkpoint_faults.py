@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ import pytest
 from tests.support.processes import ROOT, clean_environment, run_python
 from tests.support.runs import PATIENCE, small_files
 from tests.support.states import Log, abstract, bits, make
-from train.checkpoints import orbax_io
+from train.checkpoints import orbax_io, slow_save
 from train.checkpoints.checkpoints import Checkpoints
+from train.checkpoints.step_folders import StepFolders
 from zoo.errors import BadInput
 from zoo.runtime import launch
 
@@ -56,6 +58,38 @@ def test_a_full_disk_costs_a_checkpoint_and_two_end_the_run(largest: int, folder
     for part in (str(folder), "two checkpoints in a row", "needs 6,", "free (", "make room"):
         assert part in str(refused.value)
     gc.collect()  # What the failed writes left is reported here, where it is ignored, and not in a later test.
+
+
+@pytest.mark.planted(3)
+@pytest.mark.parametrize(("part", "name"), [(StepFolders, "remove_temporaries"), (orbax_io, "start_writing"), (orbax_io, "finish_writing")])
+def test_a_save_that_hangs_is_reported_in_each_period(
+    part: Any, name: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It hangs where its folder is made, where its arrays are copied, or where its files are completed, until a second report."""
+    log, twice = Log(), threading.Event()
+
+    def notify(text: str) -> None:
+        log(text)
+        if len(log) == 2:
+            twice.set()
+
+    with Checkpoints(folder, 1, notify=notify) as checkpoints:
+        checkpoints.save(make(1), {})
+        assert checkpoints.wait() and not log
+        monkeypatch.setattr(slow_save, "PERIOD", 0.05)
+        original = getattr(part, name)
+
+        def hang(*arguments: Any) -> Any:
+            assert twice.wait(30)
+            return original(*arguments)
+
+        monkeypatch.setattr(part, name, hang)
+        checkpoints.save(make(2), {})
+        assert checkpoints.wait()
+        monkeypatch.undo()
+        checkpoints.save(make(3), {})
+        assert checkpoints.wait() and checkpoints.latest() == 3
+    assert all(line.startswith("the save of step 2 has taken 0 s; the next save waits for it; ") for line in log)
 
 
 BURIED = ValueError(f"Failed to write: No space left on device [source locations='{'x' * 200}']")
