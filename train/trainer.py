@@ -44,7 +44,8 @@ from zoo.batch import Batch
 from zoo.errors import BadInput
 from zoo.models import Model, parameter_count
 from zoo.precision import DTYPES, cast_params, resolve_precision
-from zoo.runtime import jax_setup
+from zoo.runtime import hang_watch, jax_setup
+from zoo.runtime.progress import this_process
 
 NOT_DATA = ("config", "records", "counts", "feed", "ended", "parents", "targets", "base")
 """Metadata of a checkpoint that says nothing about the data of its run."""
@@ -71,8 +72,12 @@ def run(
     Raises:
         BadInput: the configuration, the data and this machine do not fit together, or the folder contains another run.
     """
-    console = Console(steps=run.steps, process=jax.process_index())
-    with console, StopSignals(console.notice, console.__exit__) as stop:
+    process = jax.process_index()
+    console, stacks = Console(steps=run.steps, process=process), RunDir.of(run).stacks(process)
+    # A process of several may only wait for the one that is stuck.
+    subject = "the run is stuck" if jax.process_count() == 1 else f"process {process} is stuck or waits for one that is"
+    watch = hang_watch.watch_progress(run.machine.hang_after, stacks, subject, console.__exit__)
+    with console, StopSignals(console.notice, console.__exit__) as stop, watch:
         return _run(run, console, stop, evaluate=evaluate, on_end=on_end, sample=sample, preview=preview)
 
 
@@ -260,13 +265,14 @@ def _run(
             while step < run.steps and not stopping:
                 if recorder.due(run.checkpoint.every, ahead=1):
                     # Wait before this step and not in `save`: a run that is killed while it waits would lose one more step.
-                    with recorder.pause():
+                    with recorder.pause("waiting for the save"):
                         checkpoints.wait()
                 with recorder.waiting():
                     host = feed.batch(step, state)
                 owned = counts.owned_part(host)
                 counts.add(owned, objective.text_ids(run, owned))
-                state, measured = engine.step(state, engine.shard_batch(host), frozen)
+                with this_process.stage("waiting for the devices", waiting=True):
+                    state, measured = engine.step(state, engine.shard_batch(host), frozen)
                 stop.begin()
                 recorder.step(measured, feed.rows_of(step) if run.log.ledger else None)
                 step += 1
@@ -278,7 +284,7 @@ def _run(
                 if recorder.due(run.log.every):
                     recorder.row(counts.total(), *feed.metrics())
                 if recorder.due(run.log.validate_every):
-                    with recorder.pause():
+                    with recorder.pause("validating"):
                         began = time.perf_counter()
                         params = scored(engine.get(state).params)
                         score = validate(params)
@@ -288,13 +294,14 @@ def _run(
                         del params
                         stopping = stopping or best.exhausted(step)
                 if recorder.due(run.checkpoint.every) or stopping:
-                    with recorder.pause():
+                    with recorder.pause("saving"):
                         recorder.sync()
                         counted = {"records": recorder.summaries(), "counts": counts.total()}
                         reached = {"feed": feed.saved(), "ended": exhausted}
                         checkpoints.save(engine.get(state), metadata | counted | reached)
                         if process == 0:
                             metrics_file.record_usage(folder, time.perf_counter() - started)
+        this_process.begin("waiting for the save")
         if not checkpoints.wait():
             newest = "the start" if (latest := checkpoints.latest()) is None else f"step {latest}"
             fix = f"{checkpoints.remedy()}, and the run continues from {newest}"
@@ -403,7 +410,8 @@ def _profile(run: run_config.Run, folder: RunDir):
         if run.machine.profile and step == 1:
             jax.profiler.start_trace(folder.profile)
         if run.machine.profile and step == last:
-            jax.profiler.stop_trace()
+            with this_process.phase("writing the profile"):
+                jax.profiler.stop_trace()
 
     yield after
 

@@ -20,7 +20,7 @@ from benchmarks.core.result_files import Results
 from benchmarks.core.worker_process import WorkerFailed, call
 from train.run.run_dir import write_text
 from zoo.errors import BadInput, require
-from zoo.runtime import jax_setup, launch
+from zoo.runtime import jax_setup, launch, local_group
 
 PROCESS = "ZOO_BENCH_PROCESS"
 """Environment variable that holds the number of a fresh process."""
@@ -207,7 +207,7 @@ def _repeat(repeats: int, folder: Path, argv: Sequence[str]) -> int:
     code = 0
     for number in range(repeats):
         print(f"process {number + 1} of {repeats}", file=sys.stderr, flush=True)
-        command = [*launch.PROGRAM, *argv, "--out", str(folder), "--resume"]
+        command = [*local_group.PROGRAM, *argv, "--out", str(folder), "--resume"]
         # In its own process group, so that Ctrl-C reaches it only through this process.
         with subprocess.Popen(command, env=os.environ | {PROCESS: str(number)}, process_group=0) as child:
             try:

@@ -29,6 +29,9 @@ srun --kill-on-bad-exit=1 bash -c '
         --processes "$SLURM_NTASKS" --process "$SLURM_PROCID" --coordinator "$COORDINATOR"
 ' || code=$?
 
-# 143: it was told to leave, and has saved. Queued again, it goes on from there.
-[ "$code" != 143 ] || scontrol requeue "$SLURM_JOB_ID"
+# 143: it was told to leave, and has saved. 75: it was stuck. Queued again, it goes on from its newest checkpoint.
+case "$code" in
+    143) scontrol requeue "$SLURM_JOB_ID" ;;
+    75) [ "${SLURM_RESTART_COUNT:-0}" -ge 10 ] || scontrol requeue "$SLURM_JOB_ID" ;;
+esac
 exit "$code"

@@ -16,7 +16,7 @@ import pytest
 from tests.support.processes import clean_environment, run_python
 from tests.support.runs import PATIENCE, alive, gone
 from zoo.errors import BadInput
-from zoo.runtime import launch
+from zoo.runtime import launch, local_group
 
 # What `zoo.cli.main` does with --processes, around a program that is not training. A process that sleeps for an hour must be
 # ended.
@@ -225,7 +225,7 @@ def test_a_port_in_use_is_reported() -> None:
 
 
 def test_missing_processes_are_reported() -> None:
-    free = launch._free_port()
+    free = local_group.free_port()
     with pytest.raises(BadInput, match=r"refused for 0\.3 s; start process 0"):
         joining(f"127.0.0.1:{free}", 2, 1, timeout=0.3)
     with pytest.raises(BadInput, match=r"process 1, 2 did not connect within 0\.3 s"):
@@ -234,7 +234,7 @@ def test_missing_processes_are_reported() -> None:
 
 @pytest.mark.full
 def test_processes_with_contradicting_options_are_refused() -> None:
-    port = launch._free_port()
+    port = local_group.free_port()
     program = f"""
 from zoo.runtime import launch; from zoo.errors import BadInput
 try: launch.join("127.0.0.1:{port}", 3, 1, simulated=True, timeout={PATIENCE})

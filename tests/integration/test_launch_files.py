@@ -67,8 +67,13 @@ def test_slurm_starts_as_many_processes_as_nodes() -> None:
     assert run.mesh.fsdp * run.mesh.tensor == asked["nodes"] * asked["gpus-per-node"]
 
 
-@pytest.mark.parametrize(("code", "again"), [(0, False), (1, False), (143, True)])
-def test_slurm_requeues_only_a_job_that_ran_out_of_time(tmp_path: Path, code: int, again: bool) -> None:
+@pytest.mark.parametrize(
+    ("code", "restarts", "again"),
+    [(0, 0, False), (1, 0, False), (2, 0, False), (143, 0, True), (143, 99, True), (75, 9, True), (75, 10, False)],
+)
+def test_slurm_requeues_only_a_job_that_ran_out_of_time_or_was_stuck(
+    tmp_path: Path, code: int, restarts: int, again: bool
+) -> None:
     """And no other: one that is done or that failed would be run for ever."""
     log = tmp_path / "log"
     queue = f'[ "$1" = show ] && echo node1 || echo "$@" >> {shlex.quote(str(log))}'
@@ -76,6 +81,7 @@ def test_slurm_requeues_only_a_job_that_ran_out_of_time(tmp_path: Path, code: in
         (tmp_path / name).write_text(f"#!/bin/bash\n{line}\n")
         (tmp_path / name).chmod(0o755)
     environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "SLURM_JOB_NODELIST": "node[1-8]", "SLURM_JOB_ID": "7"}
+    environment["SLURM_RESTART_COUNT"] = str(restarts)
     done = subprocess.run(["bash", DOCS / "launch/slurm.sh"], env=environment, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (code, "")
     assert (log.read_text() if log.exists() else "") == ("requeue 7\n" if again else "")

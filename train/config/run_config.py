@@ -182,10 +182,30 @@ class Machine:
     """Trace this many steps with the JAX profiler into RUN/profile."""
 
     def __post_init__(self) -> None:
+        """Check the values; a subclass extends this."""
         require(0 <= self.devices <= 4096, "devices", self.devices, "choose 0 (the real devices) or up to 4,096 to simulate")
         require(1 <= self.processes <= 4096, "processes", self.processes, "choose 1 to 4,096")
         require(0 <= self.process < self.processes, "process", self.process, f"choose one below --processes {self.processes}")
         require(self.profile >= 0, "profile", self.profile, "choose 0 or more steps")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainingMachine(Machine):
+    """Devices and processes of a run, and what happens when they fail."""
+
+    hang_after: float = 30.0
+    """Seconds, besides ten medians of the step time, without a step after which the run is taken for stuck and ended with code
+    75. Compiling, sampling, validating, saving, scoring and writing results may take any time. 0 = never."""
+    restart: int = 0
+    """Number of times that local processes are started again, from the newest checkpoint, after one died or was stuck."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(0 <= self.hang_after <= 1e6, "hang_after", self.hang_after, "choose 0 (never) or up to 1,000,000 seconds")
+        require(0 <= self.restart <= 1000, "restart", self.restart, "choose 0 (never) to 1,000 times")
+        supervised = self.restart == 0 or (self.processes > 1 and not self.coordinator)
+        fix = "only local processes are started again; add --processes, or let the scheduler repeat the command"
+        require(supervised, "restart", self.restart, fix)
 
 
 Model = TypeVar("Model")
@@ -238,7 +258,9 @@ class Run(Generic[Model, Options, DataOptions, Adapters]):
     mesh: Mesh = dataclasses.field(default_factory=Mesh)
     checkpoint: Checkpoint = dataclasses.field(default_factory=Checkpoint)
     log: Log = dataclasses.field(default_factory=Log)
-    machine: Annotated[Machine, tyro.conf.arg(name="", prefix_name=False)] = dataclasses.field(default_factory=Machine)
+    machine: Annotated[TrainingMachine, tyro.conf.arg(name="", prefix_name=False)] = dataclasses.field(
+        default_factory=TrainingMachine
+    )
 
     @property
     def objective(self) -> Objective | str:

@@ -5,7 +5,7 @@ import inspect
 from typing import Any, get_args
 
 from train.config.objectives import OPTIONS, ObjectiveOptions, scored_as
-from train.config.run_config import Machine, Run
+from train.config.run_config import Run, TrainingMachine
 from zoo import configs, plugins
 from zoo.configs import Implementation, Objective
 from zoo.plugins import Plugin
@@ -13,7 +13,8 @@ from zoo.plugins import Plugin
 EXTENDED = ("causal", "masked", "permutation", "denoising", "text_to_text")
 """Objectives of the zoo whose options a plug-in may extend; not those of labelled data, whose readers are tables by objective."""
 METHODS = ("builder", "bind", "weights", "loss", "trained_params", "flops")
-RESERVED = {field.name for kind in (Run, Machine) for field in dataclasses.fields(kind)} | {"family", "objective", "plugins"}
+HEADER = {"family", "objective", "plugins"}
+RESERVED = {field.name for kind in (Run, TrainingMachine) for field in dataclasses.fields(kind)} | HEADER
 """Names in config.json or on the command line that no option of an objective may have."""
 
 

@@ -32,6 +32,7 @@ from zoo.batch import Batch
 from zoo.errors import BadInput
 from zoo.generation.decoding_settings import Sampling
 from zoo.precision import cast_params
+from zoo.runtime.progress import this_process
 
 RATIO_ERROR = 1e-2
 """Largest difference from 1, in float32, of the ratio of a token's probability in training to its probability when sampled."""
@@ -96,7 +97,8 @@ class RolloutFeed(Feed):
         """
         number, offset = divmod(step, self._rollout.steps)
         if number != self._number:
-            self._batches, self._number = self._roll(number, state), number
+            with this_process.phase("sampling a rollout"):
+                self._batches, self._number = self._roll(number, state), number
         return self._batches[offset % self._rollout.batches]
 
     def rows_of(self, step: int) -> Int64[np.ndarray, " B"]:

@@ -11,6 +11,7 @@ from jaxtyping import Int, Int64
 from train.run.costs import COUNTS
 from train.tokenizers.tokenizer import Tokenizer
 from zoo.batch import Batch
+from zoo.runtime.progress import this_process
 
 
 def text_ids(batch: Batch) -> list[Int[np.ndarray, " _"]]:
@@ -85,7 +86,7 @@ class TextCounts:
         if jax.process_count() > 1:
             # As two halves, because JAX would make int32 of int64.
             halves = np.stack([sums >> 31, sums & ((1 << 31) - 1)]).astype(np.int32)
-            with jax.transfer_guard("allow"):
+            with jax.transfer_guard("allow"), this_process.stage("waiting for the other processes", waiting=True):
                 high, low = np.asarray(multihost_utils.process_allgather(halves), np.int64).sum(0)
             sums = (high << 31) + low
         if self._saved is None:

@@ -17,6 +17,7 @@ from train.run import metric_definitions
 from train.run.metric_definitions import METRICS
 from zoo.errors import BadInput, remedy
 from zoo.runtime import stdio
+from zoo.runtime.progress import this_process
 
 REDRAW = 0.2
 """Seconds between two redraws of the live line, so that drawing costs far less than a step."""
@@ -79,7 +80,8 @@ class Console:
             self._terminal.print(grid)
 
     def doing(self, activity: str) -> None:
-        """Show the slow activity before or between steps ("compiling the step"); the next row or step replaces it."""
+        """Show the slow activity before or between steps ("compiling the step"), a phase; the next row or step replaces it."""
+        this_process.begin(activity)
         self._doing = activity
         if not self._live:
             self._plain(f"{activity} ...")
@@ -98,6 +100,7 @@ class Console:
 
     def step(self, step: int) -> None:
         """Record that `step` steps have been taken; cheap enough for every step."""
+        this_process.step(step)
         self._step, self._doing = step, ""
         self._draw()
 

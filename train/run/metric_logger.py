@@ -14,6 +14,7 @@ from train.run.metrics_file import Metrics, mfu, train_row, valid_row
 from train.run.run_dir import RunDir
 from train.run.trackers import Sinks
 from zoo.errors import BadInput
+from zoo.runtime.progress import this_process
 
 OVERALL = ("loss", "grad_norm", "lr", "finite")
 """Metrics that every step has; all others are terms of its loss."""
@@ -133,18 +134,20 @@ class MetricLogger:
         self._show(valid_row(step=self._at, seconds=seconds, **numbers))
 
     @contextlib.contextmanager
-    def pause(self) -> Iterator[None]:
-        """Exclude the time that the block takes, such as for validation or saving, from the step time."""
+    def pause(self, activity: str) -> Iterator[None]:
+        """Exclude the time that the block takes, such as for "validating" or "saving", from the step time."""
         self._fetch()
         start = time.perf_counter()
-        yield
+        with this_process.phase(activity):
+            yield
         self._clock += time.perf_counter() - start
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
         """Count the time of the block, in which the batch of the next step is made, as a part of the time of the steps."""
         start = time.perf_counter()
-        yield
+        with this_process.stage("reading the batch"):
+            yield
         self._waited += time.perf_counter() - start
 
     def sync(self) -> None:
@@ -170,7 +173,8 @@ class MetricLogger:
             return
         # One device's copy is enough, and a pmapped metric has a device axis.
         late, self._late = self._late, None
-        self._values = {name: float(jax.device_get(value.addressable_data(0)).reshape(-1)[0]) for name, value in late.items()}
+        with this_process.stage("waiting for the devices", waiting=True):
+            self._values = {name: float(jax.device_get(value.addressable_data(0)).reshape(-1)[0]) for name, value in late.items()}
         bad = self._values["finite"] == 0
         self._skipped += bad
         self._in_a_row = self._in_a_row + 1 if bad else 0

@@ -73,6 +73,10 @@ class RunDir:
         self.report = self.path / "report.html"
         self.profile = self.path / "profile"
 
+    def stacks(self, process: int) -> Path:
+        """Return the file with the stacks of the threads of a process that was stuck, or of all processes of one machine."""
+        return self.path / (f"stacks-{process}.txt" if process else "stacks.txt")
+
     @property
     def is_resumable(self) -> bool:
         """True if a checkpoint was committed here from which the run continues; the best one is not such a checkpoint."""
@@ -252,7 +256,8 @@ def remove_stale_files(folder: RunDir, run: Run) -> bool:
     with contextlib.suppress(BadInput):
         if not differences(read_config(folder.path, compute=False), run):
             return False
-    for file in (folder.metrics, folder.ledger, folder.starts, folder.report, *folder.rollouts.glob("*.jsonl")):
+    stale = (*folder.path.glob("stacks*.txt"), *folder.rollouts.glob("*.jsonl"))
+    for file in (folder.metrics, folder.ledger, folder.starts, folder.report, *stale):
         file.unlink(missing_ok=True)
     return True
 

@@ -1,6 +1,5 @@
 """Handling of signals that ask a run to end: each is acknowledged at once, and obeyed where no step is lost."""
 
-import contextlib
 import os
 import signal
 import socket
@@ -11,7 +10,8 @@ from typing import Any
 import jax
 from jax.experimental import multihost_utils
 
-from zoo.runtime import c_signals
+from zoo.runtime import c_signals, stdio
+from zoo.runtime.progress import this_process
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 PATIENCE = 0.5
@@ -86,7 +86,7 @@ class StopSignals:
         """
         if not self._several:
             return self.signal != 0
-        with jax.transfer_guard("allow"):
+        with jax.transfer_guard("allow"), this_process.stage("waiting for the other processes", waiting=True):
             self._agreed = bool(multihost_utils.reached_preemption_sync_point(taken))
         self.signal = self.signal or (signal.SIGTERM if self._agreed else 0)
         return self._agreed
@@ -117,26 +117,14 @@ class StopSignals:
             if self._several:
                 c_signals.run_handler(signal.SIGTERM, self._of_service)
             when = "the run is saved after this step and ends" if self._unsaved else "the run is saved at its next step and ends"
-            self._run_briefly(lambda: self._notify(f"{number.name}: {when}; a second signal ends it at once"))
+            stdio.run_briefly(lambda: self._notify(f"{number.name}: {when}; a second signal ends it at once"), PATIENCE)
         elif number == signal.SIGINT:
             text = f"{number.name}: there is nothing to save, the run ends; the same command continues it"
-            self._run_briefly(lambda: self._notify(text))
+            stdio.run_briefly(lambda: self._notify(text), PATIENCE)
         else:
             self._exit_now(number, "there is nothing to save, the run ends")
 
     def _exit_now(self, number: signal.Signals, outcome: str) -> None:
-        self._run_briefly(lambda: self._notify(f"{number.name}: {outcome}; the same command continues it"))
-        self._run_briefly(self._close)
+        stdio.run_briefly(lambda: self._notify(f"{number.name}: {outcome}; the same command continues it"), PATIENCE)
+        stdio.run_briefly(self._close, PATIENCE)
         os._exit(128 + number)
-
-    def _run_briefly(self, act: Callable[[], None]) -> None:
-        """Run a function that uses the terminal, and go on after `PATIENCE` or an error: a signal is obeyed in any case."""
-
-        def run() -> None:
-            with contextlib.suppress(Exception):
-                act()
-
-        thread = threading.Thread(target=run, daemon=True, name="terminal")
-        with contextlib.suppress(RuntimeError):  # there may be no memory for a thread
-            thread.start()
-            thread.join(PATIENCE)

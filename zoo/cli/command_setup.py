@@ -22,9 +22,20 @@ def require_one_process(machine: Any) -> None:
     require(machine.processes == 1, "processes", machine.processes, "this command runs in one process; leave the option out")
 
 
-def prepare_process(machine: Any, argv: list[str], *, canary: bool = True) -> int | None:
-    """Prepare this process for JAX and return None, or run --processes local processes and return their exit code."""
-    from zoo.runtime import launch
+def prepare_process(machine: Any, argv: list[str], *, canary: bool = True, stacks: Path | None = None) -> int | None:
+    """Prepare this process for JAX and return None, or run --processes local processes and return their exit code.
+
+    Args:
+        machine: the `train.config.run_config.Machine`; that of a run also says what happens when a process fails.
+        argv: the words of the command line after `zoo`.
+        canary: raise an error if XLA computes wrong numbers.
+        stacks: file for the stacks of processes that are stuck; None: stderr.
+    """
+    from zoo.runtime import launch, local_group, progress
+
+    supervision = local_group.Supervision(
+        hang_after=getattr(machine, "hang_after", progress.ALLOWANCE), restarts=getattr(machine, "restart", 0), stacks=stacks
+    )
 
     return launch.prepare(
         argv,
@@ -33,6 +44,7 @@ def prepare_process(machine: Any, argv: list[str], *, canary: bool = True) -> in
         coordinator=machine.coordinator,
         process=machine.process,
         canary=canary,
+        supervision=supervision,
     )
 
 

@@ -1,38 +1,40 @@
-"""Several processes for one run: start and supervise local processes, or join processes on other machines by address.
+"""Several processes for one run: join the processes that the local launcher starts, or processes on other machines by address.
 
-When one local process ends, the launcher ends all of them, because the others would wait for it in a collective. JAX's
-coordination service aborts a process (SIGABRT, a C++ stack trace) when a peer does not connect. So the processes first do a short
-handshake, which can report in one line which process is missing.
+JAX's coordination service aborts a process (SIGABRT, a C++ stack trace) when a peer does not connect. So the processes first do a
+short handshake, which can report in one line which process is missing.
 """
 
 import contextlib
 import ctypes
+import faulthandler
 import os
 import signal
 import socket
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from types import FrameType, TracebackType
-from typing import IO
 
 from zoo.errors import BadInput, require
 from zoo.runtime import jax_setup
+from zoo.runtime.local_group import CLOSED_PIPE, DUMP, Supervision, launch
+from zoo.runtime.progress import this_process
 
-# -P keeps the current folder out of the import path, where a user's train.py would hide the package `train`.
-PROGRAM = (sys.executable, "-P", "-m", "zoo.cli")
-GRACE = 1.0
 HEARTBEAT = 10
-POLL = 0.02
+LOCAL_HEARTBEAT = 24 * 3600
+"""Seconds after which the service aborts processes with a C++ stack. Local processes are supervised by the launcher instead."""
 SOON = 0.05
-TAIL = 4000
-CLOSED_PIPE = 128 + signal.SIGPIPE
 
 
 def prepare(
-    argv: Sequence[str], *, devices: int, processes: int, coordinator: str, process: int, canary: bool = True
+    argv: Sequence[str],
+    *,
+    devices: int,
+    processes: int,
+    coordinator: str,
+    process: int,
+    canary: bool = True,
+    supervision: Supervision | None = None,
 ) -> int | None:
     """Make this process ready for JAX, alone or as one of several.
 
@@ -42,6 +44,7 @@ def prepare(
         processes: number of processes that share the run; without `coordinator` this call starts them here.
         coordinator: host:port of process 0; every process is then started separately with its `process` number.
         canary: raise an error if XLA computes wrong numbers.
+        supervision: what to do about local processes that are stuck or die.
 
     Returns:
         The exit code of the local processes that this call started and waited for; None if this process does the work.
@@ -53,10 +56,12 @@ def prepare(
     require(child or coordinator != "" or process == 0, "process", process, "a process number needs --coordinator HOST:PORT")
     require(coordinator == "" or processes > 1, "processes", processes, "--coordinator needs the number of processes, 2 or more")
     if processes > 1 and not coordinator and not child:
-        return launch(argv, processes)
-    jax_setup.prepare(devices)
+        return launch(argv, processes, supervision=supervision)
     if child:
         _follow_launcher()
+        _report_to_launcher()
+    jax_setup.prepare(devices)
+    if child:
         join(os.environ.pop("ZOO_COORDINATOR"), processes, int(os.environ.pop("ZOO_PROCESS")), simulated=devices > 0, local=True)
     elif coordinator:
         join(coordinator, processes, process, simulated=devices > 0)
@@ -68,40 +73,6 @@ def prepare(
 def is_child() -> bool:
     """Return True if this process was started by `launch`, which has already checked the input."""
     return "ZOO_PROCESS" in os.environ
-
-
-def launch(argv: Sequence[str], processes: int, program: Sequence[str] = PROGRAM) -> int:
-    """Run `program argv` in local processes and return the exit code of the first that failed, or 0.
-
-    Process 0 writes to the terminal. The others are silent; if one of them fails first, the end of its stderr is printed. The
-    first SIGINT, SIGTERM or SIGHUP is passed to all processes; a second one, unless it is SIGHUP, kills them, and the exit code
-    is 128 + the number of the first. If a process dies for any other reason, the others get SIGTERM, and SIGKILL a second later.
-    On Linux they are also killed when this process is killed.
-    """
-    port = _free_port()
-    with contextlib.ExitStack() as stack:
-        errors = [None, *(stack.enter_context(tempfile.TemporaryFile()) for _ in range(processes - 1))]
-        received: list[int] = []
-        # Under nohup SIGHUP is ignored, and stays so here and in the processes.
-        hangup = [signal.SIGHUP] if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN else []
-        for number in (signal.SIGINT, signal.SIGTERM, *hangup):
-            stack.callback(signal.signal, number, signal.signal(number, lambda signum, _: received.append(signum)))
-        children: list[subprocess.Popen[bytes]] = []
-        stack.callback(_kill, children)
-        for process in range(processes):
-            children.append(_start([*program, *argv], port, process, errors[process]))
-        first = _watch(children, received)
-        if any(number != signal.SIGHUP for number in received[1:]):
-            return 128 + received[0]
-        if first is None:
-            return 0
-        _end(children)
-        code = children[first].returncode
-        stderr = errors[first]
-        # An error of all processes has already been printed by process 0.
-        if stderr is not None and children[0].returncode != code:
-            _show_tail(first, stderr)
-        return 0 if code == CLOSED_PIPE else 128 - code if code < 0 else code
 
 
 def join(coordinator: str, processes: int, process: int, *, simulated: bool, local: bool = False, timeout: float = 60.0) -> None:
@@ -135,7 +106,7 @@ def join(coordinator: str, processes: int, process: int, *, simulated: bool, loc
         local_device_ids=[process] if local and not simulated else None,
         cluster_detection_method="deactivate",
         initialization_timeout=max(1, int(timeout)),
-        heartbeat_timeout_seconds=HEARTBEAT,
+        heartbeat_timeout_seconds=LOCAL_HEARTBEAT if local else HEARTBEAT,
         coordinator_bind_address=coordinator,
     )
     sys.excepthook = _fail
@@ -218,82 +189,6 @@ def _exit(code: int) -> None:
     os._exit(code)
 
 
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return server.getsockname()[1]
-
-
-def _start(command: Sequence[str], port: int, process: int, errors: IO[bytes] | None) -> subprocess.Popen[bytes]:
-    variables = {"ZOO_PROCESS": str(process), "ZOO_COORDINATOR": f"127.0.0.1:{port}", "ZOO_LAUNCHER": str(os.getpid())}
-    # A separate process group: Ctrl-C in the terminal reaches only the launcher, and a kill reaches all subprocesses.
-    return subprocess.Popen(
-        command,
-        env=os.environ | variables,
-        stdin=subprocess.DEVNULL,
-        stdout=None if process == 0 else subprocess.DEVNULL,
-        stderr=errors,
-        process_group=0,
-    )
-
-
-def _watch(children: Sequence[subprocess.Popen[bytes]], received: Sequence[int]) -> int | None:
-    """Wait until all children have exited or one has failed, and pass signals on.
-
-    Returns:
-        The number of the first child that failed, or None.
-    """
-    delivered = 0
-    first = None
-    while any([child.poll() is None for child in children]):  # a list: every child is polled
-        if delivered < len(received):
-            number = received[delivered]
-            if delivered == 0:
-                for child in children:
-                    child.send_signal(number)
-            elif number != signal.SIGHUP:  # a closed terminal sends it twice: the kernel and the shell do
-                _kill(children)
-            delivered += 1
-        failed = [k for k, child in enumerate(children) if child.returncode]
-        if failed and first is None:
-            first = failed[0]
-        # After a signal the others may still be saving; they exit by themselves.
-        expected = {-received[0], 128 + received[0]} if delivered else set()
-        if any(children[k].returncode not in expected for k in failed):
-            return first
-        time.sleep(POLL)
-    return next((k for k, child in enumerate(children) if child.returncode), None) if first is None else first
-
-
-def _end(children: Sequence[subprocess.Popen[bytes]]) -> None:
-    # An error of all processes ends them all within moments; give process 0 the time to print it.
-    _wait_for_exit(children, 0.3)
-    for child in children:
-        if child.poll() is None:
-            child.terminate()
-    _wait_for_exit(children, GRACE)
-    _kill(children)
-
-
-def _wait_for_exit(children: Sequence[subprocess.Popen[bytes]], seconds: float) -> None:
-    deadline = time.monotonic() + seconds
-    while any([child.poll() is None for child in children]) and time.monotonic() < deadline:
-        time.sleep(POLL)
-
-
-def _kill(children: Sequence[subprocess.Popen[bytes]]) -> None:
-    for child in children:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(child.pid, signal.SIGKILL)
-        child.wait()
-
-
-def _show_tail(process: int, errors: IO[bytes]) -> None:
-    size = errors.seek(0, os.SEEK_END)
-    errors.seek(max(0, size - TAIL))
-    for line in errors.read().decode(errors="replace").splitlines():
-        print(f"[process {process}] {line}", file=sys.stderr)
-
-
 def _follow_launcher() -> None:
     """Kill this process when the launcher dies, even by SIGKILL (only on Linux)."""
     if sys.platform == "linux":
@@ -302,6 +197,15 @@ def _follow_launcher() -> None:
     # The launcher may have ended before this process could ask for its signal.
     if os.getppid() != int(os.environ.pop("ZOO_LAUNCHER")):
         os._exit(1)
+
+
+def _report_to_launcher() -> None:
+    """Let the launcher read what this process is doing, and the stacks of its threads: C code writes them at once."""
+    record, stacks = map(int, os.environ.pop("ZOO_WATCH").split())
+    for descriptor in (record, stacks):
+        os.set_inheritable(descriptor, False)
+    this_process.share(record)
+    faulthandler.register(DUMP, stacks, all_threads=True)
 
 
 def _keep_stdout_for_python() -> None:

@@ -5,6 +5,8 @@ import contextlib
 import io
 import os
 import sys
+import threading
+from collections.abc import Callable
 from typing import IO, Any
 
 REPLACEMENTS = str.maketrans(
@@ -77,3 +79,23 @@ def write_error(line: str) -> None:
         print(f"zoo: {line}", file=sys.stderr, flush=True)
     except OSError:
         discard(sys.stderr)
+
+
+def run_briefly(act: Callable[[], Any], seconds: float) -> bool:
+    """Run a function that writes, in another thread, and go on after `seconds` or after an error.
+
+    Returns:
+        True if the function returned in time.
+    """
+    succeeded = []
+
+    def run() -> None:
+        with contextlib.suppress(Exception):
+            act()
+            succeeded.append(True)
+
+    thread = threading.Thread(target=run, daemon=True, name="output")
+    with contextlib.suppress(RuntimeError):  # there may be no memory for a thread
+        thread.start()
+        thread.join(seconds)
+    return bool(succeeded)

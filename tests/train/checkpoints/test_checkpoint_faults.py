@@ -18,7 +18,7 @@ from train.checkpoints import orbax_io, slow_save
 from train.checkpoints.checkpoints import Checkpoints
 from train.checkpoints.step_folders import StepFolders
 from zoo.errors import BadInput
-from zoo.runtime import launch
+from zoo.runtime import local_group
 
 
 @pytest.fixture
@@ -61,7 +61,9 @@ def test_a_full_disk_costs_a_checkpoint_and_two_end_the_run(largest: int, folder
 
 
 @pytest.mark.planted(3)
-@pytest.mark.parametrize(("part", "name"), [(StepFolders, "remove_temporaries"), (orbax_io, "start_writing"), (orbax_io, "finish_writing")])
+@pytest.mark.parametrize(
+    ("part", "name"), [(StepFolders, "remove_temporaries"), (orbax_io, "start_writing"), (orbax_io, "finish_writing")]
+)
 def test_a_save_that_hangs_is_reported_in_each_period(
     part: Any, name: str, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -202,7 +204,7 @@ import json, os, resource, signal, sys
 import jax, numpy as np
 from tests.support.states import abstract, make, mesh_of
 from train.checkpoints.checkpoints import Checkpoints
-from zoo.runtime import launch
+from zoo.runtime import local_group
 from zoo.errors import BadInput
 
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -250,7 +252,7 @@ jax.distributed.shutdown()
 @pytest.mark.full
 @pytest.mark.planted
 def test_two_processes_agree_and_one_restores(folder: Path) -> None:
-    address = f"127.0.0.1:{launch._free_port()}"
+    address = f"127.0.0.1:{local_group.free_port()}"
     options: dict[str, Any] = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=clean_environment(), cwd=ROOT)
     commands = [[sys.executable, "-c", PROCESSES, str(folder), str(number), address] for number in range(2)]
     processes = [subprocess.Popen(command, **options) for command in commands]

@@ -30,7 +30,7 @@ def test_the_share_is_that_of_the_steps_of_a_row_without_pauses_and_the_first_st
                 now[0] += waiting
             now[0] += step
             recorder.step(MEASURED, None)
-            with recorder.pause():
+            with recorder.pause("pausing"):
                 now[0] += pause
             # The third and the fourth step share a row with the fifth.
             if step == 9 or pause or waiting == 1:

@@ -17,7 +17,7 @@ from train.config.data_options import CausalData
 from train.config.lora_options import Lora
 from train.config.objectives import OPTIONS, CausalOptions, DistilledOptions
 from train.config.option_groups import Distillation, Masking, Selection
-from train.config.run_config import Checkpoint, Log, Machine, Mesh, Optim, Run, Tokenizer, with_objective
+from train.config.run_config import Checkpoint, Log, Mesh, Optim, Run, Tokenizer, TrainingMachine, with_objective
 from train.run.run_dir import (
     RunDir,
     as_json,
@@ -226,7 +226,7 @@ MAY_CHANGE = {
     "options": CausalOptions(loss_chunk=64),
     "max_skipped": 3,
     "mesh": Mesh(fsdp=4),
-    "machine": Machine(devices=8, processes=2),
+    "machine": TrainingMachine(devices=8, processes=2),
     "log": Log(every=1, ledger=True),
     "checkpoint": Checkpoint(every=7),
     "model": dataclasses.replace(NANO, compute=configs.Compute(remat="full", unroll=2)),

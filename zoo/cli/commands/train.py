@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 def train(args: list[str]) -> int:
     """Run `zoo train [RECIPE] [options]`."""
     from train import recipes
+    from train.run.run_dir import RunDir
 
     if args[:1] in (["-h"], ["--help"]):
         by_name = recipes.recipes()
@@ -36,7 +37,7 @@ def train(args: list[str]) -> int:
         return 0
     name = args.pop(0) if args and not args[0].startswith("-") else recipes.DEFAULT
     run = parse_run(name, args)
-    if (code := prepare_process(run.machine, ["train", name, *args])) is not None:
+    if (code := prepare_process(run.machine, ["train", name, *args], stacks=RunDir.of(run).stacks(0))) is not None:
         return code
     return train_here(run)
 
