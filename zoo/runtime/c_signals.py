@@ -13,7 +13,7 @@ RESET = 1 << 31
 
 
 class Action(ctypes.Structure):
-    """What a process does on a signal: `struct sigaction` of 64-bit Linux."""
+    """The reaction of a process to a signal: `struct sigaction` of 64-bit Linux."""
 
     _fields_ = (
         ("handler", ctypes.c_void_p),
@@ -24,7 +24,7 @@ class Action(ctypes.Structure):
 
 
 def read_action(number: int) -> Action | None:
-    """Return what the process does on a signal; None where that cannot be read (other systems than Linux)."""
+    """Return the reaction of the process to a signal; None where that cannot be read (other systems than Linux)."""
     if sys.platform != "linux":
         return None
     action = Action()

@@ -35,7 +35,7 @@ STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Supervision:
-    """What a launcher does about processes that are stuck or die."""
+    """The reaction of a launcher to processes that are stuck or die."""
 
     hang_after: float = progress.ALLOWANCE
     """Seconds for which a process may be stopped by a signal; 0 = any time."""
@@ -47,7 +47,7 @@ class Supervision:
 
 @dataclasses.dataclass(frozen=True)
 class _Ending:
-    """How a group of processes ended."""
+    """The end of a group of processes."""
 
     code: int
     reason: str = ""

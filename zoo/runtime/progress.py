@@ -1,4 +1,4 @@
-"""What a process is doing, and the watch that finds a process which is stuck.
+"""The record of what a process is doing, and the watch that finds a process which is stuck.
 
 A run records each step, and each phase that may take any time: compiling, sampling, validating, saving, scoring, writing results.
 Between two steps it may take `allowance` seconds + `MEDIANS` medians of the times of its steps, outside of phases. The record is
@@ -33,7 +33,7 @@ LONGEST_TICK = 1.0
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """What a process is doing."""
+    """The step or phase of a process."""
 
     count: int = 0
     """Number of steps and of beginnings and ends of phases so far."""
@@ -98,7 +98,7 @@ class Progress:
 
     @contextlib.contextmanager
     def stage(self, activity: str, *, waiting: bool = False) -> Iterator[None]:
-        """Record what the block does, whose time counts as that of the step or the phase around it."""
+        """Record the activity of the block, whose time counts as that of the step or the phase around it."""
         before = self._record
         self._write(dataclasses.replace(before, activity=activity, waiting=waiting))
         yield
