@@ -304,7 +304,10 @@ def _skipped(train: Sequence[Any]) -> str:
     ]
     more = f" and {len(spans) - 20} more" if len(spans) > 20 else ""
     where = escape_text(", ".join(spans[:20]) + more)
-    return f"<p>Skipped for a gradient that was not finite: {total:,}, in steps {where}.</p>"
+    spikes = sum(row.get("spikes", 0) for row in train)
+    reasons = [f"for a gradient that was not finite: {total - spikes:,}"] * (total > spikes)
+    reasons += [f"for a spike of the loss: {spikes:,}"] * (spikes > 0)
+    return f"<p>Skipped {' and '.join(reasons)}, in steps {where}.</p>"
 
 
 def _starts(starts: Sequence[Any]) -> str:

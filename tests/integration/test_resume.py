@@ -237,6 +237,22 @@ def test_steps_that_are_not_finite_are_skipped_and_never_saved() -> None:
     assert all(np.isfinite(leaf).all() for state in states.values() for leaf in state.values())
 
 
+@pytest.mark.full
+def test_spikes_are_skipped_at_the_same_steps_after_a_kill_and_in_two_processes() -> None:
+    """What decides about them is in the checkpoint. At such a low learning rate the losses are noise around a line, which is
+    enough for a spike so close to their mean."""
+    flags = ("--optim.lr", "1e-5", "--spikes.sigmas", "0.5", "--spikes.window", "3", "--max-skipped", str(STEPS))
+    unharmed = reference(*flags)
+    again, two = (unharmed.copied(f"spikes-{name}", 2 * EVERY) for name in ("again", "two"))
+    again.finish()
+    assert_same(again, unharmed)
+    two.finish(**TWO)
+    assert_close(two, unharmed)
+    spikes = [[row["spikes"] for row in run.rows() if row["kind"] == "train"] for run in (two, unharmed)]
+    assert spikes[0] == spikes[1] and 2 <= sum(spikes[0]) < STEPS - 3
+    assert sum(spikes[0][2 * EVERY // 2 :]) > 0
+
+
 def test_two_processes_train_as_one() -> None:
     two = reference(**TWO)
     assert_close(two, reference())

@@ -312,6 +312,21 @@ class Labelled(LabelledTexts, Questions):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Spikes:
+    """Skipping of steps whose loss is far above those before it. --max-skipped of them in a row end the run."""
+
+    sigmas: float = 0.0
+    """Skip a step whose loss is more than this many standard deviations above the mean of the last --spikes.window steps that
+    were not skipped; 0 = never."""
+    window: int = 128
+    """Number of steps whose losses are compared; none is skipped before as many were taken."""
+
+    def __post_init__(self) -> None:
+        require(0 <= self.sigmas <= 1e6, "spikes.sigmas", self.sigmas, "choose 0 (never) or a number of standard deviations")
+        require(2 <= self.window <= 1 << 20, "spikes.window", self.window, "choose 2 to 1,048,576 steps")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Selection:
     """Selection of the run's final checkpoint by validation."""
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from typing import Annotated, Any, Generic, Literal, TypeVar
+from typing import Annotated, Any, Generic, Literal, TypeVar, cast
 
 import tyro
 
@@ -18,7 +18,7 @@ from train.config.objectives import (
     adapt_options,
     find_options,
 )
-from train.config.option_groups import Selection
+from train.config.option_groups import Selection, Spikes
 from zoo.configs import Objective, Precision, longest_row
 from zoo.errors import require
 
@@ -212,10 +212,11 @@ Model = TypeVar("Model")
 Options = TypeVar("Options", bound=ObjectiveOptions)
 DataOptions = TypeVar("DataOptions", bound=Data)
 Adapters = TypeVar("Adapters", bound=Lora)
+SpikeOptions = TypeVar("SpikeOptions", bound=Spikes)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Run(Generic[Model, Options, DataOptions, Adapters]):
+class Run(Generic[Model, Options, DataOptions, Adapters, SpikeOptions]):
     """Complete configuration of a run. A recipe returns one; the command line changes its values.
 
     It has no options that its model, its objective or its kind of data cannot use.
@@ -249,11 +250,12 @@ class Run(Generic[Model, Options, DataOptions, Adapters]):
     label_smoothing: float = 0.0
     """Weight of the uniform distribution in label smoothing; 0 = none."""
     max_skipped: int = 10
-    """Consecutive steps with a non-finite gradient after which the run fails."""
+    """Consecutive skipped steps after which the run fails: steps with a non-finite loss or gradient, and those of --spikes."""
     data: DataOptions
     tokenizer: Tokenizer = dataclasses.field(default_factory=Tokenizer)
     optim: Optim = dataclasses.field(default_factory=Optim)
-    lora: Adapters = dataclasses.field(default_factory=Lora)  # pyright: ignore[reportAssignmentType]
+    lora: Adapters = dataclasses.field(default_factory=cast(Any, Lora))
+    spikes: SpikeOptions = dataclasses.field(default_factory=cast(Any, Spikes))
     selection: Selection = dataclasses.field(default_factory=Selection)
     mesh: Mesh = dataclasses.field(default_factory=Mesh)
     checkpoint: Checkpoint = dataclasses.field(default_factory=Checkpoint)
@@ -308,6 +310,9 @@ class Run(Generic[Model, Options, DataOptions, Adapters]):
         require(self.accumulate >= 1, "accumulate", self.accumulate, "choose 1 or more micro-batches")
         require(0 <= self.label_smoothing < 1, "label_smoothing", self.label_smoothing, "choose 0 <= s < 1")
         require(self.max_skipped >= 1, "max_skipped", self.max_skipped, "choose 1 or more steps")
+        comparable = self.spikes.sigmas == 0 or not isinstance(self.options, RolloutOptions)
+        fix = "the losses of rollouts are not comparable; leave it out"
+        require(comparable, "spikes.sigmas", self.spikes.sigmas, fix)
         require(
             self.data.batch % self.accumulate == 0,
             "accumulate",
@@ -356,7 +361,8 @@ def kind_of(run: Run, *, with_adapters: bool = True) -> Any:
         with_adapters: the command line has the options of adapters.
     """
     adapters: Any = Lora if with_adapters else Annotated[Lora, tyro.conf.Suppress]
-    return Run[type(run.model), type(run.options), type(run.data), adapters]
+    spikes: Any = Annotated[Spikes, tyro.conf.Suppress] if isinstance(run.options, RolloutOptions) else Spikes
+    return Run[type(run.model), type(run.options), type(run.data), adapters, spikes]
 
 
 def with_objective(run: Run, objective: str) -> Run:

@@ -16,11 +16,13 @@ class State:
     """
 
     step: Any
-    """Steps taken, an int32 scalar; steps skipped for a non-finite gradient count."""
+    """Steps taken, an int32 scalar; skipped steps count."""
     params: Any
     """Nested dict of float32 arrays; per-layer leaves stacked on axis 0."""
     opt_state: Any
     carry: Any
     """`{}`, or the arrays that the model carries from step to step (XLNet's memory), with the batch axis first."""
+    statistics: Any = dataclasses.field(default_factory=dict)
+    """`{}`, or what decides whether a step is skipped (`train.engine.step_acceptance`), the same on all devices."""
     key: Any
     """The run's random key, uint32[2]; never advanced: every sample is a function of (key, step, example, layer, site)."""

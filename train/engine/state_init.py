@@ -12,6 +12,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from train.config import run_config
 from train.engine.device_mesh import batch_sharding
 from train.engine.state import State
+from train.engine.step_acceptance import acceptance
 from zoo.models import Model
 from zoo.sharding import Rules, path_of, shardings
 
@@ -68,6 +69,7 @@ def abstract_state(
         params=params,
         opt_state=jax.tree_util.tree_map_with_path(optimizer_sharding, shapes.opt_state),
         carry=jax.tree.map(lambda _: batch_sharding(mesh), shapes.carry),
+        statistics=jax.tree.map(lambda _: replicated, shapes.statistics),
         key=replicated,
     )
     return jax.tree.map(
@@ -107,6 +109,7 @@ def _init(
             params=params,
             opt_state=tx.init(params),
             carry=model.init_carry(run.data.batch),
+            statistics=acceptance(run.spikes).init(),
             key=jnp.array([run.seed, 0x5EED], jnp.uint32),
         )
 

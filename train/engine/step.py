@@ -17,6 +17,7 @@ from train.engine.device_mesh import batch_sharding, shard_batch
 from train.engine.micro_batches import join_rows, split_rows
 from train.engine.state import State
 from train.engine.state_init import TrainedParams, abstract_state
+from train.engine.step_acceptance import acceptance
 from zoo.batch import Batch
 from zoo.models import Model
 from zoo.ops.counter_rng import example_seeds
@@ -68,10 +69,11 @@ def make_step(run: run_config.Run, model: Model, objective: StepObjective, tx: o
     """Return `step(state, batch, frozen={}, *, reduce=identity) -> (state, metrics)`.
 
     `frozen`: parameters that the objective reads but does not train (a teacher's). `reduce` sums over devices under pmap; under
-    jit the arrays are global already. A step whose loss or gradient is not finite leaves parameters, optimizer and carry as they
-    were and reports `finite` = 0. Metrics are float32 scalars: loss, grad_norm, lr, finite, and each term of the loss by name.
+    jit the arrays are global already. A step that is not accepted (`train.engine.step_acceptance`), as one whose loss or
+    gradient is not finite, leaves parameters, optimizer and carry as they were. Metrics are float32 scalars: loss, grad_norm, lr,
+    each term of the loss by name, and the decision: `finite` = 0 for a step that was skipped, and perhaps `spike` = 1.
     """
-    rate = optim.schedule(run.optim, run.steps)
+    rate, accept = optim.schedule(run.optim, run.steps), acceptance(run.spikes)
 
     def step(state: State, batch: Batch, frozen: Any = {}, *, reduce: Callable[[Any], Any] = lambda x: x):  # noqa: B006
         def cast(params: Any) -> Any:
@@ -98,16 +100,17 @@ def make_step(run: run_config.Run, model: Model, objective: StepObjective, tx: o
         total, terms, grads = reduce((total, terms, grads))
 
         norm = optim.norm(run.optim, grads)
-        finite = jnp.isfinite(total) & jnp.isfinite(norm)
+        accepted, statistics, decision = accept.decide(state.statistics, total, norm)
         lr = rate(state.step)
 
         def apply_update() -> Any:
             updates, opt_state = optax.with_extra_args_support(tx).update(grads, state.opt_state, state.params, norm=norm)
             return jax.tree.map(lambda p, u: p - lr * u, state.params, updates), opt_state, carry
 
-        params, opt_state, carry = select_update(finite, apply_update, (state.params, state.opt_state, state.carry))
-        state = dataclasses.replace(state, step=state.step + 1, params=params, opt_state=opt_state, carry=carry)
-        return state, {**terms, "loss": total, "grad_norm": norm, "lr": lr, "finite": finite.astype(jnp.float32)}
+        params, opt_state, carry = select_update(accepted, apply_update, (state.params, state.opt_state, state.carry))
+        updated = {"params": params, "opt_state": opt_state, "carry": carry, "statistics": statistics}
+        state = dataclasses.replace(state, step=state.step + 1, **updated)
+        return state, {**terms, "loss": total, "grad_norm": norm, "lr": lr, **decision}
 
     return step
 

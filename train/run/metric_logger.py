@@ -16,8 +16,8 @@ from train.run.trackers import Sinks
 from zoo.errors import BadInput
 from zoo.runtime.progress import this_process
 
-OVERALL = ("loss", "grad_norm", "lr", "finite")
-"""Metrics that every step has; all others are terms of its loss."""
+OVERALL = ("loss", "grad_norm", "lr", "finite", "spike")
+"""Metrics that a step has whatever its loss is; all others are terms of its loss."""
 
 
 class MetricLogger:
@@ -59,7 +59,7 @@ class MetricLogger:
         self._at = first
         self._late: dict[str, jax.Array] | None = None
         self._values: dict[str, float] = {}
-        self._skipped = self._in_a_row = 0
+        self._skipped = self._spikes = self._in_a_row = 0
         self._clock, self._timed, self._waited = time.perf_counter(), 0, 0.0
 
     def __enter__(self) -> "MetricLogger":
@@ -74,7 +74,7 @@ class MetricLogger:
         """Record a step that was just dispatched; `rows` are the row numbers of its global batch.
 
         Raises:
-            BadInput: too many steps in a row had a non-finite gradient.
+            BadInput: too many steps in a row were skipped.
         """
         self._at += 1
         self._fetch()
@@ -119,13 +119,15 @@ class MetricLogger:
             tokens_per_s=self._tokens / seconds,
             mfu=mfu(self._flops, seconds, self._rate),
             **({} if counts is None else {"counts": dict(counts)}),
+            **({"spikes": self._spikes} if self._run.spikes.sigmas else {}),
             **self._terms(),
             **({"rollout": dict(rollout)} if rollout else {}),
         )
         row["time"] |= timing
         if timing:
             row["time"]["rollout_share"] = self._waited / (seconds * self._timed) if self._timed else float("nan")
-        self._skipped, self._timed, self._waited, self._clock = 0, 0, 0.0, time.perf_counter()
+        self._skipped = self._spikes = 0
+        self._timed, self._waited, self._clock = 0, 0.0, time.perf_counter()
         self._show(row)
 
     def valid(self, score: Any, seconds: float) -> None:
@@ -175,13 +177,18 @@ class MetricLogger:
         late, self._late = self._late, None
         with this_process.stage("waiting for the devices", waiting=True):
             self._values = {name: float(jax.device_get(value.addressable_data(0)).reshape(-1)[0]) for name, value in late.items()}
-        bad = self._values["finite"] == 0
+        spike = self._values.get("spike", 0) == 1
+        bad = spike or self._values["finite"] == 0
         self._skipped += bad
+        self._spikes += spike
         self._in_a_row = self._in_a_row + 1 if bad else 0
         if self._in_a_row >= self._run.max_skipped:
+            spikes = self._run.spikes
+            bound = f"{spikes.sigmas:g} standard deviations above the mean of {spikes.window} steps"
+            other = f", or a loss more than {bound}" if spikes.sigmas else ""
             raise BadInput(
-                f"{self._in_a_row} steps in a row had a non-finite loss or gradient; the parameters are those before them. "
-                f"Lower --optim.lr {self._run.optim.lr:g}, or allow more with --max-skipped"
+                f"{self._in_a_row} steps in a row had a non-finite loss or gradient{other}; "
+                f"the parameters are those before them. Lower --optim.lr {self._run.optim.lr:g}, or allow more with --max-skipped"
             )
 
     def _show(self, row: dict[str, Any]) -> None:

@@ -109,7 +109,7 @@ def train_row(
         grad_norm: global gradient norm before clipping.
         lr: learning rate of the step.
         tokens: positions of all batches so far, padding included; for an encoder-decoder those of the decoder.
-        skipped: steps skipped for a non-finite gradient since the previous train row.
+        skipped: steps skipped since the previous train row, for a non-finite gradient or a spike of the loss.
         seconds: mean seconds per step since the previous train row, without validation and saving.
         tokens_per_s: over all devices.
         mfu: share of the peak or measured rate, 0 to 1; None where there is no such rate.

@@ -15,6 +15,7 @@ from typing import IO, Any
 
 from train.config.lora_options import Lora
 from train.config.objectives import find_options
+from train.config.option_groups import Spikes
 from train.config.run_config import Run
 from train.config.run_plugins import used_plugins
 from zoo import configs, plugins
@@ -183,7 +184,9 @@ def read_config(folder: str | Path, *, compute: bool = True) -> Run:
             raise BadInput(f"family: expected one of {', '.join(families)}, found {name!r}")
         kind = find_options(from_json(Objective | str, stored.pop("objective", None), "objective"))
         stored["options"] = {field.name: stored.pop(field.name) for field in dataclasses.fields(kind) if field.name in stored}
-        return from_json(Run, stored, "", model=configs.family(name).Config, options=kind, data=kind.data, lora=Lora)
+        return from_json(
+            Run, stored, "", model=configs.family(name).Config, options=kind, data=kind.data, lora=Lora, spikes=Spikes
+        )
     except BadInput as error:
         raise BadInput(f"{path}: {error}") from None
 

@@ -16,7 +16,7 @@ from train.checkpoints import disk_space
 from train.config.data_options import CausalData
 from train.config.lora_options import Lora
 from train.config.objectives import OPTIONS, CausalOptions, DistilledOptions
-from train.config.option_groups import Distillation, Masking, Selection
+from train.config.option_groups import Distillation, Masking, Selection, Spikes
 from train.config.run_config import Checkpoint, Log, Mesh, Optim, Run, Tokenizer, TrainingMachine, with_objective
 from train.run.run_dir import (
     RunDir,
@@ -240,6 +240,7 @@ MAKES_ANOTHER: list[tuple[str, Any, str]] = [
     ("tokenizer", Tokenizer(vocab=512), "tokenizer.vocab: 2048 before, 512 now"),
     ("optim", Optim(lr=2e-3), "optim.lr: 0.001 before, 0.002 now"),
     ("selection", Selection(best=True), "selection.best: False before, True now"),
+    ("spikes", Spikes(sigmas=6.0), "spikes.sigmas: 0.0 before, 6.0 now"),
     ("model", dataclasses.replace(NANO, layers=6), "model.layers: 4 before, 6 now"),
 ]
 
