@@ -215,6 +215,43 @@ def test_a_second_signal_kills_the_processes(group, number: int) -> None:
     assert gone(own + children)
 
 
+# The first start of process 1 ends as its argument says.
+ENDING = (
+    CHILD
+    + """
+with open(folder / f"{number}.starts", "a") as file:
+    file.write("x")
+first = (folder / f"{number}.starts").read_text() == "x"
+if number == 1 and (first or mode == "always"):
+    os.kill(os.getpid(), signal.SIGKILL) if mode == "kill" else sys.exit(1 if mode == "always" else int(mode))
+time.sleep(0 if not first else 3600)
+"""
+)
+
+
+@pytest.mark.planted(2)
+@pytest.mark.parametrize(
+    ("mode", "code", "starts", "line"),
+    [
+        ("kill", 0, 2, "process 1 was killed by SIGKILL; restart 1 of 1 continues the run from its newest checkpoint"),
+        pytest.param("1", 0, 2, "process 1 failed; restart 1 of 1", marks=pytest.mark.full),
+        pytest.param("always", 1, 2, "process 1 failed; the same command continues", marks=pytest.mark.full),
+        ("2", 2, 1, ""),
+        pytest.param("143", 143, 1, "", marks=pytest.mark.full),
+    ],
+)
+def test_a_group_starts_again_after_a_process_died_and_not_after_wrong_input(
+    mode: str, code: int, starts: int, line: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    supervision = local_group.Supervision(restarts=1)
+    program = [sys.executable, "-c", ENDING]
+    assert local_group.launch([str(tmp_path), mode], 2, program, supervision) == code
+    assert (tmp_path / "1.starts").read_text() == "x" * starts
+    lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith("zoo: ")]
+    assert len(lines) == (2 if mode == "always" else starts - 1)
+    assert not line or lines[-1].startswith(f"zoo: {line}")
+
+
 def joining(coordinator: str, processes: int, process: int, timeout: float) -> None:
     launch.join(coordinator, processes, process, simulated=True, timeout=timeout)
 

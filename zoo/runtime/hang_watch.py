@@ -29,7 +29,7 @@ def watch_progress(allowance: float, stacks: Path, subject: str, close: Callable
         subject: what is stuck, for the message.
         close: restores the terminal; it is called in another thread.
     """
-    this_process.allowance = allowance
+    this_process.start(allowance)
     ended = threading.Event()
 
     def run() -> None:
@@ -47,8 +47,7 @@ def watch_progress(allowance: float, stacks: Path, subject: str, close: Callable
         ended.set()
         if thread.ident:
             thread.join()
-        this_process.allowance = 0.0
-        this_process.begin("ending")
+        this_process.start(0.0)
 
 
 def write_stacks(reason: str, stacks: list[str], path: Path | None) -> str:

@@ -62,6 +62,13 @@ class Progress:
         self._is_timed = False
         self._write(self._record)
 
+    def start(self, allowance: float) -> None:
+        """Forget the steps of another run of this process; `allowance` is that of the new one."""
+        self.allowance = allowance
+        self._times.clear()
+        self._record = dataclasses.replace(self._record, step=0)
+        self.begin("starting")
+
     def share(self, file: int) -> None:
         """Write into a file that the launcher reads, from now on."""
         self._memory, self.is_shared = mmap.mmap(file, LAYOUT.size), True

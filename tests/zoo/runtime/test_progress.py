@@ -27,7 +27,7 @@ class Group:
                 file.truncate(progress.LAYOUT.size)
                 memory.append(mmap.mmap(file.fileno(), progress.LAYOUT.size))
                 process.share(file.fileno())
-            process.allowance = ALLOWANCE
+            process.start(ALLOWANCE)
         read = [lambda shared=shared: read_record(shared) for shared in memory]
         stopped = self.stopped.__contains__
         self.watch = Watch(read, allowance=ALLOWANCE, is_stopped=stopped, clock=lambda: self.now)
@@ -38,10 +38,10 @@ class Group:
 
     def take_steps(self, seconds: float, *numbers: int) -> None:
         for number in numbers:
-            assert self.found_after(seconds) is None
+            assert self.stuck_after(seconds) is None
             self.all(lambda process, number=number: process.step(number))
 
-    def found_after(self, seconds: float) -> tuple[float, progress.Stuck] | None:
+    def stuck_after(self, seconds: float) -> tuple[float, progress.Stuck] | None:
         """Look once a second, for some seconds, and return what is found first, and after how many seconds."""
         end, began = self.now + seconds, self.now
         while self.now < end:
@@ -64,71 +64,79 @@ def group(monkeypatch: pytest.MonkeyPatch) -> Group:
 
 @pytest.mark.planted(2)
 @pytest.mark.parametrize("stuck", [0, 1])
-def test_the_process_that_the_others_wait_for_is_found_after_the_allowance_and_ten_medians(group: Group, stuck: int) -> None:
+def test_the_process_that_the_others_wait_for_is_stuck_after_the_allowance_and_ten_medians(group: Group, stuck: int) -> None:
     other = group.processes[1 - stuck]
     group.now += 0.5
     other.step(6)
     with other.stage("waiting for the devices", waiting=True):
-        found = group.found_after(100.0)
-    assert found is not None and ALLOWANCE + 10 * 1.0 <= found[0] <= ALLOWANCE + 10 * 1.0 + 2
+        result = group.stuck_after(100.0)
+    assert result is not None and ALLOWANCE + 10 * 1.0 <= result[0] <= ALLOWANCE + 10 * 1.0 + 2
     reason = "no step for 41 s (limit 40 s) after step 5, while preparing the next step"
-    assert found[1] == progress.Stuck((stuck,), reason)
+    assert result[1] == progress.Stuck((stuck,), reason)
 
 
 @pytest.mark.planted
 @pytest.mark.parametrize("waiting", [0, 1])
 def test_of_processes_in_the_same_step_the_one_that_waits_for_the_devices_is_not_the_cause(group: Group, waiting: int) -> None:
     with group.processes[waiting].stage("waiting for the devices", waiting=True):
-        found = group.found_after(100.0)
-    assert found is not None and found[1].processes == (1 - waiting,)
+        result = group.stuck_after(100.0)
+    assert result is not None and result[1].processes == (1 - waiting,)
 
 
 def test_processes_that_wait_for_each_other_are_both_found(group: Group) -> None:
-    found = group.found_after(100.0)
-    assert found is not None and found[1].processes == (0, 1)
+    result = group.stuck_after(100.0)
+    assert result is not None and result[1].processes == (0, 1)
 
 
 def test_phases_may_take_any_time_and_are_no_step_times(group: Group) -> None:
     first, second = group.processes
     with first.phase("validating"):
         with second.phase("validating"):
-            assert group.found_after(1000.0) is None
-        assert group.found_after(1000.0) is None, "it waits for the other one"
+            assert group.stuck_after(1000.0) is None
+        assert group.stuck_after(1000.0) is None, "it waits for the other one"
     group.take_steps(1.0, 6)
-    found = group.found_after(100.0)
-    assert found is not None and found[0] <= ALLOWANCE + 10 * 1.0 + 2
+    result = group.stuck_after(100.0)
+    assert result is not None and result[0] <= ALLOWANCE + 10 * 1.0 + 2
 
 
 def test_a_process_that_gets_stuck_before_a_phase_of_the_others_is_found(group: Group) -> None:
     with group.processes[1].phase("validating"):
-        found = group.found_after(100.0)
-    assert found is not None and found[1].processes == (0,)
+        result = group.stuck_after(100.0)
+    assert result is not None and result[1].processes == (0,)
 
 
 @pytest.mark.planted
 def test_a_stopped_process_is_found_in_any_phase(group: Group) -> None:
     group.all(lambda process: process.begin("scoring"))
-    assert group.found_after(100.0) is None
+    assert group.stuck_after(100.0) is None
     group.stopped.add(1)
-    assert group.found_after(ALLOWANCE - 1) is None
+    assert group.stuck_after(ALLOWANCE - 1) is None
     group.stopped.clear()
-    assert group.found_after(100.0) is None
+    assert group.stuck_after(100.0) is None
     group.stopped.add(1)
-    found = group.found_after(100.0)
-    assert found is not None and found[1].processes == (1,)
-    assert found[1].reason == "stopped by a signal (SIGSTOP) for 31 s after step 5, while scoring"
+    result = group.stuck_after(100.0)
+    assert result is not None and result[1].processes == (1,)
+    assert result[1].reason == "stopped by a signal (SIGSTOP) for 31 s after step 5, while scoring"
 
 
 def test_the_time_of_a_suspended_observer_does_not_count(group: Group) -> None:
     group.now += 10_000.0
     assert group.watch.look() is None
-    assert group.found_after(20.0) is None
+    assert group.stuck_after(20.0) is None
 
 
 def test_without_an_allowance_nothing_is_found(group: Group) -> None:
     group.all(lambda process: setattr(process, "allowance", 0.0))
     group.take_steps(1.0, 6)
-    assert group.found_after(1000.0) is None
+    assert group.stuck_after(1000.0) is None
+
+
+def test_the_steps_of_another_run_do_not_count(group: Group) -> None:
+    group.all(lambda process: process.start(ALLOWANCE))
+    group.all(lambda process: process.begin("compiling the step"))
+    group.take_steps(50.0, 1)
+    assert group.stuck_after(ALLOWANCE + 500.0 - 1) is None, "its first step took fifty seconds"
+    assert group.stuck_after(10.0) is not None
 
 
 def test_a_phase_and_a_stage_in_each_other_restore_the_activity(group: Group) -> None:
