@@ -23,8 +23,8 @@ def started(run: Training, kind: str, process: int, step: int, *flags: str, **ma
     """Start a run, one process of which gets stuck or dies after a step."""
     command = [*hangs.PROGRAM, kind, str(process), str(step), *run.argv("--hang-after", HANG_AFTER, *flags, **machine)]
     environment = clean_environment() | compilation.FLAGS | {"PYTHONPATH": str(ROOT)}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with subprocess.Popen(command, cwd=run.home, env=environment, text=True, **pipes) as launcher:
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, cwd=run.home, env=environment, text=True, stdout=pipe, stderr=pipe) as launcher:
         try:
             yield launcher
         finally:

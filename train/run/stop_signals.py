@@ -99,11 +99,11 @@ class StopSignals:
     def _watch(self) -> None:
         """Read the number of each incoming signal, in a separate thread."""
         while content := self._woken.recv(1):
-            number = content[0]
-            if number in self._before:
+            if content[0] in self._before:
+                number = signal.Signals(content[0])
                 c_signals.install(number, self._once.get(number))
                 with self._lock:
-                    self._acknowledge(signal.Signals(number))
+                    self._acknowledge(number)
 
     def _acknowledge(self, number: signal.Signals) -> None:
         again, self._received = self._received and number != signal.SIGHUP, True

@@ -77,6 +77,7 @@ def launch(
         hangup = [signal.SIGHUP] if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN else []
         for number in (signal.SIGINT, signal.SIGTERM, *hangup):
             stack.callback(signal.signal, number, signal.signal(number, lambda signum, _: received.append(signum)))
+        ending = _Ending(0)
         for restart in range(1, supervision.restarts + 2):
             with _Group([*(program or PROGRAM), *argv], processes, supervision) as group:
                 ending = group.run(received)

@@ -142,7 +142,11 @@ def test_a_terminal_that_accepts_no_message_does_not_keep_a_run_from_ending(
     """As a pipe that nobody reads."""
     full = threading.Event()
     monkeypatch.setattr(stop_signals, "PATIENCE", 0.01)
-    with StopSignals(lambda text: full.wait() and None, full.wait) as stop:
+
+    def block(text: str = "") -> None:
+        full.wait()
+
+    with StopSignals(block, block) as stop:
         stop.begin()
         recorded.send(signal.SIGTERM, events=0)
         while not stop.signal:
