@@ -80,6 +80,8 @@ class Output:
     """Final hidden states, after the last norm."""
     predicted: Float[Array, "B P D"] | None = None
     """Final hidden states of the query stream at `batch.query_at`."""
+    summaries: Float[Array, "B Q D"] | None = None
+    """Summaries of sequences, in a model that does not take the hidden states at `batch.summary_at` (mean pooling)."""
     source_hidden: Float[Array, "B S D"] | None = None
     """The encoder's final hidden states."""
     carry: Any = dataclasses.field(default_factory=dict)

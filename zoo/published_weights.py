@@ -332,7 +332,7 @@ def present_leaves(cfg: Any, prefix: str) -> tuple[Leaf, ...]:
             shape, padding = (rows, *shape[1:]), shape[0] - rows
         row_names = (row.names,) if isinstance(row.names, str) else row.names
         by_layer = tuple(
-            tuple(("" if row.bare else prefix) + name.format(layer=layer) for name in row_names)
+            tuple(("" if row.bare else prefix) + name.format(layer=row.first + layer) for name in row_names)
             for layer in range(stored[row.leaf][0] if stacked else 1)
         )
         layout = Layout.parse(row.layout, len(shape))

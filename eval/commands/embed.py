@@ -19,7 +19,7 @@ from eval.scoring.encoder_inputs import Texts
 from eval.scoring.encoder_runner import Encoder, EncoderRow, Text
 from train.run.progress_bar import ProgressBar
 from train.run.run_dir import replace_atomically
-from zoo.batch import Batch
+from zoo.batch import Batch, Output
 from zoo.errors import BadInput, cannot_write, require
 from zoo.models import Model
 from zoo.nn import task_heads
@@ -171,7 +171,7 @@ class _Pooled:
         assert batch.segments is not None
         hidden = model.apply(params, batch).hidden.astype(jnp.float32)
         if self.pool == "cls":
-            vectors = task_heads.summaries(hidden, batch.summary_at)[:, 0]
+            vectors = task_heads.summaries(Output(hidden=hidden), batch)[:, 0]
         else:
             is_token = (batch.segments > 0)[..., None]
             vectors = jnp.where(is_token, hidden, 0).sum(1) / is_token.sum(1)

@@ -87,8 +87,7 @@ def class_metrics(labels: Sequence[str]) -> tuple[str, ...]:
 
 
 def _sequence_logits(net: Model, params: Any, batch: Batch) -> Float[Array, "B O"]:
-    hidden = net.apply(params, batch).hidden
-    return net.sequence_logits(params, task_heads.summaries(hidden, batch.summary_at))[:, 0]
+    return net.sequence_logits(params, task_heads.summaries(net.apply(params, batch), batch))[:, 0]
 
 
 def _token_logits(net: Model, params: Any, batch: Batch) -> Float[Array, "B T O"]:

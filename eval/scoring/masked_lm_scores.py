@@ -94,7 +94,7 @@ def scorer(
         unigram_nats = jnp.where(batch.weights > 0, unigram[batch.targets], 0).sum(-1)
         pairs = [jnp.zeros_like(unigram_nats)] * 3
         if batch.labels is not None:
-            logits = net.sequence_logits(params, task_heads.summaries(out.hidden, batch.summary_at))
+            logits = net.sequence_logits(params, task_heads.summaries(out, batch))
             pairs = _row_sums(logits, batch.labels, batch.labels != IGNORED)
         nats, hits, count = masked_sums
         return jnp.stack([nats, hits, unigram_nats, count, *pairs]), out.carry

@@ -38,8 +38,14 @@ MARIAN = {
     **{"pad_token_id": 0, "decoder_start_token_id": 0},
 }
 XLNET = dict(model_type="xlnet", vocab_size=61, n_layer=2, d_model=12, n_head=3, d_inner=20)
+MODERNBERT = {
+    **{"model_type": "modernbert", "vocab_size": 61, "max_position_embeddings": 16, "num_hidden_layers": 4, "hidden_size": 12},
+    **{"num_attention_heads": 3, "intermediate_size": 20, "local_attention": 4, "global_rope_theta": 160.0, "pad_token_id": 0},
+    **{"local_rope_theta": 10.0, "global_attn_every_n_layers": 3},
+}
 TINY: dict[str, dict[str, Any]] = {
-    **{"bert": BERT, "distilbert": DISTILBERT, "gpt": GPT2, "roberta": ROBERTA, "t5": T5, "transformer": MARIAN, "xlnet": XLNET}
+    **{"bert": BERT, "distilbert": DISTILBERT, "gpt": GPT2, "roberta": ROBERTA, "t5": T5, "transformer": MARIAN, "xlnet": XLNET},
+    "modernbert": MODERNBERT,
 }
 FORMS: dict[str, tuple[str, dict[str, Any]]] = {
     "t5-1.0": ("t5", {"feed_forward_proj": "relu", "tie_word_embeddings": True}),
@@ -92,7 +98,7 @@ def weights(shapes: dict[str, tuple[int, ...]], spread: float = 0.2) -> dict[str
 
 
 def is_scale(name: str) -> bool:
-    return name.endswith("weight") and any(mark in name for mark in (".ln_", "LayerNorm", "layer_norm"))
+    return name.endswith("weight") and any(mark in name for mark in (".ln_", "LayerNorm", "norm.weight"))
 
 
 def shapes_of(folder: Path) -> dict[str, tuple[int, ...]]:

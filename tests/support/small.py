@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from zoo import configs, models, sharding
-from zoo.batch import Batch
+from zoo.batch import Batch, Output
 from zoo.configs import Compute
 from zoo.configs._encoder import LABELLED, EncoderConfig
 from zoo.models import Model, model
@@ -71,7 +71,7 @@ def said(net: Model, params: Any, hidden: jax.Array, batch: Batch, seeds: Any = 
     say = {
         "hidden": lambda: hidden,
         "words": lambda: net.unembed(params, gather(hidden, batch.predict_at)),
-        "sequences": lambda: net.sequence_logits(params, summaries(hidden, batch.summary_at), seeds),
+        "sequences": lambda: net.sequence_logits(params, summaries(Output(hidden=hidden), batch), seeds),
         "tokens": lambda: net.token_logits(params, hidden, seeds),
     }
     return {name: say[name]() for name in SAYS[net.task]}

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from zoo.batch import Batch
+from zoo.batch import Batch, Output
 from zoo.models import Model
 from zoo.nn import task_heads
 from zoo.ops.xla_cpu_workarounds import log_sum_exp
@@ -86,10 +86,10 @@ def multi_label_losses(logits: Float[Array, "*B O"], labels: Int[Array, "*B O"])
     return jax.nn.softplus(jnp.where(labels == 1, -logits, logits)).mean(-1)
 
 
-def pair_loss(model: Model, params: Any, hidden: Float[Array, "B T D"], batch: Batch, seeds: Any) -> Float[Array, ""]:
+def pair_loss(model: Model, params: Any, out: Output, batch: Batch, seeds: Any) -> Float[Array, ""]:
     """Return the summed cross-entropy in nats of the labels of a batch's pairs: whether the second text follows the first."""
     assert batch.labels is not None
-    return class_losses(model.sequence_logits(params, task_heads.summaries(hidden, batch.summary_at), seeds), batch.labels).sum()
+    return class_losses(model.sequence_logits(params, task_heads.summaries(out, batch), seeds), batch.labels).sum()
 
 
 def distillation_losses(

@@ -105,15 +105,19 @@ def _scale_updates(updates: Any, cfg: Optim, rate: float) -> Any:
     Of L layers, none is above the last one and the head, L - 1 are above the first, and L are above the embeddings.
     """
     leaves = jax.tree_util.tree_leaves_with_path(updates)
-    layers = next(leaf.shape[0] for keys, leaf in leaves if path_of(keys).startswith("layers/"))
+    sizes = {path_of(keys).partition("layers/")[0]: leaf.shape[0] for keys, leaf in leaves}
+    # A model may hold its first layers apart, in `first/layers`.
+    first = sizes.get("first/", 0)
+    layers = first + sizes[""]
     layer = np.arange(layers)
     layer_factors = np.where(layer < cfg.freeze_layers, 0.0, rate ** (layers - 1 - layer))
     embedding_factor = 0.0 if cfg.freeze_embeddings else rate**layers
 
     def scale(keys: Any, update: jax.Array) -> jax.Array:
         part = path_of(keys).split("/")[0]
-        if part == "layers":
-            factor = jnp.asarray(layer_factors, update.dtype).reshape(-1, *[1] * (update.ndim - 1))
+        if part in ("first", "layers"):
+            factors = layer_factors[:first] if part == "first" else layer_factors[first:]
+            factor = jnp.asarray(factors, update.dtype).reshape(-1, *[1] * (update.ndim - 1))
         else:
             factor = jnp.asarray(embedding_factor if part == "embed" else 1.0, update.dtype)
         # The gradient of a frozen part may be any value, NaN included.

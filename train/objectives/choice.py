@@ -55,7 +55,5 @@ def option_logits(model: Model, params: Any, batch: Batch, seeds: Any = None) ->
     if seeds is not None:
         indices = jnp.broadcast_to(jnp.arange(count, dtype=jnp.uint32), (len(seeds), count))  # [B, C]
         seeds = counter_rng.fold(jnp.repeat(seeds, count, axis=0), flat(indices))
-    hidden = model.apply(params, flat_batch, seeds=seeds).hidden
-    return model.sequence_logits(params, task_heads.summaries(hidden, flat_batch.summary_at), seeds)[:, 0, 0].reshape(
-        -1, count
-    )  # [B, C]
+    summaries = task_heads.summaries(model.apply(params, flat_batch, seeds=seeds), flat_batch)
+    return model.sequence_logits(params, summaries, seeds)[:, 0, 0].reshape(-1, count)  # [B, C]

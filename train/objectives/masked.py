@@ -165,7 +165,7 @@ class Masked(Objective):
         sums = {"masked": (nats * batch.weights).sum()}
         if batch.labels is None:
             return sums, out.carry
-        return {**sums, "next": pair_loss(model, params, out.hidden, batch, seeds)}, out.carry
+        return {**sums, "next": pair_loss(model, params, out, batch, seeds)}, out.carry
 
 
 OBJECTIVE = Masked

@@ -158,7 +158,7 @@ class Permuted(Objective):
         )
         sums = {"permutation": (nats * batch.weights).sum()}
         if batch.labels is not None:
-            sums["next"] = pair_loss(model, params, out.hidden, batch, seeds)
+            sums["next"] = pair_loss(model, params, out, batch, seeds)
         return sums, out.carry
 
 

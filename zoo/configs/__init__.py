@@ -262,7 +262,7 @@ def body_fields(config: Any) -> dict[str, Any]:
     return {name: value for name, value in numbers.items() if name not in NOT_IN_SHAPE and not name.endswith("dropout")}
 
 
-NOT_IN_SHAPE = ("compute", "exported", "initializer", "memory", "reuse", "task", "labels", "multi_label")
+NOT_IN_SHAPE = ("compute", "exported", "initializer", "memory", "reuse", "task", "labels", "multi_label", "pooling")
 
 
 def published_name(config: Any) -> str | None:

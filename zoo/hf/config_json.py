@@ -5,7 +5,7 @@ import re
 import sys
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -109,9 +109,32 @@ class PublishedConfig:
             raise self.wrong(key, value, "it must be at least 0.0")
         return value
 
-    def check_padding(self, vocab: int) -> None:
-        """Refuse a `pad_token_id` outside the vocabulary."""
-        padding = self.integer("pad_token_id", 0, least=-vocab, nullable=True)
+    def strings(self, key: str) -> tuple[str, ...] | None:
+        """Return a list of strings; None if it is absent or null."""
+        value = self._take(key, None, nullable=True)
+        if not has_type(value, list[str] | None):
+            raise self.wrong(key, value, "it must be a list of strings, or null")
+        return None if value is None else tuple(value)
+
+    def section(self, key: str, names: Iterable[str]) -> dict[str, "PublishedConfig"]:
+        """Return those of the objects `names` that the object at a key has; none if it is absent or null.
+
+        Raises:
+            BadInput: it is no object, or has another key.
+        """
+        value = self._take(key, {}, nullable=True)
+        if not isinstance(value, dict) or not value.keys() <= set(names) or not all(isinstance(v, dict) for v in value.values()):
+            raise self.wrong(key, value, f"it must be an object of the objects {', '.join(names)}")
+        return {name: PublishedConfig(self.file, content) for name, content in value.items()}
+
+    def nothing_else(self) -> None:
+        """Refuse keys that were not read."""
+        for key in self._content.keys() - self._read:
+            raise self.wrong(key, self._content[key], "this family does not compute it")
+
+    def check_padding(self, vocab: int, default: int = 0) -> None:
+        """Refuse a `pad_token_id` outside the vocabulary; null is none, and an absent key means `default`."""
+        padding = self.integer("pad_token_id", 0 if "pad_token_id" in self._content else default, least=-vocab, nullable=True)
         if padding >= vocab:
             raise self.wrong("pad_token_id", padding, f"choose an id below the vocabulary size {vocab}")
 
@@ -211,6 +234,8 @@ KINDS: dict[str, Any] = {
     **{"bos_token_id": int | None, "eos_token_id": int | list[int] | None, "pad_token_id": int | None},
     **{"id2label": dict[str, str] | None, "label2id": dict[str, int] | dict[str, str] | None},
     **{"initializer_range": float, "initializer_factor": float, "init_std": float, "classifier_dropout": float | int},
+    **{"initializer_cutoff_factor": float, "cls_token_id": int | None, "sep_token_id": int | None},
+    **{"deterministic_flash_attn": bool, "sparse_prediction": bool, "sparse_pred_ignore_index": int},
     **{"return_dict": bool | None, "output_attentions": bool | None, "output_hidden_states": bool | None},
     **{"chunk_size_feed_forward": int, "is_encoder_decoder": bool, "forced_eos_token_id": int | list[int] | None},
     **{"summary_type": str, "summary_use_proj": bool, "summary_activation": str | None, "summary_proj_to_labels": bool},

@@ -26,6 +26,8 @@ class ParamName:
     """True if the name has no prefix, as the names of heads."""
     optional: bool = False
     """True if only some configurations of the family have the leaf."""
+    first: int = 0
+    """Index, in published names, of the first layer of a stacked leaf."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -64,15 +64,15 @@ class Embed(nnx.Module):
 
 
 class LayerNorm(nnx.Module):
-    """Layer normalization (Ba et al. 2016) with scale and bias, statistics in float32."""
+    """Layer normalization (Ba et al. 2016) with a scale and, unless `bias` is False, a bias; statistics in float32."""
 
-    def __init__(self, width: int, eps: float):
+    def __init__(self, width: int, eps: float, *, bias: bool = True):
         self.eps = eps
         self.scale = nnx.Param(jnp.ones(width))
-        self.bias = nnx.Param(jnp.zeros(width))
+        self.bias = nnx.Param(jnp.zeros(width)) if bias else None
 
     def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
-        return layer_norm(x, self.scale[...], self.bias[...], self.eps)
+        return layer_norm(x, self.scale[...], None if self.bias is None else self.bias[...], self.eps)
 
 
 class RMSNorm(nnx.Module):
@@ -89,7 +89,7 @@ class RMSNorm(nnx.Module):
 class SelfAttention(nnx.Module):
     """Multi-head self-attention: fused q, k, v projection, `attention`, output projection.
 
-    `shift` is the bias of `attention`; a `scale` of None is 1/sqrt(H).
+    `shift` is the bias of `attention`; a `scale` of None is 1/sqrt(H). `rotate` turns queries and keys by their positions.
     """
 
     def __init__(self, width: int, heads: int, head: int, init: Init, out_init: Init, rngs: nnx.Rngs, *, biases: bool = True):
@@ -110,8 +110,10 @@ class SelfAttention(nnx.Module):
         impl: str,
         shift: Bias | None = None,
         scale: float | None = None,
+        rotate: Callable[[Array], Array] = lambda x: x,
     ) -> Float[Array, "B T D"]:
         q, k, v = self.split_heads(x)
+        q, k = rotate(q), rotate(k)
         drop = None if seeds is None else (dropout, seeds)
         return self.out(attention(q, k, v, mask=mask, bias=shift, scale=scale, dropout=drop, impl=impl))
 
@@ -275,13 +277,15 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 
 
 @functools.partial(recomputed, static_argnums=3)
-def layer_norm(x: Float[Array, "*B D"], scale: Float[Array, " D"], bias: Float[Array, " D"], eps: float) -> Float[Array, "*B D"]:
+def layer_norm(
+    x: Float[Array, "*B D"], scale: Float[Array, " D"], bias: Float[Array, " D"] | None, eps: float
+) -> Float[Array, "*B D"]:
     """Return (x - mean) / sqrt(variance + eps) * scale + bias over the last axis, computed in float32, in x's dtype."""
     wide = x.astype(jnp.float32)
     centred = wide - wide.mean(-1, keepdims=True)
     variance = jnp.square(centred).mean(-1, keepdims=True)
-    scale, bias = (broadcast_rows(param.astype(jnp.float32), x.shape) for param in (scale, bias))
-    return (centred * jax.lax.rsqrt(variance + eps) * scale + bias).astype(x.dtype)
+    scaled = centred * jax.lax.rsqrt(variance + eps) * broadcast_rows(scale.astype(jnp.float32), x.shape)
+    return (scaled if bias is None else scaled + broadcast_rows(bias.astype(jnp.float32), x.shape)).astype(x.dtype)
 
 
 @functools.partial(recomputed, static_argnums=2)

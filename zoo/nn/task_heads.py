@@ -6,8 +6,10 @@ A family declares its heads as a table of `Head`, each with the published names 
 - `masked`: dense layer, activation, norm, then the tied table and a bias (Devlin et al. 2019, section 3.1);
 - `unembed`: the tied table and a bias alone (Yang et al. 2019);
 - `next`: a linear layer from the pooled summary to next sentence or not;
-- `dense`: a dense layer before the classifier, not a part of the body;
+- `dense`: a dense layer before the classifier, not a part of the body; `dense/norm`: the norm of its activation (ModernBERT);
 - `classifier`: a linear layer to the outputs.
+
+Dense layers and norms have the biases that the table names.
 """
 
 import dataclasses
@@ -15,7 +17,6 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
@@ -31,7 +32,7 @@ from zoo.sharding import BATCH, constrain
 
 SUMMARY_SITE, CLASSIFIER_SITE = range(2)
 
-SUMMARIES: dict[str, Callable[[Array], Array]] = {"tanh": jnp.tanh, "relu": jax.nn.relu}
+SUMMARIES: dict[str, Callable[[Array], Array]] = {"tanh": jnp.tanh, **ACTIVATIONS}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,7 +46,7 @@ class Head:
     idle: tuple[str, ...] = ()
     """Published names, without the family's prefix, of tensors that its files may contain but that it does not use."""
     summary: str = "tanh"
-    """Activation of the dense layer over a sequence's summary, if there is one: "tanh" or "relu"."""
+    """Activation of the dense layer before a classifier, if there is one: a name of `SUMMARIES`."""
     drops_hidden: bool = False
     """True if dropout is also applied before that dense layer."""
     drops: bool = True
@@ -54,8 +55,12 @@ class Head:
     """Activation of the masked head; None: that of the layers."""
 
     @property
+    def leaves(self) -> frozenset[str]:
+        return frozenset(row.leaf for row in self.rows)
+
+    @property
     def parts(self) -> frozenset[str]:
-        return frozenset(row.leaf.split("/")[0] for row in self.rows)
+        return frozenset(leaf.split("/")[0] for leaf in self.leaves)
 
 
 def find_head(table: Mapping[Task, Head], cfg: BodyConfig) -> Head:
@@ -83,30 +88,32 @@ def outputs(cfg: BodyConfig) -> int:
 
 
 class HeadParams(nnx.Module):
-    """The parameters of a head."""
+    """The parameters of a head; `last_init` initializes the classifier, if not `init`."""
 
-    def __init__(self, cfg: BodyConfig, head: Head, init: Init, rngs: nnx.Rngs):
-        parts = head.parts
+    def __init__(self, cfg: BodyConfig, head: Head, init: Init, rngs: nnx.Rngs, *, last_init: Init | None = None):
+        parts, leaves = head.parts, head.leaves
         if "pooler" in parts:
             self.pooler = _linear(cfg.width, cfg.width, init, rngs)
         if "masked" in parts:
-            self.masked = Masked(cfg, init, rngs)
+            self.masked = Masked(cfg, leaves, init, rngs)
         if "unembed" in parts:
             self.unembed = Unembed(cfg)
         if "next" in parts:
             self.next = _linear(cfg.width, 2, init, rngs)
         if "dense" in parts:
-            self.dense = _linear(cfg.width, cfg.width, init, rngs)
+            self.dense = _linear(cfg.width, cfg.width, init, rngs, bias="dense/bias" in leaves)
+        if "dense/norm/scale" in leaves:
+            self.dense.norm = LayerNorm(cfg.width, cfg.eps, bias="dense/norm/bias" in leaves)
         if "classifier" in parts:
-            self.classifier = _linear(cfg.width, outputs(cfg), init, rngs)
+            self.classifier = _linear(cfg.width, outputs(cfg), last_init or init, rngs)
 
 
 class Masked(nnx.Module):
     """The masked head: dense layer, activation, norm, and the bias of the vocabulary."""
 
-    def __init__(self, cfg: BodyConfig, init: Init, rngs: nnx.Rngs):
-        self.dense = _linear(cfg.width, cfg.width, init, rngs)
-        self.norm = LayerNorm(cfg.width, cfg.eps)
+    def __init__(self, cfg: BodyConfig, leaves: frozenset[str], init: Init, rngs: nnx.Rngs):
+        self.dense = _linear(cfg.width, cfg.width, init, rngs, bias="masked/dense/bias" in leaves)
+        self.norm = LayerNorm(cfg.width, cfg.eps, bias="masked/norm/bias" in leaves)
         self.bias = nnx.Param(jnp.zeros(padded_rows(cfg.vocab)))
 
 
@@ -129,9 +136,14 @@ def predictions(out: Output, batch: Batch) -> Float[Array, "B P D"]:
     return gather(out.hidden, batch.predict_at) if out.predicted is None else out.predicted
 
 
-def summaries(hidden: Float[Array, "B T D"], at: Int[Array, "B Q"] | None) -> Float[Array, "B Q D"]:
-    """Return the hidden states that summarize sequences; `at` None: of the first token, for one sequence per row."""
-    return hidden[:, :1] if at is None else gather(hidden, at)
+def summaries(out: Output, batch: Batch) -> Float[Array, "B Q D"]:
+    """Return what summarizes sequences: `out.summaries`, else the hidden states at `batch.summary_at`.
+
+    `batch.summary_at` None: those of the first token, for one sequence per row.
+    """
+    if out.summaries is not None:
+        return out.summaries
+    return out.hidden[:, :1] if batch.summary_at is None else gather(out.hidden, batch.summary_at)
 
 
 def masked_logits(cfg: BodyConfig, head: Head, params: dict[str, Any], hidden: Float[Array, "*B D"]) -> Float[Array, "*B rows"]:
@@ -142,7 +154,7 @@ def masked_logits(cfg: BodyConfig, head: Head, params: dict[str, Any], hidden: F
     """
     part = _part(params, "masked", cfg)
     x = ACTIVATIONS[head.masked_activation or cfg.activation](_apply(part["dense"], hidden))
-    x = layer_norm(x, part["norm"]["scale"], part["norm"]["bias"], cfg.eps)
+    x = _normed(part, x, cfg)
     return tied_logits(x, params["embed"]["tokens"]["embedding"], cfg.vocab) + part["bias"].astype(jnp.float32)
 
 
@@ -168,7 +180,7 @@ def sequence_logits(
     seeds = fold_seeds(seeds, cfg.layers + 1)
     if head.drops_hidden:
         hidden = dropout(hidden, cfg.head_dropout, seeds, SUMMARY_SITE)
-    pooled = SUMMARIES[head.summary](_apply(_part(params, "dense" if "dense" in params else "pooler", cfg), hidden))
+    pooled = _dense(cfg, head, _part(params, "dense" if "dense" in params else "pooler", cfg), hidden)
     if head.drops and "next" not in params:
         pooled = dropout(pooled, cfg.head_dropout, seeds, CLASSIFIER_SITE)
     return _apply(last, pooled).astype(jnp.float32)
@@ -182,6 +194,8 @@ def token_logits(
     Raises:
         ValueError: the model has no head for tokens.
     """
+    if "dense" in params:
+        hidden = _dense(cfg, head, params["dense"], hidden)
     if head.drops:
         hidden = dropout(hidden, cfg.head_dropout, fold_seeds(seeds, cfg.layers + 1), CLASSIFIER_SITE)
     return _apply(_part(params, "classifier", cfg), hidden).astype(jnp.float32)
@@ -198,20 +212,31 @@ def flops(cfg: BodyConfig, head: Head, batch: Batch) -> float:
     if batch.labels is None:
         return total
     if cfg.task in ("tokens", "span"):
-        return total + math.prod(rows) * length * 2.0 * cfg.width * outputs(cfg)
+        return total + math.prod(rows) * length * (dense * ("dense" in head.parts) + 2.0 * cfg.width * outputs(cfg))
     if "classifier" in head.parts or "next" in head.parts:
         last = 2 if "next" in head.parts else outputs(cfg)
         total += sequences * (dense + 2.0 * cfg.width * last)
     return total
 
 
-def _linear(inputs: int, size: int, init: Init, rngs: nnx.Rngs) -> Linear:
-    return Linear("...d,de->...e", (inputs, size), (size,), init, rngs)
+def _linear(inputs: int, size: int, init: Init, rngs: nnx.Rngs, *, bias: bool = True) -> Linear:
+    return Linear("...d,de->...e", (inputs, size), (size,) if bias else None, init, rngs)
 
 
 def _apply(part: dict[str, Any], x: Float[Array, "*B D"]) -> Float[Array, "*B E"]:
     kernel = part["kernel"]
-    return product(x, kernel, 1).astype(kernel.dtype) + part["bias"]
+    y = product(x, kernel, 1).astype(kernel.dtype)
+    return y + part["bias"] if "bias" in part else y
+
+
+def _dense(cfg: BodyConfig, head: Head, part: dict[str, Any], x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
+    """Return the activation of the dense layer before a classifier, normalized if the layer has a norm."""
+    return _normed(part, SUMMARIES[head.summary](_apply(part, x)), cfg)
+
+
+def _normed(part: dict[str, Any], x: Float[Array, "*B D"], cfg: BodyConfig) -> Float[Array, "*B D"]:
+    norm = part.get("norm")
+    return x if norm is None else layer_norm(x, norm["scale"], norm.get("bias"), cfg.eps)
 
 
 def _part(params: dict[str, Any], name: str, cfg: BodyConfig) -> dict[str, Any]:

@@ -105,8 +105,24 @@ def rotary(x: Float[Array, "B T N H"], positions: Int[Array, "#B T"], *, base: f
     Raises:
         ValueError: an odd head size.
     """
-    angles = _angles(positions, x.shape[-1], base)[:, :, None, :]
-    cos, sin = jnp.cos(angles), jnp.sin(angles)
+    return rotate(x, rotation(positions, x.shape[-1], base=base))
+
+
+def rotation(
+    positions: Int[Array, "#B T"], width: int, *, base: float = BASE
+) -> tuple[Float[Array, "#B T 1 half"], Float[Array, "#B T 1 half"]]:
+    """Return the cosines and sines by which `rotary` rotates heads of size `width`; layers that share a base share them.
+
+    Raises:
+        ValueError: an odd head size.
+    """
+    angles = _angles(positions, width, base)[:, :, None, :]
+    return jnp.cos(angles), jnp.sin(angles)
+
+
+def rotate(x: Float[Array, "B T N H"], turn: tuple[Array, Array]) -> Float[Array, "B T N H"]:
+    """Rotate queries or keys by the cosines and sines of `rotation`."""
+    cos, sin = turn
     a, b = jnp.split(x, 2, axis=-1)  # the products are float32, because the angles are
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
 

@@ -21,7 +21,7 @@ from zoo.batch import Batch
 from zoo.hf import safetensors_dir
 from zoo.hf.config_json import PublishedConfig
 
-BODY = ("embed", "layers", "norm", "encoder", "decoder")
+BODY = ("embed", "first", "layers", "norm", "encoder", "decoder")
 """The parameters that hidden states depend on."""
 
 

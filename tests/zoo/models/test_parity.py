@@ -34,6 +34,8 @@ SIZES: dict[str, dict[str, Any]] = {
     # Not the defaults of its class, which are no released model's.
     "roberta": {"model_type": "roberta", "max_position_embeddings": 514, "type_vocab_size": 1, "layer_norm_eps": 1e-5},
     "distilbert": {"model_type": "distilbert"},
+    # A window that is narrower than the rows.
+    "modernbert": {"model_type": "modernbert", "pad_token_id": 0, "local_attention": 16},
     "t5": {"model_type": "t5", "decoder_start_token_id": 0},
     # Not the defaults of its class, which are the large size's.
     "xlnet": {"model_type": "xlnet", "d_model": 768, "n_layer": 12, "n_head": 12, "d_inner": 3072},

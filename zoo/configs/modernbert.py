@@ -1,0 +1,232 @@
+"""Sizes of ModernBERT (Warner et al. 2024) and of the six Ettin encoders (Weller et al. 2025), as released.
+
+Layer i is global where i is a multiple of three, else it sees a window. All released depths are 1 more than a multiple of three.
+"""
+
+import dataclasses
+from typing import Any, Literal, get_args
+
+from zoo.configs import Size
+from zoo.configs._encoder import BodyConfig, activation, exported, head_fields, label_entries
+from zoo.errors import require
+from zoo.hf.config_json import ACTIVATIONS, BOOKKEEPING, PublishedConfig
+
+Pooling = Literal["cls", "mean"]
+Attention = Literal["global", "local"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(BodyConfig):
+    """Configuration of a ModernBERT."""
+
+    context: int
+    """Number of tokens in the longest row. Positions are rotations, for which there is no table."""
+    global_every: int = 3
+    """Every this many layers, from the first one on, a layer is global; the others see a window."""
+    local_window: int = 128
+    """Size of the window of a local layer: a token sees half as many tokens to each side, and itself."""
+    global_base: float = 160_000.0
+    """Base of the rotations of global layers."""
+    local_base: float = 10_000.0
+    """Base of the rotations of local layers."""
+    pooling: Pooling = "cls"
+    """Summary of a sequence for a classifier. cls: the hidden state of its first token; mean: that of all its tokens."""
+    eps: float = 1e-5
+    dropout: float = 0.0
+    """Dropout rate of the embeddings."""
+    attention_dropout: float = 0.0
+    """Dropout rate of the attention weights, and of the output of attention."""
+    mlp_dropout: float = 0.0
+    """Dropout rate of the inner states of the feed-forward layers."""
+    head_dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check_fields(pooling=get_args(Pooling))
+        require(self.head % 2 == 0, "model.heads", self.heads, f"heads rotate in pairs of dimensions, and have {self.head}")
+        require(self.layers >= 2, "model.layers", self.layers, "choose 2 or more: the first one has parameters of its own")
+        require(1 <= self.global_every <= 512, "model.global_every", self.global_every, "choose 1 (all) to 512 layers")
+        require(2 <= self.local_window <= 1 << 20, "model.local_window", self.local_window, "choose 2 to 1,048,576 tokens")
+        for field in ("global_base", "local_base"):
+            value = getattr(self, field)
+            require(1 <= value <= 1e12, f"model.{field}", value, "choose 1 to 1e12")
+
+    @property
+    def types(self) -> int:
+        """Number of token types: none."""
+        return 0
+
+    @property
+    def pattern(self) -> tuple[Attention, ...]:
+        """Attention of the layers after the first, repeated over them; all of them where the last period is incomplete."""
+        kinds = tuple("local" if layer % self.global_every else "global" for layer in range(1, self.layers))
+        return kinds if (self.layers - 1) % self.global_every else kinds[: self.global_every]
+
+
+# --- config.json ----------------------------------------------------------------------------------------------------------------
+
+MODEL_TYPE = "modernbert"
+"""Name of this family in a published config.json."""
+
+TYPES = {"full_attention": "global", "sliding_attention": "local"}
+"""Published name of the attention of a layer -> name here."""
+
+
+def from_published(published: PublishedConfig) -> Config:
+    """Return the configuration in a config.json of type modernbert; absent keys take the defaults of `transformers`.
+
+    `transformers` 5 writes the layers' attention as `layer_types` and the bases as `rope_parameters`, which take precedence over
+    `global_attn_every_n_layers`, `global_rope_theta` and `local_rope_theta` of the released files.
+
+    Raises:
+        BadInput: a key has a value that this family does not compute.
+    """
+    for key, value in COMPUTED.items():
+        published.only(key, value)
+    for key in ("quantization_config", "rope_scaling"):
+        published.never(key)
+    published.without_effect(*BOOKKEEPING, *WITHOUT_EFFECT)
+    vocab, layers = published.integer("vocab_size", 50_368), published.integer("num_hidden_layers", 22)
+    published.check_padding(vocab, PADDING)
+    return Config(
+        vocab=vocab,
+        context=published.integer("max_position_embeddings", 8192),
+        layers=layers,
+        width=published.integer("hidden_size", 768),
+        heads=published.integer("num_attention_heads", 12),
+        ffn=published.integer("intermediate_size", 1152),
+        global_every=_global_every(published, layers),
+        local_window=published.integer("local_attention", 128, least=2),
+        **_bases(published),
+        activation=published.choice("hidden_activation", ACTIVATIONS, "gelu"),
+        eps=published.number("norm_eps", 1e-5, decimal=True),
+        dropout=published.number("embedding_dropout", 0.0),
+        attention_dropout=published.number("attention_dropout", 0.0),
+        mlp_dropout=published.number("mlp_dropout", 0.0),
+        head_dropout=published.number("classifier_dropout", 0.0),
+        pooling=published.choice("classifier_pooling", {"cls": "cls", "mean": "mean"}, "cls"),
+        exported=exported(published, "hidden_activation"),
+        **head_fields(published),
+    )
+
+
+def to_published(config: Config) -> dict[str, Any]:
+    """Return the entries of a config.json of type modernbert, with the keys of the released files."""
+    return {
+        "vocab_size": config.vocab,
+        "max_position_embeddings": config.context,
+        "num_hidden_layers": config.layers,
+        "hidden_size": config.width,
+        "num_attention_heads": config.heads,
+        "intermediate_size": config.ffn,
+        "global_attn_every_n_layers": config.global_every,
+        "local_attention": config.local_window,
+        "global_rope_theta": config.global_base,
+        "local_rope_theta": config.local_base,
+        **config.exported.keys("initializer_range", "hidden_activation", activation(config), ACTIVATIONS),
+        "norm_eps": config.eps,
+        "embedding_dropout": config.dropout,
+        "attention_dropout": config.attention_dropout,
+        "mlp_dropout": config.mlp_dropout,
+        "classifier_dropout": config.head_dropout,
+        "classifier_pooling": config.pooling,
+        # The tokenizer of an export sets it; the default of `transformers` would be outside a smaller vocabulary.
+        "pad_token_id": None,
+        **label_entries(config),
+        **COMPUTED,
+    }
+
+
+def _global_every(published: PublishedConfig, layers: int) -> int:
+    """Return the period of global layers.
+
+    Raises:
+        BadInput: layers whose attention is not periodic from the first one on.
+    """
+    every = published.integer("global_attn_every_n_layers", 3)
+    kinds = published.strings("layer_types")
+    if kinds is None:
+        return every
+    periods = (n for n in range(1, layers + 1) if kinds == _layer_types(layers, n))
+    if (period := next(periods, None)) is None:
+        raise published.wrong("layer_types", list(kinds), f"this family computes {layers}, the first of each n full_attention")
+    return every if kinds == _layer_types(layers, every) else period
+
+
+def _layer_types(layers: int, every: int) -> tuple[str, ...]:
+    return tuple("sliding_attention" if layer % every else "full_attention" for layer in range(layers))
+
+
+def _bases(published: PublishedConfig) -> dict[str, float]:
+    """Return the bases of the rotations by field.
+
+    Raises:
+        BadInput: rotations of another type than the default.
+    """
+    bases, old = {}, {"global": ("global_rope_theta", 160_000.0), "local": ("local_rope_theta", 10_000.0)}
+    sections = published.section("rope_parameters", TYPES)
+    for name, kind in TYPES.items():
+        base = published.number(*old[kind])
+        if name in sections:
+            sections[name].only("rope_type", "default")
+            base = sections[name].number("rope_theta", base)
+            sections[name].nothing_else()
+        bases[f"{kind}_base"] = base
+    return bases
+
+
+PADDING = 50_283
+"""Id of the padding token if a config.json does not give it."""
+
+COMPUTED = {
+    **{"norm_bias": False, "attention_bias": False, "mlp_bias": False, "classifier_bias": False, "decoder_bias": True},
+    **{"classifier_activation": "gelu", "tie_word_embeddings": True},
+}
+"""Keys that change the results, with the only value that is implemented here."""
+
+WITHOUT_EFFECT = (
+    # How the model is computed, or its loss. The next two are BERT's keys, which the released files repeat.
+    *("deterministic_flash_attn", "reference_compile", "repad_logits_with_grad", "sparse_prediction", "sparse_pred_ignore_index"),
+    *("layer_norm_eps", "position_embedding_type"),
+    *("initializer_cutoff_factor", "cls_token_id", "sep_token_id", "mask_token_id", "is_encoder_decoder"),
+)
+
+
+# --- sizes ----------------------------------------------------------------------------------------------------------------------
+
+PAPER = "Warner et al. 2024, section 2 and table 4, and the released checkpoint"
+ETTIN = "Weller et al. 2025 (JHU-CLSP/ettin-encoder-vs-decoder), and the released checkpoint"
+NO_HEAD = {"pooling": "not a number of the body: as in the released config.json"}
+
+
+def released(layers: int, width: int, ffn: int, heads: int, *, source: str = PAPER, note: str = "", **others: Any) -> Size:
+    """Return a body as released: heads of size 64, 50,368 tokens, three layers of which the first is global."""
+    numbers = {"context": 8192, "pooling": "mean", **others}
+    config = Config(vocab=50_368, layers=layers, width=width, ffn=ffn, heads=heads, **numbers)
+    return Size(config=config, objective="masked", source=source, assumed=NO_HEAD, note=note)
+
+
+def ettin(layers: int, width: int, ffn: int, heads: int) -> Size:
+    """Return an Ettin encoder, whose local layers have the base of the global ones, and 7,999 positions."""
+    return released(layers, width, ffn, heads, source=ETTIN, context=7999, local_base=160_000.0)
+
+
+SIZES: dict[str, Size] = {
+    "modernbert-nano": Size(
+        config=Config(vocab=4096, context=128, layers=4, width=192, heads=6, ffn=384, local_window=32, task="masked"),
+        objective="masked",
+        source="this project",
+        assumed=dict.fromkeys(
+            Size.numbers_of(Config),
+            "chosen here: a ModernBERT body small enough to train in minutes on a laptop",
+        ),
+    ),
+    "modernbert-base": released(22, 768, 1152, 12, note="the paper says 149M; with the masked head 149,655,232"),
+    "modernbert-large": released(28, 1024, 2624, 16, note="the paper says 395M; with the masked head 395,881,664"),
+    "ettin-encoder-17m": ettin(7, 256, 384, 4),
+    "ettin-encoder-32m": ettin(10, 384, 576, 6),
+    "ettin-encoder-68m": ettin(19, 512, 768, 8),
+    "ettin-encoder-150m": ettin(22, 768, 1152, 12),
+    "ettin-encoder-400m": ettin(28, 1024, 2624, 16),
+    "ettin-encoder-1b": ettin(28, 1792, 3840, 28),
+}

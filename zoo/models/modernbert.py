@@ -1,0 +1,214 @@
+"""ModernBERT: an encoder with rotary positions, gated feed-forward layers and local attention (Warner et al. 2024, section 2).
+
+Norms come before each sub-layer, and have no bias, as no layer has. The first layer has no norm before its attention, since the
+embeddings have been normalized: its parameters are a stack of one layer, `first/layers`, and those of the others are `layers`.
+"""
+
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from zoo.attention.masks import Mask
+from zoo.batch import Batch, Output
+from zoo.configs._encoder import Task
+from zoo.configs.modernbert import Config
+from zoo.hf.param_name_types import ParamName
+from zoo.nn import encoder, task_heads
+from zoo.nn.encoder import DENSE, initializer, linear
+from zoo.nn.layer_stack import init_stack, run_stack
+from zoo.nn.layers import (
+    Embed,
+    GatedMlp,
+    LayerNorm,
+    Seeds,
+    SelfAttention,
+    dropout,
+    fold_seeds,
+    layer_norm,
+    lookup,
+    params_of,
+)
+from zoo.nn.task_heads import Head
+from zoo.ops import positions
+from zoo.sharding import BATCH, Rules, constrain
+
+OBJECTIVES = ("masked", "classification", "tagging", "span", "choice", "preference")
+SHARDING: Rules = ()
+LORA = ("Wqkv",)
+"""Names of the published matrices that have adapters by default (`zoo.lora`)."""
+PADDED = {"embed/tokens/embedding": "vocab", "masked/bias": "vocab"}
+"""Leaf -> option that has its true number of rows. Further rows are padding, which is neither exported nor counted."""
+
+EMBEDDING_SITE, ATTENTION_SITE, RESIDUAL_SITE, MLP_SITE = range(4)
+
+
+def init(cfg: Config, key: Array) -> dict[str, Any]:
+    """Return new parameters, of deviation 0.02, or smaller or larger ones as in `transformers`.
+
+    Kernels of outputs and of the dense layer in a head have 0.02/sqrt(2 L), classifiers 1/sqrt(D).
+    """
+    embed_key, first_key, layers_key, head_key = jax.random.split(key, 4)
+    head, rngs = task_heads.find_head(HEADS, cfg), nnx.Rngs(head_key)
+    last_init = initializer(cfg, cfg.width**-0.5)
+    return {
+        "embed": params_of(Embeddings(cfg, nnx.Rngs(embed_key))),
+        "first": {"layers": init_stack(lambda rngs: Block(cfg, rngs, first=True), first_key, 1)},
+        "layers": init_stack(lambda rngs: Block(cfg, rngs), layers_key, cfg.layers - 1),
+        "norm": params_of(LayerNorm(cfg.width, cfg.eps, bias=False)),
+        **params_of(task_heads.HeadParams(cfg, head, initializer(cfg, _small(cfg)), rngs, last_init=last_init)),
+    }
+
+
+def apply(cfg: Config, params: dict[str, Any], batch: Batch, *, seeds: Seeds = None, carry: Any = None) -> Output:
+    """Return the hidden states after the final norm, [B, T, D], and the means of sequences where the head takes them.
+
+    Rotations depend on `batch.positions`; the window of a local layer on the places of tokens in the row. `seeds`, u32[B, 2],
+    enables dropout.
+
+    Raises:
+        ValueError: a row longer than `cfg.context`.
+    """
+    length = batch.tokens.shape[1]
+    if length > cfg.context:
+        raise ValueError(f"rows of {length} tokens in a model of {cfg.context} positions; use rows of at most {cfg.context}")
+    at = jnp.arange(length)[None] if batch.positions is None else batch.positions
+    segments = {"query_segments": batch.segments, "key_segments": batch.segments}
+    masks = {"global": Mask(**segments), "local": Mask(window=cfg.local_window // 2 + 1, **segments)}
+    bases = {"global": cfg.global_base, "local": cfg.local_base}
+    turns = {kind: positions.rotation(at, cfg.head, base=base) for kind, base in bases.items()}
+
+    def body(block: Block, x: Array, _: None, index: Array, kind: str, *, before: int) -> tuple[Array, None]:
+        rotate = functools.partial(positions.rotate, turn=turns[kind])
+        return constrain(block(x, masks[kind], rotate, fold_seeds(seeds, before + index + 1)), BATCH), None
+
+    embed = params["embed"]
+    x = layer_norm(lookup(embed["tokens"]["embedding"], batch.tokens, rows="tensor"), embed["norm"]["scale"], None, cfg.eps)
+    x = dropout(constrain(x, BATCH), cfg.dropout, seeds, EMBEDDING_SITE)
+    first, others = functools.partial(body, before=0), functools.partial(body, before=1)
+    block, compute = functools.partial(Block, cfg, first=True), cfg.compute
+    x, _ = run_stack(block, params["first"]["layers"], first, x, pattern=("global",), remat=compute.remat)
+    block = functools.partial(Block, cfg)
+    x, _ = run_stack(block, params["layers"], others, x, pattern=cfg.pattern, remat=compute.remat, unroll=compute.unroll)
+    hidden = layer_norm(x, params["norm"]["scale"], None, cfg.eps)
+    return Output(hidden=hidden, summaries=_means(hidden, batch) if _pools(cfg) else None)
+
+
+def unembed(cfg: Config, params: dict[str, Any], hidden: Float[Array, "*B D"]) -> Float[Array, "*B rows"]:
+    """Return float32 logits of masked words; rows >= cfg.vocab are padding and get no probability."""
+    return task_heads.masked_logits(cfg, task_heads.find_head(HEADS, cfg), params, hidden)
+
+
+def sequence_logits(
+    cfg: Config, params: dict[str, Any], hidden: Float[Array, "B Q D"], *, seeds: Seeds = None
+) -> Float[Array, "B Q O"]:
+    """Return float32 logits of sequences from their summaries; see `zoo.nn.task_heads`."""
+    return task_heads.sequence_logits(cfg, task_heads.find_head(HEADS, cfg), params, hidden, seeds)
+
+
+def token_logits(
+    cfg: Config, params: dict[str, Any], hidden: Float[Array, "B T D"], *, seeds: Seeds = None
+) -> Float[Array, "B T O"]:
+    """Return float32 logits of tokens: of their labels, or of the ends of a span."""
+    return task_heads.token_logits(cfg, task_heads.find_head(HEADS, cfg), params, hidden, seeds)
+
+
+def flops(cfg: Config, batch: Batch) -> float:
+    """Return the matrix-product FLOPs of a forward pass with its head; attention counts in full, T x T, in local layers too."""
+    tokens, length = float(math.prod(batch.tokens.shape)), batch.tokens.shape[-1]
+    products = 2.0 * tokens * cfg.layers * (4 * cfg.width * cfg.width + 3 * cfg.width * cfg.ffn)
+    attention = 4.0 * cfg.layers * tokens * length * cfg.width
+    return products + attention + task_heads.flops(cfg, task_heads.find_head(HEADS, cfg), batch)
+
+
+class Embeddings(nnx.Module):
+    """Table of tokens, and the norm of its rows."""
+
+    def __init__(self, cfg: Config, rngs: nnx.Rngs):
+        self.tokens = Embed(cfg.vocab, cfg.width, initializer(cfg, 0.02), rngs, pad=True)
+        self.norm = LayerNorm(cfg.width, cfg.eps, bias=False)
+
+
+class Block(nnx.Module):
+    """A layer: x + attention(norm(x)), then x + mlp(norm(x)). The `first` one has no norm before its attention."""
+
+    def __init__(self, cfg: Config, rngs: nnx.Rngs, *, first: bool = False):
+        init, out_init = initializer(cfg, 0.02), initializer(cfg, _small(cfg))
+        self.cfg = cfg
+        self.norm1 = None if first else LayerNorm(cfg.width, cfg.eps, bias=False)
+        self.attention = SelfAttention(cfg.width, cfg.heads, cfg.head, init, out_init, rngs, biases=False)
+        self.norm2 = LayerNorm(cfg.width, cfg.eps, bias=False)
+        self.mlp = GatedMlp(cfg.width, cfg.ffn, cfg.activation, init, out_init, rngs)
+
+    def __call__(self, x: Float[Array, "B T D"], mask: Mask, rotate: Any, seeds: Seeds) -> Float[Array, "B T D"]:
+        cfg, attention_seeds = self.cfg, fold_seeds(seeds, ATTENTION_SITE)
+        normed = x if self.norm1 is None else self.norm1(x)
+        options = {"dropout": cfg.attention_dropout, "seeds": attention_seeds, "impl": cfg.compute.attention}
+        y = self.attention(normed, mask, rotate=rotate, **options)
+        x = x + dropout(y, cfg.attention_dropout, seeds, RESIDUAL_SITE)
+        return x + self.mlp(self.norm2(x), dropped=lambda inner: dropout(inner, cfg.mlp_dropout, seeds, MLP_SITE))
+
+
+def _small(cfg: Config) -> float:
+    """Return the deviation of kernels whose products are added to the residual stream, or are in a head."""
+    return 0.02 / math.sqrt(2 * cfg.layers)
+
+
+def _pools(cfg: Config) -> bool:
+    return cfg.pooling == "mean" and cfg.task in ("sequence", "choice")
+
+
+def _means(hidden: Float[Array, "B T D"], batch: Batch) -> Float[Array, "B Q D"]:
+    """Return the mean hidden state of each sequence, that of the segment at `batch.summary_at`."""
+    segments = jnp.ones_like(batch.tokens) if batch.segments is None else batch.segments
+    own = segments[:, :1] if batch.summary_at is None else jnp.take_along_axis(segments, batch.summary_at, axis=1)  # [B, Q]
+    member = (segments[:, None] == own[..., None]).astype(jnp.float32)  # [B, Q, T]
+    sums = jnp.einsum("bqt,btd->bqd", member, hidden.astype(jnp.float32), precision=jax.lax.Precision.HIGHEST)
+    return (sums / member.sum(-1, keepdims=True)).astype(hidden.dtype)
+
+
+# --- published names ------------------------------------------------------------------------------------------------------------
+
+
+def _layer(leaf: str, name: str, layout: str = "") -> tuple[ParamName, ParamName]:
+    """Return the rows of a leaf of the first layer and of the others."""
+    published = f"layers.{{layer}}.{name}.weight"
+    return ParamName(f"first/layers/{leaf}", published, layout), ParamName(f"layers/{leaf}", published, layout, first=1)
+
+
+BODY = (
+    ParamName("embed/tokens/embedding", "embeddings.tok_embeddings.weight"),
+    ParamName("embed/norm/scale", "embeddings.norm.weight"),
+    ParamName("layers/norm1/scale", "layers.{layer}.attn_norm.weight", first=1),
+    *_layer("attention/qkv/kernel", "attn.Wqkv", "(c n h) d -> d c n h"),
+    *_layer("attention/out/kernel", "attn.Wo", "d (n h) -> n h d"),
+    *_layer("norm2/scale", "mlp_norm"),
+    *_layer("mlp/gated/kernel", "mlp.Wi", "(c f) d -> d c f"),
+    *_layer("mlp/down/kernel", "mlp.Wo", DENSE),
+    ParamName("norm/scale", "final_norm.weight"),
+)
+
+
+def _dense(dense: str, norm: str) -> tuple[ParamName, ParamName]:
+    """Return the rows of the dense layer and the norm that all published heads begin with."""
+    dense_row = ParamName(f"{dense}/kernel", "head.dense.weight", DENSE, bare=True)
+    return dense_row, ParamName(f"{norm}/scale", "head.norm.weight", bare=True)
+
+
+MASKED = (*_dense("masked/dense", "masked/norm"), ParamName("masked/bias", "decoder.bias", bare=True))
+CLASSIFIER = (*_dense("dense", "dense/norm"), *linear("classifier", "classifier"))
+
+HEADS: dict[Task, Head] = {
+    "body": Head(architecture="ModernBertModel"),
+    # The heads of `transformers` have this activation, whatever activation config.json gives the layers.
+    "masked": Head(architecture="ModernBertForMaskedLM", rows=MASKED, masked_activation="gelu"),
+    "sequence": Head(architecture="ModernBertForSequenceClassification", rows=CLASSIFIER, summary="gelu"),
+    "choice": Head(architecture="ModernBertForMultipleChoice", rows=CLASSIFIER, summary="gelu"),
+    "tokens": Head(architecture="ModernBertForTokenClassification", rows=CLASSIFIER, summary="gelu"),
+    "span": Head(architecture="ModernBertForQuestionAnswering", rows=CLASSIFIER, summary="gelu"),
+}
+HF = encoder.published_names(HEADS, "model.", BODY, tied={"decoder.weight": "embed/tokens/embedding"})
