@@ -173,7 +173,7 @@ def _rows(encoder: Encoder, texts: Sequence[Text], masks: Sequence[_Mask], trunc
     """Return a row for each mask, in which all masks of its text are masked."""
     tokenizer, mask_id = encoder.loaded.tokenizer, encoder.special_tokens.mask
     segments = [SPELLED.split(text) for _, text in texts]
-    if tokenizer.kind == "roberta":
+    if tokenizer.mask_absorbs_space:
         # The mask includes the white space before it.
         segments = [[*(part.rstrip() for part in parts[:-1]), parts[-1]] for parts in segments]
     ids = tokenizer.encode_many(part for parts in segments for part in parts)
@@ -195,7 +195,7 @@ def _rows(encoder: Encoder, texts: Sequence[Text], masks: Sequence[_Mask], trunc
 
 def _spaced(tokenizer: Tokenizer, mask: _Mask) -> bool:
     """Return whether the token for the mask begins with a space of its own."""
-    return tokenizer.kind == "roberta" and mask.text[: mask.start][-1:].isspace()
+    return tokenizer.mask_absorbs_space and mask.text[: mask.start][-1:].isspace()
 
 
 def _entries(tokenizer: Tokenizer, targets: Sequence[str], spaced: bool) -> list[int]:
@@ -215,7 +215,7 @@ def _candidate(tokenizer: Tokenizer, mask: _Mask, entry: int, probability: float
     token, before = tokenizer.spell(entry), mask.text[: mask.start]
     continues = tokenizer.kind == "wordpiece" and token.startswith(CONTINUES)
     word = token.removeprefix(CONTINUES) if continues else token
-    if continues or tokenizer.kind in ("roberta", "xlnet"):
+    if continues or tokenizer.mask_absorbs_space or tokenizer.kind == "xlnet":
         before = before.rstrip()
     if tokenizer.kind == "xlnet" and not before:
         word = word.lstrip()

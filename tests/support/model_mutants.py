@@ -17,6 +17,7 @@ ACTIVATIONS = {
     "transformer": "activation_function",
     "xlnet": "ff_activation",
     "t5": "feed_forward_proj",
+    "modernbert": "hidden_activation",
 }
 NAMES = ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "silu", "gelu_fast", "gated-gelu", "gated-relu", "gated-gelu_new")
 """Activations; some families have not all of them."""
@@ -33,7 +34,7 @@ def drawn(rng: np.random.Generator, family: str) -> dict[str, Any]:
 
     heads = int(rng.choice([1, 2, 3, 5]))
     # Sines and cosines come in pairs.
-    width = heads * int(rng.integers(1, 4) * 2 if family in ("xlnet", "transformer") else rng.integers(2, 8))
+    width = heads * int(rng.integers(1, 4) * 2 if family in ("xlnet", "transformer", "modernbert") else rng.integers(2, 8))
     layers, inner, vocab = int(rng.integers(1, 4)), int(rng.integers(3, 40)), int(rng.integers(41, 90))
     common = {"num_hidden_layers": layers, "hidden_size": width, "num_attention_heads": heads, "intermediate_size": inner}
     buckets = int(rng.integers(4, 19))
@@ -57,6 +58,17 @@ def drawn(rng: np.random.Generator, family: str) -> dict[str, Any]:
             **{"scale_embedding": True, "max_position_embeddings": 64, "pad_token_id": 0, "decoder_start_token_id": 0},
         },
         "xlnet": {"n_layer": layers, "d_model": width, "n_head": heads, "d_inner": inner},
+        "modernbert": {
+            **common,
+            **{"num_hidden_layers": layers + 1, "global_attn_every_n_layers": int(rng.integers(1, 4))},
+            **{"local_attention": int(rng.integers(2, 20)), "max_position_embeddings": int(rng.integers(26, 40))},
+            **{
+                "global_rope_theta": 500.0,
+                "local_rope_theta": float(rng.integers(5, 50)),
+                "pad_token_id": int(rng.integers(0, 2)),
+            },
+            "classifier_pooling": str(rng.choice(["cls", "mean"])),
+        },
     }
     kind = configs.family(family).MODEL_TYPE
     content = {"model_type": kind, "vocab_size": vocab, **numbers[family]}
@@ -122,7 +134,20 @@ def others(key: str, value: Any, family: str) -> Iterator[Any]:
     elif isinstance(value, float):
         yield from (value / 2 + 0.01, 2.0 * value, 0.3, 0.0, -1.0)
     elif isinstance(value, str):
-        yield from ("other", "first", "mean")
+        yield from ("other", "first", "mean", "cls")
+    elif key == "layer_types":
+        yield from (value[::-1], value[1:], ["full_attention"] * len(value), ["other", *value[1:]])
+    elif key == "rope_parameters" and value:
+        for name, section in value.items():
+            yield {name: section}
+            for change in (
+                {"rope_theta": 77.0},
+                {"rope_theta": 9},
+                {"rope_theta": "9"},
+                {"rope_type": "linear"},
+                {"factor": 2.0},
+            ):
+                yield {**value, name: section | change}
 
 
 def tensor_mutants(stored: dict[str, np.ndarray], rng: np.random.Generator) -> Iterator[tuple[str, str, dict[str, np.ndarray]]]:

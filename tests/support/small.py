@@ -64,15 +64,15 @@ def with_head(family: str, task: str, **changes: Any) -> Model:
 def outputs(net: Model, params: Any, batch: Batch, seeds: Any = None) -> dict[str, jax.Array]:
     """All that a model says of a batch: "words" [B, P, rows], "sequences" [B, Q, O], "tokens" [B, T, O]; a body its "hidden"
     states."""
-    return said(net, params, net.apply(params, batch, seeds=seeds).hidden, batch, seeds)
+    return said(net, params, net.apply(params, batch, seeds=seeds), batch, seeds)
 
 
-def said(net: Model, params: Any, hidden: jax.Array, batch: Batch, seeds: Any = None) -> dict[str, jax.Array]:
+def said(net: Model, params: Any, out: Output, batch: Batch, seeds: Any = None) -> dict[str, jax.Array]:
     say = {
-        "hidden": lambda: hidden,
-        "words": lambda: net.unembed(params, gather(hidden, batch.predict_at)),
-        "sequences": lambda: net.sequence_logits(params, summaries(Output(hidden=hidden), batch), seeds),
-        "tokens": lambda: net.token_logits(params, hidden, seeds),
+        "hidden": lambda: out.hidden,
+        "words": lambda: net.unembed(params, gather(out.hidden, batch.predict_at)),
+        "sequences": lambda: net.sequence_logits(params, summaries(out, batch), seeds),
+        "tokens": lambda: net.token_logits(params, out.hidden, seeds),
     }
     return {name: say[name]() for name in SAYS[net.task]}
 

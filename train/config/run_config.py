@@ -32,9 +32,10 @@ Sink = Literal["tensorboard", "wandb"]
 class Tokenizer:
     """Tokenizer, trained on the training text or loaded."""
 
-    kind: Literal["gpt", "wordpiece", "roberta", "sentencepiece", "xlnet"] = "gpt"
+    kind: Literal["gpt", "wordpiece", "roberta", "modernbert", "sentencepiece", "xlnet"] = "gpt"
     """Kind of a trained tokenizer. gpt: byte-level BPE with an end-of-text token. roberta: the same with other special tokens.
-    wordpiece: BERT's. sentencepiece: T5's unigram model with 100 sentinels. xlnet: XLNet's unigram model."""
+    modernbert: the same with BERT's special tokens, of text in Unicode's NFC. wordpiece: BERT's.
+    sentencepiece: T5's unigram model with 100 sentinels. xlnet: XLNet's unigram model."""
     lowercase: bool = True
     """Remove case and accents in a trained WordPiece tokenizer, as in the "uncased" models."""
     path: str = ""

@@ -66,7 +66,8 @@ class Masked(Objective):
         gets labels, `IGNORED` for the rest of Q; both are int32 [Q], and Q is the largest number of sequences in a row.
 
         The number of predicted tokens and the choice of random tokens follow the distillation code if rare tokens are preferred,
-        else fairseq for RoBERTa's kind of tokenizer and Google's code for BERT's; see `train.targets.masking.Masks`.
+        else fairseq for the kinds of tokenizer of RoBERTa and ModernBERT, and Google's code for BERT's; see
+        `train.targets.masking.Masks`.
 
         Args:
             counts: returns the number of occurrences of each id in the training text; called only if rare tokens are preferred.
@@ -180,7 +181,7 @@ def _masks(run: Run, tokenizer: Tokenizer, special_tokens: SpecialTokens, counts
     options, special = run.options.masking, list(special_tokens.special)
     if options.rare > 0 and options.whole_words:
         raise BadInput(f"--masking.rare {options.rare}: it samples tokens, not whole words; leave out --masking.whole-words")
-    rule: Rule = "distilbert" if options.rare > 0 else "roberta" if tokenizer.kind == "roberta" else "bert"
+    rule: Rule = "distilbert" if options.rare > 0 else "roberta" if tokenizer.mask_absorbs_space else "bert"
     rare = None
     if options.rare > 0:
         rare = np.maximum(counts(), 1) ** -float(options.rare)

@@ -93,7 +93,7 @@ class _Vocabulary:
         kind[table(rf"^\s*[^\w\s]*[.!?][{CLOSERS}]*$")] = STOP
         kind[table(r"^\.$")] = FULL_STOP
         # The only white space entry of a unigram model belongs to the word after it.
-        if tokenizer.kind in ("gpt", "roberta"):
+        if tokenizer.kind in ("gpt", "roberta", "modernbert"):
             kind[table(r"^\s+$")] = SPACE
         spellings = [spelled for word in ABBREVIATIONS for spelled in ((f" {word}", word) if spaced else (word,))]
         words = {tuple(ids.tolist()) for ids in tokenizer.encode_many(spellings)}

@@ -1,13 +1,13 @@
-"""Byte-level BPE, as the content of a tokenizer.json: GPT-2's (Radford et al. 2019, section 2.2) and RoBERTa's."""
+"""Byte-level BPE, as the content of a tokenizer.json: GPT-2's (Radford et al. 2019, section 2.2), RoBERTa's and ModernBERT's."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import tokenizers
-from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from train.tokenizers.special_tokens import ROBERTA
+from train.tokenizers.special_tokens import BERT, ROBERTA
 
 END_OF_TEXT = "<|endoftext|>"
 
@@ -32,19 +32,29 @@ def roberta(vocab: Mapping[str, int], merges: Sequence[tuple[str, str]], *, pref
         prefix_space: add a space before a text that does not begin with one.
     """
     core = _core(models.BPE(vocab=dict(vocab), merges=list(merges)), prefix_space)
-    # As released, the mask absorbs the space before it (`lstrip`): it replaces a word with its space.
-    core.add_special_tokens(
-        [
-            AddedToken(name, special=True, normalized=False, lstrip=name == ROBERTA["mask"])
-            for name in ROBERTA.values()
-            if name in vocab
-        ]
-    )
+    core.add_special_tokens(_added(ROBERTA, vocab))
     cls, sep = ROBERTA["cls"], ROBERTA["sep"]
     if cls in vocab and sep in vocab:
         # Positional, because the argument names differ between versions. Trimmed offsets: the span of a word excludes its space.
         template = processors.RobertaProcessing((sep, vocab[sep]), (cls, vocab[cls]), True, prefix_space)
         core.post_processor = template  # pyright: ignore[reportAttributeAccessIssue]
+    return json.loads(core.to_str())
+
+
+def modernbert(vocab: Mapping[str, int], merges: Sequence[tuple[str, str]]) -> dict[str, Any]:
+    """Return ModernBERT's tokenizer (Warner et al. 2024, section 2.1.1): a text is composed (NFC), the template is BERT's.
+
+    The released vocabulary has further tokens that are added: runs of spaces, and unused entries.
+    """
+    core = _core(models.BPE(vocab=dict(vocab), merges=list(merges)), normalizer=normalizers.NFC())
+    core.add_special_tokens(_added(BERT, vocab))
+    cls, sep = BERT["cls"], BERT["sep"]
+    template = processors.TemplateProcessing(
+        single=f"{cls} $A {sep}",
+        pair=f"{cls} $A {sep} $B {sep}",
+        special_tokens=[(name, vocab[name]) for name in (cls, sep)],
+    )
+    core.post_processor = template  # pyright: ignore[reportAttributeAccessIssue]
     return json.loads(core.to_str())
 
 
@@ -60,16 +70,31 @@ def train_roberta(texts: Iterable[str], vocab: int) -> dict[str, Any]:
     return roberta(entries, [(first, second) for first, second in model["merges"]])
 
 
-def _core(model: models.BPE, prefix_space: bool = False) -> tokenizers.Tokenizer:
+def train_modernbert(texts: Iterable[str], vocab: int) -> dict[str, Any]:
+    """Train up to `vocab` entries: five special tokens, the 256 bytes, then merges, most frequent pair first."""
+    model = json.loads(_trained(texts, vocab, [*BERT.values()], normalizers.NFC()).to_str())["model"]
+    return modernbert(model["vocab"], [(first, second) for first, second in model["merges"]])
+
+
+def _added(names: Mapping[str, str], vocab: Mapping[str, int]) -> list[AddedToken]:
+    """Return the special tokens that a vocabulary has. As released, the mask absorbs the space before it (`lstrip`)."""
+    return [
+        AddedToken(name, special=True, normalized=False, lstrip=name == names["mask"]) for name in names.values() if name in vocab
+    ]
+
+
+def _core(model: models.BPE, prefix_space: bool = False, normalizer: Any = None) -> tokenizers.Tokenizer:
     core = tokenizers.Tokenizer(model)
+    if normalizer is not None:
+        core.normalizer = normalizer
     rules = pre_tokenizers.ByteLevel(add_prefix_space=prefix_space)
     core.pre_tokenizer = rules  # pyright: ignore[reportAttributeAccessIssue]
     core.decoder = decoders.ByteLevel()  # pyright: ignore[reportAttributeAccessIssue]
     return core
 
 
-def _trained(texts: Iterable[str], vocab: int, special: list[str]) -> tokenizers.Tokenizer:
-    core = _core(models.BPE())
+def _trained(texts: Iterable[str], vocab: int, special: list[str], normalizer: Any = None) -> tokenizers.Tokenizer:
+    core = _core(models.BPE(), normalizer=normalizer)
     trainer = trainers.BpeTrainer(
         vocab_size=vocab,
         special_tokens=special,

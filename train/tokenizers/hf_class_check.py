@@ -23,6 +23,7 @@ OF_KIND: dict[Kind, str] = {
     "gpt": "GPT2Tokenizer",
     "wordpiece": "BertTokenizer",
     "roberta": "RobertaTokenizer",
+    "modernbert": AS_WRITTEN,
     "sentencepiece": "T5Tokenizer",
     "xlnet": "XLNetTokenizer",
 }
@@ -31,9 +32,11 @@ WORDS = {"type": "WordPiece", "prefix": wordpiece.CONTINUES, "cleanup": True}
 """The decoder of BERT's class."""
 SWITCHES = {"lowercase": "do_lower_case", "strip_accents": "strip_accents", "handle_chinese_chars": "tokenize_chinese_chars"}
 """Name in tokenizer.json -> setting of BERT's class."""
+BERT_ROLES = {f"{role}_token": name for role, name in special_tokens.BERT.items()}
 ROLES: dict[Kind, dict[str, str]] = {
     "gpt": {"eos_token": END_OF_TEXT},
-    "wordpiece": {f"{role}_token": name for role, name in special_tokens.BERT.items()},
+    "wordpiece": BERT_ROLES,
+    "modernbert": BERT_ROLES,
     "roberta": {f"{role}_token": name for role, name in special_tokens.ROBERTA.items()},
     "sentencepiece": {
         "pad_token": special_tokens.TEXT["pad"],

@@ -79,7 +79,7 @@ def write_tokenizer(folder: Path, tokenizer: Tokenizer, *, longest: int | None) 
         if broken := [entry for entry in entries if "\n" in entry or "\r" in entry]:
             raise BadInput(f"{folder / ENTRIES}: the entry {json.dumps(broken[0])} is not one line; remove it from {FILE}")
         (folder / ENTRIES).write_text("".join(f"{entry}\n" for entry in entries), encoding="utf-8", newline="\n")
-    elif tokenizer.kind not in ("sentencepiece", "xlnet"):
+    elif tokenizer.kind in ("gpt", "roberta"):
         core.model.save(str(folder))
         # The model lacks the special tokens that tokenizer.json adds to the vocabulary.
         (folder / VOCABULARY).write_text(json.dumps(entries, ensure_ascii=False), encoding="utf-8")
@@ -118,6 +118,7 @@ def _settings(kind: Kind, content: dict[str, Any]) -> dict[str, Any]:
     names = {
         "wordpiece": special_tokens.BERT,
         "roberta": special_tokens.ROBERTA,
+        "modernbert": special_tokens.BERT,
         "sentencepiece": special_tokens.TEXT,
         "xlnet": special_tokens.XLNET,
     }[kind]
@@ -136,6 +137,8 @@ def _settings(kind: Kind, content: dict[str, Any]) -> dict[str, Any]:
         settings |= {"do_lower_case": "Lowercase" in steps, "keep_accents": "StripAccents" not in steps}
         # By default the class omits token types, also the one of CLS.
         settings["model_input_names"] = ["input_ids", "token_type_ids", "attention_mask"]
+    elif kind == "modernbert":
+        settings |= {"mask_token": _mask(names), "model_input_names": ["input_ids", "attention_mask"]}
     else:
         settings |= {"bos_token": names["cls"], "eos_token": names["sep"], "mask_token": _mask(names)}
         settings["add_prefix_space"] = _prefix_space(content)

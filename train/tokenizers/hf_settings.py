@@ -28,7 +28,7 @@ ALIASES = {
 }
 BY_FAMILY = {
     **{"gpt2": "GPT2Tokenizer", "bert": "BertTokenizer", "distilbert": "BertTokenizer", "roberta": "RobertaTokenizer"},
-    **{"t5": "T5Tokenizer", "xlnet": "XLNetTokenizer"},
+    **{"t5": "T5Tokenizer", "xlnet": "XLNetTokenizer", "modernbert": AS_WRITTEN},
 }
 """`model_type` -> the tokenizer class that is used if no file names a class."""
 DEFAULTS: dict[str, dict[str, str]] = {

@@ -11,7 +11,7 @@ from jaxtyping import Int32, Integer
 from zoo.errors import BadInput
 
 BERT = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
-"""Names in BERT's released vocabularies; in a vocabulary trained here they have the ids 0 to 4 in this order."""
+"""Names in BERT's and ModernBERT's released vocabularies; in those trained here they have the ids 0 to 4 in this order."""
 ROBERTA = {"cls": "<s>", "pad": "<pad>", "sep": "</s>", "unk": "<unk>", "mask": "<mask>"}
 """Names in RoBERTa's vocabulary; there and in one trained here, the first four have the ids 0 to 3, and the mask the last id."""
 XLNET = {
@@ -39,6 +39,8 @@ class SpecialTokens:
     mask: int
     between: int = 1
     """Separators between the two texts of a pair: RoBERTa 2, the others 1."""
+    typed: bool = True
+    """False if the texts of a pair have the same token type (ModernBERT)."""
     cls_last: bool = False
     """True if `cls` ends every input (XLNet; Yang et al. 2019, section 2.5)."""
     bos: int | None = None
@@ -62,8 +64,8 @@ class SpecialTokens:
 
     @property
     def types(self) -> int:
-        """Number of token types of a pair: 1 in RoBERTa, which has two separators instead, 3 in XLNet, where `cls` has one."""
-        return 3 if self.cls_last else 2 if self.between == 1 else 1
+        """Number of token types of a pair: 1 in ModernBERT, and in RoBERTa with its two separators; 3 in XLNet, also of `cls`."""
+        return 3 if self.cls_last else 2 if self.between == 1 and self.typed else 1
 
     @property
     def before(self) -> int:
@@ -83,7 +85,7 @@ class SpecialTokens:
     ) -> tuple[Int32[np.ndarray, " n"], Int32[np.ndarray, " n"]]:
         """Return the ids `cls A sep B sep` (RoBERTa: `cls A sep sep B sep`; XLNet: `A sep B sep cls`) and their token types.
 
-        `B sep` has type 1, except in RoBERTa, and XLNet's `cls` has type 2.
+        `B sep` has type 1, except in RoBERTa and ModernBERT, and XLNet's `cls` has type 2.
         """
         second_type = min(1, self.types - 1)
         return self._framed([(first, 0), ([self.sep] * self.between, 0), (second, second_type), ([self.sep], second_type)])

@@ -1,6 +1,7 @@
-"""Tokenizers: the byte-level BPE of GPT-2 and RoBERTa, BERT's WordPiece, and the unigram models of T5 and XLNet."""
+"""Tokenizers: the byte-level BPE of GPT-2, RoBERTa and ModernBERT, BERT's WordPiece, and the unigram models of T5 and XLNet."""
 
 import copy
+import dataclasses
 import functools
 import hashlib
 import json
@@ -25,7 +26,7 @@ from zoo.hf.config_json import read_json
 FILE, SETTINGS, CHAT = "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"
 LARGEST_FILE = 64 << 20
 
-Kind = Literal["gpt", "wordpiece", "roberta", "sentencepiece", "xlnet"]
+Kind = Literal["gpt", "wordpiece", "roberta", "modernbert", "sentencepiece", "xlnet"]
 Cuts = Literal["anywhere", "spaces", "nowhere"]
 SPACES = " \n\r\t"
 CLEAN = "clean_up_tokenization_spaces"
@@ -47,7 +48,7 @@ class Tokenizer:
     """
 
     kind: Kind
-    """The rules: those of GPT-2, BERT, RoBERTa, T5 or XLNet."""
+    """The rules: those of GPT-2, BERT, RoBERTa, ModernBERT, T5 or XLNet."""
     vocab_size: int
     """Number of entries; ids are 0 .. vocab_size - 1."""
     special_tokens: SpecialTokens | None
@@ -94,7 +95,8 @@ class Tokenizer:
         if self.text_special_tokens:
             self.kind, self.end_of_text = "sentencepiece", self.text_special_tokens.end
         elif self.special_tokens:
-            self.kind = "wordpiece" if self._continues else "xlnet" if self._unigram else "roberta"
+            bpe = "roberta" if self.special_tokens.between == 2 else "modernbert"
+            self.kind = "wordpiece" if self._continues else "xlnet" if self._unigram else bpe
             self.end_of_text = self.special_tokens.end
         elif END_OF_TEXT in ids:
             self.kind, self.end_of_text = "gpt", ids[END_OF_TEXT]
@@ -105,6 +107,11 @@ class Tokenizer:
         for number in sorted(self._special() - ({special.unk} if special else set())):
             if number in self.encode(spelling := str(self._core.id_to_token(number))):
                 raise BadInput(f"{spelling} is not marked as special, so any text could end a document; set its special to true")
+
+    @property
+    def mask_absorbs_space(self) -> bool:
+        """True if the mask stands for a word and the space before it, as in byte-level BPE."""
+        return self.kind in ("roberta", "modernbert")
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab: int, kind: Kind = "gpt", lowercase: bool = True) -> "Tokenizer":
@@ -125,7 +132,8 @@ class Tokenizer:
             return cls(xlnet_unigram.train(texts, vocab))
         if kind == "wordpiece":
             return cls(wordpiece.train(texts, vocab, lowercase=lowercase))
-        return cls((byte_bpe.train_roberta if kind == "roberta" else byte_bpe.train_gpt)(texts, vocab))
+        rules = {"roberta": byte_bpe.train_roberta, "modernbert": byte_bpe.train_modernbert, "gpt": byte_bpe.train_gpt}
+        return cls(rules[kind](texts, vocab))
 
     @classmethod
     def load(cls, folder: str | Path) -> "Tokenizer":
@@ -370,8 +378,12 @@ def read_chat_template(folder: Path) -> str | None:
 
 
 def _special_tokens(core: tokenizers.Tokenizer, ids: Mapping[str, int]) -> SpecialTokens | None:
-    """Return the special tokens of an encoder. RoBERTa's vocabulary has GPT-2's end of text too, as an ordinary entry."""
-    if any(token.content == END_OF_TEXT for token in core.get_added_tokens_decoder().values()):
+    """Return the special tokens of an encoder.
+
+    RoBERTa's vocabulary has GPT-2's end of text too, as an ordinary entry, and ModernBERT's as an added token beside BERT's.
+    """
+    added = {token.content for token in core.get_added_tokens_decoder().values()}
+    if END_OF_TEXT in added and not added.issuperset(special_tokens.BERT.values()):
         return None
     special = special_tokens.encoder_special_tokens(ids)
     if special is None:
@@ -381,6 +393,8 @@ def _special_tokens(core: tokenizers.Tokenizer, ids: Mapping[str, int]) -> Speci
         fits, expected = isinstance(core.model, models.Unigram), "a unigram model"
     elif special.between == 2:
         fits, expected = isinstance(core.model, models.BPE), "byte-level BPE"
+    elif isinstance(core.model, models.BPE) and isinstance(core.decoder, decoders.ByteLevel):
+        return dataclasses.replace(special, typed=False)
     else:
         fits, expected = unk_token == special_tokens.BERT["unk"], f"WordPiece, with {special_tokens.BERT['unk']} for the unknown"
     if not fits:
@@ -392,15 +406,20 @@ def _cuts(content: Any) -> Cuts:
     """Return where a text may be cut without changing its ids.
 
     The cuts of `train.data.chunking` are safe with GPT-2's rules and with BERT's, which divide at every space and around all
-    punctuation; with those of T5 and XLNet only cuts before spaces are safe. No normalization depends on text across a space.
+    punctuation; with those of ModernBERT, T5 and XLNet only cuts before spaces are safe. No normalization depends on text across
+    a space.
     """
     rules, normalizer = content.get("pre_tokenizer") or {}, content.get("normalizer")
     rules_type, normalizer_type = rules.get("type"), (normalizer or {}).get("type")
     if not all(token["special"] for token in content.get("added_tokens", ())):
         return "nowhere"
-    is_gpt = rules_type == "ByteLevel" and not rules.get("add_prefix_space") and rules.get("use_regex", True)
-    if (is_gpt and normalizer_type is None) or (rules_type == "BertPreTokenizer" and normalizer_type in (None, "BertNormalizer")):
+    is_bytes = rules_type == "ByteLevel" and not rules.get("add_prefix_space") and rules.get("use_regex", True)
+    if (is_bytes and normalizer_type is None) or (
+        rules_type == "BertPreTokenizer" and normalizer_type in (None, "BertNormalizer")
+    ):
         return "anywhere"
+    if is_bytes and normalizer_type == "NFC":
+        return "spaces"
     parts: list[Any] = rules.get("pretokenizers", []) if rules_type == "Sequence" else []
     is_unigram = [part["type"] for part in parts] == ["WhitespaceSplit", "Metaspace"]
     # Older files have `add_prefix_space`, newer ones `prepend_scheme`.

@@ -139,7 +139,10 @@ def _ids(tokenizer: Tokenizer) -> dict[str, int]:
         return {"bos_token_id": end, "eos_token_id": end}
     if marks.bos is not None and marks.eos is not None:
         return {"pad_token_id": marks.pad, "bos_token_id": marks.bos, "eos_token_id": marks.eos}
-    return {"bos_token_id": marks.cls, "eos_token_id": end} if tokenizer.kind == "roberta" else {"pad_token_id": marks.pad}
+    bounds = {"bos_token_id": marks.cls, "eos_token_id": end}
+    if tokenizer.kind == "modernbert":
+        return {"pad_token_id": marks.pad, "cls_token_id": marks.cls, "sep_token_id": marks.sep, **bounds}
+    return bounds if tokenizer.kind == "roberta" else {"pad_token_id": marks.pad}
 
 
 def _summary(loaded: Loaded) -> str:

@@ -90,6 +90,7 @@ def _template(*ends: str) -> Callable[[Content], None]:
 
 
 END = {"gpt": "<|endoftext|>", "wordpiece": "[SEP]", "roberta": "</s>", "sentencepiece": "</s>", "xlnet": "<eod>"}
+END |= {"modernbert": "[SEP]"}
 DIGITS = {"type": "Digits", "individual_digits": True}
 
 
@@ -113,7 +114,7 @@ def rules(kind: Kind) -> dict[str, Callable[[Content], None]]:
         "padding": _rules(padding={**PADDING, "pad_token": "x"}),
         "one end": _template(END[kind]),
     }
-    if kind in ("gpt", "roberta"):
+    if kind in ("gpt", "roberta", "modernbert"):
         return common | {
             "prefix space": _part("pre_tokenizer", add_prefix_space=True),
             "untrimmed": _part("pre_tokenizer", trim_offsets=False),

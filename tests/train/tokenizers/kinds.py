@@ -1,5 +1,6 @@
 """One trained tokenizer of each kind, its files, and the same in `transformers`: made once for all tests of this folder."""
 
+import dataclasses
 import functools
 import json
 import random
@@ -19,11 +20,12 @@ from train.tokenizers.tokenizer import Kind, Tokenizer
 from zoo.errors import BadInput
 
 VOCAB = 900
-KINDS: tuple[Kind, ...] = ("gpt", "wordpiece", "roberta", "sentencepiece", "xlnet")
-ENCODERS: tuple[Kind, ...] = ("wordpiece", "roberta", "xlnet")
+KINDS: tuple[Kind, ...] = ("gpt", "wordpiece", "roberta", "modernbert", "sentencepiece", "xlnet")
+ENCODERS: tuple[Kind, ...] = ("wordpiece", "roberta", "modernbert", "xlnet")
 """Kinds with special tokens around a text."""
 UNIGRAMS: tuple[Kind, ...] = ("sentencepiece", "xlnet")
 BERT = SpecialTokens(pad=0, unk=1, cls=2, sep=3, mask=4)
+MODERNBERT = dataclasses.replace(BERT, typed=False)
 ROBERTA = SpecialTokens(cls=0, pad=1, sep=2, unk=3, mask=VOCAB - 1, between=2)
 XLNET = SpecialTokens(unk=0, bos=1, eos=2, cls=3, sep=4, pad=5, mask=6, eod=7, eop=8, cls_last=True)
 AWKWARD = [

@@ -17,7 +17,7 @@ from tests.support.small import as_batch, said
 from train.config import run_config
 from train.engine import device_mesh
 from zoo import configs, models, published_weights
-from zoo.batch import Batch
+from zoo.batch import Batch, Output
 from zoo.hf import safetensors_dir
 from zoo.hf.config_json import PublishedConfig
 
@@ -65,7 +65,7 @@ def test_outputs_and_gradients_are_those_of_transformers(model: str, tmp_path: P
 
     @functools.partial(jax.value_and_grad, argnums=(0, 1), has_aux=True)
     def score(params: Any, hidden: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
-        outputs = {name: each[..., : cfg.vocab] for name, each in said(net, params, hidden, batch).items()}
+        outputs = {name: each[..., : cfg.vocab] for name, each in said(net, params, Output(hidden=hidden), batch).items()}
         if words:
             return cross_entropy(given, outputs["words"]), outputs
         along = transformers_outputs.directions({name: each.shape for name, each in outputs.items()}, given["real"])

@@ -35,7 +35,7 @@ from train.objectives import objectives
 from zoo import configs, models, sharding
 from zoo.attention import attention
 from zoo.attention.masks import Mask
-from zoo.batch import Batch
+from zoo.batch import Batch, Output
 from zoo.models import Model
 from zoo.nn import layer_stack, layers
 from zoo.precision import DTYPES
@@ -172,7 +172,7 @@ def test_the_arithmetic_follows_the_dtype_of_the_parameters(family: str, task: s
         params = jax.tree.map(lambda leaf, dtype=dtype: jax.ShapeDtypeStruct(leaf.shape, dtype), shapes(net))
         hidden = jax.eval_shape(lambda p, given=given: net.apply(p, batch, seeds=given).hidden, params)
         assert (hidden.shape, hidden.dtype) == ((2, 8, 32), dtype)
-        logits = jax.eval_shape(lambda p, h, given=given: said(net, p, h, batch, given), params, hidden)
+        logits = jax.eval_shape(lambda p, h, given=given: said(net, p, Output(hidden=h), batch, given), params, hidden)
         logits.pop("hidden", None)
         assert {name: (each.shape, each.dtype) for name, each in logits.items()} == {
             name: (expected[name], jnp.float32) for name in SAYS[task] if name != "hidden"
