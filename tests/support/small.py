@@ -19,6 +19,8 @@ from zoo.nn.task_heads import gather, summaries
 from zoo.ops.counter_rng import example_seeds
 
 SMALL = dict(vocab=300, context=32, layers=2, decoder_layers=2, width=32, heads=4, head=8, ffn=64, pattern=("full",), window=0)
+OWN = {"modernbert": {"layers": 4, "local_window": 4}}
+"""A local layer next to local and global ones, and a window that is narrower than the rows of tests."""
 LABELS = ("no", "perhaps", "yes")
 HEADS = [(family, task) for family in models.families() for task in models.family(family).HF]
 ENCODERS = [family for family in models.families() if hasattr(configs.family(family).Config, "task")]
@@ -48,7 +50,7 @@ def small(family: str, **changes: Any) -> Model:
     """The family's first size, made small and without dropout, with three labels if its task has any."""
     first = next(iter(configs.family(family).SIZES.values())).config
     fields = {field.name for field in dataclasses.fields(first)}
-    numbers = {name: value for name, value in SMALL.items() if name in fields}
+    numbers = {name: value for name, value in {**SMALL, **OWN.get(family, {})}.items() if name in fields}
     rates = {name: 0.0 for name in fields if name.endswith("dropout")}
     labels = {"labels": LABELS} if changes.get("task") in LABELLED else {}
     return model(dataclasses.replace(first, **{**numbers, **rates, **labels, "compute": Compute(), **changes}))

@@ -51,6 +51,18 @@ ENCODERS = {
 }
 """Counted tensor by tensor from the released shapes: the body, with the two pretraining heads of BERT, with the masked head."""
 
+MODERNBERT = {
+    "modernbert-base": (149_014_272, 149_655_232),
+    "modernbert-large": (394_781_696, 395_881_664),
+    "ettin-encoder-17m": (16_797_440, 16_913_600),
+    "ettin-encoder-32m": (31_883_136, 32_081_344),
+    "ettin-encoder-68m": (68_144_640, 68_457_664),
+    "ettin-encoder-150m": (149_014_272, 149_655_232),
+    "ettin-encoder-400m": (394_781_696, 395_881_664),
+    "ettin-encoder-1b": (1_028_050_688, 1_031_314_112),
+}
+"""The body, and with the masked head, whose table is that of the body."""
+
 XLNET = {"xlnet-base-cased": (116_718_336, 116_750_336), "xlnet-large-cased": (360_268_800, 360_300_800)}
 """The body, and with the bias of the words."""
 
@@ -121,6 +133,7 @@ def expected_counts() -> list[tuple[str, dict[str, Any], int]]:
     tasks = ("body", "pretraining", "masked")
     heads = [(name, zip(tasks, counts, strict=True)) for name, counts in ENCODERS.items()]
     heads += [(name, zip(("body", "permutation"), counts, strict=True)) for name, counts in XLNET.items()]
+    heads += [(name, zip(("body", "masked"), counts, strict=True)) for name, counts in MODERNBERT.items()]
     return [
         *((name, {}, count) for name, count in (GPT | ENCODER_DECODERS).items()),
         *((f"{name}-alternating", {}, GPT[name]) for name in TABLE_2_1),
@@ -227,6 +240,8 @@ RELEASED: dict[str, dict[str, Any]] = {
     "roberta-base": dict(vocab=50_265, context=512, types=1, position_offset=2, eps=1e-5, dropout=0.1, attention_dropout=0.1),
     "distilroberta-base": dict(vocab=50_265, layers=6, width=768, heads=12, ffn=3072),
     "distilbert-base-cased": dict(vocab=28_996, layers=6, types=0, eps=1e-12, dropout=0.1, head_dropout=0.2),
+    "modernbert-base": dict(vocab=50_368, context=8192, local_window=128, global_base=160_000.0, local_base=10_000.0, heads=12),
+    "ettin-encoder-1b": dict(context=7999, layers=28, width=1792, ffn=3840, heads=28, global_every=3, local_base=160_000.0),
     "t5-3b": dict(vocab=32_128, layers=24, decoder_layers=24, width=1024, heads=32, head=128, ffn=16_384),
     "t5-11b": dict(heads=128, head=128, ffn=65_536, activation="relu", gated=False, tied=True),
     "t5-v1.1-small": dict(layers=8, width=512, heads=6, head=64, ffn=1024, activation="gelu_tanh", gated=True, tied=False),
@@ -267,6 +282,7 @@ ASSUMED = {
     **{name: {"initializer"} for name in (*ENCODERS, *GRID)},
     **{name: set() for name in ENCODER_DECODERS if name.startswith("t5")},
     **{name: {"vocab", "attention_bias", "output_bias", "max_positions", "eps"} for name in BIASED},
+    **{name: {"pooling"} for name in MODERNBERT},
     "xlnet-base-cased": {"memory", "reuse"},
     "xlnet-large-cased": set(),
 }
@@ -286,7 +302,7 @@ def test_every_size_has_a_source_and_a_reason_for_each_assumed_number() -> None:
 
 def test_objectives_and_heads_of_the_sizes() -> None:
     for name, size in SIZES.items():
-        if name.startswith(("bert", "roberta", "distil")) and name != "distilgpt2":
+        if name.startswith(("bert", "roberta", "distil", "modernbert", "ettin")) and name != "distilgpt2":
             nano_task = "pretraining" if name.startswith("bert") else "masked"
             assert size.config.task == (nano_task if name.endswith("-nano") else "body"), name
             assert size.objective == ("distilled" if name.startswith("distil") else "masked"), name
@@ -294,7 +310,7 @@ def test_objectives_and_heads_of_the_sizes() -> None:
 
 def test_weights_of_a_size_are_recognized_by_its_numbers() -> None:
     """The published name depends on the body alone, and not on its head, its dropout or how fresh parameters are made."""
-    for name in (*ENCODERS, *GRID):
+    for name in (*ENCODERS, *GRID, *MODERNBERT):
         cfg = dataclasses.replace(SIZES[name].config, task="masked", dropout=0.3, initializer="normal")
         assert SIZES[str(configs.published_name(cfg))].config == SIZES[name].config
         assert configs.published_name(dataclasses.replace(cfg, layers=31)) is None

@@ -135,6 +135,11 @@ NOT_COMPUTED: dict[str, dict[str, Any]] = {
         **{"summary_use_proj": False, "summary_activation": "relu", "summary_first_dropout": 0.1, "tie_word_embeddings": False},
         **{"d_head": 32, "ff_activation": "silu"},
     },
+    "modernbert": {
+        **{"norm_bias": True, "attention_bias": True, "mlp_bias": True, "classifier_bias": True, "decoder_bias": False},
+        **{"hidden_activation": "silu", "classifier_activation": "relu", "tie_word_embeddings": False},
+        **{"classifier_pooling": "last", "layer_types": ["full_attention"]},
+    },
 }
 """Keys of each family with a value that changes the arithmetic and is not computed here."""
 MISTYPED: dict[str, dict[str, Any]] = {
@@ -144,6 +149,7 @@ MISTYPED: dict[str, dict[str, Any]] = {
     "distilbert": {"pad_token_id": 30_522, "dropout": None, "bos_token_id": True, "return_dict": 1},
     "t5": {"scale_decoder_outputs": None, "is_gated_act": None, "initializer_factor": "x", "classifier_dropout": None},
     "transformer": {"decoder_ffn_dim": 4096.0, "init_std": True, "forced_eos_token_id": "x", "pad_token_id": None},
+    "modernbert": {"norm_eps": 1, "local_attention": 0, "layer_types": "x", "rope_parameters": [], "sparse_prediction": None},
     "xlnet": {"clamp_len": None, "start_n_top": 2.0, "use_mems_eval": None, "mem_len": False, "layer_norm_eps": None},
 }
 """Values that `transformers` refuses because of their type."""
@@ -181,6 +187,24 @@ REFUSED: list[tuple[str, str, dict[str, Any], str]] = [
     ("transformer", "", {"vocab_size": 99}, "pad_token_id is absent; choose an id below the vocabulary size 99"),
     ("t5", "", {"relative_attention_num_buckets": 92, "relative_attention_max_distance": 164}, "max_distance is 164.* 107 "),
     ("transformer", "", {"init_std": -1.0}, "init_std is -1.0; it must be at least 0.0"),
+    ("modernbert", "", {"num_hidden_layers": 1}, "--model.layers 1: choose 2 or more"),
+    ("modernbert", "", {"num_attention_heads": 256}, "--model.heads 256: heads rotate in pairs of dimensions, and have 3"),
+    ("modernbert", "", {"vocab_size": 99}, "pad_token_id is absent; choose an id below the vocabulary size 99"),
+    ("modernbert", "", {"rope_parameters": {"other": {}}}, "rope_parameters is .* an object of the objects full_attention, slid"),
+    (
+        "modernbert",
+        "",
+        {"rope_parameters": {"full_attention": {"rope_type": "yarn"}}},
+        'rope_type is "yarn"; .* computes "default"',
+    ),
+    (
+        "modernbert",
+        "",
+        {"rope_parameters": {"full_attention": {"factor": 2.0}}},
+        "factor is 2.0; this family does not compute it",
+    ),
+    ("modernbert", "", {"layer_types": ["sliding_attention"] * 22}, "layer_types is .*the first of each n full_attention"),
+    ("modernbert", "", {"rope_scaling": {}}, "rope_scaling is .*; such weights are not supported"),
     ("roberta", "body", {"max_position_embeddings": 2}, "the first token takes row 2"),
     ("roberta", "body", {"pad_token_id": 0, "max_position_embeddings": 1}, "the first token takes row 1"),
     ("bert", "sequence", {"id2label": {"0": "a", "2": "b"}}, "id2label is .*each label of the classifier"),

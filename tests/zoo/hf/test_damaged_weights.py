@@ -28,6 +28,8 @@ COUNTS = {
     **{("roberta", "choice"): (41, 8), ("roberta", "tokens"): (39, 8), ("roberta", "span"): (39, 8)},
     **{("xlnet", "body"): (36, 11), ("xlnet", "permutation"): (37, 11), ("xlnet", "sequence"): (40, 12)},
     **{("xlnet", "choice"): (40, 12), ("xlnet", "tokens"): (38, 12), ("xlnet", "span"): (38, 12)},
+    **{("modernbert", "body"): (26, 13), ("modernbert", "masked"): (29, 13), ("modernbert", "sequence"): (30, 14)},
+    **{("modernbert", "choice"): (30, 14), ("modernbert", "tokens"): (30, 14), ("modernbert", "span"): (30, 14)},
 }
 """Tensors of the tiny model with each head, and those of them that are matrices and not square."""
 FIRST = {family: task for family, task in reversed(COUNTS)}
@@ -38,11 +40,11 @@ ALONE = {"lm_loss.bias", "score.weight"}
 (tests/zoo/hf/test_heads.py)."""
 
 NANO = {"gpt": (52, 14), "bert": (69, 11), "distilbert": (36, 6), "roberta": (69, 11), "t5": (97, 27), "transformer": (128, 14)}
-NANO |= {"xlnet": (70, 21)}
+NANO |= {"xlnet": (70, 21), "modernbert": (26, 13)}
 """The same of the body of each nano without a pooler (of what has no heads, all)."""
 
 BODY = {"gpt": (28, 8), "bert": (37, 7), "distilbert": (36, 6), "roberta": (37, 7), "t5": (66, 51), "transformer": (86, 10)}
-BODY |= {"xlnet": (36, 11), "t5-sequence": (65, 50)}
+BODY |= {"xlnet": (36, 11), "modernbert": (26, 13), "t5-sequence": (65, 50)}
 """The same of the tiny body without a pooler: what a count has beyond it, its head has, tiny or nano. The tiny T5 has a second
 table for its words, which its nano lacks, and a score has not."""
 
@@ -146,7 +148,7 @@ def test_every_mutant_of_every_nano(family: str, task: str, tmp_path: Path, monk
 
 def test_mutants_of_every_published_head_are_counted() -> None:
     assert set(COUNTS) == set(published.HEADS)
-    assert sum(tiny_mutants(*head) for head in COUNTS) == 5_581
+    assert sum(tiny_mutants(*head) for head in COUNTS) == 6_363
 
 
 def in_memory(folder: Path, monkeypatch: pytest.MonkeyPatch, config: dict[str, Any], kinds: Sequence[str]) -> int:

@@ -19,6 +19,7 @@ ALIKE = {
     ("roberta", "choice", "tokens"),
     ("distilbert", "sequence", "choice"),
     ("xlnet", "sequence", "choice"),
+    ("modernbert", "sequence", "choice", "tokens", "span"),
 }
 """Heads with tensors of the same names, with the unused pooler of a classifier of tokens; without an architecture, the first."""
 
@@ -26,7 +27,8 @@ ALIKE = {
 def expected_task(family: str, task: str, idle: bool, declared: str) -> str:
     """Return the task of a file of `task`'s tensors whose architecture is that of `declared`."""
     alike = next((tasks for other, *tasks in ALIKE if other == family and task in tasks), [task])
-    return task if task == "tokens" and not idle else declared if declared in alike else alike[0]
+    without_pooler = task == "tokens" and not idle and bool(models.family(family).HF[task].idle)
+    return task if without_pooler else declared if declared in alike else alike[0]
 
 
 @functools.cache
