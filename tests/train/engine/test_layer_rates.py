@@ -39,6 +39,23 @@ def test_layer_decay_multiplies_the_rate_of_each_layer(name: Any) -> None:
             assert plain[path][layer].any()
 
 
+APART = {**PARAMS, "first": {"layers": {"mlp": {"up": {"kernel": jnp.ones((1, 2, 2)), "bias": jnp.ones((1, 2))}}}}}
+
+
+@pytest.mark.planted
+def test_layers_that_are_held_apart_are_the_first_ones() -> None:
+    """They are below the other stack, in decay and in freezing; under another name they would be a part of the head."""
+
+    def shares(params: Any, cfg: Optim, rate: float) -> list[float]:
+        scaled = optim._scale_updates(params, cfg, rate)
+        stacks = (scaled["first"]["layers"] if "first" in scaled else scaled["head"]["layers"], scaled["layers"])
+        return [float(share) for stack in stacks for share in stack["mlp"]["up"]["bias"][:, 0]]
+
+    assert shares(APART, Optim(), 0.5) == [0.125, 0.25, 0.5, 1.0]
+    assert shares(APART, Optim(freeze_layers=2), 1.0) == [0.0, 0.0, 1.0, 1.0]
+    assert shares({**PARAMS, "head": APART["first"]}, Optim(freeze_layers=2), 1.0)[0] == 1.0
+
+
 def test_frozen_parameters_do_not_change_and_their_gradients_are_ignored() -> None:
     """Not even by weight decay; and a gradient there that is no number reaches neither the norm nor anything else."""
     cfg = Optim(freeze_layers=2, freeze_embeddings=True, weight_decay=0.1, clip=1.0)
