@@ -33,6 +33,7 @@ XLNET = f"xlnet-nano {SIZE} {VALIDATED} --data.paths one.txt --model.memory 16 -
 MODELS = {
     "bert": f"bert-nano {ENCODER}",
     "roberta": f"roberta-nano {ENCODER}",
+    "modernbert": f"modernbert-nano {ENCODER}",
     "left-to-right": f"bert-nano {ENCODER} --objective left_to_right --model.causal --model.task masked",
     "distilbert": f"distilbert-nano {ENCODER} --distillation.teacher runs/bert --model.layers 1",
     "t5": T5,
@@ -104,7 +105,7 @@ def test_a_run_is_scored_and_evaluated_alike(name: str, capsys: pytest.CaptureFi
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("name", some("bert", "roberta", "distilbert"))
+@pytest.mark.parametrize("name", some("bert", "roberta", "modernbert", "distilbert"))
 def test_weights_are_unchanged_by_export_and_import(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     run(name)
     for line in (f"export runs/{name} out/{name}", f"import out/{name}"):

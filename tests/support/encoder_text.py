@@ -24,6 +24,11 @@ def roberta(texts: Iterable[str] = (), vocab: int = 261) -> Tokenizer:
     return Tokenizer.train(texts, vocab, "roberta")
 
 
+def modernbert(texts: Iterable[str] = (), vocab: int = 261) -> Tokenizer:
+    """Return a tokenizer of ModernBERT's kind; without texts its entries are the bytes."""
+    return Tokenizer.train(texts, vocab, "modernbert")
+
+
 def stream(documents: Sequence[str | Sequence[int]], tokenizer: Tokenizer) -> Tokens:
     """Return the tokens of documents, each a text or its ids, as preparation makes them."""
     parts = [tokenizer.encode(each) if isinstance(each, str) else np.array(each, np.int32) for each in documents]

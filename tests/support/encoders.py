@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from eval.scoring.encoder_runner import Encoder, Text
-from tests.support.small import PLACED, random_params, small
+from tests.support.small import random_params, small
 from train.config import run_config
 from train.engine import device_mesh
 from train.tokenizers import hf_files
@@ -23,7 +23,7 @@ from zoo.models import Model, model
 from zoo.sharding import shardings
 
 TEXT = "The whale is seen by the old men of the ship. The capital of France is Paris, and the white whale sleeps; naïve. "
-KINDS: dict[str, Kind] = {"bert": "wordpiece", "roberta": "roberta", "distilbert": "wordpiece"}
+KINDS: dict[str, Kind] = {"bert": "wordpiece", "roberta": "roberta", "distilbert": "wordpiece", "modernbert": "modernbert"}
 ANY: dict[str, Kind] = {**KINDS, "xlnet": "xlnet"}
 POSITIONS = 40
 
@@ -37,7 +37,7 @@ def tokenizer(kind: Kind) -> Tokenizer:
 def loaded(family: str, task: str = "masked", shape: tuple[int, int, int] = (1, 1, 1)) -> Loaded:
     """A model of random weights on data x fsdp x tensor devices; its vocabulary is larger than its tokenizer's."""
     words = tokenizer(ANY[family])
-    net = small(family, task=task, vocab=words.vocab_size + 5, **({"context": POSITIONS} if family in PLACED else {}))
+    net = small(family, task=task, vocab=words.vocab_size + 5, **({"context": POSITIONS} if family in KINDS else {}))
     data, fsdp, tensor = shape
     mesh = device_mesh.make_mesh(run_config.Mesh(data=data, fsdp=fsdp, tensor=tensor), jax.devices()[: data * fsdp * tensor])
     params = jax.device_put(random_params(net), shardings(mesh, random_params(net), net.module.SHARDING))

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.support.encoder_text import roberta, uncased
+from tests.support.encoder_text import modernbert, roberta, uncased
 from tests.support.small import ENCODERS, small
 from tests.support.unigram_text import spelled, xlnet
 from train.config.data_options import PreferenceData
@@ -24,7 +24,7 @@ WORDS = ("the", "whale", "ship", "is", "white", "old", "seen")
 
 @functools.cache
 def tokenizer(family: str) -> Tokenizer:
-    kinds = {"gpt": lambda: Tokenizer.train([], 257), "roberta": roberta, "xlnet": lambda: xlnet(WORDS)}
+    kinds = {"gpt": lambda: Tokenizer.train([], 257), "roberta": roberta, "modernbert": modernbert, "xlnet": lambda: xlnet(WORDS)}
     kinds |= dict.fromkeys(("t5", "transformer"), lambda: spelled(WORDS))
     return kinds.get(family, lambda: uncased(WORDS))()
 

@@ -1,4 +1,4 @@
-"""Configuration shared by the bidirectional models BERT, RoBERTa, DistilBERT and XLNet, and by their heads.
+"""Configuration shared by the bidirectional models BERT, RoBERTa, DistilBERT, ModernBERT and XLNet, and by their heads.
 
 A family's file in `zoo.configs` subclasses `BodyConfig`, or `EncoderConfig` if it has learned positions, and lists the sources
 of its sizes. Nothing here imports JAX.

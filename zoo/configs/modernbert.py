@@ -196,14 +196,14 @@ WITHOUT_EFFECT = (
 
 PAPER = "Warner et al. 2024, section 2 and table 4, and the released checkpoint"
 ETTIN = "Weller et al. 2025 (JHU-CLSP/ettin-encoder-vs-decoder), and the released checkpoint"
-NO_HEAD = {"pooling": "not a number of the body: as in the released config.json"}
+ASSUMED = {"pooling": "a choice of the classifier: the first token does not see all others in local layers, so a mean"}
 
 
 def released(layers: int, width: int, ffn: int, heads: int, *, source: str = PAPER, note: str = "", **others: Any) -> Size:
     """Return a body as released: heads of size 64, 50,368 tokens, three layers of which the first is global."""
     numbers = {"context": 8192, "pooling": "mean", **others}
     config = Config(vocab=50_368, layers=layers, width=width, ffn=ffn, heads=heads, **numbers)
-    return Size(config=config, objective="masked", source=source, assumed=NO_HEAD, note=note)
+    return Size(config=config, objective="masked", source=source, assumed=ASSUMED, note=note)
 
 
 def ettin(layers: int, width: int, ffn: int, heads: int) -> Size:

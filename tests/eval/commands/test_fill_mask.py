@@ -46,6 +46,7 @@ def everything(family: str, **machine: Any) -> list[FilledMask]:
     [
         ("bert", {}),
         ("roberta", {}),
+        pytest.param("modernbert", {}, marks=pytest.mark.full),
         pytest.param("distilbert", {"batch": 1}, marks=pytest.mark.full),
         pytest.param("bert", {"shape": (2, 2, 2)}, marks=pytest.mark.full),
     ],

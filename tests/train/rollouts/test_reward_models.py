@@ -69,7 +69,7 @@ def expected(of: Loaded) -> np.ndarray:
     return 2.0 * raw - 1.0
 
 
-ENCODERS = ("bert", "roberta", "distilbert", "xlnet")
+ENCODERS = ("bert", "roberta", "distilbert", "modernbert", "xlnet")
 OTHERS = (*ENCODERS, "t5", "transformer")
 
 

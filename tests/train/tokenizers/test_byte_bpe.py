@@ -1,4 +1,4 @@
-"""Byte-level BPE, GPT-2's and RoBERTa's: saving and loading, texts in pieces, RoBERTa's published files."""
+"""Byte-level BPE, GPT-2's, RoBERTa's and ModernBERT's: saving and loading, texts in pieces, published files."""
 
 import json
 import shutil
@@ -9,9 +9,10 @@ import pytest
 
 from tests.support.hard_texts import HARD
 from tests.support.processes import ROOT, run_python
-from tests.train.tokenizers.kinds import auto, content, name_family, refused, trained, written
+from tests.train.tokenizers.kinds import TEXTS, auto, content, name_family, refused, trained, written
 from train.data import chunking
 from train.tokenizers import hf_files, tokenizer
+from train.tokenizers.hf_settings import AddedToken
 from train.tokenizers.tokenizer import END_OF_TEXT, Tokenizer
 from zoo.errors import BadInput
 
@@ -154,6 +155,85 @@ def test_an_empty_affix_is_none(tmp_path: Path) -> None:
     affixes = {"continuing_subword_prefix": "", "end_of_word_suffix": ""}
     hf_files.write_tokenizer(tmp_path, Tokenizer({**rules, "model": {**rules["model"], **affixes}}), longest=512)
     assert json.loads((tmp_path / "tokenizer_config.json").read_text())["tokenizer_class"] == "RobertaTokenizer"
+
+
+def released(folder: Path) -> Path:
+    """Write a tokenizer with ModernBERT's rules and added tokens, in its order: runs of spaces, markers, BERT's names, unused."""
+    model = content("gpt")["model"]
+    entries = ["|||IP_ADDRESS|||", "<|padding|>", *sorted(model["vocab"], key=model["vocab"].get)[1:]]
+    added = [(entry, number == 1) for number, entry in enumerate(entries[:2])]
+    added += [(" " * count, False) for count in range(24, 1, -1)] + [("|||EMAIL_ADDRESS|||", False)]
+    added += [(name, True) for name in (END_OF_TEXT, "[UNK]", "[CLS]", "[SEP]", "[PAD]", "[MASK]")]
+    added += [(f"[unused{number}]", False) for number in range(3)]
+    names = [*entries, *(name for name, _ in added[2:])]
+    tokens = [
+        {**AddedToken(name, special, not special, lstrip=name == "[MASK]").__dict__, "id": names.index(name)}
+        for name, special in added
+    ]
+    rules = content("modernbert")
+    for token in rules["post_processor"]["special_tokens"].values():
+        token["ids"] = [names.index(token["id"])]
+    vocab = {name: number for number, name in enumerate(entries)}
+    folder.mkdir()
+    (folder / "tokenizer.json").write_text(json.dumps({**rules, "model": {**model, "vocab": vocab}, "added_tokens": tokens}))
+    roles = {role: f"[{role[:-6].upper()}]" for role in ("unk_token", "cls_token", "sep_token", "pad_token", "mask_token")}
+    decoder = {str(token["id"]): {key: value for key, value in token.items() if key != "id"} for token in tokens}
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": 8192, "added_tokens_decoder": decoder, **roles}
+    settings |= {"model_input_names": ["input_ids", "attention_mask"], "clean_up_tokenization_spaces": True}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    (folder / "config.json").write_text('{"model_type": "modernbert"}')
+    return folder
+
+
+SPACED = [
+    "a  b   c" + " " * 24 + "d" + " " * 25 + "e",
+    "  [unused1] |||EMAIL_ADDRESS||| cafe\u0301 \u212b",
+    "[CLS] [MASK]",
+    "x [SEP]",
+    "",
+]
+
+
+def assert_reads_alike(folder: Path) -> Tokenizer:
+    """Assert that texts, and the templates of one text and of two, are what `transformers` makes of a folder."""
+    ours, reference = hf_files.read_tokenizer(folder), auto(folder)
+    special = ours.special_tokens
+    assert ours.kind == "modernbert" and special is not None
+    for text in [*TEXTS, *SPACED]:
+        assert ours.encode(text).tolist() == reference(text, add_special_tokens=False, split_special_tokens=True)["input_ids"], (
+            text
+        )
+    first, second = ours.encode("The whale"), ours.encode("swims")
+    assert special.single(first)[0].tolist() == reference("The whale")["input_ids"]
+    assert special.pair(first, second)[0].tolist() == reference("The whale", "swims")["input_ids"]
+    masked = np.concatenate([ours.encode("The white"), [special.mask], ours.encode(" swims")])
+    assert special.single(masked)[0].tolist() == reference("The white [MASK] swims")["input_ids"]
+    return ours
+
+
+@pytest.mark.planted(3)
+def test_the_released_form_of_modernbert_is_read_and_written(tmp_path: Path) -> None:
+    """GPT-2's end of text is among its added tokens. Other templates, rules and missing names are not taken for it."""
+    ours = assert_reads_alike(released(tmp_path / "in"))
+    names = ["[UNK]", "[CLS]", "[SEP]", "[PAD]", "[MASK]"]
+    special = ours.special_tokens
+    assert special is not None and not special.typed
+    ids = [special.unk, special.cls, special.sep, special.pad, special.mask]
+    assert ours.entries(ids) == names and ids == list(range(ids[0], ids[0] + 5)) and ours.end_of_text == special.sep
+    (tmp_path / "out").mkdir()
+    hf_files.write_tokenizer(tmp_path / "out", ours, longest=8192)
+    (tmp_path / "out" / "config.json").write_text('{"model_type": "modernbert"}')
+    assert assert_reads_alike(tmp_path / "out").fingerprint == ours.fingerprint
+    rules = json.loads((tmp_path / "in" / "tokenizer.json").read_text())
+    plain = Tokenizer({**rules, "normalizer": None})
+    assert plain.encode(SPACED[1]).tolist() != ours.encode(SPACED[1]).tolist()
+    twice = [*rules["post_processor"]["single"], rules["post_processor"]["single"][-1]]
+    (tmp_path / "in" / "tokenizer.json").write_text(
+        json.dumps({**rules, "post_processor": {**rules["post_processor"], "single": twice}})
+    )
+    assert "post_processor of tokenizer.json makes [CLS]" in refused(tmp_path / "in")
+    # Without one of its names it is GPT-2's, which has others beside its end of text, and no encoder takes it.
+    assert Tokenizer(json.loads(json.dumps(rules).replace("[CLS]", "[OTHER]"))).special_tokens is None
 
 
 NAMES = '{"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3'

@@ -84,6 +84,7 @@ OTHER_HEADS = (
     ("bert-nano", SEQUENCE, ("sequence", ("yes", "no")), ["classifier"]),
     ("bert-nano", SEQUENCE, (*SEQUENCE, True), ["classifier"]),
     ("roberta-nano", ("masked",), SEQUENCE, ["classifier", "dense"]),
+    ("modernbert-nano", ("masked",), SEQUENCE, ["classifier", "dense", "dense/norm"]),
 )
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from tests.support import tiny
-from tests.support.encoder_text import LETTERS, roberta, stream, uncased
+from tests.support.encoder_text import LETTERS, modernbert, roberta, stream, uncased
 from tests.support.gradients import assert_equal_gradients
 from tests.support.small import random_params, small
 from train.config.data_options import EncoderData, RowPlan
@@ -25,6 +25,7 @@ from zoo.models import Model
 
 LENGTH = 32
 ROWS: dict[str, RowPlan] = {"bert": "sentence_pairs", "roberta": "doc_sentences", "distilbert": "doc_sentences"}
+ROWS |= {"modernbert": "doc_sentences"}
 
 PREDICTED = ("predict_at", "targets", "weights")
 SUMMARIES = {"summary_at": 0, "labels": IGNORED}
@@ -36,7 +37,7 @@ Arrays = dict[str, np.ndarray]
 
 @functools.cache
 def tokenizer_of(family: str) -> Tokenizer:
-    return roberta() if family == "roberta" else uncased()
+    return {"roberta": roberta, "modernbert": modernbert}.get(family, uncased)()
 
 
 @functools.cache
