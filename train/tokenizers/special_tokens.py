@@ -40,7 +40,7 @@ class SpecialTokens:
     between: int = 1
     """Separators between the two texts of a pair: RoBERTa 2, the others 1."""
     typed: bool = True
-    """False if the texts of a pair have the same token type (ModernBERT)."""
+    """False if the texts of a pair have the same token type (RoBERTa, ModernBERT)."""
     cls_last: bool = False
     """True if `cls` ends every input (XLNet; Yang et al. 2019, section 2.5)."""
     bos: int | None = None
@@ -65,7 +65,7 @@ class SpecialTokens:
     @property
     def types(self) -> int:
         """Number of token types of a pair: 1 in ModernBERT, and in RoBERTa with its two separators; 3 in XLNet, also of `cls`."""
-        return 3 if self.cls_last else 2 if self.between == 1 and self.typed else 1
+        return 3 if self.cls_last else 2 if self.typed else 1
 
     @property
     def before(self) -> int:
@@ -111,7 +111,10 @@ def encoder_special_tokens(ids: Mapping[str, int]) -> SpecialTokens | None:
     if missing:
         raise BadInput(f"it has no {' and no '.join(missing)}, and an encoder needs {', '.join(names.values())}; add them")
     return SpecialTokens(
-        **{role: ids[name] for role, name in names.items()}, between=2 if names is ROBERTA else 1, cls_last=names is XLNET
+        **{role: ids[name] for role, name in names.items()},
+        between=2 if names is ROBERTA else 1,
+        typed=names is not ROBERTA,
+        cls_last=names is XLNET,
     )
 
 

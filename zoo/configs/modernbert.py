@@ -59,7 +59,9 @@ class Config(BodyConfig):
     @property
     def pattern(self) -> tuple[Attention, ...]:
         """Attention of the layers after the first, repeated over them; all of them where the last period is incomplete."""
-        kinds = tuple("local" if layer % self.global_every else "global" for layer in range(1, self.layers))
+        kinds: tuple[Attention, ...] = tuple(
+            "local" if layer % self.global_every else "global" for layer in range(1, self.layers)
+        )
         return kinds if (self.layers - 1) % self.global_every else kinds[: self.global_every]
 
 

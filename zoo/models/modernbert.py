@@ -77,8 +77,11 @@ def apply(cfg: Config, params: dict[str, Any], batch: Batch, *, seeds: Seeds = N
     if length > cfg.context:
         raise ValueError(f"rows of {length} tokens in a model of {cfg.context} positions; use rows of at most {cfg.context}")
     at = jnp.arange(length)[None] if batch.positions is None else batch.positions
-    segments = {"query_segments": batch.segments, "key_segments": batch.segments}
-    masks = {"global": Mask(**segments), "local": Mask(window=cfg.local_window // 2 + 1, **segments)}
+    segments, window = batch.segments, cfg.local_window // 2 + 1
+    masks = {
+        "global": Mask(query_segments=segments, key_segments=segments),
+        "local": Mask(window=window, query_segments=segments, key_segments=segments),
+    }
     bases = {"global": cfg.global_base, "local": cfg.local_base}
     turns = {kind: positions.rotation(at, cfg.head, base=base) for kind, base in bases.items()}
 

@@ -101,9 +101,7 @@ class HeadParams(nnx.Module):
         if "next" in parts:
             self.next = _linear(cfg.width, 2, init, rngs)
         if "dense" in parts:
-            self.dense = _linear(cfg.width, cfg.width, init, rngs, bias="dense/bias" in leaves)
-        if "dense/norm/scale" in leaves:
-            self.dense.norm = LayerNorm(cfg.width, cfg.eps, bias="dense/norm/bias" in leaves)
+            self.dense = Dense(cfg, leaves, init, rngs)
         if "classifier" in parts:
             self.classifier = _linear(cfg.width, outputs(cfg), last_init or init, rngs)
 
@@ -115,6 +113,16 @@ class Masked(nnx.Module):
         self.dense = _linear(cfg.width, cfg.width, init, rngs, bias="masked/dense/bias" in leaves)
         self.norm = LayerNorm(cfg.width, cfg.eps, bias="masked/norm/bias" in leaves)
         self.bias = nnx.Param(jnp.zeros(padded_rows(cfg.vocab)))
+
+
+class Dense(Linear):
+    """The dense layer before a classifier, and the norm of its activation if it has one."""
+
+    def __init__(self, cfg: BodyConfig, leaves: frozenset[str], init: Init, rngs: nnx.Rngs):
+        bias = (cfg.width,) if "dense/bias" in leaves else None
+        super().__init__("...d,de->...e", (cfg.width, cfg.width), bias, init, rngs)
+        normed, normed_bias = "dense/norm/scale" in leaves, "dense/norm/bias" in leaves
+        self.norm = LayerNorm(cfg.width, cfg.eps, bias=normed_bias) if normed else None
 
 
 class Unembed(nnx.Module):

@@ -26,7 +26,7 @@ ENCODERS: tuple[Kind, ...] = ("wordpiece", "roberta", "modernbert", "xlnet")
 UNIGRAMS: tuple[Kind, ...] = ("sentencepiece", "xlnet")
 BERT = SpecialTokens(pad=0, unk=1, cls=2, sep=3, mask=4)
 MODERNBERT = dataclasses.replace(BERT, typed=False)
-ROBERTA = SpecialTokens(cls=0, pad=1, sep=2, unk=3, mask=VOCAB - 1, between=2)
+ROBERTA = SpecialTokens(cls=0, pad=1, sep=2, unk=3, mask=VOCAB - 1, between=2, typed=False)
 XLNET = SpecialTokens(unk=0, bos=1, eos=2, cls=3, sep=4, pad=5, mask=6, eod=7, eop=8, cls_last=True)
 AWKWARD = [
     *("``Quoted'' text, ''twice'' and `once'", "It''s", "``", "''''", '"x" ``"', "'' ''"),
