@@ -146,16 +146,25 @@ class Distilled(Masked):
     def initial_params(self, model: Model, params: Any) -> Any:
         """Return `params`, or if None the teacher's embeddings, head, and evenly spaced layers, including the first and the last.
 
+        A teacher that has its layers in several stacks gives its embeddings and head alone.
+
         From 12 layers, a student of 6 takes 0, 2, 4, 7, 9 and 11, as the released one did. With `fresh` the result is `params` in
         either case: None stands for random parameters.
         """
         if params is not None or self.options.fresh:
             return params
-        layers = student_layers(self.teacher.config.layers, model.config.layers)
+        teacher_layers = self.teacher.config.layers
+        layers = student_layers(teacher_layers, model.config.layers)
 
         def initial(teacher_params: Any) -> Any:
             leaves = {sharding.path_of(keys): leaf for keys, leaf in jax.tree_util.tree_leaves_with_path(teacher_params)}
-            leaves = {path: leaf[jnp.asarray(layers)] if path.startswith("layers/") else leaf for path, leaf in leaves.items()}
+            # The layers of ModernBERT are two stacks, of which neither has all of them.
+            partial = {path for path, leaf in leaves.items() if path.startswith("layers/") and len(leaf) != teacher_layers}
+            leaves = {
+                path: leaf[jnp.asarray(layers)] if path.startswith("layers/") else leaf
+                for path, leaf in leaves.items()
+                if path not in partial
+            }
 
             def take(keys: Any, fresh: jax.Array) -> jax.Array:
                 leaf = leaves.get(sharding.path_of(keys), fresh)

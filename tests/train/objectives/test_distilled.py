@@ -136,6 +136,19 @@ def test_a_student_begins_as_its_teacher() -> None:
     assert goal.initial_params(student, params) is params
 
 
+@pytest.mark.planted
+def test_a_student_takes_no_layers_from_a_part_of_its_teachers() -> None:
+    """ModernBERT's stack lacks the first layer, so that numbers of layers would name others, and the last be clamped."""
+    teacher, student = small("modernbert", layers=4), small("distilbert")
+    given = random_params(teacher)
+    goal = Distilled(teacher=teacher, frozen=given, options=Distillation(teacher="x"), teacher_params=given, mesh=MESH)
+    begun, kernel = goal.initial_params(student, None), given["layers"]["attention"]["qkv"]["kernel"]
+    assert begun["layers"]["attention"]["qkv"]["kernel"].shape == kernel[jnp.array([0, 3])].shape
+    # Fresh kernels are cut off at 0.04.
+    assert np.abs(begun["layers"]["attention"]["qkv"]["kernel"]).max() <= 0.04 < np.abs(kernel).max()
+    np.testing.assert_array_equal(begun["embed"]["tokens"]["embedding"], given["embed"]["tokens"]["embedding"])
+
+
 def test_a_fresh_student_begins_with_the_random_parameters_of_its_seed() -> None:
     student, params, goal = pair(fresh=True)
     assert goal.initial_params(student, None) is None
