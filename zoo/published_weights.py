@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 
 from zoo import configs, models, sharding
 from zoo.errors import BadInput
-from zoo.hf import safetensors_dir
+from zoo.hf import safetensors_dir, weight_files
 from zoo.hf.config_json import PublishedConfig
 from zoo.hf.param_name_types import Layout, ParamNames
 from zoo.hf.safetensors_dir import Tensor
@@ -37,7 +37,7 @@ def load(folder: Path, mesh: Mesh, notify: Callable[[str], None] = lambda line: 
     `notify` is called with a line for whatever is not used: keys of config.json that this version does not know, idle tensors.
 
     Raises:
-        BadInput: see `open_folder` and `safetensors_dir.read_tensors`; or a leaf that the mesh does not divide.
+        BadInput: see `open_folder` and `weight_files.read_tensors`; or a leaf that the mesh does not divide.
     """
     opened = open_folder(folder)
     for line in opened.notes:
@@ -118,13 +118,13 @@ def open_folder(folder: Path) -> Opened:
     """
     published, family = _read_config_json(folder)
     heads: Mapping[str, ParamNames] = models.family(family).HF
-    tensors, architecture = safetensors_dir.read_tensors(folder), published.architecture()
+    architecture = published.architecture()
+    tensors, notes = weight_files.read_tensors(folder)
     published.task = resolve_task(heads, tensors, architecture)
     names = heads[published.task]
     cfg = _to_config(published, family)
     tensors = _current_names(names, tensors, folder)
     leaves, idle = plan_import(cfg, tensors, folder)
-    notes = []
     if architecture != names.architecture and any(architecture == other.architecture for other in heads.values()):
         notes.append(f"{published.file}: says {architecture}, but the tensors are of {names.architecture or published.task}")
     if unread := published.unread():
@@ -200,14 +200,14 @@ def plan_import(cfg: Any, tensors: Mapping[str, Tensor], folder: Path) -> "tuple
     allowed = expected.keys() | constants | tables.keys() | names.tied.keys() | set(idle)
     problems = [f"{name} is missing" for name in expected if name not in tensors]
     problems += [f"{name} is missing" for name in unused if idle and name not in tensors]
-    problems += [f"{name} is unexpected" for name in tensors if name not in allowed]
+    problems += [f"{_described(name, tensors[name])} is unexpected" for name in tensors if name not in allowed]
     present = {name: tensors[name] for name in (*expected, *idle) if name in tensors}
     types = [tensor.dtype for tensor in present.values()]
     # Other types do not convert to float32 exactly. A single half-precision tensor is a mistake, not the type of a checkpoint.
     usual = max(FLOATS, key=types.count)
     for name, tensor in present.items():
         if name in expected and tensor.shape != expected[name]:
-            problems.append(f"{name} has shape {list(tensor.shape)}, not {list(expected[name])}")
+            problems.append(f"{_described(name, tensor)} has shape {list(tensor.shape)}, not {list(expected[name])}")
         elif tensor.dtype != usual:
             problems.append(f"{name} is {tensor.dtype}, not {usual}")
         elif not _finite(tensor.view()):
@@ -348,8 +348,14 @@ def _stored_shapes(cfg: Any) -> dict[str, tuple[int, ...]]:
     return {sharding.path_of(keys): leaf.shape for keys, leaf in jax.tree_util.tree_leaves_with_path(shapes)}
 
 
+def _described(name: str, tensor: Tensor) -> str:
+    """Return the name of a tensor for a message, with that in its file if it is another one."""
+    return f"{name} ({tensor.stored_name})" if tensor.stored_name else name
+
+
 def _finite(view: np.ndarray) -> bool:
-    flat = view.reshape(-1)
+    # In the order of the memory, so that a transposed array is not copied.
+    flat = view.ravel("K")
     return all(np.isfinite(flat[start : start + CHUNK]).all() for start in range(0, flat.size, CHUNK))
 
 

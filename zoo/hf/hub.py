@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -16,6 +16,8 @@ PATTERNS = [
     *("tokenizer*.json", "vocab.*", "merges.txt", "*.model", "special_tokens_map.json", "added_tokens.json"),
     "chat_template.jinja",
 ]
+FLAX_PATTERNS = ["flax_model.msgpack", "flax_model.msgpack.index.json", "flax_model-*.msgpack"]
+"""Weights that are fetched if a model has no safetensors."""
 PATIENCE = 5.0
 """Seconds to wait for the hub's first answer."""
 
@@ -23,7 +25,7 @@ PATIENCE = 5.0
 def fetch(name: str) -> Path:
     """Return the folder of `hub:ID` or `hub:ID@REVISION`, which is downloaded unless the local cache has it.
 
-    Only safetensors, JSON, vocabularies, SentencePiece models and chat templates are fetched.
+    Only safetensors (or else Flax's msgpack), JSON, vocabularies, SentencePiece models and chat templates are fetched.
 
     Raises:
         BadInput: not in the cache and no network (after a single attempt), or the hub has no such model or refuses access.
@@ -34,7 +36,8 @@ def fetch(name: str) -> Path:
     repo_id, _, revision = name.removeprefix(PREFIX).partition("@")
     revision = revision or None
     try:
-        cached = huggingface_hub.snapshot_download(repo_id, revision=revision, allow_patterns=PATTERNS, local_files_only=True)
+        patterns = [*PATTERNS, *FLAX_PATTERNS]
+        cached = huggingface_hub.snapshot_download(repo_id, revision=revision, allow_patterns=patterns, local_files_only=True)
         if _is_complete(Path(cached)):
             return Path(cached)
     except errors.HFValidationError as error:
@@ -44,10 +47,17 @@ def fetch(name: str) -> Path:
 
     def download() -> str:
         # One request without retries, before a download that has many.
-        huggingface_hub.HfApi().model_info(repo_id, revision=revision, timeout=PATIENCE)
-        return huggingface_hub.snapshot_download(repo_id, revision=revision, allow_patterns=PATTERNS)
+        info = huggingface_hub.HfApi().model_info(repo_id, revision=revision, timeout=PATIENCE)
+        files = [sibling.rfilename for sibling in info.siblings or ()]
+        return huggingface_hub.snapshot_download(repo_id, revision=revision, allow_patterns=patterns_for(files))
 
     return Path(request(download, name, "model or revision", instead="a folder"))
+
+
+def patterns_for(files: Sequence[str]) -> list[str]:
+    """Return the patterns of the files to fetch of a model that has these files: its weights in one format only."""
+    has_safetensors = any(name.endswith(".safetensors") and "/" not in name for name in files)
+    return PATTERNS if has_safetensors else [*PATTERNS, *FLAX_PATTERNS]
 
 
 def request(question: Callable[[], T], name: str, what: str, *, instead: str, missing: str = "not in the local cache") -> T:
@@ -74,16 +84,14 @@ def request(question: Callable[[], T], name: str, what: str, *, instead: str, mi
 
 def _is_complete(folder: Path) -> bool:
     """Return True if a cached model has all its files; an interrupted download or another program may have left only some."""
-    # Imported here because it imports JAX, and data sets are downloaded before JAX starts.
-    from zoo.hf import safetensors_dir
+    # Imported here because they import JAX, and data sets are downloaded before JAX starts.
+    from zoo.hf import flax_msgpack, safetensors_dir
 
-    index = folder / safetensors_dir.INDEX
+    formats = ((safetensors_dir.INDEX, safetensors_dir.SINGLE), (flax_msgpack.INDEX, flax_msgpack.SINGLE))
+    present = [names for names in formats if any((folder / name).exists() for name in names)]
+    index, single = (folder / name for name in (present or formats)[0])
     try:
-        shards = (
-            set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-            if index.exists()
-            else {safetensors_dir.SINGLE}
-        )
+        shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()) if index.exists() else {single.name}
     except (ValueError, KeyError, AttributeError, OSError):
         return False
     tokenizer = any((folder / name).exists() for name in ("tokenizer.json", "vocab.json", "vocab.txt", "spiece.model"))

@@ -14,7 +14,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax.numpy as jnp
 import numpy as np
@@ -53,12 +53,20 @@ class Tensor:
     dtype: str
     """Name of the dtype in safetensors: F32, BF16, I64, ..."""
 
+    @property
+    def stored_name(self) -> str:
+        """Name of the tensor in its file, if that has other names than torch."""
+        return ""
+
     def view(self) -> np.ndarray:
         """Return the tensor as a memory map: only the slices that are used are read from the file."""
         dtype = np.dtype(DTYPES[self.dtype])
         if math.prod(self.shape) == 0:
             return np.zeros(self.shape, dtype)
         return np.asarray(np.memmap(self.file, dtype, "r", offset=self.start, shape=self.shape))
+
+
+Shard = TypeVar("Shard", bound=Tensor)
 
 
 def read_tensors(folder: Path) -> dict[str, Tensor]:
@@ -70,14 +78,14 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
     if (folder / INDEX).exists():
         if (folder / SINGLE).exists():
             raise BadInput(f"{folder}: contains both {SINGLE} and {INDEX}; remove the one that does not belong to the model")
-        return _sharded(folder)
+        return read_shards(folder, INDEX, SHARD, read_header)
     if (folder / SINGLE).exists():
         return read_header(folder / SINGLE)
     others = sorted(file.name for pattern in EXECUTABLE for file in folder.glob(pattern))
     if others:
         raise BadInput(
-            f"{folder / others[0]}: only safetensors are read (pickled weights can run code, other formats are not supported); "
-            f"convert it to {SINGLE} with the program that wrote it"
+            f"{folder / others[0]}: only safetensors and flax_model.msgpack are read (pickled weights can run code, other "
+            f"formats are not supported); convert it to {SINGLE} with the program that wrote it"
         )
     raise BadInput(f"{folder}: contains neither {SINGLE} nor {INDEX}")
 
@@ -121,26 +129,32 @@ def read_header(file: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def _sharded(folder: Path) -> dict[str, Tensor]:
-    index = folder / INDEX
+def read_shards(
+    folder: Path, index_name: str, shard: re.Pattern[str], read_file: Callable[[Path], dict[str, Shard]]
+) -> dict[str, Shard]:
+    """Return every tensor of the files that an index lists, each read by `read_file`; `shard` is the pattern of their names.
+
+    Raises:
+        BadInput: the index is damaged, lists a file elsewhere or of another format, or does not match its files.
+    """
+    index = folder / index_name
     files = read_json(index, LARGEST_INDEX).get("weight_map")
     if not isinstance(files, dict) or not files:
         raise BadInput(f'{index}: no object "weight_map" of tensor names and files')
     for name, file in files.items():
-        if not isinstance(file, str) or not SHARD.fullmatch(file):
+        if not isinstance(file, str) or not shard.fullmatch(file):
+            suffix = shard.pattern.rpartition("\\")[2]
             raise BadInput(
-                f"{index}: {json.dumps(name)[:60]} is in {json.dumps(file)[:60]}; only .safetensors files beside it are read"
+                f"{index}: {json.dumps(name)[:60]} is in {json.dumps(file)[:60]}; only {suffix} files beside it are read"
             )
-    tensors: dict[str, Tensor] = {}
+    tensors: dict[str, Shard] = {}
     for file in sorted(set(files.values())):
-        shard = read_header(folder / file)
+        stored = read_file(folder / file)
         listed = {name for name, shard_file in files.items() if shard_file == file}
-        if different := sorted(listed ^ shard.keys()):
-            absent = different[0] in listed
-            raise BadInput(
-                f"{folder / file}: {'lacks' if absent else 'also contains'} {different[0]}, unlike {INDEX}; download both again"
-            )
-        tensors |= shard
+        if different := sorted(listed ^ stored.keys()):
+            verb = "lacks" if different[0] in listed else "also contains"
+            raise BadInput(f"{folder / file}: {verb} {different[0]}, unlike {index_name}; download both again")
+        tensors |= stored
     return tensors
 
 

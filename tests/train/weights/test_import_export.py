@@ -86,7 +86,7 @@ def test_weights_are_imported_trained_and_exported(place: Path, capsys: pytest.C
 
 BAD = {
     "import a/b/c": "a/b/c: not a hub id",
-    "import pickled": "pickled/pytorch_model.bin: only safetensors are read",
+    "import pickled": "pickled/pytorch_model.bin: only safetensors and flax_model.msgpack are read",
     "import words": "words: its tokenizer has 300 entries and its model a vocabulary of 299",
     "import unspoken": "unspoken: holds no tokenizer.json and no vocab.json",
     "import garbled": "garbled/vocab.json: merges.txt:3: not two pieces",

@@ -16,10 +16,10 @@ def import_weights(args: list[str]) -> int:
 
     @dataclasses.dataclass(frozen=True)
     class Import:
-        """Check every tensor of published weights (safetensors and JSON only), and store them unchanged under models/."""
+        """Check every tensor of published weights (safetensors, or msgpack of Flax), and store them unchanged under models/."""
 
         where: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DIR|HUB_ID")]
-        """Folder with config.json, safetensors and tokenizer, or a hub id (from the local cache, else downloaded)."""
+        """Folder with config.json, weights and tokenizer, or a hub id (from the local cache, else downloaded)."""
         out: str = "models"
         """Folder that holds the imported models."""
         name: str = ""
