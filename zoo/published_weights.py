@@ -89,7 +89,8 @@ def save(folder: Path, cfg: Any, params: Any, *, extra: Mapping[str, Any] | None
     safetensors_dir.write_tensors(
         folder, {name: leaf.published for name, (leaf, _, _) in sources.items()}, fetch, largest=largest
     )
-    header = {"architectures": [names.architecture], "model_type": family.MODEL_TYPE, "dtype": "float32"}
+    model_type, architecture = configs.exported_class(cfg, names.architecture)
+    header = {"architectures": [architecture], "model_type": model_type, "dtype": "float32"}
     text = json.dumps({**header, **numbers, **(extra or {})}, indent=2, sort_keys=True)
     (folder / "config.json").write_text(text + "\n", encoding="utf-8")
 
@@ -118,7 +119,7 @@ def open_folder(folder: Path) -> Opened:
     """
     published, family = _read_config_json(folder)
     heads: Mapping[str, ParamNames] = models.family(family).HF
-    architecture = published.architecture()
+    architecture = _architecture(published, family)
     tensors, notes = weight_files.read_tensors(folder)
     published.task = resolve_task(heads, tensors, architecture)
     names = heads[published.task]
@@ -143,7 +144,7 @@ def read_config(folder: Path) -> tuple[Any, list[str]]:
         BadInput: no config.json, an unknown family, or a number or name that its family does not support.
     """
     published, family = _read_config_json(folder)
-    published.task = resolve_task(models.family(family).HF, {}, published.architecture())
+    published.task = resolve_task(models.family(family).HF, {}, _architecture(published, family))
     return _to_config(published, family), published.unread()
 
 
@@ -239,6 +240,12 @@ def _read_config_json(folder: Path) -> tuple[PublishedConfig, str]:
     """Return a folder's config.json and its family."""
     published = PublishedConfig.load(folder)
     return published, published.choice("model_type", configs.published_types(), "none", why="the families here are")
+
+
+def _architecture(published: PublishedConfig, family: str) -> str:
+    """Return the class that a config.json names, as the family's table of names has it; "" if it names none."""
+    module, names = configs.family(family), {name: name for name in configs.published_types()}
+    return configs.usual_class(module, published.choice("model_type", names, "none"), published.architecture())
 
 
 def _current_names(names: ParamNames, tensors: Mapping[str, Tensor], folder: Path) -> dict[str, Tensor]:

@@ -37,6 +37,11 @@ MARIAN = {
     **{"activation_function": "relu", "scale_embedding": True, "max_position_embeddings": 1024},
     **{"pad_token_id": 0, "decoder_start_token_id": 0},
 }
+XLM = ROBERTA | {"model_type": "xlm-roberta"}
+MT5, UMT5, UL2 = (
+    T5 | changes for changes in ({"model_type": "mt5"}, {"model_type": "umt5"}, {"feed_forward_proj": "gated-silu"})
+)
+"""Families under other names, or with other numbers, than in `TINY`."""
 XLNET = dict(model_type="xlnet", vocab_size=61, n_layer=2, d_model=12, n_head=3, d_inner=20)
 MODERNBERT = {
     **{"model_type": "modernbert", "vocab_size": 61, "max_position_embeddings": 16, "num_hidden_layers": 4, "hidden_size": 12},

@@ -17,7 +17,7 @@ from typing import Any, Literal, get_args
 from zoo import plugins
 from zoo.errors import BadInput, require
 
-Activation = Literal["gelu", "gelu_tanh", "relu"]
+Activation = Literal["gelu", "gelu_tanh", "relu", "silu"]
 AttentionPattern = Literal["full", "window"]
 Objective = Literal[
     "causal",
@@ -103,6 +103,8 @@ class Exported:
     """`initializer_range` (T5: `initializer_factor`, Marian: `init_std`); None = the default of `transformers`."""
     activation: str = ""
     """Name of the activation in a config.json, if it has several names ("gelu_pytorch_tanh"); empty = its usual name."""
+    model_type: str = ""
+    """Name of the family in a config.json, if the family has several ("xlm-roberta"); empty = the family's first name."""
     positions: int | None = None
     """Number of rows of Marian's table of sinusoids, which limits the length of a text in `transformers`; None = 1,024."""
 
@@ -171,6 +173,35 @@ def published_types() -> dict[str, str]:
     return {name: name for name in plugins.names("zoo.models")} | _own_types()
 
 
+def model_classes(module: ModuleType) -> Mapping[str, str]:
+    """Return each `model_type` of a family, with the beginning of the names of its classes in `transformers`.
+
+    The first one is that of the family's table of names. A family with a single one has no `CLASSES`.
+    """
+    return getattr(module, "CLASSES", {module.MODEL_TYPE: ""})
+
+
+def exported_class(config: Any, architecture: str) -> tuple[str, str]:
+    """Return (`model_type`, class of `transformers`) of an exported model, whose table of names says `architecture`.
+
+    Raises:
+        BadInput: the family does not have the type that the configuration names.
+    """
+    module = family(family_of(config))
+    classes = model_classes(module)
+    model_type = config.exported.model_type or next(iter(classes))
+    fix = f"choose one of {', '.join(classes)}"
+    require(model_type in classes, "model.exported.model_type", model_type, fix)
+    return model_type, classes[model_type] + architecture.removeprefix(next(iter(classes.values())))
+
+
+def usual_class(module: ModuleType, model_type: str, architecture: str) -> str:
+    """Return the class in a family's table of names that corresponds to one of another `model_type` of the family."""
+    classes = model_classes(module)
+    own, first = classes.get(model_type, ""), next(iter(classes.values()))
+    return first + architecture.removeprefix(own) if architecture.startswith(own) else architecture
+
+
 def from_published(family_name: str, published: Any) -> Any:
     """Return the configuration of a family that a published config.json, a `PublishedConfig`, describes.
 
@@ -213,7 +244,7 @@ def _own_family(name: str) -> ModuleType:
 
 
 def _own_types() -> dict[str, str]:
-    return {_own_family(name).MODEL_TYPE: name for name in families()}
+    return {model_type: name for name in families() for model_type in model_classes(_own_family(name))}
 
 
 def _own_sizes() -> dict[str, tuple[str, Size]]:

@@ -1,6 +1,7 @@
-"""Sizes of T5 (Raffel et al. 2020) and T5 1.1, as released, and the architectures of its Table 2: shared stacks, decoder only.
+"""Sizes of T5 (Raffel et al. 2020) and its successors, as released, and the architectures of its Table 2: shared, decoder only.
 
-The files of Flan-T5, and those of T5 1.1 that were further trained as language models, have the sizes of T5 1.1.
+T5 1.1, mT5, ByT5, umT5 and UL2 have gated feed-forward layers and an output table of their own. The files of Flan-T5, and those
+of T5 1.1 that were further trained as language models, have the sizes of T5 1.1. umT5 has position biases in every layer.
 """
 
 import dataclasses
@@ -38,6 +39,8 @@ class Config(ModelConfig):
     """Number of buckets of relative positions; each has a bias."""
     max_distance: int = 128
     """Distance from which on all relative positions share the last bucket."""
+    bias_per_layer: bool = False
+    """Give every layer its own table of position biases, as in umT5; otherwise the layers of a side share one."""
     activation: Activation
     """Activation of the feed-forward layers."""
     gated: bool
@@ -64,6 +67,9 @@ class Config(ModelConfig):
         far = self.buckets // 2 < self.max_distance <= 1 << 20
         fix = f"choose more than {self.buckets // 2} (half of --model.buckets) and at most 1,048,576"
         require(far, "model.max_distance", self.max_distance, fix)
+        apart = not self.bias_per_layer or self.architecture != "shared"
+        fix = "the two sides' buckets are different distances, and --model.architecture shared has one stack; leave it out"
+        require(apart, "model.bias_per_layer", self.bias_per_layer, fix)
         consistent = self.architecture == "encoder_decoder" or self.decoder_layers == self.layers
         fix = f"--model.architecture {self.architecture} has one stack; choose {self.layers}, as --model.layers"
         require(consistent, "model.decoder_layers", self.decoder_layers, fix)
@@ -82,7 +88,10 @@ class Config(ModelConfig):
 # --- config.json ----------------------------------------------------------------------------------------------------------------
 
 MODEL_TYPE = "t5"
-"""Name of this family in a published config.json."""
+"""Name of this family in a published config.json; UL2, Flan-T5 and ByT5 have it too."""
+MT5, UMT5 = "mt5", "umt5"
+CLASSES = {MODEL_TYPE: "T5", MT5: "MT5", UMT5: "UMT5"}
+"""Maps each name of the family to the beginning of the names of its classes in `transformers`."""
 
 FEED_FORWARD: dict[str, tuple[Activation, bool]] = {
     "relu": ("relu", False),
@@ -91,24 +100,28 @@ FEED_FORWARD: dict[str, tuple[Activation, bool]] = {
     "gelu_new": ("gelu_tanh", False),
     "gated-gelu_new": ("gelu_tanh", True),
     "gated-relu": ("relu", True),
+    "gated-silu": ("silu", True),
+    "silu": ("silu", False),
 }
 """Maps published names to (activation, gated); an export writes the first name that fits."""
 
 
 def from_published(published: PublishedConfig) -> Config:
-    """Return the configuration in a config.json of type t5; absent keys take the defaults of `transformers`' T5Config.
+    """Return the configuration in a config.json of type t5, mt5 or umt5; absent keys take the defaults of `transformers`.
 
     Raises:
         BadInput: a key has a value that this family does not compute.
     """
     # `transformers` sets the default of the decoder's layers before it looks at the other name of `num_layers`.
-    layers = published.integer("num_layers", 6)
+    model_type = published.choice("model_type", {name: name for name in CLASSES}, MODEL_TYPE)
+    absent = ABSENT if model_type == MODEL_TYPE else ABSENT | ABSENT_IN_MT5
+    layers = published.integer("num_layers", absent["num_layers"])
     published.use_aliases(ALIASES)
     for key, value in COMPUTED.items():
         published.only(key, value)
     published.never("quantization_config")
     published.without_effect(*BOOKKEEPING, *WITHOUT_EFFECT)
-    activation, gated = published.choice("feed_forward_proj", FEED_FORWARD, "relu")
+    activation, gated = published.choice("feed_forward_proj", FEED_FORWARD, "relu" if model_type == MODEL_TYPE else "gated-gelu")
     # `transformers` also writes these two, which it derives from `feed_forward_proj`.
     published.only("is_gated_act", gated)
     names = {name: meaning for name, meaning in ACTIVATIONS.items() if meaning == activation}
@@ -116,24 +129,27 @@ def from_published(published: PublishedConfig) -> Config:
     # `transformers` 5 ties whenever it can, and stores the value of the file under the second name.
     tied = published.flag("tie_word_embeddings", True, nullable=True)
     config = Config(
-        vocab=published.integer("vocab_size", 32_128),
-        layers=published.integer("num_layers", 6),
+        vocab=published.integer("vocab_size", absent["vocab_size"]),
+        layers=published.integer("num_layers", absent["num_layers"]),
         decoder_layers=published.integer("num_decoder_layers", layers, nullable=True),
         width=published.integer("d_model", 512),
-        heads=published.integer("num_heads", 8),
+        heads=published.integer("num_heads", absent["num_heads"]),
         head=published.integer("d_kv", 64),
-        ffn=published.integer("d_ff", 2048),
+        ffn=published.integer("d_ff", absent["d_ff"]),
         buckets=published.integer("relative_attention_num_buckets", 32),
         max_distance=published.integer("relative_attention_max_distance", 128),
         activation=activation,
         gated=gated,
-        tied=published.flag("scale_decoder_outputs", tied),
+        # mT5's tables are never tied, and its states never scaled, whatever `transformers` 5 writes into its files.
+        tied=model_type != MT5 and published.flag("scale_decoder_outputs", tied),
+        bias_per_layer=model_type == UMT5,
         eps=published.number("layer_norm_epsilon", 1e-6, decimal=True),
         dropout=published.number("dropout_rate", 0.1),
         labels=read_labels(published),
         exported=Exported(
             initializer=published.initializer("initializer_factor"),
             activation=published.spelling("feed_forward_proj", FEED_FORWARD),
+            model_type="" if model_type == MODEL_TYPE else model_type,
         ),
     )
     if (distance := uncertain_distance(config.buckets, config.max_distance)) is not None:
@@ -178,12 +194,18 @@ SHARE_ERROR = 2.0**-21
 
 
 def to_published(config: Config) -> dict[str, Any]:
-    """Return the entries of a config.json of type t5.
+    """Return the entries of a config.json of type t5, mt5 or umt5, but for its type.
 
     Raises:
-        BadInput: shared stacks, a decoder only, or an activation, which this type cannot express; or a distance whose bucket may
-            differ in `transformers`.
+        BadInput: shared stacks, a decoder only, an activation, tied tables or position biases that its type cannot express; or a
+            distance whose bucket may differ in `transformers`.
     """
+    model_type = config.exported.model_type or MODEL_TYPE
+    fix = f"an exported {model_type} has {'one in every layer' if model_type == UMT5 else 'one for all layers'}"
+    fitting = config.bias_per_layer == (model_type == UMT5)
+    require(fitting, "model.bias_per_layer", config.bias_per_layer, f"{fix}; choose --model.exported.model-type {UMT5} or t5")
+    untied = not config.tied or model_type != MT5
+    require(untied, "model.tied", config.tied, f"no mt5 has tied tables; choose --model.exported.model-type {MODEL_TYPE}")
     if (distance := uncertain_distance(config.buckets, config.max_distance)) is not None:
         raise BadInput(
             f"model.max_distance {config.max_distance}: with {config.buckets} buckets, `transformers` may put distance "
@@ -215,6 +237,10 @@ def to_published(config: Config) -> dict[str, Any]:
         **COMPUTED,
     }
 
+
+ABSENT = {"vocab_size": 32_128, "num_layers": 6, "num_heads": 8, "d_ff": 2048}
+ABSENT_IN_MT5 = {"vocab_size": 250_112, "num_layers": 8, "num_heads": 6, "d_ff": 1024}
+"""Values of keys that a config.json of type t5, or of type mt5 or umt5, leaves out."""
 
 ALIASES = {
     "hidden_size": "d_model",
@@ -262,26 +288,82 @@ def released(layers: int, width: int, head: int, heads: int, ffn: int, *, count:
     )
 
 
-def released_1_1(layers: int, width: int, heads: int, ffn: int, *, count: int, flan: str) -> Size:
-    """Return a size of T5 1.1, with gated feed-forward layers and a separate output table."""
-    return Size(
-        config=Config(
-            vocab=VOCAB,
-            layers=layers,
-            decoder_layers=layers,
-            width=width,
-            heads=heads,
-            head=64,
-            ffn=ffn,
-            activation="gelu_tanh",
-            gated=True,
-            tied=False,
-        ),
-        objective="denoising",
-        source="google-research/text-to-text-transfer-transformer, released_checkpoints.md, and the released checkpoint",
-        published_count=count,
-        note=f"pretrained without dropout, 0.1 is for fine-tuning. {flan} and the LM-adapted files have the same sizes",
+def gated(
+    layers: int,
+    width: int,
+    heads: int,
+    ffn: int,
+    *,
+    source: str,
+    vocab: int = VOCAB,
+    decoder_layers: int | None = None,
+    count: int | None = None,
+    note: str = "",
+    **changes: Any,
+) -> Size:
+    """Return a size with gated feed-forward layers and a separate output table, as T5 1.1; heads of size 64, or of `changes`."""
+    numbers: dict[str, Any] = {"head": 64, "activation": "gelu_tanh", **changes}
+    config = Config(
+        vocab=vocab,
+        layers=layers,
+        decoder_layers=layers if decoder_layers is None else decoder_layers,
+        width=width,
+        heads=heads,
+        ffn=ffn,
+        gated=True,
+        tied=False,
+        **numbers,
     )
+    return Size(config=config, objective="denoising", source=source, published_count=count, note=note)
+
+
+def released_1_1(layers: int, width: int, heads: int, ffn: int, *, count: int, flan: str) -> Size:
+    """Return a size of T5 1.1."""
+    source = "google-research/text-to-text-transfer-transformer, released_checkpoints.md, and the released checkpoint"
+    note = f"pretrained without dropout, 0.1 is for fine-tuning. {flan} and the LM-adapted files have the same sizes"
+    return gated(layers, width, heads, ffn, source=source, count=count, note=note)
+
+
+def multilingual(layers: int, width: int, heads: int, ffn: int, *, count: int | None = None) -> Size:
+    """Return a size of mT5: T5 1.1 with a vocabulary of 101 languages."""
+    source = "Xue et al. 2021, section 3.2, t5x/examples/t5/mt5, and the released checkpoint"
+    exported = Exported(model_type=MT5)
+    note = "pretrained without dropout, 0.1 is for fine-tuning"
+    return gated(layers, width, heads, ffn, vocab=250_112, source=source, count=count, note=note, exported=exported)
+
+
+def of_bytes(layers: int, decoder_layers: int, width: int, heads: int, ffn: int, *, count: int | None = None) -> Size:
+    """Return a size of ByT5, whose tokens are bytes and whose encoder is three times as deep as its decoder."""
+    return gated(
+        layers,
+        width,
+        heads,
+        ffn,
+        decoder_layers=decoder_layers,
+        vocab=384,
+        source="Xue et al. 2022, Table 1, t5x/examples/t5/byt5, and the released checkpoint",
+        count=count,
+        note="pretrained without dropout, 0.1 is for fine-tuning. Pretraining marked spans with the ids 258, 257, ... of bytes; "
+        "the tokens <extra_id_0>, ... of `transformers` and of this project have the ids 259, 260, ...",
+    )
+
+
+def per_layer(layers: int, width: int, heads: int, ffn: int) -> Size:
+    """Return a size of umT5: mT5 with a larger vocabulary and position biases in every layer."""
+    source = "Chung et al. 2023, t5x/examples/scalable_t5/umt5, and the released checkpoint"
+    exported = Exported(model_type=UMT5)
+    return gated(layers, width, heads, ffn, vocab=256_384, source=source, bias_per_layer=True, exported=exported)
+
+
+def ul2(source: str, note: str = "") -> Size:
+    """Return UL2: T5 1.1 with SiLU gates and heads of size 256."""
+    return gated(32, 4096, 16, 16_384, source=source, note=note, head=256, activation="silu", dropout=0.0)
+
+
+def flan(size: Size) -> Size:
+    """Return the size of a Flan-T5, that of the T5 1.1 it was fine-tuned from."""
+    source = "Chung et al. 2022, section 3, and the released checkpoint"
+    return dataclasses.replace(size, source=source, note="T5 1.1, LM-adapted and fine-tuned on instructions")
 
 
 NANO = Size(
@@ -318,4 +400,21 @@ SIZES: dict[str, Size] = {
     "t5-v1.1-large": released_1_1(24, 1024, 16, 2816, count=783_150_080, flan="flan-t5-large"),
     "t5-v1.1-xl": released_1_1(24, 2048, 32, 5120, count=2_849_757_184, flan="flan-t5-xl"),
     "t5-v1.1-xxl": released_1_1(24, 4096, 64, 10240, count=11_135_332_352, flan="flan-t5-xxl"),
+    "mt5-small": multilingual(8, 512, 6, 1024, count=300_176_768),
+    "mt5-base": multilingual(12, 768, 12, 2048, count=582_401_280),
+    "mt5-large": multilingual(24, 1024, 16, 2816),
+    "mt5-xl": multilingual(24, 2048, 32, 5120),
+    "mt5-xxl": multilingual(24, 4096, 64, 10240),
+    "ul2": ul2("Tay et al. 2022, section 5.1, and the released checkpoint", "the paper's 20B"),
+    "flan-ul2": ul2("google/flan-ul2, the released checkpoint", "UL2, fine-tuned on instructions"),
+    "byt5-small": of_bytes(12, 4, 1472, 6, 3584, count=299_637_760),
+    "byt5-base": of_bytes(18, 6, 1536, 12, 3968, count=581_653_248),
+    "byt5-large": of_bytes(36, 12, 1536, 16, 3840),
+    "byt5-xl": of_bytes(36, 12, 2560, 32, 6720),
+    "byt5-xxl": of_bytes(36, 12, 4672, 64, 12352),
+    "umt5-small": per_layer(8, 512, 6, 1024),
+    "umt5-base": per_layer(12, 768, 12, 2048),
+    "umt5-xl": per_layer(24, 2048, 32, 5120),
+    "umt5-xxl": per_layer(24, 4096, 64, 10240),
 }
+SIZES |= {f"flan-t5-{size}": flan(SIZES[f"t5-v1.1-{size}"]) for size in ("small", "base", "large", "xl", "xxl")}

@@ -210,11 +210,12 @@ class PublishedConfig:
         return default if value is None and nullable else value
 
 
-ACTIVATIONS: dict[str, Literal["gelu", "gelu_tanh", "relu"]] = {
+ACTIVATIONS: dict[str, Literal["gelu", "gelu_tanh", "relu", "silu"]] = {
     "gelu": "gelu",
     "gelu_new": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh",
     "relu": "relu",
+    "silu": "silu",
 }
 """Maps published names of activations to those of this project; an export writes the first published name that fits."""
 

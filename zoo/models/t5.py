@@ -1,7 +1,7 @@
 """T5: an encoder-decoder with pre-RMS-norm blocks and relative position biases, no biases otherwise (Raffel et al. 2020).
 
-It has T5 1.0, T5 1.1 and two more architectures of the paper's Table 2: an encoder that shares its parameters with the decoder,
-and a decoder-only model.
+It has T5 1.0, T5 1.1 with mT5, ByT5 and UL2, umT5 with position biases in every layer, and two more architectures of the paper's
+Table 2: an encoder that shares its parameters with the decoder, and a decoder-only model.
 
 Attention is not scaled. Norms, scores and position biases are float32 in any precision. In float16 the feed-forward states of
 published weights overflow. bfloat16 has the range of float32, so nothing is clamped here.
@@ -108,12 +108,12 @@ def apply(cfg: Config, params: dict[str, Any], batch: Batch, *, seeds: Seeds = N
     )
     source_mask = Mask() if batch.source is None else cross_mask(batch.segments, batch.tokens, batch.source)
     length = batch.tokens.shape[1]
-    shift = _relative(cfg, params, DECODER).prepare(length, length)
+    shift = _relative(cfg, params, DECODER, length, length)
     decoder_seeds = fold_seeds(seeds, DECODER)
 
     def body(block: Block, x: Array, _: None, index: Array, __: None) -> tuple[Array, None]:
         layer_seeds = fold_seeds(decoder_seeds, index + 1)
-        x = block.attend(x, mask, shift, layer_seeds)
+        x = block.attend(x, mask, block.shift(shift, DECODER, length, length), layer_seeds)
         if block.cross is not None and source is not None:
             x = block.attend_source(x, *block.cross.read(source), source_mask, layer_seeds)
         return constrain(block.feed_forward(x, layer_seeds), BATCH), None
@@ -157,13 +157,12 @@ def decode(
         query_ranks=new[rank],
         key_ranks=cached[rank],
     )
-    shift = _relative(cfg, params, DECODER).prepare(length, slots, at)
+    shift = _relative(cfg, params, DECODER, length, slots, at)
 
     def body(block: Block, carry: Any, source: Any, index: Array, _: None) -> tuple[Any, None]:
         x, k, v = carry
-        y, past = block.attention.decode(
-            block.norm1(x), mask, KVCacheView(k=k, v=v, layer=index, at=at), shift=shift, scale=SCALE, impl=cfg.compute.attention
-        )
+        view, bias = KVCacheView(k=k, v=v, layer=index, at=at), block.shift(shift, DECODER, length, slots, at)
+        y, past = block.attention.decode(block.norm1(x), mask, view, shift=bias, scale=SCALE, impl=cfg.compute.attention)
         x = x + y
         if source is not None:
             source_k, source_v = (jnp.swapaxes(array, 1, 2) for array in source)
@@ -211,11 +210,11 @@ def _encode(cfg: Config, params: dict[str, Any], source: Batch, seeds: Seeds) ->
     """Return the encoder's hidden states after its last norm."""
     length = source.tokens.shape[1]
     mask = Mask(query_segments=source.segments, key_segments=source.segments)
-    shift = _relative(cfg, params, ENCODER).prepare(length, length)
+    shift = _relative(cfg, params, ENCODER, length, length)
 
     def body(block: Block, x: Array, _: None, index: Array, __: None) -> tuple[Array, None]:
-        layer_seeds = fold_seeds(seeds, index + 1)
-        return constrain(block.feed_forward(block.attend(x, mask, shift, layer_seeds), layer_seeds), BATCH), None
+        layer_seeds, bias = fold_seeds(seeds, index + 1), block.shift(shift, ENCODER, length, length)
+        return constrain(block.feed_forward(block.attend(x, mask, bias, layer_seeds), layer_seeds), BATCH), None
 
     x = dropout(_embed(params, source.tokens), cfg.dropout, seeds, EMBEDDING_SITE)
     x, _ = _run(cfg, params, ENCODER, body, x)
@@ -243,11 +242,20 @@ def _without_cross(layer: dict[str, Any]) -> dict[str, Any]:
     return {name: layer[name] for name in ("norm1", "attention", "norm2", "mlp")}
 
 
-def _relative(cfg: Config, params: dict[str, Any], side: int) -> Buckets:
-    """Return the position biases of a side. Those of a decoder-only model are bidirectional, as its attention to a prefix is."""
-    table = params["encoder" if side == ENCODER else "decoder"]["relative"]["embedding"]
+def _relative(cfg: Config, params: dict[str, Any], side: int, *sizes: Any) -> ByDistance | None:
+    """Return the position biases that all layers of a side share, None if each has its own; `sizes` as in `_prepared`."""
+    if cfg.bias_per_layer:
+        return None
+    return _prepared(cfg, params["encoder" if side == ENCODER else "decoder"]["relative"]["embedding"], side, *sizes)
+
+
+def _prepared(cfg: Config, table: Float[Array, "buckets N"], side: int, *sizes: Any) -> ByDistance:
+    """Return the position biases of a table for `sizes` (queries, keys, and the key of the first query, if it is not 0).
+
+    Those of a decoder-only model are bidirectional, as its attention to a prefix is.
+    """
     both = side == ENCODER or cfg.architecture == "decoder"
-    return Buckets(table=table, bidirectional=both, max_distance=cfg.max_distance)
+    return Buckets(table=table, bidirectional=both, max_distance=cfg.max_distance).prepare(*sizes)
 
 
 def _embed(params: dict[str, Any], tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
@@ -270,7 +278,8 @@ class Side(nnx.Module):
     """The position biases of a side, never shared because the sides' buckets are different distances, and its last norm."""
 
     def __init__(self, cfg: Config, rngs: nnx.Rngs, *, norm: bool):
-        self.relative = Embed(cfg.buckets, cfg.heads, jax.nn.initializers.normal(cfg.width**-0.5), rngs)
+        if not cfg.bias_per_layer:
+            self.relative = Embed(cfg.buckets, cfg.heads, jax.nn.initializers.normal(cfg.width**-0.5), rngs)
         if norm:
             self.norm = RMSNorm(cfg.width, cfg.eps)
 
@@ -293,8 +302,13 @@ class Block(nnx.Module):
         self.norm3 = RMSNorm(width, cfg.eps) if cross else None
         self.norm2 = RMSNorm(width, cfg.eps)
         self.mlp = _mlp(cfg, in_init, normal(cfg.ffn**-0.5), rngs)
+        self.relative = Embed(cfg.buckets, heads, in_init, rngs) if cfg.bias_per_layer else None
 
-    def attend(self, x: Float[Array, "B T D"], mask: Mask, shift: ByDistance, seeds: Seeds) -> Float[Array, "B T D"]:
+    def shift(self, shared: ByDistance | None, side: int, *sizes: Any) -> ByDistance | None:
+        """Return the position biases of the layer: those that all share, or its own; `sizes` as in `_prepared`."""
+        return shared if self.relative is None else _prepared(self.cfg, self.relative.embedding[...], side, *sizes)
+
+    def attend(self, x: Float[Array, "B T D"], mask: Mask, shift: ByDistance | None, seeds: Seeds) -> Float[Array, "B T D"]:
         cfg, attention_seeds = self.cfg, fold_seeds(seeds, ATTENTION_SITE)
         y = self.attention(
             self.norm1(x), mask, dropout=cfg.dropout, seeds=attention_seeds, shift=shift, scale=SCALE, impl=cfg.compute.attention
@@ -330,7 +344,8 @@ def _rows(side: str, last: int) -> tuple[ParamName, ...]:
         ParamName(f"{side}/layers/norm1/scale", f"{block}.0.layer_norm.weight"),
         ParamName(f"{side}/layers/attention/qkv/kernel", tuple(f"{own}.{part}.weight" for part in "qkv"), "(n h) d -> d c n h"),
         ParamName(f"{side}/layers/attention/out/kernel", f"{own}.o.weight", "d (n h) -> n h d"),
-        ParamName(f"{side}/relative/embedding", f"{side}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"),
+        ParamName(f"{side}/relative/embedding", f"{own.format(layer=0)}.relative_attention_bias.weight", optional=True),
+        ParamName(f"{side}/layers/relative/embedding", f"{own}.relative_attention_bias.weight", optional=True),
         ParamName(f"{side}/layers/norm2/scale", f"{feed}.layer_norm.weight"),
         ParamName(f"{side}/layers/mlp/up/kernel", f"{inner}.wi.weight", "f d -> d f", optional=True),
         ParamName(

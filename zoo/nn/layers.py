@@ -269,10 +269,16 @@ def gelu_tanh(x: Float[Array, "*B F"]) -> Float[Array, "*B F"]:
     return jax.nn.gelu(x.astype(jnp.float32), approximate=True).astype(x.dtype)
 
 
+def silu(x: Float[Array, "*B F"]) -> Float[Array, "*B F"]:
+    """Return x times its logistic function, in float32 (Hendrycks and Gimpel 2016, section 2). UL2's gate is this."""
+    return jax.nn.silu(x.astype(jnp.float32)).astype(x.dtype)
+
+
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "gelu": gelu,
     "gelu_tanh": gelu_tanh,
     "relu": jax.nn.relu,
+    "silu": silu,
 }
 
 

@@ -46,6 +46,8 @@ ENCODERS = {
     "roberta-base": (124_645_632, None, 124_697_433),
     "roberta-large": (355_359_744, None, 355_412_057),
     "distilroberta-base": (82_118_400, None, 82_170_201),
+    "xlm-roberta-base": (278_043_648, None, 278_295_186),
+    "xlm-roberta-large": (559_890_432, None, 560_142_482),
     "distilbert-base-uncased": (66_362_880, None, 66_985_530),
     "distilbert-base-cased": (65_190_912, None, 65_812_036),
 }
@@ -77,10 +79,28 @@ ENCODER_DECODERS = {
     "t5-v1.1-large": 783_150_080,
     "t5-v1.1-xl": 2_849_757_184,
     "t5-v1.1-xxl": 11_135_332_352,
+    "mt5-small": 300_176_768,
+    "mt5-base": 582_401_280,
+    "mt5-large": 1_229_581_312,
+    "mt5-xl": 3_742_619_648,
+    "mt5-xxl": 12_921_057_280,
+    "ul2": 19_591_209_984,
+    "flan-ul2": 19_591_209_984,
+    "byt5-small": 299_637_760,
+    "byt5-base": 581_653_248,
+    "byt5-large": 1_228_183_552,
+    "byt5-xl": 3_737_801_728,
+    "byt5-xxl": 12_906_899_328,
+    "umt5-small": 306_601_984,
+    "umt5-base": 592_043_520,
+    "umt5-xl": 3_768_356_864,
+    "umt5-xxl": 12_972_531_712,
     "transformer-base": 63_045_632,
     "transformer-big": 214_171_648,
 }
-"""Counted tensor by tensor from the released shapes; of T5 1.1 with the output's own table."""
+"""Counted tensor by tensor from the released shapes; of T5 1.1 and its successors with the output's own table."""
+FLAN = {f"flan-t5-{size}": f"t5-v1.1-{size}" for size in ("small", "base", "large", "xl", "xxl")}
+ENCODER_DECODERS |= {name: ENCODER_DECODERS[size] for name, size in FLAN.items()}
 
 ONE_TABLE = {
     f"t5-v1.1-{size}": ENCODER_DECODERS[f"t5-v1.1-{size}"] - 32_128 * width
@@ -110,7 +130,8 @@ SIZES = {name: size for family in configs.families() for name, size in configs.f
 PUBLISHED_COUNTS = {
     **{name: GPT[name] for name in ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")},
     **{name: body for name, (body, *_) in ENCODERS.items() if name not in NAMED and name != "distilroberta-base"},
-    **{name: ENCODER_DECODERS[name] for name in ("t5-small", "t5-base", "t5-large", *ONE_TABLE)},
+    **{name: ENCODER_DECODERS[name] for name in ("t5-small", "t5-base", "t5-large", *ONE_TABLE, *FLAN)},
+    **{name: ENCODER_DECODERS[name] for name in ("mt5-small", "mt5-base", "byt5-small", "byt5-base")},
 }
 """Sizes whose exact count a source prints."""
 
@@ -239,6 +260,7 @@ RELEASED: dict[str, dict[str, Any]] = {
     "bert-large-cased": dict(vocab=28_996, layers=24, width=1024, heads=16, ffn=4096, activation="gelu"),
     "roberta-base": dict(vocab=50_265, context=512, types=1, position_offset=2, eps=1e-5, dropout=0.1, attention_dropout=0.1),
     "distilroberta-base": dict(vocab=50_265, layers=6, width=768, heads=12, ffn=3072),
+    "xlm-roberta-large": dict(vocab=250_002, context=512, layers=24, heads=16, types=1, position_offset=2, eps=1e-5),
     "distilbert-base-cased": dict(vocab=28_996, layers=6, types=0, eps=1e-12, dropout=0.1, head_dropout=0.2),
     "modernbert-base": dict(vocab=50_368, context=8192, local_window=128, global_base=160_000.0, local_base=10_000.0, heads=12),
     "ettin-encoder-1b": dict(context=7999, layers=28, width=1792, ffn=3840, heads=28, global_every=3, local_base=160_000.0),
@@ -246,6 +268,10 @@ RELEASED: dict[str, dict[str, Any]] = {
     "t5-11b": dict(heads=128, head=128, ffn=65_536, activation="relu", gated=False, tied=True),
     "t5-v1.1-small": dict(layers=8, width=512, heads=6, head=64, ffn=1024, activation="gelu_tanh", gated=True, tied=False),
     "t5-v1.1-xxl": dict(layers=24, width=4096, heads=64, head=64, ffn=10_240, buckets=32, max_distance=128, eps=1e-6),
+    "mt5-large": dict(vocab=250_112, layers=24, width=1024, heads=16, head=64, ffn=2816, activation="gelu_tanh", tied=False),
+    "byt5-large": dict(vocab=384, layers=36, decoder_layers=12, width=1536, heads=16, head=64, ffn=3840, dropout=0.1),
+    "umt5-base": dict(vocab=256_384, layers=12, width=768, heads=12, ffn=2048, bias_per_layer=True, buckets=32),
+    "flan-ul2": dict(vocab=32_128, layers=32, decoder_layers=32, width=4096, heads=16, head=256, ffn=16_384, activation="silu"),
     "transformer-base": dict(layers=6, width=512, heads=8, ffn=2048, dropout=0.1, activation="relu", attention_bias=False),
     "transformer-big": dict(layers=6, width=1024, heads=16, ffn=4096, dropout=0.3, sinusoids="interleaved"),
 }
@@ -280,7 +306,7 @@ UNKNOWN = {
 ASSUMED = {
     **{name: set() for name in ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")},
     **{name: {"initializer"} for name in (*ENCODERS, *GRID)},
-    **{name: set() for name in ENCODER_DECODERS if name.startswith("t5")},
+    **{name: set() for name in ENCODER_DECODERS if not name.startswith("transformer")},
     **{name: {"vocab", "attention_bias", "output_bias", "max_positions", "eps"} for name in BIASED},
     **{name: {"pooling"} for name in MODERNBERT},
     "xlnet-base-cased": {"memory", "reuse"},
@@ -302,7 +328,7 @@ def test_every_size_has_a_source_and_a_reason_for_each_assumed_number() -> None:
 
 def test_objectives_and_heads_of_the_sizes() -> None:
     for name, size in SIZES.items():
-        if name.startswith(("bert", "roberta", "distil", "modernbert", "ettin")) and name != "distilgpt2":
+        if name.startswith(("bert", "roberta", "distil", "xlm", "modernbert", "ettin")) and name != "distilgpt2":
             nano_task = "pretraining" if name.startswith("bert") else "masked"
             assert size.config.task == (nano_task if name.endswith("-nano") else "body"), name
             assert size.objective == ("distilled" if name.startswith("distil") else "masked"), name

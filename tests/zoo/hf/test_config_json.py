@@ -125,7 +125,7 @@ NOT_COMPUTED: dict[str, dict[str, Any]] = {
     },
     "roberta": {"add_cross_attention": True},
     "distilbert": {"tie_word_embeddings": False, "sinusoidal_pos_embds": True},
-    "t5": {"feed_forward_proj": "gated-silu", "is_gated_act": True, "decoder_start_token_id": 2, "is_encoder_decoder": False},
+    "t5": {"feed_forward_proj": "gated-tanh", "is_gated_act": True, "decoder_start_token_id": 2, "is_encoder_decoder": False},
     "transformer": {
         **{"scale_embedding": False, "decoder_layers": 3, "activation_function": "swish", "normalize_before": True},
         **{"share_encoder_decoder_embeddings": False},
@@ -133,7 +133,7 @@ NOT_COMPUTED: dict[str, dict[str, Any]] = {
     "xlnet": {
         **{"untie_r": False, "attn_type": "uni", "same_length": True, "bi_data": True, "clamp_len": 10, "summary_type": "first"},
         **{"summary_use_proj": False, "summary_activation": "relu", "summary_first_dropout": 0.1, "tie_word_embeddings": False},
-        **{"d_head": 32, "ff_activation": "silu"},
+        **{"d_head": 32, "ff_activation": "swish"},
     },
     "modernbert": {
         **{"norm_bias": True, "attention_bias": True, "mlp_bias": True, "classifier_bias": True, "decoder_bias": False},

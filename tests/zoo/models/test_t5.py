@@ -100,11 +100,37 @@ def test_shared_stacks_equal_two_stacks_with_equal_parameters() -> None:
     assert_equal_gradients(gradient, {**expected, "encoder": {"relative": encoder["relative"]}, "decoder": joined})
 
 
+def test_equal_tables_in_all_layers_are_one_table() -> None:
+    """The same hidden states as umT5; and the gradient of the one table is the sum of those of the layers' tables."""
+    one, many = of("encoder_decoder"), of("encoder_decoder", bias_per_layer=True)
+    params, batch = random_params(one), with_source(one, row(8, 2))
+    copied: dict[str, Any] = dict(params)
+    for side, layers_of_side in (("encoder", one.config.layers), ("decoder", one.config.decoder_layers)):
+        tables = jax.tree.map(lambda leaf, count=layers_of_side: jnp.stack([leaf] * count), params[side]["relative"])
+        rest = {name: leaf for name, leaf in params[side].items() if name != "relative"}
+        copied[side] = {**rest, "layers": {**params[side]["layers"], "relative": tables}}
+    assert jax.tree.map(jnp.shape, copied) == jax.tree.map(lambda leaf: leaf.shape, shapes(many))
+
+    def loss(params: Any, net: Model) -> tuple[jax.Array, jax.Array]:
+        hidden = net.apply(params, batch).hidden
+        return jax.nn.log_softmax(net.unembed(params, hidden))[..., 7].mean(), hidden
+
+    (_, ours), gradient = jax.jit(jax.value_and_grad(functools.partial(loss, net=one), has_aux=True))(params)
+    (_, theirs), apart = jax.jit(jax.value_and_grad(functools.partial(loss, net=many), has_aux=True))(copied)
+    np.testing.assert_allclose(ours, theirs, atol=1e-6)
+    for side in ("encoder", "decoder"):
+        summed = apart[side]["layers"]["relative"]["embedding"].sum(0)
+        np.testing.assert_allclose(gradient[side]["relative"]["embedding"], summed, atol=1e-6)
+
+
 @pytest.mark.full
-@pytest.mark.parametrize(("architecture", "prefix"), [("encoder_decoder", False), ("shared", False), ("decoder", True)])
-def test_decoding_equals_applying(architecture: Architecture, prefix: bool) -> None:
+@pytest.mark.parametrize(
+    ("architecture", "prefix", "per_layer"),
+    [("encoder_decoder", False, False), ("encoder_decoder", False, True), ("shared", False, False), ("decoder", True, False)],
+)
+def test_decoding_equals_applying(architecture: Architecture, prefix: bool, per_layer: bool) -> None:
     """Prompts padded in front, two examples packed into a source, the rest token by token; a prefix at once."""
-    net = of(architecture, gated=False, tied=False)
+    net = of(architecture, gated=False, tied=False, bias_per_layer=per_layer)
     params, rows, length, given_at_once = random_params(net), 3, 8, 5
     rng = np.random.default_rng(0)
     tokens = jnp.int32(rng.integers(1, 300, (rows, length)))

@@ -1,0 +1,109 @@
+"""Families with several names in config.json: XLM-R is a RoBERTa, mT5 and umT5 are T5s. They come out as they went in."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from tests.support import published
+from tests.support.published import MT5, UL2, UMT5, XLM
+from train.config import run_config
+from train.engine import device_mesh
+from zoo import configs, models, published_weights
+from zoo.errors import BadInput
+from zoo.hf import safetensors_dir
+from zoo.hf.config_json import PublishedConfig
+
+ONE = device_mesh.make_mesh(run_config.Mesh(), jax.devices()[:1])
+CASES: list[tuple[str, str, dict[str, Any]]] = [
+    *(("roberta", f"XLMRoberta{head}", XLM) for head in ("Model", "ForMaskedLM", "ForTokenClassification")),
+    ("t5", "MT5ForConditionalGeneration", MT5),
+    ("t5", "UMT5ForConditionalGeneration", UMT5),
+    ("t5", "T5ForConditionalGeneration", UL2),
+]
+
+
+def content_of(architecture: str, numbers: dict[str, Any]) -> dict[str, Any]:
+    labels = {"id2label": {"0": "no", "1": "yes"}} if "Token" in architecture else {}
+    return {**numbers, **labels, "architectures": [architecture]}
+
+
+@pytest.mark.parametrize(("family", "architecture", "numbers"), CASES)
+def test_a_folder_is_exported_with_the_type_and_the_class_that_it_had(
+    family: str, architecture: str, numbers: dict[str, Any], tmp_path: Path
+) -> None:
+    content = content_of(architecture, numbers)
+    stored = published.write(tmp_path / "model", content)
+    assert published_weights.open_folder(tmp_path / "model").notes == ()
+    cfg, params = published_weights.load(tmp_path / "model", ONE)
+    assert models.model(cfg).family == family
+    published_weights.save(tmp_path, cfg, params)
+    written = load_file(tmp_path / safetensors_dir.SINGLE)
+    assert written.keys() == stored.keys()
+    assert all(np.array_equal(written[name], stored[name]) for name in stored)
+    exported = json.loads((tmp_path / "config.json").read_text())
+    assert (exported["model_type"], exported["architectures"]) == (numbers["model_type"], [architecture])
+    assert exported.get("feed_forward_proj") == numbers.get("feed_forward_proj")
+    again = published_weights.open_folder(tmp_path)
+    assert (again.config, again.notes) == (cfg, ())
+
+
+def test_umt5_has_a_table_in_every_layer(tmp_path: Path) -> None:
+    """The tables of other layers are unexpected in a T5, and missing from a umT5."""
+    stored = published.write(tmp_path / "model", content_of("UMT5ForConditionalGeneration", UMT5))
+    tables = [name for name in stored if "relative_attention_bias" in name]
+    assert len(tables) == UMT5["num_layers"] + UMT5["num_decoder_layers"]
+    one = content_of("T5ForConditionalGeneration", published.T5)
+    published.assert_refused(published.write_files(tmp_path / "t5", one, stored), f"{tables[1]} is unexpected")
+    few = {name: tensor for name, tensor in stored.items() if name != tables[-1]}
+    folder = published.write_files(tmp_path / "few", content_of("UMT5ForConditionalGeneration", UMT5), few)
+    published.assert_refused(folder, f"{tables[-1]} is missing")
+
+
+def read(model_type: str, **keys: Any) -> Any:
+    content = PublishedConfig(Path("config.json"), {"model_type": model_type, **keys})
+    return configs.family(configs.published_types()[model_type]).from_published(content)
+
+
+def test_absent_keys_have_the_defaults_of_transformers() -> None:
+    assert configs.published_name(read("mt5", decoder_start_token_id=0)) == "mt5-small"
+    assert configs.published_name(read("umt5", tie_word_embeddings=False, vocab_size=256_384)) == "umt5-small"
+    # No released XLM-R has these.
+    xlm = read("xlm-roberta")
+    assert (xlm.vocab, xlm.context, xlm.types, xlm.eps, xlm.position_offset) == (30_522, 510, 2, 1e-12, 2)
+
+
+@pytest.mark.parametrize("flag", [True, False])
+def test_the_tables_of_mt5_are_apart_whatever_its_flag_says(flag: bool) -> None:
+    """`transformers` 5 writes true into the files of models whose tables it keeps apart, and never scales their states."""
+    assert not read("mt5", tie_word_embeddings=flag).tied
+    assert read("umt5", tie_word_embeddings=flag).tied == flag
+
+
+def export(config: Any) -> None:
+    """Make what goes into a config.json."""
+    configs.family(configs.family_of(config)).to_published(config)
+    configs.exported_class(config, "")
+
+
+@pytest.mark.planted(5)
+def test_what_a_type_cannot_express_is_not_exported() -> None:
+    mt5, umt5, t5 = (configs.find_size(name)[1].config for name in ("mt5-small", "umt5-small", "t5-nano"))
+    roberta = configs.find_size("roberta-nano")[1].config
+    for config, changes, message in (
+        (umt5, {"bias_per_layer": False}, "--model.bias-per-layer False: an exported umt5 has one in every layer"),
+        (t5, {"bias_per_layer": True}, "--model.bias-per-layer True: an exported t5 has one for all layers"),
+        (mt5, {"tied": True}, "--model.tied True: no mt5 has tied tables"),
+        (roberta, {"exported": configs.Exported(model_type="xlnet")}, "--model.exported.model-type xlnet: choose one of roberta"),
+    ):
+        changed = dataclasses.replace(config, **changes)
+        with pytest.raises(BadInput) as refusal:
+            export(changed)
+        assert message in str(refusal.value)
+    with pytest.raises(BadInput, match="bias-per-layer True: the two sides' buckets are different distances"):
+        dataclasses.replace(t5, bias_per_layer=True, architecture="shared")
