@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 from tokenizers import pre_tokenizers
 
-from train.tokenizers import byte_bpe, special_tokens, unigram, wordpiece, xlnet_unigram
+from train.tokenizers import byte_bpe, byte_tokens, special_tokens, unigram, wordpiece, xlm_unigram, xlnet_unigram
 from train.tokenizers.byte_bpe import END_OF_TEXT
-from train.tokenizers.hf_settings import ADDED, AS_WRITTEN, FLAGS, AddedToken, TokenizerSettings
+from train.tokenizers.hf_settings import ADDED, AS_WRITTEN, FLAGS, OF_T5, AddedToken, TokenizerSettings
 from train.tokenizers.tokenizer import FILE, Kind, Tokenizer
 
 PARTS = ("normalizer", "pre_tokenizer", "model", "decoder")
-OWN_TEMPLATE = ("BertTokenizer", "RobertaTokenizer", "T5Tokenizer", "XLNetTokenizer")
+OWN_TEMPLATE = ("BertTokenizer", "RobertaTokenizer", "T5Tokenizer", "XLNetTokenizer", "XLMRobertaTokenizer", "ByT5Tokenizer")
 """Classes that build the template of special tokens themselves."""
 OF_KIND: dict[Kind, str] = {
     "gpt": "GPT2Tokenizer",
@@ -26,6 +26,8 @@ OF_KIND: dict[Kind, str] = {
     "modernbert": AS_WRITTEN,
     "sentencepiece": "T5Tokenizer",
     "xlnet": "XLNetTokenizer",
+    "xlm-roberta": "XLMRobertaTokenizer",
+    "bytes": "ByT5Tokenizer",
 }
 """The class of each kind."""
 WORDS = {"type": "WordPiece", "prefix": wordpiece.CONTINUES, "cleanup": True}
@@ -38,11 +40,9 @@ ROLES: dict[Kind, dict[str, str]] = {
     "wordpiece": BERT_ROLES,
     "modernbert": BERT_ROLES,
     "roberta": {f"{role}_token": name for role, name in special_tokens.ROBERTA.items()},
-    "sentencepiece": {
-        "pad_token": special_tokens.TEXT["pad"],
-        "eos_token": special_tokens.TEXT["end"],
-        "unk_token": special_tokens.TEXT["unk"],
-    },
+    "xlm-roberta": {f"{role}_token": name for role, name in special_tokens.ROBERTA.items()},
+    "sentencepiece": OF_T5,
+    "bytes": OF_T5,
     "xlnet": {f"{role}_token": name for role, name in special_tokens.XLNET.items() if role not in ("eod", "eop")},
 }
 """The special tokens of each kind, by role; this package finds them by these names."""
@@ -64,8 +64,16 @@ def rules(name: str, settings: TokenizerSettings, content: dict[str, Any]) -> di
             strip_accents=settings.flag("strip_accents", None),
             split_chinese=bool(settings.flag("tokenize_chinese_chars", True)),
         )
+    elif name == "ByT5Tokenizer":
+        generated = byte_tokens.content(0)
     elif name == "T5Tokenizer":
         generated = unigram.content([(entry, 0.0) for entry in special_tokens.TEXT.values()], charsmap)
+    elif name == "XLMRobertaTokenizer":
+        generated = xlm_unigram.content([(entry, 0.0) for entry in special_tokens.ROBERTA.values()], charsmap)
+        if not settings.flag("add_prefix_space", True):
+            for part in ("pre_tokenizer", "decoder"):
+                rule = generated[part]["pretokenizers"][-1] if part == "pre_tokenizer" else generated[part]
+                rule["prepend_scheme"] = "never"
     elif name == "XLNetTokenizer":
         lowercase = bool(settings.flag("do_lower_case", False))
         # The class drops accents whatever the settings are.

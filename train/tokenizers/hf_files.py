@@ -8,7 +8,16 @@ from typing import Any
 
 import tokenizers
 
-from train.tokenizers import byte_bpe, sentencepiece_proto, special_tokens, unigram, wordpiece, xlnet_unigram
+from train.tokenizers import (
+    byte_bpe,
+    byte_tokens,
+    sentencepiece_proto,
+    special_tokens,
+    unigram,
+    wordpiece,
+    xlm_unigram,
+    xlnet_unigram,
+)
 from train.tokenizers.hf_class_check import OF_KIND, SWITCHES, builds_same_rules, check, special_entries
 from train.tokenizers.hf_settings import ALIASES, AS_WRITTEN, DEFAULTS, MOST_SENTINELS, TokenizerSettings
 from train.tokenizers.tokenizer import END_OF_TEXT, FILE, LARGEST_FILE, SETTINGS, Kind, Tokenizer, read_chat_template
@@ -17,14 +26,15 @@ from zoo.hf.config_json import read_json
 
 VOCABULARY, MERGES = "vocab.json", "merges.txt"
 ENTRIES = "vocab.txt"
-PIECES = "spiece.model"
+PIECES, XLM_PIECES = "spiece.model", "sentencepiece.bpe.model"
 
 
 def read_tokenizer(folder: Path) -> Tokenizer:
     """Return the tokenizer of a published model.
 
     It is read from tokenizer.json if there is one; else from vocab.json and merges.txt (RoBERTa's if "<s>" is an entry, else
-    GPT-2's), from vocab.txt (BERT's), or from spiece.model (XLNet's if "<cls>" or "<sep>" is an entry, else T5's).
+    GPT-2's), from vocab.txt (BERT's), from spiece.model (XLNet's if "<cls>" or "<sep>" is an entry, else T5's), or from
+    sentencepiece.bpe.model (XLM-R's). ByT5's has no vocabulary, and is the one whose class is ByT5Tokenizer.
 
     A vocabulary alone does not determine all rules. They are read from tokenizer_config.json: `do_lower_case`, `strip_accents`
     and `tokenize_chinese_chars` for BERT, `add_prefix_space` for GPT-2 and RoBERTa, `extra_ids` for T5, `do_lower_case` and
@@ -37,7 +47,9 @@ def read_tokenizer(folder: Path) -> Tokenizer:
             `transformers` would interpret differently (see `train.tokenizers.hf_class_check.check`).
     """
     settings = TokenizerSettings.load(folder)
-    if (folder / FILE).exists():
+    if settings.name == OF_KIND["bytes"]:
+        tokenizer, name = _byte_tokens(folder, settings), settings.name
+    elif (folder / FILE).exists():
         tokenizer, name = Tokenizer.load(folder), settings.name
     else:
         from_vocabulary = _read_vocabulary(folder, settings)
@@ -52,7 +64,9 @@ def read_tokenizer(folder: Path) -> Tokenizer:
             )
     # XLNet's own program splits a text as this package does. The class of `transformers` does so only if there is a
     # tokenizer.json, so its rules are compared only then.
-    check(tokenizer, settings, name, rules_of_class=tokenizer.kind != "xlnet" or (folder / FILE).exists())
+    # The class of T5 does not spell unknown characters as bytes either, which SentencePiece does for mT5.
+    as_sentencepiece = tokenizer.kind == "xlnet" or tokenizer.spells_bytes
+    check(tokenizer, settings, name, rules_of_class=not as_sentencepiece or (folder / FILE).exists())
     values = settings.values
     if values and name and values.get("tokenizer_class") is None:
         # config.json may later be replaced by that of another model.
@@ -119,7 +133,9 @@ def _settings(kind: Kind, content: dict[str, Any]) -> dict[str, Any]:
         "wordpiece": special_tokens.BERT,
         "roberta": special_tokens.ROBERTA,
         "modernbert": special_tokens.BERT,
+        "xlm-roberta": special_tokens.ROBERTA,
         "sentencepiece": special_tokens.TEXT,
+        "bytes": special_tokens.TEXT,
         "xlnet": special_tokens.XLNET,
     }[kind]
     settings: dict[str, Any] = {f"{role}_token": name for role, name in names.items()} | {"tokenizer_class": OF_KIND[kind]}
@@ -127,9 +143,11 @@ def _settings(kind: Kind, content: dict[str, Any]) -> dict[str, Any]:
     if kind == "wordpiece":
         defaults = {"lowercase": False, "strip_accents": None, "handle_chinese_chars": False}
         settings |= {key: normalizer.get(rule, defaults[rule]) for rule, key in SWITCHES.items()}
-    elif kind == "sentencepiece":
+    elif kind in ("sentencepiece", "bytes"):
+        entries = content["model"]["vocab"]
+        entries = [entry for entry, _ in entries] if kind == "sentencepiece" else entries
         settings["eos_token"] = settings.pop("end_token")
-        settings["extra_ids"] = sum(unigram.is_sentinel(entry) for entry, _ in content["model"]["vocab"])
+        settings["extra_ids"] = sum(map(unigram.is_sentinel, entries))
     elif kind == "xlnet":
         steps = [step["type"] for step in normalizer.get("normalizers", [])]
         settings = {name: value for name, value in settings.items() if name not in ("eod_token", "eop_token")}
@@ -141,7 +159,8 @@ def _settings(kind: Kind, content: dict[str, Any]) -> dict[str, Any]:
         settings |= {"mask_token": _mask(names), "model_input_names": ["input_ids", "attention_mask"]}
     else:
         settings |= {"bos_token": names["cls"], "eos_token": names["sep"], "mask_token": _mask(names)}
-        settings["add_prefix_space"] = _prefix_space(content)
+        if kind == "roberta":
+            settings["add_prefix_space"] = _prefix_space(content)
     return settings
 
 
@@ -175,9 +194,10 @@ def _with_added(tokenizer: Tokenizer, settings: TokenizerSettings, name: str) ->
 
 def _read_vocabulary(folder: Path, settings: TokenizerSettings) -> Tokenizer:
     """Return the tokenizer of a folder without tokenizer.json."""
-    if not any((folder / file).exists() for file in (VOCABULARY, ENTRIES, PIECES)):
+    if not any((folder / file).exists() for file in (VOCABULARY, ENTRIES, PIECES, XLM_PIECES)):
         raise BadInput(
-            f"{folder}: holds no {FILE} and no {VOCABULARY}, {ENTRIES} or {PIECES}; copy the tokenizer of the model there"
+            f"{folder}: holds no {FILE} and no {VOCABULARY}, {ENTRIES}, {PIECES} or {XLM_PIECES}; copy the tokenizer of the "
+            "model there"
         )
     if not (folder / VOCABULARY).exists():
         return _wordpiece(folder, settings) if (folder / ENTRIES).exists() else _sentencepiece(folder, settings)
@@ -194,6 +214,25 @@ def _read_vocabulary(folder: Path, settings: TokenizerSettings) -> Tokenizer:
         # The library panics on some files, with an exception that is not an `Exception`.
         why = " ".join(str(error).split())[:120]
         raise BadInput(f"{folder / VOCABULARY}: not a vocabulary that matches {MERGES} ({why}); download both again") from None
+
+
+def _byte_tokens(folder: Path, settings: TokenizerSettings) -> Tokenizer:
+    """Return ByT5's tokenizer, which its settings alone define.
+
+    Raises:
+        BadInput: the folder has a tokenizer.json of another tokenizer, which the class of `transformers` does not read; or
+            special tokens other than numbered sentinels.
+    """
+    names = [token.content for token in settings.extra(OF_KIND["bytes"])]
+    if names != [special_tokens.sentinel(number) for number in range(len(names))]:
+        raise settings.wrong(
+            "its special tokens are not <extra_id_0>, <extra_id_1>, ... in this order, as ByT5's are; correct them"
+        )
+    tokenizer = Tokenizer(byte_tokens.content(len(names)))
+    if (folder / FILE).exists() and Tokenizer.load(folder).content() != tokenizer.content():
+        fix = f"remove it, or write tokenizer_class {AS_WRITTEN}"
+        raise settings.wrong(f"{FILE} has other tokens than the class {OF_KIND['bytes']}, which does not read it; {fix}")
+    return tokenizer
 
 
 def _wordpiece(folder: Path, settings: TokenizerSettings) -> Tokenizer:
@@ -222,8 +261,9 @@ def _wordpiece(folder: Path, settings: TokenizerSettings) -> Tokenizer:
 
 
 def _sentencepiece(folder: Path, settings: TokenizerSettings) -> Tokenizer:
-    """Return T5's or XLNet's tokenizer of a spiece.model."""
-    file = folder / PIECES
+    """Return T5's or XLNet's tokenizer of a spiece.model, or XLM-R's of a sentencepiece.bpe.model."""
+    xlm = not (folder / PIECES).exists()
+    file = folder / (XLM_PIECES if xlm else PIECES)
     try:
         if file.stat().st_size > LARGEST_FILE:
             raise BadInput(f"larger than {LARGEST_FILE >> 20} MiB, which no tokenizer is; download it again")
@@ -237,6 +277,8 @@ def _sentencepiece(folder: Path, settings: TokenizerSettings) -> Tokenizer:
     flags = {name: bool(settings.flag(key, False)) for name, key in switches.items()} if xlnet else {}
     sentinels = 0 if xlnet else settings.count("extra_ids", special_tokens.SENTINELS, MOST_SENTINELS)
     try:
+        if xlm:
+            return Tokenizer(xlm_unigram.read(proto))
         return Tokenizer(xlnet_unigram.read(proto, **flags) if xlnet else unigram.read(proto, sentinels))
     except BadInput as error:
         raise BadInput(f"{file}: {error}") from None

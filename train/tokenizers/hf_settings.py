@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from train.tokenizers import special_tokens
+from train.tokenizers import byte_tokens, special_tokens
 from train.tokenizers.byte_bpe import END_OF_TEXT
 from train.tokenizers.tokenizer import FILE, LARGEST_FILE, SETTINGS
 from zoo.errors import BadInput
@@ -25,24 +25,31 @@ ALIASES = {
     **dict.fromkeys(("TokenizersBackend", "PreTrainedTokenizer", AS_WRITTEN), AS_WRITTEN),
     **dict.fromkeys(("BertTokenizer", "DistilBertTokenizer", "ElectraTokenizer"), "BertTokenizer"),
     **{name: name for name in ("GPT2Tokenizer", "RobertaTokenizer", "T5Tokenizer", "XLNetTokenizer")},
+    **{name: name for name in ("XLMRobertaTokenizer", "ByT5Tokenizer")},
+    "MT5Tokenizer": "T5Tokenizer",
 }
 BY_FAMILY = {
     **{"gpt2": "GPT2Tokenizer", "bert": "BertTokenizer", "distilbert": "BertTokenizer", "roberta": "RobertaTokenizer"},
-    **{"t5": "T5Tokenizer", "xlnet": "XLNetTokenizer", "modernbert": AS_WRITTEN},
+    **{"t5": "T5Tokenizer", "xlnet": "XLNetTokenizer", "modernbert": AS_WRITTEN, "xlm-roberta": "XLMRobertaTokenizer"},
+    **{"mt5": "T5Tokenizer", "umt5": AS_WRITTEN},
 }
 """`model_type` -> the tokenizer class that is used if no file names a class."""
+OF_ROBERTA = {
+    **{f"{role}_token": name for role, name in special_tokens.ROBERTA.items()},
+    **{"bos_token": special_tokens.ROBERTA["cls"], "eos_token": special_tokens.ROBERTA["sep"]},
+}
+OF_T5 = {
+    "eos_token": special_tokens.TEXT["end"],
+    "unk_token": special_tokens.TEXT["unk"],
+    "pad_token": special_tokens.TEXT["pad"],
+}
 DEFAULTS: dict[str, dict[str, str]] = {
     "GPT2Tokenizer": dict.fromkeys(("bos_token", "eos_token", "unk_token"), END_OF_TEXT),
     "BertTokenizer": {f"{role}_token": name for role, name in special_tokens.BERT.items()},
-    "RobertaTokenizer": {
-        **{f"{role}_token": name for role, name in special_tokens.ROBERTA.items()},
-        **{"bos_token": special_tokens.ROBERTA["cls"], "eos_token": special_tokens.ROBERTA["sep"]},
-    },
-    "T5Tokenizer": {
-        "eos_token": special_tokens.TEXT["end"],
-        "unk_token": special_tokens.TEXT["unk"],
-        "pad_token": special_tokens.TEXT["pad"],
-    },
+    "RobertaTokenizer": OF_ROBERTA,
+    "XLMRobertaTokenizer": OF_ROBERTA,
+    "T5Tokenizer": OF_T5,
+    "ByT5Tokenizer": OF_T5,
     "XLNetTokenizer": {f"{role}_token": name for role, name in special_tokens.XLNET.items() if f"{role}_token" in ROLES},
 }
 """Default special tokens of each class."""
@@ -193,22 +200,20 @@ class TokenizerSettings:
             for _, token in sorted(decoder.items(), key=lambda entry: entry[0])
         ]
         tokens += [dataclasses.replace(token, special=True) for token in named_tokens]
-        tokens += self._extra(name)
+        tokens += self.extra(name)
         by_content: dict[str, AddedToken] = {}
         for token in tokens:
             by_content.setdefault(token.content, token)
         return by_content, [(token.content, number) for number, token in decoder.items()]
 
-    def _extra(self, name: str | None) -> list[AddedToken]:
+    def extra(self, name: str | None) -> list[AddedToken]:
         """Return the additional special tokens: those that are not bos, eos, unk, sep, pad, cls or mask."""
         values, default = self.values, []
         if name == "XLNetTokenizer":
             default = [special_tokens.XLNET["eop"], special_tokens.XLNET["eod"]]
-        elif name == "T5Tokenizer":
-            default = [
-                special_tokens.sentinel(number)
-                for number in range(self.count("extra_ids", special_tokens.SENTINELS, MOST_SENTINELS))
-            ]
+        elif name in ("T5Tokenizer", "ByT5Tokenizer"):
+            usual = special_tokens.SENTINELS if name == "T5Tokenizer" else byte_tokens.SENTINELS
+            default = [special_tokens.sentinel(number) for number in range(self.count("extra_ids", usual, MOST_SENTINELS))]
         key = "extra_special_tokens" if values.get("extra_special_tokens") else "additional_special_tokens"
         extra = values.get(key)
         return self._tokens(default if extra is None else extra, key)

@@ -13,7 +13,9 @@ from zoo.errors import BadInput
 UNIGRAM = 1
 """The number of unigram models in `model_type`."""
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED = range(1, 5)
-"""Kinds of entries. T5's model has the first three; in XLNet's, user-defined entries are always separate tokens."""
+"""Kinds of entries. T5's model has the first three; in XLNet's and mT5's, user-defined entries are always separate tokens."""
+BYTE = 6
+"""Kind of the entries <0x00> to <0xFF>, by which mT5's model spells unknown characters."""
 
 
 class Entry(NamedTuple):

@@ -144,12 +144,13 @@ def sentinel(number: int) -> str:
 def text_special_tokens(ids: Mapping[str, int]) -> TextSpecialTokens:
     """Return the special tokens of a text-to-text vocabulary; sentinels count up to the first gap in their numbers.
 
+    mT5's names of sentinels begin with U+2581, the sign of a space.
+
     Raises:
         BadInput: the vocabulary lacks one that is not a sentinel.
     """
     if missing := [name for name in TEXT.values() if name not in ids]:
         raise BadInput(f"it has no {' and no '.join(missing)}, and a text needs {', '.join(TEXT.values())}; add them")
-    sentinels = itertools.takewhile(lambda number: sentinel(number) in ids, itertools.count())
-    return TextSpecialTokens(
-        **{role: ids[name] for role, name in TEXT.items()}, sentinels=tuple(ids[sentinel(number)] for number in sentinels)
-    )
+    space = "" if sentinel(0) in ids else "\u2581"
+    names = itertools.takewhile(ids.__contains__, (space + sentinel(number) for number in itertools.count()))
+    return TextSpecialTokens(**{role: ids[name] for role, name in TEXT.items()}, sentinels=tuple(ids[name] for name in names))

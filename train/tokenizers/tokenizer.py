@@ -1,4 +1,4 @@
-"""Tokenizers: the byte-level BPE of GPT-2, RoBERTa and ModernBERT, BERT's WordPiece, and the unigram models of T5 and XLNet."""
+"""Tokenizers: the byte-level BPE of GPT-2, RoBERTa and ModernBERT, BERT's WordPiece, unigram models (T5, XLNet, XLM-R), bytes."""
 
 import copy
 import dataclasses
@@ -17,16 +17,18 @@ from tokenizers import decoders, models
 
 from train.data.chunking import LONGEST_CHUNK, cut_chunks, group_chunks
 from train.run.run_dir import write_text
-from train.tokenizers import byte_bpe, special_tokens, unigram, wordpiece, xlnet_unigram
+from train.tokenizers import byte_bpe, byte_tokens, special_tokens, unigram, wordpiece, xlnet_unigram
 from train.tokenizers.byte_bpe import END_OF_TEXT
-from train.tokenizers.special_tokens import SpecialTokens, TextSpecialTokens
+from train.tokenizers.special_tokens import ROBERTA, SpecialTokens, TextSpecialTokens
 from zoo.errors import BadInput
 from zoo.hf.config_json import read_json
 
 FILE, SETTINGS, CHAT = "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"
 LARGEST_FILE = 64 << 20
 
-Kind = Literal["gpt", "wordpiece", "roberta", "modernbert", "sentencepiece", "xlnet"]
+TrainedKind = Literal["gpt", "wordpiece", "roberta", "modernbert", "sentencepiece", "xlnet"]
+Kind = TrainedKind | Literal["xlm-roberta", "bytes"]
+"""The kinds that are trained here, and those that are only read."""
 Cuts = Literal["anywhere", "spaces", "nowhere"]
 SPACES = " \n\r\t"
 CLEAN = "clean_up_tokenization_spaces"
@@ -48,15 +50,17 @@ class Tokenizer:
     """
 
     kind: Kind
-    """The rules: those of GPT-2, BERT, RoBERTa, ModernBERT, T5 or XLNet."""
+    """The rules: those of GPT-2, BERT, RoBERTa, ModernBERT, T5, XLNet, XLM-R or ByT5."""
     vocab_size: int
     """Number of entries; ids are 0 .. vocab_size - 1."""
     special_tokens: SpecialTokens | None
     """The special tokens of an encoder, else None: GPT-2 has only the end of text."""
     text_special_tokens: TextSpecialTokens | None
-    """The special tokens of T5, else None."""
+    """The special tokens of T5 or ByT5, else None."""
     end_of_text: int
     """Id that ends a document: "<|endoftext|>" (0 if trained here), an encoder's `special_tokens.end`, or T5's "</s>"."""
+    spells_bytes: bool
+    """True if a unigram model spells unknown characters as bytes, as mT5's."""
     fingerprint: str
     """SHA-256 of the content of tokenizer.json, independent of its layout: equal for equal tokenizers."""
 
@@ -84,7 +88,10 @@ class Tokenizer:
             raise BadInput(f"its {self.vocab_size} entries do not have the ids 0 to {self.vocab_size - 1}; renumber them")
         model = self._core.model
         self._unigram = isinstance(model, models.Unigram)
-        is_text_to_text = self._unigram and not xlnet_unigram.has_xlnet_names(ids)
+        self.spells_bytes = self._unigram and bool(content["model"].get("byte_fallback"))
+        is_bytes = byte_tokens.is_byte_tokens(content)
+        is_t5 = self._unigram and not xlnet_unigram.has_xlnet_names(ids) and ROBERTA["mask"] not in ids
+        is_text_to_text = is_bytes or is_t5
         self.special_tokens = None if is_text_to_text else _special_tokens(self._core, ids)
         self.text_special_tokens = special_tokens.text_special_tokens(ids) if is_text_to_text else None
         if self._unigram:
@@ -93,10 +100,11 @@ class Tokenizer:
         if self._continues and self._core.decoder is None:
             self._core.decoder = decoders.WordPiece(self._continues)  # pyright: ignore[reportAttributeAccessIssue]
         if self.text_special_tokens:
-            self.kind, self.end_of_text = "sentencepiece", self.text_special_tokens.end
+            self.kind, self.end_of_text = "bytes" if is_bytes else "sentencepiece", self.text_special_tokens.end
         elif self.special_tokens:
-            bpe = "roberta" if self.special_tokens.between == 2 else "modernbert"
-            self.kind = "wordpiece" if self._continues else "xlnet" if self._unigram else bpe
+            bpe: Kind = "roberta" if self.special_tokens.between == 2 else "modernbert"
+            of_model: Kind = "wordpiece" if self._continues else "xlm-roberta" if self._unigram else bpe
+            self.kind = "xlnet" if self.special_tokens.cls_last else of_model
             self.end_of_text = self.special_tokens.end
         elif END_OF_TEXT in ids:
             self.kind, self.end_of_text = "gpt", ids[END_OF_TEXT]
@@ -114,7 +122,7 @@ class Tokenizer:
         return self.kind in ("roberta", "modernbert")
 
     @classmethod
-    def train(cls, texts: Iterable[str], vocab: int, kind: Kind = "gpt", lowercase: bool = True) -> "Tokenizer":
+    def train(cls, texts: Iterable[str], vocab: int, kind: TrainedKind = "gpt", lowercase: bool = True) -> "Tokenizer":
         """Train a tokenizer of up to `vocab` entries.
 
         They are the special tokens, the 256 bytes (WordPiece: the characters), then merges, most frequent pair first; or the most
@@ -352,7 +360,7 @@ class Tokenizer:
 
     def _size(self, entry: str) -> int:
         if self._unigram:
-            return len(entry.replace(unigram.SPACE, " ").encode())
+            return 1 if self.spells_bytes and entry in unigram.BYTES else len(entry.replace(unigram.SPACE, " ").encode())
         # The entries of byte-level BPE have one character for each byte.
         return len(entry) if self._continues is None else len(entry.removeprefix(self._continues).encode())
 
@@ -392,7 +400,7 @@ def _special_tokens(core: tokenizers.Tokenizer, ids: Mapping[str, int]) -> Speci
     if special.cls_last:
         fits, expected = isinstance(core.model, models.Unigram), "a unigram model"
     elif special.between == 2:
-        fits, expected = isinstance(core.model, models.BPE), "byte-level BPE"
+        fits, expected = isinstance(core.model, models.BPE | models.Unigram), "byte-level BPE or a unigram model"
     elif isinstance(core.model, models.BPE) and isinstance(core.decoder, decoders.ByteLevel):
         return dataclasses.replace(special, typed=False)
     else:
@@ -414,6 +422,8 @@ def _cuts(content: Any) -> Cuts:
     if not all(token["special"] for token in content.get("added_tokens", ())):
         return "nowhere"
     is_bytes = rules_type == "ByteLevel" and not rules.get("add_prefix_space") and rules.get("use_regex", True)
+    if rules_type == "ByteLevel" and normalizer_type is None and byte_tokens.is_byte_tokens(content):
+        return "anywhere"
     if (is_bytes and normalizer_type is None) or (
         rules_type == "BertPreTokenizer" and normalizer_type in (None, "BertNormalizer")
     ):

@@ -29,12 +29,16 @@ LEAST_COVERED = 0.98
 LONGEST_WORD = 1000
 """Number of characters per line of training text; longer words are split. The library drops lines of more than 4,192 bytes."""
 KINDS = (sentencepiece_proto.NORMAL, sentencepiece_proto.UNKNOWN, sentencepiece_proto.CONTROL)
+BYTES = tuple(f"<0x{byte:02X}>" for byte in range(256))
+"""Names of the entries that are bytes of unknown characters."""
+NEVER = -1e6
+"""Log probability of an entry that must never be chosen."""
 
 Entries = Sequence[tuple[str, float]]
 """Entries in the order of their ids, with the logarithm of their probabilities."""
 
 
-def content(entries: Entries, charsmap: bytes) -> dict[str, Any]:
+def content(entries: Entries, charsmap: bytes, *, spells_bytes: bool = False) -> dict[str, Any]:
     """Return a tokenizer.json of T5's rules.
 
     The template in it is for other programs; this one adds special tokens itself.
@@ -42,6 +46,7 @@ def content(entries: Entries, charsmap: bytes) -> dict[str, Any]:
     Args:
         entries: all entries, special tokens and sentinels included.
         charsmap: the normalization of characters, the first step of encoding, as SentencePiece compiles it into its models.
+        spells_bytes: spell unknown characters by `BYTES`, as mT5.
     """
     end, names = TEXT["end"], [entry for entry, _ in entries]
     special = [entry for entry in names if entry in TEXT.values() or is_sentinel(entry)]
@@ -53,6 +58,7 @@ def content(entries: Entries, charsmap: bytes) -> dict[str, Any]:
         template=processors.TemplateProcessing(
             single=f"$A {end}", pair=f"$A {end} $B {end}", special_tokens=[(end, names.index(end))]
         ),
+        spells_bytes=spells_bytes,
     )
 
 
@@ -63,17 +69,19 @@ def space_divided_content(
     normalizer: normalizers.Normalizer | None,
     special: Sequence[AddedToken],
     template: processors.TemplateProcessing,
+    spells_bytes: bool = False,
 ) -> dict[str, Any]:
     """Return a tokenizer.json of a unigram model that splits text at white space and puts a space before each word."""
     names = [entry for entry, _ in entries]
-    core = tokenizers.Tokenizer(models.Unigram(list(entries), unk_id=names.index(unknown), byte_fallback=False))
+    core = tokenizers.Tokenizer(models.Unigram(list(entries), unk_id=names.index(unknown), byte_fallback=spells_bytes))
     if normalizer is not None:
         core.normalizer = normalizer  # pyright: ignore[reportAttributeAccessIssue]
     words = pre_tokenizers.Metaspace(replacement=SPACE, prepend_scheme="always")
     rules = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), words])
     core.pre_tokenizer = rules  # pyright: ignore[reportAttributeAccessIssue]
-    core.decoder = decoders.Metaspace(  # pyright: ignore[reportAttributeAccessIssue]
-        replacement=SPACE, prepend_scheme="always"
+    joined = decoders.Metaspace(replacement=SPACE, prepend_scheme="always")
+    core.decoder = (  # pyright: ignore[reportAttributeAccessIssue]
+        decoders.Sequence([decoders.ByteFallback(), joined]) if spells_bytes else joined
     )
     core.add_special_tokens(list(special))
     core.post_processor = template  # pyright: ignore[reportAttributeAccessIssue]
@@ -81,7 +89,7 @@ def space_divided_content(
 
 
 def is_sentinel(entry: str) -> bool:
-    """Return whether an entry has the name of a sentinel."""
+    """Return whether an entry has the name of a sentinel; in mT5's model the space before it is a part of it."""
     return _SENTINEL.fullmatch(entry) is not None
 
 
@@ -103,19 +111,29 @@ def read(proto: sentencepiece_proto.Model, sentinels: int = SENTINELS) -> dict[s
     Raises:
         BadInput: the model has rules that are not T5's.
     """
-    check(proto, "T5", KINDS)
-    return _numbered([(entry.name, entry.score) for entry in proto.entries], proto.charsmap, sentinels)
+    check(proto, "T5", (*KINDS, sentencepiece_proto.USER_DEFINED, sentencepiece_proto.BYTE), spells_bytes=True)
+    names, apart = {entry.name for entry in proto.entries}, sentencepiece_proto.USER_DEFINED
+    missing = [name for name in (*BYTES, *sorted({*"".join(BYTES)})) if name not in names] if proto.byte_fallback else []
+    separate = [entry.name for entry in proto.entries if entry.kind == apart and not is_sentinel(entry.name)]
+    if missing or separate:
+        what = f"spells bytes without the entry {missing[0]}" if missing else f"has the separate entry {separate[0]}"
+        raise BadInput(_refusal(what, "T5"))
+    # A text that spells the name of a byte is not this byte.
+    entries = [(name, NEVER if kind == sentencepiece_proto.BYTE else score) for name, score, kind in proto.entries]
+    return _numbered(entries, proto.charsmap, sentinels, spells_bytes=proto.byte_fallback)
 
 
-def check(proto: sentencepiece_proto.Model, family: str, allowed_kinds: Sequence[int]) -> None:
+def check(proto: sentencepiece_proto.Model, family: str, allowed_kinds: Sequence[int], *, spells_bytes: bool = False) -> None:
     """Check that a spiece.model has the rules of `space_divided_content`, and only entries of `allowed_kinds`.
+
+    With `spells_bytes`, it may spell unknown characters as bytes.
 
     Raises:
         BadInput: the model has other rules or entries.
     """
     problems = {
         "is another kind of model than unigram": proto.kind != sentencepiece_proto.UNIGRAM,
-        "spells unknown characters as bytes": proto.byte_fallback,
+        "spells unknown characters as bytes": proto.byte_fallback and not spells_bytes,
         "has spaces after words": proto.treat_whitespace_as_suffix,
         "has entries across spaces": not proto.split_by_whitespace,
         "puts no space before a text": not proto.add_dummy_prefix,
@@ -124,8 +142,12 @@ def check(proto: sentencepiece_proto.Model, family: str, allowed_kinds: Sequence
         "has entries of other kinds": not {entry.kind for entry in proto.entries} <= {*allowed_kinds},
     }
     if reasons := [why for why, is_so in problems.items() if is_so]:
-        fix = f"train it with {family}'s options, or use a folder with its tokenizer.json"
-        raise BadInput(f"a SentencePiece model that {reasons[0]}, which {family}'s tokenizers cannot do; {fix}")
+        raise BadInput(_refusal(reasons[0], family))
+
+
+def _refusal(what: str, family: str) -> str:
+    fix = f"train it with {family}'s options, or use a folder with its tokenizer.json"
+    return f"a SentencePiece model that {what}, which {family}'s tokenizers cannot do; {fix}"
 
 
 def train(texts: Iterable[str], vocab: int) -> dict[str, Any]:
@@ -221,17 +243,18 @@ def lines(texts: Iterable[str]) -> Iterator[str]:
         yield " ".join(line)
 
 
-_SENTINEL = re.compile(r"<extra_id_\d+>")
+_SENTINEL = re.compile(rf"{SPACE}?<extra_id_\d+>")
 _CONTINUES = re.compile(r"[\u3001\u3002\uff01\uff0c\uff1f]")
 """First character of a chunk that continues a word, where `train.data.chunking.cut_chunks` cuts without a space."""
 
 
-def _numbered(entries: Entries, charsmap: bytes, sentinels: int) -> dict[str, Any]:
+def _numbered(entries: Entries, charsmap: bytes, sentinels: int, *, spells_bytes: bool) -> dict[str, Any]:
     """Return a tokenizer.json with the sentinels after all entries: <extra_id_0> has the highest id."""
     names = [entry for entry, _ in entries]
     if missing := [name for name in TEXT.values() if name not in names]:
         raise BadInput(f"it has no {' and no '.join(missing)}, and T5 needs {', '.join(TEXT.values())}; give one of T5's kind")
-    return content([*entries, *((sentinel(number), 0.0) for number in reversed(range(sentinels)))], charsmap)
+    numbered = [(sentinel(number), 0.0) for number in reversed(range(sentinels))]
+    return content([*entries, *numbered], charsmap, spells_bytes=spells_bytes)
 
 
 def _words(texts: Iterable[str]) -> Iterator[str]:

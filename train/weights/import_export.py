@@ -142,7 +142,7 @@ def _ids(tokenizer: Tokenizer) -> dict[str, int]:
     bounds = {"bos_token_id": marks.cls, "eos_token_id": end}
     if tokenizer.kind == "modernbert":
         return {"pad_token_id": marks.pad, "cls_token_id": marks.cls, "sep_token_id": marks.sep, **bounds}
-    return bounds if tokenizer.kind == "roberta" else {"pad_token_id": marks.pad}
+    return bounds if marks.between == 2 else {"pad_token_id": marks.pad}
 
 
 def _summary(loaded: Loaded) -> str:

@@ -94,7 +94,9 @@ def _is_complete(folder: Path) -> bool:
         shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()) if index.exists() else {single.name}
     except (ValueError, KeyError, AttributeError, OSError):
         return False
-    tokenizer = any((folder / name).exists() for name in ("tokenizer.json", "vocab.json", "vocab.txt", "spiece.model"))
+    # ByT5 has a tokenizer without a vocabulary.
+    files = ("tokenizer.json", "vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model", "tokenizer_config.json")
+    tokenizer = any((folder / name).exists() for name in files)
     return tokenizer and (folder / "config.json").exists() and all((folder / str(shard)).exists() for shard in shards)
 
 

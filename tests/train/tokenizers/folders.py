@@ -90,7 +90,7 @@ def _template(*ends: str) -> Callable[[Content], None]:
 
 
 END = {"gpt": "<|endoftext|>", "wordpiece": "[SEP]", "roberta": "</s>", "sentencepiece": "</s>", "xlnet": "<eod>"}
-END |= {"modernbert": "[SEP]"}
+END |= {"modernbert": "[SEP]", "xlm-roberta": "</s>"}
 DIGITS = {"type": "Digits", "individual_digits": True}
 
 

@@ -14,16 +14,19 @@ from tests.support.hard_texts import HARD, random_characters
 from train.config.data_options import TextData
 from train.data import chunking
 from train.data.corpus import split
-from train.tokenizers import hf_files, sentencepiece_proto, unigram, xlnet_unigram
+from train.tokenizers import hf_files, sentencepiece_proto, unigram, xlm_unigram, xlnet_unigram
 from train.tokenizers.special_tokens import SpecialTokens
-from train.tokenizers.tokenizer import Kind, Tokenizer
+from train.tokenizers.tokenizer import Kind, Tokenizer, TrainedKind
 from zoo.errors import BadInput
 
 VOCAB = 900
-KINDS: tuple[Kind, ...] = ("gpt", "wordpiece", "roberta", "modernbert", "sentencepiece", "xlnet")
-ENCODERS: tuple[Kind, ...] = ("wordpiece", "roberta", "modernbert", "xlnet")
+TRAINED: tuple[TrainedKind, ...] = ("gpt", "wordpiece", "roberta", "modernbert", "sentencepiece", "xlnet")
+KINDS: tuple[Kind, ...] = (*TRAINED, "xlm-roberta")
+ENCODERS: tuple[Kind, ...] = ("wordpiece", "roberta", "modernbert", "xlnet", "xlm-roberta")
 """Kinds with special tokens around a text."""
-UNIGRAMS: tuple[Kind, ...] = ("sentencepiece", "xlnet")
+UNIGRAMS: tuple[Kind, ...] = ("sentencepiece", "xlnet", "xlm-roberta")
+PIECES = {"sentencepiece": "spiece.model", "xlnet": "spiece.model", "xlm-roberta": "sentencepiece.bpe.model"}
+"""File of each unigram kind's SentencePiece model."""
 BERT = SpecialTokens(pad=0, unk=1, cls=2, sep=3, mask=4)
 MODERNBERT = dataclasses.replace(BERT, typed=False)
 ROBERTA = SpecialTokens(cls=0, pad=1, sep=2, unk=3, mask=VOCAB - 1, between=2, typed=False)
@@ -68,16 +71,18 @@ def chapters() -> tuple[str, ...]:
 @functools.cache
 def trained(kind: Kind) -> Tokenizer:
     """Return the tokenizer of a kind that is trained on `chapters`."""
-    if kind not in UNIGRAMS:
+    if kind in ("gpt", "wordpiece", "roberta"):
         return Tokenizer.train(chapters(), VOCAB, kind)
     # The same as of `Tokenizer.train`, which would train the model that `raw` trains once more.
-    rules = unigram if kind == "sentencepiece" else xlnet_unigram
+    rules = {"sentencepiece": unigram, "xlnet": xlnet_unigram, "xlm-roberta": xlm_unigram}[kind]
     return Tokenizer(rules.read(sentencepiece_proto.parse(raw(kind))))
 
 
 @functools.cache
 def raw(kind: Kind) -> bytes:
-    """Return the spiece.model of a unigram kind; T5's has no sentinels."""
+    """Return the SentencePiece model of a unigram kind; T5's has no sentinels, XLM-R's no padding and no mask."""
+    if kind == "xlm-roberta":
+        return unigram.trained([*unigram.lines(chapters())], VOCAB - 2, unk_id=0, bos_id=1, eos_id=2, pad_id=-1)
     return unigram.model(chapters(), VOCAB - 100) if kind == "sentencepiece" else xlnet_unigram.model(chapters(), VOCAB)
 
 
@@ -86,7 +91,7 @@ def trained_from_pieces() -> list[str]:
     chunking.CHUNK = 100
     parts = [piece for text in chapters() for piece, _ in chunking.cut_chunks([text])]
     assert len(parts) > 50 * len(chapters())
-    return [Tokenizer.train(iter(parts), VOCAB, kind).fingerprint for kind in KINDS]
+    return [Tokenizer.train(iter(parts), VOCAB, kind).fingerprint for kind in TRAINED]
 
 
 @functools.cache
@@ -109,10 +114,10 @@ def name_family(folder: Path, kind: Kind) -> None:
 
 @functools.cache
 def published(kind: Kind) -> Path:
-    """Return a folder as unigram models were released first: a spiece.model alone."""
+    """Return a folder as unigram models were released first: a SentencePiece model alone."""
     folder = written(kind).with_name(f"{kind}-published")
     folder.mkdir()
-    (folder / "spiece.model").write_bytes(raw(kind))
+    (folder / PIECES[kind]).write_bytes(raw(kind))
     name_family(folder, kind)
     return folder
 

@@ -21,8 +21,10 @@ from tests.train.tokenizers.kinds import (
     ENCODERS,
     KINDS,
     MODERNBERT,
+    PIECES,
     ROBERTA,
     TEXTS,
+    TRAINED,
     UNIGRAMS,
     VOCAB,
     XLNET,
@@ -44,7 +46,7 @@ def test_training_is_the_same_in_every_process_and_from_pieces() -> None:
     """The library's own training gives another WordPiece vocabulary in each process."""
     program = "from tests.train.tokenizers import kinds; print(*kinds.trained_from_pieces())"
     done = run_python("-c", program, env={"PYTHONHASHSEED": "1", "PYTHONPATH": str(ROOT)}, cwd=ROOT)
-    assert done.stdout.split() == [trained(kind).fingerprint for kind in KINDS], done.stderr
+    assert done.stdout.split() == [trained(kind).fingerprint for kind in TRAINED], done.stderr
 
 
 def test_training_passes_on_what_the_texts_raise() -> None:
@@ -52,7 +54,7 @@ def test_training_passes_on_what_the_texts_raise() -> None:
         yield "some text"
         raise BadInput("line 2")
 
-    for kind in KINDS:
+    for kind in TRAINED:
         with pytest.raises(BadInput, match="line 2"):
             Tokenizer.train(texts(), 300, kind)
 
@@ -60,11 +62,11 @@ def test_training_passes_on_what_the_texts_raise() -> None:
 def test_special_tokens_have_their_published_ids() -> None:
     assert {trained(kind).vocab_size for kind in KINDS} == {VOCAB}
     assert {kind: trained(kind).kind for kind in KINDS} == {kind: kind for kind in KINDS}
-    encoders = {"wordpiece": BERT, "roberta": ROBERTA, "modernbert": MODERNBERT, "xlnet": XLNET}
+    encoders = {"wordpiece": BERT, "roberta": ROBERTA, "modernbert": MODERNBERT, "xlnet": XLNET, "xlm-roberta": ROBERTA}
     assert {kind: trained(kind).special_tokens for kind in KINDS} == {"gpt": None, "sentencepiece": None, **encoders}
     ends = {kind: trained(kind).end_of_text for kind in KINDS}
     expected = {"gpt": 0, "wordpiece": BERT.sep, "roberta": ROBERTA.sep, "sentencepiece": 1, "xlnet": XLNET.eod}
-    assert ends == {**expected, "modernbert": BERT.sep}
+    assert ends == {**expected, "modernbert": BERT.sep, "xlm-roberta": ROBERTA.sep}
     text_marks = trained("sentencepiece").text_special_tokens
     assert text_marks == TextSpecialTokens(pad=0, end=1, unk=2, sentinels=tuple(range(899, 799, -1)))
     assert text_marks.special == (0, 1, 2, *range(800, 900))
@@ -234,14 +236,14 @@ def test_word_starts_are_where_the_rules_divide(kind: Kind) -> None:
 
 
 BPE = ("vocab.json", "merges.txt")
-ALONE = {kind: ("spiece.model",) for kind in UNIGRAMS} | {"gpt": BPE, "roberta": BPE, "wordpiece": ("vocab.txt",)}
+ALONE = {kind: (PIECES[kind],) for kind in UNIGRAMS} | {"gpt": BPE, "roberta": BPE, "wordpiece": ("vocab.txt",)}
 """Files that determine a tokenizer without tokenizer.json."""
 
 
 @pytest.mark.parametrize("kind", ALONE)
 def test_a_vocabulary_without_tokenizer_json_gives_the_same(kind: Kind, tmp_path: Path) -> None:
     for file in ("config.json", "tokenizer_config.json", *ALONE[kind]):
-        shutil.copy((kinds.published(kind) if file == "spiece.model" else kinds.written(kind)) / file, tmp_path)
+        shutil.copy((kinds.published(kind) if file in PIECES.values() else kinds.written(kind)) / file, tmp_path)
     ours = trained(kind)
     for folder in (tmp_path, kinds.written(kind), *([kinds.published(kind)] if kind in UNIGRAMS else [])):
         assert hf_files.read_tokenizer(folder).fingerprint == ours.fingerprint
@@ -260,6 +262,7 @@ def test_a_vocabulary_without_tokenizer_json_gives_the_same(kind: Kind, tmp_path
 def test_transformers_finds_the_special_tokens_and_what_it_writes_is_read(kind: Kind, tmp_path: Path) -> None:
     ours, reference = trained(kind), theirs(kind)
     classes = {"gpt": "GPT2", "wordpiece": "Bert", "roberta": "Roberta", "sentencepiece": "T5", "xlnet": "XLNet"}
+    classes["xlm-roberta"] = "XLMRoberta"
     assert type(reference).__name__ == (f"{classes[kind]}Tokenizer" if kind in classes else "TokenizersBackend")
     assert len(reference) == VOCAB
     roles = {"gpt": [], "sentencepiece": ["pad", "unk"]}.get(kind, ["pad", "unk", "cls", "sep", "mask"])
