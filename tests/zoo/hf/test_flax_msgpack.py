@@ -18,11 +18,13 @@ import msgpack
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
+from safetensors.numpy import load_file
 
 from tests.golden import make
-from tests.support import published
+from tests.support import encoders, published
 from train.config import run_config
 from train.engine import device_mesh
+from train.weights import import_export
 from zoo import published_weights
 from zoo.errors import BadInput
 from zoo.hf import flax_msgpack, hub
@@ -141,6 +143,25 @@ def test_arrays_are_those_that_flax_restores(dtype: str, tmp_path: Path, monkeyp
         view = tensor.view()
         assert (view.dtype, view.shape, tensor.shape) == (expected.dtype, expected.shape, expected.shape)
         assert np.array_equal(view, expected)
+
+
+def flax_path(name: str) -> str:
+    """Return the path of a tensor of RoBERTa."""
+    first, _, last = name.rpartition(".")
+    kind = "scale" if "LayerNorm" in first or "layer_norm" in first else "embedding" if "embeddings" in first else "kernel"
+    return f"{first}.{kind if last == 'weight' else last}".replace(".", "/")
+
+
+def test_an_import_of_a_flax_folder_is_one_of_safetensors(tmp_path: Path) -> None:
+    folder = encoders.folder(tmp_path / "roberta", "roberta")
+    torch = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    stored = {flax_path(name): array.T if flax_path(name).endswith("kernel") else array for name, array in torch.items()}
+    (folder / SINGLE).write_bytes(serialized(stored))
+    import_export.import_weights(str(folder), out=str(tmp_path / "models"), name="", explain=False, mesh=run_config.Mesh())
+    imported = load_file(tmp_path / "models" / "roberta" / "model.safetensors")
+    assert imported.keys() == torch.keys() and all(np.array_equal(imported[name], torch[name]) for name in torch)
+    assert not (tmp_path / "models" / "roberta" / SINGLE).exists()
 
 
 def test_safetensors_come_first(tmp_path: Path) -> None:
