@@ -184,12 +184,15 @@ def model_classes(module: ModuleType) -> Mapping[str, str]:
 def exported_class(config: Any, architecture: str) -> tuple[str, str]:
     """Return (`model_type`, class of `transformers`) of an exported model, whose table of names says `architecture`.
 
+    A family whose numbers determine the type has a function `exported_type`; otherwise it is that of the imported file.
+
     Raises:
         BadInput: the family does not have the type that the configuration names.
     """
     module = family(family_of(config))
     classes = model_classes(module)
-    model_type = config.exported.model_type or next(iter(classes))
+    of_numbers = getattr(module, "exported_type", None)
+    model_type = of_numbers(config) if of_numbers else config.exported.model_type or next(iter(classes))
     fix = f"choose one of {', '.join(classes)}"
     require(model_type in classes, "model.exported.model_type", model_type, fix)
     return model_type, classes[model_type] + architecture.removeprefix(next(iter(classes.values())))

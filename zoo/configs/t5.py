@@ -193,19 +193,23 @@ SHARE_ERROR = 2.0**-21
 """Bound of the relative error of a share in float32: 2^-23 for one logarithm, 2^-24 for the other and for each of two steps."""
 
 
+def exported_type(config: Config) -> str:
+    """Return the type of a config.json that expresses a model: umt5 if every layer has position biases; else mt5, if it was one.
+
+    mt5's tables are not tied; a model with tied tables is a t5.
+    """
+    if config.bias_per_layer:
+        return UMT5
+    return MT5 if config.exported.model_type == MT5 and not config.tied else MODEL_TYPE
+
+
 def to_published(config: Config) -> dict[str, Any]:
     """Return the entries of a config.json of type t5, mt5 or umt5, but for its type.
 
     Raises:
-        BadInput: shared stacks, a decoder only, an activation, tied tables or position biases that its type cannot express; or a
-            distance whose bucket may differ in `transformers`.
+        BadInput: shared stacks, a decoder only, or an activation, which these types cannot express; or a distance whose bucket
+            may differ in `transformers`.
     """
-    model_type = config.exported.model_type or MODEL_TYPE
-    fix = f"an exported {model_type} has {'one in every layer' if model_type == UMT5 else 'one for all layers'}"
-    fitting = config.bias_per_layer == (model_type == UMT5)
-    require(fitting, "model.bias_per_layer", config.bias_per_layer, f"{fix}; choose --model.exported.model-type {UMT5} or t5")
-    untied = not config.tied or model_type != MT5
-    require(untied, "model.tied", config.tied, f"no mt5 has tied tables; choose --model.exported.model-type {MODEL_TYPE}")
     if (distance := uncertain_distance(config.buckets, config.max_distance)) is not None:
         raise BadInput(
             f"model.max_distance {config.max_distance}: with {config.buckets} buckets, `transformers` may put distance "

@@ -85,25 +85,25 @@ def test_the_tables_of_mt5_are_apart_whatever_its_flag_says(flag: bool) -> None:
     assert read("umt5", tie_word_embeddings=flag).tied == flag
 
 
-def export(config: Any) -> None:
-    """Make what goes into a config.json."""
-    configs.family(configs.family_of(config)).to_published(config)
-    configs.exported_class(config, "")
-
-
-@pytest.mark.planted(5)
-def test_what_a_type_cannot_express_is_not_exported() -> None:
+def test_the_type_of_an_export_fits_its_numbers() -> None:
+    """Whatever the imported file said: position biases in every layer are a umT5's, and tied tables no mT5's."""
     mt5, umt5, t5 = (configs.find_size(name)[1].config for name in ("mt5-small", "umt5-small", "t5-nano"))
-    roberta = configs.find_size("roberta-nano")[1].config
-    for config, changes, message in (
-        (umt5, {"bias_per_layer": False}, "--model.bias-per-layer False: an exported umt5 has one in every layer"),
-        (t5, {"bias_per_layer": True}, "--model.bias-per-layer True: an exported t5 has one for all layers"),
-        (mt5, {"tied": True}, "--model.tied True: no mt5 has tied tables"),
-        (roberta, {"exported": configs.Exported(model_type="xlnet")}, "--model.exported.model-type xlnet: choose one of roberta"),
+    for config, changes, model_type in (
+        *((mt5, {}, "mt5"), (umt5, {}, "umt5"), (t5, {}, "t5")),
+        *((umt5, {"bias_per_layer": False}, "t5"), (t5, {"bias_per_layer": True}, "umt5"), (mt5, {"tied": True}, "t5")),
     ):
         changed = dataclasses.replace(config, **changes)
-        with pytest.raises(BadInput) as refusal:
-            export(changed)
-        assert message in str(refusal.value)
+        assert configs.exported_class(changed, "T5ForConditionalGeneration")[0] == model_type
+        keys = configs.family("t5").to_published(changed)
+        again = read(model_type, **keys)
+        assert configs.body_fields(again) == configs.body_fields(changed)
+
+
+@pytest.mark.planted(2)
+def test_types_of_other_families_and_biases_of_one_stack_are_refused() -> None:
+    roberta, t5 = (configs.find_size(name)[1].config for name in ("roberta-nano", "t5-nano"))
+    other = dataclasses.replace(roberta, exported=configs.Exported(model_type="xlnet"))
+    with pytest.raises(BadInput, match="model-type xlnet: choose one of roberta, xlm-roberta"):
+        configs.exported_class(other, "RobertaModel")
     with pytest.raises(BadInput, match="bias-per-layer True: the two sides' buckets are different distances"):
         dataclasses.replace(t5, bias_per_layer=True, architecture="shared")
