@@ -118,8 +118,8 @@ class Tokenizer:
 
     @property
     def mask_absorbs_space(self) -> bool:
-        """True if the mask stands for a word and the space before it, as in byte-level BPE."""
-        return self.kind in ("roberta", "modernbert")
+        """True if the mask stands for a word and the space before it, as in byte-level BPE and XLM-R's unigram model."""
+        return self.kind in ("roberta", "modernbert", "xlm-roberta")
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab: int, kind: TrainedKind = "gpt", lowercase: bool = True) -> "Tokenizer":

@@ -71,7 +71,7 @@ def chapters() -> tuple[str, ...]:
 @functools.cache
 def trained(kind: Kind) -> Tokenizer:
     """Return the tokenizer of a kind that is trained on `chapters`."""
-    if kind in ("gpt", "wordpiece", "roberta"):
+    if kind not in UNIGRAMS:
         return Tokenizer.train(chapters(), VOCAB, kind)
     # The same as of `Tokenizer.train`, which would train the model that `raw` trains once more.
     rules = {"sentencepiece": unigram, "xlnet": xlnet_unigram, "xlm-roberta": xlm_unigram}[kind]
