@@ -221,6 +221,8 @@ ACTIVATIONS: dict[str, Literal["gelu", "gelu_tanh", "relu", "silu"]] = {
 
 BOOKKEEPING = (
     *("architectures", "model_type", "transformers_version", "torch_dtype", "dtype", "_name_or_path", "name_or_path"),
+    # The class of the tokenizer, which is read with the tokenizer's files.
+    "tokenizer_class",
     *("bos_token_id", "eos_token_id", "pad_token_id", "use_cache", "gradient_checkpointing"),
     *("task_specific_params", "finetuning_task", "id2label", "label2id", "num_labels", "problem_type", "torchscript"),
     *("return_dict", "output_attentions", "output_hidden_states", "use_bfloat16", "chunk_size_feed_forward"),
