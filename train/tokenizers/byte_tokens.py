@@ -35,10 +35,11 @@ def content(sentinels: int = SENTINELS) -> dict[str, Any]:
 
 
 def is_byte_tokens(content: Any) -> bool:
-    """Return whether a tokenizer.json has an entry for each byte and no merges, and T5's special tokens."""
+    """Return whether a tokenizer.json has ByT5's special tokens, then the bytes in order, and no merges."""
     model = content.get("model") or {}
     entries = model.get("vocab") or {}
-    return model.get("type") == "BPE" and not model.get("merges") and {*TEXT.values(), *_letters()} <= {*entries}
+    is_unmerged = model.get("type") == "BPE" and not model.get("merges")
+    return is_unmerged and all(entries.get(name) == number for number, name in enumerate((*TEXT.values(), *_letters())))
 
 
 def _letters() -> list[str]:

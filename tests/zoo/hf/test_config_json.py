@@ -137,7 +137,7 @@ NOT_COMPUTED: dict[str, dict[str, Any]] = {
     },
     "modernbert": {
         **{"norm_bias": True, "attention_bias": True, "mlp_bias": True, "classifier_bias": True, "decoder_bias": False},
-        **{"hidden_activation": "silu", "classifier_activation": "relu", "tie_word_embeddings": False},
+        **{"hidden_activation": "mish", "classifier_activation": "relu", "tie_word_embeddings": False},
         **{"classifier_pooling": "last", "layer_types": ["full_attention"]},
     },
 }
