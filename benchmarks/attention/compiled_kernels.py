@@ -108,8 +108,8 @@ def _compile(problem: Any, name: str, direction: str, sharding: Any, folder: Pat
     except jax.errors.JaxRuntimeError as error:
         tpu_schedule.take_kernels(folder)
         return {"state": "failed", "reason": str(error).splitlines()[0][:200]}
-    kernels = [kernel._asdict() for kernel in tpu_schedule.take_kernels(folder)]
-    return {"state": "compiled", "kernels": kernels, "temporaries": compiled.memory_analysis().temp_size_in_bytes}
+    kernels, memory = [kernel._asdict() for kernel in tpu_schedule.take_kernels(folder)], compiled.memory_analysis()
+    return {"state": "compiled", "kernels": kernels, "temporaries": None if memory is None else memory.temp_size_in_bytes}
 
 
 def _blocks(chip: str, cells: list[dict[str, Any]]) -> list[result_tables.Block]:
@@ -121,7 +121,7 @@ def _blocks(chip: str, cells: list[dict[str, Any]]) -> list[result_tables.Block]
         if cell["state"] != "compiled":
             notes.append(f"{' '.join(title)}: {cell['state']}: {cell['reason']}")
             continue
-        temporaries = f"{cell['temporaries'] / 2**20:,.0f}"
+        temporaries = "" if cell["temporaries"] is None else f"{cell['temporaries'] / 2**20:,.0f}"
         for place, kernel in enumerate(cell["kernels"] or [None]):
             slots = [] if kernel is None else [f"{slot} {share:.0%}" for slot, share in list(kernel["slots"].items())[:2]]
             described = ["-", "", ""] if kernel is None else [kernel["name"], ", ".join(slots), f"{kernel['bundles']:,}"]

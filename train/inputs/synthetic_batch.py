@@ -14,7 +14,7 @@ from train.inputs import dialogue_inputs, labelled_inputs, pair_inputs, preferen
 from train.objectives import objective
 from train.rows.row_source import RowSource
 from train.rows.token_cache import prepare
-from train.tokenizers.tokenizer import Kind, Tokenizer
+from train.tokenizers.tokenizer import Tokenizer, TrainedKind
 from zoo import configs
 from zoo.batch import Batch
 from zoo.configs._encoder import LABELLED
@@ -49,7 +49,7 @@ def batch(run: run_config.Run) -> Batch:
         return objective_class.abstract_batch(run, tokenizer, _ROWS[objective_class.DATA](small, tokenizer, Path(folder)))
 
 
-def _kind(run: run_config.Run) -> Kind:
+def _kind(run: run_config.Run) -> TrainedKind:
     """Return the kind of the tokenizer; for labelled data, preferences and prompts, the one that the family uses for text."""
     own = ("text", "pairs")
     if objective(run.objective).DATA in own:
@@ -60,7 +60,7 @@ def _kind(run: run_config.Run) -> Kind:
 
 
 @functools.cache
-def _tokenizer(kind: Kind) -> Tokenizer:
+def _tokenizer(kind: TrainedKind) -> Tokenizer:
     return Tokenizer.train([_nonsense(400)], 512, kind)
 
 
