@@ -83,13 +83,13 @@ def _cells(options: Options, target: target_devices.Target, folder: Path, progre
     )
     device = target_devices.devices(target)[0]
     mesh = Mesh(np.array([device]), ("data",), axis_types=(AxisType.Auto,))
-    whole = NamedSharding(mesh, PartitionSpec())
+    replicated = NamedSharding(mesh, PartitionSpec())
     for row in sweep_rows.rows(complete):
         problem = Problem.of(KINDS[row.feature], row.shape, row.dtype)
         for name in implementations:
             progress.begin(f"{name}: {row}")
             with jax.set_mesh(mesh), jax.default_device(device), without_compilation_cache():
-                yield {**row.key(name), **_compile(problem, name, row.direction, whole, folder)}
+                yield {**row.key(name), **_compile(problem, name, row.direction, replicated, folder)}
 
 
 def _compile(problem: Any, name: str, direction: str, sharding: Any, folder: Path) -> dict[str, Any]:

@@ -329,7 +329,7 @@ def _needs_interpreter(name: str) -> bool:
         BadInput: as `attention.implementation`.
     """
     row = attention.implementation(name)
-    return bool(row.interpreted) and target_platform() not in row.platforms
+    return row.is_interpretable and target_platform() not in row.platforms
 
 
 def main(names: Sequence[str] = ()) -> int:

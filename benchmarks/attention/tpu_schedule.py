@@ -1,4 +1,4 @@
-"""What the TPU compiler writes of the final program of a kernel: its bundles, and how full their slots are.
+"""Read the final program of a kernel from the files of the TPU compiler: its bundles, and how full their slots are.
 
 A bundle is a VLIW instruction: one cycle, if nothing stalls. The compiler knows of no waits for memory, so bundles bound the time
 of a tile from below, and compare kernels that were compiled in one process.

@@ -165,8 +165,8 @@ class Implementation:
     """Package that must be installed; the extra of the same name installs it."""
     python: str = ""
     """Oldest Python version that this package supports, if this project supports older ones."""
-    interpreted: str = ""
-    """Name of a function in `module` that computes the same on every platform, by Pallas's interpreter; see `interpreted`."""
+    is_interpretable: bool = False
+    """True if the function computes the same on other platforms, by Pallas's interpreter; see `interpreted`."""
     plugin: plugins.Plugin | None = None
     """The plug-in whose row this is; set by `implementation`."""
 
@@ -234,7 +234,7 @@ IMPLEMENTATIONS: dict[str, Implementation] = {
         platforms=frozenset({"tpu"}),
         features=ALL_FEATURES - {"explicit mask", "dense bias", "relative bias"},
         limits="unsupported_reason",
-        interpreted="flash_tpu_interpreted",
+        is_interpretable=True,
     ),
 }
 
@@ -253,7 +253,7 @@ def implementation(name: str) -> Implementation:
         _require(name in IMPLEMENTATIONS, f"there is no implementation {name!r}; choose auto, {choices}")
         row = IMPLEMENTATIONS[name]
     if name in _interpreted.get():
-        return dataclasses.replace(row, platforms=EVERYWHERE, function=row.interpreted)
+        return dataclasses.replace(row, platforms=EVERYWHERE)
     return row
 
 
@@ -267,8 +267,8 @@ def interpreted(name: str) -> Iterator[None]:
     Raises:
         BadInput: the implementation has no interpreted form.
     """
-    has_form = bool(implementation(name).interpreted)
-    _require(has_form, f"{name!r} has no interpreted form; a row of the table names one in its field `interpreted`")
+    is_interpretable = implementation(name).is_interpretable
+    _require(is_interpretable, f"{name!r} has no interpreted form; a row of the table that has one says `is_interpretable=True`")
     token = _interpreted.set(_interpreted.get() | {name})
     try:
         yield

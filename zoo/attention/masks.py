@@ -191,12 +191,12 @@ class Mask(MaskOrBias):
         any_pair = jnp.ones((1, t // block_q, s // block_k), bool)
         all_pairs = any_pair & (self.allowed is None)
         if low_q.position is not None:
-            least, most = low_q.position - high_k.position, high_q.position - low_k.position
+            lowest, highest = low_q.position - high_k.position, high_q.position - low_k.position
             if self.causal:
-                any_pair, all_pairs = any_pair & (most >= 0), all_pairs & (least >= 0)
+                any_pair, all_pairs = any_pair & (highest >= 0), all_pairs & (lowest >= 0)
             if self.window is not None:
-                any_pair &= (least < self.window) & (most > -self.window)
-                all_pairs &= (most < self.window) & (least > -self.window)
+                any_pair &= (lowest < self.window) & (highest > -self.window)
+                all_pairs &= (highest < self.window) & (lowest > -self.window)
         if self.key_lengths is not None:
             length = self.key_lengths[:, None, None]
             any_pair, all_pairs = any_pair & (low_k.index < length), all_pairs & (high_k.index < length)

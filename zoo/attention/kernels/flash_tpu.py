@@ -27,6 +27,7 @@ from zoo.attention.attention import Request
 from zoo.attention.biases import Bias, Buckets, ByDistance
 from zoo.attention.masks import ALL_PAIRS, NO_PAIR, SOME_PAIRS, Mask, Side
 from zoo.ops import counter_rng
+from zoo.sharding import target_platform
 
 MASKED = -1e30
 LANES = 128
@@ -48,13 +49,8 @@ def flash_tpu(
     *,
     scale: float,
     rate: float,
-    interpret: Any = False,
 ) -> Float[Array, "B T N H"]:
-    """Compute attention (see `Kernel`). Scores, softmax and sums are float32.
-
-    Args:
-        interpret: run the kernels without a TPU, as `pallas_call` does.
-    """
+    """Compute attention (see `Kernel`). Scores, softmax and sums are float32. Without a TPU the kernels are interpreted."""
     b, t, n, _ = q.shape
     s = k.shape[1]
     assert bias is None or isinstance(bias, Buckets | ByDistance)
@@ -80,7 +76,7 @@ def flash_tpu(
         has_lengths=mask.key_lengths is not None,
         numbers=_number_names(mask),
         rate=rate if seed is not None else 0.0,
-        interpret=interpret,
+        interpret=target_platform() != "tpu",
     )
     operands = Operands.of(plan, mask, b, jnp.zeros((b, 2), jnp.uint32) if seed is None else seed, heads)
     q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q * jnp.asarray(scale, q.dtype), k, v))  # [B, N or K, T or S, H]
@@ -90,10 +86,6 @@ def flash_tpu(
     )
     out: Any = _attend(plan, q, k, v, tiles, operands)
     return jnp.swapaxes(out[:, :, :t], 1, 2)  # [B, T, N, H]
-
-
-flash_tpu_interpreted = functools.partial(flash_tpu, interpret=True)
-"""The same without a TPU."""
 
 
 def unsupported_reason(request: Request) -> str | None:
@@ -128,7 +120,8 @@ class Plan:
     numbers: tuple[str, ...]
     """Names of the numbers of queries and keys (fields of `Side`) that are arrays."""
     rate: float
-    interpret: Any
+    interpret: bool
+    """Run the kernels by Pallas's interpreter."""
 
     @property
     def has_mask(self) -> bool:
