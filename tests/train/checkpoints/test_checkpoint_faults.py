@@ -204,7 +204,7 @@ import json, os, resource, signal, sys
 import jax, numpy as np
 from tests.support.states import abstract, make, mesh_of
 from train.checkpoints.checkpoints import Checkpoints
-from zoo.runtime import local_group
+from zoo.runtime import launch
 from zoo.errors import BadInput
 
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
