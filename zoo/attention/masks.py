@@ -13,7 +13,7 @@ from zoo.attention.mask_bias_base import MaskOrBias, array_field, static_field
 from zoo.attention.tiles import Tile
 
 NO_PAIR, SOME_PAIRS, ALL_PAIRS = range(3)
-"""What `Mask.block_states` says of a tile."""
+"""The states of a tile in `Mask.block_states`."""
 NARROW_WINDOW = 256
 """Queries and keys of a tile under a window that is narrower than this."""
 
@@ -141,7 +141,7 @@ class Mask(MaskOrBias):
             return self.allowed if allowed is None else allowed
         return jnp.logical_and(allowed, self.allowed)
 
-    def sides(self, t: int, s: int) -> "tuple[Side, Side]":
+    def sides(self, t: int, s: int) -> tuple[Side, Side]:
         """Return the numbers of `t` queries and of `s` keys that the rule reads, [1 or B, T] and [1 or B, S]."""
         query = Side(segment=self.query_segments, rank=self.query_ranks)
         key = Side(segment=self.key_segments, rank=self.key_ranks)
@@ -152,7 +152,7 @@ class Mask(MaskOrBias):
             key = key._replace(index=jnp.arange(s)[None])
         return query, key
 
-    def rule(self, query: "Side", key: "Side", length: Int[Array, "..."] | None = None) -> Bool[Array, "..."] | None:
+    def rule(self, query: Side, key: Side, length: Int[Array, "..."] | None = None) -> Bool[Array, "..."] | None:
         """Return which pairs attend by all fields but `allowed`, from numbers that broadcast against each other; None: all do.
 
         This works on arrays of any shapes, such as the tile of a kernel: only the fields without arrays are read.
@@ -176,7 +176,7 @@ class Mask(MaskOrBias):
         return functools.reduce(jnp.logical_and, pairs) if pairs else None
 
     def block_states(self, block_q: int, block_k: int, t: int, s: int) -> Int32[Array, "#B I J"]:
-        """Return what the smallest and largest numbers of each block of queries and of keys say of their tile.
+        """Return the state of each tile, which follows from the smallest and largest numbers of its queries and of its keys.
 
         `NO_PAIR`: no pair attends; `SOME_PAIRS`: the rule must be applied; `ALL_PAIRS`: every pair attends. Segments that are not
         sorted make ranges that overlap, which is right, and skips less.

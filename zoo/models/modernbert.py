@@ -83,10 +83,10 @@ def apply(cfg: Config, params: dict[str, Any], batch: Batch, *, seeds: Seeds = N
         "local": Mask(window=window, query_segments=segments, key_segments=segments),
     }
     bases = {"global": cfg.global_base, "local": cfg.local_base}
-    turns = {kind: positions.rotation(at, cfg.head, base=base) for kind, base in bases.items()}
+    rotations = {kind: positions.rotation(at, cfg.head, base=base) for kind, base in bases.items()}
 
     def body(block: Block, x: Array, _: None, index: Array, kind: str, *, before: int) -> tuple[Array, None]:
-        rotate = functools.partial(positions.rotate, turn=turns[kind])
+        rotate = functools.partial(positions.rotate, rotation=rotations[kind])
         return constrain(block(x, masks[kind], rotate, fold_seeds(seeds, before + index + 1)), BATCH), None
 
     embed = params["embed"]

@@ -89,7 +89,7 @@ class RMSNorm(nnx.Module):
 class SelfAttention(nnx.Module):
     """Multi-head self-attention: fused q, k, v projection, `attention`, output projection.
 
-    `shift` is the bias of `attention`; a `scale` of None is 1/sqrt(H). `rotate` turns queries and keys by their positions.
+    `shift` is the bias of `attention`; a `scale` of None is 1/sqrt(H). `rotate` rotates queries and keys by their positions.
     """
 
     def __init__(self, width: int, heads: int, head: int, init: Init, out_init: Init, rngs: nnx.Rngs, *, biases: bool = True):

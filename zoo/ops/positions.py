@@ -120,9 +120,9 @@ def rotation(
     return jnp.cos(angles), jnp.sin(angles)
 
 
-def rotate(x: Float[Array, "B T N H"], turn: tuple[Array, Array]) -> Float[Array, "B T N H"]:
+def rotate(x: Float[Array, "B T N H"], rotation: tuple[Array, Array]) -> Float[Array, "B T N H"]:
     """Rotate queries or keys by the cosines and sines of `rotation`."""
-    cos, sin = turn
+    cos, sin = rotation
     a, b = jnp.split(x, 2, axis=-1)  # the products are float32, because the angles are
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
 

@@ -137,7 +137,7 @@ class Stuck:
 
     processes: tuple[int, ...]
     reason: str
-    """What they are doing, and for how long."""
+    """The activity in which they are stuck, and its duration."""
 
 
 class Watch:

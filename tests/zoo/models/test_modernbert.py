@@ -147,7 +147,7 @@ MISTAKES: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
     "positions ignored": rotations(lambda at, base: (jnp.arange(16)[None], base)),
     "a norm in the first layer": norm_in_the_first_layer,
     "the first layer local": first_layer_local,
-    "no rotation": lambda patch: patch.setattr(positions, "rotate", lambda x, turn: x),
+    "no rotation": lambda patch: patch.setattr(positions, "rotate", lambda x, rotation: x),
 }
 
 
