@@ -1,6 +1,8 @@
 """A command of `zoo` that ends when the process that started it ends: `python -m eval.experiments.die_with_parent PID train ...`.
 
-On Linux the kernel kills it. Elsewhere, and where that call fails, a thread watches for a new parent and ends the process.
+On Linux the kernel kills it. Elsewhere, and where that call fails, a thread watches for a new parent and ends the process. Where
+it is not needed there is no thread: a thread that allocates before `zoo.runtime.jax_setup` has set malloc's options makes malloc
+use two arenas, of which the second returns the memory of each step to the system.
 """
 
 import contextlib
@@ -19,13 +21,15 @@ POLL = 0.5
 
 def follow(parent: int) -> None:
     """Make this process end when `parent`, which started it, ends."""
+    killed_by_kernel = False
     if sys.platform == "linux":
         with contextlib.suppress(OSError, AttributeError):
-            ctypes.CDLL(None).prctl(SET_PARENT_DEATH_SIGNAL, signal.SIGKILL, 0, 0, 0)
+            killed_by_kernel = ctypes.CDLL(None).prctl(SET_PARENT_DEATH_SIGNAL, signal.SIGKILL, 0, 0, 0) == 0
     # The parent may have ended before this call.
     if os.getppid() != parent:
         os._exit(1)
-    threading.Thread(target=_watch, args=(parent,), daemon=True, name="parent").start()
+    if not killed_by_kernel:
+        threading.Thread(target=_watch, args=(parent,), daemon=True, name="parent").start()
 
 
 def _watch(parent: int) -> None:
