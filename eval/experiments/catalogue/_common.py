@@ -30,6 +30,7 @@ _SST2_DATA: Options = {
     "data.paths": "{tasks}/sst2/train.tsv",
     "data.valid_paths": "{tasks}/sst2/dev.tsv",
     "labelled.header": False,
+    "labelled.truncate": True,
     "data.length": 64,
 }
 _SST2_TEST_DATA: Options = {"files": "{tasks}/sst2/test.tsv"}
