@@ -184,8 +184,12 @@ def _is_text(rows: Mapping[str, Mapping[str, Any]]) -> bool:
 def _lines(title: str, rows: Mapping[str, Mapping[str, Any]]) -> str:
     columns = list(dict.fromkeys(column for row in rows.values() for column in row))
     wide = max(map(len, (title, *rows)))
-    head = f"{title:{wide}}" + "".join(f"{column:>12}" for column in columns)
-    body = [f"{name:{wide}}" + "".join(f"{_number(row.get(column, '')):>12}" for column in columns) for name, row in rows.items()]
+    widths = {column: max(12, len(column) + 2) for column in columns}
+    head = f"{title:{wide}}" + "".join(f"{column:>{width}}" for column, width in widths.items())
+    body = [
+        f"{name:{wide}}" + "".join(f"{_number(row.get(column, '')):>{width}}" for column, width in widths.items())
+        for name, row in rows.items()
+    ]
     return "\n".join([head, *body])
 
 

@@ -19,6 +19,7 @@ from typing import Any
 
 from train.config.data_options import TextData
 from train.config.option_groups import Labelled
+from train.config.rollout_options import JudgedResponses
 from train.data import corpus
 from train.data.corpus import Documents
 from train.run.item_outcomes import Outcomes
@@ -61,6 +62,8 @@ class Settings:
     """Maximum number of tokens of a generated text; 0 = the task's choice."""
     search: Beams = Beams()
     """Options of beam search."""
+    rollout: JudgedResponses = JudgedResponses()
+    """Responses that are sampled, and what judges them."""
 
 
 @dataclasses.dataclass(frozen=True)

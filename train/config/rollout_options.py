@@ -6,6 +6,36 @@ import math
 from zoo.errors import require
 
 
+def _check_temperature(temperature: float) -> None:
+    fix = "responses are sampled; choose a number above 0, such as 1"
+    require(1e-3 <= temperature < math.inf, "rollout.temperature", temperature, fix)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class JudgedResponses:
+    """Responses that are sampled from a model and judged, as in training, but not trained on."""
+
+    reward: tuple[str, ...] = ()
+    """Judges of responses, as in training. A response is chosen by the sum of their rewards; @0 after a name: it has no part in
+    the choice, and is only reported."""
+    samples: int = 1
+    """Number of responses to each prompt."""
+    tokens: int = 64
+    """Most tokens of a response, its end mark included."""
+    temperature: float = 1.0
+    """Divides the logits."""
+    reference: str = ""
+    """Run or weights of the model to which the KL divergence is estimated; empty = none."""
+    seed: int = 0
+    """Seed of sampling."""
+
+    def __post_init__(self) -> None:
+        require(1 <= self.samples <= 1 << 16, "rollout.samples", self.samples, "choose 1 to 65,536 responses")
+        require(1 <= self.tokens <= 1 << 16, "rollout.tokens", self.tokens, "choose 1 to 65,536 tokens")
+        require(0 <= self.seed < 1 << 32, "rollout.seed", self.seed, "choose 0 to 4,294,967,295")
+        _check_temperature(self.temperature)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Rollout:
     """Responses to prompts, sampled from the model in training."""
@@ -40,8 +70,7 @@ class Rollout:
         require(1 <= self.tokens <= 1 << 16, "rollout.tokens", self.tokens, "choose 1 to 65,536 tokens")
         finite = self.missing_end is None or math.isfinite(self.missing_end)
         require(finite, "rollout.missing_end", self.missing_end, "choose a finite number, such as -1, or leave it out")
-        fix = "responses are sampled; choose a number above 0, such as 1"
-        require(1e-3 <= self.temperature < math.inf, "rollout.temperature", self.temperature, fix)
+        _check_temperature(self.temperature)
         require(1 <= self.steps <= 1 << 16, "rollout.steps", self.steps, "choose 1 or more steps")
         fix = f"it must divide --rollout.steps {self.steps}"
         require(self.epochs >= 1 and self.steps % self.epochs == 0, "rollout.epochs", self.epochs, fix)

@@ -158,7 +158,7 @@ def read(run: run_config.Run, folder: RunDir, cache: Path, *, quiet: bool = Fals
     if halves[0][0].messages:
         tokenizer = with_template(tokenizer, choice)
         template = chat_template(tokenizer, run.tokenizer.path or run.init or "the tokenizer")
-        halves = [_rendered(half, tokenizer, template) for half in halves]
+        halves = [render(half, tokenizer, template) for half in halves]
         # The text of an encoder-decoder ends with end-of-text, like the target of every pair.
         chat_end = None if getattr(run.model, "is_encoder_decoder", False) else end_mark(tokenizer, template)
     else:
@@ -191,7 +191,7 @@ def rows_of(
     return PromptRows(examples, tuple(rows), length, digest_of(header, row_bytes(rows)))
 
 
-def _rendered(examples: Sequence[Prompt], tokenizer: Tokenizer, template: ChatTemplate) -> list[Prompt]:
+def render(examples: Sequence[Prompt], tokenizer: Tokenizer, template: ChatTemplate) -> list[Prompt]:
     """Return conversations with the texts that the chat template writes.
 
     Raises:

@@ -67,6 +67,36 @@ class Sizes:
         return length if self.limit is None else min(length, self.limit)
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Capacity:
+    """Numbers of responses and tokens that a reward model is prepared for."""
+
+    tokens: int
+    """Most tokens of a response, in tokens of the model that writes them."""
+    rows: int
+    """Number of responses that are scored at a time; it is rounded up to a number that the mesh divides."""
+    num_micro: int = 1
+    """Number of micro-batches in which they are computed."""
+    dtype: Any
+    """Dtype of the arithmetic."""
+    truncate_prompts: bool = False
+    """Cut the beginning of prompts that do not fit; otherwise they are refused."""
+    truncate_responses: bool = False
+    """Cut the end of responses that do not fit; otherwise they are refused."""
+
+    @classmethod
+    def of_run(cls, run: Run) -> "Capacity":
+        """Return those of a run with rollouts."""
+        return cls(
+            tokens=run.options.rollout.tokens,
+            rows=run.data.batch,
+            num_micro=run.accumulate,
+            dtype=DTYPES[run.precision],
+            truncate_prompts=run.options.labelled.truncate,
+            truncate_responses=run.options.rollout.reward_truncate,
+        )
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class RewardModel:
     """A frozen model whose score, normalized if it has a `reward_scale.json`, is the reward of a response.
@@ -170,11 +200,13 @@ class RewardModel:
         return label_log_probs(self.model, params, rows, self.label)
 
 
-def load_reward_model(named: ModelName, run: Run, mesh: Mesh, prompts: Sequence[Prompt], tokenizer: Tokenizer) -> RewardModel:
-    """Return the reward model or classifier in a folder, whose batches have as many rows as those of the run.
+def load_reward_model(
+    named: ModelName, capacity: Capacity, mesh: Mesh, prompts: Sequence[Prompt], tokenizer: Tokenizer
+) -> RewardModel:
+    """Return the reward model or classifier in a folder.
 
     Args:
-        prompts: all prompts of the run; the longest one determines the shapes of its batches.
+        prompts: all prompts; the longest one determines the shapes of its batches.
         tokenizer: that of the model in training.
 
     Raises:
@@ -192,7 +224,7 @@ def load_reward_model(named: ModelName, run: Run, mesh: Mesh, prompts: Sequence[
     joined = label is not None and not _reads_pairs(loaded)
     # The scale of a folder is that of one score, not of a log-probability.
     scale = loaded.reward_scale if label is None else RewardScale()
-    dtype, template = DTYPES[run.precision], None
+    template = None
     if prompts[0].messages and has_template(loaded.tokenizer):
         template = chat_template(loaded.tokenizer, named.folder)
     for prompt in prompts:
@@ -202,7 +234,7 @@ def load_reward_model(named: ModelName, run: Run, mesh: Mesh, prompts: Sequence[
     identity = [digest, loaded.tokenizer.fingerprint, scale.gain, scale.bias]
     identity += [] if label is None else [label, joined]
     with jax.set_mesh(mesh):
-        params = jax.jit(lambda params: cast_params(params, dtype))(loaded.params)
+        params = jax.jit(lambda params: cast_params(params, capacity.dtype))(loaded.params)
     return RewardModel(
         name=named.name,
         weight=named.weight,
@@ -211,19 +243,19 @@ def load_reward_model(named: ModelName, run: Run, mesh: Mesh, prompts: Sequence[
         tokenizer=loaded.tokenizer,
         scale=scale,
         mesh=mesh,
-        rows=device_mesh.round_up_rows(mesh, run.data.batch),
-        num_micro=run.accumulate,
+        rows=device_mesh.round_up_rows(mesh, capacity.rows),
+        num_micro=capacity.num_micro,
         sizes=_sizes(
             where,
             loaded,
             prompts,
             texts,
-            run.options.rollout.tokens,
-            truncate=run.options.labelled.truncate,
+            capacity.tokens,
+            truncate=capacity.truncate_prompts,
             joined=joined,
         ),
         digest=digest_of(json.dumps(identity), ()),
-        truncate=run.options.rollout.reward_truncate,
+        truncate=capacity.truncate_responses,
         own_tokenizer=loaded.tokenizer.fingerprint != tokenizer.fingerprint,
         template=template,
         label=label,

@@ -7,7 +7,7 @@ from typing import Any
 from jax.sharding import Mesh
 
 from train.config.run_config import Run
-from train.rollouts.reward_models import load_reward_model
+from train.rollouts.reward_models import Capacity, load_reward_model
 from train.rollouts.rewards import ModelName, find_rewards
 from train.weights.reference_log_probs import digest_of_parameters
 from zoo.errors import require
@@ -57,8 +57,9 @@ def with_judges(run: Run, mesh: Mesh, inputs: Any) -> Any:
     """
     # Without those that --labelled.skip-bad left out.
     prompts = [rows.examples[row.example] for rows in (inputs.training, inputs.held_out) for row in rows.rows]
+    capacity = Capacity.of_run(run)
     judges = tuple(
-        load_reward_model(judge, run, mesh, prompts, inputs.tokenizer) if isinstance(judge, ModelName) else judge
+        load_reward_model(judge, capacity, mesh, prompts, inputs.tokenizer) if isinstance(judge, ModelName) else judge
         for judge in find_rewards(run.options.rollout.reward)
     )
     rollout = run.options.rollout

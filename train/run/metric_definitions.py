@@ -103,6 +103,7 @@ METRICS: dict[str, Metric] = {
     "desired_length": Metric(label="desired length", note="mean tokens of a desired answer", better=None, format=".1f"),
     "undesired_length": Metric(label="undesired length", note="mean tokens of an undesired answer", better=None, format=".1f"),
     "reward": Metric(label="reward", note="mean reward of the model's responses", better="higher"),
+    "reward_stderr": Metric(label="its error", note="standard error of the mean reward, over prompts", better=None),
     "reward_deviation": Metric(label="deviation of rewards", note="standard deviation over responses", better=None),
     "kl": Metric(
         label="KL divergence", note="mean log-ratio of responses to the reference, in nats; estimates the divergence", better=None

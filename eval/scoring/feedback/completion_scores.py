@@ -77,7 +77,7 @@ def log_probabilities(
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class _Rows(SampledRows):
+class SideRows(SampledRows):
     """Rows of one completion each; see `train.rows.row_source.RowSource`."""
 
     sides: Sequence[Side]
@@ -98,7 +98,7 @@ class _Rows(SampledRows):
     def targets(self) -> int:
         return self.text_size
 
-    def select_rows(self, chosen: Int64[np.ndarray, " n"]) -> "_Rows":
+    def select_rows(self, chosen: Int64[np.ndarray, " n"]) -> "SideRows":
         return dataclasses.replace(self, sides=[self.sides[number] for number in chosen.tolist()])
 
 
@@ -125,7 +125,7 @@ def _computed(
         return jax.tree.map(lambda array: array[None], one_side(side, length))
 
     size = device_mesh.round_up_rows(subject.mesh, min(batch, len(sides)))
-    results = loop.results(loop.cast(subject.params), _Rows(sides, length), build, size, progress=progress)
+    results = loop.results(loop.cast(subject.params), SideRows(sides, length), build, size, progress=progress)
     numbers = np.concatenate(list(results))[: len(sides)]
     if not np.isfinite(numbers).all():
         origin = completions[int(np.argmin(np.isfinite(numbers)))].origin

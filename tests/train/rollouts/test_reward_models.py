@@ -24,7 +24,7 @@ from train.data.text_files import Document
 from train.engine import device_mesh
 from train.inputs import prompt_inputs
 from train.rollouts import reward_models, rollout_inputs
-from train.rollouts.reward_models import RewardModel, load_reward_model
+from train.rollouts.reward_models import Capacity, RewardModel, load_reward_model
 from train.rollouts.rewards import Completion, ModelName, RewardFunction, rewards
 from train.rows.mixture import Component, Mixture
 from train.run.run_dir import differences
@@ -54,7 +54,7 @@ def subject(family: str, mesh: Any = MESH) -> Loaded:
 def reward_model(monkeypatch: pytest.MonkeyPatch, of: Loaded, label: str | None = None, **options: Any) -> RewardModel:
     monkeypatch.setattr(reward_models, "load", lambda name, mesh: of)
     monkeypatch.setattr(reward_models, "digest_of_parameters", lambda name: "parameters")
-    return load_reward_model(ModelName("judge", 1.0, label), run(**options), of.mesh, PROMPTS, BYTES)
+    return load_reward_model(ModelName("judge", 1.0, label), Capacity.of_run(run(**options)), of.mesh, PROMPTS, BYTES)
 
 
 def completions() -> list[Completion]:
@@ -231,7 +231,7 @@ def test_prompts_that_were_left_out_have_no_part_in_the_lengths(monkeypatch: pyt
     seen: list[Any] = []
     monkeypatch.setattr(rollout_inputs, "find_rewards", lambda names: (ModelName("judge", 1.0),))
 
-    def load(judge: ModelName, run: Any, mesh: Any, prompts: Any, tokenizer: Tokenizer) -> RewardFunction:
+    def load(judge: ModelName, capacity: Capacity, mesh: Any, prompts: Any, tokenizer: Tokenizer) -> RewardFunction:
         seen.extend(prompts)
         return RewardFunction("judge", len)
 
@@ -300,7 +300,7 @@ def test_folders_are_loaded_and_their_digest_changes_with_weights_and_normalizat
     (tmp_path / "empty").mkdir()
 
     def digest(name: str) -> str:
-        return load_reward_model(ModelName(name, 1.0), run(), MESH, PROMPTS, BYTES).digest
+        return load_reward_model(ModelName(name, 1.0), Capacity.of_run(run()), MESH, PROMPTS, BYTES).digest
 
     digests = [digest("judge"), digest("judge"), digest("other")]
     write_scale(tmp_path / "judge", RewardScale(gain=2.0, bias=0.5))
@@ -316,7 +316,8 @@ def test_folders_are_loaded_and_their_digest_changes_with_weights_and_normalizat
         assert "\n" not in str(refusal.value)
     folder(tmp_path / "classifier", "bert", "sequence")
     labels = [
-        load_reward_model(ModelName("classifier", 1.0, label), run(), MESH, PROMPTS, BYTES).digest for label in ("no", "yes")
+        load_reward_model(ModelName("classifier", 1.0, label), Capacity.of_run(run()), MESH, PROMPTS, BYTES).digest
+        for label in ("no", "yes")
     ]
     assert len(set(labels)) == 2
     content = json.loads((tmp_path / "judge" / "config.json").read_text()) | {"id2label": {"0": "a", "1": "b"}}

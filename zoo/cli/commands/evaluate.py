@@ -18,6 +18,7 @@ def evaluate(args: list[str]) -> int:
     import tyro
 
     from train.config.option_groups import Labelled
+    from train.config.rollout_options import JudgedResponses
     from train.config.run_config import Machine, Mesh, Precision
     from train.run.run_dir import read_config
 
@@ -36,7 +37,8 @@ def evaluate(args: list[str]) -> int:
         Encoders: masked, pseudo_perplexity, blimp. XLNet: permutation_likelihood. Both, on the same tokens: masked:all.
         Fine-tuned encoders: labelled, or labelled:NAME for the metrics of a GLUE task.
         Encoder-decoders: text_to_text, or text_to_text:bleu.
-        Reward models: preferences (also language models and encoder-decoders), rewards, or rewards:normalize."""
+        Reward models: preferences (also language models and encoder-decoders), rewards, or rewards:normalize.
+        Models that generate: responses, which are sampled and judged."""
         files: tuple[str, ...] = ()
         """Files of the task, or folders of them."""
         step: int | None = None
@@ -72,6 +74,8 @@ def evaluate(args: list[str]) -> int:
         labelled: Labelled = Labelled()
         """Options for reading files (labelled, text_to_text, preferences).
         Without any of them, files are read with the options of the run."""
+        rollout: JudgedResponses = JudgedResponses()
+        """Responses that are sampled from the model and judged (responses)."""
         mesh: Mesh = dataclasses.field(default_factory=Mesh)
         machine: Annotated[Machine, tyro.conf.arg(name="", prefix_name=False)] = dataclasses.field(default_factory=Machine)
 
@@ -87,6 +91,7 @@ def evaluate(args: list[str]) -> int:
             require(value == default, name, " ".join(value) if isinstance(value, tuple) else value, "it needs a --task")
         require(options.labelled == Labelled(), "labelled", "options", "they need --task labelled")
         require(options.search == Beams(), "beams", "and its options", "they need --task text_to_text")
+        require(options.rollout == JudgedResponses(), "rollout", "options", "they need --task responses")
     if options.task:
         early_checks.check_source(options.run, options.step)
         early_checks.check_files("--files", options.files)
@@ -103,7 +108,7 @@ def evaluate(args: list[str]) -> int:
     from eval import tasks
     from eval.commands import run_task
 
-    settings = {name: getattr(options, name) for name in (*PASSED, "labelled", "search")}
+    settings = {name: getattr(options, name) for name in (*PASSED, "labelled", "search", "rollout")}
     return run_task.main(
         options.run,
         task=options.task,

@@ -1,0 +1,227 @@
+"""Rewards of the responses that a model samples, the best of several, and the KL divergence from a reference.
+
+Format: prompts as `grpo` reads them: .jsonl, .parquet or folders of `datasets` with `prompt`, a text or a conversation, and
+columns for reward functions, the same ones in all lines.
+
+A model that generates samples --rollout.samples responses to each prompt, of at most --rollout.tokens tokens, at
+--rollout.temperature. The judges are those of training, --rollout.reward; functions, reward models, labels of classifiers.
+
+Metrics:
+- reward, reward_deviation: mean and standard deviation over all responses of the weighted sum of the judges;
+- reward_stderr: the standard error of the mean, over prompts;
+- kl: with --rollout.reference, the mean over responses of log p - log p of the reference, in nats: an unbiased estimate of the KL
+  divergence of the model from the reference at this temperature;
+- response_length, unended_share: mean tokens of a response, and the share of those without an end mark.
+Examples are prompts. Details: some responses, and a table for n = 1, 2, 4, ... up to --rollout.samples. For it the response with
+the highest sum is chosen among each n (Nakano et al. 2021, WebGPT): the means of the sum and of each judge over the chosen ones;
+for a label of a classifier also the share of them whose probability of the label is above 1/2; and log n - (n - 1) / n nats,
+which the divergence of best-of-n from the model does not exceed (Beirami et al. 2024). A judge with the weight 0 has no part in
+the choice.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float64
+
+from eval.metrics.standard_error import mean_and_error
+from eval.scoring.feedback.response_log_probs import response_log_probs
+from eval.tasks import Progress, Result, Settings, first
+from train.config.data_options import Data
+from train.config.option_groups import Prompts
+from train.data import labelled_reader
+from train.data.example_types import Prompt
+from train.data.prompt_records import check_columns
+from train.engine import device_mesh
+from train.inputs.prompt_inputs import render
+from train.rollouts.reward_models import Capacity, RewardModel, load_reward_model
+from train.rollouts.rewards import Completion, Judge, ModelName, find_rewards
+from train.rollouts.sampler import SALT, Sampler
+from train.rows.feedback import prompt_rows
+from train.rows.feedback.preference_rows import Side
+from train.rows.feedback.response_rows import ResponseRow
+from train.tokenizers.chat_template import chat_template
+from train.tokenizers.chat_token_ids import end_mark
+from train.weights.load import Loaded, load
+from zoo.configs import longest_row
+from zoo.errors import BadInput, require
+from zoo.generation.decoding_settings import Sampling
+
+OPTIONS = ("limit", "rollout")
+SHOWN = 10
+"""Number of responses among the details."""
+
+
+def read(names: Sequence[str], settings: Settings) -> list[Prompt]:
+    """Read the prompts of all files, and check that the judges exist.
+
+    Raises:
+        BadInput: a file or a line that cannot be read, prompts with different columns, a judge that does not exist, or neither a
+            judge nor a reference.
+    """
+    if settings.rollout.reward:
+        find_rewards(settings.rollout.reward)
+    else:
+        fix = "responses are sampled and nothing judges them; name a judge, or a --rollout.reference"
+        require(bool(settings.rollout.reference), "rollout.reward", "", fix)
+    examples, _ = labelled_reader.read_examples("policy", tuple(names), Data(), Prompts())
+    prompts = first([item for item in examples if isinstance(item, Prompt)], settings.limit)
+    check_columns(prompts)
+    return prompts
+
+
+def score(subject: Loaded, prompts: list[Prompt], settings: Settings, progress: Progress) -> Result:
+    """Sample responses to all prompts and judge them.
+
+    Raises:
+        BadInput: a model that does not generate, a prompt that leaves no room for a response, a judge that cannot be used, or a
+            reference that does not generate or has another tokenizer.
+    """
+    model, tokenizer, options = subject.model, subject.tokenizer, settings.rollout
+    if not (model.is_encoder_decoder or model.task == "causal"):
+        what = f"{subject.name} is a {model.family} for the task {model.task}, which does not generate"
+        raise BadInput(f"--task responses: {what}; choose a GPT or an encoder-decoder")
+    end = tokenizer.end_of_text
+    if prompts[0].messages:
+        template = chat_template(tokenizer, subject.name)
+        prompts = render(prompts, tokenizer, template)
+        end = end if model.is_encoder_decoder else end_mark(tokenizer, template)
+    rows = _rows(subject, prompts, options.tokens)
+    # Everything that can be refused is refused before anything is sampled.
+    reference = _reference(subject, options.reference) if options.reference else None
+    capacity = Capacity(tokens=options.tokens, rows=settings.batch, dtype=settings.dtype)
+    judges: list[Judge] = [
+        load_reward_model(judge, capacity, subject.mesh, prompts, tokenizer) if isinstance(judge, ModelName) else judge
+        for judge in (find_rewards(options.reward) if options.reward else ())
+    ]
+    sampler = Sampler(
+        model,
+        subject.mesh,
+        tokenizer,
+        np.dtype(settings.dtype),
+        rows=device_mesh.round_up_rows(subject.mesh, min(settings.batch, len(rows) * options.samples)),
+        slots=max(len(row.prompt) for row in rows),
+        limit=options.tokens,
+        settings=Sampling(temperature=options.temperature),
+        end=end,
+        seed=(options.seed + SALT) % (1 << 32),
+    )
+    completions, sides, ended = _sample(sampler, subject.params, prompts, rows, options.samples, progress)
+    metrics: dict[str, float] = {}
+    details: dict[str, Any] = {"samples": options.samples, "temperature": options.temperature}
+    if judges:
+        values = {judge.name: judge.scores(completions).values.reshape(-1, options.samples) for judge in judges}
+        total = sum((judge.weight * values[judge.name] for judge in judges), np.zeros((len(prompts), options.samples)))
+        mean, error = mean_and_error(total.mean(1).tolist())
+        metrics |= {"reward": mean, "reward_deviation": float(total.std())}
+        metrics |= {} if error is None else {"reward_stderr": error}
+        shares = {judge.name for judge in judges if isinstance(judge, RewardModel) and judge.label is not None}
+        details["best of n"] = best_of(total, values, shares)
+    if reference is not None:
+        score_of = {
+            "tokens": options.tokens,
+            "temperature": options.temperature,
+            "batch": settings.batch,
+            "dtype": settings.dtype,
+        }
+        log_ratios = response_log_probs(subject, sides, **score_of) - response_log_probs(reference, sides, **score_of)
+        metrics["kl"] = float(log_ratios.mean())
+    sizes = [len(side.ids) - side.first for side in sides]
+    metrics |= {"response_length": float(np.mean(sizes)), "unended_share": 1 - float(np.mean(ended))}
+    chosen = np.unique(np.linspace(0, len(completions) - 1, SHOWN).astype(int)).tolist()
+    details["texts"] = {
+        str(number + 1): {"prompt": completions[number].prompt.prompt, "response": completions[number].text} for number in chosen
+    }
+    items = {f"judge {judge.name}": judge.digest for judge in judges if isinstance(judge, RewardModel)}
+    return Result(metrics, len(prompts), details, items=items)
+
+
+def best_of(
+    total: Float64[np.ndarray, "P N"], values: dict[str, Float64[np.ndarray, "P N"]], shares: set[str]
+) -> dict[str, dict[str, float]]:
+    """Return the table of the best of n responses, for the powers of two n up to N, over P prompts.
+
+    The N responses to a prompt are divided into floor(N / n) groups of n; of each the one with the greatest total is chosen.
+
+    Args:
+        total: what responses are chosen by.
+        values: numbers of each judge.
+        shares: names of the judges whose numbers are logarithms of probabilities.
+    """
+    table = {}
+    for n in (1 << power for power in range(total.shape[1].bit_length())):
+        groups = total.shape[1] // n
+
+        def grouped(numbers: np.ndarray, n: int = n, groups: int = groups) -> np.ndarray:
+            return numbers[:, : groups * n].reshape(-1, n)
+
+        best = grouped(total).argmax(1)[:, None]
+        row = {"reward": float(grouped(total).max(1).mean())}
+        for name, numbers in values.items():
+            of_chosen = np.take_along_axis(grouped(numbers), best, 1)
+            row[name] = float(of_chosen.mean())
+            if name in shares:
+                row[f"{name} > 1/2"] = float((of_chosen > math.log(0.5)).mean())
+        table[str(n)] = row | {"kl bound": math.log(n) - (n - 1) / n}
+    return table
+
+
+def _rows(subject: Loaded, prompts: Sequence[Prompt], tokens: int) -> list[ResponseRow]:
+    """Return the rows of prompts, all of which have room for a response.
+
+    Raises:
+        BadInput: a prompt is too long, or spells a special token.
+    """
+    config, context = subject.model.config, longest_row(subject.model.config)
+    unlimited = 1 << 30
+    rows, _ = prompt_rows.encode_rows(prompts, subject.tokenizer, config, Prompts(), unlimited, tokens)
+    longest = max(rows, key=lambda row: len(row.prompt))
+    size = len(longest.prompt)
+    needed = max(size, tokens) if subject.model.is_encoder_decoder else size + tokens
+    if context is not None and needed > context:
+        what = f"a prompt of {size} tokens, and with --rollout.tokens {tokens} more than the model's {context} positions"
+        raise BadInput(f"{prompts[longest.example].origin}: {what}; shorten it, or choose fewer tokens")
+    return rows
+
+
+def _reference(subject: Loaded, name: str) -> Loaded:
+    """Return the model in a folder.
+
+    Raises:
+        BadInput: it does not generate, is no encoder-decoder where the model is one, or has another tokenizer.
+    """
+    reference = load(name, subject.mesh)
+    kinds = [(loaded.model.is_encoder_decoder, loaded.model.task) for loaded in (subject, reference)]
+    fix = f"choose a model like {subject.name}, such as the one that its training began from"
+    require(kinds[0] == kinds[1], "rollout.reference", name, f"a {reference.model.family} for {reference.model.task}; {fix}")
+    same = reference.tokenizer.fingerprint == subject.tokenizer.fingerprint
+    require(same, "rollout.reference", name, f"it has another tokenizer, so that its tokens have other ids; {fix}")
+    return reference
+
+
+def _sample(
+    sampler: Sampler,
+    params: Any,
+    prompts: Sequence[Prompt],
+    rows: Sequence[ResponseRow],
+    samples: int,
+    progress: Progress,
+) -> tuple[list[Completion], list[Side], list[bool]]:
+    """Return the responses, their ids after those of their prompts, and whether they have an end mark, prompt by prompt."""
+    params = sampler.decoding_params(params)
+    completions, sides, ended = [], [], []
+    numbers = np.stack(np.divmod(np.arange(len(rows) * samples), samples)).astype(np.uint32)  # [2, N]
+    batches = range(0, numbers.shape[1], sampler.rows)
+    progress(0, len(batches))
+    for done, begin in enumerate(batches, 1):
+        of_batch = numbers[:, begin : begin + sampler.rows]
+        asked = [rows[number] for number in of_batch[0].tolist()]
+        responses = sampler.sample(params, asked, of_batch)
+        for place, row in enumerate(asked):
+            completions.append(Completion(prompts[row.example], sampler.text(responses, place), responses.text_ids(place)))
+            sides.append(row.with_response(responses.ids(place)))
+        ended += responses.ended.tolist()
+        progress(done, len(batches))
+    return completions, sides, ended
