@@ -29,6 +29,8 @@ RULE = (
     "that this number of seeds finds in 80% of the cases. Rows that are no better than the control row are not compared."
 )
 
+FORECAST = "Forecast before the first run:"
+
 
 def render_html(result: Result) -> str:
     """Return the page: one HTML file without network access and scripts, light and dark, for any state of the grid."""
@@ -50,6 +52,7 @@ def render_markdown(result: Result) -> str:
         "\n".join(f"- **{claim['mark']}**: {claim['text']} {claim['numbers']} {claim['reason']}." for claim in view["claims"])
     )
     parts += ["## Results", view["budget"], _markdown(view["results"]), "## Claims", RULE, _markdown(view["claims_table"])]
+    parts += ["\n".join(f"- {c['statement']}. {FORECAST} {c['forecast']}" for c in view["claims"] if c["forecast"])]
     parts += ["## Costs", _markdown(view["costs"]), "## What differs", _markdown(view["options"])]
     parts += ["\n".join(f"- {line}" for line in view["incidents"]) or "No run failed and nothing deviates from the registration."]
     parts += ["## Provenance", "\n".join(f"- {name}: {value}" for name, value in view["provenance"].items())]
@@ -87,6 +90,7 @@ def _view(result: Result) -> dict[str, Any]:
         "paper": _sources(result.get("paper") or ()),
         "floors": _sources(result.get("floors") or ()),
         "rule": RULE,
+        "forecast_label": FORECAST,
     }
 
 
