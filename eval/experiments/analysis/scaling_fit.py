@@ -16,6 +16,8 @@ LEVEL = 0.05
 """Error of each one-sided bound, before Holm's correction."""
 FEWEST_SIZES, FEWEST_BUDGETS, FEWEST_SEEDS = 3, 2, 2
 CHINCHILLA = 0.5
+NEEDS_MINIMA = ("below_kaplan", "chinchilla", "prediction")
+"""Claims that are not testable unless the mean losses have an inner minimum at every budget."""
 
 Curves = dict[str, dict[str, tuple[float, list[tuple[float, float]]]]]
 """Budget -> row -> (parameters, [(FLOPs, loss) of each seed])."""
@@ -131,14 +133,19 @@ def _judged(claim: Mapping[str, Any], curves: Curves, reason: str, draws: Sequen
     }[claim["id"]]
     if math.isnan(estimate[name]):
         return entry | {"reason": "a prediction needs three budgets"}
+    if claim["id"] in NEEDS_MINIMA and estimate["outer"]:
+        what = f"at {estimate['outer']:.0f} of {len(curves)} budgets the best size is the smallest or the largest"
+        return entry | {"reason": f"{what}, so there is no optimum to fit"}
     values = np.array([item[name] for item in draws])
+    # A draw without an optimum at some budget does not support a claim about the optima.
+    unfit = np.array([claim["id"] in NEEDS_MINIMA and item["outer"] > 0 for item in draws])
     if claim["kind"] == "equivalent":
         # The larger of two one-sided tests, by the share of draws beyond either margin.
-        p = max(_share(values >= target + margin), _share(values <= target - margin))
+        p = max(_share((values >= target + margin) | unfit), _share((values <= target - margin) | unfit))
         bound = float(np.quantile(abs(values - target), 1 - LEVEL))
         beyond = bound > margin and min(np.quantile(abs(values - target), LEVEL), abs(estimate[name] - target)) > margin
     else:
-        p, bound = _share(values >= margin), float(np.quantile(values, 1 - LEVEL))
+        p, bound = _share((values >= margin) | unfit), float(np.quantile(values, 1 - LEVEL))
         beyond = float(np.quantile(values, LEVEL)) > margin
     holds = p <= LEVEL
     verdict = (

@@ -58,3 +58,18 @@ def test_too_few_seeds_or_sizes_are_not_testable() -> None:
     for registration, cells in (synthetic(0.3, 0.3, seeds=1), (synthetic(0.3, 0.3)[0], [])):
         entries = scaling_fit.judge(registration, cells)
         assert {entry["verdict"] for entry in entries} == {"not testable"} and all(entry["reason"] for entry in entries)
+
+
+@pytest.mark.planted
+@pytest.mark.parametrize("budgets", [1, 3])
+def test_an_exponent_of_sizes_that_are_no_optima_is_not_testable(budgets: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If the smallest size is the best one at some budgets, the exponent is a property of the grid of sizes."""
+    monkeypatch.setattr(scaling_fit, "DRAWS", 150)
+    registration, cells = synthetic(0.3, 0.3)
+    smallest = [f"c{budget:g}-0.25" for budget in BUDGETS[:budgets]]
+    for cell in (cell for cell in cells if cell["row"] in smallest):
+        cell["scores"] = {"loss": cell["scores"]["loss"] - 5}
+    minimum, *others = scaling_fit.judge(registration, cells)
+    assert minimum["verdict"] == "contradicted" and {entry["verdict"] for entry in others} == {"not testable"}
+    expected = f"at {budgets} of 3 budgets the best size is the smallest or the largest, so there is no optimum to fit"
+    assert {entry["reason"] for entry in others} == {expected}
