@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from benchmarks.core import result_files, timing
 from benchmarks.core.memory import free_bytes
+from benchmarks.core.peer_process import Peer
 from benchmarks.core.progress import Progress
 from benchmarks.core.result_files import identity
 from benchmarks.core.result_tables import gigabytes
@@ -34,12 +35,21 @@ class Trial:
     columns: dict[str, Any] = field(default_factory=dict)
     program: Program | None = None
     """Makes one call, to its end; None before it is ready, and after it ended without being timed in rounds."""
+    peer: Peer | None = None
+    """The process that the program runs in, if it is another library's."""
 
     def end(self, state: str, reason: str = "") -> None:
-        """Set the final state; a program that was not timed is released."""
+        """Set the final state; the process of a peer ends, and a program that was not timed is released."""
         self.state, self.reason = state, reason
         if state != "timed":
             self.program = None
+        self.stop_peer()
+
+    def stop_peer(self) -> None:
+        """End a peer's process."""
+        if self.peer is not None:
+            self.peer.close()
+        self.peer = None
 
     def cell(self) -> dict[str, Any]:
         """Return the cell, without the process."""

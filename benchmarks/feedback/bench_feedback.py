@@ -10,7 +10,7 @@ from benchmarks.core.guarded_trials import Group
 from benchmarks.feedback import iteration_page, iteration_tables, measure_iteration
 from benchmarks.feedback.feedback_options import Options
 from benchmarks.feedback.iteration import Shape
-from benchmarks.feedback.peer_process import PEERS
+from benchmarks.feedback.peer_libraries import PEERS
 from benchmarks.step.cases import case
 from benchmarks.step.step_variants import OURS
 from zoo import models

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import functools
-import json
 import math
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,19 +12,18 @@ from typing import Any
 import jax
 import numpy as np
 
-from benchmarks.core import guarded_trials, timing
+from benchmarks.core import guarded_trials, peer_process, timing
 from benchmarks.core.guarded_trials import SkipTrial, Trial, Watch, WrongResult
+from benchmarks.core.peer_process import Peer
 from benchmarks.core.worker_process import WorkerFailed
-from benchmarks.feedback import peer_process
+from benchmarks.feedback import peer_libraries
 from benchmarks.feedback.feedback_options import Options
 from benchmarks.feedback.iteration import ITERATION, PARTS, REFERENCE_FACTOR, FirstSteps, Iteration, Shape
-from benchmarks.feedback.peer_process import Peer
 from benchmarks.step.measure_model import LOSSES, TOLERANCES
-from benchmarks.step.peer_libraries import peak_resident
 from benchmarks.step.step_variants import OURS
 from train.run.hardware import device_peak
 from train.run.metrics_file import mfu
-from zoo import models, published_weights
+from zoo import models
 
 
 def key(shape: Shape, program: str, part: str) -> dict[str, Any]:
@@ -47,17 +45,6 @@ class IterationTrial(Trial):
 
     seconds: list[Mapping[str, float]] = dataclasses.field(default_factory=list)
     """The seconds of the parts, of each call."""
-    peer: Peer | None = None
-
-    def end(self, state: str, reason: str = "") -> None:
-        super().end(state, reason)
-        self.stop_worker()
-
-    def stop_worker(self) -> None:
-        """End a peer's process."""
-        if self.peer is not None:
-            self.peer.close()
-        self.peer = None
 
 
 def measure(
@@ -73,13 +60,13 @@ def measure(
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         for trial, name in zip(trials[1:], names, strict=True):
             # Its process ends with the measurement, also after an error.
-            stack.callback(trial.stop_worker)
+            stack.callback(trial.stop_peer)
             act = functools.partial(group.start_peer, name=name, folder=folder)
             guarded_trials.run_guarded(trial, act, watch, f"{name}: first steps")
         rate = _time(trials, options, shape, watch)
         for trial in trials:
             if trial.program is not None and not trial.state:
-                trial.columns["memory"] = peak_resident() if trial.peer is None else trial.peer.resident
+                trial.columns["memory"] = peer_process.peak_resident() if trial.peer is None else trial.peer.resident
                 trial.end("timed", trial.reason)
             yield from group.cells(trial, own, rate)
 
@@ -129,23 +116,22 @@ class _Group:
 
     def start_peer(self, trial: IterationTrial, name: str, folder: Path) -> None:
         """Start a peer's process, and compare its tokens and losses with ours."""
-        if reason := peer_process.missing_packages(name):
+        if reason := (kind := peer_libraries.PEERS[name]).missing_packages():
             raise SkipTrial(reason)
         if self._first is None or self._iteration is None:
             raise SkipTrial("no iteration of jax-zoo ran that it could be compared with")
         if self.shape.precision != "float32":
             raise SkipTrial("it is compared in float32 only, where the likeliest tokens must be equal")
-        if not (folder / peer_process.REQUEST).exists():
-            self._export(folder)
+        self._export(folder)
         try:
-            trial.peer = peer = Peer(name, folder)
+            trial.peer = peer = Peer(peer_libraries.serve, kind, folder)
             answer = peer.begin()
         except WorkerFailed as failure:
             trial.end("failed", str(failure))
             return
         trial.columns |= {"versions": answer["versions"], **dict(zip(LOSSES, answer["losses"], strict=True))}
         check_agreement(self._iteration.greedy(self._first.prompts), answer["greedy"], self._first.losses, answer["losses"])
-        trial.program = lambda: trial.seconds.append(peer.run())
+        trial.program = lambda: trial.seconds.append(peer.run()["seconds"])
 
     def cells(self, trial: IterationTrial, own: IterationTrial, rate: float) -> list[dict[str, Any]]:
         """Return the cells of a trial: its iteration and its parts."""
@@ -182,14 +168,12 @@ class _Group:
         """Write the weights, the arrays of our first iteration, and the request."""
         assert self._first is not None
         run = self.shape.run()
-        published_weights.save(folder, self.shape.config, self._params)
         arrays = {name: getattr(self._first, name) for name in ("prompts", "responses", "old")}
-        np.savez(folder / peer_process.ARRAYS, **arrays)
         request = {"group": self.shape.group, "tokens": self.shape.tokens, "vocabulary": self.shape.config.vocab}
         request |= {"beta": run.options.policy.beta, "clip": run.options.policy.clip_low}
         request |= {"reference_factor": REFERENCE_FACTOR}
-        request["optim"] = {name: getattr(run.optim, name) for name in ("lr", "b1", "b2", "eps", "weight_decay", "clip")}
-        (folder / peer_process.REQUEST).write_text(json.dumps(request))
+        request["optim"] = peer_process.optimizer_numbers(run.optim)
+        peer_process.export(folder, self.shape.config, self._params, request, arrays)
 
 
 def check_agreement(

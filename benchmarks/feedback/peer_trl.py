@@ -26,7 +26,7 @@ def build(folder: Path, request: Mapping[str, Any], arrays: Mapping[str, np.ndar
 
 
 class TrlIteration:
-    """An iteration of `trl.GRPOTrainer`; see `benchmarks.feedback.peer_process.PeerIteration`."""
+    """An iteration of `trl.GRPOTrainer`; see `benchmarks.feedback.peer_libraries`."""
 
     def __init__(self, folder: Path, request: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
         """Make the trainer of a policy and its reference.

@@ -15,11 +15,11 @@ import jax
 
 from benchmarks.core import guarded_trials, result_files, timing
 from benchmarks.core.guarded_trials import SkipTrial, Trial, Watch, WrongResult
+from benchmarks.core.peer_process import Peer
 from benchmarks.core.worker_process import WorkerFailed
 from benchmarks.hlo import hlo_parser
 from benchmarks.step import instruction_times, peer_libraries, programs, time_breakdown
 from benchmarks.step.cases import Case
-from benchmarks.step.peer_libraries import Peer
 from benchmarks.step.programs import Step, Variant
 from benchmarks.step.step_variants import Options, key, peer_key
 from train import objectives
@@ -45,19 +45,8 @@ class StepTrial(Trial):
     """A step of ours or of a peer; its program is set once its losses agree."""
 
     step: Step | None = None
-    peer: Peer | None = None
     second: float = 0.0
     """Seconds of its second step."""
-
-    def end(self, state: str, reason: str = "") -> None:
-        super().end(state, reason)
-        self.stop_worker()
-
-    def stop_worker(self) -> None:
-        """End a peer's process."""
-        if self.peer is not None:
-            self.peer.close()
-        self.peer = None
 
 
 def measure(
@@ -88,7 +77,7 @@ def measure(
                 group.time(trials, watch)
             trials.append(trial)
             # Its process ends with the measurement, also after an error.
-            stack.callback(trial.stop_worker)
+            stack.callback(trial.stop_peer)
             act = functools.partial(group.start_worker, name=name, precision=precision, folder=folder)
             guarded_trials.run_guarded(trial, act, watch, f"{name}, {precision}: first steps")
         group.time(trials, watch)
@@ -159,15 +148,14 @@ class _Group:
 
     def start_worker(self, trial: StepTrial, name: str, precision: str, folder: Path) -> None:
         """Start a peer's process and let it take its first steps."""
-        if reason := peer_libraries.missing_packages(name):
+        if reason := (kind := peer_libraries.PEERS[name]).missing_packages():
             raise SkipTrial(reason)
         if not self._expected_losses:
             raise SkipTrial("no program of jax-zoo ran that it could be compared with")
         guarded_trials.check_memory(self._bytes_needed, "together with jax-zoo's programs it is assumed to need")
         try:
-            if not (folder / peer_libraries.REQUEST).exists():
-                peer_libraries.export(folder, self.case, self.params, self.case.run().optim)
-            trial.peer = Peer(name, folder, precision)
+            peer_libraries.export(folder, self.case, self.params, self.case.run().optim)
+            trial.peer = Peer(peer_libraries.serve, kind, folder, precision)
             answer = trial.peer.begin()
         except WorkerFailed as failure:
             unable = str(failure).startswith("NotImplementedError: ")

@@ -11,7 +11,8 @@ import pytest
 from benchmarks.core import result_files, timing
 from benchmarks.core.guarded_trials import WrongResult
 from benchmarks.core.output_options import Output
-from benchmarks.feedback import bench_feedback, measure_iteration, peer_process
+from benchmarks.core.peer_process import Kind
+from benchmarks.feedback import bench_feedback, measure_iteration, peer_libraries
 from benchmarks.feedback.feedback_options import Options
 from benchmarks.feedback.iteration import ITERATION, PARTS, Iteration
 from benchmarks.step.step_variants import OURS
@@ -43,9 +44,9 @@ def measured(folder: Path, **changes: Any) -> dict[tuple[str, str], dict[str, An
 class OwnPeer:
     """Our own iteration as a peer, of the weights that were written for it."""
 
-    def __init__(self, name: str, folder: Path) -> None:
+    def __init__(self, service: Callable[..., Any], kind: Kind, folder: Path) -> None:
         shape = bench_feedback.shape_of(bench_feedback.resolved(Options(**SIZES), "cpu"))
-        self._changed, self.resident = name == "one other token", 1
+        self._changed, self.resident = kind.module == "one other token", 1
         self._iteration = Iteration(
             shape, published_weights.load(folder, device_mesh.make_mesh(run_config.Mesh(), jax.devices()[:1]))[1]
         )
@@ -56,8 +57,8 @@ class OwnPeer:
         tokens[1, 2] += self._changed
         return {"greedy": tokens.tolist(), "losses": first.losses, "versions": {}}
 
-    def run(self) -> dict[str, float]:
-        return self._iteration.run()
+    def run(self) -> dict[str, Any]:
+        return {"seconds": self._iteration.run()}
 
     def close(self) -> None:
         pass
@@ -67,9 +68,9 @@ class OwnPeer:
 def test_an_iteration_is_timed_in_parts_and_a_peer_only_if_it_agrees(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timing, "matrix_products", quick_probe)
     monkeypatch.setattr(measure_iteration, "Peer", OwnPeer)
-    kinds = {"the same": (), "one other token": (), "absent": ("no_such_package",)}
-    monkeypatch.setattr(bench_feedback, "PEERS", kinds)
-    monkeypatch.setattr(peer_process, "PEERS", {name: peer_process.Kind("", packages) for name, packages in kinds.items()})
+    packages = {"the same": (), "one other token": (), "absent": ("no_such_package",)}
+    for module in (bench_feedback, peer_libraries):
+        monkeypatch.setattr(module, "PEERS", {name: Kind(name, needed) for name, needed in packages.items()})
     cells = measured(tmp_path / "out", peers=True)
     for part in (*PARTS, ITERATION):
         cell = cells[OURS, part]

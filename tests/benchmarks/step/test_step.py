@@ -11,11 +11,11 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks.core import guarded_trials, result_files, timing
+from benchmarks.core import guarded_trials, peer_process, result_files, timing
 from benchmarks.core.output_options import Output
+from benchmarks.core.peer_process import Kind, Peer
 from benchmarks.core.worker_process import WorkerFailed
 from benchmarks.step import bench_step, cases, measure_model, peer_libraries, programs, step_variants
-from benchmarks.step.peer_libraries import Kind, Peer
 from benchmarks.step.programs import Step, StepParts, Variant
 from benchmarks.step.step_variants import OURS, Options
 from tests.support import benchmark_steps as steps
@@ -252,11 +252,11 @@ def test_peers_without_room_for_all_are_timed_one_after_the_other(tmp_path: Path
 
 def test_a_peer_that_does_not_answer_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plant_peers(tmp_path, monkeypatch, {"sleepy": "import time\nbuild = lambda *_: time.sleep(99)\n"})
-    monkeypatch.setattr(peer_libraries, "PATIENCE", 0.1)
+    monkeypatch.setattr(peer_process, "PATIENCE", 0.1)
     # A process that starts within this time reads the request and the batch before it sleeps.
-    (tmp_path / peer_libraries.REQUEST).write_text("{}")
-    np.savez(tmp_path / peer_libraries.BATCH)
-    peer = Peer("sleepy", tmp_path)
+    (tmp_path / peer_process.REQUEST).write_text("{}")
+    np.savez(tmp_path / peer_process.ARRAYS)
+    peer = Peer(peer_libraries.serve, peer_libraries.PEERS["sleepy"], tmp_path, "float32")
     with pytest.raises(WorkerFailed, match="no answer within"):
         peer.begin()
     assert peer._process.poll() is not None
