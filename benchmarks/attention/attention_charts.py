@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from benchmarks.attention.attention_tables import shape_of
+from benchmarks.attention.cost_model import shape_of
 from benchmarks.core.html_page import Cell, Figure, HeatMap, Plots
 from benchmarks.core.result_tables import timed_cells, worst_state
 from eval.report.svg import FIVE, FOUR, INK, MUTED, ONE, SIX, THREE, TWO

@@ -25,6 +25,18 @@ FORMULAS = {
 }
 
 
+def shape_of(key: Mapping[str, Any]) -> str:
+    """Return examples and lengths: "16 x 128", or "4 x 128/512" for 128 queries over 512 keys."""
+    lengths = f"{key['queries']}" if key["queries"] == key["keys"] else f"{key['queries']}/{key['keys']}"
+    return f"{key['batch']} x {lengths}"
+
+
+def heads_of(key: Mapping[str, Any]) -> str:
+    """Return heads and their size: "12 x 64", or "12/3 x 64" for 3 key/value heads."""
+    heads = f"{key['heads']}" if key["heads"] == key["groups"] else f"{key['heads']}/{key['groups']}"
+    return f"{heads} x {key['head']}"
+
+
 def time_of(cell: Mapping[str, Any]) -> float:
     """Return the seconds of a timed cell, by its clock: see `FORMULAS`."""
     return cell["device_seconds" if cell.get("clock") == "device" else "seconds"]

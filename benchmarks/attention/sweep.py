@@ -4,15 +4,13 @@ import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from benchmarks.attention import attention_page, attention_tables, compiled_kernels, measure_row, torch_attention
+from benchmarks.attention import attention_report, compiled_kernels, measure_row, torch_attention
 from benchmarks.attention.attention_options import Options
 from benchmarks.attention.sweep_rows import UNIT, SweepRow, resolve_options, rows
 from benchmarks.core import bench_command
 from benchmarks.core.guarded_trials import Group, Watch
 
-BENCHMARK = bench_command.Benchmark(
-    "attention", "Attention", attention_tables.report_blocks, attention_page.render, attention_tables.one_line
-)
+BENCHMARK = bench_command.Benchmark("attention", "Attention", attention_report.report, attention_report.one_line)
 
 
 def main(requested: Options, argv: Sequence[str]) -> int:

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from benchmarks.core import result_files, result_tables
+from benchmarks.core import result_files, result_page, result_tables
 from benchmarks.core.guarded_trials import Group, measure_groups
 from benchmarks.core.output_options import recorded_options
 from benchmarks.core.result_files import Results
@@ -45,20 +45,23 @@ class Benchmark:
 
     what: str
     title: str
-    blocks: Callable[..., list[result_tables.Block]]
-    """(results, terminal=...) -> the report as text."""
-    page: Callable[[Results], str]
+    report: Callable[[Results, result_page.Form], result_page.Report]
     one_line: Callable[[Sequence[Mapping[str, Any]]], str]
     """Cells of a group -> their outcome for the progress display."""
 
     def markdown(self, results: Results) -> str:
         """Return the content of table.md."""
         origin = f"Made by `zoo bench {self.what}`."
-        return result_tables.markdown([f"# {self.title}", origin, *self.blocks(results, terminal=False)])
+        blocks = result_page.text_blocks(results, self.report(results, "markdown"))
+        return result_tables.markdown([f"# {self.title}", origin, *blocks])
 
     def terminal(self, results: Results) -> None:
         """Print the report."""
-        result_tables.show(self.blocks(results, terminal=True))
+        result_tables.show(result_page.text_blocks(results, self.report(results, "terminal")))
+
+    def page(self, results: Results) -> str:
+        """Return the content of report.html."""
+        return result_page.page(results, self.title, self.report(results, "page"))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

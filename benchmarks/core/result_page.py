@@ -1,19 +1,48 @@
-"""The page of every benchmark: its result in a sentence, its own sections, and the environment that it was measured in."""
+"""The report of a benchmark in three forms, an HTML page, Markdown and text for a terminal, from the same sections."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
-from benchmarks.core.html_page import Block, Cards, render
+from benchmarks.core import html_page, result_tables
+from benchmarks.core.html_page import Cards, Figure, HeatMap, Plots
 from benchmarks.core.result_files import Results
-from benchmarks.core.result_tables import merge_processes, timed_cells
+from benchmarks.core.result_tables import Heading, machine_line, merge_processes, timed_cells
+
+Form = Literal["page", "markdown", "terminal"]
 
 
-def render_results(
-    results: Results, title: str, lead: str, sections: Mapping[str, Sequence[Block]], tiles: Sequence[tuple[str, str]] = ()
-) -> str:
-    """Return the page; see `benchmarks.core.html_page.render`."""
+class Report(NamedTuple):
+    """The results of a benchmark, described; all blocks but drawings have a textual form."""
+
+    lead: str
+    """The result in a sentence, for the page."""
+    sections: Mapping[str, Sequence[html_page.Block]]
+    """Heading -> blocks; empty blocks and sections are left out."""
+    tiles: Sequence[tuple[str, str]] = ()
+    """(value, label) of the numbers at the top of the page."""
+
+
+def page(results: Results, title: str, report: Report) -> str:
+    """Return the report as a page, with the environment that it was measured in."""
     footer = f"Made by zoo bench {results.what} from its own cells.jsonl alone."
-    return render(title, lead, {**sections, "Environment": [_environment(results)]}, tiles=tiles, footer=footer)
+    sections = {**report.sections, "Environment": [_environment(results)]}
+    return html_page.render(title, report.lead, sections, tiles=report.tiles, footer=footer)
+
+
+def text_blocks(results: Results, report: Report) -> list[result_tables.Block]:
+    """Return the report as text: without drawings, and with a line for the environment."""
+    content: list[Any] = [machine_line(results)]
+    for heading, blocks in report.sections.items():
+        texts = [block for block in blocks if block and not isinstance(block, Figure | Plots | HeatMap | Cards)]
+        lists = [
+            [f"{name}: {value}." for name, value in block.items()] if isinstance(block, Mapping) else block for block in texts
+        ]
+        content += [Heading(heading), *lists] if lists else []
+    return content
+
+
+def _text(block: Any) -> Any:
+    return [f"{name}: {value}." for name, value in block.items()] if isinstance(block, Mapping) else block
 
 
 def timed_sentence(results: Results, noun: str) -> str:
@@ -37,9 +66,5 @@ def _environment(results: Results) -> Cards:
     machine["copy_rate"] = f"{machine['copy_rate'] / 1e9:,.1f} GB/s"
     options = {name: value for name, value in results.options.items() if value not in (None, [], "")}
     peers = {name: version for cell in results.cells for name, version in cell.get("versions", {}).items()}
-
-    def titled(values: Mapping[str, Any]) -> dict[str, Any]:
-        return {name.replace("_", " "): value for name, value in values.items()}
-
-    cards = {"machine": titled(machine), "asked": titled(options), "versions": {**versions, **peers}, "settings": settings}
-    return Cards(cards)
+    machine, options = ({name.replace("_", " "): value for name, value in values.items()} for values in (machine, options))
+    return Cards({"machine": machine, "asked": options, "versions": {**versions, **peers}, "settings": settings})

@@ -7,7 +7,7 @@ from typing import Any
 
 from benchmarks.core import bench_command
 from benchmarks.core.guarded_trials import Group
-from benchmarks.feedback import iteration_page, iteration_tables, measure_iteration
+from benchmarks.feedback import iteration_report, measure_iteration
 from benchmarks.feedback.feedback_options import Options
 from benchmarks.feedback.iteration import Shape
 from benchmarks.feedback.peer_libraries import PEERS
@@ -20,9 +20,7 @@ DEFAULTS = {
     "full": Options(model="gpt2", prompts=2, group=4, prompt_length=32, tokens=32, budget=20.0),
     "quick": Options(model="gpt-nano", prompts=4, group=4, prompt_length=16, tokens=16, budget=5.0),
 }
-BENCHMARK = bench_command.Benchmark(
-    "feedback", "Learning by sampling", iteration_tables.blocks, iteration_page.render, iteration_tables.one_line
-)
+BENCHMARK = bench_command.Benchmark("feedback", "Learning by sampling", iteration_report.report, iteration_report.one_line)
 
 
 def main(requested: Options, argv: Sequence[str]) -> int:

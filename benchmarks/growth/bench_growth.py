@@ -16,9 +16,8 @@ from benchmarks.core.guarded_trials import Group, Trial, Watch, repeat_without_f
 from benchmarks.core.output_options import recorded_options
 from benchmarks.core.result_files import identity
 from benchmarks.core.worker_process import WorkerFailed, call
-from benchmarks.growth import growth_page, growth_tables
+from benchmarks.growth import growth_report
 from benchmarks.growth.growth_options import Options
-from benchmarks.growth.growth_tables import AXES
 from benchmarks.step import programs
 from benchmarks.step.cases import Case, case
 from benchmarks.step.programs import Step, Variant
@@ -42,7 +41,7 @@ HEAD = 32
 """Size of a head; a wider model has more heads."""
 
 
-BENCHMARK = bench_command.Benchmark("growth", "Growth", growth_tables.report_blocks, growth_page.render, growth_tables.one_line)
+BENCHMARK = bench_command.Benchmark("growth", "How cost grows", growth_report.report, growth_report.one_line)
 
 
 def main(requested: Options, argv: Sequence[str]) -> int:
@@ -103,7 +102,7 @@ def _case(options: Options, axis: str, value: int) -> Case:
 
 def _groups(options: Options, environment: Mapping[str, Any]) -> list[Group]:
     groups = []
-    for axis in AXES:
+    for axis in growth_report.UNITS:
         values, measure = (options.device_counts, _devices) if axis == "devices" else (getattr(options, axis), _axis)
         keys = [key(options, axis, value) for value in values]
         groups.append(Group(f"growth with {axis}", keys, functools.partial(measure, options)))

@@ -7,14 +7,14 @@ from typing import Any
 
 from benchmarks.core import bench_command
 from benchmarks.core.guarded_trials import Group, Watch
-from benchmarks.step import measure_model, peer_libraries, step_page, step_tables
+from benchmarks.step import measure_model, peer_libraries, step_report
 from benchmarks.step.cases import Case
 from benchmarks.step.programs import Step
 from benchmarks.step.step_options import Options
 from benchmarks.step.step_variants import cases, key, peer_key, resolve_options, unit, variants
 from zoo.errors import require
 
-BENCHMARK = bench_command.Benchmark("step", "Steps", step_tables.report_blocks, step_page.render, step_tables.one_line)
+BENCHMARK = bench_command.Benchmark("step", "Steps", step_report.report, step_report.one_line)
 
 
 def main(requested: Options, argv: Sequence[str]) -> int:

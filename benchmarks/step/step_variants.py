@@ -15,7 +15,7 @@ from zoo.errors import BadInput
 OURS = "jax-zoo"
 """Name of our own programs in tables with peers."""
 WAYS = tuple(field.name for field in dataclasses.fields(Variant))
-"""Options of a variant."""
+"""Options of a variant, in the order of its name."""
 BUDGET = 20.0
 """Default number of seconds in which rounds of each program are timed."""
 

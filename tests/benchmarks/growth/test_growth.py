@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from benchmarks.core import result_files
-from benchmarks.growth import growth_tables
+from benchmarks.growth import growth_report
 from tests.support import benchmark_steps as steps
 
 EXPONENTS = {"length": 1.7, "layers": 1.0, "width": 2.0, "devices": -0.4}
@@ -24,17 +24,17 @@ def made_results() -> result_files.Results:
 
 
 def test_known_exponents_are_recovered() -> None:
-    cells_by_axis = growth_tables.by_axis(made_results())
-    assert list(cells_by_axis) == list(growth_tables.AXES)
+    cells_by_axis = growth_report.by_axis(made_results())
+    assert list(cells_by_axis) == list(growth_report.UNITS)
     for axis, cells in cells_by_axis.items():
-        fitted = growth_tables.fit_exponents(cells)
+        fitted = growth_report.fit_exponents(cells)
         assert fitted["time"] is not None and fitted["memory"] is not None and fitted["compilation"] is not None
         assert fitted["time"].value == pytest.approx(EXPONENTS[axis]) and fitted["time"].factor == pytest.approx(3e-3)
         assert fitted["memory"].value == pytest.approx(1.0) and fitted["compilation"].value == pytest.approx(0.0)
         assert fitted["time"].error == pytest.approx(0.0, abs=1e-9)
     x, y = [1, 2, 4, 8, 16], [2.0, 5.0, 11.0, 30.0, 50.0]
-    noisy, (fit, covariance) = growth_tables.fit_exponent(x, y), np.polyfit(np.log(x), np.log(y), 1, cov=True)
+    noisy, (fit, covariance) = growth_report.fit_exponent(x, y), np.polyfit(np.log(x), np.log(y), 1, cov=True)
     assert noisy is not None and (noisy.value, noisy.error) == pytest.approx((fit[0], covariance[0, 0] ** 0.5))
-    two = growth_tables.fit_exponent([1, 4], [2, 8])
+    two = growth_report.fit_exponent([1, 4], [2, 8])
     assert two is not None and two.value == pytest.approx(1.0) and two.error is None
-    assert growth_tables.fit_exponent([4, 4], [2, 8]) is None and growth_tables.fit_exponent([1, 2], [0, 1]) is None
+    assert growth_report.fit_exponent([4, 4], [2, 8]) is None and growth_report.fit_exponent([1, 2], [0, 1]) is None
