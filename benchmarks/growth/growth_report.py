@@ -82,8 +82,8 @@ def report(results: Results, form: Form) -> Report:
     sections = {
         "Growth": [Plots([_plot(axis, cells) for axis, cells in cells_by_axis.items()])],
         "What was not timed": [notes(results.cells, lambda key: f"{key['axis']} {key['value']}")],
-        "Exponents": [Table(("grows with", *QUANTITIES), exponents), fit_note],
         "Every number": [Table(HEAD, _rows(cells_by_axis)), REMARK if "devices" in cells_by_axis else ""],
+        "Exponents": [Table(("grows with", *QUANTITIES), exponents), fit_note],
     }
     return Report(lead, sections)
 
