@@ -127,7 +127,7 @@ def _prepare(trial: RowTrial, row: SweepRow, problem: Problem, options: Options,
     guarded_trials.check_memory(cost_model.predicted_score_bytes(name, problem, row.direction), "its scores alone need")
     function, arguments = problem.program(name, row.direction)
     compiled, spent = timing.compile_cold(jax.jit(function), *arguments)
-    memory = None if (needed := planned_memory(compiled)) is None else needed.peak
+    memory = planned_memory(compiled).get("memory")
     trial.columns |= {**spent, "memory": memory}
     trial.columns["kernels"] = cost_model.kernels(compiled.as_text() or "")
     # The arguments are allocated already.

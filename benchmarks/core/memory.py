@@ -3,39 +3,25 @@
 import math
 import os
 import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
 
 
-@dataclass(frozen=True)
-class Memory:
-    """Bytes that one run of a program needs on each device, as XLA planned them."""
+def planned_memory(compiled: Any) -> dict[str, int]:
+    """Return the bytes that one run of a compiled program needs on each device, as XLA planned them, as columns of a cell.
 
-    arguments: int
-    outputs: int
-    temporaries: int
-    reused: int
-    """Bytes of the outputs that are written into the memory of donated arguments."""
-
-    @property
-    def peak(self) -> int:
-        return self.arguments + self.outputs + self.temporaries - self.reused
-
-
-def planned_memory(compiled: Any) -> Memory | None:
-    """Return the memory of a compiled program; None if the backend does not report it."""
+    "memory" is arguments + outputs + temporaries - reused, those of the outputs that are written into the memory of donated
+    arguments; "memory_arguments" and so on are its parts. The result is empty if the backend does not report them.
+    """
     stats = compiled.memory_analysis()
     if stats is None:
-        return None
-    return Memory(
-        arguments=stats.argument_size_in_bytes,
-        outputs=stats.output_size_in_bytes,
-        temporaries=stats.temp_size_in_bytes,
-        reused=stats.alias_size_in_bytes,
-    )
+        return {}
+    arguments, outputs = stats.argument_size_in_bytes, stats.output_size_in_bytes
+    temporaries, reused = stats.temp_size_in_bytes, stats.alias_size_in_bytes
+    sizes = {"arguments": arguments, "outputs": outputs, "temporaries": temporaries, "reused": reused}
+    return {"memory": arguments + outputs + temporaries - reused, **{f"memory_{name}": size for name, size in sizes.items()}}
 
 
 def bytes_per_device(tree: Any) -> int:

@@ -234,7 +234,7 @@ class Iteration:
         weights = sum(leaf.size for leaf in jax.tree.leaves(self._params)) * np.dtype(dtype).itemsize
         memory = {"rollout": weights + sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(cache))}
         step = planned_memory(self._step)
-        return memory if step is None else {**memory, "step": step.peak}
+        return {**memory, "step": step["memory"]} if step else memory
 
     def _take_step(self, batch: Batch) -> float:
         with jax.set_mesh(self._mesh):

@@ -150,7 +150,7 @@ def _warm(trial: Trial, case: Case, variant: Variant) -> None:
     loss = step.run()
     first = time.perf_counter() - began
     timing.warm_up(step.run)
-    memory = step.memory.peak * step.mesh.size
+    memory = step.memory["memory"] * step.mesh.size
     trial.columns |= {**spent, "first_step_seconds": sum(spent.values()) + first, "memory": memory, "loss": loss}
     trial.program = step.run
 

@@ -36,8 +36,6 @@ LOSSES = {"loss": "first loss", "loss_after": "loss after an update"}
 """Columns, and their names in messages."""
 PROFILED = 3
 """Number of steps under the profiler."""
-SHOWN = 25
-"""Instructions that a profile keeps."""
 
 
 @dataclasses.dataclass
@@ -128,8 +126,8 @@ class _Group:
         guarded_trials.check_memory(step.state_bytes * devices, "its state alone needs")
         spent = step.compile()
         memory = step.memory
-        trial.columns |= {**spent, "memory": memory.peak, **{f"memory_{name}": size for name, size in vars(memory).items()}}
-        guarded_trials.check_memory(memory.peak * devices, "compiled, it needs")
+        trial.columns |= {**spent, **memory}
+        guarded_trials.check_memory(memory["memory"] * devices, "compiled, it needs")
         if self.params is None:
             self.params = programs.initial_params(self.case)
         step.start(self.params)
@@ -143,7 +141,7 @@ class _Group:
         trial.columns |= {"first_step_seconds": sum(spent.values()) + called}
         if (stats := jax.local_devices()[0].memory_stats()) and "peak_bytes_in_use" in stats:
             trial.columns["allocator_peak"] = stats["peak_bytes_in_use"]
-        self._largest_peak = max(self._largest_peak, memory.peak)
+        self._largest_peak = max(self._largest_peak, memory["memory"])
         self._check_losses(trial, losses, called)
 
     def start_worker(self, trial: StepTrial, name: str, precision: str, folder: Path) -> None:
@@ -227,15 +225,7 @@ class _Group:
         step = self._with_state(trial.step)
         program, profile = hlo_parser.parse_program(step.compiled.as_text()), instruction_times.profile(step.run, PROFILED)
         breakdown = time_breakdown.break_down(program, profile, training=self.case.mode == "train")
-        trial.columns["profile"] = {
-            "seconds": breakdown.seconds,
-            "plain": trial.columns["seconds"],
-            "clock": breakdown.clock,
-            "parts": breakdown.table,
-            "busy": {part: breakdown.busy(part) for part in breakdown.table},
-            "top": [dataclasses.asdict(row) for row in breakdown.rows[:SHOWN]],
-            "other": [dataclasses.asdict(row) for row in breakdown.rows if row.part == time_breakdown.OTHER][:10],
-        }
+        trial.columns["profile"] = {"plain": trial.columns["seconds"], **breakdown}
 
     def _run(self, trial: StepTrial, *, take: bool = True) -> None:
         """Transfer the shared state to a trial and, if `take`, take a step with it."""

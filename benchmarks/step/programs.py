@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
 from benchmarks.core import timing
-from benchmarks.core.memory import Memory, bytes_per_device, planned_memory
+from benchmarks.core.memory import bytes_per_device, planned_memory
 from benchmarks.step.bytes_read import argument_bytes_read
 from benchmarks.step.cases import Case
 from train import objectives
@@ -127,10 +127,9 @@ class Step:
         return sum(argument_bytes_read(self._jitted, self._parts.shapes, self._batch))
 
     @property
-    def memory(self) -> Memory:
-        stats = planned_memory(self.compiled)
-        assert stats is not None
-        return stats
+    def memory(self) -> dict[str, int]:
+        """Return the memory of the compiled step: see `benchmarks.core.memory.planned_memory`."""
+        return planned_memory(self.compiled)
 
     def start(self, params: Any) -> None:
         """Initialize the state from parameters, which are copied."""

@@ -1,9 +1,9 @@
 """Time of a step by parts of the model: each instruction of its program is assigned to a part, and to forward or backward."""
 
-import dataclasses
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 from benchmarks.core.source_paths import own_path
 from benchmarks.hlo.hlo_parser import Instruction, Module
@@ -46,67 +46,44 @@ MOVES = {
 }
 """Instructions that compute nothing."""
 LOOPS = ("while", "conditional", "call")
+SHOWN, SHOWN_OTHER = 25, 10
+"""Instructions that a result contains, of all and of those that count as other."""
 
 
-@dataclasses.dataclass(frozen=True)
-class InstructionRow:
-    """An instruction and its share of a step."""
+def break_down(program: Module, profile: Profile, *, training: bool = True) -> dict[str, Any]:
+    """Return the parts of a profiled step as JSON values. A step that does not train is entirely forward and has no update.
 
-    name: str
-    opcode: str
-    shape: str
-    op_name: str
-    part: str
-    direction: str
-    where: str
-    """Function and line of our source that it comes from."""
-    seconds: float
-    busy: float
-    times: float
-
-
-@dataclasses.dataclass(frozen=True)
-class Parts:
-    """A step by parts; they add up to its time."""
-
-    rows: Sequence[InstructionRow]
-    """The instructions, the longest first."""
-    seconds: float
-    """Time of a step under the profiler."""
-    idle: float
-    clock: str
-    """See `benchmarks.step.instruction_times.Profile`."""
-
-    @property
-    def table(self) -> Mapping[str, Mapping[str, float]]:
-        """Part -> direction -> seconds."""
-        seconds: dict[str, dict[str, float]] = {part: defaultdict(float) for part in PARTS}
-        for row in self.rows:
-            seconds[row.part][row.direction] += row.seconds
-        seconds[IDLE]["update"] = self.idle
-        return {part: dict(by) for part, by in seconds.items() if sum(by.values()) > 0}
-
-    def busy(self, part: str) -> float:
-        """Return the average number of threads that worked on a part."""
-        rows = [row for row in self.rows if row.part == part]
-        seconds = sum(row.seconds for row in rows)
-        return sum(row.busy for row in rows) / seconds if seconds else 0.0
-
-
-def break_down(program: Module, profile: Profile, *, training: bool = True) -> Parts:
-    """Return the parts of a profiled program. A step that does not train is entirely forward and has no update."""
+    Returns:
+        "seconds", the time of a step under the profiler, and "clock", as in `Profile`; "parts", part -> direction -> seconds, which
+        add up to the time of a step; "busy", part -> average number of threads that worked on it; and rows of instructions, the
+        longest first: "top" and, of those that count as other, "other". A row's "where" is a function and line of our source.
+    """
     rows = []
     for name, spent in profile.spent.items():
-        instruction = program.instructions.get(name)
-        if instruction is None:
-            rows.append(InstructionRow(name, "?", "", "", OTHER, "update", "", **vars(spent)))
-            continue
-        source = instruction.located()
-        where = next((f"{frame.function}:{frame.line}" for frame in source.frames), "")
-        part, direction = part_of(program, instruction), direction_of(program, source) if training else "forward"
-        opcode = _opcode_text(program, instruction)
-        rows.append(InstructionRow(name, opcode, instruction.shape, source.op_name, part, direction, where, **vars(spent)))
-    return Parts(sorted(rows, key=lambda row: -row.seconds), profile.seconds, profile.idle, profile.clock)
+        row = {"name": name, "opcode": "?", "shape": "", "op_name": "", "part": OTHER, "direction": "update", "where": ""}
+        if instruction := program.instructions.get(name):
+            source = instruction.located()
+            row |= {"opcode": _opcode_text(program, instruction), "shape": instruction.shape, "op_name": source.op_name}
+            row["part"] = part_of(program, instruction)
+            row["direction"] = direction_of(program, source) if training else "forward"
+            row["where"] = next((f"{frame.function}:{frame.line}" for frame in source.frames), "")
+        rows.append({**row, **vars(spent)})
+    rows.sort(key=lambda row: -row["seconds"])
+    parts: dict[str, dict[str, float]] = {part: defaultdict(float) for part in PARTS}
+    busy = defaultdict[str, float](float)
+    for row in rows:
+        parts[row["part"]][row["direction"]] += row["seconds"]
+        busy[row["part"]] += row["busy"]
+    parts[IDLE]["update"] = profile.idle
+    parts = {part: dict(by) for part, by in parts.items() if sum(by.values()) > 0}
+    return {
+        "seconds": profile.seconds,
+        "clock": profile.clock,
+        "parts": parts,
+        "busy": {part: busy[part] / sum(by.values()) for part, by in parts.items()},
+        "top": rows[:SHOWN],
+        "other": [row for row in rows if row["part"] == OTHER][:SHOWN_OTHER],
+    }
 
 
 def part_of(program: Module, instruction: Instruction) -> str:
