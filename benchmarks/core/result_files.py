@@ -20,7 +20,6 @@ import json
 import os
 import platform
 import re
-import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,6 +31,7 @@ from benchmarks.core import timing
 from benchmarks.core.source_paths import ROOT
 from train.run import matmul_rate
 from train.run.metrics_file import versions
+from train.run.provenance import PACKAGES, read_commit
 from zoo import plugins
 from zoo.errors import BadInput
 
@@ -61,7 +61,7 @@ def environment(dtypes: Sequence[str] = ("float32",)) -> dict[str, Any]:
     measured, and "clock_mhz" the mean clock of the cores just after them, None if the system does not report it. "threads"
     are those of peers: torch uses one for each core, whatever OMP_NUM_THREADS is.
     """
-    load = round(os.getloadavg()[0], 2)
+    load, checkout = round(os.getloadavg()[0], 2), read_commit(ROOT, (*PACKAGES, "benchmarks"))
     rates = {"matrix_rate": {dtype: matmul_rate.measure(dtype) for dtype in dtypes}, "copy_rate": timing.copy_rate()}
     return {
         "date": f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC",
@@ -73,7 +73,7 @@ def environment(dtypes: Sequence[str] = ("float32",)) -> dict[str, Any]:
         "versions": {
             **versions(),
             "transformer-zoo": importlib.metadata.version("transformer-zoo"),
-            "revision": _revision(),
+            "revision": f"{(checkout['commit'] or '')[:12]}{'+' if checkout['dirty'] else ''}",
             # An implementation or a model of any of them may be measured.
             **{plugin.distribution: plugin.version for group in plugins.GROUPS for plugin in plugins.installed(group)},
         },
@@ -343,18 +343,6 @@ def changed_settings(before: Mapping[str, Any], after: Mapping[str, Any]) -> dic
         old, new = (source.get(part, {}) for source in (before, after))
         pairs |= {key: (old.get(key), new.get(key)) for key in sorted(old.keys() | new.keys())}
     return {key: (old, new) for key, (old, new) in pairs.items() if old != new}
-
-
-def _revision() -> str:
-    """Return the commit of this code, with a + if files were changed since; "" if it is not a checkout."""
-    if not (ROOT / ".git").exists():
-        return ""
-
-    def git(*words: str) -> str:
-        done = subprocess.run(["git", "-C", ROOT, *words], capture_output=True, text=True)
-        return done.stdout.strip() if done.returncode == 0 else ""
-
-    return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
 
 
 def _clock() -> float | None:

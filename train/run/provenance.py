@@ -31,10 +31,10 @@ def read_provenance() -> dict[str, Any]:
 
 
 @functools.cache
-def read_commit(root: Path) -> dict[str, Any]:
-    """Return the commit of the checkout in a folder, and whether its code was changed; both None if it is not a checkout."""
+def read_commit(root: Path, packages: tuple[str, ...] = PACKAGES) -> dict[str, Any]:
+    """Return the commit of the checkout in a folder, and whether its packages were changed; both None if it is not a checkout."""
     commit = _git(root, "rev-parse", "HEAD") if (root / ".git").exists() else None
-    changes = None if commit is None else _git(root, "status", "--porcelain", "--", *PACKAGES)
+    changes = None if commit is None else _git(root, "status", "--porcelain", "--", *packages)
     return {"commit": commit, "dirty": None if changes is None else bool(changes)}
 
 
