@@ -5,7 +5,7 @@ A program is a function that returns when its work is done.
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental.compilation_cache import compilation_cache
 
+from train.run.metrics_file import mfu
 from zoo.precision import DTYPES
 
 Program = Callable[[], object]
@@ -89,6 +90,40 @@ def measured(programs: Mapping[str, Program], *, rounds: int = 0, budget: float 
             durations[name].append(_seconds(programs[name]))
         number += 1
     return {name: np.asarray(seconds) for name, seconds in durations.items()}
+
+
+def measured_with_rates(
+    programs: Mapping[str, Program], precisions: Iterable[str], *, rounds: int | None, budget: float | None
+) -> tuple[dict[str, np.ndarray], dict[str, float]]:
+    """Time warm programs as `measured` does, and matrix products in each precision in the same rounds.
+
+    Args:
+        budget: seconds for each program.
+
+    Returns:
+        The seconds of the programs; and the machine's best rate of matrix products by precision, in FLOP/s.
+    """
+    probes = {precision: matrix_products(precision) for precision in precisions}
+    together = {**programs, **{precision: probe for precision, (probe, _) in probes.items()}}
+    seconds = measured(together, rounds=rounds or 0, budget=(budget or 0.0) * len(programs))
+    return seconds, {precision: flops / float(seconds[precision].min()) for precision, (_, flops) in probes.items()}
+
+
+def rate_columns(
+    tokens: int, flops: float | None, seconds: float, rate: float, peak: float | None, devices: int = 1
+) -> dict[str, Any]:
+    """Return the columns of a cell that follow from its time.
+
+    Args:
+        rate: FLOP/s of matrix products in the same rounds, on one device. Simulated devices share the cores of one machine.
+        peak: published FLOP/s of a device, if there is one.
+    """
+    columns: dict[str, Any] = {"tokens": tokens, "tokens_per_s": tokens / seconds, "flops": flops, "matrix_rate": rate}
+    if flops is not None:
+        together = rate if jax.default_backend() == "cpu" else rate * devices
+        columns["of_matrix_rate"] = mfu(flops, seconds, together)
+        columns["mfu"] = peak and mfu(flops, seconds, peak * devices)
+    return columns
 
 
 def copy_rate(seconds: float = 0.5) -> float:

@@ -22,7 +22,6 @@ from benchmarks.feedback.iteration import ITERATION, PARTS, REFERENCE_FACTOR, Fi
 from benchmarks.step.measure_model import LOSSES, TOLERANCES
 from benchmarks.step.step_variants import OURS
 from train.run.hardware import device_peak
-from train.run.metrics_file import mfu
 from zoo import models
 
 
@@ -77,15 +76,13 @@ def _time(trials: Sequence[IterationTrial], options: Options, shape: Shape, watc
     def rounds(programs: Mapping[str, timing.Program]) -> float:
         timed_trials = [trial for trial in trials if trial.program is not None]
         watch.begin("timing", *(trial.key for trial in timed_trials))
-        probe, flops = timing.matrix_products(shape.precision)
         for program in programs.values():
             # Everything is compiled; the first call may still allocate.
             program()
         for trial in timed_trials:
             trial.seconds.clear()
-        budget = (options.budget or 0.0) * len(programs)
-        seconds = timing.measured({**programs, "": probe}, rounds=options.rounds or 0, budget=budget)
-        return flops / float(seconds[""].min())
+        _, rates = timing.measured_with_rates(programs, [shape.precision], rounds=options.rounds, budget=options.budget)
+        return rates[shape.precision]
 
     return guarded_trials.repeat_without_failures(trials, rounds) or 0.0
 
@@ -139,30 +136,21 @@ class _Group:
         if trial.state != "timed":
             cells = [{"key": cell_key, "state": trial.state, "reason": trial.reason} for cell_key in trial_keys]
             return [{**trial.columns, **cells[0]}, *cells[1:]]
+        peak = device_peak(self._environment["device"], self.shape.precision)
         memory = self._iteration.memory() if self._iteration is not None and trial is own else {}
         cells = []
         for cell_key in trial_keys:
             part = cell_key["part"]
             seconds, unit = (np.array([call[part] for call in compared.seconds]) for compared in (trial, own))
             unit_seconds = unit if own.state == "timed" else None
-            columns = timing.time_columns(seconds, unit_seconds) | self._rates(part, float(np.median(seconds)), rate)
+            columns = timing.time_columns(seconds, unit_seconds)
+            work = self.shape.tokens_of(part), self.shape.flops_of(part)
+            columns |= timing.rate_columns(*work, float(np.median(seconds)), rate, peak)
             columns["share"] = float(np.median(seconds / [call[ITERATION] for call in trial.seconds]))
             columns |= {"memory": memory[part]} if part in memory else {}
             columns |= trial.columns if part == ITERATION else {}
             cells.append({"key": cell_key, "state": "timed", "reason": trial.reason, **columns})
         return cells
-
-    def _rates(self, part: str, seconds: float, rate: float) -> dict[str, Any]:
-        tokens, flops = self.shape.tokens_of(part), self.shape.flops_of(part)
-        peak = device_peak(self._environment["device"], self.shape.precision)
-        return {
-            "tokens": tokens,
-            "tokens_per_s": tokens / seconds,
-            "flops": flops,
-            "matrix_rate": rate,
-            "of_matrix_rate": mfu(flops, seconds, rate),
-            "mfu": peak and mfu(flops, seconds, peak),
-        }
 
     def _export(self, folder: Path) -> None:
         """Write the weights, the arrays of our first iteration, and the request."""

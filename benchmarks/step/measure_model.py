@@ -24,7 +24,6 @@ from benchmarks.step.programs import Step, Variant
 from benchmarks.step.step_variants import Options, key, peer_key
 from train import objectives
 from train.run.hardware import device_peak
-from train.run.metrics_file import mfu
 
 TOLERANCES = {"float32": (2e-5, 1e-3), "bfloat16": (1e-3, 1e-2), "dropout": (3e-2, 1e-1)}
 """Largest relative difference from the unit's losses: of the first step, and of the step after its update.
@@ -189,10 +188,7 @@ class _Group:
         def rounds(called: Mapping[str, timing.Program]) -> tuple[dict[str, Any], dict[str, float]]:
             taking = [trial for trial in selected if trial.program is not None]
             watch.begin("timing", *(trial.key for trial in taking))
-            probes = {
-                precision: timing.matrix_products(precision)
-                for precision in {trial.key["precision"] for trial in taking if not trial.state}
-            }
+            precisions = {trial.key["precision"] for trial in taking if not trial.state}
             for trial in taking:
                 if not trial.state:
                     # It took two steps for the comparison; if a step takes seconds, that is warm enough.
@@ -201,10 +197,7 @@ class _Group:
             for trial in taking:
                 # Create the state now, so that no round includes that.
                 guarded_trials.call_guarded(trial, functools.partial(self._run, trial, take=False))
-            timed_programs = {**called, **{precision: probe for precision, (probe, _) in probes.items()}}
-            budget = (self.options.budget or 0.0) * len(called)
-            seconds = timing.measured(timed_programs, rounds=self.options.rounds or 0, budget=budget)
-            return seconds, {precision: flops / float(seconds[precision].min()) for precision, (_, flops) in probes.items()}
+            return timing.measured_with_rates(called, precisions, rounds=self.options.rounds, budget=self.options.budget)
 
         if not any(trial.program is not None and not trial.state for trial in trials):
             return
@@ -258,9 +251,9 @@ class _Group:
 
     def _rates(self, trial: StepTrial, rate: float) -> dict[str, Any]:
         """Return the columns that follow from the time of a step; `rate` is that of matrix products in the same rounds."""
-        seconds, flops = trial.columns["seconds"], _flops(self.case)
-        columns: dict[str, Any] = {"tokens": self.case.tokens, "tokens_per_s": self.case.tokens / seconds, "flops": flops}
-        columns["matrix_rate"] = rate
+        seconds, peak = trial.columns["seconds"], device_peak(self.environment["device"], trial.key["precision"])
+        devices = 1 if trial.step is None else trial.step.mesh.size
+        columns = timing.rate_columns(self.case.tokens, _flops(self.case), seconds, rate, peak, devices)
         if self.case.mode == "decode":
             read, copied = _reads(self.case, trial.key["precision"]), self.environment["copy_rate"]
             columns |= {
@@ -269,19 +262,7 @@ class _Group:
                 "copy_rate": copied,
                 "of_copy_rate": read / seconds / copied,
             }
-        peak = device_peak(self.environment["device"], trial.key["precision"])
-        if flops is not None:
-            # The probe ran on one device; simulated devices share this machine's cores.
-            together = rate if jax.default_backend() == "cpu" else rate * _devices(trial)
-            columns |= {
-                "of_matrix_rate": mfu(flops, seconds, together),
-                "mfu": peak and mfu(flops, seconds, peak * _devices(trial)),
-            }
         return columns
-
-
-def _devices(trial: StepTrial) -> int:
-    return 1 if trial.step is None else trial.step.mesh.size
 
 
 def _flops(case: Case) -> float | None:

@@ -54,9 +54,9 @@ def break_down(program: Module, profile: Profile, *, training: bool = True) -> d
     """Return the parts of a profiled step as JSON values. A step that does not train is entirely forward and has no update.
 
     Returns:
-        "seconds", the time of a step under the profiler, and "clock", as in `Profile`; "parts", part -> direction -> seconds, which
-        add up to the time of a step; "busy", part -> average number of threads that worked on it; and rows of instructions, the
-        longest first: "top" and, of those that count as other, "other". A row's "where" is a function and line of our source.
+        "seconds" and "clock", as in `Profile`; "parts", part -> direction -> seconds, which add up to the time of a step; "busy",
+        part -> average number of threads that worked on it; and instructions, the longest first: "top", and "other", those that
+        count as other. Their "where" is a function and line of our source.
     """
     rows = []
     for name, spent in profile.spent.items():
