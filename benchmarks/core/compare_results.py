@@ -199,17 +199,16 @@ def _side_by_side(before: Results, after: Results, as_json: bool) -> None:
     reason = f"two machines ({machines})" if machines else "these results have no unit"
     head = ("", *(results.path.parent.name or str(results.path) for results in (before, after)))
     constant = _constant([key for key, _, _ in rows])
-    texts = [(_label(key, constant), *(_milliseconds(value) for value in seconds)) for key, *seconds in rows]
+    texts = [
+        (_label(key, constant), *("-" if value is None else f"{value * 1e3:,.2f} ms" for value in seconds))
+        for key, *seconds in rows
+    ]
     show([f"{reason}: times are shown side by side, and not compared", Table(head, texts)])
 
 
 def _seconds(cells: Cells) -> float | None:
     seconds = [cell["seconds"] for cell in timed_cells(cells)]
     return statistics.median(seconds) if seconds else None
-
-
-def _milliseconds(seconds: float | None) -> str:
-    return "-" if seconds is None else f"{seconds * 1e3:,.2f} ms"
 
 
 def _constant(keys: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

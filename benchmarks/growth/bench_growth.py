@@ -80,11 +80,6 @@ def resolve_options(options: Options) -> Options:
     return complete
 
 
-def key(options: Options, axis: str, value: int) -> dict[str, Any]:
-    """Return the key of a cell."""
-    return {"model": options.model, "batch": options.batch, "axis": axis, "value": value}
-
-
 def _case(options: Options, axis: str, value: int) -> Case:
     """Return the model with one axis at a value and the others at their base."""
     numbers = {**BASE, axis: value}
@@ -104,7 +99,7 @@ def _groups(options: Options, environment: Mapping[str, Any]) -> list[Group]:
     groups = []
     for axis in growth_report.UNITS:
         values, measure = (options.device_counts, _devices) if axis == "devices" else (getattr(options, axis), _axis)
-        keys = [key(options, axis, value) for value in values]
+        keys = [{"model": options.model, "batch": options.batch, "axis": axis, "value": value} for value in values]
         groups.append(Group(f"growth with {axis}", keys, functools.partial(measure, options)))
     return groups
 

@@ -170,12 +170,7 @@ def _decoding(run: run_config.Run, mesh: Mesh) -> Any:
     model, rows = models.model(run.model), run.data.batch
     jax.eval_shape(lambda: model.init_cache(1, 1, DTYPES[run.precision]))
     model, params = unroll_layers(model), _cast_params(run, mesh)
-
-    def ids(length: int) -> jax.ShapeDtypeStruct:
-        return _ids(mesh, rows, length)
-
-    token = _tokens(mesh, rows, 1)
-    cache = _cache(run, mesh, params, run.data.length)
+    token, cache = _tokens(mesh, rows, 1), _cache(run, mesh, params, run.data.length)
 
     def decode(params: Any, batch: Batch, cache: Any) -> Any:
         hidden, cache = model.decode(params, batch, cache)
@@ -185,10 +180,10 @@ def _decoding(run: run_config.Run, mesh: Mesh) -> Any:
     with jax.set_mesh(mesh):
         shardings = (None, jax.tree.map(lambda leaf: leaf.sharding, cache))
         traced = jax.jit(decode, donate_argnums=2, out_shardings=shardings).trace(params, token, cache)
-    source = Batch(tokens=ids(run.data.length)) if model.is_encoder_decoder else None
+    source = Batch(tokens=_ids(mesh, rows, run.data.length)) if model.is_encoder_decoder else None
 
     def flops(length: int) -> float:
-        return model.flops(Batch(tokens=ids(length), source=source))
+        return model.flops(Batch(tokens=_ids(mesh, rows, length), source=source))
 
     # A forward pass over n tokens costs a n + b n^2, plus the source; one token after n - 1 others costs a + b n.
     length = run.data.length

@@ -25,7 +25,7 @@ def render_plan(plan: Plan) -> str:
     sections: dict[str, list[Block]] = {
         "What is planned": [plan_text.inputs(plan)],
         "Memory of a device": [_memory(plan), plan_text.memory_table(plan)],
-        "Memory of a device in a rollout": [plan_text.rollout_table(plan), plan_text.rollout_note(plan)] if plan.rollout else [],
+        "Memory of a device in a rollout": [plan_text.rollout_table(plan), plan_text.ROLLOUT_NOTE] if plan.rollout else [],
         "A step": step,
         "Sent in a step": [plan_text.collectives_table(plan)] if plan.collectives else [],
         "Warnings": [plan_text.warnings(plan)],

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
 
 BAR = 28
 """Columns of the bar for a device's full memory."""
+ROLLOUT_NOTE = "Prompts have the most tokens that fit. Reward models and the temporaries of a rollout are left out."
+"""What the table of a rollout counts."""
 
 
 def plan_blocks(plan: Plan) -> list[Block]:
@@ -25,7 +27,7 @@ def plan_blocks(plan: Plan) -> list[Block]:
         Table(("", ""), sizes, words=2),
     ]
     if plan.rollout:
-        blocks += [Heading("memory of a device in a rollout"), rollout_table(plan), [rollout_note(plan), ""]]
+        blocks += [Heading("memory of a device in a rollout"), rollout_table(plan), [ROLLOUT_NOTE, ""]]
     if plan.products is not None:
         blocks += [Heading("a step of a device, at the published rates"), rates_table(plan)]
     blocks.append([bound_sentence(plan), ""])
@@ -125,11 +127,6 @@ def rollout_table(plan: Plan) -> Table:
         "total": plan.rollout_total,
     }
     return Table(("", "bytes"), [(name, format_bytes(size)) for name, size in parts.items()])
-
-
-def rollout_note(plan: Plan) -> str:
-    """Return what the table of a rollout counts."""
-    return "Prompts have the most tokens that fit. Reward models and the temporaries of a rollout are left out."
 
 
 def rates_table(plan: Plan) -> Table:

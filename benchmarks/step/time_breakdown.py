@@ -63,7 +63,7 @@ def break_down(program: Module, profile: Profile, *, training: bool = True) -> d
         row = {"name": name, "opcode": "?", "shape": "", "op_name": "", "part": OTHER, "direction": "update", "where": ""}
         if instruction := program.instructions.get(name):
             source = instruction.located()
-            row |= {"opcode": _opcode_text(program, instruction), "shape": instruction.shape, "op_name": source.op_name}
+            row |= {"opcode": _opcode_text(instruction), "shape": instruction.shape, "op_name": source.op_name}
             row["part"] = part_of(program, instruction)
             row["direction"] = direction_of(program, source) if training else "forward"
             row["where"] = next((f"{frame.function}:{frame.line}" for frame in source.frames), "")
@@ -131,11 +131,10 @@ def _part_by_rules(instruction: Instruction) -> str:
     return ""
 
 
-def _opcode_text(program: Module, instruction: Instruction) -> str:
+def _opcode_text(instruction: Instruction) -> str:
     """Return the opcode of an instruction; for a fusion, the opcodes that it computes."""
     if instruction.opcode != "fusion":
         return instruction.opcode
-    inside = [inner.opcode for inner in instruction.parts if inner.opcode not in MOVES]
-    return "+".join(dict.fromkeys(inside)) or "+".join(
-        dict.fromkeys(inner.opcode for inner in instruction.parts if inner.opcode not in ("parameter", "constant", "bitcast"))
-    )
+    opcodes = list(dict.fromkeys(inner.opcode for inner in instruction.parts))
+    computing = [opcode for opcode in opcodes if opcode not in MOVES]
+    return "+".join(computing or [opcode for opcode in opcodes if opcode not in ("parameter", "constant", "bitcast")])
