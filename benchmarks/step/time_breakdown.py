@@ -64,7 +64,7 @@ def break_down(program: Module, profile: Profile, *, training: bool = True) -> d
         if instruction := program.instructions.get(name):
             source = instruction.located()
             row |= {"opcode": _opcode_text(instruction), "shape": instruction.shape, "op_name": source.op_name}
-            row["part"] = part_of(program, instruction)
+            row["part"] = part_of(instruction)
             row["direction"] = direction_of(program, source) if training else "forward"
             row["where"] = next((f"{frame.function}:{frame.line}" for frame in source.frames), "")
         rows.append({**row, **vars(spent)})
@@ -86,7 +86,7 @@ def break_down(program: Module, profile: Profile, *, training: bool = True) -> d
     }
 
 
-def part_of(program: Module, instruction: Instruction) -> str:
+def part_of(instruction: Instruction) -> str:
     """Return the part that an instruction belongs to; a fusion belongs to the part of its root, unless that only moves data."""
     opcodes = {inner.opcode for inner in instruction.parts}
     if instruction.opcode in LOOPS:

@@ -45,7 +45,7 @@ def test_every_instruction_has_a_part(name: str, monkeypatch: pytest.MonkeyPatch
     step.compile()
     program = parse_program(step.compiled.as_text())
     compute = [each for each in program.instructions.values() if each.opcode in ("fusion", "dot")]
-    part = {each.name: time_breakdown.part_of(program, each) for each in compute}
+    part = {each.name: time_breakdown.part_of(each) for each in compute}
     assert set(time_breakdown.PARTS[:5]) <= set(part.values())
     unknown = [each for each in compute if part[each.name] == time_breakdown.OTHER]
     assert len(unknown) <= 0.02 * len(compute), [(each.name, each.op_name) for each in unknown]
@@ -53,7 +53,7 @@ def test_every_instruction_has_a_part(name: str, monkeypatch: pytest.MonkeyPatch
     head = [
         each
         for each in program.instructions.values()
-        if each.opcode == "dot" and time_breakdown.part_of(program, each) == time_breakdown.HEAD
+        if each.opcode == "dot" and time_breakdown.part_of(each) == time_breakdown.HEAD
     ]
     assert sorted(time_breakdown.direction_of(program, each) for each in head) == ["backward", "backward", "forward"]
 
