@@ -17,12 +17,15 @@ from benchmarks.core.progress import Progress
 from benchmarks.core.result_files import identity
 from benchmarks.core.result_tables import gigabytes
 from benchmarks.core.timing import Program
+from benchmarks.core.worker_process import WorkerFailed
 from zoo.errors import BadInput
 
 T = TypeVar("T")
 
 MEMORY_SHARE = 0.9
 """Largest share of the free memory that a program may need."""
+UNABLE = "NotImplementedError: "
+"""Beginning of the failure of a worker that does not do what is requested."""
 
 
 @dataclass
@@ -145,7 +148,8 @@ class WrongResult(Exception):
 def run_guarded(trial: Trial, act: Callable[[Any], None], watch: Watch, message: str) -> None:
     """Call `act` on a trial, unless earlier processes died while they measured it.
 
-    `SkipTrial` and a refusal, `BadInput`, end the trial as skipped, `WrongResult` as wrong, and other errors as failed.
+    `SkipTrial`, a refusal (`BadInput`) and a worker's NotImplementedError end the trial as skipped, `WrongResult` as wrong, and
+    other errors as failed.
     """
     if watch.died(trial.key):
         trial.end("failed", result_files.DIED)
@@ -157,6 +161,8 @@ def run_guarded(trial: Trial, act: Callable[[Any], None], watch: Watch, message:
         trial.end("skipped", str(reason))
     except WrongResult as reason:
         trial.end("wrong", str(reason))
+    except WorkerFailed as failure:
+        trial.end("skipped" if str(failure).startswith(UNABLE) else "failed", str(failure).removeprefix(UNABLE))
     except Exception as error:
         trial.end("failed", first_line(error))
 

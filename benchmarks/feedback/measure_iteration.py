@@ -15,7 +15,6 @@ import numpy as np
 from benchmarks.core import guarded_trials, peer_process, timing
 from benchmarks.core.guarded_trials import SkipTrial, Trial, Watch, WrongResult
 from benchmarks.core.peer_process import Peer
-from benchmarks.core.worker_process import WorkerFailed
 from benchmarks.feedback import peer_libraries
 from benchmarks.feedback.feedback_options import Options
 from benchmarks.feedback.iteration import ITERATION, PARTS, REFERENCE_FACTOR, FirstSteps, Iteration, Shape
@@ -120,12 +119,8 @@ class _Group:
         if self.shape.precision != "float32":
             raise SkipTrial("it is compared in float32 only, where the likeliest tokens must be equal")
         self._export(folder)
-        try:
-            trial.peer = peer = Peer(peer_libraries.serve, kind, folder)
-            answer = peer.begin()
-        except WorkerFailed as failure:
-            trial.end("failed", str(failure))
-            return
+        trial.peer = peer = Peer(peer_libraries.serve, kind, folder)
+        answer = peer.begin()
         trial.columns |= {"versions": answer["versions"], **dict(zip(LOSSES, answer["losses"], strict=True))}
         check_agreement(self._iteration.greedy(self._first.prompts), answer["greedy"], self._first.losses, answer["losses"])
         trial.program = lambda: trial.seconds.append(peer.run()["seconds"])

@@ -15,7 +15,7 @@ from benchmarks.core import bench_command, timing
 from benchmarks.core.guarded_trials import Group, Trial, Watch, repeat_without_failures, run_guarded
 from benchmarks.core.output_options import recorded_options
 from benchmarks.core.result_files import identity
-from benchmarks.core.worker_process import WorkerFailed, call
+from benchmarks.core.worker_process import call
 from benchmarks.growth import growth_report
 from benchmarks.growth.growth_options import Options
 from benchmarks.step import programs
@@ -122,17 +122,16 @@ def _axis(options: Options, keys: Sequence[dict[str, Any]], watch: Watch) -> lis
 
 def _devices(options: Options, keys: Sequence[dict[str, Any]], watch: Watch) -> list[dict[str, Any]]:
     """Return the cells of the axis of devices, each measured in a separate process."""
+
+    def measure(trial: Trial) -> None:
+        # Devices are simulated on the CPU, so the process uses no other platform.
+        count = trial.key["value"]
+        trial.columns |= call(measure_device_count, recorded_options(options), count, env={"JAX_PLATFORMS": "cpu"})
+        trial.end("timed")
+
     trials = [Trial(key) for key in keys]
     for trial in trials:
-        count = trial.key["value"]
-        watch.begin(f"{count} devices", trial.key)
-        try:
-            # Devices are simulated on the CPU, so the process uses no other platform.
-            trial.columns |= call(measure_device_count, recorded_options(options), count, env={"JAX_PLATFORMS": "cpu"})
-        except WorkerFailed as failure:
-            trial.end("failed", str(failure))
-        else:
-            trial.end("timed")
+        run_guarded(trial, measure, watch, f"{trial.key['value']} devices")
     return [trial.cell() for trial in trials]
 
 

@@ -16,7 +16,6 @@ import jax
 from benchmarks.core import guarded_trials, result_files, timing
 from benchmarks.core.guarded_trials import SkipTrial, Trial, Watch, WrongResult
 from benchmarks.core.peer_process import Peer
-from benchmarks.core.worker_process import WorkerFailed
 from benchmarks.hlo import hlo_parser
 from benchmarks.step import instruction_times, peer_libraries, programs, time_breakdown
 from benchmarks.step.cases import Case
@@ -150,14 +149,9 @@ class _Group:
         if not self._expected_losses:
             raise SkipTrial("no program of jax-zoo ran that it could be compared with")
         guarded_trials.check_memory(self._bytes_needed, "together with jax-zoo's programs it is assumed to need")
-        try:
-            peer_libraries.export(folder, self.case, self.params, self.case.run().optim)
-            trial.peer = Peer(peer_libraries.serve, kind, folder, precision)
-            answer = trial.peer.begin()
-        except WorkerFailed as failure:
-            unable = str(failure).startswith("NotImplementedError: ")
-            trial.end("skipped" if unable else "failed", str(failure).removeprefix("NotImplementedError: "))
-            return
+        peer_libraries.export(folder, self.case, self.params, self.case.run().optim)
+        trial.peer = Peer(peer_libraries.serve, kind, folder, precision)
+        answer = trial.peer.begin()
         trial.columns |= {"first_step_seconds": answer["build_s"] + answer["first_step_s"], "resident": answer["rss"]}
         trial.columns["versions"], trial.second = answer["versions"], answer["second_step_s"]
         self._check_losses(trial, tuple(answer["losses"]), 0.0)
