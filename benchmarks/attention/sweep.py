@@ -10,28 +10,10 @@ from benchmarks.attention.sweep_rows import UNIT, SweepRow, resolve_options, row
 from benchmarks.core import bench_command
 from benchmarks.core.guarded_trials import Group, Watch
 
-BENCHMARK = bench_command.Benchmark("attention", "Attention", attention_report.report, attention_report.one_line)
-
 
 def main(requested: Options, argv: Sequence[str]) -> int:
-    """Run the command: see `bench_command.run_benchmark`.
-
-    Raises:
-        BadInput: see `sweep_rows.resolve_options`, `bench_command.run_benchmark` and `compiled_kernels.main`.
-    """
-    if requested.compiled:
-        return compiled_kernels.main(requested)
-    setup = bench_command.start(requested.repeats, peers=requested.peers)
-    options = resolve_options(requested, setup.machine["backend"])
-    measurement = bench_command.Measurement(
-        options=options,
-        groups=functools.partial(_groups, options),
-        dtypes=options.dtype,
-        unit={"implementation": UNIT},
-        repeats=options.repeats,
-        seconds=options.seconds or float("inf"),
-    )
-    return bench_command.run_benchmark(BENCHMARK, setup, measurement, argv)
+    """Run the command: see `bench_command.Benchmark.main` and `compiled_kernels.main`."""
+    return compiled_kernels.main(requested) if requested.compiled else BENCHMARK.main(requested, argv)
 
 
 def _groups(options: Options, environment: Mapping[str, Any]) -> list[Group]:
@@ -56,3 +38,15 @@ def _weight(row: SweepRow) -> float:
     shape = row.shape
     pairs = shape.batch * shape.heads * shape.head * shape.queries * shape.keys
     return 1.0 + pairs * (1 + 2.5 * (row.direction == "both")) / 1e10
+
+
+BENCHMARK = bench_command.Benchmark(
+    "attention",
+    "Attention",
+    resolve_options,
+    _groups,
+    attention_report.report,
+    attention_report.one_line,
+    unit=lambda options: {"implementation": UNIT},
+    dtypes=lambda options: options.dtype,
+)

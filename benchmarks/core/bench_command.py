@@ -2,20 +2,21 @@
 
 import contextlib
 import dataclasses
+import functools
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from benchmarks.core import result_files, result_page, result_tables
 from benchmarks.core.guarded_trials import Group, measure_groups
-from benchmarks.core.output_options import recorded_options
+from benchmarks.core.output_options import Output, recorded_options
 from benchmarks.core.result_files import Results
 from benchmarks.core.worker_process import WorkerFailed, call
 from train.run.run_dir import write_text
@@ -29,25 +30,50 @@ REFUSED = 2
 
 
 @dataclasses.dataclass(frozen=True)
-class Start:
-    """State of a command when it starts."""
-
-    process: int | None
-    """Number of this process among several fresh ones; None for the process that the user started."""
-    alone: bool
-    """True if this process does the measurement and starts no other processes."""
-    machine: Mapping[str, Any]
-
-
-@dataclasses.dataclass(frozen=True)
 class Benchmark:
-    """The name of a benchmark, and the presentation of its results."""
+    """A benchmark command: its name, its measurement, and the presentation of its results."""
 
     what: str
     title: str
+    resolve: Callable[[Any, str], Any]
+    """(options, backend) -> the options with all omitted fields filled in for the machine; refuses those that make no sense."""
+    groups: Callable[[Any, Mapping[str, Any]], list[Group]]
+    """(complete options, environment of a process) -> the groups that it measures."""
     report: Callable[[Results, result_page.Form], result_page.Report]
     one_line: Callable[[Sequence[Mapping[str, Any]]], str]
     """Cells of a group -> their outcome for the progress display."""
+    unit: Callable[[Any], Mapping[str, Any]] = lambda options: {}
+    """Complete options -> axes of the cell that is the unit of ratios: see `result_files.Writer`."""
+    dtypes: Callable[[Any], Sequence[str]] = lambda options: ("float32",)
+    check: Callable[[Any], None] = lambda options: None
+    """Refuses, before anything is measured, complete options that the devices of the measuring process do not allow."""
+
+    def main(self, requested: Any, argv: Sequence[str]) -> int:
+        """Measure, here or in fresh processes one after the other, and show the results, even if the run was stopped.
+
+        Args:
+            argv: the arguments after `zoo`, with which fresh processes are started.
+
+        Returns:
+            0; 1 if a cell is wrong or failed; the exit code of a fresh process that died.
+
+        Raises:
+            BadInput: see `resolve` and `check`; the folder has results and --resume is missing, or has results of another
+                benchmark; see `result_files.Writer`.
+            SystemExit: with code 143 after SIGTERM, and with 129 after SIGHUP.
+        """
+        repeats, number = getattr(requested, "repeats", 1), os.environ.pop(PROCESS, None)
+        alone = number is not None or repeats <= 1
+        machine = start(getattr(requested, "devices", 0), alone=alone, peers=getattr(requested, "peers", False))
+        options = self.resolve(requested, machine["backend"])
+        if alone:
+            self.check(options)
+        folder = _folder(self.what, options.output, machine, fresh=number is not None)
+        with _handle_termination():
+            if number is not None:
+                self._measure(options, folder, int(number), resume=True)
+                return 0
+            return self._measure_and_show(options, folder, None if alone else functools.partial(_repeat, repeats, folder, argv))
 
     def markdown(self, results: Results) -> str:
         """Return the content of table.md."""
@@ -63,53 +89,91 @@ class Benchmark:
         """Return the content of report.html."""
         return result_page.page(results, self.title, self.report(results, "page"))
 
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Measurement:
-    """The measurement that a call of a benchmark requests."""
-
-    options: Any
-    groups: Callable[[Mapping[str, Any]], Iterable[Group]]
-    """Environment of a process -> the groups that it measures."""
-    dtypes: Sequence[str] = ("float32",)
-    unit: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    """Axes of the cell that is the unit of ratios: see `result_files.Writer`."""
-    repeats: int = 1
-    """Fresh processes, one after the other, each of which measures every cell once."""
-    seconds: float = float("inf")
-    """Seconds after which no group begins."""
-
-    def run(self, benchmark: Benchmark, folder: Path, process: int, resume: bool) -> None:
+    def _measure(self, options: Any, folder: Path, process: int, *, resume: bool) -> None:
         """Measure the missing cells in this process."""
-        began, environment = time.monotonic(), result_files.environment(self.dtypes)
-        path, options = folder / result_files.CELLS, recorded_options(self.options)
-        writer = result_files.Writer(path, benchmark.what, environment, options, resume, self.unit)
-        groups, deadline = self.groups(environment), began + self.seconds
-        if left_out := measure_groups(groups, writer, process, benchmark.one_line, environment, deadline=deadline):
+        began, environment = time.monotonic(), result_files.environment(self.dtypes(options))
+        path, recorded = folder / result_files.CELLS, recorded_options(options)
+        writer = result_files.Writer(path, self.what, environment, recorded, resume, self.unit(options))
+        # After these no group begins.
+        seconds = getattr(options, "seconds", None) or float("inf")
+        groups = self.groups(options, environment)
+        if left_out := measure_groups(groups, writer, process, self.one_line, environment, deadline=began + seconds):
             titles = ", ".join(left_out)
-            print(f"left out, after the {self.seconds:g} s of --seconds: {titles}; --resume measures them", file=sys.stderr)
+            print(f"left out, after the {seconds:g} s of --seconds: {titles}; --resume measures them", file=sys.stderr)
+
+    def _measure_and_show(self, options: Any, folder: Path, repeat: Callable[[], int] | None) -> int:
+        """Measure here, or in the fresh processes that `repeat` starts; return the exit code."""
+        code, output = 0, options.output
+        try:
+            if repeat is None:
+                self._measure(options, folder, 0, resume=output.resume)
+            else:
+                code = repeat()
+        except BadInput:
+            # Nothing was measured, and existing results are left unchanged.
+            raise
+        except BaseException as error:
+            if isinstance(error, KeyboardInterrupt):
+                print("stopped; --resume completes it", file=sys.stderr)
+            self._show(folder, output.json)
+            raise
+        if code == REFUSED:
+            return code
+        results = self._show(folder, output.json)
+        # Without results, no process wrote a cell, and each has printed the reason.
+        return code or int(results is not None and any(cell["state"] in ("wrong", "failed") for cell in results.cells))
+
+    def _show(self, folder: Path, as_json: bool) -> Results | None:
+        """Write and print the reports of a folder's results; return None if there are none."""
+        if not (folder / result_files.CELLS).exists():
+            return None
+        results = result_files.read(folder)
+        written = {
+            "table.md": self.markdown(results),
+            "table.csv": result_tables.csv(results),
+            "report.html": self.page(results),
+        }
+        for name, text in written.items():
+            write_text(folder / name, text)
+        if as_json:
+            for cell in results.cells:
+                print(json.dumps(cell))
+        else:
+            self.terminal(results)
+            print(f"\n{folder}: cells.jsonl, table.md, table.csv, report.html")
+        return results
 
 
-def start(repeats: int, devices: int = 0, *, peers: bool = False) -> Start:
-    """Set this process up if it is going to measure.
+def start(devices: int = 0, *, alone: bool = True, peers: bool = False) -> Mapping[str, Any]:
+    """Set this process up if it is going to measure, and describe the machine.
 
     Args:
         devices: CPU devices to simulate; 0 = the real ones.
+        alone: whether this process measures. One that only starts others must not hold the accelerator.
         peers: whether other libraries share the accelerator, most of whose memory JAX would otherwise allocate at once.
     """
+    require(devices >= 0, "devices", devices, "choose the number of CPU devices to simulate, or 0 for the real ones")
     if peers:
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    number = os.environ.pop(PROCESS, None)
-    process = None if number is None else int(number)
-    if process is None and repeats > 1:
+    if not alone:
         try:
-            # A process that only starts others must not hold the accelerator.
-            return Start(process, False, call(_prepared_machine))
+            return call(_prepared_machine)
         except WorkerFailed as failure:
             raise BadInput(f"the machine cannot be described: {failure}") from None
     jax_setup.prepare(devices)
     jax_setup.canary()
-    return Start(process, True, result_files.machine())
+    return result_files.machine()
+
+
+def _folder(what: str, output: Output, machine: Mapping[str, Any], *, fresh: bool) -> Path:
+    """Return the folder of the results; refuse one with other results, unless a `fresh` process continues them."""
+    folder = Path(output.out) if output.out else result_files.default_folder(what, machine, newest=output.resume)
+    if not fresh and (folder / result_files.CELLS).exists():
+        if not output.resume:
+            raise BadInput(f"{folder} has results already; --resume completes them, --out chooses another folder")
+        if (before := result_files.read(folder).what) != what:
+            raise BadInput(f"{folder} has results of zoo bench {before}; choose another --out")
+    return folder
 
 
 class _Terminated(KeyboardInterrupt):
@@ -137,51 +201,6 @@ def _handle_termination() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-@_handle_termination()
-def run_benchmark(benchmark: Benchmark, setup: Start, measurement: Measurement, argv: Sequence[str]) -> int:
-    """Measure, here or in fresh processes one after the other, and show the results, even if the run was stopped.
-
-    Args:
-        argv: the arguments after `zoo`, with which fresh processes are started.
-
-    Returns:
-        0; 1 if a cell is wrong or failed; the exit code of a fresh process that died.
-
-    Raises:
-        BadInput: the folder has results and --resume is missing, or has results of another benchmark; see `result_files.Writer`.
-        SystemExit: with code 143 after SIGTERM, and with 129 after SIGHUP.
-    """
-    what, output = benchmark.what, measurement.options.output
-    folder = Path(output.out) if output.out else result_files.default_folder(what, setup.machine, newest=output.resume)
-    if setup.process is not None:
-        measurement.run(benchmark, folder, setup.process, True)
-        return 0
-    if (folder / result_files.CELLS).exists():
-        if not output.resume:
-            raise BadInput(f"{folder} has results already; --resume completes them, --out chooses another folder")
-        if (before := result_files.read(folder).what) != what:
-            raise BadInput(f"{folder} has results of zoo bench {before}; choose another --out")
-    code = 0
-    try:
-        if setup.alone:
-            measurement.run(benchmark, folder, 0, output.resume)
-        else:
-            code = _repeat(measurement.repeats, folder, argv)
-    except BadInput:
-        # Nothing was measured, and existing results are left unchanged.
-        raise
-    except BaseException as error:
-        if isinstance(error, KeyboardInterrupt):
-            print("stopped; --resume completes it", file=sys.stderr)
-        _show(benchmark, folder, output.json)
-        raise
-    if code == REFUSED:
-        return code
-    results = _show(benchmark, folder, output.json)
-    # Without results, no process wrote a cell, and each has printed the reason.
-    return code or int(results is not None and any(cell["state"] in ("wrong", "failed") for cell in results.cells))
 
 
 def check_numbers(options: Any, *names: str) -> None:
@@ -224,24 +243,3 @@ def _repeat(repeats: int, folder: Path, argv: Sequence[str]) -> int:
             print(f"process {number + 1} ended with code {ended}; complete with --resume", file=sys.stderr, flush=True)
             code = code or (ended if ended > 0 else 128 - ended)
     return code
-
-
-def _show(benchmark: Benchmark, folder: Path, as_json: bool) -> Results | None:
-    """Write and print the reports of a folder's results; return None if there are none."""
-    if not (folder / result_files.CELLS).exists():
-        return None
-    results = result_files.read(folder)
-    written = {
-        "table.md": benchmark.markdown(results),
-        "table.csv": result_tables.csv(results),
-        "report.html": benchmark.page(results),
-    }
-    for name, text in written.items():
-        write_text(folder / name, text)
-    if as_json:
-        for cell in results.cells:
-            print(json.dumps(cell))
-    else:
-        benchmark.terminal(results)
-        print(f"\n{folder}: cells.jsonl, table.md, table.csv, report.html")
-    return results

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from benchmarks.core import bench_command
@@ -20,33 +20,13 @@ DEFAULTS = {
     "full": Options(model="gpt2", prompts=2, group=4, prompt_length=32, tokens=32, budget=20.0),
     "quick": Options(model="gpt-nano", prompts=4, group=4, prompt_length=16, tokens=16, budget=5.0),
 }
-BENCHMARK = bench_command.Benchmark("feedback", "Learning by sampling", iteration_report.report, iteration_report.one_line)
-
-
-def main(requested: Options, argv: Sequence[str]) -> int:
-    """Run the command: see `bench_command.run_benchmark`.
-
-    Raises:
-        BadInput: see `resolved`, `shape_of` and `bench_command.run_benchmark`.
-    """
-    setup = bench_command.start(requested.repeats, peers=requested.peers)
-    options = resolved(requested, setup.machine["backend"])
-    shape = shape_of(options)
-    measurement = bench_command.Measurement(
-        options=options,
-        groups=functools.partial(_groups, shape, options),
-        dtypes=(shape.precision,),
-        unit={"program": OURS},
-        repeats=options.repeats,
-    )
-    return bench_command.run_benchmark(BENCHMARK, setup, measurement, argv)
 
 
 def resolved(options: Options, backend: str) -> Options:
     """Return the options with all omitted fields filled in for a machine.
 
     Raises:
-        BadInput: a number that is too small, or options that exclude each other.
+        BadInput: a number that is too small, or options that exclude each other; see `shape_of`.
     """
     bench_command.check_numbers(options, "prompts", "prompt_length", "tokens", "rounds", "budget", "repeats")
     require(options.group is None or options.group >= 2, "group", options.group, "responses are compared; choose 2 or more")
@@ -59,7 +39,9 @@ def resolved(options: Options, backend: str) -> Options:
     if options.rounds:
         filled["budget"] = None
     precision = options.precision or ("float32" if backend == "cpu" else "bfloat16")
-    return dataclasses.replace(options, **filled, precision=precision)
+    complete = dataclasses.replace(options, **filled, precision=precision)
+    shape_of(complete)
+    return complete
 
 
 def shape_of(options: Options) -> Shape:
@@ -79,7 +61,21 @@ def shape_of(options: Options) -> Shape:
     return Shape(size=base.size, config=base.config, precision=options.precision or "float32", **sizes)
 
 
-def _groups(shape: Shape, options: Options, environment: Mapping[str, Any]) -> list[Group]:
+def _groups(options: Options, environment: Mapping[str, Any]) -> list[Group]:
+    shape = shape_of(options)
     programs = [OURS, *(PEERS if options.peers else ())]
     measure = functools.partial(measure_iteration.measure, shape, options, environment)
     return [Group(f"an iteration of {shape.size}", measure_iteration.keys(shape, programs), measure)]
+
+
+BENCHMARK = bench_command.Benchmark(
+    "feedback",
+    "Learning by sampling",
+    resolved,
+    _groups,
+    iteration_report.report,
+    iteration_report.one_line,
+    unit=lambda options: {"program": OURS},
+    dtypes=lambda options: (options.precision,),
+)
+main = BENCHMARK.main

@@ -41,22 +41,8 @@ HEAD = 32
 """Size of a head; a wider model has more heads."""
 
 
-BENCHMARK = bench_command.Benchmark("growth", "How cost grows", growth_report.report, growth_report.one_line)
-
-
-def main(requested: Options, argv: Sequence[str]) -> int:
-    """Run the command: see `bench_command.run_benchmark`.
-
-    Raises:
-        BadInput: an unknown model, numbers below 1, fewer than two values of an axis; see `bench_command.run_benchmark`.
-    """
-    options = resolve_options(requested)
-    measurement = bench_command.Measurement(options=options, groups=functools.partial(_groups, options))
-    return bench_command.run_benchmark(BENCHMARK, bench_command.start(1), measurement, argv)
-
-
-def resolve_options(options: Options) -> Options:
-    """Return the options with all omitted fields filled in.
+def resolve_options(options: Options, backend: str) -> Options:
+    """Return the options with all omitted fields filled in, alike for every machine.
 
     Raises:
         BadInput: an unknown model, numbers below 1, or a single value of an axis.
@@ -159,3 +145,9 @@ def measure_device_count(fields: Mapping[str, Any], count: int) -> dict[str, Any
     assert trial.program is not None
     seconds = timing.measured({"": trial.program}, rounds=options.rounds or 0)[""]
     return trial.columns | timing.time_columns(seconds)
+
+
+BENCHMARK = bench_command.Benchmark(
+    "growth", "How cost grows", resolve_options, _groups, growth_report.report, growth_report.one_line
+)
+main = BENCHMARK.main

@@ -24,7 +24,7 @@ def resolve_options(options: Options, backend: str) -> Options:
     """Return the options with all omitted fields filled in for a machine.
 
     Raises:
-        BadInput: an unknown name, a number that is too small, or options that exclude each other.
+        BadInput: an unknown name, a number that is too small, or options that exclude each other; see `cases`.
     """
     if not options.models:
         raise BadInput("zoo bench step: name a model, such as gpt2; zoo models lists them")
@@ -36,7 +36,9 @@ def resolve_options(options: Options, backend: str) -> Options:
     bench_command.check_numbers(options, "batch", "length", "source_length", "rounds", "budget", "cell_seconds", "repeats")
     precision = options.precision or (("float32",) if backend == "cpu" else ("bfloat16",))
     budget = None if options.rounds else options.budget or BUDGET
-    return dataclasses.replace(options, precision=precision, budget=budget)
+    complete = dataclasses.replace(options, precision=precision, budget=budget)
+    cases(complete)
+    return complete
 
 
 def cases(options: Options) -> list[Case]:
