@@ -212,8 +212,8 @@ def check_numbers(options: Any, *names: str) -> None:
     for name in names:
         value = getattr(options, name)
         require(value is None or value > 0, name, value, "must be above 0; choose a larger number, or leave it out")
-    if options.rounds and options.budget:
-        raise BadInput(f"--rounds with --budget {options.budget}: both determine when rounds end; leave one of them out")
+    if options.rounds and (budget := getattr(options, "budget", None)):
+        raise BadInput(f"--rounds with --budget {budget}: both determine when rounds end; leave one of them out")
 
 
 def _prepared_machine() -> dict[str, Any]:

@@ -9,7 +9,7 @@ from benchmarks.core import bench_command
 from benchmarks.core.guarded_trials import Group
 from benchmarks.feedback import iteration_report, measure_iteration
 from benchmarks.feedback.feedback_options import Options
-from benchmarks.feedback.iteration import Shape
+from benchmarks.feedback.iteration import SIZES, Shape
 from benchmarks.feedback.peer_libraries import PEERS
 from benchmarks.step.cases import case
 from benchmarks.step.step_variants import OURS
@@ -31,11 +31,7 @@ def resolved(options: Options, backend: str) -> Options:
     bench_command.check_numbers(options, "prompts", "prompt_length", "tokens", "rounds", "budget", "repeats")
     require(options.group is None or options.group >= 2, "group", options.group, "responses are compared; choose 2 or more")
     default = DEFAULTS["quick" if options.quick else "full"]
-    filled = {
-        name: getattr(default, name)
-        for name in ("model", "prompts", "group", "prompt_length", "tokens", "budget")
-        if not getattr(options, name)
-    }
+    filled = {name: getattr(options, name) or getattr(default, name) for name in ("model", "budget", *SIZES)}
     if options.rounds:
         filled["budget"] = None
     precision = options.precision or ("float32" if backend == "cpu" else "bfloat16")
@@ -50,7 +46,7 @@ def shape_of(options: Options) -> Shape:
     Raises:
         BadInput: an unknown model, one that is not trained by policy gradients or does not continue a prompt, or too many tokens.
     """
-    sizes = {name: getattr(options, name) for name in ("prompts", "group", "prompt_length", "tokens")}
+    sizes = {name: getattr(options, name) for name in SIZES}
     base = case(options.model, "train")
     model = models.model(base.config)
     if "policy" not in model.module.OBJECTIVES or model.is_encoder_decoder:

@@ -43,6 +43,8 @@ ITERATION = "iteration"
 PARTS = ("rollout", "policy", "reference", "step", "rest")
 """Parts of an iteration: the responses, their log-probabilities under the policy and under the reference, the training step, and
 what is left, such as rewards, advantages and rows."""
+SIZES = ("prompts", "group", "prompt_length", "tokens")
+"""Fields of a shape, and options, that are its sizes."""
 REFERENCE_FACTOR = 0.5
 """Factor from the policy's first weights to those of the reference; with equal weights the KL divergence would be 0 at first."""
 NO_END = -1

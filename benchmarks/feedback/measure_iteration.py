@@ -17,7 +17,7 @@ from benchmarks.core.guarded_trials import SkipTrial, Trial, Watch, WrongResult
 from benchmarks.core.peer_process import Peer
 from benchmarks.feedback import peer_libraries
 from benchmarks.feedback.feedback_options import Options
-from benchmarks.feedback.iteration import ITERATION, PARTS, REFERENCE_FACTOR, FirstSteps, Iteration, Shape
+from benchmarks.feedback.iteration import ITERATION, PARTS, REFERENCE_FACTOR, SIZES, FirstSteps, Iteration, Shape
 from benchmarks.step.measure_model import LOSSES, TOLERANCES
 from benchmarks.step.step_variants import OURS
 from train.run.hardware import device_peak
@@ -26,8 +26,8 @@ from zoo import models
 
 def key(shape: Shape, program: str, part: str) -> dict[str, Any]:
     """Return the key of a cell."""
-    sizes = {name: getattr(shape, name) for name in ("prompts", "group", "prompt_length", "tokens", "precision")}
-    return {"model": shape.size, **sizes, "program": program, "part": part}
+    sizes = {name: getattr(shape, name) for name in SIZES}
+    return {"model": shape.size, **sizes, "precision": shape.precision, "program": program, "part": part}
 
 
 def keys(shape: Shape, programs: Sequence[str]) -> list[dict[str, Any]]:

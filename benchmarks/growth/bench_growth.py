@@ -49,9 +49,7 @@ def resolve_options(options: Options, backend: str) -> Options:
     """
     default = DEFAULTS["quick" if options.quick else "full"]
     filled = {field.name: getattr(options, field.name) or getattr(default, field.name) for field in dataclasses.fields(options)}
-    for name in ("batch", "rounds"):
-        value = getattr(options, name)
-        require(value is None or value > 0, name, value, "must be 1 or more; choose a larger number, or leave it out")
+    bench_command.check_numbers(options, "batch", "rounds")
     for name in ("length", "layers", "width", "device_counts"):
         values, listed = filled[name], " ".join(map(str, filled[name]))
         require(all(value > 0 for value in values), name, listed, "choose numbers of 1 or more")
