@@ -232,7 +232,7 @@ IMPLEMENTATIONS: dict[str, Implementation] = {
         module="zoo.attention.kernels.flash_tpu",
         function="flash_tpu",
         platforms=frozenset({"tpu"}),
-        features=ALL_FEATURES - {"explicit mask", "dense bias", "relative bias"},
+        features=ALL_FEATURES - {"explicit mask", "dense bias"},
         limits="unsupported_reason",
         is_interpretable=True,
     ),

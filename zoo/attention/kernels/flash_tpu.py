@@ -1,8 +1,8 @@
-"""`flash_tpu`: Pallas kernels for TPU that store nothing of size T x S, with T5's bias, dropout and every mask but explicit ones.
+"""`flash_tpu`: Pallas kernels for TPU that store nothing of size T x S: biases of T5 and XLNet, dropout, masks but explicit ones.
 
 The forward pass is algorithm 1 of FlashAttention-2 (Dao 2023), the backward pass its algorithm 2 as one kernel of five products
 per tile; `_flash_tpu_bodies` has what runs in the kernels. `Mask.block_states` says which tiles are skipped, and which need no
-mask.
+mask. `_flash_tpu_relative` has XLNet's bias.
 
 A bias by distance is constant far from the diagonal, so that a head has few different tiles, whatever T is: XLA makes them from
 the table, the kernel reads the one that it needs, the backward pass adds up their gradients, and the gradient of the table is the
@@ -23,8 +23,10 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, UInt32
 
 from zoo.attention.attention import Request
-from zoo.attention.biases import Bias, Buckets, ByDistance
-from zoo.attention.kernels._flash_tpu_bodies import LANES, Plan, backward_body, forward_body
+from zoo.attention.biases import Bias, Buckets, ByDistance, Relative
+from zoo.attention.kernels._flash_tpu_bodies import backward_body, forward_body, relative_backward_body
+from zoo.attention.kernels._flash_tpu_plan import LANES, Plan
+from zoo.attention.kernels._flash_tpu_relative import Positions, distances
 from zoo.attention.masks import NO_PAIR, Mask, Side
 from zoo.sharding import target_platform
 
@@ -32,6 +34,8 @@ BLOCK = 512
 """Maximum number of queries and keys in a tile. By the compiler's schedule for TPU v5e, tiles of 256 cost half as much again."""
 LONGEST = 16384
 """Maximum number of queries: the backward pass keeps the gradient of those of a head in the vector memory."""
+SCATTERED = 2**19
+"""Maximum number of scores by distance of a block of scattered queries, which the kernels keep in the vector memory."""
 
 
 def flash_tpu(
@@ -49,10 +53,10 @@ def flash_tpu(
     """Compute attention (see `Kernel`). Scores, softmax and sums are float32. Without a TPU the kernels are interpreted."""
     b, t, n, _ = q.shape
     s = k.shape[1]
-    assert bias is None or isinstance(bias, Buckets | ByDistance)
-    prepared = None if bias is None else bias.prepare(t, s)
-    # The tiles of a bias are square.
-    block_q, block_k = (_block(length if prepared is None else max(t, s)) for length in (t, s))
+    assert bias is None or isinstance(bias, Buckets | ByDistance | Relative)
+    relative = bias if isinstance(bias, Relative) else None
+    prepared = bias.prepare(t, s) if isinstance(bias, Buckets | ByDistance) else None
+    block_q, block_k = _tile_sizes(t, s, bias)
     num_q, num_k = -(-t // block_q), -(-s // block_k)
     padded_t, padded_s = num_q * block_q, num_k * block_k
     if padded_s > s:
@@ -68,19 +72,23 @@ def flash_tpu(
         shared=n // k.shape[2],
         diagonal=diagonal,
         num_tiles=0 if tiles is None else tiles.shape[1],
+        position="" if relative is None else "consecutive" if relative.query_positions is None else "scattered",
+        first=0 if relative is None else relative.first,
+        has_types=relative is not None and relative.query_types is not None and relative.q_s is not None,
         mask=Mask(causal=mask.causal, window=mask.window, strict=mask.strict),
         has_lengths=mask.key_lengths is not None,
         numbers=_number_names(mask),
         rate=rate if seed is not None else 0.0,
         interpret=target_platform() != "tpu",
     )
-    operands = Operands.of(plan, mask, b, jnp.zeros((b, 2), jnp.uint32) if seed is None else seed, heads)
+    operands = Operands.of(plan, mask, relative, b, jnp.zeros((b, 2), jnp.uint32) if seed is None else seed, heads)
+    added = tiles if relative is None else Positions.of(relative, plan, scale, q.dtype)
     q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q * jnp.asarray(scale, q.dtype), k, v))  # [B, N or K, T or S, H]
     q, k, v = (
         jnp.pad(x, ((0, 0), (0, 0), (0, length - x.shape[2]), (0, 0)))
         for x, length in ((q, padded_t), (k, padded_s), (v, padded_s))
     )
-    out: Any = _attend(plan, q, k, v, tiles, operands)
+    out: Any = _attend(plan, q, k, v, added, operands)
     return jnp.swapaxes(out[:, :, :t], 1, 2)  # [B, T, N, H]
 
 
@@ -109,36 +117,64 @@ class Operands:
     heads: Any
     """Indices of the query heads among those of all devices, uint32 [N]."""
     query_numbers: Any
-    """Arrays of the queries' numbers in the order of `Plan.numbers`, int32 [B, F, T]; None if there are none."""
+    """Arrays of the queries' numbers in the order of `Plan.numbers`, then their types, int32 [B, F, T]; None: there are none."""
     key_numbers: Any
+    at: Any
+    """Index of each scattered query among the keys, int32 [B, T]; a zero if they are not scattered."""
 
     @classmethod
-    def of(cls, plan: Plan, mask: Mask, b: int, seed: UInt32[Array, "B 2"], heads: UInt32[Array, " N"]) -> "Operands":
-        """Return the operands of a call; the mask is padded."""
+    def of(
+        cls, plan: Plan, mask: Mask, bias: Relative | None, b: int, seed: UInt32[Array, "B 2"], heads: UInt32[Array, " N"]
+    ) -> "Operands":
+        """Return the operands of a call; the mask is padded, the bias is not."""
         padded_t, padded_s = plan.num_q * plan.block_q, plan.num_k * plan.block_k
         sides = mask.sides(padded_t, padded_s)
+        types = (bias.query_types, bias.key_types) if plan.has_types and bias is not None else (None, None)
 
-        def stacked(side: Side) -> Any:
-            arrays = [jnp.broadcast_to(getattr(side, name), (b, getattr(side, name).shape[1])) for name in plan.numbers]
+        def stacked(side: Side, types: Any, length: int) -> Any:
+            arrays = [jnp.broadcast_to(getattr(side, name), (b, length)) for name in plan.numbers]
+            if types is not None:
+                arrays.append(jnp.pad(types, ((0, 0), (0, length - types.shape[1]))))
             return jnp.stack(arrays, 1).astype(jnp.int32) if arrays else None
 
+        at = jnp.zeros((1, 1), jnp.int32)
+        if plan.position == "scattered" and bias is not None:
+            at = bias.query_positions.astype(jnp.int32)
+            at = jnp.pad(at, ((0, 0), (0, padded_t - at.shape[1])))
         return cls(
             states=mask.block_states(plan.block_q, plan.block_k, padded_t, padded_s),
             lengths=jnp.zeros(b, jnp.int32) if mask.key_lengths is None else mask.key_lengths.astype(jnp.int32),
             seed=seed,
             heads=heads,
-            query_numbers=stacked(sides[0]),
-            key_numbers=stacked(sides[1]),
+            query_numbers=stacked(sides[0], types[0], padded_t),
+            key_numbers=stacked(sides[1], types[1], padded_s),
+            at=at,
         )
 
     def scalars(self, states: Any) -> list[Any]:
         """Return the operands that the kernels read as scalars, given the states in the order of their grid."""
-        return [_merge_last(states), _merge_last(_block_to_fetch(states)), self.lengths, self.seed, self.heads]
+        return [_merge_last(states), _merge_last(_block_to_fetch(states)), self.lengths, self.seed, self.heads, self.at]
 
 
-def _block(length: int) -> int:
-    """Return the size of as few equal blocks as possible, a multiple of the lanes."""
-    blocks = -(-length // BLOCK)
+SCALARS = 6
+"""Number of `Operands.scalars`."""
+
+
+def _tile_sizes(t: int, s: int, bias: Bias | None) -> tuple[int, int]:
+    """Return the numbers of queries and of keys in a tile."""
+    if bias is None:
+        return _block(t), _block(s)
+    if isinstance(bias, Relative) and bias.query_positions is not None:
+        block_k = _block(s)
+        count = distances(bias.first, -(-s // block_k) * block_k)
+        return _block(t, max(LANES, SCATTERED // count // LANES * LANES)), block_k
+    block = _block(max(t, s))  # the tiles of a bias by distance, and of the distances of consecutive queries, are square
+    return block, block
+
+
+def _block(length: int, largest: int | None = None) -> int:
+    """Return the size of as few equal blocks as possible, a multiple of the lanes; `largest` defaults to `BLOCK`."""
+    blocks = -(-length // min(BLOCK, largest or BLOCK))
     return -(-length // (blocks * LANES)) * LANES
 
 
@@ -170,39 +206,34 @@ def _block_to_fetch(states: Array) -> Array:
 # --- the forward pass -----------------------------------------------------------------------------------------------------------
 
 
+Added = Array | Positions | None
+"""The arrays of a bias: the tiles of one by distance [N, tiles, block, block], or those of a relative one."""
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attend(plan: Plan, q: Array, k: Array, v: Array, tiles: Array | None, operands: Operands) -> Array:
-    return _forward(plan, q, k, v, tiles, operands)[0]
+def _attend(plan: Plan, q: Array, k: Array, v: Array, bias: Added, operands: Operands) -> Array:
+    return _forward(plan, q, k, v, bias, operands)[0]
 
 
-def _forward(plan: Plan, q: Array, k: Array, v: Array, tiles: Array | None, operands: Operands) -> tuple[Array, Any]:
+def _forward(plan: Plan, q: Array, k: Array, v: Array, bias: Added, operands: Operands) -> tuple[Array, Any]:
     """Compute the output [B, N, T, H] and the residuals."""
-    (b, n, t, h), block_q, block_k = q.shape, plan.block_q, plan.block_k
-    keys = _spec((1, 1, block_k, h), lambda b, n, i, j, fetched: (b, n // plan.shared, fetched, 0), plan)
-    queries = _spec((1, 1, block_q, h), lambda b, n, i, j, _: (b, n, i, 0), plan)
-    specs = [
-        queries,
-        keys,
-        keys,
-        _spec((1, 1, block_q, block_k), lambda b, n, i, j, _: (n, plan.tile_of_bias(i, j), 0, 0), plan)
-        if tiles is not None
-        else None,
-        _spec((1, len(plan.numbers), block_q), lambda b, n, i, j, _: (b, 0, i), plan) if plan.numbers else None,
-        _spec((1, len(plan.numbers), block_k), lambda b, n, i, j, fetched: (b, 0, fetched), plan) if plan.numbers else None,
-    ]
+    (b, n, t, h), block_q = q.shape, plan.block_q
+    spec = functools.partial(_spec, plan)
+    queries = spec((1, 1, block_q, h), lambda b, n, i, j: (b, n, i, 0))
+    rows = spec((1, 1, 1, block_q), lambda b, n, i, j: (b, n, 0, i))
     wide = (block_q, LANES)
     scratch = [
         pltpu.VMEM(wide, jnp.float32),
         pltpu.VMEM(wide, jnp.float32),
         pltpu.VMEM((block_q, h), jnp.float32),
-        pltpu.VMEM((len(plan.numbers), *wide), jnp.int32) if plan.numbers else None,
-        pltpu.VMEM(wide, jnp.int32) if plan.rate else None,
+        *_columns_scratch(plan),
+        bias.scratch(plan, backward=False) if isinstance(bias, Positions) else None,
     ]
     grid = pltpu.PrefetchScalarGridSpec(
-        num_scalar_prefetch=5,
+        num_scalar_prefetch=SCALARS,
         grid=(b, n, plan.num_q, plan.num_k),
-        in_specs=specs,
-        out_specs=[queries, _spec((1, 1, 1, block_q), lambda b, n, i, j, _: (b, n, 0, i), plan)],
+        in_specs=_input_specs(plan, spec, h, bias, backward=False),
+        out_specs=[queries, rows],
         scratch_shapes=scratch,
     )
     call = pl.pallas_call(
@@ -213,29 +244,76 @@ def _forward(plan: Plan, q: Array, k: Array, v: Array, tiles: Array | None, oper
         interpret=plan.interpret,
         name="flash_forward",
     )
-    out, lse = call(*operands.scalars(operands.states), q, k, v, tiles, operands.query_numbers, operands.key_numbers)
+    added = bias.operands(plan, backward=False) if isinstance(bias, Positions) else bias
+    out, lse = call(*operands.scalars(operands.states), q, k, v, added, operands.query_numbers, operands.key_numbers)
     out, lse = checkpoint_name(out, "attention"), checkpoint_name(lse, "attention_lse")
-    return out, (q, k, v, tiles, operands, out, lse)
+    return out, (q, k, v, bias, operands, out, lse)
 
 
-def _spec(shape: Sequence[int], index: Callable[..., Any], plan: Plan) -> Any:
-    """Return the block of an array at (b, n, i, j) of the forward grid; `index` also gets the block of keys to fetch."""
+def _spec(plan: Plan, shape: Sequence[int], index: Callable[..., Any], *, heads_first: bool = False, **options: Any) -> Any:
+    """Return the block of an array at (b, n, i, j) of a grid over blocks of queries and, fastest, of keys.
+
+    Args:
+        index: a function of b, n, i and the block of keys that is in memory.
+        heads_first: the grid's first axis is n, and its second b.
+    """
 
     def at(b: Any, n: Any, i: Any, j: Any, states: Any, fetch: Any, *_: Any) -> Any:
+        b, n = (n, b) if heads_first else (b, n)
         example = 0 if fetch.shape[0] == 1 else b
-        return index(b, n, i, j, fetch[example, i * plan.num_k + j])
+        return index(b, n, i, fetch[example, i * plan.num_k + j])
 
-    return pl.BlockSpec(tuple(shape), at)
+    return pl.BlockSpec(tuple(shape), at, **options)
+
+
+def _input_specs(plan: Plan, spec: Callable[..., Any], h: int, bias: Added, *, backward: bool) -> list[Any]:
+    """Return the blocks of q, k, v, the bias, and the numbers of queries and keys, in kernels whose tiles are not transposed."""
+    queries = spec((1, 1, plan.block_q, h), lambda b, n, i, j: (b, n, i, 0))
+    keys = spec((1, 1, plan.block_k, h), lambda b, n, i, j: (b, n // plan.shared, j, 0))
+    added = None
+    if isinstance(bias, Positions):
+        added = bias.specs(plan, spec, backward=backward)
+    elif bias is not None:
+        added = spec((1, 1, plan.block_q, plan.block_k), lambda b, n, i, j: (n, plan.tile_of_bias(i, j), 0, 0))
+    rows = plan.num_rows
+    return [
+        queries,
+        keys,
+        keys,
+        added,
+        spec((1, rows, plan.block_q), lambda b, n, i, j: (b, 0, i)) if rows else None,
+        spec((1, rows, plan.block_k), lambda b, n, i, j: (b, 0, j)) if rows else None,
+    ]
+
+
+def _columns_scratch(plan: Plan) -> list[Any]:
+    """Return the memory for the numbers and hashes of a block of queries as columns."""
+    wide = (plan.block_q, LANES)
+    return [
+        pltpu.VMEM((plan.num_rows, *wide), jnp.int32) if plan.num_rows else None,
+        pltpu.VMEM(wide, jnp.int32) if plan.rate else None,
+    ]
 
 
 # --- the backward pass ----------------------------------------------------------------------------------------------------------
 
 
 def _backward(plan: Plan, residuals: Any, d_out: Array) -> tuple[Any, ...]:
-    """Compute the gradients. The grid goes over heads, examples, blocks of keys and blocks of queries, the last one fastest."""
-    q, k, v, tiles, operands, out, lse = residuals
-    (b, n, t, h), s, block_q, block_k = q.shape, k.shape[2], plan.block_q, plan.block_k
+    """Compute the gradients of q, k, v and the bias."""
+    q, k, v, bias, operands, out, lse = residuals
     delta = (d_out.astype(jnp.float32) * out.astype(jnp.float32)).sum(-1)[:, :, None]  # line 4: D, [B, N, 1, T]
+    run = _backward_relative if plan.position else _backward_transposed
+    d_q, d_k, d_v, d_bias = run(plan, q, k, v, bias, operands, d_out, lse, delta)
+    b, n, s, h = d_k.shape
+    d_k, d_v = (x.reshape(b, n // plan.shared, plan.shared, s, h).sum(2).astype(k.dtype) for x in (d_k, d_v))
+    return d_q.astype(q.dtype), d_k, d_v, d_bias, None
+
+
+def _backward_transposed(
+    plan: Plan, q: Array, k: Array, v: Array, tiles: Array | None, operands: Operands, d_out: Array, lse: Array, delta: Array
+) -> tuple[Any, ...]:
+    """Run the kernel; its grid goes over heads, examples, blocks of keys and blocks of queries, the last one fastest."""
+    (b, n, t, h), s, block_q, block_k = q.shape, k.shape[2], plan.block_q, plan.block_k
 
     def spec(shape: Sequence[int], index: Callable[..., Any], **options: Any) -> Any:
         def at(n: Any, b: Any, j: Any, i: Any, states: Any, fetch: Any, *_: Any) -> Any:
@@ -277,7 +355,7 @@ def _backward(plan: Plan, residuals: Any, d_out: Array) -> tuple[Any, ...]:
     call = pl.pallas_call(
         functools.partial(backward_body, plan, has_bias),
         grid_spec=pltpu.PrefetchScalarGridSpec(
-            num_scalar_prefetch=5,
+            num_scalar_prefetch=SCALARS,
             grid=(n, b, plan.num_k, plan.num_q),
             in_specs=specs,
             out_specs=out_specs,
@@ -293,8 +371,42 @@ def _backward(plan: Plan, residuals: Any, d_out: Array) -> tuple[Any, ...]:
     numbers = operands.query_numbers, operands.key_numbers
     scalars = operands.scalars(jnp.swapaxes(operands.states, 1, 2))
     d_q, d_k, d_v, *d_tiles = call(*scalars, q, k, v, transposed, *numbers, d_out, lse, delta)
-    d_k, d_v = (x.reshape(b, n // plan.shared, plan.shared, s, h).sum(2).astype(x.dtype) for x in (d_k, d_v))
-    return d_q.astype(q.dtype), d_k, d_v, jnp.swapaxes(d_tiles[0], 2, 3) if has_bias else None, None
+    return d_q, d_k, d_v, jnp.swapaxes(d_tiles[0], 2, 3) if has_bias else None
+
+
+def _backward_relative(
+    plan: Plan, q: Array, k: Array, v: Array, bias: Positions, operands: Operands, d_out: Array, lse: Array, delta: Array
+) -> tuple[Any, ...]:
+    """Run the kernel; its grid goes over heads, examples, blocks of queries and blocks of keys, the last one fastest."""
+    (b, n, _, h), s, block_q = q.shape, k.shape[2], plan.block_q
+    spec = functools.partial(_spec, plan, heads_first=True)
+    queries = spec((1, 1, block_q, h), lambda b, n, i, j: (b, n, i, 0))
+    rows = spec((1, 1, 1, block_q), lambda b, n, i, j: (b, n, 0, i))
+    once: Any = {"pipeline_mode": pl.Buffered(1)}
+    of_keys = spec((1, 1, s, h), lambda b, n, i, j: (b, n, 0, 0), **once)
+    sum_specs, sum_shapes = bias.gradient_specs(plan, spec, **once)
+    per_head = jax.ShapeDtypeStruct((b, n, s, h), jnp.float32)
+    call = pl.pallas_call(
+        functools.partial(relative_backward_body, plan),
+        grid_spec=pltpu.PrefetchScalarGridSpec(
+            num_scalar_prefetch=SCALARS,
+            grid=(n, b, plan.num_q, plan.num_k),
+            in_specs=[*_input_specs(plan, spec, h, bias, backward=True), queries, rows, rows],
+            out_specs=[queries, of_keys, of_keys, sum_specs],
+            scratch_shapes=[
+                *_columns_scratch(plan),
+                pltpu.VMEM((2, block_q, LANES), jnp.float32),
+                bias.scratch(plan, backward=True),
+            ],
+        ),
+        out_shape=[jax.ShapeDtypeStruct(q.shape, jnp.float32), per_head, per_head, sum_shapes],
+        compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "arbitrary", "arbitrary", "arbitrary")),
+        interpret=plan.interpret,
+        name="flash_relative_backward",
+    )
+    added, numbers = bias.operands(plan, backward=True), (operands.query_numbers, operands.key_numbers)
+    d_q, d_k, d_v, sums = call(*operands.scalars(operands.states), q, k, v, added, *numbers, d_out, lse, delta)
+    return d_q, d_k, d_v, bias.gradient(plan, sums)
 
 
 _attend.defvjp(_forward, _backward)
