@@ -16,11 +16,12 @@ from tests.zoo.attention.test_accelerator_kernels import masks
 from zoo.attention import attention
 from zoo.attention.biases import ByDistance
 from zoo.attention.kernels import _flash_tpu_bodies, _flash_tpu_plan, flash_tpu
+from zoo.attention.kernels import _flash_tpu_relative as relative
 from zoo.attention.masks import ALL_PAIRS, NO_PAIR, SOME_PAIRS, Mask
 
 OPTIONS = {"xla_backend_optimization_level": 0, **compilation.OPTIONS}
-FAST = ("packed segments", "bucket bias, one direction", "positions")
-SLOW = ("full", "window", "content ranks", "grouped heads", "head 152", "key lengths", "length 1", "dropout")
+FAST = ("packed segments", "bucket bias, one direction", "positions", "relative bias, scattered queries")
+SLOW = ("full", "window", "content ranks", "grouped heads", "head 152", "key lengths", "length 1", "dropout", "relative bias")
 """Cases that others contain."""
 
 
@@ -96,6 +97,22 @@ def of_the_next_block(plan: Any, i: Any, j: Any) -> Any:
     return tile_of_bias(plan, i, j + 1)
 
 
+def distances_of_the_next_block(plan: Any, i: Any, j: Any) -> Any:
+    return jnp.minimum(distances_of_tile(plan, i, j) + 1, plan.num_q + plan.num_k - 2)
+
+
+def rolled_by_one_more(plan: Any, rows: Any, amount: Callable[[Any], Any], *args: Any) -> None:
+    roll_rows(plan, rows, lambda position: amount(position) + 1, *args)
+
+
+def reversed_differently(self: Any, plan: Any, sums: Any) -> Any:
+    gradient = positions_gradient(self, plan, sums)
+    return dataclasses.replace(gradient, q_r=relative.reverse_blocks(gradient.q_r, plan.block_q))
+
+
+distances_of_tile, roll_rows, types_differ = _flash_tpu_plan.Plan.distances_of_tile, relative._roll_rows, relative._types_differ
+by_key, positions_gradient = relative._by_key, relative.Positions.gradient
+MEMORY, SCATTERED = "relative bias, memory and types", "relative bias, scattered queries"
 block_states, square_tiles, tile_of_bias = Mask.block_states, ByDistance.square_tiles, _flash_tpu_plan.Plan.tile_of_bias
 MISTAKES: dict[str, tuple[Any, str, Callable[..., Any], str]] = {
     "tiles of the mask taken for full ones": (Mask, "block_states", no_rules, "packed segments"),
@@ -104,13 +121,20 @@ MISTAKES: dict[str, tuple[Any, str, Callable[..., Any], str]] = {
     "the bias constant too near": (ByDistance, "square_tiles", constant_beside_the_diagonal, "bucket bias"),
     "the bias of the next block": (_flash_tpu_plan.Plan, "tile_of_bias", of_the_next_block, "bucket bias, one direction"),
     "indices within the block": (_flash_tpu_bodies, "iota", lambda shape, axis, _: iota(shape, axis, 0), "dropout"),
+    "the distances of the next block": (_flash_tpu_plan.Plan, "distances_of_tile", distances_of_the_next_block, MEMORY),
+    "the distance one too small": (relative, "_by_key", lambda x: jnp.roll(by_key(x), 1, 1), MEMORY),
+    "rows of the gradient in their order": (relative, "_reverse_rows", lambda x: x, MEMORY),
+    "gradients of queries reversed": (relative.Positions, "gradient", reversed_differently, MEMORY),
+    "equal types taken for different ones": (relative, "_types_differ", lambda *args: ~types_differ(*args), MEMORY),
+    "scattered rows rolled by one more": (relative, "_roll_rows", rolled_by_one_more, SCATTERED),
 }
+FAST_MISTAKES = ("the bias of the next block", "scattered rows rolled by one more")
 iota = _flash_tpu_plan.iota
 
 
 @pytest.mark.planted
 @pytest.mark.parametrize(
-    "mistake", [pytest.param(name, marks=() if name == "the bias of the next block" else pytest.mark.full) for name in MISTAKES]
+    "mistake", [pytest.param(name, marks=() if name in FAST_MISTAKES else pytest.mark.full) for name in MISTAKES]
 )
 @pytest.mark.usefixtures("small_blocks")
 def test_a_planted_mistake_is_noticed(mistake: str, monkeypatch: pytest.MonkeyPatch) -> None:

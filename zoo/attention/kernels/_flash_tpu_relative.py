@@ -153,7 +153,7 @@ def scores(plan: Plan, bias: Positions, j: Any, columns: Any, key_numbers: Any, 
         added = scratch["rows"][:, pl.ds(pl.multiple_of(j * block_k, LANES), block_k)]
     else:
         by_distance = jnp.concatenate([dot(bias.q_r[0, 0], r[0, 0], 1, 0) for r in bias.r], axis=1)  # [block, 2 * block]
-        added = pltpu.roll(by_distance, block_k + 1, 1, stride=1, stride_axis=0)[:, :block_k]
+        added = _by_key(by_distance)
     if plan.has_types:
         same, different = (lanes(scratch["q_s"][kind], block_k) for kind in (0, 1))
         added = added + jnp.where(_types_differ(plan, columns, key_numbers), different, same)
@@ -193,13 +193,11 @@ def add_gradient(
     if plan.position == "scattered":
         scratch["d_rows"][:, pl.ds(pl.multiple_of(j * block_k, LANES), block_k)] = d_s
         return
-    d_s = _reverse_rows(d_s)
-    wide = jnp.concatenate([d_s, jnp.zeros_like(d_s)], axis=1)  # [block, 2 * block]
-    wide = pltpu.roll(wide, 0, 1, stride=1, stride_axis=0).astype(bias.q_r.dtype)
+    by_distance = _by_distance(_reverse_rows(d_s)).astype(bias.q_r.dtype)
     for half, r in enumerate(bias.r):
-        by_distance = wide[:, half * block_k : (half + 1) * block_k]
-        d_bias.q_r[0, 0] += dot(by_distance, r[0, 0], 1, 1)
-        d_bias.r[0, plan.distances_of_tile(i, j) + half] += dot(bias.q_r_reversed[0, 0], by_distance, 0, 0)
+        part = by_distance[:, half * block_k : (half + 1) * block_k]
+        d_bias.q_r[0, 0] += dot(part, r[0, 0], 1, 1)
+        d_bias.r[0, plan.distances_of_tile(i, j) + half] += dot(bias.q_r_reversed[0, 0], part, 0, 0)
 
 
 def end_queries(plan: Plan, bias: Positions, d_bias: Positions, at: Any, b: Any, i: Any, scratch: dict[str, Any]) -> None:
@@ -210,6 +208,18 @@ def end_queries(plan: Plan, bias: Positions, d_bias: Positions, at: Any, b: Any,
         by_distance = rows[...].astype(bias.q_r.dtype)
         d_bias.q_r[0, 0] = dot(by_distance, bias.r[0], 1, 1)
         d_bias.r[0] += dot(bias.q_r[0, 0], by_distance, 0, 0)
+
+
+def _by_key(by_distance: Float[Array, "block distances"]) -> Float[Array, "block block"]:
+    """Return the scores of a tile of consecutive queries: row a begins in column block - 1 - a of its scores by distance."""
+    block = by_distance.shape[0]
+    return pltpu.roll(by_distance, block + 1, 1, stride=1, stride_axis=0)[:, :block]
+
+
+def _by_distance(reversed_rows: Float[Array, "block block"]) -> Float[Array, "block distances"]:
+    """Return the transpose of `_by_key`, for a tile whose rows are reversed, and so are those of the result."""
+    wide = jnp.concatenate([reversed_rows, jnp.zeros_like(reversed_rows)], axis=1)
+    return pltpu.roll(wide, 0, 1, stride=1, stride_axis=0)
 
 
 def _types_differ(plan: Plan, columns: Any, key_numbers: Any) -> Array:

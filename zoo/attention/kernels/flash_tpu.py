@@ -34,6 +34,8 @@ BLOCK = 512
 """Maximum number of queries and keys in a tile. By the compiler's schedule for TPU v5e, tiles of 256 cost half as much again."""
 LONGEST = 16384
 """Maximum number of queries: the backward pass keeps the gradient of those of a head in the vector memory."""
+LONGEST_RELATIVE = 4096
+"""Maximum number of queries, and of keys, with a relative bias: the gradients of keys, values and distances are kept."""
 SCATTERED = 2**19
 """Maximum number of scores by distance of a block of scattered queries, which the kernels keep in the vector memory."""
 
@@ -94,12 +96,15 @@ def flash_tpu(
 
 def unsupported_reason(request: Request) -> str | None:
     """Return why the kernels refuse a request; None if they do not."""
-    _, t, _, _, _, h = request.shape
+    _, t, s, _, _, h = request.shape
     if request.dtype not in ("bfloat16", "float32"):
         return f"it takes bfloat16 and float32, and this is {request.dtype}"
     if t * max(h, LANES) > LONGEST * LANES:
         longest = LONGEST * LANES // max(h, LANES)
         return f"its backward pass takes up to {longest} queries of heads of {h}, and these are {t}"
+    if "relative bias" in request.features and max(t, s) * max(h, LANES) > LONGEST_RELATIVE * LANES:
+        longest = LONGEST_RELATIVE * LANES // max(h, LANES)
+        return f"with a relative bias it takes up to {longest} queries and keys of heads of {h}, and these are {t} and {s}"
     return None
 
 
