@@ -57,6 +57,11 @@ class Plan:
         """Return the number of rows of the numbers of queries and of keys."""
         return len(self.numbers) + self.has_types
 
+    @property
+    def kernel(self) -> str:
+        """Return the beginning of the names of the kernels in compiled programs and profiles."""
+        return {"": "flash", "consecutive": "flash_relative", "scattered": "flash_scattered"}[self.position]
+
     def tile_of_bias(self, i: Any, j: Any) -> Any:
         """Return the number of the bias's tile for a block of queries and one of keys."""
         return jnp.clip(j - i + self.diagonal, 0, self.num_tiles - 1)

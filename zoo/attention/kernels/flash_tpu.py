@@ -247,7 +247,7 @@ def _forward(plan: Plan, q: Array, k: Array, v: Array, bias: Added, operands: Op
         out_shape=[jax.ShapeDtypeStruct(q.shape, q.dtype), jax.ShapeDtypeStruct((b, n, 1, t), jnp.float32)],
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel", "parallel", "arbitrary")),
         interpret=plan.interpret,
-        name="flash_forward",
+        name=f"{plan.kernel}_forward",
     )
     added = bias.operands(plan, backward=False) if isinstance(bias, Positions) else bias
     out, lse = call(*operands.scalars(operands.states), q, k, v, added, operands.query_numbers, operands.key_numbers)
@@ -369,7 +369,7 @@ def _backward_transposed(
         out_shape=out_shape,
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "arbitrary", "arbitrary", "arbitrary")),
         interpret=plan.interpret,
-        name="flash_backward",
+        name=f"{plan.kernel}_backward",
     )
     # Tiles are transposed in the kernel, [keys, queries]: sums over keys are then rows, and one product transposes a tile back.
     transposed = None if tiles is None else jnp.swapaxes(tiles, 2, 3)
@@ -407,7 +407,7 @@ def _backward_relative(
         out_shape=[jax.ShapeDtypeStruct(q.shape, jnp.float32), per_head, per_head, sum_shapes],
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "arbitrary", "arbitrary", "arbitrary")),
         interpret=plan.interpret,
-        name="flash_relative_backward",
+        name=f"{plan.kernel}_backward",
     )
     added, numbers = bias.operands(plan, backward=True), (operands.query_numbers, operands.key_numbers)
     d_q, d_k, d_v, sums = call(*operands.scalars(operands.states), q, k, v, added, *numbers, d_out, lse, delta)
