@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import pytest
 
@@ -239,6 +240,17 @@ def test_the_kernel_of_the_page_passes_the_conformance_tests(example: Path) -> N
             assert conformance.check("plain", case, dtype).ok, (case, dtype)
     with pytest.raises(BadInput, match="'plain' cannot do this: it has no window; these can: reference, xla, blocked"):
         conformance.check("plain", "window")
+
+
+def test_the_pallas_kernel_of_the_page_passes_them_in_the_interpreter(example: Path) -> None:
+    with attention.interpreted("row-softmax"):
+        for case in ("full", "causal"):
+            assert conformance.check("row-softmax", case).ok, case
+        q = jax.ShapeDtypeStruct((1, 4096, 1, 64), jnp.float32)
+        with pytest.raises(BadInput, match="rows of 4096 keys do not fit the vector memory; choose at most 2048"):
+            jax.eval_shape(lambda q: attention.attention(q, q, q, mask=attention.Mask(), impl="row-softmax"), q)
+    with pytest.raises(BadInput, match="'row-softmax' cannot do this: it runs on tpu, and this is cpu"):
+        conformance.check("row-softmax", "causal")
     q = jnp.zeros((1, 4, 1, 512))
     with pytest.raises(BadInput, match="heads of 512 are too large; choose at most 256"):
         attention.attention(q, q, q, mask=attention.Mask(), impl="plain")
@@ -249,6 +261,14 @@ def test_a_wrong_kernel_of_a_plugin_is_caught(example: Path) -> None:
     kernel = example / "site" / "zoo_example" / "plain.py"
     kernel.write_text(kernel.read_text().replace("scores = scale *", "scores = 1.001 * scale *"))
     assert not conformance.check("plain", "causal").ok
+
+
+@pytest.mark.planted
+def test_a_wrong_pallas_kernel_of_a_plugin_is_caught(example: Path) -> None:
+    kernel = example / "site" / "zoo_example" / "row_softmax.py"
+    kernel.write_text(kernel.read_text().replace("<= query", "< query + 2"))
+    with attention.interpreted("row-softmax"):
+        assert not conformance.check("row-softmax", "causal").ok
 
 
 @pytest.mark.full

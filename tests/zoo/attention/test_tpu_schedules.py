@@ -7,13 +7,16 @@ is compiled in the same process; a kernel does not fit the vector memory; tempor
 import functools
 import importlib.metadata
 import json
+import os
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from benchmarks.plan import target_devices
-from tests.support.processes import run_python
+from tests.support.example_plugin import write_example
+from tests.support.processes import ROOT, run_python
 
 ALL = ("forward", "backward")
 LIMITS: dict[str, tuple[float, float]] = {"t5": (1.25, 1.1), "dropout": (1.5, 1.1), "causal": (1.1, 1.1)}
@@ -31,14 +34,16 @@ KERNELS = {
 
 
 @functools.cache
-def cells(chip: str, *options: str) -> dict[tuple[str, str, int], dict[str, Any]]:
+def cells(chip: str, *options: str, plugins: str = "") -> dict[tuple[str, str, int], dict[str, Any]]:
     """Return what the compiler says, by feature, implementation and number of queries; in a process of its own."""
     if why := target_devices.unavailable_reason("tpu"):
         pytest.skip(why)
     # The files of the compiler are asked for when it is loaded, so this process cannot do it.
     command = "import sys; from zoo.cli.main import main; sys.exit(main(sys.argv[1:]))"
     argv = ["bench", "attention", "--compiled", chip, "--json", *options]
-    ended = run_python("-c", command, *argv, env={"ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "JAX_PLATFORMS": None}, timeout=1800)
+    path = os.pathsep.join(filter(None, [str(ROOT), plugins]))
+    env = {"ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "JAX_PLATFORMS": None, "PYTHONPATH": path}
+    ended = run_python("-c", command, *argv, env=env, timeout=1800)
     assert ended.code == 0, ended.stdout + ended.stderr
     rows = [json.loads(line) for line in ended.stdout.splitlines()]
     return {(row["feature"], row["implementation"], row["queries"]): row for row in rows}
@@ -81,6 +86,15 @@ def test_a_tile_has_few_more_bundles_than_that_of_splash() -> None:
 @pytest.mark.aot
 def test_every_kernel_is_compiled_once() -> None:
     check_kernels(at_2048("v5e", ("causal", "t5", "dropout")))
+
+
+@pytest.mark.aot
+def test_the_kernel_of_a_plugin_is_compiled_too(tmp_path: Path) -> None:
+    site = str(write_example(tmp_path / "site"))
+    table = cells("v5e", "--impl", "row-softmax", "--feature", "causal", "t5", "--shape", "2,512,512,2,2,64", plugins=site)
+    (kernel,) = table["causal", "row-softmax", 512]["kernels"]
+    assert kernel["name"] == "row_softmax" and kernel["bundles"] > 0
+    assert table["t5", "row-softmax", 512]["reason"] == "it has no bucket bias"
 
 
 @pytest.mark.aot
