@@ -6,6 +6,7 @@ of temporaries, all as the compiler states them.
 
 import dataclasses
 import json
+import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +24,8 @@ FEATURES = ("causal", "packed", "t5", "dropout")
 """Kinds of attention that are compiled if none are named."""
 MODEL, LENGTH, TOKENS = "gpt2", 2048, 8192
 """Size whose heads are used, length of a row, and tokens of a batch, if none are named."""
+LANES = 128
+"""Numbers in a row of a TPU's vector register."""
 TIMED = ("rounds", "budget", "seconds", "quick", "peers")
 """Options of measurements, which have no meaning here."""
 
@@ -38,6 +41,8 @@ def main(options: Options) -> int:
     for name in TIMED:
         if getattr(options, name) not in (None, False):
             raise BadInput(f"--{name} with --compiled: nothing is timed; leave one of them out")
+    if reason := target_devices.unavailable_reason("tpu"):
+        raise BadInput(f"--compiled {chip}: {reason}")
     # The compiler knows slices of at least one host of four chips; a program for one of them is compiled.
     host = next(size for size in target_devices.TPUS[chip].slices if size.startswith("2x2"))
     target = target_devices.parse_target(f"{chip}:{host}")
@@ -107,9 +112,18 @@ def _compile(problem: Any, name: str, direction: str, sharding: Any, folder: Pat
         compiled = jax.jit(function).trace(*shapes).lower(lowering_platforms=("tpu",)).compile()
     except jax.errors.JaxRuntimeError as error:
         tpu_schedule.take_kernels(folder)
-        return {"state": "failed", "reason": str(error).splitlines()[0][:200]}
+        return {"state": "failed", "reason": _failure(str(error))}
     kernels, memory = [kernel._asdict() for kernel in tpu_schedule.take_kernels(folder)], compiled.memory_analysis()
     return {"state": "compiled", "kernels": kernels, "temporaries": None if memory is None else memory.temp_size_in_bytes}
+
+
+def _failure(message: str) -> str:
+    """Return the reason why the compiler failed, in one line."""
+    if "VmemOom" in message:
+        kernel = re.search(r"%(\w+)", message)
+        name = kernel[1] if kernel else "a kernel"
+        return f"the tiles of {name} do not fit the vector memory; choose shorter rows or smaller heads"
+    return message.splitlines()[0][:200]
 
 
 def _blocks(chip: str, cells: list[dict[str, Any]]) -> list[result_tables.Block]:
@@ -127,12 +141,14 @@ def _blocks(chip: str, cells: list[dict[str, Any]]) -> list[result_tables.Block]
             described = ["-", "", ""] if kernel is None else [kernel["name"], ", ".join(slots), f"{kernel['bundles']:,}"]
             rows.append([*title, *described, temporaries if place == 0 else ""])
     head = ["feature", "B x T, N x H", "implementation", "kernel", "fullest slots", "bundles", "MiB"]
+    padded = sorted({cell["head"] for cell in cells if cell["head"] % LANES})
+    lanes = f" Heads of {', '.join(map(str, padded))} take the lanes of a multiple of {LANES}." if padded else ""
     dtypes = ", ".join(sorted({cell["dtype"] for cell in cells}))
     return [
         result_tables.Heading(f"Attention as the compiler for TPU {chip} schedules it"),
         f"Forward and backward unless stated otherwise, {dtypes}. Nothing ran. A bundle is a cycle if nothing stalls, so those "
         "of a tile bound its time from below. Kernels differ in the sizes of their tiles. MiB: temporaries of the program; "
-        "of what XLA compiles alone, only they are shown.",
+        f"of what XLA compiles alone, only they are shown.{lanes}",
         Table(head, rows, words=5),
         notes,
     ]

@@ -1,11 +1,13 @@
 """`zoo bench attention --compiled`: what is read of the TPU compiler's files, and what is refused."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from benchmarks.attention import compiled_kernels, tpu_schedule
 from benchmarks.attention.attention_options import Options
+from benchmarks.plan import target_devices
 from zoo.errors import BadInput
 
 BUNDLES = """= control target key start
@@ -73,3 +75,32 @@ def test_a_part_that_goes_on_after_a_branch_would_be_longer(tmp_path: Path, monk
 def test_other_devices_and_options_of_measurements_are_refused(options: Options, message: str) -> None:
     with pytest.raises(BadInput, match=message):
         compiled_kernels.main(options)
+
+
+def test_a_missing_compiler_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(target_devices.PLUGINS, "tpu", (("an_absent_compiler",), "tpu"))
+    with pytest.raises(
+        BadInput, match=r"^--compiled v5e: compiling for tpu needs the extra tpu: pip install 'transformer-zoo\[tpu\]'"
+    ):
+        compiled_kernels.main(Options(compiled="v5e"))
+
+
+def test_a_kernel_that_does_not_fit_is_named() -> None:
+    message = (
+        "RESOURCE_EXHAUSTED: E1001: CompileTimeScopedVmemOom:\n"
+        "Ran out of memory in memory space vmem while allocating on stack for %flash_backward.1 = (f32[1,8]) custom-call()"
+    )
+    expected = "the tiles of flash_backward do not fit the vector memory; choose shorter rows or smaller heads"
+    assert compiled_kernels._failure(message) == expected
+    assert compiled_kernels._failure("INTERNAL: Mosaic failed\nat line 3") == "INTERNAL: Mosaic failed"
+
+
+def cell(head: int) -> dict[str, Any]:
+    sizes = {"batch": 1, "queries": 128, "heads": 2, "head": head, "dtype": "bfloat16", "feature": "full", "direction": "both"}
+    return {**sizes, "implementation": "flash_tpu", "state": "compiled", "kernels": [], "temporaries": 0}
+
+
+@pytest.mark.parametrize(("head", "is_padded"), [(64, True), (128, False), (152, True)])
+def test_padded_heads_are_stated(head: int, is_padded: bool) -> None:
+    text = str(compiled_kernels._blocks("v5e", [cell(head)])[1])
+    assert (f"Heads of {head} take the lanes of a multiple of 128." in text) == is_padded

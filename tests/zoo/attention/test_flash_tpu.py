@@ -14,7 +14,7 @@ from benchmarks.attention import conformance
 from tests.support import compilation
 from tests.zoo.attention.test_accelerator_kernels import masks
 from zoo.attention import attention
-from zoo.attention.biases import ByDistance
+from zoo.attention.biases import ByDistance, Relative
 from zoo.attention.kernels import _flash_tpu_bodies, _flash_tpu_plan, flash_tpu
 from zoo.attention.kernels import _flash_tpu_relative as relative
 from zoo.attention.masks import ALL_PAIRS, NO_PAIR, SOME_PAIRS, Mask
@@ -173,3 +173,39 @@ def test_sorted_segments_are_skipped() -> None:
     segments = jnp.asarray([[1] * 8 + [2] * 8 + [0] * 8])
     states = Mask(causal=True, query_segments=segments, key_segments=segments).block_states(8, 8, 24, 24)
     assert np.asarray(states)[0].tolist() == [[SOME_PAIRS, 0, 0], [0, SOME_PAIRS, 0], [0, 0, 0]]
+
+
+def request(*, t: int = 128, s: int = 128, h: int = 64, bias: Any = None, dropout: Any = None) -> attention.Request:
+    q, k = (jax.ShapeDtypeStruct((1, length, 2, h), jnp.float32) for length in (t, s))
+    return attention.Request.of(q, k, k, Mask(), bias, dropout)
+
+
+def relative_bias(length: int, missing: int = 0) -> Relative:
+    q_r = jax.ShapeDtypeStruct((1, length, 2, 64), jnp.float32)
+    return Relative(q_r=q_r, r=jax.ShapeDtypeStruct((2, 64, 2 * length - missing), jnp.float32), first=length)
+
+
+def test_what_does_not_fit_is_refused_with_the_limit() -> None:
+    assert flash_tpu.unsupported_reason(request()) is None
+    assert flash_tpu.unsupported_reason(request(h=512)) == "it takes heads of up to 256, and these are 512"
+    reason = "its backward pass takes up to 16384 queries of heads of 64, and these are 16512"
+    assert flash_tpu.unsupported_reason(request(t=16512)) == reason
+    reason = "with a relative bias it takes up to 4096 queries and keys of heads of 64, and these are 8192 and 8192"
+    assert flash_tpu.unsupported_reason(request(t=8192, s=8192, bias=relative_bias(8192))) == reason
+    assert flash_tpu.unsupported_reason(request(t=4096, s=4096, bias=relative_bias(4096))) is None
+
+
+def test_distances_beyond_the_table_are_refused() -> None:
+    with pytest.raises(attention.BadInput, match=r"needs the distances 127 \.\. -127, and has 128 \.\. -126"):
+        request(bias=relative_bias(128, missing=1))
+
+
+def test_dropout_without_seeds_is_refused() -> None:
+    with pytest.raises(attention.BadInput, match=r"dropout needs seeds u32\[B, 2\]"):
+        request(dropout=(0.1, None))
+
+
+def test_a_jax_without_what_the_kernels_need_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(flash_tpu.PALLAS, flash_tpu.pltpu, ("roll", "an_absent_operation"))
+    reason = f"Pallas of JAX {jax.__version__} has no an_absent_operation; install JAX 0.10.2 or newer"
+    assert flash_tpu.unsupported_reason(request()) == reason

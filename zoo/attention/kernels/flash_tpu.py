@@ -34,6 +34,10 @@ BLOCK = 512
 """Maximum number of queries and keys in a tile. By the compiler's schedule for TPU v5e, tiles of 256 cost half as much again."""
 LONGEST = 16384
 """Maximum number of queries: the backward pass keeps the gradient of those of a head in the vector memory."""
+LARGEST_HEAD = 256
+"""Maximum size of a head, which the kernels pad to a multiple of the lanes."""
+PALLAS = {pl: ("Buffered", "BlockSpec"), pltpu: ("CompilerParams", "PrefetchScalarGridSpec", "VMEM", "roll")}
+"""Module of Pallas -> what the kernels need of it; its interface still changes between versions of JAX."""
 LONGEST_RELATIVE = 4096
 """Maximum number of queries, and of keys, with a relative bias: the gradients of keys, values and distances are kept."""
 SCATTERED = 2**19
@@ -97,6 +101,10 @@ def flash_tpu(
 def unsupported_reason(request: Request) -> str | None:
     """Return why the kernels refuse a request; None if they do not."""
     _, t, s, _, _, h = request.shape
+    if missing := [name for module, names in PALLAS.items() for name in names if not hasattr(module, name)]:
+        return f"Pallas of JAX {jax.__version__} has no {', no '.join(missing)}; install JAX 0.10.2 or newer"
+    if h > LARGEST_HEAD:
+        return f"it takes heads of up to {LARGEST_HEAD}, and these are {h}"
     if request.dtype not in ("bfloat16", "float32"):
         return f"it takes bfloat16 and float32, and this is {request.dtype}"
     if t * max(h, LANES) > LONGEST * LANES:
