@@ -307,7 +307,8 @@ def table(show: Callable[[str], None] = lambda line: None, names: Sequence[str] 
             for dtype in DTYPES:
                 try:
                     with attention.interpreted(name) if name in interpreted else contextlib.nullcontext():
-                        result = check(name, case, dtype)
+                        # An interpreted kernel is a large program, which takes minutes to optimize.
+                        result = check(name, case, dtype, UNOPTIMIZED if name in interpreted else None)
                 except BadInput as error:
                     cell.append("-")
                     reasons[name].add(str(error).partition(": ")[2].partition("; these can")[0])
