@@ -43,8 +43,8 @@ SHARDING: Rules = (
     (r"unembed/bias", ("tensor",)),
     (r"(encoder|decoder)/positions/embedding", (None, "fsdp")),
     # If keys have another size than values.
-    (r"(attention/[qkv]|cross/[kv])/kernel", ("fsdp", "tensor", None)),
-    (r"(attention/[qkv]|cross/[kv])/bias", ("tensor", None)),
+    (r"cross/[kv]/kernel", ("fsdp", "tensor", None)),
+    (r"cross/[kv]/bias", ("tensor", None)),
 )
 LORA = ("q_proj", "v_proj")
 """Names of the published matrices that have adapters by default (`zoo.lora`)."""

@@ -36,7 +36,7 @@ from zoo.sharding import BATCH, Rules, constrain
 OBJECTIVES = ("permutation", "classification", "tagging", "span", "choice", "preference")
 SHARDING: Rules = (
     (r"embed/mask/embedding", (None,)),
-    (r"attention/(q|r)/kernel", ("fsdp", "tensor", None)),
+    (r"attention/r/kernel", ("fsdp", "tensor", None)),
     (r"attention/kv/kernel", ("fsdp", None, "tensor", None)),
     (r"attention/(content|distance|type)/embedding", ("tensor", None)),
     (r"attention/types/embedding", (None, "tensor", None)),

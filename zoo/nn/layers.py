@@ -126,9 +126,14 @@ class SelfAttention(nnx.Module):
         impl: str,
         shift: Bias | None = None,
         scale: float | None = None,
+        rotate: Callable[[Array], Array] = lambda x: x,
     ) -> tuple[Float[Array, "B T D"], "KVCacheView"]:
-        """Attend from T new tokens to all slots of the cache, including their own; `mask` selects the visible slots."""
+        """Attend from T new tokens to all slots of the cache, including their own; `mask` selects the visible slots.
+
+        The cache has rotated keys.
+        """
         q, k, v = self.split_heads(x)
+        q, k = rotate(q), rotate(k)
         past = past.write(k, v)
         return self.out(attention(q, *past.read(), mask=mask, bias=shift, scale=scale, impl=impl)), past
 

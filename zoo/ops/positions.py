@@ -7,8 +7,9 @@ import bisect
 import functools
 
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, Int
+
+from zoo.ops import rotary_frequencies
 
 BASE = 10_000.0
 """Approximate ratio of the longest to the shortest wavelength (Vaswani et al. 2017, section 3.5)."""
@@ -116,8 +117,16 @@ def rotation(
     Raises:
         ValueError: an odd head size.
     """
-    angles = _angles(positions, width, base)[:, :, None, :]
-    return jnp.cos(angles), jnp.sin(angles)
+    return scaled_rotation(positions, rotary_frequencies.plain(width, base))
+
+
+def scaled_rotation(
+    positions: Int[Array, "#B T"], frequencies: rotary_frequencies.Frequencies
+) -> tuple[Float[Array, "#B T 1 half"], Float[Array, "#B T 1 half"]]:
+    """Return the cosines and sines of rotations by `zoo.ops.rotary_frequencies`, times their attention factor."""
+    inverse, factor = frequencies
+    angles = positions[:, :, None, None].astype(jnp.float32) * jnp.asarray(inverse, jnp.float32)
+    return jnp.cos(angles) * factor, jnp.sin(angles) * factor
 
 
 def rotate(x: Float[Array, "B T N H"], rotation: tuple[Array, Array]) -> Float[Array, "B T N H"]:
@@ -127,11 +136,9 @@ def rotate(x: Float[Array, "B T N H"], rotation: tuple[Array, Array]) -> Float[A
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
 
 
-def _angles(positions: Int[Array, "*B"], width: int, base: float = BASE) -> Float[Array, "*B half"]:
-    """Return position / base^(2i / width) for i = 0 .. width/2 - 1."""
-    if width % 2:
-        raise ValueError(f"sines and cosines come in pairs, so the width must be even: {width} is odd")
-    frequencies = base ** -(np.arange(0, width, 2) / width)
+def _angles(positions: Int[Array, "*B"], width: int) -> Float[Array, "*B half"]:
+    """Return position / BASE^(2i / width) for i = 0 .. width/2 - 1."""
+    frequencies, _ = rotary_frequencies.plain(width, BASE)
     return positions[..., None].astype(jnp.float32) * jnp.asarray(frequencies, jnp.float32)
 
 

@@ -1,0 +1,65 @@
+"""Frequencies of rotary positions against the published rules, written for one pair of dimensions at a time."""
+
+import math
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from zoo.ops import positions, rotary_frequencies
+
+LLAMA3 = {"factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_context": 8192}
+"""Numbers of Llama 3.2."""
+
+
+def llama3_by_wavelength(frequency: float) -> float:
+    """Return the scaled frequency by the three cases of wavelengths that the released code distinguishes."""
+    wavelength = 2 * math.pi / frequency
+    if wavelength < LLAMA3["original_context"] / LLAMA3["high_freq_factor"]:
+        return frequency
+    if wavelength > LLAMA3["original_context"] / LLAMA3["low_freq_factor"]:
+        return frequency / LLAMA3["factor"]
+    smooth = LLAMA3["original_context"] / wavelength - LLAMA3["low_freq_factor"]
+    smooth /= LLAMA3["high_freq_factor"] - LLAMA3["low_freq_factor"]
+    return (1 - smooth) * frequency / LLAMA3["factor"] + smooth * frequency
+
+
+def test_plain_and_linear() -> None:
+    frequencies, factor = rotary_frequencies.plain(6, 500.0)
+    np.testing.assert_allclose(frequencies, [1, 500 ** (-1 / 3), 500 ** (-2 / 3)], rtol=1e-12)
+    scaled, scaled_factor = rotary_frequencies.linear(6, 500.0, factor=4.0)
+    np.testing.assert_array_equal(scaled, frequencies / 4)
+    assert factor == scaled_factor == 1
+
+
+def test_llama3() -> None:
+    """The frequencies of Llama 3.2 1B include all three cases: 15 pairs, 3 and 14."""
+    frequencies, factor = rotary_frequencies.llama3(64, 500_000.0, **LLAMA3)
+    plain, _ = rotary_frequencies.plain(64, 500_000.0)
+    np.testing.assert_allclose(frequencies, [llama3_by_wavelength(frequency) for frequency in plain], rtol=1e-12)
+    ratios = plain / frequencies
+    counts = [(ratios == 1).sum(), ((ratios > 1) & (ratios < 31.999)).sum(), (ratios > 31.999).sum()]
+    assert factor == 1 and counts == [15, 3, 14]
+
+
+@pytest.mark.planted
+@pytest.mark.parametrize(
+    "change", [{"factor": 8.0}, {"low_freq_factor": 2.0}, {"high_freq_factor": 2.0}, {"original_context": 4096}]
+)
+def test_llama3_depends_on_each_number(change: dict[str, float]) -> None:
+    scaled, _ = rotary_frequencies.llama3(64, 500_000.0, **{**LLAMA3, **change})  # pyright: ignore[reportArgumentType]
+    plain, _ = rotary_frequencies.plain(64, 500_000.0)
+    assert np.abs(scaled / [llama3_by_wavelength(frequency) for frequency in plain] - 1).max() > 0.01
+
+
+def test_rotations_have_the_frequencies_and_the_factor() -> None:
+    cos, sin = positions.scaled_rotation(jnp.asarray([[0, 3, 100]]), (np.array([1.0, 0.25]), 1.5))
+    angles = np.array([[0, 0], [3, 0.75], [100, 25]])
+    assert cos.shape == sin.shape == (1, 3, 1, 2)
+    np.testing.assert_allclose(cos[0, :, 0], 1.5 * np.cos(angles), rtol=0, atol=1e-5)
+    np.testing.assert_allclose(sin[0, :, 0], 1.5 * np.sin(angles), rtol=0, atol=1e-5)
+
+
+def test_odd_heads_are_refused() -> None:
+    with pytest.raises(ValueError, match="7 is odd"):
+        rotary_frequencies.linear(7, 1e4, factor=2.0)
