@@ -116,6 +116,28 @@ class PublishedConfig:
             raise self.wrong(key, value, "it must be a list of strings, or null")
         return None if value is None else tuple(value)
 
+    def integers(self, key: str) -> tuple[int, ...] | None:
+        """Return a list of integers; None if it is absent or null."""
+        value = self._take(key, None, nullable=True)
+        if not has_type(value, list[int] | None):
+            raise self.wrong(key, value, "it must be a list of whole numbers, or null")
+        return None if value is None else tuple(value)
+
+    def has(self, key: str) -> bool:
+        """Return True if the file has a key, whatever its value is."""
+        return self._aliases.get(key, key) in self._content
+
+    def subsection(self, key: str) -> "PublishedConfig | None":
+        """Return the object at a key; None if it is absent, null or empty.
+
+        Raises:
+            BadInput: it is no object.
+        """
+        value = self._take(key, None, nullable=True)
+        if not isinstance(value, dict | None):
+            raise self.wrong(key, value, "it must be an object, or null")
+        return PublishedConfig(self.file, value) if value else None
+
     def section(self, key: str, names: Iterable[str]) -> dict[str, "PublishedConfig"]:
         """Return those of the objects `names` that the object at a key has; none if it is absent or null.
 
@@ -243,6 +265,7 @@ KINDS: dict[str, Any] = {
     **{"chunk_size_feed_forward": int, "is_encoder_decoder": bool, "forced_eos_token_id": int | list[int] | None},
     **{"summary_type": str, "summary_use_proj": bool, "summary_activation": str | None, "summary_proj_to_labels": bool},
     **{"summary_first_dropout": float | int, "reorder_and_upcast_attn": bool},
+    **{"pretraining_tp": int | None, "sliding_window": int | None, "max_window_layers": int},
     **{"use_mems_eval": bool, "use_mems_train": bool, "start_n_top": int, "end_n_top": int},
 }
 """Types of keys without effect, as the configurations of `transformers` declare them."""

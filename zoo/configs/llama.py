@@ -1,0 +1,436 @@
+"""Sizes of Llama 3.1 and 3.2, Qwen3, SmolLM2 and SmolLM3: one body, a causal decoder with rotary positions and grouped heads.
+
+Sources. Llama: Llama Team 2024 (The Llama 3 Herd of Models), Table 3. Qwen3: Qwen Team 2025, Table 1. SmolLM2: Allal et al. 2025.
+SmolLM3: its release note (huggingface/blog, smollm3.md). What these do not state is in the config.json of each released checkpoint,
+whose defaults are those of `configuration_llama.py`, `configuration_qwen3.py` and `configuration_smollm3.py` in `transformers` 5.
+"""
+
+import dataclasses
+from typing import Any, Literal, get_args
+
+from zoo.configs import Activation, Compute, Exported, ModelConfig, Size
+from zoo.configs._score_head import check_labels, label_entries, read_labels
+from zoo.errors import BadInput, require
+from zoo.hf.config_json import ACTIVATIONS, BOOKKEEPING, PublishedConfig, first_name
+
+Scaling = Literal["none", "linear", "llama3"]
+Positions = Literal["rotary", "none"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(ModelConfig):
+    """Configuration of a Llama, a Qwen3 or a SmolLM."""
+
+    vocab: int
+    """Vocabulary size."""
+    context: int
+    """Number of tokens in the longest row. Positions are rotations, for which there is no table."""
+    layers: int
+    """Number of layers."""
+    width: int
+    """Size of the residual stream, D."""
+    heads: int
+    """Number of heads of queries."""
+    kv_heads: int
+    """Number of heads of keys and values, each of which heads / kv_heads query heads share."""
+    head: int
+    """Size of a head; heads x head, the inner width of attention, need not equal the width of the model."""
+    ffn: int
+    """Inner width of the feed-forward layers."""
+    activation: Activation = "silu"
+    """Activation of the gate of the feed-forward layers."""
+    tied: bool
+    """True if input and output share one embedding table."""
+    query_key_norm: bool = False
+    """True if each head of queries and of keys is RMS-normalized, as in Qwen3."""
+    attention_bias: bool = False
+    """True if the four projections of attention have biases."""
+    eps: float = 1e-5
+    """Number that norms add to the mean of squares."""
+    base: float = 10_000.0
+    """Base of the rotations."""
+    scaling: Scaling = "none"
+    """Scaling of the rotations to longer rows. linear: all frequencies are divided; llama3: low ones are, high ones are not."""
+    scaling_factor: float = 1.0
+    """Number by which scaled frequencies are divided."""
+    low_freq_factor: float = 1.0
+    """A pair of dimensions with fewer turns in original_context positions is scaled in full, if the scaling is llama3."""
+    high_freq_factor: float = 4.0
+    """A pair of dimensions with more turns is not scaled, if the scaling is llama3."""
+    original_context: int = 8192
+    """Number of positions before scaling, in which turns are counted, if the scaling is llama3."""
+    unrotated_every: int = 0
+    """Every this many layers, one has no positions, the last of them, as in SmolLM3; 0 = all layers have rotations."""
+    attention_dropout: float = 0.0
+    """Dropout rate of the attention weights."""
+    labels: tuple[str, ...] = ()
+    """Name of the score that a reward model computes for a text, in place of words; none = the model predicts words."""
+    compute: Compute = dataclasses.field(default_factory=Compute)
+    exported: Exported = dataclasses.field(default_factory=Exported)
+
+    def __post_init__(self) -> None:
+        self.check_fields(activation=get_args(Activation), scaling=get_args(Scaling))
+        check_labels(self.labels)
+        fix = f"choose a divisor of --model.heads {self.heads}"
+        require(self.kv_heads >= 1 and self.heads % self.kv_heads == 0, "model.kv_heads", self.kv_heads, fix)
+        require(self.head % 2 == 0, "model.head", self.head, "heads rotate in pairs of dimensions; choose an even number")
+        require(0 <= self.unrotated_every <= 512, "model.unrotated_every", self.unrotated_every, "choose 0 (never) to 512 layers")
+        require(1 <= self.base <= 1e12, "model.base", self.base, "choose 1 to 1e12")
+        self._check_scaling()
+
+    def _check_scaling(self) -> None:
+        """Refuse numbers of a scaling that are out of range, or that the scaling does not use."""
+        for field in ("scaling_factor", *LLAMA3_FIELDS):
+            value, default = getattr(self, field), type(self).__dataclass_fields__[field].default
+            used = self.scaling == "llama3" or (self.scaling == "linear" and field == "scaling_factor")
+            fix = f"--model.scaling {self.scaling} does not use it; choose {default}"
+            require(used or value == default, f"model.{field}", value, fix)
+        require(1 <= self.scaling_factor <= 1e6, "model.scaling_factor", self.scaling_factor, "choose 1 to 1e6")
+        require(0 < self.low_freq_factor <= 1e6, "model.low_freq_factor", self.low_freq_factor, "choose more than 0, to 1e6")
+        fix = f"choose more than --model.low-freq-factor {self.low_freq_factor}, to 1e6"
+        require(self.low_freq_factor < self.high_freq_factor <= 1e6, "model.high_freq_factor", self.high_freq_factor, fix)
+        in_range = 1 <= self.original_context <= 1 << 20
+        require(in_range, "model.original_context", self.original_context, "choose 1 to 1,048,576 positions")
+
+    @property
+    def generates(self) -> bool:
+        """True if the model predicts words, and not a score."""
+        return not self.labels
+
+    @property
+    def pattern(self) -> tuple[Positions, ...]:
+        """Positions of the layers, repeated over them; those of all layers where the last period is incomplete."""
+        if not self.unrotated_every:
+            return ("rotary",)
+        complete = self.layers % self.unrotated_every == 0
+        count = self.unrotated_every if complete else self.layers
+        return tuple("rotary" if rotated else "none" for rotated in _rotated(count, self.unrotated_every))
+
+
+LLAMA3_FIELDS = ("low_freq_factor", "high_freq_factor", "original_context")
+
+
+def _rotated(layers: int, unrotated_every: int) -> list[int]:
+    """Return 1 for each layer with rotations and 0 for each without, as `no_rope_layers` of a config.json."""
+    return [int(not unrotated_every or (layer + 1) % unrotated_every != 0) for layer in range(layers)]
+
+
+# --- config.json ----------------------------------------------------------------------------------------------------------------
+
+MODEL_TYPE = "llama"
+"""Name of this family in a published config.json."""
+QWEN3, SMOLLM3 = "qwen3", "smollm3"
+CLASSES = {MODEL_TYPE: "Llama", QWEN3: "Qwen3", SMOLLM3: "SmolLM3"}
+"""Maps each such name to the beginning of the names of its classes in `transformers`."""
+
+
+def from_published(published: PublishedConfig) -> Config:
+    """Return the configuration in a config.json of type llama, qwen3 or smollm3; absent keys take the defaults of `transformers`.
+
+    Raises:
+        BadInput: a key has a value that this family does not compute.
+    """
+    model_type = published.choice("model_type", {name: name for name in CLASSES}, MODEL_TYPE)
+    absent = ABSENT[model_type]
+    for key, value in COMPUTED.items():
+        published.only(key, value)
+    published.never("quantization_config")
+    published.without_effect(*BOOKKEEPING, *WITHOUT_EFFECT)
+    vocab, layers = (
+        published.integer("vocab_size", absent["vocab_size"]),
+        published.integer("num_hidden_layers", absent["layers"]),
+    )
+    width, heads = (
+        published.integer("hidden_size", absent["hidden_size"]),
+        published.integer("num_attention_heads", absent["heads"]),
+    )
+    published.check_padding(vocab, absent["pad_token_id"])
+    _check_attention(published, layers)
+    if model_type != QWEN3 and width % heads:
+        raise published.wrong("num_attention_heads", heads, f"it must divide hidden_size, {width}")
+    head = published.integer("head_dim", absent["head_dim"] or width // heads, nullable=model_type == MODEL_TYPE)
+    # Without the key, keys have as many heads as queries in a llama; null means this in all types.
+    kv_heads = published.integer("num_key_value_heads", heads, nullable=True)
+    if "kv_heads" in absent and not published.has("num_key_value_heads"):
+        kv_heads = absent["kv_heads"]
+    return Config(
+        vocab=vocab,
+        context=published.integer("max_position_embeddings", absent["context"]),
+        layers=layers,
+        width=width,
+        heads=heads,
+        kv_heads=kv_heads,
+        head=head,
+        ffn=published.integer("intermediate_size", absent["ffn"]),
+        activation=published.choice("hidden_act", ACTIVATIONS, "silu"),
+        tied=published.flag("tie_word_embeddings", absent["tied"]),
+        query_key_norm=model_type == QWEN3,
+        attention_bias=published.flag("attention_bias", False),
+        eps=published.number("rms_norm_eps", 1e-6, decimal=True),
+        **_rotations(published, absent["base"]),
+        unrotated_every=_unrotated_every(published, layers) if model_type == SMOLLM3 else 0,
+        attention_dropout=published.number("attention_dropout", 0.0),
+        labels=read_labels(published),
+        exported=Exported(
+            initializer=published.initializer("initializer_range"),
+            activation=published.spelling("hidden_act", ACTIVATIONS),
+        ),
+    )
+
+
+def exported_type(config: Config) -> str:
+    """Return the type of a config.json that expresses a model: the norms of queries and keys and the layers determine it.
+
+    Raises:
+        BadInput: no type has both norms of queries and keys and layers without rotations.
+    """
+    if config.query_key_norm and config.unrotated_every:
+        raise BadInput(
+            f"model.unrotated_every {config.unrotated_every}: no published type has it with norms of queries and keys; "
+            "this model cannot be exported"
+        )
+    return QWEN3 if config.query_key_norm else SMOLLM3 if config.unrotated_every else MODEL_TYPE
+
+
+def to_published(config: Config) -> dict[str, Any]:
+    """Return the entries of a config.json of type llama, qwen3 or smollm3, but for its type.
+
+    Raises:
+        BadInput: numbers that no type can express.
+    """
+    model_type = exported_type(config)
+    if model_type != QWEN3 and config.width % config.heads:
+        raise BadInput(
+            f"model.heads {config.heads}: a {model_type} config.json can only express numbers that divide the width, "
+            f"{config.width}; this model cannot be exported"
+        )
+    layers = {
+        "no_rope_layer_interval": config.unrotated_every,
+        "no_rope_layers": _rotated(config.layers, config.unrotated_every),
+    }
+    return {
+        "vocab_size": config.vocab,
+        "max_position_embeddings": config.context,
+        "num_hidden_layers": config.layers,
+        "hidden_size": config.width,
+        "num_attention_heads": config.heads,
+        "num_key_value_heads": config.kv_heads,
+        "head_dim": config.head,
+        "intermediate_size": config.ffn,
+        **config.exported.keys("initializer_range", "hidden_act", first_name(ACTIVATIONS, config.activation), ACTIVATIONS),
+        "tie_word_embeddings": config.tied,
+        "attention_bias": config.attention_bias,
+        "rms_norm_eps": config.eps,
+        "rope_theta": config.base,
+        "rope_scaling": _scaling_entries(config),
+        **(layers if model_type == SMOLLM3 else {}),
+        "attention_dropout": config.attention_dropout,
+        # The tokenizer of an export sets it; SmolLM3's default would be outside a smaller vocabulary.
+        "pad_token_id": None,
+        **label_entries(config.labels),
+        **COMPUTED,
+    }
+
+
+def _check_attention(published: PublishedConfig, layers: int) -> None:
+    """Refuse layers that see a window."""
+    kinds = published.strings("layer_types")
+    if kinds is not None and kinds != ("full_attention",) * layers:
+        raise published.wrong("layer_types", list(kinds), f"this family computes {layers}, all of them full_attention")
+
+
+def _rotations(published: PublishedConfig, base: float) -> dict[str, Any]:
+    """Return the fields of the rotations.
+
+    Released files have `rope_theta` and `rope_scaling`. `transformers` 5 writes `rope_parameters`, whose base takes precedence
+    (`convert_rope_params_to_dict` of its `modeling_rope_utils.py`).
+
+    Raises:
+        BadInput: a scaling that this family does not compute.
+    """
+    base = published.number("rope_theta", base)
+    sections = [section for key in ("rope_scaling", "rope_parameters") if (section := published.subsection(key)) is not None]
+    if len(sections) > 1:
+        raise published.wrong("rope_scaling", "an object", "rope_parameters has one too; remove one of them")
+    if not sections:
+        return {"base": base}
+    section = sections[0]
+    kind: Scaling = section.choice("rope_type" if section.has("rope_type") else "type", SCALINGS, "default")
+    section.without_effect("type")
+    fields: dict[str, Any] = {"base": section.number("rope_theta", base), "scaling": kind}
+    if kind != "none":
+        fields["scaling_factor"] = section.number("factor", 0)
+    if kind == "llama3":
+        fields["low_freq_factor"] = section.number("low_freq_factor", 0)
+        fields["high_freq_factor"] = section.number("high_freq_factor", 0)
+        longest = published.integer("max_position_embeddings", ABSENT[MODEL_TYPE]["context"])
+        fields["original_context"] = section.integer("original_max_position_embeddings", longest)
+    section.nothing_else()
+    return fields
+
+
+def _scaling_entries(config: Config) -> dict[str, Any] | None:
+    """Return the `rope_scaling` of a config.json."""
+    if config.scaling == "none":
+        return None
+    entries: dict[str, Any] = {"rope_type": config.scaling, "factor": config.scaling_factor}
+    if config.scaling == "linear":
+        return entries
+    return {
+        **entries,
+        "low_freq_factor": config.low_freq_factor,
+        "high_freq_factor": config.high_freq_factor,
+        "original_max_position_embeddings": config.original_context,
+    }
+
+
+def _unrotated_every(published: PublishedConfig, layers: int) -> int:
+    """Return the period of layers without rotations; `no_rope_layers` takes precedence over `no_rope_layer_interval`.
+
+    Raises:
+        BadInput: layers without rotations that are not periodic, the last one of each period.
+    """
+    every = published.integer("no_rope_layer_interval", 4)
+    rotated = published.integers("no_rope_layers")
+    if rotated is None:
+        return every if every <= layers else 0
+    for period in (every, *range(layers + 1)):
+        if list(rotated) == _rotated(layers, period):
+            return period if period <= layers else 0
+    raise published.wrong("no_rope_layers", list(rotated), f"this family computes {layers}, 0 for the last one of each n, else 1")
+
+
+SCALINGS: dict[str, Scaling] = {"default": "none", "linear": "linear", "llama3": "llama3"}
+"""Maps published names of scalings to those of this project."""
+
+ABSENT: dict[str, dict[str, Any]] = {
+    MODEL_TYPE: {
+        **{
+            "vocab_size": 32_000,
+            "context": 2048,
+            "layers": 32,
+            "hidden_size": 4096,
+            "heads": 32,
+            "head_dim": None,
+            "ffn": 11_008,
+        },
+        **{"tied": False, "base": 10_000.0, "pad_token_id": 0},
+    },
+    QWEN3: {
+        **{"vocab_size": 151_936, "context": 32_768, "layers": 32, "hidden_size": 4096, "heads": 32, "head_dim": 128},
+        **{"kv_heads": 32, "ffn": 22_016, "tied": False, "base": 10_000.0, "pad_token_id": 0},
+    },
+    SMOLLM3: {
+        **{"vocab_size": 128_256, "context": 32_768, "layers": 36, "hidden_size": 2048, "heads": 16, "head_dim": None},
+        **{"kv_heads": 4, "ffn": 11_008, "tied": True, "base": 2_000_000.0, "pad_token_id": 128_004},
+    },
+}
+"""Values of keys that a config.json of each type leaves out."""
+
+COMPUTED = {"mlp_bias": False, "use_sliding_window": False}
+"""Keys that change the results, with the only value that is implemented here."""
+
+WITHOUT_EFFECT = (
+    # Slices of products in old versions; windows, which no layer has; names that SmolLM2's files repeat.
+    *("pretraining_tp", "sliding_window", "max_window_layers", "is_llama_config", "transformers.js_config"),
+)
+
+
+# --- sizes ----------------------------------------------------------------------------------------------------------------------
+
+
+def llama3(layers: int, width: int, heads: int, ffn: int, *, factor: float, tied: bool = False, source: str) -> Size:
+    """Return a size of Llama 3.1 or 3.2: 128,256 tokens, eight heads of keys, rotations scaled from 8,192 positions."""
+    config = Config(
+        vocab=128_256,
+        context=131_072,
+        layers=layers,
+        width=width,
+        heads=heads,
+        kv_heads=8,
+        head=width // heads,
+        ffn=ffn,
+        tied=tied,
+        base=500_000.0,
+        scaling="llama3",
+        scaling_factor=factor,
+    )
+    return Size(config=config, source=source)
+
+
+def qwen3(layers: int, width: int, heads: int, ffn: int, *, tied: bool) -> Size:
+    """Return a size of Qwen3: 151,936 tokens, heads of size 128, eight of them for keys, norms of queries and keys."""
+    config = Config(
+        vocab=151_936,
+        context=40_960,
+        layers=layers,
+        width=width,
+        heads=heads,
+        kv_heads=8,
+        head=128,
+        ffn=ffn,
+        tied=tied,
+        query_key_norm=True,
+        eps=1e-6,
+        base=1_000_000.0,
+    )
+    note = "the base model, before fine-tuning, says 32,768 positions (--model.context)"
+    return Size(config=config, source=QWEN, note=note)
+
+
+def smollm2(layers: int, width: int, heads: int, kv_heads: int, ffn: int, *, base: float) -> Size:
+    """Return a size of SmolLM2: 49,152 tokens, heads of size 64, one table, 8,192 positions."""
+    numbers = {"vocab": 49_152, "context": 8192, "head": 64, "tied": True, "base": base}
+    config = Config(layers=layers, width=width, heads=heads, kv_heads=kv_heads, ffn=ffn, **numbers)
+    return Size(config=config, source=SMOL)
+
+
+LLAMA_3_1 = "Llama Team 2024, Table 3, and the released checkpoint of Llama 3.1"
+LLAMA_3_2 = "the released checkpoint of Llama 3.2 (meta-llama/llama-models, models/llama3_2)"
+QWEN = "Qwen Team 2025 (Qwen3), Table 1, and the released checkpoint"
+SMOL = "Allal et al. 2025 (SmolLM2), and the released checkpoint"
+
+NANO = Size(
+    config=Config(vocab=4096, context=256, layers=4, width=192, heads=6, kv_heads=2, head=32, ffn=512, tied=True),
+    source="this project",
+    assumed=dict.fromkeys(
+        Size.numbers_of(Config),
+        "chosen here: a Llama body small enough to train in minutes on a laptop",
+    ),
+)
+
+SIZES: dict[str, Size] = {
+    "llama-nano": NANO,
+    "llama-3.2-1b": llama3(16, 2048, 32, 8192, factor=32, tied=True, source=LLAMA_3_2),
+    "llama-3.2-3b": llama3(28, 3072, 24, 8192, factor=32, tied=True, source=LLAMA_3_2),
+    "llama-3.1-8b": llama3(32, 4096, 32, 14_336, factor=8, source=LLAMA_3_1),
+    "llama-3.1-70b": llama3(80, 8192, 64, 28_672, factor=8, source=LLAMA_3_1),
+    "llama-3.1-405b": llama3(126, 16_384, 128, 53_248, factor=8, source=LLAMA_3_1),
+    "qwen3-0.6b": qwen3(28, 1024, 16, 3072, tied=True),
+    "qwen3-1.7b": qwen3(28, 2048, 16, 6144, tied=True),
+    "qwen3-4b": qwen3(36, 2560, 32, 9728, tied=True),
+    "qwen3-8b": qwen3(36, 4096, 32, 12_288, tied=False),
+    "qwen3-14b": qwen3(40, 5120, 40, 17_408, tied=False),
+    "qwen3-32b": qwen3(64, 5120, 64, 25_600, tied=False),
+    "smollm2-135m": smollm2(30, 576, 9, 3, 1536, base=100_000.0),
+    "smollm2-360m": smollm2(32, 960, 15, 5, 2560, base=100_000.0),
+    "smollm2-1.7b": smollm2(24, 2048, 32, 32, 8192, base=130_000.0),
+    "smollm3-3b": Size(
+        config=Config(
+            vocab=128_256,
+            context=65_536,
+            layers=36,
+            width=2048,
+            heads=16,
+            kv_heads=4,
+            head=128,
+            ffn=11_008,
+            tied=True,
+            eps=1e-6,
+            base=5_000_000.0,
+            unrotated_every=4,
+        ),
+        source="Hugging Face 2025 (smollm3.md), and the released checkpoint",
+        note="every fourth layer has no positions; longer rows than 65,536 tokens need YaRN, which this family lacks",
+    ),
+}
