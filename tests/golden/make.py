@@ -16,7 +16,6 @@ from safetensors.numpy import load_file
 
 from tests.support import published
 from tests.support import transformers_outputs as theirs
-from zoo import models
 
 FOLDER = Path(__file__).parent
 LENGTHS = (7, 4)
@@ -82,11 +81,20 @@ def scores() -> dict[str, Any]:
     }
 
 
+def llama() -> dict[str, Any]:
+    """By head, and by the other types of config.json."""
+    several = {name: model for name, model in published.MODELS.items() if model[0] == "llama"}
+    return versions() | {
+        name.removeprefix("llama-"): of_model(family, task, published.config(family, task, numbers))
+        for name, (family, task, numbers) in several.items()
+    }
+
+
 def of_model(family: str, task: str, config: dict[str, Any]) -> dict[str, Any]:
     """The outputs that count, in a list, and the probe of each gradient."""
     with tempfile.TemporaryDirectory() as parent:
         published.write(Path(parent, "m"), config)
-        net = theirs.load(Path(parent, "m"), models.family(family).HF[task].architecture)
+        net = theirs.load(Path(parent, "m"), config["architectures"][0])
     asked = theirs.given(config, LENGTHS, task)
     said, gradients = theirs.computed(net, task, asked)
     return {
@@ -137,4 +145,5 @@ if __name__ == "__main__":
         (FOLDER / f"{name}.json").write_text(json.dumps(encoder(name), separators=(",", ":")) + "\n")
     (FOLDER / "adapters.json").write_text(json.dumps(adapters(), separators=(",", ":")) + "\n")
     (FOLDER / "encoder_decoders.json").write_text(json.dumps(encoder_decoders(), separators=(",", ":")) + "\n")
+    (FOLDER / "llama.json").write_text(json.dumps(llama(), separators=(",", ":")) + "\n")
     (FOLDER / "scores.json").write_text(json.dumps(scores(), separators=(",", ":")) + "\n")

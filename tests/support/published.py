@@ -48,9 +48,27 @@ MODERNBERT = {
     **{"num_attention_heads": 3, "intermediate_size": 20, "local_attention": 4, "global_rope_theta": 160.0, "pad_token_id": 0},
     **{"local_rope_theta": 10.0, "global_attn_every_n_layers": 3},
 }
+LLAMA = {
+    **{"model_type": "llama", "vocab_size": 61, "max_position_embeddings": 16, "num_hidden_layers": 2, "hidden_size": 12},
+    **{"num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 4, "intermediate_size": 20, "rope_theta": 10.0},
+    "rope_scaling": {
+        **{"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 2.0},
+        "original_max_position_embeddings": 8,
+    },
+}
+QWEN3 = LLAMA | {
+    **{"model_type": "qwen3", "num_attention_heads": 5, "num_key_value_heads": 5, "tie_word_embeddings": True},
+    "rope_scaling": None,
+}
+SMOLLM3 = {
+    **{key: value for key, value in LLAMA.items() if key != "head_dim"},
+    **{"model_type": "smollm3", "num_hidden_layers": 3, "no_rope_layer_interval": 2, "attention_bias": True, "pad_token_id": 0},
+    "rope_scaling": {"rope_type": "linear", "factor": 3.0},
+}
+TYPES_OF_LLAMA = {"qwen3": QWEN3, "smollm3": SMOLLM3}
 TINY: dict[str, dict[str, Any]] = {
     **{"bert": BERT, "distilbert": DISTILBERT, "gpt": GPT2, "roberta": ROBERTA, "t5": T5, "transformer": MARIAN, "xlnet": XLNET},
-    "modernbert": MODERNBERT,
+    **{"llama": LLAMA, "modernbert": MODERNBERT},
 }
 FORMS: dict[str, tuple[str, dict[str, Any]]] = {
     "t5-1.0": ("t5", {"feed_forward_proj": "relu", "tie_word_embeddings": True}),
@@ -68,6 +86,7 @@ MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
     **{f"{family}-{task}": (family, task, TINY[family]) for family, task in HEADS if (family, task) not in SEVERAL_FORMS},
     **{form: (family, "text_to_text", TINY[family] | changes) for form, (family, changes) in FORMS.items()},
     **{f"{form}-sequence": ("t5", "sequence", T5 | FORMS[form][1]) for form in ("t5-1.0", "t5-1.1")},
+    **{f"llama-{model_type}": ("llama", "causal", numbers) for model_type, numbers in TYPES_OF_LLAMA.items()},
 }
 FIRST = {family: name for name, (family, *_) in reversed(MODELS.items())}
 every_model = pytest.mark.parametrize(
@@ -79,12 +98,14 @@ LABELS = ("no", "perhaps", "yes")
 
 def config(family: str, task: str, numbers: dict[str, Any] | None = None) -> dict[str, Any]:
     """The config.json of a model: `numbers` (the tiny ones), its architecture, and what its labels are called."""
-    said = {**(numbers or TINY[family]), "architectures": [models.family(family).HF[task].architecture]}
+    numbers, classes = numbers or TINY[family], configs.model_classes(configs.family(family))
+    architecture = models.family(family).HF[task].architecture.removeprefix(next(iter(classes.values())))
+    said = {**numbers, "architectures": [classes[numbers["model_type"]] + architecture]}
     if task not in LABELLED:
         return said
     names = dict(enumerate(labels(family)))
-    # `transformers` finds GPT-2's last token by comparison with this id.
-    said |= {"pad_token_id": 0} if family == "gpt" else {}
+    # `transformers` finds a decoder's last token by comparison with this id.
+    said |= {"pad_token_id": 0} if family in ("gpt", "llama") else {}
     return said | {"id2label": {str(row): name for row, name in names.items()}, "label2id": {n: row for row, n in names.items()}}
 
 

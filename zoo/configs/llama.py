@@ -1,8 +1,9 @@
 """Sizes of Llama 3.1 and 3.2, Qwen3, SmolLM2 and SmolLM3: one body, a causal decoder with rotary positions and grouped heads.
 
 Sources. Llama: Llama Team 2024 (The Llama 3 Herd of Models), Table 3. Qwen3: Qwen Team 2025, Table 1. SmolLM2: Allal et al. 2025.
-SmolLM3: its release note (huggingface/blog, smollm3.md). What these do not state is in the config.json of each released checkpoint,
-whose defaults are those of `configuration_llama.py`, `configuration_qwen3.py` and `configuration_smollm3.py` in `transformers` 5.
+SmolLM3: its release note (huggingface/blog, smollm3.md). What these do not state is in the config.json of released checkpoints.
+The defaults of absent keys are those of `configuration_llama.py`, `configuration_qwen3.py` and `configuration_smollm3.py` in
+`transformers` 5.24.
 """
 
 import dataclasses
@@ -132,7 +133,7 @@ def from_published(published: PublishedConfig) -> Config:
     """
     model_type = published.choice("model_type", {name: name for name in CLASSES}, MODEL_TYPE)
     absent = ABSENT[model_type]
-    for key, value in COMPUTED.items():
+    for key, value in (COMPUTED | NOT_WRITTEN).items():
         published.only(key, value)
     published.never("quantization_config")
     published.without_effect(*BOOKKEEPING, *WITHOUT_EFFECT)
@@ -259,10 +260,10 @@ def _rotations(published: PublishedConfig, base: float) -> dict[str, Any]:
     section.without_effect("type")
     fields: dict[str, Any] = {"base": section.number("rope_theta", base), "scaling": kind}
     if kind != "none":
-        fields["scaling_factor"] = section.number("factor", 0)
+        fields["scaling_factor"] = section.number("factor", 0.0)
     if kind == "llama3":
-        fields["low_freq_factor"] = section.number("low_freq_factor", 0)
-        fields["high_freq_factor"] = section.number("high_freq_factor", 0)
+        fields["low_freq_factor"] = section.number("low_freq_factor", 0.0)
+        fields["high_freq_factor"] = section.number("high_freq_factor", 0.0)
         longest = published.integer("max_position_embeddings", ABSENT[MODEL_TYPE]["context"])
         fields["original_context"] = section.integer("original_max_position_embeddings", longest)
     section.nothing_else()
@@ -329,6 +330,9 @@ ABSENT: dict[str, dict[str, Any]] = {
 
 COMPUTED = {"mlp_bias": False, "use_sliding_window": False}
 """Keys that change the results, with the only value that is implemented here."""
+
+NOT_WRITTEN = {"rope_interleaved": False, "partial_rotary_factor": 1.0}
+"""The same of keys that only some files have."""
 
 WITHOUT_EFFECT = (
     # Slices of products in old versions; windows, which no layer has; names that SmolLM2's files repeat.
@@ -401,11 +405,11 @@ NANO = Size(
 
 SIZES: dict[str, Size] = {
     "llama-nano": NANO,
-    "llama-3.2-1b": llama3(16, 2048, 32, 8192, factor=32, tied=True, source=LLAMA_3_2),
-    "llama-3.2-3b": llama3(28, 3072, 24, 8192, factor=32, tied=True, source=LLAMA_3_2),
-    "llama-3.1-8b": llama3(32, 4096, 32, 14_336, factor=8, source=LLAMA_3_1),
-    "llama-3.1-70b": llama3(80, 8192, 64, 28_672, factor=8, source=LLAMA_3_1),
-    "llama-3.1-405b": llama3(126, 16_384, 128, 53_248, factor=8, source=LLAMA_3_1),
+    "llama-3.2-1b": llama3(16, 2048, 32, 8192, factor=32.0, tied=True, source=LLAMA_3_2),
+    "llama-3.2-3b": llama3(28, 3072, 24, 8192, factor=32.0, tied=True, source=LLAMA_3_2),
+    "llama-3.1-8b": llama3(32, 4096, 32, 14_336, factor=8.0, source=LLAMA_3_1),
+    "llama-3.1-70b": llama3(80, 8192, 64, 28_672, factor=8.0, source=LLAMA_3_1),
+    "llama-3.1-405b": llama3(126, 16_384, 128, 53_248, factor=8.0, source=LLAMA_3_1),
     "qwen3-0.6b": qwen3(28, 1024, 16, 3072, tied=True),
     "qwen3-1.7b": qwen3(28, 2048, 16, 6144, tied=True),
     "qwen3-4b": qwen3(36, 2560, 32, 9728, tied=True),

@@ -65,6 +65,25 @@ MODERNBERT = {
 }
 """The body, and with the masked head, whose table is that of the body."""
 
+LLAMA = {
+    "llama-3.2-1b": 1_235_814_400,
+    "llama-3.2-3b": 3_212_749_824,
+    "llama-3.1-8b": 8_030_261_248,
+    "llama-3.1-70b": 70_553_706_496,
+    "llama-3.1-405b": 405_853_388_800,
+    "qwen3-0.6b": 596_049_920,
+    "qwen3-1.7b": 1_720_574_976,
+    "qwen3-4b": 4_022_468_096,
+    "qwen3-8b": 8_190_735_360,
+    "qwen3-14b": 14_768_307_200,
+    "qwen3-32b": 32_762_123_264,
+    "smollm2-135m": 134_515_008,
+    "smollm2-360m": 361_821_120,
+    "smollm2-1.7b": 1_711_376_384,
+    "smollm3-3b": 3_075_098_624,
+}
+"""Counted tensor by tensor from the released shapes, a tied table once."""
+
 XLNET = {"xlnet-base-cased": (116_718_336, 116_750_336), "xlnet-large-cased": (360_268_800, 360_300_800)}
 """The body, and with the bias of the words."""
 
@@ -156,7 +175,7 @@ def expected_counts() -> list[tuple[str, dict[str, Any], int]]:
     heads += [(name, zip(("body", "permutation"), counts, strict=True)) for name, counts in XLNET.items()]
     heads += [(name, zip(("body", "masked"), counts, strict=True)) for name, counts in MODERNBERT.items()]
     return [
-        *((name, {}, count) for name, count in (GPT | ENCODER_DECODERS).items()),
+        *((name, {}, count) for name, count in (GPT | LLAMA | ENCODER_DECODERS).items()),
         *((f"{name}-alternating", {}, GPT[name]) for name in TABLE_2_1),
         *((name, {"tied": True}, count) for name, count in ONE_TABLE.items()),
         *((name, {"attention_bias": True}, count) for name, count in BIASED.items()),

@@ -140,6 +140,10 @@ NOT_COMPUTED: dict[str, dict[str, Any]] = {
         **{"hidden_activation": "mish", "classifier_activation": "relu", "tie_word_embeddings": False},
         **{"classifier_pooling": "last", "layer_types": ["full_attention"]},
     },
+    "llama": {
+        **{"mlp_bias": True, "use_sliding_window": True, "hidden_act": "swish", "rope_interleaved": True},
+        **{"partial_rotary_factor": 0.5, "layer_types": ["full_attention"]},
+    },
 }
 """Keys of each family with a value that changes the arithmetic and is not computed here."""
 MISTYPED: dict[str, dict[str, Any]] = {
@@ -150,6 +154,7 @@ MISTYPED: dict[str, dict[str, Any]] = {
     "t5": {"scale_decoder_outputs": None, "is_gated_act": None, "initializer_factor": "x", "classifier_dropout": None},
     "transformer": {"decoder_ffn_dim": 4096.0, "init_std": True, "forced_eos_token_id": "x", "pad_token_id": None},
     "modernbert": {"norm_eps": 1, "local_attention": 0, "layer_types": "x", "rope_parameters": [], "sparse_prediction": None},
+    "llama": {"rms_norm_eps": 1, "attention_bias": 1, "rope_scaling": "x", "rope_theta": None, "pretraining_tp": 0.5},
     "xlnet": {"clamp_len": None, "start_n_top": 2.0, "use_mems_eval": None, "mem_len": False, "layer_norm_eps": None},
 }
 """Values that `transformers` refuses because of their type."""
@@ -205,6 +210,29 @@ REFUSED: list[tuple[str, str, dict[str, Any], str]] = [
     ),
     ("modernbert", "", {"layer_types": ["sliding_attention"] * 22}, "layer_types is .*the first of each n full_attention"),
     ("modernbert", "", {"rope_scaling": {}}, "rope_scaling is .*; such weights are not supported"),
+    ("llama", "", {"num_attention_heads": 5}, "num_attention_heads is 5; it must divide hidden_size, 4096"),
+    ("llama", "", {"num_key_value_heads": 3}, "--model.kv-heads 3: choose a divisor of --model.heads 32"),
+    ("llama", "", {"head_dim": 7}, "--model.head 7: heads rotate in pairs of dimensions"),
+    ("llama", "", {"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, 'rope_type is "yarn"; .* default, linear, llama3'),
+    ("llama", "", {"rope_scaling": {"type": "dynamic", "factor": 2.0}}, 'type is "dynamic"; .* default, linear, llama3'),
+    ("llama", "", {"rope_scaling": {"type": "linear", "factor": 0.5}}, "--model.scaling-factor 0.5: choose 1 to 1e6"),
+    ("llama", "", {"rope_scaling": {"type": "linear"}}, "--model.scaling-factor 0.0: choose 1 to 1e6"),
+    ("llama", "", {"rope_scaling": {"type": "linear", "factor": 2.0, "beta_fast": 3}}, "beta_fast is 3; .* does not compute it"),
+    ("llama", "", {"rope_scaling": {"type": "default"}, "rope_parameters": {"rope_theta": 5.0}}, "remove one of them"),
+    (
+        "llama",
+        "",
+        {"rope_scaling": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 4.0, "high_freq_factor": 1.0}},
+        "--model.high-freq-factor 1.0: choose more than --model.low-freq-factor 4.0",
+    ),
+    ("llama", "", {"model_type": "smollm3", "vocab_size": 99}, "pad_token_id is absent; choose an id below the vocabulary size"),
+    (
+        "llama",
+        "",
+        {"model_type": "smollm3", "no_rope_layers": [0, 1] * 18},
+        "no_rope_layers is .*this family computes 36, 0 for the last one of each n, else 1",
+    ),
+    ("llama", "sequence", {"num_labels": 2}, "id2label is .*; this family reads reward heads with one label"),
     ("roberta", "body", {"max_position_embeddings": 2}, "the first token takes row 2"),
     ("roberta", "body", {"pad_token_id": 0, "max_position_embeddings": 1}, "the first token takes row 1"),
     ("bert", "sequence", {"id2label": {"0": "a", "2": "b"}}, "id2label is .*each label of the classifier"),
@@ -229,6 +257,9 @@ def test_a_value_that_makes_no_model_is_refused(family: str, task: str, keys: di
 SIZES = ("n_head", "embedding_size", "per_layer_config", "ffn_dim", "rel_positions", "attribute_map")
 OF_FILES: list[tuple[dict[str, Any], str]] = [
     *((published.BERT | {key: 3}, f"config.json: {key} is 3; this key is unknown and names a size") for key in SIZES),
+    (published.QWEN3 | {"num_experts": 8}, "num_experts is 8; this key is unknown and names a size"),
+    (published.LLAMA | {"original_max_position_embeddings": 5}, "original_max_position_embeddings is 5; this key is unknown"),
+    (published.QWEN3 | {"model_type": "qwen3_moe"}, "model_type.*qwen3_moe.*the families here are"),
     (published.GPT2 | {"model_type": "mamba"}, "model_type.*mamba.*gpt2"),
     (published.GPT2 | {"n_layer": 10**9}, "config.json.*layers"),
 ]
@@ -267,6 +298,16 @@ NO_EXPORT: list[tuple[str, dict[str, Any], str]] = [
     ("roberta-nano", {"position_offset": 0}, "--model.position-offset 0: a roberta config.json has padding"),
     ("distilbert-nano", {"eps": 1e-5}, "model.eps 1e-05: a distilbert config.json can only express 1e-12"),
     ("distilbert-nano", {"types": 2}, "model.types 2: a distilbert config.json can only express 0"),
+    (
+        "llama-nano",
+        {"query_key_norm": True, "unrotated_every": 4},
+        "model.unrotated_every 4: no published type has it with norms",
+    ),
+    (
+        "llama-nano",
+        {"heads": 5, "kv_heads": 5},
+        "model.heads 5: a llama config.json can only express numbers that divide the wid",
+    ),
     ("xlnet-nano", {"attention_dropout": 0.1}, "model.attention_dropout 0.1: an xlnet config.json has one rate for all"),
     ("t5-nano", {"buckets": 92, "max_distance": 164}, "model.max_distance 164: .* put distance 107 into another bucket"),
     ("t5-nano", {"architecture": "shared"}, "model.architecture shared: no such T5 was published"),

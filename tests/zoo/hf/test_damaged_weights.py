@@ -19,7 +19,12 @@ from zoo.hf import safetensors_dir
 
 COUNTS = {
     **{("gpt", "causal"): (28, 8), ("t5", "text_to_text"): (66, 51), ("transformer", "text_to_text"): (86, 10)},
-    **{("gpt", "sequence"): (29, 9), ("t5", "sequence"): (69, 51)},
+    **{
+        ("gpt", "sequence"): (29, 9),
+        ("t5", "sequence"): (69, 51),
+        ("llama", "causal"): (21, 16),
+        ("llama", "sequence"): (21, 16),
+    },
     **{("bert", "body"): (39, 7), ("bert", "pretraining"): (46, 8), ("bert", "masked"): (42, 7), ("bert", "next"): (41, 8)},
     **{("bert", "sequence"): (41, 8), ("bert", "choice"): (41, 8), ("bert", "tokens"): (39, 8), ("bert", "span"): (39, 8)},
     **{("distilbert", "body"): (36, 6), ("distilbert", "masked"): (41, 6), ("distilbert", "sequence"): (40, 7)},
@@ -40,13 +45,13 @@ ALONE = {"lm_loss.bias", "score.weight"}
 (tests/zoo/hf/test_heads.py)."""
 
 NANO = {"gpt": (52, 14), "bert": (69, 11), "distilbert": (36, 6), "roberta": (69, 11), "t5": (97, 27), "transformer": (128, 14)}
-NANO |= {"xlnet": (70, 21), "modernbert": (26, 13)}
+NANO |= {"xlnet": (70, 21), "modernbert": (26, 13), "llama": (38, 21)}
 """The same of the body of each nano without a pooler (of what has no heads, all)."""
 
 BODY = {"gpt": (28, 8), "bert": (37, 7), "distilbert": (36, 6), "roberta": (37, 7), "t5": (66, 51), "transformer": (86, 10)}
-BODY |= {"xlnet": (36, 11), "modernbert": (26, 13), "t5-sequence": (65, 50)}
-"""The same of the tiny body without a pooler: what a count has beyond it, its head has, tiny or nano. The tiny T5 has a second
-table for its words, which its nano lacks, and a score has not."""
+BODY |= {"xlnet": (36, 11), "modernbert": (26, 13), "t5-sequence": (65, 50), "llama": (21, 16), "llama-sequence": (20, 15)}
+"""The same of the tiny body without a pooler: what a count has beyond it, its head has, tiny or nano. The tiny T5 and Llama have
+second tables for their words, which their nanos lack, and a score has not."""
 
 SLIPS = ("deleted", "renamed", "nan", "added")
 KINDS = (*SLIPS, "resized", "half", "double", "infinite", "reshaped")
@@ -148,7 +153,7 @@ def test_every_mutant_of_every_nano(family: str, task: str, tmp_path: Path, monk
 
 def test_mutants_of_every_published_head_are_counted() -> None:
     assert set(COUNTS) == set(published.HEADS)
-    assert sum(tiny_mutants(*head) for head in COUNTS) == 6_363
+    assert sum(tiny_mutants(*head) for head in COUNTS) == 6_562
 
 
 def in_memory(folder: Path, monkeypatch: pytest.MonkeyPatch, config: dict[str, Any], kinds: Sequence[str]) -> int:

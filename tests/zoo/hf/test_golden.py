@@ -56,7 +56,7 @@ def test_outputs_and_gradients_are_those_of_transformers(model: str, tmp_path: P
     published.write_model(tmp_path / "model", model)
     cfg, params = published_weights.load(tmp_path / "model", device_mesh.make_mesh(run_config.Mesh(), jax.devices()[:1]))
     net = models.model(cfg)
-    given, words = transformers_outputs.given(numbers, make.LENGTHS, task), task == "causal"
+    given, words = transformers_outputs.given(numbers, make.LENGTHS, task), "logits" in frozen
     if words:
         given = dict(zip(("tokens", "real"), make.batch(cfg.vocab), strict=True))
     batch, below = as_batch(given), {name: params[name] for name in BODY if name in params}

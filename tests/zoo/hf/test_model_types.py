@@ -11,7 +11,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from tests.support import published
-from tests.support.published import MT5, UL2, UMT5, XLM
+from tests.support.published import MT5, QWEN3, SMOLLM3, UL2, UMT5, XLM
 from train.config import run_config
 from train.engine import device_mesh
 from zoo import configs, models, published_weights
@@ -25,12 +25,14 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
     ("t5", "MT5ForConditionalGeneration", MT5),
     ("t5", "UMT5ForConditionalGeneration", UMT5),
     ("t5", "T5ForConditionalGeneration", UL2),
+    *(("llama", f"Qwen3{head}", QWEN3) for head in ("ForCausalLM", "ForSequenceClassification")),
+    ("llama", "SmolLM3ForCausalLM", SMOLLM3),
 ]
 
 
 def content_of(architecture: str, numbers: dict[str, Any]) -> dict[str, Any]:
-    labels = {"id2label": {"0": "no", "1": "yes"}} if "Token" in architecture else {}
-    return {**numbers, **labels, "architectures": [architecture]}
+    labels = {"0": "no", "1": "yes"} if "Token" in architecture else {"0": "reward"} if "Sequence" in architecture else {}
+    return {**numbers, **({"id2label": labels} if labels else {}), "architectures": [architecture]}
 
 
 @pytest.mark.parametrize(("family", "architecture", "numbers"), CASES)
@@ -73,6 +75,9 @@ def read(model_type: str, **keys: Any) -> Any:
 def test_absent_keys_have_the_defaults_of_transformers() -> None:
     assert configs.published_name(read("mt5", decoder_start_token_id=0)) == "mt5-small"
     assert configs.published_name(read("umt5", tie_word_embeddings=False, vocab_size=256_384)) == "umt5-small"
+    smollm3, qwen3 = read("smollm3"), read("qwen3")
+    assert (smollm3.unrotated_every, smollm3.base, smollm3.kv_heads, smollm3.tied) == (4, 2e6, 4, True)
+    assert (qwen3.query_key_norm, qwen3.head, qwen3.kv_heads, qwen3.context) == (True, 128, 32, 32_768)
     # No released XLM-R has these.
     xlm = read("xlm-roberta")
     assert (xlm.vocab, xlm.context, xlm.types, xlm.eps, xlm.position_offset) == (30_522, 510, 2, 1e-12, 2)

@@ -36,6 +36,15 @@ SIZES: dict[str, dict[str, Any]] = {
     "distilbert": {"model_type": "distilbert"},
     # A window that is narrower than the rows.
     "modernbert": {"model_type": "modernbert", "pad_token_id": 0, "local_attention": 16},
+    # That of Llama 3.2 1B with fewer layers; the scaling begins within the rows of the test.
+    "llama": {
+        **{"model_type": "llama", "vocab_size": 8192, "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 4},
+        **{"num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 64, "rms_norm_eps": 1e-5, "rope_theta": 500_000.0},
+        "rope_scaling": {
+            **{"rope_type": "llama3", "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0},
+            "original_max_position_embeddings": 32,
+        },
+    },
     "t5": {"model_type": "t5", "decoder_start_token_id": 0},
     # Not the defaults of its class, which are the large size's.
     "xlnet": {"model_type": "xlnet", "d_model": 768, "n_layer": 12, "n_head": 12, "d_inner": 3072},
@@ -49,6 +58,19 @@ SIZES: dict[str, dict[str, Any]] = {
 """config.json of the base size of each family, of T5's small one; what it leaves out is the default there and here."""
 VOCABULARY = {"vocab_size": 8192}
 """Fewer than released: the tables of 100 languages and their gradients would need several GB."""
+QWEN3 = {
+    **{"model_type": "qwen3", "vocab_size": 8192, "hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 6},
+    **{"num_attention_heads": 16, "num_key_value_heads": 8, "tie_word_embeddings": True, "rope_theta": 1_000_000.0},
+}
+SMOLLM2 = {
+    **{"model_type": "llama", "vocab_size": 8192, "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30},
+    **{"num_attention_heads": 9, "num_key_value_heads": 3, "tie_word_embeddings": True, "rope_theta": 100_000},
+    "rms_norm_eps": 1e-5,
+}
+SMOLLM3 = {
+    **{"model_type": "smollm3", "vocab_size": 8192, "intermediate_size": 5504, "num_hidden_layers": 5, "pad_token_id": 0},
+    "rope_theta": 5_000_000.0,
+}
 COUSINS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "xlm-roberta": ("roberta", "masked", {**SIZES["roberta"], **VOCABULARY, "model_type": "xlm-roberta"}),
     "mt5": ("t5", "text_to_text", {**VOCABULARY, "model_type": "mt5", "decoder_start_token_id": 0}),
@@ -64,6 +86,8 @@ COUSINS: dict[str, tuple[str, str, dict[str, Any]]] = {
             "num_heads": 2,
         },
     ),
+    **{"qwen3": ("llama", "causal", QWEN3), "qwen3-sequence": ("llama", "sequence", QWEN3)},
+    **{"smollm2": ("llama", "causal", SMOLLM2), "smollm3": ("llama", "causal", SMOLLM3)},
     "byt5": (
         *("t5", "text_to_text"),
         {

@@ -30,11 +30,17 @@ NO_RANKS = {"query_ranks": None, "key_ranks": None}
 NO_SEGMENTS = {"key_segments": None, "query_segments": None}
 LEAKS: dict[str, tuple[dict[str, Any], ...]] = {
     "gpt": ({"causal": False}, {"window": None}, NO_SEGMENTS, {"key_positions": None}),
+    "llama": ({"causal": False}, NO_SEGMENTS, {"key_positions": None}),
     "t5": (NO_RANKS, NO_SEGMENTS),
     "transformer": ({"causal": False}, NO_SEGMENTS, {"key_positions": None}),
     "xlnet": (NO_RANKS, NO_SEGMENTS),
 }
 """What a mask may lack, by family: no two of them say in the same words who is behind whom."""
+VARIED: dict[str, dict[str, Any]] = {
+    "gpt": {"pattern": ("full", "window"), "window": 3},
+    "llama": {"unrotated_every": 2, "query_key_norm": True},
+}
+"""Numbers with which the layers of a family differ."""
 
 
 def padded(lengths: tuple[int, ...] = LENGTHS, slots: int = GIVEN) -> Batch:
@@ -80,7 +86,7 @@ def decoded(net: Model, params: Any, batch: Batch, cuts: tuple[int, ...], slots:
 )
 def test_a_prompt_decoded_in_any_chunks_gives_the_hidden_states_of_each_row_alone(family: str) -> None:
     """Padded rows at once, in pieces and token by token, against the whole forward pass without padding in front."""
-    net = small(family, **({"pattern": ("full", "window"), "window": 3} if family == "gpt" else {}))
+    net = small(family, **VARIED.get(family, {}))
     params, read = random_params(net), source(small(family), len(LENGTHS))
     batch = dataclasses.replace(padded(), source=read)
     first = GIVEN - np.array(LENGTHS)
@@ -118,6 +124,7 @@ def leaky(net: Model, params: Any, batch: Batch, changes: dict[str, Any]) -> np.
         ("t5", {"architecture": "shared"}),
         pytest.param("t5", {}, marks=pytest.mark.full),
         pytest.param("t5", {"architecture": "decoder"}, marks=pytest.mark.full),
+        pytest.param("llama", {}, marks=pytest.mark.full),
         pytest.param("transformer", {}, marks=pytest.mark.full),
         pytest.param("xlnet", {}, marks=pytest.mark.full),
     ],
@@ -153,7 +160,7 @@ def test_an_empty_cache() -> None:
         cache = net.init_cache(3, SLOTS, jnp.bfloat16)
         for name in ("k", "v"):
             layers, rows, heads, slots, _ = cache[name].shape
-            expected = (jnp.bfloat16, net.config.layers, 3, net.config.heads, SLOTS)
+            expected = (jnp.bfloat16, net.config.layers, 3, getattr(net.config, "kv_heads", net.config.heads), SLOTS)
             assert (cache[name].dtype, layers, rows, heads, slots) == expected
         for name in ("segments", "positions"):
             assert (cache[name].dtype, cache[name].shape) == (jnp.int32, (3, SLOTS))
