@@ -72,7 +72,7 @@ def _generate(
     loaded: Loaded, prompts: list[str], source: Prompts, decoding: Decoding, batch: int, dtype: Any, as_json: bool
 ) -> Iterator[str]:
     """Yield the output in parts: a text after its prompt; an answer to examples, or to a source text, alone."""
-    start = [loaded.tokenizer.end_of_text] if source.begin else []
+    start = [loaded.tokenizer.begin_of_text] if source.begin else []
     # A source is a complete text.
     end = [loaded.tokenizer.end_of_text] if loaded.model.is_encoder_decoder else []
     encoded, mark = _chat(loaded, prompts) if source.chat else (loaded.tokenizer.encode_many(prompts), None)
@@ -131,7 +131,7 @@ def _choose(
     if source.begin:
         # An empty prompt is already encoded as this token.
         repeated_prompts = [prompt for prompt in prompts for _ in source.choices]
-        start = np.array([loaded.tokenizer.end_of_text], np.int32)
+        start = np.array([loaded.tokenizer.begin_of_text], np.int32)
         pairs = [
             (np.concatenate([start, np.asarray(context)]) if prompt.rstrip() else context, continuation)
             for prompt, (context, continuation) in zip(repeated_prompts, pairs, strict=True)

@@ -81,7 +81,7 @@ class HarnessModel(LM):
         tokenizer, windows, owners = self._subject.tokenizer, [], []
         for number, ids in enumerate(tokenizer.encode_many(request.args[0] for request in requests)):
             max_tokens = positions(self._subject.model) or max(1, len(ids))
-            for window in get_rolling_token_windows(ids.tolist(), tokenizer.end_of_text, max_seq_len=max_tokens, context_len=1):
+            for window in get_rolling_token_windows(ids.tolist(), tokenizer.begin_of_text, max_seq_len=max_tokens, context_len=1):
                 windows.append(make_disjoint_window(window))
                 owners.append(number)
         totals = [0.0] * len(requests)
@@ -111,7 +111,7 @@ class HarnessModel(LM):
                 )
             prompt = ids if limit is None else ids[-(limit - decoding.limit) :]
             cut += len(prompt) < len(ids)
-            prompts.append(prompt if len(prompt) else np.array([tokenizer.end_of_text], np.int32))
+            prompts.append(prompt if len(prompt) else np.array([tokenizer.begin_of_text], np.int32))
             by_settings.setdefault(decoding, []).append(number)
         _warn(cut, len(requests))
         texts = [""] * len(requests)

@@ -34,6 +34,7 @@ MODELS = {
     "bert": f"bert-nano {ENCODER}",
     "roberta": f"roberta-nano {ENCODER}",
     "modernbert": f"modernbert-nano {ENCODER}",
+    "llama": f"llama-nano {ENCODER}",
     "left-to-right": f"bert-nano {ENCODER} --objective left_to_right --model.causal --model.task masked",
     "distilbert": f"distilbert-nano {ENCODER} --distillation.teacher runs/bert --model.layers 1",
     "t5": T5,

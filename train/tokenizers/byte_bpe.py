@@ -1,4 +1,4 @@
-"""Byte-level BPE, as the content of a tokenizer.json: GPT-2's (Radford et al. 2019, section 2.2), RoBERTa's and ModernBERT's."""
+"""Byte-level BPE, as the content of a tokenizer.json: GPT-2's (Radford et al. 2019, section 2.2), and those of its successors."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,6 +10,14 @@ from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 from train.tokenizers.special_tokens import BERT, ROBERTA
 
 END_OF_TEXT = "<|endoftext|>"
+LLAMA_BEGIN = "<|begin_of_text|>"
+"""The token before every text of Llama 3, whose template adds it."""
+ENDS = (END_OF_TEXT, "<|end_of_text|>")
+"""Names of the token after a document: that of GPT-2, Qwen3 and SmolLM2, and that of Llama 3 and SmolLM3."""
+TURN_ENDS = ("<|im_end|>", "<|eot_id|>")
+"""Tokens that end an answer in a conversation; models that were fine-tuned on conversations have them as `eos_token`."""
+QWEN_PATTERN = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+"""Pattern of the words of Qwen's class: those of GPT-4, with each digit alone."""
 
 
 def gpt(vocab: Mapping[str, int], merges: Sequence[tuple[str, str]], *, prefix_space: bool = False) -> dict[str, Any]:
@@ -55,6 +63,20 @@ def modernbert(vocab: Mapping[str, int], merges: Sequence[tuple[str, str]]) -> d
         special_tokens=[(name, vocab[name]) for name in (cls, sep)],
     )
     core.post_processor = template  # pyright: ignore[reportAttributeAccessIssue]
+    return json.loads(core.to_str())
+
+
+def qwen(vocab: Mapping[str, int], merges: Sequence[tuple[str, str]], *, prefix_space: bool = False) -> dict[str, Any]:
+    """Return the tokenizer of Qwen2 and Qwen3: a text is composed (NFC), and digits are apart.
+
+    Args:
+        prefix_space: add a space before a word that does not begin with one.
+    """
+    core = _core(models.BPE(vocab=dict(vocab), merges=list(merges)), normalizer=normalizers.NFC())
+    words = pre_tokenizers.Split(tokenizers.Regex(QWEN_PATTERN), behavior="isolated", invert=False)
+    parts = [words, pre_tokenizers.ByteLevel(add_prefix_space=prefix_space, use_regex=False)]
+    core.pre_tokenizer = pre_tokenizers.Sequence(parts)  # pyright: ignore[reportAttributeAccessIssue]
+    core.add_special_tokens([END_OF_TEXT])
     return json.loads(core.to_str())
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from tokenizers import pre_tokenizers
 
 from train.tokenizers import byte_bpe, byte_tokens, special_tokens, unigram, wordpiece, xlm_unigram, xlnet_unigram
-from train.tokenizers.byte_bpe import END_OF_TEXT
+from train.tokenizers.byte_bpe import END_OF_TEXT, ENDS, TURN_ENDS
 from train.tokenizers.hf_settings import ADDED, AS_WRITTEN, FLAGS, OF_T5, AddedToken, TokenizerSettings
 from train.tokenizers.tokenizer import FILE, Kind, Tokenizer
 
@@ -80,6 +80,8 @@ def rules(name: str, settings: TokenizerSettings, content: dict[str, Any]) -> di
         entries = [(entry, 0.0) for entry in special_tokens.XLNET.values()]
         generated = xlnet_unigram.content(entries, charsmap, lowercase=lowercase)
         generated["model"]["unk_id"] = settings.count("unk_id", 0, len(content["model"].get("vocab", ())))
+    elif name == "Qwen2Tokenizer":
+        generated = byte_bpe.qwen({}, [], prefix_space=bool(settings.flag("add_prefix_space", False)))
     else:
         generated = byte_bpe.gpt({}, [], prefix_space=bool(settings.flag("add_prefix_space", False)))
     return {part: _normalized_part(part, generated, content) for part in PARTS}
@@ -108,7 +110,8 @@ def check(tokenizer: Tokenizer, settings: TokenizerSettings, name: str | None, *
     if rules_of_class and name is not None and not builds_same_rules(name, settings, content):
         raise settings.wrong(_difference_message(name, settings, content))
     for role, token in settings.named().items():
-        if (expected := ROLES[tokenizer.kind].get(role, token)) != token:
+        is_end = tokenizer.kind == "gpt" and token in (*ENDS, *TURN_ENDS)
+        if (expected := ROLES[tokenizer.kind].get(role, token)) != token and not is_end:
             fix = f"models of this kind have {expected} in this role here; correct the setting"
             raise settings.wrong(f"{role} is {json.dumps(token)} in the settings, and {fix}")
     _check_added(tokenizer, settings, name, content)
@@ -178,7 +181,8 @@ def _with_special_tokens(tokenizer: Tokenizer, ids: list[np.ndarray]) -> tuple[l
     if tokenizer.text_special_tokens is not None:
         return [number for text_ids in ids for number in (*text_ids.tolist(), tokenizer.text_special_tokens.end)], None
     if tokenizer.special_tokens is None:
-        return np.concatenate(ids).tolist(), None
+        begin = [] if tokenizer.begin_of_text == tokenizer.end_of_text else [tokenizer.begin_of_text]
+        return [number for text_ids in ids for number in (*begin, *text_ids.tolist())], None
     arrays = tokenizer.special_tokens.single(ids[0]) if len(ids) == 1 else tokenizer.special_tokens.pair(ids[0], ids[1])
     return arrays[0].tolist(), arrays[1].tolist() if tokenizer.special_tokens.types > 1 else None
 
@@ -200,6 +204,9 @@ def _normalized_part(part: str, content: dict[str, Any], entries: dict[str, Any]
         steps = value["normalizers"] if value["type"] == "Sequence" else [value]
         steps = [_normalized_step(step) for step in steps if step != xlnet_unigram.SPACES]
         return {"steps": steps} if steps else None
+    if value.get("type") == "Sequence" and part == "pre_tokenizer":
+        steps = [{key: item for key, item in step.items() if key != "trim_offsets"} for step in value["pretokenizers"]]
+        return {**value, "pretokenizers": steps}
     idle = {"vocab", "merges", "trim_offsets"}
     vocabulary = entries["model"].get("vocab")
     if value.get("type") == "BPE" and all(letter in vocabulary for letter in pre_tokenizers.ByteLevel.alphabet()):

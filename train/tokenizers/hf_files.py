@@ -127,6 +127,10 @@ def _with_class(tokenizer: Tokenizer, content: dict[str, Any]) -> dict[str, Any]
 def _settings(kind: Kind, content: dict[str, Any]) -> dict[str, Any]:
     """Return the content of tokenizer_config.json for a tokenizer.json that was read without one."""
     if kind == "gpt":
+        entries = {*content["model"]["vocab"], *(token["content"] for token in content["added_tokens"])}
+        if END_OF_TEXT not in entries:
+            begin = {"bos_token": byte_bpe.LLAMA_BEGIN} if byte_bpe.LLAMA_BEGIN in entries else {}
+            return {"tokenizer_class": AS_WRITTEN, **begin, "eos_token": next(name for name in byte_bpe.ENDS if name in entries)}
         names = dict.fromkeys(("bos_token", "eos_token", "unk_token"), END_OF_TEXT)
         return {"tokenizer_class": OF_KIND[kind], "add_prefix_space": _prefix_space(content), **names}
     names = {

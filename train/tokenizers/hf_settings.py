@@ -26,12 +26,12 @@ ALIASES = {
     **dict.fromkeys(("BertTokenizer", "DistilBertTokenizer", "ElectraTokenizer"), "BertTokenizer"),
     **{name: name for name in ("GPT2Tokenizer", "RobertaTokenizer", "T5Tokenizer", "XLNetTokenizer")},
     **{name: name for name in ("XLMRobertaTokenizer", "ByT5Tokenizer")},
-    "MT5Tokenizer": "T5Tokenizer",
+    **{"MT5Tokenizer": "T5Tokenizer", "Qwen2Tokenizer": "Qwen2Tokenizer"},
 }
 BY_FAMILY = {
     **{"gpt2": "GPT2Tokenizer", "bert": "BertTokenizer", "distilbert": "BertTokenizer", "roberta": "RobertaTokenizer"},
     **{"t5": "T5Tokenizer", "xlnet": "XLNetTokenizer", "modernbert": AS_WRITTEN, "xlm-roberta": "XLMRobertaTokenizer"},
-    **{"mt5": "T5Tokenizer", "umt5": AS_WRITTEN},
+    **{"mt5": "T5Tokenizer", "umt5": AS_WRITTEN, "llama": AS_WRITTEN, "smollm3": AS_WRITTEN, "qwen3": "Qwen2Tokenizer"},
 }
 """`model_type` -> the tokenizer class that is used if no file names a class."""
 OF_ROBERTA = {
@@ -45,6 +45,7 @@ OF_T5 = {
 }
 DEFAULTS: dict[str, dict[str, str]] = {
     "GPT2Tokenizer": dict.fromkeys(("bos_token", "eos_token", "unk_token"), END_OF_TEXT),
+    "Qwen2Tokenizer": dict.fromkeys(("eos_token", "unk_token", "pad_token"), END_OF_TEXT),
     "BertTokenizer": {f"{role}_token": name for role, name in special_tokens.BERT.items()},
     "RobertaTokenizer": OF_ROBERTA,
     "XLMRobertaTokenizer": OF_ROBERTA,

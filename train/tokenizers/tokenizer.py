@@ -18,7 +18,7 @@ from tokenizers import decoders, models
 from train.data.chunking import LONGEST_CHUNK, cut_chunks, group_chunks
 from train.run.run_dir import write_text
 from train.tokenizers import byte_bpe, byte_tokens, special_tokens, unigram, wordpiece, xlnet_unigram
-from train.tokenizers.byte_bpe import END_OF_TEXT
+from train.tokenizers.byte_bpe import END_OF_TEXT, ENDS, LLAMA_BEGIN
 from train.tokenizers.special_tokens import ROBERTA, SpecialTokens, TextSpecialTokens
 from zoo.errors import BadInput
 from zoo.hf.config_json import read_json
@@ -59,6 +59,9 @@ class Tokenizer:
     """The special tokens of T5 or ByT5, else None."""
     end_of_text: int
     """Id that ends a document: "<|endoftext|>" (0 if trained here), an encoder's `special_tokens.end`, or T5's "</s>"."""
+    begin_of_text: int
+    """Id before a text that follows nothing: "<|begin_of_text|>" if the template adds it (Llama 3), else that of `end_of_text`,
+    which is between documents."""
     spells_bytes: bool
     """True if a unigram model spells unknown characters as bytes, as mT5's."""
     fingerprint: str
@@ -106,10 +109,13 @@ class Tokenizer:
             of_model: Kind = "wordpiece" if self._continues else "xlm-roberta" if self._unigram else bpe
             self.kind = "xlnet" if self.special_tokens.cls_last else of_model
             self.end_of_text = self.special_tokens.end
-        elif END_OF_TEXT in ids:
-            self.kind, self.end_of_text = "gpt", ids[END_OF_TEXT]
+        elif (end := next((name for name in ENDS if name in ids), None)) is not None:
+            self.kind, self.end_of_text = "gpt", ids[end]
         else:
             raise BadInput(f"it has no entry {END_OF_TEXT}, which ends every document; add it")
+        begin = ids.get(LLAMA_BEGIN)
+        begins = self.kind == "gpt" and begin is not None and self.encode_with_template("a")[0][:1] == [begin]
+        self.begin_of_text = begin if begins and begin is not None else self.end_of_text
         self._cuts = _cuts(content)
         special = self.text_special_tokens or self.special_tokens
         for number in sorted(self._special() - ({special.unk} if special else set())):
@@ -356,7 +362,7 @@ class Tokenizer:
 
     def _special(self) -> set[int]:
         own = self.text_special_tokens or self.special_tokens
-        return {*own.special} if own else {self.end_of_text}
+        return {*own.special} if own else {self.end_of_text, self.begin_of_text}
 
     def _size(self, entry: str) -> int:
         if self._unigram:
@@ -391,7 +397,7 @@ def _special_tokens(core: tokenizers.Tokenizer, ids: Mapping[str, int]) -> Speci
     RoBERTa's vocabulary has GPT-2's end of text too, as an ordinary entry, and ModernBERT's as an added token beside BERT's.
     """
     added = {token.content for token in core.get_added_tokens_decoder().values()}
-    if END_OF_TEXT in added and not added.issuperset(special_tokens.BERT.values()):
+    if added.intersection(ENDS) and not added.issuperset(special_tokens.BERT.values()):
         return None
     special = special_tokens.encoder_special_tokens(ids)
     if special is None:

@@ -136,7 +136,7 @@ def _ids(tokenizer: Tokenizer) -> dict[str, int]:
     if text is not None:
         return {"pad_token_id": text.pad, "eos_token_id": end, "decoder_start_token_id": text.pad}
     if marks is None:
-        return {"bos_token_id": end, "eos_token_id": end}
+        return {"bos_token_id": tokenizer.begin_of_text, "eos_token_id": end}
     if marks.bos is not None and marks.eos is not None:
         return {"pad_token_id": marks.pad, "bos_token_id": marks.bos, "eos_token_id": marks.eos}
     bounds = {"bos_token_id": marks.cls, "eos_token_id": end}

@@ -31,7 +31,7 @@ from zoo.hf import safetensors_dir
 from zoo.models import Model
 
 every_body = pytest.mark.parametrize(
-    "family", ["gpt", *(pytest.param(name, marks=pytest.mark.full) for name in ("bert", "t5", "transformer", "xlnet"))]
+    "family", ["gpt", *(pytest.param(name, marks=pytest.mark.full) for name in ("bert", "llama", "t5", "transformer", "xlnet"))]
 )
 """One family of each body; RoBERTa's and DistilBERT's is BERT's."""
 CENTERING = 0.3
@@ -133,7 +133,7 @@ def test_a_wrong_loss_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    "family", ["gpt", *(pytest.param(name, marks=pytest.mark.slow) for name in ("bert", "t5", "transformer", "xlnet"))]
+    "family", ["gpt", *(pytest.param(name, marks=pytest.mark.slow) for name in ("bert", "llama", "t5", "transformer", "xlnet"))]
 )
 def test_scores_depend_on_neither_padding_nor_neighbours(family: str) -> None:
     # As a model begins: the scores are of order 1, and so are their roundings of 1e-7.

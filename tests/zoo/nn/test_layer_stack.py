@@ -1,5 +1,6 @@
 """The layer stack computes the same however it is computed, and what it costs is counted right."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -36,7 +37,7 @@ from zoo.configs import Compute
 from zoo.nn import layer_stack
 
 FAMILIES = models.families()
-CAUSAL = [family for family in FAMILIES if "causal" in models.family(family).OBJECTIVES]
+WINDOWED = [family for family in FAMILIES if "window" in {field.name for field in dataclasses.fields(small(family).config)}]
 
 
 @pytest.mark.planted
@@ -81,7 +82,7 @@ def test_remat_recomputes(family: str) -> None:
 
 @pytest.mark.full
 @pytest.mark.planted
-@pytest.mark.parametrize("family", CAUSAL)
+@pytest.mark.parametrize("family", WINDOWED)
 def test_alternating_windows_are_the_masks_written_out(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A loop over the layers, each with its own explicit bool[T, T], sees and gives what the pattern does."""
     net, batch = small(family, layers=4, pattern=("full", "window"), window=3), row(12)
@@ -121,8 +122,8 @@ def test_flops_are_those_of_the_matrix_products(family: str, task: str, changes:
 def test_without_labels_no_classifier_is_counted() -> None:
     """The words of both, the score of a decoder, and of an encoder for labels the body alone."""
     batch = row(20, 3)
-    for family, task in (head for head in HEADS if head[0] in (*CAUSAL, *PLACED)):
+    for family, task in (head for head in HEADS if head[0] in (*WINDOWED, *PLACED)):
         net = with_head(family, task, vocab=384)
-        words = 60 * 2 * 32 * (384 + 32 * (family not in CAUSAL)) if "words" in SAYS[task] else 0
-        words += 3 * 2 * 32 if task == "sequence" and family in CAUSAL else 0
+        words = 60 * 2 * 32 * (384 + 32 * (family not in WINDOWED)) if "words" in SAYS[task] else 0
+        words += 3 * 2 * 32 if task == "sequence" and family in WINDOWED else 0
         assert net.flops(batch) - words == 60 * 2 * (8 * 32 * 32 + 4 * 32 * 64 + 4 * 20 * 32), (family, task)

@@ -36,7 +36,7 @@ def encode_rows(
         raise BadInput("model.architecture decoder: prompts need encoder_decoder, shared, or a model of another family")
     encodes_source = getattr(cfg, "is_encoder_decoder", False)
     end = [text_special_tokens_of(tokenizer).end] if encodes_source else []
-    empty = np.array([] if encodes_source else [tokenizer.end_of_text])
+    empty = np.array([] if encodes_source else [tokenizer.begin_of_text])
     room = length if encodes_source else length - tokens
     fix = f"a response has up to --rollout.tokens {tokens}; choose a larger length, or fewer tokens"
     if room < 1:

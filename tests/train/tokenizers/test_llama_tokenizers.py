@@ -1,0 +1,157 @@
+"""Tokenizers in the form of those released with Llama 3, Qwen3 and SmolLM2: read, written, and equal to `transformers`."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.train.tokenizers.kinds import TEXTS, auto, content, refused
+from train.tokenizers import byte_bpe, hf_files
+from train.tokenizers.tokenizer import Tokenizer
+
+LLAMA_PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+PLAIN = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
+LLAMA = ("<|begin_of_text|>", "<|end_of_text|>", "<|reserved_special_token_0|>", "<|eot_id|>")
+QWEN = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<tool_call>")
+
+
+def split(pattern: str) -> dict[str, Any]:
+    return {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+
+
+def rules(names: tuple[str, ...]) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """Return a tokenizer.json without rules, GPT-2's entries and then `names`, and its added tokens by id."""
+    model = content("gpt")["model"]
+    entries = [entry for entry in sorted(model["vocab"], key=model["vocab"].get) if entry != "<|endoftext|>"]
+    vocab = {entry: number for number, entry in enumerate(entries)}
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    added = [
+        {"id": len(vocab) + place, "content": name, "special": name.startswith("<|"), **flags} for place, name in enumerate(names)
+    ]
+    decoder = {str(token["id"]): {key: value for key, value in token.items() if key != "id"} for token in added}
+    return {**content("gpt"), "model": {**model, "vocab": vocab}, "added_tokens": added}, decoder
+
+
+def write(folder: Path, content: dict[str, Any], settings: dict[str, Any], model_type: str) -> Path:
+    folder.mkdir(exist_ok=True)
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    (folder / "config.json").write_text(json.dumps({"model_type": model_type}))
+    return folder
+
+
+def llama(folder: Path, **changes: Any) -> Path:
+    """Write a folder as Llama 3's: words of GPT-4's pattern, ignored merges, and a template with the begin mark."""
+    file, decoder = rules(LLAMA)
+    begin, number = LLAMA[0], len(file["model"]["vocab"])
+    mark = {"SpecialToken": {"id": begin, "type_id": 0}}
+    first, second = ({"Sequence": {"id": name, "type_id": kind}} for kind, name in enumerate("AB"))
+    template = {
+        "type": "TemplateProcessing",
+        "single": [mark, first],
+        "pair": [mark, first, {"SpecialToken": {"id": begin, "type_id": 1}}, second],
+        "special_tokens": {begin: {"id": begin, "ids": [number], "tokens": [begin]}},
+    }
+    file |= {
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split(LLAMA_PATTERN), BYTES]},
+        "post_processor": {"type": "Sequence", "processors": [BYTES, template]},
+        "model": {**file["model"], "ignore_merges": True},
+    }
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": begin,
+        "eos_token": LLAMA[1],
+        "added_tokens_decoder": decoder,
+        "model_input_names": ["input_ids", "attention_mask"],
+    }
+    return write(folder, file, settings | changes, "llama")
+
+
+def qwen(folder: Path, **changes: Any) -> Path:
+    """Write a folder as Qwen3's: text in NFC, single digits, and names that are no special tokens."""
+    file, decoder = rules(QWEN)
+    file |= {
+        "normalizer": {"type": "NFC"},
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split(byte_bpe.QWEN_PATTERN), PLAIN]},
+        "post_processor": PLAIN,
+    }
+    settings = {
+        **{"tokenizer_class": "Qwen2Tokenizer", "eos_token": "<|im_end|>", "pad_token": "<|endoftext|>", "unk_token": None},
+        **{"add_prefix_space": False, "bos_token": None, "added_tokens_decoder": decoder, "split_special_tokens": False},
+    }
+    return write(folder, file, settings | changes, "qwen3")
+
+
+def assert_reads_alike(folder: Path) -> Tokenizer:
+    """Assert that texts, and the template of one text and of two, are what `transformers` makes of a folder."""
+    ours, reference = hf_files.read_tokenizer(folder), auto(folder)
+    assert ours.kind == "gpt"
+    for text in [*TEXTS, "cafe\u0301 1851 12345 it's IT'S a\n\n b  c", "<tool_call> x", "<|im_end|>"]:
+        assert ours.encode(text).tolist() == reference(text, add_special_tokens=False, split_special_tokens=True)["input_ids"], (
+            text
+        )
+    begin = [] if ours.begin_of_text == ours.end_of_text else [ours.begin_of_text]
+    first, second = ours.encode("The whale").tolist(), ours.encode("swims").tolist()
+    assert [*begin, *first] == reference("The whale")["input_ids"]
+    assert [*begin, *first, *begin, *second] == reference("The whale", "swims")["input_ids"]
+    return ours
+
+
+@pytest.mark.parametrize(("form", "names"), [(llama, LLAMA), (qwen, QWEN)])
+def test_a_released_form_is_read_and_written(form: Any, names: tuple[str, ...], tmp_path: Path) -> None:
+    ours = assert_reads_alike(form(tmp_path / "in"))
+    (tmp_path / "out").mkdir()
+    hf_files.write_tokenizer(tmp_path / "out", ours, longest=64)
+    model_type = json.loads((tmp_path / "in" / "config.json").read_text())
+    (tmp_path / "out" / "config.json").write_text(json.dumps(model_type))
+    again = assert_reads_alike(tmp_path / "out")
+    assert again.fingerprint == ours.fingerprint
+    first = len(ours.ids()) - len(names)
+    assert ours.entries([ours.begin_of_text, ours.end_of_text]) == [names[0], names[1] if form is llama else names[0]]
+    assert ours.begin_of_text == first and set(ours.special_names) == {name for name in names if name.startswith("<|")}
+    assert first not in ours.encode(names[0])
+
+
+def test_without_settings_the_end_mark_is_that_of_the_vocabulary(tmp_path: Path) -> None:
+    ours = Tokenizer.load(llama(tmp_path / "in"))
+    (tmp_path / "out").mkdir()
+    hf_files.write_tokenizer(tmp_path / "out", Tokenizer(ours.content()), longest=None)
+    settings = json.loads((tmp_path / "out" / "tokenizer_config.json").read_text())
+    assert (settings["bos_token"], settings["eos_token"]) == LLAMA[:2]
+    assert settings["tokenizer_class"] == "PreTrainedTokenizerFast"
+
+
+@pytest.mark.planted(4)
+def test_other_rules_roles_and_templates_are_refused(tmp_path: Path) -> None:
+    """SmolLM2's class is GPT-2's, which would not set digits apart as its tokenizer.json does."""
+    assert "eos_token is" in refused(llama(tmp_path / "role", eos_token=LLAMA[2]))
+    file = json.loads((llama(tmp_path / "twice") / "tokenizer.json").read_text())
+    template = file["post_processor"]["processors"][1]
+    template["single"] = [*template["single"], template["single"][0]]
+    (tmp_path / "twice" / "tokenizer.json").write_text(json.dumps(file))
+    assert "post_processor of tokenizer.json makes <|begin_of_text|>" in refused(tmp_path / "twice")
+    file = json.loads((qwen(tmp_path / "pattern") / "tokenizer.json").read_text())
+    file["pre_tokenizer"]["pretokenizers"][0] = split(LLAMA_PATTERN)
+    (tmp_path / "pattern" / "tokenizer.json").write_text(json.dumps(file))
+    assert "pre_tokenizer of tokenizer.json is not that of Qwen2Tokenizer" in refused(tmp_path / "pattern")
+    file, decoder = rules(("<|endoftext|>",))
+    file["pre_tokenizer"] = {
+        "type": "Sequence",
+        "pretokenizers": [{"type": "Digits", "individual_digits": True}, {**BYTES, "use_regex": True}],
+    }
+    settings = {"tokenizer_class": "GPT2Tokenizer", "added_tokens_decoder": decoder}
+    message = refused(write(tmp_path / "digits", file, settings, "llama"))
+    assert "if tokenizer.json is right, write tokenizer_class PreTrainedTokenizerFast" in message
+    fixed = write(tmp_path / "digits", file, settings | {"tokenizer_class": "PreTrainedTokenizerFast"}, "llama")
+    assert len(assert_reads_alike(fixed).encode("1851")) == 4
+
+
+def test_gpt2s_end_of_text_begins_a_text(tmp_path: Path) -> None:
+    ours = Tokenizer(content("gpt"))
+    assert ours.begin_of_text == ours.end_of_text
+    np.testing.assert_array_equal(ours.encode("a"), ours.encode_with_template("a")[0])
