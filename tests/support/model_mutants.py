@@ -18,6 +18,7 @@ ACTIVATIONS = {
     "xlnet": "ff_activation",
     "t5": "feed_forward_proj",
     "modernbert": "hidden_activation",
+    "llama": "hidden_act",
 }
 NAMES = ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "silu", "gelu_fast", "gated-gelu", "gated-relu", "gated-gelu_new")
 """Activations; some families have not all of them."""
@@ -34,7 +35,9 @@ def drawn(rng: np.random.Generator, family: str) -> dict[str, Any]:
 
     heads = int(rng.choice([1, 2, 3, 5]))
     # Sines and cosines come in pairs.
-    width = heads * int(rng.integers(1, 4) * 2 if family in ("xlnet", "transformer", "modernbert") else rng.integers(2, 8))
+    width = heads * int(
+        rng.integers(1, 4) * 2 if family in ("xlnet", "transformer", "modernbert", "llama") else rng.integers(2, 8)
+    )
     layers, inner, vocab = int(rng.integers(1, 4)), int(rng.integers(3, 40)), int(rng.integers(41, 90))
     common = {"num_hidden_layers": layers, "hidden_size": width, "num_attention_heads": heads, "intermediate_size": inner}
     buckets = int(rng.integers(4, 19))
@@ -70,16 +73,49 @@ def drawn(rng: np.random.Generator, family: str) -> dict[str, Any]:
             "classifier_pooling": str(rng.choice(["cls", "mean"])),
         },
     }
-    kind = configs.family(family).MODEL_TYPE
-    content = {"model_type": kind, "vocab_size": vocab, **numbers[family]}
+    if family == "llama":
+        numbers["llama"] = llama_numbers(rng, common)
+    content = {"model_type": configs.family(family).MODEL_TYPE, "vocab_size": vocab, **numbers[family]}
     known = NAMES if family == "t5" else NAMES[:4]
     content[ACTIVATIONS[family]] = str(rng.choice([name for name in known if name not in ("silu", "gelu_fast")]))
     if family == "t5" and content["feed_forward_proj"] == "gelu_pytorch_tanh":
         content["feed_forward_proj"] = "gelu_new"
     if rng.integers(2):
         # A file that `transformers` wrote has them all.
-        content = transformers.CONFIG_MAPPING[kind](**{k: v for k, v in content.items() if k != "model_type"}).to_dict() | content
+        kind = transformers.CONFIG_MAPPING[content["model_type"]]
+        written = kind(**{key: value for key, value in content.items() if key != "model_type"}).to_dict()
+        # It writes rotations under a key of its own.
+        content = written | {key: value for key, value in content.items() if key not in ("rope_scaling", "rope_theta")}
     return {key: value for key, value in content.items() if key not in APART[1:]}
+
+
+def llama_numbers(rng: np.random.Generator, common: dict[str, Any]) -> dict[str, Any]:
+    """Return the numbers of a Llama, a Qwen3 or a SmolLM3, with rotations of any kind."""
+    kind, heads = str(rng.choice(["llama", "qwen3", "smollm3"])), common["num_attention_heads"]
+    scalings = [
+        None,
+        {"rope_type": "linear", "factor": 3.0},
+        {
+            **{"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 3.0},
+            "original_max_position_embeddings": 8,
+        },
+    ]
+    return {
+        **common,
+        **{
+            "model_type": kind,
+            "num_key_value_heads": int(rng.choice([1, heads])),
+            "max_position_embeddings": int(rng.integers(26, 40)),
+        },
+        **({"head_dim": int(rng.integers(1, 4) * 2)} if kind == "qwen3" or (kind == "llama" and rng.integers(2)) else {}),
+        **({"no_rope_layer_interval": int(rng.integers(1, 4))} if kind == "smollm3" else {}),
+        **{"tie_word_embeddings": bool(rng.integers(2)), "attention_bias": bool(rng.integers(2)), "rms_norm_eps": 1e-5},
+        **{
+            "rope_theta": float(rng.integers(5, 50)),
+            "rope_scaling": scalings[rng.integers(3)],
+            "pad_token_id": int(rng.integers(2)),
+        },
+    }
 
 
 def mutants(content: dict[str, Any], family: str) -> Iterator[tuple[str, str, dict[str, Any]]]:
@@ -89,7 +125,7 @@ def mutants(content: dict[str, Any], family: str) -> Iterator[tuple[str, str, di
     kind = transformers.CONFIG_MAPPING[content["model_type"]]
     defaults = kind().to_dict()
     # In `transformers` these also choose the token at which a decoder's score is read; here a batch says it.
-    reading = ("pad_token_id", "eos_token_id") if family in ("gpt", "t5") and "id2label" in content else ()
+    reading = ("pad_token_id", "eos_token_id") if family in ("gpt", "llama", "t5") and "id2label" in content else ()
     for key in sorted((content.keys() | defaults.keys()) - {*APART, *reading}):
         value = content.get(key, defaults.get(key))
         if key in content:
@@ -137,17 +173,22 @@ def others(key: str, value: Any, family: str) -> Iterator[Any]:
         yield from ("other", "first", "mean", "cls")
     elif key == "layer_types":
         yield from (value[::-1], value[1:], ["full_attention"] * len(value), ["other", *value[1:]])
-    elif key == "rope_parameters" and value:
-        for name, section in value.items():
-            yield {name: section}
-            for change in (
-                {"rope_theta": 77.0},
-                {"rope_theta": 9},
-                {"rope_theta": "9"},
-                {"rope_type": "linear"},
-                {"factor": 2.0},
-            ):
-                yield {**value, name: section | change}
+    elif key == "no_rope_layers":
+        yield from (value[::-1], value[1:], [1] * len(value), [0] * len(value), [7, *value[1:]])
+    elif key in ("rope_parameters", "rope_scaling") and value:
+        if all(isinstance(section, dict) for section in value.values()):
+            yield from ({name: section} for name, section in value.items())
+            yield from ({**value, name: section | change} for name, section in value.items() for change in ROTATIONS)
+        else:
+            yield from (value | change for change in ROTATIONS)
+
+
+ROTATIONS: tuple[dict[str, Any], ...] = (
+    *({"rope_theta": 77.0}, {"rope_theta": 9}, {"rope_theta": "9"}, {"rope_type": "linear"}, {"factor": 2.0}),
+    *({"rope_type": "llama3"}, {"rope_type": "yarn"}, {"factor": 0.5}, {"low_freq_factor": 2.0}, {"high_freq_factor": 0.5}),
+    *({"original_max_position_embeddings": 16}, {"partial_rotary_factor": 0.5}, {"type": "yarn"}, {"beta_fast": 2.0}),
+)
+"""Changes of an object that describes rotations."""
 
 
 def tensor_mutants(stored: dict[str, np.ndarray], rng: np.random.Generator) -> Iterator[tuple[str, str, dict[str, np.ndarray]]]:

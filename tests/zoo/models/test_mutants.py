@@ -61,7 +61,7 @@ class Case:
         if (self.family, self.task) != ("t5", "sequence"):
             self.asked["tokens"] = np.where(self.asked["real"], np.maximum(self.asked["tokens"], 8), self.asked["tokens"])
         self.cfg = core(published_weights.open_folder(self.folder).config)
-        self.architecture = models.family(self.family).HF[self.task].architecture
+        self.architecture = self.content["architectures"][0]
         self.their_config, self.compiled = self.parsed(), 0
         self.ours, self.expected = self.computed_here(), self.computed_there()
 

@@ -1,0 +1,69 @@
+"""Greedy texts of Llama, Qwen3 and SmolLM3 as `transformers` writes them. Needs the group `parity`; run with --parity."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.support import published
+from tests.support import transformers_outputs as theirs
+from train.config import run_config
+from train.engine import device_mesh
+from zoo import models, published_weights
+from zoo.batch import Batch
+
+pytestmark = pytest.mark.parity
+
+SHAPE = {
+    **{"vocab_size": 1000, "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 4, "max_position_embeddings": 64},
+    **{"num_attention_heads": 8, "num_key_value_heads": 2, "pad_token_id": 0, "bos_token_id": None, "eos_token_id": None},
+}
+KINDS: dict[str, dict[str, Any]] = {
+    "llama": {
+        **{"model_type": "llama", "head_dim": 32, "rope_theta": 500_000.0},
+        "rope_scaling": {
+            **{"rope_type": "llama3", "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0},
+            "original_max_position_embeddings": 16,
+        },
+    },
+    "qwen3": {"model_type": "qwen3", "head_dim": 64, "rope_theta": 1_000_000.0, "tie_word_embeddings": True},
+    "smollm3": {"model_type": "smollm3", "rope_theta": 5_000_000.0, "no_rope_layer_interval": 4},
+}
+LENGTHS, TOKENS = (9, 5, 12, 1), 20
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_greedy_texts_are_those_of_transformers(kind: str, tmp_path: Path) -> None:
+    """Prompts of several lengths, padded in front, decoded token by token with a cache of grouped heads."""
+    import torch
+
+    content = published.config("llama", "causal", SHAPE | KINDS[kind])
+    published.write(tmp_path / "model", content, spread=0.08)
+    cfg, params = published_weights.load(tmp_path / "model", device_mesh.make_mesh(run_config.Mesh(), jax.devices()[:1]))
+    net, width = models.model(cfg), max(LENGTHS)
+    real = np.arange(width) >= width - np.array(LENGTHS)[:, None]
+    tokens = np.where(real, np.random.default_rng(0).integers(1, cfg.vocab, real.shape), 0)
+    reference = theirs.load(tmp_path / "model", content["architectures"][0])
+    with torch.no_grad():
+        expected = reference.generate(
+            torch.tensor(tokens), attention_mask=torch.tensor(real).long(), do_sample=False, max_new_tokens=TOKENS
+        ).numpy()[:, width:]
+
+    @jax.jit
+    def step(params: Any, batch: Batch, cache: Any) -> tuple[Any, Any]:
+        hidden, cache = net.decode(params, batch, cache)
+        return net.unembed(params, hidden[:, -1]).argmax(-1)[:, None], cache
+
+    cache = net.init_cache(len(LENGTHS), width + TOKENS, jnp.float32)
+    at = np.maximum(np.cumsum(real, 1) - 1, 0)
+    batch, written = Batch(tokens=jnp.int32(tokens), segments=jnp.int32(real), positions=jnp.int32(at)), []
+    for number in range(TOKENS):
+        new, cache = step(params, batch, cache)
+        written.append(np.asarray(new))
+        positions = jnp.int32(np.array(LENGTHS)[:, None] + number)
+        batch = Batch(tokens=jnp.int32(new), segments=jnp.ones_like(positions), positions=positions)
+    np.testing.assert_array_equal(np.concatenate(written, 1), expected)
+    assert all(len(set(row)) > 3 for row in expected.tolist()) and cache["k"].shape[2] == cfg.kv_heads
