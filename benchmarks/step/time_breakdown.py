@@ -22,18 +22,18 @@ DIRECTIONS = ("forward", "backward", "update")
 """An instruction that is neither forward nor backward belongs to the update of the parameters."""
 
 RULES: Sequence[tuple[str, str, str]] = (
-    (r"zoo/(attention/.+|ops/positions)\.py", ".*", ATTENTION),
+    (r"zoo/(attention/.+|ops/positions|ops/rotary_frequencies)\.py", ".*", ATTENTION),
     (r"zoo/ops/xla_cpu_workarounds\.py", r"_?distance_products\w*", ATTENTION),
     (r"zoo/nn/layers\.py", r"(layer_norm|rms_norm|LayerNorm|RMSNorm)\b.*", NORMS),
     (r"zoo/nn/layers\.py", r"dropout\b.*", DROPOUT),
     (r"zoo/ops/counter_rng\.py", ".*", DROPOUT),
-    (r"zoo/nn/layers\.py", r"gelu(_tanh)?", ACTIVATIONS),
+    (r"zoo/nn/layers\.py", r"gelu(_tanh)?|silu", ACTIVATIONS),
     (r"zoo/nn/layers\.py", r"tied_logits\b.*", HEAD),
     (r"zoo/nn/layers\.py", r"lookup\b.*", EMBEDDING),
     (r"zoo/nn/task_heads\.py|train/engine/losses\.py", ".*", HEAD),
     (r"optax/.*|train/engine/optim\.py", ".*", OPTIMIZER),
     (r"zoo/nn/layer_stack\.py", ".*", MOVEMENT),
-    (r"zoo/(nn/layers|nn/unequal_head_sizes|nn/encoder|nn/xlnet_layer|models/\w+)\.py", ".*", ELEMENTWISE),
+    (r"zoo/(nn/layers|nn/grouped_attention|nn/unequal_head_sizes|nn/encoder|nn/xlnet_layer|models/\w+)\.py", ".*", ELEMENTWISE),
     (r"train/engine/step\.py", r"\w+\.<locals>\.step", OPTIMIZER),
 )
 """File, function, part: the first row that matches the innermost frame of ours decides, else the frame that called it."""
