@@ -50,9 +50,9 @@ BEGINNINGS = {"distilbert": "bert", "pairs": "t5", "labels": "xlnet"}
 FAST, SLOW = ("bert",), ("left-to-right", "decoder", "both-ways", "denoising")
 TERMS = {"bert": {"masked", "next"}, "distilbert": {"masked", "soft", "cosine"}}
 """Terms of the losses that have several."""
-MESHES = {"distilbert": pytest.mark.full, "modernbert": pytest.mark.full, "t5": pytest.mark.slow}
-"""Runs that are repeated on a mesh: a model with a teacher; one with two stacks of layers; and T5, whose gradients
-test_encoder_decoders.py compares."""
+MESHES = {"distilbert": pytest.mark.full, "modernbert": pytest.mark.full, "llama": pytest.mark.full, "t5": pytest.mark.slow}
+"""Runs that are repeated on a mesh: a model with a teacher; one with two stacks of layers; one with grouped heads; and T5, whose
+gradients test_encoder_decoders.py compares."""
 
 
 def arguments(name: str, flags: str = "") -> tuple[str, ...]:

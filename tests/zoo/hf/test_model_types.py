@@ -112,3 +112,62 @@ def test_types_of_other_families_and_biases_of_one_stack_are_refused() -> None:
         configs.exported_class(other, "RobertaModel")
     with pytest.raises(BadInput, match="bias-per-layer True: the two sides' buckets are different distances"):
         dataclasses.replace(t5, bias_per_layer=True, architecture="shared")
+
+
+COMMON = {"attention_bias": False, "attention_dropout": 0.0, "hidden_act": "silu", "initializer_range": 0.02, "use_cache": True}
+LLAMA3 = {
+    **COMMON,
+    **{"model_type": "llama", "vocab_size": 128_256, "max_position_embeddings": 131_072, "num_key_value_heads": 8},
+    **{"rms_norm_eps": 1e-5, "rope_theta": 500_000.0, "bos_token_id": 128_000, "eos_token_id": [128_001, 128_008, 128_009]},
+    **{"mlp_bias": False, "pretraining_tp": 1, "torch_dtype": "bfloat16"},
+}
+SCALED = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192, "rope_type": "llama3"}
+RELEASED: dict[str, dict[str, Any]] = {
+    "llama-3.2-3b": {
+        **LLAMA3,
+        **{"hidden_size": 3072, "intermediate_size": 8192, "num_attention_heads": 24, "num_hidden_layers": 28, "head_dim": 128},
+        **{"rope_scaling": {"factor": 32.0, **SCALED}, "tie_word_embeddings": True},
+    },
+    "llama-3.1-8b": {
+        **LLAMA3,
+        **{"hidden_size": 4096, "intermediate_size": 14_336, "num_attention_heads": 32, "num_hidden_layers": 32},
+        **{"rope_scaling": {"factor": 8.0, **SCALED}, "tie_word_embeddings": False},
+    },
+    "qwen3-0.6b": {
+        **COMMON,
+        **{"model_type": "qwen3", "vocab_size": 151_936, "hidden_size": 1024, "intermediate_size": 3072, "head_dim": 128},
+        **{"num_attention_heads": 16, "num_key_value_heads": 8, "num_hidden_layers": 28, "max_position_embeddings": 40_960},
+        **{"rms_norm_eps": 1e-6, "rope_theta": 1_000_000, "rope_scaling": None, "tie_word_embeddings": True},
+        **{"use_sliding_window": False, "sliding_window": None, "max_window_layers": 28},
+    },
+    "smollm2-135m": {
+        **COMMON,
+        **{"model_type": "llama", "vocab_size": 49_152, "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30},
+        **{"num_attention_heads": 9, "num_key_value_heads": 3, "max_position_embeddings": 8192, "rms_norm_eps": 1e-5},
+        **{"rope_theta": 100_000, "rope_scaling": None, "rope_interleaved": False, "is_llama_config": True, "mlp_bias": False},
+        **{"tie_word_embeddings": True, "pretraining_tp": 1, "initializer_range": 0.041666666666666664},
+    },
+    "smollm3-3b": {
+        **COMMON,
+        **{"model_type": "smollm3", "vocab_size": 128_256, "hidden_size": 2048, "intermediate_size": 11_008},
+        **{"num_hidden_layers": 36, "num_attention_heads": 16, "num_key_value_heads": 4, "max_position_embeddings": 65_536},
+        **{"rms_norm_eps": 1e-6, "rope_theta": 5_000_000.0, "rope_scaling": None, "no_rope_layer_interval": 4},
+        **{"no_rope_layers": [1, 1, 1, 0] * 9, "layer_types": ["full_attention"] * 36, "pretraining_tp": 2, "mlp_bias": False},
+        **{"use_sliding_window": False, "sliding_window": None, "max_window_layers": 28, "pad_token_id": 128_004},
+    },
+}
+"""The keys of released files, by the size that they describe."""
+
+
+@pytest.mark.parametrize("name", RELEASED)
+def test_a_released_config_of_the_llama_family_is_that_of_its_size(name: str) -> None:
+    """With rotations as `transformers` 5 writes them, too; an export describes the same size."""
+    content = RELEASED[name]
+    cfg = read(**content)
+    assert configs.published_name(cfg) == name
+    rotations = {"rope_type": "default", **(content["rope_scaling"] or {}), "rope_theta": content["rope_theta"]}
+    newer = {key: value for key, value in content.items() if key not in ("rope_scaling", "rope_theta")}
+    assert read(**newer, rope_parameters=rotations) == cfg
+    model_type, _ = configs.exported_class(cfg, "LlamaForCausalLM")
+    assert model_type == content["model_type"]
+    assert configs.published_name(read(model_type, **configs.family("llama").to_published(cfg))) == name

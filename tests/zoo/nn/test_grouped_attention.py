@@ -70,7 +70,7 @@ def test_output_and_decoding(biases: bool, norms: bool) -> None:
     for t in range(LENGTH):
         keys = jnp.broadcast_to(jnp.arange(LENGTH), (ROWS, LENGTH))
         mask = Mask(causal=True, query_positions=keys[:, t : t + 1], key_positions=keys)
-        turn = functools.partial(positions.rotate, rotation=tuple(part[:, t : t + 1] for part in rotation))
+        turn = functools.partial(positions.rotate, rotation=(rotation[0][:, t : t + 1], rotation[1][:, t : t + 1]))
         view = KVCacheView(k=past.k, v=past.v, layer=past.layer, at=jnp.int32(t))
         column, past = layer.decode(jnp.asarray(x[:, t : t + 1]), mask, view, impl="reference", rotate=turn)
         columns.append(column)
