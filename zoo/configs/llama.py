@@ -137,14 +137,10 @@ def from_published(published: PublishedConfig) -> Config:
         published.only(key, value)
     published.never("quantization_config")
     published.without_effect(*BOOKKEEPING, *WITHOUT_EFFECT)
-    vocab, layers = (
-        published.integer("vocab_size", absent["vocab_size"]),
-        published.integer("num_hidden_layers", absent["layers"]),
-    )
-    width, heads = (
-        published.integer("hidden_size", absent["hidden_size"]),
-        published.integer("num_attention_heads", absent["heads"]),
-    )
+    vocab = published.integer("vocab_size", absent["vocab_size"])
+    layers = published.integer("num_hidden_layers", absent["layers"])
+    width = published.integer("hidden_size", absent["hidden_size"])
+    heads = published.integer("num_attention_heads", absent["heads"])
     published.check_padding(vocab, absent["pad_token_id"])
     _check_attention(published, layers)
     if model_type != QWEN3 and width % heads:
@@ -152,8 +148,8 @@ def from_published(published: PublishedConfig) -> Config:
     head = published.integer("head_dim", absent["head_dim"] or width // heads, nullable=model_type == MODEL_TYPE)
     # Without the key, keys have as many heads as queries in a llama; null means this in all types.
     kv_heads = published.integer("num_key_value_heads", heads, nullable=True)
-    if "kv_heads" in absent and not published.has("num_key_value_heads"):
-        kv_heads = absent["kv_heads"]
+    if not published.has("num_key_value_heads"):
+        kv_heads = absent.get("kv_heads", heads)
     return Config(
         vocab=vocab,
         context=published.integer("max_position_embeddings", absent["context"]),

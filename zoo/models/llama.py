@@ -1,4 +1,4 @@
-"""Llama: a causal decoder with rotary positions, grouped heads, RMS norms and gated feed-forward layers; no biases.
+"""Llama: a causal decoder with rotary positions, grouped heads, RMS norms and gated feed-forward layers.
 
 It has the shapes of Llama 3 (Llama Team 2024), Qwen3, whose queries and keys are normalized, SmolLM2, and SmolLM3, where some
 layers have no positions; see `zoo.configs.llama`.
