@@ -333,6 +333,7 @@ NOT_WRITTEN = {"rope_interleaved": False, "partial_rotary_factor": 1.0}
 WITHOUT_EFFECT = (
     # Slices of products in old versions; windows, which no layer has; names that SmolLM2's files repeat.
     *("pretraining_tp", "sliding_window", "max_window_layers", "is_llama_config", "transformers.js_config"),
+    "is_encoder_decoder",
 )
 
 
