@@ -89,38 +89,38 @@ def qwen(folder: Path, **changes: Any) -> Path:
 
 def assert_reads_alike(folder: Path) -> Tokenizer:
     """Assert that texts, and the template of one text and of two, are what `transformers` makes of a folder."""
-    ours, reference = hf_files.read_tokenizer(folder), auto(folder)
-    assert ours.kind == "gpt"
+    own, reference = hf_files.read_tokenizer(folder), auto(folder)
+    assert own.kind == "gpt"
     for text in [*TEXTS, "cafe\u0301 1851 12345 it's IT'S a\n\n b  c", "<tool_call> x", "<|im_end|>"]:
-        assert ours.encode(text).tolist() == reference(text, add_special_tokens=False, split_special_tokens=True)["input_ids"], (
+        assert own.encode(text).tolist() == reference(text, add_special_tokens=False, split_special_tokens=True)["input_ids"], (
             text
         )
-    begin = [] if ours.begin_of_text == ours.end_of_text else [ours.begin_of_text]
-    first, second = ours.encode("The whale").tolist(), ours.encode("swims").tolist()
+    begin = [] if own.begin_of_text == own.end_of_text else [own.begin_of_text]
+    first, second = own.encode("The whale").tolist(), own.encode("swims").tolist()
     assert [*begin, *first] == reference("The whale")["input_ids"]
     assert [*begin, *first, *begin, *second] == reference("The whale", "swims")["input_ids"]
-    return ours
+    return own
 
 
 @pytest.mark.parametrize(("form", "names"), [(llama, LLAMA), (qwen, QWEN)])
 def test_a_released_form_is_read_and_written(form: Any, names: tuple[str, ...], tmp_path: Path) -> None:
-    ours = assert_reads_alike(form(tmp_path / "in"))
+    own = assert_reads_alike(form(tmp_path / "in"))
     (tmp_path / "out").mkdir()
-    hf_files.write_tokenizer(tmp_path / "out", ours, longest=64)
+    hf_files.write_tokenizer(tmp_path / "out", own, longest=64)
     model_type = json.loads((tmp_path / "in" / "config.json").read_text())
     (tmp_path / "out" / "config.json").write_text(json.dumps(model_type))
     again = assert_reads_alike(tmp_path / "out")
-    assert again.fingerprint == ours.fingerprint
-    first = len(ours.ids()) - len(names)
-    assert ours.entries([ours.begin_of_text, ours.end_of_text]) == [names[0], names[1] if form is llama else names[0]]
-    assert ours.begin_of_text == first and set(ours.special_names) == {name for name in names if name.startswith("<|")}
-    assert first not in ours.encode(names[0])
+    assert again.fingerprint == own.fingerprint
+    first = len(own.ids()) - len(names)
+    assert own.entries([own.begin_of_text, own.end_of_text]) == [names[0], names[1] if form is llama else names[0]]
+    assert own.begin_of_text == first and set(own.special_names) == {name for name in names if name.startswith("<|")}
+    assert first not in own.encode(names[0])
 
 
 def test_without_settings_the_end_mark_is_that_of_the_vocabulary(tmp_path: Path) -> None:
-    ours = Tokenizer.load(llama(tmp_path / "in"))
+    own = Tokenizer.load(llama(tmp_path / "in"))
     (tmp_path / "out").mkdir()
-    hf_files.write_tokenizer(tmp_path / "out", Tokenizer(ours.content()), longest=None)
+    hf_files.write_tokenizer(tmp_path / "out", Tokenizer(own.content()), longest=None)
     settings = json.loads((tmp_path / "out" / "tokenizer_config.json").read_text())
     assert (settings["bos_token"], settings["eos_token"]) == LLAMA[:2]
     assert settings["tokenizer_class"] == "PreTrainedTokenizerFast"
@@ -152,6 +152,6 @@ def test_other_rules_roles_and_templates_are_refused(tmp_path: Path) -> None:
 
 
 def test_gpt2s_end_of_text_begins_a_text(tmp_path: Path) -> None:
-    ours = Tokenizer(content("gpt"))
-    assert ours.begin_of_text == ours.end_of_text
-    np.testing.assert_array_equal(ours.encode("a"), ours.encode_with_template("a")[0])
+    own = Tokenizer(content("gpt"))
+    assert own.begin_of_text == own.end_of_text
+    np.testing.assert_array_equal(own.encode("a"), own.encode_with_template("a")[0])

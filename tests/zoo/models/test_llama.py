@@ -140,8 +140,8 @@ def pattern(kinds: tuple[str, ...]) -> Callable[[pytest.MonkeyPatch], None]:
 def no_norm(name: str) -> Callable[[pytest.MonkeyPatch], None]:
     def split(self: Any, x: Any) -> list[Any]:
         parts = {part: getattr(self, part)(x) for part in "qkv"}
-        kept = {"q": "k", "k": "q"}[name]
-        return [*({**parts, kept: getattr(self, f"{kept}_norm")(parts[kept])}.values())]
+        other = {"q": "k", "k": "q"}[name]
+        return [*({**parts, other: getattr(self, f"{other}_norm")(parts[other])}.values())]
 
     return lambda patch: patch.setattr(grouped_attention.GroupedSelfAttention, "split_heads", split)
 
