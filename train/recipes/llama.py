@@ -33,13 +33,12 @@ def llama_nano() -> Run:
 
 
 def smollm2_135m() -> Run:
-    """Train SmolLM2 135M from scratch on your own text, with a million tokens per step.
+    """Train SmolLM2 135M from scratch on your own text, with the rate and the million tokens per step of SmolLM1 of this shape.
 
     Command: zoo train smollm2-135m --data.paths corpus.jsonl --tokenizer.path FOLDER_WITH_SMOLLM2_TOKENIZER_JSON
     Hardware: meant for 8 accelerators of 80 GB; with --accumulate it fits on fewer, with the same steps.
     Time: not measured (no such hardware available).
-    Expect: not measured. The numbers of the run are those of SmolLM1 135M (huggingface/smollm, config_smollm1_135M.yaml), which
-        has the same shape: a constant rate, from which the linear decay of its last fifth can be continued.
+    Expect: not measured. As in huggingface/smollm, config_smollm1_135M.yaml, without the linear decay of the last fifth of the run.
     """
     model = configs.find_size("smollm2-135m")[1].config
     return Run(
