@@ -38,7 +38,7 @@ def smollm2_135m() -> Run:
     Command: zoo train smollm2-135m --data.paths corpus.jsonl --tokenizer.path FOLDER_WITH_SMOLLM2_TOKENIZER_JSON
     Hardware: meant for 8 accelerators of 80 GB; with --accumulate it fits on fewer, with the same steps.
     Time: not measured (no such hardware available).
-    Expect: not measured. As in huggingface/smollm, config_smollm1_135M.yaml, without the linear decay of the last fifth of the run.
+    Expect: not measured. As in huggingface/smollm, config_smollm1_135M.yaml, without the linear decay of its last fifth.
     """
     model = configs.find_size("smollm2-135m")[1].config
     return Run(
