@@ -50,10 +50,22 @@ class Case:
     scale: float | None = None
     rate: float = 0.0
     seed: tuple[int, int] = (1, 2)
+    sinks: bool = False
 
     def arrays(self, *shape: int) -> np.ndarray:
         """Return normally distributed numbers that depend only on the case's shape and on `shape`."""
         return np.random.default_rng([zlib.crc32(repr(shape).encode()), self.queries]).standard_normal(shape)
+
+    def request(self) -> attention.Request:
+        """Return the request that the case makes, in float32."""
+        q, k = (
+            jax.ShapeDtypeStruct((self.batch, length, heads, self.head), jnp.float32)
+            for length, heads in ((self.queries, self.heads), (self.keys, self.groups))
+        )
+        dropout = (self.rate, jax.ShapeDtypeStruct((self.batch, 2), jnp.uint32))
+        sinks = jax.ShapeDtypeStruct((self.heads,), jnp.float32) if self.sinks else None
+        bias = None if self.bias is None else self.bias(self)
+        return attention.Request.of(q, k, k, self.mask(self), bias, dropout, sinks)
 
 
 def _segments(case: Case, length: int) -> Array:
@@ -134,6 +146,11 @@ CASES: Mapping[str, Case] = {
     "one key/value head": Case(heads=4, groups=1, mask=lambda case: Mask(key_lengths=_lengths(case))),
     "dropout": Case(rate=0.2, mask=lambda case: Mask(causal=True)),
     "dropout, grouped heads": Case(rate=0.2, heads=4, groups=2),
+    "sinks": Case(sinks=True, mask=lambda case: Mask(causal=True, window=100)),
+    "sinks, rows of nothing": Case(sinks=True, mask=lambda case: Mask(allowed=_explicit(case))),
+    "sinks, grouped heads, dropout": Case(
+        sinks=True, heads=4, groups=2, rate=0.2, mask=lambda case: Mask(causal=True, key_lengths=_lengths(case))
+    ),
     "dense bias": Case(bias=_dense(1, 2)),
     "dense bias of each example, causal": Case(bias=_dense(2, 1), mask=lambda case: Mask(causal=True)),
     "bucket bias": Case(bias=lambda case: Buckets(table=case.arrays(32, case.heads)), scale=1.0),
@@ -224,6 +241,7 @@ class Inputs(NamedTuple):
     mask: Mask
     bias: Bias | None
     seeds: Array
+    sinks: Array | None
 
 
 @functools.cache
@@ -234,7 +252,9 @@ def _reference(name: str, input_dtype: str, length: int | None = None) -> tuple[
         inputs = _inputs(case, jnp.dtype(input_dtype), jnp.dtype("float64"))
         exact = _run(case, "reference", inputs, UNOPTIMIZED)
         seeds, scale = (inputs.seeds if case.rate else None), (case.head**-0.5 if case.scale is None else case.scale)
-        allowed = bounds(inputs[:4], inputs.mask, inputs.bias, seeds, scale=scale, rate=case.rate, dtype=input_dtype)
+        allowed = bounds(
+            inputs[:4], inputs.mask, inputs.bias, seeds, inputs.sinks, scale=scale, rate=case.rate, dtype=input_dtype
+        )
         return {key: np.asarray(x) for key, x in exact.items()}, {key: np.asarray(x) for key, x in allowed.items()}
 
 
@@ -254,15 +274,17 @@ def _inputs(case: Case, input_dtype: Any, dtype: Any) -> Inputs:
     k, v = (rounded(case.arrays(*of_keys, number)[..., 0]) for number in (3, 4))
     bias = None if case.bias is None else rounded(case.bias(case))
     seeds = jnp.asarray([case.seed, case.seed[::-1]][: case.batch], jnp.uint32)
-    return Inputs(q, k, v, probe, case.mask(case), bias, seeds)
+    # A sink of about the logarithm of the number of keys takes about half of a row.
+    sinks = rounded(case.arrays(case.heads) + np.log(case.keys) - 1) if case.sinks else None
+    return Inputs(q, k, v, probe, case.mask(case), bias, seeds, sinks)
 
 
 def _run(case: Case, impl: str, inputs: Inputs, options: Mapping[str, Any] | None) -> dict[str, Array]:
-    """Return the output, and the gradients of a random projection of it by q, k, v and the numbers of the bias."""
+    """Return the output, and the gradients of a random projection of it by q, k, v, the numbers of the bias and sinks."""
     bias = inputs.bias
     differentiable = None if bias is None else bias.differentiable()
 
-    def value(q: Array, k: Array, v: Array, differentiable: Any) -> tuple[Array, Array]:
+    def value(q: Array, k: Array, v: Array, differentiable: Any, sinks: Array | None) -> tuple[Array, Array]:
         out = attention.attention(
             q,
             k,
@@ -271,16 +293,18 @@ def _run(case: Case, impl: str, inputs: Inputs, options: Mapping[str, Any] | Non
             bias=None if bias is None else bias.with_differentiable(differentiable),
             scale=case.scale,
             dropout=(case.rate, inputs.seeds) if case.rate else None,
+            sinks=sinks,
             impl=impl,
         )
         return (out * inputs.probe).astype(jnp.promote_types(q.dtype, jnp.float32)).sum(), out
 
     gradient = jax.jit(
-        jax.value_and_grad(value, argnums=(0, 1, 2, 3), has_aux=True), compiler_options=None if options is None else dict(options)
+        jax.value_and_grad(value, argnums=(0, 1, 2, 3, 4), has_aux=True),
+        compiler_options=None if options is None else dict(options),
     )
-    (_, out), (d_q, d_k, d_v, d_numbers) = gradient(*inputs[:3], differentiable)
+    (_, out), (d_q, d_k, d_v, d_numbers, d_sinks) = gradient(*inputs[:3], differentiable, inputs.sinks)
     by_bias = {} if d_numbers is None else {f"d_{name}": array for name, _, array in d_numbers.arrays()}
-    return {"out": out, "d_q": d_q, "d_k": d_k, "d_v": d_v, **by_bias}
+    return {"out": out, "d_q": d_q, "d_k": d_k, "d_v": d_v, **by_bias, **({} if d_sinks is None else {"d_sinks": d_sinks})}
 
 
 # --- the table ------------------------------------------------------------------------------------------------------------------

@@ -63,9 +63,17 @@ def sum_variance(n: Any, total: Any, squares: Any, unit: float) -> Any:
 
 @functools.partial(jax.jit, static_argnames=("scale", "rate", "dtype"), compiler_options={"xla_backend_optimization_level": 0})
 def bounds(
-    inputs: tuple[Array, Array, Array, Array], mask: Any, bias: Any, seeds: Array | None, *, scale: float, rate: float, dtype: str
+    inputs: tuple[Array, Array, Array, Array],
+    mask: Any,
+    bias: Any,
+    seeds: Array | None,
+    sinks: Array | None = None,
+    *,
+    scale: float,
+    rate: float,
+    dtype: str,
 ) -> dict[str, Array]:
-    """Return the largest error allowed of each entry: "out", "d_q", "d_k", "d_v" and "d_<array>" of the bias.
+    """Return the largest error allowed of each entry: "out", "d_q", "d_k", "d_v", "d_<array>" of the bias and "d_sinks".
 
     Args:
         inputs: exact q, k, v and cotangent of the output, [B, T, N, H] or [B, S, K, H], float64.
@@ -75,7 +83,7 @@ def bounds(
     q, k, v, probe = inputs
     wide, store = (UNIT_ROUNDOFF[name] ** 2 for name in ("float32", dtype))
     by_distance = bias.prepare(q.shape[1], k.shape[1]) if isinstance(bias, Buckets) else bias
-    call = _Call(q, k, v, probe, by_distance, scale, wide, store)
+    call = _Call(q, k, v, probe, by_distance, sinks, scale, wide, store)
     p = call.weights(mask, None, 0.0)
     p_dropped = p if seeds is None else call.weights(mask, seeds, rate)
     of_scores, of_rows = _softmax(call, p)
@@ -85,6 +93,8 @@ def bounds(
     variances |= _inputs(call, p, d_scores, own, of_row, of_mean)
     if isinstance(bias, Buckets):
         variances["d_table"] = _table(call, bias, p, d_scores, variances.pop("d_values"))
+    if sinks is not None:
+        variances["d_sinks"] = _sinks(call, p, p_dropped, of_row, of_mean)
     return {name: deviations(x.size) * jnp.sqrt(x) for name, x in variances.items()}
 
 
@@ -97,6 +107,7 @@ class _Call:
     v: Array
     probe: Array
     bias: Any
+    sinks: Array | None
     scale: float
     wide: float
     """Variance of a rounding to float32, u^2."""
@@ -138,7 +149,7 @@ class _Call:
         """Return the softmax, [B, N, T, S]: the output for values that are the unit vector of each key."""
         keys, heads = self.k.shape[1], jnp.arange(self.q.shape[2], dtype=jnp.uint32)
         unit = jnp.broadcast_to(jnp.eye(keys)[:, None], (*self.k.shape[:3], keys))
-        weights = reference(self.q, self.k, unit, mask, self.bias, seeds, heads, scale=self.scale, rate=rate)
+        weights = reference(self.q, self.k, unit, mask, self.bias, seeds, heads, self.sinks, scale=self.scale, rate=rate)
         return jnp.moveaxis(weights, 1, 2)
 
     def over_head(self, x: Array, y: Array) -> Array:
@@ -162,8 +173,15 @@ def _softmax(call: _Call, p: Array) -> tuple[Array, Array]:
     scores, squares, terms = call.score(*call.exact), call.score(*call.raised(2)), call.score(*call.raised(0))
     log_p = jnp.log(jnp.where(p > 0, p, 1))
     of_scores = sum_variance(terms, scores, squares, call.wide) + call.store * squares + call.wide * (EXP + log_p**2)
-    seen, log_sum = (p > 0).sum(-1), (p * (scores - log_p)).sum(-1)
-    return of_scores, sum_variance(seen, 1.0, (p**2).sum(-1), call.wide) + call.wide * (ROW + log_sum**2)
+    # Without a sink a row sums to 1; with one it sums to the rest, and the sink is one more term, with its own exponential.
+    seen, total = (p > 0).sum(-1), p.sum(-1)
+    log_sum = (p * (scores - log_p)).sum(-1) / jnp.where(total > 0, total, 1)
+    squares, of_sink = (p**2).sum(-1), 0.0
+    if call.sinks is not None:
+        sink = 1 - total
+        seen, squares, log_sum = seen + 1, squares + sink**2, jnp.where(total > 0, log_sum, call.sinks[:, None])
+        of_sink = sink**2 * call.wide * (EXP + (call.sinks[:, None] - log_sum) ** 2)
+    return of_scores, sum_variance(seen, 1.0, squares, call.wide) + call.wide * (ROW + log_sum**2) + of_sink
 
 
 def _output(call: _Call, p: Array, p_dropped: Array, of_scores: Array, of_rows: Array) -> tuple[Array, Array, Array]:
@@ -232,6 +250,18 @@ def _table(call: _Call, bias: Buckets, p: Array, d_scores: Array, of_distances: 
     d, d_values = to_table(total["d_values"]), total["d_values"]
     rounded = sum_variance(to_table(1.0 * (terms["d_values"] > 0)), d, to_table(d_values**2), call.wide)
     return rounded + to_table(of_distances) + call.store * d**2
+
+
+def _sinks(call: _Call, p: Array, p_dropped: Array, of_row: Array, of_mean: Array) -> Array:
+    """Return the variance of d_sinks, the sum of -p_sink D over examples and queries."""
+    assert call.sinks is not None
+    sink = 1 - p.sum(-1)  # [B, N, T]
+    mean = (p_dropped * call.over_head(call.probe, call.v)).sum(-1)
+    squares = (sink * mean) ** 2
+    log_sink = jnp.log(jnp.where(sink > 0, sink, 1))
+    rounded = sum_variance(sink.shape[0] * sink.shape[2], -(sink * mean).sum((0, 2)), squares.sum((0, 2)), call.wide)
+    of_terms = squares * (of_row + call.wide * (EXP + log_sink**2)) + sink**2 * of_mean
+    return rounded + of_terms.sum((0, 2)) + call.store * (sink * mean).sum((0, 2)) ** 2
 
 
 def difference_bound(dtype: str, terms: int) -> float:

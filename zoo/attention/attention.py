@@ -44,18 +44,23 @@ def attention(
     bias: Bias | None = None,
     scale: float | None = None,
     dropout: tuple[float, UInt32[Array, "B 2"]] | None = None,
+    sinks: Float[Array, " N"] | None = None,
     impl: str = "auto",
 ) -> Float[Array, "B T N H"]:
     """Return softmax(scale * q k^T + bias, over the pairs that `mask` allows) v; K divides N (grouped heads).
 
     Scores and softmax are float32. `scale` defaults to 1/sqrt(H). `dropout = (rate, seeds)` zeroes entries of the softmax; which
     ones depends on (seeds, head, query index, key index) only, so every implementation, mesh and block size drops the same.
+    `sinks` are learned logits, one for each query head: each is one more key of its head that every query sees and whose value is
+    zero, so that a query can attend to nothing (gpt-oss model card, arXiv:2508.10925, section 2.2). It is neither scaled nor
+    dropped.
+
     Under a mesh the implementation runs on local arrays in `jax.shard_map`: batch over data and fsdp, heads over tensor.
 
     Raises:
         BadInput: the request is malformed, or `impl` does not support it; the message names the implementations that do.
     """
-    request = Request.of(q, k, v, mask, bias, dropout)
+    request = Request.of(q, k, v, mask, bias, dropout, sinks)
     name = choose(impl, request)
     scope = SCOPE
     if (calls := _choices.get()) is not None:
@@ -67,13 +72,13 @@ def attention(
     if (recorded := _watched.get()) is not None:
         # With one-hot values the output of attention is its weights.
         one_hot = jnp.broadcast_to(jnp.eye(k.shape[1], dtype=v.dtype)[:, None], (*k.shape[:3], k.shape[1]))  # [B, S, K, S]
-        weights = reference(q, k, one_hot, mask, bias, seed, heads, scale=scale, rate=rate)  # [B, T, N, S]
+        weights = reference(q, k, one_hot, mask, bias, seed, heads, sinks, scale=scale, rate=rate)  # [B, T, N, S]
         io_callback(lambda array: recorded.append(np.moveaxis(array, 1, 2)), None, weights, ordered=True)
     # A plug-in that takes the name of one of the zoo does not affect "auto".
     row = IMPLEMENTATIONS[name] if impl == "auto" else implementation(name)
     run = functools.partial(row.load(), scale=scale, rate=rate)
     with jax.named_scope(scope):
-        return _on_local_arrays(run, q, k, v, mask, bias, seed, heads)
+        return _on_local_arrays(run, q, k, v, mask, bias, seed, heads, sinks)
 
 
 # --- requests and implementations -----------------------------------------------------------------------------------------------
@@ -89,7 +94,7 @@ class Request:
     dtype: str
 
     @classmethod
-    def of(cls, q: Any, k: Any, v: Any, mask: Mask, bias: Any, dropout: Any) -> "Request":
+    def of(cls, q: Any, k: Any, v: Any, mask: Mask, bias: Any, dropout: Any, sinks: Any = None) -> "Request":
         """Return the request that the arguments of a call make.
 
         Raises:
@@ -123,6 +128,9 @@ class Request:
             _require(rate < 1, f"dropout {rate}: choose a rate below 1")
             _require(seed is not None and seed.shape == (b, 2), "dropout needs seeds u32[B, 2]")
             features.add("dropout")
+        if sinks is not None:
+            _require(sinks.shape == (n,), f"sinks has shape {sinks.shape}; expected one number for each of the {n} query heads")
+            features.add("sinks")
         if groups != n:
             features.add("grouped heads")
         return cls(
@@ -193,7 +201,7 @@ class Implementation:
 
 ALL_FEATURES = frozenset(
     {"causal", "window", "key lengths", "segments", "positions", "ranks", "explicit mask"}
-    | {"dense bias", "bucket bias", "relative bias", "dropout", "grouped heads"}
+    | {"dense bias", "bucket bias", "relative bias", "dropout", "grouped heads", "sinks"}
 )
 EVERYWHERE = frozenset({"cpu", "gpu", "tpu"})
 
@@ -209,14 +217,14 @@ IMPLEMENTATIONS: dict[str, Implementation] = {
         module="zoo.attention.kernels.cudnn",
         function="cudnn",
         platforms=frozenset({"gpu"}),
-        features=ALL_FEATURES - {"dropout"},
+        features=ALL_FEATURES - {"dropout", "sinks"},
         limits="unsupported_reason",
     ),
     "tokamax": Implementation(
         module="zoo.attention.kernels.tokamax",
         function="tokamax",
         platforms=frozenset({"gpu"}),
-        features=ALL_FEATURES - {"dropout"},
+        features=ALL_FEATURES - {"dropout", "sinks"},
         limits="unsupported_reason",
         requires="tokamax",
         python="3.12",
@@ -232,7 +240,7 @@ IMPLEMENTATIONS: dict[str, Implementation] = {
         module="zoo.attention.kernels.flash_tpu",
         function="flash_tpu",
         platforms=frozenset({"tpu"}),
-        features=ALL_FEATURES - {"explicit mask", "dense bias"},
+        features=ALL_FEATURES - {"explicit mask", "dense bias", "sinks"},
         limits="unsupported_reason",
         is_interpretable=True,
     ),
@@ -404,12 +412,16 @@ def describe_auto() -> str:
 # --- sharding -------------------------------------------------------------------------------------------------------------------
 
 
-def _on_local_arrays(run: Callable[..., Array], q: Array, k: Array, v: Array, mask: Mask, bias: Any, seed: Any, heads: Array):
+def _on_local_arrays(
+    run: Callable[..., Array], q: Array, k: Array, v: Array, mask: Mask, bias: Any, seed: Any, heads: Array, sinks: Any
+) -> Array:
     """Run an implementation on each device's own examples and heads; without a mesh (or inside pmap), call it directly."""
     mesh = jax.sharding.get_abstract_mesh()
+    # An implementation without the feature may not have the parameter.
+    rest = () if sinks is None else (sinks,)
     auto_axes = {name for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind == AxisType.Auto}
     if not auto_axes:
-        return run(q, k, v, mask, bias, seed, heads)
+        return run(q, k, v, mask, bias, seed, heads, *rest)
     # The batch is sharded over all other axes too: shard_map would sum a gradient over an axis that no spec mentions, even if
     # its size is 1.
     others = (axis for axis in mesh.axis_names if axis in auto_axes - {*BATCH, HEADS})
@@ -427,11 +439,19 @@ def _on_local_arrays(run: Callable[..., Array], q: Array, k: Array, v: Array, ma
 
     heads_spec = PartitionSpec(batch, None, head, None)
     seed_spec = None if seed is None else PartitionSpec(batch)
-    in_specs = (heads_spec, heads_spec, heads_spec, specs(mask), specs(bias), seed_spec, PartitionSpec(head))
+    in_specs = (
+        heads_spec,
+        heads_spec,
+        heads_spec,
+        specs(mask),
+        specs(bias),
+        seed_spec,
+        *(PartitionSpec(head) for _ in (heads, *rest)),
+    )
     # check_vma=False because library functions do not declare how their outputs vary over the mesh, or declare it wrongly. JAX's
     # rule for cuDNN declares the gradient of a bias that all examples share equal on all devices, which omits the sum over them.
     run = jax.shard_map(run, in_specs=in_specs, out_specs=heads_spec, check_vma=False)
-    return run(q, k, v, mask, bias, seed, heads)
+    return run(q, k, v, mask, bias, seed, heads, *rest)
 
 
 def _require(ok: bool, message: str) -> None:

@@ -145,6 +145,24 @@ def test_attention_adds_no_collective(impl):
     assert collectives(program) == {}
 
 
+@pytest.mark.parametrize("impl", ["xla", pytest.param("blocked", marks=pytest.mark.full)])
+def test_sinks_are_sharded_like_heads(impl):
+    """The output and all gradients with sinks are the same on a mesh: a device has the sinks of its own heads."""
+    rng = np.random.default_rng(0)
+    q, k, v, cotangent = (jnp.float32(rng.standard_normal((8, 16, heads, 8))) for heads in (4, 2, 2, 4))
+    sinks = jnp.float32(rng.standard_normal(4))
+
+    def pull(q, k, v, sinks):
+        out, pull = jax.vjp(
+            lambda q, k, v, sinks: attention(q, k, v, mask=Mask(causal=True), sinks=sinks, impl=impl), q, k, v, sinks
+        )
+        return out, pull(cotangent)
+
+    expected = jax.jit(pull)(q, k, v, sinks)
+    with jax.set_mesh(device_mesh.make_mesh(run_config.Mesh(data=2, fsdp=2, tensor=2))):
+        jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5), jax.jit(pull)(q, k, v, sinks), expected)
+
+
 @pytest.mark.planted
 def test_a_bias_table_costs_one_reduction():
     """What the counter above would see: the gradient of something all examples share must be summed."""

@@ -24,15 +24,16 @@ def normal(seed, *shape):
     return np.random.default_rng(seed).standard_normal(shape)
 
 
-def loops(q, k, v, allowed, bias, scale, kept, rate):
+def loops(q, k, v, allowed, bias, scale, kept, rate, sinks=None):
     """The definition in plain float64 loops: an independent reference for `reference` itself."""
     out = np.zeros_like(q)
     groups = q.shape[2] // k.shape[2]
     for b, t, n in itertools.product(*map(range, q.shape[:3])):
         keys = [s for s in range(k.shape[1]) if allowed(b, n, t, s)]
         scores = [scale * q[b, t, n] @ k[b, s, n // groups] + bias(b, n, t, s) for s in keys]
-        weights = np.exp(np.array(scores) - max(scores, default=0))
-        for s, weight in zip(keys, weights / max(weights.sum(), 1e-300), strict=True):
+        top = max(scores, default=0)
+        weights, sink = np.exp(np.array(scores) - top), 0 if sinks is None else np.exp(sinks[n] - top)
+        for s, weight in zip(keys, weights / max(weights.sum() + sink, 1e-300), strict=True):
             out[b, t, n] += (weight / (1 - rate) if kept(b, n, t, s) else 0) * v[b, s, n // groups]
     return out
 
@@ -84,14 +85,23 @@ def as_type(tree, dtype):
     return jax.tree.map(lambda x: jnp.asarray(x, dtype) if np.issubdtype(x.dtype, np.floating) else jnp.asarray(x), tree)
 
 
-def assert_is_the_definition(mask, bias, groups=N, dropout=None, kept=lambda *_: True):
+def assert_is_the_definition(mask, bias, groups=N, dropout=None, kept=lambda *_: True, sinks=None):
     """Compare in float64: at most 7 + 8 products are summed, of numbers below 2^5, so that 2^-53 grows to less than 1e-12."""
     with jax.enable_x64(True):
         q, k, v = arrays(jnp.float64, groups)
         mask_spec, bias_spec = jax.tree.map(jnp.asarray, MASKS[mask][0]), as_type(BIASES[bias][0], jnp.float64)
-        out = attention(q, k, v, mask=mask_spec, bias=bias_spec, dropout=dropout, impl="reference")
+        out = attention(
+            q,
+            k,
+            v,
+            mask=mask_spec,
+            bias=bias_spec,
+            dropout=dropout,
+            sinks=sinks if sinks is None else jnp.asarray(sinks),
+            impl="reference",
+        )
         rate = 0.0 if dropout is None else dropout[0]
-        expected = loops(*map(np.asarray, (q, k, v)), MASKS[mask][1], BIASES[bias][1], H**-0.5, kept, rate)
+        expected = loops(*map(np.asarray, (q, k, v)), MASKS[mask][1], BIASES[bias][1], H**-0.5, kept, rate, sinks)
         np.testing.assert_allclose(out, expected, atol=1e-12)
 
 
@@ -110,6 +120,11 @@ def test_reference_drops_what_the_hash_says():
 def test_reference_groups_heads():
     for groups in (1, 2):
         assert_is_the_definition("causal", "none", groups)
+
+
+def test_reference_has_sinks():
+    for mask in ("causal", "segments"):  # the latter has queries without a key
+        assert_is_the_definition(mask, "dense", 2, sinks=normal(8, N))
 
 
 def test_tiles_have_no_two_equal_slices_of_an_array():
@@ -175,16 +190,21 @@ REFUSED = [
     ({"bias": Relative(q_r=ones(B, T, N, H), r=ones(N, H, T + S - 1), first=S)}, r"distances .*, and has 7 \.\. -5"),
     ({"dropout": (0.1, None)}, "dropout needs seeds"),
     ({"dropout": (1.0, ones(B, 2, dtype=jnp.uint32))}, "dropout 1.0: choose a rate below 1"),
+    ({"sinks": ones(N + 1)}, r"sinks has shape \(5,\); expected one number for each of the 4 query heads"),
     ({"q": ones(B, 3, N, H), "mask": Mask(causal=True)}, "3 queries over 7 keys needs query_positions"),
     # One platform further: a feature that is missing is named with those who have it.
     ({"impl": "cudnn", "platform": "gpu", "dropout": DROPOUT}, "'cudnn' .* no dropout; these can: reference, xla, blocked"),
+    *(
+        ({"impl": impl, "platform": platform, "sinks": ones(N)}, f"'{impl}' .* no sinks; these can: reference, xla, blocked")
+        for impl, platform in (("cudnn", "gpu"), ("tokamax", "gpu"), ("splash", "tpu"), ("flash_tpu", "tpu"))
+    ),
 ]
 
 
 def test_unsupported_and_malformed_requests_are_refused():
     for change, message in REFUSED:
         call = {"q": ones(B, T, N, H), "k": ones(B, S, N, H), "v": ones(B, S, N, H), "mask": Mask(), **change}
-        request = [call.get(name) for name in ("q", "k", "v", "mask", "bias", "dropout")]
+        request = [call.get(name) for name in ("q", "k", "v", "mask", "bias", "dropout", "sinks")]
         with pytest.raises(BadInput, match=message):
             dispatch.choose(call.get("impl", "auto"), dispatch.Request.of(*request), call.get("platform"))
 

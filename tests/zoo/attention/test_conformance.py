@@ -31,13 +31,21 @@ FEW = (
     "positions",
     "explicit mask, rows of nothing",
     "dropout, grouped heads",
+    "sinks, grouped heads, dropout",
     "dense bias of each example, causal",
     "bucket bias, one direction",
     "relative bias, memory and types",
     "relative bias, scattered queries",
 )
 """Cases with every feature at least once: those of the fast tier."""
-IN_HALF = ("causal", "packed segments", "bucket bias", "window", "dropout, grouped heads", "relative bias, memory and types")
+IN_HALF = (
+    "causal",
+    "packed segments",
+    "bucket bias",
+    "window",
+    "sinks, grouped heads, dropout",
+    "relative bias, memory and types",
+)
 """Cases in bfloat16. In the full tier XLA's formula has the first three, and every other implementation the last three."""
 
 
@@ -89,15 +97,7 @@ def test_the_kernel_agrees_with_the_definition_in_bfloat16(impl: str, case: str)
 
 def features(cases: Iterable[str]) -> set[str]:
     """Return what some cases ask of attention."""
-    asked: set[str] = set()
-    for case in map(conformance.CASES.__getitem__, cases):
-        q, k = (
-            jax.ShapeDtypeStruct((case.batch, t, n, case.head), jnp.float32)
-            for t, n in ((case.queries, case.heads), (case.keys, case.groups))
-        )
-        seeds = jax.ShapeDtypeStruct((case.batch, 2), jnp.uint32)
-        asked |= dispatch.Request.of(q, k, k, case.mask(case), case.bias and case.bias(case), (case.rate, seeds)).features
-    return asked
+    return set().union(*(conformance.CASES[case].request().features for case in cases))
 
 
 def test_every_feature_has_a_case() -> None:
@@ -113,8 +113,12 @@ def test_the_page_of_support_is_of_these_cases() -> None:
     assert "wrong" not in page
 
 
-def _wrong(change: str, q: Any, k: Any, v: Any, mask: Any, bias: Any, seed: Any, heads: Any, *, scale: float, rate: float) -> Any:
+def _wrong(
+    change: str, q: Any, k: Any, v: Any, mask: Any, bias: Any, seed: Any, heads: Any, sinks: Any = None, **options: float
+) -> Any:
     """`blocked` with one mistake."""
+    scale, rate = options["scale"], options["rate"]
+    right = functools.partial(blocked.blocked, scale=scale, rate=rate)
     match change:
         case "scale":
             scale *= 1.001
@@ -131,7 +135,7 @@ def _wrong(change: str, q: Any, k: Any, v: Any, mask: Any, bias: Any, seed: Any,
         case "another dropout":
             seed = seed + jnp.uint32(1)
         case "dropout without scale":
-            return blocked.blocked(q, k, v, mask, bias, seed, heads, scale=scale, rate=rate) * (1 - rate)
+            return right(q, k, v, mask, bias, seed, heads) * (1 - rate)
         case "the same dropout in every head":
             heads = jnp.zeros_like(heads)
         case "groups in the wrong order":
@@ -142,7 +146,18 @@ def _wrong(change: str, q: Any, k: Any, v: Any, mask: Any, bias: Any, seed: Any,
             bias = dataclasses.replace(bias, first=bias.first + 1)
         case "no types":
             bias = dataclasses.replace(bias, q_s=None)
-    return blocked.blocked(q, k, v, mask, bias, seed, heads, scale=scale, rate=rate)
+        case "sink with a value":
+            weight_of_keys = right(q, k, jnp.ones_like(v), mask, bias, seed, heads, sinks)
+            return right(q, k, v, mask, bias, seed, heads, sinks) + (1 - weight_of_keys) * v.mean(1, keepdims=True)
+        case "sink without gradient":
+            sinks = jax.lax.stop_gradient(sinks)
+        case "sink added after the softmax":
+            return right(q, k, v, mask, bias, seed, heads) / (1 + jnp.exp(sinks))[:, None]
+        case "sink scaled":
+            sinks = sinks * scale
+        case "sinks in the wrong order":
+            sinks = sinks[::-1]
+    return blocked.blocked(q, k, v, mask, bias, seed, heads, sinks, scale=scale, rate=rate)
 
 
 MISTAKES = {
@@ -159,11 +174,16 @@ MISTAKES = {
     "ranks not strict": "query ranks",
     "distances by one": "relative bias, memory and types",
     "no types": "relative bias, memory and types",
+    "sink with a value": "sinks",
+    "sink without gradient": "sinks",
+    "sink added after the softmax": "sinks",
+    "sink scaled": "sinks",
+    "sinks in the wrong order": "sinks",
 }
 
 
 @pytest.mark.planted
-@pytest.mark.parametrize("mistake", mark_full(MISTAKES, ("window by one", "no types")))
+@pytest.mark.parametrize("mistake", mark_full(MISTAKES, ("window by one", "no types", "sink without gradient")))
 def test_a_planted_mistake_is_seen(mistake: str, monkeypatch: pytest.MonkeyPatch) -> None:
     plant(mistake, monkeypatch)
     with compilation.quick():

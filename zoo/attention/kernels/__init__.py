@@ -25,6 +25,7 @@ class Kernel(Protocol):
         bias: Bias | None,
         seed: UInt32[Array, "B 2"] | None,
         heads: UInt32[Array, " N"],
+        sinks: Float[Array, " N"] | None = None,
         /,
         *,
         scale: float,
@@ -37,6 +38,8 @@ class Kernel(Protocol):
         Args:
             seed: seeds of dropout by example; None: no dropout.
             heads: indices of the query heads among those of all devices, on which dropout depends.
+            sinks: a logit for each query head, which takes part in the softmax and has no value; passed only to implementations
+                with the feature "sinks".
             rate: rate of dropout.
         """
         ...

@@ -38,6 +38,7 @@ def blocked(
     bias: Bias | None,
     seed: UInt32[Array, "B 2"] | None,
     heads: UInt32[Array, " N"],
+    sinks: Float[Array, " N"] | None = None,
     *,
     scale: float,
     rate: float,
@@ -57,7 +58,7 @@ def blocked(
     q = (q * jnp.asarray(scale, q.dtype)).reshape(b, t, groups, n // groups, h).transpose(0, 2, 3, 1, 4)
     q = jnp.pad(q, [(0, 0)] * 3 + [(0, padded_t - t), (0, 0)])
     k, v = (jnp.pad(x.transpose(0, 2, 1, 3), [(0, 0)] * 2 + [(0, padded_s - s), (0, 0)]) for x in (k, v))  # [B, K, S, H]
-    out: Any = _attend(plan, q, k, v, tiled_mask, tiled_bias, seed, heads)
+    out: Any = _attend(plan, q, k, v, tiled_mask, tiled_bias, seed, heads, sinks)
     out = out[:, :, :, :t].transpose(0, 3, 1, 2, 4).reshape(b, t, n, h)  # [B, T, N, H]
     return out if rate == 0 else out * jnp.asarray(1 / (1 - rate), out.dtype)
 
@@ -174,12 +175,17 @@ of sums over rows [B, K, N/K, T]."""
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attend(plan: Plan, q: Array, k: Array, v: Array, mask: Mask, bias: Any, seed: Any, heads: Array) -> Array:
-    return _forward(plan, q, k, v, mask, bias, seed, heads)[0]
+def _attend(plan: Plan, q: Array, k: Array, v: Array, mask: Mask, bias: Any, seed: Any, heads: Array, sinks: Any) -> Array:
+    return _forward(plan, q, k, v, mask, bias, seed, heads, sinks)[0]
 
 
-def _forward(plan: Plan, q: Array, k: Array, v: Array, mask: Mask, bias: Any, seed: Any, heads: Array) -> tuple[Array, Any]:
-    """Compute the output and the residuals by algorithm 1 of FlashAttention-2, for each group of examples and heads."""
+def _forward(
+    plan: Plan, q: Array, k: Array, v: Array, mask: Mask, bias: Any, seed: Any, heads: Array, sinks: Any
+) -> tuple[Array, Any]:
+    """Compute the output and the residuals by algorithm 1 of FlashAttention-2, for each group of examples and heads.
+
+    A sink is one more key, the first one, whose value is zero.
+    """
     acc_dtype = jnp.promote_types(q.dtype, jnp.float32)
     key_blocks, _ = plan.block_ranges(mask)
 
@@ -207,11 +213,11 @@ def _forward(plan: Plan, q: Array, k: Array, v: Array, mask: Mask, bias: Any, se
 
             lead = (plan.examples, group.size["N"], plan.block_q)
             # Line 5. The floor under m lies above MASKED: every entry of a row without a visible key becomes exp(-9e29) = 0.
-            start = (
-                jnp.full(lead, 0.1 * MASKED, acc_dtype),
-                jnp.zeros(lead, acc_dtype),
-                jnp.zeros((*lead, v.shape[-1]), acc_dtype),
-            )
+            m, l = jnp.full(lead, 0.1 * MASKED, acc_dtype), jnp.zeros(lead, acc_dtype)
+            if sinks is not None:
+                sink = take(sinks.astype(acc_dtype), "N", group)
+                m, l = jnp.broadcast_to(sink[:, None], lead), jnp.ones(lead, acc_dtype)  # exp(sink - m) = 1
+            start = (m, l, jnp.zeros((*lead, v.shape[-1]), acc_dtype))
             m, l, acc = lax.fori_loop(*plan.k_block_range(key_blocks, group, i), k_block, start)
             has_key = l > 0
             out = (acc / jnp.where(has_key, l, 1)[..., None]).astype(q.dtype)  # line 12
@@ -225,12 +231,12 @@ def _forward(plan: Plan, q: Array, k: Array, v: Array, mask: Mask, bias: Any, se
     # [groups, blocks of queries, examples, heads, block_q, ...] -> [groups, examples, heads, blocks of queries, block_q, ...]
     out, lse = (jnp.moveaxis(x, 1, 3).reshape(q.shape[: x.ndim - 1]) for x in (out, lse))
     out, lse = checkpoint_name(out, "attention"), checkpoint_name(lse, "attention_lse")
-    return out, (q, k, v, mask, bias, seed, heads, out, lse)
+    return out, (q, k, v, mask, bias, seed, heads, sinks, out, lse)
 
 
 def _backward(plan: Plan, residuals: Any, d_out: Array) -> tuple[Any, ...]:
     """Compute the gradients by algorithm 2 of FlashAttention-2, for each group of examples and heads."""
-    q, k, v, mask, bias, seed, heads, out, lse = residuals
+    q, k, v, mask, bias, seed, heads, sinks, out, lse = residuals
     acc_dtype = lse.dtype
     _, query_blocks = plan.block_ranges(mask)
     delta = (d_out.astype(acc_dtype) * out.astype(acc_dtype)).sum(-1)  # line 4: D
@@ -290,10 +296,18 @@ def _backward(plan: Plan, residuals: Any, d_out: Array) -> tuple[Any, ...]:
     # [groups, blocks of keys, examples, heads, H, block_k] -> [groups, examples, heads, blocks of keys, block_k, H]
     d_k, d_v = (x.transpose(0, 2, 3, 1, 5, 4).reshape(k.shape).astype(k.dtype) for x in (d_k, d_v))
     d_bias = jax.tree.map(lambda d, x: d.astype(x.dtype), d_bias, numbers)
-    return d_q.reshape(q.shape).astype(q.dtype), d_k, d_v, None, d_bias, None, None
+    return d_q.reshape(q.shape).astype(q.dtype), d_k, d_v, None, d_bias, None, None, _sink_gradient(sinks, lse, delta)
 
 
 _attend.defvjp(_forward, _backward)
+
+
+def _sink_gradient(sinks: Any, lse: Float[Array, "B K G T"], delta: Float[Array, "B K G T"]) -> Any:
+    """Return the gradient of the sinks by line 14 for a key without a value, p (0 - D), summed over examples and queries."""
+    if sinks is None:
+        return None
+    by_group = sinks.astype(lse.dtype).reshape(1, *lse.shape[1:3], 1)  # [1, K, N/K, 1]
+    return -(jnp.exp(by_group - lse) * delta).sum((0, 3)).reshape(sinks.shape).astype(sinks.dtype)
 
 
 def _dot(x: Float[Array, "b k _ _"], y: Float[Array, "b k _ _"], i: int, j: int) -> Float[Array, "b k _ _"]:

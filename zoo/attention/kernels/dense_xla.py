@@ -20,6 +20,7 @@ def xla(
     bias: Bias | None,
     seed: UInt32[Array, "B 2"] | None,
     heads: UInt32[Array, " N"],
+    sinks: Float[Array, " N"] | None = None,
     *,
     scale: float,
     rate: float,
@@ -36,9 +37,13 @@ def xla(
     if allowed is not None:
         scores = jnp.where(allowed, scores, MASKED)
     # The floor under the maximum m lies above MASKED: every entry of a row without a visible key becomes exp(-9e29) = 0.
-    m = jax.lax.stop_gradient(jnp.maximum(scores.max(-1, keepdims=True), 0.1 * MASKED))
+    m = jnp.maximum(scores.max(-1, keepdims=True), 0.1 * MASKED)
+    sink = None if sinks is None else sinks.astype(scores.dtype)[:, None, None]  # [N, 1, 1]
+    m = jax.lax.stop_gradient(m if sink is None else jnp.maximum(m, sink))
     weights = jnp.exp(scores - m)
     total = weights.sum(-1)  # [B, N, T]
+    if sink is not None:
+        total = total + jnp.exp(sink - m)[..., 0]
     if seed is not None:
         keep = counter_rng.keep(seed, rate, heads, jnp.arange(t, dtype=jnp.uint32), jnp.arange(s, dtype=jnp.uint32))
         weights = jnp.where(keep, weights, 0.0)

@@ -17,6 +17,7 @@ def reference(
     bias: Bias | None,
     seed: UInt32[Array, "B 2"] | None,
     heads: UInt32[Array, " N"],
+    sinks: Float[Array, " N"] | None = None,
     *,
     scale: float,
     rate: float,
@@ -38,7 +39,11 @@ def reference(
     allowed = mask.dense(t, s)
     allowed = jnp.ones((1, 1, t, s), bool) if allowed is None else allowed
     has_key = allowed.any(-1, keepdims=True)
-    weights = jax.nn.softmax(jnp.where(allowed, scores, jnp.where(has_key, -jnp.inf, 0)), axis=-1)
+    scores = jnp.where(allowed, scores, jnp.where(has_key, -jnp.inf, 0))
+    if sinks is not None:
+        sink = jnp.broadcast_to(sinks.astype(dtype)[:, None, None], (*scores.shape[:-1], 1))  # [B, N, T, 1]
+        scores = jnp.concatenate([scores, sink], axis=-1)
+    weights = jax.nn.softmax(scores, axis=-1)[..., :s]
     weights = jnp.where(allowed & has_key, weights, 0)
     if seed is not None:
         keep = counter_rng.keep(seed, rate, heads, jnp.arange(t, dtype=jnp.uint32), jnp.arange(s, dtype=jnp.uint32))
