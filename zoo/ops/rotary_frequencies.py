@@ -42,3 +42,33 @@ def llama3(
     turns = original_context * frequencies / (2 * math.pi)
     share = np.clip((turns - low_freq_factor) / (high_freq_factor - low_freq_factor), 0, 1)
     return frequencies * (share + (1 - share) / factor), attention_factor
+
+
+def yarn(
+    width: int,
+    base: float,
+    *,
+    factor: float,
+    beta_fast: float,
+    beta_slow: float,
+    original_context: int,
+    truncate: bool = False,
+) -> Frequencies:
+    """Return the frequencies of YaRN and its attention factor, 0.1 ln(factor) + 1 (Peng et al. 2023, sections 3.2 and 3.4).
+
+    A pair that makes more than `beta_fast` turns within `original_context` positions keeps its frequency. One that makes fewer
+    than `beta_slow` turns has its frequency divided by `factor`. Between them the two are interpolated linearly in the number of
+    the pair, whose ends are not whole numbers unless `truncate` rounds them outwards.
+    """
+    frequencies, _ = plain(width, base)
+    pairs = width // 2
+
+    def pair_with(turns: float) -> float:
+        return pairs * math.log(original_context / (2 * math.pi * turns)) / math.log(base)
+
+    first, last = pair_with(beta_fast), pair_with(beta_slow)
+    if truncate:
+        first, last = math.floor(first), math.ceil(last)
+    first, last = max(first, 0), min(last, width - 1)
+    divided = np.clip((np.arange(pairs) - first) / max(last - first, 1e-3), 0, 1)
+    return frequencies * (1 - divided + divided / factor), 0.1 * math.log(factor) + 1 if factor > 1 else 1.0

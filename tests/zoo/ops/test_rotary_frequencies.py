@@ -52,6 +52,35 @@ def test_llama3_depends_on_each_number(change: dict[str, float]) -> None:
     assert np.abs(scaled / [llama3_by_wavelength(frequency) for frequency in plain] - 1).max() > 0.01
 
 
+YARN = {"factor": 32.0, "beta_fast": 32.0, "beta_slow": 1.0, "original_context": 4096}
+"""Numbers of gpt-oss, whose base is 150,000."""
+
+
+def yarn_by_turns(pair: int) -> float:
+    """Return the scaled frequency of a pair of a head of 64: the ramp runs from the pair with 32 turns to that with 1."""
+    frequency = 150_000.0 ** (-pair / 32)
+    low, high = 8.0928, 17.3980
+    share = min(max((pair - low) / (high - low), 0), 1)
+    return share * frequency / 32 + (1 - share) * frequency
+
+
+def test_yarn() -> None:
+    """The ramp of gpt-oss is not truncated: it runs from 8.0928 to 17.3980, and the attention factor is 1.34657."""
+    frequencies, factor = rotary_frequencies.yarn(64, 150_000.0, **YARN)  # pyright: ignore[reportArgumentType]
+    np.testing.assert_allclose(frequencies, [yarn_by_turns(pair) for pair in range(32)], rtol=1e-4)
+    assert factor == pytest.approx(1.34657, abs=1e-5)
+    assert rotary_frequencies.yarn(64, 150_000.0, **{**YARN, "factor": 1.0})[1] == 1  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.planted
+@pytest.mark.parametrize(
+    "change", [{"factor": 16.0}, {"beta_fast": 16.0}, {"beta_slow": 2.0}, {"original_context": 8192}, {"truncate": True}]
+)
+def test_yarn_depends_on_each_number(change: dict[str, float]) -> None:
+    scaled, _ = rotary_frequencies.yarn(64, 150_000.0, **{**YARN, **change})  # pyright: ignore[reportArgumentType]
+    assert np.abs(scaled / [yarn_by_turns(pair) for pair in range(32)] - 1).max() > 0.01
+
+
 def test_rotations_have_the_frequencies_and_the_factor() -> None:
     cos, sin = positions.scaled_rotation(jnp.asarray([[0, 3, 100]]), (np.array([1.0, 0.25]), 1.5))
     angles = np.array([[0, 0], [3, 0.75], [100, 25]])
