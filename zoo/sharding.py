@@ -1,6 +1,6 @@
 """Sharding of arrays: a table from leaf path to mesh axes. The mesh shape selects the strategy; models have no code for it.
 
-The axes `data`, `fsdp`, `tensor`, `sequence` always exist and may have size 1.
+The axes `data`, `fsdp`, `tensor`, `sequence`, `expert` always exist and may have size 1.
 """
 
 import re
@@ -12,8 +12,10 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from zoo.errors import BadInput
 
-AXES = ("data", "fsdp", "tensor", "sequence")
-BATCH = ("data", "fsdp")
+AXES = ("data", "fsdp", "tensor", "sequence", "expert")
+BATCH = ("data", "fsdp", "expert")
+"""Axes over which the rows of a batch are divided. Devices along `expert` differ in the experts that they have; for all other
+parameters the axis is one more axis of data."""
 
 Rules = Sequence[tuple[str, tuple[str | None, ...]]]
 
@@ -26,6 +28,7 @@ RULES: Rules = (
     (r"attention/[qkv]/kernel", ("fsdp", "tensor", None)),
     (r"attention/[qkv]/bias", ("tensor", None)),
     (r"attention/[qk]_norm/scale", (None,)),
+    (r"attention/sinks", ("tensor",)),
     (r"cross/q/kernel", ("fsdp", "tensor", None)),
     (r"cross/q/bias", ("tensor", None)),
     (r"cross/kv/kernel", ("fsdp", None, "tensor", None)),
@@ -37,6 +40,12 @@ RULES: Rules = (
     (r"mlp/gated/kernel", ("fsdp", None, "tensor")),
     (r"mlp/down/kernel", ("tensor", "fsdp")),
     (r"mlp/down/bias", (None,)),
+    (r"router/kernel", ("fsdp", None)),
+    (r"router/bias", (None,)),
+    (r"experts/gated/kernel", ("expert", "fsdp", None, "tensor")),
+    (r"experts/gated/bias", ("expert", None, "tensor")),
+    (r"experts/down/kernel", ("expert", "tensor", "fsdp")),
+    (r"experts/down/bias", ("expert", None)),
     (r"norm\d?/(scale|bias)", (None,)),
     # Heads for sequences and tokens. The number of labels is small and seldom divisible, so it is not sharded.
     (r"(pooler|dense|next|classifier|score)/kernel", ("fsdp", None)),

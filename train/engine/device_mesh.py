@@ -22,13 +22,15 @@ def make_mesh(shape: run_config.Mesh, devices: Sequence[Any] | None = None) -> M
     """
     devices = jax.devices() if devices is None else devices
     count = len(devices)
-    others = shape.fsdp * shape.tensor * shape.sequence
+    others = shape.fsdp * shape.tensor * shape.sequence * shape.expert
     data = count // others if shape.data == -1 else shape.data
     if data * others != count or data < 1:
         valid = [f"data={count // (f * t)},fsdp={f},tensor={t}" for f in _divisors(count) for t in _divisors(count // f)]
         mesh_text = f"data={shape.data} fsdp={shape.fsdp} tensor={shape.tensor}"
+        mesh_text += f" expert={shape.expert}" if shape.expert > 1 else ""
         raise BadInput(f"--mesh {mesh_text}: does not multiply to the {count} devices; valid: {'; '.join(valid[:12])}")
-    return jax.make_mesh((data, shape.fsdp, shape.tensor, shape.sequence), AXES, axis_types=(AxisType.Auto,) * 4, devices=devices)
+    sizes = (data, shape.fsdp, shape.tensor, shape.sequence, shape.expert)
+    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
 
 
 def check(run: run_config.Run, mesh: Mesh) -> None:
@@ -43,11 +45,17 @@ def check(run: run_config.Run, mesh: Mesh) -> None:
         micro % rows == 0,
         "data.batch",
         run.data.batch,
-        f"{micro} rows (of each of {run.accumulate} micro-batches) do not divide over data x fsdp = {rows} devices; "
+        f"{micro} rows (of each of {run.accumulate} micro-batches) do not divide over data x fsdp{' x expert' if mesh.shape['expert'] > 1 else ''} = {rows} devices; "
         f"choose a multiple of {rows * run.accumulate}",
     )
     heads = run.model.heads
     require(heads % mesh.shape["tensor"] == 0, "mesh.tensor", mesh.shape["tensor"], f"it does not divide the {heads} heads")
+    experts, expert_devices = getattr(run.model, "experts", 0), mesh.shape["expert"]
+    if expert_devices > 1:
+        require(experts > 0, "mesh.expert", expert_devices, "the model has no experts; choose 1")
+        divisors = ", ".join(map(str, _divisors(experts)))
+        fix = f"it does not divide the {experts} experts; choose one of {divisors}"
+        require(experts % expert_devices == 0, "mesh.expert", expert_devices, fix)
     require(
         run.engine == "jit" or mesh.shape["data"] == mesh.size,
         "engine",
@@ -65,7 +73,7 @@ def round_up_rows(mesh: Mesh, rows: int) -> int:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Return the sharding of every leaf of a batch: its first axis over data and fsdp."""
+    """Return the sharding of every leaf of a batch: its first axis over data, fsdp and expert."""
     return NamedSharding(mesh, PartitionSpec(BATCH))
 
 

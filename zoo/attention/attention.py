@@ -55,7 +55,7 @@ def attention(
     zero, so that a query can attend to nothing (gpt-oss model card, arXiv:2508.10925, section 2.2). It is neither scaled nor
     dropped.
 
-    Under a mesh the implementation runs on local arrays in `jax.shard_map`: batch over data and fsdp, heads over tensor.
+    Under a mesh the implementation runs on local arrays in `jax.shard_map`: batch over data, fsdp and expert, heads over tensor.
 
     Raises:
         BadInput: the request is malformed, or `impl` does not support it; the message names the implementations that do.

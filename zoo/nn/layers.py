@@ -3,7 +3,7 @@
 The dtype of the arithmetic is the dtype of the parameters: a step in bfloat16 casts the parameters, and a matrix product then
 runs in bfloat16 with float32 accumulation. Norms and softmax are always float32.
 
-Leaf names (the vocabulary of the sharding table and the decay mask): `kernel`, `bias`, `scale`, `embedding`.
+Leaf names (the vocabulary of the sharding table and the decay mask): `kernel`, `bias`, `scale`, `embedding`, `sinks`.
 Shape letters: see `zoo.batch`.
 """
 
@@ -92,6 +92,9 @@ class SelfAttention(nnx.Module):
     `shift` is the bias of `attention`; a `scale` of None is 1/sqrt(H). `rotate` rotates queries and keys by their positions.
     """
 
+    sinks: nnx.Param | None = None
+    """Sinks of `attention`, in layers that have them."""
+
     def __init__(self, width: int, heads: int, head: int, init: Init, out_init: Init, rngs: nnx.Rngs, *, biases: bool = True):
         self.qkv = Linear("btd,dcnh->btcnh", (width, 3, heads, head), (3, heads, head) if biases else None, init, rngs)
         self.out = Linear("btnh,nhd->btd", (heads, head, width), (width,) if biases else None, out_init, rngs)
@@ -115,7 +118,11 @@ class SelfAttention(nnx.Module):
         q, k, v = self.split_heads(x)
         q, k = rotate(q), rotate(k)
         drop = None if seeds is None else (dropout, seeds)
-        return self.out(attention(q, k, v, mask=mask, bias=shift, scale=scale, dropout=drop, impl=impl))
+        return self.out(attention(q, k, v, mask=mask, bias=shift, scale=scale, dropout=drop, sinks=self.sink_logits(), impl=impl))
+
+    def sink_logits(self) -> Float[Array, " N"] | None:
+        """Return the sinks of the heads, in a layer that has them."""
+        return None if self.sinks is None else self.sinks[...]
 
     def decode(
         self,
@@ -135,7 +142,8 @@ class SelfAttention(nnx.Module):
         q, k, v = self.split_heads(x)
         q, k = rotate(q), rotate(k)
         past = past.write(k, v)
-        return self.out(attention(q, *past.read(), mask=mask, bias=shift, scale=scale, impl=impl)), past
+        y = attention(q, *past.read(), mask=mask, bias=shift, scale=scale, sinks=self.sink_logits(), impl=impl)
+        return self.out(y), past
 
 
 class CrossAttention(nnx.Module):

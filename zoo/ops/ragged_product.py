@@ -1,0 +1,91 @@
+"""Products of consecutive groups of rows with a kernel for each group, as the experts of a layer need them."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from zoo.sharding import target_platform
+
+LARGEST_TILE = 256
+"""Maximum number of rows in a tile on CPU."""
+
+
+def tile_rows(rows: int, groups: int) -> int:
+    """Return the number of rows of which each group must have a multiple: 1 where `jax.lax.ragged_dot` takes groups of any size.
+
+    On CPU it is a power of two so small that the rows which fill the groups up are at most a sixteenth of all.
+    """
+    if target_platform() != "cpu":
+        return 1
+    return min(LARGEST_TILE, 1 << max(rows // (16 * groups), 1).bit_length() - 1)
+
+
+def ragged_product(
+    x: Float[Array, "R D"],
+    kernels: Float[Array, "E D F"],
+    biases: Float[Array, "E F"],
+    *,
+    sizes: Int[Array, " E"],
+    tile: int,
+    filled: Bool[Array, " R"],
+) -> Float[Array, "R F"]:
+    """Return x[r] . kernels[e] + biases[e] for each row r of group e, in the dtype of the kernels, with sums of at least float32.
+
+    Groups are consecutive and have `sizes` rows; rows after them belong to no group. Rows that are not `filled` have an
+    undefined result, and must be zero in x and have a zero cotangent.
+
+    XLA on CPU computes `jax.lax.ragged_dot` as a product with every kernel, E times the arithmetic that is needed (read in the
+    compiled program at JAX 0.10.2). So there a scan multiplies tiles of `tile` rows, a divisor of the sizes, with the kernel of
+    their group. Remove when the compiled FLOPs of `ragged_dot` on CPU are those of one kernel for each row.
+    """
+    if target_platform() == "cpu":
+        groups = jnp.searchsorted(jnp.cumsum(sizes), jnp.arange(0, x.shape[0], tile), side="right")
+        return _by_tiles(x, kernels, biases, jnp.minimum(groups, sizes.shape[0] - 1).astype(jnp.int32))
+    y = jax.lax.ragged_dot(x, kernels, sizes, preferred_element_type=_wide(kernels))
+    # A product with one-hot rows, because the gradient of a lookup would be a scatter.
+    group = jnp.searchsorted(jnp.cumsum(sizes), jnp.arange(x.shape[0]), side="right")
+    one_hot = jax.nn.one_hot(group, sizes.shape[0], dtype=biases.dtype)
+    y = y + jnp.dot(one_hot, biases, preferred_element_type=_wide(kernels))
+    return jnp.where(filled[:, None], y, 0).astype(kernels.dtype)
+
+
+def _wide(x: Array) -> Any:
+    """Return the dtype of sums of an array's numbers."""
+    return jnp.promote_types(x.dtype, jnp.float32)
+
+
+@jax.custom_vjp
+def _by_tiles(
+    x: Float[Array, "R D"], kernels: Float[Array, "E D F"], biases: Float[Array, "E F"], groups: Int[Array, " tiles"]
+) -> Float[Array, "R F"]:
+    def one_tile(_: None, tile: tuple[Array, Array]) -> tuple[None, Array]:
+        rows, group = tile
+        y = jnp.dot(rows, kernels[group], preferred_element_type=_wide(kernels)) + biases[group]
+        return None, y.astype(kernels.dtype)
+
+    _, y = jax.lax.scan(one_tile, None, (x.reshape(groups.shape[0], -1, x.shape[1]), groups))
+    return y.reshape(x.shape[0], -1)
+
+
+def _by_tiles_fwd(x: Array, kernels: Array, biases: Array, groups: Array) -> tuple[Array, tuple[Array, ...]]:
+    return _by_tiles(x, kernels, biases, groups), (x, kernels, biases, groups)
+
+
+def _by_tiles_bwd(residuals: tuple[Array, ...], d_y: Array) -> tuple[Array, Array, Array, None]:
+    x, kernels, biases, groups = residuals
+
+    def one_tile(sums: tuple[Array, Array], tile: tuple[Array, Array, Array]) -> tuple[tuple[Array, Array], Array]:
+        (d_kernels, d_biases), (rows, d_rows, group) = sums, tile
+        d_kernel = jnp.dot(rows.T, d_rows, preferred_element_type=_wide(kernels))
+        sums = d_kernels.at[group].add(d_kernel), d_biases.at[group].add(d_rows.astype(_wide(biases)).sum(0))
+        return sums, jnp.dot(d_rows, kernels[group].T, preferred_element_type=_wide(kernels)).astype(x.dtype)
+
+    zeros = jnp.zeros(kernels.shape, _wide(kernels)), jnp.zeros(biases.shape, _wide(biases))
+    tiles = (array.reshape(groups.shape[0], -1, array.shape[1]) for array in (x, d_y))
+    (d_kernels, d_biases), d_x = jax.lax.scan(one_tile, zeros, (*tiles, groups))
+    return d_x.reshape(x.shape), d_kernels.astype(kernels.dtype), d_biases.astype(biases.dtype), None
+
+
+_by_tiles.defvjp(_by_tiles_fwd, _by_tiles_bwd)
