@@ -84,5 +84,8 @@ class Output:
     """Summaries of sequences, in a model that does not take the hidden states at `batch.summary_at` (mean pooling)."""
     source_hidden: Float[Array, "B S D"] | None = None
     """The encoder's final hidden states."""
+    losses: dict[str, Float[Array, " B"]] = dataclasses.field(default_factory=dict)
+    """Terms of the loss that the model itself adds, such as that of a router of experts, one number for each row. Their names and
+    factors are those of `Model.loss_factors`."""
     carry: Any = dataclasses.field(default_factory=dict)
     """State for the next step (XLNet's memory), batch axis first; `{}` for a model without state."""

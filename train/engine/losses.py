@@ -50,8 +50,8 @@ def token_losses(
 
 def summed_loss(
     model: Model, params: Any, batch: Batch, *, seeds: Any, carry: Any, smoothing: float, chunk: int
-) -> tuple[Float[Array, ""], Any]:
-    """Return the cross-entropy in nats of a batch's targets, summed with their weights, and the model's new carry."""
+) -> tuple[Float[Array, ""], Output]:
+    """Return the cross-entropy in nats of a batch's targets, summed with their weights, and the model's output."""
     assert batch.targets is not None and batch.weights is not None
     out = model.apply(params, batch, seeds=seeds, carry=carry)
     nats = token_losses(
@@ -62,7 +62,17 @@ def summed_loss(
         smoothing=smoothing,
         chunk=chunk,
     )
-    return (nats * batch.weights).sum(), out.carry
+    return (nats * batch.weights).sum(), out
+
+
+def model_terms(out: Output) -> dict[str, Float[Array, ""]]:
+    """Return the terms of the loss that the model itself adds, each summed over the rows of a batch."""
+    return {name: by_row.sum() for name, by_row in out.losses.items()}
+
+
+def model_weights(model: Model, batch: Batch) -> dict[str, Float[Array, ""]]:
+    """Return the divisors of `model_terms`: the number of rows."""
+    return dict.fromkeys(model.loss_factors, jnp.float32(batch.tokens.shape[0]))
 
 
 def class_losses(logits: Float[Array, "*B O"], labels: Int[Array, "*B"], smoothing: float = 0.0) -> Float[Array, "*B"]:

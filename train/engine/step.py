@@ -14,6 +14,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from train.config import run_config
 from train.engine import optim
 from train.engine.device_mesh import batch_sharding, shard_batch
+from train.engine.losses import model_weights
 from train.engine.micro_batches import join_rows, split_rows
 from train.engine.state import State
 from train.engine.state_init import TrainedParams, abstract_state
@@ -55,7 +56,7 @@ class StepObjective(Protocol):
         ...
 
     def weights(self, batch: Batch) -> dict[str, jax.Array]:
-        """Return the divisor of each term of the loss, float32 []."""
+        """Return the divisor of each term of the loss, float32 [], but for those that the model adds."""
         ...
 
     def loss(
@@ -73,7 +74,7 @@ def make_step(run: run_config.Run, model: Model, objective: StepObjective, tx: o
     gradient is not finite, leaves parameters, optimizer and carry as they were. Metrics are float32 scalars: loss, grad_norm, lr,
     each term of the loss by name, and the decision: `finite` = 0 for a step that was skipped, and perhaps `spike` = 1.
     """
-    rate, accept = optim.schedule(run.optim, run.steps), acceptance(run.spikes)
+    rate, accept, factors = optim.schedule(run.optim, run.steps), acceptance(run.spikes), model.loss_factors
 
     def step(state: State, batch: Batch, frozen: Any = {}, *, reduce: Callable[[Any], Any] = lambda x: x):  # noqa: B006
         def cast(params: Any) -> Any:
@@ -82,7 +83,7 @@ def make_step(run: run_config.Run, model: Model, objective: StepObjective, tx: o
         # Computed outside of the loss, so that no gradient is taken through these numbers.
         options: dict[str, Any] = {"reduce": reduce, "num_micro": run.accumulate, "chunk": run.loss_chunk}
         batch = objective.complete_batch(model, lambda: cast(state.params), batch, frozen, **options)
-        weights = reduce(objective.weights(batch))
+        weights = reduce({**model_weights(model, batch), **objective.weights(batch)})
         assert batch.index is not None
         seeds = example_seeds(state.key, state.step, batch.index)
 
@@ -93,7 +94,8 @@ def make_step(run: run_config.Run, model: Model, objective: StepObjective, tx: o
             )
             # Each sum is divided by its global weight here, so that micro-batches and devices sum to the full gradient.
             terms = {name: sums[name] / weights[name] for name in sums}
-            return functools.reduce(jnp.add, terms.values()), (terms, carry)
+            scaled = (term * factors[name] if name in factors else term for name, term in terms.items())
+            return functools.reduce(jnp.add, scaled), (terms, carry)
 
         gradient = jax.value_and_grad(loss, has_aux=True)
         (total, (terms, carry)), grads = _accumulate(gradient, state.params, (batch, seeds, state.carry), run.accumulate)

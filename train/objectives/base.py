@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from jaxtyping import Int, Int64
 
 from train.config.run_config import Run
-from train.engine.losses import summed_loss
+from train.engine.losses import model_terms, summed_loss
 from train.engine.state_init import TrainedParams
 from train.rollouts.batch_feed import Feed, FeedSource, data_feed
 from train.rows import text_counts
@@ -242,8 +242,9 @@ class Objective(abc.ABC):
     ) -> tuple[dict[str, jax.Array], Any]:
         """Return (the terms of the loss as sums over the batch, float32 []; the model's new carry).
 
-        The names of the terms are those of `weights`. The loss is the sum over terms of the term divided by its divisor. By
-        default the only term is the weighted cross-entropy in nats of `batch.targets` [B, T].
+        The names of the terms are those of `weights` and perhaps of `Model.loss_factors`, by which the step divides and multiplies
+        them. The loss is the sum over terms of the term divided by its divisor. By default the terms are the weighted
+        cross-entropy in nats of `batch.targets` [B, T], and those that the model itself adds.
 
         Args:
             params: what `loss_params` returns, in the dtype of the arithmetic.
@@ -255,8 +256,8 @@ class Objective(abc.ABC):
             smoothing: share of the uniform distribution in the targets (Szegedy et al. 2016, section 7).
             chunk: number of predictions per row whose logits are computed at a time; 0 = all.
         """
-        nats, carry = summed_loss(model, params, batch, seeds=seeds, carry=carry, smoothing=smoothing, chunk=chunk)
-        return {self.NAME: nats}, carry
+        nats, out = summed_loss(model, params, batch, seeds=seeds, carry=carry, smoothing=smoothing, chunk=chunk)
+        return {self.NAME: nats, **model_terms(out)}, out.carry
 
     def feed(self, source: FeedSource, first: int) -> AbstractContextManager[Feed]:
         """Return the batches of a run from step `first` on: by default those of the data, which do not depend on the state.

@@ -7,7 +7,8 @@ Each module has `init`, `apply`, `unembed`, `flops`, `OBJECTIVES`, `SHARDING`, `
 (leaves stored with padding rows, which are not counted) and, if the model carries state from step to step, `init_carry`. A family
 that generates text has `init_cache` and `decode`; its configuration has `is_encoder_decoder` if it is an encoder-decoder,
 `generates` if some of its heads do not predict words, and `reads_both_ways` if `decode` takes tokens that all see each other. A
-family that classifies sequences or tokens has `sequence_logits` and `token_logits`; see `Model`. The families of the zoo are the
+family that classifies sequences or tokens has `sequence_logits` and `token_logits`; one that adds terms to a training loss has
+`loss_factors`; see `Model`. The families of the zoo are the
 files in this folder; another distribution adds one by an entry point in `zoo.models`.
 """
 
@@ -138,6 +139,11 @@ class Model:
     def init_carry(self, rows: int) -> Any:
         """Return the initial state that the model carries from step to step, for `rows` rows; `{}` for a family without any."""
         return self.module.init_carry(self.config, rows) if hasattr(self.module, "init_carry") else {}
+
+    @property
+    def loss_factors(self) -> dict[str, float]:
+        """The names of `Output.losses`, each with the factor of its mean over rows in a training loss; 0: only reported."""
+        return self.module.loss_factors(self.config) if hasattr(self.module, "loss_factors") else {}
 
     def init_cache(self, rows: int, length: int, dtype: Any) -> dict[str, Any]:
         """Return an empty cache for `decode`, with `length` slots for each of `rows` rows.
