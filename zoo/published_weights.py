@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
 from zoo import configs, models, sharding
 from zoo.errors import BadInput
-from zoo.hf import safetensors_dir, weight_files
+from zoo.hf import mxfp4, safetensors_dir, weight_files
 from zoo.hf.config_json import PublishedConfig
 from zoo.hf.param_name_types import Layout, ParamNames
 from zoo.hf.safetensors_dir import Tensor
@@ -54,8 +55,10 @@ def load(folder: Path, mesh: Mesh, notify: Callable[[str], None] = lambda line: 
     return opened.config, jax.tree_util.tree_map_with_path(read_leaf, shapes, shardings)
 
 
-def save(folder: Path, cfg: Any, params: Any, *, extra: Mapping[str, Any] | None = None, largest: int = 5_000_000_000) -> None:
+def save(folder: Path, cfg: Any, params: Any, *, extra: Mapping[str, Any] | None = None, largest: int = 5_000_000_000) -> str:
     """Write config.json and the weights into an existing folder: one safetensors file, or shards of at most `largest` bytes.
+
+    Returns the type of the tensors, float32, or bfloat16 for a family that is published so if no number is rounded by it.
 
     Args:
         params: a tree as from `Model.init`, with every shard on a device of this process.
@@ -84,15 +87,23 @@ def save(folder: Path, cfg: Any, params: Any, *, extra: Mapping[str, Any] | None
         leaf, layer, part = sources[name]
         array = stored[leaf.path][layer] if leaf.stacked else stored[leaf.path]
         # Padding rows of a vocabulary are not published.
-        return leaf.layout.publish(np.asarray(jax.device_get(array), np.float32)[: leaf.shape[0]], part)
+        return leaf.layout.publish(np.asarray(jax.device_get(array), np.float32)[: leaf.shape[0]].astype(dtype), part)
+
+    dtype = jnp.bfloat16 if names.released_in_bfloat16 and all(map(_fits_bfloat16, stored.values())) else np.float32
 
     safetensors_dir.write_tensors(
-        folder, {name: leaf.published for name, (leaf, _, _) in sources.items()}, fetch, largest=largest
+        folder, {name: leaf.published for name, (leaf, _, _) in sources.items()}, fetch, largest=largest, dtype=dtype
     )
     model_type, architecture = configs.exported_class(cfg, names.architecture)
-    header = {"architectures": [architecture], "model_type": model_type, "dtype": "float32"}
+    header = {"architectures": [architecture], "model_type": model_type, "dtype": np.dtype(dtype).name}
     text = json.dumps({**header, **numbers, **(extra or {})}, indent=2, sort_keys=True)
     (folder / "config.json").write_text(text + "\n", encoding="utf-8")
+    return np.dtype(dtype).name
+
+
+def _fits_bfloat16(leaf: Any) -> bool:
+    """Return whether all numbers of a leaf are numbers of bfloat16."""
+    return bool(jax.device_get((leaf == leaf.astype(jnp.bfloat16)).all()))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -124,7 +135,7 @@ def open_folder(folder: Path) -> Opened:
     published.task = resolve_task(heads, tensors, architecture)
     names = heads[published.task]
     cfg = _to_config(published, family)
-    tensors = _current_names(names, tensors, folder)
+    tensors = mxfp4.decoded(_current_names(names, tensors, folder), folder)
     leaves, idle = plan_import(cfg, tensors, folder)
     if architecture != names.architecture and any(architecture == other.architecture for other in heads.values()):
         notes.append(f"{published.file}: says {architecture}, but the tensors are of {names.architecture or published.task}")

@@ -81,11 +81,11 @@ def scores() -> dict[str, Any]:
     }
 
 
-def llama() -> dict[str, Any]:
+def decoder(decoder_family: str) -> dict[str, Any]:
     """By head, and by the other types of config.json."""
-    several = {name: model for name, model in published.MODELS.items() if model[0] == "llama"}
+    several = {name: model for name, model in published.MODELS.items() if model[0] == decoder_family}
     return versions() | {
-        name.removeprefix("llama-"): of_model(family, task, published.config(family, task, numbers))
+        name.removeprefix(f"{decoder_family}-"): of_model(family, task, published.config(family, task, numbers))
         for name, (family, task, numbers) in several.items()
     }
 
@@ -145,5 +145,6 @@ if __name__ == "__main__":
         (FOLDER / f"{name}.json").write_text(json.dumps(encoder(name), separators=(",", ":")) + "\n")
     (FOLDER / "adapters.json").write_text(json.dumps(adapters(), separators=(",", ":")) + "\n")
     (FOLDER / "encoder_decoders.json").write_text(json.dumps(encoder_decoders(), separators=(",", ":")) + "\n")
-    (FOLDER / "llama.json").write_text(json.dumps(llama(), separators=(",", ":")) + "\n")
+    for name in ("llama", "gpt_oss"):
+        (FOLDER / f"{name}.json").write_text(json.dumps(decoder(name), separators=(",", ":")) + "\n")
     (FOLDER / "scores.json").write_text(json.dumps(scores(), separators=(",", ":")) + "\n")

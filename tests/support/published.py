@@ -65,10 +65,19 @@ SMOLLM3 = {
     **{"model_type": "smollm3", "num_hidden_layers": 3, "no_rope_layer_interval": 2, "attention_bias": True, "pad_token_id": 0},
     "rope_scaling": {"rope_type": "linear", "factor": 3.0},
 }
+GPT_OSS = {
+    **{"model_type": "gpt_oss", "vocab_size": 61, "max_position_embeddings": 16, "num_hidden_layers": 2, "hidden_size": 12},
+    **{"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 4, "intermediate_size": 6, "sliding_window": 4},
+    **{"num_local_experts": 3, "num_experts_per_tok": 2, "swiglu_limit": 0.5, "rope_theta": 10.0},
+    "rope_scaling": {
+        **{"rope_type": "yarn", "factor": 4.0, "beta_fast": 4.0, "beta_slow": 0.5, "truncate": False},
+        "original_max_position_embeddings": 8,
+    },
+}
 TYPES_OF_LLAMA = {"qwen3": QWEN3, "smollm3": SMOLLM3}
 TINY: dict[str, dict[str, Any]] = {
     **{"bert": BERT, "distilbert": DISTILBERT, "gpt": GPT2, "roberta": ROBERTA, "t5": T5, "transformer": MARIAN, "xlnet": XLNET},
-    **{"llama": LLAMA, "modernbert": MODERNBERT},
+    **{"gpt_oss": GPT_OSS, "llama": LLAMA, "modernbert": MODERNBERT},
 }
 FORMS: dict[str, tuple[str, dict[str, Any]]] = {
     "t5-1.0": ("t5", {"feed_forward_proj": "relu", "tie_word_embeddings": True}),
@@ -105,7 +114,7 @@ def config(family: str, task: str, numbers: dict[str, Any] | None = None) -> dic
         return said
     names = dict(enumerate(labels(family)))
     # `transformers` finds a decoder's last token by comparison with this id.
-    said |= {"pad_token_id": 0} if family in ("gpt", "llama") else {}
+    said |= {"pad_token_id": 0} if family in ("gpt", "gpt_oss", "llama") else {}
     return said | {"id2label": {str(row): name for row, name in names.items()}, "label2id": {n: row for row, n in names.items()}}
 
 

@@ -24,7 +24,7 @@ def given(config: dict[str, Any], lengths: tuple[int, ...], task: str = "") -> d
     real = (at >= 0) & (at < ends)
     drawn = rng.integers(2, config["vocab_size"], real.shape)
     batch = {"tokens": np.where(real, drawn, config.get("pad_token_id", 0)).astype(np.int32), "real": real}
-    if task == "sequence" and config["model_type"] in ("gpt2", "t5", "llama", "qwen3", "smollm3"):
+    if task == "sequence" and config["model_type"] in ("gpt2", "t5", "llama", "qwen3", "smollm3", "gpt_oss"):
         batch["summary_at"] = ends - 1
         if config["model_type"] == "t5":
             text = np.where(at == ends - 1, 1, batch["tokens"])

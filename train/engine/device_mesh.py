@@ -40,12 +40,13 @@ def check(run: run_config.Run, mesh: Mesh) -> None:
         BadInput: the rows of a micro-batch, the heads or a leaf of the model do not divide; names which.
     """
     rows = math.prod(mesh.shape[axis] for axis in BATCH)
+    axes = " x ".join(axis for axis in BATCH if axis != "expert" or mesh.shape[axis] > 1)
     micro = run.data.batch // run.accumulate
     require(
         micro % rows == 0,
         "data.batch",
         run.data.batch,
-        f"{micro} rows (of each of {run.accumulate} micro-batches) do not divide over data x fsdp{' x expert' if mesh.shape['expert'] > 1 else ''} = {rows} devices; "
+        f"{micro} rows (of each of {run.accumulate} micro-batches) do not divide over {axes} = {rows} devices; "
         f"choose a multiple of {rows * run.accumulate}",
     )
     heads = run.model.heads

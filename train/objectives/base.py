@@ -242,9 +242,9 @@ class Objective(abc.ABC):
     ) -> tuple[dict[str, jax.Array], Any]:
         """Return (the terms of the loss as sums over the batch, float32 []; the model's new carry).
 
-        The names of the terms are those of `weights` and perhaps of `Model.loss_factors`, by which the step divides and multiplies
-        them. The loss is the sum over terms of the term divided by its divisor. By default the terms are the weighted
-        cross-entropy in nats of `batch.targets` [B, T], and those that the model itself adds.
+        The names of the terms are those of `weights` and perhaps of `Model.loss_factors`, with which the step scales them. The
+        loss is the sum over terms of the term divided by its divisor. By default the terms are the weighted cross-entropy in nats
+        of `batch.targets` [B, T], and those that the model itself adds.
 
         Args:
             params: what `loss_params` returns, in the dtype of the arithmetic.

@@ -75,9 +75,10 @@ def export(run: str, target: str, *, step: int | None, last: int, shard: float, 
     require(step is None or not last, "last", last, "this averages the newest checkpoints; leave out --step")
     with safetensors_dir.new_folder(Path(target)) as new_folder:
         loaded = load_average(run, device_mesh.make_mesh(mesh), last) if last else load(run, device_mesh.make_mesh(mesh), step)
-        _write(new_folder, loaded, largest=int(shard * 1e9))
+        dtype = _write(new_folder, loaded, largest=int(shard * 1e9))
     at = "" if loaded.step is None else f", step {loaded.step:,}" + (f" and {last - 1} before it, averaged" if last else "")
-    print(f"{target}: {_summary(loaded)}{at}")
+    form = "" if dtype == "float32" else f", written as {dtype}, which rounds none of these numbers"
+    print(f"{target}: {_summary(loaded)}{at}{form}")
     return 0
 
 
@@ -108,12 +109,14 @@ def write_folder(target: Path, loaded: Loaded) -> Path:
     return target
 
 
-def _write(folder: Path, loaded: Loaded, largest: int = 5_000_000_000) -> None:
+def _write(folder: Path, loaded: Loaded, largest: int = 5_000_000_000) -> str:
+    """Write the files of a published folder and return the type of its tensors."""
     cfg = loaded.model.config
-    published_weights.save(folder, cfg, loaded.params, extra=_ids(loaded.tokenizer), largest=largest)
+    dtype = published_weights.save(folder, cfg, loaded.params, extra=_ids(loaded.tokenizer), largest=largest)
     hf_files.write_tokenizer(folder, loaded.tokenizer, longest=getattr(cfg, "context", None))
     if loaded.reward_scale != RewardScale():
         write_scale(folder, dataclasses.replace(loaded.reward_scale, step=None))
+    return dtype
 
 
 def _copy_generation(source: Path, target: Path) -> None:

@@ -149,7 +149,7 @@ class Size:
 
 REFUSED: dict[str, str] = {
     "gpt-4": "the architecture of gpt-4 is unpublished: its technical report withholds size, shape and training compute, so "
-    "there is nothing to build. The nearest published architecture here is gpt3-175b",
+    "there is nothing to build. The nearest published architectures here are gpt-oss-120b, by the same lab, and gpt3-175b",
 }
 
 
@@ -296,7 +296,18 @@ def body_fields(config: Any) -> dict[str, Any]:
     return {name: value for name, value in numbers.items() if name not in NOT_IN_SHAPE and not name.endswith("dropout")}
 
 
-NOT_IN_SHAPE = ("compute", "exported", "initializer", "memory", "reuse", "task", "labels", "multi_label", "pooling")
+NOT_IN_SHAPE = (
+    "compute",
+    "exported",
+    "initializer",
+    "memory",
+    "reuse",
+    "task",
+    "labels",
+    "multi_label",
+    "pooling",
+    "router_loss",
+)
 
 
 def published_name(config: Any) -> str | None:

@@ -51,6 +51,8 @@ class ParamNames:
     """Names without prefix of unused tensors that files with this head may have: all of them or none."""
     input_first: bool = False
     """True if matrices are published as [in, out], False if as [out, in]."""
+    released_in_bfloat16: bool = False
+    """True if an export is bfloat16, as the released files are, unless that would round a number."""
     renamed: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """Maps the ending of a name in old files to its ending in current files."""
 

@@ -198,8 +198,9 @@ def write_tensors(
     *,
     name: str = "model",
     largest: int = 5_000_000_000,
+    dtype: Any = np.float32,
 ) -> None:
-    """Write float32 tensors into a folder: one file `name`.safetensors, or shards of at most `largest` bytes and their index.
+    """Write tensors of a dtype into a folder: one file `name`.safetensors, or shards of at most `largest` bytes and their index.
 
     `fetch` returns a tensor by its name; the tensors of one shard are in memory at a time.
 
@@ -208,7 +209,7 @@ def write_tensors(
     """
     split = split_state_dict_into_shards_factory(
         dict(shapes),
-        get_storage_size=lambda shape: 4 * math.prod(shape),
+        get_storage_size=lambda shape: np.dtype(dtype).itemsize * math.prod(shape),
         filename_pattern=name + "{suffix}.safetensors",
         max_shard_size=largest,
     )

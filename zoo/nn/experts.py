@@ -219,7 +219,7 @@ def _on_local_arrays(
         PartitionSpec(EXPERT),
     )
     local = functools.partial(apply_experts, activation=activation, expert_axis=EXPERT, ffn_axis=HEADS)
-    # check_vma=False because the rules of gradients here (`to_slots`, `ragged_product`) do not declare how they vary over the mesh.
+    # check_vma=False because the gradients of `to_slots` and `ragged_product` do not declare how they vary over the mesh.
     run = jax.shard_map(local, in_specs=(rows, rows, rows, of_kernels), out_specs=rows, check_vma=False)
     return run(x, chosen, weights, kernels)
 

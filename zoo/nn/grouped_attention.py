@@ -11,7 +11,7 @@ class GroupedSelfAttention(SelfAttention):
     """Self-attention with a projection each for queries, keys and values; `kv_heads` divides `heads`.
 
     With `norm_eps` each head of queries and of keys is RMS-normalized, before it is rotated (Yang et al. 2025, Qwen3, section 2).
-    `qkv_biases` are those of queries, keys and values, `out_bias` that of the output. `sinks` initializes the sinks of `attention`.
+    `qkv_biases` are those of queries, keys and values, `out_bias` that of the output; `sinks` initializes those of `attention`.
     """
 
     def __init__(

@@ -45,6 +45,16 @@ SIZES: dict[str, dict[str, Any]] = {
             "original_max_position_embeddings": 32,
         },
     },
+    # Of the nano: a window narrower than the rows, and a scaling that begins within them.
+    "gpt_oss": {
+        **{"model_type": "gpt_oss", "vocab_size": 4096, "max_position_embeddings": 256, "num_hidden_layers": 4},
+        **{"hidden_size": 192, "num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 32, "intermediate_size": 192},
+        **{"num_local_experts": 8, "num_experts_per_tok": 2, "sliding_window": 16, "swiglu_limit": 0.1},
+        "rope_scaling": {
+            **{"rope_type": "yarn", "factor": 32.0, "beta_fast": 32.0, "beta_slow": 1.0, "truncate": False},
+            "original_max_position_embeddings": 32,
+        },
+    },
     "t5": {"model_type": "t5", "decoder_start_token_id": 0},
     # Not the defaults of its class, which are the large size's.
     "xlnet": {"model_type": "xlnet", "d_model": 768, "n_layer": 12, "n_head": 12, "d_inner": 3072},
