@@ -78,6 +78,7 @@ def describe(row: SizeRow) -> dict[str, Any]:
         "family": row.family,
         "objective": row.size.objective,
         "parameters": row.parameters,
+        "active_parameters": configs.active_parameters(row.size.config, row.parameters),
         "published_parameters": row.size.published_count,
         "source": row.size.source,
         "note": row.size.note,
@@ -121,6 +122,8 @@ def _page(console: Console, row: SizeRow) -> None:
     facts.add_column()
     facts.add_row("family", f"{row.family}, {_kind(size.objective)}")
     facts.add_row("parameters", f"{row.parameters:,}")
+    if (active := configs.active_parameters(size.config, row.parameters)) is not None:
+        facts.add_row("active", f"{active:,} of them are used for a token, with the output table and without the input table")
     facts.add_row("published", "no exact count" if size.published_count is None else f"{size.published_count:,}")
     facts.add_row("source", size.source)
     if size.note:

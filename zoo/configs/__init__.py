@@ -280,6 +280,12 @@ def family_of(config: Any) -> str:
     return next((plugin.name for plugin in plugins.installed("zoo.models") if plugin.value == module), name)
 
 
+def active_parameters(config: Any, parameters: int) -> int | None:
+    """Return how many of a model's `parameters` a token uses, in a family with experts; None in any other."""
+    count = getattr(family(family_of(config)), "active_parameters", None)
+    return None if count is None else count(config, parameters)
+
+
 def longest_row(config: Any) -> int | None:
     """Return the maximum number of tokens in a row; None = no limit, for a family without learned positions."""
     if hasattr(config, "context"):

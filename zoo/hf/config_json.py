@@ -265,6 +265,7 @@ KINDS: dict[str, Any] = {
     **{"chunk_size_feed_forward": int, "is_encoder_decoder": bool, "forced_eos_token_id": int | list[int] | None},
     **{"summary_type": str, "summary_use_proj": bool, "summary_activation": str | None, "summary_proj_to_labels": bool},
     **{"summary_first_dropout": float | int, "reorder_and_upcast_attn": bool},
+    **{"output_router_logits": bool, "router_aux_loss_coef": float},
     **{"pretraining_tp": int | None, "sliding_window": int | None, "max_window_layers": int},
     **{"use_mems_eval": bool, "use_mems_train": bool, "start_n_top": int, "end_n_top": int},
 }

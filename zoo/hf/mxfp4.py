@@ -1,8 +1,8 @@
 """MXFP4, in which gpt-oss publishes its experts' kernels (Open Compute Project, Microscaling Formats 1.0, section 5.2).
 
-A kernel X [E, 32 G, R] is published as `X_blocks`, uint8 [E, R, G, 16], and `X_scales`, uint8 [E, R, G]. A block has 32 numbers of
-4 bits (sign, 2 bits of exponent, 1 of mantissa), two in each byte, the lower half first, and a scale, 2^(byte - 127). Blocks run
-along the summed axis of the kernel. All numbers are exact in bfloat16.
+A kernel X [E, 32 G, R] is published as `X_blocks`, uint8 [E, R, G, 16], and `X_scales`, uint8 [E, R, G]. A block has 32 numbers
+of 4 bits (sign, 2 bits of exponent, 1 of mantissa), two in each byte, the lower half first, and a scale, 2^(byte - 127). Blocks
+run along the summed axis of the kernel. All numbers are exact in bfloat16.
 """
 
 import dataclasses
@@ -36,8 +36,8 @@ class Mxfp4Tensor(Tensor):
         return cls(blocks.file, blocks.start, (experts, 2 * BYTES * groups, rows), "BF16", blocks, scales)
 
     def view(self) -> np.ndarray:
-        """Return the decoded tensor, bfloat16 [E, 32 G, R]; the last ones are kept, since every shard of a leaf reads them."""
-        return _decoded(self)
+        """Return the decoded tensor, bfloat16 [E, 32 G, R]; the last ones are cached, since every shard of a leaf reads them."""
+        return _decoded(self, self.file.stat().st_mtime_ns)
 
 
 def decoded(tensors: Mapping[str, Tensor], folder: Path) -> dict[str, Tensor]:
@@ -68,7 +68,8 @@ def decoded(tensors: Mapping[str, Tensor], folder: Path) -> dict[str, Tensor]:
 
 
 @functools.lru_cache(maxsize=2)
-def _decoded(tensor: Mxfp4Tensor) -> np.ndarray:
+def _decoded(tensor: Mxfp4Tensor, modified: int) -> np.ndarray:
+    """Return a decoded tensor; `modified` is the time at which its file was, so that the cache has no old content."""
     blocks, scales = tensor.blocks.view(), tensor.scales.view()
     experts, rows, groups, _ = blocks.shape
     result = np.empty((experts, 2 * BYTES * groups, rows), jnp.bfloat16)
@@ -76,6 +77,6 @@ def _decoded(tensor: Mxfp4Tensor) -> np.ndarray:
         halves = np.stack([blocks[expert] & 15, blocks[expert] >> 4], axis=-1).reshape(rows, groups, 2 * BYTES)
         # A scale of 255 is the format's NaN.
         exponent = scales[expert].astype(np.int32)
-        scale = np.where(exponent == 255, np.nan, np.ldexp(np.float32(1), exponent - 127))
+        scale = np.where(exponent == 255, np.nan, np.ldexp(np.float32(1), np.minimum(exponent, 254) - 127))
         result[expert] = (VALUES[halves] * scale[..., None]).reshape(rows, -1).T.astype(jnp.bfloat16)
     return result

@@ -84,6 +84,9 @@ LLAMA = {
 }
 """Counted tensor by tensor from the released shapes, a tied table once."""
 
+GPT_OSS = {"gpt-oss-20b": (20_914_757_184, 3_608_307_264), "gpt-oss-120b": (116_829_156_672, 5_132_849_472)}
+"""All parameters, and those of which a token uses each; the model card says 20.91B, 3.61B, 116.83B and 5.13B."""
+
 XLNET = {"xlnet-base-cased": (116_718_336, 116_750_336), "xlnet-large-cased": (360_268_800, 360_300_800)}
 """The body, and with the bias of the words."""
 
@@ -176,6 +179,7 @@ def expected_counts() -> list[tuple[str, dict[str, Any], int]]:
     heads += [(name, zip(("body", "masked"), counts, strict=True)) for name, counts in MODERNBERT.items()]
     return [
         *((name, {}, count) for name, count in (GPT | LLAMA | ENCODER_DECODERS).items()),
+        *((name, {}, count) for name, (count, _) in GPT_OSS.items()),
         *((f"{name}-alternating", {}, GPT[name]) for name in TABLE_2_1),
         *((name, {"tied": True}, count) for name, count in ONE_TABLE.items()),
         *((name, {"attention_bias": True}, count) for name, count in BIASED.items()),
@@ -370,7 +374,9 @@ def test_weights_of_a_size_are_recognized_by_its_numbers() -> None:
 
 @pytest.mark.parametrize("lookup", [configs.find_size, models_table.render])
 def test_unpublished_architectures_and_unknown_names_are_refused(lookup: Any) -> None:
-    with pytest.raises(BadInput, match=r"architecture of gpt-4 is unpublished.* here is gpt3-175b"):
+    with pytest.raises(
+        BadInput, match=r"architecture of gpt-4 is unpublished.* here are gpt-oss-120b, by the same lab, and gpt3-175b"
+    ):
         lookup("gpt-4")
     for typed, nearest in (("gpt3-175", "gpt3-175b"), ("gtp2-xl", "gpt2-xl"), ("turing", "turing-nlg")):
         with pytest.raises(BadInput, match=f"'{typed}'; the nearest is '{nearest}'"):

@@ -30,6 +30,7 @@ NO_RANKS = {"query_ranks": None, "key_ranks": None}
 NO_SEGMENTS = {"key_segments": None, "query_segments": None}
 LEAKS: dict[str, tuple[dict[str, Any], ...]] = {
     "gpt": ({"causal": False}, {"window": None}, NO_SEGMENTS, {"key_positions": None}),
+    "gpt_oss": ({"causal": False}, NO_SEGMENTS, {"key_positions": None}),
     "llama": ({"causal": False}, NO_SEGMENTS, {"key_positions": None}),
     "t5": (NO_RANKS, NO_SEGMENTS),
     "transformer": ({"causal": False}, NO_SEGMENTS, {"key_positions": None}),
@@ -124,6 +125,7 @@ def leaky(net: Model, params: Any, batch: Batch, changes: dict[str, Any]) -> np.
         ("t5", {"architecture": "shared"}),
         pytest.param("t5", {}, marks=pytest.mark.full),
         pytest.param("t5", {"architecture": "decoder"}, marks=pytest.mark.full),
+        pytest.param("gpt_oss", {}, marks=pytest.mark.full),
         pytest.param("llama", {}, marks=pytest.mark.full),
         pytest.param("transformer", {}, marks=pytest.mark.full),
         pytest.param("xlnet", {}, marks=pytest.mark.full),
