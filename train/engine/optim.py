@@ -30,6 +30,9 @@ MATRICES: tuple[tuple[re.Pattern[str], tuple[int, ...], tuple[int, ...]], ...] =
     (re.compile(r"layers/(.*/)?(attention|cross)/out/kernel$"), (1, 2), (3,)),  # [L, N, H, D]
     (re.compile(r"layers/(.*/)?mlp/(up|down)/kernel$"), (1,), (2,)),  # [L, D, F] and [L, F, D]
     (re.compile(r"layers/(.*/)?mlp/gated/kernel$"), (1,), (3,)),  # [L, D, 2, F]
+    (re.compile(r"layers/(.*/)?router/kernel$"), (1,), (2,)),  # [L, D, E]
+    (re.compile(r"layers/(.*/)?experts/gated/kernel$"), (2,), (4,)),  # [L, E, D, 2, F]
+    (re.compile(r"layers/(.*/)?experts/down/kernel$"), (2,), (3,)),  # [L, E, F, D]
 )
 """Path of a leaf of the layers -> its input axes and its output axes. Any other axis counts separate matrices."""
 

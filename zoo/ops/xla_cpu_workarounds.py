@@ -90,7 +90,9 @@ def split_layers(params: dict[str, Any]) -> dict[str, Any]:
     """
 
     def own(path: Any, leaf: Array, index: int) -> Any:
-        return OutputMajor(leaf[index].T) if path[-1].key == "kernel" and leaf.ndim > 2 else leaf[index]
+        # A token is multiplied with few of the experts' kernels, each by itself: they stay as they are.
+        is_linear = path[-1].key == "kernel" and leaf.ndim > 2 and all(entry.key != "experts" for entry in path)
+        return OutputMajor(leaf[index].T) if is_linear else leaf[index]
 
     def split(name: str, tree: Any) -> Any:
         if not isinstance(tree, dict):

@@ -65,7 +65,7 @@ def test_muon_uses_adam_outside_the_matrices_of_the_layers() -> None:
     assert unequal == ["layers/mlp/up/kernel"]
 
 
-SIZES = ("gpt-nano", "xlnet-nano", "t5-nano", "transformer-nano", "bert-nano")
+SIZES = ("gpt-nano", "gpt-oss-nano", "xlnet-nano", "t5-nano", "transformer-nano", "bert-nano")
 
 
 @pytest.mark.parametrize(("size", "changes"), [*((size, {}) for size in SIZES), ("transformer-nano", {"head_dim": 16})])
