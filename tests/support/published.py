@@ -200,6 +200,6 @@ def write_index(folder: Path, files: dict[str, str]) -> None:
 
 
 def nano(family: str) -> dict[str, Any]:
-    size = configs.find_size(f"{family}-nano")[1]
+    size = configs.find_size(f"{family.replace('_', '-')}-nano")[1]
     numbers = configs.family(family)
     return {"model_type": numbers.MODEL_TYPE, **numbers.to_published(size.config)}
