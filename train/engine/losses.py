@@ -72,7 +72,8 @@ def model_terms(out: Output) -> dict[str, Float[Array, ""]]:
 
 def model_weights(model: Model, batch: Batch) -> dict[str, Float[Array, ""]]:
     """Return the divisors of `model_terms`: the number of rows."""
-    return dict.fromkeys(model.loss_factors, jnp.float32(batch.tokens.shape[0]))
+    rows = jnp.float32(batch.tokens.shape[0])
+    return {name: rows for name in model.loss_factors}
 
 
 def class_losses(logits: Float[Array, "*B O"], labels: Int[Array, "*B"], smoothing: float = 0.0) -> Float[Array, "*B"]:

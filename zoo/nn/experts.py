@@ -160,7 +160,7 @@ class Slots:
 
     @property
     def filled(self) -> Bool[Array, " R"]:
-        """Whether a slot has an assignment."""
+        """True for a slot with an assignment."""
         return self.assignment < self.of_assignment.size
 
 
@@ -212,12 +212,9 @@ def _on_local_arrays(
         return apply_experts(x, chosen, weights, kernels, activation=activation)
     batch = (*(axis for axis in BATCH if axis in auto_axes), *(axis for axis in mesh.axis_names if axis not in {*BATCH, HEADS}))
     rows = PartitionSpec(batch)
-    of_kernels = Kernels(
-        PartitionSpec(EXPERT, None, None, HEADS),
-        PartitionSpec(EXPERT, None, HEADS),
-        PartitionSpec(EXPERT, HEADS),
-        PartitionSpec(EXPERT),
-    )
+    gated, gated_bias = PartitionSpec(EXPERT, None, None, HEADS), PartitionSpec(EXPERT, None, HEADS)
+    down, down_bias = PartitionSpec(EXPERT, HEADS), PartitionSpec(EXPERT)
+    of_kernels: Any = jax.tree.unflatten(jax.tree.structure(kernels), (gated, gated_bias, down, down_bias))
     local = functools.partial(apply_experts, activation=activation, expert_axis=EXPERT, ffn_axis=HEADS)
     # check_vma=False because the gradients of `to_slots` and `ragged_product` do not declare how they vary over the mesh.
     run = jax.shard_map(local, in_specs=(rows, rows, rows, of_kernels), out_specs=rows, check_vma=False)

@@ -69,11 +69,11 @@ def _by_tiles(
     return y.reshape(x.shape[0], -1)
 
 
-def _by_tiles_fwd(x: Array, kernels: Array, biases: Array, groups: Array) -> tuple[Array, tuple[Array, ...]]:
+def _by_tiles_fwd(x: Array, kernels: Array, biases: Array, groups: Array) -> tuple[Array, tuple[Array, Array, Array, Array]]:
     return _by_tiles(x, kernels, biases, groups), (x, kernels, biases, groups)
 
 
-def _by_tiles_bwd(residuals: tuple[Array, ...], d_y: Array) -> tuple[Array, Array, Array, None]:
+def _by_tiles_bwd(residuals: tuple[Array, Array, Array, Array], d_y: Array) -> tuple[Array, Array, Array, None]:
     x, kernels, biases, groups = residuals
 
     def one_tile(sums: tuple[Array, Array], tile: tuple[Array, Array, Array]) -> tuple[tuple[Array, Array], Array]:
@@ -83,8 +83,8 @@ def _by_tiles_bwd(residuals: tuple[Array, ...], d_y: Array) -> tuple[Array, Arra
         return sums, jnp.dot(d_rows, kernels[group].T, preferred_element_type=_wide(kernels)).astype(x.dtype)
 
     zeros = jnp.zeros(kernels.shape, _wide(kernels)), jnp.zeros(biases.shape, _wide(biases))
-    tiles = (array.reshape(groups.shape[0], -1, array.shape[1]) for array in (x, d_y))
-    (d_kernels, d_biases), d_x = jax.lax.scan(one_tile, zeros, (*tiles, groups))
+    x_tiles, d_tiles = (array.reshape(groups.shape[0], -1, array.shape[1]) for array in (x, d_y))
+    (d_kernels, d_biases), d_x = jax.lax.scan(one_tile, zeros, (x_tiles, d_tiles, groups))
     return d_x.reshape(x.shape), d_kernels.astype(kernels.dtype), d_biases.astype(biases.dtype), None
 
 

@@ -152,8 +152,8 @@ def test_gradients_are_those_of_a_dense_sum() -> None:
         return (jnp.einsum("bte,bted->btd", weights, out) * probe).sum()
 
     with jax.default_matmul_precision("highest"):
-        ours, theirs = (jax.jit(jax.grad(f, argnums=(0, 1)))(params_of(experts), x) for f in (sparse, dense))
-    assert_equal_gradients(jax.device_get(ours), jax.device_get(theirs))
+        sparse_gradients, dense_gradients = (jax.jit(jax.grad(f, argnums=(0, 1)))(params_of(experts), x) for f in (sparse, dense))
+    assert_equal_gradients(jax.device_get(sparse_gradients), jax.device_get(dense_gradients))
 
 
 @pytest.mark.parametrize("mesh", ["expert=2,data=2,tensor=2", "expert=4,fsdp=2"])
