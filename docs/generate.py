@@ -103,7 +103,7 @@ def options_page() -> str:
                 group.recipes.setdefault(option.name, []).append(name)
                 defaults[name][option.name] = default
     ordered = dict(sorted(groups.items(), key=lambda item: item[1].title == "model"))
-    links = [f"[{text}](#{re.sub(r'[^a-z0-9 -]', '', text.lower()).replace(' ', '-')})" for text in ordered]
+    links = [f"[{text}](#{re.sub(r'[^a-z0-9_ -]', '', text.lower()).replace(' ', '-')})" for text in ordered]
     sections = [NOTE, OPTIONS_INTRO.replace("DEFAULT_RECIPE", recipes.DEFAULT)]
     sections += [textwrap.fill(f"Groups: {', '.join(links)}.", 130, break_on_hyphens=False) + "\n"]
     sections += [group_section(text, group, defaults) for text, group in ordered.items()]

@@ -217,9 +217,9 @@ def _sample(
     progress(0, len(batches))
     for done, begin in enumerate(batches, 1):
         of_batch = numbers[:, begin : begin + sampler.rows]
-        asked = [rows[number] for number in of_batch[0].tolist()]
-        responses = sampler.sample(params, asked, of_batch)
-        for place, row in enumerate(asked):
+        batch_rows = [rows[number] for number in of_batch[0].tolist()]
+        responses = sampler.sample(params, batch_rows, of_batch)
+        for place, row in enumerate(batch_rows):
             completions.append(Completion(prompts[row.example], sampler.text(responses, place), responses.text_ids(place)))
             sides.append(row.with_response(responses.ids(place)))
         ended += responses.ended.tolist()

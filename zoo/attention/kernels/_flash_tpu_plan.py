@@ -1,4 +1,4 @@
-"""What the kernels of `flash_tpu` share: the static part of a call, and operations on the arrays of a tile."""
+"""The static part of a call of `flash_tpu`, and the operations on the arrays of a tile that its kernels share."""
 
 import dataclasses
 import functools
