@@ -42,6 +42,7 @@ from zoo import models
 from zoo.attention import attention
 from zoo.batch import Batch
 from zoo.errors import BadInput
+from zoo.fault_points import fault_point
 from zoo.models import Model, parameter_count
 from zoo.precision import DTYPES, cast_params, resolve_precision
 from zoo.runtime import hang_watch, jax_setup
@@ -94,6 +95,7 @@ def _run(
     started = time.perf_counter()
     # --- Devices and precision ---
     console.progress("starting the devices", now=True)
+    fault_point("train.start")
     folder, process = RunDir.of(run), jax.process_index()
     # A run that began on CPU and is resumed on an accelerator keeps its precision.
     run = run_inputs.resolve_config(dataclasses.replace(run, precision=resolve_precision(run.precision)), folder)
@@ -258,6 +260,7 @@ def _run(
 
         # --- Steps ---
         console.doing("compiling the step")
+        fault_point("train.compile")
         # A run that stopped early and was killed before its score has no step left.
         step, signalled, exhausted = first, False, "" if restored is None else restored[1].get("ended", "")
         stopping = bool(exhausted) or best.exhausted(first)
@@ -274,6 +277,7 @@ def _run(
                 with this_process.stage("waiting for the devices", waiting=True):
                     state, measured = engine.step(state, engine.shard_batch(host), frozen)
                 stop.begin()
+                fault_point("train.step")
                 recorder.step(measured, feed.rows_of(step) if run.log.ledger else None)
                 step += 1
                 checkpoints.poll()
@@ -285,6 +289,7 @@ def _run(
                     recorder.row(counts.total(), *feed.metrics())
                 if recorder.due(run.log.validate_every):
                     with recorder.pause("validating"):
+                        fault_point("train.validate")
                         began = time.perf_counter()
                         params = scored(engine.get(state).params)
                         score = validate(params)
@@ -295,6 +300,7 @@ def _run(
                         stopping = stopping or best.exhausted(step)
                 if recorder.due(run.checkpoint.every) or stopping:
                     with recorder.pause("saving"):
+                        fault_point("train.save")
                         recorder.sync()
                         counted = {"records": recorder.summaries(), "counts": counts.total()}
                         reached = {"feed": feed.saved(), "ended": exhausted}
@@ -318,6 +324,7 @@ def _run(
 
         # --- Score ---
         console.doing("scoring the held-out data")
+        fault_point("train.score")
         stride, (params, scored_step) = max(1, run.data.length // 2), best.params(engine.get(state), built.state)
         params = scored(params)
         score = scorer(data.scored_rows(run, stride))(params)
@@ -329,10 +336,12 @@ def _run(
                 write_outcomes(folder, HELD_OUT, outcomes)
             # Written before the samples and after the other results of scoring: a run with a score counts as finished.
             write_json(folder.scores, {**score.record(), "stride": stride, "step": scored_step})
+        fault_point("train.scored")
         if sample is not None and run.log.samples:
             console.doing("writing samples")
             sample_args = (folder.samples, model, params, mesh, data)
             sample(*sample_args, length=run.data.length, step=scored_step, dtype=dtype, count=run.log.samples)
+        fault_point("train.report")
         if process == 0:
             on_end(folder.path)
         for line in metric_definitions.notices(score.record()):

@@ -17,6 +17,7 @@ from typing import Any
 import jax
 
 from zoo.errors import BadInput
+from zoo.fault_points import fault_point
 from zoo.sha256_and_fsync import fsync, sha256
 
 NAME = "COMMIT.json"
@@ -49,6 +50,7 @@ class Manifest:
         for path, file in _files(folder).items():
             self.files[path] = {"size": file.stat().st_size, "sha256": sha256(file, sync=True)}
         own_file = folder / NAME
+        fault_point("checkpoint.manifest")
         own_file.write_text(_add_digest({"format": FORMAT, **dataclasses.asdict(self)}), encoding="utf-8")
         fsync(own_file)
         for directory, _, _ in os.walk(folder):
@@ -163,6 +165,7 @@ def _add_digest(content: dict[str, Any]) -> str:
 
 def _read_content(file: pathlib.Path) -> dict[str, Any]:
     try:
+        fault_point("checkpoint.read")
         text = file.read_text(encoding="utf-8")
         content = json.loads(text)
         del content["sha256"]

@@ -18,6 +18,8 @@ import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
+from zoo.fault_points import fault_point
+
 PEER_TIMEOUT = 600
 """Seconds that a process waits for the others after it has written its part."""
 SAVE_MEMORY = (128 << 20) + (8 << 20) * (os.cpu_count() or 1)
@@ -51,6 +53,7 @@ def start_writing(folder: pathlib.Path, leaves: dict[str, jax.Array]) -> Callabl
         A function that waits until this process's part is written, and raises the error if that failed.
     """
     _silence_tracebacks()
+    fault_point("checkpoint.arrays")
     futures = asyncio.run(_handler().async_save(epath.Path(folder), args=ocp.args.PyTreeSave(leaves)))
 
     def wait() -> None:
@@ -71,6 +74,7 @@ def read(folder: pathlib.Path, leaves: dict[str, jax.ShapeDtypeStruct]) -> dict[
     Other leaves of the folder are not read. Orbax cuts a leaf to fit another shape and casts it to another dtype, so the caller
     must have compared both.
     """
+    fault_point("checkpoint.restore")
     restore_args = ocp.checkpoint_utils.construct_restore_args(leaves)
     with jax.transfer_guard("allow"):
         handler = ocp.PyTreeCheckpointHandler()

@@ -16,6 +16,7 @@ from train.checkpoints.slow_save import SlowSaveReports
 from train.checkpoints.step_folders import StepFolders
 from zoo import errors
 from zoo.errors import BadInput
+from zoo.fault_points import fault_point
 from zoo.sha256_and_fsync import fsync
 
 _barriers = itertools.count()
@@ -154,6 +155,7 @@ class Saver:
             self._folders.set_aside(save.step, DamagedCheckpoint("it has no valid manifest and blocks a save"))
         try:
             self._folders.remove_temporaries()
+            fault_point("checkpoint.mkdir")
             self._folders.temporary(save.step).mkdir()
         except OSError as error:
             save.verdict.set_result(error)
@@ -182,6 +184,7 @@ class Saver:
         failure, temporary = None, self._folders.temporary(save.step)
         try:
             written()
+            fault_point("checkpoint.written")
             # A file marks success rather than failure: a full disk may have no space for it.
             (temporary / f"written.{jax.process_index()}").touch()
         except Exception as error:
@@ -208,7 +211,15 @@ class Saver:
                 (temporary / f"written.{process}").unlink()
             except FileNotFoundError as error:
                 raise PeerFailed(f"process {process} could not write its part") from error
+        fault_point("checkpoint.merge")
         orbax_io.finish_writing(temporary)
         save.manifest.write(temporary)
+        fault_point("checkpoint.rename")
         temporary.rename(self._folders.path(save.step))
-        fsync(self._folders.folder)
+        try:
+            fault_point("checkpoint.committed")
+            fsync(self._folders.folder)
+        except OSError:
+            # It may not survive a power failure, so it does not count; the other processes look for its final name.
+            self._folders.path(save.step).rename(temporary)
+            raise

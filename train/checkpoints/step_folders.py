@@ -11,7 +11,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from train.checkpoints.manifest import DamagedCheckpoint, Manifest, folder_name, kind_of_entry
-from zoo.errors import BadInput
+from zoo.errors import BadInput, remedy
+from zoo.fault_points import fault_point
 
 
 class StepFolders:
@@ -105,11 +106,18 @@ class StepFolders:
                 shutil.rmtree(entry)
 
     def prune(self) -> None:
-        """Remove all valid steps but the newest `keep`."""
+        """Remove all valid steps but the newest `keep`; an error is reported, since the save that calls this has succeeded."""
         for step in self.valid_steps()[self._keep :]:
             # Renamed first, so that a kill during the deletion leaves no incomplete step under a step's name.
             old = self.path(step)
-            shutil.rmtree(old.rename(old.with_suffix(".tmp")), ignore_errors=True)
+            try:
+                fault_point("checkpoint.delete")
+                deleted = old.rename(old.with_suffix(".tmp"))
+                fault_point("checkpoint.deleting")
+            except OSError as error:
+                self.report(f"{old} cannot be deleted ({error.strerror}); the run continues, and the next save tries again")
+                return
+            shutil.rmtree(deleted, ignore_errors=True)
 
     def set_aside(self, step: int, damage: DamagedCheckpoint) -> None:
         """Report a damaged step and rename its folder; a reader only skips it from now on."""
@@ -122,7 +130,12 @@ class StepFolders:
             self.report(f"{message}; it is skipped, and the one before it is used")
             return
         target = next(name for n in itertools.count(1) if not os.path.lexists(name := folder.with_suffix(f".corrupt-{n}")))
-        folder.rename(target)
+        try:
+            fault_point("checkpoint.set_aside")
+            folder.rename(target)
+        except OSError as error:
+            fix = f"{remedy(error)}, or remove it, and run the same command again"
+            raise BadInput(f"{folder} is damaged ({damage}) and cannot be renamed ({error.strerror}); {fix}") from None
         self.report(f"{message}; it is now {target.name}, and the one before it is used")
 
     def agree(self, decide: Callable[[], int | None]) -> int:

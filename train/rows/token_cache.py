@@ -24,6 +24,7 @@ from train.data.corpus import Documents, digest_documents
 from train.data.text_files import Digest, Document
 from train.tokenizers.tokenizer import Tokenizer
 from zoo.errors import BadInput
+from zoo.fault_points import fault_point
 from zoo.sha256_and_fsync import sha256
 
 FORMAT = 2
@@ -169,6 +170,7 @@ def _write(folder: Path, documents: Documents, tokenizer: Tokenizer, fingerprint
         raise BadInput("--data.paths: a file changed while it was being read; start again")
     files = {name: {"bytes": (folder / name).stat().st_size, "sha256": sha256(folder / name)} for name in FILES}
     header = {"fingerprint": fingerprint, "dtype": parts.dtype.name, "end_of_text": tokenizer.end_of_text, "files": files}
+    fault_point("tokens.header")
     (folder / HEADER).write_text(json.dumps(header, indent=1))
 
 
@@ -215,6 +217,7 @@ class _Parts:
         ends = [end + len(content) for end, content in zip(ends, contents, strict=True)]
         line = {"ends": ends, "sha256": hashlib.sha256(b"".join(contents)).hexdigest(), "text": text}
         for file, content in zip(self._files, (*contents, _encoded(line)), strict=True):
+            fault_point("tokens.write")
             file.write(content)
             file.flush()
         self._lines.append(line)
@@ -266,6 +269,7 @@ def _open(folder: Path, fingerprint: str) -> Tokens:
         _Damaged: a file is missing or does not match the header.
     """
     try:
+        fault_point("tokens.read")
         header = json.loads((folder / HEADER).read_text())
         for name, expected in header["files"].items():
             if (size := (folder / name).stat().st_size) != expected["bytes"]:
@@ -287,6 +291,7 @@ def _publish(work_folder: Path, folder: Path, fingerprint: str) -> None:
     """Rename a finished folder to its final name. If another process was faster, its folder stays, unless it is damaged."""
     while True:
         try:
+            fault_point("tokens.rename")
             return os.rename(work_folder, folder)
         except OSError as error:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):

@@ -17,6 +17,7 @@ import numpy as np
 from train.run.provenance import peak_bytes, read_provenance
 from train.run.run_dir import RunDir, write_text
 from zoo.errors import BadInput, cannot_write
+from zoo.fault_points import fault_point
 
 # JSON has no numbers for these; protobuf's JSON mapping uses the same strings.
 NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
@@ -52,6 +53,7 @@ class Metrics:
         """
         line = remaining = _line(row).encode()
         try:
+            fault_point("rows.write")
             while remaining:
                 remaining = remaining[self._file.write(remaining) :]
         except OSError as error:
@@ -66,6 +68,7 @@ class Metrics:
             BadInput: the rows cannot be written to it.
         """
         try:
+            fault_point("rows.fsync")
             os.fsync(self._file.fileno())
         except OSError as error:
             raise cannot_write(self._path, error) from None
@@ -132,6 +135,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
         BadInput: the file cannot be read, or a line is not a valid row (the message has its number).
     """
     try:
+        fault_point("rows.read")
         *lines, last = path.read_bytes().split(b"\n")
     except OSError as error:
         raise BadInput(f"{path} cannot be read ({error.strerror})") from None

@@ -21,6 +21,7 @@ from train.config.run_plugins import used_plugins
 from zoo import configs, plugins
 from zoo.configs import Objective
 from zoo.errors import BadInput, cannot_write
+from zoo.fault_points import fault_point
 from zoo.hf import config_json
 from zoo.sha256_and_fsync import fsync
 
@@ -313,9 +314,12 @@ def replace_atomically(path: Path) -> Iterator[IO[bytes]]:
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         with partial.open("wb") as file:
+            fault_point("file.write")
             yield file
             file.flush()
+            fault_point("file.fsync")
             os.fsync(file.fileno())
+        fault_point("file.rename")
         partial.replace(path)
     except BaseException:
         with contextlib.suppress(OSError):

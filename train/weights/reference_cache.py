@@ -10,8 +10,11 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float32
 
+from zoo.fault_points import fault_point
+
 FORMAT = 1
 """Version of the files: incremented with every change of their content."""
+
 log = logging.getLogger(__name__)
 
 
@@ -22,6 +25,7 @@ def read(folder: Path, key: str, rows: int) -> Float32[np.ndarray, "rows 2"] | N
     """
     file = folder / key
     try:
+        fault_point("reference.read")
         header, _, content = file.read_bytes().partition(b"\n")
     except FileNotFoundError:
         return None
@@ -40,7 +44,9 @@ def write(folder: Path, key: str, values: Float32[np.ndarray, "rows 2"]) -> None
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=folder, prefix=".writing-", delete=False) as file:
+            fault_point("reference.write")
             file.write(_header(key, len(values), content) + b"\n" + content)
+        fault_point("reference.rename")
         os.replace(file.name, folder / key)
     except OSError as error:
         log.warning("%s: the reference cannot be cached there (%s); a resumed run computes it again", folder, error.strerror)

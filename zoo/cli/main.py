@@ -9,6 +9,7 @@ import platform
 import sys
 from collections.abc import Callable, Sequence
 
+from zoo import fault_points
 from zoo.cli import early_checks
 from zoo.errors import BadInput, remedy
 from zoo.runtime import stdio
@@ -59,6 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             near = difflib.get_close_matches(args[0], COMMANDS, n=1)
             nearest = f"the nearest is {near[0]}; " if near else ""
             raise BadInput(f"there is no command {args[0]!r}; {nearest}choose {', '.join(COMMANDS)}")
+        fault_points.read_environment()
         early_checks.check_packages()
         return _find(args[0])(args[1:])
     except BadInput as error:

@@ -23,6 +23,7 @@ from huggingface_hub import split_state_dict_into_shards_factory
 from safetensors.numpy import save_file
 
 from zoo.errors import BadInput
+from zoo.fault_points import fault_point
 from zoo.hf.config_json import parse_json, read_json
 from zoo.sha256_and_fsync import fsync
 
@@ -97,6 +98,7 @@ def read_header(file: Path) -> dict[str, Tensor]:
         BadInput: the file is damaged, or exceeds a limit: 25 MiB of header, 100,000 tensors, names of 1 to 256 characters.
     """
     try:
+        fault_point("weights.read")
         size = file.stat().st_size
         with file.open("rb") as stream:
             length = int.from_bytes(stream.read(8), "little")
@@ -178,6 +180,7 @@ def new_folder(target: Path):
         for file in (*partial.iterdir(), partial):
             fsync(file)
         # On POSIX a rename replaces only an empty folder, so files that were written there meanwhile are not lost.
+        fault_point("weights.rename")
         partial.rename(target)
         fsync(target.parent)
     except OSError as error:
@@ -214,6 +217,7 @@ def write_tensors(
         max_shard_size=largest,
     )
     for file, names in split.filename_to_tensors.items():
+        fault_point("weights.write")
         try:
             save_file({name: np.ascontiguousarray(fetch(name)) for name in names}, folder / file, metadata={"format": "pt"})
         except safetensors.SafetensorError as error:

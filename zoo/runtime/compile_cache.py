@@ -17,6 +17,7 @@ import jax
 from jax._src import compilation_cache  # JAX has no public way to replace the storage of its cache
 from jax._src.compilation_cache_interface import CacheInterface
 
+from zoo.fault_points import fault_point
 from zoo.runtime import stdio
 
 SUFFIX = ".program"
@@ -38,6 +39,7 @@ class CheckedCache(CacheInterface):
         """Return the entry's content; None if there is no entry, or it cannot be read, or it does not match its digest."""
         file = self.folder / (key + SUFFIX)
         try:
+            fault_point("compiled.read")
             content = file.read_bytes()
         except OSError:
             return None
@@ -64,8 +66,10 @@ class CheckedCache(CacheInterface):
         descriptor, name = tempfile.mkstemp(UNFINISHED, dir=self.folder)
         try:
             with open(descriptor, "wb") as file:
+                fault_point("compiled.write")
                 file.write(hashlib.sha256(value).digest())
                 file.write(value)
+            fault_point("compiled.rename")
             os.replace(name, self.folder / (key + SUFFIX))
         except BaseException:
             with contextlib.suppress(OSError):

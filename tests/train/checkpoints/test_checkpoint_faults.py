@@ -13,11 +13,12 @@ import pytest
 
 from tests.support.processes import ROOT, clean_environment, run_python
 from tests.support.runs import PATIENCE, small_files
-from tests.support.states import Log, abstract, bits, make
+from tests.support.states import Log, abstract, bits, make, save_all
 from train.checkpoints import orbax_io, slow_save
 from train.checkpoints.checkpoints import Checkpoints
 from train.checkpoints.step_folders import StepFolders
 from zoo.errors import BadInput
+from zoo.fault_points import faults
 from zoo.runtime import local_group
 
 
@@ -276,3 +277,79 @@ def test_two_processes_agree_and_one_restores(folder: Path) -> None:
     with Checkpoints(folder, 2, notify=pytest.fail) as checkpoints:
         result = checkpoints.restore(abstract(make(0)))
     assert bits(result[0]) == bits(make(6))
+
+
+ERRORS_IN_A_SAVE = [
+    "checkpoint.mkdir:ENOSPC",
+    "checkpoint.arrays:ENOSPC",
+    "checkpoint.written:EIO",
+    "checkpoint.merge:ESTALE",
+    "checkpoint.manifest:ENOSPC",
+    "checkpoint.rename:EIO",
+    "checkpoint.committed:EIO",
+    "file.digest:EIO:2",
+    *(f"file.fsync:EIO:{number}" for number in (1, 3, 5, 7)),
+]
+
+
+@pytest.mark.planted(len(ERRORS_IN_A_SAVE))
+def test_an_error_anywhere_in_a_save_costs_that_checkpoint_alone(folder: Path) -> None:
+    """Also after the folder has its final name: if that name may not be on the disk, the checkpoint does not count."""
+    log = Log()
+    with Checkpoints(folder, 1, notify=log) as checkpoints:
+        for number, fault in enumerate(ERRORS_IN_A_SAVE):
+            good, failing = 2 * number + 1, 2 * number + 2
+            checkpoints.save(make(good), {})
+            assert checkpoints.wait() and not log, (fault, log)
+            with faults(fault):
+                checkpoints.save(make(failing), {})
+                assert not checkpoints.wait(), fault
+            [line] = log
+            assert line.startswith(f"CHECKPOINT of step {failing} FAILED and was removed: "), fault
+            assert os.listdir(folder) == [f"{good:08d}"], fault
+            log.clear()
+
+
+@pytest.mark.planted(2)
+@pytest.mark.parametrize(("point", "name"), [("checkpoint.delete", "00000001"), ("checkpoint.deleting", "00000001.tmp")])
+def test_an_old_step_that_cannot_be_deleted_is_deleted_after_a_later_save(point: str, name: str, folder: Path) -> None:
+    """It used to end the run with a traceback, though the save had succeeded."""
+    log = Log()
+    with Checkpoints(folder, 1, notify=log) as checkpoints:
+        checkpoints.save(make(1), {})
+        assert checkpoints.wait()
+        with faults(f"{point}:EACCES"):
+            checkpoints.save(make(2), {})
+            assert checkpoints.wait() and checkpoints.latest() == 2
+        assert log == [
+            f"{folder}/00000001 cannot be deleted (Permission denied); the run continues, and the next save tries again"
+        ]
+        assert {*os.listdir(folder)} == {name, "00000002"}
+        checkpoints.save(make(3), {})
+        assert checkpoints.wait()
+        assert os.listdir(folder) == ["00000003"] and len(log) == 1
+
+
+@pytest.mark.planted
+def test_a_damaged_step_that_cannot_be_renamed_is_refused(folder: Path) -> None:
+    """It used to be a traceback."""
+    save_all(folder, 1, 2)
+    (folder / "00000002" / "COMMIT.json").unlink()
+    refused = rf"{folder}/00000002 is damaged \(COMMIT.json is missing\) and cannot be renamed \(Read-only file system\); "
+    with (
+        Checkpoints(folder, 9, notify=pytest.fail) as checkpoints,
+        faults("checkpoint.set_aside:EROFS"),
+        pytest.raises(BadInput, match=refused),
+    ):
+        checkpoints.restore(abstract(make(0)))
+
+
+@pytest.mark.planted(2)
+@pytest.mark.parametrize("fault", ["checkpoint.read:EIO", "file.digest:ESTALE"])
+def test_a_step_that_cannot_be_read_is_set_aside(fault: str, folder: Path) -> None:
+    save_all(folder, 1, 2)
+    log = Log()
+    with Checkpoints(folder, 9, notify=log) as checkpoints, faults(fault):
+        result = checkpoints.restore(abstract(make(0)))
+    assert result is not None and int(result[0].step) == 1 and bits(result[0]) == bits(make(1))
+    assert len(log) == 1 and "00000002 IS DAMAGED: " in log[0]
