@@ -22,6 +22,7 @@ from train.tokenizers.byte_bpe import END_OF_TEXT, ENDS, LLAMA_BEGIN
 from train.tokenizers.special_tokens import ROBERTA, SpecialTokens, TextSpecialTokens
 from zoo.errors import BadInput
 from zoo.hf.config_json import read_json
+from zoo.runtime import stdio
 
 FILE, SETTINGS, CHAT = "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"
 LARGEST_FILE = 64 << 20
@@ -448,8 +449,12 @@ def _cuts(content: Any) -> Cuts:
 def _parse(content: str) -> tokenizers.Tokenizer:
     """Parse a tokenizer.json with the library, which panics on some files with an exception that is not an `Exception`."""
     try:
-        return tokenizers.Tokenizer.from_str(content)
+        with stdio.silence_native():
+            return tokenizers.Tokenizer.from_str(content)
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:
-        raise BadInput(f"not a tokenizer ({' '.join(str(error).split())}); write it with the tokenizers library") from None
+        # The library may quote a table of 300 kB.
+        why = " ".join(str(error).split())
+        why = why if len(why) <= 300 else f"{why[:150]} ... {why[-100:]}"
+        raise BadInput(f"not a tokenizer ({why}); write it with the tokenizers library") from None

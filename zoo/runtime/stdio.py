@@ -6,7 +6,7 @@ import io
 import os
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import IO, Any
 
 REPLACEMENTS = str.maketrans(
@@ -71,6 +71,24 @@ def discard(stream: IO[Any]) -> None:
     """Redirect a stream to /dev/null, after its reader has closed the pipe or its disk is full."""
     with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+_silencing = threading.Lock()
+
+
+@contextlib.contextmanager
+def silence_native() -> Iterator[None]:
+    """Discard what is written to stderr in the block: a library in Rust prints a trace before it raises an exception."""
+    # Two blocks at the same time could restore each other's /dev/null.
+    with _silencing, contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):  # stderr may be closed
+            stderr = os.dup(2)
+            stack.callback(os.close, stderr)
+            null = os.open(os.devnull, os.O_WRONLY)
+            stack.callback(os.close, null)
+            os.dup2(null, 2)
+            stack.callback(os.dup2, stderr, 2)
+        yield
 
 
 def write_error(line: str) -> None:

@@ -136,3 +136,18 @@ def test_files_with_flipped_bytes_are_refused_or_read() -> None:
             broken[at] = rng.integers(256)
         with contextlib.suppress(BadInput):
             sentencepiece_proto.parse(bytes(broken))
+
+
+@pytest.mark.planted(2)
+@pytest.mark.parametrize("damage", ["cut", "in the wrong place"])
+def test_a_damaged_table_of_characters_is_refused_in_one_short_line(damage: str, capfd: pytest.CaptureFixture[str]) -> None:
+    """The library panics: it printed a trace to stderr. In its message it quotes the table, of 320,000 characters."""
+    content = trained("sentencepiece").content()
+    table = content["normalizer"]["precompiled_charsmap"]
+    content["normalizer"] = (
+        table if damage == "in the wrong place" else {**content["normalizer"], "precompiled_charsmap": table[:-7]}
+    )
+    with pytest.raises(BadInput) as refused:
+        Tokenizer(content)
+    assert str(refused.value).startswith("not a tokenizer (") and len(str(refused.value)) < 400
+    assert capfd.readouterr().err == ""
