@@ -5,12 +5,11 @@ import os
 import signal
 import subprocess
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from tests.support import compilation, hangs
-from tests.support.processes import ROOT, Ended, clean_environment
+from tests.support.processes import ROOT, Ended, children, clean_environment
 from tests.support.runs import EVERY, PATIENCE, Training, assert_same, gone, home, reference
 from zoo.runtime import progress
 
@@ -34,10 +33,6 @@ def started(run: Training, kind: str, process: int, step: int, *flags: str, **ma
 def ended(process: subprocess.Popen[str]) -> Ended:
     out, err = process.communicate(timeout=PATIENCE)
     return Ended(process.returncode, out, err)
-
-
-def workers(launcher: subprocess.Popen[str]) -> list[int]:
-    return sorted(map(int, Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()))
 
 
 @pytest.mark.full
@@ -66,7 +61,7 @@ def test_a_stopped_worker_ends_the_group_with_one_line() -> None:
     with started(run, "sleep", 1, 0, "--steps", "100000", **TWO) as launcher:
         while not run.checkpoints():
             assert launcher.poll() is None
-        pids = workers(launcher)
+        pids = children(launcher.pid)
         os.kill(pids[1], signal.SIGSTOP)
         done = ended(launcher)
     assert done.code == progress.HANG, done

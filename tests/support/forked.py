@@ -23,6 +23,24 @@ _context: list[ForkServerContext] = []
 _environment: dict[str, str] = {}
 
 
+def with_faults(faults: str, compiled: str = "", cache: str = "") -> None:
+    """Set the faults of this process, see `zoo.fault_points`; `before` of `start`.
+
+    Args:
+        compiled: folder for compiled programs; "" = that of the environment.
+        cache: folder for everything else that is cached; "" = that of the environment.
+    """
+    import jax
+
+    from zoo import fault_points
+
+    fault_points.set_faults(faults)
+    if compiled:
+        jax.config.update("jax_compilation_cache_dir", compiled)
+    if cache:
+        os.environ["ZOO_CACHE"] = cache
+
+
 def start(
     argv: list[str], folder: Path, out: Path, err: Path, environment: Mapping[str, str], before: Callable[[], None] | None = None
 ) -> ForkServerProcess:

@@ -54,6 +54,11 @@ def run_python(*argv: str, env: Mapping[str, str | None] | None = None, cwd: Pat
     return Ended(done.returncode, done.stdout, done.stderr)
 
 
+def children(pid: int) -> list[int]:
+    """Return the ids of the processes that the main thread of a process has started, the oldest first."""
+    return sorted(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
+
+
 def seen_on_terminal(act: Callable[[TextIO], None]) -> str:
     """Return what reaches a terminal that `act` writes to, until it closes."""
     leader, follower = pty.openpty()

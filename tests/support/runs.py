@@ -19,7 +19,7 @@ import numpy as np
 
 from tests.support import compilation, forked, tiny
 from tests.support.environment import SCRATCH
-from tests.support.processes import Ended, clean_environment
+from tests.support.processes import Ended, children, clean_environment
 from train import lora_objective
 from train.checkpoints.checkpoints import Checkpoints
 from train.checkpoints.manifest import by_path
@@ -45,6 +45,7 @@ ROLLOUTS = (
     " --rollout.tokens 6 --rollout.steps 3 --rollout.reward low_ids:share --log.every 2 --log.validate-every 10"
 )
 FLAGS = {
+    "bert-nano": f"{SMALL} --data.paths text.txt --data.rows full_sentences --model.context 32 --model.task masked".split(),
     "gpt-nano": [*tiny.FLAGS, "--data.paths", "text.txt", "--model.attention-dropout", "0.1"],
     "t5-nano": f"{SMALL} --data.paths text.txt --model.decoder-layers 2 --model.head 8".split(),
     "transformer-nano": f"{SMALL} --pairs.source text.txt --pairs.target turned.txt".split(),
@@ -112,7 +113,7 @@ class Training:
     @contextlib.contextmanager
     def start(self, *flags: str, limit: Callable[[], None] | None = None, **machine: int) -> Iterator["Started"]:
         """The command under way, killed at the end of the block if it has not ended by then; `limit` as `forked.start`."""
-        before = _inode(self.folder / "ledger.jsonl")
+        before = inode(self.folder / "ledger.jsonl")
         out, err = (self.home / f"{self.name}.{number}" for number in ("out", "err"))
         process = forked.start(self.argv(*flags, **machine), self.home, out, err, clean_environment() | compilation.FLAGS, limit)
         try:
@@ -185,7 +186,7 @@ class Started:
 
         def taken() -> int:
             # A start replaces the file by one with the steps it goes on from.
-            if _inode(path) in (0, self.ledger_before):
+            if inode(path) in (0, self.ledger_before):
                 return -1
             rows = metrics_file.read_rows(path)
             return rows[-1]["step"] if rows else 0
@@ -229,8 +230,8 @@ class Started:
         return step
 
     def workers(self) -> list[int]:
-        path = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
-        return sorted(map(int, path.read_text().split()))
+        assert self.process.pid is not None
+        return children(self.process.pid)
 
     def ended(self) -> Ended:
         self.process.join(PATIENCE)
@@ -306,7 +307,7 @@ def gone(pids: list[int]) -> bool:
     return not any(map(alive, pids))
 
 
-def _inode(path: Path) -> int:
+def inode(path: Path) -> int:
     with contextlib.suppress(FileNotFoundError):
         return os.stat(path).st_ino
     return 0
