@@ -14,6 +14,8 @@ from train.data.text_files import Document
 from train.rows import token_cache
 from train.tokenizers.tokenizer import Tokenizer
 
+WIDTH = 2048
+"""Width of the arrays of a checkpoint: smaller ones are stored among metadata, which has checksums of its own."""
 KINDS = ("flip", "flip", "flip", "cut", "append", "delete", "zero", "swap", "link", "folder")
 
 
@@ -49,12 +51,12 @@ def damage(folder: Path, chance: random.Random) -> str:
 def checkpoints(task: Task, outcome: Outcome) -> None:
     """Damage the newer of two steps: reading gives its bits, or reports it and gives those of the step before."""
     intact, folder, chance = task.folder / "intact", task.folder / "damaged", task.random()
-    states = {step: bits(make(step)) for step in (1, 2)}
+    states = {step: bits(make(step, width=WIDTH)) for step in (1, 2)}
     with Checkpoints(intact, 9, notify=str) as source:
         for step in states:
-            source.save(make(step), {})
+            source.save(make(step, width=WIDTH), {})
             assert source.wait()
-    template = abstract(make(0))
+    template = abstract(make(0, width=WIDTH))
     while task.more(outcome):
         shutil.rmtree(folder, ignore_errors=True)
         shutil.copytree(intact, folder)

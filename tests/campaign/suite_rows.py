@@ -1,9 +1,10 @@
 """Rows of the matrix that tests of the suite cover: they are run in one pytest process, and their cases are counted."""
 
+import contextlib
 import dataclasses
+import re
 import subprocess
 import sys
-import xml.etree.ElementTree as ElementTree
 from collections.abc import Mapping
 
 from tests.campaign.row_types import CannotRun, Outcome, Task
@@ -217,29 +218,30 @@ SUITE_ROWS = (
 )
 
 
+LINE = re.compile(r"(tests/\S+\.py::.+?) (PASSED|FAILED|ERROR)( |$)")
+
+
 def run_tests(task: Task, tests: tuple[str, ...]) -> dict[str, str]:
-    """Run tests and return {test: "" or the message of its failure}, also of those that ended before the time was over."""
-    report = task.folder / "report.xml"
-    command = [sys.executable, "-m", "pytest", "-q", "--full", "-p", "no:cacheprovider", f"--junitxml={report}", *tests]
-    try:
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=task.seconds() + 60)
-    except subprocess.TimeoutExpired:
-        raise CannotRun("its tests did not end in the share of the time") from None
-    if not report.exists():
-        raise RuntimeError(f"pytest ended with {done.returncode}: {done.stdout[-1000:]}{done.stderr[-1000:]}")
-    outcomes = {}
-    for case in ElementTree.parse(report).getroot().iter("testcase"):
-        failure = next((child for child in case if child.tag in ("failure", "error")), None)
-        path = case.attrib["classname"].replace(".", "/") + ".py"
-        outcomes[f"{path}::{case.attrib['name']}"] = "" if failure is None else failure.attrib.get("message", "failed")
+    """Run tests and return {test: PASSED, FAILED or ERROR} of those that end in time.
+
+    Raises:
+        CannotRun: none of them does.
+    """
+    log = task.folder / "pytest.log"
+    command = [sys.executable, "-m", "pytest", "-v", "--full", "--tb=no", "-p", "no:cacheprovider", *tests]
+    with log.open("w") as stream, contextlib.suppress(subprocess.TimeoutExpired):
+        subprocess.run(command, cwd=ROOT, stdout=stream, stderr=subprocess.STDOUT, timeout=task.seconds() + 60)
+    outcomes = {match[1]: match[2] for line in log.read_text().splitlines() if (match := LINE.match(line))}
+    if not outcomes:
+        raise CannotRun("its tests did not end in their share of the time")
     return outcomes
 
 
 def count(row: SuiteRow, outcomes: Mapping[str, str], outcome: Outcome) -> None:
     """Count the cases of a row's tests."""
     for test in row.tests:
-        for name, failure in outcomes.items():
+        for name, result in outcomes.items():
             if name == test or name.startswith((f"{test}[", f"{test}::")):
                 outcome.add(test.rpartition("/")[2])
-                if failure:
-                    outcome.fail(f"{name}: {failure}")
+                if result != "PASSED":
+                    outcome.fail(f"{name}: {result}")

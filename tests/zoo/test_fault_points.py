@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.support.processes import ROOT, Ended
+from tests.support.processes import ROOT, Ended, run_python
 from zoo import fault_points
 from zoo.errors import BadInput
 from zoo.fault_points import POINTS, fault_point, faults, set_faults
@@ -124,9 +124,6 @@ def test_the_command_refuses_a_point_that_does_not_exist(zoo: Callable[..., Ende
 
 
 def test_a_process_that_kills_itself_ends_by_that_signal() -> None:
-    if (pid := os.fork()) == 0:
-        set_faults("train.step:kill")
-        fault_point("train.step")
-        os._exit(0)
-    _, status = os.waitpid(pid, 0)
-    assert os.waitstatus_to_exitcode(status) == -signal.SIGKILL
+    program = "from zoo.fault_points import *; set_faults('train.step:kill:2'); fault_point('train.step'); print(1, flush=True)"
+    done = run_python("-c", f"{program}; fault_point('train.step'); print(2)")
+    assert (done.code, done.stdout) == (-signal.SIGKILL, "1\n")
