@@ -27,7 +27,7 @@ EXPERT = "expert"
 
 
 class Balance(NamedTuple):
-    """Evenness of the division of each row's tokens by the router of a layer, or by several on average; both are 1 if all is even."""
+    """Evenness of the tokens of each row over the experts, of a layer or the mean of several; both are 1 if all is even."""
 
     loss: Float[Array, " B"]
     """E times the sum over experts of the share of assignments that an expert gets times its mean probability: the loss of
