@@ -67,7 +67,7 @@ SMOLLM3 = {
 }
 GPT_OSS = {
     **{"model_type": "gpt_oss", "vocab_size": 61, "max_position_embeddings": 16, "num_hidden_layers": 2, "hidden_size": 12},
-    **{"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 4, "intermediate_size": 6, "sliding_window": 4},
+    **{"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 4, "intermediate_size": 8, "sliding_window": 4},
     **{"num_local_experts": 3, "num_experts_per_tok": 2, "swiglu_limit": 0.5, "rope_theta": 10.0},
     "rope_scaling": {
         **{"rope_type": "yarn", "factor": 4.0, "beta_fast": 4.0, "beta_slow": 0.5, "truncate": False},
