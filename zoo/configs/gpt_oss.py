@@ -71,8 +71,7 @@ class Config(ModelConfig):
         require(1 <= self.experts <= 4096, "model.experts", self.experts, "choose 1 to 4,096 experts")
         fix = f"choose 1 to --model.experts {self.experts}"
         require(1 <= self.active_experts <= self.experts, "model.active_experts", self.active_experts, fix)
-        fix = f"choose 1 to {self.context:,} tokens (--model.context)"
-        require(1 <= self.window <= self.context, "model.window", self.window, fix)
+        require(1 <= self.window <= 1 << 20, "model.window", self.window, "choose 1 to 1,048,576 tokens")
         require(0 < self.limit <= 1e6, "model.limit", self.limit, "choose more than 0, to 1e6")
         require(1 < self.base <= 1e12, "model.base", self.base, "choose more than 1, to 1e12")
         require(1 <= self.scaling_factor <= 1e6, "model.scaling_factor", self.scaling_factor, "choose 1 to 1e6")

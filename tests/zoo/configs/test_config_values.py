@@ -27,7 +27,7 @@ BAD: list[tuple[str, dict[str, Any], str, str]] = [
     ("gpt_oss", {"head": 7}, "--model.head 7: ", PAIRS),
     ("gpt_oss", {"experts": 0}, "--model.experts 0: ", "choose 1 to 4,096 experts"),
     ("gpt_oss", {"active_experts": 5}, "--model.active-experts 5: ", "choose 1 to --model.experts 4"),
-    ("gpt_oss", {"window": 33}, "--model.window 33: ", "choose 1 to 32 tokens (--model.context)"),
+    ("gpt_oss", {"window": 0}, "--model.window 0: ", "choose 1 to 1,048,576 tokens"),
     ("gpt_oss", {"limit": 0.0}, "--model.limit 0.0: ", "choose more than 0, to 1e6"),
     ("gpt_oss", {"base": 1.0}, "--model.base 1.0: ", "choose more than 1, to 1e12"),
     ("gpt_oss", {"scaling_factor": 0.5}, "--model.scaling-factor 0.5: ", "choose 1 to 1e6"),
