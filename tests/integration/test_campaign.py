@@ -1,5 +1,6 @@
 """The fault campaign itself: cheap rows pass, and each of them notices a mistake that is planted in the project."""
 
+import gc
 import json
 import time
 from collections.abc import Callable
@@ -56,6 +57,8 @@ def repeated(self: Batches, example: int) -> RowUse:
     return use(self, example - (example % 3000 == 2999))
 
 
+# Orbax abandons the reads that were running beside one that failed.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.planted(3)
 @pytest.mark.parametrize(
     ("owner", "name", "mistake", "row", "goal", "failure"),
@@ -78,6 +81,7 @@ def test_a_row_notices_a_mistake_in_the_project(
     monkeypatch.setattr(owner, name, mistake)
     outcome = Outcome()
     row(task(tmp_path, goal), outcome)
+    gc.collect()  # What these reads left is reported here, where it is ignored, and not in a later test.
     assert outcome.failed > 0 and any(failure in text for text in outcome.failures), outcome
 
 
