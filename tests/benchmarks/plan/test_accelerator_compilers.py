@@ -92,9 +92,16 @@ def test_every_family_compiles(platform: str, size: str, mode: compile_program.M
     needs(platform)
     run = small_gpt() if size == "gpt-nano" else small(size, 4 if platform == "tpu" else 8)
     plan = planned(run, mode, SMALL[platform])
-    check_plan(plan)
     # What is copied over `data` is by intention; cuBLAS computes the products of base T5's training step for GPUs.
     expected = ("copied over data", "by cuBLAS")
+    if size in ("llama-nano", "gpt-oss-nano"):
+        # XLA gathers kernels of up to 0.4 MiB for all layers of these. Whether it does so at published sizes was not compiled.
+        expected += ("are gathered at once, outside of the loop",)
+    if hasattr(run.model, "experts") and platform == "tpu":
+        # Ragged products are kernels of XLA here, whose FLOPs the plan does not know; it says so.
+        assert plan.fits and plan.unknown == ["tpu_custom_call"]
+    else:
+        check_plan(plan)
     assert sum(row.count for row in plan.collectives) > 0
     assert all(any(words in line for words in expected) for line in plan.warnings)
     # Who exchanges what is known: all of some axes, not a part of one, and nobody else.

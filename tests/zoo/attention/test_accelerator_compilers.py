@@ -20,7 +20,7 @@ from benchmarks.plan import target_devices
 from zoo.attention import attention
 from zoo.attention.biases import Buckets, Dense, Relative
 from zoo.attention.masks import Mask
-from zoo.sharding import BATCH
+from zoo.sharding import AXES, BATCH
 
 pytestmark = pytest.mark.aot
 
@@ -144,7 +144,7 @@ def aimed(platform: str) -> Iterator[Mesh]:
     if platform in why:
         pytest.skip(why[platform])
     devices = np.array(target_devices.devices(TARGETS[platform]))
-    mesh = Mesh(devices.reshape(2, 2, 2, 1), ("data", "fsdp", "tensor", "sequence"), axis_types=(AxisType.Auto,) * 4)
+    mesh = Mesh(devices.reshape(2, 2, 2, 1, 1), AXES, axis_types=(AxisType.Auto,) * len(AXES))
     # JAX's cache stores a program for absent devices, and cannot load it again.
     with timing.without_compilation_cache(), jax.set_mesh(mesh), jax.default_device(mesh.devices.flat[0]):
         yield mesh
