@@ -52,7 +52,10 @@ def load(folder: Path, mesh: Mesh, notify: Callable[[str], None] = lambda line: 
         return jax.make_array_from_callback(shape.shape, leaf_sharding, lambda index: leaf.read(opened.tensors, index or ()))
 
     shardings = sharding.shardings(mesh, shapes, model.module.SHARDING)
-    return opened.config, jax.tree_util.tree_map_with_path(read_leaf, shapes, shardings)
+    try:
+        return opened.config, jax.tree_util.tree_map_with_path(read_leaf, shapes, shardings)
+    finally:
+        mxfp4.forget_decoded()
 
 
 def save(folder: Path, cfg: Any, params: Any, *, extra: Mapping[str, Any] | None = None, largest: int = 5_000_000_000) -> str:

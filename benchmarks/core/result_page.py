@@ -34,9 +34,7 @@ def text_blocks(results: Results, report: Report) -> list[result_tables.Block]:
     content: list[Any] = [machine_line(results)]
     for heading, blocks in report.sections.items():
         texts = [block for block in blocks if block and not isinstance(block, Figure | Plots | HeatMap | Cards)]
-        lists = [
-            [f"{name}: {value}." for name, value in block.items()] if isinstance(block, Mapping) else block for block in texts
-        ]
+        lists = [_text(block) for block in texts]
         content += [Heading(heading), *lists] if lists else []
     return content
 

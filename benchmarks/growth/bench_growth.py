@@ -128,7 +128,8 @@ def _warm(trial: Trial, case: Case, variant: Variant) -> None:
     loss = step.run()
     first = time.perf_counter() - began
     timing.warm_up(step.run)
-    memory = step.memory["memory"] * step.mesh.size
+    per_device = step.memory.get("memory")
+    memory = None if per_device is None else per_device * step.mesh.size
     trial.columns |= {**spent, "first_step_seconds": sum(spent.values()) + first, "memory": memory, "loss": loss}
     trial.program = step.run
 

@@ -82,15 +82,15 @@ def score(subject: Loaded, prompts: list[Prompt], settings: Settings, progress: 
     model, tokenizer, options = subject.model, subject.tokenizer, settings.rollout
     if not (model.is_encoder_decoder or model.task == "causal"):
         what = f"{subject.name} is a {model.family} for the task {model.task}, which does not generate"
-        raise BadInput(f"--task responses: {what}; choose a GPT or an encoder-decoder")
+        raise BadInput(f"--task responses: {what}; choose a model that generates, such as a GPT or a T5")
     end = tokenizer.end_of_text
     if prompts[0].messages:
         template = chat_template(tokenizer, subject.name)
         prompts = render(prompts, tokenizer, template)
         end = end if model.is_encoder_decoder else end_mark(tokenizer, template)
-    rows = _rows(subject, prompts, options.tokens)
     # Everything that can be refused is refused before anything is sampled.
     reference = _reference(subject, options.reference) if options.reference else None
+    rows = _rows(subject, prompts, options.tokens, reference)
     capacity = Capacity(tokens=options.tokens, rows=settings.batch, dtype=settings.dtype)
     judges: list[Judge] = [
         load_reward_model(judge, capacity, subject.mesh, prompts, tokenizer) if isinstance(judge, ModelName) else judge
@@ -168,21 +168,22 @@ def best_of(
     return table
 
 
-def _rows(subject: Loaded, prompts: Sequence[Prompt], tokens: int) -> list[ResponseRow]:
-    """Return the rows of prompts, all of which have room for a response.
+def _rows(subject: Loaded, prompts: Sequence[Prompt], tokens: int, reference: Loaded | None) -> list[ResponseRow]:
+    """Return the rows of prompts, all of which have room for a response, also in the reference.
 
     Raises:
         BadInput: a prompt is too long, or spells a special token.
     """
-    config, context = subject.model.config, longest_row(subject.model.config)
     unlimited = 1 << 30
-    rows, _ = prompt_rows.encode_rows(prompts, subject.tokenizer, config, Prompts(), unlimited, tokens)
+    rows, _ = prompt_rows.encode_rows(prompts, subject.tokenizer, subject.model.config, Prompts(), unlimited, tokens)
     longest = max(rows, key=lambda row: len(row.prompt))
     size = len(longest.prompt)
     needed = max(size, tokens) if subject.model.is_encoder_decoder else size + tokens
-    if context is not None and needed > context:
-        what = f"a prompt of {size} tokens, and with --rollout.tokens {tokens} more than the model's {context} positions"
-        raise BadInput(f"{prompts[longest.example].origin}: {what}; shorten it, or choose fewer tokens")
+    for name, model in [("model", subject)] + ([("reference", reference)] if reference else []):
+        context = longest_row(model.model.config)
+        if context is not None and needed > context:
+            what = f"a prompt of {size} tokens, and with --rollout.tokens {tokens} more than the {name}'s {context} positions"
+            raise BadInput(f"{prompts[longest.example].origin}: {what}; shorten it, or choose fewer tokens")
     return rows
 
 

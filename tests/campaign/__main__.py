@@ -69,9 +69,9 @@ def run_suite(rows: Sequence[SuiteRow], task: Task) -> Iterator[dict[str, Any]]:
     seconds = (time.monotonic() - began) / len(rows)
     for row in rows:
         outcome = Outcome()
-        count(row, outcomes, outcome)
+        unfinished = count(row, outcomes, outcome)
         missing = "" if outcome.count else "its tests did not end in their share of the time"
-        yield record(row, outcome.count, outcome, seconds, reason or missing)
+        yield record(row, outcome.count + unfinished, outcome, seconds, reason or missing)
 
 
 def select(names: Sequence[str]) -> tuple[list[Row], list[SuiteRow]]:

@@ -237,11 +237,16 @@ def run_tests(task: Task, tests: tuple[str, ...]) -> dict[str, str]:
     return outcomes
 
 
-def count(row: SuiteRow, outcomes: Mapping[str, str], outcome: Outcome) -> None:
-    """Count the cases of a row's tests."""
+def count(row: SuiteRow, outcomes: Mapping[str, str], outcome: Outcome) -> int:
+    """Count the cases of a row's tests, and return the number of tests none of whose cases ended."""
+    unfinished = 0
     for test in row.tests:
-        for name, result in outcomes.items():
-            if name == test or name.startswith((f"{test}[", f"{test}::")):
-                outcome.add(test.rpartition("/")[2])
-                if result != "PASSED":
-                    outcome.fail(f"{name}: {result}")
+        results = {
+            name: result for name, result in outcomes.items() if name == test or name.startswith((f"{test}[", f"{test}::"))
+        }
+        unfinished += not results
+        for name, result in results.items():
+            outcome.add(test.rpartition("/")[2])
+            if result != "PASSED":
+                outcome.fail(f"{name}: {result}")
+    return unfinished

@@ -12,7 +12,7 @@ import pytest
 from tests.campaign import __main__ as campaign
 from tests.campaign import campaign_page, damaged_files, fuzz_readers, sample_ledger
 from tests.campaign.row_types import CannotRun, Outcome, Row, Task, verdict
-from tests.campaign.suite_rows import SUITE_ROWS
+from tests.campaign.suite_rows import SUITE_ROWS, SuiteRow, count
 from tests.support.processes import ROOT
 from train.checkpoints.manifest import Manifest
 from train.rows import token_cache
@@ -154,3 +154,11 @@ def test_the_documentation_has_the_table_of_the_newest_results() -> None:
     assert campaign_page.render_markdown(result) == (newest / campaign.MARKDOWN).read_text()
     result["rows"][0]["count"] += 1
     assert campaign_page.render_table(result) not in page
+
+
+@pytest.mark.planted
+def test_a_row_of_the_suite_counts_tests_that_did_not_end() -> None:
+    row, outcome = SuiteRow(1, "a fault", "nothing", ("tests/a.py::test_a", "tests/b.py::test_b")), Outcome()
+    assert count(row, {"tests/a.py::test_a[1]": "PASSED", "tests/a.py::test_ab": "FAILED"}, outcome) == 1
+    assert (outcome.count, outcome.failed) == (1, 0)
+    assert count(row, {"tests/a.py::test_a": "FAILED", "tests/b.py::test_b": "PASSED"}, outcome) == 0 and outcome.failed == 1

@@ -147,11 +147,7 @@ def from_published(published: PublishedConfig) -> Config:
 
 
 def to_published(config: Config) -> dict[str, Any]:
-    """Return the entries of a config.json of type gpt_oss, with the keys of the released files.
-
-    Raises:
-        BadInput: rotations without scaling to which `transformers` would apply its default.
-    """
+    """Return the entries of a config.json of type gpt_oss, with the keys of the released files."""
     scaling = {
         "rope_type": "yarn",
         "factor": config.scaling_factor,

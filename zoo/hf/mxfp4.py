@@ -37,7 +37,7 @@ class Mxfp4Tensor(Tensor):
 
     def view(self) -> np.ndarray:
         """Return the decoded tensor, bfloat16 [E, 32 G, R]; the last ones are cached, since every shard of a leaf reads them."""
-        return _decoded(self, self.file.stat().st_mtime_ns)
+        return _decoded(self, tuple(part.file.stat().st_mtime_ns for part in (self.blocks, self.scales)))
 
 
 def decoded(tensors: Mapping[str, Tensor], folder: Path) -> dict[str, Tensor]:
@@ -68,8 +68,8 @@ def decoded(tensors: Mapping[str, Tensor], folder: Path) -> dict[str, Tensor]:
 
 
 @functools.lru_cache(maxsize=2)
-def _decoded(tensor: Mxfp4Tensor, modified: int) -> np.ndarray:
-    """Return a decoded tensor; `modified` is the time at which its file was, so that the cache has no old content."""
+def _decoded(tensor: Mxfp4Tensor, modified: tuple[int, ...]) -> np.ndarray:
+    """Return a decoded tensor; `modified` has the times of its files, so that the cache has no old content."""
     blocks, scales = tensor.blocks.view(), tensor.scales.view()
     experts, rows, groups, _ = blocks.shape
     result = np.empty((experts, 2 * BYTES * groups, rows), jnp.bfloat16)
@@ -80,3 +80,8 @@ def _decoded(tensor: Mxfp4Tensor, modified: int) -> np.ndarray:
         scale = np.where(exponent == 255, np.nan, np.ldexp(np.float32(1), np.minimum(exponent, 254) - 127))
         result[expert] = (VALUES[halves] * scale[..., None]).reshape(rows, -1).T.astype(jnp.bfloat16)
     return result
+
+
+def forget_decoded() -> None:
+    """Free the decoded tensors that are cached: one of gpt-oss-120b has up to 4.2 GB."""
+    _decoded.cache_clear()

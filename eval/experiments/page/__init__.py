@@ -29,6 +29,11 @@ RULE = (
     "that this number of seeds finds in 80% of the cases. Rows that are no better than the control row are not compared."
 )
 
+FIT_RULE = (
+    "A claim about the fit holds if at most 5% of 1,000 draws of the seeds speak against it, after Holm's correction, and is "
+    "contradicted if 95% do. No budget may lack an inner minimum for the first claim to hold; the others, which are about the "
+    "optima, are not testable if one does."
+)
 FORECAST = "Forecast before the first run:"
 
 
@@ -49,10 +54,20 @@ def render_markdown(result: Result) -> str:
     view = _view(result)
     parts = [f"# {view['title']}", view["question"], view["source"], view["scale"], "## Verdicts"]
     parts.append(
-        "\n".join(f"- **{claim['mark']}**: {claim['text']} {claim['numbers']} {claim['reason']}." for claim in view["claims"])
+        "\n".join(
+            f"- **{claim['mark']}**: {' '.join(filter(None, (claim['text'], claim['numbers'], claim['reason'])))}."
+            for claim in view["claims"]
+        )
     )
-    parts += ["## Results", view["budget"], _markdown(view["results"]), "## Claims", RULE, _markdown(view["claims_table"])]
-    parts += ["\n".join(f"- {c['statement']}. {FORECAST} {c['forecast']}" for c in view["claims"] if c["forecast"])]
+    parts += [
+        "## Results",
+        view["budget"],
+        _markdown(view["results"]),
+        "## Claims",
+        view["rule"],
+        _markdown(view["claims_table"]),
+    ]
+    parts += ["\n".join(f"- {c['statement'].rstrip('.')}. {FORECAST} {c['forecast']}" for c in view["claims"] if c["forecast"])]
     parts += ["## Costs", _markdown(view["costs"]), "## What differs", _markdown(view["options"])]
     parts += ["\n".join(f"- {line}" for line in view["incidents"]) or "No run failed and nothing deviates from the registration."]
     parts += ["## Provenance", "\n".join(f"- {name}: {value}" for name, value in view["provenance"].items())]
@@ -89,7 +104,7 @@ def _view(result: Result) -> dict[str, Any]:
         "budget": _budget(result),
         "paper": _sources(result.get("paper") or ()),
         "floors": _sources(result.get("floors") or ()),
-        "rule": RULE,
+        "rule": FIT_RULE if any(claim.get("test") == "bootstrap" for claim in result.get("claims") or ()) else RULE,
         "forecast_label": FORECAST,
     }
 

@@ -164,6 +164,10 @@ def test_models_and_references_that_do_not_fit_are_refused(tmp_path: Path, monke
     Tokenizer.train(["the whale " * 50], 300).save(tmp_path / "other")
     with pytest.raises(BadInput, match=r"--rollout.reference other: it has another tokenizer"):
         result(subject(), tmp_path, reference="other")
+    short = dataclasses.replace(subject(), model=small("gpt", vocab=BYTES.vocab_size, context=12))
+    monkeypatch.setattr(responses, "load", lambda folder, mesh: short)
+    with pytest.raises(BadInput, match=r"p\.jsonl:2: a prompt of 8 tokens, .* more than the reference's 12 positions"):
+        result(subject(), tmp_path, reference="short")
     for name, of in (("bert", bert), ("t5", subject("t5"))):
         monkeypatch.setattr(responses, "load", lambda folder, mesh, of=of: of)
         with pytest.raises(BadInput, match=rf"--rollout.reference {name}: a {name} for .*; choose a model like small"):
