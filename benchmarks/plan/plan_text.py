@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 BAR = 28
 """Columns of the bar for a device's full memory."""
 ROLLOUT_NOTE = "Prompts have the most tokens that fit. Reward models and the temporaries of a rollout are left out."
-"""What the table of a rollout counts."""
+"""Explanation of the table of a rollout."""
 
 
 def plan_blocks(plan: Plan) -> list[Block]:

@@ -214,12 +214,9 @@ def _rotations(published: PublishedConfig) -> dict[str, Any]:
         BadInput: a scaling that this family does not compute.
     """
     base = published.number("rope_theta", 150_000.0)
-    sections = [section for key in ("rope_scaling", "rope_parameters") if (section := published.subsection(key)) is not None]
-    if len(sections) > 1:
-        raise published.wrong("rope_scaling", "an object", "rope_parameters has one too; remove one of them")
-    if not sections:
+    section = published.either_subsection("rope_scaling", "rope_parameters")
+    if section is None:
         return {"base": base, "scaling_factor": 32.0}
-    section = sections[0]
     section.without_effect("type")
     is_scaled = section.choice("rope_type" if section.has("rope_type") else "type", {"yarn": True, "default": False}, "default")
     fields: dict[str, Any] = {"base": section.number("rope_theta", base)}

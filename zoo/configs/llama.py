@@ -246,12 +246,9 @@ def _rotations(published: PublishedConfig, base: float) -> dict[str, Any]:
         BadInput: a scaling that this family does not compute.
     """
     base = published.number("rope_theta", base)
-    sections = [section for key in ("rope_scaling", "rope_parameters") if (section := published.subsection(key)) is not None]
-    if len(sections) > 1:
-        raise published.wrong("rope_scaling", "an object", "rope_parameters has one too; remove one of them")
-    if not sections:
+    section = published.either_subsection("rope_scaling", "rope_parameters")
+    if section is None:
         return {"base": base}
-    section = sections[0]
     kind: Scaling = section.choice("rope_type" if section.has("rope_type") else "type", SCALINGS, "default")
     section.without_effect("type")
     fields: dict[str, Any] = {"base": section.number("rope_theta", base), "scaling": kind}

@@ -138,6 +138,17 @@ class PublishedConfig:
             raise self.wrong(key, value, "it must be an object, or null")
         return PublishedConfig(self.file, value) if value else None
 
+    def either_subsection(self, key: str, other: str) -> "PublishedConfig | None":
+        """Return the object at one of two keys, of which files have one or the other; None if they have none.
+
+        Raises:
+            BadInput: both have one, or it is no object.
+        """
+        sections = [section for name in (key, other) if (section := self.subsection(name)) is not None]
+        if len(sections) > 1:
+            raise self.wrong(key, "an object", f"{other} has one too; remove one of them")
+        return sections[0] if sections else None
+
     def section(self, key: str, names: Iterable[str]) -> dict[str, "PublishedConfig"]:
         """Return those of the objects `names` that the object at a key has; none if it is absent or null.
 

@@ -19,7 +19,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from zoo.attention.attention import HEADS
 from zoo.nn.layers import Init, Linear, unstacked
-from zoo.ops.ragged_product import ragged_product, tile_rows
+from zoo.ops.ragged_product import ragged_product, sum_dtype, tile_rows
 from zoo.sharding import BATCH
 
 EXPERT = "expert"
@@ -99,13 +99,9 @@ class Kernels(NamedTuple):
 
 def clamped_swiglu(gated: Float[Array, "R 2 F"], *, limit: float, slope: float) -> Float[Array, "R F"]:
     """Return gate * sigmoid(slope * gate) * (linear + 1), gate at most `limit` and linear within +-limit; float32 inside."""
-    gate, linear = unstacked(gated.astype(_wide(gated)), 1)
+    gate, linear = unstacked(gated.astype(sum_dtype(gated)), 1)
     gate, linear = jnp.minimum(gate, limit), jnp.clip(linear, -limit, limit)
     return (gate * jax.nn.sigmoid(slope * gate) * (linear + 1)).astype(gated.dtype)
-
-
-def _wide(x: Array) -> Any:
-    return jnp.promote_types(x.dtype, jnp.float32)
 
 
 def balance(logits: Float[Array, "B T E"], chosen: Int[Array, "B T X"], segments: Int[Array, "B T"] | None) -> Balance:
@@ -257,7 +253,7 @@ def apply_experts(
         # The devices of a tensor axis sum the products of their shares of F; one of them adds the bias.
         down_bias = jnp.where(jax.lax.axis_index(ffn_axis) == 0, down_bias, 0)
     by_expert = from_slots(jax.checkpoint(inner, prevent_cse=False)(gated), slots)  # [tokens, X, D]
-    y = jnp.einsum("rx,rxd->rd", weights, by_expert, preferred_element_type=_wide(x)).astype(x.dtype)
+    y = jnp.einsum("rx,rxd->rd", weights, by_expert, preferred_element_type=sum_dtype(x)).astype(x.dtype)
     y = y.reshape(rows, length, width)
     if ffn_axis is not None:
         y = jax.lax.psum(y, ffn_axis)

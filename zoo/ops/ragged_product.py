@@ -43,15 +43,15 @@ def ragged_product(
     if target_platform() == "cpu":
         groups = jnp.searchsorted(jnp.cumsum(sizes), jnp.arange(0, x.shape[0], tile), side="right")
         return _by_tiles(x, kernels, biases, jnp.minimum(groups, sizes.shape[0] - 1).astype(jnp.int32))
-    y = jax.lax.ragged_dot(x, kernels, sizes, preferred_element_type=_wide(kernels))
+    y = jax.lax.ragged_dot(x, kernels, sizes, preferred_element_type=sum_dtype(kernels))
     # A product with one-hot rows, because the gradient of a lookup would be a scatter.
     group = jnp.searchsorted(jnp.cumsum(sizes), jnp.arange(x.shape[0]), side="right")
     one_hot = jax.nn.one_hot(group, sizes.shape[0], dtype=biases.dtype)
-    y = y + jnp.dot(one_hot, biases, preferred_element_type=_wide(kernels))
+    y = y + jnp.dot(one_hot, biases, preferred_element_type=sum_dtype(kernels))
     return jnp.where(filled[:, None], y, 0).astype(kernels.dtype)
 
 
-def _wide(x: Array) -> Any:
+def sum_dtype(x: Array) -> Any:
     """Return the dtype of sums of an array's numbers."""
     return jnp.promote_types(x.dtype, jnp.float32)
 
@@ -62,7 +62,7 @@ def _by_tiles(
 ) -> Float[Array, "R F"]:
     def one_tile(_: None, tile: tuple[Array, Array]) -> tuple[None, Array]:
         rows, group = tile
-        y = jnp.dot(rows, kernels[group], preferred_element_type=_wide(kernels)) + biases[group]
+        y = jnp.dot(rows, kernels[group], preferred_element_type=sum_dtype(kernels)) + biases[group]
         return None, y.astype(kernels.dtype)
 
     _, y = jax.lax.scan(one_tile, None, (x.reshape(groups.shape[0], -1, x.shape[1]), groups))
@@ -78,11 +78,11 @@ def _by_tiles_bwd(residuals: tuple[Array, Array, Array, Array], d_y: Array) -> t
 
     def one_tile(sums: tuple[Array, Array], tile: tuple[Array, Array, Array]) -> tuple[tuple[Array, Array], Array]:
         (d_kernels, d_biases), (rows, d_rows, group) = sums, tile
-        d_kernel = jnp.dot(rows.T, d_rows, preferred_element_type=_wide(kernels))
-        sums = d_kernels.at[group].add(d_kernel), d_biases.at[group].add(d_rows.astype(_wide(biases)).sum(0))
-        return sums, jnp.dot(d_rows, kernels[group].T, preferred_element_type=_wide(kernels)).astype(x.dtype)
+        d_kernel = jnp.dot(rows.T, d_rows, preferred_element_type=sum_dtype(kernels))
+        sums = d_kernels.at[group].add(d_kernel), d_biases.at[group].add(d_rows.astype(sum_dtype(biases)).sum(0))
+        return sums, jnp.dot(d_rows, kernels[group].T, preferred_element_type=sum_dtype(kernels)).astype(x.dtype)
 
-    zeros = jnp.zeros(kernels.shape, _wide(kernels)), jnp.zeros(biases.shape, _wide(biases))
+    zeros = jnp.zeros(kernels.shape, sum_dtype(kernels)), jnp.zeros(biases.shape, sum_dtype(biases))
     x_tiles, d_tiles = (array.reshape(groups.shape[0], -1, array.shape[1]) for array in (x, d_y))
     (d_kernels, d_biases), d_x = jax.lax.scan(one_tile, zeros, (x_tiles, d_tiles, groups))
     return d_x.reshape(x.shape), d_kernels.astype(kernels.dtype), d_biases.astype(biases.dtype), None
