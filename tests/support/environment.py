@@ -17,6 +17,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 # Where it is set, each process that a test starts compiles JAX's sources anew, which takes longer than most tests.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
+INHERITED = dict(os.environ)
+"""The environment before any library has changed it: scikit-learn and `tokenizers`, for example, set variables when imported."""
 # A shell starts its background jobs, and all their children, with SIGINT ignored: tests that send it would never end.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 # nohup has SIGHUP ignored. A handler that does nothing protects this process as well, and no process that it starts inherits it.

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TextIO
 
-from tests.support.environment import COMPILED, SCRATCH
+from tests.support.environment import COMPILED, INHERITED, SCRATCH
 from zoo.runtime import jax_setup
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -28,9 +28,12 @@ class Ended:
 
 
 def clean_environment() -> dict[str, str]:
-    """Return the environment for a new process: this one's, without what set up the process of the tests."""
+    """Return the environment for a new process: the one in which the tests were started, without what set up their process.
+
+    It is the same at all times, no matter what has been imported, as `tests.support.forked.start` requires.
+    """
     ours = {"XLA_FLAGS", "JAX_PLATFORMS", "PYTEST_CURRENT_TEST", jax_setup.THREADS_VARIABLE}
-    inherited = {name: value for name, value in os.environ.items() if name not in ours and not name.startswith(("JAX_", "ZOO_"))}
+    inherited = {name: value for name, value in INHERITED.items() if name not in ours and not name.startswith(("JAX_", "ZOO_"))}
     return inherited | {
         "ZOO_CACHE": str(SCRATCH / "commands"),
         "JAX_COMPILATION_CACHE_DIR": str(COMPILED),
