@@ -181,8 +181,8 @@ def _parts(claim: Mapping[str, Any], show: Callable[..., str]) -> list[str]:
     if not parts:
         return []
     return [
-        f"error {show(parts['seed_error'])} over seeds,",
-        f"{show(parts['item_error'])} over {parts['items']:,} items;",
+        f"error {show(parts['seed_error'])} over seeds",
+        f"error {show(parts['item_error'])} over {parts['items']:,} items",
         f"{parts['different']} of {parts['seeds']} seeds differ (McNemar)",
     ]
 
