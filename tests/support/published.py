@@ -6,6 +6,7 @@ import zlib
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
@@ -157,6 +158,22 @@ def write(
         save_file({name: tensor}, folder / file(number))
     write_index(folder, {name: file(number) for number, name in enumerate(drawn)})
     return drawn
+
+
+def write_mxfp4(folder: Path, config: dict[str, Any]) -> dict[str, np.ndarray]:
+    """Make a folder of gpt-oss as released, and return its tensors: bfloat16, and MXFP4 for the kernels of the experts."""
+    drawn = write(folder, config)
+    stored: dict[str, np.ndarray] = {}
+    rng = np.random.default_rng(0)
+    for name, tensor in drawn.items():
+        if name.endswith(("gate_up_proj", "down_proj")):
+            experts, width, rows = tensor.shape
+            stored[f"{name}_blocks"] = rng.integers(0, 256, (experts, rows, width // 32, 16), np.uint8)
+            stored[f"{name}_scales"] = rng.integers(120, 126, (experts, rows, width // 32), np.uint8)
+        else:
+            stored[name] = tensor.astype(ml_dtypes.bfloat16)
+    save_file(stored, folder / safetensors_dir.SINGLE)
+    return stored
 
 
 def write_model(folder: Path, model: str) -> dict[str, np.ndarray]:

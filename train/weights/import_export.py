@@ -130,7 +130,7 @@ def _copy_generation(source: Path, target: Path) -> None:
         shutil.copyfile(source / GENERATION, target / GENERATION)
 
 
-def _ids(tokenizer: Tokenizer) -> dict[str, int]:
+def _ids(tokenizer: Tokenizer) -> dict[str, Any]:
     """Return the special tokens that a config.json names.
 
     RoBERTa's padding token is not among them: its positions depend on it, so it is in the model's configuration.
@@ -139,13 +139,28 @@ def _ids(tokenizer: Tokenizer) -> dict[str, int]:
     if text is not None:
         return {"pad_token_id": text.pad, "eos_token_id": end, "decoder_start_token_id": text.pad}
     if marks is None:
-        return {"bos_token_id": tokenizer.begin_of_text, "eos_token_id": end}
+        return _decoder_ids(tokenizer)
     if marks.bos is not None and marks.eos is not None:
         return {"pad_token_id": marks.pad, "bos_token_id": marks.bos, "eos_token_id": marks.eos}
     bounds = {"bos_token_id": marks.cls, "eos_token_id": end}
     if tokenizer.kind == "modernbert":
         return {"pad_token_id": marks.pad, "cls_token_id": marks.cls, "sep_token_id": marks.sep, **bounds}
     return bounds if marks.between == 2 else {"pad_token_id": marks.pad}
+
+
+def _decoder_ids(tokenizer: Tokenizer) -> dict[str, Any]:
+    """Return the special tokens of a decoder: those that its settings name, and the end of a document.
+
+    A model that answers in conversations ends an answer with another token than a document; generation ends at both.
+    """
+    names, entries = hf_files.special_token_names(tokenizer), tokenizer.ids()
+    by_role = {role: entries[name] for role, name in names.items() if name in entries}
+    ends = [*dict.fromkeys((by_role.get("eos_token", tokenizer.end_of_text), tokenizer.end_of_text))]
+    ids = {
+        "bos_token_id": by_role.get("bos_token", tokenizer.begin_of_text),
+        "eos_token_id": ends if len(ends) > 1 else ends[0],
+    }
+    return ids | ({"pad_token_id": by_role["pad_token"]} if "pad_token" in by_role else {})
 
 
 def _summary(loaded: Loaded) -> str:

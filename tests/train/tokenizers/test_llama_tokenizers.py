@@ -1,5 +1,6 @@
-"""Tokenizers in the form of those released with Llama 3, Qwen3 and SmolLM2: read, written, and equal to `transformers`."""
+"""Tokenizers in the form of those released with Llama 3, Qwen3, SmolLM2 and gpt-oss: read, written, equal to `transformers`."""
 
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -7,9 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.train.tokenizers.kinds import TEXTS, auto, content, refused
+from tests.support import harmony
+from tests.train.tokenizers.kinds import TEXTS, auto, chapters, content, refused
 from train.tokenizers import byte_bpe, hf_files
+from train.tokenizers.chat_template import chat_template
 from train.tokenizers.tokenizer import Tokenizer
+from train.weights import import_export
 
 LLAMA_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -18,6 +22,14 @@ BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "
 PLAIN = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
 LLAMA = ("<|begin_of_text|>", "<|end_of_text|>", "<|reserved_special_token_0|>", "<|eot_id|>")
 QWEN = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<tool_call>")
+
+
+GLUED = (
+    "HTTPServer's iPhone'LL \u01c5on\u01c4 \u2160\u2171\u00b2x",
+    "a/b//\n\n/c  \r\n d",
+    "<|start|>user<|message|>e\u0301E\u0301",
+)
+"""Letters that GPT-4o's pattern divides by case, joins with marks and endings, and slashes after signs."""
 
 
 def split(pattern: str) -> dict[str, Any]:
@@ -87,11 +99,24 @@ def qwen(folder: Path, **changes: Any) -> Path:
     return write(folder, file, settings | changes, "qwen3")
 
 
+@functools.cache
+def harmony_content() -> dict[str, Any]:
+    return harmony.content([*chapters(), "the whale's " * 99], 900)
+
+
+def gpt_oss(folder: Path, **changes: Any) -> Path:
+    """Write a folder as gpt-oss's: words of GPT-4o's pattern, and no template around a text."""
+    folder.mkdir(exist_ok=True)
+    harmony.write(folder, harmony_content(), **changes)
+    (folder / "config.json").write_text('{"model_type": "gpt_oss"}')
+    return folder
+
+
 def assert_reads_alike(folder: Path) -> Tokenizer:
     """Assert that texts, and the template of one text and of two, are what `transformers` makes of a folder."""
     own, reference = hf_files.read_tokenizer(folder), auto(folder)
     assert own.kind == "gpt"
-    for text in [*TEXTS, "cafe\u0301 1851 12345 it's IT'S a\n\n b  c", "<tool_call> x", "<|im_end|>"]:
+    for text in [*TEXTS, "cafe\u0301 1851 12345 it's IT'S a\n\n b  c", "<tool_call> x", "<|im_end|>", *GLUED]:
         assert own.encode(text).tolist() == reference(text, add_special_tokens=False, split_special_tokens=True)["input_ids"], (
             text
         )
@@ -102,7 +127,7 @@ def assert_reads_alike(folder: Path) -> Tokenizer:
     return own
 
 
-@pytest.mark.parametrize(("form", "names"), [(llama, LLAMA), (qwen, QWEN)])
+@pytest.mark.parametrize(("form", "names"), [(llama, LLAMA), (qwen, QWEN), (gpt_oss, harmony.NAMES)])
 def test_a_released_form_is_read_and_written(form: Any, names: tuple[str, ...], tmp_path: Path) -> None:
     own = assert_reads_alike(form(tmp_path / "in"))
     (tmp_path / "out").mkdir()
@@ -110,11 +135,53 @@ def test_a_released_form_is_read_and_written(form: Any, names: tuple[str, ...], 
     model_type = json.loads((tmp_path / "in" / "config.json").read_text())
     (tmp_path / "out" / "config.json").write_text(json.dumps(model_type))
     again = assert_reads_alike(tmp_path / "out")
-    assert again.fingerprint == own.fingerprint
+    assert again.fingerprint == own.fingerprint and again.content() == own.content()
     first = len(own.ids()) - len(names)
-    assert own.entries([own.begin_of_text, own.end_of_text]) == [names[0], names[1] if form is llama else names[0]]
-    assert own.begin_of_text == first and set(own.special_names) == {name for name in names if name.startswith("<|")}
-    assert first not in own.encode(names[0])
+    begin, end = {llama: names[:2], qwen: names[:1] * 2, gpt_oss: (harmony.END,) * 2}[form]
+    assert own.entries([own.begin_of_text, own.end_of_text]) == [begin, end]
+    assert set(own.special_names) == {name for name in names if name.startswith("<|")}
+    assert first not in own.encode(names[0]) and own.encode_rendered([names[0]])[0].tolist() == [first]
+
+
+@pytest.mark.parametrize(
+    ("form", "begin", "ends", "pad"),
+    [
+        (llama, LLAMA[0], LLAMA[1:2], None),
+        (qwen, QWEN[0], (QWEN[2], QWEN[0]), QWEN[0]),
+        (gpt_oss, harmony.BEGIN, (harmony.RETURN, harmony.END), harmony.END),
+    ],
+)
+def test_a_config_json_has_the_ids_that_the_settings_name(
+    form: Any, begin: str, ends: tuple[str, ...], pad: str | None, tmp_path: Path
+) -> None:
+    """Generation ends at the end of an answer, and at that of a document."""
+    own = hf_files.read_tokenizer(form(tmp_path / "in"))
+    ids, numbers = import_export._ids(own), own.ids()
+    expected = [numbers[name] for name in ends]
+    assert ids["eos_token_id"] == (expected if len(expected) > 1 else expected[0])
+    assert ids["bos_token_id"] == numbers[begin] and ids.get("pad_token_id") == (pad and numbers[pad])
+
+
+def test_the_chat_template_of_gpt_oss_is_rendered_and_parsed(tmp_path: Path) -> None:
+    """The ids, special tokens included, are those of `transformers`."""
+    folder = gpt_oss(tmp_path / "in")
+    own, reference = hf_files.read_tokenizer(folder), auto(folder)
+    messages = harmony.MESSAGES
+    listed = [message._asdict() for message in messages]
+    for prompt in (False, True):
+        text = chat_template(own, "it").render(messages, "it", generation_prompt=prompt)
+        ids = reference.apply_chat_template(listed, add_generation_prompt=prompt)["input_ids"]
+        assert own.encode_rendered([text])[0].tolist() == ids
+        assert own.ids()[harmony.RETURN] == ids[-1] or prompt
+
+
+@pytest.mark.planted(2)
+def test_another_pattern_and_another_end_are_noticed(tmp_path: Path) -> None:
+    """Llama's pattern gives other ids; a token that ends neither documents nor answers is refused."""
+    own, other = Tokenizer(harmony_content()), json.loads(json.dumps(harmony_content()))
+    other["pre_tokenizer"]["pretokenizers"][0] = split(LLAMA_PATTERN)
+    assert len(own.encode("the whale's")) < len(Tokenizer(other).encode("the whale's"))
+    assert 'eos_token is "<|call|>"' in refused(gpt_oss(tmp_path / "role", eos_token="<|call|>"))
 
 
 def test_without_settings_the_end_mark_is_that_of_the_vocabulary(tmp_path: Path) -> None:

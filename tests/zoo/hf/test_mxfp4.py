@@ -39,25 +39,9 @@ def by_loop(blocks: np.ndarray, scales: np.ndarray) -> np.ndarray:
     return kernel
 
 
-def quantized(folder: Path) -> dict[str, np.ndarray]:
-    """Write a folder whose experts' kernels are quantized, at random, and return its tensors."""
-    stored = published.write(folder, WIDE)
-    rng = np.random.default_rng(0)
-    for layer in range(2):
-        for name, (rows, groups) in KERNELS.items():
-            full = f"model.layers.{layer}.mlp.experts.{name}"
-            del stored[full]
-            stored[f"{full}_blocks"] = rng.integers(0, 256, (EXPERTS, rows, groups, 16), np.uint8)
-            stored[f"{full}_scales"] = rng.integers(120, 126, (EXPERTS, rows, groups), np.uint8)
-    # As in the released files; kernels that are decoded are bfloat16 too.
-    stored = {name: x if x.dtype == np.uint8 else x.astype(jax.numpy.bfloat16) for name, x in stored.items()}
-    save_file(stored, folder / safetensors_dir.SINGLE)
-    return stored
-
-
 def test_a_quantized_folder_is_decoded_and_exported_as_bfloat16(tmp_path: Path) -> None:
     """Every leaf has the numbers of the standard, and an export has them as bfloat16, which rounds none."""
-    stored = quantized(tmp_path / "model")
+    stored = published.write_mxfp4(tmp_path / "model", WIDE)
     mesh = device_mesh.make_mesh(run_config.Mesh(data=1, expert=1), jax.devices()[:1])
     cfg, params = published_weights.load(tmp_path / "model", mesh)
     for layer in range(2):
@@ -107,7 +91,7 @@ DAMAGE: dict[str, tuple[Callable[[dict[str, np.ndarray]], Any], str]] = {
 
 @pytest.mark.planted(len(DAMAGE))
 def test_tensors_that_do_not_fit_are_refused_by_name(tmp_path: Path) -> None:
-    stored = quantized(tmp_path / "model")
+    stored = published.write_mxfp4(tmp_path / "model", WIDE)
     for case, (damage, message) in DAMAGE.items():
         changed = {name: x.copy() for name, x in stored.items()}
         damage(changed)
