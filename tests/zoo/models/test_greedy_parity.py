@@ -1,4 +1,4 @@
-"""Greedy texts of Llama, Qwen3 and SmolLM3 as `transformers` writes them. Needs the group `parity`; run with --parity."""
+"""Greedy texts of Llama, Qwen3, SmolLM3 and gpt-oss as `transformers` writes them. Needs the group `parity`, --parity."""
 
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,15 @@ SHAPE = {
     **{"num_attention_heads": 8, "num_key_value_heads": 2, "pad_token_id": 0, "bos_token_id": None, "eos_token_id": None},
 }
 KINDS: dict[str, dict[str, Any]] = {
+    # A window narrower than the prompts, clamped inputs, and a scaling that begins within the rows.
+    "gpt_oss": {
+        **{"model_type": "gpt_oss", "head_dim": 32, "intermediate_size": 256, "sliding_window": 8, "swiglu_limit": 0.5},
+        **{"num_local_experts": 8, "num_experts_per_tok": 2},
+        "rope_scaling": {
+            **{"rope_type": "yarn", "factor": 32.0, "beta_fast": 32.0, "beta_slow": 1.0, "truncate": False},
+            "original_max_position_embeddings": 16,
+        },
+    },
     "llama": {
         **{"model_type": "llama", "head_dim": 32, "rope_theta": 500_000.0},
         "rope_scaling": {
@@ -40,7 +49,7 @@ def test_greedy_texts_are_those_of_transformers(kind: str, tmp_path: Path) -> No
     """Prompts of several lengths, padded in front, decoded token by token with a cache of grouped heads."""
     import torch
 
-    content = published.config("llama", "causal", SHAPE | KINDS[kind])
+    content = published.config("gpt_oss" if kind == "gpt_oss" else "llama", "causal", SHAPE | KINDS[kind])
     published.write(tmp_path / "model", content, spread=0.08)
     cfg, params = published_weights.load(tmp_path / "model", device_mesh.make_mesh(run_config.Mesh(), jax.devices()[:1]))
     net, width = models.model(cfg), max(LENGTHS)
