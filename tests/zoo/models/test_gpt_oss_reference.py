@@ -1,0 +1,219 @@
+"""gpt-oss against a plain float64 reference that shares no code with it, and the mistakes that it must notice."""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.support.small import random_params, row, small
+from zoo.attention.masks import Mask
+from zoo.batch import Batch
+from zoo.models import Model, gpt_oss
+from zoo.nn import experts, grouped_attention
+from zoo.nn.layer_stack import run_stack
+from zoo.ops import rotary_frequencies
+
+# Two documents and padding, each document longer than the window. The positions of the first one have gaps.
+SEGMENTS = np.array([[1] * 9 + [2] * 6 + [0]], np.int32)
+POSITIONS = np.array([[0, 1, 2, 5, 6, 9, 11, 12, 13, *range(6), 0]], np.int32)
+BATCH = row(16, segments=jnp.asarray(SEGMENTS), positions=jnp.asarray(POSITIONS))
+REAL = SEGMENTS[0] > 0
+BOUND = 1e-4
+NUMBERS: dict[str, Any] = {
+    **{"base": 50.0, "scaling_factor": 4.0, "beta_fast": 2.0, "beta_slow": 0.5, "original_context": 32},
+    **{"layers": 4, "limit": 0.5, "kv_heads": 2, "active_experts": 2},
+}
+"""The ramp of YaRN runs from pair 0.96 to pair 2.37 of the four of a head."""
+SLOPE = 1.702
+
+
+def norm(x: np.ndarray, scale: np.ndarray, eps: float) -> np.ndarray:
+    return x / np.sqrt((x**2).mean(-1, keepdims=True) + eps) * scale
+
+
+def frequency(cfg: Any, pair: int) -> float:
+    """Return the angle by which a pair of dimensions rotates from one position to the next."""
+    plain = cfg.base ** (-2 * pair / cfg.head)
+    first, last = (
+        cfg.head / 2 * math.log(cfg.original_context / (2 * math.pi * turns)) / math.log(cfg.base)
+        for turns in (cfg.beta_fast, cfg.beta_slow)
+    )
+    share = min(max((pair - first) / (last - first), 0.0), 1.0)
+    return (1 - share) * plain + share * plain / cfg.scaling_factor
+
+
+def rotated(cfg: Any, x: np.ndarray, at: np.ndarray) -> np.ndarray:
+    """Rotate [T, N, H] by positions, as complex numbers whose imaginary parts are the second half, and scale it."""
+    half = cfg.head // 2
+    angles = at[:, None] * np.array([frequency(cfg, pair) for pair in range(half)])  # [T, H / 2]
+    turned = (x[..., :half] + 1j * x[..., half:]) * np.exp(1j * angles)[:, None]
+    return (0.1 * math.log(cfg.scaling_factor) + 1) * np.concatenate([turned.real, turned.imag], -1)
+
+
+def attention(cfg: Any, p: Any, x: np.ndarray, at: np.ndarray, seen: np.ndarray) -> np.ndarray:
+    """Return the output of an attention layer, head by head; a sink takes a part of each sum of weights."""
+    parts = {name: np.einsum("td,dnh->tnh", x, p[name]["kernel"]) + p[name]["bias"] for name in "qkv"}
+    q, k = (rotated(cfg, parts[name], at) for name in "qk")
+    y = np.tile(p["out"]["bias"], (len(x), 1))
+    for head in range(cfg.heads):
+        group = head // (cfg.heads // cfg.kv_heads)
+        weights = np.where(seen, np.exp(q[:, head] @ k[:, group].T / math.sqrt(cfg.head)), 0)
+        weights /= weights.sum(-1, keepdims=True) + np.exp(p["sinks"][head])
+        y += weights @ parts["v"][:, group] @ p["out"]["kernel"][head]
+    return y
+
+
+def feed_forward(cfg: Any, p: Any, x: np.ndarray) -> np.ndarray:
+    """Return the output of a layer of experts, token by token."""
+    y, gated, down = np.zeros_like(x), p["experts"]["gated"], p["experts"]["down"]
+    for t, token in enumerate(x):
+        logits = token @ p["router"]["kernel"] + p["router"]["bias"]
+        best = np.argsort(-logits)[: cfg.active_experts]
+        for e in best:
+            gate, linear = np.einsum("d,dcf->cf", token, gated["kernel"][e]) + gated["bias"][e]
+            gate, linear = np.minimum(gate, cfg.limit), np.clip(linear, -cfg.limit, cfg.limit)
+            inner = gate / (1 + np.exp(-SLOPE * gate)) * (linear + 1)
+            y[t] += np.exp(logits[e]) / np.exp(logits[best]).sum() * (inner @ down["kernel"][e] + down["bias"][e])
+    return y
+
+
+def reference(net: Model, params: Any, batch: Batch) -> np.ndarray:
+    """Return the logits of a row, float64 [T, V]."""
+    cfg = net.config
+    stored: Any = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)
+    at, segments = np.asarray(batch.positions)[0], np.asarray(batch.segments)[0]
+    seen = np.tril((segments[:, None] == segments) & (segments > 0))
+    places = np.arange(len(at))
+    near = places[:, None] - places < cfg.window
+    x = stored["embed"]["tokens"]["embedding"][np.asarray(batch.tokens)[0]]
+    for number in range(cfg.layers):
+        layer = jax.tree.map(lambda leaf, number=number: leaf[number], stored["layers"])
+        visible = seen if number % 2 else seen & near
+        x = x + attention(cfg, layer["attention"], norm(x, layer["norm1"]["scale"], cfg.eps), at, visible)
+        x = x + feed_forward(cfg, layer["mlp"], norm(x, layer["norm2"]["scale"], cfg.eps))
+    return norm(x, stored["norm"]["scale"], cfg.eps) @ stored["unembed"]["embedding"][: cfg.vocab].T
+
+
+@functools.cache
+def example() -> tuple[Model, Any, np.ndarray]:
+    net = small("gpt_oss", **NUMBERS)
+    return net, random_params(net), reference(net, random_params(net), BATCH)
+
+
+def error() -> float:
+    """Return the largest difference of the real tokens' logits from the reference, as a share of the largest logit."""
+    net, params, expected = example()
+    # A new function, because JAX would not trace the same one again.
+    logits = jax.jit(lambda params: net.unembed(params, net.apply(params, BATCH).hidden))(params)
+    return float(np.abs(np.asarray(logits)[0, :, : net.config.vocab] - expected)[REAL].max() / np.abs(expected[REAL]).max())
+
+
+def test_logits_are_those_of_a_plain_reference() -> None:
+    assert error() < BOUND and np.abs(example()[2][REAL]).max() > 1
+
+
+def one_document(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(gpt_oss, "Mask", lambda **fields: Mask(causal=True))
+
+
+def pattern(*kinds: str) -> Callable[[pytest.MonkeyPatch], None]:
+    return lambda patch: patch.setattr(gpt_oss, "run_stack", lambda *args, **rest: run_stack(*args, **{**rest, "pattern": kinds}))
+
+
+def of_config(**changes: Any) -> Callable[[pytest.MonkeyPatch], None]:
+    """Compute the model with other numbers than its configuration has."""
+
+    def plant(patch: pytest.MonkeyPatch) -> None:
+        other, apply = small("gpt_oss", **{**NUMBERS, **changes}), gpt_oss.apply
+        patch.setattr(gpt_oss, "apply", lambda cfg, *args, **rest: apply(other.config, *args, **rest))
+
+    return plant
+
+
+def frequencies(change: Callable[[Any], Any]) -> Callable[[pytest.MonkeyPatch], None]:
+    original = rotary_frequencies.yarn
+    return lambda patch: patch.setattr(rotary_frequencies, "yarn", lambda *args, **rest: change(original(*args, **rest)))
+
+
+def heads(change: Callable[[list[Any]], list[Any]]) -> Callable[[pytest.MonkeyPatch], None]:
+    kind = grouped_attention.GroupedSelfAttention
+    original = kind.split_heads
+    return lambda patch: patch.setattr(kind, "split_heads", lambda self, x: change(original(self, x)))
+
+
+def sinks(change: Callable[[Any], Any]) -> Callable[[pytest.MonkeyPatch], None]:
+    kind = grouped_attention.GroupedSelfAttention
+    original = kind.sink_logits
+    return lambda patch: patch.setattr(kind, "sink_logits", lambda self: change(original(self)))
+
+
+def activation(change: Callable[[Any], Any]) -> Callable[[pytest.MonkeyPatch], None]:
+    """Change the two halves that an expert's activation takes, [R, 2, F]."""
+    original = experts.clamped_swiglu
+    return lambda patch: patch.setattr(experts, "clamped_swiglu", lambda gated, **rest: original(change(gated), **rest))
+
+
+def slope(patch: pytest.MonkeyPatch) -> None:
+    original = experts.clamped_swiglu
+    patch.setattr(experts, "clamped_swiglu", lambda gated, *, limit, slope: original(gated, limit=limit, slope=1.0))
+
+
+def softmax_over_all(patch: pytest.MonkeyPatch) -> None:
+    """Take the weights of the chosen experts from a softmax over all of them."""
+    original = jnp.take_along_axis
+    patch.setattr(jnp, "take_along_axis", lambda x, index, axis: original(jax.nn.log_softmax(x), index, axis))
+    patch.setattr(jax.nn, "softmax", lambda x, axis=-1: jnp.exp(x))
+
+
+def largest_expert(patch: pytest.MonkeyPatch) -> None:
+    """Send each token to the best expert twice, in place of the two best ones."""
+    original = jax.lax.top_k
+
+    def chosen(x: Any, count: int) -> Any:
+        values, index = original(x, count)
+        return values, jnp.repeat(index[..., :1], count, -1)
+
+    patch.setattr(jax.lax, "top_k", chosen)
+
+
+MISTAKES: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
+    "no sinks": sinks(lambda logits: None),
+    "sinks of other heads": sinks(lambda logits: logits[::-1]),
+    "windows in the other layers": pattern("full", "window"),
+    "no window": pattern("full"),
+    "a wider window": of_config(window=5),
+    "documents see each other": one_document,
+    "positions ignored": lambda patch: patch.setattr(gpt_oss, "_rotate", functools.partial(_rotated_by_place, gpt_oss._rotate)),
+    "frequencies not scaled": of_config(beta_slow=1e-3, beta_fast=1e-2),
+    "ramp at whole pairs": lambda patch: patch.setattr(
+        rotary_frequencies, "yarn", functools.partial(rotary_frequencies.yarn, truncate=True)
+    ),
+    "no attention factor": frequencies(lambda pair: (pair[0], 1.0)),
+    "heads in other groups": heads(lambda parts: [parts[0], parts[1][:, :, ::-1], parts[2][:, :, ::-1]]),
+    "inputs not clamped": of_config(limit=7.0),
+    "gate and linear swapped": activation(lambda gated: gated[:, ::-1]),
+    "no 1 beside linear": activation(lambda gated: gated.at[:, 1].add(-1)),
+    "another slope": slope,
+    "softmax over all experts": softmax_over_all,
+    "one expert twice": largest_expert,
+}
+
+
+def _rotated_by_place(original: Any, cfg: Any, at: Any) -> Any:
+    return original(cfg, jnp.arange(at.shape[1])[None])
+
+
+@pytest.mark.planted(len(MISTAKES))
+def test_mistakes_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    errors = {}
+    for name, plant in MISTAKES.items():
+        with monkeypatch.context() as patch:
+            plant(patch)
+            errors[name] = error()
+    assert min(errors.values()) > 100 * BOUND, errors
+    assert error() < BOUND
