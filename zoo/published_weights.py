@@ -297,6 +297,8 @@ class Leaf:
     padding: int
     """Number of zero rows that are stored after those of `shape`."""
     layout: Layout
+    linear: bool
+    """False if a matrix is not the weight of a linear layer of `transformers`."""
     names: tuple[tuple[str, ...], ...]
     """Published names by layer (one if not stacked), then along the axis that the layout adds."""
 
@@ -357,7 +359,8 @@ def present_leaves(cfg: Any, prefix: str) -> tuple[Leaf, ...]:
             for layer in range(stored[row.leaf][0] if stacked else 1)
         )
         layout = Layout.parse(row.layout, len(shape))
-        leaves.append(Leaf(path=row.leaf, stacked=stacked, shape=shape, padding=padding, layout=layout, names=by_layer))
+        fields: dict[str, Any] = {"stacked": stacked, "shape": shape, "padding": padding, "layout": layout, "names": by_layer}
+        leaves.append(Leaf(path=row.leaf, linear=row.linear, **fields))
     return tuple(leaves)
 
 

@@ -28,6 +28,8 @@ class ParamName:
     """True if only some configurations of the family have the leaf."""
     first: int = 0
     """Index, in published names, of the first layer of a stacked leaf."""
+    linear: bool = True
+    """False if the tensor is a matrix, but its module in `transformers` is not a linear layer."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

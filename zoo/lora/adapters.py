@@ -195,7 +195,8 @@ def module_of(name: str) -> str:
 
 def _is_matrix(leaf: Leaf) -> bool:
     names = leaf.names[0]
-    return leaf.path.endswith(KERNEL) and len(leaf.published) == 2 and all(name.endswith(".weight") for name in names)
+    is_weight = leaf.linear and all(name.endswith(".weight") for name in names)
+    return leaf.path.endswith(KERNEL) and len(leaf.published) == 2 and is_weight
 
 
 def _matches(name: str, targets: Iterable[str]) -> bool:
@@ -221,7 +222,7 @@ def _check_target(model: Model, leaves: Iterable[Leaf], target: str) -> None:
         if matched and matched[0].path.endswith("/embedding"):
             fix = "a table of embeddings; adapters are on matrices; "
         elif matched:
-            fix = "a bare parameter, not the weight of a module, so that no adapter of peft reaches it; "
+            fix = "not the weight of a linear layer, so that no adapter of peft on modules reaches it; "
         raise BadInput(f"--{OPTION} {target}: {fix}choose from {', '.join(names)}")
     for leaf in usable:
         layers = [any(_matches(name, (target,)) for name in parts) for parts in leaf.names]

@@ -233,7 +233,7 @@ BODY = (
     ParamName("layers/attention/out/bias", "layers.{layer}.self_attn.o_proj.bias"),
     ParamName("layers/attention/sinks", "layers.{layer}.self_attn.sinks"),
     ParamName("layers/norm2/scale", "layers.{layer}.post_attention_layernorm.weight"),
-    ParamName("layers/mlp/router/kernel", "layers.{layer}.mlp.router.weight", "e d -> d e"),
+    ParamName("layers/mlp/router/kernel", "layers.{layer}.mlp.router.weight", "e d -> d e", linear=False),
     ParamName("layers/mlp/router/bias", "layers.{layer}.mlp.router.bias"),
     # Gate and linear half alternate along the last axis.
     ParamName("layers/mlp/experts/gated/kernel", "layers.{layer}.mlp.experts.gate_up_proj", "e d (f c) -> e d c f"),

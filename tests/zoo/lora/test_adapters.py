@@ -19,7 +19,8 @@ MODELS = {**{name: (name, {}) for name in models.families()}, "t5-gated": ("t5",
 
 def all_targets(net: Model) -> tuple[str, ...]:
     leaves = published_weights.present_leaves(net.config, net.names.prefixes[0])
-    names = {name for leaf in leaves if leaf.path.endswith("kernel") for name in leaf.names[0] if name.endswith("weight")}
+    kernels = [leaf for leaf in leaves if leaf.path.endswith("kernel") and leaf.linear]
+    names = {name for leaf in kernels for name in leaf.names[0] if name.endswith("weight")}
     return tuple(sorted({adapters.module_of(name).split(".")[-1] for name in names}))
 
 
@@ -100,10 +101,10 @@ REFUSED = {
     ("gpt", "c_atn"): "--lora.targets c_atn: no matrix of a gpt has this name; the nearest is c_attn; choose from",
     ("gpt", "h.0.attn.c_attn"): "--lora.targets h.0.attn.c_attn: it names some of the 2 layers; all of them have adapters",
     ("gpt", "attn"): "--lora.targets attn: no matrix of a gpt has this name",
-    (
-        "xlnet",
-        "q",
-    ): "--lora.targets q: a bare parameter, not the weight of a module, so that no adapter of peft",
+    ("xlnet", "q"): "--lora.targets q: not the weight of a linear layer, so that no adapter of peft",
+    ("gpt_oss", "router"): "--lora.targets router: not the weight of a linear layer, so that no adapter of peft",
+    ("gpt_oss", "gate_up_proj"): "--lora.targets gate_up_proj: not the weight of a linear layer, so that no adapter of peft",
+    ("gpt_oss", "down_proj"): "--lora.targets down_proj: not the weight of a linear layer, so that no adapter of peft",
 }
 
 
