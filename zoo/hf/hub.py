@@ -4,7 +4,7 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from zoo.errors import BadInput
 
@@ -16,6 +16,8 @@ PATTERNS = [
     *("tokenizer*.json", "vocab.*", "merges.txt", "*.model", "special_tokens_map.json", "added_tokens.json"),
     "chat_template.jinja",
 ]
+IGNORED = ["*/*"]
+"""The same weights in other formats, for other programs, in folders of their own: gpt-oss has `original` and `metal`."""
 FLAX_PATTERNS = ["flax_model.msgpack", "flax_model.msgpack.index.json", "flax_model-*.msgpack"]
 """Weights that are fetched if a model has no safetensors."""
 PATIENCE = 5.0
@@ -35,9 +37,9 @@ def fetch(name: str) -> Path:
 
     repo_id, _, revision = name.removeprefix(PREFIX).partition("@")
     revision = revision or None
+    patterns: dict[str, Any] = {"allow_patterns": [*PATTERNS, *FLAX_PATTERNS], "ignore_patterns": IGNORED}
     try:
-        patterns = [*PATTERNS, *FLAX_PATTERNS]
-        cached = huggingface_hub.snapshot_download(repo_id, revision=revision, allow_patterns=patterns, local_files_only=True)
+        cached = huggingface_hub.snapshot_download(repo_id, revision=revision, local_files_only=True, **patterns)
         if _is_complete(Path(cached)):
             return Path(cached)
     except errors.HFValidationError as error:
@@ -49,7 +51,8 @@ def fetch(name: str) -> Path:
         # One request without retries, before a download that has many.
         info = huggingface_hub.HfApi().model_info(repo_id, revision=revision, timeout=PATIENCE)
         files = [sibling.rfilename for sibling in info.siblings or ()]
-        return huggingface_hub.snapshot_download(repo_id, revision=revision, allow_patterns=patterns_for(files))
+        patterns["allow_patterns"] = patterns_for(files)
+        return huggingface_hub.snapshot_download(repo_id, revision=revision, **patterns)
 
     return Path(request(download, name, "model or revision", instead="a folder"))
 
