@@ -57,6 +57,9 @@ COMMAND_LINES = {
     "train gpt-nano --optim.lr fast": "--optim.lr: could not convert string to float: 'fast'",
     "train gpt-nano --optim.lr": "--optim.lr: its value is missing",
     "train gpt-nano --precision float16": "--precision float16: choose auto, float32, bfloat16",
+    "train gpt-nano --mesh.expert 2": "there is no option --mesh.expert",
+    "train gpt-oss-nano --mesh.expert 0": "--mesh.expert 0: choose 1 or more devices",
+    "train gpt-nano --adapter a": "--adapter: adapters are trained beside the frozen matrices of --init; name a run or weights",
     "train gpt-nano --data.paths missing.txt": "missing.txt: no such file",
     "train gpt-nano --name done --data.paths missing.txt": "missing.txt: no such file",
     "train gpt-nano --data.valid-paths book.txt missing.txt": "missing.txt: no such file",
@@ -182,6 +185,18 @@ def test_the_command_refuses_wrong_input_in_a_process_too(line: str, zoo: Callab
     assert snapshot(place) == before
     assert (ended.code, ended.stdout) == (2, "")
     assert re.fullmatch(f"zoo: {COMMAND_LINES[line]}.*\n", ended.stderr)
+
+
+def test_options_that_a_run_cannot_use_are_not_listed(capsys: pytest.CaptureFixture[str], place: Path) -> None:
+    """Experts of a model without any, and adapters without a model to adapt."""
+    for line, experts, adapters in (
+        ("train gpt-nano", False, False),
+        ("train gpt-oss-nano", True, False),
+        ("train gpt-nano --init runs/done", False, True),
+    ):
+        text = call(capsys, *words(line), "--help").stdout
+        assert ("--mesh.expert" in text, "--lora.rank" in text, "│ --adapter" in text) == (experts, adapters, adapters)
+        assert ("--init FOLDER --help also lists" in text) != adapters
 
 
 def test_every_synonym_stands_for_an_option(capsys: pytest.CaptureFixture[str]) -> None:

@@ -109,8 +109,11 @@ class Optim:
         return round(self.warmup * steps) if self.warmup < 1 else int(self.warmup)
 
 
+ExpertAxis = TypeVar("ExpertAxis", bound=int)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Mesh:
+class Mesh(Generic[ExpertAxis]):
     """Devices along each mesh axis; their product is the number of devices."""
 
     data: int = -1
@@ -119,7 +122,7 @@ class Mesh:
     """Number of devices for data parallelism with sharded parameters and optimizer state."""
     tensor: int = 1
     """Number of devices for tensor parallelism: heads, feed-forward width and vocabulary are sharded."""
-    expert: int = 1
+    expert: ExpertAxis = cast(Any, 1)
     """Number of devices that the experts of a layer are divided over; rows of the batch are divided over them too."""
     sequence: Annotated[int, tyro.conf.Suppress] = 1
     """Reserved for sequence parallelism, which is not implemented; must be 1."""
@@ -215,11 +218,12 @@ Model = TypeVar("Model")
 Options = TypeVar("Options", bound=ObjectiveOptions)
 DataOptions = TypeVar("DataOptions", bound=Data)
 Adapters = TypeVar("Adapters", bound=Lora)
+AdapterFolder = TypeVar("AdapterFolder", bound=str)
 SpikeOptions = TypeVar("SpikeOptions", bound=Spikes)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Run(Generic[Model, Options, DataOptions, Adapters, SpikeOptions]):
+class Run(Generic[Model, Options, DataOptions, Adapters, AdapterFolder, SpikeOptions, ExpertAxis]):
     """Complete configuration of a run. A recipe returns one; the command line changes its values.
 
     It has no options that its model, its objective or its kind of data cannot use.
@@ -237,7 +241,7 @@ class Run(Generic[Model, Options, DataOptions, Adapters, SpikeOptions]):
     """Folder that holds the runs."""
     init: str = ""
     """Run, folder of published weights, or hub:ID with the initial parameters and the tokenizer; empty = random parameters."""
-    adapter: str = ""
+    adapter: AdapterFolder = cast(Any, "")
     """Folder of an adapter in peft's format for the model of --init; training continues from it. Options of --lora that are not
     set take the adapter's values."""
     steps: int = 1000
@@ -260,7 +264,7 @@ class Run(Generic[Model, Options, DataOptions, Adapters, SpikeOptions]):
     lora: Adapters = dataclasses.field(default_factory=cast(Any, Lora))
     spikes: SpikeOptions = dataclasses.field(default_factory=cast(Any, Spikes))
     selection: Selection = dataclasses.field(default_factory=Selection)
-    mesh: Mesh = dataclasses.field(default_factory=Mesh)
+    mesh: Mesh[ExpertAxis] = dataclasses.field(default_factory=cast(Any, Mesh))
     checkpoint: Checkpoint = dataclasses.field(default_factory=Checkpoint)
     log: Log = dataclasses.field(default_factory=Log)
     machine: Annotated[TrainingMachine, tyro.conf.arg(name="", prefix_name=False)] = dataclasses.field(
@@ -310,6 +314,8 @@ class Run(Generic[Model, Options, DataOptions, Adapters, SpikeOptions]):
         fix = f"the model has {layers}; choose at most as many"
         require(self.optim.freeze_layers <= layers, "optim.freeze_layers", self.optim.freeze_layers, fix)
         self._check_adapters()
+        has_experts = getattr(self.model, "experts", 0) > 0
+        require(has_experts or self.mesh.expert == 1, "mesh.expert", self.mesh.expert, "the model has no experts; choose 1")
         require(self.accumulate >= 1, "accumulate", self.accumulate, "choose 1 or more micro-batches")
         require(0 <= self.label_smoothing < 1, "label_smoothing", self.label_smoothing, "choose 0 <= s < 1")
         require(self.max_skipped >= 1, "max_skipped", self.max_skipped, "choose 1 or more steps")
@@ -360,12 +366,19 @@ class Run(Generic[Model, Options, DataOptions, Adapters, SpikeOptions]):
 def kind_of(run: Run, *, with_adapters: bool = True) -> Any:
     """Return the type of a run with the types of its model, of its objective's options and of its data's options.
 
+    Options that the run cannot use are not listed: those of experts in a model without any, for one.
+
     Args:
         with_adapters: the command line has the options of adapters.
     """
-    adapters: Any = Lora if with_adapters else Annotated[Lora, tyro.conf.Suppress]
-    spikes: Any = Annotated[Spikes, tyro.conf.Suppress] if isinstance(run.options, RolloutOptions) else Spikes
-    return Run[type(run.model), type(run.options), type(run.data), adapters, spikes]
+
+    def listed(kind: Any, usable: bool) -> Any:
+        return kind if usable else Annotated[kind, tyro.conf.Suppress]
+
+    adapters, folder = listed(Lora, with_adapters), listed(str, with_adapters)
+    spikes = listed(Spikes, not isinstance(run.options, RolloutOptions))
+    experts = listed(int, hasattr(run.model, "experts"))
+    return Run[type(run.model), type(run.options), type(run.data), adapters, folder, spikes, experts]
 
 
 def with_objective(run: Run, objective: str) -> Run:

@@ -53,7 +53,6 @@ def check(run: run_config.Run, mesh: Mesh) -> None:
     require(heads % mesh.shape["tensor"] == 0, "mesh.tensor", mesh.shape["tensor"], f"it does not divide the {heads} heads")
     experts, expert_devices = getattr(run.model, "experts", 0), mesh.shape["expert"]
     if expert_devices > 1:
-        require(experts > 0, "mesh.expert", expert_devices, "the model has no experts; choose 1")
         divisors = ", ".join(map(str, _divisors(experts)))
         fix = f"it does not divide the {experts} experts; choose one of {divisors}"
         require(experts % expert_devices == 0, "mesh.expert", expert_devices, fix)

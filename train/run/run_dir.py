@@ -13,9 +13,7 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from train.config.lora_options import Lora
 from train.config.objectives import find_options
-from train.config.option_groups import Spikes
 from train.config.run_config import Run
 from train.config.run_plugins import used_plugins
 from zoo import configs, plugins
@@ -185,9 +183,7 @@ def read_config(folder: str | Path, *, compute: bool = True) -> Run:
             raise BadInput(f"family: expected one of {', '.join(families)}, found {name!r}")
         kind = find_options(from_json(Objective | str, stored.pop("objective", None), "objective"))
         stored["options"] = {field.name: stored.pop(field.name) for field in dataclasses.fields(kind) if field.name in stored}
-        return from_json(
-            Run, stored, "", model=configs.family(name).Config, options=kind, data=kind.data, lora=Lora, spikes=Spikes
-        )
+        return from_json(Run, stored, "", model=configs.family(name).Config, options=kind, data=kind.data)
     except BadInput as error:
         raise BadInput(f"{path}: {error}") from None
 
@@ -352,13 +348,15 @@ def from_json(kind: Any, value: Any, key: str, **replaced: Any) -> Any:
 
     Args:
         key: the dotted key of the value, for messages.
-        replaced: types of fields that are declared generically.
+        replaced: types of fields that are declared generically; of any other such field, the bound of its type variable.
 
     Raises:
         BadInput: an unknown or missing key, or a value of another type.
     """
-    if dataclasses.is_dataclass(kind):
-        return _build_fields(kind, value, key, replaced)
+    if isinstance(kind, typing.TypeVar):
+        kind = kind.__bound__
+    if dataclasses.is_dataclass(generic := typing.get_origin(kind) or kind):
+        return _build_fields(generic, value, key, replaced)
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin in (typing.Union, types.UnionType):
         # Only `X | None`, `Literal[...] | str`, a name that may be a plug-in's, and `int | float` occur in a configuration.

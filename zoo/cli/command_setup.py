@@ -108,7 +108,7 @@ def refuse_adapter_options(args: list[str]) -> None:
         BadInput: `args` has one.
     """
     for option in (arg.partition("=")[0] for arg in args):
-        if option.startswith("--lora."):
+        if option == "--adapter" or option.startswith("--lora."):
             raise BadInput(f"{option}: adapters are trained beside the frozen matrices of --init; name a run or weights")
 
 

@@ -64,14 +64,14 @@ def parse_options(name: str, args: list[str]) -> "Run":
     from train.config.run_config import kind_of
 
     default, args = take_objective(recipes.recipe_run(name, option_value(args, "--init")), args)
-    default = take_adapter(default, args)
     initialized = bool(default.init or option_value(args, "--init"))
     if not initialized:
         refuse_adapter_options(args)
+    default = take_adapter(default, args)
     # tyro joins the lines of a paragraph, so each field of the docstring becomes a paragraph.
     about = re.sub(r"\n(?=[A-Z]\w+: )", "\n\n", inspect.getdoc(recipes.find_recipe(name)) or "")
     about += f"\n\nObjective: {default.objective}. --objective NAME --help lists the options of another one."
-    about += "" if initialized else "\n\n--init FOLDER --help also lists the options of low-rank adapters (--lora)."
+    about += "" if initialized else "\n\n--init FOLDER --help also lists the options of low-rank adapters (--adapter, --lora)."
     prog, objective = f"zoo train {name}", default.objective
     kind = kind_of(default, with_adapters=initialized)
     run = parse(kind, default=default, prog=prog, args=args, description=about, objective=objective)
