@@ -199,7 +199,7 @@ def beginnings(held_out: Tokens, tokenizer: Tokenizer, length: int, count: int =
 def _cut(held_out: Tokens, tokenizer: Tokenizer, document: int, start: int, length: int) -> Beginning:
     first, end = int(held_out.offsets[document]), int(held_out.offsets[document + 1]) - 1
     ids = held_out.ids[first + start : end]
-    front = [] if start else [held_out.end_of_text]
+    front = [] if start else [held_out.begin_of_text]
 
     def word(at: int) -> bool:
         return at < len(ids) and tokenizer.spell(int(ids[at]))[:1].isspace()

@@ -93,7 +93,7 @@ def readers(folder: Path) -> dict[str, Reader]:
     words = Tokenizer.train([TEXT] * 5, 280)
     tokens = token_cache.prepare(documents, words, run / "tokens")
     store = run / "tokens" / tokens.fingerprint
-    add("header.json of tokens", store / "header.json", lambda: token_cache._open(store, tokens.fingerprint))
+    add("header.json of tokens", store / "header.json", lambda: token_cache._open(store, tokens.fingerprint, words))
     for name, sharded in (("one", False), ("many", True)):
         weights = folder / name
         published.write(weights, published.GPT2, sharded=sharded)

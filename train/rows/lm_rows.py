@@ -19,7 +19,7 @@ class Piece(NamedTuple):
     start: int
     """Index of the first target among those of the document."""
     before: int
-    """The id before the first target: the previous id of the document, or end-of-text at its start."""
+    """The id before the first target: the previous id of the document, or at its start `Tokens.begin_of_text`."""
     ids: np.ndarray
     """The targets."""
 
@@ -95,12 +95,13 @@ class LmRows(TextRows, SampledRows):
     def fingerprint_parts(self) -> tuple[str, list[bytes]]:
         """Return what determines the rows apart from the tokens; see `TextRows.fingerprint_parts`."""
         arrays = array_digests(self.first, self.document, self.start, self.size, self.context)
-        return f"{self.length} {self.isolated}", arrays
+        begin = self.tokens.begin_of_text
+        return f"{self.length} {self.isolated}" + ("" if begin == self.tokens.end_of_text else f" {begin}"), arrays
 
     def _piece(self, number: int) -> Piece:
         document, start = int(self.document[number]), int(self.start[number])
         first = int(self.tokens.offsets[document]) + start
-        before = int(self.tokens.ids[first - 1]) if start else self.tokens.end_of_text
+        before = int(self.tokens.ids[first - 1]) if start else self.tokens.begin_of_text
         return Piece(document, start, before, self.tokens.ids[first : first + int(self.size[number])])
 
 

@@ -53,6 +53,13 @@ class Tokens:
     end_of_text: int
     fingerprint: str
     """SHA-256 of the texts, their order and the tokenizer."""
+    begin: int | None = None
+    """Id that precedes a text and is not in `ids`; None = `end_of_text`."""
+
+    @property
+    def begin_of_text(self) -> int:
+        """Id before the first id of a document: `Tokenizer.begin_of_text`."""
+        return self.end_of_text if self.begin is None else self.begin
 
 
 def prepare(documents: Iterable[Document], tokenizer: Tokenizer, cache: str | Path, progress: Progress | None = None) -> Tokens:
@@ -71,15 +78,15 @@ def prepare(documents: Iterable[Document], tokenizer: Tokenizer, cache: str | Pa
     fingerprint = hashlib.sha256(f"{FORMAT} {texts.digest} {tokenizer.fingerprint}".encode()).hexdigest()
     folder = Path(cache) / fingerprint
     try:
-        if (tokens := _load_cached(folder, fingerprint)) is not None:
+        if (tokens := _load_cached(folder, fingerprint, tokenizer)) is not None:
             return tokens
         with _locked_folder(Path(cache) / f".preparing-{fingerprint}") as work_folder:
             # Another process may have finished while this one waited.
-            if (tokens := _load_cached(folder, fingerprint)) is None:
+            if (tokens := _load_cached(folder, fingerprint, tokenizer)) is None:
                 _write(work_folder, texts, tokenizer, fingerprint, progress or (lambda done, total: None))
                 # Mapped before it is renamed, so that a process that replaces the folder afterwards cannot interfere.
-                tokens = _open(work_folder, fingerprint)
-                _publish(work_folder, folder, fingerprint)
+                tokens = _open(work_folder, fingerprint, tokenizer)
+                _publish(work_folder, folder, fingerprint, tokenizer)
                 # Removed last: without the journal a kill could not be resumed, without the lock two processes could write.
                 for name in (JOURNAL, LOCK):
                     (folder / name).unlink(missing_ok=True)
@@ -112,12 +119,12 @@ class _Damaged(Exception):
     """A cached folder that does not match its header."""
 
 
-def _load_cached(folder: Path, fingerprint: str) -> Tokens | None:
+def _load_cached(folder: Path, fingerprint: str, tokenizer: Tokenizer) -> Tokens | None:
     """Return the tokens that an earlier call cached, if there are any; log a warning if they are damaged."""
     if not folder.exists():
         return None
     try:
-        return _open(folder, fingerprint)
+        return _open(folder, fingerprint, tokenizer)
     except _Damaged as damage:
         log.warning("%s: %s; the text is tokenized again", folder, damage)
         return None
@@ -262,7 +269,7 @@ def _encoded(line: dict[str, Any]) -> bytes:
     return json.dumps(line).encode() + b"\n"
 
 
-def _open(folder: Path, fingerprint: str) -> Tokens:
+def _open(folder: Path, fingerprint: str, tokenizer: Tokenizer) -> Tokens:
     """Map a cached folder; every file is read once, for its digest.
 
     Raises:
@@ -284,10 +291,10 @@ def _open(folder: Path, fingerprint: str) -> Tokens:
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise _Damaged(f"unreadable ({error})") from None
-    return Tokens(ids, offsets, text_bytes, header["end_of_text"], fingerprint)
+    return Tokens(ids, offsets, text_bytes, header["end_of_text"], fingerprint, tokenizer.begin_of_text)
 
 
-def _publish(work_folder: Path, folder: Path, fingerprint: str) -> None:
+def _publish(work_folder: Path, folder: Path, fingerprint: str, tokenizer: Tokenizer) -> None:
     """Rename a finished folder to its final name. If another process was faster, its folder stays, unless it is damaged."""
     while True:
         try:
@@ -297,7 +304,7 @@ def _publish(work_folder: Path, folder: Path, fingerprint: str) -> None:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
         try:
-            _open(folder, fingerprint)
+            _open(folder, fingerprint, tokenizer)
             return None
         except _Damaged:
             # Renaming is atomic, so of several processes one moves the damaged folder away; the others try again.

@@ -2,10 +2,12 @@
 
 import dataclasses
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from train.config import run_config
 from train.engine import device_mesh
@@ -111,8 +113,11 @@ def write_folder(target: Path, loaded: Loaded) -> Path:
 
 def _write(folder: Path, loaded: Loaded, largest: int = 5_000_000_000) -> str:
     """Write the files of a published folder and return the type of its tensors."""
-    cfg = loaded.model.config
-    dtype = published_weights.save(folder, cfg, loaded.params, extra=_ids(loaded.tokenizer), largest=largest)
+    cfg, has_score = loaded.model.config, loaded.model.task == "sequence"
+    ids = _ids(loaded.tokenizer, has_score=has_score)
+    dtype = published_weights.save(folder, cfg, loaded.params, extra=ids, largest=largest)
+    if loaded.tokenizer.kind == "gpt" and has_score and "pad_token_id" not in ids:
+        print(f"! {NO_PADDING}", file=sys.stderr)
     hf_files.write_tokenizer(folder, loaded.tokenizer, longest=getattr(cfg, "context", None))
     if loaded.reward_scale != RewardScale():
         write_scale(folder, dataclasses.replace(loaded.reward_scale, step=None))
@@ -130,16 +135,27 @@ def _copy_generation(source: Path, target: Path) -> None:
         shutil.copyfile(source / GENERATION, target / GENERATION)
 
 
-def _ids(tokenizer: Tokenizer) -> dict[str, Any]:
+NO_PADDING = (
+    "config.json has no pad_token_id, because the tokenizer has no padding token but those that end a text; transformers scores "
+    "one text at a time without it"
+)
+"""Note on a decoder with a score: the classes of `transformers` compare ids with the padding to find the last token of a text."""
+
+
+def _ids(tokenizer: Tokenizer, *, has_score: bool = False) -> dict[str, Any]:
     """Return the special tokens that a config.json names.
 
+    The padding of a decoder with a score is left out if a text may end with it: `transformers` would read the score before it.
     RoBERTa's padding token is not among them: its positions depend on it, so it is in the model's configuration.
     """
     marks, text, end = tokenizer.special_tokens, tokenizer.text_special_tokens, tokenizer.end_of_text
     if text is not None:
         return {"pad_token_id": text.pad, "eos_token_id": end, "decoder_start_token_id": text.pad}
     if marks is None:
-        return _decoder_ids(tokenizer)
+        ids = _decoder_ids(tokenizer)
+        if has_score and ids.get("pad_token_id") in np.ravel(ids["eos_token_id"]):
+            del ids["pad_token_id"]
+        return ids
     if marks.bos is not None and marks.eos is not None:
         return {"pad_token_id": marks.pad, "bos_token_id": marks.bos, "eos_token_id": marks.eos}
     bounds = {"bos_token_id": marks.cls, "eos_token_id": end}

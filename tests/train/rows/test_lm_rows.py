@@ -11,12 +11,12 @@ from train.rows.lm_rows import Tokens, packed, training_rows, windows
 from zoo.errors import BadInput
 
 
-def stream(lengths, end_of_text=0):
+def stream(lengths, end_of_text=0, begin=None):
     """Tokens of documents of these lengths, end-of-text included; every other id occurs once."""
     ids = np.arange(1, sum(lengths) + 1, dtype=np.uint32)
     offsets = np.cumsum([0, *lengths])
     ids[offsets[1:] - 1] = end_of_text
-    return Tokens(ids, offsets, np.array(lengths), end_of_text, "tokens")
+    return Tokens(ids, offsets, np.array(lengths), end_of_text, "tokens", begin)
 
 
 LENGTHS = st.lists(st.integers(1, 30), min_size=1, max_size=30)
@@ -33,7 +33,7 @@ def counted(rows):
             assert 0 < len(piece.ids) <= rows.length
             assert first + len(piece.ids) <= rows.tokens.offsets[piece.document + 1]
             assert (piece.ids == rows.tokens.ids[first : first + len(piece.ids)]).all()
-            assert piece.before == (rows.tokens.ids[first - 1] if piece.start else rows.tokens.end_of_text)
+            assert piece.before == (rows.tokens.ids[first - 1] if piece.start else rows.tokens.begin_of_text)
             times[first + max(row.context - seen, 0) : first + len(piece.ids)] += 1
             seen += len(piece.ids)
         assert row.context < seen <= rows.length
@@ -55,6 +55,18 @@ def test_windows_count_every_target_once_at_any_stride(lengths, length, data):
         assert len(targets) == length or number == len(rows) - 1
         assert row.context == (length - stride if number else 0)
         assert not row.isolated
+
+
+@pytest.mark.planted
+def test_a_document_begins_with_the_begin_of_the_template() -> None:
+    """In windows and in packed rows; the targets are the same as without one, and rows of another begin are other rows."""
+    for plan in (windows, packed):
+        rows, plain = (plan(stream([3, 6, 2], begin=begin), 4) for begin in (77, None))
+        assert (counted(rows) == 1).all() and rows.targets == plain.targets
+        begins = [piece.before for number in range(len(rows)) for piece in rows.row(number).pieces if not piece.start]
+        assert begins == [77] * 3
+        assert rows.fingerprint != plain.fingerprint
+        assert plain.fingerprint == plan(stream([3, 6, 2], begin=0), 4).fingerprint
 
 
 @settings(deadline=None, max_examples=40)

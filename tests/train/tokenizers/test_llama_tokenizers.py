@@ -10,6 +10,9 @@ import pytest
 
 from tests.support import harmony
 from tests.train.tokenizers.kinds import TEXTS, auto, chapters, content, refused
+from train.data.text_files import Document
+from train.rows import token_cache
+from train.rows.lm_rows import packed
 from train.tokenizers import byte_bpe, hf_files
 from train.tokenizers.chat_template import chat_template
 from train.tokenizers.tokenizer import Tokenizer
@@ -160,6 +163,25 @@ def test_a_config_json_has_the_ids_that_the_settings_name(
     expected = [numbers[name] for name in ends]
     assert ids["eos_token_id"] == (expected if len(expected) > 1 else expected[0])
     assert ids["bos_token_id"] == numbers[begin] and ids.get("pad_token_id") == (pad and numbers[pad])
+
+
+def test_a_score_is_padded_with_a_token_that_ends_no_text(tmp_path: Path) -> None:
+    """`transformers` would take the end of a text for its padding."""
+    for form, changes, pad in ((gpt_oss, {}, None), (qwen, {}, None), (llama, {"pad_token": LLAMA[2]}, LLAMA[2])):
+        own = hf_files.read_tokenizer(form(tmp_path / form.__name__, **changes))
+        ids = import_export._ids(own, has_score=True)
+        assert ids.get("pad_token_id") == (pad and own.ids()[pad])
+
+
+@pytest.mark.parametrize(("form", "begin"), [(llama, LLAMA[0]), (gpt_oss, harmony.END)])
+def test_documents_of_rows_begin_with_the_begin_of_the_template(form: Any, begin: str, tmp_path: Path) -> None:
+    own = hf_files.read_tokenizer(form(tmp_path / "in"))
+    tokens = token_cache.prepare([Document("", "The whale."), Document("", "It swims.")], own, tmp_path / "cache")
+    row = packed(tokens, 32).row(0)
+    assert [own.entries([piece.before])[0] for piece in row.pieces] == [begin] * 2
+    assert [piece.ids.tolist() for piece in row.pieces] == [
+        [*own.encode(text).tolist(), own.end_of_text] for text in ("The whale.", "It swims.")
+    ]
 
 
 def test_the_chat_template_of_gpt_oss_is_rendered_and_parsed(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from huggingface_hub.utils import filter_repo_objects
 
 from tests.support import harmony, published
 from tests.support.commands import assert_refused, call, in_folder, words
@@ -15,7 +16,7 @@ from tests.train.tokenizers.kinds import auto
 from train.config import run_config
 from train.engine import device_mesh
 from train.weights.load import load
-from zoo.hf import safetensors_dir
+from zoo.hf import hub, safetensors_dir
 
 TEXT = "".join(f"The {n}th whale's seen, and {n * n} more.\n\n" for n in range(400))
 ENTRIES = 300
@@ -84,6 +85,21 @@ def test_a_released_folder_generates_and_is_trained(capsys: pytest.CaptureFixtur
         outputs = [call(capsys, "generate", folder, *command) for folder in ("model", source)]
         assert [output.code for output in outputs] == [0, 0], outputs
         assert len({output.stdout for output in outputs}) == 1 and outputs[0].stdout.strip()
+
+
+def test_a_score_without_padding_is_noted(capsys: pytest.CaptureFixture[str], place: Path) -> None:
+    """The padding of the released tokenizer is the end of a document, which is no padding of a scored text."""
+    published.write(place / "score", published.config("gpt_oss", "sequence", published.GPT_OSS | {"vocab_size": 340}))
+    harmony.write(place / "score", harmony.content([TEXT], ENTRIES))
+    imported = call(capsys, "import", "score")
+    assert imported.code == 0 and "! config.json has no pad_token_id, because" in imported.stderr
+    assert json.loads((place / "models" / "score" / "config.json").read_text())["pad_token_id"] is None
+
+
+def test_copies_in_other_formats_are_not_fetched() -> None:
+    used = ["config.json", "model-00000-of-00002.safetensors", "tokenizer.json", "chat_template.jinja"]
+    files = [*used, "original/model.safetensors", "original/config.json", "metal/model.bin", "README.md"]
+    assert [*filter_repo_objects(files, allow_patterns=hub.patterns_for(files), ignore_patterns=hub.IGNORED)] == used
 
 
 @pytest.mark.planted(3)
