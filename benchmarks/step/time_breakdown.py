@@ -33,7 +33,8 @@ RULES: Sequence[tuple[str, str, str]] = (
     (r"zoo/nn/task_heads\.py|train/engine/losses\.py", ".*", HEAD),
     (r"optax/.*|train/engine/optim\.py", ".*", OPTIMIZER),
     (r"zoo/nn/layer_stack\.py", ".*", MOVEMENT),
-    (r"zoo/(nn/layers|nn/grouped_attention|nn/unequal_head_sizes|nn/encoder|nn/xlnet_layer|models/\w+)\.py", ".*", ELEMENTWISE),
+    (r"zoo/nn/(layers|grouped_attention|unequal_head_sizes|encoder|modernbert_layer|xlnet_layer)\.py", ".*", ELEMENTWISE),
+    (r"zoo/models/\w+\.py", ".*", ELEMENTWISE),
     (r"train/engine/step\.py", r"\w+\.<locals>\.step", OPTIMIZER),
 )
 """File, function, part: the first row that matches the innermost frame of ours decides, else the frame that called it."""

@@ -79,7 +79,9 @@ def score(subject: Loaded, pairs: Sequence[Pair], settings: Settings, progress: 
         BadInput: a sentence longer than the model's positions, by file and line (an encoder's sentence may have any
             length); see also `likelihoods` and `pseudo_nats`.
     """
-    nats = (_both_sides if subject.tokenizer.special_tokens else _left_to_right)(subject, pairs, settings, progress)
+    # A decoder may have an encoder's tokenizer, as Ettin's.
+    one_way = "causal" in subject.model.module.OBJECTIVES or not subject.tokenizer.special_tokens
+    nats = (_left_to_right if one_way else _both_sides)(subject, pairs, settings, progress)
     outcomes: dict[tuple[str, str], list[float]] = {}
     right = [0.5 if good == bad else float(good < bad) for good, bad in zip(nats[::2], nats[1::2], strict=True)]
     for pair, outcome in zip(pairs, right, strict=True):

@@ -117,7 +117,7 @@ def adapters() -> dict[str, Any]:
             net.save_pretrained(Path(parent, "a"))
             config = json.loads(Path(parent, "a", "adapter_config.json").read_text())
             stored = load_file(Path(parent, "a", "adapter_model.safetensors"))
-        asked = theirs.given(published.MODELS[model][2], LENGTHS)
+        asked = theirs.given(published.MODELS[model][2], LENGTHS, published.MODELS[model][1])
         outputs = peft_outputs.outputs(net, model, asked)
         content[model] = {
             "config": config | {"base_model_name_or_path": "m", "target_modules": sorted(config["target_modules"])},
@@ -145,6 +145,6 @@ if __name__ == "__main__":
         (FOLDER / f"{name}.json").write_text(json.dumps(encoder(name), separators=(",", ":")) + "\n")
     (FOLDER / "adapters.json").write_text(json.dumps(adapters(), separators=(",", ":")) + "\n")
     (FOLDER / "encoder_decoders.json").write_text(json.dumps(encoder_decoders(), separators=(",", ":")) + "\n")
-    for name in ("llama", "gpt_oss"):
+    for name in ("ettin_decoder", "llama", "gpt_oss"):
         (FOLDER / f"{name}.json").write_text(json.dumps(decoder(name), separators=(",", ":")) + "\n")
     (FOLDER / "scores.json").write_text(json.dumps(scores(), separators=(",", ":")) + "\n")

@@ -35,6 +35,7 @@ MODELS = {
     "roberta": f"roberta-nano {ENCODER}",
     "modernbert": f"modernbert-nano {ENCODER}",
     "llama": f"llama-nano {ENCODER}",
+    "ettin-decoder": f"ettin-decoder-nano {ENCODER}",
     "left-to-right": f"bert-nano {ENCODER} --objective left_to_right --model.causal --model.task masked",
     "distilbert": f"distilbert-nano {ENCODER} --distillation.teacher runs/bert --model.layers 1",
     "t5": T5,
@@ -107,7 +108,7 @@ def test_a_run_is_scored_and_evaluated_alike(name: str, capsys: pytest.CaptureFi
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("name", some("bert", "roberta", "modernbert", "distilbert"))
+@pytest.mark.parametrize("name", some("bert", "roberta", "modernbert", "ettin-decoder", "distilbert"))
 def test_weights_are_unchanged_by_export_and_import(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     run(name)
     for line in (f"export runs/{name} out/{name}", f"import out/{name}"):

@@ -18,10 +18,13 @@ ACTIVATIONS = {
     "xlnet": "ff_activation",
     "t5": "feed_forward_proj",
     "modernbert": "hidden_activation",
+    "ettin_decoder": "hidden_activation",
     "llama": "hidden_act",
 }
 NAMES = ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "silu", "gelu_fast", "gated-gelu", "gated-relu", "gated-gelu_new")
 """Activations; some families have not all of them."""
+PAIRED = ("xlnet", "transformer", "modernbert", "ettin_decoder", "llama")
+"""Families with sines and cosines, which come in pairs."""
 APART = ("model_type", "architectures", "problem_type", "transformers_version", "chunk_size_feed_forward", "return_dict")
 """Keys that are not mutated: they choose the class, belong to multi-label classification, or say how the model is called."""
 LONGEST = 26
@@ -34,10 +37,7 @@ def drawn(rng: np.random.Generator, family: str) -> dict[str, Any]:
     import transformers
 
     heads = int(rng.choice([1, 2, 3, 5]))
-    # Sines and cosines come in pairs.
-    width = heads * int(
-        rng.integers(1, 4) * 2 if family in ("xlnet", "transformer", "modernbert", "llama") else rng.integers(2, 8)
-    )
+    width = heads * int(rng.integers(1, 4) * 2 if family in PAIRED else rng.integers(2, 8))
     layers, inner, vocab = int(rng.integers(1, 4)), int(rng.integers(3, 40)), int(rng.integers(41, 90))
     common = {"num_hidden_layers": layers, "hidden_size": width, "num_attention_heads": heads, "intermediate_size": inner}
     buckets = int(rng.integers(4, 19))
@@ -73,6 +73,9 @@ def drawn(rng: np.random.Generator, family: str) -> dict[str, Any]:
             "classifier_pooling": str(rng.choice(["cls", "mean"])),
         },
     }
+    if family == "ettin_decoder":
+        body = {key: value for key, value in numbers["modernbert"].items() if key != "classifier_pooling"}
+        numbers[family] = body | {"local_attention": int(rng.integers(2, 40))}
     if family == "llama":
         numbers["llama"] = llama_numbers(rng, common)
     content = {"model_type": configs.family(family).MODEL_TYPE, "vocab_size": vocab, **numbers[family]}
@@ -125,7 +128,8 @@ def mutants(content: dict[str, Any], family: str) -> Iterator[tuple[str, str, di
     kind = transformers.CONFIG_MAPPING[content["model_type"]]
     defaults = kind().to_dict()
     # In `transformers` these also choose the token at which a decoder's score is read; here a batch says it.
-    reading = ("pad_token_id", "eos_token_id") if family in ("gpt", "llama", "t5") and "id2label" in content else ()
+    scored = "id2label" in content and family in ("ettin_decoder", "gpt", "llama", "t5")
+    reading = ("pad_token_id", "eos_token_id") if scored else ()
     for key in sorted((content.keys() | defaults.keys()) - {*APART, *reading}):
         value = content.get(key, defaults.get(key))
         if key in content:

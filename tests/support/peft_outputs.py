@@ -11,18 +11,20 @@ from zoo import models
 from zoo.lora.peft_files import TASK_TYPES
 
 MODELS = ("gpt-causal", "bert-sequence", "roberta-sequence", "distilbert-sequence", "t5-1.0", "marian", "xlnet-sequence")
-MODELS += ("modernbert-sequence", "llama-causal", "gpt_oss-causal")
+MODELS += ("modernbert-sequence", "llama-causal", "gpt_oss-causal", "ettin_decoder-causal", "ettin_decoder-sequence")
 FORMS: dict[str, dict[str, Any]] = {
     "gpt-causal": {"r": 4, "lora_alpha": 6, "target_modules": ["c_attn", "c_proj"], "fan_in_fan_out": True},
     "bert-sequence": {"r": 4, "lora_alpha": 8, "use_rslora": True},
     "distilbert-sequence": {"target_modules": ["q_lin", "v_lin"], "modules_to_save": ["pre_classifier", "classifier"]},
     "modernbert-sequence": {"target_modules": ["Wqkv", "Wi", "Wo"], "modules_to_save": ["head", "classifier"]},
+    "ettin_decoder-causal": {"target_modules": ["q_proj", "v_proj", "Wo", "Wi"]},
+    "ettin_decoder-sequence": {"target_modules": ["q_proj", "v_proj"], "modules_to_save": ["head", "classifier"]},
     "llama-causal": {"target_modules": ["q_proj", "v_proj", "o_proj", "gate_proj"]},
     "gpt_oss-causal": {"target_modules": ["q_proj", "k_proj", "v_proj", "o_proj"]},
     "marian": {"target_modules": ["q_proj", "v_proj"]},
     "xlnet-sequence": {"target_modules": ["layer_1", "layer_2"], "modules_to_save": ["sequence_summary", "logits_proj"]},
 }
-"""What is not peft's default for the model; it has no targets for the last four."""
+"""What is not peft's default for the model; it has no targets for the last six."""
 
 
 def load(folder: Path, model: str) -> Any:

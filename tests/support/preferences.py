@@ -24,7 +24,7 @@ WORDS = ("the", "whale", "ship", "is", "white", "old", "seen")
 
 @functools.cache
 def tokenizer(family: str) -> Tokenizer:
-    kinds = {"roberta": roberta, "modernbert": modernbert, "xlnet": lambda: xlnet(WORDS)}
+    kinds = {"roberta": roberta, "modernbert": modernbert, "ettin_decoder": modernbert, "xlnet": lambda: xlnet(WORDS)}
     kinds |= dict.fromkeys(("gpt", "llama"), lambda: Tokenizer.train([], 257))
     kinds |= dict.fromkeys(("t5", "transformer"), lambda: spelled(WORDS))
     return kinds.get(family, lambda: uncased(WORDS))()

@@ -49,6 +49,7 @@ MODERNBERT = {
     **{"num_attention_heads": 3, "intermediate_size": 20, "local_attention": 4, "global_rope_theta": 160.0, "pad_token_id": 0},
     **{"local_rope_theta": 10.0, "global_attn_every_n_layers": 3},
 }
+ETTIN_DECODER = MODERNBERT | {"model_type": "modernbert-decoder", "local_attention": 6}
 LLAMA = {
     **{"model_type": "llama", "vocab_size": 61, "max_position_embeddings": 16, "num_hidden_layers": 2, "hidden_size": 12},
     **{"num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 4, "intermediate_size": 20, "rope_theta": 10.0},
@@ -78,7 +79,7 @@ GPT_OSS = {
 TYPES_OF_LLAMA = {"qwen3": QWEN3, "smollm3": SMOLLM3}
 TINY: dict[str, dict[str, Any]] = {
     **{"bert": BERT, "distilbert": DISTILBERT, "gpt": GPT2, "roberta": ROBERTA, "t5": T5, "transformer": MARIAN, "xlnet": XLNET},
-    **{"gpt_oss": GPT_OSS, "llama": LLAMA, "modernbert": MODERNBERT},
+    **{"ettin_decoder": ETTIN_DECODER, "gpt_oss": GPT_OSS, "llama": LLAMA, "modernbert": MODERNBERT},
 }
 FORMS: dict[str, tuple[str, dict[str, Any]]] = {
     "t5-1.0": ("t5", {"feed_forward_proj": "relu", "tie_word_embeddings": True}),
@@ -115,7 +116,7 @@ def config(family: str, task: str, numbers: dict[str, Any] | None = None) -> dic
         return said
     names = dict(enumerate(labels(family)))
     # `transformers` finds a decoder's last token by comparison with this id.
-    said |= {"pad_token_id": 0} if family in ("gpt", "gpt_oss", "llama") else {}
+    said |= {"pad_token_id": 0} if family in ("ettin_decoder", "gpt", "gpt_oss", "llama") else {}
     return said | {"id2label": {str(row): name for row, name in names.items()}, "label2id": {n: row for row, n in names.items()}}
 
 

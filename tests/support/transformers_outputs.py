@@ -9,6 +9,8 @@ import numpy as np
 
 PAIR = 0.4
 """Share of a row that is its first text, where a family tells the two apart."""
+ONE_WAY = ("gpt2", "t5", "llama", "qwen3", "smollm3", "gpt_oss", "modernbert-decoder")
+"""Types whose score is read at the last token of a text."""
 
 
 def given(config: dict[str, Any], lengths: tuple[int, ...], task: str = "") -> dict[str, np.ndarray]:
@@ -24,7 +26,7 @@ def given(config: dict[str, Any], lengths: tuple[int, ...], task: str = "") -> d
     real = (at >= 0) & (at < ends)
     drawn = rng.integers(2, config["vocab_size"], real.shape)
     batch = {"tokens": np.where(real, drawn, config.get("pad_token_id", 0)).astype(np.int32), "real": real}
-    if task == "sequence" and config["model_type"] in ("gpt2", "t5", "llama", "qwen3", "smollm3", "gpt_oss"):
+    if task == "sequence" and config["model_type"] in ONE_WAY:
         batch["summary_at"] = ends - 1
         if config["model_type"] == "t5":
             text = np.where(at == ends - 1, 1, batch["tokens"])

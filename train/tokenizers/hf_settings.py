@@ -31,6 +31,7 @@ ALIASES = {
 BY_FAMILY = {
     **{"gpt2": "GPT2Tokenizer", "bert": "BertTokenizer", "distilbert": "BertTokenizer", "roberta": "RobertaTokenizer"},
     **{"t5": "T5Tokenizer", "xlnet": "XLNetTokenizer", "modernbert": AS_WRITTEN, "xlm-roberta": "XLMRobertaTokenizer"},
+    "modernbert-decoder": AS_WRITTEN,
     **{"mt5": "T5Tokenizer", "umt5": AS_WRITTEN, "llama": AS_WRITTEN, "smollm3": AS_WRITTEN, "qwen3": "Qwen2Tokenizer"},
     "gpt_oss": AS_WRITTEN,
 }

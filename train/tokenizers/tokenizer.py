@@ -61,8 +61,8 @@ class Tokenizer:
     end_of_text: int
     """Id that ends a document: "<|endoftext|>" (0 if trained here), an encoder's `special_tokens.end`, or T5's "</s>"."""
     begin_of_text: int
-    """Id before a text that follows nothing: "<|begin_of_text|>" if the template adds it (Llama 3), else that of `end_of_text`,
-    which is between documents."""
+    """Id before a text that follows nothing: "<|begin_of_text|>" if the template adds it (Llama 3), "[CLS]" of ModernBERT's kind
+    (Ettin's decoders), else that of `end_of_text`, which is between documents."""
     spells_bytes: bool
     """True if a unigram model spells unknown characters as bytes, as mT5's."""
     fingerprint: str
@@ -117,6 +117,8 @@ class Tokenizer:
         begin = ids.get(LLAMA_BEGIN)
         begins = self.kind == "gpt" and begin is not None and self.encode_with_template("a")[0][:1] == [begin]
         self.begin_of_text = begin if begins and begin is not None else self.end_of_text
+        if self.kind == "modernbert" and self.special_tokens:
+            self.begin_of_text = self.special_tokens.cls
         self._cuts = _cuts(content)
         special = self.text_special_tokens or self.special_tokens
         for number in sorted(self._special() - ({special.unk} if special else set())):

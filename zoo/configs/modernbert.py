@@ -8,11 +8,11 @@ from typing import Any, Literal, get_args
 
 from zoo.configs import Size
 from zoo.configs._encoder import BodyConfig, activation, exported, head_fields, label_entries
+from zoo.configs._local_layers import Attention, check_local_layers, pattern_after_first, read_bases, read_global_every
 from zoo.errors import require
 from zoo.hf.config_json import ACTIVATIONS, BOOKKEEPING, PublishedConfig
 
 Pooling = Literal["cls", "mean"]
-Attention = Literal["global", "local"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,13 +43,8 @@ class Config(BodyConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check_fields(pooling=get_args(Pooling))
-        require(self.head % 2 == 0, "model.heads", self.heads, f"heads rotate in pairs of dimensions, and have {self.head}")
-        require(self.layers >= 2, "model.layers", self.layers, "choose 2 or more: the first one has parameters of its own")
-        require(1 <= self.global_every <= 512, "model.global_every", self.global_every, "choose 1 (all) to 512 layers")
+        check_local_layers(self)
         require(2 <= self.local_window <= 1 << 20, "model.local_window", self.local_window, "choose 2 to 1,048,576 tokens")
-        for field in ("global_base", "local_base"):
-            value = getattr(self, field)
-            require(1 <= value <= 1e12, f"model.{field}", value, "choose 1 to 1e12")
 
     @property
     def types(self) -> int:
@@ -59,19 +54,13 @@ class Config(BodyConfig):
     @property
     def pattern(self) -> tuple[Attention, ...]:
         """Attention of the layers after the first, repeated over them; all of them where the last period is incomplete."""
-        kinds: tuple[Attention, ...] = tuple(
-            "local" if layer % self.global_every else "global" for layer in range(1, self.layers)
-        )
-        return kinds if (self.layers - 1) % self.global_every else kinds[: self.global_every]
+        return pattern_after_first(self.layers, self.global_every)
 
 
 # --- config.json ----------------------------------------------------------------------------------------------------------------
 
 MODEL_TYPE = "modernbert"
 """Name of this family in a published config.json."""
-
-TYPES = {"full_attention": "global", "sliding_attention": "local"}
-"""Published name of the attention of a layer -> name here."""
 
 
 def from_published(published: PublishedConfig) -> Config:
@@ -97,9 +86,9 @@ def from_published(published: PublishedConfig) -> Config:
         width=published.integer("hidden_size", 768),
         heads=published.integer("num_attention_heads", 12),
         ffn=published.integer("intermediate_size", 1152),
-        global_every=_global_every(published, layers),
+        global_every=read_global_every(published, layers),
         local_window=published.integer("local_attention", 128, least=2),
-        **_bases(published),
+        **read_bases(published),
         activation=published.choice("hidden_activation", ACTIVATIONS, "gelu"),
         eps=published.number("norm_eps", 1e-5, decimal=True),
         dropout=published.number("embedding_dropout", 0.0),
@@ -137,44 +126,6 @@ def to_published(config: Config) -> dict[str, Any]:
         **label_entries(config),
         **COMPUTED,
     }
-
-
-def _global_every(published: PublishedConfig, layers: int) -> int:
-    """Return the period of global layers.
-
-    Raises:
-        BadInput: layers whose attention is not periodic from the first one on.
-    """
-    every = published.integer("global_attn_every_n_layers", 3)
-    kinds = published.strings("layer_types")
-    if kinds is None:
-        return every
-    periods = (n for n in range(1, layers + 1) if kinds == _layer_types(layers, n))
-    if (period := next(periods, None)) is None:
-        raise published.wrong("layer_types", list(kinds), f"this family computes {layers}, the first of each n full_attention")
-    return every if kinds == _layer_types(layers, every) else period
-
-
-def _layer_types(layers: int, every: int) -> tuple[str, ...]:
-    return tuple("sliding_attention" if layer % every else "full_attention" for layer in range(layers))
-
-
-def _bases(published: PublishedConfig) -> dict[str, float]:
-    """Return the bases of the rotations by field.
-
-    Raises:
-        BadInput: rotations of another type than the default.
-    """
-    bases, old = {}, {"global": ("global_rope_theta", 160_000.0), "local": ("local_rope_theta", 10_000.0)}
-    sections = published.section("rope_parameters", TYPES)
-    for name, kind in TYPES.items():
-        base = published.number(*old[kind])
-        if name in sections:
-            sections[name].only("rope_type", "default")
-            base = sections[name].number("rope_theta", base)
-            sections[name].nothing_else()
-        bases[f"{kind}_base"] = base
-    return bases
 
 
 PADDING = 50_283

@@ -1,11 +1,11 @@
 """ModernBERT: an encoder with rotary positions, gated feed-forward layers and local attention (Warner et al. 2024, section 2).
 
-Norms come before each sub-layer, and have no bias, as no layer has. The first layer has no norm before its attention, since the
-embeddings have been normalized: its parameters are a stack of one layer, `first/layers`, and those of the others are `layers`.
+Its layer is in `zoo.nn.modernbert_layer`.
 """
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -21,18 +21,8 @@ from zoo.hf.param_name_types import ParamName
 from zoo.nn import encoder, task_heads
 from zoo.nn.encoder import DENSE, initializer, linear
 from zoo.nn.layer_stack import init_stack, run_stack
-from zoo.nn.layers import (
-    Embed,
-    GatedMlp,
-    LayerNorm,
-    Seeds,
-    SelfAttention,
-    dropout,
-    fold_seeds,
-    layer_norm,
-    lookup,
-    params_of,
-)
+from zoo.nn.layers import LayerNorm, Seeds, fold_seeds, layer_norm, params_of
+from zoo.nn.modernbert_layer import DEVIATION, Block, Embeddings, embedded, output_deviation
 from zoo.nn.task_heads import Head
 from zoo.ops import positions
 from zoo.sharding import BATCH, Rules, constrain
@@ -44,8 +34,6 @@ LORA = ("Wqkv",)
 PADDED = {"embed/tokens/embedding": "vocab", "masked/bias": "vocab"}
 """Leaf -> option that has its true number of rows. Further rows are padding, which is neither exported nor counted."""
 
-EMBEDDING_SITE, ATTENTION_SITE, RESIDUAL_SITE, MLP_SITE = range(4)
-
 
 def init(cfg: Config, key: Array) -> dict[str, Any]:
     """Return new parameters, of deviation 0.02, or smaller or larger ones as in `transformers`.
@@ -56,11 +44,11 @@ def init(cfg: Config, key: Array) -> dict[str, Any]:
     head, rngs = task_heads.find_head(HEADS, cfg), nnx.Rngs(head_key)
     last_init = initializer(cfg, cfg.width**-0.5)
     return {
-        "embed": params_of(Embeddings(cfg, nnx.Rngs(embed_key))),
-        "first": {"layers": init_stack(lambda rngs: Block(cfg, rngs, first=True), first_key, 1)},
-        "layers": init_stack(lambda rngs: Block(cfg, rngs), layers_key, cfg.layers - 1),
+        "embed": params_of(Embeddings(cfg, initializer(cfg, DEVIATION), nnx.Rngs(embed_key))),
+        "first": {"layers": init_stack(_block(cfg, first=True), first_key, 1)},
+        "layers": init_stack(_block(cfg), layers_key, cfg.layers - 1),
         "norm": params_of(LayerNorm(cfg.width, cfg.eps, bias=False)),
-        **params_of(task_heads.HeadParams(cfg, head, initializer(cfg, _small(cfg)), rngs, last_init=last_init)),
+        **params_of(task_heads.HeadParams(cfg, head, initializer(cfg, output_deviation(cfg.layers)), rngs, last_init=last_init)),
     }
 
 
@@ -89,14 +77,10 @@ def apply(cfg: Config, params: dict[str, Any], batch: Batch, *, seeds: Seeds = N
         rotate = functools.partial(positions.rotate, rotation=rotations[kind])
         return constrain(block(x, masks[kind], rotate, fold_seeds(seeds, before + index + 1)), BATCH), None
 
-    embed = params["embed"]
-    x = layer_norm(lookup(embed["tokens"]["embedding"], batch.tokens, rows="tensor"), embed["norm"]["scale"], None, cfg.eps)
-    x = dropout(constrain(x, BATCH), cfg.dropout, seeds, EMBEDDING_SITE)
-    first, others = functools.partial(body, before=0), functools.partial(body, before=1)
-    block, compute = functools.partial(Block, cfg, first=True), cfg.compute
-    x, _ = run_stack(block, params["first"]["layers"], first, x, pattern=("global",), remat=compute.remat)
-    block = functools.partial(Block, cfg)
-    x, _ = run_stack(block, params["layers"], others, x, pattern=cfg.pattern, remat=compute.remat, unroll=compute.unroll)
+    x = embedded(cfg, params["embed"], batch.tokens, seeds)
+    first, others, compute = functools.partial(body, before=0), functools.partial(body, before=1), cfg.compute
+    x, _ = run_stack(_block(cfg, first=True), params["first"]["layers"], first, x, pattern=("global",), remat=compute.remat)
+    x, _ = run_stack(_block(cfg), params["layers"], others, x, pattern=cfg.pattern, remat=compute.remat, unroll=compute.unroll)
     hidden = layer_norm(x, params["norm"]["scale"], None, cfg.eps)
     return Output(hidden=hidden, summaries=_means(hidden, batch) if _pools(cfg) else None)
 
@@ -128,37 +112,9 @@ def flops(cfg: Config, batch: Batch) -> float:
     return products + attention + task_heads.flops(cfg, task_heads.find_head(HEADS, cfg), batch)
 
 
-class Embeddings(nnx.Module):
-    """Table of tokens, and the norm of its rows."""
-
-    def __init__(self, cfg: Config, rngs: nnx.Rngs):
-        self.tokens = Embed(cfg.vocab, cfg.width, initializer(cfg, 0.02), rngs, pad=True)
-        self.norm = LayerNorm(cfg.width, cfg.eps, bias=False)
-
-
-class Block(nnx.Module):
-    """A layer: x + attention(norm(x)), then x + mlp(norm(x)). The `first` one has no norm before its attention."""
-
-    def __init__(self, cfg: Config, rngs: nnx.Rngs, *, first: bool = False):
-        init, out_init = initializer(cfg, 0.02), initializer(cfg, _small(cfg))
-        self.cfg = cfg
-        self.norm1 = None if first else LayerNorm(cfg.width, cfg.eps, bias=False)
-        self.attention = SelfAttention(cfg.width, cfg.heads, cfg.head, init, out_init, rngs, biases=False)
-        self.norm2 = LayerNorm(cfg.width, cfg.eps, bias=False)
-        self.mlp = GatedMlp(cfg.width, cfg.ffn, cfg.activation, init, out_init, rngs)
-
-    def __call__(self, x: Float[Array, "B T D"], mask: Mask, rotate: Any, seeds: Seeds) -> Float[Array, "B T D"]:
-        cfg, attention_seeds = self.cfg, fold_seeds(seeds, ATTENTION_SITE)
-        normed = x if self.norm1 is None else self.norm1(x)
-        options = {"dropout": cfg.attention_dropout, "seeds": attention_seeds, "impl": cfg.compute.attention}
-        y = self.attention(normed, mask, rotate=rotate, **options)
-        x = x + dropout(y, cfg.attention_dropout, seeds, RESIDUAL_SITE)
-        return x + self.mlp(self.norm2(x), dropped=lambda inner: dropout(inner, cfg.mlp_dropout, seeds, MLP_SITE))
-
-
-def _small(cfg: Config) -> float:
-    """Return the deviation of kernels whose products are added to the residual stream, or are in a head."""
-    return 0.02 / math.sqrt(2 * cfg.layers)
+def _block(cfg: Config, *, first: bool = False) -> Callable[[nnx.Rngs], Block]:
+    init, out_init = initializer(cfg, DEVIATION), initializer(cfg, output_deviation(cfg.layers))
+    return functools.partial(Block, cfg, init, out_init, first=first)
 
 
 def _pools(cfg: Config) -> bool:

@@ -16,6 +16,8 @@ from eval import tasks
 from eval.scoring.pseudo_likelihood import pseudo_nats
 from eval.tasks import Settings, blimp, masked, pseudo_perplexity
 from tests.support import encoders
+from tests.support.small import random_params, small
+from train.weights.load import Loaded
 from zoo.errors import BadInput
 
 LENGTH = 12
@@ -95,6 +97,18 @@ def test_minimal_pairs_compare_whole_sentences_and_ties_count_half(tmp_path: Pat
     assert result.metrics["accuracy"] == pytest.approx(0.5) and result.metrics["ties"] == 1
     only = blimp.score(encoders.loaded("bert"), blimp.read([str(file)], Settings())[:1], Settings(), quiet)
     assert only.metrics["accuracy"] == 1
+
+
+def test_a_decoder_with_the_tokenizer_of_an_encoder_reads_minimal_pairs_from_left_to_right(tmp_path: Path) -> None:
+    """Ettin's decoders have ModernBERT's tokenizer, with which pseudo-likelihoods of encoders are computed."""
+    words = encoders.tokenizer("modernbert")
+    net = small("ettin_decoder", vocab=words.vocab_size + 5, context=encoders.POSITIONS)
+    subject = Loaded("ettin", net, random_params(net), words, encoders.loaded("bert").mesh)
+    file, pair = tmp_path / "a.jsonl", ["The old white whale sleeps by the ship.", "The old men of the white ship sleeps."]
+    lines = ({"sentence_good": good, "sentence_bad": bad} for good, bad in (pair, pair[::-1]))
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    result = blimp.score(subject, blimp.read([str(file)], Settings()), Settings(), quiet)
+    assert result.metrics["accuracy"] == pytest.approx(0.5) and result.metrics["ties"] == 0
 
 
 @pytest.mark.full

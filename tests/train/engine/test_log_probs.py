@@ -71,8 +71,8 @@ def check_one_distribution(family: str, temperature: float, *, trained_at: float
 
 
 FAST = ("gpt", 1.0)
-FULL = (("gpt", 0.5), ("llama", 1.0), ("t5", 2.0))
-CASES = [(family, temperature) for family in ("gpt", "llama", "t5") for temperature in (1.0, 0.5, 2.0)]
+FULL = (("ettin_decoder", 1.0), ("gpt", 0.5), ("llama", 1.0), ("t5", 2.0))
+CASES = [(family, temperature) for family in ("ettin_decoder", "gpt", "llama", "t5") for temperature in (1.0, 0.5, 2.0)]
 MARKS: dict[tuple[str, float], Any] = {FAST: (), **dict.fromkeys(FULL, pytest.mark.full)}
 
 

@@ -267,7 +267,8 @@ def test_a_template_without_the_tag_gives_the_last_turn_and_a_long_response_is_c
 
 
 FAMILIES = {"gpt": ("instruction", {}), "t5": ("text_to_text", {}), "transformer": ("text_to_text", {})}
-FAMILIES |= {"llama": ("instruction", {}), "decoder": ("text_to_text", {"architecture": "decoder"})}
+FAMILIES |= {name: ("instruction", {}) for name in ("ettin_decoder", "llama")}
+FAMILIES["decoder"] = ("text_to_text", {"architecture": "decoder"})
 
 
 @pytest.mark.parametrize("name", FAMILIES)

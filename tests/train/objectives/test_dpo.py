@@ -220,10 +220,10 @@ def test_at_the_reference_margins_are_0_and_the_loss_is_log_2() -> None:
 
 
 @pytest.mark.parametrize(
-    "family", ["gpt", *(pytest.param(name, marks=pytest.mark.full) for name in ("llama", "t5", "transformer"))]
+    "family", ["gpt", *(pytest.param(name, marks=pytest.mark.full) for name in ("ettin_decoder", "llama", "t5", "transformer"))]
 )
 def test_padding_changes_no_log_probability(family: str) -> None:
-    net = small(family, **({"context": 96} if family in ("gpt", "llama") else {}))
+    net = small(family, **({"context": 96} if family in ("ettin_decoder", "gpt", "llama") else {}))
     params = random_params(net)
     first, *padded = (log_probs(net, params, pairs_of(net, pad), chunk=0) for pad in (0, 5, 50))
     assert float(jnp.abs(first[0]).max()) > 1

@@ -75,7 +75,7 @@ EXACT: dict[str, tuple[Policy, float]] = {
     "RLOO": (Policy(advantage="leave_one_out", ratio="product", aggregation="sequences", beta=BETA), -1),
 }
 """Settings whose gradient is exact, and the factor: a group's own mean takes 1 / G of each reward away."""
-FAMILIES = ["gpt", *(pytest.param(name, marks=pytest.mark.full) for name in ("llama", "t5"))]
+FAMILIES = ["gpt", *(pytest.param(name, marks=pytest.mark.full) for name in ("ettin_decoder", "llama", "t5"))]
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -81,7 +81,7 @@ def gradient(net: Any, params: Any, reference: Any, batch: Batch, options: Ppo, 
     return jax.tree.map(lambda leaf: -weights.sum() * leaf, jax.grad(loss)(params, head))
 
 
-FAMILIES = ["gpt", *(pytest.param(name, marks=pytest.mark.full) for name in ("llama", "t5"))]
+FAMILIES = ["gpt", *(pytest.param(name, marks=pytest.mark.full) for name in ("ettin_decoder", "llama", "t5"))]
 
 
 @pytest.mark.planted

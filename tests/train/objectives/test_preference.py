@@ -30,9 +30,8 @@ from zoo.errors import BadInput
 from zoo.hf import safetensors_dir
 from zoo.models import Model
 
-every_body = pytest.mark.parametrize(
-    "family", ["gpt", *(pytest.param(name, marks=pytest.mark.full) for name in ("bert", "llama", "t5", "transformer", "xlnet"))]
-)
+OTHERS = ("bert", "ettin_decoder", "llama", "t5", "transformer", "xlnet")
+every_body = pytest.mark.parametrize("family", ["gpt", *(pytest.param(name, marks=pytest.mark.full) for name in OTHERS)])
 """One family of each body; RoBERTa's and DistilBERT's is BERT's."""
 CENTERING = 0.3
 
@@ -132,9 +131,7 @@ def test_a_wrong_loss_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert differ()
 
 
-@pytest.mark.parametrize(
-    "family", ["gpt", *(pytest.param(name, marks=pytest.mark.slow) for name in ("bert", "llama", "t5", "transformer", "xlnet"))]
-)
+@pytest.mark.parametrize("family", ["gpt", *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS)])
 def test_scores_depend_on_neither_padding_nor_neighbours(family: str) -> None:
     # As a model begins: the scores are of order 1, and so are their roundings of 1e-7.
     short, params = batch(family, 40), jax.jit(net(family).init)(jax.random.key(0))

@@ -70,7 +70,7 @@ def expected(of: Loaded) -> np.ndarray:
 
 
 ENCODERS = ("bert", "roberta", "distilbert", "modernbert", "xlnet")
-OTHERS = (*ENCODERS, "llama", "t5", "transformer")
+OTHERS = (*ENCODERS, "ettin_decoder", "llama", "t5", "transformer")
 
 
 @pytest.mark.parametrize("family", ["gpt", "bert", *(pytest.param(name, marks=pytest.mark.full) for name in OTHERS[1:])])

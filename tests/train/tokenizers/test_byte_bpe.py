@@ -224,6 +224,11 @@ def test_the_released_form_of_modernbert_is_read_and_written(tmp_path: Path) -> 
     hf_files.write_tokenizer(tmp_path / "out", ours, longest=8192)
     (tmp_path / "out" / "config.json").write_text('{"model_type": "modernbert"}')
     assert assert_reads_alike(tmp_path / "out").fingerprint == ours.fingerprint
+    # Ettin's decoders begin a text with [CLS]; a folder of theirs may name no class of the tokenizer.
+    assert ours.begin_of_text == special.cls
+    (tmp_path / "out" / "config.json").write_text('{"model_type": "modernbert-decoder"}')
+    (tmp_path / "out" / "tokenizer_config.json").write_text("{}")
+    assert hf_files.read_tokenizer(tmp_path / "out").fingerprint == ours.fingerprint
     rules = json.loads((tmp_path / "in" / "tokenizer.json").read_text())
     plain = Tokenizer({**rules, "normalizer": None})
     assert plain.encode(SPACED[1]).tolist() != ours.encode(SPACED[1]).tolist()

@@ -65,6 +65,16 @@ MODERNBERT = {
 }
 """The body, and with the masked head, whose table is that of the body."""
 
+ETTIN_DECODER = {
+    "ettin-decoder-17m": 16_913_600,
+    "ettin-decoder-32m": 32_081_344,
+    "ettin-decoder-68m": 68_457_664,
+    "ettin-decoder-150m": 149_655_232,
+    "ettin-decoder-400m": 395_881_664,
+    "ettin-decoder-1b": 1_031_314_112,
+}
+"""The body and the head of words, whose table is that of the body; as many as the encoder of the same size has."""
+
 LLAMA = {
     "llama-3.2-1b": 1_235_814_400,
     "llama-3.2-3b": 3_212_749_824,
@@ -178,7 +188,7 @@ def expected_counts() -> list[tuple[str, dict[str, Any], int]]:
     heads += [(name, zip(("body", "permutation"), counts, strict=True)) for name, counts in XLNET.items()]
     heads += [(name, zip(("body", "masked"), counts, strict=True)) for name, counts in MODERNBERT.items()]
     return [
-        *((name, {}, count) for name, count in (GPT | LLAMA | ENCODER_DECODERS).items()),
+        *((name, {}, count) for name, count in (GPT | LLAMA | ETTIN_DECODER | ENCODER_DECODERS).items()),
         *((name, {}, count) for name, (count, _) in GPT_OSS.items()),
         *((f"{name}-alternating", {}, GPT[name]) for name in TABLE_2_1),
         *((name, {"tied": True}, count) for name, count in ONE_TABLE.items()),
@@ -287,6 +297,8 @@ RELEASED: dict[str, dict[str, Any]] = {
     "distilbert-base-cased": dict(vocab=28_996, layers=6, types=0, eps=1e-12, dropout=0.1, head_dropout=0.2),
     "modernbert-base": dict(vocab=50_368, context=8192, local_window=128, global_base=160_000.0, local_base=10_000.0, heads=12),
     "ettin-encoder-1b": dict(context=7999, layers=28, width=1792, ffn=3840, heads=28, global_every=3, local_base=160_000.0),
+    "ettin-decoder-17m": dict(vocab=50_368, context=7999, heads=4, window=64, global_base=160_000.0, local_base=10_000.0),
+    "ettin-decoder-1b": dict(context=7999, layers=28, width=1792, ffn=3840, heads=28, global_every=3, local_base=160_000.0),
     "t5-3b": dict(vocab=32_128, layers=24, decoder_layers=24, width=1024, heads=32, head=128, ffn=16_384),
     "t5-11b": dict(heads=128, head=128, ffn=65_536, activation="relu", gated=False, tied=True),
     "t5-v1.1-small": dict(layers=8, width=512, heads=6, head=64, ffn=1024, activation="gelu_tanh", gated=True, tied=False),
@@ -332,6 +344,7 @@ ASSUMED = {
     **{name: set() for name in ENCODER_DECODERS if not name.startswith("transformer")},
     **{name: {"vocab", "attention_bias", "output_bias", "max_positions", "eps"} for name in BIASED},
     **{name: {"pooling"} for name in MODERNBERT},
+    **{name: {"window"} for name in ETTIN_DECODER},
     "xlnet-base-cased": {"memory", "reuse"},
     "xlnet-large-cased": set(),
 }
@@ -351,7 +364,7 @@ def test_every_size_has_a_source_and_a_reason_for_each_assumed_number() -> None:
 
 def test_objectives_and_heads_of_the_sizes() -> None:
     for name, size in SIZES.items():
-        if name.startswith(("bert", "roberta", "distil", "xlm", "modernbert", "ettin")) and name != "distilgpt2":
+        if name.startswith(("bert", "roberta", "distil", "xlm", "modernbert", "ettin-encoder")) and name != "distilgpt2":
             nano_task = "pretraining" if name.startswith("bert") else "masked"
             assert size.config.task == (nano_task if name.endswith("-nano") else "body"), name
             assert size.objective == ("distilled" if name.startswith("distil") else "masked"), name

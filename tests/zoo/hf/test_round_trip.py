@@ -59,6 +59,7 @@ EXPORTED: list[tuple[str, dict[str, Any]]] = [
     ("transformer", {"activation_function": "gelu_pytorch_tanh", "init_std": 0.5, "max_position_embeddings": 64}),
     ("llama", {"hidden_act": "gelu_pytorch_tanh", "initializer_range": 0.5, "rope_scaling": published.LLAMA["rope_scaling"]}),
     ("modernbert", {"hidden_activation": "gelu_pytorch_tanh", "initializer_range": 0.5, "classifier_pooling": "mean"}),
+    ("ettin_decoder", {"hidden_activation": "gelu_pytorch_tanh", "initializer_range": 0.5, "local_attention": 10}),
     ("xlnet", {"ff_activation": "gelu_pytorch_tanh", "initializer_range": 0.5, "mem_len": 3}),
 ]
 """A family, and keys of its config.json that come out as they went in."""

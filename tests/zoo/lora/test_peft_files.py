@@ -55,7 +55,7 @@ def test_an_adapter_of_peft_computes_the_same_and_is_exported_with_the_same_bits
     spec, values = peft_files.read(write(tmp_path / "a", (config, tensors)), cfg)
     assert (spec.rank, spec.alpha, list(spec.targets)) == (config["r"], config["lora_alpha"], config["target_modules"])
     merged, net = adapters.merge(cfg, spec, params, jax.tree.map(jax.numpy.asarray, values)), models.model(cfg)
-    asked = transformers_outputs.given(published.MODELS[model][2], make.LENGTHS)
+    asked = transformers_outputs.given(published.MODELS[model][2], make.LENGTHS, published.MODELS[model][1])
     computed = jax.jit(lambda params: outputs(net, params, as_batch(asked)))(merged)
     for name, array in computed.items():
         counted = make.counted(name, np.asarray(array)[..., : cfg.vocab], asked)

@@ -34,7 +34,7 @@ def test_an_adapter_exported_to_peft_is_imported_unchanged(model: str, tmp_path:
 
     published.write_model(tmp_path / "m", model)
     cfg, params = published_weights.load(tmp_path / "m", device_mesh.make_mesh(run_config.Mesh(), jax.devices()[:1]))
-    net, asked = models.model(cfg), theirs.given(published.MODELS[model][2], make.LENGTHS)
+    net, asked = models.model(cfg), theirs.given(published.MODELS[model][2], make.LENGTHS, published.MODELS[model][1])
 
     made = peft_outputs.adapted(tmp_path / "m", model)
     made.save_pretrained(tmp_path / "theirs")

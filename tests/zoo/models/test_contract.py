@@ -90,7 +90,7 @@ def test_auto_chooses_what_exists_and_runs_there() -> None:
 
 
 def stack_size(net: Model, path: str) -> int:
-    """Return the number of layers in the stack of a leaf: all, but of ModernBERT the first or the others."""
+    """Return the number of layers in the stack of a leaf: all, but of ModernBERT and Ettin the first or the others."""
     if "first" not in shapes(net):
         return net.config.layers
     return 1 if path.startswith("first/") else net.config.layers - 1

@@ -1,4 +1,4 @@
-"""Greedy texts of Llama, Qwen3, SmolLM3 and gpt-oss as `transformers` writes them. Needs the group `parity`, --parity."""
+"""Greedy texts of decoders as `transformers` writes them. Needs the group `parity`, --parity."""
 
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.parity
 
 SHAPE = {
     **{"vocab_size": 1000, "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 4, "max_position_embeddings": 64},
-    **{"num_attention_heads": 8, "num_key_value_heads": 2, "pad_token_id": 0, "bos_token_id": None, "eos_token_id": None},
+    **{"num_attention_heads": 8, "pad_token_id": 0, "bos_token_id": None, "eos_token_id": None},
 }
 KINDS: dict[str, dict[str, Any]] = {
     # A window narrower than the prompts, clamped inputs, and a scaling that begins within the rows.
@@ -39,6 +39,11 @@ KINDS: dict[str, dict[str, Any]] = {
         },
     },
     "qwen3": {"model_type": "qwen3", "head_dim": 64, "rope_theta": 1_000_000.0, "tie_word_embeddings": True},
+    # Windows of 6 tokens, which texts outgrow.
+    "ettin_decoder": {
+        **{"model_type": "modernbert-decoder", "local_attention": 12},
+        **{"bos_token_id": 1, "cls_token_id": 1, "sep_token_id": 1},
+    },
     "smollm3": {"model_type": "smollm3", "rope_theta": 5_000_000.0, "no_rope_layer_interval": 4},
 }
 LENGTHS, TOKENS = (9, 5, 12, 1), 20
@@ -46,10 +51,12 @@ LENGTHS, TOKENS = (9, 5, 12, 1), 20
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_greedy_texts_are_those_of_transformers(kind: str, tmp_path: Path) -> None:
-    """Prompts of several lengths, padded in front, decoded token by token with a cache of grouped heads."""
+    """Prompts of several lengths, padded in front, decoded token by token with a cache, of grouped heads in the Llama family."""
     import torch
 
-    content = published.config("gpt_oss" if kind == "gpt_oss" else "llama", "causal", SHAPE | KINDS[kind])
+    family = kind if kind in ("ettin_decoder", "gpt_oss") else "llama"
+    groups = {} if family == "ettin_decoder" else {"num_key_value_heads": 2}
+    content = published.config(family, "causal", SHAPE | groups | KINDS[kind])
     published.write(tmp_path / "model", content, spread=0.08)
     cfg, params = published_weights.load(tmp_path / "model", device_mesh.make_mesh(run_config.Mesh(), jax.devices()[:1]))
     net, width = models.model(cfg), max(LENGTHS)
@@ -75,4 +82,4 @@ def test_greedy_texts_are_those_of_transformers(kind: str, tmp_path: Path) -> No
         positions = jnp.int32(np.array(LENGTHS)[:, None] + number)
         batch = Batch(tokens=jnp.int32(new), segments=jnp.ones_like(positions), positions=positions)
     np.testing.assert_array_equal(np.concatenate(written, 1), expected)
-    assert all(len(set(row)) > 3 for row in expected.tolist()) and cache["k"].shape[2] == cfg.kv_heads
+    assert all(len(set(row)) > 3 for row in expected.tolist()) and cache["k"].shape[2] == getattr(cfg, "kv_heads", cfg.heads)

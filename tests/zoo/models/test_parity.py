@@ -36,6 +36,11 @@ SIZES: dict[str, dict[str, Any]] = {
     "distilbert": {"model_type": "distilbert"},
     # A window that is narrower than the rows.
     "modernbert": {"model_type": "modernbert", "pad_token_id": 0, "local_attention": 16},
+    # Of the smallest decoder, with fewer words and a window of 8 tokens.
+    "ettin_decoder": {
+        **{"model_type": "modernbert-decoder", "vocab_size": 8192, "pad_token_id": 0, "local_attention": 16},
+        **{"hidden_size": 256, "intermediate_size": 384, "num_hidden_layers": 7, "num_attention_heads": 4},
+    },
     # That of Llama 3.2 1B with fewer layers; the scaling begins within the rows of the test.
     "llama": {
         **{"model_type": "llama", "vocab_size": 8192, "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 4},

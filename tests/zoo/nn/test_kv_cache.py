@@ -29,6 +29,7 @@ SLOTS, GIVEN = 16, 12
 NO_RANKS = {"query_ranks": None, "key_ranks": None}
 NO_SEGMENTS = {"key_segments": None, "query_segments": None}
 LEAKS: dict[str, tuple[dict[str, Any], ...]] = {
+    "ettin_decoder": ({"causal": False}, {"window": None}, NO_SEGMENTS, {"key_positions": None}),
     "gpt": ({"causal": False}, {"window": None}, NO_SEGMENTS, {"key_positions": None}),
     "gpt_oss": ({"causal": False}, NO_SEGMENTS, {"key_positions": None}),
     "llama": ({"causal": False}, NO_SEGMENTS, {"key_positions": None}),
@@ -125,6 +126,7 @@ def leaky(net: Model, params: Any, batch: Batch, changes: dict[str, Any]) -> np.
         ("t5", {"architecture": "shared"}),
         pytest.param("t5", {}, marks=pytest.mark.full),
         pytest.param("t5", {"architecture": "decoder"}, marks=pytest.mark.full),
+        pytest.param("ettin_decoder", {}, marks=pytest.mark.full),
         pytest.param("gpt_oss", {}, marks=pytest.mark.full),
         pytest.param("llama", {}, marks=pytest.mark.full),
         pytest.param("transformer", {}, marks=pytest.mark.full),

@@ -1,0 +1,214 @@
+"""Sizes of the six Ettin decoders (Weller et al. 2025): ModernBERT's body with causal attention.
+
+Sources: JHU-CLSP/ettin-encoder-vs-decoder, `pretraining/README.md` for the shapes, and for the other numbers the configuration of
+the last stage of training, `pretraining/configs/standard/*/prolong_decay/decoder_*.yaml`. The config.json of the released
+checkpoints was not available; an import takes its numbers. The defaults of absent keys are those of
+`configuration_modernbert_decoder.py` in `transformers` 5.24.
+"""
+
+import dataclasses
+from typing import Any, get_args
+
+from zoo.configs import Activation, Compute, Exported, ModelConfig, Size
+from zoo.configs._local_layers import Attention, check_local_layers, pattern_after_first, read_bases, read_global_every
+from zoo.configs._score_head import check_labels, label_entries, read_labels
+from zoo.errors import require
+from zoo.hf.config_json import ACTIVATIONS, BOOKKEEPING, PublishedConfig, first_name
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(ModelConfig):
+    """Configuration of an Ettin decoder."""
+
+    vocab: int
+    """Vocabulary size; input and output share one embedding table."""
+    context: int
+    """Number of tokens in the longest row. Positions are rotations, for which there is no table."""
+    layers: int
+    """Number of layers."""
+    width: int
+    """Size of the residual stream, D."""
+    heads: int
+    """Number of attention heads; each has width / heads dimensions."""
+    ffn: int
+    """Inner width of the feed-forward layers."""
+    activation: Activation = "gelu"
+    """Activation of the feed-forward layers. That of the head is always gelu."""
+    global_every: int = 3
+    """Every this many layers, from the first one on, a layer is global; the others see a window."""
+    window: int = 64
+    """Number of tokens visible to a local layer, including the current token."""
+    global_base: float = 160_000.0
+    """Base of the rotations of global layers."""
+    local_base: float = 10_000.0
+    """Base of the rotations of local layers."""
+    eps: float = 1e-5
+    """Number that layer norms add to the variance."""
+    dropout: float = 0.0
+    """Dropout rate of the embeddings."""
+    attention_dropout: float = 0.0
+    """Dropout rate of the attention weights, and of the output of attention."""
+    mlp_dropout: float = 0.0
+    """Dropout rate of the inner states of the feed-forward layers."""
+    head_dropout: float = 0.0
+    """Dropout rate before the score of a reward model."""
+    labels: tuple[str, ...] = ()
+    """Name of the score that a reward model computes for a text, in place of words; none = the model predicts words."""
+    compute: Compute = dataclasses.field(default_factory=Compute)
+    exported: Exported = dataclasses.field(default_factory=Exported)
+
+    def __post_init__(self) -> None:
+        self.check_fields(activation=get_args(Activation))
+        check_labels(self.labels)
+        divides = self.width % self.heads == 0
+        require(divides, "model.heads", self.heads, f"it must divide --model.width {self.width}")
+        check_local_layers(self)
+        require(1 <= self.window <= 1 << 19, "model.window", self.window, "choose 1 to 524,288 tokens")
+
+    @property
+    def head(self) -> int:
+        """Size of an attention head."""
+        return self.width // self.heads
+
+    @property
+    def generates(self) -> bool:
+        """True if the model predicts words, and not a score."""
+        return not self.labels
+
+    @property
+    def pattern(self) -> tuple[Attention, ...]:
+        """Attention of the layers after the first, repeated over them; all of them where the last period is incomplete."""
+        return pattern_after_first(self.layers, self.global_every)
+
+
+# --- config.json ----------------------------------------------------------------------------------------------------------------
+
+MODEL_TYPE = "modernbert-decoder"
+"""Name of this family in a published config.json."""
+
+
+def from_published(published: PublishedConfig) -> Config:
+    """Return the configuration in a config.json of type modernbert-decoder; absent keys take the defaults of `transformers`.
+
+    `local_attention` is twice the number of visible tokens (`ModernBertDecoderConfig`, whose mask is that of
+    `sliding_window_overlay`: the current token and `local_attention` // 2 - 1 before it).
+
+    Raises:
+        BadInput: a key has a value that this family does not compute.
+    """
+    for key, value in COMPUTED.items():
+        published.only(key, value)
+    for key in ("quantization_config", "rope_scaling"):
+        published.never(key)
+    published.without_effect(*BOOKKEEPING, *WITHOUT_EFFECT)
+    vocab, layers = published.integer("vocab_size", 50_368), published.integer("num_hidden_layers", 22)
+    published.check_padding(vocab, PADDING)
+    for key in TOKENS:
+        # None of them may be null, as in the class of `transformers`.
+        published.integer(key, 0, least=-vocab)
+    return Config(
+        vocab=vocab,
+        context=published.integer("max_position_embeddings", 8192),
+        layers=layers,
+        width=published.integer("hidden_size", 768),
+        heads=published.integer("num_attention_heads", 12),
+        ffn=published.integer("intermediate_size", 1152),
+        global_every=read_global_every(published, layers),
+        window=_window(published),
+        **read_bases(published),
+        activation=published.choice("hidden_activation", ACTIVATIONS, "gelu"),
+        eps=published.number("norm_eps", 1e-5, decimal=True),
+        dropout=published.number("embedding_dropout", 0.0),
+        attention_dropout=published.number("attention_dropout", 0.0),
+        mlp_dropout=published.number("mlp_dropout", 0.0),
+        head_dropout=published.number("classifier_dropout", 0.0),
+        labels=read_labels(published),
+        exported=Exported(
+            initializer=published.initializer("initializer_range"),
+            activation=published.spelling("hidden_activation", ACTIVATIONS),
+        ),
+    )
+
+
+def to_published(config: Config) -> dict[str, Any]:
+    """Return the entries of a config.json of type modernbert-decoder."""
+    activation = first_name(ACTIVATIONS, config.activation)
+    return {
+        "vocab_size": config.vocab,
+        "max_position_embeddings": config.context,
+        "num_hidden_layers": config.layers,
+        "hidden_size": config.width,
+        "num_attention_heads": config.heads,
+        "intermediate_size": config.ffn,
+        "global_attn_every_n_layers": config.global_every,
+        "local_attention": 2 * config.window,
+        "global_rope_theta": config.global_base,
+        "local_rope_theta": config.local_base,
+        **config.exported.keys("initializer_range", "hidden_activation", activation, ACTIVATIONS),
+        "norm_eps": config.eps,
+        "embedding_dropout": config.dropout,
+        "attention_dropout": config.attention_dropout,
+        "mlp_dropout": config.mlp_dropout,
+        "classifier_dropout": config.head_dropout,
+        # The tokenizer of an export sets it. It may not be null, and the default of `transformers` is not in a small vocabulary.
+        "pad_token_id": min(PADDING, config.vocab - 1),
+        **label_entries(config.labels),
+        **COMPUTED,
+    }
+
+
+def _window(published: PublishedConfig) -> int:
+    """Return the number of tokens visible to a local layer.
+
+    Raises:
+        BadInput: `sliding_window`, which `transformers` writes too, is another number.
+    """
+    window = published.integer("local_attention", 128, least=2) // 2
+    if (other := published.integer("sliding_window", window)) != window:
+        raise published.wrong("sliding_window", other, f"half of local_attention is {window}; remove sliding_window")
+    return window
+
+
+PADDING = 50_283
+"""Id of the padding token if a config.json does not give it."""
+
+COMPUTED = {
+    **{"norm_bias": False, "attention_bias": False, "mlp_bias": False, "classifier_bias": False, "decoder_bias": True},
+    **{"classifier_activation": "gelu", "tie_word_embeddings": True},
+}
+"""Keys that change the results, with the only value that is implemented here."""
+
+TOKENS = ("pad_token_id", "bos_token_id", "cls_token_id", "sep_token_id")
+WITHOUT_EFFECT = ("initializer_cutoff_factor", "mask_token_id", "is_encoder_decoder")
+
+
+# --- sizes ----------------------------------------------------------------------------------------------------------------------
+
+ETTIN = "Weller et al. 2025 (JHU-CLSP/ettin-encoder-vs-decoder, pretraining/README.md and configs/standard)"
+
+
+def ettin(layers: int, width: int, ffn: int, heads: int, *, local_base: float) -> Size:
+    """Return an Ettin decoder: heads of size 64, 50,368 tokens, 7,999 positions, three layers of which the first is global."""
+    numbers = {"vocab": 50_368, "context": 7999, "local_base": local_base}
+    config = Config(layers=layers, width=width, ffn=ffn, heads=heads, **numbers)
+    return Size(config=config, source=ETTIN, assumed={"window": WINDOW})
+
+
+WINDOW = "that of `transformers` for the published 128, which counts tokens on both sides"
+
+SIZES: dict[str, Size] = {
+    "ettin-decoder-nano": Size(
+        config=Config(vocab=4096, context=256, layers=4, width=192, heads=6, ffn=384, window=32),
+        source="this project",
+        assumed=dict.fromkeys(
+            Size.numbers_of(Config),
+            "chosen here: an Ettin body small enough to train in minutes on a laptop",
+        ),
+    ),
+    "ettin-decoder-17m": ettin(7, 256, 384, 4, local_base=10_000.0),
+    "ettin-decoder-32m": ettin(10, 384, 576, 6, local_base=10_000.0),
+    "ettin-decoder-68m": ettin(19, 512, 768, 8, local_base=10_000.0),
+    "ettin-decoder-150m": ettin(22, 768, 1152, 12, local_base=160_000.0),
+    "ettin-decoder-400m": ettin(28, 1024, 2624, 16, local_base=10_000.0),
+    "ettin-decoder-1b": ettin(28, 1792, 3840, 28, local_base=160_000.0),
+}

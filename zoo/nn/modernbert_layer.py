@@ -1,0 +1,85 @@
+"""The embeddings and the layer of ModernBERT (Warner et al. 2024, section 2) and of Ettin's decoders (Weller et al. 2025).
+
+Norms come before each sub-layer, and have no bias, as no layer has. The first layer has no norm before its attention, since the
+embeddings have been normalized: its parameters are a stack of one layer, `first/layers`, and those of the others are `layers`.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from zoo.attention.masks import Mask
+from zoo.configs import ettin_decoder, modernbert
+from zoo.nn.layers import (
+    Embed,
+    GatedMlp,
+    Init,
+    KVCacheView,
+    LayerNorm,
+    Seeds,
+    SelfAttention,
+    dropout,
+    fold_seeds,
+    layer_norm,
+    lookup,
+)
+from zoo.sharding import BATCH, constrain
+
+EMBEDDING_SITE, ATTENTION_SITE, RESIDUAL_SITE, MLP_SITE = range(4)
+DEVIATION = 0.02
+"""Deviation of fresh kernels and tables, but for those of `output_deviation`."""
+
+Config = modernbert.Config | ettin_decoder.Config
+
+
+def output_deviation(layers: int) -> float:
+    """Return the deviation of fresh kernels whose products are added to the residual stream, or are in a head."""
+    return DEVIATION / math.sqrt(2 * layers)
+
+
+class Embeddings(nnx.Module):
+    """Table of tokens, and the norm of its rows."""
+
+    def __init__(self, cfg: Config, init: Init, rngs: nnx.Rngs):
+        self.tokens = Embed(cfg.vocab, cfg.width, init, rngs, pad=True)
+        self.norm = LayerNorm(cfg.width, cfg.eps, bias=False)
+
+
+def embedded(cfg: Config, embed: dict[str, Any], tokens: Int[Array, "B T"], seeds: Seeds = None) -> Float[Array, "B T D"]:
+    """Return the normalized rows of tokens; `seeds` enables dropout."""
+    x = layer_norm(lookup(embed["tokens"]["embedding"], tokens, rows="tensor"), embed["norm"]["scale"], None, cfg.eps)
+    return dropout(constrain(x, BATCH), cfg.dropout, seeds, EMBEDDING_SITE)
+
+
+class Block(nnx.Module):
+    """A layer: x + attention(norm(x)), then x + mlp(norm(x)). The `first` one has no norm before its attention."""
+
+    def __init__(self, cfg: Config, init: Init, out_init: Init, rngs: nnx.Rngs, *, first: bool = False):
+        self.cfg = cfg
+        self.norm1 = None if first else LayerNorm(cfg.width, cfg.eps, bias=False)
+        self.attention = SelfAttention(cfg.width, cfg.heads, cfg.head, init, out_init, rngs, biases=False)
+        self.norm2 = LayerNorm(cfg.width, cfg.eps, bias=False)
+        self.mlp = GatedMlp(cfg.width, cfg.ffn, cfg.activation, init, out_init, rngs)
+
+    def __call__(
+        self, x: Float[Array, "B T D"], mask: Mask, rotate: Callable[[Array], Array], seeds: Seeds
+    ) -> Float[Array, "B T D"]:
+        cfg, attention_seeds = self.cfg, fold_seeds(seeds, ATTENTION_SITE)
+        options = {"dropout": cfg.attention_dropout, "seeds": attention_seeds, "impl": cfg.compute.attention}
+        y = self.attention(self._normed(x), mask, rotate=rotate, **options)
+        x = x + dropout(y, cfg.attention_dropout, seeds, RESIDUAL_SITE)
+        return x + self.mlp(self.norm2(x), dropped=lambda inner: dropout(inner, cfg.mlp_dropout, seeds, MLP_SITE))
+
+    def decode(
+        self, x: Float[Array, "B T D"], mask: Mask, rotate: Callable[[Array], Array], past: KVCacheView
+    ) -> tuple[Float[Array, "B T D"], KVCacheView]:
+        """Apply the layer to T new tokens, which attend to the slots of the cache that `mask` selects."""
+        y, past = self.attention.decode(self._normed(x), mask, past, rotate=rotate, impl=self.cfg.compute.attention)
+        x = x + y
+        return x + self.mlp(self.norm2(x)), past
+
+    def _normed(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        return x if self.norm1 is None else self.norm1(x)
