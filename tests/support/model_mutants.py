@@ -93,8 +93,8 @@ def drawn(rng: np.random.Generator, family: str) -> dict[str, Any]:
 
 
 def llama_numbers(rng: np.random.Generator, common: dict[str, Any]) -> dict[str, Any]:
-    """Return the numbers of a Llama, a Qwen3 or a SmolLM3, with rotations of any kind."""
-    kind, heads = str(rng.choice(["llama", "qwen3", "smollm3"])), common["num_attention_heads"]
+    """Return the numbers of a Llama, a Qwen2, a Qwen3 or a SmolLM3, with rotations of any kind."""
+    kind, heads = str(rng.choice(["llama", "qwen2", "qwen3", "smollm3"])), common["num_attention_heads"]
     scalings = [
         None,
         {"rope_type": "linear", "factor": 3.0},
@@ -112,7 +112,8 @@ def llama_numbers(rng: np.random.Generator, common: dict[str, Any]) -> dict[str,
         },
         **({"head_dim": int(rng.integers(1, 4) * 2)} if kind == "qwen3" or (kind == "llama" and rng.integers(2)) else {}),
         **({"no_rope_layer_interval": int(rng.integers(1, 4))} if kind == "smollm3" else {}),
-        **{"tie_word_embeddings": bool(rng.integers(2)), "attention_bias": bool(rng.integers(2)), "rms_norm_eps": 1e-5},
+        **{"tie_word_embeddings": bool(rng.integers(2)), "rms_norm_eps": 1e-5},
+        **({} if kind == "qwen2" else {"attention_bias": bool(rng.integers(2))}),
         **{
             "rope_theta": float(rng.integers(5, 50)),
             "rope_scaling": scalings[rng.integers(3)],

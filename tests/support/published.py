@@ -58,6 +58,10 @@ LLAMA = {
         "original_max_position_embeddings": 8,
     },
 }
+QWEN2 = {
+    **{key: value for key, value in LLAMA.items() if key != "head_dim"},
+    **{"model_type": "qwen2", "rope_scaling": None, "use_sliding_window": False, "sliding_window": 8},
+}
 QWEN3 = LLAMA | {
     **{"model_type": "qwen3", "num_attention_heads": 5, "num_key_value_heads": 5, "tie_word_embeddings": True},
     "rope_scaling": None,
@@ -76,7 +80,7 @@ GPT_OSS = {
         "original_max_position_embeddings": 8,
     },
 }
-TYPES_OF_LLAMA = {"qwen3": QWEN3, "smollm3": SMOLLM3}
+TYPES_OF_LLAMA = {"qwen2": QWEN2, "qwen3": QWEN3, "smollm3": SMOLLM3}
 TINY: dict[str, dict[str, Any]] = {
     **{"bert": BERT, "distilbert": DISTILBERT, "gpt": GPT2, "roberta": ROBERTA, "t5": T5, "transformer": MARIAN, "xlnet": XLNET},
     **{"ettin_decoder": ETTIN_DECODER, "gpt_oss": GPT_OSS, "llama": LLAMA, "modernbert": MODERNBERT},

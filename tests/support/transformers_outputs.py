@@ -9,7 +9,7 @@ import numpy as np
 
 PAIR = 0.4
 """Share of a row that is its first text, where a family tells the two apart."""
-ONE_WAY = ("gpt2", "t5", "llama", "qwen3", "smollm3", "gpt_oss", "modernbert-decoder")
+ONE_WAY = ("gpt2", "t5", "llama", "qwen2", "qwen3", "smollm3", "gpt_oss", "modernbert-decoder")
 """Types whose score is read at the last token of a text."""
 
 

@@ -1,15 +1,14 @@
-"""Sizes of Llama 3.1 and 3.2, Qwen3, SmolLM2 and SmolLM3: one body, a causal decoder with rotary positions and grouped heads.
+"""Llama 3.1 and 3.2, Qwen2.5, Qwen3, SmolLM2 and SmolLM3: one body, a causal decoder with rotary positions and grouped heads.
 
-Sources. Llama: Llama Team 2024 (The Llama 3 Herd of Models), Table 3. Qwen3: Qwen Team 2025, Table 1. SmolLM2: Allal et al. 2025.
-SmolLM3: its release note (huggingface/blog, smollm3.md). What these do not state is in the config.json of released checkpoints.
-The defaults of absent keys are those of `configuration_llama.py`, `configuration_qwen3.py` and `configuration_smollm3.py` in
-`transformers` 5.24.
+The sizes and their sources are in `zoo.configs._llama_sizes`. The defaults of absent keys are those of `configuration_llama.py`,
+`configuration_qwen2.py`, `configuration_qwen3.py` and `configuration_smollm3.py` in `transformers` 5.24.
 """
 
 import dataclasses
 from typing import Any, Literal, get_args
 
 from zoo.configs import Activation, Compute, Exported, ModelConfig, Size
+from zoo.configs._llama_sizes import PUBLISHED
 from zoo.configs._score_head import check_labels, label_entries, read_labels
 from zoo.errors import BadInput, require
 from zoo.hf.config_json import ACTIVATIONS, BOOKKEEPING, PublishedConfig, first_name
@@ -20,7 +19,7 @@ Positions = Literal["rotary", "none"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(ModelConfig):
-    """Configuration of a Llama, a Qwen3 or a SmolLM."""
+    """Configuration of a Llama, a Qwen2.5, a Qwen3 or a SmolLM."""
 
     vocab: int
     """Vocabulary size."""
@@ -46,6 +45,8 @@ class Config(ModelConfig):
     """True if each head of queries and of keys is RMS-normalized, as in Qwen3."""
     attention_bias: bool = False
     """True if the four projections of attention have biases."""
+    qkv_bias: bool = False
+    """True if those of queries, keys and values have biases and that of the output has none, as in Qwen2.5."""
     eps: float = 1e-5
     """Number that norms add to the mean of squares."""
     base: float = 10_000.0
@@ -76,6 +77,8 @@ class Config(ModelConfig):
         require(self.kv_heads >= 1 and self.heads % self.kv_heads == 0, "model.kv_heads", self.kv_heads, fix)
         require(self.head % 2 == 0, "model.head", self.head, "heads rotate in pairs of dimensions; choose an even number")
         require(0 <= self.unrotated_every <= 512, "model.unrotated_every", self.unrotated_every, "choose 0 (never) to 512 layers")
+        fix = "--model.attention-bias adds these biases too; leave one of the two out"
+        require(not (self.qkv_bias and self.attention_bias), "model.qkv_bias", self.qkv_bias, fix)
         require(1 <= self.base <= 1e12, "model.base", self.base, "choose 1 to 1e12")
         self._check_scaling()
 
@@ -120,13 +123,13 @@ def _rotated(layers: int, unrotated_every: int) -> list[int]:
 
 MODEL_TYPE = "llama"
 """Name of this family in a published config.json."""
-QWEN3, SMOLLM3 = "qwen3", "smollm3"
-CLASSES = {MODEL_TYPE: "Llama", QWEN3: "Qwen3", SMOLLM3: "SmolLM3"}
+QWEN2, QWEN3, SMOLLM3 = "qwen2", "qwen3", "smollm3"
+CLASSES = {MODEL_TYPE: "Llama", QWEN2: "Qwen2", QWEN3: "Qwen3", SMOLLM3: "SmolLM3"}
 """Maps each such name to the beginning of the names of its classes in `transformers`."""
 
 
 def from_published(published: PublishedConfig) -> Config:
-    """Return the configuration in a config.json of type llama, qwen3 or smollm3; absent keys take the defaults of `transformers`.
+    """Return the configuration in a config.json of a type of `CLASSES`; absent keys take the defaults of `transformers`.
 
     Raises:
         BadInput: a key has a value that this family does not compute.
@@ -162,7 +165,8 @@ def from_published(published: PublishedConfig) -> Config:
         activation=published.choice("hidden_act", ACTIVATIONS, "silu"),
         tied=published.flag("tie_word_embeddings", absent["tied"]),
         query_key_norm=model_type == QWEN3,
-        attention_bias=published.flag("attention_bias", False),
+        attention_bias=model_type != QWEN2 and published.flag("attention_bias", False),
+        qkv_bias=model_type == QWEN2,
         eps=published.number("rms_norm_eps", 1e-6, decimal=True),
         **_rotations(published, absent["base"]),
         unrotated_every=_unrotated_every(published, layers) if model_type == SMOLLM3 else 0,
@@ -176,21 +180,24 @@ def from_published(published: PublishedConfig) -> Config:
 
 
 def exported_type(config: Config) -> str:
-    """Return the type of a config.json that expresses a model: the norms of queries and keys and the layers determine it.
+    """Return the type of a config.json that expresses a model: biases, norms of queries and keys, and layers determine it.
 
     Raises:
-        BadInput: no type has both norms of queries and keys and layers without rotations.
+        BadInput: no type has two of these.
     """
-    if config.query_key_norm and config.unrotated_every:
+    own = {"qkv_bias": QWEN2, "query_key_norm": QWEN3, "unrotated_every": SMOLLM3}
+    fields = [field for field in own if getattr(config, field)]
+    if len(fields) > 1:
+        first, second = fields[:2]
         raise BadInput(
-            f"model.unrotated_every {config.unrotated_every}: no published type has it with norms of queries and keys; "
+            f"model.{second} {getattr(config, second)}: no published type has it with model.{first} {getattr(config, first)}; "
             "this model cannot be exported"
         )
-    return QWEN3 if config.query_key_norm else SMOLLM3 if config.unrotated_every else MODEL_TYPE
+    return own[fields[0]] if fields else MODEL_TYPE
 
 
 def to_published(config: Config) -> dict[str, Any]:
-    """Return the entries of a config.json of type llama, qwen3 or smollm3, but for its type.
+    """Return the entries of a config.json of a type of `CLASSES`, but for its type.
 
     Raises:
         BadInput: numbers that no type can express.
@@ -216,7 +223,7 @@ def to_published(config: Config) -> dict[str, Any]:
         "intermediate_size": config.ffn,
         **config.exported.keys("initializer_range", "hidden_act", first_name(ACTIVATIONS, config.activation), ACTIVATIONS),
         "tie_word_embeddings": config.tied,
-        "attention_bias": config.attention_bias,
+        **({} if model_type == QWEN2 else {"attention_bias": config.attention_bias}),
         "rms_norm_eps": config.eps,
         "rope_theta": config.base,
         "rope_scaling": _scaling_entries(config),
@@ -310,6 +317,10 @@ ABSENT: dict[str, dict[str, Any]] = {
         },
         **{"tied": False, "base": 10_000.0, "pad_token_id": 0},
     },
+    QWEN2: {
+        **{"vocab_size": 151_936, "context": 32_768, "layers": 32, "hidden_size": 4096, "heads": 32, "head_dim": None},
+        **{"kv_heads": 32, "ffn": 22_016, "tied": False, "base": 10_000.0, "pad_token_id": 0},
+    },
     QWEN3: {
         **{"vocab_size": 151_936, "context": 32_768, "layers": 32, "hidden_size": 4096, "heads": 32, "head_dim": 128},
         **{"kv_heads": 32, "ffn": 22_016, "tied": False, "base": 10_000.0, "pad_token_id": 0},
@@ -337,57 +348,6 @@ WITHOUT_EFFECT = (
 # --- sizes ----------------------------------------------------------------------------------------------------------------------
 
 
-def llama3(layers: int, width: int, heads: int, ffn: int, *, factor: float, tied: bool = False, source: str) -> Size:
-    """Return a size of Llama 3.1 or 3.2: 128,256 tokens, eight heads of keys, rotations scaled from 8,192 positions."""
-    config = Config(
-        vocab=128_256,
-        context=131_072,
-        layers=layers,
-        width=width,
-        heads=heads,
-        kv_heads=8,
-        head=width // heads,
-        ffn=ffn,
-        tied=tied,
-        base=500_000.0,
-        scaling="llama3",
-        scaling_factor=factor,
-    )
-    return Size(config=config, source=source)
-
-
-def qwen3(layers: int, width: int, heads: int, ffn: int, *, tied: bool) -> Size:
-    """Return a size of Qwen3: 151,936 tokens, heads of size 128, eight of them for keys, norms of queries and keys."""
-    config = Config(
-        vocab=151_936,
-        context=40_960,
-        layers=layers,
-        width=width,
-        heads=heads,
-        kv_heads=8,
-        head=128,
-        ffn=ffn,
-        tied=tied,
-        query_key_norm=True,
-        eps=1e-6,
-        base=1_000_000.0,
-    )
-    note = "the base model, before fine-tuning, says 32,768 positions (--model.context)"
-    return Size(config=config, source=QWEN, note=note)
-
-
-def smollm2(layers: int, width: int, heads: int, kv_heads: int, ffn: int, *, base: float) -> Size:
-    """Return a size of SmolLM2: 49,152 tokens, heads of size 64, one table, 8,192 positions."""
-    numbers = {"vocab": 49_152, "context": 8192, "head": 64, "tied": True, "base": base}
-    config = Config(layers=layers, width=width, heads=heads, kv_heads=kv_heads, ffn=ffn, **numbers)
-    return Size(config=config, source=SMOL)
-
-
-LLAMA_3_1 = "Llama Team 2024, Table 3, and the released checkpoint of Llama 3.1"
-LLAMA_3_2 = "the released checkpoint of Llama 3.2 (meta-llama/llama-models, models/llama3_2)"
-QWEN = "Qwen Team 2025 (Qwen3), Table 1, and the released checkpoint"
-SMOL = "Allal et al. 2025 (SmolLM2), and the released checkpoint"
-
 NANO = Size(
     config=Config(vocab=4096, context=256, layers=4, width=192, heads=6, kv_heads=2, head=32, ffn=512, tied=True),
     source="this project",
@@ -399,36 +359,5 @@ NANO = Size(
 
 SIZES: dict[str, Size] = {
     "llama-nano": NANO,
-    "llama-3.2-1b": llama3(16, 2048, 32, 8192, factor=32.0, tied=True, source=LLAMA_3_2),
-    "llama-3.2-3b": llama3(28, 3072, 24, 8192, factor=32.0, tied=True, source=LLAMA_3_2),
-    "llama-3.1-8b": llama3(32, 4096, 32, 14_336, factor=8.0, source=LLAMA_3_1),
-    "llama-3.1-70b": llama3(80, 8192, 64, 28_672, factor=8.0, source=LLAMA_3_1),
-    "llama-3.1-405b": llama3(126, 16_384, 128, 53_248, factor=8.0, source=LLAMA_3_1),
-    "qwen3-0.6b": qwen3(28, 1024, 16, 3072, tied=True),
-    "qwen3-1.7b": qwen3(28, 2048, 16, 6144, tied=True),
-    "qwen3-4b": qwen3(36, 2560, 32, 9728, tied=True),
-    "qwen3-8b": qwen3(36, 4096, 32, 12_288, tied=False),
-    "qwen3-14b": qwen3(40, 5120, 40, 17_408, tied=False),
-    "qwen3-32b": qwen3(64, 5120, 64, 25_600, tied=False),
-    "smollm2-135m": smollm2(30, 576, 9, 3, 1536, base=100_000.0),
-    "smollm2-360m": smollm2(32, 960, 15, 5, 2560, base=100_000.0),
-    "smollm2-1.7b": smollm2(24, 2048, 32, 32, 8192, base=130_000.0),
-    "smollm3-3b": Size(
-        config=Config(
-            vocab=128_256,
-            context=65_536,
-            layers=36,
-            width=2048,
-            heads=16,
-            kv_heads=4,
-            head=128,
-            ffn=11_008,
-            tied=True,
-            eps=1e-6,
-            base=5_000_000.0,
-            unrotated_every=4,
-        ),
-        source="Hugging Face 2025 (smollm3.md), and the released checkpoint",
-        note="every fourth layer has no positions; longer rows than 65,536 tokens need YaRN, which this family lacks",
-    ),
+    **{name: Size(config=Config(**numbers), source=source, note=note) for name, (numbers, source, note) in PUBLISHED.items()},
 }

@@ -1,7 +1,7 @@
 """Llama: a causal decoder with rotary positions, grouped heads, RMS norms and gated feed-forward layers.
 
-It has the shapes of Llama 3 (Llama Team 2024), Qwen3, whose queries and keys are normalized, SmolLM2, and SmolLM3, where some
-layers have no positions; see `zoo.configs.llama`.
+It has the shapes of Llama 3 (Llama Team 2024), Qwen2.5, whose queries, keys and values have biases, Qwen3, whose queries and keys
+are normalized, SmolLM2, and SmolLM3, where some layers have no positions; see `zoo.configs.llama`.
 """
 
 import dataclasses
@@ -188,7 +188,7 @@ class Block(nnx.Module):
             NORMAL,
             NORMAL,
             rngs,
-            qkv_biases=cfg.attention_bias,
+            qkv_biases=cfg.attention_bias or cfg.qkv_bias,
             out_bias=cfg.attention_bias,
             norm_eps=cfg.eps if cfg.query_key_norm else None,
         )

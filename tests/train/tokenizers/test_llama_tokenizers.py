@@ -1,4 +1,4 @@
-"""Tokenizers in the form of those released with Llama 3, Qwen3, SmolLM2 and gpt-oss: read, written, equal to `transformers`."""
+"""Tokenizers in the form of those released with Llama 3, Qwen, SmolLM2 and gpt-oss: read, written, equal to `transformers`."""
 
 import functools
 import json
@@ -87,8 +87,8 @@ def llama(folder: Path, **changes: Any) -> Path:
     return write(folder, file, settings | changes, "llama")
 
 
-def qwen(folder: Path, **changes: Any) -> Path:
-    """Write a folder as Qwen3's: text in NFC, single digits, and names that are no special tokens."""
+def qwen(folder: Path, model_type: str = "qwen3", **changes: Any) -> Path:
+    """Write a folder as Qwen2.5's or Qwen3's: text in NFC, single digits, and names that are no special tokens."""
     file, decoder = rules(QWEN)
     file |= {
         "normalizer": {"type": "NFC"},
@@ -99,7 +99,7 @@ def qwen(folder: Path, **changes: Any) -> Path:
         **{"tokenizer_class": "Qwen2Tokenizer", "eos_token": "<|im_end|>", "pad_token": "<|endoftext|>", "unk_token": None},
         **{"add_prefix_space": False, "bos_token": None, "added_tokens_decoder": decoder, "split_special_tokens": False},
     }
-    return write(folder, file, settings | changes, "qwen3")
+    return write(folder, file, settings | changes, model_type)
 
 
 @functools.cache
@@ -130,7 +130,11 @@ def assert_reads_alike(folder: Path) -> Tokenizer:
     return own
 
 
-@pytest.mark.parametrize(("form", "names"), [(llama, LLAMA), (qwen, QWEN), (gpt_oss, harmony.NAMES)])
+FORMS = [(llama, LLAMA), (qwen, QWEN), (functools.partial(qwen, model_type="qwen2", tokenizer_class=None), QWEN)]
+FORMS += [(gpt_oss, harmony.NAMES)]
+
+
+@pytest.mark.parametrize(("form", "names"), FORMS)
 def test_a_released_form_is_read_and_written(form: Any, names: tuple[str, ...], tmp_path: Path) -> None:
     own = assert_reads_alike(form(tmp_path / "in"))
     (tmp_path / "out").mkdir()

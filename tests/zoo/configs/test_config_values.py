@@ -44,6 +44,12 @@ BAD: list[tuple[str, dict[str, Any], str, str]] = [
     ("gpt_oss", {"labels": ("a", "b")}, "--model.labels a b: ", "a reward model has one score"),
     ("llama", {"kv_heads": 3}, "--model.kv-heads 3: ", "choose a divisor of --model.heads 4"),
     ("llama", {"head": 7}, "--model.head 7: ", PAIRS),
+    (
+        "llama",
+        {"qkv_bias": True, "attention_bias": True},
+        "--model.qkv-bias True: ",
+        "--model.attention-bias adds these biases too",
+    ),
     ("llama", {"base": 0.5}, "--model.base 0.5: ", "choose 1 to 1e12"),
     ("llama", {"scaling_factor": 2.0}, "--model.scaling-factor 2.0: ", "--model.scaling none does not use it; choose 1.0"),
     (

@@ -334,7 +334,12 @@ NO_EXPORT: list[tuple[str, dict[str, Any], str]] = [
     (
         "llama-nano",
         {"query_key_norm": True, "unrotated_every": 4},
-        "model.unrotated_every 4: no published type has it with norms",
+        "model.unrotated_every 4: no published type has it with model.query_key_norm True; ",
+    ),
+    (
+        "llama-nano",
+        {"qkv_bias": True, "query_key_norm": True},
+        "model.query_key_norm True: no published type has it with model.qkv_bias True; ",
     ),
     (
         "llama-nano",

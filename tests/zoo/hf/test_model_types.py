@@ -11,7 +11,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from tests.support import published
-from tests.support.published import MT5, QWEN3, SMOLLM3, UL2, UMT5, XLM
+from tests.support.published import MT5, QWEN2, QWEN3, SMOLLM3, UL2, UMT5, XLM
 from train.config import run_config
 from train.engine import device_mesh
 from zoo import configs, models, published_weights
@@ -25,6 +25,7 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
     ("t5", "MT5ForConditionalGeneration", MT5),
     ("t5", "UMT5ForConditionalGeneration", UMT5),
     ("t5", "T5ForConditionalGeneration", UL2),
+    *(("llama", f"Qwen2{head}", QWEN2) for head in ("ForCausalLM", "ForSequenceClassification")),
     *(("llama", f"Qwen3{head}", QWEN3) for head in ("ForCausalLM", "ForSequenceClassification")),
     ("llama", "SmolLM3ForCausalLM", SMOLLM3),
 ]
@@ -122,6 +123,16 @@ LLAMA3 = {
     **{"mlp_bias": False, "pretraining_tp": 1, "torch_dtype": "bfloat16"},
 }
 SCALED = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192, "rope_type": "llama3"}
+QWEN2_5 = {
+    **{key: value for key, value in COMMON.items() if key != "attention_bias"},
+    **{"model_type": "qwen2", "rope_theta": 1_000_000.0, "rope_scaling": None, "use_sliding_window": False, "use_mrope": False},
+}
+QWEN3_NUMBERS = {
+    **COMMON,
+    **{"model_type": "qwen3", "vocab_size": 151_936, "head_dim": 128, "num_key_value_heads": 8},
+    **{"max_position_embeddings": 40_960, "rms_norm_eps": 1e-6, "rope_theta": 1_000_000, "rope_scaling": None},
+    **{"use_sliding_window": False, "sliding_window": None},
+}
 RELEASED: dict[str, dict[str, Any]] = {
     "llama-3.2-3b": {
         **LLAMA3,
@@ -133,12 +144,22 @@ RELEASED: dict[str, dict[str, Any]] = {
         **{"hidden_size": 4096, "intermediate_size": 14_336, "num_attention_heads": 32, "num_hidden_layers": 32},
         **{"rope_scaling": {"factor": 8.0, **SCALED}, "tie_word_embeddings": False},
     },
+    "qwen2.5-0.5b": {
+        **QWEN2_5,
+        **{"vocab_size": 151_936, "hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24},
+        **{"num_attention_heads": 14, "num_key_value_heads": 2, "max_position_embeddings": 32_768, "rms_norm_eps": 1e-6},
+        **{"max_window_layers": 24, "sliding_window": 32_768, "tie_word_embeddings": True},
+    },
+    "qwen2.5-72b": {
+        **QWEN2_5,
+        **{"vocab_size": 152_064, "hidden_size": 8192, "intermediate_size": 29_568, "num_hidden_layers": 80},
+        **{"num_attention_heads": 64, "num_key_value_heads": 8, "max_position_embeddings": 131_072, "rms_norm_eps": 1e-5},
+        **{"max_window_layers": 80, "sliding_window": 131_072, "tie_word_embeddings": False},
+    },
     "qwen3-0.6b": {
-        **COMMON,
-        **{"model_type": "qwen3", "vocab_size": 151_936, "hidden_size": 1024, "intermediate_size": 3072, "head_dim": 128},
-        **{"num_attention_heads": 16, "num_key_value_heads": 8, "num_hidden_layers": 28, "max_position_embeddings": 40_960},
-        **{"rms_norm_eps": 1e-6, "rope_theta": 1_000_000, "rope_scaling": None, "tie_word_embeddings": True},
-        **{"use_sliding_window": False, "sliding_window": None, "max_window_layers": 28},
+        **QWEN3_NUMBERS,
+        **{"hidden_size": 1024, "intermediate_size": 3072, "num_attention_heads": 16, "num_hidden_layers": 28},
+        **{"max_window_layers": 28, "tie_word_embeddings": True},
     },
     "smollm2-135m": {
         **COMMON,

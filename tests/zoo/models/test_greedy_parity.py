@@ -38,6 +38,7 @@ KINDS: dict[str, dict[str, Any]] = {
             "original_max_position_embeddings": 16,
         },
     },
+    "qwen2": {"model_type": "qwen2", "rope_theta": 1_000_000.0, "tie_word_embeddings": True},
     "qwen3": {"model_type": "qwen3", "head_dim": 64, "rope_theta": 1_000_000.0, "tie_word_embeddings": True},
     # Windows of 6 tokens, which texts outgrow.
     "ettin_decoder": {

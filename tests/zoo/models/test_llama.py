@@ -30,6 +30,7 @@ FORMS: dict[str, dict[str, Any]] = {
         **{"base": 50.0, "scaling": "llama3", "scaling_factor": 4.0, "high_freq_factor": 2.0, "original_context": 8},
         "tied": False,
     },
+    "qwen2": {"base": 50.0, "qkv_bias": True},
     "qwen3": {"base": 50.0, "query_key_norm": True, "head": 6},
     "smollm3": {
         **{"base": 50.0, "layers": 4, "unrotated_every": 2, "attention_bias": True},
@@ -133,6 +134,14 @@ def swapped_groups(_: Any, parts: list[Any]) -> list[Any]:
     return [parts[0], parts[1][:, :, ::-1], parts[2][:, :, ::-1]]
 
 
+def no_bias(name: str) -> Callable[[Any, list[Any]], list[Any]]:
+    def change(attention: Any, parts: list[Any]) -> list[Any]:
+        own = {part: x for part, x in zip("qkv", parts, strict=True)}
+        return [*{**own, name: own[name] - getattr(attention, name).bias[...]}.values()]
+
+    return change
+
+
 def pattern(kinds: tuple[str, ...]) -> Callable[[pytest.MonkeyPatch], None]:
     return lambda patch: patch.setattr(llama, "run_stack", lambda *args, **rest: run_stack(*args, **{**rest, "pattern": kinds}))
 
@@ -168,6 +177,9 @@ MISTAKES: dict[str, tuple[str, Callable[[pytest.MonkeyPatch], None]]] = {
         "llama",
         lambda patch: patch.setattr(llama, "_rotate", functools.partial(_rotated_by_place, llama._rotate)),
     ),
+    "queries without their biases": ("qwen2", heads(no_bias("q"))),
+    "keys without their biases": ("qwen2", heads(no_bias("k"))),
+    "values without their biases": ("qwen2", heads(no_bias("v"))),
     "no rotation": ("qwen3", lambda patch: patch.setattr(positions, "rotate", lambda x, rotation: x)),
     "frequencies not scaled": ("llama", lambda patch: patch.setattr(llama, "_frequencies", _plain)),
     "a linear scaling left out": ("smollm3", lambda patch: patch.setattr(llama, "_frequencies", _plain)),

@@ -73,6 +73,10 @@ SIZES: dict[str, dict[str, Any]] = {
 """config.json of the base size of each family, of T5's small one; what it leaves out is the default there and here."""
 VOCABULARY = {"vocab_size": 8192}
 """Fewer than released: the tables of 100 languages and their gradients would need several GB."""
+QWEN2 = {
+    **{"model_type": "qwen2", "vocab_size": 8192, "hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 6},
+    **{"num_attention_heads": 14, "num_key_value_heads": 2, "tie_word_embeddings": True, "rope_theta": 1_000_000.0},
+}
 QWEN3 = {
     **{"model_type": "qwen3", "vocab_size": 8192, "hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 6},
     **{"num_attention_heads": 16, "num_key_value_heads": 8, "tie_word_embeddings": True, "rope_theta": 1_000_000.0},
@@ -101,6 +105,7 @@ COUSINS: dict[str, tuple[str, str, dict[str, Any]]] = {
             "num_heads": 2,
         },
     ),
+    **{"qwen2": ("llama", "causal", QWEN2), "qwen2-sequence": ("llama", "sequence", QWEN2)},
     **{"qwen3": ("llama", "causal", QWEN3), "qwen3-sequence": ("llama", "sequence", QWEN3)},
     **{"smollm2": ("llama", "causal", SMOLLM2), "smollm3": ("llama", "causal", SMOLLM3)},
     "byt5": (
