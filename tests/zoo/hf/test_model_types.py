@@ -161,6 +161,23 @@ RELEASED: dict[str, dict[str, Any]] = {
         **{"hidden_size": 1024, "intermediate_size": 3072, "num_attention_heads": 16, "num_hidden_layers": 28},
         **{"max_window_layers": 28, "tie_word_embeddings": True},
     },
+    "qwen3-1.7b": {
+        **QWEN3_NUMBERS,
+        **{"hidden_size": 2048, "intermediate_size": 6144, "num_attention_heads": 16, "num_hidden_layers": 28},
+        **{"max_window_layers": 28, "tie_word_embeddings": True},
+    },
+    "qwen3-8b": {
+        **QWEN3_NUMBERS,
+        **{"hidden_size": 4096, "intermediate_size": 12_288, "num_attention_heads": 32, "num_hidden_layers": 36},
+        **{"max_window_layers": 36, "tie_word_embeddings": False},
+    },
+    "smollm2-1.7b": {
+        **COMMON,
+        **{"model_type": "llama", "vocab_size": 49_152, "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 24},
+        **{"num_attention_heads": 32, "num_key_value_heads": 32, "max_position_embeddings": 8192, "rms_norm_eps": 1e-5},
+        **{"rope_theta": 130_000, "rope_scaling": None, "mlp_bias": False, "pretraining_tp": 1, "tie_word_embeddings": True},
+        **{"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2},
+    },
     "smollm2-135m": {
         **COMMON,
         **{"model_type": "llama", "vocab_size": 49_152, "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30},
