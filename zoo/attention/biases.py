@@ -102,14 +102,18 @@ class ByDistance(Distanced):
         by_distance = jnp.broadcast_to(values[None, :, None, :], (1, values.shape[0], t, values.shape[1]))  # [1, N, T, D]
         return positions.relative_shift(by_distance, None, first=self.first, keys=s)
 
+    def tile_offsets(self, size: int, num_q: int, num_k: int) -> tuple[int, int]:
+        """Return how many blocks before and after the diagonal tiles of size x size still differ from the next ones."""
+        farthest = max(num_q, num_k) if self.constant_from is None else -(-(self.constant_from - 1) // size) + 1
+        return min(num_q - 1, farthest), min(num_k - 1, farthest)
+
     def square_tiles(self, size: int, num_q: int, num_k: int) -> tuple[Float[Array, "N tiles size size"], int]:
         """Return the different tiles of [num_q * size, num_k * size] scores, and the number of that on the diagonal.
 
         Tile (i, j) of the scores has the number min(max(j - i + diagonal, 0), tiles - 1): all tiles that are as far from the
         diagonal have equal values, and so do all beyond `constant_from`.
         """
-        farthest = max(num_q, num_k) if self.constant_from is None else -(-(self.constant_from - 1) // size) + 1
-        before, after = min(num_q - 1, farthest), min(num_k - 1, farthest)
+        before, after = self.tile_offsets(size, num_q, num_k)
         starts = [self.first - (size - 1) + offset * size for offset in range(-before, after + 1)]
         # Distances that are missing belong to pairs of padding, or have the value of the last one.
         front, back = max(0, -starts[0]), max(0, starts[-1] + 2 * size - self.values.shape[0])

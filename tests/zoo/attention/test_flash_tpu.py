@@ -121,7 +121,7 @@ MISTAKES: dict[str, tuple[Any, str, Callable[..., Any], str]] = {
     "scattered rows rolled by one more": (relative, "_roll_rows", rolled_by_one_more, SCATTERED),
 }
 FAST_MISTAKES = ("the bias of the next block", "scattered rows rolled by one more")
-iota = _flash_tpu_plan.iota
+iota = _flash_tpu_bodies.iota
 
 
 @pytest.mark.planted

@@ -12,17 +12,8 @@ from jax import lax
 from jax.experimental import pallas as pl
 
 from zoo.attention.kernels import _flash_tpu_relative as relative
-from zoo.attention.kernels._flash_tpu_plan import (
-    MASKED,
-    Plan,
-    allowed_pairs,
-    as_column,
-    dot,
-    iota,
-    lane_sums,
-    lanes,
-    when_active,
-)
+from zoo.attention.kernels._flash_common import MASKED, allowed_pairs, iota
+from zoo.attention.kernels._flash_tpu_plan import Plan, as_column, dot, lane_sums, lanes, when_active
 from zoo.ops import counter_rng
 
 

@@ -8,49 +8,25 @@ from typing import Any, Literal
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
-from zoo.attention.masks import ALL_PAIRS, SOME_PAIRS, Mask, Side
+from zoo.attention.kernels._flash_common import FlashPlan
+from zoo.attention.masks import ALL_PAIRS, SOME_PAIRS
 
-MASKED = -1e30
 LANES = 128
 """Width of a vector register, to which lengths are padded."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Plan:
+class Plan(FlashPlan):
     """The static part of a call."""
 
-    block_q: int
-    block_k: int
-    num_q: int
-    """Number of blocks of queries."""
-    num_k: int
-    shared: int
-    """Query heads per key/value head."""
-    diagonal: int
-    """Number of the tile of a bias by distance on the diagonal."""
-    num_tiles: int
-    """Number of different tiles of a bias by distance; 0 = there is none."""
     position: Literal["", "consecutive", "scattered"]
     """The queries of a relative bias: consecutive keys, or keys anywhere; "" = there is no such bias."""
     first: int
     """The largest distance of a relative bias."""
     has_types: bool
     """A relative bias compares types, which are the last row of the numbers."""
-    mask: Mask
-    """The fields of the mask that have no arrays."""
-    has_lengths: bool
-    numbers: tuple[str, ...]
-    """Names of the mask's numbers of queries and keys (fields of `Side`) that are arrays."""
-    rate: float
-    interpret: bool
-    """Run the kernels by Pallas's interpreter."""
-
-    @property
-    def has_mask(self) -> bool:
-        """Return whether any tile may have pairs that do not attend."""
-        return self.mask.causal or self.mask.window is not None or self.has_lengths or bool(self.numbers)
 
     @property
     def num_rows(self) -> int:
@@ -77,21 +53,6 @@ def when_active(plan: Plan, states: Any, b: Any, index: Any, tile: Callable[[boo
     if plan.has_mask:
         pl.when(state == SOME_PAIRS)(functools.partial(tile, True))
     pl.when(state == ALL_PAIRS)(functools.partial(tile, False))
-
-
-def allowed_pairs(
-    plan: Plan, query: dict[str, Any], key: dict[str, Any], queries: Array, keys: Array, length: Any
-) -> Bool[Array, "..."]:
-    """Return which pairs of a tile attend, given its numbers and the indices of its queries and keys."""
-    if plan.mask.causal or plan.mask.window is not None:
-        query, key = {"position": queries, **query}, {"position": keys, **key}
-    allowed = plan.mask.rule(Side(**query), Side(**key, index=keys), length if plan.has_lengths else None)
-    assert allowed is not None
-    return allowed
-
-
-def iota(shape: tuple[int, ...], axis: int, start: Any) -> Array:
-    return start + lax.broadcasted_iota(jnp.int32, shape, axis)
 
 
 def as_column(row: Array) -> Array:

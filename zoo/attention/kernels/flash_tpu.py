@@ -24,6 +24,7 @@ from jaxtyping import Array, Float, UInt32
 
 from zoo.attention.attention import Request
 from zoo.attention.biases import Bias, Buckets, ByDistance, Relative
+from zoo.attention.kernels._flash_common import key_lengths, number_arrays, number_names, pad_axis, pad_mask, without_arrays
 from zoo.attention.kernels._flash_tpu_bodies import backward_body, forward_body, relative_backward_body
 from zoo.attention.kernels._flash_tpu_plan import LANES, Plan
 from zoo.attention.kernels._flash_tpu_relative import Positions, distances
@@ -66,10 +67,7 @@ def flash_tpu(
     block_q, block_k = _tile_sizes(t, s, bias)
     num_q, num_k = -(-t // block_q), -(-s // block_k)
     padded_t, padded_s = num_q * block_q, num_k * block_k
-    if padded_s > s:
-        lengths = jnp.full(b, s) if mask.key_lengths is None else jnp.minimum(mask.key_lengths, s)
-        mask = dataclasses.replace(mask, key_lengths=lengths)
-    mask = mask.padded(padded_t, padded_s)
+    mask = pad_mask(mask, b, t, s, padded_t, padded_s)
     tiles, diagonal = (None, 0) if prepared is None else prepared.square_tiles(block_q, num_q, num_k)
     plan = Plan(
         block_q=block_q,
@@ -82,19 +80,16 @@ def flash_tpu(
         position="" if relative is None else "consecutive" if relative.query_positions is None else "scattered",
         first=0 if relative is None else relative.first,
         has_types=relative is not None and relative.query_types is not None and relative.q_s is not None,
-        mask=Mask(causal=mask.causal, window=mask.window, strict=mask.strict),
+        mask=without_arrays(mask),
         has_lengths=mask.key_lengths is not None,
-        numbers=_number_names(mask),
+        numbers=number_names(mask),
         rate=rate if seed is not None else 0.0,
         interpret=target_platform() != "tpu",
     )
     operands = Operands.of(plan, mask, relative, b, jnp.zeros((b, 2), jnp.uint32) if seed is None else seed, heads)
     added = tiles if relative is None else Positions.of(relative, plan, scale, q.dtype)
     q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q * jnp.asarray(scale, q.dtype), k, v))  # [B, N or K, T or S, H]
-    q, k, v = (
-        jnp.pad(x, ((0, 0), (0, 0), (0, length - x.shape[2]), (0, 0)))
-        for x, length in ((q, padded_t), (k, padded_s), (v, padded_s))
-    )
+    q, k, v = (pad_axis(x, 2, length) for x, length in ((q, padded_t), (k, padded_s), (v, padded_s)))
     out: Any = _attend(plan, q, k, v, added, operands)
     return jnp.swapaxes(out[:, :, :t], 1, 2)  # [B, T, N, H]
 
@@ -146,7 +141,7 @@ class Operands:
         types = (bias.query_types, bias.key_types) if plan.has_types and bias is not None else (None, None)
 
         def stacked(side: Side, types: Any, length: int) -> Any:
-            arrays = [jnp.broadcast_to(getattr(side, name), (b, length)) for name in plan.numbers]
+            arrays = number_arrays(plan.numbers, side, b, length)
             if types is not None:
                 arrays.append(jnp.pad(types, ((0, 0), (0, length - types.shape[1]))))
             return jnp.stack(arrays, 1).astype(jnp.int32) if arrays else None
@@ -157,7 +152,7 @@ class Operands:
             at = jnp.pad(at, ((0, 0), (0, padded_t - at.shape[1])))
         return cls(
             states=mask.block_states(plan.block_q, plan.block_k, padded_t, padded_s),
-            lengths=jnp.zeros(b, jnp.int32) if mask.key_lengths is None else mask.key_lengths.astype(jnp.int32),
+            lengths=key_lengths(mask, b),
             seed=seed,
             heads=heads,
             query_numbers=stacked(sides[0], types[0], padded_t),
@@ -190,16 +185,6 @@ def _block(length: int, largest: int | None = None) -> int:
     """Return the size of as few equal blocks as possible, a multiple of the lanes; `largest` defaults to `BLOCK`."""
     blocks = -(-length // min(BLOCK, largest or BLOCK))
     return -(-length // (blocks * LANES)) * LANES
-
-
-def _number_names(mask: Mask) -> tuple[str, ...]:
-    """Return the names of the numbers that are arrays; positions that are indices are computed in the kernel."""
-    names = {
-        "position": (mask.causal or mask.window is not None) and (mask.query_positions, mask.key_positions) != (None, None),
-        "segment": mask.query_segments is not None,
-        "rank": mask.query_ranks is not None,
-    }
-    return tuple(name for name, is_array in names.items() if is_array)
 
 
 def _merge_last(states: Array) -> Array:
