@@ -244,6 +244,14 @@ IMPLEMENTATIONS: dict[str, Implementation] = {
         limits="unsupported_reason",
         is_interpretable=True,
     ),
+    "flash_gpu": Implementation(
+        module="zoo.attention.kernels.flash_gpu",
+        function="flash_gpu",
+        platforms=frozenset({"gpu"}),
+        features=ALL_FEATURES - {"explicit mask", "dense bias", "relative bias", "sinks"},
+        limits="unsupported_reason",
+        is_interpretable=True,
+    ),
 }
 
 

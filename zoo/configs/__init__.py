@@ -38,7 +38,7 @@ Objective = Literal[
     "policy",
     "ppo",
 ]
-Implementation = Literal["auto", "reference", "xla", "blocked", "cudnn", "tokamax", "splash", "flash_tpu"]
+Implementation = Literal["auto", "reference", "xla", "blocked", "cudnn", "tokamax", "splash", "flash_tpu", "flash_gpu"]
 Precision = Literal["auto", "float32", "bfloat16"]
 Remat = Literal["none", "full", "attention"]
 

@@ -1,0 +1,319 @@
+"""The bodies of the kernels of `flash_gpu`, which Triton compiles. Comments give the lines of FlashAttention-2's algorithms.
+
+A program computes one block of queries, or of keys, of one head and example, and loops over the blocks of the other side. Masks
+and dropout are the functions that every implementation uses, `Mask.rule` and `counter_rng.is_kept`.
+"""
+# ruff: noqa: E741 (l is the paper's symbol)
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton as plt
+from jaxtyping import Array, Float
+
+from zoo.attention.kernels._flash_common import MASKED, FlashPlan, allowed_pairs, iota
+from zoo.ops import counter_rng
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plan(FlashPlan):
+    """The static part of a call; the tiles of a bias by distance are square, and beyond the last ones it is constant."""
+
+    first: int
+    """The largest distance, query - key, of a bias by distance; it has the index 0."""
+    num_distances: int
+    constant_from: int | None
+    """Distance from which on the bias is constant on either side of the query; None: unknown."""
+    examples: int
+    """Number of examples."""
+    bias_groups: tuple[int, int]
+    """Groups of examples, and parts of the blocks of queries, whose gradients of the bias are summed apart."""
+    has_own_states: bool
+    """True if each example has other tiles that are skipped."""
+
+    @property
+    def has_far_tiles(self) -> bool:
+        """Return whether there are tiles beyond the last ones of the bias that differ."""
+        before, after = self.diagonal, self.num_tiles - 1 - self.diagonal
+        return self.num_tiles > 0 and (self.num_q - 1 > before or self.num_k - 1 > after)
+
+    def index_of_distance(self, distance: Any) -> Any:
+        """Return where the bias has the value of the distance key - query."""
+        if self.constant_from is not None:
+            distance = jnp.clip(distance, -self.constant_from, self.constant_from)
+        # Distances that are missing belong to pairs of padding.
+        return jnp.clip(distance + self.first, 0, self.num_distances - 1)
+
+    def is_before(self, i: Any, j: Any) -> Any:
+        """Return whether a tile's keys lie so far before its queries that the bias is constant."""
+        return j - i < -self.diagonal
+
+    def is_after(self, i: Any, j: Any) -> Any:
+        return j - i > self.num_tiles - 1 - self.diagonal
+
+
+class Inputs(NamedTuple):
+    """References to what all kernels read besides blocks of queries and keys; None: the call does not use it."""
+
+    lengths: Any
+    """Number of real keys of the example, [1]."""
+    seed: Any
+    """Both seeds of the example, [2]."""
+    head: Any
+    """Index of the head among those of all devices, [1]."""
+    values: Any
+    """Bias of each distance, [D]."""
+    query_numbers: Any
+    """Numbers of the mask that are arrays, [F, T]."""
+    key_numbers: Any
+    example: tuple[Any, ...] = ()
+    """The example, if the references to its arrays have those of all examples."""
+
+    def numbers_of_queries(self, plan: Plan, block: Any) -> dict[str, Array]:
+        return {name: self.query_numbers[(*self.example, row, block)] for row, name in enumerate(plan.numbers)}
+
+    def numbers_of_keys(self, plan: Plan, block: Any) -> dict[str, Array]:
+        return {name: self.key_numbers[(*self.example, row, block)] for row, name in enumerate(plan.numbers)}
+
+    def length(self, plan: Plan) -> Any:
+        """Return the number of real keys; None if the mask has none."""
+        return self.lengths[(*self.example, 0)] if plan.has_lengths else None
+
+    def row_hash(self, queries: Array) -> Array:
+        """Return the hashes of rows, on which dropout depends."""
+        first, second = (self.seed[(*self.example, part)] for part in (0, 1))
+        return counter_rng.row_hash(first, second, self.head[0], queries.astype(jnp.uint32))
+
+
+def forward_body(plan: Plan, ranges: Any, inputs: Inputs, q: Any, k: Any, v: Any, out: Any, lse: Any) -> None:
+    """Compute a block of queries over the blocks of keys that it may see."""
+    i = pl.program_id(0)
+    rows = Rows.of(plan, inputs, i)
+    q_i = q[...]
+
+    def step(j: Any, carry: Any) -> Any:
+        m, l, acc = carry
+        keys, block = _indices(j, plan.block_k)
+        s = rows.scores(dot(q_i, k[block, :], 1, 1), i, j)  # line 8
+        m_new = jnp.maximum(m, s.max(1))  # line 9, and the next three
+        p = jnp.exp(s - m_new[:, None])
+        alpha = jnp.exp(m - m_new)
+        l = l * alpha + p.sum(1)
+        if plan.rate:
+            p = jnp.where(rows.is_kept(keys), p, 0.0)
+        acc = acc * alpha[:, None] + dot(p.astype(v.dtype), v[block, :], 1, 0)  # line 10
+        return m_new, l, acc
+
+    # Line 5. The maximum begins above MASKED, so that a row without a visible key adds exp(-9e29) = 0.
+    m = jnp.full((plan.block_q,), 0.1 * MASKED, jnp.float32)
+    zero = jnp.zeros((plan.block_q,), jnp.float32), jnp.zeros((plan.block_q, q.shape[-1]), jnp.float32)
+    m, l, acc = lax.fori_loop(ranges[0], ranges[1], step, (m, *zero))
+    has_key = l > 0
+    l = jnp.where(has_key, l, 1.0)
+    out[...] = (acc / (l * (1 - plan.rate))[:, None]).astype(out.dtype)  # line 12
+    # Line 13. For a row without a visible key, exp(s - lse) must be zero in the gradient too.
+    lse[...] = jnp.where(has_key, m + jnp.log(l), -MASKED)
+
+
+def backward_query_body(
+    plan: Plan,
+    ranges: Any,
+    inputs: Inputs,
+    q: Any,
+    k: Any,
+    v: Any,
+    d_out: Any,
+    lse: Any,
+    delta: Any,
+    d_q: Any,
+    d_far: Any,
+) -> None:
+    """Compute the gradient of a block of queries, and the sums of those of the scores where the bias is constant."""
+    i = pl.program_id(0)
+    rows = Rows.of(plan, inputs, i)
+    q_i, d_out_i, lse_i, delta_i = q[...], d_out[...], lse[...], delta[...]
+
+    def step(j: Any, carry: Any) -> Any:
+        acc, before, after = carry
+        keys, block = _indices(j, plan.block_k)
+        k_j = k[block, :]
+        s = rows.scores(dot(q_i, k_j, 1, 1), i, j)  # line 10
+        d_p = dot(d_out_i, v[block, :], 1, 1)  # line 13
+        d_s = rows.score_gradients(s, d_p, lse_i, delta_i, keys)
+        if plan.has_far_tiles:
+            of_rows = d_s.sum(1)
+            before += jnp.where(plan.is_before(i, j), of_rows, 0.0)
+            after += jnp.where(plan.is_after(i, j), of_rows, 0.0)
+        return acc + dot(d_s.astype(k.dtype), k_j, 1, 0), before, after  # line 15
+
+    zeros = jnp.zeros((plan.block_q,), jnp.float32)
+    zero = jnp.zeros((plan.block_q, q.shape[-1]), jnp.float32), zeros, zeros
+    acc, before, after = lax.fori_loop(ranges[0], ranges[1], step, zero)
+    d_q[...] = acc.astype(d_q.dtype)
+    if plan.has_far_tiles:
+        d_far[0], d_far[1] = before.sum(), after.sum()
+
+
+def backward_key_body(
+    plan: Plan,
+    ranges: Any,
+    inputs: Inputs,
+    q: Any,
+    k: Any,
+    v: Any,
+    d_out: Any,
+    lse: Any,
+    delta: Any,
+    d_k: Any,
+    d_v: Any,
+) -> None:
+    """Compute the gradients of a block of keys and values. Its tiles are transposed, so that no product turns one."""
+    j = pl.program_id(0)
+    keys, block = _indices(j, plan.block_k)
+    key = _columns(inputs.numbers_of_keys(plan, block))
+    k_j, v_j = k[...], v[...]
+
+    def step(i: Any, carry: Any) -> Any:
+        acc_k, acc_v = carry
+        queries, block = _indices(i, plan.block_q)
+        q_i, d_out_i = q[block, :], d_out[block, :]
+        s = dot(k_j, q_i, 1, 1)  # line 10
+        if plan.num_tiles:
+            s += bias_of_tile(plan, inputs.values, queries[None], keys[:, None], i, j)
+        if plan.has_mask:
+            query = _rows(inputs.numbers_of_queries(plan, block))
+            s = jnp.where(allowed_pairs(plan, query, key, queries[None], keys[:, None], inputs.length(plan)), s, MASKED)
+        p = p_dropped = jnp.exp(s - lse[block][None])  # line 11
+        d_p = dot(v_j, d_out_i, 1, 1)  # line 13
+        if plan.rate:
+            row = inputs.row_hash(queries)[None]
+            is_kept = counter_rng.is_kept(row, keys.astype(jnp.uint32)[:, None], plan.rate)
+            p_dropped, d_p = (jnp.where(is_kept, x * (1 / (1 - plan.rate)), 0.0) for x in (p, d_p))
+        d_s = p * (d_p - delta[block][None])  # line 14
+        acc_v += dot(p_dropped.astype(q.dtype), d_out_i, 1, 0)  # line 12
+        return acc_k + dot(d_s.astype(q.dtype), q_i, 1, 0), acc_v  # line 16
+
+    zero = jnp.zeros((plan.block_k, k.shape[-1]), jnp.float32)
+    acc_k, acc_v = lax.fori_loop(ranges[0], ranges[1], step, (zero, zero))
+    d_k[...] = acc_k.astype(d_k.dtype)
+    d_v[...] = acc_v.astype(d_v.dtype)
+
+
+def backward_bias_body(
+    plan: Plan,
+    ranges: Any,
+    inputs: Inputs,
+    q: Any,
+    k: Any,
+    v: Any,
+    d_out: Any,
+    lse: Any,
+    delta: Any,
+    d_tiles: Any,
+) -> None:
+    """Sum the gradients of the scores of all tiles that are as far from the diagonal, of a group of examples and of queries.
+
+    The sums stay in registers, and the groups are added up by XLA: without atomic additions the result is the same in every run.
+    """
+    offset = pl.program_id(0) - plan.diagonal
+    groups, parts = plan.bias_groups
+    group, part = pl.program_id(2) // parts, lax.rem(pl.program_id(2), parts)
+    per_group = -(-plan.examples // groups)
+
+    def example(b: Any, acc: Any) -> Any:
+        start, stop = (ranges[b if plan.has_own_states else 0, end] for end in (0, 1))
+        of_example = inputs._replace(example=(b,))
+
+        def step(i: Any, acc: Any) -> Any:
+            j = i + offset
+            keys, of_keys = _indices(j, plan.block_k)
+            _, of_queries = _indices(i, plan.block_q)
+            rows = Rows.of(plan, of_example, i)
+            s = rows.scores(dot(q[b, of_queries, :], k[b, of_keys, :], 1, 1), i, j)
+            d_p = dot(d_out[b, of_queries, :], v[b, of_keys, :], 1, 1)
+            return acc + rows.score_gradients(s, d_p, lse[b, of_queries], delta[b, of_queries], keys)
+
+        count = stop - start
+        return lax.fori_loop(start + count * part // parts, start + count * (part + 1) // parts, step, acc)
+
+    last = jnp.minimum((group + 1) * per_group, plan.examples)
+    zero = jnp.zeros((plan.block_q, plan.block_k), jnp.float32)
+    d_tiles[...] = lax.fori_loop(group * per_group, last, example, zero)
+
+
+class Rows(NamedTuple):
+    """What the tiles of a block of queries share."""
+
+    plan: Plan
+    inputs: Inputs
+    queries: Array
+    """Indices of the queries."""
+    query: dict[str, Array]
+    """Numbers of the queries, as columns."""
+    hashes: Any
+    """Hashes of the rows for dropout; None without it."""
+
+    @classmethod
+    def of(cls, plan: Plan, inputs: Inputs, i: Any) -> "Rows":
+        """Return the rows of block `i` of the queries."""
+        queries, block = _indices(i, plan.block_q)
+        hashes = inputs.row_hash(queries) if plan.rate else None
+        return cls(plan, inputs, queries, _columns(inputs.numbers_of_queries(plan, block)), hashes)
+
+    def scores(self, products: Array, i: Any, j: Any) -> Array:
+        """Return the scores of a tile: its products with the bias, MASKED where no pair attends."""
+        plan, s = self.plan, products
+        keys, block = _indices(j, plan.block_k)
+        if plan.num_tiles:
+            s += bias_of_tile(plan, self.inputs.values, self.queries[:, None], keys[None], i, j)
+        if plan.has_mask:
+            key, length = _rows(self.inputs.numbers_of_keys(plan, block)), self.inputs.length(plan)
+            s = jnp.where(allowed_pairs(plan, self.query, key, self.queries[:, None], keys[None], length), s, MASKED)
+        return s
+
+    def is_kept(self, keys: Array) -> Array:
+        """Return which entries of a tile dropout keeps."""
+        return counter_rng.is_kept(self.hashes[:, None], keys.astype(jnp.uint32)[None], self.plan.rate)
+
+    def score_gradients(self, s: Array, d_p: Array, lse: Array, delta: Array, keys: Array) -> Array:
+        """Return the gradients of the scores of a tile: lines 11 and 14 of the backward pass."""
+        if self.plan.rate:
+            d_p = jnp.where(self.is_kept(keys), d_p * (1 / (1 - self.plan.rate)), 0.0)
+        return jnp.exp(s - lse[:, None]) * (d_p - delta[:, None])
+
+
+def bias_of_tile(plan: Plan, values: Any, queries: Array, keys: Array, i: Any, j: Any) -> Array:
+    """Return the bias of a tile of these queries and keys: beyond the tiles that differ, one number."""
+    distances = keys - queries
+
+    def near() -> Array:
+        return plt.load(values.at[plan.index_of_distance(distances)])
+
+    def far() -> Array:
+        corner = j * plan.block_k - i * plan.block_q
+        return jnp.full(distances.shape, values[plan.index_of_distance(corner)], jnp.float32)
+
+    return lax.cond(plan.is_before(i, j) | plan.is_after(i, j), far, near) if plan.has_far_tiles else near()
+
+
+def dot(x: Array, y: Array, i: int, j: int) -> Float[Array, "_ _"]:
+    """Return the sums of products over axis i of x and axis j of y, in float32."""
+    # By default a GPU rounds float32 operands to 10 bits.
+    precision = lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
+    return lax.dot_general(x, y, (((i,), (j,)), ((), ())), precision=precision, preferred_element_type=jnp.float32)
+
+
+def _indices(number: Any, block: int) -> tuple[Array, Any]:
+    """Return the indices of a block of queries or of keys, and its slice."""
+    return iota((block,), 0, number * block), pl.ds(number * block, block)
+
+
+def _columns(numbers: dict[str, Array]) -> dict[str, Array]:
+    return {name: array[:, None] for name, array in numbers.items()}
+
+
+def _rows(numbers: dict[str, Array]) -> dict[str, Array]:
+    return {name: array[None] for name, array in numbers.items()}

@@ -1,0 +1,336 @@
+"""`flash_gpu`: Pallas kernels for GPU that store nothing of size T x S: the bias of T5, dropout, masks but explicit ones.
+
+Triton compiles them. The forward pass is algorithm 1 of FlashAttention-2 (Dao 2023). The backward pass is its algorithm 2 as two
+kernels, one for queries and one for keys, so that no sum needs atomic additions and every run gives the same bits.
+`_flash_gpu_bodies` has what runs in the kernels. `Mask.block_states` says from which tile to which a kernel loops.
+
+A bias by distance is read from the numbers of its distances. Its gradient is summed over the tiles that are as far from the
+diagonal, by a third kernel for those near it and by the kernel for queries where the bias is constant; the gradient of the table
+is the transpose of making tiles from it.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton as plt
+from jaxtyping import Array, Bool, Float, Int32, UInt32
+
+from zoo.attention.attention import Request
+from zoo.attention.biases import Bias, Buckets, ByDistance
+from zoo.attention.kernels import _flash_gpu_bodies as bodies
+from zoo.attention.kernels._flash_common import key_lengths, number_arrays, number_names, pad_axis, pad_mask, without_arrays
+from zoo.attention.kernels._flash_gpu_bodies import Inputs, Plan
+from zoo.attention.masks import NO_PAIR, Mask
+from zoo.sharding import target_platform
+
+BLOCK = 64
+"""Number of queries and of keys in a tile."""
+WARPS, STAGES = 4, 2
+"""Warps of a program, and blocks of keys that are copied to shared memory ahead."""
+SMALLEST_HEAD, LARGEST_HEAD = 16, 128
+"""Sizes of a head, which the kernels pad to a power of two: the smallest that the matrix units take, and the largest whose sums
+fit the registers of a program."""
+PROGRAMS = 512
+"""Programs that sum the gradient of a bias: about four for each of the 132 multiprocessors of an H100."""
+PALLAS = {pl: ("BlockSpec",), plt: ("CompilerParams", "load")}
+"""Module of Pallas -> what the kernels need of it; its interface still changes between versions of JAX."""
+
+
+def flash_gpu(
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "B S K H"],
+    v: Float[Array, "B S K H"],
+    mask: Mask,
+    bias: Bias | None,
+    seed: UInt32[Array, "B 2"] | None,
+    heads: UInt32[Array, " N"],
+    sinks: Float[Array, " N"] | None = None,
+    *,
+    scale: float,
+    rate: float,
+) -> Float[Array, "B T N H"]:
+    """Compute attention (see `Kernel`). Scores, softmax and sums are float32. Without a GPU the kernels are interpreted."""
+    (b, t, n, h), s = q.shape, k.shape[1]
+    assert bias is None or isinstance(bias, Buckets | ByDistance)
+    prepared = None if bias is None else bias.prepare(t, s)
+    num_q, num_k = -(-t // BLOCK), -(-s // BLOCK)
+    padded_t, padded_s = num_q * BLOCK, num_k * BLOCK
+    mask = pad_mask(mask, b, t, s, padded_t, padded_s)
+    states = mask.block_states(BLOCK, BLOCK, padded_t, padded_s)
+    before, after = (0, -1) if prepared is None else prepared.tile_offsets(BLOCK, num_q, num_k)
+    num_tiles = before + 1 + after
+    groups = min(b, -(-PROGRAMS // (n * max(1, num_tiles))))
+    plan = Plan(
+        block_q=BLOCK,
+        block_k=BLOCK,
+        num_q=num_q,
+        num_k=num_k,
+        shared=n // k.shape[2],
+        diagonal=before,
+        num_tiles=num_tiles,
+        mask=without_arrays(mask),
+        has_lengths=mask.key_lengths is not None,
+        numbers=number_names(mask),
+        rate=rate if seed is not None else 0.0,
+        interpret=target_platform() != "gpu",
+        first=0 if prepared is None else prepared.first,
+        num_distances=0 if prepared is None else prepared.values.shape[0],
+        constant_from=None if prepared is None else prepared.constant_from,
+        examples=b,
+        bias_groups=(groups, min(num_q, -(-PROGRAMS // (n * max(1, num_tiles) * groups)))),
+        has_own_states=states.shape[0] > 1,
+    )
+    operands = Operands.of(plan, mask, states, seed, heads)
+    q, k, v = (
+        pad_axis(x, 1, length) for x, length in ((q * jnp.asarray(scale, q.dtype), padded_t), (k, padded_s), (v, padded_s))
+    )
+    q, k, v = (pad_axis(x, 3, max(SMALLEST_HEAD, pl.next_power_of_2(h))) for x in (q, k, v))
+    out: Any = _attend(plan, q, k, v, prepared, operands)
+    return out[:, :t, :, :h]
+
+
+def unsupported_reason(request: Request) -> str | None:
+    """Return why the kernels refuse a request; None if they do not."""
+    h = request.shape[-1]
+    if missing := [name for module, names in PALLAS.items() for name in names if not hasattr(module, name)]:
+        return f"Pallas of JAX {jax.__version__} has no {', no '.join(missing)}; install JAX 0.10.2 or newer"
+    if h > LARGEST_HEAD:
+        return f"it takes heads of up to {LARGEST_HEAD}, and these are {h}"
+    if request.dtype not in ("bfloat16", "float16", "float32"):
+        return f"it takes bfloat16, float16 and float32, and this is {request.dtype}"
+    return None
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Operands:
+    """The integers that the kernels read, none of which has a gradient; None: the call does not use them."""
+
+    of_queries: Any
+    """First block of keys of each block of queries, and the block after its last one, int32 [1 or B, I, 2]."""
+    of_keys: Any
+    """First and last blocks of queries of each block of keys, likewise, int32 [1 or B, J, 2]."""
+    of_tiles: Any
+    """First and last blocks of queries of the tiles at each distance from the diagonal, int32 [1 or B, tiles, 2]."""
+    lengths: Any
+    """Number of real keys of each example, int32 [B, 1]."""
+    seed: Any
+    """Seeds of dropout, uint32 [B, 2]."""
+    heads: Any
+    """Indices of the query heads among those of all devices, uint32 [N]."""
+    query_numbers: Any
+    """Arrays of the queries' numbers in the order of `Plan.numbers`, int32 [B, F, T]."""
+    key_numbers: Any
+
+    @classmethod
+    def of(
+        cls,
+        plan: Plan,
+        mask: Mask,
+        states: Int32[Array, "_ I J"],
+        seed: UInt32[Array, "B 2"] | None,
+        heads: UInt32[Array, " N"],
+    ) -> "Operands":
+        """Return the operands of a call; the mask is padded."""
+        sizes = plan.num_q * plan.block_q, plan.num_k * plan.block_k
+        numbers = [
+            jnp.stack(number_arrays(plan.numbers, side, plan.examples, size), 1).astype(jnp.int32) if plan.numbers else None
+            for side, size in zip(mask.sides(*sizes), sizes, strict=True)
+        ]
+        is_active = states != NO_PAIR
+        return cls(
+            of_queries=_active_ranges(is_active),
+            of_keys=_active_ranges(jnp.swapaxes(is_active, 1, 2)),
+            of_tiles=_active_ranges(_by_tile(plan, is_active)) if plan.num_tiles else None,
+            lengths=key_lengths(mask, plan.examples)[:, None] if plan.has_lengths else None,
+            seed=seed if plan.rate else None,
+            heads=heads if plan.rate else None,
+            query_numbers=numbers[0],
+            key_numbers=numbers[1],
+        )
+
+
+def _active_ranges(is_active: Bool[Array, "B X Y"]) -> Int32[Array, "B X 2"]:
+    """Return the first active entry of the last axis and the one after the last; equal numbers if there is none."""
+    first = jnp.argmax(is_active, -1)
+    last = is_active.shape[-1] - jnp.argmax(is_active[..., ::-1], -1)
+    return jnp.stack([first, jnp.where(is_active.any(-1), last, first)], -1).astype(jnp.int32)
+
+
+def _by_tile(plan: Plan, is_active: Bool[Array, "B I J"]) -> Bool[Array, "B tiles I"]:
+    """Return which blocks of queries have an active tile at each distance from the diagonal."""
+    j = jnp.arange(plan.num_tiles)[:, None] - plan.diagonal + jnp.arange(plan.num_q)  # [tiles, I]
+    in_range = (j >= 0) & (j < plan.num_k)
+    return in_range & is_active[:, jnp.arange(plan.num_q), jnp.clip(j, 0, plan.num_k - 1)]
+
+
+# --- the kernels ----------------------------------------------------------------------------------------------------------------
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _attend(plan: Plan, q: Array, k: Array, v: Array, bias: ByDistance | None, operands: Operands) -> Array:
+    return _forward(plan, q, k, v, bias, operands)[0]
+
+
+def _forward(plan: Plan, q: Array, k: Array, v: Array, bias: ByDistance | None, operands: Operands) -> tuple[Array, Any]:
+    """Compute the output [B, T, N, H] and the residuals."""
+    b, t, n, _ = q.shape
+    queries, rows, keys = _queries(q, plan.block_q), _rows(plan.block_q), _keys(k, None, plan.shared)
+    call = _kernel(
+        plan,
+        bodies.forward_body,
+        "flash_forward",
+        grid=(plan.num_q, n, b),
+        in_specs=[_ranges(operands.of_queries), _input_specs(plan, operands), queries, keys, keys],
+        out_specs=[queries, rows],
+        out_shape=[jax.ShapeDtypeStruct(q.shape, q.dtype), jax.ShapeDtypeStruct((b, n, t), jnp.float32)],
+    )
+    out, lse = call(operands.of_queries, _inputs(operands, bias), q, k, v)
+    out, lse = checkpoint_name(out, "attention"), checkpoint_name(lse, "attention_lse")
+    return out, (q, k, v, bias, operands, out, lse)
+
+
+def _backward(plan: Plan, residuals: Any, d_out: Array) -> tuple[Any, ...]:
+    """Compute the gradients of q, k, v and the bias."""
+    q, k, v, bias, operands, out, lse = residuals
+    (b, t, n, h), s = q.shape, k.shape[1]
+    delta = jnp.swapaxes((d_out.astype(jnp.float32) * out.astype(jnp.float32)).sum(-1), 1, 2)  # line 4: D, [B, N, T]
+    inputs, specs = _inputs(operands, bias), _input_specs(plan, operands)
+    arrays = q, k, v, d_out, lse, delta
+    queries, rows, keys = _queries(q, plan.block_q), _rows(plan.block_q), _keys(k, None, plan.shared)
+    far_block, far_shape = pl.BlockSpec((None, None, None, 2), lambda i, n, b: (b, n, i, 0)), (b, n, plan.num_q, 2)
+    d_q, d_far = _kernel(
+        plan,
+        bodies.backward_query_body,
+        "flash_backward_queries",
+        grid=(plan.num_q, n, b),
+        in_specs=[_ranges(operands.of_queries), specs, queries, keys, keys, queries, rows, rows],
+        out_specs=[queries, far_block if plan.has_far_tiles else None],
+        out_shape=[
+            jax.ShapeDtypeStruct(q.shape, q.dtype),
+            jax.ShapeDtypeStruct(far_shape, jnp.float32) if plan.has_far_tiles else None,
+        ],
+    )(operands.of_queries, inputs, *arrays)
+    # Several query heads add to the gradient of a key: their parts are kept in float32.
+    of_head = jax.ShapeDtypeStruct((b, s, n, h), k.dtype if plan.shared == 1 else jnp.float32)
+    block = _keys(k, plan.block_k, plan.shared)
+    queries, rows, of_keys = _queries(q, None), _rows(None, t), _keys(k, plan.block_k, 1)
+    d_k, d_v = _kernel(
+        plan,
+        bodies.backward_key_body,
+        "flash_backward_keys",
+        grid=(plan.num_k, n, b),
+        in_specs=[_ranges(operands.of_keys), specs, queries, block, block, queries, rows, rows],
+        out_specs=[of_keys, of_keys],
+        out_shape=[of_head, of_head],
+    )(operands.of_keys, inputs, *arrays)
+    d_k, d_v = (x.reshape(b, s, n // plan.shared, plan.shared, h).sum(3).astype(k.dtype) for x in (d_k, d_v))
+    d_bias = None if bias is None else _bias_gradient(plan, bias, operands, inputs, arrays, d_far)
+    return d_q, d_k, d_v, d_bias, None
+
+
+def _bias_gradient(
+    plan: Plan, bias: ByDistance, operands: Operands, inputs: Inputs, arrays: tuple[Array, ...], d_far: Array | None
+) -> ByDistance:
+    """Compute the gradient of a bias from the sums of tiles near the diagonal, by a kernel, and of those far from it."""
+    q, k, *_ = arrays
+    (b, t, n, h), s = q.shape, k.shape[1]
+    groups = plan.bias_groups[0] * plan.bias_groups[1]
+    queries = pl.BlockSpec((b, t, None, h), lambda o, n, g: (0, 0, n, 0))
+    keys = pl.BlockSpec((b, s, None, h), lambda o, n, g: (0, 0, n // plan.shared, 0))
+    rows = pl.BlockSpec((b, None, t), lambda o, n, g: (0, n, 0))
+    ranges = pl.BlockSpec((operands.of_tiles.shape[0], None, 2), lambda o, n, g: (0, o, 0))
+    tile = plan.block_q, plan.block_k
+    sums = _kernel(
+        plan,
+        bodies.backward_bias_body,
+        "flash_backward_bias",
+        grid=(plan.num_tiles, n, groups),
+        in_specs=[ranges, _input_specs(plan, operands, all_examples=True), queries, keys, keys, queries, rows, rows],
+        out_specs=pl.BlockSpec((None, None, None, *tile), lambda o, n, g: (g, n, o, 0, 0)),
+        out_shape=jax.ShapeDtypeStruct((groups, n, plan.num_tiles, *tile), jnp.float32),
+    )(operands.of_tiles, inputs, *arrays)
+    d_tiles = sums.sum(0)  # [N, tiles, block, block]
+    if d_far is not None:
+        # All pairs of the outermost tiles have the same value, so any of them takes the sum.
+        d_tiles = d_tiles.at[:, (0, -1), 0, 0].add(d_far.sum((0, 2)))
+
+    def tiles(bias: ByDistance) -> Array:
+        return bias.square_tiles(plan.block_q, plan.num_q, plan.num_k)[0]
+
+    return jax.vjp(tiles, bias)[1](d_tiles)[0]
+
+
+_attend.defvjp(_forward, _backward)
+
+
+# --- blocks of arrays, those that the program (i, n, b) of a grid reads or writes -----------------------------------------------
+
+
+def _kernel(plan: Plan, body: Callable[..., None], name: str, **options: Any) -> Callable[..., Any]:
+    return pl.pallas_call(
+        functools.partial(body, plan),
+        compiler_params=plt.CompilerParams(num_warps=WARPS, num_stages=STAGES),
+        interpret=plan.interpret,
+        name=name,
+        **options,
+    )
+
+
+def _queries(q: Array, block: int | None) -> Any:
+    """Return a block of queries of a head, [block, H]; None: all of them."""
+    _, t, _, h = q.shape
+    return pl.BlockSpec((None, block or t, None, h), lambda i, n, b: (b, i if block else 0, n, 0))
+
+
+def _keys(k: Array, block: int | None, shared: int) -> Any:
+    """Return a block of keys of a head that `shared` query heads share; None: all of them."""
+    _, s, _, h = k.shape
+    return pl.BlockSpec((None, block or s, None, h), lambda j, n, b: (b, j if block else 0, n // shared, 0))
+
+
+def _rows(block: int | None, t: int = 0) -> Any:
+    """Return a block of an array with a number for each query, [B, N, T]; None: all of `t`."""
+    return pl.BlockSpec((None, None, block or t), lambda i, n, b: (b, n, i if block else 0))
+
+
+def _ranges(ranges: Array) -> Any:
+    """Return the range of blocks over which a program loops, [2]."""
+    return pl.BlockSpec((None, None, 2), lambda i, n, b: (b if ranges.shape[0] > 1 else 0, i, 0))
+
+
+def _inputs(operands: Operands, bias: ByDistance | None) -> Inputs:
+    """Return what all kernels read; their blocks are those of `_input_specs`."""
+    return Inputs(
+        lengths=operands.lengths,
+        seed=operands.seed,
+        head=operands.heads,
+        values=None if bias is None else bias.values.T.astype(jnp.float32),
+        query_numbers=operands.query_numbers,
+        key_numbers=operands.key_numbers,
+    )
+
+
+def _input_specs(plan: Plan, operands: Operands, *, all_examples: bool = False) -> Inputs:
+    """Return the blocks of `_inputs`, of one example or of all."""
+
+    def spec(array: Any) -> Any:
+        if array is None:
+            return None
+        shape = (array.shape[0] if all_examples else None, *array.shape[1:])
+        return pl.BlockSpec(shape, lambda i, n, b: (0 if all_examples else b, *[0] * (array.ndim - 1)))
+
+    return Inputs(
+        lengths=spec(operands.lengths),
+        seed=spec(operands.seed),
+        head=None if operands.heads is None else pl.BlockSpec((1,), lambda i, n, b: (n,)),
+        values=pl.BlockSpec((None, plan.num_distances), lambda i, n, b: (n, 0)) if plan.num_tiles else None,
+        query_numbers=spec(operands.query_numbers),
+        key_numbers=spec(operands.key_numbers),
+    )
