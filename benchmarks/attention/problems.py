@@ -69,6 +69,7 @@ class Feature:
     make: Make
     scale: float | None = None
     rate: float = 0.0
+    sinks: bool = False
     square: bool = True
     """True if it needs as many queries as keys."""
     products: tuple[int, int] = (2, 5)
@@ -189,6 +190,7 @@ FEATURES: Mapping[str, Feature] = {
         products=(3, 8),
     ),
     "dropout": Feature(what="causal, a tenth of the weights dropped", cases=("dropout",), make=_causal, rate=0.1),
+    "sinks": Feature(what="causal, a learned sink of each head", cases=("sinks",), make=_causal, sinks=True),
     "grouped": Grouped(what="causal, a quarter of the heads for keys and values", cases=("grouped heads",), make=_causal),
 }
 """Feature -> its definition; every row is swept, checked, counted and shown without further changes."""
@@ -205,7 +207,7 @@ class Problem:
     shape: Shape
     calls: tuple[Call, ...]
     trained: Any
-    """{"k", "v", "calls": [{"q", "numbers"}]}: everything that has a gradient; "numbers" are the bias's arrays."""
+    """{"k", "v", "sinks" or None, "calls": [{"q", "numbers"}]}: what has a gradient; "numbers" are the arrays of the bias."""
     fixed: Any
     """([(mask, bias without its differentiable arrays)], seeds): everything without a gradient."""
     cotangents: list[Array]
@@ -228,14 +230,15 @@ class Problem:
         fixed = [(jax.tree.map(jnp.asarray, call.mask), _without_differentiable(call.bias)) for call in calls]
         seeds = jnp.asarray(rng.integers(0, 2**32, (shape.batch, 2), np.uint32)) if feature.rate else None
         cotangents = [normal(*sizes) for sizes in of_queries]
-        return cls(feature, shape, calls, {"k": k, "v": v, "calls": inputs}, (fixed, seeds), cotangents)
+        sinks = normal(shape.heads) if feature.sinks else None
+        return cls(feature, shape, calls, {"k": k, "v": v, "sinks": sinks, "calls": inputs}, (fixed, seeds), cotangents)
 
     def requests(self) -> list[attention.Request]:
         """Return the attention requests, one for each call."""
-        (fixed, seeds), k, v = self.fixed, self.trained["k"], self.trained["v"]
+        (fixed, seeds), (k, v, sinks) = self.fixed, (self.trained[name] for name in ("k", "v", "sinks"))
         dropout = (self.feature.rate, seeds) if self.feature.rate else None
         return [
-            attention.Request.of(arrays["q"], k, v, mask, _with_differentiable(bias, arrays["numbers"]), dropout)
+            attention.Request.of(arrays["q"], k, v, mask, _with_differentiable(bias, arrays["numbers"]), dropout, sinks)
             for arrays, (mask, bias) in zip(self.trained["calls"], fixed, strict=True)
         ]
 
@@ -253,6 +256,7 @@ class Problem:
                     bias=_with_differentiable(bias, arrays["numbers"]),
                     scale=self.feature.scale,
                     dropout=(self.feature.rate, seeds) if self.feature.rate else None,
+                    sinks=trained["sinks"],
                     impl=impl,
                 )
                 for arrays, (mask, bias) in zip(trained["calls"], calls, strict=True)

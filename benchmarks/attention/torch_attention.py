@@ -33,6 +33,8 @@ def make_peer(name: str, problem: Problem, direction: str) -> Peer | str:
         return "torch is not installed; it comes with the group parity (CONTRIBUTING.md)"
     if problem.feature.rate:
         return "torch drops other weights than jax-zoo, so that outputs cannot be compared"
+    if problem.feature.sinks:
+        return "torch's attention takes no sinks"
     import torch  # pyright: ignore[reportMissingImports]
 
     on_gpu = jax.default_backend() == "gpu"
