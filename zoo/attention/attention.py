@@ -412,9 +412,13 @@ def implementation_status() -> list[tuple[str, bool, str]]:
 
 
 def describe_auto() -> str:
-    """Describe what `auto` chooses on this platform."""
-    lines = [f"{line.name} from {line.queries} queries on" if line.queries > 1 else line.name for line in AUTO[target_platform()]]
-    return ", else ".join(lines)
+    """Describe what `auto` chooses on this platform, and name what it leaves out of the kernels for this platform alone."""
+    platform = target_platform()
+    lines = [f"{line.name} from {line.queries} queries on" if line.queries > 1 else line.name for line in AUTO[platform]]
+    chosen = {line.name for line in AUTO[platform]}
+    left_out = [name for name, row in IMPLEMENTATIONS.items() if row.platforms == {platform} and name not in chosen]
+    never = f"; never {', '.join(left_out)}, not yet measured on a {platform.upper()}" if left_out else ""
+    return ", else ".join(lines) + never
 
 
 # --- sharding -------------------------------------------------------------------------------------------------------------------
@@ -425,7 +429,7 @@ def _on_local_arrays(
 ) -> Array:
     """Run an implementation on each device's own examples and heads; without a mesh (or inside pmap), call it directly."""
     mesh = jax.sharding.get_abstract_mesh()
-    # An implementation without the feature may not have the parameter.
+    # An implementation without the feature does not have the parameter.
     rest = () if sinks is None else (sinks,)
     auto_axes = {name for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind == AxisType.Auto}
     if not auto_axes:

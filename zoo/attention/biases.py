@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from zoo.attention.mask_bias_base import MaskOrBias, array_field, static_field
 from zoo.attention.tiles import Tile
@@ -77,10 +77,28 @@ class Buckets(MaskOrBias):
         # The gradient of an entry is a sum over thousands of pairs, for which bfloat16 is too coarse.
         table = self.table.astype(jnp.promote_types(self.table.dtype, jnp.float32))
         constant_from = self.max_distance if isinstance(at, int) and at == 0 else None
-        return ByDistance(values=table[bucket], first=t - 1, constant_from=constant_from)
+        return ByDistance(values=_look_up(table, bucket), first=t - 1, constant_from=constant_from)
 
     def dense(self, t: int, s: int, scale: float) -> Float[Array, "1 N T S"]:
         return self.prepare(t, s).dense(t, s, scale)
+
+
+@jax.custom_vjp
+def _look_up(table: Float[Array, "buckets N"], bucket: Int[Array, " D"]) -> Float[Array, "D N"]:
+    """Return the rows of a table. Its gradient is a matrix product: on a GPU the sums of a scatter have no fixed order."""
+    return table[bucket]
+
+
+def _look_up_forward(table: Array, bucket: Array) -> tuple[Array, Any]:
+    return table[bucket], bucket[:, None] == jnp.arange(table.shape[0])
+
+
+def _look_up_backward(is_bucket: Bool[Array, "D buckets"], d_values: Float[Array, "D N"]) -> tuple[Array, None]:
+    product = jnp.einsum("db,dn->bn", is_bucket.astype(d_values.dtype), d_values, precision=jax.lax.Precision.HIGHEST)
+    return product, None
+
+
+_look_up.defvjp(_look_up_forward, _look_up_backward)
 
 
 @jax.tree_util.register_dataclass

@@ -36,8 +36,12 @@ KERNELS = {
     "tokamax": ["mosaic_gpu_v2"] * 3,
     "splash": ["tpu_custom_call"] * 3,
     "flash_tpu": ["tpu_custom_call"] * 2,
+    "flash_gpu": [r"__gpu\$xla\.gpu\.triton"] * 3,
 }
 """Custom calls of a forward and backward pass, the first alone that of a forward pass; a row of ours has none."""
+
+FOR_BIAS = {"flash_gpu": 1}
+"""How many more the gradient of a bias needs; they are of the same kind."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -192,7 +196,9 @@ def collectives(program: str) -> int:
 
 
 def kernels(program: str) -> list[str]:
-    return sorted(re.findall(r'custom_call_target="(__cudnn\$\w+|mosaic_gpu\w*|tpu_custom_call)"', program))
+    return sorted(
+        re.findall(r'custom_call_target="(__cudnn\$\w+|__gpu\$xla\.gpu\.triton|mosaic_gpu\w*|tpu_custom_call)"', program)
+    )
 
 
 @pytest.mark.parametrize(("platform", "impl", "name"), CALLS)
@@ -207,7 +213,9 @@ def test_implementations_compile_without_communication(platform: str, impl: str,
         return
     forward, _ = compiled(platform, impl, name, backward=False)
     program, temporaries = compiled(platform, impl, name, backward=True)
-    for found, expected in ((kernels(forward), KERNELS.get(impl, [])[:1]), (kernels(program), KERNELS.get(impl, []))):
+    calls = KERNELS.get(impl, [])
+    more = calls[:1] * FOR_BIAS.get(impl, 0) if case.bias is not None else []
+    for found, expected in ((kernels(forward), calls[:1]), (kernels(program), [*calls, *more])):
         assert len(found) == len(expected)
         assert all(re.fullmatch(pattern, call) for pattern, call in zip(expected, found, strict=True))
     assert (collectives(forward), collectives(program)) == (0, case.summed)

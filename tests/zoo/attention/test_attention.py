@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from zoo.attention import attention as dispatch
+from zoo.attention import biases
 from zoo.attention.attention import attention
-from zoo.attention.biases import ByDistance, Dense, Relative
+from zoo.attention.biases import Buckets, ByDistance, Dense, Relative
 from zoo.attention.kernels import Kernel
 from zoo.attention.masks import Mask
 from zoo.errors import BadInput
@@ -193,10 +194,19 @@ REFUSED = [
     ({"sinks": ones(N + 1)}, r"sinks has shape \(5,\); expected one number for each of the 4 query heads"),
     ({"q": ones(B, 3, N, H), "mask": Mask(causal=True)}, "3 queries over 7 keys needs query_positions"),
     # One platform further: a feature that is missing is named with those who have it.
-    ({"impl": "cudnn", "platform": "gpu", "dropout": DROPOUT}, "'cudnn' .* no dropout; these can: reference, xla, blocked"),
+    (
+        {"impl": "cudnn", "platform": "gpu", "dropout": DROPOUT},
+        "'cudnn' .* no dropout; these can: reference, xla, blocked, flash_gpu",
+    ),
     *(
         ({"impl": impl, "platform": platform, "sinks": ones(N)}, f"'{impl}' .* no sinks; these can: reference, xla, blocked")
-        for impl, platform in (("cudnn", "gpu"), ("tokamax", "gpu"), ("splash", "tpu"), ("flash_tpu", "tpu"))
+        for impl, platform in (
+            ("cudnn", "gpu"),
+            ("tokamax", "gpu"),
+            ("splash", "tpu"),
+            ("flash_tpu", "tpu"),
+            ("flash_gpu", "gpu"),
+        )
     ),
 ]
 
@@ -224,7 +234,55 @@ def test_auto_takes_blocked_from_the_length_on_at_which_it_is_faster():
     assert dispatch.describe_auto() == "blocked from 64 queries on, else xla"
 
 
+@pytest.mark.parametrize(
+    ("platform", "expected"),
+    [
+        ("gpu", "cudnn, else xla; never tokamax, flash_gpu, not yet measured on a GPU"),
+        ("tpu", "xla; never splash, flash_tpu, not yet measured on a TPU"),
+    ],
+)
+def test_kernels_that_auto_never_chooses_are_named(platform: str, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatch, "target_platform", lambda: platform)
+    assert dispatch.describe_auto() == expected
+
+
 def test_every_kernel_has_the_same_signature() -> None:
     expected = list(inspect.signature(Kernel.__call__).parameters)[1:]
     for name, row in dispatch.IMPLEMENTATIONS.items():
-        assert list(inspect.signature(row.load()).parameters) == expected, name
+        takes = [parameter for parameter in expected if parameter != "sinks" or "sinks" in row.features]
+        assert list(inspect.signature(row.load()).parameters) == takes, name
+
+
+def check_table_gradient() -> None:
+    """Compare the gradient of a table with sums over its distances, one after the other."""
+    table, d_values = (normal(seed, rows, N).astype(np.float32) for seed, rows in ((1, 8), (2, T + S)))
+    bias = Buckets(max_distance=10)
+    values, pull = jax.vjp(lambda table: dataclasses.replace(bias, table=table).prepare(T, S).values, jnp.asarray(table))
+    buckets = np.asarray([int(np.argmax((table == row).all(1))) for row in np.asarray(values)])
+    expected = np.zeros_like(table)
+    np.add.at(expected, buckets, d_values)
+    np.testing.assert_allclose(np.asarray(pull(jnp.asarray(d_values))[0]), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_the_gradient_of_a_table_is_the_sum_over_its_distances():
+    check_table_gradient()
+
+
+@pytest.mark.planted
+def test_a_gradient_of_the_first_distance_alone_is_noticed(monkeypatch):
+    def first_row_alone(table, bucket):
+        is_first = jnp.arange(len(bucket))[:, None] == 0
+        return jnp.where(is_first, table[bucket], jax.lax.stop_gradient(table)[bucket])
+
+    monkeypatch.setattr(biases, "_look_up", first_row_alone)
+    with pytest.raises(AssertionError):
+        check_table_gradient()
+
+
+def test_the_gradient_of_a_table_has_no_scatter():
+    """XLA compiles a scatter for GPUs with atomic additions, whose order differs from run to run."""
+
+    def total(table):
+        return Buckets(table=table).prepare(T, S).values.sum()
+
+    assert "scatter" not in jax.jit(jax.grad(total)).lower(ones(32, N)).as_text()

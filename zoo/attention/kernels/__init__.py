@@ -38,8 +38,8 @@ class Kernel(Protocol):
         Args:
             seed: seeds of dropout by example; None: no dropout.
             heads: indices of the query heads among those of all devices, on which dropout depends.
-            sinks: a logit for each query head, which takes part in the softmax and has no value; passed only to implementations
-                with the feature "sinks".
+            sinks: a logit for each query head, which takes part in the softmax and has no value; an implementation without the
+                feature "sinks" has no such parameter.
             rate: rate of dropout.
         """
         ...

@@ -6,6 +6,7 @@ and dropout are the functions that every implementation uses, `Mask.rule` and `c
 # ruff: noqa: E741 (l is the paper's symbol)
 
 import dataclasses
+import functools
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -16,6 +17,9 @@ from jaxtyping import Array, Float
 
 from zoo.attention.kernels._flash_common import MASKED, FlashPlan, allowed_pairs, iota
 from zoo.ops import counter_rng
+
+BEFORE, NEAR, AFTER = -1, 0, 1
+"""Where the keys of a tile lie: so far before or after its queries that the bias is constant, or near them."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,12 +51,26 @@ class Plan(FlashPlan):
         # Distances that are missing belong to pairs of padding.
         return jnp.clip(distance + self.first, 0, self.num_distances - 1)
 
-    def is_before(self, i: Any, j: Any) -> Any:
-        """Return whether a tile's keys lie so far before its queries that the bias is constant."""
-        return j - i < -self.diagonal
+    def loops_over_keys(self, i: Any, ranges: Any) -> list[tuple[int, Any, Any]]:
+        """Return the loops of a block of queries over blocks of keys: (where they lie, first block, block after the last).
 
-    def is_after(self, i: Any, j: Any) -> Any:
-        return j - i > self.num_tiles - 1 - self.diagonal
+        A loop has the same code for all of its tiles: a branch in it would make the assembler serialize the products.
+        """
+        start, stop = ranges[0], ranges[1]
+        if not self.has_far_tiles:
+            return [(NEAR, start, stop)]
+        first = jnp.clip(i - self.diagonal, start, stop)
+        last = jnp.clip(i + self.num_tiles - self.diagonal, first, stop)
+        return [(BEFORE, start, first), (NEAR, first, last), (AFTER, last, stop)]
+
+    def loops_over_queries(self, j: Any, ranges: Any) -> list[tuple[int, Any, Any]]:
+        """Return the loops of a block of keys over blocks of queries, likewise."""
+        start, stop = ranges[0], ranges[1]
+        if not self.has_far_tiles:
+            return [(NEAR, start, stop)]
+        first = jnp.clip(j - (self.num_tiles - 1 - self.diagonal), start, stop)
+        last = jnp.clip(j + self.diagonal + 1, first, stop)
+        return [(AFTER, start, first), (NEAR, first, last), (BEFORE, last, stop)]
 
 
 class Inputs(NamedTuple):
@@ -94,10 +112,10 @@ def forward_body(plan: Plan, ranges: Any, inputs: Inputs, q: Any, k: Any, v: Any
     rows = Rows.of(plan, inputs, i)
     q_i = q[...]
 
-    def step(j: Any, carry: Any) -> Any:
+    def step(side: int, j: Any, carry: Any) -> Any:
         m, l, acc = carry
         keys, block = _indices(j, plan.block_k)
-        s = rows.scores(dot(q_i, k[block, :], 1, 1), i, j)  # line 8
+        s = rows.scores(dot(q_i, k[block, :], 1, 1), j, side)  # line 8
         m_new = jnp.maximum(m, s.max(1))  # line 9, and the next three
         p = jnp.exp(s - m_new[:, None])
         alpha = jnp.exp(m - m_new)
@@ -110,7 +128,10 @@ def forward_body(plan: Plan, ranges: Any, inputs: Inputs, q: Any, k: Any, v: Any
     # Line 5. The maximum begins above MASKED, so that a row without a visible key adds exp(-9e29) = 0.
     m = jnp.full((plan.block_q,), 0.1 * MASKED, jnp.float32)
     zero = jnp.zeros((plan.block_q,), jnp.float32), jnp.zeros((plan.block_q, q.shape[-1]), jnp.float32)
-    m, l, acc = lax.fori_loop(ranges[0], ranges[1], step, (m, *zero))
+    carry = (m, *zero)
+    for side, first, last in plan.loops_over_keys(i, ranges):
+        carry = lax.fori_loop(first, last, functools.partial(step, side), carry)
+    m, l, acc = carry
     has_key = l > 0
     l = jnp.where(has_key, l, 1.0)
     out[...] = (acc / (l * (1 - plan.rate))[:, None]).astype(out.dtype)  # line 12
@@ -136,25 +157,22 @@ def backward_query_body(
     rows = Rows.of(plan, inputs, i)
     q_i, d_out_i, lse_i, delta_i = q[...], d_out[...], lse[...], delta[...]
 
-    def step(j: Any, carry: Any) -> Any:
-        acc, before, after = carry
+    def step(side: int, j: Any, carry: Any) -> Any:
+        acc, *far = carry
         keys, block = _indices(j, plan.block_k)
         k_j = k[block, :]
-        s = rows.scores(dot(q_i, k_j, 1, 1), i, j)  # line 10
+        s = rows.scores(dot(q_i, k_j, 1, 1), j, side)  # line 10
         d_p = dot(d_out_i, v[block, :], 1, 1)  # line 13
         d_s = rows.score_gradients(s, d_p, lse_i, delta_i, keys)
-        if plan.has_far_tiles:
-            of_rows = d_s.sum(1)
-            before += jnp.where(plan.is_before(i, j), of_rows, 0.0)
-            after += jnp.where(plan.is_after(i, j), of_rows, 0.0)
-        return acc + dot(d_s.astype(k.dtype), k_j, 1, 0), before, after  # line 15
+        return acc + dot(d_s.astype(k.dtype), k_j, 1, 0), *(total + d_s.sum(1) for total in far)  # line 15
 
-    zeros = jnp.zeros((plan.block_q,), jnp.float32)
-    zero = jnp.zeros((plan.block_q, q.shape[-1]), jnp.float32), zeros, zeros
-    acc, before, after = lax.fori_loop(ranges[0], ranges[1], step, zero)
+    acc = jnp.zeros((plan.block_q, q.shape[-1]), jnp.float32)
+    for side, first, last in plan.loops_over_keys(i, ranges):
+        zero = () if side == NEAR else (jnp.zeros((plan.block_q,), jnp.float32),)
+        acc, *far = lax.fori_loop(first, last, functools.partial(step, side), (acc, *zero))
+        for total in far:
+            d_far[0 if side == BEFORE else 1] = total.sum()
     d_q[...] = acc.astype(d_q.dtype)
-    if plan.has_far_tiles:
-        d_far[0], d_far[1] = before.sum(), after.sum()
 
 
 def backward_key_body(
@@ -176,13 +194,13 @@ def backward_key_body(
     key = _columns(inputs.numbers_of_keys(plan, block))
     k_j, v_j = k[...], v[...]
 
-    def step(i: Any, carry: Any) -> Any:
+    def step(side: int, i: Any, carry: Any) -> Any:
         acc_k, acc_v = carry
         queries, block = _indices(i, plan.block_q)
         q_i, d_out_i = q[block, :], d_out[block, :]
         s = dot(k_j, q_i, 1, 1)  # line 10
         if plan.num_tiles:
-            s += bias_of_tile(plan, inputs.values, queries[None], keys[:, None], i, j)
+            s += bias_of_tile(plan, inputs.values, queries[None], keys[:, None], side)
         if plan.has_mask:
             query = _rows(inputs.numbers_of_queries(plan, block))
             s = jnp.where(allowed_pairs(plan, query, key, queries[None], keys[:, None], inputs.length(plan)), s, MASKED)
@@ -197,7 +215,10 @@ def backward_key_body(
         return acc_k + dot(d_s.astype(q.dtype), q_i, 1, 0), acc_v  # line 16
 
     zero = jnp.zeros((plan.block_k, k.shape[-1]), jnp.float32)
-    acc_k, acc_v = lax.fori_loop(ranges[0], ranges[1], step, (zero, zero))
+    carry = zero, zero
+    for side, first, last in plan.loops_over_queries(j, ranges):
+        carry = lax.fori_loop(first, last, functools.partial(step, side), carry)
+    acc_k, acc_v = carry
     d_k[...] = acc_k.astype(d_k.dtype)
     d_v[...] = acc_v.astype(d_v.dtype)
 
@@ -232,7 +253,7 @@ def backward_bias_body(
             keys, of_keys = _indices(j, plan.block_k)
             _, of_queries = _indices(i, plan.block_q)
             rows = Rows.of(plan, of_example, i)
-            s = rows.scores(dot(q[b, of_queries, :], k[b, of_keys, :], 1, 1), i, j)
+            s = rows.scores(dot(q[b, of_queries, :], k[b, of_keys, :], 1, 1), j, NEAR)
             d_p = dot(d_out[b, of_queries, :], v[b, of_keys, :], 1, 1)
             return acc + rows.score_gradients(s, d_p, lse[b, of_queries], delta[b, of_queries], keys)
 
@@ -263,12 +284,12 @@ class Rows(NamedTuple):
         hashes = inputs.row_hash(queries) if plan.rate else None
         return cls(plan, inputs, queries, _columns(inputs.numbers_of_queries(plan, block)), hashes)
 
-    def scores(self, products: Array, i: Any, j: Any) -> Array:
-        """Return the scores of a tile: its products with the bias, MASKED where no pair attends."""
+    def scores(self, products: Array, j: Any, side: int) -> Array:
+        """Return the scores of a tile, whose keys lie on this side: its products and bias, MASKED where no pair attends."""
         plan, s = self.plan, products
         keys, block = _indices(j, plan.block_k)
         if plan.num_tiles:
-            s += bias_of_tile(plan, self.inputs.values, self.queries[:, None], keys[None], i, j)
+            s += bias_of_tile(plan, self.inputs.values, self.queries[:, None], keys[None], side)
         if plan.has_mask:
             key, length = _rows(self.inputs.numbers_of_keys(plan, block)), self.inputs.length(plan)
             s = jnp.where(allowed_pairs(plan, self.query, key, self.queries[:, None], keys[None], length), s, MASKED)
@@ -285,18 +306,11 @@ class Rows(NamedTuple):
         return jnp.exp(s - lse[:, None]) * (d_p - delta[:, None])
 
 
-def bias_of_tile(plan: Plan, values: Any, queries: Array, keys: Array, i: Any, j: Any) -> Array:
-    """Return the bias of a tile of these queries and keys: beyond the tiles that differ, one number."""
-    distances = keys - queries
-
-    def near() -> Array:
-        return plt.load(values.at[plan.index_of_distance(distances)])
-
-    def far() -> Array:
-        corner = j * plan.block_k - i * plan.block_q
-        return jnp.full(distances.shape, values[plan.index_of_distance(corner)], jnp.float32)
-
-    return lax.cond(plan.is_before(i, j) | plan.is_after(i, j), far, near) if plan.has_far_tiles else near()
+def bias_of_tile(plan: Plan, values: Any, queries: Array, keys: Array, side: int) -> Array:
+    """Return the bias of a tile of these queries and keys: far from the diagonal, one number."""
+    if side == NEAR:
+        return plt.load(values.at[plan.index_of_distance(keys - queries)])
+    return values[plan.index_of_distance(side * plan.num_distances)]
 
 
 def dot(x: Array, y: Array, i: int, j: int) -> Float[Array, "_ _"]:

@@ -19,7 +19,6 @@ def cudnn(
     bias: Bias | None,
     seed: UInt32[Array, "B 2"] | None,
     heads: UInt32[Array, " N"],
-    sinks: Float[Array, " N"] | None = None,
     *,
     scale: float,
     rate: float,

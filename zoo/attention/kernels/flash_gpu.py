@@ -50,7 +50,6 @@ def flash_gpu(
     bias: Bias | None,
     seed: UInt32[Array, "B 2"] | None,
     heads: UInt32[Array, " N"],
-    sinks: Float[Array, " N"] | None = None,
     *,
     scale: float,
     rate: float,
@@ -256,15 +255,19 @@ def _bias_gradient(
         out_specs=pl.BlockSpec((None, None, None, *tile), lambda o, n, g: (g, n, o, 0, 0)),
         out_shape=jax.ShapeDtypeStruct((groups, n, plan.num_tiles, *tile), jnp.float32),
     )(operands.of_tiles, inputs, *arrays)
-    d_tiles = sums.sum(0)  # [N, tiles, block, block]
-    if d_far is not None:
-        # All pairs of the outermost tiles have the same value, so any of them takes the sum.
-        d_tiles = d_tiles.at[:, (0, -1), 0, 0].add(d_far.sum((0, 2)))
 
     def tiles(bias: ByDistance) -> Array:
         return bias.square_tiles(plan.block_q, plan.num_q, plan.num_k)[0]
 
-    return jax.vjp(tiles, bias)[1](d_tiles)[0]
+    (d_bias,) = jax.vjp(tiles, bias)[1](sums.sum(0))
+    if d_far is None:
+        return d_bias
+    # All distances on a side have the same value there, so any of them takes the sum.
+    d_values, index = d_bias.values, jnp.arange(plan.num_distances)[:, None]
+    for side, of_heads in ((-1, d_far[..., 0]), (1, d_far[..., 1])):
+        is_farthest = index == plan.index_of_distance(side * plan.num_distances)
+        d_values += jnp.where(is_farthest, of_heads.sum((0, 2)), 0)
+    return dataclasses.replace(d_bias, values=d_values)
 
 
 _attend.defvjp(_forward, _backward)

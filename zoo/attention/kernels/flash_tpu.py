@@ -53,7 +53,6 @@ def flash_tpu(
     bias: Bias | None,
     seed: UInt32[Array, "B 2"] | None,
     heads: UInt32[Array, " N"],
-    sinks: Float[Array, " N"] | None = None,
     *,
     scale: float,
     rate: float,

@@ -1,0 +1,176 @@
+"""The kernels of `flash_gpu`, run by the interpreter of Pallas, against float64; planted mistakes that these cases must see."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from benchmarks.attention import conformance
+from tests.support import compilation
+from zoo.attention import attention
+from zoo.attention.biases import Buckets, ByDistance
+from zoo.attention.kernels import _flash_gpu_bodies as bodies
+from zoo.attention.kernels import flash_gpu
+from zoo.attention.masks import NO_PAIR, Mask
+from zoo.ops import counter_rng
+
+OPTIONS = {"xla_backend_optimization_level": 0, **compilation.OPTIONS}
+NEAR = "packed segments, near bias, dropout, grouped heads"
+"""A bias that is constant from a short distance on, so that five blocks have tiles far from the diagonal."""
+
+
+def _segments(case: conformance.Case) -> Any:
+    """Return three documents, and padding at the end of the first row, whose queries see nothing."""
+    ends = np.array([[0.3, 0.5, 0.9], [0.1, 0.8, 1.0]])[:, None] * case.keys
+    ids = (np.arange(case.keys)[:, None] >= ends).sum(-1) + 1
+    return jnp.asarray(np.where(ids > 3, 0, ids), jnp.int32)
+
+
+def near_mask(case: conformance.Case) -> Mask:
+    segments = _segments(case)
+    return Mask(window=180, query_segments=segments, key_segments=segments)
+
+
+OWN = {
+    NEAR: conformance.Case(
+        queries=310,
+        keys=310,
+        heads=2,
+        groups=1,
+        mask=near_mask,
+        bias=lambda case: Buckets(table=case.arrays(8, case.heads), max_distance=10),
+        rate=0.2,
+    )
+}
+"""A short case with most features at once; the others are `conformance.CASES`."""
+
+
+def supported() -> list[str]:
+    """Return the cases of the kernels' features."""
+    row = attention.IMPLEMENTATIONS["flash_gpu"]
+    return [name for name, case in conformance.CASES.items() if case.request().features <= row.features and case.head <= 128]
+
+
+def check(case: str, dtype: str = "float32") -> conformance.CaseResult:
+    with attention.interpreted("flash_gpu"):
+        return conformance.check("flash_gpu", case, dtype, options=OPTIONS)
+
+
+@pytest.fixture(autouse=True)
+def quick_reference(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(conformance, "UNOPTIMIZED", OPTIONS)
+    monkeypatch.setattr(conformance, "CASES", {**conformance.CASES, **OWN})
+
+
+def test_the_kernels_agree_with_the_definition_in_a_case_of_most_features() -> None:
+    result = check(NEAR)
+    assert result.ok, result
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("case", supported())
+def test_the_kernels_agree_with_the_definition(case: str) -> None:
+    result = check(case)
+    assert result.ok, result
+
+
+@pytest.mark.full
+def test_the_kernels_agree_with_the_definition_in_bfloat16() -> None:
+    result = check(NEAR, "bfloat16")
+    assert result.ok, result
+
+
+def beside_the_diagonal_nothing(states: Any) -> Any:
+    return jnp.where(jnp.eye(*states.shape[1:], dtype=bool), states, NO_PAIR)
+
+
+def with_rate_of_the_first_rows(self: Any, queries: Any) -> Any:
+    return row_hash(self, queries - queries[0])
+
+
+def without_far_sums(plan: Any, bias: Any, operands: Any, inputs: Any, arrays: Any, d_far: Any) -> Any:
+    return bias_gradient(plan, bias, operands, inputs, arrays, None)
+
+
+def two_tiles_less(self: ByDistance, *sizes: int) -> Any:
+    before, after = tile_offsets(self, *sizes)
+    return before - 2, after
+
+
+def first_group_alone(plan: Any, *args: Any) -> Any:
+    return bodies_bias(dataclasses.replace(plan, examples=1), *args)
+
+
+def of_the_opposite_distance(self: Any, distance: Any) -> Any:
+    return index_of_distance(self, -distance)
+
+
+def one_block_short(is_active: Any) -> Any:
+    return jnp.maximum(active_ranges(is_active) - jnp.array([0, 1]), 0)
+
+
+row_hash, index_of_distance = bodies.Inputs.row_hash, bodies.Plan.index_of_distance
+bias_gradient, active_ranges, bodies_bias = flash_gpu._bias_gradient, flash_gpu._active_ranges, bodies.backward_bias_body
+tile_offsets, block_states, is_kept, rule = ByDistance.tile_offsets, Mask.block_states, counter_rng.is_kept, Mask.rule
+MISTAKES: dict[str, tuple[Any, str, Callable[..., Any]]] = {
+    "tiles skipped": (Mask, "block_states", lambda *args: beside_the_diagonal_nothing(block_states(*args))),
+    "the last block left out": (flash_gpu, "_active_ranges", one_block_short),
+    "rows of dropout counted in their block": (bodies.Inputs, "row_hash", with_rate_of_the_first_rows),
+    "the bias of the opposite distance": (bodies.Plan, "index_of_distance", of_the_opposite_distance),
+    "no gradient of the bias far from the diagonal": (flash_gpu, "_bias_gradient", without_far_sums),
+    "the gradient of the bias of one example": (bodies, "backward_bias_body", first_group_alone),
+    "the bias constant too near": (ByDistance, "tile_offsets", two_tiles_less),
+    "keys of other segments seen": (
+        Mask,
+        "rule",
+        lambda self, query, key, length: rule(self, query._replace(segment=None), key, length),
+    ),
+}
+FAST_MISTAKES = ("no gradient of the bias far from the diagonal",)
+
+
+@pytest.mark.planted
+@pytest.mark.parametrize(
+    "mistake", [pytest.param(name, marks=() if name in FAST_MISTAKES else pytest.mark.full) for name in MISTAKES]
+)
+def test_a_planted_mistake_is_noticed(mistake: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    conformance._reference(NEAR, "float32")  # the mistakes are those of code that the reference uses too
+    owner, name, wrong = MISTAKES[mistake]
+    monkeypatch.setattr(owner, name, wrong)
+    assert not check(NEAR).ok
+
+
+def request(*, h: int = 64, dtype: Any = jnp.float32, bias: Any = None, sinks: Any = None) -> attention.Request:
+    q = jax.ShapeDtypeStruct((1, 128, 2, h), dtype)
+    return attention.Request.of(q, q, q, Mask(), bias, None, sinks)
+
+
+def test_what_is_not_supported_is_refused_with_the_reason() -> None:
+    assert flash_gpu.unsupported_reason(request()) is None
+    assert flash_gpu.unsupported_reason(request(h=152)) == "it takes heads of up to 128, and these are 152"
+    reason = "it takes bfloat16, float16 and float32, and this is float64"
+    with jax.enable_x64(True):
+        assert flash_gpu.unsupported_reason(request(dtype=jnp.float64)) == reason
+    row = attention.IMPLEMENTATIONS["flash_gpu"]
+    for name in ("relative bias", "explicit mask", "dense bias", "sinks"):
+        refused = dataclasses.replace(request(), features=frozenset({name}))
+        assert row.unsupported_reason(refused, "gpu") == f"it has no {name}"
+
+
+def test_auto_does_not_choose_it_before_it_has_run_on_a_gpu() -> None:
+    assert "flash_gpu" not in {line.name for lines in attention.AUTO.values() for line in lines}
+
+
+def test_a_jax_without_what_the_kernels_need_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(flash_gpu.PALLAS, flash_gpu.plt, ("load", "an_absent_operation"))
+    reason = f"Pallas of JAX {jax.__version__} has no an_absent_operation; install JAX 0.10.2 or newer"
+    assert flash_gpu.unsupported_reason(request()) == reason
+
+
+def test_the_ranges_of_blocks_contain_every_tile_with_a_pair() -> None:
+    is_active = jnp.asarray([[[0, 1, 0, 1], [0, 0, 0, 0], [1, 1, 1, 1], [0, 0, 0, 1]]], bool)
+    assert np.asarray(flash_gpu._active_ranges(is_active))[0].tolist() == [[1, 4], [0, 0], [0, 4], [3, 4]]
