@@ -30,7 +30,7 @@ class Options:
     lengths: tuple[int, ...] = ()
     """Lengths of an example, in tokens."""
     feature: tuple[str, ...] = ()
-    """Kinds of attention: full, causal, window, padding, packed, t5, xlnet, dropout, grouped."""
+    """Kinds of attention: full, causal, window, padding, packed, t5, xlnet, dropout, sinks, grouped."""
     shape: tuple[str, ...] = ()
     """Shapes B,T,S,N,K,H (batch, queries, keys, heads, key/value heads, head size), instead of --model and --lengths."""
     tokens: int | None = None
@@ -52,6 +52,6 @@ class Options:
     peers: bool = False
     """Also time torch's attention, if torch is installed."""
     compiled: str = ""
-    """A TPU that need not be present (v4, v5e, v5p, v6e, tpu7x): print what its compiler makes of every kernel, and time nothing.
-    Needs the extra tpu."""
+    """A TPU or GPU that need not be present (v4, v5e, v5p, v6e, tpu7x; a100, h100, h200, b200): print what its compiler makes of
+    every kernel, and time nothing. Needs the extra tpu or cuda13."""
     output: Annotated[Output, tyro.conf.arg(name="", prefix_name=False)] = Output()

@@ -1,18 +1,20 @@
 """`zoo bench attention --compiled v5e`: what the compiler makes of every implementation, for a device that need not be present.
 
-Nothing runs and nothing is timed: the table has the bundles of each kernel's tile, how full the fullest slots are, and the memory
-of temporaries, all as the compiler states them.
+Nothing runs and nothing is timed. For a TPU the table has the bundles of each kernel's tile and how full the fullest slots are,
+for a GPU the registers, spills and shared memory of each kernel and how many of its programs a multiprocessor holds, and for both
+the memory of temporaries, all as the compiler states them.
 """
 
 import dataclasses
 import json
 import re
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from benchmarks.attention import tpu_schedule
+from benchmarks.attention import gpu_kernels, tpu_schedule
 from benchmarks.attention.attention_options import Options
 from benchmarks.core import result_tables
 from benchmarks.core.html_page import Table
@@ -30,24 +32,66 @@ TIMED = ("rounds", "budget", "seconds", "quick", "peers")
 """Options of measurements, which have no meaning here."""
 
 
+class Compiler(NamedTuple):
+    """What is read of a platform's compiler, and how it is shown."""
+
+    dump_to: Callable[[Path], None]
+    """Make it write its programs to a folder."""
+    take: Callable[[Path, str, str], Sequence[Any]]
+    """Return the kernels of the program that was compiled last, from the folder, its text in StableHLO and the chip."""
+    head: Sequence[str]
+    columns: Callable[[Mapping[str, Any]], list[str]]
+    title: str
+    note: str
+
+
+COMPILERS = {
+    "tpu": Compiler(
+        dump_to=tpu_schedule.dump_to,
+        take=lambda folder, text, chip: tpu_schedule.take_kernels(folder),
+        head=tpu_schedule.HEAD,
+        columns=tpu_schedule.columns,
+        title="Attention as the compiler for TPU {} schedules it",
+        note="A bundle is a cycle if nothing stalls, so those of a tile bound its time from below. Kernels differ in the sizes "
+        "of their tiles.",
+    ),
+    "gpu": Compiler(
+        dump_to=gpu_kernels.dump_to,
+        take=gpu_kernels.take_kernels,
+        head=gpu_kernels.HEAD,
+        columns=gpu_kernels.columns,
+        title="Attention as the compilers for {} translate it",
+        note="This is the word of XLA and ptxas, and no time follows from it. Registers are those of a thread, spilled the bytes "
+        "that it moves because there are too few, shared the memory of a program; programs x warps is how many a multiprocessor "
+        "holds at once. Serialized: the assembler makes every product wait for the one before it. Of what XLA compiles itself, "
+        "only kernels with atomic sums, whose results differ from run to run, are shown.",
+    ),
+}
+
+
 def main(options: Options) -> int:
     """Compile, print the table, and return 1 if a program does not compile.
 
     Raises:
-        BadInput: another device than a TPU, the compiler is not installed, an option of measurements, or an unknown name.
+        BadInput: an unknown device, the compiler is not installed, an option of measurements, or an unknown name.
     """
     chip = options.compiled
-    require(chip in target_devices.TPUS, "compiled", chip, f"choose a TPU: {', '.join(target_devices.TPUS)}")
+    names = [*target_devices.TPUS, *target_devices.GPUS]
+    require(chip in names, "compiled", chip, f"choose a TPU or GPU: {', '.join(names)}")
     for name in TIMED:
         if getattr(options, name) not in (None, False):
             raise BadInput(f"--{name} with --compiled: nothing is timed; leave one of them out")
-    if reason := target_devices.unavailable_reason("tpu"):
+    size = "1"
+    if chip in target_devices.TPUS:
+        # The compiler knows slices of at least one host of four chips; a program for one of them is compiled.
+        size = next(size for size in target_devices.TPUS[chip].slices if size.startswith("2x2"))
+    target = target_devices.parse_target(f"{chip}:{size}")
+    if reason := target_devices.unavailable_reason(target.platform):
         raise BadInput(f"--compiled {chip}: {reason}")
-    # The compiler knows slices of at least one host of four chips; a program for one of them is compiled.
-    host = next(size for size in target_devices.TPUS[chip].slices if size.startswith("2x2"))
-    target = target_devices.parse_target(f"{chip}:{host}")
+    if target.platform == "gpu":
+        gpu_kernels.assembler()
     with tempfile.TemporaryDirectory() as folder:
-        tpu_schedule.dump_to(Path(folder))
+        COMPILERS[target.platform].dump_to(Path(folder))
         target_devices.prepare(target)
         progress = Progress(1.0)
         cells = []
@@ -57,7 +101,7 @@ def main(options: Options) -> int:
                 print(json.dumps(cell), flush=True)
         progress.close()
     if not options.output.json:
-        result_tables.show(_blocks(chip, cells))
+        result_tables.show(_blocks(target, cells))
     return int(any(cell["state"] == "failed" for cell in cells))
 
 
@@ -93,11 +137,14 @@ def _cells(options: Options, target: target_devices.Target, folder: Path, progre
         problem = Problem.of(KINDS[row.feature], row.shape, row.dtype)
         for name in implementations:
             progress.begin(f"{name}: {row}")
-            with jax.set_mesh(mesh), jax.default_device(device), without_compilation_cache():
-                yield {**row.key(name), **_compile(problem, name, row.direction, replicated, folder)}
+            with jax.set_mesh(mesh), target_devices.simulate_target(target), without_compilation_cache():
+                cell = _compile(problem, name, row.direction, replicated, target, folder)
+            yield {**row.key(name), **cell}
 
 
-def _compile(problem: Any, name: str, direction: str, sharding: Any, folder: Path) -> dict[str, Any]:
+def _compile(
+    problem: Any, name: str, direction: str, sharding: Any, target: target_devices.Target, folder: Path
+) -> dict[str, Any]:
     """Return the state of a cell: compiled with its kernels and temporaries, refused or failed with the reason."""
     import jax
 
@@ -108,13 +155,17 @@ def _compile(problem: Any, name: str, direction: str, sharding: Any, folder: Pat
             return {"state": "refused", "reason": reason}
     function, arguments = problem.program(name, direction)
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), arguments)
+    compiler, began = COMPILERS[target.platform], time.monotonic()
     try:
-        compiled = jax.jit(function).trace(*shapes).lower(lowering_platforms=("tpu",)).compile()
+        lowered = jax.jit(function).trace(*shapes).lower(lowering_platforms=(target.lowering,))
+        compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
-        tpu_schedule.take_kernels(folder)
+        compiler.take(folder, "", target.chip)
         return {"state": "failed", "reason": _failure(str(error))}
-    kernels, memory = [kernel._asdict() for kernel in tpu_schedule.take_kernels(folder)], compiled.memory_analysis()
-    return {"state": "compiled", "kernels": kernels, "temporaries": None if memory is None else memory.temp_size_in_bytes}
+    seconds, memory = time.monotonic() - began, compiled.memory_analysis()
+    kernels = [kernel._asdict() for kernel in compiler.take(folder, lowered.as_text(), target.chip)]
+    temporaries = None if memory is None else memory.temp_size_in_bytes
+    return {"state": "compiled", "kernels": kernels, "temporaries": temporaries, "compile_seconds": round(seconds, 1)}
 
 
 def _failure(message: str) -> str:
@@ -126,8 +177,9 @@ def _failure(message: str) -> str:
     return message.splitlines()[0][:200]
 
 
-def _blocks(chip: str, cells: list[dict[str, Any]]) -> list[result_tables.Block]:
+def _blocks(target: target_devices.Target, cells: list[dict[str, Any]]) -> list[result_tables.Block]:
     """Return the table, with a line for each kernel of a cell."""
+    compiler = COMPILERS[target.platform]
     rows, notes = [], []
     for cell in cells:
         shape = f"{cell['batch']} x {cell['queries']}, {cell['heads']} x {cell['head']}"
@@ -135,20 +187,22 @@ def _blocks(chip: str, cells: list[dict[str, Any]]) -> list[result_tables.Block]
         if cell["state"] != "compiled":
             notes.append(f"{' '.join(title)}: {cell['state']}: {cell['reason']}")
             continue
-        temporaries = "" if cell["temporaries"] is None else f"{cell['temporaries'] / 2**20:,.0f}"
+        memory = "" if cell["temporaries"] is None else f"{cell['temporaries'] / 2**20:,.0f}"
         for place, kernel in enumerate(cell["kernels"] or [None]):
-            slots = [] if kernel is None else [f"{slot} {share:.0%}" for slot, share in list(kernel["slots"].items())[:2]]
-            described = ["-", "", ""] if kernel is None else [kernel["name"], ", ".join(slots), f"{kernel['bundles']:,}"]
-            rows.append([*title, *described, temporaries if place == 0 else ""])
-    head = ["feature", "B x T, N x H", "implementation", "kernel", "fullest slots", "bundles", "MiB"]
-    padded = sorted({cell["head"] for cell in cells if cell["head"] % LANES})
-    lanes = f" Heads of {', '.join(map(str, padded))} take the lanes of a multiple of {LANES}." if padded else ""
+            described = ["-", *[""] * (len(compiler.head) - 1)] if kernel is None else compiler.columns(kernel)
+            rows.append(
+                [*title, *described, memory if place == 0 else "", f"{cell['compile_seconds']:.0f}" if place == 0 else ""]
+            )
+    head = ["feature", "B x T, N x H", "implementation", *compiler.head, "MiB", "compiled in s"]
+    lanes = ""
+    if target.platform == "tpu" and (padded := sorted({cell["head"] for cell in cells if cell["head"] % LANES})):
+        lanes = f" Heads of {', '.join(map(str, padded))} take the lanes of a multiple of {LANES}."
     dtypes = ", ".join(sorted({cell["dtype"] for cell in cells}))
     return [
-        result_tables.Heading(f"Attention as the compiler for TPU {chip} schedules it"),
-        f"Forward and backward unless stated otherwise, {dtypes}. Nothing ran. A bundle is a cycle if nothing stalls, so those "
-        "of a tile bound its time from below. Kernels differ in the sizes of their tiles. MiB: temporaries of the program; "
-        f"of what XLA compiles alone, only they are shown.{lanes}",
+        result_tables.Heading(compiler.title.format(target.kind)),
+        f"Forward and backward unless stated otherwise, {dtypes}. Nothing ran. {compiler.note} MiB: temporaries of the program; "
+        "of what has no kernel of Pallas, only they are shown. The last column is the time of the compiler on this "
+        f"machine.{lanes}",
         Table(head, rows, words=5),
         notes,
     ]

@@ -6,9 +6,9 @@ of a tile from below, and compare kernels that were compiled in one process.
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 FLAGS = (
     "--xla_jf_dump_to={folder} --xla_jf_dump_llo_text=true --xla_jf_dump_llo_html=false "
@@ -19,6 +19,8 @@ ANALYSIS, BUNDLES = "schedule-analysis_final_bundles.txt", "final_bundles.txt"
 WHOLE = "TLP"
 """Label of the program that calls the kernels."""
 SLOTS = "final_hlo-static-per-bundle-utilization.txt"
+HEAD = ("kernel", "fullest slots", "bundles")
+"""Head of `columns`."""
 
 
 class Kernel(NamedTuple):
@@ -62,6 +64,12 @@ def take_kernels(folder: Path) -> list[Kernel]:
     for path in folder.iterdir():
         path.unlink()
     return list(kernels.values())
+
+
+def columns(kernel: Mapping[str, Any]) -> list[str]:
+    """Return the columns of a kernel in the table."""
+    slots = [f"{slot} {share:.0%}" for slot, share in list(kernel["slots"].items())[:2]]
+    return [kernel["name"], ", ".join(slots), f"{kernel['bundles']:,}"]
 
 
 def _head(path: Path) -> str:

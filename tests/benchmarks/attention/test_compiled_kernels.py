@@ -68,7 +68,7 @@ def test_a_part_that_goes_on_after_a_branch_would_be_longer(tmp_path: Path, monk
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (Options(compiled="h100"), "--compiled h100: choose a TPU: v4, v5e"),
+        (Options(compiled="h300"), "h300: choose a TPU or GPU: v4, v5e, v5p, v6e, tpu7x, a100, h100"),
         (Options(compiled="v5e", rounds=3), "--rounds with --compiled: nothing is timed"),
     ],
 )
@@ -77,12 +77,14 @@ def test_other_devices_and_options_of_measurements_are_refused(options: Options,
         compiled_kernels.main(options)
 
 
-def test_a_missing_compiler_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(target_devices.PLUGINS, "tpu", (("an_absent_compiler",), "tpu"))
-    with pytest.raises(
-        BadInput, match=r"^--compiled v5e: compiling for tpu needs the extra tpu: pip install 'transformer-zoo\[tpu\]'"
-    ):
-        compiled_kernels.main(Options(compiled="v5e"))
+@pytest.mark.parametrize(("chip", "platform", "extra"), [("v5e", "tpu", "tpu"), ("h100", "gpu", "cuda13")])
+def test_a_missing_compiler_is_named_with_its_extra(
+    chip: str, platform: Any, extra: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(target_devices.PLUGINS, platform, (("an_absent_compiler",), extra))
+    message = rf"^--compiled {chip}: compiling for {platform} needs the extra {extra}: pip install 'transformer-zoo\[{extra}\]'"
+    with pytest.raises(BadInput, match=message):
+        compiled_kernels.main(Options(compiled=chip))
 
 
 def test_a_kernel_that_does_not_fit_is_named() -> None:
@@ -97,10 +99,10 @@ def test_a_kernel_that_does_not_fit_is_named() -> None:
 
 def cell(head: int) -> dict[str, Any]:
     sizes = {"batch": 1, "queries": 128, "heads": 2, "head": head, "dtype": "bfloat16", "feature": "full", "direction": "both"}
-    return {**sizes, "implementation": "flash_tpu", "state": "compiled", "kernels": [], "temporaries": 0}
+    return {**sizes, "implementation": "flash_tpu", "state": "compiled", "kernels": [], "temporaries": 0, "compile_seconds": 1.0}
 
 
 @pytest.mark.parametrize(("head", "is_padded"), [(64, True), (128, False), (152, True)])
 def test_padded_heads_are_stated(head: int, is_padded: bool) -> None:
-    text = str(compiled_kernels._blocks("v5e", [cell(head)])[1])
+    text = str(compiled_kernels._blocks(target_devices.parse_target("v5e:2x2"), [cell(head)])[1])
     assert (f"Heads of {head} take the lanes of a multiple of 128." in text) == is_padded
