@@ -33,7 +33,7 @@ TIMED = ("rounds", "budget", "seconds", "quick", "peers")
 
 
 class Compiler(NamedTuple):
-    """What is read of a platform's compiler, and how it is shown."""
+    """The functions that read a platform's compiler, and how the table shows it."""
 
     dump_to: Callable[[Path], None]
     """Make it write its programs to a folder."""
@@ -159,7 +159,7 @@ def _compile(
     try:
         lowered = jax.jit(function).trace(*shapes).lower(lowering_platforms=(target.lowering,))
         compiled = lowered.compile()
-    except jax.errors.JaxRuntimeError as error:
+    except RuntimeError as error:  # of the compiler, or of JAX if it does not find a library
         compiler.take(folder, "", target.chip)
         return {"state": "failed", "reason": _failure(str(error))}
     seconds, memory = time.monotonic() - began, compiled.memory_analysis()
@@ -174,6 +174,8 @@ def _failure(message: str) -> str:
         kernel = re.search(r"%(\w+)", message)
         name = kernel[1] if kernel else "a kernel"
         return f"the tiles of {name} do not fit the vector memory; choose shorter rows or smaller heads"
+    if "cuDNN not found" in message:
+        return "cuDNN is not installed: pip install 'transformer-zoo[cuda13]'"
     return message.splitlines()[0][:200]
 
 

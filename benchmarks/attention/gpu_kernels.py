@@ -113,7 +113,7 @@ _SERIALIZED = re.compile(r"instructions are serialized .*? in the function '(\w+
 
 
 class Report(NamedTuple):
-    """What the assembler says of a kernel."""
+    """The assembler's report of a kernel."""
 
     text: str
     is_serialized: bool

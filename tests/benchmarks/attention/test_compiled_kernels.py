@@ -95,6 +95,8 @@ def test_a_kernel_that_does_not_fit_is_named() -> None:
     expected = "the tiles of flash_backward do not fit the vector memory; choose shorter rows or smaller heads"
     assert compiled_kernels._failure(message) == expected
     assert compiled_kernels._failure("INTERNAL: Mosaic failed\nat line 3") == "INTERNAL: Mosaic failed"
+    expected = "cuDNN is not installed: pip install 'transformer-zoo[cuda13]'"
+    assert compiled_kernels._failure("cuDNN not found.") == expected
 
 
 def cell(head: int) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What the fused kernels for TPU and GPU share: the static part of a call, the numbers of a mask, and operations on a tile."""
+"""Common parts of the fused kernels for TPU and GPU: the static part of a call, the numbers of a mask, operations on a tile."""
 
 import dataclasses
 from typing import Any

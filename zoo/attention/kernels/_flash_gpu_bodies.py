@@ -266,7 +266,7 @@ def backward_bias_body(
 
 
 class Rows(NamedTuple):
-    """What the tiles of a block of queries share."""
+    """The parts that the tiles of a block of queries share."""
 
     plan: Plan
     inputs: Inputs
