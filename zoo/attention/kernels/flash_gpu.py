@@ -89,7 +89,7 @@ def flash_gpu(
     q, k, v = (
         pad_axis(x, 1, length) for x, length in ((q * jnp.asarray(scale, q.dtype), padded_t), (k, padded_s), (v, padded_s))
     )
-    q, k, v = (pad_axis(x, 3, max(SMALLEST_HEAD, pl.next_power_of_2(h))) for x in (q, k, v))
+    q, k, v = (pad_axis(x, 3, max(SMALLEST_HEAD, 1 << (h - 1).bit_length())) for x in (q, k, v))
     out: Any = _attend(plan, q, k, v, prepared, operands)
     return out[:, :t, :, :h]
 
