@@ -35,7 +35,7 @@ WARPS, STAGES = 4, 2
 """Warps of a program, and blocks of keys that are copied to shared memory ahead."""
 SMALLEST_HEAD, LARGEST_HEAD = 16, 128
 """Sizes of a head, which the kernels pad to a power of two: the smallest that the matrix units take, and the largest whose sums
-fit the registers of a program: on an H100 the kernel for keys has 255 registers a thread and spills 32 bytes with dropout."""
+fit the registers of a program: on an H100 the kernel for keys has 255 registers a thread and spills 32 to 52 bytes."""
 PROGRAMS = 512
 """Programs that sum the gradient of a bias: about four for each of the 132 multiprocessors of an H100."""
 PALLAS = {pl: ("BlockSpec",), plt: ("CompilerParams", "load")}
