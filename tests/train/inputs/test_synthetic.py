@@ -50,7 +50,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     answers = [{"prompt": f"A sea of {n}.", "completion": f" {n}.", "label": n % 2 == 0} for n in range(20)]
     labelled_files.put(folder / "kto.jsonl", answers)
     labelled_files.put(folder / "prompts.jsonl", [{"prompt": f"{n}+1="} for n in range(20)])
-    for kind in ("wordpiece", "gpt"):
+    for kind in ("wordpiece", "gpt", "sentencepiece"):
         (folder / kind).mkdir()
         Tokenizer.train(chapters[:2], 400, kind).save(folder / kind)
     return folder
@@ -81,7 +81,8 @@ def with_data(run: run_config.Run, files: Path) -> run_config.Run:
         run = dataclasses.replace(run, data=dataclasses.replace(data, paths=(str(files / named),)))
     wanted = {"vocab": 500}
     if kind in ("labelled", "preference", "kto", "prompts"):
-        wanted = {"path": str(files / ("wordpiece" if kind == "labelled" else "gpt"))}
+        decoder = "sentencepiece" if getattr(run.model, "is_encoder_decoder", False) else "gpt"
+        wanted = {"path": str(files / ("wordpiece" if kind == "labelled" else decoder))}
     return dataclasses.replace(run, tokenizer=dataclasses.replace(run.tokenizer, **wanted))
 
 

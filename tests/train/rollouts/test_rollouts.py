@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -32,6 +33,7 @@ from train.inputs import prompt_inputs
 from train.objectives import objective
 from train.rollouts import rollout_feed, rollout_metrics
 from train.rollouts.batch_feed import FeedSource
+from train.rollouts.reward_functions import sentence_chrf
 from train.rollouts.rewards import Judge, RewardFunction, Scores
 from train.rollouts.rollout_feed import RolloutFeed
 from train.rollouts.rollout_metrics import MOST_EQUAL
@@ -59,6 +61,11 @@ def low_ids(ids: list[list[int]], **_: Any) -> list[float]:
     return [float(np.mean(np.array(row or [257]) < 64)) for row in ids]
 
 
+def references(completions: list[str], prompts: list[str], **_: Any) -> list[float]:
+    """Return the chrF of each response with its prompt, as if every text were its own translation."""
+    return sentence_chrf(completions, prompts)
+
+
 def feed(
     net: Model = NET,
     devices: int = 1,
@@ -67,6 +74,7 @@ def feed(
     beta: float = 0.0,
     judges: tuple[Judge, ...] = (),
     streak: int = 0,
+    function: Callable[..., Any] = low_ids,
     **changes: Any,
 ) -> RolloutFeed:
     """Return rollouts of 4 responses to 2 of 5 prompts of different lengths, for an objective with this KL divergence.
@@ -80,7 +88,7 @@ def feed(
     examples = [Prompt(origin=f"p:{n}", prompt=" ".join(preferences.WORDS[:n])[: 2 * n], columns={}) for n in range(5)]
     rows = prompt_inputs.rows_of(examples, run, tokenizer)
     mixture = Mixture((Component("p", 1.0, [Document("p", "")], rows),))
-    inputs = prompt_inputs.PromptInputs(tokenizer, mixture, rows, rows, rewards=(RewardFunction("t:low_ids", low_ids), *judges))
+    inputs = prompt_inputs.PromptInputs(tokenizer, mixture, rows, rows, rewards=(RewardFunction("t:f", function), *judges))
     mesh = device_mesh.make_mesh(run_config.Mesh(), jax.devices()[:devices])
     local = device_mesh.local_rows(mesh, run.data.batch)
     bound: Any = objective(name).bind_abstract(run, mesh)
@@ -235,15 +243,20 @@ def test_positions_that_count_padding_are_noticed(monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("name", ["policy", "ppo"])
-def test_the_reward_of_a_small_model_rises(name: str) -> None:
-    rollouts = feed(name=name, optim=run_config.Optim(lr=3e-2, warmup=0, schedule="constant"))
+@pytest.mark.parametrize(
+    ("name", "family", "function"),
+    [("policy", "gpt", low_ids), ("ppo", "gpt", low_ids), ("policy", "transformer", references)],
+)
+def test_the_reward_of_a_small_model_rises(name: str, family: str, function: Callable[..., Any]) -> None:
+    """The Transformer learns from the chrF of its texts."""
+    net = NET if family == "gpt" else preferences_net(family)
+    rollouts = feed(net, name=name, function=function, optim=run_config.Optim(lr=3e-2, warmup=0, schedule="constant"))
     source, learned = rollouts._source, []
     policy = objective(name).bind(source.run, source.mesh)
-    built, trained = assemble(source.run, NET, policy, source.mesh), policy.trained(NET)
+    built, trained = assemble(source.run, net, policy, source.mesh), policy.trained(net)
     rollouts._source = dataclasses.replace(source, params=lambda state: state.params)
-    first = {**jax.tree.map(jax.numpy.copy, params()), **policy.added_params(NET).place(source.mesh, 0)}
-    state = init_state(source.run, NET, built.tx, source.mesh, first, trained.init, trained.sharding)
+    first = {**jax.tree.map(jax.numpy.copy, params(family)), **policy.added_params(net).place(source.mesh, 0)}
+    state = init_state(source.run, net, built.tx, source.mesh, first, trained.init, trained.sharding)
     for step in range(20):
         state, _ = built.engine.step(state, built.engine.shard_batch(rollouts.batch(step, state)), {})
         learned.append(rollouts.metrics().values["reward"])
