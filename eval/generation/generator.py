@@ -207,22 +207,18 @@ class Generator:
     def _continue(self, texts: "list[_Text]", slots: int, rows: int, decoding: Decoding, chunk: int) -> Iterator[None]:
         """Sample tokens for a batch of texts until each has ended; yields after every dispatch."""
         rows = device_mesh.round_up_rows(self.mesh, rows)
-        count = max(1, min(chunk, decoding.limit - 1))
-        slots_after = math.ceil((decoding.limit - 1) / count) * count
         decoder = self._decoder._replace(reread=decoding.reread)
         with jax.set_mesh(self.mesh):
             local = device_mesh.local_rows(self.mesh, rows)
             local_prompts = jax.tree.map(lambda leaf: leaf[local], self._prompts(texts, slots, rows))
             prompts, numbers = device_mesh.shard_batch(local_prompts, self.mesh, rows), np.zeros((2, rows), np.uint32)
             numbers[:, : len(texts)] = np.array([(text.number, text.sample) for text in texts]).T
-            seed = np.uint32(decoding.seed)
-            state, sampled = decode_loop.start(decoder, decoding.sampling, slots_after, self._params, prompts, seed, numbers)
-            self._take(texts, sampled)
-            yield
-            while not all(text.ended for text in texts):
-                state, sampled = decode_loop.sample_tokens(decoder, decoding.sampling, count, self._params, state)
+            arguments = (self._params, prompts, np.uint32(decoding.seed), numbers)
+            for sampled in decode_loop.continuation(decoder, decoding.sampling, *arguments, limit=decoding.limit, chunk=chunk):
                 self._take(texts, sampled)
                 yield
+                if all(text.ended for text in texts):
+                    break
 
     def _prompts(self, texts: "list[_Text]", slots: int, rows: int) -> Batch:
         """Return the input before the first sampled token; for an encoder-decoder the source and the first token of texts."""

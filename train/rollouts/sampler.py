@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -30,13 +29,7 @@ SALT = 0x5A11
 
 def cache_slots(prompt: int, limit: int) -> int:
     """Return the slots of the cache for a prompt and a response of at most `limit` tokens, whose last one is not stored."""
-    count = _chunk(limit)
-    return prompt + math.ceil((limit - 1) / count) * count
-
-
-def _chunk(limit: int) -> int:
-    """Return the tokens sampled by one dispatch after the first token."""
-    return max(1, min(CHUNK, limit - 1))
+    return prompt + decode_loop.slots_after_prompt(limit, CHUNK)
 
 
 class Responses(NamedTuple):
@@ -98,19 +91,17 @@ class Sampler:
         Raises:
             BadInput: logits are not finite.
         """
-        count, slots_after = _chunk(self.limit), cache_slots(0, self.limit)
         replicated = functools.partial(_replicate, self.mesh)
         all_numbers = np.zeros((2, self.rows), np.uint32)
         all_numbers[:, : len(prompts)] = numbers
         chunks = []
         with jax.set_mesh(self.mesh):
-            arguments = (self._prompts(prompts), replicated(np.uint32(self.seed)), replicated(all_numbers))
-            state, sampled = decode_loop.start(self._decoder, self.settings, slots_after, params, *arguments)
-            chunks.append(jax.device_get(sampled))
-            while not (responses := self._cut(chunks, len(prompts))).lengths.all():
-                state, sampled = decode_loop.sample_tokens(self._decoder, self.settings, count, params, state)
+            arguments = (params, self._prompts(prompts), replicated(np.uint32(self.seed)), replicated(all_numbers))
+            for sampled in decode_loop.continuation(self._decoder, self.settings, *arguments, limit=self.limit, chunk=CHUNK):
                 chunks.append(jax.device_get(sampled))
-        return responses
+                if self._cut(chunks, len(prompts)).lengths.all():
+                    break
+        return self._cut(chunks, len(prompts))
 
     def text(self, responses: Responses, row: int) -> str:
         """Return the text of a response, as it continues a decoder's prompt, without the end mark."""

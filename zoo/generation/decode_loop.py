@@ -6,6 +6,8 @@ batching of prompts and stop strings are in `eval.generation`.
 
 import dataclasses
 import functools
+import math
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -21,6 +23,11 @@ from zoo.ops import counter_rng
 from zoo.ops.xla_cpu_workarounds import split_layers
 from zoo.precision import cast_params
 from zoo.sharding import BATCH, constrain
+
+FIRST = 64
+"""Slots that the cache has at first after those of the prompts."""
+GROWTH = 4
+"""Factor by which a full cache grows. Each number of slots compiles the loop again."""
 
 
 class Decoder(NamedTuple):
@@ -138,6 +145,54 @@ def sample_tokens(
         return _step(decoder, settings, params, batch, dataclasses.replace(state, cache=cache))
 
     return jax.lax.scan(step, state, None, length=count)
+
+
+def continuation(
+    decoder: Decoder,
+    settings: Sampling,
+    params: Any,
+    prompts: Batch,
+    seed: UInt32[Any, ""],
+    numbers: UInt32[Any, "2 B"],
+    *,
+    limit: int,
+    chunk: int,
+) -> Iterator[Sampled]:
+    """Yield the tokens of each row as they are sampled: the first one, then `chunk` at a time until there are `limit` or more.
+
+    Every token reads all slots of the cache. It begins with those of the prompt and of `FIRST` tokens, and has `GROWTH` times as
+    many for the text whenever they are full, so that the time of a token depends on the length of its text and not on `limit`.
+
+    Args:
+        prompts, seed, numbers: see `start`.
+    """
+    count, all_slots = tokens_per_dispatch(limit, chunk), slots_after_prompt(limit, chunk)
+    prompt_slots = prompts.tokens.shape[1]
+    slots = min(all_slots, math.ceil(FIRST / count) * count)
+    state, sampled = start(decoder, settings, slots, params, prompts, seed, numbers)
+    yield sampled
+    for filled in range(0, all_slots, count):
+        if filled == slots:
+            slots = min(all_slots, GROWTH * slots)
+            state = dataclasses.replace(state, cache=_grow_cache(decoder, prompt_slots + slots, params, state.cache))
+        state, sampled = sample_tokens(decoder, settings, count, params, state)
+        yield sampled
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _grow_cache(decoder: Decoder, slots: int, params: Any, cache: dict[str, Any]) -> dict[str, Any]:
+    return decoder.model.grow_cache(params, cache, slots)
+
+
+def tokens_per_dispatch(limit: int, chunk: int) -> int:
+    """Return the tokens sampled by one dispatch after the first token."""
+    return max(1, min(chunk, limit - 1))
+
+
+def slots_after_prompt(limit: int, chunk: int) -> int:
+    """Return the slots of the cache for `limit` tokens after the prompt, the last of which is not stored."""
+    count = tokens_per_dispatch(limit, chunk)
+    return math.ceil((limit - 1) / count) * count
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))

@@ -5,7 +5,8 @@ XLNet's memory, the recurrence from row to row, is in `xlnet`: `init_carry` make
 
 Each module has `init`, `apply`, `unembed`, `flops`, `OBJECTIVES`, `SHARDING`, `HF` (its published names by task), `PADDED`
 (leaves stored with padding rows, which are not counted) and, if the model carries state from step to step, `init_carry`. A family
-that generates text has `init_cache` and `decode`; its configuration has `is_encoder_decoder` if it is an encoder-decoder,
+that generates text has `init_cache` and `decode`, and `grow_cache` if its cache has other entries that depend on the number of
+slots than those of `zoo.nn.kv_cache.add_slots`; its configuration has `is_encoder_decoder` if it is an encoder-decoder,
 `generates` if some of its heads do not predict words, and `reads_both_ways` if `decode` takes tokens that all see each other. A
 family that classifies sequences or tokens has `sequence_logits` and `token_logits`; one that adds terms to a training loss has
 `loss_factors`; see `Model`. The families of the zoo are the
@@ -27,6 +28,7 @@ from zoo import configs, plugins
 from zoo.batch import Batch, Output
 from zoo.errors import BadInput
 from zoo.hf.param_name_types import ParamNames
+from zoo.nn import kv_cache
 
 
 def families() -> list[str]:
@@ -160,6 +162,12 @@ class Model:
         if not self.generates:
             raise BadInput(f"model.task {self.task}: a {self.family} with this head does not generate text")
         return empty(self.config, rows, length, dtype)
+
+    def grow_cache(self, params: Any, cache: dict[str, Any], length: int) -> dict[str, Any]:
+        """Return a cache with the same tokens, and with `length` slots for each row, more than it has."""
+        if hasattr(self.module, "grow_cache"):
+            return self.module.grow_cache(self.config, params, cache, length)
+        return kv_cache.add_slots(cache, length)
 
     def decode(self, params: Any, batch: Batch, cache: dict[str, Any]) -> tuple[Float[Array, "B T D"], dict[str, Any]]:
         """Return the hidden states of T more tokens of each row, and the cache with them. A prompt is decoded in one call.

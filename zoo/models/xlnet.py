@@ -25,7 +25,7 @@ from zoo.configs.xlnet import Config
 from zoo.hf.param_name_types import ParamName
 from zoo.nn import encoder, task_heads
 from zoo.nn.encoder import DENSE, initializer, linear
-from zoo.nn.kv_cache import append_tokens, empty_cache
+from zoo.nn.kv_cache import add_slots, append_tokens, empty_cache
 from zoo.nn.layer_stack import init_stack, run_stack
 from zoo.nn.layers import Embed, KVCacheView, Seeds, dropout, fold_seeds, lookup, params_of
 from zoo.nn.task_heads import Head
@@ -180,6 +180,11 @@ def decode(
     x = lookup(params["embed"]["tokens"]["embedding"], batch.tokens, rows="tensor")
     (_, g, k, v), _ = _run(cfg, params, body, (x, _unknown(params, batch.tokens), cache["k"], cache["v"]), needed)
     return g, {**cached, "k": k, "v": v, "r": r, "at": at + length}
+
+
+def grow_cache(cfg: Config, params: dict[str, Any], cache: dict[str, Any], length: int) -> dict[str, Any]:
+    """Return a cache with `length` slots and the encodings of their distances; see `zoo.models.Model.grow_cache`."""
+    return add_slots(cache, length) | {"r": _every_distance(cfg, params, length)}
 
 
 def unembed(cfg: Config, params: dict[str, Any], hidden: Float[Array, "*B D"]) -> Float[Array, "*B rows"]:

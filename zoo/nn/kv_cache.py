@@ -25,6 +25,18 @@ def empty_cache(layers: int, rows: int, length: int, heads: int, head: int, dtyp
     }
 
 
+def add_slots(cache: dict[str, Any], length: int) -> dict[str, Any]:
+    """Return a cache with free slots after its own, `length` in total for each row; entries of a source remain as they are."""
+    more = length - cache["k"].shape[3]
+    axes = {"k": 3, "v": 3, "segments": 1, "positions": 1, "order": 1}
+
+    def add(array: Array, axis: int) -> Array:
+        widths = [(0, more if at == axis else 0) for at in range(array.ndim)]
+        return constrain(jnp.pad(array, widths), *((None, BATCH, HEADS) if array.ndim == 5 else (BATCH,)))
+
+    return cache | {name: add(cache[name], axis) for name, axis in axes.items() if name in cache}
+
+
 def append_tokens(batch: Batch, cache: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the segments, positions and, if the cache has it, order: of the new tokens [B, T], and of all slots [B, S].
 

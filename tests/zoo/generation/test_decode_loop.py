@@ -1,17 +1,21 @@
 """The decode loop without text: greedy tokens are those that the uncached model finds likeliest."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.support.small import random_params, small
+from tests.support.small import GENERATORS, random_params, small
 from zoo.batch import Batch
 from zoo.generation import decode_loop
 from zoo.generation.decode_loop import Decoder
-from zoo.generation.decoding_settings import GREEDY
+from zoo.generation.decoding_settings import GREEDY, Sampling
+from zoo.nn import kv_cache
 
 COUNT = 6
+LIMIT = 14
 
 
 @pytest.mark.parametrize("vocabulary", [300, 40])
@@ -36,3 +40,49 @@ def test_greedy_tokens_are_the_most_likely_ones_without_a_cache(vocabulary: int,
     for row, length in enumerate(lengths):
         text = np.concatenate([tokens[row, 5 - length :], sampled[row]])
         assert np.asarray(likeliest(jnp.asarray(text)[None]))[length - 1 : -1].tolist() == sampled[row].tolist()
+
+
+def continued(family: str, reread: int = 0) -> Any:
+    """Return the tokens and log-probabilities that a small model samples after two prompts or sources, padded on the left."""
+    net = small(family)
+    segments = np.int32([[1, 1, 1, 1], [0, 0, 1, 1]])
+    positions = np.maximum(np.cumsum(segments, 1) - 1, 0, dtype=np.int32)
+    tokens = np.random.default_rng(0).integers(1, 300, segments.shape).astype(np.int32)
+    prompts = Batch(tokens=tokens, segments=segments, positions=positions)
+    if net.is_encoder_decoder:
+        begin = np.zeros((2, 1), np.int32)
+        prompts = Batch(tokens=begin, segments=begin + 1, positions=begin, source=prompts)
+    decoder = Decoder(net, 300, np.dtype("float32"), reread=reread, log_probs=True)
+    arguments = (random_params(net), prompts, np.uint32(3), np.arange(4, dtype=np.uint32).reshape(2, 2))
+    parts = list(decode_loop.continuation(decoder, Sampling(), *arguments, limit=LIMIT, chunk=2))
+    return tuple(np.concatenate([np.asarray(getattr(part, name)) for part in parts]) for name in ("tokens", "log_probs"))
+
+
+@pytest.mark.planted
+@pytest.mark.parametrize(
+    ("family", "reread"),
+    [("gpt", 0), ("xlnet", 1), *(pytest.param(family, 0, marks=pytest.mark.full) for family in GENERATORS if family != "gpt")],
+)
+def test_a_cache_that_grows_gives_the_tokens_of_one_that_has_all_slots(
+    family: str, reread: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has 4, 8 and then 14 slots for the text. Segments that lie one slot beside their tokens are noticed."""
+    tokens, log_probs = continued(family, reread)
+    assert tokens.shape == (LIMIT + 1, 2)
+    monkeypatch.setattr(decode_loop, "FIRST", 4)
+    monkeypatch.setattr(decode_loop, "GROWTH", 2)
+    grown_tokens, grown_log_probs = continued(family, reread)
+    np.testing.assert_array_equal(grown_tokens, tokens)
+    np.testing.assert_allclose(grown_log_probs, log_probs, atol=1e-5)
+    add_slots = kv_cache.add_slots
+
+    def rolled(cache: dict[str, Any], length: int) -> dict[str, Any]:
+        grown = add_slots(cache, length)
+        return grown | {"segments": jnp.roll(grown["segments"], 1, axis=1)}
+
+    module = small(family).module if hasattr(small(family).module, "grow_cache") else kv_cache
+    monkeypatch.setattr(module, "add_slots", rolled)
+    # Other numbers of slots, whose programs are not compiled yet.
+    monkeypatch.setattr(decode_loop, "GROWTH", 3)
+    with pytest.raises(AssertionError):
+        np.testing.assert_allclose(continued(family, reread)[1], log_probs, atol=1e-5)
