@@ -52,8 +52,8 @@ def rloo(init: str = "") -> Run:
 
     Command: zoo train rloo --init DIR --data.paths prompts.jsonl --rollout.reward rewards:score
     Hardware: 2 CPU cores, float32.
-    Time: not measured.
-    Expect: not measured. A small model needs a larger rate, such as --optim.lr 2e-4.
+    Time: 3 minutes for 800 steps of 192 responses of 4 tokens (docs/feedback.md, sums), on one core of a busy machine.
+    Expect: 99.8 % of the held-out sums right, one seed, with --optim.lr 3e-4: a small model needs a larger rate.
     """
     # The KL coefficient is that of TRL 1.16; the paper's section 4 compares 2 and 4 responses.
     policy = Policy(advantage="leave_one_out", ratio="product", aggregation="sequences", beta=0.05)
@@ -65,8 +65,8 @@ def ppo(init: str = "") -> Run:
 
     Command: zoo train ppo --init DIR --data.paths prompts.jsonl --rollout.reward rewards:score
     Hardware: 2 CPU cores, float32.
-    Time: not measured.
-    Expect: not measured. A small model needs a larger rate, such as --optim.lr 2e-4.
+    Time: 4 minutes for 1,600 steps of 192 responses of 4 tokens (docs/feedback.md, sums), on one core of a busy machine.
+    Expect: 99.9 % of the held-out sums right, one seed, with --optim.lr 3e-4: a small model needs a larger rate.
     """
     # The options, the epochs and the rate are those of TRL 1.10, the last version with PPO, but for its temperature of 0.7; the
     # epsilon is that of Ziegler et al. 2019.
