@@ -86,14 +86,15 @@ def translation_rl(init: str = "") -> Run:
 
     Command: zoo train translation-rl --init runs/transformer-nano --data.paths train.jsonl --data.valid-paths valid.jsonl
     Hardware: 2 CPU cores, float32.
-    Time: not measured.
-    Expect: not measured.
+    Time: 6 seconds a step on a busy machine; 5 minutes for 52 steps.
+    Expect: after 52 steps a mean chrF of sampled sentences of 0.294 instead of 0.266, and a greedy BLEU of 6.6 instead of 9.6.
     """
     # The paper minimizes the expected risk over a few samples of each source, with their probabilities renormalized; the
-    # advantages of Dr. GRPO give the gradient of the expected reward without a bias.
+    # advantages of Dr. GRPO give the gradient of the expected reward without a bias. chrF2 counts recall more than precision, so
+    # that a text without an end can have a high one: it gets 0.
     options = PolicyOptions(
         policy=Policy(advantage="group", aggregation="limit"),
-        rollout=Rollout(reward=("train.rollouts.reward_functions:sentence_chrf",), samples=8, tokens=40),
+        rollout=Rollout(reward=("train.rollouts.reward_functions:sentence_chrf",), samples=8, tokens=40, missing_end=0.0),
         labelled=Prompts(skip_bad=True),
     )
     run = _rewards("translation-rl", init, options, size="transformer-nano")
