@@ -37,6 +37,7 @@ from train.run.item_outcomes import HELD_OUT, write_outcomes
 from train.run.metric_logger import MetricLogger
 from train.run.run_dir import RunDir, check_same_run, identity, plugin_notices, remove_stale_files, write_json
 from train.run.stop_signals import StopSignals
+from train.store.run_uploads import uploads_of
 from train.weights import lineage, warm_start
 from zoo import models
 from zoo.attention import attention
@@ -133,7 +134,8 @@ def _run(
         # --- Folder ---
         stack.enter_context(folder.claim(process))
         check_same_run(folder, run)
-        checkpoints = Checkpoints(folder.checkpoints, run.checkpoint.keep, notify=console.notice)
+        uploads = stack.enter_context(uploads_of(run, folder, process, notify=console.notice))
+        checkpoints = Checkpoints(folder.checkpoints, run.checkpoint.keep, notify=console.notice, on_commit=uploads.commit)
         best = stack.enter_context(best_checkpoint.BestCheckpoint(run, folder, notify=console.notice))
         latest = checkpoints.latest()
         ended = latest is not None and bool(checkpoints.meta(latest).get("ended"))
@@ -304,6 +306,8 @@ def _run(
                         recorder.sync()
                         counted = {"records": recorder.summaries(), "counts": counts.total()}
                         reached = {"feed": feed.saved(), "ended": exhausted}
+                        # A checkpoint that is uploaded is accompanied by the best one of its step.
+                        best.wait()
                         checkpoints.save(engine.get(state), metadata | counted | reached)
                         if process == 0:
                             metrics_file.record_usage(folder, time.perf_counter() - started)

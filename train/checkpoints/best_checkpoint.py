@@ -108,6 +108,11 @@ class BestCheckpoint:
             params_only = dataclasses.replace(state, opt_state={}, carry={})
             self._checkpoints.save(params_only, {**meta, "metric": metric, "value": value})
 
+    def wait(self) -> None:
+        """Block until no save of the best parameters is in progress."""
+        if self._run.selection.best:
+            self._checkpoints.wait()
+
     def exhausted(self, step: int | None) -> bool:
         """Return whether, at a step, the last `selection.patience` validations were no better than the best."""
         selection, every = self._run.selection, self._run.log.validate_every

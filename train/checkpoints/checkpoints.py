@@ -39,14 +39,24 @@ class Checkpoints:
     `poll`, `latest` and `meta` may be called at any time. Messages come from process 0, and from a process that cannot write.
     """
 
-    def __init__(self, folder: str | os.PathLike, keep: int, *, notify: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        folder: str | os.PathLike,
+        keep: int,
+        *,
+        notify: Callable[[str], None],
+        on_commit: Callable[[int], None] = lambda step: None,
+    ) -> None:
         """Describe the checkpoints in a folder, which may not exist yet.
 
         Args:
             folder: the parent of the step folders.
             keep: how many of the newest steps are kept, at least 1; during a save there is one more on disk.
             notify: receives one-line messages for the user.
+            on_commit: is called with each step that is committed here, in process 0, by the thread that saves. The save ends when
+                it returns.
         """
+        self._on_commit = on_commit
         self._folders = StepFolders(folder, keep, notify=notify)
         self.folder = self._folders.folder
         self._saver: Saver | None = None
@@ -59,7 +69,7 @@ class Checkpoints:
         """
         self._folders.agree(self._folders.create)
         self._folders.is_writer = True
-        self._saver = Saver(self._folders)
+        self._saver = Saver(self._folders, self._on_commit)
         return self
 
     def __exit__(self, *_: object) -> None:

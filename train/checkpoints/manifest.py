@@ -14,8 +14,6 @@ import stat
 from collections.abc import Collection
 from typing import Any
 
-import jax
-
 from zoo.errors import BadInput
 from zoo.fault_points import fault_point
 from zoo.sha256_and_fsync import fsync, sha256
@@ -118,6 +116,9 @@ def kind_of_entry(entry: pathlib.Path) -> str:
 
 def by_path(tree: Any) -> dict[str, Any]:
     """Return a pytree's leaves by path ("params/blocks/up/kernel", "opt_state/0/mu/embed/table"), in the order of the tree."""
+    # Imported here, since manifests are also read before JAX is set up.
+    import jax
+
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     paths = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
     if len(paths) != len(leaves):

@@ -45,9 +45,9 @@ class PeerFailed(Exception):
 class Saver:
     """Saves into the folders of a run, one save at a time. All processes of the run call the methods together, except `poll`."""
 
-    def __init__(self, folders: StepFolders) -> None:
-        """Start the worker thread of the folders' writer."""
-        self._folders = folders
+    def __init__(self, folders: StepFolders, on_commit: Callable[[int], None]) -> None:
+        """Start the worker thread of the folders' writer; see `train.checkpoints.checkpoints.Checkpoints` for `on_commit`."""
+        self._folders, self._on_commit = folders, on_commit
         self._worker = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Save | None = None
         self._failed: list[Save] = []
@@ -201,6 +201,7 @@ class Saver:
             return PeerFailed("another process failed")
         if failure is None and jax.process_index() == 0:
             self._folders.prune()
+            self._on_commit(save.step)
         return failure
 
     def _publish(self, save: Save) -> None:

@@ -238,9 +238,10 @@ class Run(Generic[Model, Options, DataOptions, Adapters, AdapterFolder, SpikeOpt
     name: str = ""
     """Name of the run's folder below --out; empty = the recipe's name."""
     out: str = "runs"
-    """Folder that holds the runs."""
+    """Folder that holds the runs, also in an object store (s3://BUCKET/FOLDER, gs://BUCKET/FOLDER)."""
     init: str = ""
-    """Run, folder of published weights, or hub:ID with the initial parameters and the tokenizer; empty = random parameters."""
+    """Run (a folder, s3://... or gs://...), folder of published weights, or hub:ID with the initial parameters and the tokenizer;
+    empty = random parameters."""
     adapter: AdapterFolder = cast(Any, "")
     """Folder of an adapter in peft's format for the model of --init; training continues from it. Options of --lora that are not
     set take the adapter's values."""

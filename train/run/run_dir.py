@@ -16,7 +16,7 @@ from typing import IO, Any
 from train.config.objectives import find_options
 from train.config.run_config import Run
 from train.config.run_plugins import used_plugins
-from zoo import configs, plugins
+from zoo import configs, object_store, plugins
 from zoo.configs import Objective
 from zoo.errors import BadInput, cannot_write
 from zoo.fault_points import fault_point
@@ -96,16 +96,19 @@ class RunDir:
     def of(cls, run: Run) -> "RunDir":
         """Return the folder of a run: `out`/`name`, or `out`/`recipe` if it has no name.
 
+        If `out` is in an object store, it is the folder in the cache in which the run is trained.
+
         Raises:
-            BadInput: the name is not a plain file name, or is a link out of `out`.
+            BadInput: the name is not a plain file name, or is a link out of `out`; or `out` is a wrong URI.
         """
         name = run.name or run.recipe
         if not NAME.fullmatch(name):
             raise BadInput(
                 f"--name {name!r}: choose up to 100 letters, digits, '.', '_' and '-', beginning with a letter or digit"
             )
-        path = Path(run.out) / name
-        if path.resolve().parent != Path(run.out).resolve():
+        out = object_store.working_folder(run.out)
+        path = out / name
+        if path.resolve().parent != out.resolve():
             raise BadInput(f"--name {name}: {path} is a link out of {run.out}; choose another name")
         return cls(path)
 

@@ -16,7 +16,7 @@ from train.config.run_config import Run
 from train.run.costs import NAMES, Costs, read_known_costs
 from train.run.run_dir import RunDir, flat_options, is_run, may_change, no_checkpoint, read_config
 from train.weights.load import checkpoints
-from zoo.hf import hub
+from train.weights.model_folder import folder_of
 from zoo.sha256_and_fsync import sha256
 
 Parent = dict[str, Any]
@@ -76,7 +76,7 @@ def _total(name: str, values: Sequence[float | int | None]) -> float | int | Non
 
 
 def _read_parent(name: str) -> Parent:
-    folder = hub.folder_of(name)
+    folder = folder_of(name)
     if not is_run(folder):
         return {"path": name, "row": digest_of_weights(folder), "seeds": [], "ancestors": []}
     run, files = read_config(folder), RunDir(folder)

@@ -15,13 +15,14 @@ from train.checkpoints.config_check import check_identity
 from train.config import run_config
 from train.engine import device_mesh
 from train.run.run_dir import RunDir, is_run, no_checkpoint, plugin_notices, read_config
+from train.store import run_fetch
 from train.tokenizers import hf_files
 from train.tokenizers.tokenizer import Tokenizer
 from train.weights import adapter_params
+from train.weights.model_folder import folder_of
 from train.weights.reward_scale import RewardScale, read_scale
 from zoo import configs, models, published_weights
 from zoo.errors import BadInput, require
-from zoo.hf import hub
 from zoo.hf.config_json import PublishedConfig
 from zoo.models import Model
 
@@ -49,7 +50,7 @@ class Loaded:
 
 
 def load(where: str | Path, mesh: Mesh | None = None, step: int | None = None, adapter: str = "") -> Loaded:
-    """Load a run's checkpoint, a folder of published weights, or `hub:ID[@REVISION]`.
+    """Load a run's checkpoint, also one in an object store, a folder of published weights, or `hub:ID[@REVISION]`.
 
     Args:
         mesh: the devices for the parameters; None = all devices, a copy on each.
@@ -65,7 +66,7 @@ def load(where: str | Path, mesh: Mesh | None = None, step: int | None = None, a
         params = adapter_params.with_adapter(loaded.model, loaded.mesh, loaded.params, Path(adapter))
         # A stored normalization is of other parameters.
         return dataclasses.replace(loaded, params=params, reward_scale=RewardScale())
-    folder = hub.folder_of(str(where))
+    folder = folder_of(str(where), step)
     mesh = device_mesh.make_mesh(run_config.Mesh()) if mesh is None else mesh
     if is_run(folder):
         return _load_run(folder, mesh, step)
@@ -83,7 +84,7 @@ def load_average(where: str, mesh: Mesh, last: int) -> Loaded:
     Raises:
         BadInput: not a run, or one with fewer checkpoints.
     """
-    if not is_run(path := Path(where)):
+    if not is_run(path := Path(run_fetch.local_name(where, all_steps=True))):
         raise BadInput(f"--last {last}: {where} is not a run, so it has no checkpoints; remove --last")
     keep = read_config(path).checkpoint.keep
     steps = Checkpoints(RunDir(path).checkpoints, keep, notify=_print_error).valid_steps()

@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from train.run.run_dir import is_run, read_config
+from train.weights.model_folder import folder_of
 from zoo import configs
 from zoo.configs._encoder import BodyConfig
 from zoo.configs._score_head import REWARD
 from zoo.errors import BadInput
-from zoo.hf import hub
 from zoo.hf.config_json import PublishedConfig
 
 
@@ -21,7 +21,7 @@ def read_model_config(init: str) -> Any:
     Raises:
         BadInput: `init` does not exist, or no family here supports its configuration.
     """
-    folder = hub.folder_of(init)
+    folder = folder_of(init)
     if is_run(folder):
         return read_config(folder).model
     published = PublishedConfig.load(Path(folder))
@@ -37,7 +37,7 @@ def may_have_labels(init: str) -> bool:
     Raises:
         BadInput: see `read_model_config`.
     """
-    model, folder = read_model_config(init), hub.folder_of(init)
+    model, folder = read_model_config(init), folder_of(init)
     if hasattr(model, "task") or getattr(model, "labels", ()):
         return True
     return not is_run(folder) and PublishedConfig.load(Path(folder)).architecture().endswith("ForSequenceClassification")

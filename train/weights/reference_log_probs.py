@@ -27,8 +27,8 @@ from train.rows.row_source import digest_of
 from train.run.run_dir import is_run, no_checkpoint, read_config
 from train.weights import lineage, reference_cache, warm_start
 from train.weights.load import checkpoints, load
+from train.weights.model_folder import folder_of
 from zoo.errors import BadInput
-from zoo.hf import hub
 from zoo.precision import cast_params
 
 Progress = Callable[[int, int], None]
@@ -79,7 +79,7 @@ def digest_of_parameters(init: str) -> str:
     Raises:
         BadInput: `init` does not exist, or is a run without a checkpoint.
     """
-    folder = hub.folder_of(init)
+    folder = folder_of(init)
     if not is_run(folder):
         return lineage.digest_of_weights(folder)
     run = read_config(folder)

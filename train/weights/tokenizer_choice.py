@@ -6,13 +6,13 @@ from train.config import run_config
 from train.run.run_dir import RunDir, is_run
 from train.tokenizers import hf_files
 from train.tokenizers.tokenizer import FILE, Tokenizer
+from train.weights.model_folder import folder_of
 from zoo.errors import BadInput, require
-from zoo.hf import hub
 
 
 def tokenizer_of(where: str) -> Tokenizer:
     """Return the tokenizer of the model that `train.weights.load.load` would load."""
-    folder = hub.folder_of(where)
+    folder = folder_of(where)
     return Tokenizer.load(RunDir(folder).tokenizer) if is_run(folder) else hf_files.read_tokenizer(folder)
 
 

@@ -9,9 +9,9 @@ from jax.sharding import Mesh
 from train.config import run_config
 from train.run.run_dir import is_run, no_checkpoint, read_config
 from train.weights.load import checkpoints, load
+from train.weights.model_folder import folder_of
 from zoo import configs, published_weights, sharding
 from zoo.errors import BadInput
-from zoo.hf import hub
 from zoo.models import Model
 
 TASK_SPECIFIC = ("classifier", "dense")
@@ -25,7 +25,7 @@ def check(run: run_config.Run) -> None:
         BadInput: another family or body (every value that differs is named), a run without a checkpoint, incomplete weights, or
             `init` does not exist.
     """
-    folder = hub.folder_of(run.init)
+    folder = folder_of(run.init)
     source = read_config(folder) if is_run(folder) else None
     cfg = source.model if source else published_weights.read_config(folder)[0]
     if type(cfg) is not type(run.model):

@@ -24,10 +24,11 @@ def check_source(name: str, step: int | None = None) -> None:
     """
     require(step is None or step >= -1, "step", step, "choose the step of a checkpoint, or -1 for the newest one")
     from train.run.run_dir import RunDir, is_run, no_checkpoint, read_config
+    from train.weights.model_folder import folder_of
 
     if name.startswith(hub.PREFIX):
         return
-    folder = hub.folder_of(name)
+    folder = folder_of(name, step)
     if is_run(folder):
         read_config(folder)
         if not RunDir(folder).has_checkpoint:

@@ -11,6 +11,7 @@ def compare(args: list[str]) -> int:
     import tyro
 
     from train.run.run_dir import read_config
+    from train.store import run_fetch
 
     @dataclasses.dataclass(frozen=True)
     class Compare:
@@ -27,8 +28,9 @@ def compare(args: list[str]) -> int:
         """Print JSON."""
 
     options = parse(Compare, args=args, prog="zoo compare")
-    for run in options.runs:
+    runs = tuple(map(run_fetch.local_name, options.runs))
+    for run in runs:
         read_config(run)  # refuses a folder that is not a run before JAX is imported
     from eval.comparison import comparison_table
 
-    return comparison_table.main(options.runs, unequal=options.unequal, as_json=options.json, metric=options.metric)
+    return comparison_table.main(runs, unequal=options.unequal, as_json=options.json, metric=options.metric)

@@ -53,8 +53,9 @@ def _inspect(args: list[str]) -> int:
     from train import recipes
     from train.config.run_config import kind_of
     from train.run.run_dir import RunDir, read_config
+    from train.store import run_fetch
 
-    name = args.pop(0) if args and not args[0].startswith("-") else recipes.DEFAULT
+    name = run_fetch.local_name(args.pop(0)) if args and not args[0].startswith("-") else recipes.DEFAULT
     folder = RunDir(name) if not recipes.is_recipe(name) and os.path.isdir(name) else None
     run = read_config(name) if folder else recipes.recipe_run(name, option_value(args, "--init"))
     default, args = take_objective(run, args)

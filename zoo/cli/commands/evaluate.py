@@ -20,7 +20,8 @@ def evaluate(args: list[str]) -> int:
     from train.config.option_groups import Labelled
     from train.config.rollout_options import JudgedResponses
     from train.config.run_config import Machine, Mesh, Precision
-    from train.run.run_dir import read_config
+    from train.run.run_dir import RunDir, read_config
+    from train.store import run_fetch, run_uploads
 
     @dataclasses.dataclass(frozen=True)
     class Evaluate:
@@ -92,25 +93,26 @@ def evaluate(args: list[str]) -> int:
         require(options.labelled == Labelled(), "labelled", "options", "they need --task labelled")
         require(options.search == Beams(), "beams", "and its options", "they need --task text_to_text")
         require(options.rollout == JudgedResponses(), "rollout", "options", "they need --task responses")
+    run = run_fetch.local_name(options.run, options.step)
     if options.task:
-        early_checks.check_source(options.run, options.step)
+        early_checks.check_source(run, options.step)
         early_checks.check_files("--files", options.files)
         early_checks.check_adapter(options.adapter)
     else:
-        read_config(options.run)
-        early_checks.check_source(options.run, options.step)
+        read_config(run)
+        early_checks.check_source(run, options.step)
     if (code := prepare_process(options.machine, ["eval", *args])) is not None:
         return code
     if not options.task:
         from eval.scoring import scorers
 
-        return scorers.main(options.run, step=options.step, batch=options.batch, stride=options.stride, mesh=options.mesh)
+        return scorers.main(run, step=options.step, batch=options.batch, stride=options.stride, mesh=options.mesh)
     from eval import tasks
     from eval.commands import run_task
 
     settings = {name: getattr(options, name) for name in (*PASSED, "labelled", "search", "rollout")}
-    return run_task.main(
-        options.run,
+    code = run_task.main(
+        run,
         task=options.task,
         files=options.files,
         step=options.step,
@@ -120,3 +122,8 @@ def evaluate(args: list[str]) -> int:
         mesh=options.mesh,
         as_json=options.json,
     )
+    import jax
+
+    if not options.adapter and jax.process_index() == 0:
+        run_uploads.upload_results(options.run, RunDir(run))
+    return code

@@ -45,6 +45,7 @@ def export(args: list[str]) -> int:
     import tyro
 
     from train.config.run_config import Machine, Mesh
+    from train.store import run_fetch
 
     @dataclasses.dataclass(frozen=True)
     class Export:
@@ -67,15 +68,14 @@ def export(args: list[str]) -> int:
 
     options = parse(Export, args=args, prog="zoo export")
     require_one_process(options.machine)
-    early_checks.check_source(options.run, options.step)
-    early_checks.check_export(options.run, options.last, options.step, options.shard, options.adapter)
+    run = run_fetch.local_name(options.run, options.step, all_steps=options.last > 0)
+    early_checks.check_source(run, options.step)
+    early_checks.check_export(run, options.last, options.step, options.shard, options.adapter)
     early_checks.check_new(options.target)
     if (code := prepare_process(options.machine, ["export", *args])) is not None:
         return code
     from train.weights import import_export
 
     if options.adapter:
-        return import_export.export_adapter(options.run, options.target, step=options.step, mesh=options.mesh)
-    return import_export.export(
-        options.run, options.target, step=options.step, last=options.last, shard=options.shard, mesh=options.mesh
-    )
+        return import_export.export_adapter(run, options.target, step=options.step, mesh=options.mesh)
+    return import_export.export(run, options.target, step=options.step, last=options.last, shard=options.shard, mesh=options.mesh)

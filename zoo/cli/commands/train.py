@@ -48,8 +48,11 @@ def parse_run(name: str, args: list[str]) -> "Run":
     Raises:
         BadInput: no such recipe, an option that does not fit, or paths that do not exist or are in use.
     """
+    from train.store import run_fetch
+
     run = parse_options(name, args)
     if run.machine.process == 0 and not launch.is_child():
+        run_fetch.prepare_training(run)
         early_checks.check_run(run)
     return run
 

@@ -1,0 +1,100 @@
+"""The keys of a run's objects in an object store, which are the paths in its folder.
+
+checkpoints/00000400/...            the files of a step; it exists only with its COMMIT.json, which is uploaded last
+best/..., base/...                  in the same way
+config.json, metrics.jsonl, ...     everything else, each an object that is replaced at once
+writer.json                         the machine that trains the run
+"""
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from train.checkpoints import manifest
+from train.checkpoints.manifest import DamagedCheckpoint, Manifest
+from train.run.run_dir import LOCK, RunDir
+from zoo.errors import BadInput
+
+CHECKPOINTS, BEST, BASE = "checkpoints", "best", "base"
+STEP_FOLDERS = (CHECKPOINTS, BEST, BASE)
+"""Folders with a folder for each step."""
+WRITER = "writer.json"
+LOGS = re.compile(r"(metrics|ledger|starts)\.jsonl|stacks(-\d+)?\.txt|rollouts/[^/]+\.jsonl")
+"""Files of a run that left no checkpoint, which a run of another configuration deletes when it takes the name."""
+RESULTS = ("evaluations.json", "outcomes.npz", "report.html")
+"""Files that the evaluation of a run writes, perhaps on another machine than its training."""
+NOT_UPLOADED = (*STEP_FOLDERS, "profile", LOCK, WRITER)
+"""Names in the folder of a run that are not among its `run_files`."""
+
+
+def committed_steps(keys: Iterable[str], folder: str) -> list[int]:
+    """Return the steps below a folder that have a COMMIT.json among the keys, newest first."""
+    steps = [step for key in keys if (step := _step_of(key, folder)) is not None and key == commit_key(folder, step)]
+    return sorted(steps, reverse=True)
+
+
+def steps_with_objects(keys: Iterable[str], folder: str) -> set[int]:
+    """Return the steps below a folder that have any object."""
+    return {step for key in keys if (step := _step_of(key, folder)) is not None}
+
+
+def step_prefix(folder: str, step: int) -> str:
+    """Return the beginning of the keys of a step."""
+    return f"{folder}/{manifest.folder_name(step)}/"
+
+
+def commit_key(folder: str, step: int) -> str:
+    """Return the key of the manifest of a step."""
+    return step_prefix(folder, step) + manifest.NAME
+
+
+def valid_steps(folder: Path) -> list[int]:
+    """Return the steps below a local folder with a valid manifest and files of the listed sizes, newest first."""
+    entries = folder.iterdir() if folder.is_dir() else ()
+    steps = sorted((int(entry.name) for entry in entries if manifest.kind_of_entry(entry) == "step"), reverse=True)
+    return [step for step in steps if is_valid(folder, step)]
+
+
+def is_valid(folder: Path, step: int) -> bool:
+    """Return whether a local folder has a valid manifest of a step, and files of the sizes that it lists."""
+    try:
+        Manifest.read(step_folder(folder, step), step)
+    except DamagedCheckpoint:
+        return False
+    return True
+
+
+def step_folder(folder: Path, step: int) -> Path:
+    """Return the local folder of a step."""
+    return folder / manifest.folder_name(step)
+
+
+def run_keys(keys: Iterable[str]) -> list[str]:
+    """Return the keys of the objects that are neither those of steps nor about the store."""
+    return sorted(key for key in keys if key.partition("/")[0] not in NOT_UPLOADED)
+
+
+def run_files(folder: RunDir) -> dict[str, Path]:
+    """Return the files in the folder of a run that are uploaded as they are, by key."""
+    files = {file.relative_to(folder.path).as_posix(): file for file in folder.path.rglob("*") if file.is_file()}
+    # A name that begins with a dot is that of a file which is being written.
+    return {key: files[key] for key in run_keys(files) if not files[key].name.startswith(".")}
+
+
+def check_key(uri: str, key: str) -> None:
+    """Refuse a key that is no path of a file below a folder.
+
+    Raises:
+        BadInput: names the key.
+    """
+    if any(name in ("", ".", "..") or "\0" in name for name in key.split("/")):
+        raise BadInput(f"{uri}/{key!r}: not the name of a file in a run; remove that object")
+
+
+def _step_of(key: str, folder: str) -> int | None:
+    """Return the step whose prefix a key has; None for any other key."""
+    parts = key.split("/")
+    if len(parts) < 3 or parts[0] != folder or not (parts[1].isascii() and parts[1].isdecimal()):
+        return None
+    step = int(parts[1])
+    return step if manifest.folder_name(step) == parts[1] else None
