@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from tyro import _docstrings
 
-from tests.support import compilation
+from tests.support import compilation, object_stores
+from tests.support.object_server import Proxy, object_server
 from tests.support.processes import Ended, run_python
 
 pytest_plugins = ["tests.support.tiers"]
@@ -49,3 +50,26 @@ def zoo(tmp_path: Path) -> Callable[..., Ended]:
 def rng(request: pytest.FixtureRequest) -> np.random.Generator:
     """Random numbers that depend on the test's file and name alone."""
     return np.random.default_rng(list(request.node.nodeid.encode()))
+
+
+@pytest.fixture(scope="session")
+def object_proxy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxy]:
+    """A proxy before a real object server; needs the group store."""
+    with object_server(tmp_path_factory.mktemp("objects")) as port:
+        proxy = Proxy(port)
+        yield proxy
+        proxy.close()
+
+
+@pytest.fixture(params=["folder", pytest.param("server", marks=pytest.mark.store)])
+def place(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> object_stores.Place:
+    """An empty place in an object store: in a folder, and with --store on a real server."""
+    if request.param == "server":
+        return object_stores.on_server(request.getfixturevalue("object_proxy"), monkeypatch)
+    return object_stores.in_folder(tmp_path / "store", monkeypatch)
+
+
+@pytest.fixture
+def server_place(object_proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> object_stores.Place:
+    """An empty place on a real object server; for tests marked `store`."""
+    return object_stores.on_server(object_proxy, monkeypatch)

@@ -1,0 +1,331 @@
+"""Runs in an object store: what is uploaded, what is fetched, and what damage, kills and absence of the store cost."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.support import object_stores
+from tests.support.commands import snapshot
+from tests.support.object_stores import Place
+from tests.support.processes import run_python
+from tests.support.states import META, Log, make, restored
+from train.checkpoints.checkpoints import Checkpoints
+from train.checkpoints.manifest import Manifest
+from train.run.run_dir import RunDir
+from train.store import run_fetch, run_layout, run_uploads
+from train.store.run_uploads import RunUploads
+from zoo import object_store
+from zoo.errors import BadInput
+from zoo.fault_points import faults
+
+NAME = "gpt"
+FULL = pytest.mark.full
+PASS = {"store.put": 3, "store.commit": 1, "store.delete": 2}
+"""The pass of a point at which a process is killed: a step is partly uploaded, all but its COMMIT.json, or partly deleted."""
+LOCAL = ("run.lock", "writer.json")
+
+
+@pytest.fixture
+def work(tmp_path: Path) -> RunDir:
+    """The working copy of a run, without checkpoints yet."""
+    run = RunDir(tmp_path / "work" / NAME)
+    run.tokenizer.mkdir(parents=True)
+    run.config.write_text('{"family": "gpt"}\n')
+    run.metrics.write_text('{"step":1}\n')
+    (run.tokenizer / "tokenizer.json").write_text("{}")
+    return run
+
+
+@pytest.fixture
+def other(tmp_path: Path) -> RunDir:
+    """The folder of the run on another machine, on which nothing is yet."""
+    run = RunDir(tmp_path / "other" / NAME)
+    run.path.mkdir(parents=True)
+    return run
+
+
+def uploads(place: Place, work: RunDir, log: Log, keep: int = 2) -> RunUploads:
+    return RunUploads(place.store(NAME), work, keep, notify=log).__enter__()
+
+
+def train(place: Place, work: RunDir, *steps: int, keep: int = 2, log: Log | None = None) -> None:
+    """Save steps in the working copy, as training does."""
+    target = uploads(place, work, log := Log() if log is None else log, keep)
+    with Checkpoints(work.checkpoints, keep, notify=log, on_commit=target.commit) as checkpoints:
+        for step in steps:
+            checkpoints.save(make(step), META | {"step": step})
+            assert checkpoints.wait()
+
+
+def fetch(place: Place, other: RunDir, log: Log) -> int | None:
+    """Fetch the run as a start of training does, and return its newest step."""
+    store = place.store(NAME)
+    run_fetch._fetch(store, other, store.list(), log)
+    newest = Checkpoints(other.checkpoints, 9, notify=pytest.fail).latest()
+    if newest is not None:
+        restored(Checkpoints(other.checkpoints, 9, notify=pytest.fail), step=newest)
+    return newest
+
+
+def test_a_run_is_the_same_files_on_another_machine(place: Place, work: RunDir, other: RunDir) -> None:
+    log = Log()
+    train(place, work, 5, 10, 15, log=log)
+    with Checkpoints(work.best, 1, notify=log) as best:
+        best.save(make(10), META | {"step": 10})
+    work.scores.write_text("{}")
+    with uploads(place, work, log):
+        pass
+    store = place.store(NAME)
+    assert run_layout.committed_steps(store.list(), "checkpoints") == [15, 10]
+    assert fetch(place, other, log) == 15
+    fetched = snapshot(other.path)
+    expected = {name: content for name, content in snapshot(work.path).items() if name not in LOCAL and "/00000010" not in name}
+    assert fetched == expected | {name: content for name, content in snapshot(work.path).items() if name.startswith("best")}
+    # Nothing is newer, and the scores of another machine are all that is missing.
+    other.scores.unlink()
+    other.metrics.write_text("own")
+    assert fetch(place, other, log) == 15
+    assert (other.scores.read_text(), other.metrics.read_text()) == ("{}", "own")
+    # A newer step brings the files beside it.
+    train(place, work, 20, log=log)
+    assert fetch(place, other, log) == 20
+    assert other.metrics.read_text() == work.metrics.read_text()
+    assert log == []
+
+
+def test_an_old_step_is_fetched_on_request(place: Place, work: RunDir, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    train(place, work, 5, 10, 15, keep=3)
+    monkeypatch.setenv("ZOO_CACHE", str(tmp_path / "cache"))
+    name = f"{place.uri}/{NAME}"
+    folder = Path(run_fetch.local_name(name, notify=pytest.fail))
+    reader = Checkpoints(folder / "checkpoints", 9, notify=pytest.fail)
+    assert reader.valid_steps() == [15]
+    run_fetch.local_name(name, 5, notify=pytest.fail)
+    assert reader.valid_steps() == [15, 5]
+    run_fetch.local_name(name, all_steps=True, notify=pytest.fail)
+    assert reader.valid_steps() == [15, 10, 5]
+    monkeypatch.setenv("ZOO_PROCESS", "1")
+    monkeypatch.setattr(object_store, "ObjectStore", pytest.fail)
+    assert run_fetch.local_name(name) == str(folder)
+
+
+@pytest.mark.planted
+def test_a_step_whose_upload_ended_half_way_does_not_exist(
+    place: Place, work: RunDir, other: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = Log()
+    train(place, work, 5, log=log)
+    with faults("store.commit:EIO:1"):
+        train(place, work, 10, log=log)
+    assert "UPLOAD of step 10 FAILED: " in log[0] and "the next save tries again" in log[0] and len(log) == 1
+    with monkeypatch.context() as patch:
+        # The mistake: objects are taken for a step without their COMMIT.json.
+        patch.setattr(run_layout, "committed_steps", lambda keys, name: sorted(run_layout.steps_with_objects(keys, name))[::-1])
+        patch.setattr(Manifest, "read", lambda folder, step: Manifest(step=step, meta={}, leaves={}))
+        run_fetch._fetch(place.store(NAME), RunDir(other.path / "wrong"), place.store(NAME).list(), pytest.fail)
+        assert [entry.name for entry in (other.path / "wrong" / "checkpoints").iterdir()] == ["00000010"]
+    assert fetch(place, other, log) == 5
+    # The next save uploads what is missing.
+    train(place, work, 15, keep=3, log=log)
+    assert run_layout.committed_steps(place.store(NAME).list(), "checkpoints") == [15, 10, 5]
+    assert len(log) == 1
+
+
+@pytest.mark.parametrize("point", ["store.commit", *(pytest.param(point, marks=FULL) for point in ("store.put", "store.delete"))])
+def test_a_kill_during_an_upload_leaves_the_step_before(
+    point: str, place: Place, work: RunDir, other: RunDir, tmp_path: Path
+) -> None:
+    """In a process of its own, which uploads what is in the folder and prunes the store to one step."""
+    train(place, work, 5)
+    with Checkpoints(work.checkpoints, 9, notify=pytest.fail) as checkpoints:
+        checkpoints.save(make(10), META | {"step": 10})
+    code = f"""if True:
+        import os, pathlib, pytest
+        from tests.support import object_stores
+        from train.run.run_dir import RunDir
+        from train.store.run_uploads import RunUploads
+        from zoo import fault_points
+        with pytest.MonkeyPatch.context() as patch:
+            root = pathlib.Path({str(tmp_path / "store")!r})
+            if not os.environ.get("AWS_ENDPOINT_URL"):
+                object_stores.in_folder(root, patch)
+            fault_points.set_faults("{point}:kill:{PASS[point]}")
+            store = object_stores.Place({place.uri!r}).store({NAME!r})
+            RunUploads(store, RunDir({str(work.path)!r}), 1, notify=print)._upload()
+        """
+    env = object_stores.environment(place.proxy) if place.proxy else {"AWS_ENDPOINT_URL": None}
+    ended = run_python("-c", code, env=env, cwd=Path(__file__).parents[3])
+    assert ended.code == -9, ended
+    assert fetch(place, other, Log()) == (10 if point == "store.delete" else 5)
+    train(place, work, 15, keep=1)
+    assert run_layout.steps_with_objects(place.store(NAME).list(), "checkpoints") == {15}
+    assert fetch(place, other, Log()) == 15
+
+
+@pytest.mark.planted
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("largest", "flipped"),
+        ("COMMIT.json", "halved"),
+        *(pytest.param("largest", kind, marks=FULL) for kind in ("halved", "deleted")),
+        *(pytest.param("COMMIT.json", kind, marks=FULL) for kind in ("flipped", "deleted")),
+    ],
+)
+def test_a_damaged_object_costs_its_step(
+    name: str, kind: str, place: Place, work: RunDir, other: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(place, work, 5, 10)
+    store, log = place.store(NAME), Log()
+    sizes = store.list("checkpoints/00000010/")
+    key = max(sizes, key=sizes.__getitem__) if name == "largest" else run_layout.commit_key("checkpoints", 10)
+    object_stores.change(store, key, kind, tmp_path / "scratch")
+    if (name, kind) == ("largest", "flipped"):
+        with monkeypatch.context() as patch:
+            # The mistake: digests are not compared.
+            patch.setattr(Manifest, "check_content", lambda self, folder: None)
+            run_fetch._fetch(store, RunDir(other.path / "wrong"), store.list(), pytest.fail)
+            assert (other.path / "wrong" / "checkpoints" / "00000010").exists()
+    assert fetch(place, other, log) == 5
+    if (name, kind) == ("COMMIT.json", "deleted"):
+        assert log == []
+    else:
+        [line] = log
+        assert line.startswith(f"CHECKPOINT {place.uri}/{NAME}/checkpoints/00000010/ IS DAMAGED: ")
+        assert line.endswith("; it is skipped, and the one before it is used")
+    # Training continues from there, and its next step takes the place of the damaged one.
+    again = RunDir(tmp_path / "again")
+    shutil.copytree(other.path, again.path)
+    train(place, other, 10)
+    assert fetch(place, RunDir(tmp_path / "third"), Log()) == 10
+    object_stores.change(store, run_layout.commit_key("checkpoints", 10), "halved", tmp_path / "scratch")
+    train(place, again, 7)
+    assert run_layout.committed_steps(store.list(), "checkpoints") == [7, 5]
+
+
+def test_no_intact_step_is_refused(place: Place, work: RunDir, other: RunDir, tmp_path: Path) -> None:
+    train(place, work, 5, 10)
+    for step in (5, 10):
+        object_stores.change(place.store(NAME), run_layout.commit_key("checkpoints", step), "halved", tmp_path / "scratch")
+    with pytest.raises(BadInput, match="no intact checkpoint, only 00000005, 00000010; delete it to start again"):
+        fetch(place, other, Log())
+
+
+def test_the_copy_in_the_store_repairs_a_damaged_newest_step(place: Place, work: RunDir, tmp_path: Path) -> None:
+    train(place, work, 5, 10)
+    log, manifest = Log(), work.checkpoints / "00000010" / "COMMIT.json"
+    manifest.unlink()
+    assert fetch(place, work, log) == 10
+    assert len(log) == 1 and "it is replaced by that of the object store" in log[0]
+
+
+def test_without_its_store_a_run_goes_on_and_uploads_later(place: Place, work: RunDir, other: RunDir) -> None:
+    log = Log()
+    train(place, work, 5, log=log)
+    target = uploads(place, work, log)
+    before = snapshot(work.path)
+    with faults("store.list:EIO:1+,store.put:EIO:1+,store.read:EIO:1+"):
+        with Checkpoints(work.checkpoints, 2, notify=log, on_commit=target.commit) as checkpoints:
+            for step in (10, 15):
+                checkpoints.save(make(step), META | {"step": step})
+                assert checkpoints.wait()
+        after = snapshot(work.path)
+        assert len(log) == 2 and all("FAILED" in line and "after 3 attempts" in line for line in log)
+        with pytest.raises(BadInput, match=r"the run could not be uploaded: .*; everything is in .*, and the same command tries"):
+            target.__exit__(None)
+    assert {name: after[name] for name in before if "00000005" not in name} == {
+        name: content for name, content in before.items() if "00000005" not in name
+    }
+    with target:
+        pass
+    assert fetch(place, other, log) == 15
+    assert len(log) == 2
+    # An exception that ends the run is not hidden by an upload.
+    with faults("store.list:error:1+"), pytest.raises(KeyError), target:
+        raise KeyError
+
+
+@pytest.mark.planted
+def test_failures_that_end_are_not_noticed(place: Place, work: RunDir, other: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = Log()
+    with faults("store.list:EIO:1,store.put:EIO:2,store.put:ESTALE:5,store.read:EIO:1"):
+        train(place, work, 5, log=log)
+    with faults("store.get:EIO:2,store.list:EIO:1"):
+        assert fetch(place, other, log) == 5
+    assert log == []
+    # The mistake: one attempt.
+    monkeypatch.setattr(object_store, "WAITS", ())
+    with faults("store.put:EIO:3"):
+        train(place, work, 10, log=log)
+    assert len(log) == 1
+
+
+def test_two_machines_do_not_train_the_same_run(place: Place, work: RunDir, other: RunDir) -> None:
+    log = Log()
+    first = uploads(place, work, log)
+    uploads(place, other, log)
+    first.commit(5)
+    [line] = log
+    assert "has begun to train this run as well; stop one of the two" in line
+    place.store(NAME).delete("writer.json")
+    first.commit(5)
+    assert "writer.json was deleted" in log[1]
+
+
+def test_the_logs_of_a_run_that_was_replaced_are_deleted(place: Place, work: RunDir) -> None:
+    work.ledger.write_text("{}")
+    work.evaluations.write_text("{}")
+    notes = work.path / "notes.jsonl"
+    notes.write_text("{}")
+    train(place, work, 5)
+    for file in (work.ledger, work.evaluations, notes):
+        file.unlink()
+    train(place, work, 10)
+    keys = {key for key in place.store(NAME).list() if "/" not in key}
+    assert keys == {"config.json", "metrics.jsonl", "evaluations.json", "notes.jsonl", "writer.json"}
+
+
+def test_results_of_an_evaluation_are_uploaded(place: Place, work: RunDir) -> None:
+    train(place, work, 5)
+    work.evaluations.write_text('{"blimp": 1}')
+    work.metrics.write_text("changed")
+    run_uploads.upload_results(f"{place.uri}/{NAME}", work)
+    run_uploads.upload_results(str(work.path), work)
+    store = place.store(NAME)
+    assert json.loads(store.read("evaluations.json")) == {"blimp": 1}
+    assert store.read("metrics.jsonl") != b"changed"
+
+
+def test_keys_outside_of_a_run_are_refused(place: Place, work: RunDir, other: RunDir) -> None:
+    train(place, work, 5)
+    for key in ("../x", "a//b", "checkpoints/00000005/../../x"):
+        with pytest.raises(BadInput, match="not the name of a file in a run"):
+            run_fetch._fetch(place.store(NAME), other, {**place.store(NAME).list(), key: 1}, pytest.fail)
+    assert list(other.path.iterdir()) == []
+
+
+def test_a_name_without_a_run_is_refused(place: Place) -> None:
+    with pytest.raises(BadInput, match=r"/absent: no run there, which has a config\.json"):
+        run_fetch.local_name(f"{place.uri}/absent")
+
+
+def test_reading_a_run_that_is_trained_here_reads_its_folder(
+    place: Place, work: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(place, work, 5)
+    monkeypatch.setenv("ZOO_CACHE", str(tmp_path / "cache"))
+    name, log = f"{place.uri}/{NAME}", Log()
+    folder = Path(run_fetch.local_name(name, notify=log))
+    train(place, work, 10)
+    code = f"from train.run.run_dir import RunDir\nwith RunDir({str(folder)!r}).claim(): input()"
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, cwd=Path(__file__).parents[3]) as holder:
+        while "process" not in (folder / "run.lock").read_text() or str(holder.pid) not in (folder / "run.lock").read_text():
+            assert holder.poll() is None
+        assert run_fetch.local_name(name, notify=log) == str(folder)
+        holder.communicate(b"\n")
+    assert Checkpoints(folder / "checkpoints", 9, notify=pytest.fail).latest() == 5
+    assert len(log) == 1 and "is in use, perhaps by the training of this run; it is read as it is" in log[0]
