@@ -45,7 +45,9 @@ def main() -> int:
         "generation", __doc__, model="gpt2", rows=8, prompt=64, tokens=64, limit=256, precision="float32", rounds=3
     )
     require(options.precision in DTYPES, "precision", options.precision, f"choose one of {', '.join(DTYPES)}")
+    require(options.limit >= options.tokens, "limit", options.limit, f"choose at least --tokens {options.tokens}")
     model = models.model(configs.find_size(options.model)[1].config)
+    require(model.generates, "model", options.model, "it does not generate; choose a decoder or an encoder-decoder")
     params = jax.jit(model.init)(jax.random.key(0))
     shape = options.rows, options.prompt
     prompts = np.random.default_rng(0).integers(3, model.config.vocab, shape).astype(np.int32)
@@ -124,4 +126,4 @@ def _export(folder: Path, model: models.Model, params: Any, prompts: np.ndarray,
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(start_measurement.run(main))

@@ -55,4 +55,4 @@ def _program(run: run_config.Run) -> tuple[float, Callable[[], object]]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(start_measurement.run(main))

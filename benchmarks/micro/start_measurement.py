@@ -1,11 +1,13 @@
 """The start of every measurement in this folder: parse its options, set up JAX, and print a line about the machine."""
 
 import argparse
+from collections.abc import Callable
 from typing import Any
 
 from benchmarks.core import result_files
 from benchmarks.core.result_tables import environment_line
-from zoo.runtime import jax_setup
+from zoo.errors import BadInput
+from zoo.runtime import jax_setup, stdio
 
 
 def start(name: str, documentation: str | None, **defaults: Any) -> argparse.Namespace:
@@ -19,3 +21,12 @@ def start(name: str, documentation: str | None, **defaults: Any) -> argparse.Nam
     jax_setup.canary()
     print(f"{environment_line(result_files.environment())}\n", flush=True)
     return options
+
+
+def run(main: Callable[[], int]) -> int:
+    """Return the exit code of a measurement; bad input is one line and 2."""
+    try:
+        return main()
+    except BadInput as error:
+        stdio.write_error(str(error))
+        return 2

@@ -54,4 +54,4 @@ def _program(run: run_config.Run, kind: Any) -> Callable[[], object]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(start_measurement.run(main))

@@ -95,9 +95,8 @@ def compile_run(run: run_config.Run, mode: Mode, target: Target) -> Program:
     try:
         mesh = device_mesh.make_mesh(run.mesh, devices)
     except (NotImplementedError, ValueError) as error:
-        shape = f"data={run.mesh.data} fsdp={run.mesh.fsdp} tensor={run.mesh.tensor}"
         raise BadInput(
-            f"--mesh {shape}: it does not fit the torus of {target.name} ({first_line(error)}); choose another"
+            f"--mesh {device_mesh.describe(run.mesh)}: it does not fit the torus of {target.name} ({first_line(error)}); choose another"
         ) from None
     device_mesh.check(run, mesh)
     began = time.perf_counter()

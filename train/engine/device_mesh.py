@@ -26,11 +26,15 @@ def make_mesh(shape: run_config.Mesh, devices: Sequence[Any] | None = None) -> M
     data = count // others if shape.data == -1 else shape.data
     if data * others != count or data < 1:
         valid = [f"data={count // (f * t)},fsdp={f},tensor={t}" for f in _divisors(count) for t in _divisors(count // f)]
-        mesh_text = f"data={shape.data} fsdp={shape.fsdp} tensor={shape.tensor}"
-        mesh_text += f" expert={shape.expert}" if shape.expert > 1 else ""
-        raise BadInput(f"--mesh {mesh_text}: does not multiply to the {count} devices; valid: {'; '.join(valid[:12])}")
+        raise BadInput(f"--mesh {describe(shape)}: does not multiply to the {count} devices; valid: {'; '.join(valid[:12])}")
     sizes = (data, shape.fsdp, shape.tensor, shape.sequence, shape.expert)
     return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+
+
+def describe(shape: run_config.Mesh) -> str:
+    """Return the axes of a run's options for a message; that of experts only if it has several devices."""
+    experts = f" expert={shape.expert}" if shape.expert > 1 else ""
+    return f"data={shape.data} fsdp={shape.fsdp} tensor={shape.tensor}{experts}"
 
 
 def check(run: run_config.Run, mesh: Mesh) -> None:

@@ -40,7 +40,7 @@ def gpt_oss_20b() -> Run:
     Time: not measured (no such hardware available).
     Expect: not measured. No loss on a public corpus is published.
     """
-    return _released("gpt-oss-20b", Mesh(fsdp=16, expert=4))
+    return _released("gpt-oss-20b", Mesh(fsdp=16, expert=4), accumulate=8)
 
 
 def gpt_oss_120b() -> Run:
@@ -51,11 +51,15 @@ def gpt_oss_120b() -> Run:
     Time: not measured (no such hardware available).
     Expect: not measured. No loss on a public corpus is published.
     """
-    return _released("gpt-oss-120b", Mesh(fsdp=32, expert=8))
+    return _released("gpt-oss-120b", Mesh(fsdp=32, expert=8), accumulate=2)
 
 
-def _released(name: str, mesh: Mesh) -> Run:
-    """Return a run of a released size with rows of 4,096 tokens, the context before its rotations are scaled."""
+def _released(name: str, mesh: Mesh, accumulate: int) -> Run:
+    """Return a run of a released size with rows of 4,096 tokens, the context before its rotations are scaled.
+
+    Args:
+        accumulate: number of micro-batches, such that a device has one row at a time.
+    """
     model = configs.find_size(name)[1].config
     return Run(
         recipe=name,
@@ -68,6 +72,7 @@ def _released(name: str, mesh: Mesh) -> Run:
         tokenizer=Tokenizer(vocab=model.vocab),
         optim=Optim(lr=2e-4, warmup=2_000, final=0.1, b2=0.95, weight_decay=0.1),
         mesh=mesh,
+        accumulate=accumulate,
         checkpoint=Checkpoint(every=1_000),
         log=Log(every=10, validate_every=1_000, validate_rows=1_024),
     )

@@ -188,7 +188,7 @@ ETTIN = "Weller et al. 2025 (JHU-CLSP/ettin-encoder-vs-decoder, pretraining/READ
 
 
 def ettin(layers: int, width: int, ffn: int, heads: int, *, local_base: float) -> Size:
-    """Return an Ettin decoder: heads of size 64, 50,368 tokens, 7,999 positions, three layers of which the first is global."""
+    """Return an Ettin decoder: heads of size 64, 50,368 tokens, 7,999 positions; each third layer is global."""
     numbers = {"vocab": 50_368, "context": 7999, "local_base": local_base}
     config = Config(layers=layers, width=width, ffn=ffn, heads=heads, **numbers)
     return Size(config=config, source=ETTIN, assumed={"window": WINDOW})

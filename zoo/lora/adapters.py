@@ -222,7 +222,7 @@ def _check_target(model: Model, leaves: Iterable[Leaf], target: str) -> None:
         if matched and matched[0].path.endswith("/embedding"):
             fix = "a table of embeddings; adapters are on matrices; "
         elif matched:
-            fix = "not the weight of a linear layer, so that no adapter of peft on modules reaches it; "
+            fix = "not the weight of a linear layer, to which alone peft's adapters of modules apply; "
         raise BadInput(f"--{OPTION} {target}: {fix}choose from {', '.join(names)}")
     for leaf in usable:
         layers = [any(_matches(name, (target,)) for name in parts) for parts in leaf.names]
