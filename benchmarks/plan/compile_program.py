@@ -95,9 +95,8 @@ def compile_run(run: run_config.Run, mode: Mode, target: Target) -> Program:
     try:
         mesh = device_mesh.make_mesh(run.mesh, devices)
     except (NotImplementedError, ValueError) as error:
-        raise BadInput(
-            f"--mesh {device_mesh.describe(run.mesh)}: it does not fit the torus of {target.name} ({first_line(error)}); choose another"
-        ) from None
+        shape, reason = device_mesh.describe(run.mesh), first_line(error)
+        raise BadInput(f"--mesh {shape}: it does not fit the torus of {target.name} ({reason}); choose another") from None
     device_mesh.check(run, mesh)
     began = time.perf_counter()
     with attention.record_calls() as calls, target_devices.simulate_target(target), _compiler_errors(target):

@@ -6,6 +6,7 @@ import dataclasses
 import random
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,9 @@ class Outcome:
         try:
             yield
         except Exception as error:
-            self.fail(f"{text}: {type(error).__name__}: {error}")
+            # An assertion has no text of its own outside of pytest.
+            line = traceback.extract_tb(error.__traceback__)[-1].line
+            self.fail(f"{text}: {type(error).__name__}: {error}: {line}")
 
 
 @dataclasses.dataclass(frozen=True)

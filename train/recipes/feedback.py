@@ -65,7 +65,7 @@ def ppo(init: str = "") -> Run:
 
     Command: zoo train ppo --init DIR --data.paths prompts.jsonl --rollout.reward rewards:score
     Hardware: 2 CPU cores, float32.
-    Time: 4 minutes for 1,600 steps, four on each rollout of 192 responses (docs/feedback.md, sums), on one core of a busy machine.
+    Time: 4 minutes for 1,600 steps, four on each rollout of 192 responses (docs/feedback.md, sums), on one busy core.
     Expect: 99.9 % of the held-out sums right, one seed, with --optim.lr 3e-4: a small model needs a larger rate.
     """
     # The options, the epochs and the rate are those of TRL 1.10, the last version with PPO, but for its temperature of 0.7; the

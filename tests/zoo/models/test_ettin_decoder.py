@@ -90,7 +90,7 @@ def test_a_score_has_the_dense_layer_of_its_head(monkeypatch: pytest.MonkeyPatch
 
 
 def test_the_pattern_of_the_layers() -> None:
-    """Layer i is global where i is a multiple of the period; the first is stored separately, and the others repeat what they can."""
+    """Layer i is global where i is a multiple of the period; the first is separate, and the others repeat what they can."""
     for size in configs.family("ettin_decoder").SIZES.values():
         assert size.config.pattern == ("local", "local", "global")
     for depth in range(2, 9):
