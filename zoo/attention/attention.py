@@ -417,8 +417,9 @@ def describe_auto() -> str:
     lines = [f"{line.name} from {line.queries} queries on" if line.queries > 1 else line.name for line in AUTO[platform]]
     chosen = {line.name for line in AUTO[platform]}
     left_out = [name for name, row in IMPLEMENTATIONS.items() if row.platforms == {platform} and name not in chosen]
-    never = f"; never {', '.join(left_out)}, not yet measured on a {platform.upper()}" if left_out else ""
-    return ", else ".join(lines) + never
+    reason = f"nothing has been measured on a {platform.upper()}"
+    by_name = f"; used only by name: {', '.join(left_out)} ({reason})" if left_out else ""
+    return ", else ".join(lines) + by_name
 
 
 # --- sharding -------------------------------------------------------------------------------------------------------------------

@@ -237,8 +237,8 @@ def test_auto_takes_blocked_from_the_length_on_at_which_it_is_faster():
 @pytest.mark.parametrize(
     ("platform", "expected"),
     [
-        ("gpu", "cudnn, else xla; never tokamax, flash_gpu, not yet measured on a GPU"),
-        ("tpu", "xla; never splash, flash_tpu, not yet measured on a TPU"),
+        ("gpu", "cudnn, else xla; used only by name: tokamax, flash_gpu (nothing has been measured on a GPU)"),
+        ("tpu", "xla; used only by name: splash, flash_tpu (nothing has been measured on a TPU)"),
     ],
 )
 def test_kernels_that_auto_never_chooses_are_named(platform: str, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -262,6 +262,28 @@ def check_table_gradient() -> None:
     expected = np.zeros_like(table)
     np.add.at(expected, buckets, d_values)
     np.testing.assert_allclose(np.asarray(pull(jnp.asarray(d_values))[0]), expected, rtol=1e-5, atol=1e-6)
+
+
+def check_look_up() -> None:
+    """Compare a look-up and its derivative forward with indexing, bit for bit."""
+    bucket = jnp.asarray([3, 0, 7, 3])
+    for dtype in (jnp.float32, jnp.bfloat16):
+        table, tangent = (jnp.asarray(normal(seed, 8, N), dtype) for seed in (1, 2))
+        values, derivative = jax.jvp(lambda table: biases._look_up(table, bucket), (table,), (tangent,))
+        assert values.dtype == dtype and (values == table[bucket]).all() and (derivative == tangent[bucket]).all()
+
+
+def test_the_look_up_is_exact_and_has_a_derivative_forward():
+    check_look_up()
+
+
+@pytest.mark.planted
+def test_a_look_up_of_rounded_numbers_is_noticed(monkeypatch):
+    """Matrix units round float32 to bfloat16 unless the precision is highest."""
+    look_up = biases._look_up
+    monkeypatch.setattr(biases, "_look_up", lambda table, bucket: look_up(jax.lax.reduce_precision(table, 8, 7), bucket))
+    with pytest.raises(AssertionError):
+        check_look_up()
 
 
 def test_the_gradient_of_a_table_is_the_sum_over_its_distances():
