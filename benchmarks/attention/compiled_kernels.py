@@ -61,10 +61,10 @@ COMPILERS = {
         head=gpu_kernels.HEAD,
         columns=gpu_kernels.columns,
         title="Attention as the compilers for {} translate it",
-        note="This is the word of XLA and ptxas, and no time follows from it. Registers are those of a thread, spilled the bytes "
-        "that it moves because there are too few, shared the memory of a program; programs x warps is how many a multiprocessor "
-        "holds at once. Serialized: the assembler makes every product wait for the one before it. Of what XLA compiles itself, "
-        "only kernels with atomic sums, whose results differ from run to run, are shown.",
+        note="These numbers are reported by XLA and ptxas; they do not determine a time. Registers are those of a thread, "
+        "spilled the bytes that it moves because there are too few, shared the memory of a program; programs x warps is how many "
+        "a multiprocessor holds at once. Serialized: the assembler makes every product wait for the one before it. Of what XLA "
+        "compiles itself, only kernels with atomic sums, whose results differ from run to run, are shown.",
     ),
 }
 

@@ -80,6 +80,9 @@ def take_kernels(folder: Path, text: str, chip: str) -> list[Kernel]:
 
     Args:
         text: the program before XLA compiled it, in StableHLO.
+
+    Raises:
+        BadInput: the assembler does not read the PTX, or the files or its report have another form than expected.
     """
     names, kernels = set(_PALLAS.findall(text)), []
     launches = {launch["name"]: launch for path in folder.glob("*thunk_sequence.txt") for launch in _launches(path.read_text())}
@@ -87,15 +90,27 @@ def take_kernels(folder: Path, text: str, chip: str) -> list[Kernel]:
         ptx = path.read_text()
         chosen = {name: part for name, part in _entries(ptx).items() if name in names or _ATOMIC.search(part)}
         reports = _assemble(path, ptx) if chosen else {}
-        kernels += [_kernel(name, part, reports[name], launches[name], GPUS[chip].shared) for name, part in chosen.items()]
+        for name, part in chosen.items():
+            if name not in launches:
+                raise _unknown_form("XLA", f"no threads of {name}")
+            if name not in reports:
+                raise _unknown_form("ptxas", f"nothing about {name}")
+            kernels.append(_kernel(name, part, reports[name], launches[name], GPUS[chip].shared))
     for path in folder.iterdir():
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     order = {name: place for place, name in enumerate(launches)}
     return sorted(kernels, key=lambda kernel: order[kernel.name])
 
 
-_ATOMIC = re.compile(r"\b(?:atom|red)\.")
+_ATOMIC = re.compile(r"(?<![\w.])(?:atom|red)\.")
+"""Not `bar.red`, which reduces a predicate over a program's threads."""
 _PALLAS = re.compile(r'@__gpu\$xla\.gpu\.triton\(.*?[ {]name = "(\w+)"')
+
+
+def _unknown_form(program: str, missing: str) -> BadInput:
+    return BadInput(
+        f"--compiled: {program} writes its report in another form than expected ({missing}); use the versions in constraints.txt"
+    )
 
 
 def _launches(text: str) -> list[Mapping[str, str]]:
@@ -122,7 +137,8 @@ class Report(NamedTuple):
 def _assemble(path: Path, ptx: str) -> dict[str, Report]:
     """Return what the assembler says of each kernel of a PTX file."""
     target = re.search(r"\.target (\w+)", ptx)
-    assert target is not None
+    if target is None:
+        raise _unknown_form("XLA", f"no target in {path.name}")
     command = [assembler(), "-v", f"-arch={target[1]}", str(path), "-o", os.devnull]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
@@ -136,7 +152,8 @@ def _assemble(path: Path, ptx: str) -> dict[str, Report]:
 def _kernel(name: str, ptx: str, report: Report, launch: Mapping[str, str], capacity: int) -> Kernel:
     registers = re.search(r"Used (\d+) registers", report.text)
     spills = re.search(r"(\d+) bytes spill stores, (\d+) bytes spill loads", report.text)
-    assert registers is not None and spills is not None
+    if registers is None or spills is None:
+        raise _unknown_form("ptxas", f"no {'registers' if registers is None else 'spills'} of {name}")
     count, threads, shared = int(registers[1]), int(launch["threads"]), int(launch["shared"])
     return Kernel(
         name=name,

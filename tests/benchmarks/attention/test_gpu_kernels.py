@@ -1,6 +1,7 @@
 """`zoo bench attention --compiled h100`: what is read of the files of XLA and of the report of NVIDIA's assembler."""
 
 import os
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ PTX = """//
   ex2.approx.ftz.f32 %f1, %f2;
 .visible .entry loop_fusion(
   st.shared.f32 [%rd1], %f1;
+  bar.red.popc.u32 %r1, 0, %p1;
 .visible .entry scatter_fusion(
   red.global.add.f32 [%rd1], %f1;
 .visible .entry flash_backward(
@@ -65,8 +67,12 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "module").mkdir()
     (tmp_path / "module.thunk_sequence.txt").write_text(LAUNCHES)
     monkeypatch.setattr(gpu_kernels, "assembler", lambda: "ptxas")
-    done = subprocess.CompletedProcess((), 0, stdout="", stderr=REPORT)
-    monkeypatch.setattr(gpu_kernels.subprocess, "run", lambda *args, **options: done)
+    (tmp_path / "report").write_text(REPORT)
+
+    def run(*args: Any, **options: Any) -> subprocess.CompletedProcess[str]:
+        return subprocess.CompletedProcess((), 0, stdout="", stderr=(tmp_path / "report").read_text())
+
+    monkeypatch.setattr(gpu_kernels.subprocess, "run", run)
     return tmp_path
 
 
@@ -78,9 +84,33 @@ def test_the_kernels_of_pallas_and_those_with_atomic_sums_are_read(folder: Path)
 @pytest.mark.planted
 def test_atomic_operations_of_another_kernel_would_be_counted(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names = ("flash_forward", "scatter_fusion", "flash_backward")
-    monkeypatch.setattr(gpu_kernels, "_entries", lambda ptx: dict.fromkeys(names, ptx))
+    monkeypatch.setattr(gpu_kernels, "_entries", lambda ptx: dict.fromkeys(names, ptx) if ptx else {})
     with pytest.raises(AssertionError):
         test_the_kernels_of_pallas_and_those_with_atomic_sums_are_read(folder)
+
+
+@pytest.mark.planted
+def test_a_barrier_with_a_reduction_would_be_seen_as_atomic(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_kernels, "_ATOMIC", re.compile(r"\b(?:atom|red)\."))
+    with pytest.raises(AssertionError):
+        test_the_kernels_of_pallas_and_those_with_atomic_sums_are_read(folder)
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "message"),
+    [
+        ("module.1.ptx", ".target sm_90a", "", r"XLA .* \(no target in module.1.ptx\)"),
+        ("module.thunk_sequence.txt", "threads: [", "block: [", r"XLA .* \(no threads of flash_forward\)"),
+        ("report", "Compiling entry function", "Compiling", r"ptxas .* \(nothing about flash_forward\)"),
+        ("report", " registers", " regs", r"ptxas .* \(no registers of flash_forward\)"),
+        ("report", "spill stores", "spilled", r"ptxas .* \(no spills of flash_forward\)"),
+    ],
+)
+def test_another_form_of_the_files_is_named(folder: Path, file: str, old: str, new: str, message: str) -> None:
+    path = folder / file
+    path.write_text(path.read_text().replace(old, new))
+    with pytest.raises(BadInput, match=rf"^--compiled: {message}; use the versions in constraints.txt$"):
+        gpu_kernels.take_kernels(folder, PROGRAM, "h100")
 
 
 @pytest.mark.parametrize(
@@ -116,7 +146,7 @@ def test_the_table_says_that_nothing_ran() -> None:
     numbers = {"state": "compiled", "kernels": [FORWARD._asdict()], "temporaries": 2**20, "compile_seconds": 8.2}
     cell: dict[str, Any] = {**sizes, "implementation": "flash_gpu", **numbers}
     heading, paragraph, table, _ = compiled_kernels._blocks(target_devices.parse_target("h100:1"), [cell])
-    assert "NVIDIA H100" in str(heading) and "Nothing ran." in str(paragraph) and "no time follows from it" in str(paragraph)
+    assert "NVIDIA H100" in str(heading) and "Nothing ran." in str(paragraph) and "do not determine a time" in str(paragraph)
     row = ["t5", "1 x 128, 2 x 64", "flash_gpu", "flash_forward", "wgmma, serialized", "129", "0", "48", "3 x 4", "1", "8"]
     assert list(table.rows) == [row]  # pyright: ignore[reportAttributeAccessIssue]
 

@@ -215,9 +215,9 @@ def test_implementations_compile_without_communication(platform: str, impl: str,
     program, temporaries = compiled(platform, impl, name, backward=True)
     calls = KERNELS.get(impl, [])
     more = calls[:1] * FOR_BIAS.get(impl, 0) if case.bias is not None else []
-    for found, expected in ((kernels(forward), calls[:1]), (kernels(program), [*calls, *more])):
-        assert len(found) == len(expected)
-        assert all(re.fullmatch(pattern, call) for pattern, call in zip(expected, found, strict=True))
+    for calls_in_program, expected in ((kernels(forward), calls[:1]), (kernels(program), [*calls, *more])):
+        assert len(calls_in_program) == len(expected)
+        assert all(re.fullmatch(pattern, call) for pattern, call in zip(expected, calls_in_program, strict=True))
     assert (collectives(forward), collectives(program)) == (0, case.summed)
     if impl != "xla" and (impl, name) not in COPIED:
         assert temporaries < compiled(platform, "xla", name, backward=True)[1]

@@ -21,6 +21,8 @@ from zoo.ops import counter_rng
 OPTIONS = {"xla_backend_optimization_level": 0, **compilation.OPTIONS}
 NEAR = "packed segments, near bias, dropout, grouped heads"
 """A bias that is constant from a short distance on, so that five blocks have tiles far from the diagonal."""
+THREE = "three examples"
+"""A bias whose gradient is summed over a group of two examples and over one of a single example: see `check_groups`."""
 
 
 def _segments(case: conformance.Case) -> Any:
@@ -44,9 +46,16 @@ OWN = {
         mask=near_mask,
         bias=lambda case: Buckets(table=case.arrays(8, case.heads), max_distance=10),
         rate=0.2,
-    )
+    ),
+    THREE: conformance.Case(
+        batch=3,
+        queries=130,
+        keys=130,
+        mask=lambda case: Mask(key_lengths=jnp.asarray([50, 130, 90], jnp.int32)),
+        bias=lambda case: Buckets(table=case.arrays(8, case.heads), max_distance=10),
+    ),
 }
-"""A short case with most features at once; the others are `conformance.CASES`."""
+"""A short case with most features at once, and one of several examples; the others are `conformance.CASES`."""
 
 
 def supported() -> list[str]:
@@ -76,6 +85,47 @@ def test_the_kernels_agree_with_the_definition_in_a_case_of_most_features() -> N
 def test_the_kernels_agree_with_the_definition(case: str) -> None:
     result = check(case)
     assert result.ok, result
+
+
+def check_groups(monkeypatch: pytest.MonkeyPatch) -> conformance.CaseResult:
+    """Check a bias whose gradient has so few programs that they sum several examples."""
+    plans = []
+
+    def record_plan(plan: Any, *args: Any) -> None:
+        plans.append(plan)
+        bodies_bias(plan, *args)
+
+    monkeypatch.setattr(bodies, "backward_bias_body", record_plan)
+    monkeypatch.setattr(flash_gpu, "PROGRAMS", 2 * 2 * 5)  # 2 groups, 2 heads, 5 tiles that differ
+    result = check(THREE)
+    assert {(plan.examples, plan.bias_groups, plan.num_tiles) for plan in plans} == {(3, (2, 1), 5)}
+    return result
+
+
+@pytest.mark.full
+def test_the_gradient_of_a_bias_is_summed_over_uneven_groups_of_examples(monkeypatch: pytest.MonkeyPatch) -> None:
+    result = check_groups(monkeypatch)
+    assert result.ok, result
+
+
+@pytest.mark.full
+@pytest.mark.planted
+@pytest.mark.parametrize(
+    "wrong_stop",
+    [
+        pytest.param(lambda start, stop: jnp.minimum(start + 1, stop), id="only the first example of a group is added"),
+        pytest.param(lambda start, stop: start + 2, id="the last group goes on after the last example"),
+    ],
+)
+def test_a_mistake_in_the_groups_of_examples_is_noticed(wrong_stop: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def loop(start: Any, stop: Any, body: Any, acc: Any) -> Any:
+        is_over_examples = getattr(body, "__name__", "") == "example"
+        return fori_loop(start, wrong_stop(start, stop) if is_over_examples else stop, body, acc)
+
+    fori_loop = bodies.lax.fori_loop
+    monkeypatch.setattr(bodies.lax, "fori_loop", loop)
+    errors = check_groups(monkeypatch).errors
+    assert [name for name, (error, bound) in errors.items() if not error <= bound] == ["d_table"]
 
 
 @pytest.mark.full

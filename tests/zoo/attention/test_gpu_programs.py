@@ -30,6 +30,7 @@ PROGRAMS = {
 }
 """Fewest programs of four warps that a multiprocessor holds at once."""
 FEATURES = ("causal", "packed", "t5", "dropout")
+QUERIES = 2048
 Table = dict[tuple[str, int], dict[str, Any]]
 
 
@@ -46,8 +47,9 @@ def cells(chip: str, features: tuple[str, ...], shapes: tuple[str, ...]) -> Tabl
     return {(row["feature"], row["queries"]): row for row in rows if row["implementation"] == "flash_gpu"}
 
 
-def check_kernels(table: Table, chip: str) -> None:
-    """Compare the kernels with what they may need."""
+def check_kernels(table: Table, chip: str, features: tuple[str, ...]) -> None:
+    """Compare the kernels with what they may need; the table has these features, all of them compiled."""
+    assert {key: cell["state"] for key, cell in table.items()} == {(feature, QUERIES): "compiled" for feature in features}
     for (feature, _), cell in table.items():
         kernels = {kernel["name"]: kernel for kernel in cell["kernels"]}
         assert sorted(kernels) == sorted([*NAMES, *([BIAS] if feature == "t5" else [])]), feature
@@ -65,7 +67,7 @@ def check_kernels(table: Table, chip: str) -> None:
     ("chip", "features"), [("h100", ("t5", "dropout")), pytest.param("a100", FEATURES, marks=pytest.mark.slow)]
 )
 def test_the_kernels_spill_nothing_and_leave_room_for_several_programs(chip: str, features: tuple[str, ...]) -> None:
-    check_kernels(cells(chip, features, ("4,2048,2048,12,12,64",)), chip)
+    check_kernels(cells(chip, features, (f"4,{QUERIES},{QUERIES},12,12,64",)), chip, features)
 
 
 # --- the checks themselves ------------------------------------------------------------------------------------------------------
@@ -75,11 +77,20 @@ def table(**changes: Any) -> Table:
     """Return a table of the kernels of a bias, the first of which is changed."""
     kernel = {"spilled": 0, "registers": 120, "programs": 4, "matrix": "wgmma", "serialized": False, "atomics": 0}
     kernels = [{**kernel, "name": name} for name in (*NAMES, BIAS)]
-    return {("t5", 2048): {"kernels": [{**kernels[0], **changes}, *kernels[1:]]}}
+    return {("t5", QUERIES): {"state": "compiled", "kernels": [{**kernels[0], **changes}, *kernels[1:]]}}
 
 
 def test_kernels_within_their_limits_pass() -> None:
-    check_kernels(table(), "h100")
+    check_kernels(table(), "h100", ("t5",))
+
+
+@pytest.mark.planted
+@pytest.mark.parametrize(
+    "incomplete", [{}, {("causal", QUERIES): table()["t5", QUERIES]}, {("t5", QUERIES): {"state": "refused", "reason": ""}}]
+)
+def test_a_table_without_the_features_is_noticed(incomplete: Table) -> None:
+    with pytest.raises(AssertionError):
+        check_kernels(incomplete, "h100", ("t5",))
 
 
 @pytest.mark.planted
@@ -97,4 +108,4 @@ def test_kernels_within_their_limits_pass() -> None:
 )
 def test_a_kernel_beyond_its_limits_is_noticed(change: dict[str, Any]) -> None:
     with pytest.raises(AssertionError):
-        check_kernels(table(**change), "h100")
+        check_kernels(table(**change), "h100", ("t5",))
