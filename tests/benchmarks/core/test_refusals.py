@@ -17,7 +17,7 @@ REFUSED = {
     "attention --budget nan": "--budget nan: must be above 0",
     "step": "zoo bench step: name a model, such as gpt2; zoo models lists them",
     "step gpt-nano --mesh": "--mesh: has no value; name one or more, or leave the option out",
-    "step bert-nano --mode decode": "--mode decode: bert-nano does not generate text; these families do: gpt,",
+    "step bert-nano --mode decode": "--mode decode: bert-nano does not generate text; these families do: ettin_decoder, gpt,",
     "step gpt-nano --source-length 8": "--source-length 8: gpt-nano is not an encoder-decoder.*; leave it out",
     "step gpt-nano --mesh tensor=4": "--mesh.tensor 4: it does not divide the 2 heads",
     "step gpt-nano --batch 3 --mesh data=2": "--data.batch 3: 3 rows",
