@@ -306,8 +306,7 @@ def _run(
                         recorder.sync()
                         counted = {"records": recorder.summaries(), "counts": counts.total()}
                         reached = {"feed": feed.saved(), "ended": exhausted}
-                        # A checkpoint that is uploaded is accompanied by the best one of its step.
-                        best.wait()
+                        uploads.before_save(best.wait)
                         checkpoints.save(engine.get(state), metadata | counted | reached)
                         if process == 0:
                             metrics_file.record_usage(folder, time.perf_counter() - started)

@@ -6,7 +6,9 @@ extras, and are imported when a URI is used.
 
 import dataclasses
 import errno
+import json
 import random
+import re
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -27,6 +29,10 @@ FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 """Errors of the local disk, which another attempt does not fix, as are those of permission that name a local file."""
 LIBRARIES = ("botocore", "aiobotocore", "aiohttp", "gcsfs", "google", "requests", "urllib3", "fsspec", "asyncio")
 """Packages whose exceptions are failures of the network or the server."""
+CREDENTIALS = re.compile(r"Credential|Token|Profile|RefreshError")
+"""Names of the libraries' errors of credentials, which another attempt does not fix."""
+SETTINGS = re.compile(r"(Invalid|Config|ParamValidation|NoRegion|UnknownEndpoint|UnknownRegion)")
+"""Beginnings of the names of the libraries' errors of settings and names, which another attempt does not fix either."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,6 +43,8 @@ class Backend:
     extra: str
     credentials: str
     """How a user provides credentials, for messages."""
+    address: str = "the name of the bucket"
+    """What a user must correct if a setting or a name is invalid, for messages."""
     options: Callable[[], dict[str, Any]] = dict
     """Returns options of the file system that set its timeouts and its own attempts."""
 
@@ -52,6 +60,7 @@ BACKENDS = {
         module="s3fs",
         extra="s3",
         credentials="set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE",
+        address="AWS_ENDPOINT_URL (http://HOST:PORT or https://HOST), the other AWS settings, or the name of the bucket",
         options=_s3_options,
     ),
     "gs": Backend(
@@ -111,7 +120,7 @@ class ObjectStore:
         """Describe the objects below a URI; nothing is read yet.
 
         Raises:
-            BadInput: see `split_uri`; or the extra of the scheme is not installed.
+            BadInput: see `split_uri`; the extra of the scheme is not installed; or credentials or a setting are invalid.
         """
         self.uri = uri.rstrip("/")
         self._scheme, names = split_uri(uri)
@@ -122,7 +131,13 @@ class ObjectStore:
 
         # A cached listing would hide what another process has written.
         options = {"skip_instance_cache": True, "use_listings_cache": False, **self._backend.options()}
-        self._files = fsspec.filesystem(self._scheme, **options)
+        try:
+            self._files = fsspec.filesystem(self._scheme, **options)
+        except Exception as error:
+            self._refuse_settings(error)
+            if not _is_failure(error):
+                raise
+            raise self._no_credentials(error) from None
         if hasattr(self._files, "retries"):
             self._files.retries = 1
 
@@ -227,14 +242,26 @@ class ObjectStore:
                 return  # An upload in parts that the server has lost.
             fix = "create it, or correct the name"
             raise BadInput(f"{self.uri}: there is no bucket {self._bucket!r} in {self._scheme}{MARK}; {fix}") from None
-        if "Credential" in type(error).__name__:
-            fix = self._backend.credentials
-            raise BadInput(f"{self.uri}: no credentials for {self._scheme}{MARK} ({_describe(error)}); {fix}") from None
+        self._refuse_settings(error)
         if isinstance(error, OSError) and (error.errno in FULL_DISK or (isinstance(error, PermissionError) and error.filename)):
             raise cannot_write(error.filename or jax_setup.cache_dir(), error) from None
         if isinstance(error, PermissionError) or getattr(error, "code", None) in (401, 403):
             fix = f"grant access to the bucket, or use other credentials ({self._backend.credentials})"
             raise BadInput(f"{self._name(key)}: access is refused ({_describe(error)}); {fix}") from None
+
+    def _refuse_settings(self, error: Exception) -> None:
+        """Raise `BadInput` if `error` is one of credentials, an address, a setting or a name."""
+        is_library, name = _is_of_library(error), type(error).__name__
+        if is_library and CREDENTIALS.search(name):
+            raise self._no_credentials(error) from None
+        is_value = isinstance(error, ValueError) and not isinstance(error, OSError | json.JSONDecodeError | UnicodeError)
+        if is_value or (is_library and SETTINGS.match(name)):
+            fix = f"correct {self._backend.address}"
+            raise BadInput(f"{self.uri}: an address, a setting or a name is invalid ({_describe(error)}); {fix}") from None
+
+    def _no_credentials(self, error: Exception) -> BadInput:
+        reason = f"no credentials for {self._scheme}{MARK} ({_describe(error)})"
+        return BadInput(f"{self.uri}: {reason}; {self._backend.credentials}")
 
     def _has_bucket(self) -> bool:
         """Return False if the store says that there is no such bucket."""
@@ -250,7 +277,11 @@ class ObjectStore:
 
 def _is_failure(error: Exception) -> bool:
     """Return whether an error is one of the network or the server, which may end by itself."""
-    return isinstance(error, OSError) or type(error).__module__.partition(".")[0] in LIBRARIES
+    return isinstance(error, OSError) or _is_of_library(error)
+
+
+def _is_of_library(error: Exception) -> bool:
+    return type(error).__module__.partition(".")[0] in LIBRARIES
 
 
 def _describe(error: Exception) -> str:

@@ -19,7 +19,7 @@ HOST = "127.0.0.1"
 KEY, READER, SECRET = "writer", "reader", "secret"
 """Access keys of a user who may do everything and of one who may only read, and the secret of both."""
 UNAVAILABLE = b"<Error><Code>ServiceUnavailable</Code><Message>The service is unavailable.</Message></Error>"
-START = 60.0
+START = 300.0
 """Seconds in which the server must answer."""
 
 
@@ -42,6 +42,7 @@ class Proxy:
         """Forward requests to a port of this machine."""
         self.faults: list[Fault] = []
         self.requests: list[tuple[str, str]] = []
+        self._lock = threading.Lock()
         proxy = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -97,12 +98,13 @@ class Proxy:
 
     def next_fault(self, method: str, path: str) -> str:
         """Return the kind of the fault of a request, after waiting if it is slow; "" if it has none."""
-        for fault in self.faults:
-            if fault.times and fault.matches(method, path):
-                fault.times -= 1
-                time.sleep(fault.seconds)
-                return fault.kind
-        return ""
+        with self._lock:  # A request is answered by a thread of its own.
+            fault = next((fault for fault in self.faults if fault.times and fault.matches(method, path)), None)
+            if fault is None:
+                return ""
+            fault.times -= 1
+        time.sleep(fault.seconds)
+        return fault.kind
 
     def close(self) -> None:
         """End the proxy."""
@@ -121,10 +123,9 @@ def object_server(folder: Path) -> Iterator[int]:
     config, log = folder / "s3.json", folder / "log.txt"
     config.write_text(json.dumps({"identities": users}))
     (folder / "data").mkdir()
-    names = [f"{part}.port{kind}" for part in ("master", "volume", "filer", "s3") for kind in ("", ".grpc")]
-    ports = dict(zip(names, _free_ports(len(names)), strict=True))
     program = shutil.which("weed", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     assert program, "the group store of pyproject.toml is not installed"
+    names = [f"{part}.port{kind}" for part in ("master", "volume", "filer", "s3") for kind in ("", ".grpc")]
     options = ["-ip", HOST, f"-ip.bind={HOST}", f"-dir={folder / 'data'}", "-filer", "-s3", f"-s3.config={config}"]
     options += [
         "-s3.iam=false",
@@ -133,17 +134,24 @@ def object_server(folder: Path) -> Iterator[int]:
         "-master.volumeSizeLimitMB=64",
         "-volume.max=100",
     ]
-    options += [f"-{name}={port}" for name, port in ports.items()]
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            [program, "server", *options], stdout=output, stderr=output, stdin=subprocess.DEVNULL, cwd=folder
-        )
-    try:
-        _wait(ports["s3.port"], process, log)
-        yield ports["s3.port"]
-    finally:
-        process.kill()
-        process.wait()
+    end = time.monotonic() + START
+    while True:
+        ports = dict(zip(names, _free_ports(len(names)), strict=True))
+        numbered = [f"-{name}={port}" for name, port in ports.items()]
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                [program, "server", *options, *numbered], stdout=output, stderr=output, stdin=subprocess.DEVNULL, cwd=folder
+            )
+        try:
+            if _answers(ports["s3.port"], process, end):
+                yield ports["s3.port"]
+                return
+        finally:
+            process.kill()
+            process.wait()
+        # Another process may have taken one of the ports before the server did.
+        if time.monotonic() >= end:
+            raise RuntimeError(f"the object server did not start: {log.read_text(errors='replace')[-2000:]}")
 
 
 def _free_ports(count: int) -> list[int]:
@@ -154,17 +162,16 @@ def _free_ports(count: int) -> list[int]:
         return [one.getsockname()[1] for one in sockets]
 
 
-def _wait(port: int, process: subprocess.Popen, log: Path) -> None:
-    """Wait until the server answers a request."""
-    end = time.monotonic() + START
+def _answers(port: int, process: subprocess.Popen, end: float) -> bool:
+    """Wait until the server answers a request, and return False if it ends, or does not answer until `end`."""
     while time.monotonic() < end and process.poll() is None:
         connection = http.client.HTTPConnection(HOST, port, timeout=5)
         try:
             connection.request("GET", "/")
             if connection.getresponse().status == 403:
-                return
+                return True
         except (OSError, http.client.HTTPException):
             time.sleep(0.05)
         finally:
             connection.close()
-    raise RuntimeError(f"the object server did not start: {log.read_text(errors='replace')[-2000:]}")
+    return False

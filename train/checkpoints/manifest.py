@@ -159,6 +159,17 @@ def _files(folder: pathlib.Path) -> dict[str, pathlib.Path]:
     return {file.relative_to(folder).as_posix(): file for file in sorted(paths) if file != folder / NAME}
 
 
+def is_intact(content: bytes) -> bool:
+    """Return whether the content of a manifest has not changed since it was written."""
+    try:
+        text = content.decode()
+        fields = json.loads(text)
+        del fields["sha256"]
+        return _add_digest(fields) == text
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return False
+
+
 def _add_digest(content: dict[str, Any]) -> str:
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
     return json.dumps({**content, "sha256": digest}, sort_keys=True, indent=1) + "\n"

@@ -4,6 +4,8 @@ checkpoints/00000400/...            the files of a step; it exists only with its
 best/..., base/...                  in the same way
 config.json, metrics.jsonl, ...     everything else, each an object that is replaced at once
 writer.json                         the machine that trains the run
+
+The folder `fetched` exists in a working copy only, with the results as they were last fetched or uploaded.
 """
 
 import re
@@ -19,11 +21,15 @@ CHECKPOINTS, BEST, BASE = "checkpoints", "best", "base"
 STEP_FOLDERS = (CHECKPOINTS, BEST, BASE)
 """Folders with a folder for each step."""
 WRITER = "writer.json"
+FETCHED = "fetched"
+DAMAGED = "damaged.json"
+"""File in `FETCHED` with the SHA-256 of the COMMIT.json of every later step of the store that is damaged, by step."""
 LOGS = re.compile(r"(metrics|ledger|starts)\.jsonl|stacks(-\d+)?\.txt|rollouts/[^/]+\.jsonl")
 """Files of a run that left no checkpoint, which a run of another configuration deletes when it takes the name."""
-RESULTS = ("evaluations.json", "outcomes.npz", "report.html")
+EVALUATIONS = "evaluations.json"
+RESULTS = (EVALUATIONS, "outcomes.npz", "report.html", "reward_scale.json")
 """Files that the evaluation of a run writes, perhaps on another machine than its training."""
-NOT_UPLOADED = (*STEP_FOLDERS, "profile", LOCK, WRITER)
+NOT_UPLOADED = (*STEP_FOLDERS, "profile", LOCK, WRITER, FETCHED)
 """Names in the folder of a run that are not among its `run_files`."""
 
 

@@ -7,6 +7,7 @@ confirmed. A failed upload leaves the working copy as it is, and the next one al
 """
 
 import contextlib
+import hashlib
 import json
 import os
 import socket
@@ -18,8 +19,8 @@ from train.checkpoints import manifest
 from train.checkpoints.manifest import Manifest
 from train.config.run_config import Run
 from train.run.run_dir import RunDir, write_json
-from train.store import run_layout
-from train.store.run_layout import BASE, BEST, CHECKPOINTS, WRITER
+from train.store import run_layout, run_results
+from train.store.run_layout import BASE, BEST, CHECKPOINTS, DAMAGED, EVALUATIONS, FETCHED, RESULTS, WRITER
 from zoo import object_store
 from zoo.errors import BadInput
 from zoo.fault_points import fault_point
@@ -30,16 +31,29 @@ ATTEMPTS = 5
 
 
 class Uploads:
-    """The copies of a run outside of its folder; this class makes none.
+    """Uploads of a run whose --out is local: does nothing.
 
-    Leaving the context without an exception completes them.
+    Leaving the context of a subclass without an exception completes its uploads.
     """
+
+    def __init__(self, *, with_best: bool = False) -> None:
+        """Describe uploads.
+
+        Args:
+            with_best: whether some process uploads the best checkpoint with each step.
+        """
+        self._with_best = with_best
 
     def __enter__(self) -> "Uploads":
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:
         pass
+
+    def before_save(self, wait_for_best: Callable[[], object]) -> None:
+        """Wait for the best checkpoint where it is uploaded: it accompanies the step that is about to be saved."""
+        if self._with_best:
+            wait_for_best()
 
     def commit(self, step: int) -> None:
         """Bring the copies up to date after the commit of a step; called by the thread that saves, never raises."""
@@ -55,22 +69,31 @@ class RunUploads(Uploads):
             keep: how many of the newest steps the store keeps.
             notify: receives one-line messages for the user.
         """
+        super().__init__(with_best=True)
         self._store, self._folder, self._keep, self._notify = store, folder, keep, notify
         self._committed: set[tuple[str, int]] = set()
         # A step that is saved later is uploaded even if the store has it: there, this one may be damaged.
         paths = ((name, folder.path / name) for name in run_layout.STEP_FOLDERS)
         self._earlier = {(name, step) for name, path in paths for step in run_layout.valid_steps(path)}
         self._uploaded: dict[str, tuple[int, int]] = {}
+        self._damaged: set[int] = set()
 
     def __enter__(self) -> "RunUploads":
         """Record in the store that this machine trains the run from now on, which also shows that the store can be written.
 
         Raises:
-            BadInput: it cannot.
+            BadInput: it cannot; or the store has a later step than this folder, which another machine has uploaded.
         """
         writer = self._folder.path / WRITER
         write_json(writer, {"host": socket.gethostname(), "process": os.getpid(), "at": time.time()})
         self._store.put(writer, WRITER)
+        # Another machine may have uploaded a step since this run was fetched.
+        newest = max(run_layout.valid_steps(self._folder.checkpoints), default=-1)
+        committed = run_layout.committed_steps(self._store.list(), CHECKPOINTS)
+        self._damaged = {step for step in committed if step > newest and self._is_damaged(step)}
+        if later := [step for step in committed if step > newest and step not in self._damaged]:
+            fix = "run the same command again to continue from it"
+            raise BadInput(f"{self._store.uri}: step {later[0]} was uploaded after this run was fetched; {fix}")
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:
@@ -83,17 +106,19 @@ class RunUploads(Uploads):
             return
         try:
             self._upload()
-        except (BadInput, OSError) as error:
+        except Exception as error:
             fix = f"everything is in {self._folder.path}, and the same command tries again"
-            raise BadInput(f"the run could not be uploaded: {error}; {fix}") from None
+            raise BadInput(f"the run could not be uploaded: {_describe(error)}; {fix}") from None
 
     def commit(self, step: int) -> None:
         """Upload what is missing; a failure is reported, and the run continues."""
         try:
             self._upload()
-        except (BadInput, OSError) as error:
+        except Exception as error:
             where = f"its checkpoint is in {self._folder.checkpoints}"
-            self._notify(f"UPLOAD of step {step} FAILED: {error}. The run continues, and {where}; the next save tries again")
+            self._notify(
+                f"UPLOAD of step {step} FAILED: {_describe(error)}. The run continues, and {where}; the next save tries again"
+            )
 
     def _upload(self) -> None:
         """Upload every file and step that the store lacks, and delete the steps that it no longer keeps.
@@ -112,6 +137,15 @@ class RunUploads(Uploads):
         if steps:
             self._prune(CHECKPOINTS, steps[0], self._keep)
 
+    def _is_damaged(self, step: int) -> bool:
+        """Return whether a step of the store is the one that turned out to be damaged when the run was fetched."""
+        try:
+            digests = json.loads((self._folder.path / FETCHED / DAMAGED).read_bytes())
+            content = self._store.read(run_layout.commit_key(CHECKPOINTS, step))
+        except (FileNotFoundError, ValueError):
+            return False
+        return digests.get(str(step)) == hashlib.sha256(content).hexdigest()
+
     def _check_writer(self) -> None:
         """Refuse to upload if another machine has written `WRITER` since this one did."""
         own = (self._folder.path / WRITER).read_bytes()
@@ -129,11 +163,15 @@ class RunUploads(Uploads):
         files = run_layout.run_files(self._folder)
         for key, file in files.items():
             with contextlib.suppress(FileNotFoundError):  # It was replaced or removed in the meantime.
-                stat = file.stat()
-                state = stat.st_size, stat.st_mtime_ns
-                if self._uploaded.get(key) != state or key not in sizes:
+                state = _state(file)
+                if self._uploaded.get(key) == state and key in sizes:
+                    continue
+                if key not in RESULTS:
                     self._store.put(file, key)
-                    self._uploaded[key] = state
+                elif key not in sizes or run_results.is_changed(self._folder, key):
+                    run_results.upload_result(self._store, self._folder, key)
+                    state = _state(file) if key == EVALUATIONS else state
+                self._uploaded[key] = state
         for key in run_layout.run_keys(sizes):
             if key not in files and run_layout.LOGS.fullmatch(key):
                 self._store.delete(key)
@@ -187,12 +225,14 @@ class RunUploads(Uploads):
     def _prune(self, folder: str, newest: int, keep: int) -> None:
         """Delete all steps of a folder in the store but the `keep` newest up to `newest`.
 
-        Later ones turned out to be damaged when the run continued from one before them. A step without a COMMIT.json is what an
-        upload that did not end has left.
+        Later ones are deleted only if they turned out to be damaged when the run continued from one before them. A step without
+        a COMMIT.json is what an upload that did not end has left.
         """
         keys = self._store.list(f"{folder}/")
         steps = [step for step in run_layout.committed_steps(keys, folder) if step <= newest]
         for step in run_layout.steps_with_objects(keys, folder).difference(steps[:keep]):
+            if folder == CHECKPOINTS and step > newest and step not in self._damaged:
+                continue
             prefix, commit = run_layout.step_prefix(folder, step), run_layout.commit_key(folder, step)
             # First, so that a kill leaves no step that seems to be complete.
             if commit in keys:
@@ -214,26 +254,38 @@ def uploads_of(run: Run, folder: RunDir, process: int, *, notify: Callable[[str]
         BadInput: see `zoo.object_store.ObjectStore`.
     """
     if process != 0 or not object_store.is_uri(run.out):
-        return Uploads()
+        return Uploads(with_best=object_store.is_uri(run.out))
     return RunUploads(ObjectStore(f"{run.out.rstrip('/')}/{folder.path.name}"), folder, run.checkpoint.keep, notify=notify)
 
 
-def upload_results(name: str, folder: RunDir) -> None:
-    """Upload what the evaluation of a run has written; a run that is not in an object store needs nothing of this.
+def upload_results(name: str, folder: RunDir, *, write_report: Callable[[Path], object]) -> None:
+    """Upload what the evaluation of a run has changed; a run that is not in an object store needs nothing of this.
 
     Args:
         name: the run as on the command line.
         folder: its folder, or its working copy.
+        write_report: writes the report of a folder again, after evaluations of other machines were added to its own.
 
     Raises:
-        BadInput: the store cannot be written.
+        BadInput: the store cannot be read or written.
     """
     if not object_store.is_uri(name):
         return
     store = ObjectStore(name)
-    for key in run_layout.RESULTS:
-        if (file := folder.path / key).exists():
-            store.put(file, key)
+    if run_results.merge_evaluations(store, folder):
+        write_report(folder.path)
+    for key in RESULTS:
+        if run_results.is_changed(folder, key):
+            run_results.upload_result(store, folder, key)
+
+
+def _state(file: Path) -> tuple[int, int]:
+    stat = file.stat()
+    return stat.st_size, stat.st_mtime_ns
+
+
+def _describe(error: Exception) -> str:
+    return str(error) if isinstance(error, BadInput | OSError) else f"{type(error).__name__}: {error}"
 
 
 def _listed_files(path: Path, step: int) -> dict[str, int]:

@@ -1,8 +1,10 @@
 """The folder in which a model is: a run, published weights, a model of the hub, or a run in an object store."""
 
+import functools
 from pathlib import Path
 
 from train.store import run_fetch
+from zoo import object_store
 from zoo.hf import hub
 
 
@@ -15,4 +17,16 @@ def folder_of(name: str, step: int | None = None) -> Path:
     Raises:
         BadInput: see `zoo.hf.hub.folder_of` and `train.store.run_fetch.local_name`.
     """
-    return hub.folder_of(run_fetch.local_name(name, step))
+    if object_store.is_uri(name):
+        return _fetched(name, step, object_store.working_folder(name))
+    return hub.folder_of(name)
+
+
+@functools.cache
+def _fetched(name: str, step: int | None, working: Path) -> Path:
+    """Return the folder of a run in an object store; a process fetches it once, so that all its parts read the same steps.
+
+    Args:
+        working: folder that stands for it, which depends on the cache.
+    """
+    return Path(run_fetch.local_name(name, step))

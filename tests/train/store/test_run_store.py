@@ -1,5 +1,7 @@
 """Runs in an object store: what is uploaded, what is fetched, and what damage, kills and absence of the store cost."""
 
+import dataclasses
+import errno
 import json
 import shutil
 import subprocess
@@ -13,11 +15,13 @@ from tests.support.commands import snapshot
 from tests.support.object_stores import Place
 from tests.support.processes import run_python
 from tests.support.states import META, Log, make, restored
+from train import recipes
 from train.checkpoints.checkpoints import Checkpoints
 from train.checkpoints.manifest import Manifest
 from train.run.run_dir import RunDir
-from train.store import run_fetch, run_layout, run_uploads
+from train.store import run_fetch, run_layout, run_results, run_uploads
 from train.store.run_uploads import RunUploads
+from train.weights import model_folder, reward_scale
 from zoo import object_store
 from zoo.errors import BadInput
 from zoo.fault_points import faults
@@ -26,7 +30,7 @@ NAME = "gpt"
 FULL = pytest.mark.full
 PASS = {"store.put": 3, "store.commit": 1, "store.delete": 2}
 """The pass of a point at which a process is killed: a step is partly uploaded, all but its COMMIT.json, or partly deleted."""
-LOCAL = ("run.lock", "writer.json")
+LOCAL = ("run.lock", "writer.json", "fetched")
 
 
 @pytest.fixture
@@ -82,9 +86,11 @@ def test_a_run_is_the_same_files_on_another_machine(place: Place, work: RunDir, 
     store = place.store(NAME)
     assert run_layout.committed_steps(store.list(), "checkpoints") == [15, 10]
     assert fetch(place, other, log) == 15
-    fetched = snapshot(other.path)
-    expected = {name: content for name, content in snapshot(work.path).items() if name not in LOCAL and "/00000010" not in name}
-    assert fetched == expected | {name: content for name, content in snapshot(work.path).items() if name.startswith("best")}
+    fetched, saved = (
+        {name: content for name, content in snapshot(run.path).items() if not name.startswith(LOCAL)} for run in (other, work)
+    )
+    expected = {name: content for name, content in saved.items() if "/00000010" not in name or name.startswith("best")}
+    assert fetched == expected
     # Nothing is newer, and the scores of another machine are all that is missing.
     other.scores.unlink()
     other.metrics.write_text("own")
@@ -203,6 +209,7 @@ def test_a_damaged_object_costs_its_step(
     train(place, other, 10)
     assert fetch(place, RunDir(tmp_path / "third"), Log()) == 10
     object_stores.change(store, run_layout.commit_key("checkpoints", 10), "halved", tmp_path / "scratch")
+    fetch(place, again, Log())
     train(place, again, 7)
     assert run_layout.committed_steps(store.list(), "checkpoints") == [7, 5]
 
@@ -211,7 +218,7 @@ def test_no_intact_step_is_refused(place: Place, work: RunDir, other: RunDir, tm
     train(place, work, 5, 10)
     for step in (5, 10):
         object_stores.change(place.store(NAME), run_layout.commit_key("checkpoints", step), "halved", tmp_path / "scratch")
-    with pytest.raises(BadInput, match="no intact checkpoint, only 00000005, 00000010; delete it to start again"):
+    with pytest.raises(BadInput, match=r"only 00000005, 00000010; delete .* to start again, or choose another --name"):
         fetch(place, other, Log())
 
 
@@ -245,12 +252,14 @@ def test_without_its_store_a_run_goes_on_and_uploads_later(place: Place, work: R
     assert fetch(place, other, log) == 15
     assert len(log) == 2
     # An exception that ends the run is not hidden by an upload.
-    with faults("store.list:error:1+"), pytest.raises(KeyError), target:
-        raise KeyError
+    with faults("store.list:error:1+"):
+        target.__exit__(KeyError)
 
 
 @pytest.mark.planted
-def test_failures_that_end_are_not_noticed(place: Place, work: RunDir, other: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failures_that_end_do_not_affect_a_run(
+    place: Place, work: RunDir, other: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
     log = Log()
     with faults("store.list:EIO:1,store.put:EIO:2,store.put:ESTALE:5,store.read:EIO:1"):
         train(place, work, 5, log=log)
@@ -289,12 +298,16 @@ def test_the_logs_of_a_run_that_was_replaced_are_deleted(place: Place, work: Run
     assert keys == {"config.json", "metrics.jsonl", "evaluations.json", "notes.jsonl", "writer.json"}
 
 
+def no_report(folder: Path) -> None:
+    pytest.fail(f"{folder} had no evaluations to merge")
+
+
 def test_results_of_an_evaluation_are_uploaded(place: Place, work: RunDir) -> None:
     train(place, work, 5)
     work.evaluations.write_text('{"blimp": 1}')
     work.metrics.write_text("changed")
-    run_uploads.upload_results(f"{place.uri}/{NAME}", work)
-    run_uploads.upload_results(str(work.path), work)
+    run_uploads.upload_results(f"{place.uri}/{NAME}", work, write_report=no_report)
+    run_uploads.upload_results(str(work.path), work, write_report=no_report)
     store = place.store(NAME)
     assert json.loads(store.read("evaluations.json")) == {"blimp": 1}
     assert store.read("metrics.jsonl") != b"changed"
@@ -313,6 +326,12 @@ def test_a_name_without_a_run_is_refused(place: Place) -> None:
         run_fetch.local_name(f"{place.uri}/absent")
 
 
+def holding(code: str) -> subprocess.Popen[bytes]:
+    """Start a process that prints a line when it has locked a run, and ends when it gets one."""
+    folder, pipe = Path(__file__).parents[3], subprocess.PIPE
+    return subprocess.Popen([sys.executable, "-c", code], stdin=pipe, stdout=pipe, cwd=folder)
+
+
 def test_reading_a_run_that_is_trained_here_reads_its_folder(
     place: Place, work: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -321,11 +340,254 @@ def test_reading_a_run_that_is_trained_here_reads_its_folder(
     name, log = f"{place.uri}/{NAME}", Log()
     folder = Path(run_fetch.local_name(name, notify=log))
     train(place, work, 10)
-    code = f"from train.run.run_dir import RunDir\nwith RunDir({str(folder)!r}).claim(): input()"
-    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, cwd=Path(__file__).parents[3]) as holder:
-        while "process" not in (folder / "run.lock").read_text() or str(holder.pid) not in (folder / "run.lock").read_text():
-            assert holder.poll() is None
+    code = f"""if True:
+        from pathlib import Path
+        from train.run.run_dir import RunDir
+        from train.store.run_uploads import RunUploads
+        from zoo.object_store import ObjectStore
+        class NoStore(ObjectStore):
+            def __init__(self): pass
+            def put(self, file, key): pass
+            def list(self, prefix=""): return {{}}
+        run = RunDir(Path({str(folder)!r}))
+        with run.claim():
+            RunUploads(NoStore(), run, 1, notify=print).__enter__()
+            print("training", flush=True)
+            input()
+        """
+    with holding(code) as holder:
+        assert holder.stdout is not None and holder.stdout.readline() == b"training\n"
         assert run_fetch.local_name(name, notify=log) == str(folder)
         holder.communicate(b"\n")
     assert Checkpoints(folder / "checkpoints", 9, notify=pytest.fail).latest() == 5
-    assert len(log) == 1 and "is in use, perhaps by the training of this run; it is read as it is" in log[0]
+    assert len(log) == 1 and "is in use by the training of this run; it is read as it is" in log[0]
+
+
+def test_a_reader_waits_for_another_reader(place: Place, work: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train(place, work, 5)
+    monkeypatch.setenv("ZOO_CACHE", str(tmp_path / "cache"))
+    name, log = f"{place.uri}/{NAME}", Log()
+    folder = RunDir(object_store.working_folder(name))
+    code = f"""if True:
+        from pathlib import Path
+        from train.run.run_dir import RunDir
+        with RunDir(Path({str(folder.path)!r})).claim():
+            print("fetching", flush=True)
+            input()
+        """
+    with holding(code) as holder:
+        assert holder.stdout is not None and holder.stdout.readline() == b"fetching\n"
+        with monkeypatch.context() as patch:
+            patch.setattr(run_fetch, "LONGEST_WAIT", 0.0)
+            with pytest.raises(BadInput):
+                run_fetch.local_name(name, notify=pytest.fail)
+
+        def release(message: str) -> None:
+            log(message)
+            holder.communicate(b"\n")
+
+        assert run_fetch.local_name(name, notify=release) == str(folder.path)
+    assert run_layout.valid_steps(folder.checkpoints) == [5]
+    assert len(log) == 1 and "is in use; waiting up to 10 minutes for the process that fetches it" in log[0]
+
+
+def test_a_process_fetches_a_run_once(place: Place, work: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train(place, work, 5)
+    monkeypatch.setenv("ZOO_CACHE", str(tmp_path / "cache"))
+    folder = model_folder.folder_of(f"{place.uri}/{NAME}")
+    monkeypatch.setattr(object_store, "ObjectStore", pytest.fail)
+    monkeypatch.setattr(run_fetch, "ObjectStore", pytest.fail)
+    assert model_folder.folder_of(f"{place.uri}/{NAME}") == folder
+
+
+@pytest.mark.planted
+def test_evaluations_of_two_machines_are_merged(
+    place: Place, work: RunDir, other: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(place, work, 5)
+    name, store, reports = f"{place.uri}/{NAME}", place.store(NAME), []
+
+    def evaluate(run: RunDir, **entries: int) -> None:
+        earlier = json.loads(run.evaluations.read_text()) if run.evaluations.exists() else {}
+        run.evaluations.write_text(json.dumps(earlier | entries))
+        run_uploads.upload_results(name, run, write_report=reports.append)
+
+    evaluate(work, blimp=1, lambada=1)
+    fetch(place, other, Log())
+    evaluate(work, blimp=2)
+    # This machine has not fetched that; it has an old entry of blimp, which is not its own.
+    evaluate(other, lambada=3, rewards=3)
+    assert json.loads(store.read("evaluations.json")) == {"blimp": 2, "lambada": 3, "rewards": 3}
+    assert json.loads(other.evaluations.read_text()) == {"blimp": 2, "lambada": 3, "rewards": 3}
+    assert reports == [other.path]
+    # Neither a start with the newest step nor its uploads lose what the store has.
+    (other.path / reward_scale.FILE).write_text("{}")
+    run_uploads.upload_results(name, other, write_report=reports.append)
+    with monkeypatch.context() as patch:
+        # The mistake: every result counts as changed here.
+        patch.setattr(run_results, "is_changed", lambda folder, key: True)
+        fetch(place, work, Log())
+        assert json.loads(work.evaluations.read_text()) == {"blimp": 2, "lambada": 1}
+    with uploads(place, work, Log()):
+        pass
+    assert json.loads(store.read("evaluations.json")) == {"blimp": 2, "lambada": 3, "rewards": 3}
+    fetch(place, work, Log())
+    assert json.loads(work.evaluations.read_text()) == {"blimp": 2, "lambada": 3, "rewards": 3}
+    assert (work.path / reward_scale.FILE).read_text() == "{}"
+
+
+def start_again(place: Place, folder: RunDir, *steps: int) -> RunDir:
+    """Delete the run in the store, and train another one under its name in a folder."""
+    store = place.store(NAME)
+    for key in store.list():
+        store.delete(key)
+    folder.path.mkdir(parents=True)
+    folder.config.write_text('{"family": "gpt"}\n')
+    target = RunUploads(store, folder, 9, notify=pytest.fail).__enter__()
+    with Checkpoints(folder.checkpoints, 9, notify=pytest.fail, on_commit=target.commit) as checkpoints:
+        for step in steps:
+            checkpoints.save(make(step), META | {"step": step, "run": "another"})
+            assert checkpoints.wait()
+    return folder
+
+
+@pytest.mark.planted
+@pytest.mark.parametrize(("steps", "reason"), [((10,), "step 10 differs"), ((3,), "step 10 is later than all of the store")])
+def test_a_run_that_was_trained_again_replaces_the_copies_of_readers(
+    steps: tuple[int, ...], reason: str, place: Place, work: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ZOO_CACHE", str(tmp_path / "cache"))
+    train(place, work, 5, 10)
+    name, log = f"{place.uri}/{NAME}", Log()
+    folder = RunDir(Path(run_fetch.local_name(name, notify=pytest.fail)))
+    again = start_again(place, RunDir(tmp_path / "again"), *steps)
+    with monkeypatch.context() as patch:
+        # The mistake: steps are compared by their numbers.
+        patch.setattr(run_fetch, "_replace_another_run", lambda *_: None)
+        run_fetch.local_name(name, notify=pytest.fail)
+        assert run_layout.valid_steps(folder.checkpoints) == [10]
+    run_fetch.local_name(name, notify=log)
+    assert len(log) == 1 and reason in log[0] and "the copy is replaced" in log[0]
+    step = steps[-1]
+    assert run_layout.valid_steps(folder.checkpoints) == [step]
+    own, other = (run_layout.step_folder(run.checkpoints, step) / "COMMIT.json" for run in (folder, again))
+    assert own.read_bytes() == other.read_bytes()
+    run_fetch.local_name(name, notify=log)
+    assert len(log) == 1
+
+
+def test_training_refuses_a_store_with_another_run(
+    place: Place, work: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor does a reader remove a folder in which a run was trained."""
+    monkeypatch.setattr(object_store, "working_folder", lambda name: work.path if name.endswith(NAME) else work.path.parent)
+    run = dataclasses.replace(recipes.recipe_run("gpt-nano", ""), out=place.uri, name=NAME)
+    train(place, work, 5, 10)
+    # The last uploads failed: the run continues here, and readers see its newest step.
+    with Checkpoints(work.checkpoints, 2, notify=pytest.fail) as checkpoints:
+        for step in (15, 20):
+            checkpoints.save(make(step), META | {"step": step})
+    run_fetch.prepare_training(run, notify=pytest.fail)
+    run_fetch.local_name(f"{place.uri}/{NAME}", notify=pytest.fail)
+    assert run_layout.valid_steps(work.checkpoints) == [20, 15]
+    start_again(place, RunDir(tmp_path / "again"), 15)
+    problem = r"another run than the one in .* \(step 15 differs\); remove .*, or choose another --name"
+    with pytest.raises(BadInput, match=problem):
+        run_fetch.prepare_training(run, notify=pytest.fail)
+    with pytest.raises(BadInput, match=problem):
+        run_fetch.local_name(f"{place.uri}/{NAME}", notify=pytest.fail)
+    assert run_layout.valid_steps(work.checkpoints) == [20, 15]
+
+
+def test_without_a_run_in_the_store_the_folder_is_uploaded_again(
+    place: Place, work: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A start that was refused has left its writer.json alone."""
+    monkeypatch.setattr(object_store, "working_folder", lambda name: work.path.parent)
+    train(place, work, 5)
+    store, log = place.store(NAME), Log()
+    for key in store.list():
+        if key != "writer.json":
+            store.delete(key)
+    run = dataclasses.replace(recipes.recipe_run("gpt-nano", ""), out=place.uri, name=NAME)
+    run_fetch.prepare_training(run, notify=log)
+    assert len(log) == 1 and "no run there" in log[0]
+
+
+@pytest.mark.planted
+def test_a_step_that_was_uploaded_after_the_fetch_is_not_deleted(place: Place, work: RunDir, other: RunDir) -> None:
+    train(place, work, 5)
+    fetch(place, other, Log())
+    train(place, work, 10)
+    target = RunUploads(place.store(NAME), other, 1, notify=pytest.fail)
+    with pytest.raises(BadInput, match=r"step 10 was uploaded after this run was fetched; run the same command again"):
+        target.__enter__()
+    # Nor is one that is uploaded later than that, by a machine that has not seen this one's writer.json.
+    target._upload()
+    assert run_layout.committed_steps(place.store(NAME).list(), "checkpoints") == [10, 5]
+    # The mistake: every later step counts as damaged.
+    target._damaged = {10}
+    target._upload()
+    assert run_layout.committed_steps(place.store(NAME).list(), "checkpoints") == [5]
+
+
+@pytest.mark.planted
+def test_an_error_of_any_kind_does_not_end_the_run(place: Place, work: RunDir) -> None:
+    log = Log()
+    target = uploads(place, work, log)
+    with faults("store.list:error:1+"):
+        target.commit(5)
+        with pytest.raises(BadInput, match=r"could not be uploaded: RuntimeError: "):
+            target.__exit__(None)
+    assert len(log) == 1 and "UPLOAD of step 5 FAILED: RuntimeError: " in log[0]
+
+
+@pytest.mark.planted
+def test_a_file_that_cannot_be_removed_does_not_hide_the_error(
+    place: Place, work: RunDir, other: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(place, work, 5)
+
+    def refuse(self: Path, missing_ok: bool = False) -> None:
+        raise PermissionError(errno.EACCES, "refused", str(self))
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    with faults("store.get:ENOSPC:1+"), pytest.raises(BadInput, match="No space left"):
+        run_fetch._fetch_files(place.store(NAME), other, ["config.json"])
+
+
+@pytest.mark.planted
+@pytest.mark.parametrize(
+    ("error", "fix"),
+    [
+        (ValueError("Invalid endpoint: host:80"), "correct AWS_ENDPOINT_URL"),
+        (type("ParamValidationError", (Exception,), {"__module__": "botocore.exceptions"})("bucket"), "correct AWS_ENDPOINT_URL"),
+        *(
+            (type(name, (Exception,), {"__module__": "botocore.exceptions"})("absent"), "set AWS_ACCESS_KEY_ID")
+            for name in ("ProfileNotFound", "TokenRetrievalError", "SSOTokenLoadError", "NoCredentialsError")
+        ),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_wrong_settings_are_refused_at_the_first_attempt(
+    error: Exception, fix: str, place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both when the client is constructed, and in an operation."""
+    texts = {name: getattr(object_store.BACKENDS["s3"], name) for name in ("credentials", "address")}
+    attempts = []
+
+    def fail(*_: object, **__: object) -> None:
+        attempts.append(1)
+        raise error
+
+    options = object_store.BACKENDS["dir"].options if "dir" in object_store.BACKENDS else dict
+    backend = object_store.Backend(module="fsspec", extra="none", options=options, **texts)
+    monkeypatch.setitem(object_store.BACKENDS, place.uri.partition(":")[0], backend)
+    store = place.store(NAME)
+    monkeypatch.setattr(store._files, "cat_file", fail)
+    with pytest.raises(BadInput, match=fix):
+        store.read("config.json")
+    monkeypatch.setattr("fsspec.filesystem", fail)
+    with pytest.raises(BadInput, match=fix):
+        place.store(NAME)
+    assert len(attempts) == 2

@@ -125,5 +125,7 @@ def evaluate(args: list[str]) -> int:
     import jax
 
     if not options.adapter and jax.process_index() == 0:
-        run_uploads.upload_results(options.run, RunDir(run))
+        from eval.report import report
+
+        run_uploads.upload_results(options.run, RunDir(run), write_report=report.write)
     return code
