@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import itertools
-import os
 import shutil
 import signal
 import subprocess
@@ -24,8 +23,6 @@ WRITES = (
     *checkpoint_kills.IN_DELETION,
 )
 CACHED = ("tokens.write", "tokens.header", "tokens.rename")
-FILLER = "filler"
-"""Name of the file that takes the space."""
 COMPILED = ("compiled.write", "compiled.rename")
 
 
@@ -110,29 +107,6 @@ def file_system(folder: Path, size: str) -> Iterator[Path]:
         subprocess.run(["umount", "-l", folder], check=True)
 
 
-def fill(folder: Path, free: int) -> None:
-    """Let a file take all space of a file system but `free` bytes."""
-    filler = folder / FILLER
-    filler.unlink(missing_ok=True)
-    status = os.statvfs(folder)
-    size = status.f_bavail * status.f_frsize - free
-    with filler.open("wb") as file, contextlib.suppress(OSError):
-        os.posix_fallocate(file.fileno(), 0, max(1, size))
-
-
-def fill_before(folder: str, free: int) -> None:
-    """Fill a file system in the process that will write to it, once its run has begun; `before` of `forked.start`."""
-    from train.rows.batches import Batches
-
-    begin = Batches.read
-
-    def full(self: Batches, first_step: int) -> object:
-        fill(Path(folder), free)
-        return begin(self, first_step)
-
-    Batches.read = full
-
-
 def full_file_system(task: Task, outcome: Outcome) -> None:
     """Fill a real file system to a random level before a start, or after it, when its first step is about to be read."""
     chance = task.random()
@@ -142,13 +116,13 @@ def full_file_system(task: Task, outcome: Outcome) -> None:
 
         def next_hook(start: int, latest: int) -> tuple[str, Callable[[], None]]:
             free = chance.choice((0, chance.randrange(200 << 10), chance.randrange(1 << 20)))
-            (disk / FILLER).unlink(missing_ok=True)
+            (disk / limits.FILLER).unlink(missing_ok=True)
             if start % 3 == 2:
-                fill(disk, free)
+                limits.fill(disk, free)
                 return "full before the start", functools.partial(forked.with_faults, "")
-            return "full during the run", functools.partial(fill_before, str(disk), free)
+            return "full during the run", functools.partial(limits.fill_before, str(disk), free)
 
-        suffer(task, outcome, "full", next_hook, task.folder, lambda: (disk / FILLER).unlink(missing_ok=True))
+        suffer(task, outcome, "full", next_hook, task.folder, lambda: (disk / limits.FILLER).unlink(missing_ok=True))
 
 
 def memory(task: Task, outcome: Outcome) -> None:

@@ -1,11 +1,18 @@
-"""Limits of the kernel that a process sets for itself at a certain moment of a run. They are called in a forked `zoo`.
+"""Limits that a process sets for itself at a certain moment of a run, called in a forked `zoo`: `before` of `forked.start`.
 
 Each replaces a function of the project by one that sets a limit and then calls it: every error comes from the kernel. Nothing
-here imports `tests.support.environment`, see `tests.support.forked`.
+here imports `tests.support.environment`, see `tests.support.forked`: the run would have other devices and threads, so that
+its bits would differ from those of the others.
 """
 
+import contextlib
+import os
 import resource
+from pathlib import Path
 from typing import Any
+
+FILLER = "filler"
+"""Name of the file that takes the space of a file system."""
 
 
 def file_size(name: str, row: int) -> None:
@@ -40,3 +47,26 @@ def memory(step: int, spare: int) -> None:
         save(self, state, meta)
 
     Checkpoints.save = limited
+
+
+def fill(folder: Path, free: int) -> None:
+    """Let a file take all space of a file system but `free` bytes."""
+    filler = folder / FILLER
+    filler.unlink(missing_ok=True)
+    status = os.statvfs(folder)
+    size = status.f_bavail * status.f_frsize - free
+    with filler.open("wb") as file, contextlib.suppress(OSError):
+        os.posix_fallocate(file.fileno(), 0, max(1, size))
+
+
+def fill_before(folder: str, free: int) -> None:
+    """Fill a file system in the process that will write to it, once its run has begun."""
+    from train.rows.batches import Batches
+
+    begin = Batches.read
+
+    def full(self: Batches, first_step: int) -> object:
+        fill(Path(folder), free)
+        return begin(self, first_step)
+
+    Batches.read = full
