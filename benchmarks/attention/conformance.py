@@ -30,8 +30,9 @@ from zoo.errors import BadInput
 from zoo.sharding import target_platform
 
 DTYPES = ("float32", "bfloat16")
-UNOPTIMIZED = {"xla_backend_optimization_level": 0}
-"""Options of the compiler for programs that run once."""
+UNOPTIMIZED = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
+"""Options of the compiler for programs that run once. The fusion emitters of XLA for CPU (JAX 0.10.2) overflow a thread's stack
+in `flash_tpu` with XLNet's bias, which ends the process."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
