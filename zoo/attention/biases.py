@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from zoo.attention.mask_bias_base import MaskOrBias, array_field, static_field
 from zoo.attention.tiles import Tile
@@ -83,13 +83,25 @@ class Buckets(MaskOrBias):
         return self.prepare(t, s).dense(t, s, scale)
 
 
+@jax.custom_vjp
 def _look_up(table: Float[Array, "buckets N"], bucket: Int[Array, " D"]) -> Float[Array, "D N"]:
-    """Return the rows of a table of finite numbers, exactly.
+    """Return the rows of a table. Its gradient is a matrix product: on a GPU the sums of a scatter have no fixed order.
 
-    The gradient of table[bucket] would be a scatter, whose sums have no fixed order on a GPU; that of a product is a product.
+    A NaN or infinity in the gradient of one distance reaches all buckets of its head.
     """
-    is_bucket = jax.nn.one_hot(bucket, table.shape[0], dtype=table.dtype)
-    return jnp.einsum("db,bn->dn", is_bucket, table, precision=jax.lax.Precision.HIGHEST)
+    return table[bucket]
+
+
+def _look_up_forward(table: Array, bucket: Array) -> tuple[Array, Any]:
+    return table[bucket], bucket[:, None] == jnp.arange(table.shape[0])
+
+
+def _look_up_backward(is_bucket: Bool[Array, "D buckets"], d_values: Float[Array, "D N"]) -> tuple[Array, None]:
+    product = jnp.einsum("db,dn->bn", is_bucket.astype(d_values.dtype), d_values, precision=jax.lax.Precision.HIGHEST)
+    return product, None
+
+
+_look_up.defvjp(_look_up_forward, _look_up_backward)
 
 
 @jax.tree_util.register_dataclass

@@ -101,10 +101,19 @@ REFUSED = {
     ("gpt", "c_atn"): "--lora.targets c_atn: no matrix of a gpt has this name; the nearest is c_attn; choose from",
     ("gpt", "h.0.attn.c_attn"): "--lora.targets h.0.attn.c_attn: it names some of the 2 layers; all of them have adapters",
     ("gpt", "attn"): "--lora.targets attn: no matrix of a gpt has this name",
-    ("xlnet", "q"): "--lora.targets q: not the weight of a linear layer, so that no adapter of peft",
-    ("gpt_oss", "router"): "--lora.targets router: not the weight of a linear layer, so that no adapter of peft",
-    ("gpt_oss", "gate_up_proj"): "--lora.targets gate_up_proj: not the weight of a linear layer, so that no adapter of peft",
-    ("gpt_oss", "down_proj"): "--lora.targets down_proj: not the weight of a linear layer, so that no adapter of peft",
+    ("xlnet", "q"): "--lora.targets q: not the weight of a linear layer, to which alone peft's adapters of modules apply",
+    (
+        "gpt_oss",
+        "router",
+    ): "--lora.targets router: not the weight of a linear layer, to which alone peft's adapters of modules apply",
+    (
+        "gpt_oss",
+        "gate_up_proj",
+    ): "--lora.targets gate_up_proj: not the weight of a linear layer, to which alone peft's adapters of modules apply",
+    (
+        "gpt_oss",
+        "down_proj",
+    ): "--lora.targets down_proj: not the weight of a linear layer, to which alone peft's adapters of modules apply",
 }
 
 
