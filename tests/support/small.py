@@ -59,6 +59,12 @@ def small(family: str, **changes: Any) -> Model:
     return model(dataclasses.replace(first, **{**numbers, **rates, **labels, "compute": Compute(), **changes}))
 
 
+def shallow(family: str, **changes: Any) -> Model:
+    """Return `small` with as few layers as the family admits."""
+    fewest = {"t5": {"layers": 1, "decoder_layers": 1}, "ettin_decoder": {"layers": 2}}
+    return small(family, **{**fewest.get(family, {"layers": 1}), **changes})
+
+
 def with_head(family: str, task: str, **changes: Any) -> Model:
     """The same with another head: a score of a family of decoders, or an encoder's for a task."""
     if family in ENCODERS:

@@ -11,7 +11,7 @@ import numpy as np
 
 from tests.support import responses
 from tests.support.enumeration import PREFIXES, TEXTS, text_log_probs
-from tests.support.small import random_params, small
+from tests.support.small import random_params, shallow, small
 from zoo import models
 from zoo.batch import Batch, Output
 
@@ -28,8 +28,8 @@ def wide(tree: Any) -> Any:
 
 @functools.cache
 def toy(family: str) -> tuple[Any, Any, Any, Batch]:
-    """Return a model of one layer, its parameters, those of a reference, and all texts as rows, in float64."""
-    net = small(family, vocab=3, layers=1, **({"decoder_layers": 1} if family == "t5" else {}))
+    """Return a model of one layer, or of two, its parameters, those of a reference, and all texts as rows, in float64."""
+    net = shallow(family, vocab=3)
     params = wide(random_params(net))
     reference = jax.tree.map(lambda leaf: 0.7 * leaf, params)
     prompt = (1, 0, 2) if net.is_encoder_decoder else (0, 1)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests.support import responses
-from tests.support.small import random_params, small
+from tests.support.small import random_params, shallow
 from train.engine.log_probs import token_log_probs
 from zoo.batch import Batch
 from zoo.generation import decode_loop, sampling
@@ -23,7 +23,7 @@ PROMPTS = [np.random.default_rng(length).integers(3, 300, length) for length in 
 
 @functools.cache
 def network(family: str) -> tuple[Model, Any]:
-    net = small(family, layers=1, **({"decoder_layers": 1} if family == "t5" else {}))
+    net = shallow(family)
     return net, random_params(net)
 
 
