@@ -42,9 +42,9 @@ class Backend:
     module: str
     extra: str
     credentials: str
-    """How a user provides credentials, for messages."""
+    """Ways to provide credentials, for messages."""
     address: str = "the name of the bucket"
-    """What a user must correct if a setting or a name is invalid, for messages."""
+    """Settings to correct if one of them or a name is invalid, for messages."""
     options: Callable[[], dict[str, Any]] = dict
     """Returns options of the file system that set its timeouts and its own attempts."""
 

@@ -1,7 +1,7 @@
 """The keys of a run's objects in an object store, which are the paths in its folder.
 
 checkpoints/00000400/...            the files of a step; it exists only with its COMMIT.json, which is uploaded last
-best/..., base/...                  in the same way
+best/..., base/...                  the files of the best step and of frozen parameters, also with a COMMIT.json
 config.json, metrics.jsonl, ...     everything else, each an object that is replaced at once
 writer.json                         the machine that trains the run
 
