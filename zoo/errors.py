@@ -10,8 +10,17 @@ from typing import Any
 class BadInput(Exception):
     """Wrong input. The message is one line that names the key, file or name at fault and says how to fix it.
 
-    The command line prints it and exits with 2; any other exception is a bug of this project and keeps its traceback.
+    The command line prints it and exits with 2; any other exception is a bug of this project and keeps its traceback. Characters
+    that are not printable, which keys and names in a damaged file may have, are escaped.
     """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message))
+
+
+def printable(text: str) -> str:
+    """Escape characters that are not printable: a newline becomes a backslash and an n."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def require(ok: bool, key: str, value: Any, fix: str) -> None:

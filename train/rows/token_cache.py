@@ -189,7 +189,7 @@ class _Parts:
 
     def __init__(self, folder: Path, tokenizer: Tokenizer) -> None:
         """Open the files and drop everything after the last intact part."""
-        self.dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32)
+        self.dtype = _dtype(tokenizer)
         self._folder, self._end_of_text = folder, tokenizer.end_of_text
         self._lines = list(self._intact_lines())
         self.resumed = len(self._lines)
@@ -265,6 +265,11 @@ class _Parts:
                 starts = line["ends"]
 
 
+def _dtype(tokenizer: Tokenizer) -> np.dtype[Any]:
+    """Return the smallest dtype of ids in a file."""
+    return np.dtype(np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32)
+
+
 def _encoded(line: dict[str, Any]) -> bytes:
     return json.dumps(line).encode() + b"\n"
 
@@ -285,13 +290,15 @@ def _open(folder: Path, fingerprint: str, tokenizer: Tokenizer) -> Tokens:
                 raise _Damaged(f"the content of {name} has changed")
         if header["fingerprint"] != fingerprint:
             raise _Damaged("it belongs to another text or tokenizer")
+        if (header["dtype"], header["end_of_text"]) != (_dtype(tokenizer).name, tokenizer.end_of_text):
+            raise _Damaged("its dtype or its end of text is not the tokenizer's")
         ids, offsets, text_bytes = (
             np.asarray(np.memmap(folder / name, dtype, "r"))
             for name, dtype in ((IDS, header["dtype"]), (OFFSETS, np.int64), (TEXT_BYTES, np.int64))
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise _Damaged(f"unreadable ({error})") from None
-    return Tokens(ids, offsets, text_bytes, header["end_of_text"], fingerprint, tokenizer.begin_of_text)
+    return Tokens(ids, offsets, text_bytes, tokenizer.end_of_text, fingerprint, tokenizer.begin_of_text)
 
 
 def _publish(work_folder: Path, folder: Path, fingerprint: str, tokenizer: Tokenizer) -> None:

@@ -100,6 +100,8 @@ class Tokenizer:
         self.text_special_tokens = special_tokens.text_special_tokens(ids) if is_text_to_text else None
         if self._unigram:
             self._core.model = unigram.without_special_texts(self._core)  # pyright: ignore[reportAttributeAccessIssue]
+        if isinstance(model, models.WordPiece) and model.token_to_id(model.unk_token) is None:
+            raise BadInput(f"its vocabulary has no entry {model.unk_token}, which stands for unknown words; add it")
         self._continues = model.continuing_subword_prefix if isinstance(model, models.WordPiece) else None
         if self._continues and self._core.decoder is None:
             self._core.decoder = decoders.WordPiece(self._continues)  # pyright: ignore[reportAttributeAccessIssue]

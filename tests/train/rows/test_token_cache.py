@@ -112,6 +112,19 @@ def test_damage_is_noticed_reported_and_repaired(tokenizer, tmp_path, caplog, na
 
 
 @pytest.mark.planted
+@pytest.mark.parametrize(("key", "value"), [("end_of_text", None), ("end_of_text", 1), ("dtype", "int16"), ("files", [])])
+def test_a_header_that_is_wrong_is_noticed(tokenizer, tmp_path, caplog, key, value):
+    before = prepare(DOCUMENTS, tokenizer, tmp_path)
+    ids, header = before.ids.copy(), tmp_path / before.fingerprint / token_cache.HEADER
+    content = json.loads(header.read_text())
+    header.write_text(
+        json.dumps({name: x for name, x in content.items() if name != key} if value is None else content | {key: value})
+    )
+    after = prepare(DOCUMENTS, tokenizer, tmp_path)
+    assert "tokenized again" in caplog.text and (after.ids == ids).all() and after.end_of_text == before.end_of_text
+
+
+@pytest.mark.planted
 def test_a_folder_of_another_text_is_not_used(tokenizer, tmp_path, caplog):
     other = prepare(DOCUMENTS[:1], tokenizer, tmp_path / "a")
     right = prepare(DOCUMENTS, tokenizer, tmp_path / "b")

@@ -88,6 +88,10 @@ def test_other_bad_files_are_refused(published: Path, monkeypatch: pytest.Monkey
     unknown["model"]["unk_token"] = "<unk>"
     with pytest.raises(BadInput, match=r"WordPiece, with \[UNK\] for the unknown, but its model is of another kind"):
         Tokenizer(unknown)
+    without = wordpiece.content(SPECIAL, lowercase=True)
+    without["model"]["vocab"]["[unk]"] = without["model"]["vocab"].pop("[UNK]")
+    with pytest.raises(BadInput, match=r"its vocabulary has no entry \[UNK\], which stands for unknown words; add it"):
+        Tokenizer(without)
     (published / "tokenizer_config.json").unlink()
     with monkeypatch.context() as patch:
         patch.setattr(hf_files, "LARGEST_FILE", 1000)
