@@ -44,8 +44,11 @@ place. `zoo train gpt-nano --optim.lr 1e-3` sets an option; in Python, `zoo.trai
 - Whole numbers may be written as `1e6`. A list takes several values: `--data.paths a.txt b.txt`.
 - A flag is switched on by its name and off by `no-` before the last part: `--selection.best`, `--selection.no-best`.
 - `--objective NAME` trains another objective that the model family has; it has other options.
-- A recipe has only the options that its objective and its data use. The default is that of `DEFAULT_RECIPE`, or of the first
-  recipe that is named. What the other recipes change is listed [below](#values-of-the-recipes).
+- A recipe has only the options that its objective, its model and its data use. The default is that of `DEFAULT_RECIPE`, or of the
+  first recipe that is named. What the other recipes change is listed [below](#values-of-the-recipes).
+- A run has `--adapter`, the options of `--lora`, `--optim.layer-decay`, `--optim.freeze-layers` and `--optim.freeze-embeddings`
+  only if it begins with the parameters of another model, as with `--init`, and `--tokenizer.lowercase` with
+  `--tokenizer.kind wordpiece`. The `--help` of other runs does not list them.
 """
 RECIPES_INTRO = """\
 ## Values of the recipes
@@ -113,13 +116,14 @@ def options_page() -> str:
 
 
 def help_text(recipe: str) -> str:
-    """Return what `zoo train RECIPE --help` prints on a terminal of 80 columns, where groups are not side by side."""
+    """Return what `zoo train RECIPE --init FOLDER --help` prints on a terminal of 80 columns: groups are not side by side."""
     stdout = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
     columns = os.environ.get("COLUMNS")
     os.environ["COLUMNS"] = "80"
     try:
         with contextlib.redirect_stdout(stdout), contextlib.suppress(SystemExit):
-            train.parse_run(recipe, ["--help"])
+            # A recipe that takes the size of the model from --init would read the folder.
+            train.parse_run(recipe, ["--help"] if recipes.takes_weights(recipe) else ["--init", "FOLDER", "--help"])
     finally:
         os.environ.pop("COLUMNS") if columns is None else os.environ.update(COLUMNS=columns)
     stdout.seek(0)

@@ -25,7 +25,7 @@ class ModelOptions:
     """Number of rows, each of the model's full length, that are computed at once; it changes results only by rounding."""
     precision: Precision = "auto"
     """Dtype of the arithmetic. auto: float32 on CPU, else bfloat16; predict: that of the run, if the model is a run."""
-    mesh: Mesh[int] = dataclasses.field(default_factory=Mesh)
+    mesh: Mesh = dataclasses.field(default_factory=Mesh)
     machine: Annotated[Machine, tyro.conf.arg(name="", prefix_name=False)] = dataclasses.field(default_factory=Machine)
 
     def load(self) -> "Loaded":

@@ -59,7 +59,20 @@ COMMAND_LINES = {
     "train gpt-nano --precision float16": "--precision float16: choose auto, float32, bfloat16",
     "train gpt-nano --mesh.expert 2": "there is no option --mesh.expert",
     "train gpt-oss-nano --mesh.expert 0": "--mesh.expert 0: choose 1 or more devices",
-    "train gpt-nano --adapter a": "--adapter: adapters are trained beside the frozen matrices of --init; name a run or weights",
+    "train gpt-nano --model.labels a": "there is no option --model.labels",
+    "train gpt-nano --selection.metric accuracy": "there is no option --selection.metric",
+    "train gpt-nano --tokenizer.no-lowercase": "there is no option --tokenizer.no-lowercase",
+    "train bert-nano --model.multi-label": "there is no option --model.multi-label",
+    "plan gpt2 --model.labels a": "there is no option --model.labels",
+    "data inspect gpt-nano --tokenizer.lowercase": "there is no option --tokenizer.lowercase",
+    "train gpt-nano --adapter a": "--adapter: only a run that begins with the parameters of a model has it; name one with --init",
+    "train gpt-nano --lora.rank=2": "--lora.rank: only a run that begins with the parameters of a model has it",
+    "train gpt-nano --optim.freeze-layers 1": "--optim.freeze-layers: only a run that begins with the parameters of a model",
+    "train gpt-nano --optim.no-freeze-embeddings": "--optim.no-freeze-embeddings: only a run that begins with the parameters",
+    "train gpt-nano --init runs/done --optim.layer-decay 0.0": "--optim.layer-decay 0.0: choose",
+    "train gpt-nano --init runs/done --optim.layer-decay 1.1": "--optim.layer-decay 1.1: choose",
+    "train gpt-nano --init runs/done --optim.freeze-layers -1": "--optim.freeze-layers -1: choose",
+    "train gpt-nano --init runs/done --optim.freeze-layers 99": "--optim.freeze-layers 99: .*choose",
     "train gpt-nano --data.paths missing.txt": "missing.txt: no such file",
     "train gpt-nano --name done --data.paths missing.txt": "missing.txt: no such file",
     "train gpt-nano --data.valid-paths book.txt missing.txt": "missing.txt: no such file",
@@ -117,8 +130,7 @@ NUMBERS = """
 --devices -1|--processes 0|--process 1|--profile -1
 --label-smoothing -0.1|--label-smoothing 1.0|--loss-chunk -1|--max-skipped -1|--accumulate -2|--optim.lr 0.0|--optim.final -0.1
 --optim.final nan|--optim.b1 -1.0|--optim.b2 1.5|--optim.eps nan|--optim.weight-decay nan|--optim.weight-decay 11.0
---optim.clip -1.0|--optim.clip nan|--optim.layer-decay 0.0|--optim.layer-decay 1.1|--optim.freeze-layers -1
---optim.freeze-layers 99|--optim.schedule step|--optim.name sgd|--data.valid-fraction 0.0|--data.valid-fraction 1.0
+--optim.clip -1.0|--optim.clip nan|--optim.schedule step|--optim.name sgd|--data.valid-fraction 0.0|--data.valid-fraction 1.0
 --data.rows segment_pairs|--data.take 0.0|--data.take 1.5|--data.weights 0|--data.weights nan
 --data.weights inf|--data.split a/b|--tokenizer.kind bpe|--model.heads 0|--model.ffn 0|--model.vocab 0|--model.dropout 1.0
 --model.dropout -0.1|--model.compute.remat some|--model.compute.attention fast
@@ -187,17 +199,32 @@ def test_the_command_refuses_wrong_input_in_a_process_too(line: str, zoo: Callab
     assert re.fullmatch(f"zoo: {COMMAND_LINES[line]}.*\n", ended.stderr)
 
 
-def test_options_that_a_run_cannot_use_are_not_listed(capsys: pytest.CaptureFixture[str], place: Path) -> None:
-    """Experts of a model without any, and adapters without a model to adapt."""
-    for line, experts, adapters in (
-        ("train gpt-nano", False, False),
-        ("train gpt-oss-nano", True, False),
-        ("train gpt-nano --init runs/done", False, True),
-    ):
-        text = call(capsys, *words(line), "--help").stdout
-        listed = [f"{option} " in text for option in ("--mesh.expert", "--lora.rank", "--adapter STR")]
-        assert listed == [experts, adapters, adapters]
-        assert ("--init FOLDER --help also lists" in text) != adapters
+FOR_SOME = (
+    *("mesh.expert", "adapter", "lora.rank", "optim.freeze-layers", "spikes.sigmas", "selection.metric"),
+    *("model.labels", "model.head-dropout", "tokenizer.lowercase"),
+)
+"""Options that only some runs list."""
+LISTED = {
+    "gpt-nano": "spikes.sigmas",
+    "gpt-nano --tokenizer.kind wordpiece": "spikes.sigmas tokenizer.lowercase",
+    "gpt-nano --init runs/done": "adapter lora.rank optim.freeze-layers spikes.sigmas",
+    "gpt-oss-nano": "mesh.expert spikes.sigmas",
+    "bert-nano": "spikes.sigmas selection.metric tokenizer.lowercase",
+    "distilbert-nano": "optim.freeze-layers spikes.sigmas selection.metric tokenizer.lowercase",
+    "finetune-tagging": "adapter lora.rank optim.freeze-layers spikes.sigmas selection.metric model.labels model.head-dropout",
+    "finetune-span": "adapter lora.rank optim.freeze-layers spikes.sigmas selection.metric model.head-dropout",
+    "grpo": "adapter lora.rank optim.freeze-layers",
+    "reward-model": "adapter lora.rank optim.freeze-layers spikes.sigmas selection.metric model.labels",
+}
+"""Recipe -> those of them that its help lists."""
+
+
+@pytest.mark.parametrize("line", LISTED)
+def test_options_that_a_run_cannot_use_are_not_listed(line: str, capsys: pytest.CaptureFixture[str], place: Path) -> None:
+    text = call(capsys, "train", *words(line), "--help").stdout
+    options = re.findall(r"^\W*--([\w.-]+)", text, re.MULTILINE)
+    assert [name for name in FOR_SOME if name in options] == [name for name in FOR_SOME if name in words(LISTED[line])]
+    assert ("--init FOLDER --help also lists" in text) == ("adapter" not in options)
 
 
 def test_every_synonym_stands_for_an_option(capsys: pytest.CaptureFixture[str]) -> None:

@@ -196,7 +196,6 @@ REFUSED = {
     "distilbert --distillation.teacher gpt": r"--distillation\.teacher gpt: it has no head for masked tokens",
     "distilbert --model.width 64": r"--model\.width 64: its teacher has 32; choose the same$",
     "distilbert --tokenizer.path runs/roberta/tokenizer": r"--distillation\.teacher runs/bert: it has another tokenizer",
-    "transformer --optim.freeze-layers 1": "--optim.layer-decay, .*: need a model with one stack of layers, and",
     "xlnet --model.task sequence": "--model.task sequence: the text of permutation has no labels; choose a recipe of finetune",
     "xlnet --model.task body": "--model.task body: it predicts no tokens; choose permutation, or pretraining to add next",
 }

@@ -230,7 +230,7 @@ REFUSED = {
     "--lora.rank 4 --optim.freeze-embeddings": "--optim.freeze-embeddings True: only adapters are trained",
     "--lora.alpha 4": "--lora.alpha 4.0: it needs adapters; add --lora.rank 8",
     "--lora.rank -1": "--lora.rank -1: choose 0",
-    "--lora.rank 4 --init=": "--lora.rank: adapters are trained beside the frozen matrices of --init",
+    "--lora.rank 4 --init=": "--lora.rank: only a run that begins with the parameters of a model has it; name one with --init",
     "--adapter nowhere": "--adapter nowhere: no adapter_config.json there",
     "--adapter damaged": "adapter_model.safetensors cannot be read",
     "--adapter damaged --lora.rank 3": "adapter_model.safetensors",

@@ -10,30 +10,12 @@ import jax
 from train.checkpoints.checkpoints import Checkpoints
 from train.checkpoints.config_check import check_identity
 from train.config import run_config
-from train.config.objectives import ClassificationOptions, scored_as
+from train.config.objectives import ClassificationOptions
 from train.data.example_types import is_iob
 from train.run import metric_definitions
 from train.run.metric_definitions import METRICS
 from train.run.run_dir import RunDir
 
-OBJECTIVE_METRICS: dict[str, tuple[str, ...]] = {
-    "causal": ("bits_per_byte", "perplexity", "loss"),
-    "left_to_right": ("perplexity", "loss", "masked_loss", "accuracy"),
-    "masked": ("perplexity", "loss", "masked_loss", "accuracy"),
-    "permutation": ("perplexity", "loss", "masked_loss", "accuracy"),
-    "distilled": ("perplexity", "loss", "masked_loss", "accuracy"),
-    "denoising": ("perplexity", "loss"),
-    "text_to_text": ("perplexity", "loss"),
-    "instruction": ("perplexity", "loss"),
-    "span": ("loss", "f1", "exact"),
-    "choice": ("loss", "accuracy"),
-    "preference": ("loss", "accuracy", "reward_margin"),
-    "dpo": ("loss", "accuracy", "reward_margin"),
-    "kto": ("loss", "reward_margin"),
-    "policy": ("reward",),
-    "ppo": ("reward",),
-}
-"""Objective -> metrics of its validation, any of which may select the checkpoint; `metrics` adds those that depend on labels."""
 OPTION = "--selection.metric"
 
 
@@ -49,7 +31,7 @@ def metrics(run: run_config.Run) -> tuple[str, ...]:
     if run.objective == "tagging":
         return "loss", "entity_f1" if is_iob(labels) else "accuracy"
     pairs = ("next_loss", "next_accuracy") if getattr(run.model, "task", "") == "pretraining" else ()
-    return OBJECTIVE_METRICS[scored_as(type(run.options))] + pairs
+    return run.options.metrics + pairs
 
 
 def check(run: run_config.Run) -> None:

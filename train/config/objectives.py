@@ -26,6 +26,8 @@ from zoo.configs import Objective
 from zoo.errors import require
 
 Kind = TypeVar("Kind")
+WORD_METRICS = ("perplexity", "loss", "masked_loss", "accuracy")
+"""Metrics of the validations of encoders that predict words."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,6 +41,9 @@ class ObjectiveOptions:
     """Name of the objective."""
     data: ClassVar[type[Data]]
     """Class of the options of its data."""
+    metrics: ClassVar[tuple[str, ...]] = ()
+    """Metrics of its validations, any of which may select the checkpoint; empty = they depend on the labels.
+    `train.checkpoints.best_checkpoint.metrics` adds those that depend on the head."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -57,6 +62,7 @@ class CausalOptions(TokenOptions):
     """Options of causal language modelling."""
 
     objective, data = "causal", CausalData
+    metrics = ("bits_per_byte", "perplexity", "loss")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -64,6 +70,7 @@ class MaskedOptions(TokenOptions):
     """Options of masked language modelling."""
 
     objective, data = "masked", EncoderData
+    metrics = WORD_METRICS
     masking: groups.Masking = groups.Masking()
 
 
@@ -72,6 +79,7 @@ class LeftToRightOptions(TokenOptions):
     """Options of left-to-right language modelling with an encoder."""
 
     objective, data = "left_to_right", EncoderData
+    metrics = WORD_METRICS
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -87,6 +95,7 @@ class PermutationOptions(TokenOptions):
     """Options of permutation language modelling."""
 
     objective, data = "permutation", TextData
+    metrics = WORD_METRICS
     permutation: groups.Permutation = groups.Permutation()
     masking: groups.Replacement = groups.Replacement()
 
@@ -96,6 +105,7 @@ class DenoisingOptions(TokenOptions):
     """Options of denoising."""
 
     objective, data = "denoising", TextData
+    metrics = ("perplexity", "loss")
     denoising: groups.Denoising = groups.Denoising()
 
 
@@ -104,6 +114,7 @@ class TextToTextOptions(TokenOptions):
     """Options of text to text."""
 
     objective, data = "text_to_text", PairData
+    metrics = ("perplexity", "loss")
     pairs: groups.Pairs = groups.Pairs()
     labelled: groups.PairTables = groups.PairTables()
     denoising: groups.SourceMask = groups.SourceMask()
@@ -115,6 +126,7 @@ class InstructionOptions(TokenOptions):
     """Options of fine-tuning on responses."""
 
     objective, data = "instruction", DialogueData
+    metrics = ("perplexity", "loss")
     labelled: groups.ExampleFileOptions = groups.ExampleFileOptions()
     chat: groups.Chat = groups.Chat()
 
@@ -140,6 +152,7 @@ class SpanOptions(ObjectiveOptions):
     """Options of span extraction: answers that are parts of a text."""
 
     objective, data = "span", LabelledData
+    metrics = ("loss", "f1", "exact")
     labelled: groups.Questions = groups.Questions()
 
 
@@ -148,6 +161,7 @@ class ChoiceOptions(ObjectiveOptions):
     """Options of multiple choice."""
 
     objective, data = "choice", LabelledData
+    metrics = ("loss", "accuracy")
     labelled: groups.Choices = groups.Choices()
 
 
@@ -156,6 +170,7 @@ class PreferenceOptions(ObjectiveOptions):
     """Options of training a reward model."""
 
     objective, data = "preference", PreferenceData
+    metrics = ("loss", "accuracy", "reward_margin")
     preference: groups.RewardLoss = groups.RewardLoss()
     labelled: groups.Preferences = groups.Preferences()
 
@@ -165,6 +180,7 @@ class DpoOptions(TokenOptions):
     """Options of direct preference optimization and its variants."""
 
     objective, data = "dpo", PreferenceData
+    metrics = ("loss", "accuracy", "reward_margin")
     dpo: Dpo = Dpo()
     labelled: groups.Preferences = groups.Preferences()
 
@@ -174,6 +190,7 @@ class KtoOptions(TokenOptions):
     """Options of Kahneman-Tversky optimization."""
 
     objective, data = "kto", PreferenceData
+    metrics = ("loss", "reward_margin")
     kto: Kto = Kto()
     labelled: groups.Preferences = groups.Preferences()
 
@@ -183,6 +200,7 @@ class RolloutOptions(TokenOptions):
     """Options of objectives whose responses the model in training samples."""
 
     data = PromptData
+    metrics = ("reward",)
     rollout: Rollout = Rollout()
     labelled: groups.Prompts = groups.Prompts()
     chat: groups.ChatRendering = groups.ChatRendering()

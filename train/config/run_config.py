@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from typing import Annotated, Any, Generic, Literal, TypeVar, cast
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
 import tyro
 
@@ -109,11 +109,8 @@ class Optim:
         return round(self.warmup * steps) if self.warmup < 1 else int(self.warmup)
 
 
-ExpertAxis = TypeVar("ExpertAxis", bound=int)
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Mesh(Generic[ExpertAxis]):
+class Mesh:
     """Devices along each mesh axis; their product is the number of devices."""
 
     data: int = -1
@@ -122,7 +119,7 @@ class Mesh(Generic[ExpertAxis]):
     """Number of devices for data parallelism with sharded parameters and optimizer state."""
     tensor: int = 1
     """Number of devices for tensor parallelism: heads, feed-forward width and vocabulary are sharded."""
-    expert: ExpertAxis = cast(Any, 1)
+    expert: int = 1
     """Number of devices that the experts of a layer are divided over; rows of the batch are divided over them too."""
     sequence: Annotated[int, tyro.conf.Suppress] = 1
     """Reserved for sequence parallelism, which is not implemented; must be 1."""
@@ -217,22 +214,19 @@ class TrainingMachine(Machine):
 Model = TypeVar("Model")
 Options = TypeVar("Options", bound=ObjectiveOptions)
 DataOptions = TypeVar("DataOptions", bound=Data)
-Adapters = TypeVar("Adapters", bound=Lora)
-AdapterFolder = TypeVar("AdapterFolder", bound=str)
-SpikeOptions = TypeVar("SpikeOptions", bound=Spikes)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Run(Generic[Model, Options, DataOptions, Adapters, AdapterFolder, SpikeOptions, ExpertAxis]):
+class Run(Generic[Model, Options, DataOptions]):
     """Complete configuration of a run. A recipe returns one; the command line changes its values.
 
-    It has no options that its model, its objective or its kind of data cannot use.
+    The command line lists the options that its model, its objective and its data can use (`train.config.usable_options`).
     """
 
     recipe: Annotated[str, tyro.conf.Suppress]
     """Name of the recipe that created it."""
     model: Model
-    """Config of the model family; its vocabulary is set to the tokenizer's."""
+    """Config of the model family; its vocabulary may not be smaller than the tokenizer's."""
     options: Annotated[Options, tyro.conf.arg(name="", prefix_name=False)]
     """Options of the objective; their class determines the objective."""
     name: str = ""
@@ -242,7 +236,7 @@ class Run(Generic[Model, Options, DataOptions, Adapters, AdapterFolder, SpikeOpt
     init: str = ""
     """Run (a folder, s3://... or gs://...), folder of published weights, or hub:ID with the initial parameters and the tokenizer;
     empty = random parameters."""
-    adapter: AdapterFolder = cast(Any, "")
+    adapter: str = ""
     """Folder of an adapter in peft's format for the model of --init; training continues from it. Options of --lora that are not
     set take the adapter's values."""
     steps: int = 1000
@@ -262,10 +256,10 @@ class Run(Generic[Model, Options, DataOptions, Adapters, AdapterFolder, SpikeOpt
     data: DataOptions
     tokenizer: Tokenizer = dataclasses.field(default_factory=Tokenizer)
     optim: Optim = dataclasses.field(default_factory=Optim)
-    lora: Adapters = dataclasses.field(default_factory=cast(Any, Lora))
-    spikes: SpikeOptions = dataclasses.field(default_factory=cast(Any, Spikes))
+    lora: Lora = dataclasses.field(default_factory=Lora)
+    spikes: Spikes = dataclasses.field(default_factory=Spikes)
     selection: Selection = dataclasses.field(default_factory=Selection)
-    mesh: Mesh[ExpertAxis] = dataclasses.field(default_factory=cast(Any, Mesh))
+    mesh: Mesh = dataclasses.field(default_factory=Mesh)
     checkpoint: Checkpoint = dataclasses.field(default_factory=Checkpoint)
     log: Log = dataclasses.field(default_factory=Log)
     machine: Annotated[TrainingMachine, tyro.conf.arg(name="", prefix_name=False)] = dataclasses.field(
@@ -364,22 +358,9 @@ class Run(Generic[Model, Options, DataOptions, Adapters, AdapterFolder, SpikeOpt
         require(not optim.freeze_embeddings, "optim.freeze_embeddings", optim.freeze_embeddings, fix)
 
 
-def kind_of(run: Run, *, with_adapters: bool = True) -> Any:
-    """Return the type of a run with the types of its model, of its objective's options and of its data's options.
-
-    Options that the run cannot use are not listed: those of experts in a model without any, for one.
-
-    Args:
-        with_adapters: the command line has the options of adapters.
-    """
-
-    def listed(kind: Any, usable: bool) -> Any:
-        return kind if usable else Annotated[kind, tyro.conf.Suppress]
-
-    adapters, folder = listed(Lora, with_adapters), listed(str, with_adapters)
-    spikes = listed(Spikes, not isinstance(run.options, RolloutOptions))
-    experts = listed(int, hasattr(run.model, "experts"))
-    return Run[type(run.model), type(run.options), type(run.data), adapters, folder, spikes, experts]
+def kind_of(run: Run) -> Any:
+    """Return the type of a run with the types of its model, of its objective's options and of its data's options."""
+    return Run[type(run.model), type(run.options), type(run.data)]
 
 
 def with_objective(run: Run, objective: str) -> Run:

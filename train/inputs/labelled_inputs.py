@@ -148,8 +148,6 @@ def resolve_config(run: run_config.Run, folder: RunDir) -> run_config.Run:
         BadInput: the data cannot be read, or the number of labels does not fit the head.
     """
     (regression, multi_label), chosen = outputs(run), run.model.labels
-    consistent = multi_label or not run.model.multi_label
-    require(consistent, "model.multi_label", True, "it follows from --labelled.multi-label; set that option instead")
     one_class = not (regression or multi_label)
     fix = "neither regression nor multi-label classification can smooth labels; remove it"
     require(run.label_smoothing == 0 or one_class, "label_smoothing", run.label_smoothing, fix)

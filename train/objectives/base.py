@@ -321,5 +321,5 @@ def check_predicts_words(run: Run) -> None:
         BadInput: the model is a reward model or a classifier.
     """
     labels = getattr(run.model, "labels", ())
-    fix = f"{run.objective} trains a model that predicts words, not a reward model; name another --init, or remove --model.labels"
+    fix = f"{run.objective} trains a model that predicts words, not a reward model; name another --init"
     require(not labels, "model.labels", " ".join(labels), fix)

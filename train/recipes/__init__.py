@@ -42,8 +42,16 @@ def recipe_run(name: str, init: str) -> Run:
     Raises:
         BadInput: no such recipe, or no such `init`.
     """
-    recipe = find_recipe(name)
-    return recipe(init) if inspect.signature(recipe).parameters else recipe()
+    return find_recipe(name)(*([init] if takes_weights(name) else []))
+
+
+def takes_weights(name: str) -> bool:
+    """Return whether the runs of a recipe begin with the parameters of another model.
+
+    Raises:
+        BadInput: no such recipe.
+    """
+    return bool(inspect.signature(find_recipe(name)).parameters)
 
 
 def find_recipe(name: str) -> Callable[..., Run]:

@@ -351,15 +351,13 @@ def from_json(kind: Any, value: Any, key: str, **replaced: Any) -> Any:
 
     Args:
         key: the dotted key of the value, for messages.
-        replaced: types of fields that are declared generically; of any other such field, the bound of its type variable.
+        replaced: types of the fields that are declared generically.
 
     Raises:
         BadInput: an unknown or missing key, or a value of another type.
     """
-    if isinstance(kind, typing.TypeVar):
-        kind = kind.__bound__
-    if dataclasses.is_dataclass(generic := typing.get_origin(kind) or kind):
-        return _build_fields(generic, value, key, replaced)
+    if dataclasses.is_dataclass(kind):
+        return _build_fields(kind, value, key, replaced)
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin in (typing.Union, types.UnionType):
         # Only `X | None`, `Literal[...] | str`, a name that may be a plug-in's, and `int | float` occur in a configuration.

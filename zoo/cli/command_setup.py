@@ -101,15 +101,26 @@ def take_adapter(run: Any, args: list[str]) -> Any:
     return dataclasses.replace(run, lora=lora, init=option_value(args, "--init"), adapter=folder)
 
 
-def refuse_adapter_options(args: list[str]) -> None:
-    """Refuse the options of adapters, for a run without --init.
+def unlisted_fields(run: Any, args: list[str], *, has_weights: bool = True) -> dict[type, set[str]]:
+    """Return the fields of a default run that are no options of a command, by their class, for `option_parser.parse`.
+
+    Args:
+        args: the words of the command line after the name of the run.
+        has_weights: the run may begin with the parameters of another model.
 
     Raises:
-        BadInput: `args` has one.
+        BadInput: `args` has an option that only such a run has.
     """
-    for option in (arg.partition("=")[0] for arg in args):
-        if option == "--adapter" or option.startswith("--lora."):
-            raise BadInput(f"{option}: adapters are trained beside the frozen matrices of --init; name a run or weights")
+    from train.config import usable_options
+
+    kind = option_value(args, "--tokenizer.kind") or run.tokenizer.kind
+    unusable = usable_options.unusable_options(run, tokenizer=kind, has_weights=has_weights)
+    for_weights = unusable.intersection(usable_options.ADAPTERS + usable_options.FINE_TUNING)
+    for option in (arg.partition("=")[0] for arg in args if arg.startswith("--")):
+        name = option.removeprefix("--").replace("-", "_").replace(".no_", ".")
+        if for_weights.intersection((name, name.partition(".")[0])):
+            raise BadInput(f"{option}: only a run that begins with the parameters of a model has it; name one with --init")
+    return usable_options.by_class(run, unusable)
 
 
 def take_objective(run: Any, args: list[str]) -> tuple[Any, list[str]]:

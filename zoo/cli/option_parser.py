@@ -1,13 +1,14 @@
 """Parsing of command-line options with tyro. A wrong option gets a message of one line that names the nearest option."""
 
 import contextlib
+import dataclasses
 import decimal
 import difflib
 import io
 import re
 import sys
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Collection, Mapping, Sequence
+from typing import Annotated, Any
 
 from zoo.errors import BadInput
 
@@ -61,11 +62,18 @@ SYNONYMS = {
 """Maps options of this project (of several, the first that a command has) to the names of the same option in other libraries."""
 
 
-def parse(kind: Any, *, args: Sequence[str], prog: str, objective: str = "", **options: Any) -> Any:
+Unlisted = Mapping[type, Collection[str]]
+"""Dataclass -> its fields that are not options of a command and keep their defaults."""
+
+
+def parse(
+    kind: Any, *, args: Sequence[str], prog: str, objective: str = "", unlisted: Unlisted | None = None, **options: Any
+) -> Any:
     """Parse the arguments of a command into `kind`, as `tyro.cli` does; whole numbers may be written as 1e9.
 
     Args:
         objective: the objective of the run that the options describe, for messages about options of other objectives.
+        unlisted: fields that are no options of this command, although they are of others.
 
     Raises:
         BadInput: one line that names the option, the problem and the fix.
@@ -73,10 +81,10 @@ def parse(kind: Any, *, args: Sequence[str], prog: str, objective: str = "", **o
     """
     import tyro
 
-    stderr = io.StringIO()
+    stderr, registry = io.StringIO(), _registry(unlisted or {})
     try:
         with contextlib.redirect_stderr(stderr):
-            parsed = tyro.cli(kind, args=args, prog=prog, registry=_registry(), **options)
+            parsed = tyro.cli(kind, args=args, prog=prog, registry=registry, **options)
     except SystemExit as end:
         if end.code != 2:
             raise
@@ -85,7 +93,7 @@ def parse(kind: Any, *, args: Sequence[str], prog: str, objective: str = "", **o
         return parsed
     message = _message(stderr.getvalue())
     if unknown := re.match(r"Unrecognized (?:or misplaced )?options: (\S+?)(?:,|$| )", message):
-        problem = _of_another(unknown[1], objective) or _unknown(unknown[1], _options(kind, prog, options))
+        problem = _of_another(unknown[1], objective) or _unknown(unknown[1], _options(kind, prog, registry, options))
         raise BadInput(f"{problem}; {prog} --help lists the options")
     raise BadInput(_rephrased(message, prog))
 
@@ -120,8 +128,9 @@ def nearest(option: str, names: Sequence[str]) -> str:
     return best if best and likeness(best) >= 0.6 else ""
 
 
-def _registry() -> Any:
-    """Return tyro's registry in which whole numbers are parsed by `whole_number`."""
+def _registry(unlisted: Unlisted) -> Any:
+    """Return tyro's registry in which whole numbers are parsed by `whole_number`, and some fields are no options."""
+    import tyro
     from tyro import constructors
 
     from zoo.configs import Exported
@@ -134,6 +143,25 @@ def _registry() -> Any:
         if info.type is not Exported:
             return None
         return constructors.StructConstructorSpec(instantiate=lambda: info.default, fields=())
+
+    # The classes whose fields tyro lists by its own rule at the moment.
+    delegated: list[type] = []
+
+    @registry.struct_rule
+    def listed(info: constructors.StructTypeInfo) -> constructors.StructConstructorSpec | None:
+        if info.type not in unlisted or info.type in delegated:
+            return None
+        delegated.append(info.type)
+        spec = constructors.ConstructorRegistry.get_struct_spec(info)
+        delegated.remove(info.type)
+        assert isinstance(spec, constructors.StructConstructorSpec), f"{info.type} is a dataclass"
+        fields = [
+            dataclasses.replace(field, type=Annotated[field.type, tyro.conf.Suppress])
+            if field.name in unlisted[info.type]
+            else field
+            for field in spec.fields
+        ]
+        return dataclasses.replace(spec, fields=tuple(fields))
 
     @registry.primitive_rule
     def integer(info: constructors.PrimitiveTypeInfo) -> constructors.PrimitiveConstructorSpec | None:
@@ -150,13 +178,13 @@ def _registry() -> Any:
     return registry
 
 
-def _options(kind: Any, prog: str, options: dict[str, Any]) -> list[str]:
+def _options(kind: Any, prog: str, registry: Any, options: dict[str, Any]) -> list[str]:
     """Return the options that the help of a command lists, without --."""
     import tyro
 
     stdout = io.StringIO()
     with contextlib.suppress(SystemExit), contextlib.redirect_stdout(stdout):
-        tyro.cli(kind, args=["--help"], prog=prog, registry=_registry(), **options)
+        tyro.cli(kind, args=["--help"], prog=prog, registry=registry, **options)
     lines = re.findall(r"^[│|\s]*(--[\w.-]+(?:, --[\w.-]+)*)", stdout.getvalue(), re.MULTILINE)
     return [name.removeprefix("--") for line in lines for name in line.split(", ")]
 

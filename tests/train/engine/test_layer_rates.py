@@ -7,8 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.support.small import small
 from train.config.run_config import Optim
 from train.engine import optim
+from zoo.errors import BadInput
 from zoo.sharding import path_of
 
 PARAMS = {
@@ -54,6 +56,13 @@ def test_layers_that_are_held_apart_are_the_first_ones() -> None:
     assert shares(APART, Optim(), 0.5) == [0.125, 0.25, 0.5, 1.0]
     assert shares(APART, Optim(freeze_layers=2), 1.0) == [0.0, 0.0, 1.0, 1.0]
     assert shares({**PARAMS, "head": APART["first"]}, Optim(freeze_layers=2), 1.0)[0] == 1.0
+
+
+def test_a_model_of_two_stacks_has_no_rates_by_layer() -> None:
+    for cfg in (Optim(layer_decay=0.5), Optim(freeze_layers=1), Optim(freeze_embeddings=True)):
+        optim.check(cfg, small("gpt"))
+        with pytest.raises(BadInput, match=r"^--optim\.layer-decay, .*: need a model with one stack of layers, and a tr"):
+            optim.check(cfg, small("transformer"))
 
 
 def test_frozen_parameters_do_not_change_and_their_gradients_are_ignored() -> None:

@@ -67,9 +67,8 @@ def test_lists_of_labels_are_ones_and_zeros(tmp_path: Path, words: Path) -> None
     inputs = read(on(file, multi_label=True), words, tmp_path)
     assert [inputs.rows.row(number).labels.tolist() for number in range(4)] == [[0, 1], [1, 1], [0, 0], [1, 0]]
     settled = labelled_inputs.resolve_config(on(file, multi_label=True), RunDir(tmp_path))
-    assert settled.model.labels == ("a", "b") and labelled_inputs.resolve_config(settled, RunDir(tmp_path)) == settled
-    with pytest.raises(BadInput, match=r"^--model\.multi-label True: it follows from --labelled\.multi"):
-        labelled_inputs.resolve_config(dataclasses.replace(on(file), model=settled.model), RunDir(tmp_path))
+    assert (settled.model.labels, settled.model.multi_label) == (("a", "b"), True)
+    assert labelled_inputs.resolve_config(settled, RunDir(tmp_path)) == settled
 
 
 TEXTS, NUMBERS = tuple(f"the whale {number}" for number in range(60)), ("0.5", "2", "-1") * 5

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 from zoo.cli import early_checks
-from zoo.cli.command_setup import option_value, refuse_empty_options, take_objective
+from zoo.cli.command_setup import option_value, refuse_empty_options, take_objective, unlisted_fields
 from zoo.cli.option_parser import parse
 from zoo.errors import BadInput
 
@@ -71,7 +71,8 @@ def _inspect(args: list[str]) -> int:
         """Number of the first row in the training stream: step x batch size + index in the batch."""
 
     prog, objective = f"zoo data inspect {name}", default.objective
-    options = parse(Inspect, default=Inspect(run=default), prog=prog, args=args, objective=objective)
+    unlisted = unlisted_fields(default, args)
+    options = parse(Inspect, default=Inspect(run=default), prog=prog, args=args, objective=objective, unlisted=unlisted)
     refuse_empty_options(options.run, args)
     folder = folder or RunDir.of(options.run)
     early_checks.check_inputs(options.run, folder)

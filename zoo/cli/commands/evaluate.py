@@ -77,7 +77,7 @@ def evaluate(args: list[str]) -> int:
         Without any of them, files are read with the options of the run."""
         rollout: JudgedResponses = JudgedResponses()
         """Responses that are sampled from the model and judged (responses)."""
-        mesh: Mesh[int] = dataclasses.field(default_factory=Mesh)
+        mesh: Mesh = dataclasses.field(default_factory=Mesh)
         machine: Annotated[Machine, tyro.conf.arg(name="", prefix_name=False)] = dataclasses.field(default_factory=Machine)
 
     options = parse(Evaluate, args=args, prog="zoo eval")

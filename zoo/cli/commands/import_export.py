@@ -26,7 +26,7 @@ def import_weights(args: list[str]) -> int:
         """Name of the imported model; empty = the name of the folder or on the hub."""
         explain: bool = False
         """Only print where each tensor goes."""
-        mesh: Mesh[int] = dataclasses.field(default_factory=Mesh)
+        mesh: Mesh = dataclasses.field(default_factory=Mesh)
         machine: Annotated[Machine, tyro.conf.arg(name="", prefix_name=False)] = dataclasses.field(default_factory=Machine)
 
     options = parse(Import, args=args, prog="zoo import")
@@ -63,7 +63,7 @@ def export(args: list[str]) -> int:
         """Write only the adapters of a run with --lora.rank, in peft's format; otherwise they are merged into the weights."""
         shard: float = 5.0
         """Size of the largest safetensors file, in GB."""
-        mesh: Mesh[int] = dataclasses.field(default_factory=Mesh)
+        mesh: Mesh = dataclasses.field(default_factory=Mesh)
         machine: Annotated[Machine, tyro.conf.arg(name="", prefix_name=False)] = dataclasses.field(default_factory=Machine)
 
     options = parse(Export, args=args, prog="zoo export")

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Annotated, Any, Literal
 
-from zoo.cli.command_setup import option_value, require_one_process, take_objective
+from zoo.cli.command_setup import option_value, require_one_process, take_objective, unlisted_fields
 from zoo.cli.option_parser import parse
 from zoo.errors import BadInput, require
 
@@ -85,7 +85,8 @@ def parse_options(name: str, args: list[str]) -> Any:
         json: bool = False
         """Print JSON."""
 
-    return parse(Plan, default=Plan(run=default), prog=f"zoo plan {name}", args=args, objective=default.objective)
+    unlisted, plan = unlisted_fields(default, args), Plan(run=default)
+    return parse(Plan, default=plan, prog=f"zoo plan {name}", args=args, objective=default.objective, unlisted=unlisted)
 
 
 HELP = """\

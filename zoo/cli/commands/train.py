@@ -9,10 +9,10 @@ from zoo.cli import early_checks
 from zoo.cli.command_setup import (
     option_value,
     prepare_process,
-    refuse_adapter_options,
     refuse_empty_options,
     take_adapter,
     take_objective,
+    unlisted_fields,
 )
 from zoo.cli.option_parser import parse
 from zoo.runtime import launch
@@ -67,17 +67,16 @@ def parse_options(name: str, args: list[str]) -> "Run":
     from train.config.run_config import kind_of
 
     default, args = take_objective(recipes.recipe_run(name, option_value(args, "--init")), args)
-    initialized = bool(default.init or option_value(args, "--init"))
-    if not initialized:
-        refuse_adapter_options(args)
+    has_weights = bool(recipes.takes_weights(name) or default.init or option_value(args, "--init"))
+    unlisted = unlisted_fields(default, args, has_weights=has_weights)
     default = take_adapter(default, args)
     # tyro joins the lines of a paragraph, so each field of the docstring becomes a paragraph.
     about = re.sub(r"\n(?=[A-Z]\w+: )", "\n\n", inspect.getdoc(recipes.find_recipe(name)) or "")
     about += f"\n\nObjective: {default.objective}. --objective NAME --help lists the options of another one."
-    about += "" if initialized else "\n\n--init FOLDER --help also lists the options of low-rank adapters (--adapter, --lora)."
+    about += "" if has_weights else "\n\n--init FOLDER --help also lists the options of frozen layers and low-rank adapters."
     prog, objective = f"zoo train {name}", default.objective
-    kind = kind_of(default, with_adapters=initialized)
-    run = parse(kind, default=default, prog=prog, args=args, description=about, objective=objective)
+    kind = kind_of(default)
+    run = parse(kind, default=default, prog=prog, args=args, description=about, objective=objective, unlisted=unlisted)
     refuse_empty_options(run, args)
     return run
 
