@@ -273,7 +273,7 @@ def _arguments(options: Mapping[str, Any], prefix: str = "") -> "list[str]":
 def _decoding(settings: Mapping[str, Any]) -> Any:
     """Return `Decoding` with settings that are named without their group."""
     from eval.generation.generation_options import Decoding
-    from train.run.run_dir import from_json
+    from train.config.from_json import from_json
     from zoo.generation.decoding_settings import Beams, Sampling
 
     groups: dict[str, Any] = {"sampling": Sampling, "search": Beams}
@@ -289,7 +289,7 @@ def _decoding(settings: Mapping[str, Any]) -> Any:
 
 
 def _fields(kind: Any, values: Mapping[str, Any], name: str) -> Any:
-    from train.run.run_dir import from_json
+    from train.config.from_json import from_json
 
     _check_names(values, {field.name for field in dataclasses.fields(kind)}, name)
     return from_json(kind, dict(values), name)

@@ -18,12 +18,12 @@ from tests.support import tiny
 from tests.support.gradients import assert_equal_gradients
 from train import recipes
 from train.config import run_config
+from train.config.from_json import from_json
 from train.engine import device_mesh, optim, state_init
 from train.engine.losses import token_losses
 from train.engine.state import State
 from train.engine.step import ENGINES, Engine, make_step
 from train.objectives.causal import Causal
-from train.run.run_dir import from_json
 from zoo.batch import Batch
 from zoo.errors import BadInput
 from zoo.models import model
