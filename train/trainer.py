@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import functools
 import json
 import math
 import time
@@ -11,26 +10,22 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-from jax.sharding import Mesh
 
-from train import lora_objective
+from train import lora_objective, run_description
 from train.checkpoints import best_checkpoint, disk_space
 from train.checkpoints.checkpoints import Checkpoints
 from train.checkpoints.config_check import check_identity
 from train.checkpoints.manifest import compare
 from train.config import run_config
-from train.config.run_plugins import used_plugins
 from train.engine import device_mesh, optim, state_init
 from train.engine.step import assemble
 from train.inputs import data_notices, run_inputs
 from train.inputs.run_inputs import Inputs
-from train.objectives.base import Objective
 from train.rollouts.batch_feed import FeedSource
 from train.rows.batches import Batches
 from train.rows.row_source import RowSource, ordered
 from train.rows.text_counts import TextCounts
-from train.run import hardware, matmul_rate, metric_definitions, metrics_file, trackers
+from train.run import metric_definitions, metrics_file, trackers
 from train.run.console import Console
 from train.run.costs import COUNTS
 from train.run.item_outcomes import HELD_OUT, write_outcomes
@@ -40,12 +35,10 @@ from train.run.stop_signals import StopSignals
 from train.store.run_uploads import uploads_of
 from train.weights import lineage, warm_start
 from zoo import models
-from zoo.attention import attention
-from zoo.batch import Batch
 from zoo.errors import BadInput
 from zoo.fault_points import fault_point
-from zoo.models import Model, parameter_count
-from zoo.precision import DTYPES, cast_params, resolve_precision
+from zoo.models import Model
+from zoo.precision import DTYPES, resolve_precision
 from zoo.runtime import hang_watch, jax_setup
 from zoo.runtime.progress import this_process
 
@@ -128,7 +121,7 @@ def _run(
     batches = Batches(data.rows, build, run.seed, run.data.batch, local_rows, run.mask_period, run.repeat)
     shapes = batches.shapes()
     _check_carry(run, model, data)
-    implementations = _implementations(run, model, objective, shapes)
+    implementations = run_description.attention_implementations(run, model, objective, shapes)
 
     with contextlib.ExitStack() as stack:
         # --- Folder ---
@@ -194,8 +187,9 @@ def _run(
         state, frozen = engine.shard(state), engine.replicate(objective.frozen_inputs())
 
         # --- Logging ---
-        peak_rate, rate_source = _peak_rate(dtype)
-        facts = describe(run, model, mesh, data, implementations, rate_source, folder) | lora_objective.describe(objective)
+        peak_rate, rate_source = run_description.peak_rate(dtype)
+        facts = run_description.describe(run, model, mesh, data, implementations, rate_source, folder)
+        facts |= lora_objective.describe(objective)
         console.header(f"{run.recipe}, {'from the start' if first == 0 else f'resumed at step {first}'}", facts)
         for line in data_notices.notices(run, data):
             console.notice(line)
@@ -353,64 +347,12 @@ def _run(
     return 0
 
 
-def describe(
-    run: run_config.Run, model: Model, mesh: Mesh, data: Inputs, implementations: str, rate_source: str, folder: RunDir
-) -> dict[str, str]:
-    """Return the facts about a run that the console and the report show."""
-    devices = mesh.devices.size
-    axes = " x ".join(f"{axis}={size}" for axis, size in mesh.shape.items() if size > 1)
-    plugins = ", ".join(f"{plugin.name} ({plugin.origin})" for plugin in used_plugins(run))
-    processes = f" in {jax.process_count()} processes" if jax.process_count() > 1 else ""
-    return {
-        "model": f"{model.family}, {parameter_count(run.model):,} parameters",
-        **data.describe(run),
-        "devices": f"{devices} x {mesh.devices.flat[0].device_kind}{processes}" + (f", mesh {axes}" if axes else ""),
-        "precision": run.precision,
-        "attention": implementations,
-        **({"plug-ins": plugins} if plugins else {}),
-        "MFU against": rate_source,
-        "run": str(folder.path),
-    }
-
-
 def _check_carry(run: run_config.Run, model: Model, data: Inputs) -> None:
     """Refuse a model with memory if consecutive rows do not continue each other."""
     carries = bool(jax.tree.leaves(jax.eval_shape(lambda: model.init_carry(run.data.batch))))
     if carries and not ordered(data.rows.components[0].rows):
         fix = f"the rows of {run.objective} are shuffled and do not continue each other; choose --model.memory 0"
         raise BadInput(f"--model.memory: the model would remember the previous row, but {fix}")
-
-
-def _peak_rate(dtype: Any) -> tuple[float, str]:
-    """Return the peak FLOP/s of all devices, relative to which MFU is computed, and its source in words."""
-    kind = jax.devices()[0].device_kind
-    if peak := hardware.device_peak(kind, dtype):
-        return peak * jax.device_count(), f"{kind}'s published peak, {peak / 1e12:.0f} TFLOP/s each"
-    rate = _matrix_rate(dtype) * jax.process_count()
-    return rate, f"matrix products measured here, {rate / 1e9:.0f} GFLOP/s"
-
-
-@functools.cache
-def _matrix_rate(dtype: Any) -> float:
-    """Return the measured rate of matrix products, which takes half a second, so all runs of a process share it."""
-    return matmul_rate.measure(dtype)
-
-
-def _implementations(run: run_config.Run, model: Model, objective: Objective, batch: Batch) -> str:
-    """Return the names of the attention implementations that the loss uses, from tracing it on the shapes of a batch."""
-    dtype = DTYPES[run.precision]
-
-    def loss(params: Any, batch: Batch, seeds: Any, frozen: Any, carry: Any) -> Any:
-        cast = cast_params(objective.loss_params(params, frozen), dtype)
-        batch = objective.complete_batch(model, lambda: cast, batch, frozen, reduce=lambda x: x, num_micro=1, chunk=0)
-        return objective.loss(model, cast, batch, frozen, seeds=seeds, carry=carry, smoothing=0.0, chunk=0)
-
-    seeds = jax.ShapeDtypeStruct((run.data.batch, 2), jnp.uint32)
-    init = objective.trained(model).init
-    params, carry = jax.eval_shape(lambda: (init(jax.random.key(0)), model.init_carry(run.data.batch)))
-    with attention.record_calls() as calls:
-        jax.eval_shape(loss, params, batch, seeds, objective.frozen_inputs(), carry)
-    return ", ".join(sorted({call.name for call in calls}))
 
 
 @contextlib.contextmanager

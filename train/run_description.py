@@ -1,0 +1,71 @@
+"""Facts about a run that its console and its report show: model, data, devices, attention, and the peak rate of the devices."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from train.config import run_config
+from train.config.run_plugins import used_plugins
+from train.inputs.run_inputs import Inputs
+from train.objectives.base import Objective
+from train.run import hardware, matmul_rate
+from train.run.run_dir import RunDir
+from zoo.attention import attention
+from zoo.batch import Batch
+from zoo.models import Model, parameter_count
+from zoo.precision import DTYPES, cast_params
+
+
+def describe(
+    run: run_config.Run, model: Model, mesh: Mesh, data: Inputs, implementations: str, rate_source: str, folder: RunDir
+) -> dict[str, str]:
+    """Return the facts about a run that the console and the report show."""
+    devices = mesh.devices.size
+    axes = " x ".join(f"{axis}={size}" for axis, size in mesh.shape.items() if size > 1)
+    plugins = ", ".join(f"{plugin.name} ({plugin.origin})" for plugin in used_plugins(run))
+    processes = f" in {jax.process_count()} processes" if jax.process_count() > 1 else ""
+    return {
+        "model": f"{model.family}, {parameter_count(run.model):,} parameters",
+        **data.describe(run),
+        "devices": f"{devices} x {mesh.devices.flat[0].device_kind}{processes}" + (f", mesh {axes}" if axes else ""),
+        "precision": run.precision,
+        "attention": implementations,
+        **({"plug-ins": plugins} if plugins else {}),
+        "MFU against": rate_source,
+        "run": str(folder.path),
+    }
+
+
+def peak_rate(dtype: Any) -> tuple[float, str]:
+    """Return the peak FLOP/s of all devices, relative to which MFU is computed, and its source in words."""
+    kind = jax.devices()[0].device_kind
+    if peak := hardware.device_peak(kind, dtype):
+        return peak * jax.device_count(), f"{kind}'s published peak, {peak / 1e12:.0f} TFLOP/s each"
+    rate = _matrix_rate(dtype) * jax.process_count()
+    return rate, f"matrix products measured here, {rate / 1e9:.0f} GFLOP/s"
+
+
+@functools.cache
+def _matrix_rate(dtype: Any) -> float:
+    """Return the measured rate of matrix products, which takes half a second, so all runs of a process share it."""
+    return matmul_rate.measure(dtype)
+
+
+def attention_implementations(run: run_config.Run, model: Model, objective: Objective, batch: Batch) -> str:
+    """Return the names of the attention implementations that the loss uses, from tracing it on the shapes of a batch."""
+    dtype = DTYPES[run.precision]
+
+    def loss(params: Any, batch: Batch, seeds: Any, frozen: Any, carry: Any) -> Any:
+        cast = cast_params(objective.loss_params(params, frozen), dtype)
+        batch = objective.complete_batch(model, lambda: cast, batch, frozen, reduce=lambda x: x, num_micro=1, chunk=0)
+        return objective.loss(model, cast, batch, frozen, seeds=seeds, carry=carry, smoothing=0.0, chunk=0)
+
+    seeds = jax.ShapeDtypeStruct((run.data.batch, 2), jnp.uint32)
+    init = objective.trained(model).init
+    params, carry = jax.eval_shape(lambda: (init(jax.random.key(0)), model.init_carry(run.data.batch)))
+    with attention.record_calls() as calls:
+        jax.eval_shape(loss, params, batch, seeds, objective.frozen_inputs(), carry)
+    return ", ".join(sorted({call.name for call in calls}))
