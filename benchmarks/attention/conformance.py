@@ -26,6 +26,7 @@ from benchmarks.core.progress import Progress
 from zoo.attention import attention
 from zoo.attention.biases import Bias, Buckets, Dense, Relative
 from zoo.attention.masks import Mask
+from zoo.attention.request import Request
 from zoo.errors import BadInput
 from zoo.sharding import target_platform
 
@@ -57,7 +58,7 @@ class Case:
         """Return normally distributed numbers that depend only on the case's shape and on `shape`."""
         return np.random.default_rng([zlib.crc32(repr(shape).encode()), self.queries]).standard_normal(shape)
 
-    def request(self) -> attention.Request:
+    def request(self) -> Request:
         """Return the request that the case makes, in float32."""
         q, k = (
             jax.ShapeDtypeStruct((self.batch, length, heads, self.head), jnp.float32)
@@ -66,7 +67,7 @@ class Case:
         dropout = (self.rate, jax.ShapeDtypeStruct((self.batch, 2), jnp.uint32))
         sinks = jax.ShapeDtypeStruct((self.heads,), jnp.float32) if self.sinks else None
         bias = None if self.bias is None else self.bias(self)
-        return attention.Request.of(q, k, k, self.mask(self), bias, dropout, sinks)
+        return Request.of(q, k, k, self.mask(self), bias, dropout, sinks)
 
 
 def _segments(case: Case, length: int) -> Array:

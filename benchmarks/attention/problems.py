@@ -12,6 +12,7 @@ from jaxtyping import Array
 from zoo.attention import attention
 from zoo.attention.biases import Bias, Buckets, Relative
 from zoo.attention.masks import Mask
+from zoo.attention.request import Request
 from zoo.errors import BadInput
 
 
@@ -233,12 +234,12 @@ class Problem:
         sinks = normal(shape.heads) if feature.sinks else None
         return cls(feature, shape, calls, {"k": k, "v": v, "sinks": sinks, "calls": inputs}, (fixed, seeds), cotangents)
 
-    def requests(self) -> list[attention.Request]:
+    def requests(self) -> list[Request]:
         """Return the attention requests, one for each call."""
         (fixed, seeds), (k, v, sinks) = self.fixed, (self.trained[name] for name in ("k", "v", "sinks"))
         dropout = (self.feature.rate, seeds) if self.feature.rate else None
         return [
-            attention.Request.of(arrays["q"], k, v, mask, _with_differentiable(bias, arrays["numbers"]), dropout, sinks)
+            Request.of(arrays["q"], k, v, mask, _with_differentiable(bias, arrays["numbers"]), dropout, sinks)
             for arrays, (mask, bias) in zip(self.trained["calls"], fixed, strict=True)
         ]
 

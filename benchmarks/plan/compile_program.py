@@ -24,7 +24,7 @@ from train.inputs import synthetic_batch
 from train.rollouts.sampler import cache_slots
 from zoo import configs, models
 from zoo.attention import attention
-from zoo.attention.attention import HEADS
+from zoo.attention.local_arrays import HEADS
 from zoo.batch import Batch
 from zoo.errors import BadInput, require
 from zoo.generation.decode_loop import unroll_layers

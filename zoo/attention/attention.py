@@ -12,7 +12,6 @@ import dataclasses
 import functools
 import importlib
 import importlib.util
-import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -20,19 +19,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import io_callback
-from jax.sharding import AxisType, PartitionSpec
 from jaxtyping import Array, Float, UInt32
 
 from zoo import plugins
-from zoo.attention.biases import Bias, Buckets, ByDistance, Dense, Relative
+from zoo.attention.biases import Bias
 from zoo.attention.kernels import Kernel
 from zoo.attention.kernels.reference import reference
+from zoo.attention.local_arrays import on_local_arrays
 from zoo.attention.masks import Mask
+from zoo.attention.request import Request, refuse_unless
 from zoo.errors import BadInput
-from zoo.sharding import BATCH, target_platform
-
-HEADS = "tensor"
-"""The mesh axis over which heads are sharded."""
+from zoo.sharding import target_platform
 
 
 def attention(
@@ -78,84 +75,10 @@ def attention(
     row = IMPLEMENTATIONS[name] if impl == "auto" else implementation(name)
     run = functools.partial(row.load(), scale=scale, rate=rate)
     with jax.named_scope(scope):
-        return _on_local_arrays(run, q, k, v, mask, bias, seed, heads, sinks)
+        return on_local_arrays(run, q, k, v, mask, bias, seed, heads, sinks)
 
 
-# --- requests and implementations -----------------------------------------------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Request:
-    """The features that a call needs from an implementation, and the shapes and dtype of its arrays."""
-
-    features: frozenset[str]
-    shape: tuple[int, int, int, int, int, int]
-    """B, T, S, N, K, H."""
-    dtype: str
-
-    @classmethod
-    def of(cls, q: Any, k: Any, v: Any, mask: Mask, bias: Any, dropout: Any, sinks: Any = None) -> "Request":
-        """Return the request that the arguments of a call make.
-
-        Raises:
-            BadInput: shapes, dtypes or values that do not fit each other.
-        """
-        b, t, n, h = q.shape
-        s, groups = k.shape[1], k.shape[2]
-        _require(k.shape == v.shape == (b, s, groups, h), f"k {k.shape} and v {v.shape} do not fit q {q.shape}")
-        _require(n % groups == 0, f"{groups} key/value heads do not divide {n} query heads")
-        _require(q.dtype == k.dtype == v.dtype, f"q, k and v have dtypes {q.dtype}, {k.dtype} and {v.dtype}; cast them to one")
-        letters = {"B": b, "T": t, "S": s, "N": n}
-        features = set()
-        for name, axes, array in itertools.chain.from_iterable(spec.arrays() for spec in (mask, bias) if spec is not None):
-            _check_shape(name, axes, array, letters)
-            features.update(_FEATURES[name])
-        if mask.causal or mask.window is not None:
-            same = mask.query_positions is None and mask.key_positions is None
-            _require(not same or t == s, f"causal or window attention of {t} queries over {s} keys needs query_positions")
-            features |= {"causal"} if mask.causal else set()
-        if mask.window is not None:
-            _require(mask.window > 0, f"window {mask.window}: choose 1 or more positions")
-            features.add("window")
-        for name in ("segments", "ranks"):
-            pair = getattr(mask, f"query_{name}"), getattr(mask, f"key_{name}")
-            _require((pair[0] is None) == (pair[1] is None), f"query_{name} and key_{name} must be set together, or neither")
-        if bias is not None:
-            features.add(_BIASES[type(bias)])
-            _require((reason := bias.missing_distances(t, s)) is None, reason or "")
-        if dropout is not None and dropout[0] > 0:
-            rate, seed = dropout
-            _require(rate < 1, f"dropout {rate}: choose a rate below 1")
-            _require(seed is not None and seed.shape == (b, 2), "dropout needs seeds u32[B, 2]")
-            features.add("dropout")
-        if sinks is not None:
-            _require(sinks.shape == (n,), f"sinks has shape {sinks.shape}; expected one number for each of the {n} query heads")
-            features.add("sinks")
-        if groups != n:
-            features.add("grouped heads")
-        return cls(
-            features=frozenset(features),
-            shape=(b, t, s, n, groups, h),
-            dtype=str(q.dtype),
-        )
-
-
-_FEATURES: dict[str, tuple[str, ...]] = {
-    "key_lengths": ("key lengths",),
-    "query_segments": ("segments",),
-    "key_segments": ("segments",),
-    "query_positions": ("positions",),
-    "key_positions": ("positions",),
-    "query_ranks": ("ranks",),
-    "key_ranks": ("ranks",),
-    "allowed": ("explicit mask",),
-    # Fields of biases: the features are the biases themselves, see `_BIASES`.
-    **dict.fromkeys(("values", "table", "q_r", "r", "q_s", "query_types", "key_types"), ()),
-}
-"""Array field of a mask or bias -> the features that a call needs if it is set. A field without an entry would be a mask that
-implementations ignore without saying so."""
-
-_BIASES = {Dense: "dense bias", Buckets: "bucket bias", ByDistance: "bucket bias", Relative: "relative bias"}
+# --- implementations ------------------------------------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -266,7 +189,7 @@ def implementation(name: str) -> Implementation:
         row = dataclasses.replace(plugins.load(plugin, expected, _is_implementation), plugin=plugin)
     else:
         choices = ", ".join([*IMPLEMENTATIONS, *plugins.described("zoo.attention")])
-        _require(name in IMPLEMENTATIONS, f"there is no implementation {name!r}; choose auto, {choices}")
+        refuse_unless(name in IMPLEMENTATIONS, f"there is no implementation {name!r}; choose auto, {choices}")
         row = IMPLEMENTATIONS[name]
     if name in _interpreted.get():
         return dataclasses.replace(row, platforms=EVERYWHERE)
@@ -284,7 +207,9 @@ def interpreted(name: str) -> Iterator[None]:
         BadInput: the implementation has no interpreted form.
     """
     is_interpretable = implementation(name).is_interpretable
-    _require(is_interpretable, f"{name!r} has no interpreted form; a row of the table that has one says `is_interpretable=True`")
+    refuse_unless(
+        is_interpretable, f"{name!r} has no interpreted form; a row of the table that has one says `is_interpretable=True`"
+    )
     token = _interpreted.set(_interpreted.get() | {name})
     try:
         yield
@@ -420,61 +345,3 @@ def describe_auto() -> str:
     reason = f"nothing has been measured on a {platform.upper()}"
     by_name = f"; used only by name: {', '.join(left_out)} ({reason})" if left_out else ""
     return ", else ".join(lines) + by_name
-
-
-# --- sharding -------------------------------------------------------------------------------------------------------------------
-
-
-def _on_local_arrays(
-    run: Callable[..., Array], q: Array, k: Array, v: Array, mask: Mask, bias: Any, seed: Any, heads: Array, sinks: Any
-) -> Array:
-    """Run an implementation on each device's own examples and heads; without a mesh (or inside pmap), call it directly."""
-    mesh = jax.sharding.get_abstract_mesh()
-    # An implementation without the feature does not have the parameter.
-    rest = () if sinks is None else (sinks,)
-    auto_axes = {name for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind == AxisType.Auto}
-    if not auto_axes:
-        return run(q, k, v, mask, bias, seed, heads, *rest)
-    # The batch is sharded over all other axes too: shard_map would sum a gradient over an axis that no spec mentions, even if
-    # its size is 1.
-    others = (axis for axis in mesh.axis_names if axis in auto_axes - {*BATCH, HEADS})
-    batch = (*(axis for axis in BATCH if axis in auto_axes), *others)
-    head = HEADS if HEADS in auto_axes else None
-    by_letter = {"B": batch, "N": head}
-
-    def spec(letters: str, array: Array) -> PartitionSpec:
-        return PartitionSpec(*(by_letter.get(x) if size > 1 else None for x, size in zip(letters, array.shape, strict=True)))
-
-    def specs(value: Any) -> Any:
-        leaves, tree = jax.tree.flatten(value)
-        letters = [axes for _, axes, _ in value.arrays()] if value is not None else []
-        return jax.tree.unflatten(tree, [spec(axes, leaf) for axes, leaf in zip(letters, leaves, strict=True)])
-
-    heads_spec = PartitionSpec(batch, None, head, None)
-    seed_spec = None if seed is None else PartitionSpec(batch)
-    in_specs = (
-        heads_spec,
-        heads_spec,
-        heads_spec,
-        specs(mask),
-        specs(bias),
-        seed_spec,
-        *(PartitionSpec(head) for _ in (heads, *rest)),
-    )
-    # check_vma=False because library functions do not declare how their outputs vary over the mesh, or declare it wrongly. JAX's
-    # rule for cuDNN declares the gradient of a bias that all examples share equal on all devices, which omits the sum over them.
-    run = jax.shard_map(run, in_specs=in_specs, out_specs=heads_spec, check_vma=False)
-    return run(q, k, v, mask, bias, seed, heads, *rest)
-
-
-def _require(ok: bool, message: str) -> None:
-    if not ok:
-        raise BadInput(f"attention: {message}")
-
-
-def _check_shape(name: str, axes: str, value: Any, letters: dict[str, int]) -> None:
-    broadcasts = axes == "BNTS"
-    fits = value.ndim == len(axes) and all(
-        letters.get(letter, size) == size or (broadcasts and size == 1) for letter, size in zip(axes, value.shape, strict=True)
-    )
-    _require(fits, f"{name} has shape {value.shape}; expected [{', '.join(axes)}] of {letters}")

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from zoo.attention.attention import HEADS as HEADS_AXIS
+from zoo.attention.local_arrays import HEADS as HEADS_AXIS
 from zoo.attention.masks import Mask
 from zoo.batch import Batch, Output
 from zoo.configs._encoder import Task

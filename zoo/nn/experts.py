@@ -17,7 +17,7 @@ from flax import nnx
 from jax.sharding import AxisType, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
-from zoo.attention.attention import HEADS
+from zoo.attention.local_arrays import HEADS
 from zoo.nn.layers import Init, Linear, unstacked
 from zoo.ops.ragged_product import ragged_product, sum_dtype, tile_rows
 from zoo.sharding import BATCH

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from zoo.attention.attention import HEADS
+from zoo.attention.local_arrays import HEADS
 from zoo.attention.masks import Mask
 from zoo.batch import Batch
 from zoo.sharding import BATCH, constrain

@@ -18,8 +18,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, UInt32
 
-from zoo.attention.attention import HEADS, attention
+from zoo.attention.attention import attention
 from zoo.attention.biases import Bias
+from zoo.attention.local_arrays import HEADS
 from zoo.attention.masks import Mask
 from zoo.configs import Activation
 from zoo.ops import counter_rng

@@ -17,6 +17,7 @@ from benchmarks.plan.collectives import Collective
 from benchmarks.plan.flops_and_bytes import Work
 from zoo.attention import attention
 from zoo.attention.masks import Mask
+from zoo.attention.request import Request
 
 
 def devices(count: int, *torus: int) -> np.ndarray:
@@ -107,7 +108,7 @@ def test_a_kernels_products_are_those_of_the_pairs_that_its_mask_leaves() -> Non
 
 def attention_call(length: int, mask: Mask) -> attention.Call:
     shape = jax.ShapeDtypeStruct((2, length, 4, 16), np.float32)
-    request = attention.Request.of(shape, shape, shape, mask, None, None)
+    request = Request.of(shape, shape, shape, mask, None, None)
     return attention.Call(name="xla", request=request, mask=mask, scope="attention0")
 
 

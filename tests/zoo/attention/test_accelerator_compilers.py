@@ -20,6 +20,7 @@ from benchmarks.plan import target_devices
 from zoo.attention import attention
 from zoo.attention.biases import Buckets, Dense, Relative
 from zoo.attention.masks import Mask
+from zoo.attention.request import Request
 from zoo.sharding import AXES, BATCH
 
 pytestmark = pytest.mark.aot
@@ -117,7 +118,7 @@ COPIED = {("blocked", "odd, dense bias")}
 
 def features(case: Case) -> frozenset[str]:
     q, k = operands(case)
-    return attention.Request.of(q, k, k, case.mask, case.bias, case.dropout).features
+    return Request.of(q, k, k, case.mask, case.bias, case.dropout).features
 
 
 def operands(case: Case) -> list[jax.ShapeDtypeStruct]:

@@ -26,6 +26,7 @@ from zoo.attention.kernels import _dot_product_attention as dot_product_attentio
 from zoo.attention.kernels import cudnn, splash, tokamax
 from zoo.attention.kernels.reference import reference
 from zoo.attention.masks import Mask
+from zoo.attention.request import Request
 from zoo.errors import BadInput
 from zoo.sharding import BATCH
 
@@ -281,7 +282,7 @@ def test_splash_computes_the_attention(mask, groups, monkeypatch):
 
 def request(mask=None, bias=None, dropout=None, dtype=jnp.bfloat16, t=256, size=64):
     q = jax.ShapeDtypeStruct((B, t, N, size), dtype)
-    return attention.Request.of(q, q, q, mask or Mask(causal=True), bias, dropout)
+    return Request.of(q, q, q, mask or Mask(causal=True), bias, dropout)
 
 
 DROPOUT = (0.1, jax.ShapeDtypeStruct((B, 2), jnp.uint32))

@@ -11,10 +11,12 @@ import pytest
 
 from zoo.attention import attention as dispatch
 from zoo.attention import biases
+from zoo.attention import request as requests
 from zoo.attention.attention import attention
 from zoo.attention.biases import Buckets, ByDistance, Dense, Relative
 from zoo.attention.kernels import Kernel
 from zoo.attention.masks import Mask
+from zoo.attention.request import Request
 from zoo.errors import BadInput
 from zoo.ops import counter_rng
 
@@ -149,24 +151,24 @@ STATIC = {"causal": True, "window": 3, "strict": None}
 
 
 def test_every_field_of_a_mask_or_bias_is_a_feature_that_an_implementation_must_have():
-    for kind in (Mask, *dispatch._BIASES):
+    for kind in (Mask, *requests._BIASES):
         arrays = {field.name for field in dataclasses.fields(kind) if "axes" in field.metadata}
-        assert arrays and arrays <= dispatch._FEATURES.keys(), kind
-        assert {feature for name in arrays for feature in dispatch._FEATURES[name]} <= dispatch.ALL_FEATURES
+        assert arrays and arrays <= requests._FEATURES.keys(), kind
+        assert {feature for name in arrays for feature in requests._FEATURES[name]} <= dispatch.ALL_FEATURES
     fields = {field.name for field in dataclasses.fields(Mask)}
-    assert fields == STATIC.keys() | {name for name in fields if dispatch._FEATURES.get(name)}
+    assert fields == STATIC.keys() | {name for name in fields if requests._FEATURES.get(name)}
     for name, value in STATIC.items():
         q = ones(B, S, N, H)
-        request = dispatch.Request.of(q, q, q, Mask(**({} if value is None else {name: value})), None, None)
+        request = Request.of(q, q, q, Mask(**({} if value is None else {name: value})), None, None)
         assert request.features == (set() if value is None else {name})
 
 
 @pytest.mark.planted
 def test_a_mask_field_that_nobody_registered_is_not_ignored(monkeypatch):
-    monkeypatch.delitem(dispatch._FEATURES, "key_lengths")
+    monkeypatch.delitem(requests._FEATURES, "key_lengths")
     q = ones(B, S, N, H)
     with pytest.raises(KeyError, match="key_lengths"):
-        dispatch.Request.of(q, q, q, Mask(key_lengths=np.array([1, 2])), None, None)
+        Request.of(q, q, q, Mask(key_lengths=np.array([1, 2])), None, None)
 
 
 def ones(*shape, dtype=jnp.float32):
@@ -216,13 +218,13 @@ def test_unsupported_and_malformed_requests_are_refused():
         call = {"q": ones(B, T, N, H), "k": ones(B, S, N, H), "v": ones(B, S, N, H), "mask": Mask(), **change}
         request = [call.get(name) for name in ("q", "k", "v", "mask", "bias", "dropout", "sinks")]
         with pytest.raises(BadInput, match=message):
-            dispatch.choose(call.get("impl", "auto"), dispatch.Request.of(*request), call.get("platform"))
+            dispatch.choose(call.get("impl", "auto"), Request.of(*request), call.get("platform"))
 
 
 def test_auto_follows_the_platform_and_the_features():
     q, k, v = arrays(jnp.bfloat16)
     for dropout, name in ((DROPOUT, "xla"), (None, "cudnn")):
-        request = dispatch.Request.of(q, k, v, Mask(causal=True), None, dropout)
+        request = Request.of(q, k, v, Mask(causal=True), None, dropout)
         assert dispatch.choose("auto", request, platform="gpu") == name
 
 
@@ -230,7 +232,7 @@ def test_auto_takes_blocked_from_the_length_on_at_which_it_is_faster():
     for queries, name in ((1, "xla"), (63, "xla"), (64, "blocked"), (2048, "blocked")):
         q, k = ones(1, queries, N, H), ones(1, 2048, N, H)
         places = Mask(causal=True, query_positions=ones(1, queries, dtype=jnp.int32))
-        assert dispatch.choose("auto", dispatch.Request.of(q, k, k, places, None, None), platform="cpu") == name
+        assert dispatch.choose("auto", Request.of(q, k, k, places, None, None), platform="cpu") == name
     assert dispatch.describe_auto() == "blocked from 64 queries on, else xla"
 
 

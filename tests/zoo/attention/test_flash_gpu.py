@@ -16,6 +16,7 @@ from zoo.attention.biases import Buckets, ByDistance
 from zoo.attention.kernels import _flash_gpu_bodies as bodies
 from zoo.attention.kernels import flash_gpu
 from zoo.attention.masks import NO_PAIR, Mask
+from zoo.attention.request import Request
 from zoo.ops import counter_rng
 
 OPTIONS = {"xla_backend_optimization_level": 0, **compilation.OPTIONS}
@@ -194,9 +195,9 @@ def test_a_planted_mistake_is_noticed(mistake: str, monkeypatch: pytest.MonkeyPa
     assert not check(NEAR).ok
 
 
-def request(*, h: int = 64, dtype: Any = jnp.float32, bias: Any = None, sinks: Any = None) -> attention.Request:
+def request(*, h: int = 64, dtype: Any = jnp.float32, bias: Any = None, sinks: Any = None) -> Request:
     q = jax.ShapeDtypeStruct((1, 128, 2, h), dtype)
-    return attention.Request.of(q, q, q, Mask(), bias, None, sinks)
+    return Request.of(q, q, q, Mask(), bias, None, sinks)
 
 
 def test_what_is_not_supported_is_refused_with_the_reason() -> None:

@@ -18,6 +18,7 @@ from zoo.attention.biases import ByDistance, Relative
 from zoo.attention.kernels import _flash_tpu_bodies, _flash_tpu_plan, flash_tpu
 from zoo.attention.kernels import _flash_tpu_relative as relative
 from zoo.attention.masks import ALL_PAIRS, NO_PAIR, SOME_PAIRS, Mask
+from zoo.attention.request import Request
 
 OPTIONS = {"xla_backend_optimization_level": 0, **compilation.OPTIONS}
 FAST = ("packed segments", "bucket bias, one direction", "positions", "relative bias, scattered queries")
@@ -167,9 +168,9 @@ def test_sorted_segments_are_skipped() -> None:
     assert np.asarray(states)[0].tolist() == [[SOME_PAIRS, 0, 0], [0, SOME_PAIRS, 0], [0, 0, 0]]
 
 
-def request(*, t: int = 128, s: int = 128, h: int = 64, bias: Any = None, dropout: Any = None) -> attention.Request:
+def request(*, t: int = 128, s: int = 128, h: int = 64, bias: Any = None, dropout: Any = None) -> Request:
     q, k = (jax.ShapeDtypeStruct((1, length, 2, h), jnp.float32) for length in (t, s))
-    return attention.Request.of(q, k, k, Mask(), bias, dropout)
+    return Request.of(q, k, k, Mask(), bias, dropout)
 
 
 def relative_bias(length: int, missing: int = 0) -> Relative:

@@ -21,12 +21,12 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plt
 from jaxtyping import Array, Bool, Float, Int32, UInt32
 
-from zoo.attention.attention import Request
 from zoo.attention.biases import Bias, Buckets, ByDistance
 from zoo.attention.kernels import _flash_gpu_bodies as bodies
 from zoo.attention.kernels._flash_common import key_lengths, number_arrays, number_names, pad_axis, pad_mask, without_arrays
 from zoo.attention.kernels._flash_gpu_bodies import Inputs, Plan
 from zoo.attention.masks import NO_PAIR, Mask
+from zoo.attention.request import Request
 from zoo.sharding import target_platform
 
 BLOCK = 64

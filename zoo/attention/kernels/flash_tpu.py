@@ -22,13 +22,13 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, UInt32
 
-from zoo.attention.attention import Request
 from zoo.attention.biases import Bias, Buckets, ByDistance, Relative
 from zoo.attention.kernels._flash_common import key_lengths, number_arrays, number_names, pad_axis, pad_mask, without_arrays
 from zoo.attention.kernels._flash_tpu_bodies import backward_body, forward_body, relative_backward_body
 from zoo.attention.kernels._flash_tpu_plan import LANES, Plan
 from zoo.attention.kernels._flash_tpu_relative import Positions, distances
 from zoo.attention.masks import NO_PAIR, Mask, Side
+from zoo.attention.request import Request
 from zoo.sharding import target_platform
 
 BLOCK = 512

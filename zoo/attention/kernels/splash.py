@@ -7,9 +7,9 @@ import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu import splash_attention as library
 from jaxtyping import Array, Float, UInt32
 
-from zoo.attention.attention import Request
 from zoo.attention.biases import Bias
 from zoo.attention.masks import Mask
+from zoo.attention.request import Request
 
 BLOCK = 512
 """Maximum number of queries and keys in a block: MaxText's value, not measured on a TPU by this project."""

@@ -4,10 +4,10 @@ import functools
 
 from jaxtyping import Array, Float, UInt32
 
-from zoo.attention.attention import Request
 from zoo.attention.biases import Bias
 from zoo.attention.kernels._dot_product_attention import capability, fused
 from zoo.attention.masks import Mask
+from zoo.attention.request import Request
 
 
 def tokamax(

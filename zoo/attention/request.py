@@ -1,0 +1,105 @@
+"""Requests: the features, shapes and dtype that a call of attention needs from an implementation. Malformed calls are refused."""
+
+import dataclasses
+import itertools
+from typing import Any
+
+from zoo.attention.biases import Buckets, ByDistance, Dense, Relative
+from zoo.attention.masks import Mask
+from zoo.errors import BadInput
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Request:
+    """The features that a call needs from an implementation, and the shapes and dtype of its arrays."""
+
+    features: frozenset[str]
+    shape: tuple[int, int, int, int, int, int]
+    """B, T, S, N, K, H."""
+    dtype: str
+
+    @classmethod
+    def of(cls, q: Any, k: Any, v: Any, mask: Mask, bias: Any, dropout: Any, sinks: Any = None) -> "Request":
+        """Return the request that the arguments of a call make.
+
+        Raises:
+            BadInput: shapes, dtypes or values that do not fit each other.
+        """
+        b, t, n, h = q.shape
+        s, groups = k.shape[1], k.shape[2]
+        refuse_unless(k.shape == v.shape == (b, s, groups, h), f"k {k.shape} and v {v.shape} do not fit q {q.shape}")
+        refuse_unless(n % groups == 0, f"{groups} key/value heads do not divide {n} query heads")
+        refuse_unless(
+            q.dtype == k.dtype == v.dtype, f"q, k and v have dtypes {q.dtype}, {k.dtype} and {v.dtype}; cast them to one"
+        )
+        letters = {"B": b, "T": t, "S": s, "N": n}
+        features = set()
+        for name, axes, array in itertools.chain.from_iterable(spec.arrays() for spec in (mask, bias) if spec is not None):
+            _check_shape(name, axes, array, letters)
+            features.update(_FEATURES[name])
+        if mask.causal or mask.window is not None:
+            same = mask.query_positions is None and mask.key_positions is None
+            refuse_unless(not same or t == s, f"causal or window attention of {t} queries over {s} keys needs query_positions")
+            features |= {"causal"} if mask.causal else set()
+        if mask.window is not None:
+            refuse_unless(mask.window > 0, f"window {mask.window}: choose 1 or more positions")
+            features.add("window")
+        for name in ("segments", "ranks"):
+            pair = getattr(mask, f"query_{name}"), getattr(mask, f"key_{name}")
+            refuse_unless((pair[0] is None) == (pair[1] is None), f"query_{name} and key_{name} must be set together, or neither")
+        if bias is not None:
+            features.add(_BIASES[type(bias)])
+            refuse_unless((reason := bias.missing_distances(t, s)) is None, reason or "")
+        if dropout is not None and dropout[0] > 0:
+            rate, seed = dropout
+            refuse_unless(rate < 1, f"dropout {rate}: choose a rate below 1")
+            refuse_unless(seed is not None and seed.shape == (b, 2), "dropout needs seeds u32[B, 2]")
+            features.add("dropout")
+        if sinks is not None:
+            refuse_unless(
+                sinks.shape == (n,), f"sinks has shape {sinks.shape}; expected one number for each of the {n} query heads"
+            )
+            features.add("sinks")
+        if groups != n:
+            features.add("grouped heads")
+        return cls(
+            features=frozenset(features),
+            shape=(b, t, s, n, groups, h),
+            dtype=str(q.dtype),
+        )
+
+
+_FEATURES: dict[str, tuple[str, ...]] = {
+    "key_lengths": ("key lengths",),
+    "query_segments": ("segments",),
+    "key_segments": ("segments",),
+    "query_positions": ("positions",),
+    "key_positions": ("positions",),
+    "query_ranks": ("ranks",),
+    "key_ranks": ("ranks",),
+    "allowed": ("explicit mask",),
+    # Fields of biases: the features are the biases themselves, see `_BIASES`.
+    **dict.fromkeys(("values", "table", "q_r", "r", "q_s", "query_types", "key_types"), ()),
+}
+"""Array field of a mask or bias -> the features that a call needs if it is set. A field without an entry would be a mask that
+implementations ignore without saying so."""
+
+_BIASES = {Dense: "dense bias", Buckets: "bucket bias", ByDistance: "bucket bias", Relative: "relative bias"}
+
+
+def refuse_unless(ok: bool, message: str) -> None:
+    """Refuse a call of attention.
+
+    Raises:
+        BadInput: `ok` is false.
+    """
+    if not ok:
+        raise BadInput(f"attention: {message}")
+
+
+def _check_shape(name: str, axes: str, value: Any, letters: dict[str, int]) -> None:
+    broadcasts = axes == "BNTS"
+    fits = value.ndim == len(axes) and all(
+        letters.get(letter, size) == size or (broadcasts and size == 1) for letter, size in zip(axes, value.shape, strict=True)
+    )
+    refuse_unless(fits, f"{name} has shape {value.shape}; expected [{', '.join(axes)}] of {letters}")
