@@ -15,7 +15,8 @@ from train.inputs.dialogue_inputs import DialogueInputs
 from train.inputs.pair_inputs import PairInputs
 from train.rows.token_cache import Tokens
 from train.run.run_dir import write_json
-from train.tokenizers.tokenizer import END_OF_TEXT, Tokenizer
+from train.tokenizers.special_tokens import END_OF_TEXT
+from train.tokenizers.tokenizer import Tokenizer
 from zoo.errors import BadInput
 from zoo.generation.decoding_settings import GREEDY, Sampling
 from zoo.models import Model

@@ -7,15 +7,8 @@ from typing import Any
 import tokenizers
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from train.tokenizers.special_tokens import BERT, ROBERTA
+from train.tokenizers.special_tokens import BERT, END_OF_TEXT, ROBERTA
 
-END_OF_TEXT = "<|endoftext|>"
-LLAMA_BEGIN = "<|begin_of_text|>"
-"""The token before every text of Llama 3, whose template adds it."""
-ENDS = (END_OF_TEXT, "<|end_of_text|>")
-"""Names of the token after a document: that of GPT-2, Qwen3, SmolLM2 and gpt-oss, and that of Llama 3 and SmolLM3."""
-TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<|return|>")
-"""Tokens that end an answer in a conversation; models that were fine-tuned on conversations have them as `eos_token`."""
 QWEN_PATTERN = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 """Pattern of the words of Qwen's class: those of GPT-4, with each digit alone."""
 

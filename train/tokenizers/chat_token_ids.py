@@ -9,7 +9,7 @@ from jaxtyping import Bool, Int32
 from train.config.option_groups import Turns
 from train.data.example_types import ASSISTANT, Dialogue, Message, Pair
 from train.tokenizers.chat_template import ChatTemplate, Rendered
-from train.tokenizers.common_prefix import common_prefix_length
+from train.tokenizers.text_borders import common_prefix_length
 from train.tokenizers.tokenizer import Tokenizer
 from zoo.errors import BadInput
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from jaxtyping import Int32
 
-from train.tokenizers.common_prefix import common_prefix_length
+from train.tokenizers.text_borders import common_prefix_length
 from train.tokenizers.tokenizer import Tokenizer
 
 

@@ -12,8 +12,8 @@ import numpy as np
 from tokenizers import pre_tokenizers
 
 from train.tokenizers import byte_bpe, byte_tokens, special_tokens, unigram, wordpiece, xlm_unigram, xlnet_unigram
-from train.tokenizers.byte_bpe import END_OF_TEXT, ENDS, TURN_ENDS
 from train.tokenizers.hf_settings import ADDED, AS_WRITTEN, FLAGS, OF_T5, AddedToken, TokenizerSettings
+from train.tokenizers.special_tokens import END_OF_TEXT, ENDS, TURN_ENDS
 from train.tokenizers.tokenizer import FILE, Kind, Tokenizer
 
 PARTS = ("normalizer", "pre_tokenizer", "model", "decoder")

@@ -20,7 +20,8 @@ from train.tokenizers import (
 )
 from train.tokenizers.hf_class_check import OF_KIND, SWITCHES, builds_same_rules, check, special_entries
 from train.tokenizers.hf_settings import ALIASES, AS_WRITTEN, DEFAULTS, MOST_SENTINELS, TokenizerSettings
-from train.tokenizers.tokenizer import END_OF_TEXT, FILE, LARGEST_FILE, SETTINGS, Kind, Tokenizer, read_chat_template
+from train.tokenizers.special_tokens import END_OF_TEXT, ENDS, LLAMA_BEGIN
+from train.tokenizers.tokenizer import FILE, LARGEST_FILE, SETTINGS, Kind, Tokenizer, read_chat_template
 from zoo.errors import BadInput
 from zoo.hf.config_json import read_json
 
@@ -129,8 +130,8 @@ def _settings(kind: Kind, content: dict[str, Any]) -> dict[str, Any]:
     if kind == "gpt":
         entries = {*content["model"]["vocab"], *(token["content"] for token in content["added_tokens"])}
         if END_OF_TEXT not in entries:
-            begin = {"bos_token": byte_bpe.LLAMA_BEGIN} if byte_bpe.LLAMA_BEGIN in entries else {}
-            return {"tokenizer_class": AS_WRITTEN, **begin, "eos_token": next(name for name in byte_bpe.ENDS if name in entries)}
+            begin = {"bos_token": LLAMA_BEGIN} if LLAMA_BEGIN in entries else {}
+            return {"tokenizer_class": AS_WRITTEN, **begin, "eos_token": next(name for name in ENDS if name in entries)}
         names = dict.fromkeys(("bos_token", "eos_token", "unk_token"), END_OF_TEXT)
         return {"tokenizer_class": OF_KIND[kind], "add_prefix_space": _prefix_space(content), **names}
     names = {

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from train.tokenizers import byte_tokens, special_tokens
-from train.tokenizers.byte_bpe import END_OF_TEXT
+from train.tokenizers.special_tokens import END_OF_TEXT
 from train.tokenizers.tokenizer import FILE, LARGEST_FILE, SETTINGS
 from zoo.errors import BadInput
 from zoo.hf.config_json import FILE as CONFIG

@@ -1,4 +1,4 @@
-"""Special tokens: those of encoders, their templates around one text or two, and those of text to text."""
+"""Special tokens: ends of documents, those of encoders, their templates around one text or two, and those of text to text."""
 
 import dataclasses
 import itertools
@@ -6,10 +6,19 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import tokenizers
 from jaxtyping import Int32, Integer
+from tokenizers import decoders, models
 
 from zoo.errors import BadInput
 
+END_OF_TEXT = "<|endoftext|>"
+LLAMA_BEGIN = "<|begin_of_text|>"
+"""The token before every text of Llama 3, whose template adds it."""
+ENDS = (END_OF_TEXT, "<|end_of_text|>")
+"""Names of the token after a document: that of GPT-2, Qwen3, SmolLM2 and gpt-oss, and that of Llama 3 and SmolLM3."""
+TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<|return|>")
+"""Tokens that end an answer in a conversation; models that were fine-tuned on conversations have them as `eos_token`."""
 BERT = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
 """Names in BERT's and ModernBERT's released vocabularies; in those trained here they have the ids 0 to 4 in this order."""
 ROBERTA = {"cls": "<s>", "pad": "<pad>", "sep": "</s>", "unk": "<unk>", "mask": "<mask>"}
@@ -116,6 +125,31 @@ def encoder_special_tokens(ids: Mapping[str, int]) -> SpecialTokens | None:
         typed=names is not ROBERTA,
         cls_last=names is XLNET,
     )
+
+
+def special_tokens_of(core: tokenizers.Tokenizer, ids: Mapping[str, int]) -> SpecialTokens | None:
+    """Return the special tokens of an encoder.
+
+    RoBERTa's vocabulary has GPT-2's end of text too, as an ordinary entry, and ModernBERT's as an added token beside BERT's.
+    """
+    added = {token.content for token in core.get_added_tokens_decoder().values()}
+    if added.intersection(ENDS) and not added.issuperset(BERT.values()):
+        return None
+    special = encoder_special_tokens(ids)
+    if special is None:
+        return None
+    unk_token = core.model.unk_token if isinstance(core.model, models.WordPiece) else None
+    if special.cls_last:
+        fits, expected = isinstance(core.model, models.Unigram), "a unigram model"
+    elif special.between == 2:
+        fits, expected = isinstance(core.model, models.BPE | models.Unigram), "byte-level BPE or a unigram model"
+    elif isinstance(core.model, models.BPE) and isinstance(core.decoder, decoders.ByteLevel):
+        return dataclasses.replace(special, typed=False)
+    else:
+        fits, expected = unk_token == BERT["unk"], f"WordPiece, with {BERT['unk']} for the unknown"
+    if not fits:
+        raise BadInput(f"its special tokens are those of {expected}, but its model is of another kind; use a file of one kind")
+    return special
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,6 @@
 """Tokenizers: the byte-level BPE of GPT-2, RoBERTa and ModernBERT, BERT's WordPiece, unigram models (T5, XLNet, XLM-R), bytes."""
 
 import copy
-import dataclasses
 import functools
 import hashlib
 import json
@@ -15,11 +14,10 @@ import tokenizers
 from jaxtyping import Bool, Int32, Int64, Integer
 from tokenizers import decoders, models
 
-from train.data.chunking import LONGEST_CHUNK, cut_chunks, group_chunks
+from train.data.chunking import group_chunks
 from train.run.run_dir import write_text
-from train.tokenizers import byte_bpe, byte_tokens, special_tokens, unigram, wordpiece, xlnet_unigram
-from train.tokenizers.byte_bpe import END_OF_TEXT, ENDS, LLAMA_BEGIN
-from train.tokenizers.special_tokens import ROBERTA, SpecialTokens, TextSpecialTokens
+from train.tokenizers import byte_bpe, byte_tokens, special_tokens, text_borders, unigram, wordpiece, xlnet_unigram
+from train.tokenizers.special_tokens import END_OF_TEXT, ENDS, LLAMA_BEGIN, ROBERTA, SpecialTokens, TextSpecialTokens
 from zoo.errors import BadInput
 from zoo.hf.config_json import read_json
 from zoo.runtime import stdio
@@ -30,8 +28,6 @@ LARGEST_FILE = 64 << 20
 TrainedKind = Literal["gpt", "wordpiece", "roberta", "modernbert", "sentencepiece", "xlnet"]
 Kind = TrainedKind | Literal["xlm-roberta", "bytes"]
 """The kinds that are trained here, and those that are only read."""
-Cuts = Literal["anywhere", "spaces", "nowhere"]
-SPACES = " \n\r\t"
 CLEAN = "clean_up_tokenization_spaces"
 CONTRACTED = [(f" {end}", end) for end in (".", "?", "!", ",")] + [(" ' ", "'")]
 CONTRACTED += [(f" {end}", end) for end in ("n't", "'m", "'s", "'ve", "'re")]
@@ -96,7 +92,7 @@ class Tokenizer:
         is_bytes = byte_tokens.is_byte_tokens(content)
         is_t5 = self._unigram and not xlnet_unigram.has_xlnet_names(ids) and ROBERTA["mask"] not in ids
         is_text_to_text = is_bytes or is_t5
-        self.special_tokens = None if is_text_to_text else _special_tokens(self._core, ids)
+        self.special_tokens = None if is_text_to_text else special_tokens.special_tokens_of(self._core, ids)
         self.text_special_tokens = special_tokens.text_special_tokens(ids) if is_text_to_text else None
         if self._unigram:
             self._core.model = unigram.without_special_texts(self._core)  # pyright: ignore[reportAttributeAccessIssue]
@@ -121,7 +117,7 @@ class Tokenizer:
         self.begin_of_text = begin if begins and begin is not None else self.end_of_text
         if self.kind == "modernbert" and self.special_tokens:
             self.begin_of_text = self.special_tokens.cls
-        self._cuts = _cuts(content)
+        self._cuts: text_borders.Cuts = text_borders.safe_cuts(content)
         special = self.text_special_tokens or self.special_tokens
         for number in sorted(self._special() - ({special.unk} if special else set())):
             if number in self.encode(spelling := str(self._core.id_to_token(number))):
@@ -280,21 +276,7 @@ class Tokenizer:
         Raises:
             BadInput: a text is longer than can be encoded at once.
         """
-        pending: list[str] = []
-        for text, last in texts:
-            for chunk, is_end in cut_chunks([text]) if self._cuts != "nowhere" else [(text, True)]:
-                if pending and (self._cuts == "anywhere" or (self._cuts == "spaces" and chunk[:1] in SPACES)):
-                    yield "".join(pending), False
-                    pending = []
-                pending.append(chunk)
-                if sum(map(len, pending)) > LONGEST_CHUNK:
-                    raise BadInput(
-                        f"a text of more than {LONGEST_CHUNK:,} characters: this tokenizer's rules need each text whole; "
-                        "split it into several documents (a .jsonl line each)"
-                    )
-                if is_end and last:
-                    yield "".join(pending), True
-                    pending = []
+        return text_borders.cut_texts(texts, self._cuts)
 
     def entries(self, ids: Integer[np.ndarray, " tokens"] | Sequence[int]) -> list[str]:
         """Return the entry of the vocabulary for each id."""
@@ -394,60 +376,6 @@ def read_chat_template(folder: Path) -> str | None:
         return None
     except (OSError, UnicodeDecodeError) as error:
         raise BadInput(f"{file}: cannot be read ({error}); put the model's own file there, or remove it") from None
-
-
-def _special_tokens(core: tokenizers.Tokenizer, ids: Mapping[str, int]) -> SpecialTokens | None:
-    """Return the special tokens of an encoder.
-
-    RoBERTa's vocabulary has GPT-2's end of text too, as an ordinary entry, and ModernBERT's as an added token beside BERT's.
-    """
-    added = {token.content for token in core.get_added_tokens_decoder().values()}
-    if added.intersection(ENDS) and not added.issuperset(special_tokens.BERT.values()):
-        return None
-    special = special_tokens.encoder_special_tokens(ids)
-    if special is None:
-        return None
-    unk_token = core.model.unk_token if isinstance(core.model, models.WordPiece) else None
-    if special.cls_last:
-        fits, expected = isinstance(core.model, models.Unigram), "a unigram model"
-    elif special.between == 2:
-        fits, expected = isinstance(core.model, models.BPE | models.Unigram), "byte-level BPE or a unigram model"
-    elif isinstance(core.model, models.BPE) and isinstance(core.decoder, decoders.ByteLevel):
-        return dataclasses.replace(special, typed=False)
-    else:
-        fits, expected = unk_token == special_tokens.BERT["unk"], f"WordPiece, with {special_tokens.BERT['unk']} for the unknown"
-    if not fits:
-        raise BadInput(f"its special tokens are those of {expected}, but its model is of another kind; use a file of one kind")
-    return special
-
-
-def _cuts(content: Any) -> Cuts:
-    """Return where a text may be cut without changing its ids.
-
-    The cuts of `train.data.chunking` are safe with GPT-2's rules and with BERT's, which divide at every space and around all
-    punctuation; with those of ModernBERT, T5 and XLNet only cuts before spaces are safe. No normalization depends on text across
-    a space.
-    """
-    rules, normalizer = content.get("pre_tokenizer") or {}, content.get("normalizer")
-    rules_type, normalizer_type = rules.get("type"), (normalizer or {}).get("type")
-    if not all(token["special"] for token in content.get("added_tokens", ())):
-        return "nowhere"
-    is_bytes = rules_type == "ByteLevel" and not rules.get("add_prefix_space") and rules.get("use_regex", True)
-    if rules_type == "ByteLevel" and normalizer_type is None and byte_tokens.is_byte_tokens(content):
-        return "anywhere"
-    if (is_bytes and normalizer_type is None) or (
-        rules_type == "BertPreTokenizer" and normalizer_type in (None, "BertNormalizer")
-    ):
-        return "anywhere"
-    if is_bytes and normalizer_type == "NFC":
-        return "spaces"
-    parts: list[Any] = rules.get("pretokenizers", []) if rules_type == "Sequence" else []
-    is_unigram = [part["type"] for part in parts] == ["WhitespaceSplit", "Metaspace"]
-    # Older files have `add_prefix_space`, newer ones `prepend_scheme`.
-    prefixed = is_unigram and parts[1].get("prepend_scheme", "always") == "always" and parts[1].get("add_prefix_space", True)
-    if prefixed and (normalizer_type in (None, "Precompiled") or xlnet_unigram.is_normalizer(normalizer)):
-        return "spaces"
-    return "nowhere"
 
 
 def _parse(content: str) -> tokenizers.Tokenizer:

@@ -13,7 +13,8 @@ from tests.train.tokenizers.kinds import TEXTS, auto, content, name_family, refu
 from train.data import chunking
 from train.tokenizers import hf_files, tokenizer
 from train.tokenizers.hf_settings import AddedToken
-from train.tokenizers.tokenizer import END_OF_TEXT, Tokenizer
+from train.tokenizers.special_tokens import END_OF_TEXT
+from train.tokenizers.tokenizer import Tokenizer
 from zoo.errors import BadInput
 
 WORDS = {"type": "Split", "pattern": {"Regex": r"\S+\s*"}, "behavior": "Isolated", "invert": False}

@@ -8,7 +8,7 @@ import numpy as np
 from train.data.example_types import Pair
 from train.rows.seq2seq_rows import concatenated
 from train.tokenizers.chat_token_ids import CountedIds
-from train.tokenizers.common_prefix import common_prefix_length
+from train.tokenizers.text_borders import common_prefix_length
 from train.tokenizers.tokenizer import Tokenizer
 from zoo.errors import BadInput
 

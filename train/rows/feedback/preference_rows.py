@@ -13,9 +13,9 @@ from train.rows import seq2seq_rows
 from train.rows.batches import Build
 from train.rows.example_rows import TemplateIds, is_typed, padded
 from train.rows.seq2seq_rows import SourceTarget, text_special_tokens_of
-from train.tokenizers.common_prefix import common_prefix_length
 from train.tokenizers.continuations import encode_continuations
 from train.tokenizers.special_tokens import SpecialTokens
+from train.tokenizers.text_borders import common_prefix_length
 from train.tokenizers.tokenizer import Tokenizer
 from zoo.configs._encoder import BodyConfig
 from zoo.errors import BadInput
