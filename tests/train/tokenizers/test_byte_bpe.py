@@ -11,7 +11,7 @@ from tests.support.hard_texts import HARD
 from tests.support.processes import ROOT, run_python
 from tests.train.tokenizers.kinds import TEXTS, auto, content, name_family, refused, trained, written
 from train.data import chunking
-from train.tokenizers import hf_files, tokenizer
+from train.tokenizers import hf_files, text_borders, tokenizer
 from train.tokenizers.hf_settings import AddedToken
 from train.tokenizers.special_tokens import END_OF_TEXT
 from train.tokenizers.tokenizer import Tokenizer
@@ -27,7 +27,7 @@ def test_roberta_has_the_entries_of_gpt_between_its_special_tokens() -> None:
 
 def test_a_text_that_no_place_to_cut_makes_too_long_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chunking, "LONGEST_CHUNK", 100)
-    monkeypatch.setattr(tokenizer, "LONGEST_CHUNK", 100)
+    monkeypatch.setattr(text_borders, "LONGEST_CHUNK", 100)
     monkeypatch.setattr(chunking, "CHUNK", 10)
     assert len(trained("gpt").encode("word " * 100))
     with pytest.raises(BadInput, match="100 characters without the end of a word"):

@@ -15,7 +15,7 @@ from benchmarks.plan import flops_and_bytes
 from tests.support import tiny
 from tests.support.gradients import assert_equal_gradients
 from tests.support.small import random_params, row, small
-from tests.zoo.configs.test_sizes import GPT_OSS
+from tests.zoo.configs.published_counts import GPT_OSS
 from train.config import run_config
 from train.engine import device_mesh, state_init
 from train.engine.step import ENGINES, make_step
