@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks.attention import gpu_kernels, tpu_schedule
-from benchmarks.attention.attention_options import Options
 from benchmarks.core import result_tables
 from benchmarks.core.html_page import Table
+from benchmarks.core.options import AttentionOptions
 from benchmarks.core.progress import Progress
 from benchmarks.plan import target_devices
 from zoo.errors import BadInput, require
@@ -69,7 +69,7 @@ COMPILERS = {
 }
 
 
-def main(options: Options) -> int:
+def main(options: AttentionOptions) -> int:
     """Compile, print the table, and return 1 if a program does not compile.
 
     Raises:
@@ -105,7 +105,9 @@ def main(options: Options) -> int:
     return int(any(cell["state"] == "failed" for cell in cells))
 
 
-def _cells(options: Options, target: target_devices.Target, folder: Path, progress: Progress) -> Iterator[dict[str, Any]]:
+def _cells(
+    options: AttentionOptions, target: target_devices.Target, folder: Path, progress: Progress
+) -> Iterator[dict[str, Any]]:
     """Compile each implementation for each row and yield what the compiler says of it."""
     import jax
     import numpy as np

@@ -13,11 +13,12 @@ import numpy as np
 
 from benchmarks.attention import conformance, cost_model, rounding_error_bounds, torch_attention
 from benchmarks.attention.problems import FEATURES, Problem
-from benchmarks.attention.sweep_rows import UNIT, Options, SweepRow
+from benchmarks.attention.sweep_rows import UNIT, SweepRow
 from benchmarks.attention.torch_attention import Peer
 from benchmarks.core import device_time, guarded_trials, timing
 from benchmarks.core.guarded_trials import SkipTrial, Trial, Watch, WrongResult
 from benchmarks.core.memory import planned_memory
+from benchmarks.core.options import AttentionOptions
 from benchmarks.core.result_files import identity
 from benchmarks.core.timing import Program
 from train.run.hardware import device_peak
@@ -54,7 +55,7 @@ MakePeer = Callable[[str, Problem, str], Peer | str]
 def measure(
     row: SweepRow,
     names: Sequence[str],
-    options: Options,
+    options: AttentionOptions,
     environment: Mapping[str, Any],
     watch: Watch,
     peer: MakePeer = torch_attention.make_peer,
@@ -118,7 +119,7 @@ def _make_problem(row: SweepRow, trials: Sequence[RowTrial]) -> Problem | None:
 # --- before the rounds ----------------------------------------------------------------------------------------------------------
 
 
-def _prepare(trial: RowTrial, row: SweepRow, problem: Problem, options: Options, baseline: RowTrial | None) -> None:
+def _prepare(trial: RowTrial, row: SweepRow, problem: Problem, options: AttentionOptions, baseline: RowTrial | None) -> None:
     name = trial.name
     for request in problem.requests():
         if why := attention.unsupported_reason(name, request):
@@ -138,7 +139,7 @@ def _prepare(trial: RowTrial, row: SweepRow, problem: Problem, options: Options,
 
 
 def _prepare_peer(
-    trial: RowTrial, row: SweepRow, problem: Problem, options: Options, baseline: RowTrial | None, peer: MakePeer
+    trial: RowTrial, row: SweepRow, problem: Problem, options: AttentionOptions, baseline: RowTrial | None, peer: MakePeer
 ) -> None:
     """Prepare a peer; its compilation is not measured, but its results are compared."""
     result = peer(trial.name, problem, row.direction)
@@ -156,7 +157,7 @@ def _first_call(
     trial: RowTrial,
     arrays: Callable[[Any], list[np.ndarray]],
     row: SweepRow,
-    options: Options,
+    options: AttentionOptions,
     baseline: RowTrial | None,
 ) -> None:
     """Compare the results of a program with the baseline, and call it until it is warm."""
@@ -253,7 +254,7 @@ def _bound(row: SweepRow) -> float:
 # --- the rounds -----------------------------------------------------------------------------------------------------------------
 
 
-def _time(trials: Sequence[RowTrial], options: Options) -> None:
+def _time(trials: Sequence[RowTrial], options: AttentionOptions) -> None:
     """Time all trials with a program in the same rounds."""
 
     def rounds(programs: Mapping[str, Program]) -> tuple[Any, ...]:

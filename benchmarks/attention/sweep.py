@@ -5,18 +5,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from benchmarks.attention import attention_report, compiled_kernels, measure_row, torch_attention
-from benchmarks.attention.attention_options import Options
 from benchmarks.attention.sweep_rows import UNIT, SweepRow, resolve_options, rows
 from benchmarks.core import bench_command
 from benchmarks.core.guarded_trials import Group, Watch
+from benchmarks.core.options import AttentionOptions
 
 
-def main(requested: Options, argv: Sequence[str]) -> int:
+def main(requested: AttentionOptions, argv: Sequence[str]) -> int:
     """Run the command: see `bench_command.Benchmark.main` and `compiled_kernels.main`."""
     return compiled_kernels.main(requested) if requested.compiled else BENCHMARK.main(requested, argv)
 
 
-def _groups(options: Options, environment: Mapping[str, Any]) -> list[Group]:
+def _groups(options: AttentionOptions, environment: Mapping[str, Any]) -> list[Group]:
     names = (*options.impl, *(torch_attention.NAMES if options.peers else ()))
 
     def measure(row: SweepRow, keys: Sequence[dict[str, Any]], watch: Watch) -> Iterator[dict[str, Any]]:

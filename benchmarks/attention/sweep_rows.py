@@ -3,9 +3,9 @@
 import dataclasses
 from typing import Any, NamedTuple
 
-from benchmarks.attention.attention_options import Options
 from benchmarks.attention.problems import FEATURES, Shape
 from benchmarks.core import bench_command
+from benchmarks.core.options import AttentionOptions, fill
 from zoo import configs
 from zoo.attention import attention
 from zoo.errors import BadInput, require
@@ -14,7 +14,7 @@ UNIT = "xla"
 """The implementation that is the unit of ratios: it is always measured."""
 
 
-_CPU = Options(
+_CPU = AttentionOptions(
     impl=tuple(attention.IMPLEMENTATIONS),
     dtype=("float32",),
     direction=("forward", "both"),
@@ -59,7 +59,7 @@ class SweepRow(NamedTuple):
         return f"{self.feature} {self.direction} {self.shape.batch} x {self.shape.queries} {self.dtype}"
 
 
-def resolve_options(options: Options, backend: str) -> Options:
+def resolve_options(options: AttentionOptions, backend: str) -> AttentionOptions:
     """Return the options with all omitted fields filled in for a machine.
 
     Raises:
@@ -67,7 +67,7 @@ def resolve_options(options: Options, backend: str) -> Options:
     """
     _check(options)
     default = DEFAULTS["quick" if options.quick else "sweep"]["cpu" if backend == "cpu" else "accelerator"]
-    filled = {name: getattr(options, name) or getattr(default, name) for name in _NAMES}
+    filled = fill(options, default, _NAMES)
     impl = filled["impl"]
     filled["impl"] = impl if UNIT in impl else (UNIT, *impl)
     if options.shape:
@@ -79,7 +79,7 @@ def resolve_options(options: Options, backend: str) -> Options:
     return dataclasses.replace(options, **filled)
 
 
-def rows(options: Options) -> list[SweepRow]:
+def rows(options: AttentionOptions) -> list[SweepRow]:
     """Return all rows that complete options request, without duplicates."""
     shapes = [Shape.parse(text) for text in options.shape]
     for name in options.model:
@@ -100,7 +100,7 @@ def rows(options: Options) -> list[SweepRow]:
 _NAMES = ("impl", "dtype", "direction", "model", "lengths", "feature", "tokens", "budget", "seconds")
 
 
-def _check(options: Options) -> None:
+def _check(options: AttentionOptions) -> None:
     for name, choices in (("impl", attention.implementation_names()), ("feature", FEATURES)):
         for value in getattr(options, name):
             require(value in choices, name, value, f"choose from {', '.join(choices)}")

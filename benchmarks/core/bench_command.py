@@ -16,7 +16,7 @@ from typing import Any
 
 from benchmarks.core import result_files, result_page, result_tables
 from benchmarks.core.guarded_trials import Group, measure_groups
-from benchmarks.core.output_options import Output, recorded_options
+from benchmarks.core.options import Output, recorded_options
 from benchmarks.core.result_files import Results
 from benchmarks.core.worker_process import WorkerFailed, call
 from train.run.run_dir import write_text

@@ -7,8 +7,8 @@ from typing import Any
 
 from benchmarks.core import bench_command
 from benchmarks.core.guarded_trials import Group
+from benchmarks.core.options import FeedbackOptions, fill
 from benchmarks.feedback import iteration_report, measure_iteration
-from benchmarks.feedback.feedback_options import Options
 from benchmarks.feedback.iteration import SIZES, Shape
 from benchmarks.feedback.peer_libraries import PEERS
 from benchmarks.step.cases import case
@@ -17,12 +17,12 @@ from zoo import models
 from zoo.errors import BadInput, require
 
 DEFAULTS = {
-    "full": Options(model="gpt2", prompts=2, group=4, prompt_length=32, tokens=32, budget=20.0),
-    "quick": Options(model="gpt-nano", prompts=4, group=4, prompt_length=16, tokens=16, budget=5.0),
+    "full": FeedbackOptions(model="gpt2", prompts=2, group=4, prompt_length=32, tokens=32, budget=20.0),
+    "quick": FeedbackOptions(model="gpt-nano", prompts=4, group=4, prompt_length=16, tokens=16, budget=5.0),
 }
 
 
-def resolved(options: Options, backend: str) -> Options:
+def resolved(options: FeedbackOptions, backend: str) -> FeedbackOptions:
     """Return the options with all omitted fields filled in for a machine.
 
     Raises:
@@ -31,7 +31,7 @@ def resolved(options: Options, backend: str) -> Options:
     bench_command.check_numbers(options, "prompts", "prompt_length", "tokens", "rounds", "budget", "repeats")
     require(options.group is None or options.group >= 2, "group", options.group, "responses are compared; choose 2 or more")
     default = DEFAULTS["quick" if options.quick else "full"]
-    filled = {name: getattr(options, name) or getattr(default, name) for name in ("model", "budget", *SIZES)}
+    filled = fill(options, default, ("model", "budget", *SIZES))
     if options.rounds:
         filled["budget"] = None
     precision = options.precision or ("float32" if backend == "cpu" else "bfloat16")
@@ -40,7 +40,7 @@ def resolved(options: Options, backend: str) -> Options:
     return complete
 
 
-def shape_of(options: Options) -> Shape:
+def shape_of(options: FeedbackOptions) -> Shape:
     """Return the shape of resolved options.
 
     Raises:
@@ -57,7 +57,7 @@ def shape_of(options: Options) -> Shape:
     return Shape(size=base.size, config=base.config, precision=options.precision or "float32", **sizes)
 
 
-def _groups(options: Options, environment: Mapping[str, Any]) -> list[Group]:
+def _groups(options: FeedbackOptions, environment: Mapping[str, Any]) -> list[Group]:
     shape = shape_of(options)
     programs = [OURS, *(PEERS if options.peers else ())]
     measure = functools.partial(measure_iteration.measure, shape, options, environment)

@@ -14,9 +14,9 @@ import numpy as np
 
 from benchmarks.core import guarded_trials, peer_process, timing
 from benchmarks.core.guarded_trials import SkipTrial, Trial, Watch, WrongResult
+from benchmarks.core.options import FeedbackOptions
 from benchmarks.core.peer_process import Peer
 from benchmarks.feedback import peer_libraries
-from benchmarks.feedback.feedback_options import Options
 from benchmarks.feedback.iteration import ITERATION, PARTS, REFERENCE_FACTOR, SIZES, FirstSteps, Iteration, Shape
 from benchmarks.step.measure_model import LOSSES, TOLERANCES
 from benchmarks.step.step_variants import OURS
@@ -46,7 +46,7 @@ class IterationTrial(Trial):
 
 
 def measure(
-    shape: Shape, options: Options, environment: Mapping[str, Any], wanted_keys: Sequence[dict[str, Any]], watch: Watch
+    shape: Shape, options: FeedbackOptions, environment: Mapping[str, Any], wanted_keys: Sequence[dict[str, Any]], watch: Watch
 ) -> Iterator[dict[str, Any]]:
     """Yield the cells of a shape, without the process."""
     own = IterationTrial(key(shape, OURS, ITERATION))
@@ -69,7 +69,7 @@ def measure(
             yield from group.cells(trial, own, rate)
 
 
-def _time(trials: Sequence[IterationTrial], options: Options, shape: Shape, watch: Watch) -> float:
+def _time(trials: Sequence[IterationTrial], options: FeedbackOptions, shape: Shape, watch: Watch) -> float:
     """Time the trials that are ready in the same rounds, and return the machine's rate of matrix products in them."""
 
     def rounds(programs: Mapping[str, timing.Program]) -> float:

@@ -13,11 +13,10 @@ from typing import Any
 
 from benchmarks.core import bench_command, timing
 from benchmarks.core.guarded_trials import Group, Trial, Watch, repeat_without_failures, run_guarded
-from benchmarks.core.output_options import recorded_options
+from benchmarks.core.options import GrowthOptions, fill, recorded_options
 from benchmarks.core.result_files import identity
 from benchmarks.core.worker_process import call
 from benchmarks.growth import growth_report
-from benchmarks.growth.growth_options import Options
 from benchmarks.step import programs
 from benchmarks.step.cases import Case, case
 from benchmarks.step.programs import Step, Variant
@@ -25,7 +24,7 @@ from zoo.errors import require
 from zoo.runtime import jax_setup
 
 DEFAULTS = {
-    "full": Options(
+    "full": GrowthOptions(
         batch=8,
         length=(64, 128, 256, 512, 1024),
         layers=(2, 4, 8, 16, 32),
@@ -33,7 +32,9 @@ DEFAULTS = {
         device_counts=(1, 2, 4, 8),
         rounds=9,
     ),
-    "quick": Options(batch=4, length=(64, 256, 1024), layers=(2, 8, 32), width=(64, 128, 256), device_counts=(1, 2, 4), rounds=5),
+    "quick": GrowthOptions(
+        batch=4, length=(64, 256, 1024), layers=(2, 8, 32), width=(64, 128, 256), device_counts=(1, 2, 4), rounds=5
+    ),
 }
 BASE = {"length": 64, "layers": 2, "width": 64, "devices": 1}
 """Values of the axes that do not grow."""
@@ -41,14 +42,14 @@ HEAD = 32
 """Size of a head; a wider model has more heads."""
 
 
-def resolve_options(options: Options, backend: str) -> Options:
+def resolve_options(options: GrowthOptions, backend: str) -> GrowthOptions:
     """Return the options with all omitted fields filled in, alike for every machine.
 
     Raises:
         BadInput: an unknown model, numbers below 1, or a single value of an axis.
     """
     default = DEFAULTS["quick" if options.quick else "full"]
-    filled = {field.name: getattr(options, field.name) or getattr(default, field.name) for field in dataclasses.fields(options)}
+    filled = fill(options, default, vars(options))
     bench_command.check_numbers(options, "batch", "rounds")
     for name in ("length", "layers", "width", "device_counts"):
         values, listed = filled[name], " ".join(map(str, filled[name]))
@@ -59,12 +60,12 @@ def resolve_options(options: Options, backend: str) -> Options:
         require(width % HEAD == 0, "width", width, f"choose multiples of {HEAD}, the size of a head")
     for count in filled["device_counts"]:
         require(filled["batch"] % count == 0, "device-counts", count, f"it does not divide the {filled['batch']} rows of --batch")
-    complete = Options(**filled)
+    complete = GrowthOptions(**filled)
     _case(complete, "length", BASE["length"])
     return complete
 
 
-def _case(options: Options, axis: str, value: int) -> Case:
+def _case(options: GrowthOptions, axis: str, value: int) -> Case:
     """Return the model with one axis at a value and the others at their base."""
     numbers = {**BASE, axis: value}
     base = case(options.model, "train", batch=options.batch or 0)
@@ -79,7 +80,7 @@ def _case(options: Options, axis: str, value: int) -> Case:
     return dataclasses.replace(base, config=cfg, length=length, source=length if base.source else 0)
 
 
-def _groups(options: Options, environment: Mapping[str, Any]) -> list[Group]:
+def _groups(options: GrowthOptions, environment: Mapping[str, Any]) -> list[Group]:
     groups = []
     for axis in growth_report.UNITS:
         values, measure = (options.device_counts, _devices) if axis == "devices" else (getattr(options, axis), _axis)
@@ -88,7 +89,7 @@ def _groups(options: Options, environment: Mapping[str, Any]) -> list[Group]:
     return groups
 
 
-def _axis(options: Options, keys: Sequence[dict[str, Any]], watch: Watch) -> list[dict[str, Any]]:
+def _axis(options: GrowthOptions, keys: Sequence[dict[str, Any]], watch: Watch) -> list[dict[str, Any]]:
     """Return the cells of an axis, timed in the same rounds; a program that fails is removed and the others continue."""
     trials = [Trial(key) for key in keys]
     for trial in trials:
@@ -104,7 +105,7 @@ def _axis(options: Options, keys: Sequence[dict[str, Any]], watch: Watch) -> lis
     return [trial.cell() for trial in trials]
 
 
-def _devices(options: Options, keys: Sequence[dict[str, Any]], watch: Watch) -> list[dict[str, Any]]:
+def _devices(options: GrowthOptions, keys: Sequence[dict[str, Any]], watch: Watch) -> list[dict[str, Any]]:
     """Return the cells of the axis of devices, each measured in a separate process."""
 
     def measure(trial: Trial) -> None:
@@ -138,7 +139,7 @@ def measure_device_count(fields: Mapping[str, Any], count: int) -> dict[str, Any
     """Return the columns of a number of devices, in a process with that many."""
     jax_setup.prepare(count)
     restored: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
-    options = Options(**restored)
+    options = GrowthOptions(**restored)
     trial = Trial({})
     _warm(trial, _case(options, "devices", count), Variant(mesh=f"data={count}"))
     assert trial.program is not None

@@ -7,14 +7,14 @@ from typing import Any
 
 from benchmarks.core import bench_command
 from benchmarks.core.guarded_trials import Group, Watch
+from benchmarks.core.options import StepOptions
 from benchmarks.step import measure_model, peer_libraries, step_report
 from benchmarks.step.cases import Case
 from benchmarks.step.programs import Step
-from benchmarks.step.step_options import Options
 from benchmarks.step.step_variants import cases, key, peer_key, resolve_options, unit, variants
 
 
-def _check(options: Options) -> None:
+def _check(options: StepOptions) -> None:
     """Refuse a mesh without enough devices or one that does not divide the model.
 
     What only some variants refuse is recorded in their cells.
@@ -25,7 +25,7 @@ def _check(options: Options) -> None:
                 Step(case, dataclasses.replace(variant, attention="auto"))
 
 
-def _groups(options: Options, environment: Mapping[str, Any]) -> list[Group]:
+def _groups(options: StepOptions, environment: Mapping[str, Any]) -> list[Group]:
     def measure(case: Case, keys: Sequence[dict[str, Any]], watch: Watch) -> Iterator[dict[str, Any]]:
         # All of a model, because its cells are compared with each other.
         return measure_model.measure(case, variants(options), options, environment, watch)

@@ -7,7 +7,7 @@ from typing import Any, get_args
 
 import numpy as np
 
-from benchmarks.step.step_options import Mode
+from benchmarks.core.options import Mode
 from train.config.objectives import find_options
 from train.config.run_config import Optim, Run
 from zoo import configs, models, plugins

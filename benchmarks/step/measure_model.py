@@ -15,12 +15,13 @@ import jax
 
 from benchmarks.core import guarded_trials, result_files, timing
 from benchmarks.core.guarded_trials import SkipTrial, Trial, Watch, WrongResult
+from benchmarks.core.options import StepOptions
 from benchmarks.core.peer_process import Peer
 from benchmarks.hlo import hlo_parser
 from benchmarks.step import instruction_times, peer_libraries, programs, time_breakdown
 from benchmarks.step.cases import Case
 from benchmarks.step.programs import Step, Variant
-from benchmarks.step.step_variants import Options, key, peer_key
+from benchmarks.step.step_variants import key, peer_key
 from train import objectives
 from train.run.hardware import device_peak
 
@@ -48,7 +49,7 @@ class StepTrial(Trial):
 def measure(
     case: Case,
     variants: Sequence[Variant],
-    options: Options,
+    options: StepOptions,
     environment: Mapping[str, Any],
     watch: Watch,
 ) -> Iterator[dict[str, Any]]:
@@ -93,7 +94,7 @@ def measure(
 class _Group:
     """State that the trials of a model share: parameters, expected losses, and the state that steps pass on to each other."""
 
-    def __init__(self, case: Case, options: Options, environment: Mapping[str, Any]) -> None:
+    def __init__(self, case: Case, options: StepOptions, environment: Mapping[str, Any]) -> None:
         self.case, self.options, self.environment = case, options, environment
         self.params: Any = None
         self._expected_losses: tuple[float, ...] = ()

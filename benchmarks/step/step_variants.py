@@ -5,9 +5,9 @@ import itertools
 from typing import Any, get_args
 
 from benchmarks.core import bench_command
+from benchmarks.core.options import StepOptions
 from benchmarks.step.cases import Case, case
 from benchmarks.step.programs import Variant
-from benchmarks.step.step_options import Options
 from zoo import plugins
 from zoo.configs import Implementation
 from zoo.errors import BadInput
@@ -20,7 +20,7 @@ BUDGET = 20.0
 """Default number of seconds in which rounds of each program are timed."""
 
 
-def resolve_options(options: Options, backend: str) -> Options:
+def resolve_options(options: StepOptions, backend: str) -> StepOptions:
     """Return the options with all omitted fields filled in for a machine.
 
     Raises:
@@ -41,7 +41,7 @@ def resolve_options(options: Options, backend: str) -> Options:
     return complete
 
 
-def cases(options: Options) -> list[Case]:
+def cases(options: StepOptions) -> list[Case]:
     """Return the models at their shapes, without duplicates.
 
     Raises:
@@ -53,28 +53,28 @@ def cases(options: Options) -> list[Case]:
     return list(dict.fromkeys(models))
 
 
-def variants(options: Options) -> list[Variant]:
+def variants(options: StepOptions) -> list[Variant]:
     """Return all requested ways of computing; the first one is the unit of ratios."""
     values = [getattr(options, name) for name in WAYS]
     return list(dict.fromkeys(Variant(**dict(zip(WAYS, chosen, strict=True))) for chosen in itertools.product(*values)))
 
 
-def key(case: Case, variant: Variant, options: Options) -> dict[str, Any]:
+def key(case: Case, variant: Variant, options: StepOptions) -> dict[str, Any]:
     """Return the key of a cell of ours."""
     return {**_of(case, options), "program": OURS, **dataclasses.asdict(variant)}
 
 
-def peer_key(case: Case, name: str, precision: str, options: Options) -> dict[str, Any]:
+def peer_key(case: Case, name: str, precision: str, options: StepOptions) -> dict[str, Any]:
     """Return the key of a cell of a peer, which has its own way of computing."""
     variant = Variant(precision=precision, layers="", attention="")
     return {**_of(case, options), "program": name, **dataclasses.asdict(variant)}
 
 
-def unit(options: Options) -> dict[str, Any]:
+def unit(options: StepOptions) -> dict[str, Any]:
     """Return the axes of the cell of each model that is the unit of its ratios."""
     return {"program": OURS, **dataclasses.asdict(variants(options)[0])}
 
 
-def _of(case: Case, options: Options) -> dict[str, Any]:
+def _of(case: Case, options: StepOptions) -> dict[str, Any]:
     shape = {"model": case.size, "mode": case.mode, "batch": case.batch, "length": case.length, "source": case.source}
     return {**shape, "dropout": options.dropout}

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from benchmarks.attention import compiled_kernels, tpu_schedule
-from benchmarks.attention.attention_options import Options
+from benchmarks.core.options import AttentionOptions
 from benchmarks.plan import target_devices
 from zoo.errors import BadInput
 
@@ -68,11 +68,11 @@ def test_a_part_that_goes_on_after_a_branch_would_be_longer(tmp_path: Path, monk
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (Options(compiled="h300"), "h300: choose a TPU or GPU: v4, v5e, v5p, v6e, tpu7x, a100, h100"),
-        (Options(compiled="v5e", rounds=3), "--rounds with --compiled: nothing is timed"),
+        (AttentionOptions(compiled="h300"), "h300: choose a TPU or GPU: v4, v5e, v5p, v6e, tpu7x, a100, h100"),
+        (AttentionOptions(compiled="v5e", rounds=3), "--rounds with --compiled: nothing is timed"),
     ],
 )
-def test_other_devices_and_options_of_measurements_are_refused(options: Options, message: str) -> None:
+def test_other_devices_and_options_of_measurements_are_refused(options: AttentionOptions, message: str) -> None:
     with pytest.raises(BadInput, match=message):
         compiled_kernels.main(options)
 
@@ -84,7 +84,7 @@ def test_a_missing_compiler_is_named_with_its_extra(
     monkeypatch.setitem(target_devices.PLUGINS, platform, (("an_absent_compiler",), extra))
     message = rf"^--compiled {chip}: compiling for {platform} needs the extra {extra}: pip install 'transformer-zoo\[{extra}\]'"
     with pytest.raises(BadInput, match=message):
-        compiled_kernels.main(Options(compiled=chip))
+        compiled_kernels.main(AttentionOptions(compiled=chip))
 
 
 def test_a_kernel_that_does_not_fit_is_named() -> None:

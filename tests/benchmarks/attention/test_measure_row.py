@@ -13,8 +13,9 @@ import pytest
 
 from benchmarks.attention import cost_model, measure_row, torch_attention
 from benchmarks.attention.problems import FEATURES, Problem, Shape
-from benchmarks.attention.sweep_rows import Options, SweepRow
+from benchmarks.attention.sweep_rows import SweepRow
 from benchmarks.core import guarded_trials
+from benchmarks.core.options import AttentionOptions
 from benchmarks.core.result_files import identity
 from tests.support import benchmark_steps as steps
 from zoo.attention import attention
@@ -22,7 +23,7 @@ from zoo.attention.kernels import blocked
 
 ENVIRONMENT = {"backend": "cpu", "devices": 8, "device": "cpu", "matrix_rate": {"float32": 1e11}, "copy_rate": 1e10}
 TINY = SweepRow("float32", "both", "causal", Shape(2, 16, 16, 2, 2, 8))
-THREE_ROUNDS = Options(rounds=3)
+THREE_ROUNDS = AttentionOptions(rounds=3)
 
 Plant = Callable[[Callable[..., Any]], None]
 
@@ -53,7 +54,10 @@ def unchecked(patch: pytest.MonkeyPatch) -> None:
 
 
 def measured(
-    row: SweepRow = TINY, names: Any = ("xla", "planted"), options: Options = THREE_ROUNDS, peer: Any = torch_attention.make_peer
+    row: SweepRow = TINY,
+    names: Any = ("xla", "planted"),
+    options: AttentionOptions = THREE_ROUNDS,
+    peer: Any = torch_attention.make_peer,
 ) -> dict[str, dict[str, Any]]:
     """Measure a row and return its cells by implementation."""
     cells = measure_row.measure(row, names, options, ENVIRONMENT, steps.UNWATCHED, peer)

@@ -10,9 +10,10 @@ from jax.profiler import ProfileData
 
 from benchmarks.attention import cost_model
 from benchmarks.attention.problems import FEATURES, Problem, Shape
-from benchmarks.attention.sweep_rows import Options, resolve_options, rows
+from benchmarks.attention.sweep_rows import resolve_options, rows
 from benchmarks.core import device_time
 from benchmarks.core.memory import planned_memory
+from benchmarks.core.options import AttentionOptions
 from zoo.attention import attention
 
 SMALL = Shape(3, 24, 24, 8, 8, 16)
@@ -103,13 +104,13 @@ def test_every_feature_of_attention_that_models_ask_for_is_swept() -> None:
 
 
 def test_omitted_options_get_defaults() -> None:
-    cpu, gpu = (resolve_options(Options(), backend) for backend in ("cpu", "gpu"))
+    cpu, gpu = (resolve_options(AttentionOptions(), backend) for backend in ("cpu", "gpu"))
     assert (cpu.dtype, cpu.lengths, cpu.tokens) == (("float32",), (128, 512, 2048), 2048)
     assert (gpu.dtype, gpu.impl, gpu.feature) == (("bfloat16",), tuple(attention.IMPLEMENTATIONS), tuple(FEATURES))
     assert len(rows(cpu)) == 6 * 2 * 3
     assert {row.shape.batch * row.shape.queries for row in rows(cpu)} == {2048}
-    chosen = resolve_options(Options(impl=("blocked",), model=("t5-small",), lengths=(64,), batch=2, quick=True), "cpu")
+    chosen = resolve_options(AttentionOptions(impl=("blocked",), model=("t5-small",), lengths=(64,), batch=2, quick=True), "cpu")
     assert (cpu.seconds, chosen.seconds) == (None, 60)
     assert chosen.impl == ("xla", "blocked") and {row.shape for row in rows(chosen)} == {Shape(2, 64, 64, 8, 8, 64)}
-    same = Options(model=("gpt2", "bert-base-cased"), feature=("full",), lengths=(64,), direction=("both",), quick=True)
+    same = AttentionOptions(model=("gpt2", "bert-base-cased"), feature=("full",), lengths=(64,), direction=("both",), quick=True)
     assert len(rows(resolve_options(same, "cpu"))) == 1

@@ -10,10 +10,9 @@ import pytest
 
 from benchmarks.core import result_files, timing
 from benchmarks.core.guarded_trials import WrongResult
-from benchmarks.core.output_options import Output
+from benchmarks.core.options import FeedbackOptions, Output
 from benchmarks.core.peer_process import Kind
 from benchmarks.feedback import bench_feedback, measure_iteration, peer_libraries
-from benchmarks.feedback.feedback_options import Options
 from benchmarks.feedback.iteration import ITERATION, PARTS, Iteration
 from benchmarks.step.step_variants import OURS
 from tests.support import benchmark_steps as steps
@@ -37,7 +36,7 @@ def quick_probe(precision: str) -> tuple[Callable[[], object], float]:
 
 def measured(folder: Path, **changes: Any) -> dict[tuple[str, str], dict[str, Any]]:
     """Measure, and return the cells by program and part."""
-    bench_feedback.main(Options(**SIZES, output=Output(str(folder), json=True), **changes), [])
+    bench_feedback.main(FeedbackOptions(**SIZES, output=Output(str(folder), json=True), **changes), [])
     return {(cell["key"]["program"], cell["key"]["part"]): cell for cell in result_files.read(folder).cells}
 
 
@@ -45,7 +44,7 @@ class OwnPeer:
     """Our own iteration as a peer, of the weights that were written for it."""
 
     def __init__(self, service: Callable[..., Any], kind: Kind, folder: Path) -> None:
-        shape = bench_feedback.shape_of(bench_feedback.resolved(Options(**SIZES), "cpu"))
+        shape = bench_feedback.shape_of(bench_feedback.resolved(FeedbackOptions(**SIZES), "cpu"))
         self._changed, self.resident = kind.module == "one other token", 1
         self._iteration = Iteration(
             shape, published_weights.load(folder, device_mesh.make_mesh(run_config.Mesh(), jax.devices()[:1]))[1]

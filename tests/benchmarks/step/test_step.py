@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 
 from benchmarks.core import guarded_trials, peer_process, result_files, timing
-from benchmarks.core.output_options import Output
+from benchmarks.core.options import Output, StepOptions
 from benchmarks.core.peer_process import Kind, Peer
 from benchmarks.core.worker_process import WorkerFailed
 from benchmarks.step import bench_step, cases, measure_model, peer_libraries, programs, step_variants
 from benchmarks.step.programs import Step, StepParts, Variant
-from benchmarks.step.step_variants import OURS, Options
+from benchmarks.step.step_variants import OURS
 from tests.support import benchmark_steps as steps
 from tests.support.benchmark_steps import SMALL
 from tests.support.commands import call
@@ -39,8 +39,8 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timing, "matrix_products", lambda precision: (lambda: sum(range(100)), 1e9))
 
 
-def options(*models: str, **changes: Any) -> Options:
-    return Options(**{"models": models, "rounds": 1, "layers": ("scan",), **SMALL, **changes})
+def options(*models: str, **changes: Any) -> StepOptions:
+    return StepOptions(**{"models": models, "rounds": 1, "layers": ("scan",), **SMALL, **changes})
 
 
 def measured(folder: Path, *models: str, **changes: Any) -> dict[str, dict[str, Any]]:

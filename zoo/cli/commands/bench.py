@@ -8,19 +8,21 @@ from zoo.cli.option_parser import parse
 from zoo.errors import BadInput
 
 BENCHMARKS = {
-    "attention": ("benchmarks.attention.attention_options", "benchmarks.attention.sweep"),
-    "step": ("benchmarks.step.step_options", "benchmarks.step.bench_step"),
-    "growth": ("benchmarks.growth.growth_options", "benchmarks.growth.bench_growth"),
-    "feedback": ("benchmarks.feedback.feedback_options", "benchmarks.feedback.bench_feedback"),
+    "attention": ("AttentionOptions", "benchmarks.attention.sweep"),
+    "step": ("StepOptions", "benchmarks.step.bench_step"),
+    "growth": ("GrowthOptions", "benchmarks.growth.bench_growth"),
+    "feedback": ("FeedbackOptions", "benchmarks.feedback.bench_feedback"),
 }
-"""Benchmark -> the module of its options, which imports no JAX, and that of its `main`."""
+"""Benchmark -> the class of its options in `benchmarks.core.options`, and the module of its `main`."""
 
 
 def bench(args: list[str]) -> int:
     """Run `zoo bench attention|step|growth|feedback [options]` or `zoo bench compare A B [options]`."""
+    from benchmarks.core import options
+
     names = [*BENCHMARKS, "compare"]
     if args[:1] in (["-h"], ["--help"]):
-        descriptions = {name: importlib.import_module(module).Options.__doc__ for name, (module, _) in BENCHMARKS.items()}
+        descriptions = {name: getattr(options, kind).__doc__ for name, (kind, _) in BENCHMARKS.items()}
         for name, description in {**descriptions, "compare": compare.__doc__}.items():
             print(f"zoo bench {name:<10} {(description or '').strip().splitlines()[0]}")
         return 0
@@ -28,9 +30,9 @@ def bench(args: list[str]) -> int:
         raise BadInput(f"zoo bench {' '.join(args[:1])}: choose from {', '.join(names)}")
     if args[0] == "compare":
         return compare(args[1:])
-    module, command = BENCHMARKS[args[0]]
-    options = parse(importlib.import_module(module).Options, args=args[1:], prog=f"zoo bench {args[0]}")
-    return importlib.import_module(command).main(options, ("bench", *args))
+    kind, command = BENCHMARKS[args[0]]
+    request = parse(getattr(options, kind), args=args[1:], prog=f"zoo bench {args[0]}")
+    return importlib.import_module(command).main(request, ("bench", *args))
 
 
 def compare(args: list[str]) -> int:
