@@ -13,13 +13,14 @@ import json
 import re
 import resource
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks.core.worker_process import Service, Worker
+from benchmarks.core.worker_process import Answer, Worker
 
 REQUEST, ARRAYS = "request.json", "arrays.npz"
 PATIENCE = 600.0
@@ -33,7 +34,7 @@ class Kind:
     """The module, packages and options that build a peer."""
 
     module: str
-    """Module with `build(folder, request, arrays)`, which returns what its service calls."""
+    """Module with `build(folder, request, arrays)`, which returns a function that does the work once and returns a JSON value."""
     packages: tuple[str, ...]
     """Packages that must be installed. They are imported after the module and before any clock starts."""
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -65,21 +66,21 @@ def optimizer_numbers(optim: Any) -> dict[str, float]:
 class Peer(Worker):
     """The process of a peer, until `close`; `resident` is its peak resident memory in bytes."""
 
-    def __init__(self, service: Service, kind: Kind, folder: Path, *arguments: Any) -> None:
-        """Start its process, which calls `service(fields of the kind, folder, *arguments)`: see `begin`."""
-        super().__init__(service, dataclasses.asdict(kind), str(folder), *arguments, env=COLD)
+    def __init__(self, kind: Kind, folder: Path, more: Mapping[str, Any] | None = None) -> None:
+        """Start its process, which builds it; `more` are additions to the request."""
+        super().__init__(serve, dataclasses.asdict(kind), str(folder), more or {}, env=COLD)
         self.resident = 0
 
     def begin(self) -> dict[str, Any]:
-        """Wait for the first answer of its service, and return it.
+        """Wait until it is built; return the "seconds" of that, and the "versions" of its packages.
 
         Raises:
-            WorkerFailed: there is none.
+            WorkerFailed: it cannot be built.
         """
         return self.answer(PATIENCE)
 
     def run(self) -> dict[str, Any]:
-        """Let it do its work once more, to its end, and return its answer.
+        """Let it do its work once more, to its end; return its "result" and the "seconds" that it took.
 
         Raises:
             WorkerFailed: its process ended.
@@ -92,20 +93,26 @@ class Peer(Worker):
 # --- the peer's own process -----------------------------------------------------------------------------------------------------
 
 
-def load(kind: Kind, folder: str, **more: Any) -> tuple[Any, tuple[Path, dict[str, Any], dict[str, np.ndarray]]]:
-    """Import a peer; return its `build` and the arguments of that. `more` are additions to the request."""
-    files = Path(folder)
+def serve(kind_fields: Mapping[str, Any], folder: str, more: Mapping[str, Any]) -> tuple[Answer, Callable[[], Answer]]:
+    """Build a peer; return the answer of `Peer.begin`, and the function that gives those of `Peer.run`."""
+    kind, files = Kind(**kind_fields), Path(folder)
     request = json.loads((files / REQUEST).read_text()) | {**more, **kind.options}
     build = importlib.import_module(kind.module).build
     for package in kind.packages:
         importlib.import_module(package)
-    with np.load(files / ARRAYS) as arrays:
-        return build, (files, request, dict(arrays))
+    with np.load(files / ARRAYS) as stored:
+        arrays = dict(stored)
+    began = time.perf_counter()
+    program = build(files, request, arrays)
+    built = time.perf_counter() - began
 
+    def run() -> Answer:
+        began = time.perf_counter()
+        result = program()
+        return {"result": result, "seconds": time.perf_counter() - began, "rss": peak_resident()}
 
-def versions(kind: Kind) -> dict[str, str]:
-    """Return the versions of a peer's packages."""
-    return {package: importlib.metadata.version(package.replace("_", "-")) for package in kind.packages}
+    versions = {package: importlib.metadata.version(package.replace("_", "-")) for package in kind.packages}
+    return {"seconds": built, "versions": versions}, run
 
 
 def peak_resident() -> int:

@@ -10,7 +10,6 @@ from benchmarks.core.guarded_trials import Group
 from benchmarks.core.options import FeedbackOptions, fill
 from benchmarks.feedback import iteration_report, measure_iteration
 from benchmarks.feedback.iteration import SIZES, Shape
-from benchmarks.feedback.peer_libraries import PEERS
 from benchmarks.step.cases import case
 from benchmarks.step.step_variants import OURS
 from zoo import models
@@ -59,7 +58,7 @@ def shape_of(options: FeedbackOptions) -> Shape:
 
 def _groups(options: FeedbackOptions, environment: Mapping[str, Any]) -> list[Group]:
     shape = shape_of(options)
-    programs = [OURS, *(PEERS if options.peers else ())]
+    programs = [OURS, *(measure_iteration.PEERS if options.peers else ())]
     measure = functools.partial(measure_iteration.measure, shape, options, environment)
     return [Group(f"an iteration of {shape.size}", measure_iteration.keys(shape, programs), measure)]
 

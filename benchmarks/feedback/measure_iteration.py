@@ -15,13 +15,15 @@ import numpy as np
 from benchmarks.core import guarded_trials, peer_process, timing
 from benchmarks.core.guarded_trials import SkipTrial, Trial, Watch, WrongResult
 from benchmarks.core.options import FeedbackOptions
-from benchmarks.core.peer_process import Peer
-from benchmarks.feedback import peer_libraries
+from benchmarks.core.peer_process import Kind, Peer
 from benchmarks.feedback.iteration import ITERATION, PARTS, REFERENCE_FACTOR, SIZES, FirstSteps, Iteration, Shape
 from benchmarks.step.measure_model import LOSSES, TOLERANCES
 from benchmarks.step.step_variants import OURS
 from train.run.hardware import device_peak
 from zoo import models
+
+PEERS = {"TRL": Kind("benchmarks.feedback.peer_trl", ("torch", "transformers", "trl"))}
+"""Other implementations of the same iteration: their tokens and losses must agree with ours before they are timed."""
 
 
 def key(shape: Shape, program: str, part: str) -> dict[str, Any]:
@@ -112,18 +114,18 @@ class _Group:
 
     def start_peer(self, trial: IterationTrial, name: str, folder: Path) -> None:
         """Start a peer's process, and compare its tokens and losses with ours."""
-        if reason := (kind := peer_libraries.PEERS[name]).missing_packages():
+        if reason := (kind := PEERS[name]).missing_packages():
             raise SkipTrial(reason)
         if self._first is None or self._iteration is None:
             raise SkipTrial("no iteration of jax-zoo ran that it could be compared with")
         if self.shape.precision != "float32":
             raise SkipTrial("it is compared in float32 only, where the likeliest tokens must be equal")
         self._export(folder)
-        trial.peer = peer = Peer(peer_libraries.serve, kind, folder)
-        answer = peer.begin()
-        trial.columns |= {"versions": answer["versions"], **dict(zip(LOSSES, answer["losses"], strict=True))}
+        trial.peer = peer = Peer(kind, folder)
+        versions, answer = peer.begin()["versions"], peer.run()["result"]
+        trial.columns |= {"versions": versions, **dict(zip(LOSSES, answer["losses"], strict=True))}
         check_agreement(self._iteration.greedy(self._first.prompts), answer["greedy"], self._first.losses, answer["losses"])
-        trial.program = lambda: trial.seconds.append(peer.run()["seconds"])
+        trial.program = lambda: trial.seconds.append(peer.run()["result"])
 
     def cells(self, trial: IterationTrial, own: IterationTrial, rate: float) -> list[dict[str, Any]]:
         """Return the cells of a trial: its iteration and its parts."""

@@ -3,6 +3,7 @@
 Nothing of a training loop around them is called. `transformers` generates; only prompts are handed over as ids.
 """
 
+import itertools
 import os
 import tempfile
 import time
@@ -19,14 +20,20 @@ import trl  # pyright: ignore[reportMissingImports]
 from trl.trainer.utils import add_fused_lm_head  # pyright: ignore[reportMissingImports]
 
 
-def build(folder: Path, request: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> "TrlIteration":
-    """Return the iteration of a request."""
+def build(folder: Path, request: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Callable[[], dict[str, Any]]:
+    """Return a function that computes an iteration and returns the seconds of its parts.
+
+    Its first call returns what is compared instead: the "greedy" tokens after the prompts, and the "losses" of two steps on our
+    responses.
+    """
     torch.set_num_threads(os.cpu_count() or 1)
-    return TrlIteration(folder, request, arrays)
+    iteration = TrlIteration(folder, request, arrays)
+    calls = itertools.chain([iteration.first_steps], itertools.repeat(iteration.run))
+    return lambda: next(calls)()
 
 
 class TrlIteration:
-    """An iteration of `trl.GRPOTrainer`; see `benchmarks.feedback.peer_libraries`."""
+    """An iteration of `trl.GRPOTrainer`."""
 
     def __init__(self, folder: Path, request: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
         """Make the trainer of a policy and its reference.
@@ -34,7 +41,7 @@ class TrlIteration:
         Args:
             folder: the published weights of the policy.
             request: "group", "tokens", "vocabulary", "beta", "clip", "reference_factor", and "optim".
-            arrays: "prompts" [B, P], and the "responses" and their "old" log-probabilities, [B, R], of `losses`.
+            arrays: "prompts" [B, P], and the "responses" and their "old" log-probabilities, [B, R], of `first_steps`.
         """
         self._prompts, self._arrays, self._request = arrays["prompts"].tolist(), arrays, request
         self._seconds: dict[str, float] = {}
@@ -64,7 +71,11 @@ class TrlIteration:
 
         trainer._get_per_token_logps_and_entropies = by_model
 
-    def greedy(self) -> list[list[int]]:
+    def first_steps(self) -> dict[str, Any]:
+        """Return the likeliest tokens after the prompts, and then, because it changes the weights, the losses of two steps."""
+        return {"greedy": self._greedy(), "losses": self._losses()}
+
+    def _greedy(self) -> list[list[int]]:
         """Return the likeliest tokens after the prompts."""
         model = self._trainer.model
         ids = torch.tensor(self._prompts, device=model.device)
@@ -72,7 +83,7 @@ class TrlIteration:
         with torch.no_grad():
             return model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=config)[:, ids.shape[1] :].tolist()
 
-    def losses(self) -> list[float]:
+    def _losses(self) -> list[float]:
         """Return the losses of two steps on the given responses."""
         trainer, responses = self._trainer, self._arrays["responses"].tolist()
         timed = trainer._generate_single_turn

@@ -18,10 +18,9 @@ import jax
 import numpy as np
 
 from benchmarks.core import peer_process, timing
-from benchmarks.core.peer_process import Peer
+from benchmarks.core.peer_process import Kind, Peer
 from benchmarks.core.worker_process import WorkerFailed
 from benchmarks.micro import start_measurement
-from benchmarks.micro.peer_service import PEER, serve
 from zoo import configs, models
 from zoo.batch import Batch
 from zoo.errors import BadInput, require
@@ -30,6 +29,7 @@ from zoo.generation.decode_loop import Decoder
 from zoo.generation.decoding_settings import GREEDY, Sampling
 from zoo.precision import DTYPES
 
+PEER = Kind("benchmarks.micro.peer_generation", ("torch", "transformers"))
 SETTINGS = {
     "greedy": GREEDY,
     "temperature 0.8": Sampling(temperature=0.8),
@@ -64,10 +64,11 @@ def main() -> int:
         for name, sampling in {} if reason else SETTINGS.items():
             _export(folder, model, params, prompts, options)
             kind = dataclasses.replace(PEER, options={"sampling": dataclasses.asdict(sampling)})
-            peer = Peer(serve, kind, folder)
+            peer = Peer(kind, folder)
             stack.callback(peer.close)
             try:
-                tokens = np.array(peer.begin()["tokens"])
+                peer.begin()
+                tokens = np.array(peer.run()["result"])
             except WorkerFailed as error:
                 reason = str(error)
                 break

@@ -151,11 +151,11 @@ class _Group:
             raise SkipTrial("no program of jax-zoo ran that it could be compared with")
         guarded_trials.check_memory(self._bytes_needed, "together with jax-zoo's programs it is assumed to need")
         peer_libraries.export(folder, self.case, self.params, self.case.run().optim)
-        trial.peer = Peer(peer_libraries.serve, kind, folder, precision)
-        answer = trial.peer.begin()
-        trial.columns |= {"first_step_seconds": answer["build_s"] + answer["first_step_s"], "resident": answer["rss"]}
-        trial.columns["versions"], trial.second = answer["versions"], answer["second_step_s"]
-        self._check_losses(trial, tuple(answer["losses"]), 0.0)
+        trial.peer = peer = Peer(kind, folder, {"precision": precision})
+        built, first, second = peer.begin(), peer.run(), peer.run()
+        trial.columns |= {"first_step_seconds": built["seconds"] + first["seconds"], "resident": peer.resident}
+        trial.columns["versions"], trial.second = built["versions"], second["seconds"]
+        self._check_losses(trial, (first["result"], second["result"]), 0.0)
 
     def _check_losses(self, trial: StepTrial, losses: tuple[float, ...], spent: float) -> None:
         """Compare the losses of the first steps with those of the first trial that had any."""

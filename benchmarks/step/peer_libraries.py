@@ -1,14 +1,11 @@
 """Other implementations of the same step: their losses before and after an update must agree with ours before they are timed."""
 
 import dataclasses
-import time
-from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from benchmarks.core import peer_process
 from benchmarks.core.peer_process import Kind
-from benchmarks.core.worker_process import Answer
 from zoo.errors import BadInput
 
 TORCH = ("torch", "transformers")
@@ -44,23 +41,3 @@ def export(folder: Path, case: Any, params: Any, optim: Any) -> None:
     numbers["optim"] = peer_process.optimizer_numbers(optim)
     present = {name: array for name, array in arrays.items() if array is not None}
     peer_process.export(folder, case.config, params, numbers, present)
-
-
-def serve(kind_fields: Mapping[str, Any], folder: str, precision: str) -> tuple[Answer, Callable[[], Answer]]:
-    """Build the peer and take two steps, in its own process.
-
-    Returns:
-        "losses", seconds ("build_s", "first_step_s", "second_step_s"), "rss", its peak memory in bytes, and "versions"; and a
-        function that takes another step.
-    """
-    kind = Kind(**kind_fields)
-    build, arguments = peer_process.load(kind, folder, precision=precision)
-    began = time.perf_counter()
-    step = build(*arguments)
-    built = time.perf_counter()
-    losses = [step()]
-    first = time.perf_counter()
-    losses.append(step())
-    seconds = {"build_s": built - began, "first_step_s": first - built, "second_step_s": time.perf_counter() - first}
-    answer = {"losses": losses, **seconds, "rss": peer_process.peak_resident(), "versions": peer_process.versions(kind)}
-    return answer, lambda: {"loss": step(), "rss": peer_process.peak_resident()}

@@ -256,7 +256,7 @@ def test_a_peer_that_does_not_answer_is_stopped(tmp_path: Path, monkeypatch: pyt
     # A process that starts within this time reads the request and the batch before it sleeps.
     (tmp_path / peer_process.REQUEST).write_text("{}")
     np.savez(tmp_path / peer_process.ARRAYS)
-    peer = Peer(peer_libraries.serve, peer_libraries.PEERS["sleepy"], tmp_path, "float32")
+    peer = Peer(peer_libraries.PEERS["sleepy"], tmp_path)
     with pytest.raises(WorkerFailed, match="no answer within"):
         peer.begin()
     assert peer._process.poll() is not None
