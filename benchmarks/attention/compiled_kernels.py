@@ -7,19 +7,28 @@ the memory of temporaries, all as the compiler states them.
 
 import dataclasses
 import json
+import os
 import re
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import ModuleType
+from typing import Any
 
-from benchmarks.attention import gpu_kernels, tpu_schedule
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from benchmarks.attention import gpu_kernels, problems, sweep_rows, tpu_schedule
+from benchmarks.attention.problems import Problem
 from benchmarks.core import result_tables
 from benchmarks.core.html_page import Table
 from benchmarks.core.options import AttentionOptions
 from benchmarks.core.progress import Progress
+from benchmarks.core.timing import without_compilation_cache
 from benchmarks.plan import target_devices
+from zoo.attention import attention
 from zoo.errors import BadInput, require
 
 FEATURES = ("causal", "packed", "t5", "dropout")
@@ -32,41 +41,9 @@ TIMED = ("rounds", "budget", "seconds", "quick", "peers")
 """Options of measurements, which have no meaning here."""
 
 
-class Compiler(NamedTuple):
-    """The functions that read a platform's compiler, and how the table shows it."""
-
-    dump_to: Callable[[Path], None]
-    """Make it write its programs to a folder."""
-    take: Callable[[Path, str, str], Sequence[Any]]
-    """Return the kernels of the program that was compiled last, from the folder, its text in StableHLO and the chip."""
-    head: Sequence[str]
-    columns: Callable[[Mapping[str, Any]], list[str]]
-    title: str
-    note: str
-
-
-COMPILERS = {
-    "tpu": Compiler(
-        dump_to=tpu_schedule.dump_to,
-        take=lambda folder, text, chip: tpu_schedule.take_kernels(folder),
-        head=tpu_schedule.HEAD,
-        columns=tpu_schedule.columns,
-        title="Attention as the compiler for TPU {} schedules it",
-        note="A bundle is a cycle if nothing stalls, so those of a tile bound its time from below. Kernels differ in the sizes "
-        "of their tiles.",
-    ),
-    "gpu": Compiler(
-        dump_to=gpu_kernels.dump_to,
-        take=gpu_kernels.take_kernels,
-        head=gpu_kernels.HEAD,
-        columns=gpu_kernels.columns,
-        title="Attention as the compilers for {} translate it",
-        note="These numbers are reported by XLA and ptxas; they do not determine a time. Registers are those of a thread, "
-        "spilled the bytes that it moves because there are too few, shared the memory of a program; programs x warps is how many "
-        "a multiprocessor holds at once. Serialized: the assembler makes every product wait for the one before it. Of what XLA "
-        "compiles itself, only kernels with atomic sums, whose results differ from run to run, are shown.",
-    ),
-}
+COMPILERS: Mapping[str, ModuleType] = {"tpu": tpu_schedule, "gpu": gpu_kernels}
+"""Platform -> the module that reads its compiler. `VARIABLE` and `FLAGS` make the compiler write its programs to a folder,
+`take_kernels` returns the kernels of the program that was compiled last, and `TITLE`, `NOTE`, `HEAD` and `columns` show them."""
 
 
 def main(options: AttentionOptions) -> int:
@@ -91,7 +68,7 @@ def main(options: AttentionOptions) -> int:
     if target.platform == "gpu":
         gpu_kernels.assembler()
     with tempfile.TemporaryDirectory() as folder:
-        COMPILERS[target.platform].dump_to(Path(folder))
+        write_programs(COMPILERS[target.platform], Path(folder))
         target_devices.prepare(target)
         progress = Progress(1.0)
         cells = []
@@ -105,20 +82,16 @@ def main(options: AttentionOptions) -> int:
     return int(any(cell["state"] == "failed" for cell in cells))
 
 
+def write_programs(compiler: ModuleType, folder: Path) -> None:
+    """Make a compiler write its programs to a folder; call this before JAX starts."""
+    flags = f"{os.environ.get(compiler.VARIABLE, '')} {compiler.FLAGS.format(folder=folder)}"
+    os.environ[compiler.VARIABLE] = flags.strip()
+
+
 def _cells(
     options: AttentionOptions, target: target_devices.Target, folder: Path, progress: Progress
 ) -> Iterator[dict[str, Any]]:
     """Compile each implementation for each row and yield what the compiler says of it."""
-    import jax
-    import numpy as np
-    from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
-
-    from benchmarks.attention import sweep_rows
-    from benchmarks.attention.problems import FEATURES as KINDS
-    from benchmarks.attention.problems import Problem
-    from benchmarks.core.timing import without_compilation_cache
-    from zoo.attention import attention
-
     filled = dataclasses.replace(
         options,
         feature=options.feature or FEATURES,
@@ -136,7 +109,7 @@ def _cells(
     mesh = Mesh(np.array([device]), ("data",), axis_types=(AxisType.Auto,))
     replicated = NamedSharding(mesh, PartitionSpec())
     for row in sweep_rows.rows(complete):
-        problem = Problem.of(KINDS[row.feature], row.shape, row.dtype)
+        problem = Problem.of(problems.FEATURES[row.feature], row.shape, row.dtype)
         for name in implementations:
             progress.begin(f"{name}: {row}")
             with jax.set_mesh(mesh), target_devices.simulate_target(target), without_compilation_cache():
@@ -145,13 +118,9 @@ def _cells(
 
 
 def _compile(
-    problem: Any, name: str, direction: str, sharding: Any, target: target_devices.Target, folder: Path
+    problem: Problem, name: str, direction: str, sharding: Any, target: target_devices.Target, folder: Path
 ) -> dict[str, Any]:
     """Return the state of a cell: compiled with its kernels and temporaries, refused or failed with the reason."""
-    import jax
-
-    from zoo.attention import attention
-
     for request in problem.requests():
         if reason := attention.unsupported_reason(name, request):
             return {"state": "refused", "reason": reason}
@@ -162,10 +131,10 @@ def _compile(
         lowered = jax.jit(function).trace(*shapes).lower(lowering_platforms=(target.lowering,))
         compiled = lowered.compile()
     except RuntimeError as error:  # of the compiler, or of JAX if it does not find a library
-        compiler.take(folder, "", target.chip)
+        compiler.take_kernels(folder, "", target.chip)
         return {"state": "failed", "reason": _failure(str(error))}
     seconds, memory = time.monotonic() - began, compiled.memory_analysis()
-    kernels = [kernel._asdict() for kernel in compiler.take(folder, lowered.as_text(), target.chip)]
+    kernels = [kernel._asdict() for kernel in compiler.take_kernels(folder, lowered.as_text(), target.chip)]
     temporaries = None if memory is None else memory.temp_size_in_bytes
     return {"state": "compiled", "kernels": kernels, "temporaries": temporaries, "compile_seconds": round(seconds, 1)}
 
@@ -193,18 +162,18 @@ def _blocks(target: target_devices.Target, cells: list[dict[str, Any]]) -> list[
             continue
         memory = "" if cell["temporaries"] is None else f"{cell['temporaries'] / 2**20:,.0f}"
         for place, kernel in enumerate(cell["kernels"] or [None]):
-            described = ["-", *[""] * (len(compiler.head) - 1)] if kernel is None else compiler.columns(kernel)
+            described = ["-", *[""] * (len(compiler.HEAD) - 1)] if kernel is None else compiler.columns(kernel)
             rows.append(
                 [*title, *described, memory if place == 0 else "", f"{cell['compile_seconds']:.0f}" if place == 0 else ""]
             )
-    head = ["feature", "B x T, N x H", "implementation", *compiler.head, "MiB", "compiled in s"]
+    head = ["feature", "B x T, N x H", "implementation", *compiler.HEAD, "MiB", "compiled in s"]
     lanes = ""
     if target.platform == "tpu" and (padded := sorted({cell["head"] for cell in cells if cell["head"] % LANES})):
         lanes = f" Heads of {', '.join(map(str, padded))} take the lanes of a multiple of {LANES}."
     dtypes = ", ".join(sorted({cell["dtype"] for cell in cells}))
     return [
-        result_tables.Heading(compiler.title.format(target.kind)),
-        f"Forward and backward unless stated otherwise, {dtypes}. Nothing ran. {compiler.note} MiB: temporaries of the program; "
+        result_tables.Heading(compiler.TITLE.format(target.kind)),
+        f"Forward and backward unless stated otherwise, {dtypes}. Nothing ran. {compiler.NOTE} MiB: temporaries of the program; "
         "of what has no kernel of Pallas, only they are shown. The last column is the time of the compiler on this "
         f"machine.{lanes}",
         Table(head, rows, words=5),

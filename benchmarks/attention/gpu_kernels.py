@@ -16,8 +16,9 @@ from typing import Any, NamedTuple
 from benchmarks.plan.target_devices import GPUS
 from zoo.errors import BadInput
 
+VARIABLE = "XLA_FLAGS"
 FLAGS = "--xla_dump_to={folder} --xla_dump_emitter_re=^[^-]*$"
-"""Value of `XLA_FLAGS`; without the second one XLA writes no PTX. Names with a hyphen are those of passes, whose intermediate
+"""Without the second flag XLA writes no PTX. Names with a hyphen are those of passes, whose intermediate
 programs have 20 MB for a kernel, and take longer to write than the kernel to compile."""
 REGISTERS, THREADS, PROGRAMS = 65536, 2048, 32
 """Limits of a multiprocessor of compute capability 8.0, 9.0 and 10.0 (CUDA programming guide)."""
@@ -26,7 +27,13 @@ RESERVED = 1024
 MATRIX = {"tcgen05.mma": "tcgen05", "wgmma.mma_async": "wgmma", "mma.sync": "mma.sync"}
 """Instruction of the matrix units in PTX -> its name in the table, the newest first."""
 
-
+TITLE = "Attention as the compilers for {} translate it"
+NOTE = (
+    "These numbers are reported by XLA and ptxas; they do not determine a time. Registers are those of a thread, spilled "
+    "the bytes that it moves because there are too few, shared the memory of a program; programs x warps is how many a "
+    "multiprocessor holds at once. Serialized: the assembler makes every product wait for the one before it. Of what XLA "
+    "compiles itself, only kernels with atomic sums, whose results differ from run to run, are shown."
+)
 HEAD = ("kernel", "products", "registers", "spilled", "shared KiB", "programs x warps")
 """Head of `columns`."""
 
@@ -51,11 +58,6 @@ class Kernel(NamedTuple):
     """True if the assembler makes every product wait for the one before it."""
     atomics: int
     """Number of atomic operations, which make sums of floating-point numbers differ from run to run."""
-
-
-def dump_to(folder: Path) -> None:
-    """Make XLA write its programs to a folder; call this before JAX starts."""
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS.format(folder=folder)}".strip()
 
 
 def assembler() -> str:

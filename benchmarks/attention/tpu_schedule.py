@@ -4,21 +4,26 @@ A bundle is a VLIW instruction: one cycle, if nothing stalls. The compiler knows
 of a tile from below, and compare kernels that were compiled in one process.
 """
 
-import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+VARIABLE = "LIBTPU_INIT_ARGS"
+"""libtpu reads it once, when it is loaded."""
 FLAGS = (
     "--xla_jf_dump_to={folder} --xla_jf_dump_llo_text=true --xla_jf_dump_llo_html=false "
     "--xla_jf_dump_llo_pass_label_regex=.*final.*"
 )
-"""Value of `LIBTPU_INIT_ARGS`, which libtpu reads once, when it is loaded."""
 ANALYSIS, BUNDLES = "schedule-analysis_final_bundles.txt", "final_bundles.txt"
 WHOLE = "TLP"
 """Label of the program that calls the kernels."""
 SLOTS = "final_hlo-static-per-bundle-utilization.txt"
+TITLE = "Attention as the compiler for TPU {} schedules it"
+NOTE = (
+    "A bundle is a cycle if nothing stalls, so those of a tile bound its time from below. Kernels differ in the sizes of "
+    "their tiles."
+)
 HEAD = ("kernel", "fullest slots", "bundles")
 """Head of `columns`."""
 
@@ -34,15 +39,10 @@ class Kernel(NamedTuple):
     """Slot -> the share of it that the bundles fill, the fullest first."""
 
 
-def dump_to(folder: Path) -> None:
-    """Make libtpu write its programs to a folder; call this before JAX starts."""
-    os.environ["LIBTPU_INIT_ARGS"] = f"{os.environ.get('LIBTPU_INIT_ARGS', '')} {FLAGS.format(folder=folder)}".strip()
-
-
-def take_kernels(folder: Path) -> list[Kernel]:
+def take_kernels(folder: Path, text: str, chip: str) -> list[Kernel]:
     """Return the Pallas kernels whose programs a folder has, in the order of their compilation, and empty the folder.
 
-    A program that is compiled twice is returned once.
+    A program that is compiled twice is returned once. Neither its text nor the chip is needed: the files have everything.
     """
     kernels: dict[str, Kernel] = {}
     for analysis in sorted(folder.glob(f"*-{ANALYSIS}")):

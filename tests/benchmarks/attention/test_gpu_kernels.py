@@ -153,5 +153,5 @@ def test_the_table_says_that_nothing_ran() -> None:
 
 def test_xla_is_asked_for_its_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XLA_FLAGS", "--one=1")
-    gpu_kernels.dump_to(tmp_path)
+    compiled_kernels.write_programs(gpu_kernels, tmp_path)
     assert os.environ["XLA_FLAGS"].split() == ["--one=1", f"--xla_dump_to={tmp_path}", "--xla_dump_emitter_re=^[^-]*$"]
