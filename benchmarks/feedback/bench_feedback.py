@@ -10,8 +10,8 @@ from benchmarks.core.guarded_trials import Group
 from benchmarks.core.options import FeedbackOptions, fill
 from benchmarks.feedback import iteration_report, measure_iteration
 from benchmarks.feedback.iteration import SIZES, Shape
-from benchmarks.step.cases import case
-from benchmarks.step.step_variants import OURS
+from benchmarks.step.cases import make_case
+from benchmarks.step.programs import OURS
 from zoo import models
 from zoo.errors import BadInput, require
 
@@ -46,7 +46,7 @@ def shape_of(options: FeedbackOptions) -> Shape:
         BadInput: an unknown model, one that is not trained by policy gradients or does not continue a prompt, or too many tokens.
     """
     sizes = {name: getattr(options, name) for name in SIZES}
-    base = case(options.model, "train")
+    base = make_case(options.model, "train")
     model = models.model(base.config)
     if "policy" not in model.module.OBJECTIVES or model.is_encoder_decoder:
         raise BadInput(f"{base.size} is not a decoder that learns from rewards of its texts; choose a GPT, such as gpt2")

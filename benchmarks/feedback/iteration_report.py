@@ -9,7 +9,7 @@ from benchmarks.core.result_files import Results
 from benchmarks.core.result_page import Form, Report, timed_sentence
 from benchmarks.core.result_tables import format_number, gigabytes, merge_processes, percentiles_text, seconds_text, timed_cells
 from benchmarks.feedback.iteration import ITERATION, PARTS
-from benchmarks.step.step_variants import OURS
+from benchmarks.step.programs import OURS
 from eval.report.svg import FIVE, FOUR, ONE, THREE, TWO
 
 HEAD = ("part", "program", "time", "20-80 %", "share", "tokens/s", "over jax-zoo", "rate", "memory")

@@ -18,7 +18,7 @@ from benchmarks.core.options import FeedbackOptions
 from benchmarks.core.peer_process import Kind, Peer
 from benchmarks.feedback.iteration import ITERATION, PARTS, REFERENCE_FACTOR, SIZES, FirstSteps, Iteration, Shape
 from benchmarks.step.measure_model import LOSSES, TOLERANCES
-from benchmarks.step.step_variants import OURS
+from benchmarks.step.programs import OURS
 from train.run.hardware import device_peak
 from zoo import models
 

@@ -18,7 +18,7 @@ from benchmarks.core.result_files import identity
 from benchmarks.core.worker_process import call
 from benchmarks.growth import growth_report
 from benchmarks.step import programs
-from benchmarks.step.cases import Case, case
+from benchmarks.step.cases import Case, make_case
 from benchmarks.step.programs import Step, Variant
 from zoo.errors import require
 from zoo.runtime import jax_setup
@@ -68,7 +68,7 @@ def resolve_options(options: GrowthOptions, backend: str) -> GrowthOptions:
 def _case(options: GrowthOptions, axis: str, value: int) -> Case:
     """Return the model with one axis at a value and the others at their base."""
     numbers = {**BASE, axis: value}
-    base = case(options.model, "train", batch=options.batch or 0)
+    base = make_case(options.model, "train", batch=options.batch or 0)
     fields = {field.name for field in dataclasses.fields(base.config)}
     width = numbers["width"]
     changes = {

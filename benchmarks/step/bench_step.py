@@ -2,16 +2,64 @@
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, get_args
 
 from benchmarks.core import bench_command
 from benchmarks.core.guarded_trials import Group, Watch
 from benchmarks.core.options import StepOptions
 from benchmarks.step import measure_model, peer_libraries, step_report
-from benchmarks.step.cases import Case
-from benchmarks.step.programs import Step
-from benchmarks.step.step_variants import cases, key, peer_key, resolve_options, unit, variants
+from benchmarks.step.cases import Case, make_case
+from benchmarks.step.programs import OURS, WAYS, Step, Variant, key, peer_key
+from zoo import plugins
+from zoo.configs import Implementation
+from zoo.errors import BadInput
+
+BUDGET = 20.0
+"""Default number of seconds in which rounds of each program are timed."""
+
+
+def resolve_options(options: StepOptions, backend: str) -> StepOptions:
+    """Return the options with all omitted fields filled in for a machine.
+
+    Raises:
+        BadInput: an unknown name, a number that is too small, or options that exclude each other; see `cases`.
+    """
+    if not options.models:
+        raise BadInput("zoo bench step: name a model, such as gpt2; zoo models lists them")
+    for name in options.attention:
+        plugins.check_name("zoo.attention", name, get_args(Implementation), "attention")
+    for name in WAYS:
+        if not getattr(options, name) and name != "precision":
+            raise BadInput(f"--{name}: has no value; name one or more, or leave the option out")
+    bench_command.check_numbers(options, "batch", "length", "source_length", "rounds", "budget", "cell_seconds", "repeats")
+    precision = options.precision or (("float32",) if backend == "cpu" else ("bfloat16",))
+    budget = None if options.rounds else options.budget or BUDGET
+    complete = dataclasses.replace(options, precision=precision, budget=budget)
+    cases(complete)
+    return complete
+
+
+def cases(options: StepOptions) -> list[Case]:
+    """Return the models at their shapes, without duplicates.
+
+    Raises:
+        BadInput: see `benchmarks.step.cases.make_case`.
+    """
+    shape = {"batch": options.batch or 0, "length": options.length or 0, "source": options.source_length or 0}
+    return list(dict.fromkeys(make_case(name, options.mode, dropout=options.dropout, **shape) for name in options.models))
+
+
+def variants(options: StepOptions) -> list[Variant]:
+    """Return all requested ways of computing; the first one is the unit of ratios."""
+    values = [getattr(options, name) for name in WAYS]
+    return list(dict.fromkeys(Variant(**dict(zip(WAYS, chosen, strict=True))) for chosen in itertools.product(*values)))
+
+
+def unit(options: StepOptions) -> dict[str, Any]:
+    """Return the axes of the cell of each model that is the unit of its ratios."""
+    return {"program": OURS, **dataclasses.asdict(variants(options)[0])}
 
 
 def _check(options: StepOptions) -> None:
@@ -32,8 +80,8 @@ def _groups(options: StepOptions, environment: Mapping[str, Any]) -> list[Group]
 
     groups = []
     for case in cases(options):
-        keys = [key(case, variant, options) for variant in variants(options)]
-        keys += [peer_key(case, name, precision, options) for name, precision in peer_libraries.requested_peers(options)]
+        keys = [key(case, variant) for variant in variants(options)]
+        keys += [peer_key(case, *peer) for peer in peer_libraries.requested_peers(options)]
         groups.append(Group(f"{case.size} {case.mode}", keys, functools.partial(measure, case)))
     return groups
 

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 
@@ -39,6 +39,14 @@ class Case:
     """Number of tokens of a row (encoder-decoder: of its target); in decoding, of slots of the cache, all full but the last."""
     source: int
     """Number of tokens of a row's source in an encoder-decoder; otherwise 0."""
+    dropout: bool = False
+    """Whether the published dropout rates are used."""
+
+    @property
+    def axes(self) -> dict[str, Any]:
+        """Return its part of the key of a cell."""
+        names = ("mode", "batch", "length", "source", "dropout")
+        return {"model": self.size, **{name: getattr(self, name) for name in names}}
 
     @property
     def tokens(self) -> int:
@@ -68,15 +76,12 @@ class Case:
         return dataclasses.replace(batch, index=np.arange(self.batch, dtype=np.uint32))
 
 
-def case(name: str, mode: Mode, *, batch: int = 0, length: int = 0, source: int = 0, dropout: bool = False) -> Case:
+def make_case(name: str, mode: Mode, *, batch: int = 0, length: int = 0, source: int = 0, dropout: bool = False) -> Case:
     """Return the case of a model by name; a number of 0 stands for the default of the model's family.
 
     Raises:
         BadInput: there is no such model, or the model does not support the mode or the shape.
     """
-    require(mode in get_args(Mode), "mode", mode, f"choose {', '.join(get_args(Mode))}")
-    for key, value in (("batch", batch), ("length", length), ("source-length", source)):
-        require(value >= 0, key, value, "must not be negative; choose 1 or more, or leave it out")
     name = resolve_size_name(name)
     size = configs.find_size(name)[1]
     objective = next((candidate for candidate in models.model(size.config).module.OBJECTIVES if candidate in BATCHES), None)
@@ -100,7 +105,7 @@ def case(name: str, mode: Mode, *, batch: int = 0, length: int = 0, source: int 
     require(shape["length"] <= context, "length", shape["length"], fix)
     least = {"permutation": 8}.get(objective, 2)
     require(shape["length"] >= least, "length", shape["length"], f"choose {least} tokens or more")
-    return Case(size=name, config=cfg, objective=objective, mode=mode, **shape)
+    return Case(size=name, config=cfg, objective=objective, mode=mode, dropout=dropout, **shape)
 
 
 def resolve_size_name(name: str) -> str:

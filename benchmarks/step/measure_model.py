@@ -20,8 +20,7 @@ from benchmarks.core.peer_process import Peer
 from benchmarks.hlo import hlo_parser
 from benchmarks.step import instruction_times, peer_libraries, programs, time_breakdown
 from benchmarks.step.cases import Case
-from benchmarks.step.programs import Step, Variant
-from benchmarks.step.step_variants import key, peer_key
+from benchmarks.step.programs import Step, Variant, key, peer_key
 from train import objectives
 from train.run.hardware import device_peak
 
@@ -60,7 +59,7 @@ def measure(
         environment: of this process.
         watch: notified of every activity.
     """
-    trials = [StepTrial(key(case, variant, options)) for variant in variants]
+    trials = [StepTrial(key(case, variant)) for variant in variants]
     group = _Group(case, options, environment)
     with contextlib.ExitStack() as stack:
         for trial, variant in zip(trials, variants, strict=True):
@@ -68,7 +67,7 @@ def measure(
             guarded_trials.run_guarded(trial, act, watch, f"{_short(variant)}: compiling")
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         for name, precision in peer_libraries.requested_peers(options):
-            trial = StepTrial(peer_key(case, name, precision, options))
+            trial = StepTrial(peer_key(case, name, precision))
             if group.out_of_memory and any(other.peer for other in trials):
                 # Time the peers that are running and stop them; the unit is timed again with the next ones.
                 group.time(trials, watch)

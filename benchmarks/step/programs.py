@@ -77,6 +77,22 @@ class Variant:
         return jax.devices()[:count]
 
 
+OURS = "jax-zoo"
+"""Name of our own programs in tables with peers."""
+WAYS = tuple(field.name for field in dataclasses.fields(Variant))
+"""Options of a variant, in the order of its name."""
+
+
+def key(case: Case, variant: Variant, program: str = OURS) -> dict[str, Any]:
+    """Return the key of a cell."""
+    return {**case.axes, "program": program, **dataclasses.asdict(variant)}
+
+
+def peer_key(case: Case, name: str, precision: str) -> dict[str, Any]:
+    """Return the key of a cell of a peer, which has its own way of computing."""
+    return key(case, Variant(precision=precision, layers="", attention=""), name)
+
+
 class Step:
     """A case under a variant: first `compile` it, then `start` from parameters, then `run` repeatedly."""
 

@@ -10,7 +10,7 @@ from benchmarks.core.result_files import Results
 from benchmarks.core.result_page import Form, Report, timed_sentence
 from benchmarks.core.result_tables import format_number, gigabytes, merge_processes, percentiles_text, seconds_text, timed_cells
 from benchmarks.step import time_breakdown
-from benchmarks.step.step_variants import OURS, WAYS
+from benchmarks.step.programs import OURS, WAYS
 from eval.report.svg import INK, MUTED, ONE, THREE, TWO, format_thousands, ticks
 
 USUAL = {"remat": "none", "precision": "float32", "attention": "auto", "mesh": "data=1"}

@@ -14,7 +14,7 @@ from benchmarks.core.options import FeedbackOptions, Output
 from benchmarks.core.peer_process import Kind
 from benchmarks.feedback import bench_feedback, measure_iteration
 from benchmarks.feedback.iteration import ITERATION, PARTS, Iteration
-from benchmarks.step.step_variants import OURS
+from benchmarks.step.programs import OURS
 from tests.support import benchmark_steps as steps
 from tests.support.commands import call
 from tests.support.processes import ROOT

@@ -28,7 +28,7 @@ CASES = [("gpt-nano", "scan", "float32"), *(pytest.param(*each, marks=pytest.mar
 @pytest.mark.parametrize(("name", "layers", "precision"), CASES)
 def test_decoding_reads_what_it_uses(name: str, layers: str, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
     steps.shrink(monkeypatch)
-    step = Step(cases.case(name, "decode", **steps.SMALL), Variant(layers=layers, precision=precision))
+    step = Step(cases.make_case(name, "decode", **steps.SMALL), Variant(layers=layers, precision=precision))
     item = 4 if precision == "float32" else 2
     leaves = {
         jax.tree_util.keystr(path, simple=True, separator="/"): leaf

@@ -41,7 +41,7 @@ def test_threads_share_an_instant_and_handed_on_work_counts_for_its_owner() -> N
 def test_every_instruction_has_a_part(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """It follows from where an instruction of a compiled step comes from; none that computes has no part."""
     steps.shrink(monkeypatch)
-    step = Step(cases.case(name, "train", **steps.SMALL), Variant())
+    step = Step(cases.make_case(name, "train", **steps.SMALL), Variant())
     step.compile()
     program = parse_program(step.compiled.as_text())
     compute = [each for each in program.instructions.values() if each.opcode in ("fusion", "dot")]

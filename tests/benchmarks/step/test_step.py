@@ -15,9 +15,8 @@ from benchmarks.core import guarded_trials, peer_process, result_files, timing
 from benchmarks.core.options import Output, StepOptions
 from benchmarks.core.peer_process import Kind, Peer
 from benchmarks.core.worker_process import WorkerFailed
-from benchmarks.step import bench_step, cases, measure_model, peer_libraries, programs, step_variants
-from benchmarks.step.programs import Step, StepParts, Variant
-from benchmarks.step.step_variants import OURS
+from benchmarks.step import bench_step, cases, measure_model, peer_libraries, programs
+from benchmarks.step.programs import OURS, Step, StepParts, Variant
 from tests.support import benchmark_steps as steps
 from tests.support.benchmark_steps import SMALL
 from tests.support.commands import call
@@ -55,11 +54,11 @@ def measured(folder: Path, *models: str, **changes: Any) -> dict[str, dict[str, 
 def test_every_objective_has_a_batch_that_its_loss_takes(name: str) -> None:
     """By shapes alone: every mode of the family lowers, and predicts what the targets are of."""
     for mode in ["train", "inference", *(["decode"] if name != "bert-nano" else [])]:
-        case = cases.case(name, mode, **SMALL)  # pyright: ignore[reportArgumentType]
+        case = cases.make_case(name, mode, **SMALL)  # pyright: ignore[reportArgumentType]
         program = Step(case, Variant())
         state, loss = jax.eval_shape(program._jitted, program._parts.shapes, program._batch)
         assert loss.shape == () and jax.tree.structure(state) == jax.tree.structure(program._parts.shapes)
-    batch = cases.case(name, "train", **SMALL).arrays()
+    batch = cases.make_case(name, "train", **SMALL).arrays()
     assert batch.targets is not None and batch.weights is not None
     if (at := batch.predicted_positions) is not None:
         assert batch.targets.shape == at.shape == batch.weights.shape
@@ -67,7 +66,7 @@ def test_every_objective_has_a_batch_that_its_loss_takes(name: str) -> None:
 
 
 def test_masked_words_are_hidden_and_predicted_as_they_were() -> None:
-    batch = cases.case("bert-nano", "train", batch=2, length=16).arrays()
+    batch = cases.make_case("bert-nano", "train", batch=2, length=16).arrays()
     assert batch.predict_at is not None and batch.targets is not None
     assert batch.predict_at.shape == (2, 3)  # 15 % of 16, rounded up
     hidden = np.take_along_axis(batch.tokens, batch.predict_at, axis=1)
@@ -103,7 +102,7 @@ def test_ways_of_computing_agree_and_are_timed(tmp_path: Path, monkeypatch: pyte
 def test_the_measured_step_is_that_of_the_trainer(monkeypatch: pytest.MonkeyPatch) -> None:
     """Bit for bit, twice: what is measured is what `train.engine.step` launches."""
     monkeypatch.setattr(programs, "COMPILER", {})
-    case = cases.case("gpt-nano", "train", **SMALL)
+    case = cases.make_case("gpt-nano", "train", **SMALL)
     ours, params = Step(case, Variant()), programs.initial_params(case)
     ours.compile()
     ours.start(params)
@@ -198,7 +197,7 @@ def plant_peers(folder: Path, patch: pytest.MonkeyPatch, sources: dict[str, str]
 @functools.cache
 def first_losses() -> tuple[float, float]:
     """Return those of the first two steps of the small GPT."""
-    case = cases.case("gpt-nano", "train", **SMALL)
+    case = cases.make_case("gpt-nano", "train", **SMALL)
     program = Step(case, Variant())
     program.compile()
     program.start(programs.initial_params(case))
@@ -278,7 +277,7 @@ def test_programs_that_do_not_fit_into_memory_are_skipped_with_the_numbers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Before compiling by the state alone; after it by what XLA planned."""
-    state = Step(cases.case("gpt-nano", "train", **SMALL), Variant()).state_bytes
+    state = Step(cases.make_case("gpt-nano", "train", **SMALL), Variant()).state_bytes
     for room, reason in ((state / 2, "its state alone needs"), (1.2 * state, "compiled, it needs")):
         monkeypatch.setattr(guarded_trials, "free_bytes", lambda room=room: int(room))
         cell = measured(tmp_path / f"{room}", "gpt-nano")[SCAN]
@@ -289,16 +288,16 @@ def test_programs_that_do_not_fit_into_memory_are_skipped_with_the_numbers(
 def test_compare_takes_steps_over_the_first_way_of_each_model(
     slower: float, code: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    request = step_variants.resolve_options(options("gpt-nano", "bert-nano", layers=BOTH), "cpu")
-    ways = list(itertools.product(step_variants.cases(request), step_variants.variants(request)))
+    request = bench_step.resolve_options(options("gpt-nano", "bert-nano", layers=BOTH), "cpu")
+    ways = list(itertools.product(bench_step.cases(request), bench_step.variants(request)))
     for name, factor in (("before", 1.0), ("after", slower)):
         environment = result_files.environment() | {"versions": {"jax": name}}
         writer = result_files.Writer(
-            tmp_path / name / result_files.CELLS, "step", environment, {}, False, step_variants.unit(request)
+            tmp_path / name / result_files.CELLS, "step", environment, {}, False, bench_step.unit(request)
         )
         for process, (case, way) in itertools.product(range(3), ways):
             ratio = 0.8 * factor * (1 + 0.01 * process) if way.layers == "unroll" else 1.0
-            key, columns = step_variants.key(case, way, request), timing.time_columns([2.0 * ratio], [2.0])
+            key, columns = programs.key(case, way), timing.time_columns([2.0 * ratio], [2.0])
             writer.write({"key": key, "process": process, "state": "timed", "reason": "", **columns})
         writer.close()
     done = call(capsys, "bench", "compare", str(tmp_path / "before"), str(tmp_path / "after"))
