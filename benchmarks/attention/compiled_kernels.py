@@ -135,8 +135,8 @@ def _compile(
         return {"state": "failed", "reason": _failure(str(error))}
     seconds, memory = time.monotonic() - began, compiled.memory_analysis()
     kernels = [kernel._asdict() for kernel in compiler.take_kernels(folder, lowered.as_text(), target.chip)]
-    temporaries = None if memory is None else memory.temp_size_in_bytes
-    return {"state": "compiled", "kernels": kernels, "temporaries": temporaries, "compile_seconds": round(seconds, 1)}
+    spent = {"temporaries": memory.temp_size_in_bytes, "compile_seconds": round(seconds, 1)}
+    return {"state": "compiled", "kernels": kernels, **spent}
 
 
 def _failure(message: str) -> str:
@@ -160,7 +160,7 @@ def _blocks(target: target_devices.Target, cells: list[dict[str, Any]]) -> list[
         if cell["state"] != "compiled":
             notes.append(f"{' '.join(title)}: {cell['state']}: {cell['reason']}")
             continue
-        memory = "" if cell["temporaries"] is None else f"{cell['temporaries'] / 2**20:,.0f}"
+        memory = f"{cell['temporaries'] / 2**20:,.0f}"
         for place, kernel in enumerate(cell["kernels"] or [None]):
             described = ["-", *[""] * (len(compiler.HEAD) - 1)] if kernel is None else compiler.columns(kernel)
             rows.append(

@@ -128,12 +128,12 @@ def _prepare(trial: RowTrial, row: SweepRow, problem: Problem, options: Attentio
     guarded_trials.check_memory(cost_model.predicted_score_bytes(name, problem, row.direction), "its scores alone need")
     function, arguments = problem.program(name, row.direction)
     compiled, spent = timing.compile_cold(jax.jit(function), *arguments)
-    memory = planned_memory(compiled).get("memory")
+    memory = planned_memory(compiled)["memory"]
     trial.columns |= {**spent, "memory": memory}
     trial.columns["kernels"] = cost_model.kernels(compiled.as_text() or "")
     # The arguments are allocated already.
     held = sum(leaf.nbytes for leaf in jax.tree.leaves(arguments))
-    guarded_trials.check_memory((memory or 0) - held, "compiled, it needs")
+    guarded_trials.check_memory(memory - held, "compiled, it needs")
     trial.program = lambda: jax.block_until_ready(compiled(*arguments))
     _first_call(trial, _arrays, row, options, baseline)
 

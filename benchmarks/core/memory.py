@@ -13,11 +13,9 @@ def planned_memory(compiled: Any) -> dict[str, int]:
     """Return the bytes that one run of a compiled program needs on each device, as XLA planned them, as columns of a cell.
 
     "memory" is arguments + outputs + temporaries - reused, those of the outputs that are written into the memory of donated
-    arguments; "memory_arguments" and so on are its parts. The result is empty if the backend does not report them.
+    arguments; "memory_arguments" and so on are its parts.
     """
     stats = compiled.memory_analysis()
-    if stats is None:
-        return {}
     arguments, outputs = stats.argument_size_in_bytes, stats.output_size_in_bytes
     temporaries, reused = stats.temp_size_in_bytes, stats.alias_size_in_bytes
     sizes = {"arguments": arguments, "outputs": outputs, "temporaries": temporaries, "reused": reused}

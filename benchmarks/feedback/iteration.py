@@ -234,9 +234,8 @@ class Iteration:
         slots = cache_slots(self.shape.prompt_length, self.shape.tokens)
         cache = jax.eval_shape(lambda: model.init_cache(self.shape.rows, slots, dtype))
         weights = sum(leaf.size for leaf in jax.tree.leaves(self._params)) * np.dtype(dtype).itemsize
-        memory = {"rollout": weights + sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(cache))}
-        step = planned_memory(self._step)
-        return {**memory, "step": step["memory"]} if step else memory
+        rollout = weights + sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(cache))
+        return {"rollout": rollout, "step": planned_memory(self._step)["memory"]}
 
     def _take_step(self, batch: Batch) -> float:
         with jax.set_mesh(self._mesh):

@@ -13,6 +13,7 @@ from typing import Any
 
 from benchmarks.core import bench_command, timing
 from benchmarks.core.guarded_trials import Group, Trial, Watch, repeat_without_failures, run_guarded
+from benchmarks.core.memory import planned_memory
 from benchmarks.core.options import GrowthOptions, fill, recorded_options
 from benchmarks.core.result_files import identity
 from benchmarks.core.worker_process import call
@@ -129,8 +130,7 @@ def _warm(trial: Trial, case: Case, variant: Variant) -> None:
     loss = step.run()
     first = time.perf_counter() - began
     timing.warm_up(step.run)
-    per_device = step.memory.get("memory")
-    memory = None if per_device is None else per_device * step.mesh.size
+    memory = planned_memory(step.compiled)["memory"] * step.mesh.size
     trial.columns |= {**spent, "first_step_seconds": sum(spent.values()) + first, "memory": memory, "loss": loss}
     trial.program = step.run
 

@@ -15,6 +15,7 @@ import jax
 
 from benchmarks.core import guarded_trials, result_files, timing
 from benchmarks.core.guarded_trials import SkipTrial, Trial, Watch, WrongResult
+from benchmarks.core.memory import planned_memory
 from benchmarks.core.options import StepOptions
 from benchmarks.core.peer_process import Peer
 from benchmarks.hlo import hlo_parser
@@ -123,7 +124,7 @@ class _Group:
         devices = step.mesh.size if jax.default_backend() == "cpu" else 1
         guarded_trials.check_memory(step.state_bytes * devices, "its state alone needs")
         spent = step.compile()
-        memory = step.memory
+        memory = planned_memory(step.compiled)
         trial.columns |= {**spent, **memory}
         guarded_trials.check_memory(memory["memory"] * devices, "compiled, it needs")
         if self.params is None:

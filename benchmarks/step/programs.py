@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
 from benchmarks.core import timing
-from benchmarks.core.memory import bytes_per_device, planned_memory
+from benchmarks.core.memory import bytes_per_device
 from benchmarks.step.bytes_read import argument_bytes_read
 from benchmarks.step.cases import Case
 from train import objectives
@@ -141,11 +141,6 @@ class Step:
         """Return the bytes of parameters, cache and batch that it must read on one device: see `benchmarks.step.bytes_read`."""
         # Without the mesh: a sharding constraint would come between a table and its lookup.
         return sum(argument_bytes_read(self._jitted, self._parts.shapes, self._batch))
-
-    @property
-    def memory(self) -> dict[str, int]:
-        """Return the memory of the compiled step: see `benchmarks.core.memory.planned_memory`."""
-        return planned_memory(self.compiled)
 
     def start(self, params: Any) -> None:
         """Initialize the state from parameters, which are copied."""
