@@ -71,7 +71,7 @@ class Benchmark:
         folder = _folder(self.what, options.output, machine, fresh=number is not None)
         with _handle_termination():
             if number is not None:
-                self._measure(options, folder, int(number), resume=True)
+                self._measure(options, folder, int(number))
                 return 0
             return self._measure_and_show(options, folder, None if alone else functools.partial(_repeat, repeats, folder, argv))
 
@@ -89,11 +89,11 @@ class Benchmark:
         """Return the content of report.html."""
         return result_page.page(results, self.title, self.report(results, "page"))
 
-    def _measure(self, options: Any, folder: Path, process: int, *, resume: bool) -> None:
+    def _measure(self, options: Any, folder: Path, process: int) -> None:
         """Measure the missing cells in this process."""
         began, environment = time.monotonic(), result_files.environment(self.dtypes(options))
         path, recorded = folder / result_files.CELLS, recorded_options(options)
-        writer = result_files.Writer(path, self.what, environment, recorded, resume, self.unit(options))
+        writer = result_files.Writer(path, self.what, environment, recorded, self.unit(options))
         # After these no group begins.
         seconds = getattr(options, "seconds", None) or float("inf")
         groups = self.groups(options, environment)
@@ -103,10 +103,10 @@ class Benchmark:
 
     def _measure_and_show(self, options: Any, folder: Path, repeat: Callable[[], int] | None) -> int:
         """Measure here, or in the fresh processes that `repeat` starts; return the exit code."""
-        code, output = 0, options.output
+        code, as_json = 0, options.output.json
         try:
             if repeat is None:
-                self._measure(options, folder, 0, resume=output.resume)
+                self._measure(options, folder, 0)
             else:
                 code = repeat()
         except BadInput:
@@ -115,11 +115,11 @@ class Benchmark:
         except BaseException as error:
             if isinstance(error, KeyboardInterrupt):
                 print("stopped; --resume completes it", file=sys.stderr)
-            self._show(folder, output.json)
+            self._show(folder, as_json)
             raise
         if code == REFUSED:
             return code
-        results = self._show(folder, output.json)
+        results = self._show(folder, as_json)
         # Without results, no process wrote a cell, and each has printed the reason.
         return code or int(results is not None and any(cell["state"] in ("wrong", "failed") for cell in results.cells))
 

@@ -217,25 +217,21 @@ class Writer:
         what: str,
         environment: Mapping[str, Any],
         options: Mapping[str, Any],
-        resume: bool,
-        unit: Mapping[str, Any] | None = None,
+        unit: Mapping[str, Any],
     ) -> None:
         """Open `path`, creating it and its folder if necessary; an incomplete last line is dropped.
 
+        An existing file is continued and keeps its header: the environment of the first process.
+
         Args:
-            resume: continue an existing file, if there is one. It keeps its header: the environment of the first process.
             unit: axes of the reference of column "ratio"; without them nothing is compared.
 
         Raises:
-            BadInput: the file exists and `resume` is False; it has other options or another machine; it cannot be written, or
-                another process writes to it.
+            BadInput: the file has other options or another machine; it cannot be written, or another process writes to it.
         """
         # As it is read back from the file: lists instead of tuples.
-        header = json.loads(
-            _line({"schema": SCHEMA, "what": what, "environment": environment, "asked": options, "unit": dict(unit or {})})
-        )
-        if path.exists() and not resume:
-            raise BadInput(f"{path.parent} has results already; --resume completes them, --out chooses another folder")
+        header = {"schema": SCHEMA, "what": what, "environment": environment, "asked": options, "unit": unit}
+        header = json.loads(_line(header))
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = path.open("a+b")

@@ -42,7 +42,7 @@ def made_results(cells: Cells, noise: float = 0.0, **header: Any) -> Results:
 
 def write(folder: Path, results: Results) -> str:
     """Write results and return their folder."""
-    header = (results.what, results.environment, results.options, False, results.unit)
+    header = (results.what, results.environment, results.options, results.unit)
     writer = Writer(folder / "cells.jsonl", *header)
     for cell in results.cells:
         writer.write(cell)

@@ -18,9 +18,9 @@ ASKED = {"lengths": (128, 512), "dtype": "float32"}
 UNIT = {"implementation": "xla"}
 
 
-def open_writer(folder: Path, resume: bool = True, **changes: Any) -> Writer:
+def open_writer(folder: Path, **changes: Any) -> Writer:
     header = {"what": "attention", "environment": MACHINE, "asked": ASKED, "unit": UNIT} | changes
-    return Writer(folder / "cells.jsonl", header["what"], header["environment"], header["asked"], resume, header["unit"])
+    return Writer(folder / "cells.jsonl", header["what"], header["environment"], header["asked"], header["unit"])
 
 
 def cell(number: int, process: int = 0, **columns: Any) -> dict[str, Any]:
@@ -149,10 +149,7 @@ def test_a_crash_in_a_cell_that_is_already_stored_counts(tmp_path: Path) -> None
     assert read(tmp_path).cells == [cell(1)]
 
 
-def test_a_folder_is_written_by_one_process_and_not_over(tmp_path: Path) -> None:
-    write(tmp_path)
-    with pytest.raises(BadInput, match="has results already; --resume completes them, --out chooses another folder"):
-        open_writer(tmp_path, resume=False)
+def test_a_file_is_written_by_one_process(tmp_path: Path) -> None:
     writer = open_writer(tmp_path)
     with pytest.raises(BadInput, match="being written by another process"):
         open_writer(tmp_path)

@@ -292,9 +292,7 @@ def test_compare_takes_steps_over_the_first_way_of_each_model(
     ways = list(itertools.product(bench_step.cases(request), bench_step.variants(request)))
     for name, factor in (("before", 1.0), ("after", slower)):
         environment = result_files.environment() | {"versions": {"jax": name}}
-        writer = result_files.Writer(
-            tmp_path / name / result_files.CELLS, "step", environment, {}, False, bench_step.unit(request)
-        )
+        writer = result_files.Writer(tmp_path / name / result_files.CELLS, "step", environment, {}, bench_step.unit(request))
         for process, (case, way) in itertools.product(range(3), ways):
             ratio = 0.8 * factor * (1 + 0.01 * process) if way.layers == "unroll" else 1.0
             key, columns = programs.key(case, way), timing.time_columns([2.0 * ratio], [2.0])
