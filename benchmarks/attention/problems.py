@@ -76,15 +76,12 @@ class Feature:
     products: tuple[int, int] = (2, 5)
     """Products of two vectors of a head for each allowed pair: 2 forward (q k, w v), 5 backward (q k again, dw, dv, dq, dk)."""
 
-    def shaped(self, shape: Shape) -> Shape:
-        """Return the shape at which it is timed."""
-        return shape
+    grouped: bool = False
+    """True if several heads share a key/value head."""
 
-
-class Grouped(Feature):
     def shaped(self, shape: Shape) -> Shape:
-        """Return the shape with key/value heads: its own, or else the largest divisor of the heads up to a quarter of them."""
-        if shape.groups < shape.heads:
+        """Return the shape at which it is timed; if it is grouped, its key/value heads are at most a quarter of the heads."""
+        if not self.grouped or shape.groups < shape.heads:
             return shape
         few = max(divisor for divisor in range(1, max(1, shape.heads // 4) + 1) if shape.heads % divisor == 0)
         return shape._replace(groups=few)
@@ -192,7 +189,9 @@ FEATURES: Mapping[str, Feature] = {
     ),
     "dropout": Feature(what="causal, a tenth of the weights dropped", cases=("dropout",), make=_causal, rate=0.1),
     "sinks": Feature(what="causal, a learned sink of each head", cases=("sinks",), make=_causal, sinks=True),
-    "grouped": Grouped(what="causal, a quarter of the heads for keys and values", cases=("grouped heads",), make=_causal),
+    "grouped": Feature(
+        what="causal, a quarter of the heads for keys and values", cases=("grouped heads",), make=_causal, grouped=True
+    ),
 }
 """Feature -> its definition; every row is swept, checked, counted and shown without further changes."""
 
