@@ -76,7 +76,9 @@ def resolve_options(options: AttentionOptions, backend: str) -> AttentionOptions
         filled["tokens"] = None
     if options.rounds:
         filled["budget"] = None
-    return dataclasses.replace(options, **filled)
+    complete = dataclasses.replace(options, **filled)
+    rows(complete)
+    return complete
 
 
 def rows(options: AttentionOptions) -> list[SweepRow]:
@@ -107,10 +109,6 @@ def _check(options: AttentionOptions) -> None:
     for name in options.impl:
         # A plug-in that cannot be used is refused before anything is measured.
         attention.implementation(name)
-    for name in options.model:
-        configs.find_size(name)
-    for text in options.shape:
-        Shape.parse(text)
     for length in options.lengths:
         require(length >= 1, "lengths", length, "choose 1 or more tokens")
     bench_command.check_numbers(options, "tokens", "batch", "rounds", "budget", "seconds", "cell_seconds", "repeats")
