@@ -1,11 +1,13 @@
 """Search for the best mesh, remat policy and micro-batches: the candidates that fit, ordered by their bound on MFU."""
 
+import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, get_args
 
+from benchmarks.core.progress import Progress
 from benchmarks.plan import plan_cache, plan_text, target_devices
 from benchmarks.plan.compile_program import Mode
 from benchmarks.plan.plan_record import Plan
@@ -73,7 +75,6 @@ def search(
     *,
     seconds: float,
     fresh: bool = False,
-    report: Callable[[str], None] = lambda line: None,
 ) -> SearchResult:
     """Compile candidates, the likely ones first, until all are tried or the time is over.
 
@@ -81,7 +82,6 @@ def search(
 
     Args:
         seconds: time after which no other candidate is started; the current one is finished.
-        report: called with a line after each candidate, and with "" at the end.
 
     Raises:
         BadInput: there is no candidate, or none of those tried fits; names the one that needs the least memory.
@@ -94,22 +94,23 @@ def search(
     large: list[tuple[Candidate, Plan]] = []
     tried = refused = 0
     why = ""
-    # At least one candidate is compiled, however little time there is: it may be enough.
-    while waiting and (not tried or time.monotonic() - began < seconds):
-        candidate = waiting.pop(0)
-        try:
-            plan = plan_cache.plan(candidate.of(run), mode, target, fresh=fresh)
-        except BadInput as error:
-            refused, why = refused + 1, str(error)
-            report(f"{candidate}: {why}")
-            continue
-        tried += 1
-        (fitting if plan.fits else large).append((candidate, plan))
-        waiting = [other for other in waiting if not can_skip(other, candidate, plan)]
-        outcome = "does not fit" if not plan.fits else "fits" if plan.bound is None else f"MFU {plan_text.bound_text(plan)}"
-        counts = f"{tried} tried, {len(fitting)} fit, {len(waiting)} left"
-        report(f"{counts}; {candidate}: {plan_text.format_bytes(plan.total)}, {outcome}")
-    report("")
+    with contextlib.closing(Progress(count)) as progress:
+        # At least one candidate is compiled, however little time there is: it may be enough.
+        while waiting and (not tried or time.monotonic() - began < seconds):
+            before, candidate = len(waiting), waiting.pop(0)
+            progress.begin(str(candidate))
+            try:
+                plan = plan_cache.plan(candidate.of(run), mode, target, fresh=fresh)
+            except BadInput as error:
+                refused, why = refused + 1, str(error)
+                progress.done(1, why)
+                continue
+            tried += 1
+            (fitting if plan.fits else large).append((candidate, plan))
+            waiting = [other for other in waiting if not can_skip(other, candidate, plan)]
+            outcome = "does not fit" if not plan.fits else "fits" if plan.bound is None else f"MFU {plan_text.bound_text(plan)}"
+            counts = f"{tried} tried, {len(fitting)} fit, {len(waiting)} left"
+            progress.done(before - len(waiting), f"{plan_text.format_bytes(plan.total)}, {outcome}; {counts}")
     if not fitting and not large:
         raise BadInput(f"--target {target.name}: nothing could be compiled; the last reason: {why}")
     if not fitting:

@@ -1,7 +1,6 @@
 """The command `zoo plan`: one plan or a search, from the request to the output."""
 
 import json
-import sys
 from pathlib import Path
 
 from benchmarks.core import result_tables
@@ -41,7 +40,7 @@ def search(run: run_config.Run, mode: Mode, target: Target, *, minutes: float, t
     """
     from benchmarks.plan import mesh_search
 
-    result = mesh_search.search(run, mode, target, seconds=60 * minutes, fresh=fresh, report=_progress_printer())
+    result = mesh_search.search(run, mode, target, seconds=60 * minutes, fresh=fresh)
     if as_json:
         print(json.dumps([entry.plain() for entry in result.ranked[:top]], indent=2))
     else:
@@ -55,15 +54,3 @@ def _write(file: Path, planned: Plan) -> None:
             stream.write(plan_page.render_plan(planned).encode())
     except OSError as error:
         raise BadInput(f"--page {file}: cannot be written ({error.strerror}); name a file in an existing folder") from None
-
-
-def _progress_printer():
-    """Return a function that writes a line of progress to stderr, in place on a terminal."""
-
-    def report(line: str) -> None:
-        if sys.stderr.isatty():
-            print(f"\r\x1b[K{line}", end="" if line else "\n", file=sys.stderr, flush=True)
-        elif line:
-            print(line, file=sys.stderr, flush=True)
-
-    return report
