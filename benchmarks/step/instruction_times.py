@@ -84,14 +84,13 @@ class Interval(NamedTuple):
 def _threads(lines: Iterable[Any]) -> list[list[Interval]]:
     """Return the intervals of each thread of the host, in order and without overlaps."""
     events = [[_event(event) for event in line.events] for line in lines]
-    # Work that is handed on belongs to the current instruction of the thread that hands it on.
     owners: dict[int, str] = {}
-    for thread in events:
-        _intervals(thread, owners, hand_on=True)
-    # Work that was handed on may hand on more work: the second pass finds owners that the first pass met too late.
-    for thread in events:
-        _intervals(thread, owners, hand_on=True)
-    return [_intervals(thread, owners, hand_on=False) for thread in events]
+    threads: list[list[Interval]] = []
+    # Work that is handed on may hand on more work: the second pass finds owners that the first pass met too late, and the third
+    # uses all of them.
+    for _ in range(3):
+        threads = [_intervals(thread, owners) for thread in events]
+    return threads
 
 
 def _event(event: Any) -> tuple[float, float, str, str, int]:
@@ -102,8 +101,8 @@ def _event(event: Any) -> tuple[float, float, str, str, int]:
     return begin, begin + event.duration_ns * 1e-9, event.name, str(stats.get("hlo_op", "")), int(handle)
 
 
-def _intervals(events: list[tuple[float, float, str, str, int]], owners: dict[int, str], *, hand_on: bool) -> list[Interval]:
-    """Return a thread's time by innermost instruction; with `hand_on`, record in `owners` the work passed to other threads."""
+def _intervals(events: list[tuple[float, float, str, str, int]], owners: dict[int, str]) -> list[Interval]:
+    """Return a thread's time by innermost instruction, and record in `owners` to which one work for other threads belongs."""
     intervals: list[Interval] = []
     # Stack of the thread: (end, instruction). A region has no end here: an event of its own ends it.
     inside: list[tuple[float, str]] = []
@@ -121,7 +120,7 @@ def _intervals(events: list[tuple[float, float, str, str, int]], owners: dict[in
             close(inside[-1][0])
             inside.pop()
         if name == HANDS_ON:
-            if hand_on and inside and inside[-1][1]:
+            if inside and inside[-1][1]:
                 owners[number] = inside[-1][1]
         elif name == BEGINS:
             close(begin)
