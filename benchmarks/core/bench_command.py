@@ -77,13 +77,13 @@ class Benchmark:
 
     def markdown(self, results: Results) -> str:
         """Return the content of table.md."""
-        origin = f"Made by `zoo bench {self.what}`."
-        blocks = result_page.text_blocks(results, self.report(results, "markdown"))
-        return result_tables.markdown([f"# {self.title}", origin, *blocks])
+        head = [f"# {self.title}", f"Made by `zoo bench {self.what}`.", result_tables.machine_line(results)]
+        return result_tables.markdown([*head, *result_page.text_blocks(self.report(results, "markdown"))])
 
     def terminal(self, results: Results) -> None:
         """Print the report."""
-        result_tables.show(result_page.text_blocks(results, self.report(results, "terminal")))
+        blocks = result_page.text_blocks(self.report(results, "terminal"))
+        result_tables.show([result_tables.machine_line(results), *blocks])
 
     def page(self, results: Results) -> str:
         """Return the content of report.html."""

@@ -6,7 +6,7 @@ from typing import Any, Literal, NamedTuple
 from benchmarks.core import html_page, result_tables
 from benchmarks.core.html_page import Cards, Figure, HeatMap, Plots
 from benchmarks.core.result_files import Results
-from benchmarks.core.result_tables import Heading, machine_line, merge_processes, timed_cells
+from benchmarks.core.result_tables import Heading, merge_processes, timed_cells
 
 Form = Literal["page", "markdown", "terminal"]
 
@@ -29,9 +29,9 @@ def page(results: Results, title: str, report: Report) -> str:
     return html_page.render(title, report.lead, sections, tiles=report.tiles, footer=footer)
 
 
-def text_blocks(results: Results, report: Report) -> list[result_tables.Block]:
-    """Return the report as text: without drawings, and with a line for the environment."""
-    content: list[Any] = [machine_line(results)]
+def text_blocks(report: Report) -> list[result_tables.Block]:
+    """Return the sections of a report as text, without drawings."""
+    content: list[Any] = []
     for heading, blocks in report.sections.items():
         texts = [block for block in blocks if block and not isinstance(block, Figure | Plots | HeatMap | Cards)]
         lists = [_text(block) for block in texts]

@@ -28,7 +28,7 @@ def plan(run: run_config.Run, mode: Mode, target: Target, *, file: str, fresh: b
     if as_json:
         print(json.dumps(planned.plain(), indent=2))
     else:
-        result_tables.show(plan_text.plan_blocks(planned))
+        result_tables.show(plan_page.plan_blocks(planned))
     return 0
 
 

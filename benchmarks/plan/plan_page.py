@@ -1,10 +1,13 @@
-"""A plan as an HTML page: its memory as a stacked bar, its step under the roofline of its device, and its collectives."""
+"""A plan on a terminal and as an HTML page, which also has its memory as a bar and its step under the roofline of its device."""
 
 import itertools
 import math
 from typing import Any
 
+from benchmarks.core import result_tables
 from benchmarks.core.html_page import Block, Figure, render
+from benchmarks.core.result_page import Form, Report, text_blocks
+from benchmarks.core.result_tables import Heading
 from benchmarks.plan import plan_text
 from benchmarks.plan.plan_record import Plan
 from benchmarks.plan.target_devices import parse_target
@@ -18,19 +21,31 @@ WORTH = (
 )
 
 
-def render_plan(plan: Plan) -> str:
-    """Return a self-contained HTML file."""
+def report(plan: Plan, form: Form) -> Report:
+    """Return a plan in sections; on a terminal, bars of text show its memory."""
     lead = f"{plan_text.format_bytes(plan.total)} on a device, {plan_text.verdict(plan)}. {plan_text.bound_sentence(plan)}"
-    step: list[Block] = [] if plan.products is None else [plan_text.rates_table(plan), *_roofline(plan)]
     sections: dict[str, list[Block]] = {
         "What is planned": [plan_text.inputs(plan)],
-        "Memory of a device": [_memory(plan), plan_text.memory_table(plan)],
+        "Memory of a device": [_memory(plan), plan_text.memory_table(plan, bars=form == "terminal")],
         "Memory of a device in a rollout": [plan_text.rollout_table(plan), plan_text.ROLLOUT_NOTE] if plan.rollout else [],
-        "A step": step,
+        "A step at the published rates": [plan_text.rates_table(plan), *_roofline(plan)] if plan.products is not None else [],
         "Sent in a step": [plan_text.collectives_table(plan)] if plan.collectives else [],
         "Warnings": [plan_text.warnings(plan)],
     }
-    return render(plan_text.headline(plan), lead, sections, footer=f"{plan_text.provenance(plan)}. {WORTH}")
+    return Report(lead, sections)
+
+
+def plan_blocks(plan: Plan) -> list[result_tables.Block]:
+    """Return a plan as the blocks of a terminal."""
+    described = report(plan, "terminal")
+    return [Heading(plan_text.headline(plan)), described.lead, *text_blocks(described), plan_text.provenance(plan)]
+
+
+def render_plan(plan: Plan) -> str:
+    """Return a plan as a self-contained HTML file."""
+    described = report(plan, "page")
+    footer = f"{plan_text.provenance(plan)}. {WORTH}"
+    return render(plan_text.headline(plan), described.lead, described.sections, footer=footer)
 
 
 def _memory(plan: Plan) -> Figure:

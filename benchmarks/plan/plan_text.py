@@ -1,4 +1,4 @@
-"""A plan as text: its sentences and tables, and their order on a terminal. `plan_page` shows the same ones."""
+"""Sentences and tables of a plan, which `plan_page` puts together."""
 
 from typing import TYPE_CHECKING
 
@@ -10,32 +10,9 @@ if TYPE_CHECKING:
     from benchmarks.plan.mesh_search import SearchResult
 
 BAR = 28
-"""Columns of the bar for a device's full memory."""
+"""Columns of the bar for a device's full memory on a terminal."""
 ROLLOUT_NOTE = "Prompts have the most tokens that fit. Reward models and the temporaries of a rollout are left out."
 """Explanation of the table of a rollout."""
-
-
-def plan_blocks(plan: Plan) -> list[Block]:
-    """Return a plan in full, as the blocks of a report."""
-    capacity = max(plan.device_memory or 0, plan.total)
-    bars = ["█" * round(BAR * size / capacity) for size in (*memory_parts(plan).values(), plan.total)]
-    sizes = [(name, f"{size:>10}  {bar}") for (name, size), bar in zip(memory_table(plan).rows, bars, strict=True)]
-    blocks: list[Block] = [
-        Heading(headline(plan)),
-        Table(("", ""), list(inputs(plan).items()), words=2),
-        Heading(f"memory of a device, {verdict(plan)}"),
-        Table(("", ""), sizes, words=2),
-    ]
-    if plan.rollout:
-        blocks += [Heading("memory of a device in a rollout"), rollout_table(plan), [ROLLOUT_NOTE, ""]]
-    if plan.products is not None:
-        blocks += [Heading("a step of a device, at the published rates"), rates_table(plan)]
-    blocks.append([bound_sentence(plan), ""])
-    if plan.collectives:
-        blocks += [Heading("sent in a step"), collectives_table(plan)]
-    if lines := warnings(plan):
-        blocks += [Heading("warnings"), [*lines, ""]]
-    return [*blocks, provenance(plan)]
 
 
 def search_blocks(result: "SearchResult", top: int) -> list[Block]:
@@ -112,11 +89,14 @@ def warnings(plan: Plan) -> list[str]:
     return [*plan.warnings, *(f"the FLOPs of {name} are not counted" for name in plan.unknown)]
 
 
-def memory_table(plan: Plan) -> Table:
-    """Return the table of the bytes on a device."""
-    return Table(
-        ("", "bytes"), [(name, format_bytes(size)) for name, size in {**memory_parts(plan), "total": plan.total}.items()]
-    )
+def memory_table(plan: Plan, *, bars: bool) -> Table:
+    """Return the table of the bytes on a device, on request with bars of text."""
+    sizes = {**memory_parts(plan), "total": plan.total}
+    if not bars:
+        return Table(("", "bytes"), [(name, format_bytes(size)) for name, size in sizes.items()])
+    capacity = max(plan.device_memory or 0, plan.total)
+    rows = [(name, f"{format_bytes(size):>10}  {'█' * round(BAR * size / capacity)}") for name, size in sizes.items()]
+    return Table(("", ""), rows, words=2)
 
 
 def rollout_table(plan: Plan) -> Table:

@@ -161,7 +161,7 @@ def test_text_and_page_say_what_was_planned(capsys: pytest.CaptureFixture[str]) 
     """Also what is not counted, and what is only an estimate."""
 
     def printed(plan: Plan) -> str:
-        result_tables.show(plan_text.plan_blocks(plan))
+        result_tables.show(plan_page.plan_blocks(plan))
         return capsys.readouterr().out
 
     times = roofline.Times(compute=1e-3, memory=2e-3, interconnect=3e-3)
