@@ -61,6 +61,8 @@ class Change:
     """Ratio after over ratio before: 1.2 is a fifth slower."""
     spread: float | None = None
     """Relative spread, the larger of the two."""
+    within_spread: bool | None = None
+    """Whether the mean after lies within the spread before; None unless both have a spread."""
 
 
 KINDS = ("regression", "improvement", "missing", "new", "unknown", "same")
@@ -111,17 +113,6 @@ def changes(before: Results, after: Results, threshold: float) -> list[Change]:
     return sorted(unsorted, key=lambda change: (KINDS.index(change.kind), -abs(math.log(change.ratio or 1))))
 
 
-def agreement(before: Results, after: Results) -> tuple[int, int]:
-    """Return two numbers of cells: those whose mean ratio in `after` is within their spread in `before`, and those compared.
-
-    Only cells with a spread in both results are compared.
-    """
-    old, new = by_key(before.cells), by_key(after.cells)
-    pairs = [(Spread.of(old[key]), Spread.of(new[key])) for key in old.keys() & new.keys() if not _is_unit(old[key], before.unit)]
-    spreads = [(one, other) for one, other in pairs if one and other]
-    return sum(abs(other.mean - one.mean) <= one.half for one, other in spreads), len(spreads)
-
-
 def _change(old: Cells | None, new: Cells | None, threshold: float, unit: Mapping[str, Any]) -> Change:
     key = dict((old or new or [{}])[0]["key"])
     if new is None:
@@ -151,7 +142,7 @@ def _change(old: Cells | None, new: Cells | None, threshold: float, unit: Mappin
     detail = f"{math.exp(one.mean):.3f} before, {math.exp(other.mean):.3f} now, spread {relative:.1%}"
     beyond = abs(moved) > spread and abs(moved) > math.log1p(threshold)
     kind = ("regression" if moved > 0 else "improvement") if beyond else "same"
-    return Change(key, kind, detail, ratio, relative)
+    return Change(key, kind, detail, ratio, relative, abs(moved) <= one.half)
 
 
 def _is_unit(cells: Cells, unit: Mapping[str, Any]) -> bool:
@@ -163,10 +154,13 @@ def _is_unit(cells: Cells, unit: Mapping[str, Any]) -> bool:
 
 def _show(changed_cells: Sequence[Change], before: Results, after: Results, threshold: float, as_json: bool) -> None:
     counts = collections.Counter(change.kind for change in changed_cells)
-    agree, judged = agreement(before, after)
+    judged = [change.within_spread for change in changed_cells if change.within_spread is not None]
+    agree = sum(judged)
     if as_json:
         rows = [dataclasses.asdict(change) for change in changed_cells]
-        print(json.dumps({"threshold": threshold, "counts": counts, "within_spread": agree, "judged": judged, "cells": rows}))
+        print(
+            json.dumps({"threshold": threshold, "counts": counts, "within_spread": agree, "judged": len(judged), "cells": rows})
+        )
         return
     constant = _constant([change.key for change in changed_cells])
     content: list[Block] = [
@@ -183,7 +177,7 @@ def _show(changed_cells: Sequence[Change], before: Results, after: Results, thre
     shared = f"; all are {', '.join(f'{name} {value}' for name, value in constant.items())}" if constant else ""
     content.append(f"{counts['same']} unchanged of {len(changed_cells)} cells{shared}")
     if judged:
-        content.append(f"{agree} of {judged} ({agree / judged:.0%}) lie within the spread that the first reports")
+        content.append(f"{agree} of {len(judged)} ({agree / len(judged):.0%}) lie within the spread that the first reports")
     show(content)
 
 
