@@ -5,7 +5,6 @@ for a GPU the registers, spills and shared memory of each kernel and how many of
 the memory of temporaries, all as the compiler states them.
 """
 
-import dataclasses
 import json
 import os
 import re
@@ -31,10 +30,6 @@ from benchmarks.plan import target_devices
 from zoo.attention import attention
 from zoo.errors import BadInput, require
 
-FEATURES = ("causal", "packed", "t5", "dropout")
-"""Kinds of attention that are compiled if none are named."""
-MODEL, LENGTH, TOKENS = "gpt2", 2048, 8192
-"""Size whose heads are used, length of a row, and tokens of a batch, if none are named."""
 LANES = 128
 """Numbers in a row of a TPU's vector register."""
 TIMED = ("rounds", "budget", "seconds", "quick", "peers")
@@ -92,17 +87,8 @@ def _cells(
     options: AttentionOptions, target: target_devices.Target, folder: Path, progress: Progress
 ) -> Iterator[dict[str, Any]]:
     """Compile each implementation for each row and yield what the compiler says of it."""
-    filled = dataclasses.replace(
-        options,
-        feature=options.feature or FEATURES,
-        direction=options.direction or ("both",),
-        model=options.model or (() if options.shape else (MODEL,)),
-        lengths=options.lengths or (() if options.shape else (LENGTH,)),
-        tokens=options.tokens or (None if options.shape or options.batch else TOKENS),
-        rounds=1,
-    )
-    complete = dataclasses.replace(sweep_rows.resolve_options(filled, target.platform), impl=options.impl)
-    implementations = complete.impl or tuple(
+    complete = sweep_rows.resolve_options(options, target.platform)
+    implementations = options.impl or tuple(
         name for name, row in attention.IMPLEMENTATIONS.items() if row.platforms == {target.platform} or name == sweep_rows.UNIT
     )
     device = target_devices.devices(target)[0]

@@ -39,7 +39,18 @@ DEFAULTS = {
         "cpu": dataclasses.replace(_CPU, **_QUICK, lengths=(128, 512), tokens=1024),
         "accelerator": dataclasses.replace(_ACCELERATOR, **_QUICK, lengths=(1024, 4096)),
     },
+    "compiled": {
+        "accelerator": dataclasses.replace(
+            _ACCELERATOR,
+            feature=("causal", "packed", "t5", "dropout"),
+            direction=("both",),
+            model=("gpt2",),
+            lengths=(2048,),
+            tokens=8192,
+        ),
+    },
 }
+"""Kind of a sweep -> its options for a CPU and for an accelerator."""
 
 
 class SweepRow(NamedTuple):
@@ -66,7 +77,8 @@ def resolve_options(options: AttentionOptions, backend: str) -> AttentionOptions
         BadInput: an unknown name, a wrong shape, a number that is too small, or options that exclude each other.
     """
     _check(options)
-    default = DEFAULTS["quick" if options.quick else "sweep"]["cpu" if backend == "cpu" else "accelerator"]
+    kind = "compiled" if options.compiled else "quick" if options.quick else "sweep"
+    default = DEFAULTS[kind]["cpu" if backend == "cpu" else "accelerator"]
     filled = fill(options, default, _NAMES)
     impl = filled["impl"]
     filled["impl"] = impl if UNIT in impl else (UNIT, *impl)
