@@ -178,10 +178,10 @@ def _decoding(run: run_config.Run, mesh: Mesh) -> Any:
     with jax.set_mesh(mesh):
         shardings = (None, jax.tree.map(lambda leaf: leaf.sharding, cache))
         traced = jax.jit(decode, donate_argnums=2, out_shardings=shardings).trace(params, token, cache)
-    source = Batch(tokens=_ids(mesh, rows, run.data.length)) if model.is_encoder_decoder else None
+    source = _tokens(mesh, rows, run.data.length) if model.is_encoder_decoder else None
 
     def flops(length: int) -> float:
-        return model.flops(Batch(tokens=_ids(mesh, rows, length), source=source))
+        return model.flops(dataclasses.replace(_tokens(mesh, rows, length), source=source))
 
     # A forward pass over n tokens costs a n + b n^2, plus the source; one token after n - 1 others costs a + b n.
     length = run.data.length
@@ -241,12 +241,8 @@ def _cache(run: run_config.Run, mesh: Mesh, params: Any, slots: int) -> Any:
 
 
 def _tokens(mesh: Mesh, rows: int, length: int) -> Batch:
-    ids: Any = _ids(mesh, rows, length)
+    ids: Any = jax.ShapeDtypeStruct((rows, length), jnp.int32, sharding=device_mesh.batch_sharding(mesh))
     return Batch(tokens=ids, segments=ids, positions=ids)
-
-
-def _ids(mesh: Mesh, rows: int, length: int) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct((rows, length), jnp.int32, sharding=device_mesh.batch_sharding(mesh))
 
 
 # --- when it fails --------------------------------------------------------------------------------------------------------------

@@ -210,7 +210,14 @@ def _inference(step: Step) -> StepParts:
         weights = objective.weights(batch)
         return params, functools.reduce(jnp.add, (sums[name] / weights[name] for name in sums))
 
-    return StepParts(step=step_function, shapes=_weights(step), batch=step.case.arrays(), fresh=_cast(step))
+    def cast(params: Any) -> Any:
+        # A copy, because the result is donated.
+        return jax.tree.map(lambda leaf: jnp.array(leaf, step.dtype, copy=True), params)
+
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    partitions = sharding.shardings(step.mesh, shapes, model.module.SHARDING)
+    shapes = jax.tree.map(lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, step.dtype, sharding=where), shapes, partitions)
+    return StepParts(step=step_function, shapes=shapes, batch=step.case.arrays(), fresh=cast)
 
 
 def _decode(step: Step) -> StepParts:
@@ -243,15 +250,3 @@ COMPILER: dict[str, Any] = {}
 TARGET_TOKEN = 7
 """The token whose loss decoding returns."""
 MODES: dict[str, Callable[[Step], StepParts]] = {"train": _train, "inference": _inference, "decode": _decode}
-
-
-def _weights(step: Step) -> Any:
-    """Return the shapes of the parameters in the dtype of the arithmetic, with their shardings."""
-    shapes = jax.eval_shape(step.model.init, jax.random.key(0))
-    partitions = sharding.shardings(step.mesh, shapes, step.model.module.SHARDING)
-    return jax.tree.map(lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, step.dtype, sharding=where), shapes, partitions)
-
-
-def _cast(step: Step) -> Callable[[Any], Any]:
-    # A copy, because the result is donated.
-    return lambda params: jax.tree.map(lambda leaf: jnp.array(leaf, step.dtype, copy=True), params)
