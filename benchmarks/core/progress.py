@@ -14,7 +14,7 @@ from train.run.console import format_duration
 class Progress:
     """Progress over pieces of work with known weights; the time left is estimated from this process's work alone."""
 
-    def __init__(self, weights: float, stream: Any = None) -> None:
+    def __init__(self, weights: float | int, stream: Any = None) -> None:
         self._console = Console(file=stream or sys.stderr, highlight=False, markup=False, emoji=False)
         # No refresh thread: it would disturb the measurement.
         self._live = Live(console=self._console, auto_refresh=False, transient=True)
@@ -32,7 +32,7 @@ class Progress:
         """Show which part of the piece is worked on; on a terminal only."""
         self._show(f"{self._piece}: {what}")
 
-    def done(self, weight: float, outcome: str) -> None:
+    def done(self, weight: float | int, outcome: str) -> None:
         """Show the `outcome` of a finished piece."""
         self._done += weight
         self._show(f"{self._piece}: {outcome}")
