@@ -23,6 +23,7 @@ from benchmarks.attention import gpu_kernels, problems, sweep_rows, tpu_schedule
 from benchmarks.attention.problems import Problem
 from benchmarks.core import result_tables
 from benchmarks.core.html_page import Table
+from benchmarks.core.memory import planned_memory
 from benchmarks.core.options import AttentionOptions
 from benchmarks.core.progress import Progress
 from benchmarks.core.timing import without_compilation_cache
@@ -119,10 +120,9 @@ def _compile(
     except RuntimeError as error:  # of the compiler, or of JAX if it does not find a library
         compiler.take_kernels(folder, "", target.chip)
         return {"state": "failed", "reason": _failure(str(error))}
-    seconds, memory = time.monotonic() - began, compiled.memory_analysis()
+    seconds, temporaries = time.monotonic() - began, planned_memory(compiled)["memory_temporaries"]
     kernels = [kernel._asdict() for kernel in compiler.take_kernels(folder, lowered.as_text(), target.chip)]
-    spent = {"temporaries": memory.temp_size_in_bytes, "compile_seconds": round(seconds, 1)}
-    return {"state": "compiled", "kernels": kernels, **spent}
+    return {"state": "compiled", "kernels": kernels, "temporaries": temporaries, "compile_seconds": round(seconds, 1)}
 
 
 def _failure(message: str) -> str:
