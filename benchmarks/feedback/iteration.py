@@ -1,10 +1,8 @@
 """One iteration of learning by sampling, as the trainer computes it, and the seconds of its parts."""
 
 import dataclasses
-import functools
 import time
 from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import jax
@@ -27,7 +25,7 @@ from train.objectives import objective
 from train.rollouts.batch_feed import FeedSource
 from train.rollouts.rewards import RewardFunction
 from train.rollouts.rollout_feed import RolloutFeed
-from train.rollouts.sampler import cache_slots
+from train.rollouts.sampler import Responses, Sampler, cache_slots
 from train.rows.batches import Batches
 from train.rows.feedback.preference_rows import Side
 from train.rows.feedback.response_rows import ResponseRow
@@ -142,18 +140,27 @@ class _Clock:
         return result
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class _TimedSampler(Sampler):
+    """The sampler of a rollout; the copy of the parameters that it decodes with is part of its time."""
+
+    clock: _Clock = dataclasses.field(kw_only=True)
+
+    def decoding_params(self, params: Any) -> Any:
+        return self.clock.call("rollout", super().decoding_params, params)
+
+    def sample(self, params: Any, prompts: Any, numbers: Any) -> Responses:
+        return self.clock.call("rollout", super().sample, params, prompts, numbers)
+
+
 class _TimedFeed(RolloutFeed):
     """The rollouts of the trainer, whose sampler and forward passes are timed."""
 
     def __init__(self, source: FeedSource, estimator: Any, reference: Any, clock: _Clock) -> None:
         super().__init__(source, estimator, reference)
-        sampler, log_probs = self._sampler, self._log_probs
-        self._untimed_sampler = sampler
-        # The copy of the parameters that is decoded with is part of the time.
-        self._sampler: Any = SimpleNamespace(
-            decoding_params=functools.partial(clock.call, "rollout", sampler.decoding_params),
-            sample=functools.partial(clock.call, "rollout", sampler.sample),
-        )
+        fields = {field.name: getattr(self._sampler, field.name) for field in dataclasses.fields(Sampler)}
+        self._sampler = _TimedSampler(**fields, clock=clock)
+        log_probs: Any = self._log_probs
 
         def timed(params: Any, batch: Batch) -> Any:
             return clock.call("reference" if params is self._reference else "policy", log_probs, params, batch)
@@ -162,7 +169,7 @@ class _TimedFeed(RolloutFeed):
 
     def greedy(self, params: Any, prompts: Int32[np.ndarray, "B P"]) -> Int32[np.ndarray, "B R"]:
         """Return the likeliest tokens after prompts, one at a time."""
-        sampler = dataclasses.replace(self._untimed_sampler, settings=GREEDY)
+        sampler = dataclasses.replace(self._sampler, settings=GREEDY)
         rows = [_row(ids, -1) for ids in prompts]
         return sampler.sample(sampler.decoding_params(params), rows, np.zeros((2, len(rows)), np.uint32)).tokens
 
