@@ -1,8 +1,7 @@
-"""Runs in an object store: what is uploaded, what is fetched, and what damage, kills and absence of the store cost."""
+"""Fetches of runs from an object store: the same files on another machine, damage, and other processes and runs in the way."""
 
 import dataclasses
 import errno
-import json
 import shutil
 import subprocess
 import sys
@@ -13,66 +12,21 @@ import pytest
 from tests.support import object_stores
 from tests.support.commands import snapshot
 from tests.support.object_stores import Place
-from tests.support.processes import run_python
-from tests.support.states import META, Log, make, restored
+from tests.support.run_copies import NAME, fetch, train, uploads
+from tests.support.states import META, Log, make
 from train import recipes
 from train.checkpoints.checkpoints import Checkpoints
 from train.checkpoints.manifest import Manifest
 from train.run.run_dir import RunDir
-from train.store import run_fetch, run_layout, run_results, run_uploads
+from train.store import run_fetch, run_layout
 from train.store.run_uploads import RunUploads
-from train.weights import model_folder, reward_scale
+from train.weights import model_folder
 from zoo import object_store
 from zoo.errors import BadInput
 from zoo.fault_points import faults
 
-NAME = "gpt"
 FULL = pytest.mark.full
-PASS = {"store.put": 3, "store.commit": 1, "store.delete": 2}
-"""The pass of a point at which a process is killed: a step is partly uploaded, all but its COMMIT.json, or partly deleted."""
 LOCAL = ("run.lock", "writer.json", "fetched")
-
-
-@pytest.fixture
-def work(tmp_path: Path) -> RunDir:
-    """The working copy of a run, without checkpoints yet."""
-    run = RunDir(tmp_path / "work" / NAME)
-    run.tokenizer.mkdir(parents=True)
-    run.config.write_text('{"family": "gpt"}\n')
-    run.metrics.write_text('{"step":1}\n')
-    (run.tokenizer / "tokenizer.json").write_text("{}")
-    return run
-
-
-@pytest.fixture
-def other(tmp_path: Path) -> RunDir:
-    """The folder of the run on another machine, on which nothing is yet."""
-    run = RunDir(tmp_path / "other" / NAME)
-    run.path.mkdir(parents=True)
-    return run
-
-
-def uploads(place: Place, work: RunDir, log: Log, keep: int = 2) -> RunUploads:
-    return RunUploads(place.store(NAME), work, keep, notify=log).__enter__()
-
-
-def train(place: Place, work: RunDir, *steps: int, keep: int = 2, log: Log | None = None) -> None:
-    """Save steps in the working copy, as training does."""
-    target = uploads(place, work, log := Log() if log is None else log, keep)
-    with Checkpoints(work.checkpoints, keep, notify=log, on_commit=target.commit) as checkpoints:
-        for step in steps:
-            checkpoints.save(make(step), META | {"step": step})
-            assert checkpoints.wait()
-
-
-def fetch(place: Place, other: RunDir, log: Log) -> int | None:
-    """Fetch the run as a start of training does, and return its newest step."""
-    store = place.store(NAME)
-    run_fetch._fetch(store, other, store.list(), log)
-    newest = Checkpoints(other.checkpoints, 9, notify=pytest.fail).latest()
-    if newest is not None:
-        restored(Checkpoints(other.checkpoints, 9, notify=pytest.fail), step=newest)
-    return newest
 
 
 def test_a_run_is_the_same_files_on_another_machine(place: Place, work: RunDir, other: RunDir) -> None:
@@ -117,59 +71,6 @@ def test_an_old_step_is_fetched_on_request(place: Place, work: RunDir, monkeypat
     monkeypatch.setenv("ZOO_PROCESS", "1")
     monkeypatch.setattr(object_store, "ObjectStore", pytest.fail)
     assert run_fetch.local_name(name) == str(folder)
-
-
-@pytest.mark.planted
-def test_a_step_whose_upload_ended_half_way_does_not_exist(
-    place: Place, work: RunDir, other: RunDir, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    log = Log()
-    train(place, work, 5, log=log)
-    with faults("store.commit:EIO:1"):
-        train(place, work, 10, log=log)
-    assert "UPLOAD of step 10 FAILED: " in log[0] and "the next save tries again" in log[0] and len(log) == 1
-    with monkeypatch.context() as patch:
-        # The mistake: objects are taken for a step without their COMMIT.json.
-        patch.setattr(run_layout, "committed_steps", lambda keys, name: sorted(run_layout.steps_with_objects(keys, name))[::-1])
-        patch.setattr(Manifest, "read", lambda folder, step: Manifest(step=step, meta={}, leaves={}))
-        run_fetch._fetch(place.store(NAME), RunDir(other.path / "wrong"), place.store(NAME).list(), pytest.fail)
-        assert [entry.name for entry in (other.path / "wrong" / "checkpoints").iterdir()] == ["00000010"]
-    assert fetch(place, other, log) == 5
-    # The next save uploads what is missing.
-    train(place, work, 15, keep=3, log=log)
-    assert run_layout.committed_steps(place.store(NAME).list(), "checkpoints") == [15, 10, 5]
-    assert len(log) == 1
-
-
-@pytest.mark.parametrize("point", ["store.commit", *(pytest.param(point, marks=FULL) for point in ("store.put", "store.delete"))])
-def test_a_kill_during_an_upload_leaves_the_step_before(
-    point: str, place: Place, work: RunDir, other: RunDir, tmp_path: Path
-) -> None:
-    """In a process of its own, which uploads what is in the folder and prunes the store to one step."""
-    train(place, work, 5)
-    with Checkpoints(work.checkpoints, 9, notify=pytest.fail) as checkpoints:
-        checkpoints.save(make(10), META | {"step": 10})
-    code = f"""if True:
-        import os, pathlib, pytest
-        from tests.support import object_stores
-        from train.run.run_dir import RunDir
-        from train.store.run_uploads import RunUploads
-        from zoo import fault_points
-        with pytest.MonkeyPatch.context() as patch:
-            root = pathlib.Path({str(tmp_path / "store")!r})
-            if not os.environ.get("AWS_ENDPOINT_URL"):
-                object_stores.in_folder(root, patch)
-            fault_points.set_faults("{point}:kill:{PASS[point]}")
-            store = object_stores.Place({place.uri!r}).store({NAME!r})
-            RunUploads(store, RunDir({str(work.path)!r}), 1, notify=print)._upload()
-        """
-    env = object_stores.environment(place.proxy) if place.proxy else {"AWS_ENDPOINT_URL": None}
-    ended = run_python("-c", code, env=env, cwd=Path(__file__).parents[3])
-    assert ended.code == -9, ended
-    assert fetch(place, other, Log()) == (10 if point == "store.delete" else 5)
-    train(place, work, 15, keep=1)
-    assert run_layout.steps_with_objects(place.store(NAME).list(), "checkpoints") == {15}
-    assert fetch(place, other, Log()) == 15
 
 
 @pytest.mark.planted
@@ -228,89 +129,6 @@ def test_the_copy_in_the_store_repairs_a_damaged_newest_step(place: Place, work:
     manifest.unlink()
     assert fetch(place, work, log) == 10
     assert len(log) == 1 and "it is replaced by that of the object store" in log[0]
-
-
-def test_without_its_store_a_run_goes_on_and_uploads_later(place: Place, work: RunDir, other: RunDir) -> None:
-    log = Log()
-    train(place, work, 5, log=log)
-    target = uploads(place, work, log)
-    before = snapshot(work.path)
-    with faults("store.list:EIO:1+,store.put:EIO:1+,store.read:EIO:1+"):
-        with Checkpoints(work.checkpoints, 2, notify=log, on_commit=target.commit) as checkpoints:
-            for step in (10, 15):
-                checkpoints.save(make(step), META | {"step": step})
-                assert checkpoints.wait()
-        after = snapshot(work.path)
-        assert len(log) == 2 and all("FAILED" in line and "after 3 attempts" in line for line in log)
-        with pytest.raises(BadInput, match=r"the run could not be uploaded: .*; everything is in .*, and the same command tries"):
-            target.__exit__(None)
-    assert {name: after[name] for name in before if "00000005" not in name} == {
-        name: content for name, content in before.items() if "00000005" not in name
-    }
-    with target:
-        pass
-    assert fetch(place, other, log) == 15
-    assert len(log) == 2
-    # An exception that ends the run is not hidden by an upload.
-    with faults("store.list:error:1+"):
-        target.__exit__(KeyError)
-
-
-@pytest.mark.planted
-def test_failures_that_end_do_not_affect_a_run(
-    place: Place, work: RunDir, other: RunDir, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    log = Log()
-    with faults("store.list:EIO:1,store.put:EIO:2,store.put:ESTALE:5,store.read:EIO:1"):
-        train(place, work, 5, log=log)
-    with faults("store.get:EIO:2,store.list:EIO:1"):
-        assert fetch(place, other, log) == 5
-    assert log == []
-    # The mistake: one attempt.
-    monkeypatch.setattr(object_store, "WAITS", ())
-    with faults("store.put:EIO:3"):
-        train(place, work, 10, log=log)
-    assert len(log) == 1
-
-
-def test_two_machines_do_not_train_the_same_run(place: Place, work: RunDir, other: RunDir) -> None:
-    log = Log()
-    first = uploads(place, work, log)
-    uploads(place, other, log)
-    first.commit(5)
-    [line] = log
-    assert "has begun to train this run as well; stop one of the two" in line
-    place.store(NAME).delete("writer.json")
-    first.commit(5)
-    assert "writer.json was deleted" in log[1]
-
-
-def test_the_logs_of_a_run_that_was_replaced_are_deleted(place: Place, work: RunDir) -> None:
-    work.ledger.write_text("{}")
-    work.evaluations.write_text("{}")
-    notes = work.path / "notes.jsonl"
-    notes.write_text("{}")
-    train(place, work, 5)
-    for file in (work.ledger, work.evaluations, notes):
-        file.unlink()
-    train(place, work, 10)
-    keys = {key for key in place.store(NAME).list() if "/" not in key}
-    assert keys == {"config.json", "metrics.jsonl", "evaluations.json", "notes.jsonl", "writer.json"}
-
-
-def no_report(folder: Path) -> None:
-    pytest.fail(f"{folder} had no evaluations to merge")
-
-
-def test_results_of_an_evaluation_are_uploaded(place: Place, work: RunDir) -> None:
-    train(place, work, 5)
-    work.evaluations.write_text('{"blimp": 1}')
-    work.metrics.write_text("changed")
-    run_uploads.upload_results(f"{place.uri}/{NAME}", work, write_report=no_report)
-    run_uploads.upload_results(str(work.path), work, write_report=no_report)
-    store = place.store(NAME)
-    assert json.loads(store.read("evaluations.json")) == {"blimp": 1}
-    assert store.read("metrics.jsonl") != b"changed"
 
 
 def test_keys_outside_of_a_run_are_refused(place: Place, work: RunDir, other: RunDir) -> None:
@@ -400,42 +218,6 @@ def test_a_process_fetches_a_run_once(place: Place, work: RunDir, tmp_path: Path
     assert model_folder.folder_of(f"{place.uri}/{NAME}") == folder
 
 
-@pytest.mark.planted
-def test_evaluations_of_two_machines_are_merged(
-    place: Place, work: RunDir, other: RunDir, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    train(place, work, 5)
-    name, store, reports = f"{place.uri}/{NAME}", place.store(NAME), []
-
-    def evaluate(run: RunDir, **entries: int) -> None:
-        earlier = json.loads(run.evaluations.read_text()) if run.evaluations.exists() else {}
-        run.evaluations.write_text(json.dumps(earlier | entries))
-        run_uploads.upload_results(name, run, write_report=reports.append)
-
-    evaluate(work, blimp=1, lambada=1)
-    fetch(place, other, Log())
-    evaluate(work, blimp=2)
-    # This machine has not fetched that; it has an old entry of blimp, which is not its own.
-    evaluate(other, lambada=3, rewards=3)
-    assert json.loads(store.read("evaluations.json")) == {"blimp": 2, "lambada": 3, "rewards": 3}
-    assert json.loads(other.evaluations.read_text()) == {"blimp": 2, "lambada": 3, "rewards": 3}
-    assert reports == [other.path]
-    # Neither a start with the newest step nor its uploads lose what the store has.
-    (other.path / reward_scale.FILE).write_text("{}")
-    run_uploads.upload_results(name, other, write_report=reports.append)
-    with monkeypatch.context() as patch:
-        # The mistake: every result counts as changed here.
-        patch.setattr(run_results, "is_changed", lambda folder, key: True)
-        fetch(place, work, Log())
-        assert json.loads(work.evaluations.read_text()) == {"blimp": 2, "lambada": 1}
-    with uploads(place, work, Log()):
-        pass
-    assert json.loads(store.read("evaluations.json")) == {"blimp": 2, "lambada": 3, "rewards": 3}
-    fetch(place, work, Log())
-    assert json.loads(work.evaluations.read_text()) == {"blimp": 2, "lambada": 3, "rewards": 3}
-    assert (work.path / reward_scale.FILE).read_text() == "{}"
-
-
 def start_again(place: Place, folder: RunDir, *steps: int) -> RunDir:
     """Delete the run in the store, and train another one under its name in a folder."""
     store = place.store(NAME)
@@ -515,34 +297,6 @@ def test_without_a_run_in_the_store_the_folder_is_uploaded_again(
 
 
 @pytest.mark.planted
-def test_a_step_that_was_uploaded_after_the_fetch_is_not_deleted(place: Place, work: RunDir, other: RunDir) -> None:
-    train(place, work, 5)
-    fetch(place, other, Log())
-    train(place, work, 10)
-    target = RunUploads(place.store(NAME), other, 1, notify=pytest.fail)
-    with pytest.raises(BadInput, match=r"step 10 was uploaded after this run was fetched; run the same command again"):
-        target.__enter__()
-    # Nor is one that is uploaded later than that, by a machine that has not seen this one's writer.json.
-    target._upload()
-    assert run_layout.committed_steps(place.store(NAME).list(), "checkpoints") == [10, 5]
-    # The mistake: every later step counts as damaged.
-    target._damaged = {10}
-    target._upload()
-    assert run_layout.committed_steps(place.store(NAME).list(), "checkpoints") == [5]
-
-
-@pytest.mark.planted
-def test_an_error_of_any_kind_does_not_end_the_run(place: Place, work: RunDir) -> None:
-    log = Log()
-    target = uploads(place, work, log)
-    with faults("store.list:error:1+"):
-        target.commit(5)
-        with pytest.raises(BadInput, match=r"could not be uploaded: RuntimeError: "):
-            target.__exit__(None)
-    assert len(log) == 1 and "UPLOAD of step 5 FAILED: RuntimeError: " in log[0]
-
-
-@pytest.mark.planted
 def test_a_file_that_cannot_be_removed_does_not_hide_the_error(
     place: Place, work: RunDir, other: RunDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -554,40 +308,3 @@ def test_a_file_that_cannot_be_removed_does_not_hide_the_error(
     monkeypatch.setattr(Path, "unlink", refuse)
     with faults("store.get:ENOSPC:1+"), pytest.raises(BadInput, match="No space left"):
         run_fetch._fetch_files(place.store(NAME), other, ["config.json"])
-
-
-@pytest.mark.planted
-@pytest.mark.parametrize(
-    ("error", "fix"),
-    [
-        (ValueError("Invalid endpoint: host:80"), "correct AWS_ENDPOINT_URL"),
-        (type("ParamValidationError", (Exception,), {"__module__": "botocore.exceptions"})("bucket"), "correct AWS_ENDPOINT_URL"),
-        *(
-            (type(name, (Exception,), {"__module__": "botocore.exceptions"})("absent"), "set AWS_ACCESS_KEY_ID")
-            for name in ("ProfileNotFound", "TokenRetrievalError", "SSOTokenLoadError", "NoCredentialsError")
-        ),
-    ],
-    ids=lambda value: type(value).__name__,
-)
-def test_wrong_settings_are_refused_at_the_first_attempt(
-    error: Exception, fix: str, place: Place, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Both when the client is constructed, and in an operation."""
-    texts = {name: getattr(object_store.BACKENDS["s3"], name) for name in ("credentials", "address")}
-    attempts = []
-
-    def fail(*_: object, **__: object) -> None:
-        attempts.append(1)
-        raise error
-
-    options = object_store.BACKENDS["dir"].options if "dir" in object_store.BACKENDS else dict
-    backend = object_store.Backend(module="fsspec", extra="none", options=options, **texts)
-    monkeypatch.setitem(object_store.BACKENDS, place.uri.partition(":")[0], backend)
-    store = place.store(NAME)
-    monkeypatch.setattr(store._files, "cat_file", fail)
-    with pytest.raises(BadInput, match=fix):
-        store.read("config.json")
-    monkeypatch.setattr("fsspec.filesystem", fail)
-    with pytest.raises(BadInput, match=fix):
-        place.store(NAME)
-    assert len(attempts) == 2
