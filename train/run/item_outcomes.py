@@ -7,15 +7,15 @@ The file has four arrays, each of N items, for every set of items NAME: a task o
 import collections
 import dataclasses
 import io
-import zipfile
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float64, Int64
 
-from train.run.run_dir import RunDir, replace_atomically
-from zoo.errors import BadInput, cannot_write
+from train.run import outcome_sets
+from train.run.run_dir import RunDir
+from zoo.errors import BadInput
 
 HELD_OUT = "held_out"
 """Name of the held-out examples among the sets of items."""
@@ -63,11 +63,7 @@ def write_outcomes(folder: RunDir, name: str, outcomes: Outcomes) -> None:
     arrays |= {f"{name}/{field}": value for field, value in values.items()}
     content = io.BytesIO()
     np.savez_compressed(content, **arrays)  # pyright: ignore[reportArgumentType]
-    try:
-        with replace_atomically(folder.outcomes) as file:
-            file.write(content.getvalue())
-    except OSError as error:
-        raise cannot_write(folder.outcomes, error) from None
+    outcome_sets.write_content(folder.outcomes, content.getvalue())
 
 
 def read_outcomes(folder: RunDir, name: str) -> Outcomes:
@@ -88,5 +84,5 @@ def _read(path: Path) -> dict[str, np.ndarray]:
         # Opened here: numpy leaves a damaged file open.
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             return dict(file)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except outcome_sets.DAMAGE as error:
         raise BadInput(f"{path} is not a file of arrays ({error}); remove it, and score the run again") from None

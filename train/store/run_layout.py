@@ -26,8 +26,8 @@ DAMAGED = "damaged.json"
 """File in `FETCHED` with the SHA-256 of the COMMIT.json of every later step of the store that is damaged, by step."""
 LOGS = re.compile(r"(metrics|ledger|starts)\.jsonl|stacks(-\d+)?\.txt|rollouts/[^/]+\.jsonl")
 """Files of a run that left no checkpoint, which a run of another configuration deletes when it takes the name."""
-EVALUATIONS = "evaluations.json"
-RESULTS = (EVALUATIONS, "outcomes.npz", "report.html", "reward_scale.json")
+EVALUATIONS, OUTCOMES = "evaluations.json", "outcomes.npz"
+RESULTS = (EVALUATIONS, OUTCOMES, "report.html", "reward_scale.json")
 """Files that the evaluation of a run writes, perhaps on another machine than its training."""
 NOT_UPLOADED = (*STEP_FOLDERS, "profile", LOCK, WRITER, FETCHED)
 """Names in the folder of a run that are not among its `run_files`."""

@@ -1,19 +1,21 @@
 """Results of evaluations of a run in an object store: fetched if they changed there, uploaded if they changed here.
 
 Evaluations run on any machine, perhaps several at once, beside the training. A copy of each result as it was last fetched or
-uploaded is in the folder `FETCHED` of the working copy: a result that equals its copy was not changed here.
+uploaded is in the folder `FETCHED` of the working copy: a result that equals its copy was not changed here. Results with an entry
+for each task are merged, see `MERGED`; of the others the one that was uploaded last is in the store.
 """
 
 import contextlib
 import json
 import os
 import shutil
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
+from train.run import outcome_sets
 from train.run.run_dir import RunDir, write_json
-from train.store.run_layout import EVALUATIONS, FETCHED, RESULTS
+from train.store.run_layout import EVALUATIONS, FETCHED, OUTCOMES, RESULTS
 from zoo.errors import cannot_write
 from zoo.object_store import ObjectStore
 
@@ -48,37 +50,40 @@ def fetch_results(store: ObjectStore, folder: RunDir, keys: Collection[str]) -> 
                     partial.unlink(missing_ok=True)
 
 
-def merge_evaluations(store: ObjectStore, folder: RunDir) -> bool:
-    """Add the evaluations of the store to those that were changed here, and return whether that changed the local file.
+def merge_result(store: ObjectStore, folder: RunDir, key: str) -> bool:
+    """Add the entries of the store to a result of `MERGED` that was changed here, and return whether the local file changed.
 
     An entry of the store is replaced by the local one only if that was changed here since it was fetched.
 
     Raises:
-        BadInput: the store cannot be read.
+        BadInput: the store cannot be read, or the file cannot be written.
     """
-    if not is_changed(folder, EVALUATIONS):
+    if not is_changed(folder, key):
         return False
+    parse, write = MERGED[key]
     try:
-        stored = _entries(store.read(EVALUATIONS))
+        stored = parse(store.read(key))
     except FileNotFoundError:
         return False
-    local, fetched = (_entries(_content(file)) for file in (folder.evaluations, _copy(folder, EVALUATIONS)))
+    if not stored:  # All that is here is uploaded, also in the place of a damaged file.
+        return False
+    local, fetched = (parse(_content(file) or b"") for file in (folder.path / key, _copy(folder, key)))
     merged = {**stored, **{task: entry for task, entry in local.items() if fetched.get(task) != entry}}
     if merged == local:
         return False
-    write_json(folder.evaluations, merged)
+    write(folder.path / key, merged)
     return True
 
 
 def upload_result(store: ObjectStore, folder: RunDir, key: str) -> None:
-    """Upload a result, the evaluations after merging them.
+    """Upload a result, one of `MERGED` after merging it.
 
     Raises:
         FileNotFoundError: the result does not exist.
         BadInput: the store cannot be read or written.
     """
-    if key == EVALUATIONS:
-        merge_evaluations(store, folder)
+    if key in MERGED:
+        merge_result(store, folder, key)
     copy = _copy(folder, key)
     copy.parent.mkdir(exist_ok=True)
     partial = copy.with_name(f".{copy.name}.{os.getpid()}.partial")
@@ -115,10 +120,17 @@ def _content(file: Path) -> bytes | None:
         return None
 
 
-def _entries(content: bytes | None) -> dict[str, Any]:
+def _parse_evaluations(content: bytes) -> dict[str, Any]:
     """Return the evaluations by task; those of a damaged file count as absent."""
     try:
         entries = json.loads(content or b"{}")
     except (ValueError, RecursionError):
         return {}
     return entries if isinstance(entries, dict) else {}
+
+
+MERGED: dict[str, tuple[Callable[[bytes], dict[str, Any]], Callable[[Path, dict[str, Any]], None]]] = {
+    EVALUATIONS: (_parse_evaluations, write_json),
+    OUTCOMES: (outcome_sets.parse_sets, outcome_sets.write_sets),
+}
+"""Result with entries of its own for each task -> (function that parses its content, function that writes the entries)."""

@@ -170,7 +170,7 @@ class RunUploads(Uploads):
                     self._store.put(file, key)
                 elif key not in sizes or run_results.is_changed(self._folder, key):
                     run_results.upload_result(self._store, self._folder, key)
-                    state = _state(file) if key == EVALUATIONS else state
+                    state = _state(file) if key in run_results.MERGED else state
                 self._uploaded[key] = state
         for key in run_layout.run_keys(sizes):
             if key not in files and run_layout.LOGS.fullmatch(key):
@@ -272,7 +272,7 @@ def upload_results(name: str, folder: RunDir, *, write_report: Callable[[Path], 
     if not object_store.is_uri(name):
         return
     store = ObjectStore(name)
-    if run_results.merge_evaluations(store, folder):
+    if run_results.merge_result(store, folder, EVALUATIONS):
         write_report(folder.path)
     for key in RESULTS:
         if run_results.is_changed(folder, key):

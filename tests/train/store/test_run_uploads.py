@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.support import object_stores
@@ -13,6 +14,8 @@ from tests.support.run_copies import NAME, fetch, train, uploads
 from tests.support.states import META, Log, make
 from train.checkpoints.checkpoints import Checkpoints
 from train.checkpoints.manifest import Manifest
+from train.run.item_outcomes import Outcomes, read_outcomes, write_outcomes
+from train.run.outcome_sets import parse_sets
 from train.run.run_dir import RunDir
 from train.store import run_fetch, run_layout, run_results, run_uploads
 from train.store.run_uploads import RunUploads
@@ -261,3 +264,49 @@ def test_wrong_settings_are_refused_at_the_first_attempt(
     with pytest.raises(BadInput, match=fix):
         place.store(NAME)
     assert len(attempts) == 2
+
+
+def outcomes(*right: float) -> Outcomes:
+    return Outcomes.of([f"a.tsv:{number}" for number in range(len(right))], np.array(right), np.full(len(right), np.nan))
+
+
+@pytest.mark.planted
+def test_outcomes_of_two_machines_are_merged(
+    place: Place, work: RunDir, other: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(place, work, 5)
+    name, store = f"{place.uri}/{NAME}", place.store(NAME)
+
+    def evaluate(run: RunDir, **sets: float) -> None:
+        for task, right in sets.items():
+            write_outcomes(run, task, outcomes(right, 1.0))
+        run_uploads.upload_results(name, run, write_report=no_report)
+
+    def stored() -> dict[str, float]:
+        store.get("outcomes.npz", tmp_path / "outcomes.npz")
+        folder, sets = RunDir(tmp_path), parse_sets((tmp_path / "outcomes.npz").read_bytes())
+        assert all(np.isnan(read_outcomes(folder, task).nats).all() for task in sets)
+        return {task: float(read_outcomes(folder, task).right[0]) for task in sets}
+
+    evaluate(work, blimp=0.0, lambada=0.0)
+    fetch(place, other, Log())
+    evaluate(work, blimp=0.5)
+    # This machine has an old set of blimp, which is not its own.
+    evaluate(other, lambada=1.0, held_out=1.0)
+    assert stored() == {"blimp": 0.5, "lambada": 1.0, "held_out": 1.0}
+    assert other.outcomes.read_bytes() == store.read("outcomes.npz")
+    # The training brings its own set, and what it has not fetched stays.
+    write_outcomes(work, "held_out", outcomes(0.0))
+    with uploads(place, work, Log()):
+        pass
+    assert stored() == {"blimp": 0.5, "lambada": 1.0, "held_out": 0.0}
+    # A damaged file in the store is replaced.
+    (tmp_path / "damaged").write_bytes(store.read("outcomes.npz")[:-9])
+    store.put(tmp_path / "damaged", "outcomes.npz")
+    evaluate(other, held_out=0.5)
+    assert stored() == {"blimp": 0.5, "lambada": 1.0, "held_out": 0.5}
+    # The mistake: the file is uploaded as it is.
+    evaluate(work, mlm=1.0)
+    monkeypatch.delitem(run_results.MERGED, "outcomes.npz")
+    evaluate(other, blimp=1.0)
+    assert stored() == {"blimp": 1.0, "lambada": 1.0, "held_out": 0.5}

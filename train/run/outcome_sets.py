@@ -1,0 +1,59 @@
+"""The file outcomes.npz as the sets of items in it, without numpy: a command line reads none of their numbers.
+
+See `train.run.item_outcomes` for what a set has.
+"""
+
+import io
+import zipfile
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+
+from train.run.run_dir import replace_atomically
+from zoo.errors import cannot_write
+
+DAMAGE = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, RuntimeError)
+"""Errors of reading a damaged file of arrays."""
+
+
+def parse_sets(content: bytes) -> dict[str, dict[str, bytes]]:
+    """Return the sets of items in the content of an outcomes.npz: name -> field -> the content of the array's .npy file.
+
+    Those of a damaged file count as absent.
+    """
+    sets: dict[str, dict[str, bytes]] = {}
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as file:
+            for member in file.namelist():
+                name, _, field = member.removesuffix(".npy").rpartition("/")
+                sets.setdefault(name, {})[field] = file.read(member)
+    except DAMAGE:
+        return {}
+    return sets
+
+
+def write_sets(path: Path, sets: Mapping[str, Mapping[str, bytes]]) -> None:
+    """Write an outcomes.npz from the sets that `parse_sets` returns, in place of an earlier one.
+
+    Raises:
+        BadInput: the file cannot be written.
+    """
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as file:
+        for name, arrays in sets.items():
+            for field, array in arrays.items():
+                file.writestr(f"{name}/{field}.npy", array)
+    write_content(path, content.getvalue())
+
+
+def write_content(path: Path, content: bytes) -> None:
+    """Write an outcomes.npz in place of an earlier one.
+
+    Raises:
+        BadInput: the file cannot be written.
+    """
+    try:
+        with replace_atomically(path) as file:
+            file.write(content)
+    except OSError as error:
+        raise cannot_write(path, error) from None
