@@ -11,11 +11,8 @@ import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from zoo.errors import BadInput
-
-AXES = ("data", "fsdp", "tensor", "sequence", "expert")
-BATCH = ("data", "fsdp", "expert")
-"""Axes over which the rows of a batch are divided. Devices along `expert` differ in the experts that they have; for all other
-parameters the axis is one more axis of data."""
+from zoo.mesh_axes import AXES as AXES
+from zoo.mesh_axes import BATCH as BATCH
 
 Rules = Sequence[tuple[str, tuple[str | None, ...]]]
 

@@ -16,7 +16,7 @@ from benchmarks.core.source_paths import own_path
 from benchmarks.plan import target_devices
 from benchmarks.plan.target_devices import Target
 from train import lora_objective, objectives
-from train.config import run_config
+from train.config import mesh_sizes, run_config
 from train.config.objectives import RolloutOptions
 from train.engine import device_mesh, optim, state_init
 from train.engine.step import assemble
@@ -95,7 +95,7 @@ def compile_run(run: run_config.Run, mode: Mode, target: Target) -> Program:
     try:
         mesh = device_mesh.make_mesh(run.mesh, devices)
     except (NotImplementedError, ValueError) as error:
-        shape, reason = device_mesh.describe(run.mesh), first_line(error)
+        shape, reason = mesh_sizes.describe(run.mesh), first_line(error)
         raise BadInput(f"--mesh {shape}: it does not fit the torus of {target.name} ({reason}); choose another") from None
     device_mesh.check(run, mesh)
     began = time.perf_counter()

@@ -1,6 +1,5 @@
 """The device mesh: making it, checking that a run divides over it, and laying rows onto its devices."""
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,33 +7,21 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from train.config import run_config
+from train.config import mesh_sizes, run_config
 from zoo import models
-from zoo.errors import BadInput, require
-from zoo.sharding import AXES, BATCH, shardings
+from zoo.errors import require
+from zoo.sharding import BATCH, shardings
 
 
 def make_mesh(shape: run_config.Mesh, devices: Sequence[Any] | None = None) -> Mesh:
     """Return the mesh of a run's options, over all devices of all processes.
 
     Raises:
-        BadInput: the axes do not multiply to the number of devices; the message lists shapes that do.
+        BadInput: see `train.config.mesh_sizes.axis_sizes`.
     """
     devices = jax.devices() if devices is None else devices
-    count = len(devices)
-    others = shape.fsdp * shape.tensor * shape.sequence * shape.expert
-    data = count // others if shape.data == -1 else shape.data
-    if data * others != count or data < 1:
-        valid = [f"data={count // (f * t)},fsdp={f},tensor={t}" for f in _divisors(count) for t in _divisors(count // f)]
-        raise BadInput(f"--mesh {describe(shape)}: does not multiply to the {count} devices; valid: {'; '.join(valid[:12])}")
-    sizes = (data, shape.fsdp, shape.tensor, shape.sequence, shape.expert)
-    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
-
-
-def describe(shape: run_config.Mesh) -> str:
-    """Return the axes of a run's options for a message; that of experts only if it has several devices."""
-    experts = f" expert={shape.expert}" if shape.expert > 1 else ""
-    return f"data={shape.data} fsdp={shape.fsdp} tensor={shape.tensor}{experts}"
+    sizes = mesh_sizes.axis_sizes(shape, len(devices))
+    return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes), devices=devices)
 
 
 def check(run: run_config.Run, mesh: Mesh) -> None:
@@ -43,21 +30,12 @@ def check(run: run_config.Run, mesh: Mesh) -> None:
     Raises:
         BadInput: the rows of a micro-batch, the heads or a leaf of the model do not divide; names which.
     """
-    rows = math.prod(mesh.shape[axis] for axis in BATCH)
-    axes = " x ".join(axis for axis in BATCH if axis != "expert" or mesh.shape[axis] > 1)
-    micro = run.data.batch // run.accumulate
-    require(
-        micro % rows == 0,
-        "data.batch",
-        run.data.batch,
-        f"{micro} rows (of each of {run.accumulate} micro-batches) do not divide over {axes} = {rows} devices; "
-        f"choose a multiple of {rows * run.accumulate}",
-    )
+    mesh_sizes.check_rows(run, mesh.shape)
     heads = run.model.heads
     require(heads % mesh.shape["tensor"] == 0, "mesh.tensor", mesh.shape["tensor"], f"it does not divide the {heads} heads")
     experts, expert_devices = getattr(run.model, "experts", 0), mesh.shape["expert"]
     if expert_devices > 1:
-        divisors = ", ".join(map(str, _divisors(experts)))
+        divisors = ", ".join(map(str, mesh_sizes.divisors(experts)))
         fix = f"it does not divide the {experts} experts; choose one of {divisors}"
         require(experts % expert_devices == 0, "mesh.expert", expert_devices, fix)
     require(
@@ -72,7 +50,7 @@ def check(run: run_config.Run, mesh: Mesh) -> None:
 
 def round_up_rows(mesh: Mesh, rows: int) -> int:
     """Return the smallest number of rows, at least `rows`, that divides over the mesh."""
-    shards = math.prod(mesh.shape[axis] for axis in BATCH)
+    shards = mesh_sizes.row_devices(mesh.shape)
     return -(-rows // shards) * shards
 
 
@@ -112,7 +90,3 @@ def shard_batch(batch: Any, mesh: Mesh, rows: int) -> Any:
         return jax.make_array_from_single_device_arrays(shape, sharding, chunks)
 
     return jax.tree.map(shard, batch)
-
-
-def _divisors(n: int) -> list[int]:
-    return [d for d in range(1, n + 1) if n % d == 0]

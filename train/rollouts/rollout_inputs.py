@@ -1,17 +1,16 @@
 """Checks of a policy, and the inputs that it needs beside its prompts, before anything of the run is written."""
 
 import dataclasses
-import math
 from typing import Any
 
 from jax.sharding import Mesh
 
+from train.config import mesh_sizes
 from train.config.run_config import Run
 from train.rollouts.reward_models import Capacity, load_reward_model
 from train.rollouts.rewards import ModelName, find_rewards
 from train.weights.reference_log_probs import digest_of_parameters
 from zoo.errors import require
-from zoo.sharding import BATCH
 
 
 def check(run: Run, mesh: Mesh, *, least: int) -> None:
@@ -23,12 +22,8 @@ def check(run: Run, mesh: Mesh, *, least: int) -> None:
     Raises:
         BadInput: `rollout.samples` does not divide the rows of a device, or `rollout.steps` the steps between checkpoints.
     """
-    rollout, rows = run.options.rollout, run.data.batch // math.prod(mesh.shape[axis] for axis in BATCH)
-    valid = [number for number in range(least, rows + 1) if rows % number == 0]
-    numbers = f"choose {', '.join(map(str, valid[:12]))}" if valid else "choose a larger --data.batch"
-    fix = f"it does not divide the {rows} rows of a device (of --data.batch {run.data.batch}); {numbers}"
-    require(rollout.samples in valid, "rollout.samples", rollout.samples, fix)
-    every, steps = run.checkpoint.every, rollout.steps
+    mesh_sizes.check_responses(run, mesh.shape, least=least)
+    every, steps = run.checkpoint.every, run.options.rollout.steps
     nearest = max(1, round(every / steps)) * steps
     fix = f"a run continues between two rollouts of --rollout.steps {steps}; choose a multiple, such as {nearest}"
     require(every % steps == 0, "checkpoint.every", every, fix)

@@ -1,0 +1,6 @@
+"""The axes of a device mesh, which always exist and may have size 1. Nothing here imports JAX."""
+
+AXES = ("data", "fsdp", "tensor", "sequence", "expert")
+BATCH = ("data", "fsdp", "expert")
+"""Axes over which the rows of a batch are divided. Devices along `expert` differ in the experts that they have; for all other
+parameters the axis is one more axis of data."""
