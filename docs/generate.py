@@ -162,7 +162,7 @@ def type_in_words(metavar: str) -> tuple[str, str]:
     is_list, is_optional, kind = inner != metavar, inner.startswith("{None}|"), inner.removeprefix("{None}|")
     # A name that may also be a plug-in's.
     is_open, kind = kind.endswith("}|STR"), re.sub(r"\}\|STR$", "}", kind)
-    named = {"": "flag", "INT": "integer", "FLOAT": "number", "INT|FLOAT": "number", "STR": "text"}
+    named = {"": "flag", "INT": "integer", "FLOAT": "number", "INT|FLOAT": "number", "STR": "text", "INT|STR": "integer or text"}
     words = named.get(kind, "choice" if kind.startswith("{") else kind)
     choices = ", ".join(f"`{choice}`" for choice in kind[1:-1].split(",")) if words == "choice" else ""
     plural, others = "s" * (is_list and words != "text"), " or text" * is_open + " or None" * is_optional

@@ -10,7 +10,17 @@ import pytest
 
 from tests.support import compilation, hangs
 from tests.support.processes import ROOT, Ended, children, clean_environment
-from tests.support.runs import EVERY, PATIENCE, Training, assert_same, gone, home, reference
+from tests.support.runs import (
+    EVERY,
+    PATIENCE,
+    Training,
+    assert_close,
+    assert_every_sample_once_per_epoch,
+    assert_same,
+    gone,
+    home,
+    reference,
+)
 from zoo.runtime import progress
 
 TWO = {"processes": 2, "devices": 2}
@@ -84,3 +94,26 @@ def test_a_run_of_one_process_that_is_stuck_ends_itself_and_continues() -> None:
     run.finish()
     assert run.resumed_at() == [0, EVERY]
     assert_same(run, reference())
+
+
+@pytest.mark.full
+@pytest.mark.planted(2)
+def test_a_group_whose_worker_died_continues_in_one_process() -> None:
+    """On half as many devices: the losses differ by rounding, and no sample is lost or repeated."""
+    run = Training(home(), "shrunk")
+    with started(run, "die", 1, EVERY + 2, "--restart", "0:fewer", **TWO) as launcher:
+        done = ended(launcher)
+    assert done.code == 0, done
+    # Process 0 may report the lost connection in words of its own.
+    [line] = [line for line in done.stderr.splitlines() if line.startswith("zoo: ")]
+    start = "a start in 1 instead of 2 processes continues the run from its newest checkpoint"
+    assert line == f"zoo: process 1 was killed by SIGKILL; {start}"
+    assert run.resumed_at() == [0, EVERY]
+    assert_every_sample_once_per_epoch(run)
+    assert_close(run, reference(**TWO))
+    # The mistake: the samples of a step are used again.
+    rows = (run.folder / "ledger.jsonl").read_text().splitlines(keepends=True)
+    rows[EVERY] = rows[EVERY - 1].replace(f'"step":{EVERY}', f'"step":{EVERY + 1}')
+    (run.folder / "ledger.jsonl").write_text("".join(rows))
+    with pytest.raises(AssertionError):
+        assert_every_sample_once_per_epoch(run)

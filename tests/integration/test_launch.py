@@ -1,5 +1,6 @@
 """Real processes and real signals: several processes make one program, and none outlives the group."""
 
+import collections
 import contextlib
 import os
 import re
@@ -250,6 +251,41 @@ def test_a_group_starts_again_after_a_process_died_and_not_after_wrong_input(
     lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith("zoo: ")]
     assert len(lines) == (2 if mode == "always" else starts - 1)
     assert not line or lines[-1].startswith(f"zoo: {line}")
+
+
+# As long as there are more processes than the argument says, process 1 of four and process 0 of fewer are killed.
+SHRINKING = (
+    CHILD
+    + """
+processes, device = int(os.environ["ZOO_PROCESSES"]), os.environ["ZOO_DEVICE"]
+with open(folder / "starts", "a") as file:
+    file.write(f"{processes}:{number}:{device} ")
+def starts(process):
+    return (folder / "starts").read_text().count(f"{processes}:{process}:")
+if processes > int(mode) and number == (processes == 4):
+    while len({starts(process) for process in range(processes)}) > 1:
+        time.sleep(0.01)
+    os.kill(os.getpid(), signal.SIGKILL)
+time.sleep(0 if processes == int(mode) else 3600)
+"""
+)
+
+
+@pytest.mark.planted
+@pytest.mark.parametrize(("least", "code"), [(1, 0), pytest.param(0, 128 + signal.SIGKILL, marks=pytest.mark.full)])
+def test_a_group_continues_in_fewer_processes(least: int, code: int, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Each number of processes has its restarts, and the accelerators of processes that died are left out."""
+    supervision = local_group.Supervision(restarts=1, fewer=(2, 1))
+    program = [sys.executable, "-c", SHRINKING]
+    assert local_group.launch([str(tmp_path), str(least)], 4, program, supervision) == code
+    starts = collections.Counter((tmp_path / "starts").read_text().split())
+    assert starts == {f"4:{n}:{n}": 2 for n in range(4)} | {"2:0:0": 2, "2:1:2": 2, "1:0:2": 1 if least else 2}
+    then = ["restart 1 of 1", "a start in 2 instead of 4 processes", "restart 1 of 1", "a start in 1 instead of 2 processes"]
+    then += [] if least else ["restart 1 of 1", "the same command"]
+    assert [line for line in capfd.readouterr().err.splitlines() if line.startswith("zoo: ")] == [
+        f"zoo: process {int(index < 2)} was killed by SIGKILL; {start} continues the run from its newest checkpoint"
+        for index, start in enumerate(then)
+    ]
 
 
 def joining(coordinator: str, processes: int, process: int, timeout: float) -> None:

@@ -25,7 +25,7 @@ def from_json(kind: Any, value: Any, key: str, **replaced: Any) -> Any:
         return _build_fields(kind, value, key, replaced)
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin in (typing.Union, types.UnionType):
-        # Only `X | None`, `Literal[...] | str`, a name that may be a plug-in's, and `int | float` occur in a configuration.
+        # Only `X | None`, `Literal[...] | str`, a name that may be a plug-in's, `int | float` and `int | str` occur.
         if {int, float} <= {*arguments}:
             return from_json(int if type(value) is int else float, value, key)
         if (value is None and types.NoneType in arguments) or (isinstance(value, str) and str in arguments):

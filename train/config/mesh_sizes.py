@@ -1,4 +1,7 @@
-"""The sizes of a mesh, and the checks of what it divides. Nothing here imports JAX."""
+"""The sizes of a mesh, the checks of what it divides, and the smaller numbers of processes on which a run can continue.
+
+Nothing here imports JAX: the launcher of local processes uses it too, which has no devices.
+"""
 
 import math
 from collections.abc import Mapping
@@ -64,6 +67,35 @@ def check_responses(run: Run, sizes: Mapping[str, int], *, least: int = 1) -> No
     require(run.repeat in valid, "rollout.samples", run.repeat, fix)
 
 
+def fewer_processes(run: Run) -> tuple[int, ...]:
+    """Return the smaller numbers of local processes over whose devices a run divides, the largest first.
+
+    Each process has the same number of devices: the simulated ones, or one. Only the data axis changes, which divides rows. A run
+    that may not shrink has no such number.
+
+    Raises:
+        BadInput: the run may shrink, and there is none.
+    """
+    if not run.machine.may_shrink:
+        return ()
+    processes = range(run.machine.processes - 1, 0, -1)
+    if valid := tuple(number for number in processes if _divides(run, number * max(1, run.machine.devices))):
+        return valid
+    problem = f"--mesh {describe(run.mesh)} and --data.batch {run.data.batch} fit no number of processes below"
+    fix = f"choose --mesh.data -1 and smaller other axes, or --restart {run.machine.restarts}"
+    raise BadInput(f"--restart {run.machine.restart}: {problem} {run.machine.processes}; {fix}")
+
+
 def divisors(number: int) -> list[int]:
     """Return the positive divisors of a number, ascending."""
     return [divisor for divisor in range(1, number + 1) if number % divisor == 0]
+
+
+def _divides(run: Run, devices: int) -> bool:
+    try:
+        sizes = axis_sizes(run.mesh, devices)
+        check_rows(run, sizes)
+        check_responses(run, sizes)
+    except BadInput:
+        return False
+    return True

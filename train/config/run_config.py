@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
 import tyro
@@ -26,6 +27,9 @@ Schedule = Literal["cosine", "linear", "inverse_sqrt", "inverse_sqrt_flat", "con
 Optimizer = Literal["adamw", "adafactor", "muon"]
 Engine = Literal["jit", "pmap"]
 Sink = Literal["tensorboard", "wandb"]
+FEWER = ":fewer"
+RESTART = re.compile(rf"\d{{1,4}}({FEWER})?")
+"""Values of --restart."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -199,16 +203,28 @@ class TrainingMachine(Machine):
     hang_after: float = 30.0
     """Seconds, besides ten medians of the step time, without a step after which the run is taken for stuck and ended with code
     75. Compiling, sampling, validating, saving, scoring and writing results may take any time. 0 = never."""
-    restart: int = 0
-    """Number of times that local processes are started again, from the newest checkpoint, after one died or was stuck."""
+    restart: int | str = 0
+    """N: after a local process died or was stuck, start all of them again from the newest checkpoint, up to N times. N:fewer:
+    then continue in fewer processes, which also start again up to N times, and so on down to one. 0:fewer: at once in fewer."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require(0 <= self.hang_after <= 1e6, "hang_after", self.hang_after, "choose 0 (never) or up to 1,000,000 seconds")
-        require(0 <= self.restart <= 1000, "restart", self.restart, "choose 0 (never) to 1,000 times")
+        fix = "write N or N:fewer, with N from 0 (never) to 1,000 times"
+        require(bool(RESTART.fullmatch(str(self.restart))) and self.restarts <= 1000, "restart", self.restart, fix)
         supervised = self.restart == 0 or (self.processes > 1 and not self.coordinator)
         fix = "only local processes are started again; add --processes, or let the scheduler repeat the command"
         require(supervised, "restart", self.restart, fix)
+
+    @property
+    def restarts(self) -> int:
+        """Number of times that local processes are started again before there are fewer of them."""
+        return int(str(self.restart).removesuffix(FEWER))
+
+    @property
+    def may_shrink(self) -> bool:
+        """True if the run continues in fewer processes after `restarts`."""
+        return str(self.restart).endswith(FEWER)
 
 
 Model = TypeVar("Model")

@@ -22,7 +22,9 @@ def require_one_process(machine: Any) -> None:
     require(machine.processes == 1, "processes", machine.processes, "this command runs in one process; leave the option out")
 
 
-def prepare_process(machine: Any, argv: list[str], *, canary: bool = True, stacks: Path | None = None) -> int | None:
+def prepare_process(
+    machine: Any, argv: list[str], *, canary: bool = True, stacks: Path | None = None, fewer: Sequence[int] = ()
+) -> int | None:
     """Prepare this process for JAX and return None, or run --processes local processes and return their exit code.
 
     Args:
@@ -30,13 +32,16 @@ def prepare_process(machine: Any, argv: list[str], *, canary: bool = True, stack
         argv: the words of the command line after `zoo`.
         canary: raise an error if XLA computes wrong numbers.
         stacks: file for the stacks of processes that are stuck; None: stderr.
+        fewer: smaller numbers of local processes in which a run may continue, see `zoo.runtime.local_group.Supervision`.
     """
     from zoo.runtime import launch, local_group, progress
 
     supervision = local_group.Supervision(
-        hang_after=getattr(machine, "hang_after", progress.ALLOWANCE), restarts=getattr(machine, "restart", 0), stacks=stacks
+        hang_after=getattr(machine, "hang_after", progress.ALLOWANCE),
+        restarts=getattr(machine, "restarts", 0),
+        fewer=tuple(fewer),
+        stacks=stacks,
     )
-
     return launch.prepare(
         argv,
         devices=machine.devices,

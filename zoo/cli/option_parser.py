@@ -43,6 +43,7 @@ SYNONYMS = {
     "precision": "dtype fp16 bf16 mixed-precision amp",
     "devices": "gpus num-gpus n-gpu num-devices",
     "processes": "num-processes nproc nproc-per-node workers",
+    "restart": "max-restarts",
     "model.layers": "num-layers n-layer n-layers num-hidden-layers depth",
     "model.width": "hidden-size d-model n-embd dim embed-dim hidden-dim",
     "model.heads": "num-heads n-head n-heads num-attention-heads",

@@ -41,7 +41,8 @@ def prepare(
     Args:
         argv: the command's arguments after `zoo`, to be run by each local process.
         devices: CPU devices to simulate in each process; 0 = the real ones.
-        processes: number of processes that share the run; without `coordinator` this call starts them here.
+        processes: number of processes that share the run; without `coordinator` this call starts them here. They may later be
+            fewer, as `supervision` says.
         coordinator: host:port of process 0; every process is then started separately with its `process` number.
         canary: raise an error if XLA computes wrong numbers.
         supervision: what to do about local processes that are stuck or die.
@@ -62,7 +63,9 @@ def prepare(
         _report_to_launcher()
     jax_setup.prepare(devices)
     if child:
-        join(os.environ.pop("ZOO_COORDINATOR"), processes, int(os.environ.pop("ZOO_PROCESS")), simulated=devices > 0, local=True)
+        # The launcher may have started fewer than the command line says.
+        processes, process, device = (int(os.environ.pop(f"ZOO_{name}")) for name in ("PROCESSES", "PROCESS", "DEVICE"))
+        join(os.environ.pop("ZOO_COORDINATOR"), processes, process, simulated=devices > 0, device=device)
     elif coordinator:
         join(coordinator, processes, process, simulated=devices > 0)
     if canary:
@@ -75,14 +78,16 @@ def is_child() -> bool:
     return "ZOO_PROCESS" in os.environ
 
 
-def join(coordinator: str, processes: int, process: int, *, simulated: bool, local: bool = False, timeout: float = 60.0) -> None:
+def join(
+    coordinator: str, processes: int, process: int, *, simulated: bool, device: int | None = None, timeout: float = 60.0
+) -> None:
     """Join `processes` processes into one JAX program, after `jax_setup.prepare` and before the first use of a device.
 
     Args:
         coordinator: host:port where process 0 listens. JAX's service has no authentication: it is bound only to this address, and
             should be used on a trusted network.
-        simulated: the devices are simulated. Otherwise each local process uses the accelerator with its own number.
-        local: all processes run on this machine.
+        simulated: the devices are simulated. Otherwise each local process uses the accelerator with the number `device`.
+        device: number of an accelerator, if all processes run on this machine; None = they do not, and this one uses all here.
         timeout: seconds to wait for the others.
 
     Raises:
@@ -91,6 +96,7 @@ def join(coordinator: str, processes: int, process: int, *, simulated: bool, loc
     import jax
 
     host, port = _address(coordinator)
+    local = device is not None
     if not local and sys.stderr.isatty():
         print(f"process {process} of {processes}: waiting for the others at {coordinator}", file=sys.stderr, flush=True)
     if process == 0:
@@ -103,7 +109,7 @@ def join(coordinator: str, processes: int, process: int, *, simulated: bool, loc
         coordinator,
         processes,
         process,
-        local_device_ids=[process] if local and not simulated else None,
+        local_device_ids=[device] if device is not None and not simulated else None,
         cluster_detection_method="deactivate",
         initialization_timeout=max(1, int(timeout)),
         heartbeat_timeout_seconds=LOCAL_HEARTBEAT if local else HEARTBEAT,

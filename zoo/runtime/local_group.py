@@ -41,6 +41,8 @@ class Supervision:
     """Seconds for which a process may be stopped by a signal; 0 = any time."""
     restarts: int = 0
     """How many times the processes are started again after one of them died or was stuck."""
+    fewer: tuple[int, ...] = ()
+    """Smaller numbers of processes in which the group continues, in this order, each after `restarts` of the number before."""
     stacks: Path | None = None
     """File to which the stacks of processes that are stuck are appended; None = they are written to stderr."""
 
@@ -52,6 +54,8 @@ class _Ending:
     code: int
     reason: str = ""
     """A message about why another start may succeed; "" = it would not."""
+    failed: tuple[int, ...] = ()
+    """Numbers of the processes that died or were stuck."""
 
 
 def launch(
@@ -67,8 +71,9 @@ def launch(
     If one is stuck, the stacks of all threads of all processes are written, all processes are killed, a line says which process
     it is and what it was doing, and the exit code is `progress.HANG`.
 
-    The group is started again, as often as `supervision` says, after it was stuck, a process was killed by a signal that did not
-    ask it to end, or a process failed with 1. Wrong input, and numbers that are not finite, are 2 and fail again.
+    The group is started again, as often and in as many processes as `supervision` says, after it was stuck, a process was killed
+    by a signal that did not ask it to end, or a process failed with 1. Wrong input, and numbers that are not finite, are 2 and
+    fail again. A group of fewer processes leaves out the accelerators of those that failed.
     """
     supervision = supervision or Supervision()
     with contextlib.ExitStack() as stack:
@@ -77,16 +82,23 @@ def launch(
         hangup = [signal.SIGHUP] if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN else []
         for number in (signal.SIGINT, signal.SIGTERM, *hangup):
             stack.callback(signal.signal, number, signal.signal(number, lambda signum, _: received.append(signum)))
-        ending = _Ending(0)
-        for restart in range(1, supervision.restarts + 2):
-            with _Group([*(program or PROGRAM), *argv], processes, supervision) as group:
+        ending, restart, numbers, devices = _Ending(0), 0, [processes, *supervision.fewer], [*range(processes)]
+        while numbers:
+            with _Group([*(program or PROGRAM), *argv], devices, supervision) as group:
                 ending = group.run(received)
-            again = bool(ending.reason) and restart <= supervision.restarts and not received
+            then = "the same command continues"
+            if not ending.reason or received:
+                numbers = []
+            elif restart < supervision.restarts:
+                restart += 1
+                then = f"restart {restart} of {supervision.restarts} continues"
+            else:
+                restart, numbers = 0, numbers[1:]
+                if numbers:
+                    then = f"a start in {numbers[0]} instead of {len(devices)} processes continues"
+                    devices = sorted(devices, key=lambda device: devices.index(device) in ending.failed)[: numbers[0]]
             if ending.reason:
-                then = f"restart {restart} of {supervision.restarts} continues" if again else "the same command continues"
                 stdio.write_error(f"{ending.reason}; {then} the run from its newest checkpoint")
-            if not again:
-                break
     return ending.code
 
 
@@ -99,8 +111,9 @@ def free_port() -> int:
 class _Group:
     """The processes of one start. Leaving the context kills those that are left."""
 
-    def __init__(self, command: Sequence[str], processes: int, supervision: Supervision) -> None:
-        self._command, self._processes, self._supervision = command, processes, supervision
+    def __init__(self, command: Sequence[str], devices: Sequence[int], supervision: Supervision) -> None:
+        """Describe a group of one process for each of some accelerators, which are not used where devices are simulated."""
+        self._command, self._devices, self._supervision = command, devices, supervision
         self._children: list[subprocess.Popen[bytes]] = []
 
     def __enter__(self) -> "_Group":
@@ -109,9 +122,9 @@ class _Group:
             def temporary() -> IO[bytes]:
                 return stack.enter_context(tempfile.TemporaryFile())
 
-            self._errors = [None, *(temporary() for _ in range(self._processes - 1))]
-            self._stacks = [temporary() for _ in range(self._processes)]
-            records = [temporary() for _ in range(self._processes)]
+            self._errors = [None, *(temporary() for _ in self._devices[1:])]
+            self._stacks = [temporary() for _ in self._devices]
+            records = [temporary() for _ in self._devices]
             for record in records:
                 record.truncate(progress.LAYOUT.size)
             memory = [stack.enter_context(mmap.mmap(record.fileno(), progress.LAYOUT.size)) for record in records]
@@ -149,12 +162,14 @@ class _Group:
             return _Ending(0)
         died = code == 1 or (code < 0 and -code not in STOPS)
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else "failed"
-        return _Ending(128 - code if code < 0 else code, f"process {first} {how}" if died else "")
+        return _Ending(128 - code if code < 0 else code, f"process {first} {how}" if died else "", (first,))
 
     def _start(self, port: int, process: int, record: int) -> None:
         stacks = self._stacks[process].fileno()
         variables = {
             "ZOO_PROCESS": str(process),
+            "ZOO_PROCESSES": str(len(self._devices)),
+            "ZOO_DEVICE": str(self._devices[process]),
             "ZOO_COORDINATOR": f"127.0.0.1:{port}",
             "ZOO_LAUNCHER": str(os.getpid()),
             "ZOO_WATCH": f"{record} {stacks}",
@@ -216,7 +231,7 @@ class _Group:
         names = " and ".join(map(str, stuck.processes))
         subject = f"process {names} is stuck" if len(stuck.processes) == 1 else f"processes {names} are stuck"
         reason = f"{subject}: {stuck.reason}"
-        return _Ending(progress.HANG, f"{reason}; {self._write_stacks(reason)}")
+        return _Ending(progress.HANG, f"{reason}; {self._write_stacks(reason)}", stuck.processes)
 
     def _stack_sizes(self) -> list[int]:
         return [os.fstat(file.fileno()).st_size for file in self._stacks]

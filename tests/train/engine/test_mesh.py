@@ -1,6 +1,7 @@
 """One run, many machines: losses and gradients agree on every mesh, under pmap and with micro-batches."""
 
 import collections
+import contextlib
 import dataclasses
 import functools
 import re
@@ -14,11 +15,12 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from tests.support import tiny
 from tests.support.gradients import assert_equal_gradients
-from train.config import run_config
+from train.config import mesh_sizes, run_config
 from train.config.data_options import CausalData
 from train.engine import device_mesh, optim, state_init
 from train.engine.step import ENGINES, make_step
 from train.objectives.causal import Causal
+from train.rollouts import rollout_inputs
 from zoo.attention.attention import attention
 from zoo.attention.biases import Dense
 from zoo.attention.masks import Mask
@@ -201,3 +203,65 @@ def test_a_mesh_that_does_not_fit_is_refused(changes, message):
     run = tiny.run(**changes)
     with pytest.raises(BadInput, match=message):
         device_mesh.check(run, device_mesh.make_mesh(run.mesh))
+
+
+def fitting_numbers(run: run_config.Run) -> list[int]:
+    """Return the smaller numbers of processes of one device whose mesh is not refused, the largest first."""
+    numbers = []
+    for number in range(run.machine.processes - 1, 0, -1):
+        with contextlib.suppress(BadInput):
+            device_mesh.check(run, mesh := device_mesh.make_mesh(run.mesh, jax.devices()[:number]))
+            if run.repeat > 1:
+                rollout_inputs.check(run, mesh, least=1)
+            numbers.append(number)
+    return numbers
+
+
+MACHINE = run_config.TrainingMachine(processes=8, restart="2:fewer")
+SHRINKING = {
+    "rows": ({"data": CausalData(length=32, batch=24)}, (6, 4, 3, 2, 1)),
+    "micro-batches": ({"data": CausalData(length=32, batch=24), "accumulate": 3}, (4, 2, 1)),
+    "fsdp": ({"data": CausalData(length=32, batch=8), "mesh": run_config.Mesh(fsdp=2)}, (4, 2)),
+    "rollouts": ({"objective": "policy", "samples": 6, "batch": 24}, (4, 2, 1)),
+}
+
+
+@pytest.mark.planted
+@pytest.mark.parametrize("case", SHRINKING)
+def test_a_run_shrinks_to_the_numbers_of_processes_that_start(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the checks of a start, on as many devices."""
+    changes, numbers = SHRINKING[case]
+    run = rollout_run(**changes) if case == "rollouts" else tiny.run(**changes, machine=MACHINE)
+    assert mesh_sizes.fewer_processes(run) == numbers
+    assert fitting_numbers(run) == [*numbers]
+    # The mistake: rows, or responses to a prompt, are not compared with the devices.
+    monkeypatch.setattr(mesh_sizes, "check_responses" if case == "rollouts" else "check_rows", lambda *_, **__: None)
+    assert mesh_sizes.fewer_processes(run) != numbers
+
+
+def rollout_run(objective: str, samples: int, batch: int) -> run_config.Run:
+    run = tiny.run(objective, machine=MACHINE)
+    return dataclasses.replace(
+        tiny.with_options(run, rollout=dataclasses.replace(run.options.rollout, samples=samples)),
+        data=dataclasses.replace(run.data, batch=batch),
+    )
+
+
+def test_a_run_that_fits_no_smaller_number_of_processes_is_refused() -> None:
+    run = tiny.run(mesh=run_config.Mesh(fsdp=8), machine=MACHINE)
+    problem = r"--restart 2:fewer: --mesh data=-1 fsdp=8 tensor=1 and --data.batch 16 fit no number of processes below 8; choose "
+    with pytest.raises(BadInput, match=problem):
+        mesh_sizes.fewer_processes(run)
+    alone = dataclasses.replace(run, machine=dataclasses.replace(MACHINE, restart=2))
+    assert mesh_sizes.fewer_processes(alone) == ()
+    # Each process has its simulated devices.
+    several = dataclasses.replace(run, machine=dataclasses.replace(MACHINE, devices=4))
+    assert mesh_sizes.fewer_processes(several) == (4, 2)
+
+
+@pytest.mark.parametrize("value", ["2:less", ":fewer", "1001", "1001:fewer", "-1", "2.5"])
+def test_other_restarts_are_refused(value: str) -> None:
+    with pytest.raises(BadInput, match=f"--restart {value}: write N or N:fewer, with N from 0"):
+        run_config.TrainingMachine(processes=2, restart=value)
+    with pytest.raises(BadInput, match=r"--restart 0:fewer: only local processes"):
+        run_config.TrainingMachine(restart="0:fewer")

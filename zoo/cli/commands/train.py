@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 def train(args: list[str]) -> int:
     """Run `zoo train [RECIPE] [options]`."""
     from train import recipes
+    from train.config import mesh_sizes
     from train.run.run_dir import RunDir
 
     if args[:1] in (["-h"], ["--help"]):
@@ -37,7 +38,8 @@ def train(args: list[str]) -> int:
         return 0
     name = args.pop(0) if args and not args[0].startswith("-") else recipes.DEFAULT
     run = parse_run(name, args)
-    if (code := prepare_process(run.machine, ["train", name, *args], stacks=RunDir.of(run).stacks(0))) is not None:
+    stacks, fewer = RunDir.of(run).stacks(0), mesh_sizes.fewer_processes(run)
+    if (code := prepare_process(run.machine, ["train", name, *args], stacks=stacks, fewer=fewer)) is not None:
         return code
     return train_here(run)
 
