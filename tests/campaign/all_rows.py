@@ -2,7 +2,7 @@
 
 import json
 
-from tests.campaign import damaged_files, full_disks, killed_runs, process_groups, sample_ledger
+from tests.campaign import damaged_files, full_disks, killed_runs, process_groups, sample_ledger, stored_runs
 from tests.campaign.fuzz_readers import LARGEST_GROWTH
 from tests.campaign.row_types import Outcome, Row, Task
 from tests.support.processes import ROOT, run_python
@@ -44,6 +44,14 @@ ROWS = [
     Row("SIGTERM at 9.6 M parameters", (5,), 50, "saved, and ended within 5 s", 6, process_groups.terminated),
     Row("SIGTERM to one of two", (6,), 20, "both save the same step and end", 8, process_groups.one_of_two_terminated),
     Row("dead worker", (8, 9), 50, "group gone within 2 s, training again within 15 s", 12, process_groups.dead_workers),
+    Row(
+        "fewer processes",
+        (49,),
+        20,
+        "continues in fewer processes; the same samples; losses differ by at most 1e-5",
+        8,
+        process_groups.fewer_processes,
+    ),
     Row("stopped worker", (10,), 20, "noticed within 3 s after its limit", 6, process_groups.stopped_workers),
     Row("stuck worker", (11,), 20, "noticed within 3 s after its limit", 6, process_groups.stuck_workers),
     Row("memory at a save", (17,), 10, f"one line, or it continues; {SAME_BITS}", 5, full_disks.memory),
@@ -51,6 +59,10 @@ ROWS = [
     Row("full file system", (30,), 20, f"one line, or it continues; {SAME_BITS}", 6, full_disks.full_file_system),
     Row("damaged checkpoints", (29,), 500, "noticed, and the step before is used; or harmless", 4, damaged_files.checkpoints),
     Row("damaged token stores", (22,), 500, "noticed and repaired; or harmless", 2, damaged_files.token_stores),
+    Row("killed uploads", (50, 51), 120, "the newest uploaded step is intact, on any machine", 8, stored_runs.killed_uploads),
+    Row("moved runs", (52,), 60, f"at most the steps since the newest upload are lost; {SAME_BITS}", 14, stored_runs.moved_runs),
+    Row("failing stores", (53, 54), 200, "no effect, or one upload is late", 6, stored_runs.failing_stores),
+    Row("damaged objects", (55,), 200, "noticed, and the step before is used; or harmless", 4, stored_runs.damaged_objects),
     Row("ledger", (1, 15), 1_000_000, "no sample is lost and none repeated", 6, sample_ledger.ledger),
     Row("two starts", (33,), 50, "one is refused, the other one ends", 6, full_disks.two_starts),
     Row("killed exports", (40,), 50, "the folder is absent or complete", 6, full_disks.killed_exports),

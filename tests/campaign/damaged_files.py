@@ -3,6 +3,7 @@
 import logging
 import random
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,25 @@ def damage(folder: Path, chance: random.Random) -> str:
     files = sorted(file for file in folder.rglob("*") if file.is_file())
     by_size = chance.choices(files, [file.stat().st_size for file in files])[0]
     file, kind = chance.choice((by_size, chance.choice(files))), chance.choice(KINDS)
-    content = bytearray(file.read_bytes())
+    content, at = change(file.read_bytes(), kind, chance, lambda: chance.choice(files).read_bytes())
+    if kind in ("delete", "link", "folder"):
+        file.unlink()
+    if kind == "link":
+        file.symlink_to("/dev/null")
+    elif kind == "folder":
+        file.mkdir()
+    elif kind != "delete":
+        file.write_bytes(content)
+    return f"{kind} {file.relative_to(folder)} at {at}"
+
+
+def change(original: bytes, kind: str, chance: random.Random, another: Callable[[], bytes]) -> tuple[bytes, int]:
+    """Return a changed content, and the place of the change; kinds that do not change the content return it as it is.
+
+    Args:
+        another: returns the content of another file, for "swap".
+    """
+    content = bytearray(original)
     at = chance.randrange(len(content)) if content else 0
     match kind:
         case "flip" if content:
@@ -36,16 +55,8 @@ def damage(folder: Path, chance: random.Random) -> str:
         case "zero":
             content[at:] = bytes(len(content) - at)
         case "swap":
-            content = bytearray(chance.choice(files).read_bytes())
-    if kind in ("delete", "link", "folder"):
-        file.unlink()
-    if kind == "link":
-        file.symlink_to("/dev/null")
-    elif kind == "folder":
-        file.mkdir()
-    elif kind != "delete":
-        file.write_bytes(content)
-    return f"{kind} {file.relative_to(folder)} at {at}"
+            content = bytearray(another())
+    return bytes(content), at
 
 
 def checkpoints(task: Task, outcome: Outcome) -> None:

@@ -1,6 +1,7 @@
 """Signals to runs, and groups of two processes of which one dies, stops, is stuck or gets a signal."""
 
 import contextlib
+import itertools
 import os
 import re
 import signal
@@ -13,20 +14,19 @@ from collections.abc import Callable, Iterator
 from tests.campaign.row_types import Outcome, Task
 from tests.support import compilation
 from tests.support.processes import children, clean_environment
-from tests.support.runs import PATIENCE, Training, alive, home, inode
+from tests.support.runs import PATIENCE, Training, alive, assert_close, home, inode, reference
 from train.run import metrics_file
 from zoo import fault_points
 
-TWO = {"processes": 2, "devices": 1}
 ENDLESS = ("--steps", "1000000", "--checkpoint.every", "20", "--checkpoint.keep", "2", "--log.validate-every", "0")
 LATE = 3.0
 """Seconds after its limit in which a stuck process must be noticed: the launcher looks five times a second."""
 
 
 @contextlib.contextmanager
-def start_group(run: Training, *flags: str, faults: str = "") -> Iterator[subprocess.Popen[str]]:
-    """Start `zoo train` in two processes, which are killed at the end of the block."""
-    command = [sys.executable, "-P", "-m", "zoo.cli", *run.argv(*flags, **TWO)]
+def start_group(run: Training, *flags: str, faults: str = "", processes: int = 2) -> Iterator[subprocess.Popen[str]]:
+    """Start `zoo train` in several processes of one device, which are killed at the end of the block."""
+    command = [sys.executable, "-P", "-m", "zoo.cli", *run.argv(*flags, processes=processes, devices=1)]
     environment = clean_environment() | compilation.FLAGS | ({fault_points.VARIABLE: faults} if faults else {})
     out, err = ((run.home / f"{run.name}.{name}").open("w+") for name in ("out", "err"))
     with out, err, subprocess.Popen(command, cwd=run.home, env=environment, text=True, stdout=out, stderr=err) as launcher:
@@ -177,3 +177,21 @@ def terminated(task: Task, outcome: Outcome) -> None:
 def summary(values: list[float]) -> str:
     """Return the range and the median of measured values."""
     return f"{min(values):g} to {max(values):g}, median {statistics.median(values):g}"
+
+
+def fewer_processes(task: Task, outcome: Outcome) -> None:
+    """Kill the last process of a group of 2 or 4 at a step of each start, until one process ends the run."""
+    flags, chance, number = ("--checkpoint.every", "2", "--log.validate-every", "4"), task.random(), 0
+    unharmed = reference(*flags, devices=1)
+    while task.more(outcome):
+        run, processes = Training(home(), f"fewer-{number}", flags), (2, 4)[number % 2]
+        number += 1
+        faults = ",".join(f"train.step:kill:{chance.randint(1, 6)}:{last}" for last in (3, 1) if last < processes)
+        numbers = {2: (2, 1), 4: (4, 2, 1)}[processes]
+        with start_group(run, "--restart", "0:fewer", faults=faults, processes=processes) as launcher, outcome.check(faults):
+            assert launcher.wait(PATIENCE) == 0, launcher.returncode
+            lines = [line for line in (run.home / f"{run.name}.err").read_text().splitlines() if line.startswith("zoo: ")]
+            for line, (before, after) in zip(lines, itertools.pairwise(numbers), strict=True):
+                assert f"was killed by SIGKILL; a start in {after} instead of {before} processes continues" in line, line
+            assert_close(run, unharmed)
+        outcome.add(f"{processes} processes", len(numbers) - 1)

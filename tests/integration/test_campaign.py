@@ -10,16 +10,21 @@ from typing import Any
 import pytest
 
 from tests.campaign import __main__ as campaign
-from tests.campaign import campaign_page, damaged_files, fuzz_readers, sample_ledger
+from tests.campaign import campaign_page, damaged_files, fuzz_readers, sample_ledger, stored_runs
 from tests.campaign.row_types import CannotRun, Outcome, Row, Task, verdict
 from tests.campaign.suite_rows import SUITE_ROWS, SuiteRow, count
+from tests.support import object_server
 from tests.support.processes import ROOT
 from train.checkpoints.manifest import Manifest
 from train.rows import token_cache
 from train.rows.batches import Batches, RowUse
 from zoo.errors import BadInput
+from zoo.object_store import ObjectStore
 
-CHEAP = ["killed saves", "damaged checkpoints", "damaged token stores", "ledger", "damaged inputs"]
+CHEAP = [
+    *("killed saves", "damaged checkpoints", "damaged token stores", "failing stores", "damaged objects"),
+    *("ledger", "damaged inputs"),
+]
 
 
 @pytest.mark.full
@@ -32,7 +37,7 @@ def test_cheap_rows_pass_and_are_counted(tmp_path: Path, capsys: pytest.CaptureF
         assert row["count"] > 0 and row["failed"] == 0 and row["verdict"].startswith("passed"), row
     page = (tmp_path / "out" / campaign.MARKDOWN).read_text()
     assert all(f"| {name} |" in page for name in CHEAP) and "<html" in (tmp_path / "out" / campaign.HTML).read_text()
-    assert capsys.readouterr().out.splitlines()[-1].startswith("5 rows: ")
+    assert capsys.readouterr().out.splitlines()[-1].startswith("7 rows: ")
 
 
 def task(folder: Path, goal: int) -> Task:
@@ -52,6 +57,11 @@ def last_digest(file: Path, *, sync: bool = False) -> str:
     return json.loads(header.read_text())["files"][file.name]["sha256"] if header.exists() else digest(file, sync=sync)
 
 
+def attempt_once(self: ObjectStore, key: str, operation: Callable[[], Any], file: Path | None = None) -> Any:
+    """Do not repeat an operation that fails."""
+    return operation()
+
+
 def repeated(self: Batches, example: int) -> RowUse:
     """Use a row again after many others."""
     return use(self, example - (example % 3000 == 2999))
@@ -59,13 +69,15 @@ def repeated(self: Batches, example: int) -> RowUse:
 
 # Orbax abandons the reads that were running beside one that failed.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.planted(3)
+@pytest.mark.planted(5)
 @pytest.mark.parametrize(
     ("owner", "name", "mistake", "row", "goal", "failure"),
     [
         (Manifest, "check_content", broken, damaged_files.checkpoints, 60, ""),
         (token_cache, "sha256", last_digest, damaged_files.token_stores, 60, "other tokens"),
         (Batches, "use", repeated, sample_ledger.ledger, 10_000, "a row is repeated within an epoch"),
+        (Manifest, "check_content", broken, stored_runs.damaged_objects, 20, ""),
+        (ObjectStore, "_attempt", attempt_once, stored_runs.failing_stores, 10, "UPLOAD of step 2 FAILED"),
     ],
 )
 def test_a_row_notices_a_mistake_in_the_project(
@@ -79,6 +91,7 @@ def test_a_row_notices_a_mistake_in_the_project(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(owner, name, mistake)
+    monkeypatch.setattr(object_server, "missing_parts", lambda: "the server")
     outcome = Outcome()
     row(task(tmp_path, goal), outcome)
     gc.collect()  # What these reads left is reported here, where it is ignored, and not in a later test.
@@ -138,7 +151,7 @@ def test_each_verdict_is_stored_and_shown(tmp_path: Path) -> None:
 
 def test_every_row_of_the_matrix_is_in_the_campaign_and_every_test_exists() -> None:
     rows, suite = campaign.select([])
-    assert {number for row in rows for number in row.matrix} | {row.matrix for row in suite} == {*range(1, 49)}
+    assert {number for row in rows for number in row.matrix} | {row.matrix for row in suite} == {*range(1, 56)}
     for test in (test for row in SUITE_ROWS for test in row.tests):
         file, _, name = test.partition("::")
         assert f"def {name.partition('[')[0]}(" in (ROOT / file).read_text() if name else (ROOT / file).exists(), test

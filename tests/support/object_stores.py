@@ -1,13 +1,18 @@
-"""Object stores for tests: a folder of this machine, read and written by fsspec, and a real object server (marker `store`)."""
+"""Object stores for tests: a folder of this machine, read and written by fsspec, and a real object server (marker `store`).
+
+Nothing here imports `tests.support.environment`, see `tests.support.forked`.
+"""
 
 import contextlib
 import dataclasses
 import itertools
+import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
-from tests.support import object_server
+from tests.support import forked, object_server
 from tests.support.object_server import Proxy
 from zoo import object_store
 from zoo.object_store import Backend, ObjectStore
@@ -40,6 +45,27 @@ def in_folder(folder: Path, patch: pytest.MonkeyPatch) -> Place:
     patch.setitem(object_store.BACKENDS, "dir", backend)
     patch.setattr(object_store, "WAITS", WAITS)
     return Place(f"dir://{BUCKET}/out")
+
+
+def enter_with_faults(variables: Mapping[str, str], uri: str, folder: Path, cache: Path, faults: str) -> None:
+    """Use a place, a cache and faults in this process until it ends; `before` of `forked.start`.
+
+    Args:
+        variables: `environment` of a server; {} = the place is in a folder.
+        cache: folder in which a machine has its working copies and its tokens.
+        faults: see `zoo.fault_points`.
+    """
+    os.environ.update(variables)
+    enter(uri, folder)
+    forked.with_faults(faults, cache=str(cache))
+
+
+def enter(uri: str, folder: Path) -> None:
+    """Use a place in this process until it ends: in a folder, or on a server whose `environment` this process has."""
+    patch = pytest.MonkeyPatch()
+    if uri.startswith("dir://"):
+        in_folder(folder, patch)
+    patch.setattr(object_store, "WAITS", WAITS)
 
 
 def on_server(proxy: Proxy, patch: pytest.MonkeyPatch) -> Place:
