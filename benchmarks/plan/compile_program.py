@@ -28,6 +28,7 @@ from zoo.attention.local_arrays import HEADS
 from zoo.batch import Batch
 from zoo.errors import BadInput, require
 from zoo.generation.decode_loop import unroll_layers
+from zoo.ops import ragged_product
 from zoo.precision import DTYPES, cast_params, resolve_precision
 from zoo.sharding import BATCH, constrain
 
@@ -54,6 +55,8 @@ class Program:
     """False if the compiler itself gave up because it ran out of device memory."""
     calls: tuple[attention.Call, ...]
     """Calls of attention, as they were traced."""
+    products: tuple[ragged_product.Product, ...]
+    """Products of the groups of rows of experts, as they were traced."""
     flops: float
     """The model's own FLOPs on all devices in a step, as MFU counts them."""
     seconds: float
@@ -99,11 +102,12 @@ def compile_run(run: run_config.Run, mode: Mode, target: Target) -> Program:
         raise BadInput(f"--mesh {shape}: it does not fit the torus of {target.name} ({reason}); choose another") from None
     device_mesh.check(run, mesh)
     began = time.perf_counter()
-    with attention.record_calls() as calls, target_devices.simulate_target(target), _compiler_errors(target):
+    recorders = attention.record_calls(), ragged_product.record_products()
+    with recorders[0] as calls, recorders[1] as products, target_devices.simulate_target(target), _compiler_errors(target):
         traced, arguments, flops = _decoding(run, mesh) if mode == "decode" else _batch_program(run, mesh, train=mode == "train")
         lowered = traced.lower(lowering_platforms=(target.lowering,))
     fields: dict[str, Any] = {"run": run, "mode": mode, "target": target, "mesh": mesh}
-    fields |= {"arguments": arguments, "calls": tuple(calls)}
+    fields |= {"arguments": arguments, "calls": tuple(calls), "products": tuple(products)}
     try:
         with target_devices.simulate_target(target), _compiler_errors(target):
             program, fields["remarks"] = compile_lowered(lowered)

@@ -11,6 +11,7 @@ import numpy as np
 
 from benchmarks.hlo.hlo_parser import COLLECTIVES, Array, Computation, ExecutedInstruction, Instruction, Module
 from zoo.attention.attention import Call
+from zoo.ops.ragged_product import Product
 
 FREE = {
     *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "replica-id", "while"),
@@ -30,29 +31,30 @@ class Work:
     bytes: float
     """Bytes read and written, each array once by each operation that has it; data that stays on a TPU's chip is not counted."""
     unknown: tuple[str, ...]
-    """Targets of custom calls with unknown FLOPs: kernels that belong to no call of attention."""
+    """Targets of custom calls with unknown FLOPs: kernels of neither attention nor a product of groups."""
 
     @property
     def flops(self) -> float:
         return self.products + self.kernels
 
 
-def work(module: Module, calls: Sequence[Call], devices: int, *, on_chip: bool = False) -> Work:
+def work(module: Module, calls: Sequence[Call], devices: int, *, products: Sequence[Product] = (), on_chip: bool = False) -> Work:
     """Return the work of a device; all `devices` share the FLOPs of the traced `calls` of attention.
 
     Args:
+        products: traced products of groups of rows.
         on_chip: whether memory spaces other than 0 are on the device's chip, as on a TPU.
     """
-    products = moved = 0.0
+    dots = moved = 0.0
     kernels: list[ExecutedInstruction] = []
     for run in module.runs():
         moved += run.times * _Traffic(on_chip).of(run.instruction)
         for instruction in run.instruction.inside():
-            products += run.times * _flops(instruction)
+            dots += run.times * _flops(instruction)
             if _gemm(instruction) is None and _KERNELS.search(instruction.attribute("custom_call_target")):
                 kernels.append(dataclasses.replace(run, instruction=instruction))
-    inside, unknown = _kernel_flops(kernels, calls, devices)
-    return Work(products=products, kernels=inside, bytes=moved, unknown=unknown)
+    inside, unknown = _kernel_flops(kernels, calls, devices, products)
+    return Work(products=dots, kernels=inside, bytes=moved, unknown=unknown)
 
 
 # --- FLOPs ----------------------------------------------------------------------------------------------------------------------
@@ -113,17 +115,21 @@ def _places(size: int, kernel: int, out: int, stride: int, pad: int, spread: int
 BACKWARD = 2.5
 """A fused backward pass has five products, the forward pass two (Dao et al. 2022, appendix B): it computes the scores again."""
 _KERNELS = re.compile("cudnn|cublas|triton|mosaic|tpu_custom_call")
-"""Targets of custom calls that multiply; others move or check data. A kernel that belongs to no call of attention is not counted,
-and the plan reports it."""
+"""Targets of custom calls that multiply; others move or check data. A kernel that belongs to neither a call of attention nor a
+product of groups is not counted, and the plan reports it."""
 
 
-def _kernel_flops(kernels: Sequence[ExecutedInstruction], calls: Sequence[Call], devices: int) -> tuple[float, tuple[str, ...]]:
+def _kernel_flops(
+    kernels: Sequence[ExecutedInstruction], calls: Sequence[Call], devices: int, products: Sequence[Product]
+) -> tuple[float, tuple[str, ...]]:
     """Return (FLOPs in kernels, targets of kernels that belong to no call).
 
-    The kernels of a call's backward pass share its products; each other kernel is a forward pass. Unrolled layers are traced
-    once, so they share a call: the number of backward passes is the count of its most frequent kernel.
+    Each kernel of a product of groups is that product or one of its two gradients, which have the same FLOPs. The kernels of the
+    backward pass of a call of attention share its products; each other kernel is a forward pass. Unrolled layers are traced once,
+    so they share a call: the number of backward passes is the count of its most frequent kernel.
     """
-    flops = {call.scope: call.flops / devices for call in calls}
+    flops = {call.scope: call.flops / devices for call in calls} | {product.scope: product.flops for product in products}
+    single = {product.scope for product in products}
     total, unknown = 0.0, set()
     backward: dict[tuple[str, str], dict[Any, float]] = {}
     for run in kernels:
@@ -131,7 +137,7 @@ def _kernel_flops(kernels: Sequence[ExecutedInstruction], calls: Sequence[Call],
         scope = next((part for part in re.split(r"[/()]", origin) if part in flops), None)
         if scope is None:
             unknown.add(run.instruction.attribute("custom_call_target"))
-        elif _is_backward(origin, scope):
+        elif scope not in single and _is_backward(origin, scope):
             counts = backward.setdefault((scope, run.computation), {})
             # Copies of a kernel return arrays of the same types, in any memory space.
             kernel = origin, tuple((array.dtype, array.shape) for array in run.instruction.arrays)

@@ -43,6 +43,8 @@ class Plan:
     parameters: int
     """Parameter count as in papers."""
     attention: list[str]
+    experts: list[str]
+    """Forms of the products of experts; empty if the model has none."""
     memory: dict[str, int]
     """Bytes of the program's arguments, by name."""
     temporaries: int
@@ -108,7 +110,8 @@ def make_plan(program: Program, name: str) -> Plan:
         module = hlo.parse_program(program.text)
         loops = [f"how often {name} runs is not known: it is counted once" for name in module.unknown_loops()]
         sent = collectives.find_collectives(module, dict(mesh.shape))
-        work = flops_and_bytes.work(module, program.calls, mesh.size, on_chip=target.platform == "tpu")
+        on_chip = target.platform == "tpu"
+        work = flops_and_bytes.work(module, program.calls, mesh.size, products=program.products, on_chip=on_chip)
         step_times = roofline.times_of_step(work, sent, mesh.devices, target, run.precision)
     plan = Plan(
         name=name,
@@ -124,6 +127,7 @@ def make_plan(program: Program, name: str) -> Plan:
         precision=run.precision,
         parameters=parameter_count(run.model),
         attention=sorted({call.name for call in program.calls}),
+        experts=sorted({product.form for product in program.products}),
         memory={what: bytes_per_device(tree) for what, tree in (program.arguments | reference).items()},
         temporaries=program.temporaries,
         total=program.total + bytes_per_device(reference),

@@ -235,13 +235,14 @@ def apply_experts(
     """
     experts, _, _, ffn = kernels.gated.shape
     first: Any = 0
+    devices = 1
     if expert_axis is not None:
-        first = jax.lax.axis_index(expert_axis) * experts
+        first, devices = jax.lax.axis_index(expert_axis) * experts, jax.lax.axis_size(expert_axis)
         x, chosen, weights = (jax.lax.all_gather(array, expert_axis, tiled=True) for array in (x, chosen, weights))
     rows, length, width = x.shape
     chosen, weights = (array.reshape(rows * length, -1) for array in (chosen, weights))  # [tokens, X]
-    slots = Slots.of(chosen, first, experts, tile_rows(chosen.size, experts))
-    multiply = functools.partial(ragged_product, sizes=slots.sizes, tile=slots.tile, filled=slots.filled)
+    slots = Slots.of(chosen, first, experts, tile_rows(chosen.size, experts, devices))
+    multiply = functools.partial(ragged_product, sizes=slots.sizes, tile=slots.tile, filled=slots.filled, devices=devices)
     gated_bias = kernels.gated_bias.reshape(experts, 2 * ffn)
     gated = multiply(to_slots(x.reshape(-1, width), slots), kernels.gated.reshape(experts, width, 2 * ffn), gated_bias)
 

@@ -1,25 +1,77 @@
-"""Products of consecutive groups of rows with a kernel for each group, as the experts of a layer need them."""
+"""Products of consecutive groups of rows with a kernel for each group, as the experts of a layer need them.
 
-from typing import Any
+`product_form` chooses how they are computed, by the platform for which a program is compiled.
+"""
+
+import contextlib
+import contextvars
+import dataclasses
+from collections.abc import Iterator
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from zoo.ops import grouped_product_tpu
 from zoo.sharding import target_platform
 
 LARGEST_TILE = 256
 """Maximum number of rows in a tile on CPU."""
 
+Form = Literal["tiles", "grouped_tpu", "ragged_dot"]
+"""A scan over tiles of rows; the kernels of `grouped_product_tpu`; JAX's function."""
 
-def tile_rows(rows: int, groups: int) -> int:
+
+def product_form() -> Form:
+    """Return how products of groups are computed on the platform for which a program is compiled."""
+    forms: dict[str, Form] = {"cpu": "tiles", "tpu": "grouped_tpu"}
+    return forms.get(target_platform(), "ragged_dot")
+
+
+def tile_rows(rows: int, groups: int, devices: int = 1) -> int:
     """Return the number of rows of which each group must have a multiple: 1 where `jax.lax.ragged_dot` takes groups of any size.
 
-    On CPU it is a power of two so small that the rows which fill the groups up are at most a sixteenth of all.
+    In tiles on CPU it is a power of two so small that the rows which fill the groups up are at most a sixteenth of all; for the
+    kernels of a TPU see `grouped_product_tpu.tile_rows`.
+
+    Args:
+        rows: the number of rows, of which a device has 1 / `devices` on average in its `groups`.
     """
-    if target_platform() != "cpu":
-        return 1
-    return min(LARGEST_TILE, 1 << max(rows // (16 * groups), 1).bit_length() - 1)
+    match product_form():
+        case "tiles":
+            return min(LARGEST_TILE, 1 << max(rows // (16 * groups), 1).bit_length() - 1)
+        case "grouped_tpu":
+            return grouped_product_tpu.tile_rows(rows // (groups * devices))
+        case _:
+            return 1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Product:
+    """A traced call of `ragged_product`."""
+
+    form: Form
+    scope: str
+    """The name scope of its operations: `SCOPE` and the number of the call."""
+    flops: float
+    """FLOPs of the product on one device, and of each of its two gradients, if rows are spread evenly over the groups of all
+    devices."""
+
+
+SCOPE = "ragged_product"
+_products: contextvars.ContextVar[list[Product] | None] = contextvars.ContextVar("products", default=None)
+
+
+@contextlib.contextmanager
+def record_products() -> Iterator[list[Product]]:
+    """Collect the calls traced inside the block: a plan counts what kernels compute."""
+    products: list[Product] = []
+    token = _products.set(products)
+    try:
+        yield products
+    finally:
+        _products.reset(token)
 
 
 def ragged_product(
@@ -30,19 +82,38 @@ def ragged_product(
     sizes: Int[Array, " E"],
     tile: int,
     filled: Bool[Array, " R"],
+    devices: int = 1,
 ) -> Float[Array, "R F"]:
     """Return x[r] . kernels[e] + biases[e] for each row r of group e, in the dtype of the kernels, with sums of at least float32.
 
-    Groups are consecutive and have `sizes` rows; rows after them belong to no group. Rows that are not `filled` have an
-    undefined result, and must be zero in x and have a zero cotangent.
+    Groups are consecutive and have `sizes` rows, multiples of `tile`; rows after them belong to no group. Rows that are not
+    `filled` have an undefined result and an undefined gradient; those of a group must be zero in x and have a zero cotangent.
 
     XLA on CPU computes `jax.lax.ragged_dot` as a product with every kernel, E times the arithmetic that is needed (read in the
-    compiled program at JAX 0.10.2). So there a scan multiplies tiles of `tile` rows, a divisor of the sizes, with the kernel of
-    their group. Remove when the compiled FLOPs of `ragged_dot` on CPU are those of one kernel for each row.
+    compiled program at JAX 0.10.2). So there a scan multiplies tiles of `tile` rows with the kernel of their group. Remove when
+    the compiled FLOPs of `ragged_dot` on CPU are those of one kernel for each row. For TPU see `grouped_product_tpu`.
+
+    Args:
+        devices: the number of devices among which the rows are divided, each of which has other groups.
     """
-    if target_platform() == "cpu":
-        groups = jnp.searchsorted(jnp.cumsum(sizes), jnp.arange(0, x.shape[0], tile), side="right")
-        return _by_tiles(x, kernels, biases, jnp.minimum(groups, sizes.shape[0] - 1).astype(jnp.int32))
+    form, scope = product_form(), SCOPE
+    if (products := _products.get()) is not None:
+        scope = f"{SCOPE}{len(products)}"
+        rows, (depth, columns) = x.shape[0] / devices, kernels.shape[1:]
+        products.append(Product(form=form, scope=scope, flops=2.0 * rows * depth * columns))
+    with jax.named_scope(scope):
+        match form:
+            case "tiles":
+                groups = jnp.searchsorted(jnp.cumsum(sizes), jnp.arange(0, x.shape[0], tile), side="right")
+                return _by_tiles(x, kernels, biases, jnp.minimum(groups, sizes.shape[0] - 1).astype(jnp.int32))
+            case "grouped_tpu":
+                interpret = target_platform() != "tpu"
+                return grouped_product_tpu.grouped_product(x, kernels, biases, sizes, tile, interpret)
+            case _:
+                return _by_ragged_dot(x, kernels, biases, sizes, filled)
+
+
+def _by_ragged_dot(x: Array, kernels: Array, biases: Array, sizes: Array, filled: Array) -> Array:
     y = jax.lax.ragged_dot(x, kernels, sizes, preferred_element_type=sum_dtype(kernels))
     # A product with one-hot rows, because the gradient of a lookup would be a scatter.
     group = jnp.searchsorted(jnp.cumsum(sizes), jnp.arange(x.shape[0]), side="right")

@@ -3,15 +3,26 @@
 import dataclasses
 import functools
 from collections.abc import Iterator
+from typing import Any
 
+import jax
+import jax.numpy as jnp
 import pytest
+from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
 
 from benchmarks.core import timing
-from benchmarks.plan import compile_program, find_run, plan_record, target_devices
+from benchmarks.hlo import hlo_parser
+from benchmarks.plan import compile_program, find_run, flops_and_bytes, plan_record, target_devices
 from benchmarks.plan.plan_record import Plan
 from tests.support.small import BODIES
 from train.config.run_config import Mesh, Run
+from train.engine import device_mesh
 from zoo import configs, models
+from zoo.nn.experts import Experts
+from zoo.nn.layers import params_of
+from zoo.ops import ragged_product
+from zoo.sharding import BATCH
 
 pytestmark = pytest.mark.aot
 
@@ -23,6 +34,7 @@ def cold() -> Iterator[None]:
         yield
 
 
+NORMAL = jax.nn.initializers.normal(0.02)
 SMALL = {"tpu": "v5e:2x2", "gpu": "h100:8"}
 """What every family is compiled for."""
 
@@ -97,15 +109,44 @@ def test_every_family_compiles(platform: str, size: str, mode: compile_program.M
     if size in ("llama-nano", "gpt-oss-nano", "ettin-decoder-nano"):
         # XLA gathers kernels of up to 0.4 MiB for all layers of these. It does not for gpt-oss-20b on v5p:4x4x4.
         expected += ("are gathered at once, outside of the loop",)
-    if hasattr(run.model, "experts") and platform == "tpu":
-        # Ragged products are kernels of XLA here, whose FLOPs the plan does not know; it says so.
-        assert plan.fits and plan.unknown == ["tpu_custom_call"]
-    else:
-        check_plan(plan)
+    check_plan(plan)
     assert sum(row.count for row in plan.collectives) > 0
     assert all(any(words in line for words in expected) for line in plan.warnings)
     # Who exchanges what is known: all of some axes, not a part of one, and nobody else.
     assert {axis for row in plan.collectives for axis in row.axes.split(" x ")} <= set(plan.mesh)
+
+
+@pytest.mark.parametrize(("form", "least", "largest"), [("grouped_tpu", 1.0, 1.1), ("ragged_dot", 4.0, 16.0)])
+def test_experts_multiply_what_their_tokens_need(
+    form: str, least: float, largest: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The products of a layer and its gradients are three times those of each token's experts, to 10 %, which has the router's.
+
+    With JAX's function XLA multiplies all rows for each of the eight experts of a device; see `zoo.ops.grouped_product_tpu`.
+    """
+    needs("tpu")
+    rows, length, width, ffn, experts, chosen = 8, 512, 256, 384, 16, 2
+    monkeypatch.setattr(ragged_product, "product_form", lambda: form)
+    make = functools.partial(Experts, width, ffn, experts, chosen, NORMAL, NORMAL)
+    graph = nnx.graphdef(nnx.eval_shape(lambda: make(nnx.Rngs(0))))
+    leaves = jax.eval_shape(lambda: params_of(make(nnx.Rngs(0))))
+
+    def value(leaves: Any, x: Any) -> Any:
+        y, _ = nnx.merge(graph, leaves)(x, None)
+        return jnp.square(y.astype(jnp.float32)).sum()
+
+    mesh = device_mesh.make_mesh(
+        Mesh(data=1, fsdp=2, expert=2), target_devices.devices(target_devices.parse_target(SMALL["tpu"]))
+    )
+    leaves = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.bfloat16), leaves)
+    x = jax.ShapeDtypeStruct((rows, length, width), jnp.bfloat16, sharding=NamedSharding(mesh, PartitionSpec(BATCH)))
+    with jax.set_mesh(mesh), ragged_product.record_products() as products:
+        program = jax.jit(jax.grad(value, argnums=(0, 1))).trace(leaves, x).lower(lowering_platforms=("tpu",)).compile()
+    module = hlo_parser.parse_program(program.as_text() or "")
+    work = flops_and_bytes.work(module, [], mesh.size, products=products, on_chip=True)
+    active = 3 * 2.0 * rows * length * chosen * 3 * width * ffn / mesh.size
+    assert least <= work.flops / active <= largest
+    assert form == "ragged_dot" or not work.unknown
 
 
 @pytest.mark.parametrize("platform", SMALL)

@@ -18,6 +18,7 @@ from benchmarks.plan.flops_and_bytes import Work
 from zoo.attention import attention
 from zoo.attention.masks import Mask
 from zoo.attention.request import Request
+from zoo.ops import ragged_product
 
 
 def devices(count: int, *torus: int) -> np.ndarray:
@@ -139,6 +140,23 @@ ENTRY %main (x: f32[2]) -> f32[2] {
     result = flops_and_bytes.work(hlo_parser.parse_program(text), [call], 2)
     assert result.kernels == (1 + 3 * (1 + 2.5)) * call.flops / 2
     assert result.unknown == ("__cudnn$conv",)
+
+
+def test_each_kernel_of_a_product_of_groups_is_counted_once() -> None:
+    """A product, the same computed again, and its two gradients have the same FLOPs, which are those of one device."""
+    text = """
+ENTRY %main (x: f32[2]) -> f32[2] {
+  %x = f32[2]{0} parameter(0)
+  %y = f32[2]{0} custom-call(%x), custom_call_target="tpu_custom_call", metadata={op_name="jvp()/ragged_product0/rows"}
+  %redo = f32[2]{0} custom-call(%y), custom_call_target="tpu_custom_call", metadata={op_name="rematted/ragged_product0/rows"}
+  %dx = f32[2]{0} custom-call(%redo), custom_call_target="tpu_custom_call", metadata={op_name="transpose()/ragged_product0/rows"}
+  ROOT %dw = f32[2]{0} custom-call(%dx), custom_call_target="tpu_custom_call", metadata={op_name="transpose()/ragged_product0/dw"}
+}
+"""
+    product = ragged_product.Product(form="grouped_tpu", scope="ragged_product0", flops=7.0)
+    result = flops_and_bytes.work(hlo_parser.parse_program(text), [], 2, products=[product])
+    assert (result.kernels, result.unknown) == (4 * product.flops, ())
+    assert flops_and_bytes.work(hlo_parser.parse_program(text), [], 2).unknown == ("tpu_custom_call",)
 
 
 def test_unrolled_layers_have_a_backward_pass_each() -> None:

@@ -64,7 +64,7 @@ def route(leaves: Any, x: Any) -> tuple[Any, Any]:
 @pytest.mark.parametrize("tile", [1, 4])
 def test_the_output_is_that_of_a_dense_loop(tile: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Dispatch in float64: sums of 24 products of numbers below 2^13 that have a few roundings each, 2^-53."""
-    monkeypatch.setattr(module, "tile_rows", lambda rows, groups: tile)
+    monkeypatch.setattr(module, "tile_rows", lambda *_: tile)
     with jax.enable_x64(True):
         leaves, x = params_of(layer(jnp.float64)), tokens(jnp.float64)
         gated, down = leaves["experts"]["gated"], leaves["experts"]["down"]
@@ -156,9 +156,18 @@ def test_gradients_are_those_of_a_dense_sum() -> None:
     assert_equal_gradients(jax.device_get(sparse_gradients), jax.device_get(dense_gradients))
 
 
-@pytest.mark.parametrize("mesh", ["expert=2,data=2,tensor=2", "expert=4,fsdp=2"])
-def test_the_layer_is_the_same_on_a_mesh(mesh: str) -> None:
-    """Output, balance and gradients, with experts on several devices."""
+@pytest.mark.parametrize(
+    ("mesh", "form"),
+    [
+        ("expert=2,data=2,tensor=2", "tiles"),
+        ("expert=4,fsdp=2", "tiles"),
+        ("data=2,fsdp=2,tensor=2", "grouped_tpu"),
+        ("expert=2,data=2,tensor=2", "grouped_tpu"),
+        ("expert=4,fsdp=2", "grouped_tpu"),
+    ],
+)
+def test_the_layer_is_the_same_on_a_mesh(mesh: str, form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Output, balance and gradients, with experts on several devices; the kernels of a TPU are interpreted."""
     experts, x = layer(), tokens()
     graph, probe = nnx.graphdef(experts), tokens()[::-1]
 
@@ -168,6 +177,7 @@ def test_the_layer_is_the_same_on_a_mesh(mesh: str) -> None:
 
     run = jax.jit(jax.value_and_grad(value, argnums=(0, 1), has_aux=True))
     expected = jax.device_get(run(params_of(experts), x))
+    monkeypatch.setattr(products, "product_form", lambda: form)
     shape = run_config.Mesh(**{"data": 1, **{part.split("=")[0]: int(part[-1]) for part in mesh.split(",")}})
     with jax.set_mesh(device_mesh.make_mesh(shape)):
         on_mesh = jax.device_get(jax.jit(jax.value_and_grad(value, argnums=(0, 1), has_aux=True))(params_of(experts), x))
@@ -186,22 +196,3 @@ def test_balance() -> None:
     one_sided = balance(even, chosen, jnp.asarray([[1, 0]]))
     np.testing.assert_allclose(one_sided.loss, 2, rtol=1e-3)
     np.testing.assert_allclose(one_sided.busiest, 2, rtol=1e-5)
-
-
-@pytest.mark.parametrize("platform", ["cpu", "tpu"])
-def test_products_of_groups(platform: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both forms, that of CPU and that of accelerators, and their gradients, against a lookup of each row's kernel."""
-    monkeypatch.setattr(products, "target_platform", lambda: platform)
-    rng = np.random.default_rng(0)
-    x, kernels, biases, d_y = (jnp.float32(rng.standard_normal(s)) for s in ((12, 5), (3, 5, 4), (3, 4), (12, 4)))
-    sizes, group = jnp.asarray([4, 0, 8]), np.repeat([0, 2], [4, 8])
-
-    def grouped(x: Any, kernels: Any, biases: Any) -> Any:
-        return products.ragged_product(x, kernels, biases, sizes=sizes, tile=4, filled=jnp.ones(12, bool))
-
-    def looked_up(x: Any, kernels: Any, biases: Any) -> Any:
-        return jnp.einsum("rd,rdf->rf", x, kernels[group], precision="highest") + biases[group]
-
-    (y, pull), (expected, expected_pull) = (jax.vjp(f, x, kernels, biases) for f in (grouped, looked_up))
-    np.testing.assert_allclose(y, expected, atol=1e-5)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), pull(d_y), expected_pull(d_y))
