@@ -69,25 +69,25 @@ def grouped_product(
     biases: Float[Array, "E F"],
     sizes: Int[Array, " E"],
     tile: int,
-    interpret: bool,
+    interpret: Any,
 ) -> Float[Array, "R F"]:
     """Return x[r] . kernels[e] + biases[e] for each row r of group e, in the dtype of the rows, with sums in float32.
 
     Args:
         sizes: the number of rows of each group, multiples of `tile`. Results of rows after all groups are undefined, and so are
             their gradients.
-        interpret: compute without a TPU.
+        interpret: True, or the options of Pallas's interpreter of TPUs: compute without a TPU.
     """
     return multiply_rows(x, kernels, biases, sizes, tile=tile, interpret=interpret)
 
 
 def _forward(
-    x: Array, kernels: Array, biases: Array, sizes: Array, tile: int, interpret: bool
+    x: Array, kernels: Array, biases: Array, sizes: Array, tile: int, interpret: Any
 ) -> tuple[Array, tuple[Array, Array, Array, Array]]:
     return grouped_product(x, kernels, biases, sizes, tile, interpret), (x, kernels, biases, sizes)
 
 
-def _backward(tile: int, interpret: bool, residuals: Any, d_y: Array) -> tuple[Array, Array, Array, None]:
+def _backward(tile: int, interpret: Any, residuals: Any, d_y: Array) -> tuple[Array, Array, Array, None]:
     x, kernels, biases, sizes = residuals
     d_x = multiply_rows(d_y, kernels, None, sizes, tile=tile, transposed=True, interpret=interpret)
     d_kernels, d_biases = weight_gradients(x, d_y, sizes, tile=tile, dtype=kernels.dtype, interpret=interpret)
@@ -105,7 +105,7 @@ def multiply_rows(
     *,
     tile: int,
     transposed: bool = False,
-    interpret: bool = False,
+    interpret: Any = False,
 ) -> Float[Array, "R F"]:
     """Return x[r] . kernels[e] + biases[e], or x[r] . kernels[e]^T if `transposed`; see `grouped_product`.
 
@@ -147,7 +147,7 @@ def multiply_rows(
 
 
 def weight_gradients(
-    x: Float[Array, "R D"], d_y: Float[Array, "R F"], sizes: Int[Array, " E"], *, tile: int, dtype: Any, interpret: bool = False
+    x: Float[Array, "R D"], d_y: Float[Array, "R F"], sizes: Int[Array, " E"], *, tile: int, dtype: Any, interpret: Any = False
 ) -> tuple[Float[Array, "E D F"], Float[Array, "E F"]]:
     """Return the sums over the rows of each group of x[r]^T d_y[r] and of d_y[r], zeros for an empty group.
 
@@ -156,6 +156,7 @@ def weight_gradients(
     """
     (rows, depth), columns, groups = x.shape, d_y.shape[1], sizes.shape[0]
     block_d, block_f = _block(depth, blocks().gradient), _block(columns, blocks().gradient)
+    num_d = pl.cdiv(depth, block_d)
     tiles = sizes // tile
     steps = jnp.maximum(tiles, 1)
     ends = jnp.cumsum(steps)
@@ -190,20 +191,21 @@ def weight_gradients(
         body,
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=3,
-            grid=(pl.cdiv(columns, block_f), pl.cdiv(depth, block_d), ends[-1]),
+            grid=(pl.cdiv(columns, block_f), num_d, ends[-1]),
             in_specs=[
                 pl.BlockSpec((tile, block_d), lambda j, k, step, group, at, tiles: (at[step], k)),
                 pl.BlockSpec((tile, block_f), lambda j, k, step, group, at, tiles: (at[step], j)),
             ],
             out_specs=[
                 pl.BlockSpec((None, block_d, block_f), lambda j, k, step, group, at, tiles: (group[step], k, j)),
-                pl.BlockSpec((None, 1, block_f), lambda j, k, step, group, at, tiles: (group[step], 0, j)),
+                pl.BlockSpec((None, None, 1, block_f), lambda j, k, step, group, at, tiles: (group[step], k, 0, j)),
             ],
             scratch_shapes=[pltpu.VMEM((block_d, block_f), jnp.float32), pltpu.VMEM((1, block_f), jnp.float32)],
         ),
         out_shape=[
             jax.ShapeDtypeStruct((groups, depth, columns), dtype),
-            jax.ShapeDtypeStruct((groups, 1, columns), jnp.float32),
+            # Equal sums for each block of rows: a block of a result may not be written a second time after others.
+            jax.ShapeDtypeStruct((groups, num_d, 1, columns), jnp.float32),
         ],
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("parallel", "arbitrary", "arbitrary"), vmem_limit_bytes=blocks().memory
@@ -212,7 +214,7 @@ def weight_gradients(
         name="grouped_product_weights",
     )
     d_kernels, d_biases = call(group, at, tiles.astype(jnp.int32), x, d_y)
-    return d_kernels, d_biases[:, 0]
+    return d_kernels, d_biases[:, 0, 0]
 
 
 def _block(size: int, largest: int) -> int:

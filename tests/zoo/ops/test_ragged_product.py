@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
 
 from zoo.ops import grouped_product_tpu, ragged_product
 
@@ -108,6 +110,43 @@ def test_bfloat16_is_summed_in_float32(form: str) -> None:
     results = problem.run()
     assert all(result.dtype == jnp.bfloat16 for result in results)
     assert problem.error(results) < 2.0**-8
+
+
+def run_as_on_a_tpu(problem: Problem, patch: pytest.MonkeyPatch) -> tuple[Any, ...]:
+    """Return the product and its gradients by Pallas's interpreter of TPUs, which refuses some of what a TPU computes wrongly."""
+    small = grouped_product_tpu.SMALL._replace(weights=128 * DEPTH * 4, gradient=128)
+    patch.setattr(grouped_product_tpu, "blocks", lambda: small)
+    options = pltpu.InterpretParams(uninitialized_memory="nan")
+
+    @jax.jit
+    def run(x: Any, kernels: Any, biases: Any, d_y: Any) -> Any:
+        def product(*arrays: Any) -> Any:
+            return grouped_product_tpu.grouped_product(*arrays, problem.sizes, TILE, options)
+
+        y, pull = jax.vjp(product, x, kernels, biases)
+        return y, *pull(d_y)
+
+    with jax.default_matmul_precision("highest"):
+        return jax.device_get(run(problem.x, problem.kernels, problem.biases, problem.d_y))
+
+
+def test_the_kernels_follow_the_rules_of_a_tpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = Problem(MEMBERS["empty"])
+    assert problem.error(run_as_on_a_tpu(problem, monkeypatch)) < BOUND
+
+
+@pytest.mark.planted
+def test_a_block_that_is_written_again_later_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a TPU a block of a result must be complete before another one is begun."""
+    original = pl.BlockSpec
+
+    def block_spec(shape: Any, index: Any) -> Any:
+        at = index if len(shape) < 4 else lambda *grid: (*index(*grid)[:1], 0, *index(*grid)[2:])
+        return original(shape, at)
+
+    monkeypatch.setattr(pl, "BlockSpec", block_spec)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="Revisited block"):
+        run_as_on_a_tpu(Problem(MEMBERS["uneven"]), monkeypatch)
 
 
 @pytest.mark.planted
