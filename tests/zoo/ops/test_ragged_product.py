@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax._src import dispatch
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
@@ -145,8 +146,13 @@ def test_a_block_that_is_written_again_later_is_refused(monkeypatch: pytest.Monk
         return original(shape, at)
 
     monkeypatch.setattr(pl, "BlockSpec", block_spec)
-    with pytest.raises(jax.errors.JaxRuntimeError, match="Revisited block"):
-        run_as_on_a_tpu(Problem(MEMBERS["uneven"]), monkeypatch)
+    try:
+        with pytest.raises(jax.errors.JaxRuntimeError, match="Revisited block"):
+            run_as_on_a_tpu(Problem(MEMBERS["uneven"]), monkeypatch)
+    finally:
+        # The failed program is the last of the ordered effects, on which every later one would wait.
+        dispatch.runtime_tokens.clear()
+        pltpu.reset_tpu_interpret_mode_state()
 
 
 @pytest.mark.planted
