@@ -12,11 +12,18 @@ GOLDEN = 0x9E3779B1  # 2**32 / golden ratio, odd: spreads consecutive coordinate
 
 def mix(x: UInt32[Array, "*S"]) -> UInt32[Array, "*S"]:
     """Hash 32-bit words by a bijection with near-ideal avalanche (`lowbias32` of C. Wellons' hash-prospector)."""
-    x = x ^ (x >> 16)
+    return _fold_halves(_multiply(_fold_halves(x)))
+
+
+def _fold_halves(x: UInt32[Array, "*S"]) -> UInt32[Array, "*S"]:
+    """Return x ^ (x >> 16), which is linear over exclusive or and its own inverse."""
+    return x ^ (x >> 16)
+
+
+def _multiply(x: UInt32[Array, "*S"]) -> UInt32[Array, "*S"]:
     x = x * jnp.uint32(0x7FEB352D)
     x = x ^ (x >> 15)
-    x = x * jnp.uint32(0x846CA68B)
-    return x ^ (x >> 16)
+    return x * jnp.uint32(0x846CA68B)
 
 
 def fold(seeds: UInt32[Array, "*B 2"], number: int | Int[Array, ""] | UInt32[Array, "*B"]) -> UInt32[Array, "*B 2"]:
@@ -45,13 +52,24 @@ def keep(seeds: UInt32[Array, "B 2"], rate: float, *coordinates: UInt32[Array, "
 def row_hash(
     first: UInt32[Array, "..."], second: UInt32[Array, "..."], *coordinates: UInt32[Array, "..."]
 ) -> UInt32[Array, "..."]:
-    """Return the hash of rows, from both seeds of the example and all coordinates but the last, which broadcast."""
+    """Return what `is_kept` needs of rows, from both seeds of the example and all coordinates but the last, which broadcast.
+
+    It is the hash of the row without the last step of `mix`, which the first step of the entries' hash would undo.
+    """
     row = first
     for number in coordinates:
         row = mix(row + number * jnp.uint32(GOLDEN))
-    return mix(row ^ second)
+    return _multiply(_fold_halves(row ^ second))
 
 
 def is_kept(row: UInt32[Array, "..."], column: UInt32[Array, "..."], rate: float) -> Bool[Array, "..."]:
-    """Return True for the entries that dropout at `rate` keeps, from the hash of the row and the last coordinate."""
-    return mix(row ^ (column * jnp.uint32(GOLDEN))) >= jnp.uint32(round(rate * 2**32))
+    """Return True for the entries that dropout at `rate` keeps, from `row_hash` and the last coordinate.
+
+    With f = `_fold_halves` and h = f(row), this is mix(h ^ (column * GOLDEN)) >= rate * 2**32 in fewer operations per entry:
+    f(h ^ c) = row ^ f(c), in which f(c) is computed once per column.
+    """
+    threshold = round(rate * 2**32)
+    x = _multiply(row ^ _fold_halves(column * jnp.uint32(GOLDEN)))
+    # f keeps the upper half of x, which decides unless it equals that of the threshold. If it does, the lower half of f(x) is
+    # that of x ^ (threshold >> 16).
+    return x ^ jnp.uint32(threshold >> 16) >= jnp.uint32(threshold)

@@ -22,7 +22,7 @@ ALL = ("forward", "backward")
 LIMITS: dict[str, tuple[float, float]] = {"t5": (1.25, 1.1), "dropout": (1.5, 1.1), "causal": (1.1, 1.1)}
 """Feature -> the largest ratio of the bundles of a tile of 512 x 512 to those of `splash` without a bias and without dropout:
 forward, and backward to both of its kernels."""
-RECORDED: dict[str, tuple[float, float]] = {"t5": (0.928, 0.705), "dropout": (1.406, 0.937), "causal": (0.91, 0.73)}
+RECORDED: dict[str, tuple[float, float]] = {"t5": (0.928, 0.705), "dropout": (1.240, 0.898), "causal": (0.91, 0.73)}
 """The same ratios as the compiler of RECORDED_WITH states them; a change that exceeds one by more than 3 % is a regression."""
 RECORDED_WITH = "0.0.42.1"
 RELATIVE = (2.0, 1.7)

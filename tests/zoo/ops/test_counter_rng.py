@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from zoo.ops import counter_rng
 
@@ -62,3 +63,48 @@ def test_fold_separates_layers_and_sites():
     assert len(np.unique(folded[:, 0])) > 4090
     assert len(np.unique(folded[:, 1])) > 4090
     assert jax.eval_shape(lambda: counter_rng.fold(seed, jnp.int32(3))).dtype == jnp.uint32
+
+
+def mix(x):
+    """Return `lowbias32` of a word, step by step."""
+    x = x ^ (x >> 16)
+    x = x * np.uint32(0x7FEB352D)
+    x = x ^ (x >> 15)
+    x = x * np.uint32(0x846CA68B)
+    return x ^ (x >> 16)
+
+
+def defined_keep(seeds, rate, heads, t, s):
+    """Return the definition of `keep`, which mixes every entry in full."""
+    row = seeds[:, :1, None]
+    for number in (heads[:, None], t):
+        row = mix(row + number * np.uint32(0x9E3779B1))
+    entry = mix(row ^ seeds[:, 1:, None])[..., None] ^ (s * np.uint32(0x9E3779B1))
+    return mix(entry) >= np.uint32(round(rate * 2**32))
+
+
+def check_definition():
+    """Compare every entry; of 2**21, about 32 have the upper half of the threshold, and then the lower half decides."""
+    seeds = np.array([[1, 2], [2**32 - 1, 2**31]], np.uint32)
+    axes = [np.arange(n, dtype=np.uint32) for n in (2, 512, 1024)]
+    for rate in (1e-5, 0.1, 0.5, 0.9):
+        kept = counter_rng.keep(jnp.asarray(seeds), rate, *map(jnp.asarray, axes))
+        np.testing.assert_array_equal(np.asarray(kept), defined_keep(seeds, rate, *axes))
+
+
+def test_entries_are_those_of_the_definition():
+    check_definition()
+
+
+def with_the_upper_half(row, column, rate):
+    """Compare the upper halves alone."""
+    x = counter_rng._multiply(row ^ counter_rng._fold_halves(column * jnp.uint32(counter_rng.GOLDEN)))
+    return x >= jnp.uint32(round(rate * 2**32) & 0xFFFF0000)
+
+
+@pytest.mark.planted
+@pytest.mark.parametrize(("name", "wrong"), [("is_kept", with_the_upper_half), ("_fold_halves", lambda x: x)])
+def test_other_bits_are_noticed(name, wrong, monkeypatch):
+    monkeypatch.setattr(counter_rng, name, wrong)
+    with pytest.raises(AssertionError):
+        check_definition()
