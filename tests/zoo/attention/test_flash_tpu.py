@@ -15,7 +15,7 @@ from tests.support import compilation
 from tests.zoo.attention.test_accelerator_kernels import masks
 from zoo.attention import attention
 from zoo.attention.biases import ByDistance, Relative
-from zoo.attention.kernels import _flash_tpu_bodies, _flash_tpu_plan, flash_tpu
+from zoo.attention.kernels import _flash_tpu_bodies, _flash_tpu_calls, _flash_tpu_plan, flash_tpu
 from zoo.attention.kernels import _flash_tpu_relative as relative
 from zoo.attention.masks import ALL_PAIRS, NO_PAIR, SOME_PAIRS, Mask
 from zoo.attention.request import Request
@@ -110,7 +110,7 @@ block_states, square_tiles, tile_of_bias = Mask.block_states, ByDistance.square_
 MISTAKES: dict[str, tuple[Any, str, Callable[..., Any], str]] = {
     "tiles of the mask taken for full ones": (Mask, "block_states", no_rules, "packed segments"),
     "tiles skipped": (Mask, "block_states", nothing_beside_the_diagonal, "packed segments"),
-    "the first block fetched again": (flash_tpu, "_block_to_fetch", jnp.zeros_like, "packed segments"),
+    "the first block fetched again": (_flash_tpu_calls, "_block_to_fetch", jnp.zeros_like, "packed segments"),
     "the bias constant too near": (ByDistance, "square_tiles", constant_beside_the_diagonal, "bucket bias"),
     "the bias of the next block": (_flash_tpu_plan.Plan, "tile_of_bias", of_the_next_block, "bucket bias, one direction"),
     "indices within the block": (_flash_tpu_bodies, "iota", lambda shape, axis, _: iota(shape, axis, 0), "dropout"),
