@@ -37,6 +37,9 @@ class Plan(FlashPlan):
     """Groups of examples, and parts of the blocks of queries, whose gradients of the bias are summed apart."""
     has_own_states: bool
     """True if each example has other tiles that are skipped."""
+    parts: int
+    """Parts of a block that the backward kernels for queries and for keys read one after the other: fewer scores are in
+    registers at once."""
 
     @property
     def has_far_tiles(self) -> bool:
@@ -115,7 +118,7 @@ def forward_body(plan: Plan, ranges: Any, inputs: Inputs, q: Any, k: Any, v: Any
     def step(side: int, j: Any, carry: Any) -> Any:
         m, l, acc = carry
         keys, block = _indices(j, plan.block_k)
-        s = rows.scores(dot(q_i, k[block, :], 1, 1), j, side)  # line 8
+        s = rows.scores(dot(q_i, k[block, :], 1, 1), keys, block, side)  # line 8
         m_new = jnp.maximum(m, s.max(1))  # line 9, and the next three
         p = jnp.exp(s - m_new[:, None])
         alpha = jnp.exp(m - m_new)
@@ -159,9 +162,9 @@ def backward_query_body(
 
     def step(side: int, j: Any, carry: Any) -> Any:
         acc, *far = carry
-        keys, block = _indices(j, plan.block_k)
+        keys, block = _indices(j, plan.block_k // plan.parts)
         k_j = k[block, :]
-        s = rows.scores(dot(q_i, k_j, 1, 1), j, side)  # line 10
+        s = rows.scores(dot(q_i, k_j, 1, 1), keys, block, side)  # line 10
         d_p = dot(d_out_i, v[block, :], 1, 1)  # line 13
         d_s = rows.score_gradients(s, d_p, lse_i, delta_i, keys)
         return acc + dot(d_s.astype(k.dtype), k_j, 1, 0), *(total + d_s.sum(1) for total in far)  # line 15
@@ -169,7 +172,7 @@ def backward_query_body(
     acc = jnp.zeros((plan.block_q, q.shape[-1]), jnp.float32)
     for side, first, last in plan.loops_over_keys(i, ranges):
         zero = () if side == NEAR else (jnp.zeros((plan.block_q,), jnp.float32),)
-        acc, *far = lax.fori_loop(first, last, functools.partial(step, side), (acc, *zero))
+        acc, *far = lax.fori_loop(first * plan.parts, last * plan.parts, functools.partial(step, side), (acc, *zero))
         for total in far:
             d_far[0 if side == BEFORE else 1] = total.sum()
     d_q[...] = acc.astype(d_q.dtype)
@@ -196,7 +199,7 @@ def backward_key_body(
 
     def step(side: int, i: Any, carry: Any) -> Any:
         acc_k, acc_v = carry
-        queries, block = _indices(i, plan.block_q)
+        queries, block = _indices(i, plan.block_q // plan.parts)
         q_i, d_out_i = q[block, :], d_out[block, :]
         s = dot(k_j, q_i, 1, 1)  # line 10
         if plan.num_tiles:
@@ -217,7 +220,7 @@ def backward_key_body(
     zero = jnp.zeros((plan.block_k, k.shape[-1]), jnp.float32)
     carry = zero, zero
     for side, first, last in plan.loops_over_queries(j, ranges):
-        carry = lax.fori_loop(first, last, functools.partial(step, side), carry)
+        carry = lax.fori_loop(first * plan.parts, last * plan.parts, functools.partial(step, side), carry)
     acc_k, acc_v = carry
     d_k[...] = acc_k.astype(d_k.dtype)
     d_v[...] = acc_v.astype(d_v.dtype)
@@ -253,7 +256,7 @@ def backward_bias_body(
             keys, of_keys = _indices(j, plan.block_k)
             _, of_queries = _indices(i, plan.block_q)
             rows = Rows.of(plan, of_example, i)
-            s = rows.scores(dot(q[b, of_queries, :], k[b, of_keys, :], 1, 1), j, NEAR)
+            s = rows.scores(dot(q[b, of_queries, :], k[b, of_keys, :], 1, 1), keys, of_keys, NEAR)
             d_p = dot(d_out[b, of_queries, :], v[b, of_keys, :], 1, 1)
             return acc + rows.score_gradients(s, d_p, lse[b, of_queries], delta[b, of_queries], keys)
 
@@ -284,10 +287,9 @@ class Rows(NamedTuple):
         hashes = inputs.row_hash(queries) if plan.rate else None
         return cls(plan, inputs, queries, _columns(inputs.numbers_of_queries(plan, block)), hashes)
 
-    def scores(self, products: Array, j: Any, side: int) -> Array:
+    def scores(self, products: Array, keys: Array, block: Any, side: int) -> Array:
         """Return the scores of a tile, whose keys lie on this side: its products and bias, MASKED where no pair attends."""
         plan, s = self.plan, products
-        keys, block = _indices(j, plan.block_k)
         if plan.num_tiles:
             s += bias_of_tile(plan, self.inputs.values, self.queries[:, None], keys[None], side)
         if plan.has_mask:

@@ -35,7 +35,9 @@ WARPS, STAGES = 4, 2
 """Warps of a program, and blocks of keys that are copied to shared memory ahead."""
 SMALLEST_HEAD, LARGEST_HEAD = 16, 128
 """Sizes of a head, which the kernels pad to a power of two: the smallest that the matrix units take, and the largest whose sums
-fit the registers of a program: on an H100 the kernel for keys has 255 registers a thread and spills 32 to 52 bytes."""
+fit the registers of a program: on an H100 the kernel for keys has 254 registers a thread."""
+PARTS, SMALL_HEAD = 2, 64
+"""`Plan.parts` with a bias, whose addresses are in registers too, or with heads of more than SMALL_HEAD; otherwise it is 1."""
 PROGRAMS = 512
 """Programs that sum the gradient of a bias: about four for each of the 132 multiprocessors of an H100."""
 PALLAS = {pl: ("BlockSpec",), plt: ("CompilerParams", "load")}
@@ -84,6 +86,7 @@ def flash_gpu(
         examples=b,
         bias_groups=(groups, min(num_q, -(-PROGRAMS // (n * max(1, num_tiles) * groups)))),
         has_own_states=states.shape[0] > 1,
+        parts=PARTS if prepared is not None or h > SMALL_HEAD else 1,
     )
     operands = Operands.of(plan, mask, states, seed, heads)
     q, k, v = (
