@@ -17,6 +17,8 @@ class Request:
     shape: tuple[int, int, int, int, int, int]
     """B, T, S, N, K, H."""
     dtype: str
+    scattered_distances: int = 0
+    """Number of distances of a relative bias whose queries are scattered; 0: there is no such bias."""
 
     @classmethod
     def of(cls, q: Any, k: Any, v: Any, mask: Mask, bias: Any, dropout: Any, sinks: Any = None) -> "Request":
@@ -62,10 +64,12 @@ class Request:
             features.add("sinks")
         if groups != n:
             features.add("grouped heads")
+        scattered = bias if isinstance(bias, Relative) and bias.query_positions is not None else None
         return cls(
             features=frozenset(features),
             shape=(b, t, s, n, groups, h),
             dtype=str(q.dtype),
+            scattered_distances=0 if scattered is None else scattered.first + s,
         )
 
 

@@ -188,6 +188,18 @@ def test_what_does_not_fit_is_refused_with_the_limit() -> None:
     assert flash_tpu.unsupported_reason(request(t=4096, s=4096, bias=relative_bias(4096))) is None
 
 
+def scattered_reason(keys: int) -> str | None:
+    """Return why scattered queries among so many keys are refused; they need the distances between any two of them."""
+    q_r, at = jax.ShapeDtypeStruct((1, 64, 2, 64), jnp.float32), jax.ShapeDtypeStruct((1, 64), jnp.int32)
+    r = jax.ShapeDtypeStruct((2, 64, 2 * keys), jnp.float32)
+    return flash_tpu.unsupported_reason(request(t=64, s=keys, bias=Relative(q_r=q_r, r=r, first=keys - 1, query_positions=at)))
+
+
+def test_too_many_distances_of_scattered_queries_are_refused_with_the_limit() -> None:
+    assert scattered_reason(2048) is None
+    assert scattered_reason(2049) == "with scattered queries it takes up to 4096 distances, and these are 4097"
+
+
 def test_distances_beyond_the_table_are_refused() -> None:
     with pytest.raises(attention.BadInput, match=r"needs the distances 127 \.\. -127, and has 128 \.\. -126"):
         request(bias=relative_bias(128, missing=1))

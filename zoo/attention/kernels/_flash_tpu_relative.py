@@ -48,7 +48,7 @@ class Positions:
         q_r = jnp.swapaxes(bias.q_r.astype(dtype) * factor, 1, 2)  # [B, N, T, E]
         q_r = jnp.pad(q_r, ((0, 0), (0, 0), (0, padded_t - q_r.shape[2]), (0, 0)))
         if plan.position == "scattered":
-            r = _columns(bias.r.astype(dtype), 0, distances(bias.first, plan.num_k * plan.block_k))
+            r = _columns(bias.r.astype(dtype), 0, num_distances(bias.first, plan.num_k * plan.block_k))
         else:
             blocks = plan.num_q + plan.num_k
             r = _columns(bias.r.astype(dtype), bias.first + 1 - padded_t, blocks * plan.block_k)
@@ -114,7 +114,7 @@ class Positions:
         return Positions(q_r=q_r.astype(self.q_r.dtype), r=sums.r.astype(self.r.dtype), q_s=q_s)
 
 
-def distances(first: int, keys: int) -> int:
+def num_distances(first: int, keys: int) -> int:
     """Return the number of distances that scattered queries need, a multiple of the lanes."""
     return -(-(first + keys) // LANES) * LANES
 

@@ -21,7 +21,7 @@ from zoo.attention.biases import Bias, Buckets, ByDistance, Relative
 from zoo.attention.kernels._flash_common import number_names, pad_axis, pad_mask, without_arrays
 from zoo.attention.kernels._flash_tpu_calls import Operands, attend
 from zoo.attention.kernels._flash_tpu_plan import LANES, Plan
-from zoo.attention.kernels._flash_tpu_relative import Positions, distances
+from zoo.attention.kernels._flash_tpu_relative import Positions, num_distances
 from zoo.attention.masks import Mask
 from zoo.attention.request import Request
 from zoo.sharding import target_platform
@@ -37,7 +37,9 @@ PALLAS = {pl: ("Buffered", "BlockSpec"), pltpu: ("CompilerParams", "PrefetchScal
 LONGEST_RELATIVE = 4096
 """Maximum number of queries, and of keys, with a relative bias: the gradients of keys, values and distances are kept."""
 SCATTERED = 2**19
-"""Maximum number of scores by distance of a block of scattered queries, which the kernels keep in the vector memory."""
+"""Maximum number of scores by distance of a block of scattered queries, which the kernels keep in the vector memory. A block has
+at least as many queries as there are lanes, so that there are up to 4,096 distances: with twice as many, the backward kernel fits
+the vector memory with a row of bfloat16 heads of 64, and does not with four."""
 
 
 def flash_tpu(
@@ -90,7 +92,7 @@ def flash_tpu(
 
 def unsupported_reason(request: Request) -> str | None:
     """Return why the kernels refuse a request; None if they do not."""
-    _, t, s, _, _, h = request.shape
+    (_, t, s, _, _, h), distances = request.shape, request.scattered_distances
     if missing := [name for module, names in PALLAS.items() for name in names if not hasattr(module, name)]:
         return f"Pallas of JAX {jax.__version__} has no {', no '.join(missing)}; install JAX 0.10.2 or newer"
     if h > LARGEST_HEAD:
@@ -103,6 +105,8 @@ def unsupported_reason(request: Request) -> str | None:
     if "relative bias" in request.features and max(t, s) * max(h, LANES) > LONGEST_RELATIVE * LANES:
         longest = LONGEST_RELATIVE * LANES // max(h, LANES)
         return f"with a relative bias it takes up to {longest} queries and keys of heads of {h}, and these are {t} and {s}"
+    if distances > SCATTERED // LANES:
+        return f"with scattered queries it takes up to {SCATTERED // LANES} distances, and these are {distances}"
     return None
 
 
@@ -112,7 +116,7 @@ def _tile_sizes(t: int, s: int, bias: Bias | None) -> tuple[int, int]:
         return _block(t), _block(s)
     if isinstance(bias, Relative) and bias.query_positions is not None:
         block_k = _block(s)
-        count = distances(bias.first, -(-s // block_k) * block_k)
+        count = num_distances(bias.first, -(-s // block_k) * block_k)
         return _block(t, max(LANES, SCATTERED // count // LANES * LANES)), block_k
     block = _block(max(t, s))  # the tiles of a bias by distance, and of the distances of consecutive queries, are square
     return block, block
