@@ -34,7 +34,7 @@ KERNELS = {
 
 
 @functools.cache
-def cells(chip: str, *options: str, plugins: str = "") -> dict[tuple[str, str, int], dict[str, Any]]:
+def cells(chip: str, *options: str, plugins: str = "", flags: str = "") -> dict[tuple[str, str, int], dict[str, Any]]:
     """Return what the compiler says, by feature, implementation and number of queries; in a process of its own."""
     if why := target_devices.unavailable_reason("tpu"):
         pytest.skip(why)
@@ -42,7 +42,7 @@ def cells(chip: str, *options: str, plugins: str = "") -> dict[tuple[str, str, i
     command = "import sys; from zoo.cli.main import main; sys.exit(main(sys.argv[1:]))"
     argv = ["bench", "attention", "--compiled", chip, "--json", *options]
     path = os.pathsep.join(filter(None, [str(ROOT), plugins]))
-    env = {"ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "JAX_PLATFORMS": None, "PYTHONPATH": path}
+    env = {"ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "JAX_PLATFORMS": None, "PYTHONPATH": path, "LIBTPU_INIT_ARGS": flags}
     ended = run_python("-c", command, *argv, env=env, timeout=1800)
     assert ended.code == 0, ended.stdout + ended.stderr
     rows = [json.loads(line) for line in ended.stdout.splitlines()]
@@ -116,11 +116,15 @@ def test_the_kernels_fit_the_memory_of_other_chips(chip: str) -> None:
 @pytest.mark.aot
 @pytest.mark.slow
 def test_temporaries_grow_with_the_rows() -> None:
-    """At 4,096 they are 225 MiB, 2.17 times less than at 8,192, probably because XLA does not count arrays in vector memory."""
-    shapes = [f"4,{length},{length},8,8,64" for length in (8192, 16384)]
-    table = cells("v5e", "--impl", "flash_tpu", "--feature", "t5", "--shape", *shapes)
-    short, long = (table["t5", "flash_tpu", length]["temporaries"] for length in (8192, 16384))
-    assert short < 640 * 2**20
+    """XLA counts only what is in the main memory, so the growth is that of programs that keep no array in the vector memory.
+
+    They have 352 MiB at 4,096 and 592 at 8,192. By default it is 225 and 489: up to 127 MiB are in the vector memory of 128.
+    """
+    options = ("v5e", "--impl", "flash_tpu", "--feature", "t5", "--shape")
+    shapes = [f"4,{length},{length},8,8,64" for length in (4096, 8192)]
+    assert cells(*options, shapes[1])["t5", "flash_tpu", 8192]["temporaries"] < 640 * 2**20
+    table = cells(*options, *shapes, flags="--xla_vf_vmem_memory_space_assignment=false")
+    short, long = (table["t5", "flash_tpu", length]["temporaries"] for length in (4096, 8192))
     assert long <= 2.1 * short
 
 
