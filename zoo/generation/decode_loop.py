@@ -19,8 +19,9 @@ from zoo.batch import Batch
 from zoo.generation import beam_search, sampling
 from zoo.generation.decoding_settings import Beams, Sampling
 from zoo.models import Model
+from zoo.nn.kv_cache import PER_LAYER
 from zoo.ops import counter_rng
-from zoo.ops.xla_cpu_workarounds import split_layers
+from zoo.ops.split_layers import split_cache, split_layers
 from zoo.precision import cast_params
 from zoo.sharding import BATCH, constrain
 
@@ -77,7 +78,7 @@ class DecodeState:
 def decoding_params(params: Any, dtype: Any) -> Any:
     """Return the parameters in the dtype of the arithmetic and the form that decoding reads fastest.
 
-    On one CPU device they are a copy (see `zoo.ops.xla_cpu_workarounds.split_layers`); elsewhere `params` themselves if they have
+    On one CPU device they are a copy (see `zoo.ops.split_layers.split_layers`); elsewhere `params` themselves if they have
     that dtype. All programs of this module take either form.
     """
     return split_layers(cast_params(params, dtype))
@@ -118,7 +119,7 @@ def start(
         real = jnp.where(prompts.segments > 0, prompts.tokens, decoder.vocabulary)
         seen = jnp.zeros((size, decoder.vocabulary), bool).at[jnp.arange(size)[:, None], real].set(True, mode="drop")
     state = DecodeState(
-        cache=decoder.model.init_cache(size, length + slots, decoder.dtype),
+        cache=split_cache(decoder.model.init_cache(size, length + slots, decoder.dtype), PER_LAYER, params),
         tokens=prompts.tokens[:, -1 - decoder.reread :],
         position=prompts.positions[:, -1],
         segment=prompts.segments[:, -1],
@@ -126,6 +127,8 @@ def start(
         seen=seen,
     )
     state, sampled = _step(decoder, settings, params, prompts, state)
+    # The step has added the keys and values of a source.
+    state = dataclasses.replace(state, cache=split_cache(state.cache, PER_LAYER, params))
     return state, jax.tree.map(lambda leaf: leaf[None], sampled)
 
 

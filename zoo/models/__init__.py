@@ -179,7 +179,7 @@ class Model:
         + T does not exceed the number of slots: JAX would silently overwrite the last ones. It may also move "at" back by fewer
         than T: the tokens of those slots are then read again.
 
-        On one CPU device generation calls it with `zoo.ops.xla_cpu_workarounds.split_layers(params)`, whose stacks are tuples of
+        On one CPU device generation calls it with `zoo.ops.split_layers.split_layers(params)`, whose stacks are tuples of
         layers and whose kernels are `OutputMajor`: `zoo.nn.layer_stack.run_stack` and `zoo.nn.layers.Linear` take both forms.
         """
         return self.module.decode(self.config, params, batch, cache)

@@ -23,6 +23,7 @@ from zoo.nn.kv_cache import append_tokens, empty_cache
 from zoo.nn.layer_stack import init_stack, run_stack
 from zoo.nn.layers import (
     KVCacheView,
+    LayerIndex,
     LayerNorm,
     Linear,
     Seeds,
@@ -89,7 +90,7 @@ def apply(cfg: Config, params: dict[str, Any], batch: Batch, *, seeds: Seeds = N
     masks = _masks(cfg, query_segments=batch.segments, key_segments=batch.segments)
     rotate = _rotate(cfg, jnp.arange(length)[None] if batch.positions is None else batch.positions)
 
-    def body(block: Block, x: Array, _: None, index: Array, kind: str, *, before: int) -> tuple[Array, None]:
+    def body(block: Block, x: Array, _: None, index: LayerIndex, kind: str, *, before: int) -> tuple[Array, None]:
         return constrain(block(x, masks[kind], rotate[kind], fold_seeds(seeds, before + index + 1)), BATCH), None
 
     x = _run(cfg, params, body, embedded(cfg, params["embed"], batch.tokens, seeds), remat=cfg.compute.remat)
@@ -120,7 +121,7 @@ def decode(
     )
     rotate = _rotate(cfg, new["positions"])
 
-    def body(block: Block, carry: Any, _: None, index: Array, kind: str, *, before: int) -> tuple[Any, None]:
+    def body(block: Block, carry: Any, _: None, index: LayerIndex, kind: str, *, before: int) -> tuple[Any, None]:
         x, k, v = carry
         x, past = block.decode(x, masks[kind], rotate[kind], KVCacheView(k=k, v=v, layer=before + index, at=at))
         return (constrain(x, BATCH), past.k, past.v), None

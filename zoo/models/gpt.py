@@ -21,6 +21,7 @@ from zoo.nn.layer_stack import init_stack, run_stack
 from zoo.nn.layers import (
     Embed,
     KVCacheView,
+    LayerIndex,
     LayerNorm,
     Mlp,
     Seeds,
@@ -70,7 +71,7 @@ def apply(cfg: Config, params: dict[str, Any], batch: Batch, *, seeds: Seeds = N
         raise ValueError(f"rows of {length} tokens in a model of {cfg.context} positions; use rows of at most {cfg.context}")
     x = dropout(_embed(params["embed"], batch.tokens, batch.positions), cfg.embedding_dropout, seeds, EMBEDDING_SITE)
 
-    def body(block: Block, x: Array, _: None, index: Array, attends: str) -> tuple[Array, None]:
+    def body(block: Block, x: Array, _: None, index: LayerIndex, attends: str) -> tuple[Array, None]:
         mask = Mask(
             causal=True,
             window=cfg.window if attends == "window" else None,
@@ -107,7 +108,7 @@ def decode(
     new, cached = append_tokens(batch, cache)
     at = cache["at"]
 
-    def body(block: Block, carry: Any, _: None, index: Array, attends: str) -> tuple[Any, None]:
+    def body(block: Block, carry: Any, _: None, index: LayerIndex, attends: str) -> tuple[Any, None]:
         x, k, v = carry
         mask = Mask(
             causal=True,

@@ -23,7 +23,7 @@ from zoo.nn.experts import Balance, Experts
 from zoo.nn.grouped_attention import GroupedSelfAttention
 from zoo.nn.kv_cache import append_tokens, empty_cache
 from zoo.nn.layer_stack import init_stack, run_stack
-from zoo.nn.layers import Embed, KVCacheView, RMSNorm, Seeds, fold_seeds, lookup, params_of, rms_norm, tied_logits
+from zoo.nn.layers import Embed, KVCacheView, LayerIndex, RMSNorm, Seeds, fold_seeds, lookup, params_of, rms_norm, tied_logits
 from zoo.ops import positions, rotary_frequencies
 from zoo.sharding import BATCH, Rules, constrain
 
@@ -79,7 +79,7 @@ def apply(cfg: Config, params: dict[str, Any], batch: Batch, *, seeds: Seeds = N
     masks = {"full": full, "window": dataclasses.replace(full, window=cfg.window)}
     rotate = _rotate(cfg, jnp.arange(length)[None] if batch.positions is None else batch.positions)
 
-    def body(block: Block, x: Array, _: None, index: Array, kind: str) -> tuple[Array, Balance]:
+    def body(block: Block, x: Array, _: None, index: LayerIndex, kind: str) -> tuple[Array, Balance]:
         x, even = block(x, masks[kind], batch.segments, rotate, fold_seeds(seeds, index + 1))
         return constrain(x, BATCH), even
 
@@ -113,7 +113,7 @@ def decode(
     masks = {"full": full, "window": dataclasses.replace(full, window=cfg.window)}
     rotate = _rotate(cfg, new["positions"])
 
-    def body(block: Block, carry: Any, _: None, index: Array, kind: str) -> tuple[Any, None]:
+    def body(block: Block, carry: Any, _: None, index: LayerIndex, kind: str) -> tuple[Any, None]:
         x, k, v = carry
         x, past = block.decode(x, masks[kind], new["segments"], rotate, KVCacheView(k=k, v=v, layer=index, at=at))
         return (constrain(x, BATCH), past.k, past.v), None

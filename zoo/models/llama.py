@@ -26,6 +26,7 @@ from zoo.nn.layers import (
     Embed,
     GatedMlp,
     KVCacheView,
+    LayerIndex,
     RMSNorm,
     Seeds,
     fold_seeds,
@@ -84,7 +85,7 @@ def apply(cfg: Config, params: dict[str, Any], batch: Batch, *, seeds: Seeds = N
     mask = Mask(causal=True, query_segments=batch.segments, key_segments=batch.segments)
     rotate = _rotate(cfg, jnp.arange(length)[None] if batch.positions is None else batch.positions)
 
-    def body(block: Block, x: Array, _: None, index: Array, kind: str) -> tuple[Array, None]:
+    def body(block: Block, x: Array, _: None, index: LayerIndex, kind: str) -> tuple[Array, None]:
         return constrain(block(x, mask, rotate[kind], fold_seeds(seeds, index + 1)), BATCH), None
 
     x, _ = _run(cfg, params, body, _embed(params, batch.tokens), remat=cfg.compute.remat)
@@ -115,7 +116,7 @@ def decode(
     )
     rotate = _rotate(cfg, new["positions"])
 
-    def body(block: Block, carry: Any, _: None, index: Array, kind: str) -> tuple[Any, None]:
+    def body(block: Block, carry: Any, _: None, index: LayerIndex, kind: str) -> tuple[Any, None]:
         x, k, v = carry
         x, past = block.decode(x, mask, rotate[kind], KVCacheView(k=k, v=v, layer=index, at=at))
         return (constrain(x, BATCH), past.k, past.v), None

@@ -21,7 +21,7 @@ from zoo.hf.param_name_types import ParamName
 from zoo.nn import encoder, task_heads
 from zoo.nn.encoder import DENSE, initializer, linear
 from zoo.nn.layer_stack import init_stack, run_stack
-from zoo.nn.layers import LayerNorm, Seeds, fold_seeds, layer_norm, params_of
+from zoo.nn.layers import LayerIndex, LayerNorm, Seeds, fold_seeds, layer_norm, params_of
 from zoo.nn.modernbert_layer import DEVIATION, Block, Embeddings, embedded, output_deviation
 from zoo.nn.task_heads import Head
 from zoo.ops import positions
@@ -73,7 +73,7 @@ def apply(cfg: Config, params: dict[str, Any], batch: Batch, *, seeds: Seeds = N
     bases = {"global": cfg.global_base, "local": cfg.local_base}
     rotations = {kind: positions.rotation(at, cfg.head, base=base) for kind, base in bases.items()}
 
-    def body(block: Block, x: Array, _: None, index: Array, kind: str, *, before: int) -> tuple[Array, None]:
+    def body(block: Block, x: Array, _: None, index: LayerIndex, kind: str, *, before: int) -> tuple[Array, None]:
         rotate = functools.partial(positions.rotate, rotation=rotations[kind])
         return constrain(block(x, masks[kind], rotate, fold_seeds(seeds, before + index + 1)), BATCH), None
 

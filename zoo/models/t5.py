@@ -30,6 +30,7 @@ from zoo.nn.layers import (
     GatedMlp,
     Init,
     KVCacheView,
+    LayerIndex,
     Mlp,
     RMSNorm,
     Seeds,
@@ -111,7 +112,7 @@ def apply(cfg: Config, params: dict[str, Any], batch: Batch, *, seeds: Seeds = N
     shift = _relative(cfg, params, DECODER, length, length)
     decoder_seeds = fold_seeds(seeds, DECODER)
 
-    def body(block: Block, x: Array, _: None, index: Array, __: None) -> tuple[Array, None]:
+    def body(block: Block, x: Array, _: None, index: LayerIndex, __: None) -> tuple[Array, None]:
         layer_seeds = fold_seeds(decoder_seeds, index + 1)
         x = block.attend(x, mask, block.shift(shift, DECODER, length, length), layer_seeds)
         if block.cross is not None and source is not None:
@@ -159,7 +160,7 @@ def decode(
     )
     shift = _relative(cfg, params, DECODER, length, slots, at)
 
-    def body(block: Block, carry: Any, source: Any, index: Array, _: None) -> tuple[Any, None]:
+    def body(block: Block, carry: Any, source: Any, index: LayerIndex, _: None) -> tuple[Any, None]:
         x, k, v = carry
         view, bias = KVCacheView(k=k, v=v, layer=index, at=at), block.shift(shift, DECODER, length, slots, at)
         y, past = block.attention.decode(block.norm1(x), mask, view, shift=bias, scale=SCALE, impl=cfg.compute.attention)
@@ -212,7 +213,7 @@ def _encode(cfg: Config, params: dict[str, Any], source: Batch, seeds: Seeds) ->
     mask = Mask(query_segments=source.segments, key_segments=source.segments)
     shift = _relative(cfg, params, ENCODER, length, length)
 
-    def body(block: Block, x: Array, _: None, index: Array, __: None) -> tuple[Array, None]:
+    def body(block: Block, x: Array, _: None, index: LayerIndex, __: None) -> tuple[Array, None]:
         layer_seeds, bias = fold_seeds(seeds, index + 1), block.shift(shift, ENCODER, length, length)
         return constrain(block.feed_forward(block.attend(x, mask, bias, layer_seeds), layer_seeds), BATCH), None
 

@@ -23,6 +23,7 @@ from zoo.nn.layers import (
     Embed,
     Init,
     KVCacheView,
+    LayerIndex,
     LayerNorm,
     Mlp,
     Seeds,
@@ -95,7 +96,7 @@ def apply(cfg: Config, params: dict[str, Any], batch: Batch, *, seeds: Seeds = N
     mask = Mask(causal=True, query_segments=batch.segments, key_segments=batch.segments)
     source_mask, decoder_seeds = cross_mask(batch.segments, batch.tokens, batch.source), fold_seeds(seeds, DECODER)
 
-    def body(block: Block, x: Array, _: None, index: Array, __: None) -> tuple[Array, None]:
+    def body(block: Block, x: Array, _: None, index: LayerIndex, __: None) -> tuple[Array, None]:
         assert block.cross is not None
         layer_seeds = fold_seeds(decoder_seeds, index + 1)
         x = block.attend_source(block.attend(x, mask, layer_seeds), *block.cross.read(source), source_mask, layer_seeds)
@@ -133,7 +134,7 @@ def decode(
         key_positions=cached["positions"],
     )
 
-    def body(block: Block, carry: Any, source: Any, index: Array, _: None) -> tuple[Any, None]:
+    def body(block: Block, carry: Any, source: Any, index: LayerIndex, _: None) -> tuple[Any, None]:
         x, k, v = carry
         y, past = block.attention.decode(
             x, mask, KVCacheView(k=k, v=v, layer=index, at=at), impl=cfg.compute.attention, scale=block.scale
@@ -182,7 +183,7 @@ def flops(cfg: Config, batch: Batch) -> float:
 def _encode(cfg: Config, params: dict[str, Any], source: Batch, seeds: Seeds) -> Float[Array, "B S D"]:
     mask = Mask(query_segments=source.segments, key_segments=source.segments)
 
-    def body(block: Block, x: Array, _: None, index: Array, __: None) -> tuple[Array, None]:
+    def body(block: Block, x: Array, _: None, index: LayerIndex, __: None) -> tuple[Array, None]:
         layer_seeds = fold_seeds(seeds, index + 1)
         return constrain(block.feed_forward(block.attend(x, mask, layer_seeds), layer_seeds), BATCH), None
 

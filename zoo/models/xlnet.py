@@ -27,7 +27,7 @@ from zoo.nn import encoder, task_heads
 from zoo.nn.encoder import DENSE, initializer, linear
 from zoo.nn.kv_cache import add_slots, append_tokens, empty_cache
 from zoo.nn.layer_stack import init_stack, run_stack
-from zoo.nn.layers import Embed, KVCacheView, Seeds, dropout, fold_seeds, lookup, params_of
+from zoo.nn.layers import Embed, KVCacheView, LayerIndex, Seeds, dropout, fold_seeds, lookup, params_of
 from zoo.nn.task_heads import Head
 from zoo.nn.xlnet_layer import Block, Keys, Stream, Vectors
 from zoo.ops import positions
@@ -90,7 +90,7 @@ def apply(cfg: Config, params: dict[str, Any], batch: Batch, *, seeds: Seeds = N
     reused = min(cfg.reuse or length, length)
     content_seeds, query_seeds = fold_seeds(seeds, CONTENT), fold_seeds(seeds, QUERY)
 
-    def body(block: Block, streams: Any, memory: Any, index: Array, _: None) -> tuple[Any, Any]:
+    def body(block: Block, streams: Any, memory: Any, index: LayerIndex, _: None) -> tuple[Any, Any]:
         x, g = streams
         key_inputs = x if memory is None else jnp.concatenate([memory.astype(x.dtype), x], axis=1)  # [B, M + T, D]
         keys = Keys.of(block.attention, key_inputs, encodings, sign, key_types)
@@ -169,7 +169,7 @@ def decode(
     # Slice the distances from (last query - first key) downward.
     needed = jax.lax.dynamic_slice_in_dim(r, slots - at - length, slots + length, axis=3)
 
-    def body(block: Block, carry: Any, r: Array, index: Array, _: None) -> tuple[Any, None]:
+    def body(block: Block, carry: Any, r: Array, index: LayerIndex, _: None) -> tuple[Any, None]:
         x, g, k, v = carry
         past = KVCacheView(k=k, v=v, layer=index, at=at).write(*block.attention.read(x))
         k, v = past.read()
@@ -262,7 +262,7 @@ def _every_distance(cfg: Config, params: dict[str, Any], slots: int) -> Float[Ar
     """Return projected encodings of the X distances S, S - 1, ..., 1 - S; a query may be after all S slots."""
     encodings = positions.relative_sinusoids(slots, 2 * slots, cfg.width)
 
-    def body(block: Block, carry: None, _: None, index: Array, __: None) -> tuple[None, Array]:
+    def body(block: Block, carry: None, _: None, index: LayerIndex, __: None) -> tuple[None, Array]:
         return carry, block.attention.distances(encodings, parts=1)
 
     _, r = _run(cfg, params, body, None)

@@ -16,7 +16,20 @@ from zoo.configs._encoder import BodyConfig, EncoderConfig, Task
 from zoo.hf.param_name_types import ParamName, ParamNames
 from zoo.nn import task_heads
 from zoo.nn.layer_stack import init_stack, run_stack
-from zoo.nn.layers import Embed, Init, LayerNorm, Mlp, Seeds, SelfAttention, dropout, fold_seeds, layer_norm, lookup, params_of
+from zoo.nn.layers import (
+    Embed,
+    Init,
+    LayerIndex,
+    LayerNorm,
+    Mlp,
+    Seeds,
+    SelfAttention,
+    dropout,
+    fold_seeds,
+    layer_norm,
+    lookup,
+    params_of,
+)
 from zoo.nn.task_heads import Head
 from zoo.sharding import BATCH, constrain
 
@@ -57,7 +70,7 @@ class Family(Generic[Config]):
         x = dropout(_embed(cfg, params["embed"], batch), cfg.dropout, seeds, EMBEDDING_SITE)
         mask = Mask(causal=cfg.causal, query_segments=batch.segments, key_segments=batch.segments)
 
-        def body(block: Block, x: Array, _: None, index: Array, __: None) -> tuple[Array, None]:
+        def body(block: Block, x: Array, _: None, index: LayerIndex, __: None) -> tuple[Array, None]:
             return constrain(block(x, mask, fold_seeds(seeds, index + 1)), BATCH), None
 
         compute = cfg.compute

@@ -10,7 +10,12 @@ from jaxtyping import Array, Float, Int
 from zoo.attention.local_arrays import HEADS
 from zoo.attention.masks import Mask
 from zoo.batch import Batch
+from zoo.nn.layers import LayerIndex
+from zoo.ops.split_layers import SplitLayers
 from zoo.sharding import BATCH, constrain
+
+PER_LAYER = ("k", "v", "source_k", "source_v")
+"""Names of the arrays of a cache whose first axis is over layers and which each layer reads with its number."""
 
 
 def empty_cache(layers: int, rows: int, length: int, heads: int, head: int, dtype: Any) -> dict[str, Any]:
@@ -30,7 +35,9 @@ def add_slots(cache: dict[str, Any], length: int) -> dict[str, Any]:
     more = length - cache["k"].shape[3]
     axes = {"k": 3, "v": 3, "segments": 1, "positions": 1, "order": 1}
 
-    def add(array: Array, axis: int) -> Array:
+    def add(array: Array | SplitLayers, axis: int) -> Array | SplitLayers:
+        if isinstance(array, SplitLayers):
+            return array.map(lambda layer: jnp.pad(layer, ((0, 0), (0, 0), (0, more), (0, 0))))  # [B, K, S, H]
         widths = [(0, more if at == axis else 0) for at in range(array.ndim)]
         return constrain(jnp.pad(array, widths), *((None, BATCH, HEADS) if array.ndim == 5 else (BATCH,)))
 
@@ -64,7 +71,7 @@ def source_entries(run: Callable[..., Any], hidden: Float[Array, "B S D"], sourc
         hidden: the encoder's hidden states.
     """
 
-    def body(block: Any, carry: None, _: None, index: Array, __: None) -> tuple[None, Any]:
+    def body(block: Any, carry: None, _: None, index: LayerIndex, __: None) -> tuple[None, Any]:
         k, v = block.cross.read(hidden)
         return carry, (jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2))
 

@@ -9,6 +9,7 @@ from flax import nnx
 from jaxtyping import Array
 
 from zoo.nn.layers import params_of
+from zoo.ops.split_layers import layer_slice
 
 # Remat policies by name: the values that the forward pass saves for the backward pass. None: all of them.
 POLICIES: dict[str, Callable[..., Any] | None] = {
@@ -37,7 +38,7 @@ def run_stack(
     """Scan `body(module, carry, x, index, kind) -> (carry, y)` over the layers.
 
     `params` and `per_layer` (for example XLNet's memory) have a slice for each layer and are scanned; or `params` are those of
-    `zoo.ops.xla_cpu_workarounds.split_layers`, over which this function loops. `body` closes over values
+    `zoo.ops.split_layers.split_layers`, over which this function loops. `body` closes over values
     that all layers share. `carry` has the values that are updated in place, such as a KV cache. `index` is the layer's number and
     `kind` the entry of the static `pattern`, which repeats over the layers; its length must divide their number.
 
@@ -47,8 +48,8 @@ def run_stack(
     if isinstance(params, tuple):
         ys = []
         for index, leaves in enumerate(params):
-            x = jax.tree.map(lambda leaf, index=index: leaf[index], per_layer)
-            carry, y = body(nnx.merge(graph, leaves), carry, x, jnp.int32(index), pattern[index % len(pattern)])
+            x = layer_slice(per_layer, index)
+            carry, y = body(nnx.merge(graph, leaves), carry, x, index, pattern[index % len(pattern)])
             ys.append(y)
         return carry, jax.tree.map(lambda *leaves: jnp.stack(leaves), *ys)
     layers = jax.tree.leaves(params)[0].shape[0]

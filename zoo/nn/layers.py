@@ -24,11 +24,14 @@ from zoo.attention.local_arrays import HEADS
 from zoo.attention.masks import Mask
 from zoo.configs import Activation
 from zoo.ops import counter_rng
+from zoo.ops.split_layers import SplitLayers
 from zoo.ops.xla_cpu_workarounds import OutputMajor, broadcast_rows, mask_padding, merge_rows, product
 from zoo.sharding import BATCH, constrain
 
 Init = Callable[..., Array]
 Seeds = UInt32[Array, "B 2"] | None
+LayerIndex = int | Int[Array, ""]
+"""The number of a layer: an int where `zoo.nn.layer_stack.run_stack` loops in Python, and an array inside its scan."""
 
 VOCABULARY_MULTIPLE = 128
 """Vocabulary tables are stored padded to a multiple of this, so that devices can share their rows; published sizes seldom fit."""
@@ -192,28 +195,38 @@ class KVCacheView:
     """The view that one layer has of the keys and values of all layers.
 
     The arrays are the carry of the scan over layers and are updated in place. As scanned inputs and outputs, every layer's cache
-    would be copied for every token.
+    would be copied for every token. On one CPU device each layer has its own (`zoo.ops.split_layers.split_cache`).
     """
 
-    k: Float[Array, "L B K S H"]
-    v: Float[Array, "L B K S H"]
-    layer: Int[Array, ""]
+    k: Float[Array, "L B K S H"] | SplitLayers
+    v: Float[Array, "L B K S H"] | SplitLayers
+    layer: LayerIndex
     at: Int[Array, ""]
     """Slot of the first new token."""
 
     def write(self, k: Float[Array, "B T K H"], v: Float[Array, "B T K H"]) -> "KVCacheView":
         """Return the view with the new tokens' keys and values in the slots from `at` on."""
 
-        def updated(cache: Array, new: Array) -> Array:
+        def updated(cache: Array | SplitLayers, new: Array) -> Array | SplitLayers:
+            slots = jnp.swapaxes(new, 1, 2)  # [B, K, T, H]
+            if isinstance(cache, SplitLayers):
+                assert isinstance(self.layer, int)
+                return cache.replaced(self.layer, jax.lax.dynamic_update_slice(cache[self.layer], slots, (0, 0, self.at, 0)))
             start = (self.layer, 0, 0, self.at, 0)
-            return constrain(jax.lax.dynamic_update_slice(cache, jnp.swapaxes(new, 1, 2)[None], start), None, BATCH, HEADS)
+            return constrain(jax.lax.dynamic_update_slice(cache, slots[None], start), None, BATCH, HEADS)
 
         return dataclasses.replace(self, k=updated(self.k, k), v=updated(self.v, v))
 
     def read(self) -> tuple[Float[Array, "B S K H"], Float[Array, "B S K H"]]:
         """Return the keys and values of the layer in all slots."""
-        layers = (jax.lax.dynamic_index_in_dim(cache, self.layer, keepdims=False) for cache in (self.k, self.v))
-        k, v = (jnp.swapaxes(layer, 1, 2) for layer in layers)
+
+        def entries(cache: Array | SplitLayers) -> Array:
+            if isinstance(cache, SplitLayers):
+                assert isinstance(self.layer, int)
+                return cache[self.layer]
+            return jax.lax.dynamic_index_in_dim(cache, self.layer, keepdims=False)
+
+        k, v = (jnp.swapaxes(entries(cache), 1, 2) for cache in (self.k, self.v))
         return k, v
 
 

@@ -8,7 +8,8 @@ plain forms. On other devices, and on a mesh where the fast form would split or 
 `benchmarks/results/step-gains_xeon-2-cores_2026-11-26.md`. To see whether a workaround is still needed, compare `zoo bench step
 gpt2` with and without it.
 
-Three choices for the CPU are inside other functions: `zoo.nn.layers.gelu` has erf instead of erfc, `zoo.nn.layer_stack.run_stack`
+`zoo.ops.split_layers` has the forms of parameters and caches that it reads in place. Three choices for the CPU are inside other
+functions: `zoo.nn.layers.gelu` has erf instead of erfc, `zoo.nn.layer_stack.run_stack`
 does not reshape a stack of equal layers, and `zoo.generation.sampling` selects tokens without a sort. The flags that keep the
 compiler from wrong numbers are in `zoo.runtime.jax_setup`.
 """
@@ -77,32 +78,6 @@ class OutputMajor:
     def __getitem__(self, key: Any) -> "OutputMajor":
         """Return the object itself, because parameters of a module are read by `[...]`."""
         return self
-
-
-def split_layers(params: dict[str, Any]) -> dict[str, Any]:
-    """Return parameters for products with few rows: each stack "layers" as a tuple of the layers' own, kernels as `OutputMajor`.
-
-    `zoo.nn.layer_stack.run_stack` takes either form. Elsewhere than on one CPU device the parameters are returned unchanged.
-
-    XLA on CPU copies each layer's slice out of a stack before it reads it. With few rows that costs more than the
-    product: with gpt2's layers split, a token of one text takes 0.5 of the time.
-    Remove when a product reads a slice in place.
-    """
-
-    def own(path: Any, leaf: Array, index: int) -> Any:
-        # A token is multiplied with few of the experts' kernels, each by itself: they stay as they are.
-        is_linear = path[-1].key == "kernel" and leaf.ndim > 2 and all(entry.key != "experts" for entry in path)
-        return OutputMajor(leaf[index].T) if is_linear else leaf[index]
-
-    def split(name: str, tree: Any) -> Any:
-        if not isinstance(tree, dict):
-            return tree
-        if name != "layers":
-            return {key: split(key, value) for key, value in tree.items()}
-        count = len(jax.tree.leaves(tree)[0])
-        return tuple(jax.tree_util.tree_map_with_path(functools.partial(own, index=index), tree) for index in range(count))
-
-    return split("", params) if single_cpu() else params
 
 
 def _has_few_rows(x: Array, summed: int) -> bool:

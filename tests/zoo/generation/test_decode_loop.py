@@ -53,7 +53,8 @@ def continued(family: str, reread: int = 0) -> Any:
         begin = np.zeros((2, 1), np.int32)
         prompts = Batch(tokens=begin, segments=begin + 1, positions=begin, source=prompts)
     decoder = Decoder(net, 300, np.dtype("float32"), reread=reread, log_probs=True)
-    arguments = (random_params(net), prompts, np.uint32(3), np.arange(4, dtype=np.uint32).reshape(2, 2))
+    params = jax.jit(decode_loop.decoding_params, static_argnums=1)(random_params(net), decoder.dtype)
+    arguments = (params, prompts, np.uint32(3), np.arange(4, dtype=np.uint32).reshape(2, 2))
     parts = list(decode_loop.continuation(decoder, Sampling(), *arguments, limit=LIMIT, chunk=2))
     return tuple(np.concatenate([np.asarray(getattr(part, name)) for part in parts]) for name in ("tokens", "log_probs"))
 

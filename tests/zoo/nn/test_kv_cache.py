@@ -19,6 +19,8 @@ from zoo.attention.masks import Mask
 from zoo.batch import Batch
 from zoo.generation.decode_loop import decoding_params
 from zoo.models import Model
+from zoo.nn.kv_cache import PER_LAYER
+from zoo.ops.split_layers import split_cache
 
 every_generator = pytest.mark.parametrize(
     "family", [family if family == "t5" else pytest.param(family, marks=pytest.mark.full) for family in GENERATORS]
@@ -73,7 +75,7 @@ def decoded(net: Model, params: Any, batch: Batch, cuts: tuple[int, ...], slots:
     """Hidden states of a batch decoded in pieces that end at `cuts`, and the cache at the end."""
     decode, cache, found = jax.jit(net.decode), net.init_cache(batch.tokens.shape[0], slots, jnp.float32), []
     for first, last in zip((0, *cuts[:-1]), cuts, strict=True):
-        hidden, cache = decode(params, part(batch, first, last), cache)
+        hidden, cache = decode(params, part(batch, first, last), split_cache(cache, PER_LAYER, params))
         found.append(hidden)
     return np.concatenate(found, 1), cache
 
@@ -134,7 +136,7 @@ def leaky(net: Model, params: Any, batch: Batch, changes: dict[str, Any]) -> np.
     ],
 )
 def test_layers_that_are_split_decode_as_their_stack(family: str, changes: dict[str, Any]) -> None:
-    """Both forms of the parameters: a prompt at once, then token by token."""
+    """Both forms of the parameters and the cache: a prompt at once, then token by token."""
     net = small(family, **changes)
     params = random_params(net)
     split = jax.jit(lambda params: decoding_params(params, jnp.dtype("float32")))(params)
@@ -208,6 +210,26 @@ def test_the_cache_is_written_in_place(family: str) -> None:
     # scores and weights of two attentions.
     scores = 4 * 8 * net.config.heads * 512
     assert memory.temp_size_in_bytes < 2 * size / net.config.layers + 4 * scores
+
+
+@pytest.mark.planted
+@every_generator
+def test_a_split_cache_is_written_and_read_in_place(family: str) -> None:
+    """No layer's keys and values are copied before they are read, as they are from a stack."""
+    net = small(family)
+    params = jax.eval_shape(lambda params: decoding_params(params, jnp.dtype("float32")), shapes(net))
+    tokens = jnp.zeros((8, 1), jnp.int32)
+    cache = jax.eval_shape(lambda params: first_call(net, params, tokens)[1], shapes(net))
+    split = jax.eval_shape(lambda cache: split_cache(cache, PER_LAYER, params), cache)
+
+    def temporaries(cache: Any) -> int:
+        step = jax.jit(lambda params, tokens, cache: net.decode(params, Batch(tokens=tokens), cache), donate_argnums=2)
+        memory = step.lower(params, tokens, cache).compile().memory_analysis()
+        assert memory.alias_size_in_bytes >= sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(cache))
+        return memory.temp_size_in_bytes
+
+    a_layer = split["k"][0].size * split["k"].dtype.itemsize
+    assert temporaries(split) < a_layer <= temporaries(cache)
 
 
 ON_MESHES = {("gpt", (8, 1, 1)), ("xlnet", (8, 1, 1)), ("t5", (2, 2, 2)), ("transformer", (2, 2, 2))}

@@ -69,16 +69,6 @@ def test_products_of_few_rows(rows: int, summed: int, rng: np.random.Generator) 
         np.testing.assert_array_less(np.abs(product - expected), bound)
 
 
-def test_parameters_are_split_into_layers_on_one_cpu_device_only(place) -> None:
-    params = {"layers": {"up": {"kernel": jnp.arange(24.0).reshape(2, 3, 4), "bias": jnp.ones((2, 4))}}, "embed": jnp.ones(2)}
-    split = jax.jit(xla_cpu_workarounds.split_layers)(params)
-    assert isinstance(split["layers"], tuple) == single_cpu()
-    if single_cpu():
-        for index, layer in enumerate(split["layers"]):
-            np.testing.assert_array_equal(layer["up"]["kernel"].array.T, params["layers"]["up"]["kernel"][index])
-            np.testing.assert_array_equal(layer["up"]["bias"], params["layers"]["up"]["bias"][index])
-
-
 def test_log_sum_exp_of_non_finite_values() -> None:
     rows = np.array([[0, np.inf, 1, 2], [np.nan, 0, 1, 2], [-np.inf, 0, 0, 0], [-np.inf] * 4], np.float32)
     np.testing.assert_allclose(xla_cpu_workarounds.log_sum_exp(jnp.asarray(rows)), [np.inf, np.nan, np.log(3), -np.inf])
@@ -173,4 +163,4 @@ def test_no_other_file_asks_for_the_cpu_or_has_a_barrier() -> None:
     sources = {path.relative_to(ROOT).as_posix(): path.read_text() for path in (ROOT / "zoo").rglob("*.py")}
     words = ("single_cpu", "optimization_barrier", "with_layout_constraint")
     files = {file for file, source in sources.items() if any(word in source for word in words)}
-    assert files == {"zoo/ops/xla_cpu_workarounds.py", "zoo/sharding.py"}
+    assert files == {"zoo/ops/split_layers.py", "zoo/ops/xla_cpu_workarounds.py", "zoo/sharding.py"}
