@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental.layout import Layout, with_layout_constraint
-from jaxtyping import Array, Bool, Float, Shaped
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from zoo.sharding import single_cpu, target_platform
 
@@ -64,7 +64,8 @@ class OutputMajor:
 
     XLA on CPU: a product of 2 to 64 rows with a kernel that is stored as [in, out] reads it at 0.1 to 0.5 of the rate at which
     memory is copied, and as the first operand, stored as [out, in], at 0.2 to 0.65. With 8 rows, a token of gpt2 takes 0.5 of the
-    time.
+    time. A bfloat16 kernel is multiplied with two equal rows instead of one, which takes 0.4 of the time: about as long as one
+    row and a float32 kernel.
     Remove when x [R, in] . kernel [in, out] takes as long.
     """
 
@@ -86,6 +87,8 @@ def _has_few_rows(x: Array, summed: int) -> bool:
 
 def _kernel_first(x: Array, reversed_kernel: Array, summed: int) -> Array:
     outputs, leading = reversed_kernel.ndim - summed, x.ndim - summed
+    if x.dtype == jnp.bfloat16 and math.prod(x.shape[:leading]) == 1:
+        return _kernel_first(jnp.concatenate([x, x]), reversed_kernel, summed)[:1]
     # In the order of the kernel's axes: the compiler transposes x, which is small, to fit it.
     y = _contracted(reversed_kernel, x, range(outputs, reversed_kernel.ndim), range(x.ndim - 1, leading - 1, -1))  # [*E, *B]
     return jnp.transpose(y, (*range(outputs, y.ndim), *range(outputs - 1, -1, -1)))
@@ -177,17 +180,42 @@ distance_products.defvjp(_distance_products_fwd, _distance_products_bwd)
 # --- reductions -----------------------------------------------------------------------------------------------------------------
 
 
-def row_max(x: Float[Array, "*B S"]) -> Float[Array, "*B"]:
+def row_max(x: Shaped[Array, "*B S"]) -> Shaped[Array, "*B"]:
     """Return maxima along the last axis, by repeatedly taking the maximum of its two halves.
 
     XLA on CPU: it splits a reduction of more than 32 numbers into windows of 32, which it reads one number at a time. For the
     maxima of two halves it uses vector instructions and takes a third to a tenth of the time.
     Remove when `x.max(-1)` is vectorized.
     """
-    while x.shape[-1] % 2 == 0 and x.shape[-1] > 16:
-        half = x.shape[-1] // 2
-        x = jnp.maximum(x[..., :half], x[..., half:])
+    while x.shape[-1] > 16:
+        # The halves of an odd number of columns share the middle one.
+        half = -(-x.shape[-1] // 2)
+        x = jnp.maximum(x[..., :half], x[..., -half:])
     return x.max(-1)
+
+
+def row_argmax(x: Float[Array, "*B S"]) -> Int[Array, "*B"]:
+    """Return the index of the largest number along the last axis, int32: the first of equal ones, and any in a row with a NaN.
+
+    XLA on CPU: see `row_max`. It also computes x, such as Gumbel noise, in the loop that reads one number at a time. For
+    [32, 32128] numbers this takes 0.4 instead of 7.3 ms, and with their noise 4.8 instead of 30 ms.
+    Remove when `jnp.argmax` is vectorized.
+    """
+    if not single_cpu():
+        return jnp.argmax(x, axis=-1).astype(jnp.int32)
+    # Without the barrier x would be computed twice.
+    x, size = lax.optimization_barrier(x), x.shape[-1]
+    reversed_index = jnp.arange(size - 1, -1, -1, dtype=jnp.int32)
+    return size - 1 - row_max(jnp.where(x == row_max(x)[..., None], reversed_index, 0))
+
+
+def all_finite(x: Float[Array, "*B S"]) -> Bool[Array, "*B"]:
+    """Return whether all numbers along the last axis are finite.
+
+    XLA on CPU: see `row_max`. The gain was not measured alone.
+    Remove when `jnp.isfinite(x).all(-1)` is vectorized.
+    """
+    return jnp.isfinite(row_max(jnp.abs(x))) if single_cpu() else jnp.isfinite(x).all(-1)
 
 
 def row_sum(x: Float[Array, "*B S"]) -> Float[Array, "*B"]:

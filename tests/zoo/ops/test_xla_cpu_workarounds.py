@@ -83,6 +83,39 @@ def test_rows(rng: np.random.Generator) -> None:
         assert (error <= (16 + np.log2(columns)) * UNIT * np.abs(x).sum(-1)).all(), columns
 
 
+@pytest.mark.parametrize("rows", [1, 2])
+def test_products_of_a_bfloat16_row(rows: int, rng: np.random.Generator) -> None:
+    """One row, which is multiplied twice, and two rows have sums in float32 of the products of rounded numbers."""
+    x, kernel = (jnp.asarray(rng.normal(size=shape), jnp.bfloat16) for shape in ((rows, 1, 6), (6, 3, 5)))
+    exact = [np.asarray(array, np.float64) for array in (x, kernel)]
+    found = xla_cpu_workarounds.product(x, xla_cpu_workarounds.OutputMajor(kernel.T), 1)
+    assert found.dtype == jnp.float32 and found.shape == (rows, 1, 3, 5)
+    bound = 6 * 2 * UNIT * np.tensordot(*map(np.abs, exact), 1)
+    np.testing.assert_array_less(np.abs(found - np.tensordot(*exact, 1)), bound)
+
+
+@pytest.mark.planted
+@pytest.mark.parametrize("columns", [1, 16, 17, 1000, 4099])
+def test_the_index_of_a_row_s_maximum(place, columns: int, rng: np.random.Generator) -> None:
+    """Compare with numpy, also where many numbers are equal: the first of them counts, which the last one would not pass."""
+    x = np.concatenate([rng.normal(size=(3, columns)), rng.integers(0, 3, (4, columns)), np.full((1, columns), -np.inf)])
+    rows = place(x.astype(np.float32)) if columns % 4 == 0 else jnp.asarray(x, jnp.float32)
+    found = np.asarray(jax.jit(xla_cpu_workarounds.row_argmax)(rows))
+    assert found.dtype == np.int32 and np.array_equal(found, x.argmax(-1))
+    last = columns - 1 - x[:, ::-1].argmax(-1)
+    assert columns == 1 or not np.array_equal(found, last)
+    damaged = x.astype(np.float32)
+    damaged[0, -1] = np.nan
+    assert 0 <= int(xla_cpu_workarounds.row_argmax(jnp.asarray(damaged))[0]) < columns
+
+
+def test_rows_without_a_number_that_is_not_finite(place) -> None:
+    x = np.zeros((8, 20), np.float32)
+    x[1, 3], x[2, 19], x[3, 0] = np.nan, np.inf, -np.inf
+    found = jax.jit(xla_cpu_workarounds.all_finite)(place(x))
+    assert np.array_equal(found, [True, False, False, False, True, True, True, True])
+
+
 def assert_square_sum(x: np.ndarray, found: jax.Array) -> None:
     """Compare with float64: 16 rows and 4 times windows of 32 err like a random walk: 4 sqrt(144) / 3 units of 2^-24."""
     assert float(found) == pytest.approx(np.square(x, dtype=np.float64).sum(), rel=16 * UNIT)
