@@ -1,0 +1,25 @@
+"""The measurement of generation: which matrices count as read for a token."""
+
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+
+from benchmarks.micro import generation
+from tests.support.small import random_params, small
+
+OPTIONS = SimpleNamespace(precision="float32", tokens=4, prompt=5)
+
+
+@pytest.mark.parametrize(("family", "in_a_layer"), [("gpt", 4), ("t5", 6), ("xlnet", 5)])
+def test_the_matrices_of_a_token(family: str, in_a_layer: int) -> None:
+    """Those of the decoder's layers and the vocabulary, and not those that read a source or positions."""
+    net = small(family)
+    prompts = np.ones((2, OPTIONS.prompt), np.int32)
+    _, matrices = generation._ours(net, random_params(net), prompts, OPTIONS)
+    layers = getattr(net.config, "decoder_layers", net.config.layers)
+    assert len(matrices) == in_a_layer * layers + 1
+    assert all(matrix.ndim == 2 for matrix in matrices) and matrices[-1].shape[1] == net.config.width
+    total = sum(leaf.size for leaf in jax.tree.leaves(random_params(net)))
+    assert sum(matrix.size for matrix in matrices) < total
