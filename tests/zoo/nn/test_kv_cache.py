@@ -224,7 +224,7 @@ def test_a_split_cache_is_written_and_read_in_place(family: str) -> None:
 
     def temporaries(cache: Any) -> int:
         step = jax.jit(lambda params, tokens, cache: net.decode(params, Batch(tokens=tokens), cache), donate_argnums=2)
-        memory = step.lower(params, tokens, cache).compile().memory_analysis()
+        memory: Any = step.lower(params, tokens, cache).compile().memory_analysis()
         assert memory.alias_size_in_bytes >= sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(cache))
         return memory.temp_size_in_bytes
 

@@ -87,11 +87,11 @@ def test_rows(rng: np.random.Generator) -> None:
 def test_products_of_a_bfloat16_row(rows: int, rng: np.random.Generator) -> None:
     """One row, which is multiplied twice, and two rows have sums in float32 of the products of rounded numbers."""
     x, kernel = (jnp.asarray(rng.normal(size=shape), jnp.bfloat16) for shape in ((rows, 1, 6), (6, 3, 5)))
-    exact = [np.asarray(array, np.float64) for array in (x, kernel)]
+    wide, exact_kernel = (np.asarray(array, np.float64) for array in (x, kernel))
     found = xla_cpu_workarounds.product(x, xla_cpu_workarounds.OutputMajor(kernel.T), 1)
     assert found.dtype == jnp.float32 and found.shape == (rows, 1, 3, 5)
-    bound = 6 * 2 * UNIT * np.tensordot(*map(np.abs, exact), 1)
-    np.testing.assert_array_less(np.abs(found - np.tensordot(*exact, 1)), bound)
+    bound = 6 * 2 * UNIT * np.tensordot(np.abs(wide), np.abs(exact_kernel), 1)
+    np.testing.assert_array_less(np.abs(found - np.tensordot(wide, exact_kernel, 1)), bound)
 
 
 @pytest.mark.planted
