@@ -52,7 +52,7 @@ def keep(seeds: UInt32[Array, "B 2"], rate: float, *coordinates: UInt32[Array, "
 def row_hash(
     first: UInt32[Array, "..."], second: UInt32[Array, "..."], *coordinates: UInt32[Array, "..."]
 ) -> UInt32[Array, "..."]:
-    """Return what `is_kept` needs of rows, from both seeds of the example and all coordinates but the last, which broadcast.
+    """Return hashes of rows for `is_kept`, from both seeds of the example and all coordinates but the last, which broadcast.
 
     It is the hash of the row without the last step of `mix`, which the first step of the entries' hash would undo.
     """

@@ -88,8 +88,8 @@ def check_definition():
     seeds = np.array([[1, 2], [2**32 - 1, 2**31]], np.uint32)
     axes = [np.arange(n, dtype=np.uint32) for n in (2, 512, 1024)]
     for rate in (1e-5, 0.1, 0.5, 0.9):
-        kept = counter_rng.keep(jnp.asarray(seeds), rate, *map(jnp.asarray, axes))
-        np.testing.assert_array_equal(np.asarray(kept), defined_keep(seeds, rate, *axes))
+        entries = counter_rng.keep(jnp.asarray(seeds), rate, *map(jnp.asarray, axes))
+        np.testing.assert_array_equal(np.asarray(entries), defined_keep(seeds, rate, *axes))
 
 
 def test_entries_are_those_of_the_definition():
