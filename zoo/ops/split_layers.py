@@ -1,6 +1,6 @@
-"""Forms of parameters and caches that programs of XLA's CPU compiler read in place: an array for each layer instead of a stack.
+"""Parameters and caches as an array for each layer, which XLA's CPU compiler reads in place, instead of a stack of all layers.
 
-`zoo.nn.layer_stack.run_stack` takes either form. The docstrings are those of `zoo.ops.xla_cpu_workarounds`.
+`zoo.nn.layer_stack.run_stack` takes both. Docstrings follow the rules in `zoo.ops.xla_cpu_workarounds`.
 """
 
 import dataclasses
