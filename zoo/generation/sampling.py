@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from zoo.generation.decoding_settings import Sampling
 from zoo.ops import counter_rng
-from zoo.ops.xla_cpu_workarounds import all_finite, log_sum_exp, row_argmax, row_max
+from zoo.ops.xla_cpu_workarounds import all_finite, log_sum_exp, max_is_finite, row_argmax
 
 Seeds = UInt32[Array, "B 2"]
 
@@ -34,7 +34,7 @@ def sample_token(
     remaining = filter_logits(logits, sampling, seen)
     # The largest of log p + Gumbel noise is distributed as p (Gumbel 1954; Maddison et al. 2014).
     noise = gumbel(seeds, logits.shape[-1]) if sampling.temperature > 0 else 0.0
-    return row_argmax(remaining + noise), all_finite(logits) & jnp.isfinite(row_max(remaining)), remaining
+    return row_argmax(remaining + noise), all_finite(logits) & max_is_finite(remaining), remaining
 
 
 def log_probs(remaining: Float[Array, "B V"], sampling: Sampling, tokens: Int[Array, " B"]) -> Float[Array, " B"]:

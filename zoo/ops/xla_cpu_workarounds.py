@@ -8,10 +8,10 @@ plain forms. On other devices, and on a mesh where the fast form would split or 
 `benchmarks/results/step-gains_xeon-2-cores_2026-11-26.md`. To see whether a workaround is still needed, compare `zoo bench step
 gpt2` with and without it.
 
-`zoo.ops.split_layers` has the forms of parameters and caches that it reads in place. Three choices for the CPU are inside other
-functions: `zoo.nn.layers.gelu` has erf instead of erfc, `zoo.nn.layer_stack.run_stack`
-does not reshape a stack of equal layers, and `zoo.generation.sampling` selects tokens without a sort. The flags that keep the
-compiler from wrong numbers are in `zoo.runtime.jax_setup`.
+One workaround is in another file: `zoo.ops.split_layers`, an array for each layer instead of a stack of parameters or a cache,
+from which the compiler copies every slice. Three choices for the CPU are inside other functions: `zoo.nn.layers.gelu` has erf
+instead of erfc, `zoo.nn.layer_stack.run_stack` does not reshape a stack of equal layers, and `zoo.generation.sampling` selects
+tokens without a sort. The flags that keep the compiler from wrong numbers are in `zoo.runtime.jax_setup`.
 """
 
 import dataclasses
@@ -88,7 +88,8 @@ def _has_few_rows(x: Array, summed: int) -> bool:
 def _kernel_first(x: Array, reversed_kernel: Array, summed: int) -> Array:
     outputs, leading = reversed_kernel.ndim - summed, x.ndim - summed
     if x.dtype == jnp.bfloat16 and math.prod(x.shape[:leading]) == 1:
-        return _kernel_first(jnp.concatenate([x, x]), reversed_kernel, summed)[:1]
+        # Along a new axis, because x may have none but those that are summed.
+        return _kernel_first(jnp.stack([x, x]), reversed_kernel, summed)[0]
     # In the order of the kernel's axes: the compiler transposes x, which is small, to fit it.
     y = _contracted(reversed_kernel, x, range(outputs, reversed_kernel.ndim), range(x.ndim - 1, leading - 1, -1))  # [*E, *B]
     return jnp.transpose(y, (*range(outputs, y.ndim), *range(outputs - 1, -1, -1)))
@@ -184,7 +185,8 @@ def row_max(x: Shaped[Array, "*B S"]) -> Shaped[Array, "*B"]:
     """Return maxima along the last axis, by repeatedly taking the maximum of its two halves.
 
     XLA on CPU: it splits a reduction of more than 32 numbers into windows of 32, which it reads one number at a time. For the
-    maxima of two halves it uses vector instructions and takes a third to a tenth of the time.
+    maxima of two halves it uses vector instructions and takes a third to a tenth of the time. It has this form on every platform;
+    for rows as long as the vocabulary the functions below have the plain form elsewhere than on one CPU device.
     Remove when `x.max(-1)` is vectorized.
     """
     while x.shape[-1] > 16:
@@ -215,7 +217,18 @@ def all_finite(x: Float[Array, "*B S"]) -> Bool[Array, "*B"]:
     XLA on CPU: see `row_max`. The gain was not measured alone.
     Remove when `jnp.isfinite(x).all(-1)` is vectorized.
     """
-    return jnp.isfinite(row_max(jnp.abs(x))) if single_cpu() else jnp.isfinite(x).all(-1)
+    return max_is_finite(jnp.abs(x)) if single_cpu() else jnp.isfinite(x).all(-1)
+
+
+def max_is_finite(x: Float[Array, "*B S"]) -> Bool[Array, "*B"]:
+    """Return whether the largest number along the last axis is finite, for rows without a NaN: see `all_finite`.
+
+    A maximum over a sharded axis may omit a NaN: on simulated CPU devices it does.
+
+    XLA on CPU: see `row_max`. The gain was not measured alone.
+    Remove when `x.max(-1)` is vectorized.
+    """
+    return jnp.isfinite(row_max(x) if single_cpu() else x.max(-1))
 
 
 def row_sum(x: Float[Array, "*B S"]) -> Float[Array, "*B"]:

@@ -1,6 +1,8 @@
 """Workarounds for XLA's CPU compiler against float64 numpy, on one device and on a mesh."""
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -83,15 +85,22 @@ def test_rows(rng: np.random.Generator) -> None:
         assert (error <= (16 + np.log2(columns)) * UNIT * np.abs(x).sum(-1)).all(), columns
 
 
-@pytest.mark.parametrize("rows", [1, 2])
-def test_products_of_a_bfloat16_row(rows: int, rng: np.random.Generator) -> None:
-    """One row, which is multiplied twice, and two rows have sums in float32 of the products of rounded numbers."""
-    x, kernel = (jnp.asarray(rng.normal(size=shape), jnp.bfloat16) for shape in ((rows, 1, 6), (6, 3, 5)))
+@pytest.mark.planted
+@pytest.mark.parametrize("leading", [(), (1, 1), (2, 1)], ids=str)
+def test_products_of_a_bfloat16_row(leading: tuple[int, ...], rng: np.random.Generator) -> None:
+    """One row, which is multiplied twice, and two rows have sums in float32 of the products of rounded numbers.
+
+    Sums in bfloat16 are noticed.
+    """
+    x, kernel = (jnp.asarray(rng.normal(size=shape), jnp.bfloat16) for shape in ((*leading, 6), (6, 3, 5)))
     wide, exact_kernel = (np.asarray(array, np.float64) for array in (x, kernel))
-    found = xla_cpu_workarounds.product(x, xla_cpu_workarounds.OutputMajor(kernel.T), 1)
-    assert found.dtype == jnp.float32 and found.shape == (rows, 1, 3, 5)
+    product = xla_cpu_workarounds.product(x, xla_cpu_workarounds.OutputMajor(kernel.T), 1)
+    assert product.dtype == jnp.float32 and product.shape == (*leading, 3, 5)
     bound = 6 * 2 * UNIT * np.tensordot(np.abs(wide), np.abs(exact_kernel), 1)
-    np.testing.assert_array_less(np.abs(found - np.tensordot(wide, exact_kernel, 1)), bound)
+    exact = np.tensordot(wide, exact_kernel, 1)
+    np.testing.assert_array_less(np.abs(product - exact), bound)
+    with pytest.raises(AssertionError):
+        np.testing.assert_array_less(np.abs(jnp.tensordot(x, kernel, 1).astype(jnp.float32) - exact), bound)
 
 
 @pytest.mark.planted
@@ -100,10 +109,10 @@ def test_the_index_of_a_row_s_maximum(place, columns: int, rng: np.random.Genera
     """Compare with numpy, also where many numbers are equal: the first of them counts, which the last one would not pass."""
     x = np.concatenate([rng.normal(size=(3, columns)), rng.integers(0, 3, (4, columns)), np.full((1, columns), -np.inf)])
     rows = place(x.astype(np.float32)) if columns % 4 == 0 else jnp.asarray(x, jnp.float32)
-    found = np.asarray(jax.jit(xla_cpu_workarounds.row_argmax)(rows))
-    assert found.dtype == np.int32 and np.array_equal(found, x.argmax(-1))
+    index = np.asarray(jax.jit(xla_cpu_workarounds.row_argmax)(rows))
+    assert index.dtype == np.int32 and np.array_equal(index, x.argmax(-1))
     last = columns - 1 - x[:, ::-1].argmax(-1)
-    assert columns == 1 or not np.array_equal(found, last)
+    assert columns == 1 or not np.array_equal(index, last)
     damaged = x.astype(np.float32)
     damaged[0, -1] = np.nan
     assert 0 <= int(xla_cpu_workarounds.row_argmax(jnp.asarray(damaged))[0]) < columns
@@ -112,8 +121,30 @@ def test_the_index_of_a_row_s_maximum(place, columns: int, rng: np.random.Genera
 def test_rows_without_a_number_that_is_not_finite(place) -> None:
     x = np.zeros((8, 20), np.float32)
     x[1, 3], x[2, 19], x[3, 0] = np.nan, np.inf, -np.inf
-    found = jax.jit(xla_cpu_workarounds.all_finite)(place(x))
-    assert np.array_equal(found, [True, False, False, False, True, True, True, True])
+    finite = jax.jit(xla_cpu_workarounds.all_finite)(place(x))
+    assert np.array_equal(finite, [True, False, False, False, True, True, True, True])
+
+
+def test_rows_whose_largest_number_is_not_finite(place) -> None:
+    x = np.zeros((8, 20), np.float32)
+    x[1, 3], x[2, 19], x[3, 0], x[4] = np.inf, np.inf, -np.inf, -np.inf
+    finite = jax.jit(xla_cpu_workarounds.max_is_finite)(place(x))
+    assert np.array_equal(finite, [True, False, False, True, False, True, True, True])
+
+
+def assert_no_slices(function: Callable[[jax.Array], Any], x: jax.Array) -> None:
+    assert "slice" not in str(jax.make_jaxpr(function)(x))
+
+
+@pytest.mark.planted
+def test_rows_are_not_halved_on_a_mesh() -> None:
+    """A sharded row would be exchanged between devices for every half; `row_max` has this form on every platform."""
+    x = jnp.zeros((8, 64))
+    with jax.set_mesh(device_mesh.make_mesh(Mesh(fsdp=2, tensor=4))):
+        for name in ("log_sum_exp", "row_argmax", "all_finite", "max_is_finite"):
+            assert_no_slices(getattr(xla_cpu_workarounds, name), x)
+        with pytest.raises(AssertionError):
+            assert_no_slices(lambda x: jnp.isfinite(xla_cpu_workarounds.row_max(x)), x)
 
 
 def assert_square_sum(x: np.ndarray, found: jax.Array) -> None:
