@@ -63,7 +63,7 @@ def write_outcomes(folder: RunDir, name: str, outcomes: Outcomes) -> None:
     arrays |= {f"{name}/{field}": value for field, value in values.items()}
     content = io.BytesIO()
     np.savez_compressed(content, **arrays)  # pyright: ignore[reportArgumentType]
-    outcome_sets.write_content(folder.outcomes, content.getvalue())
+    outcome_sets.write_outcomes_file(folder.outcomes, content.getvalue())
 
 
 def read_outcomes(folder: RunDir, name: str) -> Outcomes:

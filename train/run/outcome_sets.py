@@ -4,6 +4,7 @@ See `train.run.item_outcomes` for what a set has.
 """
 
 import io
+import lzma
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -12,7 +13,7 @@ from pathlib import Path
 from train.run.run_dir import replace_atomically
 from zoo.errors import cannot_write
 
-DAMAGE = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, RuntimeError)
+DAMAGE = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, RuntimeError)
 """Errors of reading a damaged file of arrays."""
 
 
@@ -43,10 +44,10 @@ def write_sets(path: Path, sets: Mapping[str, Mapping[str, bytes]]) -> None:
         for name, arrays in sets.items():
             for field, array in arrays.items():
                 file.writestr(f"{name}/{field}.npy", array)
-    write_content(path, content.getvalue())
+    write_outcomes_file(path, content.getvalue())
 
 
-def write_content(path: Path, content: bytes) -> None:
+def write_outcomes_file(path: Path, content: bytes) -> None:
     """Write an outcomes.npz in place of an earlier one.
 
     Raises:

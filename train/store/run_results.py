@@ -2,7 +2,7 @@
 
 Evaluations run on any machine, perhaps several at once, beside the training. A copy of each result as it was last fetched or
 uploaded is in the folder `FETCHED` of the working copy: a result that equals its copy was not changed here. Results with an entry
-for each task are merged, see `MERGED`; of the others the one that was uploaded last is in the store.
+for each task are merged, see `MERGED_RESULTS`; of the others the one that was uploaded last is in the store.
 """
 
 import contextlib
@@ -51,7 +51,7 @@ def fetch_results(store: ObjectStore, folder: RunDir, keys: Collection[str]) -> 
 
 
 def merge_result(store: ObjectStore, folder: RunDir, key: str) -> bool:
-    """Add the entries of the store to a result of `MERGED` that was changed here, and return whether the local file changed.
+    """Add the entries of the store to a result of `MERGED_RESULTS` that was changed here; return whether the local file changed.
 
     An entry of the store is replaced by the local one only if that was changed here since it was fetched.
 
@@ -60,7 +60,7 @@ def merge_result(store: ObjectStore, folder: RunDir, key: str) -> bool:
     """
     if not is_changed(folder, key):
         return False
-    parse, write = MERGED[key]
+    parse, write = MERGED_RESULTS[key]
     try:
         stored = parse(store.read(key))
     except FileNotFoundError:
@@ -76,13 +76,13 @@ def merge_result(store: ObjectStore, folder: RunDir, key: str) -> bool:
 
 
 def upload_result(store: ObjectStore, folder: RunDir, key: str) -> None:
-    """Upload a result, one of `MERGED` after merging it.
+    """Upload a result, one of `MERGED_RESULTS` after merging it.
 
     Raises:
         FileNotFoundError: the result does not exist.
         BadInput: the store cannot be read or written.
     """
-    if key in MERGED:
+    if key in MERGED_RESULTS:
         merge_result(store, folder, key)
     copy = _copy(folder, key)
     copy.parent.mkdir(exist_ok=True)
@@ -129,7 +129,7 @@ def _parse_evaluations(content: bytes) -> dict[str, Any]:
     return entries if isinstance(entries, dict) else {}
 
 
-MERGED: dict[str, tuple[Callable[[bytes], dict[str, Any]], Callable[[Path, dict[str, Any]], None]]] = {
+MERGED_RESULTS: dict[str, tuple[Callable[[bytes], dict[str, Any]], Callable[[Path, dict[str, Any]], None]]] = {
     EVALUATIONS: (_parse_evaluations, write_json),
     OUTCOMES: (outcome_sets.parse_sets, outcome_sets.write_sets),
 }

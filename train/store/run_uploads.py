@@ -170,7 +170,7 @@ class RunUploads(Uploads):
                     self._store.put(file, key)
                 elif key not in sizes or run_results.is_changed(self._folder, key):
                     run_results.upload_result(self._store, self._folder, key)
-                    state = _state(file) if key in run_results.MERGED else state
+                    state = _state(file) if key in run_results.MERGED_RESULTS else state
                 self._uploaded[key] = state
         for key in run_layout.run_keys(sizes):
             if key not in files and run_layout.LOGS.fullmatch(key):

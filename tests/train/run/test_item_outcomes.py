@@ -1,10 +1,14 @@
 """Outcomes of items come back as they were written, set by set, and a damaged file is refused."""
 
+import io
+import lzma
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from train.run import outcome_sets
 from train.run.item_outcomes import Outcomes, read_outcomes, write_outcomes
 from train.run.run_dir import RunDir
 from zoo.errors import BadInput
@@ -28,3 +32,25 @@ def test_each_set_of_items_is_replaced_alone(tmp_path: Path) -> None:
     for act in (lambda: read_outcomes(folder, "blimp"), lambda: write_outcomes(folder, "blimp", blimp)):
         with pytest.raises(BadInput, match=r"outcomes\.npz is not a file of arrays .*; remove it, and score the run again"):
             act()
+
+
+@pytest.mark.planted
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_sets_of_a_file_with_any_changed_byte_count_as_absent(method: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A damaged header may name any method of compression; an error that is not in `DAMAGE` is noticed."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", method) as archive:
+        archive.writestr("blimp/id.npy", b"abcdefgh" * 4)
+    content = file.getvalue()
+
+    def parse_changed() -> None:
+        for place, byte in enumerate(content):
+            outcome_sets.parse_sets(content[:place] + bytes([byte ^ 0x55]) + content[place + 1 :])
+
+    assert outcome_sets.parse_sets(content) == {"blimp": {"id": b"abcdefgh" * 4}}
+    parse_changed()
+    # Its checksum is wrong where nothing else is.
+    removed = lzma.LZMAError if method == zipfile.ZIP_LZMA else zipfile.BadZipFile
+    monkeypatch.setattr(outcome_sets, "DAMAGE", tuple(error for error in outcome_sets.DAMAGE if error is not removed))
+    with pytest.raises(removed):
+        parse_changed()

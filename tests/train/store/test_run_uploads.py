@@ -307,6 +307,6 @@ def test_outcomes_of_two_machines_are_merged(
     assert stored() == {"blimp": 0.5, "lambada": 1.0, "held_out": 0.5}
     # The mistake: the file is uploaded as it is.
     evaluate(work, mlm=1.0)
-    monkeypatch.delitem(run_results.MERGED, "outcomes.npz")
+    monkeypatch.delitem(run_results.MERGED_RESULTS, "outcomes.npz")
     evaluate(other, blimp=1.0)
     assert stored() == {"blimp": 1.0, "lambada": 1.0, "held_out": 0.5}
