@@ -188,16 +188,22 @@ def test_what_does_not_fit_is_refused_with_the_limit() -> None:
     assert flash_tpu.unsupported_reason(request(t=4096, s=4096, bias=relative_bias(4096))) is None
 
 
-def scattered_reason(keys: int) -> str | None:
-    """Return why scattered queries among so many keys are refused; they need the distances between any two of them."""
+def scattered_reason(keys: int, first: int) -> str | None:
+    """Return why scattered queries among so many keys, with distances from `first` on, are refused."""
     q_r, at = jax.ShapeDtypeStruct((1, 64, 2, 64), jnp.float32), jax.ShapeDtypeStruct((1, 64), jnp.int32)
     r = jax.ShapeDtypeStruct((2, 64, 2 * keys), jnp.float32)
-    return flash_tpu.unsupported_reason(request(t=64, s=keys, bias=Relative(q_r=q_r, r=r, first=keys - 1, query_positions=at)))
+    return flash_tpu.unsupported_reason(request(t=64, s=keys, bias=Relative(q_r=q_r, r=r, first=first, query_positions=at)))
 
 
-def test_too_many_distances_of_scattered_queries_are_refused_with_the_limit() -> None:
-    assert scattered_reason(2048) is None
-    assert scattered_reason(2049) == "with scattered queries it takes up to 4096 distances, and these are 4097"
+@pytest.mark.planted
+def test_too_many_distances_of_scattered_queries_are_refused_with_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernels keep those of padded keys, 2,560 in place of 2,100; a limit of those without padding is noticed."""
+    assert scattered_reason(2048, 2047) is None and scattered_reason(2100, 1536) is None
+    reason = "with scattered queries it takes up to 4096 distances of padded keys, and these are 4608"
+    assert scattered_reason(2049, 2048) == reason and scattered_reason(2100, 1990) == reason
+    monkeypatch.setattr(flash_tpu, "_padded_distances", lambda first, s: first + s)
+    with pytest.raises(AssertionError):
+        assert scattered_reason(2100, 1990) == reason
 
 
 def test_distances_beyond_the_table_are_refused() -> None:

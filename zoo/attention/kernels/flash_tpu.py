@@ -92,7 +92,8 @@ def flash_tpu(
 
 def unsupported_reason(request: Request) -> str | None:
     """Return why the kernels refuse a request; None if they do not."""
-    (_, t, s, _, _, h), distances = request.shape, request.scattered_distances
+    _, t, s, _, _, h = request.shape
+    distances = _padded_distances(request.scattered_distances - s, s) if request.scattered_distances else 0
     if missing := [name for module, names in PALLAS.items() for name in names if not hasattr(module, name)]:
         return f"Pallas of JAX {jax.__version__} has no {', no '.join(missing)}; install JAX 0.10.2 or newer"
     if h > LARGEST_HEAD:
@@ -106,7 +107,8 @@ def unsupported_reason(request: Request) -> str | None:
         longest = LONGEST_RELATIVE * LANES // max(h, LANES)
         return f"with a relative bias it takes up to {longest} queries and keys of heads of {h}, and these are {t} and {s}"
     if distances > SCATTERED // LANES:
-        return f"with scattered queries it takes up to {SCATTERED // LANES} distances, and these are {distances}"
+        limit = SCATTERED // LANES
+        return f"with scattered queries it takes up to {limit} distances of padded keys, and these are {distances}"
     return None
 
 
@@ -115,11 +117,15 @@ def _tile_sizes(t: int, s: int, bias: Bias | None) -> tuple[int, int]:
     if bias is None:
         return _block(t), _block(s)
     if isinstance(bias, Relative) and bias.query_positions is not None:
-        block_k = _block(s)
-        count = num_distances(bias.first, -(-s // block_k) * block_k)
-        return _block(t, max(LANES, SCATTERED // count // LANES * LANES)), block_k
+        return _block(t, max(LANES, SCATTERED // _padded_distances(bias.first, s) // LANES * LANES)), _block(s)
     block = _block(max(t, s))  # the tiles of a bias by distance, and of the distances of consecutive queries, are square
     return block, block
+
+
+def _padded_distances(first: int, s: int) -> int:
+    """Return the number of distances of scattered queries to `s` keys, padded to tiles, from distance `first` on."""
+    block_k = _block(s)
+    return num_distances(first, -(-s // block_k) * block_k)
 
 
 def _block(length: int, largest: int | None = None) -> int:
