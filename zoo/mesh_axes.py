@@ -4,3 +4,7 @@ AXES = ("data", "fsdp", "tensor", "sequence", "expert")
 BATCH = ("data", "fsdp", "expert")
 """Axes over which the rows of a batch are divided. Devices along `expert` differ in the experts that they have; for all other
 parameters the axis is one more axis of data."""
+HEADS = "tensor"
+"""The axis over which heads are sharded."""
+EXPERT = "expert"
+"""The axis over which experts are divided."""

@@ -24,10 +24,10 @@ from train.inputs import synthetic_batch
 from train.rollouts.sampler import cache_slots
 from zoo import configs, models
 from zoo.attention import attention
-from zoo.attention.local_arrays import HEADS
 from zoo.batch import Batch
 from zoo.errors import BadInput, require
 from zoo.generation.decode_loop import unroll_layers
+from zoo.mesh_axes import HEADS
 from zoo.ops import ragged_product
 from zoo.precision import DTYPES, cast_params, resolve_precision
 from zoo.sharding import BATCH, constrain

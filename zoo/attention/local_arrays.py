@@ -8,10 +8,8 @@ from jax.sharding import AxisType, PartitionSpec
 from jaxtyping import Array
 
 from zoo.attention.masks import Mask
+from zoo.mesh_axes import HEADS
 from zoo.sharding import BATCH
-
-HEADS = "tensor"
-"""The mesh axis over which heads are sharded."""
 
 
 def on_local_arrays(

@@ -17,12 +17,12 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from zoo.attention.local_arrays import HEADS as HEADS_AXIS
 from zoo.attention.masks import Mask
 from zoo.batch import Batch, Output
 from zoo.configs._encoder import Task
 from zoo.configs.xlnet import Config
 from zoo.hf.param_name_types import ParamName
+from zoo.mesh_axes import HEADS as HEADS_AXIS
 from zoo.nn import encoder, task_heads
 from zoo.nn.encoder import DENSE, initializer, linear
 from zoo.nn.kv_cache import add_slots, append_tokens, empty_cache

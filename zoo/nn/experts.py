@@ -17,13 +17,10 @@ from flax import nnx
 from jax.sharding import AxisType, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
-from zoo.attention.local_arrays import HEADS
+from zoo.mesh_axes import EXPERT, HEADS
 from zoo.nn.layers import Init, Linear, unstacked
 from zoo.ops.ragged_product import ragged_product, sum_dtype, tile_rows
 from zoo.sharding import BATCH
-
-EXPERT = "expert"
-"""The mesh axis over which experts are divided."""
 
 
 class Balance(NamedTuple):

@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from zoo.attention.local_arrays import HEADS
 from zoo.attention.masks import Mask
 from zoo.batch import Batch
+from zoo.mesh_axes import HEADS
 from zoo.nn.layers import LayerIndex
 from zoo.ops.split_layers import SplitLayers
 from zoo.sharding import BATCH, constrain

@@ -20,9 +20,9 @@ from jaxtyping import Array, Float, Int, UInt32
 
 from zoo.attention.attention import attention
 from zoo.attention.biases import Bias
-from zoo.attention.local_arrays import HEADS
 from zoo.attention.masks import Mask
 from zoo.configs import Activation
+from zoo.mesh_axes import HEADS
 from zoo.ops import counter_rng
 from zoo.ops.split_layers import SplitLayers
 from zoo.ops.xla_cpu_workarounds import OutputMajor, broadcast_rows, mask_padding, merge_rows, product
