@@ -24,8 +24,6 @@ from zoo.configs import Compute
 from zoo.errors import BadInput, require
 from zoo.generation.decode_loop import decoding_params
 from zoo.models import Model
-from zoo.nn.kv_cache import PER_LAYER
-from zoo.ops.split_layers import split_cache
 from zoo.precision import DTYPES
 
 
@@ -233,7 +231,7 @@ def _decode(step: Step) -> StepParts:
         params = decoding_params(params, dtype)
         prompt = Batch(tokens=tokens[:, :last], source=source)
         _, cache = model.decode(params, prompt, model.init_cache(case.batch, case.length, dtype))
-        cache = split_cache(cache, PER_LAYER, params)
+        cache = model.split_cache(params, cache)
         return {"params": params, "cache": {name: array for name, array in cache.items() if name != "at"}}
 
     def step_function(state: Any, batch: Batch) -> tuple[Any, jax.Array]:

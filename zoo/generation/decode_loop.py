@@ -19,9 +19,8 @@ from zoo.batch import Batch
 from zoo.generation import beam_search, sampling
 from zoo.generation.decoding_settings import Beams, Sampling
 from zoo.models import Model
-from zoo.nn.kv_cache import PER_LAYER
 from zoo.ops import counter_rng
-from zoo.ops.split_layers import split_cache, split_layers
+from zoo.ops.split_layers import split_layers
 from zoo.precision import cast_params
 from zoo.sharding import BATCH, constrain
 
@@ -119,7 +118,7 @@ def start(
         real = jnp.where(prompts.segments > 0, prompts.tokens, decoder.vocabulary)
         seen = jnp.zeros((size, decoder.vocabulary), bool).at[jnp.arange(size)[:, None], real].set(True, mode="drop")
     state = DecodeState(
-        cache=split_cache(decoder.model.init_cache(size, length + slots, decoder.dtype), PER_LAYER, params),
+        cache=decoder.model.split_cache(params, decoder.model.init_cache(size, length + slots, decoder.dtype)),
         tokens=prompts.tokens[:, -1 - decoder.reread :],
         position=prompts.positions[:, -1],
         segment=prompts.segments[:, -1],
@@ -128,7 +127,7 @@ def start(
     )
     state, sampled = _step(decoder, settings, params, prompts, state)
     # The step has added the keys and values of a source.
-    state = dataclasses.replace(state, cache=split_cache(state.cache, PER_LAYER, params))
+    state = dataclasses.replace(state, cache=decoder.model.split_cache(params, state.cache))
     return state, jax.tree.map(lambda leaf: leaf[None], sampled)
 
 

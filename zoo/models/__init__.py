@@ -5,12 +5,12 @@ XLNet's memory, the recurrence from row to row, is in `xlnet`: `init_carry` make
 
 Each module has `init`, `apply`, `unembed`, `flops`, `OBJECTIVES`, `SHARDING`, `HF` (its published names by task), `PADDED`
 (leaves stored with padding rows, which are not counted) and, if the model carries state from step to step, `init_carry`. A family
-that generates text has `init_cache` and `decode`, and `grow_cache` if its cache has other entries that depend on the number of
-slots than those of `zoo.nn.kv_cache.add_slots`; its configuration has `is_encoder_decoder` if it is an encoder-decoder,
-`generates` if some of its heads do not predict words, and `reads_both_ways` if `decode` takes tokens that all see each other. A
-family that classifies sequences or tokens has `sequence_logits` and `token_logits`; one that adds terms to a training loss has
-`loss_factors`; see `Model`. The families of the zoo are the
-files in this folder; another distribution adds one by an entry point in `zoo.models`.
+that generates text has `init_cache` and `decode`, `grow_cache` if its cache has other entries that depend on the number of slots
+than those of `zoo.nn.kv_cache.add_slots`, and `SPLIT_CACHE` if it takes arrays of the cache as `SplitLayers`; its configuration
+has `is_encoder_decoder` if it is an encoder-decoder, `generates` if some of its heads do not predict words, and
+`reads_both_ways` if `decode` takes tokens that all see each other. A family that classifies sequences or tokens has
+`sequence_logits` and `token_logits`; one that adds terms to a training loss has `loss_factors`; see `Model`. The families of the
+zoo are the files in this folder; another distribution adds one by an entry point in `zoo.models`.
 """
 
 import dataclasses
@@ -29,6 +29,7 @@ from zoo.batch import Batch, Output
 from zoo.errors import BadInput
 from zoo.hf.param_name_types import ParamNames
 from zoo.nn import kv_cache
+from zoo.ops.split_layers import split_cache
 
 
 def families() -> list[str]:
@@ -153,7 +154,8 @@ class Model:
         A dict of arrays: "k" and "v" [L, B, K, S, H] of `dtype`; "segments" and "positions", int32 [B, S], of the tokens in the
         slots, with segment 0 for free slots; "at", int32, the first free slot. A family may add entries of other names: an
         encoder-decoder those of `batch.source` in the first call; XLNet the encodings of distances, which all rows share; XLNet
-        and a decoder-only T5 "order", the ranks of the tokens.
+        and a decoder-only T5 "order", the ranks of the tokens. On one CPU device some of the arrays become `SplitLayers`: see
+        `split_cache`.
 
         Raises:
             BadInput: the family does not generate text, or not with this head.
@@ -163,8 +165,20 @@ class Model:
             raise BadInput(f"model.task {self.task}: a {self.family} with this head does not generate text")
         return empty(self.config, rows, length, dtype)
 
+    def split_cache(self, params: Any, cache: dict[str, Any]) -> dict[str, Any]:
+        """Return a cache in the form in which generation passes it to `decode` and `grow_cache` with these parameters.
+
+        If the layers of the parameters are split (see `decode`), the arrays that the family's `SPLIT_CACHE` names are
+        `zoo.ops.split_layers.SplitLayers`: `zoo.nn.layers.KVCacheView` and `zoo.nn.kv_cache.add_slots` take both forms, and
+        `decode` must return the form that it takes. For a family without `SPLIT_CACHE` all entries remain arrays.
+        """
+        return split_cache(cache, getattr(self.module, "SPLIT_CACHE", ()), params)
+
     def grow_cache(self, params: Any, cache: dict[str, Any], length: int) -> dict[str, Any]:
-        """Return a cache with the same tokens, and with `length` slots for each row, more than it has."""
+        """Return a cache with the same tokens, and with `length` slots for each row, more than it has.
+
+        Its arrays have the form of those of `cache`: see `split_cache`.
+        """
         if hasattr(self.module, "grow_cache"):
             return self.module.grow_cache(self.config, params, cache, length)
         return kv_cache.add_slots(cache, length)
@@ -180,7 +194,8 @@ class Model:
         than T: the tokens of those slots are then read again.
 
         On one CPU device generation calls it with `zoo.ops.split_layers.split_layers(params)`, whose stacks are tuples of
-        layers and whose kernels are `OutputMajor`: `zoo.nn.layer_stack.run_stack` and `zoo.nn.layers.Linear` take both forms.
+        layers and whose kernels are `OutputMajor`: `zoo.nn.layer_stack.run_stack` and `zoo.nn.layers.Linear` take both forms. The
+        cache then has the form of `split_cache`; beam search passes arrays.
         """
         return self.module.decode(self.config, params, batch, cache)
 

@@ -46,6 +46,7 @@ LORA = ("q_proj", "v_proj")
 """Names of the published matrices that have adapters by default (`zoo.lora`)."""
 PADDED = {"embed/tokens/embedding": "vocab", "unembed/bias": "vocab"}
 """Leaf -> option that has its true number of rows. Further rows are padding, which is neither exported nor counted."""
+SPLIT_CACHE = ("k", "v")
 
 HEAD_SITE, SCORE_SITE = range(2)
 """Numbers that are folded into the key of the initial parameters."""

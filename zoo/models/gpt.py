@@ -41,6 +41,7 @@ LORA = ("c_attn",)
 """Names of the published matrices that have adapters by default (`zoo.lora`)."""
 PADDED = {"embed/tokens/embedding": "vocab"}
 """Leaf -> option that has its true number of rows. Further rows are padding, which is neither exported nor counted."""
+SPLIT_CACHE = ("k", "v")
 
 EMBEDDING_SITE, ATTENTION_SITE, RESIDUAL_SITE, MLP_SITE, SCORE_SITE = range(5)
 

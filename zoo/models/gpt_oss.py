@@ -33,6 +33,7 @@ LORA = ("q_proj", "v_proj")
 """Names of the published matrices that have adapters by default (`zoo.lora`)."""
 PADDED = {"embed/tokens/embedding": "vocab", "unembed/embedding": "vocab"}
 """Leaf -> option that has its true number of rows. Further rows are padding, which is neither exported nor counted."""
+SPLIT_CACHE = ("k", "v")
 
 SCORE_SITE, UNEMBED_SITE = range(2)
 """Numbers that are folded into the key of the initial parameters."""

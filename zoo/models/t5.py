@@ -53,6 +53,7 @@ LORA = ("q", "v")
 """Names of the published matrices that have adapters by default (`zoo.lora`)."""
 PADDED = {"embed/tokens/embedding": "vocab", "unembed/embedding": "vocab"}
 """Leaf -> option that has its true number of rows. Further rows are padding, which is neither exported nor counted."""
+SPLIT_CACHE = ("k", "v", "source_k", "source_v")
 
 ENCODER, DECODER = range(2)
 """Indices of the two sides, which fold into their seeds."""

@@ -46,6 +46,7 @@ LORA = ("layer_1", "layer_2")
 """Names of the published matrices that have adapters by default (`zoo.lora`)."""
 PADDED = {"embed/tokens/embedding": "vocab", "unembed/bias": "vocab"}
 """Leaf -> option that has its true number of rows. Further rows are padding, which is neither exported nor counted."""
+SPLIT_CACHE = ("k", "v")
 
 CONTENT, QUERY = range(2)
 """Indices of the two streams, which fold into their seeds. A head's index follows those of the layers, so its seeds differ."""

@@ -14,9 +14,6 @@ from zoo.nn.layers import LayerIndex
 from zoo.ops.split_layers import SplitLayers
 from zoo.sharding import BATCH, constrain
 
-PER_LAYER = ("k", "v", "source_k", "source_v")
-"""Names of the arrays of a cache whose first axis is over layers and which each layer reads with its number."""
-
 
 def empty_cache(layers: int, rows: int, length: int, heads: int, head: int, dtype: Any) -> dict[str, Any]:
     """Return a cache without tokens, with `length` slots for each row."""

@@ -19,8 +19,7 @@ from zoo.attention.masks import Mask
 from zoo.batch import Batch
 from zoo.generation.decode_loop import decoding_params
 from zoo.models import Model
-from zoo.nn.kv_cache import PER_LAYER
-from zoo.ops.split_layers import split_cache
+from zoo.ops.split_layers import SplitLayers
 
 every_generator = pytest.mark.parametrize(
     "family", [family if family == "t5" else pytest.param(family, marks=pytest.mark.full) for family in GENERATORS]
@@ -71,13 +70,15 @@ def part(batch: Batch, first: int, last: int) -> Batch:
     return columns if first else dataclasses.replace(columns, source=batch.source)
 
 
-def decoded(net: Model, params: Any, batch: Batch, cuts: tuple[int, ...], slots: int = SLOTS) -> tuple[np.ndarray, Any]:
-    """Hidden states of a batch decoded in pieces that end at `cuts`, and the cache at the end."""
-    decode, cache, found = jax.jit(net.decode), net.init_cache(batch.tokens.shape[0], slots, jnp.float32), []
+def decoded(
+    net: Model, params: Any, batch: Batch, cuts: tuple[int, ...], *, split: bool = False
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """Hidden states of a batch decoded in pieces that end at `cuts`, and the cache at the end, which may be split."""
+    decode, cache, states = jax.jit(net.decode), net.init_cache(batch.tokens.shape[0], SLOTS, jnp.float32), []
     for first, last in zip((0, *cuts[:-1]), cuts, strict=True):
-        hidden, cache = decode(params, part(batch, first, last), split_cache(cache, PER_LAYER, params))
-        found.append(hidden)
-    return np.concatenate(found, 1), cache
+        hidden, cache = decode(params, part(batch, first, last), net.split_cache(params, cache) if split else cache)
+        states.append(hidden)
+    return np.concatenate(states, 1), cache
 
 
 @pytest.mark.full
@@ -136,7 +137,7 @@ def leaky(net: Model, params: Any, batch: Batch, changes: dict[str, Any]) -> np.
     ],
 )
 def test_layers_that_are_split_decode_as_their_stack(family: str, changes: dict[str, Any]) -> None:
-    """Both forms of the parameters and the cache: a prompt at once, then token by token."""
+    """A prompt at once, then token by token, with a stacked cache, as beam search has, and with a split one."""
     net = small(family, **changes)
     params = random_params(net)
     split = jax.jit(lambda params: decoding_params(params, jnp.dtype("float32")))(params)
@@ -146,8 +147,19 @@ def test_layers_that_are_split_decode_as_their_stack(family: str, changes: dict[
         return net.decode(params, batch, net.init_cache(len(LENGTHS), SLOTS, jnp.float32))[0]
 
     cuts = (8, 9, 10)
-    expected, hidden = (decoded(net, form, batch, cuts)[0] for form in (params, split))
-    assert_rounded_alike(hidden, expected, forward, params, part(batch, 0, cuts[-1]))
+    expected, _ = decoded(net, params, batch, cuts)
+    for split_cache in (False, True):
+        hidden, cache = decoded(net, split, batch, cuts, split=split_cache)
+        assert isinstance(cache["k"], SplitLayers) == split_cache
+        assert_rounded_alike(hidden, expected, forward, params, part(batch, 0, cuts[-1]))
+
+
+def test_a_cache_remains_arrays_for_a_family_that_takes_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    net = small("gpt")
+    params = jax.eval_shape(lambda params: decoding_params(params, jnp.dtype("float32")), shapes(net))
+    cache = jax.eval_shape(lambda: net.init_cache(2, SLOTS, jnp.float32))
+    monkeypatch.delattr(net.module, "SPLIT_CACHE")
+    assert jax.tree.structure(net.split_cache(params, cache)) == jax.tree.structure(cache)
 
 
 @pytest.mark.full
@@ -220,7 +232,7 @@ def test_a_split_cache_is_written_and_read_in_place(family: str) -> None:
     params = jax.eval_shape(lambda params: decoding_params(params, jnp.dtype("float32")), shapes(net))
     tokens = jnp.zeros((8, 1), jnp.int32)
     cache = jax.eval_shape(lambda params: first_call(net, params, tokens)[1], shapes(net))
-    split = jax.eval_shape(lambda cache: split_cache(cache, PER_LAYER, params), cache)
+    split = jax.eval_shape(lambda cache: net.split_cache(params, cache), cache)
 
     def temporaries(cache: Any) -> int:
         step = jax.jit(lambda params, tokens, cache: net.decode(params, Batch(tokens=tokens), cache), donate_argnums=2)

@@ -1,8 +1,11 @@
 """Parameters and caches that are split into layers, on one CPU device, and are not elsewhere."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from train.config.run_config import Mesh
 from train.engine import device_mesh
@@ -12,23 +15,40 @@ PARAMS = {"layers": {"up": {"kernel": jnp.arange(24.0).reshape(2, 3, 4), "bias":
 CACHE = {"k": jnp.arange(120.0).reshape(2, 3, 1, 5, 4), "at": jnp.int32(0)}
 
 
+@pytest.mark.planted
 def test_parameters_are_split_on_one_cpu_device_only() -> None:
+    """Layers in another order are noticed."""
     split = jax.jit(split_layers.split_layers)(PARAMS)
-    for index, layer in enumerate(split["layers"]):
-        np.testing.assert_array_equal(layer["up"]["kernel"].array.T, PARAMS["layers"]["up"]["kernel"][index])
-        np.testing.assert_array_equal(layer["up"]["bias"], PARAMS["layers"]["up"]["bias"][index])
+
+    def check(layers: tuple[Any, ...]) -> None:
+        for index, layer in enumerate(layers):
+            np.testing.assert_array_equal(layer["up"]["kernel"].array.T, PARAMS["layers"]["up"]["kernel"][index])
+            np.testing.assert_array_equal(layer["up"]["bias"], PARAMS["layers"]["up"]["bias"][index])
+
+    check(split["layers"])
+    with pytest.raises(AssertionError):
+        check(split["layers"][::-1])
     with jax.set_mesh(device_mesh.make_mesh(Mesh(fsdp=2, tensor=4))):
         assert jax.tree.structure(jax.eval_shape(split_layers.split_layers, PARAMS)) == jax.tree.structure(PARAMS)
 
 
+@pytest.mark.planted
 def test_a_cache_is_split_as_its_parameters_are() -> None:
+    """Layers in another order are noticed."""
     assert split_layers.split_cache(CACHE, ("k", "v"), PARAMS) is CACHE
     params = split_layers.split_layers(PARAMS)
     cache = split_layers.split_cache(CACHE, ("k", "v"), params)
     k = cache["k"]
     assert isinstance(k, split_layers.SplitLayers) and (k.shape, k.dtype) == (CACHE["k"].shape, jnp.float32)
+
+    def check(k: split_layers.SplitLayers) -> None:
+        for layer in range(2):
+            np.testing.assert_array_equal(k[layer], CACHE["k"][layer])
+
+    check(k)
+    with pytest.raises(AssertionError):
+        check(split_layers.SplitLayers(k.arrays[::-1]))
     for layer in range(2):
-        np.testing.assert_array_equal(k[layer], CACHE["k"][layer])
         for array in split_layers.layer_slice((k, CACHE["k"]), layer):
             np.testing.assert_array_equal(array, CACHE["k"][layer])
     changed = k.replaced(1, jnp.zeros(3)).map(lambda array: array + 1)
