@@ -93,7 +93,8 @@ class Benchmark:
         """Measure the missing cells in this process."""
         began, environment = time.monotonic(), result_files.environment(self.dtypes(options))
         path, recorded = folder / result_files.CELLS, recorded_options(options)
-        writer = result_files.Writer(path, self.what, environment, recorded, self.unit(options))
+        new = not options.output.resume
+        writer = result_files.Writer(path, self.what, environment, recorded, self.unit(options), new=new)
         # After these no group begins.
         seconds = getattr(options, "seconds", None) or float("inf")
         groups = self.groups(options, environment)
@@ -170,7 +171,7 @@ def _folder(what: str, output: Output, machine: Mapping[str, Any], *, fresh: boo
     folder = Path(output.out) if output.out else result_files.default_folder(what, machine, newest=output.resume)
     if not fresh and (folder / result_files.CELLS).exists():
         if not output.resume:
-            raise BadInput(f"{folder} has results already; --resume completes them, --out chooses another folder")
+            raise result_files.existing_results(folder)
         if (before := result_files.read(folder).what) != what:
             raise BadInput(f"{folder} has results of zoo bench {before}; choose another --out")
     return folder
@@ -224,12 +225,13 @@ def _prepared_machine() -> dict[str, Any]:
 def _repeat(repeats: int, folder: Path, argv: Sequence[str]) -> int:
     """Start the fresh processes one after the other; return the first exit code that is not 0.
 
-    A process that dies does not stop the others.
+    A process that dies does not stop the others; one that refuses its options does. The first resumes only if `argv` says so, so
+    that it refuses a folder that got results in the meantime.
     """
     code = 0
     for number in range(repeats):
         print(f"process {number + 1} of {repeats}", file=sys.stderr, flush=True)
-        command = [*local_group.PROGRAM, *argv, "--out", str(folder), "--resume"]
+        command = [*local_group.PROGRAM, *argv, "--out", str(folder), *(["--resume"] if number else [])]
         # In its own process group, so that Ctrl-C reaches it only through this process.
         with subprocess.Popen(command, env=os.environ | {PROCESS: str(number)}, process_group=0) as child:
             try:
@@ -242,4 +244,6 @@ def _repeat(repeats: int, folder: Path, argv: Sequence[str]) -> int:
         if ended:
             print(f"process {number + 1} ended with code {ended}; complete with --resume", file=sys.stderr, flush=True)
             code = code or (ended if ended > 0 else 128 - ended)
+        if ended == REFUSED:
+            break
     return code

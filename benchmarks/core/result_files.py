@@ -205,6 +205,11 @@ def _cell(path: Path, number: int, cell: dict[str, Any]) -> dict[str, Any]:
 # --- writing --------------------------------------------------------------------------------------------------------------------
 
 
+def existing_results(folder: Path) -> BadInput:
+    """Return the refusal to measure into a folder that has results, without --resume."""
+    return BadInput(f"{folder} has results already; --resume completes them, --out chooses another folder")
+
+
 class Writer:
     """The result file of a run that may be killed at any moment and resumed; one process writes to it at a time.
 
@@ -218,6 +223,8 @@ class Writer:
         environment: Mapping[str, Any],
         options: Mapping[str, Any],
         unit: Mapping[str, Any],
+        *,
+        new: bool = False,
     ) -> None:
         """Open `path`, creating it and its folder if necessary; an incomplete last line is dropped.
 
@@ -225,17 +232,21 @@ class Writer:
 
         Args:
             unit: axes of the reference of column "ratio"; without them nothing is compared.
+            new: whether the file must not exist, not even since a moment ago.
 
         Raises:
-            BadInput: the file has other options or another machine; it cannot be written, or another process writes to it.
+            BadInput: the file exists and must be new; it has other options or another machine; it cannot be written, or another
+                process writes to it.
         """
         # As it is read back from the file: lists instead of tuples.
         header = {"schema": SCHEMA, "what": what, "environment": environment, "asked": options, "unit": unit}
         header = json.loads(_line(header))
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = path.open("a+b")
+            self._file = path.open("x+b" if new else "a+b")
         except OSError as error:
+            if new and path.exists():
+                raise existing_results(path.parent) from None
             raise BadInput(f"{path} cannot be written ({error.strerror}); choose another --out") from None
         self._cells: dict[Place, dict[str, Any]] = {}
         self._deaths: collections.Counter[Place] = collections.Counter()
