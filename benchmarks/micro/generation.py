@@ -1,10 +1,10 @@
 """Speed of generation, beside `transformers` if torch is installed: `python -m benchmarks.micro.generation`.
 
 Models with random weights continue prompts of one length, or read sources, and write as many tokens for each; no text ends
-before. Greedy tokens, samples, and samples of a nucleus (top-p), and the same greedy tokens with a higher limit, which shows
-whether a token's cost depends on how many tokens were asked for. The products of a token with the same matrices and nothing else
-show what the compiler's products leave to be gained. `transformers` must write the same greedy tokens before it is timed, but in
-bfloat16, where rounding decides between likely tokens. --model and --rows take several values with commas. Prints Markdown.
+before. It times greedy tokens, samples, samples of a nucleus (top-p), and the same greedy tokens with a higher limit, which shows
+whether a token's cost depends on the limit. The products of a token with the same matrices and nothing else show what the
+compiler's products leave to be gained. `transformers` must write the same greedy tokens before it is timed, except in bfloat16,
+where rounding decides between likely tokens. --model and --rows take several values with commas. It prints Markdown.
 """
 
 import contextlib
@@ -48,9 +48,15 @@ CHUNK = 16
 def main() -> int:
     """Run the command."""
     options = start_measurement.start(
-        *("generation", __doc__),
-        **{"model": "gpt2,t5-small,xlnet-base", "rows": "1,8,32", "prompt": 64, "tokens": 64, "limit": 256},
-        **{"precision": "float32", "rounds": 3},
+        "generation",
+        __doc__,
+        model="gpt2,t5-small,xlnet-base",
+        rows="1,8,32",
+        prompt=64,
+        tokens=64,
+        limit=256,
+        precision="float32",
+        rounds=3,
     )
     require(options.precision in DTYPES, "precision", options.precision, f"choose one of {', '.join(DTYPES)}")
     require(options.limit >= options.tokens, "limit", options.limit, f"choose at least --tokens {options.tokens}")
@@ -81,7 +87,7 @@ def main() -> int:
 def _measure(model: models.Model, params: Any, rows: int, options: Any) -> tuple[list[str], list[str]]:
     """Time all programs for a number of texts; return the lines of the table without their first two cells, and notes."""
     prompts = np.random.default_rng(0).integers(3, model.config.vocab, (rows, options.prompt)).astype(np.int32)
-    write, matrices = _ours(model, params, prompts, options)
+    write, matrices = _generation_program(model, params, prompts, options)
     programs: dict[str, Callable[[], Any]] = {name: write(sampling, options.tokens) for name, sampling in SETTINGS.items()}
     higher = f"greedy, limit {options.limit}"
     programs[higher] = write(GREEDY, options.limit)
@@ -109,7 +115,7 @@ def _measure(model: models.Model, params: Any, rows: int, options: Any) -> tuple
                 break
             if sampling == GREEDY and options.precision == "float32" and not np.array_equal(tokens, expected):
                 same = np.equal(tokens, expected).mean() if tokens.shape == expected.shape else 0.0
-                notes.append(f"transformers was not timed: {same:.1%} of its greedy tokens are ours")
+                notes.append(f"transformers was not timed: {same:.1%} of its greedy tokens are the same as here")
                 break
             programs[f"transformers, {name}"] = peer.run
         rates: list[float] = []
@@ -160,7 +166,7 @@ def _matrices(model: models.Model, decoder: Decoder, params: Any, *arguments: An
     return [*matrices, *tables] if matrices else []
 
 
-def _ours(
+def _generation_program(
     model: models.Model, params: Any, prompts: np.ndarray, options: Any
 ) -> tuple[Callable[[Sampling, int], Callable[[], Any]], list[jax.Array]]:
     """Return a function of settings and a limit, which returns a program that returns the tokens [B, R]; and `_matrices`."""
