@@ -22,6 +22,7 @@ from zoo.batch import Batch, Output
 from zoo.configs.t5 import Config
 from zoo.hf.param_name_types import ParamName, ParamNames
 from zoo.nn import score_head
+from zoo.nn.encoder import linear
 from zoo.nn.kv_cache import append_tokens, cached_source, cross_mask, empty_cache, source_entries
 from zoo.nn.layer_stack import init_stack, run_stack
 from zoo.nn.layers import (
@@ -361,13 +362,6 @@ def _rows(side: str, last: int) -> tuple[ParamName, ...]:
     )
 
 
-def _layer(leaf: str, name: str) -> tuple[ParamName, ...]:
-    """Return the published names of a layer of the sequence head."""
-    return ParamName(f"{leaf}/kernel", f"{name}.weight", "o i -> i o", bare=True), ParamName(
-        f"{leaf}/bias", f"{name}.bias", bare=True
-    )
-
-
 CROSS = "decoder.block.{layer}.layer.1.EncDecAttention"
 NAMES = ParamNames(
     architecture="T5ForConditionalGeneration",
@@ -394,8 +388,8 @@ SCORE = dataclasses.replace(
     prefixes=("transformer.",),
     rows=(
         *(row for row in NAMES.rows if row.leaf != "unembed/embedding"),
-        *_layer("dense", "classification_head.dense"),
-        *_layer("classifier", "classification_head.out_proj"),
+        *linear("dense", "classification_head.dense"),
+        *linear("classifier", "classification_head.out_proj"),
     ),
     tied=dict.fromkeys(
         ("transformer.encoder.embed_tokens.weight", "transformer.decoder.embed_tokens.weight"), "embed/tokens/embedding"
