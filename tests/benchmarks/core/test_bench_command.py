@@ -9,6 +9,7 @@ import pytest
 from benchmarks.core import bench_command, result_files
 from benchmarks.core.bench_command import Benchmark
 from benchmarks.core.options import AttentionOptions, Output
+from benchmarks.core.result_page import Report
 from zoo.errors import BadInput
 from zoo.runtime import local_group
 
@@ -17,7 +18,7 @@ BENCHMARK = Benchmark(
     title="Attention",
     resolve=lambda options, backend: options,
     groups=lambda options, environment: [],
-    report=lambda results, form: [],
+    report=lambda results, form: Report(lead="", sections={}),
     one_line=lambda cells: "",
 )
 RECORDS_ITS_ARGUMENTS = """

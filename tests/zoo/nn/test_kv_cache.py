@@ -109,7 +109,7 @@ def test_a_prompt_decoded_in_any_chunks_gives_the_hidden_states_of_each_row_alon
         for row in range(len(LENGTHS)):
             check(hidden, row)
         assert int(cache["at"]) == GIVEN
-        np.testing.assert_array_equal(cache["segments"], np.pad(batch.segments, ((0, 0), (0, SLOTS - GIVEN))))
+        np.testing.assert_array_equal(cache["segments"], np.pad(np.asarray(batch.segments), ((0, 0), (0, SLOTS - GIVEN))))
     for leak in LEAKS[family]:
         with pytest.raises(AssertionError):
             check(leaky(net, params, batch, leak), 0)
