@@ -147,9 +147,9 @@ def test_rows_are_not_halved_on_a_mesh() -> None:
             assert_no_slices(lambda x: jnp.isfinite(xla_cpu_workarounds.row_max(x)), x)
 
 
-def assert_square_sum(x: np.ndarray, found: jax.Array) -> None:
+def assert_square_sum(x: np.ndarray, total: jax.Array) -> None:
     """Compare with float64: 16 rows and 4 times windows of 32 err like a random walk: 4 sqrt(144) / 3 units of 2^-24."""
-    assert float(found) == pytest.approx(np.square(x, dtype=np.float64).sum(), rel=16 * UNIT)
+    assert float(total) == pytest.approx(np.square(x, dtype=np.float64).sum(), rel=16 * UNIT)
 
 
 @pytest.mark.parametrize("shape", [(5,), (3, 8), (64, 40), (6, 34, 4), (2, 512, 1024)])
