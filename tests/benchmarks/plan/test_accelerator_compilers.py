@@ -19,6 +19,7 @@ from tests.support.small import BODIES
 from train.config.run_config import Mesh, Run
 from train.engine import device_mesh
 from zoo import configs, models
+from zoo.configs import gpt_oss
 from zoo.nn.experts import Experts
 from zoo.nn.layers import params_of
 from zoo.ops import ragged_product
@@ -90,12 +91,31 @@ def planned(run: Run, mode: compile_program.Mode, target: str) -> Plan:
     return plan_record.make_plan(compile_program.compile_run(run, mode, target_devices.parse_target(target)), run.recipe)
 
 
-def check_plan(plan: Plan) -> None:
-    """Check what every plan must have: it fits, all its FLOPs are counted, and a bound follows."""
+def muon_flops(run: Run, mode: compile_program.Mode) -> float:
+    """Return the FLOPs with which Muon orthogonalizes the kernels of experts, which the model's count leaves out.
+
+    Five iterations of three products for each of the three square matrices of an expert (Jordan et al. 2024). In the step of
+    gpt-oss-nano they are 5.1e9 FLOPs on a device of a v5e:2x2, and all others 8.0e9: they do not depend on the number of tokens,
+    of which there are few, while an expert gets only a quarter of these. The compiled program divides them evenly.
+    """
+    if mode != "train" or run.optim.name != "muon" or not isinstance(run.model, gpt_oss.Config):
+        return 0.0
+    model = run.model
+    assert model.width == model.ffn
+    return 5 * 3 * 2.0 * model.width**3 * 3 * model.experts * model.layers
+
+
+def check_plan(plan: Plan, optimizer: float = 0.0) -> None:
+    """Check what every plan must have: it fits, all its FLOPs are counted, and a bound follows.
+
+    Args:
+        optimizer: FLOPs of the optimizer that count as needed, which the devices along `data` repeat.
+    """
     assert plan.fits and plan.products is not None and plan.kernels is not None and not plan.unknown
-    share = plan.model_flops / plan.devices / (plan.products + plan.kernels)
+    counted, model = plan.products + plan.kernels, plan.model_flops / plan.devices
+    needed = model + optimizer * plan.mesh["data"] / plan.devices
     # Recomputation adds a third at most; a causal kernel leaves out half of attention's products, which the model's count has.
-    assert 0.6 < share < 1.5, share
+    assert needed / counted > 0.6 and model / counted < 1.5, (model, needed, counted)
     assert plan.bound is not None and 0 < plan.bound < 1.5
 
 
@@ -109,7 +129,7 @@ def test_every_family_compiles(platform: str, size: str, mode: compile_program.M
     if size in ("llama-nano", "gpt-oss-nano", "ettin-decoder-nano"):
         # XLA gathers kernels of up to 0.4 MiB for all layers of these. It does not for gpt-oss-20b on v5p:4x4x4.
         expected += ("are gathered at once, outside of the loop",)
-    check_plan(plan)
+    check_plan(plan, muon_flops(run, mode) if size == "gpt-oss-nano" else 0.0)
     assert sum(row.count for row in plan.collectives) > 0
     assert all(any(words in line for words in expected) for line in plan.warnings)
     # Who exchanges what is known: all of some axes, not a part of one, and nobody else.
