@@ -19,7 +19,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from zoo.mesh_axes import EXPERT, HEADS
 from zoo.nn.layers import Init, Linear, unstacked
-from zoo.ops.ragged_product import ragged_product, sum_dtype, tile_rows
+from zoo.ops.ragged_product import ragged_product, rows_in_tile, sum_dtype
 from zoo.sharding import BATCH
 
 
@@ -238,8 +238,11 @@ def apply_experts(
         x, chosen, weights = (jax.lax.all_gather(array, expert_axis, tiled=True) for array in (x, chosen, weights))
     rows, length, width = x.shape
     chosen, weights = (array.reshape(rows * length, -1) for array in (chosen, weights))  # [tokens, X]
-    slots = Slots.of(chosen, first, experts, tile_rows(chosen.size, experts, devices))
-    multiply = functools.partial(ragged_product, sizes=slots.sizes, tile=slots.tile, filled=slots.filled, devices=devices)
+    # Each of the devices, which have other experts, has an equal share of the assignments if all experts are equally busy.
+    slots = Slots.of(chosen, first, experts, rows_in_tile(chosen.size // (experts * devices)))
+    multiply = functools.partial(
+        ragged_product, sizes=slots.sizes, tile=slots.tile, filled=slots.filled, expected_rows=chosen.size / devices
+    )
     gated_bias = kernels.gated_bias.reshape(experts, 2 * ffn)
     gated = multiply(to_slots(x.reshape(-1, width), slots), kernels.gated.reshape(experts, width, 2 * ffn), gated_bias)
 

@@ -3,8 +3,8 @@
 XLA:TPU computes `jax.lax.ragged_dot` and the gradient of its rows with grouped kernels too, but emits the gradient of the weights
 as a convolution over all rows for each group, E times the products that are needed (read in the compiled program at JAX 0.10.2
 with libtpu 0.0.42.1). It also keeps the rows' products and their cotangents in float32, and transposes the weights in memory.
-The kernels of `jax.experimental.pallas.ops.tpu.megablox` do not, but must divide the contracted axis, so that they read a group's
-weights once for each tile of rows, have no bias, and take no limit of vector memory.
+The kernels of `jax.experimental.pallas.ops.tpu.megablox` at JAX 0.10.2 have no bias and no option for the limit of vector memory,
+and multiply a tile of rows that two groups share once for each, with a mask (read in `gmm.py`).
 
 Here groups begin and end at tiles of rows, so that no tile is masked. Two kernels compute everything: `multiply_rows` has a row
 tile and a block of columns of its group's weights in the vector memory, the contracted axis in full; `weight_gradients` sums the
@@ -21,45 +21,116 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int
 
+from zoo.errors import BadInput
+
 LANES = 128
-NARROWEST = 256
+SUBLANES = 8
+"""Minimum number of rows of float32 numbers that an array occupies in vector memory."""
+MIN_COLUMNS = 256
 """Minimum number of columns of a block, except of a narrower array: a tile of rows is read again for each block of columns."""
-SMALLEST_TILE = 16
+MIN_TILE_ROWS = 16
 """Minimum number of rows in a tile: a register of bfloat16 numbers has 16 rows."""
 
 
 class Blocks(NamedTuple):
-    """Sizes of what is in the vector memory at once."""
+    """Limits of what is in the vector memory at once."""
 
     tile: int
     """Maximum number of rows in a tile."""
-    weights: int
-    """Maximum bytes of the block of weights that stays while the tiles of its group pass; there are two."""
+    weight_bytes: int
+    """Maximum bytes of the block of weights that stays while the tiles of its group pass, unless it has the fewest columns; there
+    are two."""
     gradient: int
     """Maximum rows and columns of a block of the gradient of weights."""
-    memory: int
+    vmem_bytes: int
     """Bytes that the compiler may use."""
 
 
-SMALL = Blocks(tile=256, weights=4 << 20, gradient=640, memory=16 << 20)
-LARGE = Blocks(tile=512, weights=8 << 20, gradient=1152, memory=48 << 20)
-"""The columns of gpt-oss, 5,760, are 5 x 1,152 = 9 x 640."""
+# A gradient block divides the 5,760 columns of gpt-oss: they are 9 x 640 and 5 x 1,152.
+SMALL = Blocks(tile=256, weight_bytes=4 << 20, gradient=640, vmem_bytes=16 << 20)
+LARGE = Blocks(tile=512, weight_bytes=8 << 20, gradient=1152, vmem_bytes=48 << 20)
+LARGE_MEMORY = ("TPU v5", "TPU v6", "TPU7")
+"""How names of devices with at least 64 MiB of vector memory begin. TPU v2, v3 and v4 have 16 MiB."""
 
 
-def blocks() -> Blocks:
-    """Return the sizes for the device of the program: a TPU v4 has 16 MiB of vector memory, later ones at least 64."""
+def blocks_of(kind: str) -> Blocks:
+    """Return the limits for a `device_kind`: the small ones unless it is in `LARGE_MEMORY`."""
+    return LARGE if kind.startswith(LARGE_MEMORY) else SMALL
+
+
+def device_blocks() -> Blocks:
+    """Return the limits for the device for which a program is compiled."""
     device = jax.sharding.get_abstract_mesh().abstract_device
-    kind = (jax.devices()[0] if device is None else device).device_kind
-    return SMALL if kind.startswith("TPU v4") else LARGE
+    return blocks_of((jax.devices()[0] if device is None else device).device_kind)
 
 
-def tile_rows(rows: int) -> int:
-    """Return the number of rows in a tile if a group has `rows` on average: a power of two and at most an eighth of them.
+def rows_in_tile(rows_per_group: int) -> int:
+    """Return the number of rows in a tile of groups of an average size: a power of two and at most an eighth of that size.
 
-    The last tile of a group is half empty on average, so that at most a sixteenth of the products are of empty rows, unless the
-    groups are smaller than eight of the smallest tiles.
+    The last tile of a group is half empty on average, so that on average at most a sixteenth of the products are of empty rows,
+    unless the groups are smaller than eight of the smallest tiles. One group alone can have more: up to a tile less one row.
     """
-    return min(blocks().tile, max(SMALLEST_TILE, 1 << max(rows // 8, 1).bit_length() - 1))
+    return min(device_blocks().tile, max(MIN_TILE_ROWS, 1 << max(rows_per_group // 8, 1).bit_length() - 1))
+
+
+class RowBlocks(NamedTuple):
+    """Sizes of the blocks of `multiply_rows`."""
+
+    tile: int
+    """Number of rows in a tile."""
+    columns: int
+    """Number of columns in a block of the weights and of the result."""
+    bytes: int
+    """Bytes of vector memory that they take."""
+
+
+def row_blocks(tile: int, depth: int, columns: int, dtype: Any, limits: Blocks) -> RowBlocks:
+    """Return the sizes of blocks of `multiply_rows`: those of rows are halved until all fit into the vector memory.
+
+    Counted are two copies of a tile of rows, of a block of weights with its bias and of a block of the result, because the next
+    ones are copied while the current ones are used, and a block of sums in float32.
+
+    Raises:
+        BadInput: even the smallest tiles do not fit.
+    """
+    itemsize = jnp.dtype(dtype).itemsize
+    block = _block(columns, limits.weight_bytes // (depth * itemsize))
+    while True:
+        copied = itemsize * (tile * depth + depth * block + tile * block) + 4 * SUBLANES * block
+        used = 2 * copied + 4 * tile * block
+        if used <= limits.vmem_bytes:
+            return RowBlocks(tile, block, used)
+        if tile <= MIN_TILE_ROWS:
+            raise BadInput(
+                f"products of experts over an axis of {depth} {jnp.dtype(dtype).name} numbers need {used / (1 << 20):.1f} MiB of "
+                f"the vector memory of a device, which has {limits.vmem_bytes / (1 << 20):.1f}; choose --precision bfloat16, a "
+                "smaller --model.ffn or --model.width, or a larger --mesh.tensor"
+            )
+        tile //= 2
+
+
+class GradientBlocks(NamedTuple):
+    """Sizes of the blocks of `weight_gradients`."""
+
+    depth: int
+    """Number of rows in a block of the result."""
+    columns: int
+    """Number of columns in a block of the result."""
+    bytes: int
+    """Bytes of vector memory that they take."""
+
+
+def gradient_blocks(tile: int, depth: int, columns: int, dtype: Any, limits: Blocks) -> GradientBlocks:
+    """Return the sizes of blocks of `weight_gradients`, which `limits` bound independently of the sizes of the arrays.
+
+    Counted are two copies of a tile of x, of a tile of the cotangents and of a block of both results, the sums in float32, the
+    product that is added to them, and a transposed tile of x.
+    """
+    itemsize = jnp.dtype(dtype).itemsize
+    block_d, block_f = _block(depth, limits.gradient), _block(columns, limits.gradient)
+    copied = itemsize * (tile * (block_d + block_f) + block_d * block_f) + 4 * SUBLANES * block_f
+    used = 2 * copied + 2 * 4 * block_d * block_f + 4 * SUBLANES * block_f + itemsize * tile * block_d
+    return GradientBlocks(block_d, block_f, used)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
@@ -76,6 +147,7 @@ def grouped_product(
     Args:
         sizes: the number of rows of each group, multiples of `tile`. Results of rows after all groups are undefined, and so are
             their gradients.
+        tile: a power of two, from `rows_in_tile`.
         interpret: True, or the options of Pallas's interpreter of TPUs: compute without a TPU.
     """
     return multiply_rows(x, kernels, biases, sizes, tile=tile, interpret=interpret)
@@ -109,12 +181,14 @@ def multiply_rows(
 ) -> Float[Array, "R F"]:
     """Return x[r] . kernels[e] + biases[e], or x[r] . kernels[e]^T if `transposed`; see `grouped_product`.
 
-    The grid goes over blocks of columns and, fastest, over tiles: consecutive tiles of a group share its block of weights.
+    The grid goes over blocks of columns and, fastest, over tiles: consecutive tiles of a group share its block of weights. Tiles
+    that are too large with the full contracted axis are halved.
     """
     (rows, depth), columns = x.shape, kernels.shape[1 if transposed else 2]
-    block = _block(columns, blocks().weights // (depth * kernels.dtype.itemsize))
+    limits = device_blocks()
+    tile, block, _ = row_blocks(tile, depth, columns, x.dtype, limits)
     ends = jnp.cumsum(sizes // tile)
-    group = _owner(ends, rows // tile)
+    group = _group_of(ends, rows // tile)
 
     def body(_: Any, x: Any, kernel: Any, bias: Any, y: Any) -> None:
         contracted = ((1,), (1 if transposed else 0,))
@@ -139,7 +213,7 @@ def multiply_rows(
             out_specs=pl.BlockSpec((tile, block), lambda j, i, group: (i, j)),
         ),
         out_shape=jax.ShapeDtypeStruct((rows, columns), x.dtype),
-        compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=blocks().memory),
+        compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=limits.vmem_bytes),
         interpret=interpret,
         name="grouped_product_rows",
     )
@@ -155,34 +229,35 @@ def weight_gradients(
     writes its zeros.
     """
     (rows, depth), columns, groups = x.shape, d_y.shape[1], sizes.shape[0]
-    block_d, block_f = _block(depth, blocks().gradient), _block(columns, blocks().gradient)
+    limits = device_blocks()
+    block_d, block_f, _ = gradient_blocks(tile, depth, columns, x.dtype, limits)
     num_d = pl.cdiv(depth, block_d)
     tiles = sizes // tile
-    steps = jnp.maximum(tiles, 1)
+    steps = _steps_of(tiles)
     ends = jnp.cumsum(steps)
-    group = _owner(ends, rows // tile + groups)
-    # The tile of each step; that of an empty group is not used.
-    at = jnp.arange(group.shape[0]) - (ends - steps)[group] + (jnp.cumsum(tiles) - tiles)[group]
-    at = jnp.minimum(at, rows // tile - 1).astype(jnp.int32)
+    group = _group_of(ends, rows // tile + groups)
+    # The one of an empty group's step is not used.
+    tile_of_step = jnp.arange(group.shape[0]) - (ends - steps)[group] + (jnp.cumsum(tiles) - tiles)[group]
+    tile_of_step = jnp.minimum(tile_of_step, rows // tile - 1).astype(jnp.int32)
 
     def body(
         group: Any, _: Any, tiles: Any, x: Any, d_y: Any, d_kernel: Any, d_bias: Any, kernel_sum: Any, bias_sum: Any
     ) -> None:
         step, last = pl.program_id(2), pl.num_programs(2) - 1
-        here = group[step]
+        current_group = group[step]
 
-        @pl.when((step == 0) | (group[jnp.maximum(step - 1, 0)] != here))
+        @pl.when(_is_first_step(group, step))
         def _begin() -> None:
             kernel_sum[...] = jnp.zeros_like(kernel_sum)
             bias_sum[...] = jnp.zeros_like(bias_sum)
 
-        @pl.when(tiles[here] > 0)
+        @pl.when(tiles[current_group] > 0)
         def _add() -> None:
             contracted = ((0,), (0,))
             kernel_sum[...] += lax.dot_general(x[...], d_y[...], (contracted, ((), ())), preferred_element_type=jnp.float32)
             bias_sum[...] += d_y[...].astype(jnp.float32).sum(0, keepdims=True)
 
-        @pl.when((step == last) | (group[jnp.minimum(step + 1, last)] != here))
+        @pl.when((step == last) | (group[jnp.minimum(step + 1, last)] != current_group))
         def _end() -> None:
             d_kernel[...] = kernel_sum[...].astype(d_kernel.dtype)
             d_bias[...] = bias_sum[...]
@@ -193,12 +268,12 @@ def weight_gradients(
             num_scalar_prefetch=3,
             grid=(pl.cdiv(columns, block_f), num_d, ends[-1]),
             in_specs=[
-                pl.BlockSpec((tile, block_d), lambda j, k, step, group, at, tiles: (at[step], k)),
-                pl.BlockSpec((tile, block_f), lambda j, k, step, group, at, tiles: (at[step], j)),
+                pl.BlockSpec((tile, block_d), lambda j, k, step, group, tile_of_step, tiles: (tile_of_step[step], k)),
+                pl.BlockSpec((tile, block_f), lambda j, k, step, group, tile_of_step, tiles: (tile_of_step[step], j)),
             ],
             out_specs=[
-                pl.BlockSpec((None, block_d, block_f), lambda j, k, step, group, at, tiles: (group[step], k, j)),
-                pl.BlockSpec((None, None, 1, block_f), lambda j, k, step, group, at, tiles: (group[step], k, 0, j)),
+                pl.BlockSpec((None, block_d, block_f), lambda j, k, step, group, _, tiles: (group[step], k, j)),
+                pl.BlockSpec((None, None, 1, block_f), lambda j, k, step, group, _, tiles: (group[step], k, 0, j)),
             ],
             scratch_shapes=[pltpu.VMEM((block_d, block_f), jnp.float32), pltpu.VMEM((1, block_f), jnp.float32)],
         ),
@@ -208,27 +283,37 @@ def weight_gradients(
             jax.ShapeDtypeStruct((groups, num_d, 1, columns), jnp.float32),
         ],
         compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("parallel", "arbitrary", "arbitrary"), vmem_limit_bytes=blocks().memory
+            dimension_semantics=("parallel", "arbitrary", "arbitrary"), vmem_limit_bytes=limits.vmem_bytes
         ),
         interpret=interpret,
         name="grouped_product_weights",
     )
-    d_kernels, d_biases = call(group, at, tiles.astype(jnp.int32), x, d_y)
+    d_kernels, d_biases = call(group, tile_of_step, tiles.astype(jnp.int32), x, d_y)
     return d_kernels, d_biases[:, 0, 0]
 
 
 def _block(size: int, largest: int) -> int:
     """Return the size of blocks of an axis: all of it if it is not larger, else a multiple of the lanes.
 
-    Of the multiples from `NARROWEST` to `largest`, it is the one that pads the axis least, and of those the largest.
+    Of the multiples from `MIN_COLUMNS` to `largest`, it is the one that pads the axis least, and of those the largest.
     """
     if size <= largest:
         return size
-    smallest = min(NARROWEST, max(largest // LANES, 1) * LANES)
+    smallest = min(MIN_COLUMNS, max(largest // LANES, 1) * LANES)
     return min(range(smallest, max(largest, smallest) + 1, LANES), key=lambda block: (pl.cdiv(size, block) * block, -block))
 
 
-def _owner(ends: Int[Array, " E"], count: int) -> Int[Array, " count"]:
+def _group_of(ends: Int[Array, " E"], count: int) -> Int[Array, " count"]:
     """Return the group of each of `count` tiles or steps, given the end of each group; the last group after all ends."""
     passed = (ends <= jnp.arange(count)[:, None]).sum(1)
     return jnp.minimum(passed, ends.shape[0] - 1).astype(jnp.int32)
+
+
+def _steps_of(tiles: Int[Array, " E"]) -> Int[Array, " E"]:
+    """Return the number of steps of each group in the sums over its tiles; an empty group has one, to write its zeros."""
+    return jnp.maximum(tiles, 1)
+
+
+def _is_first_step(group: Any, step: Any) -> Any:
+    """Return whether a step is the first one of its group, in a kernel."""
+    return (step == 0) | (group[jnp.maximum(step - 1, 0)] != group[step])

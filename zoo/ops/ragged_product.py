@@ -29,20 +29,20 @@ def product_form() -> Form:
     return forms.get(target_platform(), "ragged_dot")
 
 
-def tile_rows(rows: int, groups: int, devices: int = 1) -> int:
+def rows_in_tile(rows_per_group: int) -> int:
     """Return the number of rows of which each group must have a multiple: 1 where `jax.lax.ragged_dot` takes groups of any size.
 
     In tiles on CPU it is a power of two so small that the rows which fill the groups up are at most a sixteenth of all; for the
-    kernels of a TPU see `grouped_product_tpu.tile_rows`.
+    kernels of a TPU see `grouped_product_tpu.rows_in_tile`.
 
     Args:
-        rows: the number of rows, of which a device has 1 / `devices` on average in its `groups`.
+        rows_per_group: the average number of rows of a group, without those that fill it up.
     """
     match product_form():
         case "tiles":
-            return min(LARGEST_TILE, 1 << max(rows // (16 * groups), 1).bit_length() - 1)
+            return min(LARGEST_TILE, 1 << max(rows_per_group // 16, 1).bit_length() - 1)
         case "grouped_tpu":
-            return grouped_product_tpu.tile_rows(rows // (groups * devices))
+            return grouped_product_tpu.rows_in_tile(rows_per_group)
         case _:
             return 1
 
@@ -55,8 +55,8 @@ class Product:
     scope: str
     """The name scope of its operations: `SCOPE` and the number of the call."""
     flops: float
-    """FLOPs of the product on one device, and of each of its two gradients, if rows are spread evenly over the groups of all
-    devices."""
+    """FLOPs of the product on one device, and of each of its two gradients, for the expected number of filled rows. Rows that
+    fill groups up are not counted: what a kernel computes is more, by up to a tile for each group."""
 
 
 SCOPE = "ragged_product"
@@ -82,25 +82,35 @@ def ragged_product(
     sizes: Int[Array, " E"],
     tile: int,
     filled: Bool[Array, " R"],
-    devices: int = 1,
+    expected_rows: float,
 ) -> Float[Array, "R F"]:
     """Return x[r] . kernels[e] + biases[e] for each row r of group e, in the dtype of the kernels, with sums of at least float32.
 
     Groups are consecutive and have `sizes` rows, multiples of `tile`; rows after them belong to no group. Rows that are not
-    `filled` have an undefined result and an undefined gradient; those of a group must be zero in x and have a zero cotangent.
+    `filled` have an undefined result and an undefined gradient; those of a group must be finite in x and have a zero cotangent,
+    so that they add nothing to the gradients of the kernels and biases.
 
     XLA on CPU computes `jax.lax.ragged_dot` as a product with every kernel, E times the arithmetic that is needed (read in the
     compiled program at JAX 0.10.2). So there a scan multiplies tiles of `tile` rows with the kernel of their group. Remove when
     the compiled FLOPs of `ragged_dot` on CPU are those of one kernel for each row. For TPU see `grouped_product_tpu`.
 
     Args:
-        devices: the number of devices among which the rows are divided, each of which has other groups.
+        expected_rows: the number of filled rows on this device if all groups of all devices have equally many, for
+            `record_products`.
+
+    Raises:
+        TypeError: the arrays have unequal dtypes, or are float64 and the form is `grouped_tpu`, which sums in float32.
     """
     form, scope = product_form(), SCOPE
+    dtypes = [array.dtype.name for array in (x, kernels, biases)]
+    if len(set(dtypes)) > 1:
+        raise TypeError(f"a product of {dtypes[0]} rows, {dtypes[1]} kernels and {dtypes[2]} biases: cast them to one dtype")
+    if form == "grouped_tpu" and sum_dtype(x) != jnp.float32:
+        raise TypeError(f"a product of {dtypes[0]} arrays on a TPU: its kernels sum in float32; cast them to float32 or bfloat16")
     if (products := _products.get()) is not None:
         scope = f"{SCOPE}{len(products)}"
-        rows, (depth, columns) = x.shape[0] / devices, kernels.shape[1:]
-        products.append(Product(form=form, scope=scope, flops=2.0 * rows * depth * columns))
+        _, depth, columns = kernels.shape
+        products.append(Product(form=form, scope=scope, flops=2.0 * expected_rows * depth * columns))
     with jax.named_scope(scope):
         match form:
             case "tiles":

@@ -14,6 +14,9 @@ from jax._src import dispatch
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from benchmarks.plan.target_devices import TPUS
+from train.run.hardware import DEVICES
+from zoo.errors import BadInput
 from zoo.ops import grouped_product_tpu, ragged_product
 
 TILE, DEPTH, COLUMNS = 16, 200, 300
@@ -29,15 +32,18 @@ BOUND = 2.0**-18
 """Maximum error as a part of the sum of the absolute values: at most 256 float32 additions, 2^-24 each, less by pairs."""
 
 
+LIMITS = (grouped_product_tpu.SMALL, grouped_product_tpu.LARGE)
+
+
 class Problem:
     """Rows of groups, each filled up to whole tiles, and two tiles without a group after them."""
 
-    def __init__(self, members: tuple[int, ...], dtype: Any = np.float32) -> None:
+    def __init__(self, members: tuple[int, ...], dtype: Any = np.float32, tile: int = TILE) -> None:
         rng = np.random.default_rng(len(members))
-        sizes = [-(-count // TILE) * TILE for count in members]
-        self.rows, self.groups = sum(sizes) + 2 * TILE, len(members)
+        sizes = [-(-count // tile) * tile for count in members]
+        self.rows, self.groups, self.tile = sum(sizes) + 2 * tile, len(members), tile
         self.sizes = jnp.asarray(sizes, jnp.int32)
-        self.group = np.append(np.repeat(np.arange(self.groups), sizes), [0] * 2 * TILE)
+        self.group = np.append(np.repeat(np.arange(self.groups), sizes), [0] * 2 * tile)
         ends = np.cumsum(sizes)
         self.filled = np.zeros(self.rows, bool)
         for end, size, count in zip(ends, sizes, members, strict=True):
@@ -50,7 +56,7 @@ class Problem:
         """Return the product and the gradients of rows, kernels and biases."""
 
         def product(x: Any, kernels: Any, biases: Any) -> Any:
-            options: Any = {"sizes": self.sizes, "tile": TILE, "filled": jnp.asarray(self.filled)}
+            options: Any = {"sizes": self.sizes, "tile": self.tile, "filled": jnp.asarray(self.filled), "expected_rows": 1.0}
             return ragged_product.ragged_product(x, kernels, biases, **options)
 
         @jax.jit
@@ -89,12 +95,16 @@ class Problem:
         return largest
 
 
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give the kernels several blocks along both axes, the last of which is not full."""
+    small = grouped_product_tpu.SMALL._replace(weight_bytes=128 * DEPTH * 4, gradient=128)
+    monkeypatch.setattr(grouped_product_tpu, "device_blocks", lambda: small)
+
+
 @pytest.fixture(params=["tiles", "grouped_tpu", "ragged_dot"])
 def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setattr(ragged_product, "product_form", lambda: request.param)
-    # Several blocks along both axes, the last of which is not full.
-    small = grouped_product_tpu.SMALL._replace(weights=128 * DEPTH * 4, gradient=128)
-    monkeypatch.setattr(grouped_product_tpu, "blocks", lambda: small)
     return request.param
 
 
@@ -113,10 +123,56 @@ def test_bfloat16_is_summed_in_float32(form: str) -> None:
     assert problem.error(results) < 2.0**-8
 
 
-def run_as_on_a_tpu(problem: Problem, patch: pytest.MonkeyPatch) -> tuple[Any, ...]:
+def test_what_fills_a_group_up_need_only_be_finite(form: str) -> None:
+    """Rows that are not filled have a cotangent of zero, so that they change no filled row and no gradient."""
+    problem = Problem(MEMBERS["uneven"])
+    problem.x[~problem.filled] = 1000
+    assert problem.error(problem.run()) < BOUND
+
+
+def test_a_large_tile_is_halved(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows of groups of whole tiles of 64 are multiplied in tiles of 16 and 32 if larger ones do not fit."""
+    monkeypatch.setattr(ragged_product, "product_form", lambda: "grouped_tpu")
+    limits = grouped_product_tpu.device_blocks()
+    fewest = grouped_product_tpu.row_blocks(TILE, 300, 200, np.float32, limits).bytes
+    monkeypatch.setattr(grouped_product_tpu, "device_blocks", lambda: limits._replace(vmem_bytes=fewest))
+    tiles: list[int] = []
+    original = grouped_product_tpu.row_blocks
+
+    def row_blocks(*arguments: Any) -> Any:
+        sizes = original(*arguments)
+        tiles.append(sizes.tile)
+        return sizes
+
+    monkeypatch.setattr(grouped_product_tpu, "row_blocks", row_blocks)
+    problem = Problem(MEMBERS["uneven"], tile=4 * TILE)
+    assert problem.error(problem.run()) < BOUND
+    assert set(tiles) == {TILE, 2 * TILE}
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_unequal_dtypes_are_refused(place: int, form: str) -> None:
+    """Each form would round or sum another of the arrays differently."""
+    problem = Problem(MEMBERS["uneven"])
+    name = ("x", "kernels", "biases")[place]
+    setattr(problem, name, np.asarray(getattr(problem, name), jnp.bfloat16))
+    with pytest.raises(TypeError, match=r"bfloat16 .*cast them to one dtype"):
+        problem.run()
+
+
+def test_float64_is_not_summed_in_float32(form: str) -> None:
+    """The other forms sum it in float64; the kernels of a TPU refuse it."""
+    problem = Problem(MEMBERS["uneven"], np.float64)
+    with jax.enable_x64(True):
+        if form == "grouped_tpu":
+            with pytest.raises(TypeError, match="float64 arrays on a TPU"):
+                problem.run()
+        else:
+            assert problem.error(problem.run()) < 2.0**-45
+
+
+def run_as_on_a_tpu(problem: Problem) -> tuple[Any, ...]:
     """Return the product and its gradients by Pallas's interpreter of TPUs, which refuses some of what a TPU computes wrongly."""
-    small = grouped_product_tpu.SMALL._replace(weights=128 * DEPTH * 4, gradient=128)
-    patch.setattr(grouped_product_tpu, "blocks", lambda: small)
     options = pltpu.InterpretParams(uninitialized_memory="nan")
 
     @jax.jit
@@ -131,9 +187,9 @@ def run_as_on_a_tpu(problem: Problem, patch: pytest.MonkeyPatch) -> tuple[Any, .
         return jax.device_get(run(problem.x, problem.kernels, problem.biases, problem.d_y))
 
 
-def test_the_kernels_follow_the_rules_of_a_tpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_kernels_follow_the_rules_of_a_tpu() -> None:
     problem = Problem(MEMBERS["empty"])
-    assert problem.error(run_as_on_a_tpu(problem, monkeypatch)) < BOUND
+    assert problem.error(run_as_on_a_tpu(problem)) < BOUND
 
 
 @pytest.mark.planted
@@ -148,7 +204,7 @@ def test_a_block_that_is_written_again_later_is_refused(monkeypatch: pytest.Monk
     monkeypatch.setattr(pl, "BlockSpec", block_spec)
     try:
         with pytest.raises(jax.errors.JaxRuntimeError, match="Revisited block"):
-            run_as_on_a_tpu(Problem(MEMBERS["uneven"]), monkeypatch)
+            run_as_on_a_tpu(Problem(MEMBERS["uneven"]))
     finally:
         # The failed program is the last of the ordered effects, on which every later one would wait.
         dispatch.runtime_tokens.clear()
@@ -156,19 +212,19 @@ def test_a_block_that_is_written_again_later_is_refused(monkeypatch: pytest.Monk
 
 
 @pytest.mark.planted
-@pytest.mark.parametrize("mistake", ["owner", "sums not cleared", "empty group not written", "no bias", "not transposed"])
+@pytest.mark.parametrize("mistake", ["group", "sums not cleared", "empty group not written", "no bias", "not transposed"])
 def test_a_planted_mistake_in_the_kernels_is_found(mistake: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ragged_product, "product_form", lambda: "grouped_tpu")
     module: Any = grouped_product_tpu
     problem = Problem(MEMBERS["empty"])
     match mistake:
-        case "owner":
-            original = module._owner
-            monkeypatch.setattr(module, "_owner", lambda ends, count: original(ends + 1, count))
+        case "group":
+            original = module._group_of
+            monkeypatch.setattr(module, "_group_of", lambda ends, count: original(ends + 1, count))
         case "sums not cleared":
-            monkeypatch.setattr(module.jnp, "zeros_like", lambda ref: ref[...])
+            monkeypatch.setattr(module, "_is_first_step", lambda _, step: step == 0)
         case "empty group not written":
-            monkeypatch.setattr(module.jnp, "maximum", lambda a, b: a)
+            monkeypatch.setattr(module, "_steps_of", lambda tiles: tiles)
         case "no bias":
             rows = module.multiply_rows
             monkeypatch.setattr(module, "multiply_rows", lambda x, k, b, *rest, **options: rows(x, k, None, *rest, **options))
@@ -189,12 +245,47 @@ def test_the_form_depends_on_the_platform(monkeypatch: pytest.MonkeyPatch) -> No
         assert ragged_product.product_form() == expected
 
 
-def test_tiles_of_a_tpu_are_mostly_full() -> None:
+@pytest.mark.parametrize("limits", LIMITS)
+def test_tiles_of_a_tpu_are_mostly_full(limits: grouped_product_tpu.Blocks, monkeypatch: pytest.MonkeyPatch) -> None:
     """Half a tile of each group, at most a sixteenth of its rows, unless groups have fewer rows than eight smallest tiles."""
+    monkeypatch.setattr(grouped_product_tpu, "device_blocks", lambda: limits)
     for rows in (1, 8, 128, 1000, 2048, 10**6):
-        tile = grouped_product_tpu.tile_rows(rows)
-        assert tile & (tile - 1) == 0 and 16 <= tile <= 512
+        tile = grouped_product_tpu.rows_in_tile(rows)
+        assert tile & (tile - 1) == 0 and 16 <= tile <= limits.tile
         assert tile / 2 <= rows / 16 or tile == 16
+
+
+def test_only_newer_tpus_have_large_blocks() -> None:
+    """By the names of the devices with published rates and of those that programs are compiled for, which are among them."""
+    large = {kind for kind in DEVICES if grouped_product_tpu.blocks_of(kind) is grouped_product_tpu.LARGE}
+    assert {kind for kind in DEVICES if kind.startswith("TPU")} - large == {"TPU v2", "TPU v3", "TPU v4"}
+    assert all(kind.startswith("TPU") for kind in large)
+    assert {tpu.kind for tpu in TPUS.values()} - large == {"TPU v4"}
+
+
+@pytest.mark.parametrize("limits", LIMITS)
+@pytest.mark.parametrize("dtype", [np.float32, jnp.bfloat16])
+@pytest.mark.parametrize(("depth", "columns"), [(2880, 5760), (2880, 2880)])
+def test_the_blocks_of_gpt_oss_fit(limits: grouped_product_tpu.Blocks, dtype: Any, depth: int, columns: int) -> None:
+    """Both projections, the gradients of their rows, over `columns`, and those of their weights, with the largest tile.
+
+    The bytes of what the grids copy, twice each, and of the sums, computed from the shapes here.
+    """
+    size = np.dtype(dtype).itemsize
+    for contracted, results in ((depth, columns), (columns, depth)):
+        tile, block, used = grouped_product_tpu.row_blocks(limits.tile, contracted, results, dtype, limits)
+        blocks = size * (tile * contracted + contracted * block + tile * block)
+        assert 2 * blocks + 4 * tile * block <= used <= limits.vmem_bytes
+        # Halved only where necessary: in float32, and on small devices.
+        assert tile == limits.tile or (tile == limits.tile // 2 and size == 4 and limits is grouped_product_tpu.SMALL)
+    block_d, block_f, used = grouped_product_tpu.gradient_blocks(limits.tile, depth, columns, dtype, limits)
+    blocks = size * (limits.tile * (block_d + block_f) + block_d * block_f)
+    assert 2 * blocks + 4 * block_d * block_f <= used <= limits.vmem_bytes
+
+
+def test_an_axis_that_fits_no_tile_is_refused() -> None:
+    with pytest.raises(BadInput, match=r"an axis of 20000 float32 numbers need 2\d\.\d MiB .* has 16\.0; choose"):
+        grouped_product_tpu.row_blocks(256, 20_000, 256, np.float32, grouped_product_tpu.SMALL)
 
 
 def test_blocks_pad_an_axis_as_little_as_possible() -> None:
@@ -204,15 +295,15 @@ def test_blocks_pad_an_axis_as_little_as_possible() -> None:
 
 
 def test_the_recorded_flops_are_those_of_the_rows_of_a_device() -> None:
-    """Two operations for each number of a row and column; of rows that four devices share, a quarter."""
+    """Two operations for each number of a row and column; rows that fill groups up are not counted."""
     problem = Problem(MEMBERS["uneven"])
 
     def product(x: Any) -> Any:
-        options: Any = {"sizes": problem.sizes, "tile": TILE, "filled": jnp.asarray(problem.filled), "devices": 4}
+        options: Any = {"sizes": problem.sizes, "tile": TILE, "filled": jnp.asarray(problem.filled), "expected_rows": 15.25}
         return ragged_product.ragged_product(x, jnp.asarray(problem.kernels), jnp.asarray(problem.biases), **options)
 
     with ragged_product.record_products() as recorded:
         jax.eval_shape(product, problem.x)
     assert [(product.form, product.scope, product.flops) for product in recorded] == [
-        ("tiles", "ragged_product0", 2 * problem.rows / 4 * DEPTH * COLUMNS)
+        ("tiles", "ragged_product0", 2 * 15.25 * DEPTH * COLUMNS)
     ]
