@@ -75,14 +75,16 @@ def bound_sentence(plan: Plan) -> str:
         share = f" The model's own FLOPs are {plan.model_flops / plan.devices / compiled:.0%} of those compiled."
     if plan.bound is None:
         return f"No rates are published for {plan.kind} in {plan.precision}, so MFU has no bound here.{share}"
-    return f"MFU is {bound_text(plan)}, bound by {plan.times.slowest}, if all three go on at once.{share}"
+    slowest = plan.times.slowest
+    limit, cache = ("memory traffic", " and nothing is cached") if slowest == "memory" else (slowest, "")
+    return f"MFU is {bound_text(plan)}, limited by {limit}, if compute, memory and links overlap{cache}.{share}"
 
 
 def bound_text(plan: Plan) -> str:
     """Return the bound on MFU: an upper bound by compute or links, or an estimate by memory, which a cache may exceed."""
     if plan.bound is None:
         return "not bound"
-    return f"about {plan.bound:.1%}, nothing being cached" if plan.times.slowest == "memory" else f"{plan.bound:.1%} at most"
+    return f"about {plan.bound:.1%}" if plan.times.slowest == "memory" else f"{plan.bound:.1%} at most"
 
 
 def warnings(plan: Plan) -> list[str]:
