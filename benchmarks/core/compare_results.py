@@ -62,7 +62,7 @@ class Change:
     spread: float | None = None
     """Relative spread, the larger of the two."""
     within_spread: bool | None = None
-    """Whether the mean after lies within the spread before; None unless both have a spread."""
+    """True if the mean after lies within the spread before; None unless both have a spread."""
 
 
 KINDS = ("regression", "improvement", "missing", "new", "unknown", "same")

@@ -40,7 +40,7 @@ class Case:
     source: int
     """Number of tokens of a row's source in an encoder-decoder; otherwise 0."""
     dropout: bool = False
-    """Whether the published dropout rates are used."""
+    """True if the published dropout rates are used."""
 
     @property
     def axes(self) -> dict[str, Any]:
