@@ -61,7 +61,7 @@ def test_wrong_arguments_are_refused_in_one_line(trained: Path) -> None:
     wrong: dict[str, Any] = {
         "--stpes": lambda: zoo.train("gpt-nano", stpes=3),
         "no recipe": lambda: zoo.train("gpt-nona"),
-        "limit: expected int": lambda: zoo.load(trained).generate("whale", limit="x"),
+        'limit "x": expected int; pass another value': lambda: zoo.load(trained).generate("whale", limit="x"),
         "mesh": lambda: zoo.load(trained, mesh={"fdsp": 2}),
         "target": lambda: zoo.load(trained).logits("The whale", target="x"),
         "encoder": lambda: zoo.load(trained).embed("The whale"),

@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from train.config.from_json import from_json, inner_key
+from train.config.from_json import CORRECT, from_json, inner_key
 from train.config.objectives import find_options
 from train.config.run_config import Run
 from train.config.run_plugins import used_plugins
@@ -175,13 +175,13 @@ def read_config(folder: str | Path, *, compute: bool = True) -> Run:
     stored = _stored_config(folder)
     try:
         if not isinstance(stored, dict):
-            raise BadInput("expected an object")
+            raise BadInput(f"expected an object; {CORRECT}")
         plugins.check_records(stored.pop("plugins", []), () if compute else ("zoo.attention",))
         if not compute and isinstance(stored.get("model"), dict):
             stored["model"].pop("compute", None)
         name = stored.pop("family", None)
         if name not in (families := [*configs.families(), *plugins.names("zoo.models")]):
-            raise BadInput(f"family: expected one of {', '.join(families)}, found {name!r}")
+            raise BadInput(f"family {name!r}: expected one of {', '.join(families)}; {CORRECT}")
         kind = find_options(from_json(Objective | str, stored.pop("objective", None), "objective"))
         stored["options"] = {field.name: stored.pop(field.name) for field in dataclasses.fields(kind) if field.name in stored}
         return from_json(Run, stored, "", model=configs.family(name).Config, options=kind, data=kind.data)

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 Ids = Sequence[int] | np.ndarray
 """Token ids of one text."""
+FIX = "pass another value"
+"""What to do about an argument of another type, for messages."""
 
 
 class LoadedModel:
@@ -283,16 +285,17 @@ def _decoding(settings: Mapping[str, Any]) -> Any:
     values = {key: [value] if key == "stop" and isinstance(value, str) else value for key, value in settings.items()}
     values = {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
     parts = {
-        name: from_json(kind, {key: values[key] for key in values if key in names[name]}, "") for name, kind in groups.items()
+        name: from_json(kind, {key: values[key] for key in values if key in names[name]}, "", fix=FIX)
+        for name, kind in groups.items()
     }
-    return dataclasses.replace(from_json(Decoding, {key: values[key] for key in values if key in own}, ""), **parts)
+    return dataclasses.replace(from_json(Decoding, {key: values[key] for key in values if key in own}, "", fix=FIX), **parts)
 
 
 def _fields(kind: Any, values: Mapping[str, Any], name: str) -> Any:
     from train.config.from_json import from_json
 
     _check_names(values, {field.name for field in dataclasses.fields(kind)}, name)
-    return from_json(kind, dict(values), name)
+    return from_json(kind, dict(values), name, fix=FIX)
 
 
 def _check_names(settings: Mapping[str, Any], names: set[str], where: str) -> None:
