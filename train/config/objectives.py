@@ -26,6 +26,8 @@ from zoo.configs import Objective
 from zoo.errors import require
 
 Kind = TypeVar("Kind")
+LOSS_METRICS = ("bits_per_byte", "perplexity", "loss")
+"""Metrics that increase with the loss, so that all of them select the same checkpoint."""
 WORD_METRICS = ("perplexity", "loss", "masked_loss", "accuracy")
 """Metrics of the validations of encoders that predict words."""
 
@@ -44,12 +46,18 @@ class ObjectiveOptions:
     metrics: ClassVar[tuple[str, ...]] = ()
     """Metrics of its validations, any of which may select the checkpoint; empty = they depend on the labels.
     `train.checkpoints.best_checkpoint.metrics` adds those that depend on the head."""
+    unused: ClassVar[tuple[str, ...]] = ()
+    """Options of a run that the objective does not use, by dotted name; that of a group stands for all of its options."""
+    has_pretrained_start: ClassVar[bool] = False
+    """True if training begins with parameters of another model also without --init."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TokenOptions(ObjectiveOptions):
     """Options of an objective that predicts tokens."""
 
+    # The model has a head of words, and not one of labels or scores.
+    unused = ("model.labels", "model.head_dropout")
     loss_chunk: int = 0
     """Number of positions whose logits are computed at a time in the loss, to save memory; 0 = all T."""
 
@@ -62,7 +70,7 @@ class CausalOptions(TokenOptions):
     """Options of causal language modelling."""
 
     objective, data = "causal", CausalData
-    metrics = ("bits_per_byte", "perplexity", "loss")
+    metrics = LOSS_METRICS
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -87,6 +95,8 @@ class DistilledOptions(MaskedOptions):
     """Options of distillation."""
 
     objective = "distilled"
+    # A student begins with parameters of its teacher.
+    has_pretrained_start = True
     distillation: groups.Distillation = groups.Distillation()
 
 
@@ -153,6 +163,8 @@ class SpanOptions(ObjectiveOptions):
 
     objective, data = "span", LabelledData
     metrics = ("loss", "f1", "exact")
+    # The head has one output for each position.
+    unused = ("model.labels",)
     labelled: groups.Questions = groups.Questions()
 
 
@@ -162,6 +174,8 @@ class ChoiceOptions(ObjectiveOptions):
 
     objective, data = "choice", LabelledData
     metrics = ("loss", "accuracy")
+    # The head has one output for each choice.
+    unused = ("model.labels",)
     labelled: groups.Choices = groups.Choices()
 
 
@@ -201,6 +215,8 @@ class RolloutOptions(TokenOptions):
 
     data = PromptData
     metrics = ("reward",)
+    # The losses of rollouts are not comparable.
+    unused = (*TokenOptions.unused, "spikes")
     rollout: Rollout = Rollout()
     labelled: groups.Prompts = groups.Prompts()
     chat: groups.ChatRendering = groups.ChatRendering()

@@ -2,15 +2,13 @@
 
 from collections.abc import Iterable, Iterator
 
-from train.config.objectives import ChoiceOptions, DistilledOptions, RolloutOptions, SpanOptions, TokenOptions
+from train.config.objectives import LOSS_METRICS
 from train.config.run_config import Run
 
 ADAPTERS = ("adapter", "lora")
 """Options of adapters, which are trained beside the frozen parameters of another model."""
 FINE_TUNING = ("optim.layer_decay", "optim.freeze_layers", "optim.freeze_embeddings")
 """Options that keep some parameters closer to those of another model: random parameters are not worth keeping."""
-LOSSES = ("bits_per_byte", "perplexity", "loss")
-"""Metrics that increase with the loss, so that all of them select the same checkpoint."""
 
 
 def unusable_options(run: Run, *, tokenizer: str, has_weights: bool = True) -> set[str]:
@@ -39,22 +37,14 @@ def by_class(run: Run, options: Iterable[str]) -> dict[type, set[str]]:
 def _unusable(run: Run, tokenizer: str, has_weights: bool) -> Iterator[str]:
     if not has_weights:
         yield from ADAPTERS
-        # A student begins with parameters of its teacher.
-        yield from () if isinstance(run.options, DistilledOptions) else FINE_TUNING
+        if not run.options.has_pretrained_start:
+            yield from FINE_TUNING
     if not hasattr(run.model, "experts"):
         yield "mesh.expert"
-    if isinstance(run.options, TokenOptions):
-        # The model has a head of words, and not one of labels or scores.
-        yield from ("model.labels", "model.head_dropout")
-    if isinstance(run.options, SpanOptions | ChoiceOptions):
-        # These heads have one output for each position or choice.
-        yield "model.labels"
+    yield from run.options.unused
     # --labelled.multi-label determines it.
     yield "model.multi_label"
-    if isinstance(run.options, RolloutOptions):
-        # The losses of rollouts are not comparable.
-        yield "spikes"
-    if run.options.metrics and len({"loss" if name in LOSSES else name for name in run.options.metrics}) == 1:
+    if run.options.metrics and len({"loss" if name in LOSS_METRICS else name for name in run.options.metrics}) == 1:
         yield "selection.metric"
     if tokenizer != "wordpiece":
         yield "tokenizer.lowercase"
