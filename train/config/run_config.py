@@ -29,7 +29,7 @@ Engine = Literal["jit", "pmap"]
 Sink = Literal["tensorboard", "wandb"]
 FEWER = ":fewer"
 RESTART = re.compile(rf"\d{{1,4}}({FEWER})?")
-"""Values of --restart."""
+"""Pattern of the values of --restart: N or N:fewer."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -205,7 +205,8 @@ class TrainingMachine(Machine):
     75. Compiling, sampling, validating, saving, scoring and writing results may take any time. 0 = never."""
     restart: int | str = 0
     """N: after a local process died or was stuck, start all of them again from the newest checkpoint, up to N times. N:fewer:
-    then continue in fewer processes, which also start again up to N times, and so on down to one. 0:fewer: at once in fewer."""
+    after N restarts, continue in the next smaller number of processes over whose devices the batch and the mesh divide, with N
+    restarts again, down to one process. 0:fewer: do so after the first failure."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
