@@ -275,7 +275,7 @@ time.sleep(0 if processes == int(mode) else 3600)
 @pytest.mark.parametrize(("least", "code"), [(1, 0), pytest.param(0, 128 + signal.SIGKILL, marks=pytest.mark.full)])
 def test_a_group_continues_in_fewer_processes(least: int, code: int, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """Each number of processes has its restarts, and the accelerators of processes that died are left out."""
-    supervision = local_group.Supervision(restarts=1, fewer=(2, 1))
+    supervision = local_group.Supervision(restarts=1, smaller_group_sizes=(2, 1))
     program = [sys.executable, "-c", SHRINKING]
     assert local_group.launch([str(tmp_path), str(least)], 4, program, supervision) == code
     starts = collections.Counter((tmp_path / "starts").read_text().split())
@@ -286,6 +286,20 @@ def test_a_group_continues_in_fewer_processes(least: int, code: int, tmp_path: P
         f"zoo: process {int(index < 2)} was killed by SIGKILL; {start} continues the run from its newest checkpoint"
         for index, start in enumerate(then)
     ]
+
+
+@pytest.mark.planted
+def test_an_abort_is_taken_for_a_consequence_of_other_failures() -> None:
+    """The process that refused its input, failed or was killed is named where several are seen to have failed at once."""
+
+    def cause(*codes: int) -> int:
+        return min(codes, key=local_group._severity)
+
+    aborted, killed = -signal.SIGABRT, -signal.SIGKILL
+    assert [cause(aborted, code) for code in (1, 2, 75, killed)] == [1, 2, 75, killed]
+    assert (cause(1, 2), cause(2, killed), cause(aborted, aborted)) == (2, killed, aborted)
+    # The mistake: signals come first, whatever they are.
+    assert min((aborted, 1), key=lambda code: code if code < 0 else 1000 - code) == aborted
 
 
 def joining(coordinator: str, processes: int, process: int, timeout: float) -> None:

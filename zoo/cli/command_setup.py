@@ -23,7 +23,7 @@ def require_one_process(machine: Any) -> None:
 
 
 def prepare_process(
-    machine: Any, argv: list[str], *, canary: bool = True, stacks: Path | None = None, fewer: Sequence[int] = ()
+    machine: Any, argv: list[str], *, canary: bool = True, stacks: Path | None = None, smaller_group_sizes: Sequence[int] = ()
 ) -> int | None:
     """Prepare this process for JAX and return None, or run --processes local processes and return their exit code.
 
@@ -32,14 +32,14 @@ def prepare_process(
         argv: the words of the command line after `zoo`.
         canary: raise an error if XLA computes wrong numbers.
         stacks: file for the stacks of processes that are stuck; None: stderr.
-        fewer: smaller numbers of local processes in which a run may continue, see `zoo.runtime.local_group.Supervision`.
+        smaller_group_sizes: numbers of local processes in which a run may continue, see `zoo.runtime.local_group.Supervision`.
     """
     from zoo.runtime import launch, local_group, progress
 
     supervision = local_group.Supervision(
         hang_after=getattr(machine, "hang_after", progress.ALLOWANCE),
         restarts=getattr(machine, "restarts", 0),
-        fewer=tuple(fewer),
+        smaller_group_sizes=tuple(smaller_group_sizes),
         stacks=stacks,
     )
     return launch.prepare(

@@ -41,7 +41,7 @@ class Supervision:
     """Seconds for which a process may be stopped by a signal; 0 = any time."""
     restarts: int = 0
     """How many times the processes are started again after one of them died or was stuck."""
-    fewer: tuple[int, ...] = ()
+    smaller_group_sizes: tuple[int, ...] = ()
     """Smaller numbers of processes in which the group continues, in this order, each after `restarts` of the number before."""
     stacks: Path | None = None
     """File to which the stacks of processes that are stuck are appended; None = they are written to stderr."""
@@ -55,7 +55,7 @@ class _Ending:
     reason: str = ""
     """A message about why another start may succeed; "" = it would not."""
     failed: tuple[int, ...] = ()
-    """Numbers of the processes that died or were stuck."""
+    """Numbers of the processes that died first or were stuck; if all of them are, none is known to be at fault."""
 
 
 def launch(
@@ -73,7 +73,8 @@ def launch(
 
     The group is started again, as often and in as many processes as `supervision` says, after it was stuck, a process was killed
     by a signal that did not ask it to end, or a process failed with 1. Wrong input, and numbers that are not finite, are 2 and
-    fail again. A group of fewer processes leaves out the accelerators of those that failed.
+    fail again. A smaller group leaves out the accelerators of the processes that failed, if they can be known: if
+    all wait in the same collective, it leaves out the last ones.
     """
     supervision = supervision or Supervision()
     with contextlib.ExitStack() as stack:
@@ -82,7 +83,7 @@ def launch(
         hangup = [signal.SIGHUP] if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN else []
         for number in (signal.SIGINT, signal.SIGTERM, *hangup):
             stack.callback(signal.signal, number, signal.signal(number, lambda signum, _: received.append(signum)))
-        ending, restart, numbers, devices = _Ending(0), 0, [processes, *supervision.fewer], [*range(processes)]
+        ending, restart, numbers, devices = _Ending(0), 0, [processes, *supervision.smaller_group_sizes], [*range(processes)]
         while numbers:
             with _Group([*(program or PROGRAM), *argv], devices, supervision) as group:
                 ending = group.run(received)
@@ -269,8 +270,11 @@ class _Group:
 def _severity(code: int) -> int:
     """Return a number by which exit codes are compared: the cause of several has the smallest.
 
-    When a process is killed or refuses its input, the others fail at the same moment, with 1.
+    When a process is killed or refuses its input, the others fail at the same moment, with 1. They abort if the coordination
+    service of JAX notices it, so that SIGABRT counts as the cause only where no process ended in another way.
     """
+    if code == -signal.SIGABRT:
+        return 1000
     return code if code < 0 else 1000 - code
 
 

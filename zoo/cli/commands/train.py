@@ -38,8 +38,9 @@ def train(args: list[str]) -> int:
         return 0
     name = args.pop(0) if args and not args[0].startswith("-") else recipes.DEFAULT
     run = parse_run(name, args)
-    stacks, fewer = RunDir.of(run).stacks(0), mesh_sizes.fewer_processes(run)
-    if (code := prepare_process(run.machine, ["train", name, *args], stacks=stacks, fewer=fewer)) is not None:
+    stacks, sizes = RunDir.of(run).stacks(0), mesh_sizes.fewer_processes(run)
+    command = ["train", name, *args]
+    if (code := prepare_process(run.machine, command, stacks=stacks, smaller_group_sizes=sizes)) is not None:
         return code
     return train_here(run)
 
