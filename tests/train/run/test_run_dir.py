@@ -122,7 +122,7 @@ WRONG = {
     "data of another objective": (STORED | {"data": {"pack": True}}, "data.pack true: unknown key"),
     "another objective": (
         STORED | {"objective": ["causal"]},
-        r'objective \["causal"\]: expected one of causal, .*; correct it in',
+        r'objective \["causal"\]: expected one of causal, .*; correct it',
     ),
     "bool for int": (STORED | {"steps": True}, "steps true: expected int; correct it in config.json"),
     "bool for float": (STORED | {"label_smoothing": False}, "label_smoothing false: expected float"),
