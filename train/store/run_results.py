@@ -3,13 +3,15 @@
 Evaluations run on any machine, perhaps several at once, beside the training. A copy of each result as it was last fetched or
 uploaded is in the folder `FETCHED` of the working copy: a result that equals its copy was not changed here. Results with an entry
 for each task are merged, see `MERGED_RESULTS`; of the others the one that was uploaded last is in the store.
+
+A machine that uploads a merged result replaces what another one has uploaded since it read the object. The other one notices this
+when it reads the object after its upload, or at its next fetch, and uploads its entries again. Entries are never removed.
 """
 
 import contextlib
 import json
 import os
-import shutil
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,10 @@ from train.run import outcome_sets
 from train.run.run_dir import RunDir, write_json
 from train.store.run_layout import EVALUATIONS, FETCHED, OUTCOMES, RESULTS
 from zoo.errors import cannot_write
-from zoo.object_store import ObjectStore
+from zoo.object_store import ObjectStore, Unavailable
+
+UPLOADS = 5
+"""Largest number of uploads of a merged result, each after another machine has replaced the one before."""
 
 
 def is_changed(folder: RunDir, key: str) -> bool:
@@ -29,6 +34,9 @@ def is_changed(folder: RunDir, key: str) -> bool:
 def fetch_results(store: ObjectStore, folder: RunDir, keys: Collection[str]) -> None:
     """Fetch every result among the keys of the store, unless it was changed here.
 
+    Tasks of a result of `MERGED_RESULTS` that the store lacks stay: another machine has replaced them there. With them the result counts
+    as changed here, and the next upload brings them back.
+
     Raises:
         BadInput: the store cannot be read, or the folder cannot be written.
     """
@@ -39,10 +47,14 @@ def fetch_results(store: ObjectStore, folder: RunDir, keys: Collection[str]) -> 
             try:
                 with contextlib.suppress(FileNotFoundError):  # It was deleted in the meantime.
                     store.get(key, partial)
-                    if _content(partial) != _content(file):
-                        _replace(partial, file)
+                    content = partial.read_bytes()
+                    if lost := _lost_entries(folder, key, content):
+                        parse, write = MERGED_RESULTS[key]
+                        write(file, {**parse(content), **lost})
+                    elif content != _content(file):
+                        _replace(file, content)
                     # Last: after a kill before this, the result counts as changed here, which loses nothing.
-                    _replace(file, _copy(folder, key))
+                    _replace(_copy(folder, key), content)
             except OSError as error:
                 raise cannot_write(file, error) from None
             finally:
@@ -51,9 +63,10 @@ def fetch_results(store: ObjectStore, folder: RunDir, keys: Collection[str]) -> 
 
 
 def merge_result(store: ObjectStore, folder: RunDir, key: str) -> bool:
-    """Add the entries of the store to a result of `MERGED_RESULTS` that was changed here; return whether the local file changed.
+    """Add the entries of the store to a result of `MERGED_RESULTS` that was changed here, and return whether the local file changed.
 
-    An entry of the store is replaced by the local one only if that was changed here since it was fetched.
+    An entry of the store is replaced by the local one only if that was changed here since it was fetched. Afterwards only these
+    entries, and those that the store lacks, differ from the copy in `FETCHED`.
 
     Raises:
         BadInput: the store cannot be read, or the file cannot be written.
@@ -61,52 +74,91 @@ def merge_result(store: ObjectStore, folder: RunDir, key: str) -> bool:
     if not is_changed(folder, key):
         return False
     parse, write = MERGED_RESULTS[key]
+    file = folder.path / key
     try:
-        stored = parse(store.read(key))
+        content = store.read(key)
     except FileNotFoundError:
         return False
+    stored, local = parse(content), parse(_content(file) or b"")
     if not stored:  # All that is here is uploaded, also in the place of a damaged file.
         return False
-    local, fetched = (parse(_content(file) or b"") for file in (folder.path / key, _copy(folder, key)))
-    merged = {**stored, **{task: entry for task, entry in local.items() if fetched.get(task) != entry}}
-    if merged == local:
-        return False
-    write(folder.path / key, merged)
-    return True
+    merged = {**local, **stored, **_own_entries(folder, key, local)}
+    if merged != local:
+        write(file, merged)
+    try:
+        _replace(_copy(folder, key), content)
+    except OSError as error:
+        raise cannot_write(_copy(folder, key), error) from None
+    return merged != local
 
 
-def upload_result(store: ObjectStore, folder: RunDir, key: str) -> None:
-    """Upload a result, one of `MERGED_RESULTS` after merging it.
+def upload_result(store: ObjectStore, folder: RunDir, key: str) -> bool:
+    """Upload a result, one of `MERGED_RESULTS` after merging it, and return whether merging changed the local file.
+
+    A result of `MERGED_RESULTS` is read after the upload, and merged and uploaded again if another machine has replaced its entries.
 
     Raises:
         FileNotFoundError: the result does not exist.
         BadInput: the store cannot be read or written.
+        Unavailable: another machine has replaced each of `UPLOADS` uploads.
     """
-    if key in MERGED_RESULTS:
-        merge_result(store, folder, key)
-    copy = _copy(folder, key)
+    copy, changed = _copy(folder, key), False
     copy.parent.mkdir(exist_ok=True)
     partial = copy.with_name(f".{copy.name}.{os.getpid()}.partial")
     try:
-        # What is uploaded is what is copied, even if the result changes in the meantime.
-        shutil.copyfile(folder.path / key, partial)
-        store.put(partial, key)
-        partial.replace(copy)
+        for _ in range(UPLOADS):
+            if key in MERGED_RESULTS:
+                changed |= merge_result(store, folder, key)
+            # What is uploaded is what is copied, even if the result changes in the meantime.
+            content = (folder.path / key).read_bytes()
+            partial.write_bytes(content)
+            store.put(partial, key)
+            if key not in MERGED_RESULTS or _has_own_entries(store, folder, key, content):
+                partial.replace(copy)
+                return changed
     finally:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
+    fix = "evaluate the run on one machine at a time, or run the same command again"
+    raise Unavailable(f"{store.uri}/{key}: another machine has replaced each of {UPLOADS} uploads; {fix}")
+
+
+def _own_entries(folder: RunDir, key: str, local: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the local entries that were changed here since they were fetched."""
+    fetched = MERGED_RESULTS[key][0](_content(_copy(folder, key)) or b"")
+    return {task: entry for task, entry in local.items() if fetched.get(task) != entry}
+
+
+def _has_own_entries(store: ObjectStore, folder: RunDir, key: str, uploaded: bytes) -> bool:
+    """Return whether the store has the entries of an upload that were changed here."""
+    parse, _ = MERGED_RESULTS[key]
+    try:
+        stored = parse(store.read(key))
+    except FileNotFoundError:
+        return False
+    own = _own_entries(folder, key, parse(uploaded))
+    return all(stored.get(task) == entry for task, entry in own.items())
+
+
+def _lost_entries(folder: RunDir, key: str, stored: bytes) -> dict[str, Any]:
+    """Return the local entries of tasks that the content of the store lacks."""
+    if key not in MERGED_RESULTS:
+        return {}
+    parse, _ = MERGED_RESULTS[key]
+    tasks = parse(stored)
+    return {task: entry for task, entry in parse(_content(folder.path / key) or b"").items() if task not in tasks}
 
 
 def _copy(folder: RunDir, key: str) -> Path:
     return folder.path / FETCHED / key
 
 
-def _replace(source: Path, target: Path) -> None:
-    """Copy a file to another one, which is replaced at once."""
+def _replace(target: Path, content: bytes) -> None:
+    """Write a file, which is replaced at once."""
     target.parent.mkdir(exist_ok=True)
     partial = target.with_name(f".{target.name}.{os.getpid()}.copy")
     try:
-        shutil.copyfile(source, partial)
+        partial.write_bytes(content)
         partial.replace(target)
     finally:
         with contextlib.suppress(OSError):

@@ -275,8 +275,8 @@ def upload_results(name: str, folder: RunDir, *, write_report: Callable[[Path], 
     if run_results.merge_result(store, folder, EVALUATIONS):
         write_report(folder.path)
     for key in RESULTS:
-        if run_results.is_changed(folder, key):
-            run_results.upload_result(store, folder, key)
+        if run_results.is_changed(folder, key) and run_results.upload_result(store, folder, key) and key == EVALUATIONS:
+            write_report(folder.path)
 
 
 def _state(file: Path) -> tuple[int, int]:

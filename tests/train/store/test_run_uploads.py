@@ -23,6 +23,7 @@ from train.weights import reward_scale
 from zoo import object_store
 from zoo.errors import BadInput
 from zoo.fault_points import faults
+from zoo.object_store import ObjectStore
 
 FULL = pytest.mark.full
 PASS = {"store.put": 3, "store.commit": 1, "store.delete": 2}
@@ -199,6 +200,58 @@ def test_evaluations_of_two_machines_are_merged(
     fetch(place, work, Log())
     assert json.loads(work.evaluations.read_text()) == {"blimp": 2, "lambada": 3, "rewards": 3}
     assert (work.path / reward_scale.FILE).read_text() == "{}"
+
+
+@pytest.mark.planted
+def test_entries_that_another_machine_replaces_are_uploaded_again(
+    place: Place, work: RunDir, other: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other machine has read the object before an upload, and replaces it after the upload or after its check."""
+    train(place, work, 5)
+    name, store, reports, put = f"{place.uri}/{NAME}", place.store(NAME), [], ObjectStore.put
+    other.evaluations.write_text('{"lambada": 1}')
+
+    def evaluate(task: str, replaced: int) -> None:
+        """Evaluate a task, and let another machine replace the first uploads."""
+        uploaded = 0
+
+        def replace(place: ObjectStore, file: Path, key: str) -> None:
+            nonlocal uploaded
+            put(place, file, key)
+            uploaded += key == "evaluations.json"
+            if key == "evaluations.json" and uploaded <= replaced:
+                put(place, other.evaluations, key)
+
+        earlier = json.loads(work.evaluations.read_text()) if work.evaluations.exists() else {}
+        work.evaluations.write_text(json.dumps(earlier | {task: 1}))
+        with monkeypatch.context() as patch:
+            patch.setattr(ObjectStore, "put", replace)
+            run_uploads.upload_results(name, work, write_report=reports.append)
+
+    def stored() -> set[str]:
+        return {*json.loads(store.read("evaluations.json"))}
+
+    evaluate("blimp", 2)
+    assert stored() == {"blimp", "lambada"} and reports == [work.path]
+    store.put(other.evaluations, "evaluations.json")
+    fetch(place, work, Log())
+    assert {*json.loads(work.evaluations.read_text())} == {"blimp", "lambada"} and stored() == {"lambada"}
+    run_uploads.upload_results(name, work, write_report=no_report)
+    assert stored() == {"blimp", "lambada"}
+    # The same without a fetch, beside a new entry.
+    store.put(other.evaluations, "evaluations.json")
+    evaluate("rewards", 0)
+    assert stored() == {"blimp", "lambada", "rewards"}
+    with pytest.raises(
+        BadInput, match=r"evaluations.json: another machine has replaced each of 5 uploads; evaluate the run on one"
+    ):
+        evaluate("mlm", 5)
+    assert run_results.is_changed(work, "evaluations.json")
+    with monkeypatch.context() as patch:
+        # The mistake: the object is not read after the upload.
+        patch.setattr(run_results, "_has_own_entries", lambda *_: True)
+        evaluate("mlm", 1)
+        assert stored() == {"lambada"}
 
 
 @pytest.mark.planted
