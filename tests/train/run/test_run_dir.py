@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from tests.support.runs import small_files
 from train.checkpoints import disk_space
-from train.config.data_options import CausalData
+from train.config.data_options import CausalData, EncoderData
 from train.config.lora_options import Lora
 from train.config.objectives import OPTIONS, CausalOptions, DistilledOptions
 from train.config.option_groups import Distillation, Masking, Selection, Spikes
@@ -165,7 +165,7 @@ def test_the_options_of_every_objective_come_back_without_those_of_others(object
 
 def test_another_objective_keeps_the_options_that_both_have() -> None:
     options = DistilledOptions(masking=Masking(rate=0.3), distillation=Distillation(soft=1.0), loss_chunk=8)
-    run = Run(recipe="a", model=NANO, options=options, data=options.data(rows="doc_sentences", field="a"))
+    run = Run(recipe="a", model=NANO, options=options, data=EncoderData(rows="doc_sentences", field="a"))
     masked = with_objective(run, "masked")
     assert (masked.options.masking, masked.options.loss_chunk, masked.data) == (options.masking, 8, run.data)
     assert with_objective(run, "causal").data == CausalData(field="a")
