@@ -34,7 +34,7 @@ def is_changed(folder: RunDir, key: str) -> bool:
 def fetch_results(store: ObjectStore, folder: RunDir, keys: Collection[str]) -> None:
     """Fetch every result among the keys of the store, unless it was changed here.
 
-    Tasks of a result of `MERGED_RESULTS` that the store lacks stay: another machine has replaced them there. With them the result counts
+    Tasks of a result of `MERGED_RESULTS` that the store lacks stay: another machine has replaced them there. With them it counts
     as changed here, and the next upload brings them back.
 
     Raises:
@@ -63,7 +63,7 @@ def fetch_results(store: ObjectStore, folder: RunDir, keys: Collection[str]) -> 
 
 
 def merge_result(store: ObjectStore, folder: RunDir, key: str) -> bool:
-    """Add the entries of the store to a result of `MERGED_RESULTS` that was changed here, and return whether the local file changed.
+    """Add the entries of the store to a result of `MERGED_RESULTS` that was changed here; return whether the local file changed.
 
     An entry of the store is replaced by the local one only if that was changed here since it was fetched. Afterwards only these
     entries, and those that the store lacks, differ from the copy in `FETCHED`.
@@ -95,7 +95,8 @@ def merge_result(store: ObjectStore, folder: RunDir, key: str) -> bool:
 def upload_result(store: ObjectStore, folder: RunDir, key: str) -> bool:
     """Upload a result, one of `MERGED_RESULTS` after merging it, and return whether merging changed the local file.
 
-    A result of `MERGED_RESULTS` is read after the upload, and merged and uploaded again if another machine has replaced its entries.
+    A result of `MERGED_RESULTS` is read after the upload, and merged and uploaded again if another machine has replaced its
+    entries.
 
     Raises:
         FileNotFoundError: the result does not exist.
