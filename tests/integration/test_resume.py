@@ -128,7 +128,8 @@ def test_a_run_with_damaged_checkpoints_that_is_interrupted_and_killed_while_it_
     with run.start() as started:
         started.reach(stopped + 1)
         done = started.interrupted()
-        assert (done.code, done.stderr) == (128 + signal.SIGINT, "")
+        # The kernel removes a handler that is used: if the second signal comes before it is installed again, it ends the process.
+        assert done.code in (128 + signal.SIGINT, -signal.SIGINT) and done.stderr == ""
         assert "stopped and saved" not in done.stdout
     newest = run.latest()
     assert newest is not None and newest >= stopped
