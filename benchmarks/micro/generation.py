@@ -76,7 +76,7 @@ def main() -> int:
         params = jax.jit(model.init)(jax.random.key(0))
         for rows in map(int, counts):
             lines, note = _measure(model, params, rows, options)
-            notes |= dict.fromkeys(f"{name}, {rows} texts: {text}." for text in note)
+            notes |= dict.fromkeys(f"{name}, texts: {rows}; {text}." for text in note)
             for line in lines:
                 print(f"| {name} | {rows} | {line} |", flush=True)
     print("\nGB/s: bytes of the matrices that a token is multiplied with, over its time. Quotients are those of the same rounds.")
