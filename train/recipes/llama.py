@@ -14,15 +14,15 @@ def llama_nano() -> Run:
 
     Command: zoo train llama-nano
     Hardware: 2 CPU cores, float32.
-    Time: not measured on an idle machine. A step has 0.93 of the FLOPs of gpt-nano's.
-    Expect: not measured.
+    Time: 58 seconds at 488 GFLOP/s of float32 matrix products.
+    Expect: 2.27 bits per byte on the held-out chapters; 2.10 with --steps 200, in 88 seconds.
     """
     model = configs.find_size("llama-nano")[1].config
     return Run(
         recipe="llama-nano",
         # With four unrolled layers, the residuals of the backward pass need not be stacked.
         model=dataclasses.replace(model, compute=Compute(unroll=4)),
-        steps=200,
+        steps=120,
         options=CausalOptions(),
         data=CausalData(length=model.context, batch=16),
         tokenizer=Tokenizer(vocab=model.vocab),
