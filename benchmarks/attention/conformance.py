@@ -31,9 +31,13 @@ from zoo.errors import BadInput
 from zoo.sharding import target_platform
 
 DTYPES = ("float32", "bfloat16")
-UNOPTIMIZED = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
-"""Options of the compiler for programs that run once. The fusion emitters of XLA for CPU (JAX 0.10.2) overflow a thread's stack
-in `flash_tpu` with XLNet's bias, which ends the process."""
+UNOPTIMIZED = {
+    "xla_backend_optimization_level": 0,
+    "xla_cpu_use_fusion_emitters": False,
+    **({"xla_cpu_max_isa": "AVX2"} if platform.machine() in ("x86_64", "AMD64") else {}),
+}
+"""Options of the compiler for programs that run once. In `flash_tpu` with XLNet's bias a thread of the compiler (JAX 0.10.2, CPU)
+overflows its stack, which ends the process: with fusion emitters, and with AVX-512 instructions."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
