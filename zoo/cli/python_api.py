@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 Ids = Sequence[int] | np.ndarray
 """Token ids of one text."""
 FIX = "pass another value"
-"""What to do about an argument of another type, for messages."""
+"""End of the message about an argument of another type."""
 
 
 class LoadedModel:

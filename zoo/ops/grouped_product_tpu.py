@@ -50,7 +50,7 @@ class Blocks(NamedTuple):
 SMALL = Blocks(tile=256, weight_bytes=4 << 20, gradient=640, vmem_bytes=16 << 20)
 LARGE = Blocks(tile=512, weight_bytes=8 << 20, gradient=1152, vmem_bytes=48 << 20)
 LARGE_MEMORY = ("TPU v5", "TPU v6", "TPU7")
-"""How the names of devices with more than 16 MiB of vector memory begin.
+"""Beginnings of the names of devices with more than 16 MiB of vector memory.
 
 By libtpu 0.0.42.1, which compiles blocks of 35 MiB for v5e, v5p, v6e and TPU7x, and for v4 refuses more than 16 MiB whatever the
 limit is.
