@@ -50,7 +50,7 @@ def main() -> int:
     options = start_measurement.start(
         "generation",
         __doc__,
-        model="gpt2,t5-small,xlnet-base",
+        model="gpt2,t5-small,xlnet-base-cased",
         rows="1,8,32",
         prompt=64,
         tokens=64,
@@ -63,7 +63,7 @@ def main() -> int:
     counts = options.rows.split(",")
     numbers = all(count.isdecimal() and int(count) > 0 for count in counts)
     require(numbers, "rows", options.rows, "write numbers of texts with commas, such as 1,8,32")
-    subjects = [(name, models.model(configs.find_size(name)[1].config)) for name in options.model.split(",")]
+    subjects = [(name, _model(name)) for name in options.model.split(",")]
     for name, model in subjects:
         require(model.generates, "model", name, "it does not generate; choose a decoder or an encoder-decoder")
     print(
@@ -82,6 +82,15 @@ def main() -> int:
     print("\nGB/s: bytes of the matrices that a token is multiplied with, over its time. Quotients are those of the same rounds.")
     print("\n".join(notes))
     return 0
+
+
+def _model(size: str) -> models.Model:
+    """Return the model of a size, with the first of its family's heads that generates text, if one does."""
+    config = configs.find_size(size)[1].config
+    model = models.model(config)
+    tasks = model.module.HF if hasattr(config, "task") else ()
+    heads = [model, *(models.model(dataclasses.replace(config, task=task)) for task in tasks)]
+    return next((head for head in heads if head.generates), model)
 
 
 def _measure(model: models.Model, params: Any, rows: int, options: Any) -> tuple[list[str], list[str]]:
