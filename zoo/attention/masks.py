@@ -218,6 +218,11 @@ class Mask(MaskOrBias):
         arrays = self.key_lengths, self.query_segments, self.query_ranks
         return self.causal or self.window is not None or any(array is not None for array in arrays)
 
+    def hide_keys_from(self, s: int, b: int) -> "Mask":
+        """Return the mask of `b` examples in which no query sees the keys from index `s` on, which pad the arrays."""
+        lengths = jnp.full(b, s) if self.key_lengths is None else jnp.minimum(self.key_lengths, s)
+        return dataclasses.replace(self, key_lengths=lengths)
+
     def tile_size(self, block_q: int, block_k: int, s: int) -> tuple[int, int]:
         if self.causal:
             # Half of the scores of a tile on the diagonal are masked.

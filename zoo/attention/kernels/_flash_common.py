@@ -46,8 +46,7 @@ class FlashPlan:
 def pad_mask(mask: Mask, b: int, t: int, s: int, padded_t: int, padded_s: int) -> Mask:
     """Return the mask of whole blocks, in which no query sees the keys that were added."""
     if padded_s > s:
-        lengths = jnp.full(b, s) if mask.key_lengths is None else jnp.minimum(mask.key_lengths, s)
-        mask = dataclasses.replace(mask, key_lengths=lengths)
+        mask = mask.hide_keys_from(s, b)
     return mask.padded(padded_t, padded_s)
 
 

@@ -50,8 +50,7 @@ def blocked(
     plan = Plan.of(b, t, s, n, groups, mask, prepared, scale, rate)
     padded_t, padded_s = plan.block_q * plan.num_q_blocks, plan.block_k * plan.num_k_blocks
     if padded_s > s:
-        lengths = jnp.full(b, s) if mask.key_lengths is None else jnp.minimum(mask.key_lengths, s)
-        mask = dataclasses.replace(mask, key_lengths=lengths)
+        mask = mask.hide_keys_from(s, b)
     tiled_mask = mask.for_tiles(plan.block_q, padded_t, padded_s)
     tiled_bias = None if prepared is None else prepared.for_tiles(plan.block_q, padded_t, padded_s)
     # [B, T, N, H] -> [B, K, N/K, T, H]
