@@ -23,7 +23,7 @@ from eval.prediction import reward_predictor
 from eval.prediction.predictor import CHUNK, Predictor
 from eval.scoring.encoder_inputs import Unlabelled
 from eval.tasks import Settings
-from eval.tasks.labelled import GOALS, run_for
+from eval.tasks.labelled import OBJECTIVE_OF_TASK, run_for
 from train.config.option_groups import ExampleFileOptions, Labelled, LabelledTexts
 from train.data import unlabelled_reader
 from train.data.unlabelled_reader import UnlabelledExample
@@ -114,7 +114,7 @@ def predict(
             text that is too long.
     """
     require(batch >= 1, "batch", batch, "choose 1 or more rows")
-    objective = GOALS.get(subject.model.task)
+    objective = OBJECTIVE_OF_TASK.get(subject.model.task)
     if objective is None:
         raise no_head(subject.name, subject.model.task, generates=subject.model.generates)
     require(not labelled.skip_bad, "labelled.skip_bad", True, "every text must be predicted; remove it")

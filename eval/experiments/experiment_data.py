@@ -104,13 +104,13 @@ def find_files(tier: Tier, needs_tasks: bool, *, folder: str, digest: str, tasks
 
 def folder_digest(folder: Path) -> str:
     """Return the SHA-256 of the names and contents of the files in `train/` and `valid/` of a corpus."""
-    whole_digest = hashlib.sha256()
+    corpus_digest = hashlib.sha256()
     for part in ("train", "valid"):
         for path in sorted(path for path in (folder / part).rglob("*") if path.is_file()):
             with path.open("rb") as file:
                 content = hashlib.file_digest(file, "sha256").hexdigest()
-            whole_digest.update(f"{path.relative_to(folder).as_posix()}\0{content}\n".encode())
-    return whole_digest.hexdigest()
+            corpus_digest.update(f"{path.relative_to(folder).as_posix()}\0{content}\n".encode())
+    return corpus_digest.hexdigest()
 
 
 def write_files(files: Files, folder: Path) -> None:

@@ -28,7 +28,7 @@ SHORTEST = 16
 """Slots of the shortest prompts. Longer ones get the next power of two, so that few programs are compiled."""
 CHUNK = 16
 """Number of tokens sampled by one dispatch."""
-HELD = "\N{REPLACEMENT CHARACTER}"
+REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 """Replacement character, to which the bytes of an incomplete character are decoded."""
 
 
@@ -323,7 +323,7 @@ class _Text:
         text = self._decoded()
         if self.ended:
             return text[: self._cut(text)]
-        text = text.removesuffix(HELD)
+        text = text.removesuffix(REPLACEMENT)
         partial = (size for stop in self._stop for size in range(1, len(stop)) if text.endswith(stop[:size]))
         return text[: len(text) - max(partial, default=0)]
 

@@ -10,7 +10,7 @@ from jaxtyping import Integer
 
 from eval.generation import cross_attention_weights
 from eval.generation.generation_options import Decoding
-from eval.generation.generator import HELD, Generator
+from eval.generation.generator import REPLACEMENT, Generator
 from train.inputs.dialogue_inputs import DialogueInputs
 from train.inputs.pair_inputs import PairInputs
 from train.rows.token_cache import Tokens
@@ -210,7 +210,7 @@ def _cut(held_out: Tokens, tokenizer: Tokenizer, document: int, start: int, leng
     limit = max(1, min(_prompt(length) - len(front), len(ids) // 2))
     size = next(filter(word, range(limit, limit // 2, -1)), limit)
     # Without spaces between words, a token may still be part of a character.
-    while size > 1 and tokenizer.decode(ids[:size]).endswith(HELD):
+    while size > 1 and tokenizer.decode(ids[:size]).endswith(REPLACEMENT):
         size -= 1
     return Beginning(np.concatenate([front, ids[:size]]).astype(np.int32), ids[size : size + _continuation(length)])
 

@@ -3,7 +3,7 @@
 A task is a module with a docstring that defines its file format and its metrics, and
 - `PER_TOKEN`, if it has such metrics: names of those that are comparable with one tokenizer only;
 - `OPTIONS`: names of the fields of `Settings` that it uses besides `batch` and `dtype`; `argument` is required, unless the task
-  sets `ALONE = True`;
+  sets `OPTIONAL_ARGUMENT = True`;
 - `read(names, settings) -> examples`: reads the named files or folders, and refuses bad input before a model is loaded;
 - `score(subject, examples, settings, progress) -> Result`.
 Another distribution adds a task by an entry point in `zoo.tasks`, whose object has the same names.
@@ -117,7 +117,7 @@ def find(name: str) -> tuple[Any, str]:
         module = plugins.load(plugin, expected, _is_task)
     if colon and "argument" not in module.OPTIONS:
         raise BadInput(f"--task {name}: {first} takes nothing after a colon; choose --task {first}")
-    if "argument" in module.OPTIONS and not argument and (colon or not getattr(module, "ALONE", False)):
+    if "argument" in module.OPTIONS and not argument and (colon or not getattr(module, "OPTIONAL_ARGUMENT", False)):
         raise BadInput(f"--task {name}: needs an argument, as --task {first}:NAME")
     return module, argument
 

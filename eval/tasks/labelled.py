@@ -45,8 +45,8 @@ from zoo.errors import BadInput, require
 from zoo.hf import hub
 
 OPTIONS = ("argument", "length", "limit", "labelled")
-ALONE = True
-GOALS: dict[str, Objective] = {"sequence": "classification", "tokens": "tagging", "span": "span", "choice": "choice"}
+OPTIONAL_ARGUMENT = True
+OBJECTIVE_OF_TASK: dict[str, Objective] = {"sequence": "classification", "tokens": "tagging", "span": "span", "choice": "choice"}
 """Task of a head -> the objective that trains it."""
 USUAL = 512
 """Number of tokens of a row, for published weights without learned positions."""
@@ -77,7 +77,7 @@ def score(subject: Loaded, names: tuple[str, ...], settings: Settings, progress:
         BadInput: a model without such a head, metrics of another kind of head, a label that the model does not have, or files
             that cannot be read; see `train.data.labelled_reader` and `train.rows.example_rows`.
     """
-    cfg, objective_name = subject.model.config, GOALS.get(subject.model.task)
+    cfg, objective_name = subject.model.config, OBJECTIVE_OF_TASK.get(subject.model.task)
     if objective_name is None:
         raise BadInput(f"--task labelled: the task of {subject.name} is {subject.model.task}, without labels; fine-tune it first")
     labels = getattr(cfg, "labels", ())

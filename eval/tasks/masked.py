@@ -44,7 +44,7 @@ from zoo.errors import BadInput, require
 from zoo.runtime import jax_setup
 
 OPTIONS = ("argument", "field", "limit", "length")
-ALONE = True
+OPTIONAL_ARGUMENT = True
 PER_TOKEN = ("loss", "perplexity", "accuracy")
 ALL = "all"
 """The argument that replaces every predicted token by the mask."""

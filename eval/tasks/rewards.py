@@ -23,7 +23,7 @@ from train.weights.reward_scale import RewardScale
 from zoo.errors import BadInput, require
 
 OPTIONS = ("argument", "limit")
-ALONE = True
+OPTIONAL_ARGUMENT = True
 NORMALIZE = "normalize"
 
 

@@ -41,7 +41,7 @@ from zoo.errors import BadInput, require
 from zoo.generation.decoding_settings import GREEDY
 
 OPTIONS = ("argument", "labelled", "limit", "tokens", "prefix", "search")
-ALONE = True
+OPTIONAL_ARGUMENT = True
 LIMIT = 128
 """Default maximum number of tokens of a text."""
 SHOWN = 10
