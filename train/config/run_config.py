@@ -201,7 +201,7 @@ class TrainingMachine(Machine):
     """Devices and processes of a run, and what happens when they fail."""
 
     hang_after: float = 30.0
-    """Seconds, besides ten medians of the step time, without a step after which the run is taken for stuck and ended with code
+    """Seconds, besides ten medians of the step time, without a step after which the run counts as stuck and ends with code
     75. Compiling, sampling, validating, saving, scoring and writing results may take any time. 0 = never."""
     restart: int | str = 0
     """N: after a local process died or was stuck, start all of them again from the newest checkpoint, up to N times. N:fewer:

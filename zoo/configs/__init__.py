@@ -54,7 +54,7 @@ LARGEST = {
     "head": 1 << 16,
     "ffn": 1 << 20,
 }
-"""Maps integer fields to their largest value; a larger one is taken for a typing mistake."""
+"""Maps integer fields to their largest value; a larger one is refused as a typing mistake."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -133,7 +133,7 @@ def read_record(memory: bytearray | mmap.mmap) -> Record:
 
 @dataclasses.dataclass(frozen=True)
 class Stuck:
-    """Processes that are stuck, and why they are taken for it."""
+    """Processes that are stuck, and why they are considered so."""
 
     processes: tuple[int, ...]
     reason: str
