@@ -76,8 +76,9 @@ class Prompts:
 
     def __post_init__(self) -> None:
         sources = [name for name in ("prompt", "prompts_file", "examples") if getattr(self, name)]
-        which = "give one of --prompt, --prompts-file and --examples"
-        require(len(sources) == 1, sources[0] if sources else "prompt", "and others" if sources else "is not given", which)
+        options = "one of --prompt, --prompts-file and --examples"
+        require(bool(sources), "prompt", "is not given", f"write RUN|DIR, and then {options}")
+        require(len(sources) == 1, sources[0], "and others", f"give {options}")
         if self.examples:
             require(bool(self.template), "template", "''", "say how an example is written, with its fields in braces")
             require(bool(self.query), "query", "''", "give the template's fields before the answer as name=value")

@@ -199,6 +199,9 @@ def _stored_config(folder: str | Path) -> Any:
     path = RunDir(folder).config
     try:
         return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        what = f"there is no {path.name} in it" if Path(folder).is_dir() else "no such folder"
+        raise BadInput(f"{folder} is not a run: {what}; name a folder that `zoo train` wrote") from None
     except OSError as error:
         raise BadInput(f"{folder} is not a run: {path.name} cannot be read ({error.strerror})") from None
     except (ValueError, RecursionError) as error:

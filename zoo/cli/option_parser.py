@@ -5,6 +5,7 @@ import dataclasses
 import decimal
 import difflib
 import io
+import itertools
 import re
 import sys
 from collections.abc import Collection, Mapping, Sequence
@@ -62,6 +63,18 @@ SYNONYMS = {
 }
 """Maps options of this project (of several, the first that a command has) to the names of the same option in other libraries."""
 
+UNNAMED = {
+    "train": ("recipe model", "zoo train RECIPE"),
+    "eval": ("run model", "zoo eval RUN"),
+    "generate": ("run model", "zoo generate RUN|DIR --prompt TEXT"),
+    "predict": ("run model text texts", "zoo predict RUN|DIR TEXT"),
+    "fill-mask": ("run model", "zoo fill-mask RUN|DIR --text TEXT"),
+    "embed": ("run model", "zoo embed RUN|DIR --text TEXT"),
+    "export": ("run model", "zoo export RUN DIR"),
+    "import": ("model", "zoo import DIR|HUB_ID"),
+}
+"""Maps a command to names of options that it lacks because it takes their values as bare words, and to the usage with them."""
+
 
 Unlisted = Mapping[type, Collection[str]]
 """Dataclass -> its fields that are not options of a command and keep their defaults."""
@@ -93,8 +106,9 @@ def parse(
         sys.stderr.write(stderr.getvalue())
         return parsed
     message = _message(stderr.getvalue())
-    if unknown := re.match(r"Unrecognized (?:or misplaced )?options: (\S+?)(?:,|$| )", message):
-        problem = _of_another(unknown[1], objective) or _unknown(unknown[1], _options(kind, prog, registry, options))
+    names = _options(kind, prog, registry, options)
+    if token := _unknown_token(message, args, names):
+        problem = _of_another(token, objective) or _unnamed(token, prog) or _unknown(token, args, names)
         raise BadInput(f"{problem}; {prog} --help lists the options")
     raise BadInput(_rephrased(message, prog))
 
@@ -112,6 +126,17 @@ def whole_number(text: str) -> int:
         if number.is_finite() and number.adjusted() < LARGEST and number == (integer := int(number)):
             return integer
     raise ValueError(f"{text} is not a whole number; write one, as 1000 or 1e3")
+
+
+def decimal_number(text: str) -> float:
+    """Return the float that a text denotes.
+
+    Raises:
+        ValueError: the text is not a number.
+    """
+    with contextlib.suppress(ValueError):
+        return float(text)
+    raise ValueError(f"{text} is not a number; write one, as 0.001 or 1e-3")
 
 
 def nearest(option: str, names: Sequence[str]) -> str:
@@ -165,6 +190,18 @@ def _registry(unlisted: Unlisted) -> Any:
         return dataclasses.replace(spec, fields=tuple(fields))
 
     @registry.primitive_rule
+    def decimal_fraction(info: constructors.PrimitiveTypeInfo) -> constructors.PrimitiveConstructorSpec | None:
+        if info.type is not float:
+            return None
+        return constructors.PrimitiveConstructorSpec(
+            nargs=1,
+            metavar="FLOAT",
+            instance_from_str=lambda texts: decimal_number(texts[0]),
+            is_instance=lambda value: isinstance(value, float | int) and not isinstance(value, bool),
+            str_from_instance=lambda value: [str(value)],
+        )
+
+    @registry.primitive_rule
     def integer(info: constructors.PrimitiveTypeInfo) -> constructors.PrimitiveConstructorSpec | None:
         if info.type is not int:
             return None
@@ -201,9 +238,34 @@ def _of_another(token: str, objective: str) -> str:
     return f"there is no option {option} for the objective {objective}; it belongs to {others}" if others else ""
 
 
-def _unknown(token: str, names: Sequence[str]) -> str:
+def _unknown_token(message: str, args: Sequence[str], names: Sequence[str]) -> str:
+    """Return the word of a command line that belongs to no option, if that is the error; else "".
+
+    Where an unknown option stands in the place of a value without an option, tyro reports that the value is missing.
+    """
+    if unknown := re.match(r"Unrecognized (?:or misplaced )?options: (\S+?)(?:,|$| )", message):
+        return unknown[1]
+    if not re.match(r"Missing (?:from|value for argument '[^-])", message):
+        return ""
+    listed = {*names, "h", "help"}
+    options = (arg.partition("=")[0] for arg in args if arg.startswith("--"))
+    return next((option for option in options if option.lstrip("-").replace("_", "-") not in listed), "")
+
+
+def _unnamed(token: str, prog: str) -> str:
+    """Return how a value is written that has no option in this command, if the token names one; else ""."""
+    option = token.partition("=")[0]
+    options, usage = UNNAMED.get(prog.split()[1], ("", ""))
+    if option.removeprefix("--") not in options.split():
+        return ""
+    return f"there is no option {option}; write its value without one: {usage}"
+
+
+def _unknown(token: str, args: Sequence[str], names: Sequence[str]) -> str:
     if not token.startswith("-"):
-        return f"{token} belongs to no option"
+        switch = next((word for word, value in itertools.pairwise(args) if value == token and re.match("--[^=]+$", word)), "")
+        switch = switch or next((arg.partition("=")[0] for arg in args if arg.startswith("--") and arg.endswith(f"={token}")), "")
+        return f"{switch} {token}: it takes no value; write {switch} alone" if switch else f"{token} belongs to no option"
     near = nearest(token, names)
     option = token.partition("=")[0]
     return f"there is no option {option}" + (f"; the nearest is --{near}" if near else "")
@@ -234,6 +296,6 @@ def _rephrased(message: str, prog: str) -> str:
         return f"{match[2]} {match[1]}: choose {match[3].replace(chr(39), '')}"
     if match := re.match(r"Missing value for argument '(.*?)'", message):
         return f"{match[1]}: its value is missing; write one after it"
-    if match := re.match(rf"Missing from {re.escape(prog)}: (\S+) ?(.*?)(?: \(required\))?$", message):
+    if match := re.match(rf"Missing from {re.escape(prog)}: (\S+) ?(.*?)(?: \(required\).*)?$", message):
         return f"{match[1]} is missing: {match[2]} {prog} --help lists the options"
     return f"{message}; {prog} --help lists the options"

@@ -43,6 +43,8 @@ class PublishedConfig:
             BadInput: no such file, or no strict JSON object of at most 1 MiB.
         """
         file = folder / FILE
+        if not file.exists():
+            raise BadInput(f"{file}: no such file; name a folder that has one: a run, or published weights")
         return cls(file, read_json(file, LARGEST_FILE))
 
     def use_aliases(self, aliases: Mapping[str, str]) -> None:

@@ -27,7 +27,7 @@ def bench(args: list[str]) -> int:
             print(f"zoo bench {name:<10} {(description or '').strip().splitlines()[0]}")
         return 0
     if not args or args[0] not in names:
-        raise BadInput(f"zoo bench {' '.join(args[:1])}: choose from {', '.join(names)}")
+        raise BadInput(f"{' '.join(['bench', *args[:1]])}: choose one of {', '.join(names)}, as in `zoo bench attention`")
     if args[0] == "compare":
         return compare(args[1:])
     kind, command = BENCHMARKS[args[0]]

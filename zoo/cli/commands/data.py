@@ -20,7 +20,7 @@ def data(args: list[str]) -> int:
         return _arithmetic(args[1:])
     if args[:1] == ["inspect"]:
         return _inspect(args[1:])
-    raise BadInput(f"zoo data {' '.join(args[:1])}: write zoo data inspect [RECIPE|RUN], or zoo data arithmetic [DIR]")
+    raise BadInput(f"{' '.join(['data', *args[:1]])}: write zoo data inspect [RECIPE|RUN], or zoo data arithmetic [DIR]")
 
 
 def _arithmetic(args: list[str]) -> int:
