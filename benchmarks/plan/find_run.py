@@ -31,15 +31,15 @@ def run_of_size(name: str) -> Run:
     """Return a run that trains a published size with the options of the most similar recipe of its family.
 
     Raises:
-        BadInput: there is no such size (the message names the nearest), or its family is a plug-in's, which no recipe of the zoo
-            trains.
+        BadInput: there is no such size (the message names the nearest), or no recipe of the zoo trains its family, as that of a
+            plug-in.
     """
     family, size = configs.find_size(name)
     runs = [run for recipe in recipes.recipes().values() if configs.family_of((run := recipe()).model) == family]
     # Those that start from random weights, or all if none does.
     own = [run for run in runs if not run.recipe.startswith("finetune-")] or runs
     if not own:
-        raise BadInput(f"zoo plan {name}: no recipe of the zoo trains a {family}; name a recipe of its plug-in")
+        raise BadInput(f"plan {name}: no recipe of the zoo trains a {family}; name a recipe of your own that does")
     near = min(own, key=lambda run: _distance(run.model, size.config))
     rates = {name: getattr(near.model, name) for name in vars(size.config) if name.endswith("dropout")}
     model = dataclasses.replace(size.config, **rates, compute=Compute(remat=near.model.compute.remat))

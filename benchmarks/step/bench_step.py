@@ -27,7 +27,7 @@ def resolve_options(options: StepOptions, backend: str) -> StepOptions:
         BadInput: an unknown name, a number that is too small, or options that exclude each other; see `cases`.
     """
     if not options.models:
-        raise BadInput("zoo bench step: name a model, such as gpt2; zoo models lists them")
+        raise BadInput("bench step: name a model, such as gpt2; zoo models lists them")
     for name in options.attention:
         plugins.check_name("zoo.attention", name, get_args(Implementation), "attention")
     for name in WAYS:

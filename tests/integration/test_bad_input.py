@@ -49,7 +49,7 @@ COMMAND_LINES = {
     "data inspect gpt-nona": "no recipe is called 'gpt-nona'",
     "data inspect gpt-nano --rows 0": "--rows 0: choose 1 or more",
     "data inspect gpt-nano --first -1": "--first -1: choose 0 or more",
-    "plan": "zoo plan: name a size",
+    "plan": "plan: name a size",
     "plan gpt2 --target h100": "--target h100: say how many, 1 to 8 or a multiple of it .* for example h100:64$",
     "plan gpt2 --target v5e:8by8": "--target v5e:8by8: say the slice of a v5e, one of v5e:1x1",
     "plan gpt2 --target cpu:0": "--target cpu:0: say how many devices to simulate",

@@ -176,9 +176,10 @@ def published_types() -> dict[str, str]:
 def model_classes(module: ModuleType) -> Mapping[str, str]:
     """Return each `model_type` of a family, with the beginning of the names of its classes in `transformers`.
 
-    The first one is that of the family's table of names. A family with a single one has no `CLASSES`.
+    The first one is that of the family's table of names. A family with a single one has no `CLASSES`. One that was never
+    published has no `MODEL_TYPE` either, so that its name is its type, as a plug-in's is.
     """
-    return getattr(module, "CLASSES", {module.MODEL_TYPE: ""})
+    return getattr(module, "CLASSES", None) or {getattr(module, "MODEL_TYPE", module.__name__.rpartition(".")[2]): ""}
 
 
 def exported_class(config: Any, architecture: str) -> tuple[str, str]:
@@ -213,7 +214,7 @@ def from_published(family_name: str, published: Any) -> Any:
     """
     module = family(family_name)
     if not hasattr(module, "from_published"):
-        raise BadInput(f"{published.file}: model_type {family_name!r}: this plug-in reads no published weights")
+        raise BadInput(f"{published.file}: model_type {family_name!r}: this family reads no published weights")
     return module.from_published(published)
 
 

@@ -15,7 +15,7 @@ REFUSED = {
     "attention --rounds 3 --budget 1": "--rounds with --budget 1.0: .*; leave one of them out",
     "attention --lengths 0": "--lengths 0: choose 1 or more",
     "attention --budget nan": "--budget nan: must be above 0",
-    "step": "zoo bench step: name a model, such as gpt2; zoo models lists them",
+    "step": "bench step: name a model, such as gpt2; zoo models lists them",
     "step gpt-nano --mesh": "--mesh: has no value; name one or more, or leave the option out",
     "step bert-nano --mode decode": "--mode decode: bert-nano does not generate text; these families do: ettin_decoder, gpt,",
     "step gpt-nano --source-length 8": "--source-length 8: gpt-nano is not an encoder-decoder.*; leave it out",

@@ -2,6 +2,9 @@
 
 import dataclasses
 import json
+import sys
+import types
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -166,3 +169,12 @@ def test_a_page_and_its_json_say_where_each_number_comes_from(name: str, monkeyp
     assert size.source in page and f"{described['parameters']:,}" in page
     parameters = models.parameter_count(size.config)
     assert (described["parameters"], described["published_parameters"]) == (parameters, size.published_count)
+
+
+def test_a_family_without_a_published_form_does_not_change_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "unpublished.py").touch()
+    monkeypatch.setattr(configs, "__path__", [*configs.__path__, str(tmp_path)])
+    monkeypatch.setitem(sys.modules, "zoo.configs.unpublished", types.ModuleType("zoo.configs.unpublished"))
+    assert {"unpublished": "unpublished", "gpt2": "gpt"}.items() <= configs.published_types().items()
+    with pytest.raises(BadInput, match=r"^config\.json: model_type 'unpublished': this family reads no published weights$"):
+        configs.from_published("unpublished", types.SimpleNamespace(file="config.json"))

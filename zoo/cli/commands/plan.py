@@ -16,7 +16,7 @@ def plan(args: list[str]) -> int:
         print(HELP, end="")
         return 0
     if not args or args[0].startswith("-"):
-        raise BadInput("zoo plan: name a size (zoo models) or a recipe (zoo train --help) before the options")
+        raise BadInput("plan: name a size (zoo models) or a recipe (zoo train --help) before the options")
     request = parse_options(args[0], args[1:])
     target = target_devices.parse_target(request.target)
     run = request.run
