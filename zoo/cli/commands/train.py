@@ -74,9 +74,9 @@ def parse_options(name: str, args: list[str]) -> "Run":
     unlisted = unlisted_fields(default, args, has_weights=has_weights)
     default = take_adapter(default, args)
     # tyro joins the lines of a paragraph, so each field of the docstring becomes a paragraph.
-    about = re.sub(r"\n(?=[A-Z]\w+: )", "\n\n", inspect.getdoc(recipes.find_recipe(name)) or "")
+    about = re.sub(r"\n+(?=[A-Z]\w+: )", "\n\n", inspect.getdoc(recipes.find_recipe(name)) or "")
     about += f"\n\nObjective: {default.objective}. --objective NAME --help lists the options of another one."
-    about += "" if has_weights else "\n\n--init FOLDER --help also lists the options of frozen layers and low-rank adapters."
+    about += "" if has_weights else " With --init FOLDER, --help also lists the options of frozen layers and low-rank adapters."
     prog, objective = f"zoo train {name}", default.objective
     kind = kind_of(default)
     run = parse(kind, default=default, prog=prog, args=args, description=about, objective=objective, unlisted=unlisted)
