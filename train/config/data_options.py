@@ -18,7 +18,7 @@ class Data:
     """Training files, folders of them, folders of Hugging Face `datasets`, and hub:ORGANISATION/NAME; the objective determines
     the formats."""
     valid_paths: tuple[str, ...] = ()
-    """Held-out files, in the same forms as --data.paths. None = the end of --data.paths is held out."""
+    """Held-out files, in the same forms as --data.paths. No files = the end of --data.paths is held out."""
     valid_fraction: float = 0.1
     """Fraction of the data that is held out, from its end; only used without --data.valid-paths."""
     split: str = ""
@@ -46,10 +46,10 @@ class TextData(Data):
     paths: tuple[str, ...] = ()
     """Training files: .txt (one document per file), .jsonl (one per line), both also as .gz, .xz or .bz2, .parquet (one per row).
     Also folders of these, folders of Hugging Face `datasets`, and hub:ORGANISATION/NAME.
-    None = the embedded corpus, Moby-Dick."""
+    No paths = the embedded corpus, Moby-Dick."""
     weights: tuple[float, ...] = ()
     """Weight of each of --data.paths. Each path is then a separate source, split and shuffled separately.
-    Its weight is its relative share of the training rows. None = all paths are one source."""
+    Its weight is its relative share of the training rows. No weights = all paths are one source."""
     field: str = "text"
     """Field of a .jsonl line, or column, that holds the text."""
     take: float = 1.0

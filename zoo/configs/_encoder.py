@@ -54,7 +54,7 @@ class BodyConfig(ModelConfig):
     """Head on the body; body = none. sequence, choice, tokens and span are classifiers."""
     labels: tuple[str, ...] = ()
     """Names of a classifier's labels, in the order of its outputs; a single label means regression, unless `multi_label`.
-    None = the labels of the training data."""
+    No names = the labels of the training data."""
     multi_label: bool = False
     """Predict any number of the labels for a sequence, with a sigmoid of each logit instead of a softmax over all."""
     compute: Compute = dataclasses.field(default_factory=Compute)
