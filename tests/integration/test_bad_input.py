@@ -166,7 +166,8 @@ COMBINED = {
     "--objective text_to_text": "--objective text_to_text: gpt is trained with causal, instruction, preference, dpo, .*; choose",
     "--tokenizer.path runs/done/tokenizer --model.vocab 299": "--model.vocab 299: the tokenizer has 300 entries.*; choose 300 or",
     "--mesh.data 3": "--mesh data=3 .*: does not multiply to the 8 devices; valid: data=8,fsdp=1,tensor=1; data=4",
-    "--name done --steps 3 --model.layers 1": "runs/done holds another run: .*steps: 2 before, 3 now.*; choose another --name",
+    "--name done --steps 3 --model.layers 1": "runs/done holds another run: .*steps: 2 before, 3 now.*; "
+    r"choose another --name \(--init runs/done begins with the parameters of this run\), or these values",
 }
 """Options of a run named `other` -> the whole line."""
 RUN = ("train", "gpt-nano", *TINY)

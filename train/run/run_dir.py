@@ -43,8 +43,7 @@ MAY_CHANGE = (
 """Fields that a resumed run may change: where and how it is computed, saved and reported.
 
 None of them changes the sequence of samples or the mathematics of a step; the last one decides whether a response that a reward
-model cannot read ends the run. A change of any other field (also of `steps`, on which
-the schedule depends) makes it another run.
+model cannot read ends the run. A change of any other field (also of `steps`, on which the schedule depends) makes it another run.
 """
 
 
@@ -228,7 +227,8 @@ def check_same_run(folder: RunDir, run: Run, undecided: Collection[str] = ()) ->
         old = read_config(folder.path, compute=False)
         changed = [line for line in differences(old, run) if line.partition(":")[0] not in undecided]
         if changed:
-            raise BadInput(f"{folder.path} holds another run: {'; '.join(changed)}; choose another --name, or these values")
+            fix = f"choose another --name (--init {folder.path} begins with the parameters of this run), or these values"
+            raise BadInput(f"{folder.path} holds another run: {'; '.join(changed)}; {fix}")
 
 
 def check_unlocked(folder: Path) -> None:
