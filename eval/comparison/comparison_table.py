@@ -189,7 +189,7 @@ def _tables(comparison: Comparison, names: Sequence[str], shared: Mapping[str, s
             for name in comparison.metrics
         ]
         paired = "seed by seed" if len(comparison.rows[0].runs) > 1 else "of the same seed"
-        tables[f"less {names[0]}, {paired}"] = _table(others, names, columns, layout)
+        tables[f"difference from {names[0]}, {paired}"] = _table(others, names, columns, layout)
     if comparison.differing:
         tables["what differs"] = _differing(comparison)
     return tables
@@ -275,6 +275,7 @@ def _notes(comparison: Comparison) -> str:
     if any(run.parents for row in comparison.rows for run in row.runs):
         notes.append("tokens seen and FLOPs include those of the runs that a run starts from")
     if any(len(row.runs) > 1 for row in comparison.rows):
+        notes.append("+N: with N more runs, which differ only in their seed")
         notes.append(f"±: {CONFIDENCE:.0%} confidence interval of the mean over seeds, by Student's t")
     if any(estimate.clear for row in others for estimate in (row.difference or {}).values()):
         notes.append("*: 0 is outside the interval")
