@@ -1,9 +1,10 @@
 """Checks of paths, names and locks that need no JAX and run before it is imported."""
 
+import contextlib
 import importlib.util
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ def check_source(name: str, step: int | None = None) -> None:
     """Refuse a run or a folder of published weights that does not exist, and a run without a checkpoint.
 
     Args:
-        name: a run, a folder of published weights, or hub:ID.
+        name: a run, a folder of published weights, hub:ID, or "" for none.
         step: the checkpoint of a run to load; None and -1 select one automatically.
 
     Raises:
@@ -26,13 +27,35 @@ def check_source(name: str, step: int | None = None) -> None:
     from train.run.run_dir import RunDir, is_run, no_checkpoint, read_config
     from train.weights.model_folder import folder_of
 
-    if name.startswith(hub.PREFIX):
+    if not name or name.startswith(hub.PREFIX):
         return
     folder = folder_of(name, step)
     if is_run(folder):
         read_config(folder)
         if not RunDir(folder).has_checkpoint:
             raise no_checkpoint(folder)
+
+
+@contextlib.contextmanager
+def names_option(option: str, source: str) -> Iterator[None]:
+    """Put the option that names a model before an error about the model; a missing run of a recipe gets its command as the fix.
+
+    Raises:
+        BadInput: the error of the block.
+    """
+    try:
+        yield
+    except BadInput as error:
+        message = str(error)
+        if not source or message.startswith(option):
+            raise
+        from train import recipes
+
+        name = Path(source).name
+        if source == f"runs/{name}" and recipes.is_recipe(name) and not Path(source).exists():
+            message = f"{source}: no such folder; `zoo train {name}` trains this run, or name another model"
+        beginning = option if message.startswith(f"{source}:") else f"{option} {source}:"
+        raise BadInput(f"{beginning} {message}") from None
 
 
 def check_adapter(folder: str) -> None:
@@ -129,8 +152,8 @@ def check_inputs(run: Any, folder: Any) -> None:
         raise BadInput(f"--chat.template {template}: no such file; name a chat_template.jinja, or write {BUILT_IN}")
     if run.tokenizer.path and not Path(run.tokenizer.path).is_dir():
         raise BadInput(f"--tokenizer.path {run.tokenizer.path}: no such folder; name one that holds a tokenizer")
-    for source in (run.teacher, "" if folder.is_resumable else run.init):
-        if source:
+    for option, source in (("--distillation.teacher", run.teacher), ("--init", "" if folder.is_resumable else run.init)):
+        with names_option(option, source):
             check_source(source)
     check_adapter("" if folder.is_resumable else run.adapter)
 

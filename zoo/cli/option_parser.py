@@ -263,12 +263,20 @@ def _unnamed(token: str, prog: str) -> str:
 
 def _unknown(token: str, args: Sequence[str], names: Sequence[str]) -> str:
     if not token.startswith("-"):
-        switch = next((word for word, value in itertools.pairwise(args) if value == token and re.match("--[^=]+$", word)), "")
-        switch = switch or next((arg.partition("=")[0] for arg in args if arg.startswith("--") and arg.endswith(f"={token}")), "")
+        words = [part for arg in args for part in (arg.split("=", 1) if arg.startswith("--") else [arg])]
+        pairs = (word for word, value in itertools.pairwise(words) if value == token and _is_switch(word, names))
+        switch = next(pairs, "")
         return f"{switch} {token}: it takes no value; write {switch} alone" if switch else f"{token} belongs to no option"
     near = nearest(token, names)
     option = token.partition("=")[0]
     return f"there is no option {option}" + (f"; the nearest is --{near}" if near else "")
+
+
+def _is_switch(word: str, names: Sequence[str]) -> bool:
+    """Return whether a word is an option without a value: the help lists it with its opposite, --log.ledger, --log.no-ledger."""
+    group, dot, name = word.removeprefix("--").replace("_", "-").rpartition(".")
+    opposite = name.removeprefix("no-") if name.startswith("no-") else f"no-{name}"
+    return word.startswith("--") and f"{group}{dot}{opposite}" in names
 
 
 def _message(box: str) -> str:

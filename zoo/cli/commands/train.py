@@ -69,8 +69,11 @@ def parse_options(name: str, args: list[str]) -> "Run":
     from train import recipes
     from train.config.run_config import kind_of
 
-    default, args = take_objective(recipes.recipe_run(name, option_value(args, "--init")), args)
-    has_weights = bool(recipes.takes_weights(name) or default.init or option_value(args, "--init"))
+    init, takes_weights = option_value(args, "--init"), recipes.takes_weights(name)
+    with early_checks.names_option("--init", init if takes_weights else ""):
+        run = recipes.recipe_run(name, init)
+    default, args = take_objective(run, args)
+    has_weights = bool(takes_weights or default.init or init)
     unlisted = unlisted_fields(default, args, has_weights=has_weights)
     default = take_adapter(default, args)
     # tyro joins the lines of a paragraph, so each field of the docstring becomes a paragraph.
