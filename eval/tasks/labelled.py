@@ -100,14 +100,18 @@ def score(subject: Loaded, names: tuple[str, ...], settings: Settings, progress:
         metrics["accuracy_stderr"] = math.sqrt(metrics["accuracy"] * (1 - metrics["accuracy"]) / (count - 1))
     details: dict[str, Any] = {"length": rows.length}
     if malformed:
-        details["left out"] = f"{len(malformed):,} bad examples; the first: {malformed[0]}"
+        details["left out"] = f"{_examples(len(malformed), 'bad ')}; the first: {malformed[0]}"
     if rows.too_long:
         done = "cut" if run.options.labelled.truncate else "left out"
-        details["too long"] = f"{rows.too_long:,} examples, {done}; the longest has {rows.longest[1]:,} tokens, {rows.longest[0]}"
+        details["too long"] = f"{_examples(rows.too_long)}, {done}; the longest has {rows.longest[1]:,} tokens, {rows.longest[0]}"
     confusion = measured.mistakes["confusion"]
     if 0 < len(confusion) <= CLASSES:
         details["confusion"] = {name: dict(zip(labels, row, strict=True)) for name, row in zip(labels, confusion, strict=True)}
     return Result(metrics, count, details, items={"labels": list(labels)}, outcomes=measured.outcomes)
+
+
+def _examples(count: int, kind: str = "") -> str:
+    return f"{count:,} {kind}example{'s' * (count != 1)}"
 
 
 def _glue_metrics(argument: str, objective_name: Objective, labels: Sequence[str], *, multi_label: bool) -> tuple[str, ...]:

@@ -29,7 +29,9 @@ def check(run: run_config.Run) -> None:
     source = read_config(folder) if is_run(folder) else None
     cfg = source.model if source else published_weights.read_config(folder)[0]
     if type(cfg) is not type(run.model):
-        raise BadInput(f"--init {run.init}: {configs.family_of(cfg)}, and the recipe trains {configs.family_of(run.model)}")
+        kind, trained = configs.family_of(cfg), configs.family_of(run.model)
+        fix = f"choose a recipe of {kind}, or name a {trained}"
+        raise BadInput(f"--init {run.init}: a {kind}, and the recipe trains a {trained}; {fix}")
     init_shape, run_shape = configs.body_fields(cfg), configs.body_fields(run.model)
     different = [
         f"{name} {init_shape[name]} there and {value} here" for name, value in run_shape.items() if init_shape[name] != value

@@ -114,8 +114,8 @@ def test_limited_and_bad_examples_are_counted(place: Path, tmp_path: Path, capsy
     base = ("eval", str(place / "classes"), "--task", "labelled", "--files", str(file), "--labelled.skip-bad")
     ended = call(capsys, *base, "--json")
     assert (ended.code, json.loads(ended.stdout)["examples"]) == (0, 4)
-    assert f"! left out: 1 bad examples; the first: {file}:3: the text is empty" in ended.stderr
-    assert f"! too long: 1 examples, left out; the longest has 82 tokens, {file}:7" in ended.stderr
+    assert f"! left out: 1 bad example; the first: {file}:3: the text is empty" in ended.stderr
+    assert f"! too long: 1 example, left out; the longest has 82 tokens, {file}:7" in ended.stderr
     few = json.loads(call(capsys, *base, "--limit", "2", "--json").stdout)
     assert (few["examples"], few["limit"], few["metrics"]["majority_share"]) == (2, 2, 0.5)
 
