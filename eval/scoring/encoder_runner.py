@@ -98,14 +98,16 @@ class Encoder:
             BadInput: a model that reads from left to right, also a causal encoder, or a tokenizer without special tokens.
         """
         require(batch >= 1, "batch", batch, "choose 1 or more rows")
-        net = loaded.model
-        if "causal" in net.module.OBJECTIVES:
-            raise BadInput(f"{loaded.name}: {net.family} reads from left to right; choose an encoder (BERT, RoBERTa, DistilBERT)")
-        if getattr(net.config, "causal", False):
-            raise BadInput(f"{loaded.name}: a causal {net.family}, whose tokens see one side only; choose one that sees both")
+        model = loaded.model
+        if "causal" in model.module.OBJECTIVES:
+            raise BadInput(
+                f"{loaded.name}: {model.family} reads from left to right; choose an encoder (BERT, RoBERTa, DistilBERT)"
+            )
+        if getattr(model.config, "causal", False):
+            raise BadInput(f"{loaded.name}: a causal {model.family}, whose tokens see one side only; choose one that sees both")
         if loaded.tokenizer.special_tokens is None:
             raise BadInput(f"{loaded.name}: its tokenizer has no [CLS], [SEP] and [MASK]; use an encoder's tokenizer")
-        return Encoder(loaded, loaded.tokenizer.special_tokens, getattr(net.config, "context", UNLIMITED), batch, dtype)
+        return Encoder(loaded, loaded.tokenizer.special_tokens, getattr(model.config, "context", UNLIMITED), batch, dtype)
 
     def check_masked(self) -> None:
         """Refuse a model that does not predict tokens.
@@ -218,9 +220,9 @@ class Encoder:
 
 
 @functools.lru_cache(maxsize=8)
-def _compiled(net: Model, mesh: Mesh, compute: Compute) -> Callable[[Any, Batch], tuple[jax.Array, ...]]:
+def _compiled(model: Model, mesh: Mesh, compute: Compute) -> Callable[[Any, Batch], tuple[jax.Array, ...]]:
     """Return the compiled function of (parameters, batch), the same one for the same arguments; results are replicated."""
-    return jax.jit(functools.partial(compute, net), out_shardings=NamedSharding(mesh, PartitionSpec()))
+    return jax.jit(functools.partial(compute, model), out_shardings=NamedSharding(mesh, PartitionSpec()))
 
 
 def _split_rows(rows: list[EncoderRow], results: tuple[jax.Array, ...]) -> Iterator[tuple[EncoderRow, tuple[np.ndarray, ...]]]:

@@ -67,10 +67,10 @@ def scorer(run: run_config.Run) -> Callable[..., Score]:
 
 
 @functools.lru_cache(maxsize=4)
-def logits_loop(net: Model, mesh: Mesh, objective: str, dtype: np.dtype) -> BatchLoop:
+def logits_loop(model: Model, mesh: Mesh, objective: str, dtype: np.dtype) -> BatchLoop:
     """Return the loop that computes a model's logits of rows; equal arguments give the same loop and its compiled programs."""
     head = TASKS[objective][0]
-    return BatchLoop(mesh, dtype, lambda params, batch, carry: (head(net, params, batch), carry))
+    return BatchLoop(mesh, dtype, lambda params, batch, carry: (head(model, params, batch), carry))
 
 
 def class_metrics(labels: Sequence[str]) -> tuple[str, ...]:
@@ -86,16 +86,16 @@ def class_metrics(labels: Sequence[str]) -> tuple[str, ...]:
 # --- Logits of a batch ----------------------------------------------------------------------------------------------------------
 
 
-def _sequence_logits(net: Model, params: Any, batch: Batch) -> Float[Array, "B O"]:
-    return net.sequence_logits(params, task_heads.summaries(net.apply(params, batch), batch))[:, 0]
+def _sequence_logits(model: Model, params: Any, batch: Batch) -> Float[Array, "B O"]:
+    return model.sequence_logits(params, task_heads.summaries(model.apply(params, batch), batch))[:, 0]
 
 
-def _token_logits(net: Model, params: Any, batch: Batch) -> Float[Array, "B T O"]:
-    return net.token_logits(params, net.apply(params, batch).hidden)
+def _token_logits(model: Model, params: Any, batch: Batch) -> Float[Array, "B T O"]:
+    return model.token_logits(params, model.apply(params, batch).hidden)
 
 
-def _end_logits(net: Model, params: Any, batch: Batch) -> Float[Array, "B 2 T"]:
-    return span.span_logits(net, params, net.apply(params, batch).hidden, batch)
+def _end_logits(model: Model, params: Any, batch: Batch) -> Float[Array, "B 2 T"]:
+    return span.span_logits(model, params, model.apply(params, batch).hidden, batch)
 
 
 # --- Scores of all logits -------------------------------------------------------------------------------------------------------

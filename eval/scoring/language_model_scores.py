@@ -56,7 +56,7 @@ def of_run(inputs: ScoringInputs) -> Callable[[Any], Score]:
 
 
 def scorer(
-    net: Model,
+    model: Model,
     mesh: Mesh,
     rows: RowSource,
     build: Callable[..., dict[str, Any]],
@@ -76,8 +76,8 @@ def scorer(
 
     def row_nats(params: Any, batch: Batch, carry: Any) -> tuple[jax.Array, Any]:
         assert batch.targets is not None and batch.weights is not None
-        hidden = net.apply(params, batch).hidden
-        nats = token_losses(lambda h: net.unembed(params, h), hidden, batch.targets, vocabulary=net.config.vocab, chunk=chunk)
+        hidden = model.apply(params, batch).hidden
+        nats = token_losses(lambda h: model.unembed(params, h), hidden, batch.targets, vocabulary=model.config.vocab, chunk=chunk)
         return (nats * batch.weights).sum(-1), carry
 
     loop = BatchLoop(mesh, np.dtype(dtype), row_nats)

@@ -45,7 +45,7 @@ class Likelihood:
 
 
 def likelihoods(
-    net: Model,
+    model: Model,
     params: Any,
     mesh: Mesh,
     pairs: Iterable[Pair],
@@ -64,7 +64,7 @@ def likelihoods(
     Args:
         batch: rows of the longest shape computed at a time; batches of shorter rows have as many tokens.
         dtype: dtype of the arithmetic; log-probabilities are float32 and are summed in float64.
-        too_long: handling of pairs with more than `positions(net)` + 1 tokens. "cut" is what lm-evaluation-harness does;
+        too_long: handling of pairs with more than `positions(model)` + 1 tokens. "cut" is what lm-evaluation-harness does;
             `Likelihood.cut` has the number of tokens that were cut.
         name: returns the name of a pair in messages, from its number.
         progress: called with (pairs done, total pairs).
@@ -73,17 +73,19 @@ def likelihoods(
         BadInput: a model that does not predict from left to right, a pair that is too long, or a likelihood that is not finite.
         ValueError: an empty context (begin it with end-of-text) or an empty continuation.
     """
-    if "causal" not in net.module.OBJECTIVES:
-        raise BadInput(f"{net.family} predicts no text from left to right, so it has no likelihood of a continuation; choose GPT")
+    if "causal" not in model.module.OBJECTIVES:
+        raise BadInput(
+            f"{model.family} predicts no text from left to right, so it has no likelihood of a continuation; choose GPT"
+        )
     require(batch >= 1, "batch", batch, "choose 1 or more rows")
-    limit = positions(net)
+    limit = positions(model)
     rows: dict[tuple[bytes, bytes], _Row] = {}
     for number, (context, continuation) in enumerate(pairs):
         row = _row(np.asarray(context, np.int32), np.asarray(continuation, np.int32), limit, too_long, name, number)
         rows.setdefault((row.context.tobytes(), row.continuation.tobytes()), row).numbers.append((number, row.cut))
     results: dict[int, Likelihood] = {}
     count = sum(len(row.numbers) for row in rows.values())
-    compiled = _compiled(net, mesh)
+    compiled = _compiled(model, mesh)
     with jax.set_mesh(mesh):
         cast_params = cast_to(np.dtype(dtype))(params)
         for length, targets, group in _batches(list(rows.values()), mesh, batch, limit):
@@ -104,9 +106,9 @@ def likelihoods(
     return [results[number] for number in range(count)]
 
 
-def positions(net: Model) -> int | None:
+def positions(model: Model) -> int | None:
     """Return the most tokens a model reads at once; None if there is no limit."""
-    return getattr(net.config, "context", None)
+    return getattr(model.config, "context", None)
 
 
 def encode(tokenizer: Tokenizer, texts: Sequence[tuple[str, str]]) -> list[Pair]:
@@ -198,7 +200,7 @@ def _arrays(rows: list[_Row], length: int, targets: int) -> Batch:
 
 
 @functools.lru_cache(maxsize=4)
-def _compiled(net: Model, mesh: Mesh) -> Callable[[Any, Batch], tuple[jax.Array, jax.Array]]:
+def _compiled(model: Model, mesh: Mesh) -> Callable[[Any, Batch], tuple[jax.Array, jax.Array]]:
     """Return the compiled function of (parameters, batch), the same one for the same arguments.
 
     It returns the nats of each target, [B, P], and whether each is the likeliest, [B, P], replicated on all devices.
@@ -207,15 +209,15 @@ def _compiled(net: Model, mesh: Mesh) -> Callable[[Any, Batch], tuple[jax.Array,
 
     def score(params: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
         assert batch.targets is not None and batch.predict_at is not None
-        hidden = net.apply(params, batch).hidden
+        hidden = model.apply(params, batch).hidden
         predictors = jax.numpy.take_along_axis(hidden, batch.predict_at[..., None], axis=1)  # [B, P, D]
         rows, targets = batch.targets.shape
-        chunk = chunk_of(rows, targets, net.config.vocab, mesh)
+        chunk = chunk_of(rows, targets, model.config.vocab, mesh)
 
         def score_chunk(inputs: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
             hidden, ids = inputs
-            logits = net.unembed(params, hidden)
-            return token_losses(lambda _: logits, hidden, ids, vocabulary=net.config.vocab), logits.argmax(-1) == ids
+            logits = model.unembed(params, hidden)
+            return token_losses(lambda _: logits, hidden, ids, vocabulary=model.config.vocab), logits.argmax(-1) == ids
 
         def split(x: jax.Array) -> jax.Array:
             return jax.numpy.moveaxis(x.reshape(rows, targets // chunk, chunk, *x.shape[2:]), 1, 0)  # [P / C, B, C, ...]

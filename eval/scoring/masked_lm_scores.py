@@ -59,7 +59,7 @@ def of_run(inputs: ScoringInputs) -> Callable[[Any], Score]:
 
 
 def scorer(
-    net: Model,
+    model: Model,
     mesh: Mesh,
     rows: RowSource,
     build: Callable[..., Any],
@@ -89,17 +89,17 @@ def scorer(
     def row_sums(params: Any, batch: Batch, carry: Any) -> tuple[jax.Array, Any]:
         """Return the `SUMS` of each row, [7, rows], and the model's carry."""
         assert batch.targets is not None and batch.weights is not None
-        out = net.apply(params, batch, carry=carry)
-        masked_sums = _row_sums(net.unembed(params, task_heads.predictions(out, batch)), batch.targets, batch.weights > 0)
+        out = model.apply(params, batch, carry=carry)
+        masked_sums = _row_sums(model.unembed(params, task_heads.predictions(out, batch)), batch.targets, batch.weights > 0)
         unigram_nats = jnp.where(batch.weights > 0, unigram[batch.targets], 0).sum(-1)
         pairs = [jnp.zeros_like(unigram_nats)] * 3
         if batch.labels is not None:
-            logits = net.sequence_logits(params, task_heads.summaries(out, batch))
+            logits = model.sequence_logits(params, task_heads.summaries(out, batch))
             pairs = _row_sums(logits, batch.labels, batch.labels != IGNORED)
         nats, hits, count = masked_sums
         return jnp.stack([nats, hits, unigram_nats, count, *pairs]), out.carry
 
-    loop = BatchLoop(mesh, np.dtype(dtype), row_sums, net.init_carry)
+    loop = BatchLoop(mesh, np.dtype(dtype), row_sums, model.init_carry)
 
     def score(params: Any) -> Score:
         totals = np.zeros(len(SUMS))

@@ -43,9 +43,9 @@ def permuted_nats(
     Raises:
         BadInput: a model without a query stream, or a result that is not finite.
     """
-    net, room, nats = encoder.loaded.model, length or encoder.room, np.zeros((len(texts), orders))
-    if "permutation" not in net.module.OBJECTIVES:
-        raise BadInput(f"{encoder.loaded.name}: a {net.family} does not predict tokens in any order; choose an XLNet")
+    model, room, nats = encoder.loaded.model, length or encoder.room, np.zeros((len(texts), orders))
+    if "permutation" not in model.module.OBJECTIVES:
+        raise BadInput(f"{encoder.loaded.name}: a {model.family} does not predict tokens in any order; choose an XLNet")
     encoder.check_masked()
     count = orders * sum(-(-len(text) // room) for text in texts)
     rows = (row for number, text in enumerate(texts) for row in _rows(text, room, orders, number, name(number)))
@@ -64,7 +64,7 @@ def _rows(ids: Integer[np.ndarray, " n"], room: int, orders: int, number: int, w
             yield EncoderRow(number, where, tokens, at=order_number, order=order)
 
 
-def _token_nll(net: Model, params: Any, batch: Batch) -> tuple[jax.Array]:
+def _token_nll(model: Model, params: Any, batch: Batch) -> tuple[jax.Array]:
     """Return -log p of every token, [B, T]; a finite value for padding."""
-    hidden = task_heads.predictions(net.apply(params, batch), batch)
-    return (token_losses(lambda states: net.unembed(params, states), hidden, batch.tokens, vocabulary=net.config.vocab),)
+    hidden = task_heads.predictions(model.apply(params, batch), batch)
+    return (token_losses(lambda states: model.unembed(params, states), hidden, batch.tokens, vocabulary=model.config.vocab),)

@@ -67,8 +67,10 @@ def _rows(encoder: Encoder, ids: Integer[np.ndarray, " n"], room: int, number: i
         yield EncoderRow(number, where, tokens, at, int(ids[place]))
 
 
-def _target_nll(net: Model, params: Any, batch: Batch) -> tuple[jax.Array]:
+def _target_nll(model: Model, params: Any, batch: Batch) -> tuple[jax.Array]:
     """Return -log p of the targets, [B]."""
     assert batch.targets is not None
-    hidden = task_heads.predictions(net.apply(params, batch), batch)
-    return (token_losses(lambda states: net.unembed(params, states), hidden, batch.targets, vocabulary=net.config.vocab)[:, 0],)
+    hidden = task_heads.predictions(model.apply(params, batch), batch)
+    return (
+        token_losses(lambda states: model.unembed(params, states), hidden, batch.targets, vocabulary=model.config.vocab)[:, 0],
+    )

@@ -27,8 +27,8 @@ from train.run import metric_definitions
 from train.run.progress_bar import ProgressBar
 from train.run.run_dir import RunDir, plugin_notices, read_config
 from train.weights.load import restore_params
+from zoo import models
 from zoo.errors import BadInput, require
-from zoo.models import model
 from zoo.precision import DTYPES
 from zoo.runtime import jax_setup
 
@@ -69,7 +69,7 @@ def main(path: str, *, step: int | None, batch: int, stride: int, mesh: run_conf
         dataclasses.replace(cfg, data=dataclasses.replace(cfg.data, batch=device_mesh.round_up_rows(devices, 1))), devices
     )
     require(0 <= stride <= cfg.data.length, "stride", stride, f"choose 1 to {cfg.data.length} tokens, or 0 for half a row")
-    net, data = model(cfg.model), run_inputs.read(cfg, folder, jax_setup.cache_dir() / "text")
+    model, data = models.model(cfg.model), run_inputs.read(cfg, folder, jax_setup.cache_dir() / "text")
     quiet, cache = jax.process_index() != 0, jax_setup.cache_dir() / "reference"
     with ProgressBar("computing the reference", "batches", before="compiling", late=True, quiet=quiet) as progress:
         # A reward model that judges responses computes batches of this size.
@@ -83,7 +83,7 @@ def main(path: str, *, step: int | None, batch: int, stride: int, mesh: run_conf
     build = run_inputs.builder(cfg, data)
     with ProgressBar("scoring", "batches", before="compiling", quiet=quiet) as progress:
         options: dict[str, Any] = {"batch": batch, "dtype": DTYPES[cfg.precision], "progress": progress}
-        measured = scorer(cfg, net, devices, data, rows, build, **options)(params)
+        measured = scorer(cfg, model, devices, data, rows, build, **options)(params)
     if jax.process_index() == 0:
         for line in [*plugin_notices(path), *metric_definitions.notices(measured.record())]:
             print(f"! {line}", file=sys.stderr)

@@ -37,16 +37,16 @@ MATRICES: tuple[tuple[re.Pattern[str], tuple[int, ...], tuple[int, ...]], ...] =
 """Path of a leaf of the layers -> its input axes and its output axes. Any other axis counts separate matrices."""
 
 
-def check(cfg: Optim, net: Model) -> None:
+def check(cfg: Optim, model: Model) -> None:
     """Refuse options that assume one stack of layers for a model that has two.
 
     Raises:
         BadInput: rates by layer or frozen parts are set.
     """
-    if (cfg.layer_decay < 1 or _freezes(cfg)) and "layers" not in jax.eval_shape(lambda: net.init(jax.random.key(0))):
+    if (cfg.layer_decay < 1 or _freezes(cfg)) and "layers" not in jax.eval_shape(lambda: model.init(jax.random.key(0))):
         raise BadInput(
             "--optim.layer-decay, --optim.freeze-layers, --optim.freeze-embeddings: need a model with one stack of layers, and a "
-            f"{net.family} has two; leave them out"
+            f"{model.family} has two; leave them out"
         )
 
 
