@@ -1,24 +1,24 @@
 """Transformer models in JAX and Flax: `zoo.load`, `zoo.train` and the names below are the Python interface.
 
-`zoo.models`, `zoo.configs`, `zoo.attention` and the other subpackages are functions of arrays for use in other programs;
-they import JAX, Flax and NumPy only. Nothing is imported before it is used.
+`zoo.models`, `zoo.configs`, `zoo.attention` and the other subpackages are functions of arrays for use in other programs, as
+`from zoo.attention.attention import attention`; they import JAX, Flax and NumPy only. Nothing is imported before it is used.
 """
 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from zoo.batch import Batch
-    from zoo.cli.python_api import LoadedModel, load, recipes, sizes, train
+    from zoo.cli.python_api import LoadedModel, load, model, recipes, sizes, train
     from zoo.errors import BadInput
     from zoo.models import Model
 
-__all__ = ["BadInput", "Batch", "LoadedModel", "Model", "__version__", "load", "recipes", "sizes", "train"]
+__all__ = ["BadInput", "Batch", "LoadedModel", "Model", "__version__", "load", "model", "recipes", "sizes", "train"]
 
 _MODULES = {
     "BadInput": "zoo.errors",
     "Batch": "zoo.batch",
     "Model": "zoo.models",
-    **dict.fromkeys(("LoadedModel", "load", "recipes", "sizes", "train"), "zoo.cli.python_api"),
+    **dict.fromkeys(("LoadedModel", "load", "model", "recipes", "sizes", "train"), "zoo.cli.python_api"),
 }
 """Public name -> the module that defines it."""
 __version__: str

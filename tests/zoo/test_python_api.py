@@ -1,6 +1,8 @@
 """The Python interface: `import zoo` and what it offers."""
 
+import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import pytest
 import zoo
 from tests.support import tiny
 from tests.support.commands import call
-from tests.support.processes import run_python
+from tests.support.processes import ROOT, run_python
 from train.run.run_dir import read_config
 
 
@@ -71,6 +73,22 @@ def test_wrong_arguments_are_refused_in_one_line(trained: Path) -> None:
             act()
         assert words in str(error.value)
         assert "\n" not in str(error.value)
+
+
+def test_the_training_loop_of_the_page_lowers_the_loss(capsys: pytest.CaptureFixture[str]) -> None:
+    """On the eight devices of the tests, with a small model."""
+    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8"), re.DOTALL)
+    small = dict(vocab=300, context=32, layers=2, width=32, heads=2, head=16, ffn=64)
+    exec(example.replace('"gpt-nano"', "config"), {"config": dataclasses.replace(zoo.sizes()["gpt-nano"], **small)})
+    losses = [*map(float, capsys.readouterr().out.split())]
+    assert len(losses) == 10 and losses[-1] < 0.95 * losses[0]
+
+
+def test_a_model_of_no_size_and_no_configuration_is_refused() -> None:
+    assert zoo.model("gpt2").config == zoo.sizes()["gpt2"]
+    for size, message in (("gtp2", "no model is called 'gtp2'; the nearest is 'gpt2'"), (2, "--size 2: pass the name of a size")):
+        with pytest.raises(zoo.BadInput, match=message):
+            zoo.model(size)
 
 
 def test_importing_zoo_imports_nothing_else() -> None:

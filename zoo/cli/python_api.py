@@ -213,6 +213,26 @@ def load(source: str | Path, *, mesh: Mapping[str, int] | None = None, step: int
     return LoadedModel(load_folder(source, shape, step), batch)
 
 
+def model(size: str | Any) -> "Model":
+    """Return the functions of a model for a training loop of your own: `init`, `apply`, `unembed`, ... It has no parameters.
+
+    Args:
+        size: the name of a size (see `sizes`), or a configuration, such as `dataclasses.replace(sizes()["gpt2"], layers=6)`.
+
+    Raises:
+        BadInput: no size has this name, or the object is no configuration.
+    """
+    early_checks.check_packages()
+    from zoo import configs, models
+    from zoo.runtime import jax_setup
+
+    jax_setup.prepare()
+    config = configs.find_size(size)[1].config if isinstance(size, str) else size
+    is_config = dataclasses.is_dataclass(config) and not isinstance(config, type) and hasattr(config, "vocab")
+    require(is_config, "size", config, "pass the name of a size, or a configuration of `zoo.configs`")
+    return models.model(config)
+
+
 def train(recipe: str = "gpt-nano", **options: Any) -> Path:
     """Train a recipe to its end, continuing the run of this name if there is one, and return the run's folder.
 

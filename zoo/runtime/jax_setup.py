@@ -50,8 +50,8 @@ def prepare(devices: int = 0) -> None:
         devices: CPU devices to simulate, which selects the CPU platform; 0 = the real devices.
 
     Raises:
-        BadInput: the cache folder is not private, or this process may not allocate the memory that JAX needs to start.
-        RuntimeError: JAX started before this call, with other settings.
+        BadInput: the cache folder is not private, or this process may not allocate the memory that JAX needs to start; or JAX
+            started before this call, with another number of CPU devices, or on a CPU without the flag.
     """
     _check_memory()
     import jax
@@ -63,8 +63,12 @@ def prepare(devices: int = 0) -> None:
     safe = any(flag.partition("=")[0] == SAFE_FLAG for flag in flags)
     if backends_are_initialized():
         have = len(jax.local_devices(backend="cpu"))
-        if not safe or devices not in (0, have):
-            raise RuntimeError(f"prepare(devices={devices}) came after JAX had started; XLA_FLAGS={flags}, {have} CPU devices")
+        fix = "use the zoo before the first computation with JAX"
+        if devices not in (0, have):
+            raise BadInput(f"devices {devices}: JAX has started with {have} CPU devices; {fix}")
+        if not safe and jax.default_backend() == "cpu":
+            why = f"JAX has started without {SAFE_FLAG}={SAFE_VALUE} in XLA_FLAGS, so that some programs compute wrong numbers"
+            raise BadInput(f"{why}; {fix}, or set XLA_FLAGS before Python starts")
         return
     own = {SAFE_FLAG: SAFE_VALUE} | ({PATIENCE_FLAG: PATIENCE} if devices else {})
     missing = [f"{flag}={value}" for flag, value in own.items() if flag not in {word.partition("=")[0] for word in flags}]
