@@ -1,16 +1,22 @@
 """Notices about the training rows of a run: many unknown tokens cost quality, much padding costs time."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from train.config import run_config
+from train.config.objectives import ClassificationOptions
+from train.data.example_types import Example
 from train.inputs import completion_inputs, dialogue_inputs, labelled_inputs, pair_inputs, prompt_inputs
 from train.rows import encoder_rows
 from train.rows.row_source import RowSource
+from zoo.configs._encoder import LABELLED
 
 UNKNOWN = 0.05
 """Share of unknown tokens above which there is a notice."""
 PADDING = 0.5
 """Share of padding in the rows above which a notice is shown."""
+FEW = 10
+"""Number of examples of an average label from which a notice is shown about a label with a single one."""
 
 
 def notices(run: run_config.Run, data: Any) -> list[str]:
@@ -21,6 +27,8 @@ def notices(run: run_config.Run, data: Any) -> list[str]:
             f"{share:.1%} of the training tokens are unknown to the tokenizer; choose one of this language and writing, with "
             "--init or --tokenizer.path, or one that falls back to bytes"
         )
+    if isinstance(data, labelled_inputs.LabelledInputs) and (line := single_labels(run, data.trained_examples)):
+        lines.append(line)
     for component in data.rows.components:
         rows = component.rows
         if (share := padding_share(run, rows)) > PADDING:
@@ -32,6 +40,25 @@ def notices(run: run_config.Run, data: Any) -> list[str]:
                 "correct what the chat template writes for add_generation_prompt"
             )
     return lines
+
+
+def single_labels(run: run_config.Run, examples: Sequence[Example]) -> str:
+    """Return a sentence that names the labels or tags that occur once, which may be misspelled; "" if there is none.
+
+    Few examples are no reason to doubt a label, so that on average a label must have more than `FEW` of them.
+    """
+    if run.model.task not in LABELLED or (isinstance(run.options, ClassificationOptions) and run.options.labelled.regression):
+        return ""
+    origins: dict[str, list[str]] = {}
+    for example in examples:
+        for label in labelled_inputs.labels_of_example(example):
+            origins.setdefault(label, []).append(example.origin)
+    single = [f"{label} ({places[0]})" for label, places in origins.items() if len(places) == 1]
+    if not single or sum(map(len, origins.values())) <= FEW * len(origins):
+        return ""
+    names = ", ".join(single[:3]) + (", ..." if len(single) > 3 else "")
+    what = "1 label occurs" if len(single) == 1 else f"{len(single)} labels occur"
+    return f"{what} once, such as by a misspelling: {names}; correct the file, or refuse other labels by --model.labels NAME ..."
 
 
 def unknown_share(data: Any) -> float:

@@ -20,14 +20,15 @@ from train.rows.feedback import dialogue_rows, preference_rows, response_rows, u
 from train.rows.mixture import Mixture
 from train.run.run_dir import RunDir
 from train.tokenizers.tokenizer import Tokenizer
-from zoo.batch import Batch
+from zoo.batch import IGNORED, Batch
 from zoo.errors import require
 from zoo.runtime import jax_setup
 
 LEGEND = """\
 │ separates tokens, ↵ ends a line of the text, and � is a part of a character.
 «Tokens» are not counted in the loss. token→target is shown where the target is
-not simply the next token. At the left is the position of each line's first token."""
+not simply the next token, and is the tag of a word that is tagged. At the left
+is the position of each line's first token."""
 SIDES = {preference_rows.PreferenceRow: ("chosen", "rejected"), unpaired_rows.UnpairedRow: unpaired_rows.NAMES}
 """Class of a row -> the names of its two completions."""
 GUTTER = 7
@@ -70,7 +71,7 @@ def inspect(run: run_config.Run, folder: RunDir, *, count: int, first: int) -> N
         if len(data.rows.components) > 1:
             _heading(console, f"from {data.rows.components[component].name}")
         arrays = jax.tree.map(lambda array: array[0], batches.batch(number))
-        _show(console, data.tokenizer, arrays, data.rows.row(row), names[component])
+        _show(console, data.tokenizer, arrays, data.rows.row(row), names[component], run.model)
         counts.add(arrays)
     console.print(Text(f"\n{counts}", style="bold"))
 
@@ -83,6 +84,8 @@ class _Counts:
     room: int = 0
     tokens: int = 0
     predictions: int = 0
+    predicts_tokens: bool = False
+    """True if targets are tokens, so that they are counted by tokens."""
 
     def add(self, example: Batch) -> None:
         self.rows += 1
@@ -90,11 +93,13 @@ class _Counts:
             self.room += option.tokens.size
             self.tokens += int(_filled(option).sum())
             self.predictions += int((_weights(option) > 0).sum())
+            self.predicts_tokens |= option.targets is not None
 
     def __str__(self) -> str:
         filled, counted = self.tokens / self.room, self.predictions / max(self.tokens, 1)
         several = f"{self.rows:,} row{'s' if self.rows > 1 else ''}"
-        return f"{several}: {self.tokens:,} tokens, {filled:.1%} filled; {self.predictions:,} of them counted, {counted:.1%}"
+        predictions = f"; {self.predictions:,} of them counted, {counted:.1%}" if self.predicts_tokens else ""
+        return f"{several}: {self.tokens:,} tokens, {filled:.1%} filled{predictions}"
 
 
 def _document_names(mixture: Mixture, chosen: list[int]) -> list[dict[int, str]]:
@@ -144,8 +149,12 @@ def _ranges(row: Any) -> list[_Range]:
     return [_Range(part.document, part.start, len(part.ids)) for sequence in row for part in sequence.parts]
 
 
-def _show(console: Console, tokenizer: Tokenizer, example: Batch, row: Any, names: dict[int, str]) -> None:
-    """Print one example: its origin, its encoder side if it has one, its tokens, its labels."""
+def _show(console: Console, tokenizer: Tokenizer, example: Batch, row: Any, names: dict[int, str], model: Any = None) -> None:
+    """Print one example: its origin, its encoder side if it has one, its tokens, its labels.
+
+    Args:
+        model: the configuration of the model, which names the labels.
+    """
     origins = [_origin(part, names) for part in dict.fromkeys(_ranges(row))]
     # If each part is a segment, the headings of the segments show the origins.
     apart = example.segments is not None and example.source is None and int(example.segments.max()) == len(origins)
@@ -157,15 +166,31 @@ def _show(console: Console, tokenizer: Tokenizer, example: Batch, row: Any, name
             _heading(console, SIDES[type(row)][number - 1] if type(row) in SIDES else f"option {number}")
         if option.source is not None:
             _heading(console, "encoder side")
-            _side(console, tokenizer, option.source, [])
+            _side(console, tokenizer, option.source, [], {})
             _heading(console, "decoder side")
-        _side(console, tokenizer, option, origins if apart else [], as_targets=_is_dialogue(row))
-    if example.labels is not None:
-        _heading(console, f"labels: {_printable(str(example.labels))}")
+        _side(console, tokenizer, option, origins if apart else [], _tags(example, model), as_targets=_is_dialogue(row))
+    if example.labels is not None and not _tags(example, model):
+        _heading(console, f"labels: {_printable(_labels(example.labels, model))}")
     # The numbers of a response are zeros before it is sampled.
     numbers = {} if isinstance(row, response_rows.ResponseRow) else example.extra or {}
     for name, value in numbers.items():
         _heading(console, f"{name}: {value}")
+
+
+def _tags(example: Batch, model: Any) -> dict[int, str]:
+    """Return the tag of each token that has one, by position."""
+    if getattr(model, "task", "") != "tokens" or example.labels is None:
+        return {}
+    return {at: model.labels[label] for at, label in enumerate(example.labels.tolist()) if label != IGNORED}
+
+
+def _labels(labels: Any, model: Any) -> str:
+    """Return the names of the labels of a sequence, or numbers that have no names: positions, options, values of a regression."""
+    values = np.asarray(labels).ravel()
+    if getattr(model, "task", "") != "sequence" or not np.issubdtype(values.dtype, np.integer):
+        return " ".join(map(str, values.tolist()))
+    numbers = np.flatnonzero(values) if model.multi_label else values[values != IGNORED]
+    return ", ".join(model.labels[number] for number in numbers.tolist()) or "none"
 
 
 def _is_dialogue(row: Any) -> bool:
@@ -192,15 +217,24 @@ def _heading(console: Console, text: str) -> None:
     console.print(Text(f"  {text}", style="cyan"))
 
 
-def _side(console: Console, tokenizer: Tokenizer, side: Batch, origins: list[str], *, as_targets: bool = False) -> None:
+def _side(
+    console: Console,
+    tokenizer: Tokenizer,
+    side: Batch,
+    origins: list[str],
+    tags: dict[int, str],
+    *,
+    as_targets: bool = False,
+) -> None:
     """Print the tokens of one side, in stretches of one segment and type with consecutive positions.
 
     Args:
+        tags: tag of each token that has one, by position.
         as_targets: mark the tokens that do not count as targets, instead of the positions whose predictions do not count.
     """
     filled = _filled(side)
     positions = np.arange(len(filled)) if side.positions is None else side.positions
-    cells = _cells(tokenizer, side, as_targets=as_targets)
+    cells = _cells(tokenizer, side, tags, as_targets=as_targets)
     segment = None
     for start, end in itertools.pairwise(_starts(side, positions, filled)):
         if not filled[start]:
@@ -245,7 +279,7 @@ def _weights(side: Batch) -> np.ndarray:
     return weights
 
 
-def _cells(tokenizer: Tokenizer, side: Batch, *, as_targets: bool) -> list[Text]:
+def _cells(tokenizer: Tokenizer, side: Batch, tags: dict[int, str], *, as_targets: bool) -> list[Text]:
     """Return the printed form of each token; if nothing is predicted at all, every token is printed like a counted one."""
     weights, targets = _weights(side), _targets(side)
     if as_targets:
@@ -260,6 +294,8 @@ def _cells(tokenizer: Tokenizer, side: Batch, *, as_targets: bool) -> list[Text]
             cell.append(f"#{side.order[at]}", "dim")
         if at in targets:
             cell.append("→", "dim").append(_token(tokenizer, targets[at]), "green")
+        if at in tags:
+            cell.append("→", "dim").append(_printable(tags[at]), "green")
         if weights[at] not in (0, 1):
             cell.append(f"*{weights[at]:g}", "yellow")
         cells.append(cell.append("»" if edge[at + 2] and not counted[at] else "", "dim"))

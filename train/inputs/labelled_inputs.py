@@ -135,6 +135,11 @@ class LabelledInputs(ExampleInputs[LabelledRows]):
         return {**facts, "seen": f"{run.steps:,} steps of {run.data.batch}, {epochs:.3g} epochs"}
 
     @property
+    def trained_examples(self) -> Sequence[Example]:
+        """The examples of the training files that are not held out, also those that select the checkpoint."""
+        return [*self._training.examples, *(self.selection.examples if self.selection else ())]
+
+    @property
     def _training(self) -> LabelledRows:
         rows = self.rows.components[0].rows
         assert isinstance(rows, LabelledRows)
@@ -241,14 +246,18 @@ def _without_long(
 
 def labels_of(examples: Iterable[Example]) -> tuple[str, ...]:
     """Return the labels of examples, sorted by name, or by value if all are integers."""
-    labels: set[str] = set()
-    for example in examples:
-        if isinstance(example, Tagged):
-            labels |= set(example.tags)
-        elif isinstance(example, Text):
-            labels |= set(example.label) if isinstance(example.label, tuple) else {str(example.label)}
+    labels = {label for example in examples for label in labels_of_example(example)}
     all_integers = all(re.fullmatch(r"-?\d{1,18}", name) for name in labels)
     return tuple(sorted(labels, key=lambda name: (int(name), name) if all_integers else (0, name)))
+
+
+def labels_of_example(example: Example) -> tuple[str, ...]:
+    """Return the labels of a text, or the tags of a sentence; () for other examples."""
+    if isinstance(example, Tagged):
+        return example.tags
+    if isinstance(example, Text):
+        return example.label if isinstance(example.label, tuple) else (str(example.label),)
+    return ()
 
 
 FEATURES: dict[str, Callable[..., Iterable[ExampleRow]]] = {

@@ -11,8 +11,9 @@ from tests.support.encoders import tokenizer
 from tests.support.labelled_files import put
 from train.config import run_config
 from train.config.data_options import LabelledData
+from train.data.example_types import Tagged, Text
 from train.inputs import run_inputs
-from train.inputs.data_notices import notices, padding_share, unknown_share
+from train.inputs.data_notices import notices, padding_share, single_labels, unknown_share
 from train.run.run_dir import RunDir
 
 
@@ -45,3 +46,20 @@ def test_unknown_tokens_are_noticed_above_one_in_twenty(goal: str, tmp_path: Pat
     share = unknown_share(data)
     assert share >= 2 / 5 and line.startswith(f"{share:.1%} of the training tokens are unknown to the tokenizer; choose")
     assert lines(tmp_path, "the old whale sleeps of", 8)[0] == []
+
+
+@pytest.mark.planted
+def test_a_label_that_occurs_once_is_noticed(tmp_path: Path) -> None:
+    """A misspelled label in the middle of a table, and a misspelled tag."""
+    examples = [Text(origin=f"a.tsv:{n + 2}", text="the whale", label="ab"[n % 2]) for n in range(40)]
+    cfg = finetuned.run("classification", labels=("a", "b", "bb"))
+    assert single_labels(cfg, examples) == ""
+    examples[7] = dataclasses.replace(examples[7], label="bb")
+    assert single_labels(cfg, examples) == (
+        "1 label occurs once, such as by a misspelling: bb (a.tsv:9); correct the file, or refuse other labels by "
+        "--model.labels NAME ..."
+    )
+    # Of few examples every label may have one.
+    assert single_labels(cfg, examples[:20]) == ""
+    tagged = [Tagged(origin=f"a.conll:{n}", words=("a", "whale"), tags=("O", "B" if n else "BB")) for n in range(40)]
+    assert "BB (a.conll:0)" in single_labels(finetuned.run("tagging", labels=("B", "BB", "O")), tagged)

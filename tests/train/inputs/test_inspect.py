@@ -136,6 +136,31 @@ def test_no_text_controls_the_terminal(tmp_path, files, capsys, monkeypatch):
     )
 
 
+@pytest.mark.parametrize(
+    ("task", "labels", "shown"),
+    [
+        ("sequence", np.int32([1]), "labels: yes"),
+        ("sequence", np.float32([0.5]), "labels: 0.5"),
+        ("span", np.int32([3, 5]), "labels: 3 5"),
+        ("tokens", np.int32([-100, 0, 1]), "b│c→no│d→yes│"),
+    ],
+)
+def test_labels_are_shown_by_name(task, labels, shown):
+    tokenizer = Tokenizer.train([WORDS * 20], 300)
+    tokens = np.concatenate([tokenizer.encode(letter) for letter in "bcd"]).astype(np.int32)
+    example = Batch(tokens=tokens, segments=np.ones_like(tokens), labels=labels)
+    model = types.SimpleNamespace(task=task, labels=("no", "yes"), multi_label=False)
+    stream = io.StringIO()
+    console = Console(file=stream, width=80, highlight=False, markup=False, emoji=False)
+    inspect_rows._show(console, tokenizer, example, LmRow((), 0, False), {}, model)
+    assert shown in stream.getvalue() and "-100" not in stream.getvalue()
+
+
+def test_several_labels_are_shown_by_name():
+    model = types.SimpleNamespace(task="sequence", labels=("a", "b", "c"), multi_label=True)
+    assert [inspect_rows._labels(np.int32(row), model) for row in ([1, 0, 1], [0, 0, 0])] == ["a, c", "none"]
+
+
 def test_every_field_of_a_batch_is_shown():
     """An encoder side, types, ranks and labels, of objectives that do not come from this text."""
     tokenizer = Tokenizer.train([WORDS * 20], 300)
