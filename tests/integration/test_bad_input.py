@@ -170,6 +170,9 @@ COMBINED = {
     "--data.paths cut.jsonl": "cut.jsonl:2: invalid JSON at column 10 .*; write one object per line",
     "--objective text_to_text": "--objective text_to_text: gpt is trained with causal, instruction, preference, dpo, .*; choose",
     "--tokenizer.path runs/done/tokenizer --model.vocab 299": "--model.vocab 299: the tokenizer has 300 entries.*; choose 300 or",
+    "--mesh.tensor 8": r"--mesh\.tensor 8: it does not divide the [24] heads; choose one of 1, 2",
+    "--data.batch 6": r"--data\.batch 6: 6 rows do not divide over data x fsdp = 8 devices; choose a multiple of 8",
+    "--data.paths book.txt book.txt": r"--data\.paths book\.txt: named twice; name it once",
     "--mesh.data 3": "--mesh data=3 .*: does not multiply to the 8 devices; valid: data=8,fsdp=1,tensor=1; data=4",
     "--name done --steps 3 --model.layers 1": "runs/done holds another run: .*steps: 2 before, 3 now.*; "
     r"choose another --name \(--init runs/done begins with the parameters of this run\), or these values",

@@ -45,7 +45,8 @@ def check_rows(run: Run, sizes: Mapping[str, int]) -> None:
     rows = row_devices(sizes)
     axes = " x ".join(axis for axis in BATCH if axis != "expert" or sizes[axis] > 1)
     micro = run.data.batch // run.accumulate
-    fix = f"{micro} rows (of each of {run.accumulate} micro-batches) do not divide over {axes} = {rows} devices"
+    parts = f" (of each of {run.accumulate} micro-batches)" if run.accumulate > 1 else ""
+    fix = f"{micro} rows{parts} do not divide over {axes} = {rows} devices"
     require(micro % rows == 0, "data.batch", run.data.batch, f"{fix}; choose a multiple of {rows * run.accumulate}")
 
 

@@ -17,7 +17,7 @@ from train.data.dataset_formats import get_field
 from train.data.dialogues import is_dialogue, parse_dialogue
 from train.data.example_types import Answer, Choice, Example, Pair, Question, Tagged, Text
 from train.data.records import Record, column_value
-from train.data.sources import check_file, data_set, files_in, kind
+from train.data.sources import check_file, data_set, files_in, kind, refuse_repeated
 from train.data.text_files import check_string, json_type
 from zoo.errors import BadInput, require
 
@@ -79,6 +79,7 @@ def read_examples(
     examples, keys, messages = [], set(), [] if left_out is None else left_out
     for path in paths:
         for key, where, source_records in sources(path, task, data, options):
+            refuse_repeated(path, key, keys)
             examples_before, errors_before = len(examples), len(messages)
             for record in source_records:
                 try:

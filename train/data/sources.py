@@ -5,7 +5,7 @@ import dataclasses
 import functools
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -35,10 +35,30 @@ def sources(paths: tuple[str, ...], data: TextData) -> list[Source]:
     Everything that can be checked without reading the data is checked here.
 
     Raises:
-        BadInput: no such path, a kind that cannot be read, a data set without the split, subset or column of `data`, or one of
-            the hub that is neither in the local cache nor reachable (reported without retries).
+        BadInput: no such path, a kind that cannot be read, a file that two paths name, a data set without the split, subset or
+            column of `data`, or one of the hub that is neither in the local cache nor reachable (reported without retries).
     """
-    return [source for path in paths for source in _sources_of(path, data)]
+    by_key: dict[str, Source] = {}
+    for path in paths:
+        for source in _sources_of(path, data):
+            refuse_repeated(path, source.key, by_key)
+            by_key[source.key] = source
+    return list(by_key.values())
+
+
+def refuse_repeated(path: str, key: str, keys: Collection[str]) -> None:
+    """Refuse a file or data set that an earlier path names too: its second copy might be held out.
+
+    Args:
+        path: the path that names it.
+        key: its identity, as `Source.key`.
+        keys: the identities of those before it.
+
+    Raises:
+        BadInput: `key` is one of `keys`.
+    """
+    if key in keys:
+        raise BadInput(f"{path}: {Path(key).name} is read already, by a path before this one; name every file once")
 
 
 def _sources_of(path: str, data: TextData) -> Iterator[Source]:

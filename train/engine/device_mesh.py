@@ -31,8 +31,7 @@ def check(run: run_config.Run, mesh: Mesh) -> None:
         BadInput: the rows of a micro-batch, the heads or a leaf of the model do not divide; names which.
     """
     mesh_sizes.check_rows(run, mesh.shape)
-    heads = run.model.heads
-    require(heads % mesh.shape["tensor"] == 0, "mesh.tensor", mesh.shape["tensor"], f"it does not divide the {heads} heads")
+    check_heads(run.model.heads, mesh)
     experts, expert_devices = getattr(run.model, "experts", 0), mesh.shape["expert"]
     if expert_devices > 1:
         divisors = ", ".join(map(str, mesh_sizes.divisors(experts)))
@@ -46,6 +45,17 @@ def check(run: run_config.Run, mesh: Mesh) -> None:
     )
     model = models.model(run.model)
     shardings(mesh, jax.eval_shape(lambda: model.init(jax.random.key(0))), model.module.SHARDING)
+
+
+def check_heads(heads: int, mesh: Mesh) -> None:
+    """Refuse heads that the mesh does not divide.
+
+    Raises:
+        BadInput: names the numbers of devices that divide them.
+    """
+    devices = mesh.shape["tensor"]
+    fix = f"it does not divide the {heads} heads; choose one of {', '.join(map(str, mesh_sizes.divisors(heads)))}"
+    require(heads % devices == 0, "mesh.tensor", devices, fix)
 
 
 def round_up_rows(mesh: Mesh, rows: int) -> int:

@@ -211,7 +211,13 @@ def differences(old: Run, new: Run) -> list[str]:
     """Return a line for each field that makes `new` another run than `old` ("model.layers: 4 before, 6 now")."""
     before, now = flat_options(old), flat_options(new)
     changed = [key for key in before | now if before.get(key) != now.get(key) and not may_change(key)]
-    return [f"{key}: {before.get(key, 'absent')} before, {now.get(key, 'absent')} now" for key in changed]
+    texts = {key: [_option_text(values.get(key, "absent")) for values in (before, now)] for key in changed}
+    return [f"{key}: {old_text} before, {new_text} now" for key, (old_text, new_text) in texts.items()]
+
+
+def _option_text(value: Any) -> str:
+    """Return a value as on the command line; "none" if it is empty."""
+    return " ".join(map(str, value if isinstance(value, tuple) else (value,))) or "none"
 
 
 def check_same_run(folder: RunDir, run: Run, undecided: Collection[str] = ()) -> None:

@@ -131,18 +131,21 @@ def check_run(run: Any) -> None:
 
 
 def check_inputs(run: Any, folder: Any) -> None:
-    """Refuse a run whose input files or folders do not exist.
+    """Refuse a run whose input files or folders do not exist, or are named twice.
 
     Args:
         run: a `train.config.run_config.Run`.
         folder: its `train.run.run_dir.RunDir`.
 
     Raises:
-        BadInput: a file or folder does not exist; the message names it.
+        BadInput: a file or folder does not exist, or one of the data is named twice; the message names it.
     """
     from train.config.objectives import TextToTextOptions
     from train.config.option_groups import BUILT_IN, ChatRendering, Pairs
 
+    for option, paths in (("data.paths", run.data.paths), ("data.valid-paths", run.data.valid_paths)):
+        repeated = next((path for number, path in enumerate(paths) if path in paths[:number]), "")
+        require(not repeated, option, repeated, "named twice; name it once")
     pairs = run.options.pairs if isinstance(run.options, TextToTextOptions) else Pairs()
     for path in (*run.data.paths, *run.data.valid_paths, *pairs.source, *pairs.target, *pairs.valid_source, *pairs.valid_target):
         if path and not path.startswith(hub.PREFIX) and not os.path.lexists(path):

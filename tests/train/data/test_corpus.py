@@ -92,6 +92,8 @@ def test_missing_files_folders_and_text_in_both_halves_are_refused(tmp_path):
         split(TextData(paths=(str(file),), valid_paths=(f"{tmp_path}/../{tmp_path.name}/a.txt",)))
     with pytest.raises(BadInput, match=r"a\.txt: it is also in --data\.paths"):
         split(TextData(paths=(str(tmp_path),), valid_paths=(str(file),)))
+    with pytest.raises(BadInput, match=r"a\.txt: a\.txt is read already, by a path before this one; name every file once$"):
+        split(TextData(paths=(str(tmp_path), str(file))))
     os.mkfifo(tmp_path / "pipe.txt")
     with pytest.raises(BadInput, match=r"pipe\.txt: not a regular file"):
         split(TextData(paths=(str(tmp_path / "pipe.txt"),)))

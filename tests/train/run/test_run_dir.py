@@ -186,6 +186,9 @@ def test_a_run_with_results_holds_its_name(result: str, tmp_path: Path) -> None:
     check_same_run(folder, RUN)
     with pytest.raises(BadInput, match="holds another run: seed: 0 before, 1 now; choose"):
         check_same_run(folder, OTHER)
+    renamed = dataclasses.replace(RUN, data=dataclasses.replace(RUN.data, paths=("a.txt", "b.txt")))
+    with pytest.raises(BadInput, match=r"holds another run: data\.paths: none before, a\.txt b\.txt now; choose"):
+        check_same_run(folder, renamed)
     check_same_run(folder, OTHER, undecided=("seed",))
     assert not remove_stale_files(folder, OTHER)
 
