@@ -136,7 +136,7 @@ def _check(file: Path, as_json: bool) -> None:
 def _check_table(texts: int) -> None:
     limit = ((terminal_output.terminal_width() or NARROWEST) - NUMBER) // COSINE
     if texts == 1:
-        raise BadInput("--text: a single text cannot be compared; give several, or name a file with --out")
+        raise BadInput("--out: a single text cannot be compared; give several, name a file to write, or add --json")
     if texts > limit:
         raise BadInput(f"--out: a table of {texts:,} texts is too wide (at most {limit}); name a file to write, or add --json")
 

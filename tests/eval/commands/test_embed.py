@@ -110,7 +110,7 @@ WRONG = [
     (("--text", "whale", "--out", "a.txt"), "--out a.txt: name a file"),
     (("--text", "whale", "--out", "gone/a.npy"), "--out gone/a.npy: its folder does not exist"),
     (("--text", "whale", "--out", "a.npy", "--json"), "--json: it prints the vectors, and --out writes them to a.npy"),
-    (("--text", "whale"), "--text: a single text cannot be compared"),
+    (("--text", "whale"), "--out: a single text cannot be compared"),
     (("--text", *"abcdefghijklm"), "--out: a table of 13 texts is too wide (at most 11)"),
     (("--text", "whale", "--batch", "0", "--json"), "--batch 0: choose 1 or more"),
     (("--files", "a.txt"), "a.txt:3: 41 tokens with special tokens, but the model has 40"),
