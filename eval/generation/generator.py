@@ -198,9 +198,12 @@ class Generator:
             # Source and target of an encoder-decoder have positions of their own.
             together = max if self.model.is_encoder_decoder else operator.add
             if together(ids.size, decoding.limit) > context:
+                room = context if self.model.is_encoder_decoder else context - ids.size
+                fits = ids.size <= context and room >= 1
+                fix = f"choose {self._option} {room} or less, or shorten the prompt" if fits else "shorten the prompt"
                 raise BadInput(
                     f"{name}: its {ids.size} tokens and {self._option} {decoding.limit} are more than the model's {context} "
-                    f"positions; shorten the prompt or choose a smaller {self._option}"
+                    f"positions; {fix}"
                 )
 
     def _continue(self, texts: "list[_Text]", slots: int, rows: int, decoding: Decoding, chunk: int) -> Iterator[None]:

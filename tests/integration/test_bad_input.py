@@ -131,7 +131,8 @@ COMMAND_LINES = {
     "eval runs/done --batch 0": "--batch 0: choose 1 or more rows",
     "eval runs/done --task blimp": "--files",
     "eval runs/done --files book.txt": "--files book.txt: it needs a --task",
-    "generate runs/done --prompt a --limit 32": "prompt 1 of 1: its 1 tokens and --limit 32 are more than the model's 32",
+    "generate runs/done --prompt a --limit 32": "prompt 1 of 1: its 1 tokens and --limit 32 are more than the model's "
+    "32 positions; choose --limit 31 or less, or shorten the prompt$",
     "generate runs/done --prompts-file empty.txt": "empty.txt: ",
     "generate runs/done --examples cut.jsonl --template {a}{b} --query a=1": "cut.jsonl:",
     "generate runs/done --prompt a --mesh.tensor 8": "--mesh.tensor 8: it does not divide layers/attention/out/kernel",
