@@ -21,12 +21,16 @@ class Request:
     """Number of distances of a relative bias whose queries are scattered; 0: there is no such bias."""
 
     @classmethod
-    def of(cls, q: Any, k: Any, v: Any, mask: Mask, bias: Any, dropout: Any, sinks: Any = None) -> "Request":
+    def of(cls, q: Any, k: Any, v: Any, mask: Any, bias: Any, dropout: Any, sinks: Any = None) -> "Request":
         """Return the request that the arguments of a call make.
 
         Raises:
-            BadInput: shapes, dtypes or values that do not fit each other.
+            BadInput: shapes, dtypes or values that do not fit each other, or a mask that is not a `Mask`.
         """
+        fix = "pass a Mask: Mask() is full attention, Mask(causal=True) causal, and Mask(allowed=array) any array [B, N, T, S]"
+        refuse_unless(isinstance(mask, Mask), f"the mask is of type {type(mask).__name__}; {fix}")
+        ranks = len(q.shape), len(k.shape)
+        refuse_unless(ranks == (4, 4), f"q has shape {q.shape} and k {k.shape}; expected [B, T, N, H] and [B, S, K, H]")
         b, t, n, h = q.shape
         s, groups = k.shape[1], k.shape[2]
         refuse_unless(k.shape == v.shape == (b, s, groups, h), f"k {k.shape} and v {v.shape} do not fit q {q.shape}")

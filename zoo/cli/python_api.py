@@ -125,6 +125,8 @@ class LoadedModel:
         from eval.generation.generator import Generator
 
         decoding, several = _decoding(settings), not isinstance(prompts, str)
+        valid = isinstance(prompts, str) or all(isinstance(prompt, str) for prompt in _listed(prompts))
+        require(valid, "prompts", repr(prompts)[:60], "pass a text, or a list of texts")
         if self._generator is None:
             loaded = self._loaded
             self._generator = Generator(
@@ -183,11 +185,14 @@ class LoadedModel:
         return import_export.write_folder(Path(folder), self._loaded)
 
     def _ids(self, text: str | Ids) -> np.ndarray:
-        if not isinstance(text, str):
-            return np.asarray(text, np.int32)
-        ids = np.asarray(self.tokenizer.encode(text), np.int32)
-        special = None if self.model.generates else self.tokenizer.special_tokens
-        return ids if special is None else special.single(ids)[0]
+        if isinstance(text, str):
+            ids = np.asarray(self.tokenizer.encode(text), np.int32)
+            special = None if self.model.generates else self.tokenizer.special_tokens
+            ids = ids if special is None else special.single(ids)[0]
+        else:
+            ids = np.asarray(text, np.int32)
+        require(ids.ndim == 1 and ids.size > 0, "text", repr(text), "pass a text, or the ids of one, with a token or more")
+        return ids
 
 
 def load(source: str | Path, *, mesh: Mapping[str, int] | None = None, step: int | None = None, batch: int = 16) -> LoadedModel:
@@ -290,6 +295,11 @@ def _arguments(options: Mapping[str, Any], prefix: str = "") -> "list[str]":
         else:
             words.append(f"{option}={value}")
     return words
+
+
+def _listed(value: Any) -> Sequence[Any]:
+    """Return a list or another sequence; for any other value a list of it alone."""
+    return value if isinstance(value, Sequence) else [value]
 
 
 def _decoding(settings: Mapping[str, Any]) -> Any:
