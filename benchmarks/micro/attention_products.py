@@ -13,13 +13,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from benchmarks.attention import torch_attention
 from benchmarks.attention.problems import FEATURES, Problem, Shape
 from benchmarks.core import timing
 from benchmarks.micro import start_measurement
-from zoo.attention.kernels.blocked import Plan
+from zoo.attention.kernels.blocked import Plan, dot
 from zoo.errors import BadInput
 from zoo.ops.xla_cpu_workarounds import batches_per_step
 
@@ -78,7 +78,7 @@ def _products(problem: Problem) -> Callable[[], Any]:
         out = jnp.zeros_like(q)
         for i, j in tiles:
             q_i, k_j, v_j = q[:, :, i : i + plan.block_q], k[:, :, j : j + plan.block_k], v[:, :, j : j + plan.block_k]
-            out = out.at[:, :, i : i + plan.block_q].add(_dot(_dot(q_i, k_j, 3, 3), v_j, 3, 2))
+            out = out.at[:, :, i : i + plan.block_q].add(dot(dot(q_i, k_j, 3, 3), v_j, 3, 2))
         return out
 
     def backward(q: Array, k: Array, v: Array, d_out: Array) -> Any:
@@ -86,11 +86,11 @@ def _products(problem: Problem) -> Callable[[], Any]:
         d_q, d_k, d_v = jnp.zeros_like(q), jnp.zeros_like(k.swapaxes(2, 3)), jnp.zeros_like(v.swapaxes(2, 3))
         for i, j in tiles:
             queries, keys = slice(i, i + plan.block_q), slice(j, j + plan.block_k)
-            p = _dot(q[:, :, queries], k[:, :, keys], 3, 3)
-            d_p = _dot(d_out[:, :, queries], v[:, :, keys], 3, 3)
-            d_k = d_k.at[:, :, :, keys].add(_dot(q_t[..., queries], d_p, 3, 2))
-            d_v = d_v.at[:, :, :, keys].add(_dot(d_out_t[..., queries], p, 3, 2))
-            d_q = d_q.at[:, :, queries].add(_dot(d_p, k[:, :, keys], 3, 2))
+            p = dot(q[:, :, queries], k[:, :, keys], 3, 3)
+            d_p = dot(d_out[:, :, queries], v[:, :, keys], 3, 3)
+            d_k = d_k.at[:, :, :, keys].add(dot(q_t[..., queries], d_p, 3, 2))
+            d_v = d_v.at[:, :, :, keys].add(dot(d_out_t[..., queries], p, 3, 2))
+            d_q = d_q.at[:, :, queries].add(dot(d_p, k[:, :, keys], 3, 2))
         return d_q, d_k, d_v
 
     def over_groups(one_group: Callable[..., Any]) -> Callable[..., Any]:
@@ -100,11 +100,6 @@ def _products(problem: Problem) -> Callable[[], Any]:
     # Two programs: the compiler would take the scores of the backward pass from the forward pass.
     passes = [over_groups(forward), over_groups(backward)]
     return lambda: jax.block_until_ready([one_pass(*split) for one_pass in passes])
-
-
-def _dot(x: Float[Array, "b k _ _"], y: Float[Array, "b k _ _"], i: int, j: int) -> Float[Array, "b k _ _"]:
-    """Return the sums of products over axis i of x and axis j of y, as `blocked` asks XLA for them."""
-    return lax.dot_general(x, y, (((i,), (j,)), ((0, 1), (0, 1))), preferred_element_type=jnp.float32)
 
 
 if __name__ == "__main__":

@@ -198,7 +198,7 @@ def _forward(
             def k_block(j: Int[Array, ""], carry: Any) -> Any:  # line 6
                 m, l, acc = carry
                 tile = plan.at_k_block(q_tile, j)
-                s = plan.split_heads(_dot(q_i, take(k, KEYS, tile), 3, 3))  # line 8
+                s = plan.split_heads(dot(q_i, take(k, KEYS, tile), 3, 3))  # line 8
                 if bias is not None:
                     s = s + bias.slice_tile(tile).dense(plan.block_q, plan.block_k, plan.scale)
                 s = _masked(s, mask, tile)
@@ -207,7 +207,7 @@ def _forward(
                 alpha = jnp.exp(m - m_new)
                 l = l * alpha + row_sum_by_product(p)
                 p_dropped = plan.merge_heads(_dropped(p, seed, heads, tile, plan.rate)).astype(v.dtype)
-                acc = acc * alpha[..., None] + plan.split_heads(_dot(p_dropped, take(v, KEYS, tile), 3, 2))  # line 10
+                acc = acc * alpha[..., None] + plan.split_heads(dot(p_dropped, take(v, KEYS, tile), 3, 2))  # line 10
                 return m_new, l, acc
 
             lead = (plan.examples, group.size["N"], plan.block_q)
@@ -253,7 +253,7 @@ def _backward(plan: Plan, residuals: Any, d_out: Array) -> tuple[Any, ...]:
                 q_i, d_out_i = (plan.merge_heads(take(x, QUERIES, tile)) for x in (q, d_out))  # line 9
                 q_t, d_out_t = (plan.transposed(take(x, TRANSPOSED, tile)) for x in (transposed_q, transposed_d_out))
                 lse_i, delta_i = (plan.split_heads(plan.merge_heads(take(x, ROW_SUMS, tile)[..., None])) for x in (lse, delta))
-                s, bias_vjp = plan.split_heads(_dot(q_i, k_j, 3, 3)), None  # line 10
+                s, bias_vjp = plan.split_heads(dot(q_i, k_j, 3, 3)), None  # line 10
                 if bias is not None:
                     bias_tile, shape = bias.slice_tile(tile), s.shape
 
@@ -265,14 +265,14 @@ def _backward(plan: Plan, residuals: Any, d_out: Array) -> tuple[Any, ...]:
                     s = s + bias_values
                 p = jnp.exp(_masked(s, mask, tile) - lse_i)  # line 11
                 p_dropped = _dropped(p, seed, heads, tile, plan.rate)
-                d_p = _dropped(plan.split_heads(_dot(d_out_i, v_j, 3, 3)), seed, heads, tile, plan.rate)  # line 13
+                d_p = _dropped(plan.split_heads(dot(d_out_i, v_j, 3, 3)), seed, heads, tile, plan.rate)  # line 13
                 d_s = p * (d_p - delta_i)  # line 14
                 if bias is not None and bias_vjp is not None:
                     d_bias = bias.add_tile(d_bias, bias_vjp(d_s)[0], tile)
                 p_dropped, d_s = (plan.merge_heads(x).astype(q.dtype) for x in (p_dropped, d_s))
-                d_k = d_k + _dot(q_t, d_s, 3, 2)  # line 16
-                d_v = d_v + _dot(d_out_t, p_dropped, 3, 2)  # line 12
-                d_q_i = _dot(d_s, k_j, 3, 2).reshape(*d_q.shape[:3], plan.block_q, -1)  # line 15: [b, k, N/K, T, H]
+                d_k = d_k + dot(q_t, d_s, 3, 2)  # line 16
+                d_v = d_v + dot(d_out_t, p_dropped, 3, 2)  # line 12
+                d_q_i = dot(d_s, k_j, 3, 2).reshape(*d_q.shape[:3], plan.block_q, -1)  # line 15: [b, k, N/K, T, H]
                 return add(d_q, d_q_i, QUERIES, Tile({"T": tile.start["T"]}, {"T": plan.block_q})), d_k, d_v, d_bias
 
             d_q, d_bias = carry
@@ -309,7 +309,7 @@ def _sink_gradient(sinks: Any, lse: Float[Array, "B K G T"], delta: Float[Array,
     return -(jnp.exp(by_group - lse) * delta).sum((0, 3)).reshape(sinks.shape).astype(sinks.dtype)
 
 
-def _dot(x: Float[Array, "b k _ _"], y: Float[Array, "b k _ _"], i: int, j: int) -> Float[Array, "b k _ _"]:
+def dot(x: Float[Array, "b k _ _"], y: Float[Array, "b k _ _"], i: int, j: int) -> Float[Array, "b k _ _"]:
     """Return the sums of products over axis i of x and axis j of y, in at least float32."""
     acc_dtype = jnp.promote_types(x.dtype, jnp.float32)
     return lax.dot_general(x, y, (((i,), (j,)), ((0, 1), (0, 1))), preferred_element_type=acc_dtype)
