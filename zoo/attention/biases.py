@@ -211,8 +211,16 @@ class Relative(Distanced):
         return max(8, block_q * block_k // max(block_k, s)), s
 
     def missing_distances(self, t: int, s: int) -> str | None:
-        # The positions of scattered queries are array values, which are unknown while shapes are checked.
-        return super().missing_distances(t, s) if self.query_positions is None else None
+        if self.query_positions is None:
+            return super().missing_distances(t, s)
+        # The positions of scattered queries are array values, which are unknown while shapes are checked: see `distances_exist`.
+        count = self.r.shape[2]
+        return None if count >= s else f"a bias over {s} keys needs {s} distances or more for each query, and has {count}"
+
+    def distances_exist(self, s: int) -> Bool[Array, "B T"]:
+        """Return whether the distances of each scattered query to all `s` keys exist; `dense` has NaN for those that do not."""
+        last = self.first - self.r.shape[2] + 1
+        return (self.query_positions <= self.first) & (self.query_positions - (s - 1) >= last)
 
     def padded(self, t: int, s: int) -> Any:
         # Scattered queries use the distances as they are. Some of padding keys may be missing, but those keys are masked.

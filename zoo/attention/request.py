@@ -56,10 +56,12 @@ class Request:
         if bias is not None:
             features.add(_BIASES[type(bias)])
             refuse_unless((reason := bias.missing_distances(t, s)) is None, reason or "")
+        if dropout is not None:
+            refuse_unless(0 <= dropout[0] < 1, f"dropout {dropout[0]}: choose a rate of at least 0 and below 1")
         if dropout is not None and dropout[0] > 0:
-            rate, seed = dropout
-            refuse_unless(rate < 1, f"dropout {rate}: choose a rate below 1")
-            refuse_unless(seed is not None and seed.shape == (b, 2), "dropout needs seeds u32[B, 2]")
+            seed = dropout[1]
+            got = "None" if seed is None else f"{seed.dtype}{list(seed.shape)}"
+            refuse_unless(got == f"uint32[{b}, 2]", f"dropout needs seeds uint32[{b}, 2], [B, 2], and these are {got}")
             features.add("dropout")
         if sinks is not None:
             refuse_unless(

@@ -194,8 +194,16 @@ REFUSED = [
     ({"bias": ByDistance(values=ones(12, N), first=T - 1)}, r"distances 6 \.\. -6, and has 6 \.\. -5"),
     ({"bias": ByDistance(values=ones(20, N), first=T - 2)}, r"distances 6 \.\. -6, and has 5 \.\. -14"),
     ({"bias": Relative(q_r=ones(B, T, N, H), r=ones(N, H, T + S - 1), first=S)}, r"distances .*, and has 7 \.\. -5"),
-    ({"dropout": (0.1, None)}, "dropout needs seeds"),
-    ({"dropout": (1.0, ones(B, 2, dtype=jnp.uint32))}, "dropout 1.0: choose a rate below 1"),
+    (
+        {"bias": Relative(q_r=ones(B, T, N, H), r=ones(N, H, S - 1), first=S, query_positions=ones(B, T, dtype=jnp.int32))},
+        "a bias over 7 keys needs 7 distances or more for each query, and has 6",
+    ),
+    ({"dropout": (0.1, None)}, r"dropout needs seeds uint32\[2, 2\], \[B, 2\], and these are None"),
+    ({"dropout": (0.1, ones(B, dtype=jnp.uint32))}, r"dropout needs seeds .*, and these are uint32\[2\]"),
+    ({"dropout": (0.1, ones(B, 2, dtype=jnp.int32))}, r"dropout needs seeds .*, and these are int32\[2, 2\]"),
+    ({"dropout": (1.0, DROPOUT[1])}, "dropout 1.0: choose a rate of at least 0 and below 1"),
+    ({"dropout": (-0.1, DROPOUT[1])}, "dropout -0.1: choose a rate of at least 0 and below 1"),
+    ({"dropout": (float("nan"), DROPOUT[1])}, "dropout nan: choose a rate of at least 0 and below 1"),
     ({"sinks": ones(N + 1)}, r"sinks has shape \(5,\); expected one number for each of the 4 query heads"),
     ({"q": ones(B, 3, N, H), "mask": Mask(causal=True)}, "3 queries over 7 keys needs query_positions"),
     # One platform further: a feature that is missing is named with those who have it.

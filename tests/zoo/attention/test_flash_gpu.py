@@ -218,7 +218,7 @@ def test_auto_does_not_choose_it_before_it_has_run_on_a_gpu() -> None:
 
 def test_a_jax_without_what_the_kernels_need_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(flash_gpu.PALLAS, flash_gpu.plt, ("load", "an_absent_operation"))
-    reason = f"Pallas of JAX {jax.__version__} has no an_absent_operation; install JAX 0.10.2 or newer"
+    reason = f"Pallas of JAX {jax.__version__} has no an_absent_operation; install the version of constraints.txt"
     assert flash_gpu.unsupported_reason(request()) == reason
 
 

@@ -211,12 +211,45 @@ def test_distances_beyond_the_table_are_refused() -> None:
         request(bias=relative_bias(128, missing=1))
 
 
+SHORT = 20
+"""Keys of the check of missing distances."""
+
+
+def check_missing_distances() -> None:
+    """Compare with `xla`: of the distances 17 .. -16 the second query lacks the largest, the last one the smallest ones."""
+    rng = np.random.default_rng(0)
+    q, k, v = (jnp.asarray(rng.standard_normal((1, length, 1, 16)), jnp.float32) for length in (4, SHORT, SHORT))
+    r = jnp.asarray(rng.standard_normal((1, 16, SHORT + 14)), jnp.float32)
+    bias = Relative(q_r=q, r=r, first=SHORT - 3, query_positions=jnp.asarray([[3, SHORT - 1, 12, 0]]))
+
+    def attend(impl: str) -> Any:
+        return jax.jit(lambda q: attention.attention(q, k, v, mask=Mask(), bias=bias, impl=impl), compiler_options=OPTIONS)(q)
+
+    with attention.interpreted("flash_tpu"):
+        outputs = [np.asarray(attend(impl))[0] for impl in ("xla", "flash_tpu")]
+    assert np.isnan(outputs[0]).all((1, 2)).tolist() == [False, True, False, True]
+    np.testing.assert_allclose(outputs[1], outputs[0], atol=1e-5)
+
+
+@pytest.mark.full
+def test_scattered_queries_beyond_the_table_are_nan() -> None:
+    check_missing_distances()
+
+
+@pytest.mark.full
+@pytest.mark.planted
+def test_distances_that_wrap_around_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flash_tpu, "_with_existing_distances", lambda bias, s: bias)
+    with pytest.raises(AssertionError):
+        check_missing_distances()
+
+
 def test_dropout_without_seeds_is_refused() -> None:
-    with pytest.raises(attention.BadInput, match=r"dropout needs seeds u32\[B, 2\]"):
+    with pytest.raises(attention.BadInput, match=r"dropout needs seeds uint32\[1, 2\], \[B, 2\], and these are None"):
         request(dropout=(0.1, None))
 
 
 def test_a_jax_without_what_the_kernels_need_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(flash_tpu.PALLAS, flash_tpu.pltpu, ("roll", "an_absent_operation"))
-    reason = f"Pallas of JAX {jax.__version__} has no an_absent_operation; install JAX 0.10.2 or newer"
+    reason = f"Pallas of JAX {jax.__version__} has no an_absent_operation; install the version of constraints.txt"
     assert flash_tpu.unsupported_reason(request()) == reason

@@ -101,7 +101,7 @@ def unsupported_reason(request: Request) -> str | None:
     """Return why the kernels refuse a request; None if they do not."""
     h = request.shape[-1]
     if missing := [name for module, names in PALLAS.items() for name in names if not hasattr(module, name)]:
-        return f"Pallas of JAX {jax.__version__} has no {', no '.join(missing)}; install JAX 0.10.2 or newer"
+        return f"Pallas of JAX {jax.__version__} has no {', no '.join(missing)}; install the version of constraints.txt"
     if h > LARGEST_HEAD:
         return f"it takes heads of up to {LARGEST_HEAD}, and these are {h}"
     if request.dtype not in ("bfloat16", "float16", "float32"):

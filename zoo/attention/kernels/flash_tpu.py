@@ -9,6 +9,7 @@ the table, the kernel reads the one that it needs, the backward pass adds up the
 transpose of making them.
 """
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -58,7 +59,7 @@ def flash_tpu(
     b, t, n, _ = q.shape
     s = k.shape[1]
     assert bias is None or isinstance(bias, Buckets | ByDistance | Relative)
-    relative = bias if isinstance(bias, Relative) else None
+    relative = _with_existing_distances(bias, s) if isinstance(bias, Relative) else None
     prepared = bias.prepare(t, s) if isinstance(bias, Buckets | ByDistance) else None
     block_q, block_k = _tile_sizes(t, s, bias)
     num_q, num_k = -(-t // block_q), -(-s // block_k)
@@ -95,7 +96,7 @@ def unsupported_reason(request: Request) -> str | None:
     _, t, s, _, _, h = request.shape
     distances = _padded_distances(request.scattered_distances - s, s) if request.scattered_distances else 0
     if missing := [name for module, names in PALLAS.items() for name in names if not hasattr(module, name)]:
-        return f"Pallas of JAX {jax.__version__} has no {', no '.join(missing)}; install JAX 0.10.2 or newer"
+        return f"Pallas of JAX {jax.__version__} has no {', no '.join(missing)}; install the version of constraints.txt"
     if h > LARGEST_HEAD:
         return f"it takes heads of up to {LARGEST_HEAD}, and these are {h}"
     if request.dtype not in ("bfloat16", "float32"):
@@ -110,6 +111,13 @@ def unsupported_reason(request: Request) -> str | None:
         limit = SCATTERED // LANES
         return f"with scattered queries it takes up to {limit} distances of padded keys, and these are {distances}"
     return None
+
+
+def _with_existing_distances(bias: Relative, s: int) -> Relative:
+    """Return a bias whose scattered queries are NaN where they need distances that it does not have; a roll would wrap around."""
+    if bias.query_positions is None:
+        return bias
+    return dataclasses.replace(bias, q_r=jnp.where(bias.distances_exist(s)[..., None, None], bias.q_r, jnp.nan))
 
 
 def _tile_sizes(t: int, s: int, bias: Bias | None) -> tuple[int, int]:
