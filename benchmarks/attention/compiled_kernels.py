@@ -5,6 +5,7 @@ for a GPU the registers, spills and shared memory of each kernel and how many of
 the memory of temporaries, all as the compiler states them.
 """
 
+import collections
 import json
 import os
 import re
@@ -33,8 +34,10 @@ from zoo.errors import BadInput, require
 
 LANES = 128
 """Numbers in a row of a TPU's vector register."""
-TIMED = ("rounds", "budget", "seconds", "quick", "peers")
+TIMED = ("rounds", "budget", "repeats", "seconds", "cell_seconds", "quick", "peers")
 """Options of measurements, which have no meaning here."""
+WRITTEN = ("out", "resume")
+"""Options of the folder of results, which this command does not write."""
 
 
 COMPILERS: Mapping[str, ModuleType] = {"tpu": tpu_schedule, "gpu": gpu_kernels}
@@ -52,8 +55,11 @@ def main(options: AttentionOptions) -> int:
     names = [*target_devices.TPUS, *target_devices.GPUS]
     require(chip in names, "compiled", chip, f"choose a TPU or GPU: {', '.join(names)}")
     for name in TIMED:
-        if getattr(options, name) not in (None, False):
-            raise BadInput(f"--{name} with --compiled: nothing is timed; leave one of them out")
+        if getattr(options, name) != getattr(AttentionOptions, name):
+            raise BadInput(f"--{name.replace('_', '-')} with --compiled: nothing is timed; leave one of them out")
+    for name in WRITTEN:
+        if getattr(options.output, name):
+            raise BadInput(f"--{name} with --compiled: it writes no folder; leave it out, and redirect the output of --json")
     size = "1"
     if chip in target_devices.TPUS:
         # The compiler knows slices of at least one host of four chips; a program for one of them is compiled.
@@ -115,53 +121,87 @@ def _compile(
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), arguments)
     compiler, began = COMPILERS[target.platform], time.monotonic()
     try:
-        lowered = jax.jit(function).trace(*shapes).lower(lowering_platforms=(target.lowering,))
+        traced = jax.jit(function).trace(*shapes)
+        lowered = traced.lower(lowering_platforms=(target.lowering,))
         compiled = lowered.compile()
     except RuntimeError as error:  # of the compiler, or of JAX if it does not find a library
         compiler.take_kernels(folder, "", target.chip)
-        return {"state": "failed", "reason": _failure(str(error))}
+        return _failure(str(error))
     seconds, temporaries = time.monotonic() - began, planned_memory(compiled)["memory_temporaries"]
-    kernels = [kernel._asdict() for kernel in compiler.take_kernels(folder, lowered.as_text(), target.chip)]
+    grids = dict(_grids(traced.jaxpr.jaxpr))
+    kernels = [
+        {**kernel._asdict(), "grid": grids.get(kernel.name, [])}
+        for kernel in compiler.take_kernels(folder, lowered.as_text(), target.chip)
+    ]
     return {"state": "compiled", "kernels": kernels, "temporaries": temporaries, "compile_seconds": round(seconds, 1)}
 
 
-def _failure(message: str) -> str:
-    """Return the reason why the compiler failed, in one line."""
+def _failure(message: str) -> dict[str, str]:
+    """Return the state of a program that did not compile, and the reason in one line."""
+    if "cuDNN not found" in message:
+        return {"state": "refused", "reason": "it needs cuDNN: pip install 'transformer-zoo[cuda13]'"}
+    reason = message.splitlines()[0][:200]
     if "VmemOom" in message:
         kernel = re.search(r"%(\w+)", message)
         name = kernel[1] if kernel else "a kernel"
-        return f"the tiles of {name} do not fit the vector memory; choose shorter rows or smaller heads"
-    if "cuDNN not found" in message:
-        return "cuDNN is not installed: pip install 'transformer-zoo[cuda13]'"
-    return message.splitlines()[0][:200]
+        reason = f"the tiles of {name} do not fit the vector memory; choose shorter rows or smaller heads"
+    return {"state": "failed", "reason": reason}
+
+
+def _grids(jaxpr: Any) -> Iterator[tuple[str, list[int]]]:
+    """Yield (name, grid) of each Pallas kernel of a program; 0: a size of the grid that is computed when the kernel starts."""
+    for line in jaxpr.eqns:
+        if line.primitive.name == "pallas_call":
+            grid = line.params["grid_mapping"].grid
+            yield line.params["name"], [size if isinstance(size, int) else 0 for size in grid]
+            continue
+        for value in jax.tree.leaves(list(line.params.values())):
+            inner = getattr(value, "jaxpr", value)
+            if hasattr(inner, "eqns"):
+                yield from _grids(inner)
 
 
 def _blocks(target: target_devices.Target, cells: list[dict[str, Any]]) -> list[result_tables.Block]:
-    """Return the table, with a line for each kernel of a cell."""
+    """Return the explanation, and a table for each shape: a line for each implementation, and below it one for each kernel."""
     compiler = COMPILERS[target.platform]
-    rows, notes = [], []
+    head = ["feature", "kernel", "grid", *compiler.HEAD, "MiB", "s"]
+    tables: dict[str, list[list[str]]] = {}
     for cell in cells:
-        shape = f"{cell['batch']} x {cell['queries']}, {cell['heads']} x {cell['head']}"
-        title = [cell["feature"] + (", forward" if cell["direction"] == "forward" else ""), shape, cell["implementation"]]
         if cell["state"] != "compiled":
-            notes.append(f"{' '.join(title)}: {cell['state']}: {cell['reason']}")
             continue
-        memory = f"{cell['temporaries'] / 2**20:,.0f}"
-        for place, kernel in enumerate(cell["kernels"] or [None]):
-            described = ["-", *[""] * (len(compiler.HEAD) - 1)] if kernel is None else compiler.columns(kernel)
-            rows.append(
-                [*title, *described, memory if place == 0 else "", f"{cell['compile_seconds']:.0f}" if place == 0 else ""]
-            )
-    head = ["feature", "B x T, N x H", "implementation", *compiler.HEAD, "MiB", "compiled in s"]
+        rows = tables.setdefault(_shape_text(cell), [])
+        memory, seconds = f"{cell['temporaries'] / 2**20:,.0f}", f"{cell['compile_seconds']:.0f}"
+        rows.append([cell["feature"], cell["implementation"], *[""] * (1 + len(compiler.HEAD)), memory, seconds])
+        for kernel in cell["kernels"]:
+            grid = " x ".join(str(size or "?") for size in kernel["grid"])
+            rows.append([cell["feature"], f"  {kernel['name']}", grid, *compiler.columns(kernel), "", ""])
     lanes = ""
     if target.platform == "tpu" and (padded := sorted({cell["head"] for cell in cells if cell["head"] % LANES})):
         lanes = f" Heads of {', '.join(map(str, padded))} take the lanes of a multiple of {LANES}."
-    dtypes = ", ".join(sorted({cell["dtype"] for cell in cells}))
     return [
         result_tables.Heading(compiler.TITLE.format(target.kind)),
-        f"Forward and backward unless stated otherwise, {dtypes}. Nothing ran. {compiler.NOTE} MiB: temporaries of the program; "
-        "of what has no kernel of Pallas, only they are shown. The last column is the time of the compiler on this "
-        f"machine.{lanes}",
-        Table(head, rows, words=5),
-        notes,
+        f"Nothing ran. {compiler.NOTE} A kernel runs once for each point of its grid. MiB: temporaries of the program; of an "
+        f"implementation without kernels of Pallas, only they are shown. s: seconds of the compiler on this machine.{lanes}",
+        *(block for shape, rows in tables.items() for block in (f"{shape}:", Table(head, rows, words=2))),
+        _notes(cells),
     ]
+
+
+def _notes(cells: list[dict[str, Any]]) -> list[str]:
+    """Return why cells were not compiled: a note for each implementation, reason and shape; the shape if there are several."""
+    is_one_shape, features = len({_shape_text(cell) for cell in cells}) == 1, collections.defaultdict(list)
+    for cell in cells:
+        if cell["state"] != "compiled":
+            shape = "" if is_one_shape else f" of {_shape_text(cell)}"
+            features[cell["implementation"], shape, cell["state"], cell["reason"]].append(cell["feature"])
+    return [f"{name}, {', '.join(of)}{shape}: {state}: {reason}" for (name, shape, state, reason), of in features.items()]
+
+
+def _shape_text(cell: Mapping[str, Any]) -> str:
+    """Return the shape, pass and dtype of a cell in words."""
+    tokens = f"{cell['queries']:,} tokens"
+    if cell["keys"] != cell["queries"]:
+        tokens = f"{cell['queries']:,} queries and {cell['keys']:,} keys"
+    groups = f" ({cell['groups']} for keys and values)" if cell["groups"] != cell["heads"] else ""
+    direction = "forward" if cell["direction"] == "forward" else "forward and backward"
+    return f"{cell['batch']} x {tokens}, {cell['heads']} heads of {cell['head']}{groups}, {cell['dtype']}, {direction}"

@@ -30,11 +30,11 @@ MATRIX = {"tcgen05.mma": "tcgen05", "wgmma.mma_async": "wgmma", "mma.sync": "mma
 TITLE = "Attention as the compilers for {} translate it"
 NOTE = (
     "These numbers are reported by XLA and ptxas; they do not determine a time. Registers are those of a thread, spilled "
-    "the bytes that it moves because there are too few, shared the memory of a program; programs x warps is how many a "
-    "multiprocessor holds at once. Serialized: the assembler makes every product wait for the one before it. Of what XLA "
-    "compiles itself, only kernels with atomic sums, whose results differ from run to run, are shown."
+    "the bytes that it moves because there are too few, shared the memory of a program; occupancy: how many programs x their "
+    "warps a multiprocessor holds at once. Serialized: the assembler makes every product wait for the one before it. Of what "
+    "XLA compiles itself, only kernels with atomic sums, whose results differ from run to run, are shown."
 )
-HEAD = ("kernel", "products", "registers", "spilled", "shared KiB", "programs x warps")
+HEAD = ("products", "registers", "spilled", "shared KiB", "occupancy")
 """Head of `columns`."""
 
 
@@ -178,8 +178,8 @@ def programs(registers: int, threads: int, shared: int, capacity: int) -> int:
 
 
 def columns(kernel: Mapping[str, Any]) -> list[str]:
-    """Return the columns of a kernel in the table."""
+    """Return the columns of a kernel under `HEAD`."""
     occupancy = f"{kernel['programs']} x {kernel['threads'] // 32}"
     numbers = [f"{kernel['registers']}", f"{kernel['spilled']}", f"{kernel['shared'] / 1024:.0f}", occupancy]
     remarks = [kernel["matrix"], "serialized" if kernel["serialized"] else "", "atomic sums" if kernel["atomics"] else ""]
-    return [kernel["name"], ", ".join(filter(None, remarks)), *numbers]
+    return [", ".join(filter(None, remarks)), *numbers]

@@ -19,12 +19,12 @@ ANALYSIS, BUNDLES = "schedule-analysis_final_bundles.txt", "final_bundles.txt"
 WHOLE = "TLP"
 """Label of the program that calls the kernels."""
 SLOTS = "final_hlo-static-per-bundle-utilization.txt"
-TITLE = "Attention as the compiler for TPU {} schedules it"
+TITLE = "Attention as the compiler for {} schedules it"
 NOTE = (
     "A bundle is a cycle if nothing stalls, so those of a tile bound its time from below. Kernels differ in the sizes of "
     "their tiles."
 )
-HEAD = ("kernel", "fullest slots", "bundles")
+HEAD = ("fullest slots", "bundles")
 """Head of `columns`."""
 
 
@@ -67,9 +67,9 @@ def take_kernels(folder: Path, text: str, chip: str) -> list[Kernel]:
 
 
 def columns(kernel: Mapping[str, Any]) -> list[str]:
-    """Return the columns of a kernel in the table."""
+    """Return the columns of a kernel under `HEAD`."""
     slots = [f"{slot} {share:.0%}" for slot, share in list(kernel["slots"].items())[:2]]
-    return [kernel["name"], ", ".join(slots), f"{kernel['bundles']:,}"]
+    return [", ".join(slots), f"{kernel['bundles']:,}"]
 
 
 def _head(path: Path) -> str:

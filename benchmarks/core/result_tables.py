@@ -159,7 +159,8 @@ def show(blocks: Sequence[Block]) -> None:
             _show_table(console, block)
         else:
             for line in [block] if isinstance(block, str) else block:
-                console.print(Text(line, "dim" if isinstance(block, str) or ", skipped:" in line else ""), soft_wrap=True)
+                style = "dim" if isinstance(block, str) or ", skipped:" in line else ""
+                console.print(Text(line, style), soft_wrap=not console.is_terminal)
 
 
 BAD = ("WRONG", "FAILED")

@@ -3,10 +3,14 @@
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import pytest
+from jax.experimental import pallas as pl
 
 from benchmarks.attention import compiled_kernels, tpu_schedule
-from benchmarks.core.options import AttentionOptions
+from benchmarks.core.html_page import Table
+from benchmarks.core.options import AttentionOptions, Output
 from benchmarks.plan import target_devices
 from zoo.errors import BadInput
 
@@ -70,6 +74,10 @@ def test_a_part_that_goes_on_after_a_branch_would_be_longer(tmp_path: Path, monk
     [
         (AttentionOptions(compiled="h300"), "h300: choose a TPU or GPU: v4, v5e, v5p, v6e, tpu7x, a100, h100"),
         (AttentionOptions(compiled="v5e", rounds=3), "--rounds with --compiled: nothing is timed"),
+        (AttentionOptions(compiled="v5e", repeats=3), "--repeats with --compiled: nothing is timed"),
+        (AttentionOptions(compiled="v5e", cell_seconds=3.0), "--cell-seconds with --compiled: nothing is timed"),
+        (AttentionOptions(compiled="v5e", output=Output(out="results")), "--out with --compiled: it writes no folder"),
+        (AttentionOptions(compiled="v5e", output=Output(resume=True)), "--resume with --compiled: it writes no folder"),
     ],
 )
 def test_other_devices_and_options_of_measurements_are_refused(options: AttentionOptions, message: str) -> None:
@@ -93,18 +101,72 @@ def test_a_kernel_that_does_not_fit_is_named() -> None:
         "Ran out of memory in memory space vmem while allocating on stack for %flash_backward.1 = (f32[1,8]) custom-call()"
     )
     expected = "the tiles of flash_backward do not fit the vector memory; choose shorter rows or smaller heads"
-    assert compiled_kernels._failure(message) == expected
-    assert compiled_kernels._failure("INTERNAL: Mosaic failed\nat line 3") == "INTERNAL: Mosaic failed"
-    expected = "cuDNN is not installed: pip install 'transformer-zoo[cuda13]'"
+    assert compiled_kernels._failure(message) == {"state": "failed", "reason": expected}
+    failure = compiled_kernels._failure("INTERNAL: Mosaic failed\nat line 3")
+    assert failure == {"state": "failed", "reason": "INTERNAL: Mosaic failed"}
+
+
+def test_a_missing_library_is_not_a_failure_of_the_kernel() -> None:
+    expected = {"state": "refused", "reason": "it needs cuDNN: pip install 'transformer-zoo[cuda13]'"}
     assert compiled_kernels._failure("cuDNN not found.") == expected
 
 
-def cell(head: int) -> dict[str, Any]:
-    sizes = {"batch": 1, "queries": 128, "heads": 2, "head": head, "dtype": "bfloat16", "feature": "full", "direction": "both"}
-    return {**sizes, "implementation": "flash_tpu", "state": "compiled", "kernels": [], "temporaries": 0, "compile_seconds": 1.0}
+def cell(head: int, **changes: Any) -> dict[str, Any]:
+    sizes = {"batch": 1, "queries": 128, "keys": 128, "heads": 2, "groups": 2, "head": head, "dtype": "bfloat16"}
+    result = {"state": "compiled", "kernels": [], "temporaries": 0, "compile_seconds": 1.0}
+    return {**sizes, "feature": "full", "direction": "both", "implementation": "flash_tpu", **result, **changes}
 
 
 @pytest.mark.parametrize(("head", "is_padded"), [(64, True), (128, False), (152, True)])
 def test_padded_heads_are_stated(head: int, is_padded: bool) -> None:
     text = str(compiled_kernels._blocks(target_devices.parse_target("v5e:2x2"), [cell(head)])[1])
     assert (f"Heads of {head} take the lanes of a multiple of 128." in text) == is_padded
+
+
+def test_each_shape_has_a_table_and_what_was_not_compiled_a_reason() -> None:
+    kernel = {"name": "flash_forward", "bundles": 1234, "slots": {"MXU": 0.8, "VALU": 0.5, "SALU": 0.1}, "grid": [2, 0]}
+    cells = [
+        cell(64, kernels=[kernel], temporaries=3 << 20),
+        cell(128, direction="forward"),
+        cell(128, implementation="splash", state="refused", reason="it has no bucket bias"),
+    ]
+    heading, _, *blocks, notes = compiled_kernels._blocks(target_devices.parse_target("v5e:2x2"), cells)
+    assert heading == "Attention as the compiler for TPU v5e schedules it"
+    assert [block.rows if isinstance(block, Table) else block for block in blocks] == [
+        "1 x 128 tokens, 2 heads of 64, bfloat16, forward and backward:",
+        [
+            ["full", "flash_tpu", "", "", "", "3", "1"],
+            ["full", "  flash_forward", "2 x ?", "MXU 80%, VALU 50%", "1,234", "", ""],
+        ],
+        "1 x 128 tokens, 2 heads of 128, bfloat16, forward:",
+        [["full", "flash_tpu", "", "", "", "0", "1"]],
+    ]
+    shape = "1 x 128 tokens, 2 heads of 128, bfloat16, forward and backward"
+    assert notes == [f"splash, full of {shape}: refused: it has no bucket bias"]
+
+
+def test_features_that_are_refused_for_one_reason_share_a_note() -> None:
+    refused = {"implementation": "splash", "state": "refused", "reason": "it needs more"}
+    cells = [cell(64, feature=feature, **refused) for feature in ("t5", "dropout")] + [cell(64)]
+    assert compiled_kernels._notes(cells) == ["splash, t5, dropout: refused: it needs more"]
+
+
+def copy_kernel(x: Any, y: Any) -> None:
+    y[...] = x[...]
+
+
+def copied(x: Any, grid: tuple[int, ...], name: str) -> Any:
+    block = pl.BlockSpec((8, 128), lambda *_: (0, 0))
+    return pl.pallas_call(copy_kernel, grid=grid, in_specs=[block], out_specs=block, out_shape=x, name=name)(x)
+
+
+def test_the_grid_of_each_kernel_is_read() -> None:
+    """Also in a loop, a branch and a recomputed function."""
+
+    def program(x: Any) -> Any:
+        x, _ = jax.lax.scan(lambda x, _: (copied(x, (2, 3), "in_loop"), None), x, None, length=2)
+        x = jax.lax.cond(x.sum() > 0, lambda x: copied(x, (4,), "in_branch"), lambda x: x, x)
+        return jax.checkpoint(lambda x: copied(x, (), "recomputed"))(x)
+
+    jaxpr = jax.jit(program).trace(jax.ShapeDtypeStruct((8, 128), jnp.float32)).jaxpr.jaxpr
+    assert dict(compiled_kernels._grids(jaxpr)) == {"in_loop": [2, 3], "in_branch": [4], "recomputed": []}

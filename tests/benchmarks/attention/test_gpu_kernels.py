@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from benchmarks.attention import compiled_kernels, gpu_kernels
+from benchmarks.core.html_page import Table
 from benchmarks.plan import target_devices
 from zoo.errors import BadInput
 
@@ -142,13 +143,20 @@ def test_an_assembler_that_is_too_old_is_named(folder: Path, monkeypatch: pytest
 
 
 def test_the_table_says_that_nothing_ran() -> None:
-    sizes = {"batch": 1, "queries": 128, "heads": 2, "head": 64, "dtype": "bfloat16", "feature": "t5", "direction": "both"}
-    numbers = {"state": "compiled", "kernels": [FORWARD._asdict()], "temporaries": 2**20, "compile_seconds": 8.2}
-    cell: dict[str, Any] = {**sizes, "implementation": "flash_gpu", **numbers}
-    heading, paragraph, table, _ = compiled_kernels._blocks(target_devices.parse_target("h100:1"), [cell])
+    sizes = {"batch": 1, "queries": 128, "keys": 256, "heads": 4, "groups": 2, "head": 64, "dtype": "bfloat16"}
+    kernels = [{**FORWARD._asdict(), "grid": [2, 4, 1]}, {**SCATTER._asdict(), "grid": []}]
+    numbers = {"state": "compiled", "kernels": kernels, "temporaries": 2**20, "compile_seconds": 8.2}
+    cell: dict[str, Any] = {**sizes, "feature": "t5", "direction": "both", "implementation": "flash_gpu", **numbers}
+    heading, paragraph, shape, table, _ = compiled_kernels._blocks(target_devices.parse_target("h100:1"), [cell])
     assert "NVIDIA H100" in str(heading) and "Nothing ran." in str(paragraph) and "do not determine a time" in str(paragraph)
-    row = ["t5", "1 x 128, 2 x 64", "flash_gpu", "flash_forward", "wgmma, serialized", "129", "0", "48", "3 x 4", "1", "8"]
-    assert list(table.rows) == [row]  # pyright: ignore[reportAttributeAccessIssue]
+    text = "1 x 128 queries and 256 keys, 4 heads of 64 (2 for keys and values), bfloat16, forward and backward:"
+    assert shape == text
+    assert isinstance(table, Table)
+    assert list(table.rows) == [
+        ["t5", "flash_gpu", "", "", "", "", "", "", "1", "8"],
+        ["t5", "  flash_forward", "2 x 4 x 1", "wgmma, serialized", "129", "0", "48", "3 x 4", "", ""],
+        ["t5", "  scatter_fusion", "", "atomic sums", "8", "0", "0", "2 x 32", "", ""],
+    ]
 
 
 def test_xla_is_asked_for_its_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
