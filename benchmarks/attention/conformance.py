@@ -1,8 +1,9 @@
 """Every attention implementation against the definition in float64: output and gradients, for everything a call can request.
 
 `python -m benchmarks.attention.conformance > benchmarks/SUPPORT.md` runs all implementations that this machine can run and writes
-the page of support; with names as arguments it runs these, which may be plug-ins. The exit code is 1 if one is wrong. The tests
-run the same cases, and the benchmark checks an implementation here before it times it.
+the page of support; with names as arguments it runs these, which may be plug-ins. The exit code is 1 if one of them is wrong, or
+supports no case although it was named. The tests run the same cases, and the benchmark checks an implementation here before it
+times it.
 
 The allowed error is derived for every entry from the arithmetic of the case: see `benchmarks.attention.rounding_error_bounds`.
 """
@@ -31,11 +32,13 @@ from zoo.errors import BadInput
 from zoo.sharding import target_platform
 
 DTYPES = ("float32", "bfloat16")
-UNOPTIMIZED = {
-    "xla_backend_optimization_level": 0,
-    "xla_cpu_use_fusion_emitters": False,
-    **({"xla_cpu_max_isa": "AVX2"} if platform.machine() in ("x86_64", "AMD64") else {}),
-}
+ROUND_LENGTH, ROUND_HEAD = 640, 64
+"""Sizes at which implementations are checked that refuse the odd length or the small heads of a case."""
+UNOPTIMIZED: dict[str, Any] = {"xla_backend_optimization_level": 0}
+if jax.__version_info__ < (0, 11):
+    UNOPTIMIZED["xla_cpu_use_fusion_emitters"] = False  # newer compilers refuse an option that they do not know
+    if platform.machine() in ("x86_64", "AMD64"):
+        UNOPTIMIZED["xla_cpu_max_isa"] = "AVX2"
 """Options of the compiler for programs that run once. In `flash_tpu` with XLNet's bias a thread of the compiler (JAX 0.10.2, CPU)
 overflows its stack, which ends the process: with fusion emitters, and with AVX-512 instructions."""
 
@@ -211,29 +214,30 @@ class CaseResult:
 
 
 def check(
-    impl: str, name: str, dtype: str = "float32", options: Mapping[str, Any] | None = None, length: int | None = None
+    impl: str, name: str, dtype: str = "float32", options: Mapping[str, Any] | None = None, *, round_sizes: bool = False
 ) -> CaseResult:
     """Compare an implementation with the reference in float64 on a case of `CASES`.
 
     Args:
         options: options of the compiler.
-        length: replaces the case's queries and keys if they are equal, for implementations that take no odd lengths.
+        round_sizes: at `ROUND_LENGTH` and `ROUND_HEAD`, where the case does not have sizes of its own.
 
     Raises:
         BadInput: the implementation does not support the case here, with the reason.
     """
-    case = _sized(name, length)
+    case = _sized(name, round_sizes)
     # The implementation runs first, because it may refuse the case, and the reference takes longer.
     results = _run(case, impl, _inputs(case, jnp.dtype(dtype), jnp.dtype(dtype)), options)
-    expected, allowed = _reference(name, dtype, length)
+    expected, allowed = _reference(name, dtype, round_sizes)
     return CaseResult({key: nearest_to_bound(np.asarray(results[key]), exact, allowed[key]) for key, exact in expected.items()})
 
 
-def _sized(name: str, length: int | None) -> Case:
+def _sized(name: str, round_sizes: bool) -> Case:
     case = CASES[name]
-    if length is None or case.queries != case.keys:
+    if not round_sizes or (case.queries, case.keys) != (Case.queries, Case.keys):
         return case
-    return dataclasses.replace(case, queries=length, keys=length)
+    head = ROUND_HEAD if case.head == Case.head else case.head
+    return dataclasses.replace(case, queries=ROUND_LENGTH, keys=ROUND_LENGTH, head=head)
 
 
 class Inputs(NamedTuple):
@@ -251,9 +255,9 @@ class Inputs(NamedTuple):
 
 
 @functools.cache
-def _reference(name: str, input_dtype: str, length: int | None = None) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+def _reference(name: str, input_dtype: str, round_sizes: bool = False) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Return the exact results for numbers rounded to `input_dtype`, so that only the arithmetic differs, and their bounds."""
-    case = _sized(name, length)
+    case = _sized(name, round_sizes)
     with jax.enable_x64(True):
         inputs = _inputs(case, jnp.dtype(input_dtype), jnp.dtype("float64"))
         exact = _run(case, "reference", inputs, UNOPTIMIZED)
@@ -319,16 +323,19 @@ def _run(case: Case, impl: str, inputs: Inputs, options: Mapping[str, Any] | Non
 def table(show: Callable[[str], None] = lambda line: None, names: Sequence[str] = ()) -> tuple[str, bool]:
     """Return (a Markdown table of what each implementation supports here, whether all that ran agree).
 
+    If names are given, each of them must support a case: nothing is known of the numbers of one that supports none.
+
     Args:
         names: the implementations; none = all of the zoo.
 
     Raises:
         BadInput: there is no such implementation, or a plug-in that cannot be used.
     """
-    names, sound, lines = names or list(attention.IMPLEMENTATIONS), True, []
+    required, names = set(names), names or list(attention.IMPLEMENTATIONS)
+    sound, lines = True, []
     interpreted = {name for name in names if _needs_interpreter(name)}
     titles = [f"`{name}`" + (" (interpreted)" if name in interpreted else "") for name in names]
-    reasons: dict[str, set[str]] = {name: set() for name in names}
+    reasons: dict[str, list[str]] = {name: [] for name in names}
     for case in CASES:
         cells = []
         for name in names:
@@ -338,19 +345,52 @@ def table(show: Callable[[str], None] = lambda line: None, names: Sequence[str] 
                 try:
                     with attention.interpreted(name) if name in interpreted else contextlib.nullcontext():
                         # An interpreted kernel is a large program, which takes minutes to optimize.
-                        result = check(name, case, dtype, UNOPTIMIZED if name in interpreted else None)
+                        result, at = check_supported(name, case, dtype, UNOPTIMIZED if name in interpreted else None)
                 except BadInput as error:
                     cell.append("-")
-                    reasons[name].add(str(error).partition(": ")[2].partition("; these can")[0])
+                    reasons[name].append(str(error).partition(": ")[2].partition("; these can")[0])
                     continue
+                required.discard(name)
                 sound &= result.ok
-                text = "{:.0e} of {:.0e}".format(*result.worst)
+                text = "{:.0e} of {:.0e}".format(*result.worst) + (f" at {at}" if at else "")
                 cell.append(text if result.ok else f"**wrong: {text}**")
             cells.append("-" if set(cell) == {"-"} else " / ".join(cell))
         lines.append(f"| {case} | {' | '.join(cells)} |")
     head = [f"| | {' | '.join(titles)} |", f"|---|{'---|' * len(names)}"]
-    notes = [f"- `{name}`: {'; '.join(sorted(why))}." for name, why in reasons.items() if why]
-    return "\n".join([*head, *lines, *([""] if notes else []), *notes]), sound
+    notes = [f"- `{name}`: {'; '.join(_merge_reasons(why))}." for name, why in reasons.items() if why]
+    notes += [f"- `{name}`: **no case ran, so nothing is known of its numbers.**" for name in names if name in required]
+    return "\n".join([*head, *lines, *([""] if notes else []), *notes]), sound and not required
+
+
+def check_supported(impl: str, name: str, dtype: str, options: Mapping[str, Any] | None = None) -> tuple[CaseResult, str]:
+    """Check a case, at round sizes if the implementation refuses those of the case; see `check`.
+
+    Returns:
+        the result, and the round sizes or "".
+
+    Raises:
+        BadInput: the implementation refuses the case at both sizes; the reason is that of the case's own.
+    """
+    try:
+        return check(impl, name, dtype, options), ""
+    except BadInput as refused:
+        case = _sized(name, True)
+        if case is CASES[name]:
+            raise
+        try:
+            return check(impl, name, dtype, options, round_sizes=True), f"{case.queries} x {case.head}"
+        except BadInput:
+            raise refused from None
+
+
+LACKS = "it has no "
+
+
+def _merge_reasons(reasons: Sequence[str]) -> list[str]:
+    """Return the different reasons, those of missing features as one."""
+    features = {feature for why in reasons if why.startswith(LACKS) for feature in why[len(LACKS) :].split(", no ")}
+    others = sorted({why for why in reasons if not why.startswith(LACKS)})
+    return [*([LACKS + ", no ".join(sorted(features))] if features else []), *others]
 
 
 def _needs_interpreter(name: str) -> bool:
@@ -364,18 +404,20 @@ def _needs_interpreter(name: str) -> bool:
 
 
 def main(names: Sequence[str] = ()) -> int:
-    """Print the page of the named implementations, by default of the zoo's; return 1 if something is wrong."""
+    """Print the page of the named implementations, by default of the zoo's; return 1 if `table` is not sound."""
     progress = Progress(1.0)
     rows, sound = table(progress.begin, names)
     progress.close()
     where = f"{jax.devices()[0].device_kind} ({jax.default_backend()}), JAX {jax.__version__}, Python {platform.python_version()}"
+    # On the zoo's own page; of plug-ins, and of a machine with such a device, it need not be true.
+    never_ran = "" if names or jax.default_backend() != "cpu" else " No implementation has run on a GPU or TPU yet."
     print(f"""# What each attention implementation does
 
 Made by `{" ".join(["python -m benchmarks.attention.conformance", *names])}` on {where}.
 A cell has an error against the definition in float64 and its bound: float32 / bfloat16. Of all entries of the output and the
 gradients, those of biases and tables included, it is the one that uses most of its bound, relative to its array's largest entry
 or 1. The bounds are derived from the arithmetic (`benchmarks/attention/rounding_error_bounds.py`). "-": refused. "Interpreted":
-the kernels were run by Pallas's interpreter, on a machine without their device. No implementation has run on a GPU or TPU yet.
+the kernels were run by Pallas's interpreter, on a machine without their device.{never_ran}
 
 {rows}""")
     return 0 if sound else 1

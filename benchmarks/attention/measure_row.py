@@ -32,8 +32,6 @@ DISTANCE_BOUNDS = {"float32": 2e-5, "bfloat16": 0.1}
 rounds the scores and a bias to bfloat16, reaches 0.08; a mistake of 1 % in the scale is hundreds of times the first bound."""
 TINY = 1e-20
 """Arrays below this count as zero."""
-EVEN_LENGTH = 640
-"""Length at which implementations are checked that do not take a case's odd length."""
 
 
 @dataclass
@@ -205,10 +203,7 @@ def _check_cases(trial: RowTrial, row: SweepRow) -> None:
 
 @functools.cache
 def _check(name: str, case: str, dtype: str) -> conformance.CaseResult:
-    try:
-        return conformance.check(name, case, dtype)
-    except BadInput:
-        return conformance.check(name, case, dtype, length=EVEN_LENGTH)
+    return conformance.check_supported(name, case, dtype)[0]
 
 
 def _finite(**columns: float) -> dict[str, float]:
