@@ -142,7 +142,8 @@ def test_experts_multiply_what_their_tokens_need(
 ) -> None:
     """The products of a layer and its gradients are three times those of each token's experts, to 10 %, which has the router's.
 
-    With JAX's function XLA multiplies all rows for each of the eight experts of a device; see `zoo.ops.grouped_product_tpu`.
+    With JAX's function XLA of JAX 0.10 multiplies all rows for each of the eight experts of a device; see
+    `zoo.ops.grouped_product_tpu`.
     """
     needs("tpu")
     rows, length, width, ffn, experts, chosen = 8, 512, 256, 384, 16, 2
@@ -165,6 +166,10 @@ def test_experts_multiply_what_their_tokens_need(
     module = hlo_parser.parse_program(program.as_text() or "")
     work = flops_and_bytes.work(module, [], mesh.size, products=products, on_chip=True)
     active = 3 * 2.0 * rows * length * chosen * 3 * width * ffn / mesh.size
+    if form == "ragged_dot" and jax.__version_info__ >= (0, 11):
+        # Newer compilers have a kernel for it, whose FLOPs nobody states.
+        assert work.unknown == ("tpu_custom_call",)
+        return
     assert least <= work.flops / active <= largest
     assert form == "ragged_dot" or not work.unknown
 
