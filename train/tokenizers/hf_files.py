@@ -28,6 +28,8 @@ from zoo.hf.config_json import read_json
 VOCABULARY, MERGES = "vocab.json", "merges.txt"
 ENTRIES = "vocab.txt"
 PIECES, XLM_PIECES = "spiece.model", "sentencepiece.bpe.model"
+LLAMA = "llama"
+"""`model_type` of SmolLM2."""
 
 
 def read_tokenizer(folder: Path) -> Tokenizer:
@@ -52,6 +54,10 @@ def read_tokenizer(folder: Path) -> Tokenizer:
         tokenizer, name = _byte_tokens(folder, settings), settings.name
     elif (folder / FILE).exists():
         tokenizer, name = Tokenizer.load(folder), settings.name
+        # SmolLM2 names GPT-2's class and was trained with the rules of its tokenizer.json, which set digits apart, as version 4
+        # of `transformers` read it; version 5 replaces them with those of the class. An export names the class that keeps them.
+        if settings.model_type == LLAMA and name == OF_KIND["gpt"] and not builds_same_rules(name, settings, tokenizer.content()):
+            name = AS_WRITTEN
     else:
         from_vocabulary = _read_vocabulary(folder, settings)
         kind, name = from_vocabulary.kind, settings.name or OF_KIND[from_vocabulary.kind]

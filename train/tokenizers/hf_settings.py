@@ -106,6 +106,8 @@ class TokenizerSettings:
     """The content of added_tokens.json, where `transformers` reads it."""
     special: Any = None
     """Special tokens without a role of their own; an added token with one of these names is special."""
+    model_type: Any = None
+    """`model_type` of config.json, if there is one."""
 
     @classmethod
     def load(cls, folder: Path) -> "TokenizerSettings":
@@ -121,7 +123,8 @@ class TokenizerSettings:
                 raise BadInput(
                     f"{file}: {key} is {json.dumps(values[key])[:60]}; such code or files are not supported; remove it"
                 )
-        name = _class_name(folder, file, values)
+        config = read_json(folder / CONFIG, LARGEST_FILE) if (folder / CONFIG).exists() else {}
+        name = _class_name(folder, file, values, config)
         added: dict[str, Any] = {}
         special = values.get("extra_special_tokens") or values.get("additional_special_tokens")
         # With this key, `transformers` ignores both older files.
@@ -134,7 +137,7 @@ class TokenizerSettings:
                 added = read_json(folder / ADDED, LARGEST_FILE)
         if wrong := [token for token, number in added.items() if type(number) is not int]:
             raise BadInput(f"{folder / ADDED}: {wrong[0]} is {json.dumps(added[wrong[0]])[:60]}; it must be the token's id")
-        return cls(file, values, name, added, special)
+        return cls(file, values, name, added, special, config.get("model_type"))
 
     def flag(self, key: str, default: bool | None) -> bool | None:
         """Return a boolean setting, or its default if it is absent or null.
@@ -254,9 +257,8 @@ def _with_special_tokens_map(values: Mapping[str, Any], names: Mapping[str, Any]
     return merged
 
 
-def _class_name(folder: Path, file: Path, values: Mapping[str, Any]) -> str | None:
-    """Return the class that `transformers.AutoTokenizer` chooses."""
-    config = read_json(folder / CONFIG, LARGEST_FILE) if (folder / CONFIG).exists() else {}
+def _class_name(folder: Path, file: Path, values: Mapping[str, Any], config: Mapping[str, Any]) -> str | None:
+    """Return the class that `transformers.AutoTokenizer` chooses; `config` is the content of config.json."""
     for where, value in ((file, values.get("tokenizer_class")), (folder / CONFIG, config.get("tokenizer_class"))):
         if value is None:
             continue

@@ -102,6 +102,17 @@ def qwen(folder: Path, model_type: str = "qwen3", **changes: Any) -> Path:
     return write(folder, file, settings | changes, model_type)
 
 
+def smollm2(folder: Path, model_type: str) -> Path:
+    """Write a folder as SmolLM2's: single digits, and the class of GPT-2, which does not set them apart."""
+    file, decoder = rules(("<|endoftext|>", "<|im_start|>", "<|im_end|>"))
+    words = {**BYTES, "use_regex": True}
+    digits = {"type": "Digits", "individual_digits": True}
+    file["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [digits, words]}
+    names = dict.fromkeys(("bos_token", "eos_token", "unk_token"), "<|endoftext|>")
+    settings = {"tokenizer_class": "GPT2Tokenizer", "added_tokens_decoder": decoder, "add_prefix_space": False, **names}
+    return write(folder, file, settings, model_type)
+
+
 @functools.cache
 def harmony_content() -> dict[str, Any]:
     return harmony.content([*chapters(), "the whale's " * 99], 900)
@@ -221,7 +232,6 @@ def test_without_settings_the_end_mark_is_that_of_the_vocabulary(tmp_path: Path)
 
 @pytest.mark.planted(4)
 def test_other_rules_roles_and_templates_are_refused(tmp_path: Path) -> None:
-    """SmolLM2's class is GPT-2's, which would not set digits apart as its tokenizer.json does."""
     assert "eos_token is" in refused(llama(tmp_path / "role", eos_token=LLAMA[2]))
     file = json.loads((llama(tmp_path / "twice") / "tokenizer.json").read_text())
     template = file["post_processor"]["processors"][1]
@@ -232,16 +242,19 @@ def test_other_rules_roles_and_templates_are_refused(tmp_path: Path) -> None:
     file["pre_tokenizer"]["pretokenizers"][0] = split(LLAMA_PATTERN)
     (tmp_path / "pattern" / "tokenizer.json").write_text(json.dumps(file))
     assert "pre_tokenizer of tokenizer.json is not that of Qwen2Tokenizer" in refused(tmp_path / "pattern")
-    file, decoder = rules(("<|endoftext|>",))
-    file["pre_tokenizer"] = {
-        "type": "Sequence",
-        "pretokenizers": [{"type": "Digits", "individual_digits": True}, {**BYTES, "use_regex": True}],
-    }
-    settings = {"tokenizer_class": "GPT2Tokenizer", "added_tokens_decoder": decoder}
-    message = refused(write(tmp_path / "digits", file, settings, "llama"))
-    assert "if tokenizer.json is right, write tokenizer_class PreTrainedTokenizerFast" in message
-    fixed = write(tmp_path / "digits", file, settings | {"tokenizer_class": "PreTrainedTokenizerFast"}, "llama")
-    assert len(assert_reads_alike(fixed).encode("1851")) == 4
+    folder = smollm2(tmp_path / "digits", "gpt2")
+    assert "if tokenizer.json is right, write tokenizer_class PreTrainedTokenizerFast" in refused(folder)
+
+
+def test_smollm2s_digits_are_apart_as_in_its_tokenizer_json(tmp_path: Path) -> None:
+    """Its files name GPT-2's class, whose rules `transformers` 5 would use; an export names the class that reads the file."""
+    own = hf_files.read_tokenizer(smollm2(tmp_path / "in", "llama"))
+    assert len(own.encode("1851")) == 4
+    (tmp_path / "out").mkdir()
+    hf_files.write_tokenizer(tmp_path / "out", own, longest=64)
+    (tmp_path / "out" / "config.json").write_text('{"model_type": "llama"}')
+    assert json.loads((tmp_path / "out" / "tokenizer_config.json").read_text())["tokenizer_class"] == "PreTrainedTokenizerFast"
+    assert assert_reads_alike(tmp_path / "out").fingerprint == own.fingerprint
 
 
 def test_gpt2s_end_of_text_begins_a_text(tmp_path: Path) -> None:
