@@ -147,10 +147,19 @@ class Size:
         return [name for name in names if name != "labels" or "task" in names]
 
 
+NEAREST = "so there is nothing to build. The nearest published architectures here are gpt-oss-120b, by the same lab, and "
+NEAREST += "gpt3-175b"
 REFUSED: dict[str, str] = {
-    "gpt-4": "the architecture of gpt-4 is unpublished: its technical report withholds size, shape and training compute, so "
-    "there is nothing to build. The nearest published architectures here are gpt-oss-120b, by the same lab, and gpt3-175b",
+    **dict.fromkeys(
+        ("gpt-4", "gpt4"),
+        "the architecture of gpt-4 is unpublished: its technical report withholds size, shape and training compute, " + NEAREST,
+    ),
+    **{
+        name: f"the architecture of {name} is unpublished, {NEAREST}"
+        for name in ("gpt-3.5", "gpt-3.5-turbo", "gpt-4-turbo", "gpt-4o", "gpt-4o-mini", "gpt-4.1", "gpt-5", "chatgpt")
+    },
 }
+"""Maps the name of a model whose architecture was never published to the error message."""
 
 
 def families() -> list[str]:

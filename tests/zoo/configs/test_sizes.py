@@ -148,6 +148,9 @@ def test_unpublished_architectures_and_unknown_names_are_refused(lookup: Any) ->
         BadInput, match=r"architecture of gpt-4 is unpublished.* here are gpt-oss-120b, by the same lab, and gpt3-175b"
     ):
         lookup("gpt-4")
+    for name in ("gpt4", "gpt-4o", "gpt-5"):
+        with pytest.raises(BadInput, match=r"is unpublished.* here are gpt-oss-120b"):
+            lookup(name)
     for typed, nearest in (("gpt3-175", "gpt3-175b"), ("gtp2-xl", "gpt2-xl"), ("turing", "turing-nlg")):
         with pytest.raises(BadInput, match=f"'{typed}'; the nearest is '{nearest}'"):
             lookup(typed)
