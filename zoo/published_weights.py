@@ -274,7 +274,7 @@ def _to_config(published: PublishedConfig, family: str) -> Any:
     try:
         return configs.from_published(family, published)
     except BadInput as error:
-        message = str(error)
+        message = published.with_keys(str(error))
         raise BadInput(message if message.startswith(str(published.file)) else f"{published.file}: {message}") from None
 
 

@@ -114,7 +114,7 @@ def read_config(
     """
     for key, value in COMPUTED.items():
         published.only(key, value)
-    published.never("quantization_config")
+    published.not_quantized()
     published.without_effect(*BOOKKEEPING, *WITHOUT_EFFECT)
     rows = published.integer("max_position_embeddings", 512)
     if rows <= position_offset:

@@ -36,7 +36,7 @@ def from_published(published: PublishedConfig) -> Config:
     published.use_aliases(ALIASES)
     for key, value in COMPUTED.items():
         published.only(key, value)
-    published.never("quantization_config")
+    published.not_quantized()
     published.without_effect(*BOOKKEEPING, *WITHOUT_EFFECT)
     dropout = published.number("dropout", 0.1)
     before_classifier, before_span = published.number("seq_classif_dropout", 0.2), published.number("qa_dropout", 0.1)

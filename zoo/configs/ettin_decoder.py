@@ -98,8 +98,8 @@ def from_published(published: PublishedConfig) -> Config:
     """
     for key, value in COMPUTED.items():
         published.only(key, value)
-    for key in ("quantization_config", "rope_scaling"):
-        published.never(key)
+    published.not_quantized()
+    published.never("rope_scaling")
     published.without_effect(*BOOKKEEPING, *WITHOUT_EFFECT)
     vocab, layers = published.integer("vocab_size", 50_368), published.integer("num_hidden_layers", 22)
     published.check_padding(vocab, PADDING)
@@ -179,7 +179,12 @@ COMPUTED = {
 """Keys that change the results, with the only value that is implemented here."""
 
 TOKENS = ("pad_token_id", "bos_token_id", "cls_token_id", "sep_token_id")
-WITHOUT_EFFECT = ("initializer_cutoff_factor", "mask_token_id", "is_encoder_decoder")
+WITHOUT_EFFECT = (
+    *("initializer_cutoff_factor", "mask_token_id", "is_encoder_decoder"),
+    # Keys of the encoders, which the same program wrote. The class of `transformers` has none of them.
+    *("layer_norm_eps", "position_embedding_type", "classifier_pooling", "deterministic_flash_attn", "reference_compile"),
+    *("repad_logits_with_grad", "sparse_prediction", "sparse_pred_ignore_index"),
+)
 
 
 # --- sizes ----------------------------------------------------------------------------------------------------------------------

@@ -92,7 +92,7 @@ def from_published(published: PublishedConfig) -> Config:
         raise published.wrong("n_head", heads, f"it must divide n_embd, {width}")
     for key, value in COMPUTED.items():
         published.only(key, value)
-    published.never("quantization_config")
+    published.not_quantized()
     published.without_effect(*BOOKKEEPING, *WITHOUT_EFFECT)
     return Config(
         vocab=published.integer("vocab_size", 50_257),

@@ -224,7 +224,7 @@ def _rotations(published: PublishedConfig) -> dict[str, Any]:
         # `transformers` rounds the ends of YaRN's ramp unless this key is false.
         if section.flag("truncate", True):
             raise section.wrong("truncate", True, "this family computes false")
-        fields["scaling_factor"] = section.number("factor", 0.0)
+        fields["scaling_factor"] = section.number("factor")
         fields["beta_fast"], fields["beta_slow"] = section.number("beta_fast", 32.0), section.number("beta_slow", 1.0)
         longest = published.integer("max_position_embeddings", 131_072)
         fields["original_context"] = section.integer("original_max_position_embeddings", longest)

@@ -138,7 +138,7 @@ def from_published(published: PublishedConfig) -> Config:
     absent = ABSENT[model_type]
     for key, value in (COMPUTED | NOT_WRITTEN).items():
         published.only(key, value)
-    published.never("quantization_config")
+    published.not_quantized()
     published.without_effect(*BOOKKEEPING, *WITHOUT_EFFECT)
     vocab = published.integer("vocab_size", absent["vocab_size"])
     layers = published.integer("num_hidden_layers", absent["layers"])
@@ -260,10 +260,10 @@ def _rotations(published: PublishedConfig, base: float) -> dict[str, Any]:
     section.without_effect("type")
     fields: dict[str, Any] = {"base": section.number("rope_theta", base), "scaling": kind}
     if kind != "none":
-        fields["scaling_factor"] = section.number("factor", 0.0)
+        fields["scaling_factor"] = section.number("factor")
     if kind == "llama3":
-        fields["low_freq_factor"] = section.number("low_freq_factor", 0.0)
-        fields["high_freq_factor"] = section.number("high_freq_factor", 0.0)
+        fields["low_freq_factor"] = section.number("low_freq_factor")
+        fields["high_freq_factor"] = section.number("high_freq_factor")
         longest = published.integer("max_position_embeddings", ABSENT[MODEL_TYPE]["context"])
         fields["original_context"] = section.integer("original_max_position_embeddings", longest)
     section.nothing_else()

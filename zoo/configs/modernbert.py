@@ -74,8 +74,8 @@ def from_published(published: PublishedConfig) -> Config:
     """
     for key, value in COMPUTED.items():
         published.only(key, value)
-    for key in ("quantization_config", "rope_scaling"):
-        published.never(key)
+    published.not_quantized()
+    published.never("rope_scaling")
     published.without_effect(*BOOKKEEPING, *WITHOUT_EFFECT)
     vocab, layers = published.integer("vocab_size", 50_368), published.integer("num_hidden_layers", 22)
     published.check_padding(vocab, PADDING)

@@ -119,7 +119,7 @@ def from_published(published: PublishedConfig) -> Config:
     published.use_aliases(ALIASES)
     for key, value in COMPUTED.items():
         published.only(key, value)
-    published.never("quantization_config")
+    published.not_quantized()
     published.without_effect(*BOOKKEEPING, *WITHOUT_EFFECT)
     activation, gated = published.choice("feed_forward_proj", FEED_FORWARD, "relu" if model_type == MODEL_TYPE else "gated-gelu")
     # `transformers` also writes these two, which it derives from `feed_forward_proj`.

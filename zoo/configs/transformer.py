@@ -101,7 +101,7 @@ def from_published(published: PublishedConfig) -> Config:
     # The default of this key is not the value that is implemented here.
     if not published.flag("scale_embedding", False):
         raise published.wrong("scale_embedding", False, "this family computes true")
-    published.never("quantization_config")
+    published.not_quantized()
     published.without_effect(*BOOKKEEPING, *WITHOUT_EFFECT)
     vocab, layers = published.integer("vocab_size", 58_101), published.integer("encoder_layers", 12)
     heads, ffn = published.integer("encoder_attention_heads", 16), published.integer("encoder_ffn_dim", 4096)

@@ -69,7 +69,7 @@ def from_published(published: PublishedConfig) -> Config:
     published.use_aliases(ALIASES)
     for key, value in COMPUTED.items():
         published.only(key, value)
-    published.never("quantization_config")
+    published.not_quantized()
     published.without_effect(*BOOKKEEPING, *WITHOUT_EFFECT)
     dropout = published.number("dropout", 0.1)
     if (first := published.number("summary_first_dropout", 0.0)) != 0:

@@ -28,10 +28,14 @@ class PublishedConfig:
     task: str = ""
     """Task of the tensors in the same folder, for a family with several heads; set by the loader after inspecting them."""
 
-    def __init__(self, file: Path, content: dict[str, Any]) -> None:
+    def __init__(self, file: Path, content: dict[str, Any], parents: str = "", paths: dict[str, bool] | None = None) -> None:
         self.file = file
         self._content = content
+        self._parents = parents
+        """Keys of the objects that contain this one, each with a point behind it."""
         self._read: set[str] = set()
+        self._paths: dict[str, bool] = {} if paths is None else paths
+        """Maps a key that was read, "rope_scaling.factor" if it is in an inner object, to whether the file has it."""
         self._aliases: dict[str, str] = {}
         """Maps a key of the family to the other name under which this file has it."""
 
@@ -75,11 +79,11 @@ class PublishedConfig:
             raise self.wrong(key, value, f"it must be a whole number of at least {least}")
         return value
 
-    def number(self, key: str, default: float, *, nullable: bool = False, decimal: bool = False) -> float:
+    def number(self, key: str, default: float | None = None, *, nullable: bool = False, decimal: bool = False) -> float:
         """Return a finite number; with `decimal` it must have a point or an exponent, as in `transformers`."""
         value = self._take(key, default, nullable)
         if decimal and isinstance(value, int):
-            raise self.wrong(key, value, f"it must be a decimal number, as {float(default)}")
+            raise self.wrong(key, value, f"it must be a decimal number, as {float(default or 0)}")
         if not isinstance(value, int | float) or isinstance(value, bool) or not abs(value) <= sys.float_info.max:
             raise self.wrong(key, value, "it must be a finite number")
         return float(value)
@@ -138,7 +142,7 @@ class PublishedConfig:
         value = self._take(key, None, nullable=True)
         if not isinstance(value, dict | None):
             raise self.wrong(key, value, "it must be an object, or null")
-        return PublishedConfig(self.file, value) if value else None
+        return self._inner(key, value) if value else None
 
     def either_subsection(self, key: str, other: str) -> "PublishedConfig | None":
         """Return the object at one of two keys, of which files have one or the other; None if they have none.
@@ -160,7 +164,7 @@ class PublishedConfig:
         value = self._take(key, {}, nullable=True)
         if not isinstance(value, dict) or not value.keys() <= set(names) or not all(isinstance(v, dict) for v in value.values()):
             raise self.wrong(key, value, f"it must be an object of the objects {', '.join(names)}")
-        return {name: PublishedConfig(self.file, content) for name, content in value.items()}
+        return {name: self._inner(f"{key}.{name}", content) for name, content in value.items()}
 
     def nothing_else(self) -> None:
         """Refuse keys that were not read."""
@@ -182,6 +186,21 @@ class PublishedConfig:
         """Refuse any value but null, for a key whose presence changes the form of the weights."""
         if (value := self._take(key, None, nullable=True)) is not None:
             raise self.wrong(key, value, "such weights are not supported; use the original weights")
+
+    def not_quantized(self) -> None:
+        """Refuse quantized weights; the message names their format.
+
+        Raises:
+            BadInput: the file has a `quantization_config` other than null.
+        """
+        key = "quantization_config"
+        value = self._take(key, None, nullable=True)
+        method = value.get("quant_method") if isinstance(value, dict) else None
+        fix = "quantized weights are not read in this family; use the original weights"
+        if isinstance(method, str):
+            raise self._inner(key, value).wrong("quant_method", method, fix)
+        if value is not None:
+            raise self.wrong(key, value, fix)
 
     def architecture(self) -> str:
         """Return the class of `transformers` that the weights were saved from; "" if the file does not name it."""
@@ -236,14 +255,47 @@ class PublishedConfig:
         """Return the exception to raise for a wrong value of a key."""
         key = self._aliases.get(key, key)
         state = f"is {json.dumps(value)[:60]}" if key in self._content else "is absent"
-        return BadInput(f"{self.file}: {key} {state}; {why}")
+        return BadInput(f"{self.file}: {self._parents}{key} {state}; {why}")
+
+    def with_keys(self, message: str) -> str:
+        """Return a message about options of a model with the keys of this file in their place, where it has such keys."""
+
+        def key_of(option: re.Match[str]) -> str:
+            field = option[1].replace("-", "_")
+            keys = [key for key in KEYS_OF_FIELDS.get(field, (field,)) if key in self._paths]
+            return next((key for key in keys if self._paths[key]), keys[0] if keys else option[0])
+
+        return re.sub(r"--model\.([a-z0-9-]+)", key_of, message)
+
+    def _inner(self, key: str, content: dict[str, Any]) -> "PublishedConfig":
+        """Return the reader of the object at a key."""
+        return PublishedConfig(self.file, content, f"{self._parents}{key}.", self._paths)
 
     def _take(self, key: str, default: Any, nullable: bool = False) -> Any:
         name = self._aliases.get(key, key)
         self._read.update((key, name))
+        self._paths[self._parents + name] = name in self._content
         value = self._content.get(name, default)
         return default if value is None and nullable else value
 
+
+KEYS_OF_FIELDS: dict[str, tuple[str, ...]] = {
+    **{"vocab": ("vocab_size",), "context": ("max_position_embeddings",), "layers": ("num_hidden_layers",)},
+    **{"width": ("hidden_size",), "heads": ("num_attention_heads",), "kv_heads": ("num_key_value_heads",)},
+    **{"head": ("head_dim",), "ffn": ("intermediate_size",), "eps": ("rms_norm_eps", "norm_eps", "layer_norm_eps")},
+    **{"experts": ("num_experts", "num_local_experts"), "active_experts": ("num_experts_per_tok",)},
+    **{"window": ("sliding_window",), "local_window": ("local_attention",), "limit": ("swiglu_limit",)},
+    **{"global_every": ("global_attn_every_n_layers",), "global_base": ("global_rope_theta",)},
+    **{"local_base": ("local_rope_theta",), "base": ("rope_parameters.rope_theta", "rope_scaling.rope_theta", "rope_theta")},
+    **{
+        field: (f"rope_scaling.{key}", f"rope_parameters.{key}")
+        for field, key in {
+            **{"scaling_factor": "factor", "low_freq_factor": "low_freq_factor", "high_freq_factor": "high_freq_factor"},
+            **{"original_context": "original_max_position_embeddings", "beta_fast": "beta_fast", "beta_slow": "beta_slow"},
+        }.items()
+    },
+}
+"""Maps fields of configurations to the keys of a config.json that set them, in families that have these keys."""
 
 ACTIVATIONS: dict[str, Literal["gelu", "gelu_tanh", "relu", "silu"]] = {
     "gelu": "gelu",

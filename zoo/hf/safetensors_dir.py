@@ -34,13 +34,15 @@ LARGEST_INDEX = 64 << 20
 MOST_TENSORS = 100_000
 NAME = re.compile(r"[A-Za-z0-9_.\-]{1,256}")
 SHARD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}\.safetensors")
-EXECUTABLE = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle", "*.msgpack", "*.h5", "*.npz")
+EXECUTABLE = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle", "*.msgpack", "*.h5", "*.npz", "*.gguf", "*.onnx")
 
 DTYPES: dict[str, Any] = {
     **{"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": jnp.bfloat16},
     **{"I64": np.int64, "I32": np.int32, "I16": np.int16, "I8": np.int8},
     **{"U64": np.uint64, "U32": np.uint32, "U16": np.uint16, "U8": np.uint8, "BOOL": np.bool_},
 }
+QUANTIZED = ("F4", "F6", "F8")
+"""Beginnings of the names of types that only quantized weights have."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,8 +127,10 @@ def read_header(file: Path) -> dict[str, Tensor]:
         raise BadInput(f"{file}: damaged safetensors ({' '.join(str(error).split())[:120]}); download it again") from None
     tensors = {}
     for name, entry in entries.items():
-        if entry["dtype"] not in DTYPES:
-            raise BadInput(f"{file}: {name} has the type {entry['dtype']}; supported are {', '.join(DTYPES)}")
+        if (dtype := entry["dtype"]) not in DTYPES:
+            quantized = ", so these are quantized weights, which are not read; use the original weights"
+            fix = quantized if dtype.startswith(QUANTIZED) else f"; supported are {', '.join(DTYPES)}"
+            raise BadInput(f"{file}: {name} has the type {dtype}{fix}")
         tensors[name] = Tensor(file, 8 + length + entry["data_offsets"][0], tuple(entry["shape"]), entry["dtype"])
     return tensors
 

@@ -241,7 +241,7 @@ REFUSED: list[tuple[str, str, dict[str, Any], str]] = [
     ("gpt_oss", "", {"quantization_config": {"quant_method": "mxfp4", "bits": 3}}, "bits is 3; this family does not compute it"),
     ("gpt_oss", "", {"rope_scaling": {"rope_type": "linear", "factor": 2.0}}, 'rope_type is "linear"; .* yarn, default'),
     ("gpt_oss", "", {"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, "truncate is .*; this family computes false"),
-    ("gpt_oss", "", {"rope_scaling": {"rope_type": "yarn", "truncate": False}}, "--model.scaling-factor 0.0: choose 1 to 1e6"),
+    ("gpt_oss", "", {"rope_scaling": {"rope_type": "yarn", "truncate": False}}, "rope_scaling.factor is absent; it must be"),
     ("gpt_oss", "sequence", {"num_labels": 2}, "id2label is .*; this family reads reward heads with one label"),
     ("llama", "", {"num_attention_heads": 5}, "num_attention_heads is 5; it must divide hidden_size, 4096"),
     ("llama", "", {"num_key_value_heads": 3}, "--model.kv-heads 3: choose a divisor of --model.heads 32"),
@@ -249,7 +249,7 @@ REFUSED: list[tuple[str, str, dict[str, Any], str]] = [
     ("llama", "", {"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, 'rope_type is "yarn"; .* default, linear, llama3'),
     ("llama", "", {"rope_scaling": {"type": "dynamic", "factor": 2.0}}, 'type is "dynamic"; .* default, linear, llama3'),
     ("llama", "", {"rope_scaling": {"type": "linear", "factor": 0.5}}, "--model.scaling-factor 0.5: choose 1 to 1e6"),
-    ("llama", "", {"rope_scaling": {"type": "linear"}}, "--model.scaling-factor 0.0: choose 1 to 1e6"),
+    ("llama", "", {"rope_scaling": {"type": "linear"}}, "rope_scaling.factor is absent; it must be a finite number"),
     ("llama", "", {"rope_scaling": {"type": "linear", "factor": 2.0, "beta_fast": 3}}, "beta_fast is 3; .* does not compute it"),
     ("llama", "", {"rope_scaling": {"type": "default"}, "rope_parameters": {"rope_theta": 5.0}}, "remove one of them"),
     (
@@ -266,6 +266,7 @@ REFUSED: list[tuple[str, str, dict[str, Any], str]] = [
         "no_rope_layers is .*this family computes 36, 0 for the last one of each n, else 1",
     ),
     ("llama", "sequence", {"num_labels": 2}, "id2label is .*; this family reads reward heads with one label"),
+    ("roberta", "body", {"pad_token_id": 50_265}, "pad_token_id is 50265; choose an id below the vocabulary size 50265"),
     ("roberta", "body", {"max_position_embeddings": 2}, "the first token takes row 2"),
     ("roberta", "body", {"pad_token_id": 0, "max_position_embeddings": 1}, "the first token takes row 1"),
     ("bert", "sequence", {"id2label": {"0": "a", "2": "b"}}, "id2label is .*each label of the classifier"),
@@ -303,6 +304,51 @@ def test_a_file_is_refused_with_its_name(content: dict[str, Any], message: str, 
     (tmp_path / "config.json").write_text(json.dumps(content))
     with pytest.raises(BadInput, match=message):
         published_weights.read_config(tmp_path)
+
+
+LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 4.0, "high_freq_factor": 1.0}
+IN_KEYS: list[tuple[dict[str, Any], str]] = [
+    (published.LLAMA | {"num_key_value_heads": 4}, "num_key_value_heads 4: choose a divisor of num_attention_heads 6"),
+    (published.LLAMA | {"rope_scaling": None, "rope_theta": 0.5}, "rope_theta 0.5: choose 1 to 1e12"),
+    (published.LLAMA | {"rope_scaling": None, "rope_parameters": {"rope_theta": 0.5}}, "rope_parameters.rope_theta 0.5: choose"),
+    (
+        published.LLAMA | {"rope_scaling": LLAMA3},
+        "rope_scaling.high_freq_factor 1.0: choose more than rope_scaling.low_freq_factor 4.0, to 1e6",
+    ),
+    (published.GPT_OSS | {"num_experts_per_tok": 4}, "num_experts_per_tok 4: choose 1 to num_local_experts 3"),
+    (published.GPT_OSS | {"num_experts": 1}, "num_experts_per_tok 2: choose 1 to num_experts 1"),
+    (published.MODERNBERT | {"num_attention_heads": 5}, "num_attention_heads 5: it must divide hidden_size 12"),
+    # Families with other keys keep the names of the options.
+    (published.GPT2 | {"n_layer": 10**9}, f"--model.layers {10**9}: choose 1 to 512"),
+]
+
+
+@pytest.mark.parametrize(("content", "message"), IN_KEYS)
+def test_a_number_out_of_range_is_refused_by_its_key(content: dict[str, Any], message: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    with pytest.raises(BadInput) as refusal:
+        published_weights.read_config(tmp_path)
+    assert str(refusal.value).startswith(f"{tmp_path / 'config.json'}: {message}")
+
+
+FORMATS = ("gptq", "awq", "bitsandbytes", "fp8", "compressed-tensors")
+
+
+@pytest.mark.planted(len(FORMATS))
+@pytest.mark.parametrize("family", [family for family in configs.families() if family != "gpt_oss"])
+def test_quantized_weights_are_refused_by_the_name_of_their_format(family: str) -> None:
+    """The name may be far behind other settings."""
+    settings = {f"llm_int8_setting_{number}": None for number in range(9)}
+    for name in FORMATS:
+        with pytest.raises(BadInput, match=f'quantization_config.quant_method is "{name}"; .*use the original weights'):
+            read(family, **COMMON.get(family, {}), quantization_config={**settings, "quant_method": name})
+
+
+def test_an_ettin_decoder_may_have_the_idle_keys_of_an_encoder() -> None:
+    """The released files of encoders have them, and one program wrote both."""
+    keys = {"layer_norm_eps": 1e-5, "position_embedding_type": "absolute", "classifier_pooling": "mean"}
+    keys |= {"deterministic_flash_attn": False, "sparse_prediction": False, "sparse_pred_ignore_index": -100}
+    assert read("ettin_decoder", **keys) == read("ettin_decoder")
 
 
 @pytest.mark.planted

@@ -232,7 +232,7 @@ HOSTILE: dict[str, tuple[bytes | Callable[[], bytes], str]] = {
     "shape against size": (raw({"a": ONE | {"shape": [2]}}, b"\0" * 4), "damaged"),
     "unknown type": (raw({"a": ONE | {"dtype": "F31"}}, b"\0" * 4), "damaged"),
     "no object": (raw({"a": 3}), "damaged"),
-    "fp8": (raw({"a": ONE | {"dtype": "F8_E4M3", "data_offsets": [0, 1]}}, b"\0"), "type"),
+    "fp8": (raw({"a": ONE | {"dtype": "F8_E4M3", "data_offsets": [0, 1]}}, b"\0"), "F8_E4M3, so these are quantized"),
 }
 """Files, the large ones as functions that make them, and a part of the message."""
 
