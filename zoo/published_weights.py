@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 
 from zoo import configs, models, sharding
 from zoo.errors import BadInput
-from zoo.hf import mxfp4, safetensors_dir, weight_files
+from zoo.hf import mxfp4, quantized_formats, safetensors_dir, weight_files
 from zoo.hf.config_json import PublishedConfig
 from zoo.hf.param_name_types import Layout, ParamNames
 from zoo.hf.safetensors_dir import Tensor
@@ -138,6 +138,7 @@ def open_folder(folder: Path) -> Opened:
     published.task = resolve_task(heads, tensors, architecture)
     names = heads[published.task]
     cfg = _to_config(published, family)
+    quantized_formats.refuse_quantized(tensors, folder)
     tensors = mxfp4.decoded(_current_names(names, tensors, folder), folder)
     leaves, idle = plan_import(cfg, tensors, folder)
     if architecture != names.architecture and any(architecture == other.architecture for other in heads.values()):

@@ -27,7 +27,7 @@ GENERATION = "generation_config.json"
 
 
 def import_weights(where: str, *, out: str, name: str, explain: bool, mesh: run_config.Mesh) -> int:
-    """Check a complete published model and write it, as float32, to the folder `out`/`name`.
+    """Check a complete published model and write it to the folder `out`/`name`: float32, or bfloat16 if it was released so.
 
     Args:
         where: a folder, or the id of a model on the hub.

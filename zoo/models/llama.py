@@ -245,6 +245,7 @@ BODY = (
 NAMES = ParamNames(
     architecture="LlamaForCausalLM",
     prefixes=("model.", ""),
+    released_in_bfloat16=True,
     rows=(*BODY, ParamName("unembed/embedding", "lm_head.weight", bare=True, optional=True)),
     tied={"lm_head.weight": "embed/tokens/embedding"},
     # Old files contain the frequencies of the rotations.

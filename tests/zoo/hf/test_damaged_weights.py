@@ -276,7 +276,28 @@ def test_an_index_and_its_files_must_agree(tmp_path: Path) -> None:
         safetensors_dir.read_tensors(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "flax_model.msgpack", "tf_model.h5"])
+QUANTIZED = {
+    "qweight": "GPTQ or AWQ",
+    "weight.absmax": "bitsandbytes",
+    "SCB": "bitsandbytes",
+    "weight_packed": "compressed-tensors",
+    "weight_scale_inv": "fp8",
+}
+
+
+@pytest.mark.planted(len(QUANTIZED))
+@pytest.mark.parametrize("family", ["llama", "gpt_oss"])
+def test_quantized_tensors_are_refused_by_the_name_of_their_format(family: str, tmp_path: Path) -> None:
+    """Also if the config.json says nothing of it."""
+    numbers = published.config(family, "causal")
+    stored = published.write(tmp_path / "model", numbers)
+    for ending, name in QUANTIZED.items():
+        tensor = f"model.layers.0.self_attn.q_proj.{ending}"
+        published.write_files(tmp_path / "model", numbers, {**stored, tensor: np.zeros((2, 2), np.uint8)})
+        published.assert_refused(tmp_path / "model", f"{tensor} is a tensor of {name}", "use the original weights")
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "flax_model.msgpack", "tf_model.h5", "model.gguf"])
 @pytest.mark.planted
 def test_pickle_is_refused_and_not_opened(tmp_path: Path, name: str) -> None:
     # Unpickling this would write the file "ran".

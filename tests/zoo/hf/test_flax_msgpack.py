@@ -98,6 +98,36 @@ def test_files_of_flax_classes_have_the_tensors_of_torch(family: str, name: str,
     assert (opened.config, opened.leaves, opened.notes) == (safe.config, safe.leaves, safe.notes)
 
 
+COUSINS = [
+    ("T5", "T5ForConditionalGeneration-gated", published.MT5 | {"architectures": ["MT5ForConditionalGeneration"]}),
+    *(
+        ("Roberta", f"Roberta{head}", published.XLM | {"architectures": [f"XLMRoberta{head}"]})
+        for head in ("Model", "ForMaskedLM", "ForTokenClassification")
+    ),
+]
+
+
+@pytest.mark.parametrize(("family", "name", "content"), COUSINS)
+def test_files_of_mt5_and_xlm_r_are_read(family: str, name: str, content: dict[str, Any], tmp_path: Path) -> None:
+    """Their Flax classes have the names of T5's and RoBERTa's; no safetensors were released with the first mT5 and ByT5."""
+    stored, torch = arrays(family, name)
+    opened = published_weights.open_folder(write(tmp_path / "model", content, stored, shards=2))
+    assert opened.notes == () and opened.tensors.keys() == torch.keys()
+    assert all(np.array_equal(opened.tensors[key].view(), tensor) for key, tensor in torch.items())
+
+
+def test_files_of_the_flax_llama_are_read(tmp_path: Path) -> None:
+    """Its scales of norms are called `weight`, as in torch (`modeling_flax_llama.py` of transformers 4.46.3)."""
+    torch = published.write(tmp_path / "safe", content := published.config("llama", "causal"))
+    ends = {"norm": "weight", "embed_tokens": "embedding"}
+    last = {name: next((end for part, end in ends.items() if part in name), "kernel") for name in torch}
+    paths = {name: f"{name.removesuffix('.weight').replace('.', '/')}/{end}" for name, end in last.items()}
+    stored = {path: torch[name].T if last[name] == "kernel" else torch[name] for name, path in paths.items()}
+    opened = published_weights.open_folder(write(tmp_path / "model", content, stored))
+    assert opened.notes == () and opened.tensors.keys() == torch.keys()
+    assert all(np.array_equal(opened.tensors[name].view(), tensor) for name, tensor in torch.items())
+
+
 FIRST = [next(head for head in CLASSES if head[0] == family) for family in NUMBERS]
 
 

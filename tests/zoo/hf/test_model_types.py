@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import ml_dtypes
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
@@ -54,6 +55,21 @@ def test_a_folder_is_exported_with_the_type_and_the_class_that_it_had(
     assert exported.get("feed_forward_proj") == numbers.get("feed_forward_proj")
     again = published_weights.open_folder(tmp_path)
     assert (again.config, again.notes) == (cfg, ())
+
+
+def test_a_llama_in_bfloat16_is_exported_in_bfloat16(tmp_path: Path) -> None:
+    """All released ones are; an import would otherwise need twice their space. A number that bfloat16 lacks is not rounded."""
+    content = published.config("llama", "causal")
+    stored = {name: tensor.astype(ml_dtypes.bfloat16) for name, tensor in published.write(tmp_path / "model", content).items()}
+    cfg, params = published_weights.load(published.write_files(tmp_path / "model", content, stored), ONE)
+    (tmp_path / "out").mkdir()
+    assert published_weights.save(tmp_path / "out", cfg, params) == "bfloat16"
+    written = load_file(tmp_path / "out" / safetensors_dir.SINGLE)
+    assert written.keys() == stored.keys() and all(np.array_equal(written[name], tensor) for name, tensor in stored.items())
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == "bfloat16"
+    params["norm"]["scale"] = params["norm"]["scale"] + 2.0**-20
+    (tmp_path / "finer").mkdir()
+    assert published_weights.save(tmp_path / "finer", cfg, params) == "float32"
 
 
 def test_umt5_has_a_table_in_every_layer(tmp_path: Path) -> None:
