@@ -11,7 +11,6 @@ tile and a block of columns of its group's weights in the vector memory, the con
 products of the tiles of a group. The grid goes over tiles in groups only: others are neither read nor written.
 """
 
-import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -22,14 +21,14 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int
 
 from zoo.errors import BadInput
+from zoo.ops import grouped_product
+from zoo.sharding import target_device_kind
 
 LANES = 128
 SUBLANES = 8
 """Minimum number of rows of float32 numbers that an array occupies in vector memory."""
 MIN_COLUMNS = 256
 """Minimum number of columns of a block, except of a narrower array: a tile of rows is read again for each block of columns."""
-MIN_TILE_ROWS = 16
-"""Minimum number of rows in a tile: a register of bfloat16 numbers has 16 rows."""
 
 
 class Blocks(NamedTuple):
@@ -64,17 +63,12 @@ def blocks_of(kind: str) -> Blocks:
 
 def device_blocks() -> Blocks:
     """Return the limits for the device for which a program is compiled."""
-    device = jax.sharding.get_abstract_mesh().abstract_device
-    return blocks_of((jax.devices()[0] if device is None else device).device_kind)
+    return blocks_of(target_device_kind())
 
 
 def rows_in_tile(rows_per_group: int) -> int:
-    """Return the number of rows in a tile of groups of an average size: a power of two and at most an eighth of that size.
-
-    The last tile of a group is half empty on average, so that on average at most a sixteenth of the products are of empty rows,
-    unless the groups are smaller than eight of the smallest tiles. One group alone can have more: up to a tile less one row.
-    """
-    return min(device_blocks().tile, max(MIN_TILE_ROWS, 1 << max(rows_per_group // 8, 1).bit_length() - 1))
+    """Return the number of rows in a tile of groups of an average size; see `grouped_product.rows_in_tile`."""
+    return grouped_product.rows_in_tile(rows_per_group, device_blocks().tile)
 
 
 class RowBlocks(NamedTuple):
@@ -104,7 +98,7 @@ def row_blocks(tile: int, depth: int, columns: int, dtype: Any, limits: Blocks) 
         used = 2 * copied + 4 * tile * block
         if used <= limits.vmem_bytes:
             return RowBlocks(tile, block, used)
-        if tile <= MIN_TILE_ROWS:
+        if tile <= grouped_product.MIN_TILE_ROWS:
             raise BadInput(
                 f"products of experts over an axis of {depth} {jnp.dtype(dtype).name} numbers need {used / (1 << 20):.1f} MiB of "
                 f"the vector memory of a device, which has {limits.vmem_bytes / (1 << 20):.1f}; choose --precision bfloat16, a "
@@ -137,42 +131,6 @@ def gradient_blocks(tile: int, depth: int, columns: int, dtype: Any, limits: Blo
     return GradientBlocks(block_d, block_f, used)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
-def grouped_product(
-    x: Float[Array, "R D"],
-    kernels: Float[Array, "E D F"],
-    biases: Float[Array, "E F"],
-    sizes: Int[Array, " E"],
-    tile: int,
-    interpret: Any,
-) -> Float[Array, "R F"]:
-    """Return x[r] . kernels[e] + biases[e] for each row r of group e, in the dtype of the rows, with sums in float32.
-
-    Args:
-        sizes: the number of rows of each group, multiples of `tile`. Results of rows after all groups are undefined, and so are
-            their gradients.
-        tile: a power of two, from `rows_in_tile`.
-        interpret: True, or the options of Pallas's interpreter of TPUs: compute without a TPU.
-    """
-    return multiply_rows(x, kernels, biases, sizes, tile=tile, interpret=interpret)
-
-
-def _forward(
-    x: Array, kernels: Array, biases: Array, sizes: Array, tile: int, interpret: Any
-) -> tuple[Array, tuple[Array, Array, Array, Array]]:
-    return grouped_product(x, kernels, biases, sizes, tile, interpret), (x, kernels, biases, sizes)
-
-
-def _backward(tile: int, interpret: Any, residuals: Any, d_y: Array) -> tuple[Array, Array, Array, None]:
-    x, kernels, biases, sizes = residuals
-    d_x = multiply_rows(d_y, kernels, None, sizes, tile=tile, transposed=True, interpret=interpret)
-    d_kernels, d_biases = weight_gradients(x, d_y, sizes, tile=tile, dtype=kernels.dtype, interpret=interpret)
-    return d_x.astype(x.dtype), d_kernels, d_biases.astype(biases.dtype), None
-
-
-grouped_product.defvjp(_forward, _backward)
-
-
 def multiply_rows(
     x: Float[Array, "R D"],
     kernels: Float[Array, "E _ _"],
@@ -183,7 +141,7 @@ def multiply_rows(
     transposed: bool = False,
     interpret: Any = False,
 ) -> Float[Array, "R F"]:
-    """Return x[r] . kernels[e] + biases[e], or x[r] . kernels[e]^T if `transposed`; see `grouped_product`.
+    """Return x[r] . kernels[e] + biases[e], or x[r] . kernels[e]^T if `transposed`; see `grouped_product.grouped_product`.
 
     The grid goes over blocks of columns and, fastest, over tiles: consecutive tiles of a group share its block of weights. Tiles
     that are too large with the full contracted axis are halved.
@@ -192,7 +150,7 @@ def multiply_rows(
     limits = device_blocks()
     tile, block, _ = row_blocks(tile, depth, columns, x.dtype, limits)
     ends = jnp.cumsum(sizes // tile)
-    group = _group_of(ends, rows // tile)
+    group = grouped_product.group_of(ends, rows // tile)
 
     def body(_: Any, x: Any, kernel: Any, bias: Any, y: Any) -> None:
         contracted = ((1,), (1 if transposed else 0,))
@@ -239,7 +197,7 @@ def weight_gradients(
     tiles = sizes // tile
     steps = _steps_of(tiles)
     ends = jnp.cumsum(steps)
-    group = _group_of(ends, rows // tile + groups)
+    group = grouped_product.group_of(ends, rows // tile + groups)
     # The one of an empty group's step is not used.
     tile_of_step = jnp.arange(group.shape[0]) - (ends - steps)[group] + (jnp.cumsum(tiles) - tiles)[group]
     tile_of_step = jnp.minimum(tile_of_step, rows // tile - 1).astype(jnp.int32)
@@ -305,12 +263,6 @@ def _block(size: int, largest: int) -> int:
         return size
     smallest = min(MIN_COLUMNS, max(largest // LANES, 1) * LANES)
     return min(range(smallest, max(largest, smallest) + 1, LANES), key=lambda block: (pl.cdiv(size, block) * block, -block))
-
-
-def _group_of(ends: Int[Array, " E"], count: int) -> Int[Array, " count"]:
-    """Return the group of each of `count` tiles or steps, given the end of each group; the last group after all ends."""
-    passed = (ends <= jnp.arange(count)[:, None]).sum(1)
-    return jnp.minimum(passed, ends.shape[0] - 1).astype(jnp.int32)
 
 
 def _steps_of(tiles: Int[Array, " E"]) -> Int[Array, " E"]:

@@ -13,27 +13,38 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from zoo.ops import grouped_product_tpu
-from zoo.sharding import target_platform
+from zoo.ops import grouped_product_gpu, grouped_product_tpu
+from zoo.ops.grouped_product import grouped_product
+from zoo.sharding import target_device_kind, target_platform
 
 LARGEST_TILE = 256
 """Maximum number of rows in a tile on CPU."""
 
-Form = Literal["tiles", "grouped_tpu", "ragged_dot"]
-"""A scan over tiles of rows; the kernels of `grouped_product_tpu`; JAX's function."""
+Form = Literal["tiles", "grouped_tpu", "grouped_gpu", "ragged_dot"]
+"""A scan over tiles of rows; the kernels of `grouped_product_tpu` and `grouped_product_gpu`; JAX's function."""
 
 
 def product_form() -> Form:
-    """Return how products of groups are computed on the platform for which a program is compiled."""
-    forms: dict[str, Form] = {"cpu": "tiles", "tpu": "grouped_tpu"}
-    return forms.get(target_platform(), "ragged_dot")
+    """Return how products of groups are computed on the device for which a program is compiled.
+
+    `ragged_dot` is for other GPUs than NVIDIA's: the kernels take 96 KiB of shared memory, and those of AMD have 64.
+    """
+    match target_platform():
+        case "cpu":
+            return "tiles"
+        case "tpu":
+            return "grouped_tpu"
+        case "gpu" if target_device_kind().startswith("NVIDIA"):
+            return "grouped_gpu"
+        case _:
+            return "ragged_dot"
 
 
 def rows_in_tile(rows_per_group: int) -> int:
     """Return the number of rows of which each group must have a multiple: 1 where `jax.lax.ragged_dot` takes groups of any size.
 
     In tiles on CPU it is a power of two so small that the rows which fill the groups up are at most a sixteenth of all; for the
-    kernels of a TPU see `grouped_product_tpu.rows_in_tile`.
+    kernels of TPUs and GPUs see `grouped_product.rows_in_tile`.
 
     Args:
         rows_per_group: the average number of rows of a group, without those that fill it up.
@@ -43,6 +54,8 @@ def rows_in_tile(rows_per_group: int) -> int:
             return min(LARGEST_TILE, 1 << max(rows_per_group // 16, 1).bit_length() - 1)
         case "grouped_tpu":
             return grouped_product_tpu.rows_in_tile(rows_per_group)
+        case "grouped_gpu":
+            return grouped_product_gpu.rows_in_tile(rows_per_group)
         case _:
             return 1
 
@@ -92,21 +105,25 @@ def ragged_product(
 
     XLA on CPU computes `jax.lax.ragged_dot` as a product with every kernel, E times the arithmetic that is needed (read in the
     compiled program at JAX 0.10.2). So there a scan multiplies tiles of `tile` rows with the kernel of their group. Remove when
-    the compiled FLOPs of `ragged_dot` on CPU are those of one kernel for each row. For TPU see `grouped_product_tpu`.
+    the compiled FLOPs of `ragged_dot` on CPU are those of one kernel for each row. For TPUs and GPUs see `grouped_product_tpu`
+    and `grouped_product_gpu`.
 
     Args:
         expected_rows: the number of filled rows on this device if all groups of all devices have equally many, for
             `record_products`.
 
     Raises:
-        TypeError: the arrays have unequal dtypes, or are float64 and the form is `grouped_tpu`, which sums in float32.
+        TypeError: the arrays have unequal dtypes, or are float64 and the form is `grouped_tpu` or `grouped_gpu`, which sums in
+            float32.
     """
     form, scope = product_form(), SCOPE
     dtypes = [array.dtype.name for array in (x, kernels, biases)]
     if len(set(dtypes)) > 1:
         raise TypeError(f"a product of {dtypes[0]} rows, {dtypes[1]} kernels and {dtypes[2]} biases: cast them to one dtype")
-    if form == "grouped_tpu" and sum_dtype(x) != jnp.float32:
-        raise TypeError(f"a product of {dtypes[0]} arrays on a TPU: its kernels sum in float32; cast them to float32 or bfloat16")
+    if form in ("grouped_tpu", "grouped_gpu") and sum_dtype(x) != jnp.float32:
+        device = form.removeprefix("grouped_").upper()
+        fix = "its kernels sum in float32; cast them to float32 or bfloat16"
+        raise TypeError(f"a product of {dtypes[0]} arrays on a {device}: {fix}")
     if (products := _products.get()) is not None:
         scope = f"{SCOPE}{len(products)}"
         _, depth, columns = kernels.shape
@@ -118,7 +135,10 @@ def ragged_product(
                 return _by_tiles(x, kernels, biases, jnp.minimum(groups, sizes.shape[0] - 1).astype(jnp.int32))
             case "grouped_tpu":
                 interpret = target_platform() != "tpu"
-                return grouped_product_tpu.grouped_product(x, kernels, biases, sizes, tile, interpret)
+                return grouped_product(grouped_product_tpu, x, kernels, biases, sizes, tile, interpret)
+            case "grouped_gpu":
+                interpret = target_platform() != "gpu"
+                return grouped_product(grouped_product_gpu, x, kernels, biases, sizes, tile, interpret)
             case _:
                 return _by_ragged_dot(x, kernels, biases, sizes, filled)
 

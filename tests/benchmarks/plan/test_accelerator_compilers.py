@@ -136,16 +136,24 @@ def test_every_family_compiles(platform: str, size: str, mode: compile_program.M
     assert {axis for row in plan.collectives for axis in row.axes.split(" x ")} <= set(plan.mesh)
 
 
-@pytest.mark.parametrize(("form", "least", "largest"), [("grouped_tpu", 1.0, 1.1), ("ragged_dot", 4.0, 16.0)])
+@pytest.mark.parametrize(
+    ("platform", "form", "least", "largest"),
+    [
+        ("tpu", "grouped_tpu", 1.0, 1.1),
+        ("tpu", "ragged_dot", 4.0, 16.0),
+        ("gpu", "grouped_gpu", 1.0, 1.1),
+        ("gpu", "ragged_dot", 14.0, 18.0),
+    ],
+)
 def test_experts_multiply_what_their_tokens_need(
-    form: str, least: float, largest: float, monkeypatch: pytest.MonkeyPatch
+    platform: str, form: str, least: float, largest: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The products of a layer and its gradients are three times those of each token's experts, to 10 %, which has the router's.
 
     With JAX's function XLA of JAX 0.10 multiplies all rows for each of the eight experts of a device; see
-    `zoo.ops.grouped_product_tpu`.
+    `zoo.ops.grouped_product_tpu`. For a GPU it does so in all three products, with the rows of both devices of the axis: 16 times.
     """
-    needs("tpu")
+    needs(platform)
     rows, length, width, ffn, experts, chosen = 8, 512, 256, 384, 16, 2
     monkeypatch.setattr(ragged_product, "product_form", lambda: form)
     make = functools.partial(Experts, width, ffn, experts, chosen, NORMAL, NORMAL)
@@ -156,18 +164,19 @@ def test_experts_multiply_what_their_tokens_need(
         y, _ = nnx.merge(graph, leaves)(x, None)
         return jnp.square(y.astype(jnp.float32)).sum()
 
-    mesh = device_mesh.make_mesh(
-        Mesh(data=1, fsdp=2, expert=2), target_devices.devices(target_devices.parse_target(SMALL["tpu"]))
-    )
+    target = target_devices.parse_target(SMALL[platform])
+    devices = target_devices.devices(target)
+    mesh = device_mesh.make_mesh(Mesh(data=len(devices) // 4, fsdp=2, expert=2), devices)
     leaves = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.bfloat16), leaves)
     x = jax.ShapeDtypeStruct((rows, length, width), jnp.bfloat16, sharding=NamedSharding(mesh, PartitionSpec(BATCH)))
-    with jax.set_mesh(mesh), ragged_product.record_products() as products:
-        program = jax.jit(jax.grad(value, argnums=(0, 1))).trace(leaves, x).lower(lowering_platforms=("tpu",)).compile()
+    with jax.set_mesh(mesh), target_devices.simulate_target(target), ragged_product.record_products() as products:
+        traced = jax.jit(jax.grad(value, argnums=(0, 1))).trace(leaves, x)
+        program = traced.lower(lowering_platforms=(target.lowering,)).compile()
     module = hlo_parser.parse_program(program.as_text() or "")
-    work = flops_and_bytes.work(module, [], mesh.size, products=products, on_chip=True)
+    work = flops_and_bytes.work(module, [], mesh.size, products=products, on_chip=platform == "tpu")
     active = 3 * 2.0 * rows * length * chosen * 3 * width * ffn / mesh.size
-    if form == "ragged_dot" and jax.__version_info__ >= (0, 11):
-        # Newer compilers have a kernel for it, whose FLOPs nobody states.
+    if form == "ragged_dot" and platform == "tpu" and jax.__version_info__ >= (0, 11):
+        # Newer compilers for TPU have a kernel for it, whose FLOPs nobody states.
         assert work.unknown == ("tpu_custom_call",)
         return
     assert least <= work.flops / active <= largest

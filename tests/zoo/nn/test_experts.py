@@ -164,10 +164,13 @@ def test_gradients_are_those_of_a_dense_sum() -> None:
         ("data=2,fsdp=2,tensor=2", "grouped_tpu"),
         ("expert=2,data=2,tensor=2", "grouped_tpu"),
         ("expert=4,fsdp=2", "grouped_tpu"),
+        ("data=2,fsdp=2,tensor=2", "grouped_gpu"),
+        ("expert=2,data=2,tensor=2", "grouped_gpu"),
+        ("expert=4,fsdp=2", "grouped_gpu"),
     ],
 )
 def test_the_layer_is_the_same_on_a_mesh(mesh: str, form: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Output, balance and gradients, with experts on several devices; the kernels of a TPU are interpreted."""
+    """Output, balance and gradients, with experts on several devices; Pallas's kernels are interpreted."""
     experts, x = layer(), tokens()
     graph, probe = nnx.graphdef(experts), tokens()[::-1]
 

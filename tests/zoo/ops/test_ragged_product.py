@@ -1,6 +1,7 @@
-"""Products of groups of rows in every form, against a lookup of each row's kernel in float64; kernels of a TPU are interpreted.
+"""Products of groups of rows in every form, against a lookup of each row's kernel in float64; Pallas's kernels are interpreted.
 
-The interpreter fills what a kernel has not written with NaN, so that a read of it would show.
+The interpreter fills what a kernel has not written, and the part of a block outside of its array, with NaN, so that a read of it
+would show.
 """
 
 import math
@@ -17,10 +18,10 @@ from jax.experimental.pallas import tpu as pltpu
 from benchmarks.plan.target_devices import TPUS
 from train.run.hardware import DEVICES
 from zoo.errors import BadInput
-from zoo.ops import grouped_product_tpu, ragged_product
+from zoo.ops import grouped_product, grouped_product_gpu, grouped_product_tpu, ragged_product
 
 TILE, DEPTH, COLUMNS = 16, 200, 300
-"""The kernels divide neither axis into whole blocks of 128."""
+"""The kernels divide neither axis into whole blocks of 128, nor of 32."""
 MEMBERS = {
     "uneven": (20, 1, 40),
     "empty": (0, 30, 0, 0, 17, 0),
@@ -30,15 +31,17 @@ MEMBERS = {
 """Filled rows of each group; the others of its last tile are empty."""
 BOUND = 2.0**-18
 """Maximum error as a part of the sum of the absolute values: at most 256 float32 additions, 2^-24 each, less by pairs."""
-
-
+FORMS = ("tiles", "grouped_tpu", "grouped_gpu", "ragged_dot")
+KERNELS: dict[str, Any] = {"grouped_tpu": grouped_product_tpu, "grouped_gpu": grouped_product_gpu}
 LIMITS = (grouped_product_tpu.SMALL, grouped_product_tpu.LARGE)
 
 
 class Problem:
     """Rows of groups, each filled up to whole tiles, and two tiles without a group after them."""
 
-    def __init__(self, members: tuple[int, ...], dtype: Any = np.float32, tile: int = TILE) -> None:
+    def __init__(
+        self, members: tuple[int, ...], dtype: Any = np.float32, tile: int = TILE, depth: int = DEPTH, columns: int = COLUMNS
+    ) -> None:
         rng = np.random.default_rng(len(members))
         sizes = [-(-count // tile) * tile for count in members]
         self.rows, self.groups, self.tile = sum(sizes) + 2 * tile, len(members), tile
@@ -48,8 +51,8 @@ class Problem:
         self.filled = np.zeros(self.rows, bool)
         for end, size, count in zip(ends, sizes, members, strict=True):
             self.filled[end - size : end - size + count] = True
-        x, d_y = (rng.standard_normal((self.rows, size)) * self.filled[:, None] for size in (DEPTH, COLUMNS))
-        kernels, biases = (rng.standard_normal((self.groups, *shape)) for shape in ((DEPTH, COLUMNS), (COLUMNS,)))
+        x, d_y = (rng.standard_normal((self.rows, size)) * self.filled[:, None] for size in (depth, columns))
+        kernels, biases = (rng.standard_normal((self.groups, *shape)) for shape in ((depth, columns), (columns,)))
         self.x, self.kernels, self.biases, self.d_y = (np.asarray(array, dtype) for array in (x, kernels, biases, d_y))
 
     def run(self) -> tuple[Any, ...]:
@@ -73,7 +76,7 @@ class Problem:
         return self._by_rows(*arrays), self._by_rows(*map(np.abs, arrays))
 
     def _by_rows(self, x: np.ndarray, kernels: np.ndarray, biases: np.ndarray, d_y: np.ndarray) -> tuple[np.ndarray, ...]:
-        y, d_x = np.zeros((self.rows, COLUMNS)), np.zeros((self.rows, DEPTH))
+        y, d_x = np.zeros_like(d_y), np.zeros_like(x)
         d_kernels, d_biases = np.zeros_like(kernels), np.zeros_like(biases)
         for row in np.flatnonzero(self.filled):
             e = self.group[row]
@@ -97,12 +100,13 @@ class Problem:
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Give the kernels several blocks along both axes, the last of which is not full."""
+    """Give the kernels several blocks along both axes, the last of which is not full, and those of a GPU few neighbours."""
     small = grouped_product_tpu.SMALL._replace(weight_bytes=128 * DEPTH * 4, gradient=128)
     monkeypatch.setattr(grouped_product_tpu, "device_blocks", lambda: small)
+    monkeypatch.setattr(grouped_product_gpu, "NEIGHBOURS", 4)
 
 
-@pytest.fixture(params=["tiles", "grouped_tpu", "ragged_dot"])
+@pytest.fixture(params=FORMS)
 def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setattr(ragged_product, "product_form", lambda: request.param)
     return request.param
@@ -150,6 +154,14 @@ def test_a_large_tile_is_halved(monkeypatch: pytest.MonkeyPatch) -> None:
     assert set(tiles) == {TILE, 2 * TILE}
 
 
+@pytest.mark.parametrize(("depth", "columns"), [(128, 256), (128, 200), (200, 256)])
+def test_a_gpu_loops_over_a_large_tile(depth: int, columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The gradients of weights take the rows of a tile of 64 in two steps; axes of whole blocks need no mask."""
+    monkeypatch.setattr(ragged_product, "product_form", lambda: "grouped_gpu")
+    problem = Problem(MEMBERS["uneven"], tile=64, depth=depth, columns=columns)
+    assert problem.error(problem.run()) < BOUND
+
+
 @pytest.mark.parametrize("place", [0, 1, 2])
 def test_unequal_dtypes_are_refused(place: int, form: str) -> None:
     """Each form would round or sum another of the arrays differently."""
@@ -161,11 +173,11 @@ def test_unequal_dtypes_are_refused(place: int, form: str) -> None:
 
 
 def test_float64_is_not_summed_in_float32(form: str) -> None:
-    """The other forms sum it in float64; the kernels of a TPU refuse it."""
+    """The other forms sum it in float64; the kernels of a TPU and of a GPU refuse it."""
     problem = Problem(MEMBERS["uneven"], np.float64)
     with jax.enable_x64(True):
-        if form == "grouped_tpu":
-            with pytest.raises(TypeError, match="float64 arrays on a TPU"):
+        if form in KERNELS:
+            with pytest.raises(TypeError, match=f"float64 arrays on a {form[-3:].upper()}"):
                 problem.run()
         else:
             assert problem.error(problem.run()) < 2.0**-45
@@ -178,7 +190,7 @@ def run_as_on_a_tpu(problem: Problem) -> tuple[Any, ...]:
     @jax.jit
     def run(x: Any, kernels: Any, biases: Any, d_y: Any) -> Any:
         def product(*arrays: Any) -> Any:
-            return grouped_product_tpu.grouped_product(*arrays, problem.sizes, TILE, options)
+            return grouped_product.grouped_product(grouped_product_tpu, *arrays, problem.sizes, TILE, options)
 
         y, pull = jax.vjp(product, x, kernels, biases)
         return y, *pull(d_y)
@@ -211,25 +223,37 @@ def test_a_block_that_is_written_again_later_is_refused(monkeypatch: pytest.Monk
         pltpu.reset_tpu_interpret_mode_state()
 
 
+MISTAKES = ("group", "no bias", "not transposed")
+MISTAKES_OF = {
+    "grouped_tpu": ("sums not cleared", "empty group not written"),
+    "grouped_gpu": ("outside not masked", "last blocks left out", "sums of other groups"),
+}
+
+
 @pytest.mark.planted
-@pytest.mark.parametrize("mistake", ["group", "sums not cleared", "empty group not written", "no bias", "not transposed"])
-def test_a_planted_mistake_in_the_kernels_is_found(mistake: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ragged_product, "product_form", lambda: "grouped_tpu")
-    module: Any = grouped_product_tpu
+@pytest.mark.parametrize(("form", "mistake"), [(form, name) for form, names in MISTAKES_OF.items() for name in MISTAKES + names])
+def test_a_planted_mistake_in_the_kernels_is_found(form: str, mistake: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ragged_product, "product_form", lambda: form)
+    module = KERNELS[form]
+    rows, weights = module.multiply_rows, module.weight_gradients
     problem = Problem(MEMBERS["empty"])
     match mistake:
         case "group":
-            original = module._group_of
-            monkeypatch.setattr(module, "_group_of", lambda ends, count: original(ends + 1, count))
+            original = grouped_product.group_of
+            monkeypatch.setattr(grouped_product, "group_of", lambda ends, count: original(ends + 1, count))
         case "sums not cleared":
             monkeypatch.setattr(module, "_is_first_step", lambda _, step: step == 0)
         case "empty group not written":
             monkeypatch.setattr(module, "_steps_of", lambda tiles: tiles)
+        case "outside not masked":
+            monkeypatch.setattr(module, "_inside", lambda *_: None)
+        case "last blocks left out":
+            monkeypatch.setattr(module.pl, "cdiv", lambda size, block: max(size // block, 1))
+        case "sums of other groups":
+            monkeypatch.setattr(module, "weight_gradients", lambda x, d, s, **options: weights(x, d, s[::-1], **options))
         case "no bias":
-            rows = module.multiply_rows
             monkeypatch.setattr(module, "multiply_rows", lambda x, k, b, *rest, **options: rows(x, k, None, *rest, **options))
         case _:
-            rows = module.multiply_rows
 
             def swapped(x: Any, kernels: Any, *rest: Any, transposed: bool = False, **options: Any) -> Any:
                 kernels = kernels.reshape(kernels.shape[0], *kernels.shape[:0:-1]) if transposed else kernels
@@ -239,20 +263,28 @@ def test_a_planted_mistake_in_the_kernels_is_found(mistake: str, monkeypatch: py
     assert not problem.error(problem.run()) < BOUND
 
 
-def test_the_form_depends_on_the_platform(monkeypatch: pytest.MonkeyPatch) -> None:
-    for platform, expected in {"cpu": "tiles", "tpu": "grouped_tpu", "gpu": "ragged_dot"}.items():
+def test_the_form_depends_on_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernels are for NVIDIA's GPUs with matrix units for bfloat16, not for older ones and not for those of others."""
+    kinds = {"cpu": "tiles", "TPU v4": "grouped_tpu", "NVIDIA H100": "grouped_gpu", "NVIDIA A10": "grouped_gpu"}
+    for kind, expected in {**kinds, "Tesla T4": "ragged_dot", "AMD Instinct MI300X": "ragged_dot"}.items():
+        platform = {"tiles": "cpu", "grouped_tpu": "tpu"}.get(expected, "gpu")
         monkeypatch.setattr(ragged_product, "target_platform", lambda platform=platform: platform)
+        monkeypatch.setattr(ragged_product, "target_device_kind", lambda kind=kind: kind)
         assert ragged_product.product_form() == expected
 
 
-@pytest.mark.parametrize("limits", LIMITS)
-def test_tiles_of_a_tpu_are_mostly_full(limits: grouped_product_tpu.Blocks, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("form", "largest"), [("grouped_tpu", 256), ("grouped_tpu", 512), ("grouped_gpu", grouped_product_gpu.LARGEST_TILE)]
+)
+def test_tiles_of_kernels_are_mostly_full(form: str, largest: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Half a tile of each group, at most a sixteenth of its rows, unless groups have fewer rows than eight smallest tiles."""
-    monkeypatch.setattr(grouped_product_tpu, "device_blocks", lambda: limits)
+    monkeypatch.setattr(ragged_product, "product_form", lambda: form)
+    monkeypatch.setattr(grouped_product_tpu, "device_blocks", lambda: {limits.tile: limits for limits in LIMITS}.get(largest))
     for rows in (1, 8, 128, 1000, 2048, 10**6):
-        tile = grouped_product_tpu.rows_in_tile(rows)
-        assert tile & (tile - 1) == 0 and 16 <= tile <= limits.tile
+        tile = ragged_product.rows_in_tile(rows)
+        assert tile & (tile - 1) == 0 and 16 <= tile <= largest
         assert tile / 2 <= rows / 16 or tile == 16
+    assert tile == largest
 
 
 def test_only_newer_tpus_have_large_blocks() -> None:
