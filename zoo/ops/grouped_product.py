@@ -5,7 +5,7 @@ tiles of rows, so that no tile has rows of two groups.
 """
 
 import functools
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,7 @@ MIN_TILE_ROWS = 16
 """Minimum number of rows in a tile: a register of bfloat16 numbers of a TPU has 16 rows, as have the matrix units of a GPU."""
 
 
+@runtime_checkable
 class Platform(Protocol):
     """A module with the kernels of a platform."""
 

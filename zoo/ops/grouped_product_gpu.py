@@ -41,9 +41,9 @@ class Blocks(NamedTuple):
     """Steps whose blocks are in shared memory at once."""
 
 
-# Blocks of 96 KiB in shared memory: a multiprocessor of an A100 holds one program, and one of an H100 two.
-BLOCKS = {2: Blocks(columns=128, step=64, warps=8, stages=3), 4: Blocks(columns=128, step=32, warps=8, stages=3)}
-"""Bytes of a number -> blocks."""
+BLOCKS = {2: Blocks(columns=128, step=64, warps=8, stages=3), 4: Blocks(columns=64, step=32, warps=8, stages=3)}
+"""Bytes of a number -> blocks. They take 96 KiB of shared memory with 2 bytes, of which an H100 has room for two programs on a
+multiprocessor and an A10 for one. With 4 bytes and 128 columns an A100 would spill registers."""
 
 
 def rows_in_tile(rows_per_group: int) -> int:
