@@ -1,4 +1,4 @@
-"""What the compilers for GPU make of the products of experts: `python -m benchmarks.micro.grouped_product_kernels h100`.
+"""Kernels of the products of experts as compiled for a GPU: `python -m benchmarks.micro.grouped_product_kernels h100`.
 
 The kernels of `zoo.ops.grouped_product_gpu` are compiled at the shapes of gpt-oss, or of `--shape EXPERTS,ROWS,DEPTH,COLUMNS`,
 for a GPU that need not be present. Nothing runs. The columns are those of `zoo bench attention --compiled`. Prints Markdown, or
@@ -10,7 +10,7 @@ import functools
 import json
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from benchmarks.attention import compiled_kernels, gpu_kernels
 from benchmarks.core.timing import without_compilation_cache
+from benchmarks.micro import start_measurement
 from benchmarks.plan import target_devices
 from zoo.ops import grouped_product_gpu as product
 
@@ -33,7 +34,7 @@ PASSES = ("rows", "transposed", "weights")
 """The product, the gradient of its rows, and that of its weights and biases."""
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main() -> int:
     """Run the command."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.micro.grouped_product_kernels")
     parser.add_argument("chip", choices=list(target_devices.GPUS))
@@ -41,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=DTYPES)
     parser.add_argument("--tile", type=int, default=product.LARGEST_TILE, help="rows in a tile")
     parser.add_argument("--json", action="store_true")
-    options = parser.parse_args(argv)
+    options = parser.parse_args()
     target = target_devices.parse_target(f"{options.chip}:1")
     with tempfile.TemporaryDirectory() as folder:
         compiled_kernels.write_programs(gpu_kernels, Path(folder))
@@ -88,4 +89,4 @@ def _kernels(shape: Shape, dtype: str, tile: int, target: target_devices.Target,
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(start_measurement.run(main))
