@@ -90,7 +90,7 @@ COMMAND_LINES = {
     "train sft --init runs/gpt-nano": "--init runs/gpt-nano: no such folder; `zoo train gpt-nano` trains this run",
     "train distilbert-nano": "--distillation.teacher runs/bert-nano: no such folder; `zoo train bert-nano` trains this run",
     "train bert-nano --init runs/done": "--init runs/done: a gpt, and the recipe trains a bert; choose a recipe of gpt,",
-    "train gpt-nano --init unsaved": "--init unsaved: unsaved/checkpoints: no checkpoint yet",
+    "train gpt-nano --init unsaved": "--init unsaved/checkpoints: no checkpoint yet",
     "train gpt-nano --out book.txt": "book.txt/gpt-nano cannot be written .*Not a directory.*; choose another --out",
     "train transformer-nano --pairs.source missing.txt --pairs.target book.txt": "missing.txt: no such file",
     "data inspect gpt-nano --data.paths missing.txt": "missing.txt: no such file",

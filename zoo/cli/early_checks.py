@@ -47,15 +47,14 @@ def names_option(option: str, source: str) -> Iterator[None]:
         yield
     except BadInput as error:
         message = str(error)
-        if not source or message.startswith(option):
+        if not source or not message.startswith(source):
             raise
         from train import recipes
 
         name = Path(source).name
         if source == f"runs/{name}" and recipes.is_recipe(name) and not Path(source).exists():
             message = f"{source}: no such folder; `zoo train {name}` trains this run, or name another model"
-        beginning = option if message.startswith(f"{source}:") else f"{option} {source}:"
-        raise BadInput(f"{beginning} {message}") from None
+        raise BadInput(f"{option} {message}") from None
 
 
 def check_adapter(folder: str) -> None:

@@ -264,6 +264,6 @@ def test_where_and_how_a_run_is_computed_may_change_and_everything_else_makes_an
     assert "objective: causal before, distilled now" in differences(RUN, student)
     base = dataclasses.replace(RUN, init="base")
     adapted = dataclasses.replace(base, lora=Lora(rank=4), adapter="a")
-    assert differences(base, adapted) == ["adapter:  before, a now", "lora.rank: 0 before, 4 now"]
+    assert differences(base, adapted) == ["adapter: none before, a now", "lora.rank: 0 before, 4 now"]
     compared = {field for field, _, _ in MAKES_ANOTHER} | {"init", "adapter", "lora"}
     assert {field.name for field in dataclasses.fields(Run)} == compared | set(MAY_CHANGE) | {"recipe"}
