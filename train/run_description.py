@@ -55,7 +55,7 @@ def _matrix_rate(dtype: Any) -> float:
 
 
 def attention_implementations(run: run_config.Run, model: Model, objective: Objective, batch: Batch) -> str:
-    """Return the names of the attention implementations that the loss uses, from tracing it on the shapes of a batch."""
+    """Return the names of the attention implementations that the loss uses, or "none", from tracing it on a batch's shapes."""
     dtype = DTYPES[run.precision]
 
     def loss(params: Any, batch: Batch, seeds: Any, frozen: Any, carry: Any) -> Any:
@@ -68,4 +68,4 @@ def attention_implementations(run: run_config.Run, model: Model, objective: Obje
     params, carry = jax.eval_shape(lambda: (init(jax.random.key(0)), model.init_carry(run.data.batch)))
     with attention.record_calls() as calls:
         jax.eval_shape(loss, params, batch, seeds, objective.frozen_inputs(), carry)
-    return ", ".join(sorted({call.name for call in calls}))
+    return ", ".join(sorted({call.name for call in calls})) or "none"

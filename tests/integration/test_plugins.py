@@ -290,6 +290,7 @@ def test_the_commands_of_the_page_train_resume_and_evaluate(example: Path, capsy
             assert (program, words[:2]) == ("python", ["-m", conformance.__name__])
             assert conformance.main(words[2:]) == 0
 
+    assert re.search(r"^ +attention +none$", printed["train bag-nano"], re.MULTILINE)
     assert "accuracy" in printed["eval runs/bag-nano"]
     (entry,) = json.loads(Path("runs/bag-nano/evaluations.json").read_text()).values()
     assert entry["details"]["plug-in"] == "zoo-example 0.1"
