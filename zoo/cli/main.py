@@ -17,7 +17,7 @@ from zoo.runtime import stdio
 USAGE = """\
 usage: zoo COMMAND ...
 
-  zoo models [NAME]           list every published size with its exact parameter count, or show one size in full
+  zoo models [NAME]           list every published size with its exact parameter count, or those of a family, or show one in full
   zoo train [RECIPE] [...]    train a recipe (default: gpt-nano); the same command resumes a run that was stopped
   zoo eval RUN [...]          compute the held-out loss, perplexity and bits per byte; --task blimp|lambada|... scores local files
   zoo compare RUN...          compare finished runs; runs that differ only in their seed form one row

@@ -34,22 +34,24 @@ class SizeRow:
 
 
 def render(name: str = "", *, as_json: bool = False) -> str:
-    """Return the text of `zoo models` (all sizes) or `zoo models NAME` (one in full), styled if stdout is a terminal.
+    """Return the text of `zoo models` (all sizes), `zoo models FAMILY` or `zoo models NAME` (one size in full).
+
+    It is styled if stdout is a terminal.
 
     Raises:
         BadInput: an unpublished or unknown name.
     """
-    chosen = [row_of(name)] if name else list(rows())
+    listed = [row for row in rows() if name in ("", row.family)]
     if as_json:
-        described = [describe(row) for row in chosen]
-        return json.dumps(described[0] if name else described, indent=2) + "\n"
+        described = [describe(row) for row in listed] or describe(row_of(name))
+        return json.dumps(described, indent=2) + "\n"
     console = Console(highlight=False)
     console.width = max(console.width, NARROWEST)
     with console.capture() as text:
-        if name:
-            _page(console, chosen[0])
+        if listed:
+            _listing(console, listed)
         else:
-            _listing(console, chosen)
+            _page(console, row_of(name))
     # Cells are padded to the width of their column; remove the blanks at the end of each line.
     return "".join(f"{line.rstrip()}\n" for line in text.get().splitlines())
 

@@ -158,6 +158,13 @@ def test_unpublished_architectures_and_unknown_names_are_refused(lookup: Any) ->
         assert name not in SIZES and any(reason.endswith(size) for size in SIZES)
 
 
+def test_the_name_of_a_family_lists_its_sizes() -> None:
+    for family in configs.families():
+        assert {row["name"] for row in json.loads(models_table.render(family, as_json=True))} == {*configs.family(family).SIZES}
+    listing = models_table.render("xlnet")
+    assert all(name in listing for name in xlnet.SIZES) and "gpt2" not in listing
+
+
 @pytest.mark.parametrize("name", ["gpt3-13b", "bert-nano"])
 def test_a_page_and_its_json_say_where_each_number_comes_from(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "400")

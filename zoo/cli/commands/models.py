@@ -15,7 +15,7 @@ def models(args: list[str]) -> int:
         """List the sizes of the zoo with exact parameter counts and the source of every number. No model is allocated."""
 
         name: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="[NAME]")] = ""
-        """Size to show in full; empty = list all sizes."""
+        """Size to show in full, or family whose sizes to list; empty = list all sizes."""
         json: bool = False
         """Print JSON."""
 
