@@ -60,7 +60,6 @@ def test_a_wrong_setting_is_named(trained: Path, name: str) -> None:
 
 
 def test_wrong_arguments_are_refused_in_one_line(trained: Path) -> None:
-    no_text: Any = 3
     wrong: dict[str, Any] = {
         "--stpes": lambda: zoo.train("gpt-nano", stpes=3),
         "no recipe": lambda: zoo.train("gpt-nona"),
@@ -68,8 +67,6 @@ def test_wrong_arguments_are_refused_in_one_line(trained: Path) -> None:
         "mesh": lambda: zoo.load(trained, mesh={"fdsp": 2}),
         "target": lambda: zoo.load(trained).logits("The whale", target="x"),
         "--text '': pass a text": lambda: zoo.load(trained).logits(""),
-        "--prompts 3: pass a text": lambda: zoo.load(trained).generate(no_text),
-        "--prompts [3]: pass a text": lambda: zoo.load(trained).generate([no_text]),
         "encoder": lambda: zoo.load(trained).embed("The whale"),
     }
     for words, act in wrong.items():

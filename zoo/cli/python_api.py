@@ -125,8 +125,6 @@ class LoadedModel:
         from eval.generation.generator import Generator
 
         decoding, several = _decoding(settings), not isinstance(prompts, str)
-        valid = isinstance(prompts, str) or all(isinstance(prompt, str) for prompt in _listed(prompts))
-        require(valid, "prompts", repr(prompts)[:60], "pass a text, or a list of texts")
         if self._generator is None:
             loaded = self._loaded
             self._generator = Generator(
@@ -295,11 +293,6 @@ def _arguments(options: Mapping[str, Any], prefix: str = "") -> "list[str]":
         else:
             words.append(f"{option}={value}")
     return words
-
-
-def _listed(value: Any) -> Sequence[Any]:
-    """Return a list or another sequence; for any other value a list of it alone."""
-    return value if isinstance(value, Sequence) else [value]
 
 
 def _decoding(settings: Mapping[str, Any]) -> Any:
