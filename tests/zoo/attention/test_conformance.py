@@ -271,6 +271,34 @@ def test_fully_masked_blocks_are_skipped() -> None:
                 assert [start <= j < stop for j in range(4)] == list(computed), name
 
 
+def sliced_maxima(monkeypatch: pytest.MonkeyPatch, platform: str) -> int:
+    """Return the slices in a forward pass for a platform, in which the form for a CPU takes the maxima of halves."""
+    monkeypatch.setattr(blocked, "target_platform", lambda: platform)
+    q = jnp.ones((1, 64, 1, 8))
+    program = str(jax.make_jaxpr(lambda q: attention(q, q, q, mask=Mask(), impl="blocked"))(q))
+    assert ("reduce_sum" in program) == (platform != "cpu")
+    return program.count(" slice[")
+
+
+def test_an_accelerator_takes_maxima_and_sums_of_rows_in_their_plain_form(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert sliced_maxima(monkeypatch, "gpu") == sliced_maxima(monkeypatch, "tpu") < sliced_maxima(monkeypatch, "cpu")
+
+
+@pytest.mark.planted
+def test_the_form_for_a_cpu_on_an_accelerator_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blocked, "_row_max", blocked.row_max)
+    with pytest.raises(AssertionError):
+        test_an_accelerator_takes_maxima_and_sums_of_rows_in_their_plain_form(monkeypatch)
+
+
+@pytest.mark.parametrize("case", [pytest.param("causal", marks=pytest.mark.full), "key lengths"])
+def test_the_plain_form_agrees_with_the_definition(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blocked, "target_platform", lambda: "gpu")
+    with compilation.quick():
+        result = conformance.check("blocked", case, options=FAST)
+    assert result.ok, result
+
+
 def temporaries(impl: str, length: int, bias: bool) -> int:
     """Return the bytes that the compiled forward and backward pass needs beside its arguments and results."""
     q = jax.ShapeDtypeStruct((1, length, 2, 64), jnp.float32)
