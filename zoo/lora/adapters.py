@@ -148,7 +148,8 @@ def rules(model: Model, adapters: Adapters) -> Rules:
     """Return the rows of the sharding table for what `init` returns. Adapters are small: every device has all of them."""
     shapes = {path: shape for matrix in matrices(model.config, adapters.targets) for path, shape in matrix.shapes(1).items()}
     stacked = {matrix.path: matrix.leaf.stacked for matrix in matrices(model.config, adapters.targets)}
-    own = ((re.escape(path), (None,) * (len(shape) - stacked[path[:-2]])) for path, shape in shapes.items())
+    # Anchored, because the path of one stack of layers may end with that of another: first/layers/... and layers/...
+    own = ((rf"\A{re.escape(path)}", (None,) * (len(shape) - stacked[path[:-2]])) for path, shape in shapes.items())
     return (*model.module.SHARDING, *own)
 
 

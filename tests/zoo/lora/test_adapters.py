@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from tests.support.small import random_params, small, with_head
-from zoo import models, published_weights
+from train.config import run_config
+from train.engine import device_mesh
+from zoo import models, published_weights, sharding
 from zoo.errors import BadInput
 from zoo.lora import adapters
 from zoo.lora.adapter_config import Adapters
@@ -71,6 +73,18 @@ def test_the_sum_is_the_dense_one_in_float64(name: str) -> None:
         np.testing.assert_allclose(tensor, expected[tensor_name], atol=6 * 4 * 2**-24, rtol=0)
     wrong = dense_sums(net, params, spec, trained, mutant=True)
     assert family == "xlnet" or max(np.abs(tensor - wrong[name]).max() for name, tensor in tensors.items()) > 0.01
+
+
+@pytest.mark.parametrize("family", models.families())
+def test_every_adapter_has_its_row_in_the_sharding_table(family: str) -> None:
+    """Also in ModernBERT and Ettin, whose first layer is a stack of its own, the name of which ends like that of the others."""
+    net = small(family)
+    spec = Adapters(rank=2, alpha=2.0, targets=all_targets(net))
+    shapes = jax.eval_shape(lambda: adapters.init(net, spec, jax.random.key(0)))
+    placed = sharding.shardings(
+        device_mesh.make_mesh(run_config.Mesh(fsdp=2), jax.devices()[:2]), shapes, adapters.rules(net, spec)
+    )
+    assert all(leaf.is_fully_replicated for leaf in jax.tree.leaves(placed))
 
 
 @pytest.mark.parametrize(("family", "task"), [("gpt", "causal"), ("bert", "sequence"), ("t5", "text_to_text")])
