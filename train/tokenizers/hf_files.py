@@ -56,7 +56,8 @@ def read_tokenizer(folder: Path) -> Tokenizer:
         tokenizer, name = Tokenizer.load(folder), settings.name
         # SmolLM2 names GPT-2's class and was trained with the rules of its tokenizer.json, which set digits apart, as version 4
         # of `transformers` read it; version 5 replaces them with those of the class. An export names the class that keeps them.
-        if settings.model_type == LLAMA and name == OF_KIND["gpt"] and not builds_same_rules(name, settings, tokenizer.content()):
+        of_gpt = OF_KIND["gpt"]
+        if settings.model_type == LLAMA and name == of_gpt and not builds_same_rules(of_gpt, settings, tokenizer.content()):
             name = AS_WRITTEN
     else:
         from_vocabulary = _read_vocabulary(folder, settings)
