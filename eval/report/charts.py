@@ -151,6 +151,7 @@ def _lead(train: Sequence[Any], valid: Sequence[Any], name: str, marked: MarkedS
 
 ROLLOUTS = {
     "kl": "KL divergence from the reference, nats",
+    "entropy": "Entropy of a token, nats",
     "response_length": "Response length, tokens",
     "unended_share": "Share of responses that are cut off",
     "truncated_share": "Share of responses that a reward model reads in part",

@@ -159,6 +159,7 @@ class RolloutFeed(Feed):
                     rewards=scored.rewards,
                     advantages=estimate.advantages,
                     log_ratios=log_ratios,
+                    log_probs=scored.old.sum(1, dtype=np.float64),
                     truncated=batch.truncated,
                     ratio_error=batch.ratio_error,
                 )

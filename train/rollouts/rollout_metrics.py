@@ -29,6 +29,8 @@ class RolloutPart:
     """Advantage of each response; where each token has an advantage of its own, the mean over the tokens of the response."""
     log_ratios: Float64[np.ndarray, " B"] | None
     """Log-probability of each response minus that under the reference, in nats; None without a reference."""
+    log_probs: Float64[np.ndarray, " B"]
+    """Log-probability of each response in nats, at the temperature of sampling."""
     truncated: Any = None
     """bool [B]: True for responses that a reward model has read only in part; None: reward models truncate none."""
     ratio_error: float
@@ -39,8 +41,9 @@ def measure(parts: Sequence[RolloutPart]) -> dict[str, float]:
     """Return the numbers of a rollout by name, all but `ratio_error` as in `train.run.metric_definitions`.
 
     reward and reward_deviation: mean and standard deviation over responses. kl: mean log-ratio to the reference, an unbiased
-    estimate of the KL divergence in nats, if there is one. equal_groups: share of prompts whose responses have equal rewards, if
-    there are several to each. truncated_share: share of responses that a reward model has truncated, if it may.
+    estimate of the KL divergence in nats, if there is one. entropy: minus the mean log-probability of a token, an estimate of the
+    mean entropy in nats of the distributions that tokens are sampled from. equal_groups: share of prompts whose responses have
+    equal rewards, if there are several to each. truncated_share: share of responses that a reward model has truncated, if it may.
     """
     joined = {name: np.concatenate([getattr(part, name) for part in parts]) for name in ("lengths", "ended", "rewards")}
     by_prompt = np.concatenate([part.rewards.reshape(-1, part.samples) for part in parts])
@@ -51,6 +54,7 @@ def measure(parts: Sequence[RolloutPart]) -> dict[str, float]:
         # Exactly 0 for equal rewards, whose mean may be rounded.
         "reward_deviation": float(joined["rewards"].std()) if np.ptp(joined["rewards"]) else 0.0,
         **({"kl": float(np.concatenate(ratios).mean())} if ratios else {}),
+        "entropy": -float(np.concatenate([part.log_probs for part in parts]).sum() / joined["lengths"].sum()),
         "response_length": float(joined["lengths"].mean()),
         "unended_share": float(1 - joined["ended"].mean()),
         **({"truncated_share": float(np.concatenate(truncated).mean())} if truncated else {}),

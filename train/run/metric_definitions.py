@@ -108,6 +108,9 @@ METRICS: dict[str, Metric] = {
     "kl": Metric(
         label="KL divergence", note="mean log-ratio of responses to the reference, in nats; estimates the divergence", better=None
     ),
+    "entropy": Metric(
+        label="entropy", note="minus the mean log-probability of a sampled token, in nats; estimates its entropy", better=None
+    ),
     "response_length": Metric(
         label="response length", note="mean tokens of a response, its end mark included", better=None, format=".1f"
     ),

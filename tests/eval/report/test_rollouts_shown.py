@@ -28,7 +28,7 @@ def policy_rows(count: int, kl: bool = True) -> list[dict[str, Any]]:
             made.append(metrics_file.valid_row(step=row["step"], seconds=2.0, reward=0.5, response_length=4.0, unended_share=0.0))
             continue
         numbers = {"reward": number / 100, "reward_deviation": 0.5, "response_length": 5.0, "unended_share": 0.25}
-        numbers |= {"truncated_share": 0.25, "equal_groups": 0.125, "ratio_error": 1e-6}
+        numbers |= {"entropy": 1.5, "truncated_share": 0.25, "equal_groups": 0.125, "ratio_error": 1e-6}
         numbers |= {"kl": number / 50 - 0.01} if kl else {}
         made.append(row | {"loss": -0.01, "rollout": numbers})
     return made

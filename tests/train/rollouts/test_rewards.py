@@ -136,6 +136,7 @@ def test_rollouts_without_a_signal_are_reported_once_and_end_the_run_after_many(
     def note(advantages: np.ndarray) -> None:
         lengths, rewards = np.ones(4, np.int64), np.full(4, 0.5)
         numbers = {"lengths": lengths, "ended": lengths > 0, "rewards": rewards, "log_ratios": None, "ratio_error": 0.0}
+        numbers["log_probs"] = -rewards
         counter.count_rollout({"reward": 0.5}, [RolloutPart(completions=[], samples=2, advantages=advantages, **numbers)])
 
     for advantages in (equal, equal, unequal, *[equal] * (MOST_EQUAL - 1)):
