@@ -52,7 +52,7 @@ class Estimator(Protocol):
 
     @property
     def equal(self) -> str:
-        """Condition under which all advantages of a rollout are 0 and nothing is learned from it; "" = something is learned."""
+        """Condition under which all advantages of a rollout are 0 and nothing is learned from it; "" = there is none."""
         ...
 
     def estimate(self, batches: Sequence[ScoredBatch]) -> tuple[list[Estimate], dict[str, float]]:

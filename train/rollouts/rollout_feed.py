@@ -238,8 +238,7 @@ class RolloutFeed(Feed):
         return map_rows(numbers, batch, run.accumulate)
 
     def _notice(self, values: dict[str, float], parts: Sequence[RolloutPart]) -> None:
-        if self._estimator.equal:
-            self._equal.count_rollout(values, parts)
+        self._equal.count_rollout(values, parts)
         if values["unended_share"] > UNENDED and not self._unended_noticed:
             self._unended_noticed = True
             fix = f"choose more than --rollout.tokens {self._rollout.tokens}, or a model that ends its texts"

@@ -10,7 +10,7 @@ from jaxtyping import Float64, Int64
 from train.rollouts.rewards import Completion
 
 MOST_EQUAL = 20
-"""Consecutive rollouts whose advantages are all 0 after which the run ends."""
+"""Consecutive rollouts without a learning signal after which the run ends, see `EqualRewards`."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -64,26 +64,29 @@ def measure(parts: Sequence[RolloutPart]) -> dict[str, float]:
 
 
 class EqualRewards:
-    """Counter of consecutive rollouts from which nothing is learned, because all advantages are 0."""
+    """Counter of consecutive rollouts from whose rewards nothing is learned: they are all equal, or all advantages are 0.
+
+    Equal rewards still move the values of PPO, and a KL divergence is learned from at any rewards.
+    """
 
     def __init__(self, notify: Callable[[str], None], equal: str, count: int = 0) -> None:
         """Store the function that shows a line, and the condition under which all advantages are 0, in words.
 
         Args:
+            equal: the condition; "" = advantages of 0 do not mean that nothing is learned.
             count: number of such rollouts just before the first one that is counted here.
         """
-        self._notify, self._text, self.count, self._reward = notify, equal, count, 0.0
+        self._notify, self._equal, self.count, self._reason = notify, equal, count, ""
 
     def count_rollout(self, values: Mapping[str, float], parts: Sequence[RolloutPart]) -> None:
         """Count a rollout with the numbers of `measure`; the first in a row is reported."""
-        learns = any(np.any(part.advantages != 0) for part in parts)
-        self.count, self._reward = (0 if learns else self.count + 1), values["reward"]
+        no_advantage = bool(self._equal) and not any(np.any(part.advantages != 0) for part in parts)
+        self.count = self.count + 1 if no_advantage or values["reward_deviation"] == 0 else 0
+        reason = self._equal if no_advantage else "all responses have the same reward"
+        self._reason = f"{reason} (mean {values['reward']:g})"
         if self.count == 1:
-            self._notify(f"{self._equal()} in this rollout, so nothing is learned from it")
+            self._notify(f"{self._reason} in this rollout, so nothing is learned from {'it' if no_advantage else 'the rewards'}")
 
     def exhausted(self) -> str:
         """Return the reason to end the run after too many rollouts in a row; "" = there were fewer."""
-        return f"{MOST_EQUAL} rollouts in a row: {self._equal()}" if self.count >= MOST_EQUAL else ""
-
-    def _equal(self) -> str:
-        return f"{self._text} (mean {self._reward:g})"
+        return f"{MOST_EQUAL} rollouts in a row: {self._reason}" if self.count >= MOST_EQUAL else ""

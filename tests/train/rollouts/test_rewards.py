@@ -16,7 +16,7 @@ from train.data.example_types import Prompt
 from train.engine import device_mesh
 from train.rollouts import rollout_inputs
 from train.rollouts.rewards import Completion, ModelName, RewardFunction, find_rewards, rewards, with_missing_end
-from train.rollouts.rollout_metrics import MOST_EQUAL, EqualRewards, RolloutPart
+from train.rollouts.rollout_metrics import MOST_EQUAL, EqualRewards, RolloutPart, measure
 from zoo.errors import BadInput
 
 TWO = [Completion(Prompt(origin=f"p:{n}", prompt="a", columns={"answer": n}), text, [n]) for n, text in enumerate(("x", "yy"))]
@@ -129,28 +129,48 @@ def test_a_response_without_an_end_mark_may_have_a_reward_of_its_own():
         Rollout(missing_end=math.nan)
 
 
+def rollout_part(advantages: np.ndarray, rewards: np.ndarray) -> tuple[dict[str, float], list[RolloutPart]]:
+    ones = np.ones(4, np.int64)
+    numbers: dict[str, Any] = {"lengths": ones, "ended": ones > 0, "rewards": rewards, "log_ratios": None, "log_probs": -rewards}
+    parts = [RolloutPart(completions=[], samples=2, advantages=advantages, ratio_error=0.0, **numbers)]
+    return measure(parts), parts
+
+
 def test_rollouts_without_a_signal_are_reported_once_and_end_the_run_after_many() -> None:
     lines: list[str] = []
-    counter, equal, unequal = EqualRewards(lines.append, "all rewards are equal"), np.zeros(4), np.array([0.0, 0.0, 1.0, -1.0])
+    counter, equal, unequal = EqualRewards(lines.append, "all groups are equal"), np.zeros(4), np.array([0.0, 0.0, 1.0, -1.0])
 
     def note(advantages: np.ndarray) -> None:
-        lengths, rewards = np.ones(4, np.int64), np.full(4, 0.5)
-        numbers = {"lengths": lengths, "ended": lengths > 0, "rewards": rewards, "log_ratios": None, "ratio_error": 0.0}
-        numbers["log_probs"] = -rewards
-        counter.count_rollout({"reward": 0.5}, [RolloutPart(completions=[], samples=2, advantages=advantages, **numbers)])
+        counter.count_rollout(*rollout_part(advantages, np.array([0.25, 0.25, 0.75, 0.75])))
 
     for advantages in (equal, equal, unequal, *[equal] * (MOST_EQUAL - 1)):
         note(advantages)
-    reason = "all rewards are equal (mean 0.5)"
+    reason = "all groups are equal (mean 0.5)"
     assert lines == [f"{reason} in this rollout, so nothing is learned from it"] * 2 and not counter.exhausted()
     note(equal)
     assert counter.exhausted() == f"{MOST_EQUAL} rollouts in a row: {reason}"
     # A run that continues has counted some of them before.
-    counter = EqualRewards(lines.append, "all rewards are equal", MOST_EQUAL - 2)
+    counter = EqualRewards(lines.append, "all groups are equal", MOST_EQUAL - 2)
     note(equal)
     assert not counter.exhausted() and counter.count == MOST_EQUAL - 1
     note(equal)
     assert counter.exhausted()
+
+
+@pytest.mark.parametrize("equal", ["the values are exact", ""])
+def test_equal_rewards_end_a_run_that_learns_from_values_or_a_divergence_alone(equal: str) -> None:
+    lines: list[str] = []
+    counter, advantages = EqualRewards(lines.append, equal), np.array([0.5, -0.5, 1.0, -1.0])
+    for _ in range(MOST_EQUAL):
+        counter.count_rollout(*rollout_part(advantages, np.full(4, 0.7)))
+    reason = "all responses have the same reward (mean 0.7)"
+    assert lines == [f"{reason} in this rollout, so nothing is learned from the rewards"]
+    assert counter.exhausted() == f"{MOST_EQUAL} rollouts in a row: {reason}"
+    counter.count_rollout(*rollout_part(advantages, np.array([0.7, 0.7, 0.7, 0.8])))
+    assert counter.count == 0
+    # Without an advantage, a divergence in the loss is still learned from.
+    counter.count_rollout(*rollout_part(np.zeros(4), np.array([0.7, 0.7, 0.8, 0.8])))
+    assert counter.count == bool(equal)
 
 
 def test_groups_lie_on_one_device_and_checkpoints_between_rollouts():
