@@ -28,14 +28,17 @@ class MarkedSteps:
     """The step of the best checkpoint, if that is not the last one."""
 
 
-def curves(train: Sequence[Any], valid: Sequence[Any], marked: MarkedSteps) -> str:
+def curves(train: Sequence[Any], valid: Sequence[Any], marked: MarkedSteps, best_of_n: Sequence[tuple[float, float]] = ()) -> str:
     """Return figures of the loss, other validation metrics, throughput, learning rate and gradient norm.
 
     Those of a policy begin with the rewards and other numbers of its rollouts, because its loss says little.
+
+    Args:
+        best_of_n: divergence and reward of choosing the best of 1, 2, 4, ... responses, to compare a policy with.
     """
     rollouts = [{"step": row["step"], **row["rollout"]} for row in train if "rollout" in row]
     if rollouts:
-        figures = [_lead(rollouts, valid, "reward", marked), *_rollouts(rollouts, marked)]
+        figures = [_lead(rollouts, valid, "reward", marked), *_rollouts(rollouts, marked, best_of_n)]
         figures.append(_simple(train, "loss", "Loss", marked))
     else:
         figures = [_lead(train, valid, "loss", marked), *(_measured(valid, name, marked) for name in _names(valid))]
@@ -162,15 +165,18 @@ ROLLOUTS = {
 """Number of a rollout -> title of its figure."""
 
 
-def _rollouts(rollouts: Sequence[Any], marked: MarkedSteps) -> list[str]:
+def _rollouts(rollouts: Sequence[Any], marked: MarkedSteps, best_of_n: Sequence[tuple[float, float]]) -> list[str]:
     """Draw the numbers of rollouts, and the rewards over the divergence if there is a reference."""
     names = [name for name in ROLLOUTS if all(name in row for row in rollouts)]
     figures = [_simple(rollouts, name, ROLLOUTS[name], marked) for name in names]
-    return [_frontier(rollouts), *figures] if "kl" in names else figures
+    return [_frontier(rollouts, best_of_n), *figures] if "kl" in names else figures
 
 
-def _frontier(rollouts: Sequence[Any]) -> str:
-    """Draw the reward over the square root of the KL divergence (Gao et al. 2023, figure 1); estimates below 0 count as 0."""
+def _frontier(rollouts: Sequence[Any], best_of_n: Sequence[tuple[float, float]]) -> str:
+    """Draw the reward over the square root of the KL divergence (Gao et al. 2023, figure 1); estimates below 0 count as 0.
+
+    Beside it are the rewards of the best of n responses at the start, over the bounds of their divergence.
+    """
     _, rewards = _column(rollouts, "reward")
     _, divergences = _column(rollouts, "kl")
     smooth = [_smooth(values, np.inf) for values in (divergences, rewards)]
@@ -180,12 +186,20 @@ def _frontier(rollouts: Sequence[Any]) -> str:
         axes.plot(distances, rewards, "o", color=ONE, markersize=3, alpha=FAINT)
         x, y = (np.sqrt(np.maximum(smooth[0], 0)), smooth[1]) if len(smooth[0]) else (distances, rewards)
         axes.plot(x, y, color=ONE)
+        if best_of_n:
+            bounds, best = zip(*best_of_n, strict=True)
+            axes.plot(np.sqrt(bounds), best, "o", color=TWO, markersize=4)
         axes.xaxis.set_major_locator(svg.ticks(5))
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
 
     words = f"from {rewards[0]:.4g} at {distances[0]:.4g} to {rewards[-1]:.4g} at {distances[-1]:.4g}"
+    keys: list[str] = []
+    if best_of_n:
+        label = f"best of 1 to {1 << len(best_of_n) - 1}, at the start"
+        keys = [svg.legend_entry("one", "training"), svg.legend_entry("two dots", label)]
+        words += f"; {label}, from {best_of_n[0][1]:.4g} to {best_of_n[-1][1]:.4g}"
     title = "Reward over the square root of the KL divergence"
-    return _figure(title, [words], draw, MarkedSteps(), x_label="square root of nats")
+    return _figure(title, [words], draw, MarkedSteps(), keys=keys, x_label="square root of nats")
 
 
 def _measured(valid: Sequence[Any], name: str, marked: MarkedSteps) -> str:

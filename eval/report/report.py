@@ -84,7 +84,9 @@ def _page(path: Path, run: Run, rows: Sequence[Any], starts: Sequence[Any]) -> s
     sentence = _sentence(name, run, train, valid, judged, best)
     parts = [
         f"<header><h1>{escape_text(name)}</h1><p class=lead>{escape_text(sentence)}</p>{_tiles(train, valid, judged)}</header>",
-        section("Curves", charts.curves(train, valid, charts.MarkedSteps(resumed, best))) if train or valid else "",
+        section("Curves", charts.curves(train, valid, charts.MarkedSteps(resumed, best), _best_of_n(path, run)))
+        if train or valid
+        else "",
         section("Held-out score", _score_table(scores)) if scores else "",
         error_analysis.render(errors) if errors else "",
         section("Tasks", _tasks(tasks)) if tasks else "",
@@ -255,6 +257,12 @@ def _rollout_texts(path: Path, run: Run) -> str:
     """Return sampled responses of the first and the last rollout of a policy; "" for other runs."""
     rollout = getattr(run.options, "rollout", None)
     return rollout_texts.render(RunDir(path).rollouts, rollout.samples, rollout.steps) if rollout else ""
+
+
+def _best_of_n(path: Path, run: Run) -> list[tuple[float, float]]:
+    """Return the best of n responses of a policy's first rollout; empty for other runs."""
+    rollout = getattr(run.options, "rollout", None)
+    return rollout_texts.best_of_n(RunDir(path).rollouts, rollout.samples) if rollout else []
 
 
 def _attention(attention: Mapping[str, Any]) -> str:

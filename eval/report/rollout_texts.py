@@ -5,6 +5,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from eval.metrics.best_of_n import groups_of, kl_bound, powers_of_two
 from eval.report.error_analysis import fold_text
 from eval.report.html_elements import escape_text, format_number
 from zoo.errors import BadInput
@@ -33,6 +36,23 @@ def render(folder: Path, samples: int, steps: int) -> str:
     """
     files = sorted(file for file in folder.glob("*.jsonl") if file.stem.isdecimal())
     return "".join(_rollout(file, samples, steps) for file in dict.fromkeys((*files[:1], *files[-1:])))
+
+
+def best_of_n(folder: Path, samples: int) -> list[tuple[float, float]]:
+    """Return the best of n = 1, 2, 4, ... up to `samples` responses of rollout 0, which the parameters at the start sampled.
+
+    An element is (bound of the divergence from these parameters in nats, mean reward of the best). The list is empty without the
+    texts of that rollout, or with one response to a prompt.
+
+    Raises:
+        BadInput: see `render`.
+    """
+    file = folder / f"{0:08d}.jsonl"
+    if samples < 2 or not file.exists():
+        return []
+    rewards = np.array([float(response["reward"]) for response in _responses(file)])
+    groups = rewards[: len(rewards) // samples * samples].reshape(-1, samples)
+    return [(kl_bound(n), float(groups_of(groups, n).max(1).mean())) for n in powers_of_two(samples)] if len(groups) else []
 
 
 def _rollout(file: Path, samples: int, steps: int) -> str:

@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float64
 
+from eval.metrics.best_of_n import groups_of, kl_bound, powers_of_two
 from eval.metrics.standard_error import mean_and_error
 from eval.scoring.feedback.response_log_probs import response_log_probs
 from eval.tasks import Progress, Result, Settings, first
@@ -151,20 +152,15 @@ def best_of(
         shares: names of the judges whose numbers are logarithms of probabilities.
     """
     table = {}
-    for n in (1 << power for power in range(total.shape[1].bit_length())):
-        groups = total.shape[1] // n
-
-        def grouped(numbers: np.ndarray, n: int = n, groups: int = groups) -> np.ndarray:
-            return numbers[:, : groups * n].reshape(-1, n)
-
-        best = grouped(total).argmax(1)[:, None]
-        row = {"reward": float(grouped(total).max(1).mean())}
+    for n in powers_of_two(total.shape[1]):
+        grouped = groups_of(total, n)
+        best, row = grouped.argmax(1)[:, None], {"reward": float(grouped.max(1).mean())}
         for name, numbers in values.items():
-            of_chosen = np.take_along_axis(grouped(numbers), best, 1)
+            of_chosen = np.take_along_axis(groups_of(numbers, n), best, 1)
             row[name] = float(of_chosen.mean())
             if name in shares:
                 row[f"{name} > 1/2"] = float((of_chosen > math.log(0.5)).mean())
-        table[str(n)] = row | {"kl bound": math.log(n) - (n - 1) / n}
+        table[str(n)] = row | {"kl bound": kl_bound(n)}
     return table
 
 

@@ -93,6 +93,24 @@ def test_damaged_rollouts_are_refused_in_one_line(tmp_path: Path) -> None:
         assert "\n" not in str(refused.value)
 
 
+def test_the_best_of_n_at_the_start_is_beside_the_curve_over_the_divergence(tmp_path: Path) -> None:
+    """Of 3 samples the best of 2 is of the first two; later rollouts have no part in it."""
+    files, groups = (
+        tmp_path / "rollouts",
+        [("a", [("x", 0.0), ("y", 1.0), ("z", 5.0)]), ("b", [("x", 2.0), ("y", 1.0), ("z", -1.0)])],
+    )
+    assert rollout_texts.best_of_n(files, 3) == []
+    responses(files / "00000001.jsonl", ("a", [("x", 9.0)] * 3))
+    assert rollout_texts.best_of_n(files, 3) == []
+    responses(files / "00000000.jsonl", *groups)
+    assert rollout_texts.best_of_n(files, 1) == []
+    assert rollout_texts.best_of_n(files, 3) == [(0.0, pytest.approx(8 / 6)), (pytest.approx(np.log(2) - 0.5), 1.5)]
+    run = dataclasses.replace(POLICY, options=PolicyOptions(rollout=Rollout(samples=3)))
+    shown = page(folder(tmp_path, run=run, rows=policy_rows(20)))
+    labels = [str(each["aria-label"]) for tag, each in shown.tags if tag == "svg"]
+    assert any("0.6403; best of 1 to 2, at the start, from 1.333 to 1.5" in label for label in labels)
+
+
 def test_a_run_without_texts_has_no_section(tmp_path: Path) -> None:
     assert rollout_texts.render(tmp_path / "rollouts", 2, 1) == ""
     assert "Rollouts" not in page(folder(tmp_path, run=POLICY, rows=policy_rows(1))).words
