@@ -251,6 +251,7 @@ def _run(
             folder=folder,
             process=process,
             notify=console.notice,
+            progress=lambda activity: console.progress(activity, now=True),
         )
         feeding = objective.feed(source, first)
 

@@ -25,6 +25,8 @@ POINTS = {
     "train.start": "a run begins, before its data is read",
     "train.compile": "the first step is about to be compiled",
     "train.step": "a step was dispatched",
+    "train.rollout": "the responses to a batch are about to be sampled",
+    "train.judge": "the responses to a batch are sampled and about to be judged",
     "train.validate": "a validation begins",
     "train.save": "a checkpoint is due; its rows are not synced yet",
     "train.score": "the held-out data is about to be scored",

@@ -276,6 +276,7 @@ def _source(run: Run, model: Model, mesh: Any, shape: Shape) -> FeedSource:
         folder=RunDir("absent"),
         process=1,
         notify=lambda line: None,
+        progress=lambda activity: None,
     )
 
 

@@ -39,6 +39,8 @@ class FeedSource:
     process: int
     notify: Callable[[str], None]
     """Function that shows a line."""
+    progress: Callable[[str], None]
+    """Function that shows what the process is doing, until the next step."""
 
 
 class FeedMetrics(NamedTuple):

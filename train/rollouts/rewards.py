@@ -7,6 +7,7 @@ import inspect
 import math
 import os
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
@@ -16,9 +17,11 @@ from jaxtyping import Bool, Float64
 
 from train.data.example_types import ASSISTANT, Message, Prompt
 from zoo.errors import BadInput
+from zoo.runtime.progress import this_process
 
 OPTION = "--rollout.reward"
-LARGEST = np.finfo(np.float64).max
+LARGEST = 1e15
+"""Largest absolute value of a reward: squares of gradients of larger ones would not be finite in float32."""
 
 
 class Completion(NamedTuple):
@@ -118,7 +121,8 @@ class RewardFunction:
             raise
         except (Exception, SystemExit) as error:
             first = f"for {len(completions)} completions, the first of {completions[0].prompt.origin}"
-            raise BadInput(f"{OPTION} {self.name}: raised {_reason(error)} {first}; correct the function") from error
+            raised = f"{_reason(error)}{_place(error)}"
+            raise BadInput(f"{OPTION} {self.name}: raised {raised} {first}; correct the function") from error
         return Scores(_numbers(self.name, values, completions), np.zeros(len(completions), bool))
 
 
@@ -180,10 +184,12 @@ def _function(text: str, name: str, weight: float) -> RewardFunction:
     function = getattr(module := _module(text, module_name), function_name, None)
     if not callable(function):
         names = [other for other, value in vars(module).items() if inspect.isfunction(value) and not other.startswith("_")]
-        near = difflib.get_close_matches(function_name, names, n=1, cutoff=0.0)
-        fix = f"the nearest is {near[0]}" if near else "define it"
+        near = difflib.get_close_matches(function_name, names, n=1)
+        all_names = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+        fix = f"the nearest is {near[0]}" if near else f"its functions are {all_names}" if names else "define it"
+        what = "has no function" if function is None else f"has the {type(function).__name__}, and not the function,"
         file = getattr(module, "__file__", None) or "without a file"
-        raise BadInput(f"{OPTION} {text}: {module_name} ({file}) has no function {function_name}; {fix}")
+        raise BadInput(f"{OPTION} {text}: {module_name} ({file}) {what} {function_name}; {fix}")
     return RewardFunction(name, function, weight)
 
 
@@ -206,11 +212,25 @@ def rewards(judges: Sequence[Judge], completions: Sequence[Completion]) -> Score
     Raises:
         BadInput: see `Judge.scores`.
     """
-    total, truncated = np.zeros(len(completions)), np.zeros(len(completions), bool)
-    for judge in judges:
-        scores = judge.scores(completions)
-        total += judge.weight * scores.values
-        truncated |= scores.truncated
+    return weighted_sum(judges, [scores_of(judge, completions) for judge in judges], len(completions))
+
+
+def scores_of(judge: Judge, completions: Sequence[Completion]) -> Scores:
+    """Return the scores of a judge, and record that the process waits for it.
+
+    Raises:
+        BadInput: see `Judge.scores`.
+    """
+    with this_process.stage(f"waiting for the rewards of {judge.name}"):
+        return judge.scores(completions)
+
+
+def weighted_sum(judges: Sequence[Judge], scores: Sequence[Scores], count: int) -> Scores:
+    """Return the weighted sum of the scores of all judges for `count` completions, and whether a judge truncated each."""
+    total, truncated = np.zeros(count), np.zeros(count, bool)
+    for judge, of_judge in zip(judges, scores, strict=True):
+        total += judge.weight * of_judge.values
+        truncated |= of_judge.truncated
     return Scores(total, truncated)
 
 
@@ -224,19 +244,42 @@ def with_missing_end(values: Float64[np.ndarray, " n"], ended: Any, missing_end:
 
 
 def _numbers(name: str, values: Any, completions: Sequence[Completion]) -> Float64[np.ndarray, " n"]:
-    if not isinstance(values, list | tuple | np.ndarray):
+    is_array = isinstance(values, np.ndarray)
+    if not isinstance(values, list | tuple) and not (is_array and values.ndim == 1):
         kind = "None" if values is None else f"a {type(values).__name__}"
+        kind = f"an array with {values.ndim} axes" if is_array else kind
+        if inspect.iscoroutine(values):
+            # Otherwise Python warns that nobody has awaited it.
+            values.close()
         raise BadInput(f"{OPTION} {name}: returned {kind}; return a list with a number for each completion")
     if len(values) != len(completions):
         many = f"{len(values)} values for {len(completions)} completions"
         raise BadInput(f"{OPTION} {name}: returned {many}; return a number for each of them")
     for value, item in zip(values, completions, strict=True):
         is_number = isinstance(value, int | float | np.integer | np.floating | np.bool_)
-        if not is_number or not -LARGEST < value < LARGEST:
-            where = f"for the completion {item.text[:40]!r} of {item.prompt.origin}"
-            raise BadInput(f"{OPTION} {name}: returned {str(value)[:40]} {where}; return a finite number")
+        if not is_number or not (isinstance(value, int) or math.isfinite(value)):
+            raise BadInput(f"{OPTION} {name}: returned {_one_line(value)} for {describe(item)}; return a finite number")
+        if not -LARGEST <= value <= LARGEST:
+            fix = "gradients would overflow; return smaller numbers"
+            raise BadInput(f"{OPTION} {name}: returned a number beyond ±{LARGEST:g} for {describe(item)}; {fix}")
     return np.array([float(value) for value in values])
+
+
+def describe(item: Completion) -> str:
+    """Return a completion and the place of its prompt, for a message."""
+    return f"the completion {item.text[:40]!r} of {item.prompt.origin}"
+
+
+def _one_line(value: Any) -> str:
+    # In quotes, a text that looks like a number is not taken for one.
+    return " ".join((repr(value) if isinstance(value, str) else str(value)).split())[:40]
 
 
 def _reason(error: BaseException) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())[:300]
+
+
+def _place(error: BaseException) -> str:
+    """Return the file and the line where an error was raised, for a message; "" if the function could not be called at all."""
+    frames = traceback.extract_tb(error.__traceback__)[1:]
+    return f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""

@@ -6,15 +6,15 @@ anything was learned from it.
 """
 
 import functools
+import math
 import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
-from jaxtyping import Float32, Float64, Int64
+from jaxtyping import Float32, Int64
 
 from train.engine import device_mesh
 from train.engine.log_probs import token_log_probs
@@ -23,13 +23,15 @@ from train.engine.value_head import token_values
 from train.rollouts import rollout_files
 from train.rollouts.advantage_estimators import Estimator, ScoredBatch
 from train.rollouts.batch_feed import Feed, FeedMetrics, FeedSource
-from train.rollouts.rewards import Completion, Scores, rewards, with_missing_end
+from train.rollouts.response_judges import ResponseJudges
+from train.rollouts.rewards import Completion, with_missing_end
 from train.rollouts.rollout_metrics import EqualRewards, RolloutPart, measure
 from train.rollouts.sampler import SALT, Responses, Sampler
 from train.rows.feedback.preference_rows import Side
 from train.rows.feedback.response_rows import row_builder
 from zoo.batch import Batch
 from zoo.errors import BadInput
+from zoo.fault_points import fault_point
 from zoo.generation.decoding_settings import Sampling
 from zoo.precision import cast_params
 from zoo.runtime.progress import this_process
@@ -38,6 +40,10 @@ RATIO_ERROR = 1e-2
 """Largest difference from 1, in float32, of the ratio of a token's probability in training to its probability when sampled."""
 EQUAL = "rollouts_without_signal"
 """Name in the metadata of checkpoints."""
+SHOWN = 1.0
+"""Seconds that a rollout takes at least if its parts are shown as they are computed."""
+SLOW = 5.0
+"""Seconds of judging above which, if they are most of a rollout's time, there is a notice."""
 UNENDED = 0.5
 """Share of responses without an end mark above which there is a notice."""
 
@@ -87,7 +93,8 @@ class RolloutFeed(Feed):
         self._reference = None if reference is None else self._cast(reference)
         self._number, self._batches, self._metrics = -1, list[Batch](), FeedMetrics({}, {})
         self._equal = EqualRewards(source.notify, estimator.equal, source.saved.get(EQUAL, 0))
-        self._unended_noticed = self._truncated_noticed = False
+        self._unended_noticed = self._truncated_noticed = self._slow_noticed = False
+        self._seconds, self._judges = math.inf, ResponseJudges(source, self._show)
 
     def batch(self, step: int, state: Any) -> Batch:
         """Return this process's part of the batch of a step; the first step of a rollout samples those of all of its steps.
@@ -123,6 +130,7 @@ class RolloutFeed(Feed):
 
     def _roll(self, number: int, state: Any) -> list[Batch]:
         began, source = time.perf_counter(), self._source
+        self._judges.seconds.clear()
         params = self._cast(source.params(state))
         ends = (min(which * self._rollout.steps, source.run.steps) for which in (number, number + 1))
         batches, parts, numbers = self._sample(params, range(*map(self._rollout.batches_of, ends)))
@@ -132,18 +140,22 @@ class RolloutFeed(Feed):
             what = f"a token's probability in training differs by {size} from that with which it was sampled"
             fix = "if the tokenizer has fewer entries than the model, choose a --tokenizer.path or --init whose numbers agree"
             raise BadInput(f"rollout {number}: {what}; {fix}")
+        self._seconds = time.perf_counter() - began
         self._notice(values, parts)
         if source.process == 0 and self._rollout.write_every and number % self._rollout.write_every == 0:
             rollout_files.write(source.folder, number, parts)
-        seconds = time.perf_counter() - began
-        tokens = sum(int(part.lengths.sum()) for part in parts)
-        self._metrics = FeedMetrics(values, {"rollout_tokens_per_s": tokens / seconds})
+        tokens, judging = sum(int(part.lengths.sum()) for part in parts), sum(self._judges.seconds.values())
+        timing = {"rollout_tokens_per_s": tokens / self._seconds, "judging_share": judging / self._seconds}
+        self._metrics = FeedMetrics(values, timing)
         return batches
 
     def _sample(self, params: Any, numbers: range) -> tuple[list[Batch], list[RolloutPart], dict[str, float]]:
         """Return this process's parts of the batches with these numbers, what all of their rows are about, and metrics."""
         decoding_params = self._sampler.decoding_params(params)
-        responses = [self._respond(params, decoding_params, number) for number in numbers]
+        responses = []
+        for done, number in enumerate(numbers, 1):
+            self._show(f"sampling a rollout: batch {done} of {len(numbers)}")
+            responses.append(self._respond(params, decoding_params, number))
         estimates, metrics = self._estimator.estimate([batch.scored for batch in responses])
         batches, parts = [], []
         for batch, estimate in zip(responses, estimates, strict=True):
@@ -168,6 +180,7 @@ class RolloutFeed(Feed):
 
     def _respond(self, params: Any, decoding_params: Any, number: int) -> _Responses:
         """Return the responses to the prompts of a batch, with their rewards and log-probabilities."""
+        fault_point("train.rollout")
         source, samples, rows = self._source, self._rollout.samples, self._source.data.rows
         prompts = [rows.row(row) for row in source.batches.rows_of(number).tolist()]
         examples = number * len(prompts) + np.arange(len(prompts))
@@ -187,9 +200,10 @@ class RolloutFeed(Feed):
             Completion(source.data.training.examples[prompt.example], self._sampler.text(responses, row), responses.text_ids(row))
             for row, prompt in enumerate(prompts)
         ]
-        judged = self._judged(completions, responses)
+        fault_point("train.judge")
+        judged = self._judges.scores(completions)
         scored = ScoredBatch(
-            rewards=judged.values,
+            rewards=with_missing_end(judged.values, responses.ended, self._rollout.missing_end),
             ended=responses.ended,
             samples=samples,
             weights=fields["weights"],
@@ -202,14 +216,10 @@ class RolloutFeed(Feed):
         truncated = judged.truncated if self._rollout.reward_truncate else None
         return _Responses(local, scored, completions, truncated, responses.lengths, error)
 
-    def _judged(self, completions: Sequence[Completion], responses: Responses) -> Scores:
-        """Return the reward of every response. Functions judge those of this process's devices, reward models all of them."""
-        source, judges = self._source, self._source.data.rewards
-        functions, models = ([judge for judge in judges if judge.collective == kind] for kind in (False, True))
-        local = rewards(functions, [completions[row] for row in source.local.tolist()]).values
-        of_models = rewards(models, completions)
-        total = _gather(local, source.local, len(completions)) + of_models.values
-        return Scores(with_missing_end(total, responses.ended, self._rollout.missing_end), of_models.truncated)
+    def _show(self, activity: str) -> None:
+        # Rollouts that follow each other within a second would make the line flicker.
+        if self._seconds >= SHOWN:
+            self._source.progress(activity)
 
     def _training_rows(self, sides: list[Side]) -> dict[str, Any]:
         """Return the fields of `Batch` of all rows, without `index` and `extra`."""
@@ -243,6 +253,11 @@ class RolloutFeed(Feed):
             self._unended_noticed = True
             fix = f"choose more than --rollout.tokens {self._rollout.tokens}, or a model that ends its texts"
             self._source.notify(f"{values['unended_share']:.0%} of the responses are cut off before an end mark; {fix}")
+        if (judging := sum(self._judges.seconds.values())) > max(SLOW, self._seconds / 2) and not self._slow_noticed:
+            self._slow_noticed = True
+            slowest, seconds = max(self._judges.seconds.items(), key=lambda item: item[1])
+            what = f"a rollout took {self._seconds:.0f} s, of which {judging:.0f} s were spent on its rewards"
+            self._source.notify(f"{what}, {seconds:.0f} s on {slowest}")
         if values.get("truncated_share", 0) and not self._truncated_noticed:
             self._truncated_noticed = True
             what = "of the responses are too long for a reward model, which reads only their beginning"
@@ -255,18 +270,3 @@ def _ratio_error(old: Float32[np.ndarray, "B T"], responses: Responses, first: l
     sampled = np.take_along_axis(old, np.minimum(at, old.shape[1] - 1), 1)
     counted = np.arange(at.shape[1]) < responses.lengths[:, None]
     return float(np.abs(np.expm1(np.where(counted, sampled - responses.log_probs, 0.0))).max())
-
-
-def _gather(values: Float64[np.ndarray, " n"], local: Int64[np.ndarray, " n"], rows: int) -> Float64[np.ndarray, " B"]:
-    """Return the values of the rows of all processes. This process passes those of the offsets `local`."""
-    if jax.process_count() > 1:
-        # As integers, because JAX would make float32 of float64.
-        bits = np.ascontiguousarray(values).view(np.uint32).reshape(-1, 2)
-        with jax.transfer_guard("allow"):
-            packed = multihost_utils.process_allgather(np.concatenate([local.astype(np.uint32)[:, None], bits], 1))
-        all_packed = np.asarray(packed).reshape(-1, 3)
-        local = all_packed[:, 0].astype(np.int64)
-        values = np.ascontiguousarray(all_packed[:, 1:]).view(np.float64)[:, 0]
-    result = np.empty(rows)
-    result[local] = values
-    return result

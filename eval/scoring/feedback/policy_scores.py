@@ -9,7 +9,8 @@ import numpy as np
 from eval.scoring.batch_loop import ScoringInputs
 from train.engine import device_mesh
 from train.inputs.prompt_inputs import PromptRows
-from train.rollouts.rewards import Completion, rewards, with_missing_end
+from train.rollouts.response_judges import rewards_in_all_processes
+from train.rollouts.rewards import Completion, with_missing_end
 from train.rollouts.sampler import Sampler
 from zoo.generation.decoding_settings import GREEDY
 
@@ -69,7 +70,7 @@ def of_run(inputs: ScoringInputs) -> Callable[[Any], Score]:
             tokens += int(responses.lengths.sum())
             ended += responses.ended.tolist()
             inputs.progress(number, len(batches))
-        judged, rollout = rewards(data.rewards, completions), run.options.rollout
+        judged, rollout = rewards_in_all_processes(data.rewards, completions), run.options.rollout
         return Score(
             rewards=float(with_missing_end(judged.values, ended, rollout.missing_end).sum()),
             tokens=tokens,

@@ -1,5 +1,6 @@
 """Reward functions by name, and what they may not return."""
 
+import gc
 import math
 from pathlib import Path
 from typing import Any
@@ -39,8 +40,15 @@ def test_a_function_reads_texts_ids_and_columns_and_several_are_summed():
         (None, "returned None; return a list"),
         ([1.0], "returned 1 values for 2 completions; return a number for each"),
         ([1.0, None], "returned None for the completion 'yy' of p:1; return a finite number"),
+        (["0.5", 1.0], "returned '0.5' for the completion 'x' of p:0; return a finite number"),
+        (["a\nb", 1.0], "returned 'a\\nb' for the completion"),
+        ([1.0, -(10**400)], "returned a number beyond ±1e+15 for the completion 'yy' of p:1; gradients would overflow; return"),
+        ([1e39, 1.0], "returned a number beyond ±1e+15 for the completion 'x' of p:0"),
+        (1.0, "returned a float; return a list with a number for each"),
+        (np.ones(()), "returned an array with 0 axes; return a list"),
+        (np.ones((2, 1)), "returned an array with 2 axes; return a list"),
         ([math.nan, 1.0], "returned nan for the completion 'x' of p:0; return a finite number"),
-        (ValueError("no answer"), "raised ValueError: no answer for 2 completions, the first of p:0; correct the function"),
+        (ValueError("no answer"), "raised ValueError: no answer at test_rewards.py:"),
     ],
 )
 def test_a_fault_of_a_function_names_it_with_the_prompt_and_the_value(result: Any, message: str):
@@ -54,8 +62,32 @@ def test_a_fault_of_a_function_names_it_with_the_prompt_and_the_value(result: An
     assert str(error.value).startswith(f"--rollout.reward m:f: {message}")
 
 
+def test_an_error_of_a_function_is_named_with_its_place() -> None:
+    def function(ids: list[list[int]], **_: Any) -> list[float]:
+        return [1 / (len(row) - 1) for row in ids]
+
+    with pytest.raises(BadInput) as refused:
+        rewards([RewardFunction("m:f", function)], TWO)
+    line = function.__code__.co_firstlineno + 1
+    what = f"raised ZeroDivisionError: division by zero at test_rewards.py:{line}"
+    assert str(refused.value) == f"--rollout.reward m:f: {what} for 2 completions, the first of p:0; correct the function"
+    # Arguments that a function does not take are no error inside it.
+    with pytest.raises(BadInput, match=r"unexpected keyword argument 'prompts' for 2 completions, the first of p:0; correct"):
+        rewards([RewardFunction("m:f", lambda completions: [1.0])], TWO)
+
+
+def test_a_coroutine_is_refused_without_a_warning() -> None:
+    async def function(**_: Any) -> list[float]:
+        return [1.0, 1.0]
+
+    with pytest.raises(BadInput, match="returned a coroutine; return a list with a number for each"):
+        rewards([RewardFunction("m:f", function)], TWO)
+    gc.collect()
+
+
 def test_functions_are_imported_from_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    (tmp_path / "judging.py").write_text("def length(completions, **rest):\n    return [len(text) for text in completions]\n")
+    content = "def length(completions, **rest):\n    return [len(text) for text in completions]\nLIMIT = 3\n"
+    (tmp_path / "judging.py").write_text(content)
     (tmp_path / "broken_judging.py").write_text("1 / 0\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.path", [*__import__("sys").path])
@@ -71,6 +103,8 @@ def test_functions_are_imported_from_the_working_directory(tmp_path: Path, monke
             "judging:length@much",
         ): " judging:length@much: the weight 'much' is not a finite number; .* write judging:length@much@1",
         ("judging:lengths",): r" judging:lengths: judging \(.*judging.py\) has no function lengths; the nearest is length",
+        ("judging:LIMIT",): r" judging:LIMIT: judging \(.*\) has the int, and not the function, LIMIT; its functions are length",
+        ("judging:score",): r" judging:score: judging \(.*\) has no function score; its functions are length",
         ("absent_judging:f",): " absent_judging:f: absent_judging cannot be imported .*No module named .*run from the folder of",
         ("broken_judging:f",): " broken_judging:f: broken_judging cannot be imported .*ZeroDivisionError: division by zero",
     }

@@ -1,5 +1,6 @@
 """Rollouts: responses of a small model, the training rows made of them, and steps that learn from them."""
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -25,10 +26,11 @@ from train.engine.state_init import init_state
 from train.engine.step import assemble
 from train.inputs import prompt_inputs
 from train.objectives import objective
-from train.rollouts import rollout_feed
+from train.rollouts import response_judges, rollout_feed
 from train.rollouts.batch_feed import FeedSource
+from train.rollouts.response_judges import ResponseJudges
 from train.rollouts.reward_functions import sentence_chrf
-from train.rollouts.rewards import Judge, RewardFunction, Scores
+from train.rollouts.rewards import Completion, Judge, RewardFunction, Scores
 from train.rollouts.rollout_feed import RolloutFeed
 from train.rollouts.rollout_metrics import MOST_EQUAL
 from train.rollouts.sampler import Sampler
@@ -39,6 +41,7 @@ from train.tokenizers.tokenizer import Tokenizer
 from zoo.batch import Batch
 from zoo.errors import BadInput
 from zoo.models import Model
+from zoo.runtime.progress import this_process
 
 BYTES = Tokenizer.train([], 257)
 NET = small("gpt", layers=1, vocab=257)
@@ -65,6 +68,8 @@ def feed(
     judges: tuple[Judge, ...] = (),
     streak: int = 0,
     function: Callable[..., Any] = low_ids,
+    notify: Callable[[str], Any] = str,
+    progress: Callable[[str], Any] = str,
     **changes: Any,
 ) -> RolloutFeed:
     """Return rollouts of 4 responses to 2 of 5 prompts of different lengths, for an objective with this KL divergence.
@@ -95,7 +100,8 @@ def feed(
         saved={rollout_feed.EQUAL: streak},
         folder=RunDir(folder or "absent"),
         process=0 if folder else 1,
-        notify=lambda line: None,
+        notify=notify,
+        progress=progress,
     )
     return RolloutFeed(source, bound.estimator(), params() if beta else None)
 
@@ -118,7 +124,7 @@ def shapes(batch: Batch) -> dict[str, Any]:
 def test_a_batch_has_groups_of_responses_in_the_shapes_of_the_data(tmp_path: Path) -> None:
     rollouts = feed(folder=tmp_path)
     batches = [rollouts.batch(step, params()) for step in range(2)]
-    source = rollouts._source
+    source, nats, tokens = rollouts._source, 0.0, 0.0
     for step, batch in enumerate(batches):
         assert shapes(batch) == shapes(source.batches.shapes())
         numbers = source.batches.rows_of(step)
@@ -132,8 +138,10 @@ def test_a_batch_has_groups_of_responses_in_the_shapes_of_the_data(tmp_path: Pat
             assert counted[0] == len(prompt) - 1 and np.ptp(counted) + 1 == len(counted) <= TOKENS
         assert not batch.extra["old"][batch.weights == 0].any() and (batch.extra["old"][batch.weights > 0] < 0).all()
         np.testing.assert_allclose(batch.extra["advantage"].reshape(-1, GROUP).sum(1), 0, atol=1e-6)
+        nats, tokens = nats + float(batch.extra["old"].sum()), tokens + float(batch.weights.sum())
     values, timing = rollouts.metrics()
     assert values["ratio_error"] < 1e-4 and 1 <= values["response_length"] <= TOKENS and timing["rollout_tokens_per_s"] > 0
+    assert values["entropy"] == pytest.approx(-nats / tokens, rel=1e-6) and 0 < values["entropy"] < np.log(BYTES.vocab_size)
     lines = [json.loads(line) for line in (tmp_path / "rollouts" / "00000000.jsonl").read_text().splitlines()]
     assert len(lines) == 4 * GROUP and lines[0].keys() == {"prompt", "completion", "reward", "advantage"}
     assert np.mean([line["reward"] for line in lines]) == pytest.approx(values["reward"])
@@ -279,3 +287,93 @@ def test_a_feed_continues_to_count_rollouts_without_a_signal() -> None:
         rollouts.batch(0, params())
     assert [rollouts.saved() for rollouts in feeds] == [{rollout_feed.EQUAL: 1}, {rollout_feed.EQUAL: MOST_EQUAL}]
     assert [bool(rollouts.exhausted()) for rollouts in feeds] == [False, True]
+
+
+def test_a_slow_reward_is_named_while_it_is_computed_and_in_a_notice(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, shown, notices = [0.0], list[str](), list[str]()
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+    activities = set[str]()
+
+    def slow(ids: Any, **_: Any) -> list[float]:
+        now[0] += 10
+        activities.add(this_process.read().activity)
+        return [float(len(row)) for row in ids]
+
+    rollouts = feed(function=slow, notify=notices.append, progress=shown.append)
+    rollouts.batch(0, params())
+    waiting = "waiting for the rewards of t:f: 8 responses"
+    # The first batch is judged twice, to compare the rewards.
+    sampled = [f"sampling a rollout: batch {number} of 2" for number in (1, 2)]
+    assert shown == [sampled[0], waiting, waiting, sampled[1], waiting]
+    assert activities == {"waiting for the rewards of t:f"} and rollouts.metrics().timing["judging_share"] == 1
+    rollouts.batch(2, params())
+    (notice,) = [line for line in notices if "took" in line]
+    assert notice == "a rollout took 30 s, of which 30 s were spent on its rewards, 30 s on t:f"
+
+
+def test_a_fast_rollout_shows_no_activity_after_the_first_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown, now = list[str](), [0.0]
+
+    def tick() -> float:
+        now[0] += 1e-3
+        return now[0]
+
+    monkeypatch.setattr("time.perf_counter", tick)
+    rollouts = feed(progress=shown.append)
+    rollouts.batch(0, params())
+    before = len(shown)
+    rollouts.batch(2, params())
+    assert before == len(shown) > 0
+
+
+@pytest.mark.planted
+def test_a_function_that_returns_something_else_the_second_time_is_reported() -> None:
+    notices, calls = list[str](), list[int]()
+
+    def counts(ids: Any, **_: Any) -> list[float]:
+        calls.append(len(ids))
+        return [float(len(calls) - (row < 1)) for row in range(len(ids))]
+
+    rollouts = feed(function=counts, notify=notices.append)
+    for step in (0, 2):
+        rollouts.batch(step, params())
+    (notice,) = [line for line in notices if "returned" in line]
+    assert notice.startswith("t:f returned 0 and then 1 for the completion ") and " of p:" in notice
+    assert notice.endswith(", with the same arguments: a run that continues will differ from one that did not stop")
+    assert calls == [2 * GROUP] * 5
+    # One that repeats its rewards up to rounding is not reported.
+    quiet = list[str]()
+    feed(function=lambda ids, **_: [1 / 3 + 1e-12 * len(calls)] * len(ids), notify=quiet.append).batch(0, params())
+    assert not [line for line in quiet if "returned" in line]
+
+
+def test_processes_whose_functions_disagree_end_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rewards in process 0 are 0.25."""
+    source = dataclasses.replace(feed(function=lambda ids, **_: [0.5] * len(ids))._source, process=1)
+    monkeypatch.setattr("jax.process_count", lambda: 2)
+    completion = Completion(Prompt(origin="p:0", prompt="a", columns={}), "x", [])
+    with pytest.raises(BadInput) as refused:
+        ResponseJudges(source, source.notify)._check_repeated(np.array([[0.25]]), [completion])
+    what = "returned 0.25 in process 0 and 0.5 in process 1 for the completion 'x' of p:0, with the same arguments"
+    fix = "its result must depend on them alone; remove random numbers, clocks and other state"
+    assert str(refused.value) == f"--rollout.reward t:f: {what}; {fix}"
+
+
+def test_an_error_of_another_process_is_raised_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each process passes its message, if it has one, and all raise the first."""
+    others: list[str] = []
+
+    def gather(text: np.ndarray) -> np.ndarray:
+        padded = [np.frombuffer(other.encode().ljust(len(text), b"\0"), np.uint8) for other in others]
+        return np.stack([text, *padded])
+
+    monkeypatch.setattr("jax.process_count", lambda: 2)
+    monkeypatch.setattr(response_judges.multihost_utils, "process_allgather", gather)
+    for own, other in (("", ""), ("a: é", ""), ("", "b"), ("a", "b"), ("x" * 9999, "")):
+        others[:] = [other]
+        with contextlib.ExitStack() as stack:
+            if own or other:
+                stack.enter_context(pytest.raises(BadInput, match=f"^{(own or other)[: response_judges.LONGEST]}$"))
+            with response_judges.raised_in_all_processes():
+                if own:
+                    raise BadInput(own)
