@@ -1,5 +1,6 @@
 """Runs that are stopped, killed, damaged or out of room, in one process or several, end as the run that nothing happened to."""
 
+import functools
 import json
 import os
 import random
@@ -14,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.support import runs
+from tests.support import forked, runs
 from tests.support.runs import EVERY, STEPS, Started, Training, assert_close, assert_same, gone, home, reference, snapshot, text
 from train.tokenizers.tokenizer import Tokenizer
 from zoo.cli import main
@@ -346,6 +347,25 @@ def test_a_killed_run_samples_the_same_texts(recipe: str) -> None:
     assert run.resumed_at() == [0, before] and before is not None and before >= EVERY
     assert_same(run, unharmed)
     assert rollouts(run) == rollouts(unharmed) and len(rollouts(run)) == -(-STEPS // EVERY)
+
+
+IN_ROLLOUTS = {"train.rollout": 5, "train.judge": 4, "checkpoint.rename": 1}
+"""Fault point -> the pass at which a run is killed: in the second rollout, each of which has three batches, and in a save."""
+
+
+@pytest.mark.parametrize("recipe", [pytest.param("rloo", marks=pytest.mark.full), pytest.param("ppo", marks=pytest.mark.slow)])
+def test_a_run_killed_while_it_samples_judges_and_saves_ends_with_the_same_bits(recipe: str) -> None:
+    one = {"devices": 1}
+    passes = IN_ROLLOUTS if recipe == "rloo" else {"train.rollout": 2, "train.judge": 2, "checkpoint.rename": 1}
+    run, unharmed = Training(home(), f"killed-in-{recipe}", recipe=recipe), reference(recipe=recipe, **one)
+    for point, number in passes.items():
+        with run.start(limit=functools.partial(forked.with_faults, f"{point}:kill:{number}"), **one) as started:
+            done = started.ended()
+        assert done.code == -signal.SIGKILL, (point, done)
+    run.finish(**one)
+    assert len(run.resumed_at()) == len(passes) + 1 and run.resumed_at() == sorted(run.resumed_at())
+    assert_same(run, unharmed)
+    assert rollouts(run) == rollouts(unharmed)
 
 
 @pytest.mark.slow

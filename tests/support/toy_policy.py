@@ -2,7 +2,7 @@
 
 import functools
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -81,16 +81,17 @@ def tabular() -> tuple[Any, Batch]:
     return models.Model(family="gpt", config=gpt.config, module=module), batch
 
 
-def distance(gradient: Callable[[Any, Any], Any], steps: int, rate: float) -> float:
+def distance(gradient: Callable[[Any, Any], Any], rates: Sequence[float]) -> float:
     """Return the total variation to the optimum, pi_ref exp(R / beta) / Z, after natural gradient steps from the reference.
 
     Args:
         gradient: function from the table and that of the reference to an ascent direction of the reward.
+        rates: the rate of each step.
     """
     reference = jnp.asarray(np.random.default_rng(1).standard_normal(3 * len(PREFIXES)))
     jacobian = jax.jit(jax.jacobian(text_log_probs))
     table, target = reference, jax.nn.softmax(text_log_probs(reference) + REWARDS / BETA)
-    for _ in range(steps):
+    for rate in rates:
         slope = jacobian(table)
         fisher = slope.T @ (jnp.exp(text_log_probs(table))[:, None] * slope)
         table = table + rate / BETA * np.linalg.lstsq(fisher, gradient(table, reference), rcond=1e-10)[0]

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from tests.support import responses
+from tests.support.enumeration import float64
 from tests.support.small import random_params, shallow
+from tests.support.toy_policy import wide
 from train.engine.log_probs import token_log_probs
 from zoo.batch import Batch
 from zoo.generation import decode_loop, sampling
@@ -22,9 +24,9 @@ PROMPTS = [np.random.default_rng(length).integers(3, 300, length) for length in 
 
 
 @functools.cache
-def network(family: str) -> tuple[Model, Any]:
+def network(family: str, dtype: str = "float32") -> tuple[Model, Any]:
     net = shallow(family)
-    return net, random_params(net)
+    return net, random_params(net) if dtype == "float32" else wide(random_params(net))
 
 
 def left_padded(*, from_the_end: bool) -> Batch:
@@ -37,14 +39,16 @@ def left_padded(*, from_the_end: bool) -> Batch:
 
 
 @functools.cache
-def sample(family: str, settings: Sampling, *, log_probs: bool = True, from_the_end: bool = False) -> tuple[np.ndarray, Any]:
+def sample(
+    family: str, settings: Sampling, *, log_probs: bool = True, from_the_end: bool = False, dtype: str = "float32"
+) -> tuple[np.ndarray, Any]:
     """Return (tokens, log-probabilities), each [B, COUNT]."""
-    net, params = network(family)
+    net, params = network(family, dtype)
     prompts = left_padded(from_the_end=from_the_end)
     if net.is_encoder_decoder:
         begin = np.zeros((len(PROMPTS), 1), np.int32)
         prompts = Batch(tokens=begin, segments=begin + 1, positions=begin, source=prompts)
-    decoder = Decoder(net, net.config.vocab, np.dtype("float32"), log_probs=log_probs)
+    decoder = Decoder(net, net.config.vocab, np.dtype(dtype), log_probs=log_probs)
     numbers = np.arange(2 * len(PROMPTS), dtype=np.uint32).reshape(2, -1)
     state, first = decode_loop.start(decoder, settings, COUNT - 1, params, prompts, np.uint32(0), numbers)
     _, rest = decode_loop.sample_tokens(decoder, settings, COUNT - 1, params, state)
@@ -59,14 +63,18 @@ def forward(net: Model, params: Any, batch: Batch, temperature: float) -> tuple[
     return token_log_probs(net, params, batch, temperature=temperature), jnp.abs(logits).max()
 
 
-def check_one_distribution(family: str, temperature: float, *, trained_at: float | None = None, **options: Any) -> None:
-    net, params = network(family)
-    tokens, sampled = sample(family, Sampling(temperature=temperature), **options)
+def check_one_distribution(
+    family: str, temperature: float, *, trained_at: float | None = None, dtype: str = "float32", **options: Any
+) -> None:
+    net, params = network(family, dtype)
+    tokens, sampled = sample(family, Sampling(temperature=temperature), dtype=dtype, **options)
     batch = responses.rows(net, PROMPTS, tokens, length=LONGEST + COUNT, target_length=COUNT)
     trained, largest = jax.device_get(forward(net, params, batch, trained_at or temperature))
     counted = np.asarray(batch.weights) > 0
     assert (counted.sum(1) == COUNT).all() and (trained[~counted] == 0).all()
-    np.testing.assert_allclose(trained[counted].reshape(sampled.shape), sampled, atol=2e-6 * largest + 1e-6, rtol=0)
+    bound = 2e-6 * largest + 1e-6 if dtype == "float32" else 1e-12
+    assert trained.dtype == sampled.dtype == dtype
+    np.testing.assert_allclose(trained[counted].reshape(sampled.shape), sampled, atol=bound, rtol=0)
     assert sampled.min() < -1
 
 
@@ -81,6 +89,26 @@ MARKS: dict[tuple[str, float], Any] = {FAST: (), **dict.fromkeys(FULL, pytest.ma
 )
 def test_sampled_and_trained_log_probabilities_are_of_one_distribution(family: str, temperature: float) -> None:
     check_one_distribution(family, temperature)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("family", ["gpt", "t5"])
+def test_in_float64_they_agree_to_the_last_digits(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    update, sample_token = jax.lax.dynamic_update_slice, sampling.sample_token
+
+    # With 64 bits, Python's numbers and the results of argmax are int64, and positions and tokens of the loop are int32.
+    def update_equal_types(array: Any, part: Any, starts: Any) -> Any:
+        return update(array, part.astype(array.dtype), [jnp.asarray(start, jnp.int32) for start in starts])
+
+    def sample_int32(*arguments: Any) -> Any:
+        token, *rest = sample_token(*arguments)
+        return token.astype(jnp.int32), *rest
+
+    monkeypatch.setattr(jax.lax, "dynamic_update_slice", update_equal_types)
+    monkeypatch.setattr(sampling, "sample_token", sample_int32)
+    with float64():
+        for temperature in (0.5, 1.0, 2.0):
+            check_one_distribution(family, temperature, dtype="float64")
 
 
 @pytest.mark.planted

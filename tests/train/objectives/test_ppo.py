@@ -103,7 +103,7 @@ def test_the_optimum_is_reached(in_float64: None) -> None:
     def ascent(table: Any, reference: Any) -> Any:
         return gradient(net, {"table": table}, {"table": reference}, texts, PLAIN, WRONG)["table"]
 
-    assert distance(ascent, 20, 0.7) <= 1e-3
+    assert distance(ascent, 20 * [0.7]) <= 1e-3
 
 
 # --- Advantages ---
