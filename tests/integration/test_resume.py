@@ -368,6 +368,36 @@ def test_a_run_killed_while_it_samples_judges_and_saves_ends_with_the_same_bits(
     assert rollouts(run) == rollouts(unharmed)
 
 
+DISAGREEING = """
+import jax
+
+def fails(ids, **_):
+    if jax.process_index() == 1:
+        raise ValueError("only here")
+    return [0.5] * len(ids)
+
+def number(ids, **_):
+    return [float(jax.process_index())] * len(ids)
+"""
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        pytest.param("fails", "raised ValueError: only here at disagreeing.py:6 for 8 completions", marks=pytest.mark.full),
+        pytest.param("number", "returned 0 in process 0 and 1 in process 1 for the completion", marks=pytest.mark.slow),
+    ],
+)
+def test_a_reward_that_fails_in_one_of_two_processes_ends_both_in_one_line(function: str, message: str) -> None:
+    (home() / "disagreeing.py").write_text(DISAGREEING)
+    run = Training(home(), f"disagreeing-{function}", ("--rollout.reward", f"disagreeing:{function}"), recipe="rloo")
+    with run.start(**TWO) as started:
+        done = started.ended()
+    assert done.code == 2
+    [line] = done.stderr.splitlines()
+    assert f"--rollout.reward disagreeing:{function}: {message}" in line
+
+
 @pytest.mark.slow
 def test_two_processes_sample_the_texts_of_one() -> None:
     two, one = reference(recipe="rloo", **TWO), reference(recipe="rloo")
