@@ -3,11 +3,13 @@
 The axes `data`, `fsdp`, `tensor`, `sequence`, `expert` always exist and may have size 1.
 """
 
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from zoo.errors import BadInput
@@ -91,12 +93,51 @@ def shardings(mesh: Mesh, params: Any, rules: Rules = ()) -> Any:
 def constrain(x: jax.Array, *axes: Any) -> jax.Array:
     """Constrain an activation's sharding on the context mesh: per dimension `BATCH`, an axis name or None; the rest unsharded.
 
-    Without a mesh, and inside `pmap`, this is the identity.
+    Axes over which the caller already runs on local arrays, as in `on_local_rows`, are left out. Without a mesh, and inside
+    `pmap`, this is the identity.
+    """
+    free = _auto_axes()
+    if not free:
+        return x
+    names = [(entry,) if isinstance(entry, str) else entry or () for entry in axes]
+    free_names = [tuple(name for name in entry if name in free) or None for entry in names]
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*free_names))
+
+
+def on_local_rows(function: Callable[..., jax.Array], params: Any, *arrays: jax.Array) -> jax.Array:
+    """Return function(params, *arrays), computed by each device on its own rows, the first axis of the arrays and the result.
+
+    A gradient that a loop in `function` accumulates stays on the device until the loop ends, and is then summed over the devices
+    once, in float32 at least. Where XLA shards such a loop itself, it sums the gradient over the devices in every step. Axes
+    other than those of `BATCH` are sharded by XLA as elsewhere.
+
+    Without a mesh, inside `pmap`, with one device along the axes of `BATCH`, and if they do not divide the rows, this is a plain
+    call.
+
+    Args:
+        params: a tree of floating-point arrays.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or any(kind != AxisType.Auto for kind in mesh.axis_types):
-        return x
-    return jax.lax.with_sharding_constraint(x, PartitionSpec(*axes))
+    axes = tuple(axis for axis in BATCH if axis in _auto_axes() and mesh.shape[axis] > 1)
+    if not axes or arrays[0].shape[0] % math.prod(mesh.shape[axis] for axis in axes):
+        return function(params, *arrays)
+    dtypes = jax.tree.map(lambda leaf: leaf.dtype, params)
+
+    def local(params: Any, *arrays: jax.Array) -> jax.Array:
+        return function(jax.tree.map(lambda leaf, dtype: leaf.astype(dtype), params, dtypes), *arrays)
+
+    # The sum of the gradients has the dtype of the arguments.
+    params = jax.tree.map(lambda leaf: leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)), params)
+    rows = PartitionSpec(axes)
+    specs = (PartitionSpec(), *(rows for _ in arrays))
+    # check_vma=False because a scan would have to declare how its sums vary over the mesh.
+    return jax.shard_map(local, in_specs=specs, out_specs=rows, axis_names={*axes}, check_vma=False)(params, *arrays)
+
+
+def _auto_axes() -> set[str]:
+    """Return the axes of the context mesh that XLA shards over; those over which the caller runs on local arrays are not."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return {name for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind == AxisType.Auto}
 
 
 def target_platform() -> str:

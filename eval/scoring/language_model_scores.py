@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import Mesh
+from jax.tree_util import Partial
 
 from eval.scoring.batch_loop import BatchLoop, Progress, ScoringInputs, no_progress
 from train.engine import device_mesh
@@ -77,7 +78,7 @@ def scorer(
     def row_nats(params: Any, batch: Batch, carry: Any) -> tuple[jax.Array, Any]:
         assert batch.targets is not None and batch.weights is not None
         hidden = model.apply(params, batch).hidden
-        nats = token_losses(lambda h: model.unembed(params, h), hidden, batch.targets, vocabulary=model.config.vocab, chunk=chunk)
+        nats = token_losses(Partial(model.unembed, params), hidden, batch.targets, vocabulary=model.config.vocab, chunk=chunk)
         return (nats * batch.weights).sum(-1), carry
 
     loop = BatchLoop(mesh, np.dtype(dtype), row_nats)

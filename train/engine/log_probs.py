@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.tree_util import Partial
 from jaxtyping import Array, Float, Int
 
 from train.engine.losses import token_losses
@@ -103,8 +104,8 @@ def _target_nats(
 ) -> Float[Array, "B P"]:
     """Return the cross-entropy in nats of each target."""
 
-    def logits(hidden: Array) -> Array:
+    def logits(params: Any, hidden: Array) -> Array:
         values = model.unembed(params, hidden)
         return values if temperature == 1 else values.astype(jnp.float32) / temperature
 
-    return token_losses(logits, hidden, targets, vocabulary=model.config.vocab, chunk=chunk)
+    return token_losses(Partial(logits, params), hidden, targets, vocabulary=model.config.vocab, chunk=chunk)

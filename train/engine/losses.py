@@ -1,16 +1,19 @@
 """Losses as weighted sums, which the step divides once by their weights."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jax.tree_util import Partial
+from jaxtyping import Array, Float, Int, Shaped
 
 from zoo.batch import Batch, Output
 from zoo.models import Model
 from zoo.nn import task_heads
 from zoo.ops.xla_cpu_workarounds import log_sum_exp
+from zoo.sharding import on_local_rows
 
 
 def token_losses(
@@ -26,10 +29,11 @@ def token_losses(
 
     `smoothing` mixes the target with the uniform distribution over the vocabulary (Szegedy et al. 2016, section 7). Logits are
     computed for `chunk` positions at a time, in the forward and the backward pass, so that memory is B * chunk * V instead of
-    B * P * V; 0 = all at once.
+    B * P * V; 0 = all at once. With chunks all parameters of `unembed` must be its arguments, as in `Partial(model.unembed,
+    params)`, because their gradients are summed over the devices once, after all chunks.
     """
 
-    def losses(hidden: Array, targets: Array) -> Array:
+    def losses(unembed: Callable[[Array], Array], hidden: Array, targets: Array) -> Array:
         logits = unembed(hidden).astype(jnp.float32)
         # The log-normalizer over padding rows of the table is unchanged: their logits are -1e30.
         log_z = log_sum_exp(logits)
@@ -40,12 +44,7 @@ def token_losses(
         mean = jnp.where(is_entry, logits, 0).sum(-1) / vocabulary
         return log_z - (1 - smoothing) * at_target - smoothing * mean
 
-    if chunk == 0 or chunk >= targets.shape[1]:
-        return losses(hidden, targets)
-    _, chunk_losses = jax.lax.scan(
-        lambda _, xs: (None, jax.checkpoint(losses)(*xs)), None, (_split_chunks(hidden, chunk), _split_chunks(targets, chunk))
-    )
-    return _join_chunks(chunk_losses)[:, : targets.shape[1]]
+    return _by_chunks(losses, unembed, hidden, targets, chunk=chunk)
 
 
 def summed_loss(
@@ -55,7 +54,7 @@ def summed_loss(
     assert batch.targets is not None and batch.weights is not None
     out = model.apply(params, batch, seeds=seeds, carry=carry)
     nats = token_losses(
-        lambda hidden: model.unembed(params, hidden),
+        Partial(model.unembed, params),
         out.hidden,
         batch.targets,
         vocabulary=model.config.vocab,
@@ -118,19 +117,28 @@ def distillation_losses(
     gradient. `chunk` as in `token_losses`.
     """
 
-    def losses(hidden: Array, teacher_hidden: Array) -> Array:
+    def losses(heads: tuple[Callable[[Array], Array], Callable[[Array], Array]], hidden: Array, teacher_hidden: Array) -> Array:
+        student, teacher = heads
         student_log_p = jax.nn.log_softmax(student(hidden).astype(jnp.float32) / temperature)
         teacher_log_p = jax.nn.log_softmax(jax.lax.stop_gradient(teacher(teacher_hidden)).astype(jnp.float32) / temperature)
         return (jnp.exp(teacher_log_p) * (teacher_log_p - student_log_p)).sum(-1)
 
-    if chunk == 0 or chunk >= hidden.shape[1]:
-        return losses(hidden, teacher_hidden)
-    _, chunk_losses = jax.lax.scan(
-        lambda _, xs: (None, jax.checkpoint(losses)(*xs)),
-        None,
-        (_split_chunks(hidden, chunk), _split_chunks(teacher_hidden, chunk)),
-    )
-    return _join_chunks(chunk_losses)[:, : hidden.shape[1]]
+    return _by_chunks(losses, (student, teacher), hidden, teacher_hidden, chunk=chunk)
+
+
+def _by_chunks(losses: Callable[..., Array], heads: Any, *arrays: Shaped[Array, "B T ..."], chunk: int) -> Float[Array, "B T"]:
+    """Return losses(heads, *arrays), computed for `chunk` positions at a time in both passes; 0 = all at once."""
+    length = arrays[0].shape[1]
+    if chunk == 0 or chunk >= length:
+        return losses(heads, *arrays)
+
+    def scan(heads: Any, *arrays: Array) -> Array:
+        one_chunk = jax.checkpoint(functools.partial(losses, heads))
+        chunks = tuple(_split_chunks(x, chunk) for x in arrays)
+        _, by_chunk = jax.lax.scan(lambda _, xs: (None, one_chunk(*xs)), None, chunks)
+        return _join_chunks(by_chunk)[:, :length]
+
+    return on_local_rows(scan, heads, *arrays)
 
 
 def _split_chunks(x: Array, chunk: int) -> Array:

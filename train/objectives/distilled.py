@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
+from jax.tree_util import Partial
 from jaxtyping import Array, Bool, Float
 
 from train.config import run_config
@@ -121,15 +122,15 @@ class Distilled(Masked):
         teacher_hidden = jax.lax.stop_gradient(self.teacher.apply(frozen, batch).hidden)
         followed, options = self._followed(batch), self.options
         nats = token_losses(
-            lambda hidden: model.unembed(params, hidden),
+            Partial(model.unembed, params),
             task_heads.gather(out.hidden, batch.predict_at),
             batch.targets,
             vocabulary=model.config.vocab,
             smoothing=smoothing,
         )
         soft = distillation_losses(
-            lambda hidden: model.unembed(params, hidden),
-            lambda hidden: self.teacher.unembed(frozen, hidden),
+            Partial(model.unembed, params),
+            Partial(self.teacher.unembed, frozen),
             out.hidden,
             teacher_hidden,
             temperature=options.temperature,

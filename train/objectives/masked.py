@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.tree_util import Partial
 from jaxtyping import Int32, Int64
 
 from train.config.run_config import Run
@@ -156,7 +157,7 @@ class Masked(Objective):
         predicted = batch.targets.shape[1]
         out = model.apply(params, batch, seeds=seeds, carry=carry)
         nats = token_losses(
-            lambda hidden: model.unembed(params, hidden),
+            Partial(model.unembed, params),
             task_heads.gather(out.hidden, batch.predict_at),
             batch.targets,
             vocabulary=model.config.vocab,

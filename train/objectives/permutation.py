@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.tree_util import Partial
 from jaxtyping import Int64
 
 from train.config.run_config import Run
@@ -149,7 +150,7 @@ class Permuted(Objective):
         assert batch.targets is not None and batch.weights is not None
         out = model.apply(params, batch, seeds=seeds, carry=carry)
         nats = token_losses(
-            lambda hidden: model.unembed(params, hidden),
+            Partial(model.unembed, params),
             task_heads.predictions(out, batch),
             batch.targets,
             vocabulary=model.config.vocab,

@@ -151,7 +151,8 @@ def test_experts_multiply_what_their_tokens_need(
     """The products of a layer and its gradients are three times those of each token's experts, to 10 %, which has the router's.
 
     With JAX's function XLA of JAX 0.10 multiplies all rows for each of the eight experts of a device; see
-    `zoo.ops.grouped_product_tpu`. For a GPU it does so in all three products, with the rows of both devices of the axis: 16 times.
+    `zoo.ops.grouped_product_tpu`. For a GPU it does so in all three products, with the rows of both devices of the axis: 16
+    times.
     """
     needs(platform)
     rows, length, width, ffn, experts, chosen = 8, 512, 256, 384, 16, 2

@@ -13,7 +13,10 @@ import numpy as np
 import optax
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
+from jax.tree_util import Partial
 
+from benchmarks.hlo import hlo_parser
+from benchmarks.plan import collectives
 from tests.support import tiny
 from tests.support.gradients import assert_equal_gradients
 from train import recipes
@@ -28,6 +31,7 @@ from zoo.batch import Batch
 from zoo.errors import BadInput
 from zoo.models import model
 from zoo.nn.layers import tied_logits
+from zoo.sharding import BATCH
 
 VOCABULARY, ROWS, WIDTH = 300, 384, 16
 
@@ -56,6 +60,45 @@ def test_a_chunked_loss_is_the_same_with_its_gradients(smoothing: float) -> None
     for other in chunked:
         assert float(other[0]) == pytest.approx(float(whole[0]), rel=1e-6)
         assert_equal_gradients(other[1], whole[1])
+
+
+def sums_of_the_table() -> float:
+    """Return how often a program with a chunked loss sums a gradient of the table's size over devices.
+
+    The value and the gradients on four by two devices must equal those on one.
+    """
+    hidden, table, targets = case(rows=8)
+
+    def value(hidden: Any, params: Any) -> jax.Array:
+        unembed = Partial(lambda params, h: tied_logits(h, params["table"], VOCABULARY), params)
+        return token_losses(unembed, hidden, targets, vocabulary=VOCABULARY, chunk=3).sum()
+
+    gradient = jax.value_and_grad(value, (0, 1))
+    # A parameter that the loss does not use is not sent.
+    params = {"table": table, "unused": jnp.ones((10 * ROWS, WIDTH))}
+    mesh = device_mesh.make_mesh(run_config.Mesh(data=2, fsdp=2, tensor=2), jax.devices())
+    sharded = NamedSharding(mesh, PartitionSpec("tensor", "fsdp"))
+    shardings = NamedSharding(mesh, PartitionSpec(BATCH)), {"table": sharded, "unused": sharded}
+    with jax.set_mesh(mesh):
+        lowered = jax.jit(gradient, out_shardings=(None, shardings)).lower(*jax.device_put((hidden, params), shardings))
+        program = lowered.compile()
+        results = program(*jax.device_put((hidden, params), shardings))
+    expected = jax.jit(gradient)(hidden, params)
+    assert float(results[0]) == pytest.approx(float(expected[0]), rel=1e-6)
+    assert_equal_gradients(results[1], expected[1])
+    sent = collectives.find_collectives(hlo_parser.parse_program(program.as_text() or ""), dict(mesh.shape))
+    # A device has half of the rows of the table, and sums them alone or with a part of the columns.
+    large = [one for one in sent if one.kind != "all-gather" and one.bytes >= table.nbytes / 4]
+    assert all(one.bytes <= table.nbytes for one in sent)
+    return sum(one.run.times for one in large)
+
+
+@pytest.mark.planted
+def test_the_gradient_of_a_chunked_loss_is_summed_over_devices_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not after each chunk, as XLA does on its own."""
+    assert sums_of_the_table() <= 2  # over one axis after the other
+    monkeypatch.setattr("train.engine.losses.on_local_rows", lambda function, params, *arrays: function(params, *arrays))
+    assert sums_of_the_table() >= 4
 
 
 @pytest.mark.full
