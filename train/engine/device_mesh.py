@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from train.config import mesh_sizes, run_config
@@ -16,12 +17,20 @@ from zoo.sharding import BATCH, shardings
 def make_mesh(shape: run_config.Mesh, devices: Sequence[Any] | None = None) -> Mesh:
     """Return the mesh of a run's options, over all devices of all processes.
 
+    On a TPU an axis takes whole dimensions of the torus if the sizes allow it, as fsdp 16 of 16 x 16, and otherwise parts of
+    them, as fsdp 64 and expert 4.
+
     Raises:
         BadInput: see `train.config.mesh_sizes.axis_sizes`.
     """
     devices = jax.devices() if devices is None else devices
     sizes = mesh_sizes.axis_sizes(shape, len(devices))
-    return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes), devices=devices)
+    shapes, types = tuple(sizes.values()), (AxisType.Auto,) * len(sizes)
+    try:
+        return jax.make_mesh(shapes, tuple(sizes), axis_types=types, devices=devices)
+    except NotImplementedError:  # of the assignment of whole dimensions
+        parts = mesh_utils.create_device_mesh(shapes, devices, allow_split_physical_axes=True)
+        return Mesh(parts, tuple(sizes), axis_types=types)
 
 
 def check(run: run_config.Run, mesh: Mesh) -> None:
