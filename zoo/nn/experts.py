@@ -17,7 +17,7 @@ from flax import nnx
 from jax.sharding import AxisType, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
-from zoo.mesh_axes import EXPERT, HEADS
+from zoo.mesh_axes import EXPERT, FSDP, HEADS
 from zoo.nn.layers import Init, Linear, unstacked
 from zoo.ops.ragged_product import ragged_product, rows_in_tile, sum_dtype
 from zoo.sharding import BATCH
@@ -205,10 +205,17 @@ def _on_local_arrays(
         return apply_experts(x, chosen, weights, kernels, activation=activation)
     batch = (*(axis for axis in BATCH if axis in auto_axes), *(axis for axis in mesh.axis_names if axis not in {*BATCH, HEADS}))
     rows = PartitionSpec(batch)
-    gated, gated_bias = PartitionSpec(EXPERT, None, None, HEADS), PartitionSpec(EXPERT, None, HEADS)
-    down, down_bias = PartitionSpec(EXPERT, HEADS), PartitionSpec(EXPERT)
+    gated, gated_bias = PartitionSpec(EXPERT, FSDP, None, HEADS), PartitionSpec(EXPERT, None, HEADS)
+    down, down_bias = PartitionSpec(EXPERT, HEADS, FSDP), PartitionSpec(EXPERT)
     of_kernels: Any = jax.tree.unflatten(jax.tree.structure(kernels), (gated, gated_bias, down, down_bias))
-    local = functools.partial(apply_experts, activation=activation, expert_axis=EXPERT, ffn_axis=HEADS)
+
+    def local(x: Array, chosen: Array, weights: Array, kernels: Kernels) -> Array:
+        # Gathered here, because the gradient of a gather is a sum of which each device gets its part. That of a spec without the
+        # axis is a sum of which every device gets all, twice as many bytes.
+        gather = functools.partial(jax.lax.all_gather, axis_name=FSDP, tiled=True)
+        kernels = kernels._replace(gated=gather(kernels.gated, axis=1), down=gather(kernels.down, axis=2))
+        return apply_experts(x, chosen, weights, kernels, activation=activation, expert_axis=EXPERT, ffn_axis=HEADS)
+
     # check_vma=False because the gradients of `to_slots` and `ragged_product` do not declare how they vary over the mesh.
     run = jax.shard_map(local, in_specs=(rows, rows, rows, of_kernels), out_specs=rows, check_vma=False)
     return run(x, chosen, weights, kernels)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import re
 from typing import Any
 
 import jax
@@ -188,6 +189,17 @@ def test_the_layer_is_the_same_on_a_mesh(mesh: str, form: str, monkeypatch: pyte
     np.testing.assert_allclose(y, expected[0][1][0], atol=1e-3, rtol=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), even, expected[0][1][1])
     assert_equal_gradients(gradient, expected[1])
+
+
+def test_each_device_gets_its_part_of_the_gradients_of_kernels() -> None:
+    """Over fsdp they are summed by a reduce-scatter; an all-reduce, which gives every device all of them, sends twice as much."""
+    experts, x = layer(), tokens()
+    graph = nnx.graphdef(experts)
+    with jax.set_mesh(device_mesh.make_mesh(run_config.Mesh(data=1, fsdp=4, expert=2))):
+        gradient = jax.jit(jax.grad(lambda leaves: nnx.merge(graph, leaves)(x, None)[0].sum()))
+        text = gradient.lower(params_of(experts)).as_text()
+    scattered = re.findall(r"reduce_scatter\".*?-> tensor<([0-9x]+)xf32>", text, re.DOTALL)
+    assert {f"{EXPERTS // 2}x{WIDTH // 4}x2x{FFN}", f"{EXPERTS // 2}x{FFN}x{WIDTH // 4}"} <= {*scattered}
 
 
 def test_balance() -> None:
