@@ -138,7 +138,7 @@ class RolloutFeed(Feed):
         if np.dtype(source.dtype) == np.float32 and values["ratio_error"] > RATIO_ERROR:
             size = f"{values['ratio_error']:.2g} of itself"
             what = f"a token's probability in training differs by {size} from that with which it was sampled"
-            fix = "if the tokenizer has fewer entries than the model, choose a --tokenizer.path or --init whose numbers agree"
+            fix = "if the model has more entries than its tokenizer, choose another --init, or train with fewer (--model.vocab)"
             raise BadInput(f"rollout {number}: {what}; {fix}")
         self._seconds = time.perf_counter() - began
         self._notice(values, parts)
