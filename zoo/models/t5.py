@@ -121,7 +121,7 @@ def apply(cfg: Config, params: dict[str, Any], batch: Batch, *, seeds: Seeds = N
             x = block.attend_source(x, *block.cross.read(source), source_mask, layer_seeds)
         return constrain(block.feed_forward(x, layer_seeds), BATCH), None
 
-    x = dropout(_embed(params, batch.tokens), cfg.dropout, decoder_seeds, EMBEDDING_SITE)
+    x = dropout(_embed(params, DECODER, batch.tokens), cfg.dropout, decoder_seeds, EMBEDDING_SITE)
     x, _ = _run(cfg, params, DECODER, body, x)
     return Output(hidden=_last_norm(cfg, params, DECODER, x, decoder_seeds), source_hidden=source)
 
@@ -172,7 +172,7 @@ def decode(
             x = block.attend_source(x, source_k, source_v, source_mask, None)
         return (constrain(block.feed_forward(x, None), BATCH), past.k, past.v), None
 
-    carry = (_embed(params, batch.tokens), cache["k"], cache["v"])
+    carry = (_embed(params, DECODER, batch.tokens), cache["k"], cache["v"])
     (x, k, v), _ = _run(cfg, params, DECODER, body, carry, per_layer)
     hidden = _last_norm(cfg, params, DECODER, x, None)
     return hidden, {**source, **cached, "k": k, "v": v, "at": at + length}
@@ -219,7 +219,7 @@ def _encode(cfg: Config, params: dict[str, Any], source: Batch, seeds: Seeds) ->
         layer_seeds, bias = fold_seeds(seeds, index + 1), block.shift(shift, ENCODER, length, length)
         return constrain(block.feed_forward(block.attend(x, mask, bias, layer_seeds), layer_seeds), BATCH), None
 
-    x = dropout(_embed(params, source.tokens), cfg.dropout, seeds, EMBEDDING_SITE)
+    x = dropout(_embed(params, ENCODER, source.tokens), cfg.dropout, seeds, EMBEDDING_SITE)
     x, _ = _run(cfg, params, ENCODER, body, x)
     return _last_norm(cfg, params, ENCODER, x, seeds)
 
@@ -261,8 +261,8 @@ def _prepared(cfg: Config, table: Float[Array, "buckets N"], side: int, *sizes: 
     return Buckets(table=table, bidirectional=both, max_distance=cfg.max_distance).prepare(*sizes)
 
 
-def _embed(params: dict[str, Any], tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
-    return lookup(params["embed"]["tokens"]["embedding"], tokens, rows="tensor")
+def _embed(params: dict[str, Any], side: int, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+    return lookup(params["embed"]["tokens"]["embedding"], tokens, rows="tensor", source=side == ENCODER)
 
 
 def _last_norm(cfg: Config, params: dict[str, Any], side: int, x: Float[Array, "B T D"], seeds: Seeds) -> Float[Array, "B T D"]:

@@ -205,7 +205,7 @@ def _run(cfg: Config, params: dict[str, Any], side: int, body: Any, carry: Any, 
 
 
 def _embed(cfg: Config, params: dict[str, Any], side: int, batch: Batch) -> Float[Array, "B T D"]:
-    x = lookup(params["embed"]["tokens"]["embedding"], batch.tokens, rows="tensor")
+    x = lookup(params["embed"]["tokens"]["embedding"], batch.tokens, rows="tensor", source=side == ENCODER)
     length = x.shape[1]
     if cfg.positions == "learned":
         # A longer row is a padded one with explicit positions, which are below this.

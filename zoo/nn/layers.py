@@ -25,7 +25,7 @@ from zoo.configs import Activation
 from zoo.mesh_axes import HEADS
 from zoo.ops import counter_rng
 from zoo.ops.split_layers import SplitLayers
-from zoo.ops.xla_cpu_workarounds import OutputMajor, broadcast_rows, mask_padding, merge_rows, product
+from zoo.ops.xla_cpu_workarounds import OutputMajor, broadcast_rows, mask_padding, merge_rows, product, rows_of_list
 from zoo.sharding import BATCH, constrain
 
 Init = Callable[..., Array]
@@ -346,13 +346,17 @@ def dropout(x: Float[Array, "B T D"], rate: float, seeds: Seeds, site: int) -> F
     return jnp.where(keep, x * jnp.asarray(1 / (1 - rate), x.dtype), 0)
 
 
-def lookup(table: Float[Array, "V D"], ids: Int[Array, "B T"], rows: str | None = None) -> Float[Array, "B T D"]:
+def lookup(
+    table: Float[Array, "V D"], ids: Int[Array, "B T"], rows: str | None = None, *, source: bool = False
+) -> Float[Array, "B T D"]:
     """Return rows of a table. Ids are checked on the host when text is prepared; an id out of range would be clamped here.
 
     `rows` is the mesh axis over which the table's rows are sharded. Its width is gathered first: the partitioner cannot reshard a
-    width that is sharded over fsdp into a batch that is sharded over fsdp.
+    width that is sharded over fsdp into a batch that is sharded over fsdp. `source`: the ids are those of a source, and those of
+    the target are looked up in the same table; see `rows_of_list`.
     """
-    return constrain(constrain(table, rows, None)[ids], BATCH)
+    table = constrain(table, rows, None)
+    return constrain(rows_of_list(table, ids) if source else table[ids], BATCH)
 
 
 def tied_logits(hidden: Float[Array, "*B D"], table: Float[Array, "rows D"], vocabulary: int) -> Float[Array, "*B rows"]:

@@ -82,6 +82,20 @@ def test_no_two_places_have_the_same_dropout(family: str, places: int, monkeypat
     assert len({tuple(np.asarray(each).ravel().tolist()) for _, each in sampled}) == len(sampled)
 
 
+@pytest.mark.parametrize("family", ["t5", "transformer"])
+def test_only_the_lookup_of_the_source_is_that_of_a_list(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    net = small(family)
+    batch, sizes = dataclasses.replace(row(20), source=row(12)), []
+
+    def record(table: jax.Array, ids: jax.Array) -> jax.Array:
+        sizes.append(ids.shape[1])
+        return table[ids]
+
+    monkeypatch.setattr(layers, "rows_of_list", record)
+    jax.eval_shape(lambda params: net.apply(params, batch).hidden, shapes(net))
+    assert sizes == [12]
+
+
 def test_a_missing_or_needless_source_is_refused() -> None:
     shared, decoder, transformer = small("t5", architecture="shared"), small("t5", architecture="decoder"), small("transformer")
     for net, batch, message in (

@@ -1,6 +1,7 @@
 """Workarounds for XLA's CPU compiler against float64 numpy, on one device and on a mesh."""
 
 import math
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +14,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from tests.support.processes import ROOT
 from train.config.run_config import Mesh
 from train.engine import device_mesh
-from zoo.nn.layers import gelu, tied_logits
+from zoo.nn.layers import gelu, lookup, tied_logits
 from zoo.ops import xla_cpu_workarounds
 from zoo.sharding import single_cpu
 
@@ -210,6 +211,26 @@ def test_padding_rows_get_no_probability_and_no_gradient(place, rng: np.random.G
     of_hidden = 4 * np.sqrt((of_cosine**2 + 101 * UNIT**2) @ table**2)
     np.testing.assert_array_less(np.abs(d_table[:101] - np.cos(real).T @ hidden), of_table)
     np.testing.assert_array_less(np.abs(d_hidden - np.cos(real) @ table), of_hidden)
+
+
+@pytest.mark.planted
+def test_gradients_of_lookups_of_a_source_and_of_a_target_are_joined_without_a_branch(rng: np.random.Generator) -> None:
+    """The concatenation is the last operation of its kernel, which it is not without the list; both gradients are exact."""
+    table, true = np.zeros((64, 2), np.float32), np.zeros((64, 2), np.float32)
+    ids, others = rng.integers(0, 8, (2, 4, 4)).astype(np.int32)
+    a, b = rng.integers(-9, 9, (2, 4, 4, 2)).astype(np.float32)
+    np.add.at(true, ids, 3 * a)
+    np.add.at(true, others, 3 * b)
+    for source in (True, False):
+
+        def total(table: jax.Array, *arrays: jax.Array, source: bool = source) -> jax.Array:
+            ids, others, a, b = arrays
+            return (lookup(table, ids, source=source) * (3 * a)).sum() + (lookup(table, others) * (3 * b)).sum()
+
+        program = jax.jit(jax.grad(total)).lower(table, ids, others, a, b).compile()
+        np.testing.assert_array_equal(program(table, ids, others, a, b), true)
+        joined = re.findall(r"(ROOT )?\S+ = f32\S+ concatenate\(", program.as_text() or "")
+        assert joined == (["ROOT "] if source else [""])
 
 
 def test_gelu_is_x_times_the_normal_distribution() -> None:
