@@ -284,6 +284,9 @@ if __name__ == "__main__":
 
     try:
         jax_setup.prepare()
+        # Such a program overflows the stack of a thread (2 MiB, JAX 0.10.2) when it is loaded from the compilation cache: LLVM's
+        # linker calls itself once for each of its kernels.
+        jax.config.update("jax_enable_compilation_cache", False)
         sys.exit(main(sys.argv[1:]))
     except BadInput as error:
         stdio.write_error(str(error))
