@@ -28,7 +28,7 @@ def make_mesh(shape: run_config.Mesh, devices: Sequence[Any] | None = None) -> M
     shapes, types = tuple(sizes.values()), (AxisType.Auto,) * len(sizes)
     try:
         return jax.make_mesh(shapes, tuple(sizes), axis_types=types, devices=devices)
-    except NotImplementedError:  # of the assignment of whole dimensions
+    except NotImplementedError:  # JAX found no assignment of whole dimensions of the torus
         parts = mesh_utils.create_device_mesh(shapes, devices, allow_split_physical_axes=True)
         return Mesh(parts, tuple(sizes), axis_types=types)
 

@@ -373,15 +373,12 @@ def rows_of_list(table: Float[Array, "V D"], ids: Int[Array, "*B"]) -> Float[Arr
     with a branch for each lookup; of lists it is the kernel's last operation, without a branch. With dropout the kernel contains
     the hashes of the seeds (`zoo.ops.counter_rng`), which LLVM does not move out of a branch. A hash uses x twice in each of its
     three steps x ^ (x >> n), and LLVM's loop vectorizer follows both uses (jaxlib 0.10.2: `vputils::isSingleScalar` does not
-    store its results), so that every hash in a chain multiplies its time by 8. The step of a transformer of one layer and width
-    32 for 4 rows of 48 tokens compiled in more than 100 s; with a list of the source's ids it takes 5. That of transformer-nano
-    takes 8 instead of 13 s to compile, as long to run, and computes the same bits.
+    store its results), so that every hash in a chain multiplies its time by 8. A transformer of one layer and width 32 compiled
+    in more than 100 s; with a list of the source's ids it takes 5 s and computes the same bits.
     Remove when these steps compile as fast with `table[ids]`.
     """
-    if single_cpu():
-        # A mesh cannot shard a merged axis.
-        return table[ids.reshape(-1)].reshape(*ids.shape, table.shape[-1])
-    return table[ids]
+    # A mesh cannot shard a merged axis.
+    return table[ids.reshape(-1)].reshape(*ids.shape, table.shape[-1]) if single_cpu() else table[ids]
 
 
 # --- loops ----------------------------------------------------------------------------------------------------------------------
