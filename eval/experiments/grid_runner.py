@@ -21,7 +21,7 @@ from eval.experiments import node_status
 from eval.experiments.grid import Grid, Node
 from eval.experiments.run_progress import RunProgress
 from train.run.run_dir import check_unlocked
-from zoo.errors import BadInput, cannot_write, import_optional
+from zoo.errors import BadInput, cannot_write
 
 LOCK = "experiment.lock"
 PROGRAM = (sys.executable, "-P", "-m", "eval.experiments.die_with_parent")
@@ -29,7 +29,6 @@ POLL = 0.25
 """Seconds between two looks at the running process."""
 PATIENCE = 1.0
 """Seconds between two tries of a lock."""
-EXTRA = "experiments"
 
 
 class Stopped(BaseException):
@@ -46,15 +45,6 @@ class _Broken(BaseException):
     def __init__(self, error: Exception) -> None:
         super().__init__(error)
         self.error = error
-
-
-def check_installed() -> None:
-    """Refuse to go on without doit.
-
-    Raises:
-        BadInput: it is not installed; the message names the extra.
-    """
-    import_optional("doit", EXTRA, "to run experiments")
 
 
 @contextlib.contextmanager
@@ -92,10 +82,9 @@ def run_missing(grid: Grid, folder: Path) -> list[str]:
     """Run every node that is not done and return a line for each that failed.
 
     Raises:
-        BadInput: doit is not installed, or a run's folder belongs to another configuration.
+        BadInput: a run's folder belongs to another configuration.
         Stopped: after a signal.
     """
-    check_installed()
     node_status.check_runs(grid, folder)
     (folder / node_status.LOGS).mkdir(parents=True, exist_ok=True)
     engine = _Engine(grid, folder)

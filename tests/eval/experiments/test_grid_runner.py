@@ -98,12 +98,6 @@ def test_a_run_of_another_configuration_is_refused_by_name(tmp_path: Path) -> No
         node_status.check_runs(small_grid(), tmp_path)
 
 
-def test_doit_is_named_with_its_extra_where_it_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setitem(sys.modules, "doit", None)
-    with pytest.raises(BadInput, match=r"pip install 'transformer-zoo\[experiments\]'"):
-        grid_runner.run_missing(small_grid(), tmp_path)
-
-
 CHILD = """
 import os, sys, time
 sys.platform = sys.argv[1]

@@ -106,8 +106,6 @@ def _act(options: Any, grid: Any, folder: Path) -> int:
 
     if options.render:
         preregistration.read(folder)
-    elif not any(getattr(options, name) for name in texts):
-        grid_runner.check_installed()
 
     def notify(line: str) -> None:
         print(f"! {line}", file=sys.stderr, flush=True)
