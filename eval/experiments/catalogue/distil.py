@@ -33,7 +33,7 @@ def distil() -> Experiment:
             f"triple_below_{name}",
             f"triple < {name}",
             f"The student is better with all three losses than {words}.",
-            changes[name],
+            -changes[name],
             source=SOURCE,
             **common,
         )
@@ -47,7 +47,7 @@ def distil() -> Experiment:
         "triple_is_no_masked",
         "triple = no_masked",
         "The masked loss is not needed.",
-        changes["no_masked"],
+        -changes["no_masked"],
         source=f"{SOURCE}: a change of -0.31, less than what restarts of its tasks differ by",
         **common,
     )

@@ -1,11 +1,13 @@
 """Declarations of experiments: every row is a run that `zoo train` accepts, and unfair ones are refused."""
 
 import dataclasses
+import math
 from typing import Any
 
 import pytest
 
 from eval.experiments import catalogue
+from eval.experiments.analysis.verdicts import references
 from eval.experiments.cost_estimates import node_cost
 from eval.experiments.declaration import Row, Stage, Times
 from eval.experiments.experiment_data import Files
@@ -96,3 +98,24 @@ def test_results_name_no_folder_of_the_machine() -> None:
     text = files.without_folders("--data.paths /data/public/train --task-files /data/tasks/sst2/dev.tsv --out runs")
     assert text == "--data.paths CORPUS/train --task-files TASKS/sst2/dev.tsv --out runs"
     assert FILES.without_folders("--data.paths files/train") == "--data.paths files/train"
+
+
+def difference_is_from_table(claim: Any, rows: dict[str, Row]) -> bool:
+    """Return whether the paper's difference is that of a column of its table, or of the logarithms of perplexities."""
+    row, *others = (rows[name].paper or {} for name in (claim.row, *references(dataclasses.asdict(claim))))
+    pairs = [(key, row[key], other[key]) for other in others for key in row.keys() & other.keys()]
+    values = [a - b for _, a, b in pairs] + [math.log(a / b) for key, a, b in pairs if key == "perplexity"]
+    return not pairs or any(abs(claim.paper_difference - value) < 6e-3 for value in values)
+
+
+@pytest.mark.planted
+def test_the_papers_differences_follow_from_its_table() -> None:
+    for name in catalogue.names():
+        experiment = catalogue.find(name)
+        rows = {row.name: row for row in experiment.rows}
+        claims = [(claim, claim.paper_difference) for claim in experiment.claims if claim.paper_difference and claim.row in rows]
+        for claim, difference in claims:
+            assert difference_is_from_table(claim, rows), claim.id
+            if name == "distil":
+                wrong = dataclasses.replace(claim, paper_difference=-difference)
+                assert not difference_is_from_table(wrong, rows)
