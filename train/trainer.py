@@ -30,7 +30,7 @@ from train.run.console import Console
 from train.run.costs import COUNTS
 from train.run.item_outcomes import HELD_OUT, write_outcomes
 from train.run.metric_logger import MetricLogger
-from train.run.run_dir import RunDir, check_same_run, identity, plugin_notices, remove_stale_files, write_json
+from train.run.run_dir import RunDir, check_same_run, confirm_own, identity, plugin_notices, remove_stale_files, write_json
 from train.run.stop_signals import StopSignals
 from train.store.run_uploads import uploads_of
 from train.weights import lineage, warm_start
@@ -167,6 +167,7 @@ def _run(
                 console.notice(f"{folder.path}: a run of another configuration left no checkpoint here; this one takes its place")
             # Write the configuration first, so that after a kill no other run can take over the tokenizer.
             folder.write_config(run)
+            confirm_own(folder.path, notify=console.notice)
             folder.tokenizer.mkdir(exist_ok=True)
             data.tokenizer.save(folder.tokenizer)
             shares = data.rows.shares(run.batches * run.data.batch // run.repeat)

@@ -14,6 +14,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from zoo.errors import BadInput
+from zoo.trust import Reference
 
 GROUPS = {
     "zoo.models": "model family",
@@ -51,6 +52,10 @@ class Plugin:
     def record(self) -> dict[str, str]:
         """Return what config.json stores about a plug-in that a run uses."""
         return {name: getattr(self, name) for name in RECORDED}
+
+    def reference(self) -> Reference:
+        """Return the reference to the plug-in in a folder; another version of the distribution has the same one."""
+        return Reference(GROUPS[self.group], self.name, f"{self.value} of {self.distribution}")
 
 
 RECORDED = ("group", "name", "distribution", "version")

@@ -22,6 +22,7 @@ from zoo.hf import mxfp4, quantized_formats, safetensors_dir, weight_files
 from zoo.hf.config_json import PublishedConfig
 from zoo.hf.param_name_types import Layout, ParamNames
 from zoo.hf.safetensors_dir import Tensor
+from zoo.published_family import find_family
 
 MAX_NAMED = 5
 """Maximum number of problems that an error message lists; it counts the others."""
@@ -254,7 +255,7 @@ def explain(cfg: Any) -> Iterator[tuple[str, tuple[int, ...], str, str]]:
 def _read_config_json(folder: Path) -> tuple[PublishedConfig, str]:
     """Return a folder's config.json and its family."""
     published = PublishedConfig.load(folder)
-    return published, published.choice("model_type", configs.published_types(), "none", why="the families here are")
+    return published, find_family(published)
 
 
 def _architecture(published: PublishedConfig, family: str) -> str:

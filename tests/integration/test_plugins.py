@@ -179,6 +179,7 @@ def write_run(folder: Path) -> RunDir:
     run = dataclasses.replace(run, model=dataclasses.replace(run.model, compute=configs.Compute(attention="plain")))
     (folder / "run").mkdir()
     RunDir(folder / "run").write_config(run)
+    run_dir.confirm_own(folder / "run", notify=pytest.fail)
     assert run_dir.read_config(folder / "run") == run
     return RunDir(folder / "run")
 

@@ -299,6 +299,11 @@ class Run(Generic[Model, Options, DataOptions]):
         return self.options.distillation.teacher if isinstance(self.options, DistilledOptions) else ""
 
     @property
+    def rewards(self) -> tuple[str, ...]:
+        """Names of what judges the responses of the model; empty = the objective samples none."""
+        return self.options.rollout.reward if isinstance(self.options, RolloutOptions) else ()
+
+    @property
     def mask_period(self) -> int:
         """Number of fixed masks per row, used in turn; 0 = a new mask each time."""
         return self.options.masking.static if isinstance(self.options, MaskedOptions | PermutationOptions) else 0

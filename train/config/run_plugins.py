@@ -1,14 +1,19 @@
-"""The plug-ins that a run uses, and the requirements on an objective from a plug-in. Nothing here imports JAX."""
+"""Code that a run names, above all plug-ins, and the requirements on an objective from a plug-in. Nothing here imports JAX."""
 
 import dataclasses
 import inspect
+from collections.abc import Iterator, Mapping
 from typing import Any, get_args
 
 from train.config.objectives import OPTIONS, ObjectiveOptions, scored_as
+from train.config.reward_names import FunctionName, parse_reward
 from train.config.run_config import Run, TrainingMachine
-from zoo import configs, plugins
+from zoo import configs, object_store, plugins, trust
 from zoo.configs import Implementation, Objective
+from zoo.errors import BadInput
+from zoo.hf import hub
 from zoo.plugins import Plugin
+from zoo.trust import REWARD, Reference
 
 EXTENDED = ("causal", "masked", "permutation", "denoising", "text_to_text")
 """Objectives of the zoo whose options a plug-in may extend; not those of labelled data, whose readers are tables by objective."""
@@ -20,19 +25,63 @@ RESERVED = {field.name for kind in (Run, TrainingMachine) for field in dataclass
 
 def used_plugins(run: Run) -> list[Plugin]:
     """Return the plug-ins that provide the recipe, the model, the objective and the attention implementation of a run."""
-    compute = getattr(run.model, "compute", None)
-    used = {
-        "zoo.recipes": (run.recipe, ()),
-        "zoo.models": (configs.family_of(run.model), configs.families()),
-        "zoo.objectives": (run.objective, get_args(Objective)),
-        "zoo.attention": (getattr(compute, "attention", "auto"), get_args(Implementation)),
+    attention = getattr(getattr(run.model, "compute", None), "attention", "auto")
+    recipes = [plugin for plugin in plugins.installed("zoo.recipes") if plugin.name == run.recipe]
+    return recipes + _plugins_of(configs.family_of(run.model), run.objective, attention)
+
+
+def _plugins_of(family: Any, objective: Any, attention: Any) -> list[Plugin]:
+    """Return the plug-ins with these names, which may be any values of a file."""
+    named = {
+        "zoo.models": (family, configs.families()),
+        "zoo.objectives": (objective, get_args(Objective)),
+        "zoo.attention": (attention, get_args(Implementation)),
     }
     return [
         plugin
-        for group, (name, own) in used.items()
+        for group, (name, own) in named.items()
+        if isinstance(name, str) and name not in own
         for plugin in plugins.installed(group)
-        if plugin.name == name and name not in own
+        if plugin.name == name
     ]
+
+
+def references(config: Mapping[str, Any]) -> tuple[Reference, ...]:
+    """Return what the content of a run's config.json names: plug-ins, reward functions, and what would be fetched.
+
+    The recipe and the folder of the run are not among them: reading a run uses neither. The values may be of any type.
+    """
+    attention = _value(config, "model", "compute", "attention")
+    used = _plugins_of(config.get("family"), config.get("objective"), attention)
+    names = [plugin.reference() for plugin in used]
+    rewards = _value(config, "rollout", "reward")
+    for text in rewards if isinstance(rewards, list | tuple) else ():
+        try:
+            parsed = parse_reward(text) if isinstance(text, str) else None
+        except BadInput:
+            # Nothing is imported for it: who uses it raises the error.
+            continue
+        if isinstance(parsed, FunctionName) and not parsed.is_own:
+            names.append(Reference(REWARD, text, trust.find_module(parsed.module)))
+    return (*names, *(Reference(key, text, is_code=False) for key, text in _addresses(config, "") if key != "out"))
+
+
+def _value(config: Any, *keys: str) -> Any:
+    for key in keys:
+        config = config.get(key) if isinstance(config, Mapping) else None
+    return config
+
+
+def _addresses(value: Any, key: str) -> Iterator[tuple[str, str]]:
+    """Return the texts that name something on the network, with their dotted keys."""
+    if isinstance(value, Mapping):
+        for name, item in value.items():
+            yield from _addresses(item, f"{key}.{name}".removeprefix("."))
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _addresses(item, key)
+    elif isinstance(value, str) and (value.startswith(hub.PREFIX) or object_store.is_uri(value)):
+        yield key, value
 
 
 def find_objective(name: str) -> Any:

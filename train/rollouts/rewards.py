@@ -15,11 +15,12 @@ from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Bool, Float64
 
+from train.config.reward_names import OPTION, FunctionName, ModelName, parse_reward
 from train.data.example_types import ASSISTANT, Message, Prompt
+from zoo import trust
 from zoo.errors import BadInput
 from zoo.runtime.progress import this_process
 
-OPTION = "--rollout.reward"
 LARGEST = 1e15
 """Largest absolute value of a reward: squares of gradients of larger ones would not be finite in float32."""
 
@@ -73,21 +74,6 @@ class Judge(Protocol):
         ...
 
 
-class ModelName(NamedTuple):
-    """A reward model, or a label of a classifier, that is not loaded yet."""
-
-    folder: str
-    """A run, or a folder of published weights."""
-    weight: float
-    label: str | None = None
-    """Label whose log-probability is the reward; None: the score of a reward model is."""
-
-    @property
-    def name(self) -> str:
-        """Name on the command line, without its weight."""
-        return self.folder if self.label is None else f"{self.folder}:{self.label}"
-
-
 @dataclasses.dataclass(frozen=True)
 class RewardFunction:
     """A Python function that judges responses; see `Judge`."""
@@ -129,81 +115,45 @@ class RewardFunction:
 def find_rewards(names: Sequence[str]) -> tuple[RewardFunction | ModelName, ...]:
     """Return what MODULE:FUNCTION[@WEIGHT], FOLDER[@WEIGHT] or FOLDER:LABEL[@WEIGHT] texts name.
 
-    A module may also be in the working directory. A folder has precedence over a shorter one with a label.
+    A module may also be in the working directory.
 
     Raises:
-        BadInput: no name, one that is neither a function nor a folder or that is both, a module that cannot be imported, or one
-            without this function.
+        BadInput: no name, one that `parse_reward` refuses, a function that only the config.json of an unconfirmed run names (see
+            `zoo.trust`), a module that cannot be imported, or one without this function.
     """
     if not names or "" in (name.partition("@")[0] for name in names):
         what = "name what judges responses, MODULE:FUNCTION, a reward model or CLASSIFIER:LABEL (see docs/feedback.md)"
         raise BadInput(f"{OPTION}: {what}")
-    return tuple(map(_find, names))
+    parsed = ((text, parse_reward(text)) for text in names)
+    return tuple(_function(text, name) if isinstance(name, FunctionName) else name for text, name in parsed)
 
 
-def _find(text: str) -> RewardFunction | ModelName:
-    name, at, weight_text = (text, "", "") if Path(text).is_dir() else text.rpartition("@") if "@" in text else (text, "", "")
-    module_name, colon, function_name = name.partition(":")
-    is_function = bool(colon) and module_name.replace(".", "_").isidentifier() and function_name.isidentifier()
-    # A Python package in the working directory is a folder too, but has no model.
-    model = _model(name, needs_config=is_function)
-    if is_function and model is not None:
-        what = "is a folder" if model.label is None else f"names a label of the model in {model.folder}"
-        fix = f"write ./{name} for the folder, or rename it for the function"
-        raise BadInput(f"{OPTION} {text}: {name} {what}, and also has the form MODULE:FUNCTION; {fix}")
-    if not is_function and model is None:
-        forms = "MODULE:FUNCTION, such as rewards:accuracy, the folder of a reward model, or CLASSIFIER:LABEL"
-        raise BadInput(f"{OPTION} {text}: neither a function nor a folder; write {forms}, perhaps with @WEIGHT after it")
-    try:
-        weight = float(weight_text) if at else 1.0
-    except ValueError:
-        weight = math.nan
-    if not math.isfinite(weight):
-        fix = f"write a finite number after @, or leave @ out; if it belongs to the name, write {text}@1"
-        raise BadInput(f"{OPTION} {text}: the weight {weight_text!r} is not a finite number; {fix}")
-    return _function(text, name, weight) if model is None else model._replace(weight=weight)
-
-
-def _model(name: str, *, needs_config: bool) -> ModelName | None:
-    """Return the folder, or the longest folder with a label after a colon, that a text names; None if there is none.
-
-    Args:
-        needs_config: True if a folder with a label must have a config.json.
-    """
-    if Path(name).is_dir():
-        return ModelName(name, 1.0)
-    folder = name
-    while folder := folder.rpartition(":")[0]:
-        if Path(folder).is_dir() and (not needs_config or (Path(folder) / "config.json").exists()):
-            return ModelName(folder, 1.0, name[len(folder) + 1 :])
-    return None
-
-
-def _function(text: str, name: str, weight: float) -> RewardFunction:
-    module_name, _, function_name = name.partition(":")
-    function = getattr(module := _module(text, module_name), function_name, None)
+def _function(text: str, name: FunctionName) -> RewardFunction:
+    trust.check([text])
+    function = getattr(module := _module(text, name), name.function, None)
     if not callable(function):
         names = [other for other, value in vars(module).items() if inspect.isfunction(value) and not other.startswith("_")]
-        near = difflib.get_close_matches(function_name, names, n=1)
+        near = difflib.get_close_matches(name.function, names, n=1)
         all_names = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
         fix = f"the nearest is {near[0]}" if near else f"its functions are {all_names}" if names else "define it"
         what = "has no function" if function is None else f"has the {type(function).__name__}, and not the function,"
         file = getattr(module, "__file__", None) or "without a file"
-        raise BadInput(f"{OPTION} {text}: {module_name} ({file}) {what} {function_name}; {fix}")
-    return RewardFunction(name, function, weight)
+        raise BadInput(f"{OPTION} {text}: {name.module} ({file}) {what} {name.function}; {fix}")
+    return RewardFunction(name.name, function, name.weight)
 
 
-def _module(text: str, name: str) -> Any:
-    # Last, so that no file of the working directory takes the place of an installed module.
-    if (here := os.getcwd()) not in sys.path:
+def _module(text: str, name: FunctionName) -> Any:
+    # Last, so that no file of the working directory takes the place of an installed module. The zoo's own functions, which a run
+    # of anybody may name, need none of its files.
+    if not name.is_own and (here := os.getcwd()) not in sys.path:
         sys.path.append(here)
     try:
-        return importlib.import_module(name)
+        return importlib.import_module(name.module)
     except MemoryError:
         raise
     except (Exception, SystemExit) as error:
-        fix = f"correct it, or run from the folder of {name.partition('.')[0]}.py"
-        raise BadInput(f"{OPTION} {text}: {name} cannot be imported ({_reason(error)}); {fix}") from error
+        fix = f"correct it, or run from the folder of {name.module.partition('.')[0]}.py"
+        raise BadInput(f"{OPTION} {text}: {name.module} cannot be imported ({_reason(error)}); {fix}") from error
 
 
 def rewards(judges: Sequence[Judge], completions: Sequence[Completion]) -> Scores:

@@ -6,15 +6,15 @@ import json
 import os
 import re
 import socket
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import IO, Any
 
 from train.config.from_json import CORRECT, from_json, inner_key
 from train.config.objectives import find_options
 from train.config.run_config import Run
-from train.config.run_plugins import used_plugins
-from zoo import configs, object_store, plugins
+from train.config.run_plugins import references, used_plugins
+from zoo import configs, object_store, plugins, trust
 from zoo.configs import Objective
 from zoo.errors import BadInput, cannot_write
 from zoo.fault_points import fault_point
@@ -168,14 +168,17 @@ def read_config(folder: str | Path, *, compute: bool = True) -> Run:
 
     Raises:
         BadInput: no run there, broken JSON, an unknown or missing key, a value of another type or out of range, or a plug-in that
-            is not installed.
+            is not installed, or that neither this command names nor a confirmation of the folder permits (`zoo.trust`).
     """
-    path = RunDir(folder).config
     stored = _stored_config(folder)
-    try:
+    with _names_file(folder):
         if not isinstance(stored, dict):
             raise BadInput(f"expected an object; {CORRECT}")
-        plugins.check_records(stored.pop("plugins", []), () if compute else ("zoo.attention",))
+        plugins.check_records(stored.get("plugins", []), () if compute else ("zoo.attention",))
+    needed = [kind for group, kind in plugins.GROUPS.items() if compute or group != "zoo.attention"]
+    trust.admit(_references_in(folder, stored), needed)
+    with _names_file(folder):
+        stored.pop("plugins", None)
         if not compute and isinstance(stored.get("model"), dict):
             stored["model"].pop("compute", None)
         name = stored.pop("family", None)
@@ -184,8 +187,50 @@ def read_config(folder: str | Path, *, compute: bool = True) -> Run:
         kind = find_options(from_json(Objective | str, stored.pop("objective", None), "objective"))
         stored["options"] = {field.name: stored.pop(field.name) for field in dataclasses.fields(kind) if field.name in stored}
         return from_json(Run, stored, "", model=configs.family(name).Config, options=kind, data=kind.data)
+
+
+@contextlib.contextmanager
+def _names_file(folder: str | Path) -> Iterator[None]:
+    """Put the config.json of a run before an error about it."""
+    try:
+        yield
     except BadInput as error:
-        raise BadInput(f"{path}: {error}") from None
+        raise BadInput(f"{RunDir(folder).config}: {error}") from None
+
+
+def run_references(folder: str | Path) -> trust.References:
+    """Return what the config.json of a run names that a user permits or confirms, see `zoo.trust`.
+
+    What identifies the run is part of it: neither a copy nor options in `MAY_CHANGE` need a new confirmation, and others do.
+
+    Raises:
+        BadInput: no run there, or broken JSON.
+    """
+    return _references_in(folder, _stored_config(folder))
+
+
+def confirm_own(folder: Path, *, notify: Callable[[str], None]) -> None:
+    """Confirm a run that its user has just described by a command, so that later commands do not ask about it."""
+    if (own := run_references(folder)).names:
+        try:
+            trust.confirm(own)
+        except BadInput as error:
+            notify(f"{error}; until then other commands ask for {trust.OPTION} {folder}")
+
+
+def _references_in(folder: str | Path, stored: Any) -> trust.References:
+    config = stored if isinstance(stored, dict) else {}
+    # The records of plug-ins have their versions.
+    content = {key: value for key, value in _flat_json(config, "") if not may_change(key) and key != "plugins"}
+    return trust.References(str(folder), RunDir(folder).config.name, references(config), content)
+
+
+def _flat_json(value: Any, key: str) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict) and value:
+        for name, item in value.items():
+            yield from _flat_json(item, inner_key(key, name))
+    else:
+        yield key, value
 
 
 def plugin_notices(folder: str | Path) -> list[str]:

@@ -19,7 +19,7 @@ from train.config.run_config import Run
 from train.run.run_dir import LOCK, RunDir, write_json
 from train.store import run_layout, run_results
 from train.store.run_layout import BASE, BEST, CHECKPOINTS, DAMAGED, FETCHED, RESULTS, WRITER
-from zoo import object_store
+from zoo import object_store, trust
 from zoo.errors import BadInput, cannot_write
 from zoo.fault_points import fault_point
 from zoo.object_store import ObjectStore
@@ -64,10 +64,12 @@ def local_name(name: str, step: int | None = None, *, all_steps: bool = False, n
         all_steps: fetch all steps.
 
     Raises:
-        BadInput: there is no run, no intact step, or the store cannot be read, see `zoo.object_store.ObjectStore`.
+        BadInput: there is no run, no intact step, or the store cannot be read, see `zoo.object_store.ObjectStore`; or only a
+            file of an unconfirmed folder names it, see `zoo.trust`.
     """
     if not object_store.is_uri(name):
         return name
+    trust.check([name])
     folder = RunDir(object_store.working_folder(name))
     if launch.is_child():
         return str(folder.path)

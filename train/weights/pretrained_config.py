@@ -11,6 +11,7 @@ from zoo.configs._encoder import BodyConfig
 from zoo.configs._score_head import REWARD
 from zoo.errors import BadInput
 from zoo.hf.config_json import PublishedConfig
+from zoo.published_family import find_family
 
 
 def read_model_config(init: str) -> Any:
@@ -25,8 +26,7 @@ def read_model_config(init: str) -> Any:
     if is_run(folder):
         return read_config(folder).model
     published = PublishedConfig.load(Path(folder))
-    family = published.choice("model_type", configs.published_types(), "none", why="the families here are")
-    return configs.from_published(family, published)
+    return configs.from_published(find_family(published), published)
 
 
 def may_have_labels(init: str) -> bool:

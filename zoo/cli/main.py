@@ -9,8 +9,9 @@ import platform
 import sys
 from collections.abc import Callable, Sequence
 
-from zoo import fault_points
+from zoo import fault_points, trust
 from zoo.cli import early_checks
+from zoo.cli.trust_option import take_trust
 from zoo.errors import BadInput, remedy
 from zoo.runtime import stdio
 
@@ -38,6 +39,7 @@ usage: zoo COMMAND ...
   zoo plan MODEL|RECIPE ...   compile a job for devices that this machine lacks: memory, FLOPs, communication, a bound on MFU
   zoo doctor                  show versions, devices and attention implementations, and check that this machine computes correctly
 
+--trust RUN, with every command that reads runs or models, permits the code of others that this folder names (needed once).
 Every command has --help; `zoo --version` prints versions. `zoo train --help` lists the recipes.
 """
 
@@ -62,7 +64,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise BadInput(f"there is no command {args[0]!r}; {nearest}choose {', '.join(COMMANDS)}")
         fault_points.read_environment()
         early_checks.check_packages()
-        return _find(args[0])(args[1:])
+        trust.begin_command(args)
+        return _find(args[0])(take_trust(args[0], args[1:]))
     except BadInput as error:
         stdio.write_error(str(error))
         return 2

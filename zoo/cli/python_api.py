@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from zoo import plugins
+from zoo import trust as permissions
 from zoo.cli import early_checks
+from zoo.cli.trust_option import trust_folder
 from zoo.errors import BadInput, require
 
 if TYPE_CHECKING:
@@ -193,18 +195,29 @@ class LoadedModel:
         return ids
 
 
-def load(source: str | Path, *, mesh: Mapping[str, int] | None = None, step: int | None = None, batch: int = 16) -> LoadedModel:
+def load(
+    source: str | Path,
+    *,
+    mesh: Mapping[str, int] | None = None,
+    step: int | None = None,
+    batch: int = 16,
+    trust: bool = False,
+) -> LoadedModel:
     """Load a run's checkpoint, a folder of published weights, or `hub:ID[@REVISION]` from the local cache of the hub.
 
     Args:
         mesh: devices along the axes data, fsdp and tensor ({"fsdp": 2}); None = all devices, a copy of the parameters on each.
         step: the checkpoint of a run; None = the best one of a run that keeps it, else the newest; -1 = the newest.
         batch: rows computed at a time by the methods of the model.
+        trust: permit the code of others that the folder names, from now on, as --trust does.
 
     Raises:
-        BadInput: there is nothing to load under this name.
+        BadInput: there is nothing to load under this name, or it names code of others, and `trust` was never True.
     """
     early_checks.check_packages()
+    permissions.permit([str(source)])
+    if trust:
+        trust_folder(str(source))
     from zoo.runtime import jax_setup
 
     jax_setup.prepare()

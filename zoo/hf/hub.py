@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from zoo import trust
 from zoo.errors import BadInput
 
 T = TypeVar("T")
@@ -67,10 +68,12 @@ def request(question: Callable[[], T], name: str, what: str, *, instead: str, mi
     """Return the result of a request to the hub about `name`, which is `missing` here.
 
     Raises:
-        BadInput: the network is forbidden or does not answer, or the hub has no such `what`, or refuses access.
+        BadInput: only a file of an unconfirmed folder names it (see `zoo.trust`); the network is forbidden or does not answer; or
+            the hub has no such `what`, or refuses access.
     """
     from huggingface_hub import constants, errors
 
+    trust.check([name])
     if constants.HF_HUB_OFFLINE:
         raise BadInput(f"{name}: {missing}, and HF_HUB_OFFLINE forbids the download; unset it, or give {instead}")
     try:

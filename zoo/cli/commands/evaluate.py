@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Annotated
 
+from zoo import trust
 from zoo.cli import early_checks
 from zoo.cli.command_setup import prepare_process
 from zoo.cli.option_parser import parse
@@ -99,7 +100,8 @@ def evaluate(args: list[str]) -> int:
         early_checks.check_files("--files", options.files)
         early_checks.check_adapter(options.adapter)
     else:
-        read_config(run)
+        # Refuses before JAX starts what scoring would refuse.
+        trust.check(read_config(run).rewards)
         early_checks.check_source(run, options.step)
     if (code := prepare_process(options.machine, ["eval", *args])) is not None:
         return code

@@ -4,7 +4,7 @@ import inspect
 import re
 from typing import TYPE_CHECKING
 
-from zoo import plugins
+from zoo import plugins, trust
 from zoo.cli import early_checks
 from zoo.cli.command_setup import (
     option_value,
@@ -51,9 +51,12 @@ def parse_run(name: str, args: list[str]) -> "Run":
     Raises:
         BadInput: no such recipe, an option that does not fit, or paths that do not exist or are in use.
     """
+    from train.config import run_plugins
+    from train.run.run_dir import as_json
     from train.store import run_fetch
 
     run = parse_options(name, args)
+    trust.permit(map(trust.key_of, run_plugins.references(as_json(run))))
     if run.machine.process == 0 and not launch.is_child():
         run_fetch.prepare_training(run)
         early_checks.check_run(run)
