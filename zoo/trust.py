@@ -42,7 +42,7 @@ class Reference(NamedTuple):
     @property
     def title(self) -> str:
         """The kind and the name, shortened, for messages."""
-        return f"{'the ' if self.is_code else ''}{self.kind} {self.name[:100]}"
+        return f"{'the ' if self.is_code else ''}{self.kind} {self.name[:200]}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,8 +62,9 @@ class References:
 
         For code in the folder itself the digest contains that of the file: whoever changes the folder can change it too.
         """
-        file = Path(name.origin)
-        inside = file.is_file() and file.resolve().is_relative_to(Path(self.folder).resolve())
+        file, folder = Path(name.origin), Path(self.folder)
+        folder = folder if folder.is_dir() else folder.parent
+        inside = file.is_file() and file.resolve().is_relative_to(folder.resolve())
         identity = [*name, sha256(file) if inside else "", self.content]
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 

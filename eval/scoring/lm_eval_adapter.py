@@ -11,6 +11,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from jinja2.sandbox import SandboxedEnvironment
 
 from eval.generation.generation_options import Decoding
 from eval.generation.generator import Generator
@@ -21,8 +22,11 @@ from zoo.errors import BadInput
 from zoo.generation.decoding_settings import Sampling
 
 try:
+    import lm_eval.api.metrics
+    import lm_eval.utils
     from lm_eval.api.instance import Instance
     from lm_eval.api.model import LM
+    from lm_eval.api.registry import METRIC_REGISTRY
     from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 except ModuleNotFoundError as error:
     if (error.name or "").partition(".")[0] != "lm_eval":
@@ -33,6 +37,20 @@ log = logging.getLogger(__name__)
 
 NEW_TOKENS = 256
 """Number of tokens generated for a task that sets no limit, as with the harness's own models."""
+
+
+def metric_names() -> list[str]:
+    """Return the names of the harness's own metrics."""
+    return list(METRIC_REGISTRY)
+
+
+def use_sandbox() -> None:
+    """Let the harness render the templates of tasks in Jinja's sandbox, in which they cannot reach Python's objects."""
+    environment = lm_eval.utils.env
+    if not isinstance(environment, SandboxedEnvironment):
+        sandbox = SandboxedEnvironment(undefined=environment.undefined, keep_trailing_newline=environment.keep_trailing_newline)
+        sandbox.filters.update(environment.filters)
+        lm_eval.utils.env = sandbox
 
 
 class HarnessModel(LM):

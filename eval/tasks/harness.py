@@ -3,7 +3,7 @@
 Format: the harness's own. NAME is the `task`, `group` or `tag` of a .yaml file in one of the folders (or their subfolders); its
 `dataset_path` is `json`, `text`, `csv` or `parquet` with `data_files` on this machine (relative to the current folder). The tasks
 that come with the harness are not read, and nothing is looked for on the network. Functions that a YAML file names (`!function`)
-are run: read a task from another person before you score with it.
+are run, so they need --trust TASKFILE, once for each version: read a task from another person before you confirm it.
 
 Metrics: what the task's `metric_list` names, with the harness's own arithmetic and standard errors (`_stderr`; bootstrapped 1,000
 times where there is no formula). A metric's name ends in a comma and the name of its filter, unless that is "none". If NAME is
@@ -18,9 +18,12 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from jinja2.exceptions import TemplateError
+
 from eval import task_data_files
 from eval.tasks import Progress, Result, Settings
 from train.weights.load import Loaded
+from zoo import trust
 from zoo.errors import BadInput
 
 OPTIONS = ("argument", "limit")
@@ -31,17 +34,23 @@ def read(names: Sequence[str], settings: Settings) -> dict[str, Any]:
     """Return the harness's tasks of the name, with their data.
 
     Raises:
-        BadInput: the extra is missing, no file defines the name, or the harness cannot load it without the network.
+        BadInput: the extra is missing, no file defines the name, or the harness cannot load it without the network; or the user
+            has not confirmed a function in the files (`zoo.trust`), or a metric is not the harness's.
     """
-    from eval.scoring import lm_eval_adapter  # noqa: F401  (its error says what to install)
+    from eval.scoring import harness_files, lm_eval_adapter
 
-    with _offline():
+    folders = sorted({file.parent for file in task_data_files.files(names, (".yaml",))})
+    for name in names:
+        references = harness_files.task_references(name)
+        trust.admit(references, [harness_files.FUNCTION])
+        if not references.names:
+            harness_files.check_metrics(name, lm_eval_adapter.metric_names())
+    lm_eval_adapter.use_sandbox()
+    with _offline(), _names_task(settings.argument):
         from datasets.exceptions import DatasetsError
         from lm_eval.tasks import TaskManager
 
-        manager = TaskManager(
-            include_path=sorted({str(file.parent) for file in task_data_files.files(names, (".yaml",))}), include_defaults=False
-        )
+        manager = TaskManager(include_path=[str(folder) for folder in folders], include_defaults=False)
         if settings.argument not in manager.all_tasks:
             names_here = ", ".join(manager.all_tasks) or "none"
             raise BadInput(
@@ -58,11 +67,11 @@ def score(subject: Loaded, examples: Mapping[str, Any], settings: Settings, prog
     """Let the harness evaluate the model.
 
     Raises:
-        BadInput: see `HarnessModel`.
+        BadInput: see `HarnessModel`; or a template is wrong, or does what Jinja's sandbox forbids.
     """
     from eval.scoring.lm_eval_adapter import HarnessModel
 
-    with _offline():
+    with _offline(), _names_task(settings.argument):
         from lm_eval.evaluator import simple_evaluate
 
         results = simple_evaluate(
@@ -111,6 +120,16 @@ def _mean(metric: str, values: Sequence[float]) -> float:
     """Return the mean over tasks; the squared errors of independent samples add up."""
     error = metric.partition(",")[0].endswith("_stderr")
     return (math.hypot(*values) if error else math.fsum(values)) / len(values)
+
+
+@contextlib.contextmanager
+def _names_task(task: str) -> Iterator[None]:
+    """Turn an error of a task's templates, which Jinja's sandbox raises too, into one line."""
+    try:
+        yield
+    except TemplateError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise BadInput(f"--task harness:{task}: a template is refused ({reason}); correct it") from None
 
 
 @contextlib.contextmanager

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from zoo import trust
-from zoo.errors import BadInput
+from zoo.errors import BadInput, printable
 from zoo.hf import config_json
 from zoo.published_family import published_references
 from zoo.trust import OPTION, References
@@ -63,7 +63,7 @@ def trust_folder(name: str) -> None:
         use = "may be fetched"
         if reference.is_code:
             use = f"is imported from {reference.origin}" if reference.origin else "is not found from this folder"
-        print(f"{OPTION} {name}: {reference.title} {use}", file=sys.stderr)
+        print(printable(f"{OPTION} {name}: {reference.title} {use}"), file=sys.stderr)
 
 
 def find_references(name: str) -> References:
@@ -80,6 +80,11 @@ def find_references(name: str) -> References:
     if is_run(folder):
         return run_references(folder)
     file = folder / config_json.FILE
+    if folder.suffix == ".yaml" or (not file.is_file() and any(folder.rglob("*.yaml"))):
+        from eval.scoring.harness_files import task_references
+
+        return task_references(name)
     if not file.is_file():
-        raise BadInput(f"{OPTION} {name}: there is no {file.name} in it; name the folder of a run or of published weights")
+        fix = "name the folder of a run or of published weights, or a .yaml file of a task"
+        raise BadInput(f"{OPTION} {name}: there is no {file.name} in it; {fix}")
     return published_references(file, config_json.read_json(file, config_json.LARGEST_FILE).get("model_type"))

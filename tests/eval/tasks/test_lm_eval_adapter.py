@@ -8,12 +8,15 @@ from typing import Any
 
 import jax.numpy as jnp
 import pytest
+import yaml
 
 from eval.generation.generation_options import Decoding
 from eval.generation.generator import Generator
 from eval.scoring.likelihood import encode
 from eval.tasks import Settings, blimp, harness
 from tests.support.text_tasks import pair, quiet, scored, subject, tokenizer, write
+from zoo import trust
+from zoo.cli.trust_option import trust_folder
 from zoo.errors import BadInput
 from zoo.generation.decoding_settings import Sampling
 
@@ -152,6 +155,67 @@ def test_what_cannot_be_loaded_from_this_machine_is_refused(tmp_path: Path) -> N
         assert "\n" not in str(refused.value)
     with pytest.raises(BadInput, match=r"only \.yaml files are read here"):
         harness.read([data], Settings(argument="gone"))
+
+
+ROLLING = {"output_type": "loglikelihood_rolling", "doc_to_text": "", "doc_to_target": "{{text}}"}
+
+
+@pytest.mark.usefixtures("no_network")
+@pytest.mark.parametrize("place", ["beside", "included", "alias"])
+def test_functions_of_a_task_run_only_after_the_user_has_confirmed_them(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ZOO_CACHE", str(tmp_path / "cache"))
+    data, canary = write(tmp_path / "a.jsonl", {"text": "The whale."}), tmp_path / "canary"
+    folder = task(tmp_path / "tasks", "one", data, **ROLLING)
+    module = tmp_path / "tasks/evil.py"
+    module.write_text(f"open({str(canary)!r}, 'w').close()\ndef same(docs):\n    return docs\n")
+    file = tmp_path / "tasks/one.yaml"
+    content = json.loads(file.read_text())
+    if place == "included":
+        (tmp_path / "evil.py").write_text(module.read_text())
+        (tmp_path / "base.yaml").write_text("process_docs: !function evil.same\n")
+        file.write_text(json.dumps({**content, "include": "../base.yaml"}))
+    elif place == "alias":
+        file.write_text(f"%TAG !f! !func\n---\nprocess_docs: !f!tion evil.same\n{yaml.dump(content)}")
+    else:
+        file.write_text(f"process_docs: !function evil.same\n{yaml.dump(content)}")
+    for name in (folder, str(file)):
+        line = f"^{name}: its task file names code .* the zoo: the task function evil.same of .*, add --trust {name}"
+        with pytest.raises(BadInput, match=line):
+            harness.read([name], Settings(argument="one"))
+    assert not canary.exists()
+    trust_folder(str(file))
+    harness.read([folder], Settings(argument="one"))
+    assert canary.exists()
+    module.write_text(module.read_text() + "\n")
+    if place != "included":
+        trust.begin_command([])
+        with pytest.raises(BadInput, match="the task function evil"):
+            harness.read([folder], Settings(argument="one"))
+
+
+@pytest.mark.usefixtures("no_network")
+def test_a_metric_that_is_a_script_is_refused(tmp_path: Path) -> None:
+    data = write(tmp_path / "a.jsonl", {"text": "The whale."})
+    (tmp_path / "metric").mkdir()
+    (tmp_path / "metric/metric.py").write_text(f"open({str(tmp_path / 'canary')!r}, 'w').close()\n")
+    for row in ({"metric": str(tmp_path / "metric")}, {"metric": "acc", "hf_evaluate": True}):
+        folder = task(tmp_path / "tasks", "one", data, **ROLLING, metric_list=[row])
+        with pytest.raises(BadInput, match=r"one.yaml: metric '.*' is not supported; choose one of the harness's own"):
+            harness.read([folder], Settings(argument="one"))
+    assert not (tmp_path / "canary").exists()
+
+
+@pytest.mark.usefixtures("no_network")
+def test_a_template_that_leaves_the_sandbox_is_refused(tmp_path: Path) -> None:
+    data, canary = write(tmp_path / "a.jsonl", {"text": "The whale."}), tmp_path / "canary"
+    script = "{{ cycler.__init__.__globals__.os.mkdir('" + str(canary) + "') }}"
+    settings = Settings(argument="one")
+    folder = task(tmp_path / "tasks", "one", data, **{**ROLLING, "doc_to_target": script})
+    with pytest.raises(BadInput, match=r"^--task harness:one: a template is refused \(.*unsafe.*\); correct it$"):
+        harness.read([folder], settings)
+    assert not canary.exists()
 
 
 def test_several_tasks_are_averaged_where_they_measure_the_same() -> None:
