@@ -3,7 +3,6 @@
 import collections
 import contextlib
 import os
-import re
 import signal
 import socket
 import subprocess
@@ -14,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.processes import clean_environment, run_python
+from tests.support.network import host_address, in_own_network, listening_addresses
+from tests.support.processes import children, clean_environment, run_python
 from tests.support.runs import PATIENCE, alive, gone
 from zoo.errors import BadInput
 from zoo.runtime import launch, local_group
@@ -30,6 +30,11 @@ number, folder, mode = int(os.environ["ZOO_PROCESS"]), pathlib.Path(sys.argv[1])
 REDUCE = (
     CHILD
     + """
+if mode == "unbound":
+    launch._bind_collectives = lambda address: None
+if mode == "other address":
+    bind = launch._bind_collectives
+    launch._bind_collectives = lambda address: bind("127.0.0.2")
 launch.prepare([], devices=2, processes=2, coordinator="", process=0, canary=False)
 import jax, numpy as np
 mesh = jax.make_mesh((jax.device_count(),), ("d",), axis_types=(jax.sharding.AxisType.Auto,))
@@ -45,7 +50,7 @@ if mode == "wrong" and number == 1:
     print("zoo: --key 1: choose 2", file=sys.stderr)
     sys.exit(launch.exit_if_failed(2))
 while not (folder / "may end").exists():
-    if mode == "end":
+    if mode in ("end", "unbound", "other address"):
         (folder / f"{number}.new").write_text(f"{total} {jax.device_count()} {jax.local_device_count()}")
         os.rename(folder / f"{number}.new", folder / f"{number}.total")
     time.sleep(0.1)
@@ -73,12 +78,17 @@ time.sleep(3600)
 
 
 class Group:
-    def __init__(self, folder: Path, program: str, mode: str, processes: int):
+    def __init__(self, folder: Path, program: str, mode: str, processes: int, own_network: bool):
         self.folder, self.processes = folder, processes
         call = f"{[str(folder), mode]}, {processes}, {[sys.executable, '-c', program]}"
         launcher = f"import sys; from zoo.runtime import launch; sys.exit(launch.launch({call}))"
+        command = [sys.executable, "-c", launcher]
         self.launcher = subprocess.Popen(
-            [sys.executable, "-c", launcher], env=clean_environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            in_own_network(command) if own_network else command,
+            env=clean_environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
         )
 
     def written(self, kind: str) -> list[str]:
@@ -102,8 +112,8 @@ class Group:
 def group(tmp_path: Path) -> Iterator[Callable[..., Group]]:
     with contextlib.ExitStack() as stack:
 
-        def start(program: str, mode: str = "", processes: int = 2) -> Group:
-            made = Group(tmp_path, program, mode, processes)
+        def start(program: str, mode: str = "", processes: int = 2, own_network: bool = False) -> Group:
+            made = Group(tmp_path, program, mode, processes, own_network)
             stack.enter_context(made.launcher)
             stack.callback(made.launcher.kill)
             return made
@@ -111,20 +121,53 @@ def group(tmp_path: Path) -> Iterator[Callable[..., Group]]:
         yield start
 
 
-@pytest.mark.full
-def test_two_processes_are_one_program_whose_service_this_machine_alone_can_reach(group, tmp_path: Path) -> None:
-    """JAX's own default is to listen on every address of the machine, without authentication."""
-    started = group(REDUCE, "end")
+def test_two_processes_are_one_program_that_listens_on_loopback_only(group, tmp_path: Path) -> None:
+    """By their defaults JAX's service listens on every address, and gloo where the host name resolves, without authentication.
+
+    In a network of their own with no other interface than loopback, the processes also have nothing else to connect by.
+    """
+    started = group(REDUCE, "end", own_network=True)
     assert started.written("total") == ["140.0 4 2"] * 2
-    children = Path(f"/proc/{started.launcher.pid}/task/{started.launcher.pid}/children").read_text().split()
-    [port] = re.findall(r"\bZOO_COORDINATOR=[^\0]*:(\d+)", Path(f"/proc/{children[0]}/environ").read_text())
-    rows = [line.split() for table in ("tcp", "tcp6") for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]]
-    bound = {row[1].partition(":")[0] for row in rows if row[3] == "0A" and row[1].endswith(f":{int(port):04X}")}
-    # Listening; 127.0.0.1, also as IPv6 writes it.
-    assert bound and bound <= {"0100007F", "0000000000000000FFFF00000100007F"}
+    service, gloo = map(listening_addresses, children(started.launcher.pid))
+    assert service == ["127.0.0.1", "127.0.0.1"] and gloo == ["127.0.0.1"]
+    for pid in children(started.launcher.pid):
+        assert b"NCCL_SOCKET_IFNAME==lo" in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
     (tmp_path / "may end").touch()
     code, out, err = started.ended()
     assert (code, out) == (0, "from 0\n"), err
+
+
+@pytest.mark.full
+@pytest.mark.planted(2)
+@pytest.mark.parametrize("mode", ["unbound", "other address"])
+def test_a_group_that_listens_on_another_address_is_caught(group, mode: str) -> None:
+    started = group(REDUCE, mode, own_network=True)
+    started.written("total")
+    service, gloo = children(started.launcher.pid)
+    address = host_address(gloo) if mode == "unbound" else "127.0.0.2"
+    assert listening_addresses(gloo) == [address]
+    assert listening_addresses(service) == sorted(["127.0.0.1", address])
+
+
+@pytest.mark.full
+def test_processes_joined_by_address_listen_where_they_reach_the_coordinator(tmp_path: Path) -> None:
+    """The address to which the host name resolves does not matter."""
+    program = REDUCE.replace('os.environ["ZOO_PROCESS"]', "sys.argv[3]").replace(
+        'coordinator="", process=0', "coordinator=sys.argv[4], process=number"
+    )
+    address = f"127.0.0.3:{local_group.free_port()}"
+    with contextlib.ExitStack() as stack:
+        processes = []
+        for number in ("0", "1"):
+            command = [sys.executable, "-c", program, str(tmp_path), "end", number, address]
+            processes.append(stack.enter_context(subprocess.Popen(command, env=clean_environment(), stdout=subprocess.DEVNULL)))
+            stack.callback(processes[-1].kill)
+        deadline = time.monotonic() + PATIENCE
+        while not all((tmp_path / f"{number}.total").exists() for number in range(2)):
+            assert time.monotonic() < deadline and [process.poll() for process in processes] == [None, None]
+            time.sleep(0.05)
+        assert [listening_addresses(process.pid) for process in processes] == [["127.0.0.3", "127.0.0.3"], ["127.0.0.1"]]
+        (tmp_path / "may end").touch()
 
 
 @pytest.mark.full
@@ -339,6 +382,8 @@ except BadInput as wrong: print(wrong)
         (":80", 2, 0, "write HOST:PORT"),
         ("10.0.0.1:70000", 2, 0, "write HOST:PORT"),
         ("192.0.2.1:1234", 2, 0, "an address of this machine"),
+        ("0.0.0.0:1234", 2, 0, "this is every address of the machine; name the one"),
+        ("[::]:1234", 2, 0, "this is every address of the machine; name the one"),
         ("10.0.0.1:1234", 1, 0, "--processes 1: "),
         ("", 2, 1, "--process 1: "),
     ],

@@ -7,6 +7,7 @@ short handshake, which can report in one line which process is missing.
 import contextlib
 import ctypes
 import faulthandler
+import ipaddress
 import os
 import signal
 import socket
@@ -84,8 +85,9 @@ def join(
     """Join `processes` processes into one JAX program, after `jax_setup.prepare` and before the first use of a device.
 
     Args:
-        coordinator: host:port where process 0 listens. JAX's service has no authentication: it is bound only to this address, and
-            should be used on a trusted network.
+        coordinator: host:port where process 0 listens. Neither JAX's service nor gloo has authentication. The service is bound
+            only to this address, and gloo in each process only to the local address of its connection with it: loopback for
+            local processes, and for others a network that must be trusted.
         simulated: the devices are simulated. Otherwise each local process uses the accelerator with the number `device`.
         device: number of an accelerator, if all processes run on this machine; None = they do not, and this one uses all here.
         timeout: seconds to wait for the others.
@@ -100,11 +102,11 @@ def join(
     if not local and sys.stderr.isatty():
         print(f"process {process} of {processes}: waiting for the others at {coordinator}", file=sys.stderr, flush=True)
     if process == 0:
-        _gather(coordinator, host, port, processes, timeout)
+        address = _gather(coordinator, host, port, processes, timeout)
     else:
-        _report(coordinator, host, port, processes, process, timeout)
+        address = _report(coordinator, host, port, processes, process, timeout)
     _keep_stdout_for_python()
-    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    _bind_collectives(address)
     jax.distributed.initialize(
         coordinator,
         processes,
@@ -223,6 +225,23 @@ def _keep_stdout_for_python() -> None:
         os.dup2(null.fileno(), 1)
 
 
+def _bind_collectives(address: str) -> None:
+    """Make gloo listen on an address of this machine, in place of the one to which the name of the host resolves.
+
+    JAX has no option for this address, only a factory of its CPU client that takes the collectives as an argument.
+    """
+    import jax
+    from jax._src import distributed, xla_bridge
+    from jax._src.lib import _jax  # pyright: ignore[reportPrivateImportUsage]
+
+    def make_client():
+        client = distributed.global_state.client
+        return xla_bridge.make_cpu_client(_jax.make_gloo_tcp_collectives(distributed_client=client, hostname=address))
+
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    xla_bridge.register_backend_factory("cpu", make_client, priority=0, fail_quietly=False)
+
+
 def _address(coordinator: str) -> tuple[str, int]:
     host, _, port = coordinator.rpartition(":")
     if not host or not port.isdecimal() or not 0 < int(port) < 1 << 16:
@@ -230,13 +249,21 @@ def _address(coordinator: str) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
-def _gather(coordinator: str, host: str, port: int, processes: int, timeout: float) -> None:
-    """Run process 0's side of the handshake: receive the index of every other process once, then let all continue."""
+def _gather(coordinator: str, host: str, port: int, processes: int, timeout: float) -> str:
+    """Run process 0's side of the handshake: receive the index of every other process once, then let all continue.
+
+    Returns:
+        The address on which this process listened.
+    """
     deadline = time.monotonic() + timeout
     missing = set(range(1, processes))
     with contextlib.ExitStack() as stack:
         try:
-            family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+            family, _, _, _, (address, *_) = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+            address = str(address)
+            if ipaddress.ip_address(address).is_unspecified:
+                fix = "name the one by which the other processes reach it"
+                raise BadInput(f"--coordinator {coordinator}: this is every address of the machine; {fix}")
             server = stack.enter_context(socket.create_server((host, port), family=family))
         except OSError as error:
             raise BadInput(
@@ -261,10 +288,15 @@ def _gather(coordinator: str, host: str, port: int, processes: int, timeout: flo
                 peers.append(peer)
         for peer in peers:
             peer.sendall(b"go")
+    return address
 
 
-def _report(coordinator: str, host: str, port: int, processes: int, process: int, timeout: float) -> None:
-    """Run the handshake's side of a process other than 0: send its index to process 0, then wait until all may continue."""
+def _report(coordinator: str, host: str, port: int, processes: int, process: int, timeout: float) -> str:
+    """Run the handshake's side of a process other than 0: send its index to process 0, then wait until all may continue.
+
+    Returns:
+        The address of this machine from which it reached process 0.
+    """
     deadline = time.monotonic() + timeout
     while True:
         try:
@@ -279,6 +311,7 @@ def _report(coordinator: str, host: str, port: int, processes: int, process: int
                 raise BadInput(f"--coordinator {coordinator}: {why} for {timeout:g} s; start process 0 there") from None
             time.sleep(0.05)
     with peer:
+        address = peer.getsockname()[0]
         peer.sendall(f"{process} {processes}".encode())
         peer.settimeout(max(1.0, deadline + 1 - time.monotonic()))
         try:
@@ -287,3 +320,4 @@ def _report(coordinator: str, host: str, port: int, processes: int, process: int
             reply = b""
     if reply != b"go":
         raise BadInput(f"--coordinator {coordinator}: process 0 has stopped; see its error message")
+    return address

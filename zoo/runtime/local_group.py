@@ -27,6 +27,9 @@ GRACE = 1.0
 POLL = 0.02
 TAIL = 4000
 CLOSED_PIPE = 128 + signal.SIGPIPE
+LOOPBACK = {"NCCL_SOCKET_IFNAME": "=lo"}
+"""Environment variables that keep connections between local processes inside this machine; a value that the user has set stays.
+NCCL otherwise listens on the first interface that other machines can reach. Gloo is bound in `zoo.runtime.launch`."""
 DUMP = signal.SIGUSR1
 """Signal on which a process writes the stacks of all its threads into a file of the launcher."""
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -179,7 +182,7 @@ class _Group:
         self._children.append(
             subprocess.Popen(
                 self._command,
-                env=os.environ | variables,
+                env=LOOPBACK | os.environ | variables,
                 stdin=subprocess.DEVNULL,
                 stdout=None if process == 0 else subprocess.DEVNULL,
                 stderr=self._errors[process],
