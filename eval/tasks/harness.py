@@ -16,6 +16,7 @@ import contextlib
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from jinja2.exceptions import TemplateError
@@ -25,6 +26,7 @@ from eval.tasks import Progress, Result, Settings
 from train.weights.load import Loaded
 from zoo import trust
 from zoo.errors import BadInput
+from zoo.runtime import jax_setup
 
 OPTIONS = ("argument", "limit")
 BOOTSTRAP = 1000
@@ -134,7 +136,11 @@ def _names_task(task: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _offline() -> Iterator[None]:
-    """Prevent the libraries from using the network and from starting processes: JAX's threads do not survive a fork."""
+    """Prevent the libraries from using the network and from starting processes: JAX's threads do not survive a fork.
+
+    Raises:
+        BadInput: other users can write to the folders from which the libraries load data and import code.
+    """
     variables = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "DISABLE_MULTIPROC": "1"}
     old_values = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)
@@ -147,6 +153,8 @@ def _offline() -> Iterator[None]:
     try:
         for module, name in switches:
             setattr(module, name, True)
+        for setting in ("HF_DATASETS_CACHE", "HF_MODULES_CACHE"):
+            jax_setup.private_folder(Path(getattr(datasets.config, setting)), setting)
         yield
     finally:
         for (module, name), value in zip(switches, values, strict=True):

@@ -138,7 +138,7 @@ def test_two_processes_are_one_program_that_listens_on_loopback_only(group, tmp_
 
 
 @pytest.mark.full
-@pytest.mark.planted(2)
+@pytest.mark.planted
 @pytest.mark.parametrize("mode", ["unbound", "other address"])
 def test_a_group_that_listens_on_another_address_is_caught(group, mode: str) -> None:
     started = group(REDUCE, mode, own_network=True)

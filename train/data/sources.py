@@ -14,6 +14,7 @@ from train.data.arrow import arrow_streams, check_column, library, parquet
 from train.data.text_files import Document, json_lines, list_names, plain
 from zoo.errors import BadInput
 from zoo.hf import hub
+from zoo.runtime import jax_setup
 
 PACKED = (".gz", ".xz", ".bz2")
 Reader = TypeVar("Reader")
@@ -193,7 +194,8 @@ def _from_cache(path: str, name: str, subset: str | None) -> tuple[Any, str]:
         return name.replace("/", "").replace("_", "").lower()
 
     # Search by name first, because importing the library takes seconds.
-    cache = Path(os.environ.get("HF_DATASETS_CACHE") or Path(constants.HF_HOME, "datasets"))
+    chosen = os.environ.get("HF_DATASETS_CACHE")
+    cache = jax_setup.private_folder(Path(chosen or Path(constants.HF_HOME, "datasets")), "HF_DATASETS_CACHE")
     if not any(key(folder.name) == key(name) for folder in cache.glob("*___*")):
         return None, "not in the local cache"
     with _errors(path, library("datasets")):

@@ -25,6 +25,7 @@ from train.data.text_files import Digest, Document
 from train.tokenizers.tokenizer import Tokenizer
 from zoo.errors import BadInput
 from zoo.fault_points import fault_point
+from zoo.runtime import jax_setup
 from zoo.sha256_and_fsync import sha256
 
 FORMAT = 2
@@ -72,12 +73,13 @@ def prepare(documents: Iterable[Document], tokenizer: Tokenizer, cache: str | Pa
     If this user cannot write to `cache`, a folder is used that is deleted when the process ends, with a warning.
 
     Raises:
-        BadInput: the disk of `cache` is full, or a data file changed while it was read.
+        BadInput: other users can write to `cache`, its disk is full, or a data file changed while it was read.
     """
     texts = documents if isinstance(documents, Documents) else _measured(documents)
     fingerprint = hashlib.sha256(f"{FORMAT} {texts.digest} {tokenizer.fingerprint}".encode()).hexdigest()
     folder = Path(cache) / fingerprint
     try:
+        jax_setup.private_folder(Path(cache))
         if (tokens := _load_cached(folder, fingerprint, tokenizer)) is not None:
             return tokens
         with _locked_folder(Path(cache) / f".preparing-{fingerprint}") as work_folder:

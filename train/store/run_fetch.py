@@ -23,7 +23,7 @@ from zoo import object_store, trust
 from zoo.errors import BadInput, cannot_write
 from zoo.fault_points import fault_point
 from zoo.object_store import ObjectStore
-from zoo.runtime import launch, stdio
+from zoo.runtime import jax_setup, launch, stdio
 from zoo.sha256_and_fsync import fsync
 
 Notify = Callable[[str], None]
@@ -37,11 +37,12 @@ def prepare_training(run: Run, *, notify: Notify = stdio.write_error) -> None:
 
     Raises:
         BadInput: the store cannot be read, see `zoo.object_store.ObjectStore`; or no step in it is intact; or it has
-            another run than the working copy.
+            another run than the working copy; or other users can write to that copy, see `zoo.runtime.jax_setup.private_folder`.
     """
     if not object_store.is_uri(run.out):
         return
     folder = RunDir.of(run)
+    jax_setup.private_folder(folder.path)
     store = ObjectStore(f"{run.out.rstrip('/')}/{folder.path.name}")
     sizes = store.list()
     with folder.claim():
@@ -64,8 +65,7 @@ def local_name(name: str, step: int | None = None, *, all_steps: bool = False, n
         all_steps: fetch all steps.
 
     Raises:
-        BadInput: there is no run, no intact step, or the store cannot be read, see `zoo.object_store.ObjectStore`; or only a
-            file of an unconfirmed folder names it, see `zoo.trust`.
+        BadInput: as `prepare_training`; or there is no run; or only a file of an unconfirmed folder names it, see `zoo.trust`.
     """
     if not object_store.is_uri(name):
         return name
@@ -77,6 +77,7 @@ def local_name(name: str, step: int | None = None, *, all_steps: bool = False, n
     sizes = store.list()
     if CONFIG not in sizes:
         raise BadInput(f"{store.uri}: no run there, which has a config.json; name --out and the name of the run")
+    jax_setup.private_folder(folder.path)
     with contextlib.ExitStack() as stack:
         if not _claim(stack, folder, notify):
             notify(f"{folder.path} is in use by the training of this run; it is read as it is")

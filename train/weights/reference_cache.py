@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from zoo.fault_points import fault_point
+from zoo.runtime import jax_setup
 
 FORMAT = 1
 """Version of the files: incremented with every change of their content."""
@@ -22,10 +23,14 @@ def read(folder: Path, key: str, rows: int) -> Float32[np.ndarray, "rows 2"] | N
     """Return the log-probabilities of `rows` pairs under a key, or None if there are none.
 
     A file that is damaged or belongs to another key or number of rows is not used, with a warning.
+
+    Raises:
+        BadInput: other users can write to the folder.
     """
     file = folder / key
     try:
         fault_point("reference.read")
+        jax_setup.private_folder(folder)
         header, _, content = file.read_bytes().partition(b"\n")
     except FileNotFoundError:
         return None
@@ -42,7 +47,7 @@ def write(folder: Path, key: str, values: Float32[np.ndarray, "rows 2"]) -> None
     """Write log-probabilities under a key, atomically; if that is not possible, only log a warning."""
     content = np.ascontiguousarray(values).tobytes()
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        jax_setup.private_folder(folder)
         with tempfile.NamedTemporaryFile(dir=folder, prefix=".writing-", delete=False) as file:
             fault_point("reference.write")
             file.write(_header(key, len(values), content) + b"\n" + content)

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from zoo import trust
 from zoo.errors import BadInput
+from zoo.runtime import jax_setup
 
 T = TypeVar("T")
 
@@ -31,11 +32,13 @@ def fetch(name: str) -> Path:
     Only safetensors (or else Flax's msgpack), JSON, vocabularies, SentencePiece models and chat templates are fetched.
 
     Raises:
-        BadInput: not in the cache and no network (after a single attempt), or the hub has no such model or refuses access.
+        BadInput: not in the cache and no network (after a single attempt), or the hub has no such model or refuses access; or
+            other users can write to the cache, see `zoo.runtime.jax_setup.private_folder`.
     """
     import huggingface_hub
-    from huggingface_hub import errors
+    from huggingface_hub import constants, errors
 
+    jax_setup.private_folder(Path(constants.HF_HUB_CACHE), "HF_HUB_CACHE")
     repo_id, _, revision = name.removeprefix(PREFIX).partition("@")
     revision = revision or None
     patterns: dict[str, Any] = {"allow_patterns": [*PATTERNS, *FLAX_PATTERNS], "ignore_patterns": IGNORED}

@@ -18,7 +18,7 @@ from jax._src import compilation_cache  # JAX has no public way to replace the s
 from jax._src.compilation_cache_interface import CacheInterface
 
 from zoo.fault_points import fault_point
-from zoo.runtime import stdio
+from zoo.runtime import jax_setup, stdio
 
 SUFFIX = ".program"
 """Suffix of an entry's file. JAX's own files end in -cache, so both kinds can be in one folder."""
@@ -33,7 +33,6 @@ class CheckedCache(CacheInterface):
     def __init__(self, folder: Path):
         self.folder = self._path = folder
         self._writable = True
-        folder.mkdir(parents=True, exist_ok=True)
 
     def get(self, key: str) -> bytes | None:  # pyright: ignore[reportIncompatibleMethodOverride] - JAX's has no annotation
         """Return the entry's content; None if there is no entry, or it cannot be read, or it does not match its digest."""
@@ -98,7 +97,19 @@ def remove_unused(folder: Path, days: float) -> None:
 _jax_file_cache = compilation_cache.get_file_cache
 
 
+def check_folder(path: str) -> None:
+    """Create the folder of JAX's option, and refuse it if it is not private; a remote one (a URL) is left to its service.
+
+    Raises:
+        BadInput: see `jax_setup.private_folder`.
+    """
+    if "://" not in path:
+        jax_setup.private_folder(Path(path), "JAX_COMPILATION_CACHE_DIR")
+
+
 def _file_cache(path: str) -> tuple[CacheInterface, str] | None:
+    # Also here, for an option that was set after `jax_setup.prepare`.
+    check_folder(path)
     if "://" in path or jax.config.values["jax_compilation_cache_max_size"] != -1:
         return _jax_file_cache(path)
     return CheckedCache(Path(path)), path

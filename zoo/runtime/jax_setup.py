@@ -3,12 +3,14 @@
 JAX is imported only inside functions, so that the command line can answer without it.
 """
 
+import contextlib
 import ctypes
 import hashlib
 import importlib.util
 import os
 import platform
 import resource
+import shlex
 import stat
 from pathlib import Path
 
@@ -50,8 +52,8 @@ def prepare(devices: int = 0) -> None:
         devices: CPU devices to simulate, which selects the CPU platform; 0 = the real devices.
 
     Raises:
-        BadInput: the cache folder is not private, or this process may not allocate the memory that JAX needs to start; or JAX
-            started before this call, with another number of CPU devices, or on a CPU without the flag.
+        BadInput: the cache folder is not private (see `private_folder`), or this process may not allocate the memory that JAX
+            needs to start; or JAX started before this call, with another number of CPU devices, or on a CPU without the flag.
     """
     _check_memory()
     import jax
@@ -80,9 +82,11 @@ def prepare(devices: int = 0) -> None:
         os.environ.setdefault(THREADS_VARIABLE, str(max(THREADS_PER_DEVICE * devices, os.cpu_count() or 1)))
     if jax.config.values["jax_platforms"] == "cpu" or not any(map(importlib.util.find_spec, ACCELERATORS)):
         _keep_memory()
-    if jax.config.values["jax_compilation_cache_dir"] is None:
+    if (compiled := jax.config.values["jax_compilation_cache_dir"]) is None:
         folder = cache_folder(f"compiled-{processor()}")
         jax.config.update("jax_compilation_cache_dir", None if folder is None else str(folder))
+    elif compiled:
+        compile_cache.check_folder(compiled)
     compile_cache.install()
     # JAX by default skips programs that compile in under a second, as all programs of a small model do.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
@@ -117,8 +121,13 @@ def cache_dir() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser().absolute() / "zoo"
 
 
-class NoCache(BadInput):
-    """Error: a cache folder cannot be created, for example in a home folder without write permission."""
+class NoCache(BadInput, OSError):
+    """Error: a cache folder cannot be created, for example in a home folder without write permission.
+
+    It is an `OSError` with the `errno` and `strerror` of the cause, for code that can do without a cache.
+    """
+
+    __str__ = Exception.__str__
 
 
 def cache_folder(name: str) -> Path | None:
@@ -134,22 +143,66 @@ def cache_folder(name: str) -> Path | None:
         return None
 
 
-def private_folder(folder: Path) -> Path:
-    """Create a folder that only this user can write to, because its content is executed.
+def private_folder(folder: Path, setting: str = "ZOO_CACHE") -> Path:
+    """Return a folder to whose content only this user and root can add, after creating it with mode 0700 if it is missing.
+
+    What a cache holds is executed or taken for the user's own, and its digests do not protect it from whoever can write both. So
+    the folder, all folders above it, and all symbolic links on the way must belong to this user or root. No group and no other
+    user may have write permission; above the folder, a sticky folder such as /tmp is allowed, where others cannot rename it.
+
+    Args:
+        setting: environment variable that names the folder or one above it, for messages.
 
     Raises:
         NoCache: the folder cannot be created.
-        BadInput: the folder belongs to another user, or others can write to it.
+        BadInput: another user owns one of these folders, or can write to it.
     """
+    folder = folder.absolute()
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        folder.mkdir(exist_ok=True, mode=0o700)
-        status = folder.stat()
+        for missing in reversed([path for path in (folder, *folder.parents) if not path.exists()]):
+            missing.mkdir(exist_ok=True, mode=0o700)
+        for path, status in _path_components(folder):
+            _require_private(folder, path, status, setting)
     except OSError as error:
-        raise NoCache(f"cache folder {folder}: {error.strerror}; set ZOO_CACHE to a folder you can write to") from None
-    if status.st_uid != os.getuid() or stat.S_IMODE(status.st_mode) & 0o022:
-        raise BadInput(f"cache folder {folder}: others can write to it; set ZOO_CACHE to a private folder, or chmod 700 it")
+        refusal = NoCache(f"cache folder {folder}: {error.strerror}; set {setting} to a folder you can write to")
+        refusal.errno, refusal.strerror = error.errno, error.strerror
+        raise refusal from None
     return folder
+
+
+def _path_components(folder: Path) -> list[tuple[Path, os.stat_result]]:
+    """Return a folder, those above it, and the symbolic links on the way with their targets, each with its own status."""
+    components, todo = {}, [folder]
+    while todo:
+        path = todo.pop()
+        for component in (path, *path.parents):
+            if component not in components:
+                components[component] = component.lstat()
+                if stat.S_ISLNK(components[component].st_mode):
+                    todo.append(component.parent / component.readlink())
+    return list(components.items())
+
+
+def _require_private(folder: Path, path: Path, status: os.stat_result, setting: str) -> None:
+    """Raise `BadInput` if a component of the path of a folder belongs to another user, or others can write to it."""
+    where = "" if path == folder else f"{path}: "
+    other = f"set {setting} to a private folder"
+    if status.st_uid not in {os.geteuid(), *_owners_of_system()}:
+        raise BadInput(f"cache folder {folder}: {where}it belongs to user {status.st_uid}, who can replace the content; {other}")
+    mode = stat.S_IMODE(status.st_mode)
+    if not mode & 0o022 or stat.S_ISLNK(status.st_mode) or (path != folder and mode & stat.S_ISVTX):
+        return
+    command = f"chmod {'700' if path == folder else 'go-w'} {shlex.quote(str(path))}"
+    raise BadInput(f"cache folder {folder}: {where}others can write to it (mode {mode:04o}); run `{command}`, or {other}")
+
+
+def _owners_of_system() -> set[int]:
+    """Return the user ids that own the system's folders: 0, and in a user namespace the one shown for owners outside of it."""
+    owners = {0}
+    with contextlib.suppress(OSError, ValueError):  # There is no such file on systems other than Linux.
+        if Path("/proc/self/uid_map").read_text().split() != ["0", "0", str(2**32 - 1)]:
+            owners.add(int(Path("/proc/sys/kernel/overflowuid").read_text()))
+    return owners
 
 
 def canary() -> float | None:

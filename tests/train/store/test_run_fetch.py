@@ -74,6 +74,20 @@ def test_an_old_step_is_fetched_on_request(place: Place, work: RunDir, monkeypat
 
 
 @pytest.mark.planted
+def test_a_copy_that_others_can_write_to_is_refused(
+    place: Place, work: RunDir, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    train(place, work, 5)
+    monkeypatch.setenv("ZOO_CACHE", str(tmp_path / "cache"))
+    name = f"{place.uri}/{NAME}"
+    folder = Path(run_fetch.local_name(name, notify=pytest.fail))
+    assert folder.stat().st_mode & 0o777 == 0o700
+    folder.chmod(0o777)
+    with pytest.raises(BadInput, match=rf"others can write to it \(mode 0777\); run `chmod 700 {folder}`"):
+        run_fetch.local_name(name, notify=pytest.fail)
+
+
+@pytest.mark.planted
 @pytest.mark.parametrize(
     ("name", "kind"),
     [

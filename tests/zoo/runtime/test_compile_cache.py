@@ -24,6 +24,7 @@ print(float(jax.jit(lambda x: (x * 3).sum())(jnp.ones(5))), "cache_hits" in even
 
 @pytest.fixture
 def cache(tmp_path: Path) -> CheckedCache:
+    (tmp_path / "programs").mkdir()
     return CheckedCache(tmp_path / "programs")
 
 

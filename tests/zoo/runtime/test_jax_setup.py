@@ -4,12 +4,15 @@ import json
 import os
 import resource
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
 import pytest
 
-from tests.support.processes import run_python
+from tests.support.network import in_own_network
+from tests.support.processes import clean_environment, run_python
 from zoo.errors import BadInput
 from zoo.runtime import jax_setup
 
@@ -116,6 +119,118 @@ def test_cache_folder_is_the_users_and_private(
     assert jax_setup.cache_folder("below") is None
     [line] = capsys.readouterr().err.splitlines()
     assert "set ZOO_CACHE to a folder you can write to. Until then nothing is cached" in line
+
+
+def tree(tmp_path: Path) -> tuple[Path, Path]:
+    """Return (a folder, the cache folder two levels below it)."""
+    above = tmp_path / "a b"
+    (above / "zoo" / "text").mkdir(parents=True)
+    return above, above / "zoo" / "text"
+
+
+@pytest.mark.planted
+@pytest.mark.parametrize("mode", [0o777, 0o775, 0o757, 0o2775])
+def test_a_cache_folder_that_others_can_write_to_is_refused_with_the_command_that_fixes_it(mode: int, tmp_path: Path) -> None:
+    _, folder = tree(tmp_path)
+    folder.chmod(mode)
+    with pytest.raises(BadInput) as refusal:
+        jax_setup.private_folder(folder, "SETTING")
+    command = f"chmod 700 '{folder}'"
+    assert str(refusal.value) == (
+        f"cache folder {folder}: others can write to it (mode {mode:04o}); run `{command}`, or set SETTING to a private folder"
+    )
+    subprocess.run(["sh", "-c", command], check=True)
+    assert jax_setup.private_folder(folder) == folder
+
+
+@pytest.mark.planted(2)
+def test_a_folder_above_the_cache_that_others_can_write_to_is_refused_unless_it_is_sticky(tmp_path: Path) -> None:
+    above, folder = tree(tmp_path)
+    for mode in (0o777, 0o775):
+        above.chmod(mode)
+        with pytest.raises(
+            BadInput, match=rf": others can write to it \(mode {mode:04o}\); run `chmod go-w '{above}'`, or set ZOO"
+        ):
+            jax_setup.private_folder(folder)
+    above.chmod(0o1777)
+    jax_setup.private_folder(folder)
+    # The cache folder itself may not be like /tmp.
+    with pytest.raises(BadInput, match="others can write to it"):
+        jax_setup.private_folder(above)
+
+
+@pytest.mark.planted(2)
+def test_links_are_checked_with_everything_on_their_way(tmp_path: Path) -> None:
+    above, folder = tree(tmp_path)
+    (tmp_path / "first").symlink_to("second/zoo")
+    (tmp_path / "second").symlink_to(above)
+    through_links = tmp_path / "first" / "text"
+    assert jax_setup.private_folder(through_links) == through_links
+    for path in (above, folder):
+        path.chmod(0o777)
+        with pytest.raises(BadInput, match="others can write to it"):
+            jax_setup.private_folder(through_links)
+        path.chmod(0o700)
+
+
+@pytest.mark.planted
+def test_a_cache_folder_of_another_user_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, folder = tree(tmp_path)
+    owner = folder.stat().st_uid
+    monkeypatch.setattr(os, "geteuid", lambda: owner + 1)
+    monkeypatch.setattr(jax_setup, "_owners_of_system", lambda: {owner + 2})
+    with pytest.raises(
+        BadInput, match=rf"belongs to user {owner}, who can replace the content; set ZOO_CACHE to a private folder$"
+    ):
+        jax_setup.private_folder(folder)
+    # Root can replace everything anyway.
+    monkeypatch.setattr(jax_setup, "_owners_of_system", lambda: {owner})
+    jax_setup.private_folder(folder)
+
+
+def test_a_new_cache_folder_and_those_above_it_are_private_with_any_umask(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        folder = jax_setup.private_folder(tmp_path / "new" / "zoo" / "text")
+    finally:
+        os.umask(before)
+    assert [stat.S_IMODE(path.stat().st_mode) for path in (folder, folder.parent, folder.parent.parent)] == [0o700] * 3
+
+
+def test_a_cache_folder_is_private_in_a_user_namespace_too(tmp_path: Path) -> None:
+    """Where the ids of root and others outside are not mapped, so that all their folders belong to one id."""
+    program = "from zoo.runtime import jax_setup; print(jax_setup.private_folder(__import__('pathlib').Path(sys.argv[1])))"
+    command = in_own_network([sys.executable, "-c", f"import sys; {program}", str(tmp_path / "cache")])
+    done = subprocess.run(command, env=clean_environment(), capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, f"{tmp_path / 'cache'}\n"), done.stderr
+
+
+@pytest.mark.parametrize("setting", ["environment", "option"])
+def test_a_folder_of_jaxs_option_that_others_can_write_to_is_not_used(setting: str, tmp_path: Path) -> None:
+    """If the option is set after `prepare`, JAX makes a warning of the refusal and compiles without the folder."""
+    folder = tmp_path / "compiled"
+    folder.mkdir()
+    folder.chmod(0o777)
+    program = f"""
+from zoo.errors import BadInput
+from zoo.runtime import jax_setup
+try:
+    jax_setup.prepare()
+    import jax
+    jax.config.update("jax_compilation_cache_dir", {str(folder)!r})
+    assert jax.jit(lambda x: x + 1)(1) == 2
+except BadInput as refusal:
+    print("refused:", refusal)
+"""
+    env = {"JAX_COMPILATION_CACHE_DIR": str(folder) if setting == "environment" else str(tmp_path / "other")}
+    done = run_python("-c", program, env=env)
+    fix = f"run `chmod 700 {folder}`, or set JAX_COMPILATION_CACHE_DIR to a private folder"
+    line = f": cache folder {folder}: others can write to it (mode 0777); {fix}\n"
+    assert (done.stdout == f"refused{line}") == (setting == "environment") and done.code == 0, done.stderr
+    assert (
+        f"UserWarning: Error reading persistent compilation cache entry for 'jit__lambda': BadInput{line}" in done.stderr
+    ) == (setting == "option")
+    assert list(folder.iterdir()) == []
 
 
 def test_too_little_memory_to_start_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
