@@ -18,6 +18,7 @@ import sys
 ROOT = pathlib.Path(__file__).resolve().parent
 ENV = ROOT / ".venv"
 STAMP = ENV / "zoo-stamp.json"
+PINNED = ROOT / "constraints-hashes.txt"
 
 
 def main():
@@ -33,7 +34,7 @@ def main():
         if chosen not in ("cuda12", "cuda13", "tpu", "none"):
             sys.exit(f"--extra {chosen}: choose cuda12, cuda13, tpu or none")
     extra = chosen or accelerator()
-    pinned = [(ROOT / name).read_bytes() for name in ("pyproject.toml", "constraints.txt")]
+    pinned = [(ROOT / "pyproject.toml").read_bytes(), PINNED.read_bytes()]
     key = hashlib.sha256(b"\0".join([*pinned, sys.version.encode(), extra.encode(), str(ROOT).encode()])).hexdigest()
     fresh = done.get("key") != key
     groups = ([] if fresh else done["groups"]) + ["test"] * (args[:1] == ["test"])
@@ -66,7 +67,10 @@ def main():
 
 
 def install(extra, groups, fresh):
-    """Install pinned versions into .venv. The stamp is written only after success, so a failed installation starts over."""
+    """Install pinned versions into .venv, from files whose digests are listed only, also to build packages and to get uv itself.
+
+    The stamp is written only after success, so a failed installation starts over.
+    """
     print(f"setting up {ENV} ({', '.join(['zoo', *groups] + [extra] * (extra != 'none'))}) ...", file=sys.stderr, flush=True)
     STAMP.unlink(missing_ok=True)
     python, uv = str(ENV / "bin" / "python"), [str(ENV / "bin" / "uv")]
@@ -74,7 +78,11 @@ def install(extra, groups, fresh):
     if subprocess.run([base, "-c", "import ensurepip"], stderr=subprocess.DEVNULL).returncode == 0:
         if fresh:
             subprocess.run([base, "-m", "venv", "--clear", ENV], check=True)
-            subprocess.run([python, "-m", "pip", "install", "-q", "--disable-pip-version-check", "uv"], check=True)
+            # pip compares digests in a file of requirements only, and then needs them for all of them.
+            requirement = ENV / "uv-requirement.txt"
+            requirement.write_text(re.findall(r"^uv==(?:.*\\\n)*.*\n", PINNED.read_text(), re.MULTILINE)[0])
+            pip = [python, "-m", "pip", "install", "-q", "--disable-pip-version-check"]
+            subprocess.run([*pip, "-r", requirement], check=True)
     elif executable := shutil.which("uv"):
         uv = [executable]
         if fresh:
@@ -83,8 +91,8 @@ def install(extra, groups, fresh):
         sys.exit(f"{base} cannot make environments: install its venv package (Debian, Ubuntu: apt install python3-venv) or uv")
     project = f"{ROOT}[{extra}]" if extra != "none" else str(ROOT)
     group_args = [part for group in groups for part in ("--group", f"{ROOT / 'pyproject.toml'}:{group}")]
-    command = [*uv, "pip", "install", "-q", "--python", python, "-c", str(ROOT / "constraints.txt"), *group_args, "-e", project]
-    subprocess.run(command, check=True)
+    pins = ["-c", str(PINNED), "--build-constraints", str(PINNED)]
+    subprocess.run([*uv, "pip", "install", "-q", "--python", python, *pins, *group_args, "-e", project], check=True)
 
 
 def accelerator():

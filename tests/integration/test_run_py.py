@@ -1,7 +1,10 @@
 """The bare-machine path. What `install` does is tested over the network by .ci/run, which starts with it."""
 
+import re
 import shutil
 from pathlib import Path
+
+import pytest
 
 from tests.support.processes import ROOT, Ended, run_python
 
@@ -30,7 +33,7 @@ run.main()
 class Checkout:
     def __init__(self, folder: Path):
         self.folder = folder
-        for name in ("run.py", "pyproject.toml", "constraints.txt"):
+        for name in ("run.py", "pyproject.toml", "constraints-hashes.txt"):
             shutil.copy(ROOT / name, folder)
         self.elsewhere = folder / "elsewhere"
         self.elsewhere.mkdir()
@@ -61,7 +64,7 @@ def test_set_up_happens_once_and_again_when_something_changed_or_failed(tmp_path
     assert installed("train") == "", "the second start must be at once, and remember --extra"
     assert installed("test") == "install none test more"
     assert installed("test") == installed("train") == ""
-    with (checkout.folder / "constraints.txt").open("a") as file:
+    with (checkout.folder / "constraints-hashes.txt").open("a") as file:
         file.write("# changed\n")
     assert installed("train") == "install none fresh"
     assert checkout.run("test", FAIL="1").code == 1
@@ -79,6 +82,60 @@ def test_an_unknown_extra_and_an_old_python_get_one_line(tmp_path: Path) -> None
     assert done.code == 1
     assert done.stderr.startswith("Python 3.11 or newer is needed; ")
     assert done.stderr.count("\n") == 1
+
+
+# run.py with every process put aside that it would start to install: its command is printed.
+INSTALL = """
+import importlib.util, sys
+spec = importlib.util.spec_from_file_location("run", sys.argv[1])
+run = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(run)
+real = run.subprocess.run
+def print_command(command, **options):
+    if "install" not in command:
+        return real(command, **options)
+    files = [name for name in map(str, command) if name.endswith(".txt")]
+    print(*(name.rpartition("/")[2] for name in map(str, command)))
+    print(open(files[0]).read() if command[0] == str(run.ENV / "bin" / "python") else len(files))
+run.subprocess.run = print_command
+run.install("none", ["test"], True)
+"""
+
+
+def test_installations_compare_digests(tmp_path: Path) -> None:
+    """Those of uv by pip, and those of everything else by uv, build tools included."""
+    checkout = Checkout(tmp_path)
+    done = run_python("-c", INSTALL, str(checkout.folder / "run.py"))
+    assert done.code == 0, done.stderr
+    pip, requirement, *digests, _, uv, files = done.stdout.splitlines()
+    assert pip.endswith("-r uv-requirement.txt") and requirement.startswith("uv==")
+    assert digests and all(re.fullmatch(r" +--hash=sha256:[0-9a-f]{64}( \\)?", line) for line in digests)
+    assert "-c constraints-hashes.txt --build-constraints constraints-hashes.txt" in uv and files == "2"
+
+
+@pytest.mark.planted(3)
+def test_every_constraint_has_digests(tmp_path: Path) -> None:
+    def pairs(text: str) -> dict[str, list[str]]:
+        """Return the digests of each line of constraints."""
+        pinned: dict[str, list[str]] = {}
+        for line in text.replace("\\\n", " ").splitlines():
+            constraint, *digests = re.split(r" +--hash=sha256:", line)
+            if not line.startswith("#"):
+                pinned[constraint.strip()] = [digest.strip() for digest in digests]
+        return pinned
+
+    def wrong(hashes: str) -> list[str]:
+        digests = pairs(hashes)
+        bad = [line for line, values in digests.items() if not values or not all(re.fullmatch("[0-9a-f]{64}", v) for v in values)]
+        return sorted({*bad, *(pairs((ROOT / "constraints.txt").read_text()).keys() ^ digests.keys())})
+
+    text = (ROOT / "constraints-hashes.txt").read_text()
+    assert wrong(text) == [] and "://" not in text
+    assert {"uv", "hatchling", "editables", "setuptools"} <= {line.partition("==")[0] for line in pairs(text)}
+    # The mistakes: no digest, half of one, another version.
+    assert wrong(re.sub(r"(uv==\S+) (\\\n.*)+", r"\1", text)) != []
+    assert wrong(re.sub(r"sha256:[0-9a-f]{4}", "sha256:", text, count=1)) != []
+    assert wrong(re.sub(r"jax==0.10.2", "jax==0.10.3", text)) != []
 
 
 def test_constraints_are_names_and_versions_only() -> None:
