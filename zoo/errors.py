@@ -3,6 +3,7 @@
 import errno
 import importlib
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,36 @@ class BadInput(Exception):
     """Wrong input. The message is one line that names the key, file or name at fault and says how to fix it.
 
     The command line prints it and exits with 2; any other exception is a bug of this project and keeps its traceback. Characters
-    that are not printable, which keys and names in a damaged file may have, are escaped.
+    that are not printable, which keys and names in a damaged file may have, are escaped. Secrets, which messages of libraries
+    and wrong addresses may contain, are left out.
     """
 
     def __init__(self, message: str) -> None:
-        super().__init__(printable(message))
+        super().__init__(printable(without_secrets(message)))
+
+
+SECRET_NAMES = re.compile(r"(TOKEN|KEY|SECRET|PASSWORD|PASSWD|CREDENTIALS?)$", re.IGNORECASE)
+"""Ends of the names of environment variables whose values are secret."""
+SHORTEST_SECRET = 8
+"""Characters of the shortest value that is taken for a secret; shorter ones occur in ordinary words."""
+IN_TEXT = re.compile(r"(?<=://)[^/\s'\"]*(?=@)|(?<=Bearer )[^\s'\"\\]+")
+"""Pattern of credentials in an address (scheme://USER:PASSWORD@host) and in a header of HTTP."""
+
+
+def without_secrets(text: str) -> str:
+    """Return a text with *** in place of the secrets of the environment, and of credentials in addresses and headers.
+
+    Call it before a text is shortened: a part of a secret is not recognized.
+    """
+    forms = set()
+    for name, value in os.environ.items():
+        # Where it is the name of a file, that name helps to find a mistake.
+        is_file = name.upper().endswith("CREDENTIALS") and "{" not in value
+        if SECRET_NAMES.search(name) and not is_file and len(value.strip()) >= SHORTEST_SECRET:
+            forms |= {value.strip(), " ".join(value.split()), repr(value.strip())[1:-1]}
+    for form in sorted(forms, key=len, reverse=True):
+        text = text.replace(form, "***")
+    return IN_TEXT.sub("***", text)
 
 
 def printable(text: str) -> str:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from zoo.errors import BadInput, cannot_write, import_optional
+from zoo.errors import BadInput, cannot_write, import_optional, without_secrets
 from zoo.fault_points import fault_point
 from zoo.runtime import jax_setup
 
@@ -85,13 +85,16 @@ def split_uri(uri: str) -> tuple[str, tuple[str, ...]]:
     """Return (scheme, (bucket, names of folders...)) of the URI of a folder.
 
     Raises:
-        BadInput: another scheme, no bucket, or a name that cannot be that of a local folder.
+        BadInput: another scheme, credentials, no bucket, or a name that cannot be that of a local folder.
     """
     scheme, _, rest = uri.partition(MARK)
     if scheme not in BACKENDS:
         schemes = " or ".join(f"{name}{MARK}" for name in BACKENDS)
         raise BadInput(f"{uri}: there is no object store {scheme}{MARK}; begin with {schemes}, or name a local folder")
     names = tuple(rest.rstrip("/").split("/"))
+    if "@" in names[0]:
+        fix = f"{BACKENDS[scheme].credentials}, and write {scheme}{MARK}BUCKET/FOLDER"
+        raise BadInput(f"{uri}: a URI with credentials would be stored in the run; {fix}")
     if any(name in ("", ".", "..") or "\0" in name for name in names):
         raise BadInput(f"{uri}: write {scheme}{MARK}BUCKET/FOLDER, without empty names and without '..'")
     return scheme, names
@@ -285,4 +288,4 @@ def _is_of_library(error: Exception) -> bool:
 
 
 def _describe(error: Exception) -> str:
-    return " ".join(str(error).split())[:160].rstrip(".") or type(error).__name__
+    return " ".join(without_secrets(str(error)).split())[:160].rstrip(".") or type(error).__name__

@@ -33,7 +33,7 @@ from train.run import matmul_rate
 from train.run.metrics_file import versions
 from train.run.provenance import PACKAGES, read_commit
 from zoo import plugins
-from zoo.errors import BadInput
+from zoo.errors import BadInput, without_secrets
 
 SCHEMA = 2
 SCHEMAS = (1, 2)
@@ -77,7 +77,7 @@ def environment(dtypes: Sequence[str] = ("float32",)) -> dict[str, Any]:
             # An implementation or a model of any of them may be measured.
             **{plugin.distribution: plugin.version for group in plugins.GROUPS for plugin in plugins.installed(group)},
         },
-        "settings": {name: value for name, value in sorted(os.environ.items()) if re.match(SETTINGS, name)},
+        "settings": {name: without_secrets(value) for name, value in sorted(os.environ.items()) if re.match(SETTINGS, name)},
     }
 
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, TypeVar
 from train.config.data_options import Data, TextData
 from train.data.arrow import arrow_streams, check_column, library, parquet
 from train.data.text_files import Document, json_lines, list_names, plain
-from zoo.errors import BadInput
+from zoo.errors import BadInput, without_secrets
 from zoo.hf import hub
 from zoo.runtime import jax_setup
 
@@ -235,4 +235,4 @@ def _errors(where: str, datasets: Any) -> Iterator[None]:
     try:
         yield
     except refused as error:
-        raise BadInput(f"{where}: cannot be loaded ({' '.join(str(error).split())[:300]})") from None
+        raise BadInput(f"{where}: cannot be loaded ({' '.join(without_secrets(str(error)).split())[:300]})") from None

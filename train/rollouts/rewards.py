@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float64
 from train.config.reward_names import OPTION, FunctionName, ModelName, parse_reward
 from train.data.example_types import ASSISTANT, Message, Prompt
 from zoo import trust
-from zoo.errors import BadInput
+from zoo.errors import BadInput, without_secrets
 from zoo.runtime.progress import this_process
 
 LARGEST = 1e15
@@ -226,7 +226,7 @@ def _one_line(value: Any) -> str:
 
 
 def _reason(error: BaseException) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
+    return " ".join(without_secrets(f"{type(error).__name__}: {error}").split())[:300]
 
 
 def _place(error: BaseException) -> str:

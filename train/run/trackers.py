@@ -15,7 +15,7 @@ import numpy as np
 from train.config import run_config
 from train.run.metrics_file import read_rows
 from train.run.run_dir import RunDir, as_json, write_text
-from zoo.errors import BadInput
+from zoo.errors import BadInput, without_secrets
 
 PACKAGES: dict[run_config.Sink, str] = {"tensorboard": "tensorboardX", "wandb": "wandb"}
 
@@ -80,7 +80,7 @@ class Sinks:
         try:
             yield
         except Exception as error:
-            cause = " ".join(f"{type(error).__name__}: {error}".split())
+            cause = " ".join(without_secrets(f"{type(error).__name__}: {error}").split())
             self._notify(f"--log.sinks {name} failed and gets no more rows; metrics.jsonl has them all ({cause})")
             if name in self._open:
                 # The failure was reported already, and closing the sink's files may fail for the same reason.

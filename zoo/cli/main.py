@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from zoo import fault_points, trust
 from zoo.cli import early_checks
 from zoo.cli.trust_option import take_trust
-from zoo.errors import BadInput, remedy
+from zoo.errors import BadInput, remedy, without_secrets
 from zoo.runtime import stdio
 
 USAGE = """\
@@ -91,7 +91,7 @@ def _version() -> str:
 
 def _exhausted(error: Exception) -> str:
     """Return a message if the error means a full disk or no memory left; "" for any other error."""
-    text = " ".join(str(error).split())
+    text = " ".join(without_secrets(str(error)).split())
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         name = error.filename or "standard output or a file"
         return f"{name} cannot be written ({error.strerror}); {remedy(error)}, and run the same command again"
@@ -133,6 +133,7 @@ def run() -> None:
     if not stdio.prepare():
         stdio.write_error("standard output is closed; redirect it to a file or to /dev/null")
         sys.exit(2)
+    sys.excepthook = stdio.write_traceback
     launch.handle_interrupts()
     try:
         try:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from zoo import trust
-from zoo.errors import BadInput
+from zoo.errors import BadInput, without_secrets
 from zoo.runtime import jax_setup
 
 T = TypeVar("T")
@@ -87,7 +87,7 @@ def request(question: Callable[[], T], name: str, what: str, *, instead: str, mi
         # The exceptions of the library's HTTP client have another module in each version.
         if not isinstance(error, OSError) and type(error).__module__.partition(".")[0] not in ("httpx", "httpx2", "requests"):
             raise
-        why = " ".join(str(error).split())[:120]
+        why = " ".join(without_secrets(str(error)).split())[:120]
         raise BadInput(f"{name}: {missing}, and the hub does not answer ({why}); go online once, or give {instead}") from None
 
 

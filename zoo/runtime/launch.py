@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from types import FrameType, TracebackType
 
 from zoo.errors import BadInput, require
-from zoo.runtime import jax_setup
+from zoo.runtime import jax_setup, stdio
 from zoo.runtime.local_group import CLOSED_PIPE, DUMP, Supervision, launch
 from zoo.runtime.progress import this_process
 
@@ -187,7 +187,7 @@ def exit_if_joined(code: int) -> int:
 
 
 def _fail(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    sys.__excepthook__(kind, error, trace)
+    stdio.write_traceback(kind, error, trace)
     _exit(1)
 
 

@@ -6,8 +6,12 @@ import io
 import os
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Iterator
+from types import TracebackType
 from typing import IO, Any
+
+from zoo.errors import without_secrets
 
 REPLACEMENTS = str.maketrans(
     {
@@ -94,9 +98,14 @@ def silence_native() -> Iterator[None]:
 def write_error(line: str) -> None:
     """Write a line for the user to stderr. If stderr is full or closed, the exit code does not change."""
     try:
-        print(f"zoo: {line}", file=sys.stderr, flush=True)
+        print(f"zoo: {without_secrets(line)}", file=sys.stderr, flush=True)
     except OSError:
         discard(sys.stderr)
+
+
+def write_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Write the traceback of an unexpected error to stderr, without secrets that the messages of libraries contain."""
+    print(without_secrets("".join(traceback.format_exception(kind, error, trace))), end="", file=sys.stderr, flush=True)
 
 
 def run_briefly(act: Callable[[], Any], seconds: float) -> bool:
