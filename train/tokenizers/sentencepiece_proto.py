@@ -8,6 +8,7 @@ import struct
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+from train.untrusted import tokenizer_content
 from zoo.errors import BadInput
 
 UNIGRAM = 1
@@ -59,6 +60,10 @@ def parse(raw: bytes) -> Model:
         charsmap = bytes(normalizer_fields.get(2, b""))
     except (ValueError, IndexError, TypeError, AttributeError, struct.error) as error:
         raise BadInput(f"not a SentencePiece model ({error}); download it again") from None
+    for entry in entries:
+        tokenizer_content.check_entry(entry.name)
+    if charsmap:
+        tokenizer_content.check_charsmap(charsmap)
     if not entries:
         raise BadInput("a SentencePiece model without entries; download it again")
     return Model(

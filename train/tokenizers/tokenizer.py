@@ -17,7 +17,9 @@ from tokenizers import decoders, models
 from train.data.chunking import group_chunks
 from train.run.run_dir import write_text
 from train.tokenizers import byte_bpe, byte_tokens, special_tokens, text_borders, unigram, wordpiece, xlnet_unigram
+from train.tokenizers.byte_bpe import QWEN_PATTERN
 from train.tokenizers.special_tokens import END_OF_TEXT, ENDS, LLAMA_BEGIN, ROBERTA, SpecialTokens, TextSpecialTokens
+from train.untrusted import tokenizer_content
 from zoo.errors import BadInput
 from zoo.hf.config_json import read_json
 from zoo.runtime import stdio
@@ -28,6 +30,8 @@ LARGEST_FILE = 64 << 20
 TrainedKind = Literal["gpt", "wordpiece", "roberta", "modernbert", "sentencepiece", "xlnet"]
 Kind = TrainedKind | Literal["xlm-roberta", "bytes"]
 """The kinds that are trained here, and those that are only read."""
+KNOWN_PATTERNS = (QWEN_PATTERN, xlnet_unigram.SPACES["pattern"]["Regex"])
+"""Regular expressions of tokenizers that are built here, which need no check."""
 CLEAN = "clean_up_tokenization_spaces"
 CONTRACTED = [(f" {end}", end) for end in (".", "?", "!", ",")] + [(" ' ", "'")]
 CONTRACTED += [(f" {end}", end) for end in ("n't", "'m", "'s", "'ve", "'re")]
@@ -75,6 +79,7 @@ class Tokenizer:
         Raises:
             BadInput: the content does not define a usable tokenizer; the caller adds the name of the file.
         """
+        tokenizer_content.check_content(content, KNOWN_PATTERNS)
         self.settings, self.chat_template = dict(settings or {}), chat_template
         self._json = json.dumps(content, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
         self.fingerprint = hashlib.sha256(self._json.encode()).hexdigest()
@@ -201,7 +206,8 @@ class Tokenizer:
 
     def encode_with_template(self, first: str, second: str | None = None) -> tuple[list[int], list[int]]:
         """Return ids and token types of one text or two with the special tokens that the template in tokenizer.json adds."""
-        encoding = self._core.encode(first, second)
+        with tokenizer_content.library_errors():
+            encoding = self._core.encode(first, second)
         return encoding.ids, encoding.type_ids
 
     def encode(self, text: str) -> Int32[np.ndarray, " tokens"]:
@@ -223,7 +229,8 @@ class Tokenizer:
 
         This is what `transformers` does with every text, without the special tokens that it puts around one.
         """
-        encodings = self._parsing_core.encode_batch_fast(texts, add_special_tokens=False)
+        with tokenizer_content.library_errors():
+            encodings = self._parsing_core.encode_batch_fast(texts, add_special_tokens=False)
         return [np.array(encoding.ids, np.int32) for encoding in encodings]
 
     @functools.cached_property
@@ -244,7 +251,8 @@ class Tokenizer:
 
     def encode_batch(self, texts: Sequence[str]) -> list[Int32[np.ndarray, " tokens"]]:
         """Return the ids of each text, on all cores: the library's threads need the interpreter lock only for the result."""
-        encodings = self._core.encode_batch_fast(texts, add_special_tokens=False)
+        with tokenizer_content.library_errors():
+            encodings = self._core.encode_batch_fast(texts, add_special_tokens=False)
         return [np.array(encoding.ids, np.int32) for encoding in encodings]
 
     def encode_spans(self, texts: Sequence[str]) -> list[tuple[Int32[np.ndarray, " tokens"], Int64[np.ndarray, "tokens 2"]]]:
@@ -253,7 +261,8 @@ class Tokenizer:
         Tokens that share a character (bytes of an emoji) have the same span. The spans of RoBERTa, T5 and XLNet exclude the space
         before a word. Characters that normalization drops are in no span, or inside one.
         """
-        encodings = self._core.encode_batch(texts, add_special_tokens=False)
+        with tokenizer_content.library_errors():
+            encodings = self._core.encode_batch(texts, add_special_tokens=False)
         return [(np.array(encoding.ids, np.int32), np.array(encoding.offsets, np.int64).reshape(-1, 2)) for encoding in encodings]
 
     def encode_words(self, words: Sequence[str]) -> tuple[Int32[np.ndarray, " tokens"], Int64[np.ndarray, " tokens"]]:
@@ -264,7 +273,8 @@ class Tokenizer:
         """
         if not self._continues:
             words = [word if word.startswith(" ") or not word else f" {word}" for word in words]
-        encoding = self._core.encode(words, is_pretokenized=True, add_special_tokens=False)
+        with tokenizer_content.library_errors():
+            encoding = self._core.encode(words, is_pretokenized=True, add_special_tokens=False)
         return np.array(encoding.ids, np.int32), np.array(encoding.word_ids, np.int64)
 
     def chunks(self, texts: Iterable[tuple[str, bool]]) -> Iterator[tuple[str, bool]]:
@@ -305,7 +315,8 @@ class Tokenizer:
         numbers = np.asarray(ids, np.int64)
         if numbers.size and (numbers.min() < 0 or numbers.max() >= self.vocab_size):
             raise ValueError(f"ids {numbers.min()} to {numbers.max()} are not all in a vocabulary of {self.vocab_size}")
-        text = self._core.decode(numbers.tolist(), skip_special_tokens=False)
+        with tokenizer_content.library_errors():
+            text = self._core.decode(numbers.tolist(), skip_special_tokens=False)
         # Not needed for byte-level BPE, which decodes to exactly the text that was encoded.
         if self.settings.get(CLEAN) and not isinstance(self._core.model, models.BPE):
             for before, after in CONTRACTED:
@@ -379,14 +390,6 @@ def read_chat_template(folder: Path) -> str | None:
 
 
 def _parse(content: str) -> tokenizers.Tokenizer:
-    """Parse a tokenizer.json with the library, which panics on some files with an exception that is not an `Exception`."""
-    try:
-        with stdio.silence_native():
-            return tokenizers.Tokenizer.from_str(content)
-    except (KeyboardInterrupt, SystemExit):
-        raise
-    except BaseException as error:
-        # The library may quote a table of 300 kB.
-        why = " ".join(str(error).split())
-        why = why if len(why) <= 300 else f"{why[:150]} ... {why[-100:]}"
-        raise BadInput(f"not a tokenizer ({why}); write it with the tokenizers library") from None
+    """Parse a tokenizer.json with the library."""
+    with tokenizer_content.library_errors("not a tokenizer", "write it with the tokenizers library"), stdio.silence_native():
+        return tokenizers.Tokenizer.from_str(content)
