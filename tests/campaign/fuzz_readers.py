@@ -8,6 +8,7 @@ import collections
 import dataclasses
 import json
 import resource
+import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from tests.support import environment, labelled_files, published, tiny  # noqa: F401 - it starts JAX with eight devices
+from tests.support.chat import CHATML, turns
 from tests.support.fuzz_weights import mutate
 from tests.support.states import make
 from train.checkpoints.checkpoints import Checkpoints
@@ -27,8 +29,10 @@ from train.data.text_files import Document
 from train.rows import token_cache
 from train.run import metrics_file
 from train.run.run_dir import RunDir, read_config
-from train.tokenizers import hf_files
-from train.tokenizers.tokenizer import Tokenizer
+from train.tokenizers import hf_files, unigram
+from train.tokenizers.chat_template import ChatTemplate
+from train.tokenizers.special_tokens import TEXT as TEXT_NAMES
+from train.tokenizers.tokenizer import CHAT, Tokenizer, read_chat_template
 from zoo import published_weights
 from zoo.errors import BadInput
 from zoo.hf import flax_msgpack, safetensors_dir
@@ -117,9 +121,38 @@ def readers(folder: Path) -> dict[str, Reader]:
     for kind in ("gpt", "roberta", "wordpiece", "sentencepiece", "xlnet"):
         target = new(f"tokenizer-{kind}")
         hf_files.write_tokenizer(target, Tokenizer.train([TEXT] * 5, 400, kind), longest=32)
-        for file in sorted(target.iterdir()):
-            add(f"{file.name} ({kind})", file, lambda target=target: hf_files.read_tokenizer(target))
+        vocabulary = [file for file in sorted(target.iterdir()) if file.suffix == ".txt" or file.name == hf_files.VOCABULARY]
+        for name in (hf_files.FILE, hf_files.SETTINGS):
+            add(f"{name} ({kind})", target / name, lambda target=target: use_tokenizer(target))
+        if vocabulary:
+            # These are read only if there is no tokenizer.json.
+            alone = Path(shutil.copytree(target, folder / f"vocabulary-{kind}"))
+            (alone / hf_files.FILE).unlink()
+            for file in vocabulary:
+                add(f"{file.name} ({kind})", alone / file.name, lambda alone=alone: use_tokenizer(alone))
+    target = new("tokenizer-spiece")
+    (target / hf_files.PIECES).write_bytes(unigram.model([TEXT] * 5, 60))
+    (target / "special_tokens_map.json").write_text(
+        json.dumps({"eos_token": TEXT_NAMES["end"], "pad_token": TEXT_NAMES["pad"], "unk_token": TEXT_NAMES["unk"]})
+    )
+    for file in sorted(target.iterdir()):
+        add(f"{file.name} of spiece.model", file, lambda: use_tokenizer(folder / "tokenizer-spiece"))
+    template = new("template") / CHAT
+    template.write_text(CHATML)
+
+    def render() -> str:
+        source = read_chat_template(template.parent)
+        assert source is not None
+        return ChatTemplate(source, {"eos_token": "</s>"}, str(template)).render(turns("a", "b"), "a conversation")
+
+    add(CHAT, template, render)
     return result
+
+
+def use_tokenizer(folder: Path) -> None:
+    """Read a tokenizer, and use it on a text."""
+    tokenizer = hf_files.read_tokenizer(folder)
+    tokenizer.decode(tokenizer.encode(TEXT))
 
 
 def main(folder: Path, count: int, seed: int, seconds: float) -> dict[str, Any]:
@@ -141,7 +174,10 @@ def main(folder: Path, count: int, seed: int, seconds: float) -> dict[str, Any]:
             counts[name]["refused"] += 1
             if "\n" in str(refusal) or len(str(refusal)) > 2000:
                 failures.append(f"{name}: not one short line: {str(refusal)[:300]!r}")
-        except Exception as error:
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:
+            # A panic of the tokenizers library is not an `Exception`.
             failures.append(f"{name}, input {number}: {type(error).__name__}: {str(error)[:300]}")
             (folder / f"failure-{number}").write_bytes(reader.file.read_bytes())
         reader.file.write_bytes(reader.content)

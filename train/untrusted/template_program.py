@@ -45,7 +45,7 @@ class TemplateProgram:
             TemplateError: it is not a template.
         """
         environment = _environment()
-        self._generation = next(found for found in environment.extensions.values() if isinstance(found, _Generation))
+        self._generation = next(tag for tag in environment.extensions.values() if isinstance(tag, _Generation))
         try:
             self._template = environment.from_string(source)
         except jinja2.TemplateSyntaxError as error:
