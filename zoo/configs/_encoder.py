@@ -235,5 +235,5 @@ WITHOUT_EFFECT = (
     # Pruned heads are absent from the weights; the keys of a pooler in the multilingual files are not used by any model.
     *("pruned_heads", "is_encoder_decoder", "cross_attention_hidden_size", "directionality", "gradient_checkpointing"),
     *("pooler_fc_size", "pooler_num_attention_heads", "pooler_num_fc_layers", "pooler_size_per_head", "pooler_type"),
-    *("output_past", "tie_weights_", "model_max_length", "cls_token_id", "sep_token_id", "mask_token_id"),
+    *("is_causal", "output_past", "tie_weights_", "model_max_length", "cls_token_id", "sep_token_id", "mask_token_id"),
 )

@@ -95,7 +95,9 @@ ALIASES = {"hidden_size": "dim", "num_attention_heads": "n_heads", "num_hidden_l
 COMPUTED = {"sinusoidal_pos_embds": False, "tie_word_embeddings": True}
 """Keys that change the results, with the only value that is implemented here."""
 
-WITHOUT_EFFECT = ("pruned_heads", "tie_weights_", "output_past", "is_decoder", "add_cross_attention", "is_encoder_decoder")
+WITHOUT_EFFECT = (
+    *("pruned_heads", "tie_weights_", "output_past", "is_decoder", "is_causal", "add_cross_attention", "is_encoder_decoder"),
+)
 
 
 # --- sizes ----------------------------------------------------------------------------------------------------------------------

@@ -98,6 +98,7 @@ def from_published(published: PublishedConfig) -> Config:
     """
     for key, value in COMPUTED.items():
         published.only(key, value)
+    published.check_causal()
     published.not_quantized()
     published.never("rope_scaling")
     published.without_effect(*BOOKKEEPING, *WITHOUT_EFFECT)

@@ -92,6 +92,7 @@ def from_published(published: PublishedConfig) -> Config:
         raise published.wrong("n_head", heads, f"it must divide n_embd, {width}")
     for key, value in COMPUTED.items():
         published.only(key, value)
+    published.check_causal()
     published.not_quantized()
     published.without_effect(*BOOKKEEPING, *WITHOUT_EFFECT)
     return Config(

@@ -115,6 +115,7 @@ def from_published(published: PublishedConfig) -> Config:
     published.use_aliases(ALIASES)
     for key, value in COMPUTED.items():
         published.only(key, value)
+    published.check_causal()
     published.without_effect(*BOOKKEEPING, *WITHOUT_EFFECT)
     _check_quantization(published)
     vocab, layers = published.integer("vocab_size", 201_088), published.integer("num_hidden_layers", 36)

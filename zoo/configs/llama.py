@@ -5,6 +5,7 @@ The sizes and their sources are in `zoo.configs._llama_sizes`. The defaults of a
 """
 
 import dataclasses
+import math
 from typing import Any, Literal, get_args
 
 from zoo.configs import Activation, Compute, Exported, ModelConfig, Size
@@ -138,6 +139,10 @@ def from_published(published: PublishedConfig) -> Config:
     absent = ABSENT[model_type]
     for key, value in (COMPUTED | NOT_WRITTEN).items():
         published.only(key, value)
+    published.check_causal()
+    if model_type == MODEL_TYPE:
+        # `transformers` limits the cache of this type to it, although its layers see all tokens.
+        published.only("sliding_window", None)
     published.not_quantized()
     published.without_effect(*BOOKKEEPING, *WITHOUT_EFFECT)
     vocab = published.integer("vocab_size", absent["vocab_size"])
@@ -173,7 +178,7 @@ def from_published(published: PublishedConfig) -> Config:
         attention_dropout=published.number("attention_dropout", 0.0),
         labels=read_labels(published),
         exported=Exported(
-            initializer=published.initializer("initializer_range"),
+            initializer=published.initializer("initializer_range", largest=1.0 if model_type == MODEL_TYPE else math.inf),
             activation=published.spelling("hidden_act", ACTIVATIONS),
         ),
     )

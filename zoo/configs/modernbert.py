@@ -140,7 +140,7 @@ COMPUTED = {
 WITHOUT_EFFECT = (
     # How the model is computed, or its loss. The next two are BERT's keys, which the released files repeat.
     *("deterministic_flash_attn", "reference_compile", "repad_logits_with_grad", "sparse_prediction", "sparse_pred_ignore_index"),
-    *("layer_norm_eps", "position_embedding_type"),
+    *("layer_norm_eps", "position_embedding_type", "is_causal"),
     *("initializer_cutoff_factor", "cls_token_id", "sep_token_id", "mask_token_id", "is_encoder_decoder"),
 )
 

@@ -119,9 +119,13 @@ def from_published(published: PublishedConfig) -> Config:
     published.use_aliases(ALIASES)
     for key, value in COMPUTED.items():
         published.only(key, value)
+    published.check_causal()
     published.not_quantized()
     published.without_effect(*BOOKKEEPING, *WITHOUT_EFFECT)
     activation, gated = published.choice("feed_forward_proj", FEED_FORWARD, "relu" if model_type == MODEL_TYPE else "gated-gelu")
+    # The rate of a classifier, which has no dropout here.
+    if not 0 <= (rate := published.number("classifier_dropout", 0.0)) <= 1:
+        raise published.wrong("classifier_dropout", rate, "it must be 0 to 1")
     # `transformers` also writes these two, which it derives from `feed_forward_proj`.
     published.only("is_gated_act", gated)
     names = {name: meaning for name, meaning in ACTIVATIONS.items() if meaning == activation}
@@ -261,8 +265,8 @@ COMPUTED = {"is_encoder_decoder": True, "is_decoder": False, "decoder_start_toke
 """Keys that change the results, with the only value that is implemented here; the decoder begins with the padding token."""
 
 WITHOUT_EFFECT = (
-    # The length of rows, which is not limited here; a classifier that is not imported; generation.
-    *("n_positions", "classifier_dropout", "output_past", "max_length"),
+    # The length of rows, which is not limited here; generation.
+    *("n_positions", "output_past", "max_length"),
 )
 
 

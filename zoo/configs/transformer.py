@@ -101,6 +101,7 @@ def from_published(published: PublishedConfig) -> Config:
     # The default of this key is not the value that is implemented here.
     if not published.flag("scale_embedding", False):
         raise published.wrong("scale_embedding", False, "this family computes true")
+    published.check_causal()
     published.not_quantized()
     published.without_effect(*BOOKKEEPING, *WITHOUT_EFFECT)
     vocab, layers = published.integer("vocab_size", 58_101), published.integer("encoder_layers", 12)

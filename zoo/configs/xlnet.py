@@ -150,7 +150,7 @@ COMPUTED = {
 WITHOUT_EFFECT = (
     # Whether the memory is used: an argument of calls here. The width of the search for answers, which is not implemented.
     *("use_mems_eval", "use_mems_train", "start_n_top", "end_n_top"),
-    *("output_past", "max_length", "cls_token_id", "sep_token_id", "mask_token_id"),
+    *("is_causal", "output_past", "max_length", "cls_token_id", "sep_token_id", "mask_token_id"),
 )
 
 

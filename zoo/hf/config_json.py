@@ -1,6 +1,7 @@
 """Strict reader of a published config.json: values that are not implemented are refused, and unread keys are reported."""
 
 import json
+import math
 import re
 import sys
 import types
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from zoo.errors import BadInput
-from zoo.hf.config_keys import KEYS_OF_FIELDS
+from zoo.hf.config_keys import KEYS_OF_FIELDS, SIZE, UNSUPPORTED
 
 FILE = "config.json"
 LARGEST_FILE = 1 << 20
@@ -108,12 +109,12 @@ class PublishedConfig:
         name = self._content.get(key, "")
         return "" if name not in names or name == first_name(names, names[name]) else name
 
-    def initializer(self, key: str) -> float | None:
+    def initializer(self, key: str, *, largest: float = math.inf) -> float | None:
         """Return the standard deviation of fresh weights, or None if the file has none."""
         if key not in self._content:
             return None
-        if (value := self.number(key, 0.02, decimal=True)) < 0:
-            raise self.wrong(key, value, "it must be at least 0.0")
+        if not 0 <= (value := self.number(key, 0.02, decimal=True)) <= largest:
+            raise self.wrong(key, value, "it must be at least 0.0" if value < 0 else f"it must be at most {largest}")
         return value
 
     def strings(self, key: str) -> tuple[str, ...] | None:
@@ -177,6 +178,11 @@ class PublishedConfig:
         padding = self.integer("pad_token_id", 0 if "pad_token_id" in self._content else default, least=-vocab, nullable=True)
         if padding >= vocab:
             raise self.wrong("pad_token_id", padding, f"choose an id below the vocabulary size {vocab}")
+
+    def check_causal(self) -> None:
+        """Refuse a decoder that `transformers` computes without a causal mask: `is_causal` with any value but true."""
+        if (value := self._take("is_causal", True)) is not True:
+            raise self.wrong("is_causal", value, "this family computes true: a token sees none after it")
 
     def only(self, key: str, value: Any) -> None:
         """Refuse any value but the one that this family computes; an absent key means that value."""
@@ -243,10 +249,12 @@ class PublishedConfig:
         """Return the keys that were not read.
 
         Raises:
-            BadInput: one of them names a size, or changes the meaning of other keys.
+            BadInput: one of them names a size, changes the meaning of other keys, or is in `UNSUPPORTED`.
         """
         unread = sorted(self._content.keys() - self._read)
         for key in unread:
+            if key in UNSUPPORTED and self._content[key] is not None:
+                raise self.wrong(key, self._content[key], "this family does not compute it")
             if SIZE.search(key):
                 fix = "this key is unknown and names a size, which may change the results; remove it if it has no effect"
                 raise self.wrong(key, self._content[key], fix)
@@ -349,12 +357,6 @@ def describe_kind(kind: Any) -> str:
 def first_name(names: Mapping[str, Any], meaning: Any) -> str:
     """Return the name that an export writes: the first name in `names` with this meaning."""
     return next(name for name, other in names.items() if other == meaning)
-
-
-SIZE = re.compile(
-    "hidden|layer|head|dim|size|position|vocab|width|depth|embd|inner|ffn|window|expert|(^|_)n_|^num_|^attribute_map$"
-)
-"""Pattern of keys that name sizes. An unknown key that matches may change the results in `transformers`."""
 
 
 def read_json(file: Path, largest: int) -> dict[str, Any]:

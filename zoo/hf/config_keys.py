@@ -1,4 +1,6 @@
-"""The keys of a config.json that set the fields of configurations."""
+"""The keys of a config.json that set the fields of configurations, and those that may change any model."""
+
+import re
 
 KEYS_OF_FIELDS: dict[str, tuple[str, ...]] = {
     **{"vocab": ("vocab_size",), "context": ("max_position_embeddings",), "layers": ("num_hidden_layers",)},
@@ -17,3 +19,15 @@ KEYS_OF_FIELDS: dict[str, tuple[str, ...]] = {
     },
 }
 """Maps fields of configurations to the keys of a config.json that set them, in families that have these keys."""
+
+UNSUPPORTED = (
+    # Configurations of the text model in a model of several parts.
+    *("text_config", "text_encoder", "decoder", "generator"),
+    *("fusion_config", "kv_sharing_modes", "rope_scaling", "rope_parameters", "partial_rotary_factor"),
+)
+"""Keys that `transformers` reads in any family, if they are not null, and that are computed only in families that read them."""
+
+SIZE = re.compile(
+    "hidden|layer|head|dim|size|position|vocab|width|depth|embd|inner|ffn|window|expert|(^|_)n_|^num_|^attribute_map$"
+)
+"""Pattern of keys that name sizes. An unknown key that matches may change the results in `transformers`."""

@@ -117,23 +117,26 @@ def test_an_unknown_key_is_reported(tmp_path: Path) -> None:
 NOT_COMPUTED: dict[str, dict[str, Any]] = {
     "gpt": {
         **{"tie_word_embeddings": False, "scale_attn_by_inverse_layer_idx": True, "add_cross_attention": True},
-        **{"scale_attn_weights": 1, "activation_function": "swiglu"},
+        **{"scale_attn_weights": 1, "activation_function": "swiglu", "is_causal": False},
     },
     "bert": {
         **{"position_embedding_type": "relative_key", "is_decoder": True, "add_cross_attention": True},
-        **{"tie_word_embeddings": False, "hidden_act": "swish"},
+        **{"tie_word_embeddings": False, "hidden_act": "mish"},
     },
     "roberta": {"add_cross_attention": True},
     "distilbert": {"tie_word_embeddings": False, "sinusoidal_pos_embds": True},
-    "t5": {"feed_forward_proj": "gated-tanh", "is_gated_act": True, "decoder_start_token_id": 2, "is_encoder_decoder": False},
+    "t5": {
+        **{"feed_forward_proj": "gated-tanh", "is_gated_act": True, "decoder_start_token_id": 2, "is_encoder_decoder": False},
+        "is_causal": None,
+    },
     "transformer": {
-        **{"scale_embedding": False, "decoder_layers": 3, "activation_function": "swish", "normalize_before": True},
-        **{"share_encoder_decoder_embeddings": False},
+        **{"scale_embedding": False, "decoder_layers": 3, "activation_function": "mish", "normalize_before": True},
+        **{"share_encoder_decoder_embeddings": False, "is_causal": False},
     },
     "xlnet": {
         **{"untie_r": False, "attn_type": "uni", "same_length": True, "bi_data": True, "clamp_len": 10, "summary_type": "first"},
         **{"summary_use_proj": False, "summary_activation": "relu", "summary_first_dropout": 0.1, "tie_word_embeddings": False},
-        **{"d_head": 32, "ff_activation": "swish"},
+        **{"d_head": 32, "ff_activation": "mish"},
     },
     "modernbert": {
         **{"norm_bias": True, "attention_bias": True, "mlp_bias": True, "classifier_bias": True, "decoder_bias": False},
@@ -143,15 +146,15 @@ NOT_COMPUTED: dict[str, dict[str, Any]] = {
     "ettin_decoder": {
         **{"norm_bias": True, "attention_bias": True, "mlp_bias": True, "classifier_bias": True, "decoder_bias": False},
         **{"hidden_activation": "mish", "classifier_activation": "relu", "tie_word_embeddings": False},
-        "layer_types": ["full_attention"],
+        **{"layer_types": ["full_attention"], "is_causal": None},
     },
     "gpt_oss": {
         **{"attention_bias": False, "hidden_act": "gelu", "swiglu_alpha": 1.0, "tie_word_embeddings": True},
-        **{"layer_types": ["full_attention"]},
+        **{"layer_types": ["full_attention"], "is_causal": "x"},
     },
     "llama": {
-        **{"mlp_bias": True, "use_sliding_window": True, "hidden_act": "swish", "rope_interleaved": True},
-        **{"partial_rotary_factor": 0.5, "layer_types": ["full_attention"]},
+        **{"mlp_bias": True, "use_sliding_window": True, "hidden_act": "mish", "rope_interleaved": True},
+        **{"partial_rotary_factor": 0.5, "layer_types": ["full_attention"], "is_causal": False, "sliding_window": 0},
     },
 }
 """Keys of each family with a value that changes the arithmetic and is not computed here."""
@@ -210,6 +213,13 @@ REFUSED: list[tuple[str, str, dict[str, Any], str]] = [
     ("transformer", "", {"vocab_size": 99}, "pad_token_id is absent; choose an id below the vocabulary size 99"),
     ("t5", "", {"relative_attention_num_buckets": 92, "relative_attention_max_distance": 164}, "max_distance is 164.* 107 "),
     ("transformer", "", {"init_std": -1.0}, "init_std is -1.0; it must be at least 0.0"),
+    ("t5", "sequence", {"classifier_dropout": -1.0}, "classifier_dropout is -1.0; it must be 0 to 1"),
+    ("llama", "", {"initializer_range": 1.5}, "initializer_range is 1.5; it must be at most 1.0"),
+    ("llama", "", {"sliding_window": -1}, "sliding_window is -1; this family computes null"),
+    *(
+        ("llama", "", {"model_type": name, "is_causal": None}, "is_causal is null; .* true")
+        for name in ("qwen2", "qwen3", "smollm3")
+    ),
     ("modernbert", "", {"num_hidden_layers": 1}, "--model.layers 1: choose 2 or more"),
     ("modernbert", "", {"num_attention_heads": 256}, "--model.heads 256: heads rotate in pairs of dimensions, and have 3"),
     ("modernbert", "", {"vocab_size": 99}, "pad_token_id is absent; choose an id below the vocabulary size 99"),
@@ -291,6 +301,14 @@ def test_a_value_that_makes_no_model_is_refused(family: str, task: str, keys: di
 SIZES = ("n_head", "embedding_size", "per_layer_config", "ffn_dim", "rel_positions", "attribute_map")
 OF_FILES: list[tuple[dict[str, Any], str]] = [
     *((published.BERT | {key: 3}, f"config.json: {key} is 3; this key is unknown and names a size") for key in SIZES),
+    *(
+        (content | {key: {}}, f"config.json: {key} is {{}}; this family does not compute it")
+        for content in (published.BERT, published.LLAMA, published.T5)
+        for key in ("text_config", "text_encoder", "decoder", "generator", "fusion_config")
+    ),
+    (published.LLAMA | {"kv_sharing_modes": ["reuse"]}, "kv_sharing_modes is .*; this family does not compute it"),
+    (published.GPT_OSS | {"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5; this family does not compute it"),
+    (published.T5 | {"rope_scaling": {"factor": 2.0}}, "rope_scaling is .*; this family does not compute it"),
     (published.QWEN3 | {"num_experts": 8}, "num_experts is 8; this key is unknown and names a size"),
     (published.LLAMA | {"original_max_position_embeddings": 5}, "original_max_position_embeddings is 5; this key is unknown"),
     (published.QWEN3 | {"model_type": "qwen3_moe"}, "model_type.*qwen3_moe.*the families here are"),
@@ -304,6 +322,19 @@ def test_a_file_is_refused_with_its_name(content: dict[str, Any], message: str, 
     (tmp_path / "config.json").write_text(json.dumps(content))
     with pytest.raises(BadInput, match=message):
         published_weights.read_config(tmp_path)
+
+
+def test_keys_without_effect_in_a_family_are_read_there(tmp_path: Path) -> None:
+    """Encoders see both sides whatever they say; Qwen and SmolLM3 have no windows; other initializers are not limited."""
+    for content, keys in (
+        *((published.TINY[family], {"is_causal": value}) for family in ENCODERS for value in (False, True, None)),
+        *((numbers, {"sliding_window": -1, "initializer_range": 1.5}) for numbers in published.TYPES_OF_LLAMA.values()),
+        (published.LLAMA, {"sliding_window": None, "is_causal": True, "initializer_range": 1.0}),
+    ):
+        (tmp_path / "config.json").write_text(json.dumps(content | keys))
+        assert published_weights.read_config(tmp_path)[1] == []
+    (tmp_path / "config.json").write_text(json.dumps(published.LLAMA | {"text_config": None}))
+    assert published_weights.read_config(tmp_path)[1] == ["text_config"]
 
 
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 4.0, "high_freq_factor": 1.0}
