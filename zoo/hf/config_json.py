@@ -294,6 +294,7 @@ ACTIVATIONS: dict[str, Literal["gelu", "gelu_tanh", "relu", "silu"]] = {
     "gelu_pytorch_tanh": "gelu_tanh",
     "relu": "relu",
     "silu": "silu",
+    "swish": "silu",
 }
 """Maps published names of activations to those of this project; an export writes the first published name that fits."""
 

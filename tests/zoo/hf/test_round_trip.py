@@ -57,6 +57,7 @@ EXPORTED: list[tuple[str, dict[str, Any]]] = [
     ("roberta", {"hidden_act": "gelu_new", "pad_token_id": 0, "max_position_embeddings": 17}),
     ("t5", {"feed_forward_proj": "gated-gelu_new", "initializer_factor": 0.5, "relative_attention_num_buckets": 7}),
     ("transformer", {"activation_function": "gelu_pytorch_tanh", "init_std": 0.5, "max_position_embeddings": 64}),
+    ("transformer", {"activation_function": "swish"}),
     ("llama", {"hidden_act": "gelu_pytorch_tanh", "initializer_range": 0.5, "rope_scaling": published.LLAMA["rope_scaling"]}),
     ("modernbert", {"hidden_activation": "gelu_pytorch_tanh", "initializer_range": 0.5, "classifier_pooling": "mean"}),
     ("ettin_decoder", {"hidden_activation": "gelu_pytorch_tanh", "initializer_range": 0.5, "local_attention": 10}),
