@@ -105,7 +105,7 @@ class Config(ModelConfig):
     @property
     def pattern(self) -> tuple[Positions, ...]:
         """Positions of the layers, repeated over them; those of all layers where the last period is incomplete."""
-        if not self.unrotated_every:
+        if not 0 < self.unrotated_every <= self.layers:
             return ("rotary",)
         complete = self.layers % self.unrotated_every == 0
         count = self.unrotated_every if complete else self.layers
@@ -180,12 +180,16 @@ def from_published(published: PublishedConfig) -> Config:
         exported=Exported(
             initializer=published.initializer("initializer_range", largest=1.0 if model_type == MODEL_TYPE else math.inf),
             activation=published.spelling("hidden_act", ACTIVATIONS),
+            # The numbers determine the other types.
+            model_type=SMOLLM3 if model_type == SMOLLM3 else "",
         ),
     )
 
 
 def exported_type(config: Config) -> str:
     """Return the type of a config.json that expresses a model: biases, norms of queries and keys, and layers determine it.
+
+    A model without any of these is a llama, or a smollm3 if it was one.
 
     Raises:
         BadInput: no type has two of these.
@@ -198,7 +202,9 @@ def exported_type(config: Config) -> str:
             f"model.{second} {getattr(config, second)}: no published type has it with model.{first} {getattr(config, first)}; "
             "this model cannot be exported"
         )
-    return own[fields[0]] if fields else MODEL_TYPE
+    if fields:
+        return own[fields[0]]
+    return SMOLLM3 if config.exported.model_type == SMOLLM3 else MODEL_TYPE
 
 
 def to_published(config: Config) -> dict[str, Any]:
@@ -214,7 +220,8 @@ def to_published(config: Config) -> dict[str, Any]:
             f"{config.width}; this model cannot be exported"
         )
     layers = {
-        "no_rope_layer_interval": config.unrotated_every,
+        # The key may not be 0.
+        "no_rope_layer_interval": config.unrotated_every or config.layers + 1,
         "no_rope_layers": _rotated(config.layers, config.unrotated_every),
     }
     return {

@@ -29,6 +29,8 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
     *(("llama", f"Qwen2{head}", QWEN2) for head in ("ForCausalLM", "ForSequenceClassification")),
     *(("llama", f"Qwen3{head}", QWEN3) for head in ("ForCausalLM", "ForSequenceClassification")),
     ("llama", "SmolLM3ForCausalLM", SMOLLM3),
+    ("llama", "SmolLM3ForCausalLM", SMOLLM3 | {"no_rope_layer_interval": 4}),
+    ("llama", "SmolLM3ForCausalLM", SMOLLM3 | {"no_rope_layers": [1, 1, 1]}),
 ]
 
 
