@@ -141,6 +141,9 @@ def open_folder(folder: Path) -> Opened:
     cfg = _to_config(published, family)
     quantized_formats.refuse_quantized(tensors, folder)
     tensors = mxfp4.decoded(_current_names(names, tensors, folder), folder)
+    for name in _needed_substitutes(cfg, names, tensors):
+        tensors[name] = tensors[names.substitutes[name]]
+        notes.append(f"{folder}: has no {name}; {names.substitutes[name]} is read in its place, as in `transformers`")
     leaves, idle = plan_import(cfg, tensors, folder)
     if architecture != names.architecture and any(architecture == other.architecture for other in heads.values()):
         notes.append(f"{published.file}: says {architecture}, but the tensors are of {names.architecture or published.task}")
@@ -270,6 +273,14 @@ def _current_names(names: ParamNames, tensors: Mapping[str, Tensor], folder: Pat
         if (new := names.today(name)) != name and new in tensors:
             raise BadInput(f"{folder}: holds both {name} and {new}, an old and a new name of one tensor; remove one of them")
     return {names.today(name): tensor for name, tensor in tensors.items()}
+
+
+def _needed_substitutes(cfg: Any, names: ParamNames, tensors: Mapping[str, Tensor]) -> list[str]:
+    """Return the names of tensors that a model has and its files lack, in whose place the files have another tensor."""
+    if not names.substitutes:
+        return []
+    needed = {name for leaf in name_table(cfg, names.prefixes[0]) for name in leaf.every_name()}
+    return [name for name, other in names.substitutes.items() if name in needed and name not in tensors and other in tensors]
 
 
 def _to_config(published: PublishedConfig, family: str) -> Any:

@@ -44,6 +44,9 @@ class ParamNames:
     tied: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """Maps the full name of an optional tensor to the leaf that it must equal. It is never written, unless a row of the
     configuration has this name."""
+    substitutes: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """Maps the full name of a tensor to the name of the one that is read in its place from files without it, as in
+    `transformers`."""
     constants: tuple[str, ...] = ()
     """Names of buffers that are not parameters; they are not read."""
     tables: Mapping[str, Callable[[Any], np.ndarray]] = dataclasses.field(default_factory=dict)

@@ -379,6 +379,8 @@ NAMES = ParamNames(
     tied=dict.fromkeys(
         ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight"), "embed/tokens/embedding"
     ),
+    # `transformers` 5 uses the embeddings as output table, unscaled, if a file has no other one, and writes such files itself.
+    substitutes={"lm_head.weight": "shared.weight"},
     # The released files of T5 1.0 contain position biases for cross-attention that the released code never reads.
     idle=("decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight",),
 )

@@ -12,7 +12,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from tests.support import published
-from tests.support.published import MT5, QWEN2, QWEN3, SMOLLM3, UL2, UMT5, XLM
+from tests.support.published import MT5, QWEN2, QWEN3, SMOLLM3, T5, UL2, UMT5, XLM
 from train.config import run_config
 from train.engine import device_mesh
 from zoo import configs, models, published_weights
@@ -57,6 +57,30 @@ def test_a_folder_is_exported_with_the_type_and_the_class_that_it_had(
     assert exported.get("feed_forward_proj") == numbers.get("feed_forward_proj")
     again = published_weights.open_folder(tmp_path)
     assert (again.config, again.notes) == (cfg, ())
+
+
+@pytest.mark.parametrize("model_type", ["t5", "mt5", "umt5"])
+@pytest.mark.parametrize("says", [{"tie_word_embeddings": False}, {"tie_word_embeddings": True, "scale_decoder_outputs": False}])
+def test_a_t5_without_an_output_table_has_its_embeddings_unscaled(model_type: str, says: dict[str, Any], tmp_path: Path) -> None:
+    """`transformers` 5 writes such files; the embeddings are read twice, and an export has both tables."""
+    content = content_of(f"{configs.family('t5').CLASSES[model_type]}ForConditionalGeneration", T5 | says)
+    content["model_type"] = model_type
+    stored = published.write(tmp_path / "model", content)
+    stored.pop("lm_head.weight")
+    folder = published.write_files(tmp_path / "model", content, stored)
+    note = f"{folder}: has no lm_head.weight; shared.weight is read in its place, as in `transformers`"
+    assert published_weights.open_folder(folder).notes[0] == note
+    cfg, params = published_weights.load(folder, ONE)
+    assert not cfg.tied
+    np.testing.assert_array_equal(params["unembed"]["embedding"], params["embed"]["tokens"]["embedding"])
+    published_weights.save(tmp_path, cfg, params)
+    assert load_file(tmp_path / safetensors_dir.SINGLE)["lm_head.weight"].tobytes() == stored["shared.weight"].tobytes()
+    assert published_weights.open_folder(tmp_path).config == cfg
+    # A tensor of any other name is missing, and so is the table that the embeddings are tied to.
+    stored.pop("shared.weight")
+    published.assert_refused(
+        published.write_files(folder, content, stored), "shared.weight is missing", "lm_head.weight is missing"
+    )
 
 
 def test_a_llama_in_bfloat16_is_exported_in_bfloat16(tmp_path: Path) -> None:
