@@ -33,14 +33,17 @@ def load(folder: Path, model: str) -> Any:
     return theirs.load(folder, models.family(family).HF[task].architecture)
 
 
-def adapted(folder: Path, model: str) -> Any:
-    """The model of a folder with an adapter of peft, whose tensors have the values that their names stand for."""
+def adapted(folder: Path, model: str, **changes: Any) -> Any:
+    """The model of a folder with an adapter of peft, whose tensors have the values that their names stand for.
+
+    `changes` are options of its configuration.
+    """
     import torch
     from peft import LoraConfig, get_peft_model
     from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 
     task = published.MODELS[model][1]
-    config = LoraConfig(task_type=TASK_TYPES[task], **{"r": 3, "lora_alpha": 3, **FORMS.get(model, {})})
+    config = LoraConfig(task_type=TASK_TYPES[task], **{"r": 3, "lora_alpha": 3, **FORMS.get(model, {}), **changes})
     net = get_peft_model(load(folder, model), config)
     shapes = {name: tuple(tensor.shape) for name, tensor in get_peft_model_state_dict(net).items()}
     values = {name: torch.tensor(tensor) for name, tensor in published.weights(shapes).items()}

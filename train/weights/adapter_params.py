@@ -22,7 +22,7 @@ from train.run.run_dir import RunDir
 from zoo import sharding
 from zoo.errors import BadInput
 from zoo.lora import adapters, peft_files
-from zoo.lora.adapter_config import Adapters
+from zoo.lora.adapter_config import CONFIG, Adapters
 from zoo.models import Model
 from zoo.sha256_and_fsync import sha256
 
@@ -112,9 +112,13 @@ def read_adapter(folder: Path, model: Model, spec: Adapters) -> Any:
     """Return the values of an adapter in peft's format, which must have the rank, alpha, scaling and targets of `spec`.
 
     Raises:
-        BadInput: see `zoo.lora.peft_files.read`; or the adapter has another rank, alpha, scaling or other targets.
+        BadInput: see `zoo.lora.peft_files.read`; or the adapter has another rank, alpha, scaling or other targets, or was trained
+            with dropout.
     """
     own, values = peft_files.read(folder, model.config)
+    if own.dropout:
+        fix = f"adapters are trained without dropout here; to continue without it, set lora_dropout to 0.0 in {CONFIG}"
+        raise BadInput(f"{folder / CONFIG}: lora_dropout is {own.dropout}; {fix}")
     for field in dataclasses.fields(spec):
         value, stored = getattr(spec, field.name), getattr(own, field.name)
         if (set(value), set(stored)) != (set(stored), set(value)) if field.name == "targets" else value != stored:

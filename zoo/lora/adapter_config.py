@@ -10,7 +10,7 @@ from zoo.errors import BadInput
 from zoo.hf.config_json import LARGEST_FILE, read_json
 
 CONFIG = "adapter_config.json"
-READ = ("peft_type", "r", "lora_alpha", "target_modules", "use_rslora", "modules_to_save")
+READ = ("peft_type", "r", "lora_alpha", "lora_dropout", "target_modules", "use_rslora", "modules_to_save")
 UNUSED = (
     *("auto_mapping", "base_model_name_or_path", "inference_mode", "peft_version", "revision", "task_type", "fan_in_fan_out"),
     *("init_lora_weights", "layers_pattern", "megatron_core", "qalora_group_size"),
@@ -31,6 +31,8 @@ class Adapters:
     """Suffixes of published module names, made of whole dot-separated parts: "c_attn", "attention.output.dense"."""
     rslora: bool = False
     """The scale is alpha / sqrt(rank) instead (Kalajdzievski 2023, arXiv 2312.03732, section 4)."""
+    dropout: float = 0.0
+    """Rate of the dropout before A in training with peft. It does not change what trained adapters compute."""
 
     @property
     def scale(self) -> float:
@@ -42,7 +44,7 @@ def read(folder: Path) -> tuple[Adapters, tuple[str, ...]]:
     """Return the adapters of a folder's adapter_config.json, and the modules that are trained in full.
 
     Raises:
-        BadInput: no such file; or a key requests what is not supported: DoRA, dropout, biases, ranks by pattern, ...
+        BadInput: no such file; or a key requests what is not supported: DoRA, biases, ranks by pattern, ...
     """
     file = folder / CONFIG
     content = read_json(file, LARGEST_FILE)
@@ -64,6 +66,9 @@ def read(folder: Path) -> tuple[Adapters, tuple[str, ...]]:
         raise refuse("r", "expected the rank, 1 or more")
     if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not 0 < alpha < math.inf:
         raise refuse("lora_alpha", "expected a number above 0")
+    dropout = content.get("lora_dropout") or 0.0
+    if isinstance(dropout, bool) or not isinstance(dropout, int | float) or not 0 <= dropout <= 1:
+        raise refuse("lora_dropout", "expected a number from 0 to 1")
     if not _names(targets) or not targets:
         raise refuse("target_modules", "expected a list of names; a pattern is not read")
     if type(rslora := content.get("use_rslora", False)) is not bool:
@@ -71,7 +76,8 @@ def read(folder: Path) -> tuple[Adapters, tuple[str, ...]]:
     modules = content.get("modules_to_save") or []
     if not _names(modules):
         raise refuse("modules_to_save", "expected a list of names")
-    return Adapters(rank=rank, alpha=float(alpha), targets=tuple(sorted(targets)), rslora=rslora), tuple(modules)
+    numbers = {"rank": rank, "alpha": float(alpha), "rslora": rslora, "dropout": float(dropout)}
+    return Adapters(targets=tuple(sorted(targets)), **numbers), tuple(modules)
 
 
 def _names(value: Any) -> bool:

@@ -91,12 +91,13 @@ def matrices(cfg: Any, targets: tuple[str, ...], prefix: str | None = None) -> t
         prefix: prefix of published names; None = the prefix that an export writes.
 
     Raises:
-        BadInput: a target that names no matrix, or the matrices of only some layers.
+        BadInput: a target that names no matrix, or targets that name the matrices of only some layers.
     """
     model = models.model(cfg)
     leaves = published_weights.present_leaves(cfg, model.names.prefixes[0] if prefix is None else prefix)
     for target in targets:
         _check_target(model, leaves, target)
+    _check_layers(model, leaves, targets)
     adapted = []
     for leaf in leaves:
         # A head that is trained in full needs no adapters.
@@ -213,11 +214,10 @@ def _modules(cfg: Any) -> list[str]:
 
 
 def _check_target(model: Model, leaves: Iterable[Leaf], target: str) -> None:
-    """Refuse a target that names no matrix, or the matrices of only some layers; the message says what it names."""
+    """Refuse a target that names no matrix; the message says what it names."""
     matched = [leaf for leaf in leaves if any(_matches(name, (target,)) for parts in leaf.names for name in parts)]
-    usable = [leaf for leaf in matched if _is_matrix(leaf)]
     names = _modules(model.config)
-    if not usable:
+    if not any(map(_is_matrix, matched)):
         near = difflib.get_close_matches(target, names, n=1)
         fix = f"no matrix of a {model.family} has this name; {f'the nearest is {near[0]}; ' if near else ''}"
         if matched and matched[0].path.endswith("/embedding"):
@@ -225,7 +225,15 @@ def _check_target(model: Model, leaves: Iterable[Leaf], target: str) -> None:
         elif matched:
             fix = "not the weight of a linear layer, to which alone peft's adapters of modules apply; "
         raise BadInput(f"--{OPTION} {target}: {fix}choose from {', '.join(names)}")
-    for leaf in usable:
-        layers = [any(_matches(name, (target,)) for name in parts) for parts in leaf.names]
-        fix = f"it names some of the {len(layers)} layers; all of them have adapters: choose from {', '.join(names)}"
-        require(all(layers), OPTION, target, fix)
+
+
+def _check_layers(model: Model, leaves: Iterable[Leaf], targets: tuple[str, ...]) -> None:
+    """Refuse targets that together name a matrix in some layers and not in the others."""
+    for leaf in filter(_is_matrix, leaves):
+        # Each layer's matrices with an adapter.
+        layers = [tuple(_matches(name, targets) for name in parts) for parts in leaf.names]
+        if len(set(layers)) > 1:
+            names = [name for parts in leaf.names for name in parts]
+            target = next(target for target in targets if any(_matches(name, (target,)) for name in names))
+            fix = f"it names some of the {len(layers)} layers; all of them have adapters: choose from "
+            raise BadInput(f"--{OPTION} {target}: {fix}{', '.join(_modules(model.config))}")

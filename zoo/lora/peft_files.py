@@ -51,8 +51,7 @@ def read(folder: Path, cfg: Any) -> tuple[Adapters, dict[str, Any]]:
         raise BadInput(f"{folder / CONFIG}: target_modules: {str(error).removeprefix(f'--{adapters.OPTION} ')}") from None
     tensors = safetensors_dir.read_header(file)
     _check_modules(folder, cfg, modules)
-    tables = [dict(_slots(cfg, spec, modules, prefix)) for prefix in models.model(cfg).names.prefixes]
-    slots = max(tables, key=lambda table: len(table.keys() & tensors.keys()))
+    slots = max(_tables(cfg, spec, modules), key=lambda table: len(table.keys() & tensors.keys()))
     if problems := [*_problems(slots, tensors)]:
         more = f"; and {len(problems) - MAX_NAMED} more" if len(problems) > MAX_NAMED else ""
         raise BadInput(f"{file}: not an adapter of this model: {'; '.join(problems[:MAX_NAMED])}{more}")
@@ -67,7 +66,7 @@ def save(folder: Path, cfg: Any, spec: Adapters, trained: Mapping[str, Any], *, 
     """Write adapter_config.json and adapter_model.safetensors into an existing folder.
 
     Args:
-        trained: a tree as from `zoo.lora.adapters.init`, of arrays on the host.
+        trained: a tree as from `zoo.lora.adapters.init`, of arrays on the host; it may lack modules of the head.
         base: name or folder of the base model, as peft is to load it.
 
     Raises:
@@ -78,8 +77,9 @@ def save(folder: Path, cfg: Any, spec: Adapters, trained: Mapping[str, Any], *, 
     configs.family(model.family).to_published(cfg)
     if not model.names.architecture:
         raise BadInput(f"model.task {model.task}: no {model.family} with this head was published, so it cannot be exported")
-    modules = tuple(dict.fromkeys(_head_module(name) for name in _head_names(cfg)))
-    slots, stored = dict(_slots(cfg, spec, modules, model.names.prefixes[0])), adapters.flat(trained)
+    stored = adapters.flat(trained)
+    modules = tuple(dict.fromkeys(_head_module(name) for name, leaf in _head_names(cfg).items() if leaf.path in stored))
+    slots = dict(_slots(cfg, spec, modules, model.names.prefixes[0]))
     content = {
         "peft_type": "LORA",
         "task_type": TASK_TYPES.get(model.task),
@@ -92,7 +92,7 @@ def save(folder: Path, cfg: Any, spec: Adapters, trained: Mapping[str, Any], *, 
         "fan_in_fan_out": model.names.input_first,
         "inference_mode": True,
         "init_lora_weights": True,
-        **{"bias": "none", "lora_bias": False, "lora_dropout": 0.0, "use_dora": False},
+        **{"bias": "none", "lora_bias": False, "lora_dropout": spec.dropout, "use_dora": False},
     }
 
     def fetch(name: str) -> np.ndarray:
@@ -141,6 +141,16 @@ def _slots(cfg: Any, spec: Adapters, modules: tuple[str, ...], prefix: str) -> I
     for name, leaf in _head_names(cfg).items():
         if any(f".{name}".find(f".{module}.") >= 0 for module in modules):
             yield PREFIX + name, _Slot(path=leaf.path, leaf_shape=leaf.shape, index=(), shape=leaf.published, head=leaf)
+
+
+def _tables(cfg: Any, spec: Adapters, modules: tuple[str, ...]) -> Iterator[dict[str, _Slot]]:
+    """Yield the slots of a file by the names of its tensors, for each prefix of published names that fits the targets."""
+    for prefix in models.model(cfg).names.prefixes:
+        try:
+            yield dict(_slots(cfg, spec, modules, prefix))
+        except BadInput:
+            # A target with a prefix, as those of all-linear, names no module without it. The first prefix fits all targets.
+            continue
 
 
 def _head_names(cfg: Any) -> dict[str, published_weights.Leaf]:

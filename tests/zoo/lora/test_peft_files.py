@@ -1,5 +1,6 @@
 """Files of peft: adapters that it wrote are read and written with the same bits, and every damaged one is refused by name."""
 
+import dataclasses
 import functools
 import json
 import shutil
@@ -17,6 +18,7 @@ from tests.support import peft_outputs, published, transformers_outputs
 from tests.support.small import as_batch, outputs
 from train.config import run_config
 from train.engine import device_mesh
+from train.weights import adapter_params
 from zoo import models, published_weights
 from zoo.errors import BadInput
 from zoo.lora import adapters, peft_files
@@ -110,7 +112,7 @@ MUTANTS: dict[str, tuple[Callable[[Files], Files], str]] = {
     "not finite": (tensor(A, lambda a: a * np.float32(np.nan)), f"{A} holds NaN or infinity"),
     "integers": (tensor(A, lambda a: a.astype(np.int32)), f"{A} is I32, not one of F32, F16, BF16"),
     "DoRA": (key(use_dora=True), "adapter_config.json: use_dora is true; this is not supported"),
-    "dropout": (key(lora_dropout=0.1), "lora_dropout is 0.1"),
+    "dropout": (key(lora_dropout=1.5), "lora_dropout is 1.5; expected a number from 0 to 1"),
     "biases": (key(bias="all"), 'bias is "all"'),
     "bias of B": (key(lora_bias=True), "lora_bias is true"),
     "parameters": (key(target_parameters=["wte"]), 'target_parameters is ["wte"]'),
@@ -144,6 +146,60 @@ def test_a_damaged_adapter_is_refused_by_name(mutant: str, gpt: Any, tmp_path: P
     with pytest.raises(BadInput) as refusal:
         peft_files.read(folder, gpt)
     assert part in str(refusal.value) and str(refusal.value).startswith(str(folder)) and "\n" not in str(refusal.value)
+
+
+def test_dropout_has_no_effect_but_on_training_further(gpt: Any, tmp_path: Path) -> None:
+    """It is exported as it was read; the fix that the refusal names works."""
+    config, tensors = frozen("gpt-causal")
+    plain, values = peft_files.read(write(tmp_path / "plain", (config, tensors)), gpt)
+    folder = write(tmp_path / "a", (config | {"lora_dropout": 0.1}, tensors))
+    spec, same = peft_files.read(folder, gpt)
+    assert spec == dataclasses.replace(plain, dropout=0.1)
+    jax.tree.map(np.testing.assert_array_equal, same, values)
+    (tmp_path / "out").mkdir()
+    peft_files.save(tmp_path / "out", gpt, spec, values, base="m")
+    assert json.loads((tmp_path / "out" / "adapter_config.json").read_text())["lora_dropout"] == 0.1
+    net = models.model(gpt)
+    with pytest.raises(BadInput) as refusal:
+        adapter_params.read_adapter(folder, net, plain)
+    fix = "adapters are trained without dropout here; to continue without it, set lora_dropout to 0.0 in adapter_config.json"
+    assert str(refusal.value) == f"{folder}/adapter_config.json: lora_dropout is 0.1; {fix}"
+    (folder / "adapter_config.json").write_text(json.dumps(config | {"lora_dropout": 0.0}))
+    jax.tree.map(np.testing.assert_array_equal, adapter_params.read_adapter(folder, net, plain), values)
+
+
+@pytest.mark.planted
+@pytest.mark.parametrize("model", ["gpt-causal", "llama-causal"])
+def test_targets_may_name_the_matrices_of_every_layer_one_by_one(model: str, tmp_path: Path) -> None:
+    """So does peft for `all-linear` of a small model. A layer without one is refused."""
+    config, tensors = frozen(model)
+    cfg, _ = base(tmp_path / "m", model)
+    _, values = peft_files.read(write(tmp_path / "a", (config, tensors)), cfg)
+    start = len(peft_files.PREFIX)
+    paths = sorted({name[start:].partition(".lora_")[0] for name in tensors})
+    spec, same = peft_files.read(write(tmp_path / "b", (config | {"target_modules": paths}, tensors)), cfg)
+    jax.tree.map(np.testing.assert_array_equal, same, values)
+    (tmp_path / "out").mkdir()
+    peft_files.save(tmp_path / "out", cfg, spec, same, base="m")
+    assert json.loads((tmp_path / "out" / "adapter_config.json").read_text())["target_modules"] == paths
+    fewer = [path for path in paths if path != paths[0]]
+    folder = write(tmp_path / "c", (config | {"target_modules": fewer}, tensors))
+    with pytest.raises(BadInput, match=r"target_modules: .*: it names some of the 2 layers; all of them have adapters"):
+        peft_files.read(folder, cfg)
+
+
+def test_a_head_of_which_the_file_has_a_part_is_exported_in_that_part(tmp_path: Path) -> None:
+    """peft itself trains the classifier and not the layer before it."""
+    config, tensors = frozen("distilbert-sequence")
+    part = {name: array for name, array in tensors.items() if "pre_classifier" not in name}
+    cfg, _ = base(tmp_path / "m", "distilbert-sequence")
+    folder = write(tmp_path / "a", (config | {"modules_to_save": ["classifier", "score"]}, part))
+    spec, values = peft_files.read(folder, cfg)
+    (tmp_path / "out").mkdir()
+    peft_files.save(tmp_path / "out", cfg, spec, values, base="m")
+    again = load_file(tmp_path / "out" / "adapter_model.safetensors")
+    assert again.keys() == part.keys() and all(again[name].tobytes() == part[name].tobytes() for name in part)
+    assert json.loads((tmp_path / "out" / "adapter_config.json").read_text())["modules_to_save"] == ["classifier"]
 
 
 def test_a_head_of_another_number_of_labels_is_refused(tmp_path: Path) -> None:

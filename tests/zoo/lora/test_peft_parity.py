@@ -25,6 +25,27 @@ pytestmark = [pytest.mark.parity, OLD_NAME]
 ROUNDING = 2.0**-23
 
 
+ALL_LINEAR = ("gpt-causal", "bert-sequence", "t5-1.0", "marian", "modernbert-sequence", "llama-causal", "gpt_oss-causal")
+
+
+@pytest.mark.parametrize("model", ALL_LINEAR)
+def test_an_adapter_of_all_linear_layers_with_dropout_computes_the_same(model: str, tmp_path: Path) -> None:
+    """peft names each matrix of a small model; its dropout does nothing but in training."""
+    pytest.importorskip("peft")
+    published.write_model(tmp_path / "m", model)
+    cfg, params = published_weights.load(tmp_path / "m", device_mesh.make_mesh(run_config.Mesh(), jax.devices()[:1]))
+    made = peft_outputs.adapted(tmp_path / "m", model, target_modules="all-linear", lora_dropout=0.1)
+    made.save_pretrained(tmp_path / "theirs")
+    spec, values = peft_files.read(tmp_path / "theirs", cfg)
+    assert spec.dropout == 0.1
+    asked = theirs.given(published.MODELS[model][2], make.LENGTHS, published.MODELS[model][1])
+    merged = adapters.merge(cfg, spec, params, jax.tree.map(jax.numpy.asarray, values))
+    computed: Any = jax.jit(lambda params: outputs(models.model(cfg), params, as_batch(asked)))(merged)
+    for name, array in peft_outputs.outputs(made, model, asked).items():
+        counted = [make.counted(name, np.asarray(side)[..., : cfg.vocab], asked) for side in (computed[name], array)]
+        np.testing.assert_allclose(*counted, atol=1e-5, rtol=0)
+
+
 @pytest.mark.parametrize("model", peft_outputs.MODELS)
 def test_an_adapter_exported_to_peft_is_imported_unchanged(model: str, tmp_path: Path) -> None:
     """Ours loads there without a warning and computes the same within 1e-5; theirs has the same bits here; merged there, each
