@@ -76,8 +76,8 @@ def read_tokenizer(folder: Path) -> Tokenizer:
     as_sentencepiece = tokenizer.kind == "xlnet" or tokenizer.spells_bytes
     check(tokenizer, settings, name, rules_of_class=not as_sentencepiece or (folder / FILE).exists())
     values = settings.values
-    if values and name and values.get("tokenizer_class") is None:
-        # config.json may later be replaced by that of another model.
+    if name and (values or name in DEFAULTS) and values.get("tokenizer_class") is None:
+        # config.json may later be replaced by that of another model. The class names the special tokens that no file names.
         values = {**values, "tokenizer_class": name}
     return tokenizer.with_files(values, read_chat_template(folder))
 
@@ -123,7 +123,7 @@ def special_token_names(tokenizer: Tokenizer) -> dict[str, str]:
     """Return the special tokens that `transformers` names after it has read the files of `write_tokenizer`, by role."""
     values = _with_class(tokenizer, tokenizer.content())
     name = ALIASES.get(str(values["tokenizer_class"]).removesuffix("Fast"), AS_WRITTEN)
-    return {**DEFAULTS.get(name, {}), **TokenizerSettings(Path(SETTINGS), values, name).named()}
+    return TokenizerSettings(Path(SETTINGS), values, name).roles(name)
 
 
 def _with_class(tokenizer: Tokenizer, content: dict[str, Any]) -> dict[str, Any]:

@@ -173,6 +173,11 @@ class TokenizerSettings:
         values = self.values
         return {role: AddedToken.parse(values[role], self.file, role).content for role in ROLES if values.get(role) is not None}
 
+    def roles(self, name: str | None) -> dict[str, str]:
+        """Return the special tokens of a tokenizer of a class, by role: its defaults where the files name none and no null."""
+        defaults = DEFAULTS.get(name or "", {})
+        return {role: token for role, token in defaults.items() if role not in self.values} | self.named()
+
     def additions(
         self, name: str | None, content: Iterable[Mapping[str, Any]]
     ) -> tuple[dict[str, AddedToken], list[tuple[str, int]]]:
@@ -193,7 +198,7 @@ class TokenizerSettings:
             for token, number in self.added.items():
                 decoder[number] = AddedToken(token, special=token in explicit, normalized=token not in explicit)
             decoder |= {token["id"]: AddedToken.parse(token, self.file.with_name(FILE), "added_tokens") for token in content}
-        roles = {**DEFAULTS.get(name or "", {}), **self.named()}
+        roles = self.roles(name)
         # Any other key of this form is a special token too.
         other_keys = [
             key for key, value in self.values.items() if key.endswith("_token") and key not in ROLES and _is_token(value)

@@ -15,6 +15,7 @@ from train.rows import token_cache
 from train.rows.lm_rows import packed
 from train.tokenizers import byte_bpe, hf_files
 from train.tokenizers.chat_template import chat_template
+from train.tokenizers.hf_settings import ROLES
 from train.tokenizers.tokenizer import Tokenizer
 from train.weights import import_export
 
@@ -159,6 +160,34 @@ def test_a_released_form_is_read_and_written(form: Any, names: tuple[str, ...], 
     assert own.entries([own.begin_of_text, own.end_of_text]) == [begin, end]
     assert set(own.special_names) == {name for name in names if name.startswith("<|")}
     assert first not in own.encode(names[0]) and own.encode_rendered([names[0]])[0].tolist() == [first]
+
+
+WITHOUT: dict[str, tuple[str, ...] | None] = {
+    "nothing": (),
+    "two roles": ("unk_token", "bos_token"),
+    "class and role": ("unk_token", "tokenizer_class"),
+    "settings": None,
+}
+"""Settings that a folder of Qwen lacks; None = it has no tokenizer_config.json."""
+
+
+@pytest.mark.parametrize("missing", WITHOUT)
+def test_qwen_has_the_special_tokens_that_transformers_names_before_and_after_an_export(missing: str, tmp_path: Path) -> None:
+    """Its class has defaults, other ones than GPT-2's; a null in the settings is none."""
+    folder, keys = qwen(tmp_path / "in"), WITHOUT[missing]
+    file = folder / "tokenizer_config.json"
+    if keys is None:
+        file.unlink()
+    else:
+        file.write_text(json.dumps({key: value for key, value in json.loads(file.read_text()).items() if key not in keys}))
+    own = hf_files.read_tokenizer(folder)
+    (tmp_path / "out").mkdir()
+    hf_files.write_tokenizer(tmp_path / "out", own, longest=64)
+    (tmp_path / "out" / "config.json").write_text((folder / "config.json").read_text())
+    before, after = ({role: getattr(auto(path), role) for role in ROLES} for path in (folder, tmp_path / "out"))
+    assert before == after
+    assert hf_files.special_token_names(own) == {role: name for role, name in before.items() if name is not None}
+    assert (before["unk_token"] is None) == (missing == "nothing") and before["bos_token"] is None
 
 
 @pytest.mark.parametrize(
