@@ -1,4 +1,4 @@
-"""Random models of every family, and mutants of their config.json and tensors, to compare with `transformers`."""
+"""Random models of every published type, and mutants of their config.json and tensors, to compare with `transformers`."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -9,6 +9,8 @@ from tests.support import published
 from zoo import configs
 from zoo.configs.t5 import uncertain_distance
 
+BASES = {kind: family for family in configs.families() for kind in configs.model_classes(configs.family(family))}
+"""Maps each published type to its family."""
 ACTIVATIONS = {
     "gpt": "activation_function",
     "bert": "hidden_act",
@@ -20,22 +22,37 @@ ACTIVATIONS = {
     "modernbert": "hidden_activation",
     "ettin_decoder": "hidden_activation",
     "llama": "hidden_act",
+    "gpt_oss": "hidden_act",
 }
-NAMES = ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "silu", "gelu_fast", "gated-gelu", "gated-relu", "gated-gelu_new")
+PLAIN = ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "silu", "swish")
+GATED = ("gated-gelu", "gated-relu", "gated-gelu_new")
+NAMES = (*PLAIN, "gelu_fast", *GATED)
 """Activations; some families have not all of them."""
-PAIRED = ("xlnet", "transformer", "modernbert", "ettin_decoder", "llama")
+PAIRED = ("xlnet", "transformer", "modernbert", "ettin_decoder", "llama", "gpt_oss")
 """Families with sines and cosines, which come in pairs."""
 APART = ("model_type", "architectures", "problem_type", "transformers_version", "chunk_size_feed_forward", "return_dict")
 """Keys that are not mutated: they choose the class, belong to multi-label classification, or say how the model is called."""
 LONGEST = 26
 """Tokens that are compared: with fewer positions than that, `transformers` reads Marian's file and fails when it is called."""
-UNKNOWN: dict[str, Any] = {"n_head": 3, "embedding_size": 8, "per_layer_config": {"0": {}}, "layer_count": 1, "ffn_dim": 9}
+UNKNOWN: dict[str, tuple[Any, ...]] = {
+    **{"n_head": (3,), "embedding_size": (8,), "per_layer_config": ({"0": {}},), "layer_count": (1,), "ffn_dim": (9,)},
+    **{"is_causal": (False, None, True, 0, "x"), "sliding_window": (0, -1, 5, None), "attention_chunk_size": (4,)},
+    **{"text_config": ({}, None, 3), "text_encoder": ({}, None), "decoder": ({}, None), "generator": ({},), "encoder": ({},)},
+    **{"fusion_config": ({"x": True}, {}, None), "kv_sharing_modes": (["reuse"], None), "layer_types": (["full_attention"],)},
+    **{"attn_implementation": ("sdpa",), "experts_implementation": ("eager",), "tie_last_hidden_states": (True,)},
+    **{"use_bidirectional_attention": (True,), "token_classification_bias": (False,), "use_swiglu_ffn": (True,)},
+    **{"extra_files": (["x.safetensors"],), "vision_config": ({},), "unpadded_vocab_size": (9,), "rope_theta": (7.0,)},
+    **{"partial_rotary_factor": (0.5,), "rope_scaling": ({"rope_type": "linear", "factor": 2.0},)},
+    **{"hidden_dropout": (0.9,), "tie_encoder_decoder": (True,), "is_decoder": (True,), "is_encoder_decoder": (True, False)},
+}
+"""Keys that not all types have, and values of them."""
 
 
-def drawn(rng: np.random.Generator, family: str) -> dict[str, Any]:
+def drawn(rng: np.random.Generator, base: str) -> dict[str, Any]:
     """Return a config.json of odd sizes, with all keys that the family's class in `transformers` declares or with few."""
     import transformers
 
+    family = BASES[base]
     heads = int(rng.choice([1, 2, 3, 5]))
     width = heads * int(rng.integers(1, 4) * 2 if family in PAIRED else rng.integers(2, 8))
     layers, inner, vocab = int(rng.integers(1, 4)), int(rng.integers(3, 40)), int(rng.integers(41, 90))
@@ -77,10 +94,12 @@ def drawn(rng: np.random.Generator, family: str) -> dict[str, Any]:
         body = {key: value for key, value in numbers["modernbert"].items() if key != "classifier_pooling"}
         numbers[family] = body | {"local_attention": int(rng.integers(2, 40))}
     if family == "llama":
-        numbers["llama"] = llama_numbers(rng, common)
-    content = {"model_type": configs.family(family).MODEL_TYPE, "vocab_size": vocab, **numbers[family]}
-    known = NAMES if family == "t5" else NAMES[:4]
-    content[ACTIVATIONS[family]] = str(rng.choice([name for name in known if name not in ("silu", "gelu_fast")]))
+        numbers["llama"] = llama_numbers(rng, base, common)
+    if family == "gpt_oss":
+        numbers["gpt_oss"] = gpt_oss_numbers(rng, common)
+    content = {"vocab_size": vocab, **numbers[family], "model_type": base}
+    known = (*PLAIN[:4], *GATED) if family == "t5" else PLAIN
+    content[ACTIVATIONS[family]] = "silu" if family == "gpt_oss" else str(rng.choice(known))
     if family == "t5" and content["feed_forward_proj"] == "gelu_pytorch_tanh":
         content["feed_forward_proj"] = "gelu_new"
     if rng.integers(2):
@@ -92,9 +111,26 @@ def drawn(rng: np.random.Generator, family: str) -> dict[str, Any]:
     return {key: value for key, value in content.items() if key not in APART[1:]}
 
 
-def llama_numbers(rng: np.random.Generator, common: dict[str, Any]) -> dict[str, Any]:
+def gpt_oss_numbers(rng: np.random.Generator, common: dict[str, Any]) -> dict[str, Any]:
+    """Return the numbers of a gpt-oss, with scaled rotations, plain ones or the default."""
+    experts = int(rng.integers(1, 5))
+    scaling = {
+        **{"rope_type": "yarn", "factor": 4.0, "beta_fast": 4.0, "beta_slow": 0.5, "truncate": False},
+        "original_max_position_embeddings": 8,
+    }
+    return {
+        **common,
+        **{"num_key_value_heads": int(rng.choice([1, common["num_attention_heads"]])), "head_dim": int(rng.integers(1, 4) * 2)},
+        **{"max_position_embeddings": int(rng.integers(26, 40)), "sliding_window": int(rng.integers(1, 30))},
+        **{"num_local_experts": experts, "num_experts_per_tok": int(rng.integers(1, experts + 1))},
+        **{"swiglu_limit": float(rng.integers(1, 8)), "pad_token_id": int(rng.integers(2))},
+        **{"rope_theta": float(rng.integers(5, 50)), "rope_scaling": [{"rope_type": "default"}, scaling][rng.integers(2)]},
+    }
+
+
+def llama_numbers(rng: np.random.Generator, kind: str, common: dict[str, Any]) -> dict[str, Any]:
     """Return the numbers of a Llama, a Qwen2, a Qwen3 or a SmolLM3, with rotations of any kind."""
-    kind, heads = str(rng.choice(["llama", "qwen2", "qwen3", "smollm3"])), common["num_attention_heads"]
+    heads = common["num_attention_heads"]
     scalings = [
         None,
         {"rope_type": "linear", "factor": 3.0},
@@ -106,7 +142,6 @@ def llama_numbers(rng: np.random.Generator, common: dict[str, Any]) -> dict[str,
     return {
         **common,
         **{
-            "model_type": kind,
             "num_key_value_heads": int(rng.choice([1, heads])),
             "max_position_embeddings": int(rng.integers(26, 40)),
         },
@@ -146,9 +181,9 @@ def mutants(content: dict[str, Any], family: str) -> Iterator[tuple[str, str, di
         for other in (value, value + 1, 2 * value, max(value // 2, 1), 1, 0, None, "x", True):
             yield "aliased", f"{alias} {other!r}", content | {alias: other}
             yield "aliased", f"{alias} {other!r} without {key}", without | {alias: other}
-    for key, value in UNKNOWN.items():
+    for key, values in UNKNOWN.items():
         if key not in kind.attribute_map and key not in content:
-            yield "unknown size", key, content | {key: value}
+            yield from (("unknown key", f"{key} {value!r}", content | {key: value}) for value in values)
 
 
 def mistyped(value: Any) -> Iterator[Any]:
@@ -173,7 +208,7 @@ def others(key: str, value: Any, family: str) -> Iterator[Any]:
         numbers = (value + 1, 2 * value + 1, max(value // 2, 1), 1, 0, -1, 4)
         yield from (number for number in numbers if key != "max_position_embeddings" or number >= LONGEST)
     elif isinstance(value, float):
-        yield from (value / 2 + 0.01, 2.0 * value, 0.3, 0.0, -1.0)
+        yield from (value / 2 + 0.01, 2.0 * value, 0.3, 0.0, -1.0, 1.5)
     elif isinstance(value, str):
         yield from ("other", "first", "mean", "cls")
     elif key == "layer_types":

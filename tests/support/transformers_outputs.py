@@ -9,7 +9,8 @@ import numpy as np
 
 PAIR = 0.4
 """Share of a row that is its first text, where a family tells the two apart."""
-ONE_WAY = ("gpt2", "t5", "llama", "qwen2", "qwen3", "smollm3", "gpt_oss", "modernbert-decoder")
+T5 = ("t5", "mt5", "umt5")
+ONE_WAY = (*T5, "gpt2", "llama", "qwen2", "qwen3", "smollm3", "gpt_oss", "modernbert-decoder")
 """Types whose score is read at the last token of a text."""
 
 
@@ -28,11 +29,11 @@ def given(config: dict[str, Any], lengths: tuple[int, ...], task: str = "") -> d
     batch = {"tokens": np.where(real, drawn, config.get("pad_token_id", 0)).astype(np.int32), "real": real}
     if task == "sequence" and config["model_type"] in ONE_WAY:
         batch["summary_at"] = ends - 1
-        if config["model_type"] == "t5":
+        if config["model_type"] in T5:
             text = np.where(at == ends - 1, 1, batch["tokens"])
             return batch | {"tokens": np.pad(text, ((0, 0), (1, 0)))[:, :-1], "source": text, "source_real": real}
         return batch
-    if config["model_type"] in ("t5", "marian"):
+    if config["model_type"] in (*T5, "marian"):
         width = max(lengths) + 2
         there = np.arange(width) < width - np.array(lengths)[:, None] // 2
         return batch | {"source": np.where(there, rng.integers(2, config["vocab_size"], there.shape), 0), "source_real": there}
