@@ -1,6 +1,5 @@
-"""Facts about a run that its console and its report show: model, data, devices, attention, and the peak rate of the devices."""
+"""Facts about a run that its console and its report show: model, data, devices and attention."""
 
-import functools
 from typing import Any
 
 import jax
@@ -11,7 +10,6 @@ from train.config import run_config
 from train.config.run_plugins import used_plugins
 from train.inputs.run_inputs import Inputs
 from train.objectives.base import Objective
-from train.run import hardware, matmul_rate
 from train.run.run_dir import RunDir
 from zoo.attention import attention
 from zoo.batch import Batch
@@ -37,21 +35,6 @@ def describe(
         "MFU against": rate_source,
         "run": str(folder.path),
     }
-
-
-def peak_rate(dtype: Any) -> tuple[float, str]:
-    """Return the peak FLOP/s of all devices, relative to which MFU is computed, and its source in words."""
-    kind = jax.devices()[0].device_kind
-    if peak := hardware.device_peak(kind, dtype):
-        return peak * jax.device_count(), f"{kind}'s published peak, {peak / 1e12:.0f} TFLOP/s each"
-    rate = _matrix_rate(dtype) * jax.process_count()
-    return rate, f"matrix products measured here, {rate / 1e9:.0f} GFLOP/s"
-
-
-@functools.cache
-def _matrix_rate(dtype: Any) -> float:
-    """Return the measured rate of matrix products, which takes half a second, so all runs of a process share it."""
-    return matmul_rate.measure(dtype)
 
 
 def attention_implementations(run: run_config.Run, model: Model, objective: Objective, batch: Batch) -> str:

@@ -29,6 +29,7 @@ from train.run import metric_definitions, metrics_file, trackers
 from train.run.console import Console
 from train.run.costs import COUNTS
 from train.run.item_outcomes import HELD_OUT, write_outcomes
+from train.run.matmul_rate import PeakRate
 from train.run.metric_logger import MetricLogger
 from train.run.run_dir import RunDir, check_same_run, confirm_own, identity, plugin_notices, remove_stale_files, write_json
 from train.run.stop_signals import StopSignals
@@ -188,15 +189,15 @@ def _run(
         state, frozen = engine.shard(state), engine.replicate(objective.frozen_inputs())
 
         # --- Logging ---
-        peak_rate, rate_source = run_description.peak_rate(dtype)
-        facts = run_description.describe(run, model, mesh, data, implementations, rate_source, folder)
+        rate = PeakRate(dtype, metrics_file.best_rate(folder, run.precision), console.notice)
+        facts = run_description.describe(run, model, mesh, data, implementations, rate.source, folder)
         facts |= lora_objective.describe(objective)
         console.header(f"{run.recipe}, {'from the start' if first == 0 else f'resumed at step {first}'}", facts)
         for line in data_notices.notices(run, data):
             console.notice(line)
         flops = objective.flops(model, shapes)
         if process == 0:
-            metrics_file.record_start(folder, first, facts, flops)
+            metrics_file.record_start(folder, first, facts, flops, rate.measured)
         tokens = math.prod(shapes.tokens.shape)
         counts = TextCounts(
             data.tokenizer,
@@ -211,7 +212,7 @@ def _run(
                 first=first,
                 tokens=tokens,
                 flops=flops,
-                rate=peak_rate,
+                rate=rate,
                 process=process,
                 saved=restored[1].get("records", {}) if restored else {},
             )
@@ -295,17 +296,19 @@ def _run(
                         best.save_if_best(engine.get(state), score, metadata)
                         show_preview(params)
                         del params
+                        rate.update()
                         stopping = stopping or best.exhausted(step)
                 if recorder.due(run.checkpoint.every) or stopping:
                     with recorder.pause("saving"):
                         fault_point("train.save")
+                        rate.update()
                         recorder.sync()
                         counted = {"records": recorder.summaries(), "counts": counts.total()}
                         reached = {"feed": feed.saved(), "ended": exhausted}
                         uploads.before_save(best.wait)
                         checkpoints.save(engine.get(state), metadata | counted | reached)
                         if process == 0:
-                            metrics_file.record_usage(folder, time.perf_counter() - started)
+                            metrics_file.record_usage(folder, time.perf_counter() - started, rate.measured)
         this_process.begin("waiting for the save")
         if not checkpoints.wait():
             newest = "the start" if (latest := checkpoints.latest()) is None else f"step {latest}"
@@ -328,7 +331,7 @@ def _run(
         params = scored(params)
         score = scorer(data.scored_rows(run, stride))(params)
         if process == 0:
-            metrics_file.record_usage(folder, time.perf_counter() - started)
+            metrics_file.record_usage(folder, time.perf_counter() - started, rate.measured)
             if mistakes := getattr(score, "mistakes", None):
                 write_json(folder.predictions, mistakes)
             if outcomes := getattr(score, "outcomes", None):

@@ -9,8 +9,9 @@ import jax
 
 from train.config import run_config
 from train.run.console import Console
+from train.run.matmul_rate import PeakRate
 from train.run.metric_definitions import METRICS
-from train.run.metrics_file import Metrics, mfu, train_row, valid_row
+from train.run.metrics_file import Metrics, train_row, valid_row
 from train.run.run_dir import RunDir
 from train.run.trackers import Sinks
 from zoo.errors import BadInput
@@ -35,7 +36,7 @@ class MetricLogger:
         first: int,
         tokens: int,
         flops: float,
-        rate: float,
+        rate: PeakRate,
         process: int,
         saved: Mapping[str, Any],
     ) -> None:
@@ -45,7 +46,7 @@ class MetricLogger:
             first: the step that this start of the run continues from.
             tokens: tokens of a training step, of all devices.
             flops: FLOPs of a training step, of all devices.
-            rate: FLOP/s of all devices that MFU is relative to.
+            rate: the rate of all devices that MFU is relative to.
             saved: the `summaries` in the checkpoint that the run continues from.
         """
         self._run, self._console, self._first, self._tokens = run, console, first, tokens
@@ -117,7 +118,7 @@ class MetricLogger:
             skipped=self._skipped,
             seconds=seconds,
             tokens_per_s=self._tokens / seconds,
-            mfu=mfu(self._flops, seconds, self._rate),
+            mfu=self._rate.mfu(self._flops, seconds),
             **({} if counts is None else {"counts": dict(counts)}),
             **({"spikes": self._spikes} if self._run.spikes.sigmas else {}),
             **self._terms(),

@@ -146,25 +146,37 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
         return rows
 
 
-def record_start(folder: RunDir, step: int, facts: Mapping[str, str], flops: float) -> None:
+def record_start(folder: RunDir, step: int, facts: Mapping[str, str], flops: float, rate: float) -> None:
     """Record in starts.jsonl that the run starts or resumes at `step`.
 
-    The row has `facts`, as the console shows them, versions, provenance, the date, and the FLOPs of a step.
+    The row has `facts`, as the console shows them, versions, provenance, the date, the FLOPs of a step, and the `rate` of matrix
+    products that was measured (0 = none).
     """
-    row = {"step": step, "at": time.time(), "facts": dict(facts), "versions": versions(), "flops": flops}
+    row = {"step": step, "at": time.time(), "facts": dict(facts), "versions": versions(), "flops": flops, "rate": rate}
     row["provenance"] = read_provenance()
     before = read_rows(folder.starts) if folder.starts.exists() else []
     write_text(folder.starts, "".join(map(_line, [*before, row])))
 
 
-def record_usage(folder: RunDir, seconds: float) -> None:
-    """Record in the newest row of starts.jsonl the `seconds` since that start, and the most memory that was in use.
+def best_rate(folder: RunDir, precision: str) -> float:
+    """Return the best rate of matrix products that starts.jsonl records for these devices and a precision; 0 if there is none."""
+    here = read_provenance()
+    machine = {name: here[name] for name in ("host", "device", "devices", "processes")}
+    with contextlib.suppress(BadInput, AttributeError):
+        rows = read_rows(folder.starts) if folder.starts.exists() else []
+        same = [row for row in rows if machine.items() <= row["provenance"].items() and row["facts"]["precision"] == precision]
+        return max((float(row.get("rate", 0)) for row in same), default=0.0)
+    return 0.0
+
+
+def record_usage(folder: RunDir, seconds: float, rate: float) -> None:
+    """Record in the newest row of starts.jsonl the `seconds` since that start, the best `rate`, and the most memory in use.
 
     An error while writing does not end the run.
     """
     with contextlib.suppress(BadInput):
         *before, row = read_rows(folder.starts)
-        row |= {"seconds": seconds, "peak_bytes": peak_bytes()}
+        row |= {"seconds": seconds, "rate": rate, "peak_bytes": peak_bytes()}
         write_text(folder.starts, "".join(map(_line, [*before, row])))
 
 

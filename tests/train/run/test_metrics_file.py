@@ -4,6 +4,8 @@ import itertools
 import json
 import math
 import socket
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,6 +17,7 @@ from hypothesis import strategies as st
 
 from tests.support.runs import small_files
 from train.run import matmul_rate, metrics_file
+from train.run.matmul_rate import PeakRate
 from train.run.metrics_file import Metrics, mfu, read_rows, train_row, valid_row
 from train.run.run_dir import RunDir
 from zoo.errors import BadInput
@@ -136,21 +139,26 @@ def test_a_last_row_without_a_line_end_counts_and_an_absent_file_is_named(tmp_pa
 
 def test_every_start_of_a_run_is_noted(tmp_path: Path) -> None:
     folder = RunDir(tmp_path)
-    metrics_file.record_start(folder, 0, {"devices": "1 x cpu"}, 1e9)
+    metrics_file.record_start(folder, 0, {"devices": "1 x cpu", "precision": "float32"}, 1e9, 5e10)
     with folder.starts.open("a") as file:
         file.write('{"step": 5, "at')
-    metrics_file.record_start(folder, 400, {"devices": "8 x cpu"}, 2e9)
+    metrics_file.record_start(folder, 400, {"devices": "8 x cpu", "precision": "float32"}, 2e9, 7e10)
     first, second = read_rows(folder.starts)
-    assert (first["step"], second["step"], second["facts"]) == (0, 400, {"devices": "8 x cpu"})
+    assert (first["step"], second["step"], second["facts"]) == (0, 400, {"devices": "8 x cpu", "precision": "float32"})
     assert (first["flops"], second["flops"]) == (1e9, 2e9)
     assert second["versions"]["jax"] == jax.__version__
     assert "individual_dot" in second["versions"]["XLA_FLAGS"]
     assert (second["provenance"]["devices"], second["provenance"]["host"]) == (8, socket.gethostname())
-    metrics_file.record_usage(folder, 3.5)
-    metrics_file.record_usage(folder, 4.5)
+    metrics_file.record_usage(folder, 3.5, 7e10)
+    metrics_file.record_usage(folder, 4.5, 9e10)
     unchanged, used = read_rows(folder.starts)
-    assert unchanged == first and used == second | {"seconds": 4.5, "peak_bytes": used["peak_bytes"]}
+    assert unchanged == first and used == second | {"seconds": 4.5, "rate": 9e10, "peak_bytes": used["peak_bytes"]}
     assert used["peak_bytes"] > 1 << 20
+    # A run that continues knows the best rate of its earlier starts, but not of those on other machines or in another precision.
+    assert metrics_file.best_rate(folder, "float32") == 9e10
+    assert metrics_file.best_rate(folder, "bfloat16") == 0.0
+    folder.starts.write_text(folder.starts.read_text().replace(f'"host":"{socket.gethostname()}"', '"host":"another"'))
+    assert metrics_file.best_rate(folder, "float32") == 0.0
 
 
 def test_rates_are_the_operations_of_one_device_by_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,3 +171,52 @@ def test_rates_are_the_operations_of_one_device_by_the_clock(monkeypatch: pytest
         assert matmul_rate.measure("float32", seconds=2.5) == 2 * 1024**3
         assert matmul_rate.measure("bfloat16", seconds=16.0) == 2 * 2 * 1024**3
     assert mfu(2 * 10**12, 0.5, 8e12) == pytest.approx(0.5)
+
+
+class Machine:
+    """A machine whose rate of products, and the time of its processors that others use, are set by the test."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.rate, self.others, self.now = 1e9, 0.0, 0.0
+        monkeypatch.setattr(matmul_rate, "measure", self.measure)
+        monkeypatch.setattr(matmul_rate, "_processor_times", lambda: self.others)
+        monkeypatch.setattr(matmul_rate, "time", SimpleNamespace(monotonic=lambda: self.now))
+        monkeypatch.setattr(matmul_rate.os, "cpu_count", lambda: 2)
+        self.lines: list[str] = []
+
+    def measure(self, dtype: str, seconds: float) -> float:
+        self.now += seconds
+        return self.rate
+
+    def update(self, peak: PeakRate, *, rate: float, others: float) -> float | None:
+        """Let 100 seconds pass, of which others use a share, and return the MFU of a step of 1 GFLOP and 4 seconds."""
+        self.rate, self.now = rate, self.now + 100
+        self.others += others * 2 * 100
+        peak.update()
+        return peak.mfu(1e9, 4.0)
+
+
+def test_mfu_is_relative_to_the_best_rate_and_left_out_while_others_use_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = Machine(monkeypatch)
+    peak = PeakRate("float32", notify=machine.lines.append)
+    assert peak.mfu(1e9, 4.0) == 0.25 and peak.source == "matrix products measured here, 1 GFLOP/s"
+    # A first rate that other work had lowered is replaced, and a lower one later does not replace the best.
+    assert machine.update(peak, rate=2e9, others=0.0) == 0.125
+    assert machine.update(peak, rate=1.5e9, others=0.2) == 0.125
+    assert machine.update(peak, rate=0.9e9, others=0.0) is None
+    assert machine.update(peak, rate=2e9, others=0.5) is None
+    assert machine.update(peak, rate=2e9, others=0.1) == 0.125
+    first, last = machine.lines
+    assert first.startswith("other work slows this machine (load average ") and first.endswith(
+        ", 2 processors, others use 0% of them; 1 of at best 2 GFLOP/s); MFU is not shown until it ends"
+    )
+    assert last.startswith("other work no longer slows this machine (") and last.endswith("; MFU is shown again")
+    assert PeakRate("float32", best=8e9).mfu(1e9, 4.0) is None  # a fast start before, and a slow one now
+
+
+def test_the_time_of_other_programs_is_counted() -> None:
+    before = matmul_rate._processor_times()
+    subprocess.run([sys.executable, "-c", "import time\nwhile time.process_time() < 1: pass"], check=True)
+    after = matmul_rate._processor_times()
+    assert (before is None) == (not Path("/proc/stat").exists())
+    assert before is None or (after is not None and after - before > 0.9)
