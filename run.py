@@ -3,7 +3,8 @@
 python3 run.py train [...]    run `zoo train ...`; any other `zoo` command likewise
 python3 run.py test           run the fast tests; arguments go to pytest
 python3 run.py test --full    run all tests that need nothing special
-python3 run.py --extra NAME ...    install for cuda12, cuda13, tpu or none, instead of the accelerator detected here
+python3 run.py --extra NAME ...    install for cuda12, cuda13, tpu or none, instead of the accelerator detected here, or add the
+                                   optional packages data, eval, gcs, s3, tokamax or track
 """
 
 import hashlib
@@ -19,6 +20,8 @@ ROOT = pathlib.Path(__file__).resolve().parent
 ENV = ROOT / ".venv"
 STAMP = ENV / "zoo-stamp.json"
 PINNED = ROOT / "constraints-hashes.txt"
+ACCELERATORS = ("cuda12", "cuda13", "tpu", "none")
+OPTIONAL = ("data", "eval", "gcs", "s3", "tokamax", "track")
 
 
 def main():
@@ -26,25 +29,29 @@ def main():
         sys.exit(f"Python 3.11 or newer is needed; {sys.executable} is {sys.version.split()[0]}")
     args = sys.argv[1:]
     done = json.loads(STAMP.read_text()) if STAMP.exists() else {}
-    chosen = done.get("extra", "")
-    if "--extra" in args:
+    chosen, added = done.get("extra", ""), set(done.get("added", []))
+    while "--extra" in args:
         index = args.index("--extra")
-        chosen = "".join(args[index + 1 : index + 2])
+        name = "".join(args[index + 1 : index + 2])
         del args[index : index + 2]
-        if chosen not in ("cuda12", "cuda13", "tpu", "none"):
-            sys.exit(f"--extra {chosen}: choose cuda12, cuda13, tpu or none")
+        if name not in ACCELERATORS + OPTIONAL:
+            sys.exit(f"--extra {name}: choose {', '.join(ACCELERATORS + OPTIONAL)}")
+        if name in ACCELERATORS:
+            chosen = name
+        else:
+            added.add(name)
     extra = chosen or accelerator()
     pinned = [(ROOT / "pyproject.toml").read_bytes(), PINNED.read_bytes()]
     key = hashlib.sha256(b"\0".join([*pinned, sys.version.encode(), extra.encode(), str(ROOT).encode()])).hexdigest()
     fresh = done.get("key") != key
     groups = ([] if fresh else done["groups"]) + ["test"] * (args[:1] == ["test"])
-    if fresh or len(set(groups)) > len(done["groups"]):
+    if fresh or len(set(groups)) > len(done["groups"]) or added > set(done.get("added", [])):
         try:
-            install(extra, sorted(set(groups)), fresh)
+            install([extra] * (extra != "none") + sorted(added), sorted(set(groups)), fresh)
         except subprocess.CalledProcessError as error:
             sys.exit(f"setting up .venv failed ({error}); fix the error shown above, and run the same command again")
         ready = STAMP.with_suffix(".new")
-        ready.write_text(json.dumps({"key": key, "extra": chosen, "groups": sorted(set(groups))}))
+        ready.write_text(json.dumps({"key": key, "extra": chosen, "added": sorted(added), "groups": sorted(set(groups))}))
         ready.replace(STAMP)
     if args[:1] == ["test"]:
         os.chdir(ROOT)
@@ -66,12 +73,12 @@ def main():
     os.execv(ENV / "bin" / args[0], args)
 
 
-def install(extra, groups, fresh):
+def install(extras, groups, fresh):
     """Install pinned versions into .venv, from files whose digests are listed only, also to build packages and to get uv itself.
 
     The stamp is written only after success, so a failed installation starts over.
     """
-    print(f"setting up {ENV} ({', '.join(['zoo', *groups] + [extra] * (extra != 'none'))}) ...", file=sys.stderr, flush=True)
+    print(f"setting up {ENV} ({', '.join(['zoo', *groups, *extras])}) ...", file=sys.stderr, flush=True)
     STAMP.unlink(missing_ok=True)
     python, uv = str(ENV / "bin" / "python"), [str(ENV / "bin" / "uv")]
     base = getattr(sys, "_base_executable", sys.executable)  # not the .venv that is about to be cleared
@@ -89,7 +96,7 @@ def install(extra, groups, fresh):
             subprocess.run([*uv, "venv", "-q", "--clear", "--python", base, ENV], check=True)
     else:
         sys.exit(f"{base} cannot make environments: install its venv package (Debian, Ubuntu: apt install python3-venv) or uv")
-    project = f"{ROOT}[{extra}]" if extra != "none" else str(ROOT)
+    project = f"{ROOT}[{','.join(extras)}]" if extras else str(ROOT)
     group_args = [part for group in groups for part in ("--group", f"{ROOT / 'pyproject.toml'}:{group}")]
     pins = ["-c", str(PINNED), "--build-constraints", str(PINNED)]
     subprocess.run([*uv, "pip", "install", "-q", "--python", python, *pins, *group_args, "-e", project], check=True)

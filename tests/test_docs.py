@@ -4,6 +4,7 @@ import dataclasses
 import re
 import runpy
 import shlex
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,26 @@ def test_commands_in_the_documentation_have_options_that_exist(
     for args in commands(page.read_text(encoding="utf-8")):
         with installed(site), pytest.raises(Parsed):
             pytest.fail(f"zoo {shlex.join(args)} ended with {main.main(args)}")
+
+
+def installations(text: str) -> list[str]:
+    """Return what each `pip install` and `run.py --extra` in a text names: extras, groups, constraints, and this project."""
+    lines = re.findall(r"pip install ([^`\n]*)|run\.py (--extra \S+)", text)
+    name = re.compile(r"--group \S+|--extra [^`\s]+|-c \S+|'?\.?\[[^\]]+\]'?|'?transformer-zoo\S*")
+    return [word for line in lines for word in name.findall(" ".join(line))]
+
+
+@pytest.mark.planted(3)
+def test_what_the_documentation_installs_exists() -> None:
+    """The package is on no index, so only a folder can be installed."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    extras = [*project["project"]["optional-dependencies"], "none"]
+    valid = {f"'.[{name}]'" for name in extras} | {f"--extra {name}" for name in extras} | {f".[{name}]" for name in extras}
+    valid |= {f"--group {name}" for name in project["dependency-groups"]} | {"-c constraints.txt"}
+    for page in PAGES:
+        assert set(installations(page.read_text(encoding="utf-8"))) <= valid, page.name
+    for wrong in ("pip install 'transformer-zoo[s3]'", "pip install -e '.[experiment]'", "python3 run.py --extra cuda11 test"):
+        assert not set(installations(wrong)) <= valid
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -2,10 +2,17 @@
 
 import errno
 import importlib
+import importlib.metadata
+import json
 import os
 import re
+import sys
+import urllib.parse
 from pathlib import Path
 from typing import Any
+
+DISTRIBUTION = "transformer-zoo"
+"""The distribution of this project, which is on no package index."""
 
 
 class BadInput(Exception):
@@ -103,7 +110,23 @@ def import_optional(module: str, extra: str, purpose: str) -> Any:
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        raise BadInput(f"{error.name} is needed {purpose} and is not installed; pip install 'transformer-zoo[{extra}]'") from None
+        raise BadInput(f"{error.name} is needed {purpose} and is not installed; {install_advice(extra)}") from None
+
+
+def install_advice(extra: str) -> str:
+    """Return the command that installs the optional dependencies `extra`, which depends on how this package was installed."""
+    if (stamp := Path(sys.prefix) / "zoo-stamp.json").exists():
+        return f"python3 {os.path.relpath(stamp.parents[1] / 'run.py')} --extra {extra} ... installs it"
+    try:
+        origin = json.loads(importlib.metadata.distribution(DISTRIBUTION).read_text("direct_url.json") or "{}")
+    except importlib.metadata.PackageNotFoundError:
+        origin = {}
+    source = urllib.parse.urlsplit(origin.get("url", ""))
+    folder = urllib.parse.unquote(source.path)
+    if source.scheme == "file" and Path(folder).is_dir():
+        editable = "-e " if origin.get("dir_info", {}).get("editable") else ""
+        return f"pip install {editable}'{folder}[{extra}]' -c '{folder}/constraints.txt'"
+    return f"pip install 'FOLDER[{extra}]', where FOLDER is a clone of {DISTRIBUTION}"
 
 
 def cannot_write(path: str | Path, error: OSError) -> BadInput:

@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
-from zoo.errors import BadInput
+from zoo.errors import DISTRIBUTION, BadInput
 from zoo.trust import Reference
 
 GROUPS = {
@@ -25,8 +25,6 @@ GROUPS = {
     "zoo.recipes": "recipe",
 }
 """Group of entry points -> the noun for its members, in messages."""
-OWN = "transformer-zoo"
-"""The distribution of this project."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -117,7 +115,7 @@ def find(group: str, name: str, own: Collection[str]) -> Plugin | None:
     if not plugins:
         return None
     if name in own or len(plugins) > 1:
-        origins = [*([OWN] if name in own else []), *(plugin.origin for plugin in plugins)]
+        origins = [*([DISTRIBUTION] if name in own else []), *(plugin.origin for plugin in plugins)]
         fix = f"uninstall {plugins[0].distribution}" if name in own else "uninstall one of them"
         where = f"rename its entry point in the group {group}"
         raise BadInput(f"{GROUPS[group]} {name!r}: provided by {' and by '.join(origins)}; {fix}, or {where}")

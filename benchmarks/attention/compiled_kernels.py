@@ -30,7 +30,7 @@ from benchmarks.core.progress import Progress
 from benchmarks.core.timing import without_compilation_cache
 from benchmarks.plan import target_devices
 from zoo.attention import attention
-from zoo.errors import BadInput, require
+from zoo.errors import BadInput, install_advice, require
 
 LANES = 128
 """Numbers in a row of a TPU's vector register."""
@@ -139,7 +139,7 @@ def _compile(
 def _failure(message: str) -> dict[str, str]:
     """Return the state of a program that did not compile, and the reason in one line."""
     if "cuDNN not found" in message:
-        return {"state": "refused", "reason": "it needs cuDNN: pip install 'transformer-zoo[cuda13]'"}
+        return {"state": "refused", "reason": f"it needs cuDNN: {install_advice('cuda13')}"}
     reason = message.splitlines()[0][:200]
     if "VmemOom" in message:
         kernel = re.search(r"%(\w+)", message)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks.plan.target_devices import GPUS
-from zoo.errors import BadInput
+from zoo.errors import BadInput, install_advice
 
 VARIABLE = "XLA_FLAGS"
 FLAGS = "--xla_dump_to={folder} --xla_dump_emitter_re=^[^-]*$"
@@ -72,7 +72,7 @@ def assembler() -> str:
             return str(paths[-1])
     if path := shutil.which("ptxas"):
         return path
-    raise BadInput("--compiled: ptxas, NVIDIA's assembler, is not installed: pip install 'transformer-zoo[cuda13]'")
+    raise BadInput(f"--compiled: ptxas, NVIDIA's assembler, is not installed: {install_advice('cuda13')}")
 
 
 def take_kernels(folder: Path, text: str, chip: str) -> list[Kernel]:
@@ -145,7 +145,7 @@ def _assemble(path: Path, ptx: str) -> dict[str, Report]:
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         reason = " ".join(done.stderr.split())[:200]
-        raise BadInput(f"--compiled: {command[0]} does not read the program ({reason}): pip install 'transformer-zoo[cuda13]'")
+        raise BadInput(f"--compiled: {command[0]} does not read the program ({reason}): {install_advice('cuda13')}")
     _, *parts = re.split(r"Compiling entry function '(\w+)'", done.stderr)
     serialized = set(_SERIALIZED.findall(done.stderr))
     return {name: Report(text, name in serialized) for name, text in zip(parts[::2], parts[1::2], strict=True)}

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 from train.run.hardware import DEVICES, Device
-from zoo.errors import BadInput
+from zoo.errors import BadInput, install_advice
 
 Platform = Literal["cpu", "gpu", "tpu"]
 
@@ -146,7 +146,7 @@ def unavailable_reason(platform: Platform) -> str | None:
     plugins, extra = PLUGINS.get(platform, ((), ""))
     if not plugins or any(importlib.util.find_spec(plugin) for plugin in plugins):
         return None
-    return f"compiling for {platform} needs the extra {extra}: pip install 'transformer-zoo[{extra}]'"
+    return f"compiling for {platform} needs the extra {extra}: {install_advice(extra)}"
 
 
 @functools.cache
@@ -176,7 +176,7 @@ def devices(target: Target) -> tuple[Any, ...]:
         why = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         # A compiler refuses a shape with this error; any other error means that it is missing or used by another process.
         if not why.startswith("INVALID_ARGUMENT"):
-            fix = f"stop what else uses it, or install it again: pip install 'transformer-zoo[{PLUGINS[target.platform][1]}]'"
+            fix = f"stop what else uses it, or install it again: {install_advice(PLUGINS[target.platform][1])}"
             raise BadInput(f"--target {target.name}: the compiler could not be loaded ({why}); {fix}") from None
         if target.chip in TPUS:
             choices = ", ".join(f"{target.chip}:{size}" for size in TPUS[target.chip].slices)

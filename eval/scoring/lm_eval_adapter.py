@@ -18,7 +18,7 @@ from eval.generation.generator import Generator
 from eval.scoring.batch_loop import Progress, no_progress
 from eval.scoring.likelihood import Pair, encode, likelihoods, positions
 from train.weights.load import Loaded
-from zoo.errors import BadInput
+from zoo.errors import BadInput, install_advice
 from zoo.generation.decoding_settings import Sampling
 
 try:
@@ -31,7 +31,7 @@ try:
 except ModuleNotFoundError as error:
     if (error.name or "").partition(".")[0] != "lm_eval":
         raise
-    raise BadInput("lm-evaluation-harness is not installed; pip install 'transformer-zoo[eval]'") from None
+    raise BadInput(f"lm-evaluation-harness is not installed; {install_advice('eval')}") from None
 
 log = logging.getLogger(__name__)
 

@@ -14,14 +14,14 @@ import importlib.util, os, pathlib, sys
 spec = importlib.util.spec_from_file_location("run", sys.argv[1])
 run = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(run)
-def install(extra, groups, fresh):
+def install(extras, groups, fresh):
     run.STAMP.unlink(missing_ok=True)
     (run.ENV / "bin").mkdir(parents=True, exist_ok=True)
     for name in ("zoo", "pytest"):
         command = run.ENV / "bin" / name
         command.write_text('#!/bin/sh\\necho "$(basename $0) in $(pwd):$(printf " <%s>" "$@")"\\n')
         command.chmod(0o755)
-    print("install", extra, *groups, "fresh" if fresh else "more", file=sys.stderr)
+    print("install", *extras, *groups, "fresh" if fresh else "more", file=sys.stderr)
     if "FAIL" in os.environ:
         raise run.subprocess.CalledProcessError(1, "uv")
 run.install = install
@@ -45,7 +45,7 @@ class Checkout:
 def test_commands_reach_zoo_and_pytest_unchanged(tmp_path: Path) -> None:
     checkout = Checkout(tmp_path)
     done = checkout.run("--extra", "none", "train", "gpt-nano", "--optim.lr", "1e-3", "a b")
-    assert (done.code, done.stderr) == (0, "install none fresh\n")
+    assert (done.code, done.stderr) == (0, "install fresh\n")
     assert done.stdout == f"zoo in {checkout.elsewhere}: <train> <gpt-nano> <--optim.lr> <1e-3> <a b>\n"
     done = checkout.run("test", "-k", "x")
     assert done.stdout == f"pytest in {checkout.folder}: <-k> <x>\n"
@@ -60,22 +60,28 @@ def test_set_up_happens_once_and_again_when_something_changed_or_failed(tmp_path
     failed = checkout.run("--extra", "none", "train", FAIL="1")
     assert failed.code == 1
     assert "run the same command again" in failed.stderr and "Traceback" not in failed.stderr
-    assert installed("--extra", "none", "train") == "install none fresh"
+    assert installed("--extra", "none", "train") == "install fresh"
     assert installed("train") == "", "the second start must be at once, and remember --extra"
-    assert installed("test") == "install none test more"
+    assert installed("test") == "install test more"
     assert installed("test") == installed("train") == ""
     with (checkout.folder / "constraints-hashes.txt").open("a") as file:
         file.write("# changed\n")
-    assert installed("train") == "install none fresh"
+    assert installed("train") == "install fresh"
     assert checkout.run("test", FAIL="1").code == 1
-    assert installed("test") == "install none test fresh"
-    assert installed("--extra", "cuda12", "train") == "install cuda12 fresh"
+    assert installed("test") == "install test fresh"
+    assert installed("--extra", "eval", "train") == "install eval test more"
+    assert installed("--extra", "eval", "--extra", "data", "train") == "install data eval test more"
+    assert installed("--extra", "data", "train") == installed("train") == ""
+    assert installed("--extra", "cuda12", "train") == "install cuda12 data eval fresh"
 
 
 def test_an_unknown_extra_and_an_old_python_get_one_line(tmp_path: Path) -> None:
     checkout = Checkout(tmp_path)
     done = checkout.run("--extra", "cuda11", "train")
-    assert (done.code, done.stderr) == (1, "--extra cuda11: choose cuda12, cuda13, tpu or none\n")
+    assert (done.code, done.stderr) == (
+        1,
+        "--extra cuda11: choose cuda12, cuda13, tpu, none, data, eval, gcs, s3, tokamax, track\n",
+    )
     path = str(checkout.folder / "run.py")
     old = f"import runpy, sys; sys.version_info = (3, 10, 1); runpy.run_path({path!r}, run_name='__main__')"
     done = run_python("-c", old)

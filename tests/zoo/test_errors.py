@@ -1,8 +1,14 @@
 """Messages of wrong input."""
 
+import importlib.metadata
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
 import pytest
 
-from zoo.errors import BadInput
+from zoo.errors import BadInput, install_advice
 
 
 @pytest.mark.planted
@@ -16,3 +22,25 @@ from zoo.errors import BadInput
 )
 def test_a_message_is_one_line_that_can_be_printed(text: str, message: str) -> None:
     assert str(BadInput(text)) == message
+
+
+def test_the_advice_to_install_an_extra_fits_the_installation(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """An environment that run.py made, an editable and a plain installation of a folder, and one of a file that is gone."""
+
+    def installed(**origin: object) -> None:
+        distribution = SimpleNamespace(read_text=lambda name: json.dumps(origin) if origin else None)
+        monkeypatch.setattr(importlib.metadata, "distribution", lambda name: distribution)
+
+    (tmp_path / ".venv").mkdir()
+    monkeypatch.setattr(sys, "prefix", str(tmp_path / ".venv"))
+    monkeypatch.chdir(tmp_path)
+    url, folder = f"file://{tmp_path}", str(tmp_path)
+    installed(url=url, dir_info={"editable": True})
+    assert install_advice("data") == f"pip install -e '{folder}[data]' -c '{folder}/constraints.txt'"
+    installed(url=url, dir_info={})
+    assert install_advice("data") == f"pip install '{folder}[data]' -c '{folder}/constraints.txt'"
+    for origin in ({"url": "file:///gone/package.whl", "archive_info": {}}, {}):
+        installed(**origin)
+        assert install_advice("data") == "pip install 'FOLDER[data]', where FOLDER is a clone of transformer-zoo"
+    (tmp_path / ".venv" / "zoo-stamp.json").touch()
+    assert install_advice("data") == "python3 run.py --extra data ... installs it"

@@ -15,7 +15,7 @@ import numpy as np
 from train.config import run_config
 from train.run.metrics_file import read_rows
 from train.run.run_dir import RunDir, as_json, write_text
-from zoo.errors import BadInput, without_secrets
+from zoo.errors import BadInput, install_advice, without_secrets
 
 PACKAGES: dict[run_config.Sink, str] = {"tensorboard": "tensorboardX", "wandb": "wandb"}
 
@@ -40,7 +40,7 @@ def check(names: Sequence[run_config.Sink]) -> None:
     """
     for name in names:
         if importlib.util.find_spec(PACKAGES[name]) is None:
-            raise BadInput(f"--log.sinks {name}: the package {PACKAGES[name]} is missing; pip install 'transformer-zoo[track]'")
+            raise BadInput(f"--log.sinks {name}: the package {PACKAGES[name]} is missing; {install_advice('track')}")
 
 
 class Sinks:

@@ -28,7 +28,7 @@ from zoo.attention.kernels.reference import reference
 from zoo.attention.local_arrays import on_local_arrays
 from zoo.attention.masks import Mask
 from zoo.attention.request import Request, refuse_unless
-from zoo.errors import BadInput
+from zoo.errors import BadInput, install_advice
 from zoo.sharding import target_platform
 
 
@@ -118,7 +118,7 @@ class Implementation:
             return f"it has no {', no '.join(missing)}"
         if self.requires and importlib.util.find_spec(self.requires) is None:
             since = f" (Python {self.python} or newer)" if self.python else ""
-            return f"it needs {self.requires}: pip install 'transformer-zoo[{self.requires}]'{since}"
+            return f"it needs {self.requires}{since}: {install_advice(self.requires)}"
         return self._function(self.limits)(request) if self.limits else None
 
 

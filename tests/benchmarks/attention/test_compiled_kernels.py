@@ -12,7 +12,7 @@ from benchmarks.attention import compiled_kernels, tpu_schedule
 from benchmarks.core.html_page import Table
 from benchmarks.core.options import AttentionOptions, Output
 from benchmarks.plan import target_devices
-from zoo.errors import BadInput
+from zoo.errors import BadInput, install_advice
 
 BUNDLES = """= control target key start
 LB: loop body
@@ -107,7 +107,7 @@ def test_a_kernel_that_does_not_fit_is_named() -> None:
 
 
 def test_a_missing_library_is_not_a_failure_of_the_kernel() -> None:
-    expected = {"state": "refused", "reason": "it needs cuDNN: pip install 'transformer-zoo[cuda13]'"}
+    expected = {"state": "refused", "reason": f"it needs cuDNN: {install_advice('cuda13')}"}
     assert compiled_kernels._failure("cuDNN not found.") == expected
 
 

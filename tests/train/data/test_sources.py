@@ -12,7 +12,7 @@ from tests.support.processes import ROOT, run_python
 from train.config.data_options import TextData
 from train.data import text_files
 from train.data.sources import sources
-from zoo.errors import BadInput
+from zoo.errors import BadInput, install_advice
 
 TEXTS = ["one", "two\nlines \U0001f433", "drei grün"]
 LINES = "".join(json.dumps({"id": i, "text": text}) + "\n" for i, text in enumerate(TEXTS)).encode()
@@ -124,7 +124,7 @@ def test_parquet_faults_name_file_and_row_or_the_missing_library(tmp_path, monke
         assert f"{file}: " in refusal(file)
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
-    assert "pip install 'transformer-zoo[data]'" in refusal(file)
+    assert install_advice("data") in refusal(file)
 
 
 def test_a_folder_is_its_files_by_name(tmp_path):
