@@ -5,7 +5,7 @@ import dataclasses
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +69,7 @@ def run(
         BadInput: the configuration, the data and this machine do not fit together, or the folder contains another run.
     """
     process = jax.process_index()
-    console, stacks = Console(steps=run.steps, process=process), RunDir.of(run).stacks(process)
+    console, stacks = Console(steps=run.steps, process=process, selected=run.selection.metric), RunDir.of(run).stacks(process)
     # A process of several may only wait for the one that is stuck.
     subject = "the run is stuck" if jax.process_count() == 1 else f"process {process} is stuck or waits for one that is"
     watch = hang_watch.watch_progress(run.machine.hang_after, stacks, subject, console.__exit__)
@@ -139,7 +139,9 @@ def _run(
         if folder.scores.exists() and trained and reported:
             if process == 0 and not folder.report.exists():
                 on_end(folder.path)
-            console.finish(f"{folder.path} is finished: {_result(json.loads(folder.scores.read_text()))}. Choose another --name")
+            console.finish(
+                f"{folder.path} is finished: {_result(json.loads(folder.scores.read_text()), run)}. Choose another --name"
+            )
             return 0
         stack.enter_context(checkpoints)
 
@@ -263,7 +265,22 @@ def _run(
         # A run that stopped early and was killed before its score has no step left.
         step, signalled, exhausted = first, False, "" if restored is None else restored[1].get("ended", "")
         stopping = bool(exhausted) or best.exhausted(first)
+
+        def validated() -> Any:
+            with recorder.pause("validating"):
+                fault_point("train.validate")
+                began = time.perf_counter()
+                params = scored(engine.get(state).params)
+                score = validate(params)
+                recorder.valid(score, time.perf_counter() - began)
+                show_preview(params)
+                rate.update()
+            return score
+
         with jax.transfer_guard("disallow"), _profile(run, folder) as profiled, feeding as feed:
+            # A fresh head would be scored by chance before the first step.
+            if run.init and model.generates and step == 0 and not stopping:
+                validated()
             while step < run.steps and not stopping:
                 if recorder.due(run.checkpoint.every, ahead=1):
                     # Wait before this step and not in `save`: a run that is killed while it waits would lose one more step.
@@ -287,17 +304,10 @@ def _run(
                 if recorder.due(run.log.every):
                     recorder.row(counts.total(), *feed.metrics())
                 if recorder.due(run.log.validate_every):
-                    with recorder.pause("validating"):
-                        fault_point("train.validate")
-                        began = time.perf_counter()
-                        params = scored(engine.get(state).params)
-                        score = validate(params)
-                        recorder.valid(score, time.perf_counter() - began)
+                    score = validated()
+                    with recorder.pause("saving"):
                         best.save_if_best(engine.get(state), score, metadata)
-                        show_preview(params)
-                        del params
-                        rate.update()
-                        stopping = stopping or best.exhausted(step)
+                    stopping = stopping or best.exhausted(step)
                 if recorder.due(run.checkpoint.every) or stopping:
                     with recorder.pause("saving"):
                         fault_point("train.save")
@@ -348,7 +358,9 @@ def _run(
             on_end(folder.path)
         for line in metric_definitions.notices(score.record()):
             console.notice(line)
-        console.finish(f"{_result(score.record())}  {folder.report}")
+        if process == 0 and (change := _change(metrics_file.read_rows(folder.metrics), run)):
+            console.sample(change)
+        console.finish(f"{_result(score.record(), run)}  {folder.report}")
     return 0
 
 
@@ -375,5 +387,14 @@ def _profile(run: run_config.Run, folder: RunDir):
     yield after
 
 
-def _result(score: dict[str, float]) -> str:
-    return f"held-out {metric_definitions.summary(score)}"
+def _change(rows: Sequence[Mapping[str, Any]], run: run_config.Run) -> str:
+    """Return the validations before the first and after the last step as text; "" for a run that began with fresh parameters."""
+    valid = [row for row in rows if row["kind"] == "valid"]
+    if not valid or valid[0]["step"] != 0:
+        return ""
+    first, last = (metric_definitions.summary(row, 1, run.selection.metric) for row in (valid[0], valid[-1]))
+    return f"validation: {first} before the first step, {last} after step {valid[-1]['step']}"
+
+
+def _result(score: dict[str, float], run: run_config.Run) -> str:
+    return f"held-out {metric_definitions.summary(score, selected=run.selection.metric)}"

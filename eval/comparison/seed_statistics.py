@@ -145,7 +145,9 @@ def _metrics(runs: Sequence[FinishedRun], requested: Sequence[str]) -> list[str]
             else:
                 metric_definitions.find(name, shared)
         return list(dict.fromkeys(requested))
+    selected = [run.run.selection.metric for run in runs]
     names = [name for name, metric in metric_definitions.METRICS.items() if name in shared and metric.better]
+    names.sort(key=lambda name: name not in selected)
     if not names:
         has = "; ".join(f"{run.path} has {', '.join(run.scores) or 'none'}" for run in runs[:2])
         raise BadInput(f"the scores of these runs have no metric in common ({has}); compare runs of one kind")

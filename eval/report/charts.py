@@ -28,20 +28,27 @@ class MarkedSteps:
     """The step of the best checkpoint, if that is not the last one."""
 
 
-def curves(train: Sequence[Any], valid: Sequence[Any], marked: MarkedSteps, best_of_n: Sequence[tuple[float, float]] = ()) -> str:
+def curves(
+    train: Sequence[Any],
+    valid: Sequence[Any],
+    marked: MarkedSteps,
+    best_of_n: Sequence[tuple[float, float]] = (),
+    selected: str = "",
+) -> str:
     """Return figures of the loss, other validation metrics, throughput, learning rate and gradient norm.
 
     Those of a policy begin with the rewards and other numbers of its rollouts, because its loss says little.
 
     Args:
         best_of_n: divergence and reward of choosing the best of 1, 2, 4, ... responses, to compare a policy with.
+        selected: the metric that the run selects its best checkpoint by, which has a figure; "" = none.
     """
     rollouts = [{"step": row["step"], **row["rollout"]} for row in train if "rollout" in row]
     if rollouts:
         figures = [_lead(rollouts, valid, "reward", marked), *_rollouts(rollouts, marked, best_of_n)]
         figures.append(_simple(train, "loss", "Loss", marked))
     else:
-        figures = [_lead(train, valid, "loss", marked), *(_measured(valid, name, marked) for name in _names(valid))]
+        figures = [_lead(train, valid, "loss", marked), *(_measured(valid, name, marked) for name in _names(valid, selected))]
     if train:
         figures += [_throughput(train, marked), _simple(train, "lr", "Learning rate", marked)]
         figures.append(_simple(train, "grad_norm", "Gradient norm, before clipping", marked))
@@ -95,13 +102,14 @@ MOST = 3
 """Maximum number of validation metrics with a separate figure."""
 
 
-def _names(valid: Sequence[Any]) -> list[str]:
-    """Return the validation metrics with a separate figure: those with a reference first, then the leading ones."""
+def _names(valid: Sequence[Any], selected: str) -> list[str]:
+    """Return the validation metrics with a separate figure: the selected one, those with a reference, then the leading ones."""
     if not valid:
         return []
     compared = [name for name in _compared(valid) if not _is_loss(valid, name)]
-    leading = [name for name in metric_definitions.leading_metrics(valid[-1]) if name not in DRAWN and not _is_loss(valid, name)]
-    return list(dict.fromkeys([*compared, *leading]))[:MOST]
+    names = metric_definitions.leading_metrics(valid[-1], selected)
+    leading = [name for name in names if name not in DRAWN and not _is_loss(valid, name)]
+    return list(dict.fromkeys([*(name for name in leading if name == selected), *compared, *leading]))[:MOST]
 
 
 def _compared(valid: Sequence[Any]) -> list[str]:

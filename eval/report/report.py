@@ -82,9 +82,12 @@ def _page(path: Path, run: Run, rows: Sequence[Any], starts: Sequence[Any]) -> s
     best = scored if train and isinstance(scored, int) and scored != train[-1]["step"] else None
     judged = {name: scores[name] for name in METRICS if isinstance(scores.get(name), Number)}
     sentence = _sentence(name, run, train, valid, judged, best)
+    tiles = _tiles(run, train, valid, judged)
     parts = [
-        f"<header><h1>{escape_text(name)}</h1><p class=lead>{escape_text(sentence)}</p>{_tiles(train, valid, judged)}</header>",
-        section("Curves", charts.curves(train, valid, charts.MarkedSteps(resumed, best), _best_of_n(path, run)))
+        f"<header><h1>{escape_text(name)}</h1><p class=lead>{escape_text(sentence)}</p>{tiles}</header>",
+        section(
+            "Curves", charts.curves(train, valid, charts.MarkedSteps(resumed, best), _best_of_n(path, run), run.selection.metric)
+        )
         if train or valid
         else "",
         section("Held-out score", _score_table(scores)) if scores else "",
@@ -150,17 +153,18 @@ def _sentence(
     if judged:
         steps = f"{last:,}{planned if last < run.steps else ''} steps {amount}"
         whose = name if best is None else f"{name}, as it was at step {best:,}, its best validation,"
-        return f"After {steps}, {whose} reaches {metric_definitions.summary(judged)} on its held-out data."
+        summary = metric_definitions.summary(judged, selected=run.selection.metric)
+        return f"After {steps}, {whose} reaches {summary} on its held-out data."
     reached = f"{name} has taken {last:,}{planned} steps, {amount}"
     if not valid:
         return f"{reached}; no validation yet, and no final score."
-    summary = metric_definitions.summary(valid[-1])
+    summary = metric_definitions.summary(valid[-1], selected=run.selection.metric)
     return f"{reached}; its validation at step {valid[-1]['step']:,} gave {summary}. There is no final score."
 
 
-def _tiles(train: Sequence[Any], valid: Sequence[Any], judged: Mapping[str, Number]) -> str:
+def _tiles(run: Run, train: Sequence[Any], valid: Sequence[Any], judged: Mapping[str, Number]) -> str:
     numbers, where = (judged, "held out") if judged else (valid[-1], "validation") if valid else ({}, "")
-    leading = metric_definitions.leading_metrics(numbers)[:2]
+    leading = metric_definitions.leading_metrics(numbers, run.selection.metric)[:2]
     tiles = [(METRICS[name].show(numbers[name]), f"{METRICS[name].label}, {where}") for name in leading]
     if train:
         # The first row includes the start-up, and a row whose only step was compiled has no rate.

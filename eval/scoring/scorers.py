@@ -87,6 +87,8 @@ def main(path: str, *, step: int | None, batch: int, stride: int, mesh: run_conf
     if jax.process_index() == 0:
         for line in [*plugin_notices(path), *metric_definitions.notices(measured.record())]:
             print(f"! {line}", file=sys.stderr)
-        for name, value in measured.record().items():
+        record = measured.record()
+        for name in sorted(record, key=lambda name: name != cfg.selection.metric):
+            value = record[name]
             print(f"{name:14} {value:,}" if isinstance(value, int) else f"{name:14} {value:.6f}")
     return 0

@@ -33,7 +33,7 @@ def make(
     Manifest(step=step, meta=meta, leaves={}).write(checkpoint)
     files.write_config(run)
     write_json(files.scores, {"loss": 2.0, "tokens": 100, "stride": 16} if scores is None else scores)
-    metrics_file.record_start(files, 0, {}, flops or 0.0)
+    metrics_file.record_start(files, 0, {}, flops or 0.0, 0.0)
     if flops is None:
         # Older runs did not record this number.
         (start,) = metrics_file.read_rows(files.starts)

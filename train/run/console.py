@@ -36,12 +36,17 @@ class Console:
     stderr says so, nothing more is written, and training continues. Only a disk that is full before the first line is an error.
     """
 
-    def __init__(self, *, steps: int, process: int = 0, stream: IO[str] | None = None) -> None:
+    def __init__(self, *, steps: int, process: int = 0, selected: str = "", stream: IO[str] | None = None) -> None:
+        """Show nothing yet.
+
+        Args:
+            selected: the metric that the run selects its best checkpoint by, which is the one that is shown; "" = the main one.
+        """
         self._stream = stream or sys.stdout
         self._terminal = Terminal(file=self._stream, highlight=False, markup=False, emoji=False)
         self._quiet = process != 0
         self._written = False
-        self._steps = steps
+        self._steps, self._selected = steps, selected
         self._step = 0
         self._doing = ""
         self._train: Mapping[str, Any] | None = None
@@ -113,7 +118,7 @@ class Console:
             self._train = row
             self._first = self._first or (row["step"], time.perf_counter())
         if not self._live:
-            parts = self._parts() if row["kind"] == "train" else [self._counter(), _validation(row)]
+            parts = self._parts() if row["kind"] == "train" else [self._counter(), self._validation(row)]
             self._plain("  ".join(parts))
         self._draw()
 
@@ -186,6 +191,9 @@ class Console:
             self._live.start(refresh=False)
             self._live.refresh()
 
+    def _validation(self, row: Mapping[str, Any]) -> str:
+        return f"valid {metric_definitions.summary(row, 1, self._selected)}"
+
     def _counter(self) -> str:
         return f"{self._step:>{len(str(self._steps))}}/{self._steps}"
 
@@ -201,7 +209,7 @@ class Console:
             numbers = [f"{METRICS[name].label} {rollout[name]:.3f}" for name in ("reward", "kl") if name in rollout]
             parts += numbers or [f"loss {self._train['loss']:.3f}"]
         if self._valid and self._live:
-            parts.append(_validation(self._valid))
+            parts.append(self._validation(self._valid))
         if self._train:
             rate, share = self._train["time"]["tokens_per_s"], self._train["time"]["mfu"]
             # Neither is known in a row whose only step was the one that was compiled.
@@ -226,7 +234,3 @@ def format_duration(seconds: float | int) -> str:
         return f"{total / 86400:.1f} days"
     minutes, hours = total // 60 % 60, total // 3600
     return f"{hours}:{minutes:02}:{total % 60:02}" if hours else f"{minutes}:{total % 60:02}"
-
-
-def _validation(row: Mapping[str, Any]) -> str:
-    return f"valid {metric_definitions.summary(row, 1)}"

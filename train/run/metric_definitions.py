@@ -178,16 +178,25 @@ def notices(score: Mapping[str, Any]) -> list[str]:
     return []
 
 
-def leading_metrics(score: Mapping[str, Any]) -> list[str]:
-    """Return the names of a score's metrics, the main one first; losses only where there is nothing else."""
+def leading_metrics(score: Mapping[str, Any], selected: str = "") -> list[str]:
+    """Return the names of a score's metrics, the main one first; losses only where there is nothing else.
+
+    Args:
+        selected: the metric that the run selects its best checkpoint by, which is the main one; "" = none.
+    """
     judged = [name for name, metric in METRICS.items() if name in score and metric.better is not None]
-    return [name for name in judged if not name.endswith("loss")] or judged
+    names = [name for name in judged if not name.endswith("loss")] or judged
+    return list(dict.fromkeys([selected, *names])) if selected in judged else names
 
 
-def summary(score: Mapping[str, Any], count: int = 2) -> str:
-    """Return the leading metrics of a score as text, an accuracy with that of always predicting the most frequent class."""
+def summary(score: Mapping[str, Any], count: int = 2, selected: str = "") -> str:
+    """Return the leading metrics of a score as text, an accuracy with that of always predicting the most frequent class.
+
+    Args:
+        selected: as for `leading_metrics`.
+    """
     texts = []
-    for name in leading_metrics(score)[:count]:
+    for name in leading_metrics(score, selected)[:count]:
         metric = METRICS[name]
         value = metric.show(score[name])
         text = f"{value} {metric.unit}" if metric.unit else f"{metric.label} {value}"

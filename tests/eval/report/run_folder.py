@@ -52,7 +52,7 @@ def folder(path: Path, run: Run = RUN, rows: Any = (), starts: int = 0, scores: 
     files = RunDir(path)
     files.write_config(run)
     for number in range(starts):
-        metrics_file.record_start(files, 400 * number, FACTS | {"mesh": f"data={number + 1}"}, 1e9)
+        metrics_file.record_start(files, 400 * number, FACTS | {"mesh": f"data={number + 1}"}, 1e9, 0.0)
     file = metrics_file.Metrics(files.metrics)
     for row in rows:
         file.write(row)

@@ -34,7 +34,7 @@ from train.weights.load import load
 from zoo.errors import BadInput
 from zoo.models import model
 
-VALUES = {2: 5.0, 4: 3.0, 6: 4.0, 8: 3.0}
+VALUES = {0: 6.0, 2: 5.0, 4: 3.0, 6: 4.0, 8: 3.0}
 """What the validations of a run return, by step; it has no patience for a third after the best."""
 # Without dropout, which takes long to compile.
 PLAIN = dataclasses.replace(tiny.run().model, dropout=0.0, attention_dropout=0.0, embedding_dropout=0.0)
@@ -81,7 +81,8 @@ def train(run: run_config.Run, first: int = 0, killed: int | None = None) -> int
 
     It ends by a kill at the validation of a step, or while it is scored, which is here step 0.
     """
-    steps = iter(range(first + 2, 100, 2))
+    # A run that begins with the parameters of another is also validated before its first step.
+    steps = iter(range(first + 2 if first or not run.init else 0, 100, 2))
 
     def validate(params: Any) -> SimpleNamespace:
         step = next(steps)

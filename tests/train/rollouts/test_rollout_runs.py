@@ -93,7 +93,7 @@ def test_a_run_ends_with_the_same_bits_when_it_is_stopped(
         ]
         for name in ("steady", "stopped")
     ]
-    assert rows[0] == rows[1] and rows[0][0]["rollout"].keys() >= {"reward", "kl", "equal_groups"}
+    assert rows[0] == rows[1] and rows[0][1]["rollout"].keys() >= {"reward", "kl", "equal_groups"}
     texts = [
         {file.name: file.read_bytes() for file in (tmp_path / name / "rollouts").iterdir()} for name in ("steady", "stopped")
     ]
@@ -101,7 +101,7 @@ def test_a_run_ends_with_the_same_bits_when_it_is_stopped(
     assert (tmp_path / "steady" / "scores.json").read_bytes() == (tmp_path / "stopped" / "scores.json").read_bytes()
     assert "  reward 0." in capsys.readouterr().out
     score = json.loads((tmp_path / "steady" / "scores.json").read_text())
-    assert all(0 < row["time"]["rollout_share"] < 1 for row in metrics_file.read_rows(tmp_path / "steady" / "metrics.jsonl")[:1])
+    assert 0 < metrics_file.read_rows(tmp_path / "steady" / "metrics.jsonl")[1]["time"]["rollout_share"] < 1
     # Greedy responses need no reference.
     (tmp_path / "base").rename(tmp_path / "away")
     assert scorers.main(str(tmp_path / "steady"), step=None, batch=32, stride=0, mesh=run_config.Mesh()) == 0
@@ -203,7 +203,11 @@ def test_responses_that_a_reward_model_reads_in_part_are_counted(
         trainer.run(run, evaluate=scorers.scorer, on_end=lambda folder: None)
     run = tiny.with_options(run, rollout=dataclasses.replace(rollout, reward_truncate=True))
     trainer.run(run, evaluate=scorers.scorer, on_end=lambda folder: None)
-    trained, valid = metrics_file.read_rows(tmp_path / "long" / "metrics.jsonl")
+    before, trained, valid = metrics_file.read_rows(tmp_path / "long" / "metrics.jsonl")
+    assert (before["kind"], before["step"], valid["step"]) == ("valid", 0, 2)
     assert 0 < trained["rollout"]["truncated_share"] < 1 and 0 <= valid["truncated_share"] <= 1
     share = f"{trained['rollout']['truncated_share']:.1%}"
-    assert f"{share} of the responses are too long for a reward model, which reads only their" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert f"{share} of the responses are too long for a reward model, which reads only their" in out
+    rewards = (f"reward {row['reward']:.4f}" for row in (before, valid))
+    assert "  validation: {} before the first step, {} after step 2\n".format(*rewards) in out
