@@ -8,6 +8,7 @@ all rows share are printed once, above the table.
 
 import dataclasses
 import json
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -62,6 +63,8 @@ def main(paths: Sequence[str], *, unequal: bool, as_json: bool, metric: Sequence
         BadInput: see `seed_statistics.compare`.
     """
     comparison = compare(paths, unequal=unequal, metric=metric)
+    for line in () if as_json else (*comparison.unequal, *notices(comparison.rows)):
+        print(f"! {line}", file=sys.stderr, flush=True)
     print(json.dumps(record(comparison), indent=2) + "\n" if as_json else render(comparison), end="", flush=True)
     return 0
 
@@ -98,7 +101,7 @@ def record(comparison: Comparison) -> dict[str, Any]:
         "metrics": comparison.metrics,
         "confidence": CONFIDENCE,
         "unequal": comparison.unequal,
-        "notices": _doubts(comparison.rows),
+        "notices": notices(comparison.rows),
         "rows": rows,
     }
 
@@ -118,10 +121,6 @@ def render(comparison: Comparison, width: int | None = None) -> str:
             break
     console.width = max(console.width, _width(console, tables, least=True))
     with console.capture() as text:
-        for line in comparison.unequal:
-            console.print(Text(f"! {line}", style="bold yellow"))
-        for line in _doubts(comparison.rows):
-            console.print(Text(f"! {line}", style="bold yellow"))
         if shared:
             console.print(f"{'all: ' if len(comparison.rows) > 1 else ''}{', '.join(shared.values())}", style="dim")
         for title, table in tables.items():
@@ -133,7 +132,7 @@ def render(comparison: Comparison, width: int | None = None) -> str:
     return "".join(f"{line.rstrip()}\n" for line in text.get().splitlines())
 
 
-def _doubts(rows: Sequence[ComparisonRow]) -> list[str]:
+def notices(rows: Sequence[ComparisonRow]) -> list[str]:
     """Return reasons to doubt the comparison: runs that learned nothing, missing parents, unequal text in equal budgets."""
     runs = [run for row in rows for run in row.runs]
     learned = [f"{run.path}: {line}" for run in runs for line in metric_definitions.notices(run.scores)]

@@ -133,8 +133,8 @@ def test_budgets_are_equal_in_tokens_or_in_flops(tmp_path: Path) -> None:
     fewer = make(tmp_path / "fewer", steps=102, seed=1, scores={"loss": 1.0, "tokens": 90})
     with pytest.raises(BadInput, match=r"unequal budgets: .*; unequal scores: .* scored on 100 tokens and .* on 90; make them"):
         compare([paths[0], fewer])
-    shown = comparison_table.render(compare([paths[0], fewer], unequal=True), width=400)
-    assert shown.startswith("! unequal budgets: ") and "! unequal scores: " in shown
+    first_line, second_line = compare([paths[0], fewer], unequal=True).unequal
+    assert first_line.startswith("unequal budgets: ") and second_line.startswith("unequal scores: ")
 
 
 def test_runs_with_as_many_positions_and_less_text_are_noticed(tmp_path: Path) -> None:
@@ -243,10 +243,14 @@ def test_equal_names_are_distinguished_by_their_paths_and_shown_as_plain_text(tm
 
 
 @pytest.mark.planted
-def test_an_accuracy_is_compared_beside_the_most_frequent_class_and_a_run_that_learned_nothing_is_noticed(tmp_path: Path) -> None:
+def test_an_accuracy_is_compared_beside_the_most_frequent_class_and_a_run_that_learned_nothing_is_noticed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     scores = {"accuracy": 0.75, "majority_share": 0.5, "predicted_share": 0.6, "examples": 100}
     nothing = scores | {"accuracy": 0.5, "predicted_share": 1.0}
     found = compare([make(tmp_path / "a", scores=scores), make(tmp_path / "b", scores=nothing, optim=faster()["optim"])])
-    shown = comparison_table.render(found, 300)
-    assert "majority class 0.5000" in shown and f"! {tmp_path / 'b'}: one class is predicted for 100.0% of" in shown
-    assert shown.count("! ") == len(comparison_table.record(found)["notices"]) == 1 and found.metrics == ["accuracy"]
+    (line,) = comparison_table.record(found)["notices"]
+    assert line.startswith(f"{tmp_path / 'b'}: one class is predicted for 100.0% of") and found.metrics == ["accuracy"]
+    assert comparison_table.main([str(tmp_path / name) for name in "ab"], unequal=False, as_json=False) == 0
+    ended = capsys.readouterr()
+    assert "majority class 0.5000" in ended.out and ended.err == f"! {line}\n"
