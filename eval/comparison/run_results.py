@@ -92,7 +92,9 @@ class FinishedRun:
         return [
             f"{self.path}: --{key} {parent['path']} is no longer there; it counts as it was recorded when the run began"
             for key, parent in self.parents.items()
-            if not parent["path"].startswith(hub.PREFIX) and not Path(parent["path"]).exists()
+            if not parent["path"].startswith(hub.PREFIX)
+            # The path of the option is relative to the folder in which the run was started.
+            and not any(path.exists() for path in (Path(parent["path"]), self.path / parent.get("from_run", parent["path"])))
         ]
 
 

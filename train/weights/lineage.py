@@ -7,6 +7,7 @@ configurations differ only in the seed and their own parents belong to the same 
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,10 @@ from train.weights.model_folder import folder_of
 from zoo.sha256_and_fsync import sha256
 
 Parent = dict[str, Any]
-"""The record of a parent, as JSON: `path`, as the option names it; `row`, a SHA-256 digest that is equal for two parents if and
-only if they belong to the same row; `seeds` of its ancestors and of itself, the oldest first; and `ancestors`, which are its
-ancestors and itself, each with `row`, `seeds`, `path` and `costs`. Published weights have no seeds and no ancestors, because
-nothing is known about their training."""
+"""The record of a parent, as JSON: `path`, as the option names it; `from_run`, the same relative to the run's folder; `row`, a
+SHA-256 digest that is equal for two parents if and only if they belong to the same row; `seeds` of its ancestors and of itself,
+the oldest first; and `ancestors`, which are its ancestors and itself, each with `row`, `seeds`, `path` and `costs`. Published
+weights have no seeds and no ancestors, because nothing is known about their training."""
 
 PARENT_KEYS = ("init", "distillation.teacher")
 """Keys of `train.run.run_dir.flat_options` that name a parent."""
@@ -35,8 +36,10 @@ def read_parents(run: Run) -> dict[str, Parent]:
     Raises:
         BadInput: a parent does not exist, or is a run without a checkpoint.
     """
-    names = dict(zip(PARENT_KEYS, (run.init, run.teacher), strict=True))
-    return {key: _read_parent(name) for key, name in names.items() if name}
+    names, folder = dict(zip(PARENT_KEYS, (run.init, run.teacher), strict=True)), RunDir.of(run).path
+    return {
+        key: _read_parent(name) | {"from_run": os.path.relpath(folder_of(name), folder)} for key, name in names.items() if name
+    }
 
 
 def row_options(run: Run, parents: Mapping[str, Parent], tokenizer: str) -> dict[str, Any]:
