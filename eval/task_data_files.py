@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from train.data.text_files import check_string, list_names, parse_object
-from zoo.errors import BadInput
+from zoo.errors import BadInput, no_such_file
 from zoo.sha256_and_fsync import sha256
 
 
@@ -26,7 +26,7 @@ def files(names: Sequence[str], suffixes: Sequence[str]) -> list[Path]:
                 raise BadInput(f"--files {name}: the folder has no {kinds} file; name another folder")
             paths += inside
         elif not path.exists():
-            raise BadInput(f"--files {name}: no such file")
+            raise no_such_file(name, "--files ")
         elif path.suffix.lower() not in suffixes:
             raise BadInput(f"--files {name}: only {kinds} files are read here")
         else:

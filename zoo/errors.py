@@ -1,5 +1,6 @@
 """The one exception that means "the user can fix this"."""
 
+import difflib
 import errno
 import importlib
 import importlib.metadata
@@ -99,6 +100,20 @@ def reason(cause: object) -> str:
     text = " ".join(str(cause).split())
     message = next((os.strerror(number) for number in REMEDIES if os.strerror(number) in text), text[-100:])
     return message or type(cause).__name__
+
+
+def no_such_file(name: str | Path, option: str = "") -> BadInput:
+    """Return the exception to raise for a file that does not exist; it names the nearest file, or the folder that is missing.
+
+    Args:
+        option: the option that names the file, with a space after it; "" = the message begins with the name.
+    """
+    path = Path(name)
+    missing = next((folder for folder in reversed(path.parents) if not folder.exists()), None)
+    names = [] if missing is not None else sorted(os.listdir(path.parent))[:10_000]
+    near = difflib.get_close_matches(path.name, names, n=1)
+    fix = f"there is no folder {missing}" if missing is not None else f"the nearest is {path.with_name(near[0])}" if near else ""
+    return BadInput(f"{option}{name}: no such file; {fix or f'name one that exists, relative to {Path.cwd()}'}")
 
 
 def import_optional(module: str, extra: str, purpose: str) -> Any:

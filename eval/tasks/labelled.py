@@ -41,7 +41,7 @@ from train.objectives import objective
 from train.rows.example_rows import Advice
 from train.weights.load import Loaded
 from zoo.configs import Objective
-from zoo.errors import BadInput, require
+from zoo.errors import BadInput, no_such_file, require
 from zoo.hf import hub
 
 OPTIONS = ("argument", "length", "limit", "labelled")
@@ -62,7 +62,7 @@ def read(names: Sequence[str], settings: Settings) -> tuple[str, ...]:
     """
     for name in names:
         if not name.startswith(hub.PREFIX) and not Path(name).exists():
-            raise BadInput(f"--files {name}: no such file")
+            raise no_such_file(name, "--files ")
     if settings.argument:
         metric_functions.glue(settings.argument)
     weights = settings.labelled.class_weights

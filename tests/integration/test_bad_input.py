@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import published
 from tests.support.commands import TINY, assert_refused, call, finished, in_folder, snapshot, words
 from tests.support.processes import Ended
 from zoo.cli import main
@@ -104,6 +105,13 @@ COMMAND_LINES = {
     "generate missing --prompt a": "missing: no such folder; name a run",
     "generate book.txt --prompt a": "book.txt: not a folder",
     "generate runs/done --prompts-file missing.txt": "--prompts-file missing.txt: no such file",
+    "train gpt-nano --data.paths boook.txt": "boook.txt: no such file; the nearest is book.txt$",
+    "train gpt-nano --data.paths no/such/book.txt": "no/such/book.txt: no such file; there is no folder no$",
+    "train gpt-nano --data.paths nothing": "nothing: no files in it; put some there, or name another folder",
+    "train gpt-nano --check --data.paths cut.jsonl": "cut.jsonl:2: invalid JSON at column 10 .*; write one object per line",
+    "fill-mask runs/done --text a": "runs/done: a gpt reads from left to right; choose an encoder .*zoo generate runs/done",
+    "embed runs/done --text a": "runs/done: a gpt reads from left to right; choose an encoder .*zoo generate runs/done",
+    "generate bert --prompt a": "bert: a bert does not generate text; `zoo fill-mask bert --text ...` predicts",
     "fill-mask missing --text a": "missing: no such folder",
     "embed missing --text a": "missing: no such folder",
     "export missing out": "missing: no such folder",
@@ -195,6 +203,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("place")
     finished(folder)
     (folder / "empty.txt").touch()
+    (folder / "nothing").mkdir()
+    published.write(folder / "bert", published.config("bert", "masked"))
     (folder / "cut.jsonl").write_text('{"text": "a"}\n{"text": "b')
     shutil.copytree(folder / "runs" / "done", folder / "unsaved", ignore=shutil.ignore_patterns("checkpoints"))
     with in_folder(folder):

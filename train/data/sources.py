@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, TypeVar
 from train.config.data_options import Data, TextData
 from train.data.arrow import arrow_streams, check_column, library, parquet
 from train.data.text_files import Document, json_lines, list_names, plain
-from zoo.errors import BadInput, without_secrets
+from zoo.errors import BadInput, no_such_file, without_secrets
 from zoo.hf import hub
 from zoo.runtime import jax_setup
 
@@ -117,7 +117,7 @@ def check_file(file: Path, reader: Callable[[Path], Reader | None], kinds: str, 
     """
     read = reader(file)
     if not file.exists():
-        raise BadInput(f"{file}: no such file")
+        raise no_such_file(file)
     if read is None:
         raise BadInput(f"{file}: only {kinds} can be read{fix}")
     if not file.is_file():

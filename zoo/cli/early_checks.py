@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import zoo
-from zoo.errors import BadInput, require
+from zoo.errors import BadInput, no_such_file, require
 from zoo.hf import hub
 
 
@@ -34,6 +34,39 @@ def check_source(name: str, step: int | None = None) -> None:
         read_config(folder)
         if not RunDir(folder).has_checkpoint:
             raise no_checkpoint(folder)
+
+
+def check_generates(name: str) -> None:
+    """Refuse an encoder where text is to be generated. The weights of a published XLNet decide, when they are read.
+
+    Raises:
+        BadInput: the model is an encoder, or its configuration cannot be read.
+    """
+    from train.weights.pretrained_config import read_model_config
+    from zoo import configs
+    from zoo.configs._encoder import BodyConfig
+
+    model = read_model_config(name)
+    if isinstance(model, BodyConfig) and not hasattr(type(model), "generates"):
+        fix = f"`zoo fill-mask {name} --text ...` predicts masked words, or choose a model that generates, such as a GPT"
+        raise BadInput(f"{name}: a {configs.family_of(model)} does not generate text; {fix}")
+
+
+def check_encoder(name: str) -> None:
+    """Refuse a model that reads from left to right where an encoder is needed.
+
+    Raises:
+        BadInput: the model is a decoder or an encoder-decoder, or its configuration cannot be read.
+    """
+    from train.weights.pretrained_config import read_model_config
+    from zoo import configs
+    from zoo.configs._encoder import BodyConfig
+
+    model = read_model_config(name)
+    if not isinstance(model, BodyConfig):
+        what = "reads a source and writes a text" if getattr(model, "is_encoder_decoder", False) else "reads from left to right"
+        fix = f"choose an encoder (BERT, RoBERTa, DistilBERT), or `zoo generate {name} --prompt ...`"
+        raise BadInput(f"{name}: a {configs.family_of(model)} {what}; {fix}")
 
 
 @contextlib.contextmanager
@@ -75,7 +108,7 @@ def check_files(option: str, names: Sequence[str]) -> None:
     """
     for name in names:
         if name and name != "-" and not Path(name).exists():
-            raise BadInput(f"{option} {name}: no such file")
+            raise no_such_file(name, f"{option} ")
 
 
 def check_new(target: str) -> None:
@@ -147,8 +180,8 @@ def check_inputs(run: Any, folder: Any) -> None:
         require(not repeated, option, repeated, "named twice; name it once")
     pairs = run.options.pairs if isinstance(run.options, TextToTextOptions) else Pairs()
     for path in (*run.data.paths, *run.data.valid_paths, *pairs.source, *pairs.target, *pairs.valid_source, *pairs.valid_target):
-        if path and not path.startswith(hub.PREFIX) and not os.path.lexists(path):
-            raise BadInput(f"{path}: no such file")
+        if path and not path.startswith(hub.PREFIX):
+            _check_data(Path(path))
     template = getattr(run.options, "chat", ChatRendering()).template
     if template not in ("", BUILT_IN) and not Path(template).is_file():
         raise BadInput(f"--chat.template {template}: no such file; name a chat_template.jinja, or write {BUILT_IN}")
@@ -158,6 +191,20 @@ def check_inputs(run: Any, folder: Any) -> None:
         with names_option(option, source):
             check_source(source)
     check_adapter("" if folder.is_resumable else run.adapter)
+
+
+def _check_data(path: Path) -> None:
+    """Refuse an absent or empty file, and a folder without files; the readers refuse everything else that is wrong.
+
+    Raises:
+        BadInput: there is no data; the message names the path.
+    """
+    if not os.path.lexists(path):
+        raise no_such_file(path)
+    if path.is_dir() and not any(file for file in path.rglob("[!.]*") if not file.is_dir()):
+        raise BadInput(f"{path}: no files in it; put some there, or name another folder")
+    if path.is_file() and path.stat().st_size == 0:
+        raise BadInput(f"{path}: holds no text; write some, or remove the file")
 
 
 def _check_writable(folder: Path) -> None:

@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Annotated, Literal
 
+from zoo.cli import early_checks
 from zoo.cli.command_setup import prepare_model_command
 from zoo.cli.option_parser import parse
 
@@ -30,7 +31,8 @@ def embed(args: list[str]) -> int:
         """Print one JSON object per text."""
 
     options = parse(Embed, args=args, prog="zoo embed")
-    if (code := prepare_model_command(options.model, ["embed", *args], {"--files": options.texts.files})) is not None:
+    files = {"--files": options.texts.files}
+    if (code := prepare_model_command(options.model, ["embed", *args], files, early_checks.check_encoder)) is not None:
         return code
     from eval.commands import embed
 

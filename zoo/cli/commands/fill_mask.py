@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Annotated
 
+from zoo.cli import early_checks
 from zoo.cli.command_setup import prepare_model_command
 from zoo.cli.option_parser import parse
 
@@ -31,7 +32,8 @@ def fill_mask(args: list[str]) -> int:
         """Print one JSON object per mask."""
 
     options = parse(FillMask, args=args, prog="zoo fill-mask")
-    if (code := prepare_model_command(options.model, ["fill-mask", *args], {"--files": options.texts.files})) is not None:
+    files = {"--files": options.texts.files}
+    if (code := prepare_model_command(options.model, ["fill-mask", *args], files, early_checks.check_encoder)) is not None:
         return code
     from eval.commands import fill_mask
 

@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Annotated
 
+from zoo.cli import early_checks
 from zoo.cli.command_setup import prepare_model_command
 from zoo.cli.option_parser import parse
 
@@ -29,7 +30,7 @@ def generate(args: list[str]) -> int:
 
     options = parse(Generate, args=args, prog="zoo generate")
     files = {"--prompts-file": (options.prompts.prompts_file,), "--examples": (options.prompts.examples,)}
-    if (code := prepare_model_command(options.model, ["generate", *args], files)) is not None:
+    if (code := prepare_model_command(options.model, ["generate", *args], files, early_checks.check_generates)) is not None:
         return code
     from eval.commands import generate as complete
 

@@ -20,6 +20,9 @@ from zoo.runtime import launch
 if TYPE_CHECKING:
     from train.config.run_config import Run
 
+CHECK = "--check"
+"""Option that checks a run instead of training it."""
+
 
 def train(args: list[str]) -> int:
     """Run `zoo train [RECIPE] [options]`."""
@@ -37,12 +40,40 @@ def train(args: list[str]) -> int:
         print("\nzoo train RECIPE --help describes a recipe and lists its options.")
         return 0
     name = args.pop(0) if args and not args[0].startswith("-") else recipes.DEFAULT
+    is_check = CHECK in args
+    args = [arg for arg in args if arg != CHECK]
     run = parse_run(name, args)
+    if is_check:
+        return check_data(run)
     stacks, sizes = RunDir.of(run).stacks(0), mesh_sizes.fewer_processes(run)
     command = ["train", name, *args]
     if (code := prepare_process(run.machine, command, stacks=stacks, smaller_group_sizes=sizes)) is not None:
         return code
     return train_here(run)
+
+
+def check_data(run: "Run") -> int:
+    """Check the data of a run as training would, without starting JAX, and print what would be trained.
+
+    Raises:
+        BadInput: the data cannot be read or does not fit the run.
+    """
+    from train.inputs import data_notices, run_inputs
+    from train.run.console import Console
+    from train.run.run_dir import RunDir
+    from zoo import configs
+    from zoo.runtime import jax_setup
+
+    folder = RunDir.of(run)
+    run = run_inputs.resolve_config(run, folder)
+    data = run_inputs.read(run, folder, jax_setup.cache_dir() / "text")
+    state = "would continue" if folder.is_resumable else "would start"
+    with Console(steps=run.steps) as console:
+        facts = {"model": configs.family_of(run.model), "objective": run.objective, **data.describe(run), "run": str(folder.path)}
+        console.header(f"{run.recipe}, {state} (checked only)", facts)
+        for line in data_notices.notices(run, data):
+            console.notice(line)
+    return 0
 
 
 def parse_run(name: str, args: list[str]) -> "Run":
@@ -81,6 +112,7 @@ def parse_options(name: str, args: list[str]) -> "Run":
     default = take_adapter(default, args)
     # tyro joins the lines of a paragraph, so each field of the docstring becomes a paragraph.
     about = re.sub(r"\n+(?=[A-Z]\w+: )", "\n\n", inspect.getdoc(recipes.find_recipe(name)) or "")
+    about += f"\n\n{CHECK} checks options and data, prints what would be trained, and ends."
     about += f"\n\nObjective: {default.objective}. --objective NAME --help lists the options of another one."
     about += "" if has_weights else " With --init FOLDER, --help also lists the options of frozen layers and low-rank adapters."
     prog, objective = f"zoo train {name}", default.objective
