@@ -1,5 +1,6 @@
 """Facts about a run that its console and its report show: model, data, devices and attention."""
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -26,7 +27,7 @@ def describe(
     plugins = ", ".join(f"{plugin.name} ({plugin.origin})" for plugin in used_plugins(run))
     processes = f" in {jax.process_count()} processes" if jax.process_count() > 1 else ""
     return {
-        "model": f"{model.family}, {parameter_count(run.model):,} parameters",
+        "model": f"{model.family}, {parameter_count(run.model):,} parameters{_inner_width(model.config)}",
         **data.describe(run),
         "devices": f"{devices} x {mesh.devices.flat[0].device_kind}{processes}" + (f", mesh {axes}" if axes else ""),
         "precision": run.precision,
@@ -35,6 +36,13 @@ def describe(
         "MFU against": rate_source,
         "run": str(folder.path),
     }
+
+
+def _inner_width(config: Any) -> str:
+    """Return the product of heads and their size where it is not the width, since --model.heads alone changes it; else ""."""
+    if "head" not in {field.name for field in dataclasses.fields(config)} or config.heads * config.head == config.width:
+        return ""
+    return f", attention of {config.heads} x {config.head} = {config.heads * config.head} dimensions in a width of {config.width}"
 
 
 def attention_implementations(run: run_config.Run, model: Model, objective: Objective, batch: Batch) -> str:
