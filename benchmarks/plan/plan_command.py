@@ -9,6 +9,7 @@ from benchmarks.plan.compile_program import Mode
 from benchmarks.plan.plan_record import Plan
 from benchmarks.plan.target_devices import Target
 from train.config import run_config
+from train.run.progress_bar import ProgressBar
 from train.run.run_dir import replace_atomically
 from zoo.errors import BadInput
 
@@ -22,7 +23,8 @@ def plan(run: run_config.Run, mode: Mode, target: Target, *, file: str, fresh: b
     Raises:
         BadInput: see `compile_program.compile_run`; the page cannot be written.
     """
-    planned = plan_cache.plan(run, mode, target, fresh=fresh)
+    with ProgressBar(f"compiling for {target.name}", timed=True, quiet=as_json):
+        planned = plan_cache.plan(run, mode, target, fresh=fresh)
     if file:
         _write(Path(file), planned)
     if as_json:

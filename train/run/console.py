@@ -3,8 +3,9 @@
 import contextlib
 import math
 import sys
+import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import IO, Any
 
 from rich.console import Console as Terminal
@@ -21,6 +22,9 @@ from zoo.runtime.progress import this_process
 
 REDRAW = 0.2
 """Seconds between two redraws of the live line, so that drawing costs far less than a step."""
+
+TICK, LINE = 1.0, 10.0
+"""Seconds between two displays of the time that a slow activity has taken: on a terminal, and as lines of text elsewhere."""
 
 WIDE = 110
 """Terminal columns from which the live line ends in a bar; on a narrower terminal the numbers need the space."""
@@ -48,7 +52,8 @@ class Console:
         self._written = False
         self._steps, self._selected = steps, selected
         self._step = 0
-        self._doing = ""
+        self._doing = self._spent = ""
+        self._clock: Clock | None = None
         self._train: Mapping[str, Any] | None = None
         self._valid: Mapping[str, Any] | None = None
         self._first: tuple[int, float] | None = None
@@ -63,6 +68,7 @@ class Console:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._end_activity()
         if self._live:
             with self._output():
                 self._live.stop()
@@ -85,12 +91,18 @@ class Console:
             self._terminal.print(grid)
 
     def doing(self, activity: str) -> None:
-        """Show the slow activity before or between steps ("compiling the step"), a phase; the next row or step replaces it."""
+        """Show the slow activity before or between steps ("compiling the step"), a phase, and the time that it has taken.
+
+        The next row or step replaces it.
+        """
         this_process.begin(activity)
+        self._end_activity()
         self._doing = activity
         if not self._live:
             self._plain(f"{activity} ...")
         self._draw(now=True)
+        if not self._quiet:
+            self._clock = Clock(self._show_time, TICK if self._live else LINE)
 
     def progress(self, activity: str, *, now: bool = False) -> None:
         """Show how far a slow activity is, on a terminal alone; cheap enough for every batch, unless it is drawn `now`."""
@@ -106,12 +118,14 @@ class Console:
     def step(self, step: int) -> None:
         """Record that `step` steps have been taken; cheap enough for every step."""
         this_process.step(step)
-        self._step, self._doing = step, ""
+        self._end_activity()
+        self._step = step
         self._draw()
 
     def row(self, row: Mapping[str, Any]) -> None:
         """Show a row of metrics, as made by `train_row` and `valid_row` of train.run.metrics_file."""
-        self._step, self._doing = row["step"], ""
+        self._end_activity()
+        self._step = row["step"]
         if row["kind"] == "valid":
             self._valid = row
         else:
@@ -140,6 +154,7 @@ class Console:
 
     def finish(self, text: str) -> None:
         """Clear the live line and print the run's last line."""
+        self._end_activity()
         if self._live:
             with self._output():
                 self._live.stop()
@@ -147,6 +162,17 @@ class Console:
             self._live = None
         else:
             self._plain(text)
+
+    def _show_time(self, seconds: float) -> None:
+        self._spent = f" {format_duration(seconds)}"
+        if not self._live:
+            self._plain(f"{self._doing} ...{self._spent}")
+        self._draw(now=True)
+
+    def _end_activity(self) -> None:
+        if self._clock is not None:
+            self._clock.stop()
+        self._clock, self._doing, self._spent = None, "", ""
 
     def _plain(self, text: str) -> None:
         if not self._quiet:
@@ -173,7 +199,7 @@ class Console:
             return
         self._drawn = time.perf_counter()
         width = self._terminal.width
-        parts = [f"{self._doing} ..."] if self._doing else self._parts()
+        parts = [f"{self._doing} ...{self._spent}"] if self._doing else self._parts()
         # Columns that do not fit are dropped from the right: a line that wraps could not be redrawn in place.
         while len(parts) > 1 and len("  ".join(parts)) + 2 > width:
             parts.pop()
@@ -216,6 +242,28 @@ class Console:
             parts += [f"{short_number(rate)} tok/s"] if math.isfinite(rate) else []
             parts += [f"MFU {share:.0%}"] if share is not None and math.isfinite(share) else []
         return parts
+
+
+class Clock:
+    """Calls a function with the seconds since it was made, every `interval` seconds, in a thread of its own until `stop`."""
+
+    def __init__(self, show: Callable[[float], None], interval: float) -> None:
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, args=(show, interval), daemon=True, name="clock")
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Return when the function is not called any more."""
+        self._ended.set()
+        if self._thread is not threading.current_thread():
+            self._thread.join()
+
+    def _run(self, show: Callable[[float], None], interval: float) -> None:
+        start = time.monotonic()
+        while not self._ended.wait(interval):
+            # The output is lost; the thread that works finds out by itself.
+            with contextlib.suppress(BadInput):
+                show(time.monotonic() - start)
 
 
 def short_number(number: float | int) -> str:

@@ -7,9 +7,17 @@ import time
 from typing import Any
 
 from rich.console import Console as Terminal
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 
-from train.run.console import format_duration, short_number
+from train.run.console import Clock, format_duration, short_number
 
 BYTES = "bytes"
 """Unit of work whose rate is shown too."""
@@ -33,6 +41,7 @@ class ProgressBar:
         late: bool = False,
         announce: bool = False,
         every: float = math.inf,
+        timed: bool = False,
         quiet: bool = False,
         stream: Any = None,
     ) -> None:
@@ -45,11 +54,13 @@ class ProgressBar:
             announce: where the output is no terminal, write "`activity` ..." at the beginning.
             every: where the output is no terminal, seconds between two lines with the share, the rate and the time left of
                 bytes. The rate does not include the bytes that were done before the first call.
+            timed: also show the time since the beginning, as a line every `EVERY` seconds where the output is no terminal.
             quiet: show nothing at all, as in processes other than the first.
             stream: the output instead of stderr.
         """
         self._activity, self._unit, self._before, self._late = activity, unit, before, late
-        self._announce, self._every, self._quiet = announce, every, quiet
+        self._announce, self._every, self._timed, self._quiet = announce, every, timed, quiet
+        self._clock: Clock | None = None
         self._stream = stream or sys.stderr
         self._bar: Progress | None = None
         self._task: Any = None
@@ -62,18 +73,24 @@ class ProgressBar:
         terminal = Terminal(file=self._stream)
         if self._stream.isatty() and terminal.is_terminal and not terminal.is_dumb_terminal:
             count = (DownloadColumn(), TransferSpeedColumn()) if self._unit == BYTES else (TextColumn("{task.fields[count]}"),)
-            columns = TextColumn("{task.description}", markup=False), BarColumn(20), *count, TimeRemainingColumn()
+            left = TimeElapsedColumn() if self._timed else TimeRemainingColumn()
+            columns = TextColumn("{task.description}", markup=False), BarColumn(20), *count, left
             # Results are written to stdout, which the line on stderr must not redirect.
             self._bar = Progress(*columns, console=terminal, transient=True, redirect_stdout=False)
             description = f"{self._activity} ({self._before})" if self._before else self._activity
             self._task = self._bar.add_task(description, total=None, count="")
             if not self._late:
                 self._bar.start()
-        elif self._announce:
-            self._print(f"{self._activity} ...")
+        else:
+            if self._announce:
+                self._print(f"{self._activity} ...")
+            if self._timed:
+                self._clock = Clock(lambda seconds: self._print(f"{self._activity} ... {format_duration(seconds)}"), EVERY)
         return self
 
     def __exit__(self, *_: object) -> None:
+        if self._clock is not None:
+            self._clock.stop()
         if self._bar is not None:
             self._bar.stop()
             self._bar = None

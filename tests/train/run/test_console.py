@@ -5,6 +5,8 @@ import errno
 import io
 import os
 import re
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -197,3 +199,17 @@ def test_an_activity_before_the_first_step_is_shown_on_a_terminal_alone(monkeypa
     with (tmp_path / "log").open("w") as stream:
         prepare(Console(steps=50, stream=stream))
     assert lines((tmp_path / "log").read_text()) == ["nano", "model gpt", "done"]
+
+
+def test_a_slow_activity_shows_its_time_until_the_next_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(console_module, "LINE", 0.01)
+    log = tmp_path / "log"
+    with log.open("w") as stream, Console(steps=50, stream=stream) as console:
+        console.doing("compiling the step")
+        clock = next(thread for thread in threading.enumerate() if thread.name == "clock")
+        while len(lines(log.read_text())) < 3:
+            time.sleep(0.01)
+        console.step(1)
+        assert not clock.is_alive()
+    first, *times = lines(log.read_text())
+    assert first == "compiling the step ..." and all(re.fullmatch(r"compiling the step \.\.\. \d+:\d\d", line) for line in times)
