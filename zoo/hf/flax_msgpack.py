@@ -9,6 +9,7 @@ arrays of one name.
 import dataclasses
 import math
 import mmap
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,16 +18,15 @@ from typing import Any
 import numpy as np
 
 from zoo.errors import BadInput
+from zoo.file_access import open_regular
 from zoo.hf import safetensors_dir
-from zoo.hf.safetensors_dir import DTYPES, MOST_TENSORS, NAME, Tensor
+from zoo.hf.safetensors_dir import DTYPES, MOST_AXES, MOST_TENSORS, NAME, Tensor, check_shape
 
 SINGLE = "flax_model.msgpack"
 INDEX = "flax_model.msgpack.index.json"
 SHARD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}\.msgpack")
 DEEPEST = 32
 """Largest number of maps inside each other. The deepest tree of a family here has 8."""
-MOST_AXES = 8
-"""Largest number of axes of an array. Published arrays have 1 or 2."""
 LONGEST_PATH = 256
 """Largest number of characters in a path."""
 
@@ -75,7 +75,8 @@ class FlaxTensor(Tensor):
     def view(self) -> np.ndarray:
         """Return the array as a memory map; an array of several chunks is copied."""
         dtype = np.dtype(DTYPES[self.dtype])
-        parts = [np.memmap(self.file, dtype, "r", offset=start, shape=(size,)) for start, size in self.chunks if size]
+        with open_regular(self.file) as stream:
+            parts = [np.memmap(stream, dtype, "r", offset=start, shape=(size,)) for start, size in self.chunks if size]
         flat = np.concatenate(parts) if len(parts) > 1 else np.asarray(parts[0]) if parts else np.zeros(0, dtype)
         return flat.reshape(self.shape[::-1]).T if self.transposed else flat.reshape(self.shape)
 
@@ -121,8 +122,8 @@ def read_arrays(file: Path) -> dict[str, Array]:
             paths of 1 to 256 characters.
     """
     try:
-        with file.open("rb") as stream:
-            if not file.stat().st_size:
+        with open_regular(file) as stream:
+            if not os.fstat(stream.fileno()).st_size:
                 raise BadInput(f"{file}: empty; download it again")
             with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
                 return dict(_leaves(file, _Reader(file, data).tree(), ""))
@@ -153,6 +154,7 @@ def _join_chunks(file: Path, path: str, value: dict[str, Any]) -> Array:
         raise BadInput(f"{file}: damaged msgpack: the chunks of {path} are not those of an array; download it again")
     if (elements := sum(chunk.shape[0] for chunk in chunks)) != math.prod(shape):
         raise BadInput(f"{file}: damaged msgpack: {path} has {elements:,} elements, unlike its shape {shape}; download it again")
+    check_shape(file, path, shape)
     return Array(file, chunks[0].start, tuple(shape), chunks[0].dtype, tuple(part for chunk in chunks for part in chunk.chunks))
 
 
@@ -244,6 +246,7 @@ class _Reader:
             raise self.damaged(f"{path} has {size:,} bytes, unlike its shape {list(shape)} of {name}")
         if end > len(self.data):
             raise self.damaged(f"it ends within {path}")
+        check_shape(self.file, path, shape)
         start, self.position = self.position, end
         return Array(self.file, start, shape, dtype, ((start, count),))
 

@@ -12,7 +12,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,6 +24,7 @@ from safetensors.numpy import save_file
 
 from zoo.errors import BadInput
 from zoo.fault_points import fault_point
+from zoo.file_access import open_regular
 from zoo.hf.config_json import parse_json, read_json
 from zoo.sha256_and_fsync import fsync
 
@@ -32,6 +33,9 @@ INDEX = "model.safetensors.index.json"
 LARGEST_HEADER = 25 << 20
 LARGEST_INDEX = 64 << 20
 MOST_TENSORS = 100_000
+MOST_AXES, MOST_ELEMENTS = 8, 1 << 48
+"""Largest number of axes of a tensor, and product of its sizes other than 0: NumPy fails above 64, and at 2^63 bytes even if
+another size is 0. Published tensors have up to 4 axes."""
 NAME = re.compile(r"[A-Za-z0-9_.\-]{1,256}")
 SHARD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}\.safetensors")
 EXECUTABLE = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle", "*.msgpack", "*.h5", "*.npz", "*.gguf", "*.onnx")
@@ -66,7 +70,8 @@ class Tensor:
         dtype = np.dtype(DTYPES[self.dtype])
         if math.prod(self.shape) == 0:
             return np.zeros(self.shape, dtype)
-        return np.asarray(np.memmap(self.file, dtype, "r", offset=self.start, shape=self.shape))
+        with open_regular(self.file) as stream:
+            return np.asarray(np.memmap(stream, dtype, "r", offset=self.start, shape=self.shape))
 
 
 Shard = TypeVar("Shard", bound=Tensor)
@@ -101,8 +106,8 @@ def read_header(file: Path) -> dict[str, Tensor]:
     """
     try:
         fault_point("weights.read")
-        size = file.stat().st_size
-        with file.open("rb") as stream:
+        with open_regular(file) as stream:
+            size = os.fstat(stream.fileno()).st_size
             length = int.from_bytes(stream.read(8), "little")
             if size < 8 or length > size - 8:
                 raise BadInput(f"{file}: damaged: a header of {length:,} bytes in a file of {size:,}; download it again")
@@ -131,8 +136,21 @@ def read_header(file: Path) -> dict[str, Tensor]:
             quantized = ", so these are quantized weights, which are not read; use the original weights"
             fix = quantized if dtype.startswith(QUANTIZED) else f"; supported are {', '.join(DTYPES)}"
             raise BadInput(f"{file}: {name} has the type {dtype}{fix}")
+        check_shape(file, name, entry["shape"])
         tensors[name] = Tensor(file, 8 + length + entry["data_offsets"][0], tuple(entry["shape"]), entry["dtype"])
     return tensors
+
+
+def check_shape(file: Path, name: str, shape: Sequence[int]) -> None:
+    """Refuse a shape that no array can have, although it may have no elements.
+
+    Raises:
+        BadInput: it has more than `MOST_AXES` axes, or more than `MOST_ELEMENTS` elements without the axes of size 0.
+    """
+    if len(shape) > MOST_AXES or math.prod(filter(None, shape)) > MOST_ELEMENTS:
+        raise BadInput(
+            f"{file}: damaged: {name} has the shape {str(list(shape))[:60]}, which no array can have; download it again"
+        )
 
 
 def read_shards(

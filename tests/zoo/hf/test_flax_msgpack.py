@@ -297,6 +297,20 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
     ),
     "a negative size": (packed({"a": extension(1, [-1], "float32", b"")}), "a is not a number"),
     "a huge size": (packed({"a": extension(1, [1 << 62, 4], "float32", b"")}), "a has 0 bytes, unlike"),
+    "no elements of 2^62 bytes": (packed({"a": extension(1, [1 << 60, 0], "float32", b"")}), "a has the shape"),
+    "many axes of chunks": (
+        pairs(
+            (
+                "a",
+                pairs(
+                    (flax_msgpack.CHUNKED, b"\xc3"),
+                    ("shape", packed({f"{axis}": 2 - (axis > 0) for axis in range(70)})),
+                    ("chunks", pairs(("0", ARRAY))),
+                ),
+            )
+        ),
+        "a has the shape",
+    ),
     "many axes": (packed({"a": extension(1, [1] * 20, "float32", b"\0" * 4)}), "a has 20 axes"),
     "more in an array": (packed({"a": extension(1, [1], "float32", b"\0" * 4, 3)}), "a is not an array"),
     "bytes after an array": (
