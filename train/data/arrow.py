@@ -8,6 +8,7 @@ from typing import Any
 
 from train.data.text_files import LONGEST_LINE, Document, document, json_type, list_names
 from zoo.errors import BadInput, import_optional
+from zoo.file_access import open_regular
 
 ROWS = 64
 """Number of rows of a .parquet file that are decoded at a time."""
@@ -16,7 +17,7 @@ ROWS = 64
 def parquet(file: Path, name: str, field: str) -> Iterator[Document]:
     """Yield the text in one column of each row as a document. Rows with an empty text are skipped."""
     pq = library("pyarrow.parquet")
-    with _errors(file):
+    with _errors(file), open_regular(file):
         check_column(pq.read_schema(file), field, str(file))
         # Dictionary encoding keeps a text that occurs often in memory once.
         with pq.ParquetFile(file, read_dictionary=[field], buffer_size=1 << 20, pre_buffer=False) as table:
@@ -26,7 +27,7 @@ def parquet(file: Path, name: str, field: str) -> Iterator[Document]:
 def table(file: Path) -> Iterator[dict[str, Any]]:
     """Yield each row of a .parquet file with all of its columns, as Python values."""
     pq = library("pyarrow.parquet")
-    with _errors(file), pq.ParquetFile(file, buffer_size=1 << 20, pre_buffer=False) as rows:
+    with _errors(file), open_regular(file), pq.ParquetFile(file, buffer_size=1 << 20, pre_buffer=False) as rows:
         for batch in rows.iter_batches(ROWS, use_threads=False):
             yield from batch.to_pylist()
 
@@ -37,7 +38,12 @@ def arrow_streams(files: Iterable[Path], name: str, field: str) -> Iterator[Docu
     def batches() -> Iterator[Any]:
         for file in files:
             # Not memory-mapped: the pages of a mapped file count as memory of the process.
-            with _errors(file), library("pyarrow").OSFile(str(file)) as raw, library("pyarrow.ipc").open_stream(raw) as stream:
+            with (
+                _errors(file),
+                open_regular(file),
+                library("pyarrow").OSFile(str(file)) as raw,
+                library("pyarrow.ipc").open_stream(raw) as stream,
+            ):
                 check_column(stream.schema, field, name)
                 yield from (batch.select([field]) for batch in stream)
 

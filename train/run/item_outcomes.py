@@ -16,7 +16,10 @@ from jaxtyping import Float64, Int64
 from train.run import outcome_sets
 from train.run.run_dir import RunDir
 from zoo.errors import BadInput
+from zoo.file_access import read_regular
 
+LONGEST_ITEM = 1 << 16
+"""Bytes of the longest item of an array; a name has four for each character."""
 HELD_OUT = "held_out"
 """Name of the held-out examples among the sets of items."""
 
@@ -76,13 +79,40 @@ def read_outcomes(folder: RunDir, name: str) -> Outcomes:
     if f"{name}/id" not in arrays:
         names = ", ".join(sorted({key.rpartition("/")[0] for key in arrays})) or "none"
         raise BadInput(f"{folder.outcomes}: no outcomes of {name} (it has {names}); score the run again")
-    return Outcomes(tuple(arrays[f"{name}/id"].tolist()), *(arrays[f"{name}/{field}"] for field in ("right", "nats", "count")))
+    values = [arrays.get(f"{name}/{field}", np.zeros(0)) for field in DTYPES]
+    wrong = [field for field, array in zip(DTYPES, values, strict=True) if array.dtype.kind != DTYPES[field]]
+    if wrong or len({len(array) for array in values}) > 1:
+        what = f"no {name}/{wrong[0]}" if wrong else f"arrays of {name} with different lengths"
+        raise BadInput(f"{folder.outcomes}: {what}; score the run again")
+    return Outcomes(tuple(values[0].tolist()), *values[1:])
+
+
+DTYPES = {"id": "U", "right": "f", "nats": "f", "count": "i"}
+"""Field of a set -> kind of its dtype, as numpy calls it."""
 
 
 def _read(path: Path) -> dict[str, np.ndarray]:
     try:
-        # Opened here: numpy leaves a damaged file open.
-        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
-            return dict(file)
+        members = outcome_sets.unpack(read_regular(path, outcome_sets.LARGEST_FILE))
+        return {name: _parse_array(content) for name, content in members.items()}
     except outcome_sets.DAMAGE as error:
-        raise BadInput(f"{path} is not a file of arrays ({error}); remove it, and score the run again") from None
+        why = error.strerror if isinstance(error, OSError) else " ".join(str(error).split())[:200]
+        raise BadInput(f"{path} is not a file of arrays ({why}); remove it, and score the run again") from None
+
+
+def _parse_array(content: bytes) -> np.ndarray:
+    """Return the one-dimensional array of a .npy file. Memory is used only for what the file has, whatever its header declares.
+
+    Raises:
+        ValueError: it is another array or damaged.
+    """
+    stream = io.BytesIO(content)
+    readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    if (version := np.lib.format.read_magic(stream)) not in readers:
+        raise ValueError(f"version {version} of .npy")
+    shape, _, dtype = readers[version](stream)
+    if dtype.kind not in DTYPES.values() or not 0 < dtype.itemsize <= LONGEST_ITEM or len(shape) != 1:
+        raise ValueError(f"an array of {str(dtype)[:40]} with {len(shape)} axes; expected one of texts or numbers with 1")
+    if shape[0] * dtype.itemsize != len(content) - stream.tell():
+        raise ValueError(f"{len(content) - stream.tell():,} bytes for {shape[0]:,} items of {dtype.itemsize:,} bytes")
+    return np.frombuffer(content, dtype, offset=stream.tell()).copy()

@@ -13,6 +13,8 @@ from pathlib import Path
 from train.run.run_dir import replace_atomically
 from zoo.errors import cannot_write
 
+LARGEST_FILE, LARGEST_UNPACKED = 256 << 20, 512 << 20
+"""Bytes of the largest file, and of all its arrays: those of a million items have about 200 MB."""
 DAMAGE = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, RuntimeError)
 """Errors of reading a damaged file of arrays."""
 
@@ -24,13 +26,26 @@ def parse_sets(content: bytes) -> dict[str, dict[str, bytes]]:
     """
     sets: dict[str, dict[str, bytes]] = {}
     try:
-        with zipfile.ZipFile(io.BytesIO(content)) as file:
-            for member in file.namelist():
-                name, _, field = member.removesuffix(".npy").rpartition("/")
-                sets.setdefault(name, {})[field] = file.read(member)
+        for member, array in unpack(content).items():
+            name, _, field = member.rpartition("/")
+            sets.setdefault(name, {})[field] = array
     except DAMAGE:
         return {}
     return sets
+
+
+def unpack(content: bytes) -> dict[str, bytes]:
+    """Return the content of each array's .npy file in an outcomes.npz, by NAME/FIELD, after adding up the sizes that it declares.
+
+    Raises:
+        ValueError: the arrays are larger than `LARGEST_UNPACKED` bytes together; a few MB can declare any size.
+        Exception: another one of `DAMAGE`.
+    """
+    with zipfile.ZipFile(io.BytesIO(content)) as file:
+        if (total := sum(member.file_size for member in file.infolist())) > LARGEST_UNPACKED:
+            raise ValueError(f"it unpacks to {total:,} bytes; at most {LARGEST_UNPACKED:,} are read")
+        # No member yields more bytes than it declares.
+        return {member.filename.removesuffix(".npy"): file.read(member) for member in file.infolist()}
 
 
 def write_sets(path: Path, sets: Mapping[str, Mapping[str, bytes]]) -> None:
