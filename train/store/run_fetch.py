@@ -22,6 +22,7 @@ from train.store.run_layout import BASE, BEST, CHECKPOINTS, DAMAGED, FETCHED, RE
 from zoo import object_store, trust
 from zoo.errors import BadInput, cannot_write
 from zoo.fault_points import fault_point
+from zoo.file_access import LARGEST_JSON, partial_path, read_regular, read_regular_text
 from zoo.object_store import ObjectStore
 from zoo.runtime import jax_setup, launch, stdio
 from zoo.sha256_and_fsync import fsync
@@ -124,8 +125,8 @@ def _is_locked(folder: RunDir) -> bool:
 def _is_trained(folder: RunDir) -> bool:
     """Return whether the process that has locked a working copy is the one that uploads it."""
     try:
-        writer = json.loads((folder.path / WRITER).read_text())
-        return (folder.path / LOCK).read_text() == f"process {writer['process']} on {writer['host']}\n"
+        writer = json.loads(read_regular_text(folder.path / WRITER))
+        return read_regular_text(folder.path / LOCK) == f"process {writer['process']} on {writer['host']}\n"
     except (OSError, ValueError, KeyError, TypeError):
         return False
 
@@ -138,7 +139,7 @@ def _differing_step(store: ObjectStore, folder: RunDir, sizes: Collection[str]) 
             with contextlib.suppress(FileNotFoundError):  # It was deleted in the meantime.
                 if manifest.is_intact(content := store.read(run_layout.commit_key(CHECKPOINTS, step))):
                     local = run_layout.step_folder(folder.checkpoints, step) / manifest.NAME
-                    return step if content != local.read_bytes() else None
+                    return step if content != read_regular(local, LARGEST_JSON) else None
     return None
 
 
@@ -177,7 +178,7 @@ def _replace_another_run(store: ObjectStore, folder: RunDir, sizes: Collection[s
 def _is_last_writer(store: ObjectStore, folder: RunDir) -> bool:
     """Return whether no other machine has begun to train a run since it was trained here."""
     try:
-        return store.read(WRITER) == (folder.path / WRITER).read_bytes()
+        return store.read(WRITER) == read_regular(folder.path / WRITER, LARGEST_JSON)
     except FileNotFoundError:
         return True
 
@@ -214,6 +215,8 @@ def _fetch(store: ObjectStore, folder: RunDir, sizes: dict[str, int], notify: No
     """
     for key in sizes:
         run_layout.check_key(store.uri, key)
+    if others := sorted(key for key in sizes if not run_layout.is_of_run(key)):
+        notify(f"{store.uri}: {others[0]!r}{f' and {len(others) - 1:,} more' * (len(others) > 1)}: not of a run; not fetched")
     latest = max(run_layout.valid_steps(folder.checkpoints), default=None)
     committed = run_layout.committed_steps(sizes, CHECKPOINTS)
     damaged: dict[str, str] = {}
@@ -266,7 +269,7 @@ def _download_step(
         if temporary.exists():
             shutil.rmtree(temporary)
         for key in sizes:
-            if key.startswith(prefix):
+            if key.startswith(prefix) and run_layout.is_of_run(key):
                 file = temporary / key.removeprefix(prefix)
                 file.parent.mkdir(parents=True, exist_ok=True)
                 store.get(key, file)
@@ -308,7 +311,7 @@ def _fetch_files(store: ObjectStore, folder: RunDir, sizes: Collection[str]) -> 
         if key in RESULTS:
             continue
         file = folder.path / key
-        partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
+        partial = partial_path(file)
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
             with contextlib.suppress(FileNotFoundError):  # It was deleted in the meantime.

@@ -31,6 +31,17 @@ RESULTS = (EVALUATIONS, OUTCOMES, "report.html", "reward_scale.json")
 """Files that the evaluation of a run writes, perhaps on another machine than its training."""
 NOT_UPLOADED = (*STEP_FOLDERS, "profile", LOCK, WRITER, FETCHED)
 """Names in the folder of a run that are not among its `run_files`."""
+PLAIN = re.compile(r"[A-Za-z0-9_.][A-Za-z0-9_.-]*")
+"""Name of a file or folder in a step."""
+FETCHED_FILES = re.compile(
+    r"[A-Za-z0-9][\w-]*(\.[\w-]+)*\.(jsonl?|npz|html|txt|md|csv|svg|png)"
+    r"|tokenizer/[A-Za-z0-9][\w.-]*\.(json|txt|jinja|model)"
+    r"|rollouts/\d+\.jsonl"
+    r"|tensorboard/events\.out\.[\w.-]+"
+    r"|wandb(/[A-Za-z0-9][\w.-]*)+",
+    re.ASCII,
+)
+"""Keys of the files beside the steps that are fetched: no hidden file, no program, and none that only the local folder has."""
 
 
 def committed_steps(keys: Iterable[str], folder: str) -> list[int]:
@@ -76,15 +87,25 @@ def step_folder(folder: Path, step: int) -> Path:
 
 
 def run_keys(keys: Iterable[str]) -> list[str]:
-    """Return the keys of the objects that are neither those of steps nor about the store."""
-    return sorted(key for key in keys if key.partition("/")[0] not in NOT_UPLOADED)
+    """Return the keys of the objects of a run that are neither those of steps nor about the store."""
+    return sorted(key for key in keys if key.partition("/")[0] not in NOT_UPLOADED and is_of_run(key))
+
+
+def is_of_run(key: str) -> bool:
+    """Return whether a key is one that a run has; others are not fetched, since whoever can write to the store chooses them."""
+    folder, _, rest = key.partition("/")
+    if folder in STEP_FOLDERS:
+        return all(PLAIN.fullmatch(name) and name not in (".", "..") for name in rest.split("/"))
+    # In lower case, because some file systems do not distinguish it.
+    return key == WRITER or (folder.lower() not in NOT_UPLOADED and FETCHED_FILES.fullmatch(key) is not None)
 
 
 def run_files(folder: RunDir) -> dict[str, Path]:
     """Return the files in the folder of a run that are uploaded as they are, by key."""
-    files = {file.relative_to(folder.path).as_posix(): file for file in folder.path.rglob("*") if file.is_file()}
+    regular = sorted(file for file in folder.path.rglob("*") if file.is_file() and not file.is_symlink())
+    files = {file.relative_to(folder.path).as_posix(): file for file in regular}
     # A name that begins with a dot is that of a file which is being written.
-    return {key: files[key] for key in run_keys(files) if not files[key].name.startswith(".")}
+    return {key: file for key, file in files.items() if key.split("/")[0] not in NOT_UPLOADED and not file.name.startswith(".")}
 
 
 def check_key(uri: str, key: str) -> None:

@@ -322,3 +322,40 @@ def test_a_file_that_cannot_be_removed_does_not_hide_the_error(
     monkeypatch.setattr(Path, "unlink", refuse)
     with faults("store.get:ENOSPC:1+"), pytest.raises(BadInput, match="No space left"):
         run_fetch._fetch_files(place.store(NAME), other, ["config.json"])
+
+
+STRANGE = (
+    *(".bashrc", "run.lock", "Run.lock", "fetched/scores.json", "Fetched/scores.json", "Writer.json", "profile/a.json"),
+    *("scores.json\n", "reward.py", "tokenizer/a.py", "tokenizer/.a.json", "rollouts/a/00000000.jsonl", ".config/a.json"),
+    *("checkpoints/00000005/a\n", "checkpoints/00000005/a b", "best/00000005/\x1b[2J", "wandb/.netrc", "a.json/b.so"),
+)
+
+
+@pytest.mark.planted
+@pytest.mark.parametrize("key", STRANGE)
+def test_an_object_that_no_run_has_is_not_fetched(key: str, place: Place, work: RunDir, other: RunDir, tmp_path: Path) -> None:
+    train(place, work, 5)
+    store, log = place.store(NAME), Log()
+    (tmp_path / "strange").write_text("strange")
+    store.put(tmp_path / "strange", key)
+    assert fetch(place, other, log) == 5
+    assert log == [f"{store.uri}: {key!r}: not of a run; not fetched"]
+    contents = [file.read_bytes() for file in other.path.rglob("*") if file.is_file()]
+    assert b"strange" not in contents and len(contents) > 5
+
+
+def test_every_file_of_a_run_is_fetched() -> None:
+    keys = [path.name for path in vars(RunDir("a")).values() if path.suffix]
+    keys += ["writer.json", "reward_scale.json", "stacks.txt", "stacks-3.txt", "rollouts/00000010.jsonl", "notes.jsonl"]
+    keys += [f"tokenizer/{name}" for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "spiece.model")]
+    keys += ["tensorboard/events.out.tfevents.1764510000.a-host.local", "wandb/id", "wandb/offline-run-1-a/files/config.yaml"]
+    keys += ["checkpoints/00000005/COMMIT.json", "best/00000005/arrays/ocdbt.process_0/d/0a1b", "base/00000000/arrays/_METADATA"]
+    assert [key for key in keys if not run_layout.is_of_run(key)] == []
+
+
+@pytest.mark.planted
+def test_a_link_in_a_run_is_not_uploaded(place: Place, work: RunDir, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("secret")
+    (work.path / "notes.txt").symlink_to(tmp_path / "secret")
+    train(place, work, 5)
+    assert "notes.txt" not in place.store(NAME).list()
