@@ -38,6 +38,7 @@ from train.weights import lineage, warm_start
 from zoo import models
 from zoo.errors import BadInput
 from zoo.fault_points import fault_point
+from zoo.file_access import read_regular_text
 from zoo.models import Model
 from zoo.precision import DTYPES, resolve_precision
 from zoo.runtime import hang_watch, jax_setup
@@ -139,9 +140,8 @@ def _run(
         if folder.scores.exists() and trained and reported:
             if process == 0 and not folder.report.exists():
                 on_end(folder.path)
-            console.finish(
-                f"{folder.path} is finished: {_result(json.loads(folder.scores.read_text()), run)}. Choose another --name"
-            )
+            result = _result(json.loads(read_regular_text(folder.scores)), run)
+            console.finish(f"{folder.path} is finished: {result}. Choose another --name")
             return 0
         stack.enter_context(checkpoints)
 

@@ -34,6 +34,7 @@ from train.run.metrics_file import versions
 from train.run.provenance import PACKAGES, read_commit
 from zoo import plugins
 from zoo.errors import BadInput, without_secrets
+from zoo.file_access import open_to_append, read_regular
 
 SCHEMA = 2
 SCHEMAS = (1, 2)
@@ -46,6 +47,8 @@ DEATHS = 2
 DIED = "the process ended twice while it ran; out of memory?"
 """Reason of a cell that failed in this way."""
 CELLS = "cells.jsonl"
+LARGEST_FILE = 256 << 20
+"""Bytes of the largest result file that is read."""
 SETTINGS = r"(JAX|XLA|LIBTPU|GLIBC|OMP|MKL|OPENBLAS|TORCH\w*|CUDA)_"
 """Pattern of the names of environment variables that change what is measured."""
 MACHINE = ("backend", "device", "devices", "cpu", "cores")
@@ -139,7 +142,7 @@ def read(path: str | Path) -> Results:
     """
     path = Path(path) / CELLS if Path(path).is_dir() else Path(path)
     try:
-        lines = path.read_bytes().split(b"\n")[:-1]
+        lines = read_regular(path, LARGEST_FILE).split(b"\n")[:-1]
     except OSError as error:
         raise BadInput(f"{path} cannot be read ({error.strerror}); name a folder or file of zoo bench") from None
     fix = "name a folder or file that zoo bench wrote"
@@ -243,7 +246,7 @@ class Writer:
         header = json.loads(_line(header))
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = path.open("x+b" if new else "a+b")
+            self._file = open_to_append(path, new=new)
         except OSError as error:
             if new and path.exists():
                 raise existing_results(path.parent) from None

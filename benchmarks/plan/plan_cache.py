@@ -16,6 +16,7 @@ from train.config import run_config
 from train.config.run_plugins import used_plugins
 from train.run.run_dir import write_text
 from zoo.attention import attention
+from zoo.file_access import read_regular_text
 from zoo.runtime import jax_setup
 
 SOURCES = ("zoo", "train", "benchmarks/plan", "benchmarks/hlo")
@@ -79,6 +80,6 @@ def _code() -> str:
 def _read(file: Path) -> Plan | None:
     """Return the plan in a file; None if it is missing or incomplete."""
     try:
-        return Plan.of(json.loads(file.read_text(encoding="utf-8")))
+        return Plan.of(json.loads(read_regular_text(file)))
     except (OSError, ValueError, TypeError, KeyError):
         return None

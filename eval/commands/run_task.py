@@ -24,6 +24,7 @@ from train.weights.load import load
 from train.weights.reward_scale import write_scale
 from zoo import plugins
 from zoo.errors import BadInput, require
+from zoo.file_access import read_regular_text
 from zoo.precision import resolve_dtype
 
 NOT_ITEMS = ("argument", "batch", "dtype", "length", "stride", "words", "prefix", "orders")
@@ -164,7 +165,7 @@ def _previous_results(run: Path) -> dict[str, Any]:
     if not os.access(run, os.W_OK):
         raise BadInput(f"{run}: cannot be written, so the result cannot be stored there; make it writable")
     try:
-        results = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        results = json.loads(read_regular_text(path)) if path.exists() else {}
     except (OSError, ValueError, RecursionError) as error:
         raise BadInput(f"{path}: invalid JSON ({error}); fix or remove it") from None
     if not isinstance(results, dict):

@@ -20,6 +20,7 @@ from train.run.metrics_file import read_rows as read_rows
 from train.run.run_dir import RunDir, read_config
 from train.weights.lineage import Parent, seeds_of, total_costs
 from zoo.errors import BadInput
+from zoo.file_access import read_regular_text
 from zoo.hf import hub
 from zoo.models import parameter_count
 
@@ -211,7 +212,7 @@ def _provenance(folder: RunDir) -> dict[str, Any]:
 
 def _scores(path: Path) -> dict[str, float | int]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_regular_text(path))
     except (OSError, ValueError, RecursionError) as error:
         raise BadInput(f"{path} is invalid JSON ({error}); score the run again") from None
     if not isinstance(content, dict):

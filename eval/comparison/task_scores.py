@@ -9,6 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from train.run.metric_definitions import METRICS, Metric
 from zoo.errors import BadInput
+from zoo.file_access import read_regular_text
 
 OWN: dict[str, Metric] = {
     "phenomenon_accuracy": Metric(label="phenomenon accuracy", note="mean accuracy over phenomena", better="higher"),
@@ -69,7 +70,7 @@ def read_task_scores(path: Path) -> dict[str, TaskScore]:
         BadInput: the file is damaged.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        content = json.loads(read_regular_text(path)) if path.exists() else {}
         return {name: _task_score(entry) for name, entry in content.items()}
     except (OSError, ValueError, RecursionError, AttributeError, TypeError, KeyError) as error:
         raise BadInput(f"{path} is not an object of results ({error}); fix or remove it, and score the tasks again") from None

@@ -19,6 +19,7 @@ from train.data import corpus
 from train.data.corpus import Documents
 from train.run.run_dir import replace_atomically
 from zoo.errors import BadInput
+from zoo.sha256_and_fsync import sha256
 
 PUBLIC_SHA256 = "a92fb1b192a7d14fdceacbd74483356c47cfb6da56d4d67727ec9e072619a93c"
 """Digest of the `public` corpus, which `eval.experiments.public_corpus` builds from its sources."""
@@ -107,8 +108,7 @@ def folder_digest(folder: Path) -> str:
     corpus_digest = hashlib.sha256()
     for part in ("train", "valid"):
         for path in sorted(path for path in (folder / part).rglob("*") if path.is_file()):
-            with path.open("rb") as file:
-                content = hashlib.file_digest(file, "sha256").hexdigest()
+            content = sha256(path)
             corpus_digest.update(f"{path.relative_to(folder).as_posix()}\0{content}\n".encode())
     return corpus_digest.hexdigest()
 

@@ -18,12 +18,15 @@ from pathlib import Path
 from typing import Any
 
 from eval.experiments import node_status
-from eval.experiments.grid import Grid, Node
+from eval.experiments.grid import RUNS, Grid, Node
 from eval.experiments.run_progress import RunProgress
 from train.run.run_dir import check_unlocked
-from zoo.errors import BadInput, cannot_write
+from zoo.errors import BadInput, cannot_write, import_optional
+from zoo.file_access import LARGEST_JSON, open_to_append, read_regular, refuse_links_out
 
 LOCK = "experiment.lock"
+OWN = (LOCK, node_status.LOGS, RUNS, "files")
+"""Names of an experiment's files and folders, of which none may be a link out of its folder."""
 PROGRAM = (sys.executable, "-P", "-m", "eval.experiments.die_with_parent")
 POLL = 0.25
 """Seconds between two looks at the running process."""
@@ -52,11 +55,12 @@ def lock_folder(folder: Path, notify: Callable[[str], None]) -> Iterator[None]:
     """Lock an experiment's folder, after waiting for another engine that holds the lock.
 
     Raises:
-        BadInput: the folder cannot be written.
+        BadInput: the folder cannot be written, or has links out of it.
     """
     from filelock import FileLock, Timeout
 
     path = folder / LOCK
+    refuse_links_out(folder, OWN, levels=1)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock, waits = FileLock(path, fallback_to_soft=False), False
@@ -66,7 +70,7 @@ def lock_folder(folder: Path, notify: Callable[[str], None]) -> Iterator[None]:
                 break
             except Timeout:
                 if not waits:
-                    holder = path.read_text(errors="replace").strip()[:200] or "another process"
+                    holder = read_regular(path, LARGEST_JSON).decode(errors="replace").strip()[:200] or "another process"
                     notify(f"{folder} is in use by {holder}; this command waits for it")
                 waits = True
     except OSError as error:
@@ -181,7 +185,7 @@ class _Engine:
     def _run_once(self, node: Node) -> tuple[int, str]:
         node_status.note_failure(node, self.folder, "")
         path = node_status.log_file(node, self.folder)
-        with path.open("ab") as log:
+        with open_to_append(path) as log:
             command = [*PROGRAM, str(os.getpid()), *node.argv]
             # A group of its own: Ctrl-C in the terminal reaches only this process, which passes it on once.
             self._child = subprocess.Popen(

@@ -1,11 +1,13 @@
 """The status of each node of a grid, read from the folders of the runs and the notes of failures. Nothing here imports JAX."""
 
 import json
+import os
 from pathlib import Path
 
 from eval.experiments.grid import Grid, Node
 from train.run.run_dir import RunDir, check_same_run, write_text
 from zoo.errors import BadInput
+from zoo.file_access import LARGEST_JSON, open_regular, read_regular, read_regular_text
 
 LOGS = "logs"
 DIVERGED = "non-finite"
@@ -31,7 +33,7 @@ def evaluation_name(node: Node) -> str:
 def read_object(path: Path) -> dict[str, object]:
     """Return the JSON object in a file; {} if the file is absent or damaged, which the command that reads it reports."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_regular_text(path))
     except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
@@ -65,13 +67,13 @@ def note_failure(node: Node, folder: Path, message: str) -> None:
 def failure(node: Node, folder: Path) -> str:
     """Return why a node failed the last time that it was tried; "" if it did not."""
     path = folder / LOGS / f"{node.name}.failed"
-    return path.read_text(encoding="utf-8", errors="replace").strip() if path.exists() else ""
+    return read_regular(path, LARGEST_JSON).decode(errors="replace").strip() if path.exists() else ""
 
 
 def last_line(path: Path, size: int = 4000) -> str:
     """Return the last line that a process wrote to a log, without the name of the program."""
-    with path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size - size))
+    with open_regular(path) as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - size))
         lines = [line.strip() for line in file.read().decode(errors="replace").splitlines() if line.strip()]
     return lines[-1].removeprefix("zoo: ") if lines else "it printed nothing"
 
@@ -94,8 +96,8 @@ def steps_taken(node: Node, folder: Path) -> int:
     """Return the last step in a run's metrics."""
     path = RunDir(folder / node.run).metrics
     try:
-        with path.open("rb") as file:
-            file.seek(max(0, path.stat().st_size - 4000))
+        with open_regular(path) as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - 4000))
             rows = file.read().split(b"\n")
     except OSError:
         return 0

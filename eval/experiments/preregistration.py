@@ -14,6 +14,7 @@ from typing import Any
 from eval.experiments.grid import PARENTS, RUNS, TOKENIZER, Grid, Node
 from train.run.run_dir import write_json
 from zoo.errors import BadInput
+from zoo.file_access import read_regular_text
 
 FILE = "registration.json"
 FIXED = ("name", "tier", "seeds", "budget", "control", "rows", "tokenizer", "corpus")
@@ -79,7 +80,7 @@ def read(folder: Path) -> dict[str, Any]:
     """
     path = folder / FILE
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_regular_text(path))
     except OSError as error:
         raise BadInput(f"{folder} is not an experiment: {FILE} cannot be read ({error.strerror})") from None
     except (ValueError, RecursionError) as error:

@@ -18,6 +18,7 @@ from train.run.metric_definitions import METRICS
 from train.run.metrics_file import read_rows
 from train.run.run_dir import RunDir, flat_options, read_config, write_text
 from zoo.errors import BadInput
+from zoo.file_access import read_regular_text
 
 COUNTED = {
     "tokens": "predicted, each once",
@@ -111,7 +112,7 @@ def _json(path: Path) -> Any:
         BadInput: it is not valid JSON, or has another shape.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_regular_text(path))
     except FileNotFoundError:
         return None
     except (OSError, ValueError, RecursionError) as error:

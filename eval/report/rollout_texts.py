@@ -11,7 +11,10 @@ from eval.metrics.best_of_n import groups_of, kl_bound, powers_of_two
 from eval.report.error_analysis import fold_text
 from eval.report.html_elements import escape_text, format_number
 from zoo.errors import BadInput
+from zoo.file_access import read_regular_text
 
+LARGEST_ROLLOUT = 256 << 20
+"""Bytes of the largest file of a rollout that is read."""
 PROMPTS = 3
 """Prompts of a rollout that are shown, each with its responses of the highest and the lowest reward."""
 TYPES: dict[str, type | tuple[type, ...]] = {
@@ -73,7 +76,7 @@ def _responses(file: Path) -> Iterator[Mapping[str, Any]]:
     fix = "remove the file, or write it again by continuing the run"
     try:
         # JSON leaves the other ends of lines of Unicode as they are, and `splitlines` would divide a text there.
-        lines = file.read_bytes().decode("utf-8").removesuffix("\n").split("\n")
+        lines = read_regular_text(file, LARGEST_ROLLOUT).removesuffix("\n").split("\n")
     except (OSError, ValueError) as error:
         raise BadInput(f"{file} cannot be read ({error}); {fix}") from None
     for place, line in enumerate(lines, 1):

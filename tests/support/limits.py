@@ -8,8 +8,9 @@ its bits would differ from those of the others.
 import contextlib
 import os
 import resource
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 FILLER = "filler"
 """Name of the file that takes the space of a file system."""
@@ -29,6 +30,24 @@ def file_size(name: str, row: int) -> None:
         write(self, values)
 
     Metrics.write = limited
+
+
+def write_to(name: str, device: str) -> None:
+    """Let the content of a file that is replaced atomically go to another path: a full device, or a pipe without a reader."""
+    from train.run import run_dir
+
+    open_new = run_dir.open_new
+
+    @contextlib.contextmanager
+    def limited(path: Path) -> Iterator[tuple[Path, IO[bytes]]]:
+        with open_new(path) as (partial, file):
+            if path.name != name:
+                yield partial, file
+                return
+            with open(device, "wb", buffering=0) as other:
+                yield partial, other
+
+    run_dir.open_new = limited
 
 
 def memory(step: int, spare: int) -> None:

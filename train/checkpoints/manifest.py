@@ -16,6 +16,7 @@ from typing import Any
 
 from zoo.errors import BadInput
 from zoo.fault_points import fault_point
+from zoo.file_access import read_regular_text
 from zoo.sha256_and_fsync import fsync, sha256
 
 NAME = "COMMIT.json"
@@ -178,7 +179,7 @@ def _add_digest(content: dict[str, Any]) -> str:
 def _read_content(file: pathlib.Path) -> dict[str, Any]:
     try:
         fault_point("checkpoint.read")
-        text = file.read_text(encoding="utf-8")
+        text = read_regular_text(file)
         content = json.loads(text)
         del content["sha256"]
         is_unchanged = _add_digest(content) == text

@@ -1,11 +1,11 @@
 """Sums of two numbers, a small task on which learning from rewards can be seen within minutes."""
 
 import json
-import os
 import random
 from pathlib import Path
 
 from zoo.errors import BadInput, cannot_write
+from zoo.file_access import open_new, read_regular
 
 NUMBERS = 100
 """Both numbers are below this: there are NUMBERS**2 sums."""
@@ -39,13 +39,14 @@ def write_sums(folder: Path) -> None:
     for name, content in sums().items():
         if not (file := folder / name).exists():
             missing[name] = content
-        elif not file.is_file() or file.read_bytes() != content.encode():
+        elif not file.is_file() or read_regular(file, 1 << 30) != content.encode():
             raise BadInput(f"{file}: it has other content than the sums; name another folder, or remove the file")
     for name, content in missing.items():
-        partial = folder / f".{name}.{os.getpid()}"
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            partial.write_text(content, encoding="utf-8")
-            partial.replace(folder / name)
+            with open_new(folder / name) as (partial, file):
+                file.write(content.encode())
+                file.flush()
+                partial.replace(folder / name)
         except OSError as error:
             raise cannot_write(folder, error) from None

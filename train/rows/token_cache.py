@@ -25,6 +25,7 @@ from train.data.text_files import Digest, Document
 from train.tokenizers.tokenizer import Tokenizer
 from zoo.errors import BadInput
 from zoo.fault_points import fault_point
+from zoo.file_access import open_regular, read_regular_text
 from zoo.runtime import jax_setup
 from zoo.sha256_and_fsync import sha256
 
@@ -245,7 +246,7 @@ class _Parts:
         """Yield the lines of the journal up to the first one that does not match the files."""
         with contextlib.ExitStack() as stack:
             try:
-                journal, *files = [stack.enter_context((self._folder / name).open("rb")) for name in (JOURNAL, *FILES)]
+                journal, *files = [stack.enter_context(open_regular(self._folder / name)) for name in (JOURNAL, *FILES)]
             except FileNotFoundError:
                 return
             starts = [0] * len(FILES)
@@ -284,7 +285,7 @@ def _open(folder: Path, fingerprint: str, tokenizer: Tokenizer) -> Tokens:
     """
     try:
         fault_point("tokens.read")
-        header = json.loads((folder / HEADER).read_text())
+        header = json.loads(read_regular_text(folder / HEADER))
         for name, expected in header["files"].items():
             if (size := (folder / name).stat().st_size) != expected["bytes"]:
                 raise _Damaged(f"{name} has {size} bytes instead of {expected['bytes']}")

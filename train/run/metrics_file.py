@@ -18,9 +18,13 @@ from train.run.provenance import peak_bytes, read_provenance
 from train.run.run_dir import RunDir, write_text
 from zoo.errors import BadInput, cannot_write
 from zoo.fault_points import fault_point
+from zoo.file_access import open_regular, open_to_append, too_large
 
 # JSON has no numbers for these; protobuf's JSON mapping uses the same strings.
 NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+LARGEST_FILE, LONGEST_ROW = 512 << 20, 4 << 20
+"""Bytes of the largest file of rows that is read, and of the longest row."""
+MOST_ROWS = 4_000_000
 
 
 class Metrics:
@@ -43,7 +47,7 @@ class Metrics:
         write_text(path, "".join(lines))
         self._path, self._count, self._digest = path, len(lines), hashlib.sha256("".join(lines).encode())
         # Unbuffered: a buffer that could not be written would be written again, and fail again, when the file is closed.
-        self._file = path.open("ab", buffering=0)
+        self._file = open_to_append(path)
 
     def write(self, row: Mapping[str, Any]) -> None:
         """Append a row of Python's or numpy's values; numbers that are not finite are written as "NaN" or "Infinity".
@@ -134,16 +138,25 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     Raises:
         BadInput: the file cannot be read, or a line is not a valid row (the message has its number).
     """
+    rows: list[dict[str, Any]] = []
     try:
         fault_point("rows.read")
-        *lines, last = path.read_bytes().split(b"\n")
+        with open_regular(path) as file:
+            if os.fstat(file.fileno()).st_size > LARGEST_FILE:
+                raise too_large(path, LARGEST_FILE)
+            while line := file.readline(LONGEST_ROW + 1):
+                if len(line) > LONGEST_ROW:
+                    raise BadInput(f"{path}:{len(rows) + 1} is longer than {LONGEST_ROW >> 20} MiB; remove the line")
+                if len(rows) == MOST_ROWS:
+                    raise BadInput(f"{path} has more than {MOST_ROWS:,} rows; remove some")
+                try:
+                    rows.append(_row(line.removesuffix(b"\n"), path, len(rows) + 1))
+                except BadInput:
+                    if line.endswith(b"\n"):
+                        raise
     except OSError as error:
         raise BadInput(f"{path} cannot be read ({error.strerror})") from None
-    rows = [_row(line, path, number) for number, line in enumerate(lines, 1)]
-    try:
-        return [*rows, _row(last, path, len(lines) + 1)] if last else rows
-    except BadInput:
-        return rows
+    return rows
 
 
 def record_start(folder: RunDir, step: int, facts: Mapping[str, str], flops: float, rate: float) -> None:

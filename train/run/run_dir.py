@@ -18,6 +18,7 @@ from zoo import configs, object_store, plugins, trust
 from zoo.configs import Objective
 from zoo.errors import BadInput, cannot_write
 from zoo.fault_points import fault_point
+from zoo.file_access import LARGEST_JSON, open_new, read_regular, read_regular_text, refuse_links_out
 from zoo.hf import config_json
 from zoo.sha256_and_fsync import fsync
 
@@ -117,8 +118,10 @@ class RunDir:
             process: number of this process in its run. Only process 0 locks, since only it writes here.
 
         Raises:
-            BadInput: another process has locked the folder (its host is named), or the folder cannot be written or locked.
+            BadInput: another process has locked the folder (its host is named), or the folder cannot be written or locked; see
+                also `refuse_links`.
         """
+        refuse_links(self.path)
         if process != 0:
             yield
             return
@@ -148,6 +151,16 @@ def as_json(run: Run) -> dict[str, Any]:
     return header | values.pop("options") | values
 
 
+def refuse_links(folder: str | Path) -> None:
+    """Refuse a run's folder of which a file or a folder of the run is a link out of it, to where the run would write or delete.
+
+    Raises:
+        BadInput: names the link.
+    """
+    own = {path.name for path in vars(RunDir(folder)).values()}
+    refuse_links_out(folder, own | {LOCK, "reward_scale.json", "writer.json", "fetched", "tensorboard", "wandb"})
+
+
 def is_run(folder: Path) -> bool:
     """Return whether a folder is a run's, not one of published weights: by its config.json, or by its checkpoints."""
     try:
@@ -170,6 +183,7 @@ def read_config(folder: str | Path, *, compute: bool = True) -> Run:
         BadInput: no run there, broken JSON, an unknown or missing key, a value of another type or out of range, or a plug-in that
             is not installed, or that neither this command names nor a confirmation of the folder permits (`zoo.trust`).
     """
+    refuse_links(folder)
     stored = _stored_config(folder)
     with _names_file(folder):
         if not isinstance(stored, dict):
@@ -242,7 +256,7 @@ def plugin_notices(folder: str | Path) -> list[str]:
 def _stored_config(folder: str | Path) -> Any:
     path = RunDir(folder).config
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(read_regular_text(path))
     except FileNotFoundError:
         what = f"there is no {path.name} in it" if Path(folder).is_dir() else "no such folder"
         raise BadInput(f"{folder} is not a run: {what}; name a folder that `zoo train` wrote") from None
@@ -306,6 +320,7 @@ def no_checkpoint(path: Path) -> BadInput:
 
 def remove_stale_files(folder: RunDir, run: Run) -> bool:
     """Delete the files of a run of another configuration that left no results, and return whether there was one."""
+    refuse_links(folder.path)
     if folder.has_results or not folder.config.exists():
         return False
     with contextlib.suppress(BadInput):
@@ -362,20 +377,14 @@ def write_text(path: Path, text: str) -> None:
 @contextlib.contextmanager
 def replace_atomically(path: Path) -> Iterator[IO[bytes]]:
     """Yield a file that replaces `path` atomically: readers, also after a crash, see either the old content or the new one."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("wb") as file:
-            fault_point("file.write")
-            yield file
-            file.flush()
-            fault_point("file.fsync")
-            os.fsync(file.fileno())
+    with open_new(path) as (partial, file):
+        fault_point("file.write")
+        yield file
+        file.flush()
+        fault_point("file.fsync")
+        os.fsync(file.fileno())
         fault_point("file.rename")
         partial.replace(path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
-        raise
     # The rename is a change of the folder, which needs its own sync.
     fsync(path.parent)
 
@@ -394,5 +403,5 @@ def _lock(folder: Path) -> Any:
 
 def _in_use(folder: Path) -> BadInput:
     """Return the error for a folder that the process named in its lock has locked."""
-    holder = (folder / LOCK).read_text(errors="replace")[:300].strip() or "another process"
+    holder = read_regular(folder / LOCK, LARGEST_JSON).decode(errors="replace")[:300].strip() or "another process"
     return BadInput(f"{folder} is in use by {holder}; wait for it or choose another --name")

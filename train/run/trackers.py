@@ -3,6 +3,7 @@
 import contextlib
 import importlib.util
 import os
+import re
 import shutil
 import socket
 import time
@@ -16,6 +17,7 @@ from train.config import run_config
 from train.run.metrics_file import read_rows
 from train.run.run_dir import RunDir, as_json, write_text
 from zoo.errors import BadInput, install_advice, without_secrets
+from zoo.file_access import read_regular_text
 
 PACKAGES: dict[run_config.Sink, str] = {"tensorboard": "tensorboardX", "wandb": "wandb"}
 
@@ -154,9 +156,13 @@ class WandB:
         path.parent.mkdir(exist_ok=True)
         if not path.exists():
             write_text(path, uuid.uuid4().hex[:12])
-        name = path.read_text()
+        name = read_regular_text(path)
+        # It is part of the names of folders that are deleted.
+        if not re.fullmatch("[A-Za-z0-9_-]{1,64}", name):
+            raise BadInput(f"{path}: {name[:80]!r} is not the id of a run of W&B; remove the file")
         for old_folder in path.parent.glob(f"offline-run-*-{name}"):
-            shutil.rmtree(old_folder)
+            if not old_folder.is_symlink():
+                shutil.rmtree(old_folder)
         self._run = wandb.init(
             id=name,
             name=folder.path.resolve().name,

@@ -10,7 +10,6 @@ when it reads the object after its upload, or at its next fetch, and uploads its
 
 import contextlib
 import json
-import os
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from train.run import outcome_sets
 from train.run.run_dir import RunDir, write_json
 from train.store.run_layout import EVALUATIONS, FETCHED, OUTCOMES, RESULTS
 from zoo.errors import cannot_write
+from zoo.file_access import open_new, partial_path, read_regular
 from zoo.object_store import ObjectStore, Unavailable
 
 UPLOADS = 5
@@ -43,11 +43,11 @@ def fetch_results(store: ObjectStore, folder: RunDir, keys: Collection[str]) -> 
     for key in RESULTS:
         if key in keys and not is_changed(folder, key):
             file = folder.path / key
-            partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
+            partial = partial_path(file)
             try:
                 with contextlib.suppress(FileNotFoundError):  # It was deleted in the meantime.
                     store.get(key, partial)
-                    content = partial.read_bytes()
+                    content = read_regular(partial, outcome_sets.LARGEST_FILE)
                     if lost := _lost_entries(folder, key, content):
                         parse, write = MERGED_RESULTS[key]
                         write(file, {**parse(content), **lost})
@@ -105,13 +105,13 @@ def upload_result(store: ObjectStore, folder: RunDir, key: str) -> bool:
     """
     copy, changed = _copy(folder, key), False
     copy.parent.mkdir(exist_ok=True)
-    partial = copy.with_name(f".{copy.name}.{os.getpid()}.partial")
+    partial = partial_path(copy)
     try:
         for _ in range(UPLOADS):
             if key in MERGED_RESULTS:
                 changed |= merge_result(store, folder, key)
             # What is uploaded is what is copied, even if the result changes in the meantime.
-            content = (folder.path / key).read_bytes()
+            content = read_regular(folder.path / key, outcome_sets.LARGEST_FILE)
             partial.write_bytes(content)
             store.put(partial, key)
             if key not in MERGED_RESULTS or _has_own_entries(store, folder, key, content):
@@ -157,18 +157,15 @@ def _copy(folder: RunDir, key: str) -> Path:
 def _replace(target: Path, content: bytes) -> None:
     """Write a file, which is replaced at once."""
     target.parent.mkdir(exist_ok=True)
-    partial = target.with_name(f".{target.name}.{os.getpid()}.copy")
-    try:
-        partial.write_bytes(content)
+    with open_new(target) as (partial, file):
+        file.write(content)
+        file.flush()
         partial.replace(target)
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
 
 
 def _content(file: Path) -> bytes | None:
     try:
-        return file.read_bytes()
+        return read_regular(file, outcome_sets.LARGEST_FILE)
     except FileNotFoundError:
         return None
 

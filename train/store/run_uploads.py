@@ -24,6 +24,7 @@ from train.store.run_layout import BASE, BEST, CHECKPOINTS, DAMAGED, EVALUATIONS
 from zoo import object_store
 from zoo.errors import BadInput
 from zoo.fault_points import fault_point
+from zoo.file_access import LARGEST_JSON, read_regular, read_regular_text
 from zoo.object_store import ObjectStore
 
 ATTEMPTS = 5
@@ -140,7 +141,7 @@ class RunUploads(Uploads):
     def _is_damaged(self, step: int) -> bool:
         """Return whether a step of the store is the one that turned out to be damaged when the run was fetched."""
         try:
-            digests = json.loads((self._folder.path / FETCHED / DAMAGED).read_bytes())
+            digests = json.loads(read_regular_text(self._folder.path / FETCHED / DAMAGED))
             content = self._store.read(run_layout.commit_key(CHECKPOINTS, step))
         except (FileNotFoundError, ValueError):
             return False
@@ -148,7 +149,7 @@ class RunUploads(Uploads):
 
     def _check_writer(self) -> None:
         """Refuse to upload if another machine has written `WRITER` since this one did."""
-        own = (self._folder.path / WRITER).read_bytes()
+        own = read_regular(self._folder.path / WRITER, LARGEST_JSON)
         try:
             current = self._store.read(WRITER)
         except FileNotFoundError:
@@ -202,7 +203,7 @@ class RunUploads(Uploads):
         prefix = run_layout.step_prefix(folder, step)
         commit = run_layout.commit_key(folder, step)
         if commit in sizes:
-            if (folder, step) in self._earlier and self._store.read(commit) == (path / manifest.NAME).read_bytes():
+            if (folder, step) in self._earlier and self._store.read(commit) == read_regular(path / manifest.NAME, LARGEST_JSON):
                 self._committed.add((folder, step))
                 return
             # Another upload of this step, which does not exist while its objects are replaced.

@@ -17,6 +17,7 @@ from train.tokenizers import hf_files
 from train.tokenizers.tokenizer import CHAT, LARGEST_FILE, SETTINGS, Tokenizer
 from train.untrusted.template_program import RemoteProgram, Rendered, TemplateError, TemplateProgram
 from zoo.errors import BadInput
+from zoo.file_access import read_regular_text
 
 TEMPLATE = """\
 {%- for message in messages -%}
@@ -155,8 +156,6 @@ def with_template(tokenizer: Tokenizer, choice: str) -> Tokenizer:
 
 def _read(file: Path) -> str:
     try:
-        if file.stat().st_size > LARGEST_FILE:
-            raise BadInput(f"--chat.template {file}: larger than {LARGEST_FILE >> 20} MiB; name a file with a template")
-        return file.read_bytes().decode()
+        return read_regular_text(file, LARGEST_FILE)
     except (OSError, UnicodeDecodeError) as error:
         raise BadInput(f"--chat.template {file}: cannot be read ({error}); name a {CHAT}, or write {BUILT_IN}") from None

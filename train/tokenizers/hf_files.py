@@ -23,6 +23,7 @@ from train.tokenizers.hf_settings import ALIASES, AS_WRITTEN, DEFAULTS, MOST_SEN
 from train.tokenizers.special_tokens import END_OF_TEXT, ENDS, LLAMA_BEGIN
 from train.tokenizers.tokenizer import FILE, LARGEST_FILE, SETTINGS, Kind, Tokenizer, read_chat_template
 from zoo.errors import BadInput
+from zoo.file_access import read_regular, read_regular_text
 from zoo.hf.config_json import read_json
 
 VOCABULARY, MERGES = "vocab.json", "merges.txt"
@@ -277,9 +278,7 @@ def _sentencepiece(folder: Path, settings: TokenizerSettings) -> Tokenizer:
     xlm = not (folder / PIECES).exists()
     file = folder / (XLM_PIECES if xlm else PIECES)
     try:
-        if file.stat().st_size > LARGEST_FILE:
-            raise BadInput(f"larger than {LARGEST_FILE >> 20} MiB, which no tokenizer is; download it again")
-        proto = sentencepiece_proto.parse(file.read_bytes())
+        proto = sentencepiece_proto.parse(read_regular(file, LARGEST_FILE))
     except OSError as error:
         raise BadInput(f"{file}: cannot be read ({error.strerror}); download it again") from None
     except BadInput as error:
@@ -316,9 +315,7 @@ def _read_merges(file: Path) -> list[tuple[str, str]]:
 def _read_text(file: Path) -> str:
     """Return the text of a file with line feeds as line ends."""
     try:
-        if file.stat().st_size > LARGEST_FILE:
-            raise BadInput(f"larger than {LARGEST_FILE >> 20} MiB, which no tokenizer is; download it again")
-        text = file.read_bytes().decode("utf-8").replace("\r\n", "\n")
+        text = read_regular_text(file, LARGEST_FILE).replace("\r\n", "\n")
     except OSError as error:
         raise BadInput(f"cannot be read ({error.strerror})") from None
     except UnicodeDecodeError as error:

@@ -21,6 +21,7 @@ from train.tokenizers.byte_bpe import QWEN_PATTERN
 from train.tokenizers.special_tokens import END_OF_TEXT, ENDS, LLAMA_BEGIN, ROBERTA, SpecialTokens, TextSpecialTokens
 from train.untrusted import tokenizer_content
 from zoo.errors import BadInput
+from zoo.file_access import read_regular_text
 from zoo.hf.config_json import read_json
 from zoo.runtime import stdio
 
@@ -167,9 +168,7 @@ class Tokenizer:
         config = read_json(settings, LARGEST_FILE) if settings.exists() else None
         chat_template = read_chat_template(Path(folder))
         try:
-            if file.stat().st_size > LARGEST_FILE:
-                raise BadInput(f"larger than {LARGEST_FILE >> 20} MiB, which no tokenizer is; copy the file again")
-            return cls(json.loads(file.read_text(encoding="utf-8")), config, chat_template)
+            return cls(json.loads(read_regular_text(file, LARGEST_FILE)), config, chat_template)
         except OSError as error:
             raise BadInput(f"{file}: cannot be read ({error.strerror}); name a folder that holds a {FILE}") from None
         except (ValueError, RecursionError) as error:
@@ -380,9 +379,7 @@ def read_chat_template(folder: Path) -> str | None:
     """
     file = folder / CHAT
     try:
-        if file.stat().st_size > LARGEST_FILE:
-            raise BadInput(f"{file}: larger than {LARGEST_FILE >> 20} MiB; put the model's own file there, or remove it")
-        return file.read_bytes().decode()
+        return read_regular_text(file, LARGEST_FILE)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, UnicodeDecodeError) as error:

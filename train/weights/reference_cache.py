@@ -11,10 +11,13 @@ import numpy as np
 from jaxtyping import Float32
 
 from zoo.fault_points import fault_point
+from zoo.file_access import open_regular
 from zoo.runtime import jax_setup
 
 FORMAT = 1
 """Version of the files: incremented with every change of their content."""
+LONGEST_HEADER = 4096
+"""Bytes of the longest first line of a file, which is about 200."""
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +34,9 @@ def read(folder: Path, key: str, rows: int) -> Float32[np.ndarray, "rows 2"] | N
     try:
         fault_point("reference.read")
         jax_setup.private_folder(folder)
-        header, _, content = file.read_bytes().partition(b"\n")
+        with open_regular(file) as stream:
+            header = stream.readline(LONGEST_HEADER).removesuffix(b"\n")
+            content = stream.read(8 * rows + 1)
     except FileNotFoundError:
         return None
     except OSError as error:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from train.run.run_dir import write_json
 from zoo.errors import BadInput
+from zoo.file_access import read_regular_text
 
 FILE = "reward_scale.json"
 
@@ -45,7 +46,7 @@ def read_scale(folder: Path, step: int | None) -> RewardScale:
         return RewardScale()
     fix = "remove it, or normalize again with `zoo eval --task rewards:normalize`"
     try:
-        scale = RewardScale(**json.loads(file.read_text(encoding="utf-8")))
+        scale = RewardScale(**json.loads(read_regular_text(file)))
         valid = all(type(value) is float and math.isfinite(value) for value in (scale.gain, scale.bias))
     except (OSError, ValueError, TypeError, RecursionError) as error:
         raise BadInput(f"{file}: no gain and bias ({' '.join(str(error).split())[:80]}); {fix}") from None

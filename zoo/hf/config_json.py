@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from zoo.errors import BadInput
+from zoo.file_access import read_regular
 from zoo.hf.config_keys import KEYS_OF_FIELDS, SIZE, UNSUPPORTED
 
 FILE = "config.json"
@@ -367,9 +368,7 @@ def read_json(file: Path, largest: int) -> dict[str, Any]:
         BadInput: it is not such an object, or is larger than `largest` bytes.
     """
     try:
-        if (size := file.stat().st_size) > largest:
-            raise BadInput(f"{file}: {size:,} bytes; at most {largest:,} are read")
-        return parse_json(file.read_bytes(), file)
+        return parse_json(read_regular(file, largest), file)
     except OSError as error:
         raise BadInput(f"{file}: cannot be read ({error.strerror})") from None
 

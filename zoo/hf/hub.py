@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from zoo import trust
 from zoo.errors import BadInput, without_secrets
+from zoo.file_access import read_regular_text
 from zoo.runtime import jax_setup
 
 T = TypeVar("T")
@@ -100,7 +101,7 @@ def _is_complete(folder: Path) -> bool:
     present = [names for names in formats if any((folder / name).exists() for name in names)]
     index, single = (folder / name for name in (present or formats)[0])
     try:
-        shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()) if index.exists() else {single.name}
+        shards = set(json.loads(read_regular_text(index))["weight_map"].values()) if index.exists() else {single.name}
     except (ValueError, KeyError, AttributeError, OSError):
         return False
     # ByT5 has a tokenizer without a vocabulary.

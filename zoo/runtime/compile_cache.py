@@ -18,6 +18,7 @@ from jax._src import compilation_cache  # JAX has no public way to replace the s
 from jax._src.compilation_cache_interface import CacheInterface
 
 from zoo.fault_points import fault_point
+from zoo.file_access import read_regular
 from zoo.runtime import jax_setup, stdio
 
 SUFFIX = ".program"
@@ -25,6 +26,8 @@ SUFFIX = ".program"
 UNFINISHED = ".unfinished"
 """Suffix of a file that is being written."""
 DIGEST = hashlib.sha256().digest_size
+LARGEST_PROGRAM = 4 << 30
+"""Bytes of the largest compiled program that is read."""
 
 
 class CheckedCache(CacheInterface):
@@ -39,7 +42,7 @@ class CheckedCache(CacheInterface):
         file = self.folder / (key + SUFFIX)
         try:
             fault_point("compiled.read")
-            content = file.read_bytes()
+            content = read_regular(file, LARGEST_PROGRAM)
         except OSError:
             return None
         if hashlib.sha256(content[DIGEST:]).digest() != content[:DIGEST]:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from zoo.file_access import open_to_append
 from zoo.runtime import progress, stdio
 from zoo.runtime.progress import Watch, this_process
 
@@ -64,8 +65,8 @@ def write_stacks(reason: str, stacks: list[str], path: Path | None) -> str:
 
     def append() -> None:
         assert path is not None
-        with path.open("a", encoding="utf-8") as file:
-            file.write(text)
+        with open_to_append(path) as file:
+            file.write(text.encode())
 
     if path is not None and stdio.run_briefly(append, PATIENCE):
         return f"the stacks of all threads are in {path}"

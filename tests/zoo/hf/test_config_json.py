@@ -392,7 +392,7 @@ def test_an_ettin_decoder_may_have_the_idle_keys_of_an_encoder() -> None:
         ("[]", "not a JSON object"),
         ("", "JSON"),
         ('{"x": "\udc80"}', "JSON"),
-        (" " * (1 << 21), "at most"),
+        (" " * (1 << 21), "larger than 1 MiB"),
     ],
 )
 def test_a_damaged_config_is_refused(text: str, part: str, tmp_path: Path) -> None:

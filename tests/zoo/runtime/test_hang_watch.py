@@ -1,6 +1,6 @@
 """The stacks of a run that is stuck are written to its folder, or to stderr if the folder does not take them in time."""
 
-import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -22,12 +22,11 @@ def test_stacks_are_appended_for_each_process(tmp_path: Path) -> None:
 def test_stacks_that_cannot_be_written_are_printed(
     hangs: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The folder is not there, or its disk does not answer, as a pipe that nobody reads."""
+    """The folder is not there, or its disk does not answer."""
     monkeypatch.setattr(hang_watch, "PATIENCE", 0.1)
-    path = tmp_path / ("pipe" if hangs else "absent/stacks.txt")
+    path, answers = tmp_path / "absent/stacks.txt", threading.Event()
     if hangs:
-        os.mkfifo(path)
+        monkeypatch.setattr(hang_watch, "open_to_append", lambda path: answers.wait() and path.open("ab"))
     assert hang_watch.write_stacks("why", ["a\n"], path) == "the stacks of all threads are above"
     assert "why\n\nProcess 0:\na\n" in capsys.readouterr().err
-    if hangs:
-        path.read_text()  # The thread that waits for a reader ends.
+    answers.set()  # The thread that waits ends.
