@@ -57,6 +57,18 @@ def printable(text: str) -> str:
     return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
+def printable_lines(text: str) -> str:
+    """Return a text of any language without terminal commands: control characters other than tab and line end are escaped.
+
+    So are the characters that turn around the direction of what follows. The joiners of emoji and of Persian stay.
+    """
+    return COMMANDS.sub(lambda match: repr(match[0])[1:-1], text)
+
+
+COMMANDS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
+"""Pattern of the characters that control a terminal, or the order of its characters."""
+
+
 def require(ok: bool, key: str, value: Any, fix: str) -> None:
     """Raise `BadInput` unless `ok`; the message names the option as on the command line: "--key value: fix".
 

@@ -9,6 +9,7 @@ from rich.live import Live
 from rich.text import Text
 
 from train.run.console import format_duration
+from zoo.errors import printable
 
 
 class Progress:
@@ -37,7 +38,7 @@ class Progress:
         self._done += weight
         self._show(f"{self._piece}: {outcome}")
         if not self._console.is_terminal:
-            self._console.print(f"{self._piece}: {outcome}  [{self._left()}]", soft_wrap=True)
+            self._console.print(printable(f"{self._piece}: {outcome}  [{self._left()}]"), soft_wrap=True)
 
     def close(self) -> None:
         """Clear the line of progress."""

@@ -16,6 +16,7 @@ from rich.text import Text
 
 from benchmarks.core.html_page import Table
 from benchmarks.core.result_files import Results, identity
+from zoo.errors import printable
 
 SEVERITY = ("wrong", "failed", "timed", "skipped")
 """Order of states: the state shown for several processes is the first of these that occurred in one of them."""
@@ -154,13 +155,13 @@ def show(blocks: Sequence[Block]) -> None:
         console.width = max(console.width, 120)
     for block in filter(None, blocks):
         if isinstance(block, Heading):
-            console.print(Text(block, "bold"))
+            console.print(Text(printable(block), "bold"))
         elif isinstance(block, Table):
             _show_table(console, block)
         else:
             for line in [block] if isinstance(block, str) else block:
                 style = "dim" if isinstance(block, str) or ", skipped:" in line else ""
-                console.print(Text(line, style), soft_wrap=not console.is_terminal)
+                console.print(Text(printable(line), style), soft_wrap=not console.is_terminal)
 
 
 BAD = ("WRONG", "FAILED")
@@ -173,12 +174,12 @@ def _show_table(console: Console, table: Table) -> None:
         printed.show_header = any(table.head)
         for place in columns:
             justify = "left" if place < table.words else "right"
-            printed.add_column(table.head[place].strip("`"), justify=justify, no_wrap=justify == "right")
+            printed.add_column(printable(table.head[place].strip("`")), justify=justify, no_wrap=justify == "right")
         last = ""
         for row in table.rows:
             texts = ["" if row[0] == last else row[0], *row[1:]]
             last = row[0]
-            printed.add_row(*(Text(texts[place], "bold red" if texts[place] in BAD else "") for place in columns))
+            printed.add_row(*(Text(printable(texts[place]), "bold red" if texts[place] in BAD else "") for place in columns))
         console.print(printed, "")
 
 

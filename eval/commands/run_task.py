@@ -23,7 +23,7 @@ from train.run.run_dir import RunDir, is_run, write_json
 from train.weights.load import load
 from train.weights.reward_scale import write_scale
 from zoo import plugins
-from zoo.errors import BadInput, require
+from zoo.errors import BadInput, printable, printable_lines, require
 from zoo.file_access import read_regular_text
 from zoo.precision import resolve_dtype
 
@@ -107,9 +107,9 @@ def main(
             write_json(RunDir(where).evaluations, {**previous, name: entry})
             report.write(where)
         for line in [*(f"{name}: {result.details[name]}" for name in LEFT if name in result.details), *notices(result.metrics)]:
-            print(f"! {line}", file=sys.stderr)
+            print(f"! {printable(line)}", file=sys.stderr)
         content = {"task": task, "model": subject.name, **entry}
-        print(json.dumps(content, indent=2) if as_json else table(result, settings.limit), flush=True)
+        print(json.dumps(content, indent=2) if as_json else printable_lines(table(result, settings.limit)), flush=True)
     return 0
 
 

@@ -8,17 +8,14 @@ from collections import deque
 import jax
 from rich.cells import cell_len
 
+from zoo.errors import printable_lines
+
 
 def write_output(text: str) -> None:
     """Write a part of the result; of several processes only the first writes."""
     if jax.process_index() == 0:
-        sys.stdout.write(without_control_characters(text) if sys.stdout.isatty() else text)
+        sys.stdout.write(printable_lines(text) if sys.stdout.isatty() else text)
         sys.stdout.flush()
-
-
-def without_control_characters(text: str) -> str:
-    """Return text without terminal commands: control characters other than tab and line end are written as \\xNN."""
-    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", lambda match: f"\\x{ord(match[0]):02x}", text)
 
 
 def terminal_width() -> int | None:

@@ -23,6 +23,7 @@ from eval.comparison.task_scores import find_metric
 from train.run import metric_definitions
 from train.run.console import short_number
 from train.run.costs import NAMES
+from zoo.errors import printable
 
 FACTS: dict[str, Callable[[ComparisonRow], str]] = {
     "recipe": lambda row: row.first.run.recipe,
@@ -64,7 +65,7 @@ def main(paths: Sequence[str], *, unequal: bool, as_json: bool, metric: Sequence
     """
     comparison = compare(paths, unequal=unequal, metric=metric)
     for line in () if as_json else (*comparison.unequal, *notices(comparison.rows)):
-        print(f"! {line}", file=sys.stderr, flush=True)
+        print(f"! {printable(line)}", file=sys.stderr, flush=True)
     print(json.dumps(record(comparison), indent=2) + "\n" if as_json else render(comparison), end="", flush=True)
     return 0
 
@@ -158,7 +159,7 @@ def _shared(rows: Sequence[ComparisonRow]) -> dict[str, str]:
     }
     values_of = {name: {fact(row) for row in rows} for name, fact in FACTS.items()}
     return {
-        name: words.get(name, f"{{}} {name}").format(*values)
+        name: printable(words.get(name, f"{{}} {name}").format(*values))
         for name, values in values_of.items()
         if len(values) == 1 and values != {"-"}
     }
@@ -166,15 +167,15 @@ def _shared(rows: Sequence[ComparisonRow]) -> dict[str, str]:
 
 def _names(rows: Sequence[ComparisonRow]) -> list[str]:
     """Return the name of each row: its first run, and how many more there are."""
-    names = [row.first.path.resolve().name for row in rows]
+    names = [printable(row.first.path.resolve().name) for row in rows]
     if len(set(names)) < len(names):
-        names = [str(row.first.path) for row in rows]
+        names = [printable(str(row.first.path)) for row in rows]
     return [name if len(row.runs) == 1 else f"{name} +{len(row.runs) - 1}" for name, row in zip(names, rows, strict=True)]
 
 
 def _tables(comparison: Comparison, names: Sequence[str], shared: Mapping[str, str], layout: TableLayout) -> dict[str, Table]:
     """Return the tables by title."""
-    facts = {title: [fact(row) for row in comparison.rows] for title, fact in FACTS.items() if title not in shared}
+    facts = {title: [printable(fact(row)) for row in comparison.rows] for title, fact in FACTS.items() if title not in shared}
     columns = [
         Column(_title(title, layout), cells, "left" if title in ("recipe", "seeds") else "right")
         for title, cells in facts.items()
@@ -237,7 +238,7 @@ def _estimates(metric: str, estimates: Sequence[Estimate], layout: TableLayout, 
     good = [(estimate.mean > 0) == (definition.better == "higher") for estimate in estimates]
     coloured = [star and definition.better is not None for star in starred]
     styles = ["green" if star and better else "red" if star else "" for star, better in zip(coloured, good, strict=True)]
-    title = _title(definition.label + ARROWS[definition.better], layout)
+    title = _title(printable(definition.label) + ARROWS[definition.better], layout)
     # Right-justified with spaces here: rich strips spaces at the end of lines that it justifies itself.
     width = max(len(line) for text in (title, *texts) for line in text.splitlines())
     cells = ["\n".join(line.rjust(width) for line in text.splitlines()) for text in texts]
@@ -256,10 +257,9 @@ def _differing(comparison: Comparison) -> Table:
     for key, values in comparison.differing.items():
         rows: dict[str, list[str]] = {}
         for number, value in enumerate(values, 1):
-            rows.setdefault(_value_text(value), []).append(str(number))
-        table.add_row(
-            key, Text("   ").join(Text.assemble(value, (f" ({', '.join(rows_of)})", "dim")) for value, rows_of in rows.items())
-        )
+            rows.setdefault(printable(_value_text(value)), []).append(str(number))
+        texts = (Text.assemble(value, (f" ({', '.join(rows_of)})", "dim")) for value, rows_of in rows.items())
+        table.add_row(printable(key), Text("   ").join(texts))
     return table
 
 

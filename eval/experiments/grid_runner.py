@@ -21,7 +21,7 @@ from eval.experiments import node_status
 from eval.experiments.grid import RUNS, Grid, Node
 from eval.experiments.run_progress import RunProgress
 from train.run.run_dir import check_unlocked
-from zoo.errors import BadInput, cannot_write, import_optional
+from zoo.errors import BadInput, cannot_write
 from zoo.file_access import LARGEST_JSON, open_to_append, read_regular, refuse_links_out
 
 LOCK = "experiment.lock"

@@ -13,6 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from eval.experiments import node_status
 from eval.experiments.grid import Grid, Node
 from train.run.console import format_duration
+from zoo.errors import printable
 
 
 class RunProgress:
@@ -65,7 +66,7 @@ class RunProgress:
     def waiting(self, node: Node, reason: str) -> None:
         """Show that a node waits for a lock."""
         if self._bar is not None:
-            self._bar.update(self._task, description=f"{node.name} waits: {reason}")
+            self._bar.update(self._task, description=printable(f"{node.name} waits: {reason}"))
         else:
             self._print(f"{node.name} waits: {reason}")
 
@@ -76,7 +77,7 @@ class RunProgress:
             self._seconds[node.name] = seconds
         line = f"{node.name} {'done' if done else 'FAILED'} in {format_duration(seconds)}: {message}"
         if self._bar is not None:
-            self._bar.console.print(line, markup=False, highlight=False)
+            self._bar.console.print(printable(line), markup=False, highlight=False)
         else:
             self._print(line)
 
@@ -115,7 +116,7 @@ class RunProgress:
     def _print(self, line: str) -> None:
         # The work continues when the reader has closed the stream.
         with contextlib.suppress(OSError):
-            print(line, file=self._stream, flush=True)
+            print(printable(line), file=self._stream, flush=True)
 
 
 def _tokens(node: Node) -> int:

@@ -1,13 +1,13 @@
 """Curves of a run as SVG that takes its colours and its font from the page around it."""
 
 import dataclasses
-import html
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from eval.report import svg
+from eval.report.html_elements import escape_text
 from eval.report.svg import INK, MUTED, NARROW, ONE, THREE, TWO, WIDE
 from train.run import metric_definitions
 from train.run.metric_definitions import METRICS
@@ -71,17 +71,17 @@ def alignment(attention: Mapping[str, Any]) -> str:
     squares = "".join(
         f'<rect x="{left + CELL * column:.0f}" y="{top + CELL * row:.0f}" width="{CELL - 1}" height="{CELL - 1}" '
         f'fill="var(--one)" fill-opacity="{min(1.0, weight):.3f}">'
-        f"<title>{html.escape(f'{tokens[row]}, {source[column]}: {weight:.2f}')}</title></rect>"
+        f"<title>{escape_text(f'{tokens[row]}, {source[column]}: {weight:.2f}')}</title></rect>"
         for row, line in enumerate(table)
         for column, weight in enumerate(line)
         if weight >= 0.005
     )
     rows = "".join(
-        f'<text x="{left - 6:.0f}" y="{top + CELL * (row + 0.75):.0f}" text-anchor="end">{html.escape(token)}</text>'
+        f'<text x="{left - 6:.0f}" y="{top + CELL * (row + 0.75):.0f}" text-anchor="end">{escape_text(token)}</text>'
         for row, token in enumerate(tokens)
     )
     columns = "".join(
-        f'<text transform="translate({left + CELL * (column + 0.75):.0f} {top - 6:.0f}) rotate(-90)">{html.escape(token)}</text>'
+        f'<text transform="translate({left + CELL * (column + 0.75):.0f} {top - 6:.0f}) rotate(-90)">{escape_text(token)}</text>'
         for column, token in enumerate(source)
     )
     frame = (
@@ -287,7 +287,7 @@ def _figure(
     """Return a drawing under its title and the keys of its curves; `descriptions` are read by screen readers."""
     words = [*descriptions, *(f"{name} {value:.4g}" for name, value in lines)]
     words += [f"the best validation at step {marked.best:,}"] if marked.best is not None else []
-    label = html.escape(f"{title}. {'; '.join(filter(None, words))}")
+    label = escape_text(f"{title}. {'; '.join(filter(None, words))}")
     drawings = _svg(draw, marked, NARROW, label, "narrow" if lead else "", x_label)
     drawings += _svg(draw, marked, WIDE, label, "wide", x_label) if lead else ""
     if lead:
@@ -295,7 +295,7 @@ def _figure(
         keys += [svg.legend_entry("two dotted", f"the run's choice, step {marked.best:,}")] if marked.best is not None else []
     note = f"<p class=remark>Values above the frame: {outside:,}</p>" if outside else ""
     kind = " class=lead-plot" if lead else ""
-    return f"<figure{kind}><figcaption><b>{html.escape(title)}</b>{''.join(keys)}</figcaption>{drawings}{note}</figure>"
+    return f"<figure{kind}><figcaption><b>{escape_text(title)}</b>{''.join(keys)}</figcaption>{drawings}{note}</figure>"
 
 
 def _svg(draw: Callable[[Any], None], marked: MarkedSteps, size: tuple[float, float], label: str, kind: str, x_label: str) -> str:

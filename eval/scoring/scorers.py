@@ -28,7 +28,7 @@ from train.run.progress_bar import ProgressBar
 from train.run.run_dir import RunDir, plugin_notices, read_config
 from train.weights.load import restore_params
 from zoo import models
-from zoo.errors import BadInput, require
+from zoo.errors import BadInput, printable, require
 from zoo.precision import DTYPES
 from zoo.runtime import jax_setup
 
@@ -86,7 +86,7 @@ def main(path: str, *, step: int | None, batch: int, stride: int, mesh: run_conf
         measured = scorer(cfg, model, devices, data, rows, build, **options)(params)
     if jax.process_index() == 0:
         for line in [*plugin_notices(path), *metric_definitions.notices(measured.record())]:
-            print(f"! {line}", file=sys.stderr)
+            print(f"! {printable(line)}", file=sys.stderr)
         record = measured.record()
         for name in sorted(record, key=lambda name: name != cfg.selection.metric):
             value = record[name]

@@ -72,7 +72,10 @@ def test_a_special_file_is_refused_in_one_line(reader: str, kind: str, tmp_path:
     make_special(tmp_path / name, kind)
     with deadline(), pytest.raises((BadInput, DamagedCheckpoint, OSError)) as refusal:
         read(tmp_path)
-    assert f"it is {KINDS[kind]}, not a regular file" in str(refusal.value) and "\n" not in str(refusal.value)
+    message = f"it is {KINDS[kind]}, not a regular file"
+    if (reader, kind) == ("config of a run", "device"):
+        message = f"config.json: a link out of {tmp_path}, to /dev/zero"
+    assert message in str(refusal.value) and "\n" not in str(refusal.value)
     assert isinstance(refusal.value, BadInput | DamagedCheckpoint)
 
 

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from zoo.errors import BadInput, install_advice
+from zoo.errors import BadInput, install_advice, printable_lines
 
 
 @pytest.mark.planted
@@ -44,3 +44,9 @@ def test_the_advice_to_install_an_extra_fits_the_installation(monkeypatch: pytes
         assert install_advice("data") == "pip install 'FOLDER[data]', where FOLDER is a clone of transformer-zoo"
     (tmp_path / ".venv" / "zoo-stamp.json").touch()
     assert install_advice("data") == "python3 run.py --extra data ... installs it"
+
+
+def test_texts_of_several_lines_lose_their_terminal_commands_only() -> None:
+    text = "a\tb\n\u0645\u06cc\u200c\u062e \U0001f468\u200d\U0001f469"
+    assert printable_lines(text) == text
+    assert printable_lines("\x1b[2J\x9b\r\u202e\u2066") == r"\x1b[2J\x9b\r\u202e\u2066"

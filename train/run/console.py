@@ -16,7 +16,7 @@ from rich.text import Text
 
 from train.run import metric_definitions
 from train.run.metric_definitions import METRICS
-from zoo.errors import BadInput, remedy
+from zoo.errors import BadInput, printable, printable_lines, remedy
 from zoo.runtime import stdio
 from zoo.runtime.progress import this_process
 
@@ -85,9 +85,9 @@ class Console:
         grid.add_column(style="dim", no_wrap=True)
         grid.add_column(overflow="fold")
         for name, value in facts.items():
-            grid.add_row(Text(f"  {name}"), Text(value))
+            grid.add_row(Text(f"  {name}"), Text(printable_lines(value)))
         with self._output():
-            self._terminal.print(Text(title, style="bold"))
+            self._terminal.print(Text(printable(title), style="bold"))
             self._terminal.print(grid)
 
     def doing(self, activity: str) -> None:
@@ -140,7 +140,7 @@ class Console:
         """Print a line that the user must not miss, above the live line."""
         if self._live:
             with self._output():
-                self._terminal.print(Text(f"! {text}", style="bold yellow"), soft_wrap=True)
+                self._terminal.print(Text(f"! {printable_lines(text)}", style="bold yellow"), soft_wrap=True)
         elif not self._quiet:
             self._plain(f"! {text}")
 
@@ -148,7 +148,7 @@ class Console:
         """Print a line of text that the model wrote, above the live line."""
         if self._live:
             with self._output():
-                self._terminal.print(Text(f"  {text}", style="dim"), soft_wrap=True)
+                self._terminal.print(Text(f"  {printable_lines(text)}", style="dim"), soft_wrap=True)
         elif not self._quiet:
             self._plain(f"  {text}")
 
@@ -158,7 +158,7 @@ class Console:
         if self._live:
             with self._output():
                 self._live.stop()
-                self._terminal.print(Text(text, style="bold"), soft_wrap=True)
+                self._terminal.print(Text(printable_lines(text), style="bold"), soft_wrap=True)
             self._live = None
         else:
             self._plain(text)
@@ -177,7 +177,7 @@ class Console:
     def _plain(self, text: str) -> None:
         if not self._quiet:
             with self._output():
-                print(text, file=self._stream, flush=True)
+                print(printable_lines(text), file=self._stream, flush=True)
 
     @contextlib.contextmanager
     def _output(self) -> Iterator[None]:

@@ -22,7 +22,7 @@ from train.weights import adapter_params
 from train.weights.model_folder import folder_of
 from train.weights.reward_scale import RewardScale, read_scale
 from zoo import configs, models, published_weights
-from zoo.errors import BadInput, require
+from zoo.errors import BadInput, printable, require
 from zoo.hf.config_json import PublishedConfig
 from zoo.models import Model
 
@@ -99,7 +99,7 @@ def load_average(where: str, mesh: Mesh, last: int) -> Loaded:
 def _load_run(path: Path, mesh: Mesh, step: int | None) -> Loaded:
     run, folder = read_config(path), RunDir(path)
     for line in plugin_notices(path):
-        print(f"! {line}", file=sys.stderr)
+        print(f"! {printable(line)}", file=sys.stderr)
     params, step, meta = restore_params(path, run, mesh, step)
     tokenizer = Tokenizer.load(folder.tokenizer)
     if meta["tokenizer"] != tokenizer.fingerprint:
@@ -143,7 +143,7 @@ def restore_trained(path: Path, run: run_config.Run, mesh: Mesh, step: int | Non
 
 
 def _print_error(line: str) -> None:
-    print(line, file=sys.stderr)
+    print(printable(line), file=sys.stderr)
 
 
 def checkpoints(path: Path, run: run_config.Run, step: int | None = None) -> Checkpoints:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from zoo import plugins
-from zoo.errors import BadInput
+from zoo.errors import BadInput, printable
 from zoo.runtime import jax_setup
 
 PACKAGES = ("zoo", "train", "eval", "benchmarks")
@@ -104,23 +104,23 @@ def show(report: Facts, attention: Sequence[tuple[str, bool, str]], auto: str) -
     console = Console(highlight=False)
     facts_table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     for name, value in rows:
-        facts_table.add_row(f"[bold]{name}", escape(value))
+        facts_table.add_row(f"[bold]{name}", escape(printable(value)))
     console.print(facts_table)
     if attention:
         table = Table("attention", "here", "why not", box=None, padding=(0, 2, 0, 0))
         for name, usable, why in attention:
-            table.add_row(escape(name), "[green]yes" if usable else "[red]no", escape(why))
-        table.add_row("auto", "", escape(auto))
+            table.add_row(escape(printable(name)), "[green]yes" if usable else "[red]no", escape(printable(why)))
+        table.add_row("auto", "", escape(printable(auto)))
         console.print()
         console.print(table)
     if entries := [plugin for group in plugins.GROUPS for plugin in plugins.installed(group)]:
         table = Table("plug-in", "kind", "from", box=None, padding=(0, 2, 0, 0))
         for plugin in entries:
-            table.add_row(escape(plugin.name), plugins.GROUPS[plugin.group], escape(plugin.origin))
+            table.add_row(escape(printable(plugin.name)), plugins.GROUPS[plugin.group], escape(printable(plugin.origin)))
         console.print()
         console.print(table)
     for problem in report.problems:
-        console.print(f"[bold red]problem[/]: {escape(problem)}")
+        console.print(f"[bold red]problem[/]: {escape(printable(problem))}")
 
 
 def _folder(package: str) -> Path | None:

@@ -12,6 +12,7 @@ from rich.table import Table
 from zoo import configs, plugins
 from zoo.cli import parameter_counts
 from zoo.configs import Size
+from zoo.errors import printable
 
 NARROWEST = 80
 """Columns that the listing needs. A narrower terminal wraps lines, but no number is ever cut."""
@@ -113,7 +114,8 @@ def _listing(console: Console, chosen: list[SizeRow]) -> None:
             )
         console.print(table)
     if names := plugins.described("zoo.models"):
-        console.print(f"families of plug-ins: {', '.join(names)}; `zoo models FAMILY-SIZE` shows a size", soft_wrap=True)
+        line = f"families of plug-ins: {', '.join(names)}; `zoo models FAMILY-SIZE` shows a size"
+        console.print(printable(line), soft_wrap=True, markup=False)
     console.print(f"\n{FOOTER}", style="dim")
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import IO, Any
 
-from zoo.errors import without_secrets
+from zoo.errors import printable_lines, without_secrets
 
 REPLACEMENTS = str.maketrans(
     {
@@ -100,7 +100,7 @@ def silence_native() -> Iterator[None]:
 def write_error(line: str) -> None:
     """Write a line for the user to stderr. If stderr is full or closed, the exit code does not change."""
     try:
-        print(f"zoo: {without_secrets(line)}", file=sys.stderr, flush=True)
+        print(f"zoo: {printable_lines(without_secrets(line))}", file=sys.stderr, flush=True)
     except OSError:
         discard(sys.stderr)
 

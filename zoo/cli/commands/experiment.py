@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from zoo.cli.commands.train import parse_options
 from zoo.cli.option_parser import parse
-from zoo.errors import BadInput, require
+from zoo.errors import BadInput, printable, require
 
 HANDOVERS = ("plan", "commands", "slurm", "jobset", "render")
 
@@ -108,7 +108,7 @@ def _act(options: Any, grid: Any, folder: Path) -> int:
         preregistration.read(folder)
 
     def notify(line: str) -> None:
-        print(f"! {line}", file=sys.stderr, flush=True)
+        print(f"! {printable(line)}", file=sys.stderr, flush=True)
 
     with grid_runner.lock_folder(folder, notify):
         node_status.check_runs(grid, folder)
@@ -131,7 +131,7 @@ def _act(options: Any, grid: Any, folder: Path) -> int:
     for line in [*failures, *result["deviations"]]:
         notify(line)
     for claim in result["claims"]:
-        print(f"{claim['id']:24} {claim['verdict']}: {claim['reason']}")
+        print(printable(f"{claim['id']:24} {claim['verdict']}: {claim['reason']}"))
     print(folder / collect_results.HTML, flush=True)
     return 1 if failures else 0
 
