@@ -29,6 +29,24 @@ EXTRA_IMPORTS = {
     "zoo/attention/kernels/tokamax.py": {"tokamax"},
     "zoo/hf/safetensors_dir.py": {"safetensors", "huggingface_hub"},
 }
+OWN_FILES = {
+    "zoo/file_access.py": "the place for it",
+    **dict.fromkeys(("zoo/runtime/launch.py", "zoo/runtime/stdio.py", "zoo/runtime/compile_cache.py"), "descriptors, /dev/null"),
+    **dict.fromkeys(("zoo/runtime/local_group.py", "zoo/runtime/jax_setup.py", "benchmarks/core/memory.py"), "/proc"),
+    **dict.fromkeys(
+        ("benchmarks/core/result_files.py", "zoo/cli/parameter_counts.py", "train/data/corpus.py"), "/proc, the package"
+    ),
+    "benchmarks/plan/plan_cache.py": "the source of the package",
+    "eval/experiments/public_corpus.py": "archives whose digests are known",
+    **dict.fromkeys(
+        ("benchmarks/core/peer_process.py", "benchmarks/step/peer_keras.py"), "files of another process of a benchmark"
+    ),
+    **dict.fromkeys(("benchmarks/attention/tpu_schedule.py", "benchmarks/attention/gpu_kernels.py"), "what a compiler wrote"),
+}
+"""Files that open or read files by themselves -> which. All others read by `zoo.file_access`: what is there may be of others."""
+READS = {"read_text", "read_bytes", "open"}
+DESCRIPTORS = {"os.open"}
+"""Calls with flags, which say what is done with a FIFO or a link."""
 FLAX = {"Module", "Param", "Rngs", "eval_shape", "graphdef", "merge", "split", "state", "to_pure_dict"}
 """What of flax.nnx is used: it declares parameters, JAX transforms functions of them."""
 COMMANDS = "zoo/cli/"
@@ -74,6 +92,14 @@ def forbidden_imports(file: str, tree: ast.AST) -> list[str]:
         ):
             wrong.append(name)
     return wrong
+
+
+def direct_reads(tree: ast.AST) -> list[str]:
+    """Return the calls that open or read a file, whatever it is."""
+    calls = [node.func for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    names = [call.id for call in calls if isinstance(call, ast.Name) and call.id == "open"]
+    attributes = [ast.unparse(call) for call in calls if isinstance(call, ast.Attribute) and call.attr in READS]
+    return names + [call for call in attributes if call not in DESCRIPTORS]
 
 
 def forbidden_flax(tree: ast.AST) -> list[str]:
@@ -237,6 +263,20 @@ print(len(modules), len(runs), {"jax", "flax", "numpy", "optax", "orbax", "grain
 """
     modules, runs, imported = run_python("-c", program).stdout.split(maxsplit=2)
     assert int(modules) > 0 and int(runs) > 0 and imported == "set()\n"
+
+
+def test_files_of_others_are_read_in_one_way() -> None:
+    for package in PACKAGES[:-1]:
+        for path in sorted((ROOT / package).rglob("*.py")):
+            if (file := path.relative_to(ROOT).as_posix()) not in OWN_FILES:
+                reads = direct_reads(ast.parse(path.read_text()))
+                assert reads == [], f"{file}: {reads}; use zoo.file_access, or say in OWN_FILES which files these are"
+
+
+@pytest.mark.planted(3)
+def test_a_direct_read_is_caught() -> None:
+    for text in ("open(path)", "path.read_text()", "(folder / name).open('rb')"):
+        assert direct_reads(ast.parse(text))
 
 
 def test_the_console_script_is_there() -> None:

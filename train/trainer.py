@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -38,7 +37,8 @@ from train.weights import lineage, warm_start
 from zoo import models
 from zoo.errors import BadInput
 from zoo.fault_points import fault_point
-from zoo.file_access import read_regular_text
+from zoo.file_access import LARGEST_JSON
+from zoo.hf.config_json import read_json
 from zoo.models import Model
 from zoo.precision import DTYPES, resolve_precision
 from zoo.runtime import hang_watch, jax_setup
@@ -140,7 +140,7 @@ def _run(
         if folder.scores.exists() and trained and reported:
             if process == 0 and not folder.report.exists():
                 on_end(folder.path)
-            result = _result(json.loads(read_regular_text(folder.scores)), run)
+            result = _result(read_json(folder.scores, LARGEST_JSON), run)
             console.finish(f"{folder.path} is finished: {result}. Choose another --name")
             return 0
         stack.enter_context(checkpoints)

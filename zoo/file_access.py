@@ -96,11 +96,12 @@ def too_large(path: str | Path, largest: int) -> UnusableFile:
     return UnusableFile(errno.EINVAL, f"larger than {size}", path)
 
 
-def open_to_append(path: str | Path, *, new: bool = False) -> IO[bytes]:
-    """Open a regular file for appending and reading, without a buffer, and create it if need be. A link is not followed.
+def open_to_append(path: str | Path, *, new: bool = False, buffering: int = -1) -> IO[bytes]:
+    """Open a regular file for appending and reading, and create it if need be. A link is not followed.
 
     Args:
         new: the file must not exist.
+        buffering: as of `open`; 0 = without a buffer.
 
     Raises:
         OSError: it cannot be written, is a link or not a regular file, or exists and must be new.
@@ -113,7 +114,7 @@ def open_to_append(path: str | Path, *, new: bool = False) -> IO[bytes]:
     descriptor = os.open(path, flags | os.O_EXCL * new, 0o666)
     try:
         _require_regular(os.fstat(descriptor), path)
-        return open(descriptor, "a+b", buffering=0)
+        return open(descriptor, "a+b", buffering=buffering)
     except BaseException:
         os.close(descriptor)
         raise
@@ -149,6 +150,18 @@ def refuse_link(path: str | Path) -> None:
     """
     if os.path.islink(path):
         raise UnusableFile(errno.ELOOP, "it is a symbolic link", path)
+
+
+def refuse_link_out(file: Path) -> None:
+    """Refuse a file that is a link out of its folder; in the cache of the hub files are links to ../../blobs.
+
+    Raises:
+        OSError: it is one.
+    """
+    if file.is_symlink():
+        target = Path(os.path.realpath(file))
+        if not any(target.is_relative_to(os.path.realpath(folder)) for folder in (file.parent, file.parent / "../../blobs")):
+            raise UnusableFile(errno.ELOOP, f"it is a link out of its folder, to {target}", file)
 
 
 def refuse_links_out(folder: str | Path, names: Collection[str], *, levels: int = 2) -> None:

@@ -81,5 +81,5 @@ def _read(file: Path) -> Plan | None:
     """Return the plan in a file; None if it is missing or incomplete."""
     try:
         return Plan.of(json.loads(read_regular_text(file)))
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None

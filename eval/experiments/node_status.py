@@ -104,6 +104,6 @@ def steps_taken(node: Node, folder: Path) -> int:
     for line in reversed(rows):
         try:
             return int(json.loads(line)["step"])
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             continue
     return 0

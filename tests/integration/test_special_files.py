@@ -52,6 +52,8 @@ READERS: dict[str, tuple[str, Callable[[Path], Any]]] = {
     "table": ("a.parquet", lambda folder: [*arrow.table(folder / "a.parquet")]),
 }
 """Reader -> the file that it reads, and a call of it for a folder."""
+LINKS = {"config of a run": "config.json: a link out of", "chat template": "it is a link out of its folder, to /dev/zero"}
+"""Reader that refuses every link out of its folder -> a part of its message."""
 CACHES: dict[str, tuple[str, Callable[[Path], Any]]] = {
     "plan": ("a.json", lambda folder: plan_cache._read(folder / "a.json")),
     "program": (f"a{SUFFIX}", lambda folder: CheckedCache(folder).get("a")),
@@ -73,8 +75,8 @@ def test_a_special_file_is_refused_in_one_line(reader: str, kind: str, tmp_path:
     with deadline(), pytest.raises((BadInput, DamagedCheckpoint, OSError)) as refusal:
         read(tmp_path)
     message = f"it is {KINDS[kind]}, not a regular file"
-    if (reader, kind) == ("config of a run", "device"):
-        message = f"config.json: a link out of {tmp_path}, to /dev/zero"
+    if kind == "device":
+        message = LINKS.get(reader, message)
     assert message in str(refusal.value) and "\n" not in str(refusal.value)
     assert isinstance(refusal.value, BadInput | DamagedCheckpoint)
 
@@ -122,3 +124,21 @@ def test_large_files_are_refused_before_they_fill_the_memory(tmp_path: Path) -> 
         file.truncate(file_access.LARGEST_JSON + 1)
     with pytest.raises(BadInput, match="larger than 64 MiB"):
         report._json(scores)
+
+
+@pytest.mark.planted
+def test_a_chat_template_is_no_link_to_a_file_elsewhere(tmp_path: Path) -> None:
+    """Any text is a template, so that an export would contain it."""
+    (tmp_path / "secret").write_text("secret")
+    folder = tmp_path / "models--a" / "snapshots" / "0"
+    folder.mkdir(parents=True)
+    template = folder / tokenizer.CHAT
+    template.symlink_to(tmp_path / "secret")
+    with pytest.raises(BadInput, match=r"it is a link out of its folder, to .*/secret"):
+        tokenizer.read_chat_template(folder)
+    # The cache of the hub.
+    (tmp_path / "models--a" / "blobs").mkdir()
+    (tmp_path / "models--a" / "blobs" / "1").write_text("template")
+    template.unlink()
+    template.symlink_to("../../blobs/1")
+    assert tokenizer.read_chat_template(folder) == "template"

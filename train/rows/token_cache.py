@@ -25,7 +25,7 @@ from train.data.text_files import Digest, Document
 from train.tokenizers.tokenizer import Tokenizer
 from zoo.errors import BadInput
 from zoo.fault_points import fault_point
-from zoo.file_access import open_regular, read_regular_text
+from zoo.file_access import open_regular, open_to_append, read_regular_text
 from zoo.runtime import jax_setup
 from zoo.sha256_and_fsync import sha256
 
@@ -197,7 +197,7 @@ class _Parts:
         self._lines = list(self._intact_lines())
         self.resumed = len(self._lines)
         """Number of parts that an interrupted call left."""
-        self._files = [(folder / name).open("ab") for name in (*FILES, JOURNAL)]
+        self._files = [open_to_append(folder / name) for name in (*FILES, JOURNAL)]
         self._truncate()
 
     def close(self) -> None:
@@ -259,7 +259,7 @@ class _Parts:
                     sizes = [end - start for start, end in zip(starts, line["ends"], strict=True)]
                     content = b"".join(file.read(size) for file, size in zip(files, sizes, strict=True))
                     intact = _encoded(line) == raw and hashlib.sha256(content).hexdigest() == line["sha256"] and line["text"]
-                except (ValueError, TypeError, KeyError):
+                except (ValueError, TypeError, KeyError, RecursionError):
                     intact = False
                 if not intact:
                     log.warning("%s: part %d is damaged; the text is tokenized again from there", self._folder, number)
@@ -296,12 +296,17 @@ def _open(folder: Path, fingerprint: str, tokenizer: Tokenizer) -> Tokens:
         if (header["dtype"], header["end_of_text"]) != (_dtype(tokenizer).name, tokenizer.end_of_text):
             raise _Damaged("its dtype or its end of text is not the tokenizer's")
         ids, offsets, text_bytes = (
-            np.asarray(np.memmap(folder / name, dtype, "r"))
+            _map_file(folder / name, dtype)
             for name, dtype in ((IDS, header["dtype"]), (OFFSETS, np.int64), (TEXT_BYTES, np.int64))
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise _Damaged(f"unreadable ({error})") from None
     return Tokens(ids, offsets, text_bytes, tokenizer.end_of_text, fingerprint, tokenizer.begin_of_text)
+
+
+def _map_file(file: Path, dtype: Any) -> np.ndarray:
+    with open_regular(file) as stream:
+        return np.asarray(np.memmap(stream, dtype, "r"))
 
 
 def _publish(work_folder: Path, folder: Path, fingerprint: str, tokenizer: Tokenizer) -> None:

@@ -47,7 +47,7 @@ class Metrics:
         write_text(path, "".join(lines))
         self._path, self._count, self._digest = path, len(lines), hashlib.sha256("".join(lines).encode())
         # Unbuffered: a buffer that could not be written would be written again, and fail again, when the file is closed.
-        self._file = open_to_append(path)
+        self._file = open_to_append(path, buffering=0)
 
     def write(self, row: Mapping[str, Any]) -> None:
         """Append a row of Python's or numpy's values; numbers that are not finite are written as "NaN" or "Infinity".

@@ -127,7 +127,7 @@ def _is_trained(folder: RunDir) -> bool:
     try:
         writer = json.loads(read_regular_text(folder.path / WRITER))
         return read_regular_text(folder.path / LOCK) == f"process {writer['process']} on {writer['host']}\n"
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return False
 
 

@@ -143,7 +143,7 @@ class RunUploads(Uploads):
         try:
             digests = json.loads(read_regular_text(self._folder.path / FETCHED / DAMAGED))
             content = self._store.read(run_layout.commit_key(CHECKPOINTS, step))
-        except (FileNotFoundError, ValueError):
+        except (FileNotFoundError, ValueError, RecursionError):
             return False
         return digests.get(str(step)) == hashlib.sha256(content).hexdigest()
 
@@ -306,5 +306,5 @@ def _host(content: bytes) -> str:
     """Return the host that a `WRITER` names."""
     try:
         return str(json.loads(content)["host"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return "another machine"

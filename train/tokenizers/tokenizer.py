@@ -21,7 +21,7 @@ from train.tokenizers.byte_bpe import QWEN_PATTERN
 from train.tokenizers.special_tokens import END_OF_TEXT, ENDS, LLAMA_BEGIN, ROBERTA, SpecialTokens, TextSpecialTokens
 from train.untrusted import tokenizer_content
 from zoo.errors import BadInput
-from zoo.file_access import read_regular_text
+from zoo.file_access import read_regular_text, refuse_link_out
 from zoo.hf.config_json import read_json
 from zoo.runtime import stdio
 
@@ -379,6 +379,8 @@ def read_chat_template(folder: Path) -> str | None:
     """
     file = folder / CHAT
     try:
+        # Any text is a template, and exports contain it.
+        refuse_link_out(file)
         return read_regular_text(file, LARGEST_FILE)
     except (FileNotFoundError, NotADirectoryError):
         return None

@@ -102,7 +102,7 @@ def _is_complete(folder: Path) -> bool:
     index, single = (folder / name for name in (present or formats)[0])
     try:
         shards = set(json.loads(read_regular_text(index))["weight_map"].values()) if index.exists() else {single.name}
-    except (ValueError, KeyError, AttributeError, OSError):
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError, OSError):
         return False
     # ByT5 has a tokenizer without a vocabulary.
     files = ("tokenizer.json", "vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model", "tokenizer_config.json")

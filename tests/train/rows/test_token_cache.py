@@ -151,8 +151,12 @@ def test_a_cache_that_cannot_be_written_is_refused(tokenizer, tmp_path, monkeypa
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(BadInput, match=r"cache: tokens cannot be cached there \(Not a directory\)"):
         prepare(DOCUMENTS, tokenizer, tmp_path / "file" / "cache")
+
     # Written to a device that is always full.
-    monkeypatch.setattr(token_cache, "FILES", ("/dev/full", token_cache.OFFSETS, token_cache.TEXT_BYTES))
+    def open_full(path):
+        return open("/dev/full" if path.name == token_cache.IDS else path, "ab")
+
+    monkeypatch.setattr(token_cache, "open_to_append", open_full)
     with pytest.raises(BadInput, match=r"cannot be cached there \(No space left on device\)"):
         prepare(DOCUMENTS * 1000, tokenizer, tmp_path)
 

@@ -95,7 +95,7 @@ def test_other_bad_files_are_refused(published: Path, monkeypatch: pytest.Monkey
     (published / "tokenizer_config.json").unlink()
     with monkeypatch.context() as patch:
         patch.setattr(hf_files, "LARGEST_FILE", 1000)
-        assert refused(published).startswith(f"{published}/vocab.txt: larger than 0 MiB")
+        assert refused(published).startswith(f"{published}/vocab.txt: cannot be read (larger than 1,000 bytes)")
     (published / "vocab.txt").unlink()
     assert refused(published).startswith(f"{published}: holds no tokenizer.json and no vocab.json, vocab.txt, spiece.model or ")
 
