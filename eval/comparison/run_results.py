@@ -16,7 +16,7 @@ from train.config.run_config import Run
 from train.run import metric_definitions
 from train.run.console import short_number
 from train.run.costs import Costs, read_costs
-from train.run.metrics_file import read_rows as read_rows
+from train.run.metrics_file import read_rows, read_starts
 from train.run.run_dir import RunDir, read_config
 from train.weights.lineage import Parent, seeds_of, total_costs
 from zoo.errors import BadInput
@@ -206,7 +206,7 @@ def format_scientific(number: float) -> str:
 
 
 def _provenance(folder: RunDir) -> dict[str, Any]:
-    starts = read_rows(folder.starts) if folder.starts.exists() else []
+    starts = read_starts(folder)
     return {**starts[-1].get("provenance", {}), "versions": starts[-1].get("versions", {})} if starts else {}
 
 

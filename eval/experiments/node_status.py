@@ -80,13 +80,13 @@ def last_line(path: Path, size: int = 4000) -> str:
 
 def seconds_of(node: Node, folder: Path) -> float | None:
     """Return how long a training run took, from its start to its score; None if it was interrupted or is not finished."""
-    from train.run.metrics_file import read_rows
+    from train.run.metrics_file import read_starts
 
     files = RunDir(folder / node.run)
     if node.task or not files.scores.exists() or not files.starts.exists():
         return None
     try:
-        starts = read_rows(files.starts)
+        starts = read_starts(files)
     except BadInput:
         return None
     return files.scores.stat().st_mtime - starts[0]["at"] if len(starts) == 1 else None

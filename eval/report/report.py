@@ -15,7 +15,7 @@ from train.config.run_config import Run
 from train.run import metric_definitions
 from train.run.console import format_duration, short_number
 from train.run.metric_definitions import METRICS
-from train.run.metrics_file import read_rows
+from train.run.metrics_file import read_metrics, read_starts
 from train.run.run_dir import RunDir, flat_options, read_config, write_text
 from zoo.errors import BadInput
 from zoo.file_access import read_regular_text
@@ -66,8 +66,8 @@ def write(folder: str | Path) -> Path:
         BadInput: the folder is not a run, or one of these files is damaged.
     """
     files, run = RunDir(folder), read_config(folder)
-    rows = read_rows(files.metrics) if files.metrics.exists() else []
-    starts = read_rows(files.starts) if files.starts.exists() else []
+    rows = read_metrics(files)
+    starts = read_starts(files)
     write_text(files.report, _page(files.path, run, rows, starts))
     return files.report
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from train.run.metrics_file import read_rows
+from train.run.metrics_file import read_metrics, read_starts
 from train.run.run_dir import RunDir
 from zoo.errors import BadInput
 
@@ -30,9 +30,9 @@ def read_costs(folder: RunDir, last: int, meta: Mapping[str, Any]) -> Costs:
     Raises:
         BadInput: metrics.jsonl or starts.jsonl has an invalid line.
     """
-    rows = read_rows(folder.metrics) if folder.metrics.exists() else []
-    trained = [row for row in rows if row.get("kind") == "train"]
-    starts = read_rows(folder.starts) if folder.starts.exists() else []
+    rows = read_metrics(folder)
+    trained = [row for row in rows if row["kind"] == "train"]
+    starts = read_starts(folder)
     per_step = starts[-1].get("flops") if starts else None
     counts = meta.get("counts") or {}
     used = {name: [start[name] for start in starts if start.get(name) is not None] for name in ("seconds", "peak_bytes")}

@@ -8,7 +8,7 @@ import math
 import os
 import platform
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -159,6 +159,74 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def read_metrics(folder: RunDir) -> list[dict[str, Any]]:
+    """Return the rows of a run's metrics.jsonl, as `train_row` and `valid_row` make them; none if there is no such file.
+
+    Raises:
+        BadInput: see `read_rows`; or a row lacks a number, or has something else than numbers.
+    """
+    return _checked_rows(folder.metrics, _metrics_problem)
+
+
+def read_starts(folder: RunDir) -> list[dict[str, Any]]:
+    """Return the rows of a run's starts.jsonl, as `record_start` makes them; none if there is no such file.
+
+    Raises:
+        BadInput: see `read_rows`; or a field is missing or of another kind.
+    """
+    return _checked_rows(folder.starts, _start_problem)
+
+
+def _checked_rows(path: Path, problem: Callable[[Mapping[str, Any]], str]) -> list[dict[str, Any]]:
+    rows = read_rows(path) if path.exists() else []
+    for number, row in enumerate(rows, 1):
+        if name := problem(row):
+            raise BadInput(f"{path}:{number} is not a row of a run: {name} is missing or of another kind; remove the line")
+    return rows
+
+
+NEEDED = {"train": ("loss", "grad_norm", "lr", "tokens", "skipped"), "valid": ()}
+"""Kind of a row -> the numbers without which it is not of that kind."""
+LATEST = 1e11
+"""Unix time that is too late for a date."""
+
+
+def _metrics_problem(row: Mapping[str, Any]) -> str:
+    """Return the name of a field of a row of metrics.jsonl that is wrong; "" if there is none."""
+    measured = row.get("time")
+    if row.get("kind") not in tuple(NEEDED):
+        return "kind"
+    if not isinstance(measured, Mapping) or not _is_time(measured.get("at")):
+        return "time"
+    needed = {name: row.get(name) for name in NEEDED[row["kind"]]} | {"seconds": measured.get("seconds")}
+    if row["kind"] == "train":
+        needed |= {name: value if type(value := row.get(name)) is int else None for name in ("tokens", "skipped")}
+        needed |= {"tokens_per_s": measured.get("tokens_per_s"), "step": row["step"] if row["step"] > 0 else None}
+    wrong = [name for name, value in needed.items() if not isinstance(value, int | float)]
+    wrong += [name for name, value in row.items() if name != "kind" and not _has_numbers(value)]
+    wrong += [name for name, value in row.items() if row["kind"] == "valid" and name != "time" and isinstance(value, Mapping)]
+    return wrong[0] if wrong else ""
+
+
+def _start_problem(row: Mapping[str, Any]) -> str:
+    """Return the name of a field of a row of starts.jsonl that is wrong; "" if there is none."""
+    if not _is_time(row.get("at")):
+        return "at"
+    objects = {"facts": row.get("facts"), "versions": row.get("versions"), "provenance": row.get("provenance", {})}
+    wrong = [name for name, value in objects.items() if not isinstance(value, Mapping)]
+    wrong += [name for name in ("flops", "rate", "seconds", "peak_bytes") if not isinstance(row.get(name), int | float | None)]
+    return wrong[0] if wrong else ""
+
+
+def _is_time(value: Any) -> bool:
+    return isinstance(value, int | float) and 0 <= value < LATEST
+
+
+def _has_numbers(value: Any) -> bool:
+    """Return whether a value is a number, or None, or an object of such."""
+    return all(map(_has_numbers, value.values())) if isinstance(value, Mapping) else isinstance(value, int | float | None)
+
+
 def record_start(folder: RunDir, step: int, facts: Mapping[str, str], flops: float, rate: float) -> None:
     """Record in starts.jsonl that the run starts or resumes at `step`.
 
@@ -172,14 +240,19 @@ def record_start(folder: RunDir, step: int, facts: Mapping[str, str], flops: flo
 
 
 def best_rate(folder: RunDir, precision: str) -> float:
-    """Return the best rate of matrix products that starts.jsonl records for these devices and a precision; 0 if there is none."""
+    """Return the best rate of matrix products that starts.jsonl records for these devices and a precision; 0 if there is none.
+
+    Raises:
+        BadInput: see `read_starts`.
+    """
     here = read_provenance()
     machine = {name: here[name] for name in ("host", "device", "devices", "processes")}
-    with contextlib.suppress(BadInput, AttributeError):
-        rows = read_rows(folder.starts) if folder.starts.exists() else []
-        same = [row for row in rows if machine.items() <= row["provenance"].items() and row["facts"]["precision"] == precision]
-        return max((float(row.get("rate", 0)) for row in same), default=0.0)
-    return 0.0
+    rates = [
+        row.get("rate") or 0.0
+        for row in read_starts(folder)
+        if machine.items() <= row.get("provenance", {}).items() and row["facts"].get("precision") == precision
+    ]
+    return max(rates, default=0.0)
 
 
 def record_usage(folder: RunDir, seconds: float, rate: float) -> None:

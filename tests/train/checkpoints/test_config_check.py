@@ -3,7 +3,7 @@
 import dataclasses
 import errno
 import json
-import pathlib
+import os
 from pathlib import Path
 from typing import Any
 
@@ -89,20 +89,20 @@ def test_a_checkpoint_of_another_run_is_refused_by_every_reader(
 @pytest.mark.planted(2)
 def test_a_file_that_cannot_be_read_is_damage(code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The step before is used, and the notice says why; for the manifest and for an array."""
-    real = pathlib.Path.open
+    real = os.open
     for name in ("COMMIT.json", "manifest.ocdbt"):
         folder = tmp_path / name
         save_all(folder, 1, 2)
         unreadable = next((folder / "00000002").rglob(name))
 
         def opened(path: Any, *args: Any, unreadable: Path = unreadable, **options: Any) -> Any:
-            if Path(path) == unreadable:
+            if path == unreadable:
                 raise OSError(code, "unreadable")
             return real(path, *args, **options)
 
         log = Log()
         with monkeypatch.context() as patch:
-            patch.setattr(pathlib.Path, "open", opened)
+            patch.setattr(os, "open", opened)
             assert restored(Checkpoints(folder, 2, notify=log)).step == 1
         assert name in log[0]
         assert "cannot be read (unreadable)" in log[0]
