@@ -49,31 +49,31 @@ def of_console(folder: Path, act: Callable[[Console], None]) -> str:
 
 def of_progress(folder: Path) -> str:
     stream, grid = io.StringIO(), small_grid()
-    with RunProgress(grid, folder, stream) as shown:
-        shown.ended(grid.nodes[0], False, EVIL)
-        shown.waiting(grid.nodes[0], EVIL)
+    with RunProgress(grid, folder, stream) as bar:
+        bar.ended(grid.nodes[0], False, EVIL)
+        bar.waiting(grid.nodes[0], EVIL)
     return stream.getvalue()
 
 
 def of_bench(piece: str) -> str:
     stream = io.StringIO()
-    shown = progress.Progress(1, stream)
-    shown.begin(piece)
-    shown.done(1, piece)
-    shown.close()
+    bar = progress.Progress(1, stream)
+    bar.begin(piece)
+    bar.done(1, piece)
+    bar.close()
     return stream.getvalue()
 
 
 @pytest.mark.planted(5)
 def test_words_of_a_run_or_an_experiment_are_escaped(tmp_path: Path) -> None:
-    shown = {
+    texts = {
         "compare": compared(tmp_path),
         "header": of_console(tmp_path, lambda console: console.header("a", {"recipe": EVIL})),
         "sample": of_console(tmp_path, lambda console: console.sample(EVIL)),
         "experiment": of_progress(tmp_path),
         "benchmark": of_bench(EVIL),
     }
-    for name, text in shown.items():
+    for name, text in texts.items():
         assert ESCAPED in text and not COMMANDS.search(text), name
 
 
