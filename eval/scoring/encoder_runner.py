@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -15,7 +14,7 @@ from eval import task_data_files
 from eval.scoring.batch_loop import cast_to
 from eval.scoring.encoder_inputs import Texts
 from eval.scoring.likelihood import LOGITS, row_length
-from train.data.text_files import nonblank_lines
+from train.data.text_files import STDIN, nonblank_lines
 from train.engine import device_mesh
 from train.rows.example_rows import is_typed
 from train.tokenizers.special_tokens import SpecialTokens
@@ -24,7 +23,6 @@ from zoo.batch import Batch
 from zoo.errors import BadInput, require
 from zoo.models import Model
 
-STDIN = Path("/dev/stdin")
 UNLIMITED = 512
 """Most tokens in a row for a model without learned positions: the length that published ones are pretrained with."""
 

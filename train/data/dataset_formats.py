@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from train.config.option_groups import ExampleFileOptions
-from train.data.records import TO_UTF8, Record, numbered
+from train.data.records import TO_UTF8, BadRecord, Record, numbered
 from train.data.text_files import json_type, lines, parse_json, read_whole
 from zoo.errors import BadInput
 
@@ -40,7 +40,7 @@ def conll(file: Path, options: ExampleFileOptions, *, min_columns: int = 2) -> I
         cells = text.split("\t") if "\t" in text else [cell for cell in text.split(" ") if cell]
         if not text.strip() or cells[0] == DOCUMENT:
             if rows:
-                yield numbered(f"{file}:{first}", map(list, zip(*rows, strict=True)))
+                yield numbered(f"{file}:{first}", map(list, zip(*rows, strict=True)), first)
             rows, malformed = [], False
             continue
         if malformed:
@@ -48,14 +48,15 @@ def conll(file: Path, options: ExampleFileOptions, *, min_columns: int = 2) -> I
         if len(cells) < min_columns or len(cells) != (columns or len(cells)) or not all(cells):
             filled, expected = sum(map(bool, cells)), columns or max(len(cells), min_columns)
             fix = "write a word, a tab and its tag, as in the other lines"
-            yield BadInput(f"{file}:{line}: {filled} columns, not {expected}{'' if columns else ' or more'}; {fix}")
+            message = f"{file}:{line}: {filled} columns, not {expected}{'' if columns else ' or more'}; {fix}"
+            yield BadRecord(message, first if rows else line)
             rows, malformed = [], True
             continue
         columns = len(cells)
         first = first if rows else line
         rows.append(cells)
     if rows:
-        yield numbered(f"{file}:{first}", map(list, zip(*rows, strict=True)))
+        yield numbered(f"{file}:{first}", map(list, zip(*rows, strict=True)), first)
 
 
 def race(file: Path, options: ExampleFileOptions, *, answered: bool = True) -> Iterator[Record]:

@@ -6,14 +6,14 @@ A reader yields a `BadInput` in place of a malformed example and continues; it r
 
 import csv
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from train.config.option_groups import ExampleFileOptions, PairTables
 from train.data.arrow import table
 from train.data.sources import Split
-from train.data.text_files import lines, list_names, parse_object
+from train.data.text_files import lines, lines_or_errors, list_names, parse_object
 from zoo.errors import BadInput
 
 TO_UTF8 = "convert the file to UTF-8, or choose --labelled.encoding latin-1"
@@ -30,6 +30,21 @@ class Record(NamedTuple):
     """True if the names of the columns are their numbers: "1", "2", ..."""
     headed: bool = False
     """True if the names of the columns are from the first line of a table."""
+    line: int | None = None
+    """Number of its line, the first of several, or of its row in a .parquet file or data set; None where there are none."""
+
+
+class BadRecord(BadInput):
+    """A malformed example, in place of its record."""
+
+    def __init__(self, message: str, line: int) -> None:
+        """Make the error of the example at a line, see `Record.line`."""
+        super().__init__(message)
+        self.line = line
+
+
+def no_action() -> None:
+    """Do nothing."""
 
 
 def column_value(record: Record, chosen: str, default: str, number: int, key: str) -> Any:
@@ -48,6 +63,8 @@ def column_value(record: Record, chosen: str, default: str, number: int, key: st
             line = f"the first line of the file, {list_names([name[:40] for name in names])}, looks like an example"
             raise BadInput(f"{missing}; {line} and not like names of columns: add --labelled.no-header")
         other = ", or add --labelled.no-header if its first line is an example" if record.headed else ""
+        if record.numbered and all(isinstance(value, str) for value in record.values.values()):
+            other = ", or add --labelled.header if the first line of the file has the names of the columns"
         raise BadInput(f"{missing}; it has {list_names(names)}: choose one with --labelled.{key}{other}")
     return record.values[name]
 
@@ -59,27 +76,42 @@ def _is_example(names: list[str]) -> bool:
     )
 
 
-def numbered(where: str, cells: Iterable[Any]) -> Record:
+def numbered(where: str, cells: Iterable[Any], line: int) -> Record:
     """Return a record of columns without names; they are numbered from 1."""
-    return Record(where, {str(number): cell for number, cell in enumerate(cells, 1)}, True)
+    return Record(where, {str(number): cell for number, cell in enumerate(cells, 1)}, True, line=line)
 
 
-def tsv(file: Path, options: PairTables) -> Iterator[Record | BadInput]:
-    """Read lines of cells separated by tabs. Quotation marks are ordinary characters; a cell has neither tabs nor line ends."""
-    texts = ((line, text.rstrip("\r\n")) for line, text in lines(file, options.encoding, TO_UTF8))
-    yield from _table(file, ((f"{file}:{line}", text.split("\t")) for line, text in texts if text), options)
+def tsv(file: Path, options: PairTables, on_blank: Callable[[], None] = no_action) -> Iterator[Record | BadInput]:
+    """Read lines of cells separated by tabs. Quotation marks are ordinary characters; a cell has neither tabs nor line ends.
+
+    Args:
+        on_blank: called for each blank line, here and in the functions below.
+    """
+
+    def rows() -> Iterator[tuple[int, list[str] | BadInput]]:
+        for line, text in lines_or_errors(file, options.encoding, TO_UTF8):
+            if isinstance(text, BadInput):
+                yield line, text
+            elif text := text.rstrip("\r\n"):
+                yield line, text.split("\t")
+            else:
+                on_blank()
+
+    yield from _table(file, rows(), options)
 
 
-def comma_separated(file: Path, options: PairTables) -> Iterator[Record | BadInput]:
+def comma_separated(file: Path, options: PairTables, on_blank: Callable[[], None] = no_action) -> Iterator[Record | BadInput]:
     """Read the rows of a .csv (RFC 4180): a cell in quotation marks may contain commas and line ends."""
 
-    def rows() -> Iterator[tuple[str, list[str]]]:
+    def rows() -> Iterator[tuple[int, list[str]]]:
         reader = csv.reader((text for _, text in lines(file, options.encoding, TO_UTF8)), strict=True)
         line = 1
         try:
             for cells in reader:
                 if cells:
-                    yield f"{file}:{line}", cells
+                    yield line, cells
+                else:
+                    on_blank()
                 line = reader.line_num + 1
         except csv.Error as error:
             raise BadInput(f"{file}:{line}: invalid .csv row ({error}); fix its quotation marks, or write .jsonl") from None
@@ -87,22 +119,25 @@ def comma_separated(file: Path, options: PairTables) -> Iterator[Record | BadInp
     yield from _table(file, rows(), options)
 
 
-def json_lines(file: Path, options: ExampleFileOptions) -> Iterator[Record | BadInput]:
+def json_lines(file: Path, options: ExampleFileOptions, on_blank: Callable[[], None] = no_action) -> Iterator[Record | BadInput]:
     """Read one JSON object per line; blank lines are skipped."""
-    for line, text in lines(file, options.encoding, TO_UTF8):
-        if not text.strip():
-            continue
+    for line, text in lines_or_errors(file, options.encoding, TO_UTF8):
         where = f"{file}:{line}"
         try:
-            yield Record(where, parse_object(text, where, '{"text": ..., "label": ...}'))
+            if isinstance(text, BadInput):
+                raise text
+            if text.strip():
+                yield Record(where, parse_object(text, where, '{"text": ..., "label": ...}'), line=line)
+            else:
+                on_blank()
         except BadInput as error:
-            yield error
+            yield BadRecord(str(error), line)
 
 
 def parquet(file: Path, options: ExampleFileOptions) -> Iterator[Record]:
     """Read the rows of a .parquet file."""
     del options
-    yield from (Record(f"{file}: row {number}", values) for number, values in enumerate(table(file), 1))
+    yield from (Record(f"{file}: row {number}", values, line=number) for number, values in enumerate(table(file), 1))
 
 
 def data_set(split: Split) -> Iterator[Record]:
@@ -111,13 +146,22 @@ def data_set(split: Split) -> Iterator[Record]:
     for number, row in enumerate(split.rows, 1):
         where = f"{split.where}: row {number}"
         class_values = {name: _named(row[name], labels, f"{where}: column {json.dumps(name)}") for name, labels in names.items()}
-        yield Record(where, {**row, **class_values})
+        yield Record(where, {**row, **class_values}, line=number)
 
 
-def _table(file: Path, rows: Iterator[tuple[str, list[str]]], options: PairTables) -> Iterator[Record | BadInput]:
-    """Yield records of rows of cells; every row must have as many cells as the first one."""
+def _table(
+    file: Path, rows: Iterator[tuple[int, list[str]]] | Iterator[tuple[int, list[str] | BadInput]], options: PairTables
+) -> Iterator[Record | BadInput]:
+    """Yield records of rows of cells, (line, cells or error); every row must have as many cells as the first one."""
     names: list[str] = []
-    for where, cells in rows:
+    empty = True
+    for line, cells in rows:
+        where = f"{file}:{line}"
+        if isinstance(cells, BadInput):
+            if not names:
+                raise cells
+            yield BadRecord(str(cells), line)
+            continue
         if not names:
             names = cells if options.header else [str(number) for number in range(1, len(cells) + 1)]
             if len(set(names)) < len(names):
@@ -125,10 +169,15 @@ def _table(file: Path, rows: Iterator[tuple[str, list[str]]], options: PairTable
                 raise BadInput(f"{where}: two columns have the same name ({list_names(names)}); {fix}")
             if options.header:
                 continue
+        empty = False
         if len(cells) != len(names):
-            yield BadInput(f"{where}: {len(cells)} columns, but the first line of {file.name} has {len(names)}; fix the line")
+            message = f"{where}: {len(cells)} columns, but the first line of {file.name} has {len(names)}; fix the line"
+            yield BadRecord(message, line)
             continue
-        yield Record(where, dict(zip(names, cells, strict=True)), not options.header, options.header)
+        yield Record(where, dict(zip(names, cells, strict=True)), not options.header, options.header, line)
+    if names and empty:
+        fix = "write some, or add --labelled.no-header if that line is one"
+        raise BadInput(f"{file}: holds no examples after its first line, which has the names of the columns; {fix}")
 
 
 def _class_names(feature: Any) -> list[str] | None:

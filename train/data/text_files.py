@@ -29,6 +29,8 @@ READ_SIZE = 1 << 18
 MOST_UNCHECKED, LARGEST_RATIO = 64 << 20, 1000
 """A compressed file may unpack to this many bytes, or to this many times its own size if that is more. Repeating one line reaches
 a ratio of 1,000 in .gz; 45 bytes of .bz2 can stand for 45 MB."""
+STDIN = Path("/dev/stdin")
+"""Standard input, which a command line names "-"."""
 XZ_MEMORY = 128 << 20
 """Bytes of memory that decompressing an .xz may take. `xz -9` needs half of it; a file may demand gigabytes."""
 
@@ -99,15 +101,27 @@ def lines(file: Path, encoding: str = "utf-8", fix: str = TO_UTF8) -> Iterator[t
 
     `fix` is the advice in the error message about a line that is not UTF-8.
     """
+    for line, text in lines_or_errors(file, encoding, fix):
+        if isinstance(text, BadInput):
+            raise text
+        yield line, text
+
+
+def lines_or_errors(file: Path, encoding: str = "utf-8", fix: str = TO_UTF8) -> Iterator[tuple[int, str | BadInput]]:
+    """Yield the same as `lines`, with the error in place of a line that is too long or cannot be decoded."""
     line, offset = 0, 0
     with open_decompressed(file) as stream:
         while raw := stream.readline(LONGEST_LINE + 1):
             line += 1
-            if len(raw) > LONGEST_LINE:
-                raise BadInput(f"{file}:{line}: longer than {LONGEST_LINE >> 20} MiB; write shorter lines, one example each")
-            text, _ = _decode(raw, file, line, offset, encoding=encoding, fix=fix)
+            try:
+                if len(raw) > LONGEST_LINE:
+                    raise BadInput(f"{file}:{line}: longer than {LONGEST_LINE >> 20} MiB; write shorter lines, one example each")
+                yield line, _decode(raw, file, line, offset, encoding=encoding, fix=fix)[0]
+            except BadInput as error:
+                yield line, error
             offset += len(raw)
-            yield line, text
+            while not raw.endswith(b"\n") and (raw := stream.readline(LONGEST_LINE)):
+                offset += len(raw)
 
 
 def nonblank_lines(file: Path) -> Iterator[tuple[str, str]]:

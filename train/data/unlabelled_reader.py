@@ -4,9 +4,11 @@ Labels in a file are ignored, so that a labelled file gives the same examples as
 only a .json is read into memory as a whole.
 """
 
+import dataclasses
 import functools
 import itertools
-from collections.abc import Collection, Iterator, Sequence
+import json
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -16,8 +18,9 @@ from train.data import dataset_formats, labelled_reader, records
 from train.data.dataset_formats import get_field
 from train.data.example_types import Choice, Example, Question, Tagged, Text
 from train.data.labelled_reader import ANY, Task
-from train.data.records import TO_UTF8, Record, column_value
-from train.data.text_files import check_string, json_type, lines
+from train.data.records import TO_UTF8, BadRecord, Record, column_value
+from train.data.sources import kind
+from train.data.text_files import STDIN, check_string, json_type, lines_or_errors
 from zoo.errors import BadInput, require
 
 Lines = Literal["auto", "text", "labelled"]
@@ -25,45 +28,100 @@ Lines = Literal["auto", "text", "labelled"]
 UNKNOWN = "0"
 """Placeholder for the label of a text, which is to be predicted; valid as a class name and as a number."""
 FIRST = 10
-"""Number of lines of a .txt that are inspected to detect labels at the beginning of lines."""
+"""Number of lines of a .txt that are inspected to detect labels at the beginning of lines, or JSON."""
+OF_STREAMS = {"classification": ".txt", "tagging": ".txt", "span": ".jsonl", "choice": ".jsonl"}
+"""Suffix of the format of standard input, and of a pipe whose name has no suffix, unless --labelled.format names one."""
 
 
 class UnlabelledExample(NamedTuple):
-    """An example and its id."""
+    """An example, its id and its place."""
 
     id: str | int | None
     """The value of the field "id" in its file, else None."""
-    example: Example
+    example: Example | BadInput
+    """The error of an example that is malformed, if these are not raised."""
+    line: int | None = None
+    """See `train.data.records.Record.line`."""
+    file: str | None = None
+    """The file, if several are read."""
+
+
+@dataclasses.dataclass
+class ReadCounts:
+    """Counts of what `read_examples` has read so far."""
+
+    blank: int = 0
+    """Blank lines, which are no examples. Those between the sentences of a .conll are not counted."""
 
 
 def read_examples(
-    objective: str, paths: Sequence[str], options: ExampleFileOptions, *, line: Lines = "auto", labels: Collection[str] = ()
+    objective: str,
+    paths: Sequence[str],
+    options: ExampleFileOptions,
+    *,
+    line: Lines = "auto",
+    labels: Collection[str] = (),
+    skip_bad: bool = False,
+    counts: ReadCounts | None = None,
 ) -> Iterator[UnlabelledExample]:
-    """Yield the examples that some paths name, in order.
+    """Yield the examples that some paths name, in order; "-" is standard input, which like a pipe is read once, as it comes.
 
     Each line of a .txt is one example: a text for classification, and for tagging a sentence whose words are separated by spaces.
 
     Args:
-        line: content of a line of a .txt; "auto" means "text", but raises an error if the lines begin with `labels`.
+        line: content of a line of a .txt; "auto" means "text", but raises an error if the lines begin with `labels`, or are JSON.
         labels: the class names of the model.
+        skip_bad: yield the error of a malformed example in its place; otherwise it is raised.
+        counts: is updated while examples are read.
 
     Raises:
         BadInput: a file that cannot be read or holds no examples, a bad line or row (with its number), or lines that appear
-            to begin with labels.
+            to begin with labels or to be JSON.
     """
-    task = _task(objective, line, labels)
+    task = _task(objective, line, labels, ReadCounts() if counts is None else counts)
     fix = f"not a format of data without labels; choose {', '.join(task.formats)}"
     require(options.format in ("auto", *task.formats), "labelled.format", options.format, fix)
+    several = are_several(paths)
     for path in paths:
-        for _, where, source_records in labelled_reader.sources(path, task, Data(), options):
-            has_examples = False
+        for where, source_records in _sources(objective, path, task, options):
+            has_examples, file = False, where if several else None
             for record in source_records:
-                if isinstance(record, BadInput):
-                    raise record
                 has_examples = True
-                yield UnlabelledExample(_id(record), task.example(record, options))
+                try:
+                    if isinstance(record, BadInput):
+                        raise record
+                    yield UnlabelledExample(_id(record), task.example(record, options), record.line, file)
+                except BadInput as error:
+                    if not skip_bad:
+                        raise
+                    item_id = None if isinstance(record, BadInput) else _id(record)
+                    place = record.line if isinstance(record, Record | BadRecord) else None
+                    yield UnlabelledExample(item_id, error, place, file)
             if not has_examples:
                 raise BadInput(f"{where}: holds no examples")
+
+
+def are_several(paths: Sequence[str]) -> bool:
+    """Return whether paths may name more than one file."""
+    return len(paths) > 1 or any(Path(path).is_dir() for path in paths)
+
+
+def is_stream(path: str) -> bool:
+    """Return whether a path is standard input or a pipe, which can be read once only."""
+    return path == "-" or Path(path).is_fifo() or Path(path).is_char_device()
+
+
+def _sources(
+    objective: str, path: str, task: Task, options: ExampleFileOptions
+) -> Iterator[tuple[str, Iterator[Record | BadInput]]]:
+    """Yield (name, records) of every file or data set that a path names."""
+    if not is_stream(path):
+        yield from ((where, records) for _, where, records in labelled_reader.sources(path, task, Data(), options))
+        return
+    file = STDIN if path == "-" else Path(path)
+    by_name = kind(file) if kind(file) in task.files else OF_STREAMS[objective]
+    ending = by_name if options.format == "auto" else labelled_reader.ENDINGS[options.format]
+    yield str(file), task.files[ending](file, options)
 
 
 def texts(
@@ -91,38 +149,74 @@ def texts(
     return [UnlabelledExample(None, example(text, f"text {number}")) for number, text in enumerate(inputs, 1)]
 
 
-def _task(objective: str, line: Lines, labels: Collection[str]) -> Task:
+def _task(objective: str, line: Lines, labels: Collection[str], counts: ReadCounts) -> Task:
+    def on_blank() -> None:
+        counts.blank += 1
+
     race, conll = (
         functools.partial(dataset_formats.race, answered=False),
         functools.partial(dataset_formats.conll, min_columns=1),
     )
-    texts = functools.partial(_lines, line=line, labels=labels)
-    sentences = functools.partial(_lines, line="text", labels=())
+    texts = functools.partial(_lines, line=line, labels=labels, on_blank=on_blank)
+    sentences = functools.partial(_lines, line="text" if line == "labelled" else line, labels=(), on_blank=on_blank)
+    tsv, comma_separated, json_lines = (
+        functools.partial(read, on_blank=on_blank) for read in (records.tsv, records.comma_separated, records.json_lines)
+    )
+    either = {**ANY, ".jsonl": json_lines}
     tasks = {
-        "classification": Task(
-            {".tsv": records.tsv, ".csv": records.comma_separated, ".txt": texts, **ANY}, _text, ("tsv", "csv", "jsonl")
-        ),
-        "tagging": Task({".conll": conll, ".annotated": conll, ".txt": sentences, **ANY}, _tagged, ("conll", "jsonl")),
-        "span": Task({".json": dataset_formats.squad_questions, **ANY}, _question, ("squad", "jsonl")),
-        "choice": Task({".json": race, ".txt": race, **ANY}, _choice, ("race", "jsonl")),
+        "classification": Task({".tsv": tsv, ".csv": comma_separated, ".txt": texts, **either}, _text, ("tsv", "csv", "jsonl")),
+        "tagging": Task({".conll": conll, ".annotated": conll, ".txt": sentences, **either}, _tagged, ("conll", "jsonl")),
+        "span": Task({".json": dataset_formats.squad_questions, **either}, _question, ("squad", "jsonl")),
+        "choice": Task({".json": race, ".txt": race, **either}, _choice, ("race", "jsonl")),
     }
     return tasks[objective]
 
 
-def _lines(file: Path, options: Columns, *, line: Lines, labels: Collection[str]) -> Iterator[Record]:
+def _lines(
+    file: Path, options: Columns, *, line: Lines, labels: Collection[str], on_blank: Callable[[], None]
+) -> Iterator[Record | BadRecord]:
     """Read the nonblank lines of a text file, without the labels at their beginning where `line` is "labelled"."""
-    nonblank = ((number, text.strip()) for number, text in lines(file, options.encoding, TO_UTF8) if text.strip())
+
+    def read_nonblank() -> Iterator[tuple[int, str | BadInput]]:
+        for number, text in lines_or_errors(file, options.encoding, TO_UTF8):
+            text = text if isinstance(text, BadInput) else text.strip()
+            if text:
+                yield number, text
+            else:
+                on_blank()
+
+    nonblank = read_nonblank()
     if line == "auto":
         head = list(itertools.islice(nonblank, FIRST))
-        if len(head) > 1 and all(_begins(text, labels) for _, text in head):
-            raise BadInput(
-                f"{file}: each of its first {len(head)} lines begins with a label of the model; choose --line labelled to "
-                "remove the labels, or --line text if they are part of the texts"
-            )
+        _check_texts(file, [text for _, text in head if isinstance(text, str)], labels)
         nonblank = itertools.chain(head, nonblank)
     for number, text in nonblank:
+        if isinstance(text, BadInput):
+            yield BadRecord(str(text), number)
+            continue
         text = text.partition(" ")[2] if line == "labelled" else text
-        yield Record(f"{file}:{number}", {options.text or "text": text})
+        yield Record(f"{file}:{number}", {options.text or "text": text}, line=number)
+
+
+def _check_texts(file: Path, head: Sequence[str], labels: Collection[str]) -> None:
+    """Refuse a text file whose first lines are probably labels and texts, or objects of JSON."""
+    if len(head) > 1 and all(_begins(text, labels) for text in head):
+        raise BadInput(
+            f"{file}: each of its first {len(head)} lines begins with a label of the model; choose --line labelled to "
+            "remove the labels, or --line text if they are part of the texts"
+        )
+    if head and all(map(_is_object, head)):
+        raise BadInput(
+            f"{file}: its first line is a JSON object; choose --labelled.format jsonl to read its fields, or --line text to read "
+            "it as a text"
+        )
+
+
+def _is_object(text: str) -> bool:
+    try:
+        return text.startswith("{") and isinstance(json.loads(text), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 def _begins(text: str, labels: Collection[str]) -> bool:
