@@ -121,6 +121,9 @@ def fingerprint(files: Sequence[str], settings: Settings, result: Result) -> dic
     """
     names = [field.name for field in dataclasses.fields(Settings) if field.name not in NOT_ITEMS]
     values, defaults = dataclasses.asdict(settings), dataclasses.asdict(Settings())
+    # Which options were named does not matter, but their values.
+    for options_of in (values, defaults):
+        del options_of["labelled"]["named"]
     options = {name: values[name] for name in names if values[name] != defaults[name]}
     return {"files": digest(files), "settings": json.loads(json.dumps(options)), "items": result.items}
 

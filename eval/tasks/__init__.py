@@ -51,7 +51,7 @@ class Settings:
     words: bool = False
     """Also compute the perplexity per word."""
     labelled: Labelled = Labelled()
-    """Options of reading labelled files; by default a run's own."""
+    """Options of reading labelled files; those that it does not choose are a run's own."""
     prefix: str = ""
     """Text before every source; empty: the run's own."""
     orders: int = 0

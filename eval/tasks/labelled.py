@@ -5,8 +5,8 @@ Format: what the head is trained on (see `train.data.labelled_reader`): classes 
 RACE, .jsonl), all of them also as .parquet and as folders of `datasets`. Labels are the head's, spelled as its config.json spells
 them.
 
-The options of training (`--labelled.text`, `--labelled.truncate`, ...) define how files are read and cut; by default a run uses
-its own. Rows are as long as the run's; those of published weights as long as the model's positions.
+The options of training (`--labelled.text`, `--labelled.truncate`, ...) define how files are read and cut; a run uses its own
+where the command line names none. Rows are as long as the run's; those of published weights as long as the model's positions.
 
 Metrics:
   - the loss, in nats, and the metrics of the head: accuracy, F1 (of the second of two classes; of more the mean over classes)
@@ -32,8 +32,7 @@ from eval.scoring import labelled_scores
 from eval.scoring.batch_loop import ScoringInputs
 from eval.tasks import Progress, Result, Settings, first
 from train.config.data_options import Data, LabelledData
-from train.config.objectives import ClassificationOptions, adapt_options, find_options, from_labelled
-from train.config.option_groups import Labelled
+from train.config.objectives import ClassificationOptions, with_labelled
 from train.config.run_config import Run
 from train.data import labelled_reader
 from train.inputs.labelled_inputs import LabelledRows, rows_of
@@ -139,10 +138,7 @@ def run_for(subject: Loaded, objective_name: Objective, settings: Settings) -> R
     require(numbers or not settings.labelled.regression, "labelled.regression", True, "the model gives no number; leave it out")
     several = cfg.multi_label or not settings.labelled.multi_label
     require(several, "labelled.multi_label", True, "the model gives each text one label; leave it out")
-    if own is not None and settings.labelled == Labelled():
-        options = adapt_options(own.options, find_options(objective_name))
-    else:
-        options = from_labelled(objective_name, settings.labelled)
+    options = with_labelled(None if own is None else own.options, objective_name, settings.labelled)
     if isinstance(options, ClassificationOptions):
         labelled = dataclasses.replace(options.labelled, regression=numbers, multi_label=cfg.multi_label)
         options = dataclasses.replace(options, labelled=labelled)

@@ -291,11 +291,29 @@ def from_labelled(objective: str, labelled: groups.Labelled) -> Any:
     """
     options: Any = find_options(objective)()
     used = adapt_options(labelled, type(options.labelled))
-    for field in dataclasses.fields(labelled):
-        value = getattr(labelled, field.name)
-        fix = f"it has no effect on {objective}; remove it"
-        require(value == field.default or field.name in vars(used), f"labelled.{field.name}", value, fix)
+    for name, value in _chosen(labelled).items():
+        require(name in vars(used), f"labelled.{name}", value, f"it has no effect on {objective}; remove it")
     return dataclasses.replace(options, labelled=used)
+
+
+def with_labelled(own: ObjectiveOptions | None, objective: str, labelled: groups.Labelled) -> Any:
+    """Return the options of an objective: a run's own ones, or the defaults, with what `labelled` chooses in their place.
+
+    Raises:
+        BadInput: see `from_labelled`; or the two contradict each other.
+    """
+    options = from_labelled(objective, labelled)
+    if own is None:
+        return options
+    options = adapt_options(own, type(options))
+    return dataclasses.replace(options, labelled=dataclasses.replace(options.labelled, **_chosen(labelled)))
+
+
+def _chosen(labelled: groups.Labelled) -> dict[str, Any]:
+    """Return the reading options that are named on the command line, or differ from their defaults."""
+    fields = {field.name: field.default for field in dataclasses.fields(labelled) if field.name != "named"}
+    values = {name: getattr(labelled, name) for name in fields}
+    return {name: value for name, value in values.items() if name in labelled.named or value != fields[name]}
 
 
 def adapt_options(options: Any, kind: type[Kind]) -> Kind:

@@ -2,7 +2,9 @@
 
 import dataclasses
 import math
-from typing import Literal
+from typing import Annotated, Literal
+
+import tyro
 
 from zoo.errors import require
 
@@ -309,6 +311,9 @@ class LabelledTexts(TaggedWords, PairTables):
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Labelled(LabelledTexts, Questions):
     """Reading of labelled files when the model's objective is not known yet."""
+
+    named: Annotated[tuple[str, ...], tyro.conf.Suppress] = dataclasses.field(default=(), compare=False)
+    """Options that the command line names, also those with the default value: they replace a run's own ones, others do not."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -64,9 +64,10 @@ def prepare_model_command(
         files: option -> files that it names; "-" is standard input.
         check: a further check of the source.
     """
-    # Each of several processes would read a part of standard input.
+    # Each of several processes would read a part of standard input or of a pipe.
     fix = "only one process can read standard input; give --files a file"
-    several = any("-" in names for names in files.values()) and model.machine.processes > 1
+    streams = any(name == "-" or Path(name).is_fifo() for names in files.values() for name in names)
+    several = streams and model.machine.processes > 1
     require(not several, "processes", model.machine.processes, fix)
     early_checks.check_source(model.source, model.step)
     early_checks.check_adapter(model.adapter)
@@ -84,6 +85,12 @@ def option_value(args: list[str], name: str) -> str:
         if arg == name and index + 1 < len(args):
             return args[index + 1]
     return ""
+
+
+def named_fields(args: list[str], group: str) -> tuple[str, ...]:
+    """Return the fields of a group of options that arguments name, also with their default values."""
+    options = (arg.partition("=")[0].removeprefix(f"--{group}.") for arg in args if arg.startswith(f"--{group}."))
+    return tuple(sorted({option.replace("-", "_").removeprefix("no_") for option in options}))
 
 
 def take_adapter(run: Any, args: list[str]) -> Any:

@@ -103,10 +103,11 @@ def test_a_run_reads_files_with_its_own_options_by_default(tmp_path: Path) -> No
     subject = dataclasses.replace(loaded("classification"), run=own)
     found = score(subject, file)
     assert (found.examples, found.details["length"]) == (2, 16)
-    other = put(tmp_path / "b.tsv", "the whale\tyes\nthe men\tno\n")
-    assert score(subject, other, header=False, length=20).metrics == pytest.approx(found.metrics, rel=1e-5)
-    with pytest.raises(BadInput, match=r'a\.tsv:2: no column "text"; it has "said", "so": choose one with --labelled\.text, or'):
-        score(subject, file, truncate=True)
+    assert score(subject, file, truncate=True).metrics == found.metrics
+    other, columns = put(tmp_path / "b.tsv", "the whale\tyes\nthe men\tno\n"), {"text": "1", "label": "2"}
+    assert score(subject, other, header=False, length=20, **columns).metrics == pytest.approx(found.metrics, rel=1e-5)
+    with pytest.raises(BadInput, match=r'b\.tsv:1: no column "said"; it has "1", "2": choose one with --labelled\.text, or'):
+        score(subject, other, header=False)
 
 
 def test_limited_and_bad_examples_are_counted(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

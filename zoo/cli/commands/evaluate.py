@@ -5,7 +5,7 @@ from typing import Annotated
 
 from zoo import trust
 from zoo.cli import early_checks
-from zoo.cli.command_setup import prepare_process
+from zoo.cli.command_setup import named_fields, prepare_process
 from zoo.cli.option_parser import parse
 from zoo.errors import require
 from zoo.generation.decoding_settings import Beams
@@ -74,8 +74,7 @@ def evaluate(args: list[str]) -> int:
         """Text put before every source (text_to_text); empty = the run's own prefix."""
         search: Annotated[Beams, tyro.conf.arg(name="", prefix_name=False)] = Beams()
         labelled: Labelled = Labelled()
-        """Options for reading files (labelled, text_to_text, preferences).
-        Without any of them, files are read with the options of the run."""
+        """Options for reading files (labelled, text_to_text, preferences). Those that are not named are the run's own."""
         rollout: JudgedResponses = JudgedResponses()
         """Responses that are sampled from the model and judged (responses)."""
         mesh: Mesh = dataclasses.field(default_factory=Mesh)
@@ -112,7 +111,8 @@ def evaluate(args: list[str]) -> int:
     from eval import tasks
     from eval.commands import run_task
 
-    settings = {name: getattr(options, name) for name in (*PASSED, "labelled", "search", "rollout")}
+    settings = {name: getattr(options, name) for name in (*PASSED, "search", "rollout")}
+    settings["labelled"] = dataclasses.replace(options.labelled, named=named_fields(args, "labelled"))
     code = run_task.main(
         run,
         task=options.task,
