@@ -1,4 +1,4 @@
-"""`zoo predict`: the predictions of a fine-tuned model for examples without labels, a line of JSON for each.
+"""`zoo predict`: the predictions of a fine-tuned model for examples without labels, a line of JSON or a row of a table for each.
 
     import zoo
 
@@ -10,7 +10,9 @@ Examples are read, computed and written a chunk at a time, so that memory does n
 
 import contextlib
 import dataclasses
-import json
+import functools
+import itertools
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,13 +22,14 @@ import jax
 from eval.commands import terminal_output
 from eval.commands.model_options import ModelOptions
 from eval.prediction import reward_predictor
+from eval.prediction.prediction_formats import Format, header_and_line, table_columns
 from eval.prediction.predictor import CHUNK, Predictor
 from eval.scoring.encoder_inputs import Unlabelled
 from eval.tasks import Settings
 from eval.tasks.labelled import OBJECTIVE_OF_TASK, run_for
 from train.config.option_groups import ExampleFileOptions, Labelled, LabelledTexts
 from train.data import unlabelled_reader
-from train.data.unlabelled_reader import UnlabelledExample
+from train.data.unlabelled_reader import ReadCounts, UnlabelledExample
 from train.run.progress_bar import ProgressBar
 from train.run.run_dir import replace_atomically
 from train.weights.load import Loaded
@@ -42,6 +45,8 @@ def main(
     source: Unlabelled,
     *,
     out: str,
+    form: Format,
+    with_text: bool,
     length: int,
     labelled: Labelled,
     null_threshold: float | None,
@@ -49,8 +54,8 @@ def main(
     """Write predictions to stdout or to a file, and return the exit code.
 
     Args:
-        out: a .jsonl file, which appears when all predictions are made, or not at all; "" = stdout.
-        length, labelled, null_threshold: see `predict`.
+        out: a file in the format `form`, which appears when all predictions are made, or not at all; "" = stdout.
+        with_text, length, labelled, null_threshold: see `predict`.
 
     Raises:
         BadInput: see `train.weights.load.load` and `predict`; a file that does not exist or cannot be written.
@@ -62,6 +67,7 @@ def main(
     predictions = predict(
         subject,
         **{field.name: getattr(source, field.name) for field in dataclasses.fields(source)},
+        with_text=with_text,
         labelled=labelled,
         length=length,
         batch=model.batch,
@@ -69,11 +75,47 @@ def main(
         null_threshold=null_threshold,
     )
     if file is None:
-        for prediction in predictions:
-            terminal_output.write_output(_line(prediction))
-        return 0
-    terminal_output.write_output(f"{file}: {_write(file, predictions):,} predictions\n")
+        for line in _lines(predictions, form):
+            terminal_output.write_output(line)
+    else:
+        _write(file, _lines(predictions, form))
+        terminal_output.write_output(f"{file}: {predictions.count:,} predictions\n")
+    for line in predictions.notices() if jax.process_index() == 0 else ():
+        print(f"! {line}", file=sys.stderr)
     return 0
+
+
+@dataclasses.dataclass
+class Predictions:
+    """The predictions of a model, computed as they are read."""
+
+    columns: Sequence[str]
+    """See `eval.prediction.prediction_formats.table_columns`."""
+    records: Iterator[dict[str, Any]]
+    read: ReadCounts
+    count: int = 0
+    """Number of predictions so far."""
+    errors: int = 0
+    """Number of those that have `error`."""
+    first_error: str = ""
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        for record in self.records:
+            self.count += 1
+            if "error" in record:
+                self.errors += 1
+                self.first_error = self.first_error or record["error"]
+            yield record
+
+    def notices(self) -> list[str]:
+        """Return what a user must be told at the end: examples without a prediction, and blank lines."""
+        notices = []
+        if self.errors:
+            shares = f"{self.errors:,} of {self.count:,} examples"
+            notices.append(f'{shares} have "error" in place of a prediction; the first: {self.first_error}')
+        if blank := self.read.blank:
+            notices.append(f'blank lines skipped: {blank:,}; "line" is the number of an example\'s line in its file')
+        return notices
 
 
 def predict(
@@ -90,11 +132,11 @@ def predict(
     batch: int = 16,
     dtype: Any = "float32",
     null_threshold: float | None = None,
-) -> Iterator[dict[str, Any]]:
-    """Return an iterator over the predictions of a fine-tuned model, in the order of the input.
+    with_text: bool = False,
+) -> Predictions:
+    """Return the predictions of a fine-tuned model, in the order of the input.
 
-    Each is a dict with `index`, the number of the example from 0, `id`, if the example has one, and the keys that
-    `eval.prediction.prediction_records` lists for the kind of the model.
+    Each is a dict with the keys that `eval.prediction.prediction_records` lists for the kind of the model.
 
     Args:
         files: see `train.data.unlabelled_reader.read_examples`; instead of `texts`.
@@ -103,11 +145,13 @@ def predict(
         context: the text that the questions are about, for a model of answers or choices.
         options: the options of a choice.
         line: the content of a line of a .txt.
-        labelled: how files are read and long texts are cut; by default a run's own options.
+        labelled: how files are read and long texts are cut; what it does not choose is as in the run. With `skip_bad`, an example
+            that is malformed or too long has `error` in place of a prediction.
         length: maximum number of tokens in a row; 0 = that of the run, or the model's positions.
         batch: rows computed at a time; it affects results only through rounding.
         dtype: dtype of the arithmetic.
         null_threshold: see `eval.prediction.prediction_records.of_example`.
+        with_text: see `eval.prediction.prediction_records.record`.
 
     Raises:
         BadInput: a model without a head for labels, texts or options that do not fit its kind, files that cannot be read, or a
@@ -117,7 +161,6 @@ def predict(
     objective = OBJECTIVE_OF_TASK.get(subject.model.task)
     if objective is None:
         raise no_head(subject.name, subject.model.task, generates=subject.model.generates)
-    require(not labelled.skip_bad, "labelled.skip_bad", True, "every text must be predicted; remove it")
     run = None
     if reward_predictor.is_supported(subject):
         reading: Any = reward_predictor.file_options(subject, labelled, length=length)
@@ -126,21 +169,28 @@ def predict(
         reading = run.options.labelled
     # The run may have skipped examples, and its files may have another format than these.
     reading = dataclasses.replace(reading, skip_bad=False, format=labelled.format)
+    settings = {"skip_bad": labelled.skip_bad, "with_text": with_text}
+    counts, columns = ReadCounts(), functools.partial(table_columns, subject, **settings)
     _check(objective, reading, texts=texts, pair=pair, context=context, options=options, null_threshold=null_threshold)
     if texts:
         items: Iterable[UnlabelledExample] = unlabelled_reader.texts(
             objective, texts, pair=pair, context=context or "", options=options
         )
+        names = columns(files=False, pair=pair is not None)
     else:
         for name in files:
-            require(name.startswith(hub.PREFIX) or Path(name).exists(), "files", name, "no such file")
-        items = unlabelled_reader.read_examples(
-            objective, files, reading, line=line, labels=getattr(subject.model.config, "labels", ())
-        )
+            present = name == "-" or name.startswith(hub.PREFIX) or Path(name).exists()
+            require(present, "files", name, "no such file")
+        labels = getattr(subject.model.config, "labels", ())
+        options_of_reading: dict[str, Any] = {"line": line, "labels": labels, "skip_bad": labelled.skip_bad, "counts": counts}
+        items = unlabelled_reader.read_examples(objective, files, reading, **options_of_reading)
+        several, has_pair = unlabelled_reader.are_several(files), bool(getattr(reading, "pair", ""))
+        names = columns(files=True, several=several, pair=has_pair)
     if run is None:
-        return reward_predictor.predict(subject, items, batch=batch, dtype=dtype)
+        return Predictions(names, reward_predictor.predict(subject, items, batch=batch, dtype=dtype, **settings), counts)
     run = dataclasses.replace(run, options=dataclasses.replace(run.options, labelled=reading))
-    return Predictor.of(subject, run, batch=batch, dtype=dtype, null_threshold=null_threshold).predict(items)
+    predictor = Predictor.of(subject, run, batch=batch, dtype=dtype, null_threshold=null_threshold, **settings)
+    return Predictions(names, predictor.predict(items), counts)
 
 
 def no_head(name: str, task: str, *, generates: bool) -> BadInput:
@@ -178,28 +228,31 @@ def _check(
 
 def _check_out(file: Path, files: Sequence[str]) -> None:
     """Refuse a file that cannot be written, before anything is computed."""
-    require(file.suffix == ".jsonl", "out", file, "name a file that ends in .jsonl")
     require(file.absolute().parent.is_dir(), "out", file, "its folder does not exist; create it, or name another")
     require(not file.is_dir(), "out", file, "it is a folder; name a file")
     require(file.resolve() not in [Path(name).resolve() for name in files], "out", file, "it is an input; name another file")
 
 
-def _write(file: Path, predictions: Iterable[dict[str, Any]]) -> int:
-    """Write predictions to a file, which appears when all are made, and return their number."""
-    count = 0
+def _lines(predictions: Predictions, form: Format) -> Iterator[str]:
+    """Yield the lines of a file: of a table the names of its columns, then a line for each prediction."""
+    header, line = header_and_line(form, predictions.columns)
+    # No example may be left for a header: what is refused, is refused before it.
+    first = next(records := iter(predictions), None)
+    if header:
+        yield header
+    yield from map(line, () if first is None else itertools.chain([first], records))
+
+
+def _write(file: Path, lines: Iterable[str]) -> None:
+    """Write lines to a file, which appears when all are made."""
     first = jax.process_index() == 0
     bar = ProgressBar("predicting", "examples", before="compiling", quiet=not first)
     try:
         with replace_atomically(file) if first else contextlib.nullcontext() as stream, bar as progress:
-            for count, prediction in enumerate(predictions, 1):
+            for count, line in enumerate(lines, 1):
                 if stream is not None:
-                    stream.write(_line(prediction).encode())
+                    stream.write(line.encode())
                 if count % CHUNK == 0:
                     progress(count, None)
     except OSError as error:
         raise BadInput(f"--out {file}: cannot be written ({error.strerror})") from None
-    return count
-
-
-def _line(prediction: dict[str, Any]) -> str:
-    return json.dumps(prediction, ensure_ascii=False) + "\n"

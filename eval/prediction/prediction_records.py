@@ -1,5 +1,9 @@
 """Predictions of a fine-tuned model for one example, from its logits, as dicts that are written as JSON.
 
+`record` puts before each: `index`, the number of the example from 0; `file`, if several are read; `line`, the number of its line
+in the file (the first of several; of its row in .parquet and data sets), and `id`, if it has them; and on request its texts. In
+place of a prediction, an example that is malformed or too long has `error`, if such examples are not refused.
+
 - classes of texts: `label`, the most likely one, and `probabilities` of all;
 - labels of texts that may have several: `labels`, those of probability 0.5 or more, and `probabilities` of all;
 - a number of a text: `number`;
@@ -22,8 +26,10 @@ from jaxtyping import Float64
 from eval.metrics import metric_functions
 from eval.scoring import labelled_scores
 from train.data.example_types import Choice, Question, Tagged, Text, is_iob
+from train.data.unlabelled_reader import UnlabelledExample
 from train.rows.example_rows import ExampleRow
 from zoo.batch import IGNORED
+from zoo.errors import BadInput
 
 Prediction = dict[str, Any]
 
@@ -63,6 +69,32 @@ def of_example(
             best = int(probabilities.argmax())
             return {"choice": best, "option": example.options[best], "probabilities": list(map(round_to_float32, probabilities))}
     raise TypeError(type(example).__name__)
+
+
+def record(index: int, item: UnlabelledExample, prediction: Prediction | BadInput, *, with_text: bool = False) -> Prediction:
+    """Return a prediction, or the error of the example, after the number, the place and the id of the example.
+
+    Args:
+        with_text: with the example's texts: `text` and `pair`, `question` and `context`, or `article`, `question` and `options`.
+    """
+    place = {"file": item.file, "line": item.line, "id": item.id}
+    texts = example_texts(item.example) if with_text else {}
+    result = {"error": str(prediction)} if isinstance(prediction, BadInput) else prediction
+    return {"index": index} | {name: value for name, value in place.items() if value is not None} | texts | result
+
+
+def example_texts(example: Any) -> dict[str, Any]:
+    """Return the texts of an example by their names in files; {} for the error of a malformed one."""
+    match example:
+        case Text():
+            return {"text": example.text} | ({} if example.pair is None else {"pair": example.pair})
+        case Tagged():
+            return {"text": " ".join(example.words)}
+        case Question():
+            return {"question": example.question, "context": example.context}
+        case Choice():
+            return {"article": example.article, "question": example.question, "options": list(example.options)}
+    return {}
 
 
 def softmax(logits: Float64[np.ndarray, "*N O"]) -> Float64[np.ndarray, "*N O"]:

@@ -41,11 +41,17 @@ class Predictor:
     forward: BatchLoop
     batch: int
     null_threshold: float | None
-    _frequent: set[tuple[int, int]] = dataclasses.field(default_factory=set)
+    skip_bad: bool = False
+    """Predict `error` for an example that is malformed or longer than a row; otherwise it is raised."""
+    with_text: bool = False
+    """See `eval.prediction.prediction_records.record`."""
+    _frequent: set[tuple[int, int]] = dataclasses.field(default_factory=set, init=False)
     """Shapes of rows that have filled a batch."""
 
     @staticmethod
-    def of(subject: Loaded, run: run_config.Run, *, batch: int, dtype: Any, null_threshold: float | None = None) -> "Predictor":
+    def of(
+        subject: Loaded, run: run_config.Run, *, batch: int, dtype: Any, null_threshold: float | None = None, **options: bool
+    ) -> "Predictor":
         """Return the predictor of a model.
 
         Args:
@@ -53,23 +59,25 @@ class Predictor:
             batch: rows computed at a time.
             dtype: dtype of the arithmetic.
             null_threshold: see `eval.prediction.prediction_records.of_example`.
+            options: the fields `skip_bad` and `with_text`.
         """
-        return Predictor(
-            subject, run, logits_loop(subject.model, subject.mesh, run.objective, np.dtype(dtype)), batch, null_threshold
-        )
+        forward = logits_loop(subject.model, subject.mesh, run.objective, np.dtype(dtype))
+        return Predictor(subject, run, forward, batch, null_threshold, **options)
 
     def predict(self, items: Iterable[UnlabelledExample]) -> Iterator[dict[str, Any]]:
         """Yield a prediction for each example, in order."""
         params, index, items = self.forward.cast(self.subject.params), 0, iter(items)
         while chunk := list(itertools.islice(items, CHUNK)):
-            examples = [item.example for item in chunk]
-            predicted: dict[int, dict[str, Any]] = {}
-            for rows in self._groups(examples):
+            results: dict[int, Any] = {number: item.example for number, item in enumerate(chunk)}
+            numbers = [number for number, example in results.items() if not isinstance(example, BadInput)]
+            examples = [results[number] for number in numbers]
+            example_rows, errors = self._rows_and_errors(examples)
+            results |= {numbers[number]: error for number, error in errors.items()}
+            for rows in self._groups(examples, example_rows):
                 for number, values in self._predictions(params, rows):
-                    predicted[number] = values
+                    results[numbers[number]] = values
             for number, item in enumerate(chunk):
-                item_id = {} if item.id is None else {"id": item.id}
-                yield {"index": index + number, **item_id, **predicted[number]}
+                yield prediction_records.record(index + number, item, results[number], with_text=self.with_text)
             index += len(chunk)
 
     @functools.cached_property
@@ -79,6 +87,22 @@ class Predictor:
     @property
     def _labels(self) -> tuple[str, ...]:
         return getattr(self.run.model, "labels", ())
+
+    def _rows_and_errors(self, examples: Sequence[Example]) -> tuple[list[ExampleRow], dict[int, BadInput]]:
+        """Return the rows of some examples, and by their numbers the errors of those that have none, if these are skipped."""
+        try:
+            return list(self._rows(examples)) if examples else [], {}
+        except BadInput:
+            if not self.skip_bad:
+                raise
+        rows: list[ExampleRow] = []
+        errors: dict[int, BadInput] = {}
+        for number, example in enumerate(examples):
+            try:
+                rows += [row._replace(example=number) for row in self._rows([example])]
+            except BadInput as error:
+                errors[number] = error
+        return rows, errors
 
     def _rows(self, examples: Sequence[Example]) -> Iterator[ExampleRow]:
         """Yield the rows of some examples; the label of a text is 0, and the label of a word is its number."""
@@ -96,10 +120,10 @@ class Predictor:
         else:
             yield from make(examples, names={unlabelled_reader.UNKNOWN: 0})
 
-    def _groups(self, examples: Sequence[Example]) -> Iterator[LabelledRows]:
+    def _groups(self, examples: Sequence[Example], example_rows: Iterable[ExampleRow]) -> Iterator[LabelledRows]:
         """Yield the rows of some examples grouped by shape, with those of an example together."""
         groups: dict[tuple[int, int], list[ExampleRow]] = {}
-        for _, group in itertools.groupby(self._rows(examples), key=lambda row: row.example):
+        for _, group in itertools.groupby(example_rows, key=lambda row: row.example):
             rows = list(group)
             longest = max(len(inputs.ids) for row in rows for inputs in row.inputs)
             length = min(max(SHORTEST, row_length(longest, None)), self.run.data.length)

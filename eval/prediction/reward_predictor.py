@@ -4,20 +4,20 @@ Reward models on encoders are classifiers with one label, whose numbers `eval.pr
 """
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from eval.prediction import prediction_records
 from eval.prediction.predictor import CHUNK
 from eval.scoring.batch_loop import no_progress
 from eval.scoring.feedback.completion_scores import PromptCompletion, reward_model_scores
-from train.config.objectives import adapt_options, from_labelled
+from train.config.objectives import with_labelled
 from train.config.option_groups import Labelled, LabelledTexts
 from train.data.example_types import Text
 from train.data.unlabelled_reader import UnlabelledExample
 from train.engine.reward_scores import is_reward_model
 from train.weights.load import Loaded
-from zoo.errors import require
+from zoo.errors import BadInput, require
 
 
 def is_supported(subject: Loaded) -> bool:
@@ -34,32 +34,57 @@ def file_options(subject: Loaded, labelled: Labelled, *, length: int) -> Labelle
     require(length == 0, "length", length, "a reward model reads texts up to its positions; remove it")
     for name in ("truncate", "regression", "multi_label", "coarse"):
         require(not getattr(labelled, name), f"labelled.{name}", True, "it has no effect on a reward model; remove it")
-    if subject.run is not None and labelled == Labelled():
-        return adapt_options(subject.run.options.labelled, LabelledTexts)
-    return from_labelled("classification", labelled).labelled
+    return with_labelled(None if subject.run is None else subject.run.options, "classification", labelled).labelled
 
 
-def predict(subject: Loaded, items: Iterable[UnlabelledExample], *, batch: int, dtype: Any) -> Iterator[dict[str, Any]]:
+def predict(
+    subject: Loaded,
+    items: Iterable[UnlabelledExample],
+    *,
+    batch: int,
+    dtype: Any,
+    skip_bad: bool = False,
+    with_text: bool = False,
+) -> Iterator[dict[str, Any]]:
     """Yield a prediction for each text, in order, with `number`, its score without normalization.
 
     A text is a completion without a prompt; of two texts, the first is the prompt and the second the completion.
 
+    Args:
+        skip_bad, with_text: see `eval.prediction.predictor.Predictor`.
+
     Raises:
         BadInput: a text is longer than the model's positions, or its score is not finite.
     """
+
+    def scores(examples: Sequence[Any]) -> list[Any]:
+        completions = [_completion(example) for example in examples]
+        values = reward_model_scores(subject, completions, batch=batch, dtype=dtype, progress=no_progress)
+        return [{"number": prediction_records.round_to_float32(value)} for value in values]
+
     index, items = 0, iter(items)
     while chunk := list(itertools.islice(items, CHUNK)):
-        completions = []
-        for item in chunk:
-            text = item.example
-            assert isinstance(text, Text)
-            prompt, completion = ("", text.text) if text.pair is None else (text.text, text.pair)
-            completions.append(PromptCompletion(text.origin, prompt, completion))
-        values = reward_model_scores(subject, completions, batch=batch, dtype=dtype, progress=no_progress)
-        for number, (item, value) in enumerate(zip(chunk, values, strict=True), index):
-            yield {
-                "index": number,
-                **({} if item.id is None else {"id": item.id}),
-                "number": prediction_records.round_to_float32(value),
-            }
+        try:
+            results = scores([item.example for item in chunk])
+        except BadInput:
+            if not skip_bad:
+                raise
+            results = [_score_or_error(scores, item.example) for item in chunk]
+        for number, (item, result) in enumerate(zip(chunk, results, strict=True), index):
+            yield prediction_records.record(number, item, result, with_text=with_text)
         index += len(chunk)
+
+
+def _completion(text: Any) -> PromptCompletion:
+    if isinstance(text, BadInput):
+        raise text
+    assert isinstance(text, Text)
+    prompt, completion = ("", text.text) if text.pair is None else (text.text, text.pair)
+    return PromptCompletion(text.origin, prompt, completion)
+
+
+def _score_or_error(scores: Callable[[Sequence[Any]], list[Any]], example: Any) -> Any:
+    try:
+        return scores([example])[0]
+    except BadInput as error:
+        return error

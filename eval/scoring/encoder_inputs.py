@@ -5,7 +5,7 @@ from typing import Literal
 
 import tyro
 
-from zoo.errors import require
+from zoo.errors import BadInput, require
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,7 +45,8 @@ class Unlabelled:
     """Texts, each in quotes: of tagging sentences whose words stand between spaces, of span and choice questions."""
     files: tuple[str, ...] = ()
     """Files of examples, or their folders, in the formats of fine-tuning; labels in them are not read. A .txt holds a text a
-    line."""
+    line; blank lines are passed over. - is standard input, lines as in a .txt (span and choice: as in a .jsonl) unless
+    --labelled.format names another format; a pipe is read as its name ends, or as -."""
     line: Literal["auto", "text", "labelled"] = "auto"
     """A line of a .txt (classification): a text, or a label, a space and a text. auto: a text; lines that all begin with
     a label of the model are refused."""
@@ -57,13 +58,19 @@ class Unlabelled:
     """Options to choose from (choice)."""
 
     def __post_init__(self) -> None:
-        problem = "and --files" if self.files else "are not given"
-        require(bool(self.texts) != bool(self.files), "texts", problem, "give either texts or --files")
+        if not self.texts and not self.files:
+            raise BadInput("no input: write texts in quotes after the model, or --files FILE; --files - is standard input")
+        both = bool(self.texts and self.files)
+        require(not both, "files", " ".join(self.files), "there are texts too; give either texts or --files")
+        if "-" in self.texts:
+            raise BadInput("the text -: write --files - to read standard input")
         for name in ("pair", "context", "options"):
             value = getattr(self, name)
             needed = bool(self.texts) or not value
             require(needed, name, " ".join(value or ()) if name == "options" else value, "it goes with texts; files have columns")
         for text in (*self.texts, *self.options, self.pair or "", self.context or ""):
             # A byte of the shell that is no UTF-8 arrives as a lone surrogate.
-            require(not any("\ud800" <= letter <= "\udfff" for letter in text), "texts", ascii(text), "write them in UTF-8")
-        require(all(text.strip() for text in self.texts), "texts", "''", "write some text in each")
+            if any("\ud800" <= letter <= "\udfff" for letter in text):
+                raise BadInput(f"the text {text!a}: write it in UTF-8")
+        if not all(text.strip() for text in self.texts):
+            raise BadInput("the text '': write some text in each")

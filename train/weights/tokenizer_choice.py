@@ -38,7 +38,7 @@ def existing_tokenizer(run: run_config.Run, folder: RunDir) -> Tokenizer | None:
     # Scoring a student does not need its teacher, which may be absent then.
     if teacher and not folder.is_resumable and tokenizer_of(teacher).fingerprint != tokenizer.fingerprint:
         raise BadInput(
-            f"--distillation.teacher {teacher}: it has another tokenizer; remove --tokenizer and --init to use the teacher's"
+            f"--distillation.teacher {teacher}: it has another tokenizer; remove --tokenizer.path and --init to use the teacher's"
         )
     return tokenizer
 

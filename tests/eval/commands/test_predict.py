@@ -257,7 +257,10 @@ def test_the_command_writes_lines_of_json(
     out = tmp_path / "out.jsonl"
     ended = call(capsys, "predict", "classification", "--files", "a.tsv", "--out", str(out))
     assert (ended.code, ended.stdout) == (0, f"{out}: 2 predictions\n")
-    assert [json.loads(line) for line in out.read_text().splitlines()] == [{"id": "7", **first}, {"id": "8", **second}]
+    assert [json.loads(line) for line in out.read_text().splitlines()] == [
+        {**first, "line": 2, "id": "7"},
+        {**second, "line": 3, "id": "8"},
+    ]
     before = out.read_bytes()
     ended = call(capsys, "predict", "classification", "--files", "long.tsv", "--out", str(out))
     assert ended.code == 2 and "long.tsv:3: 62 tokens" in ended.stderr
@@ -306,14 +309,14 @@ def test_a_reward_model_gives_each_text_one_score(family: str, tmp_path: Path, m
 
 
 WRONG = {
-    "classification": "--texts are not given: give either texts or --files",
-    "classification x --files a.tsv": "--texts and --files: give either",
+    "classification": "no input: write texts in quotes",
+    "classification x --files a.tsv": "--files a.tsv: there are texts too; give either",
     "classification --files gone.tsv": "--files gone.tsv: no such file",
     "classification --files labels.txt": "labels.txt: each of its first 2 lines begins with a label of the model; choose --line",
     "classification --files a.tsv --labelled.text said": 'a.tsv:2: no column "said"; it has "id", "text"',
     "classification --files a.tsv --labelled.stride 3": "--labelled.stride 3: it has no effect on classification",
     "classification --files a.tsv --pair x": "--pair x: it goes with texts",
-    "classification --files a.tsv --out a.txt": "--out a.txt: name a file that ends in .jsonl",
+    "classification --files a.tsv --out a.txt": "--out a.txt: name a file that ends in .jsonl, .tsv or .csv",
     "classification --files a.tsv --out gone/a.jsonl": "--out gone/a.jsonl: its folder does not exist",
     "classification x --context y": "--context y: has no effect on a model for classification",
     "classification the --length 2": ".*: 3 tokens, and a row has 2; choose a longer --length, or cut long ones with --lab",
