@@ -160,7 +160,7 @@ def predict(
     require(batch >= 1, "batch", batch, "choose 1 or more rows")
     objective = OBJECTIVE_OF_TASK.get(subject.model.task)
     if objective is None:
-        raise no_head(subject.name, subject.model.task, generates=subject.model.generates)
+        raise no_head(subject.where, subject.model.task, generates=subject.model.generates)
     run = None
     if reward_predictor.is_supported(subject):
         reading: Any = reward_predictor.file_options(subject, labelled, length=length)

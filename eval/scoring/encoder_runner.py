@@ -99,12 +99,12 @@ class Encoder:
         model = loaded.model
         if "causal" in model.module.OBJECTIVES:
             raise BadInput(
-                f"{loaded.name}: {model.family} reads from left to right; choose an encoder (BERT, RoBERTa, DistilBERT)"
+                f"{loaded.where}: {model.family} reads from left to right; choose an encoder (BERT, RoBERTa, DistilBERT)"
             )
         if getattr(model.config, "causal", False):
-            raise BadInput(f"{loaded.name}: a causal {model.family}, whose tokens see one side only; choose one that sees both")
+            raise BadInput(f"{loaded.where}: a causal {model.family}, whose tokens see one side only; choose one that sees both")
         if loaded.tokenizer.special_tokens is None:
-            raise BadInput(f"{loaded.name}: its tokenizer has no [CLS], [SEP] and [MASK]; use an encoder's tokenizer")
+            raise BadInput(f"{loaded.where}: its tokenizer has no [CLS], [SEP] and [MASK]; use an encoder's tokenizer")
         return Encoder(loaded, loaded.tokenizer.special_tokens, getattr(model.config, "context", UNLIMITED), batch, dtype)
 
     def check_masked(self) -> None:
@@ -116,7 +116,7 @@ class Encoder:
         loaded = self.loaded
         if not {"masked", "unembed"} & loaded.params.keys():
             raise BadInput(
-                f"{loaded.name}: a {loaded.model.family} for the task {loaded.model.task} has no head for masked words"
+                f"{loaded.where}: a {loaded.model.family} for the task {loaded.model.task} has no head for masked words"
             )
 
     def with_special_tokens(

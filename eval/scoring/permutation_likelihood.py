@@ -45,7 +45,7 @@ def permuted_nats(
     """
     model, room, nats = encoder.loaded.model, length or encoder.room, np.zeros((len(texts), orders))
     if "permutation" not in model.module.OBJECTIVES:
-        raise BadInput(f"{encoder.loaded.name}: a {model.family} does not predict tokens in any order; choose an XLNet")
+        raise BadInput(f"{encoder.loaded.where}: a {model.family} does not predict tokens in any order; choose an XLNet")
     encoder.check_masked()
     count = orders * sum(-(-len(text) // room) for text in texts)
     rows = (row for number, text in enumerate(texts) for row in _rows(text, room, orders, number, name(number)))

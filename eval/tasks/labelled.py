@@ -78,7 +78,8 @@ def score(subject: Loaded, names: tuple[str, ...], settings: Settings, progress:
     """
     cfg, objective_name = subject.model.config, OBJECTIVE_OF_TASK.get(subject.model.task)
     if objective_name is None:
-        raise BadInput(f"--task labelled: the task of {subject.name} is {subject.model.task}, without labels; fine-tune it first")
+        what = f"the task of {subject.where} is {subject.model.task}, without labels"
+        raise BadInput(f"--task labelled: {what}; fine-tune it first")
     labels = getattr(cfg, "labels", ())
     chosen = _glue_metrics(settings.argument, objective_name, labels, multi_label=cfg.multi_label)
     run = run_for(subject, objective_name, settings)

@@ -82,11 +82,11 @@ def score(subject: Loaded, prompts: list[Prompt], settings: Settings, progress: 
     """
     model, tokenizer, options = subject.model, subject.tokenizer, settings.rollout
     if not (model.is_encoder_decoder or model.task == "causal"):
-        what = f"{subject.name} is a {model.family} for the task {model.task}, which does not generate"
+        what = f"{subject.where} is a {model.family} for the task {model.task}, which does not generate"
         raise BadInput(f"--task responses: {what}; choose a model that generates, such as a GPT or a T5")
     end = tokenizer.end_of_text
     if prompts[0].messages:
-        template = chat_template(tokenizer, subject.name)
+        template = chat_template(tokenizer, subject.where)
         prompts = render(prompts, tokenizer, template)
         end = end if model.is_encoder_decoder else end_mark(tokenizer, template)
     # Everything that can be refused is refused before anything is sampled.
@@ -191,7 +191,7 @@ def _reference(subject: Loaded, name: str) -> Loaded:
     """
     reference = load(name, subject.mesh)
     kinds = [(loaded.model.is_encoder_decoder, loaded.model.task) for loaded in (subject, reference)]
-    fix = f"choose a model like {subject.name}, such as the one that its training began from"
+    fix = f"choose a model like {subject.where}, such as the one that its training began from"
     require(kinds[0] == kinds[1], "rollout.reference", name, f"a {reference.model.family} for {reference.model.task}; {fix}")
     same = reference.tokenizer.fingerprint == subject.tokenizer.fingerprint
     require(same, "rollout.reference", name, f"it has another tokenizer, so that its tokens have other ids; {fix}")

@@ -52,7 +52,7 @@ def score(subject: Loaded, completions: Sequence[PromptCompletion], settings: Se
         BadInput: the model is not a reward model, a completion is too long, or all scores are equal and cannot be normalized.
     """
     if not is_reward_model(subject.model):
-        raise BadInput(f"--task rewards: {subject.name} is not a reward model; use a model that `zoo train reward-model` trained")
+        raise BadInput(f"--task rewards: {subject.where} is not a reward model; use one that `zoo train reward-model` trained")
     values = reward_model_scores(subject, completions, batch=settings.batch, dtype=settings.dtype, progress=progress)
     scale = subject.reward_scale
     if settings.argument:

@@ -74,8 +74,8 @@ def score(subject: Loaded, items: list[Pair | Dialogue], settings: Settings, pro
     """
     model, tokenizer, run = subject.model, subject.tokenizer, subject.run
     if not (model.is_encoder_decoder or model.task == "causal"):
-        raise BadInput(f"--task text_to_text: {subject.name} is a {model.family}; choose an encoder-decoder or a GPT")
-    template = functools.cache(lambda: chat_template(tokenizer, subject.name))
+        raise BadInput(f"--task text_to_text: {subject.where} is a {model.family}; choose an encoder-decoder or a GPT")
+    template = functools.cache(lambda: chat_template(tokenizer, subject.where))
     pairs = rendered_pairs(items, tokenizer, template, "last")
     measures, references = _measures(settings.argument), [pair.target for pair in pairs]
     # A missing package is reported before the work, not after it.

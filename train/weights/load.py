@@ -47,6 +47,13 @@ class Loaded:
     """Step of that checkpoint."""
     reward_scale: RewardScale = RewardScale()
     """Normalization of a reward model's scores."""
+    source: str = ""
+    """What it was loaded from, as the caller named it."""
+
+    @property
+    def where(self) -> str:
+        """The model as messages name it, so that a command in one finds it."""
+        return self.source or self.name
 
 
 def load(where: str | Path, mesh: Mesh | None = None, step: int | None = None, adapter: str = "") -> Loaded:
@@ -69,13 +76,13 @@ def load(where: str | Path, mesh: Mesh | None = None, step: int | None = None, a
     folder = folder_of(str(where), step)
     mesh = device_mesh.make_mesh(run_config.Mesh()) if mesh is None else mesh
     if is_run(folder):
-        return _load_run(folder, mesh, step)
+        return dataclasses.replace(_load_run(folder, mesh, step), source=str(where))
     if step is not None:
         raise BadInput(f"--step {step}: {folder} is not a run, so it has no checkpoints; remove --step")
     cfg, params = published_weights.load(folder, mesh, notify=_print_error)
     loaded = _check_entries(Loaded(folder.resolve().name, models.model(cfg), params, hf_files.read_tokenizer(folder), mesh))
     _check_padding(folder, loaded)
-    return dataclasses.replace(loaded, reward_scale=read_scale(folder, None))
+    return dataclasses.replace(loaded, reward_scale=read_scale(folder, None), source=str(where))
 
 
 def load_average(where: str, mesh: Mesh, last: int) -> Loaded:
