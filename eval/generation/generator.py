@@ -291,6 +291,7 @@ class _Text:
             end: the id that ends it; None = the tokenizer's end-of-text.
         """
         self._decode = tokenizer.continuation if continues_prompt else tokenizer.decode
+        self._contracts_spaces = tokenizer.contracts_spaces
         self.prompt, self.sample, self.prompt_ids, self.number = prompt, sample, prompt_ids, number
         self.ids: list[int] = []
         self.ended: Ended | None = None
@@ -325,7 +326,10 @@ class _Text:
         text = self._decoded()
         if self.ended:
             return text[: self._cut(text)]
-        text = text.removesuffix(REPLACEMENT)
+        # An incomplete character is one replacement character, or with bytes as entries of a unigram model one for each byte.
+        text = text.rstrip(REPLACEMENT)
+        if self._contracts_spaces:
+            text = " ".join(text.split(" ")[:-2])
         partial = (size for stop in self._stop for size in range(1, len(stop)) if text.endswith(stop[:size]))
         return text[: len(text) - max(partial, default=0)]
 

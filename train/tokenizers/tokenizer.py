@@ -134,6 +134,12 @@ class Tokenizer:
         """True if the mask stands for a word and the space before it, as in byte-level BPE and XLM-R's unigram model."""
         return self.kind in ("roberta", "modernbert", "xlm-roberta")
 
+    @property
+    def contracts_spaces(self) -> bool:
+        """True if decoding removes spaces before punctuation, so that later ids can change the last two words of a text."""
+        # Byte-level BPE decodes to exactly the text that was encoded.
+        return bool(self.settings.get(CLEAN)) and not isinstance(self._core.model, models.BPE)
+
     @classmethod
     def train(cls, texts: Iterable[str], vocab: int, kind: TrainedKind = "gpt", lowercase: bool = True) -> "Tokenizer":
         """Train a tokenizer of up to `vocab` entries.
@@ -316,8 +322,7 @@ class Tokenizer:
             raise ValueError(f"ids {numbers.min()} to {numbers.max()} are not all in a vocabulary of {self.vocab_size}")
         with tokenizer_content.library_errors():
             text = self._core.decode(numbers.tolist(), skip_special_tokens=False)
-        # Not needed for byte-level BPE, which decodes to exactly the text that was encoded.
-        if self.settings.get(CLEAN) and not isinstance(self._core.model, models.BPE):
+        if self.contracts_spaces:
             for before, after in CONTRACTED:
                 text = text.replace(before, after)
         return text

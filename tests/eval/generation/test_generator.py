@@ -114,7 +114,7 @@ class Words(Tokenizer):
     """A tokenizer each id of which is some bytes, decoded as a byte-level tokenizer does."""
 
     def __init__(self, *words: bytes) -> None:
-        self.words, self.vocab_size, self.end_of_text = words, len(words), len(words) - 1
+        self.words, self.vocab_size, self.end_of_text, self.settings = words, len(words), len(words) - 1, {}
 
     def decode(self, ids: Any) -> str:
         return b"".join(self.words[number] for number in ids).decode(errors="replace")
