@@ -51,8 +51,8 @@ FLAX = {"Module", "Param", "Rngs", "eval_shape", "graphdef", "merge", "split", "
 """What of flax.nnx is used: it declares parameters, JAX transforms functions of them."""
 COMMANDS = "zoo/cli/"
 """It may import everything, and nothing else imports it."""
-INTERFACE = {
-    ("zoo/__init__.py", f"zoo.cli.python_api.{name}") for name in ("LoadedModel", "load", "model", "recipes", "sizes", "train")
+INTERFACE = {("zoo/__init__.py", f"zoo.cli.python_api.{name}") for name in ("LoadedModel", "load")} | {
+    ("zoo/__init__.py", f"zoo.cli.python_functions.{name}") for name in ("metrics", "model", "recipes", "sizes", "train")
 }
 """What `import zoo` offers of it, for type checkers alone."""
 

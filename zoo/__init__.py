@@ -8,17 +8,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from zoo.batch import Batch
-    from zoo.cli.python_api import LoadedModel, load, model, recipes, sizes, train
+    from zoo.cli.python_api import LoadedModel, load
+    from zoo.cli.python_functions import metrics, model, recipes, sizes, train
     from zoo.errors import BadInput
     from zoo.models import Model
 
-__all__ = ["BadInput", "Batch", "LoadedModel", "Model", "__version__", "load", "model", "recipes", "sizes", "train"]
+__all__ = ["BadInput", "Batch", "LoadedModel", "Model", "__version__", "load", "metrics", "model", "recipes", "sizes", "train"]
 
 _MODULES = {
     "BadInput": "zoo.errors",
     "Batch": "zoo.batch",
     "Model": "zoo.models",
-    **dict.fromkeys(("LoadedModel", "load", "model", "recipes", "sizes", "train"), "zoo.cli.python_api"),
+    **dict.fromkeys(("LoadedModel", "load"), "zoo.cli.python_api"),
+    **dict.fromkeys(("metrics", "model", "recipes", "sizes", "train"), "zoo.cli.python_functions"),
 }
 """Public name -> the module that defines it."""
 __version__: str

@@ -81,7 +81,7 @@ def main(
     filled = fill(encoder, texts, top=top, targets=targets, truncate=source.truncate, quiet=as_json)
     for number, mask in enumerate(filled, 1):
         if as_json:
-            terminal_output.write_output(json.dumps(_record(mask), ensure_ascii=False) + "\n")
+            terminal_output.write_output(json.dumps(mask_record(mask), ensure_ascii=False) + "\n")
         else:
             title = f"--- mask {number} of {len(filled)}\n" if len(filled) > 1 else ""
             terminal_output.write_output(title + table(mask, terminal_output.terminal_width()))
@@ -109,7 +109,7 @@ def fill(
     tokenizer = encoder.loaded.tokenizer
     encoder.check_masked()
     require(
-        top <= tokenizer.vocab_size, "top", top, f"the tokenizer has {tokenizer.vocab_size:,} entries;  choose at most that many"
+        top <= tokenizer.vocab_size, "top", top, f"the tokenizer has {tokenizer.vocab_size:,} entries; choose at most that many"
     )
     masks = _masks(texts)
     rows = _rows(encoder, texts, masks, truncate)
@@ -226,7 +226,8 @@ def _number(probability: float) -> str:
     return f"{probability:.4f}" if probability >= 0.0001 else f"{probability:.1e}"
 
 
-def _record(filled: FilledMask) -> dict[str, Any]:
+def mask_record(filled: FilledMask) -> dict[str, Any]:
+    """Return a mask with its candidates as it is written as JSON."""
     fields = ("token", "id", "probability", "text")
     candidates = [{name: getattr(candidate, name) for name in fields} for candidate in filled.candidates]
     return {"text": filled.text, "mask": filled.number, "candidates": candidates}

@@ -84,7 +84,7 @@ def _generate(
         # Several processes run one program, and only the first has the terminal.
         live = sys.stdout.isatty() and jax.process_count() == 1
         parts = generator.stream(ids[0], decoding, chunk=1 if live else CHUNK)
-        parts = _without_first_space(parts) if source.chat else parts
+        parts = without_first_space(parts) if source.chat else parts
         # The prompt is printed together with the first part, so that a refused prompt is not printed.
         first = next(parts, "")
         yield printed_prompts[0] + first
@@ -107,13 +107,13 @@ def _generate(
 
 def _chat(loaded: Loaded, prompts: list[str]) -> tuple[list[Int32[np.ndarray, " n"]], int | None]:
     """Return the ids of prompts as turns of users, and the id that ends an answer; None = end-of-text."""
-    template = chat_template(loaded.tokenizer, loaded.name)
+    template = chat_template(loaded.tokenizer, loaded.where)
     ids = encode_prompts(prompts, loaded.tokenizer, template)
     # The text of an encoder-decoder ends with end-of-text, like the target of every pair.
     return ids, None if loaded.model.is_encoder_decoder else end_mark(loaded.tokenizer, template)
 
 
-def _without_first_space(parts: Iterator[str]) -> Iterator[str]:
+def without_first_space(parts: Iterator[str]) -> Iterator[str]:
     """Yield a text in parts without the white space at its beginning."""
     started = False
     for part in parts:

@@ -1,25 +1,38 @@
 """The Python interface of the zoo; `import zoo` offers these names and imports this module when one of them is used."""
 
 import dataclasses
-import difflib
-import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from zoo import plugins
 from zoo import trust as permissions
 from zoo.cli import early_checks
+from zoo.cli.python_arguments import (
+    FIX,
+    check_argument,
+    check_fields,
+    check_ids,
+    check_name,
+    check_names,
+    check_predict_options,
+    check_stream,
+    check_text,
+    check_texts,
+    check_turns,
+    check_type,
+    one_or_list,
+)
 from zoo.cli.trust_option import trust_folder
-from zoo.errors import BadInput, require
+from zoo.errors import BadInput
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
     from jaxtyping import Array, Float, Float32
 
     from eval.generation.generator import Generator
+    from eval.scoring.encoder_runner import Encoder
     from train.config.run_config import Run
     from train.tokenizers.tokenizer import Tokenizer
     from train.weights.load import Loaded
@@ -28,8 +41,8 @@ if TYPE_CHECKING:
 
 Ids = Sequence[int] | np.ndarray
 """Token ids of one text."""
-FIX = "pass another value"
-"""End of the message about an argument of another type."""
+Messages = str | Sequence[Mapping[str, str]]
+"""A conversation that ends with a turn of the user, each turn with its "role" and "content"; a text is that turn alone."""
 
 
 class LoadedModel:
@@ -38,7 +51,7 @@ class LoadedModel:
     def __init__(self, loaded: "Loaded", batch: int = 16) -> None:
         """Wrap a loaded model, which computes `batch` rows at a time."""
         self._loaded, self._batch = loaded, batch
-        self._generator: Generator | None = None
+        self._generators: dict[int | None, Generator] = {}
 
     @property
     def model(self) -> "Model":
@@ -87,7 +100,8 @@ class LoadedModel:
             target: what the decoder of an encoder-decoder reads; for other models None.
 
         Raises:
-            BadInput: the model predicts no tokens, or `target` is missing or not applicable.
+            BadInput: the model predicts no tokens, `target` is missing or not applicable, an id is not in the vocabulary, or the
+                text is longer than the model's positions.
         """
         import jax
         import jax.numpy as jnp
@@ -97,16 +111,16 @@ class LoadedModel:
 
         model = self.model
         fix = "an encoder-decoder needs a target, and other models accept none"
-        require(model.is_encoder_decoder == (target is not None), "target", target, fix)
+        check_argument(model.is_encoder_decoder == (target is not None), "target", target, fix)
         if not (model.generates or {"masked", "unembed"} & self.params.keys()):
-            raise BadInput(f"{self._loaded.name}: a {model.family} for the task {model.task} has no head that predicts tokens")
+            raise BadInput(f"{self._loaded.where}: a {model.family} for the task {model.task} has no head that predicts tokens")
         # The mesh divides the rows of a batch, so the text is repeated.
         rows = device_mesh.round_up_rows(self.mesh, 1)
 
-        def batch(text: str | Ids, **fields: Any) -> Batch:
-            return Batch(tokens=jnp.tile(self._ids(text), (rows, 1)), **fields)
+        def batch(text: str | Ids, name: str, **fields: Any) -> Batch:
+            return Batch(tokens=jnp.tile(self._ids(text, name), (rows, 1)), **fields)
 
-        inputs = batch(text) if target is None else batch(target, source=batch(text))
+        inputs = batch(text, "text") if target is None else batch(target, "target", source=batch(text, "text"))
         with jax.set_mesh(self.mesh):
             hidden = model.apply(self.params, inputs).hidden
             return model.unembed(self.params, hidden[:1])[0, :, : self.config.vocab]
@@ -122,57 +136,150 @@ class LoadedModel:
         Raises:
             BadInput: an unknown setting or a value out of range, an empty prompt, or a model that does not generate.
         """
-        import jax.numpy as jnp
+        decoding, texts = _decoding(settings), check_texts(prompts, "prompts")
+        results = [result.text for result in self._generator().generate(self._prompt_ids(texts), decoding)]
+        return results if decoding.samples > 1 else one_or_list(results, prompts)
 
-        from eval.generation.generator import Generator
+    def stream(self, prompt: str, *, chunk: int = 1, **settings: Any) -> "Iterator[str]":
+        """Yield the text that `generate` returns for one prompt and the same settings, in parts, as it is decoded.
 
-        decoding, several = _decoding(settings), not isinstance(prompts, str)
-        if self._generator is None:
-            loaded = self._loaded
-            self._generator = Generator(
-                loaded.model, loaded.params, loaded.mesh, loaded.tokenizer, dtype=jnp.float32, batch=self._batch
-            )
-        # The source of an encoder-decoder is a complete text, which ends with its end-of-sequence token.
-        end = [self.tokenizer.end_of_text] if self.model.is_encoder_decoder else []
-        texts = [prompts] if isinstance(prompts, str) else list(prompts)
-        ids = [np.array([*tokens, *end], np.int32) for tokens in self.tokenizer.encode_many(texts)]
-        results = [result.text for result in self._generator.generate(ids, decoding)]
-        return results if several or decoding.samples > 1 else results[0]
+        A part has complete characters only, and the beginning of what may become a stop string waits for what follows.
+
+        Args:
+            chunk: tokens that are decoded before Python is asked; more are faster.
+            settings: see `generate`.
+
+        Raises:
+            BadInput: as for `generate`; beams or samples above 1.
+        """
+        decoding = check_stream(_decoding(settings), chunk)
+        (ids,) = self._prompt_ids([check_text(prompt, "prompt")])
+        return self._generator().stream(ids, decoding, chunk=chunk)
+
+    def chat(self, messages: Messages, *, stream: bool = False, chunk: int = 1, **settings: Any) -> Any:
+        """Return the answer to a conversation, which the chat template of the model renders.
+
+        Args:
+            stream: yield the answer in parts, see `stream`.
+            settings: see `generate`.
+
+        Raises:
+            BadInput: as for `generate`; turns that do not alternate or do not end with the user's, a model without a template.
+        """
+        from eval.commands.generate import without_first_space
+        from train.tokenizers.chat_template import chat_template
+        from train.tokenizers.chat_token_ids import end_mark, rendered_prompts
+
+        decoding = _decoding(settings)
+        template = chat_template(self.tokenizer, self._loaded.where)
+        rendered = rendered_prompts([("messages", check_turns(messages))], self.tokenizer, template)
+        ids = self.tokenizer.encode_rendered(rendered)
+        # The text of an encoder-decoder ends with end-of-text, like the target of every pair.
+        generator = self._generator(None if self.model.is_encoder_decoder else end_mark(self.tokenizer, template))
+        ids = [np.array([*tokens, *self._end_of_source], np.int32) for tokens in ids]
+        if stream:
+            return without_first_space(generator.stream(ids[0], check_stream(decoding, chunk), chunk=chunk))
+        answers = [result.text.lstrip() for result in generator.generate(ids, decoding)]
+        return answers if decoding.samples > 1 else answers[0]
+
+    def score(self, texts: str | Sequence[str], continuations: Sequence[str] | None = None) -> Any:
+        """Return the log-likelihood of a text, or of each of several, or of the continuations of a text.
+
+        The result for one is a dict with `text`, `log_likelihood` in nats, `per_token`, its mean over the tokens, and `tokens`. A
+        text is scored as the beginning of a document.
+
+        Args:
+            continuations: texts that may follow the one text `texts`; most begin with a space. The result is a list of theirs.
+
+        Raises:
+            BadInput: a model that does not read from left to right, a text without tokens, or one longer than the positions.
+        """
+        from eval.scoring.likelihood import encode, likelihoods
+
+        if continuations is None:
+            names = check_texts(texts, "texts", blank=False)
+            pairs = [("", text) for text in names]
+        else:
+            check_argument(not isinstance(continuations, str), "continuations", continuations, "pass a list of texts")
+            context, names = check_text(texts, "texts"), check_texts(continuations, "continuations")
+            pairs = [(context, text) for text in names]
+        encoded = encode(self.tokenizer, pairs)
+        for name, (_, tokens) in zip(names, encoded, strict=True):
+            check_argument(len(tokens) > 0, "text", name, "the tokenizer returns no ids for it; write some text")
+        loaded = self._loaded
+        options: dict[str, Any] = {"batch": self._batch, "dtype": "float32", "name": lambda number: f"text {number + 1}"}
+        results = [
+            {"text": text, "log_likelihood": -result.nats, "per_token": -result.nats / result.tokens, "tokens": result.tokens}
+            for text, result in zip(names, likelihoods(loaded.model, loaded.params, loaded.mesh, encoded, **options), strict=True)
+        ]
+        return results if continuations is not None else one_or_list(results, texts)
+
+    def fill_mask(self, texts: str | Sequence[str], *, top: int = 5, targets: Sequence[str] = (), truncate: bool = False) -> Any:
+        """Return the likeliest words for each mask of a text, which is written [MASK] or <mask>, or of several texts.
+
+        For a text it is a list with a dict for each mask: `text`, `mask`, its number from 1, and `candidates`, the likeliest
+        first, each with `token`, `id`, `probability` and `text`. For several texts it is a list of such lists.
+
+        Args:
+            top: number of candidates.
+            targets: words whose probabilities are returned instead; each is an entry of the vocabulary.
+            truncate: cut the end off a text that is longer than the model's positions.
+
+        Raises:
+            BadInput: a model without a head for masked words, a text without a mask or too long, a target of several tokens.
+        """
+        from eval.commands.fill_mask import fill, mask_record
+
+        check_argument(check_type(int, top, "top") >= 1, "top", top, "choose 1 or more words")
+        check_argument(not isinstance(targets, str), "targets", targets, "pass a list of words")
+        words = check_texts(targets, "targets", blank=False) if targets else []
+        encoder, named = self._encoder(), _named(check_texts(texts, "texts", blank=False))
+        records = map(
+            mask_record, fill(encoder, named, top=top, targets=words, truncate=check_type(bool, truncate, "truncate"), quiet=True)
+        )
+        results: list[list[dict[str, Any]]] = []
+        for record in records:
+            if record["mask"] == 1:
+                results.append([])
+            results[-1].append(record)
+        return one_or_list(results, texts)
 
     def predict(self, texts: str | Sequence[str], **options: Any) -> Any:
         """Return the prediction of a fine-tuned model for a text, or a list of predictions for several.
 
         Args:
-            options: `pair`, `context`, `options` and others of `eval.commands.predict.predict`, which describes the result.
+            options: `pair`, `context`, `options`, `labelled`, `length`, `null_threshold`, `with_text` and `dtype` of
+                `eval.commands.predict.predict`, which describes the result.
 
         Raises:
             BadInput: a model without a head for labels, or texts that do not fit its kind.
         """
         from eval.commands.predict import predict
 
-        several = not isinstance(texts, str)
-        results = list(predict(self._loaded, texts=list(texts) if several else [texts], batch=self._batch, **options))
-        return results if several else results[0]
+        named = check_texts(texts, "texts", blank=False)
+        results = list(predict(self._loaded, texts=named, batch=self._batch, **check_predict_options(options)))
+        return one_or_list(results, texts)
 
-    def embed(self, texts: str | Sequence[str], *, pool: str = "mean", normalize: bool = False) -> "Float32[np.ndarray, '...']":
+    def embed(
+        self, texts: str | Sequence[str], *, pool: str = "mean", normalize: bool = False, truncate: bool = False
+    ) -> "Float32[np.ndarray, '...']":
         """Return the float32 vector [D] of a text from an encoder's last layer, or those of several texts [N, D].
 
         Args:
             pool: "mean" over all tokens, special ones included; "cls", the first special token's.
             normalize: divide each vector by its Euclidean length.
+            truncate: cut the end off a text that is longer than the model's positions.
 
         Raises:
             BadInput: a model that is not an encoder, or a text that is too long.
         """
         from eval.commands.embed import embed
-        from eval.scoring.encoder_runner import Encoder, Text
 
-        require(pool in ("mean", "cls"), "pool", pool, "choose mean or cls")
-        several = not isinstance(texts, str)
-        named = [Text(f"text {number}", text) for number, text in enumerate(texts if several else [texts], 1)]
-        encoder = Encoder.of(self._loaded, batch=self._batch, dtype="float32")
-        vectors = embed(encoder, named, pool=pool, normalize=normalize)  # pyright: ignore[reportArgumentType]
-        return vectors if several else vectors[0]
+        check_argument(pool in ("mean", "cls"), "pool", pool, "choose mean or cls")
+        flags = {name: check_type(bool, value, name) for name, value in (("normalize", normalize), ("truncate", truncate))}
+        named = _named(check_texts(texts, "texts", blank=False))
+        vectors = embed(self._encoder(), named, pool=pool, **flags)  # pyright: ignore[reportArgumentType]
+        return vectors[0] if isinstance(texts, str) else vectors
 
     def export(self, folder: str | Path) -> Path:
         """Write config.json, safetensors and the tokenizer's files, as `transformers` reads them, to a new folder.
@@ -182,16 +289,47 @@ class LoadedModel:
         """
         from train.weights import import_export
 
-        return import_export.write_folder(Path(folder), self._loaded)
+        return import_export.write_folder(Path(check_name(folder, "folder", "name a new folder")), self._loaded)
 
-    def _ids(self, text: str | Ids) -> np.ndarray:
+    @property
+    def _end_of_source(self) -> list[int]:
+        """Ids at the end of a prompt: the source of an encoder-decoder is a complete text, which its end-of-sequence token ends."""
+        return [self.tokenizer.end_of_text] if self.model.is_encoder_decoder else []
+
+    def _prompt_ids(self, texts: Sequence[str]) -> list[np.ndarray]:
+        return [np.array([*tokens, *self._end_of_source], np.int32) for tokens in self.tokenizer.encode_many(texts)]
+
+    def _generator(self, end: int | None = None) -> "Generator":
+        """Return the generator of texts that end with the id `end`, or with end-of-text, which is made at its first use."""
+        import jax.numpy as jnp
+
+        from eval.generation.generator import Generator
+
+        if end not in self._generators:
+            model, params, mesh, tokenizer = self.model, self.params, self.mesh, self.tokenizer
+            options: dict[str, Any] = {"dtype": jnp.float32, "batch": self._batch, "option": "limit", "end": end}
+            self._generators[end] = Generator(model, params, mesh, tokenizer, **options)
+        return self._generators[end]
+
+    def _encoder(self) -> "Encoder":
+        from eval.scoring.encoder_runner import Encoder
+
+        return Encoder.of(self._loaded, batch=self._batch, dtype="float32")
+
+    def _ids(self, text: str | Ids, name: str) -> np.ndarray:
+        """Return the ids of a text, which the model can read at once."""
+        from zoo.configs import longest_row
+
         if isinstance(text, str):
-            ids = np.asarray(self.tokenizer.encode(text), np.int32)
+            ids = np.asarray(self.tokenizer.encode(check_text(text, name)), np.int32)
             special = None if self.model.generates else self.tokenizer.special_tokens
             ids = ids if special is None else special.single(ids)[0]
+            check_argument(ids.size > 0, name, text, "pass a text, or the ids of one, with a token or more")
         else:
-            ids = np.asarray(text, np.int32)
-        require(ids.ndim == 1 and ids.size > 0, "text", repr(text), "pass a text, or the ids of one, with a token or more")
+            ids = check_ids(text, name, self.config.vocab)
+        limit = longest_row(self.config)
+        fits = limit is None or ids.size <= limit
+        check_argument(fits, name, text, f"its {ids.size} tokens are more than the model's {limit} positions; shorten it")
         return ids
 
 
@@ -215,9 +353,12 @@ def load(
         BadInput: there is nothing to load under this name, or it names code of others, and `trust` was never True.
     """
     early_checks.check_packages()
-    permissions.permit([str(source)])
-    if trust:
-        trust_folder(str(source))
+    name = check_name(source, "source", "name a run, a folder of published weights or hub:ID")
+    check_type(int | None, step, "step")
+    check_argument(check_type(int, batch, "batch") >= 1, "batch", batch, "choose 1 or more rows")
+    permissions.permit([name])
+    if check_type(bool, trust, "trust"):
+        trust_folder(name)
     from zoo.runtime import jax_setup
 
     jax_setup.prepare()
@@ -225,87 +366,8 @@ def load(
     from train.engine import device_mesh
     from train.weights.load import load as load_folder
 
-    shape = device_mesh.make_mesh(_fields(Mesh, dict(mesh or {}), "mesh"))
-    return LoadedModel(load_folder(source, shape, step), batch)
-
-
-def model(size: str | Any) -> "Model":
-    """Return the functions of a model for a training loop of your own: `init`, `apply`, `unembed`, ... It has no parameters.
-
-    Args:
-        size: the name of a size (see `sizes`), or a configuration, such as `dataclasses.replace(sizes()["gpt2"], layers=6)`.
-
-    Raises:
-        BadInput: no size has this name, or the object is no configuration.
-    """
-    early_checks.check_packages()
-    from zoo import configs, models
-    from zoo.runtime import jax_setup
-
-    jax_setup.prepare()
-    config = configs.find_size(size)[1].config if isinstance(size, str) else size
-    is_config = dataclasses.is_dataclass(config) and not isinstance(config, type) and hasattr(config, "vocab")
-    require(is_config, "size", config, "pass the name of a size, or a configuration of `zoo.configs`")
-    return models.model(config)
-
-
-def train(recipe: str = "gpt-nano", **options: Any) -> Path:
-    """Train a recipe to its end, continuing the run of this name if there is one, and return the run's folder.
-
-    Args:
-        options: options of `zoo train RECIPE --help`. Those with a dot are nested or quoted:
-            `train("gpt-nano", steps=20, data={"batch": 8})` or `train("gpt-nano", **{"steps": 20, "data.batch": 8})`.
-
-    Raises:
-        BadInput: an unknown recipe or option, a value that does not fit, or data that cannot be read.
-        SystemExit: a signal stopped the run, with 128 + its number; the same call continues it.
-    """
-    early_checks.check_packages()
-    from zoo.cli.commands.train import parse_run, train_here
-    from zoo.runtime import jax_setup
-
-    arguments = list(_arguments(options))
-    run = parse_run(recipe, arguments)
-    require(run.machine.processes == 1, "processes", run.machine.processes, "several processes are started by `zoo train`")
-    jax_setup.prepare(run.machine.devices)
-    if code := train_here(run):
-        raise SystemExit(code)
-    from train.run.run_dir import RunDir
-
-    return RunDir.of(run).path
-
-
-def recipes() -> dict[str, str]:
-    """Return the first line of the description of every recipe, by name; for one of a plug-in, its distribution."""
-    early_checks.check_packages()
-    from train.recipes import recipes as functions
-
-    own = {name: (inspect.getdoc(function) or "").partition("\n")[0] for name, function in sorted(functions().items())}
-    return own | {plugin.name: f"Plug-in of {plugin.origin}." for plugin in plugins.installed("zoo.recipes")}
-
-
-def sizes() -> dict[str, Any]:
-    """Return the configuration of every published size of the zoo, by name."""
-    from zoo import configs
-
-    return {name: size.config for family in configs.families() for name, size in configs.family(family).SIZES.items()}
-
-
-def _arguments(options: Mapping[str, Any], prefix: str = "") -> "list[str]":
-    """Return options as the words of a command line."""
-    words: list[str] = []
-    for key, value in options.items():
-        *groups, name = f"{prefix}{key}".replace("_", "-").split(".")
-        option = "--" + ".".join([*groups, name])
-        if isinstance(value, Mapping):
-            words += _arguments(value, f"{prefix}{key}.")
-        elif isinstance(value, bool):
-            words.append(option if value else "--" + ".".join([*groups, f"no-{name}"]))
-        elif isinstance(value, list | tuple):
-            words += [option, *map(str, value)]
-        else:
-            words.append(f"{option}={value}")
-    return words
+    shape = device_mesh.make_mesh(check_fields(Mesh, {} if mesh is None else mesh, "mesh"))
+    return LoadedModel(load_folder(name, shape, step), batch)
 
 
 def _decoding(settings: Mapping[str, Any]) -> Any:
@@ -317,7 +379,7 @@ def _decoding(settings: Mapping[str, Any]) -> Any:
     groups: dict[str, Any] = {"sampling": Sampling, "search": Beams}
     names = {name: {field.name for field in dataclasses.fields(kind)} for name, kind in groups.items()}
     own = {field.name for field in dataclasses.fields(Decoding)} - groups.keys()
-    _check_names(settings, own.union(*names.values()), "generate")
+    check_names(settings, own.union(*names.values()), "generate")
     values = {key: [value] if key == "stop" and isinstance(value, str) else value for key, value in settings.items()}
     values = {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
     parts = {
@@ -327,16 +389,8 @@ def _decoding(settings: Mapping[str, Any]) -> Any:
     return dataclasses.replace(from_json(Decoding, {key: values[key] for key in values if key in own}, "", fix=FIX), **parts)
 
 
-def _fields(kind: Any, values: Mapping[str, Any], name: str) -> Any:
-    from train.config.from_json import from_json
+def _named(texts: Sequence[str]) -> Any:
+    """Return texts with their names in messages."""
+    from eval.scoring.encoder_runner import Text
 
-    _check_names(values, {field.name for field in dataclasses.fields(kind)}, name)
-    return from_json(kind, dict(values), name, fix=FIX)
-
-
-def _check_names(settings: Mapping[str, Any], names: set[str], where: str) -> None:
-    for name in settings:
-        if name not in names:
-            near = difflib.get_close_matches(name, sorted(names), n=1)
-            nearest = f"the nearest is {near[0]}; " if near else ""
-            raise BadInput(f"{where}: there is no setting {name!r}; {nearest}choose {', '.join(sorted(names))}")
+    return [Text(f"text {number}", text) for number, text in enumerate(texts, 1)]
