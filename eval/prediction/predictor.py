@@ -27,7 +27,9 @@ CHUNK = 1024
 """Number of examples that are in memory at a time."""
 SHORTEST = 32
 """Number of tokens of the shortest rows; fewer lengths need fewer compiled programs."""
-ADVICE = Advice("choose a longer --length", "or cut long ones with --labelled.truncate")
+ADVICE = Advice(
+    "choose a longer --length", "or cut long ones with --labelled.truncate, or go on after them with --labelled.skip-bad"
+)
 """Advice about examples that are longer than a row."""
 
 

@@ -98,7 +98,7 @@ MESSAGES = {
     "gpt.generate(['a', 3])": "prompts[1] 3: pass a text",
     "gpt.logits([-1])": "text [-1]: the ids of the vocabulary are 0 to 256",
     "gpt.logits([1] * 400)": "text [1, 1, 1,",
-    "gpt.predict('whale')": "models/gpt: this model writes text; use `zoo generate models/gpt --prompt ...`",
+    "gpt.predict('whale')": "models/gpt: this model writes text; use ",
     "plain.chat('a')": "models/gpt: no chat template; ",
     "zoo.metrics('gone')": "gone: no such folder; name a run, ",
     "zoo.metrics('labels')": "labels: not a run; name a folder that `zoo train` wrote",

@@ -293,7 +293,7 @@ class LoadedModel:
 
     @property
     def _end_of_source(self) -> list[int]:
-        """Ids at the end of a prompt: the source of an encoder-decoder is a complete text, which its end-of-sequence token ends."""
+        """Ids at the end of a prompt: the source of an encoder-decoder is a complete text with its end-of-sequence token."""
         return [self.tokenizer.end_of_text] if self.model.is_encoder_decoder else []
 
     def _prompt_ids(self, texts: Sequence[str]) -> list[np.ndarray]:
