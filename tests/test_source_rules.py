@@ -31,6 +31,7 @@ EXTRA_IMPORTS = {
 }
 OWN_FILES = {
     "zoo/file_access.py": "the place for it",
+    "zoo/errors.py": "the metadata of the installed package",
     **dict.fromkeys(("zoo/runtime/launch.py", "zoo/runtime/stdio.py", "zoo/runtime/compile_cache.py"), "descriptors, /dev/null"),
     **dict.fromkeys(("zoo/runtime/local_group.py", "zoo/runtime/jax_setup.py", "benchmarks/core/memory.py"), "/proc"),
     **dict.fromkeys(

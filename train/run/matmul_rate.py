@@ -54,7 +54,7 @@ class PeakRate:
 
     @property
     def source(self) -> str:
-        """Where the rate is from, in words."""
+        """The origin of the rate, in words."""
         if self._peak is None:
             return f"matrix products measured here, {self.value / 1e9:.0f} GFLOP/s"
         return f"{self._kind}'s published peak, {self._peak / 1e12:.0f} TFLOP/s each"
