@@ -164,7 +164,7 @@ def mutants(content: dict[str, Any], family: str) -> Iterator[tuple[str, str, di
     kind = transformers.CONFIG_MAPPING[content["model_type"]]
     defaults = kind().to_dict()
     # In `transformers` these also choose the token at which a decoder's score is read; here a batch says it.
-    scored = "id2label" in content and family in ("ettin_decoder", "gpt", "llama", "t5")
+    scored = "id2label" in content and family in ("ettin_decoder", "gpt", "gpt_oss", "llama", "t5")
     reading = ("pad_token_id", "eos_token_id") if scored else ()
     for key in sorted((content.keys() | defaults.keys()) - {*APART, *reading}):
         value = content.get(key, defaults.get(key))

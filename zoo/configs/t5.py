@@ -131,7 +131,7 @@ def from_published(published: PublishedConfig) -> Config:
     names = {name: meaning for name, meaning in ACTIVATIONS.items() if meaning == activation}
     published.choice("dense_act_fn", names, next(iter(names)), why="feed_forward_proj says")
     # `transformers` 5 ties whenever it can, and stores the value of the file under the second name.
-    tied = published.flag("tie_word_embeddings", True, nullable=True)
+    tied = published.flag("tie_word_embeddings", True, nullable=model_type != MT5)
     config = Config(
         vocab=published.integer("vocab_size", absent["vocab_size"]),
         layers=published.integer("num_layers", absent["num_layers"]),

@@ -207,6 +207,7 @@ REFUSED: list[tuple[str, str, dict[str, Any], str]] = [
     ("xlnet", "", {"hidden_size": 256}, "d_head is absent; this family computes 16"),
     ("xlnet", "", {"mem_len": -1}, "mem_len is -1; it must be a whole number of at least 0"),
     ("t5", "", {"tie_word_embeddings": 1}, "tie_word_embeddings is 1; it must be true or false"),
+    ("t5", "", {"model_type": "mt5", "tie_word_embeddings": None}, "tie_word_embeddings is null; it must be true or false"),
     ("t5", "", {"dense_act_fn": "gelu_new"}, 'dense_act_fn is "gelu_new"; feed_forward_proj says'),
     ("transformer", "", {"pad_token_id": 0}, "decoder_start_token_id is absent; this family computes 0, the padding.* 58100"),
     ("transformer", "", {"decoder_start_token_id": 7}, "decoder_start_token_id is 7; this family computes 58100"),
