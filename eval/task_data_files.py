@@ -5,6 +5,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from train.data.sources import check_link
 from train.data.text_files import check_string, list_names, parse_object
 from zoo.errors import BadInput, no_such_file
 from zoo.sha256_and_fsync import sha256
@@ -14,7 +15,7 @@ def files(names: Sequence[str], suffixes: Sequence[str]) -> list[Path]:
     """Return the named files, and the files with one of the suffixes in named folders, sorted by name, without hidden ones.
 
     Raises:
-        BadInput: no such file, one with another suffix, one named twice, or a folder without any.
+        BadInput: no such file, one with another suffix, one named twice, a folder without any, or with a link out of it.
     """
     kinds = " or ".join(suffixes)
     paths: list[Path] = []
@@ -22,6 +23,8 @@ def files(names: Sequence[str], suffixes: Sequence[str]) -> list[Path]:
         path = Path(name)
         if path.is_dir():
             inside = sorted(file for file in path.iterdir() if file.suffix.lower() in suffixes and not file.name.startswith("."))
+            for file in inside:
+                check_link(file, path, "--files")
             if not inside:
                 raise BadInput(f"--files {name}: the folder has no {kinds} file; name another folder")
             paths += inside

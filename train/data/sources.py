@@ -74,12 +74,17 @@ def _sources_of(path: str, data: TextData) -> Iterator[Source]:
         yield from (_file(inner, str(inner.relative_to(file)), data.field) for inner in files_in(file, _reader, KINDS))
 
 
-def files_in(folder: Path, reader: Callable[[Path], Any], kinds: str) -> list[Path]:
+def files_in(folder: Path, reader: Callable[[Path], Any], kinds: str, root: Path | None = None) -> list[Path]:
     """Return the files of a folder and its subfolders, without hidden ones, sorted by name.
 
+    Args:
+        root: the folder that the user named, which has this one; None: this one.
+
     Raises:
-        BadInput: there are none, one is of a kind that `reader` does not know (it reads `kinds`), or a link leads to a folder.
+        BadInput: there are none, one is of a kind that `reader` does not know (it reads `kinds`), or a link leads to a folder or
+            out of `root`.
     """
+    root = root or folder
     files: list[Path] = []
     try:
         entries = sorted(folder.iterdir(), key=lambda entry: entry.name)
@@ -90,14 +95,25 @@ def files_in(folder: Path, reader: Callable[[Path], Any], kinds: str) -> list[Pa
             continue
         if entry.is_dir() and entry.is_symlink():
             raise BadInput(f"{entry}: a link to a folder, which may form a loop; name that folder itself in --data.paths")
+        check_link(entry, root, "--data.paths")
         if not entry.is_dir() and reader(entry) is None:
             raise BadInput(
                 f"{entry}: of no kind that can be read; move it out of the folder, or name the files. Supported: {kinds}"
             )
-        files += files_in(entry, reader, kinds) if entry.is_dir() else [entry]
+        files += files_in(entry, reader, kinds, root) if entry.is_dir() else [entry]
     if not files:
         raise BadInput(f"{folder}: no files in it; put some there: {kinds}")
     return files
+
+
+def check_link(file: Path, folder: Path, option: str) -> None:
+    """Refuse a link out of a folder that an option names: whoever made the folder may not choose other files of its user.
+
+    Raises:
+        BadInput: names the link and the fix.
+    """
+    if file.is_symlink() and not file.resolve().is_relative_to(folder.resolve()):
+        raise BadInput(f"{file}: a link out of {folder}; name that file itself in {option}")
 
 
 def _file(file: Path, name: str, field: str) -> Source:

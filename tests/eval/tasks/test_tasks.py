@@ -82,6 +82,8 @@ def test_files_are_those_of_a_folder_or_those_that_are_named(tmp_path: Path) -> 
     for name in ("b.jsonl", "a.jsonl", "._a.jsonl", "read.me"):
         (tmp_path / name).write_text(GOOD)
     (tmp_path / "empty").mkdir()
+    (linked := tmp_path / "linked").mkdir()
+    (linked / "a.jsonl").symlink_to(tmp_path / "a.jsonl")
     both = [tmp_path / "a.jsonl", tmp_path / "b.jsonl"]
     assert task_data_files.files([str(tmp_path)], (".jsonl",)) == both
     assert task_data_files.files([str(both[1]), str(both[0])], (".jsonl",)) == both[::-1]
@@ -90,6 +92,7 @@ def test_files_are_those_of_a_folder_or_those_that_are_named(tmp_path: Path) -> 
         (str(tmp_path / "read.me"),): r"only \.jsonl files are read here",
         (str(tmp_path / "empty"),): r"the folder has no \.jsonl file",
         (str(both[0]), str(tmp_path)): "named twice",
+        (str(linked),): "linked/a.jsonl: a link out of .*linked; name that file itself in --files",
     }.items():
         with pytest.raises(BadInput, match=said):
             task_data_files.files(names, (".jsonl",))

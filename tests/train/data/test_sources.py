@@ -149,6 +149,18 @@ def test_files_that_cannot_be_read_in_a_folder_are_refused_by_name(tmp_path):
     assert f"{folder / 'inside' / 'up'}: a link to a folder" in refusal(folder)
 
 
+def test_a_link_out_of_a_named_folder_is_refused_and_one_inside_it_is_read(tmp_path):
+    (folder := tmp_path / "data" / "inside").mkdir(parents=True)
+    (tmp_path / "data" / ".original.txt").write_text("a whale")
+    (tmp_path / "secret.txt").write_text("a secret")
+    (link := folder / "b.txt").symlink_to("../.original.txt")
+    assert read(tmp_path / "data") == [("inside/b.txt", "a whale")]
+    link.unlink()
+    link.symlink_to("../../secret.txt")
+    assert f"{link}: a link out of {tmp_path / 'data'}; name that file itself in --data.paths" in refusal(tmp_path / "data")
+    assert read(link) == [("b.txt", "a secret")]
+
+
 @pytest.fixture(scope="module")
 def datasets():
     import datasets
