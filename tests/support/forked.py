@@ -42,12 +42,19 @@ def with_faults(faults: str, compiled: str = "", cache: str = "") -> None:
 
 
 def start(
-    argv: list[str], folder: Path, out: Path, err: Path, environment: Mapping[str, str], before: Callable[[], None] | None = None
+    argv: list[str],
+    folder: Path,
+    out: Path,
+    err: Path,
+    environment: Mapping[str, str],
+    before: Callable[[], None] | None = None,
+    act: Callable[[], None] | None = None,
 ) -> ForkServerProcess:
     """Start `zoo` with `argv` in a folder, its output going to two files. All starts must have the same environment.
 
     Args:
         before: called in the new process first; see `tests.support.limits`.
+        act: called instead of the entry point of `zoo`.
     """
     if not _context:
         context = multiprocessing.get_context("forkserver")
@@ -57,12 +64,19 @@ def start(
         _context.append(context)
         _environment.update(environment)
     assert environment == _environment
-    process = _context[0].Process(target=_command, args=(argv, folder, out, err, before))
+    process = _context[0].Process(target=_command, args=(argv, folder, out, err, before, act))
     process.start()
     return process
 
 
-def _command(argv: list[str], folder: Path, out: Path, err: Path, before: Callable[[], None] | None) -> None:
+def _command(
+    argv: list[str],
+    folder: Path,
+    out: Path,
+    err: Path,
+    before: Callable[[], None] | None,
+    act: Callable[[], None] | None,
+) -> None:
     from train.run import matmul_rate
     from zoo.cli import main
 
@@ -76,6 +90,6 @@ def _command(argv: list[str], folder: Path, out: Path, err: Path, before: Callab
             os.dup2(file.fileno(), descriptor)
     sys.argv = ["zoo", *argv]
     try:
-        main.run()
+        (act or main.run)()
     finally:
         atexit._run_exitfuncs()  # as every interpreter does at its end, but for one that `multiprocessing` has forked
