@@ -5,6 +5,9 @@ import json
 from tests.campaign import damaged_files, full_disks, killed_runs, process_groups, sample_ledger, stored_runs
 from tests.campaign.fuzz_readers import LARGEST_GROWTH
 from tests.campaign.row_types import Outcome, Row, Task
+from tests.hostile import matrix
+from tests.hostile.all_cases import CASES
+from tests.hostile.commands import COMMANDS
 from tests.support.processes import ROOT, run_python
 
 
@@ -28,6 +31,18 @@ def fuzz(task: Task, outcome: Outcome) -> None:
         outcome.fail(f"memory grew by {result['growth']:,} bytes, at most {LARGEST_GROWTH:,}")
 
 
+def hostile(task: Task, outcome: Outcome) -> None:
+    """Run every command on every hostile argument that it takes."""
+    chosen = [*TRIALS]
+    task.random("hostile").shuffle(chosen)
+    for result in matrix.run_all(chosen[: task.goal], task.jobs, lambda: not task.more(outcome)):
+        outcome.add(result.trial.command.title)
+        if result.problems:
+            outcome.fail(str(result))
+    outcome.notes.append(f"{len(COMMANDS)} commands, {len(CASES)} cases, {len(TRIALS):,} pairs of a command and a case")
+
+
+TRIALS = (*matrix.trials(CASES),)
 SAME_BITS = "parameters, optimizer, metrics, ledger and scores have the same bits as those of a run that nothing happened to"
 ROWS = [
     Row(
@@ -66,5 +81,13 @@ ROWS = [
     Row("ledger", (1, 15), 1_000_000, "no sample is lost and none repeated", 6, sample_ledger.ledger),
     Row("two starts", (33,), 50, "one is refused, the other one ends", 6, full_disks.two_starts),
     Row("killed exports", (40,), 50, "the folder is absent or complete", 6, full_disks.killed_exports),
-    Row("damaged inputs", (19, 37, 39), 100_000, "read, or refused in one line; memory is bounded", 8, fuzz),
+    Row("damaged inputs", (19, 37, 39), 100_000, "read, or refused in one line; time and memory are bounded", 40, fuzz),
+    Row(
+        "hostile folders",
+        (56,),
+        len(TRIALS),
+        "no code ran, nothing else was written or read into output, no network; refused in one line, or harmless",
+        40,
+        hostile,
+    ),
 ]

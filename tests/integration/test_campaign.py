@@ -107,7 +107,8 @@ def test_an_exception_of_a_reader_is_a_failure(tmp_path: Path, monkeypatch: pyte
     calls = iter(range(1 << 30))
 
     def crash(path: Path) -> Any:
-        if next(calls):
+        # Readers of other files read rows too, and write some before.
+        if path.parent.name == "run" and next(calls):
             raise KeyError("step")
         return read(path)
 
@@ -151,7 +152,7 @@ def test_each_verdict_is_stored_and_shown(tmp_path: Path) -> None:
 
 def test_every_row_of_the_matrix_is_in_the_campaign_and_every_test_exists() -> None:
     rows, suite = campaign.select([])
-    assert {number for row in rows for number in row.matrix} | {row.matrix for row in suite} == {*range(1, 56)}
+    assert {number for row in rows for number in row.matrix} | {row.matrix for row in suite} == {*range(1, 57)}
     for test in (test for row in SUITE_ROWS for test in row.tests):
         file, _, name = test.partition("::")
         assert f"def {name.partition('[')[0]}(" in (ROOT / file).read_text() if name else (ROOT / file).exists(), test
