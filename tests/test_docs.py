@@ -116,6 +116,27 @@ def test_links_in_the_documentation_have_targets(page: Any) -> None:
             assert not anchor or anchor in anchors(target.read_text(encoding="utf-8")), link
 
 
+def missing_tests(text: str) -> list[str]:
+    """Return the tests in a page, `tests/FILE.py` or `tests/FILE.py::NAME`, that do not exist."""
+    named = [(name, *name.partition("::")[::2]) for name in re.findall(r"`(tests/[\w/]+\.py(?:::\w+)?)`", text)]
+    assert named
+    return [
+        name
+        for name, file, test in named
+        if not (ROOT / file).is_file() or (test and f"def {test}(" not in (ROOT / file).read_text(encoding="utf-8"))
+    ]
+
+
+@pytest.mark.planted(2)
+def test_every_promise_of_the_security_policy_names_tests_that_exist() -> None:
+    text = (ROOT / "SECURITY.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (?!promise|---)(.*?) \| (.*?) \|$", text, re.MULTILINE)
+    assert len(rows) > 8 and all("`tests/" in tests for _, tests in rows)
+    assert missing_tests(text) == []
+    for name in ("`tests/hostile/absent.py`", "`tests/test_docs.py::test_absent`"):
+        assert missing_tests(name) == [name.strip("`")]
+
+
 def test_the_index_lists_every_page_once() -> None:
     links = re.findall(r"\]\(([^)/#]+\.md)\)", (DOCS / "README.md").read_text(encoding="utf-8"))
     assert sorted(links) == sorted(page.name for page in DOCS.glob("*.md") if page.name != "README.md")
