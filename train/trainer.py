@@ -34,6 +34,7 @@ from train.run.run_dir import RunDir, check_same_run, confirm_own, identity, plu
 from train.run.stop_signals import StopSignals
 from train.store.run_uploads import uploads_of
 from train.weights import lineage, warm_start
+from train.weights.generation_settings import keep_generation
 from zoo import models
 from zoo.errors import BadInput
 from zoo.fault_points import fault_point
@@ -173,6 +174,8 @@ def _run(
             confirm_own(folder.path, notify=console.notice)
             folder.tokenizer.mkdir(exist_ok=True)
             data.tokenizer.save(folder.tokenizer)
+            if run.init and restored is None and model.generates:
+                keep_generation(run.init, folder.path)
             shares = data.rows.shares(run.batches * run.data.batch // run.repeat)
             write_json(folder.data, [{**dataclasses.asdict(share), "epochs": share.epochs} for share in shares])
         if restored is not None:

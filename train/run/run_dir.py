@@ -67,6 +67,7 @@ class RunDir:
         self.best = self.path / "best"
         self.base = self.path / "base"
         self.tokenizer = self.path / "tokenizer"
+        self.generation = self.path / "generation_config.json"
         self.rollouts = self.path / "rollouts"
         self.report = self.path / "report.html"
         self.profile = self.path / "profile"
@@ -327,7 +328,7 @@ def remove_stale_files(folder: RunDir, run: Run) -> bool:
         if not differences(read_config(folder.path, compute=False), run):
             return False
     stale = (*folder.path.glob("stacks*.txt"), *folder.rollouts.glob("*.jsonl"))
-    for file in (folder.metrics, folder.ledger, folder.starts, folder.report, *stale):
+    for file in (folder.metrics, folder.ledger, folder.starts, folder.report, folder.generation, *stale):
         file.unlink(missing_ok=True)
     return True
 

@@ -24,7 +24,7 @@ WRITER = "writer.json"
 FETCHED = "fetched"
 DAMAGED = "damaged.json"
 """File in `FETCHED` with the SHA-256 of the COMMIT.json of every later step of the store that is damaged, by step."""
-LOGS = re.compile(r"(metrics|ledger|starts)\.jsonl|stacks(-\d+)?\.txt|rollouts/[^/]+\.jsonl")
+LOGS = re.compile(r"(metrics|ledger|starts)\.jsonl|stacks(-\d+)?\.txt|generation_config\.json|rollouts/[^/]+\.jsonl")
 """Files of a run that left no checkpoint, which a run of another configuration deletes when it takes the name."""
 EVALUATIONS, OUTCOMES = "evaluations.json", "outcomes.npz"
 RESULTS = (EVALUATIONS, OUTCOMES, "report.html", "reward_scale.json")

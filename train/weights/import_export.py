@@ -3,6 +3,7 @@
 import dataclasses
 import shutil
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +16,13 @@ from train.run.run_dir import NAME, is_run, read_config
 from train.tokenizers import hf_files
 from train.tokenizers.tokenizer import Tokenizer
 from train.weights import adapter_params
+from train.weights.generation_settings import GENERATION_FILE, write_generation
 from train.weights.load import Loaded, load, load_average, restore_trained
 from train.weights.reward_scale import RewardScale, write_scale
 from zoo import configs, models, published_weights
 from zoo.errors import BadInput, require
 from zoo.hf import hub, safetensors_dir
-from zoo.hf.config_json import LARGEST_FILE, read_json
 from zoo.lora import peft_files
-
-GENERATION = "generation_config.json"
 
 
 def import_weights(where: str, *, out: str, name: str, explain: bool, mesh: run_config.Mesh) -> int:
@@ -51,7 +50,8 @@ def import_weights(where: str, *, out: str, name: str, explain: bool, mesh: run_
     with safetensors_dir.new_folder(target) as new_folder:
         loaded = load(folder, device_mesh.make_mesh(mesh))
         _write(new_folder, loaded)
-        _copy_generation(folder, new_folder)
+        if (folder / GENERATION_FILE).exists():
+            shutil.copyfile(folder / GENERATION_FILE, new_folder / GENERATION_FILE)
     command = _next_command(loaded)
     first = f"zoo {command} {target}, " if command else ""
     print(f"{target}: {_summary(loaded)}\n{first}zoo eval {target} --task ..., or zoo train RECIPE --init {target}")
@@ -119,20 +119,24 @@ def _write(folder: Path, loaded: Loaded, largest: int = 5_000_000_000) -> str:
     if loaded.tokenizer.kind == "gpt" and has_score and "pad_token_id" not in ids:
         print(f"! {NO_PADDING}", file=sys.stderr)
     hf_files.write_tokenizer(folder, loaded.tokenizer, longest=getattr(cfg, "context", None))
+    write_generation(folder, _generation_values(loaded, ids))
     if loaded.reward_scale != RewardScale():
         write_scale(folder, dataclasses.replace(loaded.reward_scale, step=None))
     return dtype
 
 
-def _copy_generation(source: Path, target: Path) -> None:
-    """Copy the generation settings that are beside published weights; `zoo` itself does not use them.
-
-    Raises:
-        BadInput: the file is not a JSON object of at most 1 MiB.
-    """
-    if (source / GENERATION).exists():
-        read_json(source / GENERATION, LARGEST_FILE)
-        shutil.copyfile(source / GENERATION, target / GENERATION)
+def _generation_values(loaded: Loaded, ids: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the content of generation_config.json: the special tokens, and the settings that came with the weights."""
+    if not loaded.model.generates:
+        return {}
+    names = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
+    own = {} if loaded.generation is None else dict(loaded.generation.values)
+    values = {name: ids[name] for name in names if name in ids} | own
+    if loaded.run is not None and "eos_token_id" in own and "eos_token_id" in ids:
+        # Training may have taught another end of a text than that of the weights it began with.
+        ends = list(dict.fromkeys([*np.ravel(own["eos_token_id"]).tolist(), *np.ravel(ids["eos_token_id"]).tolist()]))
+        values["eos_token_id"] = ends if len(ends) > 1 else ends[0]
+    return values
 
 
 NO_PADDING = (

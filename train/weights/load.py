@@ -19,6 +19,7 @@ from train.store import run_fetch
 from train.tokenizers import hf_files
 from train.tokenizers.tokenizer import Tokenizer
 from train.weights import adapter_params
+from train.weights.generation_settings import PublishedGeneration, read_generation
 from train.weights.model_folder import folder_of
 from train.weights.reward_scale import RewardScale, read_scale
 from zoo import configs, models, published_weights
@@ -47,6 +48,8 @@ class Loaded:
     """Step of that checkpoint."""
     reward_scale: RewardScale = RewardScale()
     """Normalization of a reward model's scores."""
+    generation: PublishedGeneration | None = None
+    """The settings of generation in its folder; None for a run without any."""
     source: str = ""
     """What it was loaded from, as the caller named it."""
 
@@ -82,7 +85,9 @@ def load(where: str | Path, mesh: Mesh | None = None, step: int | None = None, a
     cfg, params = published_weights.load(folder, mesh, notify=_print_error)
     loaded = _check_entries(Loaded(folder.resolve().name, models.model(cfg), params, hf_files.read_tokenizer(folder), mesh))
     _check_padding(folder, loaded)
-    return dataclasses.replace(loaded, reward_scale=read_scale(folder, None), source=str(where))
+    return dataclasses.replace(
+        loaded, reward_scale=read_scale(folder, None), generation=read_generation(folder), source=str(where)
+    )
 
 
 def load_average(where: str, mesh: Mesh, last: int) -> Loaded:
@@ -112,7 +117,8 @@ def _load_run(path: Path, mesh: Mesh, step: int | None) -> Loaded:
     if meta["tokenizer"] != tokenizer.fingerprint:
         raise BadInput(f"{folder.tokenizer}: not the tokenizer that {path} was trained with; restore that one")
     scale = read_scale(path, step)
-    return _check_entries(Loaded(path.resolve().name, models.model(run.model), params, tokenizer, mesh, run, step, scale))
+    model, generation = models.model(run.model), read_generation(path)
+    return _check_entries(Loaded(path.resolve().name, model, params, tokenizer, mesh, run, step, scale, generation))
 
 
 def restore_params(path: Path, run: run_config.Run, mesh: Mesh, step: int | None) -> tuple[Any, int, dict[str, Any]]:

@@ -222,10 +222,7 @@ COMPUTED = {
 }
 """Keys that change the results, with the only value that is implemented here."""
 
-WITHOUT_EFFECT = (
-    *("classif_dropout", "classifier_dropout", "bad_words_ids"),
-    *("forced_eos_token_id", "max_length", "num_beams", "extra_pos_embeddings"),
-)
+WITHOUT_EFFECT = (*("classif_dropout", "classifier_dropout", "extra_pos_embeddings"),)
 
 
 # --- sizes ----------------------------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeVar
 
 from zoo.errors import BadInput
 from zoo.file_access import read_regular
-from zoo.hf.config_keys import KEYS_OF_FIELDS, SIZE, UNSUPPORTED
+from zoo.hf.config_keys import GENERATION_KEYS, KEYS_OF_FIELDS, SIZE, UNSUPPORTED
 
 FILE = "config.json"
 LARGEST_FILE = 1 << 20
@@ -306,8 +306,8 @@ BOOKKEEPING = (
     *("bos_token_id", "eos_token_id", "pad_token_id", "use_cache", "gradient_checkpointing"),
     *("task_specific_params", "finetuning_task", "id2label", "label2id", "num_labels", "problem_type", "torchscript"),
     *("return_dict", "output_attentions", "output_hidden_states", "use_bfloat16", "chunk_size_feed_forward"),
-    # Settings of generation, which `transformers` 5 no longer reads from this file.
-    *("no_repeat_ngram_size", "encoder_no_repeat_ngram_size"),
+    # Settings of generation are read by `train.weights.generation_settings`.
+    *sorted(GENERATION_KEYS - {"pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id", "use_cache"}),
 )
 """Keys of any family that describe how a model was made or is called, and not what it computes."""
 

@@ -53,9 +53,10 @@ def said(capsys: pytest.CaptureFixture[str], *argv: str, code: int = 0) -> str:
 
 
 def test_weights_are_imported_trained_and_exported(place: Path, capsys: pytest.CaptureFixture[str]):
-    (place / "gpt2" / "generation_config.json").write_text('{"max_length": 50}')
+    settings = '{"eos_token_id": [7, 9], "max_length": 50, "top_k": null}'
+    (place / "gpt2" / "generation_config.json").write_text(settings)
     assert "300" in said(capsys, "import", "gpt2")
-    assert (place / "models" / "gpt2" / "generation_config.json").read_text() == '{"max_length": 50}'
+    assert (place / "models" / "gpt2" / "generation_config.json").read_text() == settings
     stored = load_file(place / "gpt2" / safetensors_dir.SINGLE)
     kept = load_file(place / "models" / "gpt2" / safetensors_dir.SINGLE)
     assert kept.keys() == stored.keys()
@@ -67,6 +68,12 @@ def test_weights_are_imported_trained_and_exported(place: Path, capsys: pytest.C
     after = load_file(place / "out" / safetensors_dir.SINGLE)
     assert all(np.allclose(after[name], stored[name], atol=1e-6) for name in stored)
     assert json.loads((place / "out" / "config.json").read_text())["architectures"] == ["GPT2LMHeadModel"]
+    # The run keeps the settings of generation, and training has taught its tokenizer's end of a text.
+    own = json.loads((place / "runs" / "goes-on" / "generation_config.json").read_text())
+    assert own == {"eos_token_id": [7, 9], "max_length": 50}
+    end = json.loads((place / "out" / "config.json").read_text())["eos_token_id"]
+    exported = json.loads((place / "out" / "generation_config.json").read_text())
+    assert exported == own | {"eos_token_id": [7, 9, end], "bos_token_id": end}
 
     # The run goes on without what it began from, but not with another beginning.
     shutil.move("models/gpt2", "moved")
@@ -74,7 +81,7 @@ def test_weights_are_imported_trained_and_exported(place: Path, capsys: pytest.C
     assert "init" in said(capsys, *TRAIN, "--init", "moved", "--optim.lr", "1e-9", "--name", "goes-on", code=2)
 
     loaded = load("out")
-    assert loaded.run is None
+    assert loaded.run is None and loaded.generation is not None and loaded.generation.values == exported
     with pytest.raises(BadInput, match="not a run, so it has no checkpoints"):
         load("out", step=2)
     from_run = load("runs/goes-on", device_mesh.make_mesh(run_config.Mesh(fsdp=2, tensor=2)))
