@@ -57,6 +57,10 @@ class Responses(NamedTuple):
 class Sampler:
     """The programs that respond to `rows` prompts at a time.
 
+    The settings of generation in a model's folder are not used: responses are sampled by the softmax of the logits divided by the
+    temperature, and end at `end` alone. This is the distribution whose log-probabilities the objectives compute; a processor
+    that changes it would make them wrong.
+
     A response is a function of the parameters, its prompt, the seed and its two numbers.
     """
 
