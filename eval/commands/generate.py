@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -13,13 +13,16 @@ from jaxtyping import Int32
 from eval.commands import terminal_output
 from eval.commands.model_options import ModelOptions
 from eval.generation import prompts as texts
+from eval.generation.folder_settings import make_generator, resolve_settings
 from eval.generation.generation_options import Decoding, Prompts
-from eval.generation.generator import CHUNK, Generator
+from eval.generation.generator import CHUNK
 from eval.scoring.likelihood import Likelihood, encode, likelihoods
 from train.run.progress_bar import ProgressBar
 from train.tokenizers.chat_template import chat_template
 from train.tokenizers.chat_token_ids import encode_prompts, end_mark
+from train.weights.generation_settings import read_generation
 from train.weights.load import Loaded
+from train.weights.model_folder import folder_of
 from zoo.errors import require
 
 
@@ -29,6 +32,7 @@ def main(
     decoding: Decoding,
     *,
     as_json: bool,
+    explicit: Collection[str] = (),
 ) -> int:
     """Continue prompts, or score the given choices for them, and print the result; return the exit code.
 
@@ -37,6 +41,7 @@ def main(
 
     Args:
         as_json: print a JSON object for each continuation, or for each prompt with its choices.
+        explicit: names of the fields of `decoding` and its parts that were given; the model's folder may set the others.
 
     Raises:
         BadInput: see `train.weights.load.load`, `eval.generation.prompts`, `eval.generation.generator` and
@@ -47,11 +52,22 @@ def main(
     require(one_way, "read", decoding.read, "--choices are scored from left to right; leave --read or --choices out")
     decoding = dataclasses.replace(decoding, stop=tuple(map(_unescaped, decoding.stop)))
     prompts, decoding = _prompts(source, decoding)
+    if not source.choices:
+        decoding = _resolve(model, decoding, {*explicit, *(("stop",) if decoding.stop else ())})
     loaded = model.load()
     lines = _choose if source.choices else _generate
     for text in lines(loaded, prompts, source, decoding, model.batch, model.dtype(), as_json):
         terminal_output.write_output(text)
     return 0
+
+
+def _resolve(model: ModelOptions, decoding: Decoding, explicit: Collection[str]) -> Decoding:
+    """Return the settings with those of the model's folder, which are printed to stderr, before its weights are read."""
+    resolved = resolve_settings(decoding, explicit, read_generation(folder_of(model.source, model.step)))
+    if model.machine.process == 0:
+        for line in resolved.notices():
+            print(f"! {line}", file=sys.stderr)
+    return resolved.decoding
 
 
 def _prompts(source: Prompts, decoding: Decoding) -> tuple[list[str], Decoding]:
@@ -77,7 +93,7 @@ def _generate(
     end = [loaded.tokenizer.end_of_text] if loaded.model.is_encoder_decoder else []
     encoded, mark = _chat(loaded, prompts) if source.chat else (loaded.tokenizer.encode_many(prompts), None)
     ids = [np.array([*start, *prompt, *end], np.int32) for prompt in encoded]
-    generator = Generator(loaded.model, loaded.params, loaded.mesh, loaded.tokenizer, dtype=dtype, batch=batch, end=mark)
+    generator = make_generator(loaded, mark, dtype=dtype, batch=batch)
     alone = source.examples or source.chat or loaded.model.is_encoder_decoder
     printed_prompts = [""] * len(prompts) if alone else prompts
     if len(ids) * decoding.samples == 1 and not as_json and decoding.search.beams == 1:

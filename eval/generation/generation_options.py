@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import tyro
 
 from zoo.errors import require
-from zoo.generation.decoding_settings import GREEDY, Beams, Sampling
+from zoo.generation.decoding_settings import GREEDY, UNCHANGED, Beams, Processors, Sampling
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -15,6 +15,9 @@ class Decoding:
 
     limit: int = 128
     """Maximum number of new tokens."""
+    total: int = 0
+    """Maximum number of tokens of prompt and continuation together, in place of the limit; an encoder-decoder's first token
+    counts, its source does not; 0 = off."""
     stop: tuple[str, ...] = ()
     """Texts before which a continuation ends."""
     samples: int = 1
@@ -25,10 +28,24 @@ class Decoding:
     """Continue after end-of-text."""
     read: Literal["left-to-right", "both-ways"] = "left-to-right"
     """Tokens that an XLNet token sees: only earlier ones, or also later ones that are read with it, as in `transformers`."""
+    folder_settings: bool = True
+    """Use the settings of the model's generation_config.json that are not given here. Ids that begin and end texts always are."""
+    processors: Annotated[Processors, tyro.conf.arg(name="", prefix_name=False)] = UNCHANGED
     sampling: Annotated[Sampling, tyro.conf.arg(name="", prefix_name=False)] = Sampling()
     search: Annotated[Beams, tyro.conf.arg(name="", prefix_name=False)] = Beams()
 
     def __post_init__(self) -> None:
+        require(self.limit >= 1, "limit", self.limit, "choose 1 or more new tokens")
+        require(self.total >= 0, "total", self.total, "choose 1 or more tokens; 0 = off")
+        require(self.samples >= 1, "samples", self.samples, "choose 1 or more continuations of each prompt")
+        require(0 <= self.seed < 1 << 32, "seed", self.seed, "choose 0 to 4,294,967,295")
+        require("" not in self.stop, "stop", "''", "every text contains it; name a text, or leave the option out")
+
+    def check_search(self) -> None:
+        """Refuse settings of sampling with beam search, and settings of beam search without it.
+
+        This is no part of the constructor, because a folder may have settings that complete those of the command line.
+        """
         beams = self.search.beams
         if beams > 1:
             one_way = self.read == "left-to-right"
@@ -42,10 +59,10 @@ class Decoding:
             for field in dataclasses.fields(Beams):
                 value = getattr(self.search, field.name)
                 require(value == field.default, field.name, value, "it needs beam search; choose --beams 2 or more")
-        require(self.limit >= 1, "limit", self.limit, "choose 1 or more new tokens")
-        require(self.samples >= 1, "samples", self.samples, "choose 1 or more continuations of each prompt")
-        require(0 <= self.seed < 1 << 32, "seed", self.seed, "choose 0 to 4,294,967,295")
-        require("" not in self.stop, "stop", "''", "every text contains it; name a text, or leave the option out")
+
+    def tokens_after(self, prompt: int) -> int:
+        """Return the largest number of new tokens after a prompt of this many; below 1 if `total` leaves no room."""
+        return self.total - prompt if self.total else self.limit
 
     @property
     def reread(self) -> int:

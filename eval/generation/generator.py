@@ -19,6 +19,7 @@ from zoo.configs import longest_row
 from zoo.errors import BadInput, require
 from zoo.generation import decode_loop
 from zoo.generation.decode_loop import Decoder, Sampled, decoding_params, unroll_layers
+from zoo.generation.decoding_settings import UNCHANGED, Processors
 from zoo.models import Model
 
 Ids = Integer[np.ndarray, "_"] | Sequence[int]
@@ -65,7 +66,8 @@ class Generator:
         dtype: Any,
         batch: int = 16,
         option: str = "--limit",
-        end: int | None = None,
+        ends: Sequence[int] = (),
+        first: int | None = None,
     ) -> None:
         """Prepare a model for generation.
 
@@ -74,7 +76,8 @@ class Generator:
                 the cache, differs.
             batch: rows continued at a time; padded to a number that the mesh divides.
             option: name of `Decoding.limit` on the command line, for messages.
-            end: the id that ends a text; None = the tokenizer's end-of-text.
+            ends: the ids that end a text; empty = the tokenizer's end-of-text.
+            first: the first input of an encoder-decoder's decoder; None = the padding.
 
         Raises:
             BadInput: the family does not generate, the mesh does not divide its heads, or the tokenizer has no padding token,
@@ -84,14 +87,14 @@ class Generator:
         jax.eval_shape(lambda: model.init_cache(1, 1, dtype))
         device_mesh.check_heads(model.config.heads, mesh)
         special_tokens = tokenizer.text_special_tokens
-        if model.is_encoder_decoder and special_tokens is None:
+        if model.is_encoder_decoder and special_tokens is None and first is None:
             raise BadInput(f"{model.family} begins its output with a padding token, which this tokenizer does not have")
-        self._first = special_tokens.pad if special_tokens else 0
+        self._first = (special_tokens.pad if special_tokens else 0) if first is None else first
         self._continues_prompt = not model.is_encoder_decoder
         model = unroll_layers(model)
         self.model, self.mesh, self.tokenizer = model, mesh, tokenizer
         self._batch, self._option = batch, option
-        self._end = tokenizer.end_of_text if end is None else end
+        self._ends = tuple(ends) or (tokenizer.end_of_text,)
         self._decoder = Decoder(model, tokenizer.vocab_size, np.dtype(dtype))
         with jax.set_mesh(mesh):
             self._params = jax.jit(decoding_params, static_argnums=1)(params, np.dtype(dtype))
@@ -132,17 +135,17 @@ class Generator:
                 np.asarray(prompts[prompt], np.int32),
                 key,
                 continues_prompt=self._continues_prompt,
-                end=self._end,
+                ends=self._ends,
             )
             for prompt, key in zip(range(len(prompts)), keys, strict=True)
             for sample in range(decoding.samples)
         ]
-        by_length: dict[int, list[_Text]] = {}
+        by_length: dict[tuple[int, int], list[_Text]] = {}
         for text in texts:
-            by_length.setdefault(_slots(len(text.prompt_ids)), []).append(text)
+            by_length.setdefault((_slots(len(text.prompt_ids)), text.limit), []).append(text)
         # A beam search finds all samples of a prompt together.
         group_size = self._batch if beams == 1 else decoding.samples * max(1, self._batch // beams)
-        for slots, group in sorted(by_length.items(), reverse=True):
+        for (slots, _), group in sorted(by_length.items(), reverse=True):
             for first in range(0, len(group), group_size):
                 batch, rows = group[first : first + group_size], min(group_size, len(texts))
                 if beams > 1:
@@ -175,7 +178,7 @@ class Generator:
             np.asarray(prompt, np.int32),
             number,
             continues_prompt=self._continues_prompt,
-            end=self._end,
+            ends=self._ends,
         )
         emitted = 0
         for _ in self._continue([text], _slots(len(text.prompt_ids)), 1, decoding, chunk):
@@ -185,38 +188,61 @@ class Generator:
                 emitted = len(final)
 
     def _check(self, prompts: Sequence[Ids], decoding: Decoding) -> None:
+        decoding.check_search()
+        self._check_processors(decoding.processors)
         supported = decoding.read == "left-to-right" or self.model.reads_both_ways
         require(supported, "read", decoding.read, f"{self.model.family} generates from left to right only; leave the option out")
         entries = self.tokenizer.vocab_size
-        context = math.inf if (longest := longest_row(self.model.config)) is None else longest
         for number, prompt in enumerate(prompts, 1):
             name, ids = f"prompt {number} of {len(prompts)}", np.asarray(prompt)
             if not ids.size:
                 raise BadInput(f"{name} is empty; begin it with end-of-text, as a document begins")
             if ids.min() < 0 or ids.max() >= entries:
                 raise BadInput(f"{name} has ids from {ids.min()} to {ids.max()}; the vocabulary ends at {entries - 1}")
-            # Source and target of an encoder-decoder have positions of their own.
-            together = max if self.model.is_encoder_decoder else operator.add
-            if together(ids.size, decoding.limit) > context:
-                room = context if self.model.is_encoder_decoder else context - ids.size
-                fits = ids.size <= context and room >= 1
-                fix = f"choose {self._option} {room} or less, or shorten the prompt" if fits else "shorten the prompt"
-                raise BadInput(
-                    f"{name}: its {ids.size} tokens and {self._option} {decoding.limit} are more than the model's {context} "
-                    f"positions; {fix}"
-                )
+            self._check_length(name, ids.size, decoding)
+
+    def _check_length(self, name: str, size: int, decoding: Decoding) -> None:
+        """Refuse a prompt that leaves no room for a token, or that with the limit is longer than the model's positions."""
+        separate, longest = self.model.is_encoder_decoder, longest_row(self.model.config)
+        context = math.inf if longest is None else longest
+        limit = decoding.tokens_after(1 if separate else size)
+        if limit < 1:
+            what = "its first token" if separate else f"its {size} tokens"
+            fix = f"choose {self._option}, the number of new tokens"
+            raise BadInput(f"{name}: {what} and a continuation may have {decoding.total} tokens in total; {fix}")
+        # Source and target of an encoder-decoder have positions of their own.
+        if (max if separate else operator.add)(size, limit) > context:
+            room = context if separate else context - size
+            fits = size <= context and room >= 1
+            fix = f"choose {self._option} {room} or less, or shorten the prompt" if fits else "shorten the prompt"
+            raise BadInput(
+                f"{name}: its {size} tokens and {self._option} {limit} are more than the model's {context} positions; {fix}"
+            )
+
+    def _check_processors(self, processors: Processors) -> None:
+        """Refuse ids that must be generated, or that end a sequence of bad words, and are no entries of the vocabulary."""
+        first = () if processors.forced_first is None else (processors.forced_first,)
+        ids = {"forced_first": first, "forced_end": processors.forced_end, "bad_words": sum(processors.bad_words, ())}
+        for name, values in ids.items():
+            entries = self.model.config.vocab if name == "bad_words" else self.tokenizer.vocab_size
+            require(max(values, default=0) < entries, name, max(values, default=0), f"the vocabulary ends at {entries - 1}")
+
+    def _decoder_for(self, decoding: Decoding, *, searches: bool) -> Decoder:
+        """Return the decoder for the settings; it names end tokens only where the programs depend on them."""
+        ends = self._ends if not decoding.past_end and (searches or decoding.processors.uses_ends) else ()
+        return self._decoder._replace(reread=decoding.reread, processors=decoding.processors, ends=ends)
 
     def _continue(self, texts: "list[_Text]", slots: int, rows: int, decoding: Decoding, chunk: int) -> Iterator[None]:
         """Sample tokens for a batch of texts until each has ended; yields after every dispatch."""
         rows = device_mesh.round_up_rows(self.mesh, rows)
-        decoder = self._decoder._replace(reread=decoding.reread)
+        decoder, limit = self._decoder_for(decoding, searches=False), texts[0].limit
         with jax.set_mesh(self.mesh):
             local = device_mesh.local_rows(self.mesh, rows)
             local_prompts = jax.tree.map(lambda leaf: leaf[local], self._prompts(texts, slots, rows))
             prompts, numbers = device_mesh.shard_batch(local_prompts, self.mesh, rows), np.zeros((2, rows), np.uint32)
             numbers[:, : len(texts)] = np.array([(text.number, text.sample) for text in texts]).T
             arguments = (self._params, prompts, np.uint32(decoding.seed), numbers)
-            for sampled in decode_loop.continuation(decoder, decoding.sampling, *arguments, limit=decoding.limit, chunk=chunk):
+            for sampled in decode_loop.continuation(decoder, decoding.sampling, *arguments, limit=limit, chunk=chunk):
                 self._take(texts, sampled)
                 yield
                 if all(text.ended for text in texts):
@@ -234,16 +260,16 @@ class Generator:
     def _search(self, texts: "list[_Text]", slots: int, rows: int, decoding: Decoding) -> None:
         """Find the best texts of a batch of prompts; `texts` are the samples of each in turn."""
         rows, several = device_mesh.round_up_rows(self.mesh, rows), texts[:: decoding.samples]
-        end = None if decoding.past_end else self._end
+        decoder, limit = self._decoder_for(decoding, searches=True), texts[0].limit
         with jax.set_mesh(self.mesh):
             local = device_mesh.local_rows(self.mesh, rows)
             local_prompts = jax.tree.map(lambda leaf: leaf[local], self._prompts(several, slots, rows))
             prompts = device_mesh.shard_batch(local_prompts, self.mesh, rows)
-            results = decode_loop.search(self._decoder, decoding.search, decoding.limit, end, self._params, prompts)
+            results = decode_loop.search(decoder, decoding.search, limit, self._params, prompts)
         tokens, scores, finite = jax.device_get(results)
         for number, text in enumerate(texts):
             row, sample = divmod(number, decoding.samples)
-            text.take(tokens[row, sample].tolist(), [bool(finite[row])] * decoding.limit)
+            text.take(tokens[row, sample].tolist(), [bool(finite[row])] * limit)
             text.score = float(scores[row, sample])
 
     @staticmethod
@@ -282,13 +308,13 @@ class _Text:
         number: int,
         *,
         continues_prompt: bool = False,
-        end: int | None = None,
+        ends: Sequence[int] = (),
     ) -> None:
         """Begin a continuation.
 
         Args:
             continues_prompt: whether it continues its prompt, unlike the text of an encoder-decoder.
-            end: the id that ends it; None = the tokenizer's end-of-text.
+            ends: the ids that end it; empty = the tokenizer's end-of-text.
         """
         self._decode = tokenizer.continuation if continues_prompt else tokenizer.decode
         self._contracts_spaces = tokenizer.contracts_spaces
@@ -296,8 +322,10 @@ class _Text:
         self.ids: list[int] = []
         self.ended: Ended | None = None
         self.score: float | None = None
-        self._stop, self._limit = decoding.stop, decoding.limit
-        self._end = None if decoding.past_end else tokenizer.end_of_text if end is None else end
+        self._stop = decoding.stop
+        self.limit = decoding.tokens_after(len(prompt_ids) if continues_prompt else 1)
+        self._ends = () if decoding.past_end else tuple(ends) or (tokenizer.end_of_text,)
+        self._excludes = decoding.processors != UNCHANGED
 
     def take(self, tokens: Sequence[int], finite: Sequence[bool]) -> None:
         """Add tokens until one of them ends the text; the tokens after that are ignored."""
@@ -307,15 +335,16 @@ class _Text:
                 break
             if not usable:
                 where = f"prompt {self.prompt + 1}, token {len(self.ids) + 1}"
+                cause = " or the settings exclude every token" if self._excludes else ""
                 raise BadInput(
-                    f"{where}: the model's logits are not finite, so there is no next token; its weights are damaged, or too "
-                    "large for --precision bfloat16"
+                    f"{where}: the model's logits are not finite{cause}, so there is no next token; its weights are damaged, or "
+                    "too large for --precision bfloat16"
                 )
-            if token == self._end:
+            if token in self._ends:
                 self.ended = "end of text"
                 break
             self.ids.append(token)
-            self.ended = "limit" if len(self.ids) == self._limit else None
+            self.ended = "limit" if len(self.ids) == self.limit else None
         if self._stop and self._cut(self._decoded()) is not None:
             size = next(n for n in range(before + 1, len(self.ids) + 1) if self._cut(self._decode(self.ids[:n])) is not None)
             del self.ids[size:]

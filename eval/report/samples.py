@@ -163,7 +163,7 @@ def write_responses(
     starts = [int(np.flatnonzero(~text.counted)[-1]) + 1 for text in texts]
     # A response that was cut has no end mark.
     end = next((last for text in texts if (last := int(text.ids[-1])) in tokenizer.special_names.values()), None)
-    generator = Generator(model, params, mesh, tokenizer, dtype=dtype, batch=count, end=end)
+    generator = Generator(model, params, mesh, tokenizer, dtype=dtype, batch=count, ends=() if end is None else (end,))
     prompts = [text.ids[:start] for text, start in zip(texts, starts, strict=True)]
     decoding = Decoding(limit=max(1, min(CONTINUATION, length - max(starts))), sampling=GREEDY)
     samples = [

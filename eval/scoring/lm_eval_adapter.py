@@ -13,13 +13,14 @@ import jax.numpy as jnp
 import numpy as np
 from jinja2.sandbox import SandboxedEnvironment
 
+from eval.generation.folder_settings import folder_processors, make_generator
 from eval.generation.generation_options import Decoding
 from eval.generation.generator import Generator
 from eval.scoring.batch_loop import Progress, no_progress
 from eval.scoring.likelihood import Pair, encode, likelihoods, positions
 from train.weights.load import Loaded
 from zoo.errors import BadInput, install_advice
-from zoo.generation.decoding_settings import Sampling
+from zoo.generation.decoding_settings import UNCHANGED, Processors, Sampling
 
 try:
     import lm_eval.api.metrics
@@ -121,7 +122,7 @@ class HarnessModel(LM):
         prompts, cut = [], 0
         arguments: list[Any] = [request.args for request in requests]
         for number, ids in enumerate(tokenizer.encode_many(context for context, _ in arguments)):
-            decoding = _decoding(arguments[number][1])
+            decoding = _decoding(arguments[number][1], folder_processors(self._subject.generation))
             if limit is not None and decoding.limit >= limit:
                 raise BadInput(
                     f"max_gen_toks {decoding.limit} leaves no space for a context in the model's {limit} positions; "
@@ -141,8 +142,7 @@ class HarnessModel(LM):
 
     @functools.cached_property
     def _generator(self) -> Generator:
-        subject = self._subject
-        return Generator(subject.model, subject.params, subject.mesh, subject.tokenizer, dtype=self._dtype, batch=self._batch)
+        return make_generator(self._subject, dtype=self._dtype, batch=self._batch)
 
     def _likelihoods(self, pairs: Sequence[Pair]) -> list[tuple[float, bool]]:
         subject = self._subject
@@ -161,8 +161,12 @@ class HarnessModel(LM):
         return [(-result.nats, result.greedy) for result in results]
 
 
-def _decoding(settings: Mapping[str, Any]) -> Decoding:
-    """Return the decoding settings of a task's generation_kwargs; a temperature alone means sampling, as in the harness."""
+def _decoding(settings: Mapping[str, Any], processors: Processors = UNCHANGED) -> Decoding:
+    """Return the decoding settings of a task's generation_kwargs; a temperature alone means sampling, as in the harness.
+
+    Args:
+        processors: those that the model's folder sets.
+    """
     options = dict(settings)
     until, limit = options.pop("until", None) or (), int(options.pop("max_gen_toks", NEW_TOKENS))
     sample = options.pop("do_sample", options.get("temperature", 0.0) > 0)
@@ -170,8 +174,11 @@ def _decoding(settings: Mapping[str, Any]) -> Decoding:
     if unknown := sorted(options.keys() - set(supported)):
         names = ", ".join(("until", "max_gen_toks", "do_sample", *supported))
         raise BadInput(f"generation_kwargs: {', '.join(unknown)} not supported; use only {names}")
+    if (penalty := options.pop("repetition_penalty", None)) is not None:
+        processors = dataclasses.replace(processors, repetition_penalty=penalty)
     sampling = Sampling(**options) if sample else dataclasses.replace(Sampling(**options), temperature=0.0)
-    return Decoding(limit=limit, stop=(until,) if isinstance(until, str) else tuple(until), sampling=sampling)
+    stop = (until,) if isinstance(until, str) else tuple(until)
+    return Decoding(limit=limit, stop=stop, sampling=sampling, processors=processors)
 
 
 def _warn(cut: int, count: int) -> None:

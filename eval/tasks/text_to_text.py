@@ -7,7 +7,9 @@ for line n of the first; or tables (.tsv, .csv, .jsonl, .parquet, folders of `da
 and --labelled.label, or `prompt` and `completion`; or conversations (`messages`), whose last turns are the references. A run adds
 its own prefix before each source, unless --prefix is given.
 
-Texts are decoded greedily or by beam search (--beams), with at most --tokens. White space around a decoder's text does not count.
+Texts are decoded greedily or by beam search (--beams), with at most --tokens. Of the settings in the model's
+generation_config.json, those that exclude or force tokens are used, and the ids that begin and end a text. White space around a
+decoder's text does not count.
 
 Metrics, all of them or those named after the colon, as in text_to_text:bleu,chrf:
 - bleu: BLEU of detokenized texts, 0 to 100; chrf: chrF2, 0 to 100, both sacrebleu's with its signature in the details;
@@ -24,8 +26,8 @@ from typing import Any
 import numpy as np
 
 from eval import tasks
+from eval.generation.folder_settings import changed_fields, folder_processors, make_generator
 from eval.generation.generation_options import Decoding
-from eval.generation.generator import Generator
 from eval.metrics import squad, text_overlap
 from eval.tasks import Progress, Result, Settings
 from train.config.data_options import Data
@@ -38,7 +40,7 @@ from train.tokenizers.chat_template import chat_template
 from train.tokenizers.chat_token_ids import end_mark, rendered_pairs
 from train.weights.load import Loaded
 from zoo.errors import BadInput, require
-from zoo.generation.decoding_settings import GREEDY
+from zoo.generation.decoding_settings import GREEDY, UNCHANGED
 
 OPTIONS = ("argument", "labelled", "limit", "tokens", "prefix", "search")
 OPTIONAL_ARGUMENT = True
@@ -86,24 +88,27 @@ def score(subject: Loaded, items: list[Pair | Dialogue], settings: Settings, pro
     inputs = [(f"{prefix} {pair.source}" if prefix else pair.source, pair.rendered) for pair in pairs]
     sources = list(encode_texts(tokenizer, inputs))
     tokens = settings.tokens or LIMIT
-    decoding = Decoding(limit=tokens, sampling=GREEDY, search=settings.search)
-    make_generator = functools.partial(
-        Generator, model, subject.params, subject.mesh, tokenizer, dtype=settings.dtype, batch=settings.batch, option="--tokens"
-    )
+    processors = folder_processors(subject.generation)
+    decoding = Decoding(limit=tokens, sampling=GREEDY, search=settings.search, processors=processors)
+    options = {"dtype": settings.dtype, "batch": settings.batch, "option": "--tokens"}
     if model.is_encoder_decoder:
         sources = [np.append(ids, tokenizer.end_of_text).astype(np.int32) for ids in sources]
-        texts = [generated.text for generated in make_generator().generate(sources, decoding, progress=progress)]
+        texts = [
+            generated.text for generated in make_generator(subject, **options).generate(sources, decoding, progress=progress)
+        ]
     else:
         texts = [""] * len(pairs)
         # A template may end its turns with another token than end-of-text.
         for rendered in sorted({pair.rendered for pair in pairs}):
             chosen = [number for number, pair in enumerate(pairs) if pair.rendered == rendered]
-            generator = make_generator(end=end_mark(tokenizer, template()) if rendered else None)
+            generator = make_generator(subject, end_mark(tokenizer, template()) if rendered else None, **options)
             for generated in generator.generate([sources[number] for number in chosen], decoding, progress=progress):
                 texts[chosen[generated.prompt]] = generated.text.strip()
         references = [text.strip() for text in references]
     metrics: dict[str, float] = {}
     details: dict[str, Any] = {"beams": settings.search.beams, "tokens": tokens}
+    if processors != UNCHANGED:
+        details["processors"] = changed_fields(processors)
     for name in measures:
         numbers, signatures = text_overlap.MEASURES[name](texts, references)
         metrics |= numbers

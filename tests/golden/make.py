@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file
 
-from tests.support import published
+from tests.support import generation_settings, published
 from tests.support import transformers_outputs as theirs
 
 FOLDER = Path(__file__).parent
@@ -81,6 +81,28 @@ def scores() -> dict[str, Any]:
     }
 
 
+def logits_processors() -> dict[str, Any]:
+    """By kind of model and case: the probabilities after each number of new tokens."""
+    content: dict[str, Any] = versions()
+    for kind in ("gpt2", "t5"):
+        with tempfile.TemporaryDirectory() as parent:
+            published.write_model(Path(parent, "m"), {"gpt2": "gpt-causal", "t5": "t5-1.1"}[kind])
+            architecture = {"gpt2": "GPT2LMHeadModel", "t5": "T5ForConditionalGeneration"}[kind]
+            net = theirs.load(Path(parent, "m"), architecture)
+        content[kind] = {
+            case: [_case_probabilities(net, settings, size, pairs=kind == "t5") for size in generation_settings.AFTER]
+            for case, settings in generation_settings.CASES.items()
+        }
+    return content
+
+
+def _case_probabilities(net: Any, settings: dict[str, Any], size: int, *, pairs: bool) -> list[list[float]]:
+    arguments = generation_settings.case_arguments(size, pairs=pairs)
+    special = {"pad_token_id": 1, "decoder_start_token_id": generation_settings.FIRST}
+    expected = generation_settings.expected_probabilities(net, special | settings, *arguments)
+    return [[float(f"{x:.7g}") for x in row] for row in expected.tolist()]
+
+
 def decoder(decoder_family: str) -> dict[str, Any]:
     """By head, and by the other types of config.json."""
     several = {name: model for name, model in published.MODELS.items() if model[0] == decoder_family}
@@ -145,6 +167,7 @@ if __name__ == "__main__":
         (FOLDER / f"{name}.json").write_text(json.dumps(encoder(name), separators=(",", ":")) + "\n")
     (FOLDER / "adapters.json").write_text(json.dumps(adapters(), separators=(",", ":")) + "\n")
     (FOLDER / "encoder_decoders.json").write_text(json.dumps(encoder_decoders(), separators=(",", ":")) + "\n")
+    (FOLDER / "logits_processors.json").write_text(json.dumps(logits_processors(), separators=(",", ":")) + "\n")
     for name in ("ettin_decoder", "llama", "gpt_oss"):
         (FOLDER / f"{name}.json").write_text(json.dumps(decoder(name), separators=(",", ":")) + "\n")
     (FOLDER / "scores.json").write_text(json.dumps(scores(), separators=(",", ":")) + "\n")

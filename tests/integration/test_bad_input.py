@@ -166,7 +166,7 @@ NUMBERS = """
 DRAWS = """
 --temperature -1.0|--temperature nan|--temperature 1e-09|--top-k -1|--top-p 0.0|--top-p 1.1|--top-p nan|--min-p -0.1|--min-p 2.0
 --repetition-penalty 0.0|--repetition-penalty inf|--limit 0|--limit -1|--samples 0|--beams 0|--beams 2000|--length-penalty nan
---search-until late|--seed -1|--precision int8
+--search-until late|--seed -1|--precision int8|--no-repeat-ngram -1|--source-no-repeat-ngram -1|--min-tokens -1
 """
 COMBINED = {
     "--log.ledger yes": "--log.ledger yes: it takes no value; write --log.ledger alone; zoo train gpt-nano --help",

@@ -16,15 +16,16 @@ from train.engine import device_mesh
 from train.tokenizers.tokenizer import Tokenizer
 from train.weights.load import Loaded
 from zoo import sharding
-from zoo.generation.decoding_settings import GREEDY, Sampling
+from zoo.generation.decoding_settings import GREEDY, Processors, Sampling
 from zoo.models import Model
 
 LIMIT, LONGEST = 20, 12
 """New tokens and the longest prompt: together all positions. The last dispatch draws tokens beyond the limit."""
-RANDOM = Sampling(temperature=20.0, top_k=280, top_p=0.995, min_p=0.001, repetition_penalty=1.2)
+RANDOM = Sampling(temperature=20.0, top_k=280, top_p=0.995, min_p=0.001)
 """All filters on, and so hot that every token is drawn somewhere."""
+PENALIZED = Processors(repetition_penalty=1.2)
 GREEDILY = Decoding(limit=LIMIT, past_end=True, sampling=GREEDY)
-RANDOMLY = Decoding(limit=LIMIT, past_end=True, samples=2, seed=3, sampling=RANDOM)
+RANDOMLY = Decoding(limit=LIMIT, past_end=True, samples=2, seed=3, sampling=RANDOM, processors=PENALIZED)
 
 
 def ids(generated: Sequence[Any]) -> list[tuple[int, ...]]:

@@ -58,6 +58,9 @@ SYNONYMS = {
     "prompt": "text input-text prompts",
     "samples": "num-return-sequences",
     "beams": "num-beams beam-size",
+    "min-tokens": "min-new-tokens",
+    "no-repeat-ngram": "no-repeat-ngram-size",
+    "source-no-repeat-ngram": "encoder-no-repeat-ngram-size",
     "step": "checkpoint checkpoint-step ckpt",
     "top": "top-k k",
 }
@@ -111,6 +114,12 @@ def parse(
         problem = _of_another(token, objective) or _unnamed(token, prog) or _unknown(token, args, names)
         raise BadInput(f"{problem}; {prog} --help lists the options")
     raise BadInput(_rephrased(message, prog))
+
+
+def explicit_names(args: Sequence[str]) -> set[str]:
+    """Return the names of the options among the words of a command line, as Python writes them: top_p for --top-p=0.9."""
+    names = (arg.partition("=")[0].removeprefix("--").replace("-", "_") for arg in args if arg.startswith("--"))
+    return {name for option in names for name in (option, option.removeprefix("no_"))}
 
 
 def whole_number(text: str) -> int:

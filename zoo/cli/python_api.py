@@ -1,6 +1,5 @@
 """The Python interface of the zoo; `import zoo` offers these names and imports this module when one of them is used."""
 
-import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,18 +9,17 @@ import numpy as np
 from zoo import trust as permissions
 from zoo.cli import early_checks
 from zoo.cli.python_arguments import (
-    FIX,
     check_argument,
     check_fields,
     check_ids,
     check_name,
-    check_names,
     check_predict_options,
     check_stream,
     check_text,
     check_texts,
     check_turns,
     check_type,
+    decoding_of,
     one_or_list,
 )
 from zoo.cli.trust_option import trust_folder
@@ -129,14 +127,15 @@ class LoadedModel:
         """Continue a prompt, or each of several, and return the new text, or a list of texts.
 
         Args:
-            settings: fields of `eval.generation.generation_options.Decoding` and of `Sampling` and `Beams` in
+            settings: fields of `eval.generation.generation_options.Decoding` and of `Processors`, `Sampling` and `Beams` in
                 `zoo.generation.decoding_settings`: limit (new tokens at most), stop, samples, seed, temperature, top_k, top_p,
-                beams, ... With `samples` above 1 the texts of a prompt follow each other.
+                beams, ... With `samples` above 1 the texts of a prompt follow each other. Settings that are not given are those
+                of the model's generation_config.json, if it has one.
 
         Raises:
             BadInput: an unknown setting or a value out of range, an empty prompt, or a model that does not generate.
         """
-        decoding, texts = _decoding(settings), check_texts(prompts, "prompts")
+        decoding, texts = self._resolved(settings), check_texts(prompts, "prompts")
         results = [result.text for result in self._generator().generate(self._prompt_ids(texts), decoding)]
         return results if decoding.samples > 1 else one_or_list(results, prompts)
 
@@ -152,7 +151,7 @@ class LoadedModel:
         Raises:
             BadInput: as for `generate`; beams or samples above 1.
         """
-        decoding = check_stream(_decoding(settings), chunk)
+        decoding = check_stream(self._resolved(settings), chunk)
         (ids,) = self._prompt_ids([check_text(prompt, "prompt")])
         return self._generator().stream(ids, decoding, chunk=chunk)
 
@@ -170,7 +169,7 @@ class LoadedModel:
         from train.tokenizers.chat_template import chat_template
         from train.tokenizers.chat_token_ids import end_mark, rendered_prompts
 
-        decoding = _decoding(settings)
+        decoding = self._resolved(settings)
         template = chat_template(self.tokenizer, self._loaded.where)
         rendered = rendered_prompts([("messages", check_turns(messages))], self.tokenizer, template)
         ids = self.tokenizer.encode_rendered(rendered)
@@ -299,17 +298,22 @@ class LoadedModel:
     def _prompt_ids(self, texts: Sequence[str]) -> list[np.ndarray]:
         return [np.array([*tokens, *self._end_of_source], np.int32) for tokens in self.tokenizer.encode_many(texts)]
 
-    def _generator(self, end: int | None = None) -> "Generator":
-        """Return the generator of texts that end with the id `end`, or with end-of-text, which is made at its first use."""
+    def _resolved(self, settings: Mapping[str, Any]) -> Any:
+        """Return the `Decoding` of settings, and of those in the model's folder that they do not name."""
+        from eval.generation.folder_settings import resolve_settings
+
+        return resolve_settings(decoding_of(settings), settings, self._loaded.generation).decoding
+
+    def _generator(self, mark: int | None = None) -> "Generator":
+        """Return the generator of texts, or of answers that end with the id `mark`, which is made at its first use."""
         import jax.numpy as jnp
 
-        from eval.generation.generator import Generator
+        from eval.generation.folder_settings import make_generator
 
-        if end not in self._generators:
-            model, params, mesh, tokenizer = self.model, self.params, self.mesh, self.tokenizer
-            options: dict[str, Any] = {"dtype": jnp.float32, "batch": self._batch, "option": "limit", "end": end}
-            self._generators[end] = Generator(model, params, mesh, tokenizer, **options)
-        return self._generators[end]
+        if mark not in self._generators:
+            options: dict[str, Any] = {"dtype": jnp.float32, "batch": self._batch, "option": "limit"}
+            self._generators[mark] = make_generator(self._loaded, mark, **options)
+        return self._generators[mark]
 
     def _encoder(self) -> "Encoder":
         from eval.scoring.encoder_runner import Encoder
@@ -368,25 +372,6 @@ def load(
 
     shape = device_mesh.make_mesh(check_fields(Mesh, {} if mesh is None else mesh, "mesh"))
     return LoadedModel(load_folder(name, shape, step), batch)
-
-
-def _decoding(settings: Mapping[str, Any]) -> Any:
-    """Return `Decoding` with settings that are named without their group."""
-    from eval.generation.generation_options import Decoding
-    from train.config.from_json import from_json
-    from zoo.generation.decoding_settings import Beams, Sampling
-
-    groups: dict[str, Any] = {"sampling": Sampling, "search": Beams}
-    names = {name: {field.name for field in dataclasses.fields(kind)} for name, kind in groups.items()}
-    own = {field.name for field in dataclasses.fields(Decoding)} - groups.keys()
-    check_names(settings, own.union(*names.values()), "generate")
-    values = {key: [value] if key == "stop" and isinstance(value, str) else value for key, value in settings.items()}
-    values = {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
-    parts = {
-        name: from_json(kind, {key: values[key] for key in values if key in names[name]}, "", fix=FIX)
-        for name, kind in groups.items()
-    }
-    return dataclasses.replace(from_json(Decoding, {key: values[key] for key in values if key in own}, "", fix=FIX), **parts)
 
 
 def _named(texts: Sequence[str]) -> Any:

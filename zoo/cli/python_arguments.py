@@ -172,3 +172,31 @@ def _is_dtype(value: Any) -> bool:
         return jnp.issubdtype(jnp.dtype(value), jnp.floating)
     except TypeError:
         return False
+
+
+def decoding_of(settings: Mapping[str, Any]) -> Any:
+    """Return the `eval.generation.generation_options.Decoding` of settings that are named without their group.
+
+    Raises:
+        BadInput: an unknown setting, or a value of another type or out of range.
+    """
+    from eval.generation.generation_options import Decoding
+    from train.config.from_json import from_json
+    from zoo.generation.decoding_settings import Beams, Processors, Sampling
+
+    groups: dict[str, Any] = {"processors": Processors, "sampling": Sampling, "search": Beams}
+    names = {name: {field.name for field in dataclasses.fields(kind)} for name, kind in groups.items()}
+    own = {field.name for field in dataclasses.fields(Decoding)} - groups.keys()
+    check_names(settings, own.union(*names.values()), "generate")
+    values = {key: [value] if key == "stop" and isinstance(value, str) else value for key, value in settings.items()}
+    values = {key: _as_lists(value) for key, value in values.items()}
+    parts = {
+        name: from_json(kind, {key: values[key] for key in values if key in names[name]}, "", fix=FIX)
+        for name, kind in groups.items()
+    }
+    return dataclasses.replace(from_json(Decoding, {key: values[key] for key in values if key in own}, "", fix=FIX), **parts)
+
+
+def _as_lists(value: Any) -> Any:
+    """Return a value with lists in place of tuples, as in JSON."""
+    return [_as_lists(item) for item in value] if isinstance(value, list | tuple) else value

@@ -1,7 +1,7 @@
 """Beam search: the likeliest continuations of a prompt, found by extending the K best sequences of each length.
 
 As in `transformers`, a prompt has K running sequences ("beams"), which may still grow, and K finished sequences. A sequence
-finishes with the end token or at the limit of the length. The score of a running sequence is the sum of its tokens' log
+finishes with an end token or at the limit of the length. The score of a running sequence is the sum of its tokens' log
 probabilities. That of a finished one is the sum divided by (number of tokens) ** `Beams.length_penalty`, the end token included
 (Wu et al. 2016, section 7, divides by another function of the length). All arrays but the cache's begin with [B, K], for B
 prompts.
@@ -15,7 +15,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from zoo.batch import Batch
-from zoo.generation.decoding_settings import Beams
+from zoo.generation.decoding_settings import UNCHANGED, Beams, Processors
+from zoo.generation.logits_processors import EMPTY, Context, process_logits, start_context
 from zoo.models import Model
 from zoo.sharding import BATCH, constrain
 
@@ -66,14 +67,16 @@ def search(
     *,
     limit: int,
     vocabulary: int,
-    end: int | None,
+    ends: tuple[int, ...],
+    processors: Processors = UNCHANGED,
 ) -> BeamSearchResult:
     """Return the K best continuations of `prompts`, [B, T], of at most `limit` tokens.
 
     Args:
         cache: an empty cache for B rows, with slots for the prompts and `limit` - 1 tokens.
         vocabulary: number of ids that may be generated, which is the tokenizer's.
-        end: id of the end token; None: only the limit ends a sequence.
+        ends: ids of the end tokens; empty: only the limit ends a sequence.
+        processors: changes of the log-probabilities of the next token.
     """
     rows, count = prompts.tokens.shape[0], beams.beams
     assert prompts.positions is not None and prompts.segments is not None
@@ -96,7 +99,19 @@ def search(
         can_improve=jnp.ones(rows, bool),
         finite=jnp.ones(rows, bool),
     )
-    start = _append_token(start, jnp.repeat(logits[:, None], count, axis=1), beams, axes, limit, end)
+    context = start_context(processors, prompts, prompts.tokens.shape[1] + limit, limit)
+    context = jax.tree.map(lambda leaf: jnp.repeat(leaf, count, axis=0), context)
+
+    def append_token(state: _State, logits: Float[Array, "B K V"]) -> _State:
+        def process(log_probs: Float[Array, "B K V"]) -> Float[Array, "B K V"]:
+            if context is None:
+                return log_probs
+            flat = process_logits(log_probs.reshape(rows * count, -1), processors, ends, _with_output(context, state))
+            return (jax.nn.log_softmax(flat) if processors.renormalize else flat).reshape(log_probs.shape)
+
+        return _append_token(state, logits, process(jax.nn.log_softmax(logits)), beams, axes, limit, ends)
+
+    start = append_token(start, jnp.repeat(logits[:, None], count, axis=1))
 
     def step(state: _State) -> _State:
         newest = jax.lax.dynamic_index_in_dim(state.running_tokens, state.length - 1, axis=2, keepdims=False)  # [B, K]
@@ -104,7 +119,7 @@ def search(
         tokens, segments, positions = (column.reshape(-1, 1) for column in (newest, *per_beam))  # [B * K, 1]
         hidden, cache = model.decode(params, Batch(tokens=tokens, segments=segments, positions=positions), state.cache)
         logits = _logits(model, params, hidden, vocabulary).reshape(rows, count, -1)  # [B, K, V]
-        return _append_token(dataclasses.replace(state, cache=cache), logits, beams, axes, limit, end)
+        return append_token(dataclasses.replace(state, cache=cache), logits)
 
     state = jax.lax.while_loop(lambda state: (state.length < limit) & state.can_improve.any(), step, start)
     return BeamSearchResult(state.finished_tokens, state.finished_score, state.finite)
@@ -135,26 +150,43 @@ def _logits(model: Model, params: Any, hidden: Float[Array, "B T D"], vocabulary
     return constrain(model.unembed(params, hidden[:, -1]), BATCH)[:, :vocabulary]
 
 
+def _with_output(context: Context, state: _State) -> Context:
+    """Return the context of the prompts of all beams [B * K] with the running sequences after them."""
+    text, limit = context.text, state.running_tokens.shape[-1]
+    if text is not None:
+        output = jnp.where(jnp.arange(limit) < state.length, state.running_tokens.reshape(-1, limit), EMPTY)
+        # The prompts stand at the end of `text`, whose first `limit` places are empty.
+        text = jnp.roll(jnp.concatenate([text[:, limit:], output], axis=1), limit - state.length, axis=1)
+    return dataclasses.replace(context, text=text, length=context.length + state.length, new=context.new + state.length)
+
+
 def _append_token(
-    state: _State, logits: Float[Array, "B K V"], beams: Beams, axes: dict[str, int | None], limit: int, end: int | None
+    state: _State,
+    logits: Float[Array, "B K V"],
+    log_probs: Float[Array, "B K V"],
+    beams: Beams,
+    axes: dict[str, int | None],
+    limit: int,
+    ends: tuple[int, ...],
 ) -> _State:
     """Return the state after one more token: the K best unfinished candidates keep running, and finished ones are ranked."""
     rows, count, vocabulary = logits.shape
-    total = state.running_score[..., None] + jax.nn.log_softmax(logits)  # [B, K, V]
-    # 2 K candidates leave at least K unfinished ones: each beam has one candidate with the end token.
-    score, chosen = jax.lax.top_k(total.reshape(rows, -1), 2 * count)  # [B, 2 K]
+    total = state.running_score[..., None] + log_probs  # [B, K, V]
+    # These candidates leave at least K unfinished ones: each beam has one candidate with each end token.
+    width = min(max(2, 1 + len(ends)) * count, count * vocabulary)
+    score, chosen = jax.lax.top_k(total.reshape(rows, -1), width)  # [B, width]
     beam, token = chosen // vocabulary, (chosen % vocabulary).astype(jnp.int32)
     tokens = jnp.take_along_axis(state.running_tokens, beam[..., None], axis=1).at[:, :, state.length].set(token)
     length = state.length + 1
-    ends = jnp.broadcast_to(length == limit, token.shape)
-    if end is not None:
-        ends |= token == end
+    stops = jnp.broadcast_to(length == limit, token.shape)
+    for end in ends:
+        stops |= token == end
 
-    running_score, best = jax.lax.top_k(jnp.where(ends, score + NEVER, score), count)  # [B, K]
+    running_score, best = jax.lax.top_k(jnp.where(stops, score + NEVER, score), count)  # [B, K]
     parents = jnp.take_along_axis(beam, best, axis=1)
 
     # Only the first K candidates may finish; the others are there to replace those that do.
-    finishes = ends & (score > NEVER / 2) & (jnp.arange(2 * count) < count) & state.can_improve[:, None]
+    finishes = stops & (score > NEVER / 2) & (jnp.arange(width) < count) & state.can_improve[:, None]
     final = jnp.where(finishes, score / length.astype(jnp.float32) ** beams.length_penalty, NEVER)
     finished_score, first = jax.lax.top_k(jnp.concatenate([state.finished_score, final], 1), count)
     finished_tokens = jnp.take_along_axis(jnp.concatenate([state.finished_tokens, tokens], 1), first[..., None], axis=1)

@@ -17,7 +17,8 @@ from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from zoo.batch import Batch
 from zoo.generation import beam_search, sampling
-from zoo.generation.decoding_settings import Beams, Sampling
+from zoo.generation.decoding_settings import UNCHANGED, Beams, Processors, Sampling
+from zoo.generation.logits_processors import Context, process_logits, start_context
 from zoo.models import Model
 from zoo.ops import counter_rng
 from zoo.ops.split_layers import split_layers
@@ -42,6 +43,10 @@ class Decoder(NamedTuple):
     """Cached tokens that each step reads again together with the newest one; all that are read together see each other."""
     log_probs: bool = False
     """Also return the log-probabilities of the sampled tokens, for which the sum over the vocabulary is computed."""
+    processors: Processors = UNCHANGED
+    """Changes of the logits before a token is sampled or searched."""
+    ends: tuple[int, ...] = ()
+    """Ids that end a text, for the processors and for beam search; sampling goes on after them."""
 
 
 class Sampled(NamedTuple):
@@ -49,9 +54,9 @@ class Sampled(NamedTuple):
 
     tokens: Int[Array, "count B"]
     finite: Bool[Array, "count B"]
-    """True if the token's logits are finite; otherwise the token means nothing."""
+    """True if the token's logits are finite and the processors leave a token; otherwise the token means nothing."""
     log_probs: Float[Array, "count B"] | None = None
-    """Log-probability in nats with which the token was sampled, after temperature and filters; None unless
+    """Log-probability in nats with which the token was sampled, after processors, temperature and filters; None unless
     `Decoder.log_probs`."""
 
 
@@ -70,8 +75,8 @@ class DecodeState:
     """int32 [B]: 1, or 0 in a padding row."""
     seeds: Any
     """uint32 [B, 2]."""
-    seen: Any
-    """bool [B, V]: tokens of prompt and output; None without a repetition penalty."""
+    context: Context | None
+    """The tokens and counts that processors read; None without processors."""
 
 
 def decoding_params(params: Any, dtype: Any) -> Any:
@@ -103,6 +108,7 @@ def start(
     prompts: Batch,
     seed: UInt32[Any, ""],
     numbers: UInt32[Any, "2 B"],
+    limit: Int[Any, ""] | int = 0,
 ) -> tuple[DecodeState, Sampled]:
     """Read the prompts and sample the first token of each row.
 
@@ -110,20 +116,17 @@ def start(
         slots: slots of the cache after those of the prompts: the tokens that will be sampled after the first one.
         prompts: rows of one length, padded on the left, with segments and positions.
         numbers: the indices of prompt and sample of each row, on which sampling depends.
+        limit: number of tokens of a continuation, at which `Processors.forced_end` acts; used only with processors.
     """
     assert prompts.segments is not None and prompts.positions is not None
     size, length = prompts.tokens.shape
-    seen = None
-    if settings.repetition_penalty != 1:
-        real = jnp.where(prompts.segments > 0, prompts.tokens, decoder.vocabulary)
-        seen = jnp.zeros((size, decoder.vocabulary), bool).at[jnp.arange(size)[:, None], real].set(True, mode="drop")
     state = DecodeState(
         cache=decoder.model.split_cache(params, decoder.model.init_cache(size, length + slots, decoder.dtype)),
         tokens=prompts.tokens[:, -1 - decoder.reread :],
         position=prompts.positions[:, -1],
         segment=prompts.segments[:, -1],
         seeds=sampling.row_seeds(seed, *numbers),
-        seen=seen,
+        context=start_context(decoder.processors, prompts, length + slots, limit),
     )
     state, sampled = _step(decoder, settings, params, prompts, state)
     # The step has added the keys and values of a source.
@@ -171,19 +174,23 @@ def continuation(
     count, all_slots = tokens_per_dispatch(limit, chunk), slots_after_prompt(limit, chunk)
     prompt_slots = prompts.tokens.shape[1]
     slots = min(all_slots, math.ceil(FIRST / count) * count)
-    state, sampled = start(decoder, settings, slots, params, prompts, seed, numbers)
+    # The program is the same for every limit if no processor depends on it.
+    last = np.int32(limit if decoder.processors.forced_end else 0)
+    state, sampled = start(decoder, settings, slots, params, prompts, seed, numbers, last)
     yield sampled
     for filled in range(0, all_slots, count):
         if filled == slots:
             slots = min(all_slots, GROWTH * slots)
-            state = dataclasses.replace(state, cache=_grow_cache(decoder, prompt_slots + slots, params, state.cache))
+            state = _grow(decoder, prompt_slots + slots, params, state)
         state, sampled = sample_tokens(decoder, settings, count, params, state)
         yield sampled
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _grow_cache(decoder: Decoder, slots: int, params: Any, cache: dict[str, Any]) -> dict[str, Any]:
-    return decoder.model.grow_cache(params, cache, slots)
+def _grow(decoder: Decoder, slots: int, params: Any, state: DecodeState) -> DecodeState:
+    """Return the state with `slots` slots in the cache, and as many places for the text that processors read."""
+    context = None if state.context is None else state.context.with_places(slots)
+    return dataclasses.replace(state, cache=decoder.model.grow_cache(params, state.cache, slots), context=context)
 
 
 def tokens_per_dispatch(limit: int, chunk: int) -> int:
@@ -197,16 +204,13 @@ def slots_after_prompt(limit: int, chunk: int) -> int:
     return math.ceil((limit - 1) / count) * count
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
-def search(
-    decoder: Decoder, beams: Beams, limit: int, end: int | None, params: Any, prompts: Batch
-) -> beam_search.BeamSearchResult:
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def search(decoder: Decoder, beams: Beams, limit: int, params: Any, prompts: Batch) -> beam_search.BeamSearchResult:
     """Return the best continuations of the prompts, replicated on all devices; see `zoo.generation.beam_search`."""
     rows, length = prompts.tokens.shape
     cache = decoder.model.init_cache(rows, length + limit - 1, decoder.dtype)
-    results = beam_search.search(
-        decoder.model, params, prompts, cache, beams, limit=limit, vocabulary=decoder.vocabulary, end=end
-    )
+    rules = {"vocabulary": decoder.vocabulary, "ends": decoder.ends, "processors": decoder.processors}
+    results = beam_search.search(decoder.model, params, prompts, cache, beams, limit=limit, **rules)
     return jax.tree.map(lambda leaf: constrain(leaf, None), results)
 
 
@@ -222,10 +226,11 @@ def _step(decoder: Decoder, settings: Sampling, params: Any, batch: Batch, state
     logits = constrain(decoder.model.unembed(params, hidden[:, -1]), BATCH)[:, : decoder.vocabulary]
     position = state.position + 1
     seeds = counter_rng.fold(state.seeds, position.astype(jnp.uint32))
-    token, finite, remaining = sampling.sample_token(logits, settings, state.seen, seeds)
+    processed = process_logits(logits, decoder.processors, decoder.ends, state.context)
+    token, finite, remaining = sampling.sample_token(logits, settings, seeds, processed)
     log_probs = constrain(sampling.log_probs(remaining, settings, token), None) if decoder.log_probs else None
-    seen = None if state.seen is None else state.seen.at[jnp.arange(len(token)), token].set(True)
+    context = None if state.context is None else state.context.append(token)
     tokens = jnp.concatenate([state.tokens[:, 1:], token[:, None]], axis=1)
-    state = DecodeState(cache, tokens, position, state.segment, state.seeds, seen)
+    state = DecodeState(cache, tokens, position, state.segment, state.seeds, context)
     small = jax.tree.map(lambda leaf: constrain(leaf, BATCH), dataclasses.replace(state, cache={}))
     return dataclasses.replace(small, cache=cache), Sampled(constrain(token, None), constrain(finite, None), log_probs)

@@ -21,17 +21,18 @@ SALT = 0x7E87
 
 
 def sample_token(
-    logits: Float[Array, "B V"], sampling: Sampling, seen: Bool[Array, "B V"] | None, seeds: Seeds
+    logits: Float[Array, "B V"], sampling: Sampling, seeds: Seeds, processed: Float[Array, "B V"] | None = None
 ) -> tuple[Int[Array, " B"], Bool[Array, " B"], Float[Array, "B V"]]:
-    """Return the next token of each row, whether the row's logits are finite, and the logits that it was sampled from.
+    """Return the next token of each row, whether it means something, and the logits that it was sampled from.
 
-    A token without finite logits means nothing. The last result is that of `filter_logits`.
+    It means nothing if the row's logits are not finite, or if `processed` excludes every token. The last result is that of
+    `filter_logits`.
 
     Args:
-        seen: True for the tokens of the row's prompt and output; used only if there is a repetition penalty.
         seeds: those of this token, see `row_seeds`.
+        processed: the logits after `zoo.generation.logits_processors`, where they change them.
     """
-    remaining = filter_logits(logits, sampling, seen)
+    remaining = filter_logits(logits if processed is None else processed, sampling)
     # The largest of log p + Gumbel noise is distributed as p (Gumbel 1954; Maddison et al. 2014).
     noise = gumbel(seeds, logits.shape[-1]) if sampling.temperature > 0 else 0.0
     return row_argmax(remaining + noise), all_finite(logits) & max_is_finite(remaining), remaining
@@ -48,11 +49,8 @@ def log_probs(remaining: Float[Array, "B V"], sampling: Sampling, tokens: Int[Ar
     return jnp.take_along_axis(remaining, tokens[:, None], axis=-1)[:, 0] - log_sum_exp(remaining)
 
 
-def filter_logits(logits: Float[Array, "B V"], sampling: Sampling, seen: Bool[Array, "B V"] | None = None) -> Float[Array, "B V"]:
+def filter_logits(logits: Float[Array, "B V"], sampling: Sampling) -> Float[Array, "B V"]:
     """Return the logits to sample from, with removed tokens at -inf; with temperature 0, those whose largest is chosen."""
-    if sampling.repetition_penalty != 1:
-        assert seen is not None
-        logits = penalize(logits, seen, sampling.repetition_penalty)
     if sampling.temperature == 0:
         return logits
     logits = logits / sampling.temperature
@@ -61,15 +59,6 @@ def filter_logits(logits: Float[Array, "B V"], sampling: Sampling, seen: Bool[Ar
     if sampling.top_p < 1:
         logits = keep_top_p(logits, sampling.top_p)
     return keep_min_p(logits, sampling.min_p) if sampling.min_p else logits
-
-
-def penalize(logits: Float[Array, "B V"], seen: Bool[Array, "B V"], penalty: float) -> Float[Array, "B V"]:
-    """Make tokens that were seen less likely, for a penalty above 1 (CTRL, Keskar et al. 2019, section 4.1).
-
-    The paper divides the logit, which makes a token with a negative logit more likely; as in `transformers`, those are
-    multiplied.
-    """
-    return jnp.where(seen, jnp.where(logits < 0, logits * penalty, logits / penalty), logits)
 
 
 def keep_top_k(logits: Float[Array, "B V"], k: int) -> Float[Array, "B V"]:

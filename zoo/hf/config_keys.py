@@ -1,4 +1,4 @@
-"""The keys of a config.json that set the fields of configurations, those that may change any model, and settings of generation."""
+"""Keys of a config.json: those that set fields of configurations, those that may change any model, settings of generation."""
 
 import re
 from typing import Any

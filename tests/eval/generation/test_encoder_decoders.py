@@ -12,7 +12,7 @@ import pytest
 from eval.commands import generate
 from eval.generation.generation_options import Decoding, Prompts
 from eval.generation.generator import Generator
-from tests.support.generation import ids, make_generator, seq2seq, seq2seq_generator, seq2seq_loaded, seq2seq_tokenizer
+from tests.support.generation import PENALIZED, ids, make_generator, seq2seq, seq2seq_generator, seq2seq_loaded, seq2seq_tokenizer
 from tests.support.small import random_params, small
 from train.config import run_config
 from train.engine import device_mesh
@@ -24,7 +24,7 @@ from zoo.generation.decoding_settings import GREEDY, Beams, Sampling
 LIMIT = 12
 GREEDILY = Decoding(limit=LIMIT, past_end=True, sampling=GREEDY)
 SEARCHED = Decoding(limit=LIMIT, samples=2, search=Beams(beams=3))
-SAMPLED = Decoding(limit=LIMIT, samples=2, seed=3, sampling=Sampling(temperature=2.0, top_k=50, repetition_penalty=1.2))
+SAMPLED = Decoding(limit=LIMIT, samples=2, seed=3, sampling=Sampling(temperature=2.0, top_k=50), processors=PENALIZED)
 
 
 @functools.cache

@@ -19,7 +19,19 @@ from eval.commands.model_options import ModelOptions
 from eval.generation import generator
 from eval.generation.generation_options import Decoding, Prompts
 from eval.generation.generator import Generated, Generator, _Text
-from tests.support.generation import GREEDILY, LIMIT, RANDOM, RANDOMLY, gpt, gpt_generator, gpt_tokenizer, ids, prompts, seq2seq
+from tests.support.generation import (
+    GREEDILY,
+    LIMIT,
+    PENALIZED,
+    RANDOM,
+    RANDOMLY,
+    gpt,
+    gpt_generator,
+    gpt_tokenizer,
+    ids,
+    prompts,
+    seq2seq,
+)
 from train.config import run_config
 from train.engine import device_mesh
 from train.tokenizers.tokenizer import Tokenizer
@@ -103,10 +115,11 @@ def test_repetition_penalty_counts_prompt_and_output_and_the_cache_is_donated() 
     batch, numbers, many = generator._padded(texts, 16, 40), np.zeros((2, 40), np.uint32), gpt_generator()
     with jax.set_mesh(many.mesh):
         placed = device_mesh.shard_batch(batch, many.mesh, 40)
-        rows, (tokens, *_) = decode_loop.start(many._decoder, RANDOM, 32, many._params, placed, np.uint32(0), numbers)
-        for seen, text, token in zip(np.asarray(rows.seen), texts, tokens[0].tolist(), strict=True):
-            assert set(np.flatnonzero(seen).tolist()) == {*text.prompt_ids.tolist(), token}
-        decode_loop.sample_tokens(many._decoder, RANDOM, 16, many._params, rows)
+        decoder = many._decoder._replace(processors=PENALIZED)
+        rows, (tokens, *_) = decode_loop.start(decoder, RANDOM, 32, many._params, placed, np.uint32(0), numbers)
+        for seen, text, token in zip(np.asarray(rows.context.text), texts, tokens[0].tolist(), strict=True):
+            assert seen[seen >= 0].tolist() == [*text.prompt_ids.tolist(), token]
+        decode_loop.sample_tokens(decoder, RANDOM, 16, many._params, rows)
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves((rows.cache["k"], rows.cache["v"])))
 
 
@@ -196,13 +209,14 @@ def test_a_model_with_a_nan_is_refused_in_one_line() -> None:
 
 
 @pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Callable[..., str]:
     """`command(decoding, prompt=...)` returns what `zoo generate` prints with the small model."""
     loaded = Loaded("small", *gpt(), gpt_tokenizer(), gpt_generator().mesh)
     monkeypatch.setattr(ModelOptions, "load", lambda _: loaded)
+    monkeypatch.setattr(generate, "read_generation", lambda _: None)
 
     def run(decoding: Decoding = GREEDILY, as_json: bool = False, **asked: Any) -> str:
-        model = ModelOptions(source="small", batch=1, precision="float32")
+        model = ModelOptions(source=str(tmp_path), batch=1, precision="float32")
         assert generate.main(model, Prompts(**asked), decoding, as_json=as_json) == 0
         return capsys.readouterr().out
 
@@ -272,11 +286,11 @@ WRONG: dict[str, Callable[[], Any]] = {
         *gpt(), gpt_generator().mesh, gpt_tokenizer(), dtype=jnp.float32, option="--tokens"
     ).generate([[1]], Decoding(limit=99)),
     "--beams 300: the vocabulary has": lambda: gpt_generator().generate([[1]], Decoding(limit=2, search=Beams(beams=300))),
-    "--samples 5: a search gives at most as many as --beams 4": lambda: Decoding(samples=5, search=Beams(beams=4)),
-    "--top-k 3: beam search does not sample": lambda: Decoding(search=Beams(beams=4), sampling=Sampling(top_k=3)),
-    "--length-penalty 2.0: it needs beam search": lambda: Decoding(search=Beams(length_penalty=2.0)),
+    "--samples 5: a search gives at most as many as --beams 4": lambda: Decoding(samples=5, search=Beams(beams=4)).check_search(),
+    "--top-k 3: beam search does not sample": lambda: Decoding(search=Beams(beams=4), sampling=Sampling(top_k=3)).check_search(),
+    "--length-penalty 2.0: it needs beam search": lambda: Decoding(search=Beams(length_penalty=2.0)).check_search(),
     "--read both-ways: gpt generates from left to": lambda: gpt_generator().generate([[1]], Decoding(read="both-ways")),
-    "--read both-ways: beam search reads from left": lambda: Decoding(read="both-ways", search=Beams(beams=2)),
+    "--read both-ways: beam search reads from left": lambda: Decoding(read="both-ways", search=Beams(beams=2)).check_search(),
     "--read both-ways: --choices are scored from left": lambda: generate.main(
         ModelOptions(source=""), Prompts(prompt=("a",), choices=("b",)), Decoding(read="both-ways"), as_json=False
     ),

@@ -116,7 +116,7 @@ def test_a_prompt_ends_with_the_beginning_of_an_answer_and_an_answer_with_its_en
     assert (tokenizer.decode(ids[:1]), end_mark(tokenizer, template)) == ("<|im_start|>", tokenizer.special_names["<|im_end|>"])
     with pytest.raises(BadInput, match=r"^prompt 2: message 1 spells the special token <\|im_start\|>; write it differently"):
         encode_prompts(["a", "<|im_start|>system"], tokenizer, template)
-    text = _Text(tokenizer, Decoding(limit=9), 0, 0, ids, 0, continues_prompt=True, end=end_mark(tokenizer, template))
+    text = _Text(tokenizer, Decoding(limit=9), 0, 0, ids, 0, continues_prompt=True, ends=(end_mark(tokenizer, template),))
     text.take([5, tokenizer.end_of_text, end_mark(tokenizer, template), 6], [True] * 4)
     assert (text.ids, text.ended) == ([5, tokenizer.end_of_text], "end of text")
     assert list(_without_first_space(iter((" ", "\n a", " b", " ")))) == ["a", " b", " "]

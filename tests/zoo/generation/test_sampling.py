@@ -24,10 +24,6 @@ def probabilities(logits: np.ndarray) -> np.ndarray:
     return weights / weights.sum()
 
 
-def penalized(logits: np.ndarray, seen: np.ndarray, penalty: float) -> np.ndarray:
-    return np.array([x if not s else x * penalty if x < 0 else x / penalty for x, s in zip(logits, seen, strict=True)])
-
-
 def top_k(logits: np.ndarray, k: int) -> np.ndarray:
     return np.array([x if (logits > x).sum() < k else -np.inf for x in logits])
 
@@ -42,11 +38,10 @@ def min_p(logits: np.ndarray, p: float) -> np.ndarray:
     return np.array([x if each >= p * share.max() else -np.inf for x, each in zip(logits, share, strict=True)])
 
 
-def expected(logits: np.ndarray, chosen: Sampling, seen: np.ndarray) -> np.ndarray:
+def expected(logits: np.ndarray, chosen: Sampling) -> np.ndarray:
     """In float64, one row after the other."""
     rows = []
-    for row, mark in zip(np.float64(logits), seen, strict=True):
-        row = penalized(row, mark, chosen.repetition_penalty)
+    for row in np.float64(logits):
         if chosen.temperature:
             row = top_k(row / chosen.temperature, chosen.top_k or VOCABULARY)
             row = min_p(top_p(row, chosen.top_p) if chosen.top_p < 1 else row, chosen.min_p)
@@ -54,28 +49,26 @@ def expected(logits: np.ndarray, chosen: Sampling, seen: np.ndarray) -> np.ndarr
     return np.stack(rows)
 
 
-def random_logits(seed: int, rows: int = 4) -> tuple[np.ndarray, np.ndarray]:
-    rng = np.random.default_rng(seed)
-    return np.float32(3 * rng.standard_normal((rows, VOCABULARY))), rng.random((rows, VOCABULARY)) < 0.2
+def random_logits(seed: int, rows: int = 4) -> np.ndarray:
+    return np.float32(3 * np.random.default_rng(seed).standard_normal((rows, VOCABULARY)))
 
 
 @functools.cache
 def program(chosen: Sampling) -> Callable[..., Any]:
-    return jax.jit(lambda logits, seen: sampling.filter_logits(logits, chosen, seen))
+    return jax.jit(lambda logits: sampling.filter_logits(logits, chosen))
 
 
 CHOICES = [
-    Sampling(temperature=1.6, top_k=12, top_p=0.9, min_p=0.1, repetition_penalty=1.5),
+    Sampling(temperature=1.6, top_k=12, top_p=0.9, min_p=0.1),
     Sampling(top_p=0.8),
     Sampling(),
-    Sampling(temperature=0.0, repetition_penalty=1.7),
+    GREEDY,
     Sampling(top_k=1),
     Sampling(top_k=10 * VOCABULARY),
     Sampling(top_p=1e-9),
     Sampling(top_p=0.999999),
     Sampling(min_p=0.05),
     Sampling(min_p=1.0),
-    Sampling(repetition_penalty=0.6),
 ]
 every_choice = pytest.mark.parametrize(
     "chosen", [*CHOICES[:2], *(pytest.param(chosen, marks=pytest.mark.full) for chosen in CHOICES[2:])], ids=str
@@ -85,13 +78,13 @@ every_choice = pytest.mark.parametrize(
 @every_choice
 def test_a_filter_is_its_definition(chosen: Sampling) -> None:
     for seed in range(5):
-        logits, seen = random_logits(seed)
-        left, wanted = np.asarray(program(chosen)(logits, seen)), expected(logits, chosen, seen)
+        logits = random_logits(seed)
+        left, wanted = np.asarray(program(chosen)(logits)), expected(logits, chosen)
         np.testing.assert_array_equal(np.isneginf(left), np.isneginf(wanted))
         np.testing.assert_allclose(left, wanted, rtol=1e-5)
 
 
-ORDERED = Sampling(temperature=2.0, top_k=8, top_p=0.7, min_p=0.2, repetition_penalty=2.0)
+ORDERED = Sampling(temperature=2.0, top_k=8, top_p=0.7, min_p=0.2)
 STEPS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "temperature": lambda logits: logits / 2.0,
     "top_k": lambda logits: top_k(logits, 8),
@@ -106,10 +99,10 @@ def test_the_order_of_the_filters_matters_and_is_kept() -> None:
     batches = [random_logits(seed) for seed in range(5)]
 
     def kept(order: str) -> np.ndarray:
-        rows = [penalized(row, mark, 2.0) for batch in batches for row, mark in zip(*map(np.float64, batch), strict=True)]
+        rows = [row for batch in batches for row in np.float64(batch)]
         return np.stack([np.isfinite(functools.reduce(lambda x, step: STEPS[step](x), order.split(), row)) for row in rows])
 
-    left = np.concatenate([np.isfinite(program(ORDERED)(*batch)) for batch in batches])
+    left = np.concatenate([np.isfinite(program(ORDERED)(batch)) for batch in batches])
     np.testing.assert_array_equal(left, kept("temperature top_k top_p min_p"))
     for other in ("top_k top_p min_p temperature", "temperature top_p top_k min_p", "min_p temperature top_k top_p"):
         assert (left != kept(other)).any()
@@ -120,7 +113,7 @@ def test_equal_logits_are_filtered_together_and_the_largest_is_kept() -> None:
     values = np.array([0.0, -0.0, -2.0, 0.5], np.float32)
     for chosen, seed in itertools.product(CHOICES, range(12)):
         logits = np.random.default_rng(seed).choice(values[: 1 + seed % 4], (4, VOCABULARY))
-        left = np.isfinite(program(chosen)(logits, np.zeros((4, VOCABULARY), bool)))
+        left = np.isfinite(program(chosen)(logits))
         for row, kept in zip(logits, left, strict=True):
             assert kept[row.argmax()] and set(row[kept]).isdisjoint(row[~kept])
 
@@ -132,21 +125,17 @@ def test_a_filter_is_that_of_transformers(chosen: Sampling) -> None:
     from transformers.generation import logits_process as theirs
 
     steps: list[Any] = []
-    if chosen.repetition_penalty != 1:
-        steps.append(theirs.RepetitionPenaltyLogitsProcessor(chosen.repetition_penalty))
     if chosen.temperature:
         steps.append(theirs.TemperatureLogitsWarper(chosen.temperature))
         steps += [theirs.TopKLogitsWarper(chosen.top_k)] if chosen.top_k else []
         steps += [theirs.TopPLogitsWarper(chosen.top_p)] if chosen.top_p < 1 else []
         steps += [theirs.MinPLogitsWarper(chosen.min_p)] if chosen.min_p else []
     for seed in range(50):
-        logits, seen = random_logits(seed)
-        for row, ids in enumerate(map(np.flatnonzero, seen)):
-            left = torch.tensor(logits[row : row + 1])
-            for step in steps:
-                left = step(torch.tensor(ids)[None], left)
-            found = np.asarray(program(chosen)(logits, seen))[row]
-            np.testing.assert_allclose(found, left[0].numpy(), rtol=1e-6)
+        logits = random_logits(seed)
+        left = torch.tensor(logits)
+        for step in steps:
+            left = step(torch.zeros((4, 1), dtype=torch.long), left)
+        np.testing.assert_allclose(np.asarray(program(chosen)(logits)), left.numpy(), rtol=1e-6)
 
 
 def token_seeds(seed: int, prompts: int) -> jax.Array:
@@ -156,7 +145,7 @@ def token_seeds(seed: int, prompts: int) -> jax.Array:
 
 @functools.partial(jax.jit, static_argnames="chosen")
 def draw(logits: Any, row_seeds: Any, chosen: Sampling) -> tuple[jax.Array, jax.Array]:
-    return sampling.sample_token(logits, chosen, None, row_seeds)[:2]
+    return sampling.sample_token(logits, chosen, row_seeds)[:2]
 
 
 def drawn(logits: Any, row_seeds: Any, chosen: Sampling) -> np.ndarray:
@@ -166,8 +155,8 @@ def drawn(logits: Any, row_seeds: Any, chosen: Sampling) -> np.ndarray:
 def test_sampled_frequencies_match_the_probabilities() -> None:
     """Over 40,000 prompts, over positions and over samples of one prompt: chi-squared within 4 standard deviations."""
     chosen = Sampling(temperature=2.0, top_k=10)
-    logits, _ = random_logits(3, rows=1)
-    wanted = probabilities(expected(logits, chosen, np.zeros_like(logits, bool))[0])
+    logits = random_logits(3, rows=1)
+    wanted = probabilities(expected(logits, chosen)[0])
     count, many = 40_000, np.repeat(logits, 40_000, 0)
     numbers = jnp.arange(count, dtype=jnp.uint32)
     same = sampling.row_seeds(5, jnp.zeros_like(numbers), jnp.zeros_like(numbers))
@@ -201,7 +190,7 @@ FINITE = [Sampling(), Sampling(top_k=3), Sampling(top_p=0.5), Sampling(min_p=0.1
 def test_logits_that_are_not_finite_are_reported(chosen: Sampling) -> None:
     """In the very rows that have them, whatever removes or hides them."""
     for bad in (np.nan, np.inf, -np.inf):
-        logits, _ = random_logits(0)
+        logits = random_logits(0)
         logits[1, 0], logits[3] = bad, bad
         _, finite = draw(logits, token_seeds(0, 4), chosen)
         assert finite.tolist() == [True, False, True, False]
@@ -212,7 +201,6 @@ REFUSED = {
     "top_k": [-1],
     "top_p": [0.0, 1.5, math.nan],
     "min_p": [-0.1, 1.01, math.nan],
-    "repetition_penalty": [0.0, math.inf, math.nan],
 }
 
 

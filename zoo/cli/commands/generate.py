@@ -5,7 +5,10 @@ from typing import Annotated
 
 from zoo.cli import early_checks
 from zoo.cli.command_setup import prepare_model_command
-from zoo.cli.option_parser import parse
+from zoo.cli.option_parser import explicit_names, parse
+
+OF_FOLDERS = {"bad_words", "min_length", "forced_first", "forced_end", "suppressed", "begin_suppressed", "renormalize"}
+"""Settings of `Processors` that are no options, because they are ids, or mean what a folder of published weights means."""
 
 
 def generate(args: list[str]) -> int:
@@ -14,6 +17,7 @@ def generate(args: list[str]) -> int:
 
     from eval.commands.model_options import ModelOptions
     from eval.generation.generation_options import Decoding, Prompts
+    from zoo.generation.decoding_settings import Processors
 
     @dataclasses.dataclass(frozen=True)
     class Generate:
@@ -28,7 +32,7 @@ def generate(args: list[str]) -> int:
         json: bool = False
         """Print one JSON object per line."""
 
-    options = parse(Generate, args=args, prog="zoo generate")
+    options = parse(Generate, args=args, prog="zoo generate", unlisted={Decoding: {"total"}, Processors: OF_FOLDERS})
     files = {"--prompts-file": (options.prompts.prompts_file,), "--examples": (options.prompts.examples,)}
     if (code := prepare_model_command(options.model, ["generate", *args], files, early_checks.check_generates)) is not None:
         return code
@@ -39,4 +43,5 @@ def generate(args: list[str]) -> int:
         options.prompts,
         options.decoding,
         as_json=options.json,
+        explicit=explicit_names(args),
     )
