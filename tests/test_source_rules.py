@@ -33,7 +33,8 @@ OWN_FILES = {
     "zoo/file_access.py": "the place for it",
     "zoo/errors.py": "the metadata of the installed package",
     **dict.fromkeys(("zoo/runtime/launch.py", "zoo/runtime/stdio.py", "zoo/runtime/compile_cache.py"), "descriptors, /dev/null"),
-    **dict.fromkeys(("zoo/runtime/local_group.py", "zoo/runtime/jax_setup.py", "benchmarks/core/memory.py"), "/proc"),
+    **dict.fromkeys(("zoo/runtime/local_group.py", "zoo/runtime/jax_setup.py", "train/run/matmul_rate.py"), "/proc"),
+    "benchmarks/core/memory.py": "/proc",
     **dict.fromkeys(
         ("benchmarks/core/result_files.py", "zoo/cli/parameter_counts.py", "train/data/corpus.py"), "/proc, the package"
     ),

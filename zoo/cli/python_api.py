@@ -151,6 +151,7 @@ class LoadedModel:
         Raises:
             BadInput: as for `generate`; beams or samples above 1.
         """
+        check_stream(decoding_of(settings), chunk)
         decoding = check_stream(self._resolved(settings), chunk)
         (ids,) = self._prompt_ids([check_text(prompt, "prompt")])
         return self._generator().stream(ids, decoding, chunk=chunk)
