@@ -13,7 +13,10 @@ import yaml
 
 from zoo import trust
 from zoo.errors import BadInput
+from zoo.file_access import UnusableFile, read_regular
 
+LARGEST_FILE = 1 << 20
+"""Bytes of the largest task file that is read."""
 FUNCTION = "task function"
 """Kind of the references of `task_references`."""
 
@@ -59,7 +62,11 @@ def check_metrics(name: str, own: Collection[str]) -> None:
 
 
 def _read_files(name: str) -> Iterator[tuple[Path, Any]]:
-    """Return the content of all task files, without unreadable ones, which the harness leaves out too."""
+    """Return the content of all task files, without unreadable ones, which the harness leaves out too.
+
+    Raises:
+        BadInput: one is no regular file, or larger than `LARGEST_FILE`.
+    """
     folder = Path(name) if Path(name).is_dir() else Path(name).parent
     waiting, seen = sorted(folder.rglob("*.yaml")), set()
     while waiting:
@@ -68,7 +75,10 @@ def _read_files(name: str) -> Iterator[tuple[Path, Any]]:
             continue
         seen.add(file.resolve())
         try:
-            content = yaml.load(file.read_bytes(), _Loader)
+            content = yaml.load(read_regular(file, LARGEST_FILE), _Loader)
+        except UnusableFile:
+            # The harness would wait for it.
+            raise
         except (OSError, ValueError, RecursionError, yaml.YAMLError):
             continue
         included = content.get("include") if isinstance(content, dict) else None
