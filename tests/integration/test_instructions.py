@@ -47,7 +47,7 @@ def test_conversations_are_learned_and_answered(capsys: pytest.CaptureFixture[st
 def test_commands_that_cannot_chat_are_refused(capsys: pytest.CaptureFixture[str], place: Path) -> None:
     base, chat = words("generate runs/done --prompt a --chat"), words("train sft --data.paths chat.jsonl --init runs/done --name")
     cases = {
-        "no template": (base, "done: no chat template; put"),
+        "no template": (base, "runs/done: no chat template; put"),
         "beginning": ([*base, "--begin"], "--begin True: --chat takes prompts as turns of the user"),
         "choices": ([*base, "--choices", "b"], "--choices .*: --chat takes prompts as turns"),
         "no template to learn": ([*chat, "x"], "runs/done: no chat template; .* train with --chat.template builtin"),

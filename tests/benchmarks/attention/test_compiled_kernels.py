@@ -1,5 +1,6 @@
 """`zoo bench attention --compiled`: what is read of the TPU compiler's files, and what is refused."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +91,7 @@ def test_a_missing_compiler_is_named_with_its_extra(
     chip: str, platform: Any, extra: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(target_devices.PLUGINS, platform, (("an_absent_compiler",), extra))
-    message = rf"^--compiled {chip}: compiling for {platform} needs the extra {extra}: pip install 'transformer-zoo\[{extra}\]'"
+    message = f"^--compiled {chip}: compiling for {platform} needs the extra {extra}: {re.escape(install_advice(extra))}"
     with pytest.raises(BadInput, match=message):
         compiled_kernels.main(AttentionOptions(compiled=chip))
 

@@ -11,7 +11,7 @@ import pytest
 from benchmarks.attention import compiled_kernels, gpu_kernels
 from benchmarks.core.html_page import Table
 from benchmarks.plan import target_devices
-from zoo.errors import BadInput
+from zoo.errors import BadInput, install_advice
 
 PTX = """//
 .version 8.7
@@ -131,7 +131,7 @@ def test_the_programs_of_a_multiprocessor(registers: int, threads: int, shared: 
 def test_a_missing_assembler_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu_kernels.importlib.util, "find_spec", lambda name: None)
     monkeypatch.setattr(gpu_kernels.shutil, "which", lambda name: None)
-    with pytest.raises(BadInput, match=r"^--compiled: ptxas, .* is not installed: pip install 'transformer-zoo\[cuda13\]'$"):
+    with pytest.raises(BadInput, match=f"^--compiled: ptxas, .* is not installed: {re.escape(install_advice('cuda13'))}$"):
         gpu_kernels.assembler()
 
 

@@ -31,11 +31,11 @@ def test_devices_that_are_not_available_are_refused_with_the_reason(monkeypatch:
     """No compiler that answers, one that knows no such slice, and more CPU devices than this process has."""
     monkeypatch.setattr(target_devices, "unavailable_reason", lambda platform: None)
     for name, error, reason in (
-        ("a100:8", NotImplementedError("none"), r"the compiler could not be loaded \(none\).*transformer-zoo\[cuda13\]"),
+        ("a100:8", NotImplementedError("none"), r"the compiler could not be loaded \(none\).*(--extra cuda13|\[cuda13\])"),
         (
             "tpu7x:2x2x1",
             RuntimeError("ABORTED: lockfile\nand more"),
-            r"the compiler could not be loaded .*transformer-zoo\[tpu\]",
+            r"the compiler could not be loaded .*(--extra tpu|\[tpu\])",
         ),
         ("a100:24", RuntimeError("INVALID_ARGUMENT: no"), "no such devices .*; known are a100:1 to a100:8, and multiples of 8"),
         ("tpu7x:9x9x9", RuntimeError("INVALID_ARGUMENT: not divisible"), "; known are tpu7x:2x2x1, "),

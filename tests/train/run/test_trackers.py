@@ -2,6 +2,7 @@
 
 import importlib.util
 import math
+import re
 import signal
 import struct
 import sys
@@ -17,7 +18,7 @@ from train import recipes
 from train.config import run_config
 from train.run import metrics_file, trackers
 from train.run.run_dir import RunDir
-from zoo.errors import BadInput
+from zoo.errors import BadInput, install_advice
 
 START = """
 import os, signal, sys
@@ -177,7 +178,7 @@ def test_a_missing_package_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -
     trackers.check(())
     trackers.check(("wandb",))
     with pytest.raises(
-        BadInput, match=r"--log.sinks tensorboard: .* tensorboardX is missing; pip install 'transformer-zoo\[track\]'"
+        BadInput, match=f"--log.sinks tensorboard: .* tensorboardX is missing; {re.escape(install_advice('track'))}"
     ):
         trackers.check(("wandb", "tensorboard"))
 

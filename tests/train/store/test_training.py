@@ -1,6 +1,7 @@
 """Training and reading with a run in an object store, by the commands of a user."""
 
 import os
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from tests.support.object_stores import Place
 from tests.support.runs import Training
 from zoo import object_store
 from zoo.cli import main
+from zoo.errors import install_advice
 from zoo.fault_points import faults
 
 FLAGS = [*tiny.FLAGS, "--data.paths", "text.txt", "--steps", "6", "--checkpoint.every", "2", "--log.ledger"]
@@ -89,7 +91,7 @@ def test_what_cannot_be_a_store_is_refused(
         monkeypatch.setitem(sys.modules, module, None)
     scheme = r"there is no object store ftp://; begin with s3:// or gs://, or name a local folder"
     s3, gs = (
-        rf"{module} is needed for {uri} and is not installed; pip install 'transformer-zoo\[{extra}\]'"
+        f"{module} is needed for {uri} and is not installed; {re.escape(install_advice(extra))}"
         for module, uri, extra in (("s3fs", "s3://bucket/out/gpt", "s3"), ("gcsfs", "gs://bucket/out/gpt", "gcs"))
     )
     train = ["train", "gpt-nano", *FLAGS, "--name", "gpt"]

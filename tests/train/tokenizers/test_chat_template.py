@@ -8,7 +8,7 @@ from typing import Any
 import jinja2
 import pytest
 
-from eval.commands.generate import _without_first_space
+from eval.commands.generate import without_first_space
 from eval.generation.generation_options import Decoding
 from eval.generation.generator import _Text
 from tests.support.chat import CHATML, CONVERSATIONS, chat_tokenizer
@@ -119,7 +119,7 @@ def test_a_prompt_ends_with_the_beginning_of_an_answer_and_an_answer_with_its_en
     text = _Text(tokenizer, Decoding(limit=9), 0, 0, ids, 0, continues_prompt=True, ends=(end_mark(tokenizer, template),))
     text.take([5, tokenizer.end_of_text, end_mark(tokenizer, template), 6], [True] * 4)
     assert (text.ids, text.ended) == ([5, tokenizer.end_of_text], "end of text")
-    assert list(_without_first_space(iter((" ", "\n a", " b", " ")))) == ["a", " b", " "]
+    assert list(without_first_space(iter((" ", "\n a", " b", " ")))) == ["a", " b", " "]
 
 
 def test_the_template_of_the_settings_is_used_if_there_is_no_file(tmp_path: Path) -> None:
