@@ -10,7 +10,7 @@ from zoo.errors import require
 
 ClassWeights = Literal["none", "balanced"]
 Encoding = Literal["utf-8", "latin-1"]
-Format = Literal["auto", "tsv", "csv", "jsonl", "conll", "label_first", "squad", "race"]
+Format = Literal["auto", "tsv", "csv", "jsonl", "json", "conll", "label_first", "squad", "race"]
 Disturbance = Literal["spans", "iid", "drop", "bert", "mass", "deshuffle", "prefix", "lm"]
 Factorization = Literal["permutation", "denoising"]
 Turns = Literal["all", "last"]
@@ -197,7 +197,7 @@ class ExampleFileOptions:
     encoding: Encoding = "utf-8"
     """Character encoding of text files."""
     format: Format = "auto"
-    """Format of every file. auto: from its name. tsv, csv: a table. jsonl: one object per line.
+    """Format of every file. auto: from its name. tsv, csv: a table. jsonl: one object per line. json: one array of objects.
     label_first: one label, a space and the text per line.
     conll: one word, a tab and its tag per line, and an empty line after a sentence. squad, race: JSON."""
     truncate: bool = False
@@ -219,7 +219,7 @@ class ChatRendering:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Chat(ChatRendering):
-    """Rendering of conversations, which are read from a column "messages"."""
+    """Rendering of conversations, and the turns that count."""
 
     turns: Turns = "all"
     """Turns of the assistant that count in the loss: all of them, or the last one of each conversation."""

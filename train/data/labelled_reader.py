@@ -24,6 +24,8 @@ from zoo.errors import BadInput, require
 Reader = Callable[[Path, Any], Iterator[Record | BadInput]]
 
 ANY: dict[str, Reader] = {".jsonl": records.json_lines, ".parquet": records.parquet}
+CHAT: dict[str, Reader] = {**ANY, ".json": records.json_array}
+"""Files of instructions, preferences and prompts."""
 LABEL_LISTS = 'with --labelled.multi-label, write a list of names, "labels", in .jsonl or .parquet'
 """The advice in messages about labels that are not lists."""
 
@@ -318,11 +320,11 @@ TASKS = {
     ),
     "tagging": Task({".conll": dataset_formats.conll, ".annotated": dataset_formats.conll, **ANY}, _tagged, ("conll", "jsonl")),
     "span": Task({".json": dataset_formats.squad, **ANY}, _question, ("squad", "jsonl")),
-    "text_to_text": Task({".tsv": records.tsv, ".csv": records.comma_separated, **ANY}, _pair, ("tsv", "csv", "jsonl")),
-    "instruction": Task(dict(ANY), lambda record, options: parse_dialogue(record), ("jsonl",)),
-    "preference": Task({**ANY}, preference_records.preference, ("jsonl",)),
-    "kto": Task({**ANY}, preference_records.unpaired_preference, ("jsonl",)),
-    "policy": Task({**ANY}, prompt_records.prompt, ("jsonl",)),
+    "text_to_text": Task({".tsv": records.tsv, ".csv": records.comma_separated, **CHAT}, _pair, ("tsv", "csv", "jsonl", "json")),
+    "instruction": Task(CHAT, lambda record, options: parse_dialogue(record), ("jsonl", "json")),
+    "preference": Task(CHAT, preference_records.preference, ("jsonl", "json")),
+    "kto": Task(CHAT, preference_records.unpaired_preference, ("jsonl", "json")),
+    "policy": Task(CHAT, prompt_records.prompt, ("jsonl", "json")),
     "choice": Task({".json": dataset_formats.race, ".txt": dataset_formats.race, **ANY}, _choice, ("race", "jsonl")),
 }
 """Tasks by objective."""
@@ -331,6 +333,7 @@ ENDINGS = {
     "tsv": ".tsv",
     "csv": ".csv",
     "jsonl": ".jsonl",
+    "json": ".json",
     "conll": ".conll",
     "label_first": ".txt",
     "squad": ".json",

@@ -6,7 +6,17 @@ from typing import Any
 
 from train.config.option_groups import ExampleFileOptions
 from train.data.dataset_formats import get_field
-from train.data.dialogues import parse_turns
+from train.data.dialogues import (
+    INPUT,
+    INSTRUCTION,
+    SHAREGPT,
+    SYSTEM,
+    alpaca_turns,
+    check_unanswered,
+    document_of,
+    parse_turns,
+    sharegpt_turns,
+)
 from train.data.example_types import Message, Prompt
 from train.data.records import Record
 from train.data.text_files import check_string, list_names
@@ -19,28 +29,35 @@ RESERVED = ("prompts", "completions", "ids")
 def prompt(record: Record, options: ExampleFileOptions) -> Prompt:
     """Return the prompt of a record with "prompt", a text or the messages of a conversation, and any other columns.
 
+    Without "prompt", it is a conversation of ShareGPT, or an instruction of Alpaca with its input; its output remains a column.
+
     Raises:
-        BadInput: there is no prompt, it is neither a text nor a conversation that ends with a turn of the user, or a column has
-            the name of another argument of a reward function.
+        BadInput: there is no prompt or there are two, it is neither a text nor a conversation that ends with a turn of the user,
+            or a column has the name of another argument of a reward function.
     """
     del options
     where, values = record.where, record.values
-    messages = _conversation(values["prompt"], where) if isinstance(values.get("prompt"), list) else ()
+    messages, used = _conversation(values, where)
     text = "" if messages else check_string(get_field(values, "prompt", str, where), f'{where}: "prompt"')
-    columns = {name: value for name, value in values.items() if name != "prompt"}
+    columns = {name: value for name, value in values.items() if name not in used}
     if taken := [name for name in columns if name in RESERVED]:
         raise BadInput(f"{where}: column {json.dumps(taken[0])}: reward functions have this argument already; rename the column")
     # Equal prompts are held out together.
-    document = json.dumps(messages) if messages else text
-    return Prompt(origin=where, document=document, prompt=text, columns=columns, messages=messages)
+    return Prompt(origin=where, document=document_of(messages or text), prompt=text, columns=columns, messages=messages)
 
 
-def _conversation(value: list[Any], where: str) -> tuple[Message, ...]:
-    messages = parse_turns(value, where, "prompt")
-    if messages[-1].role != "user":
-        last = f"message {len(messages)}, the last one, is the {messages[-1].role}'s"
-        raise BadInput(f"{where}: {last}; a response follows a turn of the user: remove the others after it")
-    return messages
+def _conversation(values: dict[str, Any], where: str) -> tuple[tuple[Message, ...], tuple[str, ...]]:
+    """Return the messages of a prompt, () if it is a text, and the columns that it is in."""
+    if "prompt" in values:
+        value = values["prompt"]
+        return check_unanswered(parse_turns(value, where, "prompt"), where) if isinstance(value, list) else (), ("prompt",)
+    if SHAREGPT in values and INSTRUCTION in values:
+        raise BadInput(f'{where}: it has both "{SHAREGPT}" and "{INSTRUCTION}"; leave one of them out, or write "prompt"')
+    if SHAREGPT in values:
+        return check_unanswered(sharegpt_turns(values, where), where), (SHAREGPT, SYSTEM)
+    if INSTRUCTION in values:
+        return alpaca_turns(values, where, answered=False), (INSTRUCTION, INPUT, SYSTEM)
+    return (), ("prompt",)
 
 
 def check_columns(examples: Sequence[Prompt]) -> None:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from train.config.option_groups import ExampleFileOptions, PairTables
 from train.data.arrow import table
 from train.data.sources import Split
-from train.data.text_files import lines, lines_or_errors, list_names, parse_object
+from train.data.text_files import json_type, lines, lines_or_errors, list_names, parse_json, parse_object, read_whole
 from zoo.errors import BadInput
 
 TO_UTF8 = "convert the file to UTF-8, or choose --labelled.encoding latin-1"
@@ -132,6 +132,17 @@ def json_lines(file: Path, options: ExampleFileOptions, on_blank: Callable[[], N
                 on_blank()
         except BadInput as error:
             yield BadRecord(str(error), line)
+
+
+def json_array(file: Path, options: ExampleFileOptions) -> Iterator[Record | BadInput]:
+    """Read a file with one JSON array of objects."""
+    text = read_whole(file, options.encoding, TO_UTF8)
+    content = parse_json(text, str(file), "write one array of objects, or name a file with an object per line .jsonl")
+    if not isinstance(content, list):
+        raise BadInput(f"{file}: {json_type(content)}; write one array of objects")
+    for number, values in enumerate(content, 1):
+        where = f"{file}: record {number}"
+        yield Record(where, values) if isinstance(values, dict) else BadInput(f"{where}: {json_type(values)}; write an object")
 
 
 def parquet(file: Path, options: ExampleFileOptions) -> Iterator[Record]:

@@ -75,7 +75,7 @@ def test_a_fault_is_one_line_with_its_place(tmp_path: Path, row: Any, message: s
 def test_texts_without_a_prompt_need_a_common_beginning(tmp_path: Path, content: Content, message: str):
     with pytest.raises(BadInput, match=message):
         read(put(tmp_path / "a.jsonl", content))
-    with pytest.raises(BadInput, match=r"choose --labelled\.format jsonl$"):
+    with pytest.raises(BadInput, match=r"choose --labelled\.format jsonl or json$"):
         read(put(tmp_path / "a.tsv", "a\tb"))
 
 
