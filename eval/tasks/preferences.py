@@ -1,8 +1,8 @@
 """Agreement of a reward model, or of a language model, with preferences between two completions of a prompt.
 
-Format: the files that reward models are trained on (see `train.data.preference_records`): .jsonl, .parquet or folders of
+Format: the files that reward models are trained on (see `train.data.preference_records`): .jsonl, .json, .parquet or folders of
 `datasets` with prompt, chosen, rejected and perhaps margin, which is not used. Without the column of prompts, the prompt is the
-common beginning of the two texts.
+common beginning of the two. Messages are rendered by the chat template of the model.
 
 A reward model (of any family) prefers the completion with the higher score. GPT, T5 and the Transformer with a language-model
 head prefer the completion whose tokens and end mark have the higher log-probability after the prompt, summed and not normalized

@@ -1,6 +1,6 @@
 """Rewards: the scores that a reward model gives to completions, and their normalization.
 
-Format: .jsonl; a line is an object with `completion` and, unless it is empty, `prompt`.
+Format: .jsonl; a line is an object with `completion` and, unless it is empty, `prompt`, both texts or both messages.
 
 With rewards:normalize, the gain and the bias that make the mean of these scores 0 and their standard deviation 1 are stored
 next to the weights, in reward_scale.json. From then on the scores of this model are reported normalized, by this task and by
@@ -16,7 +16,8 @@ from collections.abc import Sequence
 from eval import task_data_files
 from eval.scoring.feedback.completion_scores import PromptCompletion, reward_model_scores
 from eval.tasks import Progress, Result, Settings, first
-from train.data.text_files import check_string, json_type, nonblank_lines, parse_object
+from train.data.preference_records import parse_completions
+from train.data.text_files import nonblank_lines, parse_object
 from train.engine.reward_scores import is_reward_model
 from train.weights.load import Loaded
 from train.weights.reward_scale import RewardScale
@@ -38,10 +39,8 @@ def read(names: Sequence[str], settings: Settings) -> list[PromptCompletion]:
     for file in task_data_files.files(names, (".jsonl",)):
         for where, line in nonblank_lines(file):
             content = parse_object(line, where, '{"prompt": "...", "completion": "..."}')
-            if not isinstance(content.get("completion"), str) or not content["completion"].strip():
-                raise BadInput(f"{where}: the completion is {json_type(content.get('completion'))} without text; write a string")
-            prompt = check_string(content.get("prompt", ""), f"{where}: the prompt")
-            completions.append(PromptCompletion(where, prompt, check_string(content["completion"], f"{where}: the completion")))
+            prompt, (completion,) = parse_completions({"prompt": "", **content}, ("completion",), where)
+            completions.append(PromptCompletion(where, prompt, completion))
     return first(completions, settings.limit)
 
 

@@ -187,6 +187,7 @@ class PreferenceOptions(ObjectiveOptions):
     metrics = ("loss", "accuracy", "reward_margin")
     preference: groups.RewardLoss = groups.RewardLoss()
     labelled: groups.Preferences = groups.Preferences()
+    chat: groups.ChatRendering = groups.ChatRendering()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -197,6 +198,7 @@ class DpoOptions(TokenOptions):
     metrics = ("loss", "accuracy", "reward_margin")
     dpo: Dpo = Dpo()
     labelled: groups.Preferences = groups.Preferences()
+    chat: groups.ChatRendering = groups.ChatRendering()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -207,6 +209,7 @@ class KtoOptions(TokenOptions):
     metrics = ("loss", "reward_margin")
     kto: Kto = Kto()
     labelled: groups.Preferences = groups.Preferences()
+    chat: groups.ChatRendering = groups.ChatRendering()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

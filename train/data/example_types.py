@@ -88,6 +88,10 @@ class Message(NamedTuple):
     content: str
 
 
+Content = str | tuple[Message, ...]
+"""A prompt or a completion: a text, or messages that a chat template renders."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Dialogue(Example):
     """A conversation: a system message or none, then turns of the user and the assistant, which has the last one."""
@@ -97,23 +101,24 @@ class Dialogue(Example):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Preference(Example):
-    """Two completions of a prompt: one was chosen, the other rejected."""
+    """Two completions of a prompt: one was chosen, the other rejected. All three are texts, or all three are messages."""
 
-    prompt: str
-    """The text before both completions; "" if there is none."""
-    chosen: str
-    rejected: str
+    prompt: Content
+    """What is before both completions; "" if there is nothing. Messages end with a turn of the user."""
+    chosen: Content
+    """Messages begin and end with a turn of the assistant, and usually are one."""
+    rejected: Content
     margin: float = 0.0
     """Least difference of the scores of the chosen and the rejected completion (Touvron et al. 2023, equation 2)."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class UnpairedPreference(Example):
-    """A completion of a prompt, labelled as desired or undesired."""
+    """A completion of a prompt, labelled as desired or undesired. Both are texts, or both are messages."""
 
-    prompt: str
-    """The text before the completion; "" if there is none."""
-    completion: str
+    prompt: Content
+    """As that of `Preference`."""
+    completion: Content
     desired: bool
 
 

@@ -11,12 +11,13 @@ from train.config import run_config
 from train.data import labelled_reader
 from train.data.example_types import Example
 from train.data.text_files import Document
-from train.inputs.example_inputs import ExampleInputs
+from train.inputs.example_inputs import ExampleInputs, with_run_template
 from train.rows.feedback.preference_rows import Limits, layout_of
 from train.rows.mixture import Component, Mixture
 from train.rows.row_source import SampledRows, digest_of
 from train.run.console import short_number
 from train.run.run_dir import RunDir
+from train.tokenizers.chat_template import ChatTemplate, chat_template
 from train.tokenizers.tokenizer import Tokenizer
 from train.weights.tokenizer_choice import check_vocabulary, existing_tokenizer
 from zoo.errors import BadInput, require
@@ -60,14 +61,17 @@ class CompletionRows(SampledRows):
 
     @classmethod
     def encode(
-        cls, examples: Sequence[Any], run: run_config.Run, tokenizer: Tokenizer, limits: Limits
+        cls, examples: Sequence[Any], run: run_config.Run, tokenizer: Tokenizer, limits: Limits, template: ChatTemplate | None
     ) -> tuple[list[Any], list[str]]:
         """Return the rows of examples, and a message for each that --labelled.skip-bad leaves out.
+
+        Args:
+            template: renders conversations; None: there are none.
 
         Raises:
             BadInput: an error of `encode_rows` of the module `FORMAT`.
         """
-        return cls.FORMAT.encode_rows(examples, tokenizer, run.model, run.options.labelled, limits)
+        return cls.FORMAT.encode_rows(examples, tokenizer, run.model, run.options.labelled, limits, template)
 
     def select_rows(self: Chosen, chosen: Int64[np.ndarray, " n"]) -> Chosen:
         """Return the rows with the numbers `chosen`, in this order; the examples and the fingerprint remain those of all rows."""
@@ -111,6 +115,8 @@ class CompletionInputs(ExampleInputs[HeldOut]):
         epochs = run.steps * run.data.batch / len(rows)
         size = f"{len(rows):,} {self.NOUN}, {short_number(rows.text_size)} tokens in all completions and their prompts"
         facts = {"data": f"{', '.join(run.data.paths)}: {size}", "held out": f"{len(held_out):,} {self.NOUN}"}
+        if has_conversations(rows.examples):
+            facts["chat template"] = run.options.chat.template or "the tokenizer's own"
         if self.left_out:
             facts["left out"] = f"{len(self.left_out):,} bad or long {self.NOUN}; the first: {self.left_out[0]}"
         return {**facts, "seen": f"{run.steps:,} steps of {run.data.batch}, {epochs:.3g} epochs"}
@@ -138,7 +144,8 @@ def read(run: run_config.Run, folder: RunDir, task: str, kind: type[Inputs], row
         rows_kind: class of their rows.
 
     Raises:
-        BadInput: the data cannot be read, there is no tokenizer or it does not fit the model, or an example is too long.
+        BadInput: the data cannot be read, there is no tokenizer or it does not fit the model, an example is too long, or there
+            are conversations and no chat template that renders them.
     """
     left_out: list[str] = []
     halves = labelled_reader.split(task, run.data, run.options.labelled, left_out)
@@ -146,6 +153,7 @@ def read(run: run_config.Run, folder: RunDir, task: str, kind: type[Inputs], row
     if tokenizer is None:
         raise BadInput("--init: name the run or the weights to start from, or set --tokenizer.path to train from random weights")
     check_vocabulary(run, tokenizer)
+    tokenizer = with_run_template(run, tokenizer, conversations=any(map(has_conversations, halves)))
     rows, held_out_rows = (make_rows(rows_kind, half, run, tokenizer, left_out) for half in halves)
     named = [Document(example.origin, "") for example in rows.examples]
     component = Component(", ".join(run.data.paths), 1.0, named, rows)
@@ -161,13 +169,20 @@ def make_rows(
         left_out: list that gets the message of each example that is left out because it does not fit.
 
     Raises:
-        BadInput: as `CompletionRows.encode`, or no example fits.
+        BadInput: as `CompletionRows.encode`, no example fits, or there is no chat template for conversations.
     """
-    limits = Limits(run.data.length, run.data.target_length)
-    rows, messages = kind.encode(examples, run, tokenizer, limits)
+    limits, template = Limits(run.data.length, run.data.target_length), None
+    if has_conversations(examples):
+        template = chat_template(tokenizer, run.tokenizer.path or run.init or "the tokenizer")
+    rows, messages = kind.encode(examples, run, tokenizer, limits, template)
     if not rows:
         raise BadInput(messages[0])
     if left_out is not None:
         left_out += messages
     fingerprint = digest_of(f"{tokenizer.fingerprint} {limits}", kind.FORMAT.row_bytes(rows))
     return kind(examples, tuple(rows), run.data.length, fingerprint)
+
+
+def has_conversations(examples: Sequence[Any]) -> bool:
+    """Return whether the prompts of some preferences are messages."""
+    return not all(isinstance(example.prompt, str) for example in examples)

@@ -84,16 +84,33 @@ def tokenizer_of(
         BadInput: a chat template for examples without messages, or one that cannot be read; or the tokenizer has ids beyond the
             vocabulary.
     """
-    choice, messages = run.options.chat.template, any(isinstance(example, Dialogue) for example in [*training, *held_out])
-    fix = "the data has no messages, and plain texts are not rendered; remove it"
-    require(messages or not choice, "chat.template", choice, fix)
     tokenizer = existing_tokenizer(run, folder)
     if tokenizer is None:
         texts = (text for example in training for text in texts_of(example))
         tokenizer = Tokenizer.train(texts, run.tokenizer.vocab, run.tokenizer.kind, run.tokenizer.lowercase)
-    tokenizer = with_template(tokenizer, choice)
+    conversations = any(isinstance(example, Dialogue) for example in [*training, *held_out])
+    tokenizer = with_run_template(run, tokenizer, conversations=conversations)
     check_vocabulary(run, tokenizer)
     return tokenizer
+
+
+def with_run_template(run: run_config.Run, tokenizer: Tokenizer, *, conversations: bool) -> Tokenizer:
+    """Return a tokenizer with the chat template that a run names with --chat.template, if it names one.
+
+    Args:
+        conversations: whether the data have messages.
+
+    Raises:
+        BadInput: a chat template for data without messages, or one that cannot be read.
+    """
+    choice = run.options.chat.template
+    require(
+        conversations or not choice,
+        "chat.template",
+        choice,
+        "the data has no messages, and plain texts are not rendered; remove it",
+    )
+    return with_template(tokenizer, choice)
 
 
 def token_sizes(run: run_config.Run, tokenizer: Tokenizer) -> Int64[np.ndarray, " V"]:

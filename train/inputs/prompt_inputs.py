@@ -15,7 +15,7 @@ from train.data import labelled_reader
 from train.data.example_types import Prompt
 from train.data.prompt_records import check_columns
 from train.data.text_files import Document
-from train.inputs.example_inputs import ExampleInputs
+from train.inputs.example_inputs import ExampleInputs, with_run_template
 from train.rollouts.reward_models import RewardModel
 from train.rollouts.rewards import Judge
 from train.rows.feedback import prompt_rows
@@ -25,7 +25,7 @@ from train.rows.mixture import Component, Mixture
 from train.rows.row_source import SampledRows, digest_of
 from train.run.console import short_number
 from train.run.run_dir import RunDir
-from train.tokenizers.chat_template import ChatTemplate, chat_template, with_template
+from train.tokenizers.chat_template import ChatTemplate, chat_template
 from train.tokenizers.chat_token_ids import end_mark, rendered_prompts
 from train.tokenizers.tokenizer import Tokenizer
 from train.weights.tokenizer_choice import check_vocabulary, existing_tokenizer
@@ -154,16 +154,13 @@ def read(run: run_config.Run, folder: RunDir, cache: Path, *, quiet: bool = Fals
     if tokenizer is None:
         raise BadInput("--init: name the run or the weights to start from, or set --tokenizer.path to train from random weights")
     check_vocabulary(run, tokenizer)
-    choice, chat_end = run.options.chat.template, None
-    if halves[0][0].messages:
-        tokenizer = with_template(tokenizer, choice)
+    chat_end, conversations = None, bool(halves[0][0].messages)
+    tokenizer = with_run_template(run, tokenizer, conversations=conversations)
+    if conversations:
         template = chat_template(tokenizer, run.tokenizer.path or run.init or "the tokenizer")
         halves = [render(half, tokenizer, template) for half in halves]
         # The text of an encoder-decoder ends with end-of-text, like the target of every pair.
         chat_end = None if getattr(run.model, "is_encoder_decoder", False) else end_mark(tokenizer, template)
-    else:
-        fix = "the prompts are texts, which are not rendered; remove it"
-        require(not choice, "chat.template", choice, fix)
     rows, held_out_rows = (rows_of(half, run, tokenizer, left_out) for half in halves)
     named = [Document(example.origin, "") for example in rows.examples]
     component = Component(", ".join(run.data.paths), 1.0, named, rows)

@@ -17,6 +17,7 @@ from train.rows.feedback.preference_rows import Limits
 from train.rows.feedback.unpaired_rows import UnpairedRow
 from train.rows.row_source import digest_of, evenly_spaced
 from train.run.run_dir import RunDir
+from train.tokenizers.chat_template import ChatTemplate
 from train.tokenizers.tokenizer import Tokenizer
 from zoo.errors import BadInput
 
@@ -34,11 +35,16 @@ class UnpairedRows(CompletionRows):
 
     @classmethod
     def encode(
-        cls, examples: Sequence[UnpairedPreference], run: run_config.Run, tokenizer: Tokenizer, limits: Limits
+        cls,
+        examples: Sequence[UnpairedPreference],
+        run: run_config.Run,
+        tokenizer: Tokenizer,
+        limits: Limits,
+        template: ChatTemplate | None,
     ) -> tuple[list[UnpairedRow], list[str]]:
         """Return the rows of examples, with mismatched completions if there is a reference that they are compared with."""
         mismatched, options = run.options.kto.has_reference, run.options.labelled
-        return unpaired_rows.encode_rows(examples, tokenizer, run.model, options, limits, mismatched=mismatched)
+        return unpaired_rows.encode_rows(examples, tokenizer, run.model, options, limits, template, mismatched=mismatched)
 
     @functools.cached_property
     def content_digest(self) -> str:

@@ -31,7 +31,7 @@ from train.rows.feedback import preference_rows
 from train.rows.feedback.preference_rows import Side
 from train.rows.row_source import digest_of
 from train.tokenizers.chat_template import ChatTemplate, chat_template, has_template
-from train.tokenizers.chat_token_ids import check_contents
+from train.tokenizers.chat_token_ids import CompletionText, check_contents, end_after_answer
 from train.tokenizers.tokenizer import Tokenizer
 from train.weights.load import Loaded, load
 from train.weights.reference_log_probs import digest_of_parameters
@@ -129,6 +129,8 @@ class RewardModel:
     """True if the tokenizer is another than that of the model in training."""
     template: ChatTemplate | None
     """Chat template of the reward model's tokenizer; None = it has none, and the policy's template renders conversations."""
+    end: int | None = None
+    """Id of the special token that this template writes after an answer, as in the rows of training; None: end-of-text."""
     label: int | None = None
     """Number of the label of a classifier whose log-probability is the score; None = the model has one score."""
     joined: bool = False
@@ -152,14 +154,17 @@ class RewardModel:
 
     def _encode(self, completions: Sequence[Completion]) -> tuple[list[Side], Bool[np.ndarray, " n"]]:
         """Return the ids of completions with their prompts, and whether the end of each is cut."""
-        texts, sizes = [(text_of(item.prompt, self.template), item.text) for item in completions], self.sizes
+        sizes = self.sizes
+        texts = [
+            CompletionText(text_of(item.prompt, self.template), item.text, bool(item.prompt.messages), self.end)
+            for item in completions
+        ]
         row_limit = None if sizes.prompt_limit is None else sizes.limit
         limits = (self.tokenizer, self.model.config, sizes.prompt_limit, row_limit)
-        form = {"rendered": bool(completions[0].prompt.messages), "joined": self.joined}
-        sides = preference_rows.encode_sides(texts, *limits, **form)
+        sides = preference_rows.encode_sides(texts, *limits, joined=self.joined)
         too_long = np.array([sizes.limit is not None and len(side.ids) > sizes.limit for side in sides])
         if too_long.any() and self.truncate:
-            sides = preference_rows.encode_sides(texts, *limits, longest=sizes.limit, **form)
+            sides = preference_rows.encode_sides(texts, *limits, longest=sizes.limit, joined=self.joined)
         needed = [len(side.ids) for side in sides]
         if sizes.limit is not None and max(needed) > sizes.limit:
             worst = completions[int(np.argmax(needed))]
@@ -224,15 +229,17 @@ def load_reward_model(
     joined = label is not None and not _reads_pairs(loaded)
     # The scale of a folder is that of one score, not of a log-probability.
     scale = loaded.reward_scale if label is None else RewardScale()
-    template = None
+    template, end = None, None
     if prompts[0].messages and has_template(loaded.tokenizer):
         template = chat_template(loaded.tokenizer, named.folder)
+        end = end_after_answer(loaded.tokenizer, template, where)
     for prompt in prompts:
         # In a rendered text, the name of a special token is that token.
         check_contents(Dialogue(origin=f"{where}: {prompt.origin}", messages=prompt.messages), loaded.tokenizer)
     texts = [text_of(prompt, template) for prompt in prompts]
     identity = [digest, loaded.tokenizer.fingerprint, scale.gain, scale.bias]
     identity += [] if label is None else [label, joined]
+    identity += [] if end is None else [f"end {end}"]
     with jax.set_mesh(mesh):
         params = jax.jit(lambda params: cast_params(params, capacity.dtype))(loaded.params)
     return RewardModel(
@@ -258,6 +265,7 @@ def load_reward_model(
         truncate=capacity.truncate_responses,
         own_tokenizer=loaded.tokenizer.fingerprint != tokenizer.fingerprint,
         template=template,
+        end=end,
         label=label,
         joined=joined,
     )
@@ -328,7 +336,8 @@ def _sizes(
         what = f"the reward model has {limit} positions, which leave no room for a prompt beside --rollout.tokens {tokens}"
         raise BadInput(f"{where}: {what}; choose fewer")
     rendered = bool(prompts[0].messages)
-    sides = preference_rows.encode_sides([(text, "") for text in texts], tokenizer, cfg, rendered=rendered, joined=joined)
+    only_prompts = [CompletionText(text, "", rendered) for text in texts]
+    sides = preference_rows.encode_sides(only_prompts, tokenizer, cfg, joined=joined)
     sizes = [len(_prompt_row(side)) - special for side in sides]
     longest = int(np.argmax(sizes))
     room = None if limit is None else limit - beside

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Bool, Int32
 
 from train.config.option_groups import Turns
-from train.data.example_types import ASSISTANT, Dialogue, Message, Pair
+from train.data.example_types import ASSISTANT, Content, Dialogue, Message, Pair
 from train.tokenizers.chat_template import ChatTemplate, Rendered
 from train.tokenizers.text_borders import common_prefix_length
 from train.tokenizers.tokenizer import Tokenizer
@@ -21,6 +21,40 @@ class CountedIds(NamedTuple):
     counted: Bool[np.ndarray, " n"]
     differs: bool = False
     """True if the ids before the last response differ from the ids of the prompt alone, which a model reads to generate."""
+
+
+class CompletionText(NamedTuple):
+    """A prompt and a completion of it as texts."""
+
+    prompt: str
+    text: str
+    """The completion without its end mark."""
+    rendered: bool = False
+    """True if a chat template has written the texts: names of special tokens in them are those tokens."""
+    end: int | None = None
+    """Id of the special token that the template writes after the completion; None: the model's usual one."""
+
+
+def completion_text(
+    origin: str, prompt: Content, completion: Content, tokenizer: Tokenizer, template: ChatTemplate | None
+) -> CompletionText:
+    """Return a prompt with one of its completions as texts; messages are rendered by the template.
+
+    The text of the prompt ends with the beginning of an answer. What the template writes behind the completion's end mark, its
+    last special token, is left out.
+
+    Raises:
+        BadInput: a message spells a special token, or the template cannot render the messages, or renders the prompt differently
+            if the completion follows.
+    """
+    if isinstance(prompt, str) or isinstance(completion, str):
+        assert isinstance(prompt, str) and isinstance(completion, str)
+        return CompletionText(prompt, completion)
+    assert template is not None, "conversations need a template"
+    check_contents(Dialogue(origin=origin, messages=prompt + completion), tokenizer)
+    before, text = _prompt_and_answer(prompt + completion, len(prompt), template, origin)
+    answer, end = _split_end(text, tokenizer)
+    return CompletionText(before, answer, rendered=True, end=end)
 
 
 def encode_dialogues(
@@ -46,10 +80,7 @@ def encode_dialogues(
             first, behind = (common_prefix_length(next(encoded), ids) for _ in range(2))
             end = _end(ids, first, behind, np.isin(ids, special), tokenizer)
             if end is None:
-                raise BadInput(
-                    f"{dialogue.origin}: {template.where} writes no special token after the assistant's turn, so that a model "
-                    "would not learn to stop; write {{ eos_token }} there"
-                )
+                raise BadInput(missing_end(dialogue.origin, template))
             counted[first:end] = True
         size = int(np.flatnonzero(counted)[-1]) + 1
         results.append(CountedIds(ids[:size], counted[:size], not np.array_equal(ids[:first], prompt_ids)))
@@ -101,27 +132,39 @@ def rendered_pairs(
         check_contents(example, tokenizer)
         answers = [number for number, message in enumerate(example.messages, 1) if message.role == ASSISTANT]
         for number in answers if turns == "all" else answers[-1:]:
-            source, target = _prompt_and_answer(example.messages[:number], template(), example.origin)
+            source, target = _prompt_and_answer(example.messages[:number], number - 1, template(), example.origin)
             # Every row ends with the same special token, so the template's own is removed.
-            name = next((name for name in tokenizer.special_names if target.rstrip().endswith(name)), "")
-            target = target.rstrip().removesuffix(name).strip()
+            target = _split_end(target, tokenizer)[0].strip()
             pairs.append(Pair(origin=example.origin, document=example.document, source=source, target=target, rendered=True))
     return pairs
 
 
-def _prompt_and_answer(messages: Sequence[Message], template: ChatTemplate, where: str) -> tuple[str, str]:
-    """Return the text before the last message, with the beginning of an answer, and the text of the last message.
+def _split_end(text: str, tokenizer: Tokenizer) -> tuple[str, int | None]:
+    """Return the text of an answer before its end mark, and the id of the mark; None if no special token ends the text."""
+    text = text.rstrip()
+    name = max((name for name in tokenizer.special_names if text.endswith(name)), key=len, default="")
+    return text.removesuffix(name), tokenizer.special_names.get(name)
+
+
+def _prompt_and_answer(messages: Sequence[Message], first: int, template: ChatTemplate, where: str) -> tuple[str, str]:
+    """Return the text of the messages before number `first`, with the beginning of an answer, and the text of the others.
 
     Raises:
         BadInput: the template cannot render the messages, or renders those before an answer differently if the answer follows.
     """
-    prompt, text = template.render(messages[:-1], where, generation_prompt=True), template.render(messages, where)
+    prompt, text = template.render(messages[:first], where, generation_prompt=True), template.render(messages, where)
     if not text.startswith(prompt):
         raise BadInput(
             f"{where}: {template.where} renders the messages before an answer differently when the answer is there; change the "
             "template so that an answer follows its generation prompt"
         )
     return prompt, text[len(prompt) :]
+
+
+def missing_end(origin: str, template: ChatTemplate) -> str:
+    """Return the message about a template that writes no special token after an answer."""
+    what = "writes no special token after the assistant's turn, so that a model would not learn to stop"
+    return f"{origin}: {template.where} {what}; write {{{{ eos_token }}}} there"
 
 
 def end_mark(tokenizer: Tokenizer, template: ChatTemplate) -> int:
@@ -133,6 +176,16 @@ def end_mark(tokenizer: Tokenizer, template: ChatTemplate) -> int:
     probe = Dialogue(origin="an answer", messages=(Message("user", "a"), Message(ASSISTANT, "b")))
     (encoded,) = encode_dialogues([probe], tokenizer, template, "last")
     return int(encoded.ids[-1])
+
+
+def end_after_answer(tokenizer: Tokenizer, template: ChatTemplate, origin: str) -> int | None:
+    """Return the id of the special token that ends a rendered conversation; None if it is end-of-text, or there is none.
+
+    Raises:
+        BadInput: the template cannot render a short conversation.
+    """
+    end = _split_end(template.render([Message("user", "a"), Message(ASSISTANT, "b")], origin), tokenizer)[1]
+    return None if end == tokenizer.end_of_text else end
 
 
 def check_contents(dialogue: Dialogue, tokenizer: Tokenizer) -> None:
@@ -160,7 +213,7 @@ def _counted_text(dialogue: Dialogue, tokenizer: Tokenizer, template: ChatTempla
                 f"{where}: {answers} turns of the assistant, and {template.where} has no {{% generation %}} around them; add "
                 "the tag, or count the last turn alone with --chat.turns last"
             )
-        prompt, answer = _prompt_and_answer(messages, template, where)
+        prompt, answer = _prompt_and_answer(messages, len(messages) - 1, template, where)
         return Rendered(prompt + answer, ((len(prompt), len(prompt + answer)),))
     rendered = template.render_spans(messages, where)
     if len(rendered.spans) < answers or (turns == "last" and len(rendered.spans) != answers):

@@ -12,12 +12,15 @@ from jaxtyping import Float64, Int64
 
 from eval.scoring.batch_loop import BatchLoop, Progress
 from eval.scoring.likelihood import likelihoods
+from train.data.example_types import Content
 from train.engine import device_mesh
 from train.engine.log_probs import sequence_log_probs
 from train.engine.reward_scores import reward_scores
 from train.rows.feedback import preference_rows
 from train.rows.feedback.preference_rows import Side
 from train.rows.row_source import SampledRows
+from train.tokenizers.chat_template import chat_template
+from train.tokenizers.chat_token_ids import completion_text
 from train.weights.load import Loaded
 from zoo.batch import Batch
 from zoo.configs import longest_row
@@ -33,8 +36,9 @@ class PromptCompletion(NamedTuple):
 
     origin: str
     """Place it was read from, for messages."""
-    prompt: str
-    text: str
+    prompt: Content
+    completion: Content
+    """A text, or messages that the chat template of the model renders."""
 
 
 def reward_model_scores(
@@ -103,8 +107,16 @@ class SideRows(SampledRows):
 
 
 def _sides(subject: Loaded, completions: Sequence[PromptCompletion]) -> list[Side]:
-    texts = [(item.prompt, item.text) for item in completions]
-    return preference_rows.encode_sides(texts, subject.tokenizer, subject.model.config)
+    """Return the ids of completions with their prompts; conversations are rendered by the model's chat template.
+
+    Raises:
+        BadInput: there are conversations, and no chat template that renders them.
+    """
+    tokenizer, template = subject.tokenizer, None
+    if not all(isinstance(item.prompt, str) for item in completions):
+        template = chat_template(tokenizer, subject.name)
+    texts = [completion_text(item.origin, item.prompt, item.completion, tokenizer, template) for item in completions]
+    return preference_rows.encode_sides(texts, tokenizer, subject.model.config)
 
 
 def _computed(

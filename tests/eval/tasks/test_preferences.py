@@ -12,13 +12,18 @@ import pytest
 
 from eval.scoring.feedback.completion_scores import PromptCompletion
 from eval.tasks import Settings, preferences, rewards
+from tests.support import tiny
+from tests.support.chat import chat_tokenizer
 from tests.support.encoders import loaded
 from tests.support.labelled_files import put
 from tests.support.preferences import batch, examples, net, tokenizer
 from tests.support.small import random_params, small
 from train.config import run_config
+from train.config.data_options import PreferenceData
+from train.data.example_types import Message, Preference
 from train.engine import device_mesh
 from train.engine.reward_scores import reward_scores
+from train.inputs import preference_inputs
 from train.objectives.text_to_text import TextToText
 from train.rows.seq2seq_rows import SourceTarget, encoder_decoder_row
 from train.weights.load import Loaded
@@ -98,6 +103,44 @@ def test_an_encoder_decoder_prefers_the_more_likely_target(family: str) -> None:
     assert result.metrics["log_prob_margin"] == pytest.approx(np.mean(np.subtract(expected[1::2], expected[::2])), rel=1e-3)
 
 
+@pytest.mark.parametrize("objective", ["preference", "dpo"])
+def test_conversations_are_the_rows_of_training(objective: str) -> None:
+    """The pairs are rendered, not their texts joined; a model without a template cannot read them."""
+    net = small("gpt", context=96, vocab=300, **({"labels": ("reward",)} if objective == "preference" else {}))
+    of = Loaded("small", net, random_params(net), chat_tokenizer(), MESH)
+    sides = ((Message("assistant", text),) for text in ("The whale.", "A ship."))
+    pair = Preference(origin="a:1", prompt=(Message("user", "What is white?"),), chosen=next(sides), rejected=next(sides))
+    rows = preference_inputs.rows_of(
+        [pair], tiny.run(objective, model=net.config, data=PreferenceData(length=64)), chat_tokenizer()
+    )
+    result, ids = score(of, [pair]), [side.ids for side in rows.rows[0].sides]
+    if objective == "preference":
+        values = [
+            float(reward_scores(net, of.params, Batch(tokens=jnp.asarray(one[None, None]), **_alone(one)))[0, 0]) for one in ids
+        ]
+        assert result.metrics["reward_margin"] == pytest.approx(values[0] - values[1], abs=1e-5)
+    else:
+        first = rows.rows[0].sides[0].first
+        nats = [
+            row_nats(of, {"tokens": one[:-1], "targets": one[1:], "weights": np.float32(np.arange(1, len(one)) >= first)})
+            for one in ids
+        ]
+        assert result.metrics["log_prob_margin"] == pytest.approx(nats[1] - nats[0], rel=1e-4)
+    with pytest.raises(BadInput, match=r"^small: no chat template; put the model's chat_template.jinja"):
+        score(dataclasses.replace(of, tokenizer=chat_tokenizer(None)), [pair])
+
+
+def _alone(ids: np.ndarray) -> dict[str, Any]:
+    """Return the other fields of a row of one completion, [1, 1, T]."""
+    size = len(ids)
+    fields = {
+        "segments": np.ones(size, np.int32),
+        "positions": np.arange(size, dtype=np.int32),
+        "summary_at": np.array([size - 1]),
+    }
+    return {name: jnp.asarray(value[None, None]) for name, value in fields.items()}
+
+
 @pytest.mark.parametrize(
     ("of", "message"),
     [
@@ -139,10 +182,13 @@ def test_scores_are_normalized_over_texts_and_stored(tmp_path: Path) -> None:
 
 def test_files_of_the_tasks_are_checked_before_a_model_is_read(tmp_path: Path) -> None:
     file = put(tmp_path / "a.jsonl", [{"prompt": "a", "completion": "b"}, {"completion": "c"}])
-    assert [(item.prompt, item.text) for item in rewards.read([str(file)], Settings())] == [("a", "b"), ("", "c")]
+    assert [(item.prompt, item.completion) for item in rewards.read([str(file)], Settings())] == [("a", "b"), ("", "c")]
+    turns = {"prompt": [{"role": "user", "content": "a"}], "completion": [{"role": "assistant", "content": "b"}]}
+    (conversation,) = rewards.read([str(put(tmp_path / "b.jsonl", [turns]))], Settings())
+    assert (conversation.prompt, conversation.completion) == ((Message("user", "a"),), (Message("assistant", "b"),))
     file.write_text(json.dumps({"prompt": "a", "completion": " "}))
     for task, settings, message in (
-        (rewards, Settings(), "a.jsonl:1: the completion is a string without text"),
+        (rewards, Settings(), "a.jsonl:1: the completion is empty; write one"),
         (rewards, Settings(argument="x"), "task rewards:x: choose rewards:normalize"),
         (preferences, Settings(), 'a.jsonl:1: no "chosen"'),
     ):

@@ -53,7 +53,7 @@ def test_without_a_prompt_it_is_the_common_beginning_in_words(tmp_path: Path, ch
         ({"margin": float("inf")}, "the margin inf is not finite; write a finite number"),
         ({"margin": "1"}, "the margin is a string; write a finite number"),
         ({"prompt": None}, '"prompt" holds null, not a string'),
-        ({"chosen": [{"role": "user", "content": "a"}]}, '"chosen" is a list of messages; write the text'),
+        ({"chosen": [{"role": "user", "content": "a"}]}, '"chosen" is a list of messages, and "prompt" is not; write'),
     ],
 )
 def test_a_fault_is_one_line_with_its_place(tmp_path: Path, row: Any, message: str):
@@ -94,7 +94,7 @@ def test_labelled_completions_are_read_from_every_format(tmp_path: Path, name: s
         ({"label": 1}, "the label is a number; write true (desired) or false (undesired)"),
         ({"label": "true"}, "the label is a string; write true"),
         ({"completion": " "}, "the completion is empty; write one, or leave the example out"),
-        ({"prompt": [{"role": "user", "content": "a"}]}, '"prompt" is a list of messages; write the text'),
+        ({"prompt": [{"role": "user", "content": "a"}]}, '"prompt" is a list of messages, and "completion" is not; write'),
     ],
 )
 def test_a_fault_of_a_labelled_completion_is_one_line(tmp_path: Path, row: Any, message: str):

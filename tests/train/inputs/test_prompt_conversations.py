@@ -25,6 +25,7 @@ from train.rollouts.rewards import Completion, RewardFunction
 from train.rows.batches import Batches
 from train.rows.feedback import preference_rows
 from train.run.run_dir import RunDir
+from train.tokenizers.chat_token_ids import CompletionText
 from train.tokenizers.tokenizer import Tokenizer
 from zoo.errors import BadInput
 
@@ -114,7 +115,9 @@ def test_a_conversation_that_cannot_be_a_prompt_is_refused_in_one_line(name: str
 def test_a_template_for_texts_is_refused(tmp_path: Path) -> None:
     run = prepared(tmp_path, chat=ChatRendering(template="builtin"))
     put(tmp_path / "a.jsonl", [{"prompt": f"{n}"} for n in range(3)])
-    with pytest.raises(BadInput, match=r"--chat\.template builtin: the prompts are texts, which are not rendered; remove it"):
+    with pytest.raises(
+        BadInput, match=r"--chat\.template builtin: the data has no messages, and plain texts are not rendered; remove it"
+    ):
         read(tmp_path, run)
 
 
@@ -138,8 +141,8 @@ def test_a_reward_model_reads_the_special_tokens_of_a_template() -> None:
     """As characters, the names of special tokens would be other ids; so would the text of another template."""
     tokenizer, cfg = chat_tokenizer(), small("gpt", labels=("reward",)).config
     text = reward_models.text_of(conversation(), None)
-    (side,) = preference_rows.encode_sides([(text, "One.")], tokenizer, cfg, rendered=True)
-    (spelled,) = preference_rows.encode_sides([(text, "One.")], tokenizer, cfg)
+    (side,) = preference_rows.encode_sides([CompletionText(text, "One.", rendered=True)], tokenizer, cfg)
+    (spelled,) = preference_rows.encode_sides([CompletionText(text, "One.")], tokenizer, cfg)
     expected = tokenizer.encode_rendered([RENDERED + "One."])[0]
     np.testing.assert_array_equal(side.ids, [*expected, tokenizer.end_of_text])
     assert len(spelled.ids) > len(side.ids)

@@ -13,6 +13,7 @@ from eval.commands.predict import predict
 from eval.scoring.feedback.completion_scores import PromptCompletion as Text
 from eval.scoring.feedback.completion_scores import reward_model_scores as evaluated
 from tests.support import preferences, published, tiny
+from tests.support.chat import chat_tokenizer
 from tests.support.encoders import folder, loaded
 from tests.support.small import random_params, small
 from train.config import run_config
@@ -28,6 +29,7 @@ from train.rollouts.reward_models import Capacity, RewardModel, load_reward_mode
 from train.rollouts.rewards import Completion, ModelName, RewardFunction, rewards
 from train.rows.mixture import Component, Mixture
 from train.run.run_dir import differences
+from train.tokenizers.chat_template import with_template
 from train.tokenizers.tokenizer import Tokenizer
 from train.weights.load import Loaded
 from train.weights.reward_scale import RewardScale, write_scale
@@ -239,6 +241,27 @@ def test_prompts_that_were_left_out_have_no_part_in_the_lengths(monkeypatch: pyt
     mixture = Mixture((Component("p", 1.0, [Document("p", "")], rows),))
     rollout_inputs.with_judges(made, MESH, prompt_inputs.PromptInputs(BYTES, mixture, rows, rows))
     assert seen == PROMPTS[1:] * 2
+
+
+@pytest.mark.planted
+@pytest.mark.parametrize("family", ["gpt", pytest.param("bert", marks=pytest.mark.full)])
+def test_a_conversation_has_the_score_of_its_row_in_training(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The end mark of another template would give another score."""
+    of = subject(family)
+    if family == "gpt":
+        net = small("gpt", labels=("reward",), context=96, vocab=300)
+        of = dataclasses.replace(of, model=net, params=random_params(net), tokenizer=chat_tokenizer())
+    else:
+        of = dataclasses.replace(of, tokenizer=with_template(of.tokenizer, "builtin"))
+    messages = (Message("user", "the old ship"),)
+    monkeypatch.setitem(globals(), "PROMPTS", [Prompt(origin="p:0", prompt="", columns={}, messages=messages)])
+    judge, answer = reward_model(monkeypatch, of, tokens=9), [Completion(PROMPTS[0], "is white", [])]
+    text = Text("p:0", messages, (Message("assistant", "is white"),))
+    raw = evaluated(of, [text], batch=1, dtype=np.float32, progress=lambda *_: None)
+    np.testing.assert_allclose(judge.scores(answer).values, 2.0 * raw - 1.0, atol=4e-5)
+    if family == "gpt":
+        assert abs(dataclasses.replace(judge, end=None).scores(answer).values - 2.0 * raw + 1.0) > 1e-3
+        assert judge.digest != reward_model(monkeypatch, dataclasses.replace(of, tokenizer=chat_tokenizer("x"))).digest
 
 
 def test_a_message_that_spells_a_special_token_of_the_reward_model_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

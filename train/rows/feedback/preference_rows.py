@@ -8,11 +8,13 @@ import numpy as np
 from jaxtyping import Float32, Int32
 
 from train.config.option_groups import Preferences
-from train.data.example_types import Preference
+from train.data.example_types import Content, Preference
 from train.rows import seq2seq_rows
 from train.rows.batches import Build
 from train.rows.example_rows import TemplateIds, is_typed, padded
 from train.rows.seq2seq_rows import SourceTarget, text_special_tokens_of
+from train.tokenizers.chat_template import ChatTemplate
+from train.tokenizers.chat_token_ids import CompletionText, completion_text, missing_end
 from train.tokenizers.continuations import encode_continuations
 from train.tokenizers.special_tokens import SpecialTokens
 from train.tokenizers.text_borders import common_prefix_length
@@ -48,8 +50,8 @@ class Completions(NamedTuple):
 
     origin: str
     """Place it was read from, for error messages."""
-    prompt: str
-    completions: tuple[str, ...]
+    prompt: Content
+    completions: tuple[Content, ...]
 
 
 class PreferenceRow(NamedTuple):
@@ -91,18 +93,29 @@ def layout_of(cfg: Any) -> Layout:
 
 
 def encode_rows(
-    examples: Sequence[Preference], tokenizer: Tokenizer, cfg: Any, options: Preferences, limits: Limits
+    examples: Sequence[Preference],
+    tokenizer: Tokenizer,
+    cfg: Any,
+    options: Preferences,
+    limits: Limits,
+    template: ChatTemplate | None = None,
 ) -> tuple[list[PreferenceRow], list[str]]:
     """Return the rows of preferences, and a message for each that --labelled.skip-bad leaves out; see `encode_completions`."""
     texts = [Completions(item.origin, item.prompt, (item.chosen, item.rejected)) for item in examples]
-    encoded, messages = encode_completions(texts, tokenizer, cfg, options, limits, ("chosen", "rejected"))
+    encoded, messages = encode_completions(texts, tokenizer, cfg, options, limits, ("chosen", "rejected"), template)
     return [PreferenceRow((chosen, rejected), examples[at].margin, at) for at, (chosen, rejected) in encoded], messages
 
 
 def encode_completions(
-    texts: Sequence[Completions], tokenizer: Tokenizer, cfg: Any, options: Preferences, limits: Limits, names: tuple[str, ...]
+    examples: Sequence[Completions],
+    tokenizer: Tokenizer,
+    cfg: Any,
+    options: Preferences,
+    limits: Limits,
+    names: tuple[str, ...],
+    template: ChatTemplate | None = None,
 ) -> tuple[list[tuple[int, tuple[Side, ...]]], list[str]]:
-    """Return (number, a side for each completion) of each element of `texts` that fits, and a message for each that does not.
+    """Return (number, a side for each completion) of each example that fits, and a message for each that does not.
 
     With --labelled.skip-bad the latter are left out. A decoder reads prompt and completion as one text (see
     `train.tokenizers.continuations`); an encoder or encoder-decoder reads each separately. With --labelled.truncate the beginning
@@ -110,48 +123,60 @@ def encode_completions(
 
     Args:
         cfg: configuration of the model, which determines the layout.
-        names: names of the completions of an element, for error messages; an element with one completion has the first name.
+        names: names of the completions of an example, for error messages; an example with one completion has the first name.
+        template: renders conversations; None: there are none.
 
     Raises:
-        BadInput: a completion has no ids, an element is too long, or the tokenizer lacks special tokens.
+        BadInput: a completion has no ids, an example is too long, the tokenizer lacks special tokens, the template cannot render
+            a conversation, or it writes no special token after a completion of a decoder.
     """
     layout = layout_of(cfg)
-    encoded = _encoded([(item.prompt, text) for item in texts for text in item.completions], tokenizer, layout)
-    rows, too_long, template = [], [], _Template(layout, tokenizer)
-    for number, item in enumerate(texts):
-        ids = [next(encoded) for _ in item.completions]
-        for name, (_, completion) in zip(names, ids, strict=False):
+    texts = [
+        completion_text(item.origin, item.prompt, completion, tokenizer, template)
+        for item in examples
+        for completion in item.completions
+    ]
+    encoded = zip(texts, _encoded(texts, tokenizer, layout), strict=True)
+    rows, too_long, special = [], [], _SpecialTokens(layout, tokenizer)
+    for number, item in enumerate(examples):
+        ids, ends = [], []
+        for name, _ in zip(names, item.completions, strict=False):
+            text, (prompt, completion) = next(encoded)
             if not len(completion):
                 raise BadInput(f"{item.origin}: the tokenizer returns no ids for the {name} completion; leave it out")
-        sizes = [template.size(prompt, completion) for prompt, completion in ids]
+            if text.rendered and text.end is None and layout == "decoder":
+                assert template is not None
+                raise BadInput(missing_end(item.origin, template))
+            ids.append((prompt, completion))
+            ends.append(text.end)
+        sizes = [special.size(prompt, completion) for prompt, completion in ids]
         excess = max(max(sizes) - limits.length, 0)
         longest_cut = min(len(prompt) for prompt, _ in ids) - 1
         targets = [len(completion) + 1 for _, completion in ids] if layout == "encoder_decoder" else [0]
         if max(targets) > limits.target or excess > (longest_cut if options.truncate else 0):
             too_long.append((max(*sizes, *targets), _too_long(item.origin, names, sizes, targets, limits)))
             continue
-        rows.append((number, tuple(template.fill(prompt[excess:], completion) for prompt, completion in ids)))
+        sides = (special.fill(prompt[excess:], text, end) for (prompt, text), end in zip(ids, ends, strict=True))
+        rows.append((number, tuple(sides)))
     if too_long and not options.skip_bad:
-        count = f" (the longest of {len(too_long):,} that are too long, of {len(texts):,})" if len(too_long) > 1 else ""
+        count = f" (the longest of {len(too_long):,} that are too long, of {len(examples):,})" if len(too_long) > 1 else ""
         raise BadInput(max(too_long)[1] + count)
     return rows, [message for _, message in too_long]
 
 
 def encode_sides(
-    texts: Sequence[tuple[str, str]],
+    texts: Sequence[CompletionText],
     tokenizer: Tokenizer,
     cfg: Any,
     prompt_limit: int | None = None,
     row_limit: int | None = None,
     *,
     longest: int | None = None,
-    rendered: bool = False,
     joined: bool = False,
 ) -> list[Side]:
-    """Return the ids of (prompt, completion) texts of any length, as `encode_rows` does.
+    """Return the ids of prompts and completions of any length, as `encode_rows` does.
 
     Args:
-        rendered: True if a chat template has written the prompts: names of special tokens in the texts are those tokens.
         prompt_limit: longest prompt in tokens; a longer one loses its beginning. None = prompts are not cut.
         row_limit: tokens of a row, for which the beginning of its prompt is cut further, up to its last token, if the row is
             longer; None: nothing more is cut. An encoder-decoder's completion is not in the row of its prompt.
@@ -162,15 +187,15 @@ def encode_sides(
         BadInput: the tokenizer lacks special tokens.
     """
     layout = "joined" if joined else layout_of(cfg)
-    template = _Template(layout, tokenizer)
+    special = _SpecialTokens(layout, tokenizer)
     sides = []
-    for prompt, completion in _encoded(texts, tokenizer, layout, rendered=rendered):
+    for text, (prompt, completion) in zip(texts, _encoded(texts, tokenizer, layout), strict=True):
         cut = 0 if prompt_limit is None else max(0, len(prompt) - prompt_limit)
         if row_limit is not None and layout != "encoder_decoder":
-            cut = max(cut, min(template.size(prompt, completion) - row_limit, len(prompt) - 1))
-        side = template.fill(prompt[cut:], completion)
+            cut = max(cut, min(special.size(prompt, completion) - row_limit, len(prompt) - 1))
+        side = special.fill(prompt[cut:], completion, text.end)
         if longest is not None and (excess := len(side.ids) - longest) > 0:
-            side = template.fill(prompt[cut:], completion[: max(len(completion) - excess, 0)])
+            side = special.fill(prompt[cut:], completion[: max(len(completion) - excess, 0)], text.end)
         sides.append(side)
     return sides
 
@@ -186,22 +211,34 @@ def template_size(tokenizer: Tokenizer, cfg: Any, *, joined: bool = False) -> in
     """
     one = np.zeros(1, np.int32)
     layout = "joined" if joined else layout_of(cfg)
-    return _Template(layout, tokenizer).size(one, one) - (1 if layout == "encoder_decoder" else 2)
+    return _SpecialTokens(layout, tokenizer).size(one, one) - (1 if layout == "encoder_decoder" else 2)
 
 
 def _encoded(
+    texts: Sequence[CompletionText], tokenizer: Tokenizer, layout: Layout
+) -> Iterator[tuple[Int32[np.ndarray, " p"], Int32[np.ndarray, " c"]]]:
+    """Yield the ids of prompts and completions without special tokens around them."""
+    plain = _encoded_alike([(text.prompt, text.text) for text in texts if not text.rendered], tokenizer, layout)
+    rendered = _encoded_alike([(text.prompt, text.text) for text in texts if text.rendered], tokenizer, layout, rendered=True)
+    return (next(rendered if text.rendered else plain) for text in texts)
+
+
+def _encoded_alike(
     texts: Sequence[tuple[str, str]], tokenizer: Tokenizer, layout: Layout, *, rendered: bool = False
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield the ids of prompts and completions without the template."""
-    if layout == "decoder":
-        return encode_continuations(tokenizer, texts, rendered=rendered)
+    """Yield the ids of prompts and completions, all of which a chat template has rendered, or none."""
+    if layout == "decoder" and not rendered:
+        return encode_continuations(tokenizer, texts)
     encode = tokenizer.encode_rendered if rendered else tokenizer.encode_many
-    if layout == "joined":
+    if layout in ("joined", "decoder"):
         prompts = encode([prompt for prompt, _ in texts])
         both = encode([prompt + completion for prompt, completion in texts])
         borders = ((common_prefix_length(prompt, ids), ids) for prompt, ids in zip(prompts, both, strict=True))
-        return ((ids[:border], ids[border:]) for border, ids in borders)
-    ids = iter(encode([text for pair in texts for text in pair]))
+        # A decoder predicts from at least one token.
+        empty = np.array([tokenizer.end_of_text] if layout == "decoder" else [], np.int32)
+        return ((ids[:border] if border else empty, ids[border:]) for border, ids in borders)
+    # White space at the ends of what a template writes belongs to its special tokens, which are not in these rows.
+    ids = iter(encode([text.strip() if rendered else text for pair in texts for text in pair]))
     return zip(ids, ids, strict=True)
 
 
@@ -281,7 +318,7 @@ def side_bytes(sides: tuple[Side, ...], number: float | bool) -> Iterator[bytes]
         yield f"{side.first} {len(source)} {side.ids.size} {number!r} ".encode() + source + side.ids.tobytes()
 
 
-class _Template:
+class _SpecialTokens:
     """The special tokens around a prompt and its completion."""
 
     def __init__(self, layout: Layout, tokenizer: Tokenizer) -> None:
@@ -298,9 +335,13 @@ class _Template:
             return len(prompt) + len(completion) + 1
         return len(prompt) + len(completion) + 2 + (self._special.between if self._two_texts(prompt) else 0)
 
-    def fill(self, prompt: np.ndarray, completion: np.ndarray) -> Side:
-        """Return the ids of a prompt and its completion with the special tokens; an empty prompt is left out of a template."""
-        end = np.array([self._end], np.int32)
+    def fill(self, prompt: np.ndarray, completion: np.ndarray, end_mark: int | None = None) -> Side:
+        """Return the ids of a prompt and its completion with the special tokens; an empty prompt is left out of a template.
+
+        Args:
+            end_mark: id that ends a decoder's completion; None = end-of-text.
+        """
+        end = np.array([self._end if end_mark is None or self._layout != "decoder" else end_mark], np.int32)
         if self._layout == "encoder_decoder":
             return Side(np.append(completion, end), 0, np.append(prompt, end))
         if self._special is None:

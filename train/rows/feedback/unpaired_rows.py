@@ -11,10 +11,11 @@ import numpy as np
 from jaxtyping import Float32
 
 from train.config.option_groups import Preferences
-from train.data.example_types import UnpairedPreference
+from train.data.example_types import Content, UnpairedPreference
 from train.rows.batches import Build
 from train.rows.feedback import preference_rows
 from train.rows.feedback.preference_rows import Completions, Limits, Side
+from train.tokenizers.chat_template import ChatTemplate
 from train.tokenizers.tokenizer import Tokenizer
 from zoo.errors import BadInput
 
@@ -40,6 +41,7 @@ def encode_rows(
     cfg: Any,
     options: Preferences,
     limits: Limits,
+    template: ChatTemplate | None = None,
     *,
     mismatched: bool = True,
 ) -> tuple[list[UnpairedRow], list[str]]:
@@ -49,24 +51,29 @@ def encode_rows(
         mismatched: give each row a mismatched completion. One that --labelled.skip-bad leaves out is not used as such.
 
     Raises:
-        BadInput: there is no mismatched completion for an example, or see `preference_rows.encode_completions`.
+        BadInput: there is no mismatched completion for an example, some examples are texts and others conversations, or see
+            `preference_rows.encode_completions`.
     """
+    if other := next((item for item in examples if type(item.prompt) is not type(examples[0].prompt)), None):
+        first, second = ("a text" if isinstance(item.prompt, str) else "a conversation" for item in (other, examples[0]))
+        what = f"{other.origin} is {first}, and {examples[0].origin} is {second}"
+        raise BadInput(f"{what}; kto compares examples with each other: write all of them alike")
 
-    def encode(completions: dict[int, tuple[str, ...]]) -> tuple[list[UnpairedRow], list[str]]:
+    def encode(completions: dict[int, tuple[Content, ...]]) -> tuple[list[UnpairedRow], list[str]]:
         """Return rows of the examples with these numbers and completions, and a message for each that is left out."""
         numbers = list(completions)
         texts = [Completions(examples[at].origin, examples[at].prompt, completions[at]) for at in numbers]
-        encoded, messages = preference_rows.encode_completions(texts, tokenizer, cfg, options, limits, NAMES)
+        encoded, messages = preference_rows.encode_completions(texts, tokenizer, cfg, options, limits, NAMES, template)
         return [UnpairedRow(sides, examples[numbers[at]].desired, numbers[at]) for at, sides in encoded], messages
 
-    own: dict[int, tuple[str, ...]] = {number: (item.completion,) for number, item in enumerate(examples)}
+    own: dict[int, tuple[Content, ...]] = {number: (item.completion,) for number, item in enumerate(examples)}
     if not mismatched:
         return encode(own)
     messages: list[str] = []
     if options.skip_bad:
         rows, messages = encode(own)
         own = {row.example: own[row.example] for row in rows}
-    numbers, pairs = list(own), dict[int, tuple[str, ...]]()
+    numbers, pairs = list(own), dict[int, tuple[Content, ...]]()
     for number, other in zip(numbers, mismatches([examples[number] for number in numbers]), strict=True):
         if other is not None:
             pairs[number] = (*own[number], *own[numbers[other]])
@@ -107,7 +114,7 @@ def mismatches(examples: Sequence[UnpairedPreference]) -> list[int | None]:
     return numbers
 
 
-def _runs(texts: Sequence[str]) -> list[int]:
+def _runs(texts: Sequence[Content]) -> list[int]:
     """Return the distance from each text to the next different one, the first after the last; n if all n texts are equal."""
     count = len(texts)
     distances = [count] * count

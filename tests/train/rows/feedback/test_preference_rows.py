@@ -13,6 +13,7 @@ from tests.support.unigram_text import spelled, xlnet
 from train.config.option_groups import Preferences
 from train.data.example_types import Preference
 from train.rows.feedback.preference_rows import Limits, builder, encode_rows, encode_sides
+from train.tokenizers.chat_token_ids import CompletionText
 from train.tokenizers.tokenizer import Tokenizer
 from zoo.errors import BadInput
 
@@ -41,11 +42,12 @@ def read_texts(tokenizer: Tokenizer, fields: Any) -> list[str]:
 @pytest.mark.parametrize("family", ["gpt", "bert", "roberta", "xlnet", "t5"])
 def test_a_long_completion_loses_its_end_and_keeps_the_special_tokens_after_it(family: str):
     tokenizer, cfg = preferences.tokenizer(family), preferences.net(family).config
-    longer, shorter = encode_sides([("the whale", " is old seen"), ("the whale", " is old")], tokenizer, cfg)
-    (cut,) = encode_sides([("the whale", " is old seen")], tokenizer, cfg, longest=len(shorter.ids))
+    long, short = (CompletionText("the whale", text) for text in (" is old seen", " is old"))
+    longer, shorter = encode_sides([long, short], tokenizer, cfg)
+    (cut,) = encode_sides([long], tokenizer, cfg, longest=len(shorter.ids))
     np.testing.assert_array_equal(cut.ids, shorter.ids)
     assert len(shorter.ids) < len(longer.ids) and cut.first == shorter.first
-    (same,) = encode_sides([("the whale", " is old seen")], tokenizer, cfg, longest=len(longer.ids))
+    (same,) = encode_sides([long], tokenizer, cfg, longest=len(longer.ids))
     np.testing.assert_array_equal(same.ids, longer.ids)
 
 
@@ -85,7 +87,7 @@ def test_an_encoder_reads_the_template_of_two_texts(family: str, tokenizer: Toke
     for row, pair in zip(rows(family, tokenizer), PAIRS, strict=True):
         assert row.keys() == {"tokens", "segments", "positions", "types", "summary_at", "extra"}
         for side, completion in enumerate((pair.chosen, pair.rejected)):
-            prompt, answer = (tokenizer.encode(text) for text in (pair.prompt, completion))
+            prompt, answer = (tokenizer.encode(str(text)) for text in (pair.prompt, completion))
             ids, types = special.pair(prompt, answer) if pair.prompt else special.single(answer)
             assert row["tokens"][side, : len(ids)].tolist() == ids.tolist() and row["segments"][side].sum() == len(ids)
             assert row["tokens"][side, row["summary_at"][side, 0]] == special.cls
