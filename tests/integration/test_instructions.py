@@ -44,12 +44,45 @@ def test_conversations_are_learned_and_answered(capsys: pytest.CaptureFixture[st
     assert call(capsys, "generate", "exported", *asked, "r").stdout == "rose\n"
 
 
+@pytest.mark.full
+def test_preferences_between_conversations_are_learned(capsys: pytest.CaptureFixture[str], place: Path) -> None:
+    """Half of the pairs have the prompt in its own column, half at the beginning of both sides."""
+    pairs = []
+    for number, (color, answer) in enumerate([*ANSWERS.items()] * 8):
+        prompt = [{"role": "user", "content": f"{color} {number}"}]
+        chosen, rejected = ([{"role": "assistant", "content": text}] for text in (answer, "no"))
+        implicit = {"chosen": prompt + chosen, "rejected": prompt + rejected}
+        pairs.append({"prompt": prompt, "chosen": chosen, "rejected": rejected} if number % 2 else implicit)
+    put(place / "pairs.json", json.dumps(pairs))
+    flags = words(f"{FLAGS} --data.paths pairs.json --steps 40")
+    run = trained("dpo", ["dpo", *flags])
+    assert losses(run)[-1] < 0.5 * losses(run)[0]
+    assert_evaluates_alike(capsys, run)
+    scores = call(capsys, "eval", "runs/dpo", "--task", "preferences", "--files", "pairs.json").stdout
+    assert float(scores.split("accuracy")[1].split()[0]) > 0.9
+    rows = call(capsys, "data", "inspect", "dpo", "--init", "runs/dpo", "--data.paths", "pairs.json", "--rows", "1").stdout
+    assert "chosen" in rows and "pairs.json: record" in rows
+    assert main.main(["export", "runs/dpo", "exported-dpo"]) == 0
+    assert (place / "exported-dpo/chat_template.jinja").read_text().startswith("{%- for message in messages")
+
+
 def test_commands_that_cannot_chat_are_refused(capsys: pytest.CaptureFixture[str], place: Path) -> None:
+    sides = {name: [{"role": "user", "content": "r"}, {"role": "assistant", "content": name}] for name in ("chosen", "rejected")}
+    put(place / "chosen.jsonl", [sides, {name: [turns[0] | {"content": "b"}, turns[1]] for name, turns in sides.items()}])
+    put(place / "texts.jsonl", [{"prompt": f"{n}", "completion": "a", "label": n % 2 == 0} for n in range(30)])
     base, chat = words("generate runs/done --prompt a --chat"), words("train sft --data.paths chat.jsonl --init runs/done --name")
     cases = {
         "no template": (base, "runs/done: no chat template; put"),
         "beginning": ([*base, "--begin"], "--begin True: --chat takes prompts as turns of the user"),
         "choices": ([*base, "--choices", "b"], "--choices .*: --chat takes prompts as turns"),
+        "no template for preferences": (
+            words("train dpo --data.paths chosen.jsonl --init runs/done --name x"),
+            "runs/done: no chat template; .* train with --chat.template builtin",
+        ),
+        "a template for texts": (
+            words("train kto --data.paths texts.jsonl --init runs/done --name x --chat.template builtin"),
+            "--chat.template builtin: the data has no messages, and plain texts are not rendered; remove it",
+        ),
         "no template to learn": ([*chat, "x"], "runs/done: no chat template; .* train with --chat.template builtin"),
         "no file": (
             [*chat, "x", "--chat.template", "a.jinja"],

@@ -11,7 +11,7 @@ from train.config import run_config
 from train.data import labelled_reader
 from train.data.example_types import Example
 from train.data.text_files import Document
-from train.inputs.example_inputs import ExampleInputs, with_run_template
+from train.inputs.example_inputs import ExampleInputs, template_choice, with_run_template
 from train.rows.feedback.preference_rows import Limits, layout_of
 from train.rows.mixture import Component, Mixture
 from train.rows.row_source import SampledRows, digest_of
@@ -116,7 +116,7 @@ class CompletionInputs(ExampleInputs[HeldOut]):
         size = f"{len(rows):,} {self.NOUN}, {short_number(rows.text_size)} tokens in all completions and their prompts"
         facts = {"data": f"{', '.join(run.data.paths)}: {size}", "held out": f"{len(held_out):,} {self.NOUN}"}
         if has_conversations(rows.examples):
-            facts["chat template"] = run.options.chat.template or "the tokenizer's own"
+            facts["chat template"] = template_choice(run) or "the tokenizer's own"
         if self.left_out:
             facts["left out"] = f"{len(self.left_out):,} bad or long {self.NOUN}; the first: {self.left_out[0]}"
         return {**facts, "seen": f"{run.steps:,} steps of {run.data.batch}, {epochs:.3g} epochs"}

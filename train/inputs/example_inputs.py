@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from train.config import run_config
+from train.config.option_groups import ChatRendering
 from train.data.dialogues import texts_of
 from train.data.example_types import Dialogue, Pair
 from train.rows.lm_rows import csr_offsets
@@ -103,14 +104,14 @@ def with_run_template(run: run_config.Run, tokenizer: Tokenizer, *, conversation
     Raises:
         BadInput: a chat template for data without messages, or one that cannot be read.
     """
-    choice = run.options.chat.template
-    require(
-        conversations or not choice,
-        "chat.template",
-        choice,
-        "the data has no messages, and plain texts are not rendered; remove it",
-    )
+    choice, fix = template_choice(run), "the data has no messages, and plain texts are not rendered; remove it"
+    require(conversations or not choice, "chat.template", choice, fix)
     return with_template(tokenizer, choice)
+
+
+def template_choice(run: run_config.Run) -> str:
+    """Return the value of --chat.template; "" for an objective of a plug-in that does not have the option."""
+    return getattr(run.options, "chat", ChatRendering()).template
 
 
 def token_sizes(run: run_config.Run, tokenizer: Tokenizer) -> Int64[np.ndarray, " V"]:
