@@ -20,7 +20,7 @@ from zoo.cli import main
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]
 
-HIDDEN = ("recipe", "exported", "sequence")
+HIDDEN = ("recipe", "exported", "sequence", "extended_from")
 """Fields of a run that are no options."""
 
 

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from train.rollouts.batch_feed import FeedSource
 from train.rows.batches import Batches
 from train.rows.row_source import RowSource, ordered
 from train.rows.text_counts import TextCounts
-from train.run import metric_definitions, metrics_file, trackers
+from train.run import extension, metric_definitions, metrics_file, trackers
 from train.run.console import Console
 from train.run.costs import COUNTS
 from train.run.item_outcomes import HELD_OUT, write_outcomes
@@ -96,6 +96,7 @@ def _run(
     folder, process = RunDir.of(run), jax.process_index()
     # A run that began on CPU and is resumed on an accelerator keeps its precision.
     run = run_inputs.resolve_config(dataclasses.replace(run, precision=resolve_precision(run.precision)), folder)
+    run = extension.with_earlier_steps(run, folder)
     mesh = device_mesh.make_mesh(run.mesh)
     device_mesh.check(run, mesh)
     check_same_run(folder, run)
@@ -134,8 +135,11 @@ def _run(
         checkpoints = Checkpoints(folder.checkpoints, run.checkpoint.keep, notify=console.notice, on_commit=uploads.commit)
         best = stack.enter_context(best_checkpoint.BestCheckpoint(run, folder, notify=console.notice))
         latest = checkpoints.latest()
-        ended = latest is not None and bool(checkpoints.meta(latest).get("ended"))
-        trained = latest == run.steps or ended or best.exhausted(latest)
+        newest = {} if latest is None else checkpoints.meta(latest)
+        # Why the run ended before its last step.
+        ended = newest.get("ended") or best.exhausted(latest)
+        extension.check_continues(run, folder, newest, ended)
+        trained = latest == run.steps or bool(ended)
         # A run that was killed between its score and its samples is scored again, and then writes its samples and its report.
         reported = folder.report.exists() or folder.samples.exists() or not run.log.samples
         if folder.scores.exists() and trained and reported:
@@ -171,6 +175,7 @@ def _run(
                 console.notice(f"{folder.path}: a run of another configuration left no checkpoint here; this one takes its place")
             # Write the configuration first, so that after a kill no other run can take over the tokenizer.
             folder.write_config(run)
+            extension.begin_extension(run, folder, {} if restored is None else restored[1], done, notify=console.notice)
             confirm_own(folder.path, notify=console.notice)
             folder.tokenizer.mkdir(exist_ok=True)
             data.tokenizer.save(folder.tokenizer)
@@ -267,7 +272,7 @@ def _run(
         fault_point("train.compile")
         # A run that stopped early and was killed before its score has no step left.
         step, signalled, exhausted = first, False, "" if restored is None else restored[1].get("ended", "")
-        stopping = bool(exhausted) or best.exhausted(first)
+        stopping = bool(exhausted) or bool(best.exhausted(first))
 
         def validated() -> Any:
             with recorder.pause("validating"):
@@ -310,7 +315,7 @@ def _run(
                     score = validated()
                     with recorder.pause("saving"):
                         best.save_if_best(engine.get(state), score, metadata)
-                    stopping = stopping or best.exhausted(step)
+                    stopping = stopping or bool(best.exhausted(step))
                 if recorder.due(run.checkpoint.every) or stopping:
                     with recorder.pause("saving"):
                         fault_point("train.save")
@@ -334,8 +339,7 @@ def _run(
             return 128 + signal_number
 
         if step < run.steps:
-            reason = exhausted or f"no improvement in {run.selection.patience} validations"
-            console.notice(f"ended at step {step} of {run.steps}: {reason}")
+            console.notice(f"ended at step {step} of {run.steps}: {exhausted or best.exhausted(step)}")
 
         # --- Score ---
         console.doing("scoring the held-out data")
@@ -361,7 +365,8 @@ def _run(
             on_end(folder.path)
         for line in metric_definitions.notices(score.record()):
             console.notice(line)
-        if process == 0 and (change := _change(metrics_file.read_rows(folder.metrics), run)):
+        rows = metrics_file.read_rows(folder.metrics) if process == 0 else []
+        if change := metric_definitions.validation_change(rows, run.selection.metric):
             console.sample(change)
         console.finish(f"{_result(score.record(), run)}  {folder.report}")
     return 0
@@ -388,15 +393,6 @@ def _profile(run: run_config.Run, folder: RunDir):
                 jax.profiler.stop_trace()
 
     yield after
-
-
-def _change(rows: Sequence[Mapping[str, Any]], run: run_config.Run) -> str:
-    """Return the validations before the first and after the last step as text; "" for a run that began with fresh parameters."""
-    valid = [row for row in rows if row["kind"] == "valid"]
-    if not valid or valid[0]["step"] != 0:
-        return ""
-    first, last = (metric_definitions.summary(row, 1, run.selection.metric) for row in (valid[0], valid[-1]))
-    return f"validation: {first} before the first step, {last} after step {valid[-1]['step']}"
 
 
 def _result(score: dict[str, float], run: run_config.Run) -> str:

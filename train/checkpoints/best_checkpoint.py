@@ -95,14 +95,15 @@ class BestCheckpoint:
         if self._run.selection.best:
             self._checkpoints.wait()
 
-    def exhausted(self, step: int | None) -> bool:
-        """Return whether, at a step, the last `selection.patience` validations were no better than the best."""
+    def exhausted(self, step: int | None) -> str:
+        """Return why training ends at a step: no improvement in `selection.patience` validations; "" = it continues."""
         selection, every = self._run.selection, self._run.log.validate_every
         if not selection.patience or not every or step is None:
-            return False
+            return ""
         self._checkpoints.wait()
         best = self._best()
-        return best is not None and (step - best[0]) // every >= selection.patience
+        is_exhausted = best is not None and (step - best[0]) // every >= selection.patience
+        return f"no improvement in {selection.patience} validations" if is_exhausted else ""
 
     def params(self, state: Any, abstract: Any) -> tuple[Any, int]:
         """Return (parameters, step) of the best validation, or of `state`; `abstract` has the parameters' shardings."""

@@ -15,7 +15,8 @@ def check_identity(checkpoint: Path, meta: Mapping[str, Any], run: Run) -> None:
     Args:
         checkpoint: its folder, for the message.
         meta: the JSON that was saved beside its arrays.
-        run: the configuration now. Fields newer than the checkpoint are not compared.
+        run: the configuration now. Fields newer than the checkpoint are not compared, and a checkpoint may be from before the
+            run was extended.
 
     Raises:
         BadInput: names every field that differs.
@@ -24,6 +25,8 @@ def check_identity(checkpoint: Path, meta: Mapping[str, Any], run: Run) -> None:
     from train.checkpoints.manifest import compare
 
     saved, current = meta.get("config", {}), identity(run)
+    if saved.get("steps") in run.extended_from:
+        current["steps"] = saved["steps"]
     if changed := compare(saved, {key: value for key, value in current.items() if key in saved}):
         fix = "put back the checkpoint and the config.json that belong together"
         raise BadInput(f"{checkpoint}: saved by a run of another configuration: {'; '.join(changed)}; {fix}")

@@ -207,6 +207,8 @@ class TrainingMachine(Machine):
     """N: after a local process died or was stuck, start all of them again from the newest checkpoint, up to N times. N:fewer:
     after N restarts, continue in the next smaller number of processes over whose devices the batch and the mesh divide, with N
     restarts again, down to one process. 0:fewer: do so after the first failure."""
+    extend: bool = False
+    """Continue a finished run with more --steps, from its last checkpoint; the results of the shorter run are replaced."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -258,6 +260,8 @@ class Run(Generic[Model, Options, DataOptions]):
     set take the adapter's values."""
     steps: int = 1000
     """Number of training steps."""
+    extended_from: Annotated[tuple[int, ...], tyro.conf.Suppress] = ()
+    """Numbers of steps that the run had before each --extend."""
     seed: int = 0
     """Seed of the initial parameters, the order of the data, masks and dropout."""
     accumulate: int = 1

@@ -6,7 +6,7 @@ Two scores with different counts were measured on different data.
 
 import dataclasses
 import difflib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Literal
 
 from zoo.errors import BadInput
@@ -205,3 +205,17 @@ def summary(score: Mapping[str, Any], count: int = 2, selected: str = "") -> str
             text += f" ({reference.label} {reference.show(score[metric.reference])})"
         texts.append(text)
     return ", ".join(texts)
+
+
+def validation_change(rows: Iterable[Mapping[str, Any]], selected: str = "") -> str:
+    """Return the validations before the first and after the last step as text; "" for a run that began with fresh parameters.
+
+    Args:
+        rows: the rows of metrics.jsonl.
+        selected: as for `leading_metrics`.
+    """
+    valid = [row for row in rows if row["kind"] == "valid"]
+    if not valid or valid[0]["step"] != 0:
+        return ""
+    first, last = (summary(row, 1, selected) for row in (valid[0], valid[-1]))
+    return f"validation: {first} before the first step, {last} after step {valid[-1]['step']}"

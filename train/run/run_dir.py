@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import IO, Any
 
 from train.config.from_json import CORRECT, from_json, inner_key
-from train.config.objectives import find_options
+from train.config.objectives import RolloutOptions, find_options
 from train.config.run_config import Run
 from train.config.run_plugins import references, used_plugins
 from zoo import configs, object_store, plugins, trust
 from zoo.configs import Objective
-from zoo.errors import BadInput, cannot_write
+from zoo.errors import BadInput, cannot_write, require
 from zoo.fault_points import fault_point
 from zoo.file_access import LARGEST_JSON, open_new, read_regular, read_regular_text, refuse_links_out
 from zoo.hf import config_json
@@ -35,6 +35,7 @@ MAY_CHANGE = (
     "accumulate",
     "loss_chunk",
     "max_skipped",
+    "extended_from",
     "checkpoint",
     "log",
     "model.compute",
@@ -44,7 +45,8 @@ MAY_CHANGE = (
 """Fields that a resumed run may change: where and how it is computed, saved and reported.
 
 None of them changes the sequence of samples or the mathematics of a step; the last one decides whether a response that a reward
-model cannot read ends the run. A change of any other field (also of `steps`, on which the schedule depends) makes it another run.
+model cannot read ends the run. A change of any other field makes it another run; `steps`, on which the schedule depends, may only
+grow, with --extend.
 """
 
 
@@ -281,20 +283,41 @@ def _option_text(value: Any) -> str:
 
 
 def check_same_run(folder: RunDir, run: Run, undecided: Collection[str] = ()) -> None:
-    """Refuse a folder that has the results of a run of another configuration.
+    """Refuse a folder that has the results of a run of another configuration. With --extend, `steps` may be larger than there.
 
     Args:
         undecided: dotted keys that are not compared, because the run has no final value for them yet.
 
     Raises:
-        BadInput: names every field that differs.
+        BadInput: names every field that differs; or there is no finished run to extend, or it has more steps.
     """
+    extend = run.machine.extend
     if folder.has_results and folder.config.exists():
         old = read_config(folder.path, compute=False)
-        changed = [line for line in differences(old, run) if line.partition(":")[0] not in undecided]
+        ignored = {*undecided, "steps"} if extend else undecided
+        changed = [line for line in differences(old, run) if line.partition(":")[0] not in ignored]
         if changed:
             fix = f"choose another --name (--init {folder.path} begins with the parameters of this run), or these values"
+            if run.steps > old.steps and len(changed) == 1 and changed[0].startswith("steps:"):
+                fix = f"--extend continues it to {run.steps:,} steps; or {fix}"
             raise BadInput(f"{folder.path} holds another run: {'; '.join(changed)}; {fix}")
+        if extend:
+            _check_extension(folder, old, run)
+    elif extend:
+        raise BadInput(f"--extend: {folder.path} holds no run with a checkpoint; leave the option out to start one")
+
+
+def _check_extension(folder: RunDir, old: Run, run: Run) -> None:
+    """Refuse to extend a run that is not finished, or to fewer steps. An extension that has begun has the steps of `run`."""
+    fix = f"{folder.path} has {old.steps:,} steps, and --extend adds some; choose more"
+    require(run.steps >= old.steps, "steps", run.steps, fix)
+    if run.steps > old.steps and not folder.scores.exists():
+        fix = f"finish it first, by the same command with --steps {old.steps} and without --extend"
+        raise BadInput(f"--extend: {folder.path} has not finished its {old.steps:,} steps; {fix}")
+    if isinstance(run.options, RolloutOptions) and run.steps > old.steps:
+        period = run.options.rollout.steps
+        fix = f"its {old.steps:,} steps end within a rollout of {period} steps, of which the rest is lost; leave the option out"
+        require(old.steps % period == 0, "extend", "", fix)
 
 
 def check_unlocked(folder: Path) -> None:

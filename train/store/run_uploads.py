@@ -160,7 +160,7 @@ class RunUploads(Uploads):
             raise BadInput(f"{self._store.uri}: {host} has begun to train this run as well; stop one of the two")
 
     def _upload_files(self, sizes: dict[str, int]) -> None:
-        """Upload the files beside the steps that have changed, and delete the logs of a run that was replaced."""
+        """Upload changed files beside the steps; delete logs of a run that was replaced, and scores of one that was extended."""
         files = run_layout.run_files(self._folder)
         for key, file in files.items():
             with contextlib.suppress(FileNotFoundError):  # It was replaced or removed in the meantime.
@@ -174,7 +174,7 @@ class RunUploads(Uploads):
                     state = _state(file) if key in run_results.MERGED_RESULTS else state
                 self._uploaded[key] = state
         for key in run_layout.run_keys(sizes):
-            if key not in files and run_layout.LOGS.fullmatch(key):
+            if key not in files and (key in run_layout.EXTENDED or run_layout.LOGS.fullmatch(key)):
                 self._store.delete(key)
 
     def _upload_newest(self, folder: str, sizes: dict[str, int]) -> None:

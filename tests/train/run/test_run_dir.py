@@ -233,6 +233,7 @@ MAY_CHANGE = {
     "max_skipped": 3,
     "mesh": Mesh(fsdp=4),
     "machine": TrainingMachine(devices=8, processes=2),
+    "extended_from": (5,),
     "log": Log(every=1, ledger=True),
     "checkpoint": Checkpoint(every=7),
     "model": dataclasses.replace(NANO, compute=configs.Compute(remat="full", unroll=2)),
