@@ -121,5 +121,19 @@ def folder_of(name: str) -> Path:
     path = Path(name)
     if path.is_dir():
         return path
-    problem = "not a folder" if os.path.lexists(path) else "no such folder"
-    raise BadInput(f"{name}: {problem}; name a run, a folder of published weights, or {PREFIX}ID for a model of the hub")
+    check_not_file(name)
+    raise BadInput(f"{name}: no such folder; name a run, a folder of published weights, or {PREFIX}ID for a model of the hub")
+
+
+def check_not_file(name: str) -> None:
+    """Refuse a file where the folder of a model is to be named.
+
+    Raises:
+        BadInput: names the folder of the file if that has the files of a model.
+    """
+    path = Path(name)
+    if os.path.lexists(path) and not path.is_dir():
+        fix = f"name a run, a folder of published weights, or {PREFIX}ID for a model of the hub"
+        if (path.parent / "config.json").is_file():
+            fix = f"name the folder that it is in: {path.parent if path.name != str(path) else path.parent.resolve()}"
+        raise BadInput(f"{name}: not a folder; {fix}")

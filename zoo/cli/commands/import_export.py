@@ -6,6 +6,7 @@ from typing import Annotated
 from zoo.cli import early_checks
 from zoo.cli.command_setup import prepare_process, require_one_process
 from zoo.cli.option_parser import parse
+from zoo.hf import hub
 
 
 def import_weights(args: list[str]) -> int:
@@ -31,6 +32,7 @@ def import_weights(args: list[str]) -> int:
 
     options = parse(Import, args=args, prog="zoo import")
     require_one_process(options.machine)
+    hub.check_not_file(options.where)
     if (code := prepare_process(options.machine, ["import", *args])) is not None:
         return code
     from train.weights import import_export
