@@ -65,7 +65,7 @@ def read(names: Sequence[str], settings: Settings) -> list[Pair | Dialogue]:
         pairs = labelled_reader.read_examples("text_to_text", tuple(names), Data(), options)[0]
         return tasks.first(pairs, settings.limit)  # pyright: ignore[reportReturnType]
     require(len(names) == 2, "files", " ".join(names), "give two parallel files, SOURCE TARGET, or tables")
-    return tasks.first(list(parallel(names[:1], names[1:], options)), settings.limit)
+    return tasks.first(list(parallel(names[:1], names[1:], options, "--files")), settings.limit)
 
 
 def score(subject: Loaded, items: list[Pair | Dialogue], settings: Settings, progress: Progress) -> Result:

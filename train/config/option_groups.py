@@ -142,8 +142,11 @@ class Pairs:
     def __post_init__(self) -> None:
         for source, target in (("source", "target"), ("valid_source", "valid_target")):
             sources, targets = getattr(self, source), getattr(self, target)
-            option = f"--pairs.{source.replace('_', '-')}"
-            fix = f"there are {len(sources)} files in {option}; give one for each"
+            missing = target if sources else source
+            fix = f"a pair has two sides; name the files of the other one with --pairs.{missing.replace('_', '-')}"
+            require(bool(sources) == bool(targets), f"pairs.{source if sources else target}", " ".join(sources or targets), fix)
+            count = f"{len(targets)} file{'s' * (len(targets) > 1)} for the {len(sources)} of --pairs.{source.replace('_', '-')}"
+            fix = f"{count}; name one for each, in the same order"
             require(len(sources) == len(targets), f"pairs.{target}", " ".join(targets), fix)
         needed = bool(self.source) or not self.valid_source
         require(needed, "pairs.valid_source", " ".join(self.valid_source), "it needs --pairs.source; give both options")

@@ -139,7 +139,7 @@ def split(run: run_config.Run) -> tuple[list[Pair | Dialogue], list[Pair | Dialo
         return labelled_reader.split_halves(training, run.data.valid_fraction)
     if both := {Path(file).resolve() for file in files.source} & {Path(file).resolve() for file in files.valid_source}:
         raise BadInput(f"--pairs.valid-source {min(both)}: it is also in --pairs.source; hold out pairs that are not trained on")
-    return training, list(parallel(files.valid_source, files.valid_target, options))
+    return training, list(parallel(files.valid_source, files.valid_target, options, "--pairs.valid-source"))
 
 
 def _rendered(examples: Sequence[Pair | Dialogue], run: run_config.Run, tokenizer: Tokenizer) -> list[Pair]:
@@ -148,8 +148,13 @@ def _rendered(examples: Sequence[Pair | Dialogue], run: run_config.Run, tokenize
     return rendered_pairs(examples, tokenizer, template, run.options.chat.turns)
 
 
-def parallel(sources: Sequence[str], targets: Sequence[str], options: ExampleFileOptions) -> Iterator[Pair]:
+def parallel(
+    sources: Sequence[str], targets: Sequence[str], options: ExampleFileOptions, option: str = "--pairs.source"
+) -> Iterator[Pair]:
     """Yield the pairs of parallel files, one per line.
+
+    Args:
+        option: the option that names the sources.
 
     Raises:
         BadInput: the files differ in their number of lines, or a line is empty.
@@ -158,11 +163,11 @@ def parallel(sources: Sequence[str], targets: Sequence[str], options: ExampleFil
         texts = [[text.rstrip("\r\n") for _, text in lines(Path(file), options.encoding, TO_UTF8)] for file in (source, target)]
         num_source, num_target = map(len, texts)
         if num_source != num_target:
-            raise BadInput(
-                f"{source} has {num_source:,} lines and {target} {num_target:,}; a pair is the same line of both: fix one"
-            )
+            what = f"it has {num_source:,} lines, and its target {target} has {num_target:,}"
+            fix = "a pair is the same line of both; add or remove lines, or name the files that belong together"
+            raise BadInput(f"{option} {source}: {what}; {fix}")
         if not num_source:
-            raise BadInput(f"{source}: holds no pairs")
+            raise BadInput(f"{option} {source}: holds no pairs; write some, or leave out both files")
         for number, (first, second) in enumerate(zip(*texts, strict=True), 1):
             origin = target if first.strip() and not second.strip() else source
             yield labelled_reader.pair(f"{origin}:{number}", first, second)

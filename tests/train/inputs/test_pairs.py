@@ -208,12 +208,17 @@ def refused(asked: Any, folder: Path) -> str:
 BAD: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "an empty source": ({"english": ["a", " ", "b"]}, {}, "{0}/train.en:2: the source is empty; write some text"),
     "an empty target": ({"german": ["a", "b", ""]}, {}, "{0}/train.de:3: the target is empty; write some text"),
-    "nothing": ({"english": [], "german": []}, {}, "{0}/train.en: holds no pairs"),
+    "nothing": ({"english": [], "german": []}, {}, "--pairs.source {0}/train.en: holds no pairs; write some"),
     "a long source": ({"english": ["a", "b" * 40, "c"]}, {}, "{0}/train.en:2: a source of 42 tokens, and a row has 32; choose"),
     "a long target": (
         {"german": ["a", "b" * 40, "c"]},
         {"data": PairData(length=64, target_length=16, batch=4)},
         "{0}/train.en:2: a target of 42 tokens, and a row has 16; choose a longer --data.target-length",
+    ),
+    "fewer targets": (
+        {"english": ["a", "b", "c"], "german": ["a", "b"]},
+        {},
+        "--pairs.source {0}/train.en: it has 3 lines, and its target {0}/train.de has 2; a pair is the same line of both; add or",
     ),
     "a table too": (
         {},
@@ -245,6 +250,15 @@ def test_long_pairs_are_cut_on_request(tmp_path: Path):
 def test_files_that_do_not_go_together_are_refused(tmp_path: Path):
     with pytest.raises(BadInput, match=r"^--pairs\.valid-source a: it needs --pairs\.source"):
         Pairs(valid_source=("a",), valid_target=("c",))
+    sides = {
+        r"^--pairs\.source a: a pair has two sides; name the files of the other one with --pairs\.target$": {"source": ("a",)},
+        r"^--pairs\.target a: a pair has two sides; .* with --pairs\.source$": {"target": ("a",)},
+        r"^--pairs\.valid-target a: .* with --pairs\.valid-source$": {"valid_target": ("a",)},
+        r"^--pairs\.target c: 1 file for the 2 of --pairs\.source; name one for each": {"source": ("a", "b"), "target": ("c",)},
+    }
+    for message, names in sides.items():
+        with pytest.raises(BadInput, match=message):
+            Pairs(**names)
     pairs, decoder = files(tmp_path), dataclasses.replace(T5, architecture="decoder")
     both = dataclasses.replace(pairs, valid_source=pairs.source, valid_target=pairs.target)
     assert refused(run(pairs=both), tmp_path).startswith(f"--pairs.valid-source {tmp_path}/train.en: it is also in")
