@@ -85,6 +85,13 @@ NAMED: list[tuple[Sequence[str], dict[str, Any], tuple[str, ...]]] = [
 REFUSED: list[tuple[Any, dict[str, Any], str]] = [
     (NUMBERS, {"regression": True, "labels": ("a", "b")}, r"^--model\.labels a b: .*name one, or remove --labelled\.reg"),
     (["yes"] * 9, {}, r"^--data\.paths: every example has the label yes"),
+    (["yes", "no"], {}, r"^--data\.paths: every training example has the label yes, and no is only among the held-out ones"),
+    (
+        ["yes"] * 2 + ["no"],
+        {},
+        r" ones \(.*a\.tsv:4\); add or reorder rows, choose a smaller --data\.valid-fraction, or name other",
+    ),
+    (["yes"] * 4 + ["no"], {}, r"^--data\.paths: every training example has the label yes"),
     # A class that the training half does not have.
     ([*"abababab", "a", "z"], {}, r"a\.tsv:11: label z is none of the 2 that the model learns \(a, b\)"),
     (TEXTS, {}, r"^--labelled\.label: 54 classes in 54 examples, such as .*; name the column"),
