@@ -197,7 +197,8 @@ def no_head(name: str, task: str, *, generates: bool) -> BadInput:
     """Return the error for a model that predicts no labels."""
     if generates:
         return text_model_error(name)
-    return BadInput(f"{name}: its task is {task}, without labels; fine-tune it first (zoo train finetune-...)")
+    fix = f"fine-tune it first, as by `zoo train finetune-classification --init {name} --data.paths ...`"
+    return BadInput(f"{name}: its task is {task}, without labels; {fix}")
 
 
 def _check(

@@ -66,7 +66,8 @@ def score(subject: Loaded, examples: Sequence[Preference], settings: Settings, p
     else:
         name = f"a {subject.model.family} for the task {subject.model.task}"
         what = f"{name} is neither a reward model nor a left-to-right language model"
-        raise BadInput(f"--task preferences: {what}; make it a reward model with `zoo train reward-model --init {subject.where}`")
+        fix = f"make it a reward model with `zoo train reward-model --init {subject.where} --data.paths ...`"
+        raise BadInput(f"--task preferences: {what}; {fix}")
     difference = values[:, 0] - values[:, 1]
     right = difference > 0
     accuracy, error = mean_and_error(right.astype(np.float64).tolist())

@@ -38,7 +38,7 @@ def import_weights(where: str, *, out: str, name: str, explain: bool, mesh: run_
     """
     folder = Path(where) if Path(where).is_dir() else hub.fetch(where)
     if is_run(folder):
-        raise BadInput(f"{where}: a run, not published weights; `zoo export` converts it to a published folder")
+        raise BadInput(f"{where}: a run, not published weights; `zoo export {where} DIR` converts it to a published folder")
     if explain:
         _explain(published_weights.read_config(folder)[0])
         return 0

@@ -62,7 +62,7 @@ def as_score(model: Any) -> Any:
 
 def text_model_error(name: str) -> BadInput:
     """Return the error for a model that generates text where one that predicts labels is needed."""
-    return BadInput(f"{name}: this model writes text; use it with `zoo generate`")
+    return BadInput(f"{name}: this model writes text; use it with `zoo generate {name} --prompt ...`")
 
 
 def with_head(head: Any, init: str) -> Any:

@@ -44,7 +44,7 @@ def read_scale(folder: Path, step: int | None) -> RewardScale:
     file = folder / FILE
     if not file.exists():
         return RewardScale()
-    fix = "remove it, or normalize again with `zoo eval --task rewards:normalize`"
+    fix = f"remove it, or normalize again with `zoo eval {folder} --task rewards:normalize --files ...`"
     try:
         scale = RewardScale(**json.loads(read_regular_text(file)))
         valid = all(type(value) is float and math.isfinite(value) for value in (scale.gain, scale.bias))

@@ -323,7 +323,7 @@ WRONG = {
     "span x": "--context is missing: give the text in which the answer is",
     "choice x --options y": "--options: name 2 or more options",
     "masked x": "masked: its task is masked, without labels; fine-tune it first",
-    "gpt x": "gpt: this model writes text; use it with `zoo generate`",
+    "gpt x": "gpt: this model writes text; use it with `zoo generate gpt --prompt ...`",
 }
 
 
