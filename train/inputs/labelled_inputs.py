@@ -169,7 +169,10 @@ def resolve_config(run: run_config.Run, folder: RunDir) -> run_config.Run:
         if not chosen:
             _check_label_count(labels, _split(run)[0])
         if len(labels) == 1:
-            raise _single_label(labels[0], _split(run)[1], "held-out")
+            others = _split(run)[1]
+            # One document is held out at least.
+            smaller = "choose a smaller --data.valid-fraction, " * (not run.data.valid_paths and len(others) > 1)
+            raise _single_label(labels[0], others, "held-out", f"{smaller}or hold out other files with --data.valid-paths")
     return dataclasses.replace(run, model=dataclasses.replace(run.model, labels=labels, multi_label=multi_label))
 
 
@@ -191,7 +194,7 @@ def read(run: run_config.Run, folder: RunDir, cache: Path, *, quiet: bool = Fals
     if run.data.validation_share:
         training, selected = labelled_reader.split_evenly_spaced(training, run.data.validation_share)
         if run.model.task in LABELLED and not any(outputs(run)) and len(single := labels_of(training)) == 1:
-            raise _single_label(single[0], selected, "--data.validation-share")
+            raise _single_label(single[0], selected, "validation", "or choose --data.validation-share 0")
     rows = _with_class_weights(rows_of(training, run, tokenizer), run)
     named = [Document(example.origin, "") for example in rows.examples]
     component = Component(", ".join(run.data.paths), 1.0, named, rows)
@@ -282,19 +285,18 @@ def outputs(run: run_config.Run) -> tuple[bool, bool]:
     return run.options.labelled.regression, run.options.labelled.multi_label
 
 
-def _single_label(label: str, others: Iterable[Example], half: str) -> BadInput:
+def _single_label(label: str, others: Iterable[Example], half: str, fix: str) -> BadInput:
     """Return the error for training examples that all have one label.
 
     Args:
         others: examples that are not trained on, which may have other labels.
         half: what they are.
+        fix: what helps beside more rows if they have.
     """
     for example in others:
         if other := next((name for name in labels_of_example(example) if name != label), None):
-            share = "a smaller --data.validation-share" if half.startswith("--") else "a smaller --data.valid-fraction"
             what = f"every training example has the label {label}, and {other} is only among the {half} ones ({example.origin})"
-            fix = f"add or reorder rows, choose {share}, or name other files to hold out with --data.valid-paths"
-            return BadInput(f"--data.paths: {what}; {fix}")
+            return BadInput(f"--data.paths: {what}; add or reorder rows, {fix}")
     return BadInput(f"--data.paths: every example has the label {label}; use data with 2 labels or more")
 
 

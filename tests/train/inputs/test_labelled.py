@@ -89,9 +89,13 @@ REFUSED: list[tuple[Any, dict[str, Any], str]] = [
     (
         ["yes"] * 2 + ["no"],
         {},
-        r" ones \(.*a\.tsv:4\); add or reorder rows, choose a smaller --data\.valid-fraction, or name other",
+        r" ones \(.*a\.tsv:4\); add or reorder rows, or hold out other files with --data\.valid-paths$",
     ),
-    (["yes"] * 4 + ["no"], {}, r"^--data\.paths: every training example has the label yes"),
+    (
+        ["yes"] * 20 + ["no"] * 2,
+        {},
+        r"every training example has the label yes, .*rows, choose a smaller --data\.valid-fraction, or",
+    ),
     # A class that the training half does not have.
     ([*"abababab", "a", "z"], {}, r"a\.tsv:11: label z is none of the 2 that the model learns \(a, b\)"),
     (TEXTS, {}, r"^--labelled\.label: 54 classes in 54 examples, such as .*; name the column"),
@@ -118,6 +122,16 @@ def test_labels_that_cannot_be_learned_are_refused(
     cfg = on(put(tmp_path / "a.jsonl", labels) if labels is LISTS else table(tmp_path, *labels), **options)
     with pytest.raises(BadInput, match=message):
         read(cfg, words, tmp_path)
+
+
+def test_a_label_that_is_only_among_the_validation_examples_is_named(tmp_path: Path, words: Path) -> None:
+    file = table(tmp_path, "yes", "no", "yes")
+    data = LabelledData(paths=(str(file),), length=24, batch=8, validation_share=0.1)
+    with pytest.raises(
+        BadInput, match=r"no is only among the validation ones \(.*:3\); .* or choose --data\.validation-share 0$"
+    ):
+        read(on(file, data=data), words, tmp_path)
+    read(on(file, data=dataclasses.replace(data, validation_share=0.0)), words, tmp_path)
 
 
 @pytest.mark.parametrize("goal", TASKS)
