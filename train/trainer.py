@@ -30,6 +30,7 @@ from train.run.costs import COUNTS
 from train.run.item_outcomes import HELD_OUT, write_outcomes
 from train.run.matmul_rate import PeakRate
 from train.run.metric_logger import MetricLogger
+from train.run.result_files import read_result
 from train.run.run_dir import RunDir, check_same_run, confirm_own, identity, plugin_notices, remove_stale_files, write_json
 from train.run.stop_signals import StopSignals
 from train.store.run_uploads import uploads_of
@@ -38,8 +39,6 @@ from train.weights.generation_settings import keep_generation
 from zoo import models
 from zoo.errors import BadInput
 from zoo.fault_points import fault_point
-from zoo.file_access import LARGEST_JSON
-from zoo.hf.config_json import read_json
 from zoo.models import Model
 from zoo.precision import DTYPES, resolve_precision
 from zoo.runtime import hang_watch, jax_setup
@@ -145,7 +144,7 @@ def _run(
         if folder.scores.exists() and trained and reported:
             if process == 0 and not folder.report.exists():
                 on_end(folder.path)
-            result = _result(read_json(folder.scores, LARGEST_JSON), run)
+            result = _result(read_result(folder.scores), run)
             console.finish(f"{folder.path} is finished: {result}. Choose another --name")
             return 0
         stack.enter_context(checkpoints)

@@ -19,12 +19,12 @@ from train.engine import device_mesh
 from train.run.item_outcomes import write_outcomes
 from train.run.metric_definitions import notices
 from train.run.progress_bar import ProgressBar
+from train.run.result_files import read_result
 from train.run.run_dir import RunDir, is_run, write_json
 from train.weights.load import load
 from train.weights.reward_scale import write_scale
 from zoo import plugins
 from zoo.errors import BadInput, printable, printable_lines, require
-from zoo.file_access import read_regular_text
 from zoo.precision import resolve_dtype
 
 NOT_ITEMS = ("argument", "batch", "dtype", "length", "stride", "words", "prefix", "orders")
@@ -167,13 +167,7 @@ def _previous_results(run: Path) -> dict[str, Any]:
     path = RunDir(run).evaluations
     if not os.access(run, os.W_OK):
         raise BadInput(f"{run}: cannot be written, so the result cannot be stored there; make it writable")
-    try:
-        results = json.loads(read_regular_text(path)) if path.exists() else {}
-    except (OSError, ValueError, RecursionError) as error:
-        raise BadInput(f"{path}: invalid JSON ({error}); fix or remove it") from None
-    if not isinstance(results, dict):
-        raise BadInput(f"{path}: not an object of results; fix or remove it")
-    return results
+    return read_result(path) or {}
 
 
 def _is_table(rows: Any) -> bool:

@@ -2,8 +2,6 @@
 
 import dataclasses
 import functools
-import json
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,11 +15,12 @@ from train.run import metric_definitions
 from train.run.console import short_number
 from train.run.costs import Costs, read_costs
 from train.run.metrics_file import read_rows, read_starts
+from train.run.result_files import read_result
 from train.run.run_dir import RunDir, read_config
 from train.weights.lineage import Parent, seeds_of, total_costs
 from zoo.errors import BadInput
-from zoo.file_access import read_regular_text
 from zoo.hf import hub
+from zoo.json_shapes import is_usable_number
 from zoo.models import parameter_count
 
 SLACK = 0.01
@@ -126,10 +125,11 @@ def read_run(path: str | Path) -> FinishedRun:
     costs = read_costs(folder, last, meta)
     if costs["tokens"] is None:
         raise BadInput(f"{folder.metrics}: no row of the training; restore the file")
+    scores = read_result(folder.scores, "score the run again")
     return FinishedRun(
         path=folder.path,
         run=run,
-        scores=_scores(folder.scores),
+        scores={name: value for name, value in scores.items() if is_usable_number(value)},
         held_out=held_out,
         targets=targets,
         tokenizer=tokenizer,
@@ -208,20 +208,6 @@ def format_scientific(number: float) -> str:
 def _provenance(folder: RunDir) -> dict[str, Any]:
     starts = read_starts(folder)
     return {**starts[-1].get("provenance", {}), "versions": starts[-1].get("versions", {})} if starts else {}
-
-
-def _scores(path: Path) -> dict[str, float | int]:
-    try:
-        content = json.loads(read_regular_text(path))
-    except (OSError, ValueError, RecursionError) as error:
-        raise BadInput(f"{path} is invalid JSON ({error}); score the run again") from None
-    if not isinstance(content, dict):
-        raise BadInput(f"{path} is not an object of numbers; score the run again")
-    return {
-        name: value
-        for name, value in content.items()
-        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    }
 
 
 def _different(first: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:

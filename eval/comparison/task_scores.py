@@ -2,14 +2,13 @@
 
 import dataclasses
 import difflib
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from train.run.metric_definitions import METRICS, Metric
+from train.run.result_files import read_result
 from zoo.errors import BadInput
-from zoo.file_access import read_regular_text
 
 OWN: dict[str, Metric] = {
     "phenomenon_accuracy": Metric(label="phenomenon accuracy", note="mean accuracy over phenomena", better="higher"),
@@ -69,18 +68,14 @@ def read_task_scores(path: Path) -> dict[str, TaskScore]:
     Raises:
         BadInput: the file is damaged.
     """
-    try:
-        content = json.loads(read_regular_text(path)) if path.exists() else {}
-        return {name: _task_score(entry) for name, entry in content.items()}
-    except (OSError, ValueError, RecursionError, AttributeError, TypeError, KeyError) as error:
-        raise BadInput(f"{path} is not an object of results ({error}); fix or remove it, and score the tasks again") from None
+    entries = read_result(path, "fix or remove it, and score the tasks again") or {}
+    return {name: _task_score(entry) for name, entry in entries.items()}
 
 
 def _task_score(entry: Mapping[str, Any]) -> TaskScore:
-    numbers = {name: value for name, value in entry["metrics"].items() if isinstance(value, int | float)}
     own = {name: entry.get(name, default) for name, default in (("fingerprint", {}), ("tokenizer", ""), ("per_token", ()))}
     own["per_token"] = tuple(own["per_token"])
-    return TaskScore(metrics=numbers, examples=entry["examples"], step=entry["step"], **own)
+    return TaskScore(metrics=entry["metrics"], examples=entry["examples"], step=entry["step"], **own)
 
 
 def check_comparable(name: str, runs: Sequence[Scored]) -> None:

@@ -3,11 +3,13 @@
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 from eval.experiments.grid import Grid, Node
 from train.run.run_dir import RunDir, check_same_run, write_text
 from zoo.errors import BadInput
-from zoo.file_access import LARGEST_JSON, open_regular, read_regular, read_regular_text
+from zoo.file_access import LARGEST_JSON, open_regular, read_regular
+from zoo.json_shapes import read_shaped_json
 
 LOGS = "logs"
 DIVERGED = "non-finite"
@@ -30,13 +32,12 @@ def evaluation_name(node: Node) -> str:
     return f"{node.task} (first {limit:,})" if limit else node.task
 
 
-def read_object(path: Path) -> dict[str, object]:
+def read_object(path: Path) -> dict[str, Any]:
     """Return the JSON object in a file; {} if the file is absent or damaged, which the command that reads it reports."""
     try:
-        content = json.loads(read_regular_text(path))
-    except (OSError, ValueError, RecursionError):
+        return read_shaped_json(path, {str: object}, "") or {}
+    except BadInput:
         return {}
-    return content if isinstance(content, dict) else {}
 
 
 def check_runs(grid: Grid, folder: Path) -> None:

@@ -5,17 +5,6 @@ from typing import Any
 
 from eval.report.html_elements import escape_text, format_number, section, table
 
-SHAPE: dict[str, Any] = {
-    "labels": [str],
-    "confusion": [[int]],
-    "worst": [{"text": str, "pair": str, "truth": str, "found": str, "loss": int | float}],
-}
-"""Format of predictions.json, see `eval.report.report.SHAPES`.
-
-It has names of classes, and numbers of examples by true class (rows) and predicted class (columns), both empty for a model that
-does not classify; and examples, the greatest loss first, with `pair` "" if there is no second text.
-"""
-
 CLASSES = 20
 """Maximum number of classes of a matrix; with more, the most frequent confusions are listed."""
 FREQUENT = 20
@@ -25,7 +14,7 @@ SHORT = 280
 
 
 def size_mismatch(errors: Mapping[str, Any]) -> str:
-    """Return how the sizes in a dict of `SHAPE` disagree, as text; "" if they agree."""
+    """Return how the sizes in the content of predictions.json disagree, as text; "" if they agree."""
     classes, sizes = len(errors["labels"]), [len(row) for row in errors["confusion"]]
     return "" if sizes == [classes] * classes else f"confusion: rows of {format_number(sizes)} for {classes} labels"
 

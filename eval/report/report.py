@@ -1,8 +1,6 @@
 """The report of a run: one self-contained HTML file, without network access and scripts."""
 
-import json
 import math
-import types
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,9 +14,10 @@ from train.run import metric_definitions
 from train.run.console import format_duration, short_number
 from train.run.metric_definitions import METRICS
 from train.run.metrics_file import read_metrics, read_starts
+from train.run.result_files import REWRITE, read_result
 from train.run.run_dir import RunDir, flat_options, read_config, write_text
 from zoo.errors import BadInput
-from zoo.file_access import read_regular_text
+from zoo.json_shapes import Number
 
 COUNTED = {
     "tokens": "predicted, each once",
@@ -35,18 +34,6 @@ COUNTED = {
 }
 """Keys of scores.json other than metrics -> a note; most are counts of the scored data."""
 
-Number = int | float
-# Required content of a file: a type; [shape of each item]; {name: shape of its value}, further names being allowed; or
-# {str: shape of all values}.
-SHAPES: dict[str, Any] = {
-    "scores.json": {str: object},
-    "evaluations.json": {str: {"step": int | None, "metrics": {str: Number}, "examples": int, "details": {str: object}}},
-    "predictions.json": error_analysis.SHAPE,
-    "samples.json": {"step": int, "samples": [{"prompt": str, "text": str, "truth": str}]},
-    "data.json": [{"name": str, "weight": Number, "tokens": int, "rows": int, "share": Number, "epochs": Number}],
-}
-ALIGNMENT: dict[str, Any] = {"source": [str], "text": [str], "weights": [[Number]]}
-"""Optional further content of samples.json."""
 ERROR = "_stderr"
 
 
@@ -77,8 +64,9 @@ def _page(path: Path, run: Run, rows: Sequence[Any], starts: Sequence[Any]) -> s
     train = [row for row in rows if row["kind"] == "train"]
     valid = [row for row in rows if row["kind"] == "valid"]
     resumed = [start["step"] for start in starts[1:]]
-    scores, tasks = _json(path / "scores.json") or {}, _json(path / "evaluations.json")
-    samples, sources, errors = (_json(path / f"{name}.json") for name in ("samples", "data", "predictions"))
+    files = RunDir(path)
+    scores, tasks = read_result(files.scores) or {}, read_result(files.evaluations)
+    samples, sources, errors = read_result(files.samples), read_result(files.data), _read_predictions(files.predictions)
     scored = scores.get("step")
     best = scored if train and isinstance(scored, int) and scored != train[-1]["step"] else None
     judged = {name: scores[name] for name in METRICS if isinstance(scores.get(name), Number)}
@@ -105,43 +93,16 @@ def _page(path: Path, run: Run, rows: Sequence[Any], starts: Sequence[Any]) -> s
     return page(name, sentence, parts)
 
 
-def _json(path: Path) -> Any:
-    """Return the parsed JSON of one of the files that `SHAPES` describes; None if it does not exist.
+def _read_predictions(path: Path) -> Any:
+    """Return the content of predictions.json; None if it does not exist.
 
     Raises:
-        BadInput: it is not valid JSON, or has another shape.
+        BadInput: it is damaged.
     """
-    try:
-        content = json.loads(read_regular_text(path))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, RecursionError) as error:
-        raise BadInput(f"{path} is invalid JSON ({error}); create it again, or remove it") from None
-    wrong = _differs(content, SHAPES[path.name], "")
-    if not wrong and path.name == "samples.json" and "alignment" in content:
-        wrong = _differs(content["alignment"], ALIGNMENT, "alignment")
-    if not wrong and path.name == "predictions.json":
-        wrong = error_analysis.size_mismatch(content)
-    if wrong:
-        raise BadInput(f"{path} has unexpected content ({wrong}); create it again, or remove it")
+    content = read_result(path)
+    if content is not None and (wrong := error_analysis.size_mismatch(content)):
+        raise BadInput(f"{path} has unexpected content ({wrong}); {REWRITE}")
     return content
-
-
-def _differs(value: Any, shape: Any, where: str) -> str:
-    """Return where a value does not match the shape, as text; "" if it matches."""
-    if isinstance(shape, type | types.UnionType):
-        return "" if isinstance(value, shape) else f"{where or 'the whole'}: {type(value).__name__}"
-    if type(value) is not type(shape):
-        return f"{where or 'the whole'}: {type(value).__name__} instead of {type(shape).__name__}"
-    if isinstance(shape, list):
-        parts = [(item, shape[0], f"{where}[{place}]") for place, item in enumerate(value)]
-    elif str in shape:
-        parts = [(item, shape[str], f"{where}.{key}") for key, item in value.items()]
-    else:
-        parts = [(value[key], inner, f"{where}.{key}") for key, inner in shape.items() if key in value]
-        if absent := [f"{where}.{key}" for key in shape if key not in value]:
-            return f"no {absent[0].lstrip('.')}"
-    return next((wrong for part in parts if (wrong := _differs(*part))), "").lstrip(".")
 
 
 def _sentence(

@@ -12,18 +12,14 @@ from eval.report.error_analysis import fold_text
 from eval.report.html_elements import escape_text, format_number
 from zoo.errors import BadInput
 from zoo.file_access import read_regular_text
+from zoo.json_shapes import Number, shape_problem
 
 LARGEST_ROLLOUT = 256 << 20
 """Bytes of the largest file of a rollout that is read."""
 PROMPTS = 3
 """Prompts of a rollout that are shown, each with its responses of the highest and the lowest reward."""
-TYPES: dict[str, type | tuple[type, ...]] = {
-    "prompt": (str, list),
-    "completion": str,
-    "reward": (int, float),
-    "advantage": (int, float),
-}
-"""Keys of a line of RUN/rollouts/NUMBER.jsonl, which `train.rollouts.rollout_files` writes, and the types of their values."""
+SHAPE = {"prompt": (str, [object]), "completion": str, "reward": Number, "advantage": Number}
+"""Shape of a line of RUN/rollouts/NUMBER.jsonl, which `train.rollouts.rollout_files` writes; see `zoo.json_shapes`."""
 
 
 def render(folder: Path, samples: int, steps: int) -> str:
@@ -84,10 +80,8 @@ def _responses(file: Path) -> Iterator[Mapping[str, Any]]:
             content = json.loads(line)
         except (ValueError, RecursionError) as error:
             raise BadInput(f"{file}:{place} is invalid JSON ({error}); {fix}") from None
-        wrong = not isinstance(content, dict) or [name for name, kind in TYPES.items() if not isinstance(content.get(name), kind)]
-        if wrong:
-            what = ", ".join(wrong) if isinstance(wrong, list) else "it is no object"
-            raise BadInput(f"{file}:{place} has unexpected content ({what}); {fix}")
+        if problem := shape_problem(content, SHAPE):
+            raise BadInput(f"{file}:{place} has unexpected content ({problem}); {fix}")
         yield content
 
 

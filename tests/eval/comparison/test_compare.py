@@ -204,8 +204,19 @@ DAMAGED: list[tuple[Callable[[Path], list[str]], str]] = [
     (edited(lambda run: (run / "scores.json").write_text("{")), r"/a/scores\.json is invalid JSON .*; score the run again"),
     (
         edited(lambda run: (run / "scores.json").write_text("[]")),
-        r"/a/scores\.json is not an object of numbers; score the run again",
+        r"/a/scores\.json has unexpected content \(the whole: list instead of dict\); score the run again",
     ),
+    (
+        edited(lambda run: (run / "scores.json").write_text(f'{{"tokens": 1{"0" * 400}}}')),
+        r"/a/scores\.json has unexpected content \(tokens: an integer of more than 64 bits\); score the run again",
+    ),
+    (
+        edited(lambda run: (run / "scores.json").write_text('{"loss": 1e999}')),
+        r"/a/scores\.json has unexpected content \(loss: the number inf\); score the run again",
+    ),
+    (lambda where: [make(where / "a", meta=META | {"counts": {"bytes": "x"}})], r"\(no meta\.counts\.input_tokens\); train it"),
+    (lambda where: [make(where / "a", meta=META | {"held_out": [1]})], r"\(meta\.held_out: list\); train it"),
+    (lambda where: [make(where / "a", meta=META | {"parents": 5})], r"\(meta\.parents: int instead of dict\); train it"),
     (edited(lambda run: (run / "metrics.jsonl").write_text("")), r"/a/metrics\.jsonl: no row of the training; restore the file"),
 ]
 

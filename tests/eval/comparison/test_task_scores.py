@@ -68,8 +68,18 @@ def test_scores_of_other_items_are_refused(tmp_path: Path) -> None:
         assert "\n" not in str(refused.value)
     assert compare([one, scored(tmp_path, "u", 0.5, optim=Optim(lr=0.5), tokenizer="u")], metric=["blimp/accuracy"])
     (Path(one) / "evaluations.json").write_text("[1]")
-    with pytest.raises(BadInput, match=r"evaluations\.json is not an object of results"):
+    with pytest.raises(BadInput, match=r"evaluations\.json has unexpected content \(the whole: list .*score the tasks again"):
         compare([one])
+    entry = '{"step": null, "metrics": {"loss": %s}, "examples": 1, "details": {}, "fingerprint": %s}'
+    for value, scope, problem in (
+        ("1" + "0" * 400, "{}", r"a\.metrics\.loss: an integer of more than 64 bits"),
+        ("-Infinity", "{}", r"a\.metrics\.loss: the number -inf"),
+        ("1", "3", r"a\.fingerprint: int instead of dict"),
+        ("true", "{}", r"a\.metrics\.loss: bool"),
+    ):
+        (Path(one) / "evaluations.json").write_text('{"a": %s}' % (entry % (value, scope)))
+        with pytest.raises(BadInput, match=problem):
+            compare([one])
 
 
 def test_a_fingerprint_is_of_contents_and_of_what_decides_the_items(tmp_path: Path) -> None:

@@ -74,8 +74,10 @@ def test_responses_of_the_first_and_the_last_rollout_are_shown_with_their_reward
 
 
 DAMAGED = {
-    "[1]": r"00000000\.jsonl:1 has unexpected content \(it is no object\); remove the file",
-    '{"prompt": "a", "completion": 1, "reward": 1.0}': r":1 has unexpected content \(completion, advantage\)",
+    "[1]": r"00000000\.jsonl:1 has unexpected content \(the whole: list instead of dict\); remove the file",
+    '{"prompt": "a", "completion": 1, "reward": 1.0}': r":1 has unexpected content \(no advantage\)",
+    '{"prompt": "a", "completion": 1, "reward": 1.0, "advantage": 1}': r":1 has unexpected content \(completion: int\)",
+    '{"prompt": "a", "completion": "", "reward": 1%s, "advantage": 1}' % ("0" * 400): r"\(reward: an integer of more than 64",
     '{"prompt"': r"00000000\.jsonl:1 is invalid JSON",
     "\xff": r"00000000\.jsonl cannot be read",
 }

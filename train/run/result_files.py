@@ -1,0 +1,48 @@
+"""The results of a run as JSON files: the shape that each must have, and the one way to read them."""
+
+from pathlib import Path
+from typing import Any
+
+from train.run.metric_definitions import METRICS
+from zoo.json_shapes import Number, read_shaped_json
+
+SHAPES: dict[str, Any] = {
+    "scores.json": {f"{name}?": Number for name in METRICS},
+    "evaluations.json": {
+        str: {
+            **{"step": int | None, "metrics": {str: Number}, "examples": int, "details": {str: object}},
+            **{"fingerprint?": {str: object}, "tokenizer?": str, "per_token?": [str]},
+        }
+    },
+    "predictions.json": {
+        "labels": [str],
+        "confusion": [[int]],
+        "worst": [{"text": str, "pair": str, "truth": str, "found": str, "loss": Number}],
+    },
+    "samples.json": {
+        "step": int,
+        "temperature?": Number,
+        "samples": [{"prompt": str, "text": str, "truth": str}],
+        "alignment?": {"source": [str], "text": [str], "weights": [[Number]]},
+    },
+    "data.json": [{"name": str, "weight": Number, "tokens": int, "rows": int, "share": Number, "epochs": Number}],
+}
+"""Name of a file -> its shape, see `zoo.json_shapes`.
+
+predictions.json has the names of classes, and the numbers of examples by true class (rows) and predicted class (columns), both
+empty for a model that does not classify; and examples, the greatest loss first, with `pair` "" if there is no second text.
+"""
+REWRITE = "create it again, or remove it"
+"""What to do about a file with other content, unless its reader knows better."""
+
+
+def read_result(path: Path, fix: str = REWRITE) -> Any:
+    """Return the content of one of the files that `SHAPES` describes; None if it does not exist.
+
+    Args:
+        fix: what to do about a file with other content, for the message.
+
+    Raises:
+        BadInput: it is not valid JSON, or has another shape.
+    """
+    return read_shaped_json(path, SHAPES[path.name], fix)
