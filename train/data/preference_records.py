@@ -6,7 +6,6 @@ Prompts and completions are texts, or messages that a chat template renders.
 
 import itertools
 import json
-import math
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -18,6 +17,7 @@ from train.data.example_types import ASSISTANT, Content, Message, Preference, Un
 from train.data.records import Record
 from train.data.text_files import check_string, json_type
 from zoo.errors import BadInput
+from zoo.json_shapes import is_usable_number
 
 WORD = re.compile(r"\s*\S+(?:\s+\Z)?")
 """A word with the white space before it, the last word also with that after it."""
@@ -134,8 +134,8 @@ def _margin(values: dict[str, Any], where: str) -> float:
     value = values.get("margin", 0.0)
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise BadInput(f"{where}: the margin is {json_type(value)}; write a finite number, or remove it")
-    if not math.isfinite(value):
-        raise BadInput(f"{where}: the margin {value} is not finite; write a finite number, or leave the pair out")
+    if not is_usable_number(value):
+        raise BadInput(f"{where}: the margin {str(value)[:40]} is not finite; write a finite number, or leave the pair out")
     return float(value)
 
 

@@ -51,6 +51,7 @@ def test_without_a_prompt_it_is_the_common_beginning_in_words(tmp_path: Path, ch
         ({"rejected": " Anna"}, "chosen and rejected are the same text; leave the pair out"),
         ({"rejected": "\n "}, "the rejected completion is empty; write one"),
         ({"margin": float("inf")}, "the margin inf is not finite; write a finite number"),
+        ({"margin": 10**400}, "the margin 1000000000000000000000000000000000000000 is not finite; write a finite number"),
         ({"margin": "1"}, "the margin is a string; write a finite number"),
         ({"prompt": None}, '"prompt" holds null, not a string'),
         ({"chosen": [{"role": "user", "content": "a"}]}, '"chosen" is a list of messages, and "prompt" is not; write'),
