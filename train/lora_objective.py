@@ -148,7 +148,7 @@ def resume(
     if not isinstance(objective, LoraObjective):
         return objective, {}
     base = weights.read_base(folder, objective.model, mesh, metadata.get("base", ""), notify=notify)
-    return dataclasses.replace(objective, base=base), {"base": metadata["base"]}
+    return dataclasses.replace(objective, base=base), {"base": metadata.get("base", "")}
 
 
 def to_loss_params(objective: Objective, model: Model, mesh: Mesh) -> Callable[[Any], Any]:

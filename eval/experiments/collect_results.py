@@ -12,10 +12,12 @@ from eval.experiments import grid_checks, node_status
 from eval.experiments.declaration import Experiment
 from eval.experiments.grid import TOKENIZER, Grid, Node
 from eval.experiments.item_errors import item_errors
+from train.checkpoints import manifest
 from train.run.console import short_number
 from train.run.metrics_file import read_rows
 from train.run.run_dir import RunDir, write_json, write_text
 from zoo.errors import BadInput
+from zoo.json_shapes import shape_problem
 
 JSON, HTML, MARKDOWN = "experiment.json", "experiment.html", "experiment.md"
 PLATEAU = 0.2
@@ -143,10 +145,10 @@ def _costs(node: Node, files: RunDir, last: int, meta: Mapping[str, Any]) -> dic
 
 
 def _manifest(files: RunDir) -> dict[str, Any]:
-    """Return the metadata of the newest checkpoint and its step; {} if there is none."""
+    """Return the metadata of the newest checkpoint and its step; {} if there is none, or it is damaged."""
     for path in sorted(files.checkpoints.glob("*/COMMIT.json"), reverse=True):
-        meta = node_status.read_object(path).get("meta", {})
-        return {**meta, "step": int(path.parent.name)} if isinstance(meta, dict) else {}
+        content = node_status.read_object(path)
+        return {} if shape_problem(content, manifest.SHAPE) else {**content["meta"], "step": int(path.parent.name)}
     return {}
 
 

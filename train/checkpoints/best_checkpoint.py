@@ -15,6 +15,7 @@ from train.data.example_types import is_iob
 from train.run import metric_definitions
 from train.run.metric_definitions import METRICS
 from train.run.run_dir import RunDir
+from zoo.errors import BadInput
 
 OPTION = "--selection.metric"
 
@@ -122,4 +123,6 @@ class BestCheckpoint:
             return None
         meta = self._checkpoints.meta(step)
         check_identity(self._checkpoints.folder, meta, self._run)
+        if "value" not in meta:
+            raise BadInput(f"{self._checkpoints.folder}: step {step} has no value of its validation; remove the folder")
         return step, float(meta["value"])

@@ -17,10 +17,21 @@ from typing import Any
 from zoo.errors import BadInput
 from zoo.fault_points import fault_point
 from zoo.file_access import read_regular_text
+from zoo.json_shapes import Number, shape_problem
 from zoo.sha256_and_fsync import fsync, sha256
 
 NAME = "COMMIT.json"
 FORMAT = 1
+COUNTS = {"input_tokens": int, "text_tokens": int, "predictions": int, "bytes": int}
+ANCESTOR = {"row": str, "seeds": [int], "path": str, "costs": {str: Number | None}}
+PARENT = {"path": str, "from_run?": str, "row": str, "seeds": [int], "ancestors": [ANCESTOR]}
+META = {
+    **{"config?": {str: object}, "held_out?": str, "tokenizer?": str, "data?": str, "targets?": {str: object}},
+    **{"parents?": {str: PARENT}, "records?": {str: {"rows": int, "sha256": str}}, "counts?": (COUNTS, type(None))},
+    **{"feed?": {str: int}, "ended?": str, "base?": str, "metric?": str, "value?": Number},
+}
+SHAPE = {"step": int, "meta": META, "leaves": {str: str}, "files": {str: {"size": int, "sha256": str}}}
+"""Shape of the content, see `zoo.json_shapes`: whoever can write a checkpoint can give any manifest the right digest."""
 
 _FOLDER = re.compile(r"(\d{8,})(?:\.(?:(tmp)|(corrupt)-\d+))?", re.ASCII)
 
@@ -35,7 +46,7 @@ class Manifest:
 
     step: int
     meta: dict[str, Any]
-    """JSON from the run: its config and the fingerprints of its data."""
+    """JSON from the run: its config and the fingerprints of its data; see `META`."""
     leaves: dict[str, str]
     """Shape and dtype of each leaf by path, from `describe_leaves`."""
     files: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
@@ -60,7 +71,7 @@ class Manifest:
         """Return the manifest of a folder, after checking that it is of `step` and lists exactly the files, with their sizes.
 
         Raises:
-            DamagedCheckpoint: the manifest is of another step, or the files differ from those that it lists.
+            DamagedCheckpoint: the manifest has another shape or is of another step, or the files differ from those that it lists.
             BadInput: the manifest was written by another version of this project.
         """
         manifest = cls(**_read_content(folder / NAME))
@@ -191,9 +202,12 @@ def _read_content(file: pathlib.Path) -> dict[str, Any]:
         raise DamagedCheckpoint(f"{file.name} cannot be read") from error
     if not is_unchanged:
         raise DamagedCheckpoint(f"{file.name} was changed after it was written")
-    if (version := content.pop("format")) != FORMAT:
-        raise BadInput(f"{file}: format {version}, but this version of zoo reads {FORMAT}; use the version that wrote it")
-    return content
+    if (version := content.get("format")) != FORMAT:
+        text = _shorten(json.dumps(version))
+        raise BadInput(f"{file}: format {text}, but this version of zoo reads {FORMAT}; use the version that wrote it")
+    if problem := shape_problem(content, SHAPE):
+        raise DamagedCheckpoint(f"{file.name} has unexpected content ({problem})")
+    return {name: content[name] for name in SHAPE}
 
 
 def _shorten(text: str) -> str:

@@ -114,7 +114,7 @@ def _load_run(path: Path, mesh: Mesh, step: int | None) -> Loaded:
         print(f"! {printable(line)}", file=sys.stderr)
     params, step, meta = restore_params(path, run, mesh, step)
     tokenizer = Tokenizer.load(folder.tokenizer)
-    if meta["tokenizer"] != tokenizer.fingerprint:
+    if meta.get("tokenizer") != tokenizer.fingerprint:
         raise BadInput(f"{folder.tokenizer}: not the tokenizer that {path} was trained with; restore that one")
     scale = read_scale(path, step)
     model, generation = models.model(run.model), read_generation(path)

@@ -17,6 +17,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.hostile.case_types import forge_manifest
 from tests.support.runs import PATIENCE
 from tests.support.states import META, Log, Spec, abstract, bits, make, mesh_of, restored, save_all
 from train.checkpoints.checkpoints import Checkpoints
@@ -226,6 +227,39 @@ def test_a_step_that_is_not_what_was_saved_is_set_aside(damaged: tuple[Path, Pat
         writer.save(make(2), META | {"step": 2})
         writer.wait()
         assert restored(writer).step == 2
+
+
+FORGED: dict[str, Callable[[dict[str, Any]], Any]] = {
+    r"no step": lambda content: content.pop("step"),
+    r"files: list instead of dict": lambda content: content.update(files=[]),
+    r"no files\._METADATA\.size": lambda content: content["files"].update(_METADATA={"sha256": "x"}),
+    r"no files\._METADATA\.sha256": lambda content: content["files"].update(_METADATA={"size": 1}),
+    r"leaves\.params: int": lambda content: content["leaves"].update(params=3),
+    r"meta: list instead of dict": lambda content: content.update(meta=[]),
+    r"meta\.tokenizer: int": lambda content: content["meta"].update(tokenizer=4),
+    r"meta\.config: int instead of dict": lambda content: content["meta"].update(config=3),
+    r"meta\.parents: int instead of dict": lambda content: content["meta"].update(parents=5),
+    r"no meta\.counts\.input_tokens": lambda content: content["meta"].update(counts={"x": 1}),
+    r"meta\.value: an integer of more than 64 bits": lambda content: content["meta"].update(value=10**400),
+}
+
+
+@pytest.mark.parametrize("problem", FORGED)
+@pytest.mark.planted
+def test_a_manifest_of_another_shape_with_the_right_digest_is_damage(damaged: tuple[Path, Path], problem: str) -> None:
+    folder, newest = damaged
+    forge_manifest(newest, FORGED[problem])
+    with pytest.raises(DamagedCheckpoint, match=rf"COMMIT\.json has unexpected content \({problem}\)"):
+        Manifest.read(newest, 2)
+    assert Checkpoints(folder, 2, notify=pytest.fail).latest() == 1
+    with pytest.raises(BadInput, match="steps that can be read: 1"):
+        Checkpoints(folder, 2, notify=pytest.fail).meta(2)
+
+
+def test_further_fields_of_a_manifest_are_ignored(damaged: tuple[Path, Path]) -> None:
+    folder, newest = damaged
+    forge_manifest(newest, lambda content: content.update(evil=1))
+    assert restored(Checkpoints(folder, 2, notify=pytest.fail)).step == 2
 
 
 @pytest.mark.planted
