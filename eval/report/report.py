@@ -66,7 +66,7 @@ def _page(path: Path, run: Run, rows: Sequence[Any], starts: Sequence[Any]) -> s
     resumed = [start["step"] for start in starts[1:]]
     files = RunDir(path)
     scores, tasks = read_result(files.scores) or {}, read_result(files.evaluations)
-    samples, sources, errors = read_result(files.samples), read_result(files.data), _read_predictions(files.predictions)
+    samples, sources, errors = _read_samples(files.samples), read_result(files.data), _read_predictions(files.predictions)
     scored = scores.get("step")
     best = scored if train and isinstance(scored, int) and scored != train[-1]["step"] else None
     judged = {name: scores[name] for name in METRICS if isinstance(scores.get(name), Number)}
@@ -102,6 +102,20 @@ def _read_predictions(path: Path) -> Any:
     content = read_result(path)
     if content is not None and (wrong := error_analysis.size_mismatch(content)):
         raise BadInput(f"{path} has unexpected content ({wrong}); {REWRITE}")
+    return content
+
+
+def _read_samples(path: Path) -> Any:
+    """Return the content of samples.json; None if it does not exist.
+
+    Raises:
+        BadInput: it is damaged.
+    """
+    content = read_result(path)
+    if content is not None and (attention := content.get("alignment")) is not None:
+        lengths, columns = [len(row) for row in attention["weights"]], len(attention["source"])
+        if not columns or not lengths or lengths != [columns] * len(attention["text"]):
+            raise BadInput(f"{path} has unexpected content (alignment: weights of other lengths than its texts); {REWRITE}")
     return content
 
 
@@ -182,7 +196,7 @@ def _tasks(tasks: Mapping[str, Any]) -> str:
             rows.append(
                 (title, name.replace("_", " "), format_with_error(metrics[name], metrics.get(name + ERROR)), examples, step)
             )
-        details += _details(task, result["details"])
+        details += _details(task, result.get("details", {}))
     return table(("Task", "Metric", "Value", "Examples", "Step"), rows, words=2) + details
 
 

@@ -19,6 +19,7 @@ from train.run.run_dir import RunDir, write_text
 from zoo.errors import BadInput, cannot_write
 from zoo.fault_points import fault_point
 from zoo.file_access import open_regular, open_to_append, too_large
+from zoo.json_shapes import is_usable_number
 
 # JSON has no numbers for these; protobuf's JSON mapping uses the same strings.
 NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
@@ -187,6 +188,8 @@ def _checked_rows(path: Path, problem: Callable[[Mapping[str, Any]], str]) -> li
 
 NEEDED = {"train": ("loss", "grad_norm", "lr", "tokens", "skipped"), "valid": ()}
 """Kind of a row -> the numbers without which it is not of that kind."""
+NESTED = ("time", "counts", "terms", "rollout")
+"""Fields of a row that are objects of numbers."""
 LATEST = 1e11
 """Unix time that is too late for a date."""
 
@@ -202,9 +205,14 @@ def _metrics_problem(row: Mapping[str, Any]) -> str:
     if row["kind"] == "train":
         needed |= {name: value if type(value := row.get(name)) is int else None for name in ("tokens", "skipped")}
         needed |= {"tokens_per_s": measured.get("tokens_per_s"), "step": row["step"] if row["step"] > 0 else None}
-    wrong = [name for name, value in needed.items() if not isinstance(value, int | float)]
-    wrong += [name for name, value in row.items() if name != "kind" and not _has_numbers(value)]
-    wrong += [name for name, value in row.items() if row["kind"] == "valid" and name != "time" and isinstance(value, Mapping)]
+    wrong = [name for name, value in needed.items() if not _is_number(value)]
+    wrong += [name for name, value in row.items() if name not in ("kind", *NESTED) and not _is_number(value)]
+    for name in NESTED:
+        group = row.get(name, {})
+        is_wrong = not isinstance(group, Mapping) or any(
+            not _is_number(value) and (name, key, value) != ("time", "mfu", None) for key, value in group.items()
+        )
+        wrong += [name] * is_wrong
     return wrong[0] if wrong else ""
 
 
@@ -214,17 +222,18 @@ def _start_problem(row: Mapping[str, Any]) -> str:
         return "at"
     objects = {"facts": row.get("facts"), "versions": row.get("versions"), "provenance": row.get("provenance", {})}
     wrong = [name for name, value in objects.items() if not isinstance(value, Mapping)]
-    wrong += [name for name in ("flops", "rate", "seconds", "peak_bytes") if not isinstance(row.get(name), int | float | None)]
+    numbers = {name: row.get(name) for name in ("flops", "rate", "seconds", "peak_bytes")}
+    wrong += [name for name, value in numbers.items() if value is not None and not is_usable_number(value)]
     return wrong[0] if wrong else ""
 
 
 def _is_time(value: Any) -> bool:
-    return isinstance(value, int | float) and 0 <= value < LATEST
+    return is_usable_number(value) and 0 <= value < LATEST
 
 
-def _has_numbers(value: Any) -> bool:
-    """Return whether a value is a number, or None, or an object of such."""
-    return all(map(_has_numbers, value.values())) if isinstance(value, Mapping) else isinstance(value, int | float | None)
+def _is_number(value: Any) -> bool:
+    """Return whether a value is a number; those of a run that diverges are not finite."""
+    return isinstance(value, float) or is_usable_number(value)
 
 
 def record_start(folder: RunDir, step: int, facts: Mapping[str, str], flops: float, rate: float) -> None:

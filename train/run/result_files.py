@@ -10,7 +10,7 @@ SHAPES: dict[str, Any] = {
     "scores.json": {f"{name}?": Number for name in METRICS},
     "evaluations.json": {
         str: {
-            **{"step": int | None, "metrics": {str: Number}, "examples": int, "details": {str: object}},
+            **{"step": int | None, "metrics": {str: Number}, "examples": int, "details?": {str: object}},
             **{"fingerprint?": {str: object}, "tokenizer?": str, "per_token?": [str]},
         }
     },

@@ -16,7 +16,7 @@ from train.run.metrics_file import read_metrics, read_starts
 from train.run.run_dir import RunDir
 from zoo.errors import BadInput
 
-VALUES: tuple[Any, ...] = ("x", None, [], {}, -1, float("inf"), True)
+VALUES: tuple[Any, ...] = ("x", None, [], {}, -1, float("inf"), True, 10**400, {"a": "x"})
 FILES = ("metrics.jsonl", "starts.jsonl")
 
 
@@ -55,6 +55,29 @@ def test_rows_of_other_kinds_are_refused_by_line_and_field(tmp_path: Path) -> No
     folder.metrics.write_text('{"step": 1, "kind": "valid", "time": {"at": 1e30, "seconds": 1}}\n')
     with pytest.raises(BadInput, match=r"metrics\.jsonl:1 is not a row of a run: time is missing or of another kind; remove"):
         read_metrics(folder)
+
+
+@pytest.mark.planted(9)
+def test_other_values_within_a_row_are_refused_before_a_report_uses_them(tmp_path: Path) -> None:
+    folder = RunDir(make(tmp_path / "a"))
+    first, *_ = content = [json.loads(line) for line in folder.metrics.read_text().splitlines()]
+    changes: list[tuple[str, Any]] = [
+        ("rollout", 3),
+        ("rollout", {"reward": "x"}),
+        ("terms", [1]),
+        ("spikes", None),
+        ("loss", {}),
+    ]
+    changes += [("tokens", 10**400), ("step", 10**400), ("step", 0), ("spikes", None), ("time", {**first["time"], "mfu": {}})]
+    for key, value in changes:
+        folder.metrics.write_text("".join(json.dumps(row) + "\n" for row in [{**first, key: value}, *content[1:]]))
+        with pytest.raises(BadInput, match=rf"metrics\.jsonl:1 is not a row of a run: {key} is missing or of another kind"):
+            report.write(folder.path)
+    valid = {**content[-1], "step": 0}
+    folder.metrics.write_text("".join(json.dumps(row) + "\n" for row in [valid, *content]))
+    report.write(folder.path)
+    folder.metrics.write_text(json.dumps(valid) + "\n")
+    report.write(folder.path)
 
 
 @pytest.mark.full
