@@ -102,12 +102,13 @@ def _is_complete(folder: Path) -> bool:
     index, single = (folder / name for name in (present or formats)[0])
     try:
         shards = set(json.loads(read_regular_text(index))["weight_map"].values()) if index.exists() else {single.name}
+        has_shards = all((folder / str(shard)).exists() for shard in shards)
     except (ValueError, KeyError, AttributeError, TypeError, RecursionError, OSError):
         return False
     # ByT5 has a tokenizer without a vocabulary.
     files = ("tokenizer.json", "vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model", "tokenizer_config.json")
     tokenizer = any((folder / name).exists() for name in files)
-    return tokenizer and (folder / "config.json").exists() and all((folder / str(shard)).exists() for shard in shards)
+    return tokenizer and (folder / "config.json").exists() and has_shards
 
 
 def folder_of(name: str) -> Path:

@@ -211,6 +211,10 @@ def test_one_format_of_a_model_is_fetched(tmp_path: Path) -> None:
     assert hub._is_complete(folder)
     (folder / "flax_model-00002-of-00002.msgpack").unlink()
     assert not hub._is_complete(folder)
+    wrong = ("[1]", '{"weight_map": 3}', '{"weight_map": {"a": []}}', '{"weight_map": {"a": "%s"}}' % ("x" * 5000))
+    for index in (*wrong, "[" * 100_000):
+        (folder / INDEX).write_text(index)
+        assert not hub._is_complete(folder)
 
 
 @pytest.mark.planted(6)
