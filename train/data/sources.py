@@ -5,7 +5,7 @@ import dataclasses
 import functools
 import os
 import re
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -181,7 +181,20 @@ def _saved(folder: Path, data: Data) -> Split:
     """Load a folder that `datasets` wrote with `save_to_disk`."""
     with _errors(str(folder), library("datasets")):
         loaded = library("datasets").load_from_disk(str(folder))
+        for rows in loaded.values() if isinstance(loaded, dict) else [loaded]:
+            _check_inside(folder, [cache["filename"] for cache in rows.cache_files])
     return _split(loaded, str(folder), str(folder.resolve()), folder.name, data)
+
+
+def _check_inside(folder: Path, files: Iterable[str]) -> None:
+    """Refuse a data set whose state.json or dataset_dict.json names a file outside of its folder.
+
+    Raises:
+        BadInput: names the file.
+    """
+    for file in files:
+        if not Path(file).resolve().is_relative_to(folder.resolve()):
+            raise BadInput(f"{folder}: its files name {file}, outside of it; name that data set itself in --data.paths")
 
 
 def _hub(path: str, data: Data) -> Split:
@@ -239,12 +252,9 @@ def _split(loaded: Any, where: str, key: str, name: str, data: Data) -> Split:
 @contextlib.contextmanager
 def _errors(where: str, datasets: Any) -> Iterator[None]:
     """Raise `BadInput` for the errors that `datasets` raises on data it cannot find or read."""
+    # The library reads JSON of any shape as it should be.
     refused = (
-        OSError,
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
+        *(OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, AssertionError, RecursionError),
         library("pyarrow").ArrowException,
         datasets.exceptions.DatasetsError,
     )

@@ -187,6 +187,23 @@ def test_a_folder_of_a_data_set_is_its_rows(datasets, tmp_path):
     assert f"{tmp_path}: cannot be loaded" in refusal(tmp_path)
 
 
+@pytest.mark.planted(7)
+def test_a_data_set_of_other_files_or_types_is_refused_in_one_line(datasets, tmp_path):
+    one, other = tmp_path / "one", tmp_path / "other"
+    for folder in (one, other):
+        datasets.Dataset.from_dict({"text": ["one", "a secret"]}).save_to_disk(folder)
+    state = json.loads((one / "state.json").read_text())
+    (outside,) = other.glob("*.arrow")
+    for files in ([{"filename": f"../other/{outside.name}"}], [{"filename": str(outside)}]):
+        (one / "state.json").write_text(json.dumps({**state, "_data_files": files}))
+        assert f"{one}: its files name " in (line := refusal(one)) and "outside of it; name that data set itself" in line
+    for files in ([], [{}], 3, [[]]):
+        (one / "state.json").write_text(json.dumps({**state, "_data_files": files}))
+        assert f"{one}: cannot be loaded (" in refusal(one)
+    (one / "state.json").write_text("[" * 100_000)
+    assert f"{one}: cannot be loaded (" in refusal(one)
+
+
 def test_the_hub_is_read_from_the_cache_without_a_network(datasets, tmp_path, monkeypatch):
     (tmp_path / "a.json").write_text(json.dumps({"text": "cached"}))
     builder = datasets.load_dataset_builder("json", data_files=f"{tmp_path}/a.json", cache_dir=str(tmp_path))
