@@ -2,7 +2,7 @@
 
 import dataclasses
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -20,8 +20,9 @@ from train.rows.feedback import dialogue_rows, preference_rows, response_rows, u
 from train.rows.mixture import Mixture
 from train.run.run_dir import RunDir
 from train.tokenizers.tokenizer import Tokenizer
+from train.weights.load import checkpoints
 from zoo.batch import IGNORED, Batch
-from zoo.errors import require
+from zoo.errors import BadInput, require
 from zoo.runtime import jax_setup
 
 LEGEND = """\
@@ -35,7 +36,7 @@ GUTTER = 7
 """Width in columns of the margin before the tokens."""
 
 
-def inspect(run: run_config.Run, folder: RunDir, *, count: int, first: int) -> None:
+def inspect(run: run_config.Run, folder: RunDir, *, count: int, first: int, stored_data: bool = False) -> None:
     """Print the examples `first`, `first` + 1, ... of a run, `count` of them, exactly as it trains on them.
 
     The number of an example is step x batch + its place in the batch. Where a run takes several steps on a batch, the batch is
@@ -47,14 +48,18 @@ def inspect(run: run_config.Run, folder: RunDir, *, count: int, first: int) -> N
 
     Args:
         folder: the folder of the run; its tokenizer is used if it has a checkpoint.
+        stored_data: True if config.json names the data, and the user does not.
 
     Raises:
-        BadInput: see `run_inputs.read`; also if `count` is not positive, or `first` is negative.
+        BadInput: see `run_inputs.read` and, if `stored_data`, `check_stored_data`; also if `count` is not positive, or `first` is
+            negative.
     """
     require(count >= 1, "rows", count, "choose 1 or more rows")
     require(first >= 0, "first", first, "choose 0 or more: the number of an example, step x batch + its place in the batch")
     run = run_inputs.resolve_config(run, folder)
     data = run_inputs.read(run, folder, jax_setup.cache_dir() / "text")
+    if stored_data:
+        check_stored_data(run, folder, data.fingerprints())
     batches = Batches(data.rows, run_inputs.builder(run, data), run.seed, 1, np.arange(1), run.mask_period, run.repeat)
     examples = [(number, *divmod(number, run.data.batch)) for number in range(first, first + count)]
     # Each of these batches is one example, so that their numbers are those of examples of the stream.
@@ -74,6 +79,23 @@ def inspect(run: run_config.Run, folder: RunDir, *, count: int, first: int) -> N
         _show(console, data.tokenizer, arrays, data.rows.row(row), names[component], run.model)
         counts.add(arrays)
     console.print(Text(f"\n{counts}", style="bold"))
+
+
+def check_stored_data(run: run_config.Run, folder: RunDir, fingerprints: Mapping[str, str]) -> None:
+    """Refuse data that a run's config.json names here, unless they are those of its checkpoint.
+
+    The config.json of somebody else's run could name a private file of its reader, but its author does not know the fingerprint.
+
+    Raises:
+        BadInput: the run has no checkpoint, or one of other data.
+    """
+    source = checkpoints(folder.path, run)
+    step = source.latest()
+    saved = {} if step is None else source.meta(step)
+    if any(saved.get(name) != fingerprints[name] for name in ("tokenizer", "data")):
+        why = "has no checkpoint that shows" if step is None else "was trained on other data, or in another way, than"
+        fix = "name the data in this command too, as --data.paths does"
+        raise BadInput(f"{folder.path}: it {why} what its config.json names here; {fix}")
 
 
 @dataclasses.dataclass

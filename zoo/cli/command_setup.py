@@ -87,6 +87,11 @@ def option_value(args: list[str], name: str) -> str:
     return ""
 
 
+def names_option(args: list[str], name: str) -> bool:
+    """Return whether arguments that are not parsed yet have an option."""
+    return any(arg.partition("=")[0] == name for arg in args)
+
+
 def named_fields(args: list[str], group: str) -> tuple[str, ...]:
     """Return the fields of a group of options that arguments name, also with their default values."""
     options = (arg.partition("=")[0].removeprefix(f"--{group}.") for arg in args if arg.startswith(f"--{group}."))

@@ -3,13 +3,14 @@
 import io
 import json
 import re
+import shutil
 import types
 
 import numpy as np
 import pytest
 from rich.console import Console
 
-from tests.support import tiny
+from tests.support import commands, tiny
 from train.config.data_options import CausalData
 from train.data.text_files import Document
 from train.inputs import inspect_rows, run_inputs
@@ -180,3 +181,25 @@ def test_every_field_of_a_batch_is_shown():
     parts += ["type 0", f"#{len(target) - 1}→", "type 1", "labels: 7"]
     places = [stream.getvalue().find(part) for part in parts]
     assert -1 not in places and places == sorted(places) and "«" not in stream.getvalue()
+
+
+@pytest.mark.planted(3)
+def test_a_run_shows_a_file_that_its_config_names_only_if_it_was_trained_on_it(tmp_path, monkeypatch, capsys):
+    commands.finished(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "private.txt").write_text("a secret of the reader, " * 200)
+    inspect = ("data", "inspect", "runs/done", "--rows", "1")
+    assert "whale" in commands.call(capsys, *inspect).stdout.replace("│", "")
+    config = tmp_path / "runs/done/config.json"
+    config.write_text(config.read_text().replace('"book.txt"', '"private.txt"'))
+    refused = commands.call(capsys, *inspect)
+    assert refused.code == 2 and "secret" not in refused.stdout + refused.stderr
+    (line,) = refused.stderr.splitlines()
+    assert "runs/done: it was trained on other data, or in another way, than what its config.json names here; name" in line
+    for part in ("checkpoints", "best"):
+        shutil.rmtree(tmp_path / "runs/done" / part, ignore_errors=True)
+    refused = commands.call(capsys, *inspect)
+    assert refused.code == 2 and "it has no checkpoint that shows what its config.json names here" in refused.stderr
+    assert "secret" not in refused.stdout + refused.stderr
+    named = commands.call(capsys, *inspect, "--data.paths", "private.txt")
+    assert named.code == 0 and "secret" in named.stdout.replace("│", "")

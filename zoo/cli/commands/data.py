@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 from zoo.cli import early_checks
-from zoo.cli.command_setup import option_value, refuse_empty_options, take_objective, unlisted_fields
+from zoo.cli.command_setup import names_option, option_value, refuse_empty_options, take_objective, unlisted_fields
 from zoo.cli.option_parser import parse
 from zoo.errors import BadInput
 
@@ -52,7 +52,7 @@ def _inspect(args: list[str]) -> int:
 
     from train import recipes
     from train.config.run_config import kind_of
-    from train.run.run_dir import RunDir, read_config
+    from train.run.run_dir import RunDir, flat_options, read_config
     from train.store import run_fetch
 
     name = run_fetch.local_name(args.pop(0)) if args and not args[0].startswith("-") else recipes.DEFAULT
@@ -74,11 +74,16 @@ def _inspect(args: list[str]) -> int:
     unlisted = unlisted_fields(default, args)
     options = parse(Inspect, default=Inspect(run=default), prog=prog, args=args, objective=objective, unlisted=unlisted)
     refuse_empty_options(options.run, args)
+    values = flat_options(options.run)
+    unnamed = any(
+        values.get(key) and not names_option(args, f"--{key}") for key in ("data.paths", "pairs.source", "pairs.target")
+    )
+    stored_data = folder is not None and unnamed
     folder = folder or RunDir.of(options.run)
     early_checks.check_inputs(options.run, folder)
     from train.inputs import inspect_rows
 
-    inspect_rows.inspect(options.run, folder, count=options.rows, first=options.first)
+    inspect_rows.inspect(options.run, folder, count=options.rows, first=options.first, stored_data=stored_data)
     return 0
 
 
