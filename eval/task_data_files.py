@@ -8,6 +8,7 @@ from pathlib import Path
 from train.data.sources import check_link
 from train.data.text_files import check_string, list_names, parse_object
 from zoo.errors import BadInput, no_such_file
+from zoo.file_access import real_path
 from zoo.sha256_and_fsync import sha256
 
 
@@ -34,7 +35,7 @@ def files(names: Sequence[str], suffixes: Sequence[str]) -> list[Path]:
             raise BadInput(f"--files {name}: only {kinds} files are read here")
         else:
             paths.append(path)
-    resolved = [path.resolve() for path in paths]
+    resolved = [real_path(path) for path in paths]
     if twice := [path for i, path in enumerate(paths) if resolved[i] in resolved[:i]]:
         raise BadInput(f"--files {twice[0]}: named twice, so it would count twice; name it once")
     return paths

@@ -142,6 +142,11 @@ def open_new(path: Path) -> Iterator[tuple[Path, IO[bytes]]]:
                 partial.unlink()
 
 
+def real_path(path: str | Path) -> Path:
+    """Return an absolute path with its links resolved. A link to itself remains, on which `Path.resolve` fails."""
+    return Path(os.path.realpath(path))
+
+
 def refuse_link(path: str | Path) -> None:
     """Refuse a path that is a symbolic link, whatever it leads to.
 
@@ -159,7 +164,7 @@ def refuse_link_out(file: Path) -> None:
         OSError: it is one.
     """
     if file.is_symlink():
-        target = Path(os.path.realpath(file))
+        target = real_path(file)
         if not any(target.is_relative_to(os.path.realpath(folder)) for folder in (file.parent, file.parent / "../../blobs")):
             raise UnusableFile(errno.ELOOP, f"it is a link out of its folder, to {target}", file)
 

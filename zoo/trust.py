@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from zoo.errors import BadInput, cannot_write
+from zoo.file_access import real_path
 from zoo.runtime import jax_setup
 from zoo.sha256_and_fsync import sha256
 
@@ -64,7 +65,7 @@ class References:
         """
         file, folder = Path(name.origin), Path(self.folder)
         folder = folder if folder.is_dir() else folder.parent
-        inside = file.is_file() and file.resolve().is_relative_to(folder.resolve())
+        inside = file.is_file() and real_path(file).is_relative_to(real_path(folder))
         identity = [*name, sha256(file) if inside else "", self.content]
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 

@@ -20,6 +20,7 @@ from train.data.records import Record, column_value
 from train.data.sources import check_file, data_set, files_in, kind, refuse_repeated
 from train.data.text_files import check_string, json_type
 from zoo.errors import BadInput, require
+from zoo.file_access import real_path
 
 Reader = Callable[[Path, Any], Iterator[Record | BadInput]]
 
@@ -133,7 +134,7 @@ def sources(
     choices = " or ".join(filter(None, (", ".join(task.formats[:-1]), task.formats[-1])))
     fix = f"; rename it, or choose --labelled.format {choices}"
     for file in files_in(Path(path), reader, supported) if Path(path).is_dir() else [Path(path)]:
-        yield str(file.resolve()), str(file), check_file(file, reader, supported, fix)(file, options)
+        yield str(real_path(file)), str(file), check_file(file, reader, supported, fix)(file, options)
 
 
 def split_halves(examples: list[Any], fraction: float) -> tuple[list[Any], list[Any]]:

@@ -13,6 +13,7 @@ from train.config.data_options import Data, TextData
 from train.data.arrow import arrow_streams, check_column, library, parquet
 from train.data.text_files import Document, json_lines, list_names, plain
 from zoo.errors import BadInput, no_such_file, without_secrets
+from zoo.file_access import real_path
 from zoo.hf import hub
 from zoo.runtime import jax_setup
 
@@ -112,7 +113,7 @@ def check_link(file: Path, folder: Path, option: str) -> None:
     Raises:
         BadInput: names the link and the fix.
     """
-    if file.is_symlink() and not file.resolve().is_relative_to(folder.resolve()):
+    if file.is_symlink() and not real_path(file).is_relative_to(real_path(folder)):
         raise BadInput(f"{file}: a link out of {folder}; name that file itself in {option}")
 
 
@@ -122,7 +123,7 @@ def _file(file: Path, name: str, field: str) -> Source:
     if read is parquet:
         library("pyarrow.parquet")
     options = (file, name) if read is plain else (file, name, field)
-    return Source(str(file.resolve()), functools.partial(read, *options))
+    return Source(str(real_path(file)), functools.partial(read, *options))
 
 
 def check_file(file: Path, reader: Callable[[Path], Reader | None], kinds: str, fix: str = "") -> Reader:
@@ -183,7 +184,7 @@ def _saved(folder: Path, data: Data) -> Split:
         loaded = library("datasets").load_from_disk(str(folder))
         for rows in loaded.values() if isinstance(loaded, dict) else [loaded]:
             _check_inside(folder, [cache["filename"] for cache in rows.cache_files])
-    return _split(loaded, str(folder), str(folder.resolve()), folder.name, data)
+    return _split(loaded, str(folder), str(real_path(folder)), folder.name, data)
 
 
 def _check_inside(folder: Path, files: Iterable[str]) -> None:
@@ -193,7 +194,7 @@ def _check_inside(folder: Path, files: Iterable[str]) -> None:
         BadInput: names the file.
     """
     for file in files:
-        if not Path(file).resolve().is_relative_to(folder.resolve()):
+        if not real_path(file).is_relative_to(real_path(folder)):
             raise BadInput(f"{folder}: its files name {file}, outside of it; name that data set itself in --data.paths")
 
 

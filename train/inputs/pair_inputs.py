@@ -26,6 +26,7 @@ from train.tokenizers.chat_template import chat_template
 from train.tokenizers.chat_token_ids import rendered_pairs
 from train.tokenizers.tokenizer import Tokenizer
 from zoo.errors import BadInput, require
+from zoo.file_access import real_path
 
 OPEN = 256
 """Number of rows, the newest ones, that a pair may be packed into."""
@@ -137,7 +138,7 @@ def split(run: run_config.Run) -> tuple[list[Pair | Dialogue], list[Pair | Dialo
     training: list[Pair | Dialogue] = list(parallel(files.source, files.target, options))
     if not files.valid_source:
         return labelled_reader.split_halves(training, run.data.valid_fraction)
-    if both := {Path(file).resolve() for file in files.source} & {Path(file).resolve() for file in files.valid_source}:
+    if both := {*map(real_path, files.source)} & {*map(real_path, files.valid_source)}:
         raise BadInput(f"--pairs.valid-source {min(both)}: it is also in --pairs.source; hold out pairs that are not trained on")
     return training, list(parallel(files.valid_source, files.valid_target, options, "--pairs.valid-source"))
 

@@ -159,6 +159,9 @@ def test_a_link_out_of_a_named_folder_is_refused_and_one_inside_it_is_read(tmp_p
     link.symlink_to("../../secret.txt")
     assert f"{link}: a link out of {tmp_path / 'data'}; name that file itself in --data.paths" in refusal(tmp_path / "data")
     assert read(link) == [("b.txt", "a secret")]
+    link.unlink()
+    link.symlink_to(link.name)
+    assert f"{link}: " in refusal(folder) and f"{link}: no such file" in refusal(link)
 
 
 @pytest.fixture(scope="module")
