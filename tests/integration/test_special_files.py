@@ -7,15 +7,15 @@ from typing import Any
 
 import pytest
 
-from benchmarks.core import result_files
+from benchmarks.core import result_files as bench_files
 from benchmarks.plan import plan_cache
 from eval.comparison import task_scores
 from eval.experiments import node_status, preregistration
-from eval.report import report, rollout_texts
+from eval.report import rollout_texts
 from tests.support.special_files import KINDS, deadline, make_special
 from train.checkpoints.manifest import DamagedCheckpoint, Manifest
 from train.data import arrow, text_files
-from train.run import item_outcomes, metrics_file, run_dir
+from train.run import item_outcomes, metrics_file, result_files, run_dir
 from train.run.run_dir import RunDir
 from train.tokenizers import byte_tokens, chat_template, hf_files, tokenizer
 from train.weights import reference_cache, reward_scale
@@ -40,12 +40,12 @@ READERS: dict[str, tuple[str, Callable[[Path], Any]]] = {
     "outcomes": ("outcomes.npz", lambda folder: item_outcomes.read_outcomes(RunDir(folder), "a")),
     "reward scale": (reward_scale.FILE, lambda folder: reward_scale.read_scale(folder, None)),
     "manifest": ("COMMIT.json", lambda folder: Manifest.read(folder, 1)),
-    "scores": ("scores.json", lambda folder: report._json(folder / "scores.json")),
+    "scores": ("scores.json", lambda folder: result_files.read_result(folder / "scores.json")),
     "rollout": ("00000000.jsonl", lambda folder: rollout_texts.render(folder, 1, 1)),
     "evaluations": ("evaluations.json", lambda folder: task_scores.read_task_scores(folder / "evaluations.json")),
     "registration": (preregistration.FILE, preregistration.read),
     "log": ("a.log", lambda folder: node_status.last_line(folder / "a.log")),
-    "benchmark": (result_files.CELLS, result_files.read),
+    "benchmark": (bench_files.CELLS, bench_files.read),
     "text": ("a.txt", lambda folder: [*text_files.plain(folder / "a.txt", "a")]),
     "compressed text": ("a.txt.gz", lambda folder: [*text_files.lines(folder / "a.txt.gz")]),
     "JSON": ("a.json", lambda folder: text_files.read_whole(folder / "a.json")),
@@ -123,7 +123,7 @@ def test_large_files_are_refused_before_they_fill_the_memory(tmp_path: Path) -> 
     with scores.open("ab") as file:
         file.truncate(file_access.LARGEST_JSON + 1)
     with pytest.raises(BadInput, match="larger than 64 MiB"):
-        report._json(scores)
+        result_files.read_result(scores)
 
 
 @pytest.mark.planted
