@@ -34,7 +34,7 @@ from train.run.progress_bar import ProgressBar
 from train.run.run_dir import replace_atomically
 from train.weights.load import Loaded
 from train.weights.pretrained_config import text_model_error
-from zoo.errors import BadInput, require
+from zoo.errors import BadInput, printable, require
 from zoo.hf import hub
 
 READ_AS_IS = Labelled()
@@ -81,7 +81,7 @@ def main(
         _write(file, _lines(predictions, form))
         terminal_output.write_output(f"{file}: {predictions.count:,} predictions\n")
     for line in predictions.notices() if jax.process_index() == 0 else ():
-        print(f"! {line}", file=sys.stderr)
+        print(f"! {printable(line)}", file=sys.stderr)
     return 0
 
 
