@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from train.data.text_files import LONGEST_LINE, Document, document, json_type, list_names
+from train.data.text_files import LONGEST_LINE, Document, document, json_type, list_names, unpacked_limit, unpacks_to_more
 from zoo.errors import BadInput, import_optional
 from zoo.file_access import open_regular
 
@@ -21,19 +21,25 @@ def parquet(file: Path, name: str, field: str) -> Iterator[Document]:
         check_column(pq.read_schema(file), field, str(file))
         # Dictionary encoding keeps a text that occurs often in memory once.
         with pq.ParquetFile(file, read_dictionary=[field], buffer_size=1 << 20, pre_buffer=False) as table:
-            yield from _rows(table.iter_batches(ROWS, columns=[field], use_threads=False), name, field, str(file))
+            batches = table.iter_batches(ROWS, columns=[field], use_threads=False)
+            yield from _bounded(_rows(batches, name, field, str(file)), [file], str(file))
 
 
 def table(file: Path) -> Iterator[dict[str, Any]]:
     """Yield each row of a .parquet file with all of its columns, as Python values."""
     pq = library("pyarrow.parquet")
     with _errors(file), open_regular(file), pq.ParquetFile(file, buffer_size=1 << 20, pre_buffer=False) as rows:
+        remaining = unpacked_limit(file.stat().st_size)
         for batch in rows.iter_batches(ROWS, use_threads=False):
+            remaining -= batch.nbytes + sum(map(_referenced_bytes, batch.columns))
+            if remaining < 0:
+                raise unpacks_to_more(file)
             yield from batch.to_pylist()
 
 
 def arrow_streams(files: Iterable[Path], name: str, field: str) -> Iterator[Document]:
     """Yield the text of each row of several files as one data set called `name`: row numbers continue from file to file."""
+    files = list(files)
 
     def batches() -> Iterator[Any]:
         for file in files:
@@ -47,7 +53,27 @@ def arrow_streams(files: Iterable[Path], name: str, field: str) -> Iterator[Docu
                 check_column(stream.schema, field, name)
                 yield from (batch.select([field]) for batch in stream)
 
-    return _rows(batches(), name, field, name)
+    return _bounded(_rows(batches(), name, field, name), files, name)
+
+
+def _bounded(documents: Iterator[Document], files: Iterable[Path], where: str) -> Iterator[Document]:
+    """Yield documents, up to the text that their files may have: a table has a text once, and any number of references to it."""
+    remaining = unpacked_limit(sum(file.stat().st_size for file in files))
+    for part in documents:
+        remaining -= len(part.text)
+        if remaining < 0:
+            raise unpacks_to_more(where)
+        yield part
+
+
+def _referenced_bytes(column: Any) -> int:
+    """Return the bytes of the texts that a column refers to, each counted as often as it occurs; 0 for another column."""
+    types, compute = library("pyarrow").types, library("pyarrow.compute")
+    if not types.is_dictionary(column.type) or not (
+        types.is_string(column.type.value_type) or types.is_large_string(column.type.value_type)
+    ):
+        return 0
+    return compute.sum(compute.binary_length(column.dictionary).take(column.indices)).as_py() or 0
 
 
 def check_column(schema: Any, field: str, where: str) -> None:

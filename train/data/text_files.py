@@ -174,11 +174,21 @@ def open_decompressed(file: Path) -> Iterator[io.BufferedIOBase]:
         raise BadInput(f"{file}: cannot be read ({error.strerror or error})") from None
 
 
+def unpacked_limit(size: int) -> int:
+    """Return how many bytes of text a compressed file of `size` bytes may have."""
+    return max(MOST_UNCHECKED, LARGEST_RATIO * size)
+
+
+def unpacks_to_more(file: object) -> BadInput:
+    """Return the error for a file that has more text than `unpacked_limit`."""
+    return BadInput(f"{file}: unpacks to more than {LARGEST_RATIO:,} times its size, which no text does; write it uncompressed")
+
+
 class _Bounded(io.RawIOBase):
     """A decompressed stream that ends with an error where it exceeds every sensible size for its compressed file."""
 
     def __init__(self, stream: io.BufferedIOBase, file: Path, size: int) -> None:
-        self._stream, self._file, self._remaining = stream, file, max(MOST_UNCHECKED, LARGEST_RATIO * size)
+        self._stream, self._file, self._remaining = stream, file, unpacked_limit(size)
 
     def readable(self) -> bool:
         return True
@@ -187,9 +197,7 @@ class _Bounded(io.RawIOBase):
         count = self._stream.readinto(buffer)
         self._remaining -= count
         if self._remaining < 0:
-            raise BadInput(
-                f"{self._file}: unpacks to more than {LARGEST_RATIO:,} times its size, which no text does; write it uncompressed"
-            )
+            raise unpacks_to_more(self._file)
         return count
 
 

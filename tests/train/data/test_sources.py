@@ -10,7 +10,7 @@ import pytest
 
 from tests.support.processes import ROOT, run_python
 from train.config.data_options import TextData
-from train.data import text_files
+from train.data import arrow, text_files
 from train.data.sources import sources
 from zoo.errors import BadInput, install_advice
 
@@ -188,6 +188,30 @@ def test_a_folder_of_a_data_set_is_its_rows(datasets, tmp_path):
         TextData(split="train[:10%]")
     (tmp_path / "dataset_info.json").write_text("{")
     assert f"{tmp_path}: cannot be loaded" in refusal(tmp_path)
+
+
+@pytest.mark.planted(3)
+def test_a_table_with_more_references_than_text_is_refused(tmp_path, monkeypatch):
+    """The text is in the file once, and the documents would be 100 MB."""
+    import pyarrow
+    import pyarrow.ipc
+    import pyarrow.parquet
+
+    values = pyarrow.DictionaryArray.from_arrays(pyarrow.array([0] * 3000, pyarrow.int32()), pyarrow.array(["a whale " * 4000]))
+    columns = pyarrow.table({"text": values})
+    pyarrow.parquet.write_table(columns, file := tmp_path / "a.parquet", compression="zstd")
+    assert file.stat().st_size < 10_000
+    message = f"{file}: unpacks to more than 1,000 times its size, which no text does; write it uncompressed"
+    assert refusal(file) == message
+    with pytest.raises(BadInput) as refused:
+        sum(len(row["text"]) for row in arrow.table(file))
+    assert str(refused.value) == message
+    with pyarrow.OSFile(str(tmp_path / "a.arrow"), "wb") as out, pyarrow.ipc.new_stream(out, columns.schema) as stream:
+        stream.write_table(columns)
+    with pytest.raises(BadInput, match="b: unpacks to more than"):
+        sum(len(document.text) for document in arrow.arrow_streams([tmp_path / "a.arrow"], "b", "text"))
+    monkeypatch.setattr(text_files, "MOST_UNCHECKED", 1 << 30)
+    assert sum(len(text) for _, text in read(file)) == 3000 * 32_000
 
 
 @pytest.mark.planted(7)
