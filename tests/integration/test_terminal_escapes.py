@@ -1,8 +1,13 @@
 """Words of folders and data files reach the terminal and pages without terminal commands and without rich's markup."""
 
+import contextlib
 import io
 import json
+import os
 import re
+import sys
+import threading
+import tty
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,12 +20,13 @@ from eval.comparison import comparison_table, seed_statistics
 from eval.experiments.run_progress import RunProgress
 from eval.report import charts
 from eval.tasks import Result
+from tests.support import commands
 from tests.support.finished_runs import make
 from tests.support.small_experiment import small_grid
 from train.run.console import Console
 from train.weights import load
 from zoo import plugins
-from zoo.cli import models_table
+from zoo.cli import main, models_table
 from zoo.errors import printable_lines
 from zoo.runtime import stdio
 
@@ -103,3 +109,42 @@ def test_charts_show_control_characters_as_replacements() -> None:
     figures = [charts.alignment(attention), charts._figure(f"<{EVIL}", [EVIL], lambda axes: None, charts.MarkedSteps())]
     for figure in figures:
         assert not re.search("[\x00-\x08\x0b-\x1f\x7f]", figure) and "&lt;\ufffd[2J" in figure and "<\x1b" not in figure
+
+
+def written_to_terminal(act: Callable[[], object], monkeypatch: pytest.MonkeyPatch) -> str:
+    """Return what an action writes to stdout if that is a terminal."""
+    master, slave = os.openpty()
+    tty.setraw(slave)
+    chunks: list[bytes] = []
+
+    def collect() -> None:
+        # A terminal without a writer is an error on Linux.
+        with contextlib.suppress(OSError):
+            while chunk := os.read(master, 1 << 16):
+                chunks.append(chunk)
+
+    reader = threading.Thread(target=collect)
+    with open(slave, "w", encoding="utf-8", newline="") as stream, monkeypatch.context() as patch:
+        reader.start()
+        patch.setattr(sys, "stdout", stream)
+        act()
+    reader.join()
+    os.close(master)
+    return b"".join(chunks).decode()
+
+
+@pytest.mark.planted
+def test_generated_commands_reach_a_pipe_and_no_terminal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A model that has learned little writes any byte of its vocabulary, ESC among them; the terminal gets each token at once."""
+    commands.finished(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    sampled = ("--limit", "22", "--temperature", "3", "--seed", "1")
+    argv = ("generate", "runs/done", "--prompt", "é\x1b[2J", *sampled)
+    piped = commands.call(capsys, *argv).stdout
+    assert piped.startswith("é\x1b[2J") and len(COMMANDS.findall(piped)) > 1
+    shown = written_to_terminal(lambda: main.main(argv), monkeypatch)
+    assert shown == printable_lines(piped) and not COMMANDS.search(shown)
+    as_json = commands.call(capsys, *argv, "--json").stdout
+    assert "\x1b" not in as_json and json.loads(as_json)["text"] in piped
