@@ -9,11 +9,12 @@ import jax
 import numpy as np
 import pytest
 
-from eval.report import report, samples
+from eval.report import samples
 from tests.support.small import random_params, small
 from train.config.run_config import Mesh
 from train.engine import device_mesh
 from train.rows.token_cache import Tokens
+from train.run.result_files import read_result
 from train.tokenizers.tokenizer import Tokenizer
 
 WORDS = "the ship was steering towards the north and all the men were on deck\n"
@@ -106,7 +107,7 @@ def test_samples_are_written_as_the_report_reads_them_and_only_by_models_that_ge
     samples.of_run(file, small("bert"), {}, mesh, data, **how)
     assert not file.exists()
     samples.of_run(file, net, random_params(net), mesh, data, **how)
-    found = report._json(file)
+    found = read_result(file)
     assert found == json.loads(file.read_text())
     assert (found["step"], found["temperature"], found["seed"]) == (7, 0.8, 0)
     assert len(found["samples"]) == 4
