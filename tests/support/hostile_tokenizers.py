@@ -264,6 +264,12 @@ AROUND = [
         post_processor=template(single=template()["pair"]),
     ),
     case(
+        "template-twice",
+        "two templates, of which the library panics at the second",
+        BPE,
+        post_processor=sequence(BERT_TEMPLATE, BERT_TEMPLATE, key="processors"),
+    ),
+    case(
         "template-tokens",
         "a special token that is a million ids",
         BPE,

@@ -211,7 +211,7 @@ class Tokenizer:
 
     def encode_with_template(self, first: str, second: str | None = None) -> tuple[list[int], list[int]]:
         """Return ids and token types of one text or two with the special tokens that the template in tokenizer.json adds."""
-        with tokenizer_content.library_errors():
+        with tokenizer_content.library_errors(), stdio.silence_native():
             encoding = self._core.encode(first, second)
         return encoding.ids, encoding.type_ids
 
@@ -359,7 +359,8 @@ class Tokenizer:
             return np.array(list(starts), bool)
         if self._continues:
             return np.array([not entry.startswith(self._continues) for entry in self._entries()], bool)
-        firsts = (self._core.decode([number], skip_special_tokens=False)[:1] for number in range(self.vocab_size))
+        with tokenizer_content.library_errors():
+            firsts = [self._core.decode([number], skip_special_tokens=False)[:1] for number in range(self.vocab_size)]
         return np.array([not (first.isalnum() or first == "\ufffd") for first in firsts], bool)
 
     def _special(self) -> set[int]:

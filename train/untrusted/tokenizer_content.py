@@ -61,6 +61,9 @@ def check_content(content: Any, known_patterns: Sequence[str] = ()) -> None:
     for part in STEPS:
         steps: list[dict[str, Any]] = []
         _flatten(content.get(part), part, 0, steps)
+        if part == "post_processor" and sum(step["type"] != "ByteLevel" for step in steps) > 1:
+            # A second one gets the parts that the first makes, and the library panics at more than two.
+            raise _refusal(part, "adds special tokens in more than one step")
         growth = math.prod(_check_step(step, part, known_patterns) for step in steps)
         if growth > LARGEST_GROWTH:
             raise _refusal(part, f"can make {growth:,} characters of one, and at most {LARGEST_GROWTH} are allowed")
