@@ -2,7 +2,7 @@
 
 A YAML file of a task is code of its author in three ways: `!function` imports a Python function, a metric that the harness does
 not have is a Python script that the library `evaluate` runs, and templates are rendered by Jinja. Functions need the user's
-confirmation (`zoo.trust`); other metrics are refused; templates get Jinja's sandbox.
+confirmation (`zoo.trust`); other metrics are refused; templates get Jinja's sandbox and limits (`harness_templates`).
 """
 
 from collections.abc import Collection, Iterator

@@ -11,12 +11,12 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jinja2.sandbox import SandboxedEnvironment
 
 from eval.generation.folder_settings import folder_processors, make_generator
 from eval.generation.generation_options import Decoding
 from eval.generation.generator import Generator
 from eval.scoring.batch_loop import Progress, no_progress
+from eval.scoring.harness_templates import LimitedEnvironment
 from eval.scoring.likelihood import Pair, encode, likelihoods, positions
 from train.weights.load import Loaded
 from zoo.errors import BadInput, install_advice
@@ -46,12 +46,9 @@ def metric_names() -> list[str]:
 
 
 def use_sandbox() -> None:
-    """Let the harness render the templates of tasks in Jinja's sandbox, in which they cannot reach Python's objects."""
-    environment = lm_eval.utils.env
-    if not isinstance(environment, SandboxedEnvironment):
-        sandbox = SandboxedEnvironment(undefined=environment.undefined, keep_trailing_newline=environment.keep_trailing_newline)
-        sandbox.filters.update(environment.filters)
-        lm_eval.utils.env = sandbox
+    """Let the harness render the templates of tasks in Jinja's sandbox, and in a process with limits."""
+    if not isinstance(lm_eval.utils.env, LimitedEnvironment):
+        lm_eval.utils.env = LimitedEnvironment()  # pyright: ignore[reportAttributeAccessIssue]
 
 
 class HarnessModel(LM):

@@ -218,6 +218,31 @@ def test_a_template_that_leaves_the_sandbox_is_refused(tmp_path: Path) -> None:
     assert not canary.exists()
 
 
+@pytest.mark.planted(3)
+def test_templates_of_tasks_have_limits_of_time_depth_and_output() -> None:
+    from jinja2 import TemplateError
+
+    from eval.scoring.harness_templates import LimitedEnvironment
+
+    environment = LimitedEnvironment()
+    document = {"text": "a whale\n", "choices": ["x", "y"], "number": 1.5}
+    source = "{{ text }}{{ choices }}{{ number }}{{ text | regex_replace('wh', 'W') }}\n"
+    assert environment.from_string(source).render(**document) == "a whale\n['x', 'y']1.5a Wale\n\n"
+    for hostile, problem in {
+        "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}": "it takes more than 2 s",
+        "{{ 'x' * 10**9 }}": "it needs more than|it writes",
+        "{{ " + "(" * 3000 + "1" + ")" * 3000 + " }}": "it is nested|too many nested",
+        "{{ absent }}": "'absent' is undefined",
+        "{{ text.__class__ }}": "is unsafe",
+        "{% if %}": "Expected an expression",
+    }.items():
+        with pytest.raises(TemplateError, match=problem):
+            environment.from_string(hostile).render(**document)
+    with pytest.raises(TemplateError, match="cannot be written as JSON"):
+        environment.from_string("{{ raw }}").render(raw=b"bytes")
+    assert environment.from_string("{{ text }}").render(text="again") == "again"
+
+
 def test_several_tasks_are_averaged_where_they_measure_the_same() -> None:
     one = {"alias": "a", "acc,none": 0.5, "acc_stderr,none": 0.03, "f1,none": 0.4, "f1_stderr,none": "N/A", "exact,strict": 0.25}
     found = {
