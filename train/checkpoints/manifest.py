@@ -207,6 +207,8 @@ def _read_content(file: pathlib.Path) -> dict[str, Any]:
         raise BadInput(f"{file}: format {text}, but this version of zoo reads {FORMAT}; use the version that wrote it")
     if problem := shape_problem(content, SHAPE):
         raise DamagedCheckpoint(f"{file.name} has unexpected content ({problem})")
+    if other := sorted(content.keys() - {"format", *SHAPE}):
+        raise DamagedCheckpoint(f"{file.name} has unexpected content (the field {_shorten(other[0])})")
     return {name: content[name] for name in SHAPE}
 
 
