@@ -9,6 +9,7 @@ import functools
 import gzip
 import json
 import lzma
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -36,8 +37,8 @@ from train.run import metrics_file, outcome_sets
 from train.run.item_outcomes import Outcomes, read_outcomes, write_outcomes
 from train.run.run_dir import RunDir, read_config
 from train.store import run_results as stored_results
-from train.tokenizers import chat_template, hf_files, sentencepiece_proto
-from train.tokenizers.tokenizer import Tokenizer
+from train.tokenizers import chat_template, hf_files, special_tokens, unigram
+from train.tokenizers.tokenizer import CHAT, Tokenizer, read_chat_template
 from train.weights import reference_cache, reward_scale
 from zoo import published_weights
 from zoo.hf import flax_msgpack, hub, safetensors_dir
@@ -68,7 +69,20 @@ Named = Iterator[tuple[str, Reader]]
 def readers(folder: Path) -> dict[str, Reader]:
     """Write an intact input for each reader, and return them by name."""
     folder.mkdir(parents=True, exist_ok=True)
-    groups = (_texts, _labelled, _instructions, _run, _results, _checkpoint, _caches, _weights, _adapter, _tokenizers, _pages)
+    groups = (
+        _texts,
+        _labelled,
+        _instructions,
+        _run,
+        _results,
+        _checkpoint,
+        _caches,
+        _weights,
+        _adapter,
+        _tokenizers,
+        _templates,
+        _pages,
+    )
     return {name: reader for group in groups for name, reader in group(folder)}
 
 
@@ -299,22 +313,39 @@ def _adapter(folder: Path) -> Named:
         yield name, _reader(made / name, functools.partial(peft_files.read, made, cfg))
 
 
+def _use_tokenizer(folder: Path) -> None:
+    """Read a tokenizer, and use it on a text."""
+    words = hf_files.read_tokenizer(folder)
+    words.decode(words.encode(TEXT))
+
+
 def _tokenizers(folder: Path) -> Named:
     """Yield the readers of the tokenizers of published models, and of what is beside them."""
     for kind in ("gpt", "roberta", "modernbert", "wordpiece", "sentencepiece", "xlnet"):
         target = _new(folder, f"tokenizer-{kind}")
         hf_files.write_tokenizer(target, Tokenizer.train([TEXT] * 5, 400, kind), longest=32)
-        for file in sorted(target.iterdir()):
-            yield f"{file.name} ({kind})", _reader(file, functools.partial(hf_files.read_tokenizer, target))
-        if kind in ("gpt", "roberta", "wordpiece"):
-            # Without tokenizer.json, the vocabulary is read.
-            bare = _new(folder, f"vocabulary-{kind}")
-            for file in sorted(target.iterdir()):
-                if file.name != "tokenizer.json":
-                    (bare / file.name).write_bytes(file.read_bytes())
-            for file in sorted(bare.iterdir()):
-                yield f"{file.name} ({kind}, alone)", _reader(file, functools.partial(hf_files.read_tokenizer, bare))
-    words, template = Tokenizer.train([TEXT] * 5, 300), _new(folder, "template") / "chat_template.jinja"
+        files = sorted(target.iterdir())
+        vocabulary = [file.name for file in files if file.suffix == ".txt" or file.name == hf_files.VOCABULARY]
+        for file in files:
+            if file.name not in vocabulary:
+                yield f"{file.name} ({kind})", _reader(file, functools.partial(_use_tokenizer, target))
+        if vocabulary:
+            # These are read only if there is no tokenizer.json.
+            alone = Path(shutil.copytree(target, folder / f"vocabulary-{kind}"))
+            (alone / hf_files.FILE).unlink()
+            for name in vocabulary:
+                yield f"{name} ({kind}, alone)", _reader(alone / name, functools.partial(_use_tokenizer, alone))
+    pieces = _new(folder, "tokenizer-spiece")
+    (pieces / hf_files.PIECES).write_bytes(unigram.model([TEXT] * 5, 60))
+    special = {"eos_token": special_tokens.TEXT["end"], "pad_token": special_tokens.TEXT["pad"]}
+    (pieces / "special_tokens_map.json").write_text(json.dumps(special | {"unk_token": special_tokens.TEXT["unk"]}))
+    for file in sorted(pieces.iterdir()):
+        yield f"{file.name} (spiece.model)", _reader(file, functools.partial(_use_tokenizer, pieces))
+
+
+def _templates(folder: Path) -> Named:
+    """Yield the readers of a chat template: that of an option, and that of a folder of weights."""
+    words, template = Tokenizer.train([TEXT] * 5, 300), _new(folder, "template") / CHAT
     template.write_text(chat_template.TEMPLATE)
     messages = [chat_template.Message(**turn) for turn in TURNS]
 
@@ -322,19 +353,10 @@ def _tokenizers(folder: Path) -> Named:
         compiled = chat_template.chat_template(chat_template.with_template(words, str(template)), "a model")
         return compiled.render(messages, "a conversation")
 
+    def render_of_folder() -> str:
+        source = read_chat_template(template.parent)
+        assert source is not None
+        return chat_template.ChatTemplate(source, {"eos_token": "</s>"}, str(template)).render(messages, "a conversation")
+
     yield "chat_template.jinja", _reader(template, render)
-    pieces = folder / "template" / "spiece.model"
-    pieces.write_bytes(_sentencepiece())
-    yield "spiece.model", _reader(pieces, lambda: sentencepiece_proto.parse(pieces.read_bytes()))
-
-
-def _sentencepiece() -> bytes:
-    """Return a small SentencePiece model."""
-    import io
-
-    import sentencepiece
-
-    stream = io.BytesIO()
-    sentences = iter([TEXT] * 20)
-    sentencepiece.SentencePieceTrainer.train(sentence_iterator=sentences, model_writer=stream, vocab_size=28, minloglevel=9)
-    return stream.getvalue()
+    yield "chat_template.jinja of a folder", _reader(template, render_of_folder)
