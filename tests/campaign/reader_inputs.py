@@ -206,10 +206,8 @@ def _pages(folder: Path) -> Named:
     }
     for name, content in contents.items():
         (run / name).write_text(json.dumps(content))
-    for file in (files.metrics, files.starts, files.scores):
+    for file in (files.metrics, files.starts, files.scores, *(run / name for name in contents)):
         yield f"{file.name} of a report", dataclasses.replace(_reader(file, functools.partial(report.write, run)), rounds=50)
-    for name in contents:
-        yield f"{name} of a report", _reader(run / name, functools.partial(report._json, run / name))
     line = {"prompt": "a", "completion": "b", "reward": 1.0, "advantage": 0.5}
     rollout = labelled_files.put(made / "00000000.jsonl", [line, line])
     yield "rollouts", _reader(rollout, lambda: list(rollout_texts._responses(rollout)))
