@@ -109,7 +109,7 @@ COMMAND_LINES = {
     "import book.txt": "book.txt: not a folder; name a run, a folder of published weights, or hub:ID",
     "generate bert/config.json --prompt a": "bert/config.json: not a folder; name the folder that it is in: bert$",
     "generate runs/done --prompts-file missing.txt": "--prompts-file missing.txt: no such file",
-    "train gpt-nano --data.paths boook.txt": "boook.txt: no such file; the nearest is book.txt$",
+    "train gpt-nano --data.paths book1.txt": "book1.txt: no such file; the nearest is book.txt$",
     "train gpt-nano --data.paths no/such/book.txt": "no/such/book.txt: no such file; there is no folder no$",
     "train gpt-nano --data.paths nothing": "nothing: no files in it; put some there, or name another folder",
     "train gpt-nano --check --data.paths cut.jsonl": "cut.jsonl:2: invalid JSON at column 10 .*; write one object per line",
