@@ -31,7 +31,8 @@ from train.run.item_outcomes import HELD_OUT, write_outcomes
 from train.run.matmul_rate import PeakRate
 from train.run.metric_logger import MetricLogger
 from train.run.result_files import read_result
-from train.run.run_dir import RunDir, check_same_run, confirm_own, identity, plugin_notices, remove_stale_files, write_json
+from train.run.run_dir import RunDir, check_same_run, confirm_own, plugin_notices, remove_stale_files, write_json
+from train.run.run_identity import identity
 from train.run.stop_signals import StopSignals
 from train.store.run_uploads import uploads_of
 from train.weights import lineage, warm_start

@@ -18,7 +18,7 @@ from eval.metrics.standard_error import mean_and_error
 from train.config.data_options import EncoderData
 from train.rows.encoder_rows import PAIRED
 from train.run import metric_definitions
-from train.run.run_dir import flat_options
+from train.run.run_identity import flat_options
 from train.weights.lineage import row_options
 from zoo.errors import BadInput
 

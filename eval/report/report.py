@@ -15,7 +15,8 @@ from train.run.console import format_duration, short_number
 from train.run.metric_definitions import METRICS
 from train.run.metrics_file import read_metrics, read_starts
 from train.run.result_files import REWRITE, read_result
-from train.run.run_dir import RunDir, flat_options, read_config, write_text
+from train.run.run_dir import RunDir, read_config, write_text
+from train.run.run_identity import flat_options
 from zoo.errors import BadInput
 from zoo.json_shapes import Number
 

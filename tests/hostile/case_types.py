@@ -94,7 +94,8 @@ def edited(name: str, **changes: Any) -> Callable[[Place], None]:
 
 def edit_config(place: Place, **changes: Any) -> None:
     """Change the config.json of a run or of published weights, and of a run also what its checkpoint says of it."""
-    from train.run.run_dir import identity, read_config
+    from train.run.run_dir import read_config
+    from train.run.run_identity import identity
 
     edit(place.folder / "config.json", **changes)
     if (place.folder / "checkpoints").is_dir():

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from train.config.run_config import Run
-from train.run.run_dir import identity
+from train.run.run_identity import identity
 from zoo.errors import BadInput
 
 

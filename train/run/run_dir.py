@@ -14,6 +14,7 @@ from train.config.from_json import CORRECT, from_json, inner_key
 from train.config.objectives import RolloutOptions, find_options
 from train.config.run_config import Run
 from train.config.run_plugins import references, used_plugins
+from train.run.run_identity import differences, may_change
 from zoo import configs, object_store, plugins, trust
 from zoo.configs import Objective
 from zoo.errors import BadInput, cannot_write, require
@@ -24,30 +25,6 @@ from zoo.sha256_and_fsync import fsync
 
 LOCK = "run.lock"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-
-MAY_CHANGE = (
-    "recipe",
-    "name",
-    "out",
-    "machine",
-    "mesh",
-    "engine",
-    "accumulate",
-    "loss_chunk",
-    "max_skipped",
-    "extended_from",
-    "checkpoint",
-    "log",
-    "model.compute",
-    "rollout.write_every",
-    "rollout.reward_truncate",
-)
-"""Fields that a resumed run may change: where and how it is computed, saved and reported.
-
-None of them changes the sequence of samples or the mathematics of a step; the last one decides whether a response that a reward
-model cannot read ends the run. A change of any other field makes it another run; `steps`, on which the schedule depends, may only
-grow, with --extend.
-"""
 
 
 class RunDir:
@@ -218,7 +195,7 @@ def _names_file(folder: str | Path) -> Iterator[None]:
 def run_references(folder: str | Path) -> trust.References:
     """Return what the config.json of a run names that a user permits or confirms, see `zoo.trust`.
 
-    What identifies the run is part of it: neither a copy nor options in `MAY_CHANGE` need a new confirmation, and others do.
+    What identifies the run is part of it: neither a copy nor options in `run_identity.MAY_CHANGE` need a new confirmation, and others do.
 
     Raises:
         BadInput: no run there, or broken JSON.
@@ -267,19 +244,6 @@ def _stored_config(folder: str | Path) -> Any:
         raise BadInput(f"{folder} is not a run: {path.name} cannot be read ({error.strerror})") from None
     except (ValueError, RecursionError) as error:
         raise BadInput(f"{path} is not valid JSON: {error}") from None
-
-
-def differences(old: Run, new: Run) -> list[str]:
-    """Return a line for each field that makes `new` another run than `old` ("model.layers: 4 before, 6 now")."""
-    before, now = flat_options(old), flat_options(new)
-    changed = [key for key in before | now if before.get(key) != now.get(key) and not may_change(key)]
-    texts = {key: [_option_text(values.get(key, "absent")) for values in (before, now)] for key in changed}
-    return [f"{key}: {old_text} before, {new_text} now" for key, (old_text, new_text) in texts.items()]
-
-
-def _option_text(value: Any) -> str:
-    """Return a value as on the command line; "none" if it is empty."""
-    return " ".join(map(str, value if isinstance(value, tuple) else (value,))) or "none"
 
 
 def check_same_run(folder: RunDir, run: Run, undecided: Collection[str] = ()) -> None:
@@ -354,29 +318,6 @@ def remove_stale_files(folder: RunDir, run: Run) -> bool:
     for file in (folder.metrics, folder.ledger, folder.starts, folder.report, folder.generation, *stale):
         file.unlink(missing_ok=True)
     return True
-
-
-def flat_options(run: Run) -> dict[str, Any]:
-    """Return a run's values by dotted key ("model.compute.attention"), the family of the model and the objective first."""
-
-    def walk(value: Any, key: str) -> Iterator[tuple[str, Any]]:
-        if dataclasses.is_dataclass(value):
-            for field in dataclasses.fields(value):
-                yield from walk(getattr(value, field.name), inner_key(key, field.name))
-        else:
-            yield key, value
-
-    return {"family": configs.family_of(run.model), "objective": run.objective} | dict(walk(run, ""))
-
-
-def identity(run: Run) -> dict[str, Any]:
-    """Return every field that a resumed run may not change, as JSON; it is saved in each checkpoint."""
-    return json.loads(json.dumps({key: value for key, value in flat_options(run).items() if not may_change(key)}))
-
-
-def may_change(key: str) -> bool:
-    """Return whether a dotted key of `flat_options` is one of `MAY_CHANGE` or below one."""
-    return any(key == name or key.startswith(f"{name}.") for name in MAY_CHANGE)
 
 
 def write_json(path: Path, value: Any) -> None:

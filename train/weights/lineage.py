@@ -15,7 +15,8 @@ from typing import Any
 from train.checkpoints.checkpoints import Checkpoints
 from train.config.run_config import Run
 from train.run.costs import NAMES, Costs, read_known_costs
-from train.run.run_dir import RunDir, flat_options, is_run, may_change, no_checkpoint, read_config
+from train.run.run_dir import RunDir, is_run, no_checkpoint, read_config
+from train.run.run_identity import flat_options, may_change
 from train.weights.load import checkpoints
 from train.weights.model_folder import folder_of
 from zoo.sha256_and_fsync import sha256
@@ -27,7 +28,7 @@ the oldest first; and `ancestors`, which are its ancestors and itself, each with
 weights have no seeds and no ancestors, because nothing is known about their training."""
 
 PARENT_KEYS = ("init", "distillation.teacher")
-"""Keys of `train.run.run_dir.flat_options` that name a parent."""
+"""Keys of `train.run.run_identity.flat_options` that name a parent."""
 
 
 def read_parents(run: Run) -> dict[str, Parent]:

@@ -20,7 +20,8 @@ from train.config.data_options import CausalData
 from train.config.objectives import CausalOptions
 from train.config.option_groups import Selection
 from train.config.run_config import Mesh, Optim, Tokenizer
-from train.run.run_dir import RunDir, identity, read_config, write_json
+from train.run.run_dir import RunDir, read_config, write_json
+from train.run.run_identity import identity
 from zoo.errors import BadInput
 from zoo.models import parameter_count
 

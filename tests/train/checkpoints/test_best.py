@@ -16,7 +16,8 @@ from train.checkpoints.checkpoints import Checkpoints
 from train.config import run_config
 from train.config.option_groups import Selection
 from train.config.run_config import Log
-from train.run.run_dir import RunDir, identity
+from train.run.run_dir import RunDir
+from train.run.run_identity import identity
 from zoo.errors import BadInput
 
 META = {"tokenizer": "t", "data": "d", "held_out": "h"}

@@ -14,7 +14,7 @@ from tests.support.commands import TINY, call, finished
 from tests.support.states import Log, restored, save_all
 from train.checkpoints.checkpoints import Checkpoints
 from train.checkpoints.config_check import check_identity
-from train.run.run_dir import identity
+from train.run.run_identity import identity
 from zoo.errors import BadInput
 
 OTHER = {

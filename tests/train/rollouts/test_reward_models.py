@@ -28,7 +28,7 @@ from train.rollouts import reward_models, rollout_inputs
 from train.rollouts.reward_models import Capacity, RewardModel, load_reward_model
 from train.rollouts.rewards import Completion, ModelName, RewardFunction, rewards
 from train.rows.mixture import Component, Mixture
-from train.run.run_dir import differences
+from train.run.run_identity import differences
 from train.tokenizers.chat_template import with_template
 from train.tokenizers.tokenizer import Tokenizer
 from train.weights.load import Loaded

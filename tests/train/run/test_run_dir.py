@@ -18,16 +18,8 @@ from train.config.lora_options import Lora
 from train.config.objectives import OPTIONS, CausalOptions, DistilledOptions
 from train.config.option_groups import Distillation, Masking, Selection, Spikes
 from train.config.run_config import Checkpoint, Log, Mesh, Optim, Run, Tokenizer, TrainingMachine, with_objective
-from train.run.run_dir import (
-    RunDir,
-    as_json,
-    check_same_run,
-    differences,
-    read_config,
-    remove_stale_files,
-    write_json,
-    write_text,
-)
+from train.run.run_dir import RunDir, as_json, check_same_run, read_config, remove_stale_files, write_json, write_text
+from train.run.run_identity import differences
 from zoo import configs
 from zoo.errors import BadInput
 

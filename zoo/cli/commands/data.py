@@ -52,7 +52,8 @@ def _inspect(args: list[str]) -> int:
 
     from train import recipes
     from train.config.run_config import kind_of
-    from train.run.run_dir import RunDir, flat_options, read_config
+    from train.run.run_dir import RunDir, read_config
+    from train.run.run_identity import flat_options
     from train.store import run_fetch
 
     name = run_fetch.local_name(args.pop(0)) if args and not args[0].startswith("-") else recipes.DEFAULT
