@@ -195,7 +195,7 @@ def _names_file(folder: str | Path) -> Iterator[None]:
 def run_references(folder: str | Path) -> trust.References:
     """Return what the config.json of a run names that a user permits or confirms, see `zoo.trust`.
 
-    What identifies the run is part of it: neither a copy nor options in `run_identity.MAY_CHANGE` need a new confirmation, and others do.
+    What identifies the run is part of it: a copy or options in `MAY_CHANGE` need no new confirmation, and others do.
 
     Raises:
         BadInput: no run there, or broken JSON.
