@@ -109,7 +109,7 @@ def log_probabilities(of: Loaded, label: str, *, pair: bool = False) -> np.ndarr
     """Return the logarithms of the probabilities of a label that `zoo predict` prints for `completions`, those with text."""
     items = [item for item in completions() if item.text]
     if pair:
-        predicted = [next(predict(of, texts=[item.prompt.prompt], pair=item.text)) for item in items]
+        predicted = [next(iter(predict(of, texts=[item.prompt.prompt], pair=item.text))) for item in items]
     else:
         predicted = list(predict(of, texts=[item.prompt.prompt + item.text for item in items]))
     return np.log([prediction["probabilities"][label] for prediction in predicted])
