@@ -181,7 +181,7 @@ def check_inputs(run: Any, folder: Any) -> None:
     pairs = run.options.pairs if isinstance(run.options, TextToTextOptions) else Pairs()
     for path in (*run.data.paths, *run.data.valid_paths, *pairs.source, *pairs.target, *pairs.valid_source, *pairs.valid_target):
         if path and not path.startswith(hub.PREFIX):
-            _check_data(Path(path))
+            _check_data(path)
     template = getattr(run.options, "chat", ChatRendering()).template
     if template not in ("", BUILT_IN) and not Path(template).is_file():
         raise BadInput(f"--chat.template {template}: no such file; name a chat_template.jinja, or write {BUILT_IN}")
@@ -193,14 +193,16 @@ def check_inputs(run: Any, folder: Any) -> None:
     check_adapter("" if folder.is_resumable else run.adapter)
 
 
-def _check_data(path: Path) -> None:
+def _check_data(name: str) -> None:
     """Refuse an absent or empty file, and a folder without files; the readers refuse everything else that is wrong.
 
     Raises:
         BadInput: there is no data; the message names the path.
     """
+    path = Path(name)
     if not os.path.lexists(path):
-        raise no_such_file(path)
+        # As the user wrote it: a path has no "//", by which credentials in an address are recognized.
+        raise no_such_file(name)
     if path.is_dir() and not any(file for file in path.rglob("[!.]*") if not file.is_dir()):
         raise BadInput(f"{path}: no files in it; put some there, or name another folder")
     if path.is_file() and path.stat().st_size == 0:
