@@ -15,7 +15,8 @@ PACKAGES = ("zoo", "train", "eval", "benchmarks")
 GROUPS = {"data", "labelled", "rollout"}
 """Groups of options that a message may name as a whole."""
 HIDDEN = {"mesh.sequence", "model.multi-label", "model.exported.positions", "model.exported.model-type", "minutes", "objective"}
-"""Fields that --help does not list: internal ones, and options that depend on others."""
+HIDDEN |= {"total", "bad-words"}
+"""Fields that --help does not list: internal ones, options that depend on others, settings of a folder and of Python alone."""
 
 
 def named_options(tree: ast.AST) -> Iterator[str]:
