@@ -136,7 +136,9 @@ def _names_task(task: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _offline() -> Iterator[None]:
-    """Prevent the libraries from using the network and from starting processes: JAX's threads do not survive a fork.
+    """Prevent the libraries from using the network, from starting processes, and from writing progress.
+
+    JAX's threads do not survive a fork. Progress bars of `datasets` write control characters to files, too.
 
     Raises:
         BadInput: other users can write to the folders from which the libraries load data and import code.
@@ -144,7 +146,7 @@ def _offline() -> Iterator[None]:
     variables = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "DISABLE_MULTIPROC": "1"}
     old_values = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)
-    import datasets.config
+    import datasets
     import huggingface_hub.constants
 
     # Both read the environment once, and may have been imported before.
@@ -155,7 +157,11 @@ def _offline() -> Iterator[None]:
             setattr(module, name, True)
         for setting in ("HF_DATASETS_CACHE", "HF_MODULES_CACHE"):
             jax_setup.private_folder(Path(getattr(datasets.config, setting)), setting)
+        if shows_progress := not datasets.are_progress_bars_disabled():
+            datasets.disable_progress_bars()
         yield
+        if shows_progress:
+            datasets.enable_progress_bars()
     finally:
         for (module, name), value in zip(switches, values, strict=True):
             setattr(module, name, value)

@@ -85,13 +85,13 @@ def _of_run(kind: str, run: str, resumes: tuple[str, ...]) -> tuple[Command, ...
     )
 
 
-def _of_model(kind: str, code_of_text: int = 0, code_of_encoder: int = 2) -> tuple[Command, ...]:
+def _of_model(kind: str, code_of_text: int = 0, code_of_encoder: int = 2, code_of_masks: int = 2) -> tuple[Command, ...]:
     """Return the commands that take any folder of published weights."""
     return (
         Command(kind, "import", ("import", kind, "--out", OUT)),
         Command(kind, "import --explain", ("import", kind, "--out", OUT, "--explain")),
         Command(kind, "generate", ("generate", kind, "--prompt", "The", "--limit", "2"), code=code_of_text),
-        Command(kind, "fill-mask", ("fill-mask", kind, "--text", "a [MASK]"), code=code_of_encoder),
+        Command(kind, "fill-mask", ("fill-mask", kind, "--text", "a [MASK]"), code=code_of_masks),
         Command(kind, "embed", ("embed", kind, "--text", "a text", "a ship"), code=code_of_encoder),
         Command(kind, "zoo.load", (), act=_loads(kind), code=code_of_text),
     )
@@ -127,8 +127,8 @@ COMMANDS = (
         ("prompts",),
     ),
     Command("model", "plan --init", ("plan", "sft", "--init", "model", "--target", "cpu:1")),
-    *_of_model("encoder", code_of_text=2, code_of_encoder=0),
-    *_of_model("classifier", code_of_text=2),
+    *_of_model("encoder", code_of_text=2, code_of_encoder=0, code_of_masks=0),
+    *_of_model("classifier", code_of_text=2, code_of_encoder=0),
     Command("classifier", "predict", ("predict", "classifier", "a text")),
     Command(
         "classifier",

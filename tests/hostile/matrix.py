@@ -93,7 +93,8 @@ def run(trial: Trial) -> Result:
         )
         problems = [stopped] if stopped else []
         problems += _wrong_end(trial, code, err) if not stopped else []
-        problems += _wrong_text(f"{out}{err}")
+        # The harness shows its progress with carriage returns.
+        problems += _wrong_text(out + (err.replace("\r", "") if trial.command.kind == "task" else err))
         problems += _wrong_events(
             trial.command, (folder / canary.EVENTS).read_text() if (folder / canary.EVENTS).exists() else ""
         )
@@ -171,7 +172,8 @@ def _wrong_files(command: Command, folder: Path, before: dict[str, str]) -> list
     # The library of data sets makes the folders of its cache when it is imported.
     own = ("stdout", "stderr", canary.EVENTS, f"home/{canary.CODE_RAN}", *(f"home/.cache/huggingface/{name}" for name in LIBRARY))
     inside = [path for path in changed if any(path == name or path.startswith(f"{name}/") for name in allowed)]
-    outside = [path for path in changed if path not in inside and path not in own]
+    library = tuple(f"home/.cache/huggingface/{name}/" for name in LIBRARY)
+    outside = [path for path in changed if path not in inside and path not in own and not path.startswith(library)]
     problems += [f"changed {', '.join(outside[:3])}"] if outside else []
     for path in inside:
         file = folder / path

@@ -33,7 +33,6 @@ CHEAP = {
 
 KNOWN = {
     "template: long-text": "a word of 1,000,000 letters takes more than 3 GB in the regular expressions of a tokenizer",
-    "remote code of a task": "the library of data sets writes its progress with carriage returns, and locks in its cache",
 }
 """Cases that a command does not pass yet -> the reason. The campaign runs them."""
 
