@@ -147,6 +147,7 @@ def _offline() -> Iterator[None]:
     old_values = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)
     import datasets
+    import datasets.config
     import huggingface_hub.constants
 
     # Both read the environment once, and may have been imported before.

@@ -162,7 +162,9 @@ COMMANDS = (
         ("text",),
     ),
     Command("chat", "generate --chat", ("generate", "chat", "--prompt", "Who?", "--chat", "--limit", "2")),
-    Command("chat", "train sft", ("train", "sft", "--init", "chat", *CHATS, *SHORT, "--out", OUT), ("prompts",)),
+    Command(
+        "chat", "train sft", ("train", "sft", "--init", "chat", *CHATS, *SHORT, "--data.length", "32", "--out", OUT), ("prompts",)
+    ),
     Command("chat", "import", ("import", "chat", "--out", OUT)),
     Command("chat", "data inspect sft", ("data", "inspect", "sft", "--init", "chat", *CHATS), ("prompts",)),
     Command(
