@@ -44,8 +44,9 @@ class Score:
         return self.nats / math.log(2) / self.bytes
 
     def record(self) -> dict[str, float | int]:
-        """Return the score as it is in metrics and JSON."""
-        derived = {"loss": self.loss, "perplexity": self.perplexity, "bits_per_byte": self.bits_per_byte}
+        """Return the score as it is in metrics and JSON, without bits per byte where a tokenizer knows no byte of the text."""
+        derived = {"loss": self.loss, "perplexity": self.perplexity}
+        derived |= {"bits_per_byte": self.bits_per_byte} if self.bytes else {}
         return {**derived, "tokens": self.tokens, "bytes": self.bytes}
 
 

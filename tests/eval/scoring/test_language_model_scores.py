@@ -135,3 +135,8 @@ def test_record_derives_loss_perplexity_and_bits_per_byte_from_the_sums() -> Non
     derived = {"loss": 2 * math.log(2), "perplexity": 4, "bits_per_byte": 0.5}
     assert record == {**{name: pytest.approx(value) for name, value in derived.items()}, "tokens": 100, "bytes": 400}
     assert math.isfinite(Score(nats=1e9, tokens=1, bytes=1).perplexity)
+
+
+def test_a_text_without_a_known_byte_has_no_bits_per_byte() -> None:
+    """A tokenizer of others may know none of its words."""
+    assert Score(nats=6.0, tokens=3, bytes=0).record().keys() == {"loss", "perplexity", "tokens", "bytes"}
