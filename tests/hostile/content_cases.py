@@ -9,7 +9,7 @@ import zipfile
 from collections.abc import Callable
 from typing import Any
 
-from tests.hostile.case_types import Case, Place, edit, forge_manifest, replace, step_of
+from tests.hostile.case_types import READ_RUN, Case, Place, edit, forge_manifest, replace, step_of
 from tests.hostile.code_cases import config
 from tests.hostile.path_cases import FILES
 
@@ -194,11 +194,17 @@ CASES = [
         "scores: number of 400 digits", "formats", ("run",), content("scores.json", b'{"loss": %s, "tokens": 5}' % LONG), COMPARED
     ),
     Case("manifest: other fields", "formats", ("run",), manifest(lambda content: content.update(evil=1)), ()),
-    Case("manifest: no files", "formats", ("run",), manifest(lambda content: content.update(files=[]))),
-    Case("manifest: file without a size", "formats", ("run",), manifest(_file_entry(sha256="x"))),
-    Case("manifest: file elsewhere", "reads", ("run",), manifest(lambda content: content["files"].update(TRAVERSAL))),
-    Case("manifest: no metadata", "formats", ("run",), manifest(lambda content: content.update(meta={}))),
-    Case("manifest: metadata of wrong types", "formats", ("run",), manifest(lambda content: content["meta"].update(FOREIGN))),
+    Case("manifest: no files", "formats", ("run",), manifest(lambda content: content.update(files=[])), READ_RUN),
+    Case("manifest: file without a size", "formats", ("run",), manifest(_file_entry(sha256="x")), READ_RUN),
+    Case("manifest: file elsewhere", "reads", ("run",), manifest(lambda content: content["files"].update(TRAVERSAL)), READ_RUN),
+    Case("manifest: no metadata", "formats", ("run",), manifest(lambda content: content.update(meta={})), READ_RUN),
+    Case(
+        "manifest: metadata of wrong types",
+        "formats",
+        ("run",),
+        manifest(lambda content: content["meta"].update(FOREIGN)),
+        READ_RUN,
+    ),
     Case(
         "manifest: counts of wrong types",
         "formats",
@@ -206,8 +212,14 @@ CASES = [
         manifest(lambda content: content["meta"].update(counts={"input_tokens": "x"})),
         (),
     ),
-    Case("manifest: leaves of wrong types", "formats", ("run",), manifest(lambda content: content.update(leaves={"params": 3}))),
-    Case("manifest: another format", "formats", ("run",), manifest(lambda content: content.update(format="x" * 1000))),
+    Case(
+        "manifest: leaves of wrong types",
+        "formats",
+        ("run",),
+        manifest(lambda content: content.update(leaves={"params": 3})),
+        READ_RUN,
+    ),
+    Case("manifest: another format", "formats", ("run",), manifest(lambda content: content.update(format="x" * 1000)), READ_RUN),
     Case("outcomes.npz of 2 GB", "limits", ("run",), lambda place: replace(place.folder / "outcomes.npz", zeros_npz()), ()),
     Case("outcomes.npz of 2**60 numbers", "limits", ("run",), _huge_array, ()),
     Case("text of 2 GB in .gz", "limits", ("text",), packed("more.txt.gz", _gzip_member, 128)),
