@@ -65,7 +65,7 @@ PATTERNS = {
     "distribution": re.compile(r"[a-z0-9]([a-z0-9._-]*[a-z0-9])?", re.ASCII | re.IGNORECASE),
     "version": re.compile(r"(v?[0-9][a-z0-9.!+_-]*)?", re.ASCII | re.IGNORECASE),
 }
-"""What a record may have: names of entry points as the packaging guide recommends them, those of distributions as in PEP 508, and
+"""The values of a record: names of entry points as the packaging guide recommends them, those of distributions as in PEP 508, and
 the characters of versions as in PEP 440."""
 
 

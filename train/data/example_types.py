@@ -104,7 +104,7 @@ class Preference(Example):
     """Two completions of a prompt: one was chosen, the other rejected. All three are texts, or all three are messages."""
 
     prompt: Content
-    """What is before both completions; "" if there is nothing. Messages end with a turn of the user."""
+    """The text before both completions; "" if there is none. Messages end with a turn of the user."""
     chosen: Content
     """Messages begin and end with a turn of the assistant, and usually are one."""
     rejected: Content
@@ -117,7 +117,7 @@ class UnpairedPreference(Example):
     """A completion of a prompt, labelled as desired or undesired. Both are texts, or both are messages."""
 
     prompt: Content
-    """As that of `Preference`."""
+    """The same as in `Preference`."""
     completion: Content
     desired: bool
 

@@ -33,7 +33,7 @@ predictions.json has the names of classes, and the numbers of examples by true c
 empty for a model that does not classify; and examples, the greatest loss first, with `pair` "" if there is no second text.
 """
 REWRITE = "create it again, or remove it"
-"""What to do about a file with other content, unless its reader knows better."""
+"""The fix for a file with other content, unless its reader has a better one."""
 
 
 def read_result(path: Path, fix: str = REWRITE) -> Any:

@@ -51,7 +51,7 @@ class Loaded:
     generation: PublishedGeneration | None = None
     """The settings of generation in its folder; None for a run without any."""
     source: str = ""
-    """What it was loaded from, as the caller named it."""
+    """The source that it was loaded from, as the caller named it."""
 
     @property
     def where(self) -> str:
