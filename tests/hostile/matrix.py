@@ -25,6 +25,8 @@ LARGEST_RSS = 2 << 30
 """Bytes of memory that no command on such small models needs: those on intact arguments take up to 0.8e9."""
 QUICK = (("data inspect", "compare", "bench", "experiment --commands"), ("generate", "eval", "fill-mask", "embed", "predict"))
 """Beginnings of the names of commands that take the least time, and of those that take less than others."""
+LOST = 255
+"""Exit code that `multiprocessing` returns if its server has lost the code of a process. No command ends with it."""
 LIBRARY = ("datasets", "modules")
 CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2028\u2029\u2066-\u2069]")
 """Characters that control a terminal or the direction of text."""
@@ -75,6 +77,11 @@ def trials(cases: Sequence[Case]) -> Iterator[Trial]:
 
 def run(trial: Trial) -> Result:
     """Write a case, run a command on it in a confined process, and return everything that is wrong with what happened."""
+    result = _run_once(trial)
+    return _run_once(trial) if result.code == LOST else result
+
+
+def _run_once(trial: Trial) -> Result:
     folder = Path(tempfile.mkdtemp(dir=SCRATCH, prefix="trial-"))
     try:
         canary.write_home(folder)
