@@ -1,5 +1,6 @@
 """The one exception that means "the user can fix this"."""
 
+import contextlib
 import difflib
 import errno
 import importlib
@@ -121,8 +122,11 @@ def no_such_file(name: str | Path, option: str = "") -> BadInput:
         option: the option that names the file, with a space after it; "" = the message begins with the name.
     """
     path = Path(name)
-    missing = next((folder for folder in reversed(path.parents) if not folder.exists()), None)
-    names = [] if missing is not None else sorted(os.listdir(path.parent))[:10_000]
+    missing = next((folder for folder in reversed(path.parents) if not os.path.isdir(folder)), None)
+    names: list[str] = []
+    # The folder may not be readable; then no name is known.
+    with contextlib.suppress(OSError):
+        names = [] if missing is not None else sorted(os.listdir(path.parent))[:10_000]
     near = difflib.get_close_matches(path.name, names, n=1)
     fix = f"there is no folder {missing}" if missing is not None else f"the nearest is {path.with_name(near[0])}" if near else ""
     return BadInput(f"{option}{name}: no such file; {fix or f'name one that exists, relative to {Path.cwd()}'}")

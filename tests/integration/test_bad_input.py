@@ -111,6 +111,7 @@ COMMAND_LINES = {
     "generate runs/done --prompts-file missing.txt": "--prompts-file missing.txt: no such file",
     "train gpt-nano --data.paths book1.txt": "book1.txt: no such file; the nearest is book.txt$",
     "train gpt-nano --data.paths no/such/book.txt": "no/such/book.txt: no such file; there is no folder no$",
+    "train gpt-nano --data.paths book.txt/x": "book.txt/x: no such file; there is no folder book.txt$",
     "train gpt-nano --data.paths nothing": "nothing: no files in it; put some there, or name another folder",
     "train gpt-nano --check --data.paths cut.jsonl": "cut.jsonl:2: invalid JSON at column 10 .*; write one object per line",
     "fill-mask runs/done --text a": "runs/done: a gpt reads from left to right; choose an encoder .*zoo generate runs/done",
