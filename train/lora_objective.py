@@ -22,6 +22,7 @@ from train.run.run_dir import RunDir
 from train.weights import adapter_params as weights
 from zoo import models
 from zoo.batch import Batch
+from zoo.errors import require
 from zoo.lora import adapters
 from zoo.lora.adapter_config import Adapters
 from zoo.models import Model
@@ -53,9 +54,9 @@ class LoraObjective(Objective):
         return weights.trained(model, self.adapters).beside(self.added_params(model))
 
     def loss_params(self, params: Any, frozen: Any) -> Any:
-        """Return the frozen parameters with the adapters added."""
-        merged = adapters.merge(self.model.config, self.adapters, frozen["base"], params)
-        return self.objective.loss_params(merged, frozen["objective"])
+        """Return the frozen parameters with the adapters, whose input is dropped out where the objective has dropout."""
+        adapted = adapters.with_adapters(self.model.config, self.adapters, frozen["base"], params)
+        return self.objective.loss_params(adapted, frozen["objective"])
 
     def initial_params(self, model: Model, params: Any) -> Any:
         """Return the initial parameters of the wrapped objective; `begin` creates the adapters."""
@@ -93,7 +94,8 @@ def bind(run: Run, mesh: Mesh) -> Objective:
     """Return the objective of a run, which trains adapters if the run does.
 
     Raises:
-        BadInput: see `Objective.bind`, `Run.check_base` and `train.weights.adapter_params.adapters_of`.
+        BadInput: dropout of adapters, and an objective without dropout; see also `Objective.bind`, `Run.check_base` and
+            `train.weights.adapter_params.adapters_of`.
     """
     run.check_base()
     return _with_adapters(run, mesh, objectives.objective(run.objective).bind(run, mesh))
@@ -156,6 +158,9 @@ def to_loss_params(objective: Objective, model: Model, mesh: Mesh) -> Callable[[
     if type(objective).loss_params is Objective.loss_params:
         return lambda params: params
     shapes = weights.abstract_params(weights.trained(model, None).beside(objective.added_params(model)), mesh)
+    if isinstance(objective, LoraObjective):
+        # Nothing is dropped out where no gradient is computed.
+        objective = dataclasses.replace(objective, adapters=dataclasses.replace(objective.adapters, dropout=0.0))
     merge = jax.jit(objective.loss_params, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, shapes))
 
     def loss_params(params: Any) -> Any:
@@ -179,6 +184,8 @@ def _with_adapters(run: Run, mesh: Mesh, objective: Objective) -> Objective:
     spec = weights.adapters_of(run)
     if spec is None:
         return objective
+    fix = f"{run.objective} trains without dropout, which would make its ratios noise; choose 0"
+    require(objective.HAS_DROPOUT or not spec.dropout, "lora.dropout", spec.dropout, fix)
     model = models.model(run.model)
     kind = type(f"Lora{type(objective).__name__}", (LoraObjective, type(objective)), {})
     return kind(objective, model, spec, weights.abstract_base(model, mesh))

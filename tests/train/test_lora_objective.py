@@ -15,6 +15,7 @@ from safetensors.numpy import load_file
 
 from tests.support import encoders, published, tiny
 from tests.support.hard_texts import HARD
+from tests.support.small import small
 from train import lora_objective
 from train.checkpoints.manifest import by_path
 from train.config import run_config
@@ -24,6 +25,7 @@ from train.engine.step import assemble
 from train.run.run_dir import RunDir
 from train.tokenizers import hf_files
 from train.tokenizers.tokenizer import Tokenizer
+from train.weights import adapter_params
 from train.weights.load import load, restore_trained
 from zoo.batch import Batch
 from zoo.cli import main
@@ -43,9 +45,9 @@ TRAIN += ["--checkpoint.keep", "9", "--model.dropout", "0.1", "--init", "gpt2", 
 
 
 @functools.cache
-def steps(mesh: run_config.Mesh = ONE, count: int = 3, **changes: Any) -> tuple[list[float], Any, Any, Any]:
+def steps(mesh: run_config.Mesh = ONE, count: int = 3, rate: float = 0.0, **changes: Any) -> tuple[list[float], Any, Any, Any]:
     """Return (losses, trained parameters, frozen ones before the first step, frozen ones after the last)."""
-    run = tiny.run(mesh=mesh, precision="float32", init="gpt2", lora=LORA, **changes)
+    run = tiny.run(mesh=mesh, precision="float32", init="gpt2", lora=dataclasses.replace(LORA, dropout=rate), **changes)
     devices = device_mesh.make_mesh(mesh, jax.devices()[: mesh.data * mesh.fsdp * mesh.tensor])
     net, objective = model(run.model), lora_objective.bind(run, devices)
     built = assemble(run, net, objective, devices)
@@ -89,9 +91,16 @@ FULL = ("data=2,fsdp=2,tensor=2", "pmap, micro-batches")
 TIERS = {case: pytest.mark.full if case in FULL else pytest.mark.slow for case in MESHES}
 
 
+@pytest.mark.parametrize("rate", [0.0, 0.5])
 @pytest.mark.parametrize("case", [pytest.param(case, marks=mark) for case, mark in TIERS.items()])
-def test_losses_do_not_depend_on_the_mesh(case: str) -> None:
-    np.testing.assert_allclose(steps(**MESHES[case])[0], steps()[0], rtol=1e-5)
+def test_losses_do_not_depend_on_the_mesh(case: str, rate: float) -> None:
+    np.testing.assert_allclose(steps(**MESHES[case], rate=rate)[0], steps(rate=rate)[0], rtol=1e-5)
+
+
+def test_dropout_of_adapters_changes_the_steps_that_follow_the_first() -> None:
+    """New adapters add 0, whatever their input is."""
+    plain, dropped = steps()[0], steps(rate=0.5)[0]
+    assert plain[0] == dropped[0] and plain[1] != dropped[1] and dropped[-1] < dropped[0]
 
 
 @pytest.mark.parametrize(("name", "forward"), [("causal", 1), ("dpo", 1), ("preference", 1), ("kto", 2)])
@@ -121,6 +130,19 @@ def test_adapters_have_no_weight_decay() -> None:
     shapes = jax.eval_shape(lambda: adapters.init(net, spec, jax.random.key(0)))
     model_shapes = jax.eval_shape(lambda: net.init(jax.random.key(0)))
     assert not any(jax.tree.leaves(optim.decay_mask(shapes))) and any(jax.tree.leaves(optim.decay_mask(model_shapes)))
+
+
+@pytest.mark.planted(2)
+def test_dropout_is_refused_where_it_would_not_be_applied() -> None:
+    lora = dataclasses.replace(LORA, dropout=0.1)
+    with pytest.raises(BadInput, match=r"--lora\.dropout 0\.1: dpo trains without dropout"):
+        lora_objective.bind_abstract(tiny.run("dpo", init="gpt2", lora=lora), device_mesh.make_mesh(ONE, jax.devices()[:1]))
+    bert = dataclasses.replace(tiny.run(init="m"), model=small("bert", task="masked").config)
+    run = dataclasses.replace(bert, lora=dataclasses.replace(lora, targets=("query", "transform.dense")))
+    with pytest.raises(
+        BadInput, match=r"--lora\.dropout 0\.1: cls\.predictions\.transform\.dense is outside of the layers, where"
+    ):
+        adapter_params.adapters_of(run)
 
 
 # --- Runs ---
@@ -188,11 +210,14 @@ def test_everything_that_reads_a_run_gets_the_sum(place: Path, capsys: pytest.Ca
     ]
     assert scores[0] == scores[1]
 
-    # Another run begins with the adapter and its form, and ends with its own.
+    # Another run begins with the adapter, its form and its dropout, and ends with its own.
+    config = place / "adapter" / "adapter_config.json"
+    config.write_text(config.read_text().replace('"lora_dropout": 0.0', '"lora_dropout": 0.1'))
     said(capsys, *TRAIN, "--adapter", "adapter", "--optim.lr", "1e-9", "--name", "next")
     before, after = trained_leaves("runs/run"), trained_leaves("runs/next")
     assert all(np.allclose(before[path], after[path], atol=1e-7) for path in before)
-    assert run_config_of("runs/next").lora == dataclasses.replace(run_config_of("runs/run").lora, targets=("c_attn",))
+    of_adapter = dataclasses.replace(run_config_of("runs/run").lora, targets=("c_attn",), dropout=0.1)
+    assert run_config_of("runs/next").lora == of_adapter
     stored = load_file(place / "adapter" / peft_files.WEIGHTS)
     assert sum(tensor.size for tensor in stored.values()) == sum(leaf.size for leaf in before.values())
 
@@ -228,6 +253,8 @@ REFUSED = {
     "--lora.rank 4 --optim.layer-decay 0.5": "--optim.layer-decay 0.5: only adapters are trained",
     "--lora.rank 4 --optim.freeze-layers 1": "--optim.freeze-layers 1: only adapters are trained",
     "--lora.rank 4 --optim.freeze-embeddings": "--optim.freeze-embeddings True: only adapters are trained",
+    "--lora.rank 4 --lora.dropout 1": "--lora.dropout 1.0: choose 0 (no dropout) or a rate below 1",
+    "--lora.dropout 0.1": "--lora.dropout 0.1: it needs adapters; add --lora.rank 8",
     "--lora.alpha 4": "--lora.alpha 4.0: it needs adapters; add --lora.rank 8",
     "--lora.rank -1": "--lora.rank -1: choose 0",
     "--lora.rank 4 --init=": "--lora.rank: only a run that begins with the parameters of a model has it; name one with --init",

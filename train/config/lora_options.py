@@ -20,9 +20,13 @@ class Lora:
     rslora: bool = False
     """Multiply B A by alpha / sqrt(rank) instead of alpha / rank (Kalajdzievski 2023)."""
 
+    dropout: float = 0.0
+    """Rate of the dropout of the input of A in training, independent for each module, as lora_dropout in peft."""
+
     def __post_init__(self) -> None:
         require(0 <= self.rank <= 65536, "lora.rank", self.rank, "choose 0 (no adapters) or the inner size of B A")
         require(0 < self.alpha < math.inf, "lora.alpha", self.alpha, "choose a number above 0")
+        require(0 <= self.dropout < 1, "lora.dropout", self.dropout, "choose 0 (no dropout) or a rate below 1")
         require(all(self.targets), "lora.targets", " ".join(self.targets), "a name is empty; name modules, or leave it out")
         if not self.rank:
             for field in dataclasses.fields(self):

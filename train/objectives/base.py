@@ -46,6 +46,9 @@ class Objective(abc.ABC):
     preferences between two completions of a prompt, labels of single completions, or prompts alone (see
     `train.inputs.run_inputs`)."""
 
+    HAS_DROPOUT: ClassVar[bool] = True
+    """False if the loss is computed without dropout."""
+
     # --- On the host ---
 
     @classmethod

@@ -22,7 +22,7 @@ from train.run.run_dir import RunDir
 from zoo import sharding
 from zoo.errors import BadInput
 from zoo.lora import adapters, peft_files
-from zoo.lora.adapter_config import CONFIG, Adapters
+from zoo.lora.adapter_config import Adapters
 from zoo.models import Model
 from zoo.sha256_and_fsync import sha256
 
@@ -34,13 +34,15 @@ def adapters_of(run: run_config.Run) -> Adapters | None:
     """Return the adapters that a run trains; None if it trains the model's own parameters.
 
     Raises:
-        BadInput: a target that the model does not have, or a family without default targets.
+        BadInput: a target that the model does not have, a family without default targets, or dropout where it is not applied.
     """
     if not run.lora.rank:
         return None
     targets = run.lora.targets or adapters.default_targets(run.model)
-    adapters.matrices(run.model, targets)
-    return Adapters(rank=run.lora.rank, alpha=run.lora.alpha, targets=targets, rslora=run.lora.rslora)
+    lora = run.lora
+    spec = Adapters(rank=lora.rank, alpha=lora.alpha, targets=targets, rslora=lora.rslora, dropout=lora.dropout)
+    adapters.check_dropout(run.model, spec)
+    return spec
 
 
 def trained(model: Model, spec: Adapters | None) -> TrainedParams:
@@ -57,6 +59,7 @@ def summary(model: Model, spec: Adapters) -> str:
     sizes = {path: leaf.size for path, leaf in adapters.flat(shapes).items()}
     head = sum(size for path, size in sizes.items() if path in heads)
     of_adapters = f"{sum(sizes.values()) - head:,} parameters of adapters of rank {spec.rank} on {', '.join(spec.targets)}"
+    of_adapters += f", dropout {spec.dropout:g}" if spec.dropout else ""
     return of_adapters + (f", {head:,} of the head" if head else "")
 
 
@@ -111,14 +114,13 @@ def place(array: Any, leaf_sharding: Any) -> jax.Array:
 def read_adapter(folder: Path, model: Model, spec: Adapters) -> Any:
     """Return the values of an adapter in peft's format, which must have the rank, alpha, scaling and targets of `spec`.
 
+    Its dropout may be another one, because it does not change what the adapter computes.
+
     Raises:
-        BadInput: see `zoo.lora.peft_files.read`; or the adapter has another rank, alpha, scaling or other targets, or was trained
-            with dropout.
+        BadInput: see `zoo.lora.peft_files.read`; or the adapter has another rank, alpha, scaling or other targets.
     """
     own, values = peft_files.read(folder, model.config)
-    if own.dropout:
-        fix = f"adapters are trained without dropout here; to continue without it, set lora_dropout to 0.0 in {CONFIG}"
-        raise BadInput(f"{folder / CONFIG}: lora_dropout is {own.dropout}; {fix}")
+    spec = dataclasses.replace(spec, dropout=own.dropout)
     for field in dataclasses.fields(spec):
         value, stored = getattr(spec, field.name), getattr(own, field.name)
         if (set(value), set(stored)) != (set(stored), set(value)) if field.name == "targets" else value != stored:

@@ -114,7 +114,9 @@ def take_adapter(run: Any, args: list[str]) -> Any:
     from zoo.lora import adapter_config
 
     adapters, _ = adapter_config.read(Path(folder))
-    lora = Lora(rank=adapters.rank, alpha=adapters.alpha, targets=adapters.targets, rslora=adapters.rslora)
+    lora = Lora(
+        rank=adapters.rank, alpha=adapters.alpha, targets=adapters.targets, rslora=adapters.rslora, dropout=adapters.dropout
+    )
     return dataclasses.replace(run, lora=lora, init=option_value(args, "--init"), adapter=folder)
 
 

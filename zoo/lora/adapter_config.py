@@ -32,7 +32,7 @@ class Adapters:
     rslora: bool = False
     """The scale is alpha / sqrt(rank) instead (Kalajdzievski 2023, arXiv 2312.03732, section 4)."""
     dropout: float = 0.0
-    """Rate of the dropout before A in training with peft. It does not change what trained adapters compute."""
+    """Rate of the dropout before A in training. It does not change what trained adapters compute."""
 
     @property
     def scale(self) -> float:

@@ -22,6 +22,7 @@ from zoo import models, published_weights
 from zoo.errors import BadInput, require
 from zoo.lora.adapter_config import Adapters
 from zoo.models import Model
+from zoo.ops.adapted_kernel import AdaptedKernel
 from zoo.published_weights import Leaf
 from zoo.sharding import Rules, path_of
 
@@ -63,17 +64,52 @@ class Matrix:
         layout, axis = self.leaf.layout, int(self.leaf.stacked)
         if self.fused:
             a, b = (_scatter_entries(array, self.parts, len(self.leaf.names[0]), axis) for array in (a, b))
-        sizes = dict(zip(layout.axes, self.leaf.shape, strict=True))
         letters = dict(zip(layout.axes, "abcdefgh", strict=False))
-        inputs, outputs = layout.groups if self.input_first else layout.groups[::-1]
-        added = [name for name in layout.axes if name not in (*inputs, *outputs)]
-        lead = "l" * axis + "".join(letters[name] for name in added)
-        count = len(lead)
-        a = a.reshape(*a.shape[:count], a.shape[count], *(sizes[name] for name in inputs))  # [l, (c,) r, in axes]
-        b = b.reshape(*b.shape[:count], *(sizes[name] for name in outputs), b.shape[-1])  # [l, (c,) out axes, r]
+        inputs, outputs = self._axes()
+        lead = "l" * axis + "".join(letters[name] for name in layout.axes if name not in (*inputs, *outputs))
+        a, b = self._split(a, b)
         i, o = ("".join(letters[name] for name in group) for group in (inputs, outputs))
         target = "l" * axis + "".join(letters[name] for name in layout.axes)
         return jnp.einsum(f"{lead}r{i},{lead}{o}r->{target}", a, b, precision=jax.lax.Precision.HIGHEST)
+
+    def adapted(
+        self, kernel: Float[Array, "*kernel"], a: Float[Array, "*a"], b: Float[Array, "*b"], rate: float
+    ) -> AdaptedKernel:
+        """Return the kernel with the adapters A and B beside it, for training with dropout; the scale is a factor of B."""
+        axis, layout = int(self.leaf.stacked), self.leaf.layout
+        inputs, outputs = self._axes()
+        a, b = self._split(a, b)
+        if not self.fused:
+            a, b = (jnp.expand_dims(array, axis) for array in (a, b))
+        own = [name for name in layout.axes if name not in inputs]
+        lead = tuple(range(axis + 1))
+        a = jnp.moveaxis(a, axis + 1, -1)
+        a = a.transpose(*lead, *(axis + 1 + inputs.index(name) for name in layout.axes if name in inputs), a.ndim - 1)
+        b = b.transpose(*lead, b.ndim - 1, *(axis + 1 + outputs.index(name) for name in own if name in outputs))
+        return AdaptedKernel(
+            kernel=kernel,
+            a=a,
+            b=b,
+            parts=self.parts,
+            count=len(self.leaf.names[0]),
+            axis=next((number for number, name in enumerate(own) if name not in outputs), None),
+            stacked=self.leaf.stacked,
+            rate=rate,
+            site=zlib.crc32(self.path.encode()) & 0x7FFFFFFF,
+        )
+
+    def _axes(self) -> tuple[tuple[str, ...], ...]:
+        """Return the axes of the leaf that are those of the input, and those of the output, in the published order."""
+        groups = self.leaf.layout.groups
+        return groups if self.input_first else groups[::-1]
+
+    def _split(self, a: Float[Array, "*a"], b: Float[Array, "*b"]) -> tuple[Array, Array]:
+        """Return A [(L,) (c,) r, in] and B [(L,) (c,) out, r] with the axes of the leaf's input and output."""
+        sizes = dict(zip(self.leaf.layout.axes, self.leaf.shape, strict=True))
+        inputs, outputs = self._axes()
+        lead = a.shape[:-2]
+        a = a.reshape(*lead, a.shape[-2], *(sizes[name] for name in inputs))
+        return a, b.reshape(*lead, *(sizes[name] for name in outputs), b.shape[-1])
 
 
 def _scatter_entries(array: Array, parts: tuple[int, ...], count: int, axis: int) -> Array:
@@ -171,6 +207,33 @@ def merge(cfg: Any, adapters: Adapters, base: Any, trained: Any) -> dict[str, An
         product = matrix.product(own.pop(f"{matrix.path}/a"), own.pop(f"{matrix.path}/b"))
         leaves[matrix.leaf.path] = leaves[matrix.leaf.path] + adapters.scale * product
     return nested(leaves | own)
+
+
+def with_adapters(cfg: Any, adapters: Adapters, base: Any, trained: Any) -> dict[str, Any]:
+    """Return the parameters of a model as `merge` does, for training: the input of the adapters is dropped out.
+
+    Without dropout they are those of `merge`.
+    """
+    if not adapters.dropout:
+        return merge(cfg, adapters, base, trained)
+    leaves, own = flat(base), flat(trained)
+    for matrix in matrices(cfg, adapters.targets):
+        a, b = own.pop(f"{matrix.path}/a"), adapters.scale * own.pop(f"{matrix.path}/b")
+        leaves[matrix.leaf.path] = matrix.adapted(leaves[matrix.leaf.path], a, b, adapters.dropout)
+    return nested(leaves | own)
+
+
+def check_dropout(cfg: Any, adapters: Adapters) -> None:
+    """Refuse dropout of adapters outside of the layers of a model that predicts words, whose logits are computed in parts.
+
+    Raises:
+        BadInput: names a module.
+    """
+    outside = [matrix for matrix in matrices(cfg, adapters.targets) if not matrix.leaf.stacked]
+    if adapters.dropout and outside and cfg.task not in FINE_TUNED:
+        name = module_of(outside[0].leaf.names[0][0])
+        fix = f"{name} is outside of the layers, where it is not applied; name --lora.targets without it, or choose 0"
+        raise BadInput(f"--lora.dropout {adapters.dropout}: {fix}")
 
 
 def flat(tree: Any) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from zoo.batch import Batch, Output
 from zoo.errors import BadInput
 from zoo.hf.param_name_types import ParamNames
 from zoo.nn import kv_cache
+from zoo.ops.adapted_kernel import with_seeds
 from zoo.ops.split_layers import split_cache
 
 
@@ -121,7 +122,7 @@ class Model:
 
     def apply(self, params: Any, batch: Batch, *, seeds: UInt32[Array, "B 2"] | None = None, carry: Any = None) -> Output:
         """Return the hidden states of a batch; `seeds` enables dropout."""
-        return self.module.apply(self.config, params, batch, seeds=seeds, carry=carry)
+        return self.module.apply(self.config, with_seeds(params, seeds), batch, seeds=seeds, carry=carry)
 
     def unembed(self, params: Any, hidden: Float[Array, "*B D"]) -> Float[Array, "*B rows"]:
         """Return float32 logits; padding rows of the vocabulary get no probability."""
@@ -131,13 +132,13 @@ class Model:
         self, params: Any, hidden: Float[Array, "B Q D"], seeds: UInt32[Array, "B 2"] | None = None
     ) -> Float[Array, "B Q O"]:
         """Return float32 logits of sequences, from the hidden states that summarize them (`zoo.nn.task_heads.summaries`)."""
-        return self._able("sequence_logits")(self.config, params, hidden, seeds=seeds)
+        return self._able("sequence_logits")(self.config, with_seeds(params, seeds), hidden, seeds=seeds)
 
     def token_logits(
         self, params: Any, hidden: Float[Array, "B T D"], seeds: UInt32[Array, "B 2"] | None = None
     ) -> Float[Array, "B T O"]:
         """Return float32 logits of each token: of its label, or of being the first and the last of a span."""
-        return self._able("token_logits")(self.config, params, hidden, seeds=seeds)
+        return self._able("token_logits")(self.config, with_seeds(params, seeds), hidden, seeds=seeds)
 
     def init_carry(self, rows: int) -> Any:
         """Return the initial state that the model carries from step to step, for `rows` rows; `{}` for a family without any."""

@@ -37,7 +37,7 @@ from zoo.nn.layers import (
 )
 from zoo.nn.modernbert_layer import DEVIATION, Block, Embeddings, embedded, output_deviation
 from zoo.ops import positions
-from zoo.ops.xla_cpu_workarounds import product
+from zoo.ops.adapted_kernel import linear
 from zoo.sharding import BATCH, Rules, constrain
 
 OBJECTIVES = ("causal", "instruction", "preference", "dpo", "kto", "policy", "ppo")
@@ -180,7 +180,7 @@ class Unembed(nnx.Module):
 
 
 def _normed_dense(cfg: Config, part: dict[str, Any], x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
-    y = gelu(product(x, part["kernel"], 1).astype(part["kernel"].dtype))
+    y = gelu(linear(x, part["kernel"], 1))
     return layer_norm(y, part["norm"]["scale"], None, cfg.eps)
 
 

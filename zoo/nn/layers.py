@@ -24,6 +24,7 @@ from zoo.attention.masks import Mask
 from zoo.configs import Activation
 from zoo.mesh_axes import HEADS
 from zoo.ops import counter_rng
+from zoo.ops.adapted_kernel import linear
 from zoo.ops.split_layers import SplitLayers
 from zoo.ops.xla_cpu_workarounds import OutputMajor, broadcast_rows, mask_padding, merge_rows, product, rows_of_list
 from zoo.sharding import BATCH, constrain
@@ -52,8 +53,7 @@ class Linear(nnx.Module):
         self.bias = None if bias is None else nnx.Param(jnp.zeros(bias))
 
     def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
-        kernel = self.kernel[...]
-        y = product(x, kernel, self.summed).astype(kernel.dtype)
+        y = linear(x, self.kernel[...], self.summed)
         return y if self.bias is None else y + broadcast_rows(self.bias[...], y.shape)
 
 
@@ -341,9 +341,7 @@ def dropout(x: Float[Array, "B T D"], rate: float, seeds: Seeds, site: int) -> F
     """
     if seeds is None or rate == 0:
         return x
-    coordinates = (jnp.arange(size, dtype=jnp.uint32) for size in x.shape[1:])
-    keep = counter_rng.keep(counter_rng.fold(seeds, site), rate, *coordinates)
-    return jnp.where(keep, x * jnp.asarray(1 / (1 - rate), x.dtype), 0)
+    return counter_rng.dropped(x, rate, counter_rng.fold(seeds, site))
 
 
 def lookup(

@@ -12,7 +12,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from zoo.nn.layers import Init, Linear, Seeds, params_of
-from zoo.ops.xla_cpu_workarounds import product
+from zoo.ops.adapted_kernel import linear
 
 
 def init_score(width: int, key: Array) -> dict[str, Any]:
@@ -49,6 +49,5 @@ def sequence_logits(
 
 
 def _linear(part: dict[str, Any], x: Float[Array, "*B D"]) -> Float[Array, "*B E"]:
-    kernel = part["kernel"]
-    y = product(x, kernel, 1).astype(kernel.dtype)
+    y = linear(x, part["kernel"], 1)
     return y + part["bias"] if "bias" in part else y

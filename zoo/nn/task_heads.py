@@ -27,7 +27,7 @@ from zoo.configs._encoder import LABELLED, BodyConfig, Task
 from zoo.errors import BadInput
 from zoo.hf.param_name_types import ParamName
 from zoo.nn.layers import ACTIVATIONS, Init, LayerNorm, Linear, Seeds, dropout, fold_seeds, layer_norm, padded_rows, tied_logits
-from zoo.ops.xla_cpu_workarounds import product
+from zoo.ops.adapted_kernel import linear
 from zoo.sharding import BATCH, constrain
 
 SUMMARY_SITE, CLASSIFIER_SITE = range(2)
@@ -232,8 +232,7 @@ def _linear(inputs: int, size: int, init: Init, rngs: nnx.Rngs, *, bias: bool = 
 
 
 def _apply(part: dict[str, Any], x: Float[Array, "*B D"]) -> Float[Array, "*B E"]:
-    kernel = part["kernel"]
-    y = product(x, kernel, 1).astype(kernel.dtype)
+    y = linear(x, part["kernel"], 1)
     return y + part["bias"] if "bias" in part else y
 
 

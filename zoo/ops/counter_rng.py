@@ -5,7 +5,7 @@ coordinates. An element costs one multiply-xor-shift round.
 """
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int, UInt32
+from jaxtyping import Array, Bool, Float, Int, UInt32
 
 GOLDEN = 0x9E3779B1  # 2**32 / golden ratio, odd: spreads consecutive coordinates over all 32 bits
 
@@ -36,6 +36,12 @@ def fold(seeds: UInt32[Array, "*B 2"], number: int | Int[Array, ""] | UInt32[Arr
 def example_seeds(key: UInt32[Array, "2"], step: Int[Array, ""], index: UInt32[Array, " B"]) -> UInt32[Array, "B 2"]:
     """Return the seeds of each example of a step, from the run's key, the step and the examples' indices in the global stream."""
     return fold(jnp.broadcast_to(fold(key, step), (*index.shape, 2)), index)
+
+
+def dropped(x: Float[Array, "B ..."], rate: float, seeds: UInt32[Array, "B 2"]) -> Float[Array, "B ..."]:
+    """Return x with a fraction `rate` of its entries zero and the rest scaled up (Srivastava et al. 2014)."""
+    coordinates = (jnp.arange(size, dtype=jnp.uint32) for size in x.shape[1:])
+    return jnp.where(keep(seeds, rate, *coordinates), x * jnp.asarray(1 / (1 - rate), x.dtype), 0)
 
 
 def keep(seeds: UInt32[Array, "B 2"], rate: float, *coordinates: UInt32[Array, "_"]) -> Bool[Array, "B *C"]:

@@ -149,7 +149,7 @@ def test_a_damaged_adapter_is_refused_by_name(mutant: str, gpt: Any, tmp_path: P
 
 
 def test_dropout_has_no_effect_but_on_training_further(gpt: Any, tmp_path: Path) -> None:
-    """It is exported as it was read; the fix that the refusal names works."""
+    """It is exported as it was read, and a run may train it further with another rate."""
     config, tensors = frozen("gpt-causal")
     plain, values = peft_files.read(write(tmp_path / "plain", (config, tensors)), gpt)
     folder = write(tmp_path / "a", (config | {"lora_dropout": 0.1}, tensors))
@@ -160,12 +160,8 @@ def test_dropout_has_no_effect_but_on_training_further(gpt: Any, tmp_path: Path)
     peft_files.save(tmp_path / "out", gpt, spec, values, base="m")
     assert json.loads((tmp_path / "out" / "adapter_config.json").read_text())["lora_dropout"] == 0.1
     net = models.model(gpt)
-    with pytest.raises(BadInput) as refusal:
-        adapter_params.read_adapter(folder, net, plain)
-    fix = "adapters are trained without dropout here; to continue without it, set lora_dropout to 0.0 in adapter_config.json"
-    assert str(refusal.value) == f"{folder}/adapter_config.json: lora_dropout is 0.1; {fix}"
-    (folder / "adapter_config.json").write_text(json.dumps(config | {"lora_dropout": 0.0}))
-    jax.tree.map(np.testing.assert_array_equal, adapter_params.read_adapter(folder, net, plain), values)
+    for own in (plain, spec):
+        jax.tree.map(np.testing.assert_array_equal, adapter_params.read_adapter(folder, net, own), values)
 
 
 @pytest.mark.planted

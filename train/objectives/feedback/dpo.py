@@ -32,6 +32,7 @@ class ReferenceObjective(Objective):
     `train.weights.reference_log_probs`.
     """
 
+    HAS_DROPOUT = False
     ROWS: ClassVar[Any]
     """Module of `train.rows` with the function `builder` of the objective's rows."""
 

@@ -37,6 +37,7 @@ class RolloutObjective(Objective):
     """An objective of responses that the model in training samples itself."""
 
     DATA = "prompts"
+    HAS_DROPOUT = False
     LEAST: ClassVar[int] = 1
     """Responses to each prompt that it needs."""
 
