@@ -11,6 +11,7 @@ from train.config import run_config
 from train.config.run_plugins import used_plugins
 from train.inputs.run_inputs import Inputs
 from train.objectives.base import Objective
+from train.parametrization import Parametrization
 from train.run.run_dir import RunDir
 from zoo.attention import attention
 from zoo.batch import Batch
@@ -45,18 +46,18 @@ def _inner_width(config: Any) -> str:
     return f", attention of {config.heads} x {config.head} = {config.heads * config.head} dimensions in a width of {config.width}"
 
 
-def attention_implementations(run: run_config.Run, model: Model, objective: Objective, batch: Batch) -> str:
+def attention_implementations(run: run_config.Run, parameters: Parametrization, objective: Objective, batch: Batch) -> str:
     """Return the names of the attention implementations that the loss uses, or "none", from tracing it on a batch's shapes."""
-    dtype = DTYPES[run.precision]
+    dtype, model = DTYPES[run.precision], parameters.model
 
-    def loss(params: Any, batch: Batch, seeds: Any, frozen: Any, carry: Any) -> Any:
-        cast = cast_params(objective.loss_params(params, frozen), dtype)
+    def loss(params: Any, batch: Batch, seeds: Any, frozen: Any, base: Any, carry: Any) -> Any:
+        cast = cast_params(parameters.training_params(params, base), dtype)
         batch = objective.complete_batch(model, lambda: cast, batch, frozen, reduce=lambda x: x, num_micro=1, chunk=0)
         return objective.loss(model, cast, batch, frozen, seeds=seeds, carry=carry, smoothing=0.0, chunk=0)
 
     seeds = jax.ShapeDtypeStruct((run.data.batch, 2), jnp.uint32)
-    init = objective.trained(model).init
+    init = parameters.trained.init
     params, carry = jax.eval_shape(lambda: (init(jax.random.key(0)), model.init_carry(run.data.batch)))
     with attention.record_calls() as calls:
-        jax.eval_shape(loss, params, batch, seeds, objective.frozen_inputs(), carry)
+        jax.eval_shape(loss, params, batch, seeds, objective.frozen_inputs(), parameters.base, carry)
     return ", ".join(sorted({call.name for call in calls})) or "none"

@@ -10,16 +10,16 @@ from typing import Any
 
 import jax
 
-from train import lora_objective, run_description
+from train import objectives, run_description
 from train.checkpoints import best_checkpoint, disk_space
 from train.checkpoints.checkpoints import Checkpoints
 from train.checkpoints.config_check import check_identity
 from train.checkpoints.manifest import compare
 from train.config import run_config
 from train.engine import device_mesh, optim, state_init
-from train.engine.step import assemble
 from train.inputs import data_notices, run_inputs
 from train.inputs.run_inputs import Inputs
+from train.parametrization import check_adapter, parametrization_of
 from train.rollouts.batch_feed import FeedSource
 from train.rows.batches import Batches
 from train.rows.row_source import RowSource, ordered
@@ -34,6 +34,7 @@ from train.run.result_files import read_result
 from train.run.run_dir import RunDir, check_same_run, confirm_own, plugin_notices, remove_stale_files, write_json
 from train.run.run_identity import identity
 from train.run.stop_signals import StopSignals
+from train.step.assembly import assemble
 from train.store.run_uploads import uploads_of
 from train.weights import lineage, warm_start
 from train.weights.generation_settings import keep_generation
@@ -104,10 +105,12 @@ def _run(
     best_checkpoint.check(run)
     if run.init and not folder.is_resumable:
         warm_start.check(run)
-        lora_objective.check(run)
+        check_adapter(run)
     dtype, model = DTYPES[run.precision], models.model(run.model)
     optim.check(run.optim, model)
-    objective = lora_objective.bind(run, mesh)
+    run.check_base()
+    objective = objectives.objective(run.objective).bind(run, mesh)
+    parameters = parametrization_of(run, objective, mesh)
 
     # --- Data ---
     # Tokenizing has a progress bar of its own.
@@ -125,7 +128,7 @@ def _run(
     batches = Batches(data.rows, build, run.seed, run.data.batch, local_rows, run.mask_period, run.repeat)
     shapes = batches.shapes()
     _check_carry(run, model, data)
-    implementations = run_description.attention_implementations(run, model, objective, shapes)
+    implementations = run_description.attention_implementations(run, parameters, objective, shapes)
 
     with contextlib.ExitStack() as stack:
         # --- Folder ---
@@ -151,7 +154,7 @@ def _run(
         stack.enter_context(checkpoints)
 
         # --- State ---
-        built = assemble(run, model, objective, mesh)
+        built = assemble(run, objective, mesh, parameters)
         engine = built.engine
         restored = checkpoints.restore(built.state)
         metadata = {
@@ -170,7 +173,7 @@ def _run(
                 console.notice(line)
         if process == 0:
             done = 0 if restored is None else int(jax.device_get(restored[0].step))
-            disk_space.check(folder, run, built.state, first=done, base=lora_objective.unsaved(objective, folder))
+            disk_space.check(folder, run, built.state, first=done, base={} if folder.is_resumable else parameters.base)
             if remove_stale_files(folder, run):
                 console.notice(f"{folder.path}: a run of another configuration left no checkpoint here; this one takes its place")
             # Write the configuration first, so that after a kill no other run can take over the tokenizer.
@@ -185,27 +188,26 @@ def _run(
             write_json(folder.data, [{**dataclasses.asdict(share), "epochs": share.epochs} for share in shares])
         if restored is not None:
             state, _ = restored
-            objective, saved = lora_objective.resume(objective, folder, mesh, restored[1], notify=console.notice)
+            parameters, saved = parameters.restore_base(folder, mesh, restored[1], notify=console.notice)
         else:
             metadata["parents"] = lineage.read_parents(run)
             pretrained = warm_start.initial_params(run, model, mesh, console.notice) if run.init else None
-            objective, params = lora_objective.begin(objective, run, mesh, objective.initial_params(model, pretrained))
-            params = params if params is None else {**params, **objective.added_params(model).place(mesh, run.seed)}
-            trained_params = objective.trained(model)
-            state = state_init.init_state(run, model, built.tx, mesh, params, trained_params.init, trained_params.sharding)
-            saved = lora_objective.save(objective, folder, state, notify=console.notice)
+            parameters, params = parameters.begin(run, mesh, objective.initial_params(model, pretrained))
+            state = state_init.init_state(run, model, built.tx, mesh, params, parameters.trained)
+            saved = parameters.save_base(folder, state, notify=console.notice)
         metadata |= saved
         first = int(jax.device_get(state.step))
-        state, frozen = engine.shard(state), engine.replicate(objective.frozen_inputs())
+        state = engine.shard(state)
+        frozen, base = engine.replicate(objective.frozen_inputs()), engine.replicate(parameters.base)
 
         # --- Logging ---
         rate = PeakRate(dtype, metrics_file.best_rate(folder, run.precision), console.notice)
         facts = run_description.describe(run, model, mesh, data, implementations, rate.source, folder)
-        facts |= lora_objective.describe(objective)
+        facts |= parameters.describe(run.objective)
         console.header(f"{run.recipe}, {'from the start' if first == 0 else f'resumed at step {first}'}", facts)
         for line in data_notices.notices(run, data):
             console.notice(line)
-        flops = objective.flops(model, shapes)
+        flops = parameters.step_flops(objective, shapes)
         if process == 0:
             metrics_file.record_start(folder, first, facts, flops, rate.measured)
         tokens = math.prod(shapes.tokens.shape)
@@ -243,11 +245,10 @@ def _run(
                 if text:
                     console.sample(text)
 
-        loss_params = lora_objective.to_loss_params(objective, model, mesh)
-        added = jax.eval_shape(lambda: objective.added_params(model).init(jax.random.key(0)))
+        model_params = parameters.reader(mesh)
 
         def scored(trained: Any) -> Any:
-            return {name: part for name, part in loss_params(trained).items() if name not in added}
+            return parameters.without_added(model_params(trained))
 
         validate = scorer(data.validation_rows(run).subsample(run.log.validate_rows))
         source = FeedSource(
@@ -258,7 +259,7 @@ def _run(
             data=data,
             batches=batches,
             local=local_rows,
-            params=lambda state: loss_params(engine.get(state).params),
+            params=lambda state: model_params(engine.get(state).params),
             saved={} if restored is None else restored[1].get("feed", {}),
             folder=folder,
             process=process,
@@ -299,7 +300,7 @@ def _run(
                 owned = counts.owned_part(host)
                 counts.add(owned, objective.text_ids(run, owned))
                 with this_process.stage("waiting for the devices", waiting=True):
-                    state, measured = engine.step(state, engine.shard_batch(host), frozen)
+                    state, measured = engine.step(state, engine.shard_batch(host), frozen, base)
                 stop.begin()
                 fault_point("train.step")
                 recorder.step(measured, feed.rows_of(step) if run.log.ledger else None)

@@ -19,7 +19,6 @@ from train.data.example_types import Prompt
 from train.data.text_files import Document
 from train.engine import device_mesh
 from train.engine.state_init import init_state
-from train.engine.step import assemble
 from train.inputs.prompt_inputs import PromptInputs, PromptRows
 from train.objectives import objective
 from train.rollouts.batch_feed import FeedSource
@@ -31,6 +30,7 @@ from train.rows.feedback.preference_rows import Side
 from train.rows.feedback.response_rows import ResponseRow
 from train.rows.mixture import Component, Mixture
 from train.run.run_dir import RunDir
+from train.step.assembly import assemble
 from train.tokenizers.tokenizer import Tokenizer
 from zoo import models
 from zoo.batch import Batch
@@ -187,7 +187,7 @@ class Iteration:
         self._mesh = device_mesh.make_mesh(run.mesh, jax.devices()[:1])
         model, self._params = models.model(shape.config), params
         bound: Any = objective(run.objective).bind_abstract(run, self._mesh)
-        assembled = assemble(run, model, bound, self._mesh)
+        assembled = assemble(run, bound, self._mesh)
         self._engine = assembled.engine
         copied = jax.tree.map(lambda leaf: leaf.copy(), params)
         self._state = init_state(run, model, assembled.tx, self._mesh, copied)

@@ -13,11 +13,11 @@ import numpy as np
 from train.config import run_config
 from train.engine import optim
 from train.engine.state import State
-from train.engine.step import make_step
 from train.inputs import run_inputs
 from train.objectives import objective
 from train.rows.batches import Batches
 from train.run.run_dir import RunDir
+from train.step.training_step import make_step
 from zoo import models
 from zoo.batch import Batch
 from zoo.runtime import jax_setup

@@ -15,13 +15,14 @@ from benchmarks.core.memory import bytes_per_device
 from benchmarks.core.source_paths import own_path
 from benchmarks.plan import target_devices
 from benchmarks.plan.target_devices import Target
-from train import lora_objective, objectives
+from train import objectives
 from train.config import mesh_sizes, run_config
 from train.config.objectives import RolloutOptions
 from train.engine import device_mesh, optim, state_init
-from train.engine.step import assemble
 from train.inputs import synthetic_batch
+from train.parametrization import parametrization_of
 from train.rollouts.sampler import cache_slots
+from train.step.assembly import assemble
 from zoo import configs, models
 from zoo.attention import attention
 from zoo.batch import Batch
@@ -142,28 +143,29 @@ def compile_lowered(lowered: Any) -> tuple[Any, tuple[str, ...]]:
 
 def _batch_program(run: run_config.Run, mesh: Mesh, *, train: bool) -> Any:
     """Trace the trainer's step, or the loss of a batch without gradient and dropout, as a validation computes it."""
-    model, objective = models.model(run.model), lora_objective.bind_abstract(run, mesh)
+    model, objective = models.model(run.model), objectives.objective(run.objective).bind_abstract(run, mesh)
+    parameters = parametrization_of(run, objective, mesh)
     if train:
         optim.check(run.optim, model)
-    assembled, frozen = assemble(run, model, objective, mesh), objective.frozen_inputs()
+    assembled, frozen = assemble(run, objective, mesh, parameters), objective.frozen_inputs()
     state, sharding = assembled.state, device_mesh.batch_sharding(mesh)
     batch = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), synthetic_batch.batch(run))
     arguments = {"parameters": state.params} | ({"optimizer": state.opt_state} if train else {}) | {"batch": batch}
-    inputs = frozen if isinstance(objective, lora_objective.LoraObjective) else {"objective": frozen}
-    others = {"memory of the model": state.carry, "frozen parameters": inputs.get("base"), "teacher": inputs["objective"]}
+    others = {"memory of the model": state.carry, "frozen parameters": parameters.base, "teacher": frozen}
     arguments |= {name: tree for name, tree in others.items() if jax.tree.leaves(tree)}
     if train:
         assert assembled.engine.trace is not None
-        return assembled.engine.trace(state, batch, frozen), arguments, objective.flops(model, batch)
+        traced = assembled.engine.trace(state, batch, frozen, parameters.base)
+        return traced, arguments, parameters.step_flops(objective, batch)
 
-    def forward(params: Any, batch: Batch, carry: Any, frozen: Any) -> Any:
-        cast = cast_params(objective.loss_params(params, frozen), DTYPES[run.precision])
+    def forward(params: Any, batch: Batch, carry: Any, frozen: Any, base: Any) -> Any:
+        cast = cast_params(parameters.model_params(params, base), DTYPES[run.precision])
         options: dict[str, Any] = {"reduce": lambda x: x, "num_micro": 1, "chunk": run.loss_chunk}
         batch = objective.complete_batch(model, lambda: cast, batch, frozen, **options)
         return objective.loss(model, cast, batch, frozen, seeds=None, carry=carry, smoothing=0.0, chunk=run.loss_chunk)
 
     with jax.set_mesh(mesh):
-        traced = jax.jit(forward).trace(state.params, batch, state.carry, frozen)
+        traced = jax.jit(forward).trace(state.params, batch, state.carry, frozen, parameters.base)
     return traced, arguments, model.flops(batch)
 
 

@@ -17,7 +17,7 @@ from train import objectives
 from train.config import run_config
 from train.engine import device_mesh, optim, state_init
 from train.engine.state import State
-from train.engine.step import make_step
+from train.step.training_step import make_step
 from zoo import sharding
 from zoo.batch import Batch
 from zoo.configs import Compute
@@ -116,7 +116,7 @@ class Step:
         self._batch = device_mesh.shard_batch(self._parts.batch, self.mesh, case.batch)
         shardings = jax.tree.map(lambda leaf: leaf.sharding, self._parts.shapes)
         self._fresh = jax.jit(self._parts.fresh, out_shardings=shardings)
-        # `train.engine.step.jit_engine` launches steps in the same way: over the mesh, with the state donated.
+        # `train.step.training_step.jit_engine` launches steps in the same way: over the mesh, with the state donated.
         self._jitted = jax.jit(
             self._parts.step,
             donate_argnums=0,

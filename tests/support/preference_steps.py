@@ -14,7 +14,9 @@ from safetensors.numpy import load_file
 from tests.golden import make
 from train.config import run_config
 from train.engine import device_mesh, optim, state_init
-from train.engine.step import ENGINES, StepObjective, make_step
+from train.objectives.base import Objective
+from train.step.assembly import ENGINES
+from train.step.training_step import make_step
 from zoo import published_weights
 from zoo.batch import Batch
 from zoo.hf import safetensors_dir
@@ -68,7 +70,7 @@ def pairs_of(net: Any, pad: int = 0, rows: int = 2) -> Batch:
     )
 
 
-def first_steps(run: run_config.Run, objective: StepObjective, batch: Batch) -> tuple[list[float], Any]:
+def first_steps(run: run_config.Run, objective: Objective, batch: Batch) -> tuple[list[float], Any]:
     """Return the losses of three steps on a batch, and the first gradient."""
     net, devices = model(run.model), jax.devices()[: run.mesh.data * run.mesh.fsdp * run.mesh.tensor]
     mesh, tx = device_mesh.make_mesh(run.mesh, devices), optax.chain(optax.trace(0.0), optim.optimizer(run.optim))

@@ -20,15 +20,15 @@ import numpy as np
 from tests.support import compilation, forked, tiny
 from tests.support.environment import SCRATCH
 from tests.support.processes import Ended, children, clean_environment
-from train import lora_objective
 from train.checkpoints.checkpoints import Checkpoints
 from train.checkpoints.manifest import by_path
 from train.config import run_config
-from train.engine import device_mesh, optim, state_init
+from train.engine import device_mesh
+from train.objectives import objective
 from train.run import metrics_file
 from train.run.run_dir import read_config
+from train.step.assembly import assemble
 from train.tokenizers.tokenizer import Tokenizer
-from zoo.models import model
 
 PATIENCE = 600.0
 """Seconds after which a process that does not end is taken for stuck, on a machine busy with other things."""
@@ -158,9 +158,7 @@ class Training:
     def state(self, step: int | None = None) -> dict[str, np.ndarray]:
         """Every array of the newest checkpoint, or of one: parameters, optimizer state, carry, key and step."""
         run, mesh = read_config(self.folder), device_mesh.make_mesh(run_config.Mesh())
-        net = model(run.model)
-        trained = lora_objective.bind_abstract(run, mesh).trained(net)
-        abstract = state_init.abstract_state(run, net, optim.optimizer(run.optim), mesh, trained.init, trained.sharding)
+        abstract = assemble(run, objective(run.objective).bind_abstract(run, mesh), mesh).state
         restored = self._reader().restore(abstract, step=step)
         assert restored is not None
         return by_path(jax.device_get(restored[0]))

@@ -17,7 +17,7 @@ from zoo.trust import REWARD, Reference
 
 EXTENDED = ("causal", "masked", "permutation", "denoising", "text_to_text")
 """Objectives of the zoo whose options a plug-in may extend; not those of labelled data, whose readers are tables by objective."""
-METHODS = ("builder", "bind", "weights", "loss", "trained_params", "flops")
+METHODS = ("builder", "bind", "weights", "loss", "flops")
 HEADER = {"family", "objective", "plugins"}
 RESERVED = {field.name for kind in (Run, TrainingMachine) for field in dataclasses.fields(kind)} | HEADER
 """Names in config.json or on the command line that no option of an objective may have."""

@@ -1,1 +1,1 @@
-"""The training step: state, optimizer, losses, the device mesh and the sharded step itself."""
+"""The parts of a training step: state, optimizer, losses and the device mesh."""

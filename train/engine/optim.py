@@ -1,7 +1,4 @@
-"""Optimizers and schedules, from optax.
-
-An optimizer here returns the direction to subtract, and the step multiplies it by the rate: the sign is opposite to optax's.
-"""
+"""Optimizers and schedules, from optax."""
 
 import functools
 import math
@@ -51,17 +48,21 @@ def check(cfg: Optim, model: Model) -> None:
 
 
 def optimizer(cfg: Optim) -> optax.GradientTransformationExtraArgs:
-    """Return clipping, preconditioning and decoupled decay, at learning rate 1.
+    """Return clipping, preconditioning, decoupled decay and the learning rate.
 
-    `update` accepts the gradients' `norm`, where it is computed already.
+    `update` takes the learning rate `lr`, 1 by default, and the gradients' `norm`, where it is computed already.
     """
-    freeze = [optax.stateless(lambda updates, _: _scale_updates(updates, cfg, 1.0))] if _freezes(cfg) else []
-    clip = [_clip(cfg.clip)] if cfg.clip > 0 else []
-    decay = [optax.add_decayed_weights(cfg.weight_decay, mask=decay_mask)] if cfg.weight_decay > 0 else []
-    # Frozen parts are zeroed once more at the end, since decay must not change them either.
-    by_layer = cfg.layer_decay < 1 or _freezes(cfg)
-    layers = [optax.stateless(lambda updates, _: _scale_updates(updates, cfg, cfg.layer_decay))] if by_layer else []
-    return optax.with_extra_args_support(optax.chain(*freeze, *clip, PRECONDITIONERS[cfg.name](cfg), *decay, *layers))
+    freezes = _freezes(cfg)
+    links = (
+        _scale_by_layer(cfg, 1.0) if freezes else None,
+        _clip(cfg.clip) if cfg.clip > 0 else None,
+        PRECONDITIONERS[cfg.name](cfg),
+        optax.add_decayed_weights(cfg.weight_decay, mask=decay_mask) if cfg.weight_decay > 0 else None,
+        # Frozen parts are zeroed once more, since decay must not change them either.
+        _scale_by_layer(cfg, cfg.layer_decay) if cfg.layer_decay < 1 or freezes else None,
+        _scale_by_rate(),
+    )
+    return optax.chain(*(link for link in links if link is not None))
 
 
 def norm(cfg: Optim, grads: Any) -> jax.Array:
@@ -139,6 +140,19 @@ def _clip(max_norm: float) -> optax.GradientTransformationExtraArgs:
     def update(updates: Any, state: Any, params: Any = None, *, norm: Any = None, **_: Any) -> tuple[Any, Any]:
         factor = jnp.minimum(1.0, max_norm / (optax.tree.norm(updates) if norm is None else norm))
         return jax.tree.map(lambda grad: grad * factor.astype(grad.dtype), updates), state
+
+    return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
+
+
+def _scale_by_layer(cfg: Optim, rate: float) -> optax.GradientTransformation:
+    return optax.stateless(lambda updates, _: _scale_updates(updates, cfg, rate))
+
+
+def _scale_by_rate() -> optax.GradientTransformationExtraArgs:
+    """Return the last link of the chain: the negative product with the learning rate, an argument of `update`."""
+
+    def update(updates: Any, state: Any, params: Any = None, *, lr: Any = 1.0, **_: Any) -> tuple[Any, Any]:
+        return jax.tree.map(lambda leaf: -lr * leaf, updates), state
 
     return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
 

@@ -37,21 +37,26 @@ class TrainedParams:
             return jax.jit(lambda: self.init(jax.random.key(seed)), out_shardings=own)()
 
 
+def all_params(model: Model) -> TrainedParams:
+    """Return all parameters of a model."""
+    return TrainedParams(model.init, model.module.SHARDING)
+
+
 def abstract_state(
     run: run_config.Run,
     model: Model,
     tx: optax.GradientTransformation,
     mesh: Mesh,
-    init: Callable[[jax.Array], Any] | None = None,
-    rules: Rules | None = None,
+    trained: TrainedParams | None = None,
 ) -> State:
     """Return the shapes, dtypes and shardings of the state; nothing is allocated.
 
-    `init`: function from a random key to the parameters that are trained, and `rules`: rows of the sharding table for them; None:
-    those of the model.
+    Args:
+        trained: the parameters that are trained; None = those of the model.
     """
-    shapes = jax.eval_shape(_init(run, model, tx, init))
-    params = shardings(mesh, shapes.params, model.module.SHARDING if rules is None else rules)
+    trained = trained or all_params(model)
+    shapes = jax.eval_shape(_init(run, model, tx, trained))
+    params = shardings(mesh, shapes.params, trained.sharding)
     by_path = {
         path_of(keys): (leaf.shape, sharding)
         for (keys, leaf), sharding in zip(_leaves(shapes.params), jax.tree.leaves(params), strict=True)
@@ -83,27 +88,28 @@ def init_state(
     tx: optax.GradientTransformation,
     mesh: Mesh,
     params: Any = None,
-    init: Callable[[jax.Array], Any] | None = None,
-    rules: Rules | None = None,
+    trained: TrainedParams | None = None,
 ) -> State:
     """Create the state before the first step, each leaf with its sharding; the values are the same on every mesh.
 
-    `params`: parameters to begin from, on the mesh, whose buffers are donated; None: newly initialized ones. `init` and `rules`
-    as in `abstract_state`.
+    Args:
+        params: parameters to begin from, on the mesh, whose buffers are donated; None = newly initialized ones.
+        trained: as in `abstract_state`.
     """
-    state_shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(run, model, tx, mesh, init, rules))
+    trained = trained or all_params(model)
+    state_shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(run, model, tx, mesh, trained))
     with jax.set_mesh(mesh):
-        return jax.jit(_init(run, model, tx, init), out_shardings=state_shardings, donate_argnums=0)(params)
+        return jax.jit(_init(run, model, tx, trained), out_shardings=state_shardings, donate_argnums=0)(params)
 
 
 def _init(
     run: run_config.Run,
     model: Model,
     tx: optax.GradientTransformation,
-    init_params: Callable[[jax.Array], Any] | None,
+    trained: TrainedParams,
 ) -> Callable[..., State]:
     def init(params: Any = None) -> State:
-        params = (init_params or model.init)(jax.random.key(run.seed)) if params is None else params
+        params = trained.init(jax.random.key(run.seed)) if params is None else params
         return State(
             step=jnp.int32(0),
             params=params,

@@ -1,7 +1,6 @@
 """The base classes of training objectives, with a default for everything that an objective may leave out."""
 
 import abc
-import functools
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -162,16 +161,6 @@ class Objective(abc.ABC):
         """
         return {}
 
-    def trained_params(self, model: Model, key: jax.Array) -> Any:
-        """Return random initial values of the parameters that the optimizer updates, float32: by default those of the model.
-
-        This function is traced, and its result is created sharded. Scores and exports read it through `loss_params`.
-
-        Args:
-            key: a key of `jax.random.key`.
-        """
-        return model.init(key)
-
     def added_params(self, model: Model) -> TrainedParams:
         """Return parameters that the loss reads and the optimizer updates beside those of the model; by default none.
 
@@ -180,25 +169,8 @@ class Objective(abc.ABC):
         """
         return TrainedParams(lambda key: {}, ())
 
-    def trained(self, model: Model) -> TrainedParams:
-        """Return the parameters that the optimizer updates, with sharding; by default `trained_params` and `added_params`."""
-        own = TrainedParams(functools.partial(self.trained_params, model), model.module.SHARDING)
-        return own.beside(self.added_params(model))
-
-    def loss_params(self, params: Any, frozen: Any) -> Any:
-        """Return the parameters of the model and `added_params`, given those that are updated; by default `params` itself.
-
-        The loss, scores, samples and exports read the result. The step traces this function and takes gradients with respect to
-        `params`.
-
-        Args:
-            params: the parameters that `trained` describes, float32.
-            frozen: what `frozen_inputs` returns.
-        """
-        return params
-
     def initial_params(self, model: Model, params: Any) -> Any:
-        """Return the parameters to start from, sharded over the run's mesh, or None to start from those of `trained_params`.
+        """Return the model's parameters to start from, sharded over the run's mesh, or None to start from new ones.
 
         By default they are `params`.
 
@@ -250,7 +222,7 @@ class Objective(abc.ABC):
         of `batch.targets` [B, T], and those that the model itself adds.
 
         Args:
-            params: what `loss_params` returns, in the dtype of the arithmetic.
+            params: the parameters of the model and `added_params`, in the dtype of the arithmetic.
             batch: a batch or a micro-batch, whose arrays have the shapes of `builder` after the batch axis B, with what
                 `complete_batch` adds.
             frozen: what `frozen_inputs` returns.

@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from train.checkpoints import manifest
 from train.checkpoints.checkpoints import Checkpoints
 from train.config import run_config
-from train.engine.state_init import TrainedParams
+from train.engine.state_init import TrainedParams, all_params
 from train.run.run_dir import RunDir
 from zoo import sharding
 from zoo.errors import BadInput
@@ -48,7 +48,7 @@ def adapters_of(run: run_config.Run) -> Adapters | None:
 def trained(model: Model, spec: Adapters | None) -> TrainedParams:
     """Return the initializer and the sharding of the trained parameters: the model's, or its adapters and its head."""
     if spec is None:
-        return TrainedParams(model.init, model.module.SHARDING)
+        return all_params(model)
     return TrainedParams(functools.partial(adapters.init, model, spec), adapters.rules(model, spec))
 
 

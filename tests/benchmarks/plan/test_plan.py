@@ -319,7 +319,7 @@ from benchmarks.plan import compile_program, targets
 from train import objectives, recipes
 from train.config import run_config
 from train.engine import device_mesh, state_init
-from train.engine.step import assemble
+from train.step.assembly import assemble
 from zoo.models import model
 
 run = dataclasses.replace(recipes.find_recipe(sys.argv[1])(), mesh=run_config.Mesh(fsdp=2, tensor=2))
@@ -327,7 +327,7 @@ target = targets.parse("cpu:8")
 planned = compile_program.compile_run(run, "train", target)
 run, mesh = compile_program.resolve_run(run, target), device_mesh.make_mesh(run.mesh)
 net, goal = model(run.model), objectives.objective(run.objective).bind(run, mesh)
-made = assemble(run, net, goal, mesh)
+made = assemble(run, goal, mesh)
 state = made.engine.shard(state_init.init_state(run, net, made.tx, mesh))
 host = jax.tree.map(lambda leaf: np.ones(leaf.shape, leaf.dtype), planned.arguments["batch"])
 

@@ -22,8 +22,9 @@ from tests.support.benchmark_steps import SMALL
 from tests.support.commands import call
 from tests.support.processes import ROOT
 from train.engine import optim, state_init
-from train.engine.step import ENGINES, make_step
 from train.objectives.causal import Causal
+from train.step.assembly import ENGINES
+from train.step.training_step import make_step
 
 BOTH = ("scan", "unroll")
 SCAN, UNROLL = (f"{OURS} {layers}" for layers in BOTH)
@@ -100,7 +101,7 @@ def test_ways_of_computing_agree_and_are_timed(tmp_path: Path, monkeypatch: pyte
 
 @pytest.mark.full
 def test_the_measured_step_is_that_of_the_trainer(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Bit for bit, twice: what is measured is what `train.engine.step` launches."""
+    """Bit for bit, twice: what is measured is what `train.step.training_step` launches."""
     monkeypatch.setattr(programs, "COMPILER", {})
     case = cases.make_case("gpt-nano", "train", **SMALL)
     ours, params = Step(case, Variant()), programs.initial_params(case)

@@ -24,11 +24,12 @@ from train.config import run_config
 from train.config.data_options import CausalData
 from train.config.option_groups import Selection
 from train.engine import device_mesh, optim, state_init
-from train.engine.step import ENGINES, make_step
 from train.objectives.causal import Causal
 from train.run.costs import COUNTS
 from train.run.metrics_file import read_rows
 from train.run.run_dir import RunDir
+from train.step.assembly import ENGINES
+from train.step.training_step import make_step
 from train.weights import lineage
 from train.weights.load import load
 from zoo.errors import BadInput

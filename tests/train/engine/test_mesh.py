@@ -18,9 +18,10 @@ from tests.support.gradients import assert_equal_gradients
 from train.config import mesh_sizes, run_config
 from train.config.data_options import CausalData
 from train.engine import device_mesh, optim, state_init
-from train.engine.step import ENGINES, make_step
 from train.objectives.causal import Causal
 from train.rollouts import rollout_inputs
+from train.step.assembly import ENGINES
+from train.step.training_step import make_step
 from zoo.attention.attention import attention
 from zoo.attention.biases import Dense
 from zoo.attention.masks import Mask

@@ -17,8 +17,9 @@ from zoo.sharding import path_of
 
 
 def first_update(cfg: Optim, grads: Any) -> Any:
+    """Return what the first update subtracts at a learning rate of 1."""
     tx = optim.optimizer(cfg)
-    return tx.update(grads, tx.init(grads), grads)[0]
+    return jax.tree.map(jnp.negative, tx.update(grads, tx.init(grads), grads)[0])
 
 
 def newton_schulz(matrix: np.ndarray) -> np.ndarray:

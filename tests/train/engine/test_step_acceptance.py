@@ -16,9 +16,9 @@ from train.config.run_config import Mesh, Run
 from train.engine import device_mesh, step_acceptance
 from train.engine.state import State
 from train.engine.state_init import init_state
-from train.engine.step import assemble
 from train.engine.step_acceptance import Acceptance, acceptance
 from train.objectives.causal import Causal
+from train.step.assembly import assemble
 from zoo.errors import BadInput
 from zoo.models import model
 
@@ -90,7 +90,7 @@ def batch() -> Any:
 def take_step(run: Run, statistics: list[float]) -> tuple[State, State, dict[str, float]]:
     """Return the state before and after a step, whose loss is about 5.7, and its metrics."""
     mesh, net = device_mesh.make_mesh(run.mesh), model(run.model)
-    built = assemble(dataclasses.replace(run, precision="float32"), net, Causal(), mesh)
+    built = assemble(dataclasses.replace(run, precision="float32"), Causal(), mesh)
     state = init_state(run, net, built.tx, mesh)
     replicated = state.statistics["losses"].sharding
     planted = {"losses": np.array(statistics, np.float32), "applied": np.int32(len(statistics))}
@@ -126,8 +126,8 @@ def test_a_spike_changes_only_the_step_on_every_engine(changes: dict[str, Any]) 
 
 def lowered(spikes: Spikes) -> str:
     run = tiny.run(model=SMALL, spikes=spikes, precision="float32")
-    mesh, net = device_mesh.make_mesh(Mesh()), model(run.model)
-    built = assemble(run, net, Causal(), mesh)
+    mesh = device_mesh.make_mesh(Mesh())
+    built = assemble(run, Causal(), mesh)
     assert built.engine.trace is not None
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), batch())
     return built.engine.trace(built.state, shapes, {}).lower().as_text()

@@ -5,19 +5,17 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 
 from tests.support import tiny
 from tests.support.encoder_text import stream, uncased
 from tests.support.processes import ROOT
 from train.config import run_config
-from train.engine import device_mesh, state_init
-from train.engine.step import assemble
+from train.engine import device_mesh
 from train.objectives import objective, objectives
 from train.objectives.base import Objective
 from train.objectives.causal import build
-from zoo.models import Model, model
+from zoo.models import model
 
 MESH = device_mesh.make_mesh(run_config.Mesh(), jax.devices()[:1])
 
@@ -30,13 +28,6 @@ class Smallest(Objective):
     @classmethod
     def builder(cls, run: Any, tokenizer: Any, counts: Any) -> Any:
         return build
-
-
-class Zeros(Smallest):
-    """The same, but training begins at zero."""
-
-    def trained_params(self, model: Model, key: jax.Array) -> Any:
-        return jax.tree.map(jnp.zeros_like, model.init(key))
 
 
 def test_every_objective_is_a_subclass_under_its_own_name() -> None:
@@ -64,13 +55,3 @@ def test_defaults_are_those_of_next_token_prediction() -> None:
     assert nats == expected > 0 and bound.weights(batch) == {"smallest": batch.weights.sum()}
     with pytest.raises(NotImplementedError, match="smallest plans no rows of text"):
         Smallest.plan_rows(stream(["a b"], uncased()), run, uncased())
-
-
-def test_the_state_has_the_parameters_that_the_objective_trains() -> None:
-    run = tiny.run(precision="float32")
-    net = model(run.model)
-    for kind, zero in ((Smallest(), False), (Zeros(), True)):
-        built = assemble(run, net, kind, MESH)
-        state = state_init.init_state(run, net, built.tx, MESH, None, lambda key, kind=kind: kind.trained_params(net, key))
-        assert jax.tree.structure(state) == jax.tree.structure(built.state)
-        assert zero == (not any(np.asarray(leaf).any() for leaf in jax.tree.leaves(state.params)))

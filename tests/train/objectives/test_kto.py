@@ -17,11 +17,9 @@ from tests.support import preference_steps, tiny, trl_kto
 from tests.support.gradients import assert_equal_gradients
 from tests.support.preference_steps import MESH_CASES, MESHES, assert_equal_to_torch, batch_of, pairs_of
 from tests.support.small import random_params, small
-from train import lora_objective
 from train.config import run_config
 from train.config.data_options import PreferenceData
 from train.config.kto_options import Kto
-from train.config.lora_options import Lora
 from train.data.example_types import UnpairedPreference
 from train.engine import device_mesh
 from train.engine.log_probs import sequence_log_probs
@@ -186,16 +184,6 @@ def test_rows_that_fill_up_a_batch_count_nowhere_and_adapters_have_the_same_loss
     both = [value(params, rows) for rows in (uncounted, counted)]
     np.testing.assert_allclose(*both, rtol=1e-6)
     assert both[0][1] > 1 and abs(value(params, batch)[1] / both[0][1] - 1) > 1e-3
-
-    run = tiny.run("kto", model=net.config, init="base", lora=Lora(rank=2))
-    adapted = lora_objective.bind_abstract(run, MESH)
-    shapes = (jax.eval_shape(net.init, jax.random.key(0)), batch)
-    frozen = {"objective": {}}
-    completed, own = (
-        jax.jit(lambda p, b, kind=kind: kind.complete_batch(net, lambda: p, b, frozen, **COMPLETE).extra["z"])
-        for kind in (adapted, objective)
-    )
-    assert completed.lower(*shapes).as_text() == own.lower(*shapes).as_text()
 
 
 @pytest.mark.parametrize("options", [{"beta": 0.0}, {"desired_weight": 0.0}, {"undesired_weight": float("nan")}])

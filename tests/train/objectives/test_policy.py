@@ -22,11 +22,11 @@ from train.engine import device_mesh, state_init
 from train.engine.advantages import advantages
 from train.engine.log_probs import token_log_probs
 from train.engine.policy_losses import clipped_losses, loss_weights, ratios
-from train.engine.step import assemble
 from train.objectives.feedback import policy
 from train.objectives.feedback.policy import PolicyGradient
 from train.rows.feedback.preference_rows import Side
 from train.rows.feedback.response_rows import ResponseRow
+from train.step.assembly import assemble
 from zoo.batch import Batch
 from zoo.errors import BadInput
 
@@ -197,7 +197,7 @@ def first_step(accumulate: int = 1, engine: Any = "jit", **mesh: int) -> dict[st
     extra = {"old": noise, "reference": noise, "advantage": jnp.asarray(rng.standard_normal(16), jnp.float32)}
     batch = jax.tree.map(np.asarray, dataclasses.replace(batch, extra=extra, index=np.arange(16, dtype=np.uint32)))
     devices = device_mesh.make_mesh(shape, jax.devices()[: shape.data * shape.fsdp * shape.tensor])
-    built = assemble(run, net, PolicyGradient.bind_abstract(run, devices), devices)
+    built = assemble(run, PolicyGradient.bind_abstract(run, devices), devices)
     state = built.engine.shard(state_init.init_state(run, net, built.tx, devices))
     _, metrics = built.engine.step(state, built.engine.shard_batch(batch))
     # A metric of pmap has an axis of devices.

@@ -21,12 +21,13 @@ from train.config.rollout_options import Rollout
 from train.engine import device_mesh, gae_and_value_loss, state_init
 from train.engine.log_probs import token_log_probs
 from train.engine.policy_losses import clipped_losses
-from train.engine.step import assemble
 from train.engine.value_head import token_values, value_head
 from train.objectives.feedback.ppo import ProximalPolicy
+from train.parametrization import parametrization_of
 from train.rollouts.advantage_estimators import ScoredBatch, ValueEstimator
 from train.rows.feedback.preference_rows import Side
 from train.rows.feedback.response_rows import ResponseRow
+from train.step.assembly import assemble
 from zoo.batch import Batch
 from zoo.errors import BadInput
 
@@ -314,8 +315,8 @@ def first_step(accumulate: int = 1, **mesh: Any) -> tuple[dict[str, float], Any]
     run = tiny.run("ppo", model=net.config, rollout=Rollout(tokens=6), precision="float32", **rows)
     devices = device_mesh.make_mesh(shape, jax.devices()[: shape.data * shape.fsdp * shape.tensor])
     objective = ProximalPolicy.bind_abstract(run, devices)
-    built, trained = assemble(run, net, objective, devices), objective.trained(net)
-    state = state_init.init_state(run, net, built.tx, devices, None, trained.init, trained.sharding)
+    built, trained = assemble(run, objective, devices), parametrization_of(run, objective, devices).trained
+    state = state_init.init_state(run, net, built.tx, devices, None, trained)
     assert jax.tree.structure(state) == jax.tree.structure(built.state)
     local = jax.tree.map(np.asarray, batch)
     state, metrics = built.engine.step(built.engine.shard(state), built.engine.shard_batch(local))

@@ -21,9 +21,10 @@ from tests.support.preferences import batch, examples, net, run, tokenizer
 from tests.support.small import random_params, seeds
 from train.config import run_config
 from train.engine import device_mesh, optim, reward_scores, state_init
-from train.engine.step import ENGINES, make_step
 from train.objectives.feedback import preference
 from train.objectives.feedback.preference import RewardModel, pair_losses
+from train.step.assembly import ENGINES
+from train.step.training_step import make_step
 from zoo import models, published_weights
 from zoo.batch import Batch
 from zoo.errors import BadInput

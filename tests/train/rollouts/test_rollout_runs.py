@@ -21,14 +21,13 @@ from train.config.lora_options import Lora
 from train.config.policy_options import Policy
 from train.config.rollout_options import Rollout
 from train.engine import device_mesh
-from train.engine.step import assemble
 from train.objectives import objective
 from train.rollouts import rollout_metrics
 from train.run import metrics_file
+from train.step.assembly import assemble
 from train.tokenizers.tokenizer import Tokenizer
 from train.weights import import_export
 from train.weights.load import load
-from zoo import models
 from zoo.errors import BadInput
 
 BYTES = Tokenizer.train([], 257)
@@ -165,7 +164,7 @@ def test_a_run_of_ppo_continues_with_its_value_head_and_exports_none(monkeypatch
         return tmp_path / name
 
     def leaves(name: str) -> dict[str, Any]:
-        built = assemble(run, models.model(run.model), objective("ppo").bind(run, mesh), mesh)
+        built = assemble(run, objective("ppo").bind(run, mesh), mesh)
         restored = Checkpoints(tmp_path / name / "checkpoints", 2, notify=print).restore(built.state)
         assert restored is not None
         return by_path(restored[0])

@@ -23,9 +23,9 @@ from train.data.example_types import Prompt
 from train.data.text_files import Document
 from train.engine import device_mesh
 from train.engine.state_init import init_state
-from train.engine.step import assemble
 from train.inputs import prompt_inputs
 from train.objectives import objective
+from train.parametrization import parametrization_of
 from train.rollouts import response_judges, rollout_feed
 from train.rollouts.batch_feed import FeedSource
 from train.rollouts.response_judges import ResponseJudges
@@ -37,6 +37,7 @@ from train.rollouts.sampler import Sampler
 from train.rows.batches import Batches
 from train.rows.mixture import Component, Mixture
 from train.run.run_dir import RunDir
+from train.step.assembly import assemble
 from train.tokenizers.tokenizer import Tokenizer
 from zoo.batch import Batch
 from zoo.errors import BadInput
@@ -228,10 +229,10 @@ def test_the_reward_of_a_small_model_rises(name: str, family: str, function: Cal
     rollouts = feed(net, name=name, function=function, optim=run_config.Optim(lr=3e-2, warmup=0, schedule="constant"))
     source, learned = rollouts._source, []
     policy = objective(name).bind(source.run, source.mesh)
-    built, trained = assemble(source.run, net, policy, source.mesh), policy.trained(net)
+    built, trained = assemble(source.run, policy, source.mesh), parametrization_of(source.run, policy, source.mesh).trained
     rollouts._source = dataclasses.replace(source, params=lambda state: state.params)
     first = {**jax.tree.map(jax.numpy.copy, params(family)), **policy.added_params(net).place(source.mesh, 0)}
-    state = init_state(source.run, net, built.tx, source.mesh, first, trained.init, trained.sharding)
+    state = init_state(source.run, net, built.tx, source.mesh, first, trained)
     for step in range(20):
         state, _ = built.engine.step(state, built.engine.shard_batch(rollouts.batch(step, state)), {})
         learned.append(rollouts.metrics().values["reward"])

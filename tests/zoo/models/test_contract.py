@@ -30,8 +30,8 @@ from tests.support.small import (
 from train.config import run_config
 from train.config.objectives import OPTIONS
 from train.engine import optim
-from train.engine.step import ENGINES
 from train.objectives import objectives
+from train.step.assembly import ENGINES
 from zoo import configs, models, sharding
 from zoo.attention import attention
 from zoo.attention.masks import Mask

@@ -18,8 +18,9 @@ from tests.support.small import random_params, row, small
 from tests.zoo.configs.published_counts import GPT_OSS
 from train.config import run_config
 from train.engine import device_mesh, state_init
-from train.engine.step import ENGINES, make_step
 from train.objectives.causal import Causal
+from train.step.assembly import ENGINES
+from train.step.training_step import make_step
 from zoo import configs, models
 from zoo.batch import Batch
 from zoo.configs import Compute

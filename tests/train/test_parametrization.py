@@ -16,13 +16,17 @@ from safetensors.numpy import load_file
 from tests.support import encoders, published, tiny
 from tests.support.hard_texts import HARD
 from tests.support.small import small
-from train import lora_objective
 from train.checkpoints.manifest import by_path
 from train.config import run_config
+from train.config.dpo_options import Dpo
 from train.config.lora_options import Lora
 from train.engine import device_mesh, optim, state_init
-from train.engine.step import assemble
+from train.objectives import objective as find_objective
+from train.objectives.causal import Causal
+from train.objectives.feedback.dpo import DirectPreferences
+from train.parametrization import parametrization_of
 from train.run.run_dir import RunDir
+from train.step.assembly import assemble
 from train.tokenizers import hf_files
 from train.tokenizers.tokenizer import Tokenizer
 from train.weights import adapter_params
@@ -49,20 +53,20 @@ def steps(mesh: run_config.Mesh = ONE, count: int = 3, rate: float = 0.0, **chan
     """Return (losses, trained parameters, frozen ones before the first step, frozen ones after the last)."""
     run = tiny.run(mesh=mesh, precision="float32", init="gpt2", lora=dataclasses.replace(LORA, dropout=rate), **changes)
     devices = device_mesh.make_mesh(mesh, jax.devices()[: mesh.data * mesh.fsdp * mesh.tensor])
-    net, objective = model(run.model), lora_objective.bind(run, devices)
-    built = assemble(run, net, objective, devices)
+    net, objective = model(run.model), Causal()
+    parameters = parametrization_of(run, objective, devices)
+    built = assemble(run, objective, devices, parameters)
     base = state_init.init_state(dataclasses.replace(run, init="", lora=Lora()), net, built.tx, devices).params
-    objective, params = lora_objective.begin(objective, run, devices, base)
-    trained = objective.trained(net)
-    state = state_init.init_state(run, net, built.tx, devices, params, trained.init, trained.sharding)
+    parameters, params = parameters.begin(run, devices, base)
+    state = state_init.init_state(run, net, built.tx, devices, params, parameters.trained)
     assert jax.tree.map(lambda leaf: leaf.sharding, state) == jax.tree.map(lambda leaf: leaf.sharding, built.state)
-    before, losses = jax.device_get(objective.frozen_inputs()), []
-    state, frozen = built.engine.shard(state), built.engine.replicate(objective.frozen_inputs())
+    before, losses = jax.device_get(parameters.base), []
+    state, base = built.engine.shard(state), built.engine.replicate(parameters.base)
     for step in range(count):
         local = jax.tree.map(lambda leaf: leaf[device_mesh.local_rows(devices, run.data.batch)], tiny.batch(step))
-        state, metrics = built.engine.step(state, built.engine.shard_batch(local), frozen)
+        state, metrics = built.engine.step(state, built.engine.shard_batch(local), {}, base)
         losses.append(float(np.ravel(jax.device_get(metrics["loss"]))[0]))
-    return losses, jax.device_get(built.engine.get(state).params), before, jax.device_get(objective.frozen_inputs())
+    return losses, jax.device_get(built.engine.get(state).params), before, jax.device_get(parameters.base)
 
 
 def test_new_adapters_have_the_loss_of_the_base_and_the_base_stays() -> None:
@@ -71,9 +75,9 @@ def test_new_adapters_have_the_loss_of_the_base_and_the_base_stays() -> None:
     run = tiny.run(precision="float32", mesh=ONE)
     devices = device_mesh.make_mesh(ONE, jax.devices()[:1])
     net = model(run.model)
-    built = assemble(run, net, lora_objective.bind(run, devices), devices)
+    built = assemble(run, Causal(), devices)
     state = state_init.init_state(run, net, built.tx, devices)
-    assert not (by_path(before["base"]).keys() ^ by_path(jax.device_get(state.params)).keys())
+    assert not (by_path(before).keys() ^ by_path(jax.device_get(state.params)).keys())
     _, metrics = built.engine.step(state, built.engine.shard_batch(tiny.batch(0)), {})
     assert losses[0] == float(metrics["loss"])
     assert all(np.array_equal(one, other) for one, other in zip(*map(jax.tree.leaves, (before, after)), strict=True))
@@ -111,15 +115,20 @@ def test_a_step_has_no_gradients_of_kernels(name: str, forward: int) -> None:
     ids = jax.ShapeDtypeStruct((4, *axes, 8), np.int32)
     batch = Batch(tokens=ids, segments=ids, positions=ids)
     devices = device_mesh.make_mesh(ONE, jax.devices()[:1])
-    net, plain = model(run.model), lora_objective.bind_abstract(dataclasses.replace(run, lora=Lora()), devices)
-    ratio = lora_objective.bind_abstract(run, devices).flops(net, batch) / plain.flops(net, batch)
+    objective = find_objective(name).bind_abstract(run, devices)
+    adapted, plain = (
+        parametrization_of(dataclasses.replace(run, lora=lora), objective, devices).step_flops(objective, batch)
+        for lora in (LORA, Lora())
+    )
+    ratio = adapted / plain
     assert ratio == pytest.approx((forward + 1) / (forward + 2))
 
 
 def test_parameters_that_are_no_adapters_are_counted_apart() -> None:
     """A and B of `c_attn` have 4 x 32 and 96 x 4 entries in each of two layers, and the value head of PPO has 32."""
     run = tiny.run("ppo", precision="float32", init="gpt2", lora=LORA)
-    facts = lora_objective.describe(lora_objective.bind_abstract(run, device_mesh.make_mesh(ONE, jax.devices()[:1])))
+    mesh = device_mesh.make_mesh(ONE, jax.devices()[:1])
+    facts = parametrization_of(run, find_objective("ppo").bind_abstract(run, mesh), mesh).describe("ppo")
     of_adapters = "1,024 parameters of adapters of rank 4 on c_attn"
     assert facts == {"trained": f"{of_adapters}, 32 of value, which ppo adds"}
 
@@ -136,7 +145,9 @@ def test_adapters_have_no_weight_decay() -> None:
 def test_dropout_is_refused_where_it_would_not_be_applied() -> None:
     lora = dataclasses.replace(LORA, dropout=0.1)
     with pytest.raises(BadInput, match=r"--lora\.dropout 0\.1: dpo trains without dropout"):
-        lora_objective.bind_abstract(tiny.run("dpo", init="gpt2", lora=lora), device_mesh.make_mesh(ONE, jax.devices()[:1]))
+        parametrization_of(
+            tiny.run("dpo", init="gpt2", lora=lora), DirectPreferences(Dpo()), device_mesh.make_mesh(ONE, jax.devices()[:1])
+        )
     bert = dataclasses.replace(tiny.run(init="m"), model=small("bert", task="masked").config)
     run = dataclasses.replace(bert, lora=dataclasses.replace(lora, targets=("query", "transform.dense")))
     with pytest.raises(

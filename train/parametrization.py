@@ -1,0 +1,191 @@
+"""Trained and frozen parameters of a run, and the pure function from both to the parameters of its model.
+
+The step updates a pytree `params`, and takes the gradient of the loss through `training_params(params, base)`. In a run without
+adapters that function is the identity. In a run with adapters `params` are the adapters and the head of a fine-tuned model, and
+the frozen parameters of the base model are an input of the step. An objective may add parameters of its own, such as PPO's value
+head, which lie beside the others under names of their own and are not exported.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from train.config.run_config import Run
+from train.engine.state_init import TrainedParams
+from train.objectives.base import Objective
+from train.run.run_dir import RunDir
+from train.weights import adapter_params
+from zoo import models
+from zoo.batch import Batch
+from zoo.errors import require
+from zoo.lora import adapters
+from zoo.lora.adapter_config import Adapters
+from zoo.models import Model
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class Parametrization:
+    """The training of all parameters of a model."""
+
+    model: Model
+    added: TrainedParams
+    """The parameters that the objective adds."""
+    base: Any = dataclasses.field(default_factory=dict)
+    """The frozen parameters, or their shapes and shardings until `begin` or `restore_base` reads them; {} = there are none."""
+
+    @property
+    def trained(self) -> TrainedParams:
+        """The initializer and the sharding of the trained parameters."""
+        return adapter_params.trained(self.model, None).beside(self.added)
+
+    def training_params(self, params: Any, base: Any) -> Any:
+        """Return the parameters that the loss is computed with, in training: the model's, and those that the objective adds."""
+        return self.model_params(params, base)
+
+    def model_params(self, params: Any, base: Any) -> Any:
+        """Return the same parameters for everything but training, without dropout of their own."""
+        return params
+
+    def begin(self, run: Run, mesh: Mesh, params: Any) -> tuple["Parametrization", Any]:
+        """Return (the parametrization with its frozen parameters, the trained parameters before the first step).
+
+        Args:
+            params: the model's parameters to begin from; None = new ones, and the second result is None too.
+
+        Raises:
+            BadInput: the adapter of `run.adapter` cannot be read, or does not fit the run.
+        """
+        return self, None if params is None else {**params, **self.added.place(mesh, run.seed)}
+
+    def save_base(self, folder: RunDir, state: Any, *, notify: Callable[[str], None]) -> dict[str, str]:
+        """Save the frozen parameters of a new run, and return the metadata about them for its checkpoints; {} if it has none.
+
+        Args:
+            state: the `train.engine.state.State` before the first step.
+
+        Raises:
+            BadInput: the folder cannot be written.
+        """
+        return {}
+
+    def restore_base(
+        self, folder: RunDir, mesh: Mesh, metadata: dict[str, Any], *, notify: Callable[[str], None]
+    ) -> tuple["Parametrization", dict[str, str]]:
+        """Return (the parametrization with the frozen parameters of a resumed run, the metadata about them).
+
+        Args:
+            metadata: that of the run's checkpoint.
+
+        Raises:
+            BadInput: they are missing or damaged, or are not those that the checkpoint was trained with.
+        """
+        return self, {}
+
+    def step_flops(self, objective: Objective, batch: Batch) -> float:
+        """Return the matrix-product FLOPs of a training step on a global batch, which may consist of shapes."""
+        return objective.flops(self.model, batch)
+
+    def describe(self, objective: str) -> dict[str, str]:
+        """Return a line about the trained parameters for the console and the report; {} if all parameters are trained."""
+        return {}
+
+    def reader(self, mesh: Mesh) -> Callable[[Any], Any]:
+        """Return a compiled function from the trained parameters to `model_params`."""
+        return lambda params: params
+
+    def without_added(self, params: Any) -> Any:
+        """Return the model's parameters alone, of a result of `reader`."""
+        names = jax.eval_shape(lambda: self.added.init(jax.random.key(0)))
+        return {name: part for name, part in params.items() if name not in names}
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class AdapterTraining(Parametrization):
+    """The training of adapters and of the head of a fine-tuned model (Hu et al. 2021; see `zoo.lora.adapters`)."""
+
+    adapters: Adapters
+
+    @property
+    def trained(self) -> TrainedParams:
+        """The adapters, the head of a fine-tuned model, and the parameters that the objective adds."""
+        return adapter_params.trained(self.model, self.adapters).beside(self.added)
+
+    def training_params(self, params: Any, base: Any) -> Any:
+        """Return the frozen parameters with the adapters, whose input is dropped out where the objective has dropout."""
+        return adapters.with_adapters(self.model.config, self.adapters, base, params)
+
+    def model_params(self, params: Any, base: Any) -> Any:
+        """Return the frozen parameters with the adapters added."""
+        return adapters.merge(self.model.config, self.adapters, base, params)
+
+    def begin(self, run: Run, mesh: Mesh, params: Any) -> tuple[Parametrization, Any]:
+        """Return the parametrization with the base model, and new adapters or those of `run.adapter`."""
+        base = adapters.base_of(self.model.config, params)
+        params = adapter_params.initial_params(self.model, self.adapters, mesh, run.seed, params, run.adapter)
+        return dataclasses.replace(self, base=base), {**params, **self.added.place(mesh, run.seed)}
+
+    def save_base(self, folder: RunDir, state: Any, *, notify: Callable[[str], None]) -> dict[str, str]:
+        """Save the base model in RUN/base, and return its digest."""
+        adapter_params.save_base(folder, state, self.base, notify=notify)
+        return {"base": adapter_params.base_digest(folder)}
+
+    def restore_base(
+        self, folder: RunDir, mesh: Mesh, metadata: dict[str, Any], *, notify: Callable[[str], None]
+    ) -> tuple[Parametrization, dict[str, str]]:
+        """Return the parametrization with the base model of RUN/base, and its digest."""
+        digest = metadata.get("base", "")
+        base = adapter_params.read_base(folder, self.model, mesh, digest, notify=notify)
+        return dataclasses.replace(self, base=base), {"base": digest}
+
+    def step_flops(self, objective: Objective, batch: Batch) -> float:
+        """Return the FLOPs of a step without the gradients of frozen kernels; those of the adapters are not counted."""
+        return objective.flops(self.model, batch) - objective.forward_flops(self.model, batch)
+
+    def describe(self, objective: str) -> dict[str, str]:
+        """Return the numbers of trained parameters in words."""
+        added = jax.eval_shape(lambda: self.added.init(jax.random.key(0)))
+        sizes = {name: sum(leaf.size for leaf in jax.tree.leaves(part)) for name, part in added.items()}
+        others = [f"{size:,} of {name}, which {objective} adds" for name, size in sizes.items()]
+        return {"trained": ", ".join([adapter_params.summary(self.model, self.adapters), *others])}
+
+    def reader(self, mesh: Mesh) -> Callable[[Any], Any]:
+        """Return a compiled function from the trained parameters to `model_params`, sharded over the mesh."""
+        parameters = adapter_params.trained(self.model, None).beside(self.added)
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, adapter_params.abstract_params(parameters, mesh))
+        merge = jax.jit(self.model_params, out_shardings=shardings)
+
+        def read(params: Any) -> Any:
+            with jax.set_mesh(mesh):
+                return merge(params, self.base)
+
+        return read
+
+
+def parametrization_of(run: Run, objective: Objective, mesh: Mesh) -> Parametrization:
+    """Return the parametrization of a run; frozen parameters are shapes, until `begin` or `restore_base` reads them.
+
+    Raises:
+        BadInput: dropout of adapters with an objective without dropout; or as `train.weights.adapter_params.adapters_of`.
+    """
+    model = models.model(run.model)
+    added, spec = objective.added_params(model), adapter_params.adapters_of(run)
+    if spec is None:
+        return Parametrization(model=model, added=added)
+    fix = f"{run.objective} trains without dropout, which would make its ratios noise; choose 0"
+    require(objective.HAS_DROPOUT or not spec.dropout, "lora.dropout", spec.dropout, fix)
+    return AdapterTraining(model=model, added=added, adapters=spec, base=adapter_params.abstract_base(model, mesh))
+
+
+def check_adapter(run: Run) -> None:
+    """Refuse an adapter that a run cannot begin with, before anything of the run is written.
+
+    Raises:
+        BadInput: it cannot be read, or does not fit the run.
+    """
+    spec = adapter_params.adapters_of(run)
+    if spec is not None and run.adapter:
+        adapter_params.read_adapter(Path(run.adapter), models.model(run.model), spec)

@@ -1,0 +1,1 @@
+"""The training step of a run, and the functions that launch it."""
