@@ -1,4 +1,4 @@
-"""Plug-ins: models, objectives, attention implementations, tasks and recipes of other distributions. Nothing here imports JAX.
+"""Plug-ins: models, objectives, attention implementations, tasks, recipes and hooks of other packages. Nothing here imports JAX.
 
 A distribution extends the zoo by an entry point in one of `GROUPS`. The names are read from the metadata of the installed
 distributions once, when a name is first looked up. An object is imported only when its name is requested, so that a broken
@@ -23,6 +23,7 @@ GROUPS = {
     "zoo.attention": "attention implementation",
     "zoo.tasks": "task",
     "zoo.recipes": "recipe",
+    "zoo.hooks": "hook",
 }
 """Group of entry points -> the noun for its members, in messages."""
 
@@ -177,8 +178,8 @@ def has(value: Any, *functions: str, attributes: Sequence[str] = ()) -> bool:
 
 # --- plug-ins of a run ----------------------------------------------------------------------------------------------------------
 
-VALUES_ONLY = ("zoo.recipes",)
-"""Groups whose plug-ins only provide the values of a run, which its config.json has: reading the run does not need them."""
+UNREAD = ("zoo.recipes", "zoo.hooks")
+"""Groups whose plug-ins a run is not read with: its config.json has the values of a recipe, and hooks run in training alone."""
 
 
 def check_records(records: Any, without: Collection[str] = ()) -> None:
@@ -192,7 +193,7 @@ def check_records(records: Any, without: Collection[str] = ()) -> None:
     """
     for record in _parse(records):
         others = [plugin for plugin in installed(record.group) if plugin.name == record.name]
-        if record.group in (*VALUES_ONLY, *without) or record.distribution in (plugin.distribution for plugin in others):
+        if record.group in (*UNREAD, *without) or record.distribution in (plugin.distribution for plugin in others):
             continue
         version = f", version {record.version}," if record.version else ""
         instead = f"; here {' and '.join(plugin.origin for plugin in others)} has this name" if others else ""
@@ -207,7 +208,7 @@ def changes(records: Any) -> list[str]:
     for record in _parse(records):
         for plugin in installed(record.group):
             same = (plugin.name, plugin.distribution) == (record.name, record.distribution)
-            if same and plugin.version != record.version and record.group not in VALUES_ONLY:
+            if same and plugin.version != record.version and record.group not in UNREAD:
                 fix = f"version {record.version} of the distribution {record.distribution} restores it"
                 lines.append(f"{record.title}: the run used this version, and {plugin.version} is installed; {fix}")
     return lines

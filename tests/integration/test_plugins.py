@@ -22,6 +22,7 @@ from tests.support.example_plugin import installed, write_distribution, write_ex
 from tests.support.processes import ROOT, run_python
 from train import objectives, recipes
 from train.config.objectives import find_options
+from train.config.run_plugins import load_hook
 from train.run import run_dir
 from train.run.run_dir import RunDir
 from zoo import configs, models, plugins
@@ -37,6 +38,7 @@ LOOKUPS: dict[str, Callable[[str], object]] = {
     "zoo.attention": attention.implementation,
     "zoo.tasks": tasks.find,
     "zoo.recipes": recipes.find_recipe,
+    "zoo.hooks": load_hook,
 }
 OWN = {
     "zoo.models": "gpt",
@@ -45,6 +47,7 @@ OWN = {
     "zoo.tasks": "lambada",
     "zoo.recipes": "gpt-nano",
 }
+"""Group -> a name that the zoo has; it has no hook with a name."""
 
 
 @pytest.fixture
@@ -89,13 +92,15 @@ def test_a_process_that_lists_or_looks_up_a_name_of_the_zoo_imports_no_plugin(tm
 @pytest.mark.parametrize("group", plugins.GROUPS)
 def test_a_name_that_two_have_is_refused(group: str, tmp_path: Path) -> None:
     for name in ("zoo-one", "zoo-two"):
-        rows = {"shared": "absent_module", **({OWN[group]: "absent_module"} if name == "zoo-one" else {})}
+        own = {OWN[group]: "absent_module"} if name == "zoo-one" and group in OWN else {}
+        rows = {"shared": "absent_module", **own}
         write_distribution(tmp_path / name, name, "1.0", {group: rows}, {})
     kind, where = plugins.GROUPS[group], f"rename its entry point in the group {group}$"
     with installed(tmp_path / "zoo-one", tmp_path / "zoo-two"):
         both = f"provided by transformer-zoo and by zoo-one 1.0; uninstall zoo-one, or {where}"
-        with pytest.raises(BadInput, match=f"^{kind} '{OWN[group]}': {both}"):
-            LOOKUPS[group](OWN[group])
+        if group in OWN:
+            with pytest.raises(BadInput, match=f"^{kind} '{OWN[group]}': {both}"):
+                LOOKUPS[group](OWN[group])
         with pytest.raises(
             BadInput, match=f"^{kind} 'shared': provided by zoo-one 1.0 and by zoo-two 1.0; uninstall one .*{where}"
         ):
@@ -103,7 +108,7 @@ def test_a_name_that_two_have_is_refused(group: str, tmp_path: Path) -> None:
         # "auto" selects the zoo's own implementation whatever is installed.
         ones = jnp.ones((1, 1, 1, 1))
         assert attention.attention(ones, ones, ones, mask=attention.Mask()).shape == ones.shape
-    assert LOOKUPS[group](OWN[group])
+    assert group not in OWN or LOOKUPS[group](OWN[group])
 
 
 @pytest.mark.parametrize("group", plugins.GROUPS)
@@ -121,7 +126,7 @@ def test_a_plugin_that_fails_or_is_something_else_is_refused_in_one_line(group: 
             with pytest.raises(BadInput, match=f"^{plugins.GROUPS[group]} '{name}' of zoo-bad 2.0: {reason}") as refusal:
                 LOOKUPS[group](name)
             assert "\n" not in str(refusal.value)
-        assert LOOKUPS[group](OWN[group])
+        assert group not in OWN or LOOKUPS[group](OWN[group])
 
 
 def test_a_recipe_that_returns_no_run_of_its_name_is_refused(tmp_path: Path) -> None:
@@ -310,6 +315,10 @@ def test_the_commands_of_the_page_train_resume_and_evaluate(example: Path, capsy
 
     assert re.search(r"^ +attention +none$", printed["train bag-nano"], re.MULTILINE)
     assert "accuracy" in printed["eval runs/bag-nano"]
+    assert re.search(r"step 2: the norm of the trained parameters is [1-9]\d", printed["train gpt-nano"])
+    ended = call(capsys, "train", "gpt-nano", *GPT, "--name", "other", "--log.hooks", "weight-nrm")
+    known = "no plug-in in the group zoo.hooks has this name; choose from: weight-norm (zoo-example 0.1)"
+    assert ended.code == 2 and f"--log.hooks weight-nrm: {known}" in ended.stderr
     (entry,) = json.loads(Path("runs/bag-nano/evaluations.json").read_text()).values()
     assert entry["details"]["plug-in"] == "zoo-example 0.1"
     rows = [json.loads(line) for line in Path("runs/bag-nano/metrics.jsonl").read_text().splitlines()]

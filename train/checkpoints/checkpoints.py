@@ -13,7 +13,7 @@ One run writes into a folder at a time (the run holds the lock); any number of p
 
 `Checkpoints` is the interface. Its parts: `step_folders` lists, checks and prunes the folders, `saving` writes a step,
 `restoring` reads one, `manifest` is COMMIT.json (its `check_content` compares the digests), and `orbax_io` is the only module
-that uses Orbax. `train/trainer.py` decides when a step is saved.
+that uses Orbax. `train/loop/hooks.py` decides when a step is saved.
 """
 
 import json

@@ -165,6 +165,8 @@ class Log:
     """Number of continuations of held-out text generated at the end for the report; validations show one. 0 = none."""
     sinks: tuple[Sink, ...] = ()
     """Trackers that also receive the rows of metrics.jsonl; they need the extra `track`."""
+    hooks: tuple[str, ...] = ()
+    """Plug-ins in the group zoo.hooks that are called after every step."""
 
     def __post_init__(self) -> None:
         require(self.every >= 1, "log.every", self.every, "choose 1 or more steps")
@@ -343,18 +345,10 @@ class Run(Generic[Model, Options, DataOptions]):
         comparable = self.spikes.sigmas == 0 or not isinstance(self.options, RolloutOptions)
         fix = "the losses of rollouts are not comparable; leave it out"
         require(comparable, "spikes.sigmas", self.spikes.sigmas, fix)
-        require(
-            self.data.batch % self.accumulate == 0,
-            "accumulate",
-            self.accumulate,
-            f"it must divide --data.batch {self.data.batch}",
-        )
-        require(
-            self.loss_chunk == 0 or self.data.length % self.loss_chunk == 0,
-            "loss_chunk",
-            self.loss_chunk,
-            f"it must divide --data.length {self.data.length}",
-        )
+        fix = f"it must divide --data.batch {self.data.batch}"
+        require(self.data.batch % self.accumulate == 0, "accumulate", self.accumulate, fix)
+        divides = self.loss_chunk == 0 or self.data.length % self.loss_chunk == 0
+        require(divides, "loss_chunk", self.loss_chunk, f"it must divide --data.length {self.data.length}")
         if (longest := longest_row(self.model)) is not None:
             option = "max-positions" if hasattr(self.model, "max_positions") else "context"
             fix = f"the model has {longest} positions; choose at most {longest}, or a larger --model.{option}"

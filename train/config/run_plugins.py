@@ -2,7 +2,7 @@
 
 import dataclasses
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, get_args
 
 from train.config.objectives import OPTIONS, ObjectiveOptions, scored_as
@@ -24,10 +24,11 @@ RESERVED = {field.name for kind in (Run, TrainingMachine) for field in dataclass
 
 
 def used_plugins(run: Run) -> list[Plugin]:
-    """Return the plug-ins that provide the recipe, the model, the objective and the attention implementation of a run."""
+    """Return the plug-ins that provide the recipe, the hooks, the model, the objective and the attention of a run."""
     attention = getattr(getattr(run.model, "compute", None), "attention", "auto")
     recipes = [plugin for plugin in plugins.installed("zoo.recipes") if plugin.name == run.recipe]
-    return recipes + _plugins_of(configs.family_of(run.model), run.objective, attention)
+    hooks = [plugin for plugin in plugins.installed("zoo.hooks") if plugin.name in run.log.hooks]
+    return recipes + hooks + _plugins_of(configs.family_of(run.model), run.objective, attention)
 
 
 def _plugins_of(family: Any, objective: Any, attention: Any) -> list[Plugin]:
@@ -107,6 +108,27 @@ def load_objective(plugin: Plugin) -> Any:
         "fields are not those of a run)"
     )
     return plugins.load(plugin, expected, lambda value: _is_objective(plugin, value))
+
+
+def find_hook(name: str) -> Plugin:
+    """Return the plug-in that --log.hooks names; nothing is imported.
+
+    Raises:
+        BadInput: there is no such plug-in, or two distributions provide it.
+    """
+    if (plugin := plugins.find("zoo.hooks", name, ())) is None:
+        names = ", ".join(plugins.described("zoo.hooks")) or "none is installed"
+        raise BadInput(f"--log.hooks {name}: no plug-in in the group zoo.hooks has this name; choose from: {names}")
+    return plugin
+
+
+def load_hook(name: str) -> Callable[[Run], Callable[[Any], None]]:
+    """Return the function of a plug-in that returns the hook of a run (see `train.loop.hooks`).
+
+    Raises:
+        BadInput: as `find_hook`; or the plug-in cannot be used.
+    """
+    return plugins.load(find_hook(name), "a function that takes a `train.config.run_config.Run` and returns a hook", callable)
 
 
 def _is_objective(plugin: Plugin, value: Any) -> bool:

@@ -149,10 +149,13 @@ def check_run(run: Any) -> None:
     Raises:
         BadInput: for the same reasons as in `train.trainer.run`.
     """
+    from train.config.run_plugins import find_hook
     from train.run.run_dir import RunDir, check_same_run, check_unlocked
 
     folder = RunDir.of(run)
     run.check_base()
+    for name in run.log.hooks:
+        find_hook(name)
     check_inputs(run, folder)
     check_unlocked(folder.path)
     # These are decided only by the data and the machine; model.multi_label follows from labelled.multi_label.

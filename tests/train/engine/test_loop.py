@@ -19,6 +19,7 @@ from eval.scoring import scorers
 from tests.support import tiny
 from tests.support.runs import snapshot, text
 from train import trainer
+from train.checkpoints import disk_space
 from train.checkpoints.checkpoints import Checkpoints
 from train.config import run_config
 from train.config.data_options import CausalData
@@ -214,7 +215,7 @@ def test_lost_rows_are_noticed_and_a_missing_report_is_written(
     assert trainer.run(run, evaluate=scorers.scorer, on_end=written.append) == 0
     assert written == [folder.path]
     # What a run needs is known before it is trained.
-    monkeypatch.setattr(trainer.disk_space.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    monkeypatch.setattr(disk_space.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
     with pytest.raises(BadInput, match=r"--checkpoint.keep 2: .* has 1,000 free; make room"):
         train(dataclasses.replace(run, name="roomless"))
     assert not RunDir(Path(run.out) / "roomless").config.exists()

@@ -1,0 +1,171 @@
+"""The state of a run between two steps, which hooks read and the training loop changes."""
+
+import contextlib
+import math
+import time
+from typing import Any
+
+import jax
+
+from train import run_description
+from train.engine import device_mesh
+from train.engine.state import State
+from train.inputs import data_notices
+from train.loop.open_run import OpenRun, Start
+from train.rollouts.batch_feed import Feed, FeedSource
+from train.rows.text_counts import TextCounts
+from train.run import metrics_file
+from train.run.costs import COUNTS
+from train.run.matmul_rate import PeakRate
+from train.run.metric_logger import MetricLogger
+from train.run.stop_signals import StopSignals
+from zoo.fault_points import fault_point
+from zoo.runtime.progress import this_process
+
+
+class TrainingLoop:
+    """A run between two steps.
+
+    Attributes:
+        opened: the run; `opened.run` is its configuration, `opened.folder` its folder, `opened.console.notice` shows a line.
+        start: what this start of the run continues from.
+        state: the state after `step` steps, laid out for the step.
+        step: number of steps taken.
+        stopping: True if no further step is taken.
+        exhausted: why further steps would learn nothing; "" = they would.
+    """
+
+    def __init__(self, opened: OpenRun, start: Start, state: State, began: float, stack: contextlib.ExitStack) -> None:
+        """Place the state on the devices, show the header, and open the files of metrics.
+
+        Args:
+            state: the state before the first step, as global arrays.
+            began: the time at which the run was started, by `time.perf_counter`.
+            stack: closes the files.
+        """
+        run, folder, objective, engine = opened.run, opened.folder, opened.objective, start.assembly.engine
+        self.opened, self.start, self._began = opened, start, began
+        self.state = engine.shard(state)
+        self.step = start.first
+        self._frozen = engine.replicate(objective.frozen_inputs())
+        self._base = engine.replicate(start.parameters.base)
+        self.rate = PeakRate(opened.dtype, metrics_file.best_rate(folder, run.precision), opened.console.notice)
+        flops = start.parameters.step_flops(objective, opened.shapes)
+        self._show_header(flops)
+        self.counts = TextCounts(
+            opened.data.tokenizer,
+            device_mesh.owned_rows(opened.mesh, run.data.batch),
+            saved=start.restored.get("counts") if start.restored else dict.fromkeys(COUNTS, 0),
+        )
+        logger = MetricLogger(
+            run,
+            folder,
+            opened.console,
+            first=self.step,
+            tokens=math.prod(opened.shapes.tokens.shape),
+            flops=flops,
+            rate=self.rate,
+            process=opened.process,
+            saved=start.restored.get("records", {}),
+        )
+        self.recorder = stack.enter_context(logger)
+        self._read_params = start.parameters.reader(opened.mesh)
+        self._validate = opened.scorer(opened.data.validation_rows(run).subsample(run.log.validate_rows))
+        self.feeding = objective.feed(self._feed_source(), self.step)
+        """The batches of the run, to be opened before the first step."""
+        self.feed: Feed
+        # A run that stopped early and was killed before its score has no step left.
+        self.exhausted: str = start.restored.get("ended", "")
+        self._signalled = False
+        self.stopping = bool(self.exhausted) or bool(opened.best.exhausted(self.step))
+
+    def take_step(self, stop: StopSignals) -> None:
+        """Take one step, and decide whether it is the last one.
+
+        Raises:
+            BadInput: too many steps in a row were skipped.
+        """
+        opened, engine = self.opened, self.start.assembly.engine
+        with self.recorder.waiting():
+            host = self.feed.batch(self.step, self.state)
+        owned = self.counts.owned_part(host)
+        self.counts.add(owned, opened.objective.text_ids(opened.run, owned))
+        with this_process.stage("waiting for the devices", waiting=True):
+            self.state, metrics = engine.step(self.state, engine.shard_batch(host), self._frozen, self._base)
+        stop.begin()
+        fault_point("train.step")
+        self.recorder.step(metrics, self.feed.rows_of(self.step) if opened.run.log.ledger else None)
+        self.step += 1
+        opened.checkpoints.poll()
+        self._signalled = self._signalled or stop.agreed(self.step - self.start.first)
+        self.exhausted = self.feed.exhausted()
+        self.stopping = bool(self._signalled or self.exhausted) and self.feed.at_boundary(self.step)
+
+    def global_state(self) -> State:
+        """Return the state as global arrays over the mesh."""
+        return self.start.assembly.engine.get(self.state)
+
+    def model_params(self, params: Any) -> Any:
+        """Return the parameters of the model alone, from trained ones, float32, sharded over the mesh."""
+        return self.start.parameters.without_added(self._read_params(params))
+
+    def validated(self) -> Any:
+        """Return the score of the current parameters on the rows of a validation, record it, and show a continuation."""
+        opened = self.opened
+        with self.recorder.pause("validating"):
+            fault_point("train.validate")
+            began = time.perf_counter()
+            params = self.model_params(self.global_state().params)
+            score = self._validate(params)
+            self.recorder.valid(score, time.perf_counter() - began)
+            # Not at the end, where samples are written.
+            if opened.evaluation.preview is not None and opened.run.log.samples and self.step < opened.run.steps:
+                self._show_preview(params)
+            self.rate.update()
+        return score
+
+    def record_usage(self) -> None:
+        """Write the time of this start of the run, and the best rate of products that was measured."""
+        if self.opened.process == 0:
+            metrics_file.record_usage(self.opened.folder, time.perf_counter() - self._began, self.rate.measured)
+
+    def _show_preview(self, params: Any) -> None:
+        opened, preview = self.opened, self.opened.evaluation.preview
+        assert preview is not None
+        # Generation copies its prompt to the devices.
+        with jax.transfer_guard("allow"):
+            text = preview(opened.model, params, opened.mesh, opened.data, length=opened.run.data.length, dtype=opened.dtype)
+        if text:
+            opened.console.sample(text)
+
+    def _show_header(self, flops: float) -> None:
+        """Show the facts about the run and notices about its data, and record the start."""
+        opened, run = self.opened, self.opened.run
+        facts = run_description.describe(
+            run, opened.model, opened.mesh, opened.data, opened.implementations, self.rate.source, opened.folder
+        )
+        facts |= self.start.parameters.describe(run.objective)
+        began = "from the start" if self.step == 0 else f"resumed at step {self.step}"
+        opened.console.header(f"{run.recipe}, {began}", facts)
+        for line in data_notices.notices(run, opened.data):
+            opened.console.notice(line)
+        if opened.process == 0:
+            metrics_file.record_start(opened.folder, self.step, facts, flops, self.rate.measured)
+
+    def _feed_source(self) -> FeedSource:
+        opened, engine = self.opened, self.start.assembly.engine
+        return FeedSource(
+            run=opened.run,
+            model=opened.model,
+            mesh=opened.mesh,
+            dtype=opened.dtype,
+            data=opened.data,
+            batches=opened.batches,
+            local=opened.local_rows,
+            params=lambda state: self._read_params(engine.get(state).params),
+            saved=self.start.restored.get("feed", {}),
+            folder=opened.folder,
+            process=opened.process,
+            notify=opened.console.notice,
+            progress=lambda activity: opened.console.progress(activity, now=True),
+        )
