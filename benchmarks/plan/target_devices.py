@@ -211,9 +211,11 @@ def _capability(text: str) -> tuple[int, ...]:
     return tuple(map(int, text.split(".")))
 
 
-def _description(target: Target) -> dict[str, str]:
+def _description(target: Target) -> dict[str, Any]:
     if target.platform == "tpu":
-        return {"platform": "tpu", "topology_name": target.name}
+        # Hosts have four chips by default, which do not divide a slice of one.
+        host = {"chips_per_host_bounds": (1, 1, 1)} if target.size == "1x1" else {}
+        return {"platform": "tpu", "topology_name": target.name, **host}
     count, host = int(target.size), DEVICES[target.kind].host
     # Partitions, hosts of each, devices of each.
     shape = f"1x{math.ceil(count / host)}x{min(count, host)}"

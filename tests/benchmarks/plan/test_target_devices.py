@@ -51,6 +51,22 @@ def test_devices_that_are_not_available_are_refused_with_the_reason(monkeypatch:
         target_devices.devices(target_devices.parse_target("cpu:16"))
 
 
+def test_a_slice_of_one_chip_has_a_host_of_one_chip(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The compiler refuses it with its default of four; that it accepts this one is tested with the compiler."""
+    requests: list[dict[str, Any]] = []
+
+    def describe(**options: Any) -> Any:
+        requests.append(options)
+        raise RuntimeError("INVALID_ARGUMENT: no")
+
+    monkeypatch.setattr(target_devices, "unavailable_reason", lambda platform: None)
+    monkeypatch.setattr(topologies, "get_topology_desc", describe)
+    for name in ("v5e:1x1", "v6e:1x1", "v5e:2x2"):
+        with pytest.raises(BadInput):
+            target_devices.devices(target_devices.parse_target(name))
+    assert [options.get("chips_per_host_bounds") for options in requests] == [(1, 1, 1), (1, 1, 1), None]
+
+
 def test_libraries_find_the_targets_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """JAX has cuDNN take heads of more than 128 (Turing-NLG's are 152) from Hopper on, and asks the GPU that is here."""
     heads = jax.ShapeDtypeStruct((1, 128, 2, 152), "bfloat16")
