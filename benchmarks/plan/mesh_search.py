@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any, get_args
 
 from benchmarks.core.progress import Progress
@@ -14,7 +14,7 @@ from benchmarks.plan.plan_record import Plan
 from benchmarks.plan.target_devices import Target
 from train.config import run_config
 from zoo.configs import Remat
-from zoo.errors import BadInput
+from zoo.errors import BadInput, require
 from zoo.models import parameter_count
 
 
@@ -47,6 +47,11 @@ class Candidate:
         """Return the rank of the remat policy: the higher, the less is stored for the backward pass."""
         return REMAT_LEVELS[self.remat]
 
+    def has_axes(self, mesh: run_config.Mesh, named: Collection[str]) -> bool:
+        """Return whether the axes that the user named have their sizes."""
+        sizes = {"data": self.data, "fsdp": self.fsdp, "tensor": self.tensor}
+        return all(getattr(mesh, axis) in (size, -1) for axis, size in sizes.items() if axis in named)
+
     def of(self, run: run_config.Run) -> run_config.Run:
         """Return the run with this mesh, remat policy and number of micro-batches."""
         mesh = run_config.Mesh(data=self.data, fsdp=self.fsdp, tensor=self.tensor)
@@ -73,6 +78,7 @@ def search(
     mode: Mode,
     target: Target,
     *,
+    named: Collection[str] = (),
     seconds: float,
     fresh: bool = False,
 ) -> SearchResult:
@@ -81,14 +87,19 @@ def search(
     A candidate is skipped if it needs more memory than one that does not fit, or takes no less time than one that fits.
 
     Args:
+        named: axes of the mesh that all candidates have from the run.
         seconds: time after which no other candidate is started; the current one is finished.
 
     Raises:
         BadInput: there is no candidate, or none of those tried fits; names the one that needs the least memory.
     """
-    waiting = list(ordered_candidates(run, mode, target))
+    fix = "a search divides no experts; leave out --search, or this option"
+    require("expert" not in named or run.mesh.expert == 1, "mesh.expert", run.mesh.expert, fix)
+    waiting = [candidate for candidate in ordered_candidates(run, mode, target) if candidate.has_axes(run.mesh, named)]
     if not waiting:
-        raise BadInput(f"--batch {run.data.batch}: no mesh of {target.name} divides the rows and the heads; choose another")
+        axes = "".join(f"--mesh.{axis} {getattr(run.mesh, axis)} " for axis in named)
+        mesh = f"no mesh of {target.name}{axes and f' with {axes.rstrip()}'}"
+        raise BadInput(f"--batch {run.data.batch}: {mesh} divides the rows and the heads; choose another")
     began, count = time.monotonic(), len(waiting)
     fitting: list[tuple[Candidate, Plan]] = []
     large: list[tuple[Candidate, Plan]] = []

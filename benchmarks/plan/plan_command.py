@@ -1,30 +1,40 @@
 """The command `zoo plan`: one plan or a search, from the request to the output."""
 
+import dataclasses
 import json
+import sys
+from collections.abc import Collection
 from pathlib import Path
 
 from benchmarks.core import result_tables
-from benchmarks.plan import plan_cache, plan_page, plan_text
+from benchmarks.plan import plan_cache, plan_page, plan_text, target_devices
 from benchmarks.plan.compile_program import Mode
 from benchmarks.plan.plan_record import Plan
 from benchmarks.plan.target_devices import Target
-from train.config import run_config
+from train.config import mesh_sizes, run_config
 from train.run.progress_bar import ProgressBar
 from train.run.run_dir import replace_atomically
 from zoo.errors import BadInput
 
 
-def plan(run: run_config.Run, mode: Mode, target: Target, *, file: str, fresh: bool, as_json: bool) -> int:
+def plan(
+    run: run_config.Run, mode: Mode, target: Target, *, named: Collection[str], file: str, fresh: bool, as_json: bool
+) -> int:
     """Plan a run for a target and print it; return the exit code.
 
     Args:
+        named: axes of the mesh that the user chose; the others are fitted to the devices, which a notice and a warning say.
         file: path of an HTML page to write; "" for none.
 
     Raises:
-        BadInput: see `compile_program.compile_run`; the page cannot be written.
+        BadInput: see `mesh_sizes.fit_mesh` and `compile_program.compile_run`; the page cannot be written.
     """
+    run, notice = mesh_sizes.fit_mesh(run, len(target_devices.devices(target)), named)
+    if notice:
+        print(f"! {notice}", file=sys.stderr)
     with ProgressBar(f"compiling for {target.name}", timed=True, quiet=as_json):
         planned = plan_cache.plan(run, mode, target, fresh=fresh)
+    planned = dataclasses.replace(planned, warnings=[*([notice] if notice else []), *planned.warnings])
     if file:
         _write(Path(file), planned)
     if as_json:
@@ -34,15 +44,25 @@ def plan(run: run_config.Run, mode: Mode, target: Target, *, file: str, fresh: b
     return 0
 
 
-def search(run: run_config.Run, mode: Mode, target: Target, *, minutes: float, top: int, fresh: bool, as_json: bool) -> int:
-    """Search for the best mesh and print the result; return the exit code.
+def search(
+    run: run_config.Run,
+    mode: Mode,
+    target: Target,
+    *,
+    named: Collection[str],
+    minutes: float,
+    top: int,
+    fresh: bool,
+    as_json: bool,
+) -> int:
+    """Search for the best mesh that has the axes that the user named, and print the result; return the exit code.
 
     Raises:
         BadInput: no candidate that was tried fits.
     """
     from benchmarks.plan import mesh_search
 
-    result = mesh_search.search(run, mode, target, seconds=60 * minutes, fresh=fresh)
+    result = mesh_search.search(run, mode, target, named=named, seconds=60 * minutes, fresh=fresh)
     if as_json:
         print(json.dumps([entry.plain() for entry in result.ranked[:top]], indent=2))
     else:

@@ -1,5 +1,6 @@
 """Wrong input is refused in one line that names the key, the value and a fix, and no file is touched."""
 
+import json
 import re
 import shutil
 from collections.abc import Callable, Iterator
@@ -226,6 +227,17 @@ def test_a_damaged_run_is_refused(place: Path, capsys: pytest.CaptureFixture[str
     (place / "broken").mkdir()
     (place / "broken" / "config.json").write_text('{"family": "gpt",')
     assert_refused(capsys, place, {"broken": (("eval", "broken"), "broken/config.json is not valid JSON")})
+
+
+def test_a_run_fits_the_axes_that_are_not_named_to_its_devices(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With a notice, and only if an axis is named: a recipe for 512 devices does not begin on 8 by itself."""
+    ended = call(capsys, *RUN, "--name", "fitted", "--mesh.data", "4")
+    notice = "! --mesh.fsdp 1 of gpt-nano does not fit --mesh.data 4 on 8 devices; --mesh.fsdp 2 instead"
+    assert ended.code == 0 and notice in ended.stderr.splitlines()
+    mesh = json.loads((place / "runs" / "fitted" / "config.json").read_text())["mesh"]
+    assert (mesh["data"], mesh["fsdp"], mesh["tensor"]) == (4, 2, 1)
+    ended = call(capsys, "train", "gpt3-175b", "--data.paths", "book.txt", "--steps", "1")
+    assert ended.code == 2 and "--mesh data=-1 fsdp=64 tensor=8: does not multiply to the 8 devices" in ended.stderr
 
 
 @pytest.mark.parametrize("line", ["trian", "train gpt-nano --stpes 3"])

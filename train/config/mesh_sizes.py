@@ -3,16 +3,21 @@
 Nothing here imports JAX: the launcher of local processes uses it too, which has no devices.
 """
 
+import dataclasses
+import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from train.config.run_config import Mesh, Run
 from zoo.errors import BadInput, require
 from zoo.mesh_axes import AXES, BATCH
 
 
-def axis_sizes(shape: Mesh, devices: int) -> dict[str, int]:
+def axis_sizes(shape: Mesh, devices: int, named: Collection[str] = AXES) -> dict[str, int]:
     """Return the number of devices along each of `AXES`, whose product is `devices`.
+
+    Args:
+        named: axes that the user chose: a refusal lists shapes that contain them first.
 
     Raises:
         BadInput: the axes do not multiply to the number of devices; the message lists shapes that do.
@@ -20,9 +25,42 @@ def axis_sizes(shape: Mesh, devices: int) -> dict[str, int]:
     others = shape.fsdp * shape.tensor * shape.sequence * shape.expert
     data = devices // others if shape.data == -1 else shape.data
     if data * others != devices or data < 1:
-        valid = [f"data={devices // (f * t)},fsdp={f},tensor={t}" for f in divisors(devices) for t in divisors(devices // f)]
-        raise BadInput(f"--mesh {describe(shape)}: does not multiply to the {devices} devices; valid: {'; '.join(valid[:12])}")
+        valid = "; ".join(_describe_sizes(sizes) for sizes in _nearest_sizes(shape, devices, named)[:12])
+        raise BadInput(f"--mesh {describe(shape)}: does not multiply to the {devices} devices; valid: {valid}")
     return dict(zip(AXES, (data, shape.fsdp, shape.tensor, shape.sequence, shape.expert), strict=True))
+
+
+def fit_mesh(run: Run, devices: int, named: Collection[str]) -> tuple[Run, str]:
+    """Return a run whose mesh multiplies to the devices, and a notice that says what was changed; "" if nothing was.
+
+    Axes that the user named keep their sizes. Of the others, which the recipe chose, fsdp, expert and tensor are reduced to what
+    divides both their size and the devices that are left; data takes the rest, or fsdp if the user named data.
+
+    Raises:
+        BadInput: the axes that the user named do not divide the devices; the message lists shapes, first those with these axes.
+    """
+    old = {axis: getattr(run.mesh, axis) for axis in AXES}
+    fixed = math.prod(old[axis] for axis in named if old[axis] > 0)
+    if _multiplies(run.mesh, devices) or devices % fixed:
+        axis_sizes(run.mesh, devices, named)
+        return run, ""
+    left, new = devices // fixed, dict(old)
+    for axis in ("fsdp", "expert", "tensor"):
+        if axis not in named:
+            new[axis] = math.gcd(old[axis], left)
+            left //= new[axis]
+    if "data" not in named:
+        new["data"] = -1
+    elif old["data"] > 0 and "fsdp" not in named:
+        new["fsdp"] *= left
+    mesh = dataclasses.replace(run.mesh, **new)
+    axis_sizes(mesh, devices, named)
+    changed = [axis for axis in AXES if new[axis] != old[axis]]
+    before, after = (" ".join(f"--mesh.{axis} {sizes[axis]}" for axis in changed) for sizes in (old, new))
+    beside = "".join(f"--mesh.{axis} {old[axis]} " for axis in AXES if axis in named and old[axis] > 0)
+    verb, count = "do" if len(changed) > 1 else "does", "1 device" if devices == 1 else f"{devices} devices"
+    notice = f"{before} of {run.recipe} {verb} not fit {beside}on {count}; {after} instead"
+    return dataclasses.replace(run, mesh=mesh), notice
 
 
 def describe(shape: Mesh) -> str:
@@ -90,6 +128,32 @@ def fewer_processes(run: Run) -> tuple[int, ...]:
 def divisors(number: int) -> list[int]:
     """Return the positive divisors of a number, ascending."""
     return [divisor for divisor in range(1, number + 1) if number % divisor == 0]
+
+
+def _multiplies(shape: Mesh, devices: int) -> bool:
+    try:
+        return bool(axis_sizes(shape, devices))
+    except BadInput:
+        return False
+
+
+def _nearest_sizes(shape: Mesh, devices: int, named: Collection[str]) -> list[dict[str, int]]:
+    """Return all sizes of the axes that multiply to the devices, first those with most of the named axes of a shape."""
+    axes = ("fsdp", "tensor", *(["expert"] if shape.expert > 1 else []))
+    # The sizes of these axes, and for data what they leave.
+    products = itertools.product(divisors(devices), repeat=len(axes))
+    valid = [(devices // math.prod(sizes), *sizes) for sizes in products if devices % math.prod(sizes) == 0]
+    listed = [dict(zip(("data", *axes), sizes, strict=True)) for sizes in valid]
+
+    def distance(sizes: dict[str, int]) -> tuple[int, int]:
+        different = [axis for axis, size in sizes.items() if getattr(shape, axis) not in (size, -1)]
+        return sum(axis in named for axis in different), len(different)
+
+    return sorted(listed, key=distance)
+
+
+def _describe_sizes(sizes: Mapping[str, int]) -> str:
+    return ",".join(f"{axis}={size}" for axis, size in sizes.items())
 
 
 def _divides(run: Run, devices: int) -> bool:

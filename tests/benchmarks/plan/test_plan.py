@@ -247,6 +247,24 @@ def test_a_search_counts_what_was_tried_refused_and_left_out(monkeypatch: pytest
         mesh_search.search(small(), "train", CPU, seconds=600.0)
 
 
+def test_a_search_keeps_the_axes_that_the_user_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    meshes: set[tuple[int, int, int]] = set()
+    fits = planned()
+
+    def plan(run: run_config.Run, *_: object, **__: object) -> Plan:
+        meshes.add((run.mesh.data, run.mesh.fsdp, run.mesh.tensor))
+        return fits
+
+    monkeypatch.setattr(plan_cache, "plan", plan)
+    mesh_search.search(small(mesh=Mesh(fsdp=4)), "train", CPU, named=("data", "fsdp"), seconds=600.0)
+    assert meshes == {(2, 4, 1), (1, 4, 2)}
+    with pytest.raises(BadInput, match=r"no mesh of cpu:8 with --mesh.fsdp 3 divides the rows and the heads"):
+        mesh_search.search(small(mesh=Mesh(fsdp=3)), "train", CPU, named=("fsdp",), seconds=600.0)
+    oss = dataclasses.replace(recipes.find_recipe("gpt-oss-nano")(), mesh=Mesh(expert=2))
+    with pytest.raises(BadInput, match=r"--mesh\.expert 2: a search divides no experts; leave out --search, or"):
+        mesh_search.search(oss, "train", CPU, named=("expert",), seconds=600.0)
+
+
 def test_candidates_are_meshes_that_divide() -> None:
     result = set(mesh_search.candidates(small(), "train", 8))
     assert {each.mesh for each in result} == {(d, f, 8 // (d * f)) for d in (1, 2, 4, 8) for f in (1, 2, 4, 8) if 2 <= d * f <= 8}
@@ -305,6 +323,11 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         patch.setattr(compile_program, "compile_run", lambda *_: pytest.fail("compiled again"))
         assert json.loads(call(capsys, *job, "--json").stdout)["mesh"]["fsdp"] == 4
     with timing.without_compilation_cache():
+        # The axis that is not named is fitted, and JSON says so too.
+        fitted = call(capsys, *job[:-2], "--mesh.data", "2", "--json")
+        notice = "--mesh.fsdp 1 of gpt-nano does not fit --mesh.data 2 on 8 devices; --mesh.fsdp 4 instead"
+        assert fitted.stderr == f"! {notice}\n" and json.loads(fitted.stdout)["warnings"][0] == notice
+        assert json.loads(fitted.stdout)["mesh"] == {"data": 2, "fsdp": 4, "tensor": 1, "sequence": 1, "expert": 1}
         refused = call(capsys, *job, "--batch", "6")
     assert refused.code == 2 and len(refused.stderr.splitlines()) == 1
     assert re.match(r"zoo: --batch 6: .* choose a multiple of 8", refused.stderr)

@@ -15,6 +15,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from tests.support import tiny
 from tests.support.gradients import assert_equal_gradients
+from train import recipes
 from train.config import mesh_sizes, run_config
 from train.config.data_options import CausalData
 from train.engine import device_mesh, optim, state_init
@@ -246,6 +247,61 @@ def rollout_run(objective: str, samples: int, batch: int) -> run_config.Run:
         tiny.with_options(run, rollout=dataclasses.replace(run.options.rollout, samples=samples)),
         data=dataclasses.replace(run.data, batch=batch),
     )
+
+
+NAMED = {
+    ("fsdp=256", 256): ("fsdp=256", "--mesh.tensor 8 of gpt3-175b does not fit --mesh.fsdp 256 on 256 devices; --mesh.tensor 1 "),
+    ("", 256): ("fsdp=64 tensor=4", "--mesh.tensor 8 of gpt3-175b does not fit on 256 devices; --mesh.tensor 4 instead"),
+    ("", 512): ("fsdp=64 tensor=8", ""),
+    ("", 1024): ("data=2 fsdp=64 tensor=8", ""),
+    ("", 48): ("data=3 fsdp=16", "--mesh.fsdp 64 --mesh.tensor 8 .* do not fit on 48 .*; --mesh.fsdp 16 --mesh.tensor 1 instead"),
+    ("", 1): ("", "--mesh.fsdp 64 --mesh.tensor 8 .* do not fit on 1 device; --mesh.fsdp 1 --mesh.tensor 1 instead"),
+    ("tensor=8", 256): (
+        "fsdp=32 tensor=8",
+        "--mesh.fsdp 64 .* does not fit --mesh.tensor 8 on 256 devices; --mesh.fsdp 32 instead",
+    ),
+    ("data=1 tensor=2", 256): ("fsdp=128 tensor=2", "--mesh.fsdp 64 .*; --mesh.fsdp 128 instead"),
+    ("data=-1 fsdp=128", 256): ("fsdp=128 tensor=2", "--mesh.tensor 8 .* --mesh.fsdp 128 on 256 .*; --mesh.tensor 2 instead"),
+}
+"""Axes that a user named, devices -> sizes above 1 of the mesh of GPT-3, whose recipe has fsdp 64 and tensor 8; the notice."""
+
+
+@pytest.mark.planted
+@pytest.mark.parametrize("case", NAMED)
+def test_axes_that_the_user_did_not_name_are_fitted_to_the_devices(case: tuple[str, int]) -> None:
+    (line, devices), (expected, message) = case, NAMED[case]
+    named = {axis: int(size) for axis, size in (part.split("=") for part in line.split())}
+    recipe = recipes.find_recipe("gpt3-175b")()
+    run = dataclasses.replace(recipe, mesh=dataclasses.replace(recipe.mesh, **named))
+    fitted, notice = mesh_sizes.fit_mesh(run, devices, named)
+    sizes = mesh_sizes.axis_sizes(fitted.mesh, devices)
+    assert " ".join(f"{axis}={size}" for axis, size in sizes.items() if size > 1) == expected
+    assert re.match(message, notice) and bool(notice) == bool(message)
+    # The mistake: the axes of the recipe count as named too.
+    if message:
+        with pytest.raises(BadInput, match=f"does not multiply to the {devices} devices"):
+            mesh_sizes.fit_mesh(run, devices, ("data", "fsdp", "tensor"))
+
+
+def test_a_refused_mesh_lists_shapes_with_the_named_axes_first() -> None:
+    recipe = recipes.find_recipe("gpt3-175b")()
+
+    def listed(named: tuple[str, ...], **sizes: int) -> list[str]:
+        run = dataclasses.replace(recipe, mesh=dataclasses.replace(recipe.mesh, **sizes))
+        with pytest.raises(BadInput, match=r"--mesh .*: does not multiply to the 256 devices; valid: ") as error:
+            mesh_sizes.fit_mesh(run, 256, named)
+        return str(error.value).partition("valid: ")[2].split("; ")
+
+    first = listed(("data", "fsdp"), data=3, fsdp=128)
+    assert all("fsdp=128" in shape for shape in first[:2]) and "fsdp=128" not in first[2]
+    assert listed(("tensor", "fsdp"), tensor=32, fsdp=64)[:4] == [
+        *("data=8,fsdp=1,tensor=32", "data=4,fsdp=2,tensor=32", "data=2,fsdp=4,tensor=32", "data=1,fsdp=8,tensor=32")
+    ]
+    # The shapes of experts are listed if the run divides them.
+    oss = recipes.find_recipe("gpt-oss-20b")()
+    run = dataclasses.replace(oss, mesh=dataclasses.replace(oss.mesh, expert=3))
+    with pytest.raises(BadInput, match=r"valid: data=1,fsdp=16,tensor=1,expert=1; "):
+        mesh_sizes.fit_mesh(run, 16, ("expert",))
 
 
 def test_a_run_that_fits_no_smaller_number_of_processes_is_refused() -> None:

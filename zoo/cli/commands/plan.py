@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Annotated, Any, Literal
 
-from zoo.cli.command_setup import option_value, require_one_process, take_objective, unlisted_fields
+from zoo.cli.command_setup import named_fields, option_value, require_one_process, take_objective, unlisted_fields
 from zoo.cli.option_parser import parse
 from zoo.errors import BadInput, require
 
@@ -31,7 +31,7 @@ def plan(args: list[str]) -> int:
     target_devices.prepare(target)
     from benchmarks.plan import plan_command
 
-    flags = {"fresh": request.fresh, "as_json": request.json}
+    flags = {"named": named_fields(args, "mesh"), "fresh": request.fresh, "as_json": request.json}
     try:
         if request.search:
             return plan_command.search(run, request.mode, target, minutes=request.minutes, top=request.top, **flags)

@@ -2,11 +2,14 @@
 
 import inspect
 import re
+import sys
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 from zoo import plugins, trust
 from zoo.cli import early_checks
 from zoo.cli.command_setup import (
+    named_fields,
     option_value,
     prepare_process,
     refuse_empty_options,
@@ -49,7 +52,7 @@ def train(args: list[str]) -> int:
     command = ["train", name, *args]
     if (code := prepare_process(run.machine, command, stacks=stacks, smaller_group_sizes=sizes)) is not None:
         return code
-    return train_here(run)
+    return train_here(run, named_fields(args, "mesh"))
 
 
 def check_data(run: "Run") -> int:
@@ -122,10 +125,25 @@ def parse_options(name: str, args: list[str]) -> "Run":
     return run
 
 
-def train_here(run: "Run") -> int:
-    """Train in this process, which is prepared for JAX, and return the exit code."""
+def train_here(run: "Run", named_axes: Collection[str] = ()) -> int:
+    """Train in this process, which is prepared for JAX, and return the exit code.
+
+    Args:
+        named_axes: axes of the mesh that the user named. If there are any, the others, which the recipe chose, are fitted to the
+            devices, with a notice; a mesh of the recipe alone must multiply to the devices.
+
+    Raises:
+        BadInput: see `mesh_sizes.fit_mesh` and `train.trainer.run`.
+    """
+    import jax
+
     from eval.report import report, samples
     from eval.scoring import scorers
     from train import trainer
+    from train.config import mesh_sizes
 
+    if named_axes:
+        run, notice = mesh_sizes.fit_mesh(run, jax.device_count(), named_axes)
+        if notice and jax.process_index() == 0:
+            print(f"! {notice}", file=sys.stderr)
     return trainer.run(run, evaluate=scorers.scorer, sample=samples.of_run, preview=samples.preview, on_end=report.write)
