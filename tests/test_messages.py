@@ -20,13 +20,13 @@ HIDDEN |= {"total", "bad-words"}
 
 
 def named_options(tree: ast.AST) -> Iterator[str]:
-    """Yield the options that the calls of `require` and `BadInput` in a file name, without the two dashes."""
+    """Yield the options that calls of `require`, `BadInput` and `Advice` in a file name, without the two dashes."""
     for node in ast.walk(tree):
         name = getattr(node.func, "id", "") if isinstance(node, ast.Call) else ""
         if name == "require":
             assert isinstance(node, ast.Call)
             yield from (key.value.replace("_", "-") for key in node.args[1:2] if isinstance(key, ast.Constant))
-        if name in ("require", "BadInput"):
+        if name in ("require", "BadInput", "Advice"):
             texts = (text.value for text in ast.walk(node) if isinstance(text, ast.Constant) and isinstance(text.value, str))
             yield from (option for text in texts for option in re.findall(r"--([a-z][\w.-]*\w)", text))
 

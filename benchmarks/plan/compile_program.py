@@ -13,7 +13,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from benchmarks.core.memory import bytes_per_device
 from benchmarks.core.source_paths import own_path
-from benchmarks.plan import target_devices
+from benchmarks.plan import large_arrays, target_devices
+from benchmarks.plan.large_arrays import LargeArray
 from benchmarks.plan.target_devices import Target
 from train import objectives
 from train.config import mesh_sizes, run_config
@@ -52,8 +53,8 @@ class Program:
     """Bytes that a device holds in addition to the arguments, including results that do not reuse an argument's memory."""
     total: int
     """Peak bytes on a device."""
-    fits: bool
-    """False if the compiler itself gave up because it ran out of device memory."""
+    limit: int | None
+    """Bytes of a device that the compiler may use, if it gave up because it ran out of device memory; else None."""
     calls: tuple[attention.Call, ...]
     """Calls of attention, as they were traced."""
     products: tuple[ragged_product.Product, ...]
@@ -64,6 +65,8 @@ class Program:
     """Time of tracing and compiling."""
     remarks: tuple[str, ...] = ()
     """Deviations from the normal compilation."""
+    refused: tuple[LargeArray, ...] = ()
+    """The largest temporaries of a program that the compiler refused."""
 
 
 def resolve_run(run: run_config.Run, target: Target) -> run_config.Run:
@@ -114,15 +117,20 @@ def compile_run(run: run_config.Run, mode: Mode, target: Target) -> Program:
             program, fields["remarks"] = compile_lowered(lowered)
     except TooLarge as large:
         argument_bytes = sum(map(bytes_per_device, arguments.values()))
-        sizes: dict[str, Any] = {"temporaries": max(0, large.used - argument_bytes), "total": max(large.used, argument_bytes)}
-        return Program(**fields, **sizes, text="", fits=False, flops=flops, seconds=time.perf_counter() - began)
+        total = max(large.used, argument_bytes)
+        sizes: dict[str, Any] = {"temporaries": total - argument_bytes, "total": total, "limit": large.limit}
+        with target_devices.simulate_target(target):
+            fields["refused"] = tuple(large_arrays.refused_arrays(lowered, sizes["temporaries"]))
+        if not fields["refused"]:
+            fields["remarks"] = ("the compiler lists no arrays of the program that it refused",)
+        return Program(**fields, **sizes, text="", flops=flops, seconds=time.perf_counter() - began)
     seconds, memory = time.perf_counter() - began, program.memory_analysis()
     # `peak_memory_in_bytes` does not replace this sum: on CPU it leaves out the temporaries. To train gpt-nano on cpu:8 it is
     # 7,946,356, with 7,945,752 of arguments and 70,708,440 of temporaries; a real run takes the sum (test_plan.py measures it).
     temporaries = memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
     total = memory.argument_size_in_bytes + temporaries + memory.generated_code_size_in_bytes
     text = program.as_text()
-    return Program(**fields, text=text, temporaries=temporaries, total=total, fits=True, flops=flops, seconds=seconds)
+    return Program(**fields, text=text, temporaries=temporaries, total=total, limit=None, flops=flops, seconds=seconds)
 
 
 def compile_lowered(lowered: Any) -> tuple[Any, tuple[str, ...]]:
@@ -257,10 +265,10 @@ def _tokens(mesh: Mesh, rows: int, length: int) -> Batch:
 class TooLarge(Exception):
     """The TPU's compiler gave up: a program needs more memory than a device has."""
 
-    def __init__(self, used: int) -> None:
-        super().__init__(used)
-        self.used = used
-        """Bytes."""
+    def __init__(self, used: int, limit: int) -> None:
+        super().__init__(used, limit)
+        self.used, self.limit = used, limit
+        """Bytes that it needs, and that it may use."""
 
 
 @contextlib.contextmanager
@@ -271,15 +279,32 @@ def _compiler_errors(target: Target) -> Iterator[None]:
     except BadInput:
         raise
     except Exception as error:
-        if (used := bytes_needed(str(error))) is not None:
-            raise TooLarge(used) from None
+        if (sizes := bytes_needed(str(error))) is not None:
+            raise TooLarge(*sizes) from None
         raise BadInput(f"--target {target.name}: {one_line_error(error)}") from error
 
 
-def bytes_needed(message: str) -> int | None:
-    """Return the bytes that a program needs according to an out-of-memory error; None for another error."""
-    match = re.search(r"Used ([\d.]+)([KMGT]?) of [\d.]+[KMGT]? hbm", message)
-    return None if match is None else int(float(match[1]) * 1024 ** " KMGT".index(match[2] or " "))
+def bytes_needed(message: str) -> tuple[int, int] | None:
+    """Return the bytes that a program needs, with its arguments, and those that it may use, by an out-of-memory error.
+
+    The result is None for another error.
+
+    A program that is far too large is refused before its memory is laid out, with another message. That speaks of temporaries,
+    but its number includes the arguments: of GPT-2 XL on a v5e:2x2 it is 23.32G, with 17.63 GiB of arguments and 5.69 GiB of
+    temporaries in the compiler's report of memory (libtpu 0.0.42.1).
+    """
+    size = r"([\d.]+[KMGT]?)"
+    match = re.search(rf"Used {size} of {size} hbm|HLO temporaries \({size}\) exceeds available HBM \({size}\)", message)
+    if match is None:
+        return None
+    used, limit = (group for group in match.groups() if group is not None)
+    return _parse_bytes(used), _parse_bytes(limit)
+
+
+def _parse_bytes(text: str) -> int:
+    """Return the bytes that XLA writes in powers of 1,024, as 15.75G."""
+    unit = text[-1] if text[-1].isalpha() else " "
+    return int(float(text.rstrip(unit)) * 1024 ** " KMGT".index(unit))
 
 
 def one_line_error(error: BaseException) -> str:

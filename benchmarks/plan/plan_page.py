@@ -23,11 +23,14 @@ WORTH = (
 
 def report(plan: Plan, form: Form) -> Report:
     """Return a plan in sections; on a terminal, bars of text show its memory."""
-    lead = f"{plan_text.format_bytes(plan.total)} on a device, {plan_text.verdict(plan)}. {plan_text.bound_sentence(plan)}"
+    fit = f"{plan_text.format_bytes(plan.total)} on a device, {plan_text.verdict(plan)}.{plan_text.excess_sentence(plan)}"
+    lead = f"{fit} {plan_text.bound_sentence(plan)}"
     sections: dict[str, list[Block]] = {
         "What is planned": [plan_text.inputs(plan)],
         "Memory of a device": [_memory(plan), plan_text.memory_table(plan, bars=form == "terminal")],
         "Memory of a device in a rollout": [plan_text.rollout_table(plan), plan_text.ROLLOUT_NOTE] if plan.rollout else [],
+        "The largest temporaries": [plan_text.large_table(plan)] if plan.large else [],
+        "What to try": [plan.advice],
         "A step at the published rates": [plan_text.rates_table(plan), *_roofline(plan)] if plan.products is not None else [],
         "Sent in a step": [plan_text.collectives_table(plan)] if plan.collectives else [],
         "Warnings": [plan_text.warnings(plan)],

@@ -13,9 +13,10 @@ import jax
 
 from benchmarks.core.memory import bytes_per_device
 from benchmarks.hlo import hlo_parser as hlo
-from benchmarks.plan import collectives, compile_program, flops_and_bytes, roofline
+from benchmarks.plan import collectives, compile_program, flops_and_bytes, large_arrays, memory_advice, roofline
 from benchmarks.plan.collectives import PART, Collective, CollectiveTotal
 from benchmarks.plan.compile_program import Program
+from benchmarks.plan.large_arrays import LargeArray
 from benchmarks.plan.roofline import Times
 from zoo.models import parameter_count
 from zoo.sharding import path_of
@@ -69,6 +70,12 @@ class Plan:
     seconds: float
     """Time of tracing and compiling."""
     versions: dict[str, str]
+    gradient: int = 0
+    """Bytes of a gradient of the parameters, which is one of the temporaries; 0 if the job computes none."""
+    large: list[LargeArray] = dataclasses.field(default_factory=list)
+    """The largest temporaries; empty if the job fits."""
+    advice: list[str] = dataclasses.field(default_factory=list)
+    """Options with which the job needs less memory, with the reason; empty if it fits."""
     rollout: dict[str, int] = dataclasses.field(default_factory=dict)
     """Bytes that a rollout holds beside the arguments of the step, by name; empty if the job has no rollouts."""
 
@@ -91,21 +98,22 @@ class Plan:
     def of(cls, values: dict[str, Any]) -> "Plan":
         """Return the plan of such JSON values."""
         rows = [CollectiveTotal(**row) for row in values["collectives"]]
-        return cls(**{**values, "collectives": rows, "times": Times(**values["times"])})
+        large = [LargeArray(**row) for row in values["large"]]
+        return cls(**{**values, "collectives": rows, "large": large, "times": Times(**values["times"])})
 
 
 def make_plan(program: Program, name: str) -> Plan:
     """Return the plan of a compiled program."""
     run, mesh, target = program.run, program.mesh, program.target
     device = target.published
-    memory = None if device is None or device.memory is None else int(device.memory)
+    memory = program.limit or (None if device is None or device.memory is None else int(device.memory))
     train = program.mode == "train"
     rollout = compile_program.rollout_arguments(run, mesh) if train else {}
     # The program of the step does not read it, but it is in memory.
     reference = compile_program.reference_model(run, mesh) if train else {}
     sent: list[Collective] = []
     loops: list[str] = []
-    work, step_times = None, Times(compute=None, memory=None, interconnect=None)
+    module, work, step_times = None, None, Times(compute=None, memory=None, interconnect=None)
     if program.text:
         module = hlo.parse_program(program.text)
         loops = [f"how often {name} runs is not known: it is counted once" for name in module.unknown_loops()]
@@ -132,7 +140,7 @@ def make_plan(program: Program, name: str) -> Plan:
         temporaries=program.temporaries,
         total=program.total + bytes_per_device(reference),
         device_memory=memory,
-        fits=program.fits,
+        fits=True,
         model_flops=program.flops,
         products=work and work.products,
         kernels=work and work.kernels,
@@ -149,9 +157,14 @@ def make_plan(program: Program, name: str) -> Plan:
         ],
         seconds=program.seconds,
         versions=versions(target.platform),
+        gradient=bytes_per_device(program.arguments["parameters"]) if train else 0,
         rollout={what: bytes_per_device(tree) for what, tree in rollout.items()},
     )
-    return dataclasses.replace(plan, fits=plan.fits and (memory is None or plan.largest <= memory))
+    if program.limit is None and (memory is None or plan.largest <= memory):
+        return plan
+    large = list(program.refused) if module is None else large_arrays.program_arrays(module)
+    advice = [f"{each.options}: {each.reason}" for each in memory_advice.memory_advice(program, large, memory or 0)]
+    return dataclasses.replace(plan, fits=False, large=large, advice=advice)
 
 
 def replication_warnings(arguments: dict[str, Any], mesh: dict[str, int], large: int = LARGE) -> list[str]:

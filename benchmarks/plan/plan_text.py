@@ -1,5 +1,6 @@
 """Sentences and tables of a plan, which `plan_page` puts together."""
 
+import re
 from typing import TYPE_CHECKING
 
 from benchmarks.core.html_page import Table
@@ -11,6 +12,8 @@ if TYPE_CHECKING:
 
 BAR = 28
 """Columns of the bar for a device's full memory on a terminal."""
+SURROUNDINGS = {"jvp()", "closed_call", "shard_map", "while", "body", "checkpoint", "rematted_computation"}
+"""Parts of the JAX name of an operation that say nothing about what it computes."""
 ROLLOUT_NOTE = "Prompts have the most tokens that fit. Reward models and the temporaries of a rollout are left out."
 """Explanation of the table of a rollout."""
 
@@ -66,6 +69,36 @@ def verdict(plan: Plan) -> str:
     return f"of {format_bytes(plan.device_memory)}: {'fits' if plan.fits else 'does not fit'}"
 
 
+def excess_sentence(plan: Plan) -> str:
+    """Return which parts of a plan that does not fit need the most memory; "" if it fits or no limit is published."""
+    if plan.fits or plan.device_memory is None:
+        return ""
+    parts = rollout_parts(plan) if plan.rollout_total > plan.total else memory_parts(plan)
+    name, size = max(parts.items(), key=lambda part: part[1])
+    largest = f"The largest part is {name}, {format_bytes(size)}{', more than a device has' * (size > plan.device_memory)}"
+    gradient = f"; {format_bytes(plan.gradient)} of the temporaries are a gradient of the parameters" if plan.gradient else ""
+    return f" {format_bytes(plan.largest - plan.device_memory)} are missing. {largest}{gradient}."
+
+
+def large_table(plan: Plan) -> Table:
+    """Return the table of the largest temporaries of a plan that does not fit."""
+    rows = []
+    for row in plan.large:
+        # Copies of arguments have their Python names.
+        names = re.findall(r"\['(\w+)", row.operation.replace("\\", "")) or row.operation.split("/")
+        names = [name for name in names if name not in SURROUNDINGS and not name.startswith("jit(")]
+        count = f"{row.count} x " if row.count > 1 else ""
+        rows.append(
+            (
+                "/".join(names) or row.operation.rpartition("/")[2],
+                row.source,
+                count + row.shape,
+                format_bytes(row.bytes * row.count),
+            )
+        )
+    return Table(("made by", "at", "arrays", "bytes"), rows, words=3)
+
+
 def bound_sentence(plan: Plan) -> str:
     """Return the bound on MFU in a sentence; a bound by memory is an estimate."""
     if plan.products is None:
@@ -104,12 +137,13 @@ def memory_table(plan: Plan, *, bars: bool) -> Table:
 
 def rollout_table(plan: Plan) -> Table:
     """Return the table of the bytes on a device that a rollout holds beside the arguments of the step."""
-    parts = {
-        "arguments of the step": plan.rollout_total - sum(plan.rollout.values()),
-        **plan.rollout,
-        "total": plan.rollout_total,
-    }
+    parts = {**rollout_parts(plan), "total": plan.rollout_total}
     return Table(("", "bytes"), [(name, format_bytes(size)) for name, size in parts.items()])
+
+
+def rollout_parts(plan: Plan) -> dict[str, int]:
+    """Return the bytes on a device in a rollout by their use."""
+    return {"arguments of the step": plan.rollout_total - sum(plan.rollout.values()), **plan.rollout}
 
 
 def rates_table(plan: Plan) -> Table:

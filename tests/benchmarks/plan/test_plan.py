@@ -308,7 +308,6 @@ def test_errors_of_the_compiler_are_one_line() -> None:
         models.family("gpt").apply(small().model, {}, Batch(tokens=np.zeros((1, 99), np.int32)))
     message = compile_program.one_line_error(error.value)
     assert re.fullmatch(r"the compiler refused the program: rows of 99 tokens .*\(zoo/models/gpt\.py:\d+\)", message)
-    assert compile_program.bytes_needed("RESOURCE_EXHAUSTED: Ran out of memory. Used 40.50G of 15.75G hbm.") == int(40.5 * 2**30)
     assert compile_program.bytes_needed("INVALID_ARGUMENT: something else") is None
 
 

@@ -1,0 +1,111 @@
+"""Options with which a job that does not fit its devices needs less memory, each checked against the job and its mesh."""
+
+import dataclasses
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from benchmarks.core.memory import bytes_per_device
+from benchmarks.plan.compile_program import Program
+from benchmarks.plan.large_arrays import LargeArray
+from benchmarks.plan.target_devices import simulate_target
+from train.config import mesh_sizes
+from train.config.objectives import TokenOptions
+from train.config.run_config import Run
+from train.engine import device_mesh
+from zoo.attention import attention
+from zoo.errors import BadInput
+
+LOGITS = "unembed"
+"""The name scope of the operations that compute logits (`zoo.nn.layers`)."""
+SHARE = 20
+"""Arrays below this fraction of the memory are not worth an option."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Advice:
+    """Options to add to a job, and what they do."""
+
+    options: str
+    reason: str
+    change: Callable[[Run], Run]
+    """Function from the job to the job with these options; raises BadInput if they do not fit it."""
+
+
+def memory_advice(program: Program, large: list[LargeArray], memory: int) -> list[Advice]:
+    """Return what to try for a program that needs more than `memory` bytes of a device."""
+    return [advice for advice in _candidates(program, large, memory) if _is_valid(advice, program)]
+
+
+def _candidates(program: Program, large: list[LargeArray], memory: int) -> Iterator[Advice]:
+    run, train = program.run, program.mode == "train"
+    names = [array.operation for array in large if SHARE * array.bytes * array.count >= program.total]
+    scopes = {part for name in names for part in re.split(r"[/()]", name)}
+    if any(scope.startswith(attention.SCOPE) for scope in scopes):
+        for name in _kernels(program):
+            reason = "a kernel that does not store the weights of attention"
+            yield Advice(options=f"--model.compute.attention {name}", reason=reason, change=_compute(attention=name))
+    if LOGITS in scopes and isinstance(run.options, TokenOptions) and not run.loss_chunk:
+        chunk = max(number for number in mesh_sizes.divisors(run.data.length) if number <= max(1, run.data.length // 4))
+        reason = f"logits of {chunk} of the {run.data.length:,} positions at a time"
+        yield Advice(options=f"--loss-chunk {chunk}", reason=reason, change=_within("options", loss_chunk=chunk))
+    if train and run.model.compute.remat != "full":
+        reason = "activations of layers are computed again in the backward pass"
+        yield Advice(options="--model.compute.remat full", reason=reason, change=_compute(remat="full"))
+    rows = run.data.batch // run.accumulate // mesh_sizes.row_devices(program.mesh.shape)
+    # The smallest part of the rows with which it would fit if all but parameters, optimizer and gradient were divided by it.
+    sizes = {name: bytes_per_device(tree) for name, tree in program.arguments.items()}
+    constant = sum(size for name, size in sizes.items() if name not in ("batch", "cache")) + (sizes["parameters"] if train else 0)
+    parts = [number for number in mesh_sizes.divisors(rows) if number > 1] if constant < memory else []
+    part = next((number for number in parts if constant + (program.total - constant) / number <= memory), (parts or [0])[-1])
+    if part and train:
+        number = part * run.accumulate
+        reason = f"a device computes {rows // part:,} of its {rows:,} rows at a time"
+        yield Advice(
+            options=f"--accumulate {number}", reason=reason, change=lambda run: dataclasses.replace(run, accumulate=number)
+        )
+    if part:
+        batch = run.data.batch // part
+        reason = f"a device has {rows // part:,} of the {rows:,} rows"
+        yield Advice(options=f"--batch {batch}", reason=reason, change=_within("data", batch=batch))
+    axes = program.mesh.shape
+    if axes["data"] > 1 and SHARE * constant >= memory:
+        fsdp = axes["data"] * axes["fsdp"]
+        options = f"--mesh.data 1 --mesh.fsdp {fsdp}"
+        reason = f"parameters and optimizer divided over {fsdp} devices instead of {axes['fsdp']}"
+        yield Advice(options=options, reason=reason, change=_within("mesh", data=1, fsdp=fsdp))
+    if program.mesh.size > 1:
+        yield Advice(
+            options="--search", reason="tries meshes, remat and micro-batches, and ranks those that fit", change=lambda run: run
+        )
+    yield Advice(options="--target", reason="a larger slice, or devices with more memory", change=lambda run: run)
+
+
+def _kernels(program: Program) -> list[str]:
+    """Return the implementations for the target's platform alone that support all calls of a program's attention."""
+    used, platform = {call.name for call in program.calls}, program.target.platform
+    rows = {name: row for name, row in attention.IMPLEMENTATIONS.items() if row.platforms == {platform} and name not in used}
+    with simulate_target(program.target):
+        requests = [call.request for call in program.calls]
+        return [name for name, row in rows.items() if not any(row.unsupported_reason(each, platform) for each in requests)]
+
+
+def _compute(**fields: Any) -> Callable[[Run], Run]:
+    return lambda run: _within("model", compute=dataclasses.replace(run.model.compute, **fields))(run)
+
+
+def _within(group: str, **fields: Any) -> Callable[[Run], Run]:
+    """Return a function that changes options of a group of a job."""
+    return lambda run: dataclasses.replace(run, **{group: dataclasses.replace(getattr(run, group), **fields)})
+
+
+def _is_valid(advice: Advice, program: Program) -> bool:
+    """Return whether a job with the options exists, and divides over the devices."""
+    try:
+        run = advice.change(program.run)
+        mesh = device_mesh.make_mesh(run.mesh, list(program.mesh.devices.flat))
+        device_mesh.check(run, mesh)
+        mesh_sizes.check_responses(run, mesh.shape)
+    except (BadInput, NotImplementedError, ValueError):
+        return False
+    return True
