@@ -18,7 +18,9 @@ LISTED = 8
 """Number of rows that a plan lists."""
 NO_ARRAYS = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call"}
 """Operations that allocate no memory of their own, or that of the arguments."""
-_LIVE = re.compile(r"^ +([\w.\-]+)\{([\d,]*)\}: (\d+) bytes \(cumulative", re.MULTILINE)
+_LIVE = re.compile(r"^ +([\w.\-]+)\{([\d,]*)\}: \d+ bytes \(cumulative", re.MULTILINE)
+_VALUE = re.compile(r"^ value: <\d+ ([\w.\-]+)(?:\{([\d,]*)\})? @0> \(size=(\d+),", re.MULTILINE)
+"""A value in the device's main memory: its instruction, the index in the instruction's tuple, and its bytes with padding."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,25 +49,28 @@ def refused_arrays(lowered: Any, temporaries: int) -> list[LargeArray]:
     with tempfile.TemporaryDirectory() as folder:
         with contextlib.suppress(jax.errors.JaxRuntimeError):
             lowered.compile(compiler_options={"xla_dump_to": folder, "xla_dump_hlo_as_text": True})
-        lists, programs = (sorted(Path(folder).glob(f"*{name}.txt")) for name in ("-live-range", "after_optimizations"))
-        if not lists or not programs:
-            return []
-        return live_arrays(lists[0].read_text(), parse_program(programs[0].read_text()), temporaries)
+        names = ("-live-range", "-buffer-assignment", "after_optimizations")
+        texts = [file.read_text() for name in names for file in sorted(Path(folder).glob(f"*{name}.txt"))[:1]]
+    if len(texts) < len(names):
+        return []
+    live_ranges, buffers, program = texts
+    return live_arrays(live_ranges, buffers, parse_program(program), temporaries)
 
 
-def live_arrays(live_ranges: str, module: Module, temporaries: int) -> list[LargeArray]:
-    """Return the largest temporaries at the peak of a program, from XLA's dump of the live ranges of its values.
+def live_arrays(live_ranges: str, buffers: str, module: Module, temporaries: int) -> list[LargeArray]:
+    """Return the largest temporaries at the peak of a program, from XLA's dumps of the live ranges and the buffers of its values.
 
     What is larger than all temporaries is no temporary, but an update of an argument in place, as that of a cache.
     """
-    peak = live_ranges.partition("(peak):")[2]
+    sizes = {(name, index): int(size) for name, index, size in _VALUE.findall(buffers)}
     sized: list[tuple[Instruction, Array, int]] = []
-    for name, index, size in _LIVE.findall(peak):
+    for key in dict.fromkeys(_LIVE.findall(live_ranges.partition("(peak):")[2])):
+        (name, index), size = key, sizes.get(key, 0)
         instruction = module.instructions.get(name)
         if instruction is None or instruction.opcode == "parameter" or "," in index or not instruction.arrays:
             continue
-        if int(size) <= temporaries:
-            sized.append((instruction, instruction.arrays[int(index or 0)], int(size)))
+        if 0 < size <= temporaries:
+            sized.append((instruction, instruction.arrays[int(index or 0)], size))
     return _largest(sized)
 
 

@@ -136,6 +136,28 @@ def test_every_family_compiles(platform: str, size: str, mode: compile_program.M
     assert {axis for row in plan.collectives for axis in row.axes.split(" x ")} <= set(plan.mesh)
 
 
+def test_a_program_that_the_tpu_compiler_refuses_is_a_plan() -> None:
+    """Of gpt-nano with 2,048 rows of 256 on a device, the logits alone are half of the memory."""
+    needs("tpu")
+    run = find_run.find_run("gpt-nano")
+    run = dataclasses.replace(run, data=dataclasses.replace(run.data, batch=8192), accumulate=1)
+    plan = planned(run, "train", SMALL["tpu"])
+    assert not plan.fits and plan.bound is None and plan.device_memory == int(15.75 * 2**30) < plan.total
+    assert plan.total == sum(plan.memory.values()) + plan.temporaries
+    largest = plan.large[0]
+    assert largest.shape == "f32[2048,256,4096]" and largest.bytes == 8 << 30 and "unembed" in largest.operation
+    assert all(row.source.startswith("zoo/") for row in plan.large)
+    # What is live at once is not more than what the compiler needs.
+    assert sum(row.bytes * row.count for row in plan.large) <= plan.temporaries
+    options = {line.partition(":")[0] for line in plan.advice}
+    assert {"--loss-chunk 64", "--model.compute.remat full", "--accumulate 2", "--batch 4096"} <= options
+
+
+def test_a_tpu_slice_of_one_chip_is_known() -> None:
+    needs("tpu")
+    assert [len(target_devices.devices(target_devices.parse_target(f"{chip}:1x1"))) for chip in ("v5e", "v6e")] == [1, 1]
+
+
 @pytest.mark.parametrize(
     ("platform", "form", "least", "largest"),
     [
