@@ -44,6 +44,7 @@ OWN_FILES = {
         ("benchmarks/core/peer_process.py", "benchmarks/step/peer_keras.py"), "files of another process of a benchmark"
     ),
     **dict.fromkeys(("benchmarks/attention/tpu_schedule.py", "benchmarks/attention/gpu_kernels.py"), "what a compiler wrote"),
+    "benchmarks/plan/large_arrays.py": "what a compiler wrote",
 }
 """Files that open or read files by themselves -> which. All others read by `zoo.file_access`: what is there may be of others."""
 READS = {"read_text", "read_bytes", "open"}

@@ -41,12 +41,12 @@ def memory_advice(program: Program, large: list[LargeArray], memory: int) -> lis
 
 def _candidates(program: Program, large: list[LargeArray], memory: int) -> Iterator[Advice]:
     run, train = program.run, program.mode == "train"
-    names = [array.operation for array in large if SHARE * array.bytes * array.count >= program.total]
-    scopes = {part for name in names for part in re.split(r"[/()]", name)}
-    if any(scope.startswith(attention.SCOPE) for scope in scopes):
+    large = [array for array in large if SHARE * array.bytes * array.count >= program.total]
+    if any(_has_weights(array, call) for array in large for call in program.calls):
         for name in _kernels(program):
             reason = "a kernel that does not store the weights of attention"
             yield Advice(options=f"--model.compute.attention {name}", reason=reason, change=_compute(attention=name))
+    scopes = {part for array in large for part in re.split(r"[/()]", array.operation)}
     if LOGITS in scopes and isinstance(run.options, TokenOptions) and not run.loss_chunk:
         chunk = max(number for number in mesh_sizes.divisors(run.data.length) if number <= max(1, run.data.length // 4))
         reason = f"logits of {chunk} of the {run.data.length:,} positions at a time"
@@ -83,6 +83,16 @@ def _candidates(program: Program, large: list[LargeArray], memory: int) -> Itera
     yield Advice(options="--target", reason="a larger slice, or devices with more memory", change=lambda run: run)
 
 
+def _has_weights(array: LargeArray, call: attention.Call) -> bool:
+    """Return whether an array may contain attention weights, of one layer or of all: its last axes are queries and keys.
+
+    The names of operations do not tell: the weights of all layers are stored by the loop over them.
+    """
+    _, queries, keys, _, _, _ = call.request.shape
+    shape = tuple(map(int, re.findall(r"(?<=[\[,])\d+", array.shape)))
+    return queries > 1 and shape[-2:] in ((queries, keys), (keys, queries))
+
+
 def _kernels(program: Program) -> list[str]:
     """Return the implementations for the target's platform alone that support all calls of a program's attention.
 
@@ -95,7 +105,7 @@ def _kernels(program: Program) -> list[str]:
     if any(request.shape[2] < LONG * max(request.shape[-1], 128) for request in requests):
         return []
     with simulate_target(program.target):
-        return [name for name, row in rows.items() if not any(row.unsupported_reason(each, platform) for each in requests)]
+        return [name for name, row in rows.items() if not any(row.unsupported_reason(request, platform) for request in requests)]
 
 
 def _compute(**fields: Any) -> Callable[[Run], Run]:

@@ -163,7 +163,8 @@ def make_plan(program: Program, name: str) -> Plan:
     if program.limit is None and (memory is None or plan.largest <= memory):
         return plan
     large = list(program.refused) if module is None else large_arrays.program_arrays(module)
-    advice = [f"{each.options}: {each.reason}" for each in memory_advice.memory_advice(program, large, memory or 0)]
+    options = memory_advice.memory_advice(program, large, memory or 0)
+    advice = [f"{option.options}: {option.reason}" for option in options]
     return dataclasses.replace(plan, fits=False, large=large, advice=advice)
 
 

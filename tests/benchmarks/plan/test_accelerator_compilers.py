@@ -146,7 +146,7 @@ def test_a_program_that_the_tpu_compiler_refuses_is_a_plan() -> None:
     assert plan.total == sum(plan.memory.values()) + plan.temporaries
     largest = plan.large[0]
     assert largest.shape == "f32[2048,256,4096]" and largest.bytes == 8 << 30 and "unembed" in largest.operation
-    assert all(row.source.startswith("zoo/") for row in plan.large)
+    assert [(row.source, row.operation) for row in plan.large if not row.source] == []
     # What is live at once is not more than what the compiler needs.
     assert sum(row.bytes * row.count for row in plan.large) <= plan.temporaries
     options = {line.partition(":")[0] for line in plan.advice}
