@@ -67,10 +67,9 @@ def live_arrays(live_ranges: str, buffers: str, module: Module, temporaries: int
     for key in dict.fromkeys(_LIVE.findall(live_ranges.partition("(peak):")[2])):
         (name, index), size = key, sizes.get(key, 0)
         instruction = module.instructions.get(name)
-        if instruction is None or instruction.opcode == "parameter" or "," in index or not instruction.arrays:
+        if instruction is None or instruction.opcode == "parameter" or "," in index or not 0 < size <= temporaries:
             continue
-        if 0 < size <= temporaries:
-            sized.append((instruction, instruction.arrays[int(index or 0)], size))
+        sized += [(instruction, array, size) for array in instruction.arrays[int(index or 0) :][:1]]
     return _largest(sized)
 
 
