@@ -15,7 +15,7 @@ import numpy as np
 from benchmarks.core import timing
 from benchmarks.micro import recipe_step, start_measurement
 from train import recipes
-from train.config import run_config
+from train.config import find_objective, run_config
 
 CASES = (
     ("bert-nano", "sentence_pairs"),
@@ -43,7 +43,7 @@ def main() -> int:
 
 
 def _run(recipe: str, rows: Any, *, pack: bool) -> run_config.Run:
-    run = run_config.with_objective(recipes.find_recipe(recipe)(), "masked")
+    run = find_objective.with_objective(recipes.find_recipe(recipe)(), "masked")
     return dataclasses.replace(run, data=dataclasses.replace(run.data, rows=rows, pack=pack), precision="float32")
 
 

@@ -4,7 +4,8 @@ import dataclasses
 import math
 
 from train import recipes
-from train.config.run_config import Mesh, Run, with_objective
+from train.config.find_objective import with_objective
+from train.config.run_config import Mesh, Run
 from zoo import configs
 from zoo.configs import Compute
 from zoo.errors import BadInput

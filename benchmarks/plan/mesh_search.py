@@ -10,22 +10,12 @@ from typing import Any, get_args
 from benchmarks.core.progress import Progress
 from benchmarks.plan import plan_cache, plan_text, target_devices
 from benchmarks.plan.compile_program import Mode
-from benchmarks.plan.plan_record import Plan
+from benchmarks.plan.plan_record import Plan, SearchResult
 from benchmarks.plan.target_devices import Target
 from train.config import run_config
 from zoo.configs import Remat
 from zoo.errors import BadInput, require
 from zoo.models import parameter_count
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class SearchResult:
-    """Result of a search."""
-
-    ranked: list[Plan]
-    """Plans that fit, the best first."""
-    summary: str
-    """How much was tried, in a sentence."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -237,3 +237,13 @@ def installed_versions(names: Iterable[str]) -> dict[str, str]:
 
 GPU_PACKAGES = tuple(f"jax-cuda{version}-{part}" for version in (13, 12) for part in ("plugin", "pjrt"))
 """`pjrt` contains the compiler."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SearchResult:
+    """Result of a search of meshes (`benchmarks.plan.mesh_search`)."""
+
+    ranked: list[Plan]
+    """Plans that fit, the best first."""
+    summary: str
+    """How much was tried, in a sentence."""

@@ -1,14 +1,10 @@
 """Sentences and tables of a plan, which `plan_page` puts together."""
 
 import re
-from typing import TYPE_CHECKING
 
 from benchmarks.core.html_page import Table
 from benchmarks.core.result_tables import Block, Heading
-from benchmarks.plan.plan_record import Plan
-
-if TYPE_CHECKING:
-    from benchmarks.plan.mesh_search import SearchResult
+from benchmarks.plan.plan_record import Plan, SearchResult
 
 BAR = 28
 """Columns of the bar for a device's full memory on a terminal."""
@@ -18,7 +14,7 @@ ROLLOUT_NOTE = "Prompts have the most tokens that fit. Reward models and the tem
 """Explanation of the table of a rollout."""
 
 
-def search_blocks(result: "SearchResult", top: int) -> list[Block]:
+def search_blocks(result: SearchResult, top: int) -> list[Block]:
     """Return the best `top` plans of a search, and how much of it was done."""
     best = result.ranked[:top]
     rows = []

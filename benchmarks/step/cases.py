@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.core.options import Mode
-from train.config.objectives import find_options
+from train.config.find_objective import find_options
 from train.config.run_config import Optim, Run
 from zoo import configs, models, plugins
 from zoo.batch import Batch

@@ -11,7 +11,7 @@ from eval.prediction import prediction_records
 from eval.prediction.predictor import CHUNK
 from eval.scoring.batch_loop import no_progress
 from eval.scoring.feedback.completion_scores import PromptCompletion, reward_model_scores
-from train.config.objectives import with_labelled
+from train.config.find_objective import with_labelled
 from train.config.option_groups import Labelled, LabelledTexts
 from train.data.example_types import Text
 from train.data.unlabelled_reader import UnlabelledExample

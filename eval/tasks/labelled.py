@@ -32,7 +32,8 @@ from eval.scoring import labelled_scores
 from eval.scoring.batch_loop import ScoringInputs
 from eval.tasks import Progress, Result, Settings, first
 from train.config.data_options import Data, LabelledData
-from train.config.objectives import ClassificationOptions, with_labelled
+from train.config.find_objective import with_labelled
+from train.config.objectives import ClassificationOptions
 from train.config.run_config import Run
 from train.data import labelled_reader
 from train.inputs.labelled_inputs import LabelledRows, rows_of

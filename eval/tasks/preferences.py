@@ -26,7 +26,7 @@ from eval.metrics.standard_error import mean_and_error
 from eval.scoring.feedback.completion_scores import PromptCompletion, log_probabilities, reward_model_scores
 from eval.tasks import Progress, Result, Settings, first
 from train.config.data_options import Data
-from train.config.objectives import from_labelled
+from train.config.find_objective import from_labelled
 from train.data import labelled_reader
 from train.data.example_types import Preference
 from train.engine.reward_scores import is_reward_model

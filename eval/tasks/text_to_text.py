@@ -31,7 +31,8 @@ from eval.generation.generation_options import Decoding
 from eval.metrics import squad, text_overlap
 from eval.tasks import Progress, Result, Settings
 from train.config.data_options import Data
-from train.config.objectives import TextToTextOptions, from_labelled
+from train.config.find_objective import from_labelled
+from train.config.objectives import TextToTextOptions
 from train.data import labelled_reader
 from train.data.example_types import Dialogue, Pair
 from train.inputs.pair_inputs import encode_texts, parallel

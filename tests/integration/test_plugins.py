@@ -21,7 +21,7 @@ from tests.support.commands import call, in_folder
 from tests.support.example_plugin import installed, write_distribution, write_example
 from tests.support.processes import ROOT, run_python
 from train import objectives, recipes
-from train.config.objectives import find_options
+from train.config.find_objective import find_options
 from train.config.run_plugins import load_hook
 from train.run import run_dir
 from train.run.run_dir import RunDir

@@ -13,7 +13,7 @@ from tests.support.encoders import KINDS, POSITIONS, tokenizer
 from tests.support.labelled_files import put
 from tests.support.small import LABELS, random_params, small
 from train.config.data_options import LabelledData
-from train.config.objectives import find_options
+from train.config.find_objective import find_options
 from train.config.option_groups import Labelled
 from train.config.run_config import Run
 from train.data.example_types import Answer, Choice, Example, Question, Tagged, Text

@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 
-from train.config.objectives import find_options
+from train.config.find_objective import find_options
 from train.config.run_config import Checkpoint, Log, Optim, Run, Tokenizer
 from zoo import configs
 from zoo.batch import Batch

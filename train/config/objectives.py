@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterator
-from typing import Any, ClassVar, TypeVar, get_args, get_type_hints
+from typing import Any, ClassVar, TypeVar, get_type_hints
 
 from train.config import option_groups as groups
 from train.config.data_options import (
@@ -21,7 +21,6 @@ from train.config.kto_options import Kto
 from train.config.policy_options import Policy
 from train.config.ppo_options import Ppo
 from train.config.rollout_options import Rollout
-from zoo import plugins
 from zoo.configs import Objective
 from zoo.errors import require
 
@@ -263,60 +262,12 @@ OPTIONS: dict[str, type[ObjectiveOptions]] = {
 """Maps the name of an objective of the zoo to the class of its options."""
 
 
-def find_options(objective: Any) -> type[ObjectiveOptions]:
-    """Return the class of an objective's options; an objective of a plug-in is imported.
-
-    Raises:
-        BadInput: there is no such objective, or the plug-in's cannot be used.
-    """
-    plugins.check_name("zoo.objectives", objective, get_args(Objective), "objective")
-    if objective in OPTIONS:
-        return OPTIONS[objective]
-    # Imported here, since that module needs the classes of this one.
-    from train.config.run_plugins import find_objective
-
-    return find_objective(objective).OPTIONS
-
-
 def scored_as(kind: type[ObjectiveOptions]) -> str:
     """Return the name of the zoo's objective whose scorer is used for held-out data; "" if there is none.
 
     It is the objective whose class of options is `kind` or a base class of it.
     """
     return next((name for base in kind.__mro__ for name, own in OPTIONS.items() if own is base), "")
-
-
-def from_labelled(objective: str, labelled: groups.Labelled) -> Any:
-    """Return the options of an objective, with the reading options `labelled`, which were parsed before it was known.
-
-    Raises:
-        BadInput: a reading option is set that the objective does not use.
-    """
-    options: Any = find_options(objective)()
-    used = adapt_options(labelled, type(options.labelled))
-    for name, value in _chosen(labelled).items():
-        require(name in vars(used), f"labelled.{name}", value, f"it has no effect on {objective}; remove it")
-    return dataclasses.replace(options, labelled=used)
-
-
-def with_labelled(own: ObjectiveOptions | None, objective: str, labelled: groups.Labelled) -> Any:
-    """Return the options of an objective: a run's own ones, or the defaults, with what `labelled` chooses in their place.
-
-    Raises:
-        BadInput: see `from_labelled`; or the two contradict each other.
-    """
-    options = from_labelled(objective, labelled)
-    if own is None:
-        return options
-    options = adapt_options(own, type(options))
-    return dataclasses.replace(options, labelled=dataclasses.replace(options.labelled, **_chosen(labelled)))
-
-
-def _chosen(labelled: groups.Labelled) -> dict[str, Any]:
-    """Return the reading options that are named on the command line, or differ from their defaults."""
-    fields = {field.name: field.default for field in dataclasses.fields(labelled) if field.name != "named"}
-    values = {name: getattr(labelled, name) for name in fields}
-    return {name: value for name, value in values.items() if name in labelled.named or value != fields[name]}
 
 
 def adapt_options(options: Any, kind: type[Kind]) -> Kind:

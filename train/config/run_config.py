@@ -16,8 +16,6 @@ from train.config.objectives import (
     PermutationOptions,
     RolloutOptions,
     TokenOptions,
-    adapt_options,
-    find_options,
 )
 from train.config.option_groups import Selection, Spikes
 from zoo.configs import Objective, Precision, longest_row
@@ -381,13 +379,3 @@ class Run(Generic[Model, Options, DataOptions]):
 def kind_of(run: Run) -> Any:
     """Return the type of a run with the types of its model, of its objective's options and of its data's options."""
     return Run[type(run.model), type(run.options), type(run.data)]
-
-
-def with_objective(run: Run, objective: str) -> Run:
-    """Return a run with another objective; the options that both objectives have keep their values.
-
-    Raises:
-        BadInput: there is no such objective.
-    """
-    kind = find_options(objective)
-    return dataclasses.replace(run, options=adapt_options(run.options, kind), data=adapt_options(run.data, kind.data))

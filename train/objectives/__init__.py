@@ -9,8 +9,8 @@ imports a module when its objective is named. Other distributions add objectives
 import importlib
 import pkgutil
 
+from train.config.find_objective import load_objective
 from train.config.run_config import Run
-from train.config.run_plugins import load_objective
 from train.objectives.base import Objective
 from zoo import configs, models, plugins
 

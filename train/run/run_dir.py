@@ -10,8 +10,9 @@ from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from train.config.find_objective import find_options
 from train.config.from_json import CORRECT, from_json, inner_key
-from train.config.objectives import RolloutOptions, find_options
+from train.config.objectives import RolloutOptions
 from train.config.run_config import Run
 from train.config.run_plugins import references, used_plugins
 from train.run.run_identity import differences, may_change

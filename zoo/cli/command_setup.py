@@ -150,7 +150,7 @@ def take_objective(run: Any, args: list[str]) -> tuple[Any, list[str]]:
     Raises:
         BadInput: there is no such objective.
     """
-    from train.config.run_config import with_objective
+    from train.config.find_objective import with_objective
 
     if not (name := option_value(args, "--objective")):
         return run, args

@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import zoo
 from zoo.errors import BadInput, no_such_file, require
 from zoo.hf import hub
 
@@ -225,7 +224,7 @@ def check_packages() -> None:
     Raises:
         BadInput: there is such a file or folder; the message names it and the fix.
     """
-    root = Path(zoo.__file__).parents[1]
+    root = Path(__file__).parents[2]
     for name in ("train", "eval", "benchmarks"):
         spec = sys.modules[name].__spec__ if name in sys.modules else importlib.util.find_spec(name)
         origin = None if spec is None else spec.origin or next(iter(spec.submodule_search_locations or ()), None)

@@ -24,7 +24,7 @@ from tests.support import encoders, small, tiny
 from tests.support.encoder_text import stream
 from tests.support.unigram_text import xlnet
 from train.config.data_options import LabelledData
-from train.config.objectives import find_options
+from train.config.find_objective import find_options
 from train.config.option_groups import Masking, Questions
 from train.config.run_config import Mesh
 from train.data.example_types import Answer, Choice, Example, Question, Tagged, Text

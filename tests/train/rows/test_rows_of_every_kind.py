@@ -14,7 +14,7 @@ from tests.support import finetuned, tiny
 from tests.support.encoder_text import stream, uncased
 from tests.support.small import small
 from tests.support.unigram_text import spelled, xlnet
-from train.config.objectives import find_options
+from train.config.find_objective import find_options
 from train.config.option_groups import Denoising, Disturbance, Permutation
 from train.config.run_config import Run
 from train.data.example_types import Pair

@@ -14,10 +14,19 @@ from hypothesis import strategies as st
 from tests.support.runs import small_files
 from train.checkpoints import disk_space
 from train.config.data_options import CausalData, EncoderData
+from train.config.find_objective import with_objective
 from train.config.lora_options import Lora
 from train.config.objectives import OPTIONS, CausalOptions, DistilledOptions
 from train.config.option_groups import Distillation, Masking, Selection, Spikes
-from train.config.run_config import Checkpoint, Log, Mesh, Optim, Run, Tokenizer, TrainingMachine, with_objective
+from train.config.run_config import (
+    Checkpoint,
+    Log,
+    Mesh,
+    Optim,
+    Run,
+    Tokenizer,
+    TrainingMachine,
+)
 from train.run.run_dir import RunDir, as_json, check_same_run, read_config, remove_stale_files, write_json, write_text
 from train.run.run_identity import differences
 from zoo import configs
