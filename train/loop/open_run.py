@@ -23,6 +23,7 @@ from train.store.run_uploads import Uploads, uploads_of
 from train.weights import lineage, warm_start
 from train.weights.generation_settings import keep_generation
 from zoo.errors import BadInput
+from zoo.runtime.native_log import native_log
 
 NOT_DATA = ("config", "records", "counts", "feed", "ended", "parents", "targets", "base")
 """Metadata of a checkpoint that says nothing about the data of its run."""
@@ -63,6 +64,7 @@ def open_run(prepared: PreparedRun, stack: contextlib.ExitStack) -> OpenRun:
     run, folder, notify = prepared.run, prepared.folder, prepared.console.notice
     stack.enter_context(folder.claim(prepared.process))
     check_same_run(folder, run)
+    stack.enter_context(native_log.redirected(folder.native(prepared.process)))
     uploads = stack.enter_context(uploads_of(run, folder, prepared.process, notify=notify))
     checkpoints = Checkpoints(folder.checkpoints, run.checkpoint.keep, notify=notify, on_commit=uploads.commit)
     best = stack.enter_context(BestCheckpoint(run, folder, notify=notify))

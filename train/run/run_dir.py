@@ -56,6 +56,10 @@ class RunDir:
         """Return the file with the stacks of the threads of a process that was stuck, or of all processes of one machine."""
         return self.path / (f"stacks-{process}.txt" if process else "stacks.txt")
 
+    def native(self, process: int) -> Path:
+        """Return the file with the messages of native code in a process; see `zoo.runtime.native_log`."""
+        return self.path / (f"native-{process}.txt" if process else "native.txt")
+
     @property
     def is_resumable(self) -> bool:
         """True if a checkpoint was committed here from which the run continues; the best one is not such a checkpoint."""
@@ -315,7 +319,7 @@ def remove_stale_files(folder: RunDir, run: Run) -> bool:
     with contextlib.suppress(BadInput):
         if not differences(read_config(folder.path, compute=False), run):
             return False
-    stale = (*folder.path.glob("stacks*.txt"), *folder.rollouts.glob("*.jsonl"))
+    stale = (*folder.path.glob("stacks*.txt"), *folder.path.glob("native*.txt"), *folder.rollouts.glob("*.jsonl"))
     for file in (folder.metrics, folder.ledger, folder.starts, folder.report, folder.generation, *stale):
         file.unlink(missing_ok=True)
     return True

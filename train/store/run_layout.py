@@ -33,6 +33,8 @@ RESULTS = (EVALUATIONS, OUTCOMES, "report.html", "reward_scale.json")
 """Files that the evaluation of a run writes, perhaps on another machine than its training."""
 NOT_UPLOADED = (*STEP_FOLDERS, "profile", LOCK, WRITER, FETCHED)
 """Names in the folder of a run that are not among its `run_files`."""
+NATIVE = re.compile(r"native(-\d+)?\.txt")
+"""Files of native code's messages, which stay on the machine that they are about."""
 PLAIN = re.compile(r"[A-Za-z0-9_.][A-Za-z0-9_.-]*")
 """Name of a file or folder in a step."""
 FETCHED_FILES = re.compile(
@@ -107,7 +109,8 @@ def run_files(folder: RunDir) -> dict[str, Path]:
     regular = sorted(file for file in folder.path.rglob("*") if file.is_file() and not file.is_symlink())
     files = {file.relative_to(folder.path).as_posix(): file for file in regular}
     # A name that begins with a dot is that of a file which is being written.
-    return {key: file for key, file in files.items() if key.split("/")[0] not in NOT_UPLOADED and not file.name.startswith(".")}
+    files = {key: file for key, file in files.items() if key.split("/")[0] not in NOT_UPLOADED and not NATIVE.fullmatch(key)}
+    return {key: file for key, file in files.items() if not file.name.startswith(".")}
 
 
 def check_key(uri: str, key: str) -> None:

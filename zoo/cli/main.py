@@ -5,6 +5,7 @@ import difflib
 import errno
 import importlib
 import importlib.metadata
+import os
 import platform
 import sys
 from collections.abc import Callable, Sequence
@@ -14,6 +15,7 @@ from zoo.cli import early_checks
 from zoo.cli.trust_option import take_trust
 from zoo.errors import BadInput, remedy, without_secrets
 from zoo.runtime import stdio
+from zoo.runtime.native_log import native_log
 
 USAGE = """\
 usage: zoo COMMAND ...
@@ -133,6 +135,9 @@ def run() -> None:
     if not stdio.prepare():
         stdio.write_error("standard output is closed; redirect it to a file or to /dev/null")
         sys.exit(2)
+    if not launch.is_child() or os.environ["ZOO_PROCESS"] == "0":
+        # The launcher prints the end of what the other processes write to stderr, with the messages of native code.
+        native_log.separate()
     sys.excepthook = stdio.write_traceback
     launch.handle_interrupts()
     try:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from zoo.errors import BadInput
 from zoo.runtime import stdio
+from zoo.runtime.native_log import native_log
 
 SAFE_FLAG = "--xla_cpu_experimental_ynn_fusion_type"
 SAFE_VALUE = "individual_dot"
@@ -31,6 +32,8 @@ blocks its thread until all devices have reached it, and XLA does not order an a
 independent of it. With eight threads a run stopped for ever when two of them waited in the one and six in the other."""
 LEAST_MEMORY = 1 << 30
 """Bytes of address space that JAX needs to start. With two cores it takes 0.6e9; each further core adds thread stacks."""
+NATIVE = "native.txt"
+"""File of the cache with the messages of native code in commands that write no run; see `zoo.runtime.native_log`."""
 ACCELERATORS = ("jax_plugins", "libtpu")
 """Modules through which JAX finds accelerators."""
 MALLOPT = {-8: 1, -4: 0, -1: -1}
@@ -56,6 +59,9 @@ def prepare(devices: int = 0) -> None:
             needs to start; or JAX started before this call, with another number of CPU devices, or on a CPU without the flag.
     """
     _check_memory()
+    if native_log.is_separate and not native_log.is_redirected:
+        with contextlib.suppress(BadInput):  # a folder that cannot be used is reported below
+            native_log.redirect(private_folder(cache_dir()) / NATIVE)
     import jax
     from jax._src.xla_bridge import backends_are_initialized  # JAX has no public function for this
 

@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import IO, Any
 
 from zoo.errors import printable_lines, without_secrets
+from zoo.runtime.native_log import native_log
 
 REPLACEMENTS = str.maketrans(
     {
@@ -106,8 +107,12 @@ def write_error(line: str) -> None:
 
 
 def write_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Write the traceback of an unexpected error to stderr, without secrets that the messages of libraries contain."""
-    print(without_secrets("".join(traceback.format_exception(kind, error, trace))), end="", file=sys.stderr, flush=True)
+    """Write the traceback of an unexpected error to stderr, and what native code wrote last.
+
+    Secrets that the messages of libraries contain are left out.
+    """
+    text = without_secrets("".join(traceback.format_exception(kind, error, trace))) + native_log.tail()
+    print(text, end="", file=sys.stderr, flush=True)
 
 
 def run_briefly(act: Callable[[], Any], seconds: float) -> bool:
