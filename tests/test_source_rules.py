@@ -27,7 +27,7 @@ EXTRA_IMPORTS = {
     "zoo/hf/hub.py": {"huggingface_hub"},
     "zoo/object_store.py": {"fsspec"},
     "zoo/attention/kernels/tokamax.py": {"tokamax"},
-    "zoo/hf/safetensors_dir.py": {"safetensors", "huggingface_hub"},
+    "zoo/hf/safetensors_dir.py": {"safetensors", "huggingface_hub", "ml_dtypes"},
 }
 OWN_FILES = {
     "zoo/file_access.py": "the place for it",

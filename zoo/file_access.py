@@ -14,7 +14,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import IO
 
-from zoo.errors import BadInput, printable
+from zoo.errors import BadInput, printable, require
 
 LARGEST_JSON = 64 << 20
 """Bytes of the largest JSON file of results that is read into memory."""
@@ -145,6 +145,16 @@ def open_new(path: Path) -> Iterator[tuple[Path, IO[bytes]]]:
 def real_path(path: str | Path) -> Path:
     """Return an absolute path with its links resolved. A link to itself remains, on which `Path.resolve` fails."""
     return Path(os.path.realpath(path))
+
+
+def check_output_file(path: Path, option: str) -> None:
+    """Refuse a file that cannot be written, before anything is computed.
+
+    Raises:
+        BadInput: its folder does not exist, or it is a folder; the message names the option.
+    """
+    require(path.absolute().parent.is_dir(), option, path, "its folder does not exist; create it, or name another")
+    require(not path.is_dir(), option, path, "it is a folder; name a file")
 
 
 def refuse_link(path: str | Path) -> None:

@@ -21,6 +21,7 @@ from train.run.progress_bar import ProgressBar
 from train.run.run_dir import replace_atomically
 from zoo.batch import Batch, Output
 from zoo.errors import BadInput, cannot_write, require
+from zoo.file_access import check_output_file
 from zoo.models import Model
 from zoo.nn import task_heads
 
@@ -129,8 +130,7 @@ def _check(file: Path, as_json: bool) -> None:
     require(file.suffix in FORMATS, "out", file, f"name a file that ends in {', '.join(FORMATS)}")
     if as_json:
         raise BadInput(f"--json: it prints the vectors, and --out writes them to {file}; give only one of the two")
-    require(file.absolute().parent.is_dir(), "out", file, "its folder does not exist; create it, or name another")
-    require(not file.is_dir(), "out", file, "it is a folder; name a file")
+    check_output_file(file, "out")
 
 
 def _check_table(texts: int) -> None:

@@ -35,6 +35,7 @@ from train.run.run_dir import replace_atomically
 from train.weights.load import Loaded
 from train.weights.pretrained_config import text_model_error
 from zoo.errors import BadInput, printable, require
+from zoo.file_access import check_output_file
 from zoo.hf import hub
 
 READ_AS_IS = Labelled()
@@ -229,8 +230,7 @@ def _check(
 
 def _check_out(file: Path, files: Sequence[str]) -> None:
     """Refuse a file that cannot be written, before anything is computed."""
-    require(file.absolute().parent.is_dir(), "out", file, "its folder does not exist; create it, or name another")
-    require(not file.is_dir(), "out", file, "it is a folder; name a file")
+    check_output_file(file, "out")
     require(file.resolve() not in [Path(name).resolve() for name in files], "out", file, "it is an input; name another file")
 
 

@@ -68,8 +68,7 @@ def main(
     require(settings.batch >= 1, "batch", settings.batch, "choose 1 or more rows")
     require(settings.limit >= 0, "limit", settings.limit, "choose 0 (all examples), or the number of first examples to score")
     settings = dataclasses.replace(settings, argument=argument)
-    if not files:
-        raise BadInput(f"--files: name the files that --task {task} reads, or their folder")
+    tasks.require_files(task, files)
     stored = is_run(Path(where)) and not adapter
     previous = _previous_results(Path(where)) if stored else {}
     examples = module.read(files, settings)

@@ -101,6 +101,16 @@ def check(name: str) -> None:
         raise BadInput(f"--task {name}: no task has this name; the nearest is {near} (all: {choices})")
 
 
+def require_files(name: str, files: Sequence[str]) -> None:
+    """Refuse a task for which no files are named.
+
+    Raises:
+        BadInput: there are none.
+    """
+    if not files:
+        raise BadInput(f"--files: name the files that --task {name} reads, or their folder")
+
+
 def find(name: str) -> tuple[Any, str]:
     """Return the module of a task, or the object of a plug-in, and its argument, from TASK or TASK:ARGUMENT.
 

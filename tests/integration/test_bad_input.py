@@ -10,7 +10,7 @@ import pytest
 
 from tests.support import published
 from tests.support.commands import TINY, assert_refused, call, finished, in_folder, snapshot, words
-from tests.support.processes import Ended
+from tests.support.processes import Ended, run_python
 from zoo.cli import main
 from zoo.cli.commands import models
 from zoo.cli.option_parser import SYNONYMS, nearest, whole_number
@@ -108,8 +108,50 @@ COMMAND_LINES = {
     "import bert/model.safetensors": "bert/model.safetensors: not a folder; name the folder that it is in: bert$",
     "import bert/config.json": "bert/config.json: not a folder; name the folder that it is in: bert$",
     "import book.txt": "book.txt: not a folder; name a run, a folder of published weights, or hub:ID",
+    "import empty.txt": "empty.txt: not a folder; name a run, a folder of published weights, or hub:ID",
+    "import nothing": "nothing/config.json: no such file; name a folder that has one",
+    "import runs": "runs/config.json: no such file; name a folder that has one",
+    "import runs/done": "runs/done: a run, not published weights; `zoo export runs/done DIR` converts it",
+    "import runs/done --explain": "runs/done: a run, not published weights; `zoo export runs/done DIR` converts it",
+    "import unsaved": "unsaved: a run, not published weights; `zoo export unsaved DIR` converts it",
+    "import bert": "bert: holds no tokenizer.json and .*; copy the tokenizer of the model there",
+    "import no-weights": "no-weights: contains neither model.safetensors nor .*; copy the weights of the model there",
+    "import cut-weights": "cut-weights/model.safetensors: damaged: a header of .* in a file of 4; download it again",
+    "import cut-config": "cut-config/config.json: not strict JSON .*; correct it, or download it again",
+    "import bert --name a/b": "--name a/b: choose up to 100 letters",
+    "import bert --out . --name runs": "runs: already exists; choose another name",
+    "import bert --out book.txt": "book.txt/bert: cannot be written .*Not a directory.*; choose another folder",
     "generate bert/config.json --prompt a": "bert/config.json: not a folder; name the folder that it is in: bert$",
     "generate runs/done --prompts-file missing.txt": "--prompts-file missing.txt: no such file",
+    "generate runs/done --prompts-file nothing": "--prompts-file nothing: a folder; name a file",
+    "predict bert --files empty.txt": "empty.txt: holds no text; write some, or remove the file",
+    "predict no-weights a": "no-weights: contains neither model.safetensors nor .*; copy the weights of the model there",
+    "predict runs/done a": "runs/done: this model writes text; use it with `zoo generate runs/done",
+    "predict bert a --out nothing/x/y.csv": "--out nothing/x/y.csv: its folder does not exist; create it, or name another",
+    "fill-mask bert --files nothing": "nothing: no files in it; put some there, or name another folder",
+    "fill-mask bert --text a": "bert: holds no tokenizer.json and .*; copy the tokenizer of the model there",
+    "fill-mask cut-weights --text a": "cut-weights/model.safetensors: damaged: .*; download it again",
+    "embed bert --files empty.txt": "empty.txt: holds no text; write some, or remove the file",
+    "embed bert --text a --out nothing": "--out nothing: it is a folder; name a file",
+    "export bert out": "bert: holds no tokenizer.json and .*; copy the tokenizer of the model there",
+    "export runs/done book.txt/out": "book.txt/out: cannot be written .*Not a directory.*; choose another folder",
+    "train gpt-nano --init bert": "--init bert: a bert, and the recipe trains a gpt; choose a recipe of bert, or name a gpt",
+    "train bert-nano --init no-weights": "--init no-weights: contains neither model.safetensors nor .*; copy the weights",
+    "train gpt-nano --tokenizer.path nothing": "nothing: holds no tokenizer.json and .*; copy the tokenizer",
+    "plan gpt2 --target cpu:2 --page nothing": "--page nothing: it is a folder; name a file",
+    "plan gpt2 --target cpu:2 --page no/x.html": "--page no/x.html: its folder does not exist; create it, or name another",
+    "data arithmetic book.txt": "book.txt: is a file; name a folder",
+    "bench compare missing book.txt": "missing: no such file; ",
+    "bench compare nothing book.txt": "nothing: no files in it; put some there, or name another folder",
+    "bench growth gpt-nona": "no model is called 'gpt-nona'",
+    "bench feedback gpt-nona": "no model is called 'gpt-nona'",
+    "compare bert": "bert is not a run: it holds published weights; name a folder that `zoo train` wrote",
+    "eval bert": "bert is not a run: it holds published weights; name a folder that `zoo train` wrote",
+    "eval book.txt": "book.txt is not a run: it is a file; name a folder that `zoo train` wrote",
+    "eval runs/done --task masked --files book.txt": "runs/done: a gpt reads from left to right; choose an encoder",
+    "eval runs/done --task labelled --files book.txt": "--task labelled: runs/done has no labels; fine-tune it first",
+    "eval runs/done --task perplexity --files empty.txt": "empty.txt: holds no text; write some, or remove the file",
+    "eval no-weights --task masked --files book.txt": "no-weights: contains neither model.safetensors nor .*; copy",
     "train gpt-nano --data.paths book1.txt": "book1.txt: no such file; the nearest is book.txt$",
     "train gpt-nano --data.paths no/such/book.txt": "no/such/book.txt: no such file; there is no folder no$",
     "train gpt-nano --data.paths book.txt/x": "book.txt/x: no such file; there is no folder book.txt$",
@@ -211,6 +253,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     (folder / "empty.txt").touch()
     (folder / "nothing").mkdir()
     published.write(folder / "bert", published.config("bert", "masked"))
+    for name in ("no-weights", "cut-weights", "cut-config"):
+        shutil.copytree(folder / "bert", folder / name)
+    (folder / "no-weights" / "model.safetensors").unlink()
+    (folder / "cut-weights" / "model.safetensors").write_bytes(b"ABCD")
+    (folder / "cut-config" / "config.json").write_text('{"model_type": "bert",')
     (folder / "cut.jsonl").write_text('{"text": "a"}\n{"text": "b')
     shutil.copytree(folder / "runs" / "done", folder / "unsaved", ignore=shutil.ignore_patterns("checkpoints"))
     with in_folder(folder):
@@ -220,6 +267,43 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.mark.parametrize("table", TABLES)
 def test_wrong_input_is_refused_in_one_line(table: str, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert_refused(capsys, place, TABLES[table])
+
+
+PROGRAM = """
+import json, sys
+from importlib.abc import MetaPathFinder
+from zoo.cli import main
+
+class ImportsJax(BaseException):
+    pass
+
+class Refuse(MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name == "jax":
+            raise ImportsJax
+
+sys.meta_path.insert(0, Refuse())
+late = []
+for line in json.loads(sys.argv[1]):
+    try:
+        main.main(line.split())
+    except ImportsJax:
+        late.append(line)
+print(json.dumps(late))
+"""
+LATE = {
+    *("compare", "data inspect gpt-nano --rows 0", "data inspect gpt-nano --first -1"),
+    *("eval runs/done --step 7", "eval runs/done --stride 33", "train gpt-nano --check --data.paths cut.jsonl"),
+    *("generate runs/done --prompt a --limit 32", "generate runs/done --prompt a --mesh.tensor 8"),
+    "generate runs/done --examples cut.jsonl --template {a}{b} --query a=1",
+}
+"""Command lines that are refused after JAX is imported: most by the content of data, a checkpoint, a tokenizer or the devices."""
+
+
+@pytest.mark.full
+def test_what_names_and_first_bytes_show_is_refused_without_jax(place: Path) -> None:
+    ended = run_python("-P", "-c", PROGRAM, json.dumps(list(COMMAND_LINES)), cwd=place, env={"COLUMNS": "80"})
+    assert set(json.loads(ended.stdout or "[]")) == LATE, ended
 
 
 @pytest.mark.planted

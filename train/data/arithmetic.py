@@ -35,6 +35,8 @@ def write_sums(folder: Path) -> None:
     Raises:
         BadInput: the folder has another file of one of these names, or cannot be written.
     """
+    if folder.exists() and not folder.is_dir():
+        raise BadInput(f"{folder}: is a file; name a folder")
     missing = {}
     for name, content in sums().items():
         if not (file := folder / name).exists():

@@ -239,16 +239,21 @@ def plugin_notices(folder: str | Path) -> list[str]:
 
 
 def _stored_config(folder: str | Path) -> Any:
-    path = RunDir(folder).config
+    path, fix = RunDir(folder).config, "name a folder that `zoo train` wrote"
     try:
-        return json.loads(read_regular_text(path))
+        stored = json.loads(read_regular_text(path))
     except FileNotFoundError:
         what = f"there is no {path.name} in it" if Path(folder).is_dir() else "no such folder"
-        raise BadInput(f"{folder} is not a run: {what}; name a folder that `zoo train` wrote") from None
+        raise BadInput(f"{folder} is not a run: {what}; {fix}") from None
+    except NotADirectoryError:
+        raise BadInput(f"{folder} is not a run: it is a file; {fix}") from None
     except OSError as error:
         raise BadInput(f"{folder} is not a run: {path.name} cannot be read ({error.strerror})") from None
     except (ValueError, RecursionError) as error:
         raise BadInput(f"{path} is not valid JSON: {error}") from None
+    if isinstance(stored, dict) and "model_type" in stored and "family" not in stored:
+        raise BadInput(f"{folder} is not a run: it holds published weights; {fix}")
+    return stored
 
 
 def check_same_run(folder: RunDir, run: Run, undecided: Collection[str] = ()) -> None:

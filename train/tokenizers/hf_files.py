@@ -19,16 +19,21 @@ from train.tokenizers import (
     xlnet_unigram,
 )
 from train.tokenizers.hf_class_check import OF_KIND, SWITCHES, builds_same_rules, check, special_entries
-from train.tokenizers.hf_settings import ALIASES, AS_WRITTEN, DEFAULTS, MOST_SENTINELS, TokenizerSettings
+from train.tokenizers.hf_settings import (
+    ALIASES,
+    AS_WRITTEN,
+    DEFAULTS,
+    MOST_SENTINELS,
+    TokenizerSettings,
+)
 from train.tokenizers.special_tokens import END_OF_TEXT, ENDS, LLAMA_BEGIN
 from train.tokenizers.tokenizer import FILE, LARGEST_FILE, SETTINGS, Kind, Tokenizer, read_chat_template
 from zoo.errors import BadInput
 from zoo.file_access import read_regular, read_regular_text
 from zoo.hf.config_json import read_json
+from zoo.hf.tokenizer_files import ENTRIES, PIECES, VOCABULARY, XLM_PIECES, require_tokenizer
 
-VOCABULARY, MERGES = "vocab.json", "merges.txt"
-ENTRIES = "vocab.txt"
-PIECES, XLM_PIECES = "spiece.model", "sentencepiece.bpe.model"
+MERGES = "merges.txt"
 LLAMA = "llama"
 """`model_type` of SmolLM2."""
 
@@ -207,11 +212,7 @@ def _with_added(tokenizer: Tokenizer, settings: TokenizerSettings, name: str) ->
 
 def _read_vocabulary(folder: Path, settings: TokenizerSettings) -> Tokenizer:
     """Return the tokenizer of a folder without tokenizer.json."""
-    if not any((folder / file).exists() for file in (VOCABULARY, ENTRIES, PIECES, XLM_PIECES)):
-        raise BadInput(
-            f"{folder}: holds no {FILE} and no {VOCABULARY}, {ENTRIES}, {PIECES} or {XLM_PIECES}; copy the tokenizer of the "
-            "model there"
-        )
+    require_tokenizer(folder)
     if not (folder / VOCABULARY).exists():
         return _wordpiece(folder, settings) if (folder / ENTRIES).exists() else _sentencepiece(folder, settings)
     vocabulary = read_json(folder / VOCABULARY, LARGEST_FILE)

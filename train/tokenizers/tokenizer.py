@@ -23,9 +23,10 @@ from train.untrusted import tokenizer_content
 from zoo.errors import BadInput
 from zoo.file_access import read_regular_text, refuse_link_out
 from zoo.hf.config_json import read_json
+from zoo.hf.tokenizer_files import FILE, SETTINGS
 from zoo.runtime import stdio
 
-FILE, SETTINGS, CHAT = "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"
+CHAT = "chat_template.jinja"
 LARGEST_FILE = 64 << 20
 
 TrainedKind = Literal["gpt", "wordpiece", "roberta", "modernbert", "sentencepiece", "xlnet"]

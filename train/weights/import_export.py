@@ -12,16 +12,17 @@ import numpy as np
 
 from train.config import run_config
 from train.engine import device_mesh
-from train.run.run_dir import NAME, is_run, read_config
+from train.run.run_dir import read_config
 from train.tokenizers import hf_files
 from train.tokenizers.tokenizer import Tokenizer
 from train.weights import adapter_params
 from train.weights.generation_settings import GENERATION_FILE, write_generation
 from train.weights.load import Loaded, load, load_average, restore_trained
+from train.weights.model_folder import import_source, import_target
 from train.weights.reward_scale import RewardScale, write_scale
 from zoo import configs, models, published_weights
-from zoo.errors import BadInput, require
-from zoo.hf import hub, safetensors_dir
+from zoo.errors import require
+from zoo.hf import safetensors_dir
 from zoo.lora import peft_files
 
 
@@ -36,17 +37,11 @@ def import_weights(where: str, *, out: str, name: str, explain: bool, mesh: run_
     Raises:
         BadInput: see `train.weights.load.load`; or `out`/`name` exists.
     """
-    folder = Path(where) if Path(where).is_dir() else hub.fetch(where)
-    if is_run(folder):
-        raise BadInput(f"{where}: a run, not published weights; `zoo export {where} DIR` converts it to a published folder")
+    folder = import_source(where)
     if explain:
         _explain(published_weights.read_config(folder)[0])
         return 0
-    if not name:
-        hub_name = where.removeprefix(hub.PREFIX).partition("@")[0].rpartition("/")[2]
-        name = Path(where).resolve().name if Path(where).is_dir() else hub_name
-    require(NAME.fullmatch(name) is not None, "name", name, "choose up to 100 letters, digits, '.', '_' and '-'")
-    target = Path(out) / name
+    target = import_target(where, out, name)
     with safetensors_dir.new_folder(target) as new_folder:
         loaded = load(folder, device_mesh.make_mesh(mesh))
         _write(new_folder, loaded)

@@ -3,8 +3,10 @@
 import functools
 from pathlib import Path
 
+from train.run.run_dir import NAME, is_run
 from train.store import run_fetch
 from zoo import object_store
+from zoo.errors import BadInput, require
 from zoo.hf import hub
 
 
@@ -20,6 +22,35 @@ def folder_of(name: str, step: int | None = None) -> Path:
     if object_store.is_uri(name):
         return _fetched(name, step, object_store.working_folder(name))
     return hub.folder_of(name)
+
+
+def import_source(where: str) -> Path:
+    """Return the folder of published weights to import: a local one, or that of an id on the hub, which is fetched.
+
+    Raises:
+        BadInput: a file or a run; see also `zoo.hf.hub.fetch`.
+    """
+    hub.check_not_file(where)
+    folder = Path(where) if Path(where).is_dir() else hub.fetch(where)
+    if is_run(folder):
+        raise BadInput(f"{where}: a run, not published weights; `zoo export {where} DIR` converts it to a published folder")
+    return folder
+
+
+def import_target(where: str, out: str, name: str) -> Path:
+    """Return the folder to write for an imported model, `out`/`name`.
+
+    Args:
+        name: empty: the name of the folder `where`, or that of the model on the hub.
+
+    Raises:
+        BadInput: the name is not one of a folder.
+    """
+    if not name:
+        hub_name = where.removeprefix(hub.PREFIX).partition("@")[0].rpartition("/")[2]
+        name = Path(where).resolve().name if Path(where).is_dir() else hub_name
+    require(NAME.fullmatch(name) is not None, "name", name, "choose up to 100 letters, digits, '.', '_' and '-'")
+    return Path(out) / name
 
 
 @functools.cache

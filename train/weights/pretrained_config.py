@@ -29,6 +29,23 @@ def read_model_config(init: str) -> Any:
     return configs.from_published(find_family(published), published)
 
 
+def check_family(init: str, model: Any) -> None:
+    """Refuse a model of another family than that of a run which begins with its parameters.
+
+    Args:
+        model: the configuration of the run's model.
+
+    Raises:
+        BadInput: it has another family; see also `read_model_config`.
+    """
+    config = read_model_config(init)
+    if type(config) is not type(model):
+        kind, trained = configs.family_of(config), configs.family_of(model)
+        raise BadInput(
+            f"--init {init}: a {kind}, and the recipe trains a {trained}; choose a recipe of {kind}, or name a {trained}"
+        )
+
+
 def may_have_labels(init: str) -> bool:
     """Return whether the model in `init` may have a classification or reward head; every encoder may.
 

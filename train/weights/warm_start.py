@@ -10,6 +10,7 @@ from train.config import run_config
 from train.run.run_dir import is_run, no_checkpoint, read_config
 from train.weights.load import checkpoints, load
 from train.weights.model_folder import folder_of
+from train.weights.pretrained_config import check_family
 from zoo import configs, published_weights, sharding
 from zoo.errors import BadInput
 from zoo.models import Model
@@ -25,13 +26,10 @@ def check(run: run_config.Run) -> None:
         BadInput: another family or body (every value that differs is named), a run without a checkpoint, incomplete weights, or
             `init` does not exist.
     """
+    check_family(run.init, run.model)
     folder = folder_of(run.init)
     source = read_config(folder) if is_run(folder) else None
     cfg = source.model if source else published_weights.read_config(folder)[0]
-    if type(cfg) is not type(run.model):
-        kind, trained = configs.family_of(cfg), configs.family_of(run.model)
-        fix = f"choose a recipe of {kind}, or name a {trained}"
-        raise BadInput(f"--init {run.init}: a {kind}, and the recipe trains a {trained}; {fix}")
     init_shape, run_shape = configs.body_fields(cfg), configs.body_fields(run.model)
     different = [
         f"{name} {init_shape[name]} there and {value} here" for name, value in run_shape.items() if init_shape[name] != value

@@ -72,8 +72,9 @@ def prepare_model_command(
     early_checks.check_source(model.source, model.step)
     early_checks.check_adapter(model.adapter)
     for option, names in files.items():
-        early_checks.check_files(option, names)
+        early_checks.check_files(option, names, folders=option == "--files")
     check(model.source)
+    early_checks.check_weights(model.source)
     return prepare_process(model.machine, argv)
 
 

@@ -11,6 +11,9 @@ from typing import Any
 from zoo.errors import BadInput, no_such_file, require
 from zoo.hf import hub
 
+ENCODER_TASKS = ("masked", "permutation_likelihood", "pseudo_perplexity")
+"""Tasks of `zoo eval` for encoders alone."""
+
 
 def check_source(name: str, step: int | None = None) -> None:
     """Refuse a run or a folder of published weights that does not exist, and a run without a checkpoint.
@@ -33,6 +36,64 @@ def check_source(name: str, step: int | None = None) -> None:
         read_config(folder)
         if not RunDir(folder).has_checkpoint:
             raise no_checkpoint(folder)
+
+
+def check_weights(name: str, *, tokenizer: bool = True) -> None:
+    """Refuse published weights whose configuration, headers of files or tokenizer are missing or damaged. Runs are not examined.
+
+    Args:
+        name: a folder; hub:ID is not examined either.
+        tokenizer: whether a tokenizer is needed.
+
+    Raises:
+        BadInput: for the same reasons as in `train.weights.load.load`.
+    """
+    from train.run.run_dir import is_run
+    from train.weights.model_folder import folder_of
+    from train.weights.pretrained_config import read_model_config
+    from zoo.hf import weight_files
+    from zoo.hf.tokenizer_files import require_tokenizer
+
+    if not name or name.startswith(hub.PREFIX) or is_run(folder := folder_of(name)):
+        return
+    read_model_config(name)
+    weight_files.read_tensors(folder)
+    if tokenizer:
+        require_tokenizer(folder)
+
+
+def check_import(where: str, out: str, name: str, *, explain: bool) -> None:
+    """Refuse to import a run, a file, weights that are incomplete or damaged, or a name that is taken or cannot be written.
+
+    Raises:
+        BadInput: for the same reasons as in `train.weights.import_export.import_weights`.
+    """
+    from train.weights.model_folder import import_source, import_target
+    from train.weights.pretrained_config import read_model_config
+
+    folder = str(import_source(where))
+    if explain:
+        read_model_config(folder)
+        return
+    check_new(str(import_target(where, out, name)))
+    check_weights(folder)
+
+
+def check_task(task: str, name: str, files: Sequence[str]) -> None:
+    """Refuse a task of `zoo eval` without files, and one that a model of this family cannot do.
+
+    Raises:
+        BadInput: names the option or the model.
+    """
+    from eval import tasks
+    from train.weights.pretrained_config import may_have_labels
+
+    tasks.require_files(task, files)
+    check_files("--files", files)
+    if task.partition(":")[0] in ENCODER_TASKS:
+        check_encoder(name)
+    if task.partition(":")[0] == "labelled" and not may_have_labels(name):
+        raise BadInput(f"--task {task}: {name} has no labels; fine-tune it first")
 
 
 def check_generates(name: str) -> None:
@@ -99,25 +160,34 @@ def check_adapter(folder: str) -> None:
         raise BadInput(f"--adapter {folder}: no adapter_config.json there; name the folder of an adapter in peft's format")
 
 
-def check_files(option: str, names: Sequence[str]) -> None:
-    """Refuse files that do not exist. The name "-" means standard input.
+def check_files(option: str, names: Sequence[str], *, folders: bool = True) -> None:
+    """Refuse files that do not exist or are empty, and folders without files. The name "-" means standard input.
+
+    Args:
+        folders: a folder may be named in place of the files in it.
 
     Raises:
-        BadInput: a file does not exist; the message names the option and the file.
+        BadInput: a file does not exist, is empty or is a folder; the message names it.
     """
     for name in names:
-        if name and name != "-" and not Path(name).exists():
+        if not name or name == "-":
+            continue
+        if not Path(name).exists():
             raise no_such_file(name, f"{option} ")
+        if not folders and Path(name).is_dir():
+            raise BadInput(f"{option} {name}: a folder; name a file")
+        check_data(name)
 
 
 def check_new(target: str) -> None:
-    """Refuse to write a folder under a name that already exists.
+    """Refuse to write a folder under a name that already exists, or where none can be created.
 
     Raises:
-        BadInput: `target` exists, as in `zoo.hf.safetensors_dir.new_folder`.
+        BadInput: `target` exists, as in `zoo.hf.safetensors_dir.new_folder`, or cannot be created.
     """
     if os.path.lexists(target):
         raise BadInput(f"{target}: already exists; choose another name, or remove it")
+    _check_writable(Path(target), f"{target}:", "choose another folder")
 
 
 def check_export(run: str, last: int, step: int | None, shard: float, adapter: bool) -> None:
@@ -161,7 +231,7 @@ def check_run(run: Any) -> None:
     undecided = ["precision"] * (run.precision == "auto") + ["model.labels"] * (not getattr(run.model, "labels", ()))
     undecided.append("model.multi_label")
     check_same_run(folder, run, undecided)
-    _check_writable(folder.path)
+    _check_writable(folder.path, str(folder.path), "choose another --out")
 
 
 def check_inputs(run: Any, folder: Any) -> None:
@@ -176,6 +246,8 @@ def check_inputs(run: Any, folder: Any) -> None:
     """
     from train.config.objectives import TextToTextOptions
     from train.config.option_groups import BUILT_IN, ChatRendering, Pairs
+    from train.weights.pretrained_config import check_family
+    from zoo.hf.tokenizer_files import require_tokenizer
 
     for option, paths in (("data.paths", run.data.paths), ("data.valid-paths", run.data.valid_paths)):
         repeated = next((path for number, path in enumerate(paths) if path in paths[:number]), "")
@@ -183,19 +255,24 @@ def check_inputs(run: Any, folder: Any) -> None:
     pairs = run.options.pairs if isinstance(run.options, TextToTextOptions) else Pairs()
     for path in (*run.data.paths, *run.data.valid_paths, *pairs.source, *pairs.target, *pairs.valid_source, *pairs.valid_target):
         if path and not path.startswith(hub.PREFIX):
-            _check_data(path)
+            check_data(path)
     template = getattr(run.options, "chat", ChatRendering()).template
     if template not in ("", BUILT_IN) and not Path(template).is_file():
         raise BadInput(f"--chat.template {template}: no such file; name a chat_template.jinja, or write {BUILT_IN}")
     if run.tokenizer.path and not Path(run.tokenizer.path).is_dir():
         raise BadInput(f"--tokenizer.path {run.tokenizer.path}: no such folder; name one that holds a tokenizer")
+    if run.tokenizer.path:
+        require_tokenizer(Path(run.tokenizer.path))
     for option, source in (("--distillation.teacher", run.teacher), ("--init", "" if folder.is_resumable else run.init)):
         with names_option(option, source):
             check_source(source)
+            check_weights(source, tokenizer=False)
+    if run.init and not folder.is_resumable:
+        check_family(run.init, run.model)
     check_adapter("" if folder.is_resumable else run.adapter)
 
 
-def _check_data(name: str) -> None:
+def check_data(name: str) -> None:
     """Refuse an absent or empty file, and a folder without files; the readers refuse everything else that is wrong.
 
     Raises:
@@ -211,11 +288,11 @@ def _check_data(name: str) -> None:
         raise BadInput(f"{path}: holds no text; write some, or remove the file")
 
 
-def _check_writable(folder: Path) -> None:
+def _check_writable(folder: Path, subject: str, fix: str) -> None:
     existing = next(parent for parent in (folder, *folder.absolute().parents) if os.path.lexists(parent))
     reason = "Not a directory" if not existing.is_dir() else "" if os.access(existing, os.W_OK | os.X_OK) else "Permission denied"
     if reason:
-        raise BadInput(f"{folder} cannot be written ({existing}: {reason}); choose another --out")
+        raise BadInput(f"{subject} cannot be written ({existing}: {reason}); {fix}")
 
 
 def check_packages() -> None:

@@ -378,7 +378,8 @@ def parse_json(raw: bytes, file: Path) -> dict[str, Any]:
     try:
         content = json.loads(raw.decode(), object_pairs_hook=_each_key_once, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
-        raise BadInput(f"{file}: not strict JSON ({' '.join(str(error).split())[:120]})") from None
+        why = " ".join(str(error).split())[:120]
+        raise BadInput(f"{file}: not strict JSON ({why}); correct it, or download it again") from None
     if not isinstance(content, dict):
         raise BadInput(f"{file}: not a JSON object")
     return content

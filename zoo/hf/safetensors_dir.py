@@ -1,7 +1,7 @@
 """Folders of safetensors files as named arrays, read strictly and written completely or not at all.
 
 The format: https://github.com/huggingface/safetensors. Files are not trusted: sizes are limited before anything is parsed, and
-only the header is read until the values of a tensor are used.
+only the header is read until the values of a tensor are used. JAX is not imported, so that a command line reads them at once.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 import safetensors
 from huggingface_hub import split_state_dict_into_shards_factory
@@ -41,7 +41,7 @@ SHARD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}\.safetensors")
 EXECUTABLE = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle", "*.msgpack", "*.h5", "*.npz", "*.gguf", "*.onnx")
 
 DTYPES: dict[str, Any] = {
-    **{"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": jnp.bfloat16},
+    **{"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16},
     **{"I64": np.int64, "I32": np.int32, "I16": np.int16, "I8": np.int8},
     **{"U64": np.uint64, "U32": np.uint32, "U16": np.uint16, "U8": np.uint8, "BOOL": np.bool_},
 }
@@ -95,7 +95,7 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
             f"{folder / others[0]}: only safetensors and flax_model.msgpack are read (pickled weights can run code, other "
             f"formats are not supported); convert it to {SINGLE} with the program that wrote it"
         )
-    raise BadInput(f"{folder}: contains neither {SINGLE} nor {INDEX}")
+    raise BadInput(f"{folder}: contains neither {SINGLE} nor {INDEX}; copy the weights of the model there")
 
 
 def read_header(file: Path) -> dict[str, Tensor]:

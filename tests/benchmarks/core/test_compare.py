@@ -134,7 +134,7 @@ def test_results_that_cannot_be_compared_are_refused(tmp_path: Path, capsys: pyt
         ended = call(capsys, "bench", "compare", full, write(tmp_path / name, results))
         assert (ended.code, ended.stdout, ended.stderr.count("\n")) == (2, "", 1) and reason in ended.stderr, ended
     for arguments, reason in (
-        ((str(tmp_path / "nowhere"),), "cannot be read"),
+        ((str(tmp_path / "nowhere"),), "no such file; "),
         ((full, "--threshold", "nan"), "must not be negative"),
     ):
         ended = call(capsys, "bench", "compare", full, *arguments)

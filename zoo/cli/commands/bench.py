@@ -4,6 +4,8 @@ import dataclasses
 import importlib
 from typing import Annotated
 
+from zoo import configs
+from zoo.cli import early_checks
 from zoo.cli.option_parser import parse
 from zoo.errors import BadInput
 
@@ -32,6 +34,8 @@ def bench(args: list[str]) -> int:
         return compare(args[1:])
     kind, command = BENCHMARKS[args[0]]
     request = parse(getattr(options, kind), args=args[1:], prog=f"zoo bench {args[0]}")
+    if model := getattr(request, "model", ""):
+        configs.find_size(model)  # refuses an unknown name before JAX is imported
     return importlib.import_module(command).main(request, ("bench", *args))
 
 
@@ -58,6 +62,8 @@ def compare(args: list[str]) -> int:
         """Print JSON."""
 
     options = parse(Compare, args=args, prog="zoo bench compare")
+    for name in (options.a, options.b):
+        early_checks.check_data(name)
     from benchmarks.core import compare_results
 
     return compare_results.main(options.a, options.b, threshold=options.threshold, as_json=options.json)

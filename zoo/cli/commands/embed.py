@@ -1,11 +1,13 @@
 """The command `zoo embed`."""
 
 import dataclasses
+from pathlib import Path
 from typing import Annotated, Literal
 
 from zoo.cli import early_checks
 from zoo.cli.command_setup import prepare_model_command
 from zoo.cli.option_parser import parse
+from zoo.file_access import check_output_file
 
 
 def embed(args: list[str]) -> int:
@@ -31,6 +33,8 @@ def embed(args: list[str]) -> int:
         """Print one JSON object per text."""
 
     options = parse(Embed, args=args, prog="zoo embed")
+    if options.out:
+        check_output_file(Path(options.out), "out")
     files = {"--files": options.texts.files}
     if (code := prepare_model_command(options.model, ["embed", *args], files, early_checks.check_encoder)) is not None:
         return code

@@ -96,12 +96,14 @@ def evaluate(args: list[str]) -> int:
     run = run_fetch.local_name(options.run, options.step)
     if options.task:
         early_checks.check_source(run, options.step)
-        early_checks.check_files("--files", options.files)
         early_checks.check_adapter(options.adapter)
+        early_checks.check_task(options.task, run, options.files)
+        early_checks.check_weights(run)
     else:
         # Refuses before JAX starts what scoring would refuse.
         trust.check(read_config(run).rewards)
         early_checks.check_source(run, options.step)
+        require(options.batch >= 1, "batch", options.batch, "choose 1 or more rows")
     if (code := prepare_process(options.machine, ["eval", *args])) is not None:
         return code
     if not options.task:

@@ -6,7 +6,6 @@ from typing import Annotated
 from zoo.cli import early_checks
 from zoo.cli.command_setup import prepare_process, require_one_process
 from zoo.cli.option_parser import parse
-from zoo.hf import hub
 
 
 def import_weights(args: list[str]) -> int:
@@ -32,7 +31,7 @@ def import_weights(args: list[str]) -> int:
 
     options = parse(Import, args=args, prog="zoo import")
     require_one_process(options.machine)
-    hub.check_not_file(options.where)
+    early_checks.check_import(options.where, options.out, options.name, explain=options.explain)
     if (code := prepare_process(options.machine, ["import", *args])) is not None:
         return code
     from train.weights import import_export
@@ -74,6 +73,7 @@ def export(args: list[str]) -> int:
     early_checks.check_source(run, options.step)
     early_checks.check_export(run, options.last, options.step, options.shard, options.adapter)
     early_checks.check_new(options.target)
+    early_checks.check_weights(run)
     if (code := prepare_process(options.machine, ["export", *args])) is not None:
         return code
     from train.weights import import_export

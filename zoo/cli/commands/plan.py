@@ -1,11 +1,13 @@
 """The command `zoo plan`."""
 
 import dataclasses
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from zoo.cli.command_setup import named_fields, option_value, require_one_process, take_objective, unlisted_fields
 from zoo.cli.option_parser import parse
 from zoo.errors import BadInput, require
+from zoo.file_access import check_output_file
 
 
 def plan(args: list[str]) -> int:
@@ -26,6 +28,8 @@ def plan(args: list[str]) -> int:
     require(request.top >= 1, "top", request.top, "choose 1 or more")
     fix = "--search writes no page; leave out --page, and run zoo plan for the mesh that the search finds"
     require(not (request.search and request.page), "page", request.page, fix)
+    if request.page:
+        check_output_file(Path(request.page), "page")
     data = {"batch": request.batch or run.data.batch, "length": request.seq or run.data.length}
     run = dataclasses.replace(run, data=dataclasses.replace(run.data, **data))
     target_devices.prepare(target)

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from zoo.cli.command_setup import named_fields, prepare_model_command
 from zoo.cli.option_parser import parse
 from zoo.errors import require
+from zoo.file_access import check_output_file
 
 FORMATS = ("jsonl", "tsv", "csv")
 
@@ -49,6 +50,8 @@ def predict(args: list[str]) -> int:
 
     options = parse(Predict, args=args, prog="zoo predict")
     form = _format(options.format, options.out, as_json=options.json)
+    if options.out:
+        check_output_file(Path(options.out), "out")
     files = {"--files": options.inputs.files}
     if (code := prepare_model_command(options.model, ["predict", *args], files, _check_model)) is not None:
         return code
