@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from zoo.errors import BadInput, cannot_write, import_optional, without_secrets
 from zoo.fault_points import fault_point
-from zoo.runtime import jax_setup
+from zoo.runtime import caches
 
 T = TypeVar("T")
 
@@ -109,7 +109,7 @@ def working_folder(name: str) -> Path:
     if not is_uri(name):
         return Path(name)
     scheme, names = split_uri(name)
-    return jax_setup.cache_dir().joinpath("runs", scheme, *names)
+    return caches.cache_dir().joinpath("runs", scheme, *names)
 
 
 class ObjectStore:
@@ -247,7 +247,7 @@ class ObjectStore:
             raise BadInput(f"{self.uri}: there is no bucket {self._bucket!r} in {self._scheme}{MARK}; {fix}") from None
         self._refuse_settings(error)
         if isinstance(error, OSError) and (error.errno in FULL_DISK or (isinstance(error, PermissionError) and error.filename)):
-            raise cannot_write(error.filename or jax_setup.cache_dir(), error) from None
+            raise cannot_write(error.filename or caches.cache_dir(), error) from None
         if isinstance(error, PermissionError) or getattr(error, "code", None) in (401, 403):
             fix = f"grant access to the bucket, or use other credentials ({self._backend.credentials})"
             raise BadInput(f"{self._name(key)}: access is refused ({_describe(error)}); {fix}") from None

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 from zoo.errors import BadInput, cannot_write
 from zoo.file_access import real_path
-from zoo.runtime import jax_setup
+from zoo.runtime import caches
 from zoo.sha256_and_fsync import sha256
 
 FOLDER = "trusted"
@@ -139,8 +139,8 @@ def is_confirmed(references: References, name: Reference) -> bool:
     Raises:
         BadInput: others can write to the folder of the confirmations.
     """
-    folder = jax_setup.cache_dir() / FOLDER
-    return os.path.lexists(folder) and (jax_setup.private_folder(folder) / references.digest(name)).is_file()
+    folder = caches.cache_dir() / FOLDER
+    return os.path.lexists(folder) and (caches.private_folder(folder) / references.digest(name)).is_file()
 
 
 def confirm(references: References) -> None:
@@ -149,7 +149,7 @@ def confirm(references: References) -> None:
     Raises:
         BadInput: the confirmation cannot be stored, or others can write to its folder.
     """
-    folder = jax_setup.private_folder(jax_setup.cache_dir() / FOLDER)
+    folder = caches.private_folder(caches.cache_dir() / FOLDER)
     for name in references.names:
         file = folder / references.digest(name)
         partial = folder / f".{file.name}.{os.urandom(8).hex()}"

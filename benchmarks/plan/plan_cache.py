@@ -17,7 +17,7 @@ from train.config.run_plugins import used_plugins
 from train.run.run_dir import write_text
 from zoo.attention import attention
 from zoo.file_access import read_regular_text
-from zoo.runtime import jax_setup
+from zoo.runtime import caches, jax_setup
 
 SOURCES = ("zoo", "train", "benchmarks/plan", "benchmarks/hlo")
 APART = ("name", "out", "checkpoint", "log", "machine", "selection", "seed", "max_skipped", "init")
@@ -37,7 +37,7 @@ def plan(run: run_config.Run, mode: Mode, target: Target, *, fresh: bool = False
         BadInput: see `compile_program.compile_run`. A failure is not cached.
     """
     # The code of a plug-in may change without a new version.
-    folder = None if used_plugins(run) else jax_setup.cache_folder("plans")
+    folder = None if used_plugins(run) else caches.cache_folder("plans")
     file = folder and folder / f"{key(run, mode, target)}.json"
     if file and not fresh and (before := _read(file)) is not None:
         return before

@@ -30,7 +30,7 @@ from train.weights.load import restore_params
 from zoo import models
 from zoo.errors import BadInput, printable, require
 from zoo.precision import DTYPES
-from zoo.runtime import jax_setup
+from zoo.runtime import caches
 
 SCORERS: dict[str, Callable[[ScoringInputs], Callable[[Any], Any]]] = {
     "causal": language_model_scores.of_run,
@@ -69,8 +69,8 @@ def main(path: str, *, step: int | None, batch: int, stride: int, mesh: run_conf
         dataclasses.replace(cfg, data=dataclasses.replace(cfg.data, batch=device_mesh.round_up_rows(devices, 1))), devices
     )
     require(0 <= stride <= cfg.data.length, "stride", stride, f"choose 1 to {cfg.data.length} tokens, or 0 for half a row")
-    model, data = models.model(cfg.model), run_inputs.read(cfg, folder, jax_setup.cache_dir() / "text")
-    quiet, cache = jax.process_index() != 0, jax_setup.cache_dir() / "reference"
+    model, data = models.model(cfg.model), run_inputs.read(cfg, folder, caches.cache_dir() / "text")
+    quiet, cache = jax.process_index() != 0, caches.cache_dir() / "reference"
     with ProgressBar("computing the reference", "batches", before="compiling", late=True, quiet=quiet) as progress:
         # A reward model that judges responses computes batches of this size.
         of_batch = dataclasses.replace(cfg, data=dataclasses.replace(cfg.data, batch=device_mesh.round_up_rows(devices, batch)))

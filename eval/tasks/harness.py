@@ -26,7 +26,7 @@ from eval.tasks import Progress, Result, Settings
 from train.weights.load import Loaded
 from zoo import trust
 from zoo.errors import BadInput
-from zoo.runtime import jax_setup
+from zoo.runtime import caches
 
 OPTIONS = ("argument", "limit")
 BOOTSTRAP = 1000
@@ -157,7 +157,7 @@ def _offline() -> Iterator[None]:
         for module, name in switches:
             setattr(module, name, True)
         for setting in ("HF_DATASETS_CACHE", "HF_MODULES_CACHE"):
-            jax_setup.private_folder(Path(getattr(datasets.config, setting)), setting)
+            caches.private_folder(Path(getattr(datasets.config, setting)), setting)
         if shows_progress := not datasets.are_progress_bars_disabled():
             datasets.disable_progress_bars()
         yield

@@ -41,7 +41,7 @@ from train.run.item_outcomes import Outcomes
 from train.weights.load import Loaded
 from zoo import models
 from zoo.errors import BadInput, require
-from zoo.runtime import jax_setup
+from zoo.runtime import caches
 
 OPTIONS = ("argument", "field", "limit", "length")
 OPTIONAL_ARGUMENT = True
@@ -78,7 +78,7 @@ def score(subject: Loaded, documents: Documents, settings: Settings, progress: P
         )
     length = settings.length or encoder.room
     require(3 <= length <= encoder.room, "length", settings.length, f"choose 3 to the model's {encoder.room} positions")
-    tokens = prepare(documents, subject.tokenizer, jax_setup.cache_dir() / "text")
+    tokens = prepare(documents, subject.tokenizer, caches.cache_dir() / "text")
     if len(tokens.ids) == documents.count:
         raise BadInput("--files: they have no tokens, only white space; write some text")
     data = EncoderData(rows="doc_sentences", pack=True, length=length, batch=settings.batch)

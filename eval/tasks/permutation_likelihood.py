@@ -25,7 +25,7 @@ from train.data.corpus import Documents
 from train.rows.token_cache import prepare
 from train.weights.load import Loaded
 from zoo.errors import BadInput, require
-from zoo.runtime import jax_setup
+from zoo.runtime import caches
 
 OPTIONS = ("field", "limit", "length", "orders")
 read = read_documents
@@ -44,7 +44,7 @@ def score(subject: Loaded, documents: Documents, settings: Settings, progress: P
     length, orders = settings.length or encoder.room, settings.orders or ORDERS
     require(1 <= length <= encoder.room, "length", settings.length, f"choose 1 to {encoder.room} tokens")
     require(orders >= 1, "orders", orders, "choose 1 or more")
-    tokens = prepare(documents, subject.tokenizer, jax_setup.cache_dir() / "text")
+    tokens = prepare(documents, subject.tokenizer, caches.cache_dir() / "text")
     texts = [tokens.ids[start : end - 1] for start, end in zip(tokens.offsets[:-1], tokens.offsets[1:], strict=True)]
     if not (count := sum(map(len, texts))):
         raise BadInput("--files: they have no tokens, only white space; write some text")

@@ -31,7 +31,7 @@ from train.rows import lm_rows
 from train.rows.token_cache import prepare
 from train.weights.load import Loaded
 from zoo.errors import BadInput, require
-from zoo.runtime import jax_setup
+from zoo.runtime import caches
 
 OPTIONS = ("field", "limit", "length", "stride", "words")
 read = read_documents
@@ -56,7 +56,7 @@ def score(subject: Loaded, documents: Documents, settings: Settings, progress: P
     require(settings.batch >= 1, "batch", settings.batch, "choose 1 or more rows")
     token_bytes = np.zeros(model.config.vocab, np.int64)
     token_bytes[: tokenizer.vocab_size] = tokenizer.token_bytes()
-    tokens = prepare(documents, tokenizer, jax_setup.cache_dir() / "text")
+    tokens = prepare(documents, tokenizer, caches.cache_dir() / "text")
     result = language_model_scores.scorer(
         model,
         mesh,

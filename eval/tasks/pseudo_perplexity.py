@@ -27,7 +27,7 @@ from train.data.corpus import Documents
 from train.rows.token_cache import prepare
 from train.weights.load import Loaded
 from zoo.errors import BadInput, require
-from zoo.runtime import jax_setup
+from zoo.runtime import caches
 
 OPTIONS = ("field", "limit", "length")
 read = read_documents
@@ -43,7 +43,7 @@ def score(subject: Loaded, documents: Documents, settings: Settings, progress: P
     encoder = Encoder.of(subject, batch=settings.batch, dtype=settings.dtype)
     length = settings.length or encoder.room
     require(3 <= length <= encoder.room, "length", settings.length, f"choose 3 to the model's {encoder.room} positions")
-    tokens = prepare(documents, subject.tokenizer, jax_setup.cache_dir() / "text")
+    tokens = prepare(documents, subject.tokenizer, caches.cache_dir() / "text")
     texts = [tokens.ids[start : end - 1] for start, end in zip(tokens.offsets[:-1], tokens.offsets[1:], strict=True)]
     count, words = sum(map(len, texts)), count_words(documents)
     if not count:

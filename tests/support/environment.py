@@ -27,10 +27,10 @@ if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
 
 import jax  # noqa: E402
 
-from zoo.runtime import compile_cache, jax_setup  # noqa: E402
+from zoo.runtime import caches, compile_cache, jax_setup  # noqa: E402
 
-COMPILED = jax_setup.private_folder(
-    Path(os.environ.get("ZOO_TESTS_CACHE") or jax_setup.cache_dir() / "tests", f"compiled-{jax_setup.processor()}"),
+COMPILED = caches.private_folder(
+    Path(os.environ.get("ZOO_TESTS_CACHE") or caches.cache_dir() / "tests", f"compiled-{jax_setup.processor()}"),
     "ZOO_TESTS_CACHE" if os.environ.get("ZOO_TESTS_CACHE") else "ZOO_CACHE",
 )
 """Compiled programs of all runs of the tests, and of the processes that they start."""

@@ -15,7 +15,7 @@ from train.data.text_files import Document, json_lines, list_names, plain
 from zoo.errors import BadInput, no_such_file, without_secrets
 from zoo.file_access import real_path
 from zoo.hf import hub
-from zoo.runtime import jax_setup
+from zoo.runtime import caches
 
 PACKED = (".gz", ".xz", ".bz2")
 Reader = TypeVar("Reader")
@@ -225,7 +225,7 @@ def _from_cache(path: str, name: str, subset: str | None) -> tuple[Any, str]:
 
     # Search by name first, because importing the library takes seconds.
     chosen = os.environ.get("HF_DATASETS_CACHE")
-    cache = jax_setup.private_folder(Path(chosen or Path(constants.HF_HOME, "datasets")), "HF_DATASETS_CACHE")
+    cache = caches.private_folder(Path(chosen or Path(constants.HF_HOME, "datasets")), "HF_DATASETS_CACHE")
     if not any(key(folder.name) == key(name) for folder in cache.glob("*___*")):
         return None, "not in the local cache"
     with _errors(path, library("datasets")):

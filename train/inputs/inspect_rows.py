@@ -23,7 +23,7 @@ from train.tokenizers.tokenizer import Tokenizer
 from train.weights.load import checkpoints
 from zoo.batch import IGNORED, Batch
 from zoo.errors import BadInput, require
-from zoo.runtime import jax_setup
+from zoo.runtime import caches
 
 LEGEND = """\
 │ separates tokens, ↵ ends a line of the text, and � is a part of a character.
@@ -57,7 +57,7 @@ def inspect(run: run_config.Run, folder: RunDir, *, count: int, first: int, stor
     require(count >= 1, "rows", count, "choose 1 or more rows")
     require(first >= 0, "first", first, "choose 0 or more: the number of an example, step x batch + its place in the batch")
     run = run_inputs.resolve_config(run, folder)
-    data = run_inputs.read(run, folder, jax_setup.cache_dir() / "text")
+    data = run_inputs.read(run, folder, caches.cache_dir() / "text")
     if stored_data:
         check_stored_data(run, folder, data.fingerprints())
     batches = Batches(data.rows, run_inputs.builder(run, data), run.seed, 1, np.arange(1), run.mask_period, run.repeat)

@@ -29,7 +29,7 @@ from zoo.errors import BadInput
 from zoo.fault_points import fault_point
 from zoo.models import Model
 from zoo.precision import DTYPES, resolve_precision
-from zoo.runtime import jax_setup
+from zoo.runtime import caches
 
 Scorer = Callable[[Any], Any]
 """Function from parameters to a score, whose `record()` maps names in `train.run.metric_definitions` to numbers."""
@@ -105,9 +105,9 @@ def prepare(run: Run, console: Console, evaluation: Evaluation) -> PreparedRun:
 
     # Tokenizing has a progress bar of its own.
     console.clear()
-    data = run_inputs.read(run, folder, jax_setup.cache_dir() / "text", quiet=process != 0)
+    data = run_inputs.read(run, folder, caches.cache_dir() / "text", quiet=process != 0)
     show = _counted(console, "computing the reference:", ", compiling first")
-    data = objective.extend_inputs(run, mesh, data, jax_setup.cache_dir() / "reference", progress=show)
+    data = objective.extend_inputs(run, mesh, data, caches.cache_dir() / "reference", progress=show)
     console.progress("preparing the model", now=True)
     build, local_rows = run_inputs.builder(run, data), device_mesh.local_rows(mesh, run.data.batch)
     batches = Batches(data.rows, build, run.seed, run.data.batch, local_rows, run.mask_period, run.repeat)

@@ -26,7 +26,7 @@ from train.tokenizers.tokenizer import Tokenizer
 from zoo.errors import BadInput
 from zoo.fault_points import fault_point
 from zoo.file_access import open_regular, open_to_append, read_regular_text
-from zoo.runtime import jax_setup
+from zoo.runtime import caches
 from zoo.sha256_and_fsync import sha256
 
 FORMAT = 2
@@ -80,7 +80,7 @@ def prepare(documents: Iterable[Document], tokenizer: Tokenizer, cache: str | Pa
     fingerprint = hashlib.sha256(f"{FORMAT} {texts.digest} {tokenizer.fingerprint}".encode()).hexdigest()
     folder = Path(cache) / fingerprint
     try:
-        jax_setup.private_folder(Path(cache))
+        caches.private_folder(Path(cache))
         if (tokens := _load_cached(folder, fingerprint, tokenizer)) is not None:
             return tokens
         with _locked_folder(Path(cache) / f".preparing-{fingerprint}") as work_folder:

@@ -24,7 +24,7 @@ from zoo.errors import BadInput, cannot_write
 from zoo.fault_points import fault_point
 from zoo.file_access import LARGEST_JSON, partial_path, read_regular, read_regular_text
 from zoo.object_store import ObjectStore
-from zoo.runtime import jax_setup, launch, stdio
+from zoo.runtime import caches, launch, stdio
 from zoo.sha256_and_fsync import fsync
 
 Notify = Callable[[str], None]
@@ -38,12 +38,12 @@ def prepare_training(run: Run, *, notify: Notify = stdio.write_error) -> None:
 
     Raises:
         BadInput: the store cannot be read, see `zoo.object_store.ObjectStore`; or no step in it is intact; or it has
-            another run than the working copy; or other users can write to that copy, see `zoo.runtime.jax_setup.private_folder`.
+            another run than the working copy; or other users can write to that copy, see `zoo.runtime.caches.private_folder`.
     """
     if not object_store.is_uri(run.out):
         return
     folder = RunDir.of(run)
-    jax_setup.private_folder(folder.path)
+    caches.private_folder(folder.path)
     store = ObjectStore(f"{run.out.rstrip('/')}/{folder.path.name}")
     sizes = store.list()
     with folder.claim():
@@ -78,7 +78,7 @@ def local_name(name: str, step: int | None = None, *, all_steps: bool = False, n
     sizes = store.list()
     if CONFIG not in sizes:
         raise BadInput(f"{store.uri}: no run there, which has a config.json; name --out and the name of the run")
-    jax_setup.private_folder(folder.path)
+    caches.private_folder(folder.path)
     with contextlib.ExitStack() as stack:
         if not _claim(stack, folder, notify):
             notify(f"{folder.path} is in use by the training of this run; it is read as it is")

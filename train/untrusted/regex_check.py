@@ -10,7 +10,7 @@ from typing import Any
 
 from train.untrusted import child_process
 from zoo.errors import BadInput
-from zoo.runtime import jax_setup
+from zoo.runtime import caches
 
 SECONDS, MEMORY = 1.0, 1 << 30
 """Processor time and address space for all texts; the pattern of Qwen takes 10 ms."""
@@ -38,7 +38,7 @@ def check_pattern(pattern: str, *, replaces: bool) -> None:
         raise BadInput(f"has a regular expression of {len(pattern):,} characters, and at most {LONGEST_PATTERN:,} are allowed")
     version = importlib.metadata.version("tokenizers")
     digest = hashlib.sha256(f"{version}\0{SECONDS}\0{RUN}\0{replaces}\0{pattern}".encode()).hexdigest()
-    folder = jax_setup.cache_folder("checked-patterns")
+    folder = caches.cache_folder("checked-patterns")
     if folder is not None and (folder / digest).exists():
         return
     process = child_process.LimitedProcess(__name__, seconds=SECONDS, memory=MEMORY)

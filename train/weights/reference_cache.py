@@ -12,7 +12,7 @@ from jaxtyping import Float32
 
 from zoo.fault_points import fault_point
 from zoo.file_access import open_regular
-from zoo.runtime import jax_setup
+from zoo.runtime import caches
 
 FORMAT = 1
 """Version of the files: incremented with every change of their content."""
@@ -33,7 +33,7 @@ def read(folder: Path, key: str, rows: int) -> Float32[np.ndarray, "rows 2"] | N
     file = folder / key
     try:
         fault_point("reference.read")
-        jax_setup.private_folder(folder)
+        caches.private_folder(folder)
         with open_regular(file) as stream:
             header = stream.readline(LONGEST_HEADER).removesuffix(b"\n")
             content = stream.read(8 * rows + 1)
@@ -52,7 +52,7 @@ def write(folder: Path, key: str, values: Float32[np.ndarray, "rows 2"]) -> None
     """Write log-probabilities under a key, atomically; if that is not possible, only log a warning."""
     content = np.ascontiguousarray(values).tobytes()
     try:
-        jax_setup.private_folder(folder)
+        caches.private_folder(folder)
         with tempfile.NamedTemporaryFile(dir=folder, prefix=".writing-", delete=False) as file:
             fault_point("reference.write")
             file.write(_header(key, len(values), content) + b"\n" + content)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from zoo import plugins
 from zoo.errors import BadInput, printable
-from zoo.runtime import jax_setup
+from zoo.runtime import caches, jax_setup
 
 PACKAGES = ("zoo", "train", "eval", "benchmarks")
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
@@ -66,7 +66,7 @@ def collect_facts() -> Facts:
     if len(set(packages.values())) > 1:
         problems.append(f"the packages {', '.join(PACKAGES)} come from different folders; rename the other `train` or `eval`")
     devices = jax.local_devices()
-    cache = jax_setup.cache_dir()
+    cache = caches.cache_dir()
     return Facts(
         versions={"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in LIBRARIES}},
         platform=jax.default_backend(),

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from zoo import trust
 from zoo.errors import BadInput, without_secrets
 from zoo.file_access import read_regular_text
-from zoo.runtime import jax_setup
+from zoo.runtime import caches
 
 T = TypeVar("T")
 
@@ -34,12 +34,12 @@ def fetch(name: str) -> Path:
 
     Raises:
         BadInput: not in the cache and no network (after a single attempt), or the hub has no such model or refuses access; or
-            other users can write to the cache, see `zoo.runtime.jax_setup.private_folder`.
+            other users can write to the cache, see `zoo.runtime.caches.private_folder`.
     """
     import huggingface_hub
     from huggingface_hub import constants, errors
 
-    jax_setup.private_folder(Path(constants.HF_HUB_CACHE), "HF_HUB_CACHE")
+    caches.private_folder(Path(constants.HF_HUB_CACHE), "HF_HUB_CACHE")
     repo_id, _, revision = name.removeprefix(PREFIX).partition("@")
     revision = revision or None
     patterns: dict[str, Any] = {"allow_patterns": [*PATTERNS, *FLAX_PATTERNS], "ignore_patterns": IGNORED}

@@ -19,7 +19,7 @@ from jax._src.compilation_cache_interface import CacheInterface
 
 from zoo.fault_points import fault_point
 from zoo.file_access import read_regular
-from zoo.runtime import jax_setup, stdio
+from zoo.runtime import caches, stdio
 
 SUFFIX = ".program"
 """Suffix of an entry's file. JAX's own files end in -cache, so both kinds can be in one folder."""
@@ -104,10 +104,10 @@ def check_folder(path: str) -> None:
     """Create the folder of JAX's option, and refuse it if it is not private; a remote one (a URL) is left to its service.
 
     Raises:
-        BadInput: see `jax_setup.private_folder`.
+        BadInput: see `caches.private_folder`.
     """
     if "://" not in path:
-        jax_setup.private_folder(Path(path), "JAX_COMPILATION_CACHE_DIR")
+        caches.private_folder(Path(path), "JAX_COMPILATION_CACHE_DIR")
 
 
 def _file_cache(path: str) -> tuple[CacheInterface, str] | None:

@@ -14,12 +14,12 @@ import pytest
 from tests.support.network import in_own_network
 from tests.support.processes import clean_environment, run_python
 from zoo.errors import BadInput
-from zoo.runtime import jax_setup
+from zoo.runtime import caches, jax_setup
 
 UNSAFE = f"{jax_setup.SAFE_FLAG}=dot,reduce"
 PROGRAM = """
 import json, os, sys
-from zoo.runtime import jax_setup
+from zoo.runtime import caches, jax_setup
 from zoo.errors import BadInput
 assert "jax" not in sys.modules
 jax_setup.prepare(devices=int(sys.argv[1]))
@@ -68,7 +68,7 @@ def test_the_canary_detects_what_the_flag_prevents() -> None:
 def test_freed_memory_is_kept_for_the_next_step_unless_the_user_has_settings_of_malloc() -> None:
     program = """
 import resource
-from zoo.runtime import jax_setup
+from zoo.runtime import caches, jax_setup
 jax_setup.prepare(1)
 import jax, jax.numpy as jnp
 # 100 MB of temporaries: more than an arena of a thread can hold.
@@ -106,17 +106,17 @@ def test_cache_folder_is_the_users_and_private(
 ) -> None:
     monkeypatch.delenv("ZOO_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert jax_setup.cache_dir() == tmp_path / "zoo"
+    assert caches.cache_dir() == tmp_path / "zoo"
     shared = tmp_path / "shared"
     shared.mkdir()
     shared.chmod(0o777)
     with pytest.raises(BadInput, match="others can write"):
-        jax_setup.private_folder(shared)
+        caches.private_folder(shared)
     (tmp_path / "file").touch()
     with pytest.raises(BadInput, match="set ZOO_CACHE"):
-        jax_setup.private_folder(tmp_path / "file" / "below")
+        caches.private_folder(tmp_path / "file" / "below")
     monkeypatch.setenv("ZOO_CACHE", str(tmp_path / "file"))
-    assert jax_setup.cache_folder("below") is None
+    assert caches.cache_folder("below") is None
     [line] = capsys.readouterr().err.splitlines()
     assert "set ZOO_CACHE to a folder you can write to. Until then nothing is cached" in line
 
@@ -134,13 +134,13 @@ def test_a_cache_folder_that_others_can_write_to_is_refused_with_the_command_tha
     _, folder = tree(tmp_path)
     folder.chmod(mode)
     with pytest.raises(BadInput) as refusal:
-        jax_setup.private_folder(folder, "SETTING")
+        caches.private_folder(folder, "SETTING")
     command = f"chmod 700 '{folder}'"
     assert str(refusal.value) == (
         f"cache folder {folder}: others can write to it (mode {mode:04o}); run `{command}`, or set SETTING to a private folder"
     )
     subprocess.run(["sh", "-c", command], check=True)
-    assert jax_setup.private_folder(folder) == folder
+    assert caches.private_folder(folder) == folder
 
 
 @pytest.mark.planted(2)
@@ -151,12 +151,12 @@ def test_a_folder_above_the_cache_that_others_can_write_to_is_refused_unless_it_
         with pytest.raises(
             BadInput, match=rf": others can write to it \(mode {mode:04o}\); run `chmod go-w '{above}'`, or set ZOO"
         ):
-            jax_setup.private_folder(folder)
+            caches.private_folder(folder)
     above.chmod(0o1777)
-    jax_setup.private_folder(folder)
+    caches.private_folder(folder)
     # The cache folder itself may not be like /tmp.
     with pytest.raises(BadInput, match="others can write to it"):
-        jax_setup.private_folder(above)
+        caches.private_folder(above)
 
 
 @pytest.mark.planted(2)
@@ -165,11 +165,11 @@ def test_links_are_checked_with_everything_on_their_way(tmp_path: Path) -> None:
     (tmp_path / "first").symlink_to("second/zoo")
     (tmp_path / "second").symlink_to(above)
     through_links = tmp_path / "first" / "text"
-    assert jax_setup.private_folder(through_links) == through_links
+    assert caches.private_folder(through_links) == through_links
     for path in (above, folder):
         path.chmod(0o777)
         with pytest.raises(BadInput, match="others can write to it"):
-            jax_setup.private_folder(through_links)
+            caches.private_folder(through_links)
         path.chmod(0o700)
 
 
@@ -178,20 +178,20 @@ def test_a_cache_folder_of_another_user_is_refused(tmp_path: Path, monkeypatch: 
     _, folder = tree(tmp_path)
     owner = folder.stat().st_uid
     monkeypatch.setattr(os, "geteuid", lambda: owner + 1)
-    monkeypatch.setattr(jax_setup, "_owners_of_system", lambda: {owner + 2})
+    monkeypatch.setattr(caches, "_owners_of_system", lambda: {owner + 2})
     with pytest.raises(
         BadInput, match=rf"belongs to user {owner}, who can replace the content; set ZOO_CACHE to a private folder$"
     ):
-        jax_setup.private_folder(folder)
+        caches.private_folder(folder)
     # Root can replace everything anyway.
-    monkeypatch.setattr(jax_setup, "_owners_of_system", lambda: {owner})
-    jax_setup.private_folder(folder)
+    monkeypatch.setattr(caches, "_owners_of_system", lambda: {owner})
+    caches.private_folder(folder)
 
 
 def test_a_new_cache_folder_and_those_above_it_are_private_with_any_umask(tmp_path: Path) -> None:
     before = os.umask(0)
     try:
-        folder = jax_setup.private_folder(tmp_path / "new" / "zoo" / "text")
+        folder = caches.private_folder(tmp_path / "new" / "zoo" / "text")
     finally:
         os.umask(before)
     assert [stat.S_IMODE(path.stat().st_mode) for path in (folder, folder.parent, folder.parent.parent)] == [0o700] * 3
@@ -199,7 +199,7 @@ def test_a_new_cache_folder_and_those_above_it_are_private_with_any_umask(tmp_pa
 
 def test_a_cache_folder_is_private_in_a_user_namespace_too(tmp_path: Path) -> None:
     """Where the ids of root and others outside are not mapped, so that all their folders belong to one id."""
-    program = "from zoo.runtime import jax_setup; print(jax_setup.private_folder(__import__('pathlib').Path(sys.argv[1])))"
+    program = "from zoo.runtime import caches; print(caches.private_folder(__import__('pathlib').Path(sys.argv[1])))"
     command = in_own_network([sys.executable, "-c", f"import sys; {program}", str(tmp_path / "cache")])
     done = subprocess.run(command, env=clean_environment(), capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, f"{tmp_path / 'cache'}\n"), done.stderr
@@ -213,7 +213,7 @@ def test_a_folder_of_jaxs_option_that_others_can_write_to_is_not_used(setting: s
     folder.chmod(0o777)
     program = f"""
 from zoo.errors import BadInput
-from zoo.runtime import jax_setup
+from zoo.runtime import caches, jax_setup
 try:
     jax_setup.prepare()
     import jax

@@ -65,11 +65,11 @@ def check_data(run: "Run") -> int:
     from train.run.console import Console
     from train.run.run_dir import RunDir
     from zoo import configs
-    from zoo.runtime import jax_setup
+    from zoo.runtime import caches
 
     folder = RunDir.of(run)
     run = run_inputs.resolve_config(run, folder)
-    data = run_inputs.read(run, folder, jax_setup.cache_dir() / "text")
+    data = run_inputs.read(run, folder, caches.cache_dir() / "text")
     state = "would continue" if folder.is_resumable else "would start"
     with Console(steps=run.steps) as console:
         facts = {"model": configs.family_of(run.model), "objective": run.objective, **data.describe(run), "run": str(folder.path)}
