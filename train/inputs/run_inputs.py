@@ -6,7 +6,7 @@ prompts.
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -33,9 +33,13 @@ from zoo.errors import require
 class Inputs(Protocol):
     """Tokenized data and its rows, which are numbered (`train.rows.row_source.RowSource`)."""
 
-    tokenizer: Tokenizer
-    rows: Mixture
-    """The rows that the run trains on."""
+    @property
+    def tokenizer(self) -> Tokenizer: ...
+
+    @property
+    def rows(self) -> Mixture:
+        """The rows that the run trains on."""
+        ...
 
     def scored_rows(self, run: run_config.Run, stride: int) -> RowSource:
         """Return rows that cover the held-out data exactly once; if they are windows, each has `stride` new tokens."""
@@ -58,16 +62,25 @@ class Inputs(Protocol):
         ...
 
 
-READERS: dict[str, Any] = {
-    "text": text_inputs,
-    "labelled": labelled_inputs,
-    "pairs": pair_inputs,
-    "dialogue": dialogue_inputs,
-    "preference": preference_inputs,
-    "unpaired": unpaired_inputs,
-    "prompts": prompt_inputs,
+class Reader(NamedTuple):
+    """The functions that read a kind of data."""
+
+    resolve_config: Callable[[run_config.Run, RunDir], run_config.Run]
+    """Returns the run with the values that its data determines."""
+    read: Callable[..., Inputs]
+    """Takes the arguments of the function `read` of this module."""
+
+
+READERS = {
+    "text": Reader(text_inputs.resolve_config, text_inputs.read),
+    "labelled": Reader(labelled_inputs.resolve_config, labelled_inputs.read),
+    "pairs": Reader(pair_inputs.resolve_config, pair_inputs.read),
+    "dialogue": Reader(dialogue_inputs.resolve_config, dialogue_inputs.read),
+    "preference": Reader(preference_inputs.resolve_config, preference_inputs.read),
+    "unpaired": Reader(unpaired_inputs.resolve_config, unpaired_inputs.read),
+    "prompts": Reader(prompt_inputs.resolve_config, prompt_inputs.read),
 }
-"""`Objective.DATA` -> the module that reads this kind of data."""
+"""`Objective.DATA` -> how this kind of data is read."""
 
 
 def resolve_config(run: run_config.Run, folder: RunDir) -> run_config.Run:
@@ -100,5 +113,5 @@ def builder(run: run_config.Run, data: Inputs) -> Callable[..., dict[str, Any]]:
     return objective(run.objective).builder(run, data.tokenizer, data.counts)
 
 
-def _reader(run: run_config.Run) -> Any:
+def _reader(run: run_config.Run) -> Reader:
     return READERS[objective(run.objective).DATA]
