@@ -316,7 +316,7 @@ def test_a_recipe_is_read_back_from_the_folder_of_its_run(tmp_path: Path) -> Non
         run = recipe()
         assert isinstance(run, Run)
         assert run.recipe == name
-        assert run.objective in model(run.model).module.OBJECTIVES
+        assert run.objective in model(run.model).definition.objectives
         (tmp_path / name).mkdir()
         run_dir.RunDir(tmp_path / name).write_config(run)
         assert run_dir.read_config(tmp_path / name) == run

@@ -79,7 +79,7 @@ class Output:
     hidden: Float[Array, "B T D"]
     """Final hidden states, after the last norm."""
     predicted: Float[Array, "B P D"] | None = None
-    """Final hidden states of the query stream at `batch.query_at`."""
+    """Final hidden states of the query stream at `batch.query_at`; with a cache, at the position after each token."""
     summaries: Float[Array, "B Q D"] | None = None
     """Summaries of sequences, in a model that does not take the hidden states at `batch.summary_at` (mean pooling)."""
     source_hidden: Float[Array, "B S D"] | None = None
@@ -89,3 +89,5 @@ class Output:
     factors are those of `Model.loss_factors`."""
     carry: Any = dataclasses.field(default_factory=dict)
     """State for the next step (XLNet's memory), batch axis first; `{}` for a model without state."""
+    cache: Any = None
+    """The `zoo.nn.kv_cache.Cache` with the batch's tokens; None in a call without a cache."""

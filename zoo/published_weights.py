@@ -52,7 +52,7 @@ def load(folder: Path, mesh: Mesh, notify: Callable[[str], None] = lambda line: 
         leaf = leaves[sharding.path_of(keys)]
         return jax.make_array_from_callback(shape.shape, leaf_sharding, lambda index: leaf.read(opened.tensors, index or ()))
 
-    shardings = sharding.shardings(mesh, shapes, model.module.SHARDING)
+    shardings = sharding.shardings(mesh, shapes, model.definition.sharding)
     try:
         return opened.config, jax.tree_util.tree_map_with_path(read_leaf, shapes, shardings)
     finally:
@@ -133,7 +133,7 @@ def open_folder(folder: Path) -> Opened:
             missing, unexpected, of another shape, of mixed types, not finite, or different from the tensor they are tied to.
     """
     published, family = _read_config_json(folder)
-    heads: Mapping[str, ParamNames] = models.family(family).HF
+    heads: Mapping[str, ParamNames] = models.family(family).names
     architecture = _architecture(published, family)
     tensors, notes = weight_files.read_tensors(folder)
     published.task = resolve_task(heads, tensors, architecture)
@@ -163,7 +163,7 @@ def read_config(folder: Path) -> tuple[Any, list[str]]:
         BadInput: no config.json, an unknown family, or a number or name that its family does not support.
     """
     published, family = _read_config_json(folder)
-    published.task = resolve_task(models.family(family).HF, {}, _architecture(published, family))
+    published.task = resolve_task(models.family(family).names, {}, _architecture(published, family))
     return _to_config(published, family), published.unread()
 
 
@@ -363,8 +363,8 @@ def present_leaves(cfg: Any, prefix: str) -> tuple[Leaf, ...]:
         stacked = "layers" in row.leaf.split("/")
         shape = stored[row.leaf][1:] if stacked else stored[row.leaf]
         padding = 0
-        if row.leaf in model.module.PADDED:
-            rows = getattr(cfg, model.module.PADDED[row.leaf])
+        if row.leaf in model.definition.padded:
+            rows = getattr(cfg, model.definition.padded[row.leaf])
             shape, padding = (rows, *shape[1:]), shape[0] - rows
         row_names = (row.names,) if isinstance(row.names, str) else row.names
         by_layer = tuple(

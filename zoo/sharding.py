@@ -63,11 +63,11 @@ def spec(path: str, rules: Rules) -> PartitionSpec:
     """Return the PartitionSpec of a leaf: that of the one row of the sharding table `rules` whose pattern matches its path.
 
     Raises:
-        ValueError: no row matches, or more than one. A new kind of leaf needs a row in the model's `SHARDING`.
+        ValueError: no row matches, or more than one. A new kind of leaf needs a row in `Family.sharding`.
     """
     rows = [axes for pattern, axes in rules if re.search(rf"(^|/){pattern}$", path)]
     if len(rows) != 1:
-        raise ValueError(f"{path} matches {len(rows)} rows of the sharding table, not exactly one; fix the model's SHARDING")
+        raise ValueError(f"{path} matches {len(rows)} rows of the sharding table, not exactly one; fix `sharding` of its family")
     return PartitionSpec(*((None,) if "layers" in path.split("/") else ()), *rows[0])
 
 

@@ -88,7 +88,7 @@ def _model(size: str) -> models.Model:
     """Return the model of a size, with the first of its family's heads that generates text, if one does."""
     config = configs.find_size(size)[1].config
     model = models.model(config)
-    tasks = model.module.HF if hasattr(config, "task") else ()
+    tasks = model.definition.names if hasattr(config, "task") else ()
     heads = [model, *(models.model(dataclasses.replace(config, task=task)) for task in tasks)]
     return next((head for head in heads if head.generates), model)
 

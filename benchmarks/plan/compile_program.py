@@ -30,6 +30,7 @@ from zoo.batch import Batch
 from zoo.errors import BadInput, require
 from zoo.generation.decode_loop import unroll_layers
 from zoo.mesh_axes import HEADS
+from zoo.nn.task_heads import predictions
 from zoo.ops import ragged_product
 from zoo.precision import DTYPES, cast_params, resolve_precision
 from zoo.sharding import BATCH, constrain
@@ -185,9 +186,9 @@ def _decoding(run: run_config.Run, mesh: Mesh) -> Any:
     token, cache = _tokens(mesh, rows, 1), _cache(run, mesh, params, run.data.length)
 
     def decode(params: Any, batch: Batch, cache: Any) -> Any:
-        hidden, cache = model.decode(params, batch, cache)
-        logits = constrain(model.unembed(params, hidden[:, -1]), BATCH)
-        return logits.argmax(-1), cache
+        out = model.apply(params, batch, cache=cache)
+        logits = constrain(model.unembed(params, predictions(out, batch)[:, -1]), BATCH)
+        return logits.argmax(-1), out.cache
 
     with jax.set_mesh(mesh):
         shardings = (None, jax.tree.map(lambda leaf: leaf.sharding, cache))
@@ -238,13 +239,16 @@ def _cache(run: run_config.Run, mesh: Mesh, params: Any, slots: int) -> Any:
     """Return the shapes of a cache of `slots` tokens of each row, and of `data.length` tokens of an encoder-decoder's sources."""
     model, rows = models.model(run.model), run.data.batch
     everywhere, by_row = NamedSharding(mesh, PartitionSpec()), device_mesh.batch_sharding(mesh)
-    cache = jax.eval_shape(lambda: model.init_cache(rows, slots, DTYPES[run.precision]))
-    if model.is_encoder_decoder:
-        first = dataclasses.replace(_tokens(mesh, rows, 1), source=_tokens(mesh, rows, run.data.length))
-        _, cache = jax.eval_shape(unroll_layers(model).decode, params, first, cache)
+
+    def filled(params: Any, first: Batch) -> Any:
+        cache = model.init_cache(rows, slots, DTYPES[run.precision])
+        return unroll_layers(model).apply(params, first, cache=cache).cache if model.is_encoder_decoder else cache
+
+    source = _tokens(mesh, rows, run.data.length) if model.is_encoder_decoder else None
+    cache = jax.eval_shape(filled, params, dataclasses.replace(_tokens(mesh, rows, 1), source=source))
 
     def place(leaf: Any) -> jax.ShapeDtypeStruct:
-        # Arrays with a row axis have it second of five (`zoo.models.Model.decode`); the third axis is then the heads.
+        # Arrays with a row axis have it second of five (`zoo.nn.kv_cache.Cache`); the third axis is then the heads.
         if leaf.ndim == 5 and leaf.shape[1] == rows:
             where = NamedSharding(mesh, PartitionSpec(None, BATCH, HEADS))
         else:

@@ -84,13 +84,13 @@ def make_case(name: str, mode: Mode, *, batch: int = 0, length: int = 0, source:
     """
     name = resolve_size_name(name)
     size = configs.find_size(name)[1]
-    objective = next((candidate for candidate in models.model(size.config).module.OBJECTIVES if candidate in BATCHES), None)
+    objective = next((candidate for candidate in models.model(size.config).definition.objectives if candidate in BATCHES), None)
     if objective is None:
         raise BadInput(f"{name} has no objective that zoo bench step knows; it knows {', '.join(BATCHES)}")
     cfg = _with_head(size.config, objective, dropout)
     model = models.model(cfg)
     if mode == "decode" and not model.generates:
-        families = ", ".join(family for family in models.families() if hasattr(models.family(family), "init_cache"))
+        families = ", ".join(family for family in models.families() if models.family(family).init_cache is not None)
         raise BadInput(f"--mode decode: {name} does not generate text; these families do: {families}")
     rows, tokens, read = SHAPES[objective]
     if source and not model.is_encoder_decoder:

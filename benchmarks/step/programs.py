@@ -24,6 +24,8 @@ from zoo.configs import Compute
 from zoo.errors import BadInput, require
 from zoo.generation.decode_loop import decoding_params
 from zoo.models import Model
+from zoo.nn.kv_cache import split_cache
+from zoo.nn.task_heads import predictions
 from zoo.precision import DTYPES
 
 
@@ -215,7 +217,7 @@ def _inference(step: Step) -> StepParts:
         return jax.tree.map(lambda leaf: jnp.array(leaf, step.dtype, copy=True), params)
 
     shapes = jax.eval_shape(model.init, jax.random.key(0))
-    partitions = sharding.shardings(step.mesh, shapes, model.module.SHARDING)
+    partitions = sharding.shardings(step.mesh, shapes, model.definition.sharding)
     shapes = jax.tree.map(lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, step.dtype, sharding=where), shapes, partitions)
     return StepParts(step=step_function, shapes=shapes, batch=step.case.arrays(), fresh=cast)
 
@@ -230,16 +232,14 @@ def _decode(step: Step) -> StepParts:
     def prefilled(params: Any) -> Any:
         params = decoding_params(params, dtype)
         prompt = Batch(tokens=tokens[:, :last], source=source)
-        _, cache = model.decode(params, prompt, model.init_cache(case.batch, case.length, dtype))
-        cache = model.split_cache(params, cache)
-        return {"params": params, "cache": {name: array for name, array in cache.items() if name != "at"}}
+        cache = model.apply(params, prompt, cache=model.init_cache(case.batch, case.length, dtype)).cache
+        return {"params": params, "cache": split_cache(cache, params)}
 
     def step_function(state: Any, batch: Batch) -> tuple[Any, jax.Array]:
-        cache = {**state["cache"], "at": jnp.int32(last)}
-        hidden, cache = model.decode(state["params"], batch, cache)
-        logits = model.unembed(state["params"], hidden[:, -1]).astype(jnp.float32)
+        out = model.apply(state["params"], batch, cache=dataclasses.replace(state["cache"], at=jnp.int32(last)))
+        logits = model.unembed(state["params"], predictions(out, batch)[:, -1]).astype(jnp.float32)
         nats = jax.nn.logsumexp(logits, -1) - logits[:, TARGET_TOKEN]
-        return {"params": state["params"], "cache": {name: cache[name] for name in state["cache"]}}, nats.mean()
+        return {"params": state["params"], "cache": out.cache}, nats.mean()
 
     shapes = jax.eval_shape(prefilled, jax.eval_shape(model.init, jax.random.key(0)))
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=step._everywhere), shapes)

@@ -97,7 +97,7 @@ class Encoder:
         """
         require(batch >= 1, "batch", batch, "choose 1 or more rows")
         model = loaded.model
-        if "causal" in model.module.OBJECTIVES:
+        if "causal" in model.definition.objectives:
             raise BadInput(
                 f"{loaded.where}: {model.family} reads from left to right; choose an encoder (BERT, RoBERTa, DistilBERT)"
             )
@@ -206,7 +206,7 @@ class Encoder:
         columns = [row.at for row in rows], [row.target for row in rows], summaries
         at, targets, summary_at = (np.array(column, np.int32)[:, None] for column in columns)  # [B, 1]
         batch = Batch(tokens=tokens, segments=segments, predict_at=at, targets=targets)
-        if (is_mask := tokens == special_tokens.mask).any() and "permutation" in self.loaded.model.module.OBJECTIVES:
+        if (is_mask := tokens == special_tokens.mask).any() and "permutation" in self.loaded.model.definition.objectives:
             # A query stream predicts a token that nothing sees: neither itself nor another mask of the text.
             batch = dataclasses.replace(batch, order=np.where(is_mask, 0, -1).astype(np.int32), query_at=at, predict_at=None)
         if not special_tokens.cls_last:

@@ -73,7 +73,7 @@ def likelihoods(
         BadInput: a model that does not predict from left to right, a pair that is too long, or a likelihood that is not finite.
         ValueError: an empty context (begin it with end-of-text) or an empty continuation.
     """
-    if "causal" not in model.module.OBJECTIVES:
+    if "causal" not in model.definition.objectives:
         raise BadInput(
             f"{model.family} predicts no text from left to right, so it has no likelihood of a continuation; choose GPT"
         )

@@ -44,7 +44,7 @@ def permuted_nats(
         BadInput: a model without a query stream, or a result that is not finite.
     """
     model, room, nats = encoder.loaded.model, length or encoder.room, np.zeros((len(texts), orders))
-    if "permutation" not in model.module.OBJECTIVES:
+    if "permutation" not in model.definition.objectives:
         raise BadInput(f"{encoder.loaded.where}: a {model.family} does not predict tokens in any order; choose an XLNet")
     encoder.check_masked()
     count = orders * sum(-(-len(text) // room) for text in texts)

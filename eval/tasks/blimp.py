@@ -80,7 +80,7 @@ def score(subject: Loaded, pairs: Sequence[Pair], settings: Settings, progress: 
             length); see also `likelihoods` and `pseudo_nats`.
     """
     # A decoder may have an encoder's tokenizer, as Ettin's.
-    one_way = "causal" in subject.model.module.OBJECTIVES or not subject.tokenizer.special_tokens
+    one_way = "causal" in subject.model.definition.objectives or not subject.tokenizer.special_tokens
     nats = (_left_to_right if one_way else _both_sides)(subject, pairs, settings, progress)
     outcomes: dict[tuple[str, str], list[float]] = {}
     right = [0.5 if good == bad else float(good < bad) for good, bad in zip(nats[::2], nats[1::2], strict=True)]

@@ -71,7 +71,7 @@ def score(subject: Loaded, documents: Documents, settings: Settings, progress: P
     encoder = Encoder.of(subject, batch=settings.batch, dtype=settings.dtype)
     encoder.check_masked()
     model, hides_all = subject.model, settings.argument == ALL
-    if "masked" not in model.module.OBJECTIVES and not hides_all:
+    if "masked" not in model.definition.objectives and not hides_all:
         raise BadInput(
             f"--task masked: a {model.family} never sees a token that it predicts; choose --task masked:{ALL}, which hides all "
             "of them, for all models that are compared"
@@ -113,7 +113,7 @@ def _permutes(subject: Loaded) -> bool:
     """Return whether a model predicts with its query stream; published weights of such a family do."""
     options = None if subject.run is None else subject.run.options
     denoises = isinstance(options, PermutationOptions) and options.permutation.kind == "denoising"
-    return "masked" not in subject.model.module.OBJECTIVES and not denoises
+    return "masked" not in subject.model.definition.objectives and not denoises
 
 
 def _predicted_last(build: Build) -> Build:

@@ -45,7 +45,7 @@ def score(subject: Loaded, documents: Documents, settings: Settings, progress: P
         BadInput: a length or stride that the model or the length does not allow; or a model that predicts no text left to right.
     """
     model, tokenizer, mesh = subject.model, subject.tokenizer, subject.mesh
-    if "causal" not in model.module.OBJECTIVES:
+    if "causal" not in model.definition.objectives:
         raise BadInput(f"{model.family} predicts no text from left to right, so it has no perplexity; choose GPT")
     limit = positions(model)
     require(settings.length > 0 or limit is not None, "length", settings.length, "the model reads any length; choose one")

@@ -40,7 +40,7 @@ def loaded(family: str, task: str = "masked", shape: tuple[int, int, int] = (1, 
     net = small(family, task=task, vocab=words.vocab_size + 5, **({"context": POSITIONS} if family in KINDS else {}))
     data, fsdp, tensor = shape
     mesh = device_mesh.make_mesh(run_config.Mesh(data=data, fsdp=fsdp, tensor=tensor), jax.devices()[: data * fsdp * tensor])
-    params = jax.device_put(random_params(net), shardings(mesh, random_params(net), net.module.SHARDING))
+    params = jax.device_put(random_params(net), shardings(mesh, random_params(net), net.definition.sharding))
     return Loaded(f"small {family}", net, params, words, mesh)
 
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from tests.support.rounding import over_products
+from zoo.nn.layer_stack import Layer
 
 
 def loop(layer: Callable, params: Any, body: Callable, carry: Any, per_layer: Any = None, **options: Any) -> tuple[Any, Any]:
@@ -17,7 +18,8 @@ def loop(layer: Callable, params: Any, body: Callable, carry: Any, per_layer: An
         mine, x = (jax.tree.map(lambda leaf, index=index: leaf[index], tree) for tree in (params, per_layer))
         pattern = options.get("pattern", (None,))
         kind = pattern[index % len(pattern)]
-        carry, y = body(nnx.merge(graph, mine), carry, x, jnp.int32(index), kind)
+        number = jnp.int32(index + options.get("first", 0))
+        carry, y = body(nnx.merge(graph, mine), carry, Layer(index=number, kind=kind, inputs=x))
         ys.append(y)
     return carry, jax.tree.map(lambda *each: jnp.stack(each), *ys)
 

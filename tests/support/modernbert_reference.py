@@ -14,7 +14,7 @@ from tests.support.small import row
 from zoo.attention.masks import Mask
 from zoo.batch import Batch
 from zoo.models import Model
-from zoo.nn import layers
+from zoo.nn import kv_cache, layers, modernbert_layer
 from zoo.nn.layer_stack import run_stack
 from zoo.ops import positions
 
@@ -84,12 +84,12 @@ def swapped_gate(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(layers, "unstacked", unstacked)
 
 
-def masks(module: ModuleType, change: Callable[[dict[str, Any]], dict[str, Any]]) -> Callable[[pytest.MonkeyPatch], None]:
-    return lambda patch: patch.setattr(module, "Mask", lambda **fields: Mask(**{**fields, **change(fields)}))
+def masks(change: Callable[[dict[str, Any]], dict[str, Any]]) -> Callable[[pytest.MonkeyPatch], None]:
+    return lambda patch: patch.setattr(kv_cache, "Mask", lambda **fields: Mask(**{**fields, **change(fields)}))
 
 
-def wider(module: ModuleType, by: int) -> Callable[[pytest.MonkeyPatch], None]:
-    return masks(module, lambda fields: {"window": fields["window"] + by} if "window" in fields else {})
+def wider(by: int) -> Callable[[pytest.MonkeyPatch], None]:
+    return masks(lambda fields: {"window": fields["window"] + by} if fields["window"] else {})
 
 
 def rotations(change: Callable[[Any, float], tuple[Any, float]]) -> Callable[[pytest.MonkeyPatch], None]:
@@ -104,32 +104,32 @@ def rotations(change: Callable[[Any, float], tuple[Any, float]]) -> Callable[[py
 
 def norm_in_the_first_layer(module: ModuleType) -> Callable[[pytest.MonkeyPatch], None]:
     class Normed(module.Block):
-        def __call__(self, x: Any, mask: Any, rotate: Any, seeds: Any) -> Any:
+        def __call__(self, x: Any, *others: Any) -> Any:
             if self.norm1 is None:
                 self.norm1 = lambda x: layers.layer_norm(x, jnp.ones(32), None, self.cfg.eps)
-            return super().__call__(x, mask, rotate, seeds)
+            return super().__call__(x, *others)
 
     return lambda patch: patch.setattr(module, "Block", Normed)
 
 
-def first_layer_local(module: ModuleType) -> Callable[[pytest.MonkeyPatch], None]:
+def first_layer_local() -> Callable[[pytest.MonkeyPatch], None]:
     def run(*arguments: Any, pattern: Any, **options: Any) -> Any:
         return run_stack(*arguments, pattern=("local",) if pattern == ("global",) else pattern, **options)
 
-    return lambda patch: patch.setattr(module, "run_stack", run)
+    return lambda patch: patch.setattr(modernbert_layer, "run_stack", run)
 
 
 def mistakes(module: ModuleType) -> dict[str, Callable[[pytest.MonkeyPatch], None]]:
     """Return mistakes of the module of a family, whose model has the bases 50 and 3 of global and local rotations."""
     return {
         "gate and input swapped": swapped_gate,
-        "window one token wider": wider(module, 1),
-        "window one token narrower": wider(module, -1),
-        "documents see each other": masks(module, lambda fields: {"query_segments": None, "key_segments": None}),
+        "window one token wider": wider(1),
+        "window one token narrower": wider(-1),
+        "documents see each other": masks(lambda fields: {"query_segments": None, "key_segments": None}),
         "local base used globally": rotations(lambda at, base: (at, 3.0)),
         "global base used locally": rotations(lambda at, base: (at, 50.0)),
         "positions ignored": rotations(lambda at, base: (jnp.arange(16)[None], base)),
         "a norm in the first layer": norm_in_the_first_layer(module),
-        "the first layer local": first_layer_local(module),
+        "the first layer local": first_layer_local(),
         "no rotation": lambda patch: patch.setattr(positions, "rotate", lambda x, rotation: x),
     }

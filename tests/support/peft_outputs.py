@@ -30,7 +30,7 @@ FORMS: dict[str, dict[str, Any]] = {
 def load(folder: Path, model: str) -> Any:
     """The model of a published folder, as `transformers` has it."""
     family, task, _ = published.MODELS[model]
-    return theirs.load(folder, models.family(family).HF[task].architecture)
+    return theirs.load(folder, models.family(family).names[task].architecture)
 
 
 def adapted(folder: Path, model: str, **changes: Any) -> Any:

@@ -94,7 +94,9 @@ FORMS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 """Encoder-decoders as `transformers` has them: a family, and what its config.json says."""
 
-HEADS = [(family, task) for family in models.families() for task, names in models.family(family).HF.items() if names.architecture]
+HEADS = [
+    (family, task) for family in models.families() for task, names in models.family(family).names.items() if names.architecture
+]
 SEVERAL_FORMS = {*((family, "text_to_text") for family, _ in FORMS.values()), ("t5", "sequence")}
 ENCODERS = [(family, task) for family, task in HEADS if hasattr(configs.family(family).Config, "task")]
 MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
@@ -114,7 +116,7 @@ LABELS = ("no", "perhaps", "yes")
 def config(family: str, task: str, numbers: dict[str, Any] | None = None) -> dict[str, Any]:
     """The config.json of a model: `numbers` (the tiny ones), its architecture, and what its labels are called."""
     numbers, classes = numbers or TINY[family], configs.model_classes(configs.family(family))
-    architecture = models.family(family).HF[task].architecture.removeprefix(next(iter(classes.values())))
+    architecture = models.family(family).names[task].architecture.removeprefix(next(iter(classes.values())))
     said = {**numbers, "architectures": [classes[numbers["model_type"]] + architecture]}
     if task not in LABELLED:
         return said

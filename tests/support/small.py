@@ -2,12 +2,14 @@
 
 import dataclasses
 import functools
+import importlib
 from types import ModuleType
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from zoo import configs, models, sharding
 from zoo.batch import Batch, Output
@@ -15,7 +17,8 @@ from zoo.configs import Compute
 from zoo.configs._encoder import LABELLED, EncoderConfig
 from zoo.models import Model, model
 from zoo.nn import encoder
-from zoo.nn.task_heads import gather, summaries
+from zoo.nn.kv_cache import Cache
+from zoo.nn.task_heads import gather, predictions, summaries
 from zoo.ops.counter_rng import example_seeds
 
 SMALL = dict(vocab=300, context=32, layers=2, decoder_layers=2, width=32, heads=4, head=8, ffn=64, pattern=("full",), window=0)
@@ -25,11 +28,11 @@ OWN = {
 }
 """A local layer next to local and global ones, and a window that is narrower than the rows of tests."""
 LABELS = ("no", "perhaps", "yes")
-HEADS = [(family, task) for family in models.families() for task in models.family(family).HF]
+HEADS = [(family, task) for family in models.families() for task in models.family(family).names]
 ENCODERS = [family for family in models.families() if hasattr(configs.family(family).Config, "task")]
 PLACED = [family for family in ENCODERS if issubclass(configs.family(family).Config, EncoderConfig)]
 """Encoders that learn positions."""
-GENERATORS = [family for family in models.families() if hasattr(models.family(family), "decode")]
+GENERATORS = [family for family in models.families() if models.family(family).init_cache is not None]
 ONE_WAY = [family for family in GENERATORS if family not in ENCODERS]
 """Families in which no token sees those behind it."""
 
@@ -57,6 +60,11 @@ def small(family: str, **changes: Any) -> Model:
     rates = {name: 0.0 for name in fields if name.endswith("dropout")}
     labels = {"labels": LABELS} if changes.get("task") in LABELLED else {}
     return model(dataclasses.replace(first, **{**numbers, **rates, **labels, "compute": Compute(), **changes}))
+
+
+def patch_family(patch: pytest.MonkeyPatch, module: ModuleType, **changes: Any) -> None:
+    """Put a family with other functions or tables in the place of a module's."""
+    patch.setattr(module, "FAMILY", dataclasses.replace(module.FAMILY, **changes))
 
 
 def shallow(family: str, **changes: Any) -> Model:
@@ -94,7 +102,8 @@ def with_dropout(net: Model) -> dict[str, float]:
 
 def home(net: Model, name: str) -> ModuleType:
     """The module in which a model's arithmetic looks a name up, where a test puts another: its own or the encoders'."""
-    return net.module if hasattr(net.module, name) else encoder
+    own = importlib.import_module(f"zoo.models.{net.family}")
+    return own if hasattr(own, name) else encoder
 
 
 BODIES = list({home(small(family), "run_stack"): family for family in reversed(models.families())}.values())
@@ -118,8 +127,8 @@ def random_params(net: Model) -> Any:
             values *= net.config.width**-0.5 / 0.3
             queries = values[:, :, :1] if "qkv" in path else values if "/q/" in path else values[:0]
             queries *= net.config.head**-0.5
-        if path in net.module.PADDED:
-            values[getattr(net.config, net.module.PADDED[path]) :] = 0
+        if path in net.definition.padded:
+            values[getattr(net.config, net.definition.padded[path]) :] = 0
         return jnp.asarray(np.float32(values))
 
     return jax.tree_util.tree_map_with_path(draw, shapes(net))
@@ -132,7 +141,7 @@ def row(length: int, rows: int = 1, **fields: Any) -> Batch:
 
 def with_source(net: Model, batch: Batch) -> Batch:
     """As an encoder-decoder takes it: with a source of the rows' segments, and of tokens that they do not have."""
-    if "text_to_text" not in net.module.OBJECTIVES:
+    if "text_to_text" not in net.definition.objectives:
         return batch
     source = Batch(tokens=batch.tokens + batch.tokens.size, segments=batch.segments, positions=batch.positions)
     return dataclasses.replace(batch, source=source)
@@ -172,6 +181,12 @@ def reached_rows(net: Model, params: Any, batch: Batch) -> np.ndarray:
 def sees(net: Model, params: Any, batch: Batch, tokens: Any = None) -> np.ndarray:
     """Return bool[T, S]: whether the output at t depends on the token at s, all different: the row's, or those given [S]."""
     return reached_rows(net, params, batch)[:, np.asarray(batch.tokens[0] if tokens is None else tokens)]
+
+
+def decode(net: Model, params: Any, batch: Batch, cache: Cache) -> tuple[jax.Array, Any]:
+    """Return the hidden states that predict the token after each of a batch, [B, T, D], and the cache with the batch."""
+    out = net.apply(params, batch, cache=cache)
+    return predictions(out, batch), out.cache
 
 
 def following(net: Model, params: Any, batch: Batch) -> jax.Array:

@@ -1,7 +1,7 @@
 """Models of a vocabulary of 3 for policy gradients: expectations over all texts, their exact gradients, and the optimum."""
 
+import dataclasses
 import functools
-import types
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -74,11 +74,10 @@ def tabular() -> tuple[Any, Batch]:
         prefix = jnp.stack([0 * first, 1 + first, 3 + 2 * first + second, 0 * first], 1)
         return Output(hidden=params["table"].reshape(len(PREFIXES), 3)[prefix])
 
-    module: Any = types.ModuleType("tabular")
-    module.apply, module.unembed = apply, lambda cfg, params, hidden: hidden
     gpt = small("gpt", vocab=3)
+    definition = dataclasses.replace(gpt.definition, apply=apply, unembed=lambda cfg, params, hidden: hidden)
     batch = wide(responses.rows(gpt, [(0,)] * len(TEXTS), TEXTS, length=1 + LIMIT, target_length=0))
-    return models.Model(family="gpt", config=gpt.config, module=module), batch
+    return models.Model(family="gpt", config=gpt.config, definition=definition), batch
 
 
 def distance(gradient: Callable[[Any, Any], Any], rates: Sequence[float]) -> float:

@@ -60,7 +60,7 @@ def loss(family: str) -> dict[str, Any]:
     rows = datasets.Dataset.from_list([{"chosen": "w3", "rejected": "w4"}] * 2)
     with tempfile.TemporaryDirectory() as scratch:
         published.write(Path(scratch, "model"), config(family))
-        net = theirs.load(Path(scratch, "model"), models.family(family).HF["sequence"].architecture)
+        net = theirs.load(Path(scratch, "model"), models.family(family).names["sequence"].architecture)
         options = trl.RewardConfig(
             **dict(output_dir=scratch, use_cpu=True, report_to="none", bf16=False, gradient_checkpointing=False),
             center_rewards_coefficient=CENTERING,

@@ -53,7 +53,7 @@ def check(run: run_config.Run, mesh: Mesh) -> None:
         "pmap is data parallel only; choose --mesh.fsdp 1 --mesh.tensor 1, or --engine jit",
     )
     model = models.model(run.model)
-    shardings(mesh, jax.eval_shape(lambda: model.init(jax.random.key(0))), model.module.SHARDING)
+    shardings(mesh, jax.eval_shape(lambda: model.init(jax.random.key(0))), model.definition.sharding)
 
 
 def check_heads(heads: int, mesh: Mesh) -> None:

@@ -39,7 +39,7 @@ class TrainedParams:
 
 def all_params(model: Model) -> TrainedParams:
     """Return all parameters of a model."""
-    return TrainedParams(model.init, model.module.SHARDING)
+    return TrainedParams(model.init, model.definition.sharding)
 
 
 def abstract_state(

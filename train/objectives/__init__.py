@@ -36,7 +36,7 @@ def objective(name: str) -> type[Objective]:
 def supported_objectives(run: Run) -> tuple[str, ...]:
     """Return the objectives that the family of a run supports, and the run's own if it is a plug-in for this family."""
     family = configs.family_of(run.model)
-    supported = tuple(models.family(family).OBJECTIVES)
+    supported = tuple(models.family(family).objectives)
     plugin = plugins.find("zoo.objectives", run.objective, objectives())
     extends = plugin is not None and run.objective not in supported and family in load_objective(plugin).FAMILIES
     return (*supported, run.objective) if extends else supported

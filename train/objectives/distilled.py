@@ -86,7 +86,7 @@ class Distilled(Masked):
         teacher = models.model(dataclasses.replace(cls.frozen_config(run), task="masked"))
         _check(run, teacher.config)
         shapes = jax.eval_shape(lambda: teacher.init(jax.random.key(0)))
-        shardings = sharding.shardings(mesh, shapes, teacher.module.SHARDING)
+        shardings = sharding.shardings(mesh, shapes, teacher.definition.sharding)
 
         def abstract(dtype: Any) -> Any:
             return jax.tree.map(lambda leaf, spec: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=spec), shapes, shardings)
@@ -173,7 +173,7 @@ class Distilled(Masked):
 
             return jax.tree_util.tree_map_with_path(take, model.init(jax.random.key(0)))
 
-        shardings = sharding.shardings(self.mesh, jax.eval_shape(initial, self.teacher_params), model.module.SHARDING)
+        shardings = sharding.shardings(self.mesh, jax.eval_shape(initial, self.teacher_params), model.definition.sharding)
         with jax.set_mesh(self.mesh):
             return jax.jit(initial, out_shardings=shardings)(self.teacher_params)
 

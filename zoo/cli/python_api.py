@@ -53,7 +53,7 @@ class LoadedModel:
 
     @property
     def model(self) -> "Model":
-        """The configuration with its functions `apply`, `unembed`, `decode` and others."""
+        """The configuration with its functions `apply`, `unembed` and others."""
         return self._loaded.model
 
     @property

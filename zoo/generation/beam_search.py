@@ -8,6 +8,7 @@ prompts.
 """
 
 import dataclasses
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -18,6 +19,8 @@ from zoo.batch import Batch
 from zoo.generation.decoding_settings import UNCHANGED, Beams, Processors
 from zoo.generation.logits_processors import EMPTY, Context, process_logits, start_context
 from zoo.models import Model
+from zoo.nn.kv_cache import Cache
+from zoo.nn.task_heads import predictions
 from zoo.sharding import BATCH, constrain
 
 NEVER = -1e9
@@ -62,7 +65,7 @@ def search(
     model: Model,
     params: Any,
     prompts: Batch,
-    cache: dict[str, Any],
+    cache: Cache,
     beams: Beams,
     *,
     limit: int,
@@ -82,12 +85,12 @@ def search(
     assert prompts.positions is not None and prompts.segments is not None
     last, real = prompts.positions[:, -1], prompts.segments[:, -1]
     axes = batch_axes(model, params, prompts, cache)
-    hidden, cache = model.decode(params, prompts, cache)
-    logits = _logits(model, params, hidden, vocabulary)
+    out = model.apply(params, prompts, cache=cache)
+    logits = _logits(model, params, predictions(out, prompts), vocabulary)
     empty = jnp.zeros((rows, count, limit), jnp.int32)
-    cache = jax.tree.map(lambda leaf, axis: leaf if axis is None else jnp.repeat(leaf, count, axis=axis), cache, axes)
+    cache = jax.tree.map(lambda leaf, axis: leaf if axis is None else jnp.repeat(leaf, count, axis=axis), out.cache, axes)
     # All beams of a prompt share its source, so that these arrays are never reordered.
-    axes = {name: None if name.startswith("source") else axis for name, axis in axes.items()}
+    axes = dataclasses.replace(axes, source=jax.tree.map(lambda _: None, axes.source))
     start = _State(
         length=jnp.int32(0),
         cache=cache,
@@ -117,33 +120,33 @@ def search(
         newest = jax.lax.dynamic_index_in_dim(state.running_tokens, state.length - 1, axis=2, keepdims=False)  # [B, K]
         per_beam = [jnp.repeat(column, count) for column in (real, last + state.length)]
         tokens, segments, positions = (column.reshape(-1, 1) for column in (newest, *per_beam))  # [B * K, 1]
-        hidden, cache = model.decode(params, Batch(tokens=tokens, segments=segments, positions=positions), state.cache)
-        logits = _logits(model, params, hidden, vocabulary).reshape(rows, count, -1)  # [B, K, V]
-        return append_token(dataclasses.replace(state, cache=cache), logits)
+        batch = Batch(tokens=tokens, segments=segments, positions=positions)
+        out = model.apply(params, batch, cache=state.cache)
+        logits = _logits(model, params, predictions(out, batch), vocabulary).reshape(rows, count, -1)  # [B, K, V]
+        return append_token(dataclasses.replace(state, cache=out.cache), logits)
 
     state = jax.lax.while_loop(lambda state: (state.length < limit) & state.can_improve.any(), step, start)
     return BeamSearchResult(state.finished_tokens, state.finished_score, state.finite)
 
 
-def batch_axes(model: Model, params: Any, prompts: Batch, cache: dict[str, Any]) -> dict[str, int | None]:
-    """Return, for each array of a cache that contains the prompts, the axis whose size is the number of rows; None: no axis.
+def batch_axes(model: Model, params: Any, prompts: Batch, cache: Cache) -> Any:
+    """Return a cache that has, in place of each array, the axis whose size is the number of rows; None: no axis.
 
-    An array's shape for one batch is compared with its shape for a batch of twice as many rows. Nothing is computed on a device.
+    An array's shape in a cache that contains the prompts is compared with its shape for a batch of twice as many rows. Nothing is
+    computed on a device.
     """
 
-    def cache_shapes(factor: int) -> dict[str, Any]:
+    def cache_shapes(factor: int) -> Cache:
         """Return the shapes of a cache with `factor` times as many rows."""
         rows = factor * prompts.tokens.shape[0]
         batch = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((rows, *leaf.shape[1:]), leaf.dtype), prompts)
-        slots, dtype = cache["k"].shape[3], cache["k"].dtype
-        shapes = jax.eval_shape(lambda: model.init_cache(rows, slots, dtype))
-        return jax.eval_shape(model.decode, params, batch, shapes)[1]
+        empty = functools.partial(model.init_cache, rows, cache.slots, cache.k.dtype)
+        return jax.eval_shape(lambda *arguments: model.apply(*arguments, cache=empty()).cache, params, batch)
 
     def differing_axis(one: Any, two: Any) -> int | None:
         return next((axis for axis, sizes in enumerate(zip(one.shape, two.shape, strict=True)) if sizes[0] != sizes[1]), None)
 
-    single, double = cache_shapes(1), cache_shapes(2)
-    return {name: differing_axis(single[name], double[name]) for name in single}
+    return jax.tree.map(differing_axis, cache_shapes(1), cache_shapes(2))
 
 
 def _logits(model: Model, params: Any, hidden: Float[Array, "B T D"], vocabulary: int) -> Float[Array, "B V"]:
@@ -165,7 +168,7 @@ def _append_token(
     logits: Float[Array, "B K V"],
     log_probs: Float[Array, "B K V"],
     beams: Beams,
-    axes: dict[str, int | None],
+    axes: Any,
     limit: int,
     ends: tuple[int, ...],
 ) -> _State:

@@ -20,6 +20,8 @@ from zoo.generation import beam_search, sampling
 from zoo.generation.decoding_settings import UNCHANGED, Beams, Processors, Sampling
 from zoo.generation.logits_processors import Context, process_logits, start_context
 from zoo.models import Model
+from zoo.nn.kv_cache import Cache, split_cache
+from zoo.nn.task_heads import predictions
 from zoo.ops import counter_rng
 from zoo.ops.split_layers import split_layers
 from zoo.precision import cast_params
@@ -65,7 +67,7 @@ class Sampled(NamedTuple):
 class DecodeState:
     """The rows of a batch between two steps."""
 
-    cache: dict[str, Any]
+    cache: Cache
     tokens: Any
     """int32 [B, R], the input of the next step: the tokens that are read again, then the last sampled one, which is not in the
     cache yet."""
@@ -121,7 +123,7 @@ def start(
     assert prompts.segments is not None and prompts.positions is not None
     size, length = prompts.tokens.shape
     state = DecodeState(
-        cache=decoder.model.split_cache(params, decoder.model.init_cache(size, length + slots, decoder.dtype)),
+        cache=split_cache(decoder.model.init_cache(size, length + slots, decoder.dtype), params),
         tokens=prompts.tokens[:, -1 - decoder.reread :],
         position=prompts.positions[:, -1],
         segment=prompts.segments[:, -1],
@@ -130,7 +132,7 @@ def start(
     )
     state, sampled = _step(decoder, settings, params, prompts, state)
     # The step has added the keys and values of a source.
-    state = dataclasses.replace(state, cache=decoder.model.split_cache(params, state.cache))
+    state = dataclasses.replace(state, cache=split_cache(state.cache, params))
     return state, jax.tree.map(lambda leaf: leaf[None], sampled)
 
 
@@ -146,7 +148,7 @@ def sample_tokens(
             segments=jnp.broadcast_to(state.segment[:, None], state.tokens.shape),
             positions=state.position[:, None] + jnp.arange(-decoder.reread, 1),
         )
-        cache = state.cache | {"at": state.cache["at"] - decoder.reread}
+        cache = dataclasses.replace(state.cache, at=state.cache.at - decoder.reread)
         return _step(decoder, settings, params, batch, dataclasses.replace(state, cache=cache))
 
     return jax.lax.scan(step, state, None, length=count)
@@ -221,7 +223,8 @@ def _step(decoder: Decoder, settings: Sampling, params: Any, batch: Batch, state
     """
     if decoder.reread:
         batch = dataclasses.replace(batch, order=jnp.zeros_like(batch.tokens))
-    hidden, cache = decoder.model.decode(params, batch, state.cache)
+    out = decoder.model.apply(params, batch, cache=state.cache)
+    hidden = predictions(out, batch)
     # The tokenizer may have fewer entries than the model: an id without text is never sampled.
     logits = constrain(decoder.model.unembed(params, hidden[:, -1]), BATCH)[:, : decoder.vocabulary]
     position = state.position + 1
@@ -231,6 +234,5 @@ def _step(decoder: Decoder, settings: Sampling, params: Any, batch: Batch, state
     log_probs = constrain(sampling.log_probs(remaining, settings, token), None) if decoder.log_probs else None
     context = None if state.context is None else state.context.append(token)
     tokens = jnp.concatenate([state.tokens[:, 1:], token[:, None]], axis=1)
-    state = DecodeState(cache, tokens, position, state.segment, state.seeds, context)
-    small = jax.tree.map(lambda leaf: constrain(leaf, BATCH), dataclasses.replace(state, cache={}))
-    return dataclasses.replace(small, cache=cache), Sampled(constrain(token, None), constrain(finite, None), log_probs)
+    small = jax.tree.map(lambda leaf: constrain(leaf, BATCH), (tokens, position, state.segment, state.seeds, context))
+    return DecodeState(out.cache, *small), Sampled(constrain(token, None), constrain(finite, None), log_probs)

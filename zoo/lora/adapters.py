@@ -152,7 +152,7 @@ def default_targets(cfg: Any) -> tuple[str, ...]:
         BadInput: the family names none.
     """
     model = models.model(cfg)
-    targets = getattr(model.module, "LORA", ())
+    targets = model.definition.lora
     require(bool(targets), OPTION, "", f"a {model.family} has no default; name modules: {', '.join(_modules(cfg))}")
     return targets
 
@@ -187,7 +187,7 @@ def rules(model: Model, adapters: Adapters) -> Rules:
     stacked = {matrix.path: matrix.leaf.stacked for matrix in matrices(model.config, adapters.targets)}
     # Anchored, because the path of one stack of layers may end with that of another: first/layers/... and layers/...
     own = ((rf"\A{re.escape(path)}", (None,) * (len(shape) - stacked[path[:-2]])) for path, shape in shapes.items())
-    return (*model.module.SHARDING, *own)
+    return (*model.definition.sharding, *own)
 
 
 def base_of(cfg: Any, params: Any) -> dict[str, Any]:

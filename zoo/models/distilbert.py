@@ -1,19 +1,10 @@
 """DistilBERT: a BERT with half of the layers, distilled from the full one (Sanh et al. 2019)."""
 
 from zoo.configs._encoder import Task
-from zoo.configs.distilbert import Config
 from zoo.hf.param_name_types import ParamName
 from zoo.nn import encoder
-from zoo.nn.encoder import DENSE, Family, linear
+from zoo.nn.encoder import DENSE, encoder_family, linear
 from zoo.nn.task_heads import Head
-from zoo.sharding import Rules
-
-OBJECTIVES = ("masked", "left_to_right", "distilled", "classification", "tagging", "span", "choice", "preference")
-SHARDING: Rules = ()
-LORA = ("q_lin", "v_lin")
-"""Names of the published matrices that have adapters by default (`zoo.lora`)."""
-PADDED = {"embed/tokens/embedding": "vocab", "masked/bias": "vocab"}
-"""Leaf -> option that has its true number of rows. Further rows are padding, which is neither exported nor counted."""
 
 BODY = (
     ParamName("embed/tokens/embedding", "embeddings.word_embeddings.weight"),
@@ -52,14 +43,17 @@ HEADS: dict[Task, Head] = {
     "tokens": Head(architecture="DistilBertForTokenClassification", rows=linear("classifier", "classifier")),
     "span": Head(architecture="DistilBertForQuestionAnswering", rows=linear("classifier", "qa_outputs")),
 }
-HF = encoder.published_names(
-    HEADS,
-    "distilbert.",
-    BODY,
-    tied={"vocab_projector.weight": "embed/tokens/embedding"},
-    constants=("embeddings.position_ids",),
-)
 
-FAMILY = Family[Config](HEADS)
-init, apply, unembed, flops = FAMILY.init, FAMILY.apply, FAMILY.unembed, FAMILY.flops
-sequence_logits, token_logits = FAMILY.sequence_logits, FAMILY.token_logits
+FAMILY = encoder_family(
+    HEADS,
+    objectives=("masked", "left_to_right", "distilled", "classification", "tagging", "span", "choice", "preference"),
+    names=encoder.published_names(
+        HEADS,
+        "distilbert.",
+        BODY,
+        tied={"vocab_projector.weight": "embed/tokens/embedding"},
+        constants=("embeddings.position_ids",),
+    ),
+    padded={"embed/tokens/embedding": "vocab", "masked/bias": "vocab"},
+    lora=("q_lin", "v_lin"),
+)

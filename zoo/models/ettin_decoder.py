@@ -12,18 +12,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
-from zoo.attention.masks import Mask
 from zoo.batch import Batch, Output
 from zoo.configs.ettin_decoder import Config
 from zoo.hf.param_name_types import ParamName, ParamNames
 from zoo.nn import score_head
-from zoo.nn.kv_cache import append_tokens, empty_cache
-from zoo.nn.layer_stack import init_stack, run_stack
+from zoo.nn.family import Family
+from zoo.nn.kv_cache import Cache, append_tokens, cache_after, self_mask, view_of
+from zoo.nn.layer_stack import Layer, init_stack
 from zoo.nn.layers import (
-    KVCacheView,
-    LayerIndex,
     LayerNorm,
     Linear,
     Seeds,
@@ -35,18 +33,9 @@ from zoo.nn.layers import (
     params_of,
     tied_logits,
 )
-from zoo.nn.modernbert_layer import DEVIATION, Block, Embeddings, embedded, output_deviation
-from zoo.ops import positions
+from zoo.nn.modernbert_layer import DEVIATION, Block, Embeddings, embedded, output_deviation, rotations, run_layers
 from zoo.ops.adapted_kernel import linear
-from zoo.sharding import BATCH, Rules, constrain
-
-OBJECTIVES = ("causal", "instruction", "preference", "dpo", "kto", "policy", "ppo")
-SHARDING: Rules = ((r"unembed/bias", ("tensor",)),)
-LORA = ("q_proj", "v_proj")
-"""Names of the published matrices that have adapters by default (`zoo.lora`)."""
-PADDED = {"embed/tokens/embedding": "vocab", "unembed/bias": "vocab"}
-"""Leaf -> option that has its true number of rows. Further rows are padding, which is neither exported nor counted."""
-SPLIT_CACHE = ("k", "v")
+from zoo.sharding import BATCH, constrain
 
 HEAD_SITE, SCORE_SITE = range(2)
 """Numbers that are folded into the key of the initial parameters."""
@@ -76,60 +65,34 @@ def init(cfg: Config, key: Array) -> dict[str, Any]:
     }
 
 
-def apply(cfg: Config, params: dict[str, Any], batch: Batch, *, seeds: Seeds = None, carry: Any = None) -> Output:
-    """Return the hidden states after the final norm, [B, T, D].
+def apply(
+    cfg: Config, params: dict[str, Any], batch: Batch, *, cache: Cache | None = None, seeds: Seeds = None, carry: Any = None
+) -> Output:
+    """Return the hidden states after the final norm, [B, T, D]. `seeds`, u32[B, 2], enables dropout.
 
-    Rotations depend on `batch.positions`; the window of a local layer on the places of tokens in the row. `seeds`, u32[B, 2],
-    enables dropout.
-
-    Raises:
-        ValueError: a row longer than `cfg.context`.
-    """
-    length = batch.tokens.shape[1]
-    if length > cfg.context:
-        raise ValueError(f"rows of {length} tokens in a model of {cfg.context} positions; use rows of at most {cfg.context}")
-    masks = _masks(cfg, query_segments=batch.segments, key_segments=batch.segments)
-    rotate = _rotate(cfg, jnp.arange(length)[None] if batch.positions is None else batch.positions)
-
-    def body(block: Block, x: Array, _: None, index: LayerIndex, kind: str, *, before: int) -> tuple[Array, None]:
-        return constrain(block(x, masks[kind], rotate[kind], fold_seeds(seeds, before + index + 1)), BATCH), None
-
-    x = _run(cfg, params, body, embedded(cfg, params["embed"], batch.tokens, seeds), remat=cfg.compute.remat)
-    return Output(hidden=layer_norm(x, params["norm"]["scale"], None, cfg.eps))
-
-
-def init_cache(cfg: Config, rows: int, length: int, dtype: Any) -> dict[str, Any]:
-    """Return an empty cache of `length` slots for `rows` rows; see `zoo.models.Model.init_cache`."""
-    return empty_cache(cfg.layers, rows, length, cfg.heads, cfg.head, dtype)
-
-
-def decode(
-    cfg: Config, params: dict[str, Any], batch: Batch, cache: dict[str, Any]
-) -> tuple[Float[Array, "B T D"], dict[str, Any]]:
-    """Return the hidden states of T more tokens after those in the cache; see `zoo.models.Model.decode`.
+    Rotations depend on `batch.positions`; the window of a local layer on the places of tokens in the row.
 
     Raises:
-        ValueError: more tokens than the cache has slots.
+        ValueError: a row longer than `cfg.context`, or more tokens than the cache has slots.
     """
-    new, cached = append_tokens(batch, cache)
-    at = cache["at"]
-    masks = _masks(
-        cfg,
-        query_segments=new["segments"],
-        key_segments=cached["segments"],
-        query_positions=new["positions"],
-        key_positions=cached["positions"],
-    )
-    rotate = _rotate(cfg, new["positions"])
+    batch, cache = append_tokens(batch, cache, cfg.context)
+    masks = {"global": self_mask(batch, cache), "local": self_mask(batch, cache, window=cfg.window)}
+    rotate = rotations(cfg, batch)
 
-    def body(block: Block, carry: Any, _: None, index: LayerIndex, kind: str, *, before: int) -> tuple[Any, None]:
-        x, k, v = carry
-        x, past = block.decode(x, masks[kind], rotate[kind], KVCacheView(k=k, v=v, layer=before + index, at=at))
-        return (constrain(x, BATCH), past.k, past.v), None
+    def body(block: Block, carry: Any, layer: Layer) -> tuple[Any, None]:
+        x, past = carry
+        layer_seeds = fold_seeds(seeds, layer.index + 1)
+        x, past = block(x, masks[layer.kind], rotate[layer.kind], layer_seeds, past, layer.index)
+        return (constrain(x, BATCH), past), None
 
-    x, k, v = _run(cfg, params, body, (embedded(cfg, params["embed"], batch.tokens), cache["k"], cache["v"]))
+    x, past = run_layers(_block, cfg, params, body, (embedded(cfg, params["embed"], batch.tokens, seeds), view_of(cache)))
     hidden = layer_norm(x, params["norm"]["scale"], None, cfg.eps)
-    return hidden, {**cached, "k": k, "v": v, "at": at + batch.tokens.shape[1]}
+    return Output(hidden=hidden, cache=cache_after(cache, past, batch))
+
+
+def init_cache(cfg: Config, rows: int, length: int, dtype: Any) -> Cache:
+    """Return an empty cache of `length` slots for `rows` rows."""
+    return Cache.empty(cfg.layers, rows, length, cfg.heads, cfg.head, dtype)
 
 
 def unembed(cfg: Config, params: dict[str, Any], hidden: Float[Array, "*B D"]) -> Float[Array, "*B rows"]:
@@ -189,26 +152,6 @@ def _block(cfg: Config, *, first: bool = False) -> Callable[[nnx.Rngs], Block]:
     return functools.partial(Block, cfg, normal(DEVIATION), normal(output_deviation(cfg.layers)), first=first)
 
 
-def _masks(cfg: Config, **sides: Any) -> dict[str, Mask]:
-    """Return the mask of each kind of layer; `sides` are the segments and positions of queries and keys."""
-    return {"global": Mask(causal=True, **sides), "local": Mask(causal=True, window=cfg.window, **sides)}
-
-
-def _rotate(cfg: Config, at: Int[Array, "#B T"]) -> dict[str, Callable[[Array], Array]]:
-    """Return, for each kind of layer, the function that rotates queries or keys at positions `at`."""
-    bases = {"global": cfg.global_base, "local": cfg.local_base}
-    rotations = {kind: positions.rotation(at, cfg.head, base=base) for kind, base in bases.items()}
-    return {kind: functools.partial(positions.rotate, rotation=rotation) for kind, rotation in rotations.items()}
-
-
-def _run(cfg: Config, params: dict[str, Any], body: Callable[..., Any], carry: Any, *, remat: str = "none") -> Any:
-    """Return the carry after the first layer and the stack of the others; `before` numbers the layers before a stack."""
-    first, others = functools.partial(body, before=0), functools.partial(body, before=1)
-    carry, _ = run_stack(_block(cfg, first=True), params["first"]["layers"], first, carry, pattern=("global",), remat=remat)
-    options = {"pattern": cfg.pattern, "remat": remat, "unroll": cfg.compute.unroll}
-    return run_stack(_block(cfg), params["layers"], others, carry, **options)[0]
-
-
 # --- published names ------------------------------------------------------------------------------------------------------------
 
 
@@ -251,4 +194,17 @@ SCORE = dataclasses.replace(
     rows=(*BODY, *_dense("dense", "head"), ParamName("score/kernel", "classifier.weight", "o i -> i o", bare=True)),
     tied={},
 )
-HF = {"causal": NAMES, "sequence": SCORE}
+
+FAMILY = Family(
+    init=init,
+    apply=apply,
+    unembed=unembed,
+    flops=flops,
+    init_cache=init_cache,
+    sequence_logits=sequence_logits,
+    objectives=("causal", "instruction", "preference", "dpo", "kto", "policy", "ppo"),
+    names={"causal": NAMES, "sequence": SCORE},
+    sharding=((r"unembed/bias", ("tensor",)),),
+    padded={"embed/tokens/embedding": "vocab", "unembed/bias": "vocab"},
+    lora=("q_proj", "v_proj"),
+)

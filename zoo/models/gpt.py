@@ -4,6 +4,7 @@ It has the shapes of GPT-2 (Radford et al. 2019), GPT-3 (Brown et al. 2020), Tur
 """
 
 import dataclasses
+import functools
 import math
 from typing import Any
 
@@ -16,12 +17,11 @@ from zoo.batch import Batch, Output
 from zoo.configs.gpt import Config
 from zoo.hf.param_name_types import ParamName, ParamNames
 from zoo.nn import score_head
-from zoo.nn.kv_cache import append_tokens, empty_cache
-from zoo.nn.layer_stack import init_stack, run_stack
+from zoo.nn.family import Family
+from zoo.nn.kv_cache import Cache, KVCacheView, LayerIndex, append_tokens, cache_after, self_mask, view_of
+from zoo.nn.layer_stack import Layer, init_stack, run_stack
 from zoo.nn.layers import (
     Embed,
-    KVCacheView,
-    LayerIndex,
     LayerNorm,
     Mlp,
     Seeds,
@@ -33,15 +33,7 @@ from zoo.nn.layers import (
     params_of,
     tied_logits,
 )
-from zoo.sharding import BATCH, Rules, constrain
-
-OBJECTIVES = ("causal", "instruction", "preference", "dpo", "kto", "policy", "ppo")
-SHARDING: Rules = ()
-LORA = ("c_attn",)
-"""Names of the published matrices that have adapters by default (`zoo.lora`)."""
-PADDED = {"embed/tokens/embedding": "vocab"}
-"""Leaf -> option that has its true number of rows. Further rows are padding, which is neither exported nor counted."""
-SPLIT_CACHE = ("k", "v")
+from zoo.sharding import BATCH, constrain
 
 EMBEDDING_SITE, ATTENTION_SITE, RESIDUAL_SITE, MLP_SITE, SCORE_SITE = range(5)
 
@@ -61,86 +53,37 @@ def init(cfg: Config, key: Array) -> dict[str, Any]:
     }
 
 
-def apply(cfg: Config, params: dict[str, Any], batch: Batch, *, seeds: Seeds = None, carry: Any = None) -> Output:
+def apply(
+    cfg: Config, params: dict[str, Any], batch: Batch, *, cache: Cache | None = None, seeds: Seeds = None, carry: Any = None
+) -> Output:
     """Return the hidden states after the final norm, [B, T, D]. `seeds`, u32[B, 2], enables dropout.
 
     Raises:
-        ValueError: a row longer than the learned positions.
+        ValueError: a row longer than the learned positions, or more tokens than the cache has slots.
     """
-    length = batch.tokens.shape[1]
-    if length > cfg.context:
-        raise ValueError(f"rows of {length} tokens in a model of {cfg.context} positions; use rows of at most {cfg.context}")
+    batch, cache = append_tokens(batch, cache, cfg.context)
+    masks = {kind: self_mask(batch, cache, window=cfg.window if kind == "window" else None) for kind in cfg.pattern}
+
+    def body(block: Block, carry: Any, layer: Layer) -> tuple[Any, None]:
+        x, past = carry
+        x, past = block(x, masks[layer.kind], fold_seeds(seeds, layer.index + 1), past, layer.index)
+        return (constrain(x, BATCH), past), None
+
     x = dropout(_embed(params["embed"], batch.tokens, batch.positions), cfg.embedding_dropout, seeds, EMBEDDING_SITE)
-
-    def body(block: Block, x: Array, _: None, index: LayerIndex, attends: str) -> tuple[Array, None]:
-        mask = Mask(
-            causal=True,
-            window=cfg.window if attends == "window" else None,
-            query_segments=batch.segments,
-            key_segments=batch.segments,
-        )
-        return constrain(block(x, mask, fold_seeds(seeds, index + 1)), BATCH), None
-
-    x, _ = run_stack(
-        lambda rngs: Block(cfg, rngs),
-        params["layers"],
-        body,
-        x,
-        pattern=cfg.pattern,
-        remat=cfg.compute.remat,
-        unroll=cfg.compute.unroll,
-    )
-    return Output(hidden=layer_norm(x, params["norm"]["scale"], params["norm"]["bias"], cfg.eps))
-
-
-def init_cache(cfg: Config, rows: int, length: int, dtype: Any) -> dict[str, Any]:
-    """Return an empty cache of `length` slots for `rows` rows; see `zoo.models.Model.init_cache`."""
-    return empty_cache(cfg.layers, rows, length, cfg.heads, cfg.head, dtype)
-
-
-def decode(
-    cfg: Config, params: dict[str, Any], batch: Batch, cache: dict[str, Any]
-) -> tuple[Float[Array, "B T D"], dict[str, Any]]:
-    """Return the hidden states of T more tokens after those in the cache; see `zoo.models.Model.decode`.
-
-    Raises:
-        ValueError: more tokens than the cache has slots.
-    """
-    new, cached = append_tokens(batch, cache)
-    at = cache["at"]
-
-    def body(block: Block, carry: Any, _: None, index: LayerIndex, attends: str) -> tuple[Any, None]:
-        x, k, v = carry
-        mask = Mask(
-            causal=True,
-            window=cfg.window if attends == "window" else None,
-            query_segments=new["segments"],
-            key_segments=cached["segments"],
-            query_positions=new["positions"],
-            key_positions=cached["positions"],
-        )
-        x, past = block.decode(x, mask, KVCacheView(k=k, v=v, layer=index, at=at))
-        return (constrain(x, BATCH), past.k, past.v), None
-
-    x = _embed(params["embed"], batch.tokens, new["positions"])
-    (x, k, v), _ = run_stack(
-        lambda rngs: Block(cfg, rngs),
-        params["layers"],
-        body,
-        (x, cache["k"], cache["v"]),
-        pattern=cfg.pattern,
-        unroll=cfg.compute.unroll,
-    )
+    block = functools.partial(Block, cfg)
+    (x, past), _ = run_stack(block, params["layers"], body, (x, view_of(cache)), pattern=cfg.pattern, compute=cfg.compute)
     hidden = layer_norm(x, params["norm"]["scale"], params["norm"]["bias"], cfg.eps)
-    return hidden, {**cached, "k": k, "v": v, "at": at + batch.tokens.shape[1]}
+    return Output(hidden=hidden, cache=cache_after(cache, past, batch))
+
+
+def init_cache(cfg: Config, rows: int, length: int, dtype: Any) -> Cache:
+    """Return an empty cache of `length` slots for `rows` rows."""
+    return Cache.empty(cfg.layers, rows, length, cfg.heads, cfg.head, dtype)
 
 
 def unembed(cfg: Config, params: dict[str, Any], hidden: Float[Array, "*B D"]) -> Float[Array, "*B rows"]:
     """Return float32 logits from the tied embedding; rows >= cfg.vocab are padding and get no probability."""
     return tied_logits(hidden, params["embed"]["tokens"]["embedding"], cfg.vocab)
-
-
-sequence_logits = score_head.sequence_logits
 
 
 def flops(cfg: Config, batch: Batch) -> float:
@@ -178,18 +121,14 @@ class Block(nnx.Module):
         self.norm2 = LayerNorm(cfg.width, cfg.eps)
         self.mlp = Mlp(cfg.width, cfg.ffn, cfg.activation, init, out_init, rngs)
 
-    def __call__(self, x: Float[Array, "B T D"], mask: Mask, seeds: Seeds) -> Float[Array, "B T D"]:
+    def __call__(
+        self, x: Float[Array, "B T D"], mask: Mask, seeds: Seeds, past: KVCacheView | None, layer: LayerIndex
+    ) -> tuple[Float[Array, "B T D"], KVCacheView | None]:
         cfg, attention_seeds = self.cfg, fold_seeds(seeds, ATTENTION_SITE)
-        y = self.attention(self.norm1(x), mask, dropout=cfg.attention_dropout, seeds=attention_seeds, impl=cfg.compute.attention)
-        return self._after_attention(x, y, seeds)
-
-    def decode(self, x: Float[Array, "B T D"], mask: Mask, past: KVCacheView) -> tuple[Float[Array, "B T D"], KVCacheView]:
-        y, past = self.attention.decode(self.norm1(x), mask, past, impl=self.cfg.compute.attention)
-        return self._after_attention(x, y, None), past
-
-    def _after_attention(self, x: Float[Array, "B T D"], y: Float[Array, "B T D"], seeds: Seeds) -> Float[Array, "B T D"]:
-        x = x + dropout(y, self.cfg.dropout, seeds, RESIDUAL_SITE)
-        return x + dropout(self.mlp(self.norm2(x)), self.cfg.dropout, seeds, MLP_SITE)
+        options = {"dropout": cfg.attention_dropout, "seeds": attention_seeds, "impl": cfg.compute.attention}
+        y, past = self.attention(self.norm1(x), mask, past, layer, **options)
+        x = x + dropout(y, cfg.dropout, seeds, RESIDUAL_SITE)
+        return x + dropout(self.mlp(self.norm2(x)), cfg.dropout, seeds, MLP_SITE), past
 
 
 NAMES = ParamNames(
@@ -226,4 +165,16 @@ SCORE = dataclasses.replace(
     rows=(*NAMES.rows, ParamName("score/kernel", "score.weight", "o i -> i o", bare=True)),
     tied={},
 )
-HF = {"causal": NAMES, "sequence": SCORE}
+
+FAMILY = Family(
+    init=init,
+    apply=apply,
+    unembed=unembed,
+    flops=flops,
+    init_cache=init_cache,
+    sequence_logits=score_head.sequence_logits,
+    objectives=("causal", "instruction", "preference", "dpo", "kto", "policy", "ppo"),
+    names={"causal": NAMES, "sequence": SCORE},
+    padded={"embed/tokens/embedding": "vocab"},
+    lora=("c_attn",),
+)

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
@@ -20,20 +19,13 @@ from zoo.configs.gpt_oss import Config
 from zoo.hf.param_name_types import ParamName, ParamNames
 from zoo.nn import score_head
 from zoo.nn.experts import Balance, Experts
+from zoo.nn.family import Family
 from zoo.nn.grouped_attention import GroupedSelfAttention
-from zoo.nn.kv_cache import append_tokens, empty_cache
-from zoo.nn.layer_stack import init_stack, run_stack
-from zoo.nn.layers import Embed, KVCacheView, LayerIndex, RMSNorm, Seeds, fold_seeds, lookup, params_of, rms_norm, tied_logits
+from zoo.nn.kv_cache import Cache, KVCacheView, LayerIndex, append_tokens, cache_after, self_mask, view_of
+from zoo.nn.layer_stack import Layer, init_stack, run_stack
+from zoo.nn.layers import Embed, RMSNorm, Seeds, fold_seeds, lookup, params_of, rms_norm, tied_logits, token_positions
 from zoo.ops import positions, rotary_frequencies
-from zoo.sharding import BATCH, Rules, constrain
-
-OBJECTIVES = ("causal", "instruction", "preference", "dpo", "kto", "policy", "ppo")
-SHARDING: Rules = ((r"unembed/embedding", ("tensor", "fsdp")),)
-LORA = ("q_proj", "v_proj")
-"""Names of the published matrices that have adapters by default (`zoo.lora`)."""
-PADDED = {"embed/tokens/embedding": "vocab", "unembed/embedding": "vocab"}
-"""Leaf -> option that has its true number of rows. Further rows are padding, which is neither exported nor counted."""
-SPLIT_CACHE = ("k", "v")
+from zoo.sharding import BATCH, constrain
 
 SCORE_SITE, UNEMBED_SITE = range(2)
 """Numbers that are folded into the key of the initial parameters."""
@@ -65,71 +57,42 @@ def loss_factors(cfg: Config) -> dict[str, float]:
     return {"router": cfg.router_loss, "busiest_expert": 0.0}
 
 
-def apply(cfg: Config, params: dict[str, Any], batch: Batch, *, seeds: Seeds = None, carry: Any = None) -> Output:
+def apply(
+    cfg: Config, params: dict[str, Any], batch: Batch, *, cache: Cache | None = None, seeds: Seeds = None, carry: Any = None
+) -> Output:
     """Return the hidden states after the final norm, [B, T, D], and the terms of `loss_factors`, means over the layers.
 
     Rotations depend on `batch.positions`. `seeds`, u32[B, 2], enables dropout.
 
     Raises:
-        ValueError: a row longer than `cfg.context`.
+        ValueError: a row longer than `cfg.context`, or more tokens than the cache has slots.
     """
-    length = batch.tokens.shape[1]
-    if length > cfg.context:
-        raise ValueError(f"rows of {length} tokens in a model of {cfg.context} positions; use rows of at most {cfg.context}")
-    full = Mask(causal=True, query_segments=batch.segments, key_segments=batch.segments)
-    masks = {"full": full, "window": dataclasses.replace(full, window=cfg.window)}
-    rotate = _rotate(cfg, jnp.arange(length)[None] if batch.positions is None else batch.positions)
+    batch, cache = append_tokens(batch, cache, cfg.context)
+    masks = {"full": self_mask(batch, cache), "window": self_mask(batch, cache, window=cfg.window)}
+    rotate = _rotate(cfg, token_positions(batch))
 
-    def body(block: Block, x: Array, _: None, index: LayerIndex, kind: str) -> tuple[Array, Balance]:
-        x, even = block(x, masks[kind], batch.segments, rotate, fold_seeds(seeds, index + 1))
-        return constrain(x, BATCH), even
+    def body(block: Block, carry: Any, layer: Layer) -> tuple[Any, Balance]:
+        x, past = carry
+        layer_seeds = fold_seeds(seeds, layer.index + 1)
+        x, even, past = block(x, masks[layer.kind], batch.segments, rotate, layer_seeds, past, layer.index)
+        return (constrain(x, BATCH), past), even
 
-    x, even = _run(cfg, params, body, _embed(params, batch.tokens), remat=cfg.compute.remat)
+    x = constrain(lookup(params["embed"]["tokens"]["embedding"], batch.tokens, rows="tensor"), BATCH)
+    block = functools.partial(Block, cfg)
+    (x, past), even = run_stack(block, params["layers"], body, (x, view_of(cache)), pattern=cfg.pattern, compute=cfg.compute)
     losses = {"router": even.loss.mean(0), "busiest_expert": even.busiest.mean(0)}  # [L, B] -> [B]
-    return Output(hidden=rms_norm(x, params["norm"]["scale"], cfg.eps), losses=losses)
-
-
-def init_cache(cfg: Config, rows: int, length: int, dtype: Any) -> dict[str, Any]:
-    """Return an empty cache of `length` slots for `rows` rows; see `zoo.models.Model.init_cache`."""
-    return empty_cache(cfg.layers, rows, length, cfg.kv_heads, cfg.head, dtype)
-
-
-def decode(
-    cfg: Config, params: dict[str, Any], batch: Batch, cache: dict[str, Any]
-) -> tuple[Float[Array, "B T D"], dict[str, Any]]:
-    """Return the hidden states of T more tokens after those in the cache; see `zoo.models.Model.decode`.
-
-    Raises:
-        ValueError: more tokens than the cache has slots.
-    """
-    new, cached = append_tokens(batch, cache)
-    at = cache["at"]
-    full = Mask(
-        causal=True,
-        query_segments=new["segments"],
-        key_segments=cached["segments"],
-        query_positions=new["positions"],
-        key_positions=cached["positions"],
-    )
-    masks = {"full": full, "window": dataclasses.replace(full, window=cfg.window)}
-    rotate = _rotate(cfg, new["positions"])
-
-    def body(block: Block, carry: Any, _: None, index: LayerIndex, kind: str) -> tuple[Any, None]:
-        x, k, v = carry
-        x, past = block.decode(x, masks[kind], new["segments"], rotate, KVCacheView(k=k, v=v, layer=index, at=at))
-        return (constrain(x, BATCH), past.k, past.v), None
-
-    (x, k, v), _ = _run(cfg, params, body, (_embed(params, batch.tokens), cache["k"], cache["v"]))
     hidden = rms_norm(x, params["norm"]["scale"], cfg.eps)
-    return hidden, {**cached, "k": k, "v": v, "at": at + batch.tokens.shape[1]}
+    return Output(hidden=hidden, losses=losses, cache=cache_after(cache, past, batch))
+
+
+def init_cache(cfg: Config, rows: int, length: int, dtype: Any) -> Cache:
+    """Return an empty cache of `length` slots for `rows` rows."""
+    return Cache.empty(cfg.layers, rows, length, cfg.kv_heads, cfg.head, dtype)
 
 
 def unembed(cfg: Config, params: dict[str, Any], hidden: Float[Array, "*B D"]) -> Float[Array, "*B rows"]:
     """Return float32 logits; rows >= cfg.vocab are padding and get no probability."""
     return tied_logits(hidden, params["unembed"]["embedding"], cfg.vocab)
-
-
-sequence_logits = score_head.sequence_logits
 
 
 def flops(cfg: Config, batch: Batch) -> float:
@@ -141,15 +104,6 @@ def flops(cfg: Config, batch: Batch) -> float:
     words, score = (0, 2.0 * rows * cfg.width) if cfg.labels else (cfg.width * cfg.vocab, 0.0)
     products = 2.0 * rows * length * (cfg.layers * per_layer + words) + score
     return products + 4.0 * cfg.layers * rows * length * length * inner
-
-
-def _embed(params: dict[str, Any], tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
-    return constrain(lookup(params["embed"]["tokens"]["embedding"], tokens, rows="tensor"), BATCH)
-
-
-def _run(cfg: Config, params: dict[str, Any], body: Any, carry: Any, *, remat: str = "none") -> tuple[Any, Any]:
-    block = functools.partial(Block, cfg)
-    return run_stack(block, params["layers"], body, carry, pattern=cfg.pattern, remat=remat, unroll=cfg.compute.unroll)
 
 
 def _rotate(cfg: Config, at: Int[Array, "#B T"]) -> Callable[[Array], Array]:
@@ -193,25 +147,15 @@ class Block(nnx.Module):
         segments: Int[Array, "B T"] | None,
         rotate: Callable[[Array], Array],
         seeds: Seeds,
-    ) -> tuple[Float[Array, "B T D"], Balance]:
+        past: KVCacheView | None,
+        layer: LayerIndex,
+    ) -> tuple[Float[Array, "B T D"], Balance, KVCacheView | None]:
         cfg, attention_seeds = self.cfg, fold_seeds(seeds, ATTENTION_SITE)
         options = {"dropout": cfg.attention_dropout, "seeds": attention_seeds, "impl": cfg.compute.attention}
-        x = x + self.attention(self.norm1(x), mask, rotate=rotate, **options)
-        y, even = self.mlp(self.norm2(x), segments)
-        return x + y, even
-
-    def decode(
-        self,
-        x: Float[Array, "B T D"],
-        mask: Mask,
-        segments: Int[Array, "B T"] | None,
-        rotate: Callable[[Array], Array],
-        past: KVCacheView,
-    ) -> tuple[Float[Array, "B T D"], KVCacheView]:
-        y, past = self.attention.decode(self.norm1(x), mask, past, rotate=rotate, impl=self.cfg.compute.attention)
+        y, past = self.attention(self.norm1(x), mask, past, layer, rotate=rotate, **options)
         x = x + y
-        y, _ = self.mlp(self.norm2(x), segments)
-        return x + y, past
+        y, even = self.mlp(self.norm2(x), segments)
+        return x + y, even, past
 
 
 # --- published names ------------------------------------------------------------------------------------------------------------
@@ -254,4 +198,18 @@ SCORE = dataclasses.replace(
     architecture="GptOssForSequenceClassification",
     rows=(*BODY, ParamName("score/kernel", "score.weight", "o i -> i o", bare=True)),
 )
-HF = {"causal": NAMES, "sequence": SCORE}
+
+FAMILY = Family(
+    init=init,
+    apply=apply,
+    unembed=unembed,
+    flops=flops,
+    init_cache=init_cache,
+    sequence_logits=score_head.sequence_logits,
+    loss_factors=loss_factors,
+    objectives=("causal", "instruction", "preference", "dpo", "kto", "policy", "ppo"),
+    names={"causal": NAMES, "sequence": SCORE},
+    sharding=((r"unembed/embedding", ("tensor", "fsdp")),),
+    padded={"embed/tokens/embedding": "vocab", "unembed/embedding": "vocab"},
+    lora=("q_proj", "v_proj"),
+)

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
@@ -19,14 +18,13 @@ from zoo.batch import Batch, Output
 from zoo.configs.llama import Config
 from zoo.hf.param_name_types import ParamName, ParamNames
 from zoo.nn import score_head
+from zoo.nn.family import Family
 from zoo.nn.grouped_attention import GroupedSelfAttention
-from zoo.nn.kv_cache import append_tokens, empty_cache
-from zoo.nn.layer_stack import init_stack, run_stack
+from zoo.nn.kv_cache import Cache, KVCacheView, LayerIndex, append_tokens, cache_after, self_mask, view_of
+from zoo.nn.layer_stack import Layer, init_stack, run_stack
 from zoo.nn.layers import (
     Embed,
     GatedMlp,
-    KVCacheView,
-    LayerIndex,
     RMSNorm,
     Seeds,
     fold_seeds,
@@ -34,17 +32,10 @@ from zoo.nn.layers import (
     params_of,
     rms_norm,
     tied_logits,
+    token_positions,
 )
 from zoo.ops import positions, rotary_frequencies
-from zoo.sharding import BATCH, Rules, constrain
-
-OBJECTIVES = ("causal", "instruction", "preference", "dpo", "kto", "policy", "ppo")
-SHARDING: Rules = ((r"unembed/embedding", ("tensor", "fsdp")),)
-LORA = ("q_proj", "v_proj")
-"""Names of the published matrices that have adapters by default (`zoo.lora`)."""
-PADDED = {"embed/tokens/embedding": "vocab", "unembed/embedding": "vocab"}
-"""Leaf -> option that has its true number of rows. Further rows are padding, which is neither exported nor counted."""
-SPLIT_CACHE = ("k", "v")
+from zoo.sharding import BATCH, constrain
 
 SCORE_SITE, UNEMBED_SITE = range(2)
 """Numbers that are folded into the key of the initial parameters."""
@@ -72,68 +63,39 @@ def init(cfg: Config, key: Array) -> dict[str, Any]:
     }
 
 
-def apply(cfg: Config, params: dict[str, Any], batch: Batch, *, seeds: Seeds = None, carry: Any = None) -> Output:
+def apply(
+    cfg: Config, params: dict[str, Any], batch: Batch, *, cache: Cache | None = None, seeds: Seeds = None, carry: Any = None
+) -> Output:
     """Return the hidden states after the final norm, [B, T, D]. `seeds`, u32[B, 2], enables dropout.
 
     Rotations depend on `batch.positions`.
 
     Raises:
-        ValueError: a row longer than `cfg.context`.
+        ValueError: a row longer than `cfg.context`, or more tokens than the cache has slots.
     """
-    length = batch.tokens.shape[1]
-    if length > cfg.context:
-        raise ValueError(f"rows of {length} tokens in a model of {cfg.context} positions; use rows of at most {cfg.context}")
-    mask = Mask(causal=True, query_segments=batch.segments, key_segments=batch.segments)
-    rotate = _rotate(cfg, jnp.arange(length)[None] if batch.positions is None else batch.positions)
+    batch, cache = append_tokens(batch, cache, cfg.context)
+    mask, rotate = self_mask(batch, cache), _rotate(cfg, token_positions(batch))
 
-    def body(block: Block, x: Array, _: None, index: LayerIndex, kind: str) -> tuple[Array, None]:
-        return constrain(block(x, mask, rotate[kind], fold_seeds(seeds, index + 1)), BATCH), None
+    def body(block: Block, carry: Any, layer: Layer) -> tuple[Any, None]:
+        x, past = carry
+        x, past = block(x, mask, rotate[layer.kind], fold_seeds(seeds, layer.index + 1), past, layer.index)
+        return (constrain(x, BATCH), past), None
 
-    x, _ = _run(cfg, params, body, _embed(params, batch.tokens), remat=cfg.compute.remat)
-    return Output(hidden=rms_norm(x, params["norm"]["scale"], cfg.eps))
-
-
-def init_cache(cfg: Config, rows: int, length: int, dtype: Any) -> dict[str, Any]:
-    """Return an empty cache of `length` slots for `rows` rows; see `zoo.models.Model.init_cache`."""
-    return empty_cache(cfg.layers, rows, length, cfg.kv_heads, cfg.head, dtype)
+    x = constrain(lookup(params["embed"]["tokens"]["embedding"], batch.tokens, rows="tensor"), BATCH)
+    block = functools.partial(Block, cfg)
+    (x, past), _ = run_stack(block, params["layers"], body, (x, view_of(cache)), pattern=cfg.pattern, compute=cfg.compute)
+    return Output(hidden=rms_norm(x, params["norm"]["scale"], cfg.eps), cache=cache_after(cache, past, batch))
 
 
-def decode(
-    cfg: Config, params: dict[str, Any], batch: Batch, cache: dict[str, Any]
-) -> tuple[Float[Array, "B T D"], dict[str, Any]]:
-    """Return the hidden states of T more tokens after those in the cache; see `zoo.models.Model.decode`.
-
-    Raises:
-        ValueError: more tokens than the cache has slots.
-    """
-    new, cached = append_tokens(batch, cache)
-    at = cache["at"]
-    mask = Mask(
-        causal=True,
-        query_segments=new["segments"],
-        key_segments=cached["segments"],
-        query_positions=new["positions"],
-        key_positions=cached["positions"],
-    )
-    rotate = _rotate(cfg, new["positions"])
-
-    def body(block: Block, carry: Any, _: None, index: LayerIndex, kind: str) -> tuple[Any, None]:
-        x, k, v = carry
-        x, past = block.decode(x, mask, rotate[kind], KVCacheView(k=k, v=v, layer=index, at=at))
-        return (constrain(x, BATCH), past.k, past.v), None
-
-    (x, k, v), _ = _run(cfg, params, body, (_embed(params, batch.tokens), cache["k"], cache["v"]))
-    hidden = rms_norm(x, params["norm"]["scale"], cfg.eps)
-    return hidden, {**cached, "k": k, "v": v, "at": at + batch.tokens.shape[1]}
+def init_cache(cfg: Config, rows: int, length: int, dtype: Any) -> Cache:
+    """Return an empty cache of `length` slots for `rows` rows."""
+    return Cache.empty(cfg.layers, rows, length, cfg.kv_heads, cfg.head, dtype)
 
 
 def unembed(cfg: Config, params: dict[str, Any], hidden: Float[Array, "*B D"]) -> Float[Array, "*B rows"]:
     """Return float32 logits; rows >= cfg.vocab are padding and get no probability."""
     table = params["embed"]["tokens"] if cfg.tied else params["unembed"]
     return tied_logits(hidden, table["embedding"], cfg.vocab)
-
-
-sequence_logits = score_head.sequence_logits
 
 
 def flops(cfg: Config, batch: Batch) -> float:
@@ -144,15 +106,6 @@ def flops(cfg: Config, batch: Batch) -> float:
     words, score = (0, 2.0 * rows * cfg.width) if cfg.labels else (cfg.width * cfg.vocab, 0.0)
     products = 2.0 * rows * length * (cfg.layers * per_layer + words) + score
     return products + 4.0 * cfg.layers * rows * length * length * inner
-
-
-def _embed(params: dict[str, Any], tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
-    return constrain(lookup(params["embed"]["tokens"]["embedding"], tokens, rows="tensor"), BATCH)
-
-
-def _run(cfg: Config, params: dict[str, Any], body: Any, carry: Any, *, remat: str = "none") -> tuple[Any, Any]:
-    block = functools.partial(Block, cfg)
-    return run_stack(block, params["layers"], body, carry, pattern=cfg.pattern, remat=remat, unroll=cfg.compute.unroll)
 
 
 def _rotate(cfg: Config, at: Int[Array, "#B T"]) -> dict[str, Callable[[Array], Array]]:
@@ -198,17 +151,17 @@ class Block(nnx.Module):
         self.mlp = GatedMlp(cfg.width, cfg.ffn, cfg.activation, NORMAL, NORMAL, rngs)
 
     def __call__(
-        self, x: Float[Array, "B T D"], mask: Mask, rotate: Callable[[Array], Array], seeds: Seeds
-    ) -> Float[Array, "B T D"]:
+        self,
+        x: Float[Array, "B T D"],
+        mask: Mask,
+        rotate: Callable[[Array], Array],
+        seeds: Seeds,
+        past: KVCacheView | None,
+        layer: LayerIndex,
+    ) -> tuple[Float[Array, "B T D"], KVCacheView | None]:
         cfg, attention_seeds = self.cfg, fold_seeds(seeds, ATTENTION_SITE)
         options = {"dropout": cfg.attention_dropout, "seeds": attention_seeds, "impl": cfg.compute.attention}
-        x = x + self.attention(self.norm1(x), mask, rotate=rotate, **options)
-        return x + self.mlp(self.norm2(x))
-
-    def decode(
-        self, x: Float[Array, "B T D"], mask: Mask, rotate: Callable[[Array], Array], past: KVCacheView
-    ) -> tuple[Float[Array, "B T D"], KVCacheView]:
-        y, past = self.attention.decode(self.norm1(x), mask, past, rotate=rotate, impl=self.cfg.compute.attention)
+        y, past = self.attention(self.norm1(x), mask, past, layer, rotate=rotate, **options)
         x = x + y
         return x + self.mlp(self.norm2(x)), past
 
@@ -257,4 +210,17 @@ SCORE = dataclasses.replace(
     rows=(*BODY, ParamName("score/kernel", "score.weight", "o i -> i o", bare=True)),
     tied={},
 )
-HF = {"causal": NAMES, "sequence": SCORE}
+
+FAMILY = Family(
+    init=init,
+    apply=apply,
+    unembed=unembed,
+    flops=flops,
+    init_cache=init_cache,
+    sequence_logits=score_head.sequence_logits,
+    objectives=("causal", "instruction", "preference", "dpo", "kto", "policy", "ppo"),
+    names={"causal": NAMES, "sequence": SCORE},
+    sharding=((r"unembed/embedding", ("tensor", "fsdp")),),
+    padded={"embed/tokens/embedding": "vocab", "unembed/embedding": "vocab"},
+    lora=("q_proj", "v_proj"),
+)

@@ -13,26 +13,19 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from zoo.attention.masks import Mask
 from zoo.batch import Batch, Output
 from zoo.configs._encoder import Task
 from zoo.configs.modernbert import Config
 from zoo.hf.param_name_types import ParamName
 from zoo.nn import encoder, task_heads
 from zoo.nn.encoder import DENSE, initializer, linear
-from zoo.nn.layer_stack import init_stack, run_stack
-from zoo.nn.layers import LayerIndex, LayerNorm, Seeds, fold_seeds, layer_norm, params_of
-from zoo.nn.modernbert_layer import DEVIATION, Block, Embeddings, embedded, output_deviation
+from zoo.nn.family import Family
+from zoo.nn.kv_cache import Cache, check_length, self_mask
+from zoo.nn.layer_stack import Layer, init_stack
+from zoo.nn.layers import LayerNorm, Seeds, fold_seeds, layer_norm, params_of
+from zoo.nn.modernbert_layer import DEVIATION, Block, Embeddings, embedded, output_deviation, rotations, run_layers
 from zoo.nn.task_heads import Head
-from zoo.ops import positions
-from zoo.sharding import BATCH, Rules, constrain
-
-OBJECTIVES = ("masked", "classification", "tagging", "span", "choice", "preference")
-SHARDING: Rules = ()
-LORA = ("Wqkv",)
-"""Names of the published matrices that have adapters by default (`zoo.lora`)."""
-PADDED = {"embed/tokens/embedding": "vocab", "masked/bias": "vocab"}
-"""Leaf -> option that has its true number of rows. Further rows are padding, which is neither exported nor counted."""
+from zoo.sharding import BATCH, constrain
 
 
 def init(cfg: Config, key: Array) -> dict[str, Any]:
@@ -52,7 +45,9 @@ def init(cfg: Config, key: Array) -> dict[str, Any]:
     }
 
 
-def apply(cfg: Config, params: dict[str, Any], batch: Batch, *, seeds: Seeds = None, carry: Any = None) -> Output:
+def apply(
+    cfg: Config, params: dict[str, Any], batch: Batch, *, cache: Cache | None = None, seeds: Seeds = None, carry: Any = None
+) -> Output:
     """Return the hidden states after the final norm, [B, T, D], and the means of sequences where the head takes them.
 
     Rotations depend on `batch.positions`; the window of a local layer on the places of tokens in the row. `seeds`, u32[B, 2],
@@ -61,26 +56,15 @@ def apply(cfg: Config, params: dict[str, Any], batch: Batch, *, seeds: Seeds = N
     Raises:
         ValueError: a row longer than `cfg.context`.
     """
-    length = batch.tokens.shape[1]
-    if length > cfg.context:
-        raise ValueError(f"rows of {length} tokens in a model of {cfg.context} positions; use rows of at most {cfg.context}")
-    at = jnp.arange(length)[None] if batch.positions is None else batch.positions
-    segments, window = batch.segments, cfg.local_window // 2 + 1
-    masks = {
-        "global": Mask(query_segments=segments, key_segments=segments),
-        "local": Mask(window=window, query_segments=segments, key_segments=segments),
-    }
-    bases = {"global": cfg.global_base, "local": cfg.local_base}
-    rotations = {kind: positions.rotation(at, cfg.head, base=base) for kind, base in bases.items()}
+    check_length(batch, cfg.context)
+    window, rotate = cfg.local_window // 2 + 1, rotations(cfg, batch)
+    masks = {"global": self_mask(batch, causal=False), "local": self_mask(batch, causal=False, window=window)}
 
-    def body(block: Block, x: Array, _: None, index: LayerIndex, kind: str, *, before: int) -> tuple[Array, None]:
-        rotate = functools.partial(positions.rotate, rotation=rotations[kind])
-        return constrain(block(x, masks[kind], rotate, fold_seeds(seeds, before + index + 1)), BATCH), None
+    def body(block: Block, x: Array, layer: Layer) -> tuple[Array, None]:
+        x, _ = block(x, masks[layer.kind], rotate[layer.kind], fold_seeds(seeds, layer.index + 1))
+        return constrain(x, BATCH), None
 
-    x = embedded(cfg, params["embed"], batch.tokens, seeds)
-    first, others, compute = functools.partial(body, before=0), functools.partial(body, before=1), cfg.compute
-    x, _ = run_stack(_block(cfg, first=True), params["first"]["layers"], first, x, pattern=("global",), remat=compute.remat)
-    x, _ = run_stack(_block(cfg), params["layers"], others, x, pattern=cfg.pattern, remat=compute.remat, unroll=compute.unroll)
+    x = run_layers(_block, cfg, params, body, embedded(cfg, params["embed"], batch.tokens, seeds))
     hidden = layer_norm(x, params["norm"]["scale"], None, cfg.eps)
     return Output(hidden=hidden, summaries=_means(hidden, batch) if _pools(cfg) else None)
 
@@ -170,4 +154,16 @@ HEADS: dict[Task, Head] = {
     "tokens": Head(architecture="ModernBertForTokenClassification", rows=CLASSIFIER, summary="gelu"),
     "span": Head(architecture="ModernBertForQuestionAnswering", rows=CLASSIFIER, summary="gelu"),
 }
-HF = encoder.published_names(HEADS, "model.", BODY, tied={"decoder.weight": "embed/tokens/embedding"})
+
+FAMILY = Family(
+    init=init,
+    apply=apply,
+    unembed=unembed,
+    flops=flops,
+    sequence_logits=sequence_logits,
+    token_logits=token_logits,
+    objectives=("masked", "classification", "tagging", "span", "choice", "preference"),
+    names=encoder.published_names(HEADS, "model.", BODY, tied={"decoder.weight": "embed/tokens/embedding"}),
+    padded={"embed/tokens/embedding": "vocab", "masked/bias": "vocab"},
+    lora=("Wqkv",),
+)

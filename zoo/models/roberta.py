@@ -1,18 +1,9 @@
 """RoBERTa: BERT trained longer, on masked words alone, with new masks each time a row is used (Liu et al. 2019)."""
 
 from zoo.configs._encoder import Task
-from zoo.configs.roberta import Config
 from zoo.nn import encoder
-from zoo.nn.encoder import BERT_BODY, POOLER, POOLER_NAMES, Family, linear
+from zoo.nn.encoder import BERT_BODY, POOLER, POOLER_NAMES, encoder_family, linear
 from zoo.nn.task_heads import Head
-from zoo.sharding import Rules
-
-OBJECTIVES = ("masked", "left_to_right", "distilled", "classification", "tagging", "span", "choice", "preference")
-SHARDING: Rules = ()
-LORA = ("query", "value")
-"""Names of the published matrices that have adapters by default (`zoo.lora`)."""
-PADDED = {"embed/tokens/embedding": "vocab", "masked/bias": "vocab"}
-"""Leaf -> option that has its true number of rows. Further rows are padding, which is neither exported nor counted."""
 
 MASKED = encoder.masked("lm_head.dense", "lm_head.layer_norm", "lm_head.bias")
 OWN = (*linear("dense", "classifier.dense"), *linear("classifier", "classifier.out_proj"))
@@ -30,14 +21,17 @@ HEADS: dict[Task, Head] = {
     "tokens": Head(architecture="RobertaForTokenClassification", rows=CLASSIFIER, idle=POOLER_NAMES),
     "span": Head(architecture="RobertaForQuestionAnswering", rows=SPAN, idle=POOLER_NAMES, drops=False),
 }
-HF = encoder.published_names(
-    HEADS,
-    "roberta.",
-    BERT_BODY,
-    tied={"lm_head.decoder.weight": "embed/tokens/embedding", "lm_head.decoder.bias": "masked/bias"},
-    constants=("embeddings.position_ids",),
-)
 
-FAMILY = Family[Config](HEADS)
-init, apply, unembed, flops = FAMILY.init, FAMILY.apply, FAMILY.unembed, FAMILY.flops
-sequence_logits, token_logits = FAMILY.sequence_logits, FAMILY.token_logits
+FAMILY = encoder_family(
+    HEADS,
+    objectives=("masked", "left_to_right", "distilled", "classification", "tagging", "span", "choice", "preference"),
+    names=encoder.published_names(
+        HEADS,
+        "roberta.",
+        BERT_BODY,
+        tied={"lm_head.decoder.weight": "embed/tokens/embedding", "lm_head.decoder.bias": "masked/bias"},
+        constants=("embeddings.position_ids",),
+    ),
+    padded={"embed/tokens/embedding": "vocab", "masked/bias": "vocab"},
+    lora=("query", "value"),
+)

@@ -23,15 +23,14 @@ from zoo.configs.t5 import Config
 from zoo.hf.param_name_types import ParamName, ParamNames
 from zoo.nn import score_head
 from zoo.nn.encoder import linear
-from zoo.nn.kv_cache import append_tokens, cached_source, cross_mask, empty_cache, source_entries
-from zoo.nn.layer_stack import init_stack, run_stack
+from zoo.nn.family import Family
+from zoo.nn.kv_cache import Cache, KVCacheView, LayerIndex, append_tokens, cache_after, self_mask, view_of
+from zoo.nn.layer_stack import Layer, init_stack, run_stack
 from zoo.nn.layers import (
     CrossAttention,
     Embed,
     GatedMlp,
     Init,
-    KVCacheView,
-    LayerIndex,
     Mlp,
     RMSNorm,
     Seeds,
@@ -43,18 +42,8 @@ from zoo.nn.layers import (
     rms_norm,
     tied_logits,
 )
-from zoo.sharding import BATCH, Rules, constrain
-
-OBJECTIVES = ("denoising", "text_to_text", "preference", "dpo", "kto", "policy", "ppo")
-SHARDING: Rules = (
-    (r"relative/embedding", (None, "tensor")),
-    (r"unembed/embedding", ("tensor", "fsdp")),
-)
-LORA = ("q", "v")
-"""Names of the published matrices that have adapters by default (`zoo.lora`)."""
-PADDED = {"embed/tokens/embedding": "vocab", "unembed/embedding": "vocab"}
-"""Leaf -> option that has its true number of rows. Further rows are padding, which is neither exported nor counted."""
-SPLIT_CACHE = ("k", "v", "source_k", "source_v")
+from zoo.nn.source_cache import cache_source, cached_keys, cross_mask, source_keys
+from zoo.sharding import BATCH, constrain
 
 ENCODER, DECODER = range(2)
 """Indices of the two sides, which fold into their seeds."""
@@ -89,93 +78,52 @@ def init(cfg: Config, key: Array) -> dict[str, Any]:
     return params
 
 
-def apply(cfg: Config, params: dict[str, Any], batch: Batch, *, seeds: Seeds = None, carry: Any = None) -> Output:
+def apply(
+    cfg: Config, params: dict[str, Any], batch: Batch, *, cache: Cache | None = None, seeds: Seeds = None, carry: Any = None
+) -> Output:
     """Return the hidden states of `batch.tokens` after the decoder's last norm, and of `batch.source`.
 
     `seeds`, u32[B, 2], enables dropout. A decoder-only model has no source. Its attention is causal or follows `batch.order`:
-    every position sees those of its segment whose rank is not higher than its own. A prefix has rank 0.
+    every position sees those of its segment whose rank is not higher than its own. A prefix has rank 0; with a cache, later
+    tokens without an order have ranks above all earlier ones.
 
     Raises:
-        ValueError: no source, or a source for a decoder-only model.
+        ValueError: no source, or a source for a decoder-only model; or more tokens than the cache has slots.
     """
-    if (batch.source is None) != (cfg.architecture == "decoder"):
-        raise ValueError(f"a T5 of architecture {cfg.architecture} takes a batch with{'out' if batch.source else ''} source")
-    source = None if batch.source is None else _encode(cfg, params, batch.source, fold_seeds(seeds, ENCODER))
-    ranks = batch.order if cfg.architecture == "decoder" else None
-    mask = Mask(
-        causal=ranks is None,
-        query_segments=batch.segments,
-        key_segments=batch.segments,
-        query_ranks=ranks,
-        key_ranks=ranks,
-    )
-    source_mask = Mask() if batch.source is None else cross_mask(batch.segments, batch.tokens, batch.source)
+    batch, cache = append_tokens(batch, cache)
+    source, run = None, functools.partial(_run, cfg, params, DECODER)
+    if cfg.architecture == "decoder":
+        if batch.source is not None:
+            raise ValueError("a T5 of architecture decoder takes a batch without source")
+        source_mask = Mask()
+    else:
+        source = None if batch.source is None else _encode(cfg, params, batch.source, fold_seeds(seeds, ENCODER))
+        cache = cache_source(cache, batch, source, run)
+        source_mask = cross_mask(batch, cache)
+    mask = self_mask(batch, cache, ranked=cfg.architecture == "decoder")
     length = batch.tokens.shape[1]
-    shift = _relative(cfg, params, DECODER, length, length)
+    sizes = (length, length) if cache is None else (length, cache.slots, cache.at)
+    shift = _relative(cfg, params, DECODER, *sizes)
     decoder_seeds = fold_seeds(seeds, DECODER)
 
-    def body(block: Block, x: Array, _: None, index: LayerIndex, __: None) -> tuple[Array, None]:
-        layer_seeds = fold_seeds(decoder_seeds, index + 1)
-        x = block.attend(x, mask, block.shift(shift, DECODER, length, length), layer_seeds)
-        if block.cross is not None and source is not None:
-            x = block.attend_source(x, *block.cross.read(source), source_mask, layer_seeds)
-        return constrain(block.feed_forward(x, layer_seeds), BATCH), None
+    def body(block: Block, carry: Any, layer: Layer) -> tuple[Any, None]:
+        x, past = carry
+        layer_seeds = fold_seeds(decoder_seeds, layer.index + 1)
+        x, past = block.attend(x, mask, block.shift(shift, DECODER, *sizes), layer_seeds, past, layer.index)
+        if block.cross is not None:
+            x = block.attend_source(x, *source_keys(block.cross, source, layer), source_mask, layer_seeds)
+        return (constrain(block.feed_forward(x, layer_seeds), BATCH), past), None
 
     x = dropout(_embed(params, DECODER, batch.tokens), cfg.dropout, decoder_seeds, EMBEDDING_SITE)
-    x, _ = _run(cfg, params, DECODER, body, x)
-    return Output(hidden=_last_norm(cfg, params, DECODER, x, decoder_seeds), source_hidden=source)
+    (x, past), _ = run(body, (x, view_of(cache)), cached_keys(cache))
+    hidden = _last_norm(cfg, params, DECODER, x, decoder_seeds)
+    return Output(hidden=hidden, source_hidden=source, cache=cache_after(cache, past, batch))
 
 
-def init_cache(cfg: Config, rows: int, length: int, dtype: Any) -> dict[str, Any]:
-    """Return an empty cache of `length` slots for `rows` rows; see `zoo.models.Model.init_cache`.
-
-    The cache of a decoder-only model also has "order", int32 [B, S], the ranks of the tokens in the slots.
-    """
-    cache = empty_cache(cfg.decoder_layers, rows, length, cfg.heads, cfg.head, dtype)
-    return cache | ({"order": jnp.zeros((rows, length), jnp.int32)} if cfg.architecture == "decoder" else {})
-
-
-def decode(
-    cfg: Config, params: dict[str, Any], batch: Batch, cache: dict[str, Any]
-) -> tuple[Float[Array, "B T D"], dict[str, Any]]:
-    """Return the hidden states of T more tokens after those in the cache; see `zoo.models.Model.decode`.
-
-    The first call has a source, whose "source_k" and "source_v" [L, B, N, S, H] and "source_segments" the cache stores. The first
-    call of a decoder-only model may have an order; later tokens without an order have ranks above all earlier ones.
-
-    Raises:
-        ValueError: more tokens than the cache has slots, or no source.
-    """
-    new, cached = append_tokens(batch, cache)
-    at, length, slots = cache["at"], batch.tokens.shape[1], cache["k"].shape[3]
-    source, source_mask, per_layer = {}, Mask(), None
-    if cfg.architecture != "decoder":
-        source = cached_source(cache) if batch.source is None else _read_source(cfg, params, batch.source)
-        per_layer = source["source_k"], source["source_v"]
-        source_mask = Mask(query_segments=new["segments"], key_segments=source["source_segments"])
-    rank = "order" if cfg.architecture == "decoder" else "positions"
-    mask = Mask(
-        query_segments=new["segments"],
-        key_segments=cached["segments"],
-        query_ranks=new[rank],
-        key_ranks=cached[rank],
-    )
-    shift = _relative(cfg, params, DECODER, length, slots, at)
-
-    def body(block: Block, carry: Any, source: Any, index: LayerIndex, _: None) -> tuple[Any, None]:
-        x, k, v = carry
-        view, bias = KVCacheView(k=k, v=v, layer=index, at=at), block.shift(shift, DECODER, length, slots, at)
-        y, past = block.attention.decode(block.norm1(x), mask, view, shift=bias, scale=SCALE, impl=cfg.compute.attention)
-        x = x + y
-        if source is not None:
-            source_k, source_v = (jnp.swapaxes(array, 1, 2) for array in source)
-            x = block.attend_source(x, source_k, source_v, source_mask, None)
-        return (constrain(block.feed_forward(x, None), BATCH), past.k, past.v), None
-
-    carry = (_embed(params, DECODER, batch.tokens), cache["k"], cache["v"])
-    (x, k, v), _ = _run(cfg, params, DECODER, body, carry, per_layer)
-    hidden = _last_norm(cfg, params, DECODER, x, None)
-    return hidden, {**source, **cached, "k": k, "v": v, "at": at + length}
+def init_cache(cfg: Config, rows: int, length: int, dtype: Any) -> Cache:
+    """Return an empty cache of `length` slots for `rows` rows; that of a decoder-only model has an order."""
+    ordered = cfg.architecture == "decoder"
+    return Cache.empty(cfg.decoder_layers, rows, length, cfg.heads, cfg.head, dtype, ordered=ordered)
 
 
 def unembed(cfg: Config, params: dict[str, Any], hidden: Float[Array, "*B D"]) -> Float[Array, "*B rows"]:
@@ -184,9 +132,6 @@ def unembed(cfg: Config, params: dict[str, Any], hidden: Float[Array, "*B D"]) -
         return tied_logits(hidden, params["unembed"]["embedding"], cfg.vocab)
     scaled = hidden * jnp.asarray(cfg.width**-0.5, hidden.dtype)
     return tied_logits(scaled, params["embed"]["tokens"]["embedding"], cfg.vocab)
-
-
-sequence_logits = score_head.sequence_logits
 
 
 def flops(cfg: Config, batch: Batch) -> float:
@@ -212,21 +157,17 @@ def flops(cfg: Config, batch: Batch) -> float:
 def _encode(cfg: Config, params: dict[str, Any], source: Batch, seeds: Seeds) -> Float[Array, "B S D"]:
     """Return the encoder's hidden states after its last norm."""
     length = source.tokens.shape[1]
-    mask = Mask(query_segments=source.segments, key_segments=source.segments)
+    mask = self_mask(source, causal=False)
     shift = _relative(cfg, params, ENCODER, length, length)
 
-    def body(block: Block, x: Array, _: None, index: LayerIndex, __: None) -> tuple[Array, None]:
-        layer_seeds, bias = fold_seeds(seeds, index + 1), block.shift(shift, ENCODER, length, length)
-        return constrain(block.feed_forward(block.attend(x, mask, bias, layer_seeds), layer_seeds), BATCH), None
+    def body(block: Block, x: Array, layer: Layer) -> tuple[Array, None]:
+        layer_seeds, bias = fold_seeds(seeds, layer.index + 1), block.shift(shift, ENCODER, length, length)
+        x, _ = block.attend(x, mask, bias, layer_seeds)
+        return constrain(block.feed_forward(x, layer_seeds), BATCH), None
 
     x = dropout(_embed(params, ENCODER, source.tokens), cfg.dropout, seeds, EMBEDDING_SITE)
     x, _ = _run(cfg, params, ENCODER, body, x)
     return _last_norm(cfg, params, ENCODER, x, seeds)
-
-
-def _read_source(cfg: Config, params: dict[str, Any], source: Batch) -> dict[str, Any]:
-    """Encode a source and return its entries of the cache."""
-    return source_entries(functools.partial(_run, cfg, params, DECODER), _encode(cfg, params, source, None), source)
 
 
 def _run(cfg: Config, params: dict[str, Any], side: int, body: Any, carry: Any, per_layer: Any = None) -> tuple[Any, Any]:
@@ -237,8 +178,7 @@ def _run(cfg: Config, params: dict[str, Any], side: int, body: Any, carry: Any, 
     elif side == ENCODER:
         # A tuple of layers, or one stack (`zoo.nn.layer_stack.run_stack`).
         layers = tuple(map(_without_cross, layers)) if isinstance(layers, tuple) else _without_cross(layers)
-    block, compute = functools.partial(Block, cfg, cross=cross), cfg.compute
-    return run_stack(block, layers, body, carry, per_layer, remat=compute.remat, unroll=compute.unroll)
+    return run_stack(functools.partial(Block, cfg, cross=cross), layers, body, carry, per_layer, compute=cfg.compute)
 
 
 def _without_cross(layer: dict[str, Any]) -> dict[str, Any]:
@@ -311,12 +251,19 @@ class Block(nnx.Module):
         """Return the position biases of the layer: those that all share, or its own; `sizes` as in `_prepared`."""
         return shared if self.relative is None else _prepared(self.cfg, self.relative.embedding[...], side, *sizes)
 
-    def attend(self, x: Float[Array, "B T D"], mask: Mask, shift: ByDistance | None, seeds: Seeds) -> Float[Array, "B T D"]:
+    def attend(
+        self,
+        x: Float[Array, "B T D"],
+        mask: Mask,
+        shift: ByDistance | None,
+        seeds: Seeds,
+        past: KVCacheView | None = None,
+        layer: LayerIndex = 0,
+    ) -> tuple[Float[Array, "B T D"], KVCacheView | None]:
         cfg, attention_seeds = self.cfg, fold_seeds(seeds, ATTENTION_SITE)
-        y = self.attention(
-            self.norm1(x), mask, dropout=cfg.dropout, seeds=attention_seeds, shift=shift, scale=SCALE, impl=cfg.compute.attention
-        )
-        return x + dropout(y, cfg.dropout, seeds, RESIDUAL_SITE)
+        options = {"dropout": cfg.dropout, "seeds": attention_seeds, "scale": SCALE, "impl": cfg.compute.attention}
+        y, past = self.attention(self.norm1(x), mask, past, layer, shift=shift, **options)
+        return x + dropout(y, cfg.dropout, seeds, RESIDUAL_SITE), past
 
     def attend_source(self, x: Float[Array, "B T D"], k: Array, v: Array, mask: Mask, seeds: Seeds) -> Float[Array, "B T D"]:
         assert self.cross is not None and self.norm3 is not None
@@ -397,4 +344,20 @@ SCORE = dataclasses.replace(
         ("transformer.encoder.embed_tokens.weight", "transformer.decoder.embed_tokens.weight"), "embed/tokens/embedding"
     ),
 )
-HF = {"text_to_text": NAMES, "sequence": SCORE}
+
+FAMILY = Family(
+    init=init,
+    apply=apply,
+    unembed=unembed,
+    flops=flops,
+    init_cache=init_cache,
+    sequence_logits=score_head.sequence_logits,
+    objectives=("denoising", "text_to_text", "preference", "dpo", "kto", "policy", "ppo"),
+    names={"text_to_text": NAMES, "sequence": SCORE},
+    sharding=(
+        (r"relative/embedding", (None, "tensor")),
+        (r"unembed/embedding", ("tensor", "fsdp")),
+    ),
+    padded={"embed/tokens/embedding": "vocab", "unembed/embedding": "vocab"},
+    lora=("q", "v"),
+)

@@ -16,14 +16,13 @@ from zoo.batch import Batch, Output
 from zoo.configs.transformer import Config, table_rows
 from zoo.hf.param_name_types import ParamName, ParamNames
 from zoo.nn import score_head
-from zoo.nn.kv_cache import append_tokens, cached_source, cross_mask, empty_cache, source_entries
-from zoo.nn.layer_stack import init_stack, run_stack
+from zoo.nn.family import Family
+from zoo.nn.kv_cache import Cache, KVCacheView, LayerIndex, append_tokens, cache_after, self_mask, view_of
+from zoo.nn.layer_stack import Layer, init_stack, run_stack
 from zoo.nn.layers import (
     CrossAttention,
     Embed,
     Init,
-    KVCacheView,
-    LayerIndex,
     LayerNorm,
     Mlp,
     Seeds,
@@ -35,23 +34,10 @@ from zoo.nn.layers import (
     params_of,
     tied_logits,
 )
+from zoo.nn.source_cache import cache_source, cached_keys, cross_mask, source_keys
 from zoo.nn.unequal_head_sizes import KeySizedCrossAttention, KeySizedSelfAttention
 from zoo.ops import positions
-from zoo.sharding import BATCH, Rules, constrain
-
-OBJECTIVES = ("text_to_text", "preference", "dpo", "kto", "policy", "ppo")
-SHARDING: Rules = (
-    (r"unembed/bias", ("tensor",)),
-    (r"(encoder|decoder)/positions/embedding", (None, "fsdp")),
-    # If keys have another size than values.
-    (r"cross/[kv]/kernel", ("fsdp", "tensor", None)),
-    (r"cross/[kv]/bias", ("tensor", None)),
-)
-LORA = ("q_proj", "v_proj")
-"""Names of the published matrices that have adapters by default (`zoo.lora`)."""
-PADDED = {"embed/tokens/embedding": "vocab", "unembed/bias": "vocab"}
-"""Leaf -> option that has its true number of rows. Further rows are padding, which is neither exported nor counted."""
-SPLIT_CACHE = ("k", "v", "source_k", "source_v")
+from zoo.sharding import BATCH, constrain
 
 ENCODER, DECODER = range(2)
 """Indices of the two sides, which fold into their seeds."""
@@ -85,78 +71,44 @@ def init(cfg: Config, key: Array) -> dict[str, Any]:
     }
 
 
-def apply(cfg: Config, params: dict[str, Any], batch: Batch, *, seeds: Seeds = None, carry: Any = None) -> Output:
-    """Return the hidden states of `batch.tokens` and of `batch.source`. `seeds`, u32[B, 2], enables dropout.
+def apply(
+    cfg: Config, params: dict[str, Any], batch: Batch, *, cache: Cache | None = None, seeds: Seeds = None, carry: Any = None
+) -> Output:
+    """Return the hidden states of `batch.tokens` and of `batch.source`.
+
+    `seeds`, u32[B, 2], enables dropout.
 
     Raises:
-        ValueError: no source, or more tokens than learned positions.
+        ValueError: no source, more tokens than learned positions, or more than the cache has slots.
     """
-    if batch.source is None:
-        raise ValueError("an encoder-decoder takes a batch with a source")
-    source = _encode(cfg, params, batch.source, fold_seeds(seeds, ENCODER))
-    mask = Mask(causal=True, query_segments=batch.segments, key_segments=batch.segments)
-    source_mask, decoder_seeds = cross_mask(batch.segments, batch.tokens, batch.source), fold_seeds(seeds, DECODER)
+    batch, cache = append_tokens(batch, cache)
+    source = None if batch.source is None else _encode(cfg, params, batch.source, fold_seeds(seeds, ENCODER))
+    run = functools.partial(_run, cfg, params, DECODER)
+    cache = cache_source(cache, batch, source, run)
+    mask, source_mask = self_mask(batch, cache), cross_mask(batch, cache)
+    decoder_seeds = fold_seeds(seeds, DECODER)
 
-    def body(block: Block, x: Array, _: None, index: LayerIndex, __: None) -> tuple[Array, None]:
-        assert block.cross is not None
-        layer_seeds = fold_seeds(decoder_seeds, index + 1)
-        x = block.attend_source(block.attend(x, mask, layer_seeds), *block.cross.read(source), source_mask, layer_seeds)
-        return constrain(block.feed_forward(x, layer_seeds), BATCH), None
+    def body(block: Block, carry: Any, layer: Layer) -> tuple[Any, None]:
+        x, past = carry
+        layer_seeds = fold_seeds(decoder_seeds, layer.index + 1)
+        x, past = block.attend(x, mask, layer_seeds, past, layer.index)
+        x = block.attend_source(x, *source_keys(block.cross, source, layer), source_mask, layer_seeds)
+        return (constrain(block.feed_forward(x, layer_seeds), BATCH), past), None
 
     x = dropout(_embed(cfg, params, DECODER, batch), cfg.dropout, decoder_seeds, EMBEDDING_SITE)
-    x, _ = _run(cfg, params, DECODER, body, x)
-    return Output(hidden=x, source_hidden=source)
+    (x, past), _ = run(body, (x, view_of(cache)), cached_keys(cache))
+    return Output(hidden=x, source_hidden=source, cache=cache_after(cache, past, batch))
 
 
-def init_cache(cfg: Config, rows: int, length: int, dtype: Any) -> dict[str, Any]:
-    """Return an empty cache of `length` slots for `rows` rows; see `zoo.models.Model.init_cache`."""
-    return empty_cache(cfg.layers, rows, length, cfg.heads, max(cfg.head, cfg.key_size), dtype)
-
-
-def decode(
-    cfg: Config, params: dict[str, Any], batch: Batch, cache: dict[str, Any]
-) -> tuple[Float[Array, "B T D"], dict[str, Any]]:
-    """Return the hidden states of T more tokens after those in the cache; see `zoo.models.Model.decode`.
-
-    The first call has a source, whose "source_k" and "source_v" [L, B, N, S, H] and "source_segments" the cache stores.
-
-    Raises:
-        ValueError: more tokens than the cache has slots, or no source.
-    """
-    new, cached = append_tokens(batch, cache)
-    at = cache["at"]
-    source = cached_source(cache) if batch.source is None else _read_source(cfg, params, batch.source)
-    source_mask = Mask(query_segments=new["segments"], key_segments=source["source_segments"])
-    mask = Mask(
-        causal=True,
-        query_segments=new["segments"],
-        key_segments=cached["segments"],
-        query_positions=new["positions"],
-        key_positions=cached["positions"],
-    )
-
-    def body(block: Block, carry: Any, source: Any, index: LayerIndex, _: None) -> tuple[Any, None]:
-        x, k, v = carry
-        y, past = block.attention.decode(
-            x, mask, KVCacheView(k=k, v=v, layer=index, at=at), impl=cfg.compute.attention, scale=block.scale
-        )
-        source_k, source_v = (jnp.swapaxes(array, 1, 2) for array in source)
-        x = block.attend_source(block.norm1(x + y), source_k, source_v, source_mask, None)
-        return (constrain(block.feed_forward(x, None), BATCH), past.k, past.v), None
-
-    x = _embed(cfg, params, DECODER, Batch(tokens=batch.tokens, positions=new["positions"]))
-    per_layer = source["source_k"], source["source_v"]
-    (x, k, v), _ = _run(cfg, params, DECODER, body, (x, cache["k"], cache["v"]), per_layer)
-    return x, {**source, **cached, "k": k, "v": v, "at": at + batch.tokens.shape[1]}
+def init_cache(cfg: Config, rows: int, length: int, dtype: Any) -> Cache:
+    """Return an empty cache of `length` slots for `rows` rows."""
+    return Cache.empty(cfg.layers, rows, length, cfg.heads, max(cfg.head, cfg.key_size), dtype)
 
 
 def unembed(cfg: Config, params: dict[str, Any], hidden: Float[Array, "*B D"]) -> Float[Array, "*B rows"]:
     """Return float32 logits from the shared table; rows >= cfg.vocab are padding and get no probability."""
     logits = tied_logits(hidden, params["embed"]["tokens"]["embedding"], cfg.vocab)
     return logits + params["unembed"]["bias"].astype(jnp.float32) if cfg.output_bias else logits
-
-
-sequence_logits = score_head.sequence_logits
 
 
 def flops(cfg: Config, batch: Batch) -> float:
@@ -182,26 +134,21 @@ def flops(cfg: Config, batch: Batch) -> float:
 
 
 def _encode(cfg: Config, params: dict[str, Any], source: Batch, seeds: Seeds) -> Float[Array, "B S D"]:
-    mask = Mask(query_segments=source.segments, key_segments=source.segments)
+    mask = self_mask(source, causal=False)
 
-    def body(block: Block, x: Array, _: None, index: LayerIndex, __: None) -> tuple[Array, None]:
-        layer_seeds = fold_seeds(seeds, index + 1)
-        return constrain(block.feed_forward(block.attend(x, mask, layer_seeds), layer_seeds), BATCH), None
+    def body(block: Block, x: Array, layer: Layer) -> tuple[Array, None]:
+        layer_seeds = fold_seeds(seeds, layer.index + 1)
+        x, _ = block.attend(x, mask, layer_seeds)
+        return constrain(block.feed_forward(x, layer_seeds), BATCH), None
 
     x = dropout(_embed(cfg, params, ENCODER, source), cfg.dropout, seeds, EMBEDDING_SITE)
     return _run(cfg, params, ENCODER, body, x)[0]
 
 
-def _read_source(cfg: Config, params: dict[str, Any], source: Batch) -> dict[str, Any]:
-    """Encode a source and return its entries of the cache."""
-    return source_entries(functools.partial(_run, cfg, params, DECODER), _encode(cfg, params, source, None), source)
-
-
 def _run(cfg: Config, params: dict[str, Any], side: int, body: Any, carry: Any, per_layer: Any = None) -> tuple[Any, Any]:
     """Run `run_stack` over the layers of a side."""
-    layers, compute = params[SIDES[side]]["layers"], cfg.compute
     block = functools.partial(Block, cfg, cross=side == DECODER)
-    return run_stack(block, layers, body, carry, per_layer, remat=compute.remat, unroll=compute.unroll)
+    return run_stack(block, params[SIDES[side]]["layers"], body, carry, per_layer, compute=cfg.compute)
 
 
 def _embed(cfg: Config, params: dict[str, Any], side: int, batch: Batch) -> Float[Array, "B T D"]:
@@ -243,10 +190,12 @@ class Block(nnx.Module):
         self.mlp = Mlp(width, cfg.ffn, cfg.activation, mlp_init, mlp_init, rngs)
         self.norm2 = LayerNorm(width, cfg.eps)
 
-    def attend(self, x: Float[Array, "B T D"], mask: Mask, seeds: Seeds) -> Float[Array, "B T D"]:
+    def attend(
+        self, x: Float[Array, "B T D"], mask: Mask, seeds: Seeds, past: KVCacheView | None = None, layer: LayerIndex = 0
+    ) -> tuple[Float[Array, "B T D"], KVCacheView | None]:
         cfg = self.cfg
-        y = self.attention(x, mask, dropout=0.0, seeds=None, impl=cfg.compute.attention, scale=self.scale)
-        return self.norm1(x + dropout(y, cfg.dropout, seeds, ATTENTION_SITE))
+        y, past = self.attention(x, mask, past, layer, dropout=0.0, seeds=None, impl=cfg.compute.attention, scale=self.scale)
+        return self.norm1(x + dropout(y, cfg.dropout, seeds, ATTENTION_SITE)), past
 
     def attend_source(self, x: Float[Array, "B T D"], k: Array, v: Array, mask: Mask, seeds: Seeds) -> Float[Array, "B T D"]:
         assert self.cross is not None and self.norm3 is not None
@@ -348,4 +297,23 @@ SCORE = dataclasses.replace(
     rows=(*(row for row in NAMES.rows if row.leaf != "unembed/bias"), ParamName("score/kernel", "score.weight", bare=True)),
 )
 """`transformers` has no Marian with a score, so this one is not exported."""
-HF = {"text_to_text": NAMES, "sequence": SCORE}
+
+FAMILY = Family(
+    init=init,
+    apply=apply,
+    unembed=unembed,
+    flops=flops,
+    init_cache=init_cache,
+    sequence_logits=score_head.sequence_logits,
+    objectives=("text_to_text", "preference", "dpo", "kto", "policy", "ppo"),
+    names={"text_to_text": NAMES, "sequence": SCORE},
+    sharding=(
+        (r"unembed/bias", ("tensor",)),
+        (r"(encoder|decoder)/positions/embedding", (None, "fsdp")),
+        # If keys have another size than values.
+        (r"cross/[kv]/kernel", ("fsdp", "tensor", None)),
+        (r"cross/[kv]/bias", ("tensor", None)),
+    ),
+    padded={"embed/tokens/embedding": "vocab", "unembed/bias": "vocab"},
+    lora=("q_proj", "v_proj"),
+)

@@ -8,6 +8,7 @@ Unlike in both papers' code, dropout is not applied to encodings of distances: e
 layer.
 """
 
+import dataclasses
 import functools
 import math
 from typing import Any
@@ -25,28 +26,14 @@ from zoo.hf.param_name_types import ParamName
 from zoo.mesh_axes import HEADS as HEADS_AXIS
 from zoo.nn import encoder, task_heads
 from zoo.nn.encoder import DENSE, initializer, linear
-from zoo.nn.kv_cache import add_slots, append_tokens, empty_cache
-from zoo.nn.layer_stack import init_stack, run_stack
-from zoo.nn.layers import Embed, KVCacheView, LayerIndex, Seeds, dropout, fold_seeds, lookup, params_of
+from zoo.nn.family import Family
+from zoo.nn.kv_cache import Cache, add_slots, append_tokens, cache_after, self_mask, view_of
+from zoo.nn.layer_stack import Layer, init_stack, run_stack
+from zoo.nn.layers import Embed, Seeds, dropout, fold_seeds, lookup, params_of
 from zoo.nn.task_heads import Head
 from zoo.nn.xlnet_layer import Block, Keys, Stream, Vectors
 from zoo.ops import positions
-from zoo.sharding import BATCH, Rules, constrain
-
-OBJECTIVES = ("permutation", "classification", "tagging", "span", "choice", "preference")
-SHARDING: Rules = (
-    (r"embed/mask/embedding", (None,)),
-    (r"attention/r/kernel", ("fsdp", "tensor", None)),
-    (r"attention/kv/kernel", ("fsdp", None, "tensor", None)),
-    (r"attention/(content|distance|type)/embedding", ("tensor", None)),
-    (r"attention/types/embedding", (None, "tensor", None)),
-    (r"unembed/bias", ("tensor",)),
-)
-LORA = ("layer_1", "layer_2")
-"""Names of the published matrices that have adapters by default (`zoo.lora`)."""
-PADDED = {"embed/tokens/embedding": "vocab", "unembed/bias": "vocab"}
-"""Leaf -> option that has its true number of rows. Further rows are padding, which is neither exported nor counted."""
-SPLIT_CACHE = ("k", "v")
+from zoo.sharding import BATCH, constrain
 
 CONTENT, QUERY = range(2)
 """Indices of the two streams, which fold into their seeds. A head's index follows those of the layers, so its seeds differ."""
@@ -64,56 +51,82 @@ def init(cfg: Config, key: Array) -> dict[str, Any]:
     }
 
 
-def apply(cfg: Config, params: dict[str, Any], batch: Batch, *, seeds: Seeds = None, carry: Any = None) -> Output:
-    """Return the hidden states of the content stream, and those of the query stream if the batch has one.
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DistanceCache(Cache):
+    """A cache that also has the encodings of distances, which all rows share."""
 
-    A token sees those of its segment and, with `batch.order`, of ranks up to its own; all tokens see rank -1. The positions
-    `batch.query_at` also have a query stream, `Output.predicted`, which sees the ranks below its own.
+    distances: Any = None
+    """[L, N, H, 2 S], the result of `_every_distance` for all slots; None in an empty cache."""
 
-    The memory, `carry`, has segment 1 and type 0, and is visible whatever the order. Rows that go into the memory have no
-    padding.
+
+def apply(
+    cfg: Config,
+    params: dict[str, Any],
+    batch: Batch,
+    *,
+    cache: DistanceCache | None = None,
+    seeds: Seeds = None,
+    carry: Any = None,
+) -> Output:
+    """Return the hidden states of the content stream, and those of the query stream if there is one: see `_streams`.
 
     Without `batch.types` there is no term of types, not even for equal ones, as in `transformers`.
 
+    The first call with a cache adds the projected encodings of all distances to it: computing them for each token would cost more
+    than everything else.
+
     Args:
         seeds: u32[B, 2], enables dropout.
-        carry: result of `init_carry` or of the step before: inputs of every layer at earlier positions. They get no gradient.
+        carry: result of `init_carry` or of the step before: inputs of every layer at earlier positions. They get no gradient. A
+            call with a cache has no other memory.
 
     Raises:
-        ValueError: a query stream without an order.
+        ValueError: a query stream without an order, or more tokens than the cache has slots.
     """
-    carry = carry or None
-    length = batch.tokens.shape[1]
-    slots = length if carry is None else carry["hidden"].shape[2] + length
-    content, query, key_types = _streams(batch, carry)
+    batch, cache = append_tokens(batch, cache)
+    carry, length = carry or None, batch.tokens.shape[1]
+    content, query, key_types = _streams(batch, cache, carry)
     sign = None if batch.backward is None else jnp.where(batch.backward, -1.0, 1.0)
+    slots = length if carry is None else carry["hidden"].shape[2] + length
     encodings = positions.relative_sinusoids(slots - 1, slots + length, cfg.width)
     reused = min(cfg.reuse or length, length)
     content_seeds, query_seeds = fold_seeds(seeds, CONTENT), fold_seeds(seeds, QUERY)
 
-    def body(block: Block, streams: Any, memory: Any, index: LayerIndex, _: None) -> tuple[Any, Any]:
-        x, g = streams
-        key_inputs = x if memory is None else jnp.concatenate([memory.astype(x.dtype), x], axis=1)  # [B, M + T, D]
-        keys = Keys.of(block.attention, key_inputs, encodings, sign, key_types)
-        y = constrain(block(x, keys, content, fold_seeds(content_seeds, index + 1)), BATCH)
+    def body(block: Block, state: Any, layer: Layer) -> tuple[Any, Any]:
+        x, g, past = state
+        memory = None if past is not None else layer.inputs
+        if past is not None:
+            k, v, past = past.append(layer.index, *block.attention.read(x))
+            keys = Keys(k=k, v=v, r=layer.inputs)
+        else:
+            key_inputs = x if memory is None else jnp.concatenate([memory.astype(x.dtype), x], axis=1)  # [B, M + T, D]
+            keys = Keys.of(block.attention, key_inputs, encodings, sign, key_types)
+        y = constrain(block(x, keys, content, fold_seeds(content_seeds, layer.index + 1)), BATCH)
         if query is not None:
-            g = constrain(block(g, keys, query, fold_seeds(query_seeds, index + 1)), BATCH)
-        return (y, g), None if memory is None else _append_to_memory(memory, x[:, :reused])
+            g = constrain(block(g, keys, query, fold_seeds(query_seeds, layer.index + 1)), BATCH)
+        return (y, g, past), None if memory is None else _append_to_memory(memory, x[:, :reused])
 
     x = lookup(params["embed"]["tokens"]["embedding"], batch.tokens, rows="tensor")
-    x = dropout(x, cfg.dropout, content_seeds, EMBEDDING_SITE)
-    g = None
+    x, g = dropout(x, cfg.dropout, content_seeds, EMBEDDING_SITE), None
     if query is not None:
-        assert batch.query_at is not None
-        g = dropout(_unknown(params, batch.query_at), cfg.dropout, query_seeds, EMBEDDING_SITE)
-    memory = None if carry is None else jnp.moveaxis(carry["hidden"], 1, 0)  # [L, B, M, D]
-    (x, g), new_memory = _run(cfg, params, body, (x, g), memory)
+        unknown = _unknown(params, batch.tokens if batch.query_at is None else batch.query_at)
+        g = dropout(unknown, cfg.dropout, query_seeds, EMBEDDING_SITE)
+    if cache is None:
+        distances, per_layer = None, None if carry is None else jnp.moveaxis(carry["hidden"], 1, 0)  # [L, B, M, D]
+    else:
+        distances = _every_distance(cfg, params, cache.slots) if cache.distances is None else cache.distances
+        # Slice the distances from (last query - first key) downward.
+        first = cache.slots - cache.at - length
+        per_layer = jax.lax.dynamic_slice_in_dim(distances, first, cache.slots + length, axis=3)
+    (x, g, past), new_memory = _run(cfg, params, body, (x, g, view_of(cache)), per_layer)
     # The index of the last dropout's seeds follows those of the layers.
     last = cfg.layers + 1
     return Output(
         hidden=dropout(x, cfg.dropout, content_seeds, last),
         predicted=None if g is None else dropout(g, cfg.dropout, query_seeds, last),
         carry={} if carry is None else _new_carry(carry, new_memory, reused),
+        cache=cache_after(cache, past, batch, distances=distances),
     )
 
 
@@ -129,63 +142,14 @@ def init_carry(cfg: Config, rows: int) -> dict[str, Any]:
     return {"hidden": hidden, "filled": jnp.zeros(rows, jnp.int32)}
 
 
-def init_cache(cfg: Config, rows: int, length: int, dtype: Any) -> dict[str, Any]:
-    """Return an empty cache of `length` slots for `rows` rows; see `zoo.models.Model.init_cache`.
-
-    It also has "order", int32 [B, S], the ranks of the tokens in the slots.
-    """
-    cache = empty_cache(cfg.layers, rows, length, cfg.heads, cfg.head, dtype)
-    return cache | {"order": jnp.zeros((rows, length), jnp.int32)}
+def init_cache(cfg: Config, rows: int, length: int, dtype: Any) -> DistanceCache:
+    """Return an empty cache of `length` slots for `rows` rows, with an order."""
+    return DistanceCache.empty(cfg.layers, rows, length, cfg.heads, cfg.head, dtype, ordered=True)
 
 
-def decode(
-    cfg: Config, params: dict[str, Any], batch: Batch, cache: dict[str, Any]
-) -> tuple[Float[Array, "B T D"], dict[str, Any]]:
-    """Return the hidden states that predict the token after each of T more tokens; see `zoo.models.Model.decode`.
-
-    The text is read from left to right: each token's hidden state is the query stream's at the position after it. Types are
-    ignored, and there is no memory but the cache.
-
-    By `batch.order` a token sees the cached and new tokens of ranks up to its own. With equal ranks the new tokens all see each
-    other, and only the last hidden state is a prediction: the others have seen what follows.
-
-    The first call adds the projected encodings of all distances to the cache, "r" [L, N, H, 2 S]: computing them for each token
-    would cost more than everything else.
-
-    Raises:
-        ValueError: more tokens than the cache has slots.
-    """
-    new, cached = append_tokens(batch, cache)
-    at, length, slots = cache["at"], batch.tokens.shape[1], cache["k"].shape[3]
-    mask = Mask(
-        query_segments=new["segments"],
-        key_segments=cached["segments"],
-        query_ranks=new["order"],
-        key_ranks=cached["order"],
-    )
-    # The keys before the next position are those up to this one: both streams see the same keys, the query stream at distances
-    # greater by one.
-    content, query = Stream(mask=mask, first=length), Stream(mask=mask, first=length - 1)
-    r = cache["r"] if "r" in cache else _every_distance(cfg, params, slots)
-    # Slice the distances from (last query - first key) downward.
-    needed = jax.lax.dynamic_slice_in_dim(r, slots - at - length, slots + length, axis=3)
-
-    def body(block: Block, carry: Any, r: Array, index: LayerIndex, _: None) -> tuple[Any, None]:
-        x, g, k, v = carry
-        past = KVCacheView(k=k, v=v, layer=index, at=at).write(*block.attention.read(x))
-        k, v = past.read()
-        keys = Keys(k=k, v=v, r=r)
-        x, g = (constrain(block(y, keys, stream, None), BATCH) for y, stream in ((x, content), (g, query)))
-        return (x, g, past.k, past.v), None
-
-    x = lookup(params["embed"]["tokens"]["embedding"], batch.tokens, rows="tensor")
-    (_, g, k, v), _ = _run(cfg, params, body, (x, _unknown(params, batch.tokens), cache["k"], cache["v"]), needed)
-    return g, {**cached, "k": k, "v": v, "r": r, "at": at + length}
-
-
-def grow_cache(cfg: Config, params: dict[str, Any], cache: dict[str, Any], length: int) -> dict[str, Any]:
-    """Return a cache with `length` slots and the encodings of their distances; see `zoo.models.Model.grow_cache`."""
-    return add_slots(cache, length) | {"r": _every_distance(cfg, params, length)}
+def grow_cache(cfg: Config, params: dict[str, Any], cache: DistanceCache, length: int) -> DistanceCache:
+    """Return a cache with `length` slots and the encodings of their distances."""
+    return dataclasses.replace(add_slots(cache, length), distances=_every_distance(cfg, params, length))
 
 
 def unembed(cfg: Config, params: dict[str, Any], hidden: Float[Array, "*B D"]) -> Float[Array, "*B rows"]:
@@ -225,9 +189,28 @@ def flops(cfg: Config, batch: Batch) -> float:
 # --- the streams ----------------------------------------------------------------------------------------------------------------
 
 
-def _streams(batch: Batch, carry: Any) -> tuple[Stream, Stream | None, Array | None]:
-    """Return the content stream, the query stream if there is one, and the types of all keys, including the memory's."""
+def _streams(batch: Batch, cache: Cache | None, carry: Any) -> tuple[Stream, Stream | None, Array | None]:
+    """Return the content stream, the query stream if there is one, and the types of all keys, including the memory's.
+
+    A token sees those of its segment and, with `batch.order`, of ranks up to its own; all tokens see rank -1. The positions
+    `batch.query_at` also have a query stream, which sees the ranks below their own.
+
+    The memory, `carry`, has segment 1 and type 0, and is visible whatever the order. Rows that go into the memory have no
+    padding.
+
+    With a cache the text is read from left to right, types are ignored, and the query stream is at the position after each token,
+    which it predicts. Tokens of equal ranks all see each other, and then only the last one is a prediction: the others have seen
+    what follows.
+
+    Raises:
+        ValueError: a query stream without an order.
+    """
     length, memory = batch.tokens.shape[1], 0 if carry is None else carry["hidden"].shape[2]
+    if cache is not None:
+        # The keys before the next position are those up to this one: both streams see the same keys, the query stream at
+        # distances greater by one.
+        mask = self_mask(batch, cache, ranked=True)
+        return Stream(mask=mask, first=length), Stream(mask=mask, first=length - 1), None
     segments, at = batch.segments, batch.query_at
     if carry is not None and segments is None:
         segments = jnp.ones_like(batch.tokens)
@@ -263,7 +246,7 @@ def _every_distance(cfg: Config, params: dict[str, Any], slots: int) -> Float[Ar
     """Return projected encodings of the X distances S, S - 1, ..., 1 - S; a query may be after all S slots."""
     encodings = positions.relative_sinusoids(slots, 2 * slots, cfg.width)
 
-    def body(block: Block, carry: None, _: None, index: LayerIndex, __: None) -> tuple[None, Array]:
+    def body(block: Block, carry: None, layer: Layer) -> tuple[None, Array]:
         return carry, block.attention.distances(encodings, parts=1)
 
     _, r = _run(cfg, params, body, None)
@@ -293,8 +276,7 @@ def _new_carry(carry: Any, memory: Float[Array, "L B M D"], added: int) -> dict[
 
 
 def _run(cfg: Config, params: dict[str, Any], body: Any, carry: Any, per_layer: Any = None) -> tuple[Any, Any]:
-    layer, compute = functools.partial(Block, cfg), cfg.compute
-    return run_stack(layer, params["layers"], body, carry, per_layer, remat=compute.remat, unroll=compute.unroll)
+    return run_stack(functools.partial(Block, cfg), params["layers"], body, carry, per_layer, compute=cfg.compute)
 
 
 class Embeddings(nnx.Module):
@@ -343,4 +325,27 @@ HEADS: dict[Task, Head] = {
     "tokens": Head(architecture="XLNetForTokenClassification", rows=linear("classifier", "classifier"), drops=False),
     "span": Head(architecture="XLNetForQuestionAnsweringSimple", rows=linear("classifier", "qa_outputs"), drops=False),
 }
-HF = encoder.published_names(HEADS, "transformer.", BODY, tied={"lm_loss.weight": "embed/tokens/embedding"})
+
+FAMILY = Family(
+    init=init,
+    apply=apply,
+    unembed=unembed,
+    flops=flops,
+    init_cache=init_cache,
+    grow_cache=grow_cache,
+    sequence_logits=sequence_logits,
+    token_logits=token_logits,
+    init_carry=init_carry,
+    objectives=("permutation", "classification", "tagging", "span", "choice", "preference"),
+    names=encoder.published_names(HEADS, "transformer.", BODY, tied={"lm_loss.weight": "embed/tokens/embedding"}),
+    sharding=(
+        (r"embed/mask/embedding", (None,)),
+        (r"attention/r/kernel", ("fsdp", "tensor", None)),
+        (r"attention/kv/kernel", ("fsdp", None, "tensor", None)),
+        (r"attention/(content|distance|type)/embedding", ("tensor", None)),
+        (r"attention/types/embedding", (None, "tensor", None)),
+        (r"unembed/bias", ("tensor",)),
+    ),
+    padded={"embed/tokens/embedding": "vocab", "unembed/bias": "vocab"},
+    lora=("layer_1", "layer_2"),
+)

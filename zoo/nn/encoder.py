@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Mapping
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import jax
 from flax import nnx
@@ -15,11 +15,12 @@ from zoo.batch import Batch, Output
 from zoo.configs._encoder import BodyConfig, EncoderConfig, Task
 from zoo.hf.param_name_types import ParamName, ParamNames
 from zoo.nn import task_heads
-from zoo.nn.layer_stack import init_stack, run_stack
+from zoo.nn.family import Family
+from zoo.nn.kv_cache import Cache, check_length, self_mask
+from zoo.nn.layer_stack import Layer, init_stack, run_stack
 from zoo.nn.layers import (
     Embed,
     Init,
-    LayerIndex,
     LayerNorm,
     Mlp,
     Seeds,
@@ -36,20 +37,17 @@ from zoo.sharding import BATCH, constrain
 EMBEDDING_SITE, ATTENTION_SITE, RESIDUAL_SITE, MLP_SITE = range(4)
 
 
-Config = TypeVar("Config", bound=EncoderConfig)
-
-
 @dataclasses.dataclass(frozen=True)
-class Family(Generic[Config]):
-    """The interface of `zoo.models` for a family that has this body and the heads of a table."""
+class _Functions:
+    """The functions of a family that has this body and the heads of a table."""
 
     heads: Mapping[Task, Head]
 
-    def head(self, cfg: Config) -> Head:
+    def head(self, cfg: EncoderConfig) -> Head:
         """Return the head of a model; see `zoo.nn.task_heads.find_head`."""
         return task_heads.find_head(self.heads, cfg)
 
-    def init(self, cfg: Config, key: Array) -> dict[str, Any]:
+    def init(self, cfg: EncoderConfig, key: Array) -> dict[str, Any]:
         """Return new parameters: kernels and tables of deviation 0.02 (Devlin et al. 2019, code), biases 0, scales 1."""
         embed_key, layers_key, head_key = jax.random.split(key, 3)
         return {
@@ -58,48 +56,67 @@ class Family(Generic[Config]):
             **params_of(task_heads.HeadParams(cfg, self.head(cfg), initializer(cfg), nnx.Rngs(head_key))),
         }
 
-    def apply(self, cfg: Config, params: dict[str, Any], batch: Batch, *, seeds: Seeds = None, carry: Any = None) -> Output:
+    def apply(
+        self,
+        cfg: EncoderConfig,
+        params: dict[str, Any],
+        batch: Batch,
+        *,
+        cache: Cache | None = None,
+        seeds: Seeds = None,
+        carry: Any = None,
+    ) -> Output:
         """Return the hidden states after the last norm, [B, T, D]. `seeds`, u32[B, 2], enables dropout.
 
         Raises:
             ValueError: a row longer than the learned positions.
         """
-        length = batch.tokens.shape[1]
-        if length > cfg.context:
-            raise ValueError(f"rows of {length} tokens in a model of {cfg.context} positions; use rows of at most {cfg.context}")
+        check_length(batch, cfg.context)
+        mask = self_mask(batch, causal=cfg.causal)
+
+        def body(block: Block, x: Array, layer: Layer) -> tuple[Array, None]:
+            return constrain(block(x, mask, fold_seeds(seeds, layer.index + 1)), BATCH), None
+
         x = dropout(_embed(cfg, params["embed"], batch), cfg.dropout, seeds, EMBEDDING_SITE)
-        mask = Mask(causal=cfg.causal, query_segments=batch.segments, key_segments=batch.segments)
-
-        def body(block: Block, x: Array, _: None, index: LayerIndex, __: None) -> tuple[Array, None]:
-            return constrain(block(x, mask, fold_seeds(seeds, index + 1)), BATCH), None
-
-        compute = cfg.compute
-        layer = functools.partial(Block, cfg)
-        x, _ = run_stack(layer, params["layers"], body, x, remat=compute.remat, unroll=compute.unroll)
+        x, _ = run_stack(functools.partial(Block, cfg), params["layers"], body, x, compute=cfg.compute)
         return Output(hidden=x)
 
-    def unembed(self, cfg: Config, params: dict[str, Any], hidden: Float[Array, "*B D"]) -> Float[Array, "*B rows"]:
+    def unembed(self, cfg: EncoderConfig, params: dict[str, Any], hidden: Float[Array, "*B D"]) -> Float[Array, "*B rows"]:
         """Return float32 logits of masked words; rows >= cfg.vocab are padding and get no probability."""
         return task_heads.masked_logits(cfg, self.head(cfg), params, hidden)
 
     def sequence_logits(
-        self, cfg: Config, params: dict[str, Any], hidden: Float[Array, "B Q D"], *, seeds: Seeds = None
+        self, cfg: EncoderConfig, params: dict[str, Any], hidden: Float[Array, "B Q D"], *, seeds: Seeds = None
     ) -> Float[Array, "B Q O"]:
         """Return float32 logits of sequences, or of next sentence; see `zoo.nn.task_heads`."""
         return task_heads.sequence_logits(cfg, self.head(cfg), params, hidden, seeds)
 
     def token_logits(
-        self, cfg: Config, params: dict[str, Any], hidden: Float[Array, "B T D"], *, seeds: Seeds = None
+        self, cfg: EncoderConfig, params: dict[str, Any], hidden: Float[Array, "B T D"], *, seeds: Seeds = None
     ) -> Float[Array, "B T O"]:
         """Return float32 logits of tokens: of their labels, or of the ends of a span."""
         return task_heads.token_logits(cfg, self.head(cfg), params, hidden, seeds)
 
-    def flops(self, cfg: Config, batch: Batch) -> float:
+    def flops(self, cfg: EncoderConfig, batch: Batch) -> float:
         """Return the matrix-product FLOPs of a forward pass with its head; attention counts in full, T x T."""
         tokens, length = float(math.prod(batch.tokens.shape)), batch.tokens.shape[-1]
         products = 2.0 * tokens * cfg.layers * (4 * cfg.width * cfg.width + 2 * cfg.width * cfg.ffn)
         attention = 4.0 * cfg.layers * tokens * length * cfg.width
         return products + attention + task_heads.flops(cfg, self.head(cfg), batch)
+
+
+def encoder_family(heads: Mapping[Task, Head], **tables: Any) -> Family:
+    """Return a family that has this body and these heads, with the tables of a `Family`."""
+    own = _Functions(heads)
+    return Family(
+        init=own.init,
+        apply=own.apply,
+        unembed=own.unembed,
+        flops=own.flops,
+        sequence_logits=own.sequence_logits,
+        token_logits=own.token_logits,
+        **tables,
+    )
 
 
 class Embeddings(nnx.Module):
@@ -127,7 +144,7 @@ class Block(nnx.Module):
 
     def __call__(self, x: Float[Array, "B T D"], mask: Mask, seeds: Seeds) -> Float[Array, "B T D"]:
         cfg, attention_seeds = self.cfg, fold_seeds(seeds, ATTENTION_SITE)
-        y = self.attention(x, mask, dropout=cfg.attention_dropout, seeds=attention_seeds, impl=cfg.compute.attention)
+        y, _ = self.attention(x, mask, dropout=cfg.attention_dropout, seeds=attention_seeds, impl=cfg.compute.attention)
         x = self.norm1(x + dropout(y, cfg.dropout, seeds, RESIDUAL_SITE))
         return self.norm2(x + dropout(self.mlp(x), cfg.dropout, seeds, MLP_SITE))
 

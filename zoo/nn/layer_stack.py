@@ -1,5 +1,6 @@
 """The layer stack: every per-layer leaf is stacked on axis 0; scan, unroll and remat do not change this layout of parameters."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -8,6 +9,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array
 
+from zoo.configs import Compute
+from zoo.nn.kv_cache import LayerIndex
 from zoo.nn.layers import params_of
 from zoo.ops.split_layers import layer_slice
 
@@ -19,37 +22,54 @@ POLICIES: dict[str, Callable[..., Any] | None] = {
 }
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Layer:
+    """The number, kind and inputs of a layer of a stack."""
+
+    index: LayerIndex
+    """Its number in the model."""
+    kind: Any
+    """Its entry of the static pattern."""
+    inputs: Any
+    """Its slices of the stack's `per_layer`; None if there are none."""
+
+
 def init_stack(layer: Callable[[nnx.Rngs], nnx.Module], key: Array, layers: int) -> dict[str, Any]:
     """Return the parameters of `layers` independently initialized layers, each leaf [L, ...]."""
     return jax.vmap(lambda k: params_of(layer(nnx.Rngs(k))))(jax.random.split(key, layers))
 
 
 def run_stack(
-    layer: Callable[[nnx.Rngs], nnx.Module],
+    module: Callable[[nnx.Rngs], nnx.Module],
     params: dict[str, Any] | tuple[dict[str, Any], ...],
-    body: Callable[..., tuple[Any, Any]],
+    body: Callable[[Any, Any, Layer], tuple[Any, Any]],
     carry: Any,
     per_layer: Any = None,
     *,
+    compute: Compute,
     pattern: Sequence[Any] = (None,),
-    remat: str = "none",
-    unroll: int = 1,
+    first: int = 0,
 ) -> tuple[Any, Any]:
-    """Scan `body(module, carry, x, index, kind) -> (carry, y)` over the layers.
+    """Scan `body(module, carry, layer) -> (carry, y)` over the layers; `layer` is a `Layer`.
 
     `params` and `per_layer` (for example XLNet's memory) have a slice for each layer and are scanned; or `params` are those of
-    `zoo.ops.split_layers.split_layers`, over which this function loops. `body` closes over values
-    that all layers share. `carry` has the values that are updated in place, such as a KV cache. `index` is the layer's number and
-    `kind` the entry of the static `pattern`, which repeats over the layers; its length must divide their number.
+    `zoo.ops.split_layers.split_layers`, over which this function loops. `body` closes over values that all layers share. `carry`
+    has the values that are updated in place, such as a KV cache. The static `pattern` repeats over the layers; its length must
+    divide their number. The number of the first layer is `first`, after those of another stack.
 
     Returns the final carry and the ys, stacked on axis 0.
     """
-    graph = nnx.graphdef(nnx.eval_shape(lambda: layer(nnx.Rngs(0))))
+    graph = nnx.graphdef(nnx.eval_shape(lambda: module(nnx.Rngs(0))))
+
+    def run_layer(carry: Any, slices: Any, kind: Any) -> tuple[Any, Any]:
+        params, inputs, index = slices
+        layer = Layer(index=first + index if first else index, kind=kind, inputs=inputs)
+        return body(nnx.merge(graph, params), carry, layer)
+
     if isinstance(params, tuple):
         ys = []
         for index, leaves in enumerate(params):
-            x = layer_slice(per_layer, index)
-            carry, y = body(nnx.merge(graph, leaves), carry, x, index, pattern[index % len(pattern)])
+            carry, y = run_layer(carry, (leaves, layer_slice(per_layer, index), index), pattern[index % len(pattern)])
             ys.append(y)
         return carry, jax.tree.map(lambda *leaves: jnp.stack(leaves), *ys)
     layers = jax.tree.leaves(params)[0].shape[0]
@@ -60,10 +80,6 @@ def run_stack(
         # [L, ...] -> [L / period, period, ...]
         periods = jax.tree.map(lambda leaf: leaf.reshape(layers // period, period, *leaf.shape[1:]), periods)
 
-    def run_layer(carry: Any, leaves: Any, kind: Any) -> tuple[Any, Any]:
-        params, x, index = leaves
-        return body(nnx.merge(graph, params), carry, x, index, kind)
-
     def run_period(carry: Any, leaves: Any) -> tuple[Any, Any]:
         if period == 1:
             return run_layer(carry, leaves, pattern[0])
@@ -73,7 +89,7 @@ def run_stack(
             ys.append(y)
         return carry, jax.tree.map(lambda *leaves: jnp.stack(leaves), *ys)
 
-    if POLICIES[remat] is not None:
-        run_period = jax.checkpoint(run_period, policy=POLICIES[remat], prevent_cse=False)
-    carry, ys = jax.lax.scan(run_period, carry, periods, unroll=unroll)
+    if (policy := POLICIES[compute.remat]) is not None:
+        run_period = jax.checkpoint(run_period, policy=policy, prevent_cse=False)
+    carry, ys = jax.lax.scan(run_period, carry, periods, unroll=compute.unroll)
     return carry, ys if period == 1 else jax.tree.map(lambda leaf: leaf.reshape(layers, *leaf.shape[2:]), ys)

@@ -7,7 +7,6 @@ Leaf names (the vocabulary of the sharding table and the decay mask): `kernel`, 
 Shape letters: see `zoo.batch`.
 """
 
-import dataclasses
 import functools
 import math
 from collections.abc import Callable
@@ -21,18 +20,16 @@ from jaxtyping import Array, Float, Int, UInt32
 from zoo.attention.attention import attention
 from zoo.attention.biases import Bias
 from zoo.attention.masks import Mask
+from zoo.batch import Batch
 from zoo.configs import Activation
-from zoo.mesh_axes import HEADS
+from zoo.nn.kv_cache import KVCacheView, LayerIndex
 from zoo.ops import counter_rng
 from zoo.ops.adapted_kernel import linear
-from zoo.ops.split_layers import SplitLayers
 from zoo.ops.xla_cpu_workarounds import OutputMajor, broadcast_rows, mask_padding, merge_rows, product, rows_of_list
 from zoo.sharding import BATCH, constrain
 
 Init = Callable[..., Array]
 Seeds = UInt32[Array, "B 2"] | None
-LayerIndex = int | Int[Array, ""]
-"""The number of a layer: an int where `zoo.nn.layer_stack.run_stack` loops in Python, and an array inside its scan."""
 
 VOCABULARY_MULTIPLE = 128
 """Vocabulary tables are stored padded to a multiple of this, so that devices can share their rows; published sizes seldom fit."""
@@ -111,6 +108,8 @@ class SelfAttention(nnx.Module):
         self,
         x: Float[Array, "B T D"],
         mask: Mask,
+        past: KVCacheView | None = None,
+        layer: LayerIndex = 0,
         *,
         dropout: float,
         seeds: Seeds,
@@ -118,36 +117,22 @@ class SelfAttention(nnx.Module):
         shift: Bias | None = None,
         scale: float | None = None,
         rotate: Callable[[Array], Array] = lambda x: x,
-    ) -> Float[Array, "B T D"]:
+    ) -> tuple[Float[Array, "B T D"], KVCacheView | None]:
+        """Attend from T tokens to each other or, with a cache, as layer number `layer` to all of its slots, their own included.
+
+        `mask` selects the visible keys. The cache has rotated keys.
+        """
         q, k, v = self.split_heads(x)
         q, k = rotate(q), rotate(k)
+        if past is not None:
+            k, v, past = past.append(layer, k, v)
         drop = None if seeds is None else (dropout, seeds)
-        return self.out(attention(q, k, v, mask=mask, bias=shift, scale=scale, dropout=drop, sinks=self.sink_logits(), impl=impl))
+        y = attention(q, k, v, mask=mask, bias=shift, scale=scale, dropout=drop, sinks=self.sink_logits(), impl=impl)
+        return self.out(y), past
 
     def sink_logits(self) -> Float[Array, " N"] | None:
         """Return the sinks of the heads, in a layer that has them."""
         return None if self.sinks is None else self.sinks[...]
-
-    def decode(
-        self,
-        x: Float[Array, "B T D"],
-        mask: Mask,
-        past: "KVCacheView",
-        *,
-        impl: str,
-        shift: Bias | None = None,
-        scale: float | None = None,
-        rotate: Callable[[Array], Array] = lambda x: x,
-    ) -> tuple[Float[Array, "B T D"], "KVCacheView"]:
-        """Attend from T new tokens to all slots of the cache, including their own; `mask` selects the visible slots.
-
-        The cache has rotated keys.
-        """
-        q, k, v = self.split_heads(x)
-        q, k = rotate(q), rotate(k)
-        past = past.write(k, v)
-        y = attention(q, *past.read(), mask=mask, bias=shift, scale=scale, sinks=self.sink_logits(), impl=impl)
-        return self.out(y), past
 
 
 class CrossAttention(nnx.Module):
@@ -187,47 +172,6 @@ class CrossAttention(nnx.Module):
     ) -> Float[Array, "B T D"]:
         drop = None if seeds is None else (dropout, seeds)
         return self.out(attention(self.q(x), k, v, mask=mask, scale=scale, dropout=drop, impl=impl))
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class KVCacheView:
-    """The view that one layer has of the keys and values of all layers.
-
-    The arrays are the carry of the scan over layers and are updated in place. As scanned inputs and outputs, every layer's cache
-    would be copied for every token. On one CPU device each layer has its own (`zoo.ops.split_layers.split_cache`).
-    """
-
-    k: Float[Array, "L B K S H"] | SplitLayers
-    v: Float[Array, "L B K S H"] | SplitLayers
-    layer: LayerIndex
-    at: Int[Array, ""]
-    """Slot of the first new token."""
-
-    def write(self, k: Float[Array, "B T K H"], v: Float[Array, "B T K H"]) -> "KVCacheView":
-        """Return the view with the new tokens' keys and values in the slots from `at` on."""
-
-        def updated(cache: Array | SplitLayers, new: Array) -> Array | SplitLayers:
-            slots = jnp.swapaxes(new, 1, 2)  # [B, K, T, H]
-            if isinstance(cache, SplitLayers):
-                assert isinstance(self.layer, int)
-                return cache.replaced(self.layer, jax.lax.dynamic_update_slice(cache[self.layer], slots, (0, 0, self.at, 0)))
-            start = (self.layer, 0, 0, self.at, 0)
-            return constrain(jax.lax.dynamic_update_slice(cache, slots[None], start), None, BATCH, HEADS)
-
-        return dataclasses.replace(self, k=updated(self.k, k), v=updated(self.v, v))
-
-    def read(self) -> tuple[Float[Array, "B S K H"], Float[Array, "B S K H"]]:
-        """Return the keys and values of the layer in all slots."""
-
-        def entries(cache: Array | SplitLayers) -> Array:
-            if isinstance(cache, SplitLayers):
-                assert isinstance(self.layer, int)
-                return cache[self.layer]
-            return jax.lax.dynamic_index_in_dim(cache, self.layer, keepdims=False)
-
-        k, v = (jnp.swapaxes(entries(cache), 1, 2) for cache in (self.k, self.v))
-        return k, v
 
 
 class Mlp(nnx.Module):
@@ -342,6 +286,11 @@ def dropout(x: Float[Array, "B T D"], rate: float, seeds: Seeds, site: int) -> F
     if seeds is None or rate == 0:
         return x
     return counter_rng.dropped(x, rate, counter_rng.fold(seeds, site))
+
+
+def token_positions(batch: Batch) -> Int[Array, "#B T"]:
+    """Return the positions of a batch's tokens: 0 .. T-1 for all rows alike if it has none."""
+    return jnp.arange(batch.tokens.shape[1])[None] if batch.positions is None else batch.positions
 
 
 def lookup(

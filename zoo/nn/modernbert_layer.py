@@ -4,6 +4,7 @@ Norms come before each sub-layer, and have no bias, as no layer has. The first l
 embeddings have been normalized: its parameters are a stack of one layer, `first/layers`, and those of the others are `layers`.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -12,12 +13,14 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from zoo.attention.masks import Mask
+from zoo.batch import Batch
 from zoo.configs import ettin_decoder, modernbert
+from zoo.nn.kv_cache import KVCacheView, LayerIndex
+from zoo.nn.layer_stack import run_stack
 from zoo.nn.layers import (
     Embed,
     GatedMlp,
     Init,
-    KVCacheView,
     LayerNorm,
     Seeds,
     SelfAttention,
@@ -25,7 +28,9 @@ from zoo.nn.layers import (
     fold_seeds,
     layer_norm,
     lookup,
+    token_positions,
 )
+from zoo.ops import positions
 from zoo.sharding import BATCH, constrain
 
 EMBEDDING_SITE, ATTENTION_SITE, RESIDUAL_SITE, MLP_SITE = range(4)
@@ -65,21 +70,31 @@ class Block(nnx.Module):
         self.mlp = GatedMlp(cfg.width, cfg.ffn, cfg.activation, init, out_init, rngs)
 
     def __call__(
-        self, x: Float[Array, "B T D"], mask: Mask, rotate: Callable[[Array], Array], seeds: Seeds
-    ) -> Float[Array, "B T D"]:
+        self,
+        x: Float[Array, "B T D"],
+        mask: Mask,
+        rotate: Callable[[Array], Array],
+        seeds: Seeds,
+        past: KVCacheView | None = None,
+        layer: LayerIndex = 0,
+    ) -> tuple[Float[Array, "B T D"], KVCacheView | None]:
         cfg, attention_seeds = self.cfg, fold_seeds(seeds, ATTENTION_SITE)
         options = {"dropout": cfg.attention_dropout, "seeds": attention_seeds, "impl": cfg.compute.attention}
-        y = self.attention(self._normed(x), mask, rotate=rotate, **options)
+        y, past = self.attention(x if self.norm1 is None else self.norm1(x), mask, past, layer, rotate=rotate, **options)
         x = x + dropout(y, cfg.attention_dropout, seeds, RESIDUAL_SITE)
-        return x + self.mlp(self.norm2(x), dropped=lambda inner: dropout(inner, cfg.mlp_dropout, seeds, MLP_SITE))
+        return x + self.mlp(self.norm2(x), dropped=lambda inner: dropout(inner, cfg.mlp_dropout, seeds, MLP_SITE)), past
 
-    def decode(
-        self, x: Float[Array, "B T D"], mask: Mask, rotate: Callable[[Array], Array], past: KVCacheView
-    ) -> tuple[Float[Array, "B T D"], KVCacheView]:
-        """Apply the layer to T new tokens, which attend to the slots of the cache that `mask` selects."""
-        y, past = self.attention.decode(self._normed(x), mask, past, rotate=rotate, impl=self.cfg.compute.attention)
-        x = x + y
-        return x + self.mlp(self.norm2(x)), past
 
-    def _normed(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        return x if self.norm1 is None else self.norm1(x)
+def run_layers(
+    block: Callable[..., Callable[[nnx.Rngs], Block]], cfg: Config, params: dict[str, Any], body: Callable[..., Any], carry: Any
+) -> Any:
+    """Return the carry after the first layer, `block(cfg, first=True)`, and the stack of the others, `block(cfg)`."""
+    carry, _ = run_stack(block(cfg, first=True), params["first"]["layers"], body, carry, pattern=("global",), compute=cfg.compute)
+    return run_stack(block(cfg), params["layers"], body, carry, pattern=cfg.pattern, first=1, compute=cfg.compute)[0]
+
+
+def rotations(cfg: Config, batch: Batch) -> dict[str, Callable[[Array], Array]]:
+    """Return, for each kind of layer, the function that rotates queries or keys by the positions of a batch."""
+    at, bases = token_positions(batch), {"global": cfg.global_base, "local": cfg.local_base}
+    rotation = {kind: positions.rotation(at, cfg.head, base=base) for kind, base in bases.items()}
+    return {kind: functools.partial(positions.rotate, rotation=pair) for kind, pair in rotation.items()}

@@ -307,7 +307,7 @@ def test_errors_of_the_compiler_are_one_line() -> None:
     with pytest.raises(ValueError, match="rows of 99 tokens") as error:
         models.family("gpt").apply(small().model, {}, Batch(tokens=np.zeros((1, 99), np.int32)))
     message = compile_program.one_line_error(error.value)
-    assert re.fullmatch(r"the compiler refused the program: rows of 99 tokens .*\(zoo/models/gpt\.py:\d+\)", message)
+    assert re.fullmatch(r"the compiler refused the program: rows of 99 tokens .*\(zoo/nn/kv_cache\.py:\d+\)", message)
     assert compile_program.bytes_needed("INVALID_ARGUMENT: something else") is None
 
 

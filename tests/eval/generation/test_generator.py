@@ -120,7 +120,7 @@ def test_repetition_penalty_counts_prompt_and_output_and_the_cache_is_donated() 
         for seen, text, token in zip(np.asarray(rows.context.text), texts, tokens[0].tolist(), strict=True):
             assert seen[seen >= 0].tolist() == [*text.prompt_ids.tolist(), token]
         decode_loop.sample_tokens(decoder, RANDOM, 16, many._params, rows)
-    assert all(leaf.is_deleted() for leaf in jax.tree.leaves((rows.cache["k"], rows.cache["v"])))
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves((rows.cache.k, rows.cache.v)))
 
 
 class Words(Tokenizer):

@@ -12,7 +12,7 @@ import pytest
 
 from eval.generation.generation_options import Decoding
 from tests.support.generation import gpt_tokenizer, ids, make_generator
-from tests.support.small import following, random_params
+from tests.support.small import decode, following, random_params
 from tests.support.xlnet_reference import read_both_ways, tiny
 from zoo import published_weights
 from zoo.batch import Batch
@@ -63,14 +63,14 @@ def test_greedy_text_is_the_most_likely_token_after_token(mesh: dict[str, int]) 
 def test_the_logits_of_every_step_that_reads_both_ways() -> None:
     """Padded prompts and then two tokens at a time, against each text alone in float64."""
     net, params = model()
-    text, decode, longest = np.arange(40, 40 + LIMIT, dtype=np.int32), jax.jit(net.decode), len(PROMPTS[-1])
+    text, step, longest = np.arange(40, 40 + LIMIT, dtype=np.int32), jax.jit(functools.partial(decode, net)), len(PROMPTS[-1])
     tokens = np.stack([np.pad(np.append(prompt, text), (longest - len(prompt), 0)) for prompt in PROMPTS])
     segments = np.int32(np.arange(longest + LIMIT) >= longest - np.array([[len(prompt)] for prompt in PROMPTS]))
     cache, steps = net.init_cache(len(PROMPTS), longest + LIMIT, jnp.float32), []
     for first, last in [(0, longest), *((at - 2, at) for at in range(longest + 1, longest + LIMIT))]:
         fields = {"tokens": tokens, "segments": segments, "order": np.zeros_like(tokens)}
         read = Batch(**{name: each[:, first:last] for name, each in fields.items()})
-        hidden, cache = decode(params, read, cache | {"at": jnp.int32(first)})
+        hidden, cache = step(params, read, dataclasses.replace(cache, at=jnp.int32(first)))
         steps.append(jax.nn.log_softmax(net.unembed(params, hidden[:, -1])[:, : net.config.vocab]))
     expected = [read_both_ways(net.config, params, prompt, text) for prompt in PROMPTS]
     np.testing.assert_allclose(np.stack(steps, 1), expected, atol=1e-4, rtol=0)
@@ -122,7 +122,10 @@ def test_a_search_scores_its_texts_by_their_probability() -> None:
     net, params = model()
     rows = Batch(**dict.fromkeys(("tokens", "segments", "positions"), jnp.ones((3, 4), jnp.int32)))
     axes = beam_search.batch_axes(net, params, rows, net.init_cache(3, 8, jnp.float32))
-    assert axes == {"k": 1, "v": 1, "segments": 0, "positions": 0, "order": 0, "at": None, "r": None}
+    assert vars(axes) == {
+        **{"k": 1, "v": 1, "segments": 0, "positions": 0, "order": 0},
+        **{"at": None, "source": None, "distances": None},
+    }
     search = Beams(beams=3, length_penalty=0.0)
     generator = make_generator(model(), gpt_tokenizer(), batch=4)
     for text in generator.generate(PROMPTS, Decoding(limit=LIMIT, samples=2, past_end=True, search=search)):

@@ -225,7 +225,7 @@ def test_score_of_a_model_on_a_mesh_equals_a_loop_over_the_examples(name: str, s
     run, rows = setting(name)
     net, (data, fsdp, tensor) = finetuned.net(run), shape
     mesh = device_mesh.make_mesh(run_config.Mesh(data=data, fsdp=fsdp, tensor=tensor), jax.devices()[: data * fsdp * tensor])
-    params = jax.device_put(random_params(net), shardings(mesh, random_params(net), net.module.SHARDING))
+    params = jax.device_put(random_params(net), shardings(mesh, random_params(net), net.definition.sharding))
     inputs = ScoringInputs(run, net, mesh, None, rows, finetuned.build(run), batch=11, dtype=jnp.float32)
     result = labelled_scores.of_run(inputs)(params)
     assert_matches(result, run, rows, finetuned.logits(run, finetuned.batch(run, rows)))

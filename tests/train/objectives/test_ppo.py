@@ -77,7 +77,7 @@ def gradient(net: Any, params: Any, reference: Any, batch: Batch, options: Ppo, 
         divisors = objective.weights(batch)
         return sum((terms[name] / divisors[name] for name in terms), jnp.zeros(()))
 
-    width = 3 if net.module.__name__ == "tabular" else net.config.width
+    width = 3 if "table" in params else net.config.width
     head = {"value": {"kernel": jnp.zeros((width, 1))}}
     return jax.tree.map(lambda leaf: -weights.sum() * leaf, jax.grad(loss)(params, head))
 

@@ -1,5 +1,6 @@
 """The decode loop without text: greedy tokens are those that the uncached model finds likeliest."""
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -8,11 +9,14 @@ import numpy as np
 import pytest
 
 from tests.support.small import GENERATORS, random_params, small
+from zoo import models
 from zoo.batch import Batch
 from zoo.generation import decode_loop
 from zoo.generation.decode_loop import Decoder
 from zoo.generation.decoding_settings import GREEDY, Sampling
+from zoo.models import xlnet
 from zoo.nn import kv_cache
+from zoo.nn.kv_cache import Cache
 
 COUNT = 6
 LIMIT = 14
@@ -77,12 +81,12 @@ def test_a_cache_that_grows_gives_the_tokens_of_one_that_has_all_slots(
     np.testing.assert_allclose(grown_log_probs, log_probs, atol=1e-5)
     add_slots = kv_cache.add_slots
 
-    def rolled(cache: dict[str, Any], length: int) -> dict[str, Any]:
+    def rolled(cache: Cache, length: int) -> Cache:
         grown = add_slots(cache, length)
-        return grown | {"segments": jnp.roll(grown["segments"], 1, axis=1)}
+        return dataclasses.replace(grown, segments=jnp.roll(grown.segments, 1, axis=1))
 
-    module = small(family).module if hasattr(small(family).module, "grow_cache") else kv_cache
-    monkeypatch.setattr(module, "add_slots", rolled)
+    for module in (models, xlnet):
+        monkeypatch.setattr(module, "add_slots", rolled)
     # Other numbers of slots, whose programs are not compiled yet.
     monkeypatch.setattr(decode_loop, "GROWTH", 3)
     with pytest.raises(AssertionError):

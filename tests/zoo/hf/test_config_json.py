@@ -30,7 +30,7 @@ def test_absent_keys_of_encoders_have_the_defaults_of_transformers() -> None:
     assert (roberta.context, roberta.types, roberta.eps) == (510, 2, 1e-12)
     base = read("roberta", "masked", max_position_embeddings=514, type_vocab_size=1, layer_norm_eps=1e-5)
     assert configs.published_name(base) == "roberta-base"
-    distil = {task: read("distilbert", task) for task in models.family("distilbert").HF}
+    distil = {task: read("distilbert", task) for task in models.family("distilbert").names}
     assert {configs.published_name(cfg) for cfg in distil.values()} == {"distilbert-base-uncased"}
     rates = {task: cfg.head_dropout for task, cfg in distil.items()}
     assert (rates["sequence"], rates["choice"], rates["tokens"], rates["span"]) == (0.2, 0.2, 0.1, 0.1)
@@ -444,7 +444,7 @@ def test_what_the_format_cannot_express_is_not_exported(size: str, change: dict[
 
 
 def test_heads_that_were_not_published_are_not_exported(tmp_path: Path) -> None:
-    unpublished = [(family, task) for family, task in HEADS if not models.family(family).HF[task].architecture]
+    unpublished = [(family, task) for family, task in HEADS if not models.family(family).names[task].architecture]
     assert ("roberta", "pretraining") in unpublished
     for family, task in unpublished:
         with pytest.raises(BadInput, match=f"model.task {task}: no {family} with this head was published"):

@@ -13,9 +13,11 @@ from safetensors.numpy import save_file
 
 from tests.support import published
 from tests.support.processes import ROOT, run_python
+from tests.support.small import patch_family
 from zoo import configs, models, published_weights
 from zoo.errors import BadInput
 from zoo.hf import safetensors_dir
+from zoo.models import gpt
 
 COUNTS = {
     **{("gpt", "causal"): (28, 8), ("t5", "text_to_text"): (66, 51), ("transformer", "text_to_text"): (86, 10)},
@@ -65,12 +67,12 @@ KINDS = (*SLIPS, "resized", "half", "double", "infinite", "reshaped")
 
 def alone(family: str, task: str) -> int:
     """Return how many tensors of a model may be absent with their whole head."""
-    return sum(row.names in ALONE for row in models.family(family).HF[task].rows)
+    return sum(row.names in ALONE for row in models.family(family).names[task].rows)
 
 
 def substituted(family: str, task: str) -> set[str]:
     """Return the names of the tensors of the tiny model in whose place another one is read; the nanos have none."""
-    names = models.family(family).HF[task]
+    names = models.family(family).names[task]
     return names.substitutes.keys() & {row.names for row in names.rows}
 
 
@@ -207,9 +209,7 @@ def test_tensors_that_contradict_config_json_are_named(tmp_path: Path) -> None:
 
 @pytest.mark.planted
 def test_a_table_of_names_that_lacks_a_leaf_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    module = models.family("gpt")
-    names = module.HF["causal"]
-    monkeypatch.setattr(module, "HF", {"causal": dataclasses.replace(names, rows=names.rows[1:])})
+    patch_family(monkeypatch, gpt, names={"causal": dataclasses.replace(gpt.NAMES, rows=gpt.NAMES.rows[1:])})
     published_weights.name_table.cache_clear()
     with pytest.raises(ValueError, match="embed/tokens/embedding"):
         published_weights.name_table(configs.find_size("gpt-nano")[1].config, "")

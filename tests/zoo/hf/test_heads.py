@@ -27,7 +27,7 @@ ALIKE = {
 def expected_task(family: str, task: str, idle: bool, declared: str) -> str:
     """Return the task of a file of `task`'s tensors whose architecture is that of `declared`."""
     alike = next((tasks for other, *tasks in ALIKE if other == family and task in tasks), [task])
-    without_pooler = task == "tokens" and not idle and bool(models.family(family).HF[task].idle)
+    without_pooler = task == "tokens" and not idle and bool(models.family(family).names[task].idle)
     return task if without_pooler else declared if declared in alike else alike[0]
 
 
@@ -57,13 +57,13 @@ def test_the_head_is_recognized_by_its_tensors() -> None:
     from hypothesis import strategies as st
 
     heads = st.sampled_from(published.ENCODERS)
-    declarations = st.sampled_from(["", *models.family("bert").HF])
+    declarations = st.sampled_from(["", *models.family("bert").names])
 
     @settings(deadline=None)
     @given(heads, declarations, st.booleans(), st.booleans(), st.booleans(), st.booleans(), st.booleans())
     def check(head: tuple[str, str], declared: str, other_prefix: bool, idle: bool, old: bool, tied: bool, buffers: bool) -> None:
         family, task = head
-        heads = models.family(family).HF
+        heads = models.family(family).names
         names = heads[task]
         cfg, stored, leaves = tiny(family, task)
         first, prefix = names.prefixes[0], names.prefixes[other_prefix]

@@ -36,7 +36,7 @@ def test_a_folder_that_is_imported_and_exported_has_the_same_bits(model: str, tm
     again = published_weights.open_folder(tmp_path)
     assert (again.config, again.notes) == (cfg, ()), "an export has keys that the import does not know"
     content = json.loads((tmp_path / "config.json").read_text())
-    architecture = models.family(family).HF[task].architecture
+    architecture = models.family(family).names[task].architecture
     # A family with several types has a class for each.
     classes = getattr(configs.family(family), "CLASSES", {})
     expected = (

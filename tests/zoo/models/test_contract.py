@@ -14,7 +14,6 @@ from tests.support.small import (
     HEADS,
     ONE_WAY,
     SAYS,
-    home,
     random_params,
     reached_rows,
     row,
@@ -37,7 +36,8 @@ from zoo.attention import attention
 from zoo.attention.masks import Mask
 from zoo.batch import Batch, Output
 from zoo.models import Model
-from zoo.nn import layer_stack, layers
+from zoo.nn import kv_cache, layer_stack, layers
+from zoo.nn.family import Family
 from zoo.precision import DTYPES
 
 FAMILIES = configs.families()
@@ -54,10 +54,9 @@ def families(*fast: str, among: list[str] = FAMILIES) -> Any:
 @families(*FAMILIES)
 def test_the_interface_of_a_family(family: str) -> None:
     assert models.families() == FAMILIES
-    module, numbers = models.family(family), configs.family(family)
-    assert set() < set(module.OBJECTIVES) <= set(objectives())
-    assert module.Config is numbers.Config
-    assert all(type(size.config) is numbers.Config and size.objective in module.OBJECTIVES for size in numbers.SIZES.values())
+    own, numbers = models.family(family), configs.family(family)
+    assert isinstance(own, Family) and set() < set(own.objectives) <= set(objectives())
+    assert all(type(size.config) is numbers.Config and size.objective in own.objectives for size in numbers.SIZES.values())
     with pytest.raises(dataclasses.FrozenInstanceError):
         next(iter(numbers.SIZES.values())).config.layers = 1
 
@@ -118,16 +117,16 @@ def test_every_leaf_has_its_row_in_the_sharding_table(family: str) -> None:
         net = with_head(family, task, **changes)
         stored = {sharding.path_of(keys): leaf for keys, leaf in jax.tree_util.tree_leaves_with_path(shapes(net))}
         for path, leaf in stored.items():
-            axes = sharding.spec(path, (*sharding.RULES, *net.module.SHARDING))
+            axes = sharding.spec(path, (*sharding.RULES, *net.definition.sharding))
             assert len(axes) == leaf.ndim, (path, changes)
             assert set(axes) <= {None, *sharding.AXES}
             if "layers" in path.split("/"):
                 assert axes[0] is None and leaf.shape[0] == stack_size(net, path)
         # A body alone has no bias of masked words.
-        padded = net.module.PADDED.keys() & stored.keys()
+        padded = net.definition.padded.keys() & stored.keys()
         assert "embed/tokens/embedding" in padded
         for path in padded:
-            assert stored[path].shape[0] == -(-getattr(net.config, net.module.PADDED[path]) // 128) * 128
+            assert stored[path].shape[0] == -(-getattr(net.config, net.definition.padded[path]) // 128) * 128
 
 
 @pytest.mark.planted
@@ -198,7 +197,7 @@ def test_padding_rows_get_no_probability_and_no_gradient(family: str) -> None:
     gradient, probabilities = jax.device_get(jax.jit(jax.grad(score, has_aux=True))(params))
     assert (probabilities[..., 300:] == 0).all() and (probabilities[..., :300] > 0).all()
     stored = {sharding.path_of(keys): leaf for keys, leaf in jax.tree_util.tree_leaves_with_path(gradient)}
-    for path in net.module.PADDED.keys() & stored.keys():
+    for path in net.definition.padded.keys() & stored.keys():
         assert (stored[path][300:] == 0).all()
         # Of an input table that is not the output table too, the rows of other tokens have none.
         if path != "embed/tokens/embedding" or "unembed/embedding" not in stored:
@@ -227,7 +226,7 @@ def test_no_position_sees_the_future(family: str, monkeypatch: pytest.MonkeyPatc
     """The derivative by every later token is exactly 0, by every other one it is not. A leaky mask is noticed."""
     net, params, batch, reached = packed(family)
     assert not reached[:, np.asarray(batch.tokens[0])][~PAST].any()
-    monkeypatch.setattr(home(net, "Mask"), "Mask", lambda **given: Mask(**{**given, "causal": False}))
+    monkeypatch.setattr(kv_cache, "Mask", lambda **given: Mask(**{**given, "causal": False}))
     assert sees(net, params, batch)[~PAST & SAME].all()
 
 

@@ -1,6 +1,7 @@
 """Tests that T5 and the Transformer have in common: a source, meshes, operations, and where they drop."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -10,7 +11,7 @@ import pytest
 
 from tests.support.gradients import assert_equal_gradients
 from tests.support.layer_stack import dot_flops, loop
-from tests.support.small import loss, random_params, row, seeds, shapes, small, with_source
+from tests.support.small import decode, home, loss, random_params, row, seeds, shapes, small, with_source
 from train.config import run_config
 from train.engine import device_mesh
 from zoo import sharding
@@ -46,7 +47,7 @@ def test_gradients_on_a_mesh_are_those_on_one_device(family: str, changes: dict[
     params, batch = random_params(net), with_source(net, row(8, 4))
     gradient = jax.grad(lambda params: loss(net, params, batch))
     expected = jax.jit(gradient)(params)
-    placed = jax.device_put(params, sharding.shardings(mesh, params, net.module.SHARDING))
+    placed = jax.device_put(params, sharding.shardings(mesh, params, net.definition.sharding))
     with jax.set_mesh(mesh):
         found = jax.jit(gradient)(placed)
     assert_equal_gradients(jax.device_get(found), jax.device_get(expected))
@@ -72,9 +73,9 @@ def test_no_two_places_have_the_same_dropout(family: str, places: int, monkeypat
             sampled.append(options["dropout"])
         return q
 
-    monkeypatch.setattr(net.module, "dropout", record)
+    monkeypatch.setattr(home(net, "dropout"), "dropout", record)
     monkeypatch.setattr(layers, "attention", record_attention)
-    monkeypatch.setattr(net.module, "run_stack", loop)
+    monkeypatch.setattr(home(net, "run_stack"), "run_stack", loop)
     monkeypatch.setattr(layers, "recomputed", lambda function: function)
     net.apply(params, batch, seeds=seeds(1))
     assert len(sampled) == places
@@ -99,7 +100,7 @@ def test_only_the_lookup_of_the_source_is_that_of_a_list(family: str, monkeypatc
 def test_a_missing_or_needless_source_is_refused() -> None:
     shared, decoder, transformer = small("t5", architecture="shared"), small("t5", architecture="decoder"), small("transformer")
     for net, batch, message in (
-        (shared, row(4), "a T5 of architecture shared takes a batch with source"),
+        (shared, row(4), "an encoder-decoder takes a batch with a source"),
         (decoder, with_source(shared, row(4)), "a T5 of architecture decoder takes a batch without source"),
         (transformer, row(4), "an encoder-decoder takes a batch with a source"),
     ):
@@ -108,4 +109,4 @@ def test_a_missing_or_needless_source_is_refused() -> None:
     for net in (shared, transformer):
         cache = net.init_cache(1, 8, jnp.float32)
         with pytest.raises(ValueError, match=r"the first call of an encoder-decoder needs batch\.source"):
-            jax.eval_shape(net.decode, shapes(net), row(4), cache)
+            jax.eval_shape(functools.partial(decode, net), shapes(net), row(4), cache)

@@ -10,11 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.support.small import random_params, row, small
+from tests.support.small import patch_family, random_params, row, small
 from zoo.attention.masks import Mask
 from zoo.batch import Batch
-from zoo.models import Model, gpt_oss
-from zoo.nn import experts, grouped_attention
+from zoo.models import Model, gpt_oss, model
+from zoo.nn import experts, grouped_attention, kv_cache
 from zoo.nn.layer_stack import run_stack
 from zoo.ops import rotary_frequencies
 
@@ -107,7 +107,9 @@ def example() -> tuple[Model, Any, np.ndarray]:
 
 def error() -> float:
     """Return the largest difference of the real tokens' logits from the reference, as a share of the largest logit."""
-    net, params, expected = example()
+    own, params, expected = example()
+    # A new model, because a mistake may be in another `FAMILY`.
+    net = model(own.config)
     # A new function, because JAX would not trace the same one again.
     logits = jax.jit(lambda params: net.unembed(params, net.apply(params, BATCH).hidden))(params)
     return float(np.abs(np.asarray(logits)[0, :, : net.config.vocab] - expected)[REAL].max() / np.abs(expected[REAL]).max())
@@ -118,7 +120,7 @@ def test_logits_are_those_of_a_plain_reference() -> None:
 
 
 def one_document(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(gpt_oss, "Mask", lambda **fields: Mask(causal=True))
+    patch.setattr(kv_cache, "Mask", lambda **fields: Mask(causal=True))
 
 
 def pattern(*kinds: str) -> Callable[[pytest.MonkeyPatch], None]:
@@ -130,7 +132,7 @@ def of_config(**changes: Any) -> Callable[[pytest.MonkeyPatch], None]:
 
     def plant(patch: pytest.MonkeyPatch) -> None:
         other, apply = small("gpt_oss", **{**NUMBERS, **changes}), gpt_oss.apply
-        patch.setattr(gpt_oss, "apply", lambda cfg, *args, **rest: apply(other.config, *args, **rest))
+        patch_family(patch, gpt_oss, apply=lambda cfg, *args, **rest: apply(other.config, *args, **rest))
 
     return plant
 

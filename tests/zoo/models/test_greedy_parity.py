@@ -10,6 +10,7 @@ import pytest
 
 from tests.support import published
 from tests.support import transformers_outputs as theirs
+from tests.support.small import decode
 from train.config import run_config
 from train.engine import device_mesh
 from zoo import models, published_weights
@@ -71,7 +72,7 @@ def test_greedy_texts_are_those_of_transformers(kind: str, tmp_path: Path) -> No
 
     @jax.jit
     def step(params: Any, batch: Batch, cache: Any) -> tuple[Any, Any]:
-        hidden, cache = net.decode(params, batch, cache)
+        hidden, cache = decode(net, params, batch, cache)
         return net.unembed(params, hidden[:, -1]).argmax(-1)[:, None], cache
 
     cache = net.init_cache(len(LENGTHS), width + TOKENS, jnp.float32)
@@ -83,4 +84,4 @@ def test_greedy_texts_are_those_of_transformers(kind: str, tmp_path: Path) -> No
         positions = jnp.int32(np.array(LENGTHS)[:, None] + number)
         batch = Batch(tokens=jnp.int32(new), segments=jnp.ones_like(positions), positions=positions)
     np.testing.assert_array_equal(np.concatenate(written, 1), expected)
-    assert all(len(set(row)) > 3 for row in expected.tolist()) and cache["k"].shape[2] == getattr(cfg, "kv_heads", cfg.heads)
+    assert all(len(set(row)) > 3 for row in expected.tolist()) and cache.k.shape[2] == getattr(cfg, "kv_heads", cfg.heads)

@@ -15,7 +15,7 @@ from zoo import configs
 from zoo.attention.masks import Mask
 from zoo.batch import Batch
 from zoo.models import Model, llama
-from zoo.nn import grouped_attention, layers
+from zoo.nn import grouped_attention, kv_cache, layers
 from zoo.nn.layer_stack import run_stack
 from zoo.ops import positions, rotary_frequencies
 
@@ -121,7 +121,7 @@ def swapped_gate(patch: pytest.MonkeyPatch) -> None:
 
 
 def masks(**changes: Any) -> Callable[[pytest.MonkeyPatch], None]:
-    return lambda patch: patch.setattr(llama, "Mask", lambda **fields: Mask(**{**fields, **changes}))
+    return lambda patch: patch.setattr(kv_cache, "Mask", lambda **fields: Mask(**{**fields, **changes}))
 
 
 def heads(change: Callable[[Any, list[Any]], list[Any]]) -> Callable[[pytest.MonkeyPatch], None]:

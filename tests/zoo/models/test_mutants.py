@@ -201,7 +201,7 @@ def test_every_mutant_is_refused_or_equal(base: str, number: int, tmp_path: Path
     """A model of odd sizes with some head and saturated weights; then one change at a time to its config.json or a tensor."""
     pytest.importorskip("torch")
     family, rng = model_mutants.BASES[base], np.random.default_rng(number)
-    tasks = [task for task, names in models.family(family).HF.items() if names.architecture]
+    tasks = [task for task, names in models.family(family).names.items() if names.architecture]
     task = tasks[number % len(tasks)]
     content = published.config(family, task, model_mutants.drawn(rng, base))
     factor = min(FACTORS[number % len(FACTORS)], 3.0 if family == "t5" else 10.0)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests.support.gradients import assert_equal_gradients
-from tests.support.small import random_params, reversed_layers, row, sees, shapes, small, with_source
+from tests.support.small import decode, random_params, reversed_layers, row, sees, shapes, small, with_source
 from zoo.batch import Batch
 from zoo.configs.t5 import Architecture
 from zoo.models import Model
@@ -142,7 +142,7 @@ def test_decoding_equals_applying(architecture: Architecture, prefix: bool, per_
         source = Batch(tokens=jnp.int32(rng.integers(1, 300, (rows, 9))), segments=kinds)
     batch = Batch(tokens=tokens, segments=segments, order=order, source=source)
     expected = jax.jit(net.apply)(params, batch).hidden
-    decode, cache, found = jax.jit(net.decode), net.init_cache(rows, 10, jnp.float32), []
+    step, cache, found = jax.jit(functools.partial(decode, net)), net.init_cache(rows, 10, jnp.float32), []
     for first, last in ((0, given_at_once), *((at, at + 1) for at in range(given_at_once, length))):
         cut = Batch(
             tokens=tokens[:, first:last],
@@ -151,7 +151,7 @@ def test_decoding_equals_applying(architecture: Architecture, prefix: bool, per_
             order=None if order is None or first else order[:, :last],
             source=None if first else source,
         )
-        hidden, cache = decode(params, cut, cache)
+        hidden, cache = step(params, cut, cache)
         found.append(hidden)
     real = np.asarray(segments, bool)
     np.testing.assert_allclose(np.concatenate(found, 1)[real], np.asarray(expected)[real], atol=2e-5, rtol=0)

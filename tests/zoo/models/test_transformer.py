@@ -1,5 +1,6 @@
 """The Transformer of the paper against its formulas written out in float64, and its fresh parameters."""
 
+import functools
 from typing import Any
 
 import jax
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests.support import tiny
-from tests.support.small import random_params, small
+from tests.support.small import decode, random_params, small
 from train.config.data_options import PairData
 from zoo.batch import Batch
 from zoo.errors import BadInput
@@ -100,10 +101,10 @@ def test_the_model_computes_the_formulas_of_the_paper(form: str) -> None:
     expected = reference(net, params, source, target, 7)
     np.testing.assert_allclose(logits, expected, atol=3e-6 * np.abs(expected).max(), rtol=0)
     # And token by token, from the cache.
-    decode, cache, states = jax.jit(net.decode), net.init_cache(1, 6, jnp.float32), []
+    step, cache, states = jax.jit(functools.partial(decode, net)), net.init_cache(1, 6, jnp.float32), []
     for at in range(6):
         one = Batch(tokens=batch.tokens[:, at : at + 1], source=None if at else batch.source)
-        hidden, cache = decode(params, one, cache)
+        hidden, cache = step(params, one, cache)
         states.append(hidden)
     logits = net.unembed(params, jnp.concatenate(states, 1))[0, :, : net.config.vocab]
     np.testing.assert_allclose(logits, expected, atol=3e-6 * np.abs(expected).max(), rtol=0)

@@ -1,5 +1,6 @@
 """Self-attention with grouped heads against float64 loops over its heads, whole and token by token."""
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -12,8 +13,8 @@ from flax import nnx
 from zoo import sharding
 from zoo.attention.masks import Mask
 from zoo.nn.grouped_attention import GroupedSelfAttention
-from zoo.nn.kv_cache import empty_cache
-from zoo.nn.layers import KVCacheView, params_of
+from zoo.nn.kv_cache import Cache, view_of
+from zoo.nn.layers import params_of
 from zoo.ops import positions
 
 ROWS, LENGTH, WIDTH, HEADS, KV_HEADS, HEAD, EPS = 2, 5, 12, 4, 2, 6, 1e-5
@@ -56,7 +57,8 @@ def test_output_and_decoding(biases: bool, norms: bool) -> None:
     at = jnp.asarray([[0, 1, 2, 3, 4], [3, 5, 6, 9, 10]])
     rotation = positions.rotation(at, HEAD)
     rotate = functools.partial(positions.rotate, rotation=rotation)
-    y = layer(jnp.asarray(x), Mask(causal=True), dropout=0.0, seeds=None, impl="reference", rotate=rotate)
+    options: dict[str, Any] = {"dropout": 0.0, "seeds": None, "impl": "reference"}
+    y, _ = layer(jnp.asarray(x), Mask(causal=True), rotate=rotate, **options)
     cos, sin = (np.asarray(part, np.float64) for part in rotation)
     halves = lambda z: np.split(z, 2, -1)  # noqa: E731
     exact = by_loops(
@@ -65,14 +67,14 @@ def test_output_and_decoding(biases: bool, norms: bool) -> None:
     # A sum of 24 products of numbers up to 10, whose factors have a few roundings each.
     np.testing.assert_allclose(y, exact, rtol=0, atol=24 * 100 * 2.0**-24)
 
-    cache = empty_cache(1, ROWS, LENGTH, KV_HEADS, HEAD, jnp.float32)
-    past, columns = KVCacheView(k=cache["k"], v=cache["v"], layer=jnp.int32(0), at=jnp.int32(0)), []
+    past, columns = view_of(Cache.empty(1, ROWS, LENGTH, KV_HEADS, HEAD, jnp.float32)), []
     for t in range(LENGTH):
         keys = jnp.broadcast_to(jnp.arange(LENGTH), (ROWS, LENGTH))
         mask = Mask(causal=True, query_positions=keys[:, t : t + 1], key_positions=keys)
         turn = functools.partial(positions.rotate, rotation=(rotation[0][:, t : t + 1], rotation[1][:, t : t + 1]))
-        view = KVCacheView(k=past.k, v=past.v, layer=past.layer, at=jnp.int32(t))
-        column, past = layer.decode(jnp.asarray(x[:, t : t + 1]), mask, view, impl="reference", rotate=turn)
+        assert past is not None
+        view = dataclasses.replace(past, at=jnp.int32(t))
+        column, past = layer(jnp.asarray(x[:, t : t + 1]), mask, view, jnp.int32(0), rotate=turn, **options)
         columns.append(column)
     np.testing.assert_allclose(np.concatenate(columns, 1), y, rtol=0, atol=24 * 100 * 2.0**-24)
 

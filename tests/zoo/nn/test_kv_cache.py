@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from tests.support.rounding import assert_rounded_alike
-from tests.support.small import GENERATORS, following, random_params, shapes, small
+from tests.support.small import GENERATORS, decode, following, random_params, shapes, small
 from train.config import run_config
 from train.engine import device_mesh
 from zoo import sharding
@@ -19,6 +19,8 @@ from zoo.attention.masks import Mask
 from zoo.batch import Batch
 from zoo.generation.decode_loop import decoding_params
 from zoo.models import Model
+from zoo.nn import kv_cache
+from zoo.nn.kv_cache import Cache, split_cache
 from zoo.ops.split_layers import SplitLayers
 
 every_generator = pytest.mark.parametrize(
@@ -34,7 +36,7 @@ LEAKS: dict[str, tuple[dict[str, Any], ...]] = {
     "gpt": ({"causal": False}, {"window": None}, NO_SEGMENTS, {"key_positions": None}),
     "gpt_oss": ({"causal": False}, NO_SEGMENTS, {"key_positions": None}),
     "llama": ({"causal": False}, NO_SEGMENTS, {"key_positions": None}),
-    "t5": (NO_RANKS, NO_SEGMENTS),
+    "t5": ({"causal": False}, NO_SEGMENTS, {"key_positions": None}),
     "transformer": ({"causal": False}, NO_SEGMENTS, {"key_positions": None}),
     "xlnet": (NO_RANKS, NO_SEGMENTS),
 }
@@ -57,7 +59,7 @@ def padded(lengths: tuple[int, ...] = LENGTHS, slots: int = GIVEN) -> Batch:
 
 def source(net: Model, rows: int) -> Batch | None:
     """What an encoder-decoder reads: rows of different lengths, padded on the right."""
-    if "text_to_text" not in net.module.OBJECTIVES:
+    if "text_to_text" not in net.definition.objectives:
         return None
     tokens = np.random.default_rng(1).integers(1, 300, (rows, 9))
     real = np.arange(9) < 9 - 2 * np.arange(rows)[:, None]
@@ -70,13 +72,11 @@ def part(batch: Batch, first: int, last: int) -> Batch:
     return columns if first else dataclasses.replace(columns, source=batch.source)
 
 
-def decoded(
-    net: Model, params: Any, batch: Batch, cuts: tuple[int, ...], *, split: bool = False
-) -> tuple[np.ndarray, dict[str, Any]]:
+def decoded(net: Model, params: Any, batch: Batch, cuts: tuple[int, ...], *, split: bool = False) -> tuple[np.ndarray, Cache]:
     """Hidden states of a batch decoded in pieces that end at `cuts`, and the cache at the end, which may be split."""
-    decode, cache, states = jax.jit(net.decode), net.init_cache(batch.tokens.shape[0], SLOTS, jnp.float32), []
+    step, cache, states = jax.jit(functools.partial(decode, net)), net.init_cache(len(batch.tokens), SLOTS, jnp.float32), []
     for first, last in zip((0, *cuts[:-1]), cuts, strict=True):
-        hidden, cache = decode(params, part(batch, first, last), net.split_cache(params, cache) if split else cache)
+        hidden, cache = step(params, part(batch, first, last), split_cache(cache, params) if split else cache)
         states.append(hidden)
     return np.concatenate(states, 1), cache
 
@@ -108,8 +108,8 @@ def test_a_prompt_decoded_in_any_chunks_gives_the_hidden_states_of_each_row_alon
         hidden, cache = decoded(net, params, batch, cuts)
         for row in range(len(LENGTHS)):
             check(hidden, row)
-        assert int(cache["at"]) == GIVEN
-        np.testing.assert_array_equal(cache["segments"], np.pad(np.asarray(batch.segments), ((0, 0), (0, SLOTS - GIVEN))))
+        assert int(cache.at) == GIVEN
+        np.testing.assert_array_equal(cache.segments, np.pad(np.asarray(batch.segments), ((0, 0), (0, SLOTS - GIVEN))))
     for leak in LEAKS[family]:
         with pytest.raises(AssertionError):
             check(leaky(net, params, batch, leak), 0)
@@ -118,7 +118,7 @@ def test_a_prompt_decoded_in_any_chunks_gives_the_hidden_states_of_each_row_alon
 def leaky(net: Model, params: Any, batch: Batch, changes: dict[str, Any]) -> np.ndarray:
     """Hidden states where the mask is another one."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(net.module, "Mask", lambda **given: Mask(**{**given, **changes}))
+        patch.setattr(kv_cache, "Mask", lambda **given: Mask(**{**given, **changes}))
         return np.asarray(decoded(net, params, batch, (GIVEN,))[0])
 
 
@@ -144,22 +144,14 @@ def test_layers_that_are_split_decode_as_their_stack(family: str, changes: dict[
     batch = dataclasses.replace(padded(), source=source(net, len(LENGTHS)) if net.is_encoder_decoder else None)
 
     def forward(params: Any, batch: Batch) -> jax.Array:
-        return net.decode(params, batch, net.init_cache(len(LENGTHS), SLOTS, jnp.float32))[0]
+        return decode(net, params, batch, net.init_cache(len(LENGTHS), SLOTS, jnp.float32))[0]
 
     cuts = (8, 9, 10)
     expected, _ = decoded(net, params, batch, cuts)
-    for split_cache in (False, True):
-        hidden, cache = decoded(net, split, batch, cuts, split=split_cache)
-        assert isinstance(cache["k"], SplitLayers) == split_cache
+    for splits in (False, True):
+        hidden, cache = decoded(net, split, batch, cuts, split=splits)
+        assert isinstance(cache.k, SplitLayers) == splits
         assert_rounded_alike(hidden, expected, forward, params, part(batch, 0, cuts[-1]))
-
-
-def test_a_cache_remains_arrays_for_a_family_that_takes_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
-    net = small("gpt")
-    params = jax.eval_shape(lambda params: decoding_params(params, jnp.dtype("float32")), shapes(net))
-    cache = jax.eval_shape(lambda: net.init_cache(2, SLOTS, jnp.float32))
-    monkeypatch.delattr(net.module, "SPLIT_CACHE")
-    assert jax.tree.structure(net.split_cache(params, cache)) == jax.tree.structure(cache)
 
 
 @pytest.mark.full
@@ -176,21 +168,21 @@ def test_without_segments_and_positions_tokens_follow_the_slots(family: str) -> 
 def test_an_empty_cache() -> None:
     for net in map(small, GENERATORS):
         cache = net.init_cache(3, SLOTS, jnp.bfloat16)
-        for name in ("k", "v"):
-            layers, rows, heads, slots, _ = cache[name].shape
+        for array in (cache.k, cache.v):
+            layers, rows, heads, slots, _ = array.shape
             expected = (jnp.bfloat16, net.config.layers, 3, getattr(net.config, "kv_heads", net.config.heads), SLOTS)
-            assert (cache[name].dtype, layers, rows, heads, slots) == expected
-        for name in ("segments", "positions"):
-            assert (cache[name].dtype, cache[name].shape) == (jnp.int32, (3, SLOTS))
+            assert (array.dtype, layers, rows, heads, slots) == expected
+        for array in (cache.segments, cache.positions):
+            assert (array.dtype, array.shape) == (jnp.int32, (3, SLOTS))
         assert not any(leaf.any() for leaf in jax.tree.leaves(cache))
         with pytest.raises(ValueError, match="17 tokens into a cache of 16 slots"):
-            jax.eval_shape(net.decode, shapes(net), Batch(tokens=jnp.zeros((3, 17), jnp.int32)), cache)
+            jax.eval_shape(functools.partial(decode, net), shapes(net), Batch(tokens=jnp.zeros((3, 17), jnp.int32)), cache)
 
 
 def first_call(net: Model, params: Any, tokens: jax.Array) -> Any:
     """What `decode` gives of an empty cache, and of a source as long as it if there must be one."""
-    read = Batch(tokens=jnp.tile(tokens, 512)) if "text_to_text" in net.module.OBJECTIVES else None
-    return net.decode(params, Batch(tokens=tokens, source=read), net.init_cache(8, 512, jnp.float32))
+    read = Batch(tokens=jnp.tile(tokens, 512)) if "text_to_text" in net.definition.objectives else None
+    return decode(net, params, Batch(tokens=tokens, source=read), net.init_cache(8, 512, jnp.float32))
 
 
 def compiled(net: Model, program: Any, *arguments: Any, mesh: tuple[int, int, int] = (1, 1, 1), **options: Any) -> Any:
@@ -202,7 +194,7 @@ def compiled(net: Model, program: Any, *arguments: Any, mesh: tuple[int, int, in
     def at(shape: Any, place: Any) -> Any:
         return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=place)
 
-    params = jax.tree.map(at, shapes(net), sharding.shardings(devices, shapes(net), net.module.SHARDING))
+    params = jax.tree.map(at, shapes(net), sharding.shardings(devices, shapes(net), net.definition.sharding))
     tokens = at(jax.ShapeDtypeStruct((8, 1), jnp.int32), device_mesh.batch_sharding(devices))
     with jax.set_mesh(devices):
         return jax.jit(program, **options).lower(params, tokens, *arguments).compile()
@@ -214,7 +206,7 @@ def test_the_cache_is_written_in_place(family: str) -> None:
     net = small(family)
     cache = jax.eval_shape(lambda params: first_call(net, params, jnp.zeros((8, 1), jnp.int32))[1], shapes(net))
     program = compiled(
-        net, lambda params, tokens, cache: net.decode(params, Batch(tokens=tokens), cache), cache, donate_argnums=2
+        net, lambda params, tokens, cache: decode(net, params, Batch(tokens=tokens), cache), cache, donate_argnums=2
     )
     memory, size = program.memory_analysis(), sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(cache))
     assert memory.alias_size_in_bytes >= size
@@ -232,15 +224,16 @@ def test_a_split_cache_is_written_and_read_in_place(family: str) -> None:
     params = jax.eval_shape(lambda params: decoding_params(params, jnp.dtype("float32")), shapes(net))
     tokens = jnp.zeros((8, 1), jnp.int32)
     cache = jax.eval_shape(lambda params: first_call(net, params, tokens)[1], shapes(net))
-    split = jax.eval_shape(lambda cache: net.split_cache(params, cache), cache)
+    split = jax.eval_shape(lambda cache: split_cache(cache, params), cache)
 
     def temporaries(cache: Any) -> int:
-        step = jax.jit(lambda params, tokens, cache: net.decode(params, Batch(tokens=tokens), cache), donate_argnums=2)
+        step = jax.jit(lambda params, tokens, cache: decode(net, params, Batch(tokens=tokens), cache), donate_argnums=2)
         memory: Any = step.lower(params, tokens, cache).compile().memory_analysis()
         assert memory.alias_size_in_bytes >= sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(cache))
         return memory.temp_size_in_bytes
 
-    a_layer = split["k"][0].size * split["k"].dtype.itemsize
+    assert isinstance(split.k, SplitLayers)
+    a_layer = split.k[0].size * split.k.dtype.itemsize
     assert temporaries(split) < a_layer <= temporaries(cache)
 
 
@@ -262,11 +255,12 @@ def test_the_cache_is_sharded_over_rows_and_heads(family: str, mesh: tuple[int, 
     program = compiled(net, functools.partial(first_call, net), mesh=mesh)
     _, found = program.output_shardings
     for name, axes in {"k": (None, sharding.BATCH, "tensor"), "segments": (sharding.BATCH,)}.items():
-        leaf = net.init_cache(8, 1, jnp.float32)[name]
-        wanted = jax.NamedSharding(found[name].mesh, jax.sharding.PartitionSpec(*axes))
-        assert found[name].is_equivalent_to(wanted, leaf.ndim), name
-    assert found["v"] == found["k"] and found["positions"] == found["segments"]
-    for name in found.keys() & {"source_k", "source_v", "source_segments"}:
-        assert found[name].is_equivalent_to(found[name.removeprefix("source_")], 2 if "segments" in name else 5), name
+        leaf, actual = getattr(net.init_cache(8, 1, jnp.float32), name), getattr(found, name)
+        wanted = jax.NamedSharding(actual.mesh, jax.sharding.PartitionSpec(*axes))
+        assert actual.is_equivalent_to(wanted, leaf.ndim), name
+    assert found.v == found.k and found.positions == found.segments
+    if found.source is not None:
+        for name, ndim in {"k": 5, "v": 5, "segments": 2}.items():
+            assert getattr(found.source, name).is_equivalent_to(getattr(found, name), ndim), name
     if mesh == (8, 1, 1):
         assert not re.findall(r"all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter", program.as_text())

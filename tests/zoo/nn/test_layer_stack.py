@@ -34,7 +34,7 @@ from tests.support.small import (
 from zoo import models
 from zoo.attention.masks import Mask
 from zoo.configs import Compute
-from zoo.nn import layer_stack
+from zoo.nn import kv_cache, layer_stack
 
 FAMILIES = models.families()
 WINDOWED = [
@@ -93,13 +93,11 @@ def test_alternating_windows_are_the_masks_written_out(family: str, monkeypatch:
     params = random_params(net)
     expected = jax.jit(lambda p: net.apply(p, batch).hidden)(params)
     distance = np.arange(12)[:, None] - np.arange(12)
-    allowed = [(distance >= 0), (distance >= 0) & (distance < 3)] * 2
-    layer = iter(allowed)
+    allowed = {None: (distance >= 0), 3: (distance >= 0) & (distance < 3)}
     monkeypatch.setattr(home(net, "run_stack"), "run_stack", loop)
-    monkeypatch.setattr(home(net, "Mask"), "Mask", lambda **_: Mask(allowed=jnp.asarray(next(layer))[None, None]))
+    monkeypatch.setattr(kv_cache, "Mask", lambda *, window, **_: Mask(allowed=jnp.asarray(allowed[window])[None, None]))
     by_hand = jax.jit(lambda p: net.apply(p, batch).hidden)(params)
-    assert next(layer, None) is None
-    layer = iter(allowed[::-1])
+    allowed = {None: allowed[3], 3: allowed[None]}
     wrong = jax.jit(lambda p: net.apply(p, batch).hidden)(params)
     monkeypatch.undo()
     assert_rounded_alike(by_hand, expected, lambda p: net.apply(p, batch).hidden, params)

@@ -1,5 +1,6 @@
 """Parameters and caches that are split into layers, on one CPU device, and are not elsewhere."""
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -9,10 +10,12 @@ import pytest
 
 from train.config.run_config import Mesh
 from train.engine import device_mesh
+from zoo.nn.kv_cache import Cache, split_cache
 from zoo.ops import split_layers
 
 PARAMS = {"layers": {"up": {"kernel": jnp.arange(24.0).reshape(2, 3, 4), "bias": jnp.ones((2, 4))}}, "embed": jnp.ones(2)}
-CACHE = {"k": jnp.arange(120.0).reshape(2, 3, 1, 5, 4), "at": jnp.int32(0)}
+K = jnp.arange(120.0).reshape(2, 3, 1, 5, 4)
+CACHE = dataclasses.replace(Cache.empty(2, 3, 5, 1, 4, jnp.float32), k=K)
 
 
 @pytest.mark.planted
@@ -35,24 +38,24 @@ def test_parameters_are_split_on_one_cpu_device_only() -> None:
 @pytest.mark.planted
 def test_a_cache_is_split_as_its_parameters_are() -> None:
     """Layers in another order are noticed."""
-    assert split_layers.split_cache(CACHE, ("k", "v"), PARAMS) is CACHE
+    assert split_cache(CACHE, PARAMS) is CACHE
     params = split_layers.split_layers(PARAMS)
-    cache = split_layers.split_cache(CACHE, ("k", "v"), params)
-    k = cache["k"]
-    assert isinstance(k, split_layers.SplitLayers) and (k.shape, k.dtype) == (CACHE["k"].shape, jnp.float32)
+    cache = split_cache(CACHE, params)
+    k = cache.k
+    assert isinstance(k, split_layers.SplitLayers) and (k.shape, k.dtype) == (CACHE.k.shape, jnp.float32)
 
     def check(k: split_layers.SplitLayers) -> None:
         for layer in range(2):
-            np.testing.assert_array_equal(k[layer], CACHE["k"][layer])
+            np.testing.assert_array_equal(k[layer], CACHE.k[layer])
 
     check(k)
     with pytest.raises(AssertionError):
         check(split_layers.SplitLayers(k.arrays[::-1]))
     for layer in range(2):
-        for array in split_layers.layer_slice((k, CACHE["k"]), layer):
-            np.testing.assert_array_equal(array, CACHE["k"][layer])
+        for array in split_layers.layer_slice((k, CACHE.k), layer):
+            np.testing.assert_array_equal(array, CACHE.k[layer])
     changed = k.replaced(1, jnp.zeros(3)).map(lambda array: array + 1)
-    np.testing.assert_array_equal(changed[0], CACHE["k"][0] + 1)
+    np.testing.assert_array_equal(changed[0], CACHE.k[0] + 1)
     np.testing.assert_array_equal(changed[1], jnp.ones(3))
     # A cache that is split remains as it is.
-    assert split_layers.split_cache(cache, ("k", "v"), params)["k"] is k
+    assert split_cache(cache, params).k is k
