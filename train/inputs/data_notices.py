@@ -82,11 +82,11 @@ def padding_share(run: run_config.Run, rows: RowSource) -> float:
     if isinstance(rows, dialogue_inputs.DialogueRows):
         return 1 - rows.text_size / (len(rows) * rows.length)
     if isinstance(rows, completion_inputs.CompletionRows):
-        target = (run.data.target_length or rows.length) if getattr(run.model, "is_encoder_decoder", False) else 0
+        target = (run.data.target_length or rows.length) if run.model.is_encoder_decoder else 0
         return 1 - rows.text_size / (2 * len(rows) * (rows.length + target))
     if isinstance(rows, prompt_inputs.PromptRows):
         # Responses are as long as the model writes them; only the room for prompts can be too large.
-        room = rows.length - (0 if getattr(run.model, "is_encoder_decoder", False) else run.options.rollout.tokens)
+        room = rows.length - (0 if run.model.is_encoder_decoder else run.options.rollout.tokens)
         return 1 - rows.text_size / (len(rows) * room)
     return 1 - rows.targets / (len(rows) * rows.length) if isinstance(rows, encoder_rows.EncoderRows) else 0.0
 
@@ -102,7 +102,7 @@ def _shorter(run: run_config.Run, rows: RowSource) -> str:
     if isinstance(rows, prompt_inputs.PromptRows):
         return fix
     if isinstance(rows, completion_inputs.CompletionRows):
-        return fix + (" and --data.target-length" if getattr(run.model, "is_encoder_decoder", False) else "")
+        return fix + (" and --data.target-length" if run.model.is_encoder_decoder else "")
     if isinstance(rows, pair_inputs.PairRows):
         fix += " and --data.target-length"
         return fix if run.data.pack or not run.model.is_encoder_decoder else f"{fix}, or --data.pack"

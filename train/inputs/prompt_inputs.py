@@ -160,7 +160,7 @@ def read(run: run_config.Run, folder: RunDir, cache: Path, *, quiet: bool = Fals
         template = chat_template(tokenizer, run.tokenizer.path or run.init or "the tokenizer")
         halves = [render(half, tokenizer, template) for half in halves]
         # The text of an encoder-decoder ends with end-of-text, like the target of every pair.
-        chat_end = None if getattr(run.model, "is_encoder_decoder", False) else end_mark(tokenizer, template)
+        chat_end = None if run.model.is_encoder_decoder else end_mark(tokenizer, template)
     rows, held_out_rows = (rows_of(half, run, tokenizer, left_out) for half in halves)
     named = [Document(example.origin, "") for example in rows.examples]
     component = Component(", ".join(run.data.paths), 1.0, named, rows)

@@ -18,7 +18,7 @@ def sft(init: str = "") -> Run:
     model = pretrained_config.read_model_config(init) if init else configs.find_size("gpt2")[1].config
     # Encoder-decoders learn the same files as pairs of texts, with Adafactor as in T5's paper, and so does a decoder-only T5. A
     # family without learned positions has no `context`.
-    reads_pairs = hasattr(model, "is_encoder_decoder")
+    reads_pairs = model.is_encoder_decoder or configs.family_of(model) == "t5"
     length = min(512, configs.longest_row(model) or 512)
     return Run(
         recipe="sft",

@@ -70,7 +70,7 @@ def finetune_text_to_text(init: str = "") -> Run:
         options=TextToTextOptions(),
         init=init,
         steps=1_000,
-        data=PairData(length=128, batch=16, pack=getattr(model, "is_encoder_decoder", False)),
+        data=PairData(length=128, batch=16, pack=model.is_encoder_decoder),
         tokenizer=Tokenizer(kind="sentencepiece", vocab=model.vocab),
         optim=Optim(name="adafactor", lr=1e-3, warmup=0, schedule="constant", weight_decay=0.0, clip=0.0),
         checkpoint=Checkpoint(every=200),

@@ -330,7 +330,7 @@ def _sizes(
     """
     cfg, tokenizer = loaded.model.config, loaded.tokenizer
     limit, special = longest_row(cfg), preference_rows.template_size(tokenizer, cfg, joined=joined)
-    in_source = getattr(cfg, "is_encoder_decoder", False)
+    in_source = cfg.is_encoder_decoder
     beside = special if in_source else special + tokens
     if limit is not None and beside >= limit:
         what = f"the reward model has {limit} positions, which leave no room for a prompt beside --rollout.tokens {tokens}"

@@ -124,7 +124,7 @@ def check_encoder(name: str) -> None:
 
     model = read_model_config(name)
     if not isinstance(model, BodyConfig):
-        what = "reads a source and writes a text" if getattr(model, "is_encoder_decoder", False) else "reads from left to right"
+        what = "reads a source and writes a text" if model.is_encoder_decoder else "reads from left to right"
         fix = f"choose an encoder (BERT, RoBERTa, DistilBERT), or `zoo generate {name} --prompt ...`"
         raise BadInput(f"{name}: a {configs.family_of(model)} {what}; {fix}")
 

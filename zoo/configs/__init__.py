@@ -59,7 +59,22 @@ LARGEST = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """Base of the families' configurations: the checks of the fields that several of them have."""
+    """Base of the families' configurations: checks of the fields that several of them have, and uses that few families have."""
+
+    @property
+    def is_encoder_decoder(self) -> bool:
+        """True if the model has an encoder, whose source text the decoder attends to."""
+        return False
+
+    @property
+    def generates(self) -> bool:
+        """True if the head predicts words, so that a family with a cache generates text; False for a decoder with a score."""
+        return not getattr(self, "labels", ())
+
+    @property
+    def reads_both_ways(self) -> bool:
+        """True if a token may see later ones while the model generates."""
+        return False
 
     def check_fields(self, **choices: Any) -> None:
         """Check the sizes, dropout rates and `eps`, and that each field named in `choices` has one of these values.
@@ -228,17 +243,16 @@ def from_published(family_name: str, published: Any) -> Any:
 
 
 FAMILY = (
-    "a module with `MODEL_MODULE`, the name of the module of its functions, with `Config`, a frozen dataclass that has vocab, "
-    "layers, width, heads and compute, and with `SIZES`, whose names begin with the family's name and a hyphen and are new"
+    "a module with `MODEL_MODULE`, the name of the module of its functions, with `Config`, a frozen dataclass derived from "
+    "zoo.configs.ModelConfig that has vocab, layers, width, heads and compute, and with `SIZES`, whose names begin with the "
+    "family's name and a hyphen and are new"
 )
 
 
 def _is_family(plugin: plugins.Plugin, module: Any) -> bool:
     """Return whether an object is what a plug-in's entry point in `zoo.models` must name."""
     kind, sizes = getattr(module, "Config", None), getattr(module, "SIZES", None)
-    if not (isinstance(module, ModuleType) and isinstance(kind, type) and dataclasses.is_dataclass(kind)):
-        return False
-    if not kind.__dataclass_params__.frozen:  # pyright: ignore[reportAttributeAccessIssue]
+    if not (isinstance(module, ModuleType) and isinstance(kind, type) and issubclass(kind, ModelConfig)):
         return False
     if not (isinstance(sizes, Mapping) and isinstance(getattr(module, "MODEL_MODULE", None), str)):
         return False

@@ -71,11 +71,6 @@ class Config(ModelConfig):
         return self.width // self.heads
 
     @property
-    def generates(self) -> bool:
-        """True if the model predicts words, and not a score."""
-        return not self.labels
-
-    @property
     def pattern(self) -> tuple[Attention, ...]:
         """Attention of the layers after the first, repeated over them; all of them where the last period is incomplete."""
         return pattern_after_first(self.layers, self.global_every)

@@ -68,11 +68,6 @@ class Config(ModelConfig):
                 self.window == 0, "model.window", self.window, "no layer has a window; add one to --model.pattern or choose 0"
             )
 
-    @property
-    def generates(self) -> bool:
-        """True if the model predicts words, and not a score."""
-        return not self.labels
-
 
 # --- config.json ----------------------------------------------------------------------------------------------------------------
 

@@ -83,11 +83,6 @@ class Config(ModelConfig):
         require(0 <= self.router_loss <= 100, "model.router_loss", self.router_loss, "choose a factor of 0 to 100")
 
     @property
-    def generates(self) -> bool:
-        """True if the model predicts words, and not a score."""
-        return not self.labels
-
-    @property
     def pattern(self) -> tuple[AttentionPattern, ...]:
         """Attention of the layers, repeated over them; that of all layers if their number is odd."""
         pair: tuple[AttentionPattern, ...] = ("window", "full")

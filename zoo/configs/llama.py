@@ -98,11 +98,6 @@ class Config(ModelConfig):
         require(in_range, "model.original_context", self.original_context, "choose 1 to 1,048,576 positions")
 
     @property
-    def generates(self) -> bool:
-        """True if the model predicts words, and not a score."""
-        return not self.labels
-
-    @property
     def pattern(self) -> tuple[Positions, ...]:
         """Positions of the layers, repeated over them; those of all layers where the last period is incomplete."""
         if not 0 < self.unrotated_every <= self.layers:

@@ -79,11 +79,6 @@ class Config(ModelConfig):
         """True if the model has an encoder, whose source text the decoder attends to."""
         return self.architecture != "decoder"
 
-    @property
-    def generates(self) -> bool:
-        """True if the model predicts words, and not a score."""
-        return not self.labels
-
 
 # --- config.json ----------------------------------------------------------------------------------------------------------------
 

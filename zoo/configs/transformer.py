@@ -74,11 +74,6 @@ class Config(ModelConfig):
         """True: the model has an encoder, whose source text the decoder attends to."""
         return True
 
-    @property
-    def generates(self) -> bool:
-        """True if the model predicts words, and not a score."""
-        return not self.labels
-
 
 # --- config.json ----------------------------------------------------------------------------------------------------------------
 

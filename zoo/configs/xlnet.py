@@ -46,7 +46,7 @@ class Config(BodyConfig):
 
     @property
     def reads_both_ways(self) -> bool:
-        """True: a token may see later ones while the model generates, since pretraining uses every order."""
+        """True, since pretraining uses every order."""
         return True
 
 

@@ -86,17 +86,17 @@ class Model:
     @property
     def is_encoder_decoder(self) -> bool:
         """True for an encoder-decoder, which predicts a text from another one, `Batch.source`."""
-        return getattr(self.config, "is_encoder_decoder", False)
+        return self.config.is_encoder_decoder
 
     @property
     def generates(self) -> bool:
         """True if the model generates text: its family has a cache, and it has a language-model head."""
-        return self.definition.init_cache is not None and getattr(self.config, "generates", True)
+        return self.definition.init_cache is not None and self.config.generates
 
     @property
     def reads_both_ways(self) -> bool:
         """True if a prompt may be read both ways: a call with a cache takes equal ranks in `batch.order`."""
-        return getattr(self.config, "reads_both_ways", False)
+        return self.config.reads_both_ways
 
     @property
     def names(self) -> ParamNames:

@@ -44,9 +44,7 @@ class Logits(Protocol):
 class Family:
     """The functions and tables of a family. The first argument of a function is a configuration; None: the family cannot do it.
 
-    `zoo.models.Model` describes the functions and calls them. The configuration has `is_encoder_decoder` if it is an
-    encoder-decoder, `generates` if some of its heads do not predict words, and `reads_both_ways` if tokens may all see each other
-    while a text is generated.
+    `zoo.models.Model` describes the functions and calls them.
     """
 
     init: Callable[[Any, Array], Params]

@@ -81,7 +81,7 @@ def with_data(run: run_config.Run, files: Path) -> run_config.Run:
         run = dataclasses.replace(run, data=dataclasses.replace(data, paths=(str(files / named),)))
     wanted = {"vocab": 500}
     if kind in ("labelled", "preference", "kto", "prompts"):
-        decoder = "sentencepiece" if getattr(run.model, "is_encoder_decoder", False) else "gpt"
+        decoder = "sentencepiece" if run.model.is_encoder_decoder else "gpt"
         wanted = {"path": str(files / ("wordpiece" if kind == "labelled" else decoder))}
     return dataclasses.replace(run, tokenizer=dataclasses.replace(run.tokenizer, **wanted))
 

@@ -85,7 +85,7 @@ def layout_of(cfg: Any) -> Layout:
     Raises:
         BadInput: a decoder that reads a prefix both ways, for which preferences have no layout.
     """
-    if getattr(cfg, "is_encoder_decoder", False):
+    if cfg.is_encoder_decoder:
         return "encoder_decoder"
     if getattr(cfg, "architecture", "") == "decoder":
         raise BadInput("model.architecture decoder: preferences need encoder_decoder, shared, or a model of another family")

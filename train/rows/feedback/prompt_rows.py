@@ -34,7 +34,7 @@ def encode_rows(
     """
     if getattr(cfg, "architecture", "") == "decoder":
         raise BadInput("model.architecture decoder: prompts need encoder_decoder, shared, or a model of another family")
-    encodes_source = getattr(cfg, "is_encoder_decoder", False)
+    encodes_source = cfg.is_encoder_decoder
     end = [text_special_tokens_of(tokenizer).end] if encodes_source else []
     empty = np.array([] if encodes_source else [tokenizer.begin_of_text])
     room = length if encodes_source else length - tokens
