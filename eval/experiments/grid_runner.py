@@ -1,19 +1,17 @@
 """Run the missing nodes of a grid, one after another, each in a process that ends when this one does.
 
-doit orders the nodes and stops the descendants of one that fails; its own database is temporary and empty, because whether a node
-is done is read from the run's folder alone. After any kill the same command continues: finished runs are kept, and an interrupted
-run continues from its last checkpoint.
+Whether a node is done is read from the run's folder alone. After any kill the same command continues: finished runs are kept, and
+an interrupted run continues from its last checkpoint.
 """
 
 import contextlib
-import io
+import graphlib
 import os
 import signal
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,14 +38,6 @@ class Stopped(BaseException):
     def __init__(self, number: int) -> None:
         super().__init__(number)
         self.number = number
-
-
-class _Broken(BaseException):
-    """An error of the engine itself, which doit would turn into the failure of a node."""
-
-    def __init__(self, error: Exception) -> None:
-        super().__init__(error)
-        self.error = error
 
 
 @contextlib.contextmanager
@@ -93,10 +83,7 @@ def run_missing(grid: Grid, folder: Path) -> list[str]:
     (folder / node_status.LOGS).mkdir(parents=True, exist_ok=True)
     engine = _Engine(grid, folder)
     with RunProgress(grid, folder) as engine.progress, engine.signals():
-        try:
-            _run_doit(grid.nodes, engine)
-        except _Broken as broken:
-            raise broken.error from None
+        _run_nodes(grid, engine)
     lines = []
     for node in grid.nodes:
         if not node_status.is_done(node, folder) and (message := node_status.failure(node, folder)):
@@ -104,40 +91,19 @@ def run_missing(grid: Grid, folder: Path) -> list[str]:
     return lines
 
 
-def _run_doit(nodes: Sequence[Node], engine: "_Engine") -> None:
-    """Run nodes with doit in this process."""
-    from doit.cmd_base import TaskLoader2
-    from doit.doit_cmd import DoitMain
-    from doit.task import dict_to_task
-
-    def test(node: Node) -> Callable[..., bool]:
-        return lambda *_: node_status.is_done(node, engine.folder)
-
-    class Loader(TaskLoader2):
-        def setup(self, opt_values: Any) -> None:
-            pass
-
-        def load_doit_config(self) -> dict[str, Any]:
-            reporter = {"reporter": "zero", "outfile": io.StringIO(), "verbosity": 2}
-            return {"dep_file": str(Path(database) / "doit"), "backend": "json", "continue": True, **reporter}
-
-        def load_tasks(self, cmd: Any, pos_args: Any) -> list[Any]:
-            return [
-                dict_to_task(
-                    {
-                        "name": node.name,
-                        "actions": [(engine.run, [node])],
-                        "uptodate": [test(node)],
-                        "task_dep": list(node.parents),
-                    }
-                )
-                for node in nodes
-            ]
-
-    with tempfile.TemporaryDirectory() as database:
-        code = DoitMain(Loader(), config_filenames=()).run(["run"])
-    if code == 3:
-        raise RuntimeError("doit could not run the nodes; its message is above")
+def _run_nodes(grid: Grid, engine: "_Engine") -> None:
+    """Run the nodes that are not done, in the order of the grid, except those that need one that failed."""
+    nodes = {node.name: node for node in grid.nodes}
+    order = {name: position for position, name in enumerate(nodes)}
+    waiting = graphlib.TopologicalSorter({node.name: node.parents for node in grid.nodes})
+    waiting.prepare()
+    ready = {*waiting.get_ready()}
+    while ready:
+        name = min(ready, key=order.__getitem__)
+        ready.remove(name)
+        if node_status.is_done(nodes[name], engine.folder) or engine.run(nodes[name]):
+            waiting.done(name)
+            ready.update(waiting.get_ready())
 
 
 class _Engine:
@@ -160,13 +126,7 @@ class _Engine:
             yield
 
     def run(self, node: Node) -> bool:
-        """Run a node to its end and return whether it succeeded; doit counts False as a failure."""
-        try:
-            return self._run(node)
-        except Exception as error:
-            raise _Broken(error) from error
-
-    def _run(self, node: Node) -> bool:
+        """Run a node to its end and return whether it succeeded."""
         while True:
             self._wait_for_lock(node)
             self._stop_if_asked()

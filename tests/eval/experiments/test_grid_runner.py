@@ -50,6 +50,25 @@ def test_a_failed_node_stops_its_descendants_only_and_is_tried_again(tmp_path: P
     assert grid_runner.run_missing(grid, tmp_path) == [] and len(order(tmp_path)) == 8
 
 
+@pytest.mark.usefixtures("stand_in")
+def test_nodes_run_in_the_order_of_the_grid_and_only_if_their_results_are_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grid, begun = small_grid(), list[str]()
+    monkeypatch.setattr(RunProgress, "started", lambda _, node: begun.append(node.name))
+    assert grid_runner.run_missing(grid, tmp_path) == [] and begun == [node.name for node in grid.nodes]
+    shutil.rmtree(tmp_path / "runs/b-pretrain-0")
+    assert grid_runner.run_missing(grid, tmp_path) == [] and begun[7:] == ["b-pretrain-0", "b-score-0"]
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_an_error_of_the_engine_is_not_the_failure_of_a_node(tmp_path: Path) -> None:
+    (tmp_path / "logs/tokenizer.log").mkdir(parents=True)
+    with pytest.raises(IsADirectoryError):
+        grid_runner.run_missing(small_grid(), tmp_path)
+    assert not (tmp_path / "order.txt").exists() and not (tmp_path / "logs/tokenizer.failed").exists()
+
+
 def results_of(grid: Any, folder: Path) -> list[dict[str, Any]]:
     nodes = [(row.name, node) for row in grid.experiment.rows for node in grid.chain(row.name, 0)]
     return [collect_results.read_cell(node, row, folder) for row, node in nodes]
