@@ -9,9 +9,9 @@ import numpy as np
 from scipy import stats
 
 from benchmarks.attention.cost_model import shape_of
-from benchmarks.core.html_page import Cell, Figure, HeatMap, Plots
 from benchmarks.core.result_tables import timed_cells, worst_state
-from eval.report.svg import FIVE, FOUR, INK, MUTED, ONE, SIX, THREE, TWO
+from eval.pages.charts import FIVE, FOUR, INK, MUTED, ONE, SIX, THREE, TWO, Figure
+from eval.pages.html_page import Cell, HeatMap, Plots
 
 LOOKS = {
     "one": (ONE, "o"),
@@ -112,7 +112,7 @@ def support_heat_map(cells: Cells) -> HeatMap:
     groups: dict[str, dict[str, list[Mapping[str, Any]]]] = collections.defaultdict(lambda: collections.defaultdict(list))
     for cell in cells:
         groups[cell["key"]["feature"]][cell["key"]["implementation"]].append(cell)
-    return HeatMap(names, {feature: [_support_cell(by_name[name]) for name in names] for feature, by_name in groups.items()})
+    return HeatMap(names, [(feature, [_support_cell(by_name[name]) for name in names]) for feature, by_name in groups.items()])
 
 
 def _support_cell(cells: Cells) -> Cell:

@@ -12,10 +12,10 @@ from benchmarks.attention.problems import FEATURES
 from benchmarks.attention.rounding_error_bounds import share_of_bound
 from benchmarks.attention.sweep_rows import UNIT
 from benchmarks.core import result_tables
-from benchmarks.core.html_page import Block, Table
 from benchmarks.core.result_files import Results
 from benchmarks.core.result_page import Form, Report, timed_sentence
 from benchmarks.core.result_tables import format_number, merge_processes, seconds_text, timed_cells
+from eval.pages.html_page import Block, Table
 
 LEGEND = "time (* the device's by its profiler, else wall), wall time over xla's in the same rounds, share of the matrix rate"
 SUPPORT = "Wall time over xla's in the same rounds, the geometric mean over all shapes: below 1 is faster. Hover for each."

@@ -23,12 +23,12 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from benchmarks.attention import gpu_kernels, problems, sweep_rows, tpu_schedule
 from benchmarks.attention.problems import Problem
 from benchmarks.core import result_tables
-from benchmarks.core.html_page import Table
 from benchmarks.core.memory import planned_memory
 from benchmarks.core.options import AttentionOptions
 from benchmarks.core.progress import Progress
 from benchmarks.core.timing import without_compilation_cache
 from benchmarks.plan import target_devices
+from eval.pages.html_page import Table
 from zoo.attention import attention
 from zoo.errors import BadInput, install_advice, require
 

@@ -3,10 +3,11 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
-from benchmarks.core import html_page, result_tables
-from benchmarks.core.html_page import Cards, Figure, HeatMap, Plots
+from benchmarks.core import result_tables
 from benchmarks.core.result_files import Results
 from benchmarks.core.result_tables import Heading, merge_processes, timed_cells
+from eval.pages.charts import Figure
+from eval.pages.html_page import Cards, HeatMap, Plots, Sections, render_page
 
 Form = Literal["page", "markdown", "terminal"]
 
@@ -16,8 +17,7 @@ class Report(NamedTuple):
 
     lead: str
     """The result in a sentence, for the page."""
-    sections: Mapping[str, Sequence[html_page.Block]]
-    """Heading -> blocks; empty blocks and sections are left out."""
+    sections: Sections
     tiles: Sequence[tuple[str, str]] = ()
     """(value, label) of the numbers at the top of the page."""
 
@@ -26,7 +26,7 @@ def page(results: Results, title: str, report: Report) -> str:
     """Return the report as a page, with the environment that it was measured in."""
     footer = f"Made by zoo bench {results.what} from its own cells.jsonl alone."
     sections = {**report.sections, "Environment": [_environment(results)]}
-    return html_page.render(title, report.lead, sections, tiles=report.tiles, footer=footer)
+    return render_page(title, report.lead, sections, tiles=report.tiles, footer=footer)
 
 
 def text_blocks(report: Report) -> list[result_tables.Block]:

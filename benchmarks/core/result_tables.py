@@ -14,8 +14,8 @@ from rich import table as rich_table
 from rich.console import Console
 from rich.text import Text
 
-from benchmarks.core.html_page import Table
 from benchmarks.core.result_files import Results, identity
+from eval.pages.html_page import Table
 from zoo.errors import printable
 
 SEVERITY = ("wrong", "failed", "timed", "skipped")

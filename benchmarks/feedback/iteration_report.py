@@ -4,13 +4,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from benchmarks.core import result_tables
-from benchmarks.core.html_page import Block, Figure, Table
 from benchmarks.core.result_files import Results
 from benchmarks.core.result_page import Form, Report, timed_sentence
 from benchmarks.core.result_tables import format_number, gigabytes, merge_processes, percentiles_text, seconds_text, timed_cells
 from benchmarks.feedback.iteration import ITERATION, PARTS
 from benchmarks.step.programs import OURS
-from eval.report.svg import FIVE, FOUR, ONE, THREE, TWO
+from eval.pages.charts import FIVE, FOUR, ONE, THREE, TWO, Figure
+from eval.pages.html_page import Block, Table
 
 HEAD = ("part", "program", "time", "20-80 %", "share", "tokens/s", "over jax-zoo", "rate", "memory")
 NAMES = {

@@ -7,11 +7,11 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 from scipy import stats
 
-from benchmarks.core.html_page import Figure, Plots, Table
 from benchmarks.core.result_files import Results
 from benchmarks.core.result_page import Form, Report, device
 from benchmarks.core.result_tables import gigabytes, notes, percentiles_text, seconds_text, timed_cells
-from eval.report.svg import ONE, THREE, TWO
+from eval.pages.charts import ONE, THREE, TWO, Figure
+from eval.pages.html_page import Plots, Table
 
 UNITS = {"length": "tokens of a row", "layers": "layers", "width": "width", "devices": "devices"}
 """Axis -> the unit of its values."""

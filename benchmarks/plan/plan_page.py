@@ -5,13 +5,13 @@ import math
 from typing import Any
 
 from benchmarks.core import result_tables
-from benchmarks.core.html_page import Block, Figure, render
 from benchmarks.core.result_page import Form, Report, text_blocks
 from benchmarks.core.result_tables import Heading
 from benchmarks.plan import plan_text
 from benchmarks.plan.plan_record import Plan
 from benchmarks.plan.target_devices import parse_target
-from eval.report.svg import INK, MUTED, ONE, THREE, TWO
+from eval.pages.charts import INK, MUTED, ONE, THREE, TWO, Figure
+from eval.pages.html_page import Block, render_page
 
 LOOKS = {"parameters": (ONE, "one"), "optimizer": (TWO, "two"), "cache": (TWO, "two"), "temporaries": (THREE, "three")}
 """Colour and class of the style sheet of parts that may be large; the others are grey and share one key."""
@@ -48,7 +48,7 @@ def render_plan(plan: Plan) -> str:
     """Return a plan as a self-contained HTML file."""
     described = report(plan, "page")
     footer = f"{plan_text.provenance(plan)}. {WORTH}"
-    return render(plan_text.headline(plan), described.lead, described.sections, footer=footer)
+    return render_page(plan_text.headline(plan), described.lead, described.sections, footer=footer)
 
 
 def _memory(plan: Plan) -> Figure:

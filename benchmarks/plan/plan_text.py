@@ -2,9 +2,9 @@
 
 import re
 
-from benchmarks.core.html_page import Table
 from benchmarks.core.result_tables import Block, Heading
 from benchmarks.plan.plan_record import Plan, SearchResult
+from eval.pages.html_page import Table
 
 BAR = 28
 """Columns of the bar for a device's full memory on a terminal."""

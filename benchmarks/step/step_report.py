@@ -5,13 +5,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from benchmarks.core import result_tables
-from benchmarks.core.html_page import Block, Figure, Table
 from benchmarks.core.result_files import Results
 from benchmarks.core.result_page import Form, Report, timed_sentence
 from benchmarks.core.result_tables import format_number, gigabytes, merge_processes, percentiles_text, seconds_text, timed_cells
 from benchmarks.step import time_breakdown
 from benchmarks.step.programs import OURS, WAYS
-from eval.report.svg import INK, MUTED, ONE, THREE, TWO, format_thousands, ticks
+from eval.pages.charts import INK, MUTED, ONE, THREE, TWO, Figure, format_thousands, ticks
+from eval.pages.html_page import Block, Table
 
 USUAL = {"remat": "none", "precision": "float32", "attention": "auto", "mesh": "data=1"}
 """Values that are not mentioned."""

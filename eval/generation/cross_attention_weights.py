@@ -1,6 +1,6 @@
 """Attention of an encoder-decoder's decoder over the source, for each token that it generates.
 
-It is averaged over layers and heads; `eval.report.charts.alignment` draws it.
+It is averaged over layers and heads; `eval.report.run_charts.alignment` draws it.
 """
 
 from collections.abc import Sequence

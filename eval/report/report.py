@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from eval.report import charts, error_analysis, rollout_texts
-from eval.report.html_elements import card, escape_text, format_date, format_number, format_with_error, page, section, table
+from eval.pages.html_page import Block, Cards, Plots, Sample, Table, render_page
+from eval.pages.value_text import format_date, format_number, format_with_error
+from eval.report import error_analysis, rollout_texts, run_charts
 from train.config.run_config import Run
 from train.run import metric_definitions
 from train.run.console import format_duration, short_number
@@ -72,26 +73,20 @@ def _page(path: Path, run: Run, rows: Sequence[Any], starts: Sequence[Any]) -> s
     best = scored if train and isinstance(scored, int) and scored != train[-1]["step"] else None
     judged = {name: scores[name] for name in METRICS if isinstance(scores.get(name), Number)}
     sentence = _sentence(name, run, train, valid, judged, best)
-    tiles = _tiles(run, train, valid, judged)
-    parts = [
-        f"<header><h1>{escape_text(name)}</h1><p class=lead>{escape_text(sentence)}</p>{tiles}</header>",
-        section(
-            "Curves", charts.curves(train, valid, charts.MarkedSteps(resumed, best), _best_of_n(path, run), run.selection.metric)
-        )
-        if train or valid
-        else "",
-        section("Held-out score", _score_table(scores)) if scores else "",
-        error_analysis.render(errors) if errors else "",
-        section("Tasks", _tasks(tasks)) if tasks else "",
-        section("Rollouts", texts) if (texts := _rollout_texts(path, run)) else "",
-        section("Samples", _samples(samples)) if samples and samples["samples"] else "",
-        section("Origin", _origin(run, train, sources)),
-        section("Interruptions", _skipped(train) + _starts(starts)) if len(starts) > 1 or _total_skipped(train) else "",
-        section("Configuration", f"<div class=cards>{_configuration(run)}</div>"),
-        section("Environment", f"<div class=cards>{_environment(starts[-1])}</div>") if starts else "",
-        f"<footer>{escape_text(_provenance(rows, starts))}</footer>",
-    ]
-    return page(name, sentence, parts)
+    marked = run_charts.MarkedSteps(resumed, best)
+    sections = {
+        "Curves": _curves(path, run, train, valid, marked),
+        "Held-out score": _score_table(scores) if scores else [],
+        **(error_analysis.error_sections(errors) if errors else {}),
+        "Tasks": _tasks(tasks) if tasks else [],
+        "Rollouts": _rollout_texts(path, run),
+        "Samples": _samples(samples) if samples and samples["samples"] else [],
+        "Origin": _origin(run, train, sources),
+        "Interruptions": [_skipped(train), *_starts(starts)] if len(starts) > 1 or _total_skipped(train) else [],
+        "Configuration": [_configuration(run)],
+        "Environment": [_environment(starts[-1])] if starts else [],
+    }
+    return render_page(name, sentence, sections, tiles=_tiles(run, train, valid, judged), footer=_provenance(rows, starts))
 
 
 def _read_predictions(path: Path) -> Any:
@@ -139,7 +134,17 @@ def _sentence(
     return f"{reached}; its validation at step {valid[-1]['step']:,} gave {summary}. There is no final score."
 
 
-def _tiles(run: Run, train: Sequence[Any], valid: Sequence[Any], judged: Mapping[str, Number]) -> str:
+def _curves(path: Path, run: Run, train: Sequence[Any], valid: Sequence[Any], marked: run_charts.MarkedSteps) -> list[Block]:
+    """Return the curves of a run; those of a policy have the best of n responses of its first rollout."""
+    if not (train or valid):
+        return []
+    rollout = getattr(run.options, "rollout", None)
+    best_of_n = rollout_texts.best_of_n(RunDir(path).rollouts, rollout.samples) if rollout else []
+    return [Plots(run_charts.curves(train, valid, marked, best_of_n, run.selection.metric))]
+
+
+def _tiles(run: Run, train: Sequence[Any], valid: Sequence[Any], judged: Mapping[str, Number]) -> list[tuple[str, str]]:
+    """Return (value, label) of the numbers at the top."""
     numbers, where = (judged, "held out") if judged else (valid[-1], "validation") if valid else ({}, "")
     leading = metric_definitions.leading_metrics(numbers, run.selection.metric)[:2]
     tiles = [(METRICS[name].show(numbers[name]), f"{METRICS[name].label}, {where}") for name in leading]
@@ -155,8 +160,7 @@ def _tiles(run: Run, train: Sequence[Any], valid: Sequence[Any], judged: Mapping
         steps = np.diff([0, *(row["step"] for row in train)])
         spent = np.array([row["time"]["seconds"] for row in train]) * steps
         tiles.append((format_duration(float(spent[np.isfinite(spent)].sum())), "training time"))
-    cells = "".join(f"<div><dt>{escape_text(name)}</dt><dd>{escape_text(value)}</dd></div>" for value, name in tiles)
-    return f"<dl class=tiles>{cells}</dl>" if tiles else ""
+    return tiles
 
 
 def _learning(row: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -167,28 +171,26 @@ def _learning(row: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [(METRICS[name].show(row["rollout"][name]), f"{METRICS[name].label}, last rollout") for name in names]
 
 
-def _score_table(scores: Mapping[str, Any]) -> str:
-    """Return a table of metrics, counts of the scored data, and other values of the scorer."""
+def _score_table(scores: Mapping[str, Any]) -> list[Block]:
+    """Return a table of metrics, counts of the scored data, and other values of the scorer, and what to doubt in them."""
     # Only scores per byte are computed in overlapping windows.
     keys = [*METRICS, *(key for key in COUNTED if key != "stride" or "bytes" in scores)]
     scores = {key: value for key, value in scores.items() if key in keys or key != "stride"}
-    lines = ""
+    rows = []
     for key in [*(key for key in keys if key in scores), *(key for key in scores if key not in keys)]:
         value, metric = scores[key], METRICS.get(key)
         content = metric.show(value) if metric and isinstance(value, Number) else format_number(value)
         title = metric.title if metric else key[:1].upper() + key[1:].replace("_", " ")
         note = metric.note if metric else COUNTED.get(key, "")
-        name, number, remark = map(escape_text, (title, content, note))
-        lines += f"<tr><th scope=row>{name}</th><td class=number>{number}</td><td class=note>{remark}</td></tr>"
-    doubts = "".join(
-        f"<p class=note>{escape_text(line[0].upper() + line[1:])}.</p>" for line in metric_definitions.notices(scores)
-    )
-    return f"<table class=scores>{lines}</table>{doubts}"
+        rows.append((title, content, note))
+    doubts = [f"{line[0].upper()}{line[1:]}." for line in metric_definitions.notices(scores)]
+    return [Table((), rows, notes=1), *doubts]
 
 
-def _tasks(tasks: Mapping[str, Any]) -> str:
+def _tasks(tasks: Mapping[str, Any]) -> list[Block]:
     """Return the metrics of every task, followed by folded details."""
-    rows, details = [], ""
+    rows: list[Any] = []
+    details: list[Block] = []
     for task, result in tasks.items():
         metrics = result["metrics"]
         names = [name for name in metrics if name.removesuffix(ERROR) == name or name.removesuffix(ERROR) not in metrics]
@@ -198,19 +200,18 @@ def _tasks(tasks: Mapping[str, Any]) -> str:
                 (title, name.replace("_", " "), format_with_error(metrics[name], metrics.get(name + ERROR)), examples, step)
             )
         details += _details(task, result.get("details", {}))
-    return table(("Task", "Metric", "Value", "Examples", "Step"), rows, words=2) + details
+    return [Table(("Task", "Metric", "Value", "Examples", "Step"), rows, words=2), *details]
 
 
-def _details(task: str, facts_by_name: Mapping[str, Any]) -> str:
-    """Return a table for each dict of dicts, with named rows, and a line with everything else."""
+def _details(task: str, facts_by_name: Mapping[str, Any]) -> list[Block]:
+    """Return a folded table for each dict of dicts, with named rows, and a line with everything else."""
     tables = {name: value for name, value in facts_by_name.items() if _is_table(value)}
     facts = [f"{name.replace('_', ' ')} {format_number(value)}" for name, value in facts_by_name.items() if name not in tables]
-    blocks = f"<p class=note>{escape_text(task)}: {escape_text('; '.join(facts))}</p>" if facts else ""
+    blocks: list[Block] = [f"{task}: {'; '.join(facts)}"] if facts else []
     for name, rows in tables.items():
         columns = list(dict.fromkeys(column for row in rows.values() for column in row))
         lines = [(title, *(row.get(column, "") for column in columns)) for title, row in rows.items()]
-        title = f"{task}: {name.replace('_', ' ')} ({len(lines):,})"
-        blocks += f"<details><summary>{escape_text(title)}</summary>{table(('', *columns), lines)}</details>"
+        blocks.append(Table(("", *columns), lines, summary=f"{task}: {name.replace('_', ' ')} ({len(lines):,})"))
     return blocks
 
 
@@ -218,43 +219,32 @@ def _is_table(value: Any) -> bool:
     return isinstance(value, dict) and bool(value) and all(isinstance(row, dict) for row in value.values())
 
 
-def _samples(samples: Mapping[str, Any]) -> str:
+def _samples(samples: Mapping[str, Any]) -> list[Block]:
     """Return beginnings of held-out text, continued by the model and by the text; or held-out sources, with generated texts."""
     how = f", temperature {format_number(samples['temperature'])}" if "temperature" in samples else ""
     step = f"the model after step {samples['step']:,}"
     lead = f"Beginnings of held-out text, continued by {step}{how}, and the true continuations."
     if "pairs" in samples:
         lead = f"Held-out sources, the greedy output of {step}, and the reference texts."
-    articles = "".join(
-        f"<article class=sample><p class=prompt dir=auto>{escape_text(sample['prompt'])}</p><div class=both>"
-        f"<div><h3>The model</h3><p dir=auto>{escape_text(sample['text'])}</p></div>"
-        f"<div><h3>The text</h3><p dir=auto>{escape_text(sample['truth'])}</p></div></div></article>"
-        for sample in samples["samples"]
-    )
-    return f"<p class=note>{escape_text(lead)}</p>{articles}{_attention(samples['alignment']) if 'alignment' in samples else ''}"
+    blocks: list[Block] = [lead]
+    for sample in samples["samples"]:
+        blocks.append(Sample(sample["prompt"], [("The model", sample["text"]), ("The text", sample["truth"])]))
+    if "alignment" in samples:
+        lead = (
+            "How much attention each token of the first of these texts, a row, pays to each token of its source, a column; the "
+            "mean over layers and heads."
+        )
+        blocks += [lead, run_charts.alignment(samples["alignment"])]
+    return blocks
 
 
-def _rollout_texts(path: Path, run: Run) -> str:
-    """Return sampled responses of the first and the last rollout of a policy; "" for other runs."""
+def _rollout_texts(path: Path, run: Run) -> list[Block]:
+    """Return sampled responses of the first and the last rollout of a policy; nothing for other runs."""
     rollout = getattr(run.options, "rollout", None)
-    return rollout_texts.render(RunDir(path).rollouts, rollout.samples, rollout.steps) if rollout else ""
+    return rollout_texts.rollout_blocks(RunDir(path).rollouts, rollout.samples, rollout.steps) if rollout else []
 
 
-def _best_of_n(path: Path, run: Run) -> list[tuple[float, float]]:
-    """Return the best of n responses of a policy's first rollout; empty for other runs."""
-    rollout = getattr(run.options, "rollout", None)
-    return rollout_texts.best_of_n(RunDir(path).rollouts, rollout.samples) if rollout else []
-
-
-def _attention(attention: Mapping[str, Any]) -> str:
-    lead = (
-        "How much attention each token of the first of these texts, a row, pays to each token of its source, a column; the mean "
-        "over layers and heads."
-    )
-    return f'<p class=note style="margin-top:24px">{escape_text(lead)}</p>{charts.alignment(attention)}'
-
-
-def _origin(run: Run, train: Sequence[Any], sources: Sequence[Any] | None) -> str:
+def _origin(run: Run, train: Sequence[Any], sources: Sequence[Any] | None) -> list[Block]:
     """Return the origin of the parameters, and the amount and sources of the text they were trained on."""
     done = train[-1]["step"] if train else 0
     # A row of several options has more tokens than its length.
@@ -264,18 +254,15 @@ def _origin(run: Run, train: Sequence[Any], sources: Sequence[Any] | None) -> st
         f" of {short_number(planned)} planned" if done < run.steps else ""
     )
     facts = {"Parameters at the start": start, "Tokens trained on": seen}
-    lines = "".join(
-        f"<tr><th scope=row>{escape_text(name)}</th><td>{escape_text(value)}</td></tr>" for name, value in facts.items()
-    )
     if not sources:
-        return f"<table>{lines}</table>"
+        return [facts]
     epochs = ("Epochs",) if done == run.steps else ("Epochs so far", "Epochs planned")
     rows = []
     for source in sources:
         seen = [source["epochs"] * share for share in (done / run.steps, 1.0)]
         shares = (f"{source['weight']:.1%}", f"{source['share']:.1%}")
         rows.append((source["name"], *shares, source["tokens"], source["rows"], *seen[-len(epochs) :]))
-    return f"<table>{lines}</table>" + table(("Source", "Weight", "Share of tokens", "Tokens", "Rows", *epochs), rows)
+    return [facts, Table(("Source", "Weight", "Share of tokens", "Tokens", "Rows", *epochs), rows)]
 
 
 def _total_skipped(train: Sequence[Any]) -> int:
@@ -285,44 +272,44 @@ def _total_skipped(train: Sequence[Any]) -> int:
 def _skipped(train: Sequence[Any]) -> str:
     total = _total_skipped(train)
     if not total:
-        return "<p>No step was skipped.</p>"
+        return "No step was skipped."
     spans = [
         f"{before['step'] + 1:,} to {row['step']:,} ({row['skipped']})"
         for before, row in zip([{"step": 0}, *train], train, strict=False)
         if row["skipped"]
     ]
     more = f" and {len(spans) - 20} more" if len(spans) > 20 else ""
-    where = escape_text(", ".join(spans[:20]) + more)
+    where = ", ".join(spans[:20]) + more
     spikes = sum(row.get("spikes", 0) for row in train)
     reasons = [f"for a gradient that was not finite: {total - spikes:,}"] * (total > spikes)
     reasons += [f"for a spike of the loss: {spikes:,}"] * (spikes > 0)
-    return f"<p>Skipped {' and '.join(reasons)}, in steps {where}.</p>"
+    return f"Skipped {' and '.join(reasons)}, in steps {where}."
 
 
-def _starts(starts: Sequence[Any]) -> str:
+def _starts(starts: Sequence[Any]) -> list[Block]:
     if len(starts) < 2:
-        return ""
+        return []
     facts = [start["facts"] | start["versions"] for start in starts]
     differing = [key for key in facts[-1] if len({start_facts.get(key) for start_facts in facts}) > 1]
     head = ("Started (UTC)", "At step", *differing)
     rows = [
         (format_date(start["at"]), start["step"], *map(fact.get, differing)) for start, fact in zip(starts, facts, strict=True)
     ]
-    return f"<p>Started {len(starts)} times.</p>{table(head, rows, words=len(head))}"
+    return [f"Started {len(starts)} times.", Table(head, rows, words=len(head))]
 
 
-def _configuration(run: Run) -> str:
+def _configuration(run: Run) -> Cards:
     """Return a card for the fields of the run itself and one for each dataclass in it."""
     cards: dict[str, dict[str, Any]] = {}
     for key, value in flat_options(run).items():
         title, _, name = key.partition(".")
         cards.setdefault(title if name else "run", {})[name or title] = value
-    return "".join(card(title, values) for title, values in cards.items())
+    return Cards(cards)
 
 
-def _environment(start: Any) -> str:
-    provenance = card("provenance", start["provenance"]) if "provenance" in start else ""
-    return card("set-up", start["facts"]) + provenance + card("versions", start["versions"])
+def _environment(start: Any) -> Cards:
+    provenance = {"provenance": start["provenance"]} if "provenance" in start else {}
+    return Cards({"set-up": start["facts"], **provenance, "versions": start["versions"]})
 
 
 def _provenance(rows: Sequence[Any], starts: Sequence[Any]) -> str:

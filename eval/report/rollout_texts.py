@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from eval.metrics.best_of_n import groups_of, kl_bound, powers_of_two
-from eval.report.error_analysis import fold_text
-from eval.report.html_elements import escape_text, format_number
+from eval.pages.html_page import Block, Sample
+from eval.pages.value_text import format_number
 from zoo.errors import BadInput
 from zoo.file_access import read_regular_text
 from zoo.json_shapes import Number, shape_problem
@@ -22,8 +22,8 @@ SHAPE = {"prompt": (str, [object]), "completion": str, "reward": Number, "advant
 """Shape of a line of RUN/rollouts/NUMBER.jsonl, which `train.rollouts.rollout_files` writes; see `zoo.json_shapes`."""
 
 
-def render(folder: Path, samples: int, steps: int) -> str:
-    """Return responses of the first and the last rollout in a folder as HTML; "" if it has none.
+def rollout_blocks(folder: Path, samples: int, steps: int) -> list[Block]:
+    """Return responses of the first and the last rollout in a folder; nothing if it has none.
 
     Args:
         folder: RUN/rollouts.
@@ -34,7 +34,7 @@ def render(folder: Path, samples: int, steps: int) -> str:
         BadInput: a line of these two files has other content; it is named.
     """
     files = sorted(file for file in folder.glob("*.jsonl") if file.stem.isdecimal())
-    return "".join(_rollout(file, samples, steps) for file in dict.fromkeys((*files[:1], *files[-1:])))
+    return [block for file in dict.fromkeys((*files[:1], *files[-1:])) for block in _rollout(file, samples, steps)]
 
 
 def best_of_n(folder: Path, samples: int) -> list[tuple[float, float]]:
@@ -44,7 +44,7 @@ def best_of_n(folder: Path, samples: int) -> list[tuple[float, float]]:
     texts of that rollout, or with one response to a prompt.
 
     Raises:
-        BadInput: see `render`.
+        BadInput: see `rollout_blocks`.
     """
     file = folder / f"{0:08d}.jsonl"
     if samples < 2 or not file.exists():
@@ -54,13 +54,12 @@ def best_of_n(folder: Path, samples: int) -> list[tuple[float, float]]:
     return [(kl_bound(n), float(groups_of(groups, n).max(1).mean())) for n in powers_of_two(samples)] if len(groups) else []
 
 
-def _rollout(file: Path, samples: int, steps: int) -> str:
+def _rollout(file: Path, samples: int, steps: int) -> list[Block]:
     responses = list(_responses(file))
     groups = [responses[first : first + samples] for first in range(0, len(responses), samples)]
     what = f"Rollout {int(file.stem):,}, before step {int(file.stem) * steps + 1:,}"
     kind = f"the responses of highest and lowest reward to {min(PROMPTS, len(groups))} of its {len(groups):,} prompts"
-    note = f"<p class=note>{escape_text(what)}: {escape_text(kind)}.</p>"
-    return f"<div class=rollout>{note}{''.join(map(_group, groups[:PROMPTS]))}</div>"
+    return [f"{what}: {kind}.", *map(_sample, groups[:PROMPTS])]
 
 
 def _responses(file: Path) -> Iterator[Mapping[str, Any]]:
@@ -91,17 +90,13 @@ def _extremes(group: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     return [best] if best["reward"] == worst["reward"] else [best, worst]
 
 
-def _group(group: Sequence[Mapping[str, Any]]) -> str:
+def _sample(group: Sequence[Mapping[str, Any]]) -> Sample:
     """Return a prompt with its responses."""
-    prompt = fold_text(_prompt_text(group[0]["prompt"])) or "no prompt"
-    responses = "".join(map(_response, _extremes(group)))
-    return f"<article class=sample><div class=prompt dir=auto>{prompt}</div><div class=both>{responses}</div></article>"
-
-
-def _response(response: Mapping[str, Any]) -> str:
-    reward, advantage = (format_number(float(response[name])) for name in ("reward", "advantage"))
-    written = fold_text(response["completion"]) or "<span class=note>no text</span>"
-    return f"<div><h3>Reward {escape_text(reward)}, advantage {escape_text(advantage)}</h3><div dir=auto>{written}</div></div>"
+    texts = []
+    for response in _extremes(group):
+        reward, advantage = (format_number(float(response[name])) for name in ("reward", "advantage"))
+        texts.append((f"Reward {reward}, advantage {advantage}", response["completion"]))
+    return Sample(_prompt_text(group[0]["prompt"]), texts, folded=True)
 
 
 def _prompt_text(prompt: str | list[Any]) -> str:

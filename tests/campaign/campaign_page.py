@@ -3,7 +3,7 @@
 import statistics
 from typing import Any
 
-from benchmarks.core.html_page import Table, render
+from eval.pages.html_page import Table, render_page
 
 LEAD = (
     "Every fault of the matrix, tried for real and counted. A row passes if each of its trials has the expected outcome; its "
@@ -72,4 +72,4 @@ def render_html(result: dict[str, Any]) -> str:
     trials = sum(row["count"] for row in result["rows"])
     tiles = [(f"{passed} of {len(result['rows'])}", "rows passed"), (f"{trials:,}", "trials")]
     footer = f"python -m tests.campaign, seed {result['seed']}, {result['minutes']:g} minutes"
-    return render("Fault campaign", LEAD, sections, tiles=tiles, footer=footer)
+    return render_page("Fault campaign", LEAD, sections, tiles=tiles, footer=footer)

@@ -18,7 +18,8 @@ from benchmarks.core import progress, result_tables
 from eval.commands import run_task
 from eval.comparison import comparison_table, seed_statistics
 from eval.experiments.run_progress import RunProgress
-from eval.report import charts
+from eval.pages.html_page import Plots, render_page
+from eval.report import run_charts
 from eval.tasks import Result
 from tests.support import commands
 from tests.support.finished_runs import make
@@ -106,9 +107,10 @@ def test_a_table_of_a_task_has_its_line_ends_and_no_commands() -> None:
 @pytest.mark.planted
 def test_charts_show_control_characters_as_replacements() -> None:
     attention = {"source": [f"<{EVIL}"], "text": [f"<{EVIL}"], "weights": [[1.0]]}
-    figures = [charts.alignment(attention), charts._figure(f"<{EVIL}", [EVIL], lambda axes: None, charts.MarkedSteps())]
-    for figure in figures:
-        assert not re.search("[\x00-\x08\x0b-\x1f\x7f]", figure) and "&lt;\ufffd[2J" in figure and "<\x1b" not in figure
+    figure = run_charts._figure(f"<{EVIL}", [EVIL], lambda axes: None, run_charts.MarkedSteps())
+    for block in (run_charts.alignment(attention), Plots([figure])):
+        page = render_page("", "", {"Drawn": [block]})
+        assert not re.search("[\x00-\x08\x0b-\x1f\x7f]", page) and "&lt;\ufffd[2J" in page and "<\x1b" not in page
 
 
 def written_to_terminal(act: Callable[[], object], monkeypatch: pytest.MonkeyPatch) -> str:

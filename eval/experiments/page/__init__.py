@@ -1,27 +1,20 @@
 """The page of an experiment, as self-contained HTML and as Markdown: a pure function of experiment.json."""
 
-import functools
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-import jinja2
-
 from eval.experiments.page import experiment_charts, experiment_tables
-from eval.experiments.page.experiment_tables import Result, Table, Value
-from eval.report import html_elements
-from eval.report.templates import page_template
+from eval.experiments.page.experiment_tables import Result
+from eval.pages.html_page import Block, LinedTable, Plots, Value, Verdict, Verdicts, render_page
 from train.run.console import short_number
 
-STYLE = {
+LOOKS = {
     "reproduced": "good",
     "equivalent": "good",
     "contradicted": "bad",
     "not shown": "open",
-    "not testable": "none",
-    experiment_tables.NOT_JUDGED: "none",
 }
-"""Verdict -> its class in the style sheet."""
+"""Verdict -> its class in the style sheet; that of others is none."""
 RULE = (
     "A claim is judged by a rule that was fixed before the first run: it holds if its p value, adjusted for all claims of the "
     "experiment (Holm), is at most 4%, and is contradicted if that of its opposite is at most 1%. Bounds are one-sided, at 95%, "
@@ -35,18 +28,46 @@ FIT_RULE = (
     "optima, are not testable if one does."
 )
 FORECAST = "Forecast before the first run:"
+CURVES = "Thin lines are seeds, thick lines their mean, at the validations of each run."
 
 
 def render_html(result: Result) -> str:
     """Return the page: one HTML file without network access and scripts, light and dark, for any state of the grid."""
     view = _view(result)
-    body = _template().render(
-        **view,
-        style=STYLE,
-        figures=experiment_charts.curves(result),
-        forest=experiment_charts.forest(result),
-    )
-    return html_elements.page(view["title"], view["question"], [body], style=EXTRA_STYLE)
+    paper, floors, figures = view["paper"], view["floors"], experiment_charts.curves(result)
+    incidents = view["incidents"] or "No run failed, and nothing deviates from the registration."
+    published = f"Paper: {paper}. Its numbers are of other sizes, data and metrics, and share no axis with those here."
+    forest, forecasts = experiment_charts.forest(result), [_forecast(claim) for claim in view["claims"]]
+    sections: dict[str, list[Block]] = {
+        "Results": [
+            view["budget"],
+            view["results"],
+            published if paper else "",
+            f"Floors: {floors}." if floors else "",
+            Plots(forest) if forest else "",
+        ],
+        "Curves": [CURVES, Plots(figures)] if figures else [],
+        "Claims": [view["rule"], view["claims_table"], [*filter(None, forecasts)]],
+        "Costs of a seed": [view["costs"]] if view["costs"].rows else [],
+        "What differs": [view["options"], incidents],
+        "Provenance": [view["provenance"], *([view["commands"]] if view["commands"].rows else [])],
+    }
+    footer = f"Made by zoo experiment {view['name']} from experiment.json."
+    header = [view["source"], view["scale"], Verdicts([_verdict(claim) for claim in view["claims"]])]
+    return render_page(view["title"], view["question"], sections, header=header, tiles=view["tiles"], footer=footer)
+
+
+def _verdict(claim: Mapping[str, Any]) -> Verdict:
+    reasons = f"{claim['numbers']} {claim['reason']}.".strip() + (f" {claim['notes']}." if claim["notes"] else "")
+    remark = "exploratory: changed after the first run" if claim["exploratory"] else ""
+    return Verdict(claim["verdict"], LOOKS.get(claim["verdict"], "none"), remark, claim["text"], reasons)
+
+
+def _forecast(claim: Mapping[str, Any]) -> str:
+    """Return a claim with its source and what was expected of it; "" if neither is registered."""
+    source = f" ({claim['source']})" if claim.get("source") else ""
+    forecast = f" {FORECAST} {claim['forecast']}" if claim["forecast"] else ""
+    return f"{claim['statement'].rstrip('.')}{source}.{forecast}" if source or forecast else ""
 
 
 def render_markdown(result: Result) -> str:
@@ -105,7 +126,6 @@ def _view(result: Result) -> dict[str, Any]:
         "paper": _sources(result.get("paper") or ()),
         "floors": _sources(result.get("floors") or ()),
         "rule": FIT_RULE if any(claim.get("test") == "bootstrap" for claim in result.get("claims") or ()) else RULE,
-        "forecast_label": FORECAST,
     }
 
 
@@ -147,7 +167,7 @@ def _sources(items: Sequence[Mapping[str, Any]]) -> str:
     return "; ".join(dict.fromkeys(str(item["source"]) for item in items if item.get("source")))
 
 
-def _markdown(table: Table) -> str:
+def _markdown(table: LinedTable) -> str:
     """Return a table as Markdown, with explanations of a value in parentheses after it."""
     if not table.rows:
         return ""
@@ -164,37 +184,3 @@ def _markdown(table: Table) -> str:
     rows = [[cell([title]) for title in table.head], ["---" if i < table.words else "---:" for i in range(len(table.head))]]
     rows += [[cell(lines) for lines in row] for row in table.rows]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
-
-
-@functools.cache
-def _template() -> jinja2.Template:
-    return page_template(Path(__file__).parent)
-
-
-EXTRA_STYLE = """
-.verdicts{list-style:none;margin:28px 0 0;padding:0;display:grid;gap:12px}
-.verdicts li{display:grid;grid-template-columns:9.5em minmax(0,1fr);gap:2px 18px;padding:12px 18px;background:var(--card);
-border:1px solid var(--grid);border-left:4px solid var(--tone);border-radius:10px}
-.verdicts .mark{grid-row:span 2;color:var(--tone);font-weight:600}
-.verdicts .mark small{display:block;color:var(--muted);font-weight:400}
-.verdicts p{margin:0}.verdicts .why{color:var(--muted);font-size:.875rem}
-.good{--tone:var(--four)}.bad{--tone:var(--three)}.open{--tone:var(--six)}.none{--tone:var(--muted)}
-.source{color:var(--muted);margin:6px 0 0;max-width:46em}
-.cells td small{display:block;color:var(--muted);font-weight:400;font-size:.8125rem;white-space:nowrap}
-.cells .value{display:block}
-.cells .words small{white-space:normal}
-.cells td:empty{border-top-color:var(--grid)}
-.scroll.scroll .cells th,.scroll.scroll .cells td{padding-right:18px}
-.plots{margin-top:14px}
-p.narrow{display:none}
-.cells .groups th{border-bottom:0;color:var(--ink);font-weight:600}
-.cells thead tr+tr th{border-top:0}
-.cells tbody .floor td{color:var(--muted)}
-.cells td.words{overflow-wrap:break-word}
-.commands td:last-child{font-family:ui-monospace,"Liberation Mono",monospace;font-size:.8125rem;min-width:34em;
-overflow-wrap:anywhere}
-.facts td{font-family:ui-monospace,"Liberation Mono",monospace;font-size:.8125rem;overflow-wrap:anywhere}
-.facts th{white-space:nowrap}
-@media (max-width:760px){.verdicts li{grid-template-columns:minmax(0,1fr);padding:10px 12px}.verdicts .mark small{display:inline}
-.facts th{white-space:normal}p.narrow{display:block}.cells .words:first-child{min-width:9em}}
-"""

@@ -1,6 +1,7 @@
 """Charts on the page of an experiment: validation curves, and differences in units of their noise."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,8 +10,7 @@ import numpy as np
 
 from eval.experiments.analysis.seed_values import find_metric
 from eval.experiments.page.experiment_tables import Result, joined_claims, row_names, statement
-from eval.report.html_elements import escape_text
-from eval.report.svg import FIVE, FOUR, INK, MUTED, NARROW, ONE, SIX, THREE, TWO, WIDE, format_thousands, svg
+from eval.pages.charts import FIVE, FOUR, INK, MUTED, ONE, SIX, THREE, TWO, Figure, format_thousands
 
 COLOURS = {"one": ONE, "two": TWO, "four": FOUR, "five": FIVE, "six": SIX, "three": THREE}
 """Classes of the style sheet, and the colours of drawings, in the order in which rows take them."""
@@ -21,20 +21,6 @@ ABOVE = 0.35
 
 WIDE_RANGE = 8
 """Ratio of the longest run to the shortest above which the horizontal axis is logarithmic."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Figure:
-    """Drawings of one figure with its title and legend."""
-
-    title: str
-    drawings: Sequence[str]
-    """SVG; the style sheet shows the one that fits."""
-    keys: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    """Legend: name -> classes of the style sheet."""
-    across: bool = False
-    remark: str = ""
-    """Line below the drawing for narrow pages."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,9 +96,9 @@ def _curve_figure(
     ends = "; ".join(
         f"{names[name]} ends at {np.mean([line.points[-1, 1] for line in lines]):.4g}" for name, lines in rows.items()
     )
-    label = escape_text(f"Validation loss of {stage} over {axis}. {ends}")
+    label = f"Validation loss of {stage} over {axis}. {ends}"
     keys = {names[name]: f"{kinds[name]} dashed" if name in dashed else kinds[name] for name in rows}
-    return Figure(f"{stage}: validation loss over {axis}", [svg(draw, NARROW, label)], keys | dict.fromkeys(floors, "ink dashed"))
+    return Figure(f"{stage}: validation loss over {axis}", draw, label, keys | dict.fromkeys(floors, "ink dashed"))
 
 
 def _mean_curve(lines: Sequence[_Line]) -> np.ndarray:
@@ -152,26 +138,19 @@ def forest(result: Result) -> list[Figure]:
     ]
     published = any(line.paper is not None for line in lines)
 
-    def draw_wide(axes: Any) -> None:
+    def draw(axes: Any, names: Sequence[str] = titles) -> None:
         _draw_forest(axes, lines)
-        axes.set_yticks(range(len(lines)), titles)
+        axes.set_yticks(range(len(lines)), names)
 
-    def draw_narrow(axes: Any) -> None:
-        _draw_forest(axes, lines)
-        axes.set_yticks(range(len(lines)), [f"{i + 1}" for i in range(len(lines))])
-
-    height = 1.0 + 0.42 * len(lines)
     words = "; ".join(f"{title}: {line.value:+.1f}" for title, line in zip(titles, lines, strict=True))
-    label = escape_text(f"Differences in standard deviations over seeds. {words}")
-    drawings = [
-        svg(draw, (size, height), label, kind)
-        for draw, size, kind in ((draw_wide, WIDE[0], "wide"), (draw_narrow, NARROW[0], "narrow"))
-    ]
+    label = f"Differences in standard deviations over seeds. {words}"
     keys = {"here, with its 95% bound": "one dots"} | ({"paper": "two dots"} if published else {})
     keys |= {"margin of an equivalence": "three"} if any(line.margin for line in lines) else {}
     remark = "; ".join(f"{i + 1}: {title}" for i, title in enumerate(titles))
     title = "Differences in standard deviations over seeds; to the right: in favour of the claim"
-    return [Figure(title, drawings, keys, across=True, remark=remark)]
+    numbered = functools.partial(draw, names=[f"{i + 1}" for i in range(len(lines))])
+    height = 1.0 + 0.42 * len(lines)
+    return [Figure(title, draw, label, keys, across=True, height=height, remark=remark, draw_narrow=numbered)]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,6 +1,5 @@
 """Tables on the page of an experiment, as text: results next to the paper's, claims, costs, differences and provenance."""
 
-import dataclasses
 import json
 import statistics as means
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -9,7 +8,8 @@ from typing import Any
 from eval.experiments.analysis.seed_values import find_metric, seed_values
 from eval.experiments.analysis.significance_tests import mean_and_half_width
 from eval.experiments.analysis.verdicts import references
-from eval.report.html_elements import format_with_error
+from eval.pages.html_page import LinedTable, Value
+from eval.pages.value_text import format_with_error
 from train.run.console import format_duration, short_number
 from train.run.metric_definitions import Metric
 
@@ -29,22 +29,6 @@ COSTS = {
     "peak_bytes": "peak memory",
 }
 """Key of a cost -> its title."""
-
-
-class Value(str):
-    """A line of a cell that is a separate value, not an explanation of the line above."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Table:
-    """A table whose cells have lines: first a value, then its explanation. A line of type `Value` is another value."""
-
-    head: Sequence[str]
-    rows: Sequence[Sequence[Sequence[str]]]
-    words: int = 1
-    """Leading columns of words; the others are aligned to the right."""
-    groups: Sequence[tuple[str, int]] = ()
-    """Titles above the head, with the number of columns of each."""
 
 
 def row_names(result: Result) -> dict[str, str]:
@@ -84,7 +68,7 @@ def statement(claim: Mapping[str, Any]) -> str:
     return f"{claim['row']} {SIGNS[claim['kind']]} {others}" if others else str(claim["text"])
 
 
-def results(result: Result) -> Table:
+def results(result: Result) -> LinedTable:
     """Return the table of the rows: means over seeds, differences of the claims, and the paper's numbers."""
     registration, cells, claims = result["registration"], result["cells"], joined_claims(result)
     metrics = {claim["metric"]: find_metric(claim["metric"], claim.get("better")) for claim in claims}
@@ -110,7 +94,7 @@ def results(result: Result) -> Table:
         for metric, definition in metrics.items():
             line += [[definition.show(floor["value"])] if floor["metric"] == metric else [], []]
         rows += [line + [[] for _ in paper]] if floor["metric"] in metrics else []
-    return Table(head=[*head, *paper], rows=rows, groups=groups)
+    return LinedTable(head=[*head, *paper], rows=rows, groups=groups)
 
 
 def _mean(registration: Result, cells: Sequence[Result], row: str, metric: str, definition: Metric) -> list[str]:
@@ -138,7 +122,7 @@ def difference(claim: Mapping[str, Any], key: str) -> str:
     return "" if value is None else find_metric(claim["metric"], claim.get("better")).show(value, "+" if signed else "")
 
 
-def claims_table(result: Result) -> Table:
+def claims_table(result: Result) -> LinedTable:
     """Return the table of the claims: what was registered, and the numbers behind each verdict."""
     head = ["Claim", "Test", "Margin", "n", "Difference", "95% bound", "Adjusted p", "\N{GREEK SMALL LETTER RHO}"]
     head += ["Detectable", "Paper"]
@@ -172,7 +156,7 @@ def claims_table(result: Result) -> Table:
                 [f"{paper:+g}" if paper is not None else "-"],
             ]
         )
-    return Table(head=head, rows=rows, words=2)
+    return LinedTable(head=head, rows=rows, words=2)
 
 
 def _parts(claim: Mapping[str, Any], show: Callable[..., str]) -> list[str]:
@@ -187,7 +171,7 @@ def _parts(claim: Mapping[str, Any], show: Callable[..., str]) -> list[str]:
     ]
 
 
-def costs(result: Result) -> Table:
+def costs(result: Result) -> LinedTable:
     """Return the mean costs of a seed in each stage and in sum, for the costs that are recorded."""
     cells, names = result["cells"], row_names(result)
     used = [key for key in COSTS if any((cell.get("costs") or {}).get(key) is not None for cell in cells)]
@@ -205,7 +189,7 @@ def costs(result: Result) -> Table:
         if len(values) > 1:
             sums = {key: _sum(key, [of_stage[key] for of_stage in values.values()]) for key in used}
             rows.append([[""], ["all stages"], *([_cost_text(key, sums[key])] for key in used)])
-    return Table(head=["Row", "Stage", *(COSTS[key] for key in used)], rows=rows, words=2) if used else Table([], [])
+    return LinedTable(head=["Row", "Stage", *(COSTS[key] for key in used)], rows=rows, words=2) if used else LinedTable([], [])
 
 
 def _cost(items: Sequence[Result], key: str) -> float | None:
@@ -228,14 +212,14 @@ def _cost_text(key: str, value: float | None) -> str:
     return f"{value:.2e}".replace("e+", "e") if key == "flops" else short_number(value)
 
 
-def options(result: Result) -> Table:
+def options(result: Result) -> LinedTable:
     """Return the options of each row that are not the same in all rows."""
     rows = result["registration"]["rows"]
     of_rows = [_flat_options(row) for row in rows]
     keys = dict.fromkeys(key for flat in of_rows for key in flat)
     differing = [key for key in keys if len({json.dumps(flat.get(key), sort_keys=True) for flat in of_rows}) > 1]
     lines = [[Value(f"{key} {_value(flat[key])}".strip()) for key in differing if key in flat] for flat in of_rows]
-    return Table(
+    return LinedTable(
         head=["Row", "Options that are not the same in all rows"],
         rows=[[[row["name"]], line or ["none"]] for row, line in zip(rows, lines, strict=True)],
         words=2,
@@ -285,7 +269,7 @@ def provenance(result: Result) -> dict[str, str]:
     return {name: "; ".join(values) for name, values in facts.items()}
 
 
-def commands(result: Result) -> Table:
+def commands(result: Result) -> LinedTable:
     """Return the command of each run and evaluation."""
     names = row_names(result)
     rows = [
@@ -298,4 +282,5 @@ def commands(result: Result) -> Table:
         ]
         for cell in result["cells"]
     ]
-    return Table(head=["Row", "Seed", "Stage", "Status", "Command"], rows=rows, words=5)
+    summary = "The command of each run; CORPUS and TASKS are the folders of --corpus and --tasks"
+    return LinedTable(head=["Row", "Seed", "Stage", "Status", "Command"], rows=rows, words=5, summary=summary)

@@ -10,9 +10,9 @@ import pytest
 from jax.experimental import pallas as pl
 
 from benchmarks.attention import compiled_kernels, tpu_schedule
-from benchmarks.core.html_page import Table
 from benchmarks.core.options import AttentionOptions, Output
 from benchmarks.plan import target_devices
+from eval.pages.html_page import Table
 from zoo.errors import BadInput, install_advice
 
 BUNDLES = """= control target key start

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from benchmarks.attention import compiled_kernels, gpu_kernels
-from benchmarks.core.html_page import Table
 from benchmarks.plan import target_devices
+from eval.pages.html_page import Table
 from zoo.errors import BadInput, install_advice
 
 PTX = """//

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from eval.generation import cross_attention_weights
-from eval.report import charts
+from eval.pages.html_page import render_page
+from eval.report import run_charts
 from tests.support.generation import seq2seq, seq2seq_tokenizer
 from zoo.attention.attention import attention, record_weights
 from zoo.attention.masks import Mask
@@ -51,5 +52,6 @@ def test_recorded_weights_are_those_over_the_source(family: str, size: int, rng:
 def test_the_picture_shows_tokens_as_plain_text() -> None:
     words = seq2seq_tokenizer()
     source, text = words.encode("Call me <b>"), words.encode("years ago")
-    svg = charts.alignment(cross_attention_weights.record(*seq2seq("t5"), words, source, text.tolist()))
-    assert "<b>" not in svg and "&lt;" in svg
+    record = cross_attention_weights.record(*seq2seq("t5"), words, source, text.tolist())
+    page = render_page("", "", {"Attention": [run_charts.alignment(record)]})
+    assert "<b>" not in page and "&lt;" in page

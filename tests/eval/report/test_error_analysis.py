@@ -1,13 +1,20 @@
 """The wrong predictions of a fine-tuned model in its report: counts by class, the worst examples, and any text as plain text."""
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from eval.metrics import metric_functions
+from eval.pages.html_page import render_page
 from eval.report import error_analysis
 from tests.eval.report.run_folder import ERRORS, Page, folder, page
+
+
+def rendered(errors: Mapping[str, Any]) -> str:
+    return render_page("", "", error_analysis.error_sections(errors))
 
 
 def cells(html: str) -> list[tuple[str, str, str]]:
@@ -16,21 +23,21 @@ def cells(html: str) -> list[tuple[str, str, str]]:
 
 
 def test_matrix_has_a_row_for_each_true_class_with_the_share_of_each_count() -> None:
-    html = error_analysis.render(ERRORS | {"confusion": [[30, 10], [0, 1234]]})
+    html = rendered(ERRORS | {"confusion": [[30, 10], [0, 1234]]})
     assert cells(html) == [("right", "75.0%", "30"), ("wrong", "25.0%", "10"), ("none", "", "0"), ("right", "100.0%", "1,234")]
-    assert "good bad right good 30 10 75.0% bad 0 1,234 100.0% " in Page(html).words
+    assert "true good bad right good 30 10 75.0% bad 0 1,234 100.0% " in Page(html).words
     # A class that never occurs has no share.
-    assert "good 0 0 bad 0 7 100.0% " in Page(error_analysis.render(ERRORS | {"confusion": [[0, 0], [0, 7]]})).words
+    assert "good 0 0 bad 0 7 100.0% " in Page(rendered(ERRORS | {"confusion": [[0, 0], [0, 7]]})).words
     counts = metric_functions.confusion(np.array([0, 0, 0, 1]), np.array([0, 1, 1, 1]), 2).tolist()
-    assert [count for _, _, count in cells(error_analysis.render(ERRORS | {"confusion": counts}))] == ["1", "2", "0", "1"]
+    assert [count for _, _, count in cells(rendered(ERRORS | {"confusion": counts}))] == ["1", "2", "0", "1"]
 
 
 def test_many_classes_are_shown_by_their_most_frequent_confusions() -> None:
     labels = [f"class {number}" for number in range(error_analysis.CLASSES + 1)]
     counts = [[50 if row == column else 0 for column in range(len(labels))] for row in range(len(labels))]
-    assert "There is none." in error_analysis.render({"labels": labels, "confusion": counts, "worst": []})
+    assert "There is none." in rendered({"labels": labels, "confusion": counts, "worst": []})
     counts[3][5], counts[7][0] = 10, 30
-    html = error_analysis.render({"labels": labels, "confusion": counts, "worst": []})
+    html = rendered({"labels": labels, "confusion": counts, "worst": []})
     assert "class 7 class 0 30 37.5% class 3 class 5 10 16.7% " in Page(html).words
     assert cells(html) == []
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from eval.report import charts, report
+from eval.report import report, run_charts
 from tests.eval.report.run_folder import ERRORS, RUN, Page, folder, page, rows
 from tests.support.processes import run_python
 from train.config.data_options import CausalData
@@ -84,7 +84,7 @@ def test_complete_report_contains_scores_tasks_samples_and_sources(tmp_path: Pat
     ):
         assert text in shown.words
     assert re.search(r"At step mesh 20\d\d-\d\d-\d\d \d\d:\d\d 0 data=1 .* 400 data=2", shown.words)
-    assert " the  whale\n\tand</p>" in first.decode()
+    assert " the  whale\n\tand</div>" in first.decode()
 
 
 def test_report_of_a_run_under_way_says_how_far_it_is(tmp_path: Path) -> None:
@@ -123,11 +123,11 @@ def test_names_are_shown_as_plain_text(tmp_path: Path) -> None:
 
 
 def test_frame_leaves_out_a_lone_spike_and_counts_it() -> None:
-    bottom, top, above = charts._limits(np.concatenate([np.linspace(7, 3, 200), [1e6, math.nan, math.inf]]))
+    bottom, top, above = run_charts._limits(np.concatenate([np.linspace(7, 3, 200), [1e6, math.nan, math.inf]]))
     assert 2.5 < bottom < 3 and 7 < top < 7.5 and above == 1
-    assert charts._limits(np.full(5, math.nan)) == (0, 1, 0)
+    assert run_charts._limits(np.full(5, math.nan)) == (0, 1, 0)
     # Where higher is better, the best value is no spike.
-    assert charts._limits(np.array([0.5, 0.5, 0.51, 0.9]), spikes=False)[1:] == (pytest.approx(0.924), 0)
+    assert run_charts._limits(np.array([0.5, 0.5, 0.51, 0.9]), spikes=False)[1:] == (pytest.approx(0.924), 0)
 
 
 @pytest.mark.planted
@@ -177,5 +177,5 @@ def test_folder_without_a_run_gets_no_report(tmp_path: Path) -> None:
 
 def test_importing_it_imports_neither_matplotlib_nor_jax() -> None:
     loaded = run_python("-c", "import sys, eval.report.report; print(*sys.modules)").stdout.split()
-    assert "eval.report.charts" in loaded
+    assert "eval.report.run_charts" in loaded
     assert {"matplotlib", "jax"}.isdisjoint(loaded)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from eval.report import charts, report, rollout_texts
+from eval.report import report, rollout_texts, run_charts
 from tests.eval.report.run_folder import RUN, folder, page, rows
 from train.config.data_options import PromptData
 from train.config.objectives import PolicyOptions
@@ -48,8 +48,8 @@ def responses(file: Path, *groups: tuple[Any, list[tuple[str, float]]]) -> None:
 def test_rewards_lead_the_page_of_a_policy(kl: bool, tmp_path: Path) -> None:
     shown = page(folder(tmp_path, run=POLICY, rows=policy_rows(20, kl), scores={"reward": 0.625, "examples": 9, "step": 200}))
     drawings = [str(each["aria-label"]) for tag, each in shown.tags if tag == "svg" and each.get("class") != "wide"]
-    divergence = ["Reward over the square root of the KL divergence", charts.ROLLOUTS["kl"]] if kl else []
-    rest = [title for name, title in charts.ROLLOUTS.items() if name not in ("kl", "explained_variance")]
+    divergence = ["Reward over the square root of the KL divergence", run_charts.ROLLOUTS["kl"]] if kl else []
+    rest = [title for name, title in run_charts.ROLLOUTS.items() if name not in ("kl", "explained_variance")]
     more = ["Loss", "Tokens a second; right: MFU", "Learning rate", "Gradient norm, before clipping"]
     assert [label.partition(". ")[0] for label in drawings] == ["Reward", *divergence, *rest, *more]
     assert drawings[0].startswith("Reward. Training reward from 0.01 at step 10 to 0.21 at step 200; validation reward from 0.5")
@@ -114,7 +114,7 @@ def test_the_best_of_n_at_the_start_is_beside_the_curve_over_the_divergence(tmp_
 
 
 def test_a_run_without_texts_has_no_section(tmp_path: Path) -> None:
-    assert rollout_texts.render(tmp_path / "rollouts", 2, 1) == ""
+    assert rollout_texts.rollout_blocks(tmp_path / "rollouts", 2, 1) == []
     assert "Rollouts" not in page(folder(tmp_path, run=POLICY, rows=policy_rows(1))).words
 
 

@@ -1,4 +1,4 @@
-"""Curves of a run as SVG that takes its colours and its font from the page around it."""
+"""Charts of a run: its curves, and the attention of a text over its source."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -6,9 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from eval.report import svg
-from eval.report.html_elements import escape_text
-from eval.report.svg import INK, MUTED, NARROW, ONE, THREE, TWO, WIDE
+from eval.pages.charts import INK, MUTED, ONE, THREE, TWO, Figure, format_thousands, ticks
+from eval.pages.html_page import Cell, HeatMap
 from train.run import metric_definitions
 from train.run.metric_definitions import METRICS
 
@@ -34,7 +33,7 @@ def curves(
     marked: MarkedSteps,
     best_of_n: Sequence[tuple[float, float]] = (),
     selected: str = "",
-) -> str:
+) -> list[Figure]:
     """Return figures of the loss, other validation metrics, throughput, learning rate and gradient norm.
 
     Those of a policy begin with the rewards and other numbers of its rollouts, because its loss says little.
@@ -52,48 +51,23 @@ def curves(
     if train:
         figures += [_throughput(train, marked), _simple(train, "lr", "Learning rate", marked)]
         figures.append(_simple(train, "grad_norm", "Gradient norm, before clipping", marked))
-    return f"<div class=plots>{''.join(figures)}</div>"
+    return figures
 
 
-CELL, LETTER = 16, 7.2
-"""Size of a square of an alignment, and approximate width of a letter, in pixels."""
-
-
-def alignment(attention: Mapping[str, Any]) -> str:
-    """Draw the attention of a text over its source, as in Bahdanau et al. 2015, figure 3.
+def alignment(attention: Mapping[str, Any]) -> HeatMap:
+    """Return the attention of a text over its source, as in Bahdanau et al. 2015, figure 3.
 
     The weights are those of `eval.generation.cross_attention_weights`. There is a row for each token of the text and a column for
     each token of its source, darker for a greater weight.
     """
-    source, tokens, table = attention["source"], attention["text"], attention["weights"]
-    left, top = 12 + LETTER * max(map(len, tokens)), 12 + LETTER * max(map(len, source))
-    wide, high = left + CELL * len(source) + 4, top + CELL * len(tokens) + 4
-    squares = "".join(
-        f'<rect x="{left + CELL * column:.0f}" y="{top + CELL * row:.0f}" width="{CELL - 1}" height="{CELL - 1}" '
-        f'fill="var(--one)" fill-opacity="{min(1.0, weight):.3f}">'
-        f"<title>{escape_text(f'{tokens[row]}, {source[column]}: {weight:.2f}')}</title></rect>"
-        for row, line in enumerate(table)
-        for column, weight in enumerate(line)
-        if weight >= 0.005
-    )
-    rows = "".join(
-        f'<text x="{left - 6:.0f}" y="{top + CELL * (row + 0.75):.0f}" text-anchor="end">{escape_text(token)}</text>'
-        for row, token in enumerate(tokens)
-    )
-    columns = "".join(
-        f'<text transform="translate({left + CELL * (column + 0.75):.0f} {top - 6:.0f}) rotate(-90)">{escape_text(token)}</text>'
-        for column, token in enumerate(source)
-    )
-    frame = (
-        f'<rect x="{left - 1:.0f}" y="{top - 1:.0f}" width="{CELL * len(source) + 1}" height="{CELL * len(tokens) + 1}" '
-        'fill="none" stroke="var(--grid)"/>'
-    )
-    label = "attention of each token of the text, a row, over those of its source, a column"
-    style = f'style="width:{wide:.0f}px;max-width:none" font-size="12" fill="var(--ink)"'
-    return (
-        f'<figure class=scroll><svg viewBox="0 0 {wide:.0f} {high:.0f}" {style} role="img" aria-label="{label}">'
-        f"<title>{label}</title>{frame}{squares}{rows}{columns}</svg></figure>"
-    )
+    source = attention["source"]
+
+    def cell(token: str, name: str, weight: float) -> Cell:
+        return Cell("", f"{token}, {name}: {weight:.2f}", "right", f"--share:{min(1.0, weight):.1%}")
+
+    texts = zip(attention["text"], attention["weights"], strict=True)
+    rows = [(token, [cell(token, *pair) for pair in zip(source, weights, strict=True)]) for token, weights in texts]
+    return HeatMap(source, rows, dense=True)
 
 
 DRAWN = ("loss", "perplexity")
@@ -128,7 +102,7 @@ def _reference(valid: Sequence[Any], name: str) -> tuple[str, float]:
     return METRICS[reference].label, float(valid[-1][reference])
 
 
-def _lead(train: Sequence[Any], valid: Sequence[Any], name: str, marked: MarkedSteps) -> str:
+def _lead(train: Sequence[Any], valid: Sequence[Any], name: str, marked: MarkedSteps) -> Figure:
     """Draw a metric of training and of validations, across the page."""
     steps, values = _column(train, name)
     valid_steps, valid_values = _column([row for row in valid if name in row], name)
@@ -145,14 +119,10 @@ def _lead(train: Sequence[Any], valid: Sequence[Any], name: str, marked: MarkedS
         axes.plot(lost, np.full(len(lost), 0.03), "x", color=THREE, markersize=5, transform=axes.get_xaxis_transform())
         axes.set_ylim(bottom, top)
 
-    keys = (
-        [svg.legend_entry("one", "training, smoothed"), svg.legend_entry("one faint", "each row")]
-        if len(smooth)
-        else [svg.legend_entry("one", "training")]
-    )
-    keys += [svg.legend_entry("two dots", "validation")] if len(valid_steps) else []
-    keys += [svg.legend_entry("three cross", "not finite")] if not np.isfinite(values).all() else []
-    keys += [svg.legend_entry("ink dashed", label) for label, _ in lines]
+    keys = {"training, smoothed": "one", "each row": "one faint"} if len(smooth) else {"training": "one"}
+    keys |= {"validation": "two dots"} if len(valid_steps) else {}
+    keys |= {"not finite": "three cross"} if not np.isfinite(values).all() else {}
+    keys |= {label: "ink dashed" for label, _ in lines}
     descriptions = [
         _describe(f"Training {METRICS[name].label}", steps, smooth if len(smooth) else values),
         _describe(f"validation {METRICS[name].label}", valid_steps, valid_values),
@@ -173,14 +143,14 @@ ROLLOUTS = {
 """Number of a rollout -> title of its figure."""
 
 
-def _rollouts(rollouts: Sequence[Any], marked: MarkedSteps, best_of_n: Sequence[tuple[float, float]]) -> list[str]:
+def _rollouts(rollouts: Sequence[Any], marked: MarkedSteps, best_of_n: Sequence[tuple[float, float]]) -> list[Figure]:
     """Draw the numbers of rollouts, and the rewards over the divergence if there is a reference."""
     names = [name for name in ROLLOUTS if all(name in row for row in rollouts)]
     figures = [_simple(rollouts, name, ROLLOUTS[name], marked) for name in names]
     return [_frontier(rollouts, best_of_n), *figures] if "kl" in names else figures
 
 
-def _frontier(rollouts: Sequence[Any], best_of_n: Sequence[tuple[float, float]]) -> str:
+def _frontier(rollouts: Sequence[Any], best_of_n: Sequence[tuple[float, float]]) -> Figure:
     """Draw the reward over the square root of the KL divergence (Gao et al. 2023, figure 1); estimates below 0 count as 0.
 
     Beside it are the rewards of the best of n responses at the start, over the bounds of their divergence.
@@ -197,20 +167,20 @@ def _frontier(rollouts: Sequence[Any], best_of_n: Sequence[tuple[float, float]])
         if best_of_n:
             bounds, best = zip(*best_of_n, strict=True)
             axes.plot(np.sqrt(bounds), best, "o", color=TWO, markersize=4)
-        axes.xaxis.set_major_locator(svg.ticks(5))
+        axes.xaxis.set_major_locator(ticks(5))
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
 
     words = f"from {rewards[0]:.4g} at {distances[0]:.4g} to {rewards[-1]:.4g} at {distances[-1]:.4g}"
-    keys: list[str] = []
+    keys: dict[str, str] = {}
     if best_of_n:
         label = f"best of 1 to {1 << len(best_of_n) - 1}, at the start"
-        keys = [svg.legend_entry("one", "training"), svg.legend_entry("two dots", label)]
+        keys = {"training": "one", label: "two dots"}
         words += f"; {label}, from {best_of_n[0][1]:.4g} to {best_of_n[-1][1]:.4g}"
     title = "Reward over the square root of the KL divergence"
     return _figure(title, [words], draw, MarkedSteps(), keys=keys, x_label="square root of nats")
 
 
-def _measured(valid: Sequence[Any], name: str, marked: MarkedSteps) -> str:
+def _measured(valid: Sequence[Any], name: str, marked: MarkedSteps) -> Figure:
     """Draw one metric of the validations, with its reference."""
     metric = METRICS[name]
     steps, values = _column([row for row in valid if name in row], name)
@@ -223,16 +193,12 @@ def _measured(valid: Sequence[Any], name: str, marked: MarkedSteps) -> str:
         _dashed(axes, lines)
         axes.set_ylim(bottom, top)
 
-    keys = (
-        [svg.legend_entry("two dots", metric.label), *(svg.legend_entry("ink dashed", label) for label, _ in lines)]
-        if lines
-        else []
-    )
+    keys = {metric.label: "two dots"} | {label: "ink dashed" for label, _ in lines} if lines else {}
     descriptions = [_describe(metric.title, steps, values)]
     return _figure(f"{metric.title}, validation", descriptions, draw, marked, keys=keys, lines=lines, outside=outside)
 
 
-def _throughput(train: Sequence[Any], marked: MarkedSteps) -> str:
+def _throughput(train: Sequence[Any], marked: MarkedSteps) -> Figure:
     steps = np.array([row["step"] for row in train])
     rate = np.array([row["time"]["tokens_per_s"] for row in train], float)
     share = np.array([np.nan if row["time"]["mfu"] is None else row["time"]["mfu"] for row in train])
@@ -245,20 +211,20 @@ def _throughput(train: Sequence[Any], marked: MarkedSteps) -> str:
     def draw(axes: Any) -> None:
         _noisy(axes, steps, rate, _smooth(rate, top))
         axes.set_ylim(0, top)
-        axes.yaxis.set_major_formatter(svg.format_thousands)
+        axes.yaxis.set_major_formatter(format_thousands)
         if one_scale:
             percent = 100 * float(np.median(ratio))
             right = axes.secondary_yaxis("right", functions=(lambda y: y * percent, lambda y: y / percent))
             right.yaxis.set_major_formatter(lambda value, _: f"{value:g}%" if value else "")
             right.spines["right"].set_visible(False)
             right.tick_params(length=0)
-            right.yaxis.set_major_locator(svg.ticks(4))
+            right.yaxis.set_major_locator(ticks(4))
 
     title = "Tokens a second" + ("; right: MFU" if one_scale else "")
     return _figure(title, [_describe("Tokens a second", steps, rate)], draw, marked, outside=outside)
 
 
-def _simple(train: Sequence[Any], name: str, title: str, marked: MarkedSteps) -> str:
+def _simple(train: Sequence[Any], name: str, title: str, marked: MarkedSteps) -> Figure:
     steps, values = _column(train, name)
     bottom, top, outside = _limits(values)
     # Estimates of a divergence, and losses of policies, may be negative.
@@ -278,27 +244,23 @@ def _figure(
     draw: Callable[[Any], None],
     marked: MarkedSteps,
     *,
-    keys: Sequence[str] = (),
+    keys: Mapping[str, str] | None = None,
     lines: Sequence[tuple[str, float]] = (),
     outside: int = 0,
     lead: bool = False,
     x_label: str = "step",
-) -> str:
-    """Return a drawing under its title and the keys of its curves; `descriptions` are read by screen readers."""
+) -> Figure:
+    """Return a drawing with the marked steps, under its title and the keys of its curves.
+
+    Args:
+        descriptions: words for screen readers.
+        lines: (label, value) of the dashed lines.
+        outside: number of values above the frame.
+        lead: whether the figure is as wide as the page, and has the keys of the marked steps.
+    """
     words = [*descriptions, *(f"{name} {value:.4g}" for name, value in lines)]
     words += [f"the best validation at step {marked.best:,}"] if marked.best is not None else []
-    label = escape_text(f"{title}. {'; '.join(filter(None, words))}")
-    drawings = _svg(draw, marked, NARROW, label, "narrow" if lead else "", x_label)
-    drawings += _svg(draw, marked, WIDE, label, "wide", x_label) if lead else ""
-    if lead:
-        keys = [*keys, *([svg.legend_entry("dashed", "resumed")] if marked.resumed else [])]
-        keys += [svg.legend_entry("two dotted", f"the run's choice, step {marked.best:,}")] if marked.best is not None else []
-    note = f"<p class=remark>Values above the frame: {outside:,}</p>" if outside else ""
-    kind = " class=lead-plot" if lead else ""
-    return f"<figure{kind}><figcaption><b>{escape_text(title)}</b>{''.join(keys)}</figcaption>{drawings}{note}</figure>"
 
-
-def _svg(draw: Callable[[Any], None], marked: MarkedSteps, size: tuple[float, float], label: str, kind: str, x_label: str) -> str:
     def draw_marked(axes: Any) -> None:
         for step in marked.resumed:
             axes.axvline(step, color=MUTED, linewidth=1, linestyle=(0, (4, 4)), zorder=1)
@@ -307,7 +269,12 @@ def _svg(draw: Callable[[Any], None], marked: MarkedSteps, size: tuple[float, fl
         draw(axes)
         axes.set_xlabel(x_label)
 
-    return svg.svg(draw_marked, size, label, kind)
+    keys = dict(keys or {})
+    if lead:
+        keys |= {"resumed": "dashed"} if marked.resumed else {}
+        keys |= {f"the run's choice, step {marked.best:,}": "two dotted"} if marked.best is not None else {}
+    remark = f"Values above the frame: {outside:,}" if outside else ""
+    return Figure(title, draw_marked, f"{title}. {'; '.join(filter(None, words))}", keys, across=lead, remark=remark)
 
 
 def _column(rows: Sequence[Any], name: str) -> tuple[np.ndarray, np.ndarray]:

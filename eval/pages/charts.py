@@ -1,9 +1,14 @@
-"""Drawings as SVG with the colours and the font of the page around them."""
+"""Charts of pages: drawings of matplotlib as SVG with the colours and the font of the page around them."""
 
+import dataclasses
 import io
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
+
+from markupsafe import Markup
+
+from eval.pages.value_text import escape_text
 
 # Colours for matplotlib, and the CSS variables that replace them, so that one drawing serves light and dark pages.
 INK, MUTED, GRID = "#010101", "#020202", "#030303"
@@ -15,14 +20,43 @@ WIDE, NARROW = (10.6, 3.4), (5.0, 2.9)
 """Inches of the drawing across the page and of one in a column: the text of both comes out equally large."""
 
 
-def svg(draw: Callable[[Any], None], size: tuple[float, float], label: str, kind: str = "") -> str:
+@dataclasses.dataclass(frozen=True)
+class Figure:
+    """A drawing with a title and a legend."""
+
+    title: str
+    draw: Callable[[Any], None]
+    """Draws on matplotlib axes, in the colours of this module."""
+    label: str
+    """Description for screen readers. No two figures of a page share it."""
+    keys: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """Legend: name -> classes of the style sheet, for example "one dots"."""
+    across: bool = False
+    """True if it is as wide as the page; narrow screens show a second drawing."""
+    height: float | None = None
+    """Inches; None is the usual height."""
+    remark: str = ""
+    """Line below the drawing, or below that of narrow screens if it is drawn by another function."""
+    draw_narrow: Callable[[Any], None] | None = None
+    """Draws for narrow screens; None is `draw`."""
+
+    @property
+    def drawings(self) -> list[Markup]:
+        """Return the SVG drawings; the style sheet shows the one that fits."""
+        narrow = self.draw_narrow or self.draw
+        kinds = (("wide", self.draw, WIDE), ("narrow", narrow, NARROW)) if self.across else (("", self.draw, NARROW),)
+        return [draw_svg(draw, (width, self.height or height), self.label, kind) for kind, draw, (width, height) in kinds]
+
+
+def draw_svg(draw: Callable[[Any], None], size: tuple[float, float], label: str, kind: str = "") -> Markup:
     """Return the drawing of `draw` on matplotlib axes, as an <svg>.
 
     Args:
         size: inches, `WIDE` or `NARROW`.
-        label: escaped description for screen readers. No two drawings of a page share both label and kind.
+        label: description for screen readers. No two drawings of a page share both label and kind.
         kind: its class, "wide" or "narrow" where a page has both and shows one.
     """
+    label = escape_text(label)
     # Imported here, because it takes more than a second, which other commands should not spend.
     import matplotlib
     from matplotlib.figure import Figure
@@ -52,7 +86,7 @@ def svg(draw: Callable[[Any], None], size: tuple[float, float], label: str, kind
     content = re.sub(r' id="(?:figure|axes|matplotlib|patch|line2d|xtick|ytick|text|LineCollection)[^"]*"', "", drawing)
     content = content[content.index(">") + 1 :].replace("xlink:href", "href")
     name = f' class="{kind}"' if kind else ""
-    return f'<svg{name} {view[0]} role="img" aria-label="{label}"><title>{label}</title>{content}'
+    return Markup(f'<svg{name} {view[0]} role="img" aria-label="{label}"><title>{label}</title>{content}')
 
 
 def ticks(count: int, integer: bool = False) -> Any:
@@ -66,11 +100,6 @@ def format_thousands(value: float, _: object = None) -> str:
     """Return a number as a label of an axis: 2.5k, 3M."""
     scale, unit = next((pair for pair in ((1e9, "B"), (1e6, "M"), (1e3, "k")) if abs(value) >= pair[0]), (1, ""))
     return f"{value / scale:g}{unit}"
-
-
-def legend_entry(kind: str, text: str) -> str:
-    """Return an entry of a legend: `kind` are classes of the page's style sheet, `text` is HTML."""
-    return f'<span class="key {kind}"><span>{text}</span></span>'
 
 
 _SETTINGS: Any = {

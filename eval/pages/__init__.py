@@ -1,0 +1,1 @@
+"""Pages of self-contained HTML, with charts: what reports, experiments, benchmarks and plans share."""
