@@ -25,10 +25,10 @@ from benchmarks.attention.problems import Problem
 from benchmarks.core import result_tables
 from benchmarks.core.memory import planned_memory
 from benchmarks.core.options import AttentionOptions
-from benchmarks.core.progress import Progress
 from benchmarks.core.timing import without_compilation_cache
 from benchmarks.plan import target_devices
 from eval.pages.html_page import Table
+from train.run.progress_display import PieceProgress
 from zoo.attention import attention
 from zoo.errors import BadInput, install_advice, require
 
@@ -72,7 +72,7 @@ def main(options: AttentionOptions) -> int:
     with tempfile.TemporaryDirectory() as folder:
         write_programs(COMPILERS[target.platform], Path(folder))
         target_devices.prepare(target)
-        progress = Progress(1.0)
+        progress = PieceProgress(1.0)
         cells = []
         for cell in _cells(options, target, Path(folder), progress):
             cells.append(cell)
@@ -91,7 +91,7 @@ def write_programs(compiler: ModuleType, folder: Path) -> None:
 
 
 def _cells(
-    options: AttentionOptions, target: target_devices.Target, folder: Path, progress: Progress
+    options: AttentionOptions, target: target_devices.Target, folder: Path, progress: PieceProgress
 ) -> Iterator[dict[str, Any]]:
     """Compile each implementation for each row and yield what the compiler says of it."""
     complete = sweep_rows.resolve_options(options, target.platform)

@@ -23,7 +23,7 @@ from jaxtyping import Array
 
 from benchmarks.attention.conformance_cases import CASES, Case
 from benchmarks.attention.rounding_error_bounds import bounds, nearest_to_bound, share_of_bound
-from benchmarks.core.progress import Progress
+from train.run.progress_display import PieceProgress
 from zoo.attention import attention
 from zoo.attention.biases import Bias
 from zoo.attention.masks import Mask
@@ -261,7 +261,7 @@ def _needs_interpreter(name: str) -> bool:
 
 def main(names: Sequence[str] = ()) -> int:
     """Print the page of the named implementations, by default of the zoo's; return 1 if `table` is not sound."""
-    progress = Progress(1.0)
+    progress = PieceProgress(1.0)
     rows, sound = table(progress.begin, names)
     progress.close()
     where = f"{jax.devices()[0].device_kind} ({jax.default_backend()}), JAX {jax.__version__}, Python {platform.python_version()}"

@@ -13,11 +13,11 @@ from typing import Any, TypeVar
 from benchmarks.core import result_files, timing
 from benchmarks.core.memory import free_bytes
 from benchmarks.core.peer_process import Peer
-from benchmarks.core.progress import Progress
 from benchmarks.core.result_files import identity
 from benchmarks.core.result_tables import gigabytes
 from benchmarks.core.timing import Program
 from benchmarks.core.worker_process import WorkerFailed
+from train.run.progress_display import PieceProgress
 from zoo.errors import BadInput
 
 T = TypeVar("T")
@@ -108,7 +108,7 @@ def measure_groups(
     """
     missing = [(group, [key for key in group.keys if not writer.has(key, process)]) for group in groups]
     missing = [(group, keys) for group, keys in missing if keys]
-    progress = Progress(sum((group.weight * len(keys) for group, keys in missing), 0.0))
+    progress = PieceProgress(sum((group.weight * len(keys) for group, keys in missing), 0.0))
     watch = Watch(progress.doing, writer, process)
     machine = {name: environment[name] for name in ("load", "clock_mhz")}
     left_out: list[str] = []

@@ -7,12 +7,12 @@ import time
 from collections.abc import Collection, Iterator
 from typing import Any, get_args
 
-from benchmarks.core.progress import Progress
 from benchmarks.plan import plan_cache, plan_text, target_devices
 from benchmarks.plan.compile_program import Mode
 from benchmarks.plan.plan_record import Plan, SearchResult
 from benchmarks.plan.target_devices import Target
 from train.config import run_config
+from train.run.progress_display import PieceProgress
 from zoo.configs import Remat
 from zoo.errors import BadInput, require
 from zoo.models import parameter_count
@@ -95,7 +95,7 @@ def search(
     large: list[tuple[Candidate, Plan]] = []
     tried = refused = 0
     why = ""
-    with contextlib.closing(Progress(count)) as progress:
+    with contextlib.closing(PieceProgress(count)) as progress:
         # At least one candidate is compiled, however little time there is: it may be enough.
         while waiting and (not tried or time.monotonic() - began < seconds):
             before, candidate = len(waiting), waiting.pop(0)

@@ -12,7 +12,7 @@ from benchmarks.plan.compile_program import Mode
 from benchmarks.plan.plan_record import Plan
 from benchmarks.plan.target_devices import Target
 from train.config import mesh_sizes, run_config
-from train.run.progress_bar import ProgressBar
+from train.run.progress_display import ProgressBar
 from train.run.run_dir import replace_atomically
 from zoo.errors import BadInput
 

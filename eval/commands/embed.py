@@ -17,7 +17,7 @@ from eval.commands.model_options import ModelOptions
 from eval.scoring import encoder_runner
 from eval.scoring.encoder_inputs import Texts
 from eval.scoring.encoder_runner import Encoder, EncoderRow, Text
-from train.run.progress_bar import ProgressBar
+from train.run.progress_display import ProgressBar
 from train.run.run_dir import replace_atomically
 from zoo.batch import Batch, Output
 from zoo.errors import BadInput, cannot_write, require

@@ -15,7 +15,7 @@ from eval.commands.model_options import ModelOptions
 from eval.scoring import encoder_runner
 from eval.scoring.encoder_inputs import Texts
 from eval.scoring.encoder_runner import Encoder, EncoderRow, Text
-from train.run.progress_bar import ProgressBar
+from train.run.progress_display import ProgressBar
 from train.tokenizers.special_tokens import BERT, ROBERTA
 from train.tokenizers.tokenizer import Tokenizer
 from train.tokenizers.wordpiece import CONTINUES

@@ -17,7 +17,7 @@ from eval.generation.folder_settings import make_generator, resolve_settings
 from eval.generation.generation_options import Decoding, Prompts
 from eval.generation.generator import CHUNK
 from eval.scoring.likelihood import Likelihood, encode, likelihoods
-from train.run.progress_bar import ProgressBar
+from train.run.progress_display import ProgressBar
 from train.tokenizers.chat_template import chat_template
 from train.tokenizers.chat_token_ids import encode_prompts, end_mark
 from train.weights.generation_settings import read_generation

@@ -30,7 +30,7 @@ from eval.tasks.labelled import OBJECTIVE_OF_TASK, run_for
 from train.config.option_groups import ExampleFileOptions, Labelled, LabelledTexts
 from train.data import unlabelled_reader
 from train.data.unlabelled_reader import ReadCounts, UnlabelledExample
-from train.run.progress_bar import ProgressBar
+from train.run.progress_display import ProgressBar
 from train.run.run_dir import replace_atomically
 from train.weights.load import Loaded
 from train.weights.pretrained_config import text_model_error

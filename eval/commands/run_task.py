@@ -18,7 +18,7 @@ from train.config import run_config
 from train.engine import device_mesh
 from train.run.item_outcomes import write_outcomes
 from train.run.metric_definitions import notices
-from train.run.progress_bar import ProgressBar
+from train.run.progress_display import ProgressBar
 from train.run.result_files import read_result
 from train.run.run_dir import RunDir, is_run, write_json
 from train.weights.load import load

@@ -21,8 +21,8 @@ from eval.comparison.run_results import format_scientific, unlike_text
 from eval.comparison.seed_statistics import CONFIDENCE, Comparison, ComparisonRow, Estimate, compare
 from eval.comparison.task_scores import find_metric
 from train.run import metric_definitions
-from train.run.console import short_number
 from train.run.costs import NAMES
+from train.run.progress_display import short_number
 from zoo.errors import printable
 
 FACTS: dict[str, Callable[[ComparisonRow], str]] = {

@@ -12,9 +12,9 @@ from train.checkpoints.manifest import NAME, DamagedCheckpoint, Manifest, folder
 from train.config.objectives import scored_as
 from train.config.run_config import Run
 from train.run import metric_definitions
-from train.run.console import short_number
 from train.run.costs import Costs, read_costs
 from train.run.metrics_file import read_rows, read_starts
+from train.run.progress_display import short_number
 from train.run.result_files import read_result
 from train.run.run_dir import RunDir, read_config
 from train.weights.lineage import Parent, seeds_of, total_costs

@@ -13,8 +13,8 @@ from eval.experiments.declaration import Experiment
 from eval.experiments.grid import TOKENIZER, Grid, Node
 from eval.experiments.item_errors import item_errors
 from train.checkpoints import manifest
-from train.run.console import short_number
 from train.run.metrics_file import read_rows
+from train.run.progress_display import short_number
 from train.run.run_dir import RunDir, write_json, write_text
 from zoo.errors import BadInput
 from zoo.json_shapes import shape_problem

@@ -1,18 +1,13 @@
 """Progress of a grid on stderr: what runs, what is left, and when it will end."""
 
-import contextlib
 import statistics
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn
-
 from eval.experiments import node_status
 from eval.experiments.grid import Grid, Node
-from train.run.console import format_duration
+from train.run.progress_display import LiveLine, format_duration
 from zoo.errors import printable
 
 
@@ -20,9 +15,8 @@ class RunProgress:
     """The progress of a grid: a line that is redrawn on a terminal, elsewhere a line when a node begins and ends."""
 
     def __init__(self, grid: Grid, folder: Path, stream: Any = None) -> None:
-        self._grid, self._folder, self._stream = grid, folder, stream or sys.stderr
-        self._bar: Progress | None = None
-        self._task: Any = None
+        self._grid, self._folder = grid, folder
+        self._line = LiveLine(stream)
         self._began = time.monotonic()
         self._seconds = {
             node.name: seconds for node in grid.nodes if (seconds := node_status.seconds_of(node, folder)) is not None
@@ -30,56 +24,43 @@ class RunProgress:
         """Seconds that finished nodes took."""
 
     def __enter__(self) -> "RunProgress":
-        console = Console(file=self._stream)
-        if self._stream.isatty() and console.is_terminal and not console.is_dumb_terminal:
-            columns = (
-                TextColumn("{task.description}", markup=False),
-                BarColumn(20),
-                TextColumn("{task.fields[left]}", markup=False),
-            )
-            self._bar = Progress(*columns, console=console, transient=True, redirect_stdout=False)
-            self._task = self._bar.add_task(self._grid.experiment.name, total=len(self._grid.nodes), left="")
-            self._bar.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._bar is not None:
-            self._bar.stop()
+        self._line.clear()
 
     def started(self, node: Node) -> None:
         """Show that a node begins."""
         self._began = time.monotonic()
-        if self._bar is None:
-            done = self._done()
-            self._print(f"{node.name} begins; {done} of {len(self._grid.nodes)} done{self._left(0.0)}")
+        if not self._line.is_animated:
+            self._line.print(f"{node.name} begins; {self._done()} of {len(self._grid.nodes)} done{self._left(0.0)}")
         self.update(node)
 
     def update(self, node: Node) -> None:
         """Show how far the running node is."""
-        if self._bar is not None:
-            share = 0.0 if node.task else min(1.0, node_status.steps_taken(node, self._folder) / node.config.steps)
-            step = "" if node.task else f" step {node_status.steps_taken(node, self._folder):,} of {node.config.steps:,}"
-            done = self._done()
-            left = f"{done} of {len(self._grid.nodes)}{self._left(time.monotonic() - self._began)}"
-            self._bar.update(self._task, description=f"{node.name}{step}", completed=done + share, left=left)
+        if not self._line.is_animated:
+            return
+        step, share = "", 0.0
+        if not node.task:
+            steps = node_status.steps_taken(node, self._folder)
+            step, share = f" step {steps:,} of {node.config.steps:,}", min(1.0, steps / node.config.steps)
+        done, count = self._done(), len(self._grid.nodes)
+        left = self._left(time.monotonic() - self._began)
+        self._line.show(f"{node.name}{step}  {done} of {count}{left}", (done + share) / count)
 
     def waiting(self, node: Node, reason: str) -> None:
         """Show that a node waits for a lock."""
-        if self._bar is not None:
-            self._bar.update(self._task, description=printable(f"{node.name} waits: {reason}"))
-        else:
-            self._print(f"{node.name} waits: {reason}")
+        text = printable(f"{node.name} waits: {reason}")
+        self._line.show(text)
+        if not self._line.is_animated:
+            self._line.print(text)
 
     def ended(self, node: Node, done: bool, message: str) -> None:
         """Show how a node ended, and take its time into account."""
         seconds = time.monotonic() - self._began
         if done:
             self._seconds[node.name] = seconds
-        line = f"{node.name} {'done' if done else 'FAILED'} in {format_duration(seconds)}: {message}"
-        if self._bar is not None:
-            self._bar.console.print(printable(line), markup=False, highlight=False)
-        else:
-            self._print(line)
+        self._line.print(printable(f"{node.name} {'done' if done else 'FAILED'} in {format_duration(seconds)}: {message}"))
 
     def seconds_left(self, spent: float = 0.0) -> float | None:
         """Return the estimated seconds until the end; None before a node has finished.
@@ -112,11 +93,6 @@ class RunProgress:
 
     def _done(self) -> int:
         return sum(node_status.is_done(node, self._folder) for node in self._grid.nodes)
-
-    def _print(self, line: str) -> None:
-        # The work continues when the reader has closed the stream.
-        with contextlib.suppress(OSError):
-            print(printable(line), file=self._stream, flush=True)
 
 
 def _tokens(node: Node) -> int:

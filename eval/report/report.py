@@ -12,9 +12,9 @@ from eval.pages.value_text import format_date, format_number, format_with_error
 from eval.report import error_analysis, rollout_texts, run_charts
 from train.config.run_config import Run
 from train.run import metric_definitions
-from train.run.console import format_duration, short_number
 from train.run.metric_definitions import METRICS
 from train.run.metrics_file import read_metrics, read_starts
+from train.run.progress_display import format_duration, short_number
 from train.run.result_files import REWRITE, read_result
 from train.run.run_dir import RunDir, read_config, write_text
 from train.run.run_identity import flat_options

@@ -24,7 +24,7 @@ from train.config.objectives import scored_as
 from train.engine import device_mesh
 from train.inputs import run_inputs
 from train.run import metric_definitions
-from train.run.progress_bar import ProgressBar
+from train.run.progress_display import ProgressBar
 from train.run.run_dir import RunDir, plugin_notices, read_config
 from train.weights.load import restore_params
 from zoo import models

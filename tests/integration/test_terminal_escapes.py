@@ -14,7 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from benchmarks.core import progress, result_tables
+from benchmarks.core import result_tables
 from eval.commands import run_task
 from eval.comparison import comparison_table, seed_statistics
 from eval.experiments.run_progress import RunProgress
@@ -25,6 +25,7 @@ from tests.support import commands
 from tests.support.finished_runs import make
 from tests.support.small_experiment import small_grid
 from train.run.console import Console
+from train.run.progress_display import PieceProgress
 from train.weights import load
 from zoo import plugins
 from zoo.cli import main, models_table
@@ -64,7 +65,7 @@ def of_progress(folder: Path) -> str:
 
 def of_bench(piece: str) -> str:
     stream = io.StringIO()
-    bar = progress.Progress(1, stream)
+    bar = PieceProgress(1, stream)
     bar.begin(piece)
     bar.done(1, piece)
     bar.close()

@@ -15,7 +15,7 @@ from train.inputs.example_inputs import ExampleInputs, template_choice, with_run
 from train.rows.feedback.preference_rows import Limits, layout_of
 from train.rows.mixture import Component, Mixture
 from train.rows.row_source import SampledRows, digest_of
-from train.run.console import short_number
+from train.run.progress_display import short_number
 from train.run.run_dir import RunDir
 from train.tokenizers.chat_template import ChatTemplate, chat_template
 from train.tokenizers.tokenizer import Tokenizer

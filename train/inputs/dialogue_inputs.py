@@ -18,7 +18,7 @@ from train.rows.feedback.dialogue_rows import PackedDialogue, encode_completions
 from train.rows.lm_rows import csr_offsets, first_fit
 from train.rows.mixture import Component, Mixture
 from train.rows.row_source import digest_of
-from train.run.console import short_number
+from train.run.progress_display import short_number
 from train.run.run_dir import RunDir
 from train.tokenizers.chat_template import chat_template
 from train.tokenizers.chat_token_ids import CountedIds, encode_dialogues

@@ -24,7 +24,7 @@ from train.rows import example_rows
 from train.rows.example_rows import ExampleRow
 from train.rows.mixture import Component, Mixture
 from train.rows.row_source import SampledRows, digest_of, evenly_spaced
-from train.run.console import short_number
+from train.run.progress_display import short_number
 from train.run.run_dir import RunDir
 from train.tokenizers.tokenizer import Tokenizer
 from train.weights.tokenizer_choice import check_vocabulary, existing_tokenizer

@@ -20,7 +20,7 @@ from train.rows.lm_rows import csr_offsets
 from train.rows.mixture import Component, Mixture
 from train.rows.row_source import digest_of
 from train.rows.seq2seq_rows import PackedPair, SourceTarget, text_special_tokens_of
-from train.run.console import short_number
+from train.run.progress_display import short_number
 from train.run.run_dir import RunDir
 from train.tokenizers.chat_template import chat_template
 from train.tokenizers.chat_token_ids import rendered_pairs

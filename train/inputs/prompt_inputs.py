@@ -23,7 +23,7 @@ from train.rows.feedback.prompt_rows import row_bytes
 from train.rows.feedback.response_rows import ResponseRow
 from train.rows.mixture import Component, Mixture
 from train.rows.row_source import SampledRows, digest_of
-from train.run.console import short_number
+from train.run.progress_display import short_number
 from train.run.run_dir import RunDir
 from train.tokenizers.chat_template import ChatTemplate, chat_template
 from train.tokenizers.chat_token_ids import end_mark, rendered_prompts

@@ -19,8 +19,7 @@ from train.objectives import objective
 from train.rows.mixture import Component, Mixture, Share
 from train.rows.row_source import RowSource, TextRows
 from train.rows.token_cache import Progress, Tokens, prepare
-from train.run.console import short_number
-from train.run.progress_bar import BYTES, EVERY, ProgressBar
+from train.run.progress_display import BYTES, EVERY, ProgressBar, short_number
 from train.run.run_dir import RunDir
 from train.tokenizers.tokenizer import Tokenizer
 from train.weights.tokenizer_choice import check_vocabulary, existing_tokenizer

@@ -6,7 +6,7 @@ from typing import Any
 from eval.experiments.page import experiment_charts, experiment_tables
 from eval.experiments.page.experiment_tables import Result
 from eval.pages.html_page import Block, LinedTable, Plots, Value, Verdict, Verdicts, render_page
-from train.run.console import short_number
+from train.run.progress_display import short_number
 
 LOOKS = {
     "reproduced": "good",

@@ -10,8 +10,8 @@ from eval.experiments.analysis.significance_tests import mean_and_half_width
 from eval.experiments.analysis.verdicts import references
 from eval.pages.html_page import LinedTable, Value
 from eval.pages.value_text import format_with_error
-from train.run.console import format_duration, short_number
 from train.run.metric_definitions import Metric
+from train.run.progress_display import format_duration, short_number
 
 Result = Mapping[str, Any]
 """The content of experiment.json."""

@@ -16,10 +16,10 @@ import pytest
 
 from tests.support.processes import seen_on_terminal
 from train.run import console as console_module
-from train.run import progress_bar
+from train.run import progress_display
 from train.run.console import Console
 from train.run.metrics_file import train_row, valid_row
-from train.run.progress_bar import BYTES, EVERY, ProgressBar
+from train.run.progress_display import BYTES, EVERY, PieceProgress, ProgressBar
 from zoo.errors import BadInput
 
 
@@ -104,6 +104,17 @@ def test_a_run_outlives_what_it_writes_to(texts: int, code: int, capsys: pytest.
     assert capsys.readouterr().err == f"zoo: standard output is lost ({os.strerror(code)}); the run continues without it\n"
 
 
+def test_a_measurement_outlives_the_stream_of_its_progress() -> None:
+    stream = Lost(1, errno.EPIPE)
+    progress = PieceProgress(3, stream)
+    for piece in ("first", "second", "third"):
+        progress.begin(piece)
+        progress.done(1, "measured")
+    progress.close()
+    # After the error of the second line nothing is written.
+    assert stream.texts == -1
+
+
 def test_a_run_that_can_say_nothing_from_the_start_is_refused() -> None:
     with pytest.raises(BadInput, match=r"standard output cannot be written \(No space left on device\); make room"):
         play(Console(steps=50, stream=Lost(0, errno.ENOSPC)))
@@ -147,7 +158,7 @@ def test_a_log_gets_the_share_the_rate_and_the_time_left_of_the_work(monkeypatch
     # Work that follows other work has its own rate.
     calls += [(125, 0, 40), (130, 0, 40), (136, 22, 40), (150, 0, 40), (161, 11, 40)]
     now = iter([seconds for seconds, _, _ in calls])
-    monkeypatch.setattr(progress_bar, "time", SimpleNamespace(monotonic=lambda: next(now)))
+    monkeypatch.setattr(progress_display, "time", SimpleNamespace(monotonic=lambda: next(now)))
     with (tmp_path / "log").open("w") as out, ProgressBar("tokenizing", BYTES, every=EVERY, stream=out) as report:
         for _, done, total in calls:
             report(done * 1_000_000, total * 1_000_000)
