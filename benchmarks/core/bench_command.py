@@ -19,6 +19,7 @@ from benchmarks.core.guarded_trials import Group, measure_groups
 from benchmarks.core.options import Output, recorded_options
 from benchmarks.core.result_files import Results
 from benchmarks.core.worker_process import WorkerFailed, call
+from eval.pages.markdown_page import render_markdown
 from train.run.run_dir import write_text
 from zoo.errors import BadInput, require
 from zoo.runtime import jax_setup, launch, local_group
@@ -77,8 +78,8 @@ class Benchmark:
 
     def markdown(self, results: Results) -> str:
         """Return the content of table.md."""
-        head = [f"# {self.title}", f"Made by `zoo bench {self.what}`.", result_tables.machine_line(results)]
-        return result_tables.markdown([*head, *result_page.text_blocks(self.report(results, "markdown"))])
+        head = [f"Made by `zoo bench {self.what}`.", result_tables.machine_line(results)]
+        return render_markdown(self.title, head, self.report(results, "markdown").sections)
 
     def terminal(self, results: Results) -> None:
         """Print the report."""

@@ -132,22 +132,6 @@ def environment_line(env: Mapping[str, Any]) -> str:
 # --- reports --------------------------------------------------------------------------------------------------------------------
 
 
-def markdown(blocks: Sequence[Block]) -> str:
-    """Return the blocks of a report as Markdown."""
-    return "\n\n".join(_markdown_block(block) for block in blocks if block) + "\n"
-
-
-def _markdown_block(block: Block) -> str:
-    if isinstance(block, Heading):
-        return f"## {block}"
-    if isinstance(block, Table):
-        # Columns of numbers are aligned to the right.
-        rule = [*["---"] * block.words, *["---:"] * (len(block.head) - block.words)]
-        lines = [block.head, rule, *([" ".join(cell.split()) for cell in row] for row in block.rows)]
-        return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    return block if isinstance(block, str) else "\n".join(f"- {note}" for note in block)
-
-
 def show(blocks: Sequence[Block]) -> None:
     """Print the blocks of a report; a table that is wider than the terminal is printed as several."""
     console = Console(highlight=False, markup=False, emoji=False)

@@ -165,7 +165,7 @@ def _profile(title: str, profile: Mapping[str, Any], form: Form) -> list[Block]:
     }
     for summary, rows in instructions.items():
         if rows and form == "page":
-            content.append(Table(INSTRUCTION_HEAD, map(_instruction, rows), words=5, summary=summary))
+            content.append(Table(INSTRUCTION_HEAD, list(map(_instruction, rows)), words=5, summary=summary))
     return content
 
 

@@ -14,7 +14,7 @@ import jinja2
 from markupsafe import Markup
 
 from eval.pages.charts import Figure
-from eval.pages.value_text import escape_text, fold_text, format_number
+from eval.pages.value_text import cell_text, escape_text, fold_text, format_number
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,12 +22,15 @@ class Table:
     """A table with `words` columns of words, then right-aligned numbers; one that is too wide scrolls."""
 
     head: Sequence[str]
-    rows: Iterable[Sequence[Any]]
+    rows: Sequence[Sequence[Any]]
     words: int = 1
     summary: str = ""
     """Line that unfolds the table; with "" the table is always visible."""
     notes: int = 0
     """Trailing columns that explain the others."""
+
+    def __bool__(self) -> bool:
+        return bool(self.rows)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +49,12 @@ class Value(str):
 class Plots:
     """Figures side by side."""
 
-    figures: Iterable[Figure]
+    figures: Sequence[Figure]
+    note: str = ""
+    """Paragraph above them."""
+
+    def __bool__(self) -> bool:
+        return bool(self.figures)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,7 +131,7 @@ class Verdicts:
 
 Block = str | Sequence[str] | Mapping[str, Any] | Table | Figure | Plots | HeatMap | Cards | Sample | Examples | Verdicts
 Sections = Mapping[str, Sequence[Block]]
-"""Heading -> blocks; empty blocks and sections are left out."""
+"""Heading -> blocks; empty blocks, such as tables without rows, and empty sections are left out."""
 
 
 def render_page(
@@ -158,6 +166,6 @@ def _template() -> jinja2.Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update({"number": format_number, "fold": fold_text})
+    environment.filters.update({"number": format_number, "cell": cell_text, "fold": fold_text})
     environment.tests["value"] = lambda line: isinstance(line, Value)
     return environment.get_template("page.html.j2")

@@ -24,6 +24,11 @@ def format_number(value: Any) -> str:
     return str(value) if value != "" else "none"
 
 
+def cell_text(value: Any) -> str:
+    """Return a value in a table as text; "" stays empty."""
+    return "" if value == "" else format_number(value)
+
+
 def format_with_error(value: float | int, error: float | None) -> str:
     """Return a value with its standard error, both to two digits of the error: "0.8123 \N{PLUS-MINUS SIGN} 0.0021"."""
     if error is None or not (math.isfinite(value) and 0 < error < math.inf):

@@ -3,8 +3,10 @@
 import statistics
 from typing import Any
 
-from eval.pages.html_page import Table, render_page
+from eval.pages import markdown_page
+from eval.pages.html_page import Block, Table, render_page
 
+TITLE = "Fault campaign"
 LEAD = (
     "Every fault of the matrix, tried for real and counted. A row passes if each of its trials has the expected outcome; its "
     "goal is the number of trials of the full campaign."
@@ -17,15 +19,16 @@ def summarize(values: list[float]) -> str:
     return f"median {statistics.median(values):.3g}, largest {max(values):.3g} of {len(values)}"
 
 
-def table(result: dict[str, Any]) -> list[tuple[Any, ...]]:
-    """Return a row of cells for each row of the campaign."""
-    return [
+def table(result: dict[str, Any]) -> Table:
+    """Return the table of the rows of the campaign."""
+    rows = [
         (
             *(row["name"], row["expected"], row["verdict"], ", ".join(map(str, row["matrix"]))),
             *(f"{row['count']:,}", f"{row['goal']:,}", row["failed"], f"{row['seconds']:.0f}"),
         )
         for row in result["rows"]
     ]
+    return Table(HEAD, rows, words=4)
 
 
 def details(row: dict[str, Any]) -> list[str]:
@@ -45,31 +48,24 @@ def totals(result: dict[str, Any]) -> str:
     return f"{len(verdicts)} rows: {counts}. {failed} trials failed."
 
 
-def render_table(result: dict[str, Any]) -> str:
-    """Return the table of rows as Markdown."""
-    rows = [[str(cell).replace("|", "\\|") for cell in row] for row in table(result)]
-    return "\n".join([f"| {' | '.join(HEAD)} |", f"|{'---|' * len(HEAD)}", *(f"| {' | '.join(row)} |" for row in rows)])
+def sections(result: dict[str, Any]) -> dict[str, list[Block]]:
+    """Return the sections of both forms of the page."""
+    return {
+        "Rows": [totals(result), table(result)],
+        **{row["name"]: [details(row)] for row in result["rows"]},
+        "Machine": [result["machine"]],
+    }
 
 
 def render_markdown(result: dict[str, Any]) -> str:
     """Return the page as Markdown."""
-    lines = ["# Fault campaign", "", LEAD, "", totals(result), "", render_table(result)]
-    for row in result["rows"]:
-        if extra := details(row):
-            lines += ["", f"## {row['name']}", "", *(f"- {line}" for line in extra)]
-    lines += ["", "## Machine", "", *(f"- {name}: {value}" for name, value in result["machine"].items()), ""]
-    return "\n".join(lines)
+    return markdown_page.render_markdown(TITLE, [LEAD], sections(result))
 
 
 def render_html(result: dict[str, Any]) -> str:
     """Return the page as HTML, without network access and scripts."""
-    sections = {
-        "Rows": [totals(result), Table(HEAD, table(result), words=4)],
-        **{row["name"]: [details(row)] for row in result["rows"]},
-        "Machine": [result["machine"]],
-    }
     passed = sum(row["verdict"].startswith("passed") for row in result["rows"])
     trials = sum(row["count"] for row in result["rows"])
     tiles = [(f"{passed} of {len(result['rows'])}", "rows passed"), (f"{trials:,}", "trials")]
     footer = f"python -m tests.campaign, seed {result['seed']}, {result['minutes']:g} minutes"
-    return render_page("Fault campaign", LEAD, sections, tiles=tiles, footer=footer)
+    return render_page(TITLE, LEAD, sections(result), tiles=tiles, footer=footer)

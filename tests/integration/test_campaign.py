@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from eval.pages.markdown_page import block_markdown
 from tests.campaign import __main__ as campaign
 from tests.campaign import campaign_page, damaged_files, fuzz_readers, sample_ledger, stored_runs
 from tests.campaign.row_types import CannotRun, Outcome, Row, Task, verdict
@@ -164,10 +165,10 @@ def test_every_row_of_the_matrix_is_in_the_campaign_and_every_test_exists() -> N
 def test_the_documentation_has_the_table_of_the_newest_results() -> None:
     newest = max((ROOT / "tests" / "campaign" / "results").iterdir(), key=lambda folder: folder.name.rpartition("_")[2])
     result, page = json.loads((newest / campaign.JSON).read_text()), (ROOT / "docs" / "faults.md").read_text()
-    assert campaign_page.render_table(result) in page
+    assert block_markdown(campaign_page.table(result)) in page
     assert campaign_page.render_markdown(result) == (newest / campaign.MARKDOWN).read_text()
     result["rows"][0]["count"] += 1
-    assert campaign_page.render_table(result) not in page
+    assert block_markdown(campaign_page.table(result)) not in page
 
 
 @pytest.mark.planted

@@ -5,7 +5,8 @@ from typing import Any
 
 from eval.experiments.page import experiment_charts, experiment_tables
 from eval.experiments.page.experiment_tables import Result
-from eval.pages.html_page import Block, LinedTable, Plots, Value, Verdict, Verdicts, render_page
+from eval.pages import markdown_page
+from eval.pages.html_page import Block, Plots, Verdict, Verdicts, render_page
 from train.run.progress_display import short_number
 
 LOOKS = {
@@ -27,124 +28,88 @@ FIT_RULE = (
     "contradicted if 95% do. No budget may lack an inner minimum for the first claim to hold; the others, which are about the "
     "optima, are not testable if one does."
 )
-FORECAST = "Forecast before the first run:"
 CURVES = "Thin lines are seeds, thick lines their mean, at the validations of each run."
 
 
 def render_html(result: Result) -> str:
     """Return the page: one HTML file without network access and scripts, light and dark, for any state of the grid."""
-    view = _view(result)
-    paper, floors, figures = view["paper"], view["floors"], experiment_charts.curves(result)
-    incidents = view["incidents"] or "No run failed, and nothing deviates from the registration."
-    published = f"Paper: {paper}. Its numbers are of other sizes, data and metrics, and share no axis with those here."
-    forest, forecasts = experiment_charts.forest(result), [_forecast(claim) for claim in view["claims"]]
-    sections: dict[str, list[Block]] = {
-        "Results": [
-            view["budget"],
-            view["results"],
-            published if paper else "",
-            f"Floors: {floors}." if floors else "",
-            Plots(forest) if forest else "",
-        ],
-        "Curves": [CURVES, Plots(figures)] if figures else [],
-        "Claims": [view["rule"], view["claims_table"], [*filter(None, forecasts)]],
-        "Costs of a seed": [view["costs"]] if view["costs"].rows else [],
-        "What differs": [view["options"], incidents],
-        "Provenance": [view["provenance"], *([view["commands"]] if view["commands"].rows else [])],
-    }
-    footer = f"Made by zoo experiment {view['name']} from experiment.json."
-    header = [view["source"], view["scale"], Verdicts([_verdict(claim) for claim in view["claims"]])]
-    return render_page(view["title"], view["question"], sections, header=header, tiles=view["tiles"], footer=footer)
-
-
-def _verdict(claim: Mapping[str, Any]) -> Verdict:
-    reasons = f"{claim['numbers']} {claim['reason']}.".strip() + (f" {claim['notes']}." if claim["notes"] else "")
-    remark = "exploratory: changed after the first run" if claim["exploratory"] else ""
-    return Verdict(claim["verdict"], LOOKS.get(claim["verdict"], "none"), remark, claim["text"], reasons)
-
-
-def _forecast(claim: Mapping[str, Any]) -> str:
-    """Return a claim with its source and what was expected of it; "" if neither is registered."""
-    source = f" ({claim['source']})" if claim.get("source") else ""
-    forecast = f" {FORECAST} {claim['forecast']}" if claim["forecast"] else ""
-    return f"{claim['statement'].rstrip('.')}{source}.{forecast}" if source or forecast else ""
+    footer = f"Made by zoo experiment {result['name']} from experiment.json."
+    header = [f"Source: {result['source']}", result["scale"], _verdicts(result)]
+    return render_page(_title(result), result["question"], _sections(result), header=header, tiles=_tiles(result), footer=footer)
 
 
 def render_markdown(result: Result) -> str:
     """Return the page as Markdown, without drawings."""
-    view = _view(result)
-    parts = [f"# {view['title']}", view["question"], view["source"], view["scale"], "## Verdicts"]
-    parts.append(
-        "\n".join(
-            f"- **{claim['mark']}**: {' '.join(filter(None, (claim['text'], claim['numbers'], claim['reason'])))}."
-            for claim in view["claims"]
-        )
-    )
-    parts += [
-        "## Results",
-        view["budget"],
-        _markdown(view["results"]),
-        "## Claims",
-        view["rule"],
-        _markdown(view["claims_table"]),
-    ]
-    parts += ["\n".join(f"- {c['statement'].rstrip('.')}. {FORECAST} {c['forecast']}" for c in view["claims"] if c["forecast"])]
-    parts += ["## Costs", _markdown(view["costs"]), "## What differs", _markdown(view["options"])]
-    parts += ["\n".join(f"- {line}" for line in view["incidents"]) or "No run failed and nothing deviates from the registration."]
-    parts += ["## Provenance", "\n".join(f"- {name}: {value}" for name, value in view["provenance"].items())]
-    parts += [_markdown(view["commands"])]
-    return "\n\n".join(part for part in parts if part) + "\n"
+    paragraphs = [result["question"], f"Source: {result['source']}", result["scale"]]
+    return markdown_page.render_markdown(_title(result), paragraphs, {"Verdicts": [_verdicts(result)], **_sections(result)})
 
 
-def _view(result: Result) -> dict[str, Any]:
-    """Return the text of all parts of the page."""
+def _title(result: Result) -> str:
+    return f"Experiment {result['name']}"
+
+
+def _tiles(result: Result) -> list[tuple[str, str]]:
     registration, cells = result["registration"], result["cells"]
     done = sum(cell["status"] in ("done", "did not learn") for cell in cells)
     seeds = len(registration["seeds"])
+    return [
+        (str(result.get("tier") or "-"), "tier"),
+        (str(len(registration["rows"])), "rows"),
+        (str(seeds), "seed" if seeds == 1 else "seeds"),
+        (f"{done} of {len(cells)}", "runs done"),
+        (str(result.get("date") or "-"), "date"),
+    ]
+
+
+def _verdicts(result: Result) -> Verdicts:
+    """Return each claim with its verdict and the numbers behind it."""
+    items = []
+    for claim in experiment_tables.joined_claims(result):
+        numbers = ""
+        if claim["estimate"] is not None:
+            bound = f", bound {experiment_tables.difference(claim, 'bound')}" if claim["bound"] is not None else ""
+            numbers = f"Difference {experiment_tables.difference(claim, 'estimate')}{bound}, n = {claim['n']}; "
+        notes = f" {'; '.join(claim['notes'])}." if claim.get("notes") else ""
+        remark = "exploratory" if claim["exploratory"] else ""
+        reason = f"{numbers}{claim['reason']}.{notes}"
+        items.append(Verdict(claim["verdict"], LOOKS.get(claim["verdict"], "none"), remark, claim["text"], reason))
+    return Verdicts(items)
+
+
+def _sections(result: Result) -> dict[str, list[Block]]:
+    """Return the sections of both forms of the page."""
+    bootstrap = any(claim.get("test") == "bootstrap" for claim in result.get("claims") or ())
+    paper, floors = (_sources(result.get(name) or ()) for name in ("paper", "floors"))
+    published = f"Paper: {paper}. Its numbers are of other sizes, data and metrics, and share no axis with those here."
+    tables = experiment_tables
     return {
-        "name": result["name"],
-        "title": f"Experiment {result['name']}",
-        "question": result["question"],
-        "source": f"Source: {result['source']}",
-        "scale": result["scale"],
-        "tiles": [
-            (str(result.get("tier") or "-"), "tier"),
-            (str(len(registration["rows"])), "rows"),
-            (str(seeds), "seed" if seeds == 1 else "seeds"),
-            (f"{done} of {len(cells)}", "runs done"),
-            (str(result.get("date") or "-"), "date"),
+        "Results": [
+            _budget(result),
+            tables.results(result),
+            published if paper else "",
+            f"Floors: {floors}." if floors else "",
+            Plots(experiment_charts.forest(result)),
         ],
-        "claims": [_claim(claim) for claim in experiment_tables.joined_claims(result)],
-        "results": experiment_tables.results(result),
-        "claims_table": experiment_tables.claims_table(result),
-        "costs": experiment_tables.costs(result),
-        "options": experiment_tables.options(result),
-        "incidents": experiment_tables.incidents(result),
-        "provenance": experiment_tables.provenance(result),
-        "commands": experiment_tables.commands(result),
-        "budget": _budget(result),
-        "paper": _sources(result.get("paper") or ()),
-        "floors": _sources(result.get("floors") or ()),
-        "rule": FIT_RULE if any(claim.get("test") == "bootstrap" for claim in result.get("claims") or ()) else RULE,
+        "Curves": [Plots(experiment_charts.curves(result), CURVES)],
+        "Claims": [FIT_RULE if bootstrap else RULE, tables.claims_table(result), _forecasts(result)],
+        "Costs of a seed": [tables.costs(result)],
+        "What differs": [
+            tables.options(result),
+            tables.incidents(result) or "No run failed, and nothing deviates from the registration.",
+        ],
+        "Provenance": [tables.provenance(result), tables.commands(result)],
     }
 
 
-def _claim(claim: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a claim with its verdict as text."""
-    numbers = ""
-    if claim["estimate"] is not None:
-        numbers = f"Difference {experiment_tables.difference(claim, 'estimate')}"
-        numbers += f", bound {experiment_tables.difference(claim, 'bound')}" if claim["bound"] is not None else ""
-        numbers += f", n = {claim['n']};"
-    mark = f"{claim['verdict']} (exploratory)" if claim["exploratory"] else claim["verdict"]
-    notes = "; ".join(claim.get("notes") or ())
-    return {
-        **claim,
-        "numbers": numbers,
-        "mark": mark,
-        "notes": notes,
-        "statement": experiment_tables.statement(claim),
-    }
+def _forecasts(result: Result) -> list[str]:
+    """Return the claims with their sources and what was expected of them, if that is registered."""
+    lines = []
+    for claim in experiment_tables.joined_claims(result):
+        source = f" ({claim['source']})" if claim.get("source") else ""
+        forecast = f" Forecast before the first run: {claim['forecast']}" if claim["forecast"] else ""
+        if source or forecast:
+            lines.append(f"{experiment_tables.statement(claim).rstrip('.')}{source}.{forecast}")
+    return lines
 
 
 def _budget(result: Result) -> str:
@@ -165,22 +130,3 @@ def _budget(result: Result) -> str:
 
 def _sources(items: Sequence[Mapping[str, Any]]) -> str:
     return "; ".join(dict.fromkeys(str(item["source"]) for item in items if item.get("source")))
-
-
-def _markdown(table: LinedTable) -> str:
-    """Return a table as Markdown, with explanations of a value in parentheses after it."""
-    if not table.rows:
-        return ""
-
-    def cell(lines: Sequence[str]) -> str:
-        values: list[list[str]] = []
-        for line in filter(None, lines):
-            if not values or isinstance(line, Value):
-                values.append([])
-            values[-1].append(line)
-        texts = [f"{first} ({'; '.join(more)})" if more else first for first, *more in values]
-        return ", ".join(texts).replace("|", "\\|").replace("\n", " ")
-
-    rows = [[cell([title]) for title in table.head], ["---" if i < table.words else "---:" for i in range(len(table.head))]]
-    rows += [[cell(lines) for lines in row] for row in table.rows]
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
