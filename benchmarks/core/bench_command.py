@@ -79,7 +79,7 @@ class Benchmark:
     def markdown(self, results: Results) -> str:
         """Return the content of table.md."""
         head = [f"Made by `zoo bench {self.what}`.", result_tables.machine_line(results)]
-        return render_markdown(self.title, head, self.report(results, "markdown").sections)
+        return render_markdown(self.title, head, result_page.text_sections(self.report(results, "markdown")))
 
     def terminal(self, results: Results) -> None:
         """Print the report."""

@@ -29,18 +29,24 @@ def page(results: Results, title: str, report: Report) -> str:
     return render_page(title, report.lead, sections, tiles=report.tiles, footer=footer)
 
 
+def text_sections(report: Report) -> dict[str, list[Any]]:
+    """Return the sections of a report as text: without drawings, and with names and their explanations as notes."""
+    return {
+        heading: [
+            [f"{name}: {value}." for name, value in block.items()] if isinstance(block, Mapping) else block
+            for block in blocks
+            if block and not isinstance(block, Figure | Plots | HeatMap | Cards)
+        ]
+        for heading, blocks in report.sections.items()
+    }
+
+
 def text_blocks(report: Report) -> list[result_tables.Block]:
-    """Return the sections of a report as text, without drawings."""
+    """Return the blocks of a report for a terminal."""
     content: list[Any] = []
-    for heading, blocks in report.sections.items():
-        texts = [block for block in blocks if block and not isinstance(block, Figure | Plots | HeatMap | Cards)]
-        lists = [_text(block) for block in texts]
-        content += [Heading(heading), *lists] if lists else []
+    for heading, blocks in text_sections(report).items():
+        content += [Heading(heading), *blocks] if blocks else []
     return content
-
-
-def _text(block: Any) -> Any:
-    return [f"{name}: {value}." for name, value in block.items()] if isinstance(block, Mapping) else block
 
 
 def timed_sentence(results: Results, noun: str) -> str:
