@@ -115,7 +115,7 @@ def from_published(published: PublishedConfig) -> Config:
     _check_quantization(published)
     vocab, layers = published.integer("vocab_size", 201_088), published.integer("num_hidden_layers", 36)
     published.check_padding(vocab, -1)
-    heads, active = published.integer("num_attention_heads", 64), published.integer("num_experts_per_tok", 4)
+    active = published.integer("num_experts_per_tok", 4)
     if (other := published.integer("experts_per_token", active)) != active:
         raise published.wrong("experts_per_token", other, f"num_experts_per_tok is {active}; remove one of the two keys")
     _check_layers(published, layers)
@@ -124,10 +124,8 @@ def from_published(published: PublishedConfig) -> Config:
         context=published.integer("max_position_embeddings", 131_072),
         layers=layers,
         width=published.integer("hidden_size", 2880),
-        heads=heads,
-        kv_heads=published.integer(
-            "num_key_value_heads", 8 if not published.has("num_key_value_heads") else heads, nullable=True
-        ),
+        heads=published.integer("num_attention_heads", 64),
+        kv_heads=published.integer("num_key_value_heads", 8),
         head=published.integer("head_dim", 64),
         ffn=published.integer("intermediate_size", 2880),
         experts=published.integer("num_local_experts", 128),

@@ -245,6 +245,7 @@ REFUSED: list[tuple[str, str, dict[str, Any], str]] = [
     ("ettin_decoder", "", {"rope_scaling": {}}, "rope_scaling is .*; such weights are not supported"),
     ("ettin_decoder", "sequence", {"num_labels": 2}, "id2label is .*; this family reads reward heads with one label"),
     ("gpt_oss", "", {"num_key_value_heads": 3}, "--model.kv-heads 3: choose a divisor of --model.heads 64"),
+    ("gpt_oss", "", {"num_key_value_heads": None}, "num_key_value_heads is null; it must be a whole number"),
     ("gpt_oss", "", {"num_experts_per_tok": 200}, "--model.active-experts 200: choose 1 to --model.experts 128"),
     ("gpt_oss", "", {"experts_per_token": 2}, "experts_per_token is 2; num_experts_per_tok is 4; remove one of the two keys"),
     ("gpt_oss", "", {"quantization_config": {"quant_method": "gptq", "bits": 4}}, 'quant_method is "gptq"; .* format mxfp4'),
