@@ -7,6 +7,7 @@ import functools
 import itertools
 import json
 import signal
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -106,7 +107,7 @@ class Case:
                 if not (same and self.tensors_are_whole()):
                     published_weights.open_folder(self.folder)
         except BadInput as refusal:
-            return LINES if "\n" in str(refusal) else "refused"
+            return LINES if "\n" in str(refusal) else f"refused {self.refused_there()}"
         except TimeoutError:
             return HANGS
         self.compiled += not same
@@ -120,6 +121,15 @@ class Case:
             return LENIENT
         ours = self.ours if same and self.tensors_are_whole() else self.computed_here()
         return "equal" if self.agree(ours, expected) else SILENT
+
+    def refused_there(self) -> str:
+        """Return whether `transformers` refuses the files too, or only the code here."""
+        try:
+            with warnings.catch_warnings(action="ignore"):
+                self.computed_there()
+        except Exception:
+            return "by both"
+        return "here only"
 
     def agree(self, ours: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> bool:
         """Whether the outputs of real tokens are equal within 1e-4 of 1, or of the largest.
