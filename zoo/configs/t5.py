@@ -114,6 +114,9 @@ def from_published(published: PublishedConfig) -> Config:
     published.use_aliases(ALIASES)
     for key, value in COMPUTED.items():
         published.only(key, value)
+    if model_type == MODEL_TYPE and published.task == "sequence" and not published.has("decoder_start_token_id"):
+        # The type has no default, without which this head of `transformers` cannot make the decoder's input.
+        raise published.wrong("decoder_start_token_id", None, f"a T5 with a score head needs it; set it to {PADDING}")
     published.check_causal()
     published.not_quantized()
     published.without_effect(*BOOKKEEPING, *WITHOUT_EFFECT)

@@ -300,6 +300,15 @@ def test_a_value_that_makes_no_model_is_refused(family: str, task: str, keys: di
     assert "\n" not in str(refusal.value)
 
 
+def test_a_score_head_of_t5_needs_the_first_token_of_its_decoder() -> None:
+    """`transformers` makes the decoder's input with it, and has a default for mT5 and umT5 only."""
+    with pytest.raises(BadInput, match=r"decoder_start_token_id is absent; .* set it to 0"):
+        read("t5", "sequence", num_labels=1)
+    for keys in ({"decoder_start_token_id": 0}, {"model_type": "mt5"}, {"model_type": "umt5"}):
+        assert read("t5", "sequence", num_labels=1, **keys).labels
+    assert not read("t5", "text_to_text").labels
+
+
 SIZES = ("n_head", "embedding_size", "per_layer_config", "ffn_dim", "rel_positions", "attribute_map")
 OF_FILES: list[tuple[dict[str, Any], str]] = [
     *((published.BERT | {key: 3}, f"config.json: {key} is 3; this key is unknown and names a size") for key in SIZES),
