@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ class Numbers(Tokenizer):
     """A tokenizer whose texts are the numbers of their tokens; the last entry is end-of-text."""
 
     def __init__(self, size: int) -> None:
-        self.vocab_size, self.end_of_text, self.begin_of_text = size, size - 1, size - 1
+        self.vocab_size, self.end_of_text, self.begin_of_text, self.settings = size, size - 1, size - 1, {}
 
     @property
     def text_special_tokens(self) -> None:
@@ -200,7 +201,9 @@ def expected_text(net: Any, prompt: Sequence[int], ends: Sequence[int]) -> tuple
     import torch
 
     source = torch.tensor([list(prompt)])
-    with torch.no_grad():
+    with torch.no_grad(), warnings.catch_warnings():
+        # A text without room for `min_length` ends at its largest length on both sides.
+        warnings.filterwarnings("ignore", "Unfeasible length constraints")
         (row,) = net.generate(source, attention_mask=torch.ones_like(source)).tolist()
     new = row[1 if net.config.is_encoder_decoder else len(prompt) :]
     return tuple(new[: next((place for place, token in enumerate(new) if token in ends), len(new))])
