@@ -136,6 +136,8 @@ COMMAND_LINES = {
     "export bert out": "bert: holds no tokenizer.json and .*; copy the tokenizer of the model there",
     "export runs/done book.txt/out": "book.txt/out: cannot be written .*Not a directory.*; choose another folder",
     "train gpt-nano --init bert": "--init bert: a bert, and the recipe trains a gpt; choose a recipe of bert, or name a gpt",
+    "train sft --init bert": "--init bert: a bert does not generate text; name a model that does, such as a GPT",
+    "train dpo --init bert": "--init bert: a bert does not generate text; name a model that does, such as a GPT",
     "train bert-nano --init no-weights": "--init no-weights: contains neither model.safetensors nor .*; copy the weights",
     "train gpt-nano --tokenizer.path nothing": "nothing: holds no tokenizer.json and .*; copy the tokenizer",
     "plan gpt2 --target cpu:2 --page nothing": "--page nothing: it is a folder; name a file",

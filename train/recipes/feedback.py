@@ -141,7 +141,7 @@ def _run(recipe: str, init: str, options: TokenOptions, *, batch: int, size: str
     Args:
         size: name of the model's size without `init`.
     """
-    model = pretrained_config.read_model_config(init) if init else configs.find_size(size)[1].config
+    model = pretrained_config.read_generator_config(init) if init else configs.find_size(size)[1].config
     return Run(
         recipe=recipe,
         model=model,

@@ -15,7 +15,7 @@ def sft(init: str = "") -> Run:
     Time: 7 minutes for 400 steps of 32 rows of 80, on one core of a busy machine.
     Expect: 86.8, 84.2, 85.6 % of TREC's 500 test labels generated exactly, gpt-nano, --optim.lr 1e-3, those steps, three seeds.
     """
-    model = pretrained_config.read_model_config(init) if init else configs.find_size("gpt2")[1].config
+    model = pretrained_config.read_generator_config(init) if init else configs.find_size("gpt2")[1].config
     # Encoder-decoders learn the same files as pairs of texts, with Adafactor as in T5's paper, and so does a decoder-only T5. A
     # family without learned positions has no `context`.
     reads_pairs = model.is_encoder_decoder or configs.family_of(model) == "t5"

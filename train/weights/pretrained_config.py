@@ -29,6 +29,24 @@ def read_model_config(init: str) -> Any:
     return configs.from_published(find_family(published), published)
 
 
+def may_generate(model: Any) -> bool:
+    """Return whether a model of this family may generate text; the weights of a published XLNet decide, when they are read."""
+    return not isinstance(model, BodyConfig) or model.reads_both_ways
+
+
+def read_generator_config(init: str) -> Any:
+    """Return the configuration of the model in `init`, which must generate text.
+
+    Raises:
+        BadInput: it is an encoder; see also `read_model_config`.
+    """
+    model = read_model_config(init)
+    if not may_generate(model):
+        fix = "name a model that does, such as a GPT"
+        raise BadInput(f"--init {init}: a {configs.family_of(model)} does not generate text; {fix}")
+    return model
+
+
 def check_family(init: str, model: Any) -> None:
     """Refuse a model of another family than that of a run which begins with its parameters.
 

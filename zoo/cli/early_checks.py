@@ -102,12 +102,11 @@ def check_generates(name: str) -> None:
     Raises:
         BadInput: the model is an encoder, or its configuration cannot be read.
     """
-    from train.weights.pretrained_config import read_model_config
+    from train.weights.pretrained_config import may_generate, read_model_config
     from zoo import configs
-    from zoo.configs._encoder import BodyConfig
 
     model = read_model_config(name)
-    if isinstance(model, BodyConfig) and not hasattr(type(model), "generates"):
+    if not may_generate(model):
         fix = f"`zoo fill-mask {name} --text ...` predicts masked words, or choose a model that generates, such as a GPT"
         raise BadInput(f"{name}: a {configs.family_of(model)} does not generate text; {fix}")
 
