@@ -21,10 +21,10 @@ from train.engine import device_mesh
 from train.engine.state_init import init_state
 from train.inputs.prompt_inputs import PromptInputs, PromptRows
 from train.objectives import objective
-from train.rollouts.batch_feed import FeedSource
 from train.rollouts.rewards import RewardFunction
 from train.rollouts.rollout_feed import RolloutFeed
 from train.rollouts.sampler import Responses, Sampler, cache_slots
+from train.rows.batch_feed import FeedSource
 from train.rows.batches import Batches
 from train.rows.feedback.preference_rows import Side
 from train.rows.feedback.response_rows import ResponseRow

@@ -11,8 +11,8 @@ from jaxtyping import Integer
 from eval.generation import cross_attention_weights
 from eval.generation.generation_options import Decoding
 from eval.generation.generator import REPLACEMENT, Generator
-from train.inputs.dialogue_inputs import DialogueInputs
-from train.inputs.pair_inputs import PairInputs
+from train.inputs.instruction_inputs import DialogueInputs
+from train.inputs.seq2seq_inputs import PairInputs
 from train.rows.token_cache import Tokens
 from train.run.run_dir import write_json
 from train.tokenizers.special_tokens import END_OF_TEXT

@@ -35,7 +35,7 @@ from train.config.find_objective import from_labelled
 from train.config.objectives import TextToTextOptions
 from train.data import labelled_reader
 from train.data.example_types import Dialogue, Pair
-from train.inputs.pair_inputs import encode_texts, parallel
+from train.inputs.seq2seq_inputs import encode_texts, parallel
 from train.run.item_outcomes import Outcomes
 from train.tokenizers.chat_template import chat_template
 from train.tokenizers.chat_token_ids import end_mark, rendered_pairs
@@ -55,7 +55,7 @@ def read(names: Sequence[str], settings: Settings) -> list[Pair | Dialogue]:
     """Read the pairs of parallel files or of tables, or conversations, whose last turns are the references.
 
     Raises:
-        BadInput: an unknown measure, no such file, or files without pairs; see `train.inputs.pair_inputs` and
+        BadInput: an unknown measure, no such file, or files without pairs; see `train.inputs.seq2seq_inputs` and
         `train.data.labelled_reader`.
     """
     _measures(settings.argument)

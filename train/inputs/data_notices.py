@@ -6,7 +6,7 @@ from typing import Any
 from train.config import run_config
 from train.config.objectives import ClassificationOptions
 from train.data.example_types import Example
-from train.inputs import completion_inputs, dialogue_inputs, labelled_inputs, pair_inputs, prompt_inputs
+from train.inputs import completion_inputs, instruction_inputs, labelled_inputs, prompt_inputs, seq2seq_inputs
 from train.rows import encoder_rows
 from train.rows.row_source import RowSource
 from zoo.configs._encoder import LABELLED
@@ -33,7 +33,7 @@ def notices(run: run_config.Run, data: Any) -> list[str]:
         rows = component.rows
         if (share := padding_share(run, rows)) > PADDING:
             lines.append(f"{share:.1%} of the training rows are padding; {_shorter(run, rows)}")
-        if isinstance(rows, dialogue_inputs.DialogueRows) and (count := sum(text.differs for text in rows.texts)):
+        if isinstance(rows, instruction_inputs.DialogueRows) and (count := sum(text.differs for text in rows.texts)):
             lines.append(
                 f"in {count:,} of {len(rows.texts):,} training examples the tokens before the response are not those of the "
                 "prompt alone, from which a text is generated; put the space between them at the beginning of completions, or "
@@ -77,9 +77,9 @@ def padding_share(run: run_config.Run, rows: RowSource) -> float:
     """Return the share of padding in rows. Rows that are cut from a stream of text have none."""
     if isinstance(rows, labelled_inputs.LabelledRows):
         return 1 - rows.text_size / (rows.length * sum(len(row.inputs) for row in rows.rows))
-    if isinstance(rows, pair_inputs.PairRows):
+    if isinstance(rows, seq2seq_inputs.PairRows):
         return 1 - rows.text_size / (len(rows) * (rows.length + (run.data.target_length or rows.length)))
-    if isinstance(rows, dialogue_inputs.DialogueRows):
+    if isinstance(rows, instruction_inputs.DialogueRows):
         return 1 - rows.text_size / (len(rows) * rows.length)
     if isinstance(rows, completion_inputs.CompletionRows):
         target = (run.data.target_length or rows.length) if run.model.is_encoder_decoder else 0
@@ -103,7 +103,7 @@ def _shorter(run: run_config.Run, rows: RowSource) -> str:
         return fix
     if isinstance(rows, completion_inputs.CompletionRows):
         return fix + (" and --data.target-length" if run.model.is_encoder_decoder else "")
-    if isinstance(rows, pair_inputs.PairRows):
+    if isinstance(rows, seq2seq_inputs.PairRows):
         fix += " and --data.target-length"
         return fix if run.data.pack or not run.model.is_encoder_decoder else f"{fix}, or --data.pack"
     return fix if run.data.pack else f"{fix}, or --data.pack"

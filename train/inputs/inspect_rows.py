@@ -14,9 +14,9 @@ from rich.text import Text
 from train.config import run_config
 from train.data.text_files import Document
 from train.inputs import run_inputs
-from train.rows import contiguous_rows, example_rows, lm_rows, seq2seq_rows
+from train.rows import contiguous_rows, example_rows, instruction_rows, lm_rows, seq2seq_rows
 from train.rows.batches import Batches
-from train.rows.feedback import dialogue_rows, preference_rows, response_rows, unpaired_rows
+from train.rows.feedback import kto_rows, preference_rows, response_rows
 from train.rows.mixture import Mixture
 from train.run.run_dir import RunDir
 from train.tokenizers.tokenizer import Tokenizer
@@ -30,7 +30,7 @@ LEGEND = """\
 «Tokens» are not counted in the loss. token→target is shown where the target is
 not simply the next token, and is the tag of a word that is tagged. At the left
 is the position of each line's first token."""
-SIDES = {preference_rows.PreferenceRow: ("chosen", "rejected"), unpaired_rows.UnpairedRow: unpaired_rows.NAMES}
+SIDES = {preference_rows.PreferenceRow: ("chosen", "rejected"), kto_rows.UnpairedRow: kto_rows.NAMES}
 """Class of a row -> the names of its two completions."""
 GUTTER = 7
 """Width in columns of the margin before the tokens."""
@@ -158,7 +158,7 @@ def _ranges(row: Any) -> list[_Range]:
         return [_Range(*row.origin, 1)]
     if isinstance(row, lm_rows.LmRow):
         return [_Range(piece.document, piece.start, len(piece.ids)) for piece in row.pieces]
-    if isinstance(row[0], dialogue_rows.PackedDialogue):
+    if isinstance(row[0], instruction_rows.PackedDialogue):
         return [_Range(packed.example, 0, len(packed.text.ids)) for packed in row]
     if isinstance(row, tuple(SIDES)):
         return [_Range(row.example, 0, max(side.size for side in row.sides))]
@@ -216,7 +216,7 @@ def _labels(labels: Any, model: Any) -> str:
 
 
 def _is_dialogue(row: Any) -> bool:
-    return isinstance(row, tuple) and bool(row) and isinstance(row[0], dialogue_rows.PackedDialogue)
+    return isinstance(row, tuple) and bool(row) and isinstance(row[0], instruction_rows.PackedDialogue)
 
 
 def _options(example: Batch) -> list[Batch]:

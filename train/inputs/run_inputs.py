@@ -12,13 +12,13 @@ import numpy as np
 
 from train.config import run_config
 from train.inputs import (
-    dialogue_inputs,
+    instruction_inputs,
+    kto_inputs,
     labelled_inputs,
-    pair_inputs,
     preference_inputs,
     prompt_inputs,
+    seq2seq_inputs,
     text_inputs,
-    unpaired_inputs,
 )
 from train.objectives import objective, supported_objectives
 from train.rows.mixture import Mixture
@@ -74,10 +74,10 @@ class Reader(NamedTuple):
 READERS = {
     "text": Reader(text_inputs.resolve_config, text_inputs.read),
     "labelled": Reader(labelled_inputs.resolve_config, labelled_inputs.read),
-    "pairs": Reader(pair_inputs.resolve_config, pair_inputs.read),
-    "dialogue": Reader(dialogue_inputs.resolve_config, dialogue_inputs.read),
+    "pairs": Reader(seq2seq_inputs.resolve_config, seq2seq_inputs.read),
+    "dialogue": Reader(instruction_inputs.resolve_config, instruction_inputs.read),
     "preference": Reader(preference_inputs.resolve_config, preference_inputs.read),
-    "unpaired": Reader(unpaired_inputs.resolve_config, unpaired_inputs.read),
+    "unpaired": Reader(kto_inputs.resolve_config, kto_inputs.read),
     "prompts": Reader(prompt_inputs.resolve_config, prompt_inputs.read),
 }
 """`Objective.DATA` -> how this kind of data is read."""

@@ -10,7 +10,7 @@ from train import recipes
 from train.config import run_config
 from train.data.example_types import Answer, Choice, Example, Pair, Preference, Prompt, Question, Tagged, Text, UnpairedPreference
 from train.data.text_files import Document
-from train.inputs import dialogue_inputs, labelled_inputs, pair_inputs, preference_inputs, prompt_inputs, unpaired_inputs
+from train.inputs import instruction_inputs, kto_inputs, labelled_inputs, preference_inputs, prompt_inputs, seq2seq_inputs
 from train.objectives import objective
 from train.rows.row_source import RowSource
 from train.rows.token_cache import prepare
@@ -91,11 +91,11 @@ def _labelled(run: run_config.Run, tokenizer: Tokenizer, folder: Path) -> RowSou
 
 
 def _pairs(run: run_config.Run, tokenizer: Tokenizer, folder: Path) -> RowSource:
-    return pair_inputs.rows_of([Pair(origin="nonsense", source=_nonsense(2), target=_nonsense(2))], run, tokenizer)
+    return seq2seq_inputs.rows_of([Pair(origin="nonsense", source=_nonsense(2), target=_nonsense(2))], run, tokenizer)
 
 
 def _dialogues(run: run_config.Run, tokenizer: Tokenizer, folder: Path) -> RowSource:
-    return dialogue_inputs.rows_of([Pair(origin="nonsense", source=_nonsense(2), target=" the end")], run, tokenizer)
+    return instruction_inputs.rows_of([Pair(origin="nonsense", source=_nonsense(2), target=" the end")], run, tokenizer)
 
 
 def _preferences(run: run_config.Run, tokenizer: Tokenizer, folder: Path) -> RowSource:
@@ -106,7 +106,7 @@ def _preferences(run: run_config.Run, tokenizer: Tokenizer, folder: Path) -> Row
 def _unpaired(run: run_config.Run, tokenizer: Tokenizer, folder: Path) -> RowSource:
     texts = ((WORDS[0], WORDS[1], True), (WORDS[2], WORDS[3], False))
     examples = [UnpairedPreference(origin="nonsense", prompt=a, completion=b, desired=label) for a, b, label in texts]
-    return unpaired_inputs.rows_of(examples, run, tokenizer)
+    return kto_inputs.rows_of(examples, run, tokenizer)
 
 
 def _prompts(run: run_config.Run, tokenizer: Tokenizer, folder: Path) -> RowSource:

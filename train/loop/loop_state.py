@@ -12,7 +12,7 @@ from train.engine import device_mesh
 from train.engine.state import State
 from train.inputs import data_notices
 from train.loop.open_run import OpenRun, Start
-from train.rollouts.batch_feed import Feed, FeedSource
+from train.rows.batch_feed import Feed, FeedSource
 from train.rows.text_counts import TextCounts
 from train.run import metrics_file
 from train.run.costs import COUNTS

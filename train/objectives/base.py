@@ -14,8 +14,8 @@ from jaxtyping import Int, Int64
 from train.config.run_config import Run
 from train.engine.losses import model_terms, summed_loss
 from train.engine.state_init import TrainedParams
-from train.rollouts.batch_feed import Feed, FeedSource, data_feed
 from train.rows import text_counts
+from train.rows.batch_feed import Feed, FeedSource, data_feed
 from train.rows.batches import Batches, Build
 from train.rows.example_rows import ExampleRow, is_typed, padded
 from train.rows.mixture import Component, Mixture

@@ -9,7 +9,7 @@ from jaxtyping import Int, Int64
 from train.config.run_config import Run
 from train.objectives.base import Objective
 from train.rows.batches import Build
-from train.rows.feedback.dialogue_rows import PackedDialogue, dialogue_row
+from train.rows.instruction_rows import PackedDialogue, dialogue_row
 from train.tokenizers.tokenizer import Tokenizer
 from zoo.batch import Batch
 
@@ -25,9 +25,9 @@ class Instruction(Objective):
 
     @classmethod
     def builder(cls, run: Run, tokenizer: Tokenizer, counts: Callable[[], Int64[np.ndarray, " V"]]) -> Build:
-        """Return `build(rng, row, length)`, which converts a row of `train.inputs.dialogue_inputs` to the fields of `Batch`.
+        """Return `build(rng, row, length)`, which converts a row of `train.inputs.instruction_inputs` to the fields of `Batch`.
 
-        See `train.rows.feedback.dialogue_rows.dialogue_row`; `rng` is not used.
+        See `train.rows.instruction_rows.dialogue_row`; `rng` is not used.
         """
         pad = tokenizer.end_of_text
 

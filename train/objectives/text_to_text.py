@@ -22,7 +22,7 @@ class TextToText(Objective):
 
     @classmethod
     def builder(cls, run: Run, tokenizer: Tokenizer, counts: Callable[[], Int64[np.ndarray, " V"]]) -> Build:
-        """Return `build(rng, row, length)`, which converts a row of `train.inputs.pair_inputs` to the fields of `Batch`.
+        """Return `build(rng, row, length)`, which converts a row of `train.inputs.seq2seq_inputs` to the fields of `Batch`.
 
         See `train.rows.seq2seq_rows.encoder_decoder_row`, and `decoder_only_row` for a decoder without an encoder. `rng` is not
         used.

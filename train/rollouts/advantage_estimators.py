@@ -9,8 +9,8 @@ from jaxtyping import Float32, Float64
 
 from train.config.policy_options import Policy
 from train.config.ppo_options import Ppo
-from train.engine import gae_and_value_loss
-from train.engine.advantages import advantages
+from train.rollouts import generalized_advantages
+from train.rollouts.advantages import advantages
 
 
 class ScoredBatch(NamedTuple):
@@ -62,7 +62,7 @@ class Estimator(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class GroupEstimator:
-    """Advantages over the other responses to the same prompt; see `train.engine.advantages`."""
+    """Advantages over the other responses to the same prompt; see `train.rollouts.advantages`."""
 
     options: Policy
     reads_values = False
@@ -88,7 +88,7 @@ class GroupEstimator:
 
 @dataclasses.dataclass(frozen=True)
 class ValueEstimator:
-    """Generalized advantage estimation with the values of the model; see `train.engine.gae_and_value_loss`."""
+    """Generalized advantage estimation with the values of the model; see `train.rollouts.generalized_advantages`."""
 
     options: Ppo
     reads_values = True
@@ -104,7 +104,7 @@ class ValueEstimator:
         advantage, value, future = (
             np.concatenate([arrays[at][is_token] for arrays, is_token in zip(numbers, counted, strict=True)]) for at in range(3)
         )
-        scaled = gae_and_value_loss.whiten(advantage) if self.options.whiten else advantage
+        scaled = generalized_advantages.whiten(advantage) if self.options.whiten else advantage
         parts = np.split(scaled, np.cumsum([is_token.sum() for is_token in counted])[:-1])
         estimates = []
         for batch, arrays, is_token, part in zip(batches, numbers, counted, parts, strict=True):
@@ -114,7 +114,7 @@ class ValueEstimator:
             extra |= {name: values.astype(np.float32) for name, values in zip(("value", "return"), arrays[1:], strict=True)}
             estimates.append(Estimate(extra, arrays[0].sum(1) / is_token.sum(1)))
         means = {"mean_value": float(value.mean()), "mean_return": float(future.mean())}
-        return estimates, {"explained_variance": gae_and_value_loss.explained_variance(value, future), **means}
+        return estimates, {"explained_variance": generalized_advantages.explained_variance(value, future), **means}
 
     def of_tokens(self, batch: ScoredBatch) -> tuple[Float64[np.ndarray, "B T"], ...]:
         """Return (advantages before whitening, values, returns), which are 0 where the weight is 0."""
@@ -122,8 +122,8 @@ class ValueEstimator:
         options, weights = self.options, batch.weights.astype(np.float64)
         values = np.where(weights > 0, batch.values.astype(np.float64), 0.0)
         log_ratios = np.zeros_like(values) if batch.reference is None else batch.old.astype(np.float64) - batch.reference
-        rewards = gae_and_value_loss.token_rewards(batch.rewards, log_ratios, weights, options.beta)
-        advantage, future = gae_and_value_loss.advantages_and_returns(
+        rewards = generalized_advantages.token_rewards(batch.rewards, log_ratios, weights, options.beta)
+        advantage, future = generalized_advantages.advantages_and_returns(
             rewards, values, weights, gamma=options.gamma, lam=options.lam
         )
         return advantage, values, future

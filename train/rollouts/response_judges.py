@@ -10,8 +10,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jaxtyping import Float64, Int64
 
-from train.rollouts.batch_feed import FeedSource
 from train.rollouts.rewards import OPTION, Completion, Judge, Scores, describe, rewards, scores_of, weighted_sum
+from train.rows.batch_feed import FeedSource
 from zoo.errors import BadInput
 
 LONGEST = 2048

@@ -22,11 +22,11 @@ from train.engine.micro_batches import map_rows
 from train.engine.value_head import token_values
 from train.rollouts import rollout_files
 from train.rollouts.advantage_estimators import Estimator, ScoredBatch
-from train.rollouts.batch_feed import Feed, FeedMetrics, FeedSource
 from train.rollouts.response_judges import ResponseJudges
 from train.rollouts.rewards import Completion, with_missing_end
 from train.rollouts.rollout_metrics import EqualRewards, RolloutPart, measure
 from train.rollouts.sampler import SALT, Responses, Sampler
+from train.rows.batch_feed import Feed, FeedMetrics, FeedSource
 from train.rows.feedback.preference_rows import Side
 from train.rows.feedback.response_rows import row_builder
 from zoo.batch import Batch

@@ -19,11 +19,11 @@ from train.config.data_options import PromptData
 from train.config.policy_options import Policy
 from train.config.rollout_options import Rollout
 from train.engine import device_mesh, state_init
-from train.engine.advantages import advantages
 from train.engine.log_probs import token_log_probs
 from train.engine.policy_losses import clipped_losses, loss_weights, ratios
 from train.objectives.feedback import policy
 from train.objectives.feedback.policy import PolicyGradient
+from train.rollouts.advantages import advantages
 from train.rows.feedback.preference_rows import Side
 from train.rows.feedback.response_rows import ResponseRow
 from train.step.assembly import assemble

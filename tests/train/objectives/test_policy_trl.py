@@ -18,11 +18,11 @@ from tests.golden import make
 from tests.support import responses, trl_policy
 from train.config import run_config
 from train.engine import device_mesh
-from train.engine.advantages import advantages
 from train.engine.log_probs import token_log_probs
 from train.engine.policy_losses import clipped_losses
 from train.objectives.feedback import policy
 from train.objectives.feedback.policy import PolicyGradient
+from train.rollouts.advantages import advantages
 from zoo import models, published_weights
 from zoo.batch import Batch
 from zoo.hf import safetensors_dir

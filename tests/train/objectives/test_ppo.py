@@ -18,12 +18,13 @@ from train.config import run_config
 from train.config.data_options import PromptData
 from train.config.ppo_options import Ppo
 from train.config.rollout_options import Rollout
-from train.engine import device_mesh, gae_and_value_loss, state_init
+from train.engine import device_mesh, state_init
 from train.engine.log_probs import token_log_probs
 from train.engine.policy_losses import clipped_losses
-from train.engine.value_head import token_values, value_head
+from train.engine.value_head import token_values, value_head, value_losses
 from train.objectives.feedback.ppo import ProximalPolicy
 from train.parametrization import parametrization_of
+from train.rollouts import generalized_advantages
 from train.rollouts.advantage_estimators import ScoredBatch, ValueEstimator
 from train.rows.feedback.preference_rows import Side
 from train.rows.feedback.response_rows import ResponseRow
@@ -55,7 +56,7 @@ def scored(net: Any, params: Any, reference: Any, batch: Batch, values: np.ndarr
     prefixes = np.zeros(weights.shape, int)
     prefixes[weights > 0] = [PREFIXES.index(text[:at]) for text in TEXTS for at in range(len(text))]
     if values is None:
-        rewards = gae_and_value_loss.token_rewards(REWARDS, old - of_reference, weights, BETA)
+        rewards = generalized_advantages.token_rewards(REWARDS, old - of_reference, weights, BETA)
         to_come, share = np.cumsum(rewards[:, ::-1], 1)[:, ::-1], np.exp(old.sum(1, keepdims=True)) * weights
         values = np.array([(share * to_come)[prefixes == n].sum() / share[prefixes == n].sum() for n in range(len(PREFIXES))])
     ended = np.array([text[-1] == 2 for text in TEXTS])
@@ -124,7 +125,9 @@ def numbers(pad: int = 0) -> tuple[np.ndarray, ...]:
 def differs(estimate: Callable[..., Any]) -> bool:
     """Return whether advantages or returns differ from those of a plain loop over the definition."""
     scores, log_ratios, values, weights = numbers()
-    results = estimate(gae_and_value_loss.token_rewards(scores, log_ratios, weights, BETA), values, weights, gamma=0.9, lam=0.8)
+    results = estimate(
+        generalized_advantages.token_rewards(scores, log_ratios, weights, BETA), values, weights, gamma=0.9, lam=0.8
+    )
     expected = np.zeros((2, *weights.shape))
     for row, (first, end) in enumerate(SPANS):
         tokens = [-BETA * log_ratios[row, at] + (scores[row] if at == end - 1 else 0) for at in range(first, end)]
@@ -139,10 +142,10 @@ def differs(estimate: Callable[..., Any]) -> bool:
 
 
 def test_advantages_and_returns_are_those_of_a_plain_loop_whatever_the_padding() -> None:
-    assert not differs(gae_and_value_loss.advantages_and_returns)
+    assert not differs(generalized_advantages.advantages_and_returns)
     narrow, padded = (
-        gae_and_value_loss.advantages_and_returns(
-            gae_and_value_loss.token_rewards(*of[:2], of[3], BETA), *of[2:], gamma=0.9, lam=0.8
+        generalized_advantages.advantages_and_returns(
+            generalized_advantages.token_rewards(*of[:2], of[3], BETA), *of[2:], gamma=0.9, lam=0.8
         )
         for of in (numbers(), numbers(pad=3))
     )
@@ -159,10 +162,10 @@ MISTAKES = {
 
 @pytest.mark.planted(4)
 def test_mistakes_in_advantages_are_noticed() -> None:
-    source = inspect.getsource(gae_and_value_loss.advantages_and_returns)
+    source = inspect.getsource(generalized_advantages.advantages_and_returns)
     for name, (right, wrong) in MISTAKES.items():
         assert right in source, name
-        scope = dict(vars(gae_and_value_loss))
+        scope = dict(vars(generalized_advantages))
         exec(source.replace(right, wrong), scope)
         assert differs(scope["advantages_and_returns"]), name
 
@@ -206,10 +209,10 @@ def test_a_rollout_has_whitened_advantages_and_returns_before_whitening() -> Non
         last = batch.rewards[1] - BETA * batch.old[1, 5]
         assert one.extra["return"][1, 5] == pytest.approx(last, rel=1e-5)
     assert (
-        gae_and_value_loss.explained_variance(np.arange(3.0), np.full(7, 0.7)[:3])
+        generalized_advantages.explained_variance(np.arange(3.0), np.full(7, 0.7)[:3])
         == 0
-        == gae_and_value_loss.explained_variance(np.arange(7.0), np.full(7, 0.7))
-        and not gae_and_value_loss.whiten(np.full(4, 0.5)).any()
+        == generalized_advantages.explained_variance(np.arange(7.0), np.full(7, 0.7))
+        and not generalized_advantages.whiten(np.full(4, 0.5)).any()
     )
 
 
@@ -227,13 +230,9 @@ def test_clips_of_ratios_and_values() -> None:
     # Value and return; the value at the rollout's start is 0.
     of_values = {(0.5, 2.0): (1.62, 0.0), (0.5, 0.0): (0.125, 0.5), (0.1, 2.0): (1.805, -1.9), (-0.5, 2.0): (3.125, -2.5)}
     for (value, future), (loss, slope) in of_values.items():
-        found = jax.value_and_grad(lambda v, r=future: gae_and_value_loss.value_losses(v, 0 * v, jnp.array([[r]]), 0.2).sum())(
-            jnp.array([[value]])
-        )
+        found = jax.value_and_grad(lambda v, r=future: value_losses(v, 0 * v, jnp.array([[r]]), 0.2).sum())(jnp.array([[value]]))
         assert float(found[0]) == pytest.approx(loss) and float(found[1].sum()) == pytest.approx(slope, abs=1e-6)
-    assert float(
-        gae_and_value_loss.value_losses(jnp.array([[0.5]]), jnp.zeros((1, 1)), jnp.array([[2.0]]), 0.0)[0, 0]
-    ) == pytest.approx(1.125)
+    assert float(value_losses(jnp.array([[0.5]]), jnp.zeros((1, 1)), jnp.array([[2.0]]), 0.0)[0, 0]) == pytest.approx(1.125)
 
 
 def rollout_batch(rows: int = 16) -> tuple[Any, Batch]:

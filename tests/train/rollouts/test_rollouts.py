@@ -27,13 +27,13 @@ from train.inputs import prompt_inputs
 from train.objectives import objective
 from train.parametrization import parametrization_of
 from train.rollouts import response_judges, rollout_feed
-from train.rollouts.batch_feed import FeedSource
 from train.rollouts.response_judges import ResponseJudges
 from train.rollouts.reward_functions import sentence_chrf
 from train.rollouts.rewards import Completion, Judge, RewardFunction, Scores
 from train.rollouts.rollout_feed import RolloutFeed
 from train.rollouts.rollout_metrics import MOST_EQUAL
 from train.rollouts.sampler import Sampler
+from train.rows.batch_feed import FeedSource
 from train.rows.batches import Batches
 from train.rows.mixture import Component, Mixture
 from train.run.run_dir import RunDir

@@ -18,7 +18,7 @@ from train.config.find_objective import find_options
 from train.config.option_groups import Denoising, Disturbance, Permutation
 from train.config.run_config import Run
 from train.data.example_types import Pair
-from train.inputs import dialogue_inputs, labelled_inputs, pair_inputs
+from train.inputs import instruction_inputs, labelled_inputs, seq2seq_inputs
 from train.objectives import objective
 from train.rows.batches import in_order
 from train.rows.contiguous_rows import ContiguousRows, DirectedIds
@@ -96,10 +96,10 @@ def plan(run: Run, tokenizer: Tokenizer, backwards: bool = False) -> Any:
         return labelled_inputs.rows_of(finetuned.examples(run.objective)[::direction], run, tokenizer)
     if goal.DATA == "pairs":
         pairs = [Pair(origin="", source="a" * n, target="b" * (1 + n % 7)) for n in range(1, 20)]
-        return pair_inputs.rows_of(pairs[::direction], run, tokenizer)
+        return seq2seq_inputs.rows_of(pairs[::direction], run, tokenizer)
     if goal.DATA == "dialogue":
         pairs = [Pair(origin="", source="a " * n, target=" b" * (1 + n % 4)) for n in range(1, 19)]
-        return dialogue_inputs.rows_of(pairs[::direction], run, tokenizer)
+        return instruction_inputs.rows_of(pairs[::direction], run, tokenizer)
     tokens = stream(TEXTS[::direction], tokenizer)
     return goal.plan_rows(dataclasses.replace(tokens, fingerprint=f"{direction}"), run, tokenizer)
 

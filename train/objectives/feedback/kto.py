@@ -13,7 +13,7 @@ from train.engine.log_probs import counted_pairs, one_side, sequence_log_probs, 
 from train.engine.micro_batches import map_rows
 from train.engine.preference_losses import unpaired_losses
 from train.objectives.feedback.dpo import ReferenceObjective
-from train.rows.feedback import unpaired_rows
+from train.rows.feedback import kto_rows
 from zoo.batch import Batch
 from zoo.models import Model
 
@@ -22,14 +22,14 @@ from zoo.models import Model
 class KahnemanTversky(ReferenceObjective):
     """Training on single answers with labels, without a reward model and without sampling; see `train.config.kto_options.Kto`.
 
-    The arrays of an example are those of `train.rows.feedback.unpaired_rows`, [C, T]: the prompt with its own answer, whose loss
+    The arrays of an example are those of `train.rows.feedback.kto_rows`, [C, T]: the prompt with its own answer, whose loss
     is computed, and if there is a reference (C = 2) with a mismatched one, for the reference point. extra["desired"] is 1 or 0;
     `complete_batch` adds extra["z"].
     """
 
     NAME = "kto"
     DATA = "unpaired"
-    ROWS = unpaired_rows
+    ROWS = kto_rows
 
     options: Kto
 

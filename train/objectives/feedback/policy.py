@@ -21,9 +21,9 @@ from train.engine.policy_losses import clipped_losses, kl_losses, loss_divisor, 
 from train.objectives.base import Objective, check_predicts_words
 from train.rollouts import rollout_inputs
 from train.rollouts.advantage_estimators import Estimator, GroupEstimator
-from train.rollouts.batch_feed import Feed, FeedSource
 from train.rollouts.kl_reference import load_reference
 from train.rollouts.rollout_feed import RolloutFeed
+from train.rows.batch_feed import Feed, FeedSource
 from train.rows.batches import Build
 from train.rows.feedback.response_rows import ResponseRow, row_builder
 from train.tokenizers.tokenizer import Tokenizer

@@ -8,10 +8,9 @@ import numpy as np
 from jaxtyping import Float32
 
 from train.config.ppo_options import Ppo
-from train.engine.gae_and_value_loss import value_losses
 from train.engine.policy_losses import clipped_losses, ratios
 from train.engine.state_init import TrainedParams
-from train.engine.value_head import token_values, value_head
+from train.engine.value_head import token_values, value_head, value_losses
 from train.objectives.feedback.policy import RolloutObjective
 from train.rollouts.advantage_estimators import Estimator, ValueEstimator
 from zoo.batch import Batch

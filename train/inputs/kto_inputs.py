@@ -12,9 +12,9 @@ from train.config import run_config
 from train.data.example_types import UnpairedPreference
 from train.inputs import completion_inputs
 from train.inputs.completion_inputs import CompletionInputs, CompletionRows, resolve_config
-from train.rows.feedback import unpaired_rows
+from train.rows.feedback import kto_rows
+from train.rows.feedback.kto_rows import UnpairedRow
 from train.rows.feedback.preference_rows import Limits
-from train.rows.feedback.unpaired_rows import UnpairedRow
 from train.rows.row_source import digest_of, evenly_spaced
 from train.run.run_dir import RunDir
 from train.tokenizers.chat_template import ChatTemplate
@@ -28,7 +28,7 @@ __all__ = ["UnpairedInputs", "UnpairedRows", "read", "resolve_config", "rows_of"
 class UnpairedRows(CompletionRows):
     """Rows in memory, each of one labelled completion."""
 
-    FORMAT = unpaired_rows
+    FORMAT = kto_rows
 
     examples: Sequence[UnpairedPreference]
     rows: tuple[UnpairedRow, ...]
@@ -44,7 +44,7 @@ class UnpairedRows(CompletionRows):
     ) -> tuple[list[UnpairedRow], list[str]]:
         """Return the rows of examples, with mismatched completions if there is a reference that they are compared with."""
         mismatched, options = run.options.kto.has_reference, run.options.labelled
-        return unpaired_rows.encode_rows(examples, tokenizer, run.model, options, limits, template, mismatched=mismatched)
+        return kto_rows.encode_rows(examples, tokenizer, run.model, options, limits, template, mismatched=mismatched)
 
     @functools.cached_property
     def content_digest(self) -> str:

@@ -1,12 +1,11 @@
-"""Generalized advantage estimation and the loss of a value function (Schulman et al. 2016, 2017; for text: Ziegler et al. 2019).
+"""Generalized advantage estimation (Schulman et al. 2016; for text: Ziegler et al. 2019), on the host, in float64.
 
-Rewards, advantages and returns are computed on the host, in float64. Arrays are [B, T]. The weights of a response's tokens, which
+Arrays are [B, T]. The weights of a response's tokens, which
 follow each other, are above 0. The value at a token is that of the position which predicts it.
 """
 
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Float64
+from jaxtyping import Float64
 
 WHITENING_EPS = 1e-8
 Numbers = Float64[np.ndarray, "B T"]
@@ -57,17 +56,3 @@ def explained_variance(values: Float64[np.ndarray, " n"], returns: Float64[np.nd
     # Equal returns have a variance of a few squared rounding errors.
     smallest = (1e-12 * np.abs(returns).max()) ** 2
     return float(1 - (returns - values).var() / variance) if variance > smallest else 0.0
-
-
-def value_losses(
-    values: Float[Array, "B T"], old: Float[Array, "B T"], returns: Float[Array, "B T"], clip: float
-) -> Float[Array, "B T"]:
-    """Return half the larger squared error of the values, and of the values within `clip` of those at the rollout's start.
-
-    The larger one is taken, as in the code of Ziegler et al. 2019, so that a value that has moved away too far stays where it is
-    unless that is worse. `clip` 0: the squared error of the values alone.
-    """
-    errors = jnp.square(values - returns)
-    if clip:
-        errors = jnp.maximum(errors, jnp.square(jnp.clip(values, old - clip, old + clip) - returns))
-    return 0.5 * errors

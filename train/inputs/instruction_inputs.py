@@ -14,7 +14,7 @@ from train.data import labelled_reader
 from train.data.example_types import Dialogue, Pair
 from train.data.text_files import Document
 from train.inputs.example_inputs import ExampleInputs, PackedRows, token_sizes, tokenizer_of
-from train.rows.feedback.dialogue_rows import PackedDialogue, encode_completions, fit
+from train.rows.instruction_rows import PackedDialogue, encode_completions, fit
 from train.rows.lm_rows import csr_offsets, first_fit
 from train.rows.mixture import Component, Mixture
 from train.rows.row_source import digest_of

@@ -19,7 +19,7 @@ from tests.support.unigram_text import spelled
 from train.config.data_options import PairData
 from train.config.option_groups import Pairs, PairTables
 from train.data.example_types import Pair
-from train.inputs import pair_inputs
+from train.inputs import seq2seq_inputs
 from train.objectives.text_to_text import TextToText
 from train.rows.batches import in_order
 from train.rows.seq2seq_rows import SourceTarget
@@ -55,27 +55,27 @@ def read(asked: Any, folder: Path) -> Any:
     TOKENIZER.save(folder / "tokenizer")
     chosen = dataclasses.replace(asked.tokenizer, path=str(folder / "tokenizer"))
     asked = dataclasses.replace(asked, tokenizer=chosen)
-    return pair_inputs.read(pair_inputs.resolve_config(asked, RunDir(folder / "run")), RunDir(folder / "run"), folder)
+    return seq2seq_inputs.read(seq2seq_inputs.resolve_config(asked, RunDir(folder / "run")), RunDir(folder / "run"), folder)
 
 
 @pytest.mark.parametrize("end", ["", ".gz"])
 def test_parallel_files_are_read_line_by_line(tmp_path: Path, end: str):
     asked = dataclasses.replace(files(tmp_path, end=end), prefix="translate:")
-    training, held_out = pair_inputs.split(run(pairs=asked, data=PairData(length=32, batch=4, valid_fraction=0.3)))
+    training, held_out = seq2seq_inputs.split(run(pairs=asked, data=PairData(length=32, batch=4, valid_fraction=0.3)))
     assert [(each.source, each.target) for each in training + held_out] == list(zip(ENGLISH, GERMAN, strict=True))
     assert len(held_out) == 1 and training[1].origin == f"{tmp_path}/train.en{end}:2"
     (tmp_path / "valid").write_bytes(Path(asked.source[0]).read_bytes() if not end else b"a\nb\nc\n")
     with_valid = dataclasses.replace(asked, valid_source=(str(tmp_path / "valid"),), valid_target=asked.target)
-    assert [len(half) for half in pair_inputs.split(run(pairs=with_valid))] == [3, 3]
+    assert [len(half) for half in seq2seq_inputs.split(run(pairs=with_valid))] == [3, 3]
 
 
 def test_tables_are_read_by_column(tmp_path: Path):
     rows = [("source", "target"), *zip(ENGLISH, GERMAN, strict=True)]
     (tmp_path / "a.tsv").write_text("".join(f"{a}\t{b}\n" for a, b in rows))
     data = PairData(paths=(str(tmp_path / "a.tsv"),), length=32, batch=4)
-    training, held_out = pair_inputs.split(run(data=data))
+    training, held_out = seq2seq_inputs.split(run(data=data))
     assert [(each.source, each.target) for each in training + held_out] == rows[1:]
-    training, _ = pair_inputs.split(run(data=data, labelled=PairTables(text="target", label="source")))
+    training, _ = seq2seq_inputs.split(run(data=data, labelled=PairTables(text="target", label="source")))
     assert (training[0].source, training[0].target) == (GERMAN[0], ENGLISH[0])
 
 
@@ -83,7 +83,7 @@ def test_a_run_without_a_tokenizer_trains_one_on_both_sides(tmp_path: Path):
     english = [f"{line} the dog and the whale" for line in ENGLISH] * 20
     several = files(tmp_path, english, [f"{line} der hund" for line in GERMAN] * 20)
     tokenizer = dataclasses.replace(run().tokenizer, kind="sentencepiece", vocab=257)
-    found = pair_inputs.read(run(pairs=several, tokenizer=tokenizer), RunDir(tmp_path / "run"), tmp_path)
+    found = seq2seq_inputs.read(run(pairs=several, tokenizer=tokenizer), RunDir(tmp_path / "run"), tmp_path)
     assert found.tokenizer.kind == "sentencepiece"
     unknown = found.tokenizer.text_special_tokens.unk
     assert unknown not in found.tokenizer.encode("two dog der hund.")
@@ -97,7 +97,7 @@ def test_a_pair_is_a_source_and_a_target_with_their_ends(tmp_path: Path):
     asked = run(
         pairs=dataclasses.replace(files(tmp_path), prefix="translate"), data=PairData(length=32, target_length=24, batch=4)
     )
-    rows = pair_inputs.rows_of(pairs_of(ENGLISH[:2], GERMAN[:2]), asked, TOKENIZER)
+    rows = seq2seq_inputs.rows_of(pairs_of(ENGLISH[:2], GERMAN[:2]), asked, TOKENIZER)
     row = TextToText.builder(asked, TOKENIZER, dict)(np.random.default_rng(0), rows.row(1), rows.length)
     assert row["source"].tokens.shape == (32,) and row["tokens"].shape == row["targets"].shape == (24,)
     source, target = rows.row(1)[0].sides
@@ -113,7 +113,7 @@ PACKED = PairData(length=24, target_length=16, batch=4, pack=True)
 @given(st.lists(st.tuples(st.integers(1, 22), st.integers(1, 14)), min_size=1, max_size=40))
 def test_packing_overflows_neither_side_and_loses_nothing(sizes: list[tuple[int, int]]):
     examples = pairs_of(["a" * source for source, _ in sizes], ["b" * target for _, target in sizes])
-    rows = pair_inputs.rows_of(examples, run(data=PACKED), TOKENIZER)
+    rows = seq2seq_inputs.rows_of(examples, run(data=PACKED), TOKENIZER)
     build, seen = TextToText.builder(run(data=PACKED), TOKENIZER, dict), []
     for number in range(len(rows)):
         placed = rows.row(number)
@@ -129,7 +129,7 @@ def test_packing_overflows_neither_side_and_loses_nothing(sizes: list[tuple[int,
     assert sorted(seen) == [*range(len(sizes))]
     assert (
         rows.content_digest
-        == pair_inputs.rows_of(examples, run(data=dataclasses.replace(PACKED, pack=False)), TOKENIZER).content_digest
+        == seq2seq_inputs.rows_of(examples, run(data=dataclasses.replace(PACKED, pack=False)), TOKENIZER).content_digest
     )
     # First-fit: each pair is in the first row with room on both sides, the pairs before it being placed.
     room: list[list[int]] = []
@@ -143,10 +143,10 @@ def test_packing_overflows_neither_side_and_loses_nothing(sizes: list[tuple[int,
 
 
 def test_a_row_stays_open_as_long_as_there_are_not_too_many(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(pair_inputs, "OPEN", 2)
+    monkeypatch.setattr(seq2seq_inputs, "OPEN", 2)
     for sizes, rows in ((4, 5, 6, 5, 4), [0, 0, 1, 2, 1]), ((7, 8, 9, 3, 2), [0, 1, 2, 3, 3]):
         sides = [SourceTarget(np.zeros(size, np.int32), np.zeros(1, np.int32)) for size in sizes]
-        assert pair_inputs._packed(sides, (10, 10)).tolist() == rows
+        assert seq2seq_inputs._packed(sides, (10, 10)).tolist() == rows
 
 
 PACKINGS = ["none", *(pytest.param(f"{side} in one segment", marks=pytest.mark.planted) for side in ("sources", "targets"))]
@@ -170,7 +170,7 @@ def losses(net: Model, data: PairData, mutant: str) -> tuple[float, float]:
     """The summed loss of three pairs and their number of targets."""
     examples = pairs_of(["the whale", "abc def", "x"], ["ab", "the whale cd", "yz ab"])
     asked = run(net.config, data=data)
-    rows, build = pair_inputs.rows_of(examples, asked, TOKENIZER), TextToText.builder(asked, TOKENIZER, dict)
+    rows, build = seq2seq_inputs.rows_of(examples, asked, TOKENIZER), TextToText.builder(asked, TOKENIZER, dict)
     batch = jax.tree.map(jnp.asarray, next(in_order(rows, build, len(rows), np.arange(len(rows)))))
     if data.pack and "sources" in mutant:
         source = dataclasses.replace(batch.source, segments=jnp.minimum(batch.source.segments, 1))
@@ -189,7 +189,7 @@ def loss_of(net: Model) -> Any:
 
 def test_a_decoder_only_model_reads_the_source_first():
     alone = dataclasses.replace(T5, architecture="decoder")
-    rows = pair_inputs.rows_of(pairs_of(ENGLISH[:1], GERMAN[:1]), run(alone), TOKENIZER)
+    rows = seq2seq_inputs.rows_of(pairs_of(ENGLISH[:1], GERMAN[:1]), run(alone), TOKENIZER)
     row = TextToText.builder(run(alone), TOKENIZER, dict)(np.random.default_rng(0), rows.row(0), 32)
     source, target = rows.row(0)[0].sides
     assert "source" not in row and row["tokens"].shape == (64,)
@@ -237,7 +237,7 @@ def test_pairs_that_make_no_rows_are_refused(tmp_path: Path, name: str):
 def test_a_text_without_ids_is_refused():
     tokenizer = Tokenizer.train(["a zero-width space is a space"] * 5, 257, "sentencepiece")
     with pytest.raises(BadInput, match=r"^a:2: the tokenizer returns no ids for the target; fix it or remove the pair$"):
-        pair_inputs.rows_of(pairs_of(["a", "b"], ["a", "\u200b"]), run(), tokenizer)
+        seq2seq_inputs.rows_of(pairs_of(["a", "b"], ["a", "\u200b"]), run(), tokenizer)
 
 
 def test_long_pairs_are_cut_on_request(tmp_path: Path):
@@ -270,4 +270,4 @@ def test_files_that_do_not_go_together_are_refused(tmp_path: Path):
 
 def test_a_tokenizer_of_another_kind_is_refused():
     with pytest.raises(BadInput, match=r"--tokenizer.kind gpt: .*; choose sentencepiece"):
-        pair_inputs.rows_of(pairs_of(["a"], ["b"]), run(), Tokenizer.train(["ab"], 300))
+        seq2seq_inputs.rows_of(pairs_of(["a"], ["b"]), run(), Tokenizer.train(["ab"], 300))

@@ -19,10 +19,10 @@ from train.config.option_groups import Preferences
 from train.data.example_types import UnpairedPreference
 from train.data.text_files import Document
 from train.engine import device_mesh
-from train.inputs import completion_inputs, inspect_rows, unpaired_inputs
+from train.inputs import completion_inputs, inspect_rows, kto_inputs
 from train.objectives.feedback.kto import OBJECTIVE
+from train.rows.feedback.kto_rows import builder, encode_rows, mismatches
 from train.rows.feedback.preference_rows import Limits
-from train.rows.feedback.unpaired_rows import builder, encode_rows, mismatches
 from train.run.run_dir import RunDir
 from train.tokenizers.tokenizer import Tokenizer
 from zoo.batch import Batch
@@ -96,15 +96,15 @@ def test_examples_that_cannot_be_used_are_left_out_and_are_not_mismatched(name: 
 
 def test_without_a_reference_an_example_needs_no_other_one():
     run = tiny.run("kto", model=small("gpt").config, data=PreferenceData(length=12, batch=4), kto=Kto(reference="none"))
-    rows = unpaired_inputs.rows_of(of(("a", " b"), ("a", " c")), run, BYTES)
+    rows = kto_inputs.rows_of(of(("a", " b"), ("a", " c")), run, BYTES)
     assert [len(row.sides) for row in rows.rows] == [1, 1]
     with pytest.raises(BadInput, match="a:0: 16 tokens with the labelled completion, and a row has 12"):
-        unpaired_inputs.rows_of(of(("a", " long completion"[:14])), run, BYTES)
+        kto_inputs.rows_of(of(("a", " long completion"[:14])), run, BYTES)
 
 
-def rows_of(examples: list[UnpairedPreference]) -> unpaired_inputs.UnpairedRows:
+def rows_of(examples: list[UnpairedPreference]) -> kto_inputs.UnpairedRows:
     run = tiny.run("kto", model=small("gpt").config, data=PreferenceData(length=32, batch=4))
-    return unpaired_inputs.rows_of(examples, run, BYTES)
+    return kto_inputs.rows_of(examples, run, BYTES)
 
 
 def test_samples_have_both_labels_and_halves_of_one_label_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Any):
@@ -117,9 +117,9 @@ def test_samples_have_both_labels_and_halves_of_one_label_are_refused(monkeypatc
     monkeypatch.setattr(completion_inputs, "existing_tokenizer", lambda run, folder: BYTES)
     run = tiny.run("kto", model=small("gpt").config, data=PreferenceData(length=32, batch=4, paths=("a.jsonl",)))
     with pytest.raises(BadInput, match=r"--data.paths a.jsonl: all 4 held-out completions are undesired, and kto needs both"):
-        unpaired_inputs.read(run, RunDir(str(tmp_path)), tmp_path)
+        kto_inputs.read(run, RunDir(str(tmp_path)), tmp_path)
     halves[1] = halves[0]
-    data = unpaired_inputs.read(run, RunDir(str(tmp_path)), tmp_path)
+    data = kto_inputs.read(run, RunDir(str(tmp_path)), tmp_path)
     assert data.describe(run)["labels"] == "2 desired, 2 undesired; ratio with their weights 1"
     assert data.fingerprints()["held_out"] == data.held_out.content_digest and data.counts().sum() == data.training.text_size
     assert isinstance(data.rows.components[0].documents[0], Document)  # pyright: ignore[reportIndexIssue]
