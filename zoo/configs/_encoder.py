@@ -8,6 +8,7 @@ import dataclasses
 from typing import Any, Literal, TypeVar, get_args
 
 from zoo.configs import Activation, Compute, Exported, ModelConfig
+from zoo.configs._published_fields import Keys, read_fields, write_fields
 from zoo.errors import BadInput, require
 from zoo.hf.config_json import ACTIVATIONS, BOOKKEEPING, PublishedConfig, first_name
 
@@ -119,23 +120,17 @@ def read_config(
     rows = published.integer("max_position_embeddings", 512)
     if rows <= position_offset:
         raise published.wrong("max_position_embeddings", rows, f"the first token takes row {position_offset}")
-    dropout = published.number("hidden_dropout_prob", 0.1)
     entries = published.integer("vocab_size", vocab)
     published.check_padding(entries)
     return kind(
         vocab=entries,
         context=rows - position_offset,
-        layers=published.integer("num_hidden_layers", 12),
-        width=published.integer("hidden_size", 768),
-        heads=published.integer("num_attention_heads", 12),
-        ffn=published.integer("intermediate_size", 3072),
+        **read_fields(published, KEYS),
         types=published.integer("type_vocab_size", types),
         position_offset=position_offset,
         activation=published.choice("hidden_act", ACTIVATIONS, "gelu"),
         eps=published.number("layer_norm_eps", eps, decimal=True),
-        dropout=dropout,
-        attention_dropout=published.number("attention_probs_dropout_prob", 0.1),
-        head_dropout=published.number("classifier_dropout", dropout, nullable=True),
+        head_dropout=published.number("classifier_dropout", published.number("hidden_dropout_prob", 0.1), nullable=True),
         exported=exported(published, "hidden_act"),
         **head_fields(published),
     )
@@ -182,15 +177,10 @@ def config_entries(cfg: EncoderConfig) -> dict[str, Any]:
     return {
         "vocab_size": cfg.vocab,
         "max_position_embeddings": cfg.context + cfg.position_offset,
-        "num_hidden_layers": cfg.layers,
-        "hidden_size": cfg.width,
-        "num_attention_heads": cfg.heads,
-        "intermediate_size": cfg.ffn,
+        **write_fields(cfg, KEYS),
         "type_vocab_size": cfg.types,
         **cfg.exported.keys("initializer_range", "hidden_act", activation(cfg), ACTIVATIONS),
         "layer_norm_eps": cfg.eps,
-        "hidden_dropout_prob": cfg.dropout,
-        "attention_probs_dropout_prob": cfg.attention_dropout,
         "classifier_dropout": cfg.head_dropout,
         **label_entries(cfg),
         **COMPUTED,
@@ -222,6 +212,13 @@ def label_entries(cfg: BodyConfig) -> dict[str, Any]:
         return ids | names
     return ids | names | {"problem_type": MULTI_LABEL if cfg.multi_label else _single_label(cfg.labels)}
 
+
+KEYS: Keys = {
+    **{"layers": ("num_hidden_layers", 12), "width": ("hidden_size", 768)},
+    **{"heads": ("num_attention_heads", 12), "ffn": ("intermediate_size", 3072)},
+    **{"dropout": ("hidden_dropout_prob", 0.1), "attention_dropout": ("attention_probs_dropout_prob", 0.1)},
+}
+"""Keys that have the value of a field under another name, and the value of an absent key."""
 
 COMPUTED = {
     "position_embedding_type": "absolute",

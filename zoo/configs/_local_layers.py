@@ -5,6 +5,7 @@ Layer i is global where i is a multiple of the period, else it sees a window (Wa
 
 from typing import Any, Literal
 
+from zoo.configs._published_fields import Keys
 from zoo.errors import require
 from zoo.hf.config_json import PublishedConfig
 
@@ -68,3 +69,13 @@ def read_bases(published: PublishedConfig) -> dict[str, Any]:
 
 def _layer_types(layers: int, every: int) -> tuple[str, ...]:
     return tuple("sliding_attention" if layer % every else "full_attention" for layer in range(layers))
+
+
+KEYS: Keys = {
+    **{"vocab": ("vocab_size", 50_368), "context": ("max_position_embeddings", 8192), "layers": ("num_hidden_layers", 22)},
+    **{"width": ("hidden_size", 768), "heads": ("num_attention_heads", 12), "ffn": ("intermediate_size", 1152)},
+    "eps": ("norm_eps", 1e-5),
+    **{"dropout": ("embedding_dropout", 0.0), "attention_dropout": ("attention_dropout", 0.0)},
+    **{"mlp_dropout": ("mlp_dropout", 0.0), "head_dropout": ("classifier_dropout", 0.0)},
+}
+"""Keys that have the value of a field under another name, and the value of an absent key."""

@@ -5,6 +5,7 @@ from typing import Any
 
 from zoo.configs import Size
 from zoo.configs._encoder import EncoderConfig, activation, check_sides, exported, head_fields, label_entries
+from zoo.configs._published_fields import Keys, read_fields, write_fields
 from zoo.errors import BadInput
 from zoo.hf.config_json import ACTIVATIONS, BOOKKEEPING, PublishedConfig
 
@@ -40,19 +41,11 @@ def from_published(published: PublishedConfig) -> Config:
     published.without_effect(*BOOKKEEPING, *WITHOUT_EFFECT)
     dropout = published.number("dropout", 0.1)
     before_classifier, before_span = published.number("seq_classif_dropout", 0.2), published.number("qa_dropout", 0.1)
-    vocab = published.integer("vocab_size", 30_522)
-    published.check_padding(vocab)
+    published.check_padding(published.integer("vocab_size", 30_522))
     return Config(
-        vocab=vocab,
-        context=published.integer("max_position_embeddings", 512),
-        layers=published.integer("n_layers", 6),
-        width=published.integer("dim", 768),
-        heads=published.integer("n_heads", 12),
-        ffn=published.integer("hidden_dim", 3072),
+        **read_fields(published, KEYS),
         activation=published.choice("activation", ACTIVATIONS, "gelu"),
         eps=EPS,
-        dropout=dropout,
-        attention_dropout=published.number("attention_dropout", 0.1),
         head_dropout={"span": before_span, "tokens": dropout}.get(published.task, before_classifier),
         exported=exported(published, "activation"),
         **head_fields(published),
@@ -73,21 +66,21 @@ def to_published(config: Config) -> dict[str, Any]:
                 f"model.{field} {value}: a distilbert config.json can only express {only}; this model cannot be exported"
             )
     return {
-        "vocab_size": config.vocab,
-        "max_position_embeddings": config.context,
-        "n_layers": config.layers,
-        "dim": config.width,
-        "n_heads": config.heads,
-        "hidden_dim": config.ffn,
+        **write_fields(config, KEYS),
         **config.exported.keys("initializer_range", "activation", activation(config), ACTIVATIONS),
-        "dropout": config.dropout,
-        "attention_dropout": config.attention_dropout,
         # A classifier of tokens has the `dropout` of the layers in this type, whatever rate was used in training.
         "qa_dropout" if config.task == "span" else "seq_classif_dropout": config.head_dropout,
         **label_entries(config),
         **COMPUTED,
     }
 
+
+KEYS: Keys = {
+    **{"vocab": ("vocab_size", 30_522), "context": ("max_position_embeddings", 512), "layers": ("n_layers", 6)},
+    **{"width": ("dim", 768), "heads": ("n_heads", 12), "ffn": ("hidden_dim", 3072)},
+    **{"dropout": ("dropout", 0.1), "attention_dropout": ("attention_dropout", 0.1)},
+}
+"""Keys that have the value of a field under another name, and the value of an absent key."""
 
 ALIASES = {"hidden_size": "dim", "num_attention_heads": "n_heads", "num_hidden_layers": "n_layers"}
 """Other name of a key -> the key; in `transformers` the other name takes precedence."""

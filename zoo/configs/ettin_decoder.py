@@ -10,7 +10,8 @@ import dataclasses
 from typing import Any, get_args
 
 from zoo.configs import Activation, Compute, Exported, ModelConfig, Size
-from zoo.configs._local_layers import Attention, check_local_layers, pattern_after_first, read_bases, read_global_every
+from zoo.configs._local_layers import KEYS, Attention, check_local_layers, pattern_after_first, read_bases, read_global_every
+from zoo.configs._published_fields import read_fields, write_fields
 from zoo.configs._score_head import check_labels, label_entries, read_labels
 from zoo.errors import require
 from zoo.hf.config_json import ACTIVATIONS, BOOKKEEPING, PublishedConfig, first_name
@@ -103,21 +104,11 @@ def from_published(published: PublishedConfig) -> Config:
         # None of them may be null, as in the class of `transformers`.
         published.integer(key, 0, least=-vocab)
     return Config(
-        vocab=vocab,
-        context=published.integer("max_position_embeddings", 8192),
-        layers=layers,
-        width=published.integer("hidden_size", 768),
-        heads=published.integer("num_attention_heads", 12),
-        ffn=published.integer("intermediate_size", 1152),
+        **read_fields(published, KEYS),
         global_every=read_global_every(published, layers),
         window=_window(published),
         **read_bases(published),
         activation=published.choice("hidden_activation", ACTIVATIONS, "gelu"),
-        eps=published.number("norm_eps", 1e-5, decimal=True),
-        dropout=published.number("embedding_dropout", 0.0),
-        attention_dropout=published.number("attention_dropout", 0.0),
-        mlp_dropout=published.number("mlp_dropout", 0.0),
-        head_dropout=published.number("classifier_dropout", 0.0),
         labels=read_labels(published),
         exported=Exported(
             initializer=published.initializer("initializer_range"),
@@ -130,22 +121,12 @@ def to_published(config: Config) -> dict[str, Any]:
     """Return the entries of a config.json of type modernbert-decoder."""
     activation = first_name(ACTIVATIONS, config.activation)
     return {
-        "vocab_size": config.vocab,
-        "max_position_embeddings": config.context,
-        "num_hidden_layers": config.layers,
-        "hidden_size": config.width,
-        "num_attention_heads": config.heads,
-        "intermediate_size": config.ffn,
+        **write_fields(config, KEYS),
         "global_attn_every_n_layers": config.global_every,
         "local_attention": 2 * config.window,
         "global_rope_theta": config.global_base,
         "local_rope_theta": config.local_base,
         **config.exported.keys("initializer_range", "hidden_activation", activation, ACTIVATIONS),
-        "norm_eps": config.eps,
-        "embedding_dropout": config.dropout,
-        "attention_dropout": config.attention_dropout,
-        "mlp_dropout": config.mlp_dropout,
-        "classifier_dropout": config.head_dropout,
         # The tokenizer of an export sets it. It may not be null, and the default of `transformers` is not in a small vocabulary.
         "pad_token_id": min(PADDING, config.vocab - 1),
         **label_entries(config.labels),

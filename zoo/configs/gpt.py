@@ -8,6 +8,7 @@ import dataclasses
 from typing import Any, get_args
 
 from zoo.configs import Activation, AttentionPattern, Compute, Exported, ModelConfig, Size
+from zoo.configs._published_fields import Keys, read_fields, write_fields
 from zoo.configs._score_head import check_labels, label_entries, read_labels
 from zoo.errors import BadInput, require
 from zoo.hf.config_json import ACTIVATIONS, BOOKKEEPING, PublishedConfig, first_name
@@ -91,18 +92,10 @@ def from_published(published: PublishedConfig) -> Config:
     published.not_quantized()
     published.without_effect(*BOOKKEEPING, *WITHOUT_EFFECT)
     return Config(
-        vocab=published.integer("vocab_size", 50_257),
-        context=published.integer("n_positions", 1024),
-        layers=published.integer("n_layer", 12),
-        width=width,
-        heads=heads,
+        **read_fields(published, KEYS),
         head=width // heads,
         ffn=published.integer("n_inner", 4 * width, nullable=True),
         activation=published.choice("activation_function", ACTIVATIONS, "gelu_new"),
-        eps=published.number("layer_norm_epsilon", 1e-5, decimal=True),
-        dropout=published.number("resid_pdrop", 0.1),
-        embedding_dropout=published.number("embd_pdrop", 0.1),
-        attention_dropout=published.number("attn_pdrop", 0.1),
         labels=read_labels(published),
         exported=Exported(
             initializer=published.initializer("initializer_range"),
@@ -127,23 +120,23 @@ def to_published(config: Config) -> dict[str, Any]:
             f"{config.heads} x {config.head} is not {config.width}; this model cannot be exported"
         )
     return {
-        "vocab_size": config.vocab,
-        "n_positions": config.context,
-        "n_layer": config.layers,
-        "n_embd": config.width,
-        "n_head": config.heads,
+        **write_fields(config, KEYS),
         "n_inner": config.ffn,
         **config.exported.keys(
             "initializer_range", "activation_function", first_name(ACTIVATIONS, config.activation), ACTIVATIONS
         ),
-        "layer_norm_epsilon": config.eps,
-        "resid_pdrop": config.dropout,
-        "embd_pdrop": config.embedding_dropout,
-        "attn_pdrop": config.attention_dropout,
         **label_entries(config.labels),
         **COMPUTED,
     }
 
+
+KEYS: Keys = {
+    **{"vocab": ("vocab_size", 50_257), "context": ("n_positions", 1024)},
+    **{"layers": ("n_layer", 12), "width": ("n_embd", 768), "heads": ("n_head", 12)},
+    "eps": ("layer_norm_epsilon", 1e-5),
+    **{"dropout": ("resid_pdrop", 0.1), "embedding_dropout": ("embd_pdrop", 0.1), "attention_dropout": ("attn_pdrop", 0.1)},
+}
+"""Keys that have the value of a field under another name, and the value of an absent key."""
 
 ALIASES = {
     "hidden_size": "n_embd",

@@ -8,6 +8,7 @@ import dataclasses
 from typing import Any
 
 from zoo.configs import AttentionPattern, Compute, Exported, ModelConfig, Size
+from zoo.configs._published_fields import Keys, read_fields, write_fields
 from zoo.configs._score_head import check_labels, label_entries, read_labels
 from zoo.errors import require
 from zoo.hf.config_json import BOOKKEEPING, PublishedConfig
@@ -120,21 +121,10 @@ def from_published(published: PublishedConfig) -> Config:
         raise published.wrong("experts_per_token", other, f"num_experts_per_tok is {active}; remove one of the two keys")
     _check_layers(published, layers)
     return Config(
-        vocab=vocab,
-        context=published.integer("max_position_embeddings", 131_072),
-        layers=layers,
-        width=published.integer("hidden_size", 2880),
-        heads=published.integer("num_attention_heads", 64),
+        **read_fields(published, KEYS),
         kv_heads=published.integer("num_key_value_heads", 8),
-        head=published.integer("head_dim", 64),
-        ffn=published.integer("intermediate_size", 2880),
-        experts=published.integer("num_local_experts", 128),
-        active_experts=active,
-        window=published.integer("sliding_window", 128),
         limit=published.number("swiglu_limit", 7.0, decimal=True),
-        eps=published.number("rms_norm_eps", 1e-5, decimal=True),
         **_rotations(published),
-        attention_dropout=published.number("attention_dropout", 0.0),
         labels=read_labels(published),
         exported=Exported(initializer=published.initializer("initializer_range")),
     )
@@ -151,22 +141,11 @@ def to_published(config: Config) -> dict[str, Any]:
         "original_max_position_embeddings": config.original_context,
     }
     return {
-        "vocab_size": config.vocab,
-        "max_position_embeddings": config.context,
-        "num_hidden_layers": config.layers,
-        "hidden_size": config.width,
-        "num_attention_heads": config.heads,
+        **write_fields(config, KEYS),
         "num_key_value_heads": config.kv_heads,
-        "head_dim": config.head,
-        "intermediate_size": config.ffn,
-        "num_local_experts": config.experts,
-        "num_experts_per_tok": config.active_experts,
-        "sliding_window": config.window,
         "layer_types": _layer_types(config.layers),
         "swiglu_limit": config.limit,
-        "rms_norm_eps": config.eps,
         "rope_parameters": {"rope_theta": config.base, **scaling},
-        "attention_dropout": config.attention_dropout,
         **({} if config.exported.initializer is None else {"initializer_range": config.exported.initializer}),
         # The tokenizer of an export sets it.
         "pad_token_id": None,
@@ -225,6 +204,14 @@ def _rotations(published: PublishedConfig) -> dict[str, Any]:
     section.nothing_else()
     return fields
 
+
+KEYS: Keys = {
+    **{"vocab": ("vocab_size", 201_088), "context": ("max_position_embeddings", 131_072), "layers": ("num_hidden_layers", 36)},
+    **{"width": ("hidden_size", 2880), "heads": ("num_attention_heads", 64), "head": ("head_dim", 64)},
+    **{"ffn": ("intermediate_size", 2880), "experts": ("num_local_experts", 128), "active_experts": ("num_experts_per_tok", 4)},
+    **{"window": ("sliding_window", 128), "eps": ("rms_norm_eps", 1e-5), "attention_dropout": ("attention_dropout", 0.0)},
+}
+"""Keys that have the value of a field under another name, and the value of an absent key."""
 
 ALIASES = {"num_experts": "num_local_experts"}
 """Other names of keys, which take precedence in `transformers`."""

@@ -8,7 +8,8 @@ from typing import Any, Literal, get_args
 
 from zoo.configs import Size
 from zoo.configs._encoder import BodyConfig, activation, exported, head_fields, label_entries
-from zoo.configs._local_layers import Attention, check_local_layers, pattern_after_first, read_bases, read_global_every
+from zoo.configs._local_layers import KEYS, Attention, check_local_layers, pattern_after_first, read_bases, read_global_every
+from zoo.configs._published_fields import read_fields, write_fields
 from zoo.errors import require
 from zoo.hf.config_json import ACTIVATIONS, BOOKKEEPING, PublishedConfig
 
@@ -80,21 +81,11 @@ def from_published(published: PublishedConfig) -> Config:
     vocab, layers = published.integer("vocab_size", 50_368), published.integer("num_hidden_layers", 22)
     published.check_padding(vocab, PADDING)
     return Config(
-        vocab=vocab,
-        context=published.integer("max_position_embeddings", 8192),
-        layers=layers,
-        width=published.integer("hidden_size", 768),
-        heads=published.integer("num_attention_heads", 12),
-        ffn=published.integer("intermediate_size", 1152),
+        **read_fields(published, KEYS),
         global_every=read_global_every(published, layers),
         local_window=published.integer("local_attention", 128, least=2),
         **read_bases(published),
         activation=published.choice("hidden_activation", ACTIVATIONS, "gelu"),
-        eps=published.number("norm_eps", 1e-5, decimal=True),
-        dropout=published.number("embedding_dropout", 0.0),
-        attention_dropout=published.number("attention_dropout", 0.0),
-        mlp_dropout=published.number("mlp_dropout", 0.0),
-        head_dropout=published.number("classifier_dropout", 0.0),
         pooling=published.choice("classifier_pooling", {"cls": "cls", "mean": "mean"}, "cls"),
         exported=exported(published, "hidden_activation"),
         **head_fields(published),
@@ -104,22 +95,12 @@ def from_published(published: PublishedConfig) -> Config:
 def to_published(config: Config) -> dict[str, Any]:
     """Return the entries of a config.json of type modernbert, with the keys of the released files."""
     return {
-        "vocab_size": config.vocab,
-        "max_position_embeddings": config.context,
-        "num_hidden_layers": config.layers,
-        "hidden_size": config.width,
-        "num_attention_heads": config.heads,
-        "intermediate_size": config.ffn,
+        **write_fields(config, KEYS),
         "global_attn_every_n_layers": config.global_every,
         "local_attention": config.local_window,
         "global_rope_theta": config.global_base,
         "local_rope_theta": config.local_base,
         **config.exported.keys("initializer_range", "hidden_activation", activation(config), ACTIVATIONS),
-        "norm_eps": config.eps,
-        "embedding_dropout": config.dropout,
-        "attention_dropout": config.attention_dropout,
-        "mlp_dropout": config.mlp_dropout,
-        "classifier_dropout": config.head_dropout,
         "classifier_pooling": config.pooling,
         # The tokenizer of an export sets it; the default of `transformers` would be outside a smaller vocabulary.
         "pad_token_id": None,

@@ -8,6 +8,7 @@ from typing import Any
 
 from zoo.configs import Size
 from zoo.configs._encoder import BodyConfig, Initializer, activation, exported, head_fields, label_entries
+from zoo.configs._published_fields import Keys, read_fields, write_fields
 from zoo.errors import BadInput, require
 from zoo.hf.config_json import ACTIVATIONS, BOOKKEEPING, PublishedConfig
 
@@ -71,20 +72,12 @@ def from_published(published: PublishedConfig) -> Config:
         published.only(key, value)
     published.not_quantized()
     published.without_effect(*BOOKKEEPING, *WITHOUT_EFFECT)
-    dropout = published.number("dropout", 0.1)
     if (first := published.number("summary_first_dropout", 0.0)) != 0:
         raise published.wrong("summary_first_dropout", first, "this family computes 0")
     config = Config(
-        vocab=published.integer("vocab_size", 32_000),
-        layers=published.integer("n_layer", 24),
-        width=published.integer("d_model", 1024),
-        heads=published.integer("n_head", 16),
-        ffn=published.integer("d_inner", 4096),
+        **read_fields(published, KEYS),
         activation=published.choice("ff_activation", ACTIVATIONS, "gelu"),
-        eps=published.number("layer_norm_eps", 1e-12, decimal=True),
-        dropout=dropout,
-        attention_dropout=dropout,
-        head_dropout=published.number("summary_last_dropout", 0.1),
+        attention_dropout=published.number("dropout", 0.1),
         memory=published.integer("mem_len", 0, least=0, nullable=True),
         reuse=published.integer("reuse_len", 0, least=0, nullable=True),
         exported=exported(published, "ff_activation"),
@@ -107,22 +100,22 @@ def to_published(config: Config) -> dict[str, Any]:
             f"model.dropout is {config.dropout}; this model cannot be exported"
         )
     return {
-        "vocab_size": config.vocab,
-        "n_layer": config.layers,
-        "d_model": config.width,
-        "n_head": config.heads,
+        **write_fields(config, KEYS),
         "d_head": config.head,
-        "d_inner": config.ffn,
         **config.exported.keys("initializer_range", "ff_activation", activation(config), ACTIVATIONS),
-        "layer_norm_eps": config.eps,
-        "dropout": config.dropout,
-        "summary_last_dropout": config.head_dropout,
         "mem_len": config.memory or None,
         "reuse_len": config.reuse or None,
         **label_entries(config),
         **COMPUTED,
     }
 
+
+KEYS: Keys = {
+    **{"vocab": ("vocab_size", 32_000), "layers": ("n_layer", 24), "width": ("d_model", 1024)},
+    **{"heads": ("n_head", 16), "ffn": ("d_inner", 4096), "eps": ("layer_norm_eps", 1e-12)},
+    **{"dropout": ("dropout", 0.1), "head_dropout": ("summary_last_dropout", 0.1)},
+}
+"""Keys that have the value of a field under another name, and the value of an absent key."""
 
 ALIASES = {
     "n_token": "vocab_size",
