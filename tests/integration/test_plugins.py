@@ -138,6 +138,28 @@ def test_a_recipe_that_returns_no_run_of_its_name_is_refused(tmp_path: Path) -> 
                 recipes.recipe_run(name, "")
 
 
+WRONG_FAMILIES = {
+    "bag_model.py": ("FAMILY = Family(", "FAMILY = dict(", "bag_model:FAMILY is a dict; expected a zoo.nn.family.Family"),
+    "bag_config.py": (
+        "class Config(ModelConfig)",
+        "class Config",
+        "bag_config is a module; expected .* derived from zoo",
+    ),
+}
+
+
+@pytest.mark.planted
+@pytest.mark.parametrize("file", WRONG_FAMILIES)
+def test_a_family_of_another_type_is_refused(file: str, tmp_path: Path) -> None:
+    right, wrong, refusal = WRONG_FAMILIES[file]
+    module = write_example(tmp_path) / "zoo_example" / file
+    assert right in module.read_text()
+    # The checks of sizes are `ModelConfig`'s.
+    module.write_text(module.read_text().replace(right, wrong).replace("self.check_fields()", "pass"))
+    with installed(tmp_path), pytest.raises(BadInput, match=rf"^model family 'bag' of zoo-example 0\.1: zoo_example\.{refusal}"):
+        models.family("bag")
+
+
 WRONG_OBJECTIVES = {
     "another name": ('objective = "other"', "OPTIONS = Mine"),
     "a field of a run": ('objective = "mine"\n    steps: int = 3', "OPTIONS = Mine"),

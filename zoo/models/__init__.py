@@ -118,11 +118,12 @@ class Model:
     ) -> Output:
         """Return the hidden states of a batch; `seeds` enables dropout.
 
-        With a cache, those of T more tokens of each row, and the cache with them as `Output.cache`. A prompt is read in one call.
-        Tokens of segment 0 are padding, which no token sees; rows of different lengths are padded on the left. Positions are
-        those within each row; without segments and positions all tokens are real, and their positions are their slots. The first
-        call of an encoder-decoder has `batch.source`; the cache stores it for the later calls. The caller must ensure that
-        `Cache.at` + T does not exceed the number of slots: JAX would silently overwrite the last ones.
+        With a cache, those of T more tokens of each row, and the cache with them as `Output.cache`; those that predict the token
+        after each are `zoo.nn.task_heads.predictions`. A prompt is read in one call. Tokens of segment 0 are padding, which no
+        token sees; rows of different lengths are padded on the left. Positions are those within each row; without segments and
+        positions all tokens are real, and their positions are their slots. The first call of an encoder-decoder has
+        `batch.source`; the cache stores it for the later calls. The caller must ensure that `Cache.at` + T does not exceed the
+        number of slots: JAX would silently overwrite the last ones.
 
         On one CPU device generation calls it with `zoo.ops.split_layers.split_layers(params)`, whose stacks are tuples of
         layers and whose kernels are `OutputMajor`: `zoo.nn.layer_stack.run_stack` and `zoo.nn.layers.Linear` take both forms. The

@@ -35,6 +35,7 @@ from zoo import configs, models, sharding
 from zoo.attention import attention
 from zoo.attention.masks import Mask
 from zoo.batch import Batch, Output
+from zoo.errors import BadInput
 from zoo.models import Model
 from zoo.nn import kv_cache, layer_stack, layers
 from zoo.nn.family import Family
@@ -59,6 +60,13 @@ def test_the_interface_of_a_family(family: str) -> None:
     assert all(type(size.config) is numbers.Config and size.objective in own.objectives for size in numbers.SIZES.values())
     with pytest.raises(dataclasses.FrozenInstanceError):
         next(iter(numbers.SIZES.values())).config.layers = 1
+
+
+@pytest.mark.planted
+def test_a_cache_is_refused_by_a_family_that_has_none() -> None:
+    cache = small("gpt").init_cache(1, 8, jnp.float32)
+    with pytest.raises(BadInput, match=r"^bert does not generate text; these do: ettin_decoder, gpt, "):
+        small("bert").apply({}, row(4), cache=cache)
 
 
 LITERALS = {
