@@ -20,7 +20,7 @@ from zoo.hf.param_name_types import ParamName
 from zoo.nn import encoder, task_heads
 from zoo.nn.encoder import DENSE, initializer, linear
 from zoo.nn.family import Family
-from zoo.nn.kv_cache import Cache, check_length, self_mask
+from zoo.nn.kv_cache import check_length, self_mask
 from zoo.nn.layer_stack import Layer, init_stack
 from zoo.nn.layers import LayerNorm, Seeds, fold_seeds, layer_norm, params_of
 from zoo.nn.modernbert_layer import DEVIATION, Block, Embeddings, embedded, output_deviation, rotations, run_layers
@@ -46,7 +46,7 @@ def init(cfg: Config, key: Array) -> dict[str, Any]:
 
 
 def apply(
-    cfg: Config, params: dict[str, Any], batch: Batch, *, cache: Cache | None = None, seeds: Seeds = None, carry: Any = None
+    cfg: Config, params: dict[str, Any], batch: Batch, *, cache: None = None, seeds: Seeds = None, carry: Any = None
 ) -> Output:
     """Return the hidden states after the final norm, [B, T, D], and the means of sequences where the head takes them.
 
@@ -69,31 +69,12 @@ def apply(
     return Output(hidden=hidden, summaries=_means(hidden, batch) if _pools(cfg) else None)
 
 
-def unembed(cfg: Config, params: dict[str, Any], hidden: Float[Array, "*B D"]) -> Float[Array, "*B rows"]:
-    """Return float32 logits of masked words; rows >= cfg.vocab are padding and get no probability."""
-    return task_heads.masked_logits(cfg, task_heads.find_head(HEADS, cfg), params, hidden)
-
-
-def sequence_logits(
-    cfg: Config, params: dict[str, Any], hidden: Float[Array, "B Q D"], *, seeds: Seeds = None
-) -> Float[Array, "B Q O"]:
-    """Return float32 logits of sequences from their summaries; see `zoo.nn.task_heads`."""
-    return task_heads.sequence_logits(cfg, task_heads.find_head(HEADS, cfg), params, hidden, seeds)
-
-
-def token_logits(
-    cfg: Config, params: dict[str, Any], hidden: Float[Array, "B T D"], *, seeds: Seeds = None
-) -> Float[Array, "B T O"]:
-    """Return float32 logits of tokens: of their labels, or of the ends of a span."""
-    return task_heads.token_logits(cfg, task_heads.find_head(HEADS, cfg), params, hidden, seeds)
-
-
 def flops(cfg: Config, batch: Batch) -> float:
     """Return the matrix-product FLOPs of a forward pass with its head; attention counts in full, T x T, in local layers too."""
     tokens, length = float(math.prod(batch.tokens.shape)), batch.tokens.shape[-1]
     products = 2.0 * tokens * cfg.layers * (4 * cfg.width * cfg.width + 3 * cfg.width * cfg.ffn)
     attention = 4.0 * cfg.layers * tokens * length * cfg.width
-    return products + attention + task_heads.flops(cfg, task_heads.find_head(HEADS, cfg), batch)
+    return products + attention + task_heads.flops(HEADS, cfg, batch)
 
 
 def _block(cfg: Config, *, first: bool = False) -> Callable[[nnx.Rngs], Block]:
@@ -158,10 +139,10 @@ HEADS: dict[Task, Head] = {
 FAMILY = Family(
     init=init,
     apply=apply,
-    unembed=unembed,
+    unembed=functools.partial(task_heads.masked_logits, HEADS),
     flops=flops,
-    sequence_logits=sequence_logits,
-    token_logits=token_logits,
+    sequence_logits=functools.partial(task_heads.sequence_logits, HEADS),
+    token_logits=functools.partial(task_heads.token_logits, HEADS),
     objectives=("masked", "classification", "tagging", "span", "choice", "preference"),
     names=encoder.published_names(HEADS, "model.", BODY, tied={"decoder.weight": "embed/tokens/embedding"}),
     padded={"embed/tokens/embedding": "vocab", "masked/bias": "vocab"},

@@ -152,25 +152,6 @@ def grow_cache(cfg: Config, params: dict[str, Any], cache: DistanceCache, length
     return dataclasses.replace(add_slots(cache, length), distances=_every_distance(cfg, params, length))
 
 
-def unembed(cfg: Config, params: dict[str, Any], hidden: Float[Array, "*B D"]) -> Float[Array, "*B rows"]:
-    """Return float32 logits from the tied embedding and a bias; rows >= cfg.vocab are padding and get no probability."""
-    return task_heads.word_logits(cfg, params, hidden)
-
-
-def sequence_logits(
-    cfg: Config, params: dict[str, Any], hidden: Float[Array, "B Q D"], *, seeds: Seeds = None
-) -> Float[Array, "B Q O"]:
-    """Return float32 logits of sequences, each from its <cls>, the last token, at `batch.summary_at`; see `zoo.nn.task_heads`."""
-    return task_heads.sequence_logits(cfg, task_heads.find_head(HEADS, cfg), params, hidden, seeds)
-
-
-def token_logits(
-    cfg: Config, params: dict[str, Any], hidden: Float[Array, "B T D"], *, seeds: Seeds = None
-) -> Float[Array, "B T O"]:
-    """Return float32 logits of tokens: of their labels, or of the ends of a span."""
-    return task_heads.token_logits(cfg, task_heads.find_head(HEADS, cfg), params, hidden, seeds)
-
-
 def flops(cfg: Config, batch: Batch) -> float:
     """Return the matrix-product FLOPs of a forward pass with its head; attention counts in full, over all distances.
 
@@ -183,7 +164,7 @@ def flops(cfg: Config, batch: Batch) -> float:
     square = cfg.width * cfg.width
     products = rows * (queries * (2 * square + 2 * cfg.width * cfg.ffn) + slots * 2 * square) + distances * square
     scores = rows * queries * cfg.width * (2 * slots + parts * distances + (0 if batch.types is None else 2))
-    return 2.0 * cfg.layers * (products + scores) + task_heads.flops(cfg, task_heads.find_head(HEADS, cfg), batch)
+    return 2.0 * cfg.layers * (products + scores) + task_heads.flops(HEADS, cfg, batch)
 
 
 # --- the streams ----------------------------------------------------------------------------------------------------------------
@@ -329,12 +310,12 @@ HEADS: dict[Task, Head] = {
 FAMILY = Family(
     init=init,
     apply=apply,
-    unembed=unembed,
+    unembed=task_heads.word_logits,
     flops=flops,
     init_cache=init_cache,
     grow_cache=grow_cache,
-    sequence_logits=sequence_logits,
-    token_logits=token_logits,
+    sequence_logits=functools.partial(task_heads.sequence_logits, HEADS),
+    token_logits=functools.partial(task_heads.token_logits, HEADS),
     init_carry=init_carry,
     objectives=("permutation", "classification", "tagging", "span", "choice", "preference"),
     names=encoder.published_names(HEADS, "transformer.", BODY, tied={"lm_loss.weight": "embed/tokens/embedding"}),

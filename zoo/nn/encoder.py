@@ -1,6 +1,5 @@
 """The body of BERT, RoBERTa and DistilBERT: Vaswani et al.'s encoder with norms after each sub-layer and learned positions."""
 
-import dataclasses
 import functools
 import math
 from collections.abc import Mapping
@@ -12,11 +11,11 @@ from jaxtyping import Array, Float
 
 from zoo.attention.masks import Mask
 from zoo.batch import Batch, Output
-from zoo.configs._encoder import BodyConfig, EncoderConfig, Task
+from zoo.configs._encoder import BodyConfig, EncoderConfig
 from zoo.hf.param_name_types import ParamName, ParamNames
 from zoo.nn import task_heads
 from zoo.nn.family import Family
-from zoo.nn.kv_cache import Cache, check_length, self_mask
+from zoo.nn.kv_cache import check_length, self_mask
 from zoo.nn.layer_stack import Layer, init_stack, run_stack
 from zoo.nn.layers import (
     Embed,
@@ -31,92 +30,61 @@ from zoo.nn.layers import (
     lookup,
     params_of,
 )
-from zoo.nn.task_heads import Head
+from zoo.nn.task_heads import Heads
 from zoo.sharding import BATCH, constrain
 
 EMBEDDING_SITE, ATTENTION_SITE, RESIDUAL_SITE, MLP_SITE = range(4)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Functions:
-    """The functions of a family that has this body and the heads of a table."""
-
-    heads: Mapping[Task, Head]
-
-    def head(self, cfg: EncoderConfig) -> Head:
-        """Return the head of a model; see `zoo.nn.task_heads.find_head`."""
-        return task_heads.find_head(self.heads, cfg)
-
-    def init(self, cfg: EncoderConfig, key: Array) -> dict[str, Any]:
-        """Return new parameters: kernels and tables of deviation 0.02 (Devlin et al. 2019, code), biases 0, scales 1."""
-        embed_key, layers_key, head_key = jax.random.split(key, 3)
-        return {
-            "embed": params_of(Embeddings(cfg, nnx.Rngs(embed_key))),
-            "layers": init_stack(lambda rngs: Block(cfg, rngs), layers_key, cfg.layers),
-            **params_of(task_heads.HeadParams(cfg, self.head(cfg), initializer(cfg), nnx.Rngs(head_key))),
-        }
-
-    def apply(
-        self,
-        cfg: EncoderConfig,
-        params: dict[str, Any],
-        batch: Batch,
-        *,
-        cache: Cache | None = None,
-        seeds: Seeds = None,
-        carry: Any = None,
-    ) -> Output:
-        """Return the hidden states after the last norm, [B, T, D]. `seeds`, u32[B, 2], enables dropout.
-
-        Raises:
-            ValueError: a row longer than the learned positions.
-        """
-        check_length(batch, cfg.context)
-        mask = self_mask(batch, causal=cfg.causal)
-
-        def body(block: Block, x: Array, layer: Layer) -> tuple[Array, None]:
-            return constrain(block(x, mask, fold_seeds(seeds, layer.index + 1)), BATCH), None
-
-        x = dropout(_embed(cfg, params["embed"], batch), cfg.dropout, seeds, EMBEDDING_SITE)
-        x, _ = run_stack(functools.partial(Block, cfg), params["layers"], body, x, compute=cfg.compute)
-        return Output(hidden=x)
-
-    def unembed(self, cfg: EncoderConfig, params: dict[str, Any], hidden: Float[Array, "*B D"]) -> Float[Array, "*B rows"]:
-        """Return float32 logits of masked words; rows >= cfg.vocab are padding and get no probability."""
-        return task_heads.masked_logits(cfg, self.head(cfg), params, hidden)
-
-    def sequence_logits(
-        self, cfg: EncoderConfig, params: dict[str, Any], hidden: Float[Array, "B Q D"], *, seeds: Seeds = None
-    ) -> Float[Array, "B Q O"]:
-        """Return float32 logits of sequences, or of next sentence; see `zoo.nn.task_heads`."""
-        return task_heads.sequence_logits(cfg, self.head(cfg), params, hidden, seeds)
-
-    def token_logits(
-        self, cfg: EncoderConfig, params: dict[str, Any], hidden: Float[Array, "B T D"], *, seeds: Seeds = None
-    ) -> Float[Array, "B T O"]:
-        """Return float32 logits of tokens: of their labels, or of the ends of a span."""
-        return task_heads.token_logits(cfg, self.head(cfg), params, hidden, seeds)
-
-    def flops(self, cfg: EncoderConfig, batch: Batch) -> float:
-        """Return the matrix-product FLOPs of a forward pass with its head; attention counts in full, T x T."""
-        tokens, length = float(math.prod(batch.tokens.shape)), batch.tokens.shape[-1]
-        products = 2.0 * tokens * cfg.layers * (4 * cfg.width * cfg.width + 2 * cfg.width * cfg.ffn)
-        attention = 4.0 * cfg.layers * tokens * length * cfg.width
-        return products + attention + task_heads.flops(cfg, self.head(cfg), batch)
-
-
-def encoder_family(heads: Mapping[Task, Head], **tables: Any) -> Family:
+def encoder_family(heads: Heads, **tables: Any) -> Family:
     """Return a family that has this body and these heads, with the tables of a `Family`."""
-    own = _Functions(heads)
     return Family(
-        init=own.init,
-        apply=own.apply,
-        unembed=own.unembed,
-        flops=own.flops,
-        sequence_logits=own.sequence_logits,
-        token_logits=own.token_logits,
+        init=functools.partial(init, heads),
+        apply=apply,
+        unembed=functools.partial(task_heads.masked_logits, heads),
+        flops=functools.partial(flops, heads),
+        sequence_logits=functools.partial(task_heads.sequence_logits, heads),
+        token_logits=functools.partial(task_heads.token_logits, heads),
         **tables,
     )
+
+
+def init(heads: Heads, cfg: EncoderConfig, key: Array) -> dict[str, Any]:
+    """Return new parameters: kernels and tables of deviation 0.02 (Devlin et al. 2019, code), biases 0, scales 1."""
+    embed_key, layers_key, head_key = jax.random.split(key, 3)
+    head = task_heads.find_head(heads, cfg)
+    return {
+        "embed": params_of(Embeddings(cfg, nnx.Rngs(embed_key))),
+        "layers": init_stack(lambda rngs: Block(cfg, rngs), layers_key, cfg.layers),
+        **params_of(task_heads.HeadParams(cfg, head, initializer(cfg), nnx.Rngs(head_key))),
+    }
+
+
+def apply(
+    cfg: EncoderConfig, params: dict[str, Any], batch: Batch, *, cache: None = None, seeds: Seeds = None, carry: Any = None
+) -> Output:
+    """Return the hidden states after the last norm, [B, T, D]. `seeds`, u32[B, 2], enables dropout.
+
+    Raises:
+        ValueError: a row longer than the learned positions.
+    """
+    check_length(batch, cfg.context)
+    mask = self_mask(batch, causal=cfg.causal)
+
+    def body(block: Block, x: Array, layer: Layer) -> tuple[Array, None]:
+        return constrain(block(x, mask, fold_seeds(seeds, layer.index + 1)), BATCH), None
+
+    x = dropout(_embed(cfg, params["embed"], batch), cfg.dropout, seeds, EMBEDDING_SITE)
+    x, _ = run_stack(functools.partial(Block, cfg), params["layers"], body, x, compute=cfg.compute)
+    return Output(hidden=x)
+
+
+def flops(heads: Heads, cfg: EncoderConfig, batch: Batch) -> float:
+    """Return the matrix-product FLOPs of a forward pass with its head; attention counts in full, T x T."""
+    tokens, length = float(math.prod(batch.tokens.shape)), batch.tokens.shape[-1]
+    products = 2.0 * tokens * cfg.layers * (4 * cfg.width * cfg.width + 2 * cfg.width * cfg.ffn)
+    attention = 4.0 * cfg.layers * tokens * length * cfg.width
+    return products + attention + task_heads.flops(heads, cfg, batch)
 
 
 class Embeddings(nnx.Module):
@@ -177,7 +145,7 @@ DENSE = "o i -> i o"
 
 
 def published_names(
-    table: Mapping[Task, Head],
+    table: Heads,
     prefix: str,
     body: tuple[ParamName, ...],
     *,

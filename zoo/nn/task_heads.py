@@ -63,15 +63,18 @@ class Head:
         return frozenset(leaf.split("/")[0] for leaf in self.leaves)
 
 
-def find_head(table: Mapping[Task, Head], cfg: BodyConfig) -> Head:
-    """Return the head of a model, from the table of its family.
+Heads = Mapping[Task, Head]
+
+
+def find_head(heads: Heads, cfg: BodyConfig) -> Head:
+    """Return the head of a model, from those of its family.
 
     Raises:
         BadInput: the family has no head for that task.
     """
-    if cfg.task not in table:
-        raise BadInput(f"model.task {cfg.task}: this family has no such head; choose one of {', '.join(table)}")
-    return table[cfg.task]
+    if cfg.task not in heads:
+        raise BadInput(f"model.task {cfg.task}: this family has no such head; choose one of {', '.join(heads)}")
+    return heads[cfg.task]
 
 
 def outputs(cfg: BodyConfig) -> int:
@@ -154,14 +157,14 @@ def summaries(out: Output, batch: Batch) -> Float[Array, "B Q D"]:
     return out.hidden[:, :1] if batch.summary_at is None else gather(out.hidden, batch.summary_at)
 
 
-def masked_logits(cfg: BodyConfig, head: Head, params: dict[str, Any], hidden: Float[Array, "*B D"]) -> Float[Array, "*B rows"]:
+def masked_logits(heads: Heads, cfg: BodyConfig, params: dict[str, Any], hidden: Float[Array, "*B D"]) -> Float[Array, "*B rows"]:
     """Return float32 logits of the words at hidden states; rows >= cfg.vocab are padding and get no probability.
 
     Raises:
         ValueError: the model has no such head.
     """
     part = _part(params, "masked", cfg)
-    x = ACTIVATIONS[head.masked_activation or cfg.activation](_apply(part["dense"], hidden))
+    x = ACTIVATIONS[find_head(heads, cfg).masked_activation or cfg.activation](_apply(part["dense"], hidden))
     x = _normed(part, x, cfg)
     return tied_logits(x, params["embed"]["tokens"]["embedding"], cfg.vocab) + part["bias"].astype(jnp.float32)
 
@@ -177,13 +180,14 @@ def word_logits(cfg: BodyConfig, params: dict[str, Any], hidden: Float[Array, "*
 
 
 def sequence_logits(
-    cfg: BodyConfig, head: Head, params: dict[str, Any], hidden: Float[Array, "B Q D"], seeds: Seeds = None
+    heads: Heads, cfg: BodyConfig, params: dict[str, Any], hidden: Float[Array, "B Q D"], *, seeds: Seeds = None
 ) -> Float[Array, "B Q O"]:
     """Return float32 logits of sequences from the hidden states of their summaries, or of next sentence (0: it is, 1: it is not).
 
     Raises:
         ValueError: the model has no head for sequences.
     """
+    head = find_head(heads, cfg)
     last = _part(params, "next" if "next" in params else "classifier", cfg)
     seeds = fold_seeds(seeds, cfg.layers + 1)
     if head.drops_hidden:
@@ -195,13 +199,14 @@ def sequence_logits(
 
 
 def token_logits(
-    cfg: BodyConfig, head: Head, params: dict[str, Any], hidden: Float[Array, "B T D"], seeds: Seeds = None
+    heads: Heads, cfg: BodyConfig, params: dict[str, Any], hidden: Float[Array, "B T D"], *, seeds: Seeds = None
 ) -> Float[Array, "B T O"]:
     """Return float32 logits of each token: of its label, or of being the first and the last of a span.
 
     Raises:
         ValueError: the model has no head for tokens.
     """
+    head = find_head(heads, cfg)
     if "dense" in params:
         hidden = _dense(cfg, head, params["dense"], hidden)
     if head.drops:
@@ -209,11 +214,11 @@ def token_logits(
     return _apply(_part(params, "classifier", cfg), hidden).astype(jnp.float32)
 
 
-def flops(cfg: BodyConfig, head: Head, batch: Batch) -> float:
+def flops(heads: Heads, cfg: BodyConfig, batch: Batch) -> float:
     """Return the matrix-product FLOPs of a head over a batch: of words at the predicted positions, and of the labels' outputs."""
     *rows, length = batch.tokens.shape
     sequences = math.prod(rows) * (1 if batch.summary_at is None else batch.summary_at.shape[-1])
-    dense, total = 2.0 * cfg.width * cfg.width, 0.0
+    head, dense, total = find_head(heads, cfg), 2.0 * cfg.width * cfg.width, 0.0
     if head.parts & {"masked", "unembed"}:
         predicted = math.prod(rows) * (length if batch.predicted_positions is None else batch.predicted_positions.shape[-1])
         total += predicted * (dense * ("masked" in head.parts) + 2.0 * cfg.width * cfg.vocab)
