@@ -85,11 +85,13 @@ def apply(
         ValueError: a query stream without an order, or more tokens than the cache has slots.
     """
     batch, cache = append_tokens(batch, cache)
-    carry, length = carry or None, batch.tokens.shape[1]
+    carry, length = carry if carry and cache is None else None, batch.tokens.shape[1]
     content, query, key_types = _streams(batch, cache, carry)
     sign = None if batch.backward is None else jnp.where(batch.backward, -1.0, 1.0)
-    slots = length if carry is None else carry["hidden"].shape[2] + length
-    encodings = positions.relative_sinusoids(slots - 1, slots + length, cfg.width)
+    encodings: Any = None
+    if cache is None:
+        slots = length if carry is None else carry["hidden"].shape[2] + length
+        encodings = positions.relative_sinusoids(slots - 1, slots + length, cfg.width)
     reused = min(cfg.reuse or length, length)
     content_seeds, query_seeds = fold_seeds(seeds, CONTENT), fold_seeds(seeds, QUERY)
 
