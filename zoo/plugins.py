@@ -106,7 +106,7 @@ def owner(group: str, name: str) -> str:
     return next((entry for entry in names(group) if f"{name}-".startswith(f"{entry}-")), "")
 
 
-def find(group: str, name: str, own: Collection[str]) -> Plugin | None:
+def find_plugin(group: str, name: str, own: Collection[str]) -> Plugin | None:
     """Return the plug-in with a name; None if the name is one of the zoo's `own`, or if there is none.
 
     Raises:
@@ -129,13 +129,13 @@ def check_name(group: str, name: str, own: Sequence[str], key: str) -> None:
     Raises:
         BadInput: there is no such name, with the nearest and all; or two distributions have it.
     """
-    if name not in own and find(group, name, own) is None:
+    if name not in own and find_plugin(group, name, own) is None:
         near = difflib.get_close_matches(name, [*own, *names(group)], n=1, cutoff=0.0)[0]
         choices = ", ".join([*own, *described(group)])
         raise BadInput(f"--{key} {name}: choose {choices}; the nearest is {near}")
 
 
-def load(plugin: Plugin, expected: str, fits: Callable[[Any], bool]) -> Any:
+def load_plugin(plugin: Plugin, expected: str, fits: Callable[[Any], bool]) -> Any:
     """Return the object of a plug-in, which is imported by the first call.
 
     Args:

@@ -33,7 +33,7 @@ CHUNK = 1 << 24
 """Number of elements that are checked at once when a tensor is searched for infinities and NaN."""
 
 
-def load(folder: Path, mesh: Mesh, notify: Callable[[str], None] = lambda line: None) -> tuple[Any, dict[str, Any]]:
+def load_published(folder: Path, mesh: Mesh, notify: Callable[[str], None] = lambda line: None) -> tuple[Any, dict[str, Any]]:
     """Return (configuration, parameters) of a folder of published weights: float32, each shard read directly onto its device.
 
     `notify` is called with a line for whatever is not used: keys of config.json that this version does not know, idle tensors.

@@ -89,12 +89,12 @@ def permit(names: Iterable[str]) -> None:
 
 
 def key_of(name: Reference) -> str:
-    """Return what `permit` and `check` call a reference: a reward function or an address as it is in a command."""
+    """Return what `permit` and `check_trusted` call a reference: a reward function or an address as it is in a command."""
     return f"{name.kind} {name.name} {name.origin}" if name.is_code and name.kind != REWARD else name.name
 
 
 def admit(references: References, needed: Collection[str] = ()) -> None:
-    """Permit what a folder names if the user has confirmed the folder; otherwise `check` refuses it, unless it is permitted.
+    """Permit what a folder names if the user has confirmed the folder; otherwise `check_trusted` refuses it.
 
     Args:
         needed: kinds of code that reading the folder imports.
@@ -107,10 +107,10 @@ def admit(references: References, needed: Collection[str] = ()) -> None:
     code = [name for name in refused if name.is_code]
     for name in refused:
         _REFUSED[key_of(name)] = _refusal(references, code if name.is_code else [name])
-    check(key_of(name) for name in code if name.kind in needed)
+    check_trusted(key_of(name) for name in code if name.kind in needed)
 
 
-def check(names: Iterable[str]) -> None:
+def check_trusted(names: Iterable[str]) -> None:
     """Refuse to use names that only a folder has, before they are imported or fetched.
 
     Args:

@@ -69,7 +69,7 @@ class CaseResult:
         return CaseResult({"out": self.errors["out"]})
 
 
-def check(
+def check_implementation(
     impl: str, name: str, dtype: str = "float32", options: Mapping[str, Any] | None = None, *, round_sizes: bool = False
 ) -> CaseResult:
     """Compare an implementation with the reference in float64 on a case of `CASES`.
@@ -219,7 +219,7 @@ def table(show: Callable[[str], None] = lambda line: None, names: Sequence[str] 
 
 
 def check_supported(impl: str, name: str, dtype: str, options: Mapping[str, Any] | None = None) -> tuple[CaseResult, str]:
-    """Check a case, at round sizes if the implementation refuses those of the case; see `check`.
+    """Check a case, at round sizes if the implementation refuses those of the case; see `check_implementation`.
 
     Returns:
         the result, and the round sizes or "".
@@ -228,13 +228,13 @@ def check_supported(impl: str, name: str, dtype: str, options: Mapping[str, Any]
         BadInput: the implementation refuses the case at both sizes; the reason is that of the case's own.
     """
     try:
-        return check(impl, name, dtype, options), ""
+        return check_implementation(impl, name, dtype, options), ""
     except BadInput as refused:
         case = _sized(name, True)
         if case is CASES[name]:
             raise
         try:
-            return check(impl, name, dtype, options, round_sizes=True), f"{case.queries} x {case.head}"
+            return check_implementation(impl, name, dtype, options, round_sizes=True), f"{case.queries} x {case.head}"
         except BadInput:
             raise refused from None
 

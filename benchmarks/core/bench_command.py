@@ -129,7 +129,7 @@ class Benchmark:
         """Write and print the reports of a folder's results; return None if there are none."""
         if not (folder / result_files.CELLS).exists():
             return None
-        results = result_files.read(folder)
+        results = result_files.read_results(folder)
         written = {
             "table.md": self.markdown(results),
             "table.csv": result_tables.csv(results),
@@ -173,7 +173,7 @@ def _folder(what: str, output: Output, machine: Mapping[str, Any], *, fresh: boo
     if not fresh and (folder / result_files.CELLS).exists():
         if not output.resume:
             raise result_files.existing_results(folder)
-        if (before := result_files.read(folder).what) != what:
+        if (before := result_files.read_results(folder).what) != what:
             raise BadInput(f"{folder} has results of zoo bench {before}; choose another --out")
     return folder
 

@@ -19,7 +19,7 @@ from typing import Any
 
 from scipy import stats
 
-from benchmarks.core.result_files import MACHINE, Results, changed_settings, read
+from benchmarks.core.result_files import MACHINE, Results, changed_settings, read_results
 from benchmarks.core.result_tables import Block, Cells, Heading, Table, by_key, format_number, show, timed_cells, worst_state
 from zoo.errors import BadInput, require
 
@@ -69,14 +69,14 @@ KINDS = ("regression", "improvement", "missing", "new", "unknown", "same")
 """`unknown`: one side has no spread. Cells that became wrong or failed are regressions."""
 
 
-def main(a: str, b: str, *, threshold: float, as_json: bool) -> int:
+def run_compare_results(a: str, b: str, *, threshold: float, as_json: bool) -> int:
     """Run the command; return 1 if there is a regression.
 
     Raises:
         BadInput: no results, results of two benchmarks, no common cell, or too few processes for a spread.
     """
     require(threshold >= 0, "threshold", threshold, "must not be negative; choose a share, such as 0.05 for 5 %")
-    before, after = read(a), read(b)
+    before, after = read_results(a), read_results(b)
     if before.what != after.what:
         raise BadInput(f"{a} is a result of zoo bench {before.what}, {b} of {after.what}: compare two results of one benchmark")
     common = by_key(before.cells).keys() & by_key(after.cells).keys()

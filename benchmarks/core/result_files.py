@@ -134,7 +134,7 @@ class Results:
         return all(self.environment.get(key) == other.environment.get(key) for key in MACHINE)
 
 
-def read(path: str | Path) -> Results:
+def read_results(path: str | Path) -> Results:
     """Read the results in a file, or in a folder's cells.jsonl; an incomplete last line of a killed run is ignored.
 
     Raises:
@@ -310,7 +310,7 @@ class Writer:
             self._file.truncate(0)
             self._append(header)
             return
-        before = read(path)
+        before = read_results(path)
         if differences := _differences(before, header):
             raise BadInput(f"{path.parent} cannot be resumed: {'; '.join(differences)}; choose another --out")
         self._file.truncate(len(complete) + 1)

@@ -239,7 +239,7 @@ class Iteration:
 
     def _take_step(self, batch: Batch) -> float:
         with jax.set_mesh(self._mesh):
-            self._state, metrics = self._step(self._state, batch, {})
+            self._state, metrics = self._step(self._state, batch, {}, {})
             return float(metrics["loss"])
 
 

@@ -26,7 +26,7 @@ from zoo.runtime import caches
 def first_batches(run: run_config.Run, limit: int | None = None) -> list[Batch]:
     """Return the batches of the first epoch on the host, at most `limit`; the last one is filled up from the next epoch."""
     with tempfile.TemporaryDirectory() as scratch:
-        data = run_inputs.read(run, RunDir(Path(scratch)), caches.cache_dir() / "text", quiet=True)
+        data = run_inputs.read_inputs(run, RunDir(Path(scratch)), caches.cache_dir() / "text", quiet=True)
         batches = Batches(data.rows, run_inputs.builder(run, data), run.seed, run.data.batch, np.arange(run.data.batch))
         with batches.read(0) as stream:
             return list(islice(stream, limit or -(-len(data.rows) // run.data.batch)))

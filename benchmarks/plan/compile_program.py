@@ -105,7 +105,7 @@ def compile_run(run: run_config.Run, mode: Mode, target: Target) -> Program:
     except (NotImplementedError, ValueError) as error:
         shape, reason = mesh_sizes.describe(run.mesh), first_line(error)
         raise BadInput(f"--mesh {shape}: it does not fit the torus of {target.name} ({reason}); choose another") from None
-    device_mesh.check(run, mesh)
+    device_mesh.check_mesh(run, mesh)
     began = time.perf_counter()
     recorders = attention.record_calls(), ragged_product.record_products()
     with recorders[0] as calls, recorders[1] as products, target_devices.simulate_target(target), _compiler_errors(target):

@@ -122,7 +122,7 @@ def _is_valid(advice: Advice, program: Program) -> bool:
     try:
         run = advice.change(program.run)
         mesh = device_mesh.make_mesh(run.mesh, list(program.mesh.devices.flat))
-        device_mesh.check(run, mesh)
+        device_mesh.check_mesh(run, mesh)
         mesh_sizes.check_responses(run, mesh.shape)
     except (BadInput, NotImplementedError, ValueError):
         return False

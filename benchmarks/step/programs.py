@@ -107,7 +107,7 @@ class Step:
         self.case, self.variant = case, variant
         self.run_config = case.run(model=variant.model(case), precision=variant.precision, mesh=variant.axes())
         self.mesh = device_mesh.make_mesh(self.run_config.mesh, variant.devices())
-        device_mesh.check(self.run_config, self.mesh)
+        device_mesh.check_mesh(self.run_config, self.mesh)
         if case.mode == "decode" and self.mesh.size > 1:
             raise BadInput(f"--mesh {variant.mesh}: one token is decoded on one device; choose data=1, or another --mode")
         self.model: Model = dataclasses.replace(case.model, config=self.run_config.model)
@@ -118,7 +118,7 @@ class Step:
         self._batch = device_mesh.shard_batch(self._parts.batch, self.mesh, case.batch)
         shardings = jax.tree.map(lambda leaf: leaf.sharding, self._parts.shapes)
         self._fresh = jax.jit(self._parts.fresh, out_shardings=shardings)
-        # `train.step.training_step.jit_engine` launches steps in the same way: over the mesh, with the state donated.
+        # `train.step.jit_engine.jit_engine` launches steps in the same way: over the mesh, with the state donated.
         self._jitted = jax.jit(
             self._parts.step,
             donate_argnums=0,

@@ -35,7 +35,7 @@ RULES: Sequence[tuple[str, str, str]] = (
     (r"zoo/nn/layer_stack\.py", ".*", MOVEMENT),
     (r"zoo/nn/(layers|grouped_attention|unequal_head_sizes|encoder|modernbert_layer|xlnet_layer)\.py", ".*", ELEMENTWISE),
     (r"zoo/models/\w+\.py", ".*", ELEMENTWISE),
-    (r"train/engine/step\.py", r"\w+\.<locals>\.step", OPTIMIZER),
+    (r"train/step/training_step\.py", r"\w+\.<locals>\.step", OPTIMIZER),
 )
 """File, function, part: the first row that matches the innermost frame of ours decides, else the frame that called it."""
 PLUMBING = ("product", "_product", "_product_fwd", "_product_bwd", "_summed_over_rows", "_contracted")

@@ -29,7 +29,7 @@ Pool = Literal["mean", "cls"]
 FORMATS = (".npy", ".safetensors", ".jsonl")
 
 
-def main(
+def run_embed(
     model: ModelOptions,
     source: Texts,
     *,

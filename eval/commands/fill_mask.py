@@ -57,7 +57,7 @@ class FilledMask:
     candidates: tuple[Candidate, ...]
 
 
-def main(
+def run_fill_mask(
     model: ModelOptions,
     source: Texts,
     *,

@@ -26,7 +26,7 @@ from train.weights.model_folder import folder_of
 from zoo.errors import require
 
 
-def main(
+def run_generate(
     model: ModelOptions,
     source: Prompts,
     decoding: Decoding,

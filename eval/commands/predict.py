@@ -41,7 +41,7 @@ from zoo.hf import hub
 READ_AS_IS = Labelled()
 
 
-def main(
+def run_predict(
     model: ModelOptions,
     source: Unlabelled,
     *,

@@ -33,7 +33,7 @@ LEFT = ("left out", "too long")
 """Details of a result about examples that were skipped or cut."""
 
 
-def main(
+def run_task(
     where: str,
     *,
     task: str,
@@ -63,7 +63,7 @@ def main(
         BadInput: an unknown task, an option that it does not use, files it cannot read, nothing to load, or a run that cannot be
             written to.
     """
-    module, argument = tasks.find(task)
+    module, argument = tasks.find_task(task)
     _check_options(task, settings, (*module.OPTIONS, "batch", "dtype"))
     require(settings.batch >= 1, "batch", settings.batch, "choose 1 or more rows")
     require(settings.limit >= 0, "limit", settings.limit, "choose 0 (all examples), or the number of first examples to score")
@@ -104,7 +104,7 @@ def main(
             if result.outcomes is not None:
                 write_outcomes(RunDir(where), name, result.outcomes)
             write_json(RunDir(where).evaluations, {**previous, name: entry})
-            report.write(where)
+            report.write_report(where)
         for line in [*(f"{name}: {result.details[name]}" for name in LEFT if name in result.details), *notices(result.metrics)]:
             print(f"! {printable(line)}", file=sys.stderr)
         content = {"task": task, "model": subject.name, **entry}
@@ -157,7 +157,7 @@ def _check_options(task: str, settings: Settings, used: Sequence[str]) -> None:
 
 def _plugin(task: str) -> dict[str, str]:
     """Return the distribution and version of a task that is a plug-in."""
-    plugin = plugins.find("zoo.tasks", task.partition(":")[0], tasks.tasks())
+    plugin = plugins.find_plugin("zoo.tasks", task.partition(":")[0], tasks.tasks())
     return {} if plugin is None else {"plug-in": plugin.origin}
 
 

@@ -51,7 +51,7 @@ LAYOUTS = (TableLayout(False, 2), TableLayout(True, 2), TableLayout(True, 1))
 ARROWS = {"lower": " ↓", "higher": " ↑", None: ""}
 
 
-def main(paths: Sequence[str], *, unequal: bool, as_json: bool, metric: Sequence[str] = ()) -> int:
+def run_compare(paths: Sequence[str], *, unequal: bool, as_json: bool, metric: Sequence[str] = ()) -> int:
     """Compare finished runs and print the result.
 
     Args:

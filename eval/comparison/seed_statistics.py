@@ -143,7 +143,7 @@ def _metrics(runs: Sequence[FinishedRun], requested: Sequence[str]) -> list[str]
             if is_task_metric(name):
                 check_comparable(name, runs)
             else:
-                metric_definitions.find(name, shared)
+                metric_definitions.find_metric(name, shared)
         return list(dict.fromkeys(requested))
     selected = [run.run.selection.metric for run in runs]
     names = [name for name, metric in metric_definitions.METRICS.items() if name in shared and metric.better]

@@ -59,10 +59,10 @@ def register(grid: Grid, folder: Path) -> dict[str, Any]:
         folder.mkdir(parents=True, exist_ok=True)
         today = datetime.datetime.now(datetime.UTC).date().isoformat()
         registered = {**current, "date": today, "deviations": list(grid.files.deviations)}
-        if not path.exists() or {**read(folder), "date": today} != registered:
+        if not path.exists() or {**read_registration(folder), "date": today} != registered:
             write_json(path, registered)
         return registered
-    registered = read(folder)
+    registered = read_registration(folder)
     if different := [name for name in FIXED if registered.get(name) != current[name]]:
         details = "; ".join(_difference(name, registered.get(name), current[name]) for name in different)
         raise BadInput(f"{folder} has another registration: {details}; choose another folder, or these values")
@@ -72,7 +72,7 @@ def register(grid: Grid, folder: Path) -> dict[str, Any]:
     return {**registered, "claims": current["claims"], "forecast": current["forecast"], "changed": [*changed, *dropped]}
 
 
-def read(folder: Path) -> dict[str, Any]:
+def read_registration(folder: Path) -> dict[str, Any]:
     """Return the registration in a folder.
 
     Raises:

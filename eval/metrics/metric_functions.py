@@ -223,7 +223,7 @@ def glue(task: str) -> tuple[str, ...]:
     return GLUE[task]
 
 
-def score(names: Sequence[str], truth: Values, predicted: Values) -> dict[str, float]:
+def score_predictions(names: Sequence[str], truth: Values, predicted: Values) -> dict[str, float]:
     """Return the values of some of `MEASURES`, by name.
 
     Args:

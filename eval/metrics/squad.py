@@ -203,7 +203,9 @@ def best_threshold(
     return float(totals[choice]), float(np.concatenate([[floor], sorted_margins[ends]])[choice])
 
 
-def score(decoded: Sequence[DecodedAnswers], truths: Sequence[Sequence[str]], threshold: float = 0.0) -> dict[str, float | int]:
+def score_answers(
+    decoded: Sequence[DecodedAnswers], truths: Sequence[Sequence[str]], threshold: float = 0.0
+) -> dict[str, float | int]:
     """Return the score of a data set's answers, every share 0 to 1 (the published evaluation prints percent).
 
     Where every question has an answer (SQuAD 1.1), the best answer of each counts: `exact`, `f1`, `questions`. Where some have

@@ -39,7 +39,7 @@ COUNTED = {
 ERROR = "_stderr"
 
 
-def write(folder: str | Path) -> Path:
+def write_report(folder: str | Path) -> Path:
     """Write RUN/report.html from the run's config.json and whatever else the run has written so far.
 
     Each file may be missing, so this works at any time: before the first row of a run, while it trains, after it was killed. The

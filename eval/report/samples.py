@@ -38,7 +38,7 @@ class Beginning(NamedTuple):
 
 
 def of_run(file: Path, model: Model, params: Any, mesh: Mesh, data: Any, **how: Any) -> None:
-    """Call `write` with a run's held-out text if its model continues texts, else `write_pairs` or `write_responses`.
+    """Call `write_samples` with a run's held-out text if its model continues texts, else `write_pairs` or `write_responses`.
 
     Preferences have no samples.
     """
@@ -48,14 +48,14 @@ def of_run(file: Path, model: Model, params: Any, mesh: Mesh, data: Any, **how: 
     elif isinstance(data, DialogueInputs):
         write_responses(file, model, params, mesh, data, **how)
     elif model.generates and not model.is_encoder_decoder and isinstance(data.held_out, Tokens):
-        write(file, model, params, mesh, data.tokenizer, data.held_out, **how)
+        write_samples(file, model, params, mesh, data.tokenizer, data.held_out, **how)
 
 
 def preview(model: Model, params: Any, mesh: Mesh, data: Any, *, length: int, dtype: Any) -> str:
     """Return the beginning of a held-out text and the model's continuation of it, on one line, to be shown during training.
 
     It is empty if the model continues no texts, or if the text is too short. Every process calls this. The arguments are those of
-    `write`.
+    `write_samples`.
     """
     if not model.generates or model.is_encoder_decoder or not isinstance(data.held_out, Tokens):
         return ""
@@ -73,7 +73,7 @@ def preview(model: Model, params: Any, mesh: Mesh, data: Any, *, length: int, dt
     return " ".join(f"{beginning} | {generated.text}".split())
 
 
-def write(
+def write_samples(
     file: Path,
     model: Model,
     params: Any,

@@ -106,13 +106,13 @@ def _classes(rows: LabelledRows, logits: Float64[np.ndarray, "N O"], labels: tup
     truth = np.concatenate([row.labels for row in rows.rows])
     if len(labels) == 1:
         predicted = logits[:, 0]
-        metrics = metric_functions.score(class_metrics(labels), truth.astype(np.float64), predicted)
+        metrics = metric_functions.score_predictions(class_metrics(labels), truth.astype(np.float64), predicted)
         losses = np.square(predicted - truth)
         answers = [(f"{true:g}", f"{value:g}") for true, value in zip(truth.tolist(), predicted.tolist(), strict=True)]
         return _score(rows, metrics, losses, answers, right=np.full(len(truth), np.nan))
     predicted = logits.argmax(-1)
     answers = [(labels[true], labels[value]) for true, value in zip(truth.tolist(), predicted.tolist(), strict=True)]
-    metrics = {**metric_functions.score(class_metrics(labels), truth, predicted), **_shares(truth, predicted)}
+    metrics = {**metric_functions.score_predictions(class_metrics(labels), truth, predicted), **_shares(truth, predicted)}
     score = _score(rows, metrics, _nll(logits, truth), answers, right=predicted == truth)
     confusion = metric_functions.confusion(truth, predicted, len(labels)).tolist()
     return dataclasses.replace(score, mistakes={**score.mistakes, "labels": list(labels), "confusion": confusion})
@@ -176,7 +176,7 @@ def _answers(rows: LabelledRows, logits: Float64[np.ndarray, "N 2 T"], labels: S
         truths.append([reference.text for reference in question.answers])
         ends = np.array([rows.rows[number].labels for number in numbers])
         losses.append(_nll(logits[numbers], ends).mean())
-    metrics = squad.score(decoded, truths)
+    metrics = squad.score_answers(decoded, truths)
     chosen = [answer.choose(None if all(truths) else 0.0) for answer in decoded]
     answers = [(texts[0] if texts else "(no answer)", text or "(no answer)") for text, texts in zip(chosen, truths, strict=True)]
     by_question = dataclasses.replace(rows, examples=[rows.examples[example] for example in windows])

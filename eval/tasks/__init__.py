@@ -88,14 +88,14 @@ def tasks() -> list[str]:
     return sorted(module.name for module in pkgutil.iter_modules(__path__))
 
 
-def check(name: str) -> None:
+def check_task(name: str) -> None:
     """Refuse a name, TASK or TASK:ARGUMENT, of a task that does not exist; no task is imported.
 
     Raises:
         BadInput: there is no such task, and the nearest is named; or two distributions have one of this name.
     """
     first, own = name.partition(":")[0], tasks()
-    if plugins.find("zoo.tasks", first, own) is None and first not in own:
+    if plugins.find_plugin("zoo.tasks", first, own) is None and first not in own:
         near = difflib.get_close_matches(first, [*own, *plugins.names("zoo.tasks")], n=1, cutoff=0.0)[0]
         choices = ", ".join([*own, *plugins.described("zoo.tasks")])
         raise BadInput(f"--task {name}: no task has this name; the nearest is {near} (all: {choices})")
@@ -111,20 +111,20 @@ def require_files(name: str, files: Sequence[str]) -> None:
         raise BadInput(f"--files: name the files that --task {name} reads, or their folder")
 
 
-def find(name: str) -> tuple[Any, str]:
+def find_task(name: str) -> tuple[Any, str]:
     """Return the module of a task, or the object of a plug-in, and its argument, from TASK or TASK:ARGUMENT.
 
     Raises:
         BadInput: there is no such task, a plug-in that cannot be used, or a task that takes no argument, or needs one.
     """
-    check(name)
+    check_task(name)
     first, colon, argument = name.partition(":")
-    plugin = plugins.find("zoo.tasks", first, tasks())
+    plugin = plugins.find_plugin("zoo.tasks", first, tasks())
     if plugin is None:
         module = importlib.import_module(f"{__name__}.{first}")
     else:
         expected = "a task: OPTIONS, names of fields of `Settings`, and the functions read and score"
-        module = plugins.load(plugin, expected, _is_task)
+        module = plugins.load_plugin(plugin, expected, _is_task)
     if colon and "argument" not in module.OPTIONS:
         raise BadInput(f"--task {name}: {first} takes nothing after a colon; choose --task {first}")
     if "argument" in module.OPTIONS and not argument and (colon or not getattr(module, "OPTIONAL_ARGUMENT", False)):

@@ -207,19 +207,22 @@ def _pages(folder: Path) -> Named:
     for name, content in contents.items():
         (run / name).write_text(json.dumps(content))
     for file in (files.metrics, files.starts, files.scores, *(run / name for name in contents)):
-        yield f"{file.name} of a report", dataclasses.replace(_reader(file, functools.partial(report.write, run)), rounds=50)
+        yield (
+            f"{file.name} of a report",
+            dataclasses.replace(_reader(file, functools.partial(report.write_report, run)), rounds=50),
+        )
     line = {"prompt": "a", "completion": "b", "reward": 1.0, "advantage": 0.5}
     rollout = labelled_files.put(made / "00000000.jsonl", [line, line])
     yield "rollouts", _reader(rollout, lambda: list(rollout_texts._responses(rollout)))
     registration = {"hash": "x", "name": "masks", "claims": [{"id": "a"}], "rows": [{"name": "b", "stages": {}}]}
     (made / preregistration.FILE).write_text(json.dumps(registration))
-    yield "registration.json", _reader(made / preregistration.FILE, functools.partial(preregistration.read, made))
+    yield "registration.json", _reader(made / preregistration.FILE, functools.partial(preregistration.read_registration, made))
     header = {"schema": 2, "what": "attention", "environment": {"backend": "cpu"}, "asked": {}, "unit": {"implementation": "xla"}}
     cell = {"key": {"implementation": "xla"}, "process": 0, "state": "timed", "reason": "", "seconds": 1.0}
     attempt = {"attempt": [{"implementation": "a"}], "process": 1}
     cells = labelled_files.put(made / result_files.CELLS, [])
     cells.write_text("".join(json.dumps(line) + "\n" for line in (header, cell, attempt)))
-    yield "cells.jsonl", _reader(cells, functools.partial(result_files.read, made))
+    yield "cells.jsonl", _reader(cells, functools.partial(result_files.read_results, made))
 
 
 def _with_digest(raw: bytes) -> bytes:
@@ -254,8 +257,8 @@ def _caches(folder: Path) -> Named:
     header = functools.partial(token_cache._open, store, tokens.fingerprint, words)
     yield "header.json of tokens", _reader(store / token_cache.HEADER, header)
     made = _new(folder, "references")
-    reference_cache.write(made, "key", np.ones((3, 2), np.float32))
-    yield "log-probabilities", _reader(made / "key", functools.partial(reference_cache.read, made, "key", 3))
+    reference_cache.write_log_probs(made, "key", np.ones((3, 2), np.float32))
+    yield "log-probabilities", _reader(made / "key", functools.partial(reference_cache.read_log_probs, made, "key", 3))
     (made / "plan.json").write_text(json.dumps({"schema": 1, "title": "a plan"}))
     yield "plan of the cache", _reader(made / "plan.json", functools.partial(plan_cache._read, made / "plan.json"))
 
@@ -308,7 +311,7 @@ def _adapter(folder: Path) -> Named:
     trained = adapters.nested({name: np.full(leaf.shape, 0.01, np.float32) for name, leaf in leaves.items()})
     peft_files.save(made, cfg, spec, trained, base="base")
     for name in (adapter_config.CONFIG, peft_files.WEIGHTS):
-        yield name, _reader(made / name, functools.partial(peft_files.read, made, cfg))
+        yield name, _reader(made / name, functools.partial(peft_files.read_peft_adapter, made, cfg))
 
 
 def _use_tokenizer(folder: Path) -> None:

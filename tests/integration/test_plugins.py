@@ -36,7 +36,7 @@ LOOKUPS: dict[str, Callable[[str], object]] = {
     "zoo.models": models.family,
     "zoo.objectives": objectives.objective,
     "zoo.attention": attention.implementation,
-    "zoo.tasks": tasks.find,
+    "zoo.tasks": tasks.find_task,
     "zoo.recipes": recipes.find_recipe,
     "zoo.hooks": load_hook,
 }
@@ -73,7 +73,7 @@ def test_lists_show_names_and_distributions_and_import_nothing(example: Path, ca
         ended = call(capsys, "train", "gpt-nano", *option.split())
         assert ended.code == 2 and message in ended.stderr and "(zoo-example 0.1)" in ended.stderr
     with pytest.raises(BadInput, match=r"nearest is top-one .*top-one \(zoo-example 0.1\)"):
-        tasks.check("top-won")
+        tasks.check_task("top-won")
     # The zoo's own names are found without any plug-in.
     assert configs.find_size("gpt2")[0] == "gpt" and "bag" not in configs.families()
     assert not is_imported()
@@ -282,20 +282,20 @@ def test_a_run_without_plugins_records_none(tmp_path: Path) -> None:
 def test_the_kernel_of_the_page_passes_the_conformance_tests(example: Path) -> None:
     for case in ("full", "causal", "length 1"):
         for dtype in conformance.DTYPES:
-            assert conformance.check("plain", case, dtype).ok, (case, dtype)
+            assert conformance.check_implementation("plain", case, dtype).ok, (case, dtype)
     with pytest.raises(BadInput, match="'plain' cannot do this: it has no window; these can: reference, xla, blocked"):
-        conformance.check("plain", "window")
+        conformance.check_implementation("plain", "window")
 
 
 def test_the_pallas_kernel_of_the_page_passes_them_in_the_interpreter(example: Path) -> None:
     with attention.interpreted("row-softmax"):
         for case in ("full", "causal"):
-            assert conformance.check("row-softmax", case).ok, case
+            assert conformance.check_implementation("row-softmax", case).ok, case
         q = jax.ShapeDtypeStruct((1, 4096, 1, 64), jnp.float32)
         with pytest.raises(BadInput, match="rows of 4096 keys do not fit the vector memory; choose at most 2048"):
             jax.eval_shape(lambda q: attention.attention(q, q, q, mask=attention.Mask(), impl="row-softmax"), q)
     with pytest.raises(BadInput, match="'row-softmax' cannot do this: it runs on tpu, and this is cpu"):
-        conformance.check("row-softmax", "causal")
+        conformance.check_implementation("row-softmax", "causal")
     q = jnp.zeros((1, 4, 1, 512))
     with pytest.raises(BadInput, match="heads of 512 are too large; choose at most 256"):
         attention.attention(q, q, q, mask=attention.Mask(), impl="plain")
@@ -305,7 +305,7 @@ def test_the_pallas_kernel_of_the_page_passes_them_in_the_interpreter(example: P
 def test_a_wrong_kernel_of_a_plugin_is_caught(example: Path) -> None:
     kernel = example / "site" / "zoo_example" / "plain.py"
     kernel.write_text(kernel.read_text().replace("scores = scale *", "scores = 1.001 * scale *"))
-    assert not conformance.check("plain", "causal").ok
+    assert not conformance.check_implementation("plain", "causal").ok
 
 
 @pytest.mark.planted
@@ -313,7 +313,7 @@ def test_a_wrong_pallas_kernel_of_a_plugin_is_caught(example: Path) -> None:
     kernel = example / "site" / "zoo_example" / "row_softmax.py"
     kernel.write_text(kernel.read_text().replace("<= query", "< query + 2"))
     with attention.interpreted("row-softmax"):
-        assert not conformance.check("row-softmax", "causal").ok
+        assert not conformance.check_implementation("row-softmax", "causal").ok
 
 
 @pytest.mark.full

@@ -28,7 +28,7 @@ def read_tokens(folder: Path) -> None:
 
 
 def read_reference(folder: Path) -> None:
-    reference_cache.read(folder, "key", 1)
+    reference_cache.read_log_probs(folder, "key", 1)
 
 
 def read_plan(folder: Path) -> None:

@@ -41,11 +41,11 @@ READERS: dict[str, tuple[str, Callable[[Path], Any]]] = {
     "reward scale": (reward_scale.FILE, lambda folder: reward_scale.read_scale(folder, None)),
     "manifest": ("COMMIT.json", lambda folder: Manifest.read(folder, 1)),
     "scores": ("scores.json", lambda folder: result_files.read_result(folder / "scores.json")),
-    "rollout": ("00000000.jsonl", lambda folder: rollout_texts.render(folder, 1, 1)),
+    "rollout": ("00000000.jsonl", lambda folder: rollout_texts.rollout_blocks(folder, 1, 1)),
     "evaluations": ("evaluations.json", lambda folder: task_scores.read_task_scores(folder / "evaluations.json")),
-    "registration": (preregistration.FILE, preregistration.read),
+    "registration": (preregistration.FILE, preregistration.read_registration),
     "log": ("a.log", lambda folder: node_status.last_line(folder / "a.log")),
-    "benchmark": (bench_files.CELLS, bench_files.read),
+    "benchmark": (bench_files.CELLS, bench_files.read_results),
     "text": ("a.txt", lambda folder: [*text_files.plain(folder / "a.txt", "a")]),
     "compressed text": ("a.txt.gz", lambda folder: [*text_files.lines(folder / "a.txt.gz")]),
     "JSON": ("a.json", lambda folder: text_files.read_whole(folder / "a.json")),
@@ -57,7 +57,7 @@ LINKS = {"config of a run": "config.json: a link out of", "chat template": "it i
 CACHES: dict[str, tuple[str, Callable[[Path], Any]]] = {
     "plan": ("a.json", lambda folder: plan_cache._read(folder / "a.json")),
     "program": (f"a{SUFFIX}", lambda folder: CheckedCache(folder).get("a")),
-    "reference": ("a", lambda folder: reference_cache.read(folder, "a", 1)),
+    "reference": ("a", lambda folder: reference_cache.read_log_probs(folder, "a", 1)),
 }
 """The same for files of caches, which count as absent."""
 

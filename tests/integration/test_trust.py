@@ -245,7 +245,7 @@ def test_without_the_rule_the_code_of_a_run_is_imported(code: str, here: Path, m
     with pytest.raises(BadInput, match=f"^runs/evil: its config.json {line}"):
         use("runs/evil")
     assert not canary(here).exists()
-    monkeypatch.setattr(trust, "check", lambda names: None)
+    monkeypatch.setattr(trust, "check_trusted", lambda names: None)
     with contextlib.suppress(BadInput):
         use("runs/evil")
     assert canary(here).exists()

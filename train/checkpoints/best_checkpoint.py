@@ -42,7 +42,7 @@ def check(run: run_config.Run) -> None:
         BadInput: names the nearest metric, and all of them.
     """
     if run.selection.metric:
-        metric_definitions.find(run.selection.metric, metrics(run), OPTION)
+        metric_definitions.find_metric(run.selection.metric, metrics(run), OPTION)
 
 
 class BestCheckpoint:

@@ -68,7 +68,7 @@ def finish_writing(folder: pathlib.Path) -> None:
     _handler().finalize(epath.Path(folder))
 
 
-def read(folder: pathlib.Path, leaves: dict[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
+def read_arrays(folder: pathlib.Path, leaves: dict[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
     """Read the arrays of a folder by path, with the shapes, dtypes and shardings of `leaves`; called by every process.
 
     Other leaves of the folder are not read. Orbax cuts a leaf to fit another shape and casts it to another dtype, so the caller

@@ -29,7 +29,7 @@ def restore(folders: StepFolders, abstract_state: Any, *, step: int | None, part
             lambda chosen=chosen, manifest=manifest: _is_intact(folders, chosen, manifest, required=step is not None)
         ):
             break
-    leaves = orbax_io.read(folders.path(chosen), abstract_leaves)
+    leaves = orbax_io.read_arrays(folders.path(chosen), abstract_leaves)
     state = jax.tree.unflatten(jax.tree.structure(abstract_state), [leaves[path] for path in abstract_leaves])
     return state, manifest.meta
 

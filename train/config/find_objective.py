@@ -81,7 +81,7 @@ def find_objective(name: str) -> Any:
     Raises:
         BadInput: two distributions provide it, or it cannot be used.
     """
-    plugin = plugins.find("zoo.objectives", name, get_args(Objective))
+    plugin = plugins.find_plugin("zoo.objectives", name, get_args(Objective))
     assert plugin is not None, f"{name} is not an objective of a plug-in"
     return load_objective(plugin)
 
@@ -97,7 +97,7 @@ def load_objective(plugin: Plugin) -> Any:
         f"OPTIONS (a dataclass derived from the options of {', '.join(EXTENDED)}, whose objective is {plugin.name!r} and whose "
         "fields are not those of a run)"
     )
-    return plugins.load(plugin, expected, lambda value: _is_objective(plugin, value))
+    return plugins.load_plugin(plugin, expected, lambda value: _is_objective(plugin, value))
 
 
 def _is_objective(plugin: Plugin, value: Any) -> bool:

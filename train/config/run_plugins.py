@@ -81,7 +81,7 @@ def find_hook(name: str) -> Plugin:
     Raises:
         BadInput: there is no such plug-in, or two distributions provide it.
     """
-    if (plugin := plugins.find("zoo.hooks", name, ())) is None:
+    if (plugin := plugins.find_plugin("zoo.hooks", name, ())) is None:
         names = ", ".join(plugins.described("zoo.hooks")) or "none is installed"
         raise BadInput(f"--log.hooks {name}: no plug-in in the group zoo.hooks has this name; choose from: {names}")
     return plugin
@@ -93,4 +93,6 @@ def load_hook(name: str) -> Callable[[Run], Callable[[Any], None]]:
     Raises:
         BadInput: as `find_hook`; or the plug-in cannot be used.
     """
-    return plugins.load(find_hook(name), "a function that takes a `train.config.run_config.Run` and returns a hook", callable)
+    return plugins.load_plugin(
+        find_hook(name), "a function that takes a `train.config.run_config.Run` and returns a hook", callable
+    )

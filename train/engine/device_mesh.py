@@ -33,7 +33,7 @@ def make_mesh(shape: run_config.Mesh, devices: Sequence[Any] | None = None) -> M
         return Mesh(parts, tuple(sizes), axis_types=types)
 
 
-def check(run: run_config.Run, mesh: Mesh) -> None:
+def check_mesh(run: run_config.Run, mesh: Mesh) -> None:
     """Refuse a batch, heads or model leaves that the mesh does not divide.
 
     Raises:

@@ -135,7 +135,9 @@ def resolve_config(run: run_config.Run, folder: RunDir) -> run_config.Run:
     return run
 
 
-def read(run: run_config.Run, folder: RunDir, task: str, kind: type[Inputs], rows_kind: type[CompletionRows]) -> Inputs:
+def read_completions(
+    run: run_config.Run, folder: RunDir, task: str, kind: type[Inputs], rows_kind: type[CompletionRows]
+) -> Inputs:
     """Read and tokenize examples. A resumed run uses the tokenizer in its folder, a new run that of `init`.
 
     Args:

@@ -51,13 +51,13 @@ def inspect(run: run_config.Run, folder: RunDir, *, count: int, first: int, stor
         stored_data: True if config.json names the data, and the user does not.
 
     Raises:
-        BadInput: see `run_inputs.read` and, if `stored_data`, `check_stored_data`; also if `count` is not positive, or `first` is
-            negative.
+        BadInput: see `run_inputs.read_inputs` and, if `stored_data`, `check_stored_data`; also if `count` is not positive, or
+            `first` is negative.
     """
     require(count >= 1, "rows", count, "choose 1 or more rows")
     require(first >= 0, "first", first, "choose 0 or more: the number of an example, step x batch + its place in the batch")
     run = run_inputs.resolve_config(run, folder)
-    data = run_inputs.read(run, folder, caches.cache_dir() / "text")
+    data = run_inputs.read_inputs(run, folder, caches.cache_dir() / "text")
     if stored_data:
         check_stored_data(run, folder, data.fingerprints())
     batches = Batches(data.rows, run_inputs.builder(run, data), run.seed, 1, np.arange(1), run.mask_period, run.repeat)

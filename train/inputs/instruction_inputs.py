@@ -98,7 +98,7 @@ def resolve_config(run: run_config.Run, folder: RunDir) -> run_config.Run:
     return run
 
 
-def read(run: run_config.Run, folder: RunDir, cache: Path, *, quiet: bool = False) -> DialogueInputs:
+def read_instructions(run: run_config.Run, folder: RunDir, cache: Path, *, quiet: bool = False) -> DialogueInputs:
     """Read and tokenize instructions and plan their rows. A run without a tokenizer trains one on their texts.
 
     Raises:

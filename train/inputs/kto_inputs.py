@@ -21,7 +21,7 @@ from train.tokenizers.chat_template import ChatTemplate
 from train.tokenizers.tokenizer import Tokenizer
 from zoo.errors import BadInput
 
-__all__ = ["UnpairedInputs", "UnpairedRows", "read", "resolve_config", "rows_of"]
+__all__ = ["UnpairedInputs", "UnpairedRows", "read_kto", "resolve_config", "rows_of"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -82,13 +82,14 @@ class UnpairedInputs(CompletionInputs[UnpairedRows]):
         return {**super().describe(run), "labels": labels}
 
 
-def read(run: run_config.Run, folder: RunDir, cache: Path, *, quiet: bool = False) -> UnpairedInputs:
-    """Read and tokenize labelled completions; see `train.inputs.completion_inputs.read`.
+def read_kto(run: run_config.Run, folder: RunDir, cache: Path, *, quiet: bool = False) -> UnpairedInputs:
+    """Read and tokenize labelled completions; see `train.inputs.completion_inputs.read_completions`.
 
     Raises:
-        BadInput: as `train.inputs.completion_inputs.read`, or all training or all held-out completions have the same label.
+        BadInput: as `train.inputs.completion_inputs.read_completions`, or all training or all held-out completions have the same
+            label.
     """
-    inputs = completion_inputs.read(run, folder, "kto", UnpairedInputs, UnpairedRows)
+    inputs = completion_inputs.read_completions(run, folder, "kto", UnpairedInputs, UnpairedRows)
     for name, rows in (("training", inputs.training), ("held-out", inputs.held_out)):
         labels = {row.desired for row in rows.rows}
         if len(labels) == 1:

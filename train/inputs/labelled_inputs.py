@@ -176,7 +176,7 @@ def resolve_config(run: run_config.Run, folder: RunDir) -> run_config.Run:
     return dataclasses.replace(run, model=dataclasses.replace(run.model, labels=labels, multi_label=multi_label))
 
 
-def read(run: run_config.Run, folder: RunDir, cache: Path, *, quiet: bool = False) -> LabelledInputs:
+def read_labelled(run: run_config.Run, folder: RunDir, cache: Path, *, quiet: bool = False) -> LabelledInputs:
     """Read and tokenize examples. A resumed run uses the tokenizer in its folder, a new one that of `init`.
 
     Raises:

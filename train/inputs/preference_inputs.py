@@ -15,7 +15,7 @@ from train.rows.row_source import digest_of
 from train.run.run_dir import RunDir
 from train.tokenizers.tokenizer import Tokenizer
 
-__all__ = ["PreferenceInputs", "PreferenceRows", "read", "resolve_config", "rows_of"]
+__all__ = ["PreferenceInputs", "PreferenceRows", "read_preferences", "resolve_config", "rows_of"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -40,9 +40,9 @@ class PreferenceInputs(CompletionInputs[PreferenceRows]):
     NOUN = "preferences"
 
 
-def read(run: run_config.Run, folder: RunDir, cache: Path, *, quiet: bool = False) -> PreferenceInputs:
-    """Read and tokenize preferences; see `train.inputs.completion_inputs.read`."""
-    return completion_inputs.read(run, folder, "preference", PreferenceInputs, PreferenceRows)
+def read_preferences(run: run_config.Run, folder: RunDir, cache: Path, *, quiet: bool = False) -> PreferenceInputs:
+    """Read and tokenize preferences; see `train.inputs.completion_inputs.read_completions`."""
+    return completion_inputs.read_completions(run, folder, "preference", PreferenceInputs, PreferenceRows)
 
 
 def rows_of(

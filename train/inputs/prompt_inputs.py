@@ -140,7 +140,7 @@ def resolve_config(run: run_config.Run, folder: RunDir) -> run_config.Run:
     return run
 
 
-def read(run: run_config.Run, folder: RunDir, cache: Path, *, quiet: bool = False) -> PromptInputs:
+def read_prompts(run: run_config.Run, folder: RunDir, cache: Path, *, quiet: bool = False) -> PromptInputs:
     """Read and tokenize prompts. A resumed run uses the tokenizer in its folder, a new one that of `init`.
 
     Raises:

@@ -68,17 +68,17 @@ class Reader(NamedTuple):
     resolve_config: Callable[[run_config.Run, RunDir], run_config.Run]
     """Returns the run with the values that its data determines."""
     read: Callable[..., Inputs]
-    """Takes the arguments of the function `read` of this module."""
+    """Takes the arguments of the function `read_inputs` of this module."""
 
 
 READERS = {
-    "text": Reader(text_inputs.resolve_config, text_inputs.read),
-    "labelled": Reader(labelled_inputs.resolve_config, labelled_inputs.read),
-    "pairs": Reader(seq2seq_inputs.resolve_config, seq2seq_inputs.read),
-    "dialogue": Reader(instruction_inputs.resolve_config, instruction_inputs.read),
-    "preference": Reader(preference_inputs.resolve_config, preference_inputs.read),
-    "unpaired": Reader(kto_inputs.resolve_config, kto_inputs.read),
-    "prompts": Reader(prompt_inputs.resolve_config, prompt_inputs.read),
+    "text": Reader(text_inputs.resolve_config, text_inputs.read_text),
+    "labelled": Reader(labelled_inputs.resolve_config, labelled_inputs.read_labelled),
+    "pairs": Reader(seq2seq_inputs.resolve_config, seq2seq_inputs.read_seq2seq),
+    "dialogue": Reader(instruction_inputs.resolve_config, instruction_inputs.read_instructions),
+    "preference": Reader(preference_inputs.resolve_config, preference_inputs.read_preferences),
+    "unpaired": Reader(kto_inputs.resolve_config, kto_inputs.read_kto),
+    "prompts": Reader(prompt_inputs.resolve_config, prompt_inputs.read_prompts),
 }
 """`Objective.DATA` -> how this kind of data is read."""
 
@@ -95,7 +95,7 @@ def resolve_config(run: run_config.Run, folder: RunDir) -> run_config.Run:
     return _reader(run).resolve_config(run, folder)
 
 
-def read(run: run_config.Run, folder: RunDir, cache: Path, *, quiet: bool = False) -> Any:
+def read_inputs(run: run_config.Run, folder: RunDir, cache: Path, *, quiet: bool = False) -> Any:
     """Return the `Inputs` of a run that `resolve_config` returned. A resumed run uses the tokenizer in its folder.
 
     Args:

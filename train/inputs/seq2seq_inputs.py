@@ -102,7 +102,7 @@ def resolve_config(run: run_config.Run, folder: RunDir) -> run_config.Run:
     return run
 
 
-def read(run: run_config.Run, folder: RunDir, cache: Path, *, quiet: bool = False) -> PairInputs:
+def read_seq2seq(run: run_config.Run, folder: RunDir, cache: Path, *, quiet: bool = False) -> PairInputs:
     """Read and tokenize pairs and plan their rows. A run without a tokenizer trains one on both sides of its pairs.
 
     Raises:

@@ -99,7 +99,7 @@ def resolve_config(run: run_config.Run, folder: RunDir) -> run_config.Run:
     return run
 
 
-def read(run: run_config.Run, folder: RunDir, cache: Path, *, quiet: bool = False) -> TextInputs:
+def read_text(run: run_config.Run, folder: RunDir, cache: Path, *, quiet: bool = False) -> TextInputs:
     """Read the text, tokenize it (once: `cache` has the result) and plan its rows. A resumed run uses its own tokenizer.
 
     Args:

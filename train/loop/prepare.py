@@ -42,7 +42,7 @@ class Evaluation:
     evaluate: Callable[..., Scorer]
     """Creates a scorer, as `eval.scoring.scorers.scorer`."""
     on_end: Callable[[Path], Any]
-    """Writes the report of the run, as `eval.report.report.write`."""
+    """Writes the report of the run, as `eval.report.report.write_report`."""
     sample: Callable[..., Any] | None = None
     """Writes continuations of held-out text, as `eval.report.samples.of_run`."""
     preview: Callable[..., str] | None = None
@@ -105,7 +105,7 @@ def prepare(run: Run, console: Console, evaluation: Evaluation) -> PreparedRun:
 
     # Tokenizing has a progress bar of its own.
     console.clear()
-    data = run_inputs.read(run, folder, caches.cache_dir() / "text", quiet=process != 0)
+    data = run_inputs.read_inputs(run, folder, caches.cache_dir() / "text", quiet=process != 0)
     show = _counted(console, "computing the reference:", ", compiling first")
     data = objective.extend_inputs(run, mesh, data, caches.cache_dir() / "reference", progress=show)
     console.progress("preparing the model", now=True)
@@ -136,12 +136,12 @@ def prepare(run: Run, console: Console, evaluation: Evaluation) -> PreparedRun:
 def _checked_mesh(run: Run, folder: RunDir) -> Mesh:
     """Return the mesh of a run, after all checks that need no data."""
     mesh = device_mesh.make_mesh(run.mesh)
-    device_mesh.check(run, mesh)
+    device_mesh.check_mesh(run, mesh)
     check_same_run(folder, run)
-    trackers.check(run.log.sinks)
+    trackers.check_sinks(run.log.sinks)
     best_checkpoint.check(run)
     if run.init and not folder.is_resumable:
-        warm_start.check(run)
+        warm_start.check_init(run)
         check_adapter(run)
     run.check_base()
     return mesh

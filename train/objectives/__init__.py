@@ -27,7 +27,7 @@ def objective(name: str) -> type[Objective]:
         ModuleNotFoundError: no file and no plug-in has this name.
         BadInput: two distributions have an objective of this name, or the plug-in cannot be used.
     """
-    plugin = plugins.find("zoo.objectives", name, objectives())
+    plugin = plugins.find_plugin("zoo.objectives", name, objectives())
     if plugin is not None:
         return load_objective(plugin)
     return importlib.import_module(_modules().get(name, f"{__name__}.{name}")).OBJECTIVE
@@ -37,7 +37,7 @@ def supported_objectives(run: Run) -> tuple[str, ...]:
     """Return the objectives that the family of a run supports, and the run's own if it is a plug-in for this family."""
     family = configs.family_of(run.model)
     supported = tuple(models.family(family).objectives)
-    plugin = plugins.find("zoo.objectives", run.objective, objectives())
+    plugin = plugins.find_plugin("zoo.objectives", run.objective, objectives())
     extends = plugin is not None and run.objective not in supported and family in load_objective(plugin).FAMILIES
     return (*supported, run.objective) if extends else supported
 

@@ -115,7 +115,7 @@ class Objective(abc.ABC):
         """Return the inputs of a run, with numbers for each row that are computed before the first step; by default unchanged.
 
         Args:
-            inputs: what `train.inputs.run_inputs.read` returns.
+            inputs: what `train.inputs.run_inputs.read_inputs` returns.
             cache: folder in which the numbers may be stored for the next call.
             progress: function that is called with (batches done, total batches) if there is something to compute.
 

@@ -61,7 +61,7 @@ def find_recipe(name: str) -> Callable[..., Run]:
         BadInput: there is none (the nearest name is given), two distributions have it, or that of a plug-in cannot be used.
     """
     by_name = recipes()
-    if (plugin := plugins.find("zoo.recipes", name, by_name)) is not None:
+    if (plugin := plugins.find_plugin("zoo.recipes", name, by_name)) is not None:
         return _plugin_recipe(plugin)
     if name not in by_name:
         near = difflib.get_close_matches(name, [*by_name, *plugins.names("zoo.recipes")], n=1, cutoff=0.0)[0]
@@ -72,7 +72,7 @@ def find_recipe(name: str) -> Callable[..., Run]:
 
 def _plugin_recipe(plugin: plugins.Plugin) -> Callable[..., Run]:
     """Return the recipe function of a plug-in, wrapped to raise BadInput unless it returns a run of the plug-in's name."""
-    function = plugins.load(plugin, "a function without parameters, or with the one parameter `init`", _is_recipe)
+    function = plugins.load_plugin(plugin, "a function without parameters, or with the one parameter `init`", _is_recipe)
 
     @functools.wraps(function)
     def recipe(*init: str) -> Run:

@@ -18,7 +18,7 @@ def load_reference(run: Run, model: Model, mesh: Mesh) -> Any:
     Raises:
         BadInput: nothing to load there, or the parameters of another model.
     """
-    warm_start.check(run)
+    warm_start.check_init(run)
     params = load(run.init, mesh).params
     shapes = jax.eval_shape(lambda: model.init(jax.random.key(0)))
     if jax.tree.map(lambda leaf: leaf.shape, params) != jax.tree.map(lambda leaf: leaf.shape, shapes):

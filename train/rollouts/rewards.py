@@ -129,7 +129,7 @@ def find_rewards(names: Sequence[str]) -> tuple[RewardFunction | ModelName, ...]
 
 
 def _function(text: str, name: FunctionName) -> RewardFunction:
-    trust.check([text])
+    trust.check_trusted([text])
     function = getattr(module := _module(text, name), name.function, None)
     if not callable(function):
         names = [other for other, value in vars(module).items() if inspect.isfunction(value) and not other.startswith("_")]

@@ -143,7 +143,7 @@ class RolloutFeed(Feed):
         self._seconds = time.perf_counter() - began
         self._notice(values, parts)
         if source.process == 0 and self._rollout.write_every and number % self._rollout.write_every == 0:
-            rollout_files.write(source.folder, number, parts)
+            rollout_files.write_rollout(source.folder, number, parts)
         tokens, judging = sum(int(part.lengths.sum()) for part in parts), sum(self._judges.seconds.values())
         timing = {"rollout_tokens_per_s": tokens / self._seconds, "judging_share": judging / self._seconds}
         self._metrics = FeedMetrics(values, timing)

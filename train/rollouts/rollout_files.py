@@ -7,7 +7,7 @@ from train.rollouts.rollout_metrics import RolloutPart
 from train.run.run_dir import RunDir, write_text
 
 
-def write(folder: RunDir, number: int, parts: Sequence[RolloutPart]) -> None:
+def write_rollout(folder: RunDir, number: int, parts: Sequence[RolloutPart]) -> None:
     """Write the prompt, the completion, the reward and the advantage of each response of a rollout, in the order of the batches.
 
     A run that continues writes the same file again.

@@ -13,7 +13,7 @@ from train.weights.reference_log_probs import digest_of_parameters
 from zoo.errors import require
 
 
-def check(run: Run, mesh: Mesh, *, least: int) -> None:
+def check_rollout(run: Run, mesh: Mesh, *, least: int) -> None:
     """Refuse a run whose groups of responses are divided between devices, or whose checkpoints are within a rollout.
 
     Args:

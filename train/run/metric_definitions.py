@@ -147,7 +147,7 @@ COUNTS = ("tokens", "bytes", "predictions", "examples", "desired", "pairs", "wor
 """Counts of what metrics were measured on; they agree between scores on the same data."""
 
 
-def find(name: str, among: Collection[str] = tuple(METRICS), option: str = "--metric") -> Metric:
+def find_metric(name: str, among: Collection[str] = tuple(METRICS), option: str = "--metric") -> Metric:
     """Return the metric that an option names, which must be one of `among`.
 
     Raises:

@@ -34,7 +34,7 @@ class Sink(Protocol):
         ...
 
 
-def check(names: Sequence[run_config.Sink]) -> None:
+def check_sinks(names: Sequence[run_config.Sink]) -> None:
     """Refuse sinks whose packages are not installed; cheap, since nothing is imported.
 
     Raises:

@@ -70,7 +70,7 @@ def local_name(name: str, step: int | None = None, *, all_steps: bool = False, n
     """
     if not object_store.is_uri(name):
         return name
-    trust.check([name])
+    trust.check_trusted([name])
     folder = RunDir(object_store.working_folder(name))
     if launch.is_child():
         return str(folder.path)

@@ -94,7 +94,7 @@ def builds_same_rules(name: str, settings: TokenizerSettings, content: dict[str,
     return rules(name, settings, content) == {part: _normalized_part(part, content, content) for part in PARTS}
 
 
-def check(tokenizer: Tokenizer, settings: TokenizerSettings, name: str | None, *, rules_of_class: bool = True) -> None:
+def check_hf_class(tokenizer: Tokenizer, settings: TokenizerSettings, name: str | None, *, rules_of_class: bool = True) -> None:
     """Check that a class of `transformers` would interpret a tokenizer in the same way.
 
     Args:

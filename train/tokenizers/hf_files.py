@@ -18,7 +18,7 @@ from train.tokenizers import (
     xlm_unigram,
     xlnet_unigram,
 )
-from train.tokenizers.hf_class_check import OF_KIND, SWITCHES, builds_same_rules, check, special_entries
+from train.tokenizers.hf_class_check import OF_KIND, SWITCHES, builds_same_rules, check_hf_class, special_entries
 from train.tokenizers.hf_settings import (
     ALIASES,
     AS_WRITTEN,
@@ -53,7 +53,7 @@ def read_tokenizer(folder: Path) -> Tokenizer:
 
     Raises:
         BadInput: the folder has none of these files, one that defines no usable tokenizer (see `Tokenizer.load`), or one that
-            `transformers` would interpret differently (see `train.tokenizers.hf_class_check.check`).
+            `transformers` would interpret differently (see `train.tokenizers.hf_class_check.check_hf_class`).
     """
     settings = TokenizerSettings.load(folder)
     if settings.name == OF_KIND["bytes"]:
@@ -80,7 +80,7 @@ def read_tokenizer(folder: Path) -> Tokenizer:
     # tokenizer.json, so its rules are compared only then.
     # The class of T5 does not spell unknown characters as bytes either, which SentencePiece does for mT5.
     as_sentencepiece = tokenizer.kind == "xlnet" or tokenizer.spells_bytes
-    check(tokenizer, settings, name, rules_of_class=not as_sentencepiece or (folder / FILE).exists())
+    check_hf_class(tokenizer, settings, name, rules_of_class=not as_sentencepiece or (folder / FILE).exists())
     values = settings.values
     if name and (values or name in DEFAULTS) and values.get("tokenizer_class") is None:
         # config.json may later be replaced by that of another model. The class names the special tokens that no file names.
@@ -119,7 +119,7 @@ def write_tokenizer(folder: Path, tokenizer: Tokenizer, *, longest: int | None) 
         # Another class has other defaults.
         name = AS_WRITTEN
         values = {**_settings(tokenizer.kind, content), **config, "tokenizer_class": name}
-    check(tokenizer, TokenizerSettings(folder / SETTINGS, values, name), name)
+    check_hf_class(tokenizer, TokenizerSettings(folder / SETTINGS, values, name), name)
     if longest is not None:
         values["model_max_length"] = longest
     (folder / SETTINGS).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
@@ -290,8 +290,10 @@ def _sentencepiece(folder: Path, settings: TokenizerSettings) -> Tokenizer:
     sentinels = 0 if xlnet else settings.count("extra_ids", special_tokens.SENTINELS, MOST_SENTINELS)
     try:
         if xlm:
-            return Tokenizer(xlm_unigram.read(proto))
-        return Tokenizer(xlnet_unigram.read(proto, **flags) if xlnet else unigram.read(proto, sentinels))
+            return Tokenizer(xlm_unigram.convert_xlm_unigram(proto))
+        return Tokenizer(
+            xlnet_unigram.convert_xlnet_unigram(proto, **flags) if xlnet else unigram.convert_unigram(proto, sentinels)
+        )
     except BadInput as error:
         raise BadInput(f"{file}: {error}") from None
 

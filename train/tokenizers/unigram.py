@@ -105,13 +105,13 @@ def without_special_texts(core: tokenizers.Tokenizer) -> models.Unigram:
     return models.Unigram(entries, unk_id=model["unk_id"], byte_fallback=model["byte_fallback"])
 
 
-def read(proto: sentencepiece_proto.Model, sentinels: int = SENTINELS) -> dict[str, Any]:
+def convert_unigram(proto: sentencepiece_proto.Model, sentinels: int = SENTINELS) -> dict[str, Any]:
     """Return a tokenizer.json of a spiece.model, with `sentinels` sentinels after its entries.
 
     Raises:
         BadInput: the model has rules that are not T5's.
     """
-    check(proto, "T5", (*KINDS, sentencepiece_proto.USER_DEFINED, sentencepiece_proto.BYTE), spells_bytes=True)
+    check_unigram(proto, "T5", (*KINDS, sentencepiece_proto.USER_DEFINED, sentencepiece_proto.BYTE), spells_bytes=True)
     names, apart = {entry.name for entry in proto.entries}, sentencepiece_proto.USER_DEFINED
     missing = [name for name in (*BYTES, *sorted({*"".join(BYTES)})) if name not in names] if proto.byte_fallback else []
     separate = [entry.name for entry in proto.entries if entry.kind == apart and not is_sentinel(entry.name)]
@@ -123,7 +123,9 @@ def read(proto: sentencepiece_proto.Model, sentinels: int = SENTINELS) -> dict[s
     return _numbered(entries, proto.charsmap, sentinels, spells_bytes=proto.byte_fallback)
 
 
-def check(proto: sentencepiece_proto.Model, family: str, allowed_kinds: Sequence[int], *, spells_bytes: bool = False) -> None:
+def check_unigram(
+    proto: sentencepiece_proto.Model, family: str, allowed_kinds: Sequence[int], *, spells_bytes: bool = False
+) -> None:
     """Check that a spiece.model has the rules of `space_divided_content`, and only entries of `allowed_kinds`.
 
     With `spells_bytes`, it may spell unknown characters as bytes.
@@ -158,7 +160,7 @@ def train(texts: Iterable[str], vocab: int) -> dict[str, Any]:
     """
     require(vocab > SENTINELS, "tokenizer.vocab", vocab, f"{SENTINELS} entries are sentinels; choose a few hundred or more")
     with training_errors(vocab):
-        return read(sentencepiece_proto.parse(model(texts, vocab - SENTINELS)))
+        return convert_unigram(sentencepiece_proto.parse(model(texts, vocab - SENTINELS)))
 
 
 @contextlib.contextmanager

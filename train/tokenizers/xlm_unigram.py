@@ -42,13 +42,13 @@ def content(entries: Entries, charsmap: bytes) -> dict[str, Any]:
     )
 
 
-def read(proto: sentencepiece_proto.Model) -> dict[str, Any]:
+def convert_xlm_unigram(proto: sentencepiece_proto.Model) -> dict[str, Any]:
     """Return a tokenizer.json of a sentencepiece.bpe.model, with fairseq's ids.
 
     Raises:
         BadInput: the model has rules or special tokens that are not XLM-R's.
     """
-    unigram.check(proto, "XLM-R", unigram.KINDS)
+    unigram.check_unigram(proto, "XLM-R", unigram.KINDS)
     if tuple(entry.name for entry in proto.entries[: len(LEFT_OUT)]) != LEFT_OUT:
         raise BadInput(f"its first entries are not {', '.join(LEFT_OUT)}, as XLM-R's are; give one of XLM-R's kind")
     first = [ROBERTA[role] for role in ("cls", "pad", "sep", "unk")]

@@ -73,13 +73,15 @@ def has_xlnet_names(names: Iterable[str]) -> bool:
     return not {XLNET["cls"], XLNET["sep"]}.isdisjoint(names)
 
 
-def read(proto: sentencepiece_proto.Model, *, lowercase: bool = False, keep_accents: bool = False) -> dict[str, Any]:
+def convert_xlnet_unigram(
+    proto: sentencepiece_proto.Model, *, lowercase: bool = False, keep_accents: bool = False
+) -> dict[str, Any]:
     """Return a tokenizer.json of a spiece.model.
 
     Raises:
         BadInput: the model has rules that are not XLNet's, or lacks a special token.
     """
-    unigram.check(proto, "XLNet", KINDS)
+    unigram.check_unigram(proto, "XLNet", KINDS)
     entries = [(entry.name, entry.score - LOST * _ends_number(entry.name)) for entry in proto.entries]
     if missing := set(XLNET.values()).difference(name for name, _ in entries):
         lacks = " and no ".join(name for name in XLNET.values() if name in missing)
@@ -94,7 +96,7 @@ def train(texts: Iterable[str], vocab: int) -> dict[str, Any]:
         BadInput: the vocabulary is too small for the characters of the texts, or there is no text.
     """
     with unigram.training_errors(vocab):
-        return read(sentencepiece_proto.parse(model(texts, vocab)))
+        return convert_xlnet_unigram(sentencepiece_proto.parse(model(texts, vocab)))
 
 
 def model(texts: Iterable[str], vocab: int) -> bytes:

@@ -117,9 +117,9 @@ def read_adapter(folder: Path, model: Model, spec: Adapters) -> Any:
     Its dropout may be another one, because it does not change what the adapter computes.
 
     Raises:
-        BadInput: see `zoo.lora.peft_files.read`; or the adapter has another rank, alpha, scaling or other targets.
+        BadInput: see `zoo.lora.peft_files.read_peft_adapter`; or the adapter has another rank, alpha, scaling or other targets.
     """
-    own, values = peft_files.read(folder, model.config)
+    own, values = peft_files.read_peft_adapter(folder, model.config)
     spec = dataclasses.replace(spec, dropout=own.dropout)
     for field in dataclasses.fields(spec):
         value, stored = getattr(spec, field.name), getattr(own, field.name)
@@ -133,9 +133,9 @@ def with_adapter(model: Model, mesh: Mesh, params: Any, folder: Path) -> Any:
     """Return a model's parameters with an adapter in peft's format merged into them.
 
     Raises:
-        BadInput: see `zoo.lora.peft_files.read`.
+        BadInput: see `zoo.lora.peft_files.read_peft_adapter`.
     """
-    spec, values = peft_files.read(folder, model.config)
+    spec, values = peft_files.read_peft_adapter(folder, model.config)
     shapes = adapters.flat(abstract_params(trained(model, spec), mesh))
     placed = {path: place(array, shapes[path].sharding) for path, array in adapters.flat(values).items()}
     return merged_params(model, spec, mesh, params, adapters.nested(placed))

@@ -69,7 +69,7 @@ def load(where: str | Path, mesh: Mesh | None = None, step: int | None = None, a
 
     Raises:
         BadInput: nothing complete to load there; see `zoo.hf.hub`, `zoo.published_weights` and `train.checkpoints.checkpoints`;
-            or the adapter is of another model, see `zoo.lora.peft_files.read`.
+            or the adapter is of another model, see `zoo.lora.peft_files.read_peft_adapter`.
     """
     if adapter:
         loaded = load(where, mesh, step)
@@ -82,7 +82,7 @@ def load(where: str | Path, mesh: Mesh | None = None, step: int | None = None, a
         return dataclasses.replace(_load_run(folder, mesh, step), source=str(where))
     if step is not None:
         raise BadInput(f"--step {step}: {folder} is not a run, so it has no checkpoints; remove --step")
-    cfg, params = published_weights.load(folder, mesh, notify=_print_error)
+    cfg, params = published_weights.load_published(folder, mesh, notify=_print_error)
     loaded = _check_entries(Loaded(folder.resolve().name, models.model(cfg), params, hf_files.read_tokenizer(folder), mesh))
     _check_padding(folder, loaded)
     return dataclasses.replace(

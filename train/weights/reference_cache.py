@@ -22,7 +22,7 @@ LONGEST_HEADER = 4096
 log = logging.getLogger(__name__)
 
 
-def read(folder: Path, key: str, rows: int) -> Float32[np.ndarray, "rows 2"] | None:
+def read_log_probs(folder: Path, key: str, rows: int) -> Float32[np.ndarray, "rows 2"] | None:
     """Return the log-probabilities of `rows` pairs under a key, or None if there are none.
 
     A file that is damaged or belongs to another key or number of rows is not used, with a warning.
@@ -48,7 +48,7 @@ def read(folder: Path, key: str, rows: int) -> Float32[np.ndarray, "rows 2"] | N
     return np.frombuffer(content, np.float32).reshape(rows, 2).copy()
 
 
-def write(folder: Path, key: str, values: Float32[np.ndarray, "rows 2"]) -> None:
+def write_log_probs(folder: Path, key: str, values: Float32[np.ndarray, "rows 2"]) -> None:
     """Write log-probabilities under a key, atomically; if that is not possible, only log a warning."""
     content = np.ascontiguousarray(values).tobytes()
     try:

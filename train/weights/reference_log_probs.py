@@ -53,13 +53,13 @@ def add_reference(run: run_config.Run, mesh: Mesh, inputs: Any, build: Build, ca
     for rows in (inputs.training, inputs.held_out):
         depends_on = [parameters, rows.fingerprint, inputs.tokenizer.fingerprint, rows.length, len(rows), run.precision]
         key = digest_of(json.dumps(depends_on), ())
-        values = reference_cache.read(cache, key, len(rows))
+        values = reference_cache.read_log_probs(cache, key, len(rows))
         if not _every_process_has(values):
             if loaded is None:
-                warm_start.check(run)
+                warm_start.check_init(run)
                 loaded = load(run.init, mesh)
             values = _compute(run, loaded, mesh, rows, build, progress)
-            reference_cache.write(cache, key, values)
+            reference_cache.write_log_probs(cache, key, values)
         assert values is not None
         sides.append(with_reference(rows, values))
     training, held_out = sides

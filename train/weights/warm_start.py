@@ -19,7 +19,7 @@ TASK_SPECIFIC = ("classifier", "dense")
 """Parts of a head that do not fit another task, or other labels."""
 
 
-def check(run: run_config.Run) -> None:
+def check_init(run: run_config.Run) -> None:
     """Refuse a run that cannot start from its `init`, before anything of the run is written.
 
     Raises:

@@ -108,7 +108,7 @@ class Implementation:
     def _function(self, name: str) -> Callable[..., Any]:
         if self.plugin is None:
             return getattr(importlib.import_module(self.module), name)
-        return plugins.load(dataclasses.replace(self.plugin, value=f"{self.module}:{name}"), "a function", callable)
+        return plugins.load_plugin(dataclasses.replace(self.plugin, value=f"{self.module}:{name}"), "a function", callable)
 
     def unsupported_reason(self, request: Request, platform: str) -> str | None:
         """Return why this implementation does not support a request on a platform; None if it does."""
@@ -184,9 +184,9 @@ def implementation(name: str) -> Implementation:
     Raises:
         BadInput: no implementation has this name, two distributions have one, or that of the plug-in cannot be used.
     """
-    if (plugin := plugins.find("zoo.attention", name, ("auto", *IMPLEMENTATIONS))) is not None:
+    if (plugin := plugins.find_plugin("zoo.attention", name, ("auto", *IMPLEMENTATIONS))) is not None:
         expected = f"an `Implementation` of {__name__} whose platforms and features exist"
-        row = dataclasses.replace(plugins.load(plugin, expected, _is_implementation), plugin=plugin)
+        row = dataclasses.replace(plugins.load_plugin(plugin, expected, _is_implementation), plugin=plugin)
     else:
         choices = ", ".join([*IMPLEMENTATIONS, *plugins.described("zoo.attention")])
         refuse_unless(name in IMPLEMENTATIONS, f"there is no implementation {name!r}; choose auto, {choices}")

@@ -114,7 +114,7 @@ def take_adapter(run: Any, args: list[str]) -> Any:
     early_checks.check_adapter(folder)
     from zoo.lora import adapter_config
 
-    adapters, _ = adapter_config.read(Path(folder))
+    adapters, _ = adapter_config.read_adapter_config(Path(folder))
     lora = Lora(
         rank=adapters.rank, alpha=adapters.alpha, targets=adapters.targets, rslora=adapters.rslora, dropout=adapters.dropout
     )

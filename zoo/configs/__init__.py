@@ -188,8 +188,8 @@ def family(name: str) -> ModuleType:
     Raises:
         BadInput: two distributions have a family of this name, or that of the plug-in cannot be used.
     """
-    plugin = plugins.find("zoo.models", name, families())
-    return _own_family(name) if plugin is None else plugins.load(plugin, FAMILY, lambda module: _is_family(plugin, module))
+    plugin = plugins.find_plugin("zoo.models", name, families())
+    return _own_family(name) if plugin is None else plugins.load_plugin(plugin, FAMILY, lambda module: _is_family(plugin, module))
 
 
 def published_types() -> dict[str, str]:

@@ -77,7 +77,7 @@ def request(question: Callable[[], T], name: str, what: str, *, instead: str, mi
     """
     from huggingface_hub import constants, errors
 
-    trust.check([name])
+    trust.check_trusted([name])
     if constants.HF_HUB_OFFLINE:
         raise BadInput(f"{name}: {missing}, and HF_HUB_OFFLINE forbids the download; unset it, or give {instead}")
     try:

@@ -40,7 +40,7 @@ class Adapters:
         return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
 
 
-def read(folder: Path) -> tuple[Adapters, tuple[str, ...]]:
+def read_adapter_config(folder: Path) -> tuple[Adapters, tuple[str, ...]]:
     """Return the adapters of a folder's adapter_config.json, and the modules that are trained in full.
 
     Raises:

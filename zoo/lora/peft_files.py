@@ -34,17 +34,18 @@ HEADS = ("classifier", "score", "qa_outputs")
 """Modules that peft always adds to `modules_to_save`, whether or not the model has them."""
 
 
-def read(folder: Path, cfg: Any) -> tuple[Adapters, dict[str, Any]]:
+def read_peft_adapter(folder: Path, cfg: Any) -> tuple[Adapters, dict[str, Any]]:
     """Return the adapters of a folder for a model, and their values: float32 arrays as from `zoo.lora.adapters.init`.
 
     The tree has the leaves of the head if the file contains the head; otherwise the base keeps its head.
 
     Raises:
-        BadInput: see `zoo.lora.adapter_config.read`; a target that the model does not have; or tensors that are missing,
-            unexpected, of another shape or type, not finite, or all zero (B of an adapter that was never trained or loaded).
+        BadInput: see `zoo.lora.adapter_config.read_adapter_config`; a target that the model does not have; or tensors that are
+            missing, unexpected, of another shape or type, not finite, or all zero (B of an adapter that was never trained or
+            loaded).
     """
     file = folder / WEIGHTS
-    spec, modules = adapter_config.read(folder)
+    spec, modules = adapter_config.read_adapter_config(folder)
     try:
         matrices(cfg, spec.targets)
     except BadInput as error:

@@ -37,11 +37,11 @@ def family(name: str) -> Family:
     Raises:
         BadInput: two distributions have a family of this name, or that of the plug-in cannot be used.
     """
-    plugin = plugins.find("zoo.models", name, families())
+    plugin = plugins.find_plugin("zoo.models", name, families())
     if plugin is None:
         return importlib.import_module(f"{__name__}.{name}").FAMILY
     arithmetic = dataclasses.replace(plugin, value=f"{configs.family(name).MODEL_MODULE}:FAMILY")
-    return plugins.load(arithmetic, "a zoo.nn.family.Family", lambda value: isinstance(value, Family))
+    return plugins.load_plugin(arithmetic, "a zoo.nn.family.Family", lambda value: isinstance(value, Family))
 
 
 def model(cfg: Any) -> "Model":

@@ -41,14 +41,14 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with contextlib.redirect_stderr(io.StringIO()) as told:
         assert main.main([*line, "--seconds", "1e-9"]) == 0
     assert "after the 1e-09 s of --seconds: t5 both 2 x 16 float32; --resume measures them" in told.getvalue()
-    assert [(cell["key"]["feature"], cell.get("n", 2)) for cell in result_files.read(folder).cells] == [("full", 2)] * 3
+    assert [(cell["key"]["feature"], cell.get("n", 2)) for cell in result_files.read_results(folder).cells] == [("full", 2)] * 3
     assert main.main([*line, "--resume"]) == 0
     return folder
 
 
 def test_a_sweep_leaves_a_folder(swept: Path) -> None:
     assert sorted(path.name for path in swept.iterdir()) == ["cells.jsonl", "report.html", "table.csv", "table.md"]
-    results = result_files.read(swept)
+    results = result_files.read_results(swept)
     assert len(results.cells) == 2 * 3 and results.unit == {"implementation": "xla"}
     assert {cell["state"] for cell in results.cells if cell["key"]["implementation"] != "cudnn"} == {"timed"}
     lines = (swept / "table.csv").read_text().splitlines()
@@ -79,7 +79,7 @@ def test_repeats_are_fresh_processes(tmp_path: Path, zoo: Callable[..., Ended]) 
     line = "bench attention --impl blocked --feature full --direction forward --shape 2,16,16,2,2,8 --rounds 2"
     ended = zoo(*line.split(), "--repeats", "3", "--out", "out")
     assert ended.code == 0, ended.stderr
-    assert sorted(cell["process"] for cell in result_files.read(tmp_path / "out").cells) == [0, 0, 1, 1, 2, 2]
+    assert sorted(cell["process"] for cell in result_files.read_results(tmp_path / "out").cells) == [0, 0, 1, 1, 2, 2]
     assert zoo("bench", "compare", "out", "out").code == 0
 
 
@@ -101,6 +101,6 @@ def test_cells_of_several_processes_are_merged() -> None:
 def test_tables_and_notes_show_wrong_cells(swept: Path) -> None:
     wrong = {"key": TINY.key("planted"), "state": "wrong", "reason": "it is <off>", "process": 0}
     assert attention_report.cell_text(wrong) == "WRONG"
-    results = dataclasses.replace(result_files.read(swept), cells=[wrong])
+    results = dataclasses.replace(result_files.read_results(swept), cells=[wrong])
     assert "planted, wrong: it is <off> (1 cell)" in sweep.BENCHMARK.markdown(results)
     assert "it is &lt;off&gt;" in sweep.BENCHMARK.page(results)

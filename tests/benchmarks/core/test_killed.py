@@ -64,7 +64,7 @@ def test_a_cell_that_crashes_twice_is_failed_and_does_not_stop_the_others(
         path.write_bytes(content + b'{"key": {"implem')
     assert main.main([*command, "--resume"]) == 1
     assert path.read_bytes().startswith(before)
-    cells = result_files.read(tmp_path).cells
+    cells = result_files.read_results(tmp_path).cells
     died = [cell for cell in cells if cell["state"] == "failed"]
     assert len({result_files.identity(cell["key"]) for cell in cells}) == len(cells) == count
     assert [cell["reason"] for cell in died] == [result_files.DIED] and axes.items() <= died[0]["key"].items()
@@ -98,7 +98,7 @@ def test_a_run_that_is_stopped_by_a_signal_has_no_crash(
     assert signal.getsignal(number) is before
     monkeypatch.setattr(blocked, "blocked", honest)
     assert call(capsys, *command, "--resume").code == 0
-    assert {cell["state"] for cell in result_files.read(tmp_path).cells} == {"timed"}
+    assert {cell["state"] for cell in result_files.read_results(tmp_path).cells} == {"timed"}
 
 
 @pytest.mark.slow
@@ -114,4 +114,4 @@ def test_a_stopped_command_stops_its_fresh_process_in_order(number: int, code: i
         process.send_signal(number)
     assert process.returncode == code
     assert path.read_bytes().endswith(b'{"attempt":[],"process":0}\n')
-    assert not result_files.read(path).begun
+    assert not result_files.read_results(path).begun

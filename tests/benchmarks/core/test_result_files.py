@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from benchmarks.core import result_files, timing
-from benchmarks.core.result_files import Writer, read
+from benchmarks.core.result_files import Writer, read_results
 from zoo.errors import BadInput
 
 MACHINE = {"backend": "cpu", "device": "cpu", "devices": 1, "cpu": "A (R) CPU", "cores": 2, "versions": {"jax": "1"}}
@@ -41,7 +41,7 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     cells = [cell(1, seconds=0.5, n=3), cell(1, process=1), cell(2, state="skipped", reason="too large")]
     write(tmp_path, cell(1, seconds=np.float32(0.5), n=np.int64(3)), *cells[1:])
     for path in (tmp_path, tmp_path / "cells.jsonl"):
-        results = read(path)
+        results = read_results(path)
         assert (results.what, results.unit, results.options) == ("attention", UNIT, {"lengths": [128, 512], "dtype": "float32"})
         assert results.environment == MACHINE
         assert results.cells == cells
@@ -60,7 +60,7 @@ def test_a_cell_is_written_once_and_whole(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="state"):
             writer.write(cell(3, **wrong))
     writer.close()
-    assert read(tmp_path).cells == [cell(1)]
+    assert read_results(tmp_path).cells == [cell(1)]
 
 
 CUTS = range(1, 100, 7)
@@ -76,10 +76,10 @@ def test_an_incomplete_line_is_ignored_and_written_again(tmp_path: Path) -> None
         path.write_bytes(rest)
         count = max(0, rest.count(b"\n") - 1)
         if b"\n" in rest:
-            assert read(path).cells == [cell(1), cell(2)][:count]
+            assert read_results(path).cells == [cell(1), cell(2)][:count]
         else:
             with pytest.raises(BadInput, match="no header"):
-                read(path)
+                read_results(path)
         writer = open_writer(tmp_path)
         assert [writer.has(cell(number)["key"], 0) for number in (1, 2)] == [count > 0, count > 1]
         writer.close()
@@ -93,7 +93,7 @@ def test_cells_are_in_the_file_before_it_is_closed(tmp_path: Path) -> None:
         writer.begin([cell(number)["key"]], 0)
         if number < 2:
             writer.write(cell(number))
-    results = read(tmp_path)
+    results = read_results(tmp_path)
     abandon(writer)
     assert results.cells == [cell(0), cell(1)]
     assert results.begun == {(result_files.identity(cell(2)["key"]), 0)}
@@ -131,7 +131,7 @@ def test_a_cell_during_which_a_process_died_twice_is_failed(tmp_path: Path) -> N
     writer.write(cell(2))
     abandon(writer)
     assert died(tmp_path, (ONE, 0), (TWO, 0)) == [True, False]
-    assert read(tmp_path).cells == [{"key": ONE, "process": 0, "state": "failed", "reason": result_files.DIED}, cell(2)]
+    assert read_results(tmp_path).cells == [{"key": ONE, "process": 0, "state": "failed", "reason": result_files.DIED}, cell(2)]
 
 
 def test_a_crash_in_a_cell_that_is_already_stored_counts(tmp_path: Path) -> None:
@@ -146,7 +146,7 @@ def test_a_crash_in_a_cell_that_is_already_stored_counts(tmp_path: Path) -> None
         writer.begin([ONE], 0)
         abandon(writer)
     assert died(tmp_path, (ONE, 0)) == [True]
-    assert read(tmp_path).cells == [cell(1)]
+    assert read_results(tmp_path).cells == [cell(1)]
 
 
 def test_a_file_is_written_by_one_process(tmp_path: Path) -> None:
@@ -177,7 +177,7 @@ def test_results_of_another_request_machine_version_or_schema_are_not_resumed(tm
     open_writer(tmp_path, environment=MACHINE | {"load": 5.0}).close()
     # Schema 1 had no attempts, and its readers take none.
     (tmp_path / "cells.jsonl").write_bytes(content.replace(b'"schema":2', b'"schema":1'))
-    assert read(tmp_path).cells == [cell(1)]
+    assert read_results(tmp_path).cells == [cell(1)]
     with pytest.raises(BadInput, match="cannot be resumed: schema: 1 before, 2 now; choose another --out"):
         open_writer(tmp_path)
 
@@ -207,7 +207,7 @@ def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
     for lines, reason in DAMAGED:
         path.write_text("".join(f"{line if isinstance(line, str) else json.dumps(line)}\n" for line in lines))
         with pytest.raises(BadInput, match=reason):
-            read(path)
+            read_results(path)
 
 
 @pytest.mark.planted(3)
@@ -221,7 +221,7 @@ def test_a_file_of_something_else_is_not_touched(tmp_path: Path) -> None:
     for torn in ("", "{", '{"schema":1,"what'):
         path.write_text(torn)
         open_writer(tmp_path).close()
-        assert read(tmp_path).cells == []
+        assert read_results(tmp_path).cells == []
 
 
 def test_the_environment_is_measured_and_names_a_folder() -> None:

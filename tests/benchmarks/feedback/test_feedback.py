@@ -37,7 +37,7 @@ def quick_probe(precision: str) -> tuple[Callable[[], object], float]:
 def measured(folder: Path, **changes: Any) -> dict[tuple[str, str], dict[str, Any]]:
     """Measure, and return the cells by program and part."""
     bench_feedback.main(FeedbackOptions(**SIZES, output=Output(str(folder), json=True), **changes), [])
-    return {(cell["key"]["program"], cell["key"]["part"]): cell for cell in result_files.read(folder).cells}
+    return {(cell["key"]["program"], cell["key"]["part"]): cell for cell in result_files.read_results(folder).cells}
 
 
 class OwnPeer:
@@ -47,7 +47,7 @@ class OwnPeer:
         shape = bench_feedback.shape_of(bench_feedback.resolved(FeedbackOptions(**SIZES), "cpu"))
         self._changed, self._first_call, self.resident = kind.module == "one other token", True, 1
         self._iteration = Iteration(
-            shape, published_weights.load(folder, device_mesh.make_mesh(run_config.Mesh(), jax.devices()[:1]))[1]
+            shape, published_weights.load_published(folder, device_mesh.make_mesh(run_config.Mesh(), jax.devices()[:1]))[1]
         )
 
     def begin(self) -> dict[str, Any]:

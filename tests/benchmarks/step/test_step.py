@@ -46,7 +46,7 @@ def options(*models: str, **changes: Any) -> StepOptions:
 def measured(folder: Path, *models: str, **changes: Any) -> dict[str, dict[str, Any]]:
     """Measure, and return the cells by the names of their programs."""
     bench_step.main(options(*models, output=Output(str(folder), json=True), **changes), [])
-    return {cell["key"]["program"] + " " + cell["key"]["layers"]: cell for cell in result_files.read(folder).cells}
+    return {cell["key"]["program"] + " " + cell["key"]["layers"]: cell for cell in result_files.read_results(folder).cells}
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def test_ways_of_computing_agree_and_are_timed(tmp_path: Path, monkeypatch: pyte
     assert all({"forward", "backward"} <= set(profile["parts"][part]) for part in ("matrix products", "attention", "norms"))
     assert profile["parts"]["optimizer"].keys() <= {"update", "forward", "backward"}
     assert sum(row["seconds"] for row in profile["other"]) >= 0.9 * sum(profile["parts"].get("other", {}).values())
-    assert result_files.read(tmp_path / "out").unit == {**UNIT, "layers": "scan"}
+    assert result_files.read_results(tmp_path / "out").unit == {**UNIT, "layers": "scan"}
     for name in ("table.md", "table.csv", "report.html"):
         assert "unroll" in (tmp_path / "out" / name).read_text()
 
@@ -268,7 +268,7 @@ def test_programs_that_cannot_run_are_skipped_with_the_reason(tmp_path: Path, mo
     monkeypatch.setattr(peer_libraries, "PEERS", {"absent": Kind("nowhere", ("no_such_package",))})
     cells = measured(tmp_path / "out", "gpt-nano", mode="inference", peers=True, attention=("auto", "cudnn"))
     assert (cells["absent "]["state"], cells["absent "]["reason"]) == ("skipped", "no_such_package not installed")
-    ours = {cell["key"]["attention"]: cell for cell in result_files.read(tmp_path / "out").cells}
+    ours = {cell["key"]["attention"]: cell for cell in result_files.read_results(tmp_path / "out").cells}
     assert ours["auto"]["state"] == "timed"
     assert ours["cudnn"]["state"] == "skipped" and "cudnn" in ours["cudnn"]["reason"]
 

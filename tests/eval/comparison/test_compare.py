@@ -263,6 +263,6 @@ def test_an_accuracy_is_compared_beside_the_most_frequent_class_and_a_run_that_l
     found = compare([make(tmp_path / "a", scores=scores), make(tmp_path / "b", scores=nothing, optim=faster()["optim"])])
     (line,) = comparison_table.record(found)["notices"]
     assert line.startswith(f"{tmp_path / 'b'}: one class is predicted for 100.0% of") and found.metrics == ["accuracy"]
-    assert comparison_table.main([str(tmp_path / name) for name in "ab"], unequal=False, as_json=False) == 0
+    assert comparison_table.run_compare([str(tmp_path / name) for name in "ab"], unequal=False, as_json=False) == 0
     ended = capsys.readouterr()
     assert "majority class 0.5000" in ended.out and ended.err == f"! {line}\n"

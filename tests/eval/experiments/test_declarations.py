@@ -20,7 +20,7 @@ from zoo.errors import BadInput
 FILES = Files(train="{train}", valid="{valid}", tasks="{tasks}", corpus="public 0")
 FAST = ("distil", "masks", "permutation", "scaling")
 """Experiments with a teacher, without tasks, with another family, and with steps that follow from FLOPs."""
-CASES = [(name, tier) for name in catalogue.names() for tier in catalogue.find(name).tiers]
+CASES = [(name, tier) for name in catalogue.names() for tier in catalogue.find_experiment(name).tiers]
 
 
 def approximate_flops(run: Any) -> float:
@@ -30,7 +30,7 @@ def approximate_flops(run: Any) -> float:
 
 
 def grid_of(name: str, tier: str) -> Grid:
-    return build_grid(catalogue.find(name), tier, FILES, parse_options, seeds=(0, 1), flops_per_step=approximate_flops)
+    return build_grid(catalogue.find_experiment(name), tier, FILES, parse_options, seeds=(0, 1), flops_per_step=approximate_flops)
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,7 @@ def test_unfair_and_wrong_declarations_are_refused(name: str) -> None:
 
 def test_the_nearest_experiment_is_named() -> None:
     with pytest.raises(BadInput, match="the nearest is masks"):
-        catalogue.find("mask")
+        catalogue.find_experiment("mask")
 
 
 def test_results_name_no_folder_of_the_machine() -> None:
@@ -111,7 +111,7 @@ def difference_is_from_table(claim: Any, rows: dict[str, Row]) -> bool:
 @pytest.mark.planted
 def test_the_papers_differences_follow_from_its_table() -> None:
     for name in catalogue.names():
-        experiment = catalogue.find(name)
+        experiment = catalogue.find_experiment(name)
         rows = {row.name: row for row in experiment.rows}
         claims = [(claim, claim.paper_difference) for claim in experiment.claims if claim.paper_difference and claim.row in rows]
         for claim, difference in claims:

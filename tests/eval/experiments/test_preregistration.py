@@ -26,7 +26,7 @@ def test_a_claim_that_changes_after_the_first_run_is_exploratory(tmp_path: Path)
     begin(tmp_path)
     later = preregistration.register(changed, tmp_path)
     assert (later["changed"], later["claims"][0]["margin"], later["hash"]) == (["b_below_a"], 0.5, first["hash"])
-    assert preregistration.read(tmp_path)["claims"][0]["margin"] == 0.01
+    assert preregistration.read_registration(tmp_path)["claims"][0]["margin"] == 0.01
 
 
 def test_another_registration_is_refused_and_what_changed_is_named(tmp_path: Path) -> None:

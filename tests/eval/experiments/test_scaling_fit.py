@@ -33,7 +33,7 @@ def synthetic(alpha: float, beta: float, *, noise: float = 1e-4, seeds: int = 3)
                 loss *= (budget / BUDGETS[0]) ** -0.05
                 scored = {"stage": "train", "status": "done", "scores": {"loss": loss}, "costs": {"flops": budget}}
                 cells.append({"row": name, "seed": seed, **scored})
-    claims = [vars(claim) for claim in catalogue.find("scaling").claims]
+    claims = [vars(claim) for claim in catalogue.find_experiment("scaling").claims]
     return {"rows": rows, "control": "fresh", "claims": claims, "seeds": list(range(seeds)), "changed": []}, cells
 
 

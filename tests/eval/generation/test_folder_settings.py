@@ -271,7 +271,7 @@ def test_the_command_says_which_settings_are_the_folders(tmp_path: Path, capsys:
     (tmp_path / "gpt2" / "generation_config.json").write_text(json.dumps({"eos_token_id": [5, 6], **SAMPLED, "penalty_alpha": 0}))
     model = ModelOptions(source=str(tmp_path / "gpt2"))
     with pytest.raises(BadInput, match=r"holds no tokenizer.json"):
-        generate.main(model, Prompts(prompt=("a",)), Decoding(limit=3), as_json=False, explicit={"limit"})
+        generate.run_generate(model, Prompts(prompt=("a",)), Decoding(limit=3), as_json=False, explicit={"limit"})
     out, err = capsys.readouterr()
     file = tmp_path / "gpt2" / "generation_config.json"
     assert out == "" and err.splitlines() == [

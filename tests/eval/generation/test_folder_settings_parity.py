@@ -49,7 +49,7 @@ def loaded(kind: str, folder: Path) -> tuple[Loaded, Any]:
     content = published.config(family, task, numbers)
     published.write(folder, content, spread=0.5)
     mesh = device_mesh.make_mesh(run_config.Mesh())
-    cfg, params = published_weights.load(folder, mesh)
+    cfg, params = published_weights.load_published(folder, mesh)
     net = models.model(cfg)
     return Loaded(kind, net, params, settings_of.Numbers(cfg.vocab), mesh), theirs.load(folder, content["architectures"][0])
 

@@ -217,7 +217,7 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
 
     def run(decoding: Decoding = GREEDILY, as_json: bool = False, **asked: Any) -> str:
         model = ModelOptions(source=str(tmp_path), batch=1, precision="float32")
-        assert generate.main(model, Prompts(**asked), decoding, as_json=as_json) == 0
+        assert generate.run_generate(model, Prompts(**asked), decoding, as_json=as_json) == 0
         return capsys.readouterr().out
 
     return run
@@ -291,7 +291,7 @@ WRONG: dict[str, Callable[[], Any]] = {
     "--length-penalty 2.0: it needs beam search": lambda: Decoding(search=Beams(length_penalty=2.0)).check_search(),
     "--read both-ways: gpt generates from left to": lambda: gpt_generator().generate([[1]], Decoding(read="both-ways")),
     "--read both-ways: beam search reads from left": lambda: Decoding(read="both-ways", search=Beams(beams=2)).check_search(),
-    "--read both-ways: --choices are scored from left": lambda: generate.main(
+    "--read both-ways: --choices are scored from left": lambda: generate.run_generate(
         ModelOptions(source=""), Prompts(prompt=("a",), choices=("b",)), Decoding(read="both-ways"), as_json=False
     ),
 }

@@ -91,7 +91,7 @@ def test_value_is_defined_where_its_formula_divides_by_zero() -> None:
         ("spearman", rising, TENTHS, 0.0),
         ("pearson", np.zeros(1), np.ones(1), 0.0),
     ):
-        assert metric_functions.score([measure], truth, found) == {measure: expected}
+        assert metric_functions.score_predictions([measure], truth, found) == {measure: expected}
     # The third label is neither in the truth nor predicted.
     metrics = metric_functions.multi_label(np.array([[1, 0, 0], [1, 1, 0]]), np.array([[1, 0, 0], [0, 1, 0]]))
     assert metrics == pytest.approx({"f1_micro": 4 / 5, "f1_macro": (2 / 3 + 1 + 0) / 3, "subset_accuracy": 1 / 2})
@@ -100,13 +100,13 @@ def test_value_is_defined_where_its_formula_divides_by_zero() -> None:
 def test_empty_series_values_that_are_not_finite_classes_out_of_range_and_unknown_names_are_refused() -> None:
     for measure in metric_functions.MEASURES:
         with pytest.raises(ValueError, match="same size, at least 1"):
-            metric_functions.score([measure], np.zeros(0, np.int64), np.zeros(0, np.int64))
+            metric_functions.score_predictions([measure], np.zeros(0, np.int64), np.zeros(0, np.int64))
     with pytest.raises(ValueError, match="not finite"):
         metric_functions.pearson(np.arange(2.0), np.array([1, np.nan]))
     with pytest.raises(ValueError, match="classes are 0 to 1, and there are 0 to 2"):
         metric_functions.confusion(np.array([0, 1]), np.array([0, 2]), 2)
     with pytest.raises(BadInput, match=r"^f1_marco: no measure .* the nearest is f1_macro \(all: accuracy, "):
-        metric_functions.score(["f1_marco"], *np.zeros((2, 10), np.int64))
+        metric_functions.score_predictions(["f1_marco"], *np.zeros((2, 10), np.int64))
 
 
 TAGS = st.sampled_from(["O", "B-PER", "I-PER", "B-LOC", "I-LOC"])

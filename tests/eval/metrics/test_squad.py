@@ -151,17 +151,17 @@ def test_where_some_questions_have_no_answer_it_is_right_to_give_none() -> None:
     truths = [["Denver"], ["gold"], [], [], []]
     best = {"best_exact": 4 / 5, "best_exact_threshold": 2.0, "best_f1": 4 / 5, "best_f1_threshold": 2.0}
     parts = {"has_answer_exact": 1 / 2, "has_answer_f1": 1 / 2, "no_answer_exact": pytest.approx(2 / 3)}
-    assert squad.score(answers, truths) == {"exact": 3 / 5, "f1": 3 / 5, "questions": 5} | parts | best
+    assert squad.score_answers(answers, truths) == {"exact": 3 / 5, "f1": 3 / 5, "questions": 5} | parts | best
     for threshold in (-4.0, -2.0, 2.0):
         by_hand = [squad.exact_match(each.choose(threshold), given_) for each, given_ in zip(answers, truths, strict=True)]
-        assert squad.score(answers, truths, threshold)["exact"] == sum(by_hand) / 5
+        assert squad.score_answers(answers, truths, threshold)["exact"] == sum(by_hand) / 5
 
 
 def test_threshold_lies_below_all_margins_where_giving_no_answer_is_best() -> None:
-    result = squad.score([decoded("x", -3.0), DecodedAnswers([], 0.0)], [[], []])
+    result = squad.score_answers([decoded("x", -3.0), DecodedAnswers([], 0.0)], [[], []])
     assert (result["exact"], result["best_exact"], result["best_exact_threshold"]) == (0.5, 1.0, -4.0)
     assert "has_answer_exact" not in result
-    assert squad.score([DecodedAnswers([], 0.0)], [[]])["best_f1_threshold"] == 0.0
-    for wrong in (lambda: squad.score([], []), lambda: squad.best_threshold(*np.zeros((3, 0)))):
+    assert squad.score_answers([DecodedAnswers([], 0.0)], [[]])["best_f1_threshold"] == 0.0
+    for wrong in (lambda: squad.score_answers([], []), lambda: squad.best_threshold(*np.zeros((3, 0)))):
         with pytest.raises(ValueError, match="no questions"):
             wrong()

@@ -76,6 +76,6 @@ def rows(count: int, every: int = 10, **changed: Any) -> list[dict[str, Any]]:
 
 def page(path: Path) -> Page:
     """Write the report of a folder and read it."""
-    written = report.write(path)
+    written = report.write_report(path)
     assert written == path / "report.html"
     return Page(written.read_text(encoding="utf-8"))

@@ -1,6 +1,7 @@
 """Rows of a run in which any field is missing or of another kind: one line, or a report and a comparison without them."""
 
 import contextlib
+import functools
 import json
 import shutil
 from collections.abc import Iterator
@@ -72,12 +73,12 @@ def test_other_values_within_a_row_are_refused_before_a_report_uses_them(tmp_pat
     for key, value in changes:
         folder.metrics.write_text("".join(json.dumps(row) + "\n" for row in [{**first, key: value}, *content[1:]]))
         with pytest.raises(BadInput, match=rf"metrics\.jsonl:1 is not a row of a run: {key} is missing or of another kind"):
-            report.write(folder.path)
+            report.write_report(folder.path)
     valid = {**content[-1], "step": 0}
     folder.metrics.write_text("".join(json.dumps(row) + "\n" for row in [valid, *content]))
-    report.write(folder.path)
+    report.write_report(folder.path)
     folder.metrics.write_text(json.dumps(valid) + "\n")
-    report.write(folder.path)
+    report.write_report(folder.path)
 
 
 @pytest.mark.full
@@ -88,9 +89,9 @@ def test_no_mutant_of_the_rows_ends_in_a_traceback(tmp_path: Path, capsys: pytes
         for mutant, text in mutants(folder / name):
             other = tmp_path / "b"
             shutil.copytree(folder, other)
-            acts = (lambda: comparison_table.main([str(other)], unequal=False, as_json=False), lambda: report.write(other))  # noqa: B023
+            compare = functools.partial(comparison_table.run_compare, [str(other)], unequal=False, as_json=False)
             try:
-                act_on(other / name, text, *acts)
+                act_on(other / name, text, compare, functools.partial(report.write_report, other))
             except Exception as error:
                 raise AssertionError(f"{name}: {mutant}") from error
             shutil.rmtree(other)

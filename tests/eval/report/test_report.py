@@ -73,7 +73,7 @@ def test_complete_report_contains_scores_tasks_samples_and_sources(tmp_path: Pat
     shown = page(folder(tmp_path, rows=rows(100), starts=2, scores=SCORES, **MORE))
     assert_self_contained(tmp_path)
     first = (tmp_path / "report.html").read_bytes()
-    assert report.write(tmp_path).read_bytes() == first
+    assert report.write_report(tmp_path).read_bytes() == first
     for text in (
         f"1,000 steps on 4.10M tokens, {tmp_path.name} reaches 2.1250 bits/byte, perplexity 20.09",
         "training time 13:20 ",
@@ -140,7 +140,7 @@ def test_row_torn_by_a_kill_is_left_out_and_a_damaged_one_is_refused(tmp_path: P
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write("\n")
     with pytest.raises(BadInput, match=r"metrics.jsonl:2"):
-        report.write(tmp_path)
+        report.write_report(tmp_path)
 
 
 DAMAGED = [
@@ -164,14 +164,14 @@ def test_damaged_files_are_refused_in_one_line(tmp_path: Path) -> None:
         path = folder(tmp_path / str(number))
         (path / name).write_text(content, encoding="latin-1")
         with pytest.raises(BadInput, match=message) as refused:
-            report.write(path)
+            report.write_report(path)
         assert "\n" not in str(refused.value)
         assert not (path / "report.html").exists()
 
 
 def test_folder_without_a_run_gets_no_report(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="is not a run"):
-        report.write(tmp_path)
+        report.write_report(tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 

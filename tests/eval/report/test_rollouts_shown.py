@@ -91,7 +91,7 @@ def test_damaged_rollouts_are_refused_in_one_line(tmp_path: Path) -> None:
     for content, message in DAMAGED.items():
         file.write_text(content, encoding="latin-1")
         with pytest.raises(BadInput, match=message) as refused:
-            report.write(tmp_path)
+            report.write_report(tmp_path)
         assert "\n" not in str(refused.value)
 
 

@@ -139,7 +139,7 @@ def test_masked_task_masks_and_scores_as_in_training(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("task", ["masked", "pseudo_perplexity"])
 def test_lengths_texts_and_models_that_cannot_be_scored_are_refused(task: str, tmp_path: Path) -> None:
-    module, _ = tasks.find(task)
+    module, _ = tasks.find_task(task)
     (tmp_path / "a.txt").write_text("The whale.")
     # Control characters are no white space, and BERT's tokenizer drops them.
     (tmp_path / "c.txt").write_text("\x01\x02")

@@ -42,14 +42,14 @@ def test_a_task_has_its_options_and_functions() -> None:
 
 
 def test_a_task_is_found_by_its_name() -> None:
-    assert tasks.find("blimp") == (blimp, "")
-    assert tasks.find("harness:a:b")[1] == "a:b"
+    assert tasks.find_task("blimp") == (blimp, "")
+    assert tasks.find_task("harness:a:b")[1] == "a:b"
     for name, said in {
         "blimp:x": "blimp takes nothing after a colon",
         "harness": "needs an argument, as --task harness:NAME",
     }.items():
         with pytest.raises(BadInput, match=f"--task {name}: .*{said}"):
-            tasks.find(name)
+            tasks.find_task(name)
 
 
 GOOD = '{"sentence_good": "a", "sentence_bad": "b"}'
@@ -74,7 +74,7 @@ def test_a_bad_line_is_refused_by_its_number(tmp_path: Path) -> None:
     for task, content, message in BAD_FILES:
         file.write_bytes(content)
         with pytest.raises(BadInput, match=message) as refused:
-            tasks.find(task)[0].read([str(file)], Settings())
+            tasks.find_task(task)[0].read([str(file)], Settings())
         assert "\n" not in str(refused.value)
 
 
@@ -214,7 +214,7 @@ SCOPE = ("fingerprint", "tokenizer", "per_token")
 
 def evaluate(where: Path, task: str, *files: str, as_json: bool = False, **options: Any) -> int:
     others: dict[str, Any] = dict(step=None, precision="auto", mesh=run_config.Mesh(), as_json=as_json)
-    return run_task.main(str(where), task=task, files=files, settings=Settings(**options), **others)
+    return run_task.run_task(str(where), task=task, files=files, settings=Settings(**options), **others)
 
 
 @pytest.mark.planted

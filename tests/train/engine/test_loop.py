@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from eval.commands import eval_run
 from eval.scoring import scorers
 from tests.support import tiny
 from tests.support.runs import snapshot, text
@@ -139,13 +140,13 @@ def test_the_best_checkpoint_is_scored_and_loaded(ended: run_config.Run, capsys:
     assert printed[None] == pytest.approx(stored["loss"], abs=2e-6)
     assert abs(printed[8] - printed[None]) > 1e-3
     with pytest.raises(BadInput, match=r"steps that can be read: 8, 4"):
-        scorers.main(str(folder.path), step=6, batch=8, stride=0, mesh=run_config.Mesh())
+        eval_run.run_eval(str(folder.path), step=6, batch=8, stride=0, mesh=run_config.Mesh())
 
 
 def evaluated(folder: RunDir, step: int | None, capsys: pytest.CaptureFixture[str]) -> float:
     """The loss that `zoo eval` prints."""
     capsys.readouterr()
-    assert scorers.main(str(folder.path), step=step, batch=8, stride=0, mesh=run_config.Mesh()) == 0
+    assert eval_run.run_eval(str(folder.path), step=step, batch=8, stride=0, mesh=run_config.Mesh()) == 0
     return float(re.findall(r"^loss +(\S+)$", capsys.readouterr().out, re.MULTILINE)[0])
 
 

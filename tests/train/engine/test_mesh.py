@@ -57,7 +57,7 @@ def train(steps=STEPS, *, mesh=ONE, compute=None, **changes):
     if compute:
         run = dataclasses.replace(run, model=dataclasses.replace(run.model, compute=Compute(**compute)))
     devices = device_mesh.make_mesh(run.mesh, jax.devices()[: run.mesh.data * run.mesh.fsdp * run.mesh.tensor])
-    device_mesh.check(run, devices)
+    device_mesh.check_mesh(run, devices)
     # The trace of decay 0 is the gradient itself, passed on.
     net, tx = model(run.model), optax.chain(optax.trace(0.0), optim.optimizer(run.optim))
     places = jax.tree.map(lambda leaf: leaf.sharding, state_init.abstract_state(run, net, tx, devices))
@@ -204,7 +204,7 @@ NARROW = dataclasses.replace(tiny.run().model, width=36, head=9)
 def test_a_mesh_that_does_not_fit_is_refused(changes, message):
     run = tiny.run(**changes)
     with pytest.raises(BadInput, match=message):
-        device_mesh.check(run, device_mesh.make_mesh(run.mesh))
+        device_mesh.check_mesh(run, device_mesh.make_mesh(run.mesh))
 
 
 def fitting_numbers(run: run_config.Run) -> list[int]:
@@ -212,9 +212,9 @@ def fitting_numbers(run: run_config.Run) -> list[int]:
     numbers = []
     for number in range(run.machine.processes - 1, 0, -1):
         with contextlib.suppress(BadInput):
-            device_mesh.check(run, mesh := device_mesh.make_mesh(run.mesh, jax.devices()[:number]))
+            device_mesh.check_mesh(run, mesh := device_mesh.make_mesh(run.mesh, jax.devices()[:number]))
             if run.repeat > 1:
-                rollout_inputs.check(run, mesh, least=1)
+                rollout_inputs.check_rollout(run, mesh, least=1)
             numbers.append(number)
     return numbers
 

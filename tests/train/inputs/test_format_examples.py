@@ -48,7 +48,7 @@ def read(folder: Path, file: str, recipe: str, content: str, *, multi_label: boo
         changes["options"] = dataclasses.replace(run.options, **group)
     run: Run = dataclasses.replace(run, **changes)
     run = run_inputs.resolve_config(run, RunDir(folder / "run"))
-    return run_inputs.read(run, RunDir(folder / "run"), folder, quiet=True)
+    return run_inputs.read_inputs(run, RunDir(folder / "run"), folder, quiet=True)
 
 
 @pytest.mark.parametrize("name", EXAMPLES)

@@ -77,7 +77,7 @@ def test_inspected_rows_are_those_of_training(tmp_path, files, capsys, monkeypat
     monkeypatch.setenv("COLUMNS", "300")
     run = a_run(tmp_path, paths=files, weights=(0.5, 0.5))
     out = shown(capsys, run, count=5, first=first)
-    text = run_inputs.read(run, RunDir.of(run), caches.cache_dir() / "text")
+    text = run_inputs.read_inputs(run, RunDir.of(run), caches.cache_dir() / "text")
     batches = Batches(text.rows, causal.build, run.seed, 4, np.arange(4))
     numbers = np.concatenate([batches.rows_of(step) for step in range(13)])
     titles = re.findall(r"^Example (\d+): step (\d+), place (\d+); row (\d+) of \d+\n  from (.*)$", out, re.MULTILINE)

@@ -100,7 +100,7 @@ def test_an_encoder_decoder_reads_the_same_files(family: str, tmp_path: Path) ->
     asked = tiny.run(
         objective="text_to_text", model=small(family).config, data=data, tokenizer=tokens, chat=Chat(template="builtin")
     )
-    inputs = run_inputs.read(asked, RunDir(tmp_path / "run"), tmp_path)
+    inputs = run_inputs.read_inputs(asked, RunDir(tmp_path / "run"), tmp_path)
     pairs = [(example.source, example.target) for example in (*inputs.training.examples, *inputs.held_out.examples)]
     conversation = [("User: one\n\nAssistant:", "two"), ("User: one\n\nAssistant: two</s>User: three\n\nAssistant:", "four")]
     assert sorted({*pairs}) == sorted({("the whale is", "white"), *conversation})
@@ -286,4 +286,4 @@ def test_a_template_for_data_without_messages_is_refused(tmp_path: Path) -> None
     file = put(tmp_path / "a.jsonl", [{"prompt": "a", "completion": "b"}] * 3)
     asked = run(data=DialogueData(paths=(str(file),), length=32), chat=Chat(template="builtin"))
     with pytest.raises(BadInput, match=r"^--chat\.template builtin: the data has no messages, and plain texts are not rendered"):
-        run_inputs.read(asked, RunDir(tmp_path / "run"), tmp_path)
+        run_inputs.read_inputs(asked, RunDir(tmp_path / "run"), tmp_path)

@@ -42,7 +42,7 @@ def on(files: Path | tuple[Path, ...], valid: tuple[Path, ...] = (), **changes: 
 
 def read(cfg: Run, words: Path, folder: Path) -> LabelledInputs:
     cfg = dataclasses.replace(cfg, tokenizer=run_config.Tokenizer(path=str(words)))
-    return labelled_inputs.read(labelled_inputs.resolve_config(cfg, RunDir(folder)), RunDir(folder), folder)
+    return labelled_inputs.read_labelled(labelled_inputs.resolve_config(cfg, RunDir(folder)), RunDir(folder), folder)
 
 
 def table(folder: Path, *labels: str, name: str = "a.tsv") -> Path:
@@ -287,20 +287,20 @@ def test_a_tokenizer_is_the_one_named_or_the_runs_own_or_that_of_its_beginning(t
     file = table(tmp_path, *"ab" * 10)
     cfg, own = labelled_inputs.resolve_config(on(file), RunDir(tmp_path)), RunDir(tmp_path / "run")
     with pytest.raises(BadInput, match=r"^--init: .* --tokenizer\.path"):
-        labelled_inputs.read(cfg, own, tmp_path)
+        labelled_inputs.read_labelled(cfg, own, tmp_path)
     begun = dataclasses.replace(cfg, init=str(published(tmp_path / "published", "bert")))
-    assert labelled_inputs.read(begun, own, tmp_path).tokenizer.fingerprint == tokenizer("wordpiece").fingerprint
+    assert labelled_inputs.read_labelled(begun, own, tmp_path).tokenizer.fingerprint == tokenizer("wordpiece").fingerprint
     # A run that has a checkpoint goes on with its own, even if what it began from is gone.
     other = type(tokenizer("wordpiece")).train(["the whale 0123456789 ab"], 60, "wordpiece")
     own.tokenizer.mkdir(parents=True)
     other.save(own.tokenizer)
-    assert labelled_inputs.read(begun, own, tmp_path).tokenizer.fingerprint == tokenizer("wordpiece").fingerprint
+    assert labelled_inputs.read_labelled(begun, own, tmp_path).tokenizer.fingerprint == tokenizer("wordpiece").fingerprint
     (own.checkpoints / "00000001").mkdir(parents=True)
     (own.checkpoints / "00000001/COMMIT.json").write_text("{}")
     gone = dataclasses.replace(begun, init=str(tmp_path / "gone"))
-    assert labelled_inputs.read(gone, own, tmp_path).tokenizer.fingerprint == other.fingerprint
+    assert labelled_inputs.read_labelled(gone, own, tmp_path).tokenizer.fingerprint == other.fingerprint
     named = dataclasses.replace(gone, tokenizer=run_config.Tokenizer(path=str(words)))
-    assert labelled_inputs.read(named, own, tmp_path).tokenizer.fingerprint == tokenizer("wordpiece").fingerprint
+    assert labelled_inputs.read_labelled(named, own, tmp_path).tokenizer.fingerprint == tokenizer("wordpiece").fingerprint
     small = dataclasses.replace(named, model=dataclasses.replace(named.model, vocab=50))
     with pytest.raises(BadInput, match=r"^--model\.vocab 50: the tokenizer has \d+ entries.* choose \d+ or"):
-        labelled_inputs.read(small, own, tmp_path)
+        labelled_inputs.read_labelled(small, own, tmp_path)

@@ -149,7 +149,7 @@ def prepared(folder: Path, objective: str, rows: Sequence[dict[str, Any]], famil
 
 def read(folder: Path, run: Any) -> Any:
     run = run_inputs.resolve_config(run, RunDir(folder / "run"))
-    return run_inputs.read(run, RunDir(folder / "run"), folder)
+    return run_inputs.read_inputs(run, RunDir(folder / "run"), folder)
 
 
 def asked(number: int) -> dict[str, Any]:

@@ -51,7 +51,7 @@ def prepared(folder: Path, family: str = "gpt", template: str | None = CHATML, *
 
 def read(folder: Path, run: Any) -> PromptInputs:
     run = run_inputs.resolve_config(run, RunDir(folder / "run"))
-    return run_inputs.read(run, RunDir(folder / "run"), folder)
+    return run_inputs.read_inputs(run, RunDir(folder / "run"), folder)
 
 
 RENDERED = "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nWhat is 1?<|im_end|>\n<|im_start|>assistant\n"

@@ -55,7 +55,9 @@ def read(asked: Any, folder: Path) -> Any:
     TOKENIZER.save(folder / "tokenizer")
     chosen = dataclasses.replace(asked.tokenizer, path=str(folder / "tokenizer"))
     asked = dataclasses.replace(asked, tokenizer=chosen)
-    return seq2seq_inputs.read(seq2seq_inputs.resolve_config(asked, RunDir(folder / "run")), RunDir(folder / "run"), folder)
+    return seq2seq_inputs.read_seq2seq(
+        seq2seq_inputs.resolve_config(asked, RunDir(folder / "run")), RunDir(folder / "run"), folder
+    )
 
 
 @pytest.mark.parametrize("end", ["", ".gz"])
@@ -83,7 +85,7 @@ def test_a_run_without_a_tokenizer_trains_one_on_both_sides(tmp_path: Path):
     english = [f"{line} the dog and the whale" for line in ENGLISH] * 20
     several = files(tmp_path, english, [f"{line} der hund" for line in GERMAN] * 20)
     tokenizer = dataclasses.replace(run().tokenizer, kind="sentencepiece", vocab=257)
-    found = seq2seq_inputs.read(run(pairs=several, tokenizer=tokenizer), RunDir(tmp_path / "run"), tmp_path)
+    found = seq2seq_inputs.read_seq2seq(run(pairs=several, tokenizer=tokenizer), RunDir(tmp_path / "run"), tmp_path)
     assert found.tokenizer.kind == "sentencepiece"
     unknown = found.tokenizer.text_special_tokens.unk
     assert unknown not in found.tokenizer.encode("two dog der hund.")

@@ -47,7 +47,9 @@ def policy_and_reference() -> tuple[Any, Any, Any]:
     import tempfile
 
     with tempfile.TemporaryDirectory() as scratch:
-        (cfg, policy), (_, reference) = (published_weights.load(f, MESH) for f in trl_losses.write_models(Path(scratch)))
+        (cfg, policy), (_, reference) = (
+            published_weights.load_published(f, MESH) for f in trl_losses.write_models(Path(scratch))
+        )
     return models.model(cfg), policy, reference
 
 

@@ -62,7 +62,7 @@ def case_of(case: str) -> tuple[Any, Any, Batch]:
     import tempfile
 
     with tempfile.TemporaryDirectory() as scratch:
-        (cfg, policy), (_, reference) = (published_weights.load(f, MESH) for f in trl_kto.models(Path(scratch), case))
+        (cfg, policy), (_, reference) = (published_weights.load_published(f, MESH) for f in trl_kto.models(Path(scratch), case))
     net, batch = models.model(cfg), batch_of(*trl_kto.texts())
     extra = {"reference": log_probs(net, reference, batch, chunk=0)[0], "desired": jnp.asarray(trl_kto.DESIRED, jnp.float32)}
     return net, policy, dataclasses.replace(batch, extra=extra)

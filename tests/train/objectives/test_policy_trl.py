@@ -41,7 +41,7 @@ def compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:
 def networks() -> tuple[Any, tuple[Any, Any, Any], Batch]:
     """Return the model, its parameters, those that sampled and those of the reference, and the responses."""
     with tempfile.TemporaryDirectory() as scratch:
-        loaded = [published_weights.load(folder, MESH) for folder in trl_policy.write_models(Path(scratch))]
+        loaded = [published_weights.load_published(folder, MESH) for folder in trl_policy.write_models(Path(scratch))]
     net = models.model(loaded[0][0])
     batch = responses.rows(net, *trl_policy.texts(), length=trl_policy.PROMPT + max(trl_policy.LENGTHS), target_length=0)
     params, old, reference = (params for _, params in loaded)

@@ -195,7 +195,9 @@ def test_losses_and_gradients_are_those_of_trl(family: str, tmp_path: Path) -> N
     """Frozen vectors of TRL, with margins and centering: the loss within 1e-5; of each gradient, the norm and a projection."""
     frozen = json.loads(trl_rewards.FILE.read_text())[family]
     published.write(tmp_path / "model", trl_rewards.config(family))
-    cfg, params = published_weights.load(tmp_path / "model", device_mesh.make_mesh(run_config.Mesh(), jax.devices()[:1]))
+    cfg, params = published_weights.load_published(
+        tmp_path / "model", device_mesh.make_mesh(run_config.Mesh(), jax.devices()[:1])
+    )
     model, which = models.model(cfg), dataclasses.replace(trl_rewards.batch(family), weights=jnp.ones((3, 1)) / 3)
 
     def mean(params: Any) -> jax.Array:

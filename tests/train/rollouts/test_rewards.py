@@ -214,10 +214,10 @@ def test_groups_lie_on_one_device_and_checkpoints_between_rollouts():
         return tiny.run("policy", model=model, rollout=rollout, data=data, checkpoint=run_config.Checkpoint(every=5))
 
     mesh = device_mesh.make_mesh(run_config.Mesh(fsdp=2, tensor=2))
-    rollout_inputs.check(run(3, 5), mesh, least=2)
+    rollout_inputs.check_rollout(run(3, 5), mesh, least=2)
     with pytest.raises(
         BadInput, match=r"--rollout.samples 8: it does not divide the 6 rows .* --data.batch 24\); choose 2, 3, 6"
     ):
-        rollout_inputs.check(run(8, 5), mesh, least=2)
+        rollout_inputs.check_rollout(run(8, 5), mesh, least=2)
     with pytest.raises(BadInput, match=r"--checkpoint.every 5: .* --rollout.steps 3; choose a multiple, such as 6"):
-        rollout_inputs.check(run(3, 3), mesh, least=2)
+        rollout_inputs.check_rollout(run(3, 3), mesh, least=2)

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import pytest
 
+from eval.commands import eval_run
 from eval.scoring import scorers
 from tests.support import published, tiny
 from train import trainer
@@ -103,7 +104,7 @@ def test_a_run_ends_with_the_same_bits_when_it_is_stopped(
     assert 0 < metrics_file.read_rows(tmp_path / "steady" / "metrics.jsonl")[1]["time"]["rollout_share"] < 1
     # Greedy responses need no reference.
     (tmp_path / "base").rename(tmp_path / "away")
-    assert scorers.main(str(tmp_path / "steady"), step=None, batch=32, stride=0, mesh=run_config.Mesh()) == 0
+    assert eval_run.run_eval(str(tmp_path / "steady"), step=None, batch=32, stride=0, mesh=run_config.Mesh()) == 0
     assert f"reward         {score['reward']:.6f}" in capsys.readouterr().out
     (tmp_path / "away").rename(tmp_path / "base")
     # Adapters begin as the model that they are added to.

@@ -103,7 +103,7 @@ def files(tmp_path):
 def read(tmp_path, files, weights=(), **data):
     chosen = CausalData(paths=files, weights=tuple(map(float, weights)), length=32, batch=8, **data)
     run = tiny.run(data=chosen, out=str(tmp_path / "runs"))
-    return run, run_inputs.read(run, RunDir.of(run), tmp_path / "cache")
+    return run, run_inputs.read_inputs(run, RunDir.of(run), tmp_path / "cache")
 
 
 def decoded(text, tokens):

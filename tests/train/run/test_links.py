@@ -73,7 +73,7 @@ def test_links_inside_a_run_and_to_it_are_allowed(run: RunDir, tmp_path: Path, o
     folder = RunDir(tmp_path / "b")
     with folder.claim():
         assert config_of(read_config(folder.path)) == config_of(tiny.run(seed=7))
-        rollout_files.write(folder, 0, ())
+        rollout_files.write_rollout(folder, 0, ())
     assert (run.rollouts / "00000000.jsonl").exists()
 
 

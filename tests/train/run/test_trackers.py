@@ -172,18 +172,18 @@ def test_a_full_disk_ends_the_sink_and_not_the_run(tmp_path: Path) -> None:
 
 
 def test_a_missing_package_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    trackers.check(("tensorboard", "wandb"))
+    trackers.check_sinks(("tensorboard", "wandb"))
     monkeypatch.setitem(sys.modules, "tensorboardX", None)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "tensorboardX" else object())
-    trackers.check(())
-    trackers.check(("wandb",))
+    trackers.check_sinks(())
+    trackers.check_sinks(("wandb",))
     with pytest.raises(
         BadInput, match=f"--log.sinks tensorboard: .* tensorboardX is missing; {re.escape(install_advice('track'))}"
     ):
-        trackers.check(("wandb", "tensorboard"))
+        trackers.check_sinks(("wandb", "tensorboard"))
 
 
 def test_nothing_is_imported_unless_it_is_asked_for() -> None:
-    done = run_python("-c", "import sys, train.run.trackers; train.run.trackers.check(['wandb']); print(*sys.modules)")
+    done = run_python("-c", "import sys, train.run.trackers; train.run.trackers.check_sinks(['wandb']); print(*sys.modules)")
     assert done.code == 0, done.stderr
     assert {"wandb", "tensorboardX"}.isdisjoint(done.stdout.split())

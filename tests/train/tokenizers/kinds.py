@@ -74,8 +74,12 @@ def trained(kind: Kind) -> Tokenizer:
     if kind not in UNIGRAMS:
         return Tokenizer.train(chapters(), VOCAB, kind)
     # The same as of `Tokenizer.train`, which would train the model that `raw` trains once more.
-    rules = {"sentencepiece": unigram, "xlnet": xlnet_unigram, "xlm-roberta": xlm_unigram}[kind]
-    return Tokenizer(rules.read(sentencepiece_proto.parse(raw(kind))))
+    convert: Callable[..., dict[str, Any]] = {
+        "sentencepiece": unigram.convert_unigram,
+        "xlnet": xlnet_unigram.convert_xlnet_unigram,
+        "xlm-roberta": xlm_unigram.convert_xlm_unigram,
+    }[kind]
+    return Tokenizer(convert(sentencepiece_proto.parse(raw(kind))))
 
 
 @functools.cache

@@ -111,4 +111,4 @@ def test_a_model_that_cannot_spell_every_byte_is_refused() -> None:
     apart = proto._replace(entries=(*proto.entries, sentencepiece_proto.Entry("x", 0.0, sentencepiece_proto.USER_DEFINED)))
     for model, message in ((lacking, "without the entry <0x7F>"), (apart, "has the separate entry x,")):
         with pytest.raises(hf_files.BadInput, match=message):
-            unigram.read(model, 0)
+            unigram.convert_unigram(model, 0)

@@ -112,10 +112,10 @@ def test_models_of_other_rules_are_refused() -> None:
             BadInput,
             match=r"^a SentencePiece model that [a-z0-9<> ]*, which T5's tokenizers cannot do; train ",
         ):
-            unigram.read(model._replace(**change))
+            unigram.convert_unigram(model._replace(**change))
     renamed = [entry._replace(name="(other)") if entry.name == "<pad>" else entry for entry in model.entries]
     with pytest.raises(BadInput, match=r"^it has no <pad>, and T5 needs <pad>, </s>, <unk>; give one of T5's kind$"):
-        unigram.read(model._replace(entries=tuple(renamed)))
+        unigram.convert_unigram(model._replace(entries=tuple(renamed)))
 
 
 @pytest.mark.planted(3)

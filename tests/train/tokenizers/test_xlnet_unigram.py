@@ -53,7 +53,7 @@ def with_commas() -> Tokenizer:
     model = sentencepiece_proto.parse(raw("xlnet"))._replace(
         entries=tuple(sentencepiece_proto.Entry(*entry) for entry in entries), charsmap=b""
     )
-    return Tokenizer(xlnet_unigram.read(model))
+    return Tokenizer(xlnet_unigram.convert_xlnet_unigram(model))
 
 
 def test_a_comma_after_a_digit_is_an_entry_of_its_own() -> None:
@@ -103,7 +103,9 @@ def test_an_end_of_paragraph_is_special_whatever_kind_its_file_gives_it() -> Non
     entries = [
         entry._replace(kind=sentencepiece_proto.USER_DEFINED) if entry.name == "<eop>" else entry for entry in model.entries
     ]
-    assert xlnet_unigram.read(model._replace(entries=tuple(entries))) == xlnet_unigram.read(model)
+    assert xlnet_unigram.convert_xlnet_unigram(model._replace(entries=tuple(entries))) == xlnet_unigram.convert_xlnet_unigram(
+        model
+    )
 
 
 def test_transformers_differs_on_a_spiece_model_alone_only_after_characters_apart() -> None:

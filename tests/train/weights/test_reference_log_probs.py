@@ -58,7 +58,7 @@ class Loader:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, digest: str = "first") -> None:
         self.calls, self.digest = 0, digest
         monkeypatch.setattr(reference_log_probs, "load", self)
-        monkeypatch.setattr(reference_log_probs.warm_start, "check", lambda run: None)
+        monkeypatch.setattr(reference_log_probs.warm_start, "check_init", lambda run: None)
         monkeypatch.setattr(reference_log_probs, "digest_of_parameters", lambda init: self.digest)
 
     def __call__(self, init: str, mesh: Any) -> Any:

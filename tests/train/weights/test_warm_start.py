@@ -66,7 +66,7 @@ def begun(of: Model, init: Path, mesh: run_config.Mesh | None = None, seed: int 
     """Parameters by path that a run begins with, and the messages to the user."""
     messages: list[str] = []
     chosen = run(of, init, seed=seed)
-    warm_start.check(chosen)
+    warm_start.check_init(chosen)
     params = warm_start.initial_params(chosen, of, device_mesh.make_mesh(mesh or run_config.Mesh()), messages.append)
     assert jax.tree.structure(params) == jax.tree.structure(jax.eval_shape(of.init, jax.random.key(0)))
     return by_path(jax.device_get(params)), messages
@@ -141,4 +141,4 @@ def test_a_run_without_a_checkpoint_cannot_be_a_beginning(tmp_path: Path) -> Non
     ours = net("bert-nano", "pretraining")
     RunDir(tmp_path).write_config(run(ours))
     with pytest.raises(BadInput, match="no checkpoint yet; train the run first"):
-        warm_start.check(run(ours, tmp_path))
+        warm_start.check_init(run(ours, tmp_path))

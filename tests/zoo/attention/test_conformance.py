@@ -78,7 +78,7 @@ def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_kernel_agrees_with_the_definition(impl: str, case: str) -> None:
     # The cases of the full tier alone, and bfloat16, are compiled with the fusions that a user's programs have.
     with compilation.quick() if case in FEW else contextlib.nullcontext():
-        result = conformance.check(impl, case, options=FAST)
+        result = conformance.check_implementation(impl, case, options=FAST)
     assert result.ok, result
 
 
@@ -91,7 +91,7 @@ def test_the_kernel_agrees_with_the_definition(impl: str, case: str) -> None:
     ],
 )
 def test_the_kernel_agrees_with_the_definition_in_bfloat16(impl: str, case: str) -> None:
-    result = conformance.check(impl, case, "bfloat16", options=FAST)
+    result = conformance.check_implementation(impl, case, "bfloat16", options=FAST)
     assert result.ok, result
 
 
@@ -187,13 +187,13 @@ MISTAKES = {
 def test_a_planted_mistake_is_seen(mistake: str, monkeypatch: pytest.MonkeyPatch) -> None:
     plant(mistake, monkeypatch)
     with compilation.quick():
-        assert not conformance.check("planted", MISTAKES[mistake], options=FAST).ok
+        assert not conformance.check_implementation("planted", MISTAKES[mistake], options=FAST).ok
 
 
 @pytest.mark.full
 def test_the_planted_kernel_without_a_mistake_is_right(monkeypatch: pytest.MonkeyPatch) -> None:
     plant("", monkeypatch)
-    assert conformance.check("planted", "full", options=FAST).ok
+    assert conformance.check_implementation("planted", "full", options=FAST).ok
 
 
 def plant(mistake: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -295,7 +295,7 @@ def test_the_form_for_a_cpu_on_an_accelerator_is_noticed(monkeypatch: pytest.Mon
 def test_the_plain_form_agrees_with_the_definition(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(blocked, "target_platform", lambda: "gpu")
     with compilation.quick():
-        result = conformance.check("blocked", case, options=FAST)
+        result = conformance.check_implementation("blocked", case, options=FAST)
     assert result.ok, result
 
 

@@ -67,7 +67,7 @@ def supported() -> list[str]:
 
 def check(case: str, dtype: str = "float32") -> conformance.CaseResult:
     with attention.interpreted("flash_gpu"):
-        return conformance.check("flash_gpu", case, dtype, options=OPTIONS)
+        return conformance.check_implementation("flash_gpu", case, dtype, options=OPTIONS)
 
 
 @pytest.fixture(autouse=True)

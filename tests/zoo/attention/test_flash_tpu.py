@@ -38,7 +38,7 @@ def tier(case: str) -> Any:
 
 def check(case: str, dtype: str = "float32") -> conformance.CaseResult:
     with attention.interpreted("flash_tpu"):
-        return conformance.check("flash_tpu", case, dtype, options=OPTIONS)
+        return conformance.check_implementation("flash_tpu", case, dtype, options=OPTIONS)
 
 
 @pytest.fixture

@@ -149,8 +149,8 @@ def test_parameters_are_those_of_safetensors(shards: int, tmp_path: Path) -> Non
     stored, torch = arrays("GPT2", "GPT2LMHeadModel")
     content = content_of("GPT2", "GPT2LMHeadModel")
     mesh = device_mesh.make_mesh(run_config.Mesh(fsdp=4), jax.devices()[:4])
-    cfg, params = published_weights.load(write(tmp_path / "flax", content, stored, shards), mesh)
-    same, expected = published_weights.load(published.write_files(tmp_path / "safe", content, torch), mesh)
+    cfg, params = published_weights.load_published(write(tmp_path / "flax", content, stored, shards), mesh)
+    same, expected = published_weights.load_published(published.write_files(tmp_path / "safe", content, torch), mesh)
     assert cfg == same
     jax.tree.map(np.testing.assert_array_equal, params, expected)
 

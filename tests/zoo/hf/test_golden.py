@@ -54,7 +54,9 @@ def test_outputs_and_gradients_are_those_of_transformers(model: str, tmp_path: P
     family, task, numbers = published.MODELS[model]
     frozen = frozen_vectors(model)
     published.write_model(tmp_path / "model", model)
-    cfg, params = published_weights.load(tmp_path / "model", device_mesh.make_mesh(run_config.Mesh(), jax.devices()[:1]))
+    cfg, params = published_weights.load_published(
+        tmp_path / "model", device_mesh.make_mesh(run_config.Mesh(), jax.devices()[:1])
+    )
     net = models.model(cfg)
     given, words = transformers_outputs.given(numbers, make.LENGTHS, task), "logits" in frozen
     if words:

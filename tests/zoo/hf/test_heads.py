@@ -96,8 +96,8 @@ def test_released_files_of_gpt2_are_read(tmp_path: Path) -> None:
         old[f"h.{layer}.attn.masked_bias"] = np.full((), -1e4, np.float32)
     tied = old | {"lm_head.weight": old["wte.weight"]}
     one = device_mesh.make_mesh(run_config.Mesh(), jax.devices()[:1])
-    _, params = published_weights.load(published.write_files(tmp_path / "old", published.GPT2, tied), one)
-    _, same = published_weights.load(tmp_path / "today", one)
+    _, params = published_weights.load_published(published.write_files(tmp_path / "old", published.GPT2, tied), one)
+    _, same = published_weights.load_published(tmp_path / "today", one)
     jax.tree.map(np.testing.assert_array_equal, params, same)
     untied = old | {"lm_head.weight": old["wte.weight"] + np.float32(1e-3)}
     for changed, message in (

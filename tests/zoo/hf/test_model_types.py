@@ -46,7 +46,7 @@ def test_a_folder_is_exported_with_the_type_and_the_class_that_it_had(
     content = content_of(architecture, numbers)
     stored = published.write(tmp_path / "model", content)
     assert published_weights.open_folder(tmp_path / "model").notes == ()
-    cfg, params = published_weights.load(tmp_path / "model", ONE)
+    cfg, params = published_weights.load_published(tmp_path / "model", ONE)
     assert models.model(cfg).family == family
     published_weights.save(tmp_path, cfg, params)
     written = load_file(tmp_path / safetensors_dir.SINGLE)
@@ -70,7 +70,7 @@ def test_a_t5_without_an_output_table_has_its_embeddings_unscaled(model_type: st
     folder = published.write_files(tmp_path / "model", content, stored)
     note = f"{folder}: has no lm_head.weight; shared.weight is read in its place, as in `transformers`"
     assert published_weights.open_folder(folder).notes[0] == note
-    cfg, params = published_weights.load(folder, ONE)
+    cfg, params = published_weights.load_published(folder, ONE)
     assert not cfg.tied
     np.testing.assert_array_equal(params["unembed"]["embedding"], params["embed"]["tokens"]["embedding"])
     published_weights.save(tmp_path, cfg, params)
@@ -87,7 +87,7 @@ def test_a_llama_in_bfloat16_is_exported_in_bfloat16(tmp_path: Path) -> None:
     """All released ones are; an import would otherwise need twice their space. A number that bfloat16 lacks is not rounded."""
     content = published.config("llama", "causal")
     stored = {name: tensor.astype(ml_dtypes.bfloat16) for name, tensor in published.write(tmp_path / "model", content).items()}
-    cfg, params = published_weights.load(published.write_files(tmp_path / "model", content, stored), ONE)
+    cfg, params = published_weights.load_published(published.write_files(tmp_path / "model", content, stored), ONE)
     (tmp_path / "out").mkdir()
     assert published_weights.save(tmp_path / "out", cfg, params) == "bfloat16"
     written = load_file(tmp_path / "out" / safetensors_dir.SINGLE)

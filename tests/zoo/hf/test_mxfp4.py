@@ -43,7 +43,7 @@ def test_a_quantized_folder_is_decoded_and_exported_as_bfloat16(tmp_path: Path) 
     """Every leaf has the numbers of the standard, and an export has them as bfloat16, which rounds none."""
     stored = published.write_mxfp4(tmp_path / "model", WIDE)
     mesh = device_mesh.make_mesh(run_config.Mesh(data=1, expert=1), jax.devices()[:1])
-    cfg, params = published_weights.load(tmp_path / "model", mesh)
+    cfg, params = published_weights.load_published(tmp_path / "model", mesh)
     for layer in range(2):
         expected = {
             name: by_loop(*(stored[f"model.layers.{layer}.mlp.experts.{name}_{part}"] for part in ("blocks", "scales")))
@@ -60,7 +60,7 @@ def test_a_quantized_folder_is_decoded_and_exported_as_bfloat16(tmp_path: Path) 
     assert {str(x.dtype) for x in exported.values()} == {"bfloat16"}
     said = json.loads((tmp_path / "out" / "config.json").read_text())
     assert said["dtype"] == "bfloat16" and "quantization_config" not in said
-    _, again = published_weights.load(tmp_path / "out", mesh)
+    _, again = published_weights.load_published(tmp_path / "out", mesh)
     jax.tree.map(np.testing.assert_array_equal, again, params)
     # A number that bfloat16 lacks is not rounded.
     params["norm"]["scale"] = params["norm"]["scale"] + 2.0**-20

@@ -28,7 +28,7 @@ def test_a_folder_that_is_imported_and_exported_has_the_same_bits(model: str, tm
     """Read a folder onto four devices and write it again."""
     family, task, _ = published.MODELS[model]
     stored = published.write_model(tmp_path / "model", model)
-    cfg, params = published_weights.load(tmp_path / "model", FOUR)
+    cfg, params = published_weights.load_published(tmp_path / "model", FOUR)
     published_weights.save(tmp_path, cfg, params)
     written = load_file(tmp_path / safetensors_dir.SINGLE)
     assert written.keys() == stored.keys()
@@ -87,7 +87,7 @@ def test_stored_sinusoids_must_be_the_computed_ones(tmp_path: Path) -> None:
     table = np.float32(np.hstack([np.sin(angles), np.cos(angles)]))
     name = "model.decoder.embed_positions.weight"
     folder = published.write_files(tmp_path / "whole", content, stored | {name: table})
-    cfg, params = published_weights.load(folder, ONE)
+    cfg, params = published_weights.load_published(folder, ONE)
     published_weights.save(tmp_path, cfg, params)
     assert json.loads((tmp_path / "config.json").read_text())["max_position_embeddings"] == 64
     broken = np.where(np.arange(64)[:, None] == 63, np.nan, table)
@@ -102,7 +102,7 @@ def test_stored_sinusoids_must_be_the_computed_ones(tmp_path: Path) -> None:
 
 def test_a_large_export_is_split_into_files(tmp_path: Path) -> None:
     stored = published.write_model(tmp_path / "model", "gpt-causal")
-    cfg, params = published_weights.load(tmp_path / "model", ONE)
+    cfg, params = published_weights.load_published(tmp_path / "model", ONE)
     for part in ("whole", "split"):
         (tmp_path / part).mkdir()
         published_weights.save(tmp_path / part, cfg, params, largest=5_000_000_000 if part == "whole" else 4_000)
@@ -116,8 +116,8 @@ def test_parameters_are_sharded_as_the_table_says(tmp_path: Path) -> None:
     published.write(
         tmp_path / "even", published.config("gpt", "causal", published.GPT2 | dict(vocab_size=130, n_embd=16, n_head=4))
     )
-    _, params = published_weights.load(tmp_path / "even", device_mesh.make_mesh(run_config.Mesh(fsdp=2, tensor=4)))
-    _, whole = published_weights.load(tmp_path / "even", ONE)
+    _, params = published_weights.load_published(tmp_path / "even", device_mesh.make_mesh(run_config.Mesh(fsdp=2, tensor=4)))
+    _, whole = published_weights.load_published(tmp_path / "even", ONE)
     assert params["layers"]["attention"]["qkv"]["kernel"].sharding.shard_shape((2, 16, 3, 4, 4)) == (2, 8, 3, 1, 4)
     jax.tree.map(np.testing.assert_array_equal, params, whole)
     assert whole["embed"]["tokens"]["embedding"].shape == (256, 16)
@@ -128,7 +128,7 @@ def test_parameters_are_sharded_as_the_table_says(tmp_path: Path) -> None:
 def test_half_precision_becomes_float32_exactly(dtype: str, tmp_path: Path) -> None:
     stored = published.write_model(tmp_path / "model", "gpt-causal")
     half = {name: tensor.astype(jnp.dtype(dtype)) for name, tensor in stored.items()}
-    _, params = published_weights.load(published.write_files(tmp_path / "half", published.GPT2, half), ONE)
+    _, params = published_weights.load_published(published.write_files(tmp_path / "half", published.GPT2, half), ONE)
     scale = np.asarray(params["norm"]["scale"])
     assert scale.dtype == np.float32
     assert np.array_equal(scale, half["transformer.ln_f.weight"].astype(np.float32))

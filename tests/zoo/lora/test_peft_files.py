@@ -47,14 +47,14 @@ def write(folder: Path, files: Files) -> Path:
 @functools.cache
 def base(folder: Path, model: str) -> Any:
     published.write_model(folder, model)
-    return published_weights.load(folder, MESH)
+    return published_weights.load_published(folder, MESH)
 
 
 @every_model
 def test_an_adapter_of_peft_computes_the_same_and_is_exported_with_the_same_bits(model: str, tmp_path: Path) -> None:
     config, tensors = frozen(model)
     cfg, params = base(tmp_path / "m", model)
-    spec, values = peft_files.read(write(tmp_path / "a", (config, tensors)), cfg)
+    spec, values = peft_files.read_peft_adapter(write(tmp_path / "a", (config, tensors)), cfg)
     assert (spec.rank, spec.alpha, list(spec.targets)) == (config["r"], config["lora_alpha"], config["target_modules"])
     merged, net = adapters.merge(cfg, spec, params, jax.tree.map(jax.numpy.asarray, values)), models.model(cfg)
     asked = transformers_outputs.given(published.MODELS[model][2], make.LENGTHS, published.MODELS[model][1])
@@ -144,16 +144,16 @@ def test_a_damaged_adapter_is_refused_by_name(mutant: str, gpt: Any, tmp_path: P
     change, part = MUTANTS[mutant]
     folder = write(tmp_path / "a", change(frozen("gpt-causal")))
     with pytest.raises(BadInput) as refusal:
-        peft_files.read(folder, gpt)
+        peft_files.read_peft_adapter(folder, gpt)
     assert part in str(refusal.value) and str(refusal.value).startswith(str(folder)) and "\n" not in str(refusal.value)
 
 
 def test_dropout_has_no_effect_but_on_training_further(gpt: Any, tmp_path: Path) -> None:
     """It is exported as it was read, and a run may train it further with another rate."""
     config, tensors = frozen("gpt-causal")
-    plain, values = peft_files.read(write(tmp_path / "plain", (config, tensors)), gpt)
+    plain, values = peft_files.read_peft_adapter(write(tmp_path / "plain", (config, tensors)), gpt)
     folder = write(tmp_path / "a", (config | {"lora_dropout": 0.1}, tensors))
-    spec, same = peft_files.read(folder, gpt)
+    spec, same = peft_files.read_peft_adapter(folder, gpt)
     assert spec == dataclasses.replace(plain, dropout=0.1)
     jax.tree.map(np.testing.assert_array_equal, same, values)
     (tmp_path / "out").mkdir()
@@ -170,10 +170,10 @@ def test_targets_may_name_the_matrices_of_every_layer_one_by_one(model: str, tmp
     """So does peft for `all-linear` of a small model. A layer without one is refused."""
     config, tensors = frozen(model)
     cfg, _ = base(tmp_path / "m", model)
-    _, values = peft_files.read(write(tmp_path / "a", (config, tensors)), cfg)
+    _, values = peft_files.read_peft_adapter(write(tmp_path / "a", (config, tensors)), cfg)
     start = len(peft_files.PREFIX)
     paths = sorted({name[start:].partition(".lora_")[0] for name in tensors})
-    spec, same = peft_files.read(write(tmp_path / "b", (config | {"target_modules": paths}, tensors)), cfg)
+    spec, same = peft_files.read_peft_adapter(write(tmp_path / "b", (config | {"target_modules": paths}, tensors)), cfg)
     jax.tree.map(np.testing.assert_array_equal, same, values)
     (tmp_path / "out").mkdir()
     peft_files.save(tmp_path / "out", cfg, spec, same, base="m")
@@ -181,7 +181,7 @@ def test_targets_may_name_the_matrices_of_every_layer_one_by_one(model: str, tmp
     fewer = [path for path in paths if path != paths[0]]
     folder = write(tmp_path / "c", (config | {"target_modules": fewer}, tensors))
     with pytest.raises(BadInput, match=r"target_modules: .*: it names some of the 2 layers; all of them have adapters"):
-        peft_files.read(folder, cfg)
+        peft_files.read_peft_adapter(folder, cfg)
 
 
 def test_a_head_of_which_the_file_has_a_part_is_exported_in_that_part(tmp_path: Path) -> None:
@@ -190,7 +190,7 @@ def test_a_head_of_which_the_file_has_a_part_is_exported_in_that_part(tmp_path: 
     part = {name: array for name, array in tensors.items() if "pre_classifier" not in name}
     cfg, _ = base(tmp_path / "m", "distilbert-sequence")
     folder = write(tmp_path / "a", (config | {"modules_to_save": ["classifier", "score"]}, part))
-    spec, values = peft_files.read(folder, cfg)
+    spec, values = peft_files.read_peft_adapter(folder, cfg)
     (tmp_path / "out").mkdir()
     peft_files.save(tmp_path / "out", cfg, spec, values, base="m")
     again = load_file(tmp_path / "out" / "adapter_model.safetensors")
@@ -204,7 +204,7 @@ def test_a_head_of_another_number_of_labels_is_refused(tmp_path: Path) -> None:
     folder = write(tmp_path / "a", (config, tensors | {name: tensors[name][:2]}))
     cfg, _ = base(tmp_path / "m", "bert-sequence")
     with pytest.raises(BadInput, match=r"classifier.weight has shape \[2, 12\], not \[3, 12\]"):
-        peft_files.read(folder, cfg)
+        peft_files.read_peft_adapter(folder, cfg)
     shutil.rmtree(folder)
     with pytest.raises(BadInput, match="cannot be read"):
-        peft_files.read(folder, cfg)
+        peft_files.read_peft_adapter(folder, cfg)

@@ -33,10 +33,10 @@ def test_an_adapter_of_all_linear_layers_with_dropout_computes_the_same(model: s
     """peft names each matrix of a small model; its dropout does nothing but in training."""
     pytest.importorskip("peft")
     published.write_model(tmp_path / "m", model)
-    cfg, params = published_weights.load(tmp_path / "m", device_mesh.make_mesh(run_config.Mesh(), jax.devices()[:1]))
+    cfg, params = published_weights.load_published(tmp_path / "m", device_mesh.make_mesh(run_config.Mesh(), jax.devices()[:1]))
     made = peft_outputs.adapted(tmp_path / "m", model, target_modules="all-linear", lora_dropout=0.1)
     made.save_pretrained(tmp_path / "theirs")
-    spec, values = peft_files.read(tmp_path / "theirs", cfg)
+    spec, values = peft_files.read_peft_adapter(tmp_path / "theirs", cfg)
     assert spec.dropout == 0.1
     asked = theirs.given(published.MODELS[model][2], make.LENGTHS, published.MODELS[model][1])
     merged = adapters.merge(cfg, spec, params, jax.tree.map(jax.numpy.asarray, values))
@@ -54,12 +54,12 @@ def test_an_adapter_exported_to_peft_is_imported_unchanged(model: str, tmp_path:
     from peft import PeftModel
 
     published.write_model(tmp_path / "m", model)
-    cfg, params = published_weights.load(tmp_path / "m", device_mesh.make_mesh(run_config.Mesh(), jax.devices()[:1]))
+    cfg, params = published_weights.load_published(tmp_path / "m", device_mesh.make_mesh(run_config.Mesh(), jax.devices()[:1]))
     net, asked = models.model(cfg), theirs.given(published.MODELS[model][2], make.LENGTHS, published.MODELS[model][1])
 
     made = peft_outputs.adapted(tmp_path / "m", model)
     made.save_pretrained(tmp_path / "theirs")
-    spec, values = peft_files.read(tmp_path / "theirs", cfg)
+    spec, values = peft_files.read_peft_adapter(tmp_path / "theirs", cfg)
     (tmp_path / "ours").mkdir()
     peft_files.save(tmp_path / "ours", cfg, spec, values, base=str(tmp_path / "m"))
     stored, again = (load_file(tmp_path / name / peft_files.WEIGHTS) for name in ("theirs", "ours"))

@@ -47,7 +47,7 @@ def train(steps: int = 8, **options: Any) -> tuple[np.ndarray, dict[str, np.ndar
     shape = run.mesh
     count = shape.data * shape.fsdp * shape.tensor * shape.expert
     devices = device_mesh.make_mesh(shape, jax.devices()[:count])
-    device_mesh.check(run, devices)
+    device_mesh.check_mesh(run, devices)
     # The trace of decay 0 is the gradient itself, passed on.
     net, tx = models.model(run.model), optax.chain(optax.trace(0.0), optax.scale(10.0))
     places = jax.tree.map(lambda leaf: leaf.sharding, state_init.abstract_state(run, net, tx, devices))
@@ -124,7 +124,7 @@ def test_a_mesh_that_does_not_fit_is_refused() -> None:
         (run_config.Mesh(data=1, tensor=4, expert=2), r"--mesh\.tensor 4: it does not divide layers/attention/k"),
     ):
         with pytest.raises(BadInput, match=message):
-            device_mesh.check(run_of(mesh), device_mesh.make_mesh(mesh))
+            device_mesh.check_mesh(run_of(mesh), device_mesh.make_mesh(mesh))
     with pytest.raises(BadInput, match=r"--mesh\.expert 2: the model has no experts; choose 1"):
         tiny.run(mesh=run_config.Mesh(data=4, expert=2))
 

@@ -60,7 +60,9 @@ def test_greedy_texts_are_those_of_transformers(kind: str, tmp_path: Path) -> No
     groups = {} if family == "ettin_decoder" else {"num_key_value_heads": 2}
     content = published.config(family, "causal", SHAPE | groups | KINDS[kind])
     published.write(tmp_path / "model", content, spread=0.08)
-    cfg, params = published_weights.load(tmp_path / "model", device_mesh.make_mesh(run_config.Mesh(), jax.devices()[:1]))
+    cfg, params = published_weights.load_published(
+        tmp_path / "model", device_mesh.make_mesh(run_config.Mesh(), jax.devices()[:1])
+    )
     net, width = models.model(cfg), max(LENGTHS)
     real = np.arange(width) >= width - np.array(LENGTHS)[:, None]
     tokens = np.where(real, np.random.default_rng(0).integers(1, cfg.vocab, real.shape), 0)

@@ -78,7 +78,7 @@ class Case:
         return getattr(transformers, self.architecture).config_class.from_pretrained(self.folder).to_dict()
 
     def computed_here(self) -> dict[str, np.ndarray]:
-        cfg, params = published_weights.load(self.folder, device_mesh.make_mesh(run_config.Mesh(), jax.devices()[:1]))
+        cfg, params = published_weights.load_published(self.folder, device_mesh.make_mesh(run_config.Mesh(), jax.devices()[:1]))
         computed = program(core(cfg))(params, as_batch(self.asked))
         return {name: np.asarray(each)[..., : cfg.vocab] for name, each in computed.items()}
 

@@ -149,7 +149,7 @@ def test_outputs_gradients_and_exports_equal_transformers(model: tuple[str, Path
     """A padded batch, of pairs where the family tells them apart: all that is said of real tokens is equal within 1e-4, every
     published tensor has an equal gradient (DESIGN, "Numbers"), and an export loads there as the same model."""
     task, folder = model
-    cfg, params = published_weights.load(folder, device_mesh.make_mesh(run_config.Mesh(), jax.devices()[:1]))
+    cfg, params = published_weights.load_published(folder, device_mesh.make_mesh(run_config.Mesh(), jax.devices()[:1]))
     net = models.model(cfg)
     asked = theirs.given({**SIZES[net.family], "vocab_size": cfg.vocab, **KINDS.get(net.family, {})}, LENGTHS, task)
     batch = as_batch(asked)
@@ -201,7 +201,9 @@ def assert_same(one: Any, other: Any) -> None:
 @pytest.mark.parametrize(("family", "task"), [("gpt", "causal"), ("bert", "pretraining")])
 def test_an_export_in_shards_loads_there(family: str, task: str, tmp_path: Path) -> None:
     published.write(tmp_path / family, published.config(family, task, SIZES[family]), spread=0.04)
-    cfg, params = published_weights.load(tmp_path / family, device_mesh.make_mesh(run_config.Mesh(fsdp=4), jax.devices()[:4]))
+    cfg, params = published_weights.load_published(
+        tmp_path / family, device_mesh.make_mesh(run_config.Mesh(fsdp=4), jax.devices()[:4])
+    )
     (tmp_path / "out").mkdir()
     published_weights.save(tmp_path / "out", cfg, params, largest=150_000_000)
     assert (tmp_path / "out" / safetensors_dir.INDEX).exists()
@@ -222,7 +224,7 @@ def test_a_folder_saved_by_transformers_is_read(family: str, task: str, tmp_path
     opened = published_weights.open_folder(tmp_path)
     assert models.model(opened.config).task == task
     assert opened.notes == ()
-    cfg, params = published_weights.load(tmp_path, device_mesh.make_mesh(run_config.Mesh(), jax.devices()[:1]))
+    cfg, params = published_weights.load_published(tmp_path, device_mesh.make_mesh(run_config.Mesh(), jax.devices()[:1]))
     (tmp_path / "out").mkdir()
     published_weights.save(tmp_path / "out", cfg, params)
     assert_same(theirs.load(tmp_path / "out", said["architectures"][0]), net)
@@ -249,7 +251,7 @@ def test_a_cousin_saved_by_transformers_is_read(architecture: str, numbers: dict
     net.save_pretrained(tmp_path)
     opened = published_weights.open_folder(tmp_path)
     assert opened.notes == ()
-    cfg, params = published_weights.load(tmp_path, device_mesh.make_mesh(run_config.Mesh(), jax.devices()[:1]))
+    cfg, params = published_weights.load_published(tmp_path, device_mesh.make_mesh(run_config.Mesh(), jax.devices()[:1]))
     (tmp_path / "out").mkdir()
     published_weights.save(tmp_path / "out", cfg, params)
     assert configs.exported_class(cfg, models.model(cfg).names.architecture)[1] == architecture
@@ -262,7 +264,7 @@ def test_logits_and_loss_of_several_labels(family: str, tmp_path: Path) -> None:
 
     content = published.config(family, "sequence") | {"problem_type": "multi_label_classification"}
     published.write(tmp_path / family, content)
-    cfg, params = published_weights.load(tmp_path / family, device_mesh.make_mesh(run_config.Mesh(), jax.devices()[:1]))
+    cfg, params = published_weights.load_published(tmp_path / family, device_mesh.make_mesh(run_config.Mesh(), jax.devices()[:1]))
     net, labels = models.model(cfg), np.array([[1, 0, 1], [0, 0, 0], [0, 1, 0]])
     tokens = np.random.default_rng(0).integers(2, cfg.vocab, (3, 9))
     expected = theirs.load(tmp_path / family, net.names.architecture)(torch.tensor(tokens), labels=torch.tensor(labels).float())

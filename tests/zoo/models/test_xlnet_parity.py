@@ -30,7 +30,7 @@ def model(tmp_path: Path) -> tuple[Model, Any, Any]:
     folder = tmp_path / "xlnet"
     said = published.config("xlnet", "permutation", {**NUMBERS, "mem_len": MEMORY, "reuse_len": REUSE})
     published.write(folder, said, spread=0.1)
-    cfg, params = published_weights.load(folder, device_mesh.make_mesh(run_config.Mesh(), jax.devices()[:1]))
+    cfg, params = published_weights.load_published(folder, device_mesh.make_mesh(run_config.Mesh(), jax.devices()[:1]))
     assert (cfg.memory, cfg.reuse) == (MEMORY, REUSE)
     return models.model(cfg), params, theirs.load(folder, "XLNetLMHeadModel")
 

@@ -54,12 +54,12 @@ class RolloutObjective(Objective):
         """Return the objective of a run.
 
         Raises:
-            BadInput: a KL divergence without --init, or as `train.rollouts.rollout_inputs.check`.
+            BadInput: a KL divergence without --init, or as `train.rollouts.rollout_inputs.check_rollout`.
         """
         beta = cls._beta(run)
         fix = "the KL divergence is to the model of --init, which is not set; name one, or choose 0"
         require(bool(run.init) or beta == 0, f"{cls.NAME}.beta", beta, fix)
-        rollout_inputs.check(run, mesh, least=cls.LEAST)
+        rollout_inputs.check_rollout(run, mesh, least=cls.LEAST)
         return cls.bind_abstract(run, mesh)
 
     @classmethod

@@ -66,4 +66,4 @@ def compare(args: list[str]) -> int:
         early_checks.check_data(name)
     from benchmarks.core import compare_results
 
-    return compare_results.main(options.a, options.b, threshold=options.threshold, as_json=options.json)
+    return compare_results.run_compare_results(options.a, options.b, threshold=options.threshold, as_json=options.json)

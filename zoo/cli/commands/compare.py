@@ -33,4 +33,4 @@ def compare(args: list[str]) -> int:
         read_config(run)  # refuses a folder that is not a run before JAX is imported
     from eval.comparison import comparison_table
 
-    return comparison_table.main(runs, unequal=options.unequal, as_json=options.json, metric=options.metric)
+    return comparison_table.run_compare(runs, unequal=options.unequal, as_json=options.json, metric=options.metric)

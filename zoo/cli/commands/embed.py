@@ -40,7 +40,7 @@ def embed(args: list[str]) -> int:
         return code
     from eval.commands import embed
 
-    return embed.main(
+    return embed.run_embed(
         options.model,
         options.texts,
         pool=options.pool,

@@ -85,7 +85,7 @@ def evaluate(args: list[str]) -> int:
         from eval import tasks
 
         # This imports no JAX, so a wrong name is refused at once.
-        tasks.check(options.task)
+        tasks.check_task(options.task)
     else:
         for name in ("files", "length", "words", "field", "precision", "json", "orders", "limit", "tokens", "prefix", "adapter"):
             value, default = getattr(options, name), Evaluate.__dataclass_fields__[name].default
@@ -101,21 +101,21 @@ def evaluate(args: list[str]) -> int:
         early_checks.check_weights(run)
     else:
         # Refuses before JAX starts what scoring would refuse.
-        trust.check(read_config(run).rewards)
+        trust.check_trusted(read_config(run).rewards)
         early_checks.check_source(run, options.step)
         require(options.batch >= 1, "batch", options.batch, "choose 1 or more rows")
     if (code := prepare_process(options.machine, ["eval", *args])) is not None:
         return code
     if not options.task:
-        from eval.scoring import scorers
+        from eval.commands.eval_run import run_eval
 
-        return scorers.main(run, step=options.step, batch=options.batch, stride=options.stride, mesh=options.mesh)
+        return run_eval(run, step=options.step, batch=options.batch, stride=options.stride, mesh=options.mesh)
     from eval import tasks
     from eval.commands import run_task
 
     settings = {name: getattr(options, name) for name in (*PASSED, "search", "rollout")}
     settings["labelled"] = dataclasses.replace(options.labelled, named=named_fields(args, "labelled"))
-    code = run_task.main(
+    code = run_task.run_task(
         run,
         task=options.task,
         files=options.files,
@@ -131,5 +131,5 @@ def evaluate(args: list[str]) -> int:
     if not options.adapter and jax.process_index() == 0:
         from eval.report import report
 
-        run_uploads.upload_results(options.run, RunDir(run), write_report=report.write)
+        run_uploads.upload_results(options.run, RunDir(run), write_report=report.write_report)
     return code

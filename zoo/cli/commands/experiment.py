@@ -20,7 +20,7 @@ def experiment(args: list[str]) -> int:
 
     if args[:1] == ["--list"]:
         for name in catalogue.names():
-            declared = catalogue.find(name)
+            declared = catalogue.find_experiment(name)
             print(f"{name:14} {declared.question}\n{'':14} {declared.source}; tiers {', '.join(declared.tiers)}")
         return 0
 
@@ -69,7 +69,7 @@ def experiment(args: list[str]) -> int:
     from eval.experiments import experiment_data
     from eval.experiments import grid as grids
 
-    declared = catalogue.find(options.name)
+    declared = catalogue.find_experiment(options.name)
     if options.tier not in declared.tiers:
         raise BadInput(f"--tier {options.tier}: {declared.name} has {', '.join(declared.tiers)}")
     tier = declared.tiers[options.tier]
@@ -105,7 +105,7 @@ def _act(options: Any, grid: Any, folder: Path) -> int:
     from eval.experiments import collect_results, experiment_data, grid_runner, node_status, preregistration
 
     if options.render:
-        preregistration.read(folder)
+        preregistration.read_registration(folder)
 
     def notify(line: str) -> None:
         print(f"! {printable(line)}", file=sys.stderr, flush=True)

@@ -37,7 +37,7 @@ def fill_mask(args: list[str]) -> int:
         return code
     from eval.commands import fill_mask
 
-    return fill_mask.main(
+    return fill_mask.run_fill_mask(
         options.model,
         options.texts,
         top=options.top,

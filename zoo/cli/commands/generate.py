@@ -38,7 +38,7 @@ def generate(args: list[str]) -> int:
         return code
     from eval.commands import generate as complete
 
-    return complete.main(
+    return complete.run_generate(
         options.model,
         options.prompts,
         options.decoding,

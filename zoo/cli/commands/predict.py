@@ -57,7 +57,7 @@ def predict(args: list[str]) -> int:
         return code
     from eval.commands import predict
 
-    return predict.main(
+    return predict.run_predict(
         options.model,
         options.inputs,
         out=options.out,

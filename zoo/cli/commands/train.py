@@ -69,7 +69,7 @@ def check_data(run: "Run") -> int:
 
     folder = RunDir.of(run)
     run = run_inputs.resolve_config(run, folder)
-    data = run_inputs.read(run, folder, caches.cache_dir() / "text")
+    data = run_inputs.read_inputs(run, folder, caches.cache_dir() / "text")
     state = "would continue" if folder.is_resumable else "would start"
     with Console(steps=run.steps) as console:
         facts = {"model": configs.family_of(run.model), "objective": run.objective, **data.describe(run), "run": str(folder.path)}
@@ -146,4 +146,4 @@ def train_here(run: "Run", named_axes: Collection[str] = ()) -> int:
         run, notice = mesh_sizes.fit_mesh(run, jax.device_count(), named_axes)
         if notice and jax.process_index() == 0:
             print(f"! {notice}", file=sys.stderr)
-    return trainer.run(run, evaluate=scorers.scorer, sample=samples.of_run, preview=samples.preview, on_end=report.write)
+    return trainer.run(run, evaluate=scorers.scorer, sample=samples.of_run, preview=samples.preview, on_end=report.write_report)

@@ -117,9 +117,9 @@ def test_samples_have_both_labels_and_halves_of_one_label_are_refused(monkeypatc
     monkeypatch.setattr(completion_inputs, "existing_tokenizer", lambda run, folder: BYTES)
     run = tiny.run("kto", model=small("gpt").config, data=PreferenceData(length=32, batch=4, paths=("a.jsonl",)))
     with pytest.raises(BadInput, match=r"--data.paths a.jsonl: all 4 held-out completions are undesired, and kto needs both"):
-        kto_inputs.read(run, RunDir(str(tmp_path)), tmp_path)
+        kto_inputs.read_kto(run, RunDir(str(tmp_path)), tmp_path)
     halves[1] = halves[0]
-    data = kto_inputs.read(run, RunDir(str(tmp_path)), tmp_path)
+    data = kto_inputs.read_kto(run, RunDir(str(tmp_path)), tmp_path)
     assert data.describe(run)["labels"] == "2 desired, 2 undesired; ratio with their weights 1"
     assert data.fingerprints()["held_out"] == data.held_out.content_digest and data.counts().sum() == data.training.text_size
     assert isinstance(data.rows.components[0].documents[0], Document)  # pyright: ignore[reportIndexIssue]
