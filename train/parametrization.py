@@ -1,12 +1,13 @@
 """Trained and frozen parameters of a run, and the pure function from both to the parameters of its model.
 
 The step updates a pytree `params`, and takes the gradient of the loss through `training_params(params, base)`. In a run without
-adapters that function is the identity. In a run with adapters `params` are the adapters and the head of a fine-tuned model, and
-the frozen parameters of the base model are an input of the step. An objective may add parameters of its own, such as PPO's value
-head, which lie beside the others under names of their own and are not exported.
+frozen parameters that function is the identity. Frozen parameters, those of the base model below adapters or frozen layers and
+embeddings, are an input of the step, and neither gradients nor checkpoints contain them. An objective may add parameters of its
+own, such as PPO's value head, which lie beside the others under names of their own and are not exported.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,11 @@ import jax
 from jax.sharding import Mesh
 
 from train.config.run_config import Run
-from train.engine.state_init import TrainedParams
+from train.engine.state_init import TrainedParams, all_params
 from train.objectives.base import Objective
 from train.run.run_dir import RunDir
-from train.weights import adapter_params
+from train.weights import adapter_params, frozen_layers, param_parts
+from train.weights.param_parts import ParamParts
 from zoo import models
 from zoo.batch import Batch
 from zoo.errors import require
@@ -40,7 +42,7 @@ class Parametrization:
     @property
     def trained(self) -> TrainedParams:
         """The initializer and the sharding of the trained parameters."""
-        return adapter_params.trained(self.model, None).beside(self.added)
+        return all_params(self.model).beside(self.added)
 
     def training_params(self, params: Any, base: Any) -> Any:
         """Return the parameters that the loss is computed with, in training: the model's, and those that the objective adds."""
@@ -104,65 +106,82 @@ class Parametrization:
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
-class AdapterTraining(Parametrization):
-    """The training of adapters and of the head of a fine-tuned model (Hu et al. 2021; see `zoo.lora.adapters`)."""
+class PartialTraining(Parametrization):
+    """The training of the model's parameters without the frozen embeddings and layers."""
 
-    adapters: Adapters
+    parts: ParamParts
 
     @property
     def trained(self) -> TrainedParams:
-        """The adapters, the head of a fine-tuned model, and the parameters that the objective adds."""
-        return adapter_params.trained(self.model, self.adapters).beside(self.added)
-
-    def training_params(self, params: Any, base: Any) -> Any:
-        """Return the frozen parameters with the adapters, whose input is dropped out where the objective has dropout."""
-        return adapters.with_adapters(self.model.config, self.adapters, base, params)
+        """The trained part, and the parameters that the objective adds."""
+        return self.parts.trained.beside(self.added)
 
     def model_params(self, params: Any, base: Any) -> Any:
-        """Return the frozen parameters with the adapters added."""
-        return adapters.merge(self.model.config, self.adapters, base, params)
+        """Return the frozen and the trained parameters, joined."""
+        return self.parts.join(base, params)
 
     def begin(self, run: Run, mesh: Mesh, params: Any) -> tuple[Parametrization, Any]:
-        """Return the parametrization with the base model, and new adapters or those of `run.adapter`."""
-        base = adapters.base_of(self.model.config, params)
-        params = adapter_params.initial_params(self.model, self.adapters, mesh, run.seed, params, run.adapter)
+        """Return the parametrization with the frozen parameters, and the trained ones; both are new ones if `params` is None."""
+        params = all_params(self.model).place(mesh, run.seed) if params is None else params
+        abstract = param_parts.abstract_params(self.parts.trained, mesh), self.parts.abstract_base(mesh)
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+        with jax.set_mesh(mesh):
+            split = jax.jit(functools.partial(frozen_layers.split_params, run.optim), out_shardings=shardings)
+            params, base = split(params)
         return dataclasses.replace(self, base=base), {**params, **self.added.place(mesh, run.seed)}
 
     def save_base(self, folder: RunDir, state: Any, *, notify: Callable[[str], None]) -> dict[str, str]:
-        """Save the base model in RUN/base, and return its digest."""
-        adapter_params.save_base(folder, state, self.base, notify=notify)
-        return {"base": adapter_params.base_digest(folder)}
+        """Save the frozen parameters in RUN/base, and return their digest."""
+        param_parts.save_base(folder, state, self.base, notify=notify)
+        return {"base": param_parts.base_digest(folder)}
 
     def restore_base(
         self, folder: RunDir, mesh: Mesh, metadata: dict[str, Any], *, notify: Callable[[str], None]
     ) -> tuple[Parametrization, dict[str, str]]:
-        """Return the parametrization with the base model of RUN/base, and its digest."""
+        """Return the parametrization with the frozen parameters of RUN/base, and their digest."""
         digest = metadata.get("base", "")
-        base = adapter_params.read_base(folder, self.model, mesh, digest, notify=notify)
+        base = param_parts.read_base(folder, self.parts, mesh, digest, notify=notify)
         return dataclasses.replace(self, base=base), {"base": digest}
-
-    def step_flops(self, objective: Objective, batch: Batch) -> float:
-        """Return the FLOPs of a step without the gradients of frozen kernels; those of the adapters are not counted."""
-        return objective.flops(self.model, batch) - objective.forward_flops(self.model, batch)
 
     def describe(self, objective: str) -> dict[str, str]:
         """Return the numbers of trained parameters in words."""
         added = jax.eval_shape(lambda: self.added.init(jax.random.key(0)))
         sizes = {name: sum(leaf.size for leaf in jax.tree.leaves(part)) for name, part in added.items()}
         others = [f"{size:,} of {name}, which {objective} adds" for name, size in sizes.items()]
-        return {"trained": ", ".join([adapter_params.summary(self.model, self.adapters), *others])}
+        return {"trained": ", ".join([self.parts.summary(), *others])}
 
     def reader(self, mesh: Mesh) -> Callable[[Any], Any]:
         """Return a compiled function from the trained parameters to `model_params`, sharded over the mesh."""
-        parameters = adapter_params.trained(self.model, None).beside(self.added)
-        shardings = jax.tree.map(lambda leaf: leaf.sharding, adapter_params.abstract_params(parameters, mesh))
-        merge = jax.jit(self.model_params, out_shardings=shardings)
+        parameters = all_params(self.model).beside(self.added)
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, param_parts.abstract_params(parameters, mesh))
+        join = jax.jit(self.model_params, out_shardings=shardings)
 
         def read(params: Any) -> Any:
             with jax.set_mesh(mesh):
-                return merge(params, self.base)
+                return join(params, self.base)
 
         return read
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class AdapterTraining(PartialTraining):
+    """The training of adapters and of the head of a fine-tuned model (Hu et al. 2021; see `zoo.lora.adapters`)."""
+
+    adapters: Adapters
+
+    def training_params(self, params: Any, base: Any) -> Any:
+        """Return the frozen parameters with the adapters, whose input is dropped out where the objective has dropout."""
+        return adapters.with_adapters(self.model.config, self.adapters, base, params)
+
+    def begin(self, run: Run, mesh: Mesh, params: Any) -> tuple[Parametrization, Any]:
+        """Return the parametrization with the base model, and new adapters or those of `run.adapter`."""
+        base = self.parts.frozen(params)
+        params = adapter_params.initial_params(self.model, self.adapters, mesh, run.seed, params, run.adapter)
+        return dataclasses.replace(self, base=base), {**params, **self.added.place(mesh, run.seed)}
+
+    def step_flops(self, objective: Objective, batch: Batch) -> float:
+        """Return the FLOPs of a step without the gradients of frozen kernels; those of the adapters are not counted."""
+        return objective.flops(self.model, batch) - objective.forward_flops(self.model, batch)
 
 
 def parametrization_of(run: Run, objective: Objective, mesh: Mesh) -> Parametrization:
@@ -171,13 +190,16 @@ def parametrization_of(run: Run, objective: Objective, mesh: Mesh) -> Parametriz
     Raises:
         BadInput: dropout of adapters with an objective without dropout; or as `train.weights.adapter_params.adapters_of`.
     """
-    model = models.model(run.model)
+    model, parts = models.model(run.model), frozen_layers.param_parts(run)
     added, spec = objective.added_params(model), adapter_params.adapters_of(run)
-    if spec is None:
+    if parts is None:
         return Parametrization(model=model, added=added)
+    options: dict[str, Any] = {"model": model, "added": added, "parts": parts, "base": parts.abstract_base(mesh)}
+    if spec is None:
+        return PartialTraining(**options)
     fix = f"{run.objective} trains without dropout, which would make its ratios noise; choose 0"
     require(objective.HAS_DROPOUT or not spec.dropout, "lora.dropout", spec.dropout, fix)
-    return AdapterTraining(model=model, added=added, adapters=spec, base=adapter_params.abstract_base(model, mesh))
+    return AdapterTraining(**options, adapters=spec)
 
 
 def check_adapter(run: Run) -> None:

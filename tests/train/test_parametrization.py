@@ -1,4 +1,4 @@
-"""Runs that train adapters: what the step changes, what is saved, and what everything that reads a run gets."""
+"""Runs with frozen parameters: what the step changes, what is saved, and what everything that reads a run gets."""
 
 import dataclasses
 import functools
@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import optax
 import pytest
 from safetensors.numpy import load_file
 
@@ -20,17 +21,19 @@ from train.checkpoints.manifest import by_path
 from train.config import run_config
 from train.config.dpo_options import Dpo
 from train.config.lora_options import Lora
+from train.config.run_config import Optim
 from train.engine import device_mesh, optim, state_init
 from train.objectives import objective as find_objective
 from train.objectives.causal import Causal
 from train.objectives.feedback.dpo import DirectPreferences
 from train.parametrization import parametrization_of
 from train.run.run_dir import RunDir
-from train.step.assembly import assemble
+from train.step.assembly import ENGINES, assemble
+from train.step.training_step import make_step
 from train.tokenizers import hf_files
 from train.tokenizers.tokenizer import Tokenizer
-from train.weights import adapter_params
-from train.weights.load import load, restore_trained
+from train.weights import adapter_params, frozen_layers
+from train.weights.load import load, load_average, restore_trained
 from zoo.batch import Batch
 from zoo.cli import main
 from zoo.errors import BadInput
@@ -51,12 +54,13 @@ TRAIN += ["--checkpoint.keep", "9", "--model.dropout", "0.1", "--init", "gpt2", 
 @functools.cache
 def steps(mesh: run_config.Mesh = ONE, count: int = 3, rate: float = 0.0, **changes: Any) -> tuple[list[float], Any, Any, Any]:
     """Return (losses, trained parameters, frozen ones before the first step, frozen ones after the last)."""
-    run = tiny.run(mesh=mesh, precision="float32", init="gpt2", lora=dataclasses.replace(LORA, dropout=rate), **changes)
+    changes = {"lora": dataclasses.replace(LORA, dropout=rate), **changes}
+    run = tiny.run(mesh=mesh, precision="float32", init="gpt2", **changes)
     devices = device_mesh.make_mesh(mesh, jax.devices()[: mesh.data * mesh.fsdp * mesh.tensor])
     net, objective = model(run.model), Causal()
     parameters = parametrization_of(run, objective, devices)
     built = assemble(run, objective, devices, parameters)
-    base = state_init.init_state(dataclasses.replace(run, init="", lora=Lora()), net, built.tx, devices).params
+    base = state_init.init_state(dataclasses.replace(run, init="", lora=Lora()), net, optim.optimizer(Optim()), devices).params
     parameters, params = parameters.begin(run, devices, base)
     state = state_init.init_state(run, net, built.tx, devices, params, parameters.trained)
     assert jax.tree.map(lambda leaf: leaf.sharding, state) == jax.tree.map(lambda leaf: leaf.sharding, built.state)
@@ -99,6 +103,64 @@ TIERS = {case: pytest.mark.full if case in FULL else pytest.mark.slow for case i
 @pytest.mark.parametrize("case", [pytest.param(case, marks=mark) for case, mark in TIERS.items()])
 def test_losses_do_not_depend_on_the_mesh(case: str, rate: float) -> None:
     np.testing.assert_allclose(steps(**MESHES[case], rate=rate)[0], steps(rate=rate)[0], rtol=1e-5)
+
+
+FROZEN: dict[str, dict[str, Any]] = {
+    "layers": {"optim": Optim(lr=1e-2, warmup=1, freeze_layers=1)},
+    "embeddings": {"optim": Optim(lr=1e-2, warmup=1, freeze_embeddings=True), "mesh": run_config.Mesh(data=2), "accumulate": 4},
+    "both, sharded": {
+        "optim": Optim(lr=1e-2, warmup=1, freeze_layers=1, freeze_embeddings=True, layer_decay=0.5),
+        "mesh": run_config.Mesh(data=2, fsdp=2, tensor=2),
+    },
+    "all layers, pmap": {
+        "optim": Optim(lr=1e-2, warmup=1, freeze_layers=2),
+        "mesh": run_config.Mesh(data=8),
+        "engine": "pmap",
+    },
+}
+
+
+@pytest.mark.parametrize("case", ["layers", *(pytest.param(case, marks=pytest.mark.full) for case in FROZEN if case != "layers")])
+def test_a_step_with_frozen_parameters_is_that_of_the_model_with_their_updates_set_to_0(case: str) -> None:
+    """Losses and parameters agree up to rounding, and the frozen ones stay as they are."""
+    changes = FROZEN[case]
+    cfg = changes["optim"]
+    losses, params, before, after = steps(**{"lora": Lora(), **changes})
+    run = tiny.run(precision="float32", **{"mesh": ONE, **changes})
+    devices = device_mesh.make_mesh(run.mesh, jax.devices()[: run.mesh.data * run.mesh.fsdp * run.mesh.tensor])
+    net, inner = model(run.model), optim.optimizer(dataclasses.replace(cfg, freeze_layers=0, freeze_embeddings=False))
+
+    def factor(path: str) -> Any:
+        if path.startswith("layers/"):
+            return np.arange(net.config.layers) >= cfg.freeze_layers
+        return np.array([not (cfg.freeze_embeddings and path.startswith("embed/"))])
+
+    def masked(tree: Any) -> Any:
+        leaves = by_path(tree)
+        scaled = (leaf * factor(path).reshape(-1, *[1] * (leaf.ndim - 1)).astype(np.float32) for path, leaf in leaves.items())
+        return jax.tree.unflatten(jax.tree.structure(tree), list(scaled))
+
+    def update(updates: Any, state: Any, params: Any = None, *, lr: Any = 1.0, **_: Any) -> Any:
+        grads = masked(updates)
+        updates, state = inner.update(grads, state, params, norm=optim.norm(grads), lr=lr)
+        return masked(updates), state
+
+    tx = optax.GradientTransformationExtraArgs(inner.init, update)
+    state = state_init.init_state(run, net, tx, devices)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, state_init.abstract_state(run, net, tx, devices))
+    engine = ENGINES[run.engine](make_step(run, net, Causal(), tx, np.float32), devices, shardings, run.data.batch)
+    state, expected = engine.shard(state), []
+    for number in range(len(losses)):
+        local = jax.tree.map(lambda leaf: leaf[device_mesh.local_rows(devices, run.data.batch)], tiny.batch(number))
+        state, metrics = engine.step(state, engine.shard_batch(local), {})
+        expected.append(float(np.ravel(jax.device_get(metrics["loss"]))[0]))
+    np.testing.assert_allclose(losses, expected, rtol=1e-6)
+    joined = by_path(frozen_layers.join_params(before, params))
+    for path, leaf in by_path(jax.device_get(engine.get(state).params)).items():
+        # The loss does not depend on the bias of the keys, and Adam scales the rounding errors of its gradient up.
+        rows = (slice(None), [0, 2]) if path == "layers/attention/qkv/bias" else ...
+        np.testing.assert_allclose(joined[path][rows], leaf[rows], rtol=1e-5, atol=1e-6, err_msg=path)
+    assert same_bits(before, after) and before
 
 
 def test_dropout_of_adapters_changes_the_steps_that_follow_the_first() -> None:
@@ -181,6 +243,13 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield folder
 
 
+PARTIAL = {
+    "run": ["--lora.rank", "4", "--lora.alpha", "6"],
+    "frozen": ["--optim.freeze-layers", "1", "--optim.freeze-embeddings", "--optim.layer-decay", "0.9", "--selection.best"],
+}
+"""Options of runs with frozen parameters, by name; the first is that of `place`."""
+
+
 def trained_leaves(run: str) -> dict[str, np.ndarray]:
     folder = RunDir(run)
     config = run_config_of(run)
@@ -233,23 +302,68 @@ def test_everything_that_reads_a_run_gets_the_sum(place: Path, capsys: pytest.Ca
     assert sum(tensor.size for tensor in stored.values()) == sum(leaf.size for leaf in before.values())
 
 
+def test_everything_that_reads_a_run_with_frozen_layers_gets_all_parameters(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The frozen ones have the bits of --init, and no checkpoint contains them."""
+    said(capsys, *TRAIN, *PARTIAL["frozen"], "--name", "frozen")
+    trained, base = trained_leaves("runs/frozen"), by_path(load("gpt2").params)
+    read, newest = (by_path(load("runs/frozen", step=step).params) for step in (None, -1))
+    assert trained.keys() == {path for path in base if not path.startswith("embed/")}
+    for path, leaf in read.items():
+        cut = {"embed": len(leaf), "layers": 1}.get(path.split("/")[0], 0)
+        assert np.array_equal(leaf[:cut], base[path][:cut]) and (cut == len(leaf) or not np.array_equal(leaf, base[path]))
+        assert path not in trained or trained[path].shape == leaf[cut:].shape
+    mean = load_average("runs/frozen", device_mesh.make_mesh(run_config.Mesh()), 1)
+    assert same_bits(mean.params, newest)
+    score = json.loads(RunDir("runs/frozen").scores.read_text())
+    assert f"loss           {score['loss']:.6f}" in said(capsys, "eval", "runs/frozen")
+    said(capsys, "export", "runs/frozen", "out-frozen")
+    assert same_bits(load("out-frozen").params, read)
+    facts = json.loads(RunDir("runs/frozen").starts.read_text().splitlines()[0])
+    assert "1 layer and the embeddings are frozen" in str(facts)
+
+
+@pytest.mark.full
+@pytest.mark.planted
+def test_a_run_whose_checkpoints_contain_its_frozen_parameters_is_refused(
+    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As runs did before the frozen parameters were saved apart."""
+    for name, options in {"layers": ["--optim.freeze-layers", "1"], "embeddings": ["--optim.freeze-embeddings"]}.items():
+        argv = [*TRAIN, *options, "--steps", "2", "--name", name]
+        with monkeypatch.context() as patch:
+            patch.setattr(frozen_layers, "param_parts", lambda run: None)
+            said(capsys, *argv)
+        RunDir(f"runs/{name}").scores.unlink()
+        for command in (["eval", f"runs/{name}"], argv):
+            message = said(capsys, *command, code=2)
+            assert "has another state: " in message or "base: missing; " in message
+
+
 @pytest.mark.full
 @pytest.mark.planted(2)
-def test_a_run_resumes_with_the_same_bits_and_with_its_own_base(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("source", PARTIAL)
+def test_a_run_resumes_with_the_same_bits_and_with_its_own_base(
+    source: str, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Also if what it began from is gone, but not on another base."""
+    options = PARTIAL[source]
+    if not Path("runs", source).exists():
+        said(capsys, *TRAIN, *options, "--name", source)
+    for name in ("resumed", "robbed", "mixed", "other"):
+        shutil.rmtree(Path("runs", name), ignore_errors=True)
     for name in ("resumed", "robbed", "mixed"):
-        shutil.copytree(
-            "runs/run", f"runs/{name}", ignore=shutil.ignore_patterns("scores.json", "report.html", "00000006", "00000004")
-        )
-    options = ["--lora.rank", "4", "--lora.alpha", "6"]
+        ignored = shutil.ignore_patterns("scores.json", "report.html", "00000006", "00000004", "best")
+        shutil.copytree(Path("runs", source), f"runs/{name}", ignore=ignored)
     shutil.move("gpt2", "moved")
     try:
         said(capsys, *TRAIN, *options, "--name", "resumed")
     finally:
         shutil.move("moved", "gpt2")
-    one, other = trained_leaves("runs/run"), trained_leaves("runs/resumed")
+    one, other = trained_leaves(f"runs/{source}"), trained_leaves("runs/resumed")
     assert not [path for path in one if one[path].tobytes() != other[path].tobytes()]
-    assert RunDir("runs/run").scores.read_text() == RunDir("runs/resumed").scores.read_text()
+    assert RunDir(f"runs/{source}").scores.read_text() == RunDir("runs/resumed").scores.read_text()
 
     shutil.rmtree("runs/robbed/base")
     assert "runs/robbed/base: missing; it has the parameters" in said(capsys, *TRAIN, *options, "--name", "robbed", code=2)

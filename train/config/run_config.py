@@ -106,6 +106,11 @@ class Optim:
         require(self.freeze_layers >= 0, "optim.freeze_layers", self.freeze_layers, "choose 0 (none) or a number of layers")
         require(0 <= self.clip < math.inf, "optim.clip", self.clip, "choose 0 (off) or a norm")
 
+    @property
+    def freezes(self) -> bool:
+        """True if a part of the model is not trained."""
+        return self.freeze_embeddings or self.freeze_layers > 0
+
     def warmup_steps(self, steps: int) -> int:
         """Return the number of warm-up steps of a run of `steps` steps; a share is rounded."""
         return round(self.warmup * steps) if self.warmup < 1 else int(self.warmup)
@@ -316,6 +321,11 @@ class Run(Generic[Model, Options, DataOptions]):
     def repeat(self) -> int:
         """Number of consecutive examples that use the same row: the responses to a prompt; 1 = each example uses another row."""
         return self.options.rollout.samples if isinstance(self.options, RolloutOptions) else 1
+
+    @property
+    def has_frozen(self) -> bool:
+        """True if some parameters of the model are not trained: they are in RUN/base, and not in the checkpoints."""
+        return self.lora.rank > 0 or self.optim.freezes
 
     @property
     def batches(self) -> int:

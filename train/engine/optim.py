@@ -40,7 +40,7 @@ def check(cfg: Optim, model: Model) -> None:
     Raises:
         BadInput: rates by layer or frozen parts are set.
     """
-    if (cfg.layer_decay < 1 or _freezes(cfg)) and "layers" not in jax.eval_shape(lambda: model.init(jax.random.key(0))):
+    if (cfg.layer_decay < 1 or cfg.freezes) and "layers" not in jax.eval_shape(lambda: model.init(jax.random.key(0))):
         raise BadInput(
             "--optim.layer-decay, --optim.freeze-layers, --optim.freeze-embeddings: need a model with one stack of layers, and a "
             f"{model.family} has two; leave them out"
@@ -52,23 +52,19 @@ def optimizer(cfg: Optim) -> optax.GradientTransformationExtraArgs:
 
     `update` takes the learning rate `lr`, 1 by default, and the gradients' `norm`, where it is computed already.
     """
-    freezes = _freezes(cfg)
     links = (
-        _scale_by_layer(cfg, 1.0) if freezes else None,
         _clip(cfg.clip) if cfg.clip > 0 else None,
         PRECONDITIONERS[cfg.name](cfg),
         optax.add_decayed_weights(cfg.weight_decay, mask=decay_mask) if cfg.weight_decay > 0 else None,
-        # Frozen parts are zeroed once more, since decay must not change them either.
-        _scale_by_layer(cfg, cfg.layer_decay) if cfg.layer_decay < 1 or freezes else None,
+        _scale_by_layer(cfg) if cfg.layer_decay < 1 else None,
         _scale_by_rate(),
     )
     return optax.chain(*(link for link in links if link is not None))
 
 
-def norm(cfg: Optim, grads: Any) -> jax.Array:
-    """Return the global norm of the gradients of the trained parameters, before clipping."""
-    trained = _scale_updates(grads, cfg, 1.0) if _freezes(cfg) else grads
-    return jnp.sqrt(functools.reduce(jnp.add, map(square_sum, jax.tree.leaves(trained))))
+def norm(grads: Any) -> jax.Array:
+    """Return the global norm of the gradients, before clipping."""
+    return jnp.sqrt(functools.reduce(jnp.add, map(square_sum, jax.tree.leaves(grads))))
 
 
 def schedule(cfg: Optim, steps: int) -> optax.Schedule:
@@ -99,23 +95,19 @@ def decay_mask(params: Any) -> Any:
     return jax.tree_util.tree_map_with_path(lambda keys, _: bool(DECAYED.search(path_of(keys))), params)
 
 
-def _freezes(cfg: Optim) -> bool:
-    return cfg.freeze_embeddings or cfg.freeze_layers > 0
+def _scale_updates(updates: Any, cfg: Optim) -> Any:
+    """Return updates times layer_decay^(number of layers above) (Yang et al. 2019, appendix A.4.2).
 
-
-def _scale_updates(updates: Any, cfg: Optim, rate: float) -> Any:
-    """Return updates times rate^(number of layers above), and times 0 where frozen (Yang et al. 2019, appendix A.4.2).
-
-    Of L layers, none is above the last one and the head, L - 1 are above the first, and L are above the embeddings.
+    Of L layers, none is above the last one and the head, L - 1 are above the first, and L are above the embeddings. The updates
+    are those of the trained parameters, which lack the frozen layers, the lowest ones.
     """
     leaves = jax.tree_util.tree_leaves_with_path(updates)
-    sizes = {path_of(keys).partition("layers/")[0]: leaf.shape[0] for keys, leaf in leaves}
+    sizes = {path_of(keys).partition("layers/")[0]: leaf.shape[0] for keys, leaf in leaves if "layers/" in path_of(keys)}
     # A model may hold its first layers apart, in `first/layers`.
     first = sizes.get("first/", 0)
-    layers = first + sizes[""]
-    layer = np.arange(layers)
-    layer_factors = np.where(layer < cfg.freeze_layers, 0.0, rate ** (layers - 1 - layer))
-    embedding_factor = 0.0 if cfg.freeze_embeddings else rate**layers
+    layers = first + sizes.get("", 0)
+    layer_factors = cfg.layer_decay ** np.arange(layers - 1.0, -1.0, -1.0)
+    embedding_factor = cfg.layer_decay ** (cfg.freeze_layers + layers)
 
     def scale(keys: Any, update: jax.Array) -> jax.Array:
         part = path_of(keys).split("/")[0]
@@ -124,8 +116,7 @@ def _scale_updates(updates: Any, cfg: Optim, rate: float) -> Any:
             factor = jnp.asarray(factors, update.dtype).reshape(-1, *[1] * (update.ndim - 1))
         else:
             factor = jnp.asarray(embedding_factor if part == "embed" else 1.0, update.dtype)
-        # The gradient of a frozen part may be any value, NaN included.
-        return jnp.where(factor == 0, 0, update * factor)
+        return update * factor
 
     return jax.tree_util.tree_map_with_path(scale, updates)
 
@@ -144,8 +135,8 @@ def _clip(max_norm: float) -> optax.GradientTransformationExtraArgs:
     return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
 
 
-def _scale_by_layer(cfg: Optim, rate: float) -> optax.GradientTransformation:
-    return optax.stateless(lambda updates, _: _scale_updates(updates, cfg, rate))
+def _scale_by_layer(cfg: Optim) -> optax.GradientTransformation:
+    return optax.stateless(lambda updates, _: _scale_updates(updates, cfg))
 
 
 def _scale_by_rate() -> optax.GradientTransformationExtraArgs:

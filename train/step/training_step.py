@@ -72,7 +72,7 @@ def make_step(
         (total, (terms, carry)), grads = _accumulate(gradient, state.params, (batch, seeds, state.carry), run.accumulate)
         total, terms, grads = reduce((total, terms, grads))
 
-        norm = optim.norm(run.optim, grads)
+        norm = optim.norm(grads)
         accepted, statistics, decision = accept.decide(state.statistics, total, norm)
         lr = rate(state.step)
 

@@ -14,11 +14,12 @@ from train.checkpoints.checkpoints import Checkpoints
 from train.checkpoints.config_check import check_identity
 from train.config import run_config
 from train.engine import device_mesh
+from train.engine.state_init import all_params
 from train.run.run_dir import RunDir, is_run, no_checkpoint, plugin_notices, read_config
 from train.store import run_fetch
 from train.tokenizers import hf_files
 from train.tokenizers.tokenizer import Tokenizer
-from train.weights import adapter_params
+from train.weights import adapter_params, frozen_layers, param_parts
 from train.weights.generation_settings import PublishedGeneration, read_generation
 from train.weights.model_folder import folder_of
 from train.weights.reward_scale import RewardScale, read_scale
@@ -122,28 +123,27 @@ def _load_run(path: Path, mesh: Mesh, step: int | None) -> Loaded:
 
 
 def restore_params(path: Path, run: run_config.Run, mesh: Mesh, step: int | None) -> tuple[Any, int, dict[str, Any]]:
-    """Return (the parameters of a run's model, with its adapters merged; their step; the metadata of the checkpoint).
+    """Return (the parameters of a run's model, trained and frozen ones joined; their step; the metadata of the checkpoint).
 
     Args:
         run: the configuration in the folder `path`.
         step: as in `load`.
 
     Raises:
-        BadInput: no intact checkpoint, or one of another configuration; or the frozen parameters beside adapters are missing.
+        BadInput: no intact checkpoint, or one of another configuration; or the run's frozen parameters are missing.
     """
     trained, number, meta = restore_trained(path, run, mesh, step)
-    if (spec := adapter_params.adapters_of(run)) is None:
+    if (parts := frozen_layers.param_parts(run)) is None:
         return trained, number, meta
-    folder, model = RunDir(path), models.model(run.model)
-    base = adapter_params.read_base(folder, model, mesh, meta.get("base", ""), notify=_print_error)
-    return adapter_params.merged_params(model, spec, mesh, base, trained), number, meta
+    base = param_parts.read_base(RunDir(path), parts, mesh, meta.get("base", ""), notify=_print_error)
+    return parts.joined(mesh, base, trained), number, meta
 
 
 def restore_trained(path: Path, run: run_config.Run, mesh: Mesh, step: int | None) -> tuple[Any, int, dict[str, Any]]:
-    """Return the same as `restore_params`, but only the trained parameters if the run trains adapters."""
-    abstract = adapter_params.abstract_params(
-        adapter_params.trained(models.model(run.model), adapter_params.adapters_of(run)), mesh
-    )
+    """Return the same as `restore_params`, but only the trained parameters if the run has frozen ones."""
+    parts = frozen_layers.param_parts(run)
+    parameters = all_params(models.model(run.model)) if parts is None else parts.trained
+    abstract = param_parts.abstract_params(parameters, mesh)
     counter = jax.ShapeDtypeStruct((), jnp.int32, sharding=NamedSharding(mesh, PartitionSpec()))
     source = checkpoints(path, run, step)
     checkpoint_step = None if step == NEWEST else step

@@ -1,4 +1,4 @@
-"""Learning rates by depth and frozen parts: what moves, by how much, and what the rest of the optimizer sees of it."""
+"""Learning rates by depth and frozen parts: what moves, by how much, and what the optimizer sees of it."""
 
 from typing import Any
 
@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 from tests.support.small import small
+from train.checkpoints.manifest import by_path
 from train.config.run_config import Optim
 from train.engine import optim
+from train.weights.frozen_layers import join_params, split_params
 from zoo.errors import BadInput
 from zoo.sharding import path_of
 
@@ -21,10 +23,11 @@ PARAMS = {
 
 
 def moved(cfg: Optim, grads: Any = None) -> dict[str, np.ndarray]:
-    """The first update of each leaf."""
-    grads = jax.tree.map(lambda leaf: jnp.full(leaf.shape, 0.5), PARAMS) if grads is None else grads
+    """The first update of each trained leaf."""
+    params, _ = split_params(cfg, PARAMS)
+    grads = jax.tree.map(lambda leaf: jnp.full(leaf.shape, 0.5), params) if grads is None else grads
     tx = optim.optimizer(cfg)
-    updates, _ = tx.update(grads, tx.init(PARAMS), PARAMS)
+    updates, _ = tx.update(grads, tx.init(params), params)
     return {path_of(keys): np.asarray(leaf) for keys, leaf in jax.tree_util.tree_leaves_with_path(updates)}
 
 
@@ -48,14 +51,47 @@ APART = {**PARAMS, "first": {"layers": {"mlp": {"up": {"kernel": jnp.ones((1, 2,
 def test_layers_that_are_held_apart_are_the_first_ones() -> None:
     """They are below the other stack, in decay and in freezing; under another name they would be a part of the head."""
 
-    def shares(params: Any, cfg: Optim, rate: float) -> list[float]:
-        scaled = optim._scale_updates(params, cfg, rate)
+    def shares(params: Any, cfg: Optim) -> list[float]:
+        """The share of the rate that each layer has; 0 = it is frozen."""
+        trained, base = split_params(cfg, params)
+        scaled = join_params(jax.tree.map(jnp.zeros_like, base), optim._scale_updates(trained, cfg))
         stacks = (scaled["first"]["layers"] if "first" in scaled else scaled["head"]["layers"], scaled["layers"])
         return [float(share) for stack in stacks for share in stack["mlp"]["up"]["bias"][:, 0]]
 
-    assert shares(APART, Optim(), 0.5) == [0.125, 0.25, 0.5, 1.0]
-    assert shares(APART, Optim(freeze_layers=2), 1.0) == [0.0, 0.0, 1.0, 1.0]
-    assert shares({**PARAMS, "head": APART["first"]}, Optim(freeze_layers=2), 1.0)[0] == 1.0
+    assert shares(APART, Optim(layer_decay=0.5)) == [0.125, 0.25, 0.5, 1.0]
+    assert shares(APART, Optim(freeze_layers=2)) == [0.0, 0.0, 1.0, 1.0]
+    assert shares(APART, Optim(freeze_layers=1, layer_decay=0.5)) == [0.0, 0.25, 0.5, 1.0]
+    assert shares({**PARAMS, "head": APART["first"]}, Optim(freeze_layers=2))[0] == 1.0
+
+
+@pytest.mark.parametrize("frozen", range(4))
+def test_frozen_layers_count_in_the_rates_of_others(frozen: int) -> None:
+    """The embeddings are below all three layers, however many of them are trained."""
+    cfg = Optim(clip=0.0, weight_decay=0.0, layer_decay=0.5, freeze_layers=frozen)
+    decayed, plain = moved(cfg), moved(Optim(clip=0.0, weight_decay=0.0))
+    np.testing.assert_allclose(decayed["embed/tokens/embedding"], 0.125 * plain["embed/tokens/embedding"], rtol=1e-6)
+    for layer in range(3 - frozen):
+        share = 0.5 ** (2 - frozen - layer)
+        np.testing.assert_allclose(decayed["layers/mlp/up/bias"][layer], share * plain["layers/mlp/up/bias"][0], rtol=1e-6)
+    assert ("layers/mlp/up/bias" in decayed) == (frozen < 3)
+
+
+@pytest.mark.parametrize("family", ["bert", "distilbert", "ettin_decoder", "gpt", "gpt_oss", "llama", "modernbert", "xlnet"])
+def test_both_parts_of_a_model_are_its_parameters(family: str) -> None:
+    """Each entry is in one of them, and no leaf is empty, whatever number of layers is frozen."""
+    net = small(family)
+    params = net.init(jax.random.key(0))
+    for layers in range(net.config.layers + 1):
+        for embeddings in (False, True):
+            cfg = Optim(freeze_layers=layers, freeze_embeddings=embeddings)
+            trained, base = split_params(cfg, params)
+            assert all(leaf.size for leaf in jax.tree.leaves((trained, base)))
+            sizes = [sum(leaf.size for leaf in jax.tree.leaves(tree)) for tree in (trained, base, params)]
+            assert sizes[0] + sizes[1] == sizes[2]
+            stacks = {path: leaf for path, leaf in by_path(trained).items() if path.endswith("out/kernel")}
+            assert sum(len(leaf) for leaf in stacks.values()) == net.config.layers - layers
+            assert ("embed" in trained, "embed" in base) == (not embeddings, embeddings)
+            jax.tree.map(np.testing.assert_array_equal, join_params(base, trained), params)
 
 
 def test_a_model_of_two_stacks_has_no_rates_by_layer() -> None:
@@ -65,17 +101,27 @@ def test_a_model_of_two_stacks_has_no_rates_by_layer() -> None:
             optim.check(cfg, small("transformer"))
 
 
-def test_frozen_parameters_do_not_change_and_their_gradients_are_ignored() -> None:
-    """Not even by weight decay; and a gradient there that is no number reaches neither the norm nor anything else."""
+def test_frozen_parameters_are_not_seen_by_the_optimizer() -> None:
+    """Not even if their gradient would be no number: there is none."""
     cfg = Optim(freeze_layers=2, freeze_embeddings=True, weight_decay=0.1, clip=1.0)
-    grads = jax.tree.map(lambda leaf: jnp.full(leaf.shape, 0.5), PARAMS)
-    grads["embed"]["tokens"]["embedding"] = jnp.full((5, 2), 1e30)
-    grads["layers"]["mlp"]["up"]["kernel"] = grads["layers"]["mlp"]["up"]["kernel"].at[0].set(jnp.nan)
-    found = moved(cfg, grads)
-    assert not found["embed/tokens/embedding"].any()
-    assert not found["layers/mlp/up/kernel"][:2].any() and not found["layers/mlp/up/bias"][:2].any()
-    alone = moved(Optim(weight_decay=0.1, clip=0.0))
+    params = jax.tree.map(lambda leaf: leaf, PARAMS)
+    params["layers"]["mlp"]["up"]["kernel"] = params["layers"]["mlp"]["up"]["kernel"].at[0].set(0.0)
+
+    def loss(params: Any) -> jax.Array:
+        undefined = 0.0 * jnp.sqrt(params["layers"]["mlp"]["up"]["kernel"][0]).sum()
+        return undefined + 0.5 * sum(leaf.sum() for leaf in jax.tree.leaves(params))
+
+    assert np.isnan(jax.grad(loss)(params)["layers"]["mlp"]["up"]["kernel"][0]).all()
+    trained, base = split_params(cfg, params)
+    grads = jax.grad(lambda trained: loss(join_params(base, trained)))(trained)
+    assert {path: leaf.shape for path, leaf in by_path(grads).items()} == {
+        "layers/mlp/up/kernel": (1, 2, 2),
+        "layers/mlp/up/bias": (1, 2),
+        "classifier/kernel": (2, 2),
+    }
     # 10 entries of 0.5 are left: the norm is what they alone have, and Adam's first step does not depend on it.
-    np.testing.assert_allclose(found["layers/mlp/up/kernel"][2], alone["layers/mlp/up/kernel"][2], rtol=1e-5)
-    np.testing.assert_allclose(found["classifier/kernel"], alone["classifier/kernel"], rtol=1e-5)
+    np.testing.assert_allclose(optim.norm(grads), 0.5 * 10**0.5, rtol=1e-6)
+    clipped, alone = moved(cfg, grads), moved(Optim(weight_decay=0.1, clip=0.0))
+    np.testing.assert_allclose(clipped["layers/mlp/up/kernel"][0], alone["layers/mlp/up/kernel"][2], rtol=1e-5)
+    np.testing.assert_allclose(clipped["classifier/kernel"], alone["classifier/kernel"], rtol=1e-5)
     assert moved(Optim(weight_decay=0.1))["embed/tokens/embedding"].any()
