@@ -26,8 +26,7 @@ from zoo.hf.config_json import read_json
 from zoo.hf.tokenizer_files import FILE, SETTINGS
 from zoo.runtime import stdio
 
-CHAT = "chat_template.jinja"
-LARGEST_FILE = 64 << 20
+CHAT, LARGEST_FILE = "chat_template.jinja", 64 << 20
 
 TrainedKind = Literal["gpt", "wordpiece", "roberta", "modernbert", "sentencepiece", "xlnet"]
 Kind = TrainedKind | Literal["xlm-roberta", "bytes"]

@@ -1,7 +1,7 @@
 """The command `zoo eval`."""
 
 import dataclasses
-from typing import Annotated
+from typing import Annotated, Any
 
 from zoo import trust
 from zoo.cli import early_checks
@@ -21,8 +21,6 @@ def evaluate(args: list[str]) -> int:
     from train.config.option_groups import Labelled
     from train.config.rollout_options import JudgedResponses
     from train.config.run_config import Machine, Mesh, Precision
-    from train.run.run_dir import RunDir, read_config
-    from train.store import run_fetch, run_uploads
 
     @dataclasses.dataclass(frozen=True)
     class Evaluate:
@@ -81,36 +79,52 @@ def evaluate(args: list[str]) -> int:
         machine: Annotated[Machine, tyro.conf.arg(name="", prefix_name=False)] = dataclasses.field(default_factory=Machine)
 
     options = parse(Evaluate, args=args, prog="zoo eval")
-    if options.task:
-        from eval import tasks
+    return _score_task(options, args) if options.task else _score_run(options, args)
 
-        # This imports no JAX, so a wrong name is refused at once.
-        tasks.check_task(options.task)
-    else:
-        for name in ("files", "length", "words", "field", "precision", "json", "orders", "limit", "tokens", "prefix", "adapter"):
-            value, default = getattr(options, name), Evaluate.__dataclass_fields__[name].default
-            require(value == default, name, " ".join(value) if isinstance(value, tuple) else value, "it needs a --task")
-        require(options.labelled == Labelled(), "labelled", "options", "they need --task labelled")
-        require(options.search == Beams(), "beams", "and its options", "they need --task text_to_text")
-        require(options.rollout == JudgedResponses(), "rollout", "options", "they need --task responses")
+
+def _score_run(options: Any, args: list[str]) -> int:
+    """Score the held-out data of a run, and return the exit code."""
+    from train.run.run_dir import read_config
+    from train.store import run_fetch
+
+    fields = type(options).__dataclass_fields__
+    for name in ("files", "length", "words", "field", "precision", "json", "orders", "limit", "tokens", "prefix", "adapter"):
+        value = getattr(options, name)
+        text = " ".join(value) if isinstance(value, tuple) else value
+        require(value == fields[name].default, name, text, "it needs a --task")
+    for name, key, text, task in (
+        ("labelled", "labelled", "options", "labelled"),
+        ("search", "beams", "and its options", "text_to_text"),
+        ("rollout", "rollout", "options", "responses"),
+    ):
+        require(getattr(options, name) == fields[name].default, key, text, f"they need --task {task}")
     run = run_fetch.local_name(options.run, options.step)
-    if options.task:
-        early_checks.check_source(run, options.step)
-        early_checks.check_adapter(options.adapter)
-        early_checks.check_task(options.task, run, options.files)
-        early_checks.check_weights(run)
-    else:
-        # Refuses before JAX starts what scoring would refuse.
-        trust.check_trusted(read_config(run).rewards)
-        early_checks.check_source(run, options.step)
-        require(options.batch >= 1, "batch", options.batch, "choose 1 or more rows")
+    # Refuses before JAX starts what scoring would refuse.
+    trust.check_trusted(read_config(run).rewards)
+    early_checks.check_source(run, options.step)
+    require(options.batch >= 1, "batch", options.batch, "choose 1 or more rows")
     if (code := prepare_process(options.machine, ["eval", *args])) is not None:
         return code
-    if not options.task:
-        from eval.commands.eval_run import run_eval
+    from eval.commands.eval_run import run_eval
 
-        return run_eval(run, step=options.step, batch=options.batch, stride=options.stride, mesh=options.mesh)
+    return run_eval(run, step=options.step, batch=options.batch, stride=options.stride, mesh=options.mesh)
+
+
+def _score_task(options: Any, args: list[str]) -> int:
+    """Score a task, store its result in the run, and return the exit code."""
     from eval import tasks
+    from train.run.run_dir import RunDir
+    from train.store import run_fetch, run_uploads
+
+    # This imports no JAX, so a wrong name is refused at once.
+    tasks.check_task(options.task)
+    run = run_fetch.local_name(options.run, options.step)
+    early_checks.check_source(run, options.step)
+    early_checks.check_adapter(options.adapter)
+    early_checks.check_task(options.task, run, options.files)
+    early_checks.check_weights(run)
+    if (code := prepare_process(options.machine, ["eval", *args])) is not None:
+        return code
     from eval.commands import run_task
 
     settings = {name: getattr(options, name) for name in (*PASSED, "search", "rollout")}
