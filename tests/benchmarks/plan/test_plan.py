@@ -90,6 +90,20 @@ def test_forward_and_decoding_are_planned_too() -> None:
     assert decode.products == pytest.approx(decode.model_flops / 8, rel=0.1)
 
 
+def test_frozen_layers_are_arguments_without_optimizer_state() -> None:
+    """Together with the trained parameters they have the bytes of all."""
+
+    def sizes(run: run_config.Run) -> dict[str, int]:
+        mesh = device_mesh.make_mesh(run.mesh)
+        arguments = compile_program._batch_program(run, mesh, train=True)[1]
+        return {name: bytes_per_device(tree) for name, tree in arguments.items()}
+
+    frozen = run_config.Optim(freeze_layers=1, freeze_embeddings=True)
+    plain, partial = sizes(small(precision="float32")), sizes(small(precision="float32", optim=frozen))
+    assert partial["parameters"] + partial["frozen parameters"] == plain["parameters"]
+    assert partial["optimizer"] == 2 * partial["parameters"] + 4 and "frozen parameters" not in plain
+
+
 @pytest.mark.parametrize(
     ("family", "precision", "beta", "slots"),
     # A decoder's prompt has 24 - 8 tokens, and the last of 8 tokens of a response is not stored; an encoder-decoder also stores
@@ -112,6 +126,10 @@ def test_a_rollout_is_planned_beside_its_step(family: str, precision: Any, beta:
     # In float32 on several devices, the responses are sampled with the weights of the step.
     assert bytes_of.keys() == {"cache", *(["weights"] if precision == "bfloat16" else [])}
     shown = plan_text.rollout_table(dataclasses.replace(planned(), rollout=bytes_of)).rows
+    if family == "gpt":
+        # The step has no array with all weights of a model with frozen layers.
+        partial = dataclasses.replace(run, optim=run_config.Optim(freeze_layers=1))
+        assert "weights" in compile_program.rollout_arguments(partial, mesh)
     total = sum(bytes_of.values()) + planned().memory["parameters"] + planned().memory["optimizer"]
     assert list(shown)[-1] == ("total", plan_text.format_bytes(total))
     assert dataclasses.replace(planned(), rollout={"cache": planned().total}).largest > planned().total == planned().largest
