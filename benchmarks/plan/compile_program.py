@@ -155,7 +155,7 @@ def _batch_program(run: run_config.Run, mesh: Mesh, *, train: bool) -> Any:
     model, objective = models.model(run.model), objectives.objective(run.objective).bind_abstract(run, mesh)
     parameters = parametrization_of(run, objective, mesh)
     if train:
-        optim.check(run.optim, model)
+        optim.check_optimizer(run.optim, model)
     assembled, frozen = assemble(run, objective, mesh, parameters), objective.frozen_inputs()
     state, sharding = assembled.state, device_mesh.batch_sharding(mesh)
     batch = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), synthetic_batch.batch(run))

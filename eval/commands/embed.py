@@ -45,8 +45,8 @@ def run_embed(
         as_json: print the lines of the .jsonl.
 
     Raises:
-        BadInput: see `train.weights.load.load`, `encoder_runner.read_texts` and `embed`; a file that cannot be written, or too
-            many texts for a table.
+        BadInput: see `train.weights.load.load_model`, `encoder_runner.read_texts` and `embed`; a file that cannot be written, or
+            too many texts for a table.
     """
     file = Path(out) if out else None
     if file is not None:

@@ -71,7 +71,7 @@ def run_fill_mask(
         as_json: print a JSON object for each mask.
 
     Raises:
-        BadInput: see `train.weights.load.load`, `encoder_runner.read_texts` and `fill`.
+        BadInput: see `train.weights.load.load_model`, `encoder_runner.read_texts` and `fill`.
     """
     require(top >= 1, "top", top, "choose 1 or more words")
     require(all(map(str.strip, targets)), "targets", "''", "write a word")

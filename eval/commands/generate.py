@@ -44,7 +44,7 @@ def run_generate(
         explicit: names of the fields of `decoding` and its parts that were given; the model's folder may set the others.
 
     Raises:
-        BadInput: see `train.weights.load.load`, `eval.generation.prompts`, `eval.generation.generator` and
+        BadInput: see `train.weights.load.load_model`, `eval.generation.prompts`, `eval.generation.generator` and
         `eval.scoring.likelihood`.
     """
     require(model.batch >= 1, "batch", model.batch, "choose 1 or more rows")

@@ -29,11 +29,11 @@ class ModelOptions:
     machine: Annotated[Machine, tyro.conf.arg(name="", prefix_name=False)] = dataclasses.field(default_factory=Machine)
 
     def load(self) -> "Loaded":
-        """Load the model onto the devices of the mesh; see `train.weights.load.load`."""
+        """Load the model onto the devices of the mesh; see `train.weights.load.load_model`."""
         from train.engine import device_mesh
         from train.weights import load
 
-        return load.load(self.source, device_mesh.make_mesh(self.mesh), self.step, self.adapter)
+        return load.load_model(self.source, device_mesh.make_mesh(self.mesh), self.step, self.adapter)
 
     def dtype(self, own: Precision = "auto") -> Any:
         """Return the dtype of the arithmetic; `own` is the model's precision, which "auto" selects."""

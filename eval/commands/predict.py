@@ -59,7 +59,7 @@ def run_predict(
         with_text, length, labelled, null_threshold: see `predict`.
 
     Raises:
-        BadInput: see `train.weights.load.load` and `predict`; a file that does not exist or cannot be written.
+        BadInput: see `train.weights.load.load_model` and `predict`; a file that does not exist or cannot be written.
     """
     file = Path(out) if out else None
     if file is not None:

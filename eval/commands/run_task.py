@@ -21,7 +21,7 @@ from train.run.metric_definitions import notices
 from train.run.progress_display import ProgressBar
 from train.run.result_files import read_result
 from train.run.run_dir import RunDir, is_run, write_json
-from train.weights.load import load
+from train.weights.load import load_model
 from train.weights.reward_scale import write_scale
 from zoo import plugins
 from zoo.errors import BadInput, printable, printable_lines, require
@@ -74,7 +74,7 @@ def run_task(
     examples = module.read(files, settings)
     quiet = as_json or jax.process_index() != 0
     with ProgressBar(f"loading {where}", quiet=quiet):
-        subject = load(where, device_mesh.make_mesh(mesh), step, adapter)
+        subject = load_model(where, device_mesh.make_mesh(mesh), step, adapter)
     trained = "auto" if subject.run is None else subject.run.precision
     settings = dataclasses.replace(settings, dtype=resolve_dtype(precision, default=trained))
     with ProgressBar(f"scoring {task}", before="compiling", announce=True, quiet=quiet) as progress:

@@ -45,7 +45,7 @@ from train.rows.feedback.preference_rows import Side
 from train.rows.feedback.response_rows import ResponseRow
 from train.tokenizers.chat_template import chat_template
 from train.tokenizers.chat_token_ids import end_mark
-from train.weights.load import Loaded, load
+from train.weights.load import Loaded, load_model
 from zoo.configs import longest_row
 from zoo.errors import BadInput, require
 from zoo.generation.decoding_settings import Sampling
@@ -189,7 +189,7 @@ def _reference(subject: Loaded, name: str) -> Loaded:
     Raises:
         BadInput: it does not generate, is no encoder-decoder where the model is one, or has another tokenizer.
     """
-    reference = load(name, subject.mesh)
+    reference = load_model(name, subject.mesh)
     kinds = [(loaded.model.is_encoder_decoder, loaded.model.task) for loaded in (subject, reference)]
     fix = f"choose a model like {subject.where}, such as the one that its training began from"
     require(kinds[0] == kinds[1], "rollout.reference", name, f"a {reference.model.family} for {reference.model.task}; {fix}")

@@ -13,7 +13,7 @@ from tests.support import commands, encoders, published
 from tests.support.commands import assert_evaluates_alike, assert_refused, call, in_folder, losses, trained, words
 from tests.support.labelled_files import put
 from train.run import metric_definitions, metrics_file
-from train.weights.load import load
+from train.weights.load import load_model
 
 WORDS = ("the", "is", "seen", "by", "old", "men", "of", "ship", "capital", "france")
 FLAGS = "--init tiny --data.length 16 --data.batch 16 --optim.lr 1e-2 --optim.warmup 4 --checkpoint.every 20 --log.every 5"
@@ -84,7 +84,7 @@ def test_an_easy_task_is_learned_and_scored_with_its_best_checkpoint(task: str, 
         key=lambda row: row[measure],
     )
     final = assert_evaluates_alike(capsys, run(task), 1e-5)
-    assert final["step"] == best["step"] == load(run(task)).step
+    assert final["step"] == best["step"] == load_model(run(task)).step
     assert final[measure] == pytest.approx(best[measure]) and final["loss"] == pytest.approx(best["loss"], rel=1e-5)
 
 
@@ -136,7 +136,7 @@ def test_an_export_is_what_transformers_loads(capsys: pytest.CaptureFixture[str]
     assert config.architectures == ["BertForSequenceClassification"]
     assert (config.id2label, config.label2id) == ({0: "no", 1: "yes"}, {"no": 0, "yes": 1})
     assert config.problem_type == "single_label_classification"
-    ours, back = load(run("classification")), load("out")
+    ours, back = load_model(run("classification")), load_model("out")
     row = encoders.tokenizer("wordpiece").special_tokens.single(ours.tokenizer.encode("the whale"))[0].tolist()
     assert transformers.AutoTokenizer.from_pretrained("./out")("the whale")["input_ids"] == row
     assert back.model.config.labels == ("no", "yes")

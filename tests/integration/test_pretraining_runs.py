@@ -20,7 +20,7 @@ from train.objectives.distilled import Distilled
 from train.run import metrics_file
 from train.run.run_dir import read_config
 from train.tokenizers import hf_files
-from train.weights.load import load
+from train.weights.load import load_model
 from zoo import published_weights
 
 RUN = "--data.length 32 --data.batch 8 --data.valid-fraction 0.3 --steps 4 --optim.warmup 1 --log.every 1 --log.validate-every 0"
@@ -114,7 +114,7 @@ def test_weights_are_unchanged_by_export_and_import(name: str, capsys: pytest.Ca
     for line in (f"export runs/{name} out/{name}", f"import out/{name}"):
         ended = call(capsys, *words(line))
         assert ended.code == 0, ended.stderr
-    before, after = load(f"runs/{name}"), load(f"models/{name}")
+    before, after = load_model(f"runs/{name}"), load_model(f"models/{name}")
     assert (after.model.family, after.model.task) == (before.model.family, before.model.task)
     assert after.tokenizer.encode("the 7th whale").tolist() == before.tokenizer.encode("the 7th whale").tolist()
     weights, imported = (by_path(jax.device_get(loaded.params)) for loaded in (before, after))
@@ -124,7 +124,7 @@ def test_weights_are_unchanged_by_export_and_import(name: str, capsys: pytest.Ca
 
 @pytest.mark.parametrize("name", some("pairs", "labels"))
 def test_finetuning_begins_with_the_pretrained_body_and_tokenizer(name: str) -> None:
-    after, before = load(run(name)), load(run(BEGINNINGS[name]))
+    after, before = load_model(run(name)), load_model(run(BEGINNINGS[name]))
     assert after.tokenizer.fingerprint == before.tokenizer.fingerprint
     # Four steps have changed little: fresh parameters would be far away.
     new, old = (np.asarray(loaded.params["embed"]["tokens"]["embedding"]) for loaded in (after, before))
@@ -174,8 +174,8 @@ def test_the_last_checkpoints_are_averaged(place: Path, capsys: pytest.CaptureFi
     ended = call(capsys, *words("export runs/transformer out/mean --last 3"))
     assert ended.code == 0, ended.stderr
     assert ended.stdout.rstrip().endswith("step 4 and 2 before it, averaged")
-    steps = [by_path(jax.device_get(load("runs/transformer", step=step).params)) for step in (2, 3, 4)]
-    averaged = by_path(jax.device_get(load("out/mean").params))
+    steps = [by_path(jax.device_get(load_model("runs/transformer", step=step).params)) for step in (2, 3, 4)]
+    averaged = by_path(jax.device_get(load_model("out/mean").params))
     assert averaged.keys() == steps[0].keys()
     for path, leaf in averaged.items():
         mean = np.mean([params[path].astype(np.float64) for params in steps], axis=0)

@@ -33,7 +33,7 @@ from train.step.training_step import make_step
 from train.tokenizers import hf_files
 from train.tokenizers.tokenizer import Tokenizer
 from train.weights import adapter_params, frozen_layers
-from train.weights.load import load, load_average, restore_trained
+from train.weights.load import load_average, load_model, restore_trained
 from zoo.batch import Batch
 from zoo.cli import main
 from zoo.errors import BadInput
@@ -268,16 +268,16 @@ def same_bits(one: Any, other: Any) -> bool:
 
 
 def test_everything_that_reads_a_run_gets_the_sum(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    merged, base = load("runs/run"), load("gpt2")
+    merged, base = load_model("runs/run"), load_model("gpt2")
     names = {path for path, leaf in by_path(merged.params).items() if not np.array_equal(leaf, by_path(base.params)[path])}
     assert names == {"layers/attention/qkv/kernel"}
     score = json.loads(RunDir("runs/run").scores.read_text())
     assert f"loss           {score['loss']:.6f}" in said(capsys, "eval", "runs/run")
 
     said(capsys, "export", "runs/run", "out")
-    assert same_bits(load("out").params, merged.params)
+    assert same_bits(load_model("out").params, merged.params)
     assert "adapters of rank 4 on c_attn, step 6" in said(capsys, "export", "runs/run", "adapter", "--adapter")
-    assert same_bits(load("gpt2", adapter="adapter").params, merged.params)
+    assert same_bits(load_model("gpt2", adapter="adapter").params, merged.params)
     prompt = ["--prompt", "The 7th whale", "--limit", "4", "--temperature", "0", "--json"]
     texts = [
         json.loads(said(capsys, "generate", *source, *prompt))["text"]
@@ -307,8 +307,8 @@ def test_everything_that_reads_a_run_with_frozen_layers_gets_all_parameters(
 ) -> None:
     """The frozen ones have the bits of --init, and no checkpoint contains them."""
     said(capsys, *TRAIN, *PARTIAL["frozen"], "--name", "frozen")
-    trained, base = trained_leaves("runs/frozen"), by_path(load("gpt2").params)
-    read, newest = (by_path(load("runs/frozen", step=step).params) for step in (None, -1))
+    trained, base = trained_leaves("runs/frozen"), by_path(load_model("gpt2").params)
+    read, newest = (by_path(load_model("runs/frozen", step=step).params) for step in (None, -1))
     assert trained.keys() == {path for path in base if not path.startswith("embed/")}
     for path, leaf in read.items():
         cut = {"embed": len(leaf), "layers": 1}.get(path.split("/")[0], 0)
@@ -319,7 +319,7 @@ def test_everything_that_reads_a_run_with_frozen_layers_gets_all_parameters(
     score = json.loads(RunDir("runs/frozen").scores.read_text())
     assert f"loss           {score['loss']:.6f}" in said(capsys, "eval", "runs/frozen")
     said(capsys, "export", "runs/frozen", "out-frozen")
-    assert same_bits(load("out-frozen").params, read)
+    assert same_bits(load_model("out-frozen").params, read)
     facts = json.loads(RunDir("runs/frozen").starts.read_text().splitlines()[0])
     assert "1 layer and the embeddings are frozen" in str(facts)
 
@@ -403,7 +403,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(
 def test_only_a_run_with_adapters_exports_them(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "--adapter: gpt2 is not a run" in said(capsys, "export", "gpt2", "out2", "--adapter", code=2)
     with pytest.raises(BadInput, match="out2: no such folder"):
-        load("out2")
+        load_model("out2")
 
 
 @pytest.mark.full
@@ -424,6 +424,6 @@ def test_a_fine_tuned_head_is_trained_with_the_adapters(place: Path, capsys: pyt
     config = json.loads((place / "labelled" / "adapter_config.json").read_text())
     assert (config["task_type"], config["modules_to_save"], config["r"]) == ("SEQ_CLS", ["classifier"], 2)
     said(capsys, "export", "runs/labelled", "labelled-merged")
-    assert same_bits(load("labelled-merged").params, load("runs/labelled").params)
+    assert same_bits(load_model("labelled-merged").params, load_model("runs/labelled").params)
     with pytest.raises(BadInput, match=r"base_model\.model\.classifier\.bias is unexpected"):
-        load("tiny", adapter="labelled")
+        load_model("tiny", adapter="labelled")

@@ -35,7 +35,7 @@ def metrics(run: run_config.Run) -> tuple[str, ...]:
     return run.options.metrics + pairs
 
 
-def check(run: run_config.Run) -> None:
+def check_metric(run: run_config.Run) -> None:
     """Refuse a metric that the validations of a run do not measure.
 
     Raises:
@@ -58,7 +58,7 @@ class BestCheckpoint:
         Raises:
             BadInput: `selection.metric` is not measured by this run's validations.
         """
-        check(run)
+        check_metric(run)
         self._run = run
         self._checkpoints = Checkpoints(folder.best, 1, notify=notify)
 

@@ -13,7 +13,7 @@ from train.run.run_dir import RunDir
 from zoo.errors import BadInput
 
 
-def check(folder: RunDir, run: run_config.Run, state: Any, first: int = 0, base: Any = ()) -> None:
+def check_disk_space(folder: RunDir, run: run_config.Run, state: Any, first: int = 0, base: Any = ()) -> None:
     """Refuse a run whose checkpoints will not fit on the disk of its folder.
 
     While a checkpoint is written there are `checkpoint.keep` others, and two copies of the best parameters if the run keeps them.

@@ -34,7 +34,7 @@ MATRICES: tuple[tuple[re.Pattern[str], tuple[int, ...], tuple[int, ...]], ...] =
 """Path of a leaf of the layers -> its input axes and its output axes. Any other axis counts separate matrices."""
 
 
-def check(cfg: Optim, model: Model) -> None:
+def check_optimizer(cfg: Optim, model: Model) -> None:
     """Refuse options that assume one stack of layers for a model that has two.
 
     Raises:

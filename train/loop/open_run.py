@@ -135,7 +135,7 @@ def _write_folder(opened: OpenRun, assembly: Assembly, checkpoint: Any) -> None:
     run, folder, data, notify = opened.run, opened.folder, opened.data, opened.console.notice
     done = 0 if checkpoint is None else int(jax.device_get(checkpoint[0].step))
     base = {} if folder.is_resumable else opened.parameters.base
-    disk_space.check(folder, run, assembly.state, first=done, base=base)
+    disk_space.check_disk_space(folder, run, assembly.state, first=done, base=base)
     if remove_stale_files(folder, run):
         notify(f"{folder.path}: a run of another configuration left no checkpoint here; this one takes its place")
     # Write the configuration first, so that after a kill no other run can take over the tokenizer.

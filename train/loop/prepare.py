@@ -99,7 +99,7 @@ def prepare(run: Run, console: Console, evaluation: Evaluation) -> PreparedRun:
     run = run_inputs.resolve_config(dataclasses.replace(run, precision=resolve_precision(run.precision)), folder)
     run = extension.with_earlier_steps(run, folder)
     mesh, model = _checked_mesh(run, folder), models.model(run.model)
-    optim.check(run.optim, model)
+    optim.check_optimizer(run.optim, model)
     objective = objectives.objective(run.objective).bind(run, mesh)
     parameters = parametrization_of(run, objective, mesh)
 
@@ -139,7 +139,7 @@ def _checked_mesh(run: Run, folder: RunDir) -> Mesh:
     device_mesh.check_mesh(run, mesh)
     check_same_run(folder, run)
     trackers.check_sinks(run.log.sinks)
-    best_checkpoint.check(run)
+    best_checkpoint.check_metric(run)
     if run.init and not folder.is_resumable:
         warm_start.check_init(run)
         check_adapter(run)

@@ -16,7 +16,7 @@ from train.config.option_groups import Distillation
 from train.engine.losses import distillation_losses, token_losses
 from train.objectives.masked import Masked
 from train.weights import pretrained_config
-from train.weights.load import load
+from train.weights.load import load_model
 from zoo import configs, models, sharding
 from zoo.batch import Batch
 from zoo.errors import BadInput, require
@@ -65,7 +65,7 @@ class Distilled(Masked):
         """
         options = run.options.distillation
         require(bool(options.teacher), "distillation.teacher", options.teacher, "name the run or the weights to learn from")
-        loaded = load(options.teacher, mesh)
+        loaded = load_model(options.teacher, mesh)
         if "masked" not in loaded.params:
             raise BadInput(
                 f"--distillation.teacher {options.teacher}: it has no head for masked tokens and gives no probabilities to learn"

@@ -7,7 +7,7 @@ from jax.sharding import Mesh
 
 from train.config.run_config import Run
 from train.weights import warm_start
-from train.weights.load import load
+from train.weights.load import load_model
 from zoo.errors import BadInput
 from zoo.models import Model
 
@@ -19,7 +19,7 @@ def load_reference(run: Run, model: Model, mesh: Mesh) -> Any:
         BadInput: nothing to load there, or the parameters of another model.
     """
     warm_start.check_init(run)
-    params = load(run.init, mesh).params
+    params = load_model(run.init, mesh).params
     shapes = jax.eval_shape(lambda: model.init(jax.random.key(0)))
     if jax.tree.map(lambda leaf: leaf.shape, params) != jax.tree.map(lambda leaf: leaf.shape, shapes):
         fix = f"name the weights of a model that predicts words, or choose --{run.objective}.beta 0"

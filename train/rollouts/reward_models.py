@@ -33,7 +33,7 @@ from train.rows.row_source import digest_of
 from train.tokenizers.chat_template import ChatTemplate, chat_template, has_template
 from train.tokenizers.chat_token_ids import CompletionText, check_contents, end_after_answer
 from train.tokenizers.tokenizer import Tokenizer
-from train.weights.load import Loaded, load
+from train.weights.load import Loaded, load_model
 from train.weights.reference_log_probs import digest_of_parameters
 from train.weights.reward_scale import RewardScale
 from zoo.batch import Batch
@@ -221,7 +221,7 @@ def load_reward_model(
     """
     where = f"{OPTION} {named.name}"
     try:
-        loaded = load(named.folder, mesh)
+        loaded = load_model(named.folder, mesh)
         digest = digest_of_parameters(named.folder)
     except BadInput as error:
         raise BadInput(f"{where}: {error}") from None

@@ -17,7 +17,7 @@ from train.tokenizers import hf_files
 from train.tokenizers.tokenizer import Tokenizer
 from train.weights import adapter_params
 from train.weights.generation_settings import GENERATION_FILE, write_generation
-from train.weights.load import Loaded, load, load_average, restore_trained
+from train.weights.load import Loaded, load_average, load_model, restore_trained
 from train.weights.model_folder import import_source, import_target
 from train.weights.reward_scale import RewardScale, write_scale
 from zoo import configs, models, published_weights
@@ -35,7 +35,7 @@ def import_weights(where: str, *, out: str, name: str, explain: bool, mesh: run_
         explain: only print the parameter that each tensor becomes; the weights are not read.
 
     Raises:
-        BadInput: see `train.weights.load.load`; or `out`/`name` exists.
+        BadInput: see `train.weights.load.load_model`; or `out`/`name` exists.
     """
     folder = import_source(where)
     if explain:
@@ -43,7 +43,7 @@ def import_weights(where: str, *, out: str, name: str, explain: bool, mesh: run_
         return 0
     target = import_target(where, out, name)
     with safetensors_dir.new_folder(target) as new_folder:
-        loaded = load(folder, device_mesh.make_mesh(mesh))
+        loaded = load_model(folder, device_mesh.make_mesh(mesh))
         _write(new_folder, loaded)
         if (folder / GENERATION_FILE).exists():
             shutil.copyfile(folder / GENERATION_FILE, new_folder / GENERATION_FILE)
@@ -67,11 +67,12 @@ def export(run: str, target: str, *, step: int | None, last: int, shard: float, 
         last: write the mean of this many of its newest checkpoints instead; 0 = write one checkpoint.
 
     Raises:
-        BadInput: see `train.weights.load.load`; `target` exists; or the model has no published form.
+        BadInput: see `train.weights.load.load_model`; `target` exists; or the model has no published form.
     """
     require(step is None or not last, "last", last, "this averages the newest checkpoints; leave out --step")
     with safetensors_dir.new_folder(Path(target)) as new_folder:
-        loaded = load_average(run, device_mesh.make_mesh(mesh), last) if last else load(run, device_mesh.make_mesh(mesh), step)
+        devices = device_mesh.make_mesh(mesh)
+        loaded = load_average(run, devices, last) if last else load_model(run, devices, step)
         dtype = _write(new_folder, loaded, largest=int(shard * 1e9))
     at = "" if loaded.step is None else f", step {loaded.step:,}" + (f" and {last - 1} before it, averaged" if last else "")
     form = "" if dtype == "float32" else f", written as {dtype}, which rounds none of these numbers"
@@ -83,7 +84,7 @@ def export_adapter(run: str, target: str, *, step: int | None, mesh: run_config.
     """Write the adapters of a run, and its head if it is fine-tuned, as the two files of an adapter of peft.
 
     Raises:
-        BadInput: see `train.weights.load.load`; `target` exists; or the model has no published form.
+        BadInput: see `train.weights.load.load_model`; `target` exists; or the model has no published form.
     """
     config = read_config(run)
     spec = adapter_params.adapters_of(config)

@@ -60,7 +60,7 @@ class Loaded:
         return self.source or self.name
 
 
-def load(where: str | Path, mesh: Mesh | None = None, step: int | None = None, adapter: str = "") -> Loaded:
+def load_model(where: str | Path, mesh: Mesh | None = None, step: int | None = None, adapter: str = "") -> Loaded:
     """Load a run's checkpoint, also one in an object store, a folder of published weights, or `hub:ID[@REVISION]`.
 
     Args:
@@ -73,7 +73,7 @@ def load(where: str | Path, mesh: Mesh | None = None, step: int | None = None, a
             or the adapter is of another model, see `zoo.lora.peft_files.read_peft_adapter`.
     """
     if adapter:
-        loaded = load(where, mesh, step)
+        loaded = load_model(where, mesh, step)
         params = adapter_params.with_adapter(loaded.model, loaded.mesh, loaded.params, Path(adapter))
         # A stored normalization is of other parameters.
         return dataclasses.replace(loaded, params=params, reward_scale=RewardScale())
@@ -103,7 +103,7 @@ def load_average(where: str, mesh: Mesh, last: int) -> Loaded:
     steps = Checkpoints(RunDir(path).checkpoints, keep, notify=_print_error).valid_steps()
     fix = f"{where} has {len(steps)} intact checkpoints; choose 1 to that, or train with a larger --checkpoint.keep"
     require(1 <= last <= len(steps), "last", last, fix)
-    newest, *others = (load(where, mesh, step) for step in steps[:last])
+    newest, *others = (load_model(where, mesh, step) for step in steps[:last])
     total = functools.reduce(lambda a, b: jax.tree.map(jnp.add, a, b), [loaded.params for loaded in others], newest.params)
     # A stored normalization is of other parameters.
     return dataclasses.replace(newest, params=jax.tree.map(lambda leaf: leaf / last, total), reward_scale=RewardScale())
@@ -127,7 +127,7 @@ def restore_params(path: Path, run: run_config.Run, mesh: Mesh, step: int | None
 
     Args:
         run: the configuration in the folder `path`.
-        step: as in `load`.
+        step: as in `load_model`.
 
     Raises:
         BadInput: no intact checkpoint, or one of another configuration; or the run's frozen parameters are missing.

@@ -26,7 +26,7 @@ from train.rows.mixture import Mixture
 from train.rows.row_source import digest_of
 from train.run.run_dir import is_run, no_checkpoint, read_config
 from train.weights import lineage, reference_cache, warm_start
-from train.weights.load import checkpoints, load
+from train.weights.load import checkpoints, load_model
 from train.weights.model_folder import folder_of
 from zoo.errors import BadInput
 from zoo.precision import cast_params
@@ -57,7 +57,7 @@ def add_reference(run: run_config.Run, mesh: Mesh, inputs: Any, build: Build, ca
         if not _every_process_has(values):
             if loaded is None:
                 warm_start.check_init(run)
-                loaded = load(run.init, mesh)
+                loaded = load_model(run.init, mesh)
             values = _compute(run, loaded, mesh, rows, build, progress)
             reference_cache.write_log_probs(cache, key, values)
         assert values is not None

@@ -11,7 +11,7 @@ from zoo.errors import BadInput, require
 
 
 def tokenizer_of(where: str) -> Tokenizer:
-    """Return the tokenizer of the model that `train.weights.load.load` would load."""
+    """Return the tokenizer of the model that `train.weights.load.load_model` would load."""
     folder = folder_of(where)
     return Tokenizer.load(RunDir(folder).tokenizer) if is_run(folder) else hf_files.read_tokenizer(folder)
 

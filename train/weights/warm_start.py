@@ -8,7 +8,7 @@ from jax.sharding import Mesh
 
 from train.config import run_config
 from train.run.run_dir import is_run, no_checkpoint, read_config
-from train.weights.load import checkpoints, load
+from train.weights.load import checkpoints, load_model
 from train.weights.model_folder import folder_of
 from train.weights.pretrained_config import check_family
 from zoo import configs, published_weights, sharding
@@ -49,7 +49,7 @@ def initial_params(run: run_config.Run, model: Model, mesh: Mesh, notify: Callab
     Parameters that it lacks, or has for another task or other labels, are newly initialized, and `notify` is called with a line
     that names them.
     """
-    source = load(run.init, mesh)
+    source = load_model(run.init, mesh)
     loaded = {sharding.path_of(keys): leaf for keys, leaf in jax.tree_util.tree_leaves_with_path(source.params)}
     if _head(source.model) != _head(model):
         loaded = {path: leaf for path, leaf in loaded.items() if path.split("/")[0] not in TASK_SPECIFIC}

@@ -23,7 +23,7 @@ def check_source(name: str, step: int | None = None) -> None:
         step: the checkpoint of a run to load; None and -1 select one automatically.
 
     Raises:
-        BadInput: for the same reasons as in `train.weights.load.load`.
+        BadInput: for the same reasons as in `train.weights.load.load_model`.
     """
     require(step is None or step >= -1, "step", step, "choose the step of a checkpoint, or -1 for the newest one")
     from train.run.run_dir import RunDir, is_run, no_checkpoint, read_config
@@ -46,7 +46,7 @@ def check_weights(name: str, *, tokenizer: bool = True) -> None:
         tokenizer: whether a tokenizer is needed.
 
     Raises:
-        BadInput: for the same reasons as in `train.weights.load.load`.
+        BadInput: for the same reasons as in `train.weights.load.load_model`.
     """
     from train.run.run_dir import is_run
     from train.weights.model_folder import folder_of

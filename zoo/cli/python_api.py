@@ -369,7 +369,7 @@ def load(
     jax_setup.prepare()
     from train.config.run_config import Mesh
     from train.engine import device_mesh
-    from train.weights.load import load as load_folder
+    from train.weights.load import load_model as load_folder
 
     shape = device_mesh.make_mesh(check_fields(Mesh, {} if mesh is None else mesh, "mesh"))
     return LoadedModel(load_folder(name, shape, step), batch)

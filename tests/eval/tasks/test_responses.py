@@ -64,7 +64,7 @@ def result(of: Loaded, tmp_path: Path, *, batch: int = 3, **options: Any) -> Res
 def test_rewards_and_the_divergence(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The rewards are those of the functions, in batches of any size; a model has no divergence from itself."""
     of = subject(family)
-    monkeypatch.setattr(responses, "load", lambda name, mesh: of)
+    monkeypatch.setattr(responses, "load_model", lambda name, mesh: of)
     one, other = (result(of, tmp_path, batch=batch, reference="ref") for batch in (3, 20))
     assert one.metrics == other.metrics and one.details == other.details and one.examples == 4
     assert one.metrics["kl"] == 0
@@ -81,7 +81,7 @@ def test_the_divergence_is_the_mean_log_ratio_at_the_temperature(
 ) -> None:
     """It is computed again from the logits of each text, without batches and padding, in float64."""
     of, reference = subject(), subject(seed=1)
-    monkeypatch.setattr(responses, "load", lambda name, mesh: reference)
+    monkeypatch.setattr(responses, "load_model", lambda name, mesh: reference)
     texts: list[Any] = []
     original = responses._sample
 
@@ -165,10 +165,10 @@ def test_models_and_references_that_do_not_fit_are_refused(tmp_path: Path, monke
     with pytest.raises(BadInput, match=r"--rollout.reference other: it has another tokenizer"):
         result(subject(), tmp_path, reference="other")
     short = dataclasses.replace(subject(), model=small("gpt", vocab=BYTES.vocab_size, context=12))
-    monkeypatch.setattr(responses, "load", lambda folder, mesh: short)
+    monkeypatch.setattr(responses, "load_model", lambda folder, mesh: short)
     with pytest.raises(BadInput, match=r"p\.jsonl:2: a prompt of 8 tokens, .* more than the reference's 12 positions"):
         result(subject(), tmp_path, reference="short")
     for name, of in (("bert", bert), ("t5", subject("t5"))):
-        monkeypatch.setattr(responses, "load", lambda folder, mesh, of=of: of)
+        monkeypatch.setattr(responses, "load_model", lambda folder, mesh, of=of: of)
         with pytest.raises(BadInput, match=rf"--rollout.reference {name}: a {name} for .*; choose a model like small"):
             result(subject(), tmp_path, reference=name)

@@ -251,7 +251,7 @@ def test_wrong_options_are_refused_before_the_model_is_read(run: Path, tmp_path:
     def unread(*_: Any, **__: Any) -> None:
         pytest.fail("the model was read")
 
-    monkeypatch.setattr(run_task, "load", unread)
+    monkeypatch.setattr(run_task, "load_model", unread)
     file = write(tmp_path / "a.jsonl", GOOD)
     before = sorted(path.name for path in run.iterdir())
     for argv, options, said in (

@@ -11,7 +11,7 @@ import pytest
 
 from tests.support import finetuned, states
 from tests.support.finetuned import LABELS
-from train.checkpoints.best_checkpoint import BestCheckpoint, check
+from train.checkpoints.best_checkpoint import BestCheckpoint, check_metric
 from train.checkpoints.checkpoints import Checkpoints
 from train.config import run_config
 from train.config.option_groups import Selection
@@ -94,7 +94,7 @@ def test_a_repeated_validation_does_not_change_the_best_checkpoint(tmp_path: Pat
 @pytest.mark.parametrize("metric", ["unigram_loss", "f1", "entity_f1", "accurracy"])
 def test_a_metric_that_validations_do_not_measure_is_refused_before_the_first(metric: str, tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=f"--selection.metric {metric}: not measured here; the nearest is .*f1_macro") as refused:
-        check(a_run(tmp_path, metric=metric))
+        check_metric(a_run(tmp_path, metric=metric))
     assert "\n" not in str(refused.value)
 
 

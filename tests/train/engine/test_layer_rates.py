@@ -96,9 +96,9 @@ def test_both_parts_of_a_model_are_its_parameters(family: str) -> None:
 
 def test_a_model_of_two_stacks_has_no_rates_by_layer() -> None:
     for cfg in (Optim(layer_decay=0.5), Optim(freeze_layers=1), Optim(freeze_embeddings=True)):
-        optim.check(cfg, small("gpt"))
+        optim.check_optimizer(cfg, small("gpt"))
         with pytest.raises(BadInput, match=r"^--optim\.layer-decay, .*: need a model with one stack of layers, and a tr"):
-            optim.check(cfg, small("transformer"))
+            optim.check_optimizer(cfg, small("transformer"))
 
 
 def test_frozen_parameters_are_not_seen_by_the_optimizer() -> None:

@@ -33,7 +33,7 @@ from train.run.run_dir import RunDir
 from train.step.assembly import ENGINES
 from train.step.training_step import make_step
 from train.weights import lineage
-from train.weights.load import load
+from train.weights.load import load_model
 from zoo.errors import BadInput
 from zoo.models import model
 
@@ -134,9 +134,9 @@ def test_a_run_without_a_better_validation_ends_and_is_finished(
 def test_the_best_checkpoint_is_scored_and_loaded(ended: run_config.Run, capsys: pytest.CaptureFixture[str]) -> None:
     folder = RunDir.of(ended)
     stored = json.loads(folder.scores.read_text())
-    assert stored["step"] == load(folder.path).step == 4
+    assert stored["step"] == load_model(folder.path).step == 4
     printed = {step: evaluated(folder, step, capsys) for step in (None, 8)}
-    assert load(folder.path, step=-1).step == 8 and evaluated(folder, -1, capsys) == printed[8]
+    assert load_model(folder.path, step=-1).step == 8 and evaluated(folder, -1, capsys) == printed[8]
     assert printed[None] == pytest.approx(stored["loss"], abs=2e-6)
     assert abs(printed[8] - printed[None]) > 1e-3
     with pytest.raises(BadInput, match=r"steps that can be read: 8, 4"):
@@ -169,7 +169,7 @@ def test_killed_while_it_validates_and_while_it_is_scored_it_ends_with_the_same_
     assert [row["step"] for row in read_rows(ours.starts)] == [0, 4, 8]
     assert ours.scores.read_text() == theirs.scores.read_text()
     for step in (None, 8):
-        one, other = load(ours.path, step=step), load(theirs.path, step=step)
+        one, other = load_model(ours.path, step=step), load_model(theirs.path, step=step)
         assert one.step == other.step
         chex.assert_trees_all_equal(one.params, other.params)
 

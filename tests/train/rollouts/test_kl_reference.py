@@ -21,7 +21,7 @@ MESH = device_mesh.make_mesh(run_config.Mesh(), jax.devices()[:1])
 def loaded(monkeypatch: pytest.MonkeyPatch, net: Model) -> Any:
     """Return the reference of a small GPT, where --init has the parameters of another model."""
     monkeypatch.setattr(kl_reference.warm_start, "check_init", lambda run: None)
-    monkeypatch.setattr(kl_reference, "load", lambda name, mesh: types.SimpleNamespace(params=random_params(net)))
+    monkeypatch.setattr(kl_reference, "load_model", lambda name, mesh: types.SimpleNamespace(params=random_params(net)))
     model = small("gpt")
     run = tiny.run("policy", model=model.config, policy=Policy(beta=0.1), init="runs/other")
     return kl_reference.load_reference(run, model, MESH)

@@ -54,7 +54,7 @@ def subject(family: str, mesh: Any = MESH) -> Loaded:
 
 
 def reward_model(monkeypatch: pytest.MonkeyPatch, of: Loaded, label: str | None = None, **options: Any) -> RewardModel:
-    monkeypatch.setattr(reward_models, "load", lambda name, mesh: of)
+    monkeypatch.setattr(reward_models, "load_model", lambda name, mesh: of)
     monkeypatch.setattr(reward_models, "digest_of_parameters", lambda name: "parameters")
     return load_reward_model(ModelName("judge", 1.0, label), Capacity.of_run(run(**options)), of.mesh, PROMPTS, BYTES)
 

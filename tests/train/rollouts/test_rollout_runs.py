@@ -28,7 +28,7 @@ from train.run import metrics_file
 from train.step.assembly import assemble
 from train.tokenizers.tokenizer import Tokenizer
 from train.weights import import_export
-from train.weights.load import load
+from train.weights.load import load_model
 from zoo.errors import BadInput
 
 BYTES = Tokenizer.train([], 257)
@@ -48,7 +48,7 @@ def prepared(folder: Path, name: str = "policy", **options: Any) -> run_config.R
     data = PromptData(paths=(str(folder / "prompts.jsonl"),), length=16, batch=32)
     return tiny.run(
         name,
-        model=load(folder / "base").model.config,
+        model=load_model(folder / "base").model.config,
         init=str(folder / "base"),
         **{"policy": Policy(beta=0.05)} if name == "policy" else {},
         rollout=Rollout(samples=4, tokens=6, steps=2, reward=("low_ids:share", "judge@0.1"), **options),
@@ -176,14 +176,14 @@ def test_a_run_of_ppo_continues_with_its_value_head_and_exports_none(monkeypatch
     expected, reached = leaves("steady"), leaves("stopped")
     assert expected.keys() == reached.keys() and all(np.array_equal(expected[path], reached[path]) for path in expected)
     assert np.asarray(expected["params/value/kernel"]).any()
-    params, base = load(steady).params, load(tmp_path / "base").params
+    params, base = load_model(steady).params, load_model(tmp_path / "base").params
     assert by_path(params).keys() == by_path(base).keys()
     import_export.export(str(steady), str(tmp_path / "out"), step=None, last=0, shard=1.0, mesh=run_config.Mesh())
-    exported = load(tmp_path / "out").params
+    exported = load_model(tmp_path / "out").params
     assert all(np.array_equal(*pair) for pair in zip(jax.tree.leaves(exported), jax.tree.leaves(params), strict=True))
     adapted = train("adapted", steps=2, lora=Lora(rank=2))
     texts = [(folder / "rollouts" / "00000000.jsonl").read_text() for folder in (steady, adapted)]
-    assert texts[0] == texts[1] and by_path(load(adapted).params).keys() == by_path(base).keys()
+    assert texts[0] == texts[1] and by_path(load_model(adapted).params).keys() == by_path(base).keys()
 
 
 @pytest.mark.full

@@ -217,12 +217,12 @@ def test_disk_space_is_checked_before_training(first: int, least: int, tmp_path:
         (tmp_path / "checkpoints" / f"{step:08d}").mkdir(parents=True)
         (tmp_path / "checkpoints" / f"{step:08d}" / "data").write_bytes(bytes(400))
     monkeypatch.setattr(disk_space.shutil, "disk_usage", lambda _: SimpleNamespace(free=least))
-    disk_space.check(RunDir(tmp_path), run, state, first)
+    disk_space.check_disk_space(RunDir(tmp_path), run, state, first)
     short = least - 1
     monkeypatch.setattr(disk_space.shutil, "disk_usage", lambda _: SimpleNamespace(free=short))
     if least:
         with pytest.raises(BadInput, match=rf"--checkpoint.keep 2: checkpoints of 400 bytes .* has {short:,} free; make room"):
-            disk_space.check(RunDir(tmp_path), run, state, first)
+            disk_space.check_disk_space(RunDir(tmp_path), run, state, first)
 
 
 MAY_CHANGE = {

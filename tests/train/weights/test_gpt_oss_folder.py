@@ -15,7 +15,7 @@ from tests.support.commands import assert_refused, call, in_folder, words
 from tests.train.tokenizers.kinds import auto
 from train.config import run_config
 from train.engine import device_mesh
-from train.weights.load import load
+from train.weights.load import load_model
 from zoo.hf import hub, safetensors_dir
 
 TEXT = "".join(f"The {n}th whale's seen, and {n * n} more.\n\n" for n in range(400))
@@ -62,7 +62,7 @@ def test_a_released_folder_is_imported_and_its_export_is_the_same(capsys: pytest
     target = place / "models" / "model"
     assert (target / "generation_config.json").read_text() == '{"do_sample": true}'
     mesh = device_mesh.make_mesh(run_config.Mesh(data=1, expert=1), jax.devices()[:1])
-    original, again = (load(folder, mesh) for folder in (place / "model", target))
+    original, again = (load_model(folder, mesh) for folder in (place / "model", target))
     jax.tree.map(np.testing.assert_array_equal, again.params, original.params)
     assert again.tokenizer.content() == original.tokenizer.content() and again.tokenizer.chat_template == harmony.TEMPLATE
     content = json.loads((target / "config.json").read_text())

@@ -20,7 +20,7 @@ from train.engine import device_mesh
 from train.run.run_dir import RunDir
 from train.tokenizers import hf_files
 from train.tokenizers.tokenizer import Tokenizer
-from train.weights.load import load
+from train.weights.load import load_model
 from zoo.cli import main
 from zoo.errors import BadInput
 from zoo.hf import hub, safetensors_dir
@@ -80,11 +80,11 @@ def test_weights_are_imported_trained_and_exported(place: Path, capsys: pytest.C
     assert "is finished" in said(capsys, *TRAIN, "--init", "models/gpt2", "--optim.lr", "1e-9", "--name", "goes-on")
     assert "init" in said(capsys, *TRAIN, "--init", "moved", "--optim.lr", "1e-9", "--name", "goes-on", code=2)
 
-    loaded = load("out")
+    loaded = load_model("out")
     assert loaded.run is None and loaded.generation is not None and loaded.generation.values == exported
     with pytest.raises(BadInput, match="not a run, so it has no checkpoints"):
-        load("out", step=2)
-    from_run = load("runs/goes-on", device_mesh.make_mesh(run_config.Mesh(fsdp=2, tensor=2)))
+        load_model("out", step=2)
+    from_run = load_model("runs/goes-on", device_mesh.make_mesh(run_config.Mesh(fsdp=2, tensor=2)))
     assert from_run.step == 2
     same = jax.tree.map(lambda a, b: bool((np.asarray(a) == np.asarray(b)).all()), loaded.params, from_run.params)
     assert jax.tree.all(same)
@@ -111,11 +111,11 @@ BAD = {
 def test_a_model_pads_as_its_tokenizer_does(tmp_path: Path) -> None:
     """RoBERTa's positions begin after the id of the padding: with another one, every position would be off."""
     folder = encoders.folder(tmp_path / "roberta", "roberta")
-    load(folder)
+    load_model(folder)
     content = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(content | {"pad_token_id": 0}))
     with pytest.raises(BadInput, match="pad_token_id is 0; its tokenizer pads with 1; use the files of one model"):
-        load(folder)
+        load_model(folder)
 
 
 @pytest.fixture(scope="module")

@@ -33,7 +33,7 @@ from train.rows.batches import Batches, in_order
 from train.rows.mixture import Component, Mixture
 from train.tokenizers.tokenizer import Tokenizer
 from train.weights import reference_log_probs
-from train.weights.load import load
+from train.weights.load import load_model
 from zoo.batch import Batch
 from zoo.errors import BadInput
 
@@ -53,11 +53,11 @@ def inputs(run: run_config.Run = RUN, count: int = 11) -> PreferenceInputs:
 
 
 class Loader:
-    """Stands for `train.weights.load.load`, and counts its calls."""
+    """Stands for `train.weights.load.load_model`, and counts its calls."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, digest: str = "first") -> None:
         self.calls, self.digest = 0, digest
-        monkeypatch.setattr(reference_log_probs, "load", self)
+        monkeypatch.setattr(reference_log_probs, "load_model", self)
         monkeypatch.setattr(reference_log_probs.warm_start, "check_init", lambda run: None)
         monkeypatch.setattr(reference_log_probs, "digest_of_parameters", lambda init: self.digest)
 
@@ -186,7 +186,7 @@ def test_a_resumed_run_has_the_same_reference_and_refuses_another(
         BYTES.save(tmp_path / folder)
     data = PreferenceData(paths=(str(tmp_path / "pairs.jsonl"),), length=32, batch=8)
     init = str(tmp_path / "base")
-    model = load(init, MESH).model.config
+    model = load_model(init, MESH).model.config
     common: dict[str, Any] = dict(model=model, init=init, out=str(tmp_path), data=data, precision="float32")
 
     def train(folder: str, stop_at: int = 8) -> None:

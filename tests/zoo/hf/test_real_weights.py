@@ -12,7 +12,7 @@ from eval.scoring.encoder_runner import Encoder, Text
 from tests.support.processes import Ended
 from train.config import run_config
 from train.engine import device_mesh
-from train.weights.load import load
+from train.weights.load import load_model
 
 pytestmark = pytest.mark.weights
 
@@ -31,7 +31,7 @@ def folder() -> Path:
 
 def test_similarities_of_sentences_are_the_documented_ones(folder: Path) -> None:
     """The library's documentation prints 0.6660, 0.1046 and 0.1411 for its first example and this model."""
-    encoder = Encoder.of(load(folder, device_mesh.make_mesh(run_config.Mesh())), batch=8, dtype="float32")
+    encoder = Encoder.of(load_model(folder, device_mesh.make_mesh(run_config.Mesh())), batch=8, dtype="float32")
     lines = [Text(str(number), text) for number, text in enumerate((*PAIRS[0], *PAIRS[1]))]
     vectors = embed.embed(encoder, lines, pool="mean", normalize=True)
     alike = vectors @ vectors.T
