@@ -57,7 +57,7 @@ def optimizer(cfg: Optim) -> optax.GradientTransformationExtraArgs:
         PRECONDITIONERS[cfg.name](cfg),
         optax.add_decayed_weights(cfg.weight_decay, mask=decay_mask) if cfg.weight_decay > 0 else None,
         _scale_by_layer(cfg) if cfg.layer_decay < 1 else None,
-        _scale_by_rate(),
+        scale_by_rate(),
     )
     return optax.chain(*(link for link in links if link is not None))
 
@@ -139,7 +139,7 @@ def _scale_by_layer(cfg: Optim) -> optax.GradientTransformation:
     return optax.stateless(lambda updates, _: _scale_updates(updates, cfg))
 
 
-def _scale_by_rate() -> optax.GradientTransformationExtraArgs:
+def scale_by_rate() -> optax.GradientTransformationExtraArgs:
     """Return the last link of the chain: the negative product with the learning rate, an argument of `update`."""
 
     def update(updates: Any, state: Any, params: Any = None, *, lr: Any = 1.0, **_: Any) -> tuple[Any, Any]:

@@ -17,7 +17,7 @@ from tests.support.gradients import assert_equal_gradients
 from tests.support.small import random_params, row, small
 from tests.zoo.configs.published_counts import GPT_OSS
 from train.config import run_config
-from train.engine import device_mesh, state_init
+from train.engine import device_mesh, optim, state_init
 from train.objectives.causal import Causal
 from train.step.assembly import ENGINES
 from train.step.training_step import make_step
@@ -49,7 +49,7 @@ def train(steps: int = 8, **options: Any) -> tuple[np.ndarray, dict[str, np.ndar
     devices = device_mesh.make_mesh(shape, jax.devices()[:count])
     device_mesh.check_mesh(run, devices)
     # The trace of decay 0 is the gradient itself, passed on.
-    net, tx = models.model(run.model), optax.chain(optax.trace(0.0), optax.scale(10.0))
+    net, tx = models.model(run.model), optax.chain(optax.trace(0.0), optax.scale(10.0), optim.scale_by_rate())
     places = jax.tree.map(lambda leaf: leaf.sharding, state_init.abstract_state(run, net, tx, devices))
     engine = ENGINES[run.engine](make_step(run, net, Causal(), tx, jnp.float32), devices, places, run.data.batch)
     state, seen, gradient = engine.shard(state_init.init_state(run, net, tx, devices)), [], None
