@@ -78,12 +78,8 @@ class PreparedRun:
     def scorer(self, rows: RowSource) -> Scorer:
         """Return the scorer of held-out rows, whose progress the console shows."""
         options: dict[str, Any] = {"batch": self.run.data.batch, "dtype": self.dtype}
-        show = self.counted("scoring", ", compiling first if needed")
+        show = _counted(self.console, "scoring", ", compiling first if needed")
         return self.evaluation.evaluate(self.run, self.model, self.mesh, self.data, rows, self.build, progress=show, **options)
-
-    def counted(self, activity: str, first: str) -> Callable[[int, int], None]:
-        """Return a function that shows (batches done, total batches) of an activity; `first` is added before the first batch."""
-        return _counted(self.console, activity, first)
 
 
 def prepare(run: Run, console: Console, evaluation: Evaluation) -> PreparedRun:
@@ -148,6 +144,8 @@ def _checked_mesh(run: Run, folder: RunDir) -> Mesh:
 
 
 def _counted(console: Console, activity: str, first: str) -> Callable[[int, int], None]:
+    """Return a function that shows (batches done, total batches) of an activity; `first` is added before the first batch."""
+
     def show(done: int, total: int) -> None:
         progress = f"{done:,} of {total:,} batches" if done else f"{total:,} batches{first}"
         console.progress(f"{activity} {progress}", now=not done)
