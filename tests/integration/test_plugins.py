@@ -317,6 +317,21 @@ def test_a_wrong_pallas_kernel_of_a_plugin_is_caught(example: Path) -> None:
 
 
 @pytest.mark.full
+def test_a_hook_ends_a_run_with_a_reason(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The run is scored at that step, and counts as finished."""
+    hook = "def early(run): return lambda loop: loop.end('enough was learned') if loop.step == 2 else None"
+    site = write_distribution(tmp_path / "site", "zoo-end", "1", {"zoo.hooks": {"early": "zoo_end:early"}}, {"zoo_end.py": hook})
+    (tmp_path / "book.txt").write_text("".join(f"The {n}th whale is seen, and {n * n} more.\n\n" for n in range(400)))
+    command = ["train", "gpt-nano", *GPT, "--steps", "4", "--log.hooks", "early", "--name", "short"]
+    with installed(site), in_folder(tmp_path):
+        ended = call(capsys, *command)
+        assert ended.code == 0 and "ended at step 2 of 4: enough was learned" in ended.stdout + ended.stderr, ended
+        assert json.loads(Path("runs/short/scores.json").read_text())["step"] == 2
+        again = call(capsys, *command)
+        assert again.code == 0 and "runs/short is finished" in again.stdout + again.stderr, again
+
+
+@pytest.mark.full
 def test_the_commands_of_the_page_train_resume_and_evaluate(example: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """In this process, as short runs."""
     Path("text.txt").write_text("Call me Ishmael.\nSome years ago\n")

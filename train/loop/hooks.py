@@ -1,8 +1,8 @@
 """Hooks: functions that the training loop calls after every step, each of which decides whether it has something to do.
 
 A hook takes the `train.loop.loop_state.TrainingLoop`. A plug-in in the group `zoo.hooks` provides a function that returns one for
-a run, and --log.hooks names the plug-ins that a run uses. A hook may read everything and must not change the state; to end the
-run it sets `loop.stopping`.
+a run, and --log.hooks names the plug-ins that a run uses. A hook may read everything and must not change the state; it may end
+the run by `loop.end(reason)`.
 """
 
 from collections.abc import Callable

@@ -32,7 +32,7 @@ class TrainingLoop:
         state: the state after `step` steps, laid out for the step.
         step: number of steps taken.
         stopping: True if no further step is taken.
-        exhausted: why further steps would learn nothing; "" = they would.
+        exhausted: why no further step is taken although the last one is not reached; "" = there is no reason.
     """
 
     def __init__(self, opened: OpenRun, start: Start, state: State, began: float, stack: contextlib.ExitStack) -> None:
@@ -100,6 +100,13 @@ class TrainingLoop:
         self._signalled = self._signalled or stop.agreed(self.step - self.start.first)
         self.exhausted = self.feed.exhausted()
         self.stopping = bool(self._signalled or self.exhausted) and self.feed.at_boundary(self.step)
+
+    def end(self, reason: str) -> None:
+        """Take no further step; the checkpoint of this one records the reason, so that the run counts as finished.
+
+        With several processes all of them must call it at the same step.
+        """
+        self.exhausted, self.stopping = reason, True
 
     def global_state(self) -> State:
         """Return the state as global arrays over the mesh."""
