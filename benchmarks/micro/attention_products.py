@@ -21,7 +21,7 @@ from benchmarks.core import timing
 from benchmarks.micro import start_measurement
 from zoo.attention.kernels.blocked import Plan, dot
 from zoo.errors import BadInput
-from zoo.ops.xla_cpu_workarounds import batches_per_step
+from zoo.ops.selects import batches_per_step
 
 CASES = ((4, 512), (2, 1024), (1, 2048))
 """Rows, and tokens a row; 12 heads of 64."""

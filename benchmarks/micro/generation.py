@@ -30,7 +30,7 @@ from zoo.errors import BadInput, require
 from zoo.generation import decode_loop
 from zoo.generation.decode_loop import Decoder
 from zoo.generation.decoding_settings import GREEDY, Sampling
-from zoo.ops.xla_cpu_workarounds import OutputMajor, product
+from zoo.ops.products import OutputMajor, product
 from zoo.precision import DTYPES
 
 PEER = Kind("benchmarks.micro.peer_generation", ("torch", "transformers"))

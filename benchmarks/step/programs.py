@@ -23,8 +23,8 @@ from zoo.batch import Batch
 from zoo.configs import Compute
 from zoo.errors import BadInput, require
 from zoo.generation.decode_loop import decoding_params
+from zoo.generation.split_layers import split_cache
 from zoo.models import Model
-from zoo.nn.kv_cache import split_cache
 from zoo.nn.task_heads import predictions
 from zoo.precision import DTYPES
 

@@ -23,7 +23,7 @@ DIRECTIONS = ("forward", "backward", "update")
 
 RULES: Sequence[tuple[str, str, str]] = (
     (r"zoo/(attention/.+|ops/positions|ops/rotary_frequencies)\.py", ".*", ATTENTION),
-    (r"zoo/ops/xla_cpu_workarounds\.py", r"_?distance_products\w*", ATTENTION),
+    (r"zoo/ops/products\.py", r"_?distance_products\w*", ATTENTION),
     (r"zoo/nn/layers\.py", r"(layer_norm|rms_norm|LayerNorm|RMSNorm)\b.*", NORMS),
     (r"zoo/nn/layers\.py", r"dropout\b.*", DROPOUT),
     (r"zoo/ops/counter_rng\.py", ".*", DROPOUT),
@@ -38,9 +38,14 @@ RULES: Sequence[tuple[str, str, str]] = (
     (r"train/step/training_step\.py", r"\w+\.<locals>\.step", OPTIMIZER),
 )
 """File, function, part: the first row that matches the innermost frame of ours decides, else the frame that called it."""
-PLUMBING = ("product", "_product", "_product_fwd", "_product_bwd", "_summed_over_rows", "_contracted")
-"""Functions of `zoo.ops.xla_cpu_workarounds` that compute for their callers. The step calls their gradients, so that only a
+PLUMBING = (
+    *("product", "_product", "_product_fwd", "_product_bwd", "_output_major_product", "_kernel_first", "_contracted"),
+    *("_gradients", "_gradients_of_matrices", "_summed_over_rows", "_summed_in_float32", "_summed_after_transposition"),
+)
+"""Functions of `zoo.ops.products` that compute for their callers. The step calls their gradients, so that only a
 `jax.named_scope` shows the purpose there: one called unembed belongs to the loss head."""
+CHOICE = "zoo/ops/cpu_forms.py"
+"""The file that chooses the form of a function, and computes nothing."""
 MOVES = {
     *("parameter", "constant", "bitcast", "copy", "copy-start", "copy-done", "transpose", "reshape", "slice", "dynamic-slice"),
     *("dynamic-update-slice", "broadcast", "concatenate", "pad", "reverse", "iota", "get-tuple-element", "tuple"),
@@ -121,8 +126,9 @@ def _part_by_rules(instruction: Instruction) -> str:
         return ACTIVATIONS
     if re.search(r"\bunembed\b", instruction.op_name):
         return HEAD
-    plumbing = [frame for frame in instruction.frames if frame.function in PLUMBING]
-    for frame in instruction.frames[len(plumbing) :]:
+    frames = [frame for frame in instruction.frames if own_path(frame.file) != CHOICE]
+    plumbing = [frame for frame in frames if frame.function in PLUMBING]
+    for frame in frames[len(plumbing) :]:
         source = own_path(frame.file)
         if plumbing and not re.match(r"zoo/|train/engine/losses", source):
             return ELEMENTWISE

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int, Shaped
 from zoo.batch import Batch, Output
 from zoo.models import Model
 from zoo.nn import task_heads
-from zoo.ops.xla_cpu_workarounds import log_sum_exp
+from zoo.ops.reductions import log_sum_exp
 from zoo.sharding import on_local_rows
 
 

@@ -15,7 +15,7 @@ from optax import contrib
 from train.config.run_config import Optim
 from zoo.errors import BadInput
 from zoo.models import Model
-from zoo.ops.xla_cpu_workarounds import square_sum
+from zoo.ops.reductions import sum_of_squares
 from zoo.sharding import path_of
 
 DECAYED = re.compile(r"(^|/)(kernel|embedding)$")
@@ -64,7 +64,7 @@ def optimizer(cfg: Optim) -> optax.GradientTransformationExtraArgs:
 
 def norm(grads: Any) -> jax.Array:
     """Return the global norm of the gradients, before clipping."""
-    return jnp.sqrt(functools.reduce(jnp.add, map(square_sum, jax.tree.leaves(grads))))
+    return jnp.sqrt(functools.reduce(jnp.add, map(sum_of_squares, jax.tree.leaves(grads))))
 
 
 def schedule(cfg: Optim, steps: int) -> optax.Schedule:

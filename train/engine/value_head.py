@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 
 from train.engine.state_init import TrainedParams
 from zoo.models import Model
-from zoo.ops.xla_cpu_workarounds import product
+from zoo.ops.products import product
 
 VALUE = "value"
 

@@ -19,7 +19,7 @@ from train.objectives.base import Objective
 from zoo.batch import Batch
 from zoo.models import Model
 from zoo.ops.counter_rng import example_seeds
-from zoo.ops.xla_cpu_workarounds import select_update
+from zoo.ops.selects import update_if_finite
 from zoo.precision import cast_params
 
 Metrics = dict[str, jax.Array]
@@ -80,7 +80,7 @@ def make_step(
             updates, opt_state = optax.with_extra_args_support(tx).update(grads, state.opt_state, state.params, norm=norm, lr=lr)
             return optax.apply_updates(state.params, updates), opt_state, carry
 
-        params, opt_state, carry = select_update(accepted, apply_update, (state.params, state.opt_state, state.carry))
+        params, opt_state, carry = update_if_finite(accepted, apply_update, (state.params, state.opt_state, state.carry))
         updated = {"params": params, "opt_state": opt_state, "carry": carry, "statistics": statistics}
         state = dataclasses.replace(state, step=state.step + 1, **updated)
         return state, {**terms, "loss": total, "grad_norm": norm, "lr": lr, **decision}

@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 from zoo.attention.mask_bias_base import MaskOrBias, array_field, static_field
 from zoo.attention.tiles import Tile
 from zoo.ops import positions
-from zoo.ops.xla_cpu_workarounds import distance_products
+from zoo.ops.products import distance_products
 
 
 @jax.tree_util.register_dataclass

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from zoo.attention import tiles
 from zoo.attention.tiles import Tile
-from zoo.ops import xla_cpu_workarounds
+from zoo.ops.selects import distinct
 
 
 def array_field(letters: str) -> Any:
@@ -88,9 +88,9 @@ class MaskOrBias:
     def _distinct_keys(self, dtype: Any) -> Any:
         """Return a copy whose arrays of keys (letters BS) have another dtype, which represents their values exactly.
 
-        XLA then does not merge them with the arrays of queries: see `xla_cpu_workarounds.distinct`.
+        They are then `zoo.ops.selects.distinct` from the arrays of queries.
         """
-        return self._map_arrays(lambda letters, x: xla_cpu_workarounds.distinct(x, dtype) if letters == "BS" else x)
+        return self._map_arrays(lambda letters, x: distinct(x, dtype) if letters == "BS" else x)
 
     def _map_arrays(self, change: Any) -> Any:
         return dataclasses.replace(self, **{name: change(axes, x) for name, axes, x in self.arrays()})

@@ -232,7 +232,7 @@ class Mask(MaskOrBias):
         return block_q, block_k
 
     def for_tiles(self, block_q: int, t: int, s: int) -> "Mask":
-        """Return the padded mask with the arrays of keys in float32 (`zoo.ops.xla_cpu_workarounds.distinct`)."""
+        """Return the padded mask with the arrays of keys in float32 (`zoo.ops.selects.distinct`)."""
         return self.padded(t, s)._distinct_keys(jnp.float32)
 
     def slice_tile(self, tile: Tile) -> Any:

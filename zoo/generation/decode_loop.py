@@ -19,11 +19,11 @@ from zoo.batch import Batch
 from zoo.generation import beam_search, sampling
 from zoo.generation.decoding_settings import UNCHANGED, Beams, Processors, Sampling
 from zoo.generation.logits_processors import Context, process_logits, start_context
+from zoo.generation.split_layers import split_cache, split_layers
 from zoo.models import Model
-from zoo.nn.kv_cache import Cache, split_cache
+from zoo.nn.kv_cache import Cache
 from zoo.nn.task_heads import predictions
 from zoo.ops import counter_rng
-from zoo.ops.split_layers import split_layers
 from zoo.precision import cast_params
 from zoo.sharding import BATCH, constrain
 
@@ -84,8 +84,8 @@ class DecodeState:
 def decoding_params(params: Any, dtype: Any) -> Any:
     """Return the parameters in the dtype of the arithmetic and the form that decoding reads fastest.
 
-    On one CPU device they are a copy (see `zoo.ops.split_layers.split_layers`); elsewhere `params` themselves if they have
-    that dtype. All programs of this module take either form.
+    They are a copy if `split_layers` splits them; otherwise `params` themselves if they have that dtype. All programs of this
+    module take either form.
     """
     return split_layers(cast_params(params, dtype))
 
@@ -94,7 +94,7 @@ def unroll_layers(model: Model) -> Model:
     """Return the model for decoding, with its loop over layers unrolled.
 
     A scan over the layers copies each one's weights out of their stack for every token; unrolled, accelerators read them in
-    place. On a CPU `decoding_params` has no stacks, and this makes no difference.
+    place. Without stacks (`split_layers`) this makes no difference.
     """
     layers = getattr(model.config, "decoder_layers", model.config.layers)
     compute = dataclasses.replace(model.config.compute, unroll=layers)

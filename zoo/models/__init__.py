@@ -125,10 +125,6 @@ class Model:
         `batch.source`; the cache stores it for the later calls. The caller must ensure that `Cache.at` + T does not exceed the
         number of slots: JAX would silently overwrite the last ones.
 
-        On one CPU device generation calls it with `zoo.ops.split_layers.split_layers(params)`, whose stacks are tuples of
-        layers and whose kernels are `OutputMajor`: `zoo.nn.layer_stack.run_stack` and `zoo.nn.layers.Linear` take both forms. The
-        cache then has the form of `zoo.nn.kv_cache.split_cache`; beam search passes arrays.
-
         Raises:
             BadInput: a cache, and a family that does not generate text.
         """
@@ -175,10 +171,7 @@ class Model:
         return empty(self.config, rows, length, dtype)
 
     def grow_cache(self, params: Any, cache: AnyCache, length: int) -> AnyCache:
-        """Return a cache with the same tokens, and with `length` slots for each row, more than it has.
-
-        Its arrays have the form of those of `cache`: see `zoo.nn.kv_cache.split_cache`.
-        """
+        """Return a cache with the same tokens, and with `length` slots for each row, more than it has."""
         grow: Any = self.definition.grow_cache
         return add_slots(cache, length) if grow is None else grow(self.config, params, cache, length)
 

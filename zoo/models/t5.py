@@ -25,7 +25,7 @@ from zoo.nn import score_head
 from zoo.nn.encoder import linear
 from zoo.nn.family import Family
 from zoo.nn.kv_cache import Cache, KVCacheView, LayerIndex, append_tokens, cache_after, self_mask, view_of
-from zoo.nn.layer_stack import Layer, init_stack, run_stack
+from zoo.nn.layer_stack import Layer, init_stack, layer_parts, run_stack
 from zoo.nn.layers import (
     CrossAttention,
     Embed,
@@ -176,13 +176,8 @@ def _run(cfg: Config, params: dict[str, Any], side: int, body: Any, carry: Any, 
     if side == ENCODER and cfg.architecture == "encoder_decoder":
         layers = params["encoder"]["layers"]
     elif side == ENCODER:
-        # A tuple of layers, or one stack (`zoo.nn.layer_stack.run_stack`).
-        layers = tuple(map(_without_cross, layers)) if isinstance(layers, tuple) else _without_cross(layers)
+        layers = layer_parts(layers, ("norm1", "attention", "norm2", "mlp"))
     return run_stack(functools.partial(Block, cfg, cross=cross), layers, body, carry, per_layer, compute=cfg.compute)
-
-
-def _without_cross(layer: dict[str, Any]) -> dict[str, Any]:
-    return {name: layer[name] for name in ("norm1", "attention", "norm2", "mlp")}
 
 
 def _relative(cfg: Config, params: dict[str, Any], side: int, *sizes: Any) -> ByDistance | None:

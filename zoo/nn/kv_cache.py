@@ -13,12 +13,8 @@ from jaxtyping import Array, Float, Int
 
 from zoo.attention.masks import Mask
 from zoo.batch import Batch
-from zoo.mesh_axes import HEADS
-from zoo.ops.split_layers import SplitLayers, is_split, split_array
+from zoo.nn.layer_arrays import LayerArrays, LayerIndex, add_free_slots, write_slots
 from zoo.sharding import BATCH, constrain
-
-LayerIndex = int | Int[Array, ""]
-"""The number of a layer: an int where `zoo.nn.layer_stack.run_stack` loops in Python, and an array inside its scan."""
 
 
 @jax.tree_util.register_dataclass
@@ -42,8 +38,7 @@ class Cache:
     """The keys and values of earlier tokens, S slots for each row, and what masks and positions need of these tokens.
 
     A family that caches more declares a subclass, registered as this one is. Every array with an entry per row has an axis B, the
-    second of five axes, else the first, along which rows may be selected. On one CPU device the arrays over layers become
-    `SplitLayers`; see `split_cache`.
+    second of five axes, else the first, along which rows may be selected. Arrays over layers are `LayerArrays`.
     """
 
     k: Any
@@ -88,11 +83,12 @@ class KVCacheView:
     """The keys and values of all layers, to which the layers append those of new tokens one after the other.
 
     The arrays are the carry of the scan over layers and are updated in place. As scanned inputs and outputs, every layer's cache
-    would be copied for every token. On one CPU device each layer has its own (`split_cache`).
+    would be copied for every token.
     """
 
-    k: Float[Array, "L B K S H"] | SplitLayers
-    v: Float[Array, "L B K S H"] | SplitLayers
+    k: LayerArrays
+    """[L, B, K, S, H]; `v` likewise."""
+    v: LayerArrays
     at: Int[Array, ""]
     """Slot of the first new token."""
 
@@ -100,24 +96,9 @@ class KVCacheView:
         self, layer: LayerIndex, k: Float[Array, "B T K H"], v: Float[Array, "B T K H"]
     ) -> tuple[Float[Array, "B S K H"], Float[Array, "B S K H"], "KVCacheView"]:
         """Return the keys and values of a layer in all slots, and the view, with those of the new tokens from slot `at` on."""
-
-        def updated(cache: Array | SplitLayers, new: Array) -> Array | SplitLayers:
-            slots = jnp.swapaxes(new, 1, 2)  # [B, K, T, H]
-            if isinstance(cache, SplitLayers):
-                assert isinstance(layer, int)
-                return cache.replaced(layer, jax.lax.dynamic_update_slice(cache[layer], slots, (0, 0, self.at, 0)))
-            start = (layer, 0, 0, self.at, 0)
-            return constrain(jax.lax.dynamic_update_slice(cache, slots[None], start), None, BATCH, HEADS)
-
-        def entries(cache: Array | SplitLayers) -> Array:
-            if isinstance(cache, SplitLayers):
-                assert isinstance(layer, int)
-                return cache[layer]
-            return jax.lax.dynamic_index_in_dim(cache, layer, keepdims=False)
-
-        view = dataclasses.replace(self, k=updated(self.k, k), v=updated(self.v, v))
-        every_k, every_v = (jnp.swapaxes(entries(cache), 1, 2) for cache in (view.k, view.v))
-        return every_k, every_v, view
+        k_cache, every_k = write_slots(self.k, layer, jnp.swapaxes(k, 1, 2), self.at)
+        v_cache, every_v = write_slots(self.v, layer, jnp.swapaxes(v, 1, 2), self.at)
+        return jnp.swapaxes(every_k, 1, 2), jnp.swapaxes(every_v, 1, 2), dataclasses.replace(self, k=k_cache, v=v_cache)
 
 
 def check_length(batch: Batch, context: int) -> None:
@@ -186,31 +167,9 @@ def cache_after(cache: AnyCache | None, past: KVCacheView | None, batch: Batch, 
     return dataclasses.replace(cache, k=past.k, v=past.v, at=past.at + batch.tokens.shape[1], **changes)
 
 
-def split_cache(cache: AnyCache, params: Any) -> AnyCache:
-    """Return a cache whose arrays over layers are `SplitLayers`, if the parameters are those of `split_layers`.
-
-    XLA on CPU copies each layer's slice out of a cache before it reads it. With 32 texts of 64 + 64 tokens those copies take a
-    fifth of the time of a token of gpt2.
-    Remove when a product reads a slice in place.
-    """
-    if not is_split(params):
-        return cache
-    source = cache.source
-    if source is not None:
-        source = dataclasses.replace(source, k=split_array(source.k), v=split_array(source.v))
-    return dataclasses.replace(cache, k=split_array(cache.k), v=split_array(cache.v), source=source)
-
-
 def add_slots(cache: AnyCache, length: int) -> AnyCache:
     """Return a cache with free slots after its own, `length` in total for each row; the source remains as it is."""
     more = length - cache.slots
-
-    def pad_layers(array: Array | SplitLayers) -> Array | SplitLayers:
-        widths = ((0, 0), (0, 0), (0, more), (0, 0))  # of [B, K, S, H]
-        if isinstance(array, SplitLayers):
-            return array.map(lambda layer: jnp.pad(layer, widths))
-        return constrain(jnp.pad(array, ((0, 0), *widths)), None, BATCH, HEADS)
-
     names = ("segments", "positions", *(() if cache.order is None else ("order",)))
     rows = {name: constrain(jnp.pad(getattr(cache, name), ((0, 0), (0, more))), BATCH) for name in names}
-    return dataclasses.replace(cache, k=pad_layers(cache.k), v=pad_layers(cache.v), **rows)
+    return dataclasses.replace(cache, k=add_free_slots(cache.k, more), v=add_free_slots(cache.v, more), **rows)

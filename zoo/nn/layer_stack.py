@@ -10,9 +10,8 @@ from flax import nnx
 from jaxtyping import Array
 
 from zoo.configs import Compute
-from zoo.nn.kv_cache import LayerIndex
+from zoo.nn.layer_arrays import LayerIndex, layer_slice
 from zoo.nn.layers import params_of
-from zoo.ops.split_layers import layer_slice
 
 # Remat policies by name: the values that the forward pass saves for the backward pass. None: all of them.
 POLICIES: dict[str, Callable[..., Any] | None] = {
@@ -39,6 +38,13 @@ def init_stack(layer: Callable[[nnx.Rngs], nnx.Module], key: Array, layers: int)
     return jax.vmap(lambda k: params_of(layer(nnx.Rngs(k))))(jax.random.split(key, layers))
 
 
+def layer_parts(params: Any, names: Sequence[str]) -> Any:
+    """Return the parameters of a stack with only these parts of each layer."""
+    if isinstance(params, tuple):
+        return tuple(layer_parts(layer, names) for layer in params)
+    return {name: params[name] for name in names}
+
+
 def run_stack(
     module: Callable[[nnx.Rngs], nnx.Module],
     params: dict[str, Any] | tuple[dict[str, Any], ...],
@@ -53,7 +59,7 @@ def run_stack(
     """Scan `body(module, carry, layer) -> (carry, y)` over the layers; `layer` is a `Layer`.
 
     `params` and `per_layer` (for example XLNet's memory) have a slice for each layer and are scanned; or `params` are those of
-    `zoo.ops.split_layers.split_layers`, over which this function loops. `body` closes over values that all layers share. `carry`
+    `zoo.generation.split_layers`, over which this function loops. `body` closes over values that all layers share. `carry`
     has the values that are updated in place, such as a KV cache. The static `pattern` repeats over the layers; its length must
     divide their number. The number of the first layer is `first`, after those of another stack.
 
@@ -76,9 +82,7 @@ def run_stack(
     period = len(pattern)
     periods = (params, per_layer, jnp.arange(layers))
     if period > 1:
-        # Not with a period of one: XLA on CPU copies donated parameters if a loop reads them reshaped.
-        # [L, ...] -> [L / period, period, ...]
-        periods = jax.tree.map(lambda leaf: leaf.reshape(layers // period, period, *leaf.shape[1:]), periods)
+        periods = jax.tree.map(lambda leaf: leaf.reshape(layers // period, period, *leaf.shape[1:]), periods)  # [L/P, P, ...]
 
     def run_period(carry: Any, leaves: Any) -> tuple[Any, Any]:
         if period == 1:

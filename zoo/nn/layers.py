@@ -25,7 +25,9 @@ from zoo.configs import Activation
 from zoo.nn.kv_cache import KVCacheView, LayerIndex
 from zoo.ops import counter_rng
 from zoo.ops.adapted_kernel import linear
-from zoo.ops.xla_cpu_workarounds import OutputMajor, broadcast_rows, mask_padding, merge_rows, product, rows_of_list
+from zoo.ops.products import OutputMajor, product
+from zoo.ops.reductions import broadcast_rows
+from zoo.ops.selects import fill_columns, lookup_of_two, merge_rows
 from zoo.sharding import BATCH, constrain
 
 Init = Callable[..., Array]
@@ -228,8 +230,7 @@ than storing and loading the intermediate results, especially in a scan, which s
 def gelu(x: Float[Array, "*B F"]) -> Float[Array, "*B F"]:
     """Return x times the normal cumulative distribution function at x, in float32 (Hendrycks and Gimpel 2016).
 
-    The result has x's dtype. It is computed by erf, as in published models: XLA on CPU takes half as long as for the erfc of
-    `jax.nn.gelu`.
+    The result has x's dtype. It is computed by erf, as in published models, where `jax.nn.gelu` has erfc.
     """
     wide = x.astype(jnp.float32)
     return (0.5 * wide * (1 + jax.lax.erf(wide * math.sqrt(0.5)))).astype(x.dtype)
@@ -300,10 +301,10 @@ def lookup(
 
     `rows` is the mesh axis over which the table's rows are sharded. Its width is gathered first: the partitioner cannot reshard a
     width that is sharded over fsdp into a batch that is sharded over fsdp. `source`: the ids are those of a source, and those of
-    the target are looked up in the same table; see `rows_of_list`.
+    the target are looked up in the same table.
     """
     table = constrain(table, rows, None)
-    return constrain(rows_of_list(table, ids) if source else table[ids], BATCH)
+    return constrain(lookup_of_two(table, ids) if source else table[ids], BATCH)
 
 
 def tied_logits(hidden: Float[Array, "*B D"], table: Float[Array, "rows D"], vocabulary: int) -> Float[Array, "*B rows"]:
@@ -316,7 +317,9 @@ def tied_logits(hidden: Float[Array, "*B D"], table: Float[Array, "rows D"], voc
             logits = product(hidden, OutputMajor(kernel), 1)
         else:
             logits = product(merge_rows(hidden), kernel, 1, transposed=True)
-    return mask_padding(logits, vocabulary).reshape(*hidden.shape[:-1], table.shape[0])  # [*B, rows]
+    if vocabulary < table.shape[0]:
+        logits = fill_columns(logits, vocabulary, -1e30)
+    return logits.reshape(*hidden.shape[:-1], table.shape[0])  # [*B, rows]
 
 
 def padded_rows(rows: int) -> int:

@@ -16,7 +16,7 @@ from zoo.attention.masks import Mask
 from zoo.configs.xlnet import Config
 from zoo.nn.encoder import initializer
 from zoo.nn.layers import Init, LayerNorm, Linear, Mlp, Seeds, dropout, fold_seeds, unstacked
-from zoo.ops.xla_cpu_workarounds import broadcast_rows
+from zoo.ops.reductions import broadcast_rows
 
 ATTENTION_SITE, RESIDUAL_SITE, INNER_SITE, MLP_SITE = range(4)
 

@@ -1,4 +1,4 @@
 """Array functions without parameters, used by the layers and by the training step.
 
-Every workaround for XLA's CPU compiler is in `cpu`: custom gradients of products, row sums and maxima, barriers, selects.
+Functions whose plain definition XLA compiles to slow code for a CPU have a second form: see `cpu_forms`.
 """

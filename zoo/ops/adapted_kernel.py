@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, UInt32
 
 from zoo.ops import counter_rng
-from zoo.ops.xla_cpu_workarounds import OutputMajor, product
+from zoo.ops.products import OutputMajor, product
 
 
 @jax.tree_util.register_dataclass

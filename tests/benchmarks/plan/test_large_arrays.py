@@ -70,7 +70,7 @@ HloModule jit_step, is_scheduled=true
 
 FileNames
 1 "{ROOT}/zoo/nn/layers.py"
-2 "{ROOT}/zoo/ops/xla_cpu_workarounds.py"
+2 "{ROOT}/zoo/ops/products.py"
 
 FunctionNames
 1 "unembed"

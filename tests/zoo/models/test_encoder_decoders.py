@@ -92,7 +92,7 @@ def test_only_the_lookup_of_the_source_is_that_of_a_list(family: str, monkeypatc
         sizes.append(ids.shape[1])
         return table[ids]
 
-    monkeypatch.setattr(layers, "rows_of_list", record)
+    monkeypatch.setattr(layers, "lookup_of_two", record)
     jax.eval_shape(lambda params: net.apply(params, batch).hidden, shapes(net))
     assert sizes == [12]
 

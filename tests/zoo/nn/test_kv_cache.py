@@ -18,10 +18,11 @@ from zoo import sharding
 from zoo.attention.masks import Mask
 from zoo.batch import Batch
 from zoo.generation.decode_loop import decoding_params
+from zoo.generation.split_layers import split_cache
 from zoo.models import Model
 from zoo.nn import kv_cache
-from zoo.nn.kv_cache import Cache, split_cache
-from zoo.ops.split_layers import SplitLayers
+from zoo.nn.kv_cache import Cache
+from zoo.nn.layer_arrays import SplitLayers
 
 every_generator = pytest.mark.parametrize(
     "family", [family if family == "t5" else pytest.param(family, marks=pytest.mark.full) for family in GENERATORS]

@@ -11,7 +11,7 @@ import pytest
 from train.config.run_config import Mesh
 from train.engine import device_mesh
 from zoo.nn.layers import ACTIVATIONS
-from zoo.ops.xla_cpu_workarounds import product
+from zoo.ops.products import product
 
 # x, kernel, summed axes, turned: a matrix, heads put together and taken apart, an odd width, a table of words.
 SHAPES = [

@@ -22,8 +22,8 @@ from zoo.attention.biases import Bias
 from zoo.attention.masks import NO_PAIR, Mask
 from zoo.attention.tiles import Tile, add, take
 from zoo.ops import counter_rng
-from zoo.ops.xla_cpu_workarounds import batches_per_step, row_max, row_sum_by_product
-from zoo.sharding import target_platform
+from zoo.ops.reductions import row_max, row_sum
+from zoo.ops.selects import batches_per_step
 
 MASKED = -1e30
 BLOCK_Q, BLOCK_K = 512, 1024
@@ -203,10 +203,10 @@ def _forward(
                 if bias is not None:
                     s = s + bias.slice_tile(tile).dense(plan.block_q, plan.block_k, plan.scale)
                 s = _masked(s, mask, tile)
-                m_new = jnp.maximum(m, _row_max(s))  # line 9, and the next three
+                m_new = jnp.maximum(m, row_max(s))  # line 9, and the next three
                 p = jnp.exp(s - m_new[..., None])
                 alpha = jnp.exp(m - m_new)
-                l = l * alpha + _row_sum(p)
+                l = l * alpha + row_sum(p)
                 p_dropped = plan.merge_heads(_dropped(p, seed, heads, tile, plan.rate)).astype(v.dtype)
                 acc = acc * alpha[..., None] + plan.split_heads(dot(p_dropped, take(v, KEYS, tile), 3, 2))  # line 10
                 return m_new, l, acc
@@ -314,16 +314,6 @@ def dot(x: Float[Array, "b k _ _"], y: Float[Array, "b k _ _"], i: int, j: int) 
     """Return the sums of products over axis i of x and axis j of y, in at least float32."""
     acc_dtype = jnp.promote_types(x.dtype, jnp.float32)
     return lax.dot_general(x, y, (((i,), (j,)), ((0, 1), (0, 1))), preferred_element_type=acc_dtype)
-
-
-def _row_max(s: Float[Array, "b n T S"]) -> Float[Array, "b n T"]:
-    """Return the maxima of rows. The form for a CPU is for it alone: on TPU v5e a step of the loop has a tenth more traffic."""
-    return row_max(s) if target_platform() == "cpu" else s.max(-1)
-
-
-def _row_sum(p: Float[Array, "b n T S"]) -> Float[Array, "b n T"]:
-    """Return the sums of rows; elsewhere than on a CPU not as a product, for which an accelerator may round p."""
-    return row_sum_by_product(p) if target_platform() == "cpu" else p.sum(-1)
 
 
 def _masked(s: Float[Array, "b n T S"], mask: Mask, tile: Tile) -> Float[Array, "b n T S"]:

@@ -1,4 +1,4 @@
-"""Workarounds for XLA's CPU compiler against float64 numpy, on one device and on a mesh."""
+"""Array functions that have a form for XLA's CPU compiler, against float64 numpy, on one device and on a mesh."""
 
 import math
 import re
@@ -15,7 +15,9 @@ from tests.support.processes import ROOT
 from train.config.run_config import Mesh
 from train.engine import device_mesh
 from zoo.nn.layers import gelu, lookup, tied_logits
-from zoo.ops import xla_cpu_workarounds
+from zoo.ops import products, reductions
+from zoo.ops.cpu_forms import with_cpu_form
+from zoo.ops.products import OutputMajor
 from zoo.sharding import single_cpu
 
 UNIT = 2.0**-24
@@ -41,7 +43,7 @@ def place(request: pytest.FixtureRequest):
 def test_log_sum_exp_and_its_gradient(place, columns: int, rng: np.random.Generator) -> None:
     x = rng.normal(size=(6, columns)).astype(np.float32) * 20
     x[0, 1:] = -1e30
-    value, gradient = jax.jit(jax.value_and_grad(lambda x: xla_cpu_workarounds.log_sum_exp(x).sum()))(place(x))
+    value, gradient = jax.jit(jax.value_and_grad(lambda x: reductions.log_sum_exp(x).sum()))(place(x))
     wide = x.astype(np.float64)
     shifted = np.exp(wide - wide.max(-1, keepdims=True))
     true = np.log(shifted.sum(-1)) + wide.max(-1)
@@ -55,7 +57,7 @@ def test_log_sum_exp_and_its_gradient(place, columns: int, rng: np.random.Genera
 
 
 @pytest.mark.parametrize("summed", [1, 2])
-@pytest.mark.parametrize("rows", [1, 5, xla_cpu_workarounds.FEW_ROWS + 1])
+@pytest.mark.parametrize("rows", [1, 5, products.FEW_ROWS + 1])
 def test_products_of_few_rows(rows: int, summed: int, rng: np.random.Generator) -> None:
     """The kernel stored with reversed axes, and as a table, gives the sums of the plain product; 65 rows take the plain form."""
     shapes = ((1, rows, 6, 4), (6, 4, 3, 5)) if summed == 2 else ((1, rows, 4), (4, 3, 5))
@@ -63,26 +65,25 @@ def test_products_of_few_rows(rows: int, summed: int, rng: np.random.Generator) 
     expected = np.tensordot(x.astype(np.float64), kernel, summed)
     bound = 24 * 2 * UNIT * np.tensordot(np.abs(x), np.abs(kernel), summed)
     table = np.moveaxis(kernel, range(summed), range(-summed, 0))
-    reversed_axes = xla_cpu_workarounds.OutputMajor(jnp.asarray(kernel.T))
+    reversed_axes = OutputMajor(jnp.asarray(kernel.T))
     for product in (
-        xla_cpu_workarounds.product(jnp.asarray(x), reversed_axes, summed),
-        xla_cpu_workarounds.product(jnp.asarray(x), jnp.asarray(table), summed, transposed=True),
-        xla_cpu_workarounds.product(jnp.asarray(x), jnp.asarray(kernel), summed),
+        products.product(jnp.asarray(x), reversed_axes, summed),
+        products.product(jnp.asarray(x), jnp.asarray(table), summed, transposed=True),
+        products.product(jnp.asarray(x), jnp.asarray(kernel), summed),
     ):
         np.testing.assert_array_less(np.abs(product - expected), bound)
 
 
 def test_log_sum_exp_of_non_finite_values() -> None:
     rows = np.array([[0, np.inf, 1, 2], [np.nan, 0, 1, 2], [-np.inf, 0, 0, 0], [-np.inf] * 4], np.float32)
-    np.testing.assert_allclose(xla_cpu_workarounds.log_sum_exp(jnp.asarray(rows)), [np.inf, np.nan, np.log(3), -np.inf])
+    np.testing.assert_allclose(reductions.log_sum_exp(jnp.asarray(rows)), [np.inf, np.nan, np.log(3), -np.inf])
 
 
 def test_rows(rng: np.random.Generator) -> None:
     for columns in (1, 16, 17, 48, 1024):
         x = rng.normal(size=(3, 2, columns)).astype(np.float32)
-        np.testing.assert_array_equal(xla_cpu_workarounds.row_max(jnp.asarray(x)), x.max(-1))
-        error = np.abs(xla_cpu_workarounds.row_sum(jnp.asarray(x)) - x.sum(-1, dtype=np.float64))
-        # Halves are added to halves, and 17 numbers at most one by one.
+        np.testing.assert_array_equal(reductions.row_max(jnp.asarray(x)), x.max(-1))
+        error = np.abs(reductions.row_sum(jnp.asarray(x)) - x.sum(-1, dtype=np.float64))
         assert (error <= (16 + np.log2(columns)) * UNIT * np.abs(x).sum(-1)).all(), columns
 
 
@@ -95,7 +96,7 @@ def test_products_of_a_bfloat16_row(leading: tuple[int, ...], rng: np.random.Gen
     """
     x, kernel = (jnp.asarray(rng.normal(size=shape), jnp.bfloat16) for shape in ((*leading, 6), (6, 3, 5)))
     wide, exact_kernel = (np.asarray(array, np.float64) for array in (x, kernel))
-    product = xla_cpu_workarounds.product(x, xla_cpu_workarounds.OutputMajor(kernel.T), 1)
+    product = products.product(x, OutputMajor(kernel.T), 1)
     assert product.dtype == jnp.float32 and product.shape == (*leading, 3, 5)
     bound = 6 * 2 * UNIT * np.tensordot(np.abs(wide), np.abs(exact_kernel), 1)
     exact = np.tensordot(wide, exact_kernel, 1)
@@ -110,26 +111,26 @@ def test_the_index_of_a_row_s_maximum(place, columns: int, rng: np.random.Genera
     """Compare with numpy, also where many numbers are equal: the first of them counts, which the last one would not pass."""
     x = np.concatenate([rng.normal(size=(3, columns)), rng.integers(0, 3, (4, columns)), np.full((1, columns), -np.inf)])
     rows = place(x.astype(np.float32)) if columns % 4 == 0 else jnp.asarray(x, jnp.float32)
-    index = np.asarray(jax.jit(xla_cpu_workarounds.row_argmax)(rows))
+    index = np.asarray(jax.jit(reductions.row_argmax)(rows))
     assert index.dtype == np.int32 and np.array_equal(index, x.argmax(-1))
     last = columns - 1 - x[:, ::-1].argmax(-1)
     assert columns == 1 or not np.array_equal(index, last)
     damaged = x.astype(np.float32)
     damaged[0, -1] = np.nan
-    assert 0 <= int(xla_cpu_workarounds.row_argmax(jnp.asarray(damaged))[0]) < columns
+    assert 0 <= int(reductions.row_argmax(jnp.asarray(damaged))[0]) < columns
 
 
 def test_rows_without_a_number_that_is_not_finite(place) -> None:
     x = np.zeros((8, 20), np.float32)
     x[1, 3], x[2, 19], x[3, 0] = np.nan, np.inf, -np.inf
-    finite = jax.jit(xla_cpu_workarounds.all_finite)(place(x))
+    finite = jax.jit(reductions.all_finite)(place(x))
     assert np.array_equal(finite, [True, False, False, False, True, True, True, True])
 
 
 def test_rows_whose_largest_number_is_not_finite(place) -> None:
     x = np.zeros((8, 20), np.float32)
     x[1, 3], x[2, 19], x[3, 0], x[4] = np.inf, np.inf, -np.inf, -np.inf
-    finite = jax.jit(xla_cpu_workarounds.max_is_finite)(place(x))
+    finite = jax.jit(reductions.max_is_finite)(place(x))
     assert np.array_equal(finite, [True, False, False, True, False, True, True, True])
 
 
@@ -143,25 +144,25 @@ def test_rows_are_not_halved_on_a_mesh() -> None:
     x = jnp.zeros((8, 64))
     with jax.set_mesh(device_mesh.make_mesh(Mesh(fsdp=2, tensor=4))):
         for name in ("log_sum_exp", "row_argmax", "all_finite", "max_is_finite"):
-            assert_no_slices(getattr(xla_cpu_workarounds, name), x)
+            assert_no_slices(getattr(reductions, name), x)
         with pytest.raises(AssertionError):
-            assert_no_slices(lambda x: jnp.isfinite(xla_cpu_workarounds.row_max(x)), x)
+            assert_no_slices(lambda x: jnp.isfinite(reductions.row_max(x)), x)
 
 
-def assert_square_sum(x: np.ndarray, total: jax.Array) -> None:
+def assert_sum_of_squares(x: np.ndarray, total: jax.Array) -> None:
     """Compare with float64: 16 rows and 4 times windows of 32 err like a random walk: 4 sqrt(144) / 3 units of 2^-24."""
     assert float(total) == pytest.approx(np.square(x, dtype=np.float64).sum(), rel=16 * UNIT)
 
 
 @pytest.mark.parametrize("shape", [(5,), (3, 8), (64, 40), (6, 34, 4), (2, 512, 1024)])
-def test_square_sum(shape: tuple[int, ...], rng: np.random.Generator) -> None:
+def test_sum_of_squares(shape: tuple[int, ...], rng: np.random.Generator) -> None:
     x = rng.normal(size=shape).astype(np.float32)
-    assert_square_sum(x, jax.jit(xla_cpu_workarounds.square_sum)(x))
+    assert_sum_of_squares(x, jax.jit(reductions.sum_of_squares)(x))
 
 
-def test_square_sum_on_a_mesh(place, rng: np.random.Generator) -> None:
+def test_sum_of_squares_on_a_mesh(place, rng: np.random.Generator) -> None:
     x = rng.normal(size=(66, 44)).astype(np.float32)
-    assert_square_sum(x, jax.jit(xla_cpu_workarounds.square_sum)(place(x)))
+    assert_sum_of_squares(x, jax.jit(reductions.sum_of_squares)(place(x)))
 
 
 @pytest.mark.parametrize("within", [(12,), (3, 4)])
@@ -171,7 +172,7 @@ def test_broadcast_rows_and_its_gradient(place, within: tuple[int, ...], rng: np
     x = rng.normal(size=within).astype(np.float32)
 
     def summed(x):
-        everywhere = xla_cpu_workarounds.broadcast_rows(x, weights.shape)
+        everywhere = reductions.broadcast_rows(x, weights.shape)
         return (everywhere * weights).sum(), everywhere
 
     gradient, everywhere = jax.jit(jax.grad(summed, has_aux=True))(x)
@@ -185,7 +186,7 @@ def test_broadcast_rows_and_its_gradient(place, within: tuple[int, ...], rng: np
 def test_gradients_of_broadcast_rows_are_summed_in_float32() -> None:
     """In bfloat16 a sum of ones ends at 256."""
     x = jnp.zeros(4, jnp.bfloat16)
-    gradient = jax.jit(jax.grad(lambda x: xla_cpu_workarounds.broadcast_rows(x, (8, 512, 4)).sum().astype(jnp.float32)))(x)
+    gradient = jax.jit(jax.grad(lambda x: reductions.broadcast_rows(x, (8, 512, 4)).sum().astype(jnp.float32)))(x)
     assert gradient.dtype == jnp.bfloat16
     np.testing.assert_array_equal(gradient.astype(jnp.float32), 4096)
 
@@ -244,8 +245,46 @@ def test_gelu_is_x_times_the_normal_distribution() -> None:
     assert float(narrow[0]) == pytest.approx(-0.0155240, rel=4e-3)
 
 
-def test_no_other_file_asks_for_the_cpu_or_has_a_barrier() -> None:
-    sources = {path.relative_to(ROOT).as_posix(): path.read_text() for path in (ROOT / "zoo").rglob("*.py")}
-    words = ("single_cpu", "optimization_barrier", "with_layout_constraint")
-    files = {file for file, source in sources.items() if any(word in source for word in words)}
-    assert files == {"zoo/ops/split_layers.py", "zoo/ops/xla_cpu_workarounds.py", "zoo/sharding.py"}
+def sources() -> dict[str, str]:
+    return {path.relative_to(ROOT).as_posix(): path.read_text() for path in (ROOT / "zoo").rglob("*.py")}
+
+
+def test_one_file_chooses_forms_for_the_cpu_and_only_ops_and_decoding_have_any() -> None:
+    def files_with(*words: str) -> set[str]:
+        return {file for file, source in sources().items() if any(word in source for word in words)}
+
+    assert files_with("single_cpu") == {"zoo/ops/cpu_forms.py", "zoo/sharding.py"}
+    ops = {"zoo/ops/products.py", "zoo/ops/reductions.py", "zoo/ops/selects.py"}
+    assert files_with("with_cpu_form") == ops | {"zoo/ops/cpu_forms.py", "zoo/generation/split_layers.py"}
+    assert files_with("optimization_barrier", "with_layout_constraint") == {"zoo/ops/products.py", "zoo/ops/reductions.py"}
+    assert files_with("SplitLayers") == {"zoo/nn/layer_arrays.py", "zoo/generation/split_layers.py"}
+
+
+def test_families_layers_and_losses_do_not_mention_the_compiler_for_the_cpu() -> None:
+    folders = ("zoo/models", "zoo/nn", "train/engine", "train/step", "train/objectives")
+    for file in (file for folder in folders for file in (ROOT / folder).rglob("*.py")):
+        assert not re.search(r"XLA on CPU|XLA's CPU|one CPU", file.read_text()), file
+
+
+@pytest.mark.planted
+def test_a_form_is_taken_where_it_is_registered() -> None:
+    """A form for one device that a mesh took, or one for all that a mesh did not take, is noticed."""
+
+    @with_cpu_form
+    def form(number: int) -> str:
+        return f"plain {number}"
+
+    def check(*expected: str) -> None:
+        assert form(1) == expected[0]
+        with jax.set_mesh(device_mesh.make_mesh(Mesh(fsdp=2, tensor=4))):
+            assert form(number=1) == expected[1]
+
+    check("plain 1", "plain 1")
+    one = form.on_one_cpu(lambda number: "one")
+    check("one", "plain 1")
+    form.on_cpu(lambda number: "any")
+    check("any", "any")
+    form.on_one_cpu(one)
+    check("one", "any")
+    with pytest.raises(AssertionError):
+        check("one", "one")
