@@ -128,16 +128,6 @@ class Exported:
             in_range = 1 <= self.positions <= 1 << 20
             require(in_range, "model.exported.positions", self.positions, "choose 1 to 1,048,576")
 
-    def keys(self, initializer: str, activation: str, usual: str, names: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the entries of an exported config.json under the keys `initializer` and `activation`.
-
-        Args:
-            usual: the usual name of the model's activation.
-            names: maps each published name of an activation to its meaning.
-        """
-        std = {} if self.initializer is None else {initializer: self.initializer}
-        return {**std, activation: self.activation if names.get(self.activation) == names[usual] else usual}
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Size:

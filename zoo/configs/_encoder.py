@@ -8,9 +8,9 @@ import dataclasses
 from typing import Any, Literal, TypeVar, get_args
 
 from zoo.configs import Activation, Compute, Exported, ModelConfig
-from zoo.configs._published_fields import Keys, read_fields, write_fields
+from zoo.configs._published_keys import PublishedKeys
 from zoo.errors import BadInput, require
-from zoo.hf.config_json import ACTIVATIONS, BOOKKEEPING, PublishedConfig, first_name
+from zoo.hf.config_json import PublishedConfig
 
 Task = Literal["body", "pretraining", "masked", "next", "permutation", "sequence", "choice", "tokens", "span"]
 """Head on the body. body: none; pretraining: masked tokens and next sentence; masked, next: one of the two; permutation: tokens
@@ -103,9 +103,7 @@ class EncoderConfig(BodyConfig):
 Config = TypeVar("Config", bound=EncoderConfig)
 
 
-def read_config(
-    published: PublishedConfig, kind: type[Config], *, position_offset: int, types: int, eps: float, vocab: int
-) -> Config:
+def read_config(published: PublishedConfig, kind: type[Config], *, position_offset: int = 0, vocab: int = 30_522) -> Config:
     """Return the configuration in a config.json with BERT's keys, which RoBERTa uses too.
 
     Absent keys take the defaults of `transformers`.
@@ -113,33 +111,17 @@ def read_config(
     Raises:
         BadInput: a key has a value that this family does not compute.
     """
-    for key, value in COMPUTED.items():
-        published.only(key, value)
-    published.not_quantized()
-    published.without_effect(*BOOKKEEPING, *WITHOUT_EFFECT)
+    fields = KEYS.read(published, {"vocab_size": vocab})
     rows = published.integer("max_position_embeddings", 512)
     if rows <= position_offset:
         raise published.wrong("max_position_embeddings", rows, f"the first token takes row {position_offset}")
-    entries = published.integer("vocab_size", vocab)
-    published.check_padding(entries)
     return kind(
-        vocab=entries,
+        **fields,
         context=rows - position_offset,
-        **read_fields(published, KEYS),
-        types=published.integer("type_vocab_size", types),
         position_offset=position_offset,
-        activation=published.choice("hidden_act", ACTIVATIONS, "gelu"),
-        eps=published.number("layer_norm_eps", eps, decimal=True),
-        head_dropout=published.number("classifier_dropout", published.number("hidden_dropout_prob", 0.1), nullable=True),
-        exported=exported(published, "hidden_act"),
+        head_dropout=published.number("classifier_dropout", fields["dropout"], nullable=True),
         **head_fields(published),
     )
-
-
-def exported(published: PublishedConfig, activation: str) -> Exported:
-    """Return the values that an export repeats; `activation` is the key of the activation's name."""
-    spelling = published.spelling(activation, ACTIVATIONS)
-    return Exported(initializer=published.initializer("initializer_range"), activation=spelling)
 
 
 def head_fields(published: PublishedConfig) -> dict[str, Any]:
@@ -175,15 +157,10 @@ def config_entries(cfg: EncoderConfig) -> dict[str, Any]:
     if cfg.types == 0:
         raise BadInput("model.types 0: a config.json of this type has 1 or more token types; this model cannot be exported")
     return {
-        "vocab_size": cfg.vocab,
+        **KEYS.write(cfg),
         "max_position_embeddings": cfg.context + cfg.position_offset,
-        **write_fields(cfg, KEYS),
-        "type_vocab_size": cfg.types,
-        **cfg.exported.keys("initializer_range", "hidden_act", activation(cfg), ACTIVATIONS),
-        "layer_norm_eps": cfg.eps,
         "classifier_dropout": cfg.head_dropout,
         **label_entries(cfg),
-        **COMPUTED,
     }
 
 
@@ -197,11 +174,6 @@ def check_sides(cfg: EncoderConfig) -> None:
         raise BadInput("model.causal True: encoders were only published with tokens that see both sides; it cannot be exported")
 
 
-def activation(cfg: BodyConfig) -> str:
-    """Return the published name of the activation."""
-    return first_name(ACTIVATIONS, cfg.activation)
-
-
 def label_entries(cfg: BodyConfig) -> dict[str, Any]:
     """Return the entries of a config.json that name a classifier's labels."""
     if cfg.task not in LABELLED:
@@ -213,24 +185,23 @@ def label_entries(cfg: BodyConfig) -> dict[str, Any]:
     return ids | names | {"problem_type": MULTI_LABEL if cfg.multi_label else _single_label(cfg.labels)}
 
 
-KEYS: Keys = {
-    **{"layers": ("num_hidden_layers", 12), "width": ("hidden_size", 768)},
-    **{"heads": ("num_attention_heads", 12), "ffn": ("intermediate_size", 3072)},
-    **{"dropout": ("hidden_dropout_prob", 0.1), "attention_dropout": ("attention_probs_dropout_prob", 0.1)},
-}
-"""Keys that have the value of a field under another name, and the value of an absent key."""
-
-COMPUTED = {
-    "position_embedding_type": "absolute",
-    "is_decoder": False,
-    "add_cross_attention": False,
-    "tie_word_embeddings": True,
-}
-"""Keys that change the results, with the only value that is implemented here."""
-
-WITHOUT_EFFECT = (
-    # Pruned heads are absent from the weights; the keys of a pooler in the multilingual files are not used by any model.
-    *("pruned_heads", "is_encoder_decoder", "cross_attention_hidden_size", "directionality", "gradient_checkpointing"),
-    *("pooler_fc_size", "pooler_num_attention_heads", "pooler_num_fc_layers", "pooler_size_per_head", "pooler_type"),
-    *("is_causal", "output_past", "tie_weights_", "model_max_length", "cls_token_id", "sep_token_id", "mask_token_id"),
+KEYS = PublishedKeys(
+    fields={
+        **{"vocab": ("vocab_size", 30_522), "layers": ("num_hidden_layers", 12), "width": ("hidden_size", 768)},
+        **{"heads": ("num_attention_heads", 12), "ffn": ("intermediate_size", 3072), "types": ("type_vocab_size", 2)},
+        **{"dropout": ("hidden_dropout_prob", 0.1), "attention_dropout": ("attention_probs_dropout_prob", 0.1)},
+        "eps": ("layer_norm_eps", 1e-12),
+    },
+    activation=("hidden_act", "gelu"),
+    computed={
+        **{"position_embedding_type": "absolute", "is_decoder": False},
+        **{"add_cross_attention": False, "tie_word_embeddings": True},
+    },
+    without_effect=(
+        # Pruned heads are absent from the weights; the keys of a pooler in the multilingual files are not used by any model.
+        *("pruned_heads", "is_encoder_decoder", "cross_attention_hidden_size", "directionality", "gradient_checkpointing"),
+        *("pooler_fc_size", "pooler_num_attention_heads", "pooler_num_fc_layers", "pooler_size_per_head", "pooler_type"),
+        *("is_causal", "output_past", "tie_weights_", "model_max_length", "cls_token_id", "sep_token_id", "mask_token_id"),
+    ),
+    padding=0,
 )

@@ -5,11 +5,14 @@ Layer i is global where i is a multiple of the period, else it sees a window (Wa
 
 from typing import Any, Literal
 
-from zoo.configs._published_fields import Keys
+from zoo.configs._published_keys import PublishedKeys
 from zoo.errors import require
 from zoo.hf.config_json import PublishedConfig
 
 Attention = Literal["global", "local"]
+
+PADDING = 50_283
+"""Id of the padding token if a config.json does not give it."""
 
 TYPES = {"full_attention": "global", "sliding_attention": "local"}
 """Published name of the attention of a layer -> name here."""
@@ -31,7 +34,17 @@ def pattern_after_first(layers: int, global_every: int) -> tuple[Attention, ...]
     return kinds if (layers - 1) % global_every else kinds[:global_every]
 
 
-def read_global_every(published: PublishedConfig, layers: int) -> int:
+def read_local_layers(published: PublishedConfig, layers: int) -> dict[str, Any]:
+    """Return `global_every`, `global_base` and `local_base`.
+
+    Raises:
+        BadInput: layers or rotations that these bodies do not compute.
+    """
+    published.never("rope_scaling")
+    return {"global_every": _read_global_every(published, layers), **_read_bases(published)}
+
+
+def _read_global_every(published: PublishedConfig, layers: int) -> int:
     """Return the period of global layers; `layer_types` takes precedence over `global_attn_every_n_layers`.
 
     Raises:
@@ -47,7 +60,7 @@ def read_global_every(published: PublishedConfig, layers: int) -> int:
     return every if kinds == _layer_types(layers, every) else period
 
 
-def read_bases(published: PublishedConfig) -> dict[str, Any]:
+def _read_bases(published: PublishedConfig) -> dict[str, Any]:
     """Return `global_base` and `local_base`.
 
     `rope_parameters`, as `transformers` 5 writes them, take precedence over `global_rope_theta` and `local_rope_theta`.
@@ -71,11 +84,29 @@ def _layer_types(layers: int, every: int) -> tuple[str, ...]:
     return tuple("sliding_attention" if layer % every else "full_attention" for layer in range(layers))
 
 
-KEYS: Keys = {
-    **{"vocab": ("vocab_size", 50_368), "context": ("max_position_embeddings", 8192), "layers": ("num_hidden_layers", 22)},
-    **{"width": ("hidden_size", 768), "heads": ("num_attention_heads", 12), "ffn": ("intermediate_size", 1152)},
-    "eps": ("norm_eps", 1e-5),
-    **{"dropout": ("embedding_dropout", 0.0), "attention_dropout": ("attention_dropout", 0.0)},
-    **{"mlp_dropout": ("mlp_dropout", 0.0), "head_dropout": ("classifier_dropout", 0.0)},
-}
-"""Keys that have the value of a field under another name, and the value of an absent key."""
+def write_local_layers(config: Any) -> dict[str, Any]:
+    """Return the entries of a config.json of the period and the bases."""
+    periods = {"global_attn_every_n_layers": config.global_every}
+    return {**periods, "global_rope_theta": config.global_base, "local_rope_theta": config.local_base}
+
+
+KEYS = PublishedKeys(
+    fields={
+        **{"vocab": ("vocab_size", 50_368), "context": ("max_position_embeddings", 8192), "layers": ("num_hidden_layers", 22)},
+        **{"width": ("hidden_size", 768), "heads": ("num_attention_heads", 12), "ffn": ("intermediate_size", 1152)},
+        **{"eps": ("norm_eps", 1e-5), "dropout": ("embedding_dropout", 0.0), "attention_dropout": ("attention_dropout", 0.0)},
+        **{"mlp_dropout": ("mlp_dropout", 0.0), "head_dropout": ("classifier_dropout", 0.0)},
+    },
+    activation=("hidden_activation", "gelu"),
+    computed={
+        **{"norm_bias": False, "attention_bias": False, "mlp_bias": False, "classifier_bias": False, "decoder_bias": True},
+        **{"classifier_activation": "gelu", "tie_word_embeddings": True},
+    },
+    without_effect=(
+        # How the model is computed, or its loss. The next two are BERT's keys, which the released files repeat.
+        *("deterministic_flash_attn", "reference_compile", "repad_logits_with_grad", "sparse_prediction"),
+        *("sparse_pred_ignore_index", "layer_norm_eps", "position_embedding_type"),
+        *("initializer_cutoff_factor", "mask_token_id", "is_encoder_decoder"),
+    ),
+    padding=PADDING,
+)

@@ -32,7 +32,7 @@ def from_published(published: PublishedConfig) -> Config:
     Raises:
         BadInput: a key has a value that this family does not compute.
     """
-    return read_config(published, Config, position_offset=0, types=2, eps=1e-12, vocab=30_522)
+    return read_config(published, Config)
 
 
 def to_published(config: Config) -> dict[str, Any]:

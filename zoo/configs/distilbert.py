@@ -4,10 +4,10 @@ import dataclasses
 from typing import Any
 
 from zoo.configs import Size
-from zoo.configs._encoder import EncoderConfig, activation, check_sides, exported, head_fields, label_entries
-from zoo.configs._published_fields import Keys, read_fields, write_fields
+from zoo.configs._encoder import EncoderConfig, check_sides, head_fields, label_entries
+from zoo.configs._published_keys import PublishedKeys
 from zoo.errors import BadInput
-from zoo.hf.config_json import ACTIVATIONS, BOOKKEEPING, PublishedConfig
+from zoo.hf.config_json import PublishedConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,22 +34,10 @@ def from_published(published: PublishedConfig) -> Config:
     Raises:
         BadInput: a key has a value that this family does not compute.
     """
-    published.use_aliases(ALIASES)
-    for key, value in COMPUTED.items():
-        published.only(key, value)
-    published.not_quantized()
-    published.without_effect(*BOOKKEEPING, *WITHOUT_EFFECT)
-    dropout = published.number("dropout", 0.1)
+    fields = KEYS.read(published)
     before_classifier, before_span = published.number("seq_classif_dropout", 0.2), published.number("qa_dropout", 0.1)
-    published.check_padding(published.integer("vocab_size", 30_522))
-    return Config(
-        **read_fields(published, KEYS),
-        activation=published.choice("activation", ACTIVATIONS, "gelu"),
-        eps=EPS,
-        head_dropout={"span": before_span, "tokens": dropout}.get(published.task, before_classifier),
-        exported=exported(published, "activation"),
-        **head_fields(published),
-    )
+    head_dropout = {"span": before_span, "tokens": fields["dropout"]}.get(published.task, before_classifier)
+    return Config(**fields, eps=EPS, head_dropout=head_dropout, **head_fields(published))
 
 
 def to_published(config: Config) -> dict[str, Any]:
@@ -66,30 +54,26 @@ def to_published(config: Config) -> dict[str, Any]:
                 f"model.{field} {value}: a distilbert config.json can only express {only}; this model cannot be exported"
             )
     return {
-        **write_fields(config, KEYS),
-        **config.exported.keys("initializer_range", "activation", activation(config), ACTIVATIONS),
+        **KEYS.write(config),
         # A classifier of tokens has the `dropout` of the layers in this type, whatever rate was used in training.
         "qa_dropout" if config.task == "span" else "seq_classif_dropout": config.head_dropout,
         **label_entries(config),
-        **COMPUTED,
     }
 
 
-KEYS: Keys = {
-    **{"vocab": ("vocab_size", 30_522), "context": ("max_position_embeddings", 512), "layers": ("n_layers", 6)},
-    **{"width": ("dim", 768), "heads": ("n_heads", 12), "ffn": ("hidden_dim", 3072)},
-    **{"dropout": ("dropout", 0.1), "attention_dropout": ("attention_dropout", 0.1)},
-}
-"""Keys that have the value of a field under another name, and the value of an absent key."""
-
-ALIASES = {"hidden_size": "dim", "num_attention_heads": "n_heads", "num_hidden_layers": "n_layers"}
-"""Other name of a key -> the key; in `transformers` the other name takes precedence."""
-
-COMPUTED = {"sinusoidal_pos_embds": False, "tie_word_embeddings": True}
-"""Keys that change the results, with the only value that is implemented here."""
-
-WITHOUT_EFFECT = (
-    *("pruned_heads", "tie_weights_", "output_past", "is_decoder", "is_causal", "add_cross_attention", "is_encoder_decoder"),
+KEYS = PublishedKeys(
+    fields={
+        **{"vocab": ("vocab_size", 30_522), "context": ("max_position_embeddings", 512), "layers": ("n_layers", 6)},
+        **{"width": ("dim", 768), "heads": ("n_heads", 12), "ffn": ("hidden_dim", 3072)},
+        **{"dropout": ("dropout", 0.1), "attention_dropout": ("attention_dropout", 0.1)},
+    },
+    activation=("activation", "gelu"),
+    aliases={"hidden_size": "dim", "num_attention_heads": "n_heads", "num_hidden_layers": "n_layers"},
+    computed={"sinusoidal_pos_embds": False, "tie_word_embeddings": True},
+    without_effect=(
+        *("pruned_heads", "tie_weights_", "output_past", "is_decoder", "is_causal", "add_cross_attention", "is_encoder_decoder"),
+    ),
+    padding=0,
 )
 
 

@@ -9,12 +9,11 @@ checkpoints was not available; an import takes its numbers. The defaults of abse
 import dataclasses
 from typing import Any, get_args
 
-from zoo.configs import Activation, Compute, Exported, ModelConfig, Size
-from zoo.configs._local_layers import KEYS, Attention, check_local_layers, pattern_after_first, read_bases, read_global_every
-from zoo.configs._published_fields import read_fields, write_fields
+from zoo.configs import Activation, Compute, Exported, ModelConfig, Size, _local_layers
+from zoo.configs._local_layers import Attention, check_local_layers, pattern_after_first, read_local_layers, write_local_layers
 from zoo.configs._score_head import check_labels, label_entries, read_labels
 from zoo.errors import require
-from zoo.hf.config_json import ACTIVATIONS, BOOKKEEPING, PublishedConfig, first_name
+from zoo.hf.config_json import PublishedConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -92,45 +91,23 @@ def from_published(published: PublishedConfig) -> Config:
     Raises:
         BadInput: a key has a value that this family does not compute.
     """
-    for key, value in COMPUTED.items():
-        published.only(key, value)
-    published.check_causal()
-    published.not_quantized()
-    published.never("rope_scaling")
-    published.without_effect(*BOOKKEEPING, *WITHOUT_EFFECT)
-    vocab, layers = published.integer("vocab_size", 50_368), published.integer("num_hidden_layers", 22)
-    published.check_padding(vocab, PADDING)
-    for key in TOKENS:
+    fields = KEYS.read(published)
+    for key in ("pad_token_id", "bos_token_id", "cls_token_id", "sep_token_id"):
         # None of them may be null, as in the class of `transformers`.
-        published.integer(key, 0, least=-vocab)
-    return Config(
-        **read_fields(published, KEYS),
-        global_every=read_global_every(published, layers),
-        window=_window(published),
-        **read_bases(published),
-        activation=published.choice("hidden_activation", ACTIVATIONS, "gelu"),
-        labels=read_labels(published),
-        exported=Exported(
-            initializer=published.initializer("initializer_range"),
-            activation=published.spelling("hidden_activation", ACTIVATIONS),
-        ),
-    )
+        published.integer(key, 0, least=-fields["vocab"])
+    layers = read_local_layers(published, fields["layers"])
+    return Config(**fields, **layers, window=_window(published), labels=read_labels(published))
 
 
 def to_published(config: Config) -> dict[str, Any]:
     """Return the entries of a config.json of type modernbert-decoder."""
-    activation = first_name(ACTIVATIONS, config.activation)
     return {
-        **write_fields(config, KEYS),
-        "global_attn_every_n_layers": config.global_every,
+        **KEYS.write(config),
+        **write_local_layers(config),
         "local_attention": 2 * config.window,
-        "global_rope_theta": config.global_base,
-        "local_rope_theta": config.local_base,
-        **config.exported.keys("initializer_range", "hidden_activation", activation, ACTIVATIONS),
         # The tokenizer of an export sets it. It may not be null, and the default of `transformers` is not in a small vocabulary.
-        "pad_token_id": min(PADDING, config.vocab - 1),
+        "pad_token_id": min(_local_layers.PADDING, config.vocab - 1),
         **label_entries(config.labels),
-        **COMPUTED,
     }
 
 
@@ -146,21 +123,11 @@ def _window(published: PublishedConfig) -> int:
     return window
 
 
-PADDING = 50_283
-"""Id of the padding token if a config.json does not give it."""
-
-COMPUTED = {
-    **{"norm_bias": False, "attention_bias": False, "mlp_bias": False, "classifier_bias": False, "decoder_bias": True},
-    **{"classifier_activation": "gelu", "tie_word_embeddings": True},
-}
-"""Keys that change the results, with the only value that is implemented here."""
-
-TOKENS = ("pad_token_id", "bos_token_id", "cls_token_id", "sep_token_id")
-WITHOUT_EFFECT = (
-    *("initializer_cutoff_factor", "mask_token_id", "is_encoder_decoder"),
-    # Keys of the encoders, which the same program wrote. The class of `transformers` has none of them.
-    *("layer_norm_eps", "position_embedding_type", "classifier_pooling", "deterministic_flash_attn", "reference_compile"),
-    *("repad_logits_with_grad", "sparse_prediction", "sparse_pred_ignore_index"),
+KEYS = dataclasses.replace(
+    _local_layers.KEYS,
+    # The key of the encoders, which the same program wrote; the class of `transformers` has none of these.
+    without_effect=(*_local_layers.KEYS.without_effect, "classifier_pooling"),
+    is_causal=True,
 )
 
 

@@ -8,10 +8,10 @@ import dataclasses
 from typing import Any, get_args
 
 from zoo.configs import Activation, AttentionPattern, Compute, Exported, ModelConfig, Size
-from zoo.configs._published_fields import Keys, read_fields, write_fields
+from zoo.configs._published_keys import PublishedKeys
 from zoo.configs._score_head import check_labels, label_entries, read_labels
 from zoo.errors import BadInput, require
-from zoo.hf.config_json import ACTIVATIONS, BOOKKEEPING, PublishedConfig, first_name
+from zoo.hf.config_json import PublishedConfig
 
 DROPOUTS = ("dropout", "embedding_dropout", "attention_dropout")
 
@@ -82,26 +82,12 @@ def from_published(published: PublishedConfig) -> Config:
     Raises:
         BadInput: a key has a value that this family does not compute.
     """
-    published.use_aliases(ALIASES)
-    width, heads = published.integer("n_embd", 768), published.integer("n_head", 12)
+    fields = KEYS.read(published)
+    width, heads = fields["width"], fields["heads"]
     if width % heads:
         raise published.wrong("n_head", heads, f"it must divide n_embd, {width}")
-    for key, value in COMPUTED.items():
-        published.only(key, value)
-    published.check_causal()
-    published.not_quantized()
-    published.without_effect(*BOOKKEEPING, *WITHOUT_EFFECT)
-    return Config(
-        **read_fields(published, KEYS),
-        head=width // heads,
-        ffn=published.integer("n_inner", 4 * width, nullable=True),
-        activation=published.choice("activation_function", ACTIVATIONS, "gelu_new"),
-        labels=read_labels(published),
-        exported=Exported(
-            initializer=published.initializer("initializer_range"),
-            activation=published.spelling("activation_function", ACTIVATIONS),
-        ),
-    )
+    ffn = published.integer("n_inner", 4 * width, nullable=True)
+    return Config(**fields, head=width // heads, ffn=ffn, labels=read_labels(published))
 
 
 def to_published(config: Config) -> dict[str, Any]:
@@ -119,45 +105,30 @@ def to_published(config: Config) -> dict[str, Any]:
             f"model.head {config.head}: a gpt2 config.json can only express heads x head = width, and "
             f"{config.heads} x {config.head} is not {config.width}; this model cannot be exported"
         )
-    return {
-        **write_fields(config, KEYS),
-        "n_inner": config.ffn,
-        **config.exported.keys(
-            "initializer_range", "activation_function", first_name(ACTIVATIONS, config.activation), ACTIVATIONS
-        ),
-        **label_entries(config.labels),
-        **COMPUTED,
-    }
+    return {**KEYS.write(config), "n_inner": config.ffn, **label_entries(config.labels)}
 
 
-KEYS: Keys = {
-    **{"vocab": ("vocab_size", 50_257), "context": ("n_positions", 1024)},
-    **{"layers": ("n_layer", 12), "width": ("n_embd", 768), "heads": ("n_head", 12)},
-    "eps": ("layer_norm_epsilon", 1e-5),
-    **{"dropout": ("resid_pdrop", 0.1), "embedding_dropout": ("embd_pdrop", 0.1), "attention_dropout": ("attn_pdrop", 0.1)},
-}
-"""Keys that have the value of a field under another name, and the value of an absent key."""
-
-ALIASES = {
-    "hidden_size": "n_embd",
-    "max_position_embeddings": "n_positions",
-    "num_attention_heads": "n_head",
-    "num_hidden_layers": "n_layer",
-}
-"""Other names of keys, which take precedence in `transformers`."""
-
-COMPUTED = {
-    "scale_attn_weights": True,
-    "scale_attn_by_inverse_layer_idx": False,
-    "add_cross_attention": False,
-    "tie_word_embeddings": True,
-}
-"""Keys that change the results, with the only value that is implemented here."""
-
-WITHOUT_EFFECT = (
-    # The old name of n_positions, which other files repeat; the rounding of scores; a head that is not imported.
-    *("n_ctx", "reorder_and_upcast_attn", "n_special", "predict_special_tokens"),
-    *("summary_type", "summary_use_proj", "summary_activation", "summary_proj_to_labels", "summary_first_dropout"),
+KEYS = PublishedKeys(
+    fields={
+        **{"vocab": ("vocab_size", 50_257), "context": ("n_positions", 1024)},
+        **{"layers": ("n_layer", 12), "width": ("n_embd", 768), "heads": ("n_head", 12), "eps": ("layer_norm_epsilon", 1e-5)},
+        **{"dropout": ("resid_pdrop", 0.1), "embedding_dropout": ("embd_pdrop", 0.1), "attention_dropout": ("attn_pdrop", 0.1)},
+    },
+    activation=("activation_function", "gelu_new"),
+    aliases={
+        **{"hidden_size": "n_embd", "max_position_embeddings": "n_positions"},
+        **{"num_attention_heads": "n_head", "num_hidden_layers": "n_layer"},
+    },
+    computed={
+        **{"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False},
+        **{"add_cross_attention": False, "tie_word_embeddings": True},
+    },
+    without_effect=(
+        # The old name of n_positions, which other files repeat; the rounding of scores; a head that is not imported.
+        *("n_ctx", "reorder_and_upcast_attn", "n_special", "predict_special_tokens"),
+        *("summary_type", "summary_use_proj", "summary_activation", "summary_proj_to_labels", "summary_first_dropout"),
+    ),
+    is_causal=True,
 )
 
 

@@ -8,10 +8,10 @@ import dataclasses
 from typing import Any
 
 from zoo.configs import AttentionPattern, Compute, Exported, ModelConfig, Size
-from zoo.configs._published_fields import Keys, read_fields, write_fields
+from zoo.configs._published_keys import PublishedKeys
 from zoo.configs._score_head import check_labels, label_entries, read_labels
 from zoo.errors import require
-from zoo.hf.config_json import BOOKKEEPING, PublishedConfig
+from zoo.hf.config_json import PublishedConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -108,26 +108,13 @@ def from_published(published: PublishedConfig) -> Config:
     Raises:
         BadInput: a key has a value that this family does not compute.
     """
-    published.use_aliases(ALIASES)
-    for key, value in COMPUTED.items():
-        published.only(key, value)
-    published.check_causal()
-    published.without_effect(*BOOKKEEPING, *WITHOUT_EFFECT)
     _check_quantization(published)
-    vocab, layers = published.integer("vocab_size", 201_088), published.integer("num_hidden_layers", 36)
-    published.check_padding(vocab, -1)
-    active = published.integer("num_experts_per_tok", 4)
+    fields = KEYS.read(published)
+    active = fields["active_experts"]
     if (other := published.integer("experts_per_token", active)) != active:
         raise published.wrong("experts_per_token", other, f"num_experts_per_tok is {active}; remove one of the two keys")
-    _check_layers(published, layers)
-    return Config(
-        **read_fields(published, KEYS),
-        kv_heads=published.integer("num_key_value_heads", 8),
-        limit=published.number("swiglu_limit", 7.0, decimal=True),
-        **_rotations(published),
-        labels=read_labels(published),
-        exported=Exported(initializer=published.initializer("initializer_range")),
-    )
+    _check_layers(published, fields["layers"])
+    return Config(**fields, **_rotations(published, fields["context"]), labels=read_labels(published))
 
 
 def to_published(config: Config) -> dict[str, Any]:
@@ -141,16 +128,12 @@ def to_published(config: Config) -> dict[str, Any]:
         "original_max_position_embeddings": config.original_context,
     }
     return {
-        **write_fields(config, KEYS),
-        "num_key_value_heads": config.kv_heads,
+        **KEYS.write(config),
         "layer_types": _layer_types(config.layers),
-        "swiglu_limit": config.limit,
         "rope_parameters": {"rope_theta": config.base, **scaling},
-        **({} if config.exported.initializer is None else {"initializer_range": config.exported.initializer}),
         # The tokenizer of an export sets it.
         "pad_token_id": None,
         **label_entries(config.labels),
-        **COMPUTED,
     }
 
 
@@ -177,7 +160,7 @@ def _check_quantization(published: PublishedConfig) -> None:
     section.nothing_else()
 
 
-def _rotations(published: PublishedConfig) -> dict[str, Any]:
+def _rotations(published: PublishedConfig, context: int) -> dict[str, Any]:
     """Return the fields of the rotations.
 
     Released files have `rope_theta` and `rope_scaling`; `transformers` 5 writes `rope_parameters`. Without either the rotations
@@ -199,29 +182,26 @@ def _rotations(published: PublishedConfig) -> dict[str, Any]:
             raise section.wrong("truncate", True, "this family computes false")
         fields["scaling_factor"] = section.number("factor")
         fields["beta_fast"], fields["beta_slow"] = section.number("beta_fast", 32.0), section.number("beta_slow", 1.0)
-        longest = published.integer("max_position_embeddings", 131_072)
-        fields["original_context"] = section.integer("original_max_position_embeddings", longest)
+        fields["original_context"] = section.integer("original_max_position_embeddings", context)
     section.nothing_else()
     return fields
 
 
-KEYS: Keys = {
-    **{"vocab": ("vocab_size", 201_088), "context": ("max_position_embeddings", 131_072), "layers": ("num_hidden_layers", 36)},
-    **{"width": ("hidden_size", 2880), "heads": ("num_attention_heads", 64), "head": ("head_dim", 64)},
-    **{"ffn": ("intermediate_size", 2880), "experts": ("num_local_experts", 128), "active_experts": ("num_experts_per_tok", 4)},
-    **{"window": ("sliding_window", 128), "eps": ("rms_norm_eps", 1e-5), "attention_dropout": ("attention_dropout", 0.0)},
-}
-"""Keys that have the value of a field under another name, and the value of an absent key."""
-
-ALIASES = {"num_experts": "num_local_experts"}
-"""Other names of keys, which take precedence in `transformers`."""
-
-COMPUTED = {"attention_bias": True, "hidden_act": "silu", "swiglu_alpha": 1.702, "tie_word_embeddings": False}
-"""Keys that change the results, with the only value that is implemented here."""
-
-WITHOUT_EFFECT = (
+KEYS = PublishedKeys(
+    fields={
+        **{"vocab": ("vocab_size", 201_088), "context": ("max_position_embeddings", 131_072), "width": ("hidden_size", 2880)},
+        **{"layers": ("num_hidden_layers", 36), "heads": ("num_attention_heads", 64), "kv_heads": ("num_key_value_heads", 8)},
+        **{"head": ("head_dim", 64), "ffn": ("intermediate_size", 2880), "window": ("sliding_window", 128)},
+        **{"experts": ("num_local_experts", 128), "active_experts": ("num_experts_per_tok", 4), "limit": ("swiglu_limit", 7.0)},
+        **{"eps": ("rms_norm_eps", 1e-5), "attention_dropout": ("attention_dropout", 0.0)},
+    },
+    aliases={"num_experts": "num_local_experts"},
+    computed={"attention_bias": True, "hidden_act": "silu", "swiglu_alpha": 1.702, "tie_word_embeddings": False},
     # The loss of the routers, which is an option of training here; the context before scaling, which rope_scaling has too.
-    *("router_aux_loss_coef", "output_router_logits", "initial_context_length"),
+    without_effect=("router_aux_loss_coef", "output_router_logits", "initial_context_length"),
+    padding=-1,
+    is_causal=True,
+    reads_quantized=True,
 )
 
 

@@ -10,9 +10,10 @@ from typing import Any, Literal, get_args
 
 from zoo.configs import Activation, Compute, Exported, ModelConfig, Size
 from zoo.configs._llama_sizes import PUBLISHED
+from zoo.configs._published_keys import PublishedKeys
 from zoo.configs._score_head import check_labels, label_entries, read_labels
 from zoo.errors import BadInput, require
-from zoo.hf.config_json import ACTIVATIONS, BOOKKEEPING, PublishedConfig, first_name
+from zoo.hf.config_json import PublishedConfig
 
 Scaling = Literal["none", "linear", "llama3"]
 Positions = Literal["rotary", "none"]
@@ -132,52 +133,34 @@ def from_published(published: PublishedConfig) -> Config:
     """
     model_type = published.choice("model_type", {name: name for name in CLASSES}, MODEL_TYPE)
     absent = ABSENT[model_type]
-    for key, value in (COMPUTED | NOT_WRITTEN).items():
+    for key, value in NOT_WRITTEN.items():
         published.only(key, value)
-    published.check_causal()
     if model_type == MODEL_TYPE:
         # `transformers` limits the cache of this type to it, although its layers see all tokens.
         published.only("sliding_window", None)
-    published.not_quantized()
-    published.without_effect(*BOOKKEEPING, *WITHOUT_EFFECT)
-    vocab = published.integer("vocab_size", absent["vocab_size"])
-    layers = published.integer("num_hidden_layers", absent["layers"])
-    width = published.integer("hidden_size", absent["hidden_size"])
-    heads = published.integer("num_attention_heads", absent["heads"])
-    published.check_padding(vocab, absent["pad_token_id"])
+    largest = 1.0 if model_type == MODEL_TYPE else math.inf
+    # The numbers determine the other types.
+    exported = {"model_type": SMOLLM3 if model_type == SMOLLM3 else ""}
+    initializer = published.initializer("initializer_range", largest=largest)
+    fields = KEYS.read(published, absent, initializer=initializer, **exported)
+    layers, width, heads = fields["layers"], fields["width"], fields["heads"]
     _check_attention(published, layers)
     if model_type != QWEN3 and width % heads:
         raise published.wrong("num_attention_heads", heads, f"it must divide hidden_size, {width}")
-    head = published.integer("head_dim", absent["head_dim"] or width // heads, nullable=model_type == MODEL_TYPE)
     # Without the key, keys have as many heads as queries in a llama; null means this in all types.
     kv_heads = published.integer("num_key_value_heads", heads, nullable=True)
     if not published.has("num_key_value_heads"):
-        kv_heads = absent.get("kv_heads", heads)
+        kv_heads = absent.get("num_key_value_heads", heads)
     return Config(
-        vocab=vocab,
-        context=published.integer("max_position_embeddings", absent["context"]),
-        layers=layers,
-        width=width,
-        heads=heads,
+        **fields,
         kv_heads=kv_heads,
-        head=head,
-        ffn=published.integer("intermediate_size", absent["ffn"]),
-        activation=published.choice("hidden_act", ACTIVATIONS, "silu"),
-        tied=published.flag("tie_word_embeddings", absent["tied"]),
+        head=published.integer("head_dim", absent.get("head_dim", width // heads), nullable=model_type == MODEL_TYPE),
         query_key_norm=model_type == QWEN3,
         attention_bias=model_type != QWEN2 and published.flag("attention_bias", False),
         qkv_bias=model_type == QWEN2,
-        eps=published.number("rms_norm_eps", 1e-6, decimal=True),
-        **_rotations(published, absent["base"]),
+        **_rotations(published, absent.get("rope_theta", 10_000.0), fields["context"]),
         unrotated_every=_unrotated_every(published, layers) if model_type == SMOLLM3 else 0,
-        attention_dropout=published.number("attention_dropout", 0.0),
         labels=read_labels(published),
-        exported=Exported(
-            initializer=published.initializer("initializer_range", largest=1.0 if model_type == MODEL_TYPE else math.inf),
-            activation=published.spelling("hidden_act", ACTIVATIONS),
-            # The numbers determine the other types.
-            model_type=SMOLLM3 if model_type == SMOLLM3 else "",
-        ),
     )
 
 
@@ -220,26 +203,16 @@ def to_published(config: Config) -> dict[str, Any]:
         "no_rope_layers": _rotated(config.layers, config.unrotated_every),
     }
     return {
-        "vocab_size": config.vocab,
-        "max_position_embeddings": config.context,
-        "num_hidden_layers": config.layers,
-        "hidden_size": config.width,
-        "num_attention_heads": config.heads,
+        **KEYS.write(config),
         "num_key_value_heads": config.kv_heads,
         "head_dim": config.head,
-        "intermediate_size": config.ffn,
-        **config.exported.keys("initializer_range", "hidden_act", first_name(ACTIVATIONS, config.activation), ACTIVATIONS),
-        "tie_word_embeddings": config.tied,
         **({} if model_type == QWEN2 else {"attention_bias": config.attention_bias}),
-        "rms_norm_eps": config.eps,
         "rope_theta": config.base,
         "rope_scaling": _scaling_entries(config),
         **(layers if model_type == SMOLLM3 else {}),
-        "attention_dropout": config.attention_dropout,
         # The tokenizer of an export sets it; SmolLM3's default would be outside a smaller vocabulary.
         "pad_token_id": None,
         **label_entries(config.labels),
-        **COMPUTED,
     }
 
 
@@ -250,7 +223,7 @@ def _check_attention(published: PublishedConfig, layers: int) -> None:
         raise published.wrong("layer_types", list(kinds), f"this family computes {layers}, all of them full_attention")
 
 
-def _rotations(published: PublishedConfig, base: float) -> dict[str, Any]:
+def _rotations(published: PublishedConfig, base: float, context: int) -> dict[str, Any]:
     """Return the fields of the rotations.
 
     Released files have `rope_theta` and `rope_scaling`. `transformers` 5 writes `rope_parameters`, whose base takes precedence
@@ -271,8 +244,7 @@ def _rotations(published: PublishedConfig, base: float) -> dict[str, Any]:
     if kind == "llama3":
         fields["low_freq_factor"] = section.number("low_freq_factor")
         fields["high_freq_factor"] = section.number("high_freq_factor")
-        longest = published.integer("max_position_embeddings", ABSENT[MODEL_TYPE]["context"])
-        fields["original_context"] = section.integer("original_max_position_embeddings", longest)
+        fields["original_context"] = section.integer("original_max_position_embeddings", context)
     section.nothing_else()
     return fields
 
@@ -311,45 +283,39 @@ def _unrotated_every(published: PublishedConfig, layers: int) -> int:
 SCALINGS: dict[str, Scaling] = {"default": "none", "linear": "linear", "llama3": "llama3"}
 """Maps published names of scalings to those of this project."""
 
+KEYS = PublishedKeys(
+    fields={
+        **{"vocab": ("vocab_size", 32_000), "context": ("max_position_embeddings", 2048), "eps": ("rms_norm_eps", 1e-6)},
+        **{"layers": ("num_hidden_layers", 32), "width": ("hidden_size", 4096), "heads": ("num_attention_heads", 32)},
+        **{"ffn": ("intermediate_size", 11_008), "attention_dropout": ("attention_dropout", 0.0)},
+        "tied": ("tie_word_embeddings", False),
+    },
+    activation=("hidden_act", "silu"),
+    computed={"mlp_bias": False, "use_sliding_window": False},
+    without_effect=(
+        # Slices of products in old versions; windows, which no layer has; names that SmolLM2's files repeat.
+        *("pretraining_tp", "sliding_window", "max_window_layers", "is_llama_config", "transformers.js_config"),
+        "is_encoder_decoder",
+    ),
+    padding=0,
+    is_causal=True,
+)
+
+QWEN = {"vocab_size": 151_936, "max_position_embeddings": 32_768, "num_key_value_heads": 32, "intermediate_size": 22_016}
 ABSENT: dict[str, dict[str, Any]] = {
-    MODEL_TYPE: {
-        **{
-            "vocab_size": 32_000,
-            "context": 2048,
-            "layers": 32,
-            "hidden_size": 4096,
-            "heads": 32,
-            "head_dim": None,
-            "ffn": 11_008,
-        },
-        **{"tied": False, "base": 10_000.0, "pad_token_id": 0},
-    },
-    QWEN2: {
-        **{"vocab_size": 151_936, "context": 32_768, "layers": 32, "hidden_size": 4096, "heads": 32, "head_dim": None},
-        **{"kv_heads": 32, "ffn": 22_016, "tied": False, "base": 10_000.0, "pad_token_id": 0},
-    },
-    QWEN3: {
-        **{"vocab_size": 151_936, "context": 32_768, "layers": 32, "hidden_size": 4096, "heads": 32, "head_dim": 128},
-        **{"kv_heads": 32, "ffn": 22_016, "tied": False, "base": 10_000.0, "pad_token_id": 0},
-    },
+    MODEL_TYPE: {},
+    QWEN2: QWEN,
+    QWEN3: {**QWEN, "head_dim": 128},
     SMOLLM3: {
-        **{"vocab_size": 128_256, "context": 32_768, "layers": 36, "hidden_size": 2048, "heads": 16, "head_dim": None},
-        **{"kv_heads": 4, "ffn": 11_008, "tied": True, "base": 2_000_000.0, "pad_token_id": 128_004},
+        **{"vocab_size": 128_256, "max_position_embeddings": 32_768, "num_hidden_layers": 36, "hidden_size": 2048},
+        **{"num_attention_heads": 16, "num_key_value_heads": 4, "tie_word_embeddings": True, "rope_theta": 2_000_000.0},
+        "pad_token_id": 128_004,
     },
 }
-"""Values of keys that a config.json of each type leaves out."""
-
-COMPUTED = {"mlp_bias": False, "use_sliding_window": False}
-"""Keys that change the results, with the only value that is implemented here."""
+"""Values of keys that a config.json of each type leaves out, where they are not those of a llama."""
 
 NOT_WRITTEN = {"rope_interleaved": False, "partial_rotary_factor": 1.0}
-"""The same of keys that only some files have."""
-
-WITHOUT_EFFECT = (
-    # Slices of products in old versions; windows, which no layer has; names that SmolLM2's files repeat.
-    *("pretraining_tp", "sliding_window", "max_window_layers", "is_llama_config", "transformers.js_config"),
-    "is_encoder_decoder",
-)
+"""Keys that only some files have and that change the results, with the only value that is implemented here."""
 
 
 # --- sizes ----------------------------------------------------------------------------------------------------------------------

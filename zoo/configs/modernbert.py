@@ -6,12 +6,11 @@ Layer i is global where i is a multiple of three, else it sees a window. All rel
 import dataclasses
 from typing import Any, Literal, get_args
 
-from zoo.configs import Size
-from zoo.configs._encoder import BodyConfig, activation, exported, head_fields, label_entries
-from zoo.configs._local_layers import KEYS, Attention, check_local_layers, pattern_after_first, read_bases, read_global_every
-from zoo.configs._published_fields import read_fields, write_fields
+from zoo.configs import Size, _local_layers
+from zoo.configs._encoder import BodyConfig, head_fields, label_entries
+from zoo.configs._local_layers import Attention, check_local_layers, pattern_after_first, read_local_layers, write_local_layers
 from zoo.errors import require
-from zoo.hf.config_json import ACTIVATIONS, BOOKKEEPING, PublishedConfig
+from zoo.hf.config_json import PublishedConfig
 
 Pooling = Literal["cls", "mean"]
 
@@ -73,21 +72,12 @@ def from_published(published: PublishedConfig) -> Config:
     Raises:
         BadInput: a key has a value that this family does not compute.
     """
-    for key, value in COMPUTED.items():
-        published.only(key, value)
-    published.not_quantized()
-    published.never("rope_scaling")
-    published.without_effect(*BOOKKEEPING, *WITHOUT_EFFECT)
-    vocab, layers = published.integer("vocab_size", 50_368), published.integer("num_hidden_layers", 22)
-    published.check_padding(vocab, PADDING)
+    fields = KEYS.read(published)
     return Config(
-        **read_fields(published, KEYS),
-        global_every=read_global_every(published, layers),
+        **fields,
+        **read_local_layers(published, fields["layers"]),
         local_window=published.integer("local_attention", 128, least=2),
-        **read_bases(published),
-        activation=published.choice("hidden_activation", ACTIVATIONS, "gelu"),
         pooling=published.choice("classifier_pooling", {"cls": "cls", "mean": "mean"}, "cls"),
-        exported=exported(published, "hidden_activation"),
         **head_fields(published),
     )
 
@@ -95,35 +85,18 @@ def from_published(published: PublishedConfig) -> Config:
 def to_published(config: Config) -> dict[str, Any]:
     """Return the entries of a config.json of type modernbert, with the keys of the released files."""
     return {
-        **write_fields(config, KEYS),
-        "global_attn_every_n_layers": config.global_every,
+        **KEYS.write(config),
+        **write_local_layers(config),
         "local_attention": config.local_window,
-        "global_rope_theta": config.global_base,
-        "local_rope_theta": config.local_base,
-        **config.exported.keys("initializer_range", "hidden_activation", activation(config), ACTIVATIONS),
         "classifier_pooling": config.pooling,
         # The tokenizer of an export sets it; the default of `transformers` would be outside a smaller vocabulary.
         "pad_token_id": None,
         **label_entries(config),
-        **COMPUTED,
     }
 
 
-PADDING = 50_283
-"""Id of the padding token if a config.json does not give it."""
-
-COMPUTED = {
-    **{"norm_bias": False, "attention_bias": False, "mlp_bias": False, "classifier_bias": False, "decoder_bias": True},
-    **{"classifier_activation": "gelu", "tie_word_embeddings": True},
-}
-"""Keys that change the results, with the only value that is implemented here."""
-
-WITHOUT_EFFECT = (
-    # How the model is computed, or its loss. The next two are BERT's keys, which the released files repeat.
-    *("deterministic_flash_attn", "reference_compile", "repad_logits_with_grad", "sparse_prediction", "sparse_pred_ignore_index"),
-    *("layer_norm_eps", "position_embedding_type", "is_causal"),
-    *("initializer_cutoff_factor", "cls_token_id", "sep_token_id", "mask_token_id", "is_encoder_decoder"),
-)
+OTHERS = ("is_causal", "cls_token_id", "sep_token_id")
+KEYS = dataclasses.replace(_local_layers.KEYS, without_effect=(*_local_layers.KEYS.without_effect, *OTHERS))
 
 
 # --- sizes ----------------------------------------------------------------------------------------------------------------------

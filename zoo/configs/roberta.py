@@ -47,7 +47,7 @@ def from_published(published: PublishedConfig) -> Config:
     model_type = published.choice("model_type", {name: name for name in CLASSES}, MODEL_TYPE)
     vocab = 30_522 if model_type == XLM else 50_265
     published.check_padding(published.integer("vocab_size", vocab), PADDING)
-    config = read_config(published, Config, position_offset=offset, types=2, eps=1e-12, vocab=vocab)
+    config = read_config(published, Config, position_offset=offset, vocab=vocab)
     return with_type(config, "" if model_type == MODEL_TYPE else model_type)
 
 

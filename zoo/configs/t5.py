@@ -10,9 +10,10 @@ import struct
 from typing import Any, Literal, get_args
 
 from zoo.configs import Activation, Compute, Exported, ModelConfig, Size
+from zoo.configs._published_keys import PublishedKeys
 from zoo.configs._score_head import check_labels, label_entries, read_labels
 from zoo.errors import BadInput, require
-from zoo.hf.config_json import ACTIVATIONS, BOOKKEEPING, PublishedConfig
+from zoo.hf.config_json import ACTIVATIONS, PublishedConfig
 
 Architecture = Literal["encoder_decoder", "shared", "decoder"]
 
@@ -109,50 +110,28 @@ def from_published(published: PublishedConfig) -> Config:
     """
     # `transformers` sets the default of the decoder's layers before it looks at the other name of `num_layers`.
     model_type = published.choice("model_type", {name: name for name in CLASSES}, MODEL_TYPE)
-    absent = ABSENT if model_type == MODEL_TYPE else ABSENT | ABSENT_IN_MT5
-    layers = published.integer("num_layers", absent["num_layers"])
-    published.use_aliases(ALIASES)
-    for key, value in COMPUTED.items():
-        published.only(key, value)
+    absent = {} if model_type == MODEL_TYPE else ABSENT_IN_MT5
+    layers = published.integer("num_layers", absent.get("num_layers", KEYS.fields["layers"][1]))
+    fields = KEYS.read(published, absent, model_type="" if model_type == MODEL_TYPE else model_type)
     if model_type == MODEL_TYPE and published.task == "sequence" and not published.has("decoder_start_token_id"):
         # The type has no default, without which this head of `transformers` cannot make the decoder's input.
         raise published.wrong("decoder_start_token_id", None, f"a T5 with a score head needs it; set it to {PADDING}")
-    published.check_causal()
-    published.not_quantized()
-    published.without_effect(*BOOKKEEPING, *WITHOUT_EFFECT)
-    activation, gated = published.choice("feed_forward_proj", FEED_FORWARD, "relu" if model_type == MODEL_TYPE else "gated-gelu")
     # The rate of a classifier, which has no dropout here.
     if not 0 <= (rate := published.number("classifier_dropout", 0.0)) <= 1:
         raise published.wrong("classifier_dropout", rate, "it must be 0 to 1")
     # `transformers` also writes these two, which it derives from `feed_forward_proj`.
-    published.only("is_gated_act", gated)
-    names = {name: meaning for name, meaning in ACTIVATIONS.items() if meaning == activation}
+    published.only("is_gated_act", fields["gated"])
+    names = {name: meaning for name, meaning in ACTIVATIONS.items() if meaning == fields["activation"]}
     published.choice("dense_act_fn", names, next(iter(names)), why="feed_forward_proj says")
     # `transformers` 5 ties whenever it can, and stores the value of the file under the second name.
     tied = published.flag("tie_word_embeddings", True, nullable=model_type != MT5)
     config = Config(
-        vocab=published.integer("vocab_size", absent["vocab_size"]),
-        layers=published.integer("num_layers", absent["num_layers"]),
+        **fields,
         decoder_layers=published.integer("num_decoder_layers", layers, nullable=True),
-        width=published.integer("d_model", 512),
-        heads=published.integer("num_heads", absent["num_heads"]),
-        head=published.integer("d_kv", 64),
-        ffn=published.integer("d_ff", absent["d_ff"]),
-        buckets=published.integer("relative_attention_num_buckets", 32),
-        max_distance=published.integer("relative_attention_max_distance", 128),
-        activation=activation,
-        gated=gated,
         # mT5's tables are never tied, and its states never scaled, whatever `transformers` 5 writes into its files.
         tied=model_type != MT5 and published.flag("scale_decoder_outputs", tied),
         bias_per_layer=model_type == UMT5,
-        eps=published.number("layer_norm_epsilon", 1e-6, decimal=True),
-        dropout=published.number("dropout_rate", 0.1),
         labels=read_labels(published),
-        exported=Exported(
-            initializer=published.initializer("initializer_factor"),
-            activation=published.spelling("feed_forward_proj", FEED_FORWARD),
-            model_type="" if model_type == MODEL_TYPE else model_type,
-        ),
     )
     if (distance := uncertain_distance(config.buckets, config.max_distance)) is not None:
         why = f"with {config.buckets} buckets, the bucket of distance {distance} depends on the machine in `transformers`"
@@ -219,53 +198,48 @@ def to_published(config: Config) -> dict[str, Any]:
         )
     if config.architecture != "encoder_decoder":
         raise BadInput(f"model.architecture {config.architecture}: no such T5 was published; this model cannot be exported")
-    names = [name for name, meaning in FEED_FORWARD.items() if meaning == (config.activation, config.gated)]
-    if not names:
+    if (config.activation, config.gated) not in FEED_FORWARD.values():
         raise BadInput(
             f"model.activation {config.activation}: a t5 config.json cannot express it with a gate; this model cannot be exported"
         )
     return {
-        "vocab_size": config.vocab,
-        "num_layers": config.layers,
+        **KEYS.write(config),
         "num_decoder_layers": config.decoder_layers,
-        "d_model": config.width,
-        "num_heads": config.heads,
-        "d_kv": config.head,
-        "d_ff": config.ffn,
-        "relative_attention_num_buckets": config.buckets,
-        "relative_attention_max_distance": config.max_distance,
-        **config.exported.keys("initializer_factor", "feed_forward_proj", names[0], FEED_FORWARD),
         "tie_word_embeddings": config.tied,
-        "layer_norm_epsilon": config.eps,
-        "dropout_rate": config.dropout,
         "pad_token_id": 0,
         **label_entries(config.labels),
-        **COMPUTED,
     }
 
-
-ABSENT = {"vocab_size": 32_128, "num_layers": 6, "num_heads": 8, "d_ff": 2048}
-ABSENT_IN_MT5 = {"vocab_size": 250_112, "num_layers": 8, "num_heads": 6, "d_ff": 1024}
-"""Values of keys that a config.json of type t5, or of type mt5 or umt5, leaves out."""
-
-ALIASES = {
-    "hidden_size": "d_model",
-    "num_attention_heads": "num_heads",
-    "num_hidden_layers": "num_layers",
-    "head_dim": "d_kv",
-}
-"""Other names of keys, which take precedence in `transformers`."""
 
 PADDING = 0
 """Id of the padding token, which is also the first input of the decoder, if a config.json does not give it."""
 
-COMPUTED = {"is_encoder_decoder": True, "is_decoder": False, "decoder_start_token_id": 0}
-"""Keys that change the results, with the only value that is implemented here; the decoder begins with the padding token."""
-
-WITHOUT_EFFECT = (
+KEYS = PublishedKeys(
+    fields={
+        **{"vocab": ("vocab_size", 32_128), "layers": ("num_layers", 6), "width": ("d_model", 512), "heads": ("num_heads", 8)},
+        **{"head": ("d_kv", 64), "ffn": ("d_ff", 2048), "buckets": ("relative_attention_num_buckets", 32)},
+        **{"max_distance": ("relative_attention_max_distance", 128), "eps": ("layer_norm_epsilon", 1e-6)},
+        "dropout": ("dropout_rate", 0.1),
+    },
+    activation=("feed_forward_proj", "relu"),
+    activation_fields=("activation", "gated"),
+    activations=FEED_FORWARD,
+    initializer="initializer_factor",
+    aliases={
+        **{"hidden_size": "d_model", "num_attention_heads": "num_heads"},
+        **{"num_hidden_layers": "num_layers", "head_dim": "d_kv"},
+    },
+    # The decoder begins with the padding token.
+    computed={"is_encoder_decoder": True, "is_decoder": False, "decoder_start_token_id": PADDING},
     # The length of rows, which is not limited here; generation.
-    *("n_positions", "output_past", "max_length"),
+    without_effect=("n_positions", "output_past", "max_length"),
+    is_causal=True,
 )
+
+ABSENT_IN_MT5: dict[str, Any] = {
+    **{"vocab_size": 250_112, "num_layers": 8, "num_heads": 6, "d_ff": 1024, "feed_forward_proj": "gated-gelu"},
+}
+"""Values of keys that a config.json of type mt5 or umt5 leaves out, where they are not those of a t5."""
 
 
 # --- sizes ----------------------------------------------------------------------------------------------------------------------

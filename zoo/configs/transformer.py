@@ -4,9 +4,10 @@ import dataclasses
 from typing import Any, Literal, get_args
 
 from zoo.configs import LARGEST, Activation, Compute, Exported, ModelConfig, Size
+from zoo.configs._published_keys import PublishedKeys
 from zoo.configs._score_head import check_labels
 from zoo.errors import BadInput, require
-from zoo.hf.config_json import ACTIVATIONS, BOOKKEEPING, PublishedConfig, first_name
+from zoo.hf.config_json import PublishedConfig
 
 Sinusoids = Literal["interleaved", "halves"]
 Positions = Literal["sinusoid", "learned"]
@@ -90,22 +91,13 @@ def from_published(published: PublishedConfig) -> Config:
     Raises:
         BadInput: a key has a value that this family does not compute.
     """
-    published.use_aliases(ALIASES)
-    for key, value in COMPUTED.items():
-        published.only(key, value)
+    fields = KEYS.read(published, positions=published.integer("max_position_embeddings", POSITIONS))
     # The default of this key is not the value that is implemented here.
     if not published.flag("scale_embedding", False):
         raise published.wrong("scale_embedding", False, "this family computes true")
-    published.check_causal()
-    published.not_quantized()
-    published.without_effect(*BOOKKEEPING, *WITHOUT_EFFECT)
-    vocab, layers = published.integer("vocab_size", 58_101), published.integer("encoder_layers", 12)
-    heads, ffn = published.integer("encoder_attention_heads", 16), published.integer("encoder_ffn_dim", 4096)
-    for key, default, expected in (
-        ("decoder_layers", 12, layers),
-        ("decoder_attention_heads", 16, heads),
-        ("decoder_ffn_dim", 4096, ffn),
-    ):
+    vocab = fields["vocab"]
+    for field, key in DECODER.items():
+        default, expected = int(KEYS.fields[field][1]), fields[field]
         if (value := published.integer(key, default)) != expected:
             fix = f"this family computes {expected}, as in the encoder; an absent key means {default}"
             raise published.wrong(key, value, fix)
@@ -120,24 +112,7 @@ def from_published(published: PublishedConfig) -> Config:
     if (start := published.integer("decoder_start_token_id", PADDING, least=0)) != padding:
         fix = f"this family computes {padding}, the padding, as the decoder's first input; an absent key means {PADDING}"
         raise published.wrong("decoder_start_token_id", start, fix)
-    return Config(
-        vocab=vocab,
-        layers=layers,
-        width=published.integer("d_model", 1024),
-        heads=heads,
-        ffn=ffn,
-        activation=published.choice("activation_function", ACTIVATIONS, "gelu"),
-        attention_bias=True,
-        output_bias=True,
-        sinusoids="halves",
-        eps=EPS,
-        dropout=published.number("dropout", 0.1),
-        exported=Exported(
-            initializer=published.initializer("init_std"),
-            activation=published.spelling("activation_function", ACTIVATIONS),
-            positions=published.integer("max_position_embeddings", POSITIONS),
-        ),
-    )
+    return Config(**fields, attention_bias=True, output_bias=True, sinusoids="halves", eps=EPS)
 
 
 def to_published(config: Config) -> dict[str, Any]:
@@ -153,22 +128,13 @@ def to_published(config: Config) -> dict[str, Any]:
         fix = f"a marian config.json can only express width / heads, {config.head}; this model cannot be exported"
         raise BadInput(f"model.head_dim {config.head_dim}: {fix}")
     return {
-        "vocab_size": config.vocab,
+        **KEYS.write(config),
+        **{key: getattr(config, field) for field, key in DECODER.items()},
         "decoder_vocab_size": config.vocab,
         "max_position_embeddings": table_rows(config),
-        "encoder_layers": config.layers,
-        "decoder_layers": config.layers,
-        "d_model": config.width,
-        "encoder_attention_heads": config.heads,
-        "decoder_attention_heads": config.heads,
-        "encoder_ffn_dim": config.ffn,
-        "decoder_ffn_dim": config.ffn,
-        **config.exported.keys("init_std", "activation_function", first_name(ACTIVATIONS, config.activation), ACTIVATIONS),
-        "dropout": config.dropout,
         "scale_embedding": True,
         "pad_token_id": 0,
         "decoder_start_token_id": 0,
-        **COMPUTED,
     }
 
 
@@ -193,31 +159,29 @@ POSITIONS = 1024
 PADDING = 58_100
 """Id of the padding token, which is also the first input of the decoder, if a config.json does not give it."""
 
-ALIASES = {
-    "hidden_size": "d_model",
-    "num_attention_heads": "encoder_attention_heads",
-    "num_hidden_layers": "encoder_layers",
-}
-"""Other names of keys, which take precedence in `transformers`."""
+KEYS = PublishedKeys(
+    fields={
+        **{"vocab": ("vocab_size", 58_101), "layers": ("encoder_layers", 12), "width": ("d_model", 1024)},
+        **{"heads": ("encoder_attention_heads", 16), "ffn": ("encoder_ffn_dim", 4096), "dropout": ("dropout", 0.1)},
+    },
+    activation=("activation_function", "gelu"),
+    initializer="init_std",
+    aliases={
+        **{"hidden_size": "d_model", "num_hidden_layers": "encoder_layers"},
+        "num_attention_heads": "encoder_attention_heads",
+    },
+    computed={
+        **{"attention_dropout": 0.0, "activation_dropout": 0.0, "encoder_layerdrop": 0.0, "decoder_layerdrop": 0.0},
+        **{"share_encoder_decoder_embeddings": True, "tie_word_embeddings": True},
+        **{"is_encoder_decoder": True, "is_decoder": False, "normalize_before": False, "normalize_embedding": False},
+        **{"add_final_layer_norm": False, "static_position_embeddings": True, "add_bias_logits": False},
+    },
+    without_effect=("classif_dropout", "classifier_dropout", "extra_pos_embeddings"),
+    is_causal=True,
+)
 
-COMPUTED = {
-    "attention_dropout": 0.0,
-    "activation_dropout": 0.0,
-    "encoder_layerdrop": 0.0,
-    "decoder_layerdrop": 0.0,
-    "share_encoder_decoder_embeddings": True,
-    "tie_word_embeddings": True,
-    "is_encoder_decoder": True,
-    "is_decoder": False,
-    "normalize_before": False,
-    "normalize_embedding": False,
-    "add_final_layer_norm": False,
-    "static_position_embeddings": True,
-    "add_bias_logits": False,
-}
-"""Keys that change the results, with the only value that is implemented here."""
-
-WITHOUT_EFFECT = (*("classif_dropout", "classifier_dropout", "extra_pos_embeddings"),)
+DECODER = {"layers": "decoder_layers", "heads": "decoder_attention_heads", "ffn": "decoder_ffn_dim"}
+"""Maps a field to its key for the decoder, which must have the value of the encoder's."""
 
 
 # --- sizes ----------------------------------------------------------------------------------------------------------------------

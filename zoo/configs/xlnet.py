@@ -7,10 +7,10 @@ import dataclasses
 from typing import Any
 
 from zoo.configs import Size
-from zoo.configs._encoder import BodyConfig, Initializer, activation, exported, head_fields, label_entries
-from zoo.configs._published_fields import Keys, read_fields, write_fields
+from zoo.configs._encoder import BodyConfig, Initializer, head_fields, label_entries
+from zoo.configs._published_keys import PublishedKeys
 from zoo.errors import BadInput, require
-from zoo.hf.config_json import ACTIVATIONS, BOOKKEEPING, PublishedConfig
+from zoo.hf.config_json import PublishedConfig
 
 LONGEST = 1 << 20
 """Largest number of positions in the memory."""
@@ -67,20 +67,14 @@ def from_published(published: PublishedConfig) -> Config:
     """
     # `transformers` computes the default size of a head before it looks at the other names of keys.
     head = published.integer("d_model", 1024) // published.integer("n_head", 16)
-    published.use_aliases(ALIASES)
-    for key, value in COMPUTED.items():
-        published.only(key, value)
-    published.not_quantized()
-    published.without_effect(*BOOKKEEPING, *WITHOUT_EFFECT)
+    fields = KEYS.read(published)
     if (first := published.number("summary_first_dropout", 0.0)) != 0:
         raise published.wrong("summary_first_dropout", first, "this family computes 0")
     config = Config(
-        **read_fields(published, KEYS),
-        activation=published.choice("ff_activation", ACTIVATIONS, "gelu"),
-        attention_dropout=published.number("dropout", 0.1),
+        **fields,
+        attention_dropout=fields["dropout"],
         memory=published.integer("mem_len", 0, least=0, nullable=True),
         reuse=published.integer("reuse_len", 0, least=0, nullable=True),
-        exported=exported(published, "ff_activation"),
         **head_fields(published),
     )
     if (size := published.integer("d_head", head, nullable=True)) != config.head:
@@ -100,50 +94,36 @@ def to_published(config: Config) -> dict[str, Any]:
             f"model.dropout is {config.dropout}; this model cannot be exported"
         )
     return {
-        **write_fields(config, KEYS),
+        **KEYS.write(config),
         "d_head": config.head,
-        **config.exported.keys("initializer_range", "ff_activation", activation(config), ACTIVATIONS),
         "mem_len": config.memory or None,
         "reuse_len": config.reuse or None,
         **label_entries(config),
-        **COMPUTED,
     }
 
 
-KEYS: Keys = {
-    **{"vocab": ("vocab_size", 32_000), "layers": ("n_layer", 24), "width": ("d_model", 1024)},
-    **{"heads": ("n_head", 16), "ffn": ("d_inner", 4096), "eps": ("layer_norm_eps", 1e-12)},
-    **{"dropout": ("dropout", 0.1), "head_dropout": ("summary_last_dropout", 0.1)},
-}
-"""Keys that have the value of a field under another name, and the value of an absent key."""
-
-ALIASES = {
-    "n_token": "vocab_size",
-    "hidden_size": "d_model",
-    "num_attention_heads": "n_head",
-    "num_hidden_layers": "n_layer",
-}
-"""Other names of keys, which take precedence in `transformers`."""
-
-COMPUTED = {
-    "untie_r": True,
-    "attn_type": "bi",
-    "same_length": False,
-    "clamp_len": -1,
-    # In `transformers` the second half of any batch would run backwards; here `Batch.backward` says it for each row.
-    "bi_data": False,
-    "summary_type": "last",
-    "summary_use_proj": True,
-    "summary_activation": "tanh",
-    "summary_proj_to_labels": False,
-    "tie_word_embeddings": True,
-}
-"""Keys that change the results, with the only value that is implemented here."""
-
-WITHOUT_EFFECT = (
-    # Whether the memory is used: an argument of calls here. The width of the search for answers, which is not implemented.
-    *("use_mems_eval", "use_mems_train", "start_n_top", "end_n_top"),
-    *("is_causal", "output_past", "max_length", "cls_token_id", "sep_token_id", "mask_token_id"),
+KEYS = PublishedKeys(
+    fields={
+        **{"vocab": ("vocab_size", 32_000), "layers": ("n_layer", 24), "width": ("d_model", 1024)},
+        **{"heads": ("n_head", 16), "ffn": ("d_inner", 4096), "eps": ("layer_norm_eps", 1e-12)},
+        **{"dropout": ("dropout", 0.1), "head_dropout": ("summary_last_dropout", 0.1)},
+    },
+    activation=("ff_activation", "gelu"),
+    aliases={
+        **{"n_token": "vocab_size", "hidden_size": "d_model"},
+        **{"num_attention_heads": "n_head", "num_hidden_layers": "n_layer"},
+    },
+    computed={
+        **{"untie_r": True, "attn_type": "bi", "same_length": False, "clamp_len": -1, "tie_word_embeddings": True},
+        # In `transformers` the second half of any batch would run backwards; here `Batch.backward` says it for each row.
+        "bi_data": False,
+        **{"summary_type": "last", "summary_use_proj": True, "summary_activation": "tanh", "summary_proj_to_labels": False},
+    },
+    without_effect=(
+        # Whether the memory is used: an argument of calls here. The width of the search for answers, which is not implemented.
+        *("use_mems_eval", "use_mems_train", "start_n_top", "end_n_top"),
+        *("is_causal", "output_past", "max_length", "cls_token_id", "sep_token_id", "mask_token_id"),
+    ),
 )
 
 
