@@ -144,6 +144,12 @@ class Size:
     note: str = ""
     """Remark, for example on a contradiction in the source."""
 
+    @classmethod
+    def nano(cls, config: Any, objective: Objective, chosen: str) -> "Size":
+        """Return a size of this project; `chosen` says what it was chosen as."""
+        assumed = dict.fromkeys(cls.numbers_of(config), f"chosen here: {chosen}")
+        return cls(config=config, objective=objective, source="this project", assumed=assumed)
+
     @staticmethod
     def numbers_of(kind: Any) -> list[str]:
         """Return the names of the fields of a configuration that define the architecture."""

@@ -55,16 +55,12 @@ def released(layers: int, width: int, vocab: int, *, source: str, count: int | N
 PAPER = "Devlin et al. 2019, section 3, and the released checkpoint"
 SMALL = "Turc et al. 2019, and the checkpoints released with it"
 
-NANO = Size(
-    config=Config(
+NANO = Size.nano(
+    Config(
         vocab=4096, context=128, layers=4, width=192, heads=6, ffn=768, dropout=0.0, attention_dropout=0.0, task="pretraining"
     ),
-    objective="masked",
-    source="this project",
-    assumed=dict.fromkeys(
-        Size.numbers_of(Config),
-        "chosen here: a BERT body small enough to train in minutes on a laptop",
-    ),
+    "masked",
+    "a BERT body small enough to train in minutes on a laptop",
 )
 
 SIZES: dict[str, Size] = {

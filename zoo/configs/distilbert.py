@@ -90,16 +90,10 @@ def released(vocab: int, count: int) -> Size:
 
 
 SIZES: dict[str, Size] = {
-    "distilbert-nano": Size(
-        config=Config(
-            vocab=4096, context=128, layers=2, width=192, heads=6, ffn=768, dropout=0.0, attention_dropout=0.0, task="masked"
-        ),
-        objective="distilled",
-        source="this project",
-        assumed=dict.fromkeys(
-            Size.numbers_of(Config),
-            "chosen here: half the layers of bert-nano, its teacher",
-        ),
+    "distilbert-nano": Size.nano(
+        Config(vocab=4096, context=128, layers=2, width=192, heads=6, ffn=768, dropout=0.0, attention_dropout=0.0, task="masked"),
+        "distilled",
+        "half the layers of bert-nano, its teacher",
     ),
     "distilbert-base-uncased": released(30_522, 66_362_880),
     "distilbert-base-cased": released(28_996, 65_190_912),

@@ -146,13 +146,10 @@ def ettin(layers: int, width: int, ffn: int, heads: int, *, local_base: float) -
 WINDOW = "that of `transformers` for the published 128, which counts tokens on both sides"
 
 SIZES: dict[str, Size] = {
-    "ettin-decoder-nano": Size(
-        config=Config(vocab=4096, context=256, layers=4, width=192, heads=6, ffn=384, window=32),
-        source="this project",
-        assumed=dict.fromkeys(
-            Size.numbers_of(Config),
-            "chosen here: an Ettin body small enough to train in minutes on a laptop",
-        ),
+    "ettin-decoder-nano": Size.nano(
+        Config(vocab=4096, context=256, layers=4, width=192, heads=6, ffn=384, window=32),
+        "causal",
+        "an Ettin body small enough to train in minutes on a laptop",
     ),
     "ettin-decoder-17m": ettin(7, 256, 384, 4, local_base=10_000.0),
     "ettin-decoder-32m": ettin(10, 384, 576, 6, local_base=10_000.0),

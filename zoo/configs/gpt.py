@@ -155,13 +155,10 @@ def _because(reason: str, *fields: str) -> dict[str, str]:
 
 # --- nano -----------------------------------------------------------------------------------------------------------------------
 
-NANO = Size(
-    config=decoder(layers=4, width=192, heads=6, context=256, vocab=4096, dropout=0.1, attention_dropout=0.0),
-    source="this project",
-    assumed=_because(
-        "chosen here: a GPT-2 body small enough to train in minutes on a laptop",
-        *Size.numbers_of(Config),
-    ),
+NANO = Size.nano(
+    decoder(layers=4, width=192, heads=6, context=256, vocab=4096, dropout=0.1, attention_dropout=0.0),
+    "causal",
+    "a GPT-2 body small enough to train in minutes on a laptop",
 )
 
 

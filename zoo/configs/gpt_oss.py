@@ -229,8 +229,8 @@ def gpt_oss(layers: int, experts: int, *, note: str) -> Size:
 
 CARD = "OpenAI 2025 (gpt-oss model card, arXiv:2508.10925), table 1, and the released checkpoint"
 
-NANO = Size(
-    config=Config(
+NANO = Size.nano(
+    Config(
         vocab=4096,
         context=256,
         layers=4,
@@ -244,11 +244,8 @@ NANO = Size(
         window=64,
         router_loss=0.01,
     ),
-    source="this project",
-    assumed=dict.fromkeys(
-        Size.numbers_of(Config),
-        "chosen here: a gpt-oss body small enough to train in minutes on a laptop",
-    ),
+    "causal",
+    "a gpt-oss body small enough to train in minutes on a laptop",
 )
 
 SIZES: dict[str, Size] = {

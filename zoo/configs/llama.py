@@ -321,13 +321,10 @@ NOT_WRITTEN = {"rope_interleaved": False, "partial_rotary_factor": 1.0}
 # --- sizes ----------------------------------------------------------------------------------------------------------------------
 
 
-NANO = Size(
-    config=Config(vocab=4096, context=256, layers=4, width=192, heads=6, kv_heads=2, head=32, ffn=512, tied=True),
-    source="this project",
-    assumed=dict.fromkeys(
-        Size.numbers_of(Config),
-        "chosen here: a Llama body small enough to train in minutes on a laptop",
-    ),
+NANO = Size.nano(
+    Config(vocab=4096, context=256, layers=4, width=192, heads=6, kv_heads=2, head=32, ffn=512, tied=True),
+    "causal",
+    "a Llama body small enough to train in minutes on a laptop",
 )
 
 SIZES: dict[str, Size] = {

@@ -119,14 +119,10 @@ def ettin(layers: int, width: int, ffn: int, heads: int) -> Size:
 
 
 SIZES: dict[str, Size] = {
-    "modernbert-nano": Size(
-        config=Config(vocab=4096, context=128, layers=4, width=192, heads=6, ffn=384, local_window=32, task="masked"),
-        objective="masked",
-        source="this project",
-        assumed=dict.fromkeys(
-            Size.numbers_of(Config),
-            "chosen here: a ModernBERT body small enough to train in minutes on a laptop",
-        ),
+    "modernbert-nano": Size.nano(
+        Config(vocab=4096, context=128, layers=4, width=192, heads=6, ffn=384, local_window=32, task="masked"),
+        "masked",
+        "a ModernBERT body small enough to train in minutes on a laptop",
     ),
     "modernbert-base": released(22, 768, 1152, 12, note="the paper says 149M; with the masked head 149,655,232"),
     "modernbert-large": released(28, 1024, 2624, 16, note="the paper says 395M; with the masked head 395,881,664"),

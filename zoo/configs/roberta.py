@@ -88,16 +88,10 @@ XLM_PAPER = "Conneau et al. 2020, section 3 and appendix B, and the released che
 PAPER = "Liu et al. 2019, section 3, and the released checkpoint"
 
 SIZES: dict[str, Size] = {
-    "roberta-nano": Size(
-        config=Config(
-            vocab=4096, context=128, layers=4, width=192, heads=6, ffn=768, dropout=0.0, attention_dropout=0.0, task="masked"
-        ),
-        objective="masked",
-        source="this project",
-        assumed=dict.fromkeys(
-            Size.numbers_of(Config),
-            "chosen here: a RoBERTa body small enough to train in minutes on a laptop",
-        ),
+    "roberta-nano": Size.nano(
+        Config(vocab=4096, context=128, layers=4, width=192, heads=6, ffn=768, dropout=0.0, attention_dropout=0.0, task="masked"),
+        "masked",
+        "a RoBERTa body small enough to train in minutes on a laptop",
     ),
     "roberta-base": released(12, 768, source=PAPER, count=124_645_632),
     "roberta-large": released(24, 1024, source=PAPER, count=355_359_744),

@@ -346,8 +346,8 @@ def flan(size: Size) -> Size:
     return dataclasses.replace(size, source=source, note="T5 1.1, LM-adapted and fine-tuned on instructions")
 
 
-NANO = Size(
-    config=Config(
+NANO = Size.nano(
+    Config(
         vocab=4096,
         layers=4,
         decoder_layers=4,
@@ -360,12 +360,8 @@ NANO = Size(
         tied=True,
         dropout=0.0,
     ),
-    objective="denoising",
-    source="this project",
-    assumed=dict.fromkeys(
-        Size.numbers_of(Config),
-        "chosen here: a T5 1.1 body small enough to train in minutes on a laptop; a second table would be a sixth of it",
-    ),
+    "denoising",
+    "a T5 1.1 body small enough to train in minutes on a laptop; a second table would be a sixth of it",
 )
 
 SIZES: dict[str, Size] = {

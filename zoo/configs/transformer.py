@@ -206,24 +206,12 @@ def published_size(width: int, heads: int, ffn: int, dropout: float, note: str) 
     )
 
 
-NANO = Size(
-    config=Config(
-        vocab=8192,
-        layers=3,
-        width=256,
-        heads=4,
-        ffn=1024,
-        attention_bias=True,
-        output_bias=True,
-        sinusoids="halves",
-        dropout=0.1,
+NANO = Size.nano(
+    Config(
+        vocab=8192, layers=3, width=256, heads=4, ffn=1024, attention_bias=True, output_bias=True, sinusoids="halves", dropout=0.1
     ),
-    objective="text_to_text",
-    source="this project",
-    assumed=dict.fromkeys(
-        Size.numbers_of(Config),
-        "chosen here: small enough to train in minutes on a laptop, in the form of Marian's models, so that it can be exported",
-    ),
+    "text_to_text",
+    "small enough to train in minutes on a laptop, in the form of Marian's models, so that it can be exported",
 )
 
 SIZES: dict[str, Size] = {

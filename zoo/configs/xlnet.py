@@ -144,8 +144,8 @@ def released(layers: int, width: int, heads: int, *, assumed: dict[str, str], no
     )
 
 
-NANO = Size(
-    config=Config(
+NANO = Size.nano(
+    Config(
         vocab=4096,
         layers=4,
         width=192,
@@ -157,12 +157,8 @@ NANO = Size(
         reuse=32,
         task="permutation",
     ),
-    objective="permutation",
-    source="this project",
-    assumed=dict.fromkeys(
-        Size.numbers_of(Config),
-        "chosen here: an XLNet small enough to train in minutes on a laptop",
-    ),
+    "permutation",
+    "an XLNet small enough to train in minutes on a laptop",
 )
 
 SIZES: dict[str, Size] = {
