@@ -22,7 +22,7 @@ from train.tokenizers.chat_template import chat_template
 from train.tokenizers.chat_token_ids import encode_prompts, end_mark
 from train.weights.generation_settings import read_generation
 from train.weights.load import Loaded
-from train.weights.model_folder import folder_of
+from train.weights.resolve_model_name import resolve_model_name
 from zoo.errors import require
 
 
@@ -63,7 +63,7 @@ def run_generate(
 
 def _resolve(model: ModelOptions, decoding: Decoding, explicit: Collection[str]) -> Decoding:
     """Return the settings with those of the model's folder, which are printed to stderr, before its weights are read."""
-    resolved = resolve_settings(decoding, explicit, read_generation(folder_of(model.source, model.step)))
+    resolved = resolve_settings(decoding, explicit, read_generation(resolve_model_name(model.source, model.step)))
     if model.machine.process == 0:
         for line in resolved.notices():
             print(f"! {line}", file=sys.stderr)

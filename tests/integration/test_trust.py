@@ -26,7 +26,7 @@ from train.rollouts import reward_functions
 from train.rollouts.rewards import find_rewards
 from train.run.run_dir import RunDir, read_config
 from train.tokenizers.tokenizer import Tokenizer
-from train.weights import model_folder
+from train.weights.resolve_model_name import resolve_model_name
 from zoo import models, trust
 from zoo.attention import attention
 from zoo.cli.trust_option import trust_folder
@@ -358,7 +358,7 @@ def test_reading_a_run_fetches_nothing_that_the_command_does_not_name(keys: tupl
         if keys[0] == "data":
             sources.sources(run.data.paths, run.data)
         else:
-            model_folder.folder_of(run.init)
+            resolve_model_name(run.init)
 
     line = (
         f"^runs/evil: its config.json names {'.'.join(keys)} {address}, which would be fetched, and this command does not name it"

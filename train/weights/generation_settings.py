@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from train.run.run_dir import RunDir, is_run
-from train.weights.model_folder import folder_of
+from train.weights.resolve_model_name import resolve_model_name
 from zoo.hf.config_json import FILE, LARGEST_FILE, read_json
 from zoo.hf.config_keys import GENERATION_KEYS
 
@@ -50,9 +50,9 @@ def keep_generation(source: str, run: Path) -> None:
     """Write the settings of the model that a run begins with into the folder of the run.
 
     Raises:
-        BadInput: see `train.weights.model_folder.folder_of` and `read_generation`.
+        BadInput: see `train.weights.resolve_model_name.resolve_model_name` and `read_generation`.
     """
-    if (settings := read_generation(folder_of(source))) is not None:
+    if (settings := read_generation(resolve_model_name(source))) is not None:
         write_generation(run, settings.values)
 
 

@@ -18,7 +18,7 @@ from train.tokenizers.tokenizer import Tokenizer
 from train.weights import adapter_params
 from train.weights.generation_settings import GENERATION_FILE, write_generation
 from train.weights.load import Loaded, load_average, load_model, restore_trained
-from train.weights.model_folder import import_source, import_target
+from train.weights.resolve_model_name import import_source, import_target
 from train.weights.reward_scale import RewardScale, write_scale
 from zoo import configs, models, published_weights
 from zoo.errors import require

@@ -18,7 +18,7 @@ from train.run.costs import NAMES, Costs, read_known_costs
 from train.run.run_dir import RunDir, is_run, no_checkpoint, read_config
 from train.run.run_identity import flat_options, may_change
 from train.weights.load import checkpoints
-from train.weights.model_folder import folder_of
+from train.weights.resolve_model_name import resolve_model_name
 from zoo.sha256_and_fsync import sha256
 
 Parent = dict[str, Any]
@@ -39,7 +39,9 @@ def read_parents(run: Run) -> dict[str, Parent]:
     """
     names, folder = dict(zip(PARENT_KEYS, (run.init, run.teacher), strict=True)), RunDir.of(run).path
     return {
-        key: _read_parent(name) | {"from_run": os.path.relpath(folder_of(name), folder)} for key, name in names.items() if name
+        key: _read_parent(name) | {"from_run": os.path.relpath(resolve_model_name(name), folder)}
+        for key, name in names.items()
+        if name
     }
 
 
@@ -80,7 +82,7 @@ def _total(name: str, values: Sequence[float | int | None]) -> float | int | Non
 
 
 def _read_parent(name: str) -> Parent:
-    folder = folder_of(name)
+    folder = resolve_model_name(name)
     if not is_run(folder):
         return {"path": name, "row": digest_of_weights(folder), "seeds": [], "ancestors": []}
     run, files = read_config(folder), RunDir(folder)

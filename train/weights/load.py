@@ -21,7 +21,7 @@ from train.tokenizers import hf_files
 from train.tokenizers.tokenizer import Tokenizer
 from train.weights import adapter_params, frozen_layers, param_parts
 from train.weights.generation_settings import PublishedGeneration, read_generation
-from train.weights.model_folder import folder_of
+from train.weights.resolve_model_name import resolve_model_name
 from train.weights.reward_scale import RewardScale, read_scale
 from zoo import configs, models, published_weights
 from zoo.errors import BadInput, printable, require
@@ -77,7 +77,7 @@ def load_model(where: str | Path, mesh: Mesh | None = None, step: int | None = N
         params = adapter_params.with_adapter(loaded.model, loaded.mesh, loaded.params, Path(adapter))
         # A stored normalization is of other parameters.
         return dataclasses.replace(loaded, params=params, reward_scale=RewardScale())
-    folder = folder_of(str(where), step)
+    folder = resolve_model_name(str(where), step)
     mesh = device_mesh.make_mesh(run_config.Mesh()) if mesh is None else mesh
     if is_run(folder):
         return dataclasses.replace(_load_run(folder, mesh, step), source=str(where))

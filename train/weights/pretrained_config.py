@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from train.run.run_dir import is_run, read_config
-from train.weights.model_folder import folder_of
+from train.weights.resolve_model_name import resolve_model_name
 from zoo import configs
 from zoo.configs._encoder import BodyConfig
 from zoo.configs._score_head import REWARD
@@ -22,7 +22,7 @@ def read_model_config(init: str) -> Any:
     Raises:
         BadInput: `init` does not exist, or no family here supports its configuration.
     """
-    folder = folder_of(init)
+    folder = resolve_model_name(init)
     if is_run(folder):
         return read_config(folder).model
     published = PublishedConfig.load(Path(folder))
@@ -72,7 +72,7 @@ def may_have_labels(init: str) -> bool:
     Raises:
         BadInput: see `read_model_config`.
     """
-    model, folder = read_model_config(init), folder_of(init)
+    model, folder = read_model_config(init), resolve_model_name(init)
     if hasattr(model, "task") or getattr(model, "labels", ()):
         return True
     return not is_run(folder) and PublishedConfig.load(Path(folder)).architecture().endswith("ForSequenceClassification")

@@ -27,7 +27,7 @@ from train.rows.row_source import digest_of
 from train.run.run_dir import is_run, no_checkpoint, read_config
 from train.weights import lineage, reference_cache, warm_start
 from train.weights.load import checkpoints, load_model
-from train.weights.model_folder import folder_of
+from train.weights.resolve_model_name import resolve_model_name
 from zoo.errors import BadInput
 from zoo.precision import cast_params
 
@@ -79,7 +79,7 @@ def digest_of_parameters(init: str) -> str:
     Raises:
         BadInput: `init` does not exist, or is a run without a checkpoint.
     """
-    folder = folder_of(init)
+    folder = resolve_model_name(init)
     if not is_run(folder):
         return lineage.digest_of_weights(folder)
     run = read_config(folder)

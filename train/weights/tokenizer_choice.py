@@ -6,13 +6,13 @@ from train.config import run_config
 from train.run.run_dir import RunDir, is_run
 from train.tokenizers import hf_files
 from train.tokenizers.tokenizer import FILE, Tokenizer
-from train.weights.model_folder import folder_of
+from train.weights.resolve_model_name import resolve_model_name
 from zoo.errors import BadInput, require
 
 
 def tokenizer_of(where: str) -> Tokenizer:
     """Return the tokenizer of the model that `train.weights.load.load_model` would load."""
-    folder = folder_of(where)
+    folder = resolve_model_name(where)
     return Tokenizer.load(RunDir(folder).tokenizer) if is_run(folder) else hf_files.read_tokenizer(folder)
 
 

@@ -9,8 +9,8 @@ from jax.sharding import Mesh
 from train.config import run_config
 from train.run.run_dir import is_run, no_checkpoint, read_config
 from train.weights.load import checkpoints, load_model
-from train.weights.model_folder import folder_of
 from train.weights.pretrained_config import check_family
+from train.weights.resolve_model_name import resolve_model_name
 from zoo import configs, published_weights, sharding
 from zoo.errors import BadInput
 from zoo.models import Model
@@ -27,7 +27,7 @@ def check_init(run: run_config.Run) -> None:
             `init` does not exist.
     """
     check_family(run.init, run.model)
-    folder = folder_of(run.init)
+    folder = resolve_model_name(run.init)
     source = read_config(folder) if is_run(folder) else None
     cfg = source.model if source else published_weights.read_config(folder)[0]
     init_shape, run_shape = configs.body_fields(cfg), configs.body_fields(run.model)

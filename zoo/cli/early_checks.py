@@ -27,11 +27,11 @@ def check_source(name: str, step: int | None = None) -> None:
     """
     require(step is None or step >= -1, "step", step, "choose the step of a checkpoint, or -1 for the newest one")
     from train.run.run_dir import RunDir, is_run, no_checkpoint, read_config
-    from train.weights.model_folder import folder_of
+    from train.weights.resolve_model_name import resolve_model_name
 
     if not name or name.startswith(hub.PREFIX):
         return
-    folder = folder_of(name, step)
+    folder = resolve_model_name(name, step)
     if is_run(folder):
         read_config(folder)
         if not RunDir(folder).has_checkpoint:
@@ -49,12 +49,12 @@ def check_weights(name: str, *, tokenizer: bool = True) -> None:
         BadInput: for the same reasons as in `train.weights.load.load_model`.
     """
     from train.run.run_dir import is_run
-    from train.weights.model_folder import folder_of
     from train.weights.pretrained_config import read_model_config
+    from train.weights.resolve_model_name import resolve_model_name
     from zoo.hf import weight_files
     from zoo.hf.tokenizer_files import require_tokenizer
 
-    if not name or name.startswith(hub.PREFIX) or is_run(folder := folder_of(name)):
+    if not name or name.startswith(hub.PREFIX) or is_run(folder := resolve_model_name(name)):
         return
     read_model_config(name)
     weight_files.read_tensors(folder)
@@ -68,8 +68,8 @@ def check_import(where: str, out: str, name: str, *, explain: bool) -> None:
     Raises:
         BadInput: for the same reasons as in `train.weights.import_export.import_weights`.
     """
-    from train.weights.model_folder import import_source, import_target
     from train.weights.pretrained_config import read_model_config
+    from train.weights.resolve_model_name import import_source, import_target
 
     folder = str(import_source(where))
     if explain:

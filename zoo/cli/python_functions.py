@@ -91,9 +91,9 @@ def metrics(run: str | Path) -> list[dict[str, Any]]:
     early_checks.check_packages()
     from train.run import metrics_file
     from train.run.run_dir import RunDir, is_run
-    from train.weights.model_folder import folder_of
+    from train.weights.resolve_model_name import resolve_model_name
 
-    folder = folder_of(name := check_name(run, "run", "pass the folder of a run"))
+    folder = resolve_model_name(name := check_name(run, "run", "pass the folder of a run"))
     if not is_run(folder):
         raise BadInput(f"{name}: not a run; name a folder that `zoo train` wrote")
     return [dict(_flat(row)) for row in metrics_file.read_rows(RunDir(folder).metrics)]

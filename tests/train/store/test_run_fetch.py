@@ -20,7 +20,7 @@ from train.checkpoints.manifest import Manifest
 from train.run.run_dir import RunDir
 from train.store import run_fetch, run_layout
 from train.store.run_uploads import RunUploads
-from train.weights import model_folder
+from train.weights.resolve_model_name import resolve_model_name
 from zoo import object_store
 from zoo.errors import BadInput
 from zoo.fault_points import faults
@@ -226,10 +226,10 @@ def test_a_reader_waits_for_another_reader(place: Place, work: RunDir, tmp_path:
 def test_a_process_fetches_a_run_once(place: Place, work: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     train(place, work, 5)
     monkeypatch.setenv("ZOO_CACHE", str(tmp_path / "cache"))
-    folder = model_folder.folder_of(f"{place.uri}/{NAME}")
+    folder = resolve_model_name(f"{place.uri}/{NAME}")
     monkeypatch.setattr(object_store, "ObjectStore", pytest.fail)
     monkeypatch.setattr(run_fetch, "ObjectStore", pytest.fail)
-    assert model_folder.folder_of(f"{place.uri}/{NAME}") == folder
+    assert resolve_model_name(f"{place.uri}/{NAME}") == folder
 
 
 def start_again(place: Place, folder: RunDir, *steps: int) -> RunDir:

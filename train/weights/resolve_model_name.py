@@ -10,7 +10,7 @@ from zoo.errors import BadInput, require
 from zoo.hf import hub
 
 
-def folder_of(name: str, step: int | None = None) -> Path:
+def resolve_model_name(name: str, step: int | None = None) -> Path:
     """Return the folder for a name on the command line: a path, hub:ID, or the URI of a run, which is fetched.
 
     Args:
