@@ -25,7 +25,7 @@ def resolve_precision(precision: Precision, *, default: Precision = "auto", plat
 
 
 def resolve_dtype(precision: Precision, *, default: Precision = "auto") -> Any:
-    """Return the dtype of `resolve_precision`."""
+    """Return the dtype of the arithmetic on this machine, for "auto" that of `default`: see `resolve_precision`."""
     return DTYPES[resolve_precision(precision, default=default)]
 
 

@@ -107,9 +107,9 @@ def constrain(x: jax.Array, *axes: Any) -> jax.Array:
 def on_local_rows(function: Callable[..., jax.Array], params: Any, *arrays: jax.Array) -> jax.Array:
     """Return function(params, *arrays), computed by each device on its own rows, the first axis of the arrays and the result.
 
-    A gradient that a loop in `function` accumulates stays on the device until the loop ends, and is then summed over the devices
-    once, in float32 at least. Where XLA shards such a loop itself, it sums the gradient over the devices in every step. Axes
-    other than those of `BATCH` are sharded by XLA as elsewhere.
+    A gradient that a loop in `function` accumulates stays on the device until the loop ends, and then has one all-reduce, in
+    float32 at least. Where XLA shards such a loop itself, every step has an all-reduce. Axes other than those of `BATCH` are
+    sharded by XLA as elsewhere.
 
     Without a mesh, inside `pmap`, with one device along the axes of `BATCH`, and if they do not divide the rows, this is a plain
     call.

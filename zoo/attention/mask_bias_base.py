@@ -62,7 +62,7 @@ class MaskOrBias:
         return None
 
     def slice_tile(self, tile: Tile) -> Any:
-        """Return the specification of a tile."""
+        """Return the specification for the queries, keys and distances of a tile alone."""
         tile = self._with_distances(tile)
         return self._map_arrays(lambda letters, x: tiles.take(x, letters, tile))
 

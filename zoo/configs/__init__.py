@@ -68,7 +68,7 @@ class ModelConfig:
 
     @property
     def generates(self) -> bool:
-        """True if the head predicts words, so that a family with a cache generates text; False for a decoder with a score."""
+        """True if the model has an LM head, so that a family with a cache generates text; False for one with a score."""
         return not getattr(self, "labels", ())
 
     @property

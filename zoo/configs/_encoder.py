@@ -14,7 +14,7 @@ from zoo.hf.config_json import PublishedConfig
 
 Task = Literal["body", "pretraining", "masked", "next", "permutation", "sequence", "choice", "tokens", "span"]
 """Head on the body. body: none; pretraining: masked tokens and next sentence; masked, next: one of the two; permutation: tokens
-in any order; sequence, choice, tokens, span: a classifier of sequences, choices, tokens, or the ends of a span."""
+in any order; sequence, choice, tokens, span: a classifier of sequences, choices or tokens, or start and end logits."""
 Initializer = Literal["normal", "truncated"]
 
 LABELLED: tuple[Task, ...] = ("sequence", "tokens")

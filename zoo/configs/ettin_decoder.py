@@ -53,7 +53,7 @@ class Config(ModelConfig):
     head_dropout: float = 0.0
     """Dropout rate before the score of a reward model."""
     labels: tuple[str, ...] = ()
-    """Name of the score that a reward model computes for a text, in place of words; none = the model predicts words."""
+    """Name of the score that a reward model computes for a text; none = the model has an LM head in place of the score's."""
     compute: Compute = dataclasses.field(default_factory=Compute)
     exported: Exported = dataclasses.field(default_factory=Exported)
 

@@ -49,7 +49,7 @@ class Config(ModelConfig):
     window: int = 0
     """Number of tokens visible to a window layer, including the current token; 0 = no layer has a window."""
     labels: tuple[str, ...] = ()
-    """Name of the score that a reward model computes for a text, in place of words; none = the model predicts words."""
+    """Name of the score that a reward model computes for a text; none = the model has an LM head in place of the score's."""
     compute: Compute = dataclasses.field(default_factory=Compute)
     exported: Exported = dataclasses.field(default_factory=Exported)
 

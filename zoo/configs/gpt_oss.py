@@ -59,7 +59,7 @@ class Config(ModelConfig):
     router_loss: float = 0.0
     """Factor of the load-balancing loss of the routers in the training loss; 0: it is only reported."""
     labels: tuple[str, ...] = ()
-    """Name of the score that a reward model computes for a text, in place of words; none = the model predicts words."""
+    """Name of the score that a reward model computes for a text; none = the model has an LM head in place of the score's."""
     compute: Compute = dataclasses.field(default_factory=Compute)
     exported: Exported = dataclasses.field(default_factory=Exported)
 

@@ -56,7 +56,7 @@ class Config(ModelConfig):
     """encoder_decoder: two stacks. shared: two stacks that share all common parameters. decoder: a decoder only, whose row begins
     with the source as a prefix."""
     labels: tuple[str, ...] = ()
-    """Name of the score that a reward model computes for a text, in place of words; none = the model predicts words."""
+    """Name of the score that a reward model computes for a text; none = the model has an LM head in place of the score's."""
     compute: Compute = dataclasses.field(default_factory=Compute)
     exported: Exported = dataclasses.field(default_factory=Exported)
 

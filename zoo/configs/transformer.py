@@ -47,7 +47,7 @@ class Config(ModelConfig):
     dropout: float
     """Dropout rate of the sums of embeddings and of each sub-layer's output."""
     labels: tuple[str, ...] = ()
-    """Name of the score that a reward model computes for a text, in place of words; none = the model predicts words."""
+    """Name of the score that a reward model computes for a text; none = the model has an LM head in place of the score's."""
     compute: Compute = dataclasses.field(default_factory=Compute)
     exported: Exported = dataclasses.field(default_factory=Exported)
 

@@ -36,7 +36,7 @@ class Adapters:
 
     @property
     def scale(self) -> float:
-        """The factor of B A."""
+        """The factor of B A: alpha / r, or alpha / sqrt(r) with `rslora`."""
         return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
 
 

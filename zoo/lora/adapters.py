@@ -224,7 +224,7 @@ def with_adapters(cfg: Any, adapters: Adapters, base: Any, trained: Any) -> dict
 
 
 def check_dropout(cfg: Any, adapters: Adapters) -> None:
-    """Refuse dropout of adapters outside of the layers of a model that predicts words, whose logits are computed in parts.
+    """Refuse dropout of adapters outside of the layers of a model with an LM head, whose logits are computed in parts.
 
     Raises:
         BadInput: names a module.

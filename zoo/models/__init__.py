@@ -133,7 +133,7 @@ class Model:
         return self.definition.apply(self.config, with_seeds(params, seeds), batch, cache=cache, seeds=seeds, carry=carry)
 
     def unembed(self, params: Any, hidden: Float[Array, "*B D"]) -> Float[Array, "*B rows"]:
-        """Return float32 logits; padding rows of the vocabulary get no probability."""
+        """Return the float32 logits of the LM head; padding rows of the vocabulary get no probability."""
         return self.definition.unembed(self.config, params, hidden)
 
     def sequence_logits(
@@ -145,7 +145,7 @@ class Model:
     def token_logits(
         self, params: Any, hidden: Float[Array, "B T D"], seeds: UInt32[Array, "B 2"] | None = None
     ) -> Float[Array, "B T O"]:
-        """Return float32 logits of each token: of its label, or of being the first and the last of a span."""
+        """Return float32 logits of each token: of its labels, or the start and end logits of a span."""
         return self._able("token_logits")(self.config, with_seeds(params, seeds), hidden, seeds=seeds)
 
     def init_carry(self, rows: int) -> Any:

@@ -1,6 +1,6 @@
 """Ettin's decoders (Weller et al. 2025): ModernBERT's body, in which no token sees those after it.
 
-Local layers see a window that ends at the current token. The head of words is a dense layer, gelu, a norm, and the table of the
+Local layers see a window that ends at the current token. The LM head is a dense layer, gelu, a norm, and the table of the
 embeddings with a bias; a reward model has a dense layer and a norm of its own, and a score. See `zoo.nn.modernbert_layer`.
 """
 
@@ -33,7 +33,7 @@ from zoo.nn.layers import (
     params_of,
     tied_logits,
 )
-from zoo.nn.modernbert_layer import DEVIATION, Block, Embeddings, embedded, output_deviation, rotations, run_layers
+from zoo.nn.modernbert_layer import STD, Block, Embeddings, embedded, output_std, rotations, run_layers
 from zoo.ops.adapted_kernel import linear
 from zoo.sharding import BATCH, constrain
 
@@ -43,10 +43,10 @@ DROPOUT_SITE = 0
 
 
 def init(cfg: Config, key: Array) -> dict[str, Any]:
-    """Return new parameters, truncated normal of deviation 0.02, or smaller, as in `transformers`.
+    """Return new parameters, truncated normal with standard deviation 0.02 or less, as in `transformers`.
 
-    Kernels of outputs and of the dense layer in a head have 0.02/sqrt(2 L). A model of words has the part `unembed`, a reward
-    model `dense` and `score`; see `zoo.nn.score_head`.
+    Kernels of outputs and of the dense layer in a head have 0.02/sqrt(2 L). An LM head is the part `unembed`; a reward model
+    has `dense` and `score`; see `zoo.nn.score_head`.
     """
     embed_key, first_key, layers_key = jax.random.split(key, 3)
     rngs = nnx.Rngs(jax.random.fold_in(key, HEAD_SITE))
@@ -55,7 +55,7 @@ def init(cfg: Config, key: Array) -> dict[str, Any]:
         head = {"dense": params_of(NormedDense(cfg, rngs)), **score}
     else:
         head = {"unembed": params_of(Unembed(cfg, rngs))}
-    normal = jax.nn.initializers.truncated_normal(DEVIATION)
+    normal = jax.nn.initializers.truncated_normal(STD)
     return {
         "embed": params_of(Embeddings(cfg, normal, nnx.Rngs(embed_key))),
         "first": {"layers": init_stack(_block(cfg, first=True), first_key, 1)},
@@ -121,21 +121,21 @@ def flops(cfg: Config, batch: Batch) -> float:
     rows, length = batch.tokens.shape
     dense = cfg.width * cfg.width
     per_token = cfg.layers * (4 * dense + 3 * cfg.width * cfg.ffn)
-    words, score = (0, dense + cfg.width) if cfg.labels else (dense + cfg.width * cfg.vocab, 0)
-    return 2.0 * rows * (length * (per_token + words) + score) + 4.0 * cfg.layers * rows * length * length * cfg.width
+    lm_head, score = (0, dense + cfg.width) if cfg.labels else (dense + cfg.width * cfg.vocab, 0)
+    return 2.0 * rows * (length * (per_token + lm_head) + score) + 4.0 * cfg.layers * rows * length * length * cfg.width
 
 
 class NormedDense(Linear):
     """The dense layer of a head, and the norm of its activation."""
 
     def __init__(self, cfg: Config, rngs: nnx.Rngs):
-        normal = jax.nn.initializers.truncated_normal(output_deviation(cfg.layers))
+        normal = jax.nn.initializers.truncated_normal(output_std(cfg.layers))
         super().__init__("...d,de->...e", (cfg.width, cfg.width), None, normal, rngs)
         self.norm = LayerNorm(cfg.width, cfg.eps, bias=False)
 
 
 class Unembed(nnx.Module):
-    """The head of words, without the table that it is tied to."""
+    """The LM head, without the table that it is tied to."""
 
     def __init__(self, cfg: Config, rngs: nnx.Rngs):
         self.dense = NormedDense(cfg, rngs)
@@ -149,7 +149,7 @@ def _normed_dense(cfg: Config, part: dict[str, Any], x: Float[Array, "*B D"]) ->
 
 def _block(cfg: Config, *, first: bool = False) -> Callable[[nnx.Rngs], Block]:
     normal = jax.nn.initializers.truncated_normal
-    return functools.partial(Block, cfg, normal(DEVIATION), normal(output_deviation(cfg.layers)), first=first)
+    return functools.partial(Block, cfg, normal(STD), normal(output_std(cfg.layers)), first=first)
 
 
 # --- published names ------------------------------------------------------------------------------------------------------------

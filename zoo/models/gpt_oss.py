@@ -101,8 +101,8 @@ def flops(cfg: Config, batch: Batch) -> float:
     inner = cfg.heads * cfg.head
     projections = 2 * cfg.width * (inner + cfg.kv_heads * cfg.head)
     per_layer = projections + cfg.width * cfg.experts + cfg.active_experts * 3 * cfg.width * cfg.ffn
-    words, score = (0, 2.0 * rows * cfg.width) if cfg.labels else (cfg.width * cfg.vocab, 0.0)
-    products = 2.0 * rows * length * (cfg.layers * per_layer + words) + score
+    lm_head, score = (0, 2.0 * rows * cfg.width) if cfg.labels else (cfg.width * cfg.vocab, 0.0)
+    products = 2.0 * rows * length * (cfg.layers * per_layer + lm_head) + score
     return products + 4.0 * cfg.layers * rows * length * length * inner
 
 

@@ -23,13 +23,13 @@ from zoo.nn.family import Family
 from zoo.nn.kv_cache import check_length, self_mask
 from zoo.nn.layer_stack import Layer, init_stack
 from zoo.nn.layers import LayerNorm, Seeds, fold_seeds, layer_norm, params_of
-from zoo.nn.modernbert_layer import DEVIATION, Block, Embeddings, embedded, output_deviation, rotations, run_layers
+from zoo.nn.modernbert_layer import STD, Block, Embeddings, embedded, output_std, rotations, run_layers
 from zoo.nn.task_heads import Head
 from zoo.sharding import BATCH, constrain
 
 
 def init(cfg: Config, key: Array) -> dict[str, Any]:
-    """Return new parameters, of deviation 0.02, or smaller or larger ones as in `transformers`.
+    """Return new parameters, of standard deviation 0.02, or smaller or larger ones as in `transformers`.
 
     Kernels of outputs and of the dense layer in a head have 0.02/sqrt(2 L), classifiers 1/sqrt(D).
     """
@@ -37,11 +37,11 @@ def init(cfg: Config, key: Array) -> dict[str, Any]:
     head, rngs = task_heads.find_head(HEADS, cfg), nnx.Rngs(head_key)
     last_init = initializer(cfg, cfg.width**-0.5)
     return {
-        "embed": params_of(Embeddings(cfg, initializer(cfg, DEVIATION), nnx.Rngs(embed_key))),
+        "embed": params_of(Embeddings(cfg, initializer(cfg, STD), nnx.Rngs(embed_key))),
         "first": {"layers": init_stack(_block(cfg, first=True), first_key, 1)},
         "layers": init_stack(_block(cfg), layers_key, cfg.layers - 1),
         "norm": params_of(LayerNorm(cfg.width, cfg.eps, bias=False)),
-        **params_of(task_heads.HeadParams(cfg, head, initializer(cfg, output_deviation(cfg.layers)), rngs, last_init=last_init)),
+        **params_of(task_heads.HeadParams(cfg, head, initializer(cfg, output_std(cfg.layers)), rngs, last_init=last_init)),
     }
 
 
@@ -78,7 +78,7 @@ def flops(cfg: Config, batch: Batch) -> float:
 
 
 def _block(cfg: Config, *, first: bool = False) -> Callable[[nnx.Rngs], Block]:
-    init, out_init = initializer(cfg, DEVIATION), initializer(cfg, output_deviation(cfg.layers))
+    init, out_init = initializer(cfg, STD), initializer(cfg, output_std(cfg.layers))
     return functools.partial(Block, cfg, init, out_init, first=first)
 
 

@@ -103,13 +103,13 @@ def apply(
     mask = self_mask(batch, cache, ranked=cfg.architecture == "decoder")
     length = batch.tokens.shape[1]
     sizes = (length, length) if cache is None else (length, cache.slots, cache.at)
-    shift = _relative(cfg, params, DECODER, *sizes)
+    shared_bias = _shared_position_bias(cfg, params, DECODER, *sizes)
     decoder_seeds = fold_seeds(seeds, DECODER)
 
     def body(block: Block, carry: Any, layer: Layer) -> tuple[Any, None]:
         x, past = carry
         layer_seeds = fold_seeds(decoder_seeds, layer.index + 1)
-        x, past = block.attend(x, mask, block.shift(shift, DECODER, *sizes), layer_seeds, past, layer.index)
+        x, past = block.attend(x, mask, block.position_bias(shared_bias, DECODER, *sizes), layer_seeds, past, layer.index)
         if block.cross is not None:
             x = block.attend_source(x, *source_keys(block.cross, source, layer), source_mask, layer_seeds)
         return (constrain(block.feed_forward(x, layer_seeds), BATCH), past), None
@@ -140,8 +140,8 @@ def flops(cfg: Config, batch: Batch) -> float:
     inner = cfg.heads * cfg.head
     attention, mlp = 4 * cfg.width * inner, (3 if cfg.gated else 2) * cfg.width * cfg.ffn
     target = 2.0 * rows * length
-    words, score = (0, 2.0 * rows * cfg.width * (cfg.width + 1)) if cfg.labels else (cfg.width * cfg.vocab, 0.0)
-    total = target * (cfg.decoder_layers * (attention + mlp + 2 * length * inner) + words) + score
+    lm_head, score = (0, 2.0 * rows * cfg.width * (cfg.width + 1)) if cfg.labels else (cfg.width * cfg.vocab, 0.0)
+    total = target * (cfg.decoder_layers * (attention + mlp + 2 * length * inner) + lm_head) + score
     if batch.source is None:
         return total
     source = 2.0 * rows * batch.source.tokens.shape[1]
@@ -158,10 +158,11 @@ def _encode(cfg: Config, params: dict[str, Any], source: Batch, seeds: Seeds) ->
     """Return the encoder's hidden states after its last norm."""
     length = source.tokens.shape[1]
     mask = self_mask(source, causal=False)
-    shift = _relative(cfg, params, ENCODER, length, length)
+    shared_bias = _shared_position_bias(cfg, params, ENCODER, length, length)
 
     def body(block: Block, x: Array, layer: Layer) -> tuple[Array, None]:
-        layer_seeds, bias = fold_seeds(seeds, layer.index + 1), block.shift(shift, ENCODER, length, length)
+        layer_seeds = fold_seeds(seeds, layer.index + 1)
+        bias = block.position_bias(shared_bias, ENCODER, length, length)
         x, _ = block.attend(x, mask, bias, layer_seeds)
         return constrain(block.feed_forward(x, layer_seeds), BATCH), None
 
@@ -180,14 +181,14 @@ def _run(cfg: Config, params: dict[str, Any], side: int, body: Any, carry: Any, 
     return run_stack(functools.partial(Block, cfg, cross=cross), layers, body, carry, per_layer, compute=cfg.compute)
 
 
-def _relative(cfg: Config, params: dict[str, Any], side: int, *sizes: Any) -> ByDistance | None:
-    """Return the position biases that all layers of a side share, None if each has its own; `sizes` as in `_prepared`."""
+def _shared_position_bias(cfg: Config, params: dict[str, Any], side: int, *sizes: Any) -> ByDistance | None:
+    """Return the position biases that all layers of a side share, None if each has its own; `sizes` as in `_position_bias`."""
     if cfg.bias_per_layer:
         return None
-    return _prepared(cfg, params["encoder" if side == ENCODER else "decoder"]["relative"]["embedding"], side, *sizes)
+    return _position_bias(cfg, params["encoder" if side == ENCODER else "decoder"]["relative"]["embedding"], side, *sizes)
 
 
-def _prepared(cfg: Config, table: Float[Array, "buckets N"], side: int, *sizes: Any) -> ByDistance:
+def _position_bias(cfg: Config, table: Float[Array, "buckets N"], side: int, *sizes: Any) -> ByDistance:
     """Return the position biases of a table for `sizes` (queries, keys, and the key of the first query, if it is not 0).
 
     Those of a decoder-only model are bidirectional, as its attention to a prefix is.
@@ -242,22 +243,22 @@ class Block(nnx.Module):
         self.mlp = _mlp(cfg, in_init, normal(cfg.ffn**-0.5), rngs)
         self.relative = Embed(cfg.buckets, heads, in_init, rngs) if cfg.bias_per_layer else None
 
-    def shift(self, shared: ByDistance | None, side: int, *sizes: Any) -> ByDistance | None:
-        """Return the position biases of the layer: those that all share, or its own; `sizes` as in `_prepared`."""
-        return shared if self.relative is None else _prepared(self.cfg, self.relative.embedding[...], side, *sizes)
+    def position_bias(self, shared: ByDistance | None, side: int, *sizes: Any) -> ByDistance | None:
+        """Return the position biases of the layer: those that all share, or its own; `sizes` as in `_position_bias`."""
+        return shared if self.relative is None else _position_bias(self.cfg, self.relative.embedding[...], side, *sizes)
 
     def attend(
         self,
         x: Float[Array, "B T D"],
         mask: Mask,
-        shift: ByDistance | None,
+        bias: ByDistance | None,
         seeds: Seeds,
         past: KVCacheView | None = None,
         layer: LayerIndex = 0,
     ) -> tuple[Float[Array, "B T D"], KVCacheView | None]:
         cfg, attention_seeds = self.cfg, fold_seeds(seeds, ATTENTION_SITE)
         options = {"dropout": cfg.dropout, "seeds": attention_seeds, "scale": SCALE, "impl": cfg.compute.attention}
-        y, past = self.attention(self.norm1(x), mask, past, layer, shift=shift, **options)
+        y, past = self.attention(self.norm1(x), mask, past, layer, bias=bias, **options)
         return x + dropout(y, cfg.dropout, seeds, RESIDUAL_SITE), past
 
     def attend_source(self, x: Float[Array, "B T D"], k: Array, v: Array, mask: Mask, seeds: Seeds) -> Float[Array, "B T D"]:

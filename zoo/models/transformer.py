@@ -124,8 +124,8 @@ def flops(cfg: Config, batch: Batch) -> float:
     attention, mlp = 2 * width * inner, 2 * width * cfg.ffn
     target, source = 2.0 * rows * length, 2.0 * rows * source_length
     # Cross-attention projects queries and outputs for the target's tokens, and keys and values for the source's.
-    words, score = (0, 2.0 * rows * width) if cfg.labels else (width * cfg.vocab, 0.0)
-    per_target = cfg.layers * (1.5 * attention + mlp + (length + source_length) * inner) + words
+    lm_head, score = (0, 2.0 * rows * width) if cfg.labels else (width * cfg.vocab, 0.0)
+    per_target = cfg.layers * (1.5 * attention + mlp + (length + source_length) * inner) + lm_head
     per_source = cfg.layers * (1.5 * attention + mlp + source_length * inner)
     return target * per_target + source * per_source + score
 

@@ -1,8 +1,8 @@
 """XLNet: a bidirectional body that learns to predict its text in any order (Yang et al. 2019).
 
-Two streams share all parameters. The content stream reads the text. The query stream predicts words: it has the position of a
-word but not the word, and attends to the content stream of tokens that come earlier in the order. Positions enter as distances
-alone (Transformer-XL, Dai et al. 2019, section 3.3), so a row may continue the memory of the row before.
+Two streams share all parameters. The content stream reads the text. The query stream predicts tokens: it has the position of
+a token but not the token, and attends to the content stream of tokens that come earlier in the order. Positions enter as
+distances alone (Transformer-XL, Dai et al. 2019, section 3.3), so a row may continue the memory of the row before.
 
 Unlike in both papers' code, dropout is not applied to encodings of distances: each row would need its own, projected in every
 layer.
@@ -295,14 +295,14 @@ BODY = (
 )
 """The published "biases" are vectors that all queries share. They are tables like the others, so their weights decay."""
 
-WORDS = (ParamName("unembed/bias", "lm_loss.bias", bare=True),)
+LM_HEAD = (ParamName("unembed/bias", "lm_loss.bias", bare=True),)
 SUMMARY = (*linear("dense", "sequence_summary.summary"), *linear("classifier", "logits_proj"))
 
 HEADS: dict[Task, Head] = {
     "body": Head(architecture="XLNetModel"),
-    "permutation": Head(architecture="XLNetLMHeadModel", rows=WORDS),
+    "permutation": Head(architecture="XLNetLMHeadModel", rows=LM_HEAD),
     # The names are this project's: no model of the paper's ablation "+ next-sent pred" was published.
-    "pretraining": Head(architecture="", rows=(*WORDS, *linear("pooler", "sequence_summary.summary"), *linear("next", "next"))),
+    "pretraining": Head(architecture="", rows=(*LM_HEAD, *linear("pooler", "sequence_summary.summary"), *linear("next", "next"))),
     "sequence": Head(architecture="XLNetForSequenceClassification", rows=SUMMARY),
     "choice": Head(architecture="XLNetForMultipleChoice", rows=SUMMARY),
     "tokens": Head(architecture="XLNetForTokenClassification", rows=linear("classifier", "classifier"), drops=False),
@@ -312,7 +312,7 @@ HEADS: dict[Task, Head] = {
 FAMILY = Family(
     init=init,
     apply=apply,
-    unembed=task_heads.word_logits,
+    unembed=task_heads.lm_logits,
     flops=flops,
     init_cache=init_cache,
     grow_cache=grow_cache,

@@ -50,7 +50,7 @@ def encoder_family(heads: Heads, **tables: Any) -> Family:
 
 
 def init(heads: Heads, cfg: EncoderConfig, key: Array) -> dict[str, Any]:
-    """Return new parameters: kernels and tables of deviation 0.02 (Devlin et al. 2019, code), biases 0, scales 1."""
+    """Return new parameters: kernels and tables of standard deviation 0.02 (Devlin et al. 2019, code), biases 0, scales 1."""
     embed_key, layers_key, head_key = jax.random.split(key, 3)
     head = task_heads.find_head(heads, cfg)
     return {
@@ -131,11 +131,11 @@ def _embed(cfg: EncoderConfig, embed: dict[str, Any], batch: Batch) -> Float[Arr
     return constrain(layer_norm(x, embed["norm"]["scale"], embed["norm"]["bias"], cfg.eps), BATCH)
 
 
-def initializer(cfg: BodyConfig, deviation: float = 0.02) -> Init:
-    """Return the initializer of kernels and tables."""
-    # It is the deviation before truncation, both in Google's code and in JAX; after it, 0.88 of that.
+def initializer(cfg: BodyConfig, std: float = 0.02) -> Init:
+    """Return the initializer of kernels and tables, with standard deviation `std`."""
+    # It is that before truncation, both in Google's code and in JAX; after it, 0.88 of that.
     initializers = {"normal": jax.nn.initializers.normal, "truncated": jax.nn.initializers.truncated_normal}
-    return initializers[cfg.initializer](deviation)
+    return initializers[cfg.initializer](std)
 
 
 # --- published names ------------------------------------------------------------------------------------------------------------

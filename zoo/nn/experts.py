@@ -102,7 +102,7 @@ def clamped_swiglu(gated: Float[Array, "R 2 F"], *, limit: float, slope: float) 
 
 
 def balance(logits: Float[Array, "B T E"], chosen: Int[Array, "B T X"], segments: Int[Array, "B T"] | None) -> Balance:
-    """Return the balance of each row."""
+    """Return the load-balancing loss and the busiest expert's load of each row, without its padding."""
     experts = logits.shape[-1]
     counts = jnp.ones(chosen.shape[:2]) if segments is None else (segments != 0).astype(jnp.float32)  # [B, T]
     counts = counts / jnp.maximum(counts.sum(1, keepdims=True), 1)

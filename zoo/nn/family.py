@@ -52,7 +52,7 @@ class Family:
     apply: Apply
     """Hidden states of a batch. A family without `init_cache` never gets a cache, one without `init_carry` no carry."""
     unembed: Callable[[Any, Params, Float[Array, "*B D"]], Float[Array, "*B rows"]]
-    """Float32 logits of words at hidden states."""
+    """Float32 logits of the LM head at hidden states."""
     flops: Callable[[Any, Batch], float]
     """FLOPs of the matrix products of a forward pass with its head."""
     objectives: tuple[str, ...]

@@ -92,7 +92,7 @@ class RMSNorm(nnx.Module):
 class SelfAttention(nnx.Module):
     """Multi-head self-attention: fused q, k, v projection, `attention`, output projection.
 
-    `shift` is the bias of `attention`; a `scale` of None is 1/sqrt(H). `rotate` rotates queries and keys by their positions.
+    `bias` is that of `attention`; a `scale` of None is 1/sqrt(H). `rotate` rotates queries and keys by their positions.
     """
 
     sinks: nnx.Param | None = None
@@ -116,7 +116,7 @@ class SelfAttention(nnx.Module):
         dropout: float,
         seeds: Seeds,
         impl: str,
-        shift: Bias | None = None,
+        bias: Bias | None = None,
         scale: float | None = None,
         rotate: Callable[[Array], Array] = lambda x: x,
     ) -> tuple[Float[Array, "B T D"], KVCacheView | None]:
@@ -129,7 +129,7 @@ class SelfAttention(nnx.Module):
         if past is not None:
             k, v, past = past.append(layer, k, v)
         drop = None if seeds is None else (dropout, seeds)
-        y = attention(q, k, v, mask=mask, bias=shift, scale=scale, dropout=drop, sinks=self.sink_logits(), impl=impl)
+        y = attention(q, k, v, mask=mask, bias=bias, scale=scale, dropout=drop, sinks=self.sink_logits(), impl=impl)
         return self.out(y), past
 
     def sink_logits(self) -> Float[Array, " N"] | None:

@@ -34,15 +34,15 @@ from zoo.ops import positions
 from zoo.sharding import BATCH, constrain
 
 EMBEDDING_SITE, ATTENTION_SITE, RESIDUAL_SITE, MLP_SITE = range(4)
-DEVIATION = 0.02
-"""Deviation of fresh kernels and tables, but for those of `output_deviation`."""
+STD = 0.02
+"""Standard deviation of fresh kernels and tables, but for those of `output_std`."""
 
 Config = modernbert.Config | ettin_decoder.Config
 
 
-def output_deviation(layers: int) -> float:
-    """Return the deviation of fresh kernels whose products are added to the residual stream, or are in a head."""
-    return DEVIATION / math.sqrt(2 * layers)
+def output_std(layers: int) -> float:
+    """Return the standard deviation of fresh kernels whose products are added to the residual stream, or are in a head."""
+    return STD / math.sqrt(2 * layers)
 
 
 class Embeddings(nnx.Module):

@@ -18,7 +18,7 @@ from zoo.ops.adapted_kernel import linear
 def init_score(width: int, key: Array) -> dict[str, Any]:
     """Return a new `score`: normal with standard deviation 1/sqrt(D + 1), as in the code of Stiennon et al. 2020.
 
-    Initial scores then have about the deviation of the normalized states.
+    Initial scores then have about the standard deviation of the normalized states.
     """
     init = jax.nn.initializers.normal((width + 1) ** -0.5)
     return {"score": params_of(Linear("...d,de->...e", (width, 1), None, init, nnx.Rngs(key)))}
@@ -44,7 +44,7 @@ def sequence_logits(
     if "score" in params:
         return _linear(params["score"], hidden).astype(jnp.float32)
     if "classifier" not in params:
-        raise ValueError("a model that predicts words has no score of a sequence; use one with a label")
+        raise ValueError("a model with an LM head has no score of a sequence; use one with a label")
     return _linear(params["classifier"], jnp.tanh(_linear(params["dense"], hidden))).astype(jnp.float32)
 
 

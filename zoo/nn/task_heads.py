@@ -1,10 +1,10 @@
-"""Heads on top of a body: words, the next sentence, and classifiers of sequences, choices, tokens and spans.
+"""Heads on top of a body: the LM and masked-LM heads, the next sentence, and classifiers of sequences, choices, tokens and spans.
 
 A family declares its heads as a table of `Head`, each with the published names of its leaves. A leaf's path begins with its part:
 
 - `pooler`: dense layer and tanh over the summary's hidden state, published as a part of the body;
-- `masked`: dense layer, activation, norm, then the tied table and a bias (Devlin et al. 2019, section 3.1);
-- `unembed`: the tied table and a bias alone (Yang et al. 2019);
+- `masked`: the masked-LM head, dense layer, activation, norm, then the tied table and a bias (Devlin et al. 2019, section 3.1);
+- `unembed`: the LM head, the tied table and a bias alone (Yang et al. 2019);
 - `next`: a linear layer from the pooled summary to next sentence or not;
 - `dense`: a dense layer before the classifier, not a part of the body; `dense/norm`: the norm of its activation (ModernBERT);
 - `classifier`: a linear layer to the outputs.
@@ -158,7 +158,7 @@ def summaries(out: Output, batch: Batch) -> Float[Array, "B Q D"]:
 
 
 def masked_logits(heads: Heads, cfg: BodyConfig, params: dict[str, Any], hidden: Float[Array, "*B D"]) -> Float[Array, "*B rows"]:
-    """Return float32 logits of the words at hidden states; rows >= cfg.vocab are padding and get no probability.
+    """Return the float32 logits of the masked-LM head; rows >= cfg.vocab are padding and get no probability.
 
     Raises:
         ValueError: the model has no such head.
@@ -169,8 +169,8 @@ def masked_logits(heads: Heads, cfg: BodyConfig, params: dict[str, Any], hidden:
     return tied_logits(x, params["embed"]["tokens"]["embedding"], cfg.vocab) + part["bias"].astype(jnp.float32)
 
 
-def word_logits(cfg: BodyConfig, params: dict[str, Any], hidden: Float[Array, "*B D"]) -> Float[Array, "*B rows"]:
-    """Return float32 logits of the words at hidden states, by the table and a bias; rows >= cfg.vocab get no probability.
+def lm_logits(cfg: BodyConfig, params: dict[str, Any], hidden: Float[Array, "*B D"]) -> Float[Array, "*B rows"]:
+    """Return the float32 logits of the LM head, the tied table and a bias; rows >= cfg.vocab get no probability.
 
     Raises:
         ValueError: the model has no such head.
@@ -201,7 +201,7 @@ def sequence_logits(
 def token_logits(
     heads: Heads, cfg: BodyConfig, params: dict[str, Any], hidden: Float[Array, "B T D"], *, seeds: Seeds = None
 ) -> Float[Array, "B T O"]:
-    """Return float32 logits of each token: of its label, or of being the first and the last of a span.
+    """Return float32 logits of each token: of its labels, or the start and end logits of a span.
 
     Raises:
         ValueError: the model has no head for tokens.
@@ -215,7 +215,7 @@ def token_logits(
 
 
 def flops(heads: Heads, cfg: BodyConfig, batch: Batch) -> float:
-    """Return the matrix-product FLOPs of a head over a batch: of words at the predicted positions, and of the labels' outputs."""
+    """Return the matrix-product FLOPs of a head over a batch: the logits of predicted positions, and of labels."""
     *rows, length = batch.tokens.shape
     sequences = math.prod(rows) * (1 if batch.summary_at is None else batch.summary_at.shape[-1])
     head, dense, total = find_head(heads, cfg), 2.0 * cfg.width * cfg.width, 0.0

@@ -97,7 +97,7 @@ class Attention(nnx.Module):
         if stream.types is not None:
             by_type = q + broadcast_rows(self.type.embedding[...], q.shape)
             q_s = jnp.einsum("btnh,cnh->btnc", by_type, self.types.embedding[...], preferred_element_type=jnp.float32)
-        shift = Relative(
+        bias = Relative(
             q_r=q_r,
             r=keys.r,
             first=stream.first,
@@ -108,7 +108,7 @@ class Attention(nnx.Module):
         )
         drop = None if seeds is None else (dropout, seeds)
         q = q + broadcast_rows(self.content.embedding[...], q.shape)
-        return self.out(attention(q, keys.k, keys.v, mask=stream.mask, bias=shift, dropout=drop, impl=impl))
+        return self.out(attention(q, keys.k, keys.v, mask=stream.mask, bias=bias, dropout=drop, impl=impl))
 
 
 class Block(nnx.Module):

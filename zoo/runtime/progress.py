@@ -75,7 +75,7 @@ class Progress:
         self._write(self._record)
 
     def read(self) -> Record:
-        """Return the record."""
+        """Return the record that this process wrote last."""
         return read_record(self._memory)
 
     def begin(self, activity: str) -> None:
