@@ -25,7 +25,7 @@ from zoo.nn import score_head
 from zoo.nn.encoder import linear
 from zoo.nn.family import Family
 from zoo.nn.kv_cache import Cache, KVCacheView, LayerIndex, append_tokens, cache_after, self_mask, view_of
-from zoo.nn.layer_stack import Layer, init_stack, layer_parts, run_stack
+from zoo.nn.layer_stack import Layer, init_stack, run_stack
 from zoo.nn.layers import (
     CrossAttention,
     Embed,
@@ -42,11 +42,10 @@ from zoo.nn.layers import (
     rms_norm,
     tied_logits,
 )
-from zoo.nn.source_cache import cache_source, cached_keys, cross_mask, source_keys
+from zoo.nn.source_cache import DECODER, ENCODER, cache_source, cached_keys, cross_mask, source_keys
+from zoo.nn.t5_architectures import ARCHITECTURES
 from zoo.sharding import BATCH, constrain
 
-ENCODER, DECODER = range(2)
-"""Indices of the two sides, which fold into their seeds."""
 EMBEDDING_SITE = 0
 ATTENTION_SITE, RESIDUAL_SITE, INNER_SITE, MLP_SITE, CROSS_SITE, CROSS_RESIDUAL_SITE, SCORE_SITE = range(7)
 SCALE = 1.0
@@ -60,7 +59,8 @@ def init(cfg: Config, key: Array) -> dict[str, Any]:
     A reward model has the leaves `dense` and `classifier` in place of an untied output table; see `zoo.nn.score_head`.
     """
     embed_key, encoder, decoder = jax.random.split(key, 3)
-    rngs, cross, two_stacks = nnx.Rngs(embed_key), cfg.architecture != "decoder", cfg.architecture == "encoder_decoder"
+    rngs, architecture = nnx.Rngs(embed_key), ARCHITECTURES[cfg.architecture]
+    cross, two_stacks = architecture.has_encoder, architecture.two_stacks
     # The tables are sampled one after the other, in this order.
     params: dict[str, Any] = {"embed": params_of(Embeddings(cfg, rngs))}
     if cross:
@@ -92,7 +92,8 @@ def apply(
     """
     batch, cache = append_tokens(batch, cache)
     source, run = None, functools.partial(_run, cfg, params, DECODER)
-    if cfg.architecture == "decoder":
+    has_encoder = ARCHITECTURES[cfg.architecture].has_encoder
+    if not has_encoder:
         if batch.source is not None:
             raise ValueError("a T5 of architecture decoder takes a batch without source")
         source_mask = Mask()
@@ -100,7 +101,7 @@ def apply(
         source = None if batch.source is None else _encode(cfg, params, batch.source, fold_seeds(seeds, ENCODER))
         cache = cache_source(cache, batch, source, run)
         source_mask = cross_mask(batch, cache)
-    mask = self_mask(batch, cache, ranked=cfg.architecture == "decoder")
+    mask = self_mask(batch, cache, ranked=not has_encoder)
     length = batch.tokens.shape[1]
     sizes = (length, length) if cache is None else (length, cache.slots, cache.at)
     shared_bias = _shared_position_bias(cfg, params, DECODER, *sizes)
@@ -122,7 +123,7 @@ def apply(
 
 def init_cache(cfg: Config, rows: int, length: int, dtype: Any) -> Cache:
     """Return an empty cache of `length` slots for `rows` rows; that of a decoder-only model has an order."""
-    ordered = cfg.architecture == "decoder"
+    ordered = not ARCHITECTURES[cfg.architecture].has_encoder
     return Cache.empty(cfg.decoder_layers, rows, length, cfg.heads, cfg.head, dtype, ordered=ordered)
 
 
@@ -172,13 +173,10 @@ def _encode(cfg: Config, params: dict[str, Any], source: Batch, seeds: Seeds) ->
 
 
 def _run(cfg: Config, params: dict[str, Any], side: int, body: Any, carry: Any, per_layer: Any = None) -> tuple[Any, Any]:
-    """Run `run_stack` over the layers of a side. Parameters that both sides share are stored with the decoder."""
-    cross, layers = side == DECODER and cfg.architecture != "decoder", params["decoder"]["layers"]
-    if side == ENCODER and cfg.architecture == "encoder_decoder":
-        layers = params["encoder"]["layers"]
-    elif side == ENCODER:
-        layers = layer_parts(layers, ("norm1", "attention", "norm2", "mlp"))
-    return run_stack(functools.partial(Block, cfg, cross=cross), layers, body, carry, per_layer, compute=cfg.compute)
+    """Run `run_stack` over the layers of a side."""
+    architecture = ARCHITECTURES[cfg.architecture]
+    block = functools.partial(Block, cfg, cross=side == DECODER and architecture.has_encoder)
+    return run_stack(block, architecture.layers(params, side), body, carry, per_layer, compute=cfg.compute)
 
 
 def _shared_position_bias(cfg: Config, params: dict[str, Any], side: int, *sizes: Any) -> ByDistance | None:
@@ -189,11 +187,8 @@ def _shared_position_bias(cfg: Config, params: dict[str, Any], side: int, *sizes
 
 
 def _position_bias(cfg: Config, table: Float[Array, "buckets N"], side: int, *sizes: Any) -> ByDistance:
-    """Return the position biases of a table for `sizes` (queries, keys, and the key of the first query, if it is not 0).
-
-    Those of a decoder-only model are bidirectional, as its attention to a prefix is.
-    """
-    both = side == ENCODER or cfg.architecture == "decoder"
+    """Return the position biases of a table for `sizes` (queries, keys, and the key of the first query, if it is not 0)."""
+    both = ARCHITECTURES[cfg.architecture].is_bidirectional(side)
     return Buckets(table=table, bidirectional=both, max_distance=cfg.max_distance).prepare(*sizes)
 
 
@@ -202,8 +197,7 @@ def _embed(params: dict[str, Any], side: int, tokens: Int[Array, "B T"]) -> Floa
 
 
 def _last_norm(cfg: Config, params: dict[str, Any], side: int, x: Float[Array, "B T D"], seeds: Seeds) -> Float[Array, "B T D"]:
-    own = side == ENCODER and cfg.architecture == "encoder_decoder"
-    normed = rms_norm(x, params["encoder" if own else "decoder"]["norm"]["scale"], cfg.eps)
+    normed = rms_norm(x, ARCHITECTURES[cfg.architecture].norm(params, side)["scale"], cfg.eps)
     # The index of its seeds follows those of the layers.
     return dropout(normed, cfg.dropout, seeds, 1 + (cfg.layers if side == ENCODER else cfg.decoder_layers))
 
@@ -214,7 +208,7 @@ class Embeddings(nnx.Module):
 
 
 class Side(nnx.Module):
-    """The position biases of a side, never shared because the sides' buckets are different distances, and its last norm."""
+    """The position biases of a side, and its last norm."""
 
     def __init__(self, cfg: Config, rngs: nnx.Rngs, *, norm: bool):
         if not cfg.bias_per_layer:

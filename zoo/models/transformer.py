@@ -34,14 +34,11 @@ from zoo.nn.layers import (
     params_of,
     tied_logits,
 )
-from zoo.nn.source_cache import cache_source, cached_keys, cross_mask, source_keys
+from zoo.nn.source_cache import DECODER, ENCODER, SIDES, cache_source, cached_keys, cross_mask, source_keys
 from zoo.nn.unequal_head_sizes import KeySizedCrossAttention, KeySizedSelfAttention
 from zoo.ops import positions
 from zoo.sharding import BATCH, constrain
 
-ENCODER, DECODER = range(2)
-"""Indices of the two sides, which fold into their seeds."""
-SIDES = ("encoder", "decoder")
 EMBEDDING_SITE = 0
 ATTENTION_SITE, CROSS_SITE, MLP_SITE, SCORE_SITE = range(4)
 

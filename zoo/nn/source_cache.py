@@ -15,6 +15,10 @@ from zoo.nn.layer_stack import Layer
 from zoo.nn.layers import CrossAttention
 from zoo.sharding import BATCH, constrain
 
+ENCODER, DECODER = range(2)
+"""Indices of the two sides of an encoder-decoder, which fold into their seeds."""
+SIDES = ("encoder", "decoder")
+
 
 def cache_source(
     cache: Cache | None, batch: Batch, hidden: Float[Array, "B S D"] | None, run: Callable[..., Any]
