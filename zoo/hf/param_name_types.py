@@ -32,6 +32,32 @@ class ParamName:
     """False if the tensor is a matrix, but its module in `transformers` is not a linear layer."""
 
 
+DENSE = "o i -> i o"
+"""Layout of a kernel that is published as [out, in]."""
+
+
+def linear_names(leaf: str, name: str, layout: str = DENSE, bias: str | None = "", **options: Any) -> tuple[ParamName, ...]:
+    """Return the rows of a linear layer: its kernel and, unless the layout `bias` is None, its bias."""
+    kernel = ParamName(f"{leaf}/kernel", f"{name}.weight", layout, **options)
+    return (kernel,) if bias is None else (kernel, ParamName(f"{leaf}/bias", f"{name}.bias", bias, **options))
+
+
+def head_names(leaf: str, name: str) -> tuple[ParamName, ...]:
+    """Return the rows of a linear layer of a head, whose names have no prefix."""
+    return linear_names(leaf, name, bare=True)
+
+
+def fused_names(leaf: str, *names: str) -> tuple[ParamName, ParamName]:
+    """Return the rows of a linear layer to heads that is published as several, such as those of queries, keys and values."""
+    kernels, biases = (tuple(f"{name}.{kind}" for name in names) for kind in ("weight", "bias"))
+    return ParamName(f"{leaf}/kernel", kernels, "(n h) d -> d c n h"), ParamName(f"{leaf}/bias", biases, "(n h) -> c n h")
+
+
+def norm_names(leaf: str, name: str, **options: Any) -> tuple[ParamName, ParamName]:
+    """Return the rows of a layer norm."""
+    return ParamName(f"{leaf}/scale", f"{name}.weight", **options), ParamName(f"{leaf}/bias", f"{name}.bias", **options)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ParamNames:
     """Published parameter names of a family's models with one kind of head, or with none."""

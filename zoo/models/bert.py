@@ -1,13 +1,14 @@
 """BERT: a bidirectional encoder pretrained on masked words and next sentences (Devlin et al. 2019)."""
 
 from zoo.configs._encoder import Task
+from zoo.hf.param_name_types import head_names
 from zoo.nn import encoder
-from zoo.nn.encoder import BERT_BODY, POOLER, POOLER_NAMES, encoder_family, linear
+from zoo.nn.encoder import BERT_BODY, POOLER, POOLER_NAMES, encoder_family
 from zoo.nn.task_heads import Head
 
 MASKED = encoder.masked("cls.predictions.transform.dense", "cls.predictions.transform.LayerNorm", "cls.predictions.bias")
-NEXT = linear("next", "cls.seq_relationship")
-CLASSIFIER, SPAN = linear("classifier", "classifier"), linear("classifier", "qa_outputs")
+NEXT = head_names("next", "cls.seq_relationship")
+CLASSIFIER, SPAN = head_names("classifier", "classifier"), head_names("classifier", "qa_outputs")
 
 HEADS: dict[Task, Head] = {
     "body": Head(architecture="BertModel", rows=POOLER),

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 
 from zoo.batch import Batch, Output
 from zoo.configs.ettin_decoder import Config
-from zoo.hf.param_name_types import ParamName, ParamNames
+from zoo.hf.param_name_types import DENSE, ParamName, ParamNames
 from zoo.nn import score_head
 from zoo.nn.family import Family
 from zoo.nn.kv_cache import Cache, append_tokens, cache_after, self_mask, view_of
@@ -25,6 +25,7 @@ from zoo.nn.layers import (
     LayerNorm,
     Linear,
     Seeds,
+    apply_linear,
     dropout,
     fold_seeds,
     gelu,
@@ -33,8 +34,7 @@ from zoo.nn.layers import (
     params_of,
     tied_logits,
 )
-from zoo.nn.modernbert_layer import STD, Block, Embeddings, embedded, output_std, rotations, run_layers
-from zoo.ops.adapted_kernel import linear
+from zoo.nn.modernbert_layer import STD, Block, Embeddings, body_names, dense_names, embedded, output_std, rotations, run_layers
 from zoo.sharding import BATCH, constrain
 
 HEAD_SITE, SCORE_SITE = range(2)
@@ -143,7 +143,7 @@ class Unembed(nnx.Module):
 
 
 def _normed_dense(cfg: Config, part: dict[str, Any], x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
-    y = gelu(linear(x, part["kernel"], 1))
+    y = gelu(apply_linear(part, x))
     return layer_norm(y, part["norm"]["scale"], None, cfg.eps)
 
 
@@ -155,45 +155,16 @@ def _block(cfg: Config, *, first: bool = False) -> Callable[[nnx.Rngs], Block]:
 # --- published names ------------------------------------------------------------------------------------------------------------
 
 
-def _layer(leaf: str, names: str | tuple[str, ...], layout: str = "") -> tuple[ParamName, ParamName]:
-    """Return the rows of a leaf of the first layer and of the others."""
-
-    def published(name: str) -> str:
-        return f"layers.{{layer}}.{name}.weight"
-
-    full = published(names) if isinstance(names, str) else tuple(map(published, names))
-    return ParamName(f"first/layers/{leaf}", full, layout), ParamName(f"layers/{leaf}", full, layout, first=1)
-
-
-def _dense(leaf: str, name: str) -> tuple[ParamName, ParamName]:
-    """Return the rows of the dense layer of a head and its norm."""
-    kernel = ParamName(f"{leaf}/kernel", f"{name}.dense.weight", "o i -> i o", bare=True)
-    return kernel, ParamName(f"{leaf}/norm/scale", f"{name}.norm.weight", bare=True)
-
-
-BODY = (
-    ParamName("embed/tokens/embedding", "embeddings.tok_embeddings.weight"),
-    ParamName("embed/norm/scale", "embeddings.norm.weight"),
-    ParamName("layers/norm1/scale", "layers.{layer}.attn_norm.weight", first=1),
-    *_layer("attention/qkv/kernel", ("attn.q_proj", "attn.k_proj", "attn.v_proj"), "(n h) d -> d c n h"),
-    *_layer("attention/out/kernel", "attn.Wo", "d (n h) -> n h d"),
-    *_layer("norm2/scale", "mlp_norm"),
-    *_layer("mlp/gated/kernel", "mlp.Wi", "(c f) d -> d c f"),
-    *_layer("mlp/down/kernel", "mlp.Wo", "d f -> f d"),
-    ParamName("norm/scale", "final_norm.weight"),
-)
+BODY = body_names(("attn.q_proj", "attn.k_proj", "attn.v_proj"), "(n h) d -> d c n h")
+LM_HEAD = (*dense_names("unembed/dense", "unembed/dense/norm", "lm_head"), ParamName("unembed/bias", "decoder.bias", bare=True))
+SCORE_HEAD = (*dense_names("dense", "dense/norm", "head"), ParamName("score/kernel", "classifier.weight", DENSE, bare=True))
 NAMES = ParamNames(
     architecture="ModernBertDecoderForCausalLM",
     prefixes=("model.", ""),
-    rows=(*BODY, *_dense("unembed/dense", "lm_head"), ParamName("unembed/bias", "decoder.bias", bare=True)),
+    rows=(*BODY, *LM_HEAD),
     tied={"decoder.weight": "embed/tokens/embedding"},
 )
-SCORE = dataclasses.replace(
-    NAMES,
-    architecture="ModernBertDecoderForSequenceClassification",
-    rows=(*BODY, *_dense("dense", "head"), ParamName("score/kernel", "classifier.weight", "o i -> i o", bare=True)),
-    tied={},
-)
+SCORE = dataclasses.replace(NAMES, architecture="ModernBertDecoderForSequenceClassification", rows=(*BODY, *SCORE_HEAD), tied={})
 
 FAMILY = Family(
     init=init,

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int
 from zoo.attention.masks import Mask
 from zoo.batch import Batch, Output
 from zoo.configs.gpt import Config
-from zoo.hf.param_name_types import ParamName, ParamNames
+from zoo.hf.param_name_types import ParamName, ParamNames, linear_names, norm_names
 from zoo.nn import score_head
 from zoo.nn.family import Family
 from zoo.nn.kv_cache import Cache, KVCacheView, LayerIndex, append_tokens, cache_after, self_mask, view_of
@@ -140,20 +140,13 @@ NAMES = ParamNames(
     rows=(
         ParamName("embed/tokens/embedding", "wte.weight"),
         ParamName("embed/positions/embedding", "wpe.weight"),
-        ParamName("layers/norm1/scale", "h.{layer}.ln_1.weight"),
-        ParamName("layers/norm1/bias", "h.{layer}.ln_1.bias"),
-        ParamName("layers/attention/qkv/kernel", "h.{layer}.attn.c_attn.weight", "d (c n h) -> d c n h"),
-        ParamName("layers/attention/qkv/bias", "h.{layer}.attn.c_attn.bias", "(c n h) -> c n h"),
-        ParamName("layers/attention/out/kernel", "h.{layer}.attn.c_proj.weight", "(n h) d -> n h d"),
-        ParamName("layers/attention/out/bias", "h.{layer}.attn.c_proj.bias"),
-        ParamName("layers/norm2/scale", "h.{layer}.ln_2.weight"),
-        ParamName("layers/norm2/bias", "h.{layer}.ln_2.bias"),
-        ParamName("layers/mlp/up/kernel", "h.{layer}.mlp.c_fc.weight"),
-        ParamName("layers/mlp/up/bias", "h.{layer}.mlp.c_fc.bias"),
-        ParamName("layers/mlp/down/kernel", "h.{layer}.mlp.c_proj.weight"),
-        ParamName("layers/mlp/down/bias", "h.{layer}.mlp.c_proj.bias"),
-        ParamName("norm/scale", "ln_f.weight"),
-        ParamName("norm/bias", "ln_f.bias"),
+        *norm_names("layers/norm1", "h.{layer}.ln_1"),
+        *linear_names("layers/attention/qkv", "h.{layer}.attn.c_attn", "d (c n h) -> d c n h", "(c n h) -> c n h"),
+        *linear_names("layers/attention/out", "h.{layer}.attn.c_proj", "(n h) d -> n h d"),
+        *norm_names("layers/norm2", "h.{layer}.ln_2"),
+        *linear_names("layers/mlp/up", "h.{layer}.mlp.c_fc", ""),
+        *linear_names("layers/mlp/down", "h.{layer}.mlp.c_proj", ""),
+        *norm_names("norm", "ln_f"),
     ),
     tied={"lm_head.weight": "embed/tokens/embedding"},
     # Old files contain the causal mask.

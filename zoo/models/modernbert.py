@@ -16,14 +16,14 @@ from jaxtyping import Array, Float
 from zoo.batch import Batch, Output
 from zoo.configs._encoder import Task
 from zoo.configs.modernbert import Config
-from zoo.hf.param_name_types import ParamName
+from zoo.hf.param_name_types import ParamName, head_names
 from zoo.nn import encoder, task_heads
-from zoo.nn.encoder import DENSE, initializer, linear
+from zoo.nn.encoder import initializer
 from zoo.nn.family import Family
 from zoo.nn.kv_cache import check_length, self_mask
 from zoo.nn.layer_stack import Layer, init_stack
 from zoo.nn.layers import LayerNorm, Seeds, fold_seeds, layer_norm, params_of
-from zoo.nn.modernbert_layer import STD, Block, Embeddings, embedded, output_std, rotations, run_layers
+from zoo.nn.modernbert_layer import STD, Block, Embeddings, body_names, dense_names, embedded, output_std, rotations, run_layers
 from zoo.nn.task_heads import Head
 from zoo.sharding import BATCH, constrain
 
@@ -98,33 +98,9 @@ def _means(hidden: Float[Array, "B T D"], batch: Batch) -> Float[Array, "B Q D"]
 # --- published names ------------------------------------------------------------------------------------------------------------
 
 
-def _layer(leaf: str, name: str, layout: str = "") -> tuple[ParamName, ParamName]:
-    """Return the rows of a leaf of the first layer and of the others."""
-    published = f"layers.{{layer}}.{name}.weight"
-    return ParamName(f"first/layers/{leaf}", published, layout), ParamName(f"layers/{leaf}", published, layout, first=1)
-
-
-BODY = (
-    ParamName("embed/tokens/embedding", "embeddings.tok_embeddings.weight"),
-    ParamName("embed/norm/scale", "embeddings.norm.weight"),
-    ParamName("layers/norm1/scale", "layers.{layer}.attn_norm.weight", first=1),
-    *_layer("attention/qkv/kernel", "attn.Wqkv", "(c n h) d -> d c n h"),
-    *_layer("attention/out/kernel", "attn.Wo", "d (n h) -> n h d"),
-    *_layer("norm2/scale", "mlp_norm"),
-    *_layer("mlp/gated/kernel", "mlp.Wi", "(c f) d -> d c f"),
-    *_layer("mlp/down/kernel", "mlp.Wo", DENSE),
-    ParamName("norm/scale", "final_norm.weight"),
-)
-
-
-def _dense(dense: str, norm: str) -> tuple[ParamName, ParamName]:
-    """Return the rows of the dense layer and the norm that all published heads begin with."""
-    dense_row = ParamName(f"{dense}/kernel", "head.dense.weight", DENSE, bare=True)
-    return dense_row, ParamName(f"{norm}/scale", "head.norm.weight", bare=True)
-
-
-MASKED = (*_dense("masked/dense", "masked/norm"), ParamName("masked/bias", "decoder.bias", bare=True))
-CLASSIFIER = (*_dense("dense", "dense/norm"), *linear("classifier", "classifier"))
+BODY = body_names(("attn.Wqkv",), "(c n h) d -> d c n h")
+MASKED = (*dense_names("masked/dense", "masked/norm", "head"), ParamName("masked/bias", "decoder.bias", bare=True))
+CLASSIFIER = (*dense_names("dense", "dense/norm", "head"), *head_names("classifier", "classifier"))
 
 HEADS: dict[Task, Head] = {
     "body": Head(architecture="ModernBertModel"),

@@ -1,14 +1,15 @@
 """RoBERTa: BERT trained longer, on masked words alone, with new masks each time a row is used (Liu et al. 2019)."""
 
 from zoo.configs._encoder import Task
+from zoo.hf.param_name_types import head_names
 from zoo.nn import encoder
-from zoo.nn.encoder import BERT_BODY, POOLER, POOLER_NAMES, encoder_family, linear
+from zoo.nn.encoder import BERT_BODY, POOLER, POOLER_NAMES, encoder_family
 from zoo.nn.task_heads import Head
 
 MASKED = encoder.masked("lm_head.dense", "lm_head.layer_norm", "lm_head.bias")
-OWN = (*linear("dense", "classifier.dense"), *linear("classifier", "classifier.out_proj"))
-CLASSIFIER, SPAN = linear("classifier", "classifier"), linear("classifier", "qa_outputs")
-NEXT = linear("next", "cls.seq_relationship")
+OWN = (*head_names("dense", "classifier.dense"), *head_names("classifier", "classifier.out_proj"))
+CLASSIFIER, SPAN = head_names("classifier", "classifier"), head_names("classifier", "qa_outputs")
+NEXT = head_names("next", "cls.seq_relationship")
 
 HEADS: dict[Task, Head] = {
     "body": Head(architecture="RobertaModel", rows=POOLER),

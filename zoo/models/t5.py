@@ -20,9 +20,8 @@ from zoo.attention.biases import Buckets, ByDistance
 from zoo.attention.masks import Mask
 from zoo.batch import Batch, Output
 from zoo.configs.t5 import Config
-from zoo.hf.param_name_types import ParamName, ParamNames
+from zoo.hf.param_name_types import ParamName, ParamNames, head_names
 from zoo.nn import score_head
-from zoo.nn.encoder import linear
 from zoo.nn.family import Family
 from zoo.nn.kv_cache import Cache, KVCacheView, LayerIndex, append_tokens, cache_after, self_mask, view_of
 from zoo.nn.layer_stack import Layer, init_stack, run_stack
@@ -327,8 +326,8 @@ SCORE = dataclasses.replace(
     prefixes=("transformer.",),
     rows=(
         *(row for row in NAMES.rows if row.leaf != "unembed/embedding"),
-        *linear("dense", "classification_head.dense"),
-        *linear("classifier", "classification_head.out_proj"),
+        *head_names("dense", "classification_head.dense"),
+        *head_names("classifier", "classification_head.out_proj"),
     ),
     tied=dict.fromkeys(
         ("transformer.encoder.embed_tokens.weight", "transformer.decoder.embed_tokens.weight"), "embed/tokens/embedding"

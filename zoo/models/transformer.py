@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 from zoo.attention.masks import Mask
 from zoo.batch import Batch, Output
 from zoo.configs.transformer import Config, table_rows
-from zoo.hf.param_name_types import ParamName, ParamNames
+from zoo.hf.param_name_types import ParamName, ParamNames, fused_names, linear_names, norm_names
 from zoo.nn import score_head
 from zoo.nn.family import Family
 from zoo.nn.kv_cache import Cache, KVCacheView, LayerIndex, append_tokens, cache_after, self_mask, view_of
@@ -233,31 +233,16 @@ def _glorot(inputs: int, outputs: int) -> Init:
 # --- published names ------------------------------------------------------------------------------------------------------------
 
 
-def _linear(leaf: str, name: str, weight: str, bias: str = "") -> tuple[ParamName, ...]:
-    return ParamName(f"{leaf}/kernel", f"{name}.weight", weight), ParamName(f"{leaf}/bias", f"{name}.bias", bias)
-
-
-def _norm(leaf: str, name: str) -> tuple[ParamName, ...]:
-    return ParamName(f"{leaf}/scale", f"{name}.weight"), ParamName(f"{leaf}/bias", f"{name}.bias")
-
-
-def _fused(leaf: str, name: str, parts: str) -> tuple[ParamName, ...]:
-    names = {kind: tuple(f"{name}.{part}_proj.{kind}" for part in parts) for kind in ("weight", "bias")}
-    return ParamName(f"{leaf}/kernel", names["weight"], "(n h) d -> d c n h"), ParamName(
-        f"{leaf}/bias", names["bias"], "(n h) -> c n h"
-    )
-
-
 def _rows(side: str) -> tuple[ParamName, ...]:
     """Return the published names of the parameters that both sides have."""
     leaf, name = f"{side}/layers", f"{side}.layers.{{layer}}"
     return (
-        *_fused(f"{leaf}/attention/qkv", f"{name}.self_attn", "qkv"),
-        *_linear(f"{leaf}/attention/out", f"{name}.self_attn.out_proj", "d (n h) -> n h d"),
-        *_norm(f"{leaf}/norm1", f"{name}.self_attn_layer_norm"),
-        *_linear(f"{leaf}/mlp/up", f"{name}.fc1", "f d -> d f"),
-        *_linear(f"{leaf}/mlp/down", f"{name}.fc2", "d f -> f d"),
-        *_norm(f"{leaf}/norm2", f"{name}.final_layer_norm"),
+        *fused_names(f"{leaf}/attention/qkv", *(f"{name}.self_attn.{part}_proj" for part in "qkv")),
+        *linear_names(f"{leaf}/attention/out", f"{name}.self_attn.out_proj", "d (n h) -> n h d"),
+        *norm_names(f"{leaf}/norm1", f"{name}.self_attn_layer_norm"),
+        *linear_names(f"{leaf}/mlp/up", f"{name}.fc1"),
+        *linear_names(f"{leaf}/mlp/down", f"{name}.fc2"),
+        *norm_names(f"{leaf}/norm2", f"{name}.final_layer_norm"),
     )
 
 
@@ -276,10 +261,10 @@ NAMES = ParamNames(
         ParamName("embed/tokens/embedding", "shared.weight"),
         *_rows("encoder"),
         *_rows("decoder"),
-        *_linear("decoder/layers/cross/q", f"{CROSS}.q_proj", "(n h) d -> d n h", "(n h) -> n h"),
-        *_fused("decoder/layers/cross/kv", CROSS, "kv"),
-        *_linear("decoder/layers/cross/out", f"{CROSS}.out_proj", "d (n h) -> n h d"),
-        *_norm("decoder/layers/norm3", f"{CROSS}_layer_norm"),
+        *linear_names("decoder/layers/cross/q", f"{CROSS}.q_proj", "(n h) d -> d n h", "(n h) -> n h"),
+        *fused_names("decoder/layers/cross/kv", f"{CROSS}.k_proj", f"{CROSS}.v_proj"),
+        *linear_names("decoder/layers/cross/out", f"{CROSS}.out_proj", "d (n h) -> n h d"),
+        *norm_names("decoder/layers/norm3", f"{CROSS}_layer_norm"),
         ParamName("unembed/bias", "final_logits_bias", "() v -> v", bare=True),
     ),
     tied=dict.fromkeys(

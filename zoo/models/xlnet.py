@@ -22,10 +22,10 @@ from zoo.attention.masks import Mask
 from zoo.batch import Batch, Output
 from zoo.configs._encoder import Task
 from zoo.configs.xlnet import Config
-from zoo.hf.param_name_types import ParamName
+from zoo.hf.param_name_types import ParamName, head_names, linear_names, norm_names
 from zoo.mesh_axes import HEADS as HEADS_AXIS
 from zoo.nn import encoder, task_heads
-from zoo.nn.encoder import DENSE, initializer, linear
+from zoo.nn.encoder import initializer
 from zoo.nn.family import Family
 from zoo.nn.kv_cache import Cache, add_slots, append_tokens, cache_after, self_mask, view_of
 from zoo.nn.layer_stack import Layer, init_stack, run_stack
@@ -284,29 +284,28 @@ BODY = (
     ParamName("layers/attention/distance/embedding", f"{ATTENTION}.r_r_bias"),
     ParamName("layers/attention/type/embedding", f"{ATTENTION}.r_s_bias"),
     ParamName("layers/attention/types/embedding", f"{ATTENTION}.seg_embed"),
-    ParamName("layers/norm1/scale", f"{ATTENTION}.layer_norm.weight"),
-    ParamName("layers/norm1/bias", f"{ATTENTION}.layer_norm.bias"),
-    ParamName("layers/mlp/up/kernel", f"{FEED_FORWARD}.layer_1.weight", DENSE),
-    ParamName("layers/mlp/up/bias", f"{FEED_FORWARD}.layer_1.bias"),
-    ParamName("layers/mlp/down/kernel", f"{FEED_FORWARD}.layer_2.weight", DENSE),
-    ParamName("layers/mlp/down/bias", f"{FEED_FORWARD}.layer_2.bias"),
-    ParamName("layers/norm2/scale", f"{FEED_FORWARD}.layer_norm.weight"),
-    ParamName("layers/norm2/bias", f"{FEED_FORWARD}.layer_norm.bias"),
+    *norm_names("layers/norm1", f"{ATTENTION}.layer_norm"),
+    *linear_names("layers/mlp/up", f"{FEED_FORWARD}.layer_1"),
+    *linear_names("layers/mlp/down", f"{FEED_FORWARD}.layer_2"),
+    *norm_names("layers/norm2", f"{FEED_FORWARD}.layer_norm"),
 )
 """The published "biases" are vectors that all queries share. They are tables like the others, so their weights decay."""
 
 LM_HEAD = (ParamName("unembed/bias", "lm_loss.bias", bare=True),)
-SUMMARY = (*linear("dense", "sequence_summary.summary"), *linear("classifier", "logits_proj"))
+SUMMARY = (*head_names("dense", "sequence_summary.summary"), *head_names("classifier", "logits_proj"))
 
 HEADS: dict[Task, Head] = {
     "body": Head(architecture="XLNetModel"),
     "permutation": Head(architecture="XLNetLMHeadModel", rows=LM_HEAD),
     # The names are this project's: no model of the paper's ablation "+ next-sent pred" was published.
-    "pretraining": Head(architecture="", rows=(*LM_HEAD, *linear("pooler", "sequence_summary.summary"), *linear("next", "next"))),
+    "pretraining": Head(
+        architecture="",
+        rows=(*LM_HEAD, *head_names("pooler", "sequence_summary.summary"), *head_names("next", "next")),
+    ),
     "sequence": Head(architecture="XLNetForSequenceClassification", rows=SUMMARY),
     "choice": Head(architecture="XLNetForMultipleChoice", rows=SUMMARY),
-    "tokens": Head(architecture="XLNetForTokenClassification", rows=linear("classifier", "classifier"), drops=False),
-    "span": Head(architecture="XLNetForQuestionAnsweringSimple", rows=linear("classifier", "qa_outputs"), drops=False),
+    "tokens": Head(architecture="XLNetForTokenClassification", rows=head_names("classifier", "classifier"), drops=False),
+    "span": Head(architecture="XLNetForQuestionAnsweringSimple", rows=head_names("classifier", "qa_outputs"), drops=False),
 }
 
 FAMILY = Family(

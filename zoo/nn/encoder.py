@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 from zoo.attention.masks import Mask
 from zoo.batch import Batch, Output
 from zoo.configs._encoder import BodyConfig, EncoderConfig
-from zoo.hf.param_name_types import ParamName, ParamNames
+from zoo.hf.param_name_types import ParamName, ParamNames, fused_names, head_names, linear_names, norm_names
 from zoo.nn import task_heads
 from zoo.nn.family import Family
 from zoo.nn.kv_cache import check_length, self_mask
@@ -140,9 +140,6 @@ def initializer(cfg: BodyConfig, std: float = 0.02) -> Init:
 
 # --- published names ------------------------------------------------------------------------------------------------------------
 
-DENSE = "o i -> i o"
-"""The kernels of these families are published as [out, in]."""
-
 
 def published_names(
     table: Heads,
@@ -167,51 +164,31 @@ def published_names(
     }
 
 
+BERT_LAYER = "encoder.layer.{layer}"
 BERT_BODY = (
     ParamName("embed/tokens/embedding", "embeddings.word_embeddings.weight"),
     ParamName("embed/positions/embedding", "embeddings.position_embeddings.weight"),
     ParamName("embed/types/embedding", "embeddings.token_type_embeddings.weight"),
-    ParamName("embed/norm/scale", "embeddings.LayerNorm.weight"),
-    ParamName("embed/norm/bias", "embeddings.LayerNorm.bias"),
-    ParamName(
-        "layers/attention/qkv/kernel",
-        tuple(f"encoder.layer.{{layer}}.attention.self.{part}.weight" for part in ("query", "key", "value")),
-        "(n h) d -> d c n h",
-    ),
-    ParamName(
-        "layers/attention/qkv/bias",
-        tuple(f"encoder.layer.{{layer}}.attention.self.{part}.bias" for part in ("query", "key", "value")),
-        "(n h) -> c n h",
-    ),
-    ParamName("layers/attention/out/kernel", "encoder.layer.{layer}.attention.output.dense.weight", "d (n h) -> n h d"),
-    ParamName("layers/attention/out/bias", "encoder.layer.{layer}.attention.output.dense.bias"),
-    ParamName("layers/norm1/scale", "encoder.layer.{layer}.attention.output.LayerNorm.weight"),
-    ParamName("layers/norm1/bias", "encoder.layer.{layer}.attention.output.LayerNorm.bias"),
-    ParamName("layers/mlp/up/kernel", "encoder.layer.{layer}.intermediate.dense.weight", DENSE),
-    ParamName("layers/mlp/up/bias", "encoder.layer.{layer}.intermediate.dense.bias"),
-    ParamName("layers/mlp/down/kernel", "encoder.layer.{layer}.output.dense.weight", DENSE),
-    ParamName("layers/mlp/down/bias", "encoder.layer.{layer}.output.dense.bias"),
-    ParamName("layers/norm2/scale", "encoder.layer.{layer}.output.LayerNorm.weight"),
-    ParamName("layers/norm2/bias", "encoder.layer.{layer}.output.LayerNorm.bias"),
+    *norm_names("embed/norm", "embeddings.LayerNorm"),
+    *fused_names("layers/attention/qkv", *(f"{BERT_LAYER}.attention.self.{part}" for part in ("query", "key", "value"))),
+    *linear_names("layers/attention/out", f"{BERT_LAYER}.attention.output.dense", "d (n h) -> n h d"),
+    *norm_names("layers/norm1", f"{BERT_LAYER}.attention.output.LayerNorm"),
+    *linear_names("layers/mlp/up", f"{BERT_LAYER}.intermediate.dense"),
+    *linear_names("layers/mlp/down", f"{BERT_LAYER}.output.dense"),
+    *norm_names("layers/norm2", f"{BERT_LAYER}.output.LayerNorm"),
 )
 """BERT's names; RoBERTa has the same with another prefix."""
 
-POOLER = (ParamName("pooler/kernel", "pooler.dense.weight", DENSE), ParamName("pooler/bias", "pooler.dense.bias"))
+POOLER = linear_names("pooler", "pooler.dense")
 """The pooler is published as a part of the body."""
 
 POOLER_NAMES = tuple(str(row.names) for row in POOLER)
 
 
-def linear(part: str, name: str) -> tuple[ParamName, ...]:
-    """Return the rows of a head's linear layer."""
-    return ParamName(f"{part}/kernel", f"{name}.weight", DENSE, bare=True), ParamName(f"{part}/bias", f"{name}.bias", bare=True)
-
-
 def masked(dense: str, norm: str, bias: str) -> tuple[ParamName, ...]:
     """Return the rows of a masked head, without the table that it is tied to."""
     return (
-        *linear("masked/dense", dense),
-        ParamName("masked/norm/scale", f"{norm}.weight", bare=True),
-        ParamName("masked/norm/bias", f"{norm}.bias", bare=True),
+        *head_names("masked/dense", dense),
+        *norm_names("masked/norm", norm, bare=True),
         ParamName("masked/bias", bias, bare=True),
     )

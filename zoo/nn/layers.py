@@ -56,6 +56,12 @@ class Linear(nnx.Module):
         return y if self.bias is None else y + broadcast_rows(self.bias[...], y.shape)
 
 
+def apply_linear(part: dict[str, Any], x: Float[Array, "*B D"]) -> Float[Array, "*B E"]:
+    """Return x . kernel + bias, of the parameters of a linear layer, which may have no bias."""
+    y = linear(x, part["kernel"], 1)
+    return y + part["bias"] if "bias" in part else y
+
+
 class Embed(nnx.Module):
     """A table of `rows` vectors; with `pad`, stored padded to a multiple of `VOCABULARY_MULTIPLE`."""
 

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Int
 from zoo.attention.masks import Mask
 from zoo.batch import Batch
 from zoo.configs import ettin_decoder, modernbert
+from zoo.hf.param_name_types import DENSE, ParamName, linear_names
 from zoo.nn.kv_cache import KVCacheView, LayerIndex
 from zoo.nn.layer_stack import run_stack
 from zoo.nn.layers import (
@@ -98,3 +99,33 @@ def rotations(cfg: Config, batch: Batch) -> dict[str, Callable[[Array], Array]]:
     at, bases = token_positions(batch), {"global": cfg.global_base, "local": cfg.local_base}
     rotation = {kind: positions.rotation(at, cfg.head, base=base) for kind, base in bases.items()}
     return {kind: functools.partial(positions.rotate, rotation=pair) for kind, pair in rotation.items()}
+
+
+def body_names(qkv: tuple[str, ...], qkv_layout: str) -> tuple[ParamName, ...]:
+    """Return the published names of the body; `qkv` are those of the projection of queries, keys and values."""
+
+    def both(leaf: str, layout: str, *names: str) -> tuple[ParamName, ParamName]:
+        """Return the rows of a leaf of the first layer and of the others."""
+        published = [f"layers.{{layer}}.{name}.weight" for name in names]
+        full = tuple(published) if len(published) > 1 else published[0]
+        return ParamName(f"first/layers/{leaf}", full, layout), ParamName(f"layers/{leaf}", full, layout, first=1)
+
+    return (
+        ParamName("embed/tokens/embedding", "embeddings.tok_embeddings.weight"),
+        ParamName("embed/norm/scale", "embeddings.norm.weight"),
+        ParamName("layers/norm1/scale", "layers.{layer}.attn_norm.weight", first=1),
+        *both("attention/qkv/kernel", qkv_layout, *qkv),
+        *both("attention/out/kernel", "d (n h) -> n h d", "attn.Wo"),
+        *both("norm2/scale", "", "mlp_norm"),
+        *both("mlp/gated/kernel", "(c f) d -> d c f", "mlp.Wi"),
+        *both("mlp/down/kernel", DENSE, "mlp.Wo"),
+        ParamName("norm/scale", "final_norm.weight"),
+    )
+
+
+def dense_names(leaf: str, norm: str, name: str) -> tuple[ParamName, ...]:
+    """Return the rows of the dense layer that a head begins with, and of its norm."""
+    return (
+        *linear_names(leaf, f"{name}.dense", bias=None, bare=True),
+        ParamName(f"{norm}/scale", f"{name}.norm.weight", bare=True),
+    )

@@ -11,8 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from zoo.nn.layers import Init, Linear, Seeds, params_of
-from zoo.ops.adapted_kernel import linear
+from zoo.nn.layers import Init, Linear, Seeds, apply_linear, params_of
 
 
 def init_score(width: int, key: Array) -> dict[str, Any]:
@@ -42,12 +41,7 @@ def sequence_logits(
         ValueError: the model has no such head.
     """
     if "score" in params:
-        return _linear(params["score"], hidden).astype(jnp.float32)
+        return apply_linear(params["score"], hidden).astype(jnp.float32)
     if "classifier" not in params:
         raise ValueError("a model with an LM head has no score of a sequence; use one with a label")
-    return _linear(params["classifier"], jnp.tanh(_linear(params["dense"], hidden))).astype(jnp.float32)
-
-
-def _linear(part: dict[str, Any], x: Float[Array, "*B D"]) -> Float[Array, "*B E"]:
-    y = linear(x, part["kernel"], 1)
-    return y + part["bias"] if "bias" in part else y
+    return apply_linear(params["classifier"], jnp.tanh(apply_linear(params["dense"], hidden))).astype(jnp.float32)

@@ -26,8 +26,19 @@ from zoo.configs import Activation
 from zoo.configs._encoder import LABELLED, BodyConfig, Task
 from zoo.errors import BadInput
 from zoo.hf.param_name_types import ParamName
-from zoo.nn.layers import ACTIVATIONS, Init, LayerNorm, Linear, Seeds, dropout, fold_seeds, layer_norm, padded_rows, tied_logits
-from zoo.ops.adapted_kernel import linear
+from zoo.nn.layers import (
+    ACTIVATIONS,
+    Init,
+    LayerNorm,
+    Linear,
+    Seeds,
+    apply_linear,
+    dropout,
+    fold_seeds,
+    layer_norm,
+    padded_rows,
+    tied_logits,
+)
 from zoo.sharding import BATCH, constrain
 
 SUMMARY_SITE, CLASSIFIER_SITE = range(2)
@@ -164,7 +175,7 @@ def masked_logits(heads: Heads, cfg: BodyConfig, params: dict[str, Any], hidden:
         ValueError: the model has no such head.
     """
     part = _part(params, "masked", cfg)
-    x = ACTIVATIONS[find_head(heads, cfg).masked_activation or cfg.activation](_apply(part["dense"], hidden))
+    x = ACTIVATIONS[find_head(heads, cfg).masked_activation or cfg.activation](apply_linear(part["dense"], hidden))
     x = _normed(part, x, cfg)
     return tied_logits(x, params["embed"]["tokens"]["embedding"], cfg.vocab) + part["bias"].astype(jnp.float32)
 
@@ -195,7 +206,7 @@ def sequence_logits(
     pooled = _dense(cfg, head, _part(params, "dense" if "dense" in params else "pooler", cfg), hidden)
     if head.drops and "next" not in params:
         pooled = dropout(pooled, cfg.head_dropout, seeds, CLASSIFIER_SITE)
-    return _apply(last, pooled).astype(jnp.float32)
+    return apply_linear(last, pooled).astype(jnp.float32)
 
 
 def token_logits(
@@ -211,7 +222,7 @@ def token_logits(
         hidden = _dense(cfg, head, params["dense"], hidden)
     if head.drops:
         hidden = dropout(hidden, cfg.head_dropout, fold_seeds(seeds, cfg.layers + 1), CLASSIFIER_SITE)
-    return _apply(_part(params, "classifier", cfg), hidden).astype(jnp.float32)
+    return apply_linear(_part(params, "classifier", cfg), hidden).astype(jnp.float32)
 
 
 def flops(heads: Heads, cfg: BodyConfig, batch: Batch) -> float:
@@ -236,14 +247,9 @@ def _linear(inputs: int, size: int, init: Init, rngs: nnx.Rngs, *, bias: bool = 
     return Linear("...d,de->...e", (inputs, size), (size,) if bias else None, init, rngs)
 
 
-def _apply(part: dict[str, Any], x: Float[Array, "*B D"]) -> Float[Array, "*B E"]:
-    y = linear(x, part["kernel"], 1)
-    return y + part["bias"] if "bias" in part else y
-
-
 def _dense(cfg: BodyConfig, head: Head, part: dict[str, Any], x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
     """Return the activation of the dense layer before a classifier, normalized if the layer has a norm."""
-    return _normed(part, SUMMARIES[head.summary](_apply(part, x)), cfg)
+    return _normed(part, SUMMARIES[head.summary](apply_linear(part, x)), cfg)
 
 
 def _normed(part: dict[str, Any], x: Float[Array, "*B D"], cfg: BodyConfig) -> Float[Array, "*B D"]:
