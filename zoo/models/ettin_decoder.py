@@ -18,7 +18,7 @@ from zoo.batch import Batch, Output
 from zoo.configs.ettin_decoder import Config
 from zoo.hf.param_name_types import DENSE, ParamName, ParamNames
 from zoo.nn import score_head
-from zoo.nn.family import Family
+from zoo.nn.causal_decoder import decoder_family
 from zoo.nn.kv_cache import Cache, append_tokens, cache_after, self_mask, view_of
 from zoo.nn.layer_stack import Layer, init_stack
 from zoo.nn.layers import (
@@ -88,11 +88,6 @@ def apply(
     x, past = run_layers(_block, cfg, params, body, (embedded(cfg, params["embed"], batch.tokens, seeds), view_of(cache)))
     hidden = layer_norm(x, params["norm"]["scale"], None, cfg.eps)
     return Output(hidden=hidden, cache=cache_after(cache, past, batch))
-
-
-def init_cache(cfg: Config, rows: int, length: int, dtype: Any) -> Cache:
-    """Return an empty cache of `length` slots for `rows` rows."""
-    return Cache.empty(cfg.layers, rows, length, cfg.heads, cfg.head, dtype)
 
 
 def unembed(cfg: Config, params: dict[str, Any], hidden: Float[Array, "*B D"]) -> Float[Array, "*B rows"]:
@@ -166,14 +161,12 @@ NAMES = ParamNames(
 )
 SCORE = dataclasses.replace(NAMES, architecture="ModernBertDecoderForSequenceClassification", rows=(*BODY, *SCORE_HEAD), tied={})
 
-FAMILY = Family(
+FAMILY = decoder_family(
     init=init,
     apply=apply,
     unembed=unembed,
     flops=flops,
-    init_cache=init_cache,
     sequence_logits=sequence_logits,
-    objectives=("causal", "instruction", "preference", "dpo", "kto", "policy", "ppo"),
     names={"causal": NAMES, "sequence": SCORE},
     sharding=((r"unembed/bias", ("tensor",)),),
     padded={"embed/tokens/embedding": "vocab", "unembed/bias": "vocab"},

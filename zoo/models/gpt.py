@@ -3,7 +3,6 @@
 It has the shapes of GPT-2 (Radford et al. 2019), GPT-3 (Brown et al. 2020), Turing-NLG and Megatron-LM; see `zoo.configs.gpt`.
 """
 
-import dataclasses
 import functools
 import math
 from typing import Any
@@ -16,8 +15,8 @@ from zoo.attention.masks import Mask
 from zoo.batch import Batch, Output
 from zoo.configs.gpt import Config
 from zoo.hf.param_name_types import ParamName, ParamNames, linear_names, norm_names
-from zoo.nn import score_head
-from zoo.nn.family import Family
+from zoo.nn import causal_decoder, score_head
+from zoo.nn.causal_decoder import decoder_family, score_names
 from zoo.nn.kv_cache import Cache, KVCacheView, LayerIndex, append_tokens, cache_after, self_mask, view_of
 from zoo.nn.layer_stack import Layer, init_stack, run_stack
 from zoo.nn.layers import (
@@ -31,7 +30,6 @@ from zoo.nn.layers import (
     layer_norm,
     lookup,
     params_of,
-    tied_logits,
 )
 from zoo.sharding import BATCH, constrain
 
@@ -76,24 +74,9 @@ def apply(
     return Output(hidden=hidden, cache=cache_after(cache, past, batch))
 
 
-def init_cache(cfg: Config, rows: int, length: int, dtype: Any) -> Cache:
-    """Return an empty cache of `length` slots for `rows` rows."""
-    return Cache.empty(cfg.layers, rows, length, cfg.heads, cfg.head, dtype)
-
-
-def unembed(cfg: Config, params: dict[str, Any], hidden: Float[Array, "*B D"]) -> Float[Array, "*B rows"]:
-    """Return float32 logits from the tied embedding; rows >= cfg.vocab are padding and get no probability."""
-    return tied_logits(hidden, params["embed"]["tokens"]["embedding"], cfg.vocab)
-
-
 def flops(cfg: Config, batch: Batch) -> float:
-    """Return the matrix-product FLOPs of a forward pass with its head; attention counts in full, T x T (as in PaLM's MFU)."""
-    rows, length = batch.tokens.shape
-    inner = cfg.heads * cfg.head
-    per_layer = 4 * cfg.width * inner + 2 * cfg.width * cfg.ffn
-    lm_head, score = (0, 2.0 * rows * cfg.width) if cfg.labels else (cfg.width * cfg.vocab, 0.0)
-    products = 2.0 * rows * length * (cfg.layers * per_layer + lm_head) + score
-    return products + 4.0 * cfg.layers * rows * length * length * inner
+    """Return the matrix-product FLOPs of a forward pass with its head; attention counts in full, T x T."""
+    return causal_decoder.flops(cfg, batch, 4 * cfg.width * cfg.heads * cfg.head + 2 * cfg.width * cfg.ffn)
 
 
 def _embed(embed: dict[str, Any], tokens: Int[Array, "B T"], positions: Int[Array, "B T"] | None) -> Float[Array, "B T D"]:
@@ -152,22 +135,11 @@ NAMES = ParamNames(
     # Old files contain the causal mask.
     constants=("h.{layer}.attn.bias", "h.{layer}.attn.masked_bias"),
 )
-SCORE = dataclasses.replace(
-    NAMES,
-    architecture="GPT2ForSequenceClassification",
-    rows=(*NAMES.rows, ParamName("score/kernel", "score.weight", "o i -> i o", bare=True)),
-    tied={},
-)
-
-FAMILY = Family(
+FAMILY = decoder_family(
     init=init,
     apply=apply,
-    unembed=unembed,
     flops=flops,
-    init_cache=init_cache,
-    sequence_logits=score_head.sequence_logits,
-    objectives=("causal", "instruction", "preference", "dpo", "kto", "policy", "ppo"),
-    names={"causal": NAMES, "sequence": SCORE},
+    names={"causal": NAMES, "sequence": score_names(NAMES, "GPT2ForSequenceClassification")},
     padded={"embed/tokens/embedding": "vocab"},
     lora=("c_attn",),
 )

@@ -4,63 +4,30 @@ It has the shapes of Llama 3 (Llama Team 2024), Qwen2.5, whose queries, keys and
 are normalized, SmolLM2, and SmolLM3, where some layers have no positions; see `zoo.configs.llama`.
 """
 
-import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
 
-import jax
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Int
 
-from zoo.attention.masks import Mask
 from zoo.batch import Batch, Output
 from zoo.configs.llama import Config
 from zoo.hf.param_name_types import ParamName, ParamNames
-from zoo.nn import score_head
-from zoo.nn.family import Family
-from zoo.nn.grouped_attention import GroupedSelfAttention
-from zoo.nn.kv_cache import Cache, KVCacheView, LayerIndex, append_tokens, cache_after, self_mask, view_of
-from zoo.nn.layer_stack import Layer, init_stack, run_stack
+from zoo.nn import causal_decoder
+from zoo.nn.causal_decoder import GroupedBlock, decoder_family, heads_names, init_grouped, score_names
+from zoo.nn.kv_cache import Cache, append_tokens, cache_after, self_mask, view_of
+from zoo.nn.layer_stack import Layer, run_stack
 from zoo.nn.layers import (
-    Embed,
     GatedMlp,
-    RMSNorm,
     Seeds,
     fold_seeds,
     lookup,
-    params_of,
     rms_norm,
-    tied_logits,
     token_positions,
 )
 from zoo.ops import positions, rotary_frequencies
 from zoo.sharding import BATCH, constrain
-
-SCORE_SITE, UNEMBED_SITE = range(2)
-"""Numbers that are folded into the key of the initial parameters."""
-ATTENTION_SITE = 0
-NORMAL = jax.nn.initializers.normal(0.02)
-
-
-def init(cfg: Config, key: Array) -> dict[str, Any]:
-    """Return new parameters: normal(0.02), as in `transformers`; the Llama paper does not state its initial values.
-
-    A reward model has the leaf `score/kernel` in place of an untied output table; see `zoo.nn.score_head`.
-    """
-    embed_key, layers_key = jax.random.split(key)
-    last: dict[str, Any] = {}
-    if cfg.labels:
-        last = score_head.init_score(cfg.width, jax.random.fold_in(key, SCORE_SITE))
-    elif not cfg.tied:
-        rngs = nnx.Rngs(jax.random.fold_in(key, UNEMBED_SITE))
-        last = {"unembed": params_of(Embed(cfg.vocab, cfg.width, NORMAL, rngs, pad=True))}
-    return {
-        "embed": {"tokens": params_of(Embed(cfg.vocab, cfg.width, NORMAL, nnx.Rngs(embed_key), pad=True))},
-        "layers": init_stack(lambda rngs: Block(cfg, rngs), layers_key, cfg.layers),
-        "norm": params_of(RMSNorm(cfg.width, cfg.eps)),
-        **last,
-    }
 
 
 def apply(
@@ -78,8 +45,8 @@ def apply(
 
     def body(block: Block, carry: Any, layer: Layer) -> tuple[Any, None]:
         x, past = carry
-        x, past = block(x, mask, rotate[layer.kind], fold_seeds(seeds, layer.index + 1), past, layer.index)
-        return (constrain(x, BATCH), past), None
+        x, past = block.attend(x, mask, rotate[layer.kind], fold_seeds(seeds, layer.index + 1), past, layer.index)
+        return (constrain(x + block.mlp(block.norm2(x)), BATCH), past), None
 
     x = constrain(lookup(params["embed"]["tokens"]["embedding"], batch.tokens, rows="tensor"), BATCH)
     block = functools.partial(Block, cfg)
@@ -87,25 +54,10 @@ def apply(
     return Output(hidden=rms_norm(x, params["norm"]["scale"], cfg.eps), cache=cache_after(cache, past, batch))
 
 
-def init_cache(cfg: Config, rows: int, length: int, dtype: Any) -> Cache:
-    """Return an empty cache of `length` slots for `rows` rows."""
-    return Cache.empty(cfg.layers, rows, length, cfg.kv_heads, cfg.head, dtype)
-
-
-def unembed(cfg: Config, params: dict[str, Any], hidden: Float[Array, "*B D"]) -> Float[Array, "*B rows"]:
-    """Return float32 logits; rows >= cfg.vocab are padding and get no probability."""
-    table = params["embed"]["tokens"] if cfg.tied else params["unembed"]
-    return tied_logits(hidden, table["embedding"], cfg.vocab)
-
-
 def flops(cfg: Config, batch: Batch) -> float:
     """Return the matrix-product FLOPs of a forward pass with its head; attention counts in full, T x T."""
-    rows, length = batch.tokens.shape
-    inner = cfg.heads * cfg.head
-    per_layer = 2 * cfg.width * (inner + cfg.kv_heads * cfg.head) + 3 * cfg.width * cfg.ffn
-    lm_head, score = (0, 2.0 * rows * cfg.width) if cfg.labels else (cfg.width * cfg.vocab, 0.0)
-    products = 2.0 * rows * length * (cfg.layers * per_layer + lm_head) + score
-    return products + 4.0 * cfg.layers * rows * length * length * inner
+    projections = 2 * cfg.width * (cfg.heads * cfg.head + cfg.kv_heads * cfg.head)
+    return causal_decoder.flops(cfg, batch, projections + 3 * cfg.width * cfg.ffn)
 
 
 def _rotate(cfg: Config, at: Int[Array, "#B T"]) -> dict[str, Callable[[Array], Array]]:
@@ -129,59 +81,26 @@ def _frequencies(cfg: Config) -> rotary_frequencies.Frequencies:
     return rotary_frequencies.plain(cfg.head, cfg.base)
 
 
-class Block(nnx.Module):
-    """A layer: x + attention(norm(x)), then x + mlp(norm(x))."""
+class Block(GroupedBlock):
+    """A layer, whose feed-forward layer is gated."""
 
     def __init__(self, cfg: Config, rngs: nnx.Rngs):
-        self.cfg = cfg
-        self.norm1 = RMSNorm(cfg.width, cfg.eps)
-        self.attention = GroupedSelfAttention(
-            cfg.width,
-            cfg.heads,
-            cfg.kv_heads,
-            cfg.head,
-            NORMAL,
-            NORMAL,
+        super().__init__(
+            cfg,
+            functools.partial(GatedMlp, cfg.width, cfg.ffn, cfg.activation),
             rngs,
             qkv_biases=cfg.attention_bias or cfg.qkv_bias,
             out_bias=cfg.attention_bias,
             norm_eps=cfg.eps if cfg.query_key_norm else None,
         )
-        self.norm2 = RMSNorm(cfg.width, cfg.eps)
-        self.mlp = GatedMlp(cfg.width, cfg.ffn, cfg.activation, NORMAL, NORMAL, rngs)
-
-    def __call__(
-        self,
-        x: Float[Array, "B T D"],
-        mask: Mask,
-        rotate: Callable[[Array], Array],
-        seeds: Seeds,
-        past: KVCacheView | None,
-        layer: LayerIndex,
-    ) -> tuple[Float[Array, "B T D"], KVCacheView | None]:
-        cfg, attention_seeds = self.cfg, fold_seeds(seeds, ATTENTION_SITE)
-        options = {"dropout": cfg.attention_dropout, "seeds": attention_seeds, "impl": cfg.compute.attention}
-        y, past = self.attention(self.norm1(x), mask, past, layer, rotate=rotate, **options)
-        x = x + y
-        return x + self.mlp(self.norm2(x)), past
 
 
 # --- published names ------------------------------------------------------------------------------------------------------------
 
-
-def _heads(leaf: str) -> tuple[ParamName, ParamName]:
-    """Return the rows of the projection to the heads of queries, keys or values."""
-    name = f"layers.{{layer}}.self_attn.{leaf}_proj"
-    kernel = ParamName(f"layers/attention/{leaf}/kernel", f"{name}.weight", "(n h) d -> d n h")
-    return kernel, ParamName(f"layers/attention/{leaf}/bias", f"{name}.bias", "(n h) -> n h", optional=True)
-
-
 BODY = (
     ParamName("embed/tokens/embedding", "embed_tokens.weight"),
     ParamName("layers/norm1/scale", "layers.{layer}.input_layernorm.weight"),
-    *_heads("q"),
-    *_heads("k"),
-    *_heads("v"),
+    *(row for leaf in "qkv" for row in heads_names(leaf, optional=True)),
     ParamName("layers/attention/q_norm/scale", "layers.{layer}.self_attn.q_norm.weight", optional=True),
     ParamName("layers/attention/k_norm/scale", "layers.{layer}.self_attn.k_norm.weight", optional=True),
     ParamName("layers/attention/out/kernel", "layers.{layer}.self_attn.o_proj.weight", "d (n h) -> n h d"),
@@ -204,22 +123,12 @@ NAMES = ParamNames(
     # Old files contain the frequencies of the rotations.
     constants=("layers.{layer}.self_attn.rotary_emb.inv_freq",),
 )
-SCORE = dataclasses.replace(
-    NAMES,
-    architecture="LlamaForSequenceClassification",
-    rows=(*BODY, ParamName("score/kernel", "score.weight", "o i -> i o", bare=True)),
-    tied={},
-)
-
-FAMILY = Family(
-    init=init,
+FAMILY = decoder_family(
+    # The Llama paper does not state its initial values; these are those of `transformers`.
+    init=functools.partial(init_grouped, Block),
     apply=apply,
-    unembed=unembed,
     flops=flops,
-    init_cache=init_cache,
-    sequence_logits=score_head.sequence_logits,
-    objectives=("causal", "instruction", "preference", "dpo", "kto", "policy", "ppo"),
-    names={"causal": NAMES, "sequence": SCORE},
+    names={"causal": NAMES, "sequence": score_names(NAMES, "LlamaForSequenceClassification")},
     sharding=((r"unembed/embedding", ("tensor", "fsdp")),),
     padded={"embed/tokens/embedding": "vocab", "unembed/embedding": "vocab"},
     lora=("q_proj", "v_proj"),
