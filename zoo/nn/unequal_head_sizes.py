@@ -32,8 +32,8 @@ class MergedHeads(Linear):
         return super().__call__(x[..., : self.head])
 
 
-class KeySizedSelfAttention(SelfAttention):
-    """Self-attention with queries and keys of size `key` and values of size `head`; its callers pass the scale, 1/sqrt(key)."""
+class KeySizedHeads(nnx.Module):
+    """The projections to queries and keys of size `key` and values of size `head`, and that of the output."""
 
     def __init__(self, width: int, heads: int, head: int, key: int, inits: tuple[Init, Init], rngs: nnx.Rngs, *, biases: bool):
         key_init, init = inits
@@ -42,21 +42,17 @@ class KeySizedSelfAttention(SelfAttention):
         self.k = PaddedHeads(width, heads, key, size, key_init, rngs, biases=biases)
         self.v = PaddedHeads(width, heads, head, size, init, rngs, biases=biases)
         self.out = MergedHeads(width, heads, head, init, rngs, biases=biases)
+
+
+class KeySizedSelfAttention(KeySizedHeads, SelfAttention):
+    """Self-attention with queries and keys of size `key` and values of size `head`; its callers pass the scale, 1/sqrt(key)."""
 
     def split_heads(self, x: Float[Array, "B T D"]) -> list[Float[Array, "B T N H"]]:
         return [self.q(x), self.k(x), self.v(x)]
 
 
-class KeySizedCrossAttention(CrossAttention):
+class KeySizedCrossAttention(KeySizedHeads, CrossAttention):
     """Attention over the hidden states of a source, with queries and keys of size `key` and values of size `head`."""
-
-    def __init__(self, width: int, heads: int, head: int, key: int, inits: tuple[Init, Init], rngs: nnx.Rngs, *, biases: bool):
-        key_init, init = inits
-        size = max(key, head)
-        self.q = PaddedHeads(width, heads, key, size, key_init, rngs, biases=biases)
-        self.k = PaddedHeads(width, heads, key, size, key_init, rngs, biases=biases)
-        self.v = PaddedHeads(width, heads, head, size, init, rngs, biases=biases)
-        self.out = MergedHeads(width, heads, head, init, rngs, biases=biases)
 
     def read(self, source: Float[Array, "B S D"]) -> tuple[Float[Array, "B S N H"], Float[Array, "B S N H"]]:
         return self.k(source), self.v(source)
