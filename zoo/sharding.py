@@ -151,9 +151,3 @@ def target_device_kind() -> str:
     """Return the `device_kind` of the device for which a program is compiled, of the context mesh or the default one."""
     device = jax.sharding.get_abstract_mesh().abstract_device
     return (jax.devices()[0] if device is None else device).device_kind
-
-
-def single_cpu() -> bool:
-    """Return True if a program is compiled for one CPU device, where splitting or merging an axis needs no communication."""
-    mesh = jax.sharding.get_abstract_mesh()
-    return target_platform() == "cpu" and (mesh.empty or mesh.size == 1)

@@ -19,10 +19,18 @@ import functools
 from collections.abc import Callable
 from typing import Generic, ParamSpec, TypeVar
 
-from zoo.sharding import single_cpu, target_platform
+import jax
+
+from zoo.sharding import target_platform
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+
+def single_cpu() -> bool:
+    """Return True if a program is compiled for one CPU device, where splitting or merging an axis needs no communication."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return target_platform() == "cpu" and (mesh.empty or mesh.size == 1)
 
 
 class with_cpu_form(Generic[P, R]):

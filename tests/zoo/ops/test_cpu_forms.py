@@ -16,9 +16,8 @@ from train.config.run_config import Mesh
 from train.engine import device_mesh
 from zoo.nn.layers import gelu, lookup, tied_logits
 from zoo.ops import products, reductions
-from zoo.ops.cpu_forms import with_cpu_form
+from zoo.ops.cpu_forms import single_cpu, with_cpu_form
 from zoo.ops.products import OutputMajor
-from zoo.sharding import single_cpu
 
 UNIT = 2.0**-24
 """The largest relative error of a rounding to float32."""
@@ -253,7 +252,7 @@ def test_one_file_chooses_forms_for_the_cpu_and_only_ops_and_decoding_have_any()
     def files_with(*words: str) -> set[str]:
         return {file for file, source in sources().items() if any(word in source for word in words)}
 
-    assert files_with("single_cpu") == {"zoo/ops/cpu_forms.py", "zoo/sharding.py"}
+    assert files_with("single_cpu") == {"zoo/ops/cpu_forms.py"}
     ops = {"zoo/ops/products.py", "zoo/ops/reductions.py", "zoo/ops/selects.py"}
     assert files_with("with_cpu_form") == ops | {"zoo/ops/cpu_forms.py", "zoo/generation/split_layers.py"}
     assert files_with("optimization_barrier", "with_layout_constraint") == {"zoo/ops/products.py", "zoo/ops/reductions.py"}
