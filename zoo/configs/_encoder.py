@@ -8,7 +8,7 @@ import dataclasses
 from typing import Any, Literal, TypeVar, get_args
 
 from zoo.configs import Activation, Compute, Exported, ModelConfig
-from zoo.configs._published_keys import PublishedKeys
+from zoo.configs._published_keys import PublishedKeys, check_exportable
 from zoo.errors import BadInput, require
 from zoo.hf.config_json import PublishedConfig
 
@@ -154,8 +154,7 @@ def config_entries(cfg: EncoderConfig) -> dict[str, Any]:
         BadInput: the model has no token types, or sees only one side, which these keys cannot express.
     """
     check_sides(cfg)
-    if cfg.types == 0:
-        raise BadInput("model.types 0: a config.json of this type has 1 or more token types; this model cannot be exported")
+    check_exportable(cfg.types > 0, cfg, "types", "a config.json of this type has 1 or more token types")
     return {
         **KEYS.write(cfg),
         "max_position_embeddings": cfg.context + cfg.position_offset,

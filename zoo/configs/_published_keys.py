@@ -5,7 +5,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from zoo.configs import Exported
+from zoo.errors import BadInput
 from zoo.hf.config_json import ACTIVATIONS, BOOKKEEPING, PublishedConfig, first_name
+
+
+def check_exportable(expressible: bool, config: Any, field: str, why: str) -> None:
+    """Refuse to export a configuration with a value of a field that a config.json cannot express."""
+    if not expressible:
+        raise BadInput(f"model.{field} {getattr(config, field)}: {why}; this model cannot be exported")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -5,8 +5,7 @@ from typing import Any
 
 from zoo.configs import Size
 from zoo.configs._encoder import EncoderConfig, check_sides, head_fields, label_entries
-from zoo.configs._published_keys import PublishedKeys
-from zoo.errors import BadInput
+from zoo.configs._published_keys import PublishedKeys, check_exportable
 from zoo.hf.config_json import PublishedConfig
 
 
@@ -49,10 +48,8 @@ def to_published(config: Config) -> dict[str, Any]:
     """
     check_sides(config)
     for field, only in {"types": 0, "position_offset": 0, "eps": EPS}.items():
-        if (value := getattr(config, field)) != only:
-            raise BadInput(
-                f"model.{field} {value}: a distilbert config.json can only express {only}; this model cannot be exported"
-            )
+        why = f"a distilbert config.json can only express {only}"
+        check_exportable(getattr(config, field) == only, config, field, why)
     return {
         **KEYS.write(config),
         # A classifier of tokens has the `dropout` of the layers in this type, whatever rate was used in training.

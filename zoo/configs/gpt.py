@@ -8,7 +8,7 @@ import dataclasses
 from typing import Any, get_args
 
 from zoo.configs import Activation, AttentionPattern, Compute, Exported, ModelConfig, Size
-from zoo.configs._published_keys import PublishedKeys
+from zoo.configs._published_keys import PublishedKeys, check_exportable
 from zoo.configs._score_head import check_labels, label_entries, read_labels
 from zoo.errors import BadInput, require
 from zoo.hf.config_json import PublishedConfig
@@ -97,14 +97,11 @@ def to_published(config: Config) -> dict[str, Any]:
         BadInput: window layers, or attention that is not as wide as the model, which this type cannot express.
     """
     if "window" in config.pattern:
-        raise BadInput(
-            f"model.pattern {' '.join(config.pattern)}: a gpt2 config.json has no window layers; this model cannot be exported"
-        )
-    if config.heads * config.head != config.width:
-        raise BadInput(
-            f"model.head {config.head}: a gpt2 config.json can only express heads x head = width, and "
-            f"{config.heads} x {config.head} is not {config.width}; this model cannot be exported"
-        )
+        pattern = " ".join(config.pattern)
+        raise BadInput(f"model.pattern {pattern}: a gpt2 config.json has no window layers; this model cannot be exported")
+    inner = f"{config.heads} x {config.head} is not {config.width}"
+    why = f"a gpt2 config.json can only express heads x head = width, and {inner}"
+    check_exportable(config.heads * config.head == config.width, config, "head", why)
     return {**KEYS.write(config), "n_inner": config.ffn, **label_entries(config.labels)}
 
 

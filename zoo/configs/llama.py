@@ -10,9 +10,9 @@ from typing import Any, Literal, get_args
 
 from zoo.configs import Activation, Compute, Exported, ModelConfig, Size
 from zoo.configs._llama_sizes import PUBLISHED
-from zoo.configs._published_keys import PublishedKeys
+from zoo.configs._published_keys import PublishedKeys, check_exportable
 from zoo.configs._score_head import check_labels, label_entries, read_labels
-from zoo.errors import BadInput, require
+from zoo.errors import require
 from zoo.hf.config_json import PublishedConfig
 
 Scaling = Literal["none", "linear", "llama3"]
@@ -176,10 +176,7 @@ def exported_type(config: Config) -> str:
     fields = [field for field in own if getattr(config, field)]
     if len(fields) > 1:
         first, second = fields[:2]
-        raise BadInput(
-            f"model.{second} {getattr(config, second)}: no published type has it with model.{first} {getattr(config, first)}; "
-            "this model cannot be exported"
-        )
+        check_exportable(False, config, second, f"no published type has it with model.{first} {getattr(config, first)}")
     if fields:
         return own[fields[0]]
     return SMOLLM3 if config.exported.model_type == SMOLLM3 else MODEL_TYPE
@@ -192,11 +189,8 @@ def to_published(config: Config) -> dict[str, Any]:
         BadInput: numbers that no type can express.
     """
     model_type = exported_type(config)
-    if model_type != QWEN3 and config.width % config.heads:
-        raise BadInput(
-            f"model.heads {config.heads}: a {model_type} config.json can only express numbers that divide the width, "
-            f"{config.width}; this model cannot be exported"
-        )
+    why = f"a {model_type} config.json can only express numbers that divide the width, {config.width}"
+    check_exportable(model_type == QWEN3 or config.width % config.heads == 0, config, "heads", why)
     layers = {
         # The key may not be 0.
         "no_rope_layer_interval": config.unrotated_every or config.layers + 1,

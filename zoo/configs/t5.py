@@ -10,9 +10,9 @@ import struct
 from typing import Any, Literal, get_args
 
 from zoo.configs import Activation, Compute, Exported, ModelConfig, Size
-from zoo.configs._published_keys import PublishedKeys
+from zoo.configs._published_keys import PublishedKeys, check_exportable
 from zoo.configs._score_head import check_labels, label_entries, read_labels
-from zoo.errors import BadInput, require
+from zoo.errors import require
 from zoo.hf.config_json import ACTIVATIONS, PublishedConfig
 
 Architecture = Literal["encoder_decoder", "shared", "decoder"]
@@ -191,17 +191,12 @@ def to_published(config: Config) -> dict[str, Any]:
         BadInput: shared stacks, a decoder only, or an activation, which these types cannot express; or a distance whose bucket
             may differ in `transformers`.
     """
-    if (distance := uncertain_distance(config.buckets, config.max_distance)) is not None:
-        raise BadInput(
-            f"model.max_distance {config.max_distance}: with {config.buckets} buckets, `transformers` may put distance "
-            f"{distance} into another bucket; this model cannot be exported"
-        )
-    if config.architecture != "encoder_decoder":
-        raise BadInput(f"model.architecture {config.architecture}: no such T5 was published; this model cannot be exported")
-    if (config.activation, config.gated) not in FEED_FORWARD.values():
-        raise BadInput(
-            f"model.activation {config.activation}: a t5 config.json cannot express it with a gate; this model cannot be exported"
-        )
+    distance = uncertain_distance(config.buckets, config.max_distance)
+    why = f"with {config.buckets} buckets, `transformers` may put distance {distance} into another bucket"
+    check_exportable(distance is None, config, "max_distance", why)
+    check_exportable(config.architecture == "encoder_decoder", config, "architecture", "no such T5 was published")
+    is_named = (config.activation, config.gated) in FEED_FORWARD.values()
+    check_exportable(is_named, config, "activation", "a t5 config.json cannot express it with a gate")
     return {
         **KEYS.write(config),
         "num_decoder_layers": config.decoder_layers,

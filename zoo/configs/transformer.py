@@ -4,9 +4,9 @@ import dataclasses
 from typing import Any, Literal, get_args
 
 from zoo.configs import LARGEST, Activation, Compute, Exported, ModelConfig, Size
-from zoo.configs._published_keys import PublishedKeys
+from zoo.configs._published_keys import PublishedKeys, check_exportable
 from zoo.configs._score_head import check_labels
-from zoo.errors import BadInput, require
+from zoo.errors import require
 from zoo.hf.config_json import PublishedConfig
 
 Sinusoids = Literal["interleaved", "halves"]
@@ -122,11 +122,9 @@ def to_published(config: Config) -> dict[str, Any]:
         BadInput: the form of the paper, which this type cannot express.
     """
     for field, only in EXPRESSIBLE.items():
-        if (value := getattr(config, field)) != only:
-            raise BadInput(f"model.{field} {value}: a marian config.json can only express {only}; this model cannot be exported")
-    if config.key_size != config.head:
-        fix = f"a marian config.json can only express width / heads, {config.head}; this model cannot be exported"
-        raise BadInput(f"model.head_dim {config.head_dim}: {fix}")
+        check_exportable(getattr(config, field) == only, config, field, f"a marian config.json can only express {only}")
+    why = f"a marian config.json can only express width / heads, {config.head}"
+    check_exportable(config.key_size == config.head, config, "head_dim", why)
     return {
         **KEYS.write(config),
         **{key: getattr(config, field) for field, key in DECODER.items()},

@@ -8,8 +8,8 @@ from typing import Any
 
 from zoo.configs import Size
 from zoo.configs._encoder import BodyConfig, Initializer, head_fields, label_entries
-from zoo.configs._published_keys import PublishedKeys
-from zoo.errors import BadInput, require
+from zoo.configs._published_keys import PublishedKeys, check_exportable
+from zoo.errors import require
 from zoo.hf.config_json import PublishedConfig
 
 LONGEST = 1 << 20
@@ -88,11 +88,8 @@ def to_published(config: Config) -> dict[str, Any]:
     Raises:
         BadInput: two different dropout rates, which this type cannot express.
     """
-    if config.attention_dropout != config.dropout:
-        raise BadInput(
-            f"model.attention_dropout {config.attention_dropout}: an xlnet config.json has one rate for all, and "
-            f"model.dropout is {config.dropout}; this model cannot be exported"
-        )
+    why = f"an xlnet config.json has one rate for all, and model.dropout is {config.dropout}"
+    check_exportable(config.attention_dropout == config.dropout, config, "attention_dropout", why)
     return {
         **KEYS.write(config),
         "d_head": config.head,
