@@ -48,7 +48,7 @@ def shape_of(options: FeedbackOptions) -> Shape:
     sizes = {name: getattr(options, name) for name in SIZES}
     base = make_case(options.model, "train")
     model = models.model(base.config)
-    if "policy" not in model.definition.objectives or model.is_encoder_decoder:
+    if "policy_gradient" not in model.definition.objectives or model.is_encoder_decoder:
         raise BadInput(f"{base.size} is not a decoder that learns from rewards of its texts; choose a GPT, such as gpt2")
     length, context = sizes["prompt_length"] + sizes["tokens"], base.config.context
     fix = f"a prompt of {sizes['prompt_length']} and this response do not fit in the {context:,} positions of {base.size}"

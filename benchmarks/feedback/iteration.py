@@ -11,8 +11,8 @@ from jaxtyping import Float32, Int32
 
 from benchmarks.core.memory import planned_memory
 from train.config.data_options import PromptData
-from train.config.objectives import PolicyOptions
-from train.config.policy_options import Policy
+from train.config.objectives import PolicyGradientOptions
+from train.config.policy_gradient_options import PolicyGradientLoss
 from train.config.rollout_options import Rollout
 from train.config.run_config import Optim, Run
 from train.data.example_types import Prompt
@@ -87,11 +87,13 @@ class Shape:
 
     def run(self) -> Run:
         """Return the shape as a run of the trainer: GRPO with the KL divergence in the loss, as in TRL, and AdamW."""
-        policy = Policy(advantage="group_std", aggregation="sequences", beta=0.04, kl="loss")
+        policy = PolicyGradientLoss(advantage="group_std", aggregation="sequences", beta=0.04, kl="loss")
         return Run(
             recipe=self.size,
             model=self.config,
-            options=PolicyOptions(policy=policy, rollout=Rollout(samples=self.group, tokens=self.tokens, write_every=0)),
+            options=PolicyGradientOptions(
+                policy_gradient=policy, rollout=Rollout(samples=self.group, tokens=self.tokens, write_every=0)
+            ),
             steps=1 << 30,
             data=PromptData(length=self.length, batch=self.rows),
             optim=Optim(lr=1e-4, schedule="constant", warmup=0, b2=0.999, weight_decay=0.0),

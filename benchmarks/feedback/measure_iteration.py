@@ -155,7 +155,7 @@ class _Group:
         run = self.shape.run()
         arrays = {name: getattr(self._first, name) for name in ("prompts", "responses", "old")}
         request = {"group": self.shape.group, "tokens": self.shape.tokens, "vocabulary": self.shape.config.vocab}
-        request |= {"beta": run.options.policy.beta, "clip": run.options.policy.clip_low}
+        request |= {"beta": run.options.policy_gradient.beta, "clip": run.options.policy_gradient.clip_low}
         request |= {"reference_factor": REFERENCE_FACTOR}
         request["optim"] = peer_process.optimizer_numbers(run.optim)
         peer_process.export(folder, self.shape.config, self._params, request, arrays)

@@ -24,7 +24,7 @@ SCORERS: dict[str, Callable[[ScoringInputs], Callable[[Any], Any]]] = {
     "preference": preference_scores.of_run,
     "dpo": dpo_scores.of_run,
     "kto": kto_scores.of_run,
-    **dict.fromkeys(("policy", "ppo"), policy_scores.of_run),
+    **dict.fromkeys(("policy_gradient", "ppo"), policy_scores.of_run),
 }
 """Objective -> function that returns the scorer, (parameters) -> score; a score has `record()`."""
 

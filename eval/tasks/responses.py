@@ -67,7 +67,7 @@ def read(names: Sequence[str], settings: Settings) -> list[Prompt]:
     else:
         fix = "responses are sampled and nothing judges them; name a judge, or a --rollout.reference"
         require(bool(settings.rollout.reference), "rollout.reward", "", fix)
-    examples, _ = labelled_reader.read_examples("policy", tuple(names), Data(), Prompts())
+    examples, _ = labelled_reader.read_examples("policy_gradient", tuple(names), Data(), Prompts())
     prompts = first([item for item in examples if isinstance(item, Prompt)], settings.limit)
     check_columns(prompts)
     return prompts

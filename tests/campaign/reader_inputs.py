@@ -131,7 +131,7 @@ def _labelled(folder: Path) -> Named:
         ("choice", "race.txt", json.dumps(labelled_files.ARTICLE)),
         ("preference", "pairs.jsonl", [{"prompt": "a ", "chosen": "b", "rejected": "c", "margin": 0.5}]),
         ("kto", "answers.jsonl", [{"prompt": "a ", "completion": "b", "label": True}]),
-        ("policy", "prompts.jsonl", [{"prompt": "a", "completion": "b"}, {"prompt": "c", "completion": "d"}]),
+        ("policy_gradient", "prompts.jsonl", [{"prompt": "a", "completion": "b"}, {"prompt": "c", "completion": "d"}]),
     ]
     for objective, name, content in examples:
         file = labelled_files.put(_new(folder, f"{objective}-{name}") / name, content)

@@ -33,7 +33,7 @@ from zoo.cli.trust_option import trust_folder
 from zoo.errors import BadInput
 
 REWARDS = [*ROLLOUTS.replace("low_ids:share", f"{reward_names.OWN_MODULE}:exact_match").split(), "--rollout.samples", "2"]
-REWARDS += [*words("--policy.beta 0 --steps 3 --checkpoint.every 3 --log.samples 0")]
+REWARDS += [*words("--policy-gradient.beta 0 --steps 3 --checkpoint.every 3 --log.samples 0")]
 
 
 @functools.cache
@@ -212,7 +212,7 @@ def config_of(here: Path, *keys: str, value: Any, objective: str = "causal", nam
 
 
 def reward_config(here: Path, reward: str, name: str = "runs/evil") -> Path:
-    return config_of(here, "rollout", "reward", value=[reward], objective="policy", name=name)
+    return config_of(here, "rollout", "reward", value=[reward], objective="policy_gradient", name=name)
 
 
 def use(run: str) -> None:

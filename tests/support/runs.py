@@ -50,7 +50,7 @@ FLAGS = {
     "t5-nano": f"{SMALL} --data.paths text.txt --model.decoder-layers 2 --model.head 8".split(),
     "transformer-nano": f"{SMALL} --pairs.source text.txt --pairs.target turned.txt".split(),
     "ppo": [*ROLLOUTS.split(), "--rollout.epochs", "3", "--ppo.beta", "0"],
-    "rloo": [*ROLLOUTS.split(), "--policy.beta", "0"],
+    "rloo": [*ROLLOUTS.split(), "--policy-gradient.beta", "0"],
     "xlnet-nano": f"{SMALL} --data.paths text.txt --data.valid-fraction 0.4 --model.memory 16 --model.reuse 12".split(),
 }
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from tests.golden import make
 from tests.support import published, trl_losses
-from train.config.policy_options import Policy
+from train.config.policy_gradient_options import PolicyGradientLoss
 from train.config.rollout_options import Rollout
 
 FILE = make.FOLDER / "policies.json"
@@ -20,16 +20,18 @@ LENGTHS = (5, 3, 6, 1, 4, 4, 2, 6)
 """Tokens of the responses, four to each of two prompts."""
 REWARDS = [0.3, 1.0, -0.5, 0.25, 2.0, 0.0, 0.5, 1.5]
 KL_IN_LOSS: Any = {"beta": 0.04, "kl": "loss"}
-CASES: dict[str, tuple[Policy, float]] = {
-    "grpo": (Policy(advantage="group_std", aggregation="sequences", **KL_IN_LOSS), 1.0),
-    "dapo": (Policy(advantage="group_std", clip_low=0.05, clip_high=0.3, **KL_IN_LOSS), 1.0),
-    "dr_grpo": (Policy(aggregation="limit", clip_low=0.05, clip_high=0.1), 1.0),
+CASES: dict[str, tuple[PolicyGradientLoss, float]] = {
+    "grpo": (PolicyGradientLoss(advantage="group_std", aggregation="sequences", **KL_IN_LOSS), 1.0),
+    "dapo": (PolicyGradientLoss(advantage="group_std", clip_low=0.05, clip_high=0.3, **KL_IN_LOSS), 1.0),
+    "dr_grpo": (PolicyGradientLoss(aggregation="limit", clip_low=0.05, clip_high=0.1), 1.0),
     "grpo, sequence": (
-        Policy(advantage="group_std", ratio="sequence", aggregation="sequences", clip_low=0.02, clip_high=0.04, **KL_IN_LOSS),
+        PolicyGradientLoss(
+            advantage="group_std", ratio="sequence", aggregation="sequences", clip_low=0.02, clip_high=0.04, **KL_IN_LOSS
+        ),
         1.0,
     ),
-    "dapo, temperature": (Policy(advantage="group_std", **KL_IN_LOSS), 0.7),
-    "rloo": (Policy(advantage="leave_one_out", ratio="product", aggregation="sequences", beta=0.05), 1.0),
+    "dapo, temperature": (PolicyGradientLoss(advantage="group_std", **KL_IN_LOSS), 0.7),
+    "rloo": (PolicyGradientLoss(advantage="leave_one_out", ratio="product", aggregation="sequences", beta=0.05), 1.0),
 }
 """Options and temperature; the name begins with TRL's loss."""
 

@@ -18,7 +18,7 @@ from train.config.data_options import (
 )
 from train.config.dpo_options import Dpo
 from train.config.kto_options import Kto
-from train.config.policy_options import Policy
+from train.config.policy_gradient_options import PolicyGradientLoss
 from train.config.ppo_options import Ppo
 from train.config.rollout_options import Rollout
 from zoo.configs import Objective
@@ -225,11 +225,11 @@ class RolloutOptions(TokenOptions):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PolicyOptions(RolloutOptions):
+class PolicyGradientOptions(RolloutOptions):
     """Options of policy gradients."""
 
-    objective = "policy"
-    policy: Policy = Policy()
+    objective = "policy_gradient"
+    policy_gradient: PolicyGradientLoss = PolicyGradientLoss()
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -255,7 +255,7 @@ OPTIONS: dict[str, type[ObjectiveOptions]] = {
         PreferenceOptions,
         DpoOptions,
         KtoOptions,
-        PolicyOptions,
+        PolicyGradientOptions,
         PpoOptions,
     )
 }

@@ -47,7 +47,7 @@ class Rollout:
     A function is called as f(prompts=[...], completions=[...], ids=[...], **columns) and returns a number for each
     completion."""
     samples: int = 8
-    """Number of responses to each prompt, G, which policy compares with each other. It divides the rows of each device."""
+    """Number of responses to each prompt, G, which policy_gradient compares. It divides the rows of each device."""
     tokens: int = 64
     """Most tokens of a response, its end mark included."""
     missing_end: float | None = None

@@ -325,7 +325,7 @@ TASKS = {
     "instruction": Task(CHAT, lambda record, options: parse_dialogue(record), ("jsonl", "json")),
     "preference": Task(CHAT, preference_records.preference, ("jsonl", "json")),
     "kto": Task(CHAT, preference_records.unpaired_preference, ("jsonl", "json")),
-    "policy": Task(CHAT, prompt_records.prompt, ("jsonl", "json")),
+    "policy_gradient": Task(CHAT, prompt_records.prompt, ("jsonl", "json")),
     "choice": Task({".json": dataset_formats.race, ".txt": dataset_formats.race, **ANY}, _choice, ("race", "jsonl")),
 }
 """Tasks by objective."""

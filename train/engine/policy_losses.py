@@ -7,7 +7,7 @@ Log-probabilities are [B, T] in nats, and weights [B, T] are above 0 where a tok
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from train.config.policy_options import Aggregation, Ratio
+from train.config.policy_gradient_options import Aggregation, Ratio
 
 
 def ratios(

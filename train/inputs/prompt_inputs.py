@@ -148,7 +148,7 @@ def read_prompts(run: run_config.Run, folder: RunDir, cache: Path, *, quiet: boo
             prompt is too long, or there are conversations and no chat template that renders them.
     """
     left_out: list[str] = []
-    halves: Any = labelled_reader.split("policy", run.data, run.options.labelled, left_out)
+    halves: Any = labelled_reader.split("policy_gradient", run.data, run.options.labelled, left_out)
     check_columns([example for half in halves for example in half])
     tokenizer = existing_tokenizer(run, folder)
     if tokenizer is None:

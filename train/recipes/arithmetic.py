@@ -1,8 +1,8 @@
 """Recipes that learn to add two numbers: from answers first, and then from rewards alone, in minutes on a laptop."""
 
 from train.config.data_options import DialogueData, PromptData
-from train.config.objectives import InstructionOptions, PolicyOptions
-from train.config.policy_options import Policy
+from train.config.objectives import InstructionOptions, PolicyGradientOptions
+from train.config.policy_gradient_options import PolicyGradientLoss
 from train.config.rollout_options import Rollout
 from train.config.run_config import Checkpoint, Log, Optim, Run, Tokenizer
 from zoo.configs import gpt
@@ -54,8 +54,8 @@ def arithmetic_nano() -> Run:
     return Run(
         recipe="arithmetic-nano",
         model=MODEL,
-        options=PolicyOptions(
-            policy=Policy(advantage="group_std", clip_high=0.28),
+        options=PolicyGradientOptions(
+            policy_gradient=PolicyGradientLoss(advantage="group_std", clip_high=0.28),
             rollout=Rollout(reward=("train.rollouts.reward_functions:exact_match",), samples=8, tokens=4),
         ),
         init="runs/arithmetic-sft-nano",

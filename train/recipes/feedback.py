@@ -3,9 +3,9 @@
 import dataclasses
 from typing import Any
 
-from train.config.objectives import DpoOptions, KtoOptions, PolicyOptions, PpoOptions, RolloutOptions, TokenOptions
+from train.config.objectives import DpoOptions, KtoOptions, PolicyGradientOptions, PpoOptions, RolloutOptions, TokenOptions
 from train.config.option_groups import Prompts
-from train.config.policy_options import Policy
+from train.config.policy_gradient_options import PolicyGradientLoss
 from train.config.ppo_options import Ppo
 from train.config.rollout_options import Rollout
 from train.config.run_config import Checkpoint, Log, Optim, Run
@@ -44,7 +44,9 @@ def grpo(init: str = "") -> Run:
     Expect: not measured. A small model needs a larger rate, such as --optim.lr 2e-4.
     """
     # Without the KL divergence of the paper, which TRL 1.16 leaves out too.
-    return _rewards("grpo", init, PolicyOptions(policy=Policy(advantage="group_std", aggregation="sequences")))
+    return _rewards(
+        "grpo", init, PolicyGradientOptions(policy_gradient=PolicyGradientLoss(advantage="group_std", aggregation="sequences"))
+    )
 
 
 def rloo(init: str = "") -> Run:
@@ -56,8 +58,8 @@ def rloo(init: str = "") -> Run:
     Expect: 99.8, 99.0, 99.2 % of the held-out sums right, three seeds, with --optim.lr 3e-4: small models need larger rates.
     """
     # The KL coefficient is that of TRL 1.16; the paper's section 4 compares 2 and 4 responses.
-    policy = Policy(advantage="leave_one_out", ratio="product", aggregation="sequences", beta=0.05)
-    return _rewards("rloo", init, PolicyOptions(policy=policy, rollout=Rollout(samples=4)))
+    policy = PolicyGradientLoss(advantage="leave_one_out", ratio="product", aggregation="sequences", beta=0.05)
+    return _rewards("rloo", init, PolicyGradientOptions(policy_gradient=policy, rollout=Rollout(samples=4)))
 
 
 def ppo(init: str = "") -> Run:
@@ -95,8 +97,8 @@ def translation_rl(init: str = "") -> Run:
     # 0.5 samples are nearer to greedy translations, which have few of the unlikely words that a temperature of 1 samples.
     functions = "train.rollouts.reward_functions"
     rewards = (f"{functions}:sentence_gleu", f"{functions}:sentence_chrf")
-    options = PolicyOptions(
-        policy=Policy(advantage="group", aggregation="limit"),
+    options = PolicyGradientOptions(
+        policy_gradient=PolicyGradientLoss(advantage="group", aggregation="limit"),
         # The sampler dispatches one token and then 16 at a time. A text without an end gets no reward.
         rollout=Rollout(reward=rewards, samples=8, tokens=33, missing_end=0.0, temperature=0.5),
         labelled=Prompts(skip_bad=True),

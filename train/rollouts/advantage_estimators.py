@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float32, Float64
 
-from train.config.policy_options import Policy
+from train.config.policy_gradient_options import PolicyGradientLoss
 from train.config.ppo_options import Ppo
 from train.rollouts import generalized_advantages
 from train.rollouts.advantages import advantages
@@ -64,7 +64,7 @@ class Estimator(Protocol):
 class GroupEstimator:
     """Advantages over the other responses to the same prompt; see `train.rollouts.advantages`."""
 
-    options: Policy
+    options: PolicyGradientLoss
     reads_values = False
 
     @property

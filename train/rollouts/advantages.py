@@ -3,7 +3,7 @@
 import numpy as np
 from jaxtyping import Float64
 
-from train.config.policy_options import Advantage
+from train.config.policy_gradient_options import Advantage
 
 STD_EPS = 1e-4
 """Is added to the standard deviation of a group, as in TRL 1.16."""

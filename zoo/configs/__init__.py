@@ -35,7 +35,7 @@ Objective = Literal[
     "preference",
     "dpo",
     "kto",
-    "policy",
+    "policy_gradient",
     "ppo",
 ]
 Implementation = Literal["auto", "reference", "xla", "blocked", "cudnn", "tokamax", "splash", "flash_tpu", "flash_gpu"]

@@ -341,7 +341,7 @@ FAMILY = Family(
     flops=flops,
     init_cache=init_cache,
     sequence_logits=score_head.sequence_logits,
-    objectives=("denoising", "text_to_text", "preference", "dpo", "kto", "policy", "ppo"),
+    objectives=("denoising", "text_to_text", "preference", "dpo", "kto", "policy_gradient", "ppo"),
     names={"text_to_text": NAMES, "sequence": SCORE},
     sharding=(
         (r"relative/embedding", (None, "tensor")),

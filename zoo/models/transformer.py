@@ -287,7 +287,7 @@ FAMILY = Family(
     flops=flops,
     init_cache=init_cache,
     sequence_logits=score_head.sequence_logits,
-    objectives=("text_to_text", "preference", "dpo", "kto", "policy", "ppo"),
+    objectives=("text_to_text", "preference", "dpo", "kto", "policy_gradient", "ppo"),
     names={"text_to_text": NAMES, "sequence": SCORE},
     sharding=(
         (r"unembed/bias", ("tensor",)),

@@ -30,7 +30,7 @@ def decoder_family(**parts: Any) -> Family:
         "unembed": unembed,
         "init_cache": init_cache,
         "sequence_logits": score_head.sequence_logits,
-        "objectives": ("causal", "instruction", "preference", "dpo", "kto", "policy", "ppo"),
+        "objectives": ("causal", "instruction", "preference", "dpo", "kto", "policy_gradient", "ppo"),
     }
     return Family(**{**usual, **parts})
 

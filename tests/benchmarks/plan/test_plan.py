@@ -26,9 +26,9 @@ from tests.support.small import small as tiny_model
 from train import recipes
 from train.config import run_config
 from train.config.data_options import CausalData, PromptData
-from train.config.objectives import PolicyOptions
+from train.config.objectives import PolicyGradientOptions
 from train.config.option_groups import Distillation
-from train.config.policy_options import Policy
+from train.config.policy_gradient_options import PolicyGradientLoss
 from train.config.rollout_options import Rollout
 from train.config.run_config import Mesh
 from train.engine import device_mesh
@@ -112,7 +112,7 @@ def test_frozen_layers_are_arguments_without_optimizer_state() -> None:
 )
 def test_a_rollout_is_planned_beside_its_step(family: str, precision: Any, beta: float, slots: int) -> None:
     net = tiny_model(family)
-    options = PolicyOptions(policy=Policy(beta=beta), rollout=Rollout(samples=4, tokens=8))
+    options = PolicyGradientOptions(policy_gradient=PolicyGradientLoss(beta=beta), rollout=Rollout(samples=4, tokens=8))
     data = PromptData(length=24, batch=32)
     fields: dict[str, Any] = {"options": options, "data": data, "mesh": Mesh(data=4, tensor=2), "precision": precision}
     run = run_config.Run(recipe="tiny", model=net.config, **fields)

@@ -11,12 +11,14 @@ import pytest
 from eval.report import report, rollout_texts, run_charts
 from tests.eval.report.run_folder import RUN, folder, page, rows
 from train.config.data_options import PromptData
-from train.config.objectives import PolicyOptions
+from train.config.objectives import PolicyGradientOptions
 from train.config.rollout_options import Rollout
 from train.run import metrics_file
 from zoo.errors import BadInput
 
-POLICY = dataclasses.replace(RUN, recipe="grpo", data=PromptData(), options=PolicyOptions(rollout=Rollout(samples=2, steps=2)))
+POLICY = dataclasses.replace(
+    RUN, recipe="grpo", data=PromptData(), options=PolicyGradientOptions(rollout=Rollout(samples=2, steps=2))
+)
 SPOKEN = [{"role": "system", "content": "Be <brief>."}, {"role": "user", "content": "7+5="}]
 
 
@@ -107,7 +109,7 @@ def test_the_best_of_n_at_the_start_is_beside_the_curve_over_the_divergence(tmp_
     responses(files / "00000000.jsonl", *groups)
     assert rollout_texts.best_of_n(files, 1) == []
     assert rollout_texts.best_of_n(files, 3) == [(0.0, pytest.approx(8 / 6)), (pytest.approx(np.log(2) - 0.5), 1.5)]
-    run = dataclasses.replace(POLICY, options=PolicyOptions(rollout=Rollout(samples=3)))
+    run = dataclasses.replace(POLICY, options=PolicyGradientOptions(rollout=Rollout(samples=3)))
     shown = page(folder(tmp_path, run=run, rows=policy_rows(20)))
     labels = [str(each["aria-label"]) for tag, each in shown.tags if tag == "svg"]
     assert any("0.6403; best of 1 to 2, at the start, from 1.333 to 1.5" in label for label in labels)

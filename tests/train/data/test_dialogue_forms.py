@@ -21,9 +21,10 @@ def said(**turns: str) -> list[dict[str, str]]:
 
 
 def read(folder: Path, record: dict[str, Any], objective: str = "instruction") -> Any:
-    options: Any = {"text_to_text": PairTables(), "policy": Prompts()}.get(objective, ExampleFileOptions())
+    options: Any = {"text_to_text": PairTables(), "policy_gradient": Prompts()}.get(objective, ExampleFileOptions())
     file = put(
-        folder / "a.jsonl", [{"prompt": "a", "completion": "b"}, record] if objective != "policy" else [{"prompt": "a"}, record]
+        folder / "a.jsonl",
+        [{"prompt": "a", "completion": "b"}, record] if objective != "policy_gradient" else [{"prompt": "a"}, record],
     )
     return labelled_reader.read_examples(objective, (str(file),), Data(), options)[0][1]
 
@@ -53,11 +54,11 @@ def test_other_forms_become_messages(name: str, objective: str, tmp_path: Path) 
 
 
 def test_prompts_leave_out_the_answer_and_keep_the_other_columns(tmp_path: Path) -> None:
-    alpaca = read(tmp_path, {"instruction": "Who?", "input": "a", "output": "Anna.", "system": "Be brief."}, "policy")
+    alpaca = read(tmp_path, {"instruction": "Who?", "input": "a", "output": "Anna.", "system": "Be brief."}, "policy_gradient")
     assert (alpaca.messages, alpaca.columns) == ((SYSTEM, Message("user", "Who?\n\na")), {"output": "Anna."})
-    sharegpt = read(tmp_path, {"conversations": said(human="Who?"), "answer": 3}, "policy")
+    sharegpt = read(tmp_path, {"conversations": said(human="Who?"), "answer": 3}, "policy_gradient")
     assert (sharegpt.messages, sharegpt.columns, sharegpt.document) == ((USER,), {"answer": 3}, json.dumps((USER,)))
-    prompt = read(tmp_path, {"prompt": "a", "instruction": "b", "conversations": []}, "policy")
+    prompt = read(tmp_path, {"prompt": "a", "instruction": "b", "conversations": []}, "policy_gradient")
     assert (prompt.prompt, prompt.messages, sorted(prompt.columns)) == ("a", (), ["conversations", "instruction"])
 
 
@@ -112,7 +113,7 @@ def test_prompts_of_two_forms_or_with_an_answer_are_refused(tmp_path: Path) -> N
         ({"text": "a"}, 'no "prompt"; it has "text"'),
     ):
         with pytest.raises(BadInput) as refusal:
-            read(tmp_path, record, "policy")
+            read(tmp_path, record, "policy_gradient")
         assert f"a.jsonl:2: {message}" in str(refusal.value)
 
 

@@ -19,7 +19,7 @@ from zoo.errors import BadInput
 
 
 def read(file: Path) -> list[Any]:
-    return labelled_reader.read_examples("policy", (str(file),), Data(), Prompts())[0]
+    return labelled_reader.read_examples("policy_gradient", (str(file),), Data(), Prompts())[0]
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.parquet", "folder"])

@@ -224,7 +224,7 @@ SHRINKING = {
     "rows": ({"data": CausalData(length=32, batch=24)}, (6, 4, 3, 2, 1)),
     "micro-batches": ({"data": CausalData(length=32, batch=24), "accumulate": 3}, (4, 2, 1)),
     "fsdp": ({"data": CausalData(length=32, batch=8), "mesh": run_config.Mesh(fsdp=2)}, (4, 2)),
-    "rollouts": ({"objective": "policy", "samples": 6, "batch": 24}, (4, 2, 1)),
+    "rollouts": ({"objective": "policy_gradient", "samples": 6, "batch": 24}, (4, 2, 1)),
 }
 
 

@@ -46,7 +46,7 @@ def prepared(folder: Path, family: str = "gpt", template: str | None = CHATML, *
     path = TokenizerOptions(path=str(folder / "tokenizer"))
     rollout = Rollout(samples=2, tokens=8)
     changes: dict[str, Any] = dict(data=data, tokenizer=path, rollout=rollout, out=str(folder), **options)
-    return tiny.run("policy", model=model.config, **changes)
+    return tiny.run("policy_gradient", model=model.config, **changes)
 
 
 def read(folder: Path, run: Any) -> PromptInputs:

@@ -67,7 +67,7 @@ def with_data(run: run_config.Run, files: Path) -> run_config.Run:
     run = tiny.with_options(run, distillation=Distillation()) if run.teacher else run
     other = "labelled" if run.recipe.startswith("fine") else "text"
     kinds = {"denoising": "text", "text_to_text": "pairs", "instruction": "instruction"}
-    kinds |= {"preference": "preference", "dpo": "preference", "kto": "kto", "policy": "prompts", "ppo": "prompts"}
+    kinds |= {"preference": "preference", "dpo": "preference", "kto": "kto", "policy_gradient": "prompts", "ppo": "prompts"}
     kind = kinds.get(run.objective, other)
     if run.objective in ("dpo", "kto"):
         # tests/train/weights/test_reference_log_probs.py compares the field of a reference.

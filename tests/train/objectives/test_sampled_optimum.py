@@ -11,11 +11,11 @@ import pytest
 
 from tests.support.enumeration import TEXTS, float64
 from tests.support.toy_policy import BETA, LIMIT, OPTIONS, REWARDS, distance, tabular
-from train.config.policy_options import Policy
+from train.config.policy_gradient_options import PolicyGradientLoss
 from train.config.ppo_options import Ppo
 from train.config.rollout_options import Rollout
 from train.engine.log_probs import token_log_probs
-from train.objectives.feedback.policy import PolicyGradient, RolloutObjective
+from train.objectives.feedback.policy_gradient import PolicyGradient, RolloutObjective
 from train.objectives.feedback.ppo import ProximalPolicy
 from train.rollouts.advantage_estimators import ScoredBatch
 
@@ -26,9 +26,11 @@ ROLLOUT = Rollout(samples=SAMPLES, tokens=LIMIT)
 CENTRED = LIMIT * SAMPLES / (SAMPLES - 1)
 """Factor of the loss that is divided by the limit and in which a group's own mean takes 1 / G of each reward away."""
 OBJECTIVES: dict[str, tuple[RolloutObjective, float]] = {
-    "Dr. GRPO": (PolicyGradient(Policy(aggregation="limit", beta=BETA), ROLLOUT), CENTRED),
+    "Dr. GRPO": (PolicyGradient(PolicyGradientLoss(aggregation="limit", beta=BETA), ROLLOUT), CENTRED),
     "RLOO": (
-        PolicyGradient(Policy(advantage="leave_one_out", ratio="product", aggregation="sequences", beta=BETA), ROLLOUT),
+        PolicyGradient(
+            PolicyGradientLoss(advantage="leave_one_out", ratio="product", aggregation="sequences", beta=BETA), ROLLOUT
+        ),
         1.0,
     ),
     # Its loss is a mean over tokens; the expected number of tokens of a text is about 2.
@@ -81,5 +83,5 @@ def test_the_optimum_is_reached_with_sampled_texts(name: str, seed: int, in_floa
 @pytest.mark.full
 @pytest.mark.planted
 def test_a_divergence_in_the_loss_ends_elsewhere(in_float64: None) -> None:
-    in_loss = PolicyGradient(Policy(aggregation="limit", beta=BETA, kl="loss"), ROLLOUT)
+    in_loss = PolicyGradient(PolicyGradientLoss(aggregation="limit", beta=BETA, kl="loss"), ROLLOUT)
     assert distance(sampled_gradient(in_loss, CENTRED, 0), RATES) > 0.05

@@ -9,7 +9,7 @@ import pytest
 from tests.support import tiny
 from tests.support.small import random_params, small
 from train.config import run_config
-from train.config.policy_options import Policy
+from train.config.policy_gradient_options import PolicyGradientLoss
 from train.engine import device_mesh
 from train.rollouts import kl_reference
 from zoo.errors import BadInput
@@ -23,7 +23,7 @@ def loaded(monkeypatch: pytest.MonkeyPatch, net: Model) -> Any:
     monkeypatch.setattr(kl_reference.warm_start, "check_init", lambda run: None)
     monkeypatch.setattr(kl_reference, "load_model", lambda name, mesh: types.SimpleNamespace(params=random_params(net)))
     model = small("gpt")
-    run = tiny.run("policy", model=model.config, policy=Policy(beta=0.1), init="runs/other")
+    run = tiny.run("policy_gradient", model=model.config, policy_gradient=PolicyGradientLoss(beta=0.1), init="runs/other")
     return kl_reference.load_reference(run, model, MESH)
 
 
@@ -36,4 +36,4 @@ def test_another_head_vocabulary_or_family_is_refused_by_name(monkeypatch: pytes
         with pytest.raises(BadInput) as refused:
             loaded(monkeypatch, net)
         assert str(refused.value).startswith("--init runs/other: its parameters are not those of the model in training, whose")
-        assert str(refused.value).endswith("name the weights of a model that predicts words, or choose --policy.beta 0")
+        assert str(refused.value).endswith("name the weights of a model that predicts words, or choose --policy-gradient.beta 0")

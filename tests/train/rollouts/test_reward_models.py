@@ -44,7 +44,7 @@ TEXTS = ("white", "old", "", "ship", "seen the ship the ship")
 
 def run(tokens: int = 6, truncate: bool = False, **changes: Any) -> run_config.Run:
     rollout, data = Rollout(tokens=tokens, reward_truncate=truncate), PromptData(length=16, batch=4)
-    return tiny.run("policy", model=small("gpt").config, rollout=rollout, data=data, precision="float32", **changes)
+    return tiny.run("policy_gradient", model=small("gpt").config, rollout=rollout, data=data, precision="float32", **changes)
 
 
 def subject(family: str, mesh: Any = MESH) -> Loaded:

@@ -211,7 +211,7 @@ def test_groups_lie_on_one_device_and_checkpoints_between_rollouts():
     def run(samples: int, steps: int) -> Any:
         rollout, data = Rollout(samples=samples, steps=steps), PromptData(length=80, batch=24)
         model = small("gpt", context=96).config
-        return tiny.run("policy", model=model, rollout=rollout, data=data, checkpoint=run_config.Checkpoint(every=5))
+        return tiny.run("policy_gradient", model=model, rollout=rollout, data=data, checkpoint=run_config.Checkpoint(every=5))
 
     mesh = device_mesh.make_mesh(run_config.Mesh(fsdp=2, tensor=2))
     rollout_inputs.check_rollout(run(3, 5), mesh, least=2)

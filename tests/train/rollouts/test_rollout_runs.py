@@ -19,7 +19,7 @@ from train.checkpoints.manifest import by_path
 from train.config import run_config
 from train.config.data_options import PromptData
 from train.config.lora_options import Lora
-from train.config.policy_options import Policy
+from train.config.policy_gradient_options import PolicyGradientLoss
 from train.config.rollout_options import Rollout
 from train.engine import device_mesh
 from train.objectives import objective
@@ -34,7 +34,7 @@ from zoo.errors import BadInput
 BYTES = Tokenizer.train([], 257)
 
 
-def prepared(folder: Path, name: str = "policy", **options: Any) -> run_config.Run:
+def prepared(folder: Path, name: str = "policy_gradient", **options: Any) -> run_config.Run:
     """Return a run of an objective on prompts, judged by a function and a model in files. It begins with `base`."""
     (folder / "prompts.jsonl").write_text("".join(json.dumps({"prompt": f"{n}="}) + "\n" for n in range(20)))
     (folder / "low_ids.py").write_text(
@@ -50,7 +50,7 @@ def prepared(folder: Path, name: str = "policy", **options: Any) -> run_config.R
         name,
         model=load_model(folder / "base").model.config,
         init=str(folder / "base"),
-        **{"policy": Policy(beta=0.05)} if name == "policy" else {},
+        **{"policy_gradient": PolicyGradientLoss(beta=0.05)} if name == "policy_gradient" else {},
         rollout=Rollout(samples=4, tokens=6, steps=2, reward=("low_ids:share", "judge@0.1"), **options),
         optim=run_config.Optim(lr=3e-2, warmup=0, schedule="constant"),
         data=data,
@@ -122,7 +122,7 @@ def test_a_run_without_a_signal_ends_at_the_same_step_when_it_is_stopped_and_sta
     (tmp_path / "equal_rewards.py").write_text("def zero(ids, **_):\n    return [0.0] * len(ids)\n")
     run = prepared(tmp_path)
     rollout = dataclasses.replace(run.options.rollout, reward=("equal_rewards:zero",))
-    run = tiny.with_options(run, policy=Policy(), rollout=rollout)
+    run = tiny.with_options(run, policy_gradient=PolicyGradientLoss(), rollout=rollout)
 
     def train(name: str, stop_at: int = 0, code: int = 0) -> tuple[str, list[str]]:
         def agreed(self: trainer.StopSignals, step: int) -> bool:
@@ -198,7 +198,7 @@ def test_responses_that_a_reward_model_reads_in_part_are_counted(
     published.write(tmp_path / "short", config)
     BYTES.save(tmp_path / "short")
     rollout = dataclasses.replace(run.options.rollout, reward=("short",))
-    run = dataclasses.replace(tiny.with_options(run, policy=Policy(), rollout=rollout), steps=2, name="long")
+    run = dataclasses.replace(tiny.with_options(run, policy_gradient=PolicyGradientLoss(), rollout=rollout), steps=2, name="long")
     with pytest.raises(BadInput, match=r"--rollout.reward short: .* has 12 positions; add --rollout.reward-truncate to"):
         trainer.run(run, evaluate=scorers.scorer, on_end=lambda folder: None)
     run = tiny.with_options(run, rollout=dataclasses.replace(rollout, reward_truncate=True))

@@ -16,7 +16,7 @@ from tests.support import preferences, tiny
 from tests.support.small import random_params, small
 from train.config import run_config
 from train.config.data_options import PromptData
-from train.config.policy_options import Policy
+from train.config.policy_gradient_options import PolicyGradientLoss
 from train.config.ppo_options import Ppo
 from train.config.rollout_options import Rollout
 from train.data.example_types import Prompt
@@ -64,7 +64,7 @@ def feed(
     net: Model = NET,
     devices: int = 1,
     folder: Path | None = None,
-    name: str = "policy",
+    name: str = "policy_gradient",
     beta: float = 0.0,
     judges: tuple[Judge, ...] = (),
     streak: int = 0,
@@ -80,7 +80,9 @@ def feed(
     tokenizer = BYTES if net.family == "gpt" else preferences.tokenizer(net.family)
     options: dict[str, Any] = dict(rollout=ROLLOUT, data=PromptData(length=16, batch=2 * GROUP), precision="float32")
     options |= dict(checkpoint=run_config.Checkpoint(every=4)) | changes
-    run = tiny.run(name, model=net.config, **{name: (Policy if name == "policy" else Ppo)(beta=beta)}, **options)
+    run = tiny.run(
+        name, model=net.config, **{name: (PolicyGradientLoss if name == "policy_gradient" else Ppo)(beta=beta)}, **options
+    )
     examples = [Prompt(origin=f"p:{n}", prompt=" ".join(preferences.WORDS[:n])[: 2 * n], columns={}) for n in range(5)]
     rows = prompt_inputs.rows_of(examples, run, tokenizer)
     mixture = Mixture((Component("p", 1.0, [Document("p", "")], rows),))
@@ -221,7 +223,7 @@ def test_positions_that_count_padding_are_noticed(monkeypatch: pytest.MonkeyPatc
 @pytest.mark.full
 @pytest.mark.parametrize(
     ("name", "family", "function"),
-    [("policy", "gpt", low_ids), ("ppo", "gpt", low_ids), ("policy", "transformer", references)],
+    [("policy_gradient", "gpt", low_ids), ("ppo", "gpt", low_ids), ("policy_gradient", "transformer", references)],
 )
 def test_the_reward_of_a_small_model_rises(name: str, family: str, function: Callable[..., Any]) -> None:
     """The Transformer learns from the chrF of its texts."""
@@ -247,10 +249,12 @@ def test_an_encoder_decoder_takes_a_step() -> None:
     assert batch.source is not None and batch.tokens.shape == (2 * GROUP, TOKENS)
     assert rollouts.metrics().values["ratio_error"] < 1e-4
     run, mesh = rollouts._source.run, rollouts._source.mesh
-    policy = objective("policy").bind(run, mesh)
+    policy = objective("policy_gradient").bind(run, mesh)
     arrays = jax.tree.map(jax.numpy.asarray, batch)
     options: dict[str, Any] = dict(seeds=None, carry={}, smoothing=0.0, chunk=0)
-    gradient = jax.jit(jax.grad(lambda params: policy.loss(net, params, arrays, {}, **options)[0]["policy"]))(params("t5"))
+    gradient = jax.jit(jax.grad(lambda params: policy.loss(net, params, arrays, {}, **options)[0]["policy_gradient"]))(
+        params("t5")
+    )
     assert np.isfinite(np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(gradient)])).all()
 
 

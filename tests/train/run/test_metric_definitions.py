@@ -49,7 +49,7 @@ SCORES: list[tuple[str, str, str, Any]] = [
     ("denoising", "t5", "", seq2seq_likelihood.Score(**TEXT)),
     ("text_to_text", "t5", "", seq2seq_likelihood.Score(**TEXT)),
     ("instruction", "gpt", "", seq2seq_likelihood.Score(**TEXT)),
-    *((name, "gpt", "", policy_scores.Score(rewards=1.0, tokens=1, unended=0, prompts=1)) for name in ("policy", "ppo")),
+    *((name, "gpt", "", policy_scores.Score(rewards=1.0, tokens=1, unended=0, prompts=1)) for name in ("policy_gradient", "ppo")),
     ("dpo", "gpt", "", dpo_scores.Score(**dict.fromkeys(dpo_scores.SUMS, 1.0), sft=0.0)),
     ("kto", "gpt", "", kto_scores.summary(np.array([[1, 1], [0, 1], [0, 1], [0, 1], [2, 2]], np.float64), Kto())),
 ]

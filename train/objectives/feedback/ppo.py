@@ -11,7 +11,7 @@ from train.config.ppo_options import Ppo
 from train.engine.policy_losses import clipped_losses, ratios
 from train.engine.state_init import TrainedParams
 from train.engine.value_head import token_values, value_head, value_losses
-from train.objectives.feedback.policy import RolloutObjective
+from train.objectives.feedback.policy_gradient import RolloutObjective
 from train.rollouts.advantage_estimators import Estimator, ValueEstimator
 from zoo.batch import Batch
 from zoo.models import Model

@@ -20,8 +20,8 @@ from train.config import run_config
 from train.engine import device_mesh
 from train.engine.log_probs import token_log_probs
 from train.engine.policy_losses import clipped_losses
-from train.objectives.feedback import policy
-from train.objectives.feedback.policy import PolicyGradient
+from train.objectives.feedback import policy_gradient
+from train.objectives.feedback.policy_gradient import PolicyGradient
 from train.rollouts.advantages import advantages
 from zoo import models, published_weights
 from zoo.batch import Batch
@@ -34,7 +34,7 @@ compiled = jax.jit(token_log_probs, static_argnums=0, static_argnames=("chunk", 
 
 @pytest.fixture(autouse=True)
 def compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(policy, "token_log_probs", compiled)
+    monkeypatch.setattr(policy_gradient, "token_log_probs", compiled)
 
 
 @functools.cache
@@ -124,6 +124,6 @@ def shifted_mask(net: Any, params: Any, batch: Batch, **options: Any) -> Any:
 )
 def test_wrong_losses_differ_from_trl(name: str, wrong: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     if name:
-        monkeypatch.setattr(policy, name, wrong)
+        monkeypatch.setattr(policy_gradient, name, wrong)
     with pytest.raises(AssertionError):
         check_against_trl("dapo", frozen("dapo"), tmp_path, advantages if name else wrong)

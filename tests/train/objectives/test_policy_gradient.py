@@ -16,13 +16,13 @@ from tests.support.small import small
 from tests.support.toy_policy import BETA, LIMIT, OPTIONS, REWARDS, distance, error, exact, flat, tabular, toy
 from train.config import run_config
 from train.config.data_options import PromptData
-from train.config.policy_options import Policy
+from train.config.policy_gradient_options import PolicyGradientLoss
 from train.config.rollout_options import Rollout
 from train.engine import device_mesh, state_init
 from train.engine.log_probs import token_log_probs
 from train.engine.policy_losses import clipped_losses, loss_weights, ratios
-from train.objectives.feedback import policy
-from train.objectives.feedback.policy import PolicyGradient
+from train.objectives.feedback import policy_gradient
+from train.objectives.feedback.policy_gradient import PolicyGradient
 from train.rollouts.advantages import advantages
 from train.rows.feedback.preference_rows import Side
 from train.rows.feedback.response_rows import ResponseRow
@@ -38,7 +38,7 @@ compiled = jax.jit(token_log_probs, static_argnums=0, static_argnames=("chunk", 
 
 @pytest.fixture
 def in_float64(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(policy, "token_log_probs", compiled)
+    monkeypatch.setattr(policy_gradient, "token_log_probs", compiled)
     with float64():
         yield
 
@@ -46,7 +46,7 @@ def in_float64(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 # --- Exact gradients ---
 
 
-def expected(net: Any, params: Any, reference: Any, texts: Batch, options: Policy, rewards: np.ndarray) -> Any:
+def expected(net: Any, params: Any, reference: Any, texts: Batch, options: PolicyGradientLoss, rewards: np.ndarray) -> Any:
     """Return the gradient of the objective's loss over all pairs of texts, each weighted by its probability."""
     objective = PolicyGradient(options, Rollout(samples=2, tokens=LIMIT))
     batch = jax.tree.map(lambda leaf: leaf[PAIRS.reshape(-1)], texts)
@@ -69,10 +69,10 @@ def expected(net: Any, params: Any, reference: Any, texts: Batch, options: Polic
     return jax.grad(loss)(params)
 
 
-EXACT: dict[str, tuple[Policy, float]] = {
-    "Dr. GRPO": (Policy(advantage="group", aggregation="limit", beta=BETA), -2 * LIMIT),
-    "leave one out": (Policy(advantage="leave_one_out", aggregation="limit", beta=BETA), -LIMIT),
-    "RLOO": (Policy(advantage="leave_one_out", ratio="product", aggregation="sequences", beta=BETA), -1),
+EXACT: dict[str, tuple[PolicyGradientLoss, float]] = {
+    "Dr. GRPO": (PolicyGradientLoss(advantage="group", aggregation="limit", beta=BETA), -2 * LIMIT),
+    "leave one out": (PolicyGradientLoss(advantage="leave_one_out", aggregation="limit", beta=BETA), -LIMIT),
+    "RLOO": (PolicyGradientLoss(advantage="leave_one_out", ratio="product", aggregation="sequences", beta=BETA), -1),
 }
 """Settings whose gradient is exact, and the factor: a group's own mean takes 1 / G of each reward away."""
 FAMILIES = ["gpt", *(pytest.param(name, marks=pytest.mark.full) for name in ("ettin_decoder", "llama", "t5"))]
@@ -89,10 +89,12 @@ def test_the_expectation_over_all_texts_is_the_exact_gradient(family: str, in_fl
 def test_means_over_responses_and_a_log_ratio_in_the_loss_are_noticed(in_float64: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """The mean over the tokens of a response prefers short ones; the gradient of an expected log-ratio is 0."""
     true = exact("gpt", REWARDS, BETA)
-    by_response = flat(expected(*toy("gpt"), Policy(advantage="leave_one_out", aggregation="sequences", beta=BETA), REWARDS))
+    by_response = flat(
+        expected(*toy("gpt"), PolicyGradientLoss(advantage="leave_one_out", aggregation="sequences", beta=BETA), REWARDS)
+    )
     assert error(by_response, true, by_response @ flat(true) / (by_response @ by_response)) > 1e-2
-    monkeypatch.setattr(policy, "kl_losses", lambda log_probs, reference, ratio: log_probs - reference)
-    of_kl = expected(*toy("gpt"), Policy(aggregation="limit", beta=BETA, kl="loss"), np.zeros(len(TEXTS)))
+    monkeypatch.setattr(policy_gradient, "kl_losses", lambda log_probs, reference, ratio: log_probs - reference)
+    of_kl = expected(*toy("gpt"), PolicyGradientLoss(aggregation="limit", beta=BETA, kl="loss"), np.zeros(len(TEXTS)))
     assert np.linalg.norm(flat(of_kl)) <= 1e-13 * np.linalg.norm(flat(exact("gpt", np.zeros(len(TEXTS)), BETA)))
 
 
@@ -103,7 +105,7 @@ def test_means_over_responses_and_a_log_ratio_in_the_loss_are_noticed(in_float64
 def test_the_optimum_with_the_kl_divergence_in_the_reward_is_reached(in_float64: None) -> None:
     net, texts = tabular()
 
-    def gradient(options: Policy, scale: float) -> Any:
+    def gradient(options: PolicyGradientLoss, scale: float) -> Any:
         return lambda table, reference: (
             scale * expected(net, {"table": table}, {"table": reference}, texts, options, REWARDS)["table"]
         )
@@ -165,16 +167,16 @@ def test_sums_and_divisors_of_parts_add_up(aggregation: Any, monkeypatch: pytest
     """So neither micro-batches nor devices change a loss; a row without a weight, which fills up a batch, changes nothing."""
     log_probs, old, weights, advantage = numbers()
     weights = weights.at[-1].set(0)
-    objective = PolicyGradient(Policy(aggregation=aggregation, beta=0.1, kl="loss"), Rollout(tokens=7))
-    monkeypatch.setattr(policy, "token_log_probs", lambda model, params, batch, **_: params[batch.index])
+    objective = PolicyGradient(PolicyGradientLoss(aggregation=aggregation, beta=0.1, kl="loss"), Rollout(tokens=7))
+    monkeypatch.setattr(policy_gradient, "token_log_probs", lambda model, params, batch, **_: params[batch.index])
 
     def sums(rows: slice) -> np.ndarray:
         extra = {"old": old[rows], "reference": old[rows], "advantage": advantage[rows]}
         index = jnp.arange(len(weights), dtype=jnp.uint32)[rows]
         batch = Batch(tokens=weights[rows].astype(int), weights=weights[rows], extra=extra, index=index)
         terms, divisors = objective.loss(small("gpt"), log_probs, batch, {}, **OPTIONS)[0], objective.weights(batch)
-        assert terms.keys() == divisors.keys() == {"policy", "kl"}
-        return np.array([terms["policy"], terms["kl"], divisors["policy"], divisors["kl"]])
+        assert terms.keys() == divisors.keys() == {"policy_gradient", "kl"}
+        return np.array([terms["policy_gradient"], terms["kl"], divisors["policy_gradient"], divisors["kl"]])
 
     together = sums(slice(0, 12))
     np.testing.assert_allclose(sums(slice(0, 5)) + sums(slice(5, 12)), together, rtol=1e-5)
@@ -186,10 +188,12 @@ def test_sums_and_divisors_of_parts_add_up(aggregation: Any, monkeypatch: pytest
 def first_step(accumulate: int = 1, engine: Any = "jit", **mesh: int) -> dict[str, float]:
     """Return the metrics of a training step on 16 responses of different lengths."""
     net = small("gpt", layers=1)
-    options = Policy(aggregation="sequences", beta=0.1, kl="loss")
+    options = PolicyGradientLoss(aggregation="sequences", beta=0.1, kl="loss")
     shape = run_config.Mesh(**{"data": 1, **mesh})
     rows: dict[str, Any] = dict(data=PromptData(length=8, batch=16), mesh=shape, accumulate=accumulate, engine=engine)
-    run = tiny.run("policy", model=net.config, policy=options, rollout=Rollout(tokens=6), precision="float32", **rows)
+    run = tiny.run(
+        "policy_gradient", model=net.config, policy_gradient=options, rollout=Rollout(tokens=6), precision="float32", **rows
+    )
     rng = np.random.default_rng(5)
     texts = [rng.integers(3, 300, 1 + row % 6).tolist() for row in range(16)]
     batch = responses.rows(net, [(5, 6)] * 16, texts, length=8, target_length=0)
@@ -216,13 +220,13 @@ DIVISIONS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("name", DIVISIONS)
 def test_a_step_does_not_depend_on_micro_batches_and_devices(name: str) -> None:
     alone, divided = first_step(), first_step(**DIVISIONS[name])
-    assert alone["policy"] + alone["kl"] == pytest.approx(alone["loss"]) and alone["kl"] != 0
+    assert alone["policy_gradient"] + alone["kl"] == pytest.approx(alone["loss"]) and alone["kl"] != 0
     assert divided == pytest.approx(alone, rel=1e-5)
 
 
 def test_the_arrays_of_a_response_and_the_reference_of_a_run() -> None:
-    run = tiny.run("policy", policy=Policy(beta=0.1, kl="loss"), data=PromptData(length=6, batch=4))
-    with pytest.raises(BadInput, match=r"policy.beta 0.1: .* --init"):
+    run = tiny.run("policy_gradient", policy_gradient=PolicyGradientLoss(beta=0.1, kl="loss"), data=PromptData(length=6, batch=4))
+    with pytest.raises(BadInput, match=r"policy-gradient.beta 0.1: .* --init"):
         PolicyGradient.bind(run, device_mesh.make_mesh(run_config.Mesh(), jax.devices()[:1]))
     build = PolicyGradient.builder(run, preferences.tokenizer("gpt"), dict)
     fields = build(np.random.default_rng(0), ResponseRow(Side(np.int32([5, 6, 7, 8]), first=2)), 6)
@@ -237,14 +241,14 @@ def test_the_arrays_of_a_response_and_the_reference_of_a_run() -> None:
 @pytest.mark.parametrize(
     ("options", "named"),
     [
-        ({"ratio": "product"}, "policy.aggregation"),
-        ({"clip_low": 0.0}, "policy.clip-low"),
-        ({"clip_high": 0.0}, "policy.clip-high"),
-        ({"beta": -1.0}, "policy.beta"),
-        ({"kl": "loss"}, "policy.kl"),
-        ({"kl": "loss", "beta": 0.1, "ratio": "product", "aggregation": "sequences"}, "policy.kl"),
+        ({"ratio": "product"}, "policy-gradient.aggregation"),
+        ({"clip_low": 0.0}, "policy-gradient.clip-low"),
+        ({"clip_high": 0.0}, "policy-gradient.clip-high"),
+        ({"beta": -1.0}, "policy-gradient.beta"),
+        ({"kl": "loss"}, "policy-gradient.kl"),
+        ({"kl": "loss", "beta": 0.1, "ratio": "product", "aggregation": "sequences"}, "policy-gradient.kl"),
     ],
 )
 def test_options_without_a_meaning_are_refused(options: dict[str, Any], named: str) -> None:
     with pytest.raises(BadInput, match=named):
-        Policy(**options)
+        PolicyGradientLoss(**options)

@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Float32, Int64
 
-from train.config.policy_options import Policy
+from train.config.policy_gradient_options import PolicyGradientLoss
 from train.config.rollout_options import Rollout
 from train.config.run_config import Run
 from train.engine.log_probs import token_log_probs
@@ -137,38 +137,38 @@ class RolloutObjective(Objective):
 
 @dataclasses.dataclass(frozen=True)
 class PolicyGradient(RolloutObjective):
-    """The expected reward of responses to prompts; see `train.config.policy_options.Policy`.
+    """The expected reward of responses to prompts; see `train.config.policy_gradient_options.PolicyGradientLoss`.
 
     The arrays of a response are those of `train.rows.feedback.response_rows`. Its numbers are in `extra`, float32: "old" [T], the
     log-probabilities of its tokens at the start of the rollout; "advantage" [], which contains the reward, and the KL divergence
     unless it is in the loss; and if it is in the loss, "reference" [T], the log-probabilities under the reference.
     """
 
-    NAME = "policy"
+    NAME = "policy_gradient"
     LEAST = 2
 
-    options: Policy
+    options: PolicyGradientLoss
 
     def estimator(self) -> Estimator:
         """Return the advantages over the other responses to a prompt."""
         return GroupEstimator(self.options)
 
     @classmethod
-    def no_numbers(cls, options: Policy, length: int) -> dict[str, Float32[np.ndarray, "..."]]:
+    def no_numbers(cls, options: PolicyGradientLoss, length: int) -> dict[str, Float32[np.ndarray, "..."]]:
         """Return zeros in the shapes of the numbers of a response."""
         per_token = ("old", "reference") if options.kl_in_loss else ("old",)
         return {"advantage": np.zeros((), np.float32)} | {name: np.zeros(length, np.float32) for name in per_token}
 
     def weights(self, batch: Batch) -> dict[str, jax.Array]:
-        """Return the divisor of the loss, and with --policy.kl loss that of the KL divergence, which is the same."""
+        """Return the divisor of the loss, and with --policy-gradient.kl loss that of the KL divergence, which is the same."""
         assert batch.weights is not None
         total = loss_divisor(batch.weights, self.options.aggregation, self.rollout.tokens)
-        return {"policy": total} | ({"kl": total} if self.options.kl_in_loss else {})
+        return {"policy_gradient": total} | ({"kl": total} if self.options.kl_in_loss else {})
 
     def loss(
         self, model: Model, params: Any, batch: Batch, frozen: Any, *, seeds: Any, carry: Any, smoothing: float, chunk: int
     ) -> tuple[dict[str, jax.Array], Any]:
-        """Return the summed losses of the responses, with --policy.kl loss also the KL divergence, and the model's carry.
+        """Return the summed losses of responses, with --policy-gradient.kl loss also the KL divergence, and the model's carry.
 
         There is no dropout: it would make the ratios noise (`seeds` is not used).
         """
@@ -178,7 +178,7 @@ class PolicyGradient(RolloutObjective):
         ratio = ratios(log_probs, extra["old"], counted, options.ratio)
         losses = clipped_losses(ratio, extra["advantage"][:, None], options.clip_low, options.clip_high)
         factors = loss_weights(counted, options.aggregation)
-        terms = {"policy": (losses * factors).sum()}
+        terms = {"policy_gradient": (losses * factors).sum()}
         if options.kl_in_loss:
             terms["kl"] = options.beta * (kl_losses(log_probs, extra["reference"], ratio) * factors).sum()
         return terms, carry

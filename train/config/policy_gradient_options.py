@@ -12,7 +12,7 @@ Aggregation = Literal["tokens", "sequences", "limit"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Policy:
+class PolicyGradientLoss:
     """Loss of sampled responses, whose rewards are compared with those of the other responses to the same prompt."""
 
     advantage: Advantage = "group"
@@ -35,19 +35,27 @@ class Policy:
     loss: TRL's term of each token is added, which has another optimum."""
 
     def __post_init__(self) -> None:
-        fix = "the ratio is that of a response, not of a token; choose --policy.aggregation sequences"
-        require(self.ratio != "product" or self.aggregation == "sequences", "policy.aggregation", self.aggregation, fix)
+        fix = "the ratio is that of a response, not of a token; choose --policy-gradient.aggregation sequences"
+        require(self.ratio != "product" or self.aggregation == "sequences", "policy_gradient.aggregation", self.aggregation, fix)
         # At a clip of 0 the first step, where every ratio is 1, would lose half of its gradient.
         require(
-            0 < self.clip_low <= 1, "policy.clip_low", self.clip_low, "choose a number above 0 and up to 1 (off), such as 0.2"
+            0 < self.clip_low <= 1,
+            "policy_gradient.clip_low",
+            self.clip_low,
+            "choose a number above 0 and up to 1 (off), such as 0.2",
         )
         fix = "choose a number above 0, such as 0.2"
-        require(0 < self.clip_high < math.inf, "policy.clip_high", self.clip_high, fix)
-        require(0 <= self.beta < math.inf, "policy.beta", self.beta, "choose 0 (no KL divergence) or a coefficient, such as 0.05")
-        fix = "it has no effect without --policy.beta; remove it, or choose a coefficient"
-        require(self.beta > 0 or self.kl == "reward", "policy.kl", self.kl, fix)
-        fix = "the term of a token has no meaning for --policy.ratio product; choose reward"
-        require(self.ratio != "product" or self.kl == "reward", "policy.kl", self.kl, fix)
+        require(0 < self.clip_high < math.inf, "policy_gradient.clip_high", self.clip_high, fix)
+        require(
+            0 <= self.beta < math.inf,
+            "policy_gradient.beta",
+            self.beta,
+            "choose 0 (no KL divergence) or a coefficient, such as 0.05",
+        )
+        fix = "it has no effect without --policy-gradient.beta; remove it, or choose a coefficient"
+        require(self.beta > 0 or self.kl == "reward", "policy_gradient.kl", self.kl, fix)
+        fix = "the term of a token has no meaning for --policy-gradient.ratio product; choose reward"
+        require(self.ratio != "product" or self.kl == "reward", "policy_gradient.kl", self.kl, fix)
 
     @property
     def kl_in_loss(self) -> bool:
