@@ -26,9 +26,6 @@ from zoo.models import parameter_count
 SLACK = 0.01
 """Share by which equal budgets may differ, since a budget is rarely a multiple of the tokens of a step."""
 
-SCORED_AS = {"distilled": "masked"}
-"""Objective -> the objective whose held-out score it has."""
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FinishedRun:
@@ -150,7 +147,7 @@ def refuse_incomparable(runs: Sequence[FinishedRun]) -> None:
     """
     first = runs[0]
     for other in runs[1:]:
-        first_score, other_score = (SCORED_AS.get(name := scored_as(type(run.run.options)), name) for run in (first, other))
+        first_score, other_score = (scored_as(type(run.run.options)) for run in (first, other))
         if first_score != other_score:
             raise BadInput(
                 f"{other.path} was scored as {other_score} and {first.path} as {first_score}; compare runs of one objective"

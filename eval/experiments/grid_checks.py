@@ -5,18 +5,11 @@ from collections.abc import Callable, Mapping, Sequence
 from eval.experiments.cost_estimates import Cost
 from eval.experiments.declaration import Budget, Claim
 from eval.experiments.grid import Grid, Node
-from train.config.objectives import scored_as
+from train.run.metric_definitions import validation_metrics
 from zoo.errors import BadInput
 
 SLACK = 0.01
 """Share by which equal budgets may differ, as in comparisons of runs: a budget is rarely a multiple of a step's."""
-SCORES = {
-    "causal": ("loss", "perplexity", "bits_per_byte"),
-    **dict.fromkeys(("masked", "distilled"), ("loss", "perplexity", "accuracy", "masked_loss", "next_loss", "next_accuracy")),
-    "permutation": ("loss", "perplexity", "accuracy", "masked_loss"),
-    **dict.fromkeys(("denoising", "text_to_text", "instruction"), ("loss", "perplexity")),
-}
-"""Objective -> scores of its held-out data. Fine-tuned runs have metrics that depend on their labels, and are not checked."""
 TASK_SCORES = {
     **dict.fromkeys(("masked", "masked:all"), ("loss", "perplexity", "accuracy")),
     "labelled": ("accuracy", "f1_macro"),
@@ -113,8 +106,10 @@ def _check_metric(grid: Grid, claim: Claim) -> None:
         problem = f"experiment {grid.experiment.name}: claim {claim.id} is on {claim.metric}, and row {row} lacks"
         if node is None:
             raise BadInput(f"{problem} the stage; add it, or name another metric")
-        scores = TASK_SCORES.get(node.task) if node.task else SCORES.get(scored_as(type(node.config.options)))
-        if scores is not None and name not in scores:
+        # The metrics of a fine-tuned run depend on its labels, which are not known yet.
+        of_run = validation_metrics(node.config) if node.config.options.metrics else ()
+        scores = TASK_SCORES.get(node.task, ()) if node.task else of_run
+        if scores and name not in scores:
             raise BadInput(f"{problem} it; choose one of {', '.join(scores)}")
 
 

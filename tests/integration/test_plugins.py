@@ -180,7 +180,7 @@ class Mine(CausalOptions):
     {options}
 
 class Objective(Causal):
-    NAME, FAMILIES = "mine", ("gpt",)
+    FAMILIES = ("gpt",)
     {named}
 """
     values = {"zoo.objectives": {"mine": "zoo_bad:Objective"}}

@@ -10,29 +10,12 @@ import jax
 from train.checkpoints.checkpoints import Checkpoints
 from train.checkpoints.config_check import check_identity
 from train.config import run_config
-from train.config.objectives import ClassificationOptions
-from train.data.example_types import is_iob
 from train.run import metric_definitions
 from train.run.metric_definitions import METRICS
 from train.run.run_dir import RunDir
 from zoo.errors import BadInput
 
 OPTION = "--selection.metric"
-
-
-def metrics(run: run_config.Run) -> tuple[str, ...]:
-    """Return the metrics in a validation of this run that have a better direction."""
-    labels = getattr(run.model, "labels", ())
-    if isinstance(run.options, ClassificationOptions):
-        if run.options.labelled.multi_label:
-            return "loss", "f1_micro", "f1_macro", "subset_accuracy"
-        if len(labels) == 1:
-            return "loss", "pearson", "spearman", "mean_squared_error"
-        return "loss", "accuracy", "f1" if len(labels) == 2 else "f1_macro", "matthews"
-    if run.objective == "tagging":
-        return "loss", "entity_f1" if is_iob(labels) else "accuracy"
-    pairs = ("next_loss", "next_accuracy") if getattr(run.model, "task", "") == "pretraining" else ()
-    return run.options.metrics + pairs
 
 
 def check_metric(run: run_config.Run) -> None:
@@ -42,7 +25,7 @@ def check_metric(run: run_config.Run) -> None:
         BadInput: names the nearest metric, and all of them.
     """
     if run.selection.metric:
-        metric_definitions.find_metric(run.selection.metric, metrics(run), OPTION)
+        metric_definitions.find_metric(run.selection.metric, metric_definitions.validation_metrics(run), OPTION)
 
 
 class BestCheckpoint:

@@ -3,10 +3,11 @@
 import dataclasses
 import math
 import re
-from typing import Literal
+from typing import ClassVar, Literal
 
 from zoo.errors import require
 
+Kind = Literal["text", "labelled", "pairs", "dialogue", "preference", "unpaired", "prompts"]
 RowPlan = Literal["windows", "packed", "full_sentences", "doc_sentences", "segment_pairs", "sentence_pairs"]
 
 
@@ -14,6 +15,8 @@ RowPlan = Literal["windows", "packed", "full_sentences", "doc_sentences", "segme
 class Data:
     """Files with the data of a run, and their division into rows."""
 
+    kind: ClassVar[Kind]
+    """Kind of the data, by which `train.inputs.run_inputs` reads it."""
     paths: tuple[str, ...] = ()
     """Training files, folders of them, folders of Hugging Face `datasets`, and hub:ORGANISATION/NAME; the objective determines
     the formats."""
@@ -43,6 +46,7 @@ class Data:
 class TextData(Data):
     """Training text and its division into rows."""
 
+    kind = "text"
     paths: tuple[str, ...] = ()
     """Training files: .txt (one document per file), .jsonl (one per line), both also as .gz, .xz or .bz2, .parquet (one per row).
     Also folders of these, folders of Hugging Face `datasets`, and hub:ORGANISATION/NAME.
@@ -94,6 +98,7 @@ class EncoderData(TextData):
 class LabelledData(Data):
     """Labelled examples and their division into rows."""
 
+    kind = "labelled"
     validation_share: float = 0.0
     """Share of the training examples that is used for validations instead of training. The held-out examples are then scored only
     once, at the end, with a checkpoint that was not selected on them. 0 = validate on the held-out examples."""
@@ -108,6 +113,7 @@ class LabelledData(Data):
 class DialogueData(Data):
     """Instructions with responses and their division into rows."""
 
+    kind = "dialogue"
     pack: bool = False
     """Pack several examples into a row, first-fit; they do not attend to each other."""
 
@@ -116,6 +122,7 @@ class DialogueData(Data):
 class PairData(Data):
     """Pairs of texts and their division into rows."""
 
+    kind = "pairs"
     pack: bool = False
     """Pack several pairs into a row of an encoder-decoder, first-fit; they do not attend to each other."""
     target_length: int = 0
@@ -128,8 +135,9 @@ class PairData(Data):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PreferenceData(Data):
-    """Preferences and their division into rows."""
+    """Preferences between two completions and their division into rows."""
 
+    kind = "preference"
     target_length: int = 0
     """Number of tokens in the target of a row of an encoder-decoder, the completion; 0 = as --data.length."""
 
@@ -139,11 +147,20 @@ class PreferenceData(Data):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class UnpairedData(PreferenceData):
+    """Labelled completions and their division into rows."""
+
+    kind = "unpaired"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class PromptData(Data):
     """Prompts, to which the model in training responds, and their division into rows.
 
     The length of a row has to hold a prompt and a response (encoder-decoders: a prompt).
     """
+
+    kind = "prompts"
 
 
 def _check_target_length(length: int) -> None:

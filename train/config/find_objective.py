@@ -4,7 +4,16 @@ import dataclasses
 import inspect
 from typing import Any, get_args
 
-from train.config.objectives import OPTIONS, ObjectiveOptions, adapt_options, scored_as
+from train.config.objectives import (
+    OPTIONS,
+    CausalOptions,
+    DenoisingOptions,
+    MaskedOptions,
+    ObjectiveOptions,
+    PermutationOptions,
+    TextToTextOptions,
+    adapt_options,
+)
 from train.config.option_groups import Labelled
 from train.config.run_config import Run, TrainingMachine
 from zoo import plugins
@@ -12,8 +21,8 @@ from zoo.configs import Objective
 from zoo.errors import require
 from zoo.plugins import Plugin
 
-EXTENDED = ("causal", "masked", "permutation", "denoising", "text_to_text")
-"""Objectives of the zoo whose options a plug-in may extend; not those of labelled data, whose readers are tables by objective."""
+EXTENDED = (CausalOptions, MaskedOptions, PermutationOptions, DenoisingOptions, TextToTextOptions)
+"""Declarations of the zoo that a plug-in may extend; not those of labelled data, whose readers are tables by objective."""
 METHODS = ("builder", "bind", "weights", "loss", "flops")
 HEADER = {"family", "objective", "plugins"}
 RESERVED = {field.name for kind in (Run, TrainingMachine) for field in dataclasses.fields(kind)} | HEADER
@@ -93,8 +102,8 @@ def load_objective(plugin: Plugin) -> Any:
         BadInput: it cannot be imported, or is not a valid objective.
     """
     expected = (
-        f"a subclass of `train.objectives.base.Objective` with NAME ({plugin.name!r}), FAMILIES (the models it trains), and "
-        f"OPTIONS (a dataclass derived from the options of {', '.join(EXTENDED)}, whose objective is {plugin.name!r} and whose "
+        "a subclass of `train.objectives.base.Objective` with FAMILIES (the models it trains) and OPTIONS (a dataclass derived "
+        f"from the options of {', '.join(kind.objective for kind in EXTENDED)}, whose objective is {plugin.name!r} and whose "
         "fields are not those of a run)"
     )
     return plugins.load_plugin(plugin, expected, lambda value: _is_objective(plugin, value))
@@ -109,10 +118,9 @@ def _is_objective(plugin: Plugin, value: Any) -> bool:
         and isinstance(options, type)
         and issubclass(options, ObjectiveOptions)
         and "__dataclass_params__" in vars(options)
-        and (base := scored_as(options)) in EXTENDED
-        and issubclass(options.data, OPTIONS[base].data)
-        and getattr(value, "DATA", "") == ("pairs" if base == "text_to_text" else "text")
-        and plugin.name == options.objective == getattr(value, "NAME", "")
+        and (base := next((own for own in options.__mro__ if own in OPTIONS.values()), None)) in EXTENDED
+        and issubclass(options.data, base.data)
+        and plugin.name == options.objective
         and isinstance(getattr(value, "FAMILIES", None), tuple | list)
         and not {field.name for field in dataclasses.fields(options)} & RESERVED
     )

@@ -1,4 +1,4 @@
-"""Options of the objectives: a class for each, which has only the groups of options that the objective uses."""
+"""Declarations of the objectives: a class for each, with its data, scorer, metrics, and only the options that it uses."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -15,6 +15,7 @@ from train.config.data_options import (
     PreferenceData,
     PromptData,
     TextData,
+    UnpairedData,
 )
 from train.config.dpo_options import Dpo
 from train.config.kto_options import Kto
@@ -33,18 +34,22 @@ WORD_METRICS = ("perplexity", "loss", "masked_loss", "accuracy")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ObjectiveOptions:
-    """Base class of the options of an objective.
+    """Base class of the declarations of objectives. An instance has the options of one run.
 
-    Each subclass has a field for each group of options (`Masking`, `Permutation`, ...) that its objective reads.
+    Each subclass declares one objective, and has a field for each group of options (`Masking`, `Permutation`, ...) that it reads.
+    The class of the objective in `train.objectives` names it as its `OPTIONS`.
     """
 
     objective: ClassVar[Objective | str]
     """Name of the objective."""
     data: ClassVar[type[Data]]
-    """Class of the options of its data."""
+    """Class of the options of its data, which has their kind."""
+    scorer: ClassVar[str]
+    """Name of the scorer of its held-out data in `eval.scoring.scorers`. A subclass of a declared objective that names none has
+    scores that are comparable with those of that objective."""
     metrics: ClassVar[tuple[str, ...]] = ()
     """Metrics of its validations, any of which may select the checkpoint; empty = they depend on the labels.
-    `train.checkpoints.best_checkpoint.metrics` adds those that depend on the head."""
+    `train.run.metric_definitions.validation_metrics` adds those that depend on the head."""
     unused: ClassVar[tuple[str, ...]] = ()
     """Options of a run that the objective does not use, by dotted name; that of a group stands for all of its options."""
     has_pretrained_start: ClassVar[bool] = False
@@ -68,7 +73,7 @@ class TokenOptions(ObjectiveOptions):
 class CausalOptions(TokenOptions):
     """Options of causal language modelling."""
 
-    objective, data = "causal", CausalData
+    objective, data, scorer = "causal", CausalData, "language_model"
     metrics = LOSS_METRICS
 
 
@@ -76,7 +81,7 @@ class CausalOptions(TokenOptions):
 class MaskedOptions(TokenOptions):
     """Options of masked language modelling."""
 
-    objective, data = "masked", EncoderData
+    objective, data, scorer = "masked", EncoderData, "masked_lm"
     metrics = WORD_METRICS
     masking: groups.Masking = groups.Masking()
 
@@ -85,7 +90,7 @@ class MaskedOptions(TokenOptions):
 class LeftToRightOptions(TokenOptions):
     """Options of left-to-right language modelling with an encoder."""
 
-    objective, data = "left_to_right", EncoderData
+    objective, data, scorer = "left_to_right", EncoderData, "masked_lm"
     metrics = WORD_METRICS
 
 
@@ -103,7 +108,7 @@ class DistilledOptions(MaskedOptions):
 class PermutationOptions(TokenOptions):
     """Options of permutation language modelling."""
 
-    objective, data = "permutation", TextData
+    objective, data, scorer = "permutation", TextData, "masked_lm"
     metrics = WORD_METRICS
     permutation: groups.Permutation = groups.Permutation()
     masking: groups.Replacement = groups.Replacement()
@@ -113,7 +118,7 @@ class PermutationOptions(TokenOptions):
 class DenoisingOptions(TokenOptions):
     """Options of denoising."""
 
-    objective, data = "denoising", TextData
+    objective, data, scorer = "denoising", TextData, "seq2seq"
     metrics = ("perplexity", "loss")
     denoising: groups.Denoising = groups.Denoising()
 
@@ -122,7 +127,7 @@ class DenoisingOptions(TokenOptions):
 class TextToTextOptions(TokenOptions):
     """Options of text to text."""
 
-    objective, data = "text_to_text", PairData
+    objective, data, scorer = "text_to_text", PairData, "seq2seq"
     metrics = ("perplexity", "loss")
     pairs: groups.Pairs = groups.Pairs()
     labelled: groups.PairTables = groups.PairTables()
@@ -134,7 +139,7 @@ class TextToTextOptions(TokenOptions):
 class InstructionOptions(TokenOptions):
     """Options of fine-tuning on responses."""
 
-    objective, data = "instruction", DialogueData
+    objective, data, scorer = "instruction", DialogueData, "seq2seq"
     metrics = ("perplexity", "loss")
     labelled: groups.ExampleFileOptions = groups.ExampleFileOptions()
     chat: groups.Chat = groups.Chat()
@@ -144,7 +149,7 @@ class InstructionOptions(TokenOptions):
 class ClassificationOptions(ObjectiveOptions):
     """Options of classification."""
 
-    objective, data = "classification", LabelledData
+    objective, data, scorer = "classification", LabelledData, "labelled"
     labelled: groups.LabelledTexts = groups.LabelledTexts()
 
 
@@ -152,7 +157,7 @@ class ClassificationOptions(ObjectiveOptions):
 class TaggingOptions(ObjectiveOptions):
     """Options of tagging."""
 
-    objective, data = "tagging", LabelledData
+    objective, data, scorer = "tagging", LabelledData, "labelled"
     labelled: groups.TaggedWords = groups.TaggedWords()
 
 
@@ -160,7 +165,7 @@ class TaggingOptions(ObjectiveOptions):
 class SpanOptions(ObjectiveOptions):
     """Options of span extraction: answers that are parts of a text."""
 
-    objective, data = "span", LabelledData
+    objective, data, scorer = "span", LabelledData, "labelled"
     metrics = ("loss", "f1", "exact")
     # The head has one output for each position.
     unused = ("model.labels",)
@@ -171,7 +176,7 @@ class SpanOptions(ObjectiveOptions):
 class ChoiceOptions(ObjectiveOptions):
     """Options of multiple choice."""
 
-    objective, data = "choice", LabelledData
+    objective, data, scorer = "choice", LabelledData, "labelled"
     metrics = ("loss", "accuracy")
     # The head has one output for each choice.
     unused = ("model.labels",)
@@ -182,7 +187,7 @@ class ChoiceOptions(ObjectiveOptions):
 class PreferenceOptions(ObjectiveOptions):
     """Options of training a reward model."""
 
-    objective, data = "preference", PreferenceData
+    objective, data, scorer = "preference", PreferenceData, "preference"
     metrics = ("loss", "accuracy", "reward_margin")
     preference: groups.RewardLoss = groups.RewardLoss()
     labelled: groups.Preferences = groups.Preferences()
@@ -193,7 +198,7 @@ class PreferenceOptions(ObjectiveOptions):
 class DpoOptions(TokenOptions):
     """Options of direct preference optimization and its variants."""
 
-    objective, data = "dpo", PreferenceData
+    objective, data, scorer = "dpo", PreferenceData, "dpo"
     metrics = ("loss", "accuracy", "reward_margin")
     dpo: Dpo = Dpo()
     labelled: groups.Preferences = groups.Preferences()
@@ -204,7 +209,7 @@ class DpoOptions(TokenOptions):
 class KtoOptions(TokenOptions):
     """Options of Kahneman-Tversky optimization."""
 
-    objective, data = "kto", PreferenceData
+    objective, data, scorer = "kto", UnpairedData, "kto"
     metrics = ("loss", "reward_margin")
     kto: Kto = Kto()
     labelled: groups.Preferences = groups.Preferences()
@@ -228,7 +233,7 @@ class RolloutOptions(TokenOptions):
 class PolicyGradientOptions(RolloutOptions):
     """Options of policy gradients."""
 
-    objective = "policy_gradient"
+    objective, scorer = "policy_gradient", "responses"
     policy_gradient: PolicyGradientLoss = PolicyGradientLoss()
 
     def __post_init__(self) -> None:
@@ -241,7 +246,7 @@ class PolicyGradientOptions(RolloutOptions):
 class PpoOptions(RolloutOptions):
     """Options of proximal policy optimization."""
 
-    objective = "ppo"
+    objective, scorer = "ppo", "responses"
     ppo: Ppo = Ppo()
 
 
@@ -249,25 +254,16 @@ OPTIONS: dict[str, type[ObjectiveOptions]] = {
     kind.objective: kind
     for kind in (
         *(CausalOptions, LeftToRightOptions, MaskedOptions, DistilledOptions, PermutationOptions, DenoisingOptions),
-        TextToTextOptions,
-        InstructionOptions,
-        *(ClassificationOptions, TaggingOptions, SpanOptions, ChoiceOptions),
-        PreferenceOptions,
-        DpoOptions,
-        KtoOptions,
-        PolicyGradientOptions,
-        PpoOptions,
+        *(TextToTextOptions, InstructionOptions, ClassificationOptions, TaggingOptions, SpanOptions, ChoiceOptions),
+        *(PreferenceOptions, DpoOptions, KtoOptions, PolicyGradientOptions, PpoOptions),
     )
 }
 """Maps the name of an objective of the zoo to the class of its options."""
 
 
 def scored_as(kind: type[ObjectiveOptions]) -> str:
-    """Return the name of the zoo's objective whose scorer is used for held-out data; "" if there is none.
-
-    It is the objective whose class of options is `kind` or a base class of it.
-    """
-    return next((name for base in kind.__mro__ for name, own in OPTIONS.items() if own is base), "")
+    """Return the objective whose held-out scores are comparable: that of `kind`, or the one that it derives its scorer from."""
+    return next(base.objective for base in kind.__mro__ if issubclass(base, ObjectiveOptions) and "scorer" in vars(base))
 
 
 def adapt_options(options: Any, kind: type[Kind]) -> Kind:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 
 from train.config import run_config
+from train.config.data_options import Kind
 from train.inputs import (
     instruction_inputs,
     kto_inputs,
@@ -71,7 +72,7 @@ class Reader(NamedTuple):
     """Takes the arguments of the function `read_inputs` of this module."""
 
 
-READERS = {
+READERS: dict[Kind, Reader] = {
     "text": Reader(text_inputs.resolve_config, text_inputs.read_text),
     "labelled": Reader(labelled_inputs.resolve_config, labelled_inputs.read_labelled),
     "pairs": Reader(seq2seq_inputs.resolve_config, seq2seq_inputs.read_seq2seq),
@@ -80,7 +81,7 @@ READERS = {
     "unpaired": Reader(kto_inputs.resolve_config, kto_inputs.read_kto),
     "prompts": Reader(prompt_inputs.resolve_config, prompt_inputs.read_prompts),
 }
-"""`Objective.DATA` -> how this kind of data is read."""
+"""Kind of data -> how it is read."""
 
 
 def resolve_config(run: run_config.Run, folder: RunDir) -> run_config.Run:
@@ -114,4 +115,4 @@ def builder(run: run_config.Run, data: Inputs) -> Callable[..., dict[str, Any]]:
 
 
 def _reader(run: run_config.Run) -> Reader:
-    return READERS[objective(run.objective).DATA]
+    return READERS[run.data.kind]

@@ -46,17 +46,17 @@ def batch(run: run_config.Run) -> Batch:
     # Rows are planned for the smallest possible batch; the batch of shapes below has the size in the run.
     small = dataclasses.replace(run, accumulate=1, data=dataclasses.replace(run.data, batch=2))
     with tempfile.TemporaryDirectory() as folder:
-        return objective_class.abstract_batch(run, tokenizer, _ROWS[objective_class.DATA](small, tokenizer, Path(folder)))
+        return objective_class.abstract_batch(run, tokenizer, _ROWS[run.data.kind](small, tokenizer, Path(folder)))
 
 
 def _kind(run: run_config.Run) -> TrainedKind:
     """Return the kind of the tokenizer; for labelled data, preferences and prompts, the one that the family uses for text."""
     own = ("text", "pairs")
-    if objective(run.objective).DATA in own:
+    if run.data.kind in own:
         return run.tokenizer.kind
     family = configs.family_of(run.model)
     of_family = (recipe for make in recipes.recipes().values() if configs.family_of((recipe := make()).model) == family)
-    return next(recipe.tokenizer.kind for recipe in of_family if objective(recipe.objective).DATA in own)
+    return next(recipe.tokenizer.kind for recipe in of_family if recipe.data.kind in own)
 
 
 @functools.cache
@@ -122,4 +122,4 @@ _ROWS = {
     "unpaired": _unpaired,
     "prompts": _prompts,
 }
-"""`Objective.DATA` -> function that makes synthetic rows."""
+"""Kind of data -> function that makes synthetic rows."""

@@ -4,13 +4,14 @@ import abc
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Int, Int64
 
+from train.config.objectives import ObjectiveOptions
 from train.config.run_config import Run
 from train.engine.losses import model_terms, summed_loss
 from train.engine.state_init import TrainedParams
@@ -26,8 +27,6 @@ from zoo.batch import Batch
 from zoo.errors import require
 from zoo.models import Model
 
-Kind = Literal["text", "labelled", "pairs", "dialogue", "preference", "unpaired", "prompts"]
-
 
 class Objective(abc.ABC):
     """The predictions that a run learns: how rows become arrays on the host, and the loss of these arrays on the devices.
@@ -38,13 +37,9 @@ class Objective(abc.ABC):
     The letters of shapes are those of `zoo.batch`. Parameters are nested dicts of arrays.
     """
 
-    NAME: ClassVar[str]
-    """Name of the objective: its file, the value of `Run.objective`, and the main term of its loss."""
-    DATA: ClassVar[Kind] = "text"
-    """Kind of the data: documents, labelled examples, pairs of a source and a target text, instructions with responses,
-    preferences between two completions of a prompt, labels of single completions, or prompts alone (see
-    `train.inputs.run_inputs`)."""
-
+    OPTIONS: ClassVar[type[ObjectiveOptions]]
+    """Declaration of the objective: its name, which is also that of its file and of the main term of its loss; the kind of its
+    data; its options, scorer and metrics."""
     HAS_DROPOUT: ClassVar[bool] = True
     """False if the loss is computed without dropout."""
 
@@ -57,7 +52,7 @@ class Objective(abc.ABC):
         Raises:
             BadInput: the text is too short, or the run's rows or tokenizer do not fit the objective.
         """
-        raise NotImplementedError(f"{cls.NAME} plans no rows of text")
+        raise NotImplementedError(f"{cls.OPTIONS.objective} plans no rows of text")
 
     @classmethod
     def scored_rows(cls, tokens: Tokens, run: Run, tokenizer: Tokenizer, stride: int) -> RowSource:
@@ -210,7 +205,7 @@ class Objective(abc.ABC):
         The step adds the divisors of all devices before it divides, so that a loss does not depend on their number.
         """
         assert batch.weights is not None
-        return {self.NAME: batch.weights.sum()}
+        return {self.OPTIONS.objective: batch.weights.sum()}
 
     def loss(
         self, model: Model, params: Any, batch: Batch, frozen: Any, *, seeds: Any, carry: Any, smoothing: float, chunk: int
@@ -232,7 +227,7 @@ class Objective(abc.ABC):
             chunk: number of predictions per row whose logits are computed at a time; 0 = all.
         """
         nats, out = summed_loss(model, params, batch, seeds=seeds, carry=carry, smoothing=smoothing, chunk=chunk)
-        return {self.NAME: nats, **model_terms(out)}, out.carry
+        return {self.OPTIONS.objective: nats, **model_terms(out)}, out.carry
 
     def feed(self, source: FeedSource, first: int) -> AbstractContextManager[Feed]:
         """Return the batches of a run from step `first` on: by default those of the data, which do not depend on the state.
@@ -256,8 +251,6 @@ class Objective(abc.ABC):
 
 class LabelledObjective(Objective):
     """An objective of labelled examples, whose rows are `train.rows.example_rows.ExampleRow`s."""
-
-    DATA: ClassVar[Kind] = "labelled"
 
     @classmethod
     def builder(cls, run: Run, tokenizer: Tokenizer, counts: Callable[[], Int64[np.ndarray, " V"]]) -> Build:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import numpy as np
 from jaxtyping import Int64
 
+from train.config.objectives import CausalOptions
 from train.config.run_config import Run
 from train.objectives.base import Objective
 from train.rows import lm_rows
@@ -17,7 +18,7 @@ from train.tokenizers.tokenizer import Tokenizer
 class Causal(Objective):
     """Prediction of the next token at each token of a text."""
 
-    NAME = "causal"
+    OPTIONS = CausalOptions
 
     @classmethod
     def plan_rows(cls, tokens: Tokens, run: Run, tokenizer: Tokenizer) -> LmRows:

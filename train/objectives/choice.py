@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from train.config.objectives import ChoiceOptions
 from train.engine.losses import class_losses
 from train.objectives.base import LabelledObjective
 from zoo.batch import Batch
@@ -24,7 +25,7 @@ class MultipleChoice(LabelledObjective):
     the number of the correct option, int32 []; weights is float32 [1].
     """
 
-    NAME = "choice"
+    OPTIONS = ChoiceOptions
 
     @classmethod
     def join_options(cls, options: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:

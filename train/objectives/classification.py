@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from train.config.objectives import ClassificationOptions
 from train.engine.losses import class_losses, multi_label_losses
 from train.objectives.base import LabelledObjective
 from zoo.batch import Batch
@@ -18,7 +19,7 @@ class Classification(LabelledObjective):
     labels is int32 [1], float32 [1] for regression, or int32 [O] if a text may have several labels; weights is float32 [1].
     """
 
-    NAME = "classification"
+    OPTIONS = ClassificationOptions
 
     def loss(
         self, model: Model, params: Any, batch: Batch, frozen: Any, *, seeds: Any, carry: Any, smoothing: float, chunk: int

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int, Int64
 
+from train.config.objectives import DenoisingOptions
 from train.config.option_groups import Denoising
 from train.config.run_config import Run
 from train.objectives.base import Objective
@@ -25,7 +26,7 @@ from zoo.errors import BadInput, require
 class Denoised(Objective):
     """Prediction of the removed spans of a text, or of the original text."""
 
-    NAME = "denoising"
+    OPTIONS = DenoisingOptions
 
     @classmethod
     def plan_rows(cls, tokens: Tokens, run: Run, tokenizer: Tokenizer) -> LmRows:

@@ -12,6 +12,7 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Bool, Float
 
 from train.config import run_config
+from train.config.objectives import DistilledOptions
 from train.config.option_groups import Distillation
 from train.engine.losses import distillation_losses, token_losses
 from train.objectives.masked import Masked
@@ -30,7 +31,7 @@ from zoo.precision import cast_params
 class Distilled(Masked):
     """Prediction of the masked tokens of a text, of a teacher's probabilities and of its last hidden states: the triple loss."""
 
-    NAME = "distilled"
+    OPTIONS = DistilledOptions
 
     teacher: Model
     frozen: Any

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int, Int64
 
+from train.config.objectives import InstructionOptions
 from train.config.run_config import Run
 from train.objectives.base import Objective
 from train.rows.batches import Build
@@ -20,8 +21,7 @@ class Instruction(Objective):
     The loss is the mean over the counted tokens of the global batch, so a long response weighs more than a short one.
     """
 
-    NAME = "instruction"
-    DATA = "dialogue"
+    OPTIONS = InstructionOptions
 
     @classmethod
     def builder(cls, run: Run, tokenizer: Tokenizer, counts: Callable[[], Int64[np.ndarray, " V"]]) -> Build:

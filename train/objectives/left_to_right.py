@@ -5,6 +5,7 @@ from collections.abc import Callable
 import numpy as np
 from jaxtyping import Int64
 
+from train.config.objectives import LeftToRightOptions
 from train.config.run_config import Run
 from train.objectives.base import Objective
 from train.objectives.masked import with_special_tokens
@@ -23,7 +24,7 @@ HEAD = "masked"
 class LeftToRight(Objective):
     """Next-token prediction with an encoder's body and rows, under a causal mask."""
 
-    NAME = "left_to_right"
+    OPTIONS = LeftToRightOptions
 
     @classmethod
     def plan_rows(cls, tokens: Tokens, run: Run, tokenizer: Tokenizer) -> EncoderRows:

@@ -10,6 +10,7 @@ import numpy as np
 from jax.tree_util import Partial
 from jaxtyping import Int32, Int64
 
+from train.config.objectives import MaskedOptions
 from train.config.run_config import Run
 from train.engine.losses import pair_loss, token_losses
 from train.objectives.base import Objective
@@ -34,7 +35,7 @@ PRETRAINING = "pretraining"
 class Masked(Objective):
     """Prediction of the masked tokens of a text, and for pairs of texts whether the second one follows the first."""
 
-    NAME = "masked"
+    OPTIONS = MaskedOptions
 
     @classmethod
     def plan_rows(cls, tokens: Tokens, run: Run, tokenizer: Tokenizer) -> EncoderRows:

@@ -10,6 +10,7 @@ import numpy as np
 from jax.tree_util import Partial
 from jaxtyping import Int64
 
+from train.config.objectives import PermutationOptions
 from train.config.run_config import Run
 from train.engine.losses import pair_loss, token_losses
 from train.objectives.base import Objective
@@ -33,7 +34,7 @@ PRETRAINING = "pretraining"
 class Permuted(Objective):
     """Prediction of tokens in a random order, and for pairs of texts whether the second one follows the first."""
 
-    NAME = "permutation"
+    OPTIONS = PermutationOptions
 
     @classmethod
     def plan_rows(cls, tokens: Tokens, run: Run, tokenizer: Tokenizer) -> ContiguousRows:

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from train.config.objectives import SpanOptions
 from train.engine.losses import class_losses
 from train.objectives.base import LabelledObjective
 from zoo.batch import Batch
@@ -19,7 +20,7 @@ class Span(LabelledObjective):
     is float32 [1].
     """
 
-    NAME = "span"
+    OPTIONS = SpanOptions
 
     def loss(
         self, model: Model, params: Any, batch: Batch, frozen: Any, *, seeds: Any, carry: Any, smoothing: float, chunk: int

@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from train.config.objectives import TaggingOptions
 from train.engine.losses import class_losses
 from train.objectives.base import LabelledObjective
 from train.rows.example_rows import ExampleRow
@@ -19,7 +20,7 @@ class Tagging(LabelledObjective):
     word after its first one, and at padding.
     """
 
-    NAME = "tagging"
+    OPTIONS = TaggingOptions
 
     @classmethod
     def padded_labels(cls, row: ExampleRow, length: int) -> dict[str, np.ndarray]:

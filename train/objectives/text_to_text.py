@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64
 
+from train.config.objectives import TextToTextOptions
 from train.config.run_config import Run
 from train.objectives.base import Objective
 from train.rows import seq2seq_rows
@@ -17,8 +18,7 @@ from train.tokenizers.tokenizer import Tokenizer
 class TextToText(Objective):
     """Prediction of the target text of each source text."""
 
-    NAME = "text_to_text"
-    DATA = "pairs"
+    OPTIONS = TextToTextOptions
 
     @classmethod
     def builder(cls, run: Run, tokenizer: Tokenizer, counts: Callable[[], Int64[np.ndarray, " V"]]) -> Build:

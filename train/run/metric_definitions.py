@@ -9,6 +9,9 @@ import difflib
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Literal
 
+from train.config.objectives import ClassificationOptions
+from train.config.run_config import Run
+from train.data.example_types import is_iob
 from zoo.errors import BadInput
 
 
@@ -159,6 +162,21 @@ def find_metric(name: str, among: Collection[str] = tuple(METRICS), option: str 
         fix = f"the nearest is {near[0]} (all: {', '.join(names)})" if near else "no metric is"
         raise BadInput(f"{option} {name}: not measured here; {fix}")
     return METRICS[name]
+
+
+def validation_metrics(run: Run) -> tuple[str, ...]:
+    """Return the metrics in a validation of this run that have a better direction."""
+    labels = getattr(run.model, "labels", ())
+    if isinstance(run.options, ClassificationOptions):
+        if run.options.labelled.multi_label:
+            return "loss", "f1_micro", "f1_macro", "subset_accuracy"
+        if len(labels) == 1:
+            return "loss", "pearson", "spearman", "mean_squared_error"
+        return "loss", "accuracy", "f1" if len(labels) == 2 else "f1_macro", "matthews"
+    if run.objective == "tagging":
+        return "loss", "entity_f1" if is_iob(labels) else "accuracy"
+    pairs = ("next_loss", "next_accuracy") if getattr(run.model, "task", "") == "pretraining" else ()
+    return run.options.metrics + pairs
 
 
 def notices(score: Mapping[str, Any]) -> list[str]:

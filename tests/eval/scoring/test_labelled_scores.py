@@ -18,13 +18,12 @@ from eval.scoring.labelled_scores import WORST, Score
 from tests.support import finetuned
 from tests.support.finetuned import IOB, LABELS, entropy, examples
 from tests.support.small import random_params
-from train.checkpoints import best_checkpoint
 from train.config import run_config
 from train.config.run_config import Run
 from train.data.example_types import Choice, Question, Tagged, Text
 from train.engine import device_mesh
 from train.inputs.labelled_inputs import LabelledRows, outputs
-from train.run.metric_definitions import METRICS
+from train.run.metric_definitions import METRICS, validation_metrics
 from zoo.batch import IGNORED
 from zoo.sharding import shardings
 
@@ -208,7 +207,7 @@ def test_score_of_logits_equals_a_loop_over_the_examples(name: str) -> None:
     result = scored(run, rows, logits)
     assert_matches(result, run, rows, logits)
     measured = {key for key in result.record() if (metric := METRICS.get(key)) and metric.better}
-    assert set(best_checkpoint.metrics(run)) == measured
+    assert set(validation_metrics(run)) == measured
     if name == "entities cut off":
         assert sum(one["of"] for one in by_example(run, rows, logits)) < sum(len(each.words) for each in rows.examples)
 

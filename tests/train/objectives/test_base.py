@@ -1,5 +1,6 @@
 """The base class of objectives: what every objective has, and the defaults of one that has only a `builder`."""
 
+import dataclasses
 import re
 from typing import Any
 
@@ -11,6 +12,8 @@ from tests.support import tiny
 from tests.support.encoder_text import stream, uncased
 from tests.support.processes import ROOT
 from train.config import run_config
+from train.config.data_options import TextData
+from train.config.objectives import OPTIONS, ObjectiveOptions
 from train.engine import device_mesh
 from train.objectives import objective, objectives
 from train.objectives.base import Objective
@@ -20,10 +23,17 @@ from zoo.models import model
 MESH = device_mesh.make_mesh(run_config.Mesh(), jax.devices()[:1])
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SmallestOptions(ObjectiveOptions):
+    """Declaration of the objective below."""
+
+    objective, data = "smallest", TextData
+
+
 class Smallest(Objective):
     """An objective that states only what has no default."""
 
-    NAME = "smallest"
+    OPTIONS = SmallestOptions
 
     @classmethod
     def builder(cls, run: Any, tokenizer: Any, counts: Any) -> Any:
@@ -33,7 +43,7 @@ class Smallest(Objective):
 def test_every_objective_is_a_subclass_under_its_own_name() -> None:
     assert "base" not in objectives()
     for name in objectives():
-        assert issubclass(objective(name), Objective) and name == objective(name).NAME
+        assert issubclass(objective(name), Objective) and objective(name).OPTIONS is OPTIONS[name]
 
 
 def test_importing_the_registry_imports_no_objective() -> None:
@@ -47,7 +57,7 @@ def test_defaults_are_those_of_next_token_prediction() -> None:
     run = tiny.run()
     net, bound = model(run.model), Smallest.bind(run, MESH)
     batch = jax.tree.map(jnp.asarray, tiny.batch(0))
-    assert (Smallest.DATA, Smallest.frozen_config(run), bound.frozen_inputs()) == ("text", None, {})
+    assert (Smallest.frozen_config(run), bound.frozen_inputs()) == (None, {})
     assert bound.initial_params(net, None) is None
     assert bound.flops(net, batch) == 3 * net.flops(batch)
     params, options = net.init(jax.random.key(0)), dict(seeds=None, carry={}, smoothing=0.0, chunk=0)

@@ -18,7 +18,7 @@ from tests.support.gradients import assert_equal_gradients
 from tests.support.preference_steps import MESH_CASES, MESHES, assert_equal_to_torch, batch_of, pairs_of
 from tests.support.small import random_params, small
 from train.config import run_config
-from train.config.data_options import PreferenceData
+from train.config.data_options import UnpairedData
 from train.config.kto_options import Kto
 from train.data.example_types import UnpairedPreference
 from train.engine import device_mesh
@@ -159,7 +159,7 @@ def first_steps(**changes: Any) -> tuple[list[float], Any]:
     """Return the losses of three steps and the first gradient; of two micro-batches, each has examples of one label alone."""
     net = small("gpt", layers=1)
     options = Kto(desired_weight=1.5)
-    run = tiny.run("kto", model=net.config, kto=options, data=PreferenceData(length=10, batch=16), **changes)
+    run = tiny.run("kto", model=net.config, kto=options, data=UnpairedData(length=10, batch=16), **changes)
     return preference_steps.first_steps(run, OBJECTIVE(options), labelled(net, 16))
 
 
@@ -198,7 +198,7 @@ def test_options_without_a_meaning_are_refused(options: dict[str, Any]) -> None:
 def test_scores_are_those_of_one_batch_of_all_held_out_examples() -> None:
     """Whatever the size of a batch is; at the reference nothing is gained, and the reference point is 0."""
     words, net = Tokenizer.train([], 257), small("gpt", layers=1)
-    data = PreferenceData(length=32, batch=8)
+    data = UnpairedData(length=32, batch=8)
     run = tiny.run("kto", model=net.config, init="base", precision="float32", data=data, kto=Kto(desired_weight=1.5))
     examples = [
         UnpairedPreference(origin="p", prompt=f"a{n}", completion=f" {'c' * (n % 5 + 1)}", desired=n % 3 > 0) for n in range(9)
@@ -226,7 +226,7 @@ def test_scores_are_those_of_one_batch_of_all_held_out_examples() -> None:
 
 def test_without_a_reference_the_scores_are_those_of_the_answers_alone() -> None:
     words, net = Tokenizer.train([], 257), small("gpt", layers=1)
-    data = PreferenceData(length=16, batch=4)
+    data = UnpairedData(length=16, batch=4)
     run = tiny.run("kto", model=net.config, precision="float32", data=data, kto=Kto(reference="none"))
     examples = [UnpairedPreference(origin="p", prompt="a", completion=f" {'c' * (n + 1)}", desired=n > 0) for n in range(4)]
     rows, params, objective = kto_inputs.rows_of(examples, run, words), random_params(net), OBJECTIVE(run.options.kto)

@@ -92,12 +92,12 @@ kinds = pytest.mark.parametrize("kind", KINDS)
 def plan(run: Run, tokenizer: Tokenizer, backwards: bool = False) -> Any:
     """The rows of the texts, or of examples; `backwards` the last of them is the first."""
     goal, direction = objective(run.objective), -1 if backwards else 1
-    if goal.DATA == "labelled":
+    if run.data.kind == "labelled":
         return labelled_inputs.rows_of(finetuned.examples(run.objective)[::direction], run, tokenizer)
-    if goal.DATA == "pairs":
+    if run.data.kind == "pairs":
         pairs = [Pair(origin="", source="a" * n, target="b" * (1 + n % 7)) for n in range(1, 20)]
         return seq2seq_inputs.rows_of(pairs[::direction], run, tokenizer)
-    if goal.DATA == "dialogue":
+    if run.data.kind == "dialogue":
         pairs = [Pair(origin="", source="a " * n, target=" b" * (1 + n % 4)) for n in range(1, 19)]
         return instruction_inputs.rows_of(pairs[::direction], run, tokenizer)
     tokens = stream(TEXTS[::direction], tokenizer)

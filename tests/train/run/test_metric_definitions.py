@@ -9,11 +9,10 @@ from eval.scoring import language_model_scores, masked_lm_scores, seq2seq_likeli
 from eval.scoring.feedback import dpo_scores, kto_scores, policy_scores
 from tests.support import tiny
 from tests.support.small import small
-from train.checkpoints.best_checkpoint import metrics
 from train.config.kto_options import Kto
 from train.config.objectives import OPTIONS
 from train.objectives import objectives
-from train.run.metric_definitions import METRICS, notices
+from train.run.metric_definitions import METRICS, notices, validation_metrics
 
 LEARNED = {"accuracy": 0.9, "majority_share": 0.6, "predicted_share": 0.62, "examples": 100}
 DOUBTS: list[tuple[dict[str, Any], str]] = [
@@ -60,5 +59,5 @@ def test_the_metrics_that_may_select_a_checkpoint_are_those_that_are_measured() 
     for objective, family, task, measured in SCORES:
         run = tiny.run(objective=objective, model=small(family, **({"task": task} if task else {})).config)
         judged = [name for name in measured.record() if name in METRICS and METRICS[name].better]
-        assert set(metrics(run)) == set(judged)
+        assert set(validation_metrics(run)) == set(judged)
     assert {name for name in objectives() if not OPTIONS[name].metrics} == {"classification", "tagging"}

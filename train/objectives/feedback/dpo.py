@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 from jaxtyping import Int64
 
 from train.config.dpo_options import Dpo
+from train.config.objectives import DpoOptions
 from train.config.run_config import Run
 from train.engine.log_probs import counted_pairs, sequence_log_probs, split_pairs
 from train.engine.preference_losses import implicit_rewards, pair_losses
@@ -37,7 +38,7 @@ class ReferenceObjective(Objective):
     """Module of `train.rows` with the function `builder` of the objective's rows."""
 
     options: Any
-    """The field `NAME` of the options of the objective, with `reference` and `has_reference`."""
+    """The field of the objective's name in the options of the objective, with `reference` and `has_reference`."""
 
     @classmethod
     def bind(cls, run: Run, mesh: Mesh) -> "ReferenceObjective":
@@ -46,9 +47,9 @@ class ReferenceObjective(Objective):
         Raises:
             BadInput: a reference without --init.
         """
-        options = getattr(run.options, cls.NAME)
-        fix = f"the reference is the model of --init, which is not set; name one, or choose --{cls.NAME}.reference none"
-        require(bool(run.init) or not options.has_reference, f"{cls.NAME}.reference", options.reference, fix)
+        options, name = getattr(run.options, run.objective), run.objective
+        fix = f"the reference is the model of --init, which is not set; name one, or choose --{name}.reference none"
+        require(bool(run.init) or not options.has_reference, f"{name}.reference", options.reference, fix)
         return cls(options)
 
     @classmethod
@@ -76,7 +77,7 @@ class ReferenceObjective(Objective):
         Raises:
             BadInput: nothing to load in `run.init`, or another model than the run's.
         """
-        if not getattr(run.options, cls.NAME).has_reference:
+        if not getattr(run.options, run.objective).has_reference:
             return inputs
         build = cls.builder(run, inputs.tokenizer, inputs.counts)
         return add_reference(run, mesh, inputs, build, cache, progress=progress)
@@ -84,14 +85,14 @@ class ReferenceObjective(Objective):
     @classmethod
     def abstract_batch(cls, run: Run, tokenizer: Tokenizer, rows: Any) -> Batch:
         """Return the shapes and dtypes of a global batch, with the log-probabilities of a reference if there is one."""
-        if getattr(run.options, cls.NAME).has_reference:
+        if getattr(run.options, run.objective).has_reference:
             rows = with_reference(rows, np.zeros((len(rows), 2), np.float32))
         return super().abstract_batch(run, tokenizer, rows)
 
     @classmethod
     def bind_abstract(cls, run: Run, mesh: Mesh) -> "ReferenceObjective":
         """Return the objective as `bind` does; a reference needs no --init, since its log-probabilities are part of the batch."""
-        return cls(getattr(run.options, cls.NAME))
+        return cls(getattr(run.options, run.objective))
 
     def reference(self, batch: Batch) -> jax.Array | None:
         """Return the log-probabilities of both answers under the reference, float32 [B, 2]; None if there is no reference."""
@@ -109,8 +110,7 @@ class DirectPreferences(ReferenceObjective):
     The arrays of a pair are those of `train.rows.feedback.preference_rows`, [2, T], the chosen answer first.
     """
 
-    NAME = "dpo"
-    DATA = "preference"
+    OPTIONS = DpoOptions
     ROWS = preference_rows
 
     options: Dpo

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from train.config.kto_options import Kto
+from train.config.objectives import KtoOptions
 from train.engine.log_probs import counted_pairs, one_side, sequence_log_probs, split_pairs
 from train.engine.micro_batches import map_rows
 from train.engine.preference_losses import unpaired_losses
@@ -27,8 +28,7 @@ class KahnemanTversky(ReferenceObjective):
     `complete_batch` adds extra["z"].
     """
 
-    NAME = "kto"
-    DATA = "unpaired"
+    OPTIONS = KtoOptions
     ROWS = kto_rows
 
     options: Kto

@@ -13,6 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Float32, Int64
 
+from train.config.objectives import PolicyGradientOptions
 from train.config.policy_gradient_options import PolicyGradientLoss
 from train.config.rollout_options import Rollout
 from train.config.run_config import Run
@@ -36,13 +37,12 @@ from zoo.models import Model
 class RolloutObjective(Objective):
     """An objective of responses that the model in training samples itself."""
 
-    DATA = "prompts"
     HAS_DROPOUT = False
     LEAST: ClassVar[int] = 1
     """Responses to each prompt that it needs."""
 
     options: Any
-    """The field `NAME` of the options of the run, with `beta`, the coefficient of a KL divergence to the model of --init."""
+    """The field of the objective's name in the options of the run, with `beta`, the coefficient of a KL divergence to the model of --init."""
     rollout: Rollout
 
     @abc.abstractmethod
@@ -58,14 +58,14 @@ class RolloutObjective(Objective):
         """
         beta = cls._beta(run)
         fix = "the KL divergence is to the model of --init, which is not set; name one, or choose 0"
-        require(bool(run.init) or beta == 0, f"{cls.NAME}.beta", beta, fix)
+        require(bool(run.init) or beta == 0, f"{run.objective}.beta", beta, fix)
         rollout_inputs.check_rollout(run, mesh, least=cls.LEAST)
         return cls.bind_abstract(run, mesh)
 
     @classmethod
     def bind_abstract(cls, run: Run, mesh: Mesh) -> "RolloutObjective":
         """Return the objective as `bind` does; a KL divergence needs no --init, since its numbers are part of the batch."""
-        return cls(getattr(run.options, cls.NAME), run.options.rollout)
+        return cls(getattr(run.options, run.objective), run.options.rollout)
 
     @classmethod
     def builder(cls, run: Run, tokenizer: Tokenizer, counts: Callable[[], Int64[np.ndarray, " V"]]) -> Build:
@@ -81,7 +81,7 @@ class RolloutObjective(Objective):
 
         def build(rng: np.random.Generator, row: ResponseRow, length: int) -> dict[str, Any]:
             fields = build_side(row.side, length)
-            return fields | {"extra": cls.no_numbers(getattr(run.options, cls.NAME), len(fields["tokens"]))}
+            return fields | {"extra": cls.no_numbers(getattr(run.options, run.objective), len(fields["tokens"]))}
 
         return build
 
@@ -132,7 +132,7 @@ class RolloutObjective(Objective):
 
     @classmethod
     def _beta(cls, run: Run) -> float:
-        return getattr(run.options, cls.NAME).beta
+        return getattr(run.options, run.objective).beta
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,7 +144,7 @@ class PolicyGradient(RolloutObjective):
     unless it is in the loss; and if it is in the loss, "reference" [T], the log-probabilities under the reference.
     """
 
-    NAME = "policy_gradient"
+    OPTIONS = PolicyGradientOptions
     LEAST = 2
 
     options: PolicyGradientLoss

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 from jaxtyping import Float32
 
+from train.config.objectives import PpoOptions
 from train.config.ppo_options import Ppo
 from train.engine.policy_losses import clipped_losses, ratios
 from train.engine.state_init import TrainedParams
@@ -25,7 +26,7 @@ class ProximalPolicy(RolloutObjective):
     [T]: its log-probability and its value at the start of the rollout, its advantage, and its return.
     """
 
-    NAME = "ppo"
+    OPTIONS = PpoOptions
 
     options: Ppo
 

@@ -13,6 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Int64
 
+from train.config.objectives import PreferenceOptions
 from train.config.run_config import Run
 from train.engine.log_probs import split_pairs
 from train.engine.reward_scores import reward_scores
@@ -32,8 +33,7 @@ class RewardModel(Objective):
     The fields of a row are those of `train.rows.feedback.preference_rows.builder` without targets; weights is float32 [1].
     """
 
-    NAME = "preference"
-    DATA = "preference"
+    OPTIONS = PreferenceOptions
 
     def __init__(self, centering: float) -> None:
         """Store the weight of the squared sum of both scores."""
@@ -77,7 +77,7 @@ class RewardModel(Objective):
         """Return the summed losses of the preferences, in nats, and the carry unchanged."""
         assert batch.weights is not None and batch.extra is not None
         losses = pair_losses(reward_scores(model, params, batch, seeds), batch.extra["margin"], self._centering)
-        return {self.NAME: (losses * batch.weights[:, 0]).sum()}, carry
+        return {self.OPTIONS.objective: (losses * batch.weights[:, 0]).sum()}, carry
 
     def forward_flops(self, model: Model, batch: Batch) -> float:
         """Return the matrix-product FLOPs of the forward pass over both completions."""

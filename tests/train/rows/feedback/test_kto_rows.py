@@ -13,7 +13,7 @@ from tests.support import tiny
 from tests.support.small import small
 from tests.support.unigram_text import spelled
 from train.config import run_config
-from train.config.data_options import PreferenceData
+from train.config.data_options import UnpairedData
 from train.config.kto_options import Kto
 from train.config.option_groups import Preferences
 from train.data.example_types import UnpairedPreference
@@ -95,7 +95,7 @@ def test_examples_that_cannot_be_used_are_left_out_and_are_not_mismatched(name: 
 
 
 def test_without_a_reference_an_example_needs_no_other_one():
-    run = tiny.run("kto", model=small("gpt").config, data=PreferenceData(length=12, batch=4), kto=Kto(reference="none"))
+    run = tiny.run("kto", model=small("gpt").config, data=UnpairedData(length=12, batch=4), kto=Kto(reference="none"))
     rows = kto_inputs.rows_of(of(("a", " b"), ("a", " c")), run, BYTES)
     assert [len(row.sides) for row in rows.rows] == [1, 1]
     with pytest.raises(BadInput, match="a:0: 16 tokens with the labelled completion, and a row has 12"):
@@ -103,7 +103,7 @@ def test_without_a_reference_an_example_needs_no_other_one():
 
 
 def rows_of(examples: list[UnpairedPreference]) -> kto_inputs.UnpairedRows:
-    run = tiny.run("kto", model=small("gpt").config, data=PreferenceData(length=32, batch=4))
+    run = tiny.run("kto", model=small("gpt").config, data=UnpairedData(length=32, batch=4))
     return kto_inputs.rows_of(examples, run, BYTES)
 
 
@@ -115,7 +115,7 @@ def test_samples_have_both_labels_and_halves_of_one_label_are_refused(monkeypatc
     halves = [of(*((f"p{n}", f" c{n}") for n in range(4)), desired=labels) for labels in ([True, False] * 2, [False] * 4)]
     monkeypatch.setattr(completion_inputs.labelled_reader, "split", lambda *options: halves)
     monkeypatch.setattr(completion_inputs, "existing_tokenizer", lambda run, folder: BYTES)
-    run = tiny.run("kto", model=small("gpt").config, data=PreferenceData(length=32, batch=4, paths=("a.jsonl",)))
+    run = tiny.run("kto", model=small("gpt").config, data=UnpairedData(length=32, batch=4, paths=("a.jsonl",)))
     with pytest.raises(BadInput, match=r"--data.paths a.jsonl: all 4 held-out completions are undesired, and kto needs both"):
         kto_inputs.read_kto(run, RunDir(str(tmp_path)), tmp_path)
     halves[1] = halves[0]
