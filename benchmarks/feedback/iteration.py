@@ -262,7 +262,7 @@ def _source(run: Run, model: Model, mesh: Any, shape: Shape) -> FeedSource:
         return share_of_low_ids(ids, shape.config.vocab)
 
     rewards = (RewardFunction(f"{__name__}:share_of_low_ids", reward),)
-    inputs = PromptInputs(tokenizer, mixture, rows, rows, rewards=rewards, chat_end=NO_END)
+    inputs = PromptInputs(tokenizer, mixture, rows, rewards=rewards, chat_end=NO_END)
     local = device_mesh.local_rows(mesh, run.data.batch)
     build = objective(run.objective).builder(run, tokenizer, inputs.counts)
     return FeedSource(

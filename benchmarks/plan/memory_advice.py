@@ -10,7 +10,7 @@ from benchmarks.plan.compile_program import Program
 from benchmarks.plan.large_arrays import LargeArray
 from benchmarks.plan.target_devices import simulate_target
 from train.config import mesh_sizes
-from train.config.objectives import TokenOptions
+from train.config.declaration import TokenOptions
 from train.config.run_config import Run
 from train.engine import device_mesh
 from zoo.attention import attention

@@ -9,7 +9,7 @@ from typing import Any
 from eval.comparison.task_scores import TaskScore, read_task_scores
 from train.checkpoints.config_check import check_identity
 from train.checkpoints.manifest import NAME, DamagedCheckpoint, Manifest, folder_name
-from train.config.objectives import scored_as
+from train.config.declaration import scored_as
 from train.config.run_config import Run
 from train.run import metric_definitions
 from train.run.costs import Costs, read_costs

@@ -11,8 +11,9 @@ from jaxtyping import Integer
 from eval.generation import cross_attention_weights
 from eval.generation.generation_options import Decoding
 from eval.generation.generator import REPLACEMENT, Generator
-from train.inputs.instruction_inputs import DialogueInputs
-from train.inputs.seq2seq_inputs import PairInputs
+from train.inputs.example_inputs import ExampleInputs
+from train.inputs.instruction_inputs import DialogueRows
+from train.inputs.seq2seq_inputs import PairRows
 from train.rows.token_cache import Tokens
 from train.run.run_dir import write_json
 from train.tokenizers.special_tokens import END_OF_TEXT
@@ -42,10 +43,10 @@ def of_run(file: Path, model: Model, params: Any, mesh: Mesh, data: Any, **how: 
 
     Preferences have no samples.
     """
-    if isinstance(data, PairInputs):
+    if isinstance(data.held_out, PairRows):
         if model.is_encoder_decoder:
             write_pairs(file, model, params, mesh, data, **how)
-    elif isinstance(data, DialogueInputs):
+    elif isinstance(data.held_out, DialogueRows):
         write_responses(file, model, params, mesh, data, **how)
     elif model.generates and not model.is_encoder_decoder and isinstance(data.held_out, Tokens):
         write_samples(file, model, params, mesh, data.tokenizer, data.held_out, **how)
@@ -115,7 +116,7 @@ def write_samples(
 
 
 def write_pairs(
-    file: Path, model: Model, params: Any, mesh: Mesh, data: PairInputs, *, length: int, step: int, dtype: Any, count: int = 4
+    file: Path, model: Model, params: Any, mesh: Mesh, data: ExampleInputs, *, length: int, step: int, dtype: Any, count: int = 4
 ) -> None:
     """Write {"step", "pairs", "samples", "alignment"} of held-out pairs to a file.
 
@@ -146,7 +147,7 @@ def write_pairs(
 
 
 def write_responses(
-    file: Path, model: Model, params: Any, mesh: Mesh, data: DialogueInputs, *, length: int, step: int, dtype: Any, count: int = 4
+    file: Path, model: Model, params: Any, mesh: Mesh, data: ExampleInputs, *, length: int, step: int, dtype: Any, count: int = 4
 ) -> None:
     """Write {"step", "pairs", "samples"} of held-out instructions to a file.
 

@@ -52,7 +52,7 @@ class Score:
 
 def of_run(inputs: ScoringInputs) -> Callable[[Any], Score]:
     """Return the scorer of a run's text."""
-    token_bytes, chunk = inputs.data.token_bytes, inputs.run.loss_chunk
+    token_bytes, chunk = inputs.data.tokenizer.token_bytes(), inputs.run.loss_chunk
     options: dict[str, Any] = {"batch": inputs.batch, "dtype": inputs.dtype, "progress": inputs.progress}
     return scorer(inputs.model, inputs.mesh, inputs.rows, inputs.build, token_bytes, chunk=chunk, **options)
 

@@ -111,7 +111,7 @@ def test_every_documented_command_reads_its_files(
     monkeypatch.setattr(trainer, "run", lambda run, **_: asked.append(run) or 0)
     assert call(capsys, *command, *SMALL, *(SPAN if "finetune-span" in command else ())).code == 0
     folder = RunDir(place / "none")
-    run = run_inputs.resolve_config(asked[0], folder)
+    run = run_inputs.resolve_config(asked[0])
     data = run_inputs.read_inputs(run, folder, place)
     examples, held_out = data.rows.components[0].rows.examples, data.held_out.examples
     selected = len(data.selection.examples)

@@ -9,6 +9,8 @@ from zoo.errors import require
 
 Kind = Literal["text", "labelled", "pairs", "dialogue", "preference", "unpaired", "prompts"]
 RowPlan = Literal["windows", "packed", "full_sentences", "doc_sentences", "segment_pairs", "sentence_pairs"]
+PAIRED = ("segment_pairs", "sentence_pairs")
+"""Values of --data.rows whose rows are pairs of texts."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

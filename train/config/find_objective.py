@@ -4,15 +4,14 @@ import dataclasses
 import inspect
 from typing import Any, get_args
 
+from train.config.declaration import ObjectiveOptions, adapt_options
 from train.config.objectives import (
     OPTIONS,
     CausalOptions,
     DenoisingOptions,
     MaskedOptions,
-    ObjectiveOptions,
     PermutationOptions,
     TextToTextOptions,
-    adapt_options,
 )
 from train.config.option_groups import Labelled
 from train.config.run_config import Run, TrainingMachine

@@ -8,6 +8,7 @@ import itertools
 import math
 from collections.abc import Collection, Mapping
 
+from train.config.objectives import RolloutOptions
 from train.config.run_config import Mesh, Run
 from zoo.errors import BadInput, require
 from zoo.mesh_axes import AXES, BATCH
@@ -88,18 +89,18 @@ def check_rows(run: Run, sizes: Mapping[str, int]) -> None:
     require(micro % rows == 0, "data.batch", run.data.batch, f"{fix}; choose a multiple of {rows * run.accumulate}")
 
 
-def check_responses(run: Run, sizes: Mapping[str, int], *, least: int = 1) -> None:
+def check_responses(run: Run, sizes: Mapping[str, int]) -> None:
     """Refuse a run of rollouts whose groups of responses to a prompt are divided between devices.
 
     Args:
         run: a run; one without rollouts has one response to each prompt.
         sizes: number of devices along each axis.
-        least: responses to a prompt that the objective needs.
 
     Raises:
         BadInput: `rollout.samples` does not divide the rows of a device.
     """
     rows = run.data.batch // row_devices(sizes)
+    least = run.options.fewest_samples if isinstance(run.options, RolloutOptions) else 1
     valid = [number for number in range(least, rows + 1) if rows % number == 0]
     numbers = f"choose {', '.join(map(str, valid[:12]))}" if valid else "choose a larger --data.batch"
     fix = f"it does not divide the {rows} rows of a device (of --data.batch {run.data.batch}); {numbers}"

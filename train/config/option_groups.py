@@ -14,6 +14,8 @@ Format = Literal["auto", "tsv", "csv", "jsonl", "json", "conll", "label_first", 
 Disturbance = Literal["spans", "iid", "drop", "bert", "mass", "deshuffle", "prefix", "lm"]
 Factorization = Literal["permutation", "denoising"]
 Turns = Literal["all", "last"]
+NUM_SPECIAL_TOKENS = 3
+"""Number of special tokens in a row of a permutation language model: two separators and the token of the row."""
 BUILT_IN = "builtin"
 """Value of --chat.template for the template in `train.tokenizers.chat_template`."""
 
@@ -119,6 +121,12 @@ class Permutation:
         require(1 <= self.longest <= 1000, "permutation.longest", self.longest, "choose 1 to 1,000 tokens")
         require(0 <= self.context <= 1000, "permutation.context", self.context, "choose 0 to 1,000 tokens")
         require(self.window >= 0, "permutation.window", self.window, "choose 0 (each part is one window) or a number of tokens")
+
+    def num_targets(self, length: int, reuse: int) -> tuple[int, int]:
+        """Return the number of targets in the reused part of a row of `length` tokens, and in the rest."""
+        total = self.predictions or max(1, length // 6)
+        rest = total * (length - reuse) // length
+        return total - rest, rest
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

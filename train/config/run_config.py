@@ -8,14 +8,13 @@ from typing import Annotated, Any, Generic, Literal, TypeVar
 import tyro
 
 from train.config.data_options import Data
+from train.config.declaration import ObjectiveOptions, TokenOptions
 from train.config.lora_options import Lora
 from train.config.objectives import (
     DistilledOptions,
     MaskedOptions,
-    ObjectiveOptions,
     PermutationOptions,
     RolloutOptions,
-    TokenOptions,
 )
 from train.config.option_groups import Selection, Spikes
 from zoo.configs import Objective, Precision, longest_row
@@ -350,9 +349,6 @@ class Run(Generic[Model, Options, DataOptions]):
         require(self.accumulate >= 1, "accumulate", self.accumulate, "choose 1 or more micro-batches")
         require(0 <= self.label_smoothing < 1, "label_smoothing", self.label_smoothing, "choose 0 <= s < 1")
         require(self.max_skipped >= 1, "max_skipped", self.max_skipped, "choose 1 or more steps")
-        comparable = self.spikes.sigmas == 0 or not isinstance(self.options, RolloutOptions)
-        fix = "the losses of rollouts are not comparable; leave it out"
-        require(comparable, "spikes.sigmas", self.spikes.sigmas, fix)
         fix = f"it must divide --data.batch {self.data.batch}"
         require(self.data.batch % self.accumulate == 0, "accumulate", self.accumulate, fix)
         divides = self.loss_chunk == 0 or self.data.length % self.loss_chunk == 0
@@ -365,11 +361,12 @@ class Run(Generic[Model, Options, DataOptions]):
             require(target <= longest, "data.target_length", target, fix)
 
     def check_base(self) -> None:
-        """Refuse adapters without frozen parameters. A plan does not call this, because it needs only their shapes.
+        """Refuse what needs the model of `init` without one. A plan does not call this, because it needs only shapes.
 
         Raises:
-            BadInput: the run trains adapters and has no `init`.
+            BadInput: the run trains adapters, or has a reference, and no `init`.
         """
+        self.options.check_start(self)
         fix = "adapters are trained beside the frozen matrices of --init; name a run or weights, or choose rank 0"
         require(not self.lora.rank or bool(self.init), "lora.rank", self.lora.rank, fix)
 

@@ -142,3 +142,8 @@ class Prompt(Example):
 def is_iob(tags: Iterable[str]) -> bool:
     """Return whether all of the tags are O, B-TYPE or I-TYPE."""
     return all(IOB_TAG.fullmatch(tag) for tag in tags)
+
+
+def has_messages(example: Any) -> bool:
+    """Return whether an example is a conversation, which a chat template renders."""
+    return bool(getattr(example, "messages", ())) or isinstance(getattr(example, "prompt", ""), tuple)

@@ -323,9 +323,9 @@ TASKS = {
     "span": Task({".json": dataset_formats.squad, **ANY}, _question, ("squad", "jsonl")),
     "text_to_text": Task({".tsv": records.tsv, ".csv": records.comma_separated, **CHAT}, _pair, ("tsv", "csv", "jsonl", "json")),
     "instruction": Task(CHAT, lambda record, options: parse_dialogue(record), ("jsonl", "json")),
-    "preference": Task(CHAT, preference_records.preference, ("jsonl", "json")),
+    **dict.fromkeys(("preference", "dpo"), Task(CHAT, preference_records.preference, ("jsonl", "json"))),
     "kto": Task(CHAT, preference_records.unpaired_preference, ("jsonl", "json")),
-    "policy_gradient": Task(CHAT, prompt_records.prompt, ("jsonl", "json")),
+    **dict.fromkeys(("policy_gradient", "ppo"), Task(CHAT, prompt_records.prompt, ("jsonl", "json"))),
     "choice": Task({".json": dataset_formats.race, ".txt": dataset_formats.race, **ANY}, _choice, ("race", "jsonl")),
 }
 """Tasks by objective."""

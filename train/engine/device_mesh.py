@@ -34,12 +34,13 @@ def make_mesh(shape: run_config.Mesh, devices: Sequence[Any] | None = None) -> M
 
 
 def check_mesh(run: run_config.Run, mesh: Mesh) -> None:
-    """Refuse a batch, heads or model leaves that the mesh does not divide.
+    """Refuse a batch, responses to a prompt, heads or model leaves that the mesh does not divide.
 
     Raises:
         BadInput: the rows of a micro-batch, the heads or a leaf of the model do not divide; names which.
     """
     mesh_sizes.check_rows(run, mesh.shape)
+    mesh_sizes.check_responses(run, mesh.shape)
     check_heads(run.model.heads, mesh)
     experts, expert_devices = getattr(run.model, "experts", 0), mesh.shape["expert"]
     if expert_devices > 1:

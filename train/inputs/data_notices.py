@@ -7,6 +7,7 @@ from train.config import run_config
 from train.config.objectives import ClassificationOptions
 from train.data.example_types import Example
 from train.inputs import completion_inputs, instruction_inputs, labelled_inputs, prompt_inputs, seq2seq_inputs
+from train.inputs.example_inputs import ExampleRows
 from train.rows import encoder_rows
 from train.rows.row_source import RowSource
 from zoo.configs._encoder import LABELLED
@@ -75,19 +76,8 @@ def unknown_share(data: Any) -> float:
 
 def padding_share(run: run_config.Run, rows: RowSource) -> float:
     """Return the share of padding in rows. Rows that are cut from a stream of text have none."""
-    if isinstance(rows, labelled_inputs.LabelledRows):
-        return 1 - rows.text_size / (rows.length * sum(len(row.inputs) for row in rows.rows))
-    if isinstance(rows, seq2seq_inputs.PairRows):
-        return 1 - rows.text_size / (len(rows) * (rows.length + (run.data.target_length or rows.length)))
-    if isinstance(rows, instruction_inputs.DialogueRows):
-        return 1 - rows.text_size / (len(rows) * rows.length)
-    if isinstance(rows, completion_inputs.CompletionRows):
-        target = (run.data.target_length or rows.length) if run.model.is_encoder_decoder else 0
-        return 1 - rows.text_size / (2 * len(rows) * (rows.length + target))
-    if isinstance(rows, prompt_inputs.PromptRows):
-        # Responses are as long as the model writes them; only the room for prompts can be too large.
-        room = rows.length - (0 if run.model.is_encoder_decoder else run.options.rollout.tokens)
-        return 1 - rows.text_size / (len(rows) * room)
+    if isinstance(rows, ExampleRows):
+        return 1 - rows.text_size / rows.room(run)
     return 1 - rows.targets / (len(rows) * rows.length) if isinstance(rows, encoder_rows.EncoderRows) else 0.0
 
 

@@ -56,7 +56,7 @@ def inspect(run: run_config.Run, folder: RunDir, *, count: int, first: int, stor
     """
     require(count >= 1, "rows", count, "choose 1 or more rows")
     require(first >= 0, "first", first, "choose 0 or more: the number of an example, step x batch + its place in the batch")
-    run = run_inputs.resolve_config(run, folder)
+    run = run_inputs.resolve_config(run)
     data = run_inputs.read_inputs(run, folder, caches.cache_dir() / "text")
     if stored_data:
         check_stored_data(run, folder, data.fingerprints())

@@ -1,55 +1,35 @@
-"""Labelled completions, from files to the rows for training and scoring."""
+"""Labelled completions: the rows for training and scoring."""
 
 import dataclasses
-import functools
 from collections.abc import Sequence
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int64
 
-from train.config import run_config
+from train.config.run_config import Run
 from train.data.example_types import UnpairedPreference
-from train.inputs import completion_inputs
-from train.inputs.completion_inputs import CompletionInputs, CompletionRows, resolve_config
+from train.inputs.completion_inputs import CompletionRows
+from train.inputs.example_inputs import ExampleInputs
 from train.rows.feedback import kto_rows
 from train.rows.feedback.kto_rows import UnpairedRow
-from train.rows.feedback.preference_rows import Limits
-from train.rows.row_source import digest_of, evenly_spaced
-from train.run.run_dir import RunDir
-from train.tokenizers.chat_template import ChatTemplate
+from train.rows.row_source import evenly_spaced
 from train.tokenizers.tokenizer import Tokenizer
 from zoo.errors import BadInput
-
-__all__ = ["UnpairedInputs", "UnpairedRows", "read_kto", "resolve_config", "rows_of"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class UnpairedRows(CompletionRows):
-    """Rows in memory, each of one labelled completion."""
+    """Rows of labelled completions."""
 
-    FORMAT = kto_rows
+    FORMAT, NOUN = kto_rows, "labelled completions"
 
-    examples: Sequence[UnpairedPreference]
     rows: tuple[UnpairedRow, ...]
 
-    @classmethod
-    def encode(
-        cls,
-        examples: Sequence[UnpairedPreference],
-        run: run_config.Run,
-        tokenizer: Tokenizer,
-        limits: Limits,
-        template: ChatTemplate | None,
-    ) -> tuple[list[UnpairedRow], list[str]]:
-        """Return the rows of examples, with mismatched completions if there is a reference that they are compared with."""
-        mismatched, options = run.options.kto.has_reference, run.options.labelled
-        return kto_rows.encode_rows(examples, tokenizer, run.model, options, limits, template, mismatched=mismatched)
-
-    @functools.cached_property
-    def content_digest(self) -> str:
-        """SHA-256 of the texts and labels, independent of their files and of the tokenizer."""
-        return digest_of(repr([(item.prompt, item.completion, item.desired) for item in self.examples]), ())
+    @staticmethod
+    def content_of(example: UnpairedPreference) -> tuple[Any, ...]:
+        """Return the texts and the label of a completion."""
+        return example.prompt, example.completion, example.desired
 
     def sampled_rows(self, count: int) -> Int64[np.ndarray, " n"]:
         """Return the numbers of the rows that `subsample` selects: of both labels, in about their shares, evenly spaced.
@@ -66,30 +46,20 @@ class UnpairedRows(CompletionRows):
         ]
         return np.sort(np.concatenate(parts)).astype(np.int64)
 
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class UnpairedInputs(CompletionInputs[UnpairedRows]):
-    """Tokenized labelled completions; see `train.inputs.run_inputs.Inputs`."""
-
-    NOUN = "labelled completions"
-
-    def describe(self, run: run_config.Run) -> dict[str, str]:
-        """Return a summary of the data, with the numbers of both labels and their ratio in the loss."""
-        desired, options = sum(row.desired for row in self.training.rows), run.options.kto
-        undesired = len(self.training) - desired
+    def facts(self, run: Run) -> dict[str, str]:
+        """Return a line with the numbers of both labels and their ratio in the loss."""
+        desired, options = sum(row.desired for row in self.rows), run.options.kto
+        undesired = len(self) - desired
         ratio = options.desired_weight * desired / (options.undesired_weight * undesired)
-        labels = f"{desired:,} desired, {undesired:,} undesired; ratio with their weights {ratio:.3g}"
-        return {**super().describe(run), "labels": labels}
+        return {"labels": f"{desired:,} desired, {undesired:,} undesired; ratio with their weights {ratio:.3g}"}
 
 
-def read_kto(run: run_config.Run, folder: RunDir, cache: Path, *, quiet: bool = False) -> UnpairedInputs:
-    """Read and tokenize labelled completions; see `train.inputs.completion_inputs.read_completions`.
+def check_labels(run: Run, inputs: ExampleInputs) -> ExampleInputs:
+    """Return the inputs.
 
     Raises:
-        BadInput: as `train.inputs.completion_inputs.read_completions`, or all training or all held-out completions have the same
-            label.
+        BadInput: all training or all held-out completions have the same label.
     """
-    inputs = completion_inputs.read_completions(run, folder, "kto", UnpairedInputs, UnpairedRows)
     for name, rows in (("training", inputs.training), ("held-out", inputs.held_out)):
         labels = {row.desired for row in rows.rows}
         if len(labels) == 1:
@@ -100,7 +70,10 @@ def read_kto(run: run_config.Run, folder: RunDir, cache: Path, *, quiet: bool = 
 
 
 def rows_of(
-    examples: Sequence[UnpairedPreference], run: run_config.Run, tokenizer: Tokenizer, left_out: list[str] | None = None
+    examples: Sequence[UnpairedPreference], run: Run, tokenizer: Tokenizer, left_out: list[str] | None = None
 ) -> UnpairedRows:
-    """Return the rows of labelled completions for a run; see `train.inputs.completion_inputs.make_rows`."""
-    return completion_inputs.make_rows(UnpairedRows, examples, run, tokenizer, left_out)
+    """Return the rows of labelled completions for a run, with mismatched ones if they are compared with a reference.
+
+    See `train.inputs.completion_inputs.CompletionRows.encode`.
+    """
+    return UnpairedRows.encode(examples, run, tokenizer, left_out, mismatched=run.options.kto.has_reference)

@@ -6,45 +6,34 @@ import functools
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Int64
 
-from train.config import run_config
 from train.config.data_options import Data
 from train.config.objectives import ClassificationOptions, TaggingOptions
 from train.config.option_groups import ExampleFileOptions
+from train.config.run_config import Run
 from train.data import labelled_reader
 from train.data.example_types import Example, Tagged, Text
-from train.data.text_files import Document
-from train.inputs.example_inputs import ExampleInputs
+from train.inputs.example_inputs import ExampleInputs, ExampleRows, Halves
 from train.rows import example_rows
 from train.rows.example_rows import ExampleRow
-from train.rows.mixture import Component, Mixture
-from train.rows.row_source import SampledRows, digest_of, evenly_spaced
-from train.run.progress_display import short_number
-from train.run.run_dir import RunDir
+from train.rows.row_source import digest_of, evenly_spaced
 from train.tokenizers.tokenizer import Tokenizer
-from train.weights.tokenizer_choice import check_vocabulary, existing_tokenizer
 from zoo.configs._encoder import LABELLED
-from zoo.errors import BadInput, require
+from zoo.errors import BadInput
 
 MANY_LABELS = 20
 """Number of labels from which it is an error that there are more labels than half of the examples; fewer may be intended."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class LabelledRows(SampledRows):
-    """Rows in memory, one per example; a question has a row for each window of its context."""
+class LabelledRows(ExampleRows):
+    """Rows of one example each; a question has a row for each window of its context."""
 
-    examples: Sequence[Example]
     rows: tuple[ExampleRow, ...]
-    length: int
-    """Number of tokens per row, T."""
-    fingerprint: str
-    """SHA-256 of all rows, their length and the tokenizer."""
     labels: tuple[str, ...] = ()
     """Names of the classes, by number."""
     too_long: int = 0
@@ -52,22 +41,13 @@ class LabelledRows(SampledRows):
     longest: tuple[str, int] = ("", 0)
     """Origin of the longest example, and its number of tokens before truncation."""
 
-    def __len__(self) -> int:
-        return len(self.rows)
+    def id_arrays(self) -> Iterator[np.ndarray]:
+        """Yield the ids of each input, with special tokens."""
+        return (inputs.ids for row in self.rows for inputs in row.inputs)
 
-    def row(self, number: int) -> ExampleRow:
-        """Return a row."""
-        return self.rows[number]
-
-    @property
-    def text_size(self) -> int:
-        """Number of tokens of all rows, with special tokens and without padding."""
-        return sum(len(inputs.ids) for row in self.rows for inputs in row.inputs)
-
-    @property
-    def targets(self) -> int:
-        """Equals `text_size`, because training uses all tokens of a row."""
-        return self.text_size
+    def room(self, run: Run) -> int:
+        """Return the number of tokens that the inputs of the rows have room for."""
+        return self.length * sum(len(row.inputs) for row in self.rows)
 
     @functools.cached_property
     def content_digest(self) -> str:
@@ -75,10 +55,6 @@ class LabelledRows(SampledRows):
         unread = ("origin", "document", "id")
         fields = ({name: value for name, value in vars(example).items() if name not in unread} for example in self.examples)
         return digest_of(repr(self.labels), (repr(sorted(values.items())).encode() for values in fields))
-
-    def select_rows(self, chosen: Int64[np.ndarray, " n"]) -> "LabelledRows":
-        """Return the rows with the numbers `chosen`, in this order; the examples and the fingerprint remain those of all rows."""
-        return dataclasses.replace(self, rows=tuple(self.rows[number] for number in chosen.tolist()))
 
     def sampled_rows(self, count: int) -> Int64[np.ndarray, " n"]:
         """Return the numbers of all rows of at most `count` evenly spaced examples.
@@ -90,82 +66,45 @@ class LabelledRows(SampledRows):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class LabelledInputs(ExampleInputs[LabelledRows]):
-    """Tokenized labelled examples; see `train.inputs.run_inputs.Inputs`."""
+class LabelledInputs(ExampleInputs):
+    """Tokenized labelled examples; see `train.inputs.run_inputs.Inputs`. `left_out` has malformed examples only."""
 
-    tokenizer: Tokenizer
-    rows: Mixture
-    held_out: LabelledRows
-    malformed: tuple[str, ...] = ()
-    """Error message of each example that was left out when the files were read."""
-    selection: LabelledRows | None = None
-    """Examples for validations, if these are not the held-out ones; the checkpoint is selected on them."""
+    LEFT_OUT = "bad"
 
-    def validation_rows(self, run: run_config.Run) -> LabelledRows:
-        """Return the rows of the examples of `--data.validation-share`, or without it of the held-out examples."""
-        return self.held_out if self.selection is None else self.selection
-
-    def counts(self) -> np.ndarray:
-        """Return the number of occurrences of each id in the training rows, int64[V]."""
-        counts = np.zeros(self.tokenizer.vocab_size, np.int64)
-        for row in self._training.rows:
-            for inputs in row.inputs:
-                counts += np.bincount(inputs.ids, minlength=len(counts))
-        return counts
-
-    def describe(self, run: run_config.Run) -> dict[str, str]:
-        """Return a summary of the data and its use in the run, for the console and the report."""
-        training = self._training
-        several = "" if len(training) == len(training.examples) else f" in {len(training):,} rows"
-        size = f"{len(training.examples):,} examples{several}, {short_number(training.text_size)} tokens"
-        epochs = run.steps * run.data.batch / len(training)
-        facts = {"data": f"{', '.join(run.data.paths)}: {size}", "held out": f"{len(self.held_out.examples):,} examples"}
+    def facts(self, run: Run) -> dict[str, str]:
+        """Return lines about the examples for validations, the labels, and the examples that are too long."""
+        facts, training, labels = {}, self.training, run.model.labels
         if self.selection is not None:
             facts["selection"] = f"{len(self.selection.examples):,} other examples of the training files"
-        if run.model.labels:
-            names = ", ".join(run.model.labels[:8])
-            facts["labels"] = f"{len(run.model.labels)}: {names}" + (", ..." if len(run.model.labels) > 8 else "")
-        if self.malformed:
-            facts["left out"] = f"{len(self.malformed):,} bad examples; the first: {self.malformed[0]}"
+        if labels:
+            facts["labels"] = f"{len(labels)}: {', '.join(labels[:8])}" + (", ..." if len(labels) > 8 else "")
         if too_long := [rows for rows in (training, self.held_out) if rows.too_long]:
             origin, longest = max((rows.longest for rows in too_long), key=lambda longest: longest[1])
             treatment = "cut" if run.options.labelled.truncate else "left out"
             count = f"{training.too_long:,} training and {self.held_out.too_long:,} held-out examples"
             facts["too long"] = f"{count}, {treatment}: a row has {run.data.length} tokens; the longest has {longest:,}, {origin}"
-        return {**facts, "seen": f"{run.steps:,} steps of {run.data.batch}, {epochs:.3g} epochs"}
+        return facts
 
     @property
     def trained_examples(self) -> Sequence[Example]:
         """The examples of the training files that are not held out, also those that select the checkpoint."""
-        return [*self._training.examples, *(self.selection.examples if self.selection else ())]
-
-    @property
-    def _training(self) -> LabelledRows:
-        rows = self.rows.components[0].rows
-        assert isinstance(rows, LabelledRows)
-        return rows
+        return [*self.training.examples, *(self.selection.examples if self.selection else ())]
 
 
-def resolve_config(run: run_config.Run, folder: RunDir) -> run_config.Run:
+def with_labels(run: Run) -> Run:
     """Return the run with the labels of its training data, unless it names its own.
 
     Raises:
         BadInput: the data cannot be read, or the number of labels does not fit the head.
     """
     (regression, multi_label), chosen = outputs(run), run.model.labels
-    one_class = not (regression or multi_label)
-    fix = "neither regression nor multi-label classification can smooth labels; remove it"
-    require(run.label_smoothing == 0 or one_class, "label_smoothing", run.label_smoothing, fix)
     if run.model.task not in LABELLED:
         return run
-    if regression:
-        fix = "a regression has one output; name one, or remove --labelled.regression"
-        require(len(chosen) <= 1, "model.labels", " ".join(chosen), fix)
     _read_once.cache_clear()
     labels = chosen or (("score",) if regression else labels_of(_split(run)[0]))
     if not labels:
         raise BadInput("--data.paths: no example has a label; use data with 1 label or more")
-    if one_class:
+    if not (regression or multi_label):
         if not chosen:
             _check_label_count(labels, _split(run)[0])
         if len(labels) == 1:
@@ -176,35 +115,31 @@ def resolve_config(run: run_config.Run, folder: RunDir) -> run_config.Run:
     return dataclasses.replace(run, model=dataclasses.replace(run.model, labels=labels, multi_label=multi_label))
 
 
-def read_labelled(run: run_config.Run, folder: RunDir, cache: Path, *, quiet: bool = False) -> LabelledInputs:
-    """Read and tokenize examples. A resumed run uses the tokenizer in its folder, a new one that of `init`.
+def split(run: Run, left_out: list[str]) -> Halves:
+    """Return (training, held-out) examples; the files are read once for `with_labels` and for the rows."""
+    training, held_out, malformed = _split(run)
+    left_out += malformed
+    _read_once.cache_clear()
+    return training, held_out
+
+
+def with_class_weights(run: Run, inputs: ExampleInputs) -> LabelledInputs:
+    """Return the inputs, whose training rows have the weights of their classes.
 
     Raises:
-        BadInput: the data cannot be read, there is no tokenizer, the head lacks a label, or a sequence is too long.
+        BadInput: all training examples have one label, since the others were chosen for validations.
     """
-    training, held_out, malformed = _split(run)
-    _read_once.cache_clear()
-    tokenizer = existing_tokenizer(run, folder)
-    if tokenizer is None:
-        raise BadInput(
-            "--init: name the run or the published weights to fine-tune, or set --tokenizer.path to train from random weights"
-        )
-    check_vocabulary(run, tokenizer)
-    selected: list[Example] = []
-    if run.data.validation_share:
-        training, selected = labelled_reader.split_evenly_spaced(training, run.data.validation_share)
-        if run.model.task in LABELLED and not any(outputs(run)) and len(single := labels_of(training)) == 1:
-            raise _single_label(single[0], selected, "validation", "or choose --data.validation-share 0")
-    rows = _with_class_weights(rows_of(training, run, tokenizer), run)
-    named = [Document(example.origin, "") for example in rows.examples]
-    component = Component(", ".join(run.data.paths), 1.0, named, rows)
-    selection = rows_of(selected, run, tokenizer) if selected else None
-    return LabelledInputs(tokenizer, Mixture((component,)), rows_of(held_out, run, tokenizer), tuple(malformed), selection)
+    selection = inputs.selection
+    has_classes = run.model.task in LABELLED and not any(outputs(run))
+    if selection is not None and has_classes and len(single := labels_of(inputs.training.examples)) == 1:
+        raise _single_label(single[0], selection.examples, "validation", "or choose --data.validation-share 0")
+    labelled = LabelledInputs(inputs.tokenizer, inputs.rows, inputs.held_out, inputs.left_out, selection)
+    return labelled.with_training(_with_class_weights(inputs.training, run))
 
 
 def rows_of(
     examples: Sequence[Example],
-    run: run_config.Run,
+    run: Run,
     tokenizer: Tokenizer,
     advice: example_rows.Advice = example_rows.TRAINING,
 ) -> LabelledRows:
@@ -278,7 +213,7 @@ FEATURES: dict[str, Callable[..., Iterable[ExampleRow]]] = {
 """Objective -> `(examples, tokenizer, options, length, names, *, advice) -> rows`."""
 
 
-def outputs(run: run_config.Run) -> tuple[bool, bool]:
+def outputs(run: Run) -> tuple[bool, bool]:
     """Return whether the model learns numbers, and whether it learns several labels of a text."""
     if not isinstance(run.options, ClassificationOptions):
         return False, False
@@ -311,7 +246,7 @@ def _check_label_count(labels: Sequence[str], examples: Sequence[Example]) -> No
         )
 
 
-def _split(run: run_config.Run) -> tuple[list[Example], list[Example], list[str]]:
+def _split(run: Run) -> tuple[list[Example], list[Example], list[str]]:
     """Return (training examples, held-out examples, error messages of those that are left out)."""
     return _read_once(run.objective, run.data, run.options.labelled)
 
@@ -323,7 +258,7 @@ def _read_once(objective: str, data: Data, options: ExampleFileOptions) -> Any:
     return *labelled_reader.split(objective, data, options, malformed), malformed
 
 
-def _with_class_weights(rows: LabelledRows, run: run_config.Run) -> LabelledRows:
+def _with_class_weights(rows: LabelledRows, run: Run) -> LabelledRows:
     """Return the training rows with the weights of their classes."""
     weighted = isinstance(run.options, ClassificationOptions | TaggingOptions) and run.options.labelled.class_weights != "none"
     if not weighted or run.model.task not in LABELLED:

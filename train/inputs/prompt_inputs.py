@@ -1,65 +1,42 @@
-"""Prompts, from files to the rows for training and scoring."""
+"""Prompts: the rows for training and scoring."""
 
 import dataclasses
 import functools
 import json
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import numpy as np
-from jaxtyping import Int64
 
-from train.config import run_config
-from train.data import labelled_reader
+from train.config.run_config import Run
 from train.data.example_types import Prompt
 from train.data.prompt_records import check_columns
-from train.data.text_files import Document
-from train.inputs.example_inputs import ExampleInputs, with_run_template
+from train.inputs.example_inputs import ExampleInputs, ExampleRows, Halves, keep_messages, run_template, split_examples
 from train.rollouts.reward_models import RewardModel
 from train.rollouts.rewards import Judge
 from train.rows.feedback import prompt_rows
 from train.rows.feedback.prompt_rows import row_bytes
 from train.rows.feedback.response_rows import ResponseRow
-from train.rows.mixture import Component, Mixture
-from train.rows.row_source import SampledRows, digest_of
-from train.run.progress_display import short_number
-from train.run.run_dir import RunDir
-from train.tokenizers.chat_template import ChatTemplate, chat_template
+from train.rows.row_source import digest_of
+from train.tokenizers.chat_template import ChatTemplate
 from train.tokenizers.chat_token_ids import end_mark, rendered_prompts
 from train.tokenizers.tokenizer import Tokenizer
-from train.weights.tokenizer_choice import check_vocabulary, existing_tokenizer
-from zoo.configs import longest_row
-from zoo.errors import BadInput, require
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class PromptRows(SampledRows):
-    """Rows in memory, each of one prompt without a response."""
+class PromptRows(ExampleRows):
+    """Rows of one prompt each, without a response."""
 
-    examples: Sequence[Prompt]
+    NOUN = "prompts"
+
     rows: tuple[ResponseRow, ...]
-    length: int
-    """Number of tokens per row, or of an encoder-decoder's source."""
-    fingerprint: str
-    """SHA-256 of all rows, their lengths, the columns of the prompts, and the tokenizer."""
 
-    def __len__(self) -> int:
-        return len(self.rows)
+    def id_arrays(self) -> Iterator[np.ndarray]:
+        """Yield the ids of each prompt."""
+        return (row.prompt for row in self.rows)
 
-    def row(self, number: int) -> ResponseRow:
-        """Return a row."""
-        return self.rows[number]
-
-    @property
-    def text_size(self) -> int:
-        """Number of tokens of all prompts, without padding."""
-        return sum(len(row.prompt) for row in self.rows)
-
-    @property
-    def targets(self) -> int:
-        """Equals `text_size`: the tokens of responses are not part of the data."""
-        return self.text_size
+    def room(self, run: Run) -> int:
+        """Return the number of tokens that the rows have room for; responses are as long as the model writes them."""
+        return len(self) * (self.length - (0 if run.model.is_encoder_decoder else run.options.rollout.tokens))
 
     @property
     def longest(self) -> int:
@@ -71,119 +48,77 @@ class PromptRows(SampledRows):
         """SHA-256 of the prompts and their columns, independent of their files and of the tokenizer."""
         return digest_of(_content(self.examples), ())
 
-    def select_rows(self, chosen: Int64[np.ndarray, " n"]) -> "PromptRows":
-        """Return the rows with the numbers `chosen`, in this order; the examples and the fingerprint remain those of all rows."""
-        return dataclasses.replace(self, rows=tuple(self.rows[number] for number in chosen.tolist()))
-
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class PromptInputs(ExampleInputs[PromptRows]):
+class PromptInputs(ExampleInputs):
     """Tokenized prompts; see `train.inputs.run_inputs.Inputs`."""
 
-    tokenizer: Tokenizer
-    rows: Mixture
-    training: PromptRows
-    """The rows in `rows`."""
-    held_out: PromptRows
-    left_out: tuple[str, ...] = ()
-    """Error message of each prompt that --labelled.skip-bad left out."""
     rewards: tuple[Judge, ...] = ()
     """The run's reward functions and reward models; empty = they were not loaded."""
     chat_end: int | None = None
     """Id of the special token that a chat template writes after an answer; None: the tokenizer's end-of-text ends responses."""
-    reference: str = ""
-    """Digest of the parameters of --init, the reference of the KL divergence; empty = there is no KL divergence."""
 
     @property
     def end_mark(self) -> int:
         """Id that ends a response."""
         return self.tokenizer.end_of_text if self.chat_end is None else self.chat_end
 
-    def counts(self) -> Int64[np.ndarray, " V"]:
-        """Return the number of occurrences of each id in the training prompts."""
-        counts = np.zeros(self.tokenizer.vocab_size, np.int64)
-        for row in self.training.rows:
-            counts += np.bincount(row.prompt, minlength=len(counts))
-        return counts
-
     def fingerprints(self) -> dict[str, str]:
-        """Return the fingerprints of `ExampleInputs`, of the reference and of each reward model."""
-        models = {f"reward {judge.name}": judge.digest for judge in self.rewards if isinstance(judge, RewardModel)}
-        return super().fingerprints() | ({"reference": self.reference} if self.reference else {}) | models
+        """Return the fingerprints of `ExampleInputs`, and those of each reward model."""
+        return super().fingerprints() | {
+            f"reward {judge.name}": judge.digest for judge in self.rewards if isinstance(judge, RewardModel)
+        }
 
-    def describe(self, run: run_config.Run) -> dict[str, str]:
-        """Return a summary of the data and its use in the run, for the console and the report."""
-        rows, rollout = self.training, run.options.rollout
-        per_step = run.data.batch // rollout.samples
-        size = f"{len(rows):,} prompts, {short_number(rows.text_size)} tokens"
-        facts = {"data": f"{', '.join(run.data.paths)}: {size}", "held out": f"{len(self.held_out):,} prompts"}
-        if self.left_out:
-            facts["left out"] = f"{len(self.left_out):,} bad or long prompts; the first: {self.left_out[0]}"
-        if rows.examples[0].messages:
-            facts["chat template"] = run.options.chat.template or "the tokenizer's own"
-        if rollout.reward:
-            facts["rewards"] = ", ".join(map(str, self.rewards or rollout.reward))
-        seen = f"{run.steps:,} steps of {per_step} prompts with {rollout.samples} response{'s' * (rollout.samples > 1)}"
-        return {**facts, "seen": f"{seen}, {run.batches * per_step / len(rows):.3g} epochs"}
+    def facts(self, run: Run) -> dict[str, str]:
+        """Return a line about the rewards."""
+        rewards = self.rewards or run.options.rollout.reward
+        return {"rewards": ", ".join(map(str, rewards))} if rewards else {}
+
+    def use_text(self, run: Run) -> str:
+        """Return in words how often a run uses the prompts."""
+        samples = run.options.rollout.samples
+        per_step = run.data.batch // samples
+        seen = f"{run.steps:,} steps of {per_step} prompts with {samples} response{'s' * (samples > 1)}"
+        return f"{seen}, {run.batches * per_step / len(self.training):.3g} epochs"
 
 
-def resolve_config(run: run_config.Run, folder: RunDir) -> run_config.Run:
-    """Return the run unchanged: prompts determine no value of it.
+def split(run: Run, left_out: list[str]) -> Halves:
+    """Return (training, held-out) prompts; see `train.inputs.example_inputs.split_examples`.
 
     Raises:
-        BadInput: an option has no effect, or a response does not fit the model.
+        BadInput: as there, or the prompts have different columns.
     """
-    require(run.label_smoothing == 0, "label_smoothing", run.label_smoothing, "it has no effect on prompts; remove it")
-    longest, tokens = longest_row(run.model), run.options.rollout.tokens
-    fix = f"the model has {longest} positions; choose at most {longest}"
-    require(longest is None or tokens <= longest, "rollout.tokens", tokens, fix)
-    return run
-
-
-def read_prompts(run: run_config.Run, folder: RunDir, cache: Path, *, quiet: bool = False) -> PromptInputs:
-    """Read and tokenize prompts. A resumed run uses the tokenizer in its folder, a new one that of `init`.
-
-    Raises:
-        BadInput: the data cannot be read, there is no tokenizer or it does not fit the model, prompts have different columns, a
-            prompt is too long, or there are conversations and no chat template that renders them.
-    """
-    left_out: list[str] = []
-    halves: Any = labelled_reader.split("policy_gradient", run.data, run.options.labelled, left_out)
+    halves = split_examples(run, left_out)
     check_columns([example for half in halves for example in half])
-    tokenizer = existing_tokenizer(run, folder)
-    if tokenizer is None:
-        raise BadInput("--init: name the run or the weights to start from, or set --tokenizer.path to train from random weights")
-    check_vocabulary(run, tokenizer)
-    chat_end, conversations = None, bool(halves[0][0].messages)
-    tokenizer = with_run_template(run, tokenizer, conversations=conversations)
-    if conversations:
-        template = chat_template(tokenizer, run.tokenizer.path or run.init or "the tokenizer")
-        halves = [render(half, tokenizer, template) for half in halves]
-        # The text of an encoder-decoder ends with end-of-text, like the target of every pair.
-        chat_end = None if run.model.is_encoder_decoder else end_mark(tokenizer, template)
-    rows, held_out_rows = (rows_of(half, run, tokenizer, left_out) for half in halves)
-    named = [Document(example.origin, "") for example in rows.examples]
-    component = Component(", ".join(run.data.paths), 1.0, named, rows)
-    return PromptInputs(tokenizer, Mixture((component,)), rows, held_out_rows, tuple(left_out), chat_end=chat_end)
+    return halves
 
 
-def rows_of(
-    examples: Sequence[Prompt], run: run_config.Run, tokenizer: Tokenizer, left_out: list[str] | None = None
-) -> PromptRows:
-    """Return the rows of prompts for a run.
+def with_end_mark(run: Run, inputs: ExampleInputs) -> PromptInputs:
+    """Return the inputs with the id that ends a response.
+
+    Raises:
+        BadInput: there are conversations, and their chat template writes no single token after an answer.
+    """
+    # The text of an encoder-decoder ends with end-of-text, like the target of every pair.
+    is_chat = bool(inputs.training.examples[0].messages) and not run.model.is_encoder_decoder
+    chat_end = end_mark(inputs.tokenizer, run_template(run, inputs.tokenizer)) if is_chat else None
+    return PromptInputs(inputs.tokenizer, inputs.rows, inputs.held_out, inputs.left_out, chat_end=chat_end)
+
+
+def rows_of(examples: Sequence[Prompt], run: Run, tokenizer: Tokenizer, left_out: list[str] | None = None) -> PromptRows:
+    """Return the rows of prompts for a run. Conversations are rendered with the chat template.
 
     Args:
         left_out: list that gets the message of each prompt that is left out because it does not fit.
 
     Raises:
-        BadInput: see `train.rows.feedback.prompt_rows.encode_rows`; also if no prompt fits into a row.
+        BadInput: see `train.rows.feedback.prompt_rows.encode_rows` and `render`; also if no prompt fits into a row.
     """
+    if examples[0].messages:
+        examples = render(examples, tokenizer, run_template(run, tokenizer))
     length, tokens = run.data.length, run.options.rollout.tokens
     rows, messages = prompt_rows.encode_rows(examples, tokenizer, run.model, run.options.labelled, length, tokens)
-    if not rows:
-        raise BadInput(messages[0])
-    if left_out is not None:
-        left_out += messages
+    keep_messages(rows, messages, left_out)
     header = f"{tokenizer.fingerprint} {length} {tokens} {_content([examples[row.example] for row in rows])}"
     return PromptRows(examples, tuple(rows), length, digest_of(header, row_bytes(rows)))
 

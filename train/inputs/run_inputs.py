@@ -6,7 +6,7 @@ prompts.
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -21,6 +21,7 @@ from train.inputs import (
     seq2seq_inputs,
     text_inputs,
 )
+from train.inputs.example_inputs import ExampleKind
 from train.objectives import objective, supported_objectives
 from train.rows.mixture import Mixture
 from train.rows.row_source import RowSource
@@ -63,28 +64,24 @@ class Inputs(Protocol):
         ...
 
 
-class Reader(NamedTuple):
-    """The functions that read a kind of data."""
-
-    resolve_config: Callable[[run_config.Run, RunDir], run_config.Run]
-    """Returns the run with the values that its data determines."""
-    read: Callable[..., Inputs]
-    """Takes the arguments of the function `read_inputs` of this module."""
-
-
-READERS: dict[Kind, Reader] = {
-    "text": Reader(text_inputs.resolve_config, text_inputs.read_text),
-    "labelled": Reader(labelled_inputs.resolve_config, labelled_inputs.read_labelled),
-    "pairs": Reader(seq2seq_inputs.resolve_config, seq2seq_inputs.read_seq2seq),
-    "dialogue": Reader(instruction_inputs.resolve_config, instruction_inputs.read_instructions),
-    "preference": Reader(preference_inputs.resolve_config, preference_inputs.read_preferences),
-    "unpaired": Reader(kto_inputs.resolve_config, kto_inputs.read_kto),
-    "prompts": Reader(prompt_inputs.resolve_config, prompt_inputs.read_prompts),
+EXAMPLES: dict[Kind, ExampleKind] = {
+    "labelled": ExampleKind(
+        lambda examples, run, tokenizer, left_out: labelled_inputs.rows_of(examples, run, tokenizer),
+        split=labelled_inputs.split,
+        complete=labelled_inputs.with_class_weights,
+    ),
+    "pairs": ExampleKind(
+        seq2seq_inputs.rows_of, split=seq2seq_inputs.split, files=seq2seq_inputs.pair_files, trains_tokenizer=True
+    ),
+    "dialogue": ExampleKind(instruction_inputs.rows_of, trains_tokenizer=True),
+    "preference": ExampleKind(preference_inputs.rows_of),
+    "unpaired": ExampleKind(kto_inputs.rows_of, complete=kto_inputs.check_labels),
+    "prompts": ExampleKind(prompt_inputs.rows_of, split=prompt_inputs.split, complete=prompt_inputs.with_end_mark),
 }
-"""Kind of data -> how it is read."""
+"""Kinds of data that consist of examples; all other data is text."""
 
 
-def resolve_config(run: run_config.Run, folder: RunDir) -> run_config.Run:
+def resolve_config(run: run_config.Run) -> run_config.Run:
     """Return the run with the values that its data determines, such as the labels of a classifier.
 
     Raises:
@@ -93,7 +90,8 @@ def resolve_config(run: run_config.Run, folder: RunDir) -> run_config.Run:
     objectives = supported_objectives(run)
     fix = f"{configs.family_of(run.model)} is trained with {', '.join(objectives)}; choose the recipe of another family"
     require(run.objective in objectives, "objective", run.objective, fix)
-    return _reader(run).resolve_config(run, folder)
+    run.options.check_run(run)
+    return labelled_inputs.with_labels(run) if run.data.kind == "labelled" else run
 
 
 def read_inputs(run: run_config.Run, folder: RunDir, cache: Path, *, quiet: bool = False) -> Any:
@@ -106,13 +104,11 @@ def read_inputs(run: run_config.Run, folder: RunDir, cache: Path, *, quiet: bool
     Raises:
         BadInput: the data cannot be read or does not fit the run; see the module that reads it.
     """
-    return _reader(run).read(run, folder, cache, quiet=quiet)
+    if (kind := EXAMPLES.get(run.data.kind)) is None:
+        return text_inputs.read_documents(run, folder, cache, quiet=quiet)
+    return kind.read(run, folder)
 
 
 def builder(run: run_config.Run, data: Inputs) -> Callable[..., dict[str, Any]]:
     """Return the function that turns a row into the arrays of a `Batch`."""
     return objective(run.objective).builder(run, data.tokenizer, data.counts)
-
-
-def _reader(run: run_config.Run) -> Reader:
-    return READERS[run.data.kind]

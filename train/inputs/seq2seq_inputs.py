@@ -7,22 +7,16 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Int, Int32, Int64
+from jaxtyping import Int32, Int64
 
-from train.config import run_config
 from train.config.option_groups import ExampleFileOptions
+from train.config.run_config import Run
 from train.data import labelled_reader
 from train.data.example_types import Dialogue, Pair
 from train.data.records import TO_UTF8
-from train.data.text_files import Document, lines
-from train.inputs.example_inputs import ExampleInputs, PackedRows, token_sizes, tokenizer_of
-from train.rows.lm_rows import csr_offsets
-from train.rows.mixture import Component, Mixture
-from train.rows.row_source import digest_of
+from train.data.text_files import lines
+from train.inputs.example_inputs import Halves, PackedRows, pack_rows, run_template, split_examples
 from train.rows.seq2seq_rows import PackedPair, SourceTarget, text_special_tokens_of
-from train.run.progress_display import short_number
-from train.run.run_dir import RunDir
-from train.tokenizers.chat_template import chat_template
 from train.tokenizers.chat_token_ids import rendered_pairs
 from train.tokenizers.tokenizer import Tokenizer
 from zoo.errors import BadInput, require
@@ -32,94 +26,45 @@ OPEN = 256
 """Number of rows, the newest ones, that a pair may be packed into."""
 
 
-@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class PairRows(PackedRows):
     """Rows of pairs of a source and a target text."""
 
-    examples: Sequence[Pair]
-    sides: Sequence[SourceTarget]
-    """Ids of each example."""
+    NOUN = "pairs"
 
-    def row(self, number: int) -> tuple[PackedPair, ...]:
-        """Return the pairs of a row."""
-        return tuple(PackedPair(example, self.sides[example]) for example in self.examples_of(number))
+    rows: tuple[tuple[PackedPair, ...], ...]
 
     @property
-    def text_size(self) -> int:
-        """Number of tokens of both sides, with end tokens and without padding."""
-        return sum(len(side.source) + len(side.target) for side in self.sides)
+    def sides(self) -> list[SourceTarget]:
+        """Ids of each pair."""
+        return [part.sides for part in self.parts]
+
+    def id_arrays(self) -> Iterator[np.ndarray]:
+        """Yield the ids of each side, with end tokens."""
+        return itertools.chain.from_iterable(self.sides)
+
+    def room(self, run: Run) -> int:
+        """Return the number of tokens that the rows have room for, of both sides."""
+        return len(self) * (self.length + (run.data.target_length or self.length))
 
     @property
     def targets(self) -> int:
         """Number of target tokens in all rows."""
         return sum(len(side.target) for side in self.sides)
 
-    @functools.cached_property
-    def content_digest(self) -> str:
-        """SHA-256 of the texts of the pairs, independent of their files and of the tokenizer."""
-        return digest_of(repr([(example.source, example.target) for example in self.examples]), ())
+    @staticmethod
+    def content_of(example: Pair) -> tuple[str, str]:
+        """Return the texts of a pair."""
+        return example.source, example.target
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class PairInputs(ExampleInputs[PairRows]):
-    """Tokenized pairs of texts; see `train.inputs.run_inputs.Inputs`."""
-
-    tokenizer: Tokenizer
-    token_bytes: Int[np.ndarray, " V"]
-    """UTF-8 bytes of each token; 0 for special tokens and for ids that the tokenizer does not have."""
-    rows: Mixture
-    training: PairRows
-    """The rows in `rows`."""
-    held_out: PairRows
-
-    def counts(self) -> Int64[np.ndarray, " V"]:
-        """Return the number of occurrences of each id in the training rows."""
-        counts = np.zeros(len(self.token_bytes), np.int64)
-        for side in itertools.chain.from_iterable(self.training.sides):
-            counts += np.bincount(side, minlength=len(counts))
-        return counts
-
-    def describe(self, run: run_config.Run) -> dict[str, str]:
-        """Return a summary of the data and its use in the run, for the console and the report."""
-        rows, epochs = self.training, run.steps * run.data.batch / len(self.training)
-        several = f" in {len(rows):,} rows" if len(rows) < len(rows.examples) else ""
-        size = f"{len(rows.examples):,} pairs{several}, {short_number(rows.text_size)} tokens"
-        return {
-            "data": f"{self.rows.components[0].name}: {size}",
-            "held out": f"{len(self.held_out.examples):,} pairs",
-            "seen": f"{run.steps:,} steps of {run.data.batch}, {epochs:.3g} epochs",
-        }
+def pair_files(run: Run) -> tuple[str, ...]:
+    """Return the names of the training files of pairs."""
+    return run.options.pairs.source + run.options.pairs.target or run.data.paths
 
 
-def resolve_config(run: run_config.Run, folder: RunDir) -> run_config.Run:
-    """Return the run unchanged: pairs determine no value of it.
-
-    Raises:
-        BadInput: an option has no effect.
-    """
-    alone = not run.model.is_encoder_decoder
-    require(not (alone and run.data.pack), "data.pack", run.data.pack, "a decoder-only model has one pair per row; remove it")
-    return run
-
-
-def read_seq2seq(run: run_config.Run, folder: RunDir, cache: Path, *, quiet: bool = False) -> PairInputs:
-    """Read and tokenize pairs and plan their rows. A run without a tokenizer trains one on both sides of its pairs.
-
-    Raises:
-        BadInput: the data cannot be read, the tokenizer has no special tokens or has ids beyond the vocabulary, or a pair is too
-            long.
-    """
-    training, held_out = split(run)
-    tokenizer = tokenizer_of(run, folder, training, held_out)
-    training, held_out = (_rendered(half, run, tokenizer) for half in (training, held_out))
-    rows = rows_of(training, run, tokenizer)
-    named = [Document(example.origin, "") for example in training]
-    component = Component(", ".join(run.options.pairs.source + run.options.pairs.target or run.data.paths), 1.0, named, rows)
-    return PairInputs(tokenizer, token_sizes(run, tokenizer), Mixture((component,)), rows, rows_of(held_out, run, tokenizer))
-
-
-def split(run: run_config.Run) -> tuple[list[Pair | Dialogue], list[Pair | Dialogue]]:
-    """Return (training, held-out) pairs of parallel files or of two columns of tables, or conversations.
+def split(run: Run, left_out: list[str]) -> Halves:
+    """Return (training, held-out) pairs of parallel files or of two columns of tables, or conversations; none is left out.
 
     Raises:
         BadInput: there are no files or files of both kinds, a file cannot be read or is in both halves, parallel files differ in
@@ -132,7 +77,7 @@ def split(run: run_config.Run) -> tuple[list[Pair | Dialogue], list[Pair | Dialo
                 "--pairs.source: there is no embedded data for text_to_text; name parallel files here and in --pairs.target, or "
                 f"tables in --data.paths: {labelled_reader.format_names('text_to_text')}"
             )
-        return labelled_reader.split("text_to_text", run.data, options)  # pyright: ignore[reportReturnType]
+        return split_examples(run, left_out)
     unused = " ".join(run.data.paths + run.data.valid_paths)
     require(not unused, "data.paths", unused, "pairs are read from --pairs.source; leave out --data.paths")
     training: list[Pair | Dialogue] = list(parallel(files.source, files.target, options))
@@ -141,12 +86,6 @@ def split(run: run_config.Run) -> tuple[list[Pair | Dialogue], list[Pair | Dialo
     if both := {*map(real_path, files.source)} & {*map(real_path, files.valid_source)}:
         raise BadInput(f"--pairs.valid-source {min(both)}: it is also in --pairs.source; hold out pairs that are not trained on")
     return training, list(parallel(files.valid_source, files.valid_target, options, "--pairs.valid-source"))
-
-
-def _rendered(examples: Sequence[Pair | Dialogue], run: run_config.Run, tokenizer: Tokenizer) -> list[Pair]:
-    """Return examples as pairs; conversations are rendered with the tokenizer's chat template."""
-    template = functools.cache(lambda: chat_template(tokenizer, run.tokenizer.path or run.init or "the tokenizer"))
-    return rendered_pairs(examples, tokenizer, template, run.options.chat.turns)
 
 
 def parallel(
@@ -174,25 +113,24 @@ def parallel(
             yield labelled_reader.pair(f"{origin}:{number}", first, second)
 
 
-def rows_of(examples: Sequence[Pair], run: run_config.Run, tokenizer: Tokenizer) -> PairRows:
-    """Return the rows of pairs for a run.
+def rows_of(examples: Sequence[Pair | Dialogue], run: Run, tokenizer: Tokenizer, left_out: list[str] | None = None) -> PairRows:
+    """Return the rows of pairs for a run; none is left out. Conversations are rendered as pairs with the chat template.
 
     Raises:
-        BadInput: a text is too long, or has no ids.
+        BadInput: a text is too long, or has no ids; or there is no chat template for conversations.
     """
+    template = functools.cache(lambda: run_template(run, tokenizer))
+    pairs = rendered_pairs(examples, tokenizer, template, run.options.chat.turns)
     capacity = run.data.length, run.data.target_length or run.data.length
-    sides = tuple(_encoded(examples, run, tokenizer, capacity))
-    row = _packed(sides, capacity) if run.data.pack else np.arange(len(sides))
-    order = np.argsort(row, kind="stable")
+    sides = tuple(_encoded(pairs, run, tokenizer, capacity))
+    numbers = _packed(sides, capacity) if run.data.pack else np.arange(len(sides))
     contents = (len(side).to_bytes(8) + side.tobytes() for side in itertools.chain.from_iterable(sides))
-    fingerprint = digest_of(f"{tokenizer.fingerprint} {capacity}", itertools.chain(contents, (order.tobytes() + row.tobytes(),)))
-    first = csr_offsets(np.bincount(row))
-    return PairRows(examples=examples, sides=sides, order=order, first=first, length=capacity[0], fingerprint=fingerprint)
+    parts = [PackedPair(number, side) for number, side in enumerate(sides)]
+    rows, fingerprint = pack_rows(parts, numbers, f"{tokenizer.fingerprint} {capacity}", contents)
+    return PairRows(pairs, rows, capacity[0], fingerprint)
 
 
-def _encoded(
-    examples: Sequence[Pair], run: run_config.Run, tokenizer: Tokenizer, capacity: tuple[int, int]
-) -> Iterator[SourceTarget]:
+def _encoded(examples: Sequence[Pair], run: Run, tokenizer: Tokenizer, capacity: tuple[int, int]) -> Iterator[SourceTarget]:
     """Yield the ids of both sides of each pair, with their end tokens."""
     special, prefix = text_special_tokens_of(tokenizer), run.options.pairs.prefix
     prefix = f"{prefix} " if prefix else ""

@@ -4,13 +4,15 @@ import dataclasses
 import functools
 import random
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from train import recipes
 from train.config import run_config
 from train.data.example_types import Answer, Choice, Example, Pair, Preference, Prompt, Question, Tagged, Text, UnpairedPreference
 from train.data.text_files import Document
-from train.inputs import instruction_inputs, kto_inputs, labelled_inputs, preference_inputs, prompt_inputs, seq2seq_inputs
+from train.inputs import labelled_inputs
+from train.inputs.run_inputs import EXAMPLES
 from train.objectives import objective
 from train.rows.row_source import RowSource
 from train.rows.token_cache import prepare
@@ -42,11 +44,13 @@ def batch(run: run_config.Run) -> Batch:
     Raises:
         BadInput: the sizes in the run are impossible for its rows.
     """
+    run.options.check_run(run)
     objective_class, tokenizer = objective(run.objective), _tokenizer(_kind(run))
     # Rows are planned for the smallest possible batch; the batch of shapes below has the size in the run.
     small = dataclasses.replace(run, accumulate=1, data=dataclasses.replace(run.data, batch=2))
-    with tempfile.TemporaryDirectory() as folder:
-        return objective_class.abstract_batch(run, tokenizer, _ROWS[run.data.kind](small, tokenizer, Path(folder)))
+    kind = EXAMPLES.get(run.data.kind)
+    rows = _text_rows(small, tokenizer) if kind is None else kind.rows_of(_examples(small), small, tokenizer, [])
+    return objective_class.abstract_batch(run, tokenizer, rows)
 
 
 def _kind(run: run_config.Run) -> TrainedKind:
@@ -70,56 +74,36 @@ def _nonsense(words: int, number: int = 0) -> str:
     return " ".join(" ".join(rng.choices(WORDS, k=12)) + "." for _ in range(-(-words // 12)))
 
 
-def _text(run: run_config.Run, tokenizer: Tokenizer, folder: Path) -> RowSource:
+def _text_rows(run: run_config.Run, tokenizer: Tokenizer) -> RowSource:
     # Every token is a word or a part of one.
     documents = [Document(str(number), _nonsense(2 * run.data.length, number)) for number in range(DOCUMENTS)]
-    return objective(run.objective).plan_rows(prepare(documents, tokenizer, folder), run, tokenizer)
+    with tempfile.TemporaryDirectory() as folder:
+        return objective(run.objective).plan_rows(prepare(documents, tokenizer, Path(folder)), run, tokenizer)
 
 
-def _labelled(run: run_config.Run, tokenizer: Tokenizer, folder: Path) -> RowSource:
-    text, origin = _nonsense(12), {"origin": "nonsense"}
+def _examples(run: run_config.Run) -> Sequence[Example]:
+    """Return the fewest examples of a run's kind of data that make a row."""
+    text, origin = _nonsense(12), "nonsense"
+    match run.data.kind:
+        case "pairs":
+            return [Pair(source=_nonsense(2), target=_nonsense(2), origin=origin)]
+        case "dialogue":
+            return [Pair(source=_nonsense(2), target=" the end", origin=origin)]
+        case "preference":
+            return [Preference(prompt=WORDS[0], chosen=WORDS[1], rejected=WORDS[2], origin=origin)]
+        case "unpaired":
+            texts = ((WORDS[0], WORDS[1], True), (WORDS[2], WORDS[3], False))
+            return [UnpairedPreference(prompt=a, completion=b, desired=label, origin=origin) for a, b, label in texts]
+        case "prompts":
+            return [Prompt(prompt=WORDS[0], columns={}, origin=origin)]
     label = next(iter(getattr(run.model, "labels", ())), "")
     regression, multi_label = labelled_inputs.outputs(run)
-    of_text = (label,) if multi_label else label
-    examples: dict[str, Example] = {
-        "classification": Text(text=text, label=0.0 if regression else of_text, **origin),
-        "tagging": Tagged(words=WORDS, tags=(label,) * len(WORDS), **origin),
-        "span": Question(id="0", question=text, context=text, answers=(Answer(text.split()[0], 0),), **origin),
-        "choice": Choice(article=text, question=text, options=(text,) * OPTIONS, answer=0, **origin),
-    }
-    return labelled_inputs.rows_of([examples[run.objective]], run, tokenizer)
-
-
-def _pairs(run: run_config.Run, tokenizer: Tokenizer, folder: Path) -> RowSource:
-    return seq2seq_inputs.rows_of([Pair(origin="nonsense", source=_nonsense(2), target=_nonsense(2))], run, tokenizer)
-
-
-def _dialogues(run: run_config.Run, tokenizer: Tokenizer, folder: Path) -> RowSource:
-    return instruction_inputs.rows_of([Pair(origin="nonsense", source=_nonsense(2), target=" the end")], run, tokenizer)
-
-
-def _preferences(run: run_config.Run, tokenizer: Tokenizer, folder: Path) -> RowSource:
-    example = Preference(origin="nonsense", prompt=WORDS[0], chosen=WORDS[1], rejected=WORDS[2])
-    return preference_inputs.rows_of([example], run, tokenizer)
-
-
-def _unpaired(run: run_config.Run, tokenizer: Tokenizer, folder: Path) -> RowSource:
-    texts = ((WORDS[0], WORDS[1], True), (WORDS[2], WORDS[3], False))
-    examples = [UnpairedPreference(origin="nonsense", prompt=a, completion=b, desired=label) for a, b, label in texts]
-    return kto_inputs.rows_of(examples, run, tokenizer)
-
-
-def _prompts(run: run_config.Run, tokenizer: Tokenizer, folder: Path) -> RowSource:
-    return prompt_inputs.rows_of([Prompt(origin="nonsense", prompt=WORDS[0], columns={})], run, tokenizer)
-
-
-_ROWS = {
-    "text": _text,
-    "labelled": _labelled,
-    "pairs": _pairs,
-    "dialogue": _dialogues,
-    "preference": _preferences,
-    "unpaired": _unpaired,
-    "prompts": _prompts,
-}
-"""Kind of data -> function that makes synthetic rows."""
+    match run.objective:
+        case "classification":
+            of_text = (label,) if multi_label else label
+            return [Text(text=text, label=0.0 if regression else of_text, origin=origin)]
+        case "tagging":
+            return [Tagged(words=WORDS, tags=(label,) * len(WORDS), origin=origin)]
+        case "span":
+            return [Question(id="0", question=text, context=text, answers=(Answer(text.split()[0], 0),), origin=origin)]
+    return [Choice(article=text, question=text, options=(text,) * OPTIONS, answer=0, origin=origin)]

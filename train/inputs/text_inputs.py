@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Int, Int64
+from jaxtyping import Int64
 
 from train.config import run_config
 from train.config.data_options import TextData
 from train.data import corpus
 from train.data.corpus import Documents
 from train.data.text_files import Document
-from train.inputs.example_inputs import token_sizes
 from train.objectives import objective
 from train.rows.mixture import Component, Mixture, Share
 from train.rows.row_source import RowSource, TextRows
@@ -23,8 +22,7 @@ from train.run.progress_display import BYTES, EVERY, ProgressBar, short_number
 from train.run.run_dir import RunDir
 from train.tokenizers.tokenizer import Tokenizer
 from train.weights.tokenizer_choice import check_vocabulary, existing_tokenizer
-from zoo.configs._encoder import LABELLED
-from zoo.errors import BadInput, require
+from zoo.errors import BadInput
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -32,8 +30,8 @@ class TextInputs:
     """Tokenized text and its rows; see `train.inputs.run_inputs.Inputs`."""
 
     tokenizer: Tokenizer
-    token_bytes: Int[np.ndarray, " V"]
-    """UTF-8 bytes of each token; 0 for end-of-text and for ids that the tokenizer does not have."""
+    vocab: int
+    """Number of ids of the model, V, which may be more than the tokenizer's."""
     rows: Mixture
     """The rows that the run trains on."""
     held_out: Tokens
@@ -49,7 +47,7 @@ class TextInputs:
 
     def counts(self) -> Int64[np.ndarray, " V"]:
         """Return the number of occurrences of each id in the training text."""
-        counts = np.zeros(len(self.token_bytes), np.int64)
+        counts = np.zeros(self.vocab, np.int64)
         for component in self.rows.components:
             ids = _tokens(component).ids
             for start in range(0, len(ids), IDS_PER_CHUNK):
@@ -88,18 +86,7 @@ IDS_PER_CHUNK = 1 << 24
 """Number of ids that are counted at a time, because they are memory-mapped."""
 
 
-def resolve_config(run: run_config.Run, folder: RunDir) -> run_config.Run:
-    """Return the run unchanged: text determines no value of it.
-
-    Raises:
-        BadInput: the model has a head for labels, or an option has no effect.
-    """
-    task = getattr(run.model, "task", "")
-    require(task not in LABELLED, "model.task", task, f"the text of {run.objective} has no labels; choose a recipe of finetune")
-    return run
-
-
-def read_text(run: run_config.Run, folder: RunDir, cache: Path, *, quiet: bool = False) -> TextInputs:
+def read_documents(run: run_config.Run, folder: RunDir, cache: Path, *, quiet: bool = False) -> TextInputs:
     """Read the text, tokenize it (once: `cache` has the result) and plan its rows. A resumed run uses its own tokenizer.
 
     Args:
@@ -115,11 +102,10 @@ def read_text(run: run_config.Run, folder: RunDir, cache: Path, *, quiet: bool =
         text, options = corpus.sample_chunks([part.training for part in parts]), run.tokenizer
         tokenizer = Tokenizer.train(text, options.vocab, options.kind, options.lowercase)
     check_vocabulary(run, tokenizer)
-    token_bytes = token_sizes(run, tokenizer)
     with ProgressBar("tokenizing", BYTES, late=True, every=EVERY, quiet=quiet) as progress:
         components = tuple(_component(part, run, tokenizer, cache, progress) for part in parts)
         held_out = prepare(_held_out(parts, run.data), tokenizer, cache, progress)
-    return TextInputs(tokenizer=tokenizer, token_bytes=token_bytes, rows=Mixture(components), held_out=held_out)
+    return TextInputs(tokenizer=tokenizer, vocab=run.model.vocab, rows=Mixture(components), held_out=held_out)
 
 
 class _Part(NamedTuple):

@@ -92,7 +92,7 @@ def prepare(run: Run, console: Console, evaluation: Evaluation) -> PreparedRun:
     fault_point("train.start")
     folder, process = RunDir.of(run), jax.process_index()
     # A run that began on CPU and is resumed on an accelerator keeps its precision.
-    run = run_inputs.resolve_config(dataclasses.replace(run, precision=resolve_precision(run.precision)), folder)
+    run = run_inputs.resolve_config(dataclasses.replace(run, precision=resolve_precision(run.precision)))
     run = extension.with_earlier_steps(run, folder)
     mesh, model = _checked_mesh(run, folder), models.model(run.model)
     optim.check_optimizer(run.optim, model)

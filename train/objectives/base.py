@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Int, Int64
 
-from train.config.objectives import ObjectiveOptions
+from train.config.declaration import ObjectiveOptions
 from train.config.run_config import Run
 from train.engine.losses import model_terms, summed_loss
 from train.engine.state_init import TrainedParams
@@ -24,7 +24,6 @@ from train.rows.row_source import RowSource
 from train.rows.token_cache import Tokens
 from train.tokenizers.tokenizer import Tokenizer
 from zoo.batch import Batch
-from zoo.errors import require
 from zoo.models import Model
 
 
@@ -280,14 +279,3 @@ class LabelledObjective(Objective):
     def padded_labels(cls, row: ExampleRow, length: int) -> dict[str, np.ndarray]:
         """Return the fields labels and weights of a row of `length` tokens; by default those of the example."""
         return {"labels": row.labels, "weights": row.weights}
-
-
-def check_predicts_words(run: Run) -> None:
-    """Check that the run's model has a head of words.
-
-    Raises:
-        BadInput: the model is a reward model or a classifier.
-    """
-    labels = getattr(run.model, "labels", ())
-    fix = f"{run.objective} trains a model that predicts words, not a reward model; name another --init"
-    require(not labels, "model.labels", " ".join(labels), fix)

@@ -137,14 +137,6 @@ def _corrupt(
 
 def _lengths(run: Run, tokenizer: Tokenizer) -> RowSizes:
     options, sentinels = run.options.denoising, len(_special_tokens(tokenizer).sentinels)
-    require(run.data.length >= 4, "data.length", run.data.length, "choose 4 tokens or more: source, target and two end tokens")
-    if _lm(run) and not _decoder_only(run):
-        raise BadInput(
-            "--denoising.kind lm: the source of the encoder would be empty; choose prefix, or --model.architecture decoder"
-        )
-    require(
-        _decoder_only(run) or not options.causal, "denoising.causal", options.causal, "an encoder is never causal; leave it out"
-    )
     lengths = span_corruption.row_sizes(options, run.data.length - 2 * (options.kind == "prefix" and _decoder_only(run)))
     fix = f"a row may need {lengths.sentinels} sentinels, and the tokenizer has {sentinels}; choose a shorter length"
     require(lengths.sentinels <= sentinels, "data.length", run.data.length, fix)

@@ -49,7 +49,6 @@ class Distilled(Masked):
             BadInput: no teacher, or a folder that neither exists nor is named after a size.
         """
         teacher = run.options.distillation.teacher
-        require(bool(teacher), "distillation.teacher", teacher, "name the run or the weights to learn from")
         if teacher.startswith(hub.PREFIX) or Path(teacher).exists():
             return pretrained_config.read_model_config(teacher)
         try:
@@ -65,7 +64,6 @@ class Distilled(Masked):
             BadInput: no teacher, or one that cannot teach this student.
         """
         options = run.options.distillation
-        require(bool(options.teacher), "distillation.teacher", options.teacher, "name the run or the weights to learn from")
         loaded = load_model(options.teacher, mesh)
         if "masked" not in loaded.params:
             raise BadInput(
@@ -213,8 +211,6 @@ def _cosine(a: Float[Array, "B T D"], b: Float[Array, "B T D"]) -> Float[Array, 
 
 def _check(run: run_config.Run, teacher: Any) -> None:
     student, fresh = run.model, run.options.distillation.fresh
-    fix = f"the student starts from --init {run.init}; leave out one of the two"
-    require(not (fresh and run.init), "distillation.fresh", fresh, fix)
     sides = getattr(teacher, "causal", False)
     require(not sides, "distillation.teacher", run.options.distillation.teacher, "its tokens see one side only; choose another")
     for field in ("vocab", "width"):

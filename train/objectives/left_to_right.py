@@ -15,10 +15,6 @@ from train.rows.encoder_rows import EncoderRow, EncoderRows
 from train.rows.example_rows import is_typed
 from train.rows.token_cache import Tokens
 from train.tokenizers.tokenizer import Tokenizer
-from zoo.errors import require
-
-HEAD = "masked"
-"""Task of the trained models: the head for masked tokens predicts the next token; there is no next-sentence head."""
 
 
 class LeftToRight(Objective):
@@ -28,12 +24,7 @@ class LeftToRight(Objective):
 
     @classmethod
     def plan_rows(cls, tokens: Tokens, run: Run, tokenizer: Tokenizer) -> EncoderRows:
-        """Return the rows of the training text, which are those of masked language modelling.
-
-        Raises:
-            BadInput: a model that sees both sides, or that has another head; see also `train.rows.encoder_rows.plan_rows`.
-        """
-        _check(run)
+        """Return the rows of the training text, which are those of masked language modelling."""
         return encoder_rows.plan_rows(tokens, run.data, tokenizer, run.seed)
 
     @classmethod
@@ -51,7 +42,6 @@ class LeftToRight(Objective):
         """
         special_tokens = tokenizer.special_tokens
         assert special_tokens is not None, "rows are planned with a tokenizer that has special tokens"
-        _check(run)
         typed, special = is_typed(run.model.types, special_tokens), [special_tokens.cls, special_tokens.sep, special_tokens.end]
 
         def build(rng: np.random.Generator, row: EncoderRow, length: int) -> dict[str, np.ndarray]:
@@ -75,10 +65,3 @@ class LeftToRight(Objective):
 
 
 OBJECTIVE = LeftToRight
-
-
-def _check(run: Run) -> None:
-    fix = "every token would see the one that it predicts; choose --model.causal, or --objective masked"
-    require(run.model.causal, "model.causal", run.model.causal, fix)
-    fix = f"it has no head for tokens, or one for next sentences besides; choose --model.task {HEAD}"
-    require(run.model.task == HEAD, "model.task", run.model.task, fix)

@@ -24,7 +24,6 @@ from train.targets.masking import Masks, Rule, mask, max_predictions_for_packed_
 from train.tokenizers.special_tokens import SpecialTokens
 from train.tokenizers.tokenizer import Tokenizer
 from zoo.batch import IGNORED, Batch
-from zoo.errors import BadInput, require
 from zoo.models import Model
 from zoo.nn import task_heads
 
@@ -39,13 +38,7 @@ class Masked(Objective):
 
     @classmethod
     def plan_rows(cls, tokens: Tokens, run: Run, tokenizer: Tokenizer) -> EncoderRows:
-        """Return the rows of the training text; see `train.rows.encoder_rows.plan_rows`.
-
-        Raises:
-            BadInput: a model whose tokens do not see those after them, or rows that do not fit the run.
-        """
-        fix = "masked tokens are predicted from both sides; choose --objective left_to_right, or --model.no-causal"
-        require(not getattr(run.model, "causal", False), "model.causal", True, fix)
+        """Return the rows of the training text; see `train.rows.encoder_rows.plan_rows`."""
         return encoder_rows.plan_rows(tokens, run.data, tokenizer, run.seed)
 
     @classmethod
@@ -73,18 +66,10 @@ class Masked(Objective):
 
         Args:
             counts: returns the number of occurrences of each id in the training text; called only if rare tokens are preferred.
-
-        Raises:
-            BadInput: rows without pairs for a next-sentence head, or rare whole words.
         """
         special_tokens = tokenizer.special_tokens
         assert special_tokens is not None, "rows are planned with a tokenizer that has special tokens"
         paired, labelled = run.data.rows in PAIRED, run.model.task == PRETRAINING
-        if labelled and not paired:
-            raise BadInput(
-                f"--data.rows {run.data.rows}: the model has a next-sentence head, which needs pairs; "
-                f"choose {' or '.join(PAIRED)}, or --model.task masked"
-            )
         masks = _masks(run, tokenizer, special_tokens, counts)
         shortest = special_tokens.between + 4 if paired else 3
         packed = run.data.pack or run.data.rows == "packed"
@@ -181,8 +166,6 @@ def _num_chunks(predicted: int, chunk: int) -> int:
 
 def _masks(run: Run, tokenizer: Tokenizer, special_tokens: SpecialTokens, counts: Callable[[], Int64[np.ndarray, " V"]]) -> Masks:
     options, special = run.options.masking, list(special_tokens.special)
-    if options.rare > 0 and options.whole_words:
-        raise BadInput(f"--masking.rare {options.rare}: it samples tokens, not whole words; leave out --masking.whole-words")
     rule: Rule = "distilbert" if options.rare > 0 else "roberta" if tokenizer.mask_absorbs_space else "bert"
     rare = None
     if options.rare > 0:

@@ -23,7 +23,7 @@ from train.targets.masking import apply_masking
 from train.tokenizers.special_tokens import SpecialTokens
 from train.tokenizers.tokenizer import Tokenizer
 from zoo.batch import IGNORED, Batch
-from zoo.errors import BadInput, require
+from zoo.errors import BadInput
 from zoo.models import Model
 from zoo.nn import task_heads
 
@@ -66,15 +66,11 @@ class Permuted(Objective):
         part does not see the rest, which would reveal through the memory what the next row predicts.
 
         Raises:
-            BadInput: more targets than a part has tokens, a window that does not divide the parts, or another tokenizer.
+            BadInput: another tokenizer.
         """
         options, masking = run.options.permutation, run.options.masking
-        special_tokens, num_targets = _special_tokens(tokenizer), _num_targets(run)
         reuse, text_length = run.model.reuse, run.data.length - run.model.reuse - NUM_SPECIAL_TOKENS
-        if options.window:
-            fix = f"it does not divide the parts of a row, {reuse} reused tokens and {run.data.length - reuse} others"
-            divides = reuse % options.window == 0 and (run.data.length - reuse) % options.window == 0
-            require(divides, "permutation.window", options.window, fix + "; choose a divisor of both, or 0")
+        special_tokens, num_targets = _special_tokens(tokenizer), options.num_targets(run.data.length, reuse)
         labelled = run.model.task == PRETRAINING
         begins, entries = tokenizer.word_starts(), np.arange(tokenizer.vocab_size, dtype=np.int32)
 
@@ -167,34 +163,9 @@ class Permuted(Objective):
 OBJECTIVE = Permuted
 
 
-def _num_targets(run: Run) -> tuple[int, int]:
-    """Return the number of targets in the reused part of a row and in the rest."""
-    length, reuse = run.data.length, run.model.reuse
-    predictions = run.options.permutation.predictions
-    total = predictions or max(1, length // 6)
-    rest = total * (length - reuse) // length
-    limit = length - reuse - NUM_SPECIAL_TOKENS
-    fits = total - rest <= reuse and rest <= limit
-    fix = f"a row of {length} has {reuse} reused tokens and {limit} others that can be predicted; choose fewer"
-    require(fits, "permutation.predictions", predictions, fix)
-    return total - rest, rest
-
-
 def _streams(tokens: Tokens, run: Run, tokenizer: Tokenizer, **where: str) -> ContiguousRows:
     data, memory, reuse, options = run.data, run.model.memory, run.model.reuse, run.options.permutation
     _special_tokens(tokenizer)
-    task = run.model.task
-    fix = f"it predicts no tokens; choose permutation, or {PRETRAINING} to add next-sentence prediction"
-    require(run.model.generates, "model.task", task, fix)
-    rest = NUM_SPECIAL_TOKENS + 2
-    fix = f"a row of {data.length} needs {rest} tokens for two texts and special tokens; choose at most {data.length - rest}"
-    require(0 <= reuse <= data.length - rest, "model.reuse", reuse, fix)
-    cause, choice = ("of a model with a memory", "--model.memory 0") if memory else ("in order", "--permutation.no-ordered")
-    fix = f"rows {cause} continue each other, but rows of several sources alternate; choose {choice}"
-    ordered = memory > 0 or options.ordered
-    require(not (ordered and data.weights), "data.weights", " ".join(map(str, data.weights)), fix)
-    even = not options.bidirectional or data.batch % 2 == 0
-    require(even, "data.batch", data.batch, "half of the rows are read from right to left; choose an even number")
     return contiguous_rows.plan_streams(
         tokens,
         tokenizer,
@@ -202,8 +173,8 @@ def _streams(tokens: Tokens, run: Run, tokenizer: Tokenizer, **where: str) -> Co
         reuse=reuse,
         batch=data.batch,
         bidirectional=options.bidirectional,
-        ordered=ordered,
-        predictions=sum(_num_targets(run)),
+        ordered=memory > 0 or options.ordered,
+        predictions=sum(options.num_targets(data.length, reuse)),
         **where,
     )
 

@@ -3,10 +3,10 @@
 import dataclasses
 from typing import Any
 
-from train.config.objectives import DpoOptions, KtoOptions, PolicyGradientOptions, PpoOptions, RolloutOptions, TokenOptions
+from train.config.declaration import TokenOptions
+from train.config.objectives import DpoOptions, KtoOptions, PolicyGradientOptions, PpoOptions, RolloutOptions
 from train.config.option_groups import Prompts
-from train.config.policy_gradient_options import PolicyGradientLoss
-from train.config.ppo_options import Ppo
+from train.config.policy_gradient_options import PolicyGradientLoss, Ppo
 from train.config.rollout_options import Rollout
 from train.config.run_config import Checkpoint, Log, Optim, Run
 from train.weights import pretrained_config

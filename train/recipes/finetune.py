@@ -8,7 +8,8 @@ and the checkpoint was selected on the same examples on which the numbers were m
 import dataclasses
 
 from train.config.data_options import LabelledData
-from train.config.objectives import ChoiceOptions, ClassificationOptions, ObjectiveOptions, SpanOptions, TaggingOptions
+from train.config.declaration import ObjectiveOptions
+from train.config.objectives import ChoiceOptions, ClassificationOptions, SpanOptions, TaggingOptions
 from train.config.option_groups import Selection
 from train.config.run_config import Checkpoint, Log, Optim, Run
 from train.weights import pretrained_config

@@ -7,8 +7,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float32, Float64
 
-from train.config.policy_gradient_options import PolicyGradientLoss
-from train.config.ppo_options import Ppo
+from train.config.policy_gradient_options import PolicyGradientLoss, Ppo
 from train.rollouts import generalized_advantages
 from train.rollouts.advantages import advantages
 

@@ -22,6 +22,6 @@ def load_reference(run: Run, model: Model, mesh: Mesh) -> Any:
     params = load_model(run.init, mesh).params
     shapes = jax.eval_shape(lambda: model.init(jax.random.key(0)))
     if jax.tree.map(lambda leaf: leaf.shape, params) != jax.tree.map(lambda leaf: leaf.shape, shapes):
-        fix = f"name the weights of a model that predicts words, or choose --{run.objective}.beta 0"
+        fix = f"name the weights of a model that predicts words, or choose --{run.objective.replace('_', '-')}.beta 0"
         raise BadInput(f"--init {run.init}: its parameters are not those of the model in training, whose reference it is; {fix}")
     return params

@@ -1,32 +1,15 @@
-"""Checks of a policy, and the inputs that it needs beside its prompts, before anything of the run is written."""
+"""The inputs that a policy needs beside its prompts, before anything of the run is written."""
 
 import dataclasses
 from typing import Any
 
 from jax.sharding import Mesh
 
-from train.config import mesh_sizes
 from train.config.run_config import Run
 from train.rollouts.reward_models import Capacity, load_reward_model
 from train.rollouts.rewards import ModelName, find_rewards
 from train.weights.reference_log_probs import digest_of_parameters
 from zoo.errors import require
-
-
-def check_rollout(run: Run, mesh: Mesh, *, least: int) -> None:
-    """Refuse a run whose groups of responses are divided between devices, or whose checkpoints are within a rollout.
-
-    Args:
-        least: responses to a prompt that the objective needs.
-
-    Raises:
-        BadInput: `rollout.samples` does not divide the rows of a device, or `rollout.steps` the steps between checkpoints.
-    """
-    mesh_sizes.check_responses(run, mesh.shape, least=least)
-    every, steps = run.checkpoint.every, run.options.rollout.steps
-    nearest = max(1, round(every / steps)) * steps
-    fix = f"a run continues between two rollouts of --rollout.steps {steps}; choose a multiple, such as {nearest}"
-    require(every % steps == 0, "checkpoint.every", every, fix)
 
 
 def extend_inputs(run: Run, mesh: Mesh, inputs: Any, beta: float) -> Any:

@@ -11,15 +11,13 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int64, Integer
 
+from train.config.option_groups import NUM_SPECIAL_TOKENS
 from train.rows.row_source import TextRows
 from train.rows.sentence_pairs import EVEN, cuts
 from train.rows.sentences import sentences
 from train.rows.token_cache import Tokens
 from train.tokenizers.tokenizer import Tokenizer
 from zoo.errors import BadInput
-
-NUM_SPECIAL_TOKENS = 3
-"""Number of special tokens in the template of a window, A <sep> B <sep> <cls>."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

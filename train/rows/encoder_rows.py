@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from jaxtyping import Int64
 
-from train.config.data_options import EncoderData
+from train.config.data_options import PAIRED, EncoderData
 from train.rows import lm_rows
 from train.rows.lm_rows import csr_offsets, expand_counts, first_fit
 from train.rows.row_source import SampledRows, TextRows, array_digests
@@ -20,8 +20,6 @@ from zoo.errors import BadInput, require
 
 UNLABELLED = -1
 """Label of a sequence that is not a pair."""
-PAIRED = ("segment_pairs", "sentence_pairs")
-"""Values of --data.rows whose sequences are labelled pairs."""
 
 
 class Range(NamedTuple):

@@ -22,7 +22,6 @@ from train.engine import device_mesh
 from train.engine.log_probs import sequence_log_probs
 from train.rows import batches
 from train.rows.batches import Build
-from train.rows.mixture import Mixture
 from train.rows.row_source import digest_of
 from train.run.run_dir import is_run, no_checkpoint, read_config
 from train.weights import lineage, reference_cache, warm_start
@@ -41,7 +40,7 @@ def add_reference(run: run_config.Run, mesh: Mesh, inputs: Any, build: Build, ca
     Every process calls this.
 
     Args:
-        inputs: a `train.inputs.preference_inputs.PreferenceInputs`.
+        inputs: inputs of preferences, `train.inputs.example_inputs.ExampleInputs`.
         build: function that makes the arrays of a row.
         cache: folder of the files of `reference_cache`.
 
@@ -63,8 +62,7 @@ def add_reference(run: run_config.Run, mesh: Mesh, inputs: Any, build: Build, ca
         assert values is not None
         sides.append(with_reference(rows, values))
     training, held_out = sides
-    component = dataclasses.replace(inputs.rows.components[0], rows=training)
-    return dataclasses.replace(inputs, rows=Mixture((component,)), training=training, held_out=held_out, reference=parameters)
+    return dataclasses.replace(inputs.with_training(training), held_out=held_out, reference=parameters)
 
 
 def with_reference(rows: Any, values: Float32[np.ndarray, "rows 2"]) -> Any:

@@ -68,7 +68,10 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "a claim on another row": (with_claim(row="c"), "there is no row c"),
     "an evaluation of nothing": ({"stages": (*experiment().stages, Stage(name="x", task="lambada"))}, "needs a parent"),
     "unequal budgets": (with_row("b", steps=5), "a takes 1,024 input tokens and b 1,280"),
-    "a metric that a row lacks": (with_claim(metric="pretrain/accuracy"), "row b lacks it; choose one of loss, perplexity"),
+    "a metric that a row lacks": (
+        with_claim(metric="pretrain/accuracy"),
+        "row b lacks it; choose one of bits_per_byte, perplexity",
+    ),
     "a stage that a row lacks": (
         {**with_claim(metric="score/perplexity"), "rows": (*experiment().rows[:2], Row(name="none", label=""))}
         | {"rows": tuple(dataclasses.replace(row, without=("score",) * (row.name == "b")) for row in experiment().rows)},

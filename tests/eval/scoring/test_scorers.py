@@ -5,9 +5,9 @@ import dataclasses
 import pytest
 
 from eval.scoring.scorers import SCORERS
-from train.config.objectives import OPTIONS, CausalOptions, DistilledOptions, ObjectiveOptions, scored_as
-from train.inputs import synthetic_batch
-from train.inputs.run_inputs import READERS
+from train.config.declaration import ObjectiveOptions, scored_as
+from train.config.objectives import OPTIONS, CausalOptions, DistilledOptions
+from train.inputs.run_inputs import EXAMPLES
 from train.objectives import objectives
 from train.run.metric_definitions import METRICS
 
@@ -17,7 +17,7 @@ def missing(declarations: dict[str, type[ObjectiveOptions]]) -> list[str]:
     absent = [f"objective {name}" for name in declarations.keys() - {*objectives()}]
     for kind in declarations.values():
         absent += [f"scorer {kind.scorer}"] if kind.scorer not in SCORERS else []
-        absent += [f"data {kind.data.kind}"] if kind.data.kind not in READERS else []
+        absent += [f"data {kind.data.kind}"] if kind.data.kind not in {"text", *EXAMPLES} else []
         absent += [f"metric {name}" for name in kind.metrics if name not in METRICS]
     return absent
 
@@ -25,7 +25,7 @@ def missing(declarations: dict[str, type[ObjectiveOptions]]) -> list[str]:
 def test_what_a_declaration_names_exists() -> None:
     assert missing(OPTIONS) == []
     assert {kind.scorer for kind in OPTIONS.values()} == SCORERS.keys()
-    assert {kind.data.kind for kind in OPTIONS.values()} == READERS.keys() == synthetic_batch._ROWS.keys()
+    assert {kind.data.kind for kind in OPTIONS.values()} == {"text", *EXAMPLES}
     assert {*OPTIONS} == {*objectives()}
 
 

@@ -20,7 +20,6 @@ from train.config import mesh_sizes, run_config
 from train.config.data_options import CausalData
 from train.engine import device_mesh, optim, state_init
 from train.objectives.causal import Causal
-from train.rollouts import rollout_inputs
 from train.step.assembly import ENGINES
 from train.step.training_step import make_step
 from zoo.attention.attention import attention
@@ -212,9 +211,7 @@ def fitting_numbers(run: run_config.Run) -> list[int]:
     numbers = []
     for number in range(run.machine.processes - 1, 0, -1):
         with contextlib.suppress(BadInput):
-            device_mesh.check_mesh(run, mesh := device_mesh.make_mesh(run.mesh, jax.devices()[:number]))
-            if run.repeat > 1:
-                rollout_inputs.check_rollout(run, mesh, least=1)
+            device_mesh.check_mesh(run, device_mesh.make_mesh(run.mesh, jax.devices()[:number]))
             numbers.append(number)
     return numbers
 

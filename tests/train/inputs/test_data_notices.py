@@ -25,7 +25,7 @@ def lines(folder: Path, text: str, length: int, goal: str = "classification", **
     file = put(folder / ("a.conll" if goal == "tagging" else "a.tsv"), content)
     cfg = finetuned.run(goal, labels=(), data=LabelledData(paths=(str(file),), length=length, batch=2), **options)
     cfg = dataclasses.replace(cfg, tokenizer=run_config.Tokenizer(path=str(folder)))
-    cfg = run_inputs.resolve_config(cfg, RunDir(folder))
+    cfg = run_inputs.resolve_config(cfg)
     data = run_inputs.read_inputs(cfg, RunDir(folder), folder)
     return notices(cfg, data), cfg, data
 

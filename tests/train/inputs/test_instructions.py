@@ -20,10 +20,12 @@ from train.config.option_groups import Chat, ExampleFileOptions
 from train.data import labelled_reader
 from train.data.example_types import Pair
 from train.inputs import data_notices, inspect_rows, instruction_inputs, run_inputs, seq2seq_inputs
+from train.inputs.example_inputs import ExampleInputs
 from train.objectives import supported_objectives
 from train.objectives.instruction import Instruction
 from train.objectives.text_to_text import TextToText
 from train.rows.batches import in_order
+from train.rows.mixture import Component, Mixture
 from train.run.run_dir import RunDir
 from train.tokenizers import chat_template
 from train.tokenizers.tokenizer import Tokenizer
@@ -159,12 +161,12 @@ def test_prompts_that_are_other_tokens_without_their_responses_are_noticed() -> 
     assert [text.differs for text in rows.texts] == [True, False]
     generation = chat_tokenizer(CHATML.replace("<|im_start|>assistant\n{% endif", "<|im_start|>assistant: {% endif"))
     assert all(text.differs for text in instruction_inputs.rows_of([CHAT], run(), generation).texts)
-    inputs = instruction_inputs.DialogueInputs(chat_tokenizer(), np.zeros(300, np.int64), _mixture(rows), rows, rows)
+    inputs = ExampleInputs(chat_tokenizer(), _mixture(rows), rows)
     assert any(line.startswith("in 1 of 2 training examples the tokens before") for line in data_notices.notices(run(), inputs))
 
 
 def _mixture(rows: Any) -> Any:
-    return instruction_inputs.Mixture((instruction_inputs.Component("", 1.0, (), rows),))
+    return Mixture((Component("", 1.0, (), rows),))
 
 
 def messages(*roles: str, **fields: Any) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from train.config.data_options import LabelledData
 from train.config.run_config import Run
 from train.data import labelled_reader
 from train.data.example_types import Tagged, Text
-from train.inputs import labelled_inputs
+from train.inputs import labelled_inputs, run_inputs
 from train.inputs.labelled_inputs import LabelledInputs, labels_of
 from train.run.run_dir import RunDir
 from zoo.batch import IGNORED
@@ -42,7 +42,7 @@ def on(files: Path | tuple[Path, ...], valid: tuple[Path, ...] = (), **changes: 
 
 def read(cfg: Run, words: Path, folder: Path) -> LabelledInputs:
     cfg = dataclasses.replace(cfg, tokenizer=run_config.Tokenizer(path=str(words)))
-    return labelled_inputs.read_labelled(labelled_inputs.resolve_config(cfg, RunDir(folder)), RunDir(folder), folder)
+    return run_inputs.read_inputs(run_inputs.resolve_config(cfg), RunDir(folder), folder)
 
 
 def table(folder: Path, *labels: str, name: str = "a.tsv") -> Path:
@@ -66,9 +66,9 @@ def test_lists_of_labels_are_ones_and_zeros(tmp_path: Path, words: Path) -> None
     file = put(tmp_path / "a.jsonl", [{"text": "the whale", "labels": names} for names in [["b"], ["a", "b"], [], ["a"]] * 5])
     inputs = read(on(file, multi_label=True), words, tmp_path)
     assert [inputs.rows.row(number).labels.tolist() for number in range(4)] == [[0, 1], [1, 1], [0, 0], [1, 0]]
-    settled = labelled_inputs.resolve_config(on(file, multi_label=True), RunDir(tmp_path))
+    settled = run_inputs.resolve_config(on(file, multi_label=True))
     assert (settled.model.labels, settled.model.multi_label) == (("a", "b"), True)
-    assert labelled_inputs.resolve_config(settled, RunDir(tmp_path)) == settled
+    assert run_inputs.resolve_config(settled) == settled
 
 
 TEXTS, NUMBERS = tuple(f"the whale {number}" for number in range(60)), ("0.5", "2", "-1") * 5
@@ -109,10 +109,10 @@ def test_a_run_has_the_labels_of_its_training_half_unless_it_names_its_own(
     labels: Any, options: Any, expected: tuple[str, ...], tmp_path: Path
 ) -> None:
     cfg = on(table(tmp_path, *labels), **options)
-    settled = labelled_inputs.resolve_config(cfg, RunDir(tmp_path))
+    settled = run_inputs.resolve_config(cfg)
     assert settled.model.labels == expected and dataclasses.replace(settled, model=cfg.model) == cfg
     # A resumed run names those in its config.json.
-    assert labelled_inputs.resolve_config(settled, RunDir(tmp_path)) == settled
+    assert run_inputs.resolve_config(settled) == settled
 
 
 @pytest.mark.parametrize(("labels", "options", "message"), REFUSED)
@@ -192,7 +192,7 @@ def test_documents_are_not_divided() -> None:
 def test_files_are_read_anew_by_each_run(tmp_path: Path, words: Path) -> None:
     for labels in ("ab", "cd"):
         assert read(on(table(tmp_path, *labels * 9)), words, tmp_path).describe(on(tmp_path))["data"]
-        settled = labelled_inputs.resolve_config(on(table(tmp_path, *labels * 9)), RunDir(tmp_path))
+        settled = run_inputs.resolve_config(on(table(tmp_path, *labels * 9)))
         assert settled.model.labels == tuple(labels)
 
 
@@ -285,22 +285,22 @@ def test_fingerprints_of_a_checkpoint_tell_training_and_held_out_data_apart(tmp_
 
 def test_a_tokenizer_is_the_one_named_or_the_runs_own_or_that_of_its_beginning(tmp_path: Path, words: Path) -> None:
     file = table(tmp_path, *"ab" * 10)
-    cfg, own = labelled_inputs.resolve_config(on(file), RunDir(tmp_path)), RunDir(tmp_path / "run")
+    cfg, own = run_inputs.resolve_config(on(file)), RunDir(tmp_path / "run")
     with pytest.raises(BadInput, match=r"^--init: .* --tokenizer\.path"):
-        labelled_inputs.read_labelled(cfg, own, tmp_path)
+        run_inputs.read_inputs(cfg, own, tmp_path)
     begun = dataclasses.replace(cfg, init=str(published(tmp_path / "published", "bert")))
-    assert labelled_inputs.read_labelled(begun, own, tmp_path).tokenizer.fingerprint == tokenizer("wordpiece").fingerprint
+    assert run_inputs.read_inputs(begun, own, tmp_path).tokenizer.fingerprint == tokenizer("wordpiece").fingerprint
     # A run that has a checkpoint goes on with its own, even if what it began from is gone.
     other = type(tokenizer("wordpiece")).train(["the whale 0123456789 ab"], 60, "wordpiece")
     own.tokenizer.mkdir(parents=True)
     other.save(own.tokenizer)
-    assert labelled_inputs.read_labelled(begun, own, tmp_path).tokenizer.fingerprint == tokenizer("wordpiece").fingerprint
+    assert run_inputs.read_inputs(begun, own, tmp_path).tokenizer.fingerprint == tokenizer("wordpiece").fingerprint
     (own.checkpoints / "00000001").mkdir(parents=True)
     (own.checkpoints / "00000001/COMMIT.json").write_text("{}")
     gone = dataclasses.replace(begun, init=str(tmp_path / "gone"))
-    assert labelled_inputs.read_labelled(gone, own, tmp_path).tokenizer.fingerprint == other.fingerprint
+    assert run_inputs.read_inputs(gone, own, tmp_path).tokenizer.fingerprint == other.fingerprint
     named = dataclasses.replace(gone, tokenizer=run_config.Tokenizer(path=str(words)))
-    assert labelled_inputs.read_labelled(named, own, tmp_path).tokenizer.fingerprint == tokenizer("wordpiece").fingerprint
+    assert run_inputs.read_inputs(named, own, tmp_path).tokenizer.fingerprint == tokenizer("wordpiece").fingerprint
     small = dataclasses.replace(named, model=dataclasses.replace(named.model, vocab=50))
     with pytest.raises(BadInput, match=r"^--model\.vocab 50: the tokenizer has \d+ entries.* choose \d+ or"):
-        labelled_inputs.read_labelled(small, own, tmp_path)
+        run_inputs.read_inputs(small, own, tmp_path)

@@ -16,7 +16,8 @@ from tests.support.chat import CHATML, chat_tokenizer
 from tests.support.labelled_files import put
 from tests.support.small import small
 from tests.support.trl_pairs import PAIRS, TEMPLATES, TEXTS, implicit
-from train.config.data_options import Data, PreferenceData
+from train.config.data_options import Data
+from train.config.find_objective import find_options
 from train.config.kto_options import Kto
 from train.config.option_groups import ChatRendering, Preferences
 from train.config.run_config import Tokenizer as TokenizerOptions
@@ -138,7 +139,7 @@ def prepared(folder: Path, objective: str, rows: Sequence[dict[str, Any]], famil
     """Return a run on the rows, with a tokenizer in a folder: for GPT of ChatML."""
     (folder / "tokenizer").mkdir(exist_ok=True)
     (chat_tokenizer() if family == "gpt" else preferences.tokenizer(family)).save(folder / "tokenizer")
-    data = PreferenceData(paths=(str(put(folder / "a.jsonl", [*rows])),), length=96, batch=4, valid_fraction=0.4)
+    data = find_options(objective).data(paths=(str(put(folder / "a.jsonl", [*rows])),), length=96, batch=4, valid_fraction=0.4)
     model = small(family, vocab=300, **({"context": 128} if family == "gpt" else {}))
     if objective == "preference":
         head = {"task": "sequence"} if family == "bert" else {}
@@ -148,7 +149,7 @@ def prepared(folder: Path, objective: str, rows: Sequence[dict[str, Any]], famil
 
 
 def read(folder: Path, run: Any) -> Any:
-    run = run_inputs.resolve_config(run, RunDir(folder / "run"))
+    run = run_inputs.resolve_config(run)
     return run_inputs.read_inputs(run, RunDir(folder / "run"), folder)
 
 

@@ -16,6 +16,7 @@ from tests.support.small import small
 from train.config.data_options import PromptData
 from train.config.option_groups import ChatRendering, Prompts
 from train.config.rollout_options import Rollout
+from train.config.run_config import Checkpoint
 from train.config.run_config import Tokenizer as TokenizerOptions
 from train.data.example_types import Message, Prompt
 from train.inputs import inspect_rows, run_inputs
@@ -50,7 +51,7 @@ def prepared(folder: Path, family: str = "gpt", template: str | None = CHATML, *
 
 
 def read(folder: Path, run: Any) -> PromptInputs:
-    run = run_inputs.resolve_config(run, RunDir(folder / "run"))
+    run = run_inputs.resolve_config(run)
     return run_inputs.read_inputs(run, RunDir(folder / "run"), folder)
 
 
@@ -168,7 +169,7 @@ def test_the_view_of_rows_repeats_the_batches_of_a_rollout_in_each_of_its_epochs
     """Two batches of 4 rows in the steps 0 to 3, the next two from step 4 on; a prompt has 2 responses."""
     monkeypatch.setenv("ZOO_CACHE", str(tmp_path))
     run = tiny.with_options(prepared(tmp_path), rollout=Rollout(samples=2, tokens=8, steps=4, epochs=2))
-    run = dataclasses.replace(run, data=dataclasses.replace(run.data, batch=4))
+    run = dataclasses.replace(run, data=dataclasses.replace(run.data, batch=4), checkpoint=Checkpoint(every=4))
     inspect_rows.inspect(run, RunDir(tmp_path / "run"), count=20, first=0)
     titles = re.findall(r"^Example (\d+): step (\d+), place (\d+); row (\d+) of 5$", capsys.readouterr().out, re.MULTILINE)
     numbers, rows = np.split(np.array(titles, int), [3], axis=1)

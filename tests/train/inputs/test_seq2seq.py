@@ -19,7 +19,7 @@ from tests.support.unigram_text import spelled
 from train.config.data_options import PairData
 from train.config.option_groups import Pairs, PairTables
 from train.data.example_types import Pair
-from train.inputs import seq2seq_inputs
+from train.inputs import run_inputs, seq2seq_inputs
 from train.objectives.text_to_text import TextToText
 from train.rows.batches import in_order
 from train.rows.seq2seq_rows import SourceTarget
@@ -55,29 +55,27 @@ def read(asked: Any, folder: Path) -> Any:
     TOKENIZER.save(folder / "tokenizer")
     chosen = dataclasses.replace(asked.tokenizer, path=str(folder / "tokenizer"))
     asked = dataclasses.replace(asked, tokenizer=chosen)
-    return seq2seq_inputs.read_seq2seq(
-        seq2seq_inputs.resolve_config(asked, RunDir(folder / "run")), RunDir(folder / "run"), folder
-    )
+    return run_inputs.read_inputs(run_inputs.resolve_config(asked), RunDir(folder / "run"), folder)
 
 
 @pytest.mark.parametrize("end", ["", ".gz"])
 def test_parallel_files_are_read_line_by_line(tmp_path: Path, end: str):
     asked = dataclasses.replace(files(tmp_path, end=end), prefix="translate:")
-    training, held_out = seq2seq_inputs.split(run(pairs=asked, data=PairData(length=32, batch=4, valid_fraction=0.3)))
+    training, held_out = seq2seq_inputs.split(run(pairs=asked, data=PairData(length=32, batch=4, valid_fraction=0.3)), [])
     assert [(each.source, each.target) for each in training + held_out] == list(zip(ENGLISH, GERMAN, strict=True))
     assert len(held_out) == 1 and training[1].origin == f"{tmp_path}/train.en{end}:2"
     (tmp_path / "valid").write_bytes(Path(asked.source[0]).read_bytes() if not end else b"a\nb\nc\n")
     with_valid = dataclasses.replace(asked, valid_source=(str(tmp_path / "valid"),), valid_target=asked.target)
-    assert [len(half) for half in seq2seq_inputs.split(run(pairs=with_valid))] == [3, 3]
+    assert [len(half) for half in seq2seq_inputs.split(run(pairs=with_valid), [])] == [3, 3]
 
 
 def test_tables_are_read_by_column(tmp_path: Path):
     rows = [("source", "target"), *zip(ENGLISH, GERMAN, strict=True)]
     (tmp_path / "a.tsv").write_text("".join(f"{a}\t{b}\n" for a, b in rows))
     data = PairData(paths=(str(tmp_path / "a.tsv"),), length=32, batch=4)
-    training, held_out = seq2seq_inputs.split(run(data=data))
+    training, held_out = seq2seq_inputs.split(run(data=data), [])
     assert [(each.source, each.target) for each in training + held_out] == rows[1:]
-    training, _ = seq2seq_inputs.split(run(data=data, labelled=PairTables(text="target", label="source")))
+    training, _ = seq2seq_inputs.split(run(data=data, labelled=PairTables(text="target", label="source")), [])
     assert (training[0].source, training[0].target) == (GERMAN[0], ENGLISH[0])
 
 
@@ -85,11 +83,11 @@ def test_a_run_without_a_tokenizer_trains_one_on_both_sides(tmp_path: Path):
     english = [f"{line} the dog and the whale" for line in ENGLISH] * 20
     several = files(tmp_path, english, [f"{line} der hund" for line in GERMAN] * 20)
     tokenizer = dataclasses.replace(run().tokenizer, kind="sentencepiece", vocab=257)
-    found = seq2seq_inputs.read_seq2seq(run(pairs=several, tokenizer=tokenizer), RunDir(tmp_path / "run"), tmp_path)
+    found = run_inputs.read_inputs(run(pairs=several, tokenizer=tokenizer), RunDir(tmp_path / "run"), tmp_path)
     assert found.tokenizer.kind == "sentencepiece"
     unknown = found.tokenizer.text_special_tokens.unk
     assert unknown not in found.tokenizer.encode("two dog der hund.")
-    assert found.token_bytes.shape == (T5.vocab,) and found.counts()[unknown] == 0
+    assert found.counts()[unknown] == 0
     assert found.counts().sum() == found.training.text_size
     facts = found.describe(run(pairs=several))
     assert f"{tmp_path}/train.en, {tmp_path}/train.de: 54 pairs, " in facts["data"] and facts["held out"] == "6 pairs"

@@ -95,7 +95,7 @@ EVERY = [pytest.param(n, marks=[] if n in FAST else pytest.mark.full) for n in s
 def test_the_batch_is_that_of_a_real_run(name: str, files: Path, tmp_path: Path) -> None:
     """In fields, shapes and dtypes, for every recipe, from real data of its kind."""
     run = with_data(recipes.find_recipe(name)(), files)
-    settled = run_inputs.resolve_config(run, RunDir(str(tmp_path)))
+    settled = run_inputs.resolve_config(run)
     data = run_inputs.read_inputs(settled, RunDir(str(tmp_path)), files / "cache", quiet=True)
     batches = Batches(data.rows, run_inputs.builder(settled, data), 0, ROWS, np.arange(ROWS), settled.mask_period)
     with batches.read(0) as stream:

@@ -13,7 +13,8 @@ from tests.support.encoder_text import stream, uncased
 from tests.support.processes import ROOT
 from train.config import run_config
 from train.config.data_options import TextData
-from train.config.objectives import OPTIONS, ObjectiveOptions
+from train.config.declaration import ObjectiveOptions
+from train.config.objectives import OPTIONS
 from train.engine import device_mesh
 from train.objectives import objective, objectives
 from train.objectives.base import Objective

@@ -164,7 +164,7 @@ def test_a_fresh_student_begins_with_the_random_parameters_of_its_seed() -> None
     with pytest.raises(BadInput, match=r"--model\.layers 5: it starts from the layers of its teacher, which has 4"):
         distilled._check(tiny.with_options(deeper, distillation=Distillation(teacher="x")), goal.teacher.config)
     with pytest.raises(BadInput, match=r"--distillation\.fresh True: the student starts from --init x"):
-        distilled._check(dataclasses.replace(run, init="x"), goal.teacher.config)
+        run.options.check_run(dataclasses.replace(run, init="x"))
 
 
 def test_flops_are_those_of_both_models() -> None:

@@ -80,9 +80,9 @@ def test_a_causal_encoder_is_neither_trained_on_masks_nor_exported(tmp_path: Pat
         (run(task="pretraining"), "--model.task pretraining: it has no head for tokens, or one for next sentences besides"),
     ):
         with pytest.raises(BadInput, match=message):
-            LeftToRight.plan_rows(TEXT, wrong, TOKENIZER)
+            wrong.options.check_run(wrong)
     with pytest.raises(BadInput, match=r"--model\.causal True: masked tokens are predicted from both sides; choose --objective"):
-        Masked.plan_rows(TEXT, run("masked"), TOKENIZER)
+        (wrong := run("masked")).options.check_run(wrong)
     for family in ("bert", "roberta", "distilbert"):
         net = small(family, causal=True)
         with pytest.raises(BadInput, match=r"model\.causal True: encoders were only published with tokens that see both sides"):

@@ -197,9 +197,9 @@ def test_static_masks_are_used_in_turn_and_dynamic_ones_never_again():
 
 def test_what_does_not_fit_is_refused():
     with pytest.raises(BadInput, match=r"--data.rows full_sentences: .*--model.task masked"):
-        builder(run(task="pretraining", rows="full_sentences"))
+        (asked := run(task="pretraining", rows="full_sentences")).options.check_run(asked)
     with pytest.raises(BadInput, match=r"--masking.rare 0.7: .*--masking.whole-words"):
-        builder(run(masking=Masking(rare=0.7, whole_words=True)))
+        (asked := run(masking=Masking(rare=0.7, whole_words=True))).options.check_run(asked)
 
 
 def stacked(arrays: list[dict[str, np.ndarray]]) -> Batch:

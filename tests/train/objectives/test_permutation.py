@@ -114,7 +114,7 @@ def test_rows_in_order_without_a_memory_are_those_with_one():
         assert all((one[name] == other[name]).all() for name in one)
     sources = {"paths": ("a", "b"), "weights": (1.0, 2.0)}
     with pytest.raises(BadInput, match=r"rows in order continue each other, .*; choose --permutation\.no-ordered"):
-        rows(run(memory=0, options={"ordered": True}, **sources))
+        (wrong := run(memory=0, options={"ordered": True}, **sources)).options.check_run(wrong)
 
 
 @pytest.mark.parametrize(
@@ -129,7 +129,7 @@ def test_rows_in_order_without_a_memory_are_those_with_one():
 )
 def test_what_does_not_fit_is_refused(changes: dict[str, Any], error: str):
     with pytest.raises(BadInput, match=error.replace("(", r"\(")):
-        rows(run(**changes))
+        (wrong := run(**changes)).options.check_run(wrong)
 
 
 def test_a_tokenizer_of_another_kind_is_refused():

@@ -16,7 +16,7 @@ from tests.support.small import random_params, small
 from tests.support.toy_policy import BETA, LIMIT, OPTIONS, REWARDS, distance, error, exact, tabular, toy
 from train.config import run_config
 from train.config.data_options import PromptData
-from train.config.ppo_options import Ppo
+from train.config.policy_gradient_options import Ppo
 from train.config.rollout_options import Rollout
 from train.engine import device_mesh, state_init
 from train.engine.log_probs import token_log_probs
@@ -341,7 +341,7 @@ def test_a_step_does_not_depend_on_micro_batches_and_devices(division: dict[str,
 def test_the_arrays_of_a_response_and_the_reference_of_a_run() -> None:
     run = tiny.run("ppo", data=PromptData(length=6, batch=4))
     with pytest.raises(BadInput, match=r"ppo.beta 0.05: .* --init"):
-        ProximalPolicy.bind(run, device_mesh.make_mesh(run_config.Mesh(), jax.devices()[:1]))
+        run.check_base()
     build = ProximalPolicy.builder(run, preferences.tokenizer("gpt"), dict)
     fields = build(np.random.default_rng(0), ResponseRow(Side(np.int32([5, 6, 7, 8]), first=2)), 6)
     assert fields["targets"].tolist() == [6, 7, 8, 0, 0, 0] and fields["weights"].tolist() == [0, 1, 1, 0, 0, 0]

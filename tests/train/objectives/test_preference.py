@@ -187,7 +187,7 @@ def test_flops_count_both_completions() -> None:
 def test_a_model_without_a_score_is_refused() -> None:
     cfg = run("gpt", model=dataclasses.replace(net("gpt").config, labels=()))
     with pytest.raises(BadInput, match=r"model\.labels : a reward model has a reward head"):
-        RewardModel.builder(cfg, tokenizer("gpt"), dict)  # pyright: ignore[reportArgumentType]
+        cfg.options.check_run(cfg)
 
 
 @pytest.mark.parametrize("family", ["gpt", *(pytest.param(name, marks=pytest.mark.full) for name in ("bert", "t5"))])

@@ -11,8 +11,7 @@ import pytest
 
 from tests.support.enumeration import TEXTS, float64
 from tests.support.toy_policy import BETA, LIMIT, OPTIONS, REWARDS, distance, tabular
-from train.config.policy_gradient_options import PolicyGradientLoss
-from train.config.ppo_options import Ppo
+from train.config.policy_gradient_options import PolicyGradientLoss, Ppo
 from train.config.rollout_options import Rollout
 from train.engine.log_probs import token_log_probs
 from train.objectives.feedback.policy_gradient import PolicyGradient, RolloutObjective

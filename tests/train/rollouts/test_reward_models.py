@@ -239,7 +239,7 @@ def test_prompts_that_were_left_out_have_no_part_in_the_lengths(monkeypatch: pyt
 
     monkeypatch.setattr(rollout_inputs, "load_reward_model", load)
     mixture = Mixture((Component("p", 1.0, [Document("p", "")], rows),))
-    rollout_inputs.with_judges(made, MESH, prompt_inputs.PromptInputs(BYTES, mixture, rows, rows))
+    rollout_inputs.with_judges(made, MESH, prompt_inputs.PromptInputs(BYTES, mixture, rows))
     assert seen == PROMPTS[1:] * 2
 
 

@@ -15,7 +15,6 @@ from train.config.data_options import PromptData
 from train.config.rollout_options import Rollout
 from train.data.example_types import Prompt
 from train.engine import device_mesh
-from train.rollouts import rollout_inputs
 from train.rollouts.rewards import Completion, ModelName, RewardFunction, find_rewards, rewards, with_missing_end
 from train.rollouts.rollout_metrics import MOST_EQUAL, EqualRewards, RolloutPart, measure
 from zoo.errors import BadInput
@@ -214,10 +213,10 @@ def test_groups_lie_on_one_device_and_checkpoints_between_rollouts():
         return tiny.run("policy_gradient", model=model, rollout=rollout, data=data, checkpoint=run_config.Checkpoint(every=5))
 
     mesh = device_mesh.make_mesh(run_config.Mesh(fsdp=2, tensor=2))
-    rollout_inputs.check_rollout(run(3, 5), mesh, least=2)
+    device_mesh.check_mesh(run(3, 5), mesh)
     with pytest.raises(
         BadInput, match=r"--rollout.samples 8: it does not divide the 6 rows .* --data.batch 24\); choose 2, 3, 6"
     ):
-        rollout_inputs.check_rollout(run(8, 5), mesh, least=2)
+        device_mesh.check_mesh(run(8, 5), mesh)
     with pytest.raises(BadInput, match=r"--checkpoint.every 5: .* --rollout.steps 3; choose a multiple, such as 6"):
-        rollout_inputs.check_rollout(run(3, 3), mesh, least=2)
+        (wrong := run(3, 3)).options.check_run(wrong)

@@ -16,8 +16,7 @@ from tests.support import preferences, tiny
 from tests.support.small import random_params, small
 from train.config import run_config
 from train.config.data_options import PromptData
-from train.config.policy_gradient_options import PolicyGradientLoss
-from train.config.ppo_options import Ppo
+from train.config.policy_gradient_options import PolicyGradientLoss, Ppo
 from train.config.rollout_options import Rollout
 from train.data.example_types import Prompt
 from train.data.text_files import Document
@@ -86,7 +85,7 @@ def feed(
     examples = [Prompt(origin=f"p:{n}", prompt=" ".join(preferences.WORDS[:n])[: 2 * n], columns={}) for n in range(5)]
     rows = prompt_inputs.rows_of(examples, run, tokenizer)
     mixture = Mixture((Component("p", 1.0, [Document("p", "")], rows),))
-    inputs = prompt_inputs.PromptInputs(tokenizer, mixture, rows, rows, rewards=(RewardFunction("t:f", function), *judges))
+    inputs = prompt_inputs.PromptInputs(tokenizer, mixture, rows, rewards=(RewardFunction("t:f", function), *judges))
     mesh = device_mesh.make_mesh(run_config.Mesh(), jax.devices()[:devices])
     local = device_mesh.local_rows(mesh, run.data.batch)
     bound: Any = objective(name).bind_abstract(run, mesh)

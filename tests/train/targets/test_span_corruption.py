@@ -354,8 +354,14 @@ BAD = {
 def test_texts_and_options_that_cannot_be_denoised_are_refused(name: str):
     options, data, message = BAD[name]
     tokenizer = Tokenizer.train(["some words"], 300) if name == "another tokenizer" else TOKENIZER
+
+    def plan() -> None:
+        asked = run(data=data, **options)
+        asked.options.check_run(asked)
+        Denoised.plan_rows(text(500, 3, 400), asked, tokenizer)
+
     with pytest.raises(BadInput) as refusal:
-        Denoised.plan_rows(text(500, 3, 400), run(data=data, **options), tokenizer)
+        plan()
     assert message in str(refusal.value) and "\n" not in str(refusal.value)
 
 

@@ -27,7 +27,7 @@ from train.data.text_files import Document
 from train.engine import device_mesh
 from train.engine.log_probs import sequence_log_probs
 from train.inputs import preference_inputs, synthetic_batch
-from train.inputs.preference_inputs import PreferenceInputs
+from train.inputs.example_inputs import ExampleInputs
 from train.objectives.feedback.dpo import DirectPreferences
 from train.rows.batches import Batches, in_order
 from train.rows.mixture import Component, Mixture
@@ -44,12 +44,12 @@ RUN = tiny.run("dpo", model=NET.config, init="base", precision="float32", data=P
 PARAMS = random_params(NET)
 
 
-def inputs(run: run_config.Run = RUN, count: int = 11) -> PreferenceInputs:
+def inputs(run: run_config.Run = RUN, count: int = 11) -> ExampleInputs:
     """Return pairs whose completions have different lengths."""
     pairs = [Preference(origin=f"p:{n}", prompt="a b", chosen=f" {'c' * (n + 1)}", rejected=" d") for n in range(count)]
     training, held_out = (preference_inputs.rows_of(half, run, BYTES) for half in (pairs[:-2], pairs[-2:]))
     component = Component("p", 1.0, [Document("p", "")], training)
-    return PreferenceInputs(BYTES, Mixture((component,)), training, held_out)
+    return ExampleInputs(BYTES, Mixture((component,)), held_out)
 
 
 class Loader:
@@ -66,11 +66,11 @@ class Loader:
         return SimpleNamespace(model=NET, params=PARAMS)
 
 
-def extended(cache: Path) -> PreferenceInputs:
+def extended(cache: Path) -> ExampleInputs:
     return DirectPreferences.extend_inputs(RUN, MESH, inputs(), cache, progress=lambda done, total: None)
 
 
-def values(data: PreferenceInputs) -> list[np.ndarray]:
+def values(data: ExampleInputs) -> list[np.ndarray]:
     return [row.reference for rows in (data.training, data.held_out) for row in rows.rows]
 
 
@@ -162,7 +162,7 @@ def test_scores_do_not_depend_on_the_batch(monkeypatch: pytest.MonkeyPatch, tmp_
 def test_a_reward_model_is_refused_and_preferences_have_no_samples(tmp_path: Path) -> None:
     scored = dataclasses.replace(RUN, model=dataclasses.replace(NET.config, labels=("reward",)))
     with pytest.raises(BadInput, match=r"model\.labels reward: dpo trains a model that predicts words"):
-        DirectPreferences.builder(scored, BYTES, lambda: np.ones(257, np.int64))
+        scored.options.check_run(scored)
     options: dict[str, Any] = dict(length=32, dtype=jnp.float32)
     samples.of_run(tmp_path / "samples.json", NET, PARAMS, MESH, inputs(), step=1, count=2, **options)
     assert samples.preview(NET, PARAMS, MESH, inputs(), **options) == "" and not (tmp_path / "samples.json").exists()

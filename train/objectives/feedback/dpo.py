@@ -15,13 +15,12 @@ from train.config.objectives import DpoOptions
 from train.config.run_config import Run
 from train.engine.log_probs import counted_pairs, sequence_log_probs, split_pairs
 from train.engine.preference_losses import implicit_rewards, pair_losses
-from train.objectives.base import Objective, check_predicts_words
+from train.objectives.base import Objective
 from train.rows.batches import Build
 from train.rows.feedback import preference_rows
 from train.tokenizers.tokenizer import Tokenizer
 from train.weights.reference_log_probs import add_reference, with_reference
 from zoo.batch import Batch
-from zoo.errors import require
 from zoo.models import Model
 
 
@@ -38,19 +37,12 @@ class ReferenceObjective(Objective):
     """Module of `train.rows` with the function `builder` of the objective's rows."""
 
     options: Any
-    """The field of the objective's name in the options of the objective, with `reference` and `has_reference`."""
+    """The options of the objective itself, with `reference` and `has_reference`."""
 
     @classmethod
     def bind(cls, run: Run, mesh: Mesh) -> "ReferenceObjective":
-        """Return the objective of a run.
-
-        Raises:
-            BadInput: a reference without --init.
-        """
-        options, name = getattr(run.options, run.objective), run.objective
-        fix = f"the reference is the model of --init, which is not set; name one, or choose --{name}.reference none"
-        require(bool(run.init) or not options.has_reference, f"{name}.reference", options.reference, fix)
-        return cls(options)
+        """Return the objective of a run; the log-probabilities of its reference are part of the batch."""
+        return cls(getattr(run.options, run.objective))
 
     @classmethod
     def builder(cls, run: Run, tokenizer: Tokenizer, counts: Callable[[], Int64[np.ndarray, " V"]]) -> Build:
@@ -59,9 +51,8 @@ class ReferenceObjective(Objective):
         See the function of the same name in `ROWS`. A row with a reference gives extra["reference"], float32 [2].
 
         Raises:
-            BadInput: the model has a reward head and predicts no tokens, or the tokenizer does not fit it.
+            BadInput: the tokenizer does not fit the model.
         """
-        check_predicts_words(run)
         build_pair = cls.ROWS.builder(run.model, tokenizer, run.data.target_length)
 
         def build(rng: np.random.Generator, row: Any, length: int) -> dict[str, Any]:
@@ -88,11 +79,6 @@ class ReferenceObjective(Objective):
         if getattr(run.options, run.objective).has_reference:
             rows = with_reference(rows, np.zeros((len(rows), 2), np.float32))
         return super().abstract_batch(run, tokenizer, rows)
-
-    @classmethod
-    def bind_abstract(cls, run: Run, mesh: Mesh) -> "ReferenceObjective":
-        """Return the objective as `bind` does; a reference needs no --init, since its log-probabilities are part of the batch."""
-        return cls(getattr(run.options, run.objective))
 
     def reference(self, batch: Batch) -> jax.Array | None:
         """Return the log-probabilities of both answers under the reference, float32 [B, 2]; None if there is no reference."""

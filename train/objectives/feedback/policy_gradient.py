@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import numpy as np
@@ -19,7 +19,7 @@ from train.config.rollout_options import Rollout
 from train.config.run_config import Run
 from train.engine.log_probs import token_log_probs
 from train.engine.policy_losses import clipped_losses, kl_losses, loss_divisor, loss_weights, ratios
-from train.objectives.base import Objective, check_predicts_words
+from train.objectives.base import Objective
 from train.rollouts import rollout_inputs
 from train.rollouts.advantage_estimators import Estimator, GroupEstimator
 from train.rollouts.kl_reference import load_reference
@@ -29,7 +29,6 @@ from train.rows.batches import Build
 from train.rows.feedback.response_rows import ResponseRow, row_builder
 from train.tokenizers.tokenizer import Tokenizer
 from zoo.batch import Batch
-from zoo.errors import require
 from zoo.models import Model
 
 
@@ -38,11 +37,8 @@ class RolloutObjective(Objective):
     """An objective of responses that the model in training samples itself."""
 
     HAS_DROPOUT = False
-    LEAST: ClassVar[int] = 1
-    """Responses to each prompt that it needs."""
-
     options: Any
-    """The field of the objective's name in the options of the run, with `beta`, the coefficient of a KL divergence to the model of --init."""
+    """The options of the objective itself, with `beta`, the coefficient of a KL divergence to the model of --init."""
     rollout: Rollout
 
     @abc.abstractmethod
@@ -51,20 +47,7 @@ class RolloutObjective(Objective):
 
     @classmethod
     def bind(cls, run: Run, mesh: Mesh) -> "RolloutObjective":
-        """Return the objective of a run.
-
-        Raises:
-            BadInput: a KL divergence without --init, or as `train.rollouts.rollout_inputs.check_rollout`.
-        """
-        beta = cls._beta(run)
-        fix = "the KL divergence is to the model of --init, which is not set; name one, or choose 0"
-        require(bool(run.init) or beta == 0, f"{run.objective}.beta", beta, fix)
-        rollout_inputs.check_rollout(run, mesh, least=cls.LEAST)
-        return cls.bind_abstract(run, mesh)
-
-    @classmethod
-    def bind_abstract(cls, run: Run, mesh: Mesh) -> "RolloutObjective":
-        """Return the objective as `bind` does; a KL divergence needs no --init, since its numbers are part of the batch."""
+        """Return the objective of a run; the numbers of a reference are part of the batch."""
         return cls(getattr(run.options, run.objective), run.options.rollout)
 
     @classmethod
@@ -74,9 +57,8 @@ class RolloutObjective(Objective):
         The row is the prompt alone, and the numbers in `extra` are 0: a rollout has the response and its numbers.
 
         Raises:
-            BadInput: the model has a reward head and predicts no tokens, or the tokenizer does not fit it.
+            BadInput: the tokenizer does not fit the model.
         """
-        check_predicts_words(run)
         build_side = row_builder(run.model, tokenizer, target_length=run.options.rollout.tokens)
 
         def build(rng: np.random.Generator, row: ResponseRow, length: int) -> dict[str, Any]:
@@ -145,7 +127,6 @@ class PolicyGradient(RolloutObjective):
     """
 
     OPTIONS = PolicyGradientOptions
-    LEAST = 2
 
     options: PolicyGradientLoss
 

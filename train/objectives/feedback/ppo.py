@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from train.config.objectives import PpoOptions
-from train.config.ppo_options import Ppo
+from train.config.policy_gradient_options import Ppo
 from train.engine.policy_losses import clipped_losses, ratios
 from train.engine.state_init import TrainedParams
 from train.engine.value_head import token_values, value_head, value_losses
@@ -20,7 +20,7 @@ from zoo.models import Model
 
 @dataclasses.dataclass(frozen=True)
 class ProximalPolicy(RolloutObjective):
-    """The rewards of the tokens of responses, compared with their values; see `train.config.ppo_options.Ppo`.
+    """The rewards of the tokens of responses, compared with their values; see `train.config.policy_gradient_options.Ppo`.
 
     The arrays of a response are those of `train.rows.feedback.response_rows`. `extra` has four numbers of each token, float32
     [T]: its log-probability and its value at the start of the rollout, its advantage, and its return.

@@ -23,7 +23,6 @@ from train.rows.feedback import preference_rows
 from train.rows.feedback.preference_rows import PreferenceRow
 from train.tokenizers.tokenizer import Tokenizer
 from zoo.batch import Batch
-from zoo.errors import require
 from zoo.models import Model
 
 
@@ -44,13 +43,8 @@ class RewardModel(Objective):
         """Return `build(rng, row, length)`, which converts a `PreferenceRow` to the fields of `Batch`; `rng` is not used.
 
         Raises:
-            BadInput: the model has no reward head, or the tokenizer does not fit the model.
+            BadInput: the tokenizer does not fit the model.
         """
-        labels = getattr(run.model, "labels", ())
-        fix = "a reward model has a reward head, which has one output; use the recipe reward-model"
-        require(len(labels) == 1, "model.labels", " ".join(labels), fix)
-        task = getattr(run.model, "task", "sequence")
-        require(task == "sequence", "model.task", task, "a reward model scores sequences; choose sequence")
         both = preference_rows.builder(run.model, tokenizer, run.data.target_length)
 
         def build(rng: np.random.Generator, row: PreferenceRow, length: int) -> dict[str, Any]:

@@ -68,7 +68,7 @@ def check_data(run: "Run") -> int:
     from zoo.runtime import caches
 
     folder = RunDir.of(run)
-    run = run_inputs.resolve_config(run, folder)
+    run = run_inputs.resolve_config(run)
     data = run_inputs.read_inputs(run, folder, caches.cache_dir() / "text")
     state = "would continue" if folder.is_resumable else "would start"
     with Console(steps=run.steps) as console:

@@ -4,7 +4,6 @@ import io
 import itertools
 from typing import Any
 
-import jax
 import numpy as np
 import pytest
 from rich.console import Console
@@ -12,15 +11,12 @@ from rich.console import Console
 from tests.support import tiny
 from tests.support.small import small
 from tests.support.unigram_text import spelled
-from train.config import run_config
 from train.config.data_options import UnpairedData
 from train.config.kto_options import Kto
 from train.config.option_groups import Preferences
 from train.data.example_types import UnpairedPreference
 from train.data.text_files import Document
-from train.engine import device_mesh
-from train.inputs import completion_inputs, inspect_rows, kto_inputs
-from train.objectives.feedback.kto import OBJECTIVE
+from train.inputs import example_inputs, inspect_rows, kto_inputs, run_inputs
 from train.rows.feedback.kto_rows import builder, encode_rows, mismatches
 from train.rows.feedback.preference_rows import Limits
 from train.run.run_dir import RunDir
@@ -113,18 +109,18 @@ def test_samples_have_both_labels_and_halves_of_one_label_are_refused(monkeypatc
         labels = [row.desired for row in rows.subsample(count).rows]
         assert sum(labels) == 1 and len(labels) == min(count, 40)
     halves = [of(*((f"p{n}", f" c{n}") for n in range(4)), desired=labels) for labels in ([True, False] * 2, [False] * 4)]
-    monkeypatch.setattr(completion_inputs.labelled_reader, "split", lambda *options: halves)
-    monkeypatch.setattr(completion_inputs, "existing_tokenizer", lambda run, folder: BYTES)
+    monkeypatch.setattr(example_inputs.labelled_reader, "split", lambda *options: tuple(halves))
+    monkeypatch.setattr(example_inputs, "existing_tokenizer", lambda run, folder: BYTES)
     run = tiny.run("kto", model=small("gpt").config, data=UnpairedData(length=32, batch=4, paths=("a.jsonl",)))
     with pytest.raises(BadInput, match=r"--data.paths a.jsonl: all 4 held-out completions are undesired, and kto needs both"):
-        kto_inputs.read_kto(run, RunDir(str(tmp_path)), tmp_path)
+        run_inputs.read_inputs(run, RunDir(str(tmp_path)), tmp_path)
     halves[1] = halves[0]
-    data = kto_inputs.read_kto(run, RunDir(str(tmp_path)), tmp_path)
+    data = run_inputs.read_inputs(run, RunDir(str(tmp_path)), tmp_path)
     assert data.describe(run)["labels"] == "2 desired, 2 undesired; ratio with their weights 1"
     assert data.fingerprints()["held_out"] == data.held_out.content_digest and data.counts().sum() == data.training.text_size
     assert isinstance(data.rows.components[0].documents[0], Document)  # pyright: ignore[reportIndexIssue]
     with pytest.raises(BadInput, match=r"--kto.reference init: the reference is the model of --init, which is not set"):
-        OBJECTIVE.bind(run, device_mesh.make_mesh(run_config.Mesh(), jax.devices()[:1]))
+        run.check_base()
 
 
 def test_both_sides_are_shown():
