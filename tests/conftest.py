@@ -14,6 +14,7 @@ from tyro import _docstrings
 from tests.support import compilation, object_stores
 from tests.support.object_server import Proxy, object_server
 from tests.support.processes import Ended, run_python
+from train.run import matmul_rate
 
 pytest_plugins = ["tests.support.tiers"]
 OPTIMIZED = {Path(__file__).parent / "zoo" / name for name in ("attention", "ops", "runtime")}
@@ -33,6 +34,15 @@ def _parse_options_once() -> Iterator[None]:
     parsed = _docstrings._ClassTokenization
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(parsed, "make", staticmethod(functools.cache(parsed.make)))
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _measure_the_matmul_rate_once() -> Iterator[None]:
+    """Measure the rate of matrix products, to which MFU is relative, once and briefly: each run would do so for half a second."""
+    measured = functools.cache(functools.partial(matmul_rate.measure, seconds=0.02))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(matmul_rate, "measure", lambda dtype, seconds=0.0: measured(dtype))
         yield
 
 

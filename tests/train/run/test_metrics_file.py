@@ -22,6 +22,9 @@ from train.run.metrics_file import Metrics, mfu, read_rows, train_row, valid_row
 from train.run.run_dir import RunDir
 from zoo.errors import BadInput
 
+MEASURE = matmul_rate.measure
+"""The measurement itself, which takes place once in each process of the tests (`tests/conftest.py`)."""
+
 
 def row(step: int) -> dict:
     numbers = dict(loss=3.0, grad_norm=0.5, lr=1e-3, tokens=step * 64, skipped=0, seconds=0.1, tokens_per_s=640.0, mfu=0.4)
@@ -168,8 +171,8 @@ def test_rates_are_the_operations_of_one_device_by_the_clock(monkeypatch: pytest
     assert jax.device_count() == 8
     with jax.set_mesh(jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))):
         # Each burst takes a second by this clock, and is of as many products as fit into a tenth of the time, at least one.
-        assert matmul_rate.measure("float32", seconds=2.5) == 2 * 1024**3
-        assert matmul_rate.measure("bfloat16", seconds=16.0) == 2 * 2 * 1024**3
+        assert MEASURE("float32", seconds=2.5) == 2 * 1024**3
+        assert MEASURE("bfloat16", seconds=16.0) == 2 * 2 * 1024**3
     assert mfu(2 * 10**12, 0.5, 8e12) == pytest.approx(0.5)
 
 
