@@ -63,12 +63,17 @@ class Case:
 
     name: str
     promise: Promise
-    kinds: tuple[str, ...]
-    """Kinds of the intact argument that it may be made from."""
+    arguments: str
+    """Kinds of the intact argument that it may be made from, with spaces between them."""
     write: Callable[[Place], None]
     refused: tuple[str, ...] = ("*",)
     """Patterns of the names of commands that must refuse it. Others do not read what is hostile, or show it as any text: they may
     also end as with an intact argument."""
+
+    @property
+    def kinds(self) -> list[str]:
+        """Return the kinds of argument as a list."""
+        return self.arguments.split()
 
     def is_refused(self, command: str) -> bool:
         """Return whether a command must refuse the argument."""

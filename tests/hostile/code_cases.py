@@ -9,7 +9,7 @@ from tests.hostile import canary
 from tests.hostile.case_types import READ_WEIGHTS, Case, Place, edit, edit_config, edited, forge_manifest, replace, step_of
 
 EVIL = "evil; rm -rf ~"
-RUNS, MODELS = ("run", "policy"), ("model", "encoder", "classifier")
+RUNS, MODELS = "run policy", "model encoder classifier"
 READ_REWARD = ("eval", "train (resume)")
 """Commands that use the rewards of a run."""
 
@@ -150,60 +150,44 @@ PICKLES = (
     *("model.gguf", "model.onnx"),
 )
 REMOTE = {"hub:evil/data": "the hub", "s3://evil/data": "an object store", "https://evil.example/data.txt": "an address"}
+MAPPING = {"parent_library": "payload", "base_model_class": "Model"}
+BASE = {"base_model_name_or_path": "evil/model"}
 READ_DATA = ("eval", "data inspect", "train (resume)")
 """Commands that read the data of a run."""
 
 CASES = [
-    Case(
-        "reward in the run's folder",
-        "code",
-        ("policy",),
-        reward("runs.policy.payload:f", "runs/policy/payload.py"),
-        READ_REWARD,
-    ),
-    Case("reward in the current folder", "code", ("policy",), reward("payload:f", "payload.py"), READ_REWARD),
-    Case("reward of the standard library", "code", ("policy",), reward("os:system", ""), READ_REWARD),
-    Case("reward that deletes", "code", ("policy",), reward("shutil:rmtree", ""), READ_REWARD),
-    Case("reward with a path", "code", ("policy",), reward("../outside/payload:f", ""), READ_REWARD),
-    Case("reward model that is a pickle", "code", ("policy",), _judge, READ_REWARD),
+    Case("reward in the run's folder", "code", "policy", reward("runs.policy.payload:f", "runs/policy/payload.py"), READ_REWARD),
+    Case("reward in the current folder", "code", "policy", reward("payload:f", "payload.py"), READ_REWARD),
+    Case("reward of the standard library", "code", "policy", reward("os:system", ""), READ_REWARD),
+    Case("reward that deletes", "code", "policy", reward("shutil:rmtree", ""), READ_REWARD),
+    Case("reward with a path", "code", "policy", reward("../outside/payload:f", ""), READ_REWARD),
+    Case("reward model that is a pickle", "code", "policy", _judge, READ_REWARD),
     Case("family that is a module", "code", RUNS, beside("payload.py", family="runs.done.payload")),
     Case("objective that is a module", "code", RUNS, beside("payload.py", objective="runs.done.payload:Objective")),
     Case("attention that is a module", "code", RUNS, beside("payload.py", model__compute__attention="runs.done.payload")),
     Case("attention of a distribution in the current folder", "code", RUNS, _entry_point),
     Case("recipe that is a module", "code", RUNS, beside("payload.py", recipe="runs.done.payload:recipe"), ()),
     Case("auto_map", "code", MODELS, _auto_map, ()),
-    Case("objects in outcomes.npz", "code", ("run",), _object_array, ()),
-    Case("types in a checkpoint", "code", ("run",), _checkpoint_types, ()),
-    *(Case(f"weights in {name}", "code", ("model",), _only(name), READ_WEIGHTS) for name in PICKLES),
+    Case("objects in outcomes.npz", "code", "run", _object_array, ()),
+    Case("types in a checkpoint", "code", "run", _checkpoint_types, ()),
+    *(Case(f"weights in {name}", "code", "model", _only(name), READ_WEIGHTS) for name in PICKLES),
     Case("pickle as safetensors", "code", MODELS, _pickle_as("model.safetensors"), READ_WEIGHTS),
-    Case("pickle as the msgpack of Flax", "code", ("model",), _only("flax_model.msgpack"), READ_WEIGHTS),
-    Case("pickle as adapter", "code", ("adapter",), _pickle_as("adapter_model.safetensors")),
-    Case("pickle beside an adapter", "code", ("adapter",), _pickle_as("adapter_model.bin"), ()),
-    Case(
-        "module of an adapter",
-        "code",
-        ("adapter",),
-        edited("adapter_config.json", auto_mapping={"parent_library": "payload", "base_model_class": "Model"}),
-        (),
-    ),
-    Case("base model of an adapter", "reads", ("adapter",), _base_is_secret, ()),
-    Case(
-        "base model of an adapter on the hub",
-        "network",
-        ("adapter",),
-        edited("adapter_config.json", base_model_name_or_path="evil/model"),
-        (),
-    ),
+    Case("pickle as the msgpack of Flax", "code", "model", _only("flax_model.msgpack"), READ_WEIGHTS),
+    Case("pickle as adapter", "code", "adapter", _pickle_as("adapter_model.safetensors")),
+    Case("pickle beside an adapter", "code", "adapter", _pickle_as("adapter_model.bin"), ()),
+    Case("module of an adapter", "code", "adapter", edited("adapter_config.json", auto_mapping=MAPPING), ()),
+    Case("base model of an adapter", "reads", "adapter", _base_is_secret, ()),
+    Case("base model of an adapter on the hub", "network", "adapter", edited("adapter_config.json", **BASE), ()),
     Case("plug-in that is a command", "advice", RUNS, plugin(distribution=EVIL)),
     Case("plug-in whose version is a command", "advice", RUNS, plugin(distribution="evil", version="1.0' && evil #")),
     Case("plug-in of another name", "advice", RUNS, plugin(distribution="evil-package")),
     Case("plug-in whose name is an address", "advice", RUNS, plugin(distribution="git+https://evil.example/evil.git")),
     Case("plug-in that is a recipe", "advice", RUNS, plugin(group="zoo.recipes", distribution=EVIL), ()),
-    *(Case(f"data of {what}", "network", ("run",), config(data__paths=[name]), READ_DATA) for name, what in REMOTE.items()),
-    Case("tokenizer of the hub", "network", ("run",), config(tokenizer__path="hub:evil/tokenizer"), ()),
-    Case("start from the hub", "network", ("run",), config(init="hub:evil/model"), ()),
-    Case("output in an object store", "network", ("run",), config(out="s3://evil/out"), ()),
-    Case("reward model of the hub", "network", ("policy",), config(rollout__reward=["hub:evil/judge"]), READ_REWARD),
-    Case("tokenizer elsewhere", "reads", ("run",), _tokenizer_elsewhere, ()),
-    Case("data elsewhere", "reads", ("run",), _data_elsewhere, READ_DATA),
+    *(Case(f"data of {what}", "network", "run", config(data__paths=[name]), READ_DATA) for name, what in REMOTE.items()),
+    Case("tokenizer of the hub", "network", "run", config(tokenizer__path="hub:evil/tokenizer"), ()),
+    Case("start from the hub", "network", "run", config(init="hub:evil/model"), ()),
+    Case("output in an object store", "network", "run", config(out="s3://evil/out"), ()),
+    Case("reward model of the hub", "network", "policy", config(rollout__reward=["hub:evil/judge"]), READ_REWARD),
+    Case("tokenizer elsewhere", "reads", "run", _tokenizer_elsewhere, ()),
+    Case("data elsewhere", "reads", "run", _data_elsewhere, READ_DATA),
 ]

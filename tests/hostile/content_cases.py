@@ -31,17 +31,8 @@ TEXTS: dict[str, bytes] = {
 EVERYWHERE = ("deep lists", "a number of 5,000 digits", "a list", "invalid UTF-8")
 """Texts that every file is replaced by; the others replace config.json."""
 NUMBERS: dict[str, Any] = {"1e999": "1e999", "-1": "-1", "1e18": "1000000000000000000"}
-RUN_NUMBERS = (
-    "model.layers",
-    "model.width",
-    "model.vocab",
-    "model.context",
-    "data.batch",
-    "data.length",
-    "steps",
-    "seed",
-    "optim.lr",
-)
+RUN_NUMBERS = ("model.layers", "model.width", "model.vocab", "model.context")
+RUN_NUMBERS += ("data.batch", "data.length", "steps", "seed", "optim.lr")
 MODEL_NUMBERS = ("n_layer", "n_embd", "n_head", "vocab_size", "n_positions", "n_inner", "layer_norm_epsilon")
 
 
@@ -76,8 +67,9 @@ def manifest(change: Callable[[dict[str, Any]], Any]) -> Callable[[Place], None]
     return lambda place: forge_manifest(step_of(place.folder), change)
 
 
-def _file_entry(**entry: Any) -> Callable[[dict[str, Any]], None]:
-    return lambda content: content["files"].update({"_METADATA": entry})
+def _set(key: str = "", **values: Any) -> Callable[[dict[str, Any]], None]:
+    """Return a function that sets values of an object, or of the object that it has under a key."""
+    return lambda content: (content[key] if key else content).update(values)
 
 
 def _array_header(header: bytes) -> bytes:
@@ -148,85 +140,60 @@ def _arrow_elsewhere(place: Place) -> None:
 
 WRONG_TYPES = b'{"a": {"metrics": {"loss": 1}, "examples": "x", "step": [], "fingerprint": 3, "tokenizer": 4, "per_token": 5}}'
 LONG = b"1" + b"0" * 400
+LONG_RESULT = b'{"a": {"metrics": {"loss": %s}, "examples": 1}}' % LONG
 TRAVERSAL = {"../../../../../home/.ssh/id_rsa": {"size": 30, "sha256": "x"}}
 FOREIGN = {"config": 3, "tokenizer": 4, "parents": 5, "counts": 6}
 COMPARED = ("compare",)
 """The command that reads the results of a run."""
 CASES = [
     *(
-        Case(f"{name}: {what}", "formats", (kind,), content(name, text), readers)
+        Case(f"{name}: {what}", "formats", kind, content(name, text), readers)
         for kind, files in FILES.items()
         for name, readers in files.items()
         for what, text in TEXTS.items()
         if name.endswith((".json", ".jsonl")) and (what in EVERYWHERE or name == "config.json")
     ),
     *(
-        Case(f"{key} {what} (run)", "limits", ("run",), number("config.json", key, text))
+        Case(f"{key} {what} (run)", "limits", "run", number("config.json", key, text))
         for key in RUN_NUMBERS
         for what, text in NUMBERS.items()
     ),
     *(
-        Case(f"{key} {what} (weights)", "limits", ("model",), number("config.json", key, text))
+        Case(f"{key} {what} (weights)", "limits", "model", number("config.json", key, text))
         for key in MODEL_NUMBERS
         for what, text in NUMBERS.items()
     ),
     *(
-        Case(f"rank of an adapter {what}", "limits", ("adapter",), number("adapter_config.json", "r", text))
+        Case(f"rank of an adapter {what}", "limits", "adapter", number("adapter_config.json", "r", text))
         for what, text in NUMBERS.items()
     ),
-    Case("1e9 labels", "limits", ("classifier",), config(num_labels=10**9, id2label=None)),
-    Case("metrics: no tokens", "formats", ("run",), row("metrics.jsonl", kind="train", step=2), COMPARED),
-    Case("metrics: tokens are a text", "formats", ("run",), row("metrics.jsonl", kind="train", step=2, tokens="x"), COMPARED),
-    Case("metrics: step 0", "formats", ("run",), row("metrics.jsonl", kind="train", step=0, tokens=5), COMPARED),
-    Case("metrics: kind is a list", "formats", ("run",), row("metrics.jsonl", kind=[1], step=2), ()),
-    Case("starts: flops are a text", "formats", ("run",), row("starts.jsonl", step=0, flops="x"), COMPARED),
-    Case("starts: provenance is a list", "formats", ("run",), row("starts.jsonl", step=0, provenance=[1], flops=1.0), COMPARED),
-    Case("starts: versions are a text", "formats", ("run",), row("starts.jsonl", step=0, versions="x", flops=1.0), COMPARED),
-    Case("evaluations: wrong types", "formats", ("run",), content("evaluations.json", WRONG_TYPES), COMPARED),
-    Case(
-        "evaluations: number of 400 digits",
-        "formats",
-        ("run",),
-        content("evaluations.json", b'{"a": {"metrics": {"loss": %s}, "examples": 1}}' % LONG),
-        COMPARED,
-    ),
-    Case(
-        "scores: number of 400 digits", "formats", ("run",), content("scores.json", b'{"loss": %s, "tokens": 5}' % LONG), COMPARED
-    ),
-    Case("manifest: other fields", "formats", ("run",), manifest(lambda content: content.update(evil=1)), ()),
-    Case("manifest: no files", "formats", ("run",), manifest(lambda content: content.update(files=[])), READ_RUN),
-    Case("manifest: file without a size", "formats", ("run",), manifest(_file_entry(sha256="x")), READ_RUN),
-    Case("manifest: file elsewhere", "reads", ("run",), manifest(lambda content: content["files"].update(TRAVERSAL)), READ_RUN),
-    Case("manifest: no metadata", "formats", ("run",), manifest(lambda content: content.update(meta={})), READ_RUN),
-    Case(
-        "manifest: metadata of wrong types",
-        "formats",
-        ("run",),
-        manifest(lambda content: content["meta"].update(FOREIGN)),
-        READ_RUN,
-    ),
-    Case(
-        "manifest: counts of wrong types",
-        "formats",
-        ("run",),
-        manifest(lambda content: content["meta"].update(counts={"input_tokens": "x"})),
-        (),
-    ),
-    Case(
-        "manifest: leaves of wrong types",
-        "formats",
-        ("run",),
-        manifest(lambda content: content.update(leaves={"params": 3})),
-        READ_RUN,
-    ),
-    Case("manifest: another format", "formats", ("run",), manifest(lambda content: content.update(format="x" * 1000)), READ_RUN),
-    Case("outcomes.npz of 2 GB", "limits", ("run",), lambda place: replace(place.folder / "outcomes.npz", zeros_npz()), ()),
-    Case("outcomes.npz of 2**60 numbers", "limits", ("run",), _huge_array, ()),
-    Case("text of 2 GB in .gz", "limits", ("text",), packed("more.txt.gz", _gzip_member, 128)),
-    Case("lines of 100 GB in .gz", "limits", ("text",), packed("more.jsonl.gz", _gzip_member, 6400)),
-    Case("text of 3 GB in .xz", "limits", ("text",), packed("more.txt.xz", _xz_member, 200)),
-    Case("line of 300 MB", "limits", ("text",), _long_line),
-    Case("table of 100 GB in .parquet", "limits", ("text",), _parquet),
-    Case("data set with files elsewhere", "reads", ("text",), _arrow_elsewhere),
-    Case("examples of 100 GB in .gz", "limits", ("examples",), packed("rows.jsonl.gz", _gzip_member, 6400), ()),
+    Case("1e9 labels", "limits", "classifier", config(num_labels=10**9, id2label=None)),
+    Case("metrics: no tokens", "formats", "run", row("metrics.jsonl", kind="train", step=2), COMPARED),
+    Case("metrics: tokens are a text", "formats", "run", row("metrics.jsonl", kind="train", step=2, tokens="x"), COMPARED),
+    Case("metrics: step 0", "formats", "run", row("metrics.jsonl", kind="train", step=0, tokens=5), COMPARED),
+    Case("metrics: kind is a list", "formats", "run", row("metrics.jsonl", kind=[1], step=2), ()),
+    Case("starts: flops are a text", "formats", "run", row("starts.jsonl", step=0, flops="x"), COMPARED),
+    Case("starts: provenance is a list", "formats", "run", row("starts.jsonl", step=0, provenance=[1], flops=1.0), COMPARED),
+    Case("starts: versions are a text", "formats", "run", row("starts.jsonl", step=0, versions="x", flops=1.0), COMPARED),
+    Case("evaluations: wrong types", "formats", "run", content("evaluations.json", WRONG_TYPES), COMPARED),
+    Case("evaluations: number of 400 digits", "formats", "run", content("evaluations.json", LONG_RESULT), COMPARED),
+    Case("scores: number of 400 digits", "formats", "run", content("scores.json", b'{"loss": %s, "tokens": 5}' % LONG), COMPARED),
+    Case("manifest: other fields", "formats", "run", manifest(_set(evil=1)), ()),
+    Case("manifest: no files", "formats", "run", manifest(_set(files=[])), READ_RUN),
+    Case("manifest: file without a size", "formats", "run", manifest(_set("files", _METADATA={"sha256": "x"})), READ_RUN),
+    Case("manifest: file elsewhere", "reads", "run", manifest(_set("files", **TRAVERSAL)), READ_RUN),
+    Case("manifest: no metadata", "formats", "run", manifest(_set(meta={})), READ_RUN),
+    Case("manifest: metadata of wrong types", "formats", "run", manifest(_set("meta", **FOREIGN)), READ_RUN),
+    Case("manifest: counts of wrong types", "formats", "run", manifest(_set("meta", counts={"input_tokens": "x"})), ()),
+    Case("manifest: leaves of wrong types", "formats", "run", manifest(_set(leaves={"params": 3})), READ_RUN),
+    Case("manifest: another format", "formats", "run", manifest(_set(format="x" * 1000)), READ_RUN),
+    Case("outcomes.npz of 2 GB", "limits", "run", lambda place: replace(place.folder / "outcomes.npz", zeros_npz()), ()),
+    Case("outcomes.npz of 2**60 numbers", "limits", "run", _huge_array, ()),
+    Case("text of 2 GB in .gz", "limits", "text", packed("more.txt.gz", _gzip_member, 128)),
+    Case("lines of 100 GB in .gz", "limits", "text", packed("more.jsonl.gz", _gzip_member, 6400)),
+    Case("text of 3 GB in .xz", "limits", "text", packed("more.txt.xz", _xz_member, 200)),
+    Case("line of 300 MB", "limits", "text", _long_line),
+    Case("table of 100 GB in .parquet", "limits", "text", _parquet),
+    Case("data set with files elsewhere", "reads", "text", _arrow_elsewhere),
+    Case("examples of 100 GB in .gz", "limits", "examples", packed("rows.jsonl.gz", _gzip_member, 6400), ()),
 ]

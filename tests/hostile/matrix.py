@@ -116,7 +116,7 @@ def _run_confined(command: Command, folder: Path) -> tuple[int | None, str]:
     out, err = folder / "stdout", folder / "stderr"
     before = functools.partial(canary.confine, folder, canary.CPU_SECONDS)
     environment = clean_environment() | compilation.FLAGS
-    process = forked.start(list(command.argv), folder / "work", out, err, environment, before, command.act)
+    process = forked.start(command.argv, folder / "work", out, err, environment, before, command.act)
     assert process.pid is not None
     began = changed = time.monotonic()
     used, reason = 0.0, ""

@@ -19,10 +19,10 @@ from tests.hostile.case_types import (
     step_of,
 )
 
-ALL = ("*",)
+ALL, COMPARE = ("*",), ("compare",)
 FILES: dict[str, dict[str, tuple[str, ...]]] = {
     "run": {
-        **{"config.json": ALL, "scores.json": ("compare",), "metrics.jsonl": ("compare",), "starts.jsonl": ("compare",)},
+        **{"config.json": ALL, "scores.json": COMPARE, "metrics.jsonl": COMPARE, "starts.jsonl": COMPARE},
         **{"evaluations.json": ("compare", "eval --task"), "tokenizer/tokenizer.json": READ_RUN, "data.json": ()},
         **{"reward_scale.json": ("generate", "zoo.load"), "outcomes.npz": (), "samples.json": (), "run.lock": ()},
     },
@@ -132,35 +132,29 @@ def _link_in_checkpoint(place: Place) -> None:
 
 CASES = [
     *(
-        Case(
-            f"{name}: {kind}",
-            "reads" if "secret" in kind else "limits",
-            (argument,),
-            replaced(name, kind),
-            readers,
-        )
+        Case(f"{name}: {kind}", "reads" if "secret" in kind else "limits", argument, replaced(name, kind), readers)
         for argument, files in FILES.items()
         for name, readers in files.items()
         for kind in (*SPECIAL, *(FURTHER if name in ("config.json", "book.txt") else ()))
     ),
-    Case("rollouts of another project", "writes", ("run",), linked("rollouts", "rollouts", config=True), ()),
-    Case("metrics of another project", "writes", ("run",), linked("metrics.jsonl", "metrics.jsonl", config=True), ()),
-    Case("stacks of another project", "writes", ("run",), linked("stacks.txt", "stacks.txt", config=True), ()),
-    Case("report that is a link", "writes", ("run",), linked("report.html", "notes.txt"), ()),
-    Case("results that are a link", "writes", ("run",), linked("evaluations.json", "evaluations.json"), ()),
-    Case("lock that is a link", "writes", ("run",), linked("run.lock", "notes.txt", config=True), ()),
-    Case("checkpoints of another project", "writes", ("run",), linked("checkpoints", ""), ()),
-    Case("tokenizer of another project", "writes", ("run",), linked("tokenizer", "", config=True), ()),
-    Case("links in a checkpoint", "reads", ("run",), _link_in_checkpoint, ("eval", "generate", "zoo.load")),
-    Case("temporary files that are links", "writes", ("run",), _partial_files, ()),
-    Case("id of a tracker with a path", "writes", ("run",), _wandb, ()),
-    Case("logs of an experiment that are a link", "writes", ("experiment",), linked("logs", ""), ()),
-    Case("registration that is a link", "writes", ("experiment",), linked("registration.json", "notes.txt"), ("experiment*",)),
-    Case("page of an experiment that is a link", "writes", ("experiment",), linked("report.html", "notes.txt"), ()),
-    Case("lock of an experiment that is a link", "writes", ("experiment",), linked("experiment.lock", "notes.txt"), ()),
-    Case("index with ..", "reads", ("model",), _index("../../outside/secret.safetensors"), READ_WEIGHTS),
-    Case("index with an absolute path", "reads", ("model",), _index("OUTSIDE/secret.safetensors"), READ_WEIGHTS),
-    Case("index that names itself", "reads", ("model",), _index("model.safetensors.index.json"), READ_WEIGHTS),
-    Case("weights of another project", "reads", ("model",), linked("model.safetensors", "model.safetensors"), READ_WEIGHTS),
-    Case("files that tokenizer_config.json names", "reads", ("model",), _tokenizer_file, ()),
+    Case("rollouts of another project", "writes", "run", linked("rollouts", "rollouts", config=True), ()),
+    Case("metrics of another project", "writes", "run", linked("metrics.jsonl", "metrics.jsonl", config=True), ()),
+    Case("stacks of another project", "writes", "run", linked("stacks.txt", "stacks.txt", config=True), ()),
+    Case("report that is a link", "writes", "run", linked("report.html", "notes.txt"), ()),
+    Case("results that are a link", "writes", "run", linked("evaluations.json", "evaluations.json"), ()),
+    Case("lock that is a link", "writes", "run", linked("run.lock", "notes.txt", config=True), ()),
+    Case("checkpoints of another project", "writes", "run", linked("checkpoints", ""), ()),
+    Case("tokenizer of another project", "writes", "run", linked("tokenizer", "", config=True), ()),
+    Case("links in a checkpoint", "reads", "run", _link_in_checkpoint, ("eval", "generate", "zoo.load")),
+    Case("temporary files that are links", "writes", "run", _partial_files, ()),
+    Case("id of a tracker with a path", "writes", "run", _wandb, ()),
+    Case("logs of an experiment that are a link", "writes", "experiment", linked("logs", ""), ()),
+    Case("registration that is a link", "writes", "experiment", linked("registration.json", "notes.txt"), ("experiment*",)),
+    Case("page of an experiment that is a link", "writes", "experiment", linked("report.html", "notes.txt"), ()),
+    Case("lock of an experiment that is a link", "writes", "experiment", linked("experiment.lock", "notes.txt"), ()),
+    Case("index with ..", "reads", "model", _index("../../outside/secret.safetensors"), READ_WEIGHTS),
+    Case("index with an absolute path", "reads", "model", _index("OUTSIDE/secret.safetensors"), READ_WEIGHTS),
+    Case("index that names itself", "reads", "model", _index("model.safetensors.index.json"), READ_WEIGHTS),
+    Case("weights of another project", "reads", "model", linked("model.safetensors", "model.safetensors"), READ_WEIGHTS),
+    Case("files that tokenizer_config.json names", "reads", "model", _tokenizer_file, ()),
 ]

@@ -97,53 +97,44 @@ def _writes_escapes(place: Place) -> None:
     safetensors.numpy.save_file(tensors, file)
 
 
+def cases_of(what: str, name: str) -> list[Case]:
+    """Return the cases in which a name or a text of a folder is hostile."""
+
+    def shown(where: str, kind: str, write: Callable[[Place], None], refused: tuple[str, ...] = ()) -> Case:
+        return Case(f"{what} in {where}", "terminal", kind, write, refused)
+
+    return [
+        shown("evaluations.json", "run", content("evaluations.json", _result(name))),
+        shown("scores.json", "run", _scores(name)),
+        shown("starts.jsonl", "run", lines("starts.jsonl", _facts(name))),
+        shown("metrics.jsonl", "run", row("metrics.jsonl", kind="valid", step=2, **{name: 1.0, "loss": 2.0})),
+        shown("a kind of row", "run", row("metrics.jsonl", kind=name, step=2)),
+        shown("samples.json", "run", _samples(name)),
+        shown("rollouts", "policy", _rollouts(name)),
+        shown("the name of a run", "run", config(name=name)),
+        shown("a recipe", "run", config(recipe=name)),
+        shown("the names of data", "run", config(data__paths=[name])),
+        shown("a key of a run", "run", config(**{name: 1}), ("*",)),
+        shown("a checkpoint", "run", _meta(name)),
+        shown("a key of weights", "model", config(**{f"evil{name}": 1})),
+        shown("a value of weights", "model", config(activation_function=name), ("*",)),
+        shown("labels", "classifier", _labels(name)),
+        shown("an adapter", "adapter", edited("adapter_config.json", target_modules=[name]), ("*",)),
+        shown("a name of a file", "text", file_named(name)),
+        shown("a text", "text", content("book.txt", 500 * f"A whale {name} is white.\n".encode())),
+        shown("a prompt", "prompts", lines("lines.jsonl", {"prompt": name})),
+        shown(
+            "labels of examples",
+            "examples",
+            lines("rows.jsonl", *(9 * [{"text": "a", "label": name}, {"text": "b", "label": "yes"}])),
+        ),
+        shown("a benchmark", "bench", _bench(name)),
+        shown("a failure", "experiment", _failure(name)),
+        shown("a registration", "experiment", _registration(name)),
+    ]
+
+
 CASES = [
-    *(
-        case
-        for what, name in NAMES.items()
-        for case in (
-            Case(f"{what} in evaluations.json", "terminal", ("run",), content("evaluations.json", _result(name)), ()),
-            Case(f"{what} in scores.json", "terminal", ("run",), _scores(name), ()),
-            Case(f"{what} in starts.jsonl", "terminal", ("run",), lines("starts.jsonl", _facts(name)), ()),
-            Case(
-                f"{what} in metrics.jsonl",
-                "terminal",
-                ("run",),
-                row("metrics.jsonl", kind="valid", step=2, **{name: 1.0, "loss": 2.0}),
-                (),
-            ),
-            Case(f"{what} in a kind of row", "terminal", ("run",), row("metrics.jsonl", kind=name, step=2), ()),
-            Case(f"{what} in samples.json", "terminal", ("run",), _samples(name), ()),
-            Case(f"{what} in rollouts", "terminal", ("policy",), _rollouts(name), ()),
-            Case(f"{what} in the name of a run", "terminal", ("run",), config(name=name), ()),
-            Case(f"{what} in a recipe", "terminal", ("run",), config(recipe=name), ()),
-            Case(f"{what} in the names of data", "terminal", ("run",), config(data__paths=[name]), ()),
-            Case(f"{what} in a key of a run", "terminal", ("run",), config(**{name: 1})),
-            Case(f"{what} in a checkpoint", "terminal", ("run",), _meta(name), ()),
-            Case(f"{what} in a key of weights", "terminal", ("model",), config(**{f"evil{name}": 1}), ()),
-            Case(f"{what} in a value of weights", "terminal", ("model",), config(activation_function=name)),
-            Case(f"{what} in labels", "terminal", ("classifier",), _labels(name), ()),
-            Case(f"{what} in an adapter", "terminal", ("adapter",), edited("adapter_config.json", target_modules=[name])),
-            Case(f"{what} in a name of a file", "terminal", ("text",), file_named(name), ()),
-            Case(
-                f"{what} in a text",
-                "terminal",
-                ("text",),
-                content("book.txt", 500 * f"A whale {name} is white.\n".encode()),
-                (),
-            ),
-            Case(f"{what} in a prompt", "terminal", ("prompts",), lines("lines.jsonl", {"prompt": name}), ()),
-            Case(
-                f"{what} in labels of examples",
-                "terminal",
-                ("examples",),
-                lines("rows.jsonl", *(9 * [{"text": "a", "label": name}, {"text": "b", "label": "yes"}])),
-                (),
-            ),
-            Case(f"{what} in a benchmark", "terminal", ("bench",), _bench(name), ()),
-            Case(f"{what} in a failure", "terminal", ("experiment",), _failure(name), ()),
-            Case(f"{what} in a registration", "terminal", ("experiment",), _registration(name), ()),
-        )
-    ),
-    Case("model that writes escapes", "terminal", ("model",), _writes_escapes, ()),
+    *(case for names in NAMES.items() for case in cases_of(*names)),
+    Case("model that writes escapes", "terminal", "model", _writes_escapes, ()),
 ]

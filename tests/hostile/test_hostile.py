@@ -174,8 +174,8 @@ MISTAKES: dict[Callable[[], Any], str] = {
 def test_everything_that_a_command_must_not_do_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(matrix, "IDLE", 2.0)
     monkeypatch.setattr(canary, "CPU_SECONDS", 5)
-    case = Case("a mistake of a command", "code", ("run",), lambda place: None, ())
-    commands = [Command("run", "evil", (), act=act, code=2 if act in (_advise, _two_lines) else 0) for act in MISTAKES]
+    case = Case("a mistake of a command", "code", "run", lambda place: None, ())
+    commands = [Command("run", "evil", act=act, code=2 if act in (_advise, _two_lines) else 0) for act in MISTAKES]
     for result in matrix.run_all([Trial(command, case) for command in commands], JOBS):
         expected = MISTAKES[next(act for act in MISTAKES if act is result.trial.command.act)]
         assert any(expected in problem for problem in result.problems), (expected, result)
@@ -189,7 +189,7 @@ def test_a_harmful_case_that_is_read_is_noticed() -> None:
         pass
 
     command = next(command for command in COMMANDS if (command.kind, command.name) == ("bench", "bench compare"))
-    trial = Trial(command, Case("nothing", "formats", ("bench",), nothing))
+    trial = Trial(command, Case("nothing", "formats", "bench", nothing))
     (result,) = matrix.run_all([trial], 1)
     assert result.problems == ("exit code 0, not 2",)
     (result,) = matrix.run_all([dataclasses.replace(trial, case=None)], 1)

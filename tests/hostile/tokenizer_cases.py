@@ -72,14 +72,14 @@ SHARED = [
         Case(
             f"tokenizer: {case.name}",
             "limits",
-            ("tokenizer", "run") if case in NORMALIZERS else ("tokenizer",),
+            "tokenizer run" if case in NORMALIZERS else "tokenizer",
             tokenizer(case.files),
             READERS if case.refused else (),
         )
         for case in TOKENIZERS
     ),
     *(
-        Case(f"template: {case.name}", "limits", ("chat",), template(case.content), READ_TEMPLATE if case.refused else ())
+        Case(f"template: {case.name}", "limits", "chat", template(case.content), READ_TEMPLATE if case.refused else ())
         for case in hostile_templates.TEMPLATES
     ),
 ]
@@ -90,13 +90,13 @@ CASES = [
         Case(
             f"tokenizer_config.json: {name}",
             "formats",
-            ("model",),
+            "model",
             edited("tokenizer_config.json", **values),
             () if name in HARMLESS else READ_TOKENIZER,
         )
         for name, values in SETTINGS.items()
     ),
-    *(Case(f"template: {name}", "code", ("chat",), template(text), READ_TEMPLATE) for name, text in TEMPLATES.items()),
-    Case("template in tokenizer_config.json", "code", ("chat",), _template_in_settings, READ_TEMPLATE),
+    *(Case(f"template: {name}", "code", "chat", template(text), READ_TEMPLATE) for name, text in TEMPLATES.items()),
+    Case("template in tokenizer_config.json", "code", "chat", _template_in_settings, READ_TEMPLATE),
     Case("entry with a line end", "formats", MODELS, change(model__vocab=lambda vocab: {**vocab, "a\nb": len(vocab)}), ()),
 ]

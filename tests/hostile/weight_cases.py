@@ -104,6 +104,7 @@ def write_weights(content: Callable[[], bytes], name: str = "model.safetensors")
     return write
 
 
+FLAX, INDEX = "flax_model.msgpack", "model.safetensors.index.json"
 INDICES: dict[str, Any] = {
     "no files": {},
     "a list": [],
@@ -120,33 +121,18 @@ def _index(files: Any) -> bytes:
 
 
 CASES = [
+    *(Case(f"safetensors: {name}", "formats", "model", write_weights(content), READ_WEIGHTS) for name, content in FILES.items()),
     *(
-        Case(f"safetensors: {name}", "formats", ("model",), write_weights(content), READ_WEIGHTS)
-        for name, content in FILES.items()
-    ),
-    *(
-        Case(f"adapter: {name}", "formats", ("adapter",), write_weights(content, "adapter_model.safetensors"))
+        Case(f"adapter: {name}", "formats", "adapter", write_weights(content, "adapter_model.safetensors"))
         for name, content in FILES.items()
         if name in OF_ADAPTERS
     ),
     *(
-        Case(
-            f"msgpack: {name}",
-            "formats",
-            ("model",),
-            write_weights(lambda content=content: content, "flax_model.msgpack"),
-            READ_WEIGHTS,
-        )
-        for name, content in MSGPACK.items()
+        Case(f"msgpack: {name}", "formats", "model", write_weights(functools.partial(bytes, raw), FLAX), READ_WEIGHTS)
+        for name, raw in MSGPACK.items()
     ),
     *(
-        Case(
-            f"index: {name}",
-            "formats",
-            ("model",),
-            write_weights(functools.partial(_index, files), "model.safetensors.index.json"),
-            READ_WEIGHTS,
-        )
+        Case(f"index: {name}", "formats", "model", write_weights(functools.partial(_index, files), INDEX), READ_WEIGHTS)
         for name, files in INDICES.items()
     ),
 ]
