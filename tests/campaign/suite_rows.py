@@ -10,8 +10,6 @@ from collections.abc import Mapping
 from tests.campaign.row_types import CannotRun, Outcome, Task
 from tests.support.processes import ROOT
 
-ENGINE, DATA, CHECKPOINTS = "tests/train/engine", "tests/train/data", "tests/train/checkpoints"
-
 
 @dataclasses.dataclass(frozen=True)
 class SuiteRow:
@@ -23,197 +21,144 @@ class SuiteRow:
     tests: tuple[str, ...]
 
 
+def row(matrix: int, name: str, expected: str, *tests: str) -> SuiteRow:
+    """Return a row whose tests are named by file and, without `test_`, by function."""
+    return SuiteRow(matrix, name, expected, tuple(f"tests/{test.replace('::', '::test_')}" for test in tests))
+
+
 SUITE_ROWS = (
-    SuiteRow(
-        12, "NaN in a gradient", "the step is skipped", (f"{ENGINE}/test_step.py::test_a_step_that_is_not_finite_is_skipped",)
-    ),
-    SuiteRow(
+    row(12, "NaN in a gradient", "the step is skipped", "train/engine/test_step.py::a_step_that_is_not_finite_is_skipped"),
+    row(
         13,
         "NaN in many steps in a row",
         "the run ends with 2, and no such value is saved",
-        ("tests/integration/test_resume.py::test_steps_that_are_not_finite_are_skipped_and_never_saved",),
+        "integration/test_resume.py::steps_that_are_not_finite_are_skipped_and_never_saved",
     ),
-    SuiteRow(
+    row(
         14,
         "spike of the loss",
         "skipped with --spikes, as a plain loop decides",
-        (f"{ENGINE}/test_step_acceptance.py::test_the_decisions_are_those_of_a_plain_loop",),
+        "train/engine/test_step_acceptance.py::the_decisions_are_those_of_a_plain_loop",
     ),
-    SuiteRow(
+    row(
         16,
         "number of devices that does not divide",
         "one line names the axis",
-        (f"{ENGINE}/test_mesh.py::test_a_mesh_that_does_not_fit_is_refused",),
+        "train/engine/test_mesh.py::a_mesh_that_does_not_fit_is_refused",
     ),
-    SuiteRow(
+    row(
         18,
         "another configuration or checkpoint",
         "refused, with every key that differs",
-        (
-            f"{CHECKPOINTS}/test_config_check.py::test_every_changed_key_is_named",
-            f"{CHECKPOINTS}/test_config_check.py::test_a_checkpoint_of_another_run_is_refused_by_every_reader",
-            "tests/train/run/test_run_dir.py::test_a_run_with_results_holds_its_name",
-        ),
+        "train/checkpoints/test_config_check.py::every_changed_key_is_named",
+        "train/checkpoints/test_config_check.py::a_checkpoint_of_another_run_is_refused_by_every_reader",
+        "train/run/test_run_dir.py::a_run_with_results_holds_its_name",
     ),
-    SuiteRow(
+    row(
         19,
         "bad text and labels",
         "one line with the number of the line",
-        (f"{DATA}/test_corpus.py::test_bad_files_are_refused_in_one_line", f"{DATA}/test_bad_labelled_files.py"),
+        "train/data/test_corpus.py::bad_files_are_refused_in_one_line",
+        "train/data/test_bad_labelled_files.py",
     ),
-    SuiteRow(
+    row(
         20,
         "line without end",
         "refused in bounded memory",
-        (f"{DATA}/test_corpus.py::test_a_line_without_end_is_refused_in_bounded_memory",),
+        "train/data/test_corpus.py::a_line_without_end_is_refused_in_bounded_memory",
     ),
-    SuiteRow(
+    row(
         21,
         "no file, or an empty one",
         "refused before anything is compiled",
-        (f"{DATA}/test_corpus.py::test_missing_files_folders_and_text_in_both_halves_are_refused",),
+        "train/data/test_corpus.py::missing_files_folders_and_text_in_both_halves_are_refused",
     ),
-    SuiteRow(
+    row(
         23,
         "exception in a reader",
         "the stream ends there; no batch is lost",
-        ("tests/train/rows/test_batches.py::test_a_failing_row_ends_the_stream_where_it_comes",),
+        "train/rows/test_batches.py::a_failing_row_ends_the_stream_where_it_comes",
     ),
-    SuiteRow(
+    row(
         24,
         "killed preparation of tokens",
         "it continues where it stopped",
-        ("tests/train/rows/test_token_cache.py::test_a_killed_preparation_continues_where_it_stopped",),
+        "train/rows/test_token_cache.py::a_killed_preparation_continues_where_it_stopped",
     ),
-    SuiteRow(
-        25,
-        "data or tokenizer changed under a run",
-        "refused",
-        ("tests/integration/test_resume.py::test_another_run_is_refused",),
-    ),
-    SuiteRow(
-        26,
-        "labels that are no labels",
-        "refused, or ignored where documented",
-        ("tests/train/data/test_labelled_reader.py",),
-    ),
-    SuiteRow(
-        27,
-        "rows that do not divide",
-        "every row counts once",
-        ("tests/train/rows/test_batches.py::test_in_order_counts_every_row_once",),
-    ),
-    SuiteRow(
+    row(25, "data or tokenizer changed under a run", "refused", "integration/test_resume.py::another_run_is_refused"),
+    row(26, "labels that are no labels", "refused, or ignored where documented", "train/data/test_labelled_reader.py"),
+    row(27, "rows that do not divide", "every row counts once", "train/rows/test_batches.py::in_order_counts_every_row_once"),
+    row(
         28,
         "packed rows",
         "documents do not influence each other",
-        ("tests/zoo/models/test_contract.py::test_a_packed_row_is_its_documents_each_alone",),
+        "zoo/models/test_contract.py::a_packed_row_is_its_documents_each_alone",
     ),
-    SuiteRow(
+    row(
         31,
         "folder that cannot be written",
         "refused, or one checkpoint is lost",
-        (
-            f"{CHECKPOINTS}/test_checkpoints.py::test_a_folder_that_cannot_be_written_is_refused",
-            f"{CHECKPOINTS}/test_checkpoint_faults.py::test_an_error_anywhere_in_a_save_costs_that_checkpoint_alone",
-        ),
+        "train/checkpoints/test_checkpoints.py::a_folder_that_cannot_be_written_is_refused",
+        "train/checkpoints/test_checkpoint_faults.py::an_error_anywhere_in_a_save_costs_that_checkpoint_alone",
     ),
-    SuiteRow(
+    row(
         32,
         "partial copy as the newest step, other files",
         "ignored and reported",
-        (f"{CHECKPOINTS}/test_checkpoints.py::test_other_files_are_ignored_and_reported_once",),
+        "train/checkpoints/test_checkpoints.py::other_files_are_ignored_and_reported_once",
     ),
-    SuiteRow(
+    row(
         34,
         "other shapes, types and leaves",
         "refused by name",
-        (f"{CHECKPOINTS}/test_checkpoints.py::test_other_leaves_are_refused_by_name",),
+        "train/checkpoints/test_checkpoints.py::other_leaves_are_refused_by_name",
     ),
-    SuiteRow(
-        35,
-        "other format",
-        "refused",
-        (f"{CHECKPOINTS}/test_checkpoints.py::test_another_format_is_refused_and_not_called_damaged",),
-    ),
-    SuiteRow(36, "damaged tensors", "refused by name", ("tests/zoo/hf/test_damaged_weights.py::test_every_mutant_of_a_folder",)),
-    SuiteRow(
-        37,
-        "malformed safetensors",
-        "refused",
-        ("tests/zoo/hf/test_damaged_weights.py::test_a_hostile_file_is_refused",),
-    ),
-    SuiteRow(
-        38,
-        "pickle",
-        "refused and not opened",
-        ("tests/zoo/hf/test_damaged_weights.py::test_pickle_is_refused_and_not_opened",),
-    ),
-    SuiteRow(
+    row(35, "other format", "refused", "train/checkpoints/test_checkpoints.py::another_format_is_refused_and_not_called_damaged"),
+    row(36, "damaged tensors", "refused by name", "zoo/hf/test_damaged_weights.py::every_mutant_of_a_folder"),
+    row(37, "malformed safetensors", "refused", "zoo/hf/test_damaged_weights.py::a_hostile_file_is_refused"),
+    row(38, "pickle", "refused and not opened", "zoo/hf/test_damaged_weights.py::pickle_is_refused_and_not_opened"),
+    row(
         39,
         "damaged tokenizers",
         "refused, or read",
-        ("tests/train/tokenizers/test_unigram.py::test_files_with_flipped_bytes_are_refused_or_read",),
+        "train/tokenizers/test_unigram.py::files_with_flipped_bytes_are_refused_or_read",
     ),
-    SuiteRow(
-        41,
-        "wrong command lines",
-        "one line, exit code 2",
-        ("tests/integration/test_bad_input.py::test_wrong_input_is_refused_in_one_line",),
-    ),
-    SuiteRow(
+    row(41, "wrong command lines", "one line, exit code 2", "integration/test_bad_input.py::wrong_input_is_refused_in_one_line"),
+    row(
         42,
         "benchmark that raises, is wrong or is slow",
         "its cell is marked; the others run",
-        (
-            "tests/benchmarks/attention/test_measure_row.py::test_a_wrong_implementation_is_not_timed",
-            "tests/benchmarks/attention/test_measure_row.py::test_a_failure_ends_one_cell",
-        ),
+        "benchmarks/attention/test_measure_row.py::a_wrong_implementation_is_not_timed",
+        "benchmarks/attention/test_measure_row.py::a_failure_ends_one_cell",
     ),
-    SuiteRow(
-        43,
-        "benchmark that is killed",
-        "finished cells are stored",
-        ("tests/benchmarks/core/test_killed.py",),
-    ),
-    SuiteRow(
+    row(43, "benchmark that is killed", "finished cells are stored", "benchmarks/core/test_killed.py"),
+    row(
         44,
         "rows with nothing to attend to",
         "zeros",
-        (
-            "tests/zoo/attention/test_attention.py::test_reference_is_the_definition",
-            "tests/zoo/attention/test_conformance.py::test_the_kernel_agrees_with_the_definition[blocked-nothing allowed]",
-        ),
+        "zoo/attention/test_attention.py::reference_is_the_definition",
+        "zoo/attention/test_conformance.py::the_kernel_agrees_with_the_definition[blocked-nothing allowed]",
     ),
-    SuiteRow(
-        45,
-        "wrong prompts",
-        "refused",
-        ("tests/eval/generation/test_generator.py::test_wrong_options_and_prompts_are_refused",),
-    ),
-    SuiteRow(
+    row(45, "wrong prompts", "refused", "eval/generation/test_generator.py::wrong_options_and_prompts_are_refused"),
+    row(
         46,
         "padding and batches",
         "the tokens of each prompt alone",
-        ("tests/eval/generation/test_generator.py::test_cached_tokens_are_the_uncached_ones_and_a_batch_is_its_prompts_alone",),
+        "eval/generation/test_generator.py::cached_tokens_are_the_uncached_ones_and_a_batch_is_its_prompts_alone",
     ),
-    SuiteRow(
+    row(
         47,
         "logits that are not finite",
         "an error and no token",
-        (
-            "tests/zoo/generation/test_sampling.py::test_logits_that_are_not_finite_are_reported",
-            "tests/eval/generation/test_generator.py::test_a_model_with_a_nan_is_refused_in_one_line",
-        ),
+        "zoo/generation/test_sampling.py::logits_that_are_not_finite_are_reported",
+        "eval/generation/test_generator.py::a_model_with_a_nan_is_refused_in_one_line",
     ),
-    SuiteRow(
+    row(
         48,
         "closed pipe, Ctrl-C",
         "no traceback",
-        (
-            "tests/integration/test_cli.py::test_a_closed_pipe_causes_no_traceback",
-            "tests/integration/test_cli.py::test_interrupted_while_generating",
-        ),
+        "integration/test_cli.py::a_closed_pipe_causes_no_traceback",
+        "integration/test_cli.py::interrupted_while_generating",
     ),
 )
 
