@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.support.small import small
+from tests.support.small import random_params, small
 from train.checkpoints.manifest import by_path
 from train.config.run_config import Optim
 from train.engine import optim
@@ -15,19 +15,24 @@ from train.weights.frozen_layers import join_params, split_params
 from zoo.errors import BadInput
 from zoo.sharding import path_of
 
+
+def ones(*shape: int) -> np.ndarray:
+    return np.ones(shape, np.float32)
+
+
 PARAMS = {
-    "embed": {"tokens": {"embedding": jnp.ones((5, 2))}},
-    "layers": {"mlp": {"up": {"kernel": jnp.ones((3, 2, 2)), "bias": jnp.ones((3, 2))}}},
-    "classifier": {"kernel": jnp.ones((2, 2))},
+    "embed": {"tokens": {"embedding": ones(5, 2)}},
+    "layers": {"mlp": {"up": {"kernel": ones(3, 2, 2), "bias": ones(3, 2)}}},
+    "classifier": {"kernel": ones(2, 2)},
 }
 
 
 def moved(cfg: Optim, grads: Any = None) -> dict[str, np.ndarray]:
     """The first update of each trained leaf."""
     params, _ = split_params(cfg, PARAMS)
-    grads = jax.tree.map(lambda leaf: jnp.full(leaf.shape, 0.5), params) if grads is None else grads
+    grads = jax.tree.map(lambda leaf: np.full(leaf.shape, 0.5, np.float32), params) if grads is None else grads
     tx = optim.optimizer(cfg)
-    updates, _ = tx.update(grads, tx.init(params), params)
+    updates = jax.jit(lambda grads, params: tx.update(grads, tx.init(params), params)[0])(grads, params)
     return {path_of(keys): np.asarray(leaf) for keys, leaf in jax.tree_util.tree_leaves_with_path(updates)}
 
 
@@ -44,7 +49,7 @@ def test_layer_decay_multiplies_the_rate_of_each_layer(name: Any) -> None:
             assert plain[path][layer].any()
 
 
-APART = {**PARAMS, "first": {"layers": {"mlp": {"up": {"kernel": jnp.ones((1, 2, 2)), "bias": jnp.ones((1, 2))}}}}}
+APART = {**PARAMS, "first": {"layers": {"mlp": {"up": {"kernel": ones(1, 2, 2), "bias": ones(1, 2)}}}}}
 
 
 @pytest.mark.planted
@@ -54,7 +59,7 @@ def test_layers_that_are_held_apart_are_the_first_ones() -> None:
     def shares(params: Any, cfg: Optim) -> list[float]:
         """The share of the rate that each layer has; 0 = it is frozen."""
         trained, base = split_params(cfg, params)
-        scaled = join_params(jax.tree.map(jnp.zeros_like, base), optim._scale_updates(trained, cfg))
+        scaled = join_params(jax.tree.map(jnp.zeros_like, base), jax.jit(lambda tree: optim._scale_updates(tree, cfg))(trained))
         stacks = (scaled["first"]["layers"] if "first" in scaled else scaled["head"]["layers"], scaled["layers"])
         return [float(share) for stack in stacks for share in stack["mlp"]["up"]["bias"][:, 0]]
 
@@ -80,7 +85,7 @@ def test_frozen_layers_count_in_the_rates_of_others(frozen: int) -> None:
 def test_both_parts_of_a_model_are_its_parameters(family: str) -> None:
     """Each entry is in one of them, and no leaf is empty, whatever number of layers is frozen."""
     net = small(family)
-    params = net.init(jax.random.key(0))
+    params, join = jax.device_get(random_params(net)), jax.jit(join_params)
     for layers in range(net.config.layers + 1):
         for embeddings in (False, True):
             cfg = Optim(freeze_layers=layers, freeze_embeddings=embeddings)
@@ -91,7 +96,7 @@ def test_both_parts_of_a_model_are_its_parameters(family: str) -> None:
             stacks = {path: leaf for path, leaf in by_path(trained).items() if path.endswith("out/kernel")}
             assert sum(len(leaf) for leaf in stacks.values()) == net.config.layers - layers
             assert ("embed" in trained, "embed" in base) == (not embeddings, embeddings)
-            jax.tree.map(np.testing.assert_array_equal, join_params(base, trained), params)
+            jax.tree.map(np.testing.assert_array_equal, join(base, trained), params)
 
 
 def test_a_model_of_two_stacks_has_no_rates_by_layer() -> None:
@@ -104,16 +109,16 @@ def test_a_model_of_two_stacks_has_no_rates_by_layer() -> None:
 def test_frozen_parameters_are_not_seen_by_the_optimizer() -> None:
     """Not even if their gradient would be no number: there is none."""
     cfg = Optim(freeze_layers=2, freeze_embeddings=True, weight_decay=0.1, clip=1.0)
-    params = jax.tree.map(lambda leaf: leaf, PARAMS)
-    params["layers"]["mlp"]["up"]["kernel"] = params["layers"]["mlp"]["up"]["kernel"].at[0].set(0.0)
+    params = jax.tree.map(np.copy, PARAMS)
+    params["layers"]["mlp"]["up"]["kernel"][0] = 0.0
 
     def loss(params: Any) -> jax.Array:
         undefined = 0.0 * jnp.sqrt(params["layers"]["mlp"]["up"]["kernel"][0]).sum()
         return undefined + 0.5 * sum(leaf.sum() for leaf in jax.tree.leaves(params))
 
-    assert np.isnan(jax.grad(loss)(params)["layers"]["mlp"]["up"]["kernel"][0]).all()
+    assert np.isnan(jax.jit(jax.grad(loss))(params)["layers"]["mlp"]["up"]["kernel"][0]).all()
     trained, base = split_params(cfg, params)
-    grads = jax.grad(lambda trained: loss(join_params(base, trained)))(trained)
+    grads = jax.jit(jax.grad(lambda trained: loss(join_params(base, trained))))(trained)
     assert {path: leaf.shape for path, leaf in by_path(grads).items()} == {
         "layers/mlp/up/kernel": (1, 2, 2),
         "layers/mlp/up/bias": (1, 2),
