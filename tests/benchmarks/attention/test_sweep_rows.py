@@ -96,10 +96,8 @@ def test_every_feature_of_attention_that_models_ask_for_is_swept() -> None:
     }
     cached_decoding = {"positions"}
     only_tests = {"explicit mask", "dense bias"}
-    # The sinks of gpt-oss are not swept yet: no fused implementation has them that could be compared.
-    no_kernel = {"sinks"}
     # XLNet's query stream has positions of its own, in its bias.
-    assert swept | cached_decoding | only_tests | no_kernel == attention.ALL_FEATURES
+    assert swept | cached_decoding | only_tests == attention.ALL_FEATURES
     assert not swept & only_tests
 
 

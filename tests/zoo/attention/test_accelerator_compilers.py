@@ -54,8 +54,14 @@ class Case:
     length: int = T
     groups: int = N
     rate: float = 0.0
+    has_sinks: bool = False
     summed: int = 0
-    """Collectives that the gradients need: a bias that several devices share is summed over them."""
+    """Collectives that the gradients need: a bias or sinks that several devices share are summed over them."""
+
+    @property
+    def sinks(self) -> Any:
+        """Return the shape of the sinks; None without them."""
+        return jax.ShapeDtypeStruct((N,), jnp.float32) if self.has_sinks else None
 
     @property
     def dropout(self) -> Any:
@@ -85,6 +91,8 @@ CASES = {
     "bias of examples": Case(bias=Dense(values=jax.ShapeDtypeStruct((B, 1, T, T), jnp.float32)), summed=1),
     "odd, dense bias": Case(bias=Dense(values=jax.ShapeDtypeStruct((1, N, T - 1, T - 1), jnp.float32)), length=T - 1, summed=1),
     "dropout": Case(mask=Mask(causal=True, **ids()), rate=0.1),
+    "sinks": Case(groups=2, has_sinks=True, summed=1),
+    "sinks, window": Case(mask=Mask(causal=True, window=128), groups=2, has_sinks=True, summed=1),
     # Shorter: for TPU, XLA pads the heads of the gathered [T, S, N] to 128, which is 34 GB at the full length.
     "bucket bias": Case(mask=Mask(), bias=Buckets(table=jax.ShapeDtypeStruct((32, N), jnp.float32)), length=2048, summed=1),
     "one-directional bucket bias, dropout": Case(
@@ -118,7 +126,7 @@ COPIED = {("blocked", "odd, dense bias")}
 
 def features(case: Case) -> frozenset[str]:
     q, k = operands(case)
-    return Request.of(q, k, k, case.mask, case.bias, case.dropout).features
+    return Request.of(q, k, k, case.mask, case.bias, case.dropout, case.sinks).features
 
 
 def operands(case: Case) -> list[jax.ShapeDtypeStruct]:
@@ -177,16 +185,17 @@ def compiled(platform: str, impl: str, name: str, backward: bool) -> tuple[str, 
 
         q, k = (placed(x, "BTNH") for x in operands(case))
 
-        def attend(q: Any, k: Any, v: Any, bias: Any, mask: Any, seeds: Any) -> Any:
+        def attend(q: Any, k: Any, v: Any, bias: Any, sinks: Any, mask: Any, seeds: Any) -> Any:
             dropout = None if seeds is None else (case.rate, seeds)
-            return attention.attention(q, k, v, mask=mask, bias=bias, dropout=dropout, impl=impl)
+            return attention.attention(q, k, v, mask=mask, bias=bias, dropout=dropout, sinks=sinks, impl=impl)
 
         def pull(*args: Any) -> Any:
             *trained, mask, seeds, cotangent = args
             return jax.vjp(lambda *numbers: attend(*numbers, mask, seeds), *trained)[1](cotangent)
 
         seeds = None if case.dropout is None else placed(case.dropout[1], "B-")
-        args = (q, k, k, spec(case.bias), spec(case.mask), seeds)
+        sinks = None if case.sinks is None else placed(case.sinks, "N")
+        args = (q, k, k, spec(case.bias), sinks, spec(case.mask), seeds)
         run = jax.jit(pull).trace(*args, q) if backward else jax.jit(attend).trace(*args)
         program = run.lower(lowering_platforms=(TARGETS[platform].lowering,)).compile()
     return program.as_text(), program.memory_analysis().temp_size_in_bytes

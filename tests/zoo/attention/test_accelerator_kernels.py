@@ -15,6 +15,7 @@ from jax._src.cudnn import fused_attention_stablehlo  # its checks need no GPU, 
 from jax.experimental.pallas.ops.tpu import splash_attention
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType, NamedSharding, PartitionSpec
 
+from benchmarks.attention import conformance
 from benchmarks.attention.rounding_error_bounds import bounds
 from tests.support import compilation
 from tests.support.processes import ROOT
@@ -280,9 +281,57 @@ def test_splash_computes_the_attention(mask, groups, monkeypatch):
     assert_agrees(got, exact(256, mask, **sizes))
 
 
-def request(mask=None, bias=None, dropout=None, dtype=jnp.bfloat16, t=256, size=64):
+SPLASH = conformance.Case(
+    queries=256,
+    keys=256,
+    heads=4,
+    sinks=True,
+    mask=lambda case: Mask(causal=True, window=150, key_lengths=jnp.asarray([0, 200], jnp.int32)),
+)
+"""Sinks with grouped heads, and an example without a key."""
+
+
+def check_splash(monkeypatch, dtype):
+    """Compare the interpreted kernel with float64."""
+    interpreted = functools.partial(splash_attention.make_splash_mha, interpret=True)
+    monkeypatch.setattr(splash_attention, "make_splash_mha", interpreted)
+    monkeypatch.setattr(splash, "BLOCK", 128)
+    row = dataclasses.replace(attention.IMPLEMENTATIONS["splash"], platforms=attention.EVERYWHERE)
+    monkeypatch.setitem(attention.IMPLEMENTATIONS, "splash", row)
+    monkeypatch.setattr(conformance, "CASES", {**conformance.CASES, "splash": SPLASH})
+    monkeypatch.setattr(conformance, "UNOPTIMIZED", ONCE)
+    return conformance.check_implementation("splash", "splash", dtype, options=ONCE)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("dtype", conformance.DTYPES)
+def test_splash_has_sinks(dtype, monkeypatch):
+    result = check_splash(monkeypatch, dtype)
+    assert result.ok, result
+
+
+@pytest.mark.full
+@pytest.mark.planted
+def test_sinks_of_other_heads_in_splash_are_noticed(monkeypatch):
+    monkeypatch.setattr(splash, "_with_gradient_of_own_dtype", lambda sinks: sinks[::-1])
+    errors = check_splash(monkeypatch, "float32").errors
+    assert {"out", "d_q", "d_sinks"} <= {name for name, (error, bound) in errors.items() if not error <= bound}
+
+
+def test_the_gradient_of_sinks_in_splash_has_their_dtype():
+    """The queries have another one; JAX 0.10.2 gives the gradient theirs."""
+    q, sinks = jax.ShapeDtypeStruct((B, 128, N, H), jnp.bfloat16), jax.ShapeDtypeStruct((N,), jnp.float32)
+
+    def value(sinks, q):
+        attend = functools.partial(splash.splash, scale=SCALE, rate=0.0)
+        return attend(q, q, q, Mask(causal=True), None, None, jnp.arange(N, dtype=jnp.uint32), sinks).sum()
+
+    assert jax.eval_shape(jax.grad(value), sinks, q).dtype == jnp.float32
+
+
+def request(mask=None, bias=None, dropout=None, dtype=jnp.bfloat16, t=256, size=64, sinks=None):
     q = jax.ShapeDtypeStruct((B, t, N, size), dtype)
-    return Request.of(q, q, q, mask or Mask(causal=True), bias, dropout)
+    return Request.of(q, q, q, mask or Mask(causal=True), bias, dropout, sinks)
 
 
 DROPOUT = (0.1, jax.ShapeDtypeStruct((B, 2), jnp.uint32))
@@ -303,6 +352,7 @@ LIMITS = [
     ("splash", {"t": 200}, "multiples of 128, and these are 200 and 200"),
     ("splash", {"bias": DENSE, "dropout": DROPOUT}, "no dense bias, no dropout"),
     ("splash", {"mask": Mask(window=4), "dtype": jnp.float32, "size": 20}, None),
+    ("splash", {"sinks": jax.ShapeDtypeStruct((N,), jnp.float32)}, None),
 ]
 
 

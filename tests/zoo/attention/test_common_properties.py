@@ -81,7 +81,7 @@ def test_rows_without_a_visible_key_are_zero_and_so_is_their_gradient(impl: str,
     check_unseen(impl, dtype)
 
 
-@pytest.mark.parametrize("impl", [name for name in RUNNABLE if "sinks" in attention.IMPLEMENTATIONS[name].features])
+@pytest.mark.parametrize("impl", [pytest.param(impl, marks=pytest.mark.full if impl in INTERPRETED else ()) for impl in RUNNABLE])
 def test_rows_without_a_visible_key_are_zero_with_sinks(impl: str) -> None:
     check_unseen(impl, jnp.float32, with_sinks=True)
 

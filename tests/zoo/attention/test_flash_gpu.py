@@ -20,7 +20,7 @@ from zoo.attention.request import Request
 from zoo.ops import counter_rng
 
 OPTIONS = {"xla_backend_optimization_level": 0, **compilation.OPTIONS}
-NEAR = "packed segments, near bias, dropout, grouped heads"
+NEAR = "packed segments, near bias, dropout, grouped heads, sinks"
 """A bias that is constant from a short distance on, so that five blocks have tiles far from the diagonal."""
 THREE = "three examples"
 """A bias whose gradient is summed over a group of two examples and over one of a single example: see `check_groups`."""
@@ -47,6 +47,7 @@ OWN = {
         mask=near_mask,
         bias=lambda case: Buckets(table=case.arrays(8, case.heads), max_distance=10),
         rate=0.2,
+        sinks=True,
     ),
     THREE: conformance.Case(
         batch=3,
@@ -160,12 +161,28 @@ def of_the_opposite_distance(self: Any, distance: Any) -> Any:
     return index_of_distance(self, -distance)
 
 
+def without_sinks_backward(plan: Any, q: Any, k: Any, v: Any, bias: Any, sinks: Any, operands: Any) -> Any:
+    """Return the output, whose gradients are those of attention without sinks."""
+    without, out = (jnp.asarray(attend(plan, q, k, v, bias, logits, operands)) for logits in (None, sinks))
+    return without + jax.lax.stop_gradient(out - without)
+
+
+def ignored_by_the_softmax(sinks: Any, lse: Any, delta: Any) -> Any:
+    """The gradient of a factor of the output, which is not in the log-sum-exp."""
+    return sink_gradient(sinks, jnp.logaddexp(lse, sinks[:, None]), delta)
+
+
+def first_of_all_heads(numbers: Any) -> Any:
+    return None if numbers is None else flash_gpu.pl.BlockSpec((1,), lambda i, n, b: (0,))
+
+
 def one_block_short(is_active: Any) -> Any:
     return jnp.maximum(active_ranges(is_active) - jnp.array([0, 1]), 0)
 
 
 row_hash, index_of_distance = bodies.Inputs.row_hash, bodies.Plan.index_of_distance
 bias_gradient, active_ranges, bodies_bias = flash_gpu._bias_gradient, flash_gpu._active_ranges, bodies.backward_bias_body
+attend, sink_gradient, sink_logits = flash_gpu._attend, flash_gpu.sink_gradient, flash_gpu.sink_logits
 tile_offsets, block_states, is_kept, rule = ByDistance.tile_offsets, Mask.block_states, counter_rng.is_kept, Mask.rule
 MISTAKES: dict[str, tuple[Any, str, Callable[..., Any]]] = {
     "tiles skipped": (Mask, "block_states", lambda *args: beside_the_diagonal_nothing(block_states(*args))),
@@ -175,13 +192,18 @@ MISTAKES: dict[str, tuple[Any, str, Callable[..., Any]]] = {
     "no gradient of the bias far from the diagonal": (flash_gpu, "_bias_gradient", without_far_sums),
     "the gradient of the bias of one example": (bodies, "backward_bias_body", first_group_alone),
     "the bias constant too near": (ByDistance, "tile_offsets", two_tiles_less),
+    "the sinks ignored in the backward pass": (flash_gpu, "_attend", without_sinks_backward),
+    "no gradient of the sinks": (flash_gpu, "sink_gradient", lambda sinks, lse, delta: jnp.zeros_like(sinks)),
+    "the sink counted twice in its gradient": (flash_gpu, "sink_gradient", ignored_by_the_softmax),
+    "the sinks of other heads": (flash_gpu, "sink_logits", lambda sinks: sink_logits(sinks)[::-1]),
+    "the first sink for all heads": (flash_gpu, "_of_head", first_of_all_heads),
     "keys of other segments seen": (
         Mask,
         "rule",
         lambda self, query, key, length: rule(self, query._replace(segment=None), key, length),
     ),
 }
-FAST_MISTAKES = ("no gradient of the bias far from the diagonal",)
+FAST_MISTAKES = ("no gradient of the bias far from the diagonal", "no gradient of the sinks")
 
 
 @pytest.mark.planted
@@ -207,7 +229,7 @@ def test_what_is_not_supported_is_refused_with_the_reason() -> None:
     with jax.enable_x64(True):
         assert flash_gpu.unsupported_reason(request(dtype=jnp.float64)) == reason
     row = attention.IMPLEMENTATIONS["flash_gpu"]
-    for name in ("relative bias", "explicit mask", "dense bias", "sinks"):
+    for name in ("relative bias", "explicit mask", "dense bias"):
         refused = dataclasses.replace(request(), features=frozenset({name}))
         assert row.unsupported_reason(refused, "gpu") == f"it has no {name}"
 

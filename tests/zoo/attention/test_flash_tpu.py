@@ -21,7 +21,8 @@ from zoo.attention.masks import ALL_PAIRS, NO_PAIR, SOME_PAIRS, Mask
 from zoo.attention.request import Request
 
 OPTIONS = {"xla_backend_optimization_level": 0, **compilation.OPTIONS}
-FAST = ("packed segments", "bucket bias, one direction", "positions", "relative bias, scattered queries")
+SINKS = "sinks, grouped heads, dropout"
+FAST = ("packed segments", "bucket bias, one direction", "positions", "relative bias, scattered queries", SINKS)
 SLOW = ("full", "window", "content ranks", "grouped heads", "head 152", "key lengths", "length 1", "dropout", "relative bias")
 """Cases that others contain."""
 
@@ -103,11 +104,22 @@ def reversed_differently(self: Any, plan: Any, sums: Any) -> Any:
     return dataclasses.replace(gradient, q_r=relative.reverse_blocks(gradient.q_r, plan.block_q))
 
 
+def without_sinks_backward(plan: Any, q: Any, k: Any, v: Any, bias: Any, sinks: Any, operands: Any) -> Any:
+    """Return the output, whose gradients are those of attention without sinks."""
+    without, out = (jnp.asarray(attend(plan, q, k, v, bias, logits, operands)) for logits in (None, sinks))
+    return without + jax.lax.stop_gradient(out - without)
+
+
+def of_the_heads_beside(sinks: Any, lse: Any, delta: Any) -> Any:
+    return sink_gradient(sinks, lse[:, ::-1], delta)
+
+
+attend, sink_gradient, sink_logits = flash_tpu.attend, _flash_tpu_calls.sink_gradient, flash_tpu.sink_logits
 distances_of_tile, roll_rows, types_differ = _flash_tpu_plan.Plan.distances_of_tile, relative._roll_rows, relative._types_differ
 by_key, positions_gradient = relative._by_key, relative.Positions.gradient
 MEMORY, SCATTERED = "relative bias, memory and types", "relative bias, scattered queries"
 block_states, square_tiles, tile_of_bias = Mask.block_states, ByDistance.square_tiles, _flash_tpu_plan.Plan.tile_of_bias
-MISTAKES: dict[str, tuple[Any, str, Callable[..., Any], str]] = {
+MISTAKES: dict[str, tuple[Any, str, Any, str]] = {
     "tiles of the mask taken for full ones": (Mask, "block_states", no_rules, "packed segments"),
     "tiles skipped": (Mask, "block_states", nothing_beside_the_diagonal, "packed segments"),
     "the first block fetched again": (_flash_tpu_calls, "_block_to_fetch", jnp.zeros_like, "packed segments"),
@@ -120,8 +132,13 @@ MISTAKES: dict[str, tuple[Any, str, Callable[..., Any], str]] = {
     "gradients of queries reversed": (relative.Positions, "gradient", reversed_differently, MEMORY),
     "equal types taken for different ones": (relative, "_types_differ", lambda *args: ~types_differ(*args), MEMORY),
     "scattered rows rolled by one more": (relative, "_roll_rows", rolled_by_one_more, SCATTERED),
+    "the sinks ignored in the backward pass": (flash_tpu, "attend", without_sinks_backward, SINKS),
+    "no gradient of the sinks": (_flash_tpu_calls, "sink_gradient", lambda sinks, *_: jnp.zeros_like(sinks), SINKS),
+    "gradients of the sinks by other heads": (_flash_tpu_calls, "sink_gradient", of_the_heads_beside, SINKS),
+    "the sinks of other heads": (flash_tpu, "sink_logits", lambda sinks: sink_logits(sinks)[::-1], SINKS),
+    "the sink in the sum of each lane": (_flash_tpu_bodies, "LANES", 1, SINKS),
 }
-FAST_MISTAKES = ("the bias of the next block", "scattered rows rolled by one more")
+FAST_MISTAKES = ("the bias of the next block", "no gradient of the sinks", "scattered rows rolled by one more")
 iota = _flash_tpu_bodies.iota
 
 

@@ -27,7 +27,7 @@ PROGRAMS = {
     "a100": dict.fromkeys([*NAMES, BIAS], 2),
 }
 """Fewest programs of four warps that a multiprocessor holds at once."""
-FEATURES = ("causal", "packed", "t5", "dropout")
+FEATURES = ("causal", "packed", "t5", "dropout", "sinks")
 QUERIES = 2048
 Table = dict[tuple[str, int], dict[str, Any]]
 
@@ -62,7 +62,7 @@ def check_kernels(table: Table, chip: str, features: tuple[str, ...]) -> None:
 
 @pytest.mark.aot
 @pytest.mark.parametrize(
-    ("chip", "features"), [("h100", ("t5", "dropout")), pytest.param("a100", FEATURES, marks=pytest.mark.slow)]
+    ("chip", "features"), [("h100", ("t5", "dropout", "sinks")), pytest.param("a100", FEATURES, marks=pytest.mark.slow)]
 )
 def test_the_kernels_spill_nothing_and_leave_room_for_several_programs(chip: str, features: tuple[str, ...]) -> None:
     check_kernels(cells(chip, features, (f"4,{QUERIES},{QUERIES},12,12,64",)), chip, features)

@@ -25,6 +25,8 @@ forward, and backward to both of its kernels."""
 RECORDED: dict[str, tuple[float, float]] = {"t5": (0.928, 0.705), "dropout": (1.240, 0.898), "causal": (0.91, 0.73)}
 """The same ratios as the compiler of RECORDED_WITH states them; a change that exceeds one by more than 3 % is a regression."""
 RECORDED_WITH = "0.0.42.1"
+SINKS = 1.05
+"""The largest ratio of the bundles of a tile with sinks to those without: they are one more key only where a row begins."""
 RELATIVE = (2.0, 1.7)
 """The ratios for XLNet's content stream: its position terms are two more products of a tile forward, and six backward."""
 KERNELS = {
@@ -68,6 +70,12 @@ def check_ratios(table: dict[tuple[str, str, int], dict[str, Any]], limits: dict
         assert all(ratio <= largest for ratio, largest in zip(ratios, limit, strict=True)), (feature, ratios, limit)
 
 
+def check_sinks(table: dict[tuple[str, str, int], dict[str, Any]]) -> None:
+    for name in ("splash", "flash_tpu"):
+        counts, without = (bundles(table[feature, name, 2048]) for feature in ("sinks", "causal"))
+        assert all(count <= SINKS * one for count, one in zip(counts, without, strict=True)), (name, counts, without)
+
+
 def check_kernels(table: dict[tuple[str, str, int], dict[str, Any]]) -> None:
     for (feature, name, _), cell in table.items():
         if name == "flash_tpu":
@@ -81,6 +89,11 @@ def test_a_tile_has_few_more_bundles_than_that_of_splash() -> None:
     check_ratios(table, LIMITS)
     if importlib.metadata.version("libtpu") == RECORDED_WITH:
         check_ratios(table, {feature: (a * 1.03, b * 1.03) for feature, (a, b) in RECORDED.items()})
+
+
+@pytest.mark.aot
+def test_a_tile_with_sinks_has_as_many_bundles_as_one_without() -> None:
+    check_sinks(at_2048("v5e", ("causal", "sinks")))
 
 
 @pytest.mark.aot
@@ -138,23 +151,30 @@ def cell_of(*kernels: tuple[str, int]) -> dict[str, Any]:
 TABLE = {
     ("causal", "splash", 2048): cell_of(("splash_mha_fwd", 1000), ("splash_mha_dq", 1000), ("splash_mha_dkv", 2000)),
     ("t5", "flash_tpu", 2048): cell_of(("flash_forward", 1200), ("flash_backward", 3200)),
+    ("causal", "flash_tpu", 2048): cell_of(("flash_forward", 1000), ("flash_backward", 3000)),
+    ("sinks", "flash_tpu", 2048): cell_of(("flash_forward", 1040), ("flash_backward", 3000)),
+    ("sinks", "splash", 2048): cell_of(("splash_mha_fwd", 1000), ("splash_mha_dq", 1000), ("splash_mha_dkv", 2000)),
 }
 
 
 def test_the_ratios_are_those_of_the_kernels() -> None:
     check_ratios(TABLE, {"t5": (1.25, 1.1)})
+    check_sinks(TABLE)
     check_kernels(TABLE)
 
 
 @pytest.mark.planted
 @pytest.mark.parametrize(
-    ("check", "kernels"),
+    ("check", "feature", "kernels"),
     [
-        (lambda table: check_ratios(table, {"t5": (1.25, 1.1)}), (("flash_forward", 1300), ("flash_backward", 3200))),
-        (lambda table: check_ratios(table, {"t5": (1.25, 1.1)}), (("flash_forward", 1200), ("flash_backward", 3400))),
-        (check_kernels, (("flash_forward", 1200),)),
+        (lambda table: check_ratios(table, {"t5": (1.25, 1.1)}), "t5", (("flash_forward", 1300), ("flash_backward", 3200))),
+        (lambda table: check_ratios(table, {"t5": (1.25, 1.1)}), "t5", (("flash_forward", 1200), ("flash_backward", 3400))),
+        (check_sinks, "sinks", (("flash_forward", 1060), ("flash_backward", 3000))),
+        (check_kernels, "t5", (("flash_forward", 1200),)),
     ],
 )
-def test_a_slower_or_missing_kernel_is_noticed(check: Callable[[Any], None], kernels: tuple[tuple[str, int], ...]) -> None:
+def test_a_slower_or_missing_kernel_is_noticed(
+    check: Callable[[Any], None], feature: str, kernels: tuple[tuple[str, int], ...]
+) -> None:
     with pytest.raises(AssertionError):
-        check(TABLE | {("t5", "flash_tpu", 2048): cell_of(*kernels)})
+        check(TABLE | {(feature, "flash_tpu", 2048): cell_of(*kernels)})

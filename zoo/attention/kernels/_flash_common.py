@@ -1,11 +1,14 @@
-"""Common parts of the fused kernels for TPU and GPU: the static part of a call, the numbers of a mask, operations on a tile."""
+"""Common parts of the fused kernels for TPU and GPU: the static part of a call, the numbers of a mask, operations on a tile.
+
+The sinks are those of `blocked` too.
+"""
 
 import dataclasses
 from typing import Any
 
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool
+from jaxtyping import Array, Bool, Float
 
 from zoo.attention.masks import Mask, Side
 
@@ -78,6 +81,19 @@ def key_lengths(mask: Mask, b: int) -> Array:
 def pad_axis(x: Array, axis: int, length: int) -> Array:
     """Return the array with zeros at the end of an axis, up to this length."""
     return jnp.pad(x, [(0, length - size if place == axis else 0) for place, size in enumerate(x.shape)])
+
+
+def sink_logits(sinks: Any) -> Any:
+    """Return sinks in at least float32, none below the maximum with which a row begins without one: above MASKED, as that is."""
+    return None if sinks is None else jnp.maximum(sinks.astype(jnp.promote_types(sinks.dtype, jnp.float32)), 0.1 * MASKED)
+
+
+def sink_gradient(sinks: Any, lse: Float[Array, "B *N T"], delta: Float[Array, "B *N T"]) -> Any:
+    """Return the gradient of sinks, or None without them: by line 14 for a key without a value, p (0 - D) over all rows."""
+    if sinks is None:
+        return None
+    by_head = sinks.astype(lse.dtype).reshape(1, *lse.shape[1:-1], 1)
+    return -(jnp.exp(by_head - lse) * delta).sum((0, -1)).reshape(sinks.shape).astype(sinks.dtype)
 
 
 # --- in the kernels -------------------------------------------------------------------------------------------------------------

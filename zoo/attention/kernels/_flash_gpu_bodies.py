@@ -109,7 +109,7 @@ class Inputs(NamedTuple):
         return counter_rng.row_hash(first, second, self.head[0], queries.astype(jnp.uint32))
 
 
-def forward_body(plan: Plan, ranges: Any, inputs: Inputs, q: Any, k: Any, v: Any, out: Any, lse: Any) -> None:
+def forward_body(plan: Plan, ranges: Any, inputs: Inputs, sink: Any, q: Any, k: Any, v: Any, out: Any, lse: Any) -> None:
     """Compute a block of queries over the blocks of keys that it may see."""
     i = pl.program_id(0)
     rows = Rows.of(plan, inputs, i)
@@ -128,10 +128,11 @@ def forward_body(plan: Plan, ranges: Any, inputs: Inputs, q: Any, k: Any, v: Any
         acc = acc * alpha[:, None] + dot(p.astype(v.dtype), v[block, :], 1, 0)  # line 10
         return m_new, l, acc
 
-    # Line 5. The maximum begins above MASKED, so that a row without a visible key adds exp(-9e29) = 0.
-    m = jnp.full((plan.block_q,), 0.1 * MASKED, jnp.float32)
-    zero = jnp.zeros((plan.block_q,), jnp.float32), jnp.zeros((plan.block_q, q.shape[-1]), jnp.float32)
-    carry = (m, *zero)
+    # Line 5. The maximum begins above MASKED, so that a row without a visible key adds exp(-9e29) = 0. A sink is the first key,
+    # whose exp(sink - m) is 1.
+    m = jnp.full((plan.block_q,), 0.1 * MASKED if sink is None else sink[0], jnp.float32)
+    l = jnp.full((plan.block_q,), 0.0 if sink is None else 1.0, jnp.float32)
+    carry = m, l, jnp.zeros((plan.block_q, q.shape[-1]), jnp.float32)
     for side, first, last in plan.loops_over_keys(i, ranges):
         carry = lax.fori_loop(first, last, functools.partial(step, side), carry)
     m, l, acc = carry

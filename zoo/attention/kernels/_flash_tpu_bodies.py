@@ -13,7 +13,7 @@ from jax.experimental import pallas as pl
 
 from zoo.attention.kernels import _flash_tpu_relative as relative
 from zoo.attention.kernels._flash_common import MASKED, allowed_pairs, iota
-from zoo.attention.kernels._flash_tpu_plan import Plan, as_column, dot, lane_sums, lanes, when_active
+from zoo.attention.kernels._flash_tpu_plan import LANES, Plan, as_column, dot, lane_sums, lanes, when_active
 from zoo.ops import counter_rng
 
 
@@ -25,6 +25,7 @@ def forward_body(
     seed: Any,
     heads: Any,
     at: Any,
+    sinks: Any,
     q: Any,
     k: Any,
     v: Any,
@@ -49,10 +50,10 @@ def forward_body(
 
     @pl.when(j == 0)
     def _() -> None:
-        m[...] = jnp.full_like(
-            m, 0.1 * MASKED
-        )  # line 5; lies above MASKED, so that a row without a visible key adds exp(-9e29) = 0
-        l[...] = jnp.zeros_like(l)
+        # Line 5. The maximum lies above MASKED, so that a row without a visible key adds exp(-9e29) = 0. A sink is the first key,
+        # whose exp(sink - m) = 1 the lanes share.
+        m[...] = jnp.full_like(m, 0.1 * MASKED if sinks is None else sinks[n])
+        l[...] = jnp.full_like(l, 0 if sinks is None else 1 / LANES)
         acc[...] = jnp.zeros_like(acc)
         for row in range(plan.num_rows):
             columns[row] = as_column(query_numbers[0, row : row + 1])

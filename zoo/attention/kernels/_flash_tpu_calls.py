@@ -18,7 +18,7 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, UInt32
 
 from zoo.attention.biases import Relative
-from zoo.attention.kernels._flash_common import key_lengths, number_arrays
+from zoo.attention.kernels._flash_common import key_lengths, number_arrays, sink_gradient
 from zoo.attention.kernels._flash_tpu_bodies import backward_body, forward_body, relative_backward_body
 from zoo.attention.kernels._flash_tpu_plan import LANES, Plan
 from zoo.attention.kernels._flash_tpu_relative import Positions
@@ -105,12 +105,12 @@ Added = Array | Positions | None
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def attend(plan: Plan, q: Array, k: Array, v: Array, bias: Added, operands: Operands) -> Array:
+def attend(plan: Plan, q: Array, k: Array, v: Array, bias: Added, sinks: Array | None, operands: Operands) -> Array:
     """Compute the output [B, N, T, H] of padded q, k and v of that layout, with the custom gradient below."""
-    return _forward(plan, q, k, v, bias, operands)[0]
+    return _forward(plan, q, k, v, bias, sinks, operands)[0]
 
 
-def _forward(plan: Plan, q: Array, k: Array, v: Array, bias: Added, operands: Operands) -> tuple[Array, Any]:
+def _forward(plan: Plan, q: Array, k: Array, v: Array, bias: Added, sinks: Array | None, operands: Operands) -> tuple[Array, Any]:
     """Compute the output [B, N, T, H] and the residuals."""
     (b, n, t, h), block_q = q.shape, plan.block_q
     spec = functools.partial(_spec, plan)
@@ -127,7 +127,10 @@ def _forward(plan: Plan, q: Array, k: Array, v: Array, bias: Added, operands: Op
     grid = pltpu.PrefetchScalarGridSpec(
         num_scalar_prefetch=SCALARS,
         grid=(b, n, plan.num_q, plan.num_k),
-        in_specs=_input_specs(plan, spec, h, bias, backward=False),
+        in_specs=[
+            None if sinks is None else pl.BlockSpec(memory_space=pltpu.SMEM),
+            *_input_specs(plan, spec, h, bias, backward=False),
+        ],
         out_specs=[queries, rows],
         scratch_shapes=scratch,
     )
@@ -140,9 +143,10 @@ def _forward(plan: Plan, q: Array, k: Array, v: Array, bias: Added, operands: Op
         name=f"{plan.kernel}_forward",
     )
     added = bias.operands(plan, backward=False) if isinstance(bias, Positions) else bias
-    out, lse = call(*operands.scalars(operands.states), q, k, v, added, operands.query_numbers, operands.key_numbers)
+    numbers = operands.query_numbers, operands.key_numbers
+    out, lse = call(*operands.scalars(operands.states), sinks, q, k, v, added, *numbers)
     out, lse = checkpoint_name(out, "attention"), checkpoint_name(lse, "attention_lse")
-    return out, (q, k, v, bias, operands, out, lse)
+    return out, (q, k, v, bias, sinks, operands, out, lse)
 
 
 def _spec(plan: Plan, shape: Sequence[int], index: Callable[..., Any], *, heads_first: bool = False, **options: Any) -> Any:
@@ -194,14 +198,14 @@ def _columns_scratch(plan: Plan) -> list[Any]:
 
 
 def _backward(plan: Plan, residuals: Any, d_out: Array) -> tuple[Any, ...]:
-    """Compute the gradients of q, k, v and the bias."""
-    q, k, v, bias, operands, out, lse = residuals
+    """Compute the gradients of q, k, v, the bias and the sinks."""
+    q, k, v, bias, sinks, operands, out, lse = residuals
     delta = (d_out.astype(jnp.float32) * out.astype(jnp.float32)).sum(-1)[:, :, None]  # line 4: D, [B, N, 1, T]
     run = _backward_relative if plan.position else _backward_transposed
     d_q, d_k, d_v, d_bias = run(plan, q, k, v, bias, operands, d_out, lse, delta)
     b, n, s, h = d_k.shape
     d_k, d_v = (x.reshape(b, n // plan.shared, plan.shared, s, h).sum(2).astype(k.dtype) for x in (d_k, d_v))
-    return d_q.astype(q.dtype), d_k, d_v, d_bias, None
+    return d_q.astype(q.dtype), d_k, d_v, d_bias, sink_gradient(sinks, lse, delta), None
 
 
 def _backward_transposed(

@@ -19,6 +19,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from zoo.attention.biases import Bias
+from zoo.attention.kernels._flash_common import sink_gradient
 from zoo.attention.masks import NO_PAIR, Mask
 from zoo.attention.tiles import Tile, add, take
 from zoo.ops import counter_rng
@@ -296,18 +297,10 @@ def _backward(plan: Plan, residuals: Any, d_out: Array) -> tuple[Any, ...]:
     # [groups, blocks of keys, examples, heads, H, block_k] -> [groups, examples, heads, blocks of keys, block_k, H]
     d_k, d_v = (x.transpose(0, 2, 3, 1, 5, 4).reshape(k.shape).astype(k.dtype) for x in (d_k, d_v))
     d_bias = jax.tree.map(lambda d, x: d.astype(x.dtype), d_bias, numbers)
-    return d_q.reshape(q.shape).astype(q.dtype), d_k, d_v, None, d_bias, None, None, _sink_gradient(sinks, lse, delta)
+    return d_q.reshape(q.shape).astype(q.dtype), d_k, d_v, None, d_bias, None, None, sink_gradient(sinks, lse, delta)
 
 
 _attend.defvjp(_forward, _backward)
-
-
-def _sink_gradient(sinks: Any, lse: Float[Array, "B K G T"], delta: Float[Array, "B K G T"]) -> Any:
-    """Return the gradient of the sinks by line 14 for a key without a value, p (0 - D), summed over examples and queries."""
-    if sinks is None:
-        return None
-    by_group = sinks.astype(lse.dtype).reshape(1, *lse.shape[1:3], 1)  # [1, K, N/K, 1]
-    return -(jnp.exp(by_group - lse) * delta).sum((0, 3)).reshape(sinks.shape).astype(sinks.dtype)
 
 
 def dot(x: Float[Array, "b k _ _"], y: Float[Array, "b k _ _"], i: int, j: int) -> Float[Array, "b k _ _"]:

@@ -1,4 +1,4 @@
-"""`flash_gpu`: Pallas kernels for GPU that store nothing of size T x S: the bias of T5, dropout, masks but explicit ones.
+"""`flash_gpu`: Pallas kernels for GPU that store nothing of size T x S: T5's bias, dropout, sinks, masks but explicit ones.
 
 Triton compiles them. The forward pass is algorithm 1 of FlashAttention-2 (Dao 2023). The backward pass is its algorithm 2 as two
 kernels, one for queries and one for keys, so that no sum needs atomic additions and every run gives the same bits.
@@ -23,7 +23,16 @@ from jaxtyping import Array, Bool, Float, Int32, UInt32
 
 from zoo.attention.biases import Bias, Buckets, ByDistance
 from zoo.attention.kernels import _flash_gpu_bodies as bodies
-from zoo.attention.kernels._flash_common import key_lengths, number_arrays, number_names, pad_axis, pad_mask, without_arrays
+from zoo.attention.kernels._flash_common import (
+    key_lengths,
+    number_arrays,
+    number_names,
+    pad_axis,
+    pad_mask,
+    sink_gradient,
+    sink_logits,
+    without_arrays,
+)
 from zoo.attention.kernels._flash_gpu_bodies import Inputs, Plan
 from zoo.attention.masks import NO_PAIR, Mask
 from zoo.attention.request import Request
@@ -52,6 +61,7 @@ def flash_gpu(
     bias: Bias | None,
     seed: UInt32[Array, "B 2"] | None,
     heads: UInt32[Array, " N"],
+    sinks: Float[Array, " N"] | None = None,
     *,
     scale: float,
     rate: float,
@@ -93,7 +103,7 @@ def flash_gpu(
         pad_axis(x, 1, length) for x, length in ((q * jnp.asarray(scale, q.dtype), padded_t), (k, padded_s), (v, padded_s))
     )
     q, k, v = (pad_axis(x, 3, max(SMALLEST_HEAD, 1 << (h - 1).bit_length())) for x in (q, k, v))
-    out: Any = _attend(plan, q, k, v, prepared, operands)
+    out: Any = _attend(plan, q, k, v, prepared, sink_logits(sinks), operands)
     return out[:, :t, :, :h]
 
 
@@ -176,11 +186,13 @@ def _by_tile(plan: Plan, is_active: Bool[Array, "B I J"]) -> Bool[Array, "B tile
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attend(plan: Plan, q: Array, k: Array, v: Array, bias: ByDistance | None, operands: Operands) -> Array:
-    return _forward(plan, q, k, v, bias, operands)[0]
+def _attend(plan: Plan, q: Array, k: Array, v: Array, bias: ByDistance | None, sinks: Array | None, operands: Operands) -> Array:
+    return _forward(plan, q, k, v, bias, sinks, operands)[0]
 
 
-def _forward(plan: Plan, q: Array, k: Array, v: Array, bias: ByDistance | None, operands: Operands) -> tuple[Array, Any]:
+def _forward(
+    plan: Plan, q: Array, k: Array, v: Array, bias: ByDistance | None, sinks: Array | None, operands: Operands
+) -> tuple[Array, Any]:
     """Compute the output [B, T, N, H] and the residuals."""
     b, t, n, _ = q.shape
     queries, rows, keys = _queries(q, plan.block_q), _rows(plan.block_q), _keys(k, None, plan.shared)
@@ -189,18 +201,18 @@ def _forward(plan: Plan, q: Array, k: Array, v: Array, bias: ByDistance | None, 
         bodies.forward_body,
         "flash_forward",
         grid=(plan.num_q, n, b),
-        in_specs=[_ranges(operands.of_queries), _input_specs(plan, operands), queries, keys, keys],
+        in_specs=[_ranges(operands.of_queries), _input_specs(plan, operands), _of_head(sinks), queries, keys, keys],
         out_specs=[queries, rows],
         out_shape=[jax.ShapeDtypeStruct(q.shape, q.dtype), jax.ShapeDtypeStruct((b, n, t), jnp.float32)],
     )
-    out, lse = call(operands.of_queries, _inputs(operands, bias), q, k, v)
+    out, lse = call(operands.of_queries, _inputs(operands, bias), sinks, q, k, v)
     out, lse = checkpoint_name(out, "attention"), checkpoint_name(lse, "attention_lse")
-    return out, (q, k, v, bias, operands, out, lse)
+    return out, (q, k, v, bias, sinks, operands, out, lse)
 
 
 def _backward(plan: Plan, residuals: Any, d_out: Array) -> tuple[Any, ...]:
-    """Compute the gradients of q, k, v and the bias."""
-    q, k, v, bias, operands, out, lse = residuals
+    """Compute the gradients of q, k, v, the bias and the sinks."""
+    q, k, v, bias, sinks, operands, out, lse = residuals
     (b, t, n, h), s = q.shape, k.shape[1]
     delta = jnp.swapaxes((d_out.astype(jnp.float32) * out.astype(jnp.float32)).sum(-1), 1, 2)  # line 4: D, [B, N, T]
     inputs, specs = _inputs(operands, bias), _input_specs(plan, operands)
@@ -234,7 +246,7 @@ def _backward(plan: Plan, residuals: Any, d_out: Array) -> tuple[Any, ...]:
     )(operands.of_keys, inputs, *arrays)
     d_k, d_v = (x.reshape(b, s, n // plan.shared, plan.shared, h).sum(3).astype(k.dtype) for x in (d_k, d_v))
     d_bias = None if bias is None else _bias_gradient(plan, bias, operands, inputs, arrays, d_far)
-    return d_q, d_k, d_v, d_bias, None
+    return d_q, d_k, d_v, d_bias, sink_gradient(sinks, lse, delta), None
 
 
 def _bias_gradient(
@@ -311,6 +323,11 @@ def _ranges(ranges: Array) -> Any:
     return pl.BlockSpec((None, None, 2), lambda i, n, b: (b if ranges.shape[0] > 1 else 0, i, 0))
 
 
+def _of_head(numbers: Any) -> Any:
+    """Return the block of an array with a number for each query head, [1]; None if there is no array."""
+    return None if numbers is None else pl.BlockSpec((1,), lambda i, n, b: (n,))
+
+
 def _inputs(operands: Operands, bias: ByDistance | None) -> Inputs:
     """Return what all kernels read; their blocks are those of `_input_specs`."""
     return Inputs(
@@ -335,7 +352,7 @@ def _input_specs(plan: Plan, operands: Operands, *, all_examples: bool = False) 
     return Inputs(
         lengths=spec(operands.lengths),
         seed=spec(operands.seed),
-        head=None if operands.heads is None else pl.BlockSpec((1,), lambda i, n, b: (n,)),
+        head=_of_head(operands.heads),
         values=pl.BlockSpec((None, plan.num_distances), lambda i, n, b: (n, 0)) if plan.num_tiles else None,
         query_numbers=spec(operands.query_numbers),
         key_numbers=spec(operands.key_numbers),

@@ -1,4 +1,6 @@
-"""`flash_tpu`: Pallas kernels for TPU that store nothing of size T x S: biases of T5 and XLNet, dropout, masks but explicit ones.
+"""`flash_tpu`: Pallas kernels for TPU that store nothing of size T x S.
+
+They have the biases of T5 and XLNet, dropout, sinks, and masks but explicit ones.
 
 The forward pass is algorithm 1 of FlashAttention-2 (Dao 2023), the backward pass its algorithm 2 as one kernel of five products
 per tile. `_flash_tpu_calls` has the calls of the kernels, `_flash_tpu_bodies` what runs in them, `_flash_tpu_relative` XLNet's
@@ -19,7 +21,7 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, UInt32
 
 from zoo.attention.biases import Bias, Buckets, ByDistance, Relative
-from zoo.attention.kernels._flash_common import number_names, pad_axis, pad_mask, without_arrays
+from zoo.attention.kernels._flash_common import number_names, pad_axis, pad_mask, sink_logits, without_arrays
 from zoo.attention.kernels._flash_tpu_calls import Operands, attend
 from zoo.attention.kernels._flash_tpu_plan import LANES, Plan
 from zoo.attention.kernels._flash_tpu_relative import Positions, num_distances
@@ -51,6 +53,7 @@ def flash_tpu(
     bias: Bias | None,
     seed: UInt32[Array, "B 2"] | None,
     heads: UInt32[Array, " N"],
+    sinks: Float[Array, " N"] | None = None,
     *,
     scale: float,
     rate: float,
@@ -87,7 +90,7 @@ def flash_tpu(
     added = tiles if relative is None else Positions.of(relative, plan, scale, q.dtype)
     q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q * jnp.asarray(scale, q.dtype), k, v))  # [B, N or K, T or S, H]
     q, k, v = (pad_axis(x, 2, length) for x, length in ((q, padded_t), (k, padded_s), (v, padded_s)))
-    out: Any = attend(plan, q, k, v, added, operands)
+    out: Any = attend(plan, q, k, v, added, sink_logits(sinks), operands)
     return jnp.swapaxes(out[:, :, :t], 1, 2)  # [B, T, N, H]
 
 

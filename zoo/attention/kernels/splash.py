@@ -1,4 +1,4 @@
-"""`splash`: JAX's Pallas kernels for TPU. Causal, window, key lengths and segments, without bias and dropout."""
+"""`splash`: JAX's Pallas kernels for TPU. Causal, window, key lengths, segments and sinks, without bias and dropout."""
 
 from typing import Any
 
@@ -23,6 +23,7 @@ def splash(
     bias: Bias | None,
     seed: UInt32[Array, "B 2"] | None,
     heads: UInt32[Array, " N"],
+    sinks: Float[Array, " N"] | None = None,
     *,
     scale: float,
     rate: float,
@@ -38,7 +39,8 @@ def splash(
     )
     scaled = q * jnp.asarray(scale, q.dtype)  # the kernel has no scale of its own
     by_head = [jnp.swapaxes(x, 1, 2) for x in (scaled, k, v)]  # [B, N, T or S, H]
-    out: Any = jax.vmap(kernel)(*by_head, _segments(mask, q.shape[0], t, s))
+    sinks = None if sinks is None else _with_gradient_of_own_dtype(sinks)
+    out: Any = jax.vmap(kernel, in_axes=(0, 0, 0, 0, None))(*by_head, _segments(mask, q.shape[0], t, s), sinks)
     out = jnp.swapaxes(out, 1, 2)  # [B, T, N, H]
     # For a query without a visible key the kernel averages all values, with finite factors of the gradient. Zeroing the output
     # zeroes the gradient too.
@@ -54,6 +56,15 @@ def unsupported_reason(request: Request) -> str | None:
     if t % 128 or s % 128:
         return f"it takes lengths that are multiples of 128, and these are {t} and {s}"
     return None
+
+
+@jax.custom_vjp
+def _with_gradient_of_own_dtype(sinks: Float[Array, " N"]) -> Float[Array, " N"]:
+    """Return the sinks. The library computes their gradient in the dtype of q, which JAX 0.10.2 passes on."""
+    return sinks
+
+
+_with_gradient_of_own_dtype.defvjp(lambda sinks: (sinks, sinks), lambda sinks, gradient: (gradient.astype(sinks.dtype),))
 
 
 def _static(mask: Mask, t: int, s: int) -> Any:
