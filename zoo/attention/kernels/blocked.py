@@ -19,7 +19,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from zoo.attention.biases import Bias
-from zoo.attention.kernels._flash_common import sink_gradient
+from zoo.attention.kernels._flash_common import sink_gradient, sink_logits
 from zoo.attention.masks import NO_PAIR, Mask
 from zoo.attention.tiles import Tile, add, take
 from zoo.ops import counter_rng
@@ -59,7 +59,7 @@ def blocked(
     q = (q * jnp.asarray(scale, q.dtype)).reshape(b, t, groups, n // groups, h).transpose(0, 2, 3, 1, 4)
     q = jnp.pad(q, [(0, 0)] * 3 + [(0, padded_t - t), (0, 0)])
     k, v = (jnp.pad(x.transpose(0, 2, 1, 3), [(0, 0)] * 2 + [(0, padded_s - s), (0, 0)]) for x in (k, v))  # [B, K, S, H]
-    out: Any = _attend(plan, q, k, v, tiled_mask, tiled_bias, seed, heads, sinks)
+    out: Any = _attend(plan, q, k, v, tiled_mask, tiled_bias, seed, heads, sink_logits(sinks))
     out = out[:, :, :, :t].transpose(0, 3, 1, 2, 4).reshape(b, t, n, h)  # [B, T, N, H]
     return out if rate == 0 else out * jnp.asarray(1 / (1 - rate), out.dtype)
 
