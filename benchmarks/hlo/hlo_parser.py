@@ -6,134 +6,12 @@ look into kernels. The profiler reports times under the names of these instructi
 
 import dataclasses
 import functools
-import math
 import re
 from collections.abc import Iterator, Mapping
 
+from benchmarks.hlo import trip_counts
 from benchmarks.hlo.call_stacks import Frame, call_stacks
-
-BYTES = {
-    **{"pred": 1, "s4": 0.5, "u4": 0.5, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "s32": 4, "u32": 4, "s64": 8, "u64": 8},
-    **{"bf16": 2, "f16": 2, "f32": 4, "f64": 8, "c64": 8, "c128": 16, "token": 0, "opaque": 0},
-}
-"""Bytes of an element; dtypes that are not listed have 1 (the float8 types)."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Array:
-    """Type of an array."""
-
-    dtype: str
-    shape: tuple[int, ...]
-    space: int = 0
-    """Memory space that contains it, by XLA's number: 0 is the device's main memory, 1 on a TPU memory on the chip."""
-
-    @property
-    def elements(self) -> int:
-        return math.prod(self.shape)
-
-    @property
-    def bytes(self) -> float:
-        return float(self.elements * BYTES.get(self.dtype, 1))
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Instruction:
-    """A line of a computation; its name is unique in the program."""
-
-    name: str
-    opcode: str
-    type: str
-    """The type of its result, as printed."""
-    operands: tuple["Instruction", ...] = dataclasses.field(repr=False)
-    literal: str
-    """Text between the parentheses: the value of a constant, the number of a parameter."""
-    attributes: str
-    """The attributes after the operands, as XLA prints them."""
-    called: tuple["Computation", ...] = dataclasses.field(default=(), repr=False)
-    """The computations that it runs; of a conditional its branches."""
-    frames: tuple[Frame, ...] = ()
-    """Where it was called in the source, innermost first, without frames of JAX and other libraries."""
-
-    @functools.cached_property
-    def arrays(self) -> tuple[Array, ...]:
-        """Return the arrays of its result; those of a tuple, nested ones included, in order."""
-        return tuple(
-            Array(dtype, tuple(int(size.lstrip("<=")) for size in shape.split(",") if size), int(space or 0))
-            for dtype, shape, space in _ARRAY.findall(self.type)
-        )
-
-    @property
-    def bytes(self) -> float:
-        return sum((array.bytes for array in self.arrays), 0.0)
-
-    @property
-    def shape(self) -> str:
-        """Return the type of the instruction's result, without layouts."""
-        return _LAYOUT.sub("", self.type)
-
-    @property
-    def op_name(self) -> str:
-        """Return the path of JAX names that the instruction was lowered from, or that of a fusion's root; "" if there is none."""
-        return self.attribute("op_name")
-
-    @property
-    def parts(self) -> tuple["Instruction", ...]:
-        """Return the instructions in a fusion, its root last; for another instruction, only the instruction itself."""
-        return tuple(self.called[0].instructions.values()) if self.opcode == "fusion" and self.called else (self,)
-
-    def attribute(self, name: str) -> str:
-        """Return the value of an attribute without quotes or braces around it; "" if it is missing."""
-        match = re.search(rf'\b{name}=(?:"([^"]*)"|\{{{_NESTED}\}}|%?([^\s,{{}}]+))', self.attributes)
-        return next(filter(None, match.groups()), "") if match else ""
-
-    def integers(self, name: str) -> tuple[int, ...]:
-        """Return the integers of an attribute."""
-        return tuple(map(int, re.findall(r"\d+", self.attribute(name))))
-
-    def inside(self) -> Iterator["Instruction"]:
-        """Yield the instruction and all instructions inside it, if it is a fusion, recursively."""
-        yield self
-        for part in self.parts:
-            if part is not self:
-                yield from part.inside()
-
-    def located(self) -> "Instruction":
-        """Return the instruction; if XLA gave it no source location, the nearest one that has a location.
-
-        The search goes through the instructions inside it and through its operands.
-        """
-        seen, waiting = set(), [self]
-        while waiting:
-            current = waiting.pop(0)
-            if current in seen:
-                continue
-            if current.frames:
-                return current
-            seen.add(current)
-            waiting += [*reversed(current.parts), *current.operands]
-        return self
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Computation:
-    name: str
-    instructions: Mapping[str, Instruction]
-    root: Instruction
-
-    @functools.cached_property
-    def users(self) -> dict[Instruction, list[Instruction]]:
-        users: dict[Instruction, list[Instruction]] = {instruction: [] for instruction in self.instructions.values()}
-        for instruction in self.instructions.values():
-            for operand in dict.fromkeys(instruction.operands):
-                users[operand].append(instruction)
-        return users
-
-    @functools.cached_property
-    def parameters(self) -> list[Instruction]:
-        """Return the parameters in order of their numbers."""
-        parameters = [instruction for instruction in self.instructions.values() if instruction.opcode == "parameter"]
-        return sorted(parameters, key=lambda instruction: int(instruction.literal or 0))
+from benchmarks.hlo.instructions import Computation, Instruction, attribute_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -192,34 +70,9 @@ class Module:
         loops = [instruction for instruction in self.instructions.values() if instruction.opcode == "while"]
         return sorted({loop.op_name or loop.name for loop in loops if self.trip_count(loop) is None})
 
-    def trip_count(self, loop: Instruction) -> int | None:
-        """Return how often a loop runs; None if it is not known.
-
-        The count is the one that XLA determined, or else the difference between the constant that the counter starts at and the
-        constant that the condition compares it with: counters of JAX go up by one.
-        """
-        if trip_count := re.search(r'"known_trip_count":\{"n":"(\d+)"\}', loop.attributes):
-            return int(trip_count[1])
-        test = self.computations[loop.attribute("condition")].root
-        operands = test.operands
-        if test.opcode == "fusion":
-            outside, test = operands, test.called[0].root
-            operands = [outside[int(line.literal)] if line.opcode == "parameter" else line for line in test.operands]
-        if test.opcode != "compare" or test.attribute("direction") != "LT" or operands[0].opcode != "get-tuple-element":
-            return None
-        values, last = loop.operands[0], _integer(operands[1])
-        if values.opcode != "tuple":
-            return None
-        start = values.operands[int(operands[0].attribute("index"))]
-        while start.opcode in ("copy", "bitcast"):
-            start = start.operands[0]
-        first = _integer(start)
-        return None if first is None or last is None else max(0, last - first)
-
-
-def _integer(constant: Instruction) -> int | None:
-    match = re.fullmatch(r"-?\d+", constant.literal) if constant.opcode == "constant" else None
-    return None if match is None else int(match[0])
+    def trip_count(self, loop: Instruction) -> float | int | None:
+        """Return how often a loop runs; None if it is not known."""
+        return trip_counts.trip_count(loop, self.computations, self.callers)
 
 
 _KINDS = (
@@ -235,25 +88,23 @@ COLLECTIVES = {f"{kind}{suffix}" for kind in _KINDS for suffix in ("", "-start")
 """Operations that exchange data between devices. Those that only wait for one (`-done`) send nothing."""
 
 _HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+)(?: \(.*\))? ?(?:-> .*)?\{\s*$")
-_LINE = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (.*)$")
-_ARRAY = re.compile(r"(\w+)\[([\d,<=]*)\](?:\{(?:[^}]*S\((\d+)\))?[^}]*\})?")
-_NESTED = r"([^{}]*(?:\{[^{}]*\}[^{}]*)*)"
-_LAYOUT = re.compile(r"\{[\d,:A-Z()]*\}|/\*index=\d+\*/")
-_CALLED = re.compile(r"\b(?:calls|to_apply|body|true_computation|false_computation|branch_computations)=(\{[^}]*\}|%?[\w.\-]+)")
+_LINE = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (.*)$", re.DOTALL)
+_END = re.compile(r"^\}(, execution_thread=\"[^\"]*\")?\s*$")
+_CALLED = re.compile(r"\b(?:calls|body|true_computation|false_computation|branch_computations)=(\{[^}]*\}|%?[\w.\-]+)")
 
 
 def parse_program(text: str) -> Module:
     """Parse a program as `jax.stages.Compiled.as_text` returns it: a name is defined in a line above those that use it.
 
     Raises:
-        ValueError: the text is not a program.
+        ValueError: the text is not a program, or a name in it is not defined.
     """
     computations: dict[str, Computation] = {}
     instructions: dict[str, Instruction] = {}
     head: list[str] = []
     stacks: Mapping[int, tuple[Frame, ...]] = {}
     entry = current = root = ""
-    for line in text.splitlines():
+    for line in _join_lines(text):
         if not current:
             if (header := _HEADER.match(line)) and not line.startswith("HloModule"):
                 if not computations:
@@ -261,7 +112,7 @@ def parse_program(text: str) -> Module:
                 current, instructions, root = header[2], {}, ""
                 entry = current if header[1] else entry
             head.append(line)
-        elif line.startswith("}"):
+        elif _END.match(line):
             computations[current] = Computation(current, instructions, instructions[root or list(instructions)[-1]])
             current = ""
         elif match := _LINE.match(line):
@@ -271,6 +122,23 @@ def parse_program(text: str) -> Module:
     if entry not in computations:
         raise ValueError("not a program: it has no entry")
     return Module(computations, computations[entry])
+
+
+def _join_lines(text: str) -> Iterator[str]:
+    """Yield the lines of a program, an instruction whose attributes go on in further lines as one.
+
+    The metadata of a Pallas kernel has line breaks, after which a line may begin with a brace.
+    """
+    instruction = ""
+    for line in text.splitlines():
+        if instruction and not (_LINE.match(line) or _END.match(line)):
+            instruction += f"\n{line}"
+            continue
+        if instruction:
+            yield instruction
+        instruction = line if _LINE.match(line) else ""
+        if not instruction:
+            yield line
 
 
 def _instruction(
@@ -286,9 +154,15 @@ def _instruction(
     opening = text.index("(")
     closing = _closing(text, opening)
     inside, attributes = text[opening + 1 : closing], text[closing + 1 :]
-    operands = tuple(above[operand] for operand in re.findall(r"%([\w.\-]+)", inside) if operand in above)
-    names = (called for listed in _CALLED.findall(attributes) for called in re.findall(r"[\w.\-]+", listed))
-    called = tuple(computations[called] for called in names if called in computations)
+    # The computations of reductions, which combine two numbers, are left out.
+    names = [called for listed in _CALLED.findall(attributes) for called in re.findall(r"[\w.\-]+", listed)]
+    if text[:opening] == "call":
+        names.append(attribute_of(attributes, "to_apply"))
+    try:
+        operands = tuple(above[operand] for operand in re.findall(r"%([\w.\-]+)", inside))
+        called = tuple(computations[called] for called in names)
+    except KeyError as missing:
+        raise ValueError(f"not a program: {name} has {missing.args[0]}, which no line above it defines") from None
     frame = re.search(r"\bstack_frame_id=(\d+)", attributes)
     frames = stacks.get(int(frame[1]), ()) if frame else ()
     return Instruction(name, text[:opening], kind, operands, inside.strip(), attributes, called, frames)

@@ -9,7 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from benchmarks.hlo.hlo_parser import COLLECTIVES, Array, ExecutedInstruction, Instruction, Module
+from benchmarks.hlo.hlo_parser import COLLECTIVES, ExecutedInstruction, Module
+from benchmarks.hlo.instructions import Array, Instruction
 
 Groups = frozenset[frozenset[int]]
 

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.hlo.hlo_parser import COLLECTIVES, Array, Computation, ExecutedInstruction, Instruction, Module
+from benchmarks.hlo.hlo_parser import COLLECTIVES, ExecutedInstruction, Module
+from benchmarks.hlo.instructions import Array, Computation, Instruction
 from zoo.attention.attention import Call
 from zoo.ops.ragged_product import Product
 

@@ -12,7 +12,8 @@ from typing import Any
 import jax
 
 from benchmarks.core.source_paths import own_path
-from benchmarks.hlo.hlo_parser import Array, Instruction, Module, parse_program
+from benchmarks.hlo.hlo_parser import Module, parse_program
+from benchmarks.hlo.instructions import Array, Instruction
 
 LISTED = 8
 """Number of rows that a plan lists."""

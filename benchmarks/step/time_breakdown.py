@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from benchmarks.core.source_paths import own_path
-from benchmarks.hlo.hlo_parser import Instruction, Module
+from benchmarks.hlo.hlo_parser import Module
+from benchmarks.hlo.instructions import Instruction
 from benchmarks.step.instruction_times import Profile
 
 PRODUCTS, ATTENTION, HEAD, NORMS, ACTIVATIONS = "matrix products", "attention", "loss head", "norms", "activations"

@@ -26,7 +26,9 @@ PROGRAM = """
   %layer = f32[16,16]{1,0} fusion(%w, %i), kind=kLoop, calls=%fused
   %dot.1 = f32[8,16]{1,0} dot(%x, %layer), lhs_contracting_dims={1}, rhs_contracting_dims={0}, metadata={op_name="jit(step)/dot"}
   %all-reduce.1 = f32[8,16]{1,0} all-reduce(%dot.1), channel_id=1, replica_groups=[4,2]<=[8], to_apply=%add
-  ROOT %t = (s32[], f32[8,16]{1,0}, f32[5,16,16]{2,1,0}) tuple(%i, %all-reduce.1, %w)
+  %one = s32[] constant(1)
+  %i.2 = s32[] add(%i, %one)
+  ROOT %t = (s32[], f32[8,16]{1,0}, f32[5,16,16]{2,1,0}) tuple(%i.2, %all-reduce.1, %w)
 }
 
 %inner_condition (p.1: (s32[], f32[8,16], f32[5,16,16])) -> pred[] {
@@ -38,8 +40,14 @@ PROGRAM = """
 
 %outer_body (q: (s32[], f32[8,16], f32[5,16,16])) -> (s32[], f32[8,16], f32[5,16,16]) {
   %q = (s32[], f32[8,16]{1,0}, f32[5,16,16]{2,1,0}) parameter(0)
-  ROOT %inner = (s32[], f32[8,16]{1,0}, f32[5,16,16]{2,1,0}) while(%q), condition=%inner_condition, body=%inner_body, \
+  %j.1 = s32[] get-tuple-element(%q), index=0
+  %w.1 = f32[5,16,16]{2,1,0} get-tuple-element(%q), index=2
+  %inner = (s32[], f32[8,16]{1,0}, f32[5,16,16]{2,1,0}) while(%q), condition=%inner_condition, body=%inner_body, \
 backend_config={"known_trip_count":{"n":"5"}}
+  %x.1 = f32[8,16]{1,0} get-tuple-element(%inner), index=1
+  %more = s32[] constant(1)
+  %j.2 = s32[] add(%j.1, %more)
+  ROOT %t.1 = (s32[], f32[8,16]{1,0}, f32[5,16,16]{2,1,0}) tuple(%j.2, %x.1, %w.1)
 }
 
 %outer_condition (q.1: (s32[], f32[8,16], f32[5,16,16])) -> pred[] {
@@ -86,10 +94,75 @@ def test_instructions_in_a_loop_count_as_often_as_it_runs() -> None:
 
 def test_a_loop_runs_from_where_its_counter_begins() -> None:
     """The loops of `blocked` begin at the first block that has a visible key."""
-    unknown = "fusion(%stack), kind=kLoop, calls=%first"
+    unknown = 'custom-call(%stack), custom_call_target="first"'
     for start, times in (("constant(0)", 3), ("constant(1)", 2), ("constant(7)", 0), (unknown, None)):
         text = PROGRAM.replace("%zero.1 = s32[] constant(0)", f"%zero.1 = s32[] {start}")
         assert loop_runs(text) == times and hlo.parse_program(text).unknown_loops() == ([] if times is not None else ["outer"])
+
+
+def test_a_counter_may_go_up_by_more_than_one() -> None:
+    """As in the loops of a TPU that gather an operand while they multiply, two of its parts at a time; or down."""
+    for step, start, last, direction, times in (
+        (2, 0, 4, "LT", 2),
+        (2, 0, 5, "LT", 3),
+        (2, 0, 4, "LE", 3),
+        (-1, 4, 1, "GT", 3),
+        (-2, 4, 0, "NE", 2),
+        (2, 0, 5, "NE", None),
+        (-1, 4, 1, "LT", None),
+        (0, 0, 4, "LT", None),
+    ):
+        text = PROGRAM.replace("%more = s32[] constant(1)", f"%more = s32[] constant({step})")
+        text = text.replace("%zero.1 = s32[] constant(0)", f"%zero.1 = s32[] constant({start})")
+        text = text.replace("%three = s32[] constant(3)", f"%three = s32[] constant({last})")
+        text = text.replace("compare(%j, %three), direction=LT", f"compare(%j, %three), direction={direction}")
+        assert loop_runs(text) == times, (step, start, last, direction)
+        mirrored = {"LT": "GT", "GT": "LT", "LE": "GE", "NE": "NE"}[direction]
+        text = text.replace(f"compare(%j, %three), direction={direction}", f"compare(%three, %j), direction={mirrored}")
+        assert loop_runs(text) == times, (step, start, last, mirrored)
+    # An update that is no fixed step.
+    assert loop_runs(PROGRAM.replace("add(%j.1, %more)", "add(%j.1, %j.1)")) is None
+
+
+def test_the_numbers_of_a_loop_may_come_from_its_state_and_from_fusions() -> None:
+    """The compiler for TPUs moves constants into the state of a loop, which passes them on, and fuses the update of a counter."""
+    fused = """%update (a.3: s32[], b.3: s32[]) -> s32[] {
+  %a.3 = s32[] parameter(0)
+  %b.3 = s32[] parameter(1)
+  ROOT %sum.3 = s32[] add(%b.3, %a.3)
+}
+
+%outer_body"""
+    text = PROGRAM.replace("%outer_body (q", fused + " (q", 1)
+    text = text.replace("%j.2 = s32[] add(%j.1, %more)", "%j.2 = s32[] fusion(%more, %j.1), kind=kLoop, calls=%update")
+    assert loop_runs(text) == 3
+    state, longer = "(s32[], f32[8,16]{1,0}, f32[5,16,16]{2,1,0})", "(s32[], f32[8,16]{1,0}, f32[5,16,16]{2,1,0}, s32[])"
+    text = text.replace("%three = s32[] constant(3)", "%three = s32[] get-tuple-element(%q.1), index=3").replace(state, longer)
+    text = text.replace("tuple(%j.2, %x.1, %w.1)", "tuple(%j.2, %x.1, %w.1, %end)").replace(
+        "  %more =", "  %end = s32[] get-tuple-element(%q), index=3\n  %more ="
+    )
+    text = text.replace("tuple(%zero.1, %shift, %stack)", "tuple(%zero.1, %shift, %stack, %limit)").replace(
+        "  %zero.1 =", "  %limit = s32[] constant(6)\n  %zero.1 ="
+    )
+    assert loop_runs(text) == 6
+    assert loop_runs(text.replace("%end = s32[] get-tuple-element(%q), index=3", "%end = s32[] add(%j.1, %j.1)")) is None
+
+
+def test_attributes_may_have_line_breaks() -> None:
+    """As the metadata of a Pallas kernel, whose last line begins like the end of a computation; what follows is read."""
+    metadata = 'frontend_attributes={kernel_metadata={\n"xprof_metadata":"{}"\n}}, metadata={op_name="jit(step)/attention0/f"}'
+    kernel = f'%kernel = f32[8,16]{{1,0}} custom-call(%x), custom_call_target="tpu_custom_call", {metadata}'
+    module = hlo.parse_program(PROGRAM.replace("  %dot.1 =", f"  {kernel}\n  %dot.1 ="))
+    assert flops_and_bytes.work(module, [], 8).products == 15 * 2 * 8 * 16 * 16
+    assert module.instructions["kernel"].op_name == "jit(step)/attention0/f"
+
+
+@pytest.mark.planted
+def test_a_name_that_is_not_defined_is_an_error() -> None:
+    """Lines that the parser does not read would otherwise be work that is not counted."""
+    for before, after, missing in (("%x = ", "%y = ", "x"), ("%inner_body (", "%other_body (", "inner_body")):
+        with pytest.raises(ValueError, match=f"has {missing}, which no line above it defines"):
+            hlo.parse_program(PROGRAM.replace(before, after, 1))
 
 
 def test_the_condition_of_a_loop_may_be_fused() -> None:
@@ -128,9 +201,10 @@ def test_collectives_have_their_kind_axis_and_groups() -> None:
 def test_a_slice_of_a_stack_reads_only_its_layer() -> None:
     """And a fusion writes its result, a product reads both operands and writes one; nothing else moves."""
     layer, array = 16 * 16 * 4, 8 * 16 * 4
-    # The index of the layer is read too.
-    each = (layer + 4 + layer) + (array + layer + array)
-    assert flops_and_bytes.work(hlo.parse_program(PROGRAM), [], 8).bytes == 15 * each
+    # The index of the layer is read too, and the counters of both loops go up.
+    counter = 3 * 4
+    each = (layer + 4 + layer) + (array + layer + array) + counter
+    assert flops_and_bytes.work(hlo.parse_program(PROGRAM), [], 8).bytes == 15 * each + 3 * counter
 
 
 GROUPS = {

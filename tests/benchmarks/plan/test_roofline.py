@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks.hlo import hlo_parser
 from benchmarks.hlo.hlo_parser import ExecutedInstruction as Executed
-from benchmarks.hlo.hlo_parser import Instruction
+from benchmarks.hlo.instructions import Instruction
 from benchmarks.plan import flops_and_bytes, roofline, target_devices
 from benchmarks.plan.collectives import Collective
 from benchmarks.plan.flops_and_bytes import Work
