@@ -50,12 +50,12 @@ def token_losses(
 def summed_loss(
     model: Model, params: Any, batch: Batch, *, seeds: Any, carry: Any, smoothing: float, chunk: int
 ) -> tuple[Float[Array, ""], Output]:
-    """Return the cross-entropy in nats of a batch's targets, summed with their weights, and the model's output."""
+    """Return the cross-entropy in nats of a batch's predictions, summed with their weights, and the model's output."""
     assert batch.targets is not None and batch.weights is not None
     out = model.apply(params, batch, seeds=seeds, carry=carry)
     nats = token_losses(
         Partial(model.unembed, params),
-        out.hidden,
+        task_heads.predictions(out, batch),
         batch.targets,
         vocabulary=model.config.vocab,
         smoothing=smoothing,

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Int, Int64
 
 from train.config.declaration import ObjectiveOptions
 from train.config.run_config import Run
-from train.engine.losses import model_terms, summed_loss
+from train.engine.losses import model_terms, pair_loss, summed_loss
 from train.engine.state_init import TrainedParams
 from train.rows import text_counts
 from train.rows.batch_feed import Feed, FeedSource, data_feed
@@ -23,7 +24,7 @@ from train.rows.mixture import Component, Mixture
 from train.rows.row_source import RowSource
 from train.rows.token_cache import Tokens
 from train.tokenizers.tokenizer import Tokenizer
-from zoo.batch import Batch
+from zoo.batch import IGNORED, Batch
 from zoo.models import Model
 
 
@@ -199,12 +200,14 @@ class Objective(abc.ABC):
         return batch
 
     def weights(self, batch: Batch) -> dict[str, jax.Array]:
-        """Return the divisor of each term of the loss, float32 []: by default the sum of the batch's weights.
+        """Return the divisor of each term of the loss, float32 [].
 
-        The step adds the divisors of all devices before it divides, so that a loss does not depend on their number.
+        By default the sum of the batch's weights, and the number of labelled pairs if there are any. The step adds the divisors
+        of all devices before it divides, so that a loss does not depend on their number.
         """
         assert batch.weights is not None
-        return {self.OPTIONS.objective: batch.weights.sum()}
+        counted = {self.OPTIONS.objective: batch.weights.sum()}
+        return counted if batch.labels is None else {**counted, "next": jnp.float32(batch.labels != IGNORED).sum()}
 
     def loss(
         self, model: Model, params: Any, batch: Batch, frozen: Any, *, seeds: Any, carry: Any, smoothing: float, chunk: int
@@ -213,7 +216,7 @@ class Objective(abc.ABC):
 
         The names of the terms are those of `weights` and perhaps of `Model.loss_factors`, with which the step scales them. The
         loss is the sum over terms of the term divided by its divisor. By default the terms are the weighted cross-entropy in nats
-        of `batch.targets` [B, T], and those that the model itself adds.
+        of `batch.targets`, [B, T] or [B, P]; that of the labels of pairs if there are any; and those that the model itself adds.
 
         Args:
             params: the parameters of the model and `added_params`, in the dtype of the arithmetic.
@@ -226,7 +229,8 @@ class Objective(abc.ABC):
             chunk: number of predictions per row whose logits are computed at a time; 0 = all.
         """
         nats, out = summed_loss(model, params, batch, seeds=seeds, carry=carry, smoothing=smoothing, chunk=chunk)
-        return {self.OPTIONS.objective: nats, **model_terms(out)}, out.carry
+        pairs = {} if batch.labels is None else {"next": pair_loss(model, params, out, batch, seeds)}
+        return {self.OPTIONS.objective: nats, **pairs, **model_terms(out)}, out.carry
 
     def feed(self, source: FeedSource, first: int) -> AbstractContextManager[Feed]:
         """Return the batches of a run from step `first` on: by default those of the data, which do not depend on the state.

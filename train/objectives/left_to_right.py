@@ -7,30 +7,17 @@ from jaxtyping import Int64
 
 from train.config.objectives import LeftToRightOptions
 from train.config.run_config import Run
-from train.objectives.base import Objective
-from train.objectives.masked import with_special_tokens
-from train.rows import encoder_rows
+from train.objectives.masked import EncoderObjective, with_special_tokens
 from train.rows.batches import Build
-from train.rows.encoder_rows import EncoderRow, EncoderRows
+from train.rows.encoder_rows import EncoderRow
 from train.rows.example_rows import is_typed
-from train.rows.token_cache import Tokens
 from train.tokenizers.tokenizer import Tokenizer
 
 
-class LeftToRight(Objective):
+class LeftToRight(EncoderObjective):
     """Next-token prediction with an encoder's body and rows, under a causal mask."""
 
     OPTIONS = LeftToRightOptions
-
-    @classmethod
-    def plan_rows(cls, tokens: Tokens, run: Run, tokenizer: Tokenizer) -> EncoderRows:
-        """Return the rows of the training text, which are those of masked language modelling."""
-        return encoder_rows.plan_rows(tokens, run.data, tokenizer, run.seed)
-
-    @classmethod
-    def scored_rows(cls, tokens: Tokens, run: Run, tokenizer: Tokenizer, stride: int) -> EncoderRows:
-        """Return the rows of the held-out text, planned like the training rows, but the same for every seed, to compare runs."""
-        return encoder_rows.plan_rows(tokens, run.data, tokenizer, 0, "held-out")
 
     @classmethod
     def builder(cls, run: Run, tokenizer: Tokenizer, counts: Callable[[], Int64[np.ndarray, " V"]]) -> Build:

@@ -5,14 +5,11 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.tree_util import Partial
 from jaxtyping import Int32, Int64
 
 from train.config.objectives import MaskedOptions
 from train.config.run_config import Run
-from train.engine.losses import pair_loss, token_losses
 from train.objectives.base import Objective
 from train.rows import encoder_rows
 from train.rows.batches import Build
@@ -25,16 +22,13 @@ from train.tokenizers.special_tokens import SpecialTokens
 from train.tokenizers.tokenizer import Tokenizer
 from zoo.batch import IGNORED, Batch
 from zoo.models import Model
-from zoo.nn import task_heads
 
 PRETRAINING = "pretraining"
 """Task of a model that also has a next-sentence head."""
 
 
-class Masked(Objective):
-    """Prediction of the masked tokens of a text, and for pairs of texts whether the second one follows the first."""
-
-    OPTIONS = MaskedOptions
+class EncoderObjective(Objective):
+    """Base class of objectives whose rows of a text are those of an encoder."""
 
     @classmethod
     def plan_rows(cls, tokens: Tokens, run: Run, tokenizer: Tokenizer) -> EncoderRows:
@@ -45,6 +39,12 @@ class Masked(Objective):
     def scored_rows(cls, tokens: Tokens, run: Run, tokenizer: Tokenizer, stride: int) -> EncoderRows:
         """Return the rows of the held-out text, planned like the training rows, but the same for every seed, to compare runs."""
         return encoder_rows.plan_rows(tokens, run.data, tokenizer, 0, "held-out")
+
+
+class Masked(EncoderObjective):
+    """Prediction of the masked tokens of a text, and for pairs of texts whether the second one follows the first."""
+
+    OPTIONS = MaskedOptions
 
     @classmethod
     def builder(cls, run: Run, tokenizer: Tokenizer, counts: Callable[[], Int64[np.ndarray, " V"]]) -> Build:
@@ -126,34 +126,14 @@ class Masked(Objective):
         values |= {f"masking.{name}": getattr(masking, name) for name in names}
         return values | ({"token counts": digest_of("", [counts().tobytes()])} if masking.rare else {})
 
-    def weights(self, batch: Batch) -> dict[str, jax.Array]:
-        """Return the divisor of each term of the loss: the number of predictions, and of labelled pairs if there are any."""
-        assert batch.weights is not None
-        counted = {"masked": batch.weights.sum()}
-        return counted if batch.labels is None else {**counted, "next": jnp.float32(batch.labels != IGNORED).sum()}
-
     def loss(
         self, model: Model, params: Any, batch: Batch, frozen: Any, *, seeds: Any, carry: Any, smoothing: float, chunk: int
     ) -> tuple[dict[str, jax.Array], Any]:
-        """Return the summed cross-entropies of the predictions and of the labels of pairs, in nats, and the model's carry.
-
-        The logits of at most `chunk` predictions per row are computed at a time.
-        """
-        assert batch.targets is not None and batch.weights is not None
+        """Return the terms of `Objective.loss`, with equal chunks of at most `chunk` predictions per row."""
+        assert batch.targets is not None
         predicted = batch.targets.shape[1]
-        out = model.apply(params, batch, seeds=seeds, carry=carry)
-        nats = token_losses(
-            Partial(model.unembed, params),
-            task_heads.gather(out.hidden, batch.predict_at),
-            batch.targets,
-            vocabulary=model.config.vocab,
-            smoothing=smoothing,
-            chunk=predicted // _num_chunks(predicted, chunk),
-        )
-        sums = {"masked": (nats * batch.weights).sum()}
-        if batch.labels is None:
-            return sums, out.carry
-        return {**sums, "next": pair_loss(model, params, out, batch, seeds)}, out.carry
+        options: dict[str, Any] = {"seeds": seeds, "carry": carry, "smoothing": smoothing}
+        return super().loss(model, params, batch, frozen, chunk=predicted // _num_chunks(predicted, chunk), **options)
 
 
 OBJECTIVE = Masked

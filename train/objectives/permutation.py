@@ -4,15 +4,11 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.tree_util import Partial
 from jaxtyping import Int64
 
 from train.config.objectives import PermutationOptions
 from train.config.run_config import Run
-from train.engine.losses import pair_loss, token_losses
 from train.objectives.base import Objective
 from train.rows import contiguous_rows
 from train.rows.batches import Build
@@ -22,10 +18,7 @@ from train.targets import factorization_orders
 from train.targets.masking import apply_masking
 from train.tokenizers.special_tokens import SpecialTokens
 from train.tokenizers.tokenizer import Tokenizer
-from zoo.batch import IGNORED, Batch
 from zoo.errors import BadInput
-from zoo.models import Model
-from zoo.nn import task_heads
 
 PRETRAINING = "pretraining"
 """Task of a model that also has a next-sentence head (a row of the paper's Table 6)."""
@@ -130,34 +123,6 @@ class Permuted(Objective):
         if options.kind == "denoising":
             values |= {f"masking.{name}": getattr(run.options.masking, name) for name in ("masked", "random")}
         return values
-
-    def weights(self, batch: Batch) -> dict[str, jax.Array]:
-        """Return the divisor of each term of the loss: the number of predictions, and of labelled pairs if there are any."""
-        assert batch.weights is not None
-        counted = {"permutation": batch.weights.sum()}
-        return counted if batch.labels is None else {**counted, "next": jnp.float32(batch.labels != IGNORED).sum()}
-
-    def loss(
-        self, model: Model, params: Any, batch: Batch, frozen: Any, *, seeds: Any, carry: Any, smoothing: float, chunk: int
-    ) -> tuple[dict[str, jax.Array], Any]:
-        """Return the summed cross-entropies of the predictions and of the labels of pairs, in nats, and the model's carry.
-
-        The logits of at most `chunk` predictions per row are computed at a time.
-        """
-        assert batch.targets is not None and batch.weights is not None
-        out = model.apply(params, batch, seeds=seeds, carry=carry)
-        nats = token_losses(
-            Partial(model.unembed, params),
-            task_heads.predictions(out, batch),
-            batch.targets,
-            vocabulary=model.config.vocab,
-            smoothing=smoothing,
-            chunk=chunk,
-        )
-        sums = {"permutation": (nats * batch.weights).sum()}
-        if batch.labels is not None:
-            sums["next"] = pair_loss(model, params, out, batch, seeds)
-        return sums, out.carry
 
 
 OBJECTIVE = Permuted
