@@ -36,12 +36,7 @@ class BestCheckpoint:
     """
 
     def __init__(self, run: run_config.Run, folder: RunDir, *, notify: Callable[[str], None]) -> None:
-        """Open RUN/best for a run.
-
-        Raises:
-            BadInput: `selection.metric` is not measured by this run's validations.
-        """
-        check_metric(run)
+        """Open RUN/best for a run whose `selection.metric` its validations measure."""
         self._run = run
         self._checkpoints = Checkpoints(folder.best, 1, notify=notify)
 
