@@ -35,7 +35,7 @@ class ObjectiveOptions:
     """True if training begins with parameters of another model also without --init."""
 
     def check_run(self, run: Any) -> None:
-        """Refuse a run whose configuration alone does not fit the objective.
+        """Refuse a run whose configuration alone does not fit the objective, which its family supports.
 
         Args:
             run: a `train.config.run_config.Run` with these options.

@@ -361,12 +361,11 @@ class Run(Generic[Model, Options, DataOptions]):
             require(target <= longest, "data.target_length", target, fix)
 
     def check_base(self) -> None:
-        """Refuse what needs the model of `init` without one. A plan does not call this, because it needs only shapes.
+        """Refuse adapters without frozen parameters. A plan does not call this, because it needs only their shapes.
 
         Raises:
-            BadInput: the run trains adapters, or has a reference, and no `init`.
+            BadInput: the run trains adapters and has no `init`.
         """
-        self.options.check_start(self)
         fix = "adapters are trained beside the frozen matrices of --init; name a run or weights, or choose rank 0"
         require(not self.lora.rank or bool(self.init), "lora.rank", self.lora.rank, fix)
 

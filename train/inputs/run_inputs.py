@@ -22,13 +22,11 @@ from train.inputs import (
     text_inputs,
 )
 from train.inputs.example_inputs import ExampleKind
-from train.objectives import objective, supported_objectives
+from train.objectives import check_run, objective
 from train.rows.mixture import Mixture
 from train.rows.row_source import RowSource
 from train.run.run_dir import RunDir
 from train.tokenizers.tokenizer import Tokenizer
-from zoo import configs
-from zoo.errors import require
 
 
 @runtime_checkable
@@ -87,10 +85,7 @@ def resolve_config(run: run_config.Run) -> run_config.Run:
     Raises:
         BadInput: the family does not support the objective, or the data cannot be read or does not fit the run.
     """
-    objectives = supported_objectives(run)
-    fix = f"{configs.family_of(run.model)} is trained with {', '.join(objectives)}; choose the recipe of another family"
-    require(run.objective in objectives, "objective", run.objective, fix)
-    run.options.check_run(run)
+    check_run(run)
     return labelled_inputs.with_labels(run) if run.data.kind == "labelled" else run
 
 

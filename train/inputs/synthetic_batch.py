@@ -13,7 +13,7 @@ from train.data.example_types import Answer, Choice, Example, Pair, Preference, 
 from train.data.text_files import Document
 from train.inputs import labelled_inputs
 from train.inputs.run_inputs import EXAMPLES
-from train.objectives import objective
+from train.objectives import check_run, objective
 from train.rows.row_source import RowSource
 from train.rows.token_cache import prepare
 from train.tokenizers.tokenizer import Tokenizer, TrainedKind
@@ -44,7 +44,7 @@ def batch(run: run_config.Run) -> Batch:
     Raises:
         BadInput: the sizes in the run are impossible for its rows.
     """
-    run.options.check_run(run)
+    check_run(run)
     objective_class, tokenizer = objective(run.objective), _tokenizer(_kind(run))
     # Rows are planned for the smallest possible batch; the batch of shapes below has the size in the run.
     small = dataclasses.replace(run, accumulate=1, data=dataclasses.replace(run.data, batch=2))

@@ -140,6 +140,7 @@ def _checked_mesh(run: Run, folder: RunDir) -> Mesh:
         warm_start.check_init(run)
         check_adapter(run)
     run.check_base()
+    run.options.check_start(run)
     return mesh
 
 

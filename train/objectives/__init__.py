@@ -13,6 +13,7 @@ from train.config.find_objective import load_objective
 from train.config.run_config import Run
 from train.objectives.base import Objective
 from zoo import configs, models, plugins
+from zoo.errors import require
 
 
 def objectives() -> list[str]:
@@ -31,6 +32,18 @@ def objective(name: str) -> type[Objective]:
     if plugin is not None:
         return load_objective(plugin)
     return importlib.import_module(_modules().get(name, f"{__name__}.{name}")).OBJECTIVE
+
+
+def check_run(run: Run) -> None:
+    """Refuse a run whose configuration alone shows that its objective cannot train its model with its options.
+
+    Raises:
+        BadInput: the family does not support the objective, or an error of the declaration's `check_run`.
+    """
+    supported = supported_objectives(run)
+    fix = f"{configs.family_of(run.model)} is trained with {', '.join(supported)}; choose the recipe of another family"
+    require(run.objective in supported, "objective", run.objective, fix)
+    run.options.check_run(run)
 
 
 def supported_objectives(run: Run) -> tuple[str, ...]:

@@ -221,7 +221,6 @@ def check_run(run: Any) -> None:
     from train.run.run_dir import RunDir, check_same_run, check_unlocked
 
     folder = RunDir.of(run)
-    run.options.check_run(run)
     run.check_base()
     for name in run.log.hooks:
         find_hook(name)

@@ -16,9 +16,11 @@ from train.config.data_options import TextData
 from train.config.declaration import ObjectiveOptions
 from train.config.objectives import OPTIONS
 from train.engine import device_mesh
-from train.objectives import objective, objectives
+from train.objectives import check_run, objective, objectives
 from train.objectives.base import Objective
 from train.objectives.causal import build
+from zoo import configs, models
+from zoo.errors import BadInput
 from zoo.models import model
 
 MESH = device_mesh.make_mesh(run_config.Mesh(), jax.devices()[:1])
@@ -66,3 +68,18 @@ def test_defaults_are_those_of_next_token_prediction() -> None:
     assert nats == expected > 0 and bound.weights(batch) == {"smallest": batch.weights.sum()}
     with pytest.raises(NotImplementedError, match="smallest plans no rows of text"):
         Smallest.plan_rows(stream(["a b"], uncased()), run, uncased())
+
+
+@pytest.mark.parametrize("family", configs.families())
+def test_a_run_of_any_family_and_objective_is_checked_in_one_line(family: str) -> None:
+    """An objective that the family does not support is refused before options that its models do not have are read."""
+    supported = models.family(family).objectives
+    cfg = next(iter(configs.family(family).SIZES.values())).config
+    for name, kind in OPTIONS.items():
+        run = run_config.Run(recipe="tiny", model=cfg, options=kind(), data=kind.data(length=8))
+        refusal = ""
+        try:
+            check_run(run)
+        except BadInput as error:
+            refusal = str(error)
+        assert refusal.startswith(f"--objective {name}: {family} is trained with") == (name not in supported)

@@ -227,7 +227,7 @@ def test_a_step_does_not_depend_on_micro_batches_and_devices(name: str) -> None:
 def test_the_arrays_of_a_response_and_the_reference_of_a_run() -> None:
     run = tiny.run("policy_gradient", policy_gradient=PolicyGradientLoss(beta=0.1, kl="loss"), data=PromptData(length=6, batch=4))
     with pytest.raises(BadInput, match=r"policy-gradient.beta 0.1: .* --init"):
-        run.check_base()
+        run.options.check_start(run)
     build = PolicyGradient.builder(run, preferences.tokenizer("gpt"), dict)
     fields = build(np.random.default_rng(0), ResponseRow(Side(np.int32([5, 6, 7, 8]), first=2)), 6)
     assert {"tokens", "segments", "positions", "targets", "weights", "extra"} == fields.keys()

@@ -341,7 +341,7 @@ def test_a_step_does_not_depend_on_micro_batches_and_devices(division: dict[str,
 def test_the_arrays_of_a_response_and_the_reference_of_a_run() -> None:
     run = tiny.run("ppo", data=PromptData(length=6, batch=4))
     with pytest.raises(BadInput, match=r"ppo.beta 0.05: .* --init"):
-        run.check_base()
+        run.options.check_start(run)
     build = ProximalPolicy.builder(run, preferences.tokenizer("gpt"), dict)
     fields = build(np.random.default_rng(0), ResponseRow(Side(np.int32([5, 6, 7, 8]), first=2)), 6)
     assert fields["targets"].tolist() == [6, 7, 8, 0, 0, 0] and fields["weights"].tolist() == [0, 1, 1, 0, 0, 0]

@@ -120,7 +120,7 @@ def test_samples_have_both_labels_and_halves_of_one_label_are_refused(monkeypatc
     assert data.fingerprints()["held_out"] == data.held_out.content_digest and data.counts().sum() == data.training.text_size
     assert isinstance(data.rows.components[0].documents[0], Document)  # pyright: ignore[reportIndexIssue]
     with pytest.raises(BadInput, match=r"--kto.reference init: the reference is the model of --init, which is not set"):
-        run.check_base()
+        run.options.check_start(run)
 
 
 def test_both_sides_are_shown():
