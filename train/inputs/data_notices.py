@@ -6,7 +6,7 @@ from typing import Any
 from train.config import run_config
 from train.config.objectives import ClassificationOptions
 from train.data.example_types import Example
-from train.inputs import completion_inputs, instruction_inputs, labelled_inputs, prompt_inputs, seq2seq_inputs
+from train.inputs import instruction_inputs, labelled_inputs, seq2seq_inputs
 from train.inputs.example_inputs import ExampleRows
 from train.rows import encoder_rows
 from train.rows.row_source import RowSource
@@ -89,11 +89,8 @@ def _shorter(run: run_config.Run, rows: RowSource) -> str:
             return f"choose --data.length {longest}, which the longest of them needs"
         return "choose a shorter --data.length, with --labelled.truncate for the few long ones"
     fix = "choose a shorter --data.length"
-    if isinstance(rows, prompt_inputs.PromptRows):
-        return fix
-    if isinstance(rows, completion_inputs.CompletionRows):
-        return fix + (" and --data.target-length" if run.model.is_encoder_decoder else "")
-    if isinstance(rows, seq2seq_inputs.PairRows):
+    is_pair, has_encoder = isinstance(rows, seq2seq_inputs.PairRows), run.model.is_encoder_decoder
+    if is_pair or (has_encoder and hasattr(run.data, "target_length")):
         fix += " and --data.target-length"
-        return fix if run.data.pack or not run.model.is_encoder_decoder else f"{fix}, or --data.pack"
-    return fix if run.data.pack else f"{fix}, or --data.pack"
+    may_pack = not getattr(run.data, "pack", True) and (has_encoder or not is_pair)
+    return f"{fix}, or --data.pack" if may_pack else fix
