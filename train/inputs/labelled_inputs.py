@@ -115,7 +115,7 @@ def with_labels(run: Run) -> Run:
     return dataclasses.replace(run, model=dataclasses.replace(run.model, labels=labels, multi_label=multi_label))
 
 
-def split(run: Run, left_out: list[str]) -> Halves:
+def split_labelled(run: Run, left_out: list[str]) -> Halves:
     """Return (training, held-out) examples; the files are read once for `with_labels` and for the rows."""
     training, held_out, malformed = _split(run)
     left_out += malformed

@@ -82,7 +82,7 @@ class PromptInputs(ExampleInputs):
         return f"{seen}, {run.batches * per_step / len(self.training):.3g} epochs"
 
 
-def split(run: Run, left_out: list[str]) -> Halves:
+def split_prompts(run: Run, left_out: list[str]) -> Halves:
     """Return (training, held-out) prompts; see `train.inputs.example_inputs.split_examples`.
 
     Raises:

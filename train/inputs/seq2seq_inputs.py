@@ -63,7 +63,7 @@ def pair_files(run: Run) -> tuple[str, ...]:
     return run.options.pairs.source + run.options.pairs.target or run.data.paths
 
 
-def split(run: Run, left_out: list[str]) -> Halves:
+def split_pairs(run: Run, left_out: list[str]) -> Halves:
     """Return (training, held-out) pairs of parallel files or of two columns of tables, or conversations; none is left out.
 
     Raises:

@@ -283,3 +283,8 @@ class LabelledObjective(Objective):
     def padded_labels(cls, row: ExampleRow, length: int) -> dict[str, np.ndarray]:
         """Return the fields labels and weights of a row of `length` tokens; by default those of the example."""
         return {"labels": row.labels, "weights": row.weights}
+
+    def weights(self, batch: Batch) -> dict[str, jax.Array]:
+        """Return the divisor of the loss, the sum of the batch's weights: its labels are not those of pairs of texts."""
+        assert batch.weights is not None
+        return {self.OPTIONS.objective: batch.weights.sum()}

@@ -61,21 +61,21 @@ def read(asked: Any, folder: Path) -> Any:
 @pytest.mark.parametrize("end", ["", ".gz"])
 def test_parallel_files_are_read_line_by_line(tmp_path: Path, end: str):
     asked = dataclasses.replace(files(tmp_path, end=end), prefix="translate:")
-    training, held_out = seq2seq_inputs.split(run(pairs=asked, data=PairData(length=32, batch=4, valid_fraction=0.3)), [])
+    training, held_out = seq2seq_inputs.split_pairs(run(pairs=asked, data=PairData(length=32, batch=4, valid_fraction=0.3)), [])
     assert [(each.source, each.target) for each in training + held_out] == list(zip(ENGLISH, GERMAN, strict=True))
     assert len(held_out) == 1 and training[1].origin == f"{tmp_path}/train.en{end}:2"
     (tmp_path / "valid").write_bytes(Path(asked.source[0]).read_bytes() if not end else b"a\nb\nc\n")
     with_valid = dataclasses.replace(asked, valid_source=(str(tmp_path / "valid"),), valid_target=asked.target)
-    assert [len(half) for half in seq2seq_inputs.split(run(pairs=with_valid), [])] == [3, 3]
+    assert [len(half) for half in seq2seq_inputs.split_pairs(run(pairs=with_valid), [])] == [3, 3]
 
 
 def test_tables_are_read_by_column(tmp_path: Path):
     rows = [("source", "target"), *zip(ENGLISH, GERMAN, strict=True)]
     (tmp_path / "a.tsv").write_text("".join(f"{a}\t{b}\n" for a, b in rows))
     data = PairData(paths=(str(tmp_path / "a.tsv"),), length=32, batch=4)
-    training, held_out = seq2seq_inputs.split(run(data=data), [])
+    training, held_out = seq2seq_inputs.split_pairs(run(data=data), [])
     assert [(each.source, each.target) for each in training + held_out] == rows[1:]
-    training, _ = seq2seq_inputs.split(run(data=data, labelled=PairTables(text="target", label="source")), [])
+    training, _ = seq2seq_inputs.split_pairs(run(data=data, labelled=PairTables(text="target", label="source")), [])
     assert (training[0].source, training[0].target) == (GERMAN[0], ENGLISH[0])
 
 
