@@ -23,14 +23,8 @@ HEADS: dict[Task, Head] = {
 
 FAMILY = encoder_family(
     HEADS,
-    objectives=("masked", "left_to_right", "distilled", "classification", "tagging", "span", "choice", "preference"),
-    names=encoder.published_names(
-        HEADS,
-        "bert.",
-        BERT_BODY,
-        tied={"cls.predictions.decoder.weight": "embed/tokens/embedding", "cls.predictions.decoder.bias": "masked/bias"},
-        constants=("embeddings.position_ids",),
-    ),
-    padded={"embed/tokens/embedding": "vocab", "masked/bias": "vocab"},
+    "bert.",
+    BERT_BODY,
+    tied={"cls.predictions.decoder.weight": "embed/tokens/embedding", "cls.predictions.decoder.bias": "masked/bias"},
     lora=("query", "value"),
 )

@@ -32,14 +32,8 @@ HEADS: dict[Task, Head] = {
 
 FAMILY = encoder_family(
     HEADS,
-    objectives=("masked", "left_to_right", "distilled", "classification", "tagging", "span", "choice", "preference"),
-    names=encoder.published_names(
-        HEADS,
-        "distilbert.",
-        BODY,
-        tied={"vocab_projector.weight": "embed/tokens/embedding"},
-        constants=("embeddings.position_ids",),
-    ),
-    padded={"embed/tokens/embedding": "vocab", "masked/bias": "vocab"},
+    "distilbert.",
+    BODY,
+    tied={"vocab_projector.weight": "embed/tokens/embedding"},
     lora=("q_lin", "v_lin"),
 )

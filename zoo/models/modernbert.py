@@ -4,7 +4,6 @@ Its layer is in `zoo.nn.modernbert_layer`.
 """
 
 import functools
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -69,14 +68,6 @@ def apply(
     return Output(hidden=hidden, summaries=_means(hidden, batch) if _pools(cfg) else None)
 
 
-def flops(cfg: Config, batch: Batch) -> float:
-    """Return the matrix-product FLOPs of a forward pass with its head; attention counts in full, T x T, in local layers too."""
-    tokens, length = float(math.prod(batch.tokens.shape)), batch.tokens.shape[-1]
-    products = 2.0 * tokens * cfg.layers * (4 * cfg.width * cfg.width + 3 * cfg.width * cfg.ffn)
-    attention = 4.0 * cfg.layers * tokens * length * cfg.width
-    return products + attention + task_heads.flops(HEADS, cfg, batch)
-
-
 def _block(cfg: Config, *, first: bool = False) -> Callable[[nnx.Rngs], Block]:
     init, out_init = initializer(cfg, STD), initializer(cfg, output_std(cfg.layers))
     return functools.partial(Block, cfg, init, out_init, first=first)
@@ -116,7 +107,7 @@ FAMILY = Family(
     init=init,
     apply=apply,
     unembed=functools.partial(task_heads.masked_logits, HEADS),
-    flops=flops,
+    flops=functools.partial(encoder.flops, HEADS, mlp_kernels=3),
     sequence_logits=functools.partial(task_heads.sequence_logits, HEADS),
     token_logits=functools.partial(task_heads.token_logits, HEADS),
     objectives=("masked", "classification", "tagging", "span", "choice", "preference"),

@@ -25,14 +25,8 @@ HEADS: dict[Task, Head] = {
 
 FAMILY = encoder_family(
     HEADS,
-    objectives=("masked", "left_to_right", "distilled", "classification", "tagging", "span", "choice", "preference"),
-    names=encoder.published_names(
-        HEADS,
-        "roberta.",
-        BERT_BODY,
-        tied={"lm_head.decoder.weight": "embed/tokens/embedding", "lm_head.decoder.bias": "masked/bias"},
-        constants=("embeddings.position_ids",),
-    ),
-    padded={"embed/tokens/embedding": "vocab", "masked/bias": "vocab"},
+    "roberta.",
+    BERT_BODY,
+    tied={"lm_head.decoder.weight": "embed/tokens/embedding", "lm_head.decoder.bias": "masked/bias"},
     lora=("query", "value"),
 )

@@ -28,8 +28,8 @@ from zoo.nn import encoder, task_heads
 from zoo.nn.encoder import initializer
 from zoo.nn.family import Family
 from zoo.nn.kv_cache import Cache, add_slots, append_tokens, cache_after, self_mask, view_of
-from zoo.nn.layer_stack import Layer, init_stack, run_stack
-from zoo.nn.layers import Embed, Seeds, dropout, fold_seeds, lookup, params_of
+from zoo.nn.layer_stack import Layer, run_stack
+from zoo.nn.layers import Embed, Seeds, dropout, fold_seeds, lookup
 from zoo.nn.task_heads import Head
 from zoo.nn.xlnet_layer import Block, Keys, Stream, Vectors
 from zoo.ops import positions
@@ -38,17 +38,6 @@ from zoo.sharding import BATCH, constrain
 CONTENT, QUERY = range(2)
 """Indices of the two streams, which fold into their seeds. A head's index follows those of the layers, so its seeds differ."""
 EMBEDDING_SITE = 0
-
-
-def init(cfg: Config, key: Array) -> dict[str, Any]:
-    """Return new parameters: random with standard deviation 0.02, except norms and the biases of linear layers."""
-    embed_key, layers_key, head_key = jax.random.split(key, 3)
-    head = task_heads.find_head(HEADS, cfg)
-    return {
-        "embed": params_of(Embeddings(cfg, nnx.Rngs(embed_key))),
-        "layers": init_stack(lambda rngs: Block(cfg, rngs), layers_key, cfg.layers),
-        **params_of(task_heads.HeadParams(cfg, head, initializer(cfg), nnx.Rngs(head_key))),
-    }
 
 
 @jax.tree_util.register_dataclass
@@ -309,7 +298,7 @@ HEADS: dict[Task, Head] = {
 }
 
 FAMILY = Family(
-    init=init,
+    init=functools.partial(encoder.init, HEADS, Embeddings, Block),
     apply=apply,
     unembed=task_heads.lm_logits,
     flops=flops,

@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -36,26 +36,31 @@ from zoo.sharding import BATCH, constrain
 EMBEDDING_SITE, ATTENTION_SITE, RESIDUAL_SITE, MLP_SITE = range(4)
 
 
-def encoder_family(heads: Heads, **tables: Any) -> Family:
-    """Return a family that has this body and these heads, with the tables of a `Family`."""
+def encoder_family(
+    heads: Heads, prefix: str, body: tuple[ParamName, ...], *, tied: Mapping[str, str], lora: tuple[str, ...]
+) -> Family:
+    """Return a family that has this body and these heads, with published names as in `published_names`."""
     return Family(
-        init=functools.partial(init, heads),
+        init=functools.partial(init, heads, Embeddings, Block),
         apply=apply,
         unembed=functools.partial(task_heads.masked_logits, heads),
         flops=functools.partial(flops, heads),
         sequence_logits=functools.partial(task_heads.sequence_logits, heads),
         token_logits=functools.partial(task_heads.token_logits, heads),
-        **tables,
+        objectives=("masked", "left_to_right", "distilled", "classification", "tagging", "span", "choice", "preference"),
+        names=published_names(heads, prefix, body, tied=tied, constants=("embeddings.position_ids",)),
+        padded={"embed/tokens/embedding": "vocab", "masked/bias": "vocab"},
+        lora=lora,
     )
 
 
-def init(heads: Heads, cfg: EncoderConfig, key: Array) -> dict[str, Any]:
+def init(heads: Heads, embeddings: Callable[..., Any], block: Callable[..., Any], cfg: Any, key: Array) -> dict[str, Any]:
     """Return new parameters: kernels and tables of standard deviation 0.02 (Devlin et al. 2019, code), biases 0, scales 1."""
     embed_key, layers_key, head_key = jax.random.split(key, 3)
     head = task_heads.find_head(heads, cfg)
     return {
-        "embed": params_of(Embeddings(cfg, nnx.Rngs(embed_key))),
-        "layers": init_stack(lambda rngs: Block(cfg, rngs), layers_key, cfg.layers),
+        "embed": params_of(embeddings(cfg, nnx.Rngs(embed_key))),
+        "layers": init_stack(lambda rngs: block(cfg, rngs), layers_key, cfg.layers),
         **params_of(task_heads.HeadParams(cfg, head, initializer(cfg), nnx.Rngs(head_key))),
     }
 
@@ -79,10 +84,14 @@ def apply(
     return Output(hidden=x)
 
 
-def flops(heads: Heads, cfg: EncoderConfig, batch: Batch) -> float:
-    """Return the matrix-product FLOPs of a forward pass with its head; attention counts in full, T x T."""
+def flops(heads: Heads, cfg: BodyConfig, batch: Batch, *, mlp_kernels: int = 2) -> float:
+    """Return the matrix-product FLOPs of a forward pass with its head; attention counts in full, T x T.
+
+    Args:
+        mlp_kernels: number of kernels [D, F] of a feed-forward layer.
+    """
     tokens, length = float(math.prod(batch.tokens.shape)), batch.tokens.shape[-1]
-    products = 2.0 * tokens * cfg.layers * (4 * cfg.width * cfg.width + 2 * cfg.width * cfg.ffn)
+    products = 2.0 * tokens * cfg.layers * (4 * cfg.width * cfg.width + mlp_kernels * cfg.width * cfg.ffn)
     attention = 4.0 * cfg.layers * tokens * length * cfg.width
     return products + attention + task_heads.flops(heads, cfg, batch)
 
