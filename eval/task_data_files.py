@@ -2,11 +2,11 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from train.data.sources import check_link
-from train.data.text_files import check_string, list_names, parse_object
+from train.data.text_files import check_string, list_names, nonblank_lines, parse_object
 from zoo.errors import BadInput, no_such_file
 from zoo.file_access import real_path
 from zoo.sha256_and_fsync import sha256
@@ -39,6 +39,17 @@ def files(names: Sequence[str], suffixes: Sequence[str]) -> list[Path]:
     if twice := [path for i, path in enumerate(paths) if resolved[i] in resolved[:i]]:
         raise BadInput(f"--files {twice[0]}: named twice, so it would count twice; name it once")
     return paths
+
+
+def lines(names: Sequence[str], suffixes: Sequence[str]) -> Iterator[tuple[Path, str, str]]:
+    """Yield (file, file:line, text) for each line of the files, without blank ones.
+
+    Raises:
+        BadInput: see `files` and `train.data.text_files.nonblank_lines`.
+    """
+    for file in files(names, suffixes):
+        for where, text in nonblank_lines(file):
+            yield file, where, text
 
 
 def digest(names: Sequence[str]) -> str:

@@ -233,9 +233,13 @@ FORBIDDEN_IMPORTS = [
     ("zoo/models/bert.py", "from zoo.configs import gpt", "zoo.configs.gpt"),
     ("zoo/configs/bert.py", "import numpy", "numpy"),
     ("zoo/configs/bert.py", "from zoo.nn import layers", "zoo.nn.layers"),
-    ("train/trainer.py", "from eval.scoring.language_model_scores import scorer", "eval.scoring.language_model_scores.scorer"),
-    ("eval/scoring/language_model_scores.py", "import benchmarks.core.timing", "benchmarks.core.timing"),
-    ("eval/scoring/language_model_scores.py", "from zoo import cli", "zoo.cli"),
+    (
+        "train/trainer.py",
+        "from eval.tasks.held_out.language_model_scores import scorer",
+        "eval.tasks.held_out.language_model_scores.scorer",
+    ),
+    ("eval/tasks/held_out/policy_scores.py", "import benchmarks.core.timing", "benchmarks.core.timing"),
+    ("eval/tasks/held_out/policy_scores.py", "from zoo import cli", "zoo.cli"),
     ("zoo/runtime/launch.py", "from zoo.cli.command_setup import option_value", "zoo.cli.command_setup.option_value"),
     ("tests/test_imports.py", "from .support import tiny", ".support.tiny"),
 ]

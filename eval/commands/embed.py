@@ -14,9 +14,9 @@ from safetensors.numpy import save
 
 from eval.commands import terminal_output
 from eval.commands.model_options import ModelOptions
-from eval.scoring import encoder_runner
-from eval.scoring.encoder_inputs import Texts
-from eval.scoring.encoder_runner import Encoder, EncoderRow, Text
+from eval.inference import encoder_runner
+from eval.inference.encoder_inputs import Texts
+from eval.inference.encoder_runner import Encoder, EncoderRow, Text
 from train.run.progress_display import ProgressBar
 from train.run.run_dir import replace_atomically
 from zoo.batch import Batch, Output
@@ -29,15 +29,7 @@ Pool = Literal["mean", "cls"]
 FORMATS = (".npy", ".safetensors", ".jsonl")
 
 
-def run_embed(
-    model: ModelOptions,
-    source: Texts,
-    *,
-    pool: Pool,
-    normalize: bool,
-    out: str,
-    as_json: bool,
-) -> int:
+def run_embed(model: ModelOptions, source: Texts, *, pool: Pool, normalize: bool, out: str, as_json: bool) -> int:
     """Embed texts, and write the vectors to a file or print the cosine of every two; return the exit code.
 
     Args:
@@ -69,13 +61,7 @@ def run_embed(
 
 
 def embed(
-    encoder: Encoder,
-    texts: Sequence[Text],
-    *,
-    pool: Pool,
-    normalize: bool = False,
-    truncate: bool = False,
-    quiet: bool = False,
+    encoder: Encoder, texts: Sequence[Text], *, pool: Pool, normalize: bool = False, truncate: bool = False, quiet: bool = False
 ) -> Float32[np.ndarray, "N D"]:
     """Return a vector for each text, from the last hidden states.
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from eval.scoring.scorers import scorer
+from eval.tasks.held_out.scorers import scorer
 from train import objectives
 from train.checkpoints.manifest import compare
 from train.config import run_config

@@ -12,9 +12,9 @@ import numpy as np
 
 from eval.commands import terminal_output
 from eval.commands.model_options import ModelOptions
-from eval.scoring import encoder_runner
-from eval.scoring.encoder_inputs import Texts
-from eval.scoring.encoder_runner import Encoder, EncoderRow, Text
+from eval.inference import encoder_runner
+from eval.inference.encoder_inputs import Texts
+from eval.inference.encoder_runner import Encoder, EncoderRow, Text
 from train.run.progress_display import ProgressBar
 from train.tokenizers.special_tokens import BERT, ROBERTA
 from train.tokenizers.tokenizer import Tokenizer
@@ -57,14 +57,7 @@ class FilledMask:
     candidates: tuple[Candidate, ...]
 
 
-def run_fill_mask(
-    model: ModelOptions,
-    source: Texts,
-    *,
-    top: int,
-    targets: Sequence[str],
-    as_json: bool,
-) -> int:
+def run_fill_mask(model: ModelOptions, source: Texts, *, top: int, targets: Sequence[str], as_json: bool) -> int:
     """Fill the masks of texts and print the candidates; return the exit code.
 
     Args:
@@ -89,13 +82,7 @@ def run_fill_mask(
 
 
 def fill(
-    encoder: Encoder,
-    texts: Sequence[Text],
-    *,
-    top: int,
-    targets: Sequence[str] = (),
-    truncate: bool = False,
-    quiet: bool = False,
+    encoder: Encoder, texts: Sequence[Text], *, top: int, targets: Sequence[str] = (), truncate: bool = False, quiet: bool = False
 ) -> list[FilledMask]:
     """Return the `top` most likely entries, or the `targets`, for every mask of the texts, in order, most likely first.
 

@@ -16,7 +16,7 @@ from eval.generation import prompts as texts
 from eval.generation.folder_settings import make_generator, resolve_settings
 from eval.generation.generation_options import Decoding, Prompts
 from eval.generation.generator import CHUNK
-from eval.scoring.likelihood import Likelihood, encode, likelihoods
+from eval.inference.likelihood import Likelihood, encode, likelihoods
 from train.run.progress_display import ProgressBar
 from train.tokenizers.chat_template import chat_template
 from train.tokenizers.chat_token_ids import encode_prompts, end_mark
@@ -27,12 +27,7 @@ from zoo.errors import require
 
 
 def run_generate(
-    model: ModelOptions,
-    source: Prompts,
-    decoding: Decoding,
-    *,
-    as_json: bool,
-    explicit: Collection[str] = (),
+    model: ModelOptions, source: Prompts, decoding: Decoding, *, as_json: bool, explicit: Collection[str] = ()
 ) -> int:
     """Continue prompts, or score the given choices for them, and print the result; return the exit code.
 
@@ -45,7 +40,7 @@ def run_generate(
 
     Raises:
         BadInput: see `train.weights.load.load_model`, `eval.generation.prompts`, `eval.generation.generator` and
-        `eval.scoring.likelihood`.
+        `eval.inference.likelihood`.
     """
     require(model.batch >= 1, "batch", model.batch, "choose 1 or more rows")
     one_way = not source.choices or decoding.read == "left-to-right"
@@ -153,7 +148,7 @@ def _choose(
             for prompt, (context, continuation) in zip(repeated_prompts, pairs, strict=True)
         ]
     with ProgressBar("scoring", "choices", before="compiling", quiet=as_json or jax.process_index() != 0) as progress:
-        results = likelihoods(loaded.model, loaded.params, loaded.mesh, pairs, batch=batch, dtype=dtype, progress=progress)
+        results = likelihoods(loaded, pairs, batch=batch, dtype=dtype, progress=progress)
     for number, prompt in enumerate(prompts):
         prompt_results = results[number * len(source.choices) :][: len(source.choices)]
         ranked = sorted(zip(source.choices, prompt_results, strict=True), key=lambda choice: choice[1].nats)

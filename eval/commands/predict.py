@@ -21,12 +21,12 @@ import jax
 
 from eval.commands import terminal_output
 from eval.commands.model_options import ModelOptions
+from eval.inference.encoder_inputs import Unlabelled
 from eval.prediction import reward_predictor
 from eval.prediction.prediction_formats import Format, header_and_line, table_columns
 from eval.prediction.predictor import CHUNK, Predictor
-from eval.scoring.encoder_inputs import Unlabelled
-from eval.tasks import Settings
 from eval.tasks.labelled import OBJECTIVE_OF_TASK, run_for
+from eval.tasks.task import Settings
 from train.config.option_groups import ExampleFileOptions, Labelled, LabelledTexts
 from train.data import unlabelled_reader
 from train.data.unlabelled_reader import ReadCounts, UnlabelledExample

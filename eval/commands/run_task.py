@@ -10,10 +10,10 @@ from typing import Any
 
 import jax
 
-from eval import tasks
 from eval.report import report
 from eval.task_data_files import digest
-from eval.tasks import Result, Settings
+from eval.tasks import task_table
+from eval.tasks.task import Result, Settings
 from train.config import run_config
 from train.engine import device_mesh
 from train.run.item_outcomes import write_outcomes
@@ -63,22 +63,22 @@ def run_task(
         BadInput: an unknown task, an option that it does not use, files it cannot read, nothing to load, or a run that cannot be
             written to.
     """
-    module, argument = tasks.find_task(task)
-    _check_options(task, settings, (*module.OPTIONS, "batch", "dtype"))
+    task_to_score, argument = task_table.find_task(task)
+    _check_options(task, settings, (*task_to_score.options, "argument", "batch", "dtype"))
     require(settings.batch >= 1, "batch", settings.batch, "choose 1 or more rows")
     require(settings.limit >= 0, "limit", settings.limit, "choose 0 (all examples), or the number of first examples to score")
     settings = dataclasses.replace(settings, argument=argument)
-    tasks.require_files(task, files)
+    task_table.require_files(task, files)
     stored = is_run(Path(where)) and not adapter
     previous = _previous_results(Path(where)) if stored else {}
-    examples = module.read(files, settings)
+    examples = task_to_score.read(files, settings)
     quiet = as_json or jax.process_index() != 0
     with ProgressBar(f"loading {where}", quiet=quiet):
         subject = load_model(where, device_mesh.make_mesh(mesh), step, adapter)
     trained = "auto" if subject.run is None else subject.run.precision
     settings = dataclasses.replace(settings, dtype=resolve_dtype(precision, default=trained))
     with ProgressBar(f"scoring {task}", before="compiling", announce=True, quiet=quiet) as progress:
-        result = module.score(subject, examples, settings, progress)
+        result = task_to_score.score(subject, examples, settings, progress)
     if jax.process_index() == 0:
         entry = {
             "step": subject.step,
@@ -87,7 +87,7 @@ def run_task(
             "details": {**result.details, "files": list(files), **_plugin(task), **({"adapter": adapter} if adapter else {})},
             "fingerprint": fingerprint(files, settings, result),
             "tokenizer": subject.tokenizer.fingerprint,
-            "per_token": list(getattr(module, "PER_TOKEN", ())),
+            "per_token": list(task_to_score.per_token),
             **({"limit": settings.limit} if settings.limit else {}),
         }
         if result.reward_scale is not None:
@@ -157,7 +157,7 @@ def _check_options(task: str, settings: Settings, used: Sequence[str]) -> None:
 
 def _plugin(task: str) -> dict[str, str]:
     """Return the distribution and version of a task that is a plug-in."""
-    plugin = plugins.find_plugin("zoo.tasks", task.partition(":")[0], tasks.tasks())
+    plugin = plugins.find_plugin("zoo.tasks", task.partition(":")[0], task_table.TASKS)
     return {} if plugin is None else {"plug-in": plugin.origin}
 
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Int64, Integer, Real
 
-from train.data.example_types import IOB_TAG
+from eval.prediction.span_decoding import entities
 from zoo.errors import BadInput
 
 Classes = Integer[np.ndarray, " N"]
@@ -123,44 +123,12 @@ def mean_squared_error(truth: Values, predicted: Values) -> float:
     return float(((truth.astype(np.float64) - predicted) ** 2).mean())
 
 
-class Entity(NamedTuple):
-    """A span of words with a type."""
-
-    type: str
-    first: int
-    end: int
-    """Number of its last word, plus one."""
-
-
 class Agreement(NamedTuple):
     """Precision, recall and their harmonic mean, each 0 to 1; 0 where it would divide by zero."""
 
     precision: float
     recall: float
     f1: float
-
-
-def entities(tags: Sequence[str]) -> list[Entity]:
-    """Return the entities of a sentence, from a tag for each word: O, B-TYPE, I-TYPE (B and I alone if there is one type).
-
-    B begins an entity, I continues one of its type, and an I that has nothing to continue begins one. So both IOB2 and the older
-    IOB1 are read, and invalid sequences of a model are handled as by `conlleval`, the evaluation of the shared tasks of CoNLL.
-
-    Raises:
-        BadInput: any other tag.
-    """
-    spans: list[Entity] = []
-    open_type, first = None, 0
-    for place, tag in enumerate([*tags, "O"]):
-        if (match := IOB_TAG.fullmatch(tag)) is None:
-            raise BadInput(f"tag {tag!r}: not IOB; write O, B-TYPE or I-TYPE")
-        begins, kind = match[1], match[2] or ""
-        if open_type is not None and (begins != "I" or kind != open_type):
-            spans.append(Entity(open_type, first, place))
-            open_type = None
-        if begins and open_type is None:
-            open_type, first = kind, place
-    return spans
 
 
 def entity_f1(truth: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]]) -> Agreement:

@@ -1,145 +1,24 @@
-"""Answers that are spans of a text: decoding a model's logits, and scoring the answers (SQuAD 1.1 and 2.0).
+"""Scores of answers that are spans of a text (SQuAD 1.1 and 2.0), from what `eval.prediction.span_decoding` decodes.
 
 Sources: Rajpurkar et al. 2016, "SQuAD: 100,000+ Questions for Machine Comprehension of Text", section 6.1 (exact match, F1);
 Rajpurkar et al. 2018, "Know What You Don't Know: Unanswerable Questions for SQuAD", and the evaluation published with it
-(normalization, best thresholds); Devlin et al. 2019, "BERT", sections 4.2 and 4.3 (score of a span, score of no answer).
+(normalization, best thresholds).
 
-Shape letters: W windows of one question, T tokens of a window, Q questions.
+Shape letter: Q questions.
 """
 
 import collections
-import dataclasses
 import re
 import string
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Float32, Integer
+from jaxtyping import Float
 
-LONGEST = 30
-"""Number of tokens of the longest answer, as in BERT's and SQuAD's published runs."""
+from eval.prediction.span_decoding import DecodedAnswers
 
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 _ARTICLES = re.compile(r"\b(?:a|an|the)\b")
-
-
-# --- From logits to answers -----------------------------------------------------------------------------------------------------
-
-
-class Answer(NamedTuple):
-    """A span of a context."""
-
-    text: str
-    first: int
-    """Position in the context of the answer's first character."""
-    score: float
-    """Start logit of its first token + end logit of its last one, the best over the windows that contain it."""
-
-
-@dataclasses.dataclass(frozen=True)
-class DecodedAnswers:
-    """The answers of a model to a question."""
-
-    answers: list[Answer]
-    """The best answers with different texts, best first; empty if no window contains any of the context."""
-    null: float
-    """Score of "no answer": start + end logit of CLS, the minimum over the windows."""
-
-    @property
-    def margin(self) -> float:
-        """Null score minus the score of the best span; infinite if there is no candidate span."""
-        return self.null - self.answers[0].score if self.answers else np.inf
-
-    def choose(self, threshold: float | None = None) -> str:
-        """Return the best answer, or "" if the margin exceeds the threshold; None: always answer (SQuAD 1.1).
-
-        SQuAD 2.0 has a threshold; BERT's is 0 unless tuned.
-        """
-        return "" if not self.answers or (threshold is not None and self.margin > threshold) else self.answers[0].text
-
-
-def decode(
-    start: Float32[np.ndarray, "W T"],
-    end: Float32[np.ndarray, "W T"],
-    *,
-    context: Integer[np.ndarray, "W 2"],
-    spans: Integer[np.ndarray, "W T 2"],
-    text: str,
-    best: int = 20,
-    longest: int = LONGEST,
-    cls: Integer[np.ndarray, " W"] | int = 0,
-) -> DecodedAnswers:
-    """Return the best answers to one question, from the logits of its windows.
-
-    A candidate is a span of tokens in one window's context, of at most `longest` tokens. Its text is that of the context, without
-    white space at its ends; a blank text is not an answer. Of candidates with the same text the best counts. Equal scores are
-    ordered by their position in the text, the shorter first, so the order of windows has no effect.
-
-    Args:
-        start: logits of each token to be the first one of the answer.
-        end: logits of each token to be the last one.
-        context: first token of the context in each window, and one past the last.
-        spans: first character in `text` of each token, and one past its last; read for tokens of the context alone.
-        text: the full context.
-        best: number of answers to return.
-        longest: tokens of the longest answer.
-        cls: position of CLS in each window.
-
-    Raises:
-        ValueError: no window, or a logit of the context or of CLS that is not finite.
-    """
-    windows, length = start.shape
-    if not windows:
-        raise ValueError("no windows")
-    place = np.arange(length)
-    inside = (place >= context[:, :1]) & (place < context[:, 1:])
-    cls = np.broadcast_to(cls, windows)[:, None]
-    is_read = inside | (place == cls)
-    if not (np.isfinite(start[is_read]).all() and np.isfinite(end[is_read]).all()):
-        raise ValueError("a logit is not finite")
-    # In float64, so that rounding creates no ties.
-    starts, ends = start.astype(np.float64), end.astype(np.float64)
-    null = float((np.take_along_axis(starts, cls, 1) + np.take_along_axis(ends, cls, 1)).min())
-    starts, ends = np.where(inside, starts, -np.inf), np.where(inside, ends, -np.inf)
-    # [W, T, width]: the offset of the last token from the first.
-    width = min(longest, length)
-    ends = np.pad(ends, ((0, 0), (0, width)), constant_values=-np.inf)[:, place[:, None] + np.arange(width)]
-    scores = (starts[:, :, None] + ends).ravel()
-    return DecodedAnswers(_best(scores, (windows, length, width), spans, text, best), null)
-
-
-def _best(scores: np.ndarray, shape: tuple[int, int, int], spans: np.ndarray, text: str, best: int) -> list[Answer]:
-    """Return the `best` highest-scoring distinct answers.
-
-    `scores` is flattened from `shape`: windows, first tokens, offsets of the last token. -inf is not a candidate.
-    """
-    available = int(np.isfinite(scores).sum())
-    count = best
-    while True:
-        count = min(count, available)
-        if not count:
-            return []
-        # Include all ties with the last candidate, since np.partition does not order them.
-        candidates = np.flatnonzero(scores >= np.partition(scores, -count)[-count])
-        window, first, offset = np.unravel_index(candidates, shape)
-        begins, ends = spans[window, first, 0], spans[window, first + offset, 1]
-        order = np.lexsort((ends, begins, -scores[candidates]))
-        answers: dict[str, Answer] = {}
-        for score, begin, end in zip(
-            scores[candidates][order].tolist(), begins[order].tolist(), ends[order].tolist(), strict=True
-        ):
-            span = text[begin:end]
-            if (answer := span.strip()) and answer not in answers:
-                answers[answer] = Answer(answer, begin + len(span) - len(span.lstrip()), score)
-            if len(answers) == best:
-                break
-        if len(answers) == best or count == available:
-            return list(answers.values())
-        count *= 4
-
-
-# --- scores of answers ----------------------------------------------------------------------------------------------------------
 
 
 def normalized(answer: str) -> str:

@@ -9,7 +9,7 @@ place of a prediction, an example that is malformed or too long has `error`, if 
 - a number of a text: `number`;
 - tags of words: `tags`, with `word`, `tag` and `probability` for each word, the last two null where the row has no token of it;
   if all tags are IOB, also `entities`, with `type`, `first` word, `end`, one past the last word, and `text`;
-- an answer in a context: `answer`, its characters [`start`, `end`) of the context, `score`, the sum of the logits of its ends,
+- an answer in a context: `answer`, its characters [`start`, `end`) of the context, `score`, the sum of its start and end logits,
   and `null_score`, that of no answer; where no answer is the prediction, all but the last are null;
 - options of a question: `choice`, the number of the most likely one from 0, `option`, its text, and `probabilities` of all.
 
@@ -23,8 +23,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float64
 
-from eval.metrics import metric_functions
-from eval.scoring import labelled_scores
+from eval.prediction.span_decoding import decode_question, entities
 from train.data.example_types import Choice, Question, Tagged, Text, is_iob
 from train.data.unlabelled_reader import UnlabelledExample
 from train.rows.example_rows import ExampleRow
@@ -32,6 +31,8 @@ from zoo.batch import IGNORED
 from zoo.errors import BadInput
 
 Prediction = dict[str, Any]
+THRESHOLD = 0.5
+"""Least probability of a label that is predicted, if a text may have several labels."""
 
 
 def of_example(
@@ -55,7 +56,7 @@ def of_example(
     """
     match example:
         case Text() if multi_label:
-            return _labels(labelled_scores.sigmoid(logits[0]), labels)
+            return _labels(sigmoid(logits[0]), labels)
         case Text() if len(labels) == 1:
             return {"number": round_to_float32(logits[0, 0])}
         case Text():
@@ -97,6 +98,11 @@ def example_texts(example: Any) -> dict[str, Any]:
     return {}
 
 
+def sigmoid(logits: Float64[np.ndarray, "*N O"]) -> Float64[np.ndarray, "*N O"]:
+    """Return the probability of each label of texts that may have several."""
+    return np.exp(-np.logaddexp(0, -logits))
+
+
 def softmax(logits: Float64[np.ndarray, "*N O"]) -> Float64[np.ndarray, "*N O"]:
     """Return the probabilities of logits."""
     powers = np.exp(logits - logits.max(-1, keepdims=True))
@@ -117,7 +123,7 @@ def _class(probabilities: Float64[np.ndarray, " O"], labels: Sequence[str]) -> P
 
 def _labels(probabilities: Float64[np.ndarray, " O"], labels: Sequence[str]) -> Prediction:
     return {
-        "labels": list(itertools.compress(labels, probabilities >= labelled_scores.THRESHOLD)),
+        "labels": list(itertools.compress(labels, probabilities >= THRESHOLD)),
         "probabilities": dict(zip(labels, map(round_to_float32, probabilities), strict=True)),
     }
 
@@ -129,17 +135,17 @@ def _tags(words: Sequence[str], row: ExampleRow, probabilities: Float64[np.ndarr
         tags[int(row.labels[at])] |= {"tag": labels[best], "probability": round_to_float32(probabilities[at, best])}
     if not is_iob(labels):
         return {"tags": tags}
-    entities = [
+    records = [
         {"type": entity.type, "first": entity.first, "end": entity.end, "text": " ".join(words[entity.first : entity.end])}
-        for entity in metric_functions.entities([tag["tag"] or "O" for tag in tags])
+        for entity in entities([tag["tag"] or "O" for tag in tags])
     ]
-    return {"tags": tags, "entities": entities}
+    return {"tags": tags, "entities": records}
 
 
 def _answer(
     question: Question, rows: Sequence[ExampleRow], logits: Float64[np.ndarray, "R 2 T"], null_threshold: float | None
 ) -> Prediction:
-    decoded = labelled_scores.decode(question, rows, logits)
+    decoded = decode_question(question, rows, logits)
     if not decoded.choose(null_threshold):
         return {"answer": None, "start": None, "end": None, "score": None, "null_score": round_to_float32(decoded.null)}
     best = decoded.answers[0]

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from eval.inference.batch_loop import BatchLoop
+from eval.inference.head_logits import logits_loop
+from eval.inference.likelihood import row_length
 from eval.prediction import prediction_records
-from eval.scoring.batch_loop import BatchLoop
-from eval.scoring.labelled_scores import logits_loop
-from eval.scoring.likelihood import row_length
 from train.config import run_config
 from train.data import unlabelled_reader
 from train.data.example_types import Example

@@ -7,10 +7,10 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
+from eval.inference.batch_loop import no_progress
+from eval.inference.completion_scores import PromptCompletion, reward_model_scores
 from eval.prediction import prediction_records
 from eval.prediction.predictor import CHUNK
-from eval.scoring.batch_loop import no_progress
-from eval.scoring.feedback.completion_scores import PromptCompletion, reward_model_scores
 from train.config.find_objective import with_labelled
 from train.config.option_groups import Labelled, LabelledTexts
 from train.data.example_types import Text

@@ -9,7 +9,7 @@ name where it is absent) and `linguistics_term`, the phenomenon the paradigm bel
 A sentence is the beginning of a document: its log-probability is that of all its tokens after end-of-text. No space goes before
 its first word (the task in lm-evaluation-harness adds one, its `target_delimiter`) and no end-of-text after its last. For an
 encoder it is the pseudo-log-likelihood of the sentence with its special tokens (Salazar et al. 2020, section 4.1;
-`eval.scoring.pseudo_likelihood`).
+`eval.inference.token_likelihoods`).
 
 Metrics:
 - accuracy: a pair counts 1 if the good sentence is more likely, 1/2 if both are equally likely, so that a model that cannot
@@ -30,16 +30,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from eval import task_data_files
+from eval.inference.batch_loop import Progress
+from eval.inference.encoder_runner import Encoder
+from eval.inference.likelihood import encode, likelihoods
+from eval.inference.token_likelihoods import pseudo_nats
 from eval.metrics.standard_error import mean_and_error
-from eval.scoring.encoder_runner import Encoder
-from eval.scoring.likelihood import encode, likelihoods
-from eval.scoring.pseudo_likelihood import pseudo_nats
-from eval.tasks import Progress, Result, Settings
-from train.data.text_files import nonblank_lines
+from eval.tasks.task import Result, Settings, Task
 from train.run.item_outcomes import Outcomes
 from train.weights.load import Loaded
-
-OPTIONS = ("limit",)
 
 
 class Pair(NamedTuple):
@@ -53,35 +51,41 @@ class Pair(NamedTuple):
     bad: str
 
 
-def read(names: Sequence[str], settings: Settings) -> list[Pair]:
+def read_pairs(names: Sequence[str], settings: Settings) -> list[Pair]:
     """Read the pairs of all files; with a limit, only the first ones of each paradigm.
 
     Raises:
-        BadInput: see `eval.task_data_files` and `train.data.text_files.nonblank_lines`.
+        BadInput: see `eval.task_data_files`.
     """
     pairs: list[Pair] = []
     counts: collections.Counter[str] = collections.Counter()
-    for file in task_data_files.files(names, (".jsonl",)):
-        for where, text in nonblank_lines(file):
-            fields = task_data_files.text_fields(text, where, ("sentence_good", "sentence_bad"), ("UID", "linguistics_term"))
-            paradigm = fields.get("UID", file.stem)
-            phenomenon = fields.get("linguistics_term", paradigm)
-            counts[paradigm] += 1
-            if not settings.limit or counts[paradigm] <= settings.limit:
-                pairs.append(Pair(where, paradigm, phenomenon, fields["sentence_good"], fields["sentence_bad"]))
+    for file, where, text in task_data_files.lines(names, (".jsonl",)):
+        fields = task_data_files.text_fields(text, where, ("sentence_good", "sentence_bad"), ("UID", "linguistics_term"))
+        paradigm = fields.get("UID", file.stem)
+        phenomenon = fields.get("linguistics_term", paradigm)
+        counts[paradigm] += 1
+        if not settings.limit or counts[paradigm] <= settings.limit:
+            pairs.append(Pair(where, paradigm, phenomenon, fields["sentence_good"], fields["sentence_bad"]))
     return pairs
 
 
-def score(subject: Loaded, pairs: Sequence[Pair], settings: Settings, progress: Progress) -> Result:
+def score_pairs(subject: Loaded, pairs: Sequence[Pair], settings: Settings, progress: Progress) -> Result:
     """Compare the two sentences of each pair.
 
     Raises:
         BadInput: a sentence longer than the model's positions, by file and line (an encoder's sentence may have any
             length); see also `likelihoods` and `pseudo_nats`.
     """
+    sentences = [sentence for pair in pairs for sentence in (pair.good, pair.bad)]
+    options: dict[str, Any] = {"name": lambda number: pairs[number // 2].where, "progress": progress}
     # A decoder may have an encoder's tokenizer, as Ettin's.
-    one_way = "causal" in subject.model.definition.objectives or not subject.tokenizer.special_tokens
-    nats = (_left_to_right if one_way else _both_sides)(subject, pairs, settings, progress)
+    if "causal" in subject.model.definition.objectives or not subject.tokenizer.special_tokens:
+        texts = encode(subject.tokenizer, [("", sentence) for sentence in sentences])
+        results = likelihoods(subject, texts, batch=settings.batch, dtype=settings.dtype, **options)
+        nats = [result.nats for result in results]
+    else:
+        encoder = Encoder.of(subject, batch=settings.batch, dtype=settings.dtype)
+        nats = pseudo_nats(encoder, list(subject.tokenizer.encode_many(sentences)), **options).tolist()
     outcomes: dict[tuple[str, str], list[float]] = {}
     right = [0.5 if good == bad else float(good < bad) for good, bad in zip(nats[::2], nats[1::2], strict=True)]
     for pair, outcome in zip(pairs, right, strict=True):
@@ -106,32 +110,6 @@ def summary(outcomes: Mapping[tuple[str, str], Sequence[float]]) -> Result:
     return Result(metrics, overall["pairs"], {"paradigms": by_name, "phenomena": phenomena})
 
 
-def _left_to_right(subject: Loaded, pairs: Sequence[Pair], settings: Settings, progress: Progress) -> list[float]:
-    """Return -log p of the good and the bad sentence of each pair, from a causal model."""
-    results = likelihoods(
-        subject.model,
-        subject.params,
-        subject.mesh,
-        encode(subject.tokenizer, [("", sentence) for sentence in _sentences(pairs)]),
-        batch=settings.batch,
-        dtype=settings.dtype,
-        name=lambda number: pairs[number // 2].where,
-        progress=progress,
-    )
-    return [result.nats for result in results]
-
-
-def _both_sides(subject: Loaded, pairs: Sequence[Pair], settings: Settings, progress: Progress) -> list[float]:
-    """Return -log p of the good and the bad sentence of each pair, from an encoder."""
-    encoder = Encoder.of(subject, batch=settings.batch, dtype=settings.dtype)
-    ids = list(subject.tokenizer.encode_many(_sentences(pairs)))
-    return pseudo_nats(encoder, ids, name=lambda number: pairs[number // 2].where, progress=progress).tolist()
-
-
-def _sentences(pairs: Sequence[Pair]) -> list[str]:
-    return [sentence for pair in pairs for sentence in (pair.good, pair.bad)]
-
-
 def _row(accuracy: float, error: float | None, pairs: int) -> dict[str, Any]:
     return {"accuracy": accuracy, **({} if error is None else {"stderr": error}), "pairs": pairs}
 
@@ -141,3 +119,8 @@ def _mean(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     errors = [row["stderr"] for row in rows if row.get("stderr") is not None]
     error = math.sqrt(sum(error**2 for error in errors)) / len(rows) if len(errors) == len(rows) else None
     return _row(sum(row["accuracy"] for row in rows) / len(rows), error, sum(row["pairs"] for row in rows))
+
+
+TASK = Task(
+    read=read_pairs, score=score_pairs, metrics=("accuracy", "accuracy_stderr", "phenomenon_accuracy", "ties"), options=("limit",)
+)

@@ -26,11 +26,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from eval.inference.batch_loop import Progress
 from eval.metrics import metric_functions
 from eval.report.error_analysis import CLASSES
-from eval.scoring import labelled_scores
-from eval.scoring.batch_loop import ScoringInputs
-from eval.tasks import Progress, Result, Settings, first
+from eval.tasks.held_out import labelled_scores
+from eval.tasks.held_out.scoring_inputs import ScoringInputs
+from eval.tasks.task import Result, Settings, Task, first
 from train.config.data_options import Data, LabelledData
 from train.config.find_objective import with_labelled
 from train.config.objectives import ClassificationOptions
@@ -44,8 +45,6 @@ from zoo.configs import Objective
 from zoo.errors import BadInput, no_such_file, require
 from zoo.hf import hub
 
-OPTIONS = ("argument", "length", "limit", "labelled")
-OPTIONAL_ARGUMENT = True
 OBJECTIVE_OF_TASK: dict[str, Objective] = {"sequence": "classification", "tokens": "tagging", "span": "span", "choice": "choice"}
 """Task of a head -> the objective that trains it."""
 USUAL = 512
@@ -54,7 +53,7 @@ STEP = 32
 """Rows for published weights are as long as the longest row, rounded up to a multiple of this: few shapes are compiled."""
 
 
-def read(names: Sequence[str], settings: Settings) -> tuple[str, ...]:
+def check_names(names: Sequence[str], settings: Settings) -> tuple[str, ...]:
     """Return the names, since how the files are read depends on the model.
 
     Raises:
@@ -70,7 +69,7 @@ def read(names: Sequence[str], settings: Settings) -> tuple[str, ...]:
     return tuple(names)
 
 
-def score(subject: Loaded, names: tuple[str, ...], settings: Settings, progress: Progress) -> Result:
+def score_labelled_files(subject: Loaded, names: tuple[str, ...], settings: Settings, progress: Progress) -> Result:
     """Score every example of the files.
 
     Raises:
@@ -91,8 +90,8 @@ def score(subject: Loaded, names: tuple[str, ...], settings: Settings, progress:
         rows = _shortened(rows)
     build = objective(objective_name).builder(run, subject.tokenizer, _unread)
     options: dict[str, Any] = {"batch": settings.batch, "dtype": settings.dtype, "progress": progress}
-    inputs = ScoringInputs(run, subject.model, subject.mesh, None, rows, build, **options)
-    measured = labelled_scores.of_run(inputs)(subject.params)
+    inputs = ScoringInputs(run=run, model=subject.model, mesh=subject.mesh, data=None, rows=rows, build=build, **options)
+    measured = labelled_scores.score_labelled(inputs)(subject.params)
     numbers = dict(measured.record())
     count = int(numbers.pop("examples"))
     shares = ("majority_share", "predicted_share") if "accuracy" in chosen else ()
@@ -161,3 +160,6 @@ def _shortened(rows: LabelledRows) -> LabelledRows:
 
 def _unread() -> Any:
     raise AssertionError("no labelled objective uses the frequencies of ids")
+
+
+TASK = Task(read=check_names, score=score_labelled_files, options=("length", "limit", "labelled"), argument="optional")

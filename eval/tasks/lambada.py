@@ -23,16 +23,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from eval import task_data_files, tasks
-from eval.metrics.standard_error import mean_and_error
-from eval.scoring.likelihood import encode, likelihoods
-from eval.tasks import Progress, Result, Settings
-from train.data.text_files import nonblank_lines
+from eval import task_data_files
+from eval.inference.batch_loop import Progress
+from eval.inference.likelihood import encode, likelihoods
+from eval.metrics.standard_error import with_error
+from eval.tasks.task import Result, Settings, Task, first
 from train.run.item_outcomes import Outcomes
 from train.weights.load import Loaded
 from zoo.errors import BadInput
-
-OPTIONS = ("field", "limit")
 
 
 class Passage(NamedTuple):
@@ -44,37 +42,31 @@ class Passage(NamedTuple):
     word: str
 
 
-def read(names: Sequence[str], settings: Settings) -> list[Passage]:
+def read_passages(names: Sequence[str], settings: Settings) -> list[Passage]:
     """Read the passages of all files.
 
     Raises:
-        BadInput: a passage of a single word; see also `eval.task_data_files` and `train.data.text_files.nonblank_lines`.
+        BadInput: a passage of a single word; see also `eval.task_data_files`.
     """
     passages = []
-    for file in task_data_files.files(names, (".jsonl", ".txt")):
-        for where, line in nonblank_lines(file):
-            text = (
-                task_data_files.text_fields(line, where, (settings.field,))[settings.field]
-                if file.suffix.lower() == ".jsonl"
-                else line
-            )
-            context, *last = text.strip().rsplit(maxsplit=1)
-            if not last:
-                raise BadInput(f"{where}: a passage of one word; write two words or more")
-            passages.append(Passage(where, context, text.strip()[len(context) :]))
-    return tasks.first(passages, settings.limit)
+    for file, where, line in task_data_files.lines(names, (".jsonl", ".txt")):
+        is_object, field = file.suffix.lower() == ".jsonl", settings.field
+        text = (task_data_files.text_fields(line, where, (field,))[field] if is_object else line).strip()
+        context, *last = text.rsplit(maxsplit=1)
+        if not last:
+            raise BadInput(f"{where}: a passage of one word; write two words or more")
+        passages.append(Passage(where, context, text[len(context) :]))
+    return first(passages, settings.limit)
 
 
-def score(subject: Loaded, passages: Sequence[Passage], settings: Settings, progress: Progress) -> Result:
+def score_passages(subject: Loaded, passages: Sequence[Passage], settings: Settings, progress: Progress) -> Result:
     """Score the last word of each passage.
 
     Raises:
         BadInput: a last word longer than the model's positions, by file and line; see also `likelihoods`.
     """
     results = likelihoods(
-        subject.model,
-        subject.params,
-        subject.mesh,
+        subject,
         encode(subject.tokenizer, [(passage.context, passage.word) for passage in passages]),
         batch=settings.batch,
         dtype=settings.dtype,
@@ -82,20 +74,16 @@ def score(subject: Loaded, passages: Sequence[Passage], settings: Settings, prog
         name=lambda number: passages[number].where,
         progress=progress,
     )
-    accuracy, error = mean_and_error([float(result.greedy) for result in results])
-    nats = sum(result.nats for result in results) / len(results)
-    return Result(
-        {
-            "accuracy": accuracy,
-            **({} if error is None else {"accuracy_stderr": error}),
-            "perplexity": math.exp(min(nats, 700.0)),
-            "cut": sum(result.cut > 0 for result in results),
-        },
-        len(results),
-        {"tokens": sum(result.tokens for result in results)},
-        outcomes=Outcomes.of(
-            (passage.where for passage in passages),
-            np.array([result.greedy for result in results]),
-            np.array([result.nats for result in results]),
-        ),
-    )
+    right, nats = np.array([result.greedy for result in results]), [result.nats for result in results]
+    metrics = with_error("accuracy", right.astype(np.float64).tolist())
+    metrics |= {"perplexity": math.exp(min(sum(nats) / len(nats), 700.0)), "cut": sum(result.cut > 0 for result in results)}
+    outcomes = Outcomes.of((passage.where for passage in passages), right, np.array(nats))
+    return Result(metrics, len(results), {"tokens": sum(result.tokens for result in results)}, outcomes=outcomes)
+
+
+TASK = Task(
+    read=read_passages,
+    score=score_passages,
+    metrics=("accuracy", "accuracy_stderr", "perplexity", "cut"),
+    options=("field", "limit"),
+)

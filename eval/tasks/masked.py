@@ -24,9 +24,12 @@ from typing import Any
 
 import numpy as np
 
-from eval.scoring import masked_lm_scores
-from eval.scoring.encoder_runner import Encoder
-from eval.tasks import Progress, Result, Settings, read_documents
+from eval.inference.batch_loop import Progress
+from eval.inference.encoder_runner import Encoder
+from eval.tasks.held_out.masked_lm_scores import prediction_scorer
+from eval.tasks.held_out.scoring_inputs import RowsToScore
+from eval.tasks.perplexity import read_documents, row_length, tokens_of
+from eval.tasks.task import Result, Settings, Task
 from train.config.data_options import EncoderData
 from train.config.objectives import MaskedOptions, PermutationOptions
 from train.config.option_groups import Masking
@@ -36,21 +39,16 @@ from train.objectives.masked import Masked
 from train.rows import encoder_rows
 from train.rows.batches import Build
 from train.rows.encoder_rows import EncoderRow
-from train.rows.token_cache import prepare
 from train.run.item_outcomes import Outcomes
 from train.weights.load import Loaded
 from zoo import models
-from zoo.errors import BadInput, require
-from zoo.runtime import caches
+from zoo.errors import BadInput
 
-OPTIONS = ("argument", "field", "limit", "length")
-OPTIONAL_ARGUMENT = True
-PER_TOKEN = ("loss", "perplexity", "accuracy")
 ALL = "all"
 """The argument that replaces every predicted token by the mask."""
 
 
-def read(names: Sequence[str], settings: Settings) -> Documents:
+def read_masked(names: Sequence[str], settings: Settings) -> Documents:
     """Read the documents of all files.
 
     Raises:
@@ -61,7 +59,7 @@ def read(names: Sequence[str], settings: Settings) -> Documents:
     return read_documents(names, settings)
 
 
-def score(subject: Loaded, documents: Documents, settings: Settings, progress: Progress) -> Result:
+def score_masked(subject: Loaded, documents: Documents, settings: Settings, progress: Progress) -> Result:
     """Mask the documents and score the predictions.
 
     Raises:
@@ -76,11 +74,7 @@ def score(subject: Loaded, documents: Documents, settings: Settings, progress: P
             f"--task masked: a {model.family} never sees a token that it predicts; choose --task masked:{ALL}, which hides all "
             "of them, for all models that are compared"
         )
-    length = settings.length or encoder.room
-    require(3 <= length <= encoder.room, "length", settings.length, f"choose 3 to the model's {encoder.room} positions")
-    tokens = prepare(documents, subject.tokenizer, caches.cache_dir() / "text")
-    if len(tokens.ids) == documents.count:
-        raise BadInput("--files: they have no tokens, only white space; write some text")
+    length, tokens = row_length(encoder, settings), tokens_of(documents, subject)
     data = EncoderData(rows="doc_sentences", pack=True, length=length, batch=settings.batch)
     masking = Masking(masked=1.0, random=0.0) if hides_all else Masking()
     run = Run(
@@ -90,23 +84,21 @@ def score(subject: Loaded, documents: Documents, settings: Settings, progress: P
     build = Masked.builder(run, subject.tokenizer, lambda: unseen)
     rows = encoder_rows.plan_rows(tokens, data, subject.tokenizer, seed=0, half="held-out")
     sums: list[np.ndarray] = []
-    metrics = masked_lm_scores.scorer(
+    to_score = RowsToScore(
         # Rows do not continue each other, so an XLNet has no memory here.
-        models.model(dataclasses.replace(model.config, memory=0)) if hasattr(model.config, "memory") else model,
-        subject.mesh,
-        rows,
-        _predicted_last(build) if _permutes(subject) else build,
-        unseen,
+        model=models.model(dataclasses.replace(model.config, memory=0)) if hasattr(model.config, "memory") else model,
+        mesh=subject.mesh,
+        rows=rows,
+        build=_predicted_last(build) if _permutes(subject) else build,
         batch=settings.batch,
         dtype=settings.dtype,
         progress=progress,
-        on_sums=sums.append,
-    )(subject.params).record()
-    names = ("loss", "perplexity", "accuracy", "predictions")
+    )
+    metrics = prediction_scorer(to_score, unseen, on_sums=sums.append)(subject.params).record()
     details = {"length": length} | ({"hidden": ALL} if hides_all else {})
     nats, hits, _, predictions, *_ = np.concatenate(sums, axis=-1)[:, : len(rows)]
     outcomes = Outcomes.of((f"row {number}" for number in range(len(rows))), hits, nats, predictions)
-    return Result({name: metrics[name] for name in names}, documents.count, details, items=details, outcomes=outcomes)
+    return Result({name: metrics[name] for name in TASK.metrics}, documents.count, details, items=details, outcomes=outcomes)
 
 
 def _permutes(subject: Loaded) -> bool:
@@ -130,3 +122,13 @@ def _predicted_last(build: Build) -> Build:
         return {**fields, "order": order, "query_at": predict_at}
 
     return build_last
+
+
+TASK = Task(
+    read=read_masked,
+    score=score_masked,
+    metrics=("loss", "perplexity", "accuracy", "predictions"),
+    per_token=("loss", "perplexity", "accuracy"),
+    options=("field", "limit", "length"),
+    argument="optional",
+)

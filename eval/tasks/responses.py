@@ -26,10 +26,12 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float64
 
+from eval.inference.batch_loop import Progress
+from eval.inference.completion_scores import response_log_probs
+from eval.inference.sampled_responses import sample_responses
 from eval.metrics.best_of_n import groups_of, kl_bound, powers_of_two
 from eval.metrics.standard_error import mean_and_error
-from eval.scoring.feedback.response_log_probs import response_log_probs
-from eval.tasks import Progress, Result, Settings, first
+from eval.tasks.task import Result, Settings, Task, first, shown_numbers
 from train.config.data_options import Data
 from train.config.option_groups import Prompts
 from train.data import labelled_reader
@@ -38,10 +40,9 @@ from train.data.prompt_records import check_columns
 from train.engine import device_mesh
 from train.inputs.prompt_inputs import render
 from train.rollouts.reward_models import Capacity, RewardModel, load_reward_model
-from train.rollouts.rewards import Completion, Judge, ModelName, find_rewards
+from train.rollouts.rewards import Judge, ModelName, find_rewards
 from train.rollouts.sampler import SALT, Sampler
 from train.rows.feedback import prompt_rows
-from train.rows.feedback.preference_rows import Side
 from train.rows.feedback.response_rows import ResponseRow
 from train.tokenizers.chat_template import chat_template
 from train.tokenizers.chat_token_ids import end_mark
@@ -50,12 +51,8 @@ from zoo.configs import longest_row
 from zoo.errors import BadInput, require
 from zoo.generation.decoding_settings import Sampling
 
-OPTIONS = ("limit", "rollout")
-SHOWN = 10
-"""Number of responses among the details."""
 
-
-def read(names: Sequence[str], settings: Settings) -> list[Prompt]:
+def read_prompts(names: Sequence[str], settings: Settings) -> list[Prompt]:
     """Read the prompts of all files, and check that the judges exist.
 
     Raises:
@@ -73,7 +70,7 @@ def read(names: Sequence[str], settings: Settings) -> list[Prompt]:
     return prompts
 
 
-def score(subject: Loaded, prompts: list[Prompt], settings: Settings, progress: Progress) -> Result:
+def score_responses(subject: Loaded, prompts: list[Prompt], settings: Settings, progress: Progress) -> Result:
     """Sample responses to all prompts and judge them.
 
     Raises:
@@ -109,7 +106,11 @@ def score(subject: Loaded, prompts: list[Prompt], settings: Settings, progress: 
         end=end,
         seed=(options.seed + SALT) % (1 << 32),
     )
-    completions, sides, ended = _sample(sampler, subject.params, prompts, rows, options.samples, progress)
+    numbers = np.stack(np.divmod(np.arange(len(rows) * options.samples), options.samples)).astype(np.uint32)  # [2, N]
+    repeated = [rows[number] for number in numbers[0].tolist()]
+    sampled = sample_responses(sampler, subject.params, prompts, repeated, numbers, progress)
+    completions = [response.completion for response in sampled]
+    sides = [response.row.with_response(response.ids) for response in sampled]
     metrics: dict[str, float] = {}
     details: dict[str, Any] = {"samples": options.samples, "temperature": options.temperature}
     if judges:
@@ -121,19 +122,17 @@ def score(subject: Loaded, prompts: list[Prompt], settings: Settings, progress: 
         shares = {judge.name for judge in judges if isinstance(judge, RewardModel) and judge.label is not None}
         details["best of n"] = best_of(total, values, shares)
     if reference is not None:
-        score_of = {
-            "tokens": options.tokens,
-            "temperature": options.temperature,
-            "batch": settings.batch,
-            "dtype": settings.dtype,
-        }
-        log_ratios = response_log_probs(subject, sides, **score_of) - response_log_probs(reference, sides, **score_of)
+        how: dict[str, Any] = {"tokens": options.tokens, "temperature": options.temperature}
+        how |= {"batch": settings.batch, "dtype": settings.dtype}
+        log_ratios = response_log_probs(subject, sides, **how) - response_log_probs(reference, sides, **how)
         metrics["kl"] = float(log_ratios.mean())
-    sizes = [len(side.ids) - side.first for side in sides]
-    metrics |= {"response_length": float(np.mean(sizes)), "unended_share": 1 - float(np.mean(ended))}
-    chosen = np.unique(np.linspace(0, len(completions) - 1, SHOWN).astype(int)).tolist()
+    metrics |= {
+        "response_length": float(np.mean([len(response.ids) for response in sampled])),
+        "unended_share": 1 - float(np.mean([response.ended for response in sampled])),
+    }
     details["texts"] = {
-        str(number + 1): {"prompt": completions[number].prompt.prompt, "response": completions[number].text} for number in chosen
+        str(number + 1): {"prompt": completions[number].prompt.prompt, "response": completions[number].text}
+        for number in shown_numbers(len(completions))
     }
     items = {f"judge {judge.name}": judge.digest for judge in judges if isinstance(judge, RewardModel)}
     return Result(metrics, len(prompts), details, items=items)
@@ -198,27 +197,9 @@ def _reference(subject: Loaded, name: str) -> Loaded:
     return reference
 
 
-def _sample(
-    sampler: Sampler,
-    params: Any,
-    prompts: Sequence[Prompt],
-    rows: Sequence[ResponseRow],
-    samples: int,
-    progress: Progress,
-) -> tuple[list[Completion], list[Side], list[bool]]:
-    """Return the responses, their ids after those of their prompts, and whether they have an end mark, prompt by prompt."""
-    params = sampler.decoding_params(params)
-    completions, sides, ended = [], [], []
-    numbers = np.stack(np.divmod(np.arange(len(rows) * samples), samples)).astype(np.uint32)  # [2, N]
-    batches = range(0, numbers.shape[1], sampler.rows)
-    progress(0, len(batches))
-    for done, begin in enumerate(batches, 1):
-        of_batch = numbers[:, begin : begin + sampler.rows]
-        batch_rows = [rows[number] for number in of_batch[0].tolist()]
-        responses = sampler.sample(params, batch_rows, of_batch)
-        for place, row in enumerate(batch_rows):
-            completions.append(Completion(prompts[row.example], sampler.text(responses, place), responses.text_ids(place)))
-            sides.append(row.with_response(responses.ids(place)))
-        ended += responses.ended.tolist()
-        progress(done, len(batches))
-    return completions, sides, ended
+TASK = Task(
+    read=read_prompts,
+    score=score_responses,
+    metrics=("reward", "reward_deviation", "reward_stderr", "kl", "response_length", "unended_share"),
+    options=("limit", "rollout"),
+)

@@ -25,11 +25,11 @@ from typing import Any
 
 import numpy as np
 
-from eval import tasks
 from eval.generation.folder_settings import changed_fields, folder_processors, make_generator
 from eval.generation.generation_options import Decoding
+from eval.inference.batch_loop import Progress
 from eval.metrics import squad, text_overlap
-from eval.tasks import Progress, Result, Settings
+from eval.tasks.task import Result, Settings, Task, first, shown_numbers
 from train.config.data_options import Data
 from train.config.find_objective import from_labelled
 from train.config.objectives import TextToTextOptions
@@ -43,15 +43,12 @@ from train.weights.load import Loaded
 from zoo.errors import BadInput, require
 from zoo.generation.decoding_settings import GREEDY, UNCHANGED
 
-OPTIONS = ("argument", "labelled", "limit", "tokens", "prefix", "search")
-OPTIONAL_ARGUMENT = True
 LIMIT = 128
 """Default maximum number of tokens of a text."""
-SHOWN = 10
 TABLES = (".tsv", ".csv", ".jsonl", ".parquet")
 
 
-def read(names: Sequence[str], settings: Settings) -> list[Pair | Dialogue]:
+def read_text_pairs(names: Sequence[str], settings: Settings) -> list[Pair | Dialogue]:
     """Read the pairs of parallel files or of tables, or conversations, whose last turns are the references.
 
     Raises:
@@ -64,12 +61,12 @@ def read(names: Sequence[str], settings: Settings) -> list[Pair | Dialogue]:
     tables = options.format != "auto"
     if tables or any(Path(name).is_dir() or Path(name).suffix.lower() in TABLES or ":" in name for name in names):
         pairs = labelled_reader.read_examples("text_to_text", tuple(names), Data(), options)[0]
-        return tasks.first(pairs, settings.limit)  # pyright: ignore[reportReturnType]
+        return first(pairs, settings.limit)  # pyright: ignore[reportReturnType]
     require(len(names) == 2, "files", " ".join(names), "give two parallel files, SOURCE TARGET, or tables")
-    return tasks.first(list(parallel(names[:1], names[1:], options, "--files")), settings.limit)
+    return first(list(parallel(names[:1], names[1:], options, "--files")), settings.limit)
 
 
-def score(subject: Loaded, items: list[Pair | Dialogue], settings: Settings, progress: Progress) -> Result:
+def score_texts(subject: Loaded, items: list[Pair | Dialogue], settings: Settings, progress: Progress) -> Result:
     """Generate a text for every source and compare it with the reference.
 
     Raises:
@@ -114,10 +111,9 @@ def score(subject: Loaded, items: list[Pair | Dialogue], settings: Settings, pro
         numbers, signatures = text_overlap.MEASURES[name](texts, references)
         metrics |= numbers
         details |= signatures
-    examples = np.unique(np.linspace(0, len(pairs) - 1, SHOWN).astype(int)).tolist()
     details["texts"] = {
         str(number + 1): {"source": pairs[number].source, "wanted": references[number], "written": texts[number]}
-        for number in examples
+        for number in shown_numbers(len(pairs))
     }
     right = [squad.exact_match(text, [reference]) for text, reference in zip(texts, references, strict=True)]
     outcomes = Outcomes.of((pair.origin for pair in pairs), np.array(right), np.full(len(pairs), np.nan))
@@ -132,3 +128,12 @@ def _measures(argument: str) -> list[str]:
             all_names = ", ".join(text_overlap.MEASURES)
             raise BadInput(f"--task text_to_text:{argument}: there is no measure {name!r}; choose from {all_names}")
     return names
+
+
+TASK = Task(
+    read=read_text_pairs,
+    score=score_texts,
+    metrics=("bleu", "chrf", *text_overlap.ROUGE, "exact", "f1"),
+    options=("labelled", "limit", "tokens", "prefix", "search"),
+    argument="optional",
+)

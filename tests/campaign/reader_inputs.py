@@ -23,7 +23,8 @@ from eval.comparison.task_scores import read_task_scores
 from eval.experiments import node_status, preregistration
 from eval.generation import prompts
 from eval.report import report, rollout_texts
-from eval.tasks import Settings, blimp, lambada
+from eval.tasks import blimp, lambada
+from eval.tasks.task import Settings
 from tests.support import finished_runs, labelled_files, published, tiny
 from tests.support.states import make
 from train.checkpoints import manifest
@@ -153,9 +154,9 @@ def _instructions(folder: Path) -> Named:
     yield "prompts.jsonl", _reader(file, functools.partial(prompts.read_prompts, file))
     pair = {"sentence_good": "a b", "sentence_bad": "a c", "UID": "x", "linguistics_term": "y"}
     file = put("pairs.jsonl", pair, pair)
-    yield "blimp", _reader(file, functools.partial(blimp.read, [str(file)], Settings()))
+    yield "blimp", _reader(file, functools.partial(blimp.TASK.read, [str(file)], Settings()))
     file = put("passages.jsonl", {"text": "The whale is white"})
-    yield "lambada", _reader(file, functools.partial(lambada.read, [str(file)], Settings()))
+    yield "lambada", _reader(file, functools.partial(lambada.TASK.read, [str(file)], Settings()))
 
 
 def _run(folder: Path) -> Named:

@@ -15,7 +15,7 @@ import pytest
 
 import zoo as interface
 from benchmarks.attention import conformance
-from eval import tasks
+from eval.tasks import task_table
 from tests.support import example_plugin, tiny
 from tests.support.commands import call, in_folder
 from tests.support.example_plugin import installed, write_distribution, write_example
@@ -36,7 +36,7 @@ LOOKUPS: dict[str, Callable[[str], object]] = {
     "zoo.models": models.family,
     "zoo.objectives": objectives.objective,
     "zoo.attention": attention.implementation,
-    "zoo.tasks": tasks.find_task,
+    "zoo.tasks": task_table.find_task,
     "zoo.recipes": recipes.find_recipe,
     "zoo.hooks": load_hook,
 }
@@ -73,7 +73,7 @@ def test_lists_show_names_and_distributions_and_import_nothing(example: Path, ca
         ended = call(capsys, "train", "gpt-nano", *option.split())
         assert ended.code == 2 and message in ended.stderr and "(zoo-example 0.1)" in ended.stderr
     with pytest.raises(BadInput, match=r"nearest is top-one .*top-one \(zoo-example 0.1\)"):
-        tasks.check_task("top-won")
+        task_table.check_task("top-won")
     # The zoo's own names are found without any plug-in.
     assert configs.find_size("gpt2")[0] == "gpt" and "bag" not in configs.families()
     assert not is_imported()

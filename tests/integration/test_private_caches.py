@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks.plan import plan_cache
 from benchmarks.plan.target_devices import parse_target
-from eval.tasks import harness
+from eval.tasks.harness import harness_task
 from tests.support.processes import run_python
 from tests.support.text_tasks import tokenizer
 from train.config.data_options import TextData
@@ -48,7 +48,7 @@ def read_data_of_the_hub(folder: Path) -> None:
 
 
 def read_task_of_the_harness(folder: Path) -> None:
-    with harness._offline():
+    with harness_task._offline():
         raise AssertionError("the cache was accepted")
 
 

@@ -20,7 +20,7 @@ from eval.comparison import comparison_table, seed_statistics
 from eval.experiments.run_progress import RunProgress
 from eval.pages.html_page import Plots, render_page
 from eval.report import run_charts
-from eval.tasks import Result
+from eval.tasks.task import Result
 from tests.support import commands
 from tests.support.finished_runs import make
 from tests.support.small_experiment import small_grid

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from eval.scoring.encoder_runner import Encoder, Text
+from eval.inference.encoder_runner import Encoder, Text
 from tests.support.small import random_params, small
 from train.config import run_config
 from train.engine import device_mesh

@@ -14,7 +14,7 @@ IMPORTED = [
     "zoo.cli.commands.train",
     "train.trainer",
     "eval.report.samples",
-    "eval.scoring.scorers",
+    "eval.tasks.held_out.scorers",
     "eval.report.report",
     "matplotlib.backends.backend_svg",
 ]

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from eval.scoring.likelihood import Likelihood, likelihoods
+from eval.inference.likelihood import Likelihood, likelihoods
 from tests.support.small import random_params, small
 from train.config import run_config
 from train.engine import device_mesh
@@ -36,7 +36,7 @@ def subject(devices: int = 1) -> Loaded:
 
 
 def scored(pairs: Any) -> list[Likelihood]:
-    return likelihoods(subject().model, subject().params, subject().mesh, pairs, batch=4, dtype=jnp.float32)
+    return likelihoods(subject(), pairs, batch=4, dtype=jnp.float32)
 
 
 def write(path: Path, *lines: Any) -> str:

@@ -24,7 +24,7 @@ class ObjectiveOptions:
     data: ClassVar[type[Data]]
     """Class of the options of its data, which has their kind."""
     scorer: ClassVar[str]
-    """Name of the scorer of its held-out data in `eval.scoring.scorers`. A subclass of a declared objective that names none has
+    """Name of the scorer of its held-out data in `eval.tasks.held_out.scorers`. A subclass of a declared objective that names none has
     scores that are comparable with those of that objective."""
     metrics: ClassVar[tuple[str, ...]] = ()
     """Metrics of its validations, any of which may select the checkpoint; empty = they depend on the labels.

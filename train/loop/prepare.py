@@ -40,7 +40,7 @@ class Evaluation:
     """Functions of `eval` that a run calls, which `train` cannot import."""
 
     evaluate: Callable[..., Scorer]
-    """Creates a scorer, as `eval.scoring.scorers.scorer`."""
+    """Creates a scorer, as `eval.tasks.held_out.scorers.scorer`."""
     on_end: Callable[[Path], Any]
     """Writes the report of the run, as `eval.report.report.write_report`."""
     sample: Callable[..., Any] | None = None

@@ -11,9 +11,6 @@ from typing import Any
 from zoo.errors import BadInput, no_such_file, require
 from zoo.hf import hub
 
-ENCODER_TASKS = ("masked", "permutation_likelihood", "pseudo_perplexity")
-"""Tasks of `zoo eval` for encoders alone."""
-
 
 def check_source(name: str, step: int | None = None) -> None:
     """Refuse a run or a folder of published weights that does not exist, and a run without a checkpoint.
@@ -85,14 +82,14 @@ def check_task(task: str, name: str, files: Sequence[str]) -> None:
     Raises:
         BadInput: names the option or the model.
     """
-    from eval import tasks
+    from eval.tasks import task_table
     from train.weights.pretrained_config import may_have_labels
 
-    tasks.require_files(task, files)
+    task_table.require_files(task, files)
     check_files("--files", files)
-    if task.partition(":")[0] in ENCODER_TASKS:
+    if task_table.models_of(task) == "encoder":
         check_encoder(name)
-    if task.partition(":")[0] == "labelled" and not may_have_labels(name):
+    if task_table.models_of(task) == "labelled" and not may_have_labels(name):
         raise BadInput(f"--task {task}: {name} has no labels; fine-tune it first")
 
 

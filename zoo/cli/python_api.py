@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from jaxtyping import Array, Float, Float32
 
     from eval.generation.generator import Generator
-    from eval.scoring.encoder_runner import Encoder
+    from eval.inference.encoder_runner import Encoder
     from train.config.run_config import Run
     from train.tokenizers.tokenizer import Tokenizer
     from train.weights.load import Loaded
@@ -194,7 +194,7 @@ class LoadedModel:
         Raises:
             BadInput: a model that does not read from left to right, a text without tokens, or one longer than the positions.
         """
-        from eval.scoring.likelihood import encode, likelihoods
+        from eval.inference.likelihood import encode, likelihoods
 
         if continuations is None:
             names = check_texts(texts, "texts", blank=False)
@@ -210,7 +210,7 @@ class LoadedModel:
         options: dict[str, Any] = {"batch": self._batch, "dtype": "float32", "name": lambda number: f"text {number + 1}"}
         results = [
             {"text": text, "log_likelihood": -result.nats, "per_token": -result.nats / result.tokens, "tokens": result.tokens}
-            for text, result in zip(names, likelihoods(loaded.model, loaded.params, loaded.mesh, encoded, **options), strict=True)
+            for text, result in zip(names, likelihoods(loaded, encoded, **options), strict=True)
         ]
         return results if continuations is not None else one_or_list(results, texts)
 
@@ -317,7 +317,7 @@ class LoadedModel:
         return self._generators[mark]
 
     def _encoder(self) -> "Encoder":
-        from eval.scoring.encoder_runner import Encoder
+        from eval.inference.encoder_runner import Encoder
 
         return Encoder.of(self._loaded, batch=self._batch, dtype="float32")
 
@@ -377,6 +377,6 @@ def load(
 
 def _named(texts: Sequence[str]) -> Any:
     """Return texts with their names in messages."""
-    from eval.scoring.encoder_runner import Text
+    from eval.inference.encoder_runner import Text
 
     return [Text(f"text {number}", text) for number, text in enumerate(texts, 1)]

@@ -81,7 +81,7 @@ def find_references(name: str) -> References:
         return run_references(folder)
     file = folder / config_json.FILE
     if folder.suffix == ".yaml" or (not file.is_file() and any(folder.rglob("*.yaml"))):
-        from eval.scoring.harness_files import task_references
+        from eval.tasks.harness.harness_files import task_references
 
         return task_references(name)
     if not file.is_file():

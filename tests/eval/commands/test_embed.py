@@ -12,10 +12,10 @@ import pytest
 from safetensors.numpy import load_file
 
 from eval.commands.embed import Pool, embed
-from eval.scoring import encoder_runner
-from eval.scoring.encoder_inputs import Texts
-from eval.scoring.encoder_runner import Encoder
-from eval.scoring.likelihood import row_length
+from eval.inference import encoder_runner
+from eval.inference.encoder_inputs import Texts
+from eval.inference.encoder_runner import Encoder
+from eval.inference.likelihood import row_length
 from tests.support import encoders
 from tests.support.commands import assert_refused, call
 from zoo.errors import BadInput

@@ -13,7 +13,7 @@ from rich.cells import cell_len
 
 from eval.commands import terminal_output
 from eval.commands.fill_mask import FilledMask, fill
-from eval.scoring.likelihood import row_length
+from eval.inference.likelihood import row_length
 from tests.support import encoders
 from tests.support.commands import assert_refused, call
 

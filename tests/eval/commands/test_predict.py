@@ -17,8 +17,8 @@ from eval.commands.predict import predict
 from eval.metrics import squad as spans
 from eval.prediction import prediction_records, predictor, reward_predictor
 from eval.prediction.predictor import Predictor
-from eval.tasks import Settings
 from eval.tasks import labelled as task
+from eval.tasks.task import Settings
 from tests.support import encoders, finetuned, published
 from tests.support import preferences as reward_models
 from tests.support.commands import assert_refused, call
@@ -94,7 +94,7 @@ def test_predictions_are_what_the_score_is_of(case: str, tmp_path: Path) -> None
     assert [output["index"] for output in outputs] == list(range(27))
     assert [output.get("id") for output in outputs] == [str(number) if goal == "span" else None for number in range(27)]
     settings = Settings(labelled=OPTIONS.get(goal, Labelled()))
-    numbers = task.score(subject, (str(file),), settings, lambda done, count: None).metrics
+    numbers = task.TASK.score(subject, (str(file),), settings, lambda done, count: None).metrics
     expected = agreement(case, outputs, truth)
     assert {name: numbers[name] for name in expected} == expected
     if goal not in ("classification", "choice"):
@@ -193,7 +193,7 @@ def test_files_and_models_that_differ_in_the_number_of_labels_are_refused(tmp_pa
         (several, file, Settings(argument="sst2"), "and the model is of several labels per text$"),
     ):
         with pytest.raises(BadInput, match=message):
-            task.score(subject, (str(name),), settings, lambda done, count: None)
+            task.TASK.score(subject, (str(name),), settings, lambda done, count: None)
 
 
 WHALE, GIVEN = ["the whale", "old men"], [["the", "men"], ["old", "ship"]]

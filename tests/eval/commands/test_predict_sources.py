@@ -15,8 +15,8 @@ import pytest
 
 from eval.commands.predict import predict
 from eval.prediction import predictor
-from eval.tasks import Settings
 from eval.tasks.labelled import run_for
+from eval.tasks.task import Settings
 from tests.support import encoders, finetuned
 from tests.support.commands import call
 from tests.support.finetuned import LABELS

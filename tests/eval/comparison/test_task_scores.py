@@ -10,7 +10,7 @@ from eval import task_data_files
 from eval.commands.run_task import fingerprint
 from eval.comparison import comparison_table
 from eval.comparison.seed_statistics import compare
-from eval.tasks import Result, Settings
+from eval.tasks.task import Result, Settings
 from tests.support import tiny
 from tests.support.finished_runs import META, RUN, make
 from train.config.run_config import Optim, Run

@@ -10,6 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from eval.metrics import metric_functions
+from eval.prediction.span_decoding import entities
 from train.run import metric_definitions
 from zoo.errors import BadInput
 
@@ -129,7 +130,7 @@ def walked(tags: list[str]) -> list[tuple[str, int, int]]:
 @given(st.lists(st.lists(st.tuples(TAGS, TAGS), max_size=6), min_size=1, max_size=5))
 def test_entities_are_those_of_conlleval_and_agree_where_type_and_both_ends_do(sentences) -> None:
     truth, found = ([[pair[side] for pair in sentence] for sentence in sentences] for side in (0, 1))
-    assert [metric_functions.entities(tags) for tags in truth] == [walked(tags) for tags in truth]
+    assert [entities(tags) for tags in truth] == [walked(tags) for tags in truth]
     a, b = (Counter((n, *each) for n, tags in enumerate(side) for each in walked(tags)) for side in (truth, found))
     right, predicted, true = (a & b).total(), b.total(), a.total()
     agreement = metric_functions.entity_f1(truth, found)
@@ -141,7 +142,7 @@ def test_entities_are_those_of_conlleval_and_agree_where_type_and_both_ends_do(s
 def test_tags_of_another_scheme_and_sentences_of_another_length_are_refused() -> None:
     for tag in ("E-PER", "B_PER", "b-PER", "B-", "", "O-PER", "PER"):
         with pytest.raises(BadInput, match="not IOB; write O, B-TYPE or I-TYPE"):
-            metric_functions.entities(["O", tag])
+            entities(["O", tag])
     with pytest.raises(ValueError, match="sentence 1: 2 tags, and 1 predicted"):
         metric_functions.entity_f1([["O"], ["O", "O"]], [["O"], ["O"]])
     with pytest.raises(ValueError, match="no sentences"):

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eval.metrics import squad
-from eval.metrics.squad import DecodedAnswers
+from eval.prediction.span_decoding import Answer, DecodedAnswers, decode_answers
 
 TEXT = "Der Fox, the fox and  a Fox met in Köln; the fox  won. "
 
@@ -57,7 +57,7 @@ def brute(start, end, *, context, spans: np.ndarray, text: str, best: int, longe
 @given(st.integers(0, 1 << 30), st.integers(1, 4), st.integers(5, 16), st.integers(1, 25), st.integers(1, 20))
 def test_best_answers_are_those_of_trying_all_pairs(seed: int, count: int, length: int, best: int, longest: int) -> None:
     made = windows(np.random.default_rng(seed), count, length)
-    result = squad.decode(**made, best=best, longest=longest)
+    result = decode_answers(**made, best=best, longest=longest)
     answers, null = brute(**made, best=best, longest=longest)
     assert [tuple(each) for each in result.answers] == answers
     assert result.null == null
@@ -65,7 +65,7 @@ def test_best_answers_are_those_of_trying_all_pairs(seed: int, count: int, lengt
         assert TEXT[answer.first :].startswith(answer.text)
     order = np.random.default_rng(seed).permutation(count)
     shuffled = {name: value if name == "text" else value[order] for name, value in made.items()}
-    assert squad.decode(**shuffled, best=best, longest=longest) == result
+    assert decode_answers(**shuffled, best=best, longest=longest) == result
 
 
 def test_20_answers_of_at_most_30_tokens_are_given() -> None:
@@ -75,7 +75,7 @@ def test_20_answers_of_at_most_30_tokens_are_given() -> None:
     start, end = np.zeros((2, 1, 41), np.float32)
     # The first 31 words would score more than the first 30.
     start[0, 1], end[0, 30], end[0, 31] = 20, 20, 30
-    result = squad.decode(start, end, context=np.array([[1, 41]]), spans=places, text=text)
+    result = decode_answers(start, end, context=np.array([[1, 41]]), spans=places, text=text)
     assert result.answers[0] == (" ".join(f"w{number}" for number in range(30)), 0, 40)
     assert len({answer.text for answer in result.answers}) == 20
 
@@ -83,16 +83,16 @@ def test_20_answers_of_at_most_30_tokens_are_given() -> None:
 def test_window_without_context_has_no_answer_and_logits_that_are_not_finite_are_refused() -> None:
     flat = np.zeros((1, 4), np.float32)
     nothing = dict(context=np.array([[2, 2]]), spans=np.zeros((1, 4, 2), np.int64), text="")
-    result = squad.decode(flat, flat, **nothing)
+    result = decode_answers(flat, flat, **nothing)
     assert (result.answers, result.margin, result.choose(), result.choose(0.0)) == ([], math.inf, "", "")
     outside = flat.copy()
     outside[0, 3] = -np.inf
-    assert squad.decode(outside, outside, **nothing) == result
+    assert decode_answers(outside, outside, **nothing) == result
     outside[0, 0] = np.nan
     with pytest.raises(ValueError, match="not finite"):
-        squad.decode(outside, outside, **nothing)
+        decode_answers(outside, outside, **nothing)
     with pytest.raises(ValueError, match="no windows"):
-        squad.decode(flat[:0], flat[:0], context=np.zeros((0, 2), int), spans=np.zeros((0, 4, 2), int), text="")
+        decode_answers(flat[:0], flat[:0], context=np.zeros((0, 2), int), spans=np.zeros((0, 4, 2), int), text="")
 
 
 def test_answer_is_normalized_as_published() -> None:
@@ -137,7 +137,7 @@ def test_best_threshold_is_that_of_trying_every_one(questions: Sequence[tuple[fl
 
 
 def decoded(text: str, margin: float) -> DecodedAnswers:
-    return DecodedAnswers([squad.Answer(text, 0, 1.0)], 1.0 + margin)
+    return DecodedAnswers([Answer(text, 0, 1.0)], 1.0 + margin)
 
 
 def test_where_some_questions_have_no_answer_it_is_right_to_give_none() -> None:

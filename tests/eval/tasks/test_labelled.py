@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from eval.metrics import metric_functions
-from eval.scoring import labelled_scores
-from eval.tasks import Result, Settings
 from eval.tasks import labelled as task
+from eval.tasks.held_out import labelled_scores
+from eval.tasks.task import Result, Settings
 from tests.support import encoders, finetuned
 from tests.support.commands import call
 from tests.support.finetuned import LABELS, examples, run
@@ -25,22 +25,22 @@ from zoo.errors import BadInput
 
 
 def expected(goal: str, length: int) -> dict[str, Any]:
-    """What `eval.scoring.labelled_scores` makes of the logits of all rows."""
+    """What `eval.tasks.held_out.labelled_scores` makes of the logits of all rows."""
     cfg = run(goal, length=length)
     rows = finetuned.rows(cfg, examples(goal, 27))
     batch = finetuned.batch(cfg, rows)
     logits = finetuned.logits(cfg, batch)
     if goal == "span":
         logits = np.where(np.asarray(batch.segments)[:, None] > 0, np.moveaxis(logits, 2, 1), -np.inf)
-    _, tell = labelled_scores.TASKS[goal]
+    tell = labelled_scores.METRICS[goal]
     return tell(rows, logits, cfg.model.labels).numbers
 
 
 def score(subject: Loaded, *files: Path, argument: str = "", **options: Any) -> Result:
     seen: list[tuple[int, int]] = []
     settings = Settings(dtype=jnp.float32, argument=argument, length=options.pop("length", 0), labelled=Labelled(**options))
-    names = task.read(tuple(map(str, files)), settings)
-    result = task.score(subject, names, settings, lambda done, count: seen.append((done, count)))
+    names = task.TASK.read(tuple(map(str, files)), settings)
+    result = task.TASK.score(subject, names, settings, lambda done, count: seen.append((done, count)))
     assert seen == sorted(seen) and seen[-1][0] == seen[-1][1]
     return result
 

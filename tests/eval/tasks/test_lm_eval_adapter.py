@@ -12,8 +12,10 @@ import yaml
 
 from eval.generation.generation_options import Decoding
 from eval.generation.generator import Generator
-from eval.scoring.likelihood import encode
-from eval.tasks import Settings, blimp, harness
+from eval.inference.likelihood import encode
+from eval.tasks import blimp
+from eval.tasks.harness import harness_task
+from eval.tasks.task import Settings
 from tests.support.text_tasks import pair, quiet, scored, subject, tokenizer, write
 from zoo import trust
 from zoo.cli.trust_option import trust_folder
@@ -46,7 +48,7 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture
 def model(no_network: None) -> Any:
-    from eval.scoring.lm_eval_adapter import HarnessModel
+    from eval.tasks.harness.lm_eval_adapter import HarnessModel
 
     return HarnessModel(subject(), batch=4)
 
@@ -75,8 +77,8 @@ def test_minimal_pairs_give_the_accuracy_of_our_task(tmp_path: Path) -> None:
     fields["metric_list"] = [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}]
     folder = task(tmp_path / "tasks", "local_pairs", data, **fields)
     settings = Settings(argument="local_pairs")
-    result = harness.score(subject(), harness.read([folder], settings), settings, quiet)
-    ours = blimp.score(subject(), blimp.read([data], Settings()), Settings(), quiet)
+    result = harness_task.TASK.score(subject(), harness_task.TASK.read([folder], settings), settings, quiet)
+    ours = blimp.TASK.score(subject(), blimp.TASK.read([data], Settings()), Settings(), quiet)
     expected = {"acc": ours.metrics["accuracy"], "acc_stderr": ours.metrics["accuracy_stderr"]}
     assert result.metrics == pytest.approx(expected, abs=1e-12)
     assert result.examples == len(lines)
@@ -151,10 +153,10 @@ def test_what_cannot_be_loaded_from_this_machine_is_refused(tmp_path: Path) -> N
         "gone": "cannot be loaded without the network: .*gone.jsonl",
     }.items():
         with pytest.raises(BadInput, match=f"--task harness:{name}: {said}") as refused:
-            harness.read([folder], Settings(argument=name))
+            harness_task.TASK.read([folder], Settings(argument=name))
         assert "\n" not in str(refused.value)
     with pytest.raises(BadInput, match=r"only \.yaml files are read here"):
-        harness.read([data], Settings(argument="gone"))
+        harness_task.TASK.read([data], Settings(argument="gone"))
 
 
 ROLLING = {"output_type": "loglikelihood_rolling", "doc_to_text": "", "doc_to_target": "{{text}}"}
@@ -183,16 +185,16 @@ def test_functions_of_a_task_run_only_after_the_user_has_confirmed_them(
     for name in (folder, str(file)):
         line = f"^{name}: its task file names code .* the zoo: the task function evil.same of .*, add --trust {name}"
         with pytest.raises(BadInput, match=line):
-            harness.read([name], Settings(argument="one"))
+            harness_task.TASK.read([name], Settings(argument="one"))
     assert not canary.exists()
     trust_folder(str(file))
-    harness.read([folder], Settings(argument="one"))
+    harness_task.TASK.read([folder], Settings(argument="one"))
     assert canary.exists()
     module.write_text(module.read_text() + "\n")
     if place != "included":
         trust.begin_command([])
         with pytest.raises(BadInput, match="the task function evil"):
-            harness.read([folder], Settings(argument="one"))
+            harness_task.TASK.read([folder], Settings(argument="one"))
 
 
 @pytest.mark.usefixtures("no_network")
@@ -203,7 +205,7 @@ def test_a_metric_that_is_a_script_is_refused(tmp_path: Path) -> None:
     for row in ({"metric": str(tmp_path / "metric")}, {"metric": "acc", "hf_evaluate": True}):
         folder = task(tmp_path / "tasks", "one", data, **ROLLING, metric_list=[row])
         with pytest.raises(BadInput, match=r"one.yaml: metric '.*' is not supported; choose one of the harness's own"):
-            harness.read([folder], Settings(argument="one"))
+            harness_task.TASK.read([folder], Settings(argument="one"))
     assert not (tmp_path / "canary").exists()
 
 
@@ -214,7 +216,7 @@ def test_a_template_that_leaves_the_sandbox_is_refused(tmp_path: Path) -> None:
     settings = Settings(argument="one")
     folder = task(tmp_path / "tasks", "one", data, **{**ROLLING, "doc_to_target": script})
     with pytest.raises(BadInput, match=r"^--task harness:one: a template is refused \(.*unsafe.*\); correct it$"):
-        harness.read([folder], settings)
+        harness_task.TASK.read([folder], settings)
     assert not canary.exists()
 
 
@@ -222,7 +224,7 @@ def test_a_template_that_leaves_the_sandbox_is_refused(tmp_path: Path) -> None:
 def test_templates_of_tasks_have_limits_of_time_depth_and_output() -> None:
     from jinja2 import TemplateError
 
-    from eval.scoring.harness_templates import LimitedEnvironment
+    from eval.tasks.harness.harness_templates import LimitedEnvironment
 
     environment = LimitedEnvironment()
     document = {"text": "a whale\n", "choices": ["x", "y"], "number": 1.5}
@@ -255,10 +257,10 @@ def test_several_tasks_are_averaged_where_they_measure_the_same() -> None:
         "versions": {"a": 1.0, "b": 2.0},
         "n-shot": {"a": 0, "b": 5},
     }
-    result = harness.summary(found)
+    result = harness_task.summary(found)
     wanted = {"acc": 0.7, "acc_stderr": 0.025, "a f1": 0.4, "a exact,strict": 0.25, "b bits_per_byte": 2.0, "both acc": 0.6}
     assert result.metrics == pytest.approx(wanted)
     own = {"acc": 0.9, "acc_stderr": 0.04, "bits_per_byte": 2.0}
     assert result.examples == 7 and result.details["tasks"]["b"] == {**own, "examples": 3, "version": "2.0", "shots": 5}
     del found["results"]["b"], found["results"]["both"], found["n-samples"]["b"]
-    assert harness.summary(found).metrics == {"acc": 0.5, "acc_stderr": 0.03, "f1": 0.4, "exact,strict": 0.25}
+    assert harness_task.summary(found).metrics == {"acc": 0.5, "acc_stderr": 0.03, "f1": 0.4, "exact,strict": 0.25}

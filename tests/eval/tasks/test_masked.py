@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from eval.tasks import Result, Settings, masked
+from eval.tasks import masked
+from eval.tasks.task import Result, Settings
 from tests.support import encoders, tiny
 from train.config.option_groups import Permutation
 from train.engine.losses import token_losses
@@ -28,7 +29,7 @@ def quiet(done: int, count: int) -> None:
 def score(subject: Any, folder: Path, argument: str = "all") -> Result:
     (folder / "a.txt").write_text(encoders.TEXT)
     settings = Settings(length=LENGTH, batch=3, argument=argument)
-    return masked.score(subject, masked.read([str(folder / "a.txt")], settings), settings, quiet)
+    return masked.TASK.score(subject, masked.TASK.read([str(folder / "a.txt")], settings), settings, quiet)
 
 
 def with_run(subject: Any, **options: Any) -> Any:

@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from eval.scoring.feedback.completion_scores import PromptCompletion
-from eval.tasks import Settings, preferences, rewards
+from eval.inference.completion_scores import PromptCompletion
+from eval.tasks import preferences
+from eval.tasks.task import Settings
 from tests.support import tiny
 from tests.support.chat import chat_tokenizer
 from tests.support.encoders import loaded
@@ -39,7 +40,7 @@ def subject(model: Model, **changes: Any) -> Loaded:
 
 
 def score(of: Loaded, pairs: Any = None) -> Any:
-    return preferences.score(of, pairs or examples(), Settings(batch=2), lambda *_: None)
+    return preferences.PREFERENCES.score(of, pairs or examples(), Settings(batch=2), lambda *_: None)
 
 
 @pytest.mark.parametrize("family", ["gpt", *(pytest.param(name, marks=pytest.mark.full) for name in ("bert", "t5"))])
@@ -158,7 +159,7 @@ def test_scores_are_normalized_over_texts_and_stored(tmp_path: Path) -> None:
     of = subject(net("gpt"))
 
     def run(argument: str, of: Loaded) -> Any:
-        return rewards.score(of, texts, Settings(argument=argument), lambda *_: None)
+        return preferences.REWARDS.score(of, texts, Settings(argument=argument), lambda *_: None)
 
     raw, stored = run("", of), run("normalize", of).reward_scale
     assert raw.reward_scale is None and (raw.metrics["gain"], raw.metrics["bias"]) == (1.0, 0.0)
@@ -181,15 +182,18 @@ def test_scores_are_normalized_over_texts_and_stored(tmp_path: Path) -> None:
 
 def test_files_of_the_tasks_are_checked_before_a_model_is_read(tmp_path: Path) -> None:
     file = put(tmp_path / "a.jsonl", [{"prompt": "a", "completion": "b"}, {"completion": "c"}])
-    assert [(item.prompt, item.completion) for item in rewards.read([str(file)], Settings())] == [("a", "b"), ("", "c")]
+    assert [(item.prompt, item.completion) for item in preferences.REWARDS.read([str(file)], Settings())] == [
+        ("a", "b"),
+        ("", "c"),
+    ]
     turns = {"prompt": [{"role": "user", "content": "a"}], "completion": [{"role": "assistant", "content": "b"}]}
-    (conversation,) = rewards.read([str(put(tmp_path / "b.jsonl", [turns]))], Settings())
+    (conversation,) = preferences.REWARDS.read([str(put(tmp_path / "b.jsonl", [turns]))], Settings())
     assert (conversation.prompt, conversation.completion) == ((Message("user", "a"),), (Message("assistant", "b"),))
     file.write_text(json.dumps({"prompt": "a", "completion": " "}))
     for task, settings, message in (
-        (rewards, Settings(), "a.jsonl:1: the completion is empty; write one"),
-        (rewards, Settings(argument="x"), "task rewards:x: choose rewards:normalize"),
-        (preferences, Settings(), 'a.jsonl:1: no "chosen"'),
+        (preferences.REWARDS, Settings(), "a.jsonl:1: the completion is empty; write one"),
+        (preferences.REWARDS, Settings(argument="x"), "task rewards:x: choose rewards:normalize"),
+        (preferences.PREFERENCES, Settings(), 'a.jsonl:1: no "chosen"'),
     ):
         with pytest.raises(BadInput, match=message):
             task.read([str(file)], settings)

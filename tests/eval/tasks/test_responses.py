@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from eval.tasks import Result, Settings, responses
+from eval.tasks import responses
+from eval.tasks.task import Result, Settings
 from tests.support import preferences, published
 from tests.support.encoders import folder
 from tests.support.labelled_files import put
@@ -57,7 +58,7 @@ def result(of: Loaded, tmp_path: Path, *, batch: int = 3, **options: Any) -> Res
     file = put(tmp_path / "p.jsonl", PROMPTS)
     values = {"reward": ("judging:length_and_bonus", "judging:first_id@0"), "samples": 5, "tokens": 6}
     settings = Settings(batch=batch, rollout=JudgedResponses(**{**values, **options}))
-    return responses.score(of, responses.read([str(file)], settings), settings, lambda *_: None)
+    return responses.TASK.score(of, responses.TASK.read([str(file)], settings), settings, lambda *_: None)
 
 
 @pytest.mark.parametrize("family", ["gpt", pytest.param("t5", marks=pytest.mark.full)])
@@ -83,13 +84,14 @@ def test_the_divergence_is_the_mean_log_ratio_at_the_temperature(
     of, reference = subject(), subject(seed=1)
     monkeypatch.setattr(responses, "load_model", lambda name, mesh: reference)
     texts: list[Any] = []
-    original = responses._sample
+    original = responses.sample_responses
 
     def sample(*arguments: Any) -> Any:
-        texts.extend((made := original(*arguments))[1])
-        return made
+        sampled = original(*arguments)
+        texts.extend(response.row.with_response(response.ids) for response in sampled)
+        return sampled
 
-    monkeypatch.setattr(responses, "_sample", sample)
+    monkeypatch.setattr(responses, "sample_responses", sample)
     value = result(of, tmp_path, reference="ref", temperature=temperature).metrics["kl"]
 
     def log_prob(loaded: Loaded, side: Any) -> float:

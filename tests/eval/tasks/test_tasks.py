@@ -1,7 +1,6 @@
 """Tasks on local files: what is read, what is measured, and what becomes of it."""
 
 import dataclasses
-import importlib
 import json
 import math
 import re
@@ -15,11 +14,12 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from eval import task_data_files, tasks
+from eval import task_data_files
 from eval.commands import run_task
+from eval.inference.likelihood import encode, likelihoods
 from eval.metrics.standard_error import mean_and_error
-from eval.scoring.likelihood import encode, likelihoods
-from eval.tasks import Settings, blimp, lambada, perplexity
+from eval.tasks import blimp, lambada, perplexity, task_table
+from eval.tasks.task import Settings, Task
 from tests.support import tiny
 from tests.support.text_tasks import TEXT, pair, quiet, scored, subject, tokenizer, write
 from train.checkpoints.checkpoints import Checkpoints
@@ -34,22 +34,30 @@ from train.tokenizers.tokenizer import Tokenizer
 from zoo.errors import BadInput
 
 
+@pytest.mark.planted(2)
 def test_a_task_has_its_options_and_functions() -> None:
-    for name in tasks.tasks():
-        module = importlib.import_module(f"eval.tasks.{name}")
-        assert set(module.OPTIONS) <= {field.name for field in dataclasses.fields(Settings)}
-        assert callable(module.read) and callable(module.score)
+    assert [*task_table.TASKS] == sorted(task_table.TASKS)
+    for name in task_table.TASKS:
+        task = task_of(name)
+        assert isinstance(task, Task) and task_table._is_task(task)
+        assert {*task.per_token} <= {*task.metrics} and len({*task.metrics}) == len(task.metrics)
+    assert not task_table._is_task(dataclasses.replace(blimp.TASK, options=("limits",)))
+    assert not task_table._is_task(blimp)
+
+
+def task_of(name: str) -> Task[Any]:
+    return task_table.find_task("harness:x" if name == "harness" else name)[0]
 
 
 def test_a_task_is_found_by_its_name() -> None:
-    assert tasks.find_task("blimp") == (blimp, "")
-    assert tasks.find_task("harness:a:b")[1] == "a:b"
+    assert task_table.find_task("blimp") == (blimp.TASK, "")
+    assert task_table.find_task("harness:a:b")[1] == "a:b"
     for name, said in {
         "blimp:x": "blimp takes nothing after a colon",
         "harness": "needs an argument, as --task harness:NAME",
     }.items():
         with pytest.raises(BadInput, match=f"--task {name}: .*{said}"):
-            tasks.find_task(name)
+            task_table.find_task(name)
 
 
 GOOD = '{"sentence_good": "a", "sentence_bad": "b"}'
@@ -74,7 +82,7 @@ def test_a_bad_line_is_refused_by_its_number(tmp_path: Path) -> None:
     for task, content, message in BAD_FILES:
         file.write_bytes(content)
         with pytest.raises(BadInput, match=message) as refused:
-            tasks.find_task(task)[0].read([str(file)], Settings())
+            task_table.find_task(task)[0].read([str(file)], Settings())
         assert "\n" not in str(refused.value)
 
 
@@ -103,9 +111,9 @@ def test_minimal_pairs_compare_whole_sentences_and_ties_count_half(tmp_path: Pat
     first = write(tmp_path / "first.jsonl", pair(likely, unlikely), pair(unlikely, likely), pair(likely, unlikely))
     fields = {"UID": "second", "linguistics_term": "agreement"}
     second = write(tmp_path / "x.jsonl", pair(likely, unlikely, **fields), pair(likely, likely, **fields))
-    pairs = blimp.read([first, second], Settings())
+    pairs = blimp.TASK.read([first, second], Settings())
     assert [each.where for each in pairs][:4] == [f"{first}:1", f"{first}:2", f"{first}:3", f"{second}:1"]
-    result = blimp.score(subject(8), pairs, Settings(), quiet)
+    result = blimp.TASK.score(subject(8), pairs, Settings(), quiet)
     assert result.details["paradigms"]["first"]["accuracy"] == pytest.approx(2 / 3)
     assert result.details["phenomena"]["agreement"] == {"accuracy": 0.75, "stderr": 0.25, "pairs": 2}
     assert result.metrics["accuracy"] == pytest.approx((2 / 3 + 0.75) / 2)
@@ -135,7 +143,7 @@ def test_paradigms_weigh_the_same_and_so_do_phenomena() -> None:
 def test_the_last_word_is_split_off_with_its_space(tmp_path: Path) -> None:
     lines = write(tmp_path / "a.txt", "The old whale sleeps ", "", "The  men\tsee")
     objects = write(tmp_path / "b.jsonl", {"passage": "The\nwhale."})
-    found = lambada.read([lines], Settings()) + lambada.read([objects], Settings(field="passage"))
+    found = lambada.TASK.read([lines], Settings()) + lambada.TASK.read([objects], Settings(field="passage"))
     divided = [("The old whale", " sleeps"), ("The  men", "\tsee"), ("The", "\nwhale.")]
     assert [(each.context, each.word) for each in found] == divided
     assert [each.where for each in found] == [f"{lines}:1", f"{lines}:3", f"{objects}:1"]
@@ -143,16 +151,16 @@ def test_the_last_word_is_split_off_with_its_space(tmp_path: Path) -> None:
 
 def test_the_last_word_counts_if_greedy_over_all_its_tokens(tmp_path: Path) -> None:
     """With a model to which " whale" is the likeliest token everywhere."""
-    net, params, mesh = subject().model, subject().params, subject().mesh
+    net, params = subject().model, subject().params
     (whale,) = tokenizer().encode(" whale").tolist()
     bias = 9 * params["embed"]["tokens"]["embedding"][whale]
     hunter = dataclasses.replace(subject(), params={**params, "norm": {**params["norm"], "bias": bias}})
     lines = ["The old whale", "The men", "The men whaled", "The whale. " * 20 + "The whale", "The ship whale"]
-    passages = lambada.read([write(tmp_path / "a.txt", *lines)], Settings())
-    result = lambada.score(hunter, passages, Settings(), quiet)
+    passages = lambada.TASK.read([write(tmp_path / "a.txt", *lines)], Settings())
+    result = lambada.TASK.score(hunter, passages, Settings(), quiet)
     pairs = encode(tokenizer(), [(passage.context, passage.word) for passage in passages])
     pairs[3] = (pairs[3][0][-net.config.context :], pairs[3][1])
-    found = likelihoods(net, hunter.params, mesh, pairs, batch=16, dtype=jnp.float32)
+    found = likelihoods(hunter, pairs, batch=16, dtype=jnp.float32)
     assert found[2].tokens > 1
     assert result.metrics == {
         "accuracy": pytest.approx(3 / 5),
@@ -168,7 +176,7 @@ def test_perplexity_of_each_token_is_conditioned_on_its_row(tmp_path: Path, monk
     first, second = TEXT[:50], "Queequeg sees."
     file = write(tmp_path / "a.jsonl", {"text": first}, {"text": second})
     settings = Settings(length=8, stride=3, words=True)
-    result = perplexity.score(subject(8), perplexity.read([file], settings), settings, quiet)
+    result = perplexity.PERPLEXITY.score(subject(8), perplexity.PERPLEXITY.read([file], settings), settings, quiet)
     end = tokenizer().end_of_text
     stream = [end, *tokenizer().encode(first).tolist(), end, *tokenizer().encode(second).tolist(), end]
     begins = [3 * max(0, math.ceil((place - 8) / 3)) for place in range(1, len(stream))]
@@ -184,7 +192,7 @@ def test_perplexity_of_each_token_is_conditioned_on_its_row(tmp_path: Path, monk
     refused = {"--length 33: choose at most": Settings(length=33), "--stride 9: choose 1 to 8": Settings(length=8, stride=9)}
     for said, wrong in refused.items():
         with pytest.raises(BadInput, match=said):
-            perplexity.score(subject(), perplexity.read([file], wrong), wrong, quiet)
+            perplexity.PERPLEXITY.score(subject(), perplexity.PERPLEXITY.read([file], wrong), wrong, quiet)
 
 
 def test_words_split_over_chunks_count_once() -> None:
@@ -236,6 +244,7 @@ def test_a_result_is_printed_kept_and_shown(run: Path, tmp_path: Path, capsys: p
     said = json.loads(capsys.readouterr().out)
     kept = json.loads((run / "evaluations.json").read_text())
     assert list(kept) == ["blimp", "lambada"]
+    assert {*said["metrics"]} == {*lambada.TASK.metrics}
     assert kept["lambada"] == {name: said[name] for name in ("step", "metrics", "examples", "details", *SCOPE)}
     assert (said["task"], said["model"], said["step"], said["details"]["files"]) == ("lambada", "tiny", 7, [passage])
     assert "blimp" in (run / "report.html").read_text()
@@ -290,11 +299,11 @@ def test_a_limited_score_is_marked_and_stored_separately(run: Path, tmp_path: Pa
 def test_every_task_reads_the_first_examples_alone(tmp_path: Path) -> None:
     passages = write(tmp_path / "a.jsonl", *[{"text": f"the whale {number}"} for number in range(5)])
     read: dict[str, Any] = {}
-    for name in tasks.tasks():
-        module = importlib.import_module(f"eval.tasks.{name}")
-        assert "limit" in module.OPTIONS
+    for name in task_table.TASKS:
+        task = task_of(name)
+        assert "limit" in task.options
         if name in ("lambada", "perplexity", "masked", "pseudo_perplexity", "permutation_likelihood"):
-            read[name] = module.read([passages], Settings(limit=2)), module.read([passages], Settings())
+            read[name] = task.read([passages], Settings(limit=2)), task.read([passages], Settings())
     for few, every in read.values():
         assert [each.text if isinstance(each, Document) else f"the whale{each.word}" for each in few] == [
             "the whale 0",
@@ -302,7 +311,7 @@ def test_every_task_reads_the_first_examples_alone(tmp_path: Path) -> None:
         ]
         assert len(list(few)) == 2 < len(list(every)) == 5
     table = write(tmp_path / "a.tsv", "source\ttarget", "a\tb", "c\td")
-    pairs = importlib.import_module("eval.tasks.text_to_text")
+    pairs = task_of("text_to_text")
     for names in ([table], [passages.replace(".jsonl", ".en")] * 2):
         (tmp_path / "a.en").write_text("a\nc\n")
         assert len(pairs.read(names, Settings(limit=1))) == 1 < len(pairs.read(names, Settings())) == 2

@@ -10,7 +10,8 @@ import pytest
 from eval.commands import run_task
 from eval.generation.generation_options import Decoding
 from eval.metrics import text_overlap
-from eval.tasks import Settings, text_to_text
+from eval.tasks import text_to_text
+from eval.tasks.task import Settings
 from tests.support.generation import gpt, gpt_generator, gpt_tokenizer, seq2seq_generator, seq2seq_loaded, seq2seq_tokenizer
 from tests.support.small import small
 from train.weights.load import Loaded
@@ -33,7 +34,7 @@ def files(tmp_path: Path) -> tuple[str, ...]:
 def test_scores_are_of_the_texts_that_the_generator_writes(beams: int, asked: str, files: tuple[str, ...]) -> None:
     search = Beams(beams=beams) if beams > 1 else Beams()
     settings, words = Settings(argument=asked, tokens=6, search=search, prefix="say:"), seq2seq_tokenizer()
-    result = text_to_text.score(seq2seq_loaded("t5"), text_to_text.read(files, settings), settings, lambda *_: None)
+    result = text_to_text.TASK.score(seq2seq_loaded("t5"), text_to_text.TASK.read(files, settings), settings, lambda *_: None)
     ids = [np.append(words.encode(f"say: {text}"), words.end_of_text) for text in SOURCES]
     generated = seq2seq_generator("t5").generate(ids, Decoding(limit=6, sampling=GREEDY, search=search))
     texts = [each.text for each in generated]
@@ -51,14 +52,14 @@ def test_scores_are_of_the_texts_that_the_generator_writes(beams: int, asked: st
 
 def test_files_that_cannot_be_read_and_models_that_cannot_generate_are_refused(files: tuple[str, ...]) -> None:
     with pytest.raises(BadInput, match="there is no measure 'blue'; choose from bleu"):
-        text_to_text.read(("a.tsv",), Settings(argument="blue"))
+        text_to_text.TASK.read(("a.tsv",), Settings(argument="blue"))
     with pytest.raises(BadInput, match="--tokens -1: choose 0"):
-        text_to_text.read(files, Settings(tokens=-1))
+        text_to_text.TASK.read(files, Settings(tokens=-1))
     with pytest.raises(BadInput, match=r"--files a\.en: give two parallel files"):
-        text_to_text.read(("a.en",), Settings())
+        text_to_text.TASK.read(("a.en",), Settings())
     subject = dataclasses.replace(decoder(), model=small("xlnet"))
     with pytest.raises(BadInput, match="xlnet; choose an encoder-decoder or a GPT"):
-        text_to_text.score(subject, text_to_text.read(files, Settings()), Settings(), lambda *_: None)
+        text_to_text.TASK.score(subject, text_to_text.TASK.read(files, Settings()), Settings(), lambda *_: None)
 
 
 def decoder() -> Loaded:
@@ -74,7 +75,9 @@ def test_a_decoder_continues_prompts_and_conversations_up_to_their_end_marks(tmp
         '{"prompt": "Some years", "completion": " ago"}\n'
     )
     settings = Settings(argument="exact", tokens=6)
-    result = text_to_text.score(subject, text_to_text.read((str(tmp_path / "a.jsonl"),), settings), settings, lambda *_: None)
+    result = text_to_text.TASK.score(
+        subject, text_to_text.TASK.read((str(tmp_path / "a.jsonl"),), settings), settings, lambda *_: None
+    )
     mark = np.array([words.end_of_text], np.int32)
     ids = [words.encode("Call me"), np.concatenate([words.encode("Some"), mark]), words.encode("Some years")]
     texts = [each.text.strip() for each in gpt_generator().generate(ids, Decoding(limit=6, sampling=GREEDY))]

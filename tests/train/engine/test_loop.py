@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from eval.commands import eval_run
-from eval.scoring import scorers
+from eval.tasks.held_out import scorers
 from tests.support import tiny
 from tests.support.runs import snapshot, text
 from train import trainer

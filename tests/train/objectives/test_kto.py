@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from eval.scoring.batch_loop import ScoringInputs
-from eval.scoring.feedback import kto_scores
+from eval.tasks.held_out import preference_scores
+from eval.tasks.held_out.scoring_inputs import ScoringInputs
 from tests.support import preference_steps, tiny, trl_kto
 from tests.support.gradients import assert_equal_gradients
 from tests.support.preference_steps import MESH_CASES, MESHES, assert_equal_to_torch, batch_of, pairs_of
@@ -211,8 +211,8 @@ def test_scores_are_those_of_one_batch_of_all_held_out_examples() -> None:
     (batch,) = in_order(rows, build, 16, np.arange(16))
 
     def scores(params: Any, size: int) -> dict[str, float | int]:
-        scored = ScoringInputs(run, net, MESH, None, rows, build, batch=size, dtype=jnp.float32)
-        return kto_scores.of_run(scored)(params).record()
+        scored = ScoringInputs(run=run, model=net, mesh=MESH, data=None, rows=rows, build=build, batch=size, dtype=jnp.float32)
+        return preference_scores.score_kto(scored)(params).record()
 
     at_reference, *records = scores(params, 16), scores(other, 16), scores(other, 3)
     assert at_reference["loss"] == pytest.approx((6 * 1.5 + 3) / 9 / 2, abs=1e-5)
@@ -238,7 +238,7 @@ def test_without_a_reference_the_scores_are_those_of_the_answers_alone() -> None
     expected = np.mean(1 / (1 + np.exp(0.1 * np.where([False, True, True, True], logs, -logs))))
     value, z = value_of(objective, net, params, batch)
     assert float(value) == pytest.approx(expected, rel=1e-5) and z == 0
-    scored = ScoringInputs(run, net, MESH, None, rows, build, batch=4, dtype=jnp.float32)
-    record = kto_scores.of_run(scored)(params).record()
+    scored = ScoringInputs(run=run, model=net, mesh=MESH, data=None, rows=rows, build=build, batch=4, dtype=jnp.float32)
+    record = preference_scores.score_kto(scored)(params).record()
     assert record["loss"] == pytest.approx(expected, rel=1e-5) and record["reference_point"] == 0
     assert record["desired_reward"] == pytest.approx(0.1 * logs[1:].mean(), rel=1e-5)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from eval.scoring.encoder_runner import Encoder
+from eval.inference.encoder_runner import Encoder
 from tests.support import finetuned, tiny
 from tests.support.encoder_text import sentences_of, uncased
 from tests.support.small import random_params, row, sees, small

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from eval.commands.predict import predict
-from eval.scoring.feedback.completion_scores import PromptCompletion as Text
-from eval.scoring.feedback.completion_scores import reward_model_scores as evaluated
+from eval.inference.completion_scores import PromptCompletion as Text
+from eval.inference.completion_scores import reward_model_scores as evaluated
 from tests.support import preferences, published, tiny
 from tests.support.chat import chat_tokenizer
 from tests.support.encoders import folder, loaded

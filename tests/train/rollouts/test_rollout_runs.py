@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from eval.commands import eval_run
-from eval.scoring import scorers
+from eval.tasks.held_out import scorers
 from tests.support import published, tiny
 from train import trainer
 from train.checkpoints.checkpoints import Checkpoints

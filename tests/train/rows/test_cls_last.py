@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 
 from eval.commands import fill_mask
 from eval.commands.embed import embed
-from eval.scoring import labelled_scores
-from eval.scoring.encoder_runner import Encoder
-from eval.scoring.pseudo_likelihood import pseudo_nats
+from eval.inference.encoder_runner import Encoder
+from eval.inference.token_likelihoods import pseudo_nats
+from eval.tasks.held_out import labelled_scores
 from tests.support import encoders, small, tiny
 from tests.support.encoder_text import stream
 from tests.support.unigram_text import xlnet
@@ -223,7 +223,7 @@ def test_no_answer_is_the_prediction_where_cls_has_the_highest_logit():
     """A model that is surest of CLS predicts that there is no answer; one that is least sure of it gives an answer."""
     cfg = dataclasses.replace(run("span"), data=LabelledData(length=8, batch=2))
     made = rows_of([dataclasses.replace(QUESTION, answers=())], cfg, WORDS)
-    _, score = labelled_scores.TASKS["span"]
+    score = labelled_scores.METRICS["span"]
     for sure, exact in ((9, 1), (-9, 0)):
         logits = np.zeros((len(made), 2, 8))
         for number, row in enumerate(made.rows):

@@ -5,8 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from eval.scoring import language_model_scores, masked_lm_scores, seq2seq_likelihood
-from eval.scoring.feedback import dpo_scores, kto_scores, policy_scores
+from eval.tasks.held_out import language_model_scores, masked_lm_scores, policy_scores, preference_scores
 from tests.support import tiny
 from tests.support.small import small
 from train.config.kto_options import Kto
@@ -40,17 +39,20 @@ def test_a_model_that_learned_something_is_not() -> None:
 WORDS = dict(masked_nats=1.0, hits=1.0, unigram_nats=1.0, predictions=1.0, next_nats=1.0, next_hits=1.0)
 TEXT = dict(nats=1.0, tokens=1, bytes=1)
 SCORES: list[tuple[str, str, str, Any]] = [
-    ("causal", "gpt", "", language_model_scores.Score(**TEXT)),
-    ("masked", "bert", "masked", masked_lm_scores.Score(**WORDS, pairs=0.0)),
-    ("masked", "bert", "pretraining", masked_lm_scores.Score(**WORDS, pairs=1.0)),
-    ("permutation", "xlnet", "masked", masked_lm_scores.Score(**WORDS, pairs=0.0)),
-    ("distilled", "distilbert", "masked", masked_lm_scores.Score(**WORDS, pairs=0.0)),
-    ("denoising", "t5", "", seq2seq_likelihood.Score(**TEXT)),
-    ("text_to_text", "t5", "", seq2seq_likelihood.Score(**TEXT)),
-    ("instruction", "gpt", "", seq2seq_likelihood.Score(**TEXT)),
-    *((name, "gpt", "", policy_scores.Score(rewards=1.0, tokens=1, unended=0, prompts=1)) for name in ("policy_gradient", "ppo")),
-    ("dpo", "gpt", "", dpo_scores.Score(**dict.fromkeys(dpo_scores.SUMS, 1.0), sft=0.0)),
-    ("kto", "gpt", "", kto_scores.summary(np.array([[1, 1], [0, 1], [0, 1], [0, 1], [2, 2]], np.float64), Kto())),
+    ("causal", "gpt", "", language_model_scores.TextScore(**TEXT)),
+    ("masked", "bert", "masked", masked_lm_scores.MaskedScore(**WORDS, pairs=0.0)),
+    ("masked", "bert", "pretraining", masked_lm_scores.MaskedScore(**WORDS, pairs=1.0)),
+    ("permutation", "xlnet", "masked", masked_lm_scores.MaskedScore(**WORDS, pairs=0.0)),
+    ("distilled", "distilbert", "masked", masked_lm_scores.MaskedScore(**WORDS, pairs=0.0)),
+    ("denoising", "t5", "", language_model_scores.TargetScore(**TEXT)),
+    ("text_to_text", "t5", "", language_model_scores.TargetScore(**TEXT)),
+    ("instruction", "gpt", "", language_model_scores.TargetScore(**TEXT)),
+    *(
+        (name, "gpt", "", policy_scores.policy_metrics(rewards=1.0, tokens=1, unended=0, prompts=1))
+        for name in ("policy_gradient", "ppo")
+    ),
+    ("dpo", "gpt", "", preference_scores.dpo_metrics(dict.fromkeys(preference_scores.SUMS, 1.0), sft=0.0)),
+    ("kto", "gpt", "", preference_scores.kto_metrics(np.array([[1, 1], [0, 1], [0, 1], [0, 1], [2, 2]], np.float64), Kto())),
 ]
 
 

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from eval.report import samples
-from eval.scoring import scorers
-from eval.scoring.batch_loop import ScoringInputs
+from eval.tasks.held_out import scorers
+from eval.tasks.held_out.scoring_inputs import ScoringInputs
 from tests.support import published, tiny
 from tests.support.small import random_params, small
 from train import trainer
@@ -145,7 +145,9 @@ def test_scores_do_not_depend_on_the_batch(monkeypatch: pytest.MonkeyPatch, tmp_
     objective, build = DirectPreferences(Dpo()), DirectPreferences.builder(RUN, BYTES, data.counts)
     other = jax.tree.map(lambda leaf: leaf * 1.1, PARAMS)
     for size in (3, 16):
-        scored = ScoringInputs(RUN, NET, MESH, data, data.training, build, batch=size, dtype=jnp.float32)
+        scored = ScoringInputs(
+            run=RUN, model=NET, mesh=MESH, data=data, rows=data.training, build=build, batch=size, dtype=jnp.float32
+        )
         measure = scorers.SCORERS["dpo"](scored)
         record = measure(PARAMS).record()
         assert record["loss"] == pytest.approx(np.log(2), abs=1e-6) and record["chosen_log_ratio"] == pytest.approx(0, abs=1e-4)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from eval.commands import embed
-from eval.scoring.encoder_runner import Encoder, Text
+from eval.inference.encoder_runner import Encoder, Text
 from tests.support.processes import Ended
 from train.config import run_config
 from train.engine import device_mesh

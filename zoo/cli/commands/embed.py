@@ -15,7 +15,7 @@ def embed(args: list[str]) -> int:
     import tyro
 
     from eval.commands.model_options import ModelOptions
-    from eval.scoring.encoder_inputs import Texts
+    from eval.inference.encoder_inputs import Texts
 
     @dataclasses.dataclass(frozen=True)
     class Embed:

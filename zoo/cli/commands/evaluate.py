@@ -11,7 +11,7 @@ from zoo.errors import require
 from zoo.generation.decoding_settings import Beams
 
 PASSED = ("batch", "stride", "length", "words", "field", "orders", "limit", "tokens", "prefix")
-"""Options that are passed on to `eval.tasks.Settings`."""
+"""Options that are passed on to `eval.tasks.task.Settings`."""
 
 
 def evaluate(args: list[str]) -> int:
@@ -112,12 +112,12 @@ def _score_run(options: Any, args: list[str]) -> int:
 
 def _score_task(options: Any, args: list[str]) -> int:
     """Score a task, store its result in the run, and return the exit code."""
-    from eval import tasks
+    from eval.tasks import task_table
     from train.run.run_dir import RunDir
     from train.store import run_fetch, run_uploads
 
     # This imports no JAX, so a wrong name is refused at once.
-    tasks.check_task(options.task)
+    task_table.check_task(options.task)
     run = run_fetch.local_name(options.run, options.step)
     early_checks.check_source(run, options.step)
     early_checks.check_adapter(options.adapter)
@@ -126,6 +126,7 @@ def _score_task(options: Any, args: list[str]) -> int:
     if (code := prepare_process(options.machine, ["eval", *args])) is not None:
         return code
     from eval.commands import run_task
+    from eval.tasks.task import Settings
 
     settings = {name: getattr(options, name) for name in (*PASSED, "search", "rollout")}
     settings["labelled"] = dataclasses.replace(options.labelled, named=named_fields(args, "labelled"))
@@ -135,7 +136,7 @@ def _score_task(options: Any, args: list[str]) -> int:
         files=options.files,
         step=options.step,
         adapter=options.adapter,
-        settings=tasks.Settings(**settings),
+        settings=Settings(**settings),
         precision=options.precision,
         mesh=options.mesh,
         as_json=options.json,

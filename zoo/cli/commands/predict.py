@@ -17,7 +17,7 @@ def predict(args: list[str]) -> int:
     import tyro
 
     from eval.commands.model_options import ModelOptions
-    from eval.scoring.encoder_inputs import Unlabelled
+    from eval.inference.encoder_inputs import Unlabelled
     from train.config.option_groups import Labelled
 
     @dataclasses.dataclass(frozen=True)

@@ -138,7 +138,7 @@ def train_here(run: "Run", named_axes: Collection[str] = ()) -> int:
     import jax
 
     from eval.report import report, samples
-    from eval.scoring import scorers
+    from eval.tasks.held_out import scorers
     from train import trainer
     from train.config import mesh_sizes
 

@@ -1,1 +1,0 @@
-"""Scores of models that learn from feedback: preferences, labelled answers and policies."""

@@ -1,0 +1,173 @@
+"""Adapter for lm-evaluation-harness: `simple_evaluate(HarnessModel(load("runs/gpt-nano")), tasks=[...])`.
+
+Importing this module needs the extra `eval`.
+"""
+
+import dataclasses
+import functools
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from eval.generation.folder_settings import folder_processors, make_generator
+from eval.generation.generation_options import Decoding
+from eval.generation.generator import Generator
+from eval.inference.batch_loop import Progress, no_progress
+from eval.inference.likelihood import Pair, encode, likelihoods, positions
+from eval.tasks.harness.harness_templates import LimitedEnvironment
+from train.weights.load import Loaded
+from zoo.errors import BadInput, install_advice
+from zoo.generation.decoding_settings import UNCHANGED, Processors, Sampling
+
+try:
+    import lm_eval.api.metrics
+    import lm_eval.utils
+    from lm_eval.api.instance import Instance
+    from lm_eval.api.model import LM
+    from lm_eval.api.registry import METRIC_REGISTRY
+    from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+except ModuleNotFoundError as error:
+    if (error.name or "").partition(".")[0] != "lm_eval":
+        raise
+    raise BadInput(f"lm-evaluation-harness is not installed; {install_advice('eval')}") from None
+
+log = logging.getLogger(__name__)
+
+NEW_TOKENS = 256
+"""Number of tokens generated for a task that sets no limit, as with the harness's own models."""
+
+
+def metric_names() -> list[str]:
+    """Return the names of the harness's own metrics."""
+    return list(METRIC_REGISTRY)
+
+
+def use_sandbox() -> None:
+    """Let the harness render the templates of tasks in Jinja's sandbox, and in a process with limits."""
+    if not isinstance(lm_eval.utils.env, LimitedEnvironment):
+        lm_eval.utils.env = LimitedEnvironment()  # pyright: ignore[reportAttributeAccessIssue]
+
+
+class HarnessModel(LM):
+    """A loaded model that answers the requests of lm-evaluation-harness over its mesh.
+
+    A context and its continuation are divided into tokens by `eval.inference.likelihood.encode`. A text longer than the model's
+    positions is cut at its beginning, as with the harness's own models; the number of such requests is logged as a warning. With
+    several processes each makes every request: the devices share the work, and every process gets all results.
+    """
+
+    def __init__(self, subject: Loaded, *, batch: int = 16, dtype: Any = jnp.float32, progress: Progress = no_progress) -> None:
+        """Take `batch`, the rows of the model's full length computed at a time, and `dtype`, the dtype of the arithmetic."""
+        super().__init__()
+        self._subject, self._batch, self._dtype, self._progress = subject, batch, dtype, progress
+
+    @property
+    def tokenizer_name(self) -> str:
+        """Name of the tokenizer in the harness's caches."""
+        return self._subject.tokenizer.fingerprint
+
+    def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
+        """Return (log p(continuation | context), is it the greedy one) for each request's (context, continuation).
+
+        Raises:
+            BadInput: an empty continuation, or one longer than the model's positions.
+        """
+        texts: list[Any] = [request.args for request in requests]
+        if empty := [context for context, continuation in texts if not continuation]:
+            raise BadInput(
+                f"a request has an empty continuation (after {empty[0][-60:]!r}); fix the task's doc_to_choice or target"
+            )
+        return self._likelihoods(encode(self._subject.tokenizer, texts))
+
+    def loglikelihood_rolling(self, requests: list[Instance]) -> list[float]:
+        """Return log p of each request's full text, in windows of the model's positions that predict each token once.
+
+        The first window follows end-of-text; each later one is filled up with as much context as fits.
+        """
+        tokenizer, windows, owners = self._subject.tokenizer, [], []
+        for number, ids in enumerate(tokenizer.encode_many(request.args[0] for request in requests)):
+            max_tokens = positions(self._subject.model) or max(1, len(ids))
+            for window in get_rolling_token_windows(ids.tolist(), tokenizer.begin_of_text, max_seq_len=max_tokens, context_len=1):
+                windows.append(make_disjoint_window(window))
+                owners.append(number)
+        totals = [0.0] * len(requests)
+        for owner, (log_p, _) in zip(owners, self._likelihoods(windows), strict=True):
+            totals[owner] += log_p
+        return totals
+
+    def generate_until(self, requests: list[Instance]) -> list[str]:
+        """Return the continuation of each request's context, up to a text of its `until`, end-of-text or `max_gen_toks` tokens.
+
+        Decoding is greedy, unless the request has `do_sample: true` or a temperature; samples then depend on the request's
+        number. A context that leaves no space for `max_gen_toks` tokens is cut at its beginning.
+
+        Raises:
+            BadInput: an unknown setting, or more new tokens than the model has positions.
+        """
+        limit, tokenizer = positions(self._subject.model), self._subject.tokenizer
+        by_settings: dict[Decoding, list[int]] = {}
+        prompts, cut = [], 0
+        arguments: list[Any] = [request.args for request in requests]
+        for number, ids in enumerate(tokenizer.encode_many(context for context, _ in arguments)):
+            decoding = _decoding(arguments[number][1], folder_processors(self._subject.generation))
+            if limit is not None and decoding.limit >= limit:
+                raise BadInput(
+                    f"max_gen_toks {decoding.limit} leaves no space for a context in the model's {limit} positions; "
+                    "set a lower one in the task's generation_kwargs"
+                )
+            prompt = ids if limit is None else ids[-(limit - decoding.limit) :]
+            cut += len(prompt) < len(ids)
+            prompts.append(prompt if len(prompt) else np.array([tokenizer.begin_of_text], np.int32))
+            by_settings.setdefault(decoding, []).append(number)
+        _warn(cut, len(requests))
+        texts = [""] * len(requests)
+        for decoding, numbers in by_settings.items():
+            group = [prompts[number] for number in numbers]
+            for generated in self._generator.generate(group, decoding, numbers=numbers, progress=self._progress):
+                texts[numbers[generated.prompt]] = generated.text
+        return texts
+
+    @functools.cached_property
+    def _generator(self) -> Generator:
+        return make_generator(self._subject, dtype=self._dtype, batch=self._batch)
+
+    def _likelihoods(self, pairs: Sequence[Pair]) -> list[tuple[float, bool]]:
+        results = likelihoods(
+            self._subject,
+            pairs,
+            batch=self._batch,
+            dtype=self._dtype,
+            too_long="cut",
+            name="request {}".format,
+            progress=self._progress,
+        )
+        _warn(sum(result.cut > 0 for result in results), len(results))
+        return [(-result.nats, result.greedy) for result in results]
+
+
+def _decoding(settings: Mapping[str, Any], processors: Processors = UNCHANGED) -> Decoding:
+    """Return the decoding settings of a task's generation_kwargs; a temperature alone means sampling, as in the harness.
+
+    Args:
+        processors: those that the model's folder sets.
+    """
+    options = dict(settings)
+    until, limit = options.pop("until", None) or (), int(options.pop("max_gen_toks", NEW_TOKENS))
+    sample = options.pop("do_sample", options.get("temperature", 0.0) > 0)
+    supported = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+    if unknown := sorted(options.keys() - set(supported)):
+        names = ", ".join(("until", "max_gen_toks", "do_sample", *supported))
+        raise BadInput(f"generation_kwargs: {', '.join(unknown)} not supported; use only {names}")
+    if (penalty := options.pop("repetition_penalty", None)) is not None:
+        processors = dataclasses.replace(processors, repetition_penalty=penalty)
+    sampling = Sampling(**options) if sample else dataclasses.replace(Sampling(**options), temperature=0.0)
+    stop = (until,) if isinstance(until, str) else tuple(until)
+    return Decoding(limit=limit, stop=stop, sampling=sampling, processors=processors)
+
+
+def _warn(cut: int, count: int) -> None:
+    if cut:
+        log.warning("%d of %d requests are longer than the model's positions and lost their beginning", cut, count)
