@@ -10,12 +10,12 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from rich import table as rich_table
 from rich.console import Console
 from rich.text import Text
 
 from benchmarks.core.result_files import Results, identity
 from eval.pages.html_page import Table
+from eval.pages.terminal_tables import Column, plain_console, terminal_table
 from zoo.errors import printable
 
 SEVERITY = ("wrong", "failed", "timed", "skipped")
@@ -134,7 +134,7 @@ def environment_line(env: Mapping[str, Any]) -> str:
 
 def show(blocks: Sequence[Block]) -> None:
     """Print the blocks of a report; a table that is wider than the terminal is printed as several."""
-    console = Console(highlight=False, markup=False, emoji=False)
+    console = plain_console()
     if not console.is_terminal:
         console.width = max(console.width, 120)
     for block in filter(None, blocks):
@@ -153,18 +153,16 @@ BAD = ("WRONG", "FAILED")
 
 def _show_table(console: Console, table: Table) -> None:
     """Print a table; a first word that repeats the one above it is left out."""
-    for columns in _fitting_columns(table, console.width):
-        printed = rich_table.Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
-        printed.show_header = any(table.head)
-        for place in columns:
-            justify = "left" if place < table.words else "right"
-            printed.add_column(printable(table.head[place].strip("`")), justify=justify, no_wrap=justify == "right")
-        last = ""
-        for row in table.rows:
-            texts = ["" if row[0] == last else row[0], *row[1:]]
-            last = row[0]
-            printed.add_row(*(Text(printable(texts[place]), "bold red" if texts[place] in BAD else "") for place in columns))
-        console.print(printed, "")
+    firsts = [row[0] for row in table.rows]
+    above = ["", *firsts[:-1]]
+    rows = [["" if first == last else first, *row[1:]] for first, last, row in zip(firsts, above, table.rows, strict=True)]
+    for places in _fitting_columns(table, console.width):
+        columns = []
+        for place in places:
+            cells = [Text(printable(row[place]), "bold red" if row[place] in BAD else "") for row in rows]
+            words = place < table.words
+            columns.append(Column(printable(table.head[place].strip("`")), cells, "left" if words else "right", fold=words))
+        console.print(terminal_table(columns, head=any(table.head)), "")
 
 
 def _fitting_columns(table: Table, width: int) -> list[list[int]]:

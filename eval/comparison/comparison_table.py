@@ -20,6 +20,7 @@ from rich.text import Text
 from eval.comparison.run_results import format_scientific, unlike_text
 from eval.comparison.seed_statistics import CONFIDENCE, Comparison, ComparisonRow, Estimate, compare
 from eval.comparison.task_scores import find_metric
+from eval.pages.terminal_tables import Column, plain_console, terminal_table
 from train.run import metric_definitions
 from train.run.costs import NAMES
 from train.run.progress_display import short_number
@@ -113,7 +114,7 @@ def render(comparison: Comparison, width: int | None = None) -> str:
     Args:
         width: columns; None = the terminal's.
     """
-    console = Console(highlight=False, markup=False, emoji=False, width=width)
+    console = plain_console(width)
     names, shared = _names(comparison.rows), _shared(comparison.rows)
     tables: dict[str, Table] = {}
     for layout in LAYOUTS:
@@ -195,26 +196,12 @@ def _tables(comparison: Comparison, names: Sequence[str], shared: Mapping[str, s
     return tables
 
 
-class Column(NamedTuple):
-    """A column of a table; the text of a cell with several lines contains newlines."""
-
-    title: str
-    cells: Sequence[str | Text]
-    justify: Literal["left", "right"]
-
-
 def _table(numbers: Iterable[int], names: Sequence[str], columns: Sequence[Column], layout: TableLayout) -> Table:
     """Return a table of some rows, which begin with their number and name."""
-    table = Table(box=None, padding=(0, layout.gap, 0, 0), pad_edge=False, header_style="dim")
-    table.add_column("", style="dim", no_wrap=True, min_width=len(str(len(names))))
-    table.add_column("run", overflow="fold", min_width=8)
-    for title, cells, justify in columns:
-        # rich would cut text that it may not wrap, unless `min_width` is large enough.
-        width = max(len(line) for cell in (title, *cells) for line in str(cell).splitlines())
-        table.add_column(Text(title, justify=justify), justify=justify, no_wrap=True, min_width=width)
-    for place, number in enumerate(numbers):
-        table.add_row(str(number + 1), names[number], *(column.cells[place] for column in columns))
-    return table
+    rows = list(numbers)
+    first = Column("", [str(number + 1) for number in rows], "left", least=len(str(len(names))), style="dim")
+    run = Column("run", [names[number] for number in rows], "left", fold=True, least=8)
+    return terminal_table([first, run, *columns], gap=layout.gap)
 
 
 def _title(text: str, layout: TableLayout) -> str:
@@ -251,16 +238,15 @@ def _aligned(texts: Sequence[str]) -> list[str]:
 
 def _differing(comparison: Comparison) -> Table:
     """Return a table of configuration keys with their values, each with the numbers of its rows."""
-    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, show_header=False)
-    table.add_column(no_wrap=True)
-    table.add_column(overflow="fold")
-    for key, values in comparison.differing.items():
+    cells = []
+    for values in comparison.differing.values():
         rows: dict[str, list[str]] = {}
         for number, value in enumerate(values, 1):
             rows.setdefault(printable(_value_text(value)), []).append(str(number))
         texts = (Text.assemble(value, (f" ({', '.join(rows_of)})", "dim")) for value, rows_of in rows.items())
-        table.add_row(printable(key), Text("   ").join(texts))
-    return table
+        cells.append(Text("   ").join(texts))
+    keys = [printable(key) for key in comparison.differing]
+    return terminal_table([Column("", keys, "left"), Column("", cells, "left", fold=True)], head=False)
 
 
 def _value_text(value: Any) -> str:
