@@ -6,7 +6,7 @@ from eval.experiments.declaration import Experiment, Row, Tier, Times
 SOURCE = "Liu et al. 2019, table 3"
 
 
-def batches() -> Experiment:
+def batch_size() -> Experiment:
     """Return the experiment. Learning rates grow with the root of the batch; the paper tuned them for each batch."""
     sizes = {
         # (batch and steps relative to the tier's, learning rate, the paper's row)
@@ -34,7 +34,7 @@ def batches() -> Experiment:
         for name, difference in (("medium", -0.081), ("large", -0.057))
     ]
     return Experiment(
-        name="batches",
+        name="batch_size",
         question="Do larger batches give a better model at the same number of tokens?",
         source=SOURCE,
         scale="RoBERTa of {parameters} parameters and {tokens} tokens; the paper: 125M parameters",
