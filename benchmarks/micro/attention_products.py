@@ -18,7 +18,7 @@ from jaxtyping import Array
 from benchmarks.attention import torch_attention
 from benchmarks.attention.problems import FEATURES, Problem, Shape
 from benchmarks.core import timing
-from benchmarks.micro import start_measurement
+from benchmarks.micro import measurement_command
 from zoo.attention.kernels.blocked import Plan, dot
 from zoo.errors import BadInput
 from zoo.ops.selects import batches_per_step
@@ -27,9 +27,9 @@ CASES = ((4, 512), (2, 1024), (1, 2048))
 """Rows, and tokens a row; 12 heads of 64."""
 
 
-def main() -> int:
-    """Run the command."""
-    options = start_measurement.start("attention_products", __doc__, rounds=9)
+def print_attention_bounds() -> int:
+    """Time attention and its matrix products beside torch's kernel, print a table, and return the exit code."""
+    options = measurement_command.start_measurement("attention_products", __doc__, rounds=9)
     print("| | B x T | `blocked` | its products alone | torch, share of the matrix rate |")
     print("|---|---|---:|---:|---:|")
     for feature in ("full", "causal"):
@@ -39,11 +39,7 @@ def main() -> int:
             if isinstance(peer, str):
                 raise BadInput(peer)
             function, arguments = problem.program("blocked", "both")
-            programs = {
-                "torch": peer[0],
-                "blocked": _timed(jax.jit(function), *arguments),
-                "products": _products(problem),
-            }
+            programs = {"torch": peer[0], "blocked": _timed(jax.jit(function), *arguments), "products": _products(problem)}
             for program in programs.values():
                 timing.warm_up(program)
             seconds, rates = timing.measured_with_rates(programs, ["float32"], rounds=options.rounds, budget=None)
@@ -103,4 +99,4 @@ def _products(problem: Problem) -> Callable[[], Any]:
 
 
 if __name__ == "__main__":
-    sys.exit(start_measurement.run(main))
+    sys.exit(measurement_command.run_measurement(print_attention_bounds))

@@ -21,7 +21,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from benchmarks.attention import compiled_kernels, gpu_kernels
 from benchmarks.core.timing import without_compilation_cache
-from benchmarks.micro import start_measurement
+from benchmarks.micro import measurement_command
 from benchmarks.plan import target_devices
 from zoo.ops import grouped_product_gpu as product
 
@@ -34,8 +34,8 @@ PASSES = ("rows", "transposed", "weights")
 """The product, the gradient of its rows, and that of its weights and biases."""
 
 
-def main() -> int:
-    """Run the command."""
+def print_compiled_products() -> int:
+    """Compile the products of experts for a GPU, print what the assembler says of each kernel, and return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.micro.grouped_product_kernels")
     parser.add_argument("chip", choices=list(target_devices.GPUS))
     parser.add_argument("--shape", nargs="+", type=_shape, default=GPT_OSS)
@@ -89,4 +89,4 @@ def _kernels(shape: Shape, dtype: str, tile: int, target: target_devices.Target,
 
 
 if __name__ == "__main__":
-    sys.exit(start_measurement.run(main))
+    sys.exit(measurement_command.run_measurement(print_compiled_products))

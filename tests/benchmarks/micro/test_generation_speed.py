@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks.micro import generation
+from benchmarks.micro import generation_speed
 from tests.support.small import random_params, small
 
 OPTIONS = SimpleNamespace(precision="float32", tokens=4, prompt=5)
@@ -18,7 +18,7 @@ def test_the_matrices_of_a_token(family: str, in_a_layer: int) -> None:
     """Those of the decoder's layers and the vocabulary, not those that read a source or positions; a missing one is noticed."""
     model = small(family)
     params, prompts = random_params(model), np.ones((2, OPTIONS.prompt), np.int32)
-    _, matrices = generation._generation_program(model, params, prompts, OPTIONS)
+    _, matrices = generation_speed._generation_program(model, params, prompts, OPTIONS)
 
     def check(matrices: list[jax.Array]) -> None:
         layers = getattr(model.config, "decoder_layers", model.config.layers)

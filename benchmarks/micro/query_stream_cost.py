@@ -1,4 +1,4 @@
-"""Cost of XLNet's second stream: `python -m benchmarks.micro.two_streams`.
+"""Cost of XLNet's second stream: `python -m benchmarks.micro.query_stream_cost`.
 
 The same training step twice, on the same rows with the same targets and head: once the query stream predicts the targets, once
 the content stream does, with mask tokens in their places. Timed in the same rounds. Prints Markdown.
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.core import timing
-from benchmarks.micro import recipe_step, start_measurement
+from benchmarks.micro import measurement_command, recipe_step
 from train import recipes
 from train.config import run_config
 from train.config.run_config import Tokenizer
@@ -21,9 +21,9 @@ CASES = (("xlnet-nano", 16, 128), ("xlnet", 2, 512))
 """A recipe, its rows, and tokens a row."""
 
 
-def main() -> int:
-    """Run the command."""
-    options = start_measurement.start("two_streams", __doc__, rounds=9, attention="auto")
+def print_stream_costs() -> int:
+    """Time the steps of `CASES` with two streams and with one, print a table, and return the exit code."""
+    options = measurement_command.start_measurement("query_stream_cost", __doc__, rounds=9, attention="auto")
     print("| recipe | B x T, memory | targets a row | attention | step of two streams over one |")
     print("|---|---|---|---|---|")
     for recipe, rows, length in CASES:
@@ -54,4 +54,4 @@ def _program(run: run_config.Run, kind: Any) -> Callable[[], object]:
 
 
 if __name__ == "__main__":
-    sys.exit(start_measurement.run(main))
+    sys.exit(measurement_command.run_measurement(print_stream_costs))

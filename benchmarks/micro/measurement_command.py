@@ -10,7 +10,7 @@ from zoo.errors import BadInput
 from zoo.runtime import jax_setup, stdio
 
 
-def start(name: str, documentation: str | None, **defaults: Any) -> argparse.Namespace:
+def start_measurement(name: str, documentation: str | None, **defaults: Any) -> argparse.Namespace:
     """Return the options of `python -m benchmarks.micro.<name>`, which have these defaults, and print the machine."""
     description = (documentation or "").splitlines()[0]
     parser = argparse.ArgumentParser(prog=f"python -m benchmarks.micro.{name}", description=description)
@@ -23,7 +23,7 @@ def start(name: str, documentation: str | None, **defaults: Any) -> argparse.Nam
     return options
 
 
-def run(main: Callable[[], int]) -> int:
+def run_measurement(main: Callable[[], int]) -> int:
     """Return the exit code of a measurement; bad input is one line and 2."""
     try:
         return main()

@@ -1,4 +1,4 @@
-"""Speed of generation, beside `transformers` if torch is installed: `python -m benchmarks.micro.generation`.
+"""Speed of generation, beside `transformers` if torch is installed: `python -m benchmarks.micro.generation_speed`.
 
 Models with random weights continue prompts of one length, or read sources, and write as many tokens for each; no text ends
 before. It times greedy tokens, samples, samples of a nucleus (top-p), and the same greedy tokens with a higher limit, which shows
@@ -22,7 +22,7 @@ import numpy as np
 from benchmarks.core import peer_process, timing
 from benchmarks.core.peer_process import Kind, Peer
 from benchmarks.core.worker_process import WorkerFailed
-from benchmarks.micro import start_measurement
+from benchmarks.micro import measurement_command
 from benchmarks.step.bytes_read import argument_bytes_read
 from zoo import configs, models
 from zoo.batch import Batch
@@ -45,10 +45,10 @@ CHUNK = 16
 """Number of tokens sampled by one dispatch, as in `eval.generation.generator`."""
 
 
-def main() -> int:
-    """Run the command."""
-    options = start_measurement.start(
-        "generation",
+def print_generation_speeds() -> int:
+    """Time all models for all numbers of texts, print a table, and return the exit code."""
+    options = measurement_command.start_measurement(
+        "generation_speed",
         __doc__,
         model="gpt2,t5-small,xlnet-base-cased",
         rows="1,8,32",
@@ -213,4 +213,4 @@ def _export(folder: Path, model: models.Model, params: Any, prompts: np.ndarray,
 
 
 if __name__ == "__main__":
-    sys.exit(start_measurement.run(main))
+    sys.exit(measurement_command.run_measurement(print_generation_speeds))

@@ -1,4 +1,4 @@
-"""Gain from packing rows, in useful tokens a second: `python -m benchmarks.micro.packing`.
+"""Gain from packing rows, in useful tokens a second: `python -m benchmarks.micro.packing_gain`.
 
 A recipe's own training step on its own text, once with one sequence per row and once with sequences packed into rows of the same
 length, timed in the same rounds with the same shapes. Useful tokens are those that are not padding; if both steps were equally
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.core import timing
-from benchmarks.micro import recipe_step, start_measurement
+from benchmarks.micro import measurement_command, recipe_step
 from train import recipes
 from train.config import find_objective, run_config
 
@@ -27,9 +27,9 @@ CASES = (
 """A recipe, and the kind of its rows. DistilBERT is trained on masked words alone, so that its teacher's time does not count."""
 
 
-def main() -> int:
-    """Run the command."""
-    options = start_measurement.start("packing", __doc__, rounds=15)
+def print_packing_gains() -> int:
+    """Time the steps of `CASES` with and without packing, print a table, and return the exit code."""
+    options = measurement_command.start_measurement("packing_gain", __doc__, rounds=15)
     print("| recipe | rows | fill, unpacked and packed | ratio | step, packed over unpacked | useful tokens/s, ratio | off by |")
     print("|---|---|---|---|---|---|---|")
     for recipe, rows in CASES:
@@ -55,4 +55,4 @@ def _program(run: run_config.Run) -> tuple[float, Callable[[], object]]:
 
 
 if __name__ == "__main__":
-    sys.exit(start_measurement.run(main))
+    sys.exit(measurement_command.run_measurement(print_packing_gains))

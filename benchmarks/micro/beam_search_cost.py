@@ -1,4 +1,4 @@
-"""Cost of a generated token and of a beam search: `python -m benchmarks.micro.decoding`.
+"""Cost of a generated token and of a beam search: `python -m benchmarks.micro.beam_search_cost`.
 
 Texts of an encoder-decoder with t5-small's shape and random weights, in float32; no text ends before its limit. Greedy texts of
 growing limits show whether the cost of a token depends on how many were generated before it; a search with four beams is timed
@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.core import timing
-from benchmarks.micro import start_measurement
+from benchmarks.micro import measurement_command
 from eval.generation.generation_options import Decoding
 from eval.generation.generator import Generator
 from train.config import run_config
@@ -28,9 +28,9 @@ BEAMS = 4
 SOURCE = 64
 
 
-def main() -> int:
-    """Run the command."""
-    options = start_measurement.start("decoding", __doc__, model="t5-small", rows=4, rounds=5)
+def print_token_costs() -> int:
+    """Time texts of growing lengths and a beam search, print a table, and return the exit code."""
+    options = measurement_command.start_measurement("beam_search_cost", __doc__, model="t5-small", rows=4, rounds=5)
     model = models.model(configs.find_size(options.model)[1].config)
     params = jax.jit(model.init)(jax.random.key(0))
     # Only its size and its special tokens matter, not its entries.
@@ -65,4 +65,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(start_measurement.run(main))
+    sys.exit(measurement_command.run_measurement(print_token_costs))
