@@ -130,11 +130,7 @@ class Benchmark:
         if not (folder / result_files.CELLS).exists():
             return None
         results = result_files.read_results(folder)
-        written = {
-            "table.md": self.markdown(results),
-            "table.csv": result_tables.csv(results),
-            "report.html": self.page(results),
-        }
+        written = {"table.md": self.markdown(results), "table.csv": result_tables.csv(results), "report.html": self.page(results)}
         for name, text in written.items():
             write_text(folder / name, text)
         if as_json:

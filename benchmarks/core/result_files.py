@@ -115,7 +115,7 @@ Place = tuple[str, int]
 
 @dataclass(frozen=True)
 class Results:
-    """A result file."""
+    """The content of a result file: the machine, the options, and a cell for each process and key."""
 
     path: Path
     what: str

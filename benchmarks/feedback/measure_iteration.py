@@ -177,6 +177,6 @@ def check_agreement(
         numbers = f"its token {place} of response {row} is {other[row, place]}, and ours {expected_tokens[row, place]}"
         raise WrongResult(f"{different.any(1).sum()} of {len(other)} greedy responses differ: {numbers}")
     for label, expected, loss, bound in zip(LOSSES.values(), expected_losses, losses, TOLERANCES["float32"], strict=True):
-        # The terms of these means are as large as the advantages, whose deviation is 1, and cancel at first.
+        # The terms of these means are as large as the advantages, whose standard deviation is 1, and cancel at first.
         if not abs(loss - expected) <= bound * max(1.0, abs(expected)):
             raise WrongResult(f"its {label} is {loss:.6f} and ours {expected:.6f}: more than {bound:.0e} apart")

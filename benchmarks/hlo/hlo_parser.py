@@ -29,7 +29,7 @@ class ExecutedInstruction:
 
 @dataclasses.dataclass(frozen=True)
 class Module:
-    """A program."""
+    """A compiled program, parsed from the text of its HLO."""
 
     computations: Mapping[str, Computation]
     entry: Computation

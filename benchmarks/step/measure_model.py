@@ -47,11 +47,7 @@ class StepTrial(Trial):
 
 
 def measure(
-    case: Case,
-    variants: Sequence[Variant],
-    options: StepOptions,
-    environment: Mapping[str, Any],
-    watch: Watch,
+    case: Case, variants: Sequence[Variant], options: StepOptions, environment: Mapping[str, Any], watch: Watch
 ) -> Iterator[dict[str, Any]]:
     """Yield the cells of a model, without the process, each as soon as it is measured.
 

@@ -156,7 +156,7 @@ class Step:
             return float(loss)
 
     def stop(self) -> None:
-        """Release the state."""
+        """Release the state, so that its memory is free for the next program."""
         self._state = None
 
     def transfer_state(self, other: "Step") -> None:

@@ -27,7 +27,7 @@ CONFIDENCE = 0.95
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """A mean over seeds."""
+    """A mean over seeds, with half the width of its confidence interval if there are several."""
 
     mean: float
     half: float | None

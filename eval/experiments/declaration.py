@@ -64,7 +64,7 @@ class Stage:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Row:
-    """A row of the table."""
+    """A row of the table: one method, trained with every seed."""
 
     name: str
     label: str

@@ -15,8 +15,6 @@ import scipy.special
 
 Array = Any
 """A number or an array of float64."""
-FEWEST_SEEDS_TO_RESAMPLE = 10
-"""A percentile bootstrap of 3, 5 and 10 values covers the mean in 75, 83 and 90% of the cases, where 95% are nominal."""
 NODES = 64
 """Nodes of the quadrature over the split of the variance between two rows; 32 give the same six digits."""
 
@@ -223,22 +221,5 @@ def error_parts(row: Array, reference: Array, *, samples: int = 2000, seed: int 
     # The counts of n items in a sample with replacement are multinomial: no [samples, items] indices are needed.
     counts = np.random.default_rng(seed).multinomial(items, np.full(items, 1 / items), samples)
     return ErrorParts(
-        items=float((counts @ of_items / items).std(ddof=1)),
-        seeds=float(differences.mean(1).std(ddof=1) / np.sqrt(seeds)),
+        items=float((counts @ of_items / items).std(ddof=1)), seeds=float(differences.mean(1).std(ddof=1) / np.sqrt(seeds))
     )
-
-
-def bootstrap_interval(values: Array, confidence: float = 0.95, *, samples: int = 10_000, seed: int = 0) -> tuple[float, float]:
-    """Return the percentile bootstrap interval of the mean of [n] values, n >= 10.
-
-    Raises:
-        ValueError: fewer than ten values, for which the interval would be much too narrow.
-    """
-    if len(values) < FEWEST_SEEDS_TO_RESAMPLE:
-        raise ValueError(
-            f"a bootstrap over {len(values)} seeds gives an interval that is too narrow; use Student's t below "
-            f"{FEWEST_SEEDS_TO_RESAMPLE} seeds"
-        )
-    means = np.random.default_rng(seed).choice(np.asarray(values, np.float64), (samples, len(values))).mean(-1)
-    low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return float(low), float(high)

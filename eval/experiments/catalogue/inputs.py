@@ -26,11 +26,7 @@ def inputs() -> Experiment:
             overrides={**nsp, "data.rows": "sentence_pairs", "steps": Times(1.039)},
             paper={"SQuAD 1.1 F1": 88.7, "SQuAD 2.0 F1": 76.2, "MNLI-m": 82.9, "SST-2": 92.1, "RACE": 63.0},
         ),
-        Row(
-            name="segment",
-            label="pairs of segments, no next-sentence loss",
-            overrides={"data.rows": "segment_pairs"},
-        ),
+        Row(name="segment", label="pairs of segments, no next-sentence loss", overrides={"data.rows": "segment_pairs"}),
         Row(
             name="full",
             label="full sentences",

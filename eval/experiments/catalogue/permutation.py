@@ -76,8 +76,7 @@ def permutation() -> Experiment:
                 rows=nano, overrides={"pretrain": {"steps": 600, "data.batch": 8, "optim.warmup": 120}, "sst2": common.SST2_NANO}
             ),
             "night": Tier(
-                seeds=5,
-                overrides={"pretrain": {"steps": 3_000, "data.batch": 8, "optim.warmup": 600}, "sst2": common.SST2_NANO},
+                seeds=5, overrides={"pretrain": {"steps": 3_000, "data.batch": 8, "optim.warmup": 600}, "sst2": common.SST2_NANO}
             ),
             "paper": common.paper(
                 "xlnet", "bert", pretrain={"steps": 1_000_000, "data.batch": 256, "data.length": 512}, sst2={"steps": 1_300}

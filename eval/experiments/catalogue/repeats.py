@@ -16,7 +16,7 @@ PAPER = {
 
 
 def repeats() -> Experiment:
-    """Return the experiment."""
+    """Return the experiment. All rows read as many tokens; they differ in how many of those are new."""
     loss = {"metric": "pretrain/loss", "margin": 0.02, "source": SOURCE}
     rows = [
         Row(name=name, label=PAPER[name][0], paper=PAPER[name][1], overrides={} if share == 1 else {"data.take": 1 / share})

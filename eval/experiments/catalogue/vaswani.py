@@ -69,10 +69,7 @@ def vaswani() -> Experiment:
                 rows=("base", "layers_1", "dropout_0", "smoothing_0", "fresh"),
                 overrides={"pretrain": {"steps": 250, "optim.warmup": 50, "log.samples": 0}, "translate": {"limit": 200}},
             ),
-            "night": Tier(
-                corpus="embedded",
-                overrides={"pretrain": {"steps": 700, "optim.warmup": 100, "log.samples": 0}},
-            ),
+            "night": Tier(corpus="embedded", overrides={"pretrain": {"steps": 700, "optim.warmup": 100, "log.samples": 0}}),
             "paper": Tier(
                 corpus="embedded",
                 seeds=1,

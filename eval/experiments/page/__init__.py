@@ -9,12 +9,7 @@ from eval.pages import markdown_page
 from eval.pages.html_page import Block, Plots, Verdict, Verdicts, render_page
 from train.run.progress_display import short_number
 
-LOOKS = {
-    "reproduced": "good",
-    "equivalent": "good",
-    "contradicted": "bad",
-    "not shown": "open",
-}
+LOOKS = {"reproduced": "good", "equivalent": "good", "contradicted": "bad", "not shown": "open"}
 """Verdict -> its class in the style sheet; that of others is none."""
 RULE = (
     "A claim is judged by a rule that was fixed before the first run: it holds if its p value, adjusted for all claims of the "
