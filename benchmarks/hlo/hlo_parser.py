@@ -25,6 +25,8 @@ class ExecutedInstruction:
     """How often it runs in a step."""
     loop: str
     """Name of the body of the innermost loop that contains it; "" outside of loops."""
+    unresolved: str = ""
+    """JAX's name of a loop around it whose count is not known and counts as one; "" if there is none."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,28 +49,27 @@ class Module:
 
     def runs(self) -> Iterator[ExecutedInstruction]:
         """Yield every instruction that is executed by itself, with its count; a fusion counts as one instruction."""
-        yield from self._runs(self.entry, 1.0, "")
+        yield from self._runs(self.entry, 1.0, "", "")
 
-    def _runs(self, computation: Computation, times: float, loop: str) -> Iterator[ExecutedInstruction]:
+    def _runs(self, computation: Computation, times: float, loop: str, unresolved: str) -> Iterator[ExecutedInstruction]:
         for instruction in computation.instructions.values():
             opcode, called = instruction.opcode, instruction.called
             if opcode == "while":
-                trip_count = self.trip_count(instruction)
-                # A loop of unknown count counts once, a lower bound; `unknown_loops` lists these loops.
-                yield from self._runs(called[0], times * (1 if trip_count is None else trip_count), called[0].name)
+                trips = self.trip_count(instruction)
+                around = (instruction.op_name or instruction.name) if trips is None else unresolved
+                yield from self._runs(called[0], times * (1 if trips is None else trips), called[0].name, around)
             elif opcode == "conditional":
                 # One branch runs: count the one with the most instructions, which likely has the most work.
-                yield from max((list(self._runs(branch, times, loop)) for branch in called), key=len)
+                yield from max((list(self._runs(branch, times, loop, unresolved)) for branch in called), key=len)
             elif opcode == "call" or (opcode.endswith("-start") and called and opcode not in COLLECTIVES):
                 for inner in called:
-                    yield from self._runs(inner, times, loop)
+                    yield from self._runs(inner, times, loop, unresolved)
             else:
-                yield ExecutedInstruction(instruction, computation.name, times, loop)
+                yield ExecutedInstruction(instruction, computation.name, times, loop, unresolved)
 
     def unknown_loops(self) -> list[str]:
         """Return the loops whose count is not known, by their names in JAX."""
-        loops = [instruction for instruction in self.instructions.values() if instruction.opcode == "while"]
-        return sorted({loop.op_name or loop.name for loop in loops if self.trip_count(loop) is None})
+        return sorted({run.unresolved for run in self.runs()} - {""})
 
     def trip_count(self, loop: Instruction) -> float | int | None:
         """Return how often a loop runs; None if it is not known."""

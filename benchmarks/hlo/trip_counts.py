@@ -1,4 +1,4 @@
-"""How often the loops of a compiled program run: from the numbers that their counters begin at, go up by, and are compared with.
+"""Trip counts of the loops of a compiled program, from the start, the step and the limit of their counters.
 
 XLA notes the count of a loop only for some devices. The programs for a TPU have no such note, and the counters of their loops go
 up by more than one: the loops that gather or scatter an operand of a product piece by piece do two pieces at a time.
@@ -16,7 +16,7 @@ _SAME = ("copy", "bitcast", "convert", "reshape", "copy-done", "copy-start", "op
 """Instructions that pass on the number in their first operand."""
 _ARITHMETIC = {"add": operator.add, "subtract": operator.sub, "multiply": operator.mul}
 _MIRRORED = {"LT": "GT", "GT": "LT", "LE": "GE", "GE": "LE", "NE": "NE"}
-_MEAN = re.compile(r"\bmean_trips_([\d.]+)/while$")
+_MEAN = re.compile(r"\bmean_trips_([\d.]+)_of_\d+/while$")
 
 
 def trip_count(
@@ -24,16 +24,18 @@ def trip_count(
 ) -> float | int | None:
     """Return how often a loop runs; None if that depends on data, or is not understood.
 
-    It is the count that XLA noted, that of the loop's counter, or the mean in its name (`zoo.attention.kernels.blocked`).
+    It is the count that XLA noted, or that of the loop's counter. If that depends on data, it is the mean in the loop's name: see
+    `zoo.attention.kernels.blocked`.
 
     Args:
         callers: see `Module.callers`.
     """
     if noted := re.search(r'"known_trip_count":\{"n":"(\d+)"\}', loop.attributes):
         return int(noted[1])
-    if mean := _MEAN.search(loop.op_name):
+    count = _counter_trips(loop, computations[loop.attribute("condition")], callers)
+    if count is None and (mean := _MEAN.search(loop.op_name)):
         return float(mean[1])
-    return _counter_trips(loop, computations[loop.attribute("condition")], callers)
+    return count
 
 
 def _counter_trips(loop: Instruction, condition: Computation, callers: Mapping[Instruction, Instruction]) -> int | None:

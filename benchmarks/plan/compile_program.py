@@ -16,6 +16,7 @@ from benchmarks.core.source_paths import own_path
 from benchmarks.plan import large_arrays, target_devices
 from benchmarks.plan.large_arrays import LargeArray
 from benchmarks.plan.target_devices import Target
+from benchmarks.plan.traced_flops import TracedWork, traced_work
 from train import objectives
 from train.config import mesh_sizes, run_config
 from train.config.objectives import RolloutOptions
@@ -61,7 +62,8 @@ class Program:
     products: tuple[ragged_product.Product, ...]
     """Products of the groups of rows of experts, as they were traced."""
     flops: float
-    """The model's own FLOPs on all devices in a step, as MFU counts them."""
+    """The model's own FLOPs on all devices in a step, as the MFU of a run counts them: of attention all pairs of positions."""
+    traced: TracedWork
     seconds: float
     """Time of tracing and compiling."""
     remarks: tuple[str, ...] = ()
@@ -113,6 +115,7 @@ def compile_run(run: run_config.Run, mode: Mode, target: Target) -> Program:
         lowered = traced.lower(lowering_platforms=(target.lowering,))
     fields: dict[str, Any] = {"run": run, "mode": mode, "target": target, "mesh": mesh}
     fields |= {"arguments": arguments, "calls": tuple(calls), "products": tuple(products)}
+    fields["traced"] = traced_work(traced, calls, mesh.size, products)
     try:
         with target_devices.simulate_target(target), _compiler_errors(target):
             program, fields["remarks"] = compile_lowered(lowered)

@@ -5,12 +5,12 @@ import json
 import math
 import re
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
-from benchmarks.hlo.hlo_parser import COLLECTIVES, ExecutedInstruction, Module
+from benchmarks.hlo.hlo_parser import COLLECTIVES, Module
 from benchmarks.hlo.instructions import Array, Computation, Instruction
+from benchmarks.plan.kernel_flops import KernelRun, kernel_flops
 from zoo.attention.attention import Call
 from zoo.ops.ragged_product import Product
 
@@ -33,6 +33,8 @@ class Work:
     """Bytes read and written, each array once by each operation that has it; data that stays on a TPU's chip is not counted."""
     unknown: tuple[str, ...]
     """Targets of custom calls with unknown FLOPs: kernels of neither attention nor a product of groups."""
+    unresolved: tuple[str, ...] = ()
+    """Loops that multiply or exchange data, and whose count is not known."""
 
     @property
     def flops(self) -> float:
@@ -47,15 +49,29 @@ def work(module: Module, calls: Sequence[Call], devices: int, *, products: Seque
         on_chip: whether memory spaces other than 0 are on the device's chip, as on a TPU.
     """
     dots = moved = 0.0
-    kernels: list[ExecutedInstruction] = []
+    kernels: list[KernelRun] = []
+    unresolved: set[str] = set()
     for run in module.runs():
         moved += run.times * _Traffic(on_chip).of(run.instruction)
         for instruction in run.instruction.inside():
-            dots += run.times * _flops(instruction)
-            if _gemm(instruction) is None and _KERNELS.search(instruction.attribute("custom_call_target")):
-                kernels.append(dataclasses.replace(run, instruction=instruction))
-    inside, unknown = _kernel_flops(kernels, calls, devices, products)
-    return Work(products=dots, kernels=inside, bytes=moved, unknown=unknown)
+            flops = _flops(instruction)
+            dots += run.times * flops
+            name = instruction.attribute("custom_call_target")
+            if _gemm(instruction) is None and _KERNELS.search(name):
+                # Copies of a kernel return arrays of the same types, in any memory space.
+                types = tuple((array.dtype, array.shape) for array in instruction.arrays)
+                kernels.append(KernelRun(instruction.op_name, (name, instruction.op_name, types), run.computation, run.times))
+                flops = math.inf
+            if flops or instruction.opcode in COLLECTIVES:
+                unresolved.add(run.unresolved)
+    inside, others = kernel_flops(kernels, calls, devices, products)
+    return Work(
+        products=dots,
+        kernels=inside,
+        bytes=moved,
+        unknown=tuple(sorted({str(run.kernel[0]) for run in others})),
+        unresolved=tuple(sorted(unresolved - {""})),
+    )
 
 
 # --- FLOPs ----------------------------------------------------------------------------------------------------------------------
@@ -113,47 +129,9 @@ def _places(size: int, kernel: int, out: int, stride: int, pad: int, spread: int
     return int(((at >= 0) & (at <= (size - 1) * spread) & (at % spread == 0)).sum())
 
 
-BACKWARD = 2.5
-"""A fused backward pass has five products, the forward pass two (Dao et al. 2022, appendix B): it computes the scores again."""
 _KERNELS = re.compile("cudnn|cublas|triton|mosaic|tpu_custom_call")
 """Targets of custom calls that multiply; others move or check data. A kernel that belongs to neither a call of attention nor a
 product of groups is not counted, and the plan reports it."""
-
-
-def _kernel_flops(
-    kernels: Sequence[ExecutedInstruction], calls: Sequence[Call], devices: int, products: Sequence[Product]
-) -> tuple[float, tuple[str, ...]]:
-    """Return (FLOPs in kernels, targets of kernels that belong to no call).
-
-    Each kernel of a product of groups is that product or one of its two gradients, which have the same FLOPs. The kernels of the
-    backward pass of a call of attention share its products; each other kernel is a forward pass. Unrolled layers are traced once,
-    so they share a call: the number of backward passes is the count of its most frequent kernel.
-    """
-    flops = {call.scope: call.flops / devices for call in calls} | {product.scope: product.flops for product in products}
-    single = {product.scope for product in products}
-    total, unknown = 0.0, set()
-    backward: dict[tuple[str, str], dict[Any, float]] = {}
-    for run in kernels:
-        origin = run.instruction.op_name
-        scope = next((part for part in re.split(r"[/()]", origin) if part in flops), None)
-        if scope is None:
-            unknown.add(run.instruction.attribute("custom_call_target"))
-        elif scope not in single and _is_backward(origin, scope):
-            counts = backward.setdefault((scope, run.computation), {})
-            # Copies of a kernel return arrays of the same types, in any memory space.
-            kernel = origin, tuple((array.dtype, array.shape) for array in run.instruction.arrays)
-            counts[kernel] = counts.get(kernel, 0.0) + run.times
-        else:
-            total += run.times * flops[scope]
-    for (scope, _), counts in backward.items():
-        total += BACKWARD * flops[scope] * max(counts.values())
-    return total, tuple(sorted(unknown))
-
-
-def _is_backward(origin: str, scope: str) -> bool:
-    """Return whether an operation belongs to a gradient, and not to a recomputed forward pass."""
-    before = origin[: origin.index(scope)]
-    return "transpose(" in before and "rematted_computation" not in before
 
 
 # --- bytes ----------------------------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ import jax
 from benchmarks.core.memory import bytes_per_device
 from benchmarks.hlo import hlo_parser as hlo
 from benchmarks.plan import collectives, compile_program, flops_and_bytes, large_arrays, memory_advice, roofline
+from benchmarks.plan.check_flops import check_flops, needed_flops
 from benchmarks.plan.collectives import PART, Collective, CollectiveTotal
 from benchmarks.plan.compile_program import Program
 from benchmarks.plan.large_arrays import LargeArray
@@ -53,7 +54,7 @@ class Plan:
     device_memory: int | None
     fits: bool
     model_flops: float
-    """FLOPs of all devices: the model's own products, without recomputation."""
+    """FLOPs of all devices: the model's own products, without recomputation and without what attention leaves out."""
     products: float | None
     """FLOPs of matrix products in the program; None here and below if it was too large to be compiled."""
     kernels: float | None
@@ -103,9 +104,13 @@ class Plan:
 
 
 def make_plan(program: Program, name: str) -> Plan:
-    """Return the plan of a compiled program."""
+    """Return the plan of a compiled program.
+
+    Raises:
+        BadInput: its FLOPs cannot be counted: see `check_flops`.
+    """
     run, mesh, target = program.run, program.mesh, program.target
-    device = target.published
+    device, needed = target.published, needed_flops(program)
     memory = program.limit or (None if device is None or device.memory is None else int(device.memory))
     train = program.mode == "train"
     rollout = compile_program.rollout_arguments(run, mesh) if train else {}
@@ -116,10 +121,11 @@ def make_plan(program: Program, name: str) -> Plan:
     module, work, step_times = None, None, Times(compute=None, memory=None, interconnect=None)
     if program.text:
         module = hlo.parse_program(program.text)
-        loops = [f"how often {name} runs is not known: it is counted once" for name in module.unknown_loops()]
+        loops = [f"how often {loop} runs is not known: its memory traffic counts once" for loop in module.unknown_loops()]
         sent = collectives.find_collectives(module, dict(mesh.shape))
         on_chip = target.platform == "tpu"
         work = flops_and_bytes.work(module, program.calls, mesh.size, products=program.products, on_chip=on_chip)
+        check_flops(program, work, name)
         step_times = roofline.times_of_step(work, sent, mesh.devices, target, run.precision)
     plan = Plan(
         name=name,
@@ -141,13 +147,13 @@ def make_plan(program: Program, name: str) -> Plan:
         total=program.total + bytes_per_device(reference),
         device_memory=memory,
         fits=True,
-        model_flops=program.flops,
+        model_flops=needed,
         products=work and work.products,
         kernels=work and work.kernels,
         bytes=work and work.bytes,
         collectives=collectives.total_by_axes(sent),
         times=step_times,
-        bound=roofline.mfu_bound(program.flops, step_times, mesh.size, target, run.precision),
+        bound=roofline.mfu_bound(needed, step_times, mesh.size, target, run.precision),
         unknown=list(work.unknown) if work else [],
         warnings=[
             *program.remarks,

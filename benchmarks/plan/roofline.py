@@ -66,7 +66,8 @@ def mfu_bound(flops: float, step_times: Times, devices: int, target: Target, dty
     device, longest = target.published, step_times.longest
     if device is None or not longest or dtype not in device.peak:
         return None
-    return flops / devices / (device.peak[dtype] * 1e12) / longest
+    # Counts may differ by `check_flops.TOLERANCE`.
+    return min(1.0, flops / devices / (device.peak[dtype] * 1e12) / longest)
 
 
 def _interconnect(collectives: Sequence[Collective], devices: Sequence, device: Device) -> float | None:

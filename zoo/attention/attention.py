@@ -289,6 +289,12 @@ class Call:
             pairs = before if self.mask.causal else pairs if self.mask.window is None else min(pairs, 2 * before - t)
         return 4.0 * b * n * h * pairs
 
+    @property
+    def dense_flops(self) -> float:
+        """FLOPs of both matrix products of a forward pass over all examples, for all pairs."""
+        b, t, s, n, _, h = self.request.shape
+        return 4.0 * b * n * h * t * s
+
 
 _choices: contextvars.ContextVar[list[Call] | None] = contextvars.ContextVar("choices", default=None)
 

@@ -72,7 +72,7 @@ dimensions={0}
 """
 
 
-def loop_runs(text: str) -> int | None:
+def loop_runs(text: str) -> float | int | None:
     """Return how often the outer loop runs."""
     module = hlo.parse_program(text)
     return module.trip_count(module.instructions["outer"])

@@ -10,6 +10,7 @@ Masks and biases slice themselves into tiles; the gradient of a bias is the VJP 
 
 import dataclasses
 import functools
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 import jax
@@ -126,6 +127,24 @@ class Plan:
         active = states != NO_PAIR
         return Ranges.of(active), Ranges.of(jnp.swapaxes(active, 1, 2))
 
+    def named_by_mean(self, mask: Mask, loops: int, limit: int) -> AbstractContextManager[Any]:
+        """Return a name scope for a loop over blocks, with the mean of its trips in all `loops` of a group and their maximum.
+
+        The bounds of the loop depend on the arrays of the mask; `zoo plan` reads what causality and the window leave.
+        """
+        pairs = self.num_q_blocks * self.num_k_blocks
+        if mask.query_positions is None and mask.key_positions is None:
+            starts = ((i * self.block_q, j * self.block_k) for i in range(self.num_q_blocks) for j in range(self.num_k_blocks))
+            pairs = sum(self._may_see(mask, q, k) for q, k in starts)
+        return jax.named_scope(f"mean_trips_{pairs / loops:g}_of_{limit}")
+
+    def _may_see(self, mask: Mask, q: int, k: int) -> bool:
+        """Return whether causality and the window leave a pair of the blocks that begin at query q and key k."""
+        least, largest = q - (k + self.block_k - 1), q + self.block_q - 1 - k
+        if mask.causal and largest < 0:
+            return False
+        return mask.window is None or (least < mask.window and (mask.causal or -largest < mask.window))
+
     def k_block_range(self, ranges: "Ranges | None", group: Tile, i: Int[Array, ""]) -> tuple[Any, Any]:
         """Return [start, stop) of the blocks of keys that queries of block i may see."""
         return (0, self.num_k_blocks) if ranges is None else ranges.at(group.start["B"] // self.examples, i)
@@ -219,7 +238,8 @@ def _forward(
                 sink = take(sinks.astype(acc_dtype), "N", group)
                 m, l = jnp.broadcast_to(sink[:, None], lead), jnp.ones(lead, acc_dtype)  # exp(sink - m) = 1
             start = (m, l, jnp.zeros((*lead, v.shape[-1]), acc_dtype))
-            m, l, acc = lax.fori_loop(*plan.k_block_range(key_blocks, group, i), k_block, start)
+            with plan.named_by_mean(mask, plan.num_q_blocks, plan.num_k_blocks):
+                m, l, acc = lax.fori_loop(*plan.k_block_range(key_blocks, group, i), k_block, start)
             has_key = l > 0
             out = (acc / jnp.where(has_key, l, 1)[..., None]).astype(q.dtype)  # line 12
             # Line 13. For a row without a visible key, exp(s - lse) must be zero in the gradient too.
@@ -280,7 +300,8 @@ def _backward(plan: Plan, residuals: Any, d_out: Array) -> tuple[Any, ...]:
             d_q, d_bias = carry
             d_k = d_v = jnp.zeros((plan.examples, plan.heads, k.shape[-1], plan.block_k), acc_dtype)  # line 7
             blocks = plan.q_block_range(query_blocks, group, j)
-            d_q, d_k, d_v, d_bias = lax.fori_loop(*blocks, q_block, (d_q, d_k, d_v, d_bias))
+            with plan.named_by_mean(mask, plan.num_k_blocks, plan.num_q_blocks):
+                d_q, d_k, d_v, d_bias = lax.fori_loop(*blocks, q_block, (d_q, d_k, d_v, d_bias))
             return (d_q, d_bias), (d_k, d_v)
 
         d_q = jnp.zeros((plan.examples, plan.heads, *q.shape[2:]), acc_dtype)  # line 3
