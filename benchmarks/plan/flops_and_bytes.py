@@ -74,6 +74,20 @@ def work(module: Module, calls: Sequence[Call], devices: int, *, products: Seque
     )
 
 
+def least_bytes(module: Module, temporaries: int, cache: float = 0.0) -> float:
+    """Return the bytes that a device moves to and from its memory at least, however much is cached.
+
+    Each argument is read once and each result written once. The temporaries that exist at the same time, and that no cache has
+    room for, are written and read again.
+
+    Args:
+        temporaries: largest number of bytes of temporaries at the same time.
+        cache: bytes of the device's cache.
+    """
+    arguments = sum((parameter.bytes for parameter in module.entry.parameters), 0.0)
+    return arguments + module.entry.root.bytes + 2 * max(0.0, temporaries - cache)
+
+
 # --- FLOPs ----------------------------------------------------------------------------------------------------------------------
 
 

@@ -60,11 +60,15 @@ class Plan:
     kernels: float | None
     """FLOPs inside kernels."""
     bytes: float | None
-    """Bytes read and written in the device's memory."""
+    """Bytes read and written in the device's memory, if nothing is cached."""
+    least_bytes: float | None
+    """Bytes read and written however much is cached."""
     collectives: list[CollectiveTotal]
     times: Times
     bound: float | None
     """MFU: an upper bound if compute or links bound it; an estimate if memory does."""
+    ceiling: float | None
+    """MFU: an upper bound, however much is cached."""
     unknown: list[str]
     """Kernels whose FLOPs are not counted."""
     warnings: list[str]
@@ -118,7 +122,7 @@ def make_plan(program: Program, name: str) -> Plan:
     reference = compile_program.reference_model(run, mesh) if train else {}
     sent: list[Collective] = []
     loops: list[str] = []
-    module, work, step_times = None, None, Times(compute=None, memory=None, interconnect=None)
+    least, module, work, step_times = None, None, None, Times(compute=None, memory=None, interconnect=None)
     if program.text:
         module = hlo.parse_program(program.text)
         loops = [f"how often {loop} runs is not known: its memory traffic counts once" for loop in module.unknown_loops()]
@@ -126,7 +130,9 @@ def make_plan(program: Program, name: str) -> Plan:
         on_chip = target.platform == "tpu"
         work = flops_and_bytes.work(module, program.calls, mesh.size, products=program.products, on_chip=on_chip)
         check_flops(program, work, name)
-        step_times = roofline.times_of_step(work, sent, mesh.devices, target, run.precision)
+        # On a TPU, temporaries in memory on the chip are not among those of the compiler's report.
+        least = flops_and_bytes.least_bytes(module, program.temporaries, target.cache)
+        step_times = roofline.times_of_step(work, sent, mesh.devices, target, run.precision, least)
     plan = Plan(
         name=name,
         mode=program.mode,
@@ -151,9 +157,11 @@ def make_plan(program: Program, name: str) -> Plan:
         products=work and work.products,
         kernels=work and work.kernels,
         bytes=work and work.bytes,
+        least_bytes=least,
         collectives=collectives.total_by_axes(sent),
         times=step_times,
-        bound=roofline.mfu_bound(needed, step_times, mesh.size, target, run.precision),
+        bound=roofline.mfu_bound(needed, step_times.longest, mesh.size, target, run.precision),
+        ceiling=roofline.mfu_bound(needed, step_times.least, mesh.size, target, run.precision),
         unknown=list(work.unknown) if work else [],
         warnings=[
             *program.remarks,

@@ -1,8 +1,8 @@
 """Lower bounds on the time of a step, from its work and collectives and the published rates of its devices.
 
 No program takes less than the times of compute and links. Transfers over different links run at the same time, and each
-collective is counted with the fewest bytes known: sums are taken in the switches where there are any. The time of the memory is
-an estimate: it assumes no cache.
+collective is counted with the fewest bytes known: sums are taken in the switches where there are any. The memory has an estimate,
+which assumes no cache, and a lower bound.
 """
 
 import dataclasses
@@ -29,23 +29,36 @@ class Times:
     """Estimate without a cache."""
     interconnect: float | None
     """Lower bound, of the busiest links."""
+    memory_least: float | None = None
+    """Lower bound for the memory: see `flops_and_bytes.least_bytes`."""
 
     @property
     def longest(self) -> float | None:
         """Return the seconds of a step if all three run at the same time; None unless all are known."""
-        seconds = (self.compute, self.memory, self.interconnect)
+        return self._together(self.memory)
+
+    @property
+    def least(self) -> float | None:
+        """Return the seconds below which no step is, if everything that can be cached is cached; None unless all are known."""
+        return self._together(self.memory_least)
+
+    def _together(self, memory: float | None) -> float | None:
+        seconds = (self.compute, memory, self.interconnect)
         return None if None in seconds else max(seconds)  # pyright: ignore[reportArgumentType, reportCallIssue]
 
     @property
     def slowest(self) -> str:
         """Return the name of the longest of the known times."""
-        return max(vars(self), key=lambda name: vars(self)[name] or 0)
+        return max(("compute", "memory", "interconnect"), key=lambda name: getattr(self, name) or 0)
 
 
-def times_of_step(work: Work, collectives: Iterable[Collective], devices: np.ndarray, target: Target, dtype: str) -> Times:
+def times_of_step(
+    work: Work, collectives: Iterable[Collective], devices: np.ndarray, target: Target, dtype: str, least_bytes: float = 0.0
+) -> Times:
     """Return the times of a step whose matrix products have the dtype `dtype`.
 
     Args:
+        least_bytes: bytes that a device moves however much is cached.
         devices: devices of the mesh; each has a number, `id`, and on a TPU `coords`, its place in the torus.
     """
     device = target.published
@@ -55,19 +68,20 @@ def times_of_step(work: Work, collectives: Iterable[Collective], devices: np.nda
         compute=None if peak is None else work.flops / (peak * 1e12),
         memory=None if bandwidth is None else work.bytes / (bandwidth * 1e9),
         interconnect=None if device is None else _interconnect(list(collectives), list(devices.flat), device),
+        memory_least=None if bandwidth is None else least_bytes / (bandwidth * 1e9),
     )
 
 
-def mfu_bound(flops: float, step_times: Times, devices: int, target: Target, dtype: str) -> float | None:
-    """Return the largest possible MFU of a step, 0 to 1: that of a step which takes `step_times.longest`.
+def mfu_bound(flops: float, seconds: float | None, devices: int, target: Target, dtype: str) -> float | None:
+    """Return the MFU of a step that takes some seconds, 0 to 1.
 
     It is `flops` over the FLOPs that all devices compute at their peak in that time; None if the peak or the time is unknown.
     """
-    device, longest = target.published, step_times.longest
-    if device is None or not longest or dtype not in device.peak:
+    device = target.published
+    if device is None or not seconds or dtype not in device.peak:
         return None
     # Counts may differ by `check_flops.TOLERANCE`.
-    return min(1.0, flops / devices / (device.peak[dtype] * 1e12) / longest)
+    return min(1.0, flops / devices / (device.peak[dtype] * 1e12) / seconds)
 
 
 def _interconnect(collectives: Sequence[Collective], devices: Sequence, device: Device) -> float | None:

@@ -36,6 +36,11 @@ class Target:
         return DEVICES.get(self.kind)
 
     @property
+    def cache(self) -> float:
+        """Return the bytes of the cache between a device and its memory: L2 of a GPU, none of a TPU."""
+        return float(GPUS[self.chip].cache) if self.platform == "gpu" else 0.0
+
+    @property
     def lowering(self) -> str:
         """Return JAX's name of the platform for lowering."""
         return {"gpu": "cuda"}.get(self.platform, self.platform)

@@ -95,8 +95,28 @@ def test_the_bound_is_the_slowest_of_three() -> None:
     target = target_devices.parse_target("h100:4")
     times = roofline.Times(compute=1.0, memory=2.0, interconnect=0.5)
     assert times.slowest == "memory"
-    assert roofline.mfu_bound(4 * 989.4e12, times, 4, target, "bfloat16") == pytest.approx(0.5)
-    assert roofline.mfu_bound(1.0, dataclasses.replace(times, memory=None), 4, target, "bfloat16") is None
+    assert roofline.mfu_bound(4 * 989.4e12, times.longest, 4, target, "bfloat16") == pytest.approx(0.5)
+    assert roofline.mfu_bound(1.0, dataclasses.replace(times, memory=None).longest, 4, target, "bfloat16") is None
+
+
+def test_memory_has_a_lower_bound() -> None:
+    """An argument and the result once, and twice the temporaries that no cache has room for; the bound is never above it."""
+    text = """
+ENTRY %main (x: f32[8,16], y: bf16[16]) -> (f32[8,16], f32[]) {
+  %x = f32[8,16]{1,0} parameter(0)
+  %y = bf16[16]{0} parameter(1)
+  %z = f32[8,16]{1,0} negate(%x)
+  %s = f32[] constant(0)
+  ROOT %t = (f32[8,16]{1,0}, f32[]) tuple(%z, %s)
+}
+"""
+    module, outside = hlo_parser.parse_program(text), 2 * 8 * 16 * 4 + 16 * 2 + 4
+    assert flops_and_bytes.least_bytes(module, 0) == outside
+    assert flops_and_bytes.least_bytes(module, 1000, 400.0) == outside + 2 * 600
+    assert flops_and_bytes.least_bytes(module, 1000, 4000.0) == outside
+    times = roofline.Times(compute=1.0, memory=4.0, interconnect=0.5, memory_least=2.0)
+    assert (times.longest, times.least, times.slowest) == (4.0, 2.0, "memory")
+    assert dataclasses.replace(times, memory_least=0.1).least == 1.0
 
 
 def test_a_kernels_products_are_those_of_the_pairs_that_its_mask_leaves() -> None:
