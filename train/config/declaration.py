@@ -24,8 +24,8 @@ class ObjectiveOptions:
     data: ClassVar[type[Data]]
     """Class of the options of its data, which has their kind."""
     scorer: ClassVar[str]
-    """Name of the scorer of its held-out data in `eval.tasks.held_out.scorers`. A subclass of a declared objective that names none has
-    scores that are comparable with those of that objective."""
+    """Name of the scorer of its held-out data in `eval.tasks.held_out.scorers`. A subclass of a declared objective that names
+    none has scores that are comparable with those of that objective."""
     metrics: ClassVar[tuple[str, ...]] = ()
     """Metrics of its validations, any of which may select the checkpoint; empty = they depend on the labels.
     `train.run.metric_definitions.validation_metrics` adds those that depend on the head."""

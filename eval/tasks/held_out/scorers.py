@@ -1,9 +1,9 @@
 """The scorers of held-out data: perplexity, bits per byte, accuracy, or the metrics of labels.
 
 Objectives name their scorers (`train.config.objectives`): causal `language_model_scores.score_text` (bits per byte, perplexity,
-loss); masked, left-to-right, distilled and permutation `masked_lm_scores` (perplexity and accuracy of predictions); denoising, text
-to text and instruction `language_model_scores.score_targets` (perplexity); fine-tuning `labelled_scores`; reward models, dpo and
-kto `preference_scores` (accuracy and margin); policy_gradient and ppo `policy_scores` (mean reward of greedy responses).
+loss); masked, left-to-right, distilled and permutation `masked_lm_scores` (perplexity and accuracy of predictions); denoising,
+text to text and instruction `language_model_scores.score_targets` (perplexity); fine-tuning `labelled_scores`; reward models, dpo
+and kto `preference_scores` (accuracy and margin); policy_gradient and ppo `policy_scores` (mean reward of greedy responses).
 """
 
 from collections.abc import Callable
