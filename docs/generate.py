@@ -132,7 +132,7 @@ def help_text(recipe: str) -> str:
 
 def read_help(text: str) -> Iterator[tuple[str, str, list[tuple[Option, str]]]]:
     """Yield the prefix and the description of each group of a help text, and its options with their defaults."""
-    for title, box in re.findall(r"^╭─ ([\w.]* ?)options ─*╮\n(.*?)^╰", text, re.MULTILINE | re.DOTALL):
+    for title, box in re.findall(r"^╭─ ([\w.-]* ?)options ─*╮\n(.*?)^╰", text, re.MULTILINE | re.DOTALL):
         lines = [line[2:-2].rstrip() for line in box.splitlines()]
         rule = next((number for number, line in enumerate(lines) if line and not line.strip("─")), -1)
         options = []
