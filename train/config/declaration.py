@@ -56,7 +56,7 @@ class ObjectiveOptions:
 class TokenOptions(ObjectiveOptions):
     """Options of an objective that predicts tokens."""
 
-    # The model has a head of words, and not one of labels or scores.
+    # The model has an LM head, and not one of labels or scores.
     unused = ("model.labels", "model.head_dropout")
     loss_chunk: int = 0
     """Number of positions whose logits are computed at a time in the loss, to save memory; 0 = all T."""

@@ -118,6 +118,7 @@ class ExampleInputs:
     """Tokenized examples; the held-out ones are scored. See `train.inputs.run_inputs.Inputs`."""
 
     LEFT_OUT: ClassVar[str] = "bad or long"
+    """What examples in `left_out` are, for the summary."""
 
     tokenizer: Tokenizer
     """The tokenizer, with the chat template if there are conversations."""
@@ -189,6 +190,7 @@ class ExampleInputs:
 
 
 Halves = tuple[list[Any], list[Any]]
+"""Training and held-out examples."""
 
 
 def split_examples(run: Run, left_out: list[str]) -> Halves:
