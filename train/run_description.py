@@ -47,7 +47,7 @@ def _inner_width(config: Any) -> str:
 
 
 def attention_implementations(run: run_config.Run, parameters: Parametrization, objective: Objective, batch: Batch) -> str:
-    """Return the names of the attention implementations that the loss uses, or "none", from tracing it on a batch's shapes."""
+    """Describe the attention implementations that the loss uses, from tracing it on a batch's shapes; "none": it uses none."""
     dtype, model = DTYPES[run.precision], parameters.model
 
     def loss(params: Any, batch: Batch, seeds: Any, frozen: Any, base: Any, carry: Any) -> Any:
@@ -60,4 +60,4 @@ def attention_implementations(run: run_config.Run, parameters: Parametrization, 
     params, carry = jax.eval_shape(lambda: (init(jax.random.key(0)), model.init_carry(run.data.batch)))
     with attention.record_calls() as calls:
         jax.eval_shape(loss, params, batch, seeds, objective.frozen_inputs(), parameters.base, carry)
-    return ", ".join(sorted({call.name for call in calls})) or "none"
+    return attention.describe_calls(calls) or "none"

@@ -12,7 +12,7 @@ import dataclasses
 import functools
 import importlib
 import importlib.util
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -22,6 +22,8 @@ from jax.experimental import io_callback
 from jaxtyping import Array, Float, UInt32
 
 from zoo import plugins
+from zoo.attention import auto
+from zoo.attention.auto_line_types import Line
 from zoo.attention.biases import Bias
 from zoo.attention.kernels import Kernel
 from zoo.attention.kernels.reference import reference
@@ -29,7 +31,7 @@ from zoo.attention.local_arrays import on_local_arrays
 from zoo.attention.masks import Mask
 from zoo.attention.request import Request, refuse_unless
 from zoo.errors import BadInput, install_advice
-from zoo.sharding import target_platform
+from zoo.sharding import target_device_kind, target_platform
 
 
 def attention(
@@ -58,11 +60,12 @@ def attention(
         BadInput: the request is malformed, or `impl` does not support it; the message names the implementations that do.
     """
     request = Request.of(q, k, v, mask, bias, dropout, sinks)
-    name = choose(impl, request)
+    line = auto_line(request, target_platform(), target_device_kind()) if impl == "auto" else None
+    name = choose(impl, request) if line is None else line.implementation
     scope = SCOPE
     if (calls := _choices.get()) is not None:
         scope = f"{SCOPE}{len(calls)}"
-        calls.append(Call(name=name, request=request, mask=mask, scope=scope))
+        calls.append(Call(name=name, request=request, mask=mask, scope=scope, line=line))
     scale = float(q.shape[-1] ** -0.5) if scale is None else scale
     rate, seed = dropout if dropout is not None and dropout[0] > 0 else (0.0, None)
     heads = jnp.arange(q.shape[2], dtype=jnp.uint32)
@@ -226,40 +229,31 @@ def _is_implementation(value: Any) -> bool:
     return isinstance(value, Implementation) and value.features <= ALL_FEATURES and value.platforms <= EVERYWHERE
 
 
-@dataclasses.dataclass(frozen=True)
-class Choice:
-    """A line of `AUTO`: an implementation, and the smallest number of queries from which it is the fastest."""
+def choose(impl: str, request: Request, platform: str | None = None, kind: str | None = None) -> str:
+    """Return the name of the implementation that will run a request; `auto` follows the lines of the device.
 
-    name: str
-    queries: int = 1
-
-
-AUTO: dict[str, tuple[Choice, ...]] = {
-    # Measured on two cores, forward and backward at 8 and 12 heads of 64: blocked takes 0.6 to 0.8 of xla's time at 128 queries,
-    # 0.7 to 0.9 at 64, the same time at 32 in a causal gradient, and more at 8 (benchmarks/results/step-gains_*).
-    "cpu": (Choice("blocked", queries=64), Choice("xla")),
-    # Not measured on accelerators yet: the vendors' recommended implementation first, then one that runs everywhere.
-    "gpu": (Choice("cudnn"), Choice("xla")),
-    "tpu": (Choice("xla"),),
-}
-"""The choices of `auto` by platform. It takes the first choice that supports the request and whose smallest number of queries is
-not above that of the request."""
-
-
-def choose(impl: str, request: Request, platform: str | None = None) -> str:
-    """Return the name of the implementation that will run a request; `auto` follows the table `AUTO`.
+    Args:
+        platform: cpu, gpu or tpu; None: the one for which a program is compiled here.
+        kind: JAX's `device_kind` there; None: likewise, and unknown if `platform` is another one.
 
     Raises:
         BadInput: an unknown name, or an implementation that does not support the request: why, and which ones do.
     """
-    platform = platform or target_platform()
+    here = target_platform()
+    platform = platform or here
     if impl == "auto":
-        long_enough = (line.name for line in AUTO[platform] if request.shape[1] >= line.queries)
-        return next(name for name in long_enough if IMPLEMENTATIONS[name].unsupported_reason(request, platform) is None)
+        kind = kind if kind is not None else target_device_kind() if platform == here else ""
+        return auto_line(request, platform, kind).implementation
     if reason := implementation(impl).unsupported_reason(request, platform):
         supported = [name for name, row in IMPLEMENTATIONS.items() if row.unsupported_reason(request, platform) is None]
         raise BadInput(f"attention {impl!r} cannot do this: {reason}; these can: {', '.join(supported)}")
     return impl
+
+
+def auto_line(request: Request, platform: str, kind: str) -> Line:
+    """Return the line of `auto` that a request follows on a kind of device."""
+    lines = auto.device_lines(platform, kind).lines
+    return auto.first_line(lines, request, lambda name: IMPLEMENTATIONS[name].unsupported_reason(request, platform) is None)
 
 
 SCOPE = "attention"
@@ -276,6 +270,8 @@ class Call:
     mask: Mask
     scope: str
     """The name scope of its operations: `SCOPE` and the number of the call."""
+    line: Line | None = None
+    """The line of `auto` that chose it; None: it was chosen by name."""
 
     @property
     def flops(self) -> float:
@@ -335,19 +331,40 @@ def unsupported_reason(impl: str, request: Request) -> str | None:
 
 def implementation_status() -> list[tuple[str, bool, str]]:
     """Return (implementation, whether it runs on this platform, why not) of each one in the table, for a plain causal request."""
-    shape = jax.ShapeDtypeStruct((1, 128, 1, 64), jnp.bfloat16)
-    request = Request.of(shape, shape, shape, Mask(causal=True), None, None)
-    platform = target_platform()
-    reasons = {name: row.unsupported_reason(request, platform) for name, row in IMPLEMENTATIONS.items()}
+    reasons = {name: row.unsupported_reason(_plain_request(), target_platform()) for name, row in IMPLEMENTATIONS.items()}
     return [(name, reason is None, reason or "") for name, reason in reasons.items()]
 
 
+def _plain_request() -> Request:
+    shape = jax.ShapeDtypeStruct((1, 128, 1, 64), jnp.bfloat16)
+    return Request.of(shape, shape, shape, Mask(causal=True), None, None)
+
+
 def describe_auto() -> str:
-    """Describe what `auto` chooses on this platform, and name what it leaves out of the kernels for this platform alone."""
+    """Describe what `auto` takes on this device, and the kernels of its platform alone that it does not take."""
     platform = target_platform()
-    lines = [f"{line.name} from {line.queries} queries on" if line.queries > 1 else line.name for line in AUTO[platform]]
-    chosen = {line.name for line in AUTO[platform]}
-    left_out = [name for name, row in IMPLEMENTATIONS.items() if row.platforms == {platform} and name not in chosen]
-    reason = f"nothing has been measured on a {platform.upper()}"
-    by_name = f"; used only by name: {', '.join(left_out)} ({reason})" if left_out else ""
-    return ", else ".join(lines) + by_name
+    device = auto.device_lines(platform, target_device_kind())
+    lines = [f"{line.implementation} {line.lengths}".strip() for line in device.lines]
+    used = {line.implementation for line in device.lines}
+    left_out = [name for name, row in IMPLEMENTATIONS.items() if row.platforms == {platform} and name not in used]
+    by_name = f"; used only by name: {', '.join(left_out)}" if left_out else ""
+    return ", else ".join(dict.fromkeys(lines)) + by_name + (f"; {device.note}" if device.note else "")
+
+
+def auto_reasons() -> list[tuple[str, str, str]]:
+    """Return (implementation, requests, reason) of each line of `auto` on this device; [] on a CPU."""
+    device = auto.device_lines(target_platform(), target_device_kind())
+    return [(line.implementation, line.requests, line.reason) for line in device.lines if device is not auto.CPU]
+
+
+def describe_calls(calls: Sequence[Call]) -> str:
+    """Name the implementations of calls, on an accelerator with the lines of `auto` that chose them and the reasons."""
+    device = auto.device_lines(target_platform(), target_device_kind())
+    by_name: dict[str, list[str]] = {}
+    for call in sorted(calls, key=lambda call: call.name):
+        reasons = by_name.setdefault(call.name, [])
+        if call.line is not None and device is not auto.CPU:
+            reasons.append(f"{call.line.requests}: {call.line.reason}")
+    note = f"; {device.note}" if device.note and any(by_name.values()) else ""
+    texts = [f"{name} (auto, {'; '.join(dict.fromkeys(reasons))})" if reasons else name for name, reasons in by_name.items()]
+    return ", ".join(texts) + note

@@ -40,15 +40,16 @@ class Facts:
     """One line for each problem that must be fixed before numbers from this machine can be trusted."""
 
 
-def doctor(attention: Sequence[tuple[str, bool, str]], auto: str) -> int:
+def doctor(attention: Sequence[tuple[str, bool, str]], auto: str, reasons: Sequence[tuple[str, str, str]]) -> int:
     """Print the report and return the exit code: 0, or 1 if there is a problem.
 
     Args:
         attention: rows (implementation, usable here, reason if not).
-        auto: the implementation that "auto" selects.
+        auto: the implementations that "auto" selects.
+        reasons: rows (implementation, requests that "auto" selects it for, why).
     """
     report = collect_facts()
-    show(report, attention, auto)
+    show(report, attention, auto, reasons)
     return 1 if report.problems else 0
 
 
@@ -83,7 +84,9 @@ def collect_facts() -> Facts:
     )
 
 
-def show(report: Facts, attention: Sequence[tuple[str, bool, str]], auto: str) -> None:
+def show(
+    report: Facts, attention: Sequence[tuple[str, bool, str]], auto: str, reasons: Sequence[tuple[str, str, str]] = ()
+) -> None:
     """Print the facts and the attention implementations as tables."""
     from rich.console import Console
     from rich.markup import escape
@@ -111,6 +114,12 @@ def show(report: Facts, attention: Sequence[tuple[str, bool, str]], auto: str) -
         for name, usable, why in attention:
             table.add_row(escape(printable(name)), "[green]yes" if usable else "[red]no", escape(printable(why)))
         table.add_row("auto", "", escape(printable(auto)))
+        console.print()
+        console.print(table)
+    if reasons:
+        table = Table("auto", "for", "why", box=None, padding=(0, 2, 0, 0))
+        for row in reasons:
+            table.add_row(*(escape(printable(text)) for text in row))
         console.print()
         console.print(table)
     if entries := [plugin for group in plugins.GROUPS for plugin in plugins.installed(group)]:

@@ -229,33 +229,6 @@ def test_unsupported_and_malformed_requests_are_refused():
             dispatch.choose(call.get("impl", "auto"), Request.of(*request), call.get("platform"))
 
 
-def test_auto_follows_the_platform_and_the_features():
-    q, k, v = arrays(jnp.bfloat16)
-    for dropout, name in ((DROPOUT, "xla"), (None, "cudnn")):
-        request = Request.of(q, k, v, Mask(causal=True), None, dropout)
-        assert dispatch.choose("auto", request, platform="gpu") == name
-
-
-def test_auto_takes_blocked_from_the_length_on_at_which_it_is_faster():
-    for queries, name in ((1, "xla"), (63, "xla"), (64, "blocked"), (2048, "blocked")):
-        q, k = ones(1, queries, N, H), ones(1, 2048, N, H)
-        places = Mask(causal=True, query_positions=ones(1, queries, dtype=jnp.int32))
-        assert dispatch.choose("auto", Request.of(q, k, k, places, None, None), platform="cpu") == name
-    assert dispatch.describe_auto() == "blocked from 64 queries on, else xla"
-
-
-@pytest.mark.parametrize(
-    ("platform", "expected"),
-    [
-        ("gpu", "cudnn, else xla; used only by name: tokamax, flash_gpu (nothing has been measured on a GPU)"),
-        ("tpu", "xla; used only by name: splash, flash_tpu (nothing has been measured on a TPU)"),
-    ],
-)
-def test_kernels_that_auto_never_chooses_are_named(platform: str, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dispatch, "target_platform", lambda: platform)
-    assert dispatch.describe_auto() == expected
-
-
 def test_every_kernel_has_the_same_signature() -> None:
     expected = list(inspect.signature(Kernel.__call__).parameters)[1:]
     for name, row in dispatch.IMPLEMENTATIONS.items():

@@ -234,10 +234,6 @@ def test_what_is_not_supported_is_refused_with_the_reason() -> None:
         assert row.unsupported_reason(refused, "gpu") == f"it has no {name}"
 
 
-def test_auto_does_not_choose_it_before_it_has_run_on_a_gpu() -> None:
-    assert "flash_gpu" not in {line.name for lines in attention.AUTO.values() for line in lines}
-
-
 def test_a_jax_without_what_the_kernels_need_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(flash_gpu.PALLAS, flash_gpu.plt, ("load", "an_absent_operation"))
     reason = f"Pallas of JAX {jax.__version__} has no an_absent_operation; install the version of constraints.txt"

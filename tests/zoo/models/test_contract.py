@@ -90,12 +90,6 @@ def test_choices_are_what_their_tables_have() -> None:
     assert len(rates) == len(built)
 
 
-def test_auto_chooses_what_exists_and_runs_there() -> None:
-    for platform, lines in attention.AUTO.items():
-        assert all(platform in attention.IMPLEMENTATIONS[line.name].platforms for line in lines)
-        assert lines[-1].queries == 1 and attention.IMPLEMENTATIONS[lines[-1].name].features == attention.ALL_FEATURES
-
-
 def stack_size(net: Model, path: str) -> int:
     """Return the number of layers in the stack of a leaf: all, but of ModernBERT and Ettin the first or the others."""
     if "first" not in shapes(net):

@@ -14,7 +14,8 @@ def doctor(args: list[str]) -> int:
     from zoo.attention import attention
     from zoo.cli import doctor_report
 
-    return doctor_report.doctor(attention.implementation_status(), attention.describe_auto())
+    auto = attention.describe_auto(), attention.auto_reasons()
+    return doctor_report.doctor(attention.implementation_status(), *auto)
 
 
 DESCRIPTION = """Show versions, devices and attention implementations of this machine, and check that it computes correct numbers.
