@@ -47,7 +47,10 @@ def _inner_width(config: Any) -> str:
 
 
 def attention_implementations(run: run_config.Run, parameters: Parametrization, objective: Objective, batch: Batch) -> str:
-    """Describe the attention implementations that the loss uses, from tracing it on a batch's shapes; "none": it uses none."""
+    """Describe the attention implementations that the loss uses, from tracing it on a batch's shapes; "none": it uses none.
+
+    On an accelerator this is where a kernel with wrong numbers is refused; see `zoo.attention.kernel_check`.
+    """
     dtype, model = DTYPES[run.precision], parameters.model
 
     def loss(params: Any, batch: Batch, seeds: Any, frozen: Any, base: Any, carry: Any) -> Any:

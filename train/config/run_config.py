@@ -191,6 +191,9 @@ class Machine:
     """Number of this process, from 0; needs --coordinator."""
     profile: int = 0
     """Trace this many steps with the JAX profiler into RUN/profile."""
+    attention_check: Literal["on", "off"] = "on"
+    """On an accelerator, compare every attention kernel with the definition in a small call before its first use. It takes
+    seconds, in which the kernel is compiled, and a kernel with wrong numbers is refused."""
 
     def __post_init__(self) -> None:
         """Check the values; a subclass extends this."""

@@ -73,7 +73,7 @@ class PreparedRun:
     shapes: Batch
     """Shapes and dtypes of a global batch."""
     implementations: str
-    """Names of the attention implementations that the loss uses."""
+    """The attention implementations that the loss uses, and on an accelerator why `auto` chose them."""
 
     def scorer(self, rows: RowSource) -> Scorer:
         """Return the scorer of held-out rows, whose progress the console shows."""
@@ -109,6 +109,9 @@ def prepare(run: Run, console: Console, evaluation: Evaluation) -> PreparedRun:
     batches = Batches(data.rows, build, run.seed, run.data.batch, local_rows, run.mask_period, run.repeat)
     shapes = batches.shapes()
     _check_carry(run, model, data)
+    if mesh.devices.flat[0].platform != "cpu":
+        # The checks of kernels print a line each.
+        console.clear()
     return PreparedRun(
         run=run,
         folder=folder,

@@ -25,6 +25,7 @@ from zoo import plugins
 from zoo.attention import auto
 from zoo.attention.auto_line_types import Line
 from zoo.attention.biases import Bias
+from zoo.attention.kernel_check import first_uses
 from zoo.attention.kernels import Kernel
 from zoo.attention.kernels.reference import reference
 from zoo.attention.local_arrays import on_local_arrays
@@ -56,8 +57,12 @@ def attention(
 
     Under a mesh the implementation runs on local arrays in `jax.shard_map`: batch over data, fsdp and expert, heads over tensor.
 
+    On an accelerator, the first use of an implementation with some features is preceded by a check of its numbers; see
+    `zoo.attention.kernel_check`.
+
     Raises:
-        BadInput: the request is malformed, or `impl` does not support it; the message names the implementations that do.
+        BadInput: the request is malformed, or `impl` does not support it, and the message names the implementations that do; or
+            the implementation computes wrong numbers on this device.
     """
     request = Request.of(q, k, v, mask, bias, dropout, sinks)
     line = auto_line(request, target_platform(), target_device_kind()) if impl == "auto" else None
@@ -76,6 +81,7 @@ def attention(
         io_callback(lambda array: recorded.append(np.moveaxis(array, 1, 2)), None, weights, ordered=True)
     # A plug-in that takes the name of one of the zoo does not affect "auto".
     row = IMPLEMENTATIONS[name] if impl == "auto" else implementation(name)
+    first_uses.check(name, row.load(), request, mask, bias)
     run = functools.partial(row.load(), scale=scale, rate=rate)
     with jax.named_scope(scope):
         return on_local_arrays(run, q, k, v, mask, bias, seed, heads, sinks)
@@ -333,6 +339,18 @@ def implementation_status() -> list[tuple[str, bool, str]]:
     """Return (implementation, whether it runs on this platform, why not) of each one in the table, for a plain causal request."""
     reasons = {name: row.unsupported_reason(_plain_request(), target_platform()) for name, row in IMPLEMENTATIONS.items()}
     return [(name, reason is None, reason or "") for name, reason in reasons.items()]
+
+
+def wrong_kernels() -> list[str]:
+    """Check the implementations that run on this accelerator, with a causal request; return a line for each wrong one."""
+    wrong = []
+    for name, usable, _ in implementation_status():
+        try:
+            if usable:
+                first_uses.check(name, IMPLEMENTATIONS[name].load(), _plain_request(), Mask(causal=True), None)
+        except BadInput as error:
+            wrong.append(str(error))
+    return wrong
 
 
 def _plain_request() -> Request:

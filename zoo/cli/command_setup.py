@@ -42,7 +42,7 @@ def prepare_process(
         smaller_group_sizes=tuple(smaller_group_sizes),
         stacks=stacks,
     )
-    return launch.prepare(
+    code = launch.prepare(
         argv,
         devices=machine.devices,
         processes=machine.processes,
@@ -51,6 +51,16 @@ def prepare_process(
         canary=canary,
         supervision=supervision,
     )
+    if code is None:
+        set_attention_check(machine)
+    return code
+
+
+def set_attention_check(machine: Any) -> None:
+    """Switch the check of attention kernels on or off in this process, by --attention-check."""
+    from zoo.attention.kernel_check import first_uses
+
+    first_uses.enabled = machine.attention_check == "on"
 
 
 def prepare_model_command(

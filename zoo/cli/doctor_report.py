@@ -40,15 +40,19 @@ class Facts:
     """One line for each problem that must be fixed before numbers from this machine can be trusted."""
 
 
-def doctor(attention: Sequence[tuple[str, bool, str]], auto: str, reasons: Sequence[tuple[str, str, str]]) -> int:
+def doctor(
+    attention: Sequence[tuple[str, bool, str]], auto: str, reasons: Sequence[tuple[str, str, str]], wrong: Sequence[str]
+) -> int:
     """Print the report and return the exit code: 0, or 1 if there is a problem.
 
     Args:
         attention: rows (implementation, usable here, reason if not).
         auto: the implementations that "auto" selects.
         reasons: rows (implementation, requests that "auto" selects it for, why).
+        wrong: a line for each implementation that computes wrong numbers here.
     """
     report = collect_facts()
+    report = dataclasses.replace(report, problems=(*report.problems, *wrong))
     show(report, attention, auto, reasons)
     return 1 if report.problems else 0
 
