@@ -36,7 +36,7 @@ class PublishedKeys:
     without_effect: tuple[str, ...] = ()
     """Further keys than `BOOKKEEPING` that do not change the results."""
     padding: int | None = None
-    """The `pad_token_id` that an absent key means, which must be in the vocabulary; None: the family checks it."""
+    """The `pad_token_id` that an absent key means, which must be in the vocabulary; None: it is not checked here."""
     is_causal: bool = False
     """True if a token sees none after it, which the key of this name may not deny."""
     reads_quantized: bool = False

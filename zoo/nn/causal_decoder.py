@@ -1,4 +1,4 @@
-"""What the causal decoders share: heads, caches, FLOPs, published names, and the layer of Llama and gpt-oss."""
+"""The common parts of causal decoders: heads, caches, FLOPs, published names, and the layer of Llama and gpt-oss."""
 
 import dataclasses
 from collections.abc import Callable

@@ -17,7 +17,7 @@ COMMON = ("norm1", "attention", "norm2", "mlp")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Architecture:
-    """What the sides of an architecture have; the defaults are those of the published one."""
+    """The parts of each side of an architecture; the defaults are those of the published one."""
 
     two_stacks: bool = True
     """True if the encoder has layers and a last norm of its own."""
