@@ -10,21 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.support.small import row
-from zoo.attention.masks import Mask
+from tests.support.plain_reference import REAL, Plant, as_float64, layer_of, masks, rotate, same_document
+from tests.support.small import small
+from zoo import sharding
 from zoo.batch import Batch
 from zoo.models import Model
-from zoo.nn import kv_cache, layers, modernbert_layer
+from zoo.nn import layers, modernbert_layer
 from zoo.nn.layer_stack import run_stack
 from zoo.ops import positions
-
-# Two documents and padding. The positions of the first one have gaps: a rotation shows distances alone, so that where positions
-# merely restart, a model that ignored them would be right.
-SEGMENTS = np.array([[1] * 9 + [2] * 6 + [0]], np.int32)
-POSITIONS = np.array([[0, 1, 2, 5, 6, 9, 11, 12, 13, *range(6), 0]], np.int32)
-BATCH = row(16, segments=jnp.asarray(SEGMENTS), positions=jnp.asarray(POSITIONS))
-REAL = SEGMENTS[0] > 0
-BOUND = 1e-4
 
 
 def norm(x: np.ndarray, scale: np.ndarray, eps: float) -> np.ndarray:
@@ -36,21 +29,11 @@ def gelu(x: np.ndarray) -> np.ndarray:
     return x * 0.5 * (1 + np.vectorize(math.erf)(x / math.sqrt(2)))
 
 
-def turned(x: np.ndarray, at: np.ndarray, base: float) -> np.ndarray:
-    """Rotate [T, N, H] by positions, as complex numbers whose imaginary parts are the second half."""
-    half = x.shape[-1] // 2
-    angles = at[:, None] * base ** (-np.arange(half) / half)  # [T, H / 2]
-    rotated = (x[..., :half] + 1j * x[..., half:]) * np.exp(1j * angles)[:, None]
-    return np.concatenate([rotated.real, rotated.imag], -1)
-
-
 def reference(net: Model, params: Any, batch: Batch) -> np.ndarray:
     """Return the hidden states of a row, float64 [T, D], layer by layer: of an encoder, or of a decoder, which has a `window`."""
     cfg = net.config
-    stored = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)
-    at, segments = np.asarray(batch.positions)[0], np.asarray(batch.segments)[0]
-    place = np.arange(len(at))
-    same = (segments[:, None] == segments) & (segments > 0)
+    stored, at, same = as_float64(params), np.asarray(batch.positions)[0], same_document(batch)
+    place, pairs = np.arange(len(at)), np.arange(cfg.head // 2) / (cfg.head // 2)
     before = place[:, None] - place
     if hasattr(cfg, "window"):
         same = same & (before >= 0)
@@ -60,12 +43,12 @@ def reference(net: Model, params: Any, batch: Batch) -> np.ndarray:
     x = norm(stored["embed"]["tokens"]["embedding"][np.asarray(batch.tokens)[0]], stored["embed"]["norm"]["scale"], cfg.eps)
     for number in range(cfg.layers):
         stack, index = (stored["first"]["layers"], 0) if number == 0 else (stored["layers"], number - 1)
-        layer = jax.tree.map(lambda leaf, index=index: leaf[index], stack)
+        layer = layer_of(stack, index)
         is_global = number % cfg.global_every == 0
         seen = same if is_global else same & near
         y = x if number == 0 else norm(x, layer["norm1"]["scale"], cfg.eps)
         q, k, v = np.einsum("td,dcnh->ctnh", y, layer["attention"]["qkv"]["kernel"])
-        q, k = (turned(part, at, cfg.global_base if is_global else cfg.local_base) for part in (q, k))
+        q, k = (rotate(part, at, (cfg.global_base if is_global else cfg.local_base) ** -pairs) for part in (q, k))
         scores = np.where(seen[None], np.einsum("tnh,snh->nts", q, k) / math.sqrt(cfg.head), -np.inf)
         weights = np.exp(scores - np.where(REAL[None, :, None], scores.max(-1, initial=-1e9, keepdims=True), 0))
         weights = np.where(seen[None], weights, 0) / np.maximum(weights.sum(-1, keepdims=True), 1e-300)
@@ -84,15 +67,11 @@ def swapped_gate(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(layers, "unstacked", unstacked)
 
 
-def masks(change: Callable[[dict[str, Any]], dict[str, Any]]) -> Callable[[pytest.MonkeyPatch], None]:
-    return lambda patch: patch.setattr(kv_cache, "Mask", lambda **fields: Mask(**{**fields, **change(fields)}))
-
-
-def wider(by: int) -> Callable[[pytest.MonkeyPatch], None]:
+def wider(by: int) -> Plant:
     return masks(lambda fields: {"window": fields["window"] + by} if fields["window"] else {})
 
 
-def rotations(change: Callable[[Any, float], tuple[Any, float]]) -> Callable[[pytest.MonkeyPatch], None]:
+def rotations(change: Callable[[Any, float], tuple[Any, float]]) -> Plant:
     original = positions.rotation
 
     def rotation(at: Any, width: int, *, base: float) -> Any:
@@ -102,7 +81,7 @@ def rotations(change: Callable[[Any, float], tuple[Any, float]]) -> Callable[[py
     return lambda patch: patch.setattr(positions, "rotation", rotation)
 
 
-def norm_in_the_first_layer(module: ModuleType) -> Callable[[pytest.MonkeyPatch], None]:
+def norm_in_the_first_layer(module: ModuleType) -> Plant:
     class Normed(module.Block):
         def __call__(self, x: Any, *others: Any) -> Any:
             if self.norm1 is None:
@@ -112,14 +91,14 @@ def norm_in_the_first_layer(module: ModuleType) -> Callable[[pytest.MonkeyPatch]
     return lambda patch: patch.setattr(module, "Block", Normed)
 
 
-def first_layer_local() -> Callable[[pytest.MonkeyPatch], None]:
+def first_layer_local() -> Plant:
     def run(*arguments: Any, pattern: Any, **options: Any) -> Any:
         return run_stack(*arguments, pattern=("local",) if pattern == ("global",) else pattern, **options)
 
     return lambda patch: patch.setattr(modernbert_layer, "run_stack", run)
 
 
-def mistakes(module: ModuleType) -> dict[str, Callable[[pytest.MonkeyPatch], None]]:
+def mistakes(module: ModuleType) -> dict[str, Plant]:
     """Return mistakes of the module of a family, whose model has the bases 50 and 3 of global and local rotations."""
     return {
         "gate and input swapped": swapped_gate,
@@ -133,3 +112,27 @@ def mistakes(module: ModuleType) -> dict[str, Callable[[pytest.MonkeyPatch], Non
         "the first layer local": first_layer_local(),
         "no rotation": lambda patch: patch.setattr(positions, "rotate", lambda x, rotation: x),
     }
+
+
+def check_pattern(family: str) -> None:
+    """Check the kinds of layers of every depth: a layer is global if its number is a multiple of the period."""
+    for depth in range(2, 9):
+        for every in (1, 2, 3, 5):
+            cfg = small(family, layers=depth, global_every=every).config
+            kinds = [cfg.pattern[index % len(cfg.pattern)] for index in range(depth - 1)]
+            assert ["global", *kinds] == ["local" if layer % every else "global" for layer in range(depth)]
+
+
+def check_fresh_deviations(net: Model, biases: tuple[str, ...], **of_parts: float) -> None:
+    """Check fresh parameters of four layers, truncated at two deviations; `biases` are the paths of those that exist, and 0."""
+    deviations = dict.fromkeys(("out", "down", "dense"), 0.02 / math.sqrt(8)) | of_parts
+    for keys, leaf in jax.tree_util.tree_leaves_with_path(jax.jit(net.init)(jax.random.key(0))):
+        *_, part, kind = (path := sharding.path_of(keys)).split("/")
+        values = np.asarray(leaf)[:1000] if kind == "embedding" else np.asarray(leaf)
+        if kind in ("kernel", "embedding"):
+            deviation = deviations.get(part, 0.02)
+            assert np.abs(values).max() <= 2 * deviation, path
+            # The cut leaves 0.88 of it; a classifier has 768 numbers, and the estimate a deviation of 2.6 %.
+            assert values.std() == pytest.approx(0.8796 * deviation, rel=0.1 if part == "classifier" else 0.02), path
+        else:
+            assert (values == (kind == "scale")).all() and (kind == "scale" or path in biases), path

@@ -163,6 +163,16 @@ def test_initial_parameters(family: str) -> None:
             assert leaf.shape[0] == 1 or bool((values[0] != values[1]).any()) == sampled
 
 
+LIMITED = [family for family in FAMILIES if hasattr(small(family).config, "context")]
+
+
+@families("ettin_decoder", "llama", "modernbert", among=LIMITED)
+def test_rows_longer_than_the_context_are_refused(family: str) -> None:
+    net = small(family)
+    with pytest.raises(ValueError, match="rows of 33 tokens in a model of 32 positions"):
+        jax.eval_shape(net.apply, shapes(net), row(33))
+
+
 WIDTHS = {"pretraining": 2, "next": 2, "sequence": 3, "choice": 1, "tokens": 3, "span": 2}
 """Outputs of a classifier by task."""
 

@@ -1,7 +1,6 @@
 """Ettin's decoders against a plain float64 reference that shares no code with them, and the mistakes that it must notice."""
 
 import functools
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -10,9 +9,10 @@ import numpy as np
 import pytest
 
 from tests.support.layer_stack import dot_flops
-from tests.support.modernbert_reference import BATCH, BOUND, REAL, gelu, masks, mistakes, norm, reference
+from tests.support.modernbert_reference import check_fresh_deviations, check_pattern, gelu, mistakes, norm, reference
+from tests.support.plain_reference import BATCH, BOUND, REAL, Plant, as_float64, check_mistakes, masks, relative_error
 from tests.support.small import patch_family, random_params, row, shapes, small, with_head
-from zoo import configs, sharding
+from zoo import configs
 from zoo.configs import Compute
 from zoo.models import Model, ettin_decoder, model
 from zoo.nn import score_head
@@ -27,7 +27,7 @@ def example(task: str) -> tuple[Model, Any, np.ndarray]:
     """Return (model, parameters, float64 logits of words, or the score at each token, [T, V or 1])."""
     net = with_head("ettin_decoder", task, **BODY)
     params = random_params(net)
-    stored = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)
+    stored = as_float64(params)
     dense = stored["unembed"]["dense"] if task == "causal" else stored["dense"]
     x = norm(gelu(reference(net, params, BATCH) @ dense["kernel"]), dense["norm"]["scale"], net.config.eps)
     if task == "sequence":
@@ -37,14 +37,11 @@ def example(task: str) -> tuple[Model, Any, np.ndarray]:
 
 
 def error(task: str) -> float:
-    """Return the largest difference of the real tokens' outputs from the reference, as a share of the largest output."""
     own, params, expected = example(task)
     # A new model, because a mistake may be in another `FAMILY`.
     net = model(own.config)
     say = net.unembed if task == "causal" else net.sequence_logits
-    # A new function, because JAX would not trace the same one again.
-    outputs = jax.jit(lambda params: say(params, net.apply(params, BATCH).hidden))(params)
-    return float(np.abs(np.asarray(outputs)[0, :, : expected.shape[1]] - expected)[REAL].max() / np.abs(expected[REAL]).max())
+    return relative_error(lambda params: say(params, net.apply(params, BATCH).hidden), params, expected)
 
 
 @pytest.mark.parametrize("task", ["causal", "sequence"])
@@ -52,7 +49,7 @@ def test_outputs_are_those_of_a_plain_reference(task: str) -> None:
     assert error(task) < BOUND and np.abs(example(task)[2][REAL]).max() > 1
 
 
-def head(change: Callable[[Any, Any, Any], Any]) -> Callable[[pytest.MonkeyPatch], None]:
+def head(change: Callable[[Any, Any, Any], Any]) -> Plant:
     return lambda patch: patch.setattr(ettin_decoder, "_normed_dense", change)
 
 
@@ -78,10 +75,7 @@ MISTAKES = mistakes(ettin_decoder) | {
 
 @pytest.mark.planted(len(MISTAKES))
 def test_mistakes_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, plant in MISTAKES.items():
-        with monkeypatch.context() as patch:
-            plant(patch)
-            assert error("causal") > 100 * BOUND, name
+    check_mistakes(monkeypatch, MISTAKES, lambda _: error("causal"))
     assert error("causal") < BOUND
 
 
@@ -95,28 +89,12 @@ def test_the_pattern_of_the_layers() -> None:
     """Layer i is global where i is a multiple of the period; the first is separate, and the others repeat what they can."""
     for size in configs.family("ettin_decoder").SIZES.values():
         assert size.config.pattern == ("local", "local", "global")
-    for depth in range(2, 9):
-        for every in (1, 2, 3, 5):
-            cfg = small("ettin_decoder", layers=depth, global_every=every).config
-            kinds = [cfg.pattern[index % len(cfg.pattern)] for index in range(depth - 1)]
-            assert ["global", *kinds] == ["local" if layer % every else "global" for layer in range(depth)]
+    check_pattern("ettin_decoder")
 
 
 def test_fresh_parameters_have_the_published_deviations() -> None:
     """0.02, 0.02/sqrt(2 L) of outputs and of the head, each truncated at two deviations; the only bias is that of words."""
-    small_deviation = 0.02 / math.sqrt(8)
-    deviations = {"out": small_deviation, "down": small_deviation, "dense": small_deviation}
-    net = small("ettin_decoder", width=256, ffn=256, vocab=1000)
-    for keys, leaf in jax.tree_util.tree_leaves_with_path(jax.jit(net.init)(jax.random.key(0))):
-        *_, part, kind = (path := sharding.path_of(keys)).split("/")
-        values = np.asarray(leaf)[:1000] if kind == "embedding" else np.asarray(leaf)
-        if kind in ("kernel", "embedding"):
-            deviation = deviations.get(part, 0.02)
-            assert np.abs(values).max() <= 2 * deviation, path
-            # The cut leaves 0.88 of it.
-            assert values.std() == pytest.approx(0.8796 * deviation, rel=0.02), path
-        else:
-            assert (values == (kind == "scale")).all() and (kind == "scale" or path == "unembed/bias"), path
+    check_fresh_deviations(small("ettin_decoder", width=256, ffn=256, vocab=1000), ("unembed/bias",))
 
 
 @pytest.mark.parametrize("task", ["causal", "sequence"])
@@ -128,9 +106,3 @@ def test_flops_are_those_of_the_products(task: str) -> None:
         return net.unembed(params, hidden) if task == "causal" else net.sequence_logits(params, hidden[:, -1:])
 
     assert net.flops(row(8, 2)) == dot_flops(outputs, shapes(net), row(8, 2))
-
-
-def test_a_row_longer_than_the_context_is_refused() -> None:
-    net = small("ettin_decoder")
-    with pytest.raises(ValueError, match="rows of 33 tokens in a model of 32 positions"):
-        jax.eval_shape(lambda params: net.apply(params, row(33)).hidden, shapes(net))

@@ -10,30 +10,36 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.support.small import patch_family, random_params, row, small
-from zoo.attention.masks import Mask
+from tests.support.plain_reference import (
+    BATCH,
+    BOUND,
+    REAL,
+    Plant,
+    as_float64,
+    check_mistakes,
+    heads,
+    layer_of,
+    logits_error,
+    masks,
+    pattern,
+    positions_ignored,
+    rms_norm,
+    rotate,
+    same_document,
+    swapped_groups,
+)
+from tests.support.small import patch_family, random_params, small
 from zoo.batch import Batch
 from zoo.models import Model, gpt_oss, model
-from zoo.nn import experts, grouped_attention, kv_cache
-from zoo.nn.layer_stack import run_stack
+from zoo.nn import experts, grouped_attention
 from zoo.ops import rotary_frequencies
 
-# Two documents and padding, each document longer than the window. The positions of the first one have gaps.
-SEGMENTS = np.array([[1] * 9 + [2] * 6 + [0]], np.int32)
-POSITIONS = np.array([[0, 1, 2, 5, 6, 9, 11, 12, 13, *range(6), 0]], np.int32)
-BATCH = row(16, segments=jnp.asarray(SEGMENTS), positions=jnp.asarray(POSITIONS))
-REAL = SEGMENTS[0] > 0
-BOUND = 1e-4
 NUMBERS: dict[str, Any] = {
     **{"base": 50.0, "scaling_factor": 4.0, "beta_fast": 2.0, "beta_slow": 0.5, "original_context": 32},
     **{"layers": 4, "limit": 0.5, "kv_heads": 2, "active_experts": 2},
 }
 """The ramp of YaRN runs from pair 0.96 to pair 2.37 of the four of a head."""
 SLOPE = 1.702
-
-
-def norm(x: np.ndarray, scale: np.ndarray, eps: float) -> np.ndarray:
-    return x / np.sqrt((x**2).mean(-1, keepdims=True) + eps) * scale
 
 
 def frequency(cfg: Any, pair: int) -> float:
@@ -47,18 +53,12 @@ def frequency(cfg: Any, pair: int) -> float:
     return (1 - share) * plain + share * plain / cfg.scaling_factor
 
 
-def rotated(cfg: Any, x: np.ndarray, at: np.ndarray) -> np.ndarray:
-    """Rotate [T, N, H] by positions, as complex numbers whose imaginary parts are the second half, and scale it."""
-    half = cfg.head // 2
-    angles = at[:, None] * np.array([frequency(cfg, pair) for pair in range(half)])  # [T, H / 2]
-    turned = (x[..., :half] + 1j * x[..., half:]) * np.exp(1j * angles)[:, None]
-    return (0.1 * math.log(cfg.scaling_factor) + 1) * np.concatenate([turned.real, turned.imag], -1)
-
-
 def attention(cfg: Any, p: Any, x: np.ndarray, at: np.ndarray, seen: np.ndarray) -> np.ndarray:
     """Return the output of an attention layer, head by head; a sink takes a part of each sum of weights."""
     parts = {name: np.einsum("td,dnh->tnh", x, p[name]["kernel"]) + p[name]["bias"] for name in "qkv"}
-    q, k = (rotated(cfg, parts[name], at) for name in "qk")
+    frequencies = np.array([frequency(cfg, pair) for pair in range(cfg.head // 2)])
+    scale = 0.1 * math.log(cfg.scaling_factor) + 1
+    q, k = (scale * rotate(parts[name], at, frequencies) for name in "qk")
     y = np.tile(p["out"]["bias"], (len(x), 1))
     for head in range(cfg.heads):
         group = head // (cfg.heads // cfg.kv_heads)
@@ -85,18 +85,16 @@ def feed_forward(cfg: Any, p: Any, x: np.ndarray) -> np.ndarray:
 def reference(net: Model, params: Any, batch: Batch) -> np.ndarray:
     """Return the logits of a row, float64 [T, V]."""
     cfg = net.config
-    stored: Any = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)
-    at, segments = np.asarray(batch.positions)[0], np.asarray(batch.segments)[0]
-    seen = np.tril((segments[:, None] == segments) & (segments > 0))
+    stored, at, seen = as_float64(params), np.asarray(batch.positions)[0], np.tril(same_document(batch))
     places = np.arange(len(at))
     near = places[:, None] - places < cfg.window
     x = stored["embed"]["tokens"]["embedding"][np.asarray(batch.tokens)[0]]
     for number in range(cfg.layers):
-        layer = jax.tree.map(lambda leaf, number=number: leaf[number], stored["layers"])
+        layer = layer_of(stored["layers"], number)
         visible = seen if number % 2 else seen & near
-        x = x + attention(cfg, layer["attention"], norm(x, layer["norm1"]["scale"], cfg.eps), at, visible)
-        x = x + feed_forward(cfg, layer["mlp"], norm(x, layer["norm2"]["scale"], cfg.eps))
-    return norm(x, stored["norm"]["scale"], cfg.eps) @ stored["unembed"]["embedding"][: cfg.vocab].T
+        x = x + attention(cfg, layer["attention"], rms_norm(x, layer["norm1"]["scale"], cfg.eps), at, visible)
+        x = x + feed_forward(cfg, layer["mlp"], rms_norm(x, layer["norm2"]["scale"], cfg.eps))
+    return rms_norm(x, stored["norm"]["scale"], cfg.eps) @ stored["unembed"]["embedding"][: cfg.vocab].T
 
 
 @functools.cache
@@ -105,29 +103,17 @@ def example() -> tuple[Model, Any, np.ndarray]:
     return net, random_params(net), reference(net, random_params(net), BATCH)
 
 
-def error() -> float:
-    """Return the largest difference of the real tokens' logits from the reference, as a share of the largest logit."""
+def error(_: str = "") -> float:
     own, params, expected = example()
     # A new model, because a mistake may be in another `FAMILY`.
-    net = model(own.config)
-    # A new function, because JAX would not trace the same one again.
-    logits = jax.jit(lambda params: net.unembed(params, net.apply(params, BATCH).hidden))(params)
-    return float(np.abs(np.asarray(logits)[0, :, : net.config.vocab] - expected)[REAL].max() / np.abs(expected[REAL]).max())
+    return logits_error(model(own.config), params, expected)
 
 
 def test_logits_are_those_of_a_plain_reference() -> None:
     assert error() < BOUND and np.abs(example()[2][REAL]).max() > 1
 
 
-def one_document(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(kv_cache, "Mask", lambda **fields: Mask(causal=True))
-
-
-def pattern(*kinds: str) -> Callable[[pytest.MonkeyPatch], None]:
-    return lambda patch: patch.setattr(gpt_oss, "run_stack", lambda *args, **rest: run_stack(*args, **{**rest, "pattern": kinds}))
-
-
-def of_config(**changes: Any) -> Callable[[pytest.MonkeyPatch], None]:
+def of_config(**changes: Any) -> Plant:
     """Compute the model with other numbers than its configuration has."""
 
     def plant(patch: pytest.MonkeyPatch) -> None:
@@ -137,24 +123,18 @@ def of_config(**changes: Any) -> Callable[[pytest.MonkeyPatch], None]:
     return plant
 
 
-def frequencies(change: Callable[[Any], Any]) -> Callable[[pytest.MonkeyPatch], None]:
+def frequencies(change: Callable[[Any], Any]) -> Plant:
     original = rotary_frequencies.yarn
     return lambda patch: patch.setattr(rotary_frequencies, "yarn", lambda *args, **rest: change(original(*args, **rest)))
 
 
-def heads(change: Callable[[list[Any]], list[Any]]) -> Callable[[pytest.MonkeyPatch], None]:
-    kind = grouped_attention.GroupedSelfAttention
-    original = kind.split_heads
-    return lambda patch: patch.setattr(kind, "split_heads", lambda self, x: change(original(self, x)))
-
-
-def sinks(change: Callable[[Any], Any]) -> Callable[[pytest.MonkeyPatch], None]:
+def sinks(change: Callable[[Any], Any]) -> Plant:
     kind = grouped_attention.GroupedSelfAttention
     original = kind.sink_logits
     return lambda patch: patch.setattr(kind, "sink_logits", lambda self: change(original(self)))
 
 
-def activation(change: Callable[[Any], Any]) -> Callable[[pytest.MonkeyPatch], None]:
+def activation(change: Callable[[Any], Any]) -> Plant:
     """Change the two halves that an expert's activation takes, [R, 2, F]."""
     original = experts.clamped_swiglu
     return lambda patch: patch.setattr(experts, "clamped_swiglu", lambda gated, **rest: original(change(gated), **rest))
@@ -183,20 +163,20 @@ def largest_expert(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(jax.lax, "top_k", chosen)
 
 
-MISTAKES: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
+MISTAKES: dict[str, Plant] = {
     "no sinks": sinks(lambda logits: None),
     "sinks of other heads": sinks(lambda logits: logits[::-1]),
-    "windows in the other layers": pattern("full", "window"),
-    "no window": pattern("full"),
+    "windows in the other layers": pattern(gpt_oss, "full", "window"),
+    "no window": pattern(gpt_oss, "full"),
     "a wider window": of_config(window=5),
-    "documents see each other": one_document,
-    "positions ignored": lambda patch: patch.setattr(gpt_oss, "_rotate", functools.partial(_rotated_by_place, gpt_oss._rotate)),
+    "documents see each other": masks(lambda fields: {"query_segments": None, "key_segments": None}),
+    "positions ignored": positions_ignored(gpt_oss),
     "frequencies not scaled": of_config(beta_slow=1e-3, beta_fast=1e-2),
     "ramp at whole pairs": lambda patch: patch.setattr(
         rotary_frequencies, "yarn", functools.partial(rotary_frequencies.yarn, truncate=True)
     ),
     "no attention factor": frequencies(lambda pair: (pair[0], 1.0)),
-    "heads in other groups": heads(lambda parts: [parts[0], parts[1][:, :, ::-1], parts[2][:, :, ::-1]]),
+    "heads in other groups": heads(swapped_groups),
     "inputs not clamped": of_config(limit=7.0),
     "gate and linear swapped": activation(lambda gated: gated[:, ::-1]),
     "no 1 beside linear": activation(lambda gated: gated.at[:, 1].add(-1)),
@@ -206,16 +186,7 @@ MISTAKES: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
 }
 
 
-def _rotated_by_place(original: Any, cfg: Any, at: Any) -> Any:
-    return original(cfg, jnp.arange(at.shape[1])[None])
-
-
 @pytest.mark.planted(len(MISTAKES))
 def test_mistakes_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    errors = {}
-    for name, plant in MISTAKES.items():
-        with monkeypatch.context() as patch:
-            plant(patch)
-            errors[name] = error()
-    assert min(errors.values()) > 100 * BOUND, errors
+    check_mistakes(monkeypatch, MISTAKES, error)
     assert error() < BOUND

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import math
 from typing import Any
 
 import jax
@@ -11,9 +10,10 @@ import numpy as np
 import pytest
 
 from tests.support.layer_stack import dot_flops
-from tests.support.modernbert_reference import BATCH, BOUND, REAL, mistakes, reference
+from tests.support.modernbert_reference import check_fresh_deviations, check_pattern, mistakes, reference
+from tests.support.plain_reference import BATCH, BOUND, REAL, check_mistakes
 from tests.support.small import random_params, row, shapes, small, with_head
-from zoo import configs, sharding
+from zoo import configs
 from zoo.batch import Batch
 from zoo.configs import Compute
 from zoo.models import Model, modernbert
@@ -46,10 +46,7 @@ MISTAKES = mistakes(modernbert)
 @pytest.mark.planted(len(MISTAKES))
 def test_mistakes_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     net = example()[0]
-    for name, plant in MISTAKES.items():
-        with monkeypatch.context() as patch:
-            plant(patch)
-            assert error(net) > 100 * BOUND, name
+    check_mistakes(monkeypatch, MISTAKES, lambda _: error(net))
     assert error(net) < BOUND
 
 
@@ -57,11 +54,7 @@ def test_the_pattern_of_the_layers() -> None:
     """Layer i is global where i is a multiple of the period; the first is held apart, and the others repeat what they can."""
     for name in ("modernbert-base", "modernbert-large", "ettin-encoder-17m", "ettin-encoder-32m", "ettin-encoder-68m"):
         assert configs.find_size(name)[1].config.pattern == ("local", "local", "global")
-    for depth in range(2, 9):
-        for every in (1, 2, 3, 5):
-            cfg = small("modernbert", layers=depth, global_every=every).config
-            kinds = [cfg.pattern[index % len(cfg.pattern)] for index in range(depth - 1)]
-            assert ["global", *kinds] == ["local" if layer % every else "global" for layer in range(depth)]
+    check_pattern("modernbert")
 
 
 SUMMARY_AT = jnp.array([[0, 9]], jnp.int32)
@@ -92,18 +85,7 @@ def test_fresh_parameters_have_the_published_deviations() -> None:
     of words and labels."""
     for task in ("masked", "sequence"):
         net = with_head("modernbert", task, width=256, ffn=256, vocab=1000)
-        deviations = {"out": 0.02 / math.sqrt(8), "down": 0.02 / math.sqrt(8), "dense": 0.02 / math.sqrt(8), "classifier": 1 / 16}
-        for keys, leaf in jax.tree_util.tree_leaves_with_path(jax.jit(net.init)(jax.random.key(0))):
-            *_, part, kind = (path := sharding.path_of(keys)).split("/")
-            values = np.asarray(leaf)[:1000] if kind == "embedding" else np.asarray(leaf)
-            if kind in ("kernel", "embedding"):
-                deviation = deviations.get(part, 0.02)
-                assert np.abs(values).max() <= 2 * deviation, path
-                # The cut leaves 0.88 of it; a classifier has 768 numbers, and the estimate a deviation of 2.6 %.
-                assert values.std() == pytest.approx(0.8796 * deviation, rel=0.1 if part == "classifier" else 0.02), path
-            else:
-                assert (values == (kind == "scale")).all(), path
-                assert kind == "scale" or path in ("masked/bias", "classifier/bias")
+        check_fresh_deviations(net, ("masked/bias", "classifier/bias"), classifier=1 / 16)
 
 
 @pytest.mark.parametrize("task", ["body", "masked", "tokens", "sequence"])
@@ -120,9 +102,3 @@ def test_flops_are_those_of_the_products(task: str) -> None:
         return out.hidden if say is None else say(params, out.hidden)
 
     assert net.flops(batch) == dot_flops(outputs, shapes(net), batch)
-
-
-def test_a_row_longer_than_the_context_is_refused() -> None:
-    net = small("modernbert")
-    with pytest.raises(ValueError, match="rows of 33 tokens in a model of 32 positions"):
-        net.apply(random_params(net), row(33))
