@@ -17,7 +17,7 @@ import zoo as interface
 from benchmarks.attention import conformance
 from eval.tasks import task_table
 from tests.support import example_plugin, tiny
-from tests.support.commands import call, in_folder
+from tests.support.commands import BOOK, call, in_folder
 from tests.support.example_plugin import installed, write_distribution, write_example
 from tests.support.processes import ROOT, run_python
 from train import objectives, recipes
@@ -53,7 +53,7 @@ OWN = {
 @pytest.fixture
 def example(tmp_path: Path) -> Iterator[Path]:
     """A folder with a text and the example of the page, which is installed and not imported."""
-    (tmp_path / "book.txt").write_text("".join(f"The {n}th whale is seen, and {n * n} more.\n\n" for n in range(400)))
+    (tmp_path / "book.txt").write_text(BOOK)
     with installed(write_example(tmp_path / "site")), in_folder(tmp_path):
         yield tmp_path
 
@@ -321,7 +321,7 @@ def test_a_hook_ends_a_run_with_a_reason(tmp_path: Path, capsys: pytest.CaptureF
     """The run is scored at that step, and counts as finished."""
     hook = "def early(run): return lambda loop: loop.end('enough was learned') if loop.step == 2 else None"
     site = write_distribution(tmp_path / "site", "zoo-end", "1", {"zoo.hooks": {"early": "zoo_end:early"}}, {"zoo_end.py": hook})
-    (tmp_path / "book.txt").write_text("".join(f"The {n}th whale is seen, and {n * n} more.\n\n" for n in range(400)))
+    (tmp_path / "book.txt").write_text(BOOK)
     command = ["train", "gpt-nano", *GPT, "--steps", "4", "--log.hooks", "early", "--name", "short"]
     with installed(site), in_folder(tmp_path):
         ended = call(capsys, *command)

@@ -11,12 +11,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.support import tiny
+from tests.support import published, tiny
 from tests.support.environment import SCRATCH
+from tests.support.hard_texts import HARD
 from tests.support.processes import Ended
 from train.run import metrics_file
+from train.tokenizers import hf_files
+from train.tokenizers.tokenizer import Tokenizer
 from zoo.cli import main
 
+BOOK = "".join(f"The {n}th whale is seen, and {n * n} more.\n\n" for n in range(400))
+GPT2 = dict(model_type="gpt2", vocab_size=300, n_positions=32, n_layer=2, n_embd=32, n_head=4, n_inner=64)
+"""The config.json of a model with the shape of `tests.support.tiny`."""
 TINY = [*tiny.FLAGS, "--steps", "2", "--data.paths", "book.txt"]
 
 
@@ -32,7 +38,7 @@ def in_folder(folder: Path) -> Iterator[None]:
 def _finished() -> Path:
     folder = SCRATCH / "finished"
     folder.mkdir()
-    (folder / "book.txt").write_text("".join(f"The {n}th whale is seen, and {n * n} more.\n\n" for n in range(400)))
+    (folder / "book.txt").write_text(BOOK)
     with in_folder(folder):
         assert main.main(["train", "gpt-nano", *TINY, "--name", "done"]) == 0
     return folder
@@ -41,6 +47,13 @@ def _finished() -> Path:
 def finished(folder: Path) -> None:
     """Put into a folder a text, and a run on it in `runs/done`, which is trained once."""
     shutil.copytree(_finished(), folder, dirs_exist_ok=True)
+
+
+def write_gpt2(folder: Path) -> None:
+    """Write a text, and the published model `gpt2` with a tokenizer that was trained on it."""
+    (folder / "book.txt").write_text(BOOK)
+    published.write(folder / "gpt2", GPT2)
+    hf_files.write_tokenizer(folder / "gpt2", Tokenizer.train([BOOK, HARD], 300), longest=32)
 
 
 def trained(name: str, argv: Sequence[str]) -> Path:
@@ -59,6 +72,14 @@ def call(capsys: pytest.CaptureFixture[str], *argv: str) -> Ended:
         code = end.code
     assert isinstance(code, int)
     return Ended(code, *capsys.readouterr())
+
+
+def printed(capsys: pytest.CaptureFixture[str], *argv: str, code: int = 0) -> str:
+    """Return what a command prints; what a command that ends with 2 prints is one line on stderr."""
+    ended = call(capsys, *argv)
+    assert ended.code == code, ended
+    assert code == 0 or (ended.stdout == "" and ended.stderr.count("\n") == 1)
+    return ended.stderr if code else ended.stdout
 
 
 def snapshot(folder: Path) -> dict[str, bytes | None]:

@@ -12,44 +12,28 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from tests.support import encoders, published, tiny
-from tests.support.hard_texts import HARD
+from tests.support import encoders, tiny
+from tests.support.commands import in_folder, printed, write_gpt2
 from train.checkpoints.manifest import by_path
 from train.config import run_config
 from train.engine import device_mesh
 from train.run.run_dir import RunDir
-from train.tokenizers import hf_files
-from train.tokenizers.tokenizer import Tokenizer
 from train.weights import frozen_layers
 from train.weights.load import load_average, load_model, restore_trained
 from zoo.cli import main
 from zoo.errors import BadInput
 from zoo.lora import peft_files
 
-CONFIG = dict(model_type="gpt2", vocab_size=300, n_positions=32, n_layer=2, n_embd=32, n_head=4, n_inner=64)
-"""The shape of `tests.support.tiny`."""
 TRAIN = ["train", "gpt-nano", *tiny.FLAGS, "--steps", "6", "--checkpoint.every", "2", "--data.paths", "book.txt"]
 TRAIN += ["--checkpoint.keep", "9", "--model.dropout", "0.1", "--init", "gpt2", "--optim.lr", "1e-2"]
-
-
-def said(capsys: pytest.CaptureFixture[str], *argv: str, code: int = 0) -> str:
-    capsys.readouterr()
-    assert main.main(argv) == code, capsys.readouterr()
-    out, err = capsys.readouterr()
-    assert code == 0 or (out == "" and err.count("\n") == 1)
-    return out if code == 0 else err
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder with a text, the published model `gpt2`, and a run that trained adapters on it."""
     folder = tmp_path_factory.mktemp("place")
-    text = "".join(f"The {n}th whale is seen, and {n * n} more.\n\n" for n in range(400))
-    (folder / "book.txt").write_text(text)
-    published.write(folder / "gpt2", CONFIG)
-    hf_files.write_tokenizer(folder / "gpt2", Tokenizer.train([text, HARD], 300), longest=32)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
+    write_gpt2(folder)
+    with in_folder(folder):
         assert main.main([*TRAIN, "--name", "run", "--lora.rank", "4", "--lora.alpha", "6"]) == 0
         yield folder
 
@@ -83,28 +67,28 @@ def test_everything_that_reads_a_run_gets_the_sum(place: Path, capsys: pytest.Ca
     names = {path for path, leaf in by_path(merged.params).items() if not np.array_equal(leaf, by_path(base.params)[path])}
     assert names == {"layers/attention/qkv/kernel"}
     score = json.loads(RunDir("runs/run").scores.read_text())
-    assert f"loss           {score['loss']:.6f}" in said(capsys, "eval", "runs/run")
+    assert f"loss           {score['loss']:.6f}" in printed(capsys, "eval", "runs/run")
 
-    said(capsys, "export", "runs/run", "out")
+    printed(capsys, "export", "runs/run", "out")
     assert same_bits(load_model("out").params, merged.params)
-    assert "adapters of rank 4 on c_attn, step 6" in said(capsys, "export", "runs/run", "adapter", "--adapter")
+    assert "adapters of rank 4 on c_attn, step 6" in printed(capsys, "export", "runs/run", "adapter", "--adapter")
     assert same_bits(load_model("gpt2", adapter="adapter").params, merged.params)
     prompt = ["--prompt", "The 7th whale", "--limit", "4", "--temperature", "0", "--json"]
     texts = [
-        json.loads(said(capsys, "generate", *source, *prompt))["text"]
+        json.loads(printed(capsys, "generate", *source, *prompt))["text"]
         for source in (["runs/run"], ["out"], ["gpt2", "--adapter", "adapter"])
     ]
     assert len(set(texts)) == 1
     task = ["--task", "perplexity", "--files", "book.txt", "--limit", "1", "--json"]
     scores = [
-        json.loads(said(capsys, "eval", *source, *task))["metrics"] for source in (["out"], ["gpt2", "--adapter", "adapter"])
+        json.loads(printed(capsys, "eval", *source, *task))["metrics"] for source in (["out"], ["gpt2", "--adapter", "adapter"])
     ]
     assert scores[0] == scores[1]
 
     # Another run begins with the adapter, its form and its dropout, and ends with its own.
     config = place / "adapter" / "adapter_config.json"
     config.write_text(config.read_text().replace('"lora_dropout": 0.0', '"lora_dropout": 0.1'))
-    said(capsys, *TRAIN, "--adapter", "adapter", "--optim.lr", "1e-9", "--name", "next")
+    printed(capsys, *TRAIN, "--adapter", "adapter", "--optim.lr", "1e-9", "--name", "next")
     before, after = trained_leaves("runs/run"), trained_leaves("runs/next")
     assert all(np.allclose(before[path], after[path], atol=1e-7) for path in before)
     of_adapter = dataclasses.replace(run_config_of("runs/run").lora, targets=("c_attn",), dropout=0.1)
@@ -117,7 +101,7 @@ def test_everything_that_reads_a_run_with_frozen_layers_gets_all_parameters(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The frozen ones have the bits of --init, and no checkpoint contains them."""
-    said(capsys, *TRAIN, *PARTIAL["frozen"], "--name", "frozen")
+    printed(capsys, *TRAIN, *PARTIAL["frozen"], "--name", "frozen")
     trained, base = trained_leaves("runs/frozen"), by_path(load_model("gpt2").params)
     read, newest = (by_path(load_model("runs/frozen", step=step).params) for step in (None, -1))
     assert trained.keys() == {path for path in base if not path.startswith("embed/")}
@@ -128,8 +112,8 @@ def test_everything_that_reads_a_run_with_frozen_layers_gets_all_parameters(
     mean = load_average("runs/frozen", device_mesh.make_mesh(run_config.Mesh()), 1)
     assert same_bits(mean.params, newest)
     score = json.loads(RunDir("runs/frozen").scores.read_text())
-    assert f"loss           {score['loss']:.6f}" in said(capsys, "eval", "runs/frozen")
-    said(capsys, "export", "runs/frozen", "out-frozen")
+    assert f"loss           {score['loss']:.6f}" in printed(capsys, "eval", "runs/frozen")
+    printed(capsys, "export", "runs/frozen", "out-frozen")
     assert same_bits(load_model("out-frozen").params, read)
     facts = json.loads(RunDir("runs/frozen").starts.read_text().splitlines()[0])
     assert "1 layer and the embeddings are frozen" in str(facts)
@@ -145,10 +129,10 @@ def test_a_run_whose_checkpoints_contain_its_frozen_parameters_is_refused(
         argv = [*TRAIN, *options, "--steps", "2", "--name", name]
         with monkeypatch.context() as patch:
             patch.setattr(frozen_layers, "param_parts", lambda run: None)
-            said(capsys, *argv)
+            printed(capsys, *argv)
         RunDir(f"runs/{name}").scores.unlink()
         for command in (["eval", f"runs/{name}"], argv):
-            message = said(capsys, *command, code=2)
+            message = printed(capsys, *command, code=2)
             assert "has another state: " in message or "base: missing; " in message
 
 
@@ -161,7 +145,7 @@ def test_a_run_resumes_with_the_same_bits_and_with_its_own_base(
     """Also if what it began from is gone, but not on another base."""
     options = PARTIAL[source]
     if not Path("runs", source).exists():
-        said(capsys, *TRAIN, *options, "--name", source)
+        printed(capsys, *TRAIN, *options, "--name", source)
     for name in ("resumed", "robbed", "mixed", "other"):
         shutil.rmtree(Path("runs", name), ignore_errors=True)
     for name in ("resumed", "robbed", "mixed"):
@@ -169,7 +153,7 @@ def test_a_run_resumes_with_the_same_bits_and_with_its_own_base(
         shutil.copytree(Path("runs", source), f"runs/{name}", ignore=ignored)
     shutil.move("gpt2", "moved")
     try:
-        said(capsys, *TRAIN, *options, "--name", "resumed")
+        printed(capsys, *TRAIN, *options, "--name", "resumed")
     finally:
         shutil.move("moved", "gpt2")
     one, other = trained_leaves(f"runs/{source}"), trained_leaves("runs/resumed")
@@ -177,11 +161,11 @@ def test_a_run_resumes_with_the_same_bits_and_with_its_own_base(
     assert RunDir(f"runs/{source}").scores.read_text() == RunDir("runs/resumed").scores.read_text()
 
     shutil.rmtree("runs/robbed/base")
-    assert "runs/robbed/base: missing; it has the parameters" in said(capsys, *TRAIN, *options, "--name", "robbed", code=2)
-    said(capsys, *TRAIN, *options, "--steps", "1", "--seed", "5", "--name", "other")
+    assert "runs/robbed/base: missing; it has the parameters" in printed(capsys, *TRAIN, *options, "--name", "robbed", code=2)
+    printed(capsys, *TRAIN, *options, "--steps", "1", "--seed", "5", "--name", "other")
     shutil.rmtree("runs/mixed/base")
     shutil.copytree("runs/other/base", "runs/mixed/base")
-    assert "runs/mixed/base: not the parameters that" in said(capsys, "eval", "runs/mixed", code=2)
+    assert "runs/mixed/base: not the parameters that" in printed(capsys, "eval", "runs/mixed", code=2)
 
 
 REFUSED = {
@@ -207,12 +191,12 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(
     form = {"peft_type": "LORA", "r": 4, "lora_alpha": 6, "target_modules": ["c_attn"]}
     (place / "damaged").mkdir(exist_ok=True)
     (place / "damaged" / "adapter_config.json").write_text(json.dumps(form))
-    assert REFUSED[options].split()[-1] in said(capsys, *TRAIN, *options.split(), "--name", "never", code=2)
+    assert REFUSED[options].split()[-1] in printed(capsys, *TRAIN, *options.split(), "--name", "never", code=2)
     assert not (place / "runs" / "never").exists()
 
 
 def test_only_a_run_with_adapters_exports_them(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "--adapter: gpt2 is not a run" in said(capsys, "export", "gpt2", "out2", "--adapter", code=2)
+    assert "--adapter: gpt2 is not a run" in printed(capsys, "export", "gpt2", "out2", "--adapter", code=2)
     with pytest.raises(BadInput, match="out2: no such folder"):
         load_model("out2")
 
@@ -225,16 +209,16 @@ def test_a_fine_tuned_head_is_trained_with_the_adapters(place: Path, capsys: pyt
     options = (
         "--init tiny --data.paths a.tsv --data.length 16 --steps 30 --optim.lr 1e-2 --optim.warmup 4 --data.validation-share 0"
     )
-    said(capsys, "train", "finetune-classification", *options.split(), "--lora.rank", "2", "--name", "labelled")
+    printed(capsys, "train", "finetune-classification", *options.split(), "--lora.rank", "2", "--name", "labelled")
     assert json.loads(RunDir("runs/labelled").scores.read_text())["accuracy"] == 1
     paths = trained_leaves("runs/labelled").keys()
     assert paths == {f"layers/attention/qkv/lora/{part}" for part in "ab"} | {f"classifier/{part}" for part in ("kernel", "bias")}
     kernel = trained_leaves("runs/labelled")["classifier/kernel"]
     counts = f"of adapters of rank 2 on query, value, {kernel.size + 2} of the head, step 30"
-    assert counts in said(capsys, "export", "runs/labelled", "labelled", "--adapter")
+    assert counts in printed(capsys, "export", "runs/labelled", "labelled", "--adapter")
     config = json.loads((place / "labelled" / "adapter_config.json").read_text())
     assert (config["task_type"], config["modules_to_save"], config["r"]) == ("SEQ_CLS", ["classifier"], 2)
-    said(capsys, "export", "runs/labelled", "labelled-merged")
+    printed(capsys, "export", "runs/labelled", "labelled-merged")
     assert same_bits(load_model("labelled-merged").params, load_model("runs/labelled").params)
     with pytest.raises(BadInput, match=r"base_model\.model\.classifier\.bias is unexpected"):
         load_model("tiny", adapter="labelled")

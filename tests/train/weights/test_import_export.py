@@ -12,21 +12,16 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from tests.support import encoders, published, tiny
-from tests.support.hard_texts import HARD
+from tests.support.commands import GPT2, in_folder, printed, write_gpt2
 from tests.support.processes import run_python
 from tests.support.runs import PATIENCE, small_files
 from train.config import run_config
 from train.engine import device_mesh
 from train.run.run_dir import RunDir
-from train.tokenizers import hf_files
-from train.tokenizers.tokenizer import Tokenizer
 from train.weights.load import load_model
-from zoo.cli import main
 from zoo.errors import BadInput
 from zoo.hf import hub, safetensors_dir
 
-CONFIG = dict(model_type="gpt2", vocab_size=300, n_positions=32, n_layer=2, n_embd=32, n_head=4, n_inner=64)
-"""The shape of `tests.support.tiny`."""
 TRAIN = ["train", "gpt-nano", *tiny.FLAGS, "--steps", "2", "--data.paths", "book.txt"]
 
 
@@ -34,28 +29,15 @@ TRAIN = ["train", "gpt-nano", *tiny.FLAGS, "--steps", "2", "--data.paths", "book
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder to work in, with a text and the published model `gpt2`."""
     folder = tmp_path_factory.mktemp("place")
-    text = "".join(f"The {n}th whale is seen, and {n * n} more.\n\n" for n in range(400))
-    (folder / "book.txt").write_text(text)
-    published.write(folder / "gpt2", CONFIG)
-    hf_files.write_tokenizer(folder / "gpt2", Tokenizer.train([text, HARD], 300), longest=32)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
+    write_gpt2(folder)
+    with in_folder(folder):
         yield folder
-
-
-def said(capsys: pytest.CaptureFixture[str], *argv: str, code: int = 0) -> str:
-    """What a command in this process printed; errors on one line."""
-    capsys.readouterr()
-    assert main.main(argv) == code, capsys.readouterr()
-    out, err = capsys.readouterr()
-    assert code == 0 or (out == "" and err.count("\n") == 1)
-    return out if code == 0 else err
 
 
 def test_weights_are_imported_trained_and_exported(place: Path, capsys: pytest.CaptureFixture[str]):
     settings = '{"eos_token_id": [7, 9], "max_length": 50, "top_k": null}'
     (place / "gpt2" / "generation_config.json").write_text(settings)
-    assert "300" in said(capsys, "import", "gpt2")
+    assert "300" in printed(capsys, "import", "gpt2")
     assert (place / "models" / "gpt2" / "generation_config.json").read_text() == settings
     stored = load_file(place / "gpt2" / safetensors_dir.SINGLE)
     kept = load_file(place / "models" / "gpt2" / safetensors_dir.SINGLE)
@@ -63,8 +45,8 @@ def test_weights_are_imported_trained_and_exported(place: Path, capsys: pytest.C
     assert all(np.array_equal(kept[name], stored[name]) for name in stored)
 
     # Steps too small to matter show what the run began with.
-    said(capsys, *TRAIN, "--init", "models/gpt2", "--optim.lr", "1e-9", "--name", "goes-on")
-    assert "step 2" in said(capsys, "export", "runs/goes-on", "out")
+    printed(capsys, *TRAIN, "--init", "models/gpt2", "--optim.lr", "1e-9", "--name", "goes-on")
+    assert "step 2" in printed(capsys, "export", "runs/goes-on", "out")
     after = load_file(place / "out" / safetensors_dir.SINGLE)
     assert all(np.allclose(after[name], stored[name], atol=1e-6) for name in stored)
     assert json.loads((place / "out" / "config.json").read_text())["architectures"] == ["GPT2LMHeadModel"]
@@ -77,8 +59,8 @@ def test_weights_are_imported_trained_and_exported(place: Path, capsys: pytest.C
 
     # The run goes on without what it began from, but not with another beginning.
     shutil.move("models/gpt2", "moved")
-    assert "is finished" in said(capsys, *TRAIN, "--init", "models/gpt2", "--optim.lr", "1e-9", "--name", "goes-on")
-    assert "init" in said(capsys, *TRAIN, "--init", "moved", "--optim.lr", "1e-9", "--name", "goes-on", code=2)
+    assert "is finished" in printed(capsys, *TRAIN, "--init", "models/gpt2", "--optim.lr", "1e-9", "--name", "goes-on")
+    assert "init" in printed(capsys, *TRAIN, "--init", "moved", "--optim.lr", "1e-9", "--name", "goes-on", code=2)
 
     loaded = load_model("out")
     assert loaded.run is None and loaded.generation is not None and loaded.generation.values == exported
@@ -128,13 +110,13 @@ def broken(place: Path) -> Path:
     save_file(weights, place / "lacking" / safetensors_dir.SINGLE)
     shutil.copy(place / "gpt2" / "config.json", place / "pickled")
     (place / "pickled" / "pytorch_model.bin").write_bytes(b"cos\nsystem\n(S'touch ran'\ntR.")
-    published.write(place / "words", CONFIG | {"vocab_size": 299})
+    published.write(place / "words", GPT2 | {"vocab_size": 299})
     shutil.copy(place / "gpt2" / "tokenizer.json", place / "words")
-    published.write(place / "unspoken", CONFIG)
+    published.write(place / "unspoken", GPT2)
     RunDir(place / "unfinished").path.mkdir()
     RunDir(place / "unfinished").write_config(tiny.run())
     for name, line in {"garbled": "a b c", "jumbled": "zz qq"}.items():
-        published.write(place / name, CONFIG)
+        published.write(place / name, GPT2)
         shutil.copy(place / "gpt2" / "vocab.json", place / name)
         first, *lines = (place / "gpt2" / "merges.txt").read_text().splitlines()
         (place / name / "merges.txt").write_text("\n".join([first, lines[0], line, *lines[1:]]))
@@ -148,7 +130,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(line: str, broken: Path, capsy
     """No folder around the one that is not made, either."""
     shutil.rmtree(broken / "models", ignore_errors=True)
     before = sorted(broken.rglob("*"))
-    assert said(capsys, *line.split(), code=2).startswith(f"zoo: {BAD[line]}")
+    assert printed(capsys, *line.split(), code=2).startswith(f"zoo: {BAD[line]}")
     assert sorted(broken.rglob("*")) == before
 
 
@@ -166,13 +148,13 @@ def test_bad_input_is_one_line_and_leaves_nothing(line: str, broken: Path, capsy
 def test_sources_that_cannot_be_a_beginning_are_refused_before_training(
     broken: Path, flags: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ):
-    assert message in said(capsys, *TRAIN, *flags, "--name", "never", code=2)
+    assert message in printed(capsys, *TRAIN, *flags, "--name", "never", code=2)
     assert not (broken / "runs" / "never").exists()
 
 
 def test_a_full_disk_leaves_nothing(place: Path, capsys: pytest.CaptureFixture[str]):
     with small_files(40_000):
-        assert re.match(r"zoo: full: cannot be written \(.*\); make room", said(capsys, "export", "gpt2", "full", code=2))
+        assert re.match(r"zoo: full: cannot be written \(.*\); make room", printed(capsys, "export", "gpt2", "full", code=2))
     assert not any("full" in path.name for path in place.iterdir())
     # Nor does a process that is killed meanwhile: the folder gets its name last.
     with safetensors_dir.new_folder(place / "named") as made:
