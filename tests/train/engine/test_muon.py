@@ -1,6 +1,7 @@
 """Muon: what it does to each matrix, which leaves it leaves to Adam, and that no kernel of a family is forgotten."""
 
 import dataclasses
+import functools
 import itertools
 from typing import Any
 
@@ -46,7 +47,7 @@ def test_muon_orthogonalizes_each_matrix_of_each_layer(path: str, shape: tuple[i
     """Layers, and queries, keys and values, are separate matrices; heads are one. The scale is Adam's (Liu et al. 2025)."""
     module, name = path.split("/")
     grads = {"layers": {module: {name: {"kernel": np.random.default_rng(0).standard_normal(shape).astype("f4")}}}}
-    updates = first_update(Optim(name="muon", clip=0.0, weight_decay=0.0), grads)
+    updates = jax.jit(functools.partial(first_update, Optim(name="muon", clip=0.0, weight_decay=0.0)))(grads)
     update, grad = (np.asarray(tree["layers"][module][name]["kernel"]) for tree in (updates, grads))
     for layer, part in itertools.product(range(3), range(3)):
         expected = newton_schulz(matrix(grad[layer], part))

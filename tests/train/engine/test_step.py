@@ -214,9 +214,14 @@ def follow(tx: optax.GradientTransformationExtraArgs, rate: Callable[[int], Any]
     """Parameters after each gradient, moved as the step moves them."""
     params, grads = gradients()
     state, path = tx.init(params), []
+
+    @jax.jit
+    def move(params: Any, state: Any, grad: Any, lr: Any) -> tuple[Any, Any]:
+        updates, state = tx.update(grad, state, params, lr=lr)
+        return optax.apply_updates(params, updates), state
+
     for step, grad in enumerate(grads):
-        updates, state = tx.update(grad, state, params, lr=rate(step))
-        params = optax.apply_updates(params, updates)
+        params, state = move(params, state, grad, rate(step))
         path.append(params)
     return path
 
