@@ -10,24 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.support.plain_reference import (
-    BATCH,
-    BOUND,
-    REAL,
-    Plant,
-    as_float64,
-    check_mistakes,
-    heads,
-    layer_of,
-    logits_error,
-    masks,
-    pattern,
-    positions_ignored,
-    rms_norm,
-    rotate,
-    same_document,
-    swapped_groups,
-)
+from tests.support import plain_reference as plain
+from tests.support.plain_reference import BATCH, BOUND, REAL, Plant
 from tests.support.small import patch_family, random_params, small
 from zoo.batch import Batch
 from zoo.models import Model, gpt_oss, model
@@ -58,7 +42,7 @@ def attention(cfg: Any, p: Any, x: np.ndarray, at: np.ndarray, seen: np.ndarray)
     parts = {name: np.einsum("td,dnh->tnh", x, p[name]["kernel"]) + p[name]["bias"] for name in "qkv"}
     frequencies = np.array([frequency(cfg, pair) for pair in range(cfg.head // 2)])
     scale = 0.1 * math.log(cfg.scaling_factor) + 1
-    q, k = (scale * rotate(parts[name], at, frequencies) for name in "qk")
+    q, k = (scale * plain.rotate(parts[name], at, frequencies) for name in "qk")
     y = np.tile(p["out"]["bias"], (len(x), 1))
     for head in range(cfg.heads):
         group = head // (cfg.heads // cfg.kv_heads)
@@ -85,16 +69,16 @@ def feed_forward(cfg: Any, p: Any, x: np.ndarray) -> np.ndarray:
 def reference(net: Model, params: Any, batch: Batch) -> np.ndarray:
     """Return the logits of a row, float64 [T, V]."""
     cfg = net.config
-    stored, at, seen = as_float64(params), np.asarray(batch.positions)[0], np.tril(same_document(batch))
+    stored, at, seen = plain.as_float64(params), np.asarray(batch.positions)[0], np.tril(plain.same_document(batch))
     places = np.arange(len(at))
     near = places[:, None] - places < cfg.window
     x = stored["embed"]["tokens"]["embedding"][np.asarray(batch.tokens)[0]]
     for number in range(cfg.layers):
-        layer = layer_of(stored["layers"], number)
+        layer = plain.layer_of(stored["layers"], number)
         visible = seen if number % 2 else seen & near
-        x = x + attention(cfg, layer["attention"], rms_norm(x, layer["norm1"]["scale"], cfg.eps), at, visible)
-        x = x + feed_forward(cfg, layer["mlp"], rms_norm(x, layer["norm2"]["scale"], cfg.eps))
-    return rms_norm(x, stored["norm"]["scale"], cfg.eps) @ stored["unembed"]["embedding"][: cfg.vocab].T
+        x = x + attention(cfg, layer["attention"], plain.rms_norm(x, layer["norm1"]["scale"], cfg.eps), at, visible)
+        x = x + feed_forward(cfg, layer["mlp"], plain.rms_norm(x, layer["norm2"]["scale"], cfg.eps))
+    return plain.rms_norm(x, stored["norm"]["scale"], cfg.eps) @ stored["unembed"]["embedding"][: cfg.vocab].T
 
 
 @functools.cache
@@ -106,7 +90,7 @@ def example() -> tuple[Model, Any, np.ndarray]:
 def error(_: str = "") -> float:
     own, params, expected = example()
     # A new model, because a mistake may be in another `FAMILY`.
-    return logits_error(model(own.config), params, expected)
+    return plain.logits_error(model(own.config), params, expected)
 
 
 def test_logits_are_those_of_a_plain_reference() -> None:
@@ -166,17 +150,17 @@ def largest_expert(patch: pytest.MonkeyPatch) -> None:
 MISTAKES: dict[str, Plant] = {
     "no sinks": sinks(lambda logits: None),
     "sinks of other heads": sinks(lambda logits: logits[::-1]),
-    "windows in the other layers": pattern(gpt_oss, "full", "window"),
-    "no window": pattern(gpt_oss, "full"),
+    "windows in the other layers": plain.pattern(gpt_oss, "full", "window"),
+    "no window": plain.pattern(gpt_oss, "full"),
     "a wider window": of_config(window=5),
-    "documents see each other": masks(lambda fields: {"query_segments": None, "key_segments": None}),
-    "positions ignored": positions_ignored(gpt_oss),
+    "documents see each other": plain.masks(lambda fields: {"query_segments": None, "key_segments": None}),
+    "positions ignored": plain.positions_ignored(gpt_oss),
     "frequencies not scaled": of_config(beta_slow=1e-3, beta_fast=1e-2),
     "ramp at whole pairs": lambda patch: patch.setattr(
         rotary_frequencies, "yarn", functools.partial(rotary_frequencies.yarn, truncate=True)
     ),
     "no attention factor": frequencies(lambda pair: (pair[0], 1.0)),
-    "heads in other groups": heads(swapped_groups),
+    "heads in other groups": plain.heads(plain.swapped_groups),
     "inputs not clamped": of_config(limit=7.0),
     "gate and linear swapped": activation(lambda gated: gated[:, ::-1]),
     "no 1 beside linear": activation(lambda gated: gated.at[:, 1].add(-1)),
@@ -188,5 +172,5 @@ MISTAKES: dict[str, Plant] = {
 
 @pytest.mark.planted(len(MISTAKES))
 def test_mistakes_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    check_mistakes(monkeypatch, MISTAKES, error)
+    plain.check_mistakes(monkeypatch, MISTAKES, error)
     assert error() < BOUND

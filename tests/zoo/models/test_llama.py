@@ -8,24 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.support.plain_reference import (
-    BATCH,
-    BOUND,
-    REAL,
-    Plant,
-    as_float64,
-    check_mistakes,
-    heads,
-    layer_of,
-    logits_error,
-    masks,
-    pattern,
-    positions_ignored,
-    rms_norm,
-    rotate,
-    same_document,
-    swapped_groups,
-)
+from tests.support import plain_reference as plain
+from tests.support.plain_reference import BATCH, BOUND, REAL, Plant
 from tests.support.small import random_params, small
 from zoo import configs
 from zoo.batch import Batch
@@ -66,18 +50,18 @@ def frequency(cfg: Any, pair: int) -> float:
 def reference(net: Model, params: Any, batch: Batch) -> np.ndarray:
     """Return the logits of a row, float64 [T, V], layer by layer and head by head."""
     cfg = net.config
-    stored, at, seen = as_float64(params), np.asarray(batch.positions)[0], np.tril(same_document(batch))
+    stored, at, seen = plain.as_float64(params), np.asarray(batch.positions)[0], np.tril(plain.same_document(batch))
     frequencies = np.array([frequency(cfg, pair) for pair in range(cfg.head // 2)])
     x = stored["embed"]["tokens"]["embedding"][np.asarray(batch.tokens)[0]]
     for number in range(cfg.layers):
-        layer = layer_of(stored["layers"], number)
-        attention, y = layer["attention"], rms_norm(x, layer["norm1"]["scale"], cfg.eps)
+        layer = plain.layer_of(stored["layers"], number)
+        attention, y = layer["attention"], plain.rms_norm(x, layer["norm1"]["scale"], cfg.eps)
         parts = {name: np.einsum("td,dnh->tnh", y, attention[name]["kernel"]) + attention[name].get("bias", 0) for name in "qkv"}
         for name in "qk":
             if cfg.query_key_norm:
-                parts[name] = rms_norm(parts[name], attention[f"{name}_norm"]["scale"], cfg.eps)
+                parts[name] = plain.rms_norm(parts[name], attention[f"{name}_norm"]["scale"], cfg.eps)
             if not cfg.unrotated_every or (number + 1) % cfg.unrotated_every:
-                parts[name] = rotate(parts[name], at, frequencies)
+                parts[name] = plain.rotate(parts[name], at, frequencies)
         for head in range(cfg.heads):
             group = head // (cfg.heads // cfg.kv_heads)
             scores = np.where(seen, parts["q"][:, head] @ parts["k"][:, group].T / math.sqrt(cfg.head), -1e30)
@@ -85,10 +69,12 @@ def reference(net: Model, params: Any, batch: Batch) -> np.ndarray:
             weights /= np.maximum(weights.sum(-1, keepdims=True), 1e-300)
             x = x + weights @ parts["v"][:, group] @ attention["out"]["kernel"][head]
         x = x + attention["out"].get("bias", 0)
-        gate, linear = np.einsum("td,dcf->ctf", rms_norm(x, layer["norm2"]["scale"], cfg.eps), layer["mlp"]["gated"]["kernel"])
+        gate, linear = np.einsum(
+            "td,dcf->ctf", plain.rms_norm(x, layer["norm2"]["scale"], cfg.eps), layer["mlp"]["gated"]["kernel"]
+        )
         x = x + (gate / (1 + np.exp(-gate)) * linear) @ layer["mlp"]["down"]["kernel"]
     table = stored["embed"]["tokens"] if cfg.tied else stored["unembed"]
-    return rms_norm(x, stored["norm"]["scale"], cfg.eps) @ table["embedding"][: cfg.vocab].T
+    return plain.rms_norm(x, stored["norm"]["scale"], cfg.eps) @ table["embedding"][: cfg.vocab].T
 
 
 @functools.cache
@@ -98,7 +84,7 @@ def example(form: str) -> tuple[Model, Any, np.ndarray]:
 
 
 def error(form: str) -> float:
-    return logits_error(*example(form))
+    return plain.logits_error(*example(form))
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -143,21 +129,21 @@ def norm_after_rotation(patch: pytest.MonkeyPatch) -> None:
 
 MISTAKES: dict[str, tuple[str, Plant]] = {
     "gate and linear swapped": ("llama", swapped_gate),
-    "documents see each other": ("llama", masks(lambda fields: {"query_segments": None, "key_segments": None})),
-    "later tokens are seen": ("llama", masks(lambda fields: {"causal": False})),
-    "heads in other groups": ("llama", heads(swapped_groups)),
-    "positions ignored": ("llama", positions_ignored(llama)),
-    "queries without their biases": ("qwen2", heads(no_bias("q"))),
-    "keys without their biases": ("qwen2", heads(no_bias("k"))),
-    "values without their biases": ("qwen2", heads(no_bias("v"))),
+    "documents see each other": ("llama", plain.masks(lambda fields: {"query_segments": None, "key_segments": None})),
+    "later tokens are seen": ("llama", plain.masks(lambda fields: {"causal": False})),
+    "heads in other groups": ("llama", plain.heads(plain.swapped_groups)),
+    "positions ignored": ("llama", plain.positions_ignored(llama)),
+    "queries without their biases": ("qwen2", plain.heads(no_bias("q"))),
+    "keys without their biases": ("qwen2", plain.heads(no_bias("k"))),
+    "values without their biases": ("qwen2", plain.heads(no_bias("v"))),
     "no rotation": ("qwen3", lambda patch: patch.setattr(positions, "rotate", lambda x, rotation: x)),
     "frequencies not scaled": ("llama", lambda patch: patch.setattr(llama, "_frequencies", _plain)),
     "a linear scaling left out": ("smollm3", lambda patch: patch.setattr(llama, "_frequencies", _plain)),
     "queries not normalized": ("qwen3", no_norm("q")),
     "keys not normalized": ("qwen3", no_norm("k")),
     "norms after the rotation": ("qwen3", norm_after_rotation),
-    "all layers rotated": ("smollm3", pattern(llama, "rotary")),
-    "other layers rotated": ("smollm3", pattern(llama, "none", "rotary")),
+    "all layers rotated": ("smollm3", plain.pattern(llama, "rotary")),
+    "other layers rotated": ("smollm3", plain.pattern(llama, "none", "rotary")),
 }
 
 
@@ -168,7 +154,7 @@ def _plain(cfg: Any) -> Any:
 @pytest.mark.planted(len(MISTAKES))
 def test_mistakes_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     plants = {name: plant for name, (_, plant) in MISTAKES.items()}
-    check_mistakes(monkeypatch, plants, lambda name: error(MISTAKES[name][0]))
+    plain.check_mistakes(monkeypatch, plants, lambda name: error(MISTAKES[name][0]))
     assert all(error(form) < BOUND for form in FORMS)
 
 
