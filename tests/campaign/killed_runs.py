@@ -14,7 +14,6 @@ from tests.support.processes import ROOT, run_python
 from tests.support.runs import STEPS, Training, assert_close, assert_same, home, reference
 
 FLAGS = ("--checkpoint.every", "2", "--checkpoint.keep", "1", "--log.validate-every", "4")
-SAVES = STEPS // 2
 RECIPES = ("gpt-nano", "bert-nano", "t5-nano", "xlnet-nano")
 AT_START = ("train.start", "train.compile", "checkpoint.read", "file.rename", "tokens.read")
 COMPILING = ("compiled.write", "compiled.rename")

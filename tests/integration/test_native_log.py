@@ -52,7 +52,8 @@ def test_without_the_log_they_reach_the_user(tmp_path: Path) -> None:
 
 
 def test_an_error_prints_the_messages_of_its_own_process(tmp_path: Path) -> None:
-    call(tmp_path)
+    (tmp_path / "cache").mkdir(mode=0o700)
+    (tmp_path / "cache" / "native.txt").write_text(LINE)
     ended, log = call(tmp_path, "1 / 0")
     place = re.escape(str(tmp_path / "cache" / "native.txt"))
     tail = rf"The last messages of native code \(all of them: {place}\):\n{re.escape(LINE)}"
