@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import tiny
+from tests.support import compilation, tiny
 from tests.support.processes import Ended, run_python
 
 PROGRAM = """
@@ -117,7 +117,8 @@ def test_a_run_has_its_own_log(lines: int, tmp_path: Path) -> None:
     (tmp_path / "book.txt").write_text("".join(f"The {n}th whale is seen.\n\n" for n in range(400)))
     flags = [*tiny.FLAGS, "--steps", "2", "--data.paths", "book.txt", "--devices", "1", "--name", "a"]
     program = TRAINING.replace("{lines}", str(lines))
-    ended = run_python("-P", "-c", program, "train", "gpt-nano", *flags, cwd=tmp_path, env={"ZOO_CACHE": str(tmp_path / "cache")})
+    env = compilation.FLAGS | {"ZOO_CACHE": str(tmp_path / "cache")}
+    ended = run_python("-P", "-c", program, "train", "gpt-nano", *flags, cwd=tmp_path, env=env)
     assert ended.code == 0 and "a line" not in ended.stderr + ended.stdout, ended
     log = tmp_path / "runs" / "a" / "native.txt"
     assert (log.read_text() if log.exists() else "") == "a line\n" * 2 * lines

@@ -11,7 +11,7 @@ from pathlib import Path
 import huggingface_hub.constants
 import pytest
 
-from tests.support import object_stores, tiny
+from tests.support import compilation, object_stores, tiny
 from tests.support.commands import TINY, finished
 from tests.support.processes import run_python
 from zoo import errors, object_store
@@ -158,7 +158,7 @@ main.run()
         ("-c", record): 0,
     }
     for command, code in commands.items():
-        done = run_python(*command, env=SECRETS | own | {"HF_HUB_OFFLINE": "0"}, cwd=tmp_path)
+        done = run_python(*command, env=SECRETS | compilation.FLAGS | own | {"HF_HUB_OFFLINE": "0"}, cwd=tmp_path)
         assert done.code == code, (command, done.stderr)
         assert PLANTED.decode() not in done.stdout + done.stderr, command
         assert command[1] != crash or "TypeError: ***" in done.stderr
