@@ -149,7 +149,7 @@ def rates_table(plan: Plan) -> Table:
     kernels = f", {format_decimal(plan.kernels)}FLOP of it in kernels" if plan.kernels else ""
     amounts = {
         "compute": ("at least", f"{format_decimal((plan.products or 0) + (plan.kernels or 0))}FLOP{kernels}"),
-        "memory": ("about", f"{format_decimal(plan.bytes or 0)}B, and at least {format_decimal(plan.least_bytes or 0)}B"),
+        "memory": ("about", f"{format_decimal(plan.bytes or 0)}B, at least {format_decimal(plan.least_bytes or 0)}B"),
         "interconnect": ("at least", f"{format_decimal(sum(row.bytes_sent for row in plan.collectives))}B"),
     }
     rows = [(name, amount, _seconds(getattr(plan.times, name), f"{sure} ")) for name, (sure, amount) in amounts.items()]
