@@ -129,7 +129,7 @@ def make_plan(program: Program, name: str) -> Plan:
         sent = collectives.find_collectives(module, dict(mesh.shape))
         on_chip = target.platform == "tpu"
         work = flops_and_bytes.work(module, program.calls, mesh.size, products=program.products, on_chip=on_chip)
-        check_flops(program, work, name)
+        work = check_flops(program, work, name)
         # On a TPU, temporaries in memory on the chip are not among those of the compiler's report.
         least = flops_and_bytes.least_bytes(module, program.temporaries, target.cache)
         step_times = roofline.times_of_step(work, sent, mesh.devices, target, run.precision, least)

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import pytest
 
 from benchmarks.plan import compile_program, plan_record, target_devices
-from benchmarks.plan.check_flops import needed_flops
+from benchmarks.plan.check_flops import check_flops, needed_flops
+from benchmarks.plan.flops_and_bytes import Work
 from benchmarks.plan.traced_flops import traced_work
 from tests.support import benchmark_steps, tiny
 from train.config.run_config import Mesh
@@ -88,6 +89,15 @@ def test_a_model_that_counts_more_than_is_computed_is_an_error() -> None:
                 plan_record.make_plan(planned, "tiny")
         else:
             assert plan_record.make_plan(planned, "tiny").products
+
+
+def test_products_with_one_row_may_be_sums_in_decoding() -> None:
+    """A program that has lost products to sums has the FLOPs that were traced; in training it is an error."""
+    program, nothing = step(), Work(products=0.0, kernels=0.0, bytes=0.0, unknown=())
+    decode = dataclasses.replace(program, mode="decode")
+    assert check_flops(decode, nothing, "tiny").products == program.traced.products / 8
+    with pytest.raises(BadInput, match="this is an error of the planner"):
+        check_flops(program, nothing, "tiny")
 
 
 def test_a_causal_loop_over_blocks_has_its_mean_of_trips() -> None:
