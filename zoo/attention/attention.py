@@ -180,7 +180,7 @@ IMPLEMENTATIONS: dict[str, Implementation] = {
         module="zoo.attention.kernels.flash_gpu",
         function="flash_gpu",
         platforms=frozenset({"gpu"}),
-        features=ALL_FEATURES - {"explicit mask", "dense bias", "relative bias"},
+        features=ALL_FEATURES - {"explicit mask", "dense bias"},
         limits="unsupported_reason",
         is_interpretable=True,
     ),

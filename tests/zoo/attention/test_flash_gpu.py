@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks.attention import conformance
 from tests.support import compilation
-from zoo.attention import attention
+from zoo.attention import attention, query_chunks
 from zoo.attention.biases import Buckets, ByDistance
 from zoo.attention.kernels import _flash_gpu_bodies as bodies
 from zoo.attention.kernels import flash_gpu
@@ -24,6 +24,8 @@ NEAR = "packed segments, near bias, dropout, grouped heads, sinks"
 """A bias that is constant from a short distance on, so that five blocks have tiles far from the diagonal."""
 THREE = "three examples"
 """A bias whose gradient is summed over a group of two examples and over one of a single example: see `check_groups`."""
+CHUNKS = "relative bias in chunks, memory, types, dropout, sinks"
+"""Three chunks of a block of queries, the last of which is padded: see `small_chunks`."""
 
 
 def _segments(case: conformance.Case) -> Any:
@@ -56,6 +58,7 @@ OWN = {
         mask=lambda case: Mask(key_lengths=jnp.asarray([50, 130, 90], jnp.int32)),
         bias=lambda case: Buckets(table=case.arrays(8, case.heads), max_distance=10),
     ),
+    CHUNKS: dataclasses.replace(conformance.CASES["relative bias, memory and types"], rate=0.2, sinks=True),
 }
 """A short case with most features at once, and one of several examples; the others are `conformance.CASES`."""
 
@@ -63,7 +66,7 @@ OWN = {
 def supported() -> list[str]:
     """Return the cases of the kernels' features."""
     row = attention.IMPLEMENTATIONS["flash_gpu"]
-    return [name for name, case in conformance.CASES.items() if case.request().features <= row.features and case.head <= 128]
+    return [name for name, case in conformance.CASES.items() if case.request().features <= row.features]
 
 
 def check(case: str, dtype: str = "float32") -> conformance.CaseResult:
@@ -80,6 +83,54 @@ def quick_reference(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_kernels_agree_with_the_definition_in_a_case_of_most_features() -> None:
     result = check(NEAR)
     assert result.ok, result
+
+
+@pytest.fixture
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So small that each has one block of queries, of two examples and two heads."""
+    monkeypatch.setattr(flash_gpu, "PROGRAMS", 4)
+
+
+@pytest.mark.usefixtures("small_chunks")
+def test_the_kernels_agree_with_the_definition_in_chunks_of_a_dense_bias() -> None:
+    result = check(CHUNKS)
+    assert result.ok, result
+
+
+def without_loops(name: str) -> Callable[..., Any]:
+    def loop(first: Any, last: Any, body: Any, start: Any) -> Any:
+        return fori_loop(first, first if getattr(body, "__name__", "") == name else last, body, start)
+
+    return loop
+
+
+fori_loop, fused, tile = bodies.lax.fori_loop, flash_gpu._fused, query_chunks.Tile
+CHUNK_MISTAKES: dict[str, tuple[Any, str, Callable[..., Any], set[str]]] = {
+    "rows of dropout counted in their chunk": (
+        flash_gpu,
+        "_fused",
+        lambda *args, **options: fused(*args[:5], **options),
+        {"out", "d_q", "d_k", "d_v", "d_q_r", "d_q_s", "d_r", "d_sinks"},
+    ),
+    "gradients of skipped tiles not cleared": (bodies.lax, "fori_loop", without_loops("clear"), {"d_q_r", "d_r", "d_q_s"}),
+    "the bias and mask of the first chunk": (
+        query_chunks,
+        "Tile",
+        lambda start, size: tile({"T": 0, "S": 0}, size),
+        {"out", "d_q", "d_k", "d_v", "d_q_r", "d_q_s", "d_r", "d_sinks"},
+    ),
+}
+
+
+@pytest.mark.full
+@pytest.mark.planted
+@pytest.mark.parametrize("mistake", CHUNK_MISTAKES)
+@pytest.mark.usefixtures("small_chunks")
+def test_a_mistake_in_the_chunks_is_noticed(mistake: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    owner, name, wrong, arrays = CHUNK_MISTAKES[mistake]
+    monkeypatch.setattr(owner, name, wrong)
+    errors = check(CHUNKS).errors
+    assert {name for name, (error, bound) in errors.items() if not error <= bound} == arrays
 
 
 @pytest.mark.full
@@ -182,7 +233,7 @@ def one_block_short(is_active: Any) -> Any:
 
 row_hash, index_of_distance = bodies.Inputs.row_hash, bodies.Plan.index_of_distance
 bias_gradient, active_ranges, bodies_bias = flash_gpu._bias_gradient, flash_gpu._active_ranges, bodies.backward_bias_body
-attend, sink_gradient, sink_logits = flash_gpu._attend, flash_gpu.sink_gradient, flash_gpu.sink_logits
+attend, sink_gradient, sink_logits = flash_gpu._attend, flash_gpu.common.sink_gradient, flash_gpu.common.sink_logits
 tile_offsets, block_states, is_kept, rule = ByDistance.tile_offsets, Mask.block_states, counter_rng.is_kept, Mask.rule
 MISTAKES: dict[str, tuple[Any, str, Callable[..., Any]]] = {
     "tiles skipped": (Mask, "block_states", lambda *args: beside_the_diagonal_nothing(block_states(*args))),
@@ -193,10 +244,10 @@ MISTAKES: dict[str, tuple[Any, str, Callable[..., Any]]] = {
     "the gradient of the bias of one example": (bodies, "backward_bias_body", first_group_alone),
     "the bias constant too near": (ByDistance, "tile_offsets", two_tiles_less),
     "the sinks ignored in the backward pass": (flash_gpu, "_attend", without_sinks_backward),
-    "no gradient of the sinks": (flash_gpu, "sink_gradient", lambda sinks, lse, delta: jnp.zeros_like(sinks)),
-    "the sink counted twice in its gradient": (flash_gpu, "sink_gradient", ignored_by_the_softmax),
-    "the sinks of other heads": (flash_gpu, "sink_logits", lambda sinks: sink_logits(sinks)[::-1]),
-    "the first sink for all heads": (flash_gpu, "_of_head", first_of_all_heads),
+    "no gradient of the sinks": (flash_gpu.common, "sink_gradient", lambda sinks, lse, delta: jnp.zeros_like(sinks)),
+    "the sink counted twice in its gradient": (flash_gpu.common, "sink_gradient", ignored_by_the_softmax),
+    "the sinks of other heads": (flash_gpu.common, "sink_logits", lambda sinks: sink_logits(sinks)[::-1]),
+    "the first sink for all heads": (flash_gpu, "head_block", first_of_all_heads),
     "keys of other segments seen": (
         Mask,
         "rule",
@@ -222,14 +273,21 @@ def request(*, h: int = 64, dtype: Any = jnp.float32, bias: Any = None, sinks: A
     return Request.of(q, q, q, Mask(), bias, None, sinks)
 
 
-def test_what_is_not_supported_is_refused_with_the_reason() -> None:
+def test_what_is_not_supported_is_refused_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     assert flash_gpu.unsupported_reason(request()) is None
-    assert flash_gpu.unsupported_reason(request(h=152)) == "it takes heads of up to 128, and these are 152"
+    assert flash_gpu.unsupported_reason(request(h=256)) is None
+    assert flash_gpu.unsupported_reason(request(h=264)) == "it takes heads of up to 256, and these are 264"
+    relative = dataclasses.replace(request(h=136), features=frozenset({"relative bias"}))
+    assert flash_gpu.unsupported_reason(relative) == "it takes heads of up to 128 with a relative bias, and these are 136"
+    for capability, reason in ((9, None), (8, "it takes heads of up to 128 on this GPU, and these are 136")):
+        monkeypatch.setattr(flash_gpu, "target_platform", lambda: "gpu")
+        monkeypatch.setattr(flash_gpu, "capability", lambda capability=capability: capability)
+        assert flash_gpu.unsupported_reason(request(h=136)) == reason
     reason = "it takes bfloat16, float16 and float32, and this is float64"
     with jax.enable_x64(True):
         assert flash_gpu.unsupported_reason(request(dtype=jnp.float64)) == reason
     row = attention.IMPLEMENTATIONS["flash_gpu"]
-    for name in ("relative bias", "explicit mask", "dense bias"):
+    for name in ("explicit mask", "dense bias"):
         refused = dataclasses.replace(request(), features=frozenset({name}))
         assert row.unsupported_reason(refused, "gpu") == f"it has no {name}"
 

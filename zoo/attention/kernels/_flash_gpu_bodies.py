@@ -15,6 +15,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plt
 from jaxtyping import Array, Float
 
+from zoo.attention.biases import ByDistance
 from zoo.attention.kernels._flash_common import MASKED, FlashPlan, allowed_pairs, iota
 from zoo.ops import counter_rng
 
@@ -37,6 +38,9 @@ class Plan(FlashPlan):
     """Groups of examples, and parts of the blocks of queries, whose gradients of the bias are summed apart."""
     has_own_states: bool
     """True if each example has other tiles that are skipped."""
+    warps: int
+    stages: int
+    """Blocks of keys that are copied to shared memory ahead."""
     parts: int
     """Parts of a block that the backward kernels for queries and for keys read one after the other: fewer scores are in
     registers at once."""
@@ -87,11 +91,43 @@ class Inputs(NamedTuple):
     """Index of the head among those of all devices, [1]."""
     values: Any
     """Bias of each distance, [D]."""
+    dense: Any
+    """Bias of the queries, or keys, of the program with all of the other side, [T, S]."""
+    first_query: Any
+    """Index of the first query among those of all chunks, [1]; None: 0."""
     query_numbers: Any
     """Numbers of the mask that are arrays, [F, T]."""
     key_numbers: Any
     example: tuple[Any, ...] = ()
     """The example, if the references to its arrays have those of all examples."""
+
+    @classmethod
+    def of(cls, operands: Any, bias: Any) -> "Inputs":
+        """Return the arrays of a call; their blocks are those of `blocks`."""
+        values, dense = (bias.values.T.astype(jnp.float32), None) if isinstance(bias, ByDistance) else (None, bias)
+        numbers = operands.query_numbers, operands.key_numbers
+        return cls(operands.lengths, operands.seed, operands.heads, values, dense, operands.first_query, *numbers)
+
+    @classmethod
+    def blocks(cls, plan: Plan, operands: Any, dense: Any = None, *, all_examples: bool = False) -> "Inputs":
+        """Return the blocks of the arrays, of one example or of all, given that of a dense bias."""
+
+        def spec(array: Any) -> Any:
+            if array is None:
+                return None
+            shape = (array.shape[0] if all_examples else None, *array.shape[1:])
+            return pl.BlockSpec(shape, lambda i, n, b: (0 if all_examples else b, *[0] * (array.ndim - 1)))
+
+        return cls(
+            lengths=spec(operands.lengths),
+            seed=spec(operands.seed),
+            head=head_block(operands.heads),
+            values=pl.BlockSpec((None, plan.num_distances), lambda i, n, b: (n, 0)) if plan.num_tiles else None,
+            dense=dense,
+            first_query=None if operands.first_query is None else pl.BlockSpec((1,), lambda i, n, b: (0,)),
+            query_numbers=spec(operands.query_numbers),
+            key_numbers=spec(operands.key_numbers),
+        )
 
     def numbers_of_queries(self, plan: Plan, block: Any) -> dict[str, Array]:
         return {name: self.query_numbers[(*self.example, row, block)] for row, name in enumerate(plan.numbers)}
@@ -106,7 +142,13 @@ class Inputs(NamedTuple):
     def row_hash(self, queries: Array) -> Array:
         """Return the hashes of rows, on which dropout depends."""
         first, second = (self.seed[(*self.example, part)] for part in (0, 1))
+        queries = queries if self.first_query is None else queries + self.first_query[0]
         return counter_rng.row_hash(first, second, self.head[0], queries.astype(jnp.uint32))
+
+
+def head_block(numbers: Any) -> Any:
+    """Return the block of an array with a number for each query head, [1]; None if there is no array."""
+    return None if numbers is None else pl.BlockSpec((1,), lambda i, n, b: (n,))
 
 
 def forward_body(plan: Plan, ranges: Any, inputs: Inputs, sink: Any, q: Any, k: Any, v: Any, out: Any, lse: Any) -> None:
@@ -155,8 +197,9 @@ def backward_query_body(
     delta: Any,
     d_q: Any,
     d_far: Any,
+    d_dense: Any,
 ) -> None:
-    """Compute the gradient of a block of queries, and the sums of those of the scores where the bias is constant."""
+    """Compute the gradient of a block of queries, and of the scores: sums where the bias is constant, all of a dense bias."""
     i = pl.program_id(0)
     rows = Rows.of(plan, inputs, i)
     q_i, d_out_i, lse_i, delta_i = q[...], d_out[...], lse[...], delta[...]
@@ -168,7 +211,10 @@ def backward_query_body(
         s = rows.scores(dot(q_i, k_j, 1, 1), keys, block, side)  # line 10
         d_p = dot(d_out_i, v[block, :], 1, 1)  # line 13
         d_s = rows.score_gradients(s, d_p, lse_i, delta_i, keys)
-        return acc + dot(d_s.astype(k.dtype), k_j, 1, 0), *(total + d_s.sum(1) for total in far)  # line 15
+        narrow = d_s.astype(k.dtype)
+        if d_dense is not None:
+            d_dense[:, block] = narrow
+        return acc + dot(narrow, k_j, 1, 0), *(total + d_s.sum(1) for total in far)  # line 15
 
     acc = jnp.zeros((plan.block_q, q.shape[-1]), jnp.float32)
     for side, first, last in plan.loops_over_keys(i, ranges):
@@ -177,6 +223,13 @@ def backward_query_body(
         for total in far:
             d_far[0 if side == BEFORE else 1] = total.sum()
     d_q[...] = acc.astype(d_q.dtype)
+    if d_dense is not None:
+
+        def clear(j: Any, _: Any) -> None:
+            d_dense[:, pl.ds(j * plan.block_k, plan.block_k)] = jnp.zeros((plan.block_q, plan.block_k), d_dense.dtype)
+
+        lax.fori_loop(0, ranges[0], clear, None)
+        lax.fori_loop(ranges[1], plan.num_k, clear, None)
 
 
 def backward_key_body(
@@ -205,6 +258,8 @@ def backward_key_body(
         s = dot(k_j, q_i, 1, 1)  # line 10
         if plan.num_tiles:
             s += bias_of_tile(plan, inputs.values, queries[None], keys[:, None], side)
+        elif inputs.dense is not None:
+            s += inputs.dense[block, :].T
         if plan.has_mask:
             query = _rows(inputs.numbers_of_queries(plan, block))
             s = jnp.where(allowed_pairs(plan, query, key, queries[None], keys[:, None], inputs.length(plan)), s, MASKED)
@@ -293,6 +348,8 @@ class Rows(NamedTuple):
         plan, s = self.plan, products
         if plan.num_tiles:
             s += bias_of_tile(plan, self.inputs.values, self.queries[:, None], keys[None], side)
+        elif self.inputs.dense is not None:
+            s += self.inputs.dense[:, block]
         if plan.has_mask:
             key, length = _rows(self.inputs.numbers_of_keys(plan, block)), self.inputs.length(plan)
             s = jnp.where(allowed_pairs(plan, self.query, key, self.queries[:, None], keys[None], length), s, MASKED)

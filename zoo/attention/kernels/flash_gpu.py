@@ -6,7 +6,8 @@ kernels, one for queries and one for keys, so that no sum needs atomic additions
 
 A bias by distance is read from the numbers of its distances. Its gradient is summed over the tiles that are as far from the
 diagonal, by a third kernel for those near it and by the kernel for queries where the bias is constant; the gradient of the table
-is the transpose of making tiles from it.
+is the transpose of making tiles from it. XLNet's bias is read as a dense array, of a chunk of the queries at a time: Triton
+cannot move each row of a tile by an amount of its own, as the terms of distance need.
 """
 
 import dataclasses
@@ -21,32 +22,27 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plt
 from jaxtyping import Array, Bool, Float, Int32, UInt32
 
-from zoo.attention.biases import Bias, Buckets, ByDistance
+from zoo.attention.biases import Bias, Buckets, ByDistance, Dense, Relative
+from zoo.attention.kernels import _flash_common as common
 from zoo.attention.kernels import _flash_gpu_bodies as bodies
-from zoo.attention.kernels._flash_common import (
-    key_lengths,
-    number_arrays,
-    number_names,
-    pad_axis,
-    pad_mask,
-    sink_gradient,
-    sink_logits,
-    without_arrays,
-)
-from zoo.attention.kernels._flash_gpu_bodies import Inputs, Plan
+from zoo.attention.kernels._dot_product_attention import capability
+from zoo.attention.kernels._flash_gpu_bodies import Inputs, Plan, head_block
 from zoo.attention.masks import NO_PAIR, Mask
+from zoo.attention.query_chunks import in_chunks
 from zoo.attention.request import Request
 from zoo.sharding import target_platform
 
 BLOCK = 64
 """Number of queries and of keys in a tile."""
 WARPS, STAGES = 4, 2
-"""Warps of a program, and blocks of keys that are copied to shared memory ahead."""
-SMALLEST_HEAD, LARGEST_HEAD = 16, 128
+"""`Plan.warps` and `Plan.stages`; twice the warps with heads of more than MEDIUM_HEAD, and a single stage with a dense bias, of
+which more would make the assembler serialize the products."""
+SMALLEST_HEAD, SMALL_HEAD, MEDIUM_HEAD, LARGEST_HEAD = 16, 64, 128, 256
 """Sizes of a head, which the kernels pad to a power of two: the smallest that the matrix units take, and the largest whose sums
-fit the registers of a program: on an H100 the kernel for keys has 254 registers a thread."""
-PARTS, SMALL_HEAD = 2, 64
-"""`Plan.parts` with a bias, whose addresses are in registers too, or with heads of more than SMALL_HEAD; otherwise it is 1."""
+fit the registers of a program: on an H100 the kernel for keys has 254 registers a thread with heads of 128, 240 with 256."""
+PARTS = 2
+"""`Plan.parts` with a bias, whose addresses are in registers too, or with heads of more than SMALL_HEAD, twice that with heads of
+more than MEDIUM_HEAD; otherwise it is 1."""
 PROGRAMS = 512
 """Programs that sum the gradient of a bias: about four for each of the 132 multiprocessors of an H100."""
 PALLAS = {pl: ("BlockSpec",), plt: ("CompilerParams", "load")}
@@ -67,12 +63,33 @@ def flash_gpu(
     rate: float,
 ) -> Float[Array, "B T N H"]:
     """Compute attention (see `Kernel`). Scores, softmax and sums are float32. Without a GPU the kernels are interpreted."""
+    attend = functools.partial(_fused, seed=seed, heads=heads, sinks=sinks, scale=scale, rate=rate)
+    if not isinstance(bias, Relative):
+        return attend(q, k, v, mask, bias)
+    b, _, n, _ = q.shape
+    return in_chunks(attend, q, k, v, mask, bias, scale=scale, block=BLOCK, blocks=-(-PROGRAMS // (b * n)))
+
+
+def _fused(
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "B S K H"],
+    v: Float[Array, "B S K H"],
+    mask: Mask,
+    bias: Bias | None,
+    first_query: Array | None = None,
+    *,
+    seed: UInt32[Array, "B 2"] | None,
+    heads: UInt32[Array, " N"],
+    sinks: Float[Array, " N"] | None,
+    scale: float,
+    rate: float,
+) -> Float[Array, "B T N H"]:
+    """Compute attention of queries from `first_query` on. A dense bias has the axes of the scores, [B, N, T, S]."""
     (b, t, n, h), s = q.shape, k.shape[1]
-    assert bias is None or isinstance(bias, Buckets | ByDistance)
-    prepared = None if bias is None else bias.prepare(t, s)
+    prepared = bias.prepare(t, s) if isinstance(bias, Buckets | ByDistance) else None
     num_q, num_k = -(-t // BLOCK), -(-s // BLOCK)
     padded_t, padded_s = num_q * BLOCK, num_k * BLOCK
-    mask = pad_mask(mask, b, t, s, padded_t, padded_s)
+    mask = common.pad_mask(mask, b, t, s, padded_t, padded_s)
     states = mask.block_states(BLOCK, BLOCK, padded_t, padded_s)
     before, after = (0, -1) if prepared is None else prepared.tile_offsets(BLOCK, num_q, num_k)
     num_tiles = before + 1 + after
@@ -85,9 +102,9 @@ def flash_gpu(
         shared=n // k.shape[2],
         diagonal=before,
         num_tiles=num_tiles,
-        mask=without_arrays(mask),
+        mask=common.without_arrays(mask),
         has_lengths=mask.key_lengths is not None,
-        numbers=number_names(mask),
+        numbers=common.number_names(mask),
         rate=rate if seed is not None else 0.0,
         interpret=target_platform() != "gpu",
         first=0 if prepared is None else prepared.first,
@@ -96,24 +113,34 @@ def flash_gpu(
         examples=b,
         bias_groups=(groups, min(num_q, -(-PROGRAMS // (n * max(1, num_tiles) * groups)))),
         has_own_states=states.shape[0] > 1,
-        parts=PARTS if prepared is not None or h > SMALL_HEAD else 1,
+        warps=2 * WARPS if h > MEDIUM_HEAD else WARPS,
+        stages=1 if isinstance(bias, Dense) else STAGES,
+        parts=2 * PARTS if h > MEDIUM_HEAD else PARTS if bias is not None or h > SMALL_HEAD else 1,
     )
-    operands = Operands.of(plan, mask, states, seed, heads)
+    operands = Operands.of(plan, mask, states, seed, heads, first_query)
+    added = prepared
+    if isinstance(bias, Dense):
+        added = common.pad_axis(common.pad_axis(bias.values.astype(q.dtype), 2, padded_t), 3, padded_s)
     q, k, v = (
-        pad_axis(x, 1, length) for x, length in ((q * jnp.asarray(scale, q.dtype), padded_t), (k, padded_s), (v, padded_s))
+        common.pad_axis(x, 1, length) for x, length in ((q * jnp.asarray(scale, q.dtype), padded_t), (k, padded_s), (v, padded_s))
     )
-    q, k, v = (pad_axis(x, 3, max(SMALLEST_HEAD, 1 << (h - 1).bit_length())) for x in (q, k, v))
-    out: Any = _attend(plan, q, k, v, prepared, sink_logits(sinks), operands)
+    q, k, v = (common.pad_axis(x, 3, max(SMALLEST_HEAD, 1 << (h - 1).bit_length())) for x in (q, k, v))
+    out: Any = _attend(plan, q, k, v, added, common.sink_logits(sinks), operands)
     return out[:, :t, :, :h]
 
 
 def unsupported_reason(request: Request) -> str | None:
     """Return why the kernels refuse a request; None if they do not."""
     h = request.shape[-1]
+    largest, where = LARGEST_HEAD, ""
+    if "relative bias" in request.features:
+        largest, where = MEDIUM_HEAD, " with a relative bias"  # with larger ones the kernel for keys spills
+    elif target_platform() == "gpu" and capability() < 9:
+        largest, where = MEDIUM_HEAD, " on this GPU"  # larger ones need up to 176 KiB of shared memory, and an A100 has 163
     if missing := [name for module, names in PALLAS.items() for name in names if not hasattr(module, name)]:
         return f"Pallas of JAX {jax.__version__} has no {', no '.join(missing)}; install the version of constraints.txt"
-    if h > LARGEST_HEAD:
-        return f"it takes heads of up to {LARGEST_HEAD}, and these are {h}"
+    if h > largest:
+        return f"it takes heads of up to {largest}{where}, and these are {h}"
     if request.dtype not in ("bfloat16", "float16", "float32"):
         return f"it takes bfloat16, float16 and float32, and this is {request.dtype}"
     return None
@@ -139,6 +166,8 @@ class Operands:
     query_numbers: Any
     """Arrays of the queries' numbers in the order of `Plan.numbers`, int32 [B, F, T]."""
     key_numbers: Any
+    first_query: Any
+    """Index of the first query among those of all chunks, uint32 [1]."""
 
     @classmethod
     def of(
@@ -148,11 +177,14 @@ class Operands:
         states: Int32[Array, "_ I J"],
         seed: UInt32[Array, "B 2"] | None,
         heads: UInt32[Array, " N"],
+        first_query: Array | None,
     ) -> "Operands":
         """Return the operands of a call; the mask is padded."""
         sizes = plan.num_q * plan.block_q, plan.num_k * plan.block_k
         numbers = [
-            jnp.stack(number_arrays(plan.numbers, side, plan.examples, size), 1).astype(jnp.int32) if plan.numbers else None
+            jnp.stack(common.number_arrays(plan.numbers, side, plan.examples, size), 1).astype(jnp.int32)
+            if plan.numbers
+            else None
             for side, size in zip(mask.sides(*sizes), sizes, strict=True)
         ]
         is_active = states != NO_PAIR
@@ -160,11 +192,12 @@ class Operands:
             of_queries=_active_ranges(is_active),
             of_keys=_active_ranges(jnp.swapaxes(is_active, 1, 2)),
             of_tiles=_active_ranges(_by_tile(plan, is_active)) if plan.num_tiles else None,
-            lengths=key_lengths(mask, plan.examples)[:, None] if plan.has_lengths else None,
+            lengths=common.key_lengths(mask, plan.examples)[:, None] if plan.has_lengths else None,
             seed=seed if plan.rate else None,
             heads=heads if plan.rate else None,
             query_numbers=numbers[0],
             key_numbers=numbers[1],
+            first_query=None if first_query is None or not plan.rate else first_query.astype(jnp.uint32)[None],
         )
 
 
@@ -185,14 +218,16 @@ def _by_tile(plan: Plan, is_active: Bool[Array, "B I J"]) -> Bool[Array, "B tile
 # --- the kernels ----------------------------------------------------------------------------------------------------------------
 
 
+Added = ByDistance | Array | None
+"""A bias by distance, or a dense one, [B, N, T, S]."""
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attend(plan: Plan, q: Array, k: Array, v: Array, bias: ByDistance | None, sinks: Array | None, operands: Operands) -> Array:
+def _attend(plan: Plan, q: Array, k: Array, v: Array, bias: Added, sinks: Array | None, operands: Operands) -> Array:
     return _forward(plan, q, k, v, bias, sinks, operands)[0]
 
 
-def _forward(
-    plan: Plan, q: Array, k: Array, v: Array, bias: ByDistance | None, sinks: Array | None, operands: Operands
-) -> tuple[Array, Any]:
+def _forward(plan: Plan, q: Array, k: Array, v: Array, bias: Added, sinks: Array | None, operands: Operands) -> tuple[Array, Any]:
     """Compute the output [B, T, N, H] and the residuals."""
     b, t, n, _ = q.shape
     queries, rows, keys = _queries(q, plan.block_q), _rows(plan.block_q), _keys(k, None, plan.shared)
@@ -201,11 +236,18 @@ def _forward(
         bodies.forward_body,
         "flash_forward",
         grid=(plan.num_q, n, b),
-        in_specs=[_ranges(operands.of_queries), _input_specs(plan, operands), _of_head(sinks), queries, keys, keys],
+        in_specs=[
+            _ranges(operands.of_queries),
+            Inputs.blocks(plan, operands, _rows_of(bias, plan)),
+            head_block(sinks),
+            queries,
+            keys,
+            keys,
+        ],
         out_specs=[queries, rows],
         out_shape=[jax.ShapeDtypeStruct(q.shape, q.dtype), jax.ShapeDtypeStruct((b, n, t), jnp.float32)],
     )
-    out, lse = call(operands.of_queries, _inputs(operands, bias), sinks, q, k, v)
+    out, lse = call(operands.of_queries, Inputs.of(operands, bias), sinks, q, k, v)
     out, lse = checkpoint_name(out, "attention"), checkpoint_name(lse, "attention_lse")
     return out, (q, k, v, bias, sinks, operands, out, lse)
 
@@ -215,26 +257,29 @@ def _backward(plan: Plan, residuals: Any, d_out: Array) -> tuple[Any, ...]:
     q, k, v, bias, sinks, operands, out, lse = residuals
     (b, t, n, h), s = q.shape, k.shape[1]
     delta = jnp.swapaxes((d_out.astype(jnp.float32) * out.astype(jnp.float32)).sum(-1), 1, 2)  # line 4: D, [B, N, T]
-    inputs, specs = _inputs(operands, bias), _input_specs(plan, operands)
+    inputs, dense = Inputs.of(operands, bias), _rows_of(bias, plan)
     arrays = q, k, v, d_out, lse, delta
     queries, rows, keys = _queries(q, plan.block_q), _rows(plan.block_q), _keys(k, None, plan.shared)
     far_block, far_shape = pl.BlockSpec((None, None, None, 2), lambda i, n, b: (b, n, i, 0)), (b, n, plan.num_q, 2)
-    d_q, d_far = _kernel(
+    d_q, d_far, d_dense = _kernel(
         plan,
         bodies.backward_query_body,
         "flash_backward_queries",
         grid=(plan.num_q, n, b),
-        in_specs=[_ranges(operands.of_queries), specs, queries, keys, keys, queries, rows, rows],
-        out_specs=[queries, far_block if plan.has_far_tiles else None],
+        in_specs=[_ranges(operands.of_queries), Inputs.blocks(plan, operands, dense), queries, keys, keys, queries, rows, rows],
+        out_specs=[queries, far_block if plan.has_far_tiles else None, dense],
         out_shape=[
             jax.ShapeDtypeStruct(q.shape, q.dtype),
             jax.ShapeDtypeStruct(far_shape, jnp.float32) if plan.has_far_tiles else None,
+            None if dense is None else jax.ShapeDtypeStruct((b, n, t, s), q.dtype),
         ],
     )(operands.of_queries, inputs, *arrays)
     # Several query heads add to the gradient of a key: their parts are kept in float32.
     of_head = jax.ShapeDtypeStruct((b, s, n, h), k.dtype if plan.shared == 1 else jnp.float32)
     block = _keys(k, plan.block_k, plan.shared)
     queries, rows, of_keys = _queries(q, None), _rows(None, t), _keys(k, plan.block_k, 1)
+    columns = None if dense is None else pl.BlockSpec((None, None, t, plan.block_k), lambda j, n, b: (b, n, 0, j))
+    specs = Inputs.blocks(plan, operands, columns)
     d_k, d_v = _kernel(
         plan,
         bodies.backward_key_body,
@@ -245,8 +290,8 @@ def _backward(plan: Plan, residuals: Any, d_out: Array) -> tuple[Any, ...]:
         out_shape=[of_head, of_head],
     )(operands.of_keys, inputs, *arrays)
     d_k, d_v = (x.reshape(b, s, n // plan.shared, plan.shared, h).sum(3).astype(k.dtype) for x in (d_k, d_v))
-    d_bias = None if bias is None else _bias_gradient(plan, bias, operands, inputs, arrays, d_far)
-    return d_q, d_k, d_v, d_bias, sink_gradient(sinks, lse, delta), None
+    d_bias = _bias_gradient(plan, bias, operands, inputs, arrays, d_far) if isinstance(bias, ByDistance) else d_dense
+    return d_q, d_k, d_v, d_bias, common.sink_gradient(sinks, lse, delta), None
 
 
 def _bias_gradient(
@@ -262,11 +307,12 @@ def _bias_gradient(
     ranges = pl.BlockSpec((operands.of_tiles.shape[0], None, 2), lambda o, n, g: (0, o, 0))
     tile = plan.block_q, plan.block_k
     sums = _kernel(
-        plan,
+        # It reads four blocks at a time, of which two stages do not fit the shared memory with the largest heads.
+        dataclasses.replace(plan, stages=1) if h > MEDIUM_HEAD else plan,
         bodies.backward_bias_body,
         "flash_backward_bias",
         grid=(plan.num_tiles, n, groups),
-        in_specs=[ranges, _input_specs(plan, operands, all_examples=True), queries, keys, keys, queries, rows, rows],
+        in_specs=[ranges, Inputs.blocks(plan, operands, all_examples=True), queries, keys, keys, queries, rows, rows],
         out_specs=pl.BlockSpec((None, None, None, *tile), lambda o, n, g: (g, n, o, 0, 0)),
         out_shape=jax.ShapeDtypeStruct((groups, n, plan.num_tiles, *tile), jnp.float32),
     )(operands.of_tiles, inputs, *arrays)
@@ -294,7 +340,7 @@ _attend.defvjp(_forward, _backward)
 def _kernel(plan: Plan, body: Callable[..., None], name: str, **options: Any) -> Callable[..., Any]:
     return pl.pallas_call(
         functools.partial(body, plan),
-        compiler_params=plt.CompilerParams(num_warps=WARPS, num_stages=STAGES),
+        compiler_params=plt.CompilerParams(num_warps=plan.warps, num_stages=plan.stages),
         interpret=plan.interpret,
         name=name,
         **options,
@@ -318,42 +364,13 @@ def _rows(block: int | None, t: int = 0) -> Any:
     return pl.BlockSpec((None, None, block or t), lambda i, n, b: (b, n, i if block else 0))
 
 
+def _rows_of(bias: Added, plan: Plan) -> Any:
+    """Return a block of rows of a dense bias, [block, S]; None if there is none."""
+    if bias is None or isinstance(bias, ByDistance):
+        return None
+    return pl.BlockSpec((None, None, plan.block_q, bias.shape[3]), lambda i, n, b: (b, n, i, 0))
+
+
 def _ranges(ranges: Array) -> Any:
     """Return the range of blocks over which a program loops, [2]."""
     return pl.BlockSpec((None, None, 2), lambda i, n, b: (b if ranges.shape[0] > 1 else 0, i, 0))
-
-
-def _of_head(numbers: Any) -> Any:
-    """Return the block of an array with a number for each query head, [1]; None if there is no array."""
-    return None if numbers is None else pl.BlockSpec((1,), lambda i, n, b: (n,))
-
-
-def _inputs(operands: Operands, bias: ByDistance | None) -> Inputs:
-    """Return what all kernels read; their blocks are those of `_input_specs`."""
-    return Inputs(
-        lengths=operands.lengths,
-        seed=operands.seed,
-        head=operands.heads,
-        values=None if bias is None else bias.values.T.astype(jnp.float32),
-        query_numbers=operands.query_numbers,
-        key_numbers=operands.key_numbers,
-    )
-
-
-def _input_specs(plan: Plan, operands: Operands, *, all_examples: bool = False) -> Inputs:
-    """Return the blocks of `_inputs`, of one example or of all."""
-
-    def spec(array: Any) -> Any:
-        if array is None:
-            return None
-        shape = (array.shape[0] if all_examples else None, *array.shape[1:])
-        return pl.BlockSpec(shape, lambda i, n, b: (0 if all_examples else b, *[0] * (array.ndim - 1)))
-
-    return Inputs(
-        lengths=spec(operands.lengths),
-        seed=spec(operands.seed),
-        head=_of_head(operands.heads),
-        values=pl.BlockSpec((None, plan.num_distances), lambda i, n, b: (n, 0)) if plan.num_tiles else None,
-        query_numbers=spec(operands.query_numbers),
-        key_numbers=spec(operands.key_numbers),
-    )
