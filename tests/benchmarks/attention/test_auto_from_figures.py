@@ -82,7 +82,7 @@ def test_lengths_and_times_follow_from_the_figures(tmp_path: Path) -> None:
     # 6,000 of 10,486 and of 167,772, and a fifth.
     assert splash.time == "0.29 (0.24 to 0.77) forward"
     assert {line.implementation for line in derived} == {"flash_tpu"} and last == Line(implementation="xla")
-    bias, _, array, plain, _, _ = by_device["NVIDIA H100"]
+    bias, _, _, array, plain, _, _ = by_device["NVIDIA H100"]
     assert [line.implementation for line in (bias, array, plain)] == ["flash_gpu", "cudnn", "cudnn"]
     assert (bias.queries, array.queries, plain.queries) == (1024, 256, 256)
     shares = [v.in_zoo for v in verdicts if v.in_zoo is not None and v.form != "no bias"]

@@ -78,6 +78,7 @@ CHOICES: list[tuple[str, Request, str]] = [
     ("TPU v6 lite", request("causal"), "splash"),
     ("TPU v6 lite", request("causal", "segments", "grouped heads", "window"), "splash"),
     ("TPU v5 lite", request("causal", queries=512), "splash"),
+    ("TPU v5 lite", request("causal", "sinks", "grouped heads"), "splash"),
     ("TPU7x", request("causal", queries=511), "xla"),
     ("TPU7x", request("causal", queries=520), "flash_tpu"),
     ("TPU v5", request("bucket bias", "segments"), "flash_tpu"),
@@ -93,12 +94,13 @@ CHOICES: list[tuple[str, Request, str]] = [
     ("NVIDIA H100 80GB HBM3", request("key lengths", dtype="float16"), "cudnn"),
     ("NVIDIA A100-SXM4-80GB", request("causal"), "cudnn"),
     ("NVIDIA H100 80GB HBM3", request("bucket bias", "key lengths", queries=512), "flash_gpu"),
-    ("NVIDIA H100 80GB HBM3", request("bucket bias", head=136), "xla"),
+    ("NVIDIA H100 80GB HBM3", request("bucket bias", head=264), "xla"),
     ("NVIDIA H100 80GB HBM3", request("segments", "causal"), "flash_gpu"),
     ("NVIDIA H100 80GB HBM3", request("causal", "dropout"), "flash_gpu"),
     ("NVIDIA H100 80GB HBM3", request("dense bias", "explicit mask"), "cudnn"),
-    ("NVIDIA H100 80GB HBM3", request("relative bias", "ranks"), "cudnn"),
-    ("NVIDIA H100 80GB HBM3", request("relative bias", "ranks", "dropout"), "xla"),
+    ("NVIDIA H100 80GB HBM3", request("relative bias"), "flash_gpu"),
+    ("NVIDIA H100 80GB HBM3", request("relative bias", "ranks", "dropout"), "flash_gpu"),
+    ("NVIDIA H100 80GB HBM3", request("causal", "sinks", "grouped heads"), "flash_gpu"),
     ("NVIDIA H100 80GB HBM3", request("window"), "flash_gpu"),
     ("NVIDIA H100 80GB HBM3", request("causal", "positions", queries=1, keys=2048), "xla"),
     ("NVIDIA H100 80GB HBM3", request("causal", dtype="float32"), "xla"),
@@ -182,7 +184,7 @@ def test_what_auto_does_is_described_for_the_device() -> None:
             "else cudnn from 256 queries and keys on, else xla; used only by name: tokamax"
         )
         reasons = attention.auto_reasons()
-        assert [row[0] for row in reasons] == ["flash_gpu", "flash_gpu", "cudnn", "cudnn", "flash_gpu", "xla"]
+        assert [row[0] for row in reasons] == ["flash_gpu", "flash_gpu", "flash_gpu", "cudnn", "cudnn", "flash_gpu", "xla"]
         assert reasons[0][1:] == (
             "bucket bias, from 384 queries and keys on, bfloat16 or float16",
             auto.device_lines("gpu", "NVIDIA H100").lines[0].reason,
