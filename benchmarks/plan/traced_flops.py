@@ -11,7 +11,7 @@ from typing import Any
 
 from jax.interpreters import partial_eval
 
-from benchmarks.plan.kernel_flops import RECOMPUTED, KernelRun, attention_passes, is_backward, kernel_flops
+from benchmarks.plan.kernel_flops import RECOMPUTED, KernelRun, attention_passes, is_backward, kernel_flops, scope_of
 from zoo.attention.attention import Call
 from zoo.ops.ragged_product import Product
 
@@ -62,7 +62,11 @@ def traced_work(traced: Any, calls: Sequence[Call], devices: int, products: Sequ
     kernels = [KernelRun(row.path, row.kernel, "", row.times / devices) for row in operations if row.kernel]
     inside, _ = kernel_flops(kernels, calls, devices, products)
     by_scope = {call.scope: call for call in calls}
-    skipped = again = 0.0
+    # Products of groups that are computed again; their FLOPs are those of a device.
+    grouped = {product.scope: product.flops * devices for product in products}
+    repeats = (run for run in kernels if RECOMPUTED in run.origin)
+    again = sum((run.times * grouped[scope] for run in repeats if (scope := scope_of(run.origin, grouped))), 0.0)
+    skipped = 0.0
     for scope, passes in attention_passes(kernels, by_scope).items():
         call = by_scope[scope]
         again += call.flops * (passes.again + 0.5 * passes.backward)
