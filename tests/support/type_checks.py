@@ -12,10 +12,12 @@ from collections.abc import Callable
 from typing import Any
 
 import jaxtyping
-from beartype import beartype
+from beartype import BeartypeConf, beartype
 from jaxtyping import _decorator
 
 _jaxtyped = _decorator.jaxtyped
+# A TypeError, as a call with wrong arguments is: code that reads fields from a file expects one.
+_checked = beartype(conf=BeartypeConf(violation_type=jaxtyping.TypeCheckError))
 
 
 def check_when_called(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -26,7 +28,7 @@ def check_when_called(function: Callable[..., Any]) -> Callable[..., Any]:
     def call(*args: Any, **kwargs: Any) -> Any:
         nonlocal checked
         if checked is None:
-            checked = beartype(function)
+            checked = _checked(function)
         return checked(*args, **kwargs)
 
     return call
