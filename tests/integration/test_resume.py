@@ -3,10 +3,12 @@
 import functools
 import json
 import os
+import random
 import re
 import resource
 import shutil
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -71,6 +73,41 @@ def test_stopped_killed_and_damaged_a_run_ends_with_the_same_bits(
     assert run.resumed_at() == [0, stopped, int(intact.name)]
     runs.assert_every_sample_once_per_epoch(run)
     assert_same(run, reference())
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments() -> None:
+    """Each kill is at a random step and up to 50 ms later; every second one waits for a save to be under way."""
+    seed = int(os.environ.get("KILLS_SEED") or random.SystemRandom().randrange(1 << 32))
+    print(f"KILLS_SEED={seed}")
+    rng = random.Random(seed)
+    kills, steps = 20, 5 * STEPS
+    flags = ("--steps", str(steps))
+    unharmed = reference(*flags)  # made first: what it compiles is then in the cache, and no kill leaves half of it there
+    run, during_save, resumed = Training(home(), f"killed-{kills}", flags), 0, 0
+    for kill in range(kills):
+        at = resumed + rng.randint(1, 2 * (steps - resumed) // (kills - kill + 1) + 1)
+        with run.start() as started:
+            if kill % 2 == 1 and resumed < steps:
+                started.reach(min(at, steps - 2 * EVERY))
+                started.saving()
+                time.sleep(rng.uniform(0, 0.1 if during_save else 0.005))
+            else:
+                started.reach(min(at, steps))
+                time.sleep(rng.uniform(0, 0.05))
+            committed = run.latest() or 0
+            started.killed()
+        during_save += bool(run.left_over())
+        taken, before, resumed = run.ledger()[-1]["step"], resumed, run.latest() or 0
+        assert resumed >= committed >= before
+        assert taken - resumed <= 2 * EVERY - 1
+        assert run.resumed_at()[-1] == before
+    run.finish()
+    assert run.resumed_at()[-1] == resumed
+    assert during_save > 0
+    assert not run.left_over()
+    runs.assert_every_sample_once_per_epoch(run, steps)
+    assert_same(run, unharmed)
 
 
 @pytest.mark.full
