@@ -249,7 +249,7 @@ COLUMNS = {
 
 def models_page() -> str:
     """Return the page of all sizes."""
-    sizes = json.loads(models_table.render(as_json=True))
+    sizes = json.loads(models_table.render_models(as_json=True))
     sections = [NOTE, MODELS_INTRO]
     for family, members in itertools.groupby(sizes, key=lambda size: size["family"]):
         sections.append(family_section(family, list(members)))

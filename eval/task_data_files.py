@@ -12,7 +12,7 @@ from zoo.file_access import real_path
 from zoo.sha256_and_fsync import sha256
 
 
-def files(names: Sequence[str], suffixes: Sequence[str]) -> list[Path]:
+def find_data_files(names: Sequence[str], suffixes: Sequence[str]) -> list[Path]:
     """Return the named files, and the files with one of the suffixes in named folders, sorted by name, without hidden ones.
 
     Raises:
@@ -45,14 +45,14 @@ def lines(names: Sequence[str], suffixes: Sequence[str]) -> Iterator[tuple[Path,
     """Yield (file, file:line, text) for each line of the files, without blank ones.
 
     Raises:
-        BadInput: see `files` and `train.data.text_files.nonblank_lines`.
+        BadInput: see `find_data_files` and `train.data.text_files.nonblank_lines`.
     """
-    for file in files(names, suffixes):
+    for file in find_data_files(names, suffixes):
         for where, text in nonblank_lines(file):
             yield file, where, text
 
 
-def digest(names: Sequence[str]) -> str:
+def digest_data_files(names: Sequence[str]) -> str:
     """Return the SHA-256 digest of the contents of files and folders, wherever they are.
 
     Hidden files in a folder do not count. A name that is not a path, such as a data set of the hub, is hashed itself.

@@ -40,9 +40,9 @@ def _parse_options_once() -> Iterator[None]:
 @pytest.fixture(autouse=True, scope="session")
 def _measure_the_matmul_rate_once() -> Iterator[None]:
     """Measure the rate of matrix products, to which MFU is relative, once and briefly: each run would do so for half a second."""
-    measured = functools.cache(functools.partial(matmul_rate.measure, seconds=0.02))
+    measured = functools.cache(functools.partial(matmul_rate.measure_matmul_rate, seconds=0.02))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(matmul_rate, "measure", lambda dtype, seconds=0.0: measured(dtype))
+        patch.setattr(matmul_rate, "measure_matmul_rate", lambda dtype, seconds=0.0: measured(dtype))
         yield
 
 

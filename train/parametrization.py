@@ -176,7 +176,7 @@ class AdapterTraining(PartialTraining):
     def begin(self, run: Run, mesh: Mesh, params: Any) -> tuple[Parametrization, Any]:
         """Return the parametrization with the base model, and new adapters or those of `run.adapter`."""
         base = self.parts.frozen(params)
-        params = adapter_params.initial_params(self.model, self.adapters, mesh, run.seed, params, run.adapter)
+        params = adapter_params.initial_adapters(self.model, self.adapters, mesh, run.seed, params, run.adapter)
         return dataclasses.replace(self, base=base), {**params, **self.added.place(mesh, run.seed)}
 
     def step_flops(self, objective: Objective, batch: Batch) -> float:

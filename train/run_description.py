@@ -19,7 +19,7 @@ from zoo.models import Model, parameter_count
 from zoo.precision import DTYPES, cast_params
 
 
-def describe(
+def describe_run(
     run: run_config.Run, model: Model, mesh: Mesh, data: Inputs, implementations: str, rate_source: str, folder: RunDir
 ) -> dict[str, str]:
     """Return the facts about a run that the console and the report show."""

@@ -97,7 +97,7 @@ REMEDIES = {
 """Maps the error number of a failed write to what the user can do about it."""
 
 
-def remedy(cause: object) -> str:
+def write_remedy(cause: object) -> str:
     """Return what to do about a failed write, from the exception or its text, where libraries quote the system's error."""
     code = getattr(cause, "errno", 0)
     if isinstance(cause, MemoryError) or "can't start new thread" in str(cause):
@@ -108,7 +108,7 @@ def remedy(cause: object) -> str:
     )
 
 
-def reason(cause: object) -> str:
+def write_failure_reason(cause: object) -> str:
     """Return why a write failed: the system's error message if the text of the exception quotes one, else the end of the text."""
     text = " ".join(str(cause).split())
     message = next((os.strerror(number) for number in REMEDIES if os.strerror(number) in text), text[-100:])
@@ -162,4 +162,6 @@ def install_advice(extra: str) -> str:
 
 def cannot_write(path: str | Path, error: OSError) -> BadInput:
     """Return the exception to raise for a file that cannot be written."""
-    return BadInput(f"{path} cannot be written ({error.strerror or error}); {remedy(error)}, and run the same command again")
+    return BadInput(
+        f"{path} cannot be written ({error.strerror or error}); {write_remedy(error)}, and run the same command again"
+    )

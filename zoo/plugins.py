@@ -86,24 +86,24 @@ def _installed() -> Mapping[str, tuple[Plugin, ...]]:
     return by_group
 
 
-def installed(group: str) -> tuple[Plugin, ...]:
+def installed_plugins(group: str) -> tuple[Plugin, ...]:
     """Return the plug-ins of a group, by name; none of them is imported."""
     return _installed()[group]
 
 
-def names(group: str) -> list[str]:
+def plugin_names(group: str) -> list[str]:
     """Return the names that plug-ins add to a group, each once."""
-    return list(dict.fromkeys(plugin.name for plugin in installed(group)))
+    return list(dict.fromkeys(plugin.name for plugin in installed_plugins(group)))
 
 
-def described(group: str) -> list[str]:
+def described_plugins(group: str) -> list[str]:
     """Return the names that plug-ins add to a group, each with its distribution, for lists."""
-    return [f"{plugin.name} ({plugin.origin})" for plugin in installed(group)]
+    return [f"{plugin.name} ({plugin.origin})" for plugin in installed_plugins(group)]
 
 
-def owner(group: str, name: str) -> str:
+def plugin_owner(group: str, name: str) -> str:
     """Return the name in a group that is `name`, or that `name` begins with before a hyphen; "" if there is none."""
-    return next((entry for entry in names(group) if f"{name}-".startswith(f"{entry}-")), "")
+    return next((entry for entry in plugin_names(group) if f"{name}-".startswith(f"{entry}-")), "")
 
 
 def find_plugin(group: str, name: str, own: Collection[str]) -> Plugin | None:
@@ -112,7 +112,7 @@ def find_plugin(group: str, name: str, own: Collection[str]) -> Plugin | None:
     Raises:
         BadInput: the zoo and a distribution, or two distributions, have this name.
     """
-    plugins = [plugin for plugin in installed(group) if plugin.name == name]
+    plugins = [plugin for plugin in installed_plugins(group) if plugin.name == name]
     if not plugins:
         return None
     if name in own or len(plugins) > 1:
@@ -130,8 +130,8 @@ def check_name(group: str, name: str, own: Sequence[str], key: str) -> None:
         BadInput: there is no such name, with the nearest and all; or two distributions have it.
     """
     if name not in own and find_plugin(group, name, own) is None:
-        near = difflib.get_close_matches(name, [*own, *names(group)], n=1, cutoff=0.0)[0]
-        choices = ", ".join([*own, *described(group)])
+        near = difflib.get_close_matches(name, [*own, *plugin_names(group)], n=1, cutoff=0.0)[0]
+        choices = ", ".join([*own, *described_plugins(group)])
         raise BadInput(f"--{key} {name}: choose {choices}; the nearest is {near}")
 
 
@@ -171,7 +171,7 @@ def _import(plugin: Plugin) -> Any:
         raise BadInput(f"{plugin.title}: {plugin.value} cannot be imported ({reason}); {fix}") from error
 
 
-def has(value: Any, *functions: str, attributes: Sequence[str] = ()) -> bool:
+def has_attributes(value: Any, *functions: str, attributes: Sequence[str] = ()) -> bool:
     """Return whether an object has these functions, and these attributes of any kind."""
     return all(callable(getattr(value, name, None)) for name in functions) and all(hasattr(value, name) for name in attributes)
 
@@ -183,7 +183,7 @@ UNREAD = ("zoo.recipes", "zoo.hooks")
 
 
 def check_records(records: Any, without: Collection[str] = ()) -> None:
-    """Refuse a config.json with a plug-in that is not installed; another version of it is accepted (see `changes`).
+    """Refuse a config.json with a plug-in that is not installed; another version of it is accepted (see `plugin_changes`).
 
     Args:
         without: groups whose plug-ins are not needed.
@@ -192,7 +192,7 @@ def check_records(records: Any, without: Collection[str] = ()) -> None:
         BadInput: one is missing, or its name now belongs to another distribution; or the records are malformed.
     """
     for record in _parse(records):
-        others = [plugin for plugin in installed(record.group) if plugin.name == record.name]
+        others = [plugin for plugin in installed_plugins(record.group) if plugin.name == record.name]
         if record.group in (*UNREAD, *without) or record.distribution in (plugin.distribution for plugin in others):
             continue
         version = f", version {record.version}," if record.version else ""
@@ -202,11 +202,11 @@ def check_records(records: Any, without: Collection[str] = ()) -> None:
         raise BadInput(f"the run uses the {record.title}, which is not installed{instead}; {fix}")
 
 
-def changes(records: Any) -> list[str]:
+def plugin_changes(records: Any) -> list[str]:
     """Return a line for each plug-in in a config.json whose installed version is another one."""
     lines = []
     for record in _parse(records):
-        for plugin in installed(record.group):
+        for plugin in installed_plugins(record.group):
             same = (plugin.name, plugin.distribution) == (record.name, record.distribution)
             if same and plugin.version != record.version and record.group not in UNREAD:
                 fix = f"version {record.version} of the distribution {record.distribution} restores it"

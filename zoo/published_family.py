@@ -18,13 +18,13 @@ def find_family(published: PublishedConfig) -> str:
     """
     name = published.choice("model_type", configs.published_types(), "none", why="the families here are")
     if name not in configs.families():
-        trust.admit(published_references(published.file, name), [plugins.GROUPS[GROUP]])
+        trust.admit_references(published_references(published.file, name), [plugins.GROUPS[GROUP]])
     return name
 
 
 def published_references(file: Path, model_type: Any) -> trust.References:
     """Return the plug-in that the `model_type` of a published config.json names, for `zoo.trust`."""
-    used = [plugin for plugin in plugins.installed(GROUP) if plugin.name == model_type]
+    used = [plugin for plugin in plugins.installed_plugins(GROUP) if plugin.name == model_type]
     own = {name for name, family in configs.published_types().items() if family in configs.families()}
     names = tuple(plugin.reference() for plugin in used if plugin.name not in own)
     return trust.References(str(file.parent), file.name, names, sha256(file))

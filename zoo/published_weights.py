@@ -52,14 +52,16 @@ def load_published(folder: Path, mesh: Mesh, notify: Callable[[str], None] = lam
         leaf = leaves[sharding.path_of(keys)]
         return jax.make_array_from_callback(shape.shape, leaf_sharding, lambda index: leaf.read(opened.tensors, index or ()))
 
-    shardings = sharding.shardings(mesh, shapes, model.definition.sharding)
+    shardings = sharding.leaf_shardings(mesh, shapes, model.definition.sharding)
     try:
         return opened.config, jax.tree_util.tree_map_with_path(read_leaf, shapes, shardings)
     finally:
         mxfp4.forget_decoded()
 
 
-def save(folder: Path, cfg: Any, params: Any, *, extra: Mapping[str, Any] | None = None, largest: int = 5_000_000_000) -> str:
+def save_published(
+    folder: Path, cfg: Any, params: Any, *, extra: Mapping[str, Any] | None = None, largest: int = 5_000_000_000
+) -> str:
     """Write config.json and the weights into an existing folder: one safetensors file, or shards of at most `largest` bytes.
 
     Returns the type of the tensors, float32, or bfloat16 for a family that is published so if no number is rounded by it.
@@ -140,7 +142,7 @@ def open_folder(folder: Path) -> Opened:
     names = heads[published.task]
     cfg = _to_config(published, family)
     quantized_formats.refuse_quantized(tensors, folder)
-    tensors = mxfp4.decoded(_current_names(names, tensors, folder), folder)
+    tensors = mxfp4.decode_mxfp4(_current_names(names, tensors, folder), folder)
     for name in _needed_substitutes(cfg, names, tensors):
         tensors[name] = tensors[names.substitutes[name]]
         notes.append(f"{folder}: has no {name}; {names.substitutes[name]} is read in its place, as in `transformers`")
@@ -245,7 +247,7 @@ def plan_import(cfg: Any, tensors: Mapping[str, Tensor], folder: Path) -> "tuple
     return leaves, idle
 
 
-def explain(cfg: Any) -> Iterator[tuple[str, tuple[int, ...], str, str]]:
+def explain_import(cfg: Any) -> Iterator[tuple[str, tuple[int, ...], str, str]]:
     """Yield (published name, its shape, leaf, layout from its axes to the leaf's) for every tensor of a model."""
     names = models.model(cfg).names
     layouts = {row.leaf: row.layout for row in names.rows}

@@ -59,7 +59,7 @@ def path_of(keys: Sequence[Any]) -> str:
     return jax.tree_util.keystr(tuple(keys), simple=True, separator="/")
 
 
-def spec(path: str, rules: Rules) -> PartitionSpec:
+def leaf_spec(path: str, rules: Rules) -> PartitionSpec:
     """Return the PartitionSpec of a leaf: that of the one row of the sharding table `rules` whose pattern matches its path.
 
     Raises:
@@ -71,7 +71,7 @@ def spec(path: str, rules: Rules) -> PartitionSpec:
     return PartitionSpec(*((None,) if "layers" in path.split("/") else ()), *rows[0])
 
 
-def shardings(mesh: Mesh, params: Any, rules: Rules = ()) -> Any:
+def leaf_shardings(mesh: Mesh, params: Any, rules: Rules = ()) -> Any:
     """Return the NamedSharding of every leaf of a parameter tree (arrays or shapes); `rules` are the model's own rows.
 
     Raises:
@@ -80,7 +80,7 @@ def shardings(mesh: Mesh, params: Any, rules: Rules = ()) -> Any:
 
     def leaf_sharding(keys: Sequence[Any], leaf: Any) -> NamedSharding:
         path = path_of(keys)
-        axes = spec(path, (*RULES, *rules))
+        axes = leaf_spec(path, (*RULES, *rules))
         for size, axis in zip(leaf.shape, axes, strict=True):
             if axis is not None and size % mesh.shape[axis]:
                 fix = f"choose a divisor of {size}"

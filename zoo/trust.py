@@ -1,9 +1,10 @@
 """Permission to use what the files of a folder name: code to import, and models and data to fetch. Nothing here imports JAX.
 
 A run, published weights or a task may come from somebody else. Nothing that its files name is imported or fetched, except the
-zoo's own code and what this command names too (`permit`), unless the user confirmed the folder (`confirm`). A confirmation
-is a private file of the cache for each name. It is called by a digest of the name, of what it resolves to on this machine, and of
-the content that identifies the folder, so that it holds for a copy of the folder, and not after a change of one of these.
+zoo's own code and what this command names too (`permit_names`), unless the user confirmed the folder (`confirm_references`). A
+confirmation is a private file of the cache for each name. It is called by a digest of the name, of what it resolves to on this
+machine, and of the content that identifies the folder, so that it holds for a copy of the folder, and not after a change of one
+of these.
 """
 
 import dataclasses
@@ -80,20 +81,20 @@ def begin_command(words: Iterable[str]) -> None:
     """Permit the words of a command line and the values of its options, and nothing of a command before it."""
     _PERMITTED.clear()
     _REFUSED.clear()
-    permit(part for word in words for part in (word, word.partition("=")[2]))
+    permit_names(part for word in words for part in (word, word.partition("=")[2]))
 
 
-def permit(names: Iterable[str]) -> None:
+def permit_names(names: Iterable[str]) -> None:
     """Permit names that the user wrote: words of the command line, or values of a run that it describes."""
     _PERMITTED.update(names)
 
 
 def key_of(name: Reference) -> str:
-    """Return what `permit` and `check_trusted` call a reference: a reward function or an address as it is in a command."""
+    """Return what `permit_names` and `check_trusted` call a reference: a reward function or an address as it is in a command."""
     return f"{name.kind} {name.name} {name.origin}" if name.is_code and name.kind != REWARD else name.name
 
 
-def admit(references: References, needed: Collection[str] = ()) -> None:
+def admit_references(references: References, needed: Collection[str] = ()) -> None:
     """Permit what a folder names if the user has confirmed the folder; otherwise `check_trusted` refuses it.
 
     Args:
@@ -102,7 +103,7 @@ def admit(references: References, needed: Collection[str] = ()) -> None:
     Raises:
         BadInput: a kind that is needed occurs and is not permitted.
     """
-    permit(key_of(name) for name in references.names if is_confirmed(references, name))
+    permit_names(key_of(name) for name in references.names if is_confirmed(references, name))
     refused = [name for name in references.names if key_of(name) not in _PERMITTED]
     code = [name for name in refused if name.is_code]
     for name in refused:
@@ -143,7 +144,7 @@ def is_confirmed(references: References, name: Reference) -> bool:
     return os.path.lexists(folder) and (caches.private_folder(folder) / references.digest(name)).is_file()
 
 
-def confirm(references: References) -> None:
+def confirm_references(references: References) -> None:
     """Store that the user trusts what a folder names, and permit it.
 
     Raises:
@@ -160,7 +161,7 @@ def confirm(references: References) -> None:
             partial.replace(file)
         except OSError as error:
             raise cannot_write(file, error) from None
-    permit(map(key_of, references.names))
+    permit_names(map(key_of, references.names))
 
 
 def find_module(name: str) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from benchmarks.attention.cost_model import shape_of
+from benchmarks.attention.cost_model import problem_shape_text
 from benchmarks.core.result_tables import timed_cells, worst_state
 from eval.pages.charts import FIVE, FOUR, INK, MUTED, ONE, SIX, THREE, TWO, Figure
 from eval.pages.html_page import Cell, HeatMap, Plots
@@ -35,7 +35,7 @@ def series_classes(cells: Cells) -> dict[str, str]:
     return {name: kinds[place % len(kinds)] for place, name in enumerate(names)}
 
 
-def throughput(cells: Cells, kinds: Mapping[str, str]) -> Plots:
+def throughput_charts(cells: Cells, kinds: Mapping[str, str]) -> Plots:
     """Return a figure for each feature and kind of heads: FLOP/s of the allowed pairs against the queries of an example."""
     groups: dict[str, list[Mapping[str, Any]]] = collections.defaultdict(list)
     several = len({_heads(cell) for cell in cells if cell["key"]["feature"] != "grouped"}) > 1
@@ -69,7 +69,7 @@ def _against_length(title: str, cells: Cells, kinds: Mapping[str, str]) -> Figur
     return Figure(f"{title}, {named}", draw, label, {name: kinds[name] for name in lines})
 
 
-def roofline(cells: Cells, kinds: Mapping[str, str], matrix: float, copy: float) -> Figure:
+def roofline_charts(cells: Cells, kinds: Mapping[str, str], matrix: float, copy: float) -> Figure:
     """Return FLOP/s against FLOPs a byte of the minimal traffic, under the machine's limits (Williams et al. 2009).
 
     Args:
@@ -119,7 +119,7 @@ def _support_cell(cells: Cells) -> Cell:
     if not cells:
         return Cell("", "not requested")
     state = worst_state(cells)
-    details = "\n".join(f"{shape_of(cell['key'])}: {_hover_text(cell)}" for cell in cells)
+    details = "\n".join(f"{problem_shape_text(cell['key'])}: {_hover_text(cell)}" for cell in cells)
     if state != "timed":
         reasons = {cell["reason"] for cell in cells}
         hover = f"{state}: {reasons.pop()}" if len(reasons) == 1 else details

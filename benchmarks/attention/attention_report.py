@@ -7,7 +7,7 @@ from typing import Any
 from scipy import stats
 
 from benchmarks.attention import attention_charts
-from benchmarks.attention.cost_model import FORMULAS, heads_of, shape_of, time_of
+from benchmarks.attention.cost_model import FORMULAS, heads_of, problem_shape_text, time_of
 from benchmarks.attention.problems import FEATURES
 from benchmarks.attention.rounding_error_bounds import share_of_bound
 from benchmarks.attention.sweep_rows import UNIT
@@ -39,7 +39,7 @@ def _span(name: str, show: Callable[[float], str]) -> Column:
 
 COLUMNS: Mapping[str, Column] = {
     **{name.capitalize(): _key(name) for name in ("dtype", "direction", "feature")},
-    "B x T": lambda cell: shape_of(cell["key"]).replace(" ", SPACE),
+    "B x T": lambda cell: problem_shape_text(cell["key"]).replace(" ", SPACE),
     "N x H": lambda cell: heads_of(cell["key"]).replace(" ", SPACE),
     "Implementation": _key("implementation"),
     "Kernels": lambda cell: cell.get("kernels", "").replace(" ", SPACE).replace(f",{SPACE}", ", "),
@@ -66,7 +66,7 @@ WORDS = 8
 """Number of columns with words; the others are numbers."""
 
 
-def report(results: Results, form: Form) -> Report:
+def attention_report(results: Results, form: Form) -> Report:
     """Return the report; on a terminal without the definitions of its numbers."""
     cells = merge_processes(results.cells)
     # By dtype and direction, each of which has its own tables.
@@ -78,19 +78,19 @@ def report(results: Results, form: Form) -> Report:
     drawn = _drawings(results, cells, parts) if form == "page" else {title: _table(part) for title, part in parts.items()}
     sections: dict[str, Sequence[Block]] = {
         **drawn,
-        "What was not timed": [result_tables.notes(cells, lambda key: key["implementation"], counted=True)],
+        "What was not timed": [result_tables.missing_cell_reasons(cells, lambda key: key["implementation"], counted=True)],
         "What the numbers are": [] if form == "terminal" else [{**FORMULAS, **features}],
     }
     return Report(timed_sentence(results, "cells"), sections, _tiles(results, cells))
 
 
-def one_line(cells: Cells) -> str:
+def attention_cells_text(cells: Cells) -> str:
     """Return the cells of a row in one line, for the progress display."""
     measured = [(cell["key"]["implementation"], cell) for cell in cells if cell["state"] != "skipped"]
-    return ", ".join(f"{name} {' '.join(cell_text(cell).split())}" for name, cell in measured) or "nothing runs here"
+    return ", ".join(f"{name} {' '.join(attention_cell_text(cell).split())}" for name, cell in measured) or "nothing runs here"
 
 
-def cell_text(cell: Mapping[str, Any] | None) -> str:
+def attention_cell_text(cell: Mapping[str, Any] | None) -> str:
     """Return the text of a cell in a table."""
     if cell is None:
         return ""
@@ -108,10 +108,10 @@ def _table(cells: Cells) -> list[Block]:
     rows: dict[tuple[str, str, str], dict[str, Mapping[str, Any]]] = collections.defaultdict(dict)
     for cell in sorted(cells, key=lambda cell: features.index(cell["key"]["feature"])):
         key = cell["key"]
-        rows[key["feature"], shape_of(key), heads_of(key)][key["implementation"]] = cell
+        rows[key["feature"], problem_shape_text(key), heads_of(key)][key["implementation"]] = cell
     # An implementation that was skipped everywhere has no column: the notes give the reason.
     names = list(dict.fromkeys(cell["key"]["implementation"] for cell in cells if cell["state"] != "skipped"))
-    lines = [[*which, *(cell_text(by_name.get(name)) for name in names)] for which, by_name in rows.items()]
+    lines = [[*which, *(attention_cell_text(by_name.get(name)) for name in names)] for which, by_name in rows.items()]
     head = ("", "B x T", "N x H", *(f"`{name}`" for name in names))
     return [f"A cell: {LEGEND}.", Table(head, lines, words=3), _largest_errors(cells)]
 
@@ -134,11 +134,11 @@ def _drawings(results: Results, cells: Cells, parts: Mapping[str, Cells]) -> dic
     for title, part in parts.items():
         sections[f"Support: {title}"] = [SUPPORT, attention_charts.support_heat_map(part)]
     for title, part in parts.items():
-        charts = [attention_charts.throughput(part, kinds)] if timed_cells(part) else []
+        charts = [attention_charts.throughput_charts(part, kinds)] if timed_cells(part) else []
         sections[f"Throughput against length: {title}"] = charts
     for dtype, rate in environment["matrix_rate"].items():
         of_dtype = [cell for cell in timed if cell["key"]["dtype"] == dtype]
-        charts = [attention_charts.roofline(of_dtype, kinds, rate, environment["copy_rate"])] if of_dtype else []
+        charts = [attention_charts.roofline_charts(of_dtype, kinds, rate, environment["copy_rate"])] if of_dtype else []
         sections[f"Roofline: {dtype}"] = charts
     rows = [[column(cell) for column in COLUMNS.values()] for cell in timed]
     everything = Table(tuple(COLUMNS), rows, WORDS, summary=f"{len(rows)} cells, every number")

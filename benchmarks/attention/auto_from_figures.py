@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.attention.published_attention import Case, ratios, read_cases, supports
-from zoo.attention.auto import first_line
+from zoo.attention.auto import matching_line
 from zoo.attention.auto_line_types import Line
 from zoo.errors import BadInput
 
@@ -224,7 +224,7 @@ def judge(lines: tuple[Line, ...], cases: Iterable[Case]) -> list[Verdict]:
     verdicts = []
     for case in cases:
         for form, request in case.requests().items():
-            line = first_line(lines, request, lambda name, r=request, p=case.platform: supports(name, r, p))
+            line = matching_line(lines, request, lambda name, r=request, p=case.platform: supports(name, r, p))
             times = case.zoo_times(request)
             time = times.get(line.implementation)
             verdicts.append(

@@ -68,10 +68,10 @@ def run_compiled(options: AttentionOptions) -> int:
     if reason := target_devices.unavailable_reason(target.platform):
         raise BadInput(f"--compiled {chip}: {reason}")
     if target.platform == "gpu":
-        gpu_kernels.assembler()
+        gpu_kernels.find_ptxas()
     with tempfile.TemporaryDirectory() as folder:
         write_programs(COMPILERS[target.platform], Path(folder))
-        target_devices.prepare(target)
+        target_devices.prepare_target(target)
         progress = PieceProgress(1.0)
         cells = []
         for cell in _cells(options, target, Path(folder), progress):
@@ -80,7 +80,7 @@ def run_compiled(options: AttentionOptions) -> int:
                 print(json.dumps(cell), flush=True)
         progress.close()
     if not options.output.json:
-        result_tables.show(_blocks(target, cells))
+        result_tables.print_blocks(_blocks(target, cells))
     return int(any(cell["state"] == "failed" for cell in cells))
 
 
@@ -94,14 +94,14 @@ def _cells(
     options: AttentionOptions, target: target_devices.Target, folder: Path, progress: PieceProgress
 ) -> Iterator[dict[str, Any]]:
     """Compile each implementation for each row and yield what the compiler says of it."""
-    complete = sweep_rows.resolve_options(options, target.platform)
+    complete = sweep_rows.resolve_sweep_options(options, target.platform)
     implementations = options.impl or tuple(
         name for name, row in attention.IMPLEMENTATIONS.items() if row.platforms == {target.platform} or name == sweep_rows.UNIT
     )
-    device = target_devices.devices(target)[0]
+    device = target_devices.devices_of_target(target)[0]
     mesh = Mesh(np.array([device]), ("data",), axis_types=(AxisType.Auto,))
     replicated = NamedSharding(mesh, PartitionSpec())
-    for row in sweep_rows.rows(complete):
+    for row in sweep_rows.sweep_rows(complete):
         problem = Problem.of(problems.FEATURES[row.feature], row.shape, row.dtype)
         for name in implementations:
             progress.begin(f"{name}: {row}")

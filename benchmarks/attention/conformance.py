@@ -22,7 +22,7 @@ import numpy as np
 from jaxtyping import Array
 
 from benchmarks.attention.conformance_cases import CASES, Case
-from benchmarks.attention.rounding_error_bounds import bounds, nearest_to_bound, share_of_bound
+from benchmarks.attention.rounding_error_bounds import nearest_to_bound, rounding_error_bounds, share_of_bound
 from train.run.progress_display import PieceProgress
 from zoo.attention import attention
 from zoo.attention.biases import Bias
@@ -118,7 +118,7 @@ def _reference(name: str, input_dtype: str, round_sizes: bool = False) -> tuple[
         inputs = _inputs(case, jnp.dtype(input_dtype), jnp.dtype("float64"))
         exact = _run(case, "reference", inputs, UNOPTIMIZED)
         seeds, scale = (inputs.seeds if case.rate else None), (case.head**-0.5 if case.scale is None else case.scale)
-        allowed = bounds(
+        allowed = rounding_error_bounds(
             inputs[:4], inputs.mask, inputs.bias, seeds, inputs.sinks, scale=scale, rate=case.rate, dtype=input_dtype
         )
         return {key: np.asarray(x) for key, x in exact.items()}, {key: np.asarray(x) for key, x in allowed.items()}
@@ -176,7 +176,7 @@ def _run(case: Case, impl: str, inputs: Inputs, options: Mapping[str, Any] | Non
 # --- the table ------------------------------------------------------------------------------------------------------------------
 
 
-def table(show: Callable[[str], None] = lambda line: None, names: Sequence[str] = ()) -> tuple[str, bool]:
+def support_table(show: Callable[[str], None] = lambda line: None, names: Sequence[str] = ()) -> tuple[str, bool]:
     """Return (a Markdown table of what each implementation supports here, whether all that ran agree).
 
     If names are given, each of them must support a case: nothing is known of the numbers of one that supports none.
@@ -260,9 +260,9 @@ def _needs_interpreter(name: str) -> bool:
 
 
 def main(names: Sequence[str] = ()) -> int:
-    """Print the page of the named implementations, by default of the zoo's; return 1 if `table` is not sound."""
+    """Print the page of the named implementations, by default of the zoo's; return 1 if `support_table` is not sound."""
     progress = PieceProgress(1.0)
-    rows, sound = table(progress.begin, names)
+    rows, sound = support_table(progress.begin, names)
     progress.close()
     where = f"{jax.devices()[0].device_kind} ({jax.default_backend()}), JAX {jax.__version__}, Python {platform.python_version()}"
     # On the zoo's own page; of plug-ins, and of a machine with such a device, it need not be true.
@@ -283,7 +283,7 @@ if __name__ == "__main__":
     from zoo.runtime import jax_setup, stdio
 
     try:
-        jax_setup.prepare()
+        jax_setup.prepare_jax()
         # Such a program overflows the stack of a thread (2 MiB, JAX 0.10.2) when it is loaded from the compilation cache: LLVM's
         # linker calls itself once for each of its kernels.
         jax.config.update("jax_enable_compilation_cache", False)

@@ -25,7 +25,7 @@ FORMULAS = {
 }
 
 
-def shape_of(key: Mapping[str, Any]) -> str:
+def problem_shape_text(key: Mapping[str, Any]) -> str:
     """Return examples and lengths: "16 x 128", or "4 x 128/512" for 128 queries over 512 keys."""
     lengths = f"{key['queries']}" if key["queries"] == key["keys"] else f"{key['queries']}/{key['keys']}"
     return f"{key['batch']} x {lengths}"
@@ -42,14 +42,14 @@ def time_of(cell: Mapping[str, Any]) -> float:
     return cell["device_seconds" if cell.get("clock") == "device" else "seconds"]
 
 
-def flops(problem: Problem, direction: str) -> int:
+def attention_flops(problem: Problem, direction: str) -> int:
     """Return the FLOPs of matrix products: see `FORMULAS`."""
     forward, backward = problem.feature.products
     pairs = sum(call.pairs for call in problem.calls)
     return 2 * problem.shape.head * problem.shape.heads * pairs * (forward + (backward if direction == "both" else 0))
 
 
-def traffic(problem: Problem, direction: str) -> int:
+def minimal_traffic(problem: Problem, direction: str) -> int:
     """Return the bytes of all inputs and outputs."""
     function, arguments = problem.program("xla", direction)
     return _bytes(arguments) + _bytes(jax.eval_shape(function, *arguments))
@@ -67,7 +67,7 @@ COPIES = {"reference": (1, 2), "xla": (1, 2)}
 """Minimum number of arrays [B, N, T, S] held at once, forward and with the backward pass."""
 
 
-def kernels(text: str) -> str:
+def kernels_in_program(text: str) -> str:
     """Return the kernels of a compiled program, by their names in the program's text, the most frequent first.
 
     Custom calls and custom fusions (__cudnn$fmha..., __triton_gemm, mosaic_gpu..., tpu_custom_call, __ynn_fusion) have their own
@@ -80,7 +80,7 @@ def kernels(text: str) -> str:
     return ", ".join(f"{count} {name}" for name, count in names.most_common() if count) or "fusion"
 
 
-def rate_columns(
+def attention_rate_columns(
     problem: Problem, direction: str, seconds: float, environment: Mapping[str, Any], peak: float | None
 ) -> dict[str, Any]:
     """Return the columns that follow from a time.
@@ -89,7 +89,7 @@ def rate_columns(
         environment: of the process that measured it.
         peak: published rate of the device for matrix products of the dtype, in FLOP/s.
     """
-    work, moved = flops(problem, direction), traffic(problem, direction)
+    work, moved = attention_flops(problem, direction), minimal_traffic(problem, direction)
     # The environment has the rate of all accelerators, and attention runs on one.
     devices = 1 if environment["backend"] == "cpu" else environment["devices"]
     matrix = environment["matrix_rate"][str(problem.trained["k"].dtype)] / devices

@@ -35,7 +35,7 @@ NOTE = (
     "XLA compiles itself, only kernels with atomic sums, whose results differ from run to run, are shown."
 )
 HEAD = ("products", "registers", "spilled", "shared KiB", "occupancy")
-"""Head of `columns`."""
+"""Head of `gpu_kernel_columns`."""
 
 
 class Kernel(NamedTuple):
@@ -60,7 +60,7 @@ class Kernel(NamedTuple):
     """Number of atomic operations, which make sums of floating-point numbers differ from run to run."""
 
 
-def assembler() -> str:
+def find_ptxas() -> str:
     """Return the path of `ptxas`: that of JAX's extra, which reads the PTX of its compiler, or else that on PATH.
 
     Raises:
@@ -75,7 +75,7 @@ def assembler() -> str:
     raise BadInput(f"--compiled: ptxas, NVIDIA's assembler, is not installed: {install_advice('cuda13')}")
 
 
-def take_kernels(folder: Path, text: str, chip: str) -> list[Kernel]:
+def take_gpu_kernels(folder: Path, text: str, chip: str) -> list[Kernel]:
     """Return the kernels of a compiled program whose files a folder has, in the order in which they start; empty the folder.
 
     They are those of Pallas, and those of XLA that have atomic operations.
@@ -141,7 +141,7 @@ def _assemble(path: Path, ptx: str) -> dict[str, Report]:
     target = re.search(r"\.target (\w+)", ptx)
     if target is None:
         raise _unknown_form("XLA", f"no target in {path.name}")
-    command = [assembler(), "-v", f"-arch={target[1]}", str(path), "-o", os.devnull]
+    command = [find_ptxas(), "-v", f"-arch={target[1]}", str(path), "-o", os.devnull]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         reason = " ".join(done.stderr.split())[:200]
@@ -163,21 +163,21 @@ def _kernel(name: str, ptx: str, report: Report, launch: Mapping[str, str], capa
         spilled=int(spills[1]) + int(spills[2]),
         threads=threads,
         shared=shared,
-        programs=programs(count, threads, shared, capacity),
+        programs=programs_per_multiprocessor(count, threads, shared, capacity),
         matrix=next((label for instruction, label in MATRIX.items() if instruction in ptx), ""),
         serialized=report.is_serialized,
         atomics=len(_ATOMIC.findall(ptx)),
     )
 
 
-def programs(registers: int, threads: int, shared: int, capacity: int) -> int:
+def programs_per_multiprocessor(registers: int, threads: int, shared: int, capacity: int) -> int:
     """Return how many programs a multiprocessor with `capacity` bytes of shared memory holds at once."""
     # A warp's registers are allocated in units of 256, which is 8 for each of its threads.
     by_registers = REGISTERS // (-(-registers // 8) * 8 * threads)
     return min(by_registers, capacity // (shared + RESERVED), THREADS // threads, PROGRAMS)
 
 
-def columns(kernel: Mapping[str, Any]) -> list[str]:
+def gpu_kernel_columns(kernel: Mapping[str, Any]) -> list[str]:
     """Return the columns of a kernel under `HEAD`."""
     occupancy = f"{kernel['programs']} x {kernel['threads'] // 32}"
     numbers = [f"{kernel['registers']}", f"{kernel['spilled']}", f"{kernel['shared'] / 1024:.0f}", occupancy]

@@ -19,7 +19,7 @@ from benchmarks.core import device_time, guarded_trials, timing
 from benchmarks.core.guarded_trials import SkipTrial, Trial, Watch, WrongResult
 from benchmarks.core.memory import planned_memory
 from benchmarks.core.options import AttentionOptions
-from benchmarks.core.result_files import identity
+from benchmarks.core.result_files import cell_identity
 from benchmarks.core.timing import Program
 from train.run.hardware import device_peak
 from zoo.attention import attention
@@ -50,7 +50,7 @@ MakePeer = Callable[[str, Problem, str], Peer | str]
 """(name, problem, direction) -> the peer's program, or why there is none: `torch_attention.make_peer`."""
 
 
-def measure(
+def measure_row(
     row: SweepRow,
     names: Sequence[str],
     options: AttentionOptions,
@@ -83,7 +83,7 @@ def measure(
         for trial in trials:
             if trial.state == "timed":
                 peak = device_peak(environment["device"], row.dtype)
-                trial.columns |= cost_model.rate_columns(
+                trial.columns |= cost_model.attention_rate_columns(
                     problem, row.direction, cost_model.time_of(trial.columns), environment, peak
                 )
     return [trial.cell() for trial in trials if trial.name in names]
@@ -108,7 +108,7 @@ def _make_problem(row: SweepRow, trials: Sequence[RowTrial]) -> Problem | None:
         try:
             return Problem.of(feature, shape, row.dtype)
         except Exception as error:
-            state, reason = "failed", guarded_trials.first_line(error)
+            state, reason = "failed", guarded_trials.error_in_one_line(error)
     for trial in trials:
         trial.end(state, reason)
     return None
@@ -123,15 +123,15 @@ def _prepare(trial: RowTrial, row: SweepRow, problem: Problem, options: Attentio
         if why := attention.unsupported_reason(name, request):
             raise SkipTrial(why)
     _check_cases(trial, row)
-    guarded_trials.check_memory(cost_model.predicted_score_bytes(name, problem, row.direction), "its scores alone need")
+    guarded_trials.skip_too_large(cost_model.predicted_score_bytes(name, problem, row.direction), "its scores alone need")
     function, arguments = problem.program(name, row.direction)
     compiled, spent = timing.compile_cold(jax.jit(function), *arguments)
     memory = planned_memory(compiled)["memory"]
     trial.columns |= {**spent, "memory": memory}
-    trial.columns["kernels"] = cost_model.kernels(compiled.as_text() or "")
+    trial.columns["kernels"] = cost_model.kernels_in_program(compiled.as_text() or "")
     # The arguments are allocated already.
     held = sum(leaf.nbytes for leaf in jax.tree.leaves(arguments))
-    guarded_trials.check_memory(memory - held, "compiled, it needs")
+    guarded_trials.skip_too_large(memory - held, "compiled, it needs")
     trial.program = lambda: jax.block_until_ready(compiled(*arguments))
     _first_call(trial, _arrays, row, options, baseline)
 
@@ -254,12 +254,12 @@ def _time(trials: Sequence[RowTrial], options: AttentionOptions) -> None:
 
     def rounds(programs: Mapping[str, Program]) -> tuple[Any, ...]:
         budget = (options.budget or 0.0) * len(programs)
-        return timing.measured(programs, rounds=options.rounds or 0, budget=budget), *_on_device(programs)
+        return timing.time_within_budget(programs, rounds=options.rounds or 0, budget=budget), *_on_device(programs)
 
     seconds, on_device, why = guarded_trials.repeat_without_failures(trials, rounds) or ({}, {}, "")
-    unit = next((seconds.get(identity(trial.key)) for trial in trials if trial.name == UNIT), None)
+    unit = next((seconds.get(cell_identity(trial.key)) for trial in trials if trial.name == UNIT), None)
     for trial in trials:
-        if (place := identity(trial.key)) in seconds:
+        if (place := cell_identity(trial.key)) in seconds:
             trial.columns |= timing.time_columns(seconds[place], unit)
             if place in on_device:
                 trial.columns["device_seconds"] = on_device[place]
@@ -274,4 +274,4 @@ def _on_device(programs: Mapping[str, Program]) -> tuple[dict[str, float], str]:
     except guarded_trials.RepeatFailure:
         raise
     except Exception as error:
-        return {}, f"wall time, because the profiler failed: {guarded_trials.first_line(error)}"
+        return {}, f"wall time, because the profiler failed: {guarded_trials.error_in_one_line(error)}"

@@ -45,7 +45,7 @@ OF_QUERIES = ("d_q", "d_q_r", "d_q_s")
 """Gradients whose entries sum over the keys of one query; entries of the others sum over at most one pair of each query."""
 
 
-def deviations(entries: int) -> float:
+def allowed_deviations(entries: int) -> float:
     """Return how many standard deviations the largest of `entries` errors is allowed."""
     return math.sqrt(2 * math.log(2 * max(entries, 1) / FALSE_ALARM))
 
@@ -62,7 +62,7 @@ def sum_variance(n: Any, total: Any, squares: Any, unit: float) -> Any:
 
 
 @functools.partial(jax.jit, static_argnames=("scale", "rate", "dtype"), compiler_options={"xla_backend_optimization_level": 0})
-def bounds(
+def rounding_error_bounds(
     inputs: tuple[Array, Array, Array, Array],
     mask: Any,
     bias: Any,
@@ -95,7 +95,7 @@ def bounds(
         variances["d_table"] = _table(call, bias, p, d_scores, variances.pop("d_values"))
     if sinks is not None:
         variances["d_sinks"] = _sinks(call, p, p_dropped, of_row, of_mean)
-    return {name: deviations(x.size) * jnp.sqrt(x) for name, x in variances.items()}
+    return {name: allowed_deviations(x.size) * jnp.sqrt(x) for name, x in variances.items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -272,7 +272,7 @@ def difference_bound(dtype: str, terms: int) -> float:
     """
     wide, store = (UNIT_ROUNDOFF[name] ** 2 for name in ("float32", dtype))
     variance = sum_variance(terms, 1.0, 1.0, wide) + (EXP + ROW) * wide + 2 * store
-    return 2 * deviations(10**6) * math.sqrt(variance)
+    return 2 * allowed_deviations(10**6) * math.sqrt(variance)
 
 
 def share_of_bound(error: float, bound: float) -> float:

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from benchmarks.attention import attention_report, compiled_kernels, measure_row, torch_attention
-from benchmarks.attention.sweep_rows import UNIT, SweepRow, resolve_options, rows
+from benchmarks.attention.sweep_rows import UNIT, SweepRow, resolve_sweep_options, sweep_rows
 from benchmarks.core import bench_command
 from benchmarks.core.guarded_trials import Group, Watch
 from benchmarks.core.options import AttentionOptions
@@ -21,10 +21,10 @@ def _groups(options: AttentionOptions, environment: Mapping[str, Any]) -> list[G
 
     def measure(row: SweepRow, keys: Sequence[dict[str, Any]], watch: Watch) -> Iterator[dict[str, Any]]:
         machine = {"matrix_rate": environment["matrix_rate"][row.dtype], "copy_rate": environment["copy_rate"]}
-        for cell in measure_row.measure(row, [key["implementation"] for key in keys], options, environment, watch):
+        for cell in measure_row.measure_row(row, [key["implementation"] for key in keys], options, environment, watch):
             yield {**cell, **machine}
 
-    todo = rows(options) if options.seconds is None else sorted(rows(options), key=_each_feature_first)
+    todo = sweep_rows(options) if options.seconds is None else sorted(sweep_rows(options), key=_each_feature_first)
     return [Group(str(row), [row.key(name) for name in names], functools.partial(measure, row), _weight(row)) for row in todo]
 
 
@@ -43,10 +43,10 @@ def _weight(row: SweepRow) -> float:
 BENCHMARK = bench_command.Benchmark(
     "attention",
     "Attention",
-    resolve_options,
+    resolve_sweep_options,
     _groups,
-    attention_report.report,
-    attention_report.one_line,
+    attention_report.attention_report,
+    attention_report.attention_cells_text,
     unit=lambda options: {"implementation": UNIT},
     dtypes=lambda options: options.dtype,
 )

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from benchmarks.attention.problems import FEATURES, Shape
 from benchmarks.core import bench_command
-from benchmarks.core.options import AttentionOptions, fill
+from benchmarks.core.options import AttentionOptions, fill_options
 from zoo import configs
 from zoo.attention import attention
 from zoo.errors import BadInput, require
@@ -70,7 +70,7 @@ class SweepRow(NamedTuple):
         return f"{self.feature} {self.direction} {self.shape.batch} x {self.shape.queries} {self.dtype}"
 
 
-def resolve_options(options: AttentionOptions, backend: str) -> AttentionOptions:
+def resolve_sweep_options(options: AttentionOptions, backend: str) -> AttentionOptions:
     """Return the options with all omitted fields filled in for a machine.
 
     Raises:
@@ -79,7 +79,7 @@ def resolve_options(options: AttentionOptions, backend: str) -> AttentionOptions
     _check(options)
     kind = "compiled" if options.compiled else "quick" if options.quick else "sweep"
     default = DEFAULTS[kind]["cpu" if backend == "cpu" else "accelerator"]
-    filled = fill(options, default, _NAMES)
+    filled = fill_options(options, default, _NAMES)
     impl = filled["impl"]
     filled["impl"] = impl if UNIT in impl else (UNIT, *impl)
     if options.shape:
@@ -89,11 +89,11 @@ def resolve_options(options: AttentionOptions, backend: str) -> AttentionOptions
     if options.rounds:
         filled["budget"] = None
     complete = dataclasses.replace(options, **filled)
-    rows(complete)
+    sweep_rows(complete)
     return complete
 
 
-def rows(options: AttentionOptions) -> list[SweepRow]:
+def sweep_rows(options: AttentionOptions) -> list[SweepRow]:
     """Return all rows that complete options request, without duplicates."""
     shapes = [Shape.parse(text) for text in options.shape]
     for name in options.model:

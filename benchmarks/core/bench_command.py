@@ -18,7 +18,7 @@ from benchmarks.core import result_files, result_page, result_tables
 from benchmarks.core.guarded_trials import Group, measure_groups
 from benchmarks.core.options import Output, recorded_options
 from benchmarks.core.result_files import Results
-from benchmarks.core.worker_process import WorkerFailed, call
+from benchmarks.core.worker_process import WorkerFailed, call_in_process
 from eval.pages.markdown_page import render_markdown
 from train.run.run_dir import write_text
 from zoo.errors import BadInput, require
@@ -65,7 +65,7 @@ class Benchmark:
         """
         repeats, number = getattr(requested, "repeats", 1), os.environ.pop(PROCESS, None)
         alone = number is not None or repeats <= 1
-        machine = start(getattr(requested, "devices", 0), alone=alone, peers=getattr(requested, "peers", False))
+        machine = prepare_measurement(getattr(requested, "devices", 0), alone=alone, peers=getattr(requested, "peers", False))
         options = self.resolve(requested, machine["backend"])
         if alone:
             self.check(options)
@@ -84,15 +84,15 @@ class Benchmark:
     def terminal(self, results: Results) -> None:
         """Print the report."""
         blocks = result_page.text_blocks(self.report(results, "terminal"))
-        result_tables.show([result_tables.machine_line(results), *blocks])
+        result_tables.print_blocks([result_tables.machine_line(results), *blocks])
 
     def page(self, results: Results) -> str:
         """Return the content of report.html."""
-        return result_page.page(results, self.title, self.report(results, "page"))
+        return result_page.result_page(results, self.title, self.report(results, "page"))
 
     def _measure(self, options: Any, folder: Path, process: int) -> None:
         """Measure the missing cells in this process."""
-        began, environment = time.monotonic(), result_files.environment(self.dtypes(options))
+        began, environment = time.monotonic(), result_files.describe_environment(self.dtypes(options))
         path, recorded = folder / result_files.CELLS, recorded_options(options)
         new = not options.output.resume
         writer = result_files.Writer(path, self.what, environment, recorded, self.unit(options), new=new)
@@ -130,7 +130,11 @@ class Benchmark:
         if not (folder / result_files.CELLS).exists():
             return None
         results = result_files.read_results(folder)
-        written = {"table.md": self.markdown(results), "table.csv": result_tables.csv(results), "report.html": self.page(results)}
+        written = {
+            "table.md": self.markdown(results),
+            "table.csv": result_tables.table_csv(results),
+            "report.html": self.page(results),
+        }
         for name, text in written.items():
             write_text(folder / name, text)
         if as_json:
@@ -142,7 +146,7 @@ class Benchmark:
         return results
 
 
-def start(devices: int = 0, *, alone: bool = True, peers: bool = False) -> Mapping[str, Any]:
+def prepare_measurement(devices: int = 0, *, alone: bool = True, peers: bool = False) -> Mapping[str, Any]:
     """Set this process up if it is going to measure, and describe the machine.
 
     Args:
@@ -155,12 +159,12 @@ def start(devices: int = 0, *, alone: bool = True, peers: bool = False) -> Mappi
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     if not alone:
         try:
-            return call(_prepared_machine)
+            return call_in_process(_prepared_machine)
         except WorkerFailed as failure:
             raise BadInput(f"the machine cannot be described: {failure}") from None
-    jax_setup.prepare(devices)
-    jax_setup.canary()
-    return result_files.machine()
+    jax_setup.prepare_jax(devices)
+    jax_setup.check_cpu_compiler()
+    return result_files.describe_machine()
 
 
 def _folder(what: str, output: Output, machine: Mapping[str, Any], *, fresh: bool) -> Path:
@@ -215,8 +219,8 @@ def check_numbers(options: Any, *names: str) -> None:
 
 
 def _prepared_machine() -> dict[str, Any]:
-    jax_setup.prepare()
-    return result_files.machine()
+    jax_setup.prepare_jax()
+    return result_files.describe_machine()
 
 
 def _repeat(repeats: int, folder: Path, argv: Sequence[str]) -> int:

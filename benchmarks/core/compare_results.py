@@ -20,7 +20,17 @@ from typing import Any
 from scipy import stats
 
 from benchmarks.core.result_files import MACHINE, Results, changed_settings, read_results
-from benchmarks.core.result_tables import Block, Cells, Heading, Table, by_key, format_number, show, timed_cells, worst_state
+from benchmarks.core.result_tables import (
+    Block,
+    Cells,
+    Heading,
+    Table,
+    by_key,
+    format_number,
+    print_blocks,
+    timed_cells,
+    worst_state,
+)
 from zoo.errors import BadInput, require
 
 FEWEST = 3
@@ -98,12 +108,12 @@ def run_compare_results(a: str, b: str, *, threshold: float, as_json: bool) -> i
                 f"{results.path} has {count} {'process' if count == 1 else 'processes'}, and a spread needs {FEWEST}: "
                 f"measure with --repeats {FEWEST}"
             )
-    changed_cells = changes(before, after, threshold)
+    changed_cells = cell_changes(before, after, threshold)
     _show(changed_cells, before, after, threshold, as_json)
     return int(any(change.kind == "regression" for change in changed_cells))
 
 
-def changes(before: Results, after: Results, threshold: float) -> list[Change]:
+def cell_changes(before: Results, after: Results, threshold: float) -> list[Change]:
     """Compare two results cell by cell; return a change for every cell of either, by `KINDS` and then the largest first.
 
     The unit itself has the ratio 1 and is compared by its state alone.
@@ -178,7 +188,7 @@ def _show(changed_cells: Sequence[Change], before: Results, after: Results, thre
     content.append(f"{counts['same']} unchanged of {len(changed_cells)} cells{shared}")
     if judged:
         content.append(f"{agree} of {len(judged)} ({agree / len(judged):.0%}) lie within the spread that the first reports")
-    show(content)
+    print_blocks(content)
 
 
 def _side_by_side(before: Results, after: Results, as_json: bool) -> None:
@@ -197,7 +207,7 @@ def _side_by_side(before: Results, after: Results, as_json: bool) -> None:
         (_label(key, constant), *("-" if value is None else f"{value * 1e3:,.2f} ms" for value in seconds))
         for key, *seconds in rows
     ]
-    show([f"{reason}: times are shown side by side, and not compared", Table(head, texts)])
+    print_blocks([f"{reason}: times are shown side by side, and not compared", Table(head, texts)])
 
 
 def _seconds(cells: Cells) -> float | None:

@@ -13,8 +13,8 @@ from typing import Any, TypeVar
 from benchmarks.core import result_files, timing
 from benchmarks.core.memory import free_bytes
 from benchmarks.core.peer_process import Peer
-from benchmarks.core.result_files import identity
-from benchmarks.core.result_tables import gigabytes
+from benchmarks.core.result_files import cell_identity
+from benchmarks.core.result_tables import format_bytes
 from benchmarks.core.timing import Program
 from benchmarks.core.worker_process import WorkerFailed
 from train.run.progress_display import PieceProgress
@@ -118,9 +118,9 @@ def measure_groups(
                 left_out.append(group.title)
                 continue
             progress.begin(group.title)
-            identities, written = set(map(identity, keys)), []
+            identities, written = set(map(cell_identity, keys)), []
             for cell in group.measure(keys, watch):
-                if identity(cell["key"]) in identities:
+                if cell_identity(cell["key"]) in identities:
                     writer.write({"process": process, **cell, **machine})
                     written.append(cell)
             progress.done(group.weight * len(keys), one_line(written))
@@ -164,7 +164,7 @@ def run_guarded(trial: Trial, act: Callable[[Any], None], watch: Watch, message:
     except WorkerFailed as failure:
         trial.end("skipped" if str(failure).startswith(UNABLE) else "failed", str(failure).removeprefix(UNABLE))
     except Exception as error:
-        trial.end("failed", first_line(error))
+        trial.end("failed", error_in_one_line(error))
 
 
 def repeat_without_failures(trials: Sequence[Trial], act: Callable[[Mapping[str, Program]], T]) -> T | None:
@@ -172,7 +172,7 @@ def repeat_without_failures(trials: Sequence[Trial], act: Callable[[Mapping[str,
 
     A program that fails ends its trial, and the others start again without it.
     """
-    while programs := {identity(trial.key): functools.partial(call_guarded, trial) for trial in trials if trial.program}:
+    while programs := {cell_identity(trial.key): functools.partial(call_guarded, trial) for trial in trials if trial.program}:
         try:
             return act(programs)
         except RepeatFailure:
@@ -190,11 +190,11 @@ def call_guarded(trial: Trial, program: Program | None = None) -> None:
         if run := program or trial.program:
             run()
     except Exception as error:
-        trial.end("failed", first_line(error))
+        trial.end("failed", error_in_one_line(error))
         raise RepeatFailure from error
 
 
-def first_line(error: Exception) -> str:
+def error_in_one_line(error: Exception) -> str:
     """Return an error in one line: its type and its first line that is not blank."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0] if lines else 'without a message'}"[:300]
@@ -211,7 +211,7 @@ def end_if_slow(trial: Trial, spent: float, limit: float, **more: Any) -> bool:
     return True
 
 
-def check_memory(need: int, what: str) -> None:
+def skip_too_large(need: int, what: str) -> None:
     """Skip a program that needs more memory than there is: see `too_large_reason`."""
     if reason := too_large_reason(need, what):
         raise SkipTrial(reason)
@@ -220,4 +220,4 @@ def check_memory(need: int, what: str) -> None:
 def too_large_reason(need: int, what: str) -> str:
     """Return why a program that needs `need` bytes cannot be tried; "" if it can."""
     available = free_bytes()
-    return "" if need <= MEMORY_SHARE * available else f"{what} {gigabytes(need)}, and {gigabytes(available)} are free"
+    return "" if need <= MEMORY_SHARE * available else f"{what} {format_bytes(need)}, and {format_bytes(available)} are free"

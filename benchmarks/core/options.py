@@ -178,6 +178,6 @@ def recorded_options(options: Any) -> dict[str, Any]:
     return {name: value for name, value in dataclasses.asdict(options).items() if name not in UNRECORDED}
 
 
-def fill(options: Any, default: Any, names: Iterable[str]) -> dict[str, Any]:
+def fill_options(options: Any, default: Any, names: Iterable[str]) -> dict[str, Any]:
     """Return these options by name, those that were omitted from the defaults."""
     return {name: getattr(options, name) or getattr(default, name) for name in names}

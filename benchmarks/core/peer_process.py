@@ -48,12 +48,12 @@ class Kind:
         return f"{' and '.join(absent)} not installed" if absent else ""
 
 
-def export(folder: Path, config: Any, params: Any, request: Mapping[str, Any], arrays: Mapping[str, Any]) -> None:
+def export_for_peers(folder: Path, config: Any, params: Any, request: Mapping[str, Any], arrays: Mapping[str, Any]) -> None:
     """Write the weights, the request and the arrays for peers, unless the folder has them."""
     from zoo import published_weights
 
     if not (folder / REQUEST).exists():
-        published_weights.save(folder, config, params)
+        published_weights.save_published(folder, config, params)
         np.savez(folder / ARRAYS, **arrays)
         (folder / REQUEST).write_text(json.dumps(request))
 
@@ -68,7 +68,7 @@ class Peer(Worker):
 
     def __init__(self, kind: Kind, folder: Path, more: Mapping[str, Any] | None = None) -> None:
         """Start its process, which builds it; `more` are additions to the request."""
-        super().__init__(serve, dataclasses.asdict(kind), str(folder), more or {}, env=COLD)
+        super().__init__(serve_peer, dataclasses.asdict(kind), str(folder), more or {}, env=COLD)
         self.resident = 0
 
     def begin(self) -> dict[str, Any]:
@@ -93,7 +93,7 @@ class Peer(Worker):
 # --- the peer's own process -----------------------------------------------------------------------------------------------------
 
 
-def serve(kind_fields: Mapping[str, Any], folder: str, more: Mapping[str, Any]) -> tuple[Answer, Callable[[], Answer]]:
+def serve_peer(kind_fields: Mapping[str, Any], folder: str, more: Mapping[str, Any]) -> tuple[Answer, Callable[[], Answer]]:
     """Build a peer; return the answer of `Peer.begin`, and the function that gives those of `Peer.run`."""
     kind, files = Kind(**kind_fields), Path(folder)
     request = json.loads((files / REQUEST).read_text()) | {**more, **kind.options}

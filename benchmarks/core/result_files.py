@@ -30,7 +30,7 @@ import jax
 from benchmarks.core import timing
 from benchmarks.core.source_paths import ROOT
 from train.run import matmul_rate
-from train.run.metrics_file import versions
+from train.run.metrics_file import software_versions
 from train.run.provenance import PACKAGES, read_commit
 from zoo import plugins
 from zoo.errors import BadInput, without_secrets
@@ -55,7 +55,7 @@ MACHINE = ("backend", "device", "devices", "cpu", "cores")
 """Keys of an environment that identify the machine; times of two machines are not compared."""
 
 
-def environment(dtypes: Sequence[str] = ("float32",)) -> dict[str, Any]:
+def describe_environment(dtypes: Sequence[str] = ("float32",)) -> dict[str, Any]:
     """Describe the machine and measure its best rates; takes a second or two and needs an otherwise idle machine.
 
     "versions" includes the commit of a checkout, with a + if files were changed since; "settings" are the environment variables
@@ -65,26 +65,26 @@ def environment(dtypes: Sequence[str] = ("float32",)) -> dict[str, Any]:
     are those of peers: torch uses one for each core, whatever OMP_NUM_THREADS is.
     """
     load, checkout = round(os.getloadavg()[0], 2), read_commit(ROOT, (*PACKAGES, "benchmarks"))
-    rates = {"matrix_rate": {dtype: matmul_rate.measure(dtype) for dtype in dtypes}, "copy_rate": timing.copy_rate()}
+    rates = {"matrix_rate": {dtype: matmul_rate.measure_matmul_rate(dtype) for dtype in dtypes}, "copy_rate": timing.copy_rate()}
     return {
         "date": f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC",
-        **machine(),
+        **describe_machine(),
         "load": load,
         "clock_mhz": _clock(),
         "threads": f"OMP_NUM_THREADS={os.environ.get('OMP_NUM_THREADS', '')}, torch {os.cpu_count()}",
         **rates,
         "versions": {
-            **versions(),
+            **software_versions(),
             "transformer-zoo": importlib.metadata.version("transformer-zoo"),
             "revision": f"{(checkout['commit'] or '')[:12]}{'+' if checkout['dirty'] else ''}",
             # An implementation or a model of any of them may be measured.
-            **{plugin.distribution: plugin.version for group in plugins.GROUPS for plugin in plugins.installed(group)},
+            **{plugin.distribution: plugin.version for group in plugins.GROUPS for plugin in plugins.installed_plugins(group)},
         },
         "settings": {name: without_secrets(value) for name, value in sorted(os.environ.items()) if re.match(SETTINGS, name)},
     }
 
 
-def machine() -> dict[str, Any]:
+def describe_machine() -> dict[str, Any]:
     """Return the part of an environment that `MACHINE` names."""
     devices = jax.local_devices()
     kind = {"backend": jax.default_backend(), "device": devices[0].device_kind, "devices": len(devices)}
@@ -110,7 +110,7 @@ def default_folder(what: str, machine: Mapping[str, Any], *, newest: bool = Fals
 
 
 Place = tuple[str, int]
-"""Identification of a cell: `identity` of its key, and its process."""
+"""Identification of a cell: `cell_identity` of its key, and its process."""
 
 
 @dataclass(frozen=True)
@@ -169,12 +169,12 @@ def read_results(path: str | Path) -> Results:
             begun = set()
         else:
             cells.append(_cell(path, number, record))
-            begun.discard((identity(record["key"]), record["process"]))
+            begun.discard((cell_identity(record["key"]), record["process"]))
     columns = (header["what"], header["environment"], header["asked"], header["unit"])
     return Results(path, *columns, cells, header["schema"], deaths, frozenset(begun))
 
 
-def identity(key: Mapping[str, Any]) -> str:
+def cell_identity(key: Mapping[str, Any]) -> str:
     """Return a key as a string that is equal for equal keys."""
     return json.dumps(key, sort_keys=True)
 
@@ -193,7 +193,7 @@ def _places(path: Path, number: int, line: Mapping[str, Any], name: str) -> set[
     keys, process = line[name], line.get("process")
     if not (isinstance(keys, list) and all(isinstance(key, dict) for key in keys) and type(process) is int):
         raise BadInput(f"{path}:{number} is not a valid {name}: it needs a list of keys, and a process")
-    return {(identity(key), process) for key in keys}
+    return {(cell_identity(key), process) for key in keys}
 
 
 def _cell(path: Path, number: int, cell: dict[str, Any]) -> dict[str, Any]:
@@ -265,15 +265,15 @@ class Writer:
 
     def has(self, key: Mapping[str, Any], process: int) -> bool:
         """Return whether a cell is in the file, in any state."""
-        return (identity(key), process) in self._cells
+        return (cell_identity(key), process) in self._cells
 
     def died(self, key: Mapping[str, Any], process: int) -> bool:
         """Return whether processes died in a cell so often that it must not be tried again, not even together with others."""
-        return self._deaths[identity(key), process] >= DEATHS
+        return self._deaths[cell_identity(key), process] >= DEATHS
 
     def begin(self, keys: Sequence[Mapping[str, Any]], process: int) -> None:
         """Record, before the measurement, that these cells and no others are measured: they may kill this process."""
-        self._begun = {(identity(key), process) for key in keys}
+        self._begun = {(cell_identity(key), process) for key in keys}
         self._append({"attempt": keys, "process": process})
 
     def write(self, cell: Mapping[str, Any]) -> None:
@@ -282,7 +282,7 @@ class Writer:
         Raises:
             ValueError: the cell is invalid, or already in the file.
         """
-        state, place = cell["state"], (identity(cell["key"]), cell["process"])
+        state, place = cell["state"], (cell_identity(cell["key"]), cell["process"])
         if state not in STATES or (state != "timed" and not cell["reason"]):
             raise ValueError(f"state {state!r} with reason {cell['reason']!r}")
         if place in self._cells:
@@ -314,7 +314,7 @@ class Writer:
         if differences := _differences(before, header):
             raise BadInput(f"{path.parent} cannot be resumed: {'; '.join(differences)}; choose another --out")
         self._file.truncate(len(complete) + 1)
-        self._cells = {(identity(cell["key"]), cell["process"]): cell for cell in before.cells}
+        self._cells = {(cell_identity(cell["key"]), cell["process"]): cell for cell in before.cells}
         self._deaths = before.deaths + collections.Counter(before.begun)
         if before.begun:
             keys = [json.loads(key) for key, _ in sorted(before.begun)]

@@ -22,7 +22,7 @@ class Report(NamedTuple):
     """(value, label) of the numbers at the top of the page."""
 
 
-def page(results: Results, title: str, report: Report) -> str:
+def result_page(results: Results, title: str, report: Report) -> str:
     """Return the report as a page, with the environment that it was measured in."""
     footer = f"Made by zoo bench {results.what} from its own cells.jsonl alone."
     sections = {**report.sections, "Environment": [_environment(results)]}
@@ -54,10 +54,10 @@ def timed_sentence(results: Results, noun: str) -> str:
     cells = merge_processes(results.cells)
     bad = sum(cell["state"] in ("wrong", "failed") for cell in cells)
     outcome = f"{bad} wrong or failed" if bad else "none is wrong"
-    return f"{len(timed_cells(cells))} of {len(cells)} {noun} timed on {device(results)}; {outcome}."
+    return f"{len(timed_cells(cells))} of {len(cells)} {noun} timed on {device_name(results)}; {outcome}."
 
 
-def device(results: Results) -> str:
+def device_name(results: Results) -> str:
     """Return the name of the processor or accelerator."""
     return results.environment["cpu" if results.environment["backend"] == "cpu" else "device"]
 

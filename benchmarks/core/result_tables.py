@@ -13,7 +13,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from benchmarks.core.result_files import Results, identity
+from benchmarks.core.result_files import Results, cell_identity
 from eval.pages.html_page import Table
 from eval.pages.terminal_tables import Column, plain_console, terminal_table
 from zoo.errors import printable
@@ -40,7 +40,7 @@ def by_key(cells: Cells) -> dict[str, list[Cell]]:
     """Return the cells of each key, one for each process."""
     groups: dict[str, list[Cell]] = collections.defaultdict(list)
     for cell in cells:
-        groups[identity(cell["key"])].append(cell)
+        groups[cell_identity(cell["key"])].append(cell)
     return groups
 
 
@@ -69,7 +69,7 @@ def timed_cells(cells: Cells) -> list[Cell]:
     return [cell for cell in cells if cell["state"] == "timed"]
 
 
-def notes(cells: Cells, name: Callable[[Mapping[str, Any]], str], *, counted: bool = False) -> list[str]:
+def missing_cell_reasons(cells: Cells, name: Callable[[Mapping[str, Any]], str], *, counted: bool = False) -> list[str]:
     """Return the reasons of cells that have no time or lack columns, the most severe first, each reason once.
 
     Args:
@@ -100,7 +100,7 @@ def percentiles_text(cell: Cell) -> str:
     return " .. ".join(seconds_text(cell[f"seconds_{which}"]) for which in ("p20", "p80"))
 
 
-def gigabytes(size: float | int | None) -> str:
+def format_bytes(size: float | int | None) -> str:
     """Return a number of bytes in GB or MB; "" for None."""
     if size is None:
         return ""
@@ -132,7 +132,7 @@ def environment_line(env: Mapping[str, Any]) -> str:
 # --- reports --------------------------------------------------------------------------------------------------------------------
 
 
-def show(blocks: Sequence[Block]) -> None:
+def print_blocks(blocks: Sequence[Block]) -> None:
     """Print the blocks of a report; a table that is wider than the terminal is printed as several."""
     console = plain_console()
     if not console.is_terminal:
@@ -177,7 +177,7 @@ def _fitting_columns(table: Table, width: int) -> list[list[int]]:
     return [[*range(table.words), *group] for group in groups]
 
 
-def csv(results: Results) -> str:
+def table_csv(results: Results) -> str:
     """Return table.csv: a line for each cell of each process, with every column that has a single value."""
     lines = [
         {**cell["key"], **{name: value for name, value in cell.items() if not isinstance(value, dict)}} for cell in results.cells

@@ -46,7 +46,7 @@ def _quantiles(name: str, values: Any) -> dict[str, float]:
     return {name: median, f"{name}_p20": p20, f"{name}_p80": p80}
 
 
-def uncertainty(seconds: Any) -> float:
+def median_uncertainty(seconds: Any) -> float:
     """Return about the relative standard error of the median: half of (p80 - p20), over the root of n and the median."""
     p20, median, p80 = np.quantile(seconds, [0.2, 0.5, 0.8])
     return float((p80 - p20) / 2 / len(seconds) ** 0.5 / median)
@@ -65,15 +65,15 @@ def warm_up(program: Program, *, limit: int = 10, seconds: float = 3.0) -> list[
     return durations
 
 
-def interleaved(programs: Mapping[str, Program], rounds: int) -> dict[str, np.ndarray]:
+def time_interleaved(programs: Mapping[str, Program], rounds: int) -> dict[str, np.ndarray]:
     """Return the seconds of each call, [rounds]: one call of each program a round, after two calls to warm up."""
     for program in programs.values():
         program()
         program()
-    return measured(programs, rounds=rounds)
+    return time_within_budget(programs, rounds=rounds)
 
 
-def measured(programs: Mapping[str, Program], *, rounds: int = 0, budget: float = 0.0) -> dict[str, np.ndarray]:
+def time_within_budget(programs: Mapping[str, Program], *, rounds: int = 0, budget: float = 0.0) -> dict[str, np.ndarray]:
     """Return the seconds of each call, [n], of warm programs: one call of each a round, so that a disturbance affects all.
 
     The order changes from round to round, so that no program always follows the same one.
@@ -95,7 +95,7 @@ def measured(programs: Mapping[str, Program], *, rounds: int = 0, budget: float 
 def measured_with_rates(
     programs: Mapping[str, Program], precisions: Iterable[str], *, rounds: int | None, budget: float | None
 ) -> tuple[dict[str, np.ndarray], dict[str, float]]:
-    """Time warm programs as `measured` does, and matrix products in each precision in the same rounds.
+    """Time warm programs as `time_within_budget` does, and matrix products in each precision in the same rounds.
 
     Args:
         budget: seconds for each program.
@@ -105,11 +105,11 @@ def measured_with_rates(
     """
     probes = {precision: matrix_products(precision) for precision in precisions}
     together = {**programs, **{precision: probe for precision, (probe, _) in probes.items()}}
-    seconds = measured(together, rounds=rounds or 0, budget=(budget or 0.0) * len(programs))
+    seconds = time_within_budget(together, rounds=rounds or 0, budget=(budget or 0.0) * len(programs))
     return seconds, {precision: flops / float(seconds[precision].min()) for precision, (_, flops) in probes.items()}
 
 
-def rate_columns(
+def step_rate_columns(
     tokens: int, flops: float | None, seconds: float, rate: float, peak: float | None, devices: int = 1
 ) -> dict[str, Any]:
     """Return the columns of a cell that follow from its time.
@@ -169,7 +169,7 @@ def _enough(durations: Mapping[str, list[float]], rounds: int, spent: float, bud
         return False
     if rounds < FEWEST and max(map(np.median, durations.values())) <= SLOW:
         return False
-    return rounds >= MOST or spent >= budget or max(map(uncertainty, durations.values())) <= CALM
+    return rounds >= MOST or spent >= budget or max(map(median_uncertainty, durations.values())) <= CALM
 
 
 def compile_cold(jitted: Any, *arguments: Any) -> tuple[Any, dict[str, float]]:

@@ -76,7 +76,7 @@ class Worker:
                     stream.close()
 
 
-def call(function: Service, *arguments: Any, env: Mapping[str, str] | None = None) -> dict[str, Any]:
+def call_in_process(function: Service, *arguments: Any, env: Mapping[str, str] | None = None) -> dict[str, Any]:
     """Run a function in a separate process and return its first answer.
 
     Raises:

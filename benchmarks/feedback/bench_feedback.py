@@ -7,7 +7,7 @@ from typing import Any
 
 from benchmarks.core import bench_command
 from benchmarks.core.guarded_trials import Group
-from benchmarks.core.options import FeedbackOptions, fill
+from benchmarks.core.options import FeedbackOptions, fill_options
 from benchmarks.feedback import iteration_report, measure_iteration
 from benchmarks.feedback.iteration import SIZES, Shape
 from benchmarks.step.cases import make_case
@@ -21,25 +21,25 @@ DEFAULTS = {
 }
 
 
-def resolved(options: FeedbackOptions, backend: str) -> FeedbackOptions:
+def resolve_feedback_options(options: FeedbackOptions, backend: str) -> FeedbackOptions:
     """Return the options with all omitted fields filled in for a machine.
 
     Raises:
-        BadInput: a number that is too small, or options that exclude each other; see `shape_of`.
+        BadInput: a number that is too small, or options that exclude each other; see `feedback_shape`.
     """
     bench_command.check_numbers(options, "prompts", "prompt_length", "tokens", "rounds", "budget", "repeats")
     require(options.group is None or options.group >= 2, "group", options.group, "responses are compared; choose 2 or more")
     default = DEFAULTS["quick" if options.quick else "full"]
-    filled = fill(options, default, ("model", "budget", *SIZES))
+    filled = fill_options(options, default, ("model", "budget", *SIZES))
     if options.rounds:
         filled["budget"] = None
     precision = options.precision or ("float32" if backend == "cpu" else "bfloat16")
     complete = dataclasses.replace(options, **filled, precision=precision)
-    shape_of(complete)
+    feedback_shape(complete)
     return complete
 
 
-def shape_of(options: FeedbackOptions) -> Shape:
+def feedback_shape(options: FeedbackOptions) -> Shape:
     """Return the shape of resolved options.
 
     Raises:
@@ -57,19 +57,19 @@ def shape_of(options: FeedbackOptions) -> Shape:
 
 
 def _groups(options: FeedbackOptions, environment: Mapping[str, Any]) -> list[Group]:
-    shape = shape_of(options)
+    shape = feedback_shape(options)
     programs = [OURS, *(measure_iteration.PEERS if options.peers else ())]
-    measure = functools.partial(measure_iteration.measure, shape, options, environment)
-    return [Group(f"an iteration of {shape.size}", measure_iteration.keys(shape, programs), measure)]
+    measure = functools.partial(measure_iteration.measure_iteration, shape, options, environment)
+    return [Group(f"an iteration of {shape.size}", measure_iteration.iteration_keys(shape, programs), measure)]
 
 
 BENCHMARK = bench_command.Benchmark(
     "feedback",
     "Learning by sampling",
-    resolved,
+    resolve_feedback_options,
     _groups,
-    iteration_report.report,
-    iteration_report.one_line,
+    iteration_report.iteration_report,
+    iteration_report.iteration_cells_text,
     unit=lambda options: {"program": OURS},
     dtypes=lambda options: (options.precision,),
 )

@@ -6,7 +6,14 @@ from typing import Any
 from benchmarks.core import result_tables
 from benchmarks.core.result_files import Results
 from benchmarks.core.result_page import Form, Report, timed_sentence
-from benchmarks.core.result_tables import format_number, gigabytes, merge_processes, percentiles_text, seconds_text, timed_cells
+from benchmarks.core.result_tables import (
+    format_bytes,
+    format_number,
+    merge_processes,
+    percentiles_text,
+    seconds_text,
+    timed_cells,
+)
 from benchmarks.feedback.iteration import ITERATION, PARTS
 from benchmarks.step.programs import OURS
 from eval.pages.charts import FIVE, FOUR, ONE, THREE, TWO, Figure
@@ -43,7 +50,7 @@ LOOKS = {
 """Part -> its colour, and classes of the style sheet."""
 
 
-def report(results: Results, form: Form) -> Report:
+def iteration_report(results: Results, form: Form) -> Report:
     """Return the report, which is the same in every form."""
     # By part, and within a part ours first.
     order = {part: place for place, part in enumerate((*PARTS, ITERATION))}
@@ -60,14 +67,14 @@ def report(results: Results, form: Form) -> Report:
         title: [
             _bars(timed),
             Table(HEAD, list(map(_row, cells)), words=2),
-            result_tables.notes(iterations, lambda key: key["program"]),
+            result_tables.missing_cell_reasons(iterations, lambda key: key["program"]),
         ],
         "What the numbers are": [LEGEND],
     }
     return Report(" ".join([timed_sentence(results, "parts"), *compared]), sections, _tiles(timed))
 
 
-def one_line(cells: Sequence[Mapping[str, Any]]) -> str:
+def iteration_cells_text(cells: Sequence[Mapping[str, Any]]) -> str:
     """Return the iterations of all programs in one line, for the progress display."""
     return "; ".join(" ".join(_row(cell)[1:3]) for cell in cells if cell["key"]["part"] == ITERATION)
 
@@ -86,7 +93,7 @@ def _row(cell: Mapping[str, Any]) -> list[str]:
     tokens = "" if cell["key"]["part"] == "rest" else f"{cell['tokens_per_s']:,.0f}"
     numbers = [format_number(cell["share"], ".0%"), tokens, format_number(cell["ratio"], ".2f")]
     rate = format_number(cell.get("mfu") or cell.get("of_matrix_rate") or None, ".1%")
-    return [*names, seconds_text(cell["seconds"]), percentiles_text(cell), *numbers, rate, gigabytes(cell.get("memory"))]
+    return [*names, seconds_text(cell["seconds"]), percentiles_text(cell), *numbers, rate, format_bytes(cell.get("memory"))]
 
 
 def _tiles(cells: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:

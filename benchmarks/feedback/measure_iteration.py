@@ -26,17 +26,17 @@ PEERS = {"TRL": Kind("benchmarks.feedback.peer_trl", ("torch", "transformers", "
 """Other implementations of the same iteration: their tokens and losses must agree with ours before they are timed."""
 
 
-def key(shape: Shape, program: str, part: str) -> dict[str, Any]:
+def iteration_key(shape: Shape, program: str, part: str) -> dict[str, Any]:
     """Return the key of a cell."""
     sizes = {name: getattr(shape, name) for name in SIZES}
     return {"model": shape.size, **sizes, "precision": shape.precision, "program": program, "part": part}
 
 
-def keys(shape: Shape, programs: Sequence[str]) -> list[dict[str, Any]]:
+def iteration_keys(shape: Shape, programs: Sequence[str]) -> list[dict[str, Any]]:
     """Return the keys of all cells of programs; the first of each program is that of its whole iteration."""
     # Only our trainer computes the log-probabilities under the policy apart from the step.
     parts = {program: [part for part in PARTS if part != "policy" or program == OURS] for program in programs}
-    return [key(shape, program, part) for program in programs for part in (ITERATION, *parts[program])]
+    return [iteration_key(shape, program, part) for program in programs for part in (ITERATION, *parts[program])]
 
 
 @dataclasses.dataclass
@@ -47,13 +47,13 @@ class IterationTrial(Trial):
     """The seconds of the parts, of each call."""
 
 
-def measure(
+def measure_iteration(
     shape: Shape, options: FeedbackOptions, environment: Mapping[str, Any], wanted_keys: Sequence[dict[str, Any]], watch: Watch
 ) -> Iterator[dict[str, Any]]:
     """Yield the cells of a shape, without the process."""
-    own = IterationTrial(key(shape, OURS, ITERATION))
+    own = IterationTrial(iteration_key(shape, OURS, ITERATION))
     names = list(dict.fromkeys(cell_key["program"] for cell_key in wanted_keys if cell_key["program"] != OURS))
-    trials = [own, *(IterationTrial(key(shape, name, ITERATION)) for name in names)]
+    trials = [own, *(IterationTrial(iteration_key(shape, name, ITERATION)) for name in names)]
     group = _Group(shape, environment)
     with contextlib.ExitStack() as stack:
         guarded_trials.run_guarded(own, group.prepare, watch, "compiling")
@@ -102,7 +102,7 @@ class _Group:
         model = models.model(self.shape.config)
         # Weights of the policy, both moments, a gradient, the reference, and two copies for sampling and scoring.
         count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(jax.eval_shape(model.init, jax.random.key(0))))
-        guarded_trials.check_memory(7 * 4 * count, "its weights alone need")
+        guarded_trials.skip_too_large(7 * 4 * count, "its weights alone need")
         self._params = jax.block_until_ready(jax.jit(model.init)(jax.random.key(0)))
         iteration = Iteration(self.shape, self._params)
         first = iteration.first_steps()
@@ -129,7 +129,7 @@ class _Group:
 
     def cells(self, trial: IterationTrial, own: IterationTrial, rate: float) -> list[dict[str, Any]]:
         """Return the cells of a trial: its iteration and its parts."""
-        trial_keys = keys(self.shape, [trial.key["program"]])
+        trial_keys = iteration_keys(self.shape, [trial.key["program"]])
         if trial.state != "timed":
             cells = [{"key": cell_key, "state": trial.state, "reason": trial.reason} for cell_key in trial_keys]
             return [{**trial.columns, **cells[0]}, *cells[1:]]
@@ -142,7 +142,7 @@ class _Group:
             unit_seconds = unit if own.state == "timed" else None
             columns = timing.time_columns(seconds, unit_seconds)
             work = self.shape.tokens_of(part), self.shape.flops_of(part)
-            columns |= timing.rate_columns(*work, float(np.median(seconds)), rate, peak)
+            columns |= timing.step_rate_columns(*work, float(np.median(seconds)), rate, peak)
             columns["share"] = float(np.median(seconds / [call[ITERATION] for call in trial.seconds]))
             columns |= {"memory": memory[part]} if part in memory else {}
             columns |= trial.columns if part == ITERATION else {}
@@ -158,7 +158,7 @@ class _Group:
         request |= {"beta": run.options.policy_gradient.beta, "clip": run.options.policy_gradient.clip_low}
         request |= {"reference_factor": REFERENCE_FACTOR}
         request["optim"] = peer_process.optimizer_numbers(run.optim)
-        peer_process.export(folder, self.shape.config, self._params, request, arrays)
+        peer_process.export_for_peers(folder, self.shape.config, self._params, request, arrays)
 
 
 def check_agreement(

@@ -14,9 +14,9 @@ from typing import Any
 from benchmarks.core import bench_command, timing
 from benchmarks.core.guarded_trials import Group, Trial, Watch, repeat_without_failures, run_guarded
 from benchmarks.core.memory import planned_memory
-from benchmarks.core.options import GrowthOptions, fill, recorded_options
-from benchmarks.core.result_files import identity
-from benchmarks.core.worker_process import call
+from benchmarks.core.options import GrowthOptions, fill_options, recorded_options
+from benchmarks.core.result_files import cell_identity
+from benchmarks.core.worker_process import call_in_process
 from benchmarks.growth import growth_report
 from benchmarks.step import programs
 from benchmarks.step.cases import Case, make_case
@@ -43,14 +43,14 @@ HEAD = 32
 """Size of a head; a wider model has more heads."""
 
 
-def resolve_options(options: GrowthOptions, backend: str) -> GrowthOptions:
+def resolve_growth_options(options: GrowthOptions, backend: str) -> GrowthOptions:
     """Return the options with all omitted fields filled in, alike for every machine.
 
     Raises:
         BadInput: an unknown model, numbers below 1, or a single value of an axis.
     """
     default = DEFAULTS["quick" if options.quick else "full"]
-    filled = fill(options, default, vars(options))
+    filled = fill_options(options, default, vars(options))
     bench_command.check_numbers(options, "batch", "rounds")
     for name in ("length", "layers", "width", "device_counts"):
         values, listed = filled[name], " ".join(map(str, filled[name]))
@@ -98,9 +98,9 @@ def _axis(options: GrowthOptions, keys: Sequence[dict[str, Any]], watch: Watch) 
         prepare = functools.partial(_warm, case=_case(options, trial.key["axis"], value), variant=Variant())
         run_guarded(trial, prepare, watch, f"{value}: compiling")
     watch.begin("timing", *(trial.key for trial in trials if trial.program is not None))
-    seconds = repeat_without_failures(trials, functools.partial(timing.measured, rounds=options.rounds or 0)) or {}
+    seconds = repeat_without_failures(trials, functools.partial(timing.time_within_budget, rounds=options.rounds or 0)) or {}
     for trial in trials:
-        if (place := identity(trial.key)) in seconds:
+        if (place := cell_identity(trial.key)) in seconds:
             trial.columns |= timing.time_columns(seconds[place])
             trial.end("timed")
     return [trial.cell() for trial in trials]
@@ -112,7 +112,7 @@ def _devices(options: GrowthOptions, keys: Sequence[dict[str, Any]], watch: Watc
     def measure(trial: Trial) -> None:
         # Devices are simulated on the CPU, so the process uses no other platform.
         count = trial.key["value"]
-        trial.columns |= call(measure_device_count, recorded_options(options), count, env={"JAX_PLATFORMS": "cpu"})
+        trial.columns |= call_in_process(measure_device_count, recorded_options(options), count, env={"JAX_PLATFORMS": "cpu"})
         trial.end("timed")
 
     trials = [Trial(key) for key in keys]
@@ -125,7 +125,7 @@ def _warm(trial: Trial, case: Case, variant: Variant) -> None:
     """Compile a step and call it until it is warm."""
     step = Step(case, variant)
     spent = step.compile()
-    step.start(programs.initial_params(case))
+    step.start(programs.case_params(case))
     began = time.perf_counter()
     loss = step.run()
     first = time.perf_counter() - began
@@ -137,17 +137,17 @@ def _warm(trial: Trial, case: Case, variant: Variant) -> None:
 
 def measure_device_count(fields: Mapping[str, Any], count: int) -> dict[str, Any]:
     """Return the columns of a number of devices, in a process with that many."""
-    jax_setup.prepare(count)
+    jax_setup.prepare_jax(count)
     restored: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
     options = GrowthOptions(**restored)
     trial = Trial({})
     _warm(trial, _case(options, "devices", count), Variant(mesh=f"data={count}"))
     assert trial.program is not None
-    seconds = timing.measured({"": trial.program}, rounds=options.rounds or 0)[""]
+    seconds = timing.time_within_budget({"": trial.program}, rounds=options.rounds or 0)[""]
     return trial.columns | timing.time_columns(seconds)
 
 
 BENCHMARK = bench_command.Benchmark(
-    "growth", "How cost grows", resolve_options, _groups, growth_report.report, growth_report.one_line
+    "growth", "How cost grows", resolve_growth_options, _groups, growth_report.growth_report, growth_report.growth_cells_text
 )
 main = BENCHMARK.main

@@ -8,8 +8,8 @@ import numpy as np
 from scipy import stats
 
 from benchmarks.core.result_files import Results
-from benchmarks.core.result_page import Form, Report, device
-from benchmarks.core.result_tables import gigabytes, notes, percentiles_text, seconds_text, timed_cells
+from benchmarks.core.result_page import Form, Report, device_name
+from benchmarks.core.result_tables import format_bytes, missing_cell_reasons, percentiles_text, seconds_text, timed_cells
 from eval.pages.charts import ONE, THREE, TWO, Figure
 from eval.pages.html_page import Plots, Table
 
@@ -37,7 +37,7 @@ class Exponent(NamedTuple):
         return f"{self.value:.2f}" + ("" if self.error is None else f" \N{PLUS-MINUS SIGN} {self.error:.2f}")
 
 
-def fit_exponent(x: Sequence[float | int], y: Sequence[float | int]) -> Exponent | None:
+def fit_power_law(x: Sequence[float | int], y: Sequence[float | int]) -> Exponent | None:
     """Fit y = a x^b by least squares to the logarithms; return None for fewer than two different x, or values not above 0."""
     if len(set(x)) < 2 or min(*x, *y) <= 0:
         return None
@@ -58,22 +58,22 @@ def by_axis(results: Results) -> dict[str, list[dict[str, Any]]]:
 def fit_exponents(cells: Sequence[Mapping[str, Any]]) -> dict[str, Exponent | None]:
     """Return the exponent of each quantity along an axis."""
     x = [cell["key"]["value"] for cell in cells]
-    return {name: fit_exponent(x, [cell[column] for cell in cells]) for name, column in QUANTITIES.items()}
+    return {name: fit_power_law(x, [cell[column] for cell in cells]) for name, column in QUANTITIES.items()}
 
 
-def one_line(cells: Sequence[Mapping[str, Any]]) -> str:
+def growth_cells_text(cells: Sequence[Mapping[str, Any]]) -> str:
     """Return the cells of an axis in one line, for the progress display."""
     texts = [f"{cell['key']['value']} {seconds_text(cell['seconds'])}" for cell in timed_cells(cells)]
     failed = len(cells) - len(texts)
     return ", ".join([*texts, *([f"{failed} failed"] if failed else [])])
 
 
-def report(results: Results, form: Form) -> Report:
+def growth_report(results: Results, form: Form) -> Report:
     """Return the report, which is the same in every form."""
     request, cells_by_axis = results.options, by_axis(results)
     lead = (
-        f"A training step of {request['model']}, {request['batch']} rows, on {device(results)}: everything over its value at the "
-        "left, both axes logarithmic. Behind each name the exponent b of a x^b and its standard error."
+        f"A training step of {request['model']}, {request['batch']} rows, on {device_name(results)}: everything over its value "
+        "at the left, both axes logarithmic. Behind each name the exponent b of a x^b and its standard error."
     )
     exponents = [
         [axis, *(str(fitted or "") for fitted in fit_exponents(cells).values())] for axis, cells in cells_by_axis.items()
@@ -81,7 +81,7 @@ def report(results: Results, form: Form) -> Report:
     fit_note = "Exponents b of a x^b, fitted to the logarithms, with their standard errors."
     sections = {
         "Growth": [Plots([_plot(axis, cells) for axis, cells in cells_by_axis.items()])],
-        "What was not timed": [notes(results.cells, lambda key: f"{key['axis']} {key['value']}")],
+        "What was not timed": [missing_cell_reasons(results.cells, lambda key: f"{key['axis']} {key['value']}")],
         "Every number": [Table(HEAD, _rows(cells_by_axis)), REMARK if "devices" in cells_by_axis else ""],
         "Exponents": [Table(("grows with", *QUANTITIES), exponents), fit_note],
     }
@@ -94,7 +94,7 @@ def _rows(cells_by_axis: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[list
     for axis, cells in cells_by_axis.items():
         for cell in cells:
             row = [axis, f"{cell['key']['value']:,}", seconds_text(cell["seconds"]), percentiles_text(cell)]
-            rows.append([*row, gigabytes(cell["memory"]), f"{cell['compile_seconds']:.1f} s"])
+            rows.append([*row, format_bytes(cell["memory"]), f"{cell['compile_seconds']:.1f} s"])
     return rows
 
 

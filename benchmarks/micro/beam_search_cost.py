@@ -48,7 +48,7 @@ def print_token_costs() -> int:
 
     programs = {f"greedy, {limit} tokens": written(limit, 1) for limit in LIMITS}
     programs[f"{BEAMS} beams, {SEARCHED} tokens"] = written(SEARCHED, BEAMS)
-    middle = {name: float(np.median(seconds)) for name, seconds in timing.interleaved(programs, options.rounds).items()}
+    middle = {name: float(np.median(seconds)) for name, seconds in timing.time_interleaved(programs, options.rounds).items()}
     unit = middle[f"greedy, {SEARCHED} tokens"]
     print(f"| {options.model}, {options.rows} texts, sources of {SOURCE} | time | time of one more token |")
     print("|---|---|---|")

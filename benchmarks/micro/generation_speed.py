@@ -128,7 +128,7 @@ def _measure(model: models.Model, params: Any, rows: int, options: Any) -> tuple
                 break
             programs[f"transformers, {name}"] = peer.run
         rates: list[float] = []
-        seconds = timing.interleaved({**programs, "copies": lambda: rates.append(timing.copy_rate(0.2))}, options.rounds)
+        seconds = timing.time_interleaved({**programs, "copies": lambda: rates.append(timing.copy_rate(0.2))}, options.rounds)
     notes.append(f"copies {max(rates) / 1e9:.1f} GB/s in the same rounds")
     lines = []
     for name in programs:
@@ -160,7 +160,7 @@ def _products(matrices: Sequence[jax.Array], rows: int, count: int) -> Callable[
 
 def _matrices(model: models.Model, decoder: Decoder, params: Any, *arguments: Any) -> list[jax.Array]:
     """Return the matrices [out, in] that a token is multiplied with; none where parameters are not `OutputMajor`."""
-    state, _ = decode_loop.start.eval_shape(decoder, GREEDY, 1, params, *arguments)
+    state, _ = decode_loop.start_decoding.eval_shape(decoder, GREEDY, 1, params, *arguments)
     reads = argument_bytes_read(decode_loop.sample_tokens, decoder, GREEDY, 1, params, state)
     matrices, tables = [], []
     for (path, leaf), read in zip(jax.tree_util.tree_leaves_with_path(params), reads, strict=False):
@@ -196,7 +196,7 @@ def _generation_program(
     def write(sampling: Sampling, limit: int) -> Callable[[], np.ndarray]:
         def program() -> np.ndarray:
             parts: list[np.ndarray] = []
-            for sampled in decode_loop.continuation(decoder, sampling, *arguments, limit=limit, chunk=CHUNK):
+            for sampled in decode_loop.decode_continuation(decoder, sampling, *arguments, limit=limit, chunk=CHUNK):
                 parts.append(np.asarray(sampled.tokens))
                 if sum(map(len, parts)) >= options.tokens:
                     break
@@ -209,7 +209,7 @@ def _generation_program(
 
 def _export(folder: Path, model: models.Model, params: Any, prompts: np.ndarray, options: Any) -> None:
     request = {"architecture": model.names.architecture, "tokens": options.tokens, "precision": options.precision}
-    peer_process.export(folder, model.config, params, request, {"prompts": prompts})
+    peer_process.export_for_peers(folder, model.config, params, request, {"prompts": prompts})
 
 
 if __name__ == "__main__":

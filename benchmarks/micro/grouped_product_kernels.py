@@ -46,14 +46,14 @@ def print_compiled_products() -> int:
     target = target_devices.parse_target(f"{options.chip}:1")
     with tempfile.TemporaryDirectory() as folder:
         compiled_kernels.write_programs(gpu_kernels, Path(folder))
-        target_devices.prepare(target)
+        target_devices.prepare_target(target)
         if not options.json:
             print("| dtype | E, R, D, F | pass | " + " | ".join(gpu_kernels.HEAD) + " |")
             print("|---" * (3 + len(gpu_kernels.HEAD)) + "|")
         for shape in options.shape:
             for dtype in options.dtype:
                 for row in _kernels(shape, dtype, options.tile, target, Path(folder)):
-                    cells = [dtype, ", ".join(map(str, shape)), row["pass"], *gpu_kernels.columns(row)]
+                    cells = [dtype, ", ".join(map(str, shape)), row["pass"], *gpu_kernels.gpu_kernel_columns(row)]
                     print(json.dumps(row) if options.json else f"| {' | '.join(cells)} |", flush=True)
     return 0
 
@@ -66,7 +66,7 @@ def _shape(text: str) -> Shape:
 def _kernels(shape: Shape, dtype: str, tile: int, target: target_devices.Target, folder: Path) -> Iterator[dict[str, Any]]:
     """Yield what the assembler says of each kernel of a shape."""
     experts, rows, depth, columns = shape
-    mesh = Mesh(np.array(target_devices.devices(target)[:1]), ("data",), axis_types=(AxisType.Auto,))
+    mesh = Mesh(np.array(target_devices.devices_of_target(target)[:1]), ("data",), axis_types=(AxisType.Auto,))
 
     def array(*sizes: int, of: Any = dtype) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(sizes, of, sharding=NamedSharding(mesh, PartitionSpec()))
@@ -84,7 +84,7 @@ def _kernels(shape: Shape, dtype: str, tile: int, target: target_devices.Target,
         with jax.set_mesh(mesh), target_devices.simulate_target(target), without_compilation_cache():
             lowered = jax.jit(function).trace(*arguments).lower(lowering_platforms=(target.lowering,))
             lowered.compile()
-        for kernel in gpu_kernels.take_kernels(folder, lowered.as_text(), target.chip):
+        for kernel in gpu_kernels.take_gpu_kernels(folder, lowered.as_text(), target.chip):
             yield {"dtype": dtype, "shape": shape, "pass": name, **kernel._asdict()}
 
 

@@ -17,9 +17,9 @@ def start_measurement(name: str, documentation: str | None, **defaults: Any) -> 
     for option, default in defaults.items():
         parser.add_argument(f"--{option}", type=type(default), default=default)
     options = parser.parse_args()
-    jax_setup.prepare()
-    jax_setup.canary()
-    print(f"{environment_line(result_files.environment())}\n", flush=True)
+    jax_setup.prepare_jax()
+    jax_setup.check_cpu_compiler()
+    print(f"{environment_line(result_files.describe_environment())}\n", flush=True)
     return options
 
 

@@ -34,7 +34,7 @@ def print_packing_gains() -> int:
     print("|---|---|---|---|---|---|---|")
     for recipe, rows in CASES:
         fills, programs = zip(*(_program(_run(recipe, rows, pack=pack)) for pack in (False, True)), strict=True)
-        seconds = timing.interleaved(dict(zip(("unpacked", "packed"), programs, strict=True)), options.rounds)
+        seconds = timing.time_interleaved(dict(zip(("unpacked", "packed"), programs, strict=True)), options.rounds)
         slower = float(np.median(seconds["packed"]) / np.median(seconds["unpacked"]))
         fuller = fills[1] / fills[0]
         columns = f"{fills[0]:.3f} {fills[1]:.3f} | {fuller:.3f} | {slower:.3f} | {fuller / slower:.3f} | {1 / slower - 1:+.1%}"
@@ -51,7 +51,7 @@ def _program(run: run_config.Run) -> tuple[float, Callable[[], object]]:
     """Return the share of the tokens of the run's rows that is not padding, and its step on one batch of them."""
     batches = recipe_step.first_batches(run)
     fill = float(np.mean([(batch.segments > 0).mean() for batch in batches if batch.segments is not None]))
-    return fill, recipe_step.program(run, batches[0])
+    return fill, recipe_step.recipe_step_program(run, batches[0])
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ def print_stream_costs() -> int:
     for recipe, rows, length in CASES:
         run = _run(recipe, rows, length, options.attention)
         both = {kind: _program(run, kind) for kind in ("permutation", "denoising")}
-        seconds = timing.interleaved(both, options.rounds)
+        seconds = timing.time_interleaved(both, options.rounds)
         ratios = seconds["permutation"] / seconds["denoising"]
         low, middle, high = np.quantile(ratios, [0.2, 0.5, 0.8])
         targets = run.options.permutation.predictions or length // 6
@@ -50,7 +50,7 @@ def _program(run: run_config.Run, kind: Any) -> Callable[[], object]:
     """Return the run's step on its first batch."""
     permutation = dataclasses.replace(run.options.permutation, kind=kind)
     run = dataclasses.replace(run, options=dataclasses.replace(run.options, permutation=permutation))
-    return recipe_step.program(run, *recipe_step.first_batches(run, 1))
+    return recipe_step.recipe_step_program(run, *recipe_step.first_batches(run, 1))
 
 
 if __name__ == "__main__":

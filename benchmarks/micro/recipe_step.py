@@ -32,9 +32,9 @@ def first_batches(run: run_config.Run, limit: int | None = None) -> list[Batch]:
             return list(islice(stream, limit or -(-len(data.rows) // run.data.batch)))
 
 
-def program(run: run_config.Run, batch: Batch) -> Callable[[], object]:
+def recipe_step_program(run: run_config.Run, batch: Batch) -> Callable[[], object]:
     """Return the run's step in float32, from fresh parameters, repeated on one batch."""
-    model, tx = models.model(run.model), optim.optimizer(run.optim)
+    model, tx = models.model(run.model), optim.make_optimizer(run.optim)
     params = jax.jit(model.init)(jax.random.key(0))
     carry, key = model.init_carry(run.data.batch), jnp.zeros(2, jnp.uint32)
     state = [State(step=jnp.int32(0), params=params, opt_state=tx.init(params), carry=carry, key=key)]

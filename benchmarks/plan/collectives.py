@@ -137,7 +137,7 @@ AxesAndGroups = tuple[str, int, tuple[tuple[int, ...], ...]]
 def _axes_and_groups(instruction: Instruction, sizes: Mapping[str, int], axes: Mapping[Groups, str]) -> AxesAndGroups:
     if instruction.opcode.startswith("collective-permute"):
         return _permutation_axes(instruction, sizes)
-    groups = groups_of(instruction.attributes, math.prod(sizes.values()))
+    groups = replica_groups(instruction.attributes, math.prod(sizes.values()))
     members, listed = max(map(len, groups)), tuple(sorted(tuple(sorted(group)) for group in groups))
     if groups in axes:
         return axes[groups], members, listed
@@ -159,7 +159,7 @@ def _permutation_axes(instruction: Instruction, sizes: Mapping[str, int]) -> Axe
     return name, members, tuple(map(tuple, ends.T.tolist()))
 
 
-def groups_of(attributes: str, count: int) -> Groups:
+def replica_groups(attributes: str, count: int) -> Groups:
     """Return the groups of `replica_groups`, in any of XLA's notations; all `count` devices if there are none.
 
     {{0,1},{2,3}}; [2,2]<=[4], rows of an array of 0, 1, ... in that shape, or of a transposed one: [2,2]<=[2,2]T(1,0); or

@@ -31,7 +31,7 @@ from zoo.batch import Batch
 from zoo.errors import BadInput, require
 from zoo.generation.decode_loop import unroll_layers
 from zoo.mesh_axes import HEADS
-from zoo.nn.task_heads import predictions
+from zoo.nn.task_heads import predicting_states
 from zoo.ops import ragged_product
 from zoo.precision import DTYPES, cast_params, resolve_precision
 from zoo.sharding import BATCH, constrain
@@ -101,11 +101,11 @@ def compile_run(run: run_config.Run, mode: Mode, target: Target) -> Program:
     run = resolve_run(run, target)
     if mode != "train":
         run = dataclasses.replace(run, accumulate=1)
-    devices = target_devices.devices(target)
+    devices = target_devices.devices_of_target(target)
     try:
         mesh = device_mesh.make_mesh(run.mesh, devices)
     except (NotImplementedError, ValueError) as error:
-        shape, reason = mesh_sizes.describe(run.mesh), first_line(error)
+        shape, reason = mesh_sizes.describe(run.mesh), first_error_line(error)
         raise BadInput(f"--mesh {shape}: it does not fit the torus of {target.name} ({reason}); choose another") from None
     device_mesh.check_mesh(run, mesh)
     began = time.perf_counter()
@@ -190,7 +190,7 @@ def _decoding(run: run_config.Run, mesh: Mesh) -> Any:
 
     def decode(params: Any, batch: Batch, cache: Any) -> Any:
         out = model.apply(params, batch, cache=cache)
-        logits = constrain(model.unembed(params, predictions(out, batch)[:, -1]), BATCH)
+        logits = constrain(model.unembed(params, predicting_states(out, batch)[:, -1]), BATCH)
         return logits.argmax(-1), out.cache
 
     with jax.set_mesh(mesh):
@@ -233,7 +233,7 @@ def reference_model(run: run_config.Run, mesh: Mesh) -> dict[str, Any]:
 
 def _cast_params(run: run_config.Run, mesh: Mesh) -> Any:
     """Return the shapes of the model's parameters in the dtype of the arithmetic."""
-    shapes = state_init.abstract_state(run, models.model(run.model), optim.optimizer(run.optim), mesh).params
+    shapes = state_init.abstract_state(run, models.model(run.model), optim.make_optimizer(run.optim), mesh).params
     dtype = DTYPES[run.precision]
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=leaf.sharding), shapes)
 
@@ -322,10 +322,10 @@ def one_line_error(error: BaseException) -> str:
         if file.startswith(("zoo/", "train/")):
             where = f" ({file}:{at.tb_lineno})"
         at = at.tb_next
-    return f"the compiler refused the program: {first_line(error)}{where}"
+    return f"the compiler refused the program: {first_error_line(error)}{where}"
 
 
-def first_line(error: BaseException) -> str:
+def first_error_line(error: BaseException) -> str:
     """Return the first line of an error."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return (lines or [type(error).__name__])[0][:300]

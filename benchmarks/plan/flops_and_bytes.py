@@ -41,7 +41,9 @@ class Work:
         return self.products + self.kernels
 
 
-def work(module: Module, calls: Sequence[Call], devices: int, *, products: Sequence[Product] = (), on_chip: bool = False) -> Work:
+def device_work(
+    module: Module, calls: Sequence[Call], devices: int, *, products: Sequence[Product] = (), on_chip: bool = False
+) -> Work:
     """Return the work of a device; all `devices` share the FLOPs of the traced `calls` of attention.
 
     Args:

@@ -46,7 +46,7 @@ def case_run(case: str) -> tuple[Run, str]:
     layers = {name: count for name in ("layers", "decoder_layers") if hasattr(run.model, name)}
     compute = dataclasses.replace(run.model.compute, attention=kernel, remat=remat)  # pyright: ignore[reportArgumentType]
     sizes = {axis.strip(): int(number) for axis, number in (part.split("=") for part in mesh.split(" x "))}
-    devices = len(target_devices.devices(target_devices.parse_target(target)))
+    devices = len(target_devices.devices_of_target(target_devices.parse_target(target)))
     return dataclasses.replace(
         run,
         model=dataclasses.replace(run.model, **layers, compute=compute),
@@ -70,7 +70,7 @@ def count_case(case: str) -> tuple[str, ...]:
     program = compile_program.compile_run(run, "train", target_devices.parse_target(name))
     devices, traced = program.mesh.size, program.traced
     module = hlo_parser.parse_program(program.text)
-    work = flops_and_bytes.work(
+    work = flops_and_bytes.device_work(
         module, program.calls, devices, products=program.products, on_chip=program.target.platform == "tpu"
     )
     check_flops.check_flops(program, work, size)
@@ -123,5 +123,5 @@ def _cells(line: str) -> tuple[str, ...]:
 
 if __name__ == "__main__":
     wanted_cases = sys.argv[2:] or list(all_cases())
-    target_devices.prepare(target_devices.parse_target(wanted_cases[0].split(",")[1].strip()))
+    target_devices.prepare_target(target_devices.parse_target(wanted_cases[0].split(",")[1].strip()))
     raise SystemExit(sweep(Path(sys.argv[1]), wanted_cases))

@@ -52,7 +52,7 @@ class Candidate:
     def __str__(self) -> str:
         mesh = {"data": self.data, "fsdp": self.fsdp, "tensor": self.tensor}
         micro = f", {self.accumulate} micro-batches" if self.accumulate > 1 else ""
-        return f"{plan_text.axes(mesh)}, remat {self.remat}{micro}"
+        return f"{plan_text.axes_of_mesh(mesh)}, remat {self.remat}{micro}"
 
 
 REMAT_LEVELS: dict[Remat, int] = {"none": 0, "attention": 1, "full": 2}
@@ -63,7 +63,7 @@ RECOMPUTE_FACTOR: dict[Remat, float] = {"none": 1, "attention": 1.25, "full": 4 
 """About how much computation recomputation adds, as a factor."""
 
 
-def search(
+def search_meshes(
     run: run_config.Run,
     mode: Mode,
     target: Target,
@@ -101,7 +101,7 @@ def search(
             before, candidate = len(waiting), waiting.pop(0)
             progress.begin(str(candidate))
             try:
-                plan = plan_cache.plan(candidate.of(run), mode, target, fresh=fresh)
+                plan = plan_cache.cached_plan(candidate.of(run), mode, target, fresh=fresh)
             except BadInput as error:
                 refused, why = refused + 1, str(error)
                 progress.done(1, why)
@@ -152,11 +152,11 @@ def can_skip(candidate: Candidate, tried: Candidate, plan: Plan) -> bool:
 
 def ordered_candidates(run: run_config.Run, mode: Mode, target: Target) -> list[Candidate]:
     """Return all candidates: first those that fit by an estimate, and of these the fastest by it."""
-    device, count = target.published, len(target_devices.devices(target))
+    device, count = target.published, len(target_devices.devices_of_target(target))
     parameters, layers, width = parameter_count(run.model), run.model.layers, run.model.width
     tokens = run.data.batch * run.data.length
     estimates: dict[Candidate, tuple[bool, float]] = {}
-    for candidate in candidates(run, mode, count):
+    for candidate in mesh_candidates(run, mode, count):
         share, rows = candidate.fsdp * candidate.tensor, candidate.data * candidate.fsdp
         state = 16 * parameters / share
         activations = 2 * ACTIVATION_COPIES[candidate.remat] * layers * width * tokens / (rows * candidate.accumulate)
@@ -173,7 +173,7 @@ def ordered_candidates(run: run_config.Run, mode: Mode, target: Target) -> list[
     return sorted(estimates, key=lambda candidate: estimates[candidate])
 
 
-def candidates(run: run_config.Run, mode: Mode, devices: int) -> Iterator[Candidate]:
+def mesh_candidates(run: run_config.Run, mode: Mode, devices: int) -> Iterator[Candidate]:
     """Yield every mesh of the devices that divides heads and rows, with every remat policy and number of micro-batches."""
     remats: tuple[Any, ...] = get_args(Remat) if mode == "train" else (run.model.compute.remat,)
     for fsdp in _divisors(devices):

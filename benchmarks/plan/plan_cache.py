@@ -30,7 +30,7 @@ TRACED = (
 """Libraries other than JAX that programs are built with."""
 
 
-def plan(run: run_config.Run, mode: Mode, target: Target, *, fresh: bool = False) -> Plan:
+def cached_plan(run: run_config.Run, mode: Mode, target: Target, *, fresh: bool = False) -> Plan:
     """Return the plan of a run, from the cache folder if this code and these compilers made it before.
 
     Raises:
@@ -38,7 +38,7 @@ def plan(run: run_config.Run, mode: Mode, target: Target, *, fresh: bool = False
     """
     # The code of a plug-in may change without a new version.
     folder = None if used_plugins(run) else caches.cache_folder("plans")
-    file = folder and folder / f"{key(run, mode, target)}.json"
+    file = folder and folder / f"{plan_key(run, mode, target)}.json"
     if file and not fresh and (before := _read(file)) is not None:
         return before
     computed = plan_record.make_plan(compile_program.compile_run(run, mode, target), run.recipe)
@@ -47,7 +47,7 @@ def plan(run: run_config.Run, mode: Mode, target: Target, *, fresh: bool = False
     return computed
 
 
-def key(run: run_config.Run, mode: Mode, target: Target) -> str:
+def plan_key(run: run_config.Run, mode: Mode, target: Target) -> str:
     """Return a digest of everything that a plan depends on.
 
     That is the run and what it names, the target, this code, and the libraries and compilers with their settings; for CPU targets
@@ -59,9 +59,9 @@ def key(run: run_config.Run, mode: Mode, target: Target) -> str:
     numbers = {name: value for name, value in dataclasses.asdict(run).items() if name not in APART}
     frozen = objectives.objective(run.objective).frozen_config(run)
     others = None if frozen is None else [type(frozen).__module__, dataclasses.asdict(frozen)]
-    versions = plan_record.versions(target.platform) | plan_record.installed_versions(TRACED)
+    versions = plan_record.compiler_versions(target.platform) | plan_record.installed_versions(TRACED)
     flags = {name: value for name, value in os.environ.items() if name in _FLAGS or name.startswith("JAX_")}
-    here = jax_setup.processor() if target.platform == "cpu" else ""
+    here = jax_setup.processor_name() if target.platform == "cpu" else ""
     inputs = [type(run.model).__module__, run.objective, numbers, others, mode, dataclasses.asdict(target), versions, flags, here]
     return hashlib.sha256(f"{_code()} {json.dumps(inputs, sort_keys=True, default=str)}".encode()).hexdigest()[:32]
 

@@ -17,7 +17,7 @@ from train.run.run_dir import replace_atomically
 from zoo.errors import BadInput
 
 
-def plan(
+def run_plan(
     run: run_config.Run, mode: Mode, target: Target, *, named: Collection[str], file: str, fresh: bool, as_json: bool
 ) -> int:
     """Plan a run for a target and print it; return the exit code.
@@ -29,22 +29,22 @@ def plan(
     Raises:
         BadInput: see `mesh_sizes.fit_mesh` and `compile_program.compile_run`; the page cannot be written.
     """
-    run, notice = mesh_sizes.fit_mesh(run, len(target_devices.devices(target)), named)
+    run, notice = mesh_sizes.fit_mesh(run, len(target_devices.devices_of_target(target)), named)
     if notice:
         print(f"! {notice}", file=sys.stderr)
     with ProgressBar(f"compiling for {target.name}", timed=True, quiet=as_json):
-        planned = plan_cache.plan(run, mode, target, fresh=fresh)
+        planned = plan_cache.cached_plan(run, mode, target, fresh=fresh)
     planned = dataclasses.replace(planned, warnings=[*([notice] if notice else []), *planned.warnings])
     if file:
         _write(Path(file), planned)
     if as_json:
         print(json.dumps(planned.plain(), indent=2))
     else:
-        result_tables.show(plan_page.plan_blocks(planned))
+        result_tables.print_blocks(plan_page.plan_blocks(planned))
     return 0
 
 
-def search(
+def run_mesh_search(
     run: run_config.Run,
     mode: Mode,
     target: Target,
@@ -62,11 +62,11 @@ def search(
     """
     from benchmarks.plan import mesh_search
 
-    result = mesh_search.search(run, mode, target, named=named, seconds=60 * minutes, fresh=fresh)
+    result = mesh_search.search_meshes(run, mode, target, named=named, seconds=60 * minutes, fresh=fresh)
     if as_json:
         print(json.dumps([entry.plain() for entry in result.ranked[:top]], indent=2))
     else:
-        result_tables.show(plan_text.search_blocks(result, top))
+        result_tables.print_blocks(plan_text.search_blocks(result, top))
     return 0
 
 

@@ -21,34 +21,34 @@ WORTH = (
 )
 
 
-def report(plan: Plan, form: Form) -> Report:
+def plan_report(plan: Plan, form: Form) -> Report:
     """Return a plan in sections; on a terminal, bars of text show its memory."""
-    fit = f"{plan_text.format_bytes(plan.total)} on a device, {plan_text.verdict(plan)}.{plan_text.excess_sentence(plan)}"
+    fit = f"{plan_text.format_bytes(plan.total)} on a device, {plan_text.plan_verdict(plan)}.{plan_text.excess_sentence(plan)}"
     lead = f"{fit} {plan_text.bound_sentence(plan)}"
     sections: dict[str, list[Block]] = {
-        "What is planned": [plan_text.inputs(plan)],
+        "What is planned": [plan_text.plan_inputs(plan)],
         "Memory of a device": [_memory(plan), plan_text.memory_table(plan, bars=form == "terminal")],
         "Memory of a device in a rollout": [plan_text.rollout_table(plan), plan_text.ROLLOUT_NOTE] if plan.rollout else [],
         "The largest temporaries": [plan_text.large_table(plan)] if plan.large else [],
         "What to try": [plan.advice],
         "A step at the published rates": [plan_text.rates_table(plan), *_roofline(plan)] if plan.products is not None else [],
         "Sent in a step": [plan_text.collectives_table(plan)] if plan.collectives else [],
-        "Warnings": [plan_text.warnings(plan)],
+        "Warnings": [plan_text.plan_warnings(plan)],
     }
     return Report(lead, sections)
 
 
 def plan_blocks(plan: Plan) -> list[result_tables.Block]:
     """Return a plan as the blocks of a terminal."""
-    described = report(plan, "terminal")
-    return [Heading(plan_text.headline(plan)), described.lead, *text_blocks(described), plan_text.provenance(plan)]
+    described = plan_report(plan, "terminal")
+    return [Heading(plan_text.plan_headline(plan)), described.lead, *text_blocks(described), plan_text.plan_provenance(plan)]
 
 
 def render_plan(plan: Plan) -> str:
     """Return a plan as a self-contained HTML file."""
-    described = report(plan, "page")
-    footer = f"{plan_text.provenance(plan)}. {WORTH}"
-    return render_page(plan_text.headline(plan), described.lead, described.sections, footer=footer)
+    described = plan_report(plan, "page")
+    footer = f"{plan_text.plan_provenance(plan)}. {WORTH}"
+    return render_page(plan_text.plan_headline(plan), described.lead, described.sections, footer=footer)
 
 
 def _memory(plan: Plan) -> Figure:

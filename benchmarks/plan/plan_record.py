@@ -128,7 +128,7 @@ def make_plan(program: Program, name: str) -> Plan:
         loops = [f"how often {loop} runs is not known: its memory traffic counts once" for loop in module.unknown_loops()]
         sent = collectives.find_collectives(module, dict(mesh.shape))
         on_chip = target.platform == "tpu"
-        work = flops_and_bytes.work(module, program.calls, mesh.size, products=program.products, on_chip=on_chip)
+        work = flops_and_bytes.device_work(module, program.calls, mesh.size, products=program.products, on_chip=on_chip)
         work = check_flops(program, work, name)
         # On a TPU, temporaries in memory on the chip are not among those of the compiler's report.
         least = flops_and_bytes.least_bytes(module, program.temporaries, target.cache)
@@ -170,7 +170,7 @@ def make_plan(program: Program, name: str) -> Plan:
             *loops,
         ],
         seconds=program.seconds,
-        versions=versions(target.platform),
+        versions=compiler_versions(target.platform),
         gradient=bytes_per_device(program.arguments["parameters"]) if train else 0,
         rollout={what: bytes_per_device(tree) for what, tree in rollout.items()},
     )
@@ -235,7 +235,7 @@ def gather_warnings(sent: Iterable[Collective], program: Program) -> list[str]:
     return list(messages)
 
 
-def versions(platform: str) -> dict[str, str]:
+def compiler_versions(platform: str) -> dict[str, str]:
     """Return the versions of the packages that compiled the program."""
     return installed_versions(("jax", "jaxlib", *{"tpu": ("libtpu",), "gpu": GPU_PACKAGES}.get(platform, ())))
 

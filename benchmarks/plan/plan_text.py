@@ -21,18 +21,18 @@ def search_blocks(result: SearchResult, top: int) -> list[Block]:
     for plan in best:
         times = [_seconds(value) for value in (plan.times.compute, plan.times.memory, plan.times.interconnect)]
         bound = "" if plan.bound is None else f"{plan.bound:.1%}"
-        rows.append((axes(plan.mesh), plan.remat, str(plan.accumulate), format_bytes(plan.total), *times, bound))
+        rows.append((axes_of_mesh(plan.mesh), plan.remat, str(plan.accumulate), format_bytes(plan.total), *times, bound))
     head = ("mesh", "remat", "micro", "holds", "compute", "memory", "interconnect", "MFU bound")
-    title = [Heading(f"{headline(plan)}: the best of {len(result.ranked)} that fit") for plan in best[:1]]
+    title = [Heading(f"{plan_headline(plan)}: the best of {len(result.ranked)} that fit") for plan in best[:1]]
     return [*title, Table(head, rows, words=2), result.summary]
 
 
-def headline(plan: Plan) -> str:
+def plan_headline(plan: Plan) -> str:
     """Return the planned run and its devices in a line."""
     return f"{plan.name}, {plan.mode}, for {plan.devices} x {plan.kind} ({plan.target})"
 
 
-def inputs(plan: Plan) -> dict[str, str]:
+def plan_inputs(plan: Plan) -> dict[str, str]:
     """Return the inputs of a plan, by name."""
     micro = f" in {plan.accumulate} micro-batches" if plan.accumulate > 1 else ""
     rows = f"{plan.batch:,} rows of {plan.length:,} tokens{micro}"
@@ -41,11 +41,11 @@ def inputs(plan: Plan) -> dict[str, str]:
         "attention": ", ".join(plan.attention) or "none",
         **({"experts": ", ".join(plan.experts)} if plan.experts else {}),
         "step": f"{plan.batch:,} tokens, each after {plan.length:,} others" if plan.mode == "decode" else rows,
-        "mesh": axes(plan.mesh),
+        "mesh": axes_of_mesh(plan.mesh),
     }
 
 
-def axes(mesh: dict[str, int]) -> str:
+def axes_of_mesh(mesh: dict[str, int]) -> str:
     """Return a mesh without its axes of one device."""
     return " x ".join(f"{axis}={size}" for axis, size in mesh.items() if size > 1) or "one device"
 
@@ -58,7 +58,7 @@ def memory_parts(plan: Plan) -> dict[str, int]:
     return {**parts, "tiles and program": rest} if rest > 0 else parts
 
 
-def verdict(plan: Plan) -> str:
+def plan_verdict(plan: Plan) -> str:
     """Return whether it fits, in words."""
     if plan.device_memory is None:
         return "no limit is published"
@@ -118,7 +118,7 @@ def bound_text(plan: Plan) -> str:
     return f"about {plan.bound:.1%}" if plan.times.slowest == "memory" else f"{plan.bound:.1%} at most"
 
 
-def warnings(plan: Plan) -> list[str]:
+def plan_warnings(plan: Plan) -> list[str]:
     """Return all warnings of a plan, one in a line."""
     return [*plan.warnings, *(f"the FLOPs of {name} are not counted" for name in plan.unknown)]
 
@@ -188,7 +188,7 @@ def format_decimal(count: int | float) -> str:
     return f"{count:.3g} "
 
 
-def provenance(plan: Plan) -> str:
+def plan_provenance(plan: Plan) -> str:
     """Return the time of the compilation and the compiler's versions."""
     by = ", ".join(f"{name} {version}" for name, version in plan.versions.items())
     return f"traced and compiled in {plan.seconds:.1f} s by {by}"

@@ -129,7 +129,7 @@ def parse_target(name: str) -> Target:
     raise BadInput(f"--target {name or '(none)'}: there is no such target; choose one like {', '.join(examples)}")
 
 
-def prepare(target: Target) -> None:
+def prepare_target(target: Target) -> None:
     """Set this process up before JAX starts, so that it does not look for devices that are not here.
 
     Raises:
@@ -139,7 +139,7 @@ def prepare(target: Target) -> None:
 
     if why := unavailable_reason(target.platform):
         raise BadInput(f"--target {target.name}: {why}")
-    jax_setup.prepare(int(target.size) if target.platform == "cpu" else 1)
+    jax_setup.prepare_jax(int(target.size) if target.platform == "cpu" else 1)
     import jax
 
     # A plan reports the time of compilation and is cached itself.
@@ -155,8 +155,8 @@ def unavailable_reason(platform: Platform) -> str | None:
 
 
 @functools.cache
-def devices(target: Target) -> tuple[Any, ...]:
-    """Return the target's devices, to make a mesh of; call `prepare` first.
+def devices_of_target(target: Target) -> tuple[Any, ...]:
+    """Return the target's devices, to make a mesh of; call `prepare_target` first.
 
     Raises:
         BadInput: the compiler is missing or does not know such a slice; or more CPU devices than this process simulates.
@@ -206,7 +206,7 @@ def simulate_target(target: Target) -> Iterator[None]:
         cudnn.check_compute_capability = lambda least: have >= _capability(least)
         cudnn.is_cuda_compute_capability_equal = lambda other: have == _capability(other)
     try:
-        with jax.default_device(devices(target)[0]):
+        with jax.default_device(devices_of_target(target)[0]):
             yield
     finally:
         cudnn.check_compute_capability, cudnn.is_cuda_compute_capability_equal = before

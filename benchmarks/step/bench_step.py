@@ -11,7 +11,7 @@ from benchmarks.core.guarded_trials import Group, Watch
 from benchmarks.core.options import StepOptions
 from benchmarks.step import measure_model, peer_libraries, step_report
 from benchmarks.step.cases import Case, make_case
-from benchmarks.step.programs import OURS, WAYS, Step, Variant, key, peer_key
+from benchmarks.step.programs import OURS, WAYS, Step, Variant, peer_key, step_key
 from zoo import plugins
 from zoo.configs import Implementation
 from zoo.errors import BadInput
@@ -20,11 +20,11 @@ BUDGET = 20.0
 """Default number of seconds in which rounds of each program are timed."""
 
 
-def resolve_options(options: StepOptions, backend: str) -> StepOptions:
+def resolve_step_options(options: StepOptions, backend: str) -> StepOptions:
     """Return the options with all omitted fields filled in for a machine.
 
     Raises:
-        BadInput: an unknown name, a number that is too small, or options that exclude each other; see `cases`.
+        BadInput: an unknown name, a number that is too small, or options that exclude each other; see `step_cases`.
     """
     if not options.models:
         raise BadInput("bench step: name a model, such as gpt2; zoo models lists them")
@@ -37,11 +37,11 @@ def resolve_options(options: StepOptions, backend: str) -> StepOptions:
     precision = options.precision or (("float32",) if backend == "cpu" else ("bfloat16",))
     budget = None if options.rounds else options.budget or BUDGET
     complete = dataclasses.replace(options, precision=precision, budget=budget)
-    cases(complete)
+    step_cases(complete)
     return complete
 
 
-def cases(options: StepOptions) -> list[Case]:
+def step_cases(options: StepOptions) -> list[Case]:
     """Return the models at their shapes, without duplicates.
 
     Raises:
@@ -51,15 +51,15 @@ def cases(options: StepOptions) -> list[Case]:
     return list(dict.fromkeys(make_case(name, options.mode, dropout=options.dropout, **shape) for name in options.models))
 
 
-def variants(options: StepOptions) -> list[Variant]:
+def step_variants(options: StepOptions) -> list[Variant]:
     """Return all requested ways of computing; the first one is the unit of ratios."""
     values = [getattr(options, name) for name in WAYS]
     return list(dict.fromkeys(Variant(**dict(zip(WAYS, chosen, strict=True))) for chosen in itertools.product(*values)))
 
 
-def unit(options: StepOptions) -> dict[str, Any]:
+def unit_of_ratios(options: StepOptions) -> dict[str, Any]:
     """Return the axes of the cell of each model that is the unit of its ratios."""
-    return {"program": OURS, **dataclasses.asdict(variants(options)[0])}
+    return {"program": OURS, **dataclasses.asdict(step_variants(options)[0])}
 
 
 def _check(options: StepOptions) -> None:
@@ -67,8 +67,8 @@ def _check(options: StepOptions) -> None:
 
     What only some variants refuse is recorded in their cells.
     """
-    for case in cases(options):
-        for variant in variants(options):
+    for case in step_cases(options):
+        for variant in step_variants(options):
             if variant.mesh != "data=1":
                 Step(case, dataclasses.replace(variant, attention="auto"))
 
@@ -76,11 +76,11 @@ def _check(options: StepOptions) -> None:
 def _groups(options: StepOptions, environment: Mapping[str, Any]) -> list[Group]:
     def measure(case: Case, keys: Sequence[dict[str, Any]], watch: Watch) -> Iterator[dict[str, Any]]:
         # All of a model, because its cells are compared with each other.
-        return measure_model.measure(case, variants(options), options, environment, watch)
+        return measure_model.measure_model(case, step_variants(options), options, environment, watch)
 
     groups = []
-    for case in cases(options):
-        keys = [key(case, variant) for variant in variants(options)]
+    for case in step_cases(options):
+        keys = [step_key(case, variant) for variant in step_variants(options)]
         keys += [peer_key(case, *peer) for peer in peer_libraries.requested_peers(options)]
         groups.append(Group(f"{case.size} {case.mode}", keys, functools.partial(measure, case)))
     return groups
@@ -89,11 +89,11 @@ def _groups(options: StepOptions, environment: Mapping[str, Any]) -> list[Group]
 BENCHMARK = bench_command.Benchmark(
     "step",
     "Steps",
-    resolve_options,
+    resolve_step_options,
     _groups,
-    step_report.report,
-    step_report.one_line,
-    unit=unit,
+    step_report.step_report,
+    step_report.step_cells_text,
+    unit=unit_of_ratios,
     dtypes=lambda options: options.precision,
     check=_check,
 )

@@ -117,7 +117,7 @@ def resolve_size_name(name: str) -> str:
     if name in configs.REFUSED:
         configs.find_size(name)
     names = [size for family in configs.families() for size in configs.family(family).SIZES]
-    if name not in names and not plugins.owner("zoo.models", name):
+    if name not in names and not plugins.plugin_owner("zoo.models", name):
         name = next((size for size in names if size.startswith(f"{name}-") and not size.endswith("-nano")), name)
     configs.find_size(name)
     return name

@@ -46,7 +46,7 @@ class Profile:
     """Clocks that were used: "threads" of the host, or "device"."""
 
 
-def profile(program: Callable[[], object], steps: int = 3) -> Profile:
+def profile_program(program: Callable[[], object], steps: int = 3) -> Profile:
     """Run a compiled program under the profiler; the program must return only when its work is done.
 
     Raises:

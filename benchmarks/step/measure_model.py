@@ -21,7 +21,7 @@ from benchmarks.core.peer_process import Peer
 from benchmarks.hlo import hlo_parser
 from benchmarks.step import instruction_times, peer_libraries, programs, time_breakdown
 from benchmarks.step.cases import Case
-from benchmarks.step.programs import Step, Variant, key, peer_key
+from benchmarks.step.programs import Step, Variant, peer_key, step_key
 from train import objectives
 from train.run.hardware import device_peak
 
@@ -46,7 +46,7 @@ class StepTrial(Trial):
     """Seconds of its second step."""
 
 
-def measure(
+def measure_model(
     case: Case, variants: Sequence[Variant], options: StepOptions, environment: Mapping[str, Any], watch: Watch
 ) -> Iterator[dict[str, Any]]:
     """Yield the cells of a model, without the process, each as soon as it is measured.
@@ -56,7 +56,7 @@ def measure(
         environment: of this process.
         watch: notified of every activity.
     """
-    trials = [StepTrial(key(case, variant)) for variant in variants]
+    trials = [StepTrial(step_key(case, variant)) for variant in variants]
     group = _Group(case, options, environment)
     with contextlib.ExitStack() as stack:
         for trial, variant in zip(trials, variants, strict=True):
@@ -83,7 +83,7 @@ def measure(
                 group.profile(trial)
             except Exception as error:
                 # The time is still valid.
-                trial.reason = f"it has no profile: {guarded_trials.first_line(error)}"
+                trial.reason = f"it has no profile: {guarded_trials.error_in_one_line(error)}"
             yield trial.cell()
 
 
@@ -118,13 +118,13 @@ class _Group:
         """Compile one of our variants and take its first steps."""
         step = Step(self.case, variant)
         devices = step.mesh.size if jax.default_backend() == "cpu" else 1
-        guarded_trials.check_memory(step.state_bytes * devices, "its state alone needs")
+        guarded_trials.skip_too_large(step.state_bytes * devices, "its state alone needs")
         spent = step.compile()
         memory = planned_memory(step.compiled)
         trial.columns |= {**spent, **memory}
-        guarded_trials.check_memory(memory["memory"] * devices, "compiled, it needs")
+        guarded_trials.skip_too_large(memory["memory"] * devices, "compiled, it needs")
         if self.params is None:
-            self.params = programs.initial_params(self.case)
+            self.params = programs.case_params(self.case)
         step.start(self.params)
         began = time.perf_counter()
         first = step.run()
@@ -145,8 +145,8 @@ class _Group:
             raise SkipTrial(reason)
         if not self._expected_losses:
             raise SkipTrial("no program of jax-zoo ran that it could be compared with")
-        guarded_trials.check_memory(self._bytes_needed, "together with jax-zoo's programs it is assumed to need")
-        peer_libraries.export(folder, self.case, self.params, self.case.run().optim)
+        guarded_trials.skip_too_large(self._bytes_needed, "together with jax-zoo's programs it is assumed to need")
+        peer_libraries.export_case(folder, self.case, self.params, self.case.run().optim)
         trial.peer = peer = Peer(kind, folder, {"precision": precision})
         built, first, second = peer.begin(), peer.run(), peer.run()
         trial.columns |= {"first_step_seconds": built["seconds"] + first["seconds"], "resident": peer.resident}
@@ -183,7 +183,7 @@ class _Group:
             for trial in taking:
                 if not trial.state:
                     # It took two steps for the comparison; if a step takes seconds, that is warm enough.
-                    more = [] if trial.second > timing.SLOW else timing.warm_up(called[result_files.identity(trial.key)])
+                    more = [] if trial.second > timing.SLOW else timing.warm_up(called[result_files.cell_identity(trial.key)])
                     trial.columns["warm_calls"] = 2 + len(more)
             for trial in taking:
                 # Create the state now, so that no round includes that.
@@ -196,8 +196,8 @@ class _Group:
         self._release_states()
         for trial in selected:
             if trial.program is not None and not trial.state:
-                own = seconds[result_files.identity(trial.key)]
-                trial.columns |= timing.time_columns(own, seconds.get(result_files.identity(trials[0].key)))
+                own = seconds[result_files.cell_identity(trial.key)]
+                trial.columns |= timing.time_columns(own, seconds.get(result_files.cell_identity(trials[0].key)))
                 trial.columns |= self._rates(trial, rates[trial.key["precision"]])
                 if trial.peer is not None:
                     trial.columns["resident"] = trial.peer.resident
@@ -207,7 +207,10 @@ class _Group:
         """Record the time breakdown of a timed program."""
         assert trial.step is not None
         step = self._with_state(trial.step)
-        program, profile = hlo_parser.parse_program(step.compiled.as_text()), instruction_times.profile(step.run, PROFILED)
+        program, profile = (
+            hlo_parser.parse_program(step.compiled.as_text()),
+            instruction_times.profile_program(step.run, PROFILED),
+        )
         breakdown = time_breakdown.break_down(program, profile, training=self.case.mode == "train")
         trial.columns["profile"] = {"plain": trial.columns["seconds"], **breakdown}
 
@@ -244,7 +247,7 @@ class _Group:
         """Return the columns that follow from the time of a step; `rate` is that of matrix products in the same rounds."""
         seconds, peak = trial.columns["seconds"], device_peak(self.environment["device"], trial.key["precision"])
         devices = 1 if trial.step is None else trial.step.mesh.size
-        columns = timing.rate_columns(self.case.tokens, _flops(self.case), seconds, rate, peak, devices)
+        columns = timing.step_rate_columns(self.case.tokens, _flops(self.case), seconds, rate, peak, devices)
         if self.case.mode == "decode":
             read, copied = _reads(self.case, trial.key["precision"]), self.environment["copy_rate"]
             columns |= {

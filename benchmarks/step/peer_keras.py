@@ -15,8 +15,8 @@ from safetensors.numpy import load_file, save_file
 from zoo.runtime import jax_setup
 
 os.environ["KERAS_BACKEND"] = "jax"
-# The same XLA flags as ours, set before JAX starts: without the flag of `jax_setup.prepare` its numbers may be wrong.
-jax_setup.prepare()
+# The same XLA flags as ours, set before JAX starts: without the flag of `jax_setup.prepare_jax` its numbers may be wrong.
+jax_setup.prepare_jax()
 
 Inputs = dict[str, np.ndarray]
 

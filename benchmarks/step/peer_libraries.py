@@ -25,7 +25,7 @@ def requested_peers(settings: Any) -> list[tuple[str, str]]:
     return [(name, precision) for name, precision in pairs if precision == "float32" or PEERS[name].reduced]
 
 
-def export(folder: Path, case: Any, params: Any, optim: Any) -> None:
+def export_case(folder: Path, case: Any, params: Any, optim: Any) -> None:
     """Write the weights, batch and numbers for the peers of a case.
 
     Raises:
@@ -40,4 +40,4 @@ def export(folder: Path, case: Any, params: Any, optim: Any) -> None:
     numbers = {"family": case.model.family, "objective": case.objective, "mode": case.mode, "architecture": architecture}
     numbers["optim"] = peer_process.optimizer_numbers(optim)
     present = {name: array for name, array in arrays.items() if array is not None}
-    peer_process.export(folder, case.config, params, numbers, present)
+    peer_process.export_for_peers(folder, case.config, params, numbers, present)

@@ -25,7 +25,7 @@ from zoo.errors import BadInput, require
 from zoo.generation.decode_loop import decoding_params
 from zoo.generation.split_layers import split_cache
 from zoo.models import Model
-from zoo.nn.task_heads import predictions
+from zoo.nn.task_heads import predicting_states
 from zoo.precision import DTYPES
 
 
@@ -85,14 +85,14 @@ WAYS = tuple(field.name for field in dataclasses.fields(Variant))
 """Options of a variant, in the order of its name."""
 
 
-def key(case: Case, variant: Variant, program: str = OURS) -> dict[str, Any]:
+def step_key(case: Case, variant: Variant, program: str = OURS) -> dict[str, Any]:
     """Return the key of a cell."""
     return {**case.axes, "program": program, **dataclasses.asdict(variant)}
 
 
 def peer_key(case: Case, name: str, precision: str) -> dict[str, Any]:
     """Return the key of a cell of a peer, which has its own way of computing."""
-    return key(case, Variant(precision=precision, layers="", attention=""), name)
+    return step_key(case, Variant(precision=precision, layers="", attention=""), name)
 
 
 class Step:
@@ -177,14 +177,14 @@ class StepParts:
     """Parameters -> the state before the first step."""
 
 
-def initial_params(case: Case) -> Any:
+def case_params(case: Case) -> Any:
     """Return fresh float32 parameters of a case on the first device; they are the same for every variant."""
     return jax.block_until_ready(jax.jit(case.model.init)(jax.random.key(0)))
 
 
 def _train(step: Step) -> StepParts:
     run, model, mesh = step.run_config, step.model, step.mesh
-    objective, tx = objectives.objective(run.objective)(), optim.optimizer(run.optim)
+    objective, tx = objectives.objective(run.objective)(), optim.make_optimizer(run.optim)
     shapes = state_init.abstract_state(run, model, tx, mesh)
     inner = make_step(run, model, objective, tx, step.dtype)
 
@@ -217,7 +217,7 @@ def _inference(step: Step) -> StepParts:
         return jax.tree.map(lambda leaf: jnp.array(leaf, step.dtype, copy=True), params)
 
     shapes = jax.eval_shape(model.init, jax.random.key(0))
-    partitions = sharding.shardings(step.mesh, shapes, model.definition.sharding)
+    partitions = sharding.leaf_shardings(step.mesh, shapes, model.definition.sharding)
     shapes = jax.tree.map(lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, step.dtype, sharding=where), shapes, partitions)
     return StepParts(step=step_function, shapes=shapes, batch=step.case.arrays(), fresh=cast)
 
@@ -237,7 +237,7 @@ def _decode(step: Step) -> StepParts:
 
     def step_function(state: Any, batch: Batch) -> tuple[Any, jax.Array]:
         out = model.apply(state["params"], batch, cache=dataclasses.replace(state["cache"], at=jnp.int32(last)))
-        logits = model.unembed(state["params"], predictions(out, batch)[:, -1]).astype(jnp.float32)
+        logits = model.unembed(state["params"], predicting_states(out, batch)[:, -1]).astype(jnp.float32)
         nats = jax.nn.logsumexp(logits, -1) - logits[:, TARGET_TOKEN]
         return {"params": state["params"], "cache": out.cache}, nats.mean()
 

@@ -7,10 +7,17 @@ from typing import Any
 from benchmarks.core import result_tables
 from benchmarks.core.result_files import Results
 from benchmarks.core.result_page import Form, Report, timed_sentence
-from benchmarks.core.result_tables import format_number, gigabytes, merge_processes, percentiles_text, seconds_text, timed_cells
+from benchmarks.core.result_tables import (
+    format_bytes,
+    format_number,
+    merge_processes,
+    percentiles_text,
+    seconds_text,
+    timed_cells,
+)
 from benchmarks.step import time_breakdown
 from benchmarks.step.programs import OURS, WAYS
-from eval.pages.charts import INK, MUTED, ONE, THREE, TWO, Figure, format_thousands, ticks
+from eval.pages.charts import INK, MUTED, ONE, THREE, TWO, Figure, format_thousands, tick_locator
 from eval.pages.html_page import Block, Table
 
 USUAL = {"remat": "none", "precision": "float32", "attention": "auto", "mesh": "data=1"}
@@ -50,15 +57,19 @@ PROFILE_HEAD = ("part", *(f"{direction}, ms" for direction in time_breakdown.DIR
 INSTRUCTION_HEAD = ("Does", "Part", "", "Comes from", "Shape", "ms", "runs", "threads")
 
 
-def report(results: Results, form: Form) -> Report:
+def step_report(results: Results, form: Form) -> Report:
     """Return the report; on a terminal with a narrower table, and as text without single instructions."""
     models, sections = cells_by_model(results.cells), dict[str, Sequence[Block]]()
     for title, cells in models.items():
         titles = list(column_titles(cells[0]["key"]["mode"]))
         if form == "terminal":
             titles[3] = "spread"
-        rows = [table_row(cell, narrow=form == "terminal") for cell in cells]
-        sections[title] = [_ratios(title, cells), Table(titles, rows, words=2), result_tables.notes(cells, name_of)]
+        rows = [step_table_row(cell, narrow=form == "terminal") for cell in cells]
+        sections[title] = [
+            _ratios(title, cells),
+            Table(titles, rows, words=2),
+            result_tables.missing_cell_reasons(cells, name_of),
+        ]
         for cell in cells:
             if "profile" in cell:
                 name = f"{title}, {name_of(cell['key'])}"
@@ -68,13 +79,13 @@ def report(results: Results, form: Form) -> Report:
     return Report(timed_sentence(results, "programs"), sections, _tiles(models))
 
 
-def one_line(cells: Sequence[Mapping[str, Any]]) -> str:
+def step_cells_text(cells: Sequence[Mapping[str, Any]]) -> str:
     """Return the cells of a model in one line, for the progress display."""
     measured = [cell for cell in cells if cell["state"] != "skipped"]
     texts = []
     for cell in measured:
         ratio = f" ({cell['ratio']:.2f})" if cell.get("ratio") else ""
-        texts.append(f"{name_of(cell['key'])} {table_row(cell)[2]}{ratio}")
+        texts.append(f"{name_of(cell['key'])} {step_table_row(cell)[2]}{ratio}")
     return "; ".join(texts) or "nothing runs here"
 
 
@@ -102,12 +113,12 @@ def name_of(key: Mapping[str, Any]) -> str:
 
 
 def column_titles(mode: str) -> tuple[str, ...]:
-    """Return the titles of the columns of `table_row`."""
+    """Return the titles of the columns of `step_table_row`."""
     bounds = READING if mode == "decode" else PRODUCTS
     return ("program", "way", "time", "20-80 %", "over unit", "tokens/s", *bounds, "memory", "compile", "first step")
 
 
-def table_row(cell: Mapping[str, Any], *, narrow: bool = False) -> list[str]:
+def step_table_row(cell: Mapping[str, Any], *, narrow: bool = False) -> list[str]:
     """Return a row of a table: see `column_titles`.
 
     Args:
@@ -115,7 +126,7 @@ def table_row(cell: Mapping[str, Any], *, narrow: bool = False) -> list[str]:
     """
     program, _, way = name_of(cell["key"]).partition(", ")
     seconds = (format_number(cell.get(column), ".1f") for column in ("compile_seconds", "first_step_seconds"))
-    tail = [gigabytes(cell.get("memory", cell.get("resident"))), *seconds]
+    tail = [format_bytes(cell.get("memory", cell.get("resident"))), *seconds]
     if cell["state"] != "timed":
         row = [program, way, "-" if cell["state"] == "skipped" else cell["state"].upper()]
         row += [""] * (len(column_titles(cell["key"]["mode"])) - len(row) - len(tail))
@@ -125,7 +136,7 @@ def table_row(cell: Mapping[str, Any], *, narrow: bool = False) -> list[str]:
         row += [format_number(cell["ratio"], ".2f"), f"{cell['tokens_per_s']:,.0f}"]
         if cell["key"]["mode"] == "decode":
             speed, share = format_number(cell.get("bytes_per_s"), ".1f", 1e9), format_number(cell.get("of_copy_rate"), ".0%")
-            row += [gigabytes(cell.get("bytes")), speed, share]
+            row += [format_bytes(cell.get("bytes")), speed, share]
         else:
             row += [format_number(cell.get("mfu") or cell.get("of_matrix_rate"), ".0%")]
     return [value or DASH for value in (*row, *tail)]
@@ -247,5 +258,5 @@ def _categories(axes: Any, names: Sequence[str]) -> None:
     axes.invert_yaxis()
     axes.grid(visible=False, axis="y")
     axes.grid(visible=True, axis="x")
-    axes.xaxis.set_major_locator(ticks(6))
+    axes.xaxis.set_major_locator(tick_locator(6))
     axes.xaxis.set_major_formatter(format_thousands)

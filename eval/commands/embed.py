@@ -56,7 +56,7 @@ def run_embed(model: ModelOptions, source: Texts, *, pool: Pool, normalize: bool
         for text, vector in zip(texts, vectors, strict=True):
             terminal_output.write_output(_line(text, vector))
     else:
-        terminal_output.write_output(table(texts, vectors, terminal_output.terminal_width()))
+        terminal_output.write_output(similarity_table(texts, vectors, terminal_output.terminal_width()))
     return 0
 
 
@@ -88,12 +88,12 @@ def embed(
     return vectors
 
 
-def table(texts: Sequence[Text], vectors: Float32[np.ndarray, "N D"], columns: int | None) -> str:
+def similarity_table(texts: Sequence[Text], vectors: Float32[np.ndarray, "N D"], columns: int | None) -> str:
     """Return the numbered texts and the cosine similarity of every two of them; a text longer than a line is cut."""
     unit = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), SMALLEST)
     numbers = range(1, len(texts) + 1)
     listed = [
-        f"{number:>{NUMBER}}  {terminal_output.excerpt(text, 0, 0, columns and columns - NUMBER - 2)}"
+        f"{number:>{NUMBER}}  {terminal_output.text_excerpt(text, 0, 0, columns and columns - NUMBER - 2)}"
         for number, (_, text) in zip(numbers, texts, strict=True)
     ]
     head = " " * NUMBER + "".join(f"{number:>{COSINE}}" for number in numbers)
@@ -157,7 +157,7 @@ class _Pooled:
         assert batch.segments is not None
         hidden = model.apply(params, batch).hidden.astype(jnp.float32)
         if self.pool == "cls":
-            vectors = task_heads.summaries(Output(hidden=hidden), batch)[:, 0]
+            vectors = task_heads.sequence_summaries(Output(hidden=hidden), batch)[:, 0]
         else:
             is_token = (batch.segments > 0)[..., None]
             vectors = jnp.where(is_token, hidden, 0).sum(1) / is_token.sum(1)

@@ -8,7 +8,7 @@ import jax
 
 from eval.tasks.held_out.scorers import scorer
 from train import objectives
-from train.checkpoints.manifest import compare
+from train.checkpoints.manifest import manifest_differences
 from train.config import run_config
 from train.engine import device_mesh
 from train.inputs import run_inputs
@@ -49,7 +49,7 @@ def run_eval(path: str, *, step: int | None, batch: int, stride: int, mesh: run_
         data = objectives.objective(cfg.objective).extend_scored_inputs(of_batch, devices, data, cache, progress=progress)
     with ProgressBar(f"loading {folder.path}", quiet=quiet):
         params, _, meta = restore_params(folder.path, cfg, devices, step)
-    if changed := compare({name: meta[name] for name in data.fingerprints() if name in meta}, data.fingerprints()):
+    if changed := manifest_differences({name: meta[name] for name in data.fingerprints() if name in meta}, data.fingerprints()):
         raise BadInput(f"{folder.path} was trained on other data: {'; '.join(changed)}; restore its files")
     rows = data.scored_rows(cfg, stride or max(1, cfg.data.length // 2))
     build = run_inputs.builder(cfg, data)
@@ -57,7 +57,7 @@ def run_eval(path: str, *, step: int | None, batch: int, stride: int, mesh: run_
         options: dict[str, Any] = {"batch": batch, "dtype": DTYPES[cfg.precision], "progress": progress}
         measured = scorer(cfg, model, devices, data, rows, build, **options)(params)
     if jax.process_index() == 0:
-        for line in [*plugin_notices(path), *metric_definitions.notices(measured.record())]:
+        for line in [*plugin_notices(path), *metric_definitions.score_notices(measured.record())]:
             print(f"! {printable(line)}", file=sys.stderr)
         record = measured.record()
         for name in sorted(record, key=lambda name: name != cfg.selection.metric):

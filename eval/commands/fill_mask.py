@@ -64,24 +64,24 @@ def run_fill_mask(model: ModelOptions, source: Texts, *, top: int, targets: Sequ
         as_json: print a JSON object for each mask.
 
     Raises:
-        BadInput: see `train.weights.load.load_model`, `encoder_runner.read_texts` and `fill`.
+        BadInput: see `train.weights.load.load_model`, `encoder_runner.read_texts` and `fill_masks`.
     """
     require(top >= 1, "top", top, "choose 1 or more words")
     require(all(map(str.strip, targets)), "targets", "''", "write a word")
     texts = encoder_runner.read_texts(source)
     _masks(texts)
     encoder = Encoder.of(model.load(), batch=model.batch, dtype=model.dtype())
-    filled = fill(encoder, texts, top=top, targets=targets, truncate=source.truncate, quiet=as_json)
+    filled = fill_masks(encoder, texts, top=top, targets=targets, truncate=source.truncate, quiet=as_json)
     for number, mask in enumerate(filled, 1):
         if as_json:
             terminal_output.write_output(json.dumps(mask_record(mask), ensure_ascii=False) + "\n")
         else:
             title = f"--- mask {number} of {len(filled)}\n" if len(filled) > 1 else ""
-            terminal_output.write_output(title + table(mask, terminal_output.terminal_width()))
+            terminal_output.write_output(title + candidates_table(mask, terminal_output.terminal_width()))
     return 0
 
 
-def fill(
+def fill_masks(
     encoder: Encoder, texts: Sequence[Text], *, top: int, targets: Sequence[str] = (), truncate: bool = False, quiet: bool = False
 ) -> list[FilledMask]:
     """Return the `top` most likely entries, or the `targets`, for every mask of the texts, in order, most likely first.
@@ -116,18 +116,18 @@ def fill(
     return [results[number] for number in range(len(masks))]
 
 
-def table(filled: FilledMask, columns: int | None) -> str:
+def candidates_table(filled: FilledMask, columns: int | None) -> str:
     """Return a mask's candidates as lines of at most `columns` columns; longer texts are cut around the mask."""
     names = [json.dumps(candidate.token, ensure_ascii=False) for candidate in filled.candidates]
     name_width = max(len("token"), *map(terminal_output.cell_len, names))
     text_width = columns and max(20, columns - len("probability") - name_width - 4)
     lines = [
-        terminal_output.excerpt(filled.text, filled.start, filled.end, columns),
+        terminal_output.text_excerpt(filled.text, filled.start, filled.end, columns),
         f"probability  {'token':<{name_width}}  text",
     ]
     for name, candidate in zip(names, filled.candidates, strict=True):
         padding = " " * (name_width - terminal_output.cell_len(name))
-        text = terminal_output.excerpt(candidate.text, candidate.start, candidate.end, text_width)
+        text = terminal_output.text_excerpt(candidate.text, candidate.start, candidate.end, text_width)
         lines.append(f"{_number(candidate.probability):>11}  {name}{padding}  {text}")
     return "\n".join(lines) + "\n"
 
@@ -231,7 +231,7 @@ class _TopEntries:
     """Ids to compute probabilities of; empty: the most likely ones."""
 
     def __call__(self, model: Model, params: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
-        hidden = task_heads.predictions(model.apply(params, batch), batch)
+        hidden = task_heads.predicting_states(model.apply(params, batch), batch)
         probabilities = jax.nn.softmax(model.unembed(params, hidden), axis=-1)[:, 0]
         if not self.ids:
             best = jax.lax.top_k(probabilities[:, : self.entries], self.top)

@@ -72,7 +72,7 @@ def _prompts(source: Prompts, decoding: Decoding) -> tuple[list[str], Decoding]:
     if not source.examples:
         return list(source.prompt), decoding
     template = _unescaped(source.template)
-    shot = texts.few_shot(texts.read_examples(source.examples, template), template, texts.parse_query(source.query))
+    shot = texts.few_shot(texts.read_template_fields(source.examples, template), template, texts.parse_query(source.query))
     if shot.stop and not decoding.stop:
         decoding = dataclasses.replace(decoding, stop=(shot.stop,))
     # A space before the answer belongs to its first token; choices are encoded together with their prompt and keep it.

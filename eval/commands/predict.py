@@ -140,7 +140,7 @@ def predict(
     Each is a dict with the keys that `eval.prediction.prediction_records` lists for the kind of the model.
 
     Args:
-        files: see `train.data.unlabelled_reader.read_examples`; instead of `texts`.
+        files: see `train.data.unlabelled_reader.read_unlabelled_examples`; instead of `texts`.
         texts: texts, sentences (words between spaces) or questions.
         pair: the second text of each text, for a model of pairs.
         context: the text that the questions are about, for a model of answers or choices.
@@ -152,7 +152,7 @@ def predict(
         batch: rows computed at a time; it affects results only through rounding.
         dtype: dtype of the arithmetic.
         null_threshold: see `eval.prediction.prediction_records.of_example`.
-        with_text: see `eval.prediction.prediction_records.record`.
+        with_text: see `eval.prediction.prediction_records.prediction_record`.
 
     Raises:
         BadInput: a model without a head for labels, texts or options that do not fit its kind, files that cannot be read, or a
@@ -174,7 +174,7 @@ def predict(
     counts, columns = ReadCounts(), functools.partial(table_columns, subject, **settings)
     _check(objective, reading, texts=texts, pair=pair, context=context, options=options, null_threshold=null_threshold)
     if texts:
-        items: Iterable[UnlabelledExample] = unlabelled_reader.texts(
+        items: Iterable[UnlabelledExample] = unlabelled_reader.examples_of_texts(
             objective, texts, pair=pair, context=context or "", options=options
         )
         names = columns(files=False, pair=pair is not None)
@@ -184,11 +184,11 @@ def predict(
             require(present, "files", name, "no such file")
         labels = getattr(subject.model.config, "labels", ())
         options_of_reading: dict[str, Any] = {"line": line, "labels": labels, "skip_bad": labelled.skip_bad, "counts": counts}
-        items = unlabelled_reader.read_examples(objective, files, reading, **options_of_reading)
+        items = unlabelled_reader.read_unlabelled_examples(objective, files, reading, **options_of_reading)
         several, has_pair = unlabelled_reader.are_several(files), bool(getattr(reading, "pair", ""))
         names = columns(files=True, several=several, pair=has_pair)
     if run is None:
-        return Predictions(names, reward_predictor.predict(subject, items, batch=batch, dtype=dtype, **settings), counts)
+        return Predictions(names, reward_predictor.predict_rewards(subject, items, batch=batch, dtype=dtype, **settings), counts)
     run = dataclasses.replace(run, options=dataclasses.replace(run.options, labelled=reading))
     predictor = Predictor.of(subject, run, batch=batch, dtype=dtype, null_threshold=null_threshold, **settings)
     return Predictions(names, predictor.predict(items), counts)

@@ -11,13 +11,13 @@ from typing import Any
 import jax
 
 from eval.report import report
-from eval.task_data_files import digest
+from eval.task_data_files import digest_data_files
 from eval.tasks import task_table
 from eval.tasks.task import Result, Settings
 from train.config import run_config
 from train.engine import device_mesh
 from train.run.item_outcomes import write_outcomes
-from train.run.metric_definitions import notices
+from train.run.metric_definitions import score_notices
 from train.run.progress_display import ProgressBar
 from train.run.result_files import read_result
 from train.run.run_dir import RunDir, is_run, write_json
@@ -85,7 +85,7 @@ def run_task(
             "metrics": result.metrics,
             "examples": result.examples,
             "details": {**result.details, "files": list(files), **_plugin(task), **({"adapter": adapter} if adapter else {})},
-            "fingerprint": fingerprint(files, settings, result),
+            "fingerprint": task_fingerprint(files, settings, result),
             "tokenizer": subject.tokenizer.fingerprint,
             "per_token": list(task_to_score.per_token),
             **({"limit": settings.limit} if settings.limit else {}),
@@ -105,14 +105,17 @@ def run_task(
                 write_outcomes(RunDir(where), name, result.outcomes)
             write_json(RunDir(where).evaluations, {**previous, name: entry})
             report.write_report(where)
-        for line in [*(f"{name}: {result.details[name]}" for name in LEFT if name in result.details), *notices(result.metrics)]:
+        for line in [
+            *(f"{name}: {result.details[name]}" for name in LEFT if name in result.details),
+            *score_notices(result.metrics),
+        ]:
             print(f"! {printable(line)}", file=sys.stderr)
         content = {"task": task, "model": subject.name, **entry}
-        print(json.dumps(content, indent=2) if as_json else printable_lines(table(result, settings.limit)), flush=True)
+        print(json.dumps(content, indent=2) if as_json else printable_lines(task_result_text(result, settings.limit)), flush=True)
     return 0
 
 
-def fingerprint(files: Sequence[str], settings: Settings, result: Result) -> dict[str, Any]:
+def task_fingerprint(files: Sequence[str], settings: Settings, result: Result) -> dict[str, Any]:
     """Return what determines the items that a task is scored on, as JSON: only scores with equal fingerprints are compared.
 
     It has the digest of the files, the options that differ from their defaults, and the `items` of the result. It omits options
@@ -124,10 +127,10 @@ def fingerprint(files: Sequence[str], settings: Settings, result: Result) -> dic
     for options_of in (values, defaults):
         del options_of["labelled"]["named"]
     options = {name: values[name] for name in names if values[name] != defaults[name]}
-    return {"files": digest(files), "settings": json.loads(json.dumps(options)), "items": result.items}
+    return {"files": digest_data_files(files), "settings": json.loads(json.dumps(options)), "items": result.items}
 
 
-def table(result: Result, limit: int = 0) -> str:
+def task_result_text(result: Result, limit: int = 0) -> str:
     """Return a result as plain text: the tables of numbers among its details, its metrics, and the limit on examples."""
     tables = {name: rows for name, rows in result.details.items() if _is_table(rows) and not _is_text(rows)}
     blocks = [_lines(name, rows) for name, rows in tables.items()]

@@ -23,7 +23,7 @@ def terminal_width() -> int | None:
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
-def excerpt(text: str, start: int, end: int, width: int | None) -> str:
+def text_excerpt(text: str, start: int, end: int, width: int | None) -> str:
     """Return a text on one line of at most `width` columns (None: any), around its characters [start, end); … marks omissions."""
     line = re.sub(r"\s", " ", text)
     if width is None or cell_len(line) <= width:

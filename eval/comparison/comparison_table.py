@@ -18,8 +18,8 @@ from rich.table import Table
 from rich.text import Text
 
 from eval.comparison.run_results import format_scientific, unlike_text
-from eval.comparison.seed_statistics import CONFIDENCE, Comparison, ComparisonRow, Estimate, compare
-from eval.comparison.task_scores import find_metric
+from eval.comparison.seed_statistics import CONFIDENCE, Comparison, ComparisonRow, Estimate, compare_runs
+from eval.comparison.task_scores import find_task_metric
 from eval.pages.terminal_tables import Column, plain_console, terminal_table
 from train.run import metric_definitions
 from train.run.costs import NAMES
@@ -62,16 +62,20 @@ def run_compare(paths: Sequence[str], *, unequal: bool, as_json: bool, metric: S
         metric: metrics to compare; empty: all that the runs share.
 
     Raises:
-        BadInput: see `seed_statistics.compare`.
+        BadInput: see `seed_statistics.compare_runs`.
     """
-    comparison = compare(paths, unequal=unequal, metric=metric)
-    for line in () if as_json else (*comparison.unequal, *notices(comparison.rows)):
+    comparison = compare_runs(paths, unequal=unequal, metric=metric)
+    for line in () if as_json else (*comparison.unequal, *comparison_notices(comparison.rows)):
         print(f"! {printable(line)}", file=sys.stderr, flush=True)
-    print(json.dumps(record(comparison), indent=2) + "\n" if as_json else render(comparison), end="", flush=True)
+    print(
+        json.dumps(comparison_record(comparison), indent=2) + "\n" if as_json else render_comparison(comparison),
+        end="",
+        flush=True,
+    )
     return 0
 
 
-def record(comparison: Comparison) -> dict[str, Any]:
+def comparison_record(comparison: Comparison) -> dict[str, Any]:
     """Return a comparison as JSON: rows with the value of every run, the means, and half the width of each interval.
 
     Costs are means over the runs of a row; those in `total_costs` include the ancestors of each run.
@@ -103,12 +107,12 @@ def record(comparison: Comparison) -> dict[str, Any]:
         "metrics": comparison.metrics,
         "confidence": CONFIDENCE,
         "unequal": comparison.unequal,
-        "notices": notices(comparison.rows),
+        "notices": comparison_notices(comparison.rows),
         "rows": rows,
     }
 
 
-def render(comparison: Comparison, width: int | None = None) -> str:
+def render_comparison(comparison: Comparison, width: int | None = None) -> str:
     """Return a comparison as text, styled if stdout is a terminal.
 
     Args:
@@ -134,10 +138,10 @@ def render(comparison: Comparison, width: int | None = None) -> str:
     return "".join(f"{line.rstrip()}\n" for line in text.get().splitlines())
 
 
-def notices(rows: Sequence[ComparisonRow]) -> list[str]:
+def comparison_notices(rows: Sequence[ComparisonRow]) -> list[str]:
     """Return reasons to doubt the comparison: runs that learned nothing, missing parents, unequal text in equal budgets."""
     runs = [run for row in rows for run in row.runs]
-    learned = [f"{run.path}: {line}" for run in runs for line in metric_definitions.notices(run.scores)]
+    learned = [f"{run.path}: {line}" for run in runs for line in metric_definitions.score_notices(run.scores)]
     return [*learned, *(line for run in runs for line in run.notices()), *unlike_text(runs)]
 
 
@@ -213,7 +217,7 @@ def _estimates(metric: str, estimates: Sequence[Estimate], layout: TableLayout, 
 
     Differences have a `sign`, and if 0 is outside the interval, a star and a colour: green is better.
     """
-    definition = find_metric(metric)
+    definition = find_task_metric(metric)
     starred = [bool(sign) and estimate.clear for estimate in estimates]
     means = _aligned([definition.show(estimate.mean, sign) for estimate in estimates])
     halves = _aligned(["" if estimate.half is None else definition.show(estimate.half) for estimate in estimates])

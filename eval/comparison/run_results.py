@@ -161,7 +161,7 @@ def refuse_incomparable(runs: Sequence[FinishedRun]) -> None:
             raise BadInput(f"{other.path} was scored on other targets than {first.path}: {'; '.join(changed)}; {fix}")
 
 
-def unequal_budgets(runs: Sequence[FinishedRun], *, held_out: bool = True) -> list[str]:
+def unequal_run_budgets(runs: Sequence[FinishedRun], *, held_out: bool = True) -> list[str]:
     """Return a line for each budget or count that should be equal between runs and is not.
 
     Args:

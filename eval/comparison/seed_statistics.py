@@ -98,7 +98,7 @@ class Comparison:
     """Lines about metrics that should be equal and are not."""
 
 
-def compare(paths: Sequence[str], *, unequal: bool = False, metric: Sequence[str] = ()) -> Comparison:
+def compare_runs(paths: Sequence[str], *, unequal: bool = False, metric: Sequence[str] = ()) -> Comparison:
     """Read, check and summarize runs; rows are in the order in which their first runs are named.
 
     Raises:
@@ -113,7 +113,7 @@ def compare(paths: Sequence[str], *, unequal: bool = False, metric: Sequence[str
     if held_out:
         run_results.refuse_incomparable(runs)
     metrics = _metrics(runs, metric)
-    unequal_lines = run_results.unequal_budgets(runs, held_out=held_out)
+    unequal_lines = run_results.unequal_run_budgets(runs, held_out=held_out)
     if unequal_lines and not unequal:
         raise BadInput(f"{'; '.join(unequal_lines)}; make them equal, or add --unequal to compare them as they are")
     groups = _groups(runs)

@@ -28,7 +28,7 @@ class TaskScore:
     step: int | None
     """Step of the checkpoint that was scored."""
     fingerprint: dict[str, Any]
-    """Digest of the files, and the options that decide the scored items (`eval.commands.run_task.fingerprint`); may be empty."""
+    """Digest of the files, and the options that decide the scored items (`run_task.task_fingerprint`); may be empty."""
     tokenizer: str
     """Fingerprint of the model's tokenizer."""
     per_token: tuple[str, ...]
@@ -54,7 +54,7 @@ def is_task_metric(name: str) -> bool:
     return "/" in name
 
 
-def find_metric(name: str) -> Metric:
+def find_task_metric(name: str) -> Metric:
     """Return the presentation of a metric; a task's metric in neither table has no better direction."""
     task, _, metric = name.rpartition("/")
     plain = METRICS.get(metric) or OWN.get(metric)

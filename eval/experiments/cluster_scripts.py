@@ -12,7 +12,7 @@ from eval.experiments.grid import Grid, Node
 SECONDS_TO_SAVE = 120
 
 
-def command(node: Node, folder: Path) -> str:
+def node_command(node: Node, folder: Path) -> str:
     """Return the command of a node as a line of a shell; it can be run in any folder."""
     return f"cd {shlex.quote(str(folder.resolve()))} && {shlex.join(['zoo', *node.argv])}"
 
@@ -22,7 +22,7 @@ def command_lines(grid: Grid, folder: Path) -> list[str]:
     lines = []
     for number, nodes in enumerate(grid.levels()):
         lines.append(f"# level {number}: {len(nodes)} commands, in any order and at the same time")
-        lines += [command(node, folder) for node in nodes]
+        lines += [node_command(node, folder) for node in nodes]
     return lines
 
 

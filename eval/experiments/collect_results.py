@@ -31,14 +31,14 @@ def write_results(grid: Grid, registration: Mapping[str, Any], folder: Path) -> 
     """Write experiment.json and its pages, each atomically, and return the content of experiment.json."""
     from eval.experiments.page import render_html, render_markdown
 
-    result = json.loads(json.dumps(collect(grid, registration, folder)))
+    result = json.loads(json.dumps(collect_results(grid, registration, folder)))
     write_json(folder / JSON, result)
     write_text(folder / HTML, render_html(result))
     write_text(folder / MARKDOWN, render_markdown(result))
     return result
 
 
-def collect(grid: Grid, registration: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+def collect_results(grid: Grid, registration: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """Return the content of experiment.json."""
     experiment = grid.experiment
     if experiment.judge is None:
@@ -117,7 +117,7 @@ def read_cell(node: Node, row: str, folder: Path, *, is_control: bool = False) -
 def cell_status(node: Node, folder: Path, scores: Mapping[str, float | int], *, is_control: bool = False) -> str:
     """Return "done", "missing", "failed", "diverged" or "did not learn"; the control is not expected to learn."""
     if not node_status.is_done(node, folder):
-        reason = node_status.failure(node, folder)
+        reason = node_status.node_failure(node, folder)
         return "diverged" if node_status.DIVERGED in reason else "failed" if reason else "missing"
     if any(not math.isfinite(value) for value in scores.values()):
         return "diverged"
@@ -196,7 +196,7 @@ def _budget(grid: Grid, cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         for seed in grid.seeds:
             chain = [node for node in grid.chain(row, seed) if not node.task]
             if rule == "input_tokens":
-                spent: list[float | int | None] = [grid_checks.positions(node) for node in chain]
+                spent: list[float | int | None] = [grid_checks.input_positions(node) for node in chain]
             else:
                 by_node = {(cell["run"], cell["stage"]): cell["costs"][rule] for cell in cells}
                 spent = [by_node[node.run, node.stage] for node in chain]
@@ -206,7 +206,7 @@ def _budget(grid: Grid, cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         values[row] = statistics.mean(sums) if sums else None
     measured = {row: value for row, value in values.items() if value is not None and row != grid.experiment.control}
     slack = TEXT_SLACK if rule == "text_tokens" else grid_checks.SLACK
-    lines = grid_checks.unequal_budgets(measured, grid_checks.groups_of(grid), grid_checks.budget_unit(rule), slack)
+    lines = grid_checks.unequal_budgets(measured, grid_checks.row_groups(grid), grid_checks.budget_unit(rule), slack)
     return {"rule": rule, "values": values, "note": "; ".join(lines)}
 
 
@@ -235,7 +235,7 @@ def _failures(grid: Grid, folder: Path, cells: Sequence[Mapping[str, Any]]) -> l
     lines = []
     for cell in cells:
         if cell["status"] in ("failed", "diverged") and (
-            reason := node_status.failure(nodes[cell["stage"], cell["run"]], folder)
+            reason := node_status.node_failure(nodes[cell["stage"], cell["run"]], folder)
         ):
             lines.append(f"{cell['run']}, {cell['stage']}: {reason}")
     return lines

@@ -47,7 +47,7 @@ def node_cost(node: Node, flops: float) -> Cost:
     return Cost(steps=run.steps, input_tokens=tokens, flops=run.steps * flops, overhead=START + node.seconds)
 
 
-def costs(grid: Grid) -> dict[str, Cost]:
+def node_costs(grid: Grid) -> dict[str, Cost]:
     """Return the cost of every node by its name. Runs that differ in their seed alone are computed once."""
     configs = {node.run: node.config for node in grid.nodes if not node.task}
     return {node.name: node_cost(node, 0.0 if node.task else step_flops(node.config, configs)) for node in grid.nodes}

@@ -19,7 +19,7 @@ POLL = 0.5
 """Seconds between two looks at the parent."""
 
 
-def follow(parent: int) -> None:
+def die_with_parent(parent: int) -> None:
     """Make this process end when `parent`, which started it, ends."""
     killed_by_kernel = False
     if sys.platform == "linux":
@@ -42,6 +42,6 @@ def _watch(parent: int) -> None:
 
 
 if __name__ == "__main__":
-    follow(int(sys.argv[1]))
+    die_with_parent(int(sys.argv[1]))
     sys.argv = ["zoo", *sys.argv[2:]]
     runpy.run_module("zoo.cli", run_name="__main__", alter_sys=True)

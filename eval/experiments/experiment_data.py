@@ -116,16 +116,16 @@ def folder_digest(folder: Path) -> str:
 def write_files(files: Files, folder: Path) -> None:
     """Write the embedded corpus and the generated task files below an experiment's folder, unless the user's are used."""
     if not Path(files.train).is_absolute() and not (folder / files.valid / "text.jsonl").exists():
-        training, held_out = corpus.split(TextData())
+        training, held_out = corpus.split_corpus(TextData())
         for name, documents in ((files.train, training), (files.valid, held_out)):
-            lines = (json.dumps({"text": text}) + "\n" for text in texts(documents))
+            lines = (json.dumps({"text": text}) + "\n" for text in document_texts(documents))
             _write(folder / name / "text.jsonl", lines)
     if not Path(files.tasks).is_absolute() and not (folder / files.tasks / "multi30k" / "done").exists():
-        training, _ = corpus.split(TextData())
-        _write_tasks(folder / files.tasks, " ".join(texts(training)))
+        training, _ = corpus.split_corpus(TextData())
+        _write_tasks(folder / files.tasks, " ".join(document_texts(training)))
 
 
-def texts(documents: Documents) -> Iterator[str]:
+def document_texts(documents: Documents) -> Iterator[str]:
     """Yield the text of each document, its chunks joined."""
     chunks: list[str] = []
     for document in documents:

@@ -37,10 +37,10 @@ def check_grid(grid: Grid, costs: Callable[[], Mapping[str, Cost]]) -> None:
         by_node = costs()
         check_budgets(grid, {name: cost.flops for name, cost in by_node.items()}, "FLOPs")
     elif grid.experiment.budget == "input_tokens":
-        check_budgets(grid, {node.name: positions(node) for node in grid.nodes}, "input tokens")
+        check_budgets(grid, {node.name: input_positions(node) for node in grid.nodes}, "input tokens")
 
 
-def positions(node: Node) -> int:
+def input_positions(node: Node) -> int:
     """Return the positions of the inputs of all training steps of a node, padding included; 0 for an evaluation."""
     return 0 if node.task else node.config.steps * node.config.data.batch * node.config.data.length
 
@@ -54,7 +54,7 @@ def check_budgets(grid: Grid, spent: Mapping[str, float | int], unit: str) -> No
     Raises:
         BadInput: names two rows and their budgets.
     """
-    for line in unequal_budgets(row_budgets(grid, spent), groups_of(grid), unit):
+    for line in unequal_budgets(row_budgets(grid, spent), row_groups(grid), unit):
         raise BadInput(f"experiment {grid.experiment.name}: {line}; change the steps of one")
 
 
@@ -64,7 +64,7 @@ def row_budgets(grid: Grid, spent: Mapping[str, float | int]) -> dict[str, float
     return {row: sum(spent[node.name] for node in grid.chain(row, grid.seeds[0])) for row in rows}
 
 
-def groups_of(grid: Grid) -> dict[str, str]:
+def row_groups(grid: Grid) -> dict[str, str]:
     """Return the group of each row."""
     return {row.name: row.group for row in grid.experiment.rows}
 

@@ -86,7 +86,7 @@ def run_missing(grid: Grid, folder: Path) -> list[str]:
         _run_nodes(grid, engine)
     lines = []
     for node in grid.nodes:
-        if not node_status.is_done(node, folder) and (message := node_status.failure(node, folder)):
+        if not node_status.is_done(node, folder) and (message := node_status.node_failure(node, folder)):
             lines.append(f"{node.name} failed: {message}; see {node_status.log_file(node, folder)}")
     return lines
 

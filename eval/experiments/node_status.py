@@ -65,7 +65,7 @@ def note_failure(node: Node, folder: Path, message: str) -> None:
         path.unlink(missing_ok=True)
 
 
-def failure(node: Node, folder: Path) -> str:
+def node_failure(node: Node, folder: Path) -> str:
     """Return why a node failed the last time that it was tried; "" if it did not."""
     path = folder / LOGS / f"{node.name}.failed"
     return read_regular(path, LARGEST_JSON).decode(errors="replace").strip() if path.exists() else ""

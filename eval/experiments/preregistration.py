@@ -42,7 +42,7 @@ def registration_of(grid: Grid) -> dict[str, Any]:
     return {"hash": digest, "changed": [], **content}
 
 
-def register(grid: Grid, folder: Path) -> dict[str, Any]:
+def register_grid(grid: Grid, folder: Path) -> dict[str, Any]:
     """Write the registration of a grid into its folder, unless it has one, and return the registration that is in force.
 
     It has the claims of the grid, and in `changed` the ids of those that differ from the registered ones.

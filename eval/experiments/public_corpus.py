@@ -20,7 +20,7 @@ ADDRESSES = 20
 """Number of held-out addresses, which are the last ones."""
 
 
-def build(sources: Path, target: Path) -> str:
+def build_corpus(sources: Path, target: Path) -> str:
     """Write the corpus and return its digest.
 
     Raises:
@@ -70,7 +70,7 @@ def main(argv: Sequence[str]) -> int:
         stdio.write_error("two folders are needed: python -m eval.experiments.public_corpus SOURCES TARGET")
         return 2
     try:
-        print(build(Path(argv[0]), Path(argv[1])))
+        print(build_corpus(Path(argv[0]), Path(argv[1])))
     except (BadInput, OSError) as error:
         stdio.write_error(str(error))
         return 2

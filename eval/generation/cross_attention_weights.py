@@ -1,6 +1,6 @@
 """Attention of an encoder-decoder's decoder over the source, for each token that it generates.
 
-It is averaged over layers and heads; `eval.report.run_charts.alignment` draws it.
+It is averaged over layers and heads; `eval.report.run_charts.attention_chart` draws it.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from zoo.batch import Batch
 from zoo.models import Model
 
 
-def weights(
+def cross_attention_weights(
     model: Model, params: Any, source: Integer[np.ndarray, " S"], written: Integer[np.ndarray, " T"], start: int
 ) -> Float[np.ndarray, "T S"]:
     """Return the mean attention weights of each token of a text over the tokens of its source; each row sums to 1.
@@ -40,7 +40,7 @@ def weights(
     return np.mean([layer.mean(0) for layer in crossing], axis=0)[:, : len(source)]
 
 
-def record(
+def cross_attention_record(
     model: Model, params: Any, tokenizer: Tokenizer, source: Integer[np.ndarray, " S"], written: Sequence[int]
 ) -> dict[str, Any]:
     """Return {"source", "text", "weights"} as JSON.
@@ -49,5 +49,5 @@ def record(
     """
     assert tokenizer.text_special_tokens is not None
     start, ids = tokenizer.text_special_tokens.pad, np.append(np.asarray(written, np.int32), tokenizer.end_of_text)
-    mean_weights = weights(model, params, source, ids, start)
+    mean_weights = cross_attention_weights(model, params, source, ids, start)
     return {"source": tokenizer.entries(source), "text": tokenizer.entries(ids), "weights": mean_weights.round(4).tolist()}

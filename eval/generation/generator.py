@@ -242,7 +242,7 @@ class Generator:
             prompts, numbers = device_mesh.shard_batch(local_prompts, self.mesh, rows), np.zeros((2, rows), np.uint32)
             numbers[:, : len(texts)] = np.array([(text.number, text.sample) for text in texts]).T
             arguments = (self._params, prompts, np.uint32(decoding.seed), numbers)
-            for sampled in decode_loop.continuation(decoder, decoding.sampling, *arguments, limit=limit, chunk=chunk):
+            for sampled in decode_loop.decode_continuation(decoder, decoding.sampling, *arguments, limit=limit, chunk=chunk):
                 self._take(texts, sampled)
                 yield
                 if all(text.ended for text in texts):
@@ -265,7 +265,7 @@ class Generator:
             local = device_mesh.local_rows(self.mesh, rows)
             local_prompts = jax.tree.map(lambda leaf: leaf[local], self._prompts(several, slots, rows))
             prompts = device_mesh.shard_batch(local_prompts, self.mesh, rows)
-            results = decode_loop.search(decoder, decoding.search, limit, self._params, prompts)
+            results = decode_loop.decode_beams(decoder, decoding.search, limit, self._params, prompts)
         tokens, scores, finite = jax.device_get(results)
         for number, text in enumerate(texts):
             row, sample = divmod(number, decoding.samples)

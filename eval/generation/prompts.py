@@ -44,7 +44,7 @@ def few_shot(examples: Sequence[Mapping[str, str]], template: str, query: Mappin
     return FewShot(text="".join(_fill(parts, example) for example in examples) + question, stop=after)
 
 
-def read_examples(path: str | Path, template: str) -> list[dict[str, str]]:
+def read_template_fields(path: str | Path, template: str) -> list[dict[str, str]]:
     """Read the template's fields from each line of a .jsonl file; blank lines are skipped, numbers become text.
 
     Raises:

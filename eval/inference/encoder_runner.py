@@ -61,14 +61,14 @@ def read_texts(texts: Texts) -> list[Text]:
     """Read the texts in the options, or those of all files.
 
     Raises:
-        BadInput: see `eval.task_data_files.files` and `train.data.text_files.nonblank_lines`.
+        BadInput: see `eval.task_data_files.find_data_files` and `train.data.text_files.nonblank_lines`.
     """
     if texts.texts:
         single = len(texts.texts) == 1
         return [Text("--text" if single else f"--text {number}", text) for number, text in enumerate(texts.texts, 1)]
     lines = []
     for name in texts.files:
-        for file in [STDIN] if name == "-" else task_data_files.files([name], (".txt",)):
+        for file in [STDIN] if name == "-" else task_data_files.find_data_files([name], (".txt",)):
             lines += [Text(where, line) for where, line in nonblank_lines(file)]
     return lines
 

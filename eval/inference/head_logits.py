@@ -23,7 +23,7 @@ def logits_loop(model: Model, mesh: Mesh, objective: str, dtype: np.dtype) -> Ba
 
 
 def _sequence_logits(model: Model, params: Any, batch: Batch) -> Float[Array, "B O"]:
-    return model.sequence_logits(params, task_heads.summaries(model.apply(params, batch), batch))[:, 0]
+    return model.sequence_logits(params, task_heads.sequence_summaries(model.apply(params, batch), batch))[:, 0]
 
 
 def _token_logits(model: Model, params: Any, batch: Batch) -> Float[Array, "B T O"]:

@@ -128,5 +128,5 @@ def _token_nll(model: Model, params: Any, batch: Batch) -> tuple[jax.Array]:
 
 
 def _nll(model: Model, params: Any, batch: Batch, targets: Any) -> jax.Array:
-    hidden = task_heads.predictions(model.apply(params, batch), batch)
+    hidden = task_heads.predicting_states(model.apply(params, batch), batch)
     return token_losses(lambda states: model.unembed(params, states), hidden, targets, vocabulary=model.config.vocab)

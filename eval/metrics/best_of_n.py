@@ -11,7 +11,7 @@ def powers_of_two(samples: int) -> list[int]:
     return [1 << power for power in range(samples.bit_length())]
 
 
-def groups_of(numbers: Float64[np.ndarray, "P N"], n: int) -> Float64[np.ndarray, "G n"]:
+def prompt_groups(numbers: Float64[np.ndarray, "P N"], n: int) -> Float64[np.ndarray, "G n"]:
     """Return the numbers of N responses to each of P prompts in groups of n; those of an incomplete group are left out."""
     return numbers[:, : numbers.shape[1] // n * n].reshape(-1, n)
 

@@ -67,8 +67,8 @@ def draw_svg(draw: Callable[[Any], None], size: tuple[float, float], label: str,
         figure = Figure(figsize=size, layout="constrained")
         axes = figure.add_subplot()
         axes.margins(x=0.01)
-        axes.xaxis.set_major_locator(ticks(8 if size == WIDE else 5, integer=True))
-        axes.yaxis.set_major_locator(ticks(6))
+        axes.xaxis.set_major_locator(tick_locator(8 if size == WIDE else 5, integer=True))
+        axes.yaxis.set_major_locator(tick_locator(6))
         axes.xaxis.set_major_formatter(format_thousands)
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axes.tick_params(length=0)
@@ -89,7 +89,7 @@ def draw_svg(draw: Callable[[Any], None], size: tuple[float, float], label: str,
     return Markup(f'<svg{name} {view[0]} role="img" aria-label="{label}"><title>{label}</title>{content}')
 
 
-def ticks(count: int, integer: bool = False) -> Any:
+def tick_locator(count: int, integer: bool = False) -> Any:
     """Return a locator of at most about `count` round values."""
     from matplotlib.ticker import MaxNLocator
 

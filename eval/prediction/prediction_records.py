@@ -1,8 +1,8 @@
 """Predictions of a fine-tuned model for one example, from its logits, as dicts that are written as JSON.
 
-`record` puts before each: `index`, the number of the example from 0; `file`, if several are read; `line`, the number of its line
-in the file (the first of several; of its row in .parquet and data sets), and `id`, if it has them; and on request its texts. In
-place of a prediction, an example that is malformed or too long has `error`, if such examples are not refused.
+`prediction_record` puts before each: `index`, the number of the example from 0; `file`, if several are read; `line`, the number
+of its line in the file (the first of several; of its row in .parquet and data sets), and `id`, if it has them; and on request its
+texts. In place of a prediction, an example that is malformed or too long has `error`, if such examples are not refused.
 
 - classes of texts: `label`, the most likely one, and `probabilities` of all;
 - labels of texts that may have several: `labels`, those of probability 0.5 or more, and `probabilities` of all;
@@ -72,7 +72,9 @@ def of_example(
     raise TypeError(type(example).__name__)
 
 
-def record(index: int, item: UnlabelledExample, prediction: Prediction | BadInput, *, with_text: bool = False) -> Prediction:
+def prediction_record(
+    index: int, item: UnlabelledExample, prediction: Prediction | BadInput, *, with_text: bool = False
+) -> Prediction:
     """Return a prediction, or the error of the example, after the number, the place and the id of the example.
 
     Args:

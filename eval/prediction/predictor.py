@@ -46,7 +46,7 @@ class Predictor:
     skip_bad: bool = False
     """Predict `error` for an example that is malformed or longer than a row; otherwise it is raised."""
     with_text: bool = False
-    """See `eval.prediction.prediction_records.record`."""
+    """See `eval.prediction.prediction_records.prediction_record`."""
     _frequent: set[tuple[int, int]] = dataclasses.field(default_factory=set, init=False)
     """Shapes of rows that have filled a batch."""
 
@@ -79,7 +79,7 @@ class Predictor:
                 for number, values in self._predictions(params, rows):
                     results[numbers[number]] = values
             for number, item in enumerate(chunk):
-                yield prediction_records.record(index + number, item, results[number], with_text=self.with_text)
+                yield prediction_records.prediction_record(index + number, item, results[number], with_text=self.with_text)
             index += len(chunk)
 
     @functools.cached_property

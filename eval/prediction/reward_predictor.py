@@ -37,7 +37,7 @@ def file_options(subject: Loaded, labelled: Labelled, *, length: int) -> Labelle
     return with_labelled(None if subject.run is None else subject.run.options, "classification", labelled).labelled
 
 
-def predict(
+def predict_rewards(
     subject: Loaded,
     items: Iterable[UnlabelledExample],
     *,
@@ -71,7 +71,7 @@ def predict(
                 raise
             results = [_score_or_error(scores, item.example) for item in chunk]
         for number, (item, result) in enumerate(zip(chunk, results, strict=True), index):
-            yield prediction_records.record(number, item, result, with_text=with_text)
+            yield prediction_records.prediction_record(number, item, result, with_text=with_text)
         index += len(chunk)
 
 

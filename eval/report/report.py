@@ -125,12 +125,12 @@ def _sentence(
     if judged:
         steps = f"{last:,}{planned if last < run.steps else ''} steps {amount}"
         whose = name if best is None else f"{name}, as it was at step {best:,}, its best validation,"
-        summary = metric_definitions.summary(judged, selected=run.selection.metric)
+        summary = metric_definitions.score_summary(judged, selected=run.selection.metric)
         return f"After {steps}, {whose} reaches {summary} on its held-out data."
     reached = f"{name} has taken {last:,}{planned} steps, {amount}"
     if not valid:
         return f"{reached}; no validation yet, and no final score."
-    summary = metric_definitions.summary(valid[-1], selected=run.selection.metric)
+    summary = metric_definitions.score_summary(valid[-1], selected=run.selection.metric)
     return f"{reached}; its validation at step {valid[-1]['step']:,} gave {summary}. There is no final score."
 
 
@@ -140,7 +140,7 @@ def _curves(path: Path, run: Run, train: Sequence[Any], valid: Sequence[Any], ma
         return []
     rollout = getattr(run.options, "rollout", None)
     best_of_n = rollout_texts.best_of_n(RunDir(path).rollouts, rollout.samples) if rollout else []
-    return [Plots(run_charts.curves(train, valid, marked, best_of_n, run.selection.metric))]
+    return [Plots(run_charts.run_curves(train, valid, marked, best_of_n, run.selection.metric))]
 
 
 def _tiles(run: Run, train: Sequence[Any], valid: Sequence[Any], judged: Mapping[str, Number]) -> list[tuple[str, str]]:
@@ -183,7 +183,7 @@ def _score_table(scores: Mapping[str, Any]) -> list[Block]:
         title = metric.title if metric else key[:1].upper() + key[1:].replace("_", " ")
         note = metric.note if metric else COUNTED.get(key, "")
         rows.append((title, content, note))
-    doubts = [f"{line[0].upper()}{line[1:]}." for line in metric_definitions.notices(scores)]
+    doubts = [f"{line[0].upper()}{line[1:]}." for line in metric_definitions.score_notices(scores)]
     return [Table((), rows, notes=1), *doubts]
 
 
@@ -234,7 +234,7 @@ def _samples(samples: Mapping[str, Any]) -> list[Block]:
             "How much attention each token of the first of these texts, a row, pays to each token of its source, a column; the "
             "mean over layers and heads."
         )
-        blocks += [lead, run_charts.alignment(samples["alignment"])]
+        blocks += [lead, run_charts.attention_chart(samples["alignment"])]
     return blocks
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from eval.metrics.best_of_n import groups_of, kl_bound, powers_of_two
+from eval.metrics.best_of_n import kl_bound, powers_of_two, prompt_groups
 from eval.pages.html_page import Block, Sample
 from eval.pages.value_text import format_number
 from zoo.errors import BadInput
@@ -51,7 +51,7 @@ def best_of_n(folder: Path, samples: int) -> list[tuple[float, float]]:
         return []
     rewards = np.array([float(response["reward"]) for response in _responses(file)])
     groups = rewards[: len(rewards) // samples * samples].reshape(-1, samples)
-    return [(kl_bound(n), float(groups_of(groups, n).max(1).mean())) for n in powers_of_two(samples)] if len(groups) else []
+    return [(kl_bound(n), float(prompt_groups(groups, n).max(1).mean())) for n in powers_of_two(samples)] if len(groups) else []
 
 
 def _rollout(file: Path, samples: int, steps: int) -> list[Block]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from eval.pages.charts import INK, MUTED, ONE, THREE, TWO, Figure, format_thousands, ticks
+from eval.pages.charts import INK, MUTED, ONE, THREE, TWO, Figure, format_thousands, tick_locator
 from eval.pages.html_page import Cell, HeatMap
 from train.run import metric_definitions
 from train.run.metric_definitions import METRICS
@@ -27,7 +27,7 @@ class MarkedSteps:
     """The step of the best checkpoint, if that is not the last one."""
 
 
-def curves(
+def run_curves(
     train: Sequence[Any],
     valid: Sequence[Any],
     marked: MarkedSteps,
@@ -54,7 +54,7 @@ def curves(
     return figures
 
 
-def alignment(attention: Mapping[str, Any]) -> HeatMap:
+def attention_chart(attention: Mapping[str, Any]) -> HeatMap:
     """Return the attention of a text over its source, as in Bahdanau et al. 2015, figure 3.
 
     The weights are those of `eval.generation.cross_attention_weights`. There is a row for each token of the text and a column for
@@ -167,7 +167,7 @@ def _frontier(rollouts: Sequence[Any], best_of_n: Sequence[tuple[float, float]])
         if best_of_n:
             bounds, best = zip(*best_of_n, strict=True)
             axes.plot(np.sqrt(bounds), best, "o", color=TWO, markersize=4)
-        axes.xaxis.set_major_locator(ticks(5))
+        axes.xaxis.set_major_locator(tick_locator(5))
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
 
     words = f"from {rewards[0]:.4g} at {distances[0]:.4g} to {rewards[-1]:.4g} at {distances[-1]:.4g}"
@@ -218,7 +218,7 @@ def _throughput(train: Sequence[Any], marked: MarkedSteps) -> Figure:
             right.yaxis.set_major_formatter(lambda value, _: f"{value:g}%" if value else "")
             right.spines["right"].set_visible(False)
             right.tick_params(length=0)
-            right.yaxis.set_major_locator(ticks(4))
+            right.yaxis.set_major_locator(tick_locator(4))
 
     title = "Tokens a second" + ("; right: MFU" if one_scale else "")
     return _figure(title, [_describe("Tokens a second", steps, rate)], draw, marked, outside=outside)

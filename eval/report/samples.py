@@ -38,7 +38,7 @@ class Beginning(NamedTuple):
     """Ids that follow, up to the end of the document at most."""
 
 
-def of_run(file: Path, model: Model, params: Any, mesh: Mesh, data: Any, **how: Any) -> None:
+def write_run_samples(file: Path, model: Model, params: Any, mesh: Mesh, data: Any, **how: Any) -> None:
     """Call `write_samples` with a run's held-out text if its model continues texts, else `write_pairs` or `write_responses`.
 
     Preferences have no samples.
@@ -52,7 +52,7 @@ def of_run(file: Path, model: Model, params: Any, mesh: Mesh, data: Any, **how: 
         write_samples(file, model, params, mesh, data.tokenizer, data.held_out, **how)
 
 
-def preview(model: Model, params: Any, mesh: Mesh, data: Any, *, length: int, dtype: Any) -> str:
+def preview_continuation(model: Model, params: Any, mesh: Mesh, data: Any, *, length: int, dtype: Any) -> str:
     """Return the beginning of a held-out text and the model's continuation of it, on one line, to be shown during training.
 
     It is empty if the model continues no texts, or if the text is too short. Every process calls this. The arguments are those of
@@ -60,7 +60,7 @@ def preview(model: Model, params: Any, mesh: Mesh, data: Any, *, length: int, dt
     """
     if not model.generates or model.is_encoder_decoder or not isinstance(data.held_out, Tokens):
         return ""
-    pieces = beginnings(data.held_out, data.tokenizer, length, 1)
+    pieces = held_out_beginnings(data.held_out, data.tokenizer, length, 1)
     if not pieces:
         return ""
     decoding = Decoding(limit=min(_continuation(length), PREVIEW), seed=SEED, sampling=Sampling(temperature=TEMPERATURE))
@@ -104,7 +104,7 @@ def write_samples(
         BadInput: the model's logits are not finite.
     """
     samples = []
-    if pieces := beginnings(held_out, tokenizer, length, count):
+    if pieces := held_out_beginnings(held_out, tokenizer, length, count):
         decoding = Decoding(limit=_continuation(length), seed=SEED, sampling=Sampling(temperature=TEMPERATURE))
         generator = Generator(model, params, mesh, tokenizer, dtype=dtype, batch=count)
         generated_texts = generator.generate([piece.prompt for piece in pieces], decoding)
@@ -141,7 +141,9 @@ def write_pairs(
     if mesh.devices.size == 1:
         # Computed once more for the first sample; with dense attention, so not over a mesh.
         source = rows.sides[chosen[0]].source
-        content["alignment"] = cross_attention_weights.record(model, params, data.tokenizer, source, generated[0].ids)
+        content["alignment"] = cross_attention_weights.cross_attention_record(
+            model, params, data.tokenizer, source, generated[0].ids
+        )
     if jax.process_index() == 0:
         write_json(file, content)
 
@@ -175,7 +177,7 @@ def write_responses(
         write_json(file, {"step": step, "pairs": True, "samples": samples})
 
 
-def beginnings(held_out: Tokens, tokenizer: Tokenizer, length: int, count: int = 4) -> list[Beginning]:
+def held_out_beginnings(held_out: Tokens, tokenizer: Tokenizer, length: int, count: int = 4) -> list[Beginning]:
     """Return at most `count` evenly spaced beginnings of documents, or of words within documents if these are too few.
 
     A prompt ends before a word, if possible, and fits into a row of `length` tokens together with its continuation. The list is

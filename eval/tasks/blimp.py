@@ -91,10 +91,10 @@ def score_pairs(subject: Loaded, pairs: Sequence[Pair], settings: Settings, prog
     for pair, outcome in zip(pairs, right, strict=True):
         outcomes.setdefault((pair.phenomenon, pair.paradigm), []).append(outcome)
     by_pair = Outcomes.of((pair.where for pair in pairs), np.array(right), np.array(nats[::2]))
-    return dataclasses.replace(summary(outcomes), outcomes=by_pair)
+    return dataclasses.replace(blimp_summary(outcomes), outcomes=by_pair)
 
 
-def summary(outcomes: Mapping[tuple[str, str], Sequence[float]]) -> Result:
+def blimp_summary(outcomes: Mapping[tuple[str, str], Sequence[float]]) -> Result:
     """Return the metrics from the outcomes of pairs (0, 1/2 or 1), by (phenomenon, paradigm)."""
     paradigms = {key: _row(*mean_and_error(values), len(values)) for key, values in outcomes.items()}
     phenomena = {

@@ -37,7 +37,7 @@ from train.config.find_objective import with_labelled
 from train.config.objectives import ClassificationOptions
 from train.config.run_config import Run
 from train.data import labelled_reader
-from train.inputs.labelled_inputs import LabelledRows, rows_of
+from train.inputs.labelled_inputs import LabelledRows, rows_of_labels
 from train.objectives import objective
 from train.rows.example_rows import Advice
 from train.weights.load import Loaded
@@ -84,8 +84,8 @@ def score_labelled_files(subject: Loaded, names: tuple[str, ...], settings: Sett
     chosen = _glue_metrics(settings.argument, objective_name, labels, multi_label=cfg.multi_label)
     run = run_for(subject, objective_name, settings)
     malformed: list[str] = []
-    examples, _ = labelled_reader.read_examples(objective_name, names, Data(), run.options.labelled, malformed)
-    rows = rows_of(first(examples, settings.limit), run, subject.tokenizer, Advice("choose a longer --length"))
+    examples, _ = labelled_reader.read_labelled_examples(objective_name, names, Data(), run.options.labelled, malformed)
+    rows = rows_of_labels(first(examples, settings.limit), run, subject.tokenizer, Advice("choose a longer --length"))
     if subject.run is None and not settings.length:
         rows = _shortened(rows)
     build = objective(objective_name).builder(run, subject.tokenizer, _unread)

@@ -31,7 +31,7 @@ from train.data import corpus
 from train.data.corpus import Document, Documents
 from train.objectives import causal
 from train.rows import lm_rows
-from train.rows.token_cache import Tokens, prepare
+from train.rows.token_cache import Tokens, tokenize_documents
 from train.weights.load import Loaded
 from zoo.errors import BadInput, require
 from zoo.runtime import caches
@@ -44,9 +44,9 @@ def read_documents(names: Sequence[str], settings: Settings) -> Documents:
     """Read the documents of all files, each checked once.
 
     Raises:
-        BadInput: see `train.data.corpus.documents`.
+        BadInput: see `train.data.corpus.read_documents`.
     """
-    return corpus.documents(names, TextData(field=settings.field), settings.limit)
+    return corpus.read_documents(names, TextData(field=settings.field), settings.limit)
 
 
 def score_perplexity(subject: Loaded, documents: Documents, settings: Settings, progress: Progress) -> Result:
@@ -74,11 +74,11 @@ def score_perplexity(subject: Loaded, documents: Documents, settings: Settings, 
     require(1 <= stride <= length, "stride", stride, f"choose 1 to {length} tokens, or 0 for half a row")
     token_bytes = np.zeros(model.config.vocab, np.int64)
     token_bytes[: tokenizer.vocab_size] = tokenizer.token_bytes()
-    tokens = prepare(documents, tokenizer, caches.cache_dir() / "text")
+    tokens = tokenize_documents(documents, tokenizer, caches.cache_dir() / "text")
     rows = RowsToScore(
         model=model,
         mesh=mesh,
-        rows=lm_rows.windows(tokens, length, stride),
+        rows=lm_rows.stream_windows(tokens, length, stride),
         build=causal.build,
         batch=settings.batch,
         dtype=settings.dtype,
@@ -166,7 +166,7 @@ def tokens_of(documents: Documents, subject: Loaded) -> Tokens:
     Raises:
         BadInput: they have none.
     """
-    tokens = prepare(documents, subject.tokenizer, caches.cache_dir() / "text")
+    tokens = tokenize_documents(documents, subject.tokenizer, caches.cache_dir() / "text")
     if len(tokens.ids) == documents.count:
         raise BadInput("--files: they have no tokens, only white space; write some text")
     return tokens

@@ -56,7 +56,7 @@ def read_preference_pairs(names: Sequence[str], settings: Settings) -> list[Pref
     """
     options = from_labelled("preference", settings.labelled).labelled
     require(not options.truncate, "labelled.truncate", True, "this task does not truncate prompts; leave the option out")
-    examples, _ = labelled_reader.read_examples("preference", tuple(names), Data(), options)
+    examples, _ = labelled_reader.read_labelled_examples("preference", tuple(names), Data(), options)
     return first([item for item in examples if isinstance(item, Preference)], settings.limit)
 
 

@@ -29,7 +29,7 @@ from jaxtyping import Float64
 from eval.inference.batch_loop import Progress
 from eval.inference.completion_scores import response_log_probs
 from eval.inference.sampled_responses import sample_responses
-from eval.metrics.best_of_n import groups_of, kl_bound, powers_of_two
+from eval.metrics.best_of_n import kl_bound, powers_of_two, prompt_groups
 from eval.metrics.standard_error import mean_and_error
 from eval.tasks.task import Result, Settings, Task, first, shown_numbers
 from train.config.data_options import Data
@@ -64,7 +64,7 @@ def read_prompts(names: Sequence[str], settings: Settings) -> list[Prompt]:
     else:
         fix = "responses are sampled and nothing judges them; name a judge, or a --rollout.reference"
         require(bool(settings.rollout.reference), "rollout.reward", "", fix)
-    examples, _ = labelled_reader.read_examples("policy_gradient", tuple(names), Data(), Prompts())
+    examples, _ = labelled_reader.read_labelled_examples("policy_gradient", tuple(names), Data(), Prompts())
     prompts = first([item for item in examples if isinstance(item, Prompt)], settings.limit)
     check_columns(prompts)
     return prompts
@@ -152,10 +152,10 @@ def best_of(
     """
     table = {}
     for n in powers_of_two(total.shape[1]):
-        grouped = groups_of(total, n)
+        grouped = prompt_groups(total, n)
         best, row = grouped.argmax(1)[:, None], {"reward": float(grouped.max(1).mean())}
         for name, numbers in values.items():
-            of_chosen = np.take_along_axis(groups_of(numbers, n), best, 1)
+            of_chosen = np.take_along_axis(prompt_groups(numbers, n), best, 1)
             row[name] = float(of_chosen.mean())
             if name in shares:
                 row[f"{name} > 1/2"] = float((of_chosen > math.log(0.5)).mean())
@@ -170,7 +170,7 @@ def _rows(subject: Loaded, prompts: Sequence[Prompt], tokens: int, reference: Lo
         BadInput: a prompt is too long, or spells a special token.
     """
     unlimited = 1 << 30
-    rows, _ = prompt_rows.encode_rows(prompts, subject.tokenizer, subject.model.config, Prompts(), unlimited, tokens)
+    rows, _ = prompt_rows.encode_prompt_rows(prompts, subject.tokenizer, subject.model.config, Prompts(), unlimited, tokens)
     longest = max(rows, key=lambda row: len(row.prompt))
     size = len(longest.prompt)
     needed = max(size, tokens) if subject.model.is_encoder_decoder else size + tokens

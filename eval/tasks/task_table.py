@@ -45,8 +45,8 @@ def check_task(name: str) -> None:
     """
     first = name.partition(":")[0]
     if plugins.find_plugin("zoo.tasks", first, TASKS) is None and first not in TASKS:
-        near = difflib.get_close_matches(first, [*TASKS, *plugins.names("zoo.tasks")], n=1, cutoff=0.0)[0]
-        choices = ", ".join([*TASKS, *plugins.described("zoo.tasks")])
+        near = difflib.get_close_matches(first, [*TASKS, *plugins.plugin_names("zoo.tasks")], n=1, cutoff=0.0)[0]
+        choices = ", ".join([*TASKS, *plugins.described_plugins("zoo.tasks")])
         raise BadInput(f"--task {name}: no task has this name; the nearest is {near} (all: {choices})")
 
 

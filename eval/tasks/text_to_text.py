@@ -60,7 +60,7 @@ def read_text_pairs(names: Sequence[str], settings: Settings) -> list[Pair | Dia
     options = from_labelled("text_to_text", settings.labelled).labelled
     tables = options.format != "auto"
     if tables or any(Path(name).is_dir() or Path(name).suffix.lower() in TABLES or ":" in name for name in names):
-        pairs = labelled_reader.read_examples("text_to_text", tuple(names), Data(), options)[0]
+        pairs = labelled_reader.read_labelled_examples("text_to_text", tuple(names), Data(), options)[0]
         return first(pairs, settings.limit)  # pyright: ignore[reportReturnType]
     require(len(names) == 2, "files", " ".join(names), "give two parallel files, SOURCE TARGET, or tables")
     return first(list(parallel(names[:1], names[1:], options, "--files")), settings.limit)

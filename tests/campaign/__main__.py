@@ -19,7 +19,7 @@ from tests.campaign.all_rows import ROWS
 from tests.campaign.row_types import CannotRun, Outcome, Row, Task, verdict
 from tests.campaign.suite_rows import SUITE_ROWS, SuiteRow, count, run_tests
 from train.run import matmul_rate
-from train.run.metrics_file import versions
+from train.run.metrics_file import software_versions
 from train.run.provenance import read_provenance
 from train.run.run_dir import write_json, write_text
 from zoo.errors import BadInput
@@ -31,10 +31,10 @@ JSON, MARKDOWN, HTML = "campaign.json", "campaign.md", "campaign.html"
 
 def machine() -> dict[str, Any]:
     """Return what the counts depend on: the machine, the versions and the date."""
-    rate = matmul_rate.measure(jnp.float32)
+    rate = matmul_rate.measure_matmul_rate(jnp.float32)
     facts = {"date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()), "cores": os.cpu_count()}
     facts |= {"float32 matrix products": f"{rate / 1e9:.0f} GFLOP/s", "load at the start": f"{os.getloadavg()[0]:.1f}"}
-    return facts | versions() | {"commit": read_provenance().get("commit", "")}
+    return facts | software_versions() | {"commit": read_provenance().get("commit", "")}
 
 
 def record(row: Row | SuiteRow, goal: int, outcome: Outcome, seconds: float, reason: str = "") -> dict[str, Any]:

@@ -89,7 +89,7 @@ def token_stores(task: Task, outcome: Outcome) -> None:
     documents = [Document("", " ".join(chance.choices(("the", "old", "white", "whale"), k=40))) for _ in range(50)]
     tokenizer = Tokenizer.train([document.text for document in documents], 280)
     intact, folder = task.folder / "intact", task.folder / "damaged"
-    expected = token_cache.prepare(documents, tokenizer, intact)
+    expected = token_cache.tokenize_documents(documents, tokenizer, intact)
     ids, offsets = np.array(expected.ids), np.array(expected.offsets)
     warnings: list[str] = []
     handler = logging.Handler()
@@ -103,7 +103,7 @@ def token_stores(task: Task, outcome: Outcome) -> None:
             warnings.clear()
             changed = damage(folder / expected.fingerprint, chance)
             with outcome.check(changed):
-                tokens = token_cache.prepare(documents, tokenizer, folder)
+                tokens = token_cache.tokenize_documents(documents, tokenizer, folder)
                 assert np.array_equal(tokens.ids, ids) and np.array_equal(tokens.offsets, offsets), "other tokens"
                 assert tokens.end_of_text == expected.end_of_text and len(tokens.text_bytes) == len(documents)
                 outcome.parts["noticed" if warnings else "harmless"] += 1

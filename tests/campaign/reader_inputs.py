@@ -100,7 +100,7 @@ def _texts(folder: Path) -> Named:
     """Yield the readers of text to train on."""
 
     def read(file: Path) -> Any:
-        return [list(source.read()) for source in sources.sources((str(file),), TextData(paths=(str(file),)))]
+        return [list(source.read()) for source in sources.find_sources((str(file),), TextData(paths=(str(file),)))]
 
     plain, lines = (9 * TEXT).encode(), (9 * LINE).encode()
     files = {"text.txt": plain, "text.jsonl": lines, "text.txt.gz": gzip.compress(plain), "text.jsonl.gz": gzip.compress(lines)}
@@ -149,7 +149,7 @@ def _instructions(folder: Path) -> Named:
     file = put("chats.jsonl", {"messages": TURNS}, {"messages": TURNS})
     yield "chats.jsonl", _reader(file, functools.partial(labelled_files.read, "instruction", file))
     file = put("shots.jsonl", {"q": "Who?", "a": "Anna"}, {"q": 4, "a": "four"})
-    yield "shots.jsonl", _reader(file, functools.partial(prompts.read_examples, file, "{q} {a}"))
+    yield "shots.jsonl", _reader(file, functools.partial(prompts.read_template_fields, file, "{q} {a}"))
     file = put("prompts.jsonl", {"prompt": "Who?"})
     yield "prompts.jsonl", _reader(file, functools.partial(prompts.read_prompts, file))
     pair = {"sentence_good": "a b", "sentence_bad": "a c", "UID": "x", "linguistics_term": "y"}
@@ -253,7 +253,7 @@ def _checkpoint(folder: Path) -> Named:
 def _caches(folder: Path) -> Named:
     """Yield the readers of caches, which are read as if others could write to them."""
     words = Tokenizer.train([TEXT] * 5, 280)
-    tokens = token_cache.prepare([Document("", TEXT)], words, folder / "tokens")
+    tokens = token_cache.tokenize_documents([Document("", TEXT)], words, folder / "tokens")
     store = folder / "tokens" / tokens.fingerprint
     header = functools.partial(token_cache._open, store, tokens.fingerprint, words)
     yield "header.json of tokens", _reader(store / token_cache.HEADER, header)
@@ -274,7 +274,7 @@ def _weights(folder: Path) -> Named:
         cfg, _ = published_weights.read_config(weights)
 
         def plan(weights: Path = weights, cfg: Any = cfg) -> Any:
-            return published_weights.plan_import(cfg, safetensors_dir.read_tensors(weights), weights)
+            return published_weights.plan_import(cfg, safetensors_dir.read_safetensors(weights), weights)
 
         if sharded:
             yield "model.safetensors.index.json", _reader(weights / safetensors_dir.INDEX, plan)
@@ -293,11 +293,11 @@ def _weights(folder: Path) -> Named:
     (flax_folder / "flax_model-1.msgpack").write_bytes(content)
     index = {"weight_map": {"wte/embedding": "flax_model-1.msgpack", "b": "flax_model-1.msgpack"}}
     (flax_folder / flax_msgpack.INDEX).write_text(json.dumps(index))
-    read = functools.partial(flax_msgpack.read_tensors, flax_folder)
+    read = functools.partial(flax_msgpack.read_msgpack, flax_folder)
     yield "flax_model.msgpack.index.json", _reader(flax_folder / flax_msgpack.INDEX, read)
     file = _new(folder, "flax-single") / flax_msgpack.SINGLE
     file.write_bytes(content)
-    yield "flax_model.msgpack", _reader(file, functools.partial(flax_msgpack.read_tensors, file.parent))
+    yield "flax_model.msgpack", _reader(file, functools.partial(flax_msgpack.read_msgpack, file.parent))
 
 
 def _adapter(folder: Path) -> Named:
@@ -308,9 +308,9 @@ def _adapter(folder: Path) -> Named:
 
     made, cfg = _new(folder, "adapter"), tiny.run().model
     spec = adapter_config.Adapters(rank=2, alpha=4.0, targets=("c_attn",), rslora=False)
-    leaves = adapters.flat(adapters.init(model(cfg), spec, jax.random.key(0)))
-    trained = adapters.nested({name: np.full(leaf.shape, 0.01, np.float32) for name, leaf in leaves.items()})
-    peft_files.save(made, cfg, spec, trained, base="base")
+    leaves = adapters.flatten_tree(adapters.init_adapters(model(cfg), spec, jax.random.key(0)))
+    trained = adapters.unflatten_tree({name: np.full(leaf.shape, 0.01, np.float32) for name, leaf in leaves.items()})
+    peft_files.save_adapter(made, cfg, spec, trained, base="base")
     for name in (adapter_config.CONFIG, peft_files.WEIGHTS):
         yield name, _reader(made / name, functools.partial(peft_files.read_peft_adapter, made, cfg))
 
@@ -338,7 +338,7 @@ def _tokenizers(folder: Path) -> Named:
             for name in vocabulary:
                 yield f"{name} ({kind}, alone)", _reader(alone / name, functools.partial(_use_tokenizer, alone))
     pieces = _new(folder, "tokenizer-spiece")
-    (pieces / hf_files.PIECES).write_bytes(unigram.model([TEXT] * 5, 60))
+    (pieces / hf_files.PIECES).write_bytes(unigram.train_t5_model([TEXT] * 5, 60))
     special = {"eos_token": special_tokens.TEXT["end"], "pad_token": special_tokens.TEXT["pad"]}
     (pieces / "special_tokens_map.json").write_text(json.dumps(special | {"unk_token": special_tokens.TEXT["unk"]}))
     for file in sorted(pieces.iterdir()):

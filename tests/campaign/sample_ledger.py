@@ -7,7 +7,7 @@ import numpy as np
 from tests.campaign.row_types import Outcome, Task
 from train.objectives import causal
 from train.rows.batches import Batches
-from train.rows.lm_rows import Tokens, windows
+from train.rows.lm_rows import Tokens, stream_windows
 from train.rows.mixture import Component, Mixture
 from train.run.metrics_file import Metrics, read_rows
 
@@ -21,7 +21,7 @@ def batches_of(processes: int) -> list[Batches]:
     """Return the batches of each process."""
     size = ROWS * LENGTH
     tokens = Tokens(np.arange(size, dtype=np.uint32), np.array([0, size]), np.array([size]), 0, "")
-    rows = Mixture((Component("all", 1.0, (), windows(tokens, LENGTH)),))
+    rows = Mixture((Component("all", 1.0, (), stream_windows(tokens, LENGTH)),))
     parts = np.split(np.arange(BATCH), processes)
     return [Batches(rows, causal.build, SEED, BATCH, part) for part in parts]
 

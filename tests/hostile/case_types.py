@@ -100,13 +100,13 @@ def edited(name: str, **changes: Any) -> Callable[[Place], None]:
 def edit_config(place: Place, **changes: Any) -> None:
     """Change the config.json of a run or of published weights, and of a run also what its checkpoint says of it."""
     from train.run.run_dir import read_config
-    from train.run.run_identity import identity
+    from train.run.run_identity import run_identity
 
     edit(place.folder / "config.json", **changes)
     if (place.folder / "checkpoints").is_dir():
         # What cannot be read is refused before the two are compared.
         with contextlib.suppress(BadInput):
-            config = identity(read_config(place.folder))
+            config = run_identity(read_config(place.folder))
             forge_manifest(step_of(place.folder), lambda content: content["meta"].update(config=config))
 
 

@@ -85,10 +85,10 @@ def _adapter(folder: Path) -> None:
     """Write an adapter of the published weights, in the format of peft."""
     config = read_config(make_intact("run")).model
     spec = adapter_config.Adapters(rank=2, alpha=4.0, targets=("c_attn",), rslora=False)
-    leaves = adapters.flat(adapters.init(models.model(config), spec, jax.random.key(0)))
-    trained = adapters.nested({name: np.full(leaf.shape, 0.01, np.float32) for name, leaf in leaves.items()})
+    leaves = adapters.flatten_tree(adapters.init_adapters(models.model(config), spec, jax.random.key(0)))
+    trained = adapters.unflatten_tree({name: np.full(leaf.shape, 0.01, np.float32) for name, leaf in leaves.items()})
     folder.mkdir()
-    peft_files.save(folder, config, spec, trained, base="model")
+    peft_files.save_adapter(folder, config, spec, trained, base="model")
 
 
 def _tokenizer(folder: Path) -> None:

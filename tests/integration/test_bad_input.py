@@ -13,7 +13,7 @@ from tests.support.commands import TINY, assert_refused, call, finished, in_fold
 from tests.support.processes import Ended, run_python
 from zoo.cli import main
 from zoo.cli.commands import models
-from zoo.cli.option_parser import SYNONYMS, nearest, whole_number
+from zoo.cli.option_parser import SYNONYMS, nearest_option, whole_number
 
 COMMAND_LINES = {
     "trian": "there is no command 'trian'; the nearest is train; choose models, train, eval, .*doctor",
@@ -369,7 +369,7 @@ def test_every_synonym_stands_for_an_option(capsys: pytest.CaptureFixture[str]) 
     assert {option for options in SYNONYMS for option in words(options)} <= listed
     names = [name for names in SYNONYMS.values() for name in words(names)]
     assert len(names) == len(set(names)) > 100
-    assert all(nearest(f"--{name}=1", [*listed]) for name in names)
+    assert all(nearest_option(f"--{name}=1", [*listed]) for name in names)
 
 
 @pytest.mark.parametrize(("text", "number"), [("7", 7), ("-1", -1), ("1e9", 10**9), ("2.50e2", 250), ("3.0", 3), ("1_000", 1000)])

@@ -129,7 +129,7 @@ def test_documented_commands_work(commands: list[list[str]], place: Path, capsys
     for folder in ("LM", "runs"):
         shutil.rmtree(place / folder, ignore_errors=True)
     (place / "LM").mkdir()
-    published_weights.save(place / "LM", made.model.config, made.params)
+    published_weights.save_published(place / "LM", made.model.config, made.params)
     hf_files.write_tokenizer(place / "LM", made.tokenizer, longest=32)
     for number, command in enumerate(commands):
         small = () if command[0] == "eval" else (*SMALL, *(SPAN if "finetune-span" in command else ()))

@@ -289,7 +289,7 @@ def test_a_group_starts_again_after_a_process_died_and_not_after_wrong_input(
 ) -> None:
     supervision = local_group.Supervision(restarts=1)
     program = [sys.executable, "-c", ENDING]
-    assert local_group.launch([str(tmp_path), mode], 2, program, supervision) == code
+    assert local_group.launch_group([str(tmp_path), mode], 2, program, supervision) == code
     assert (tmp_path / "1.starts").read_text() == "x" * starts
     lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith("zoo: ")]
     assert len(lines) == (2 if mode == "always" else starts - 1)
@@ -320,7 +320,7 @@ def test_a_group_continues_in_fewer_processes(least: int, code: int, tmp_path: P
     """Each number of processes has its restarts, and the accelerators of processes that died are left out."""
     supervision = local_group.Supervision(restarts=1, smaller_group_sizes=(2, 1))
     program = [sys.executable, "-c", SHRINKING]
-    assert local_group.launch([str(tmp_path), str(least)], 4, program, supervision) == code
+    assert local_group.launch_group([str(tmp_path), str(least)], 4, program, supervision) == code
     starts = collections.Counter((tmp_path / "starts").read_text().split())
     assert starts == {f"4:{n}:{n}": 2 for n in range(4)} | {"2:0:0": 2, "2:1:2": 2, "1:0:2": 1 if least else 2}
     then = ["restart 1 of 1", "a start in 2 instead of 4 processes", "restart 1 of 1", "a start in 1 instead of 2 processes"]
@@ -346,7 +346,7 @@ def test_an_abort_is_taken_for_a_consequence_of_other_failures() -> None:
 
 
 def joining(coordinator: str, processes: int, process: int, timeout: float) -> None:
-    launch.join(coordinator, processes, process, simulated=True, timeout=timeout)
+    launch.join_processes(coordinator, processes, process, simulated=True, timeout=timeout)
 
 
 def test_a_port_in_use_is_reported() -> None:
@@ -390,4 +390,4 @@ except BadInput as wrong: print(wrong)
 )
 def test_wrong_addresses_are_refused(coordinator: str, processes: int, process: int, message: str) -> None:
     with pytest.raises(BadInput, match=message):
-        launch.prepare([], devices=8, processes=processes, coordinator=coordinator, process=process)
+        launch.prepare_launch([], devices=8, processes=processes, coordinator=coordinator, process=process)

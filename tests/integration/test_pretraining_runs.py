@@ -205,7 +205,7 @@ REFUSED = {
 def test_what_cannot_be_trained_is_refused(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     gpt = small("gpt", vocab=tokenizer("gpt").vocab_size)
     Path("gpt").mkdir()
-    published_weights.save(Path("gpt"), gpt.config, random_params(gpt))
+    published_weights.save_published(Path("gpt"), gpt.config, random_params(gpt))
     hf_files.write_tokenizer(Path("gpt"), tokenizer("gpt"), longest=32)
     for name in ("bert", "roberta"):
         run(name)

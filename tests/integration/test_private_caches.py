@@ -24,7 +24,7 @@ from zoo.runtime import jax_setup
 
 
 def read_tokens(folder: Path) -> None:
-    token_cache.prepare([], tokenizer(), folder)
+    token_cache.tokenize_documents([], tokenizer(), folder)
 
 
 def read_reference(folder: Path) -> None:
@@ -32,7 +32,7 @@ def read_reference(folder: Path) -> None:
 
 
 def read_plan(folder: Path) -> None:
-    plan_cache.plan(gpt_nano(), "train", parse_target("cpu:1"))
+    plan_cache.cached_plan(gpt_nano(), "train", parse_target("cpu:1"))
 
 
 def train_in_a_working_copy(folder: Path) -> None:
@@ -40,11 +40,11 @@ def train_in_a_working_copy(folder: Path) -> None:
 
 
 def read_model_of_the_hub(folder: Path) -> None:
-    hub.fetch("hub:organisation/model")
+    hub.fetch_model("hub:organisation/model")
 
 
 def read_data_of_the_hub(folder: Path) -> None:
-    sources.data_set("hub:organisation/data", TextData())
+    sources.load_data_set("hub:organisation/data", TextData())
 
 
 def read_task_of_the_harness(folder: Path) -> None:
@@ -103,7 +103,7 @@ def test_a_command_refuses_a_cache_that_others_can_write_to_until_its_advice_is_
     cache.chmod(0o777)
     env = {"ZOO_CACHE": str(cache), "JAX_COMPILATION_CACHE_DIR": None}
     done = run_python("-m", "zoo.cli", "doctor", env=env)
-    compiled = cache / f"compiled-{jax_setup.processor()}"
+    compiled = cache / f"compiled-{jax_setup.processor_name()}"
     command = f"chmod go-w {cache}"
     line = f"{compiled}: {cache}: others can write to it (mode 0777); run `{command}`, or set ZOO_CACHE to a private folder"
     assert (done.code, done.stderr) == (2, f"zoo: cache folder {line}\n")

@@ -105,7 +105,7 @@ def fail_in_the_hub(tmp_path: Path, patch: pytest.MonkeyPatch) -> None:
         # A client of HTTP refuses a header with a line end, and cites it.
         raise OSError(f"{'x' * 60}: Illegal header value {('Bearer ' + SECRETS['HF_TOKEN']).encode()!r}")
 
-    hub.request(refuse, "hub:organisation/model", "model", instead="a folder")
+    hub.request_from_hub(refuse, "hub:organisation/model", "model", instead="a folder")
 
 
 @pytest.mark.planted

@@ -27,9 +27,9 @@ from zoo.runtime.compile_cache import SUFFIX, CheckedCache
 READERS: dict[str, tuple[str, Callable[[Path], Any]]] = {
     "config of a model": ("config.json", config_json.PublishedConfig.load),
     "config of a run": ("config.json", run_dir.read_config),
-    "safetensors": ("model.safetensors", safetensors_dir.read_tensors),
-    "index": (safetensors_dir.INDEX, safetensors_dir.read_tensors),
-    "msgpack": ("flax_model.msgpack", flax_msgpack.read_tensors),
+    "safetensors": ("model.safetensors", safetensors_dir.read_safetensors),
+    "index": (safetensors_dir.INDEX, safetensors_dir.read_safetensors),
+    "msgpack": ("flax_model.msgpack", flax_msgpack.read_msgpack),
     "tokenizer": ("tokenizer.json", tokenizer.Tokenizer.load),
     "settings of a tokenizer": (tokenizer.SETTINGS, tokenizer.Tokenizer.load),
     "chat template": (tokenizer.CHAT, tokenizer.read_chat_template),
@@ -46,10 +46,10 @@ READERS: dict[str, tuple[str, Callable[[Path], Any]]] = {
     "registration": (preregistration.FILE, preregistration.read_registration),
     "log": ("a.log", lambda folder: node_status.last_line(folder / "a.log")),
     "benchmark": (bench_files.CELLS, bench_files.read_results),
-    "text": ("a.txt", lambda folder: [*text_files.plain(folder / "a.txt", "a")]),
-    "compressed text": ("a.txt.gz", lambda folder: [*text_files.lines(folder / "a.txt.gz")]),
+    "text": ("a.txt", lambda folder: [*text_files.read_plain_text(folder / "a.txt", "a")]),
+    "compressed text": ("a.txt.gz", lambda folder: [*text_files.decoded_lines(folder / "a.txt.gz")]),
     "JSON": ("a.json", lambda folder: text_files.read_whole(folder / "a.json")),
-    "table": ("a.parquet", lambda folder: [*arrow.table(folder / "a.parquet")]),
+    "table": ("a.parquet", lambda folder: [*arrow.read_parquet_rows(folder / "a.parquet")]),
 }
 """Reader -> the file that it reads, and a call of it for a folder."""
 LINKS = {"config of a run": "config.json: a link out of", "chat template": "it is a link out of its folder, to /dev/zero"}
@@ -63,7 +63,7 @@ CACHES: dict[str, tuple[str, Callable[[Path], Any]]] = {
 
 
 def _tokenizer() -> tokenizer.Tokenizer:
-    return tokenizer.Tokenizer(byte_tokens.content(0))
+    return tokenizer.Tokenizer(byte_tokens.byt5_tokenizer_json(0))
 
 
 @pytest.mark.planted

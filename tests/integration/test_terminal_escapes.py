@@ -44,8 +44,8 @@ def compared(folder: Path) -> str:
     entry = {"metrics": {EVIL: 1.0}, "examples": 3, "step": 20, "fingerprint": {"files": "f"}, "tokenizer": "t"}
     for path in paths:
         (Path(path) / "evaluations.json").write_text(json.dumps({"blimp": entry}))
-    comparison = seed_statistics.compare(paths, unequal=True, metric=[f"blimp/{EVIL}"])
-    return comparison_table.render(comparison, 400)
+    comparison = seed_statistics.compare_runs(paths, unequal=True, metric=[f"blimp/{EVIL}"])
+    return comparison_table.render_comparison(comparison, 400)
 
 
 def of_console(folder: Path, act: Callable[[Console], None]) -> str:
@@ -89,11 +89,11 @@ def test_words_of_a_run_or_an_experiment_are_escaped(tmp_path: Path) -> None:
 def test_lines_on_stdout_and_stderr_are_escaped(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     load._print_error(EVIL)
     stdio.write_error(EVIL)
-    result_tables.show([result_tables.Heading(EVIL), result_tables.Table(("a", EVIL), [(EVIL, EVIL)], words=2), EVIL])
+    result_tables.print_blocks([result_tables.Heading(EVIL), result_tables.Table(("a", EVIL), [(EVIL, EVIL)], words=2), EVIL])
     plugin = SimpleNamespace(name=EVIL, origin=EVIL, group="zoo.models")
-    monkeypatch.setattr(plugins, "installed", lambda group: [plugin] if group == "zoo.models" else [])
+    monkeypatch.setattr(plugins, "installed_plugins", lambda group: [plugin] if group == "zoo.models" else [])
     monkeypatch.setenv("COLUMNS", "400")
-    print(models_table.render(), end="")
+    print(models_table.render_models(), end="")
     out, err = capsys.readouterr()
     for text in (out, err):
         assert text.count(ESCAPED) >= 2 and not COMMANDS.search(text)
@@ -101,7 +101,7 @@ def test_lines_on_stdout_and_stderr_are_escaped(capsys: pytest.CaptureFixture[st
 
 def test_a_table_of_a_task_has_its_line_ends_and_no_commands() -> None:
     result = Result(metrics={"accuracy": 0.5}, examples=2, details={EVIL: {EVIL: {EVIL: 1.0}}})
-    lines = printable_lines(run_task.table(result)).splitlines()
+    lines = printable_lines(run_task.task_result_text(result)).splitlines()
     assert len(lines) > 4 and not COMMANDS.search("".join(lines)) and ESCAPED in lines[0]
 
 
@@ -109,7 +109,7 @@ def test_a_table_of_a_task_has_its_line_ends_and_no_commands() -> None:
 def test_charts_show_control_characters_as_replacements() -> None:
     attention = {"source": [f"<{EVIL}"], "text": [f"<{EVIL}"], "weights": [[1.0]]}
     figure = run_charts._figure(f"<{EVIL}", [EVIL], lambda axes: None, run_charts.MarkedSteps())
-    for block in (run_charts.alignment(attention), Plots([figure])):
+    for block in (run_charts.attention_chart(attention), Plots([figure])):
         page = render_page("", "", {"Drawn": [block]})
         assert not re.search("[\x00-\x08\x0b-\x1f\x7f]", page) and "&lt;\ufffd[2J" in page and "<\x1b" not in page
 

@@ -356,7 +356,7 @@ def test_reading_a_run_fetches_nothing_that_the_command_does_not_name(keys: tupl
         trust.begin_command(words)
         run = read_config("runs/evil")
         if keys[0] == "data":
-            sources.sources(run.data.paths, run.data)
+            sources.find_sources(run.data.paths, run.data)
         else:
             resolve_model_name(run.init)
 

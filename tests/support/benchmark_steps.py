@@ -50,7 +50,7 @@ def hurry(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(programs, "COMPILER", OPTIONS)
     patch.setattr(conformance, "check_supported", functools.partial(conformance.check_supported, options=OPTIONS))
     patch.setattr(timing, "without_compilation_cache", contextlib.nullcontext)
-    patch.setattr(result_files, "environment", environment)
+    patch.setattr(result_files, "describe_environment", environment)
 
 
 def hurry_plans(patch: pytest.MonkeyPatch) -> None:
@@ -60,7 +60,7 @@ def hurry_plans(patch: pytest.MonkeyPatch) -> None:
 
 def environment(dtypes: Sequence[str] = ("float32",)) -> dict[str, Any]:
     rates = {"matrix_rate": dict.fromkeys(dtypes, 1e9), "copy_rate": 1e9, "load": 0.0, "clock_mhz": None}
-    return {**result_files.machine(), **rates, "date": "today", "versions": {"XLA_FLAGS": "", "jax": "", "python": ""}}
+    return {**result_files.describe_machine(), **rates, "date": "today", "versions": {"XLA_FLAGS": "", "jax": "", "python": ""}}
 
 
 def make_deadly(patch: pytest.MonkeyPatch, die: Callable[[], Any]) -> None:

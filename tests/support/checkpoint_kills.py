@@ -89,7 +89,7 @@ def kill_once(folder: str, chance: random.Random, fault: str) -> tuple[int, int]
 
 def main(folder: str, kills: int, seed: int, seconds: float) -> dict[str, object]:
     """Kill for at most `seconds`, and return the counts by place."""
-    jax_setup.prepare(devices=8)
+    jax_setup.prepare_jax(devices=8)
     chance, deadline = random.Random(seed), time.monotonic() + seconds
     counts: collections.Counter[str] = collections.Counter()
     newest = leftovers = 0

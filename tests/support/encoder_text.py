@@ -16,7 +16,7 @@ LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789"
 def uncased(words: Iterable[str] = ()) -> Tokenizer:
     """Return a tokenizer of BERT's kind: these words, letters, digits and punctuation."""
     entries = [*BERT.values(), *LETTERS, *(f"##{letter}" for letter in LETTERS), *".!?,;'\"()\u2019\u201c\u201d", *words]
-    return Tokenizer(wordpiece.content({entry: number for number, entry in enumerate(entries)}, lowercase=True))
+    return Tokenizer(wordpiece.bert_tokenizer_json({entry: number for number, entry in enumerate(entries)}, lowercase=True))
 
 
 def roberta(texts: Iterable[str] = (), vocab: int = 261) -> Tokenizer:

@@ -20,7 +20,7 @@ from train.weights.load import Loaded
 from zoo import published_weights
 from zoo.batch import Batch
 from zoo.models import Model, model
-from zoo.sharding import shardings
+from zoo.sharding import leaf_shardings
 
 TEXT = "The whale is seen by the old men of the ship. The capital of France is Paris, and the white whale sleeps; naïve. "
 KINDS: dict[str, Kind] = {"bert": "wordpiece", "roberta": "roberta", "distilbert": "wordpiece", "modernbert": "modernbert"}
@@ -40,7 +40,7 @@ def loaded(family: str, task: str = "masked", shape: tuple[int, int, int] = (1, 
     net = small(family, task=task, vocab=words.vocab_size + 5, **({"context": POSITIONS} if family in KINDS else {}))
     data, fsdp, tensor = shape
     mesh = device_mesh.make_mesh(run_config.Mesh(data=data, fsdp=fsdp, tensor=tensor), jax.devices()[: data * fsdp * tensor])
-    params = jax.device_put(random_params(net), shardings(mesh, random_params(net), net.definition.sharding))
+    params = jax.device_put(random_params(net), leaf_shardings(mesh, random_params(net), net.definition.sharding))
     return Loaded(f"small {family}", net, params, words, mesh)
 
 
@@ -59,7 +59,7 @@ def encoder(family: str, batch: int = 4, **which: Any) -> Encoder:
 def folder(path: Path, family: str, task: str = "masked") -> Path:
     made = loaded(family, task)
     path.mkdir()
-    published_weights.save(path, made.model.config, made.params)
+    published_weights.save_published(path, made.model.config, made.params)
     hf_files.write_tokenizer(path, made.tokenizer, longest=POSITIONS)
     return path
 

@@ -30,7 +30,7 @@ import jax  # noqa: E402
 from zoo.runtime import caches, compile_cache, jax_setup  # noqa: E402
 
 COMPILED = caches.private_folder(
-    Path(os.environ.get("ZOO_TESTS_CACHE") or caches.cache_dir() / "tests", f"compiled-{jax_setup.processor()}"),
+    Path(os.environ.get("ZOO_TESTS_CACHE") or caches.cache_dir() / "tests", f"compiled-{jax_setup.processor_name()}"),
     "ZOO_TESTS_CACHE" if os.environ.get("ZOO_TESTS_CACHE") else "ZOO_CACHE",
 )
 """Compiled programs of all runs of the tests, and of the processes that they start."""
@@ -47,6 +47,6 @@ os.environ["JAX_COMPILATION_CACHE_DIR"] = str(COMPILED)
 # JAX has read the environment if a plugin of pytest imported it first.
 jax.config.update("jax_compilation_cache_dir", str(COMPILED))
 compile_cache.remove_unused(COMPILED, days=7.0)
-jax_setup.prepare(devices=8)
+jax_setup.prepare_jax(devices=8)
 # Traced programs are many small objects that live long; Python's default of 700 new ones starts most collections for nothing.
 gc.set_threshold(100_000, 50, 100)

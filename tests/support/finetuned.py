@@ -52,7 +52,7 @@ def run(goal: Any, *, family: str = "bert", labels: tuple[str, ...] = LABELS, le
 
 
 def rows(cfg: Run, examples: Sequence[Example]) -> LabelledRows:
-    return labelled_inputs.rows_of(examples, cfg, tokenizer(KINDS[family_of(cfg)]))
+    return labelled_inputs.rows_of_labels(examples, cfg, tokenizer(KINDS[family_of(cfg)]))
 
 
 def family_of(cfg: Run) -> str:

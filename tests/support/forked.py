@@ -82,8 +82,8 @@ def _command(
     if before:
         before()
     # The rate with which MFU is computed is measured for half a second, which is as long as all steps of such a run.
-    measure = matmul_rate.measure
-    matmul_rate.measure = lambda dtype, seconds=0.0: measure(dtype, 0.02)
+    measure = matmul_rate.measure_matmul_rate
+    matmul_rate.measure_matmul_rate = lambda dtype, seconds=0.0: measure(dtype, 0.02)
     os.chdir(folder)
     for descriptor, path in ((1, out), (2, err)):
         with path.open("w") as file:

@@ -60,7 +60,7 @@ def main(seed: int, count: int) -> dict[str, int]:
             file = files[number % len(files)]
             file.write_bytes(mutate(originals[file], rng))
             try:
-                published_weights.plan_import(cfg, safetensors_dir.read_tensors(file.parent), file.parent)
+                published_weights.plan_import(cfg, safetensors_dir.read_safetensors(file.parent), file.parent)
                 told["read"] += 1
             except BadInput as refusal:
                 if "\n" in str(refusal) or len(str(refusal)) > 1000:

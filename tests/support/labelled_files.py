@@ -80,9 +80,9 @@ def put(file: Path, content: Content) -> Path:
 
 
 def read(objective: str, *files: Path, **options: Any) -> list[Example]:
-    return labelled_reader.read_examples(objective, tuple(map(str, files)), LabelledData(), Labelled(**options))[0]
+    return labelled_reader.read_labelled_examples(objective, tuple(map(str, files)), LabelledData(), Labelled(**options))[0]
 
 
 def halves(objective: str, *files: Path, valid: tuple[Path, ...] = (), fraction: float = 0.1, **options: Any) -> tuple[Any, Any]:
     data = LabelledData(paths=tuple(map(str, files)), valid_paths=tuple(map(str, valid)), valid_fraction=fraction)
-    return labelled_reader.split(objective, data, Labelled(**options))
+    return labelled_reader.split_examples(objective, data, Labelled(**options))

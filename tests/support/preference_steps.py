@@ -43,7 +43,7 @@ def batch_of(ids: np.ndarray, real: np.ndarray, answer: np.ndarray) -> Batch:
 def assert_equal_to_torch(cfg: Any, value: Any, gradients: Any, expected: dict[str, Any], folder: Path) -> None:
     """Compare a loss within 1e-5, and its gradients by the project's bound against torch."""
     assert float(value) == pytest.approx(expected["loss"], abs=1e-5)
-    published_weights.save(folder, cfg, gradients)
+    published_weights.save_published(folder, cfg, gradients)
     stored = load_file(folder / safetensors_dir.SINGLE)
     total = math.hypot(*(norm for norm, _ in expected["gradients"].values()))
     assert stored.keys() == expected["gradients"].keys()
@@ -73,7 +73,7 @@ def pairs_of(net: Any, pad: int = 0, rows: int = 2) -> Batch:
 def first_steps(run: run_config.Run, objective: Objective, batch: Batch) -> tuple[list[float], Any]:
     """Return the losses of three steps on a batch, and the first gradient."""
     net, devices = model(run.model), jax.devices()[: run.mesh.data * run.mesh.fsdp * run.mesh.tensor]
-    mesh, tx = device_mesh.make_mesh(run.mesh, devices), optax.chain(optax.trace(0.0), optim.optimizer(run.optim))
+    mesh, tx = device_mesh.make_mesh(run.mesh, devices), optax.chain(optax.trace(0.0), optim.make_optimizer(run.optim))
     places = jax.tree.map(lambda leaf: leaf.sharding, state_init.abstract_state(run, net, tx, mesh))
     engine = ENGINES[run.engine](make_step(run, net, objective, tx, jnp.float32), mesh, places, run.data.batch)
     state, losses, gradient = engine.shard(state_init.init_state(run, net, tx, mesh)), [], None

@@ -58,6 +58,6 @@ def run(family: str, length: int = 40, **changes: Any) -> Run:
 def batch(family: str, length: int = 40, pairs: tuple[Preference, ...] | None = None) -> Batch:
     """Return preferences as one batch of a reward model."""
     chosen, words, cfg = pairs or examples(), tokenizer(family), run(family, length)
-    rows = preference_inputs.rows_of(chosen, cfg, words)
+    rows = preference_inputs.rows_of_preferences(chosen, cfg, words)
     (whole,) = in_order(rows, OBJECTIVE.builder(cfg, words, dict), len(rows), np.arange(len(rows)))  # pyright: ignore
     return whole

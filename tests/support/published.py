@@ -146,7 +146,7 @@ def is_scale(name: str) -> bool:
 
 def shapes_of(folder: Path) -> dict[str, tuple[int, ...]]:
     cfg, _ = published_weights.read_config(folder)
-    return {name: shape for name, shape, *_ in published_weights.explain(cfg)}
+    return {name: shape for name, shape, *_ in published_weights.explain_import(cfg)}
 
 
 def write(

@@ -18,7 +18,7 @@ from zoo.configs._encoder import LABELLED, EncoderConfig
 from zoo.models import Model, model
 from zoo.nn import encoder
 from zoo.nn.kv_cache import Cache
-from zoo.nn.task_heads import gather, predictions, summaries
+from zoo.nn.task_heads import gather_positions, predicting_states, sequence_summaries
 from zoo.ops.counter_rng import example_seeds
 
 SMALL = dict(vocab=300, context=32, layers=2, decoder_layers=2, width=32, heads=4, head=8, ffn=64, pattern=("full",), window=0)
@@ -89,8 +89,8 @@ def outputs(net: Model, params: Any, batch: Batch, seeds: Any = None) -> dict[st
 def said(net: Model, params: Any, out: Output, batch: Batch, seeds: Any = None) -> dict[str, jax.Array]:
     say = {
         "hidden": lambda: out.hidden,
-        "words": lambda: net.unembed(params, gather(out.hidden, batch.predict_at)),
-        "sequences": lambda: net.sequence_logits(params, summaries(out, batch), seeds),
+        "words": lambda: net.unembed(params, gather_positions(out.hidden, batch.predict_at)),
+        "sequences": lambda: net.sequence_logits(params, sequence_summaries(out, batch), seeds),
         "tokens": lambda: net.token_logits(params, out.hidden, seeds),
     }
     return {name: say[name]() for name in SAYS[net.task]}
@@ -186,7 +186,7 @@ def sees(net: Model, params: Any, batch: Batch, tokens: Any = None) -> np.ndarra
 def decode(net: Model, params: Any, batch: Batch, cache: Cache) -> tuple[jax.Array, Any]:
     """Return the hidden states that predict the token after each of a batch, [B, T, D], and the cache with the batch."""
     out = net.apply(params, batch, cache=cache)
-    return predictions(out, batch), out.cache
+    return predicting_states(out, batch), out.cache
 
 
 def following(net: Model, params: Any, batch: Batch) -> jax.Array:

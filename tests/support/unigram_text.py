@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 from train.tokenizers import unigram, xlnet_unigram
-from train.tokenizers.special_tokens import TEXT, XLNET, sentinel
+from train.tokenizers.special_tokens import TEXT, XLNET, sentinel_name
 from train.tokenizers.tokenizer import Tokenizer
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789.!?"
@@ -17,10 +17,10 @@ def _scored(special: Iterable[str], words: Iterable[str]) -> list[tuple[str, flo
 
 def spelled(words: Iterable[str] = (), sentinels: int = 100) -> Tokenizer:
     """Return a tokenizer of T5's kind, whose sentinels come last."""
-    scored = [*_scored(TEXT.values(), words), *((sentinel(n), 0.0) for n in reversed(range(sentinels)))]
-    return Tokenizer(unigram.content(scored, b""))
+    scored = [*_scored(TEXT.values(), words), *((sentinel_name(n), 0.0) for n in reversed(range(sentinels)))]
+    return Tokenizer(unigram.t5_tokenizer_json(scored, b""))
 
 
 def xlnet(words: Iterable[str] = ()) -> Tokenizer:
     """Return one of XLNet's kind: nine special tokens, a word's beginning (id 9), letters and digits (10 to 48), words."""
-    return Tokenizer(xlnet_unigram.content(_scored(XLNET.values(), words), b""))
+    return Tokenizer(xlnet_unigram.xlnet_tokenizer_json(_scored(XLNET.values(), words), b""))

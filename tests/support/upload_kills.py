@@ -58,7 +58,7 @@ def train(folder: Path, uri: str, write: int) -> None:
 
 def main(folder: Path, uri: str, kills: int, seed: int, seconds: float) -> dict[str, int]:
     """Kill for at most `seconds`, and return the number of kills by place."""
-    jax_setup.prepare(devices=8)
+    jax_setup.prepare_jax(devices=8)
     object_stores.enter(uri, folder / "store")
     chance, deadline = random.Random(seed), time.monotonic() + seconds
     counts: collections.Counter[str] = collections.Counter()

@@ -42,7 +42,9 @@ def steps(mesh: run_config.Mesh = ONE, count: int = 3, rate: float = 0.0, **chan
     net, objective = model(run.model), Causal()
     parameters = parametrization_of(run, objective, devices)
     built = assemble(run, objective, devices, parameters)
-    base = state_init.init_state(dataclasses.replace(run, init="", lora=Lora()), net, optim.optimizer(Optim()), devices).params
+    base = state_init.init_state(
+        dataclasses.replace(run, init="", lora=Lora()), net, optim.make_optimizer(Optim()), devices
+    ).params
     parameters, params = parameters.begin(run, devices, base)
     state = state_init.init_state(run, net, built.tx, devices, params, parameters.trained)
     assert jax.tree.map(lambda leaf: leaf.sharding, state) == jax.tree.map(lambda leaf: leaf.sharding, built.state)
@@ -110,7 +112,7 @@ def test_a_step_with_frozen_parameters_is_that_of_the_model_with_their_updates_s
     losses, params, before, after = steps(**{"lora": Lora(), **changes})
     run = tiny.run(precision="float32", **{"mesh": ONE, **changes})
     devices = device_mesh.make_mesh(run.mesh, jax.devices()[: run.mesh.data * run.mesh.fsdp * run.mesh.tensor])
-    net, inner = model(run.model), optim.optimizer(dataclasses.replace(cfg, freeze_layers=0, freeze_embeddings=False))
+    net, inner = model(run.model), optim.make_optimizer(dataclasses.replace(cfg, freeze_layers=0, freeze_embeddings=False))
 
     def factor(path: str) -> Any:
         if path.startswith("layers/"):
@@ -124,7 +126,7 @@ def test_a_step_with_frozen_parameters_is_that_of_the_model_with_their_updates_s
 
     def update(updates: Any, state: Any, params: Any = None, *, lr: Any = 1.0, **_: Any) -> Any:
         grads = masked(updates)
-        updates, state = inner.update(grads, state, params, norm=optim.norm(grads), lr=lr)
+        updates, state = inner.update(grads, state, params, norm=optim.gradient_norm(grads), lr=lr)
         return masked(updates), state
 
     tx = optax.GradientTransformationExtraArgs(inner.init, update)
@@ -181,7 +183,7 @@ def test_parameters_that_are_no_adapters_are_counted_apart() -> None:
 def test_adapters_have_no_weight_decay() -> None:
     net = model(tiny.run().model)
     spec = adapters.Adapters(rank=2, alpha=2.0, targets=("c_attn",))
-    shapes = jax.eval_shape(lambda: adapters.init(net, spec, jax.random.key(0)))
+    shapes = jax.eval_shape(lambda: adapters.init_adapters(net, spec, jax.random.key(0)))
     model_shapes = jax.eval_shape(lambda: net.init(jax.random.key(0)))
     assert not any(jax.tree.leaves(optim.decay_mask(shapes))) and any(jax.tree.leaves(optim.decay_mask(model_shapes)))
 

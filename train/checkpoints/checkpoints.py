@@ -169,4 +169,4 @@ class Checkpoints:
         """
         if self._saver is not None:
             self._saver.collect()
-        return restoring.restore(self._folders, abstract_state, step=step, partial=partial)
+        return restoring.restore_state(self._folders, abstract_state, step=step, partial=partial)

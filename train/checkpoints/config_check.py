@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from train.config.run_config import Run
-from train.run.run_identity import identity
+from train.run.run_identity import run_identity
 from zoo.errors import BadInput
 
 
@@ -22,11 +22,11 @@ def check_identity(checkpoint: Path, meta: Mapping[str, Any], run: Run) -> None:
         BadInput: names every field that differs.
     """
     # Imported here: it imports JAX, and the command line reads configurations without it.
-    from train.checkpoints.manifest import compare
+    from train.checkpoints.manifest import manifest_differences
 
-    saved, current = meta.get("config", {}), identity(run)
+    saved, current = meta.get("config", {}), run_identity(run)
     if saved.get("steps") in run.extended_from:
         current["steps"] = saved["steps"]
-    if changed := compare(saved, {key: value for key, value in current.items() if key in saved}):
+    if changed := manifest_differences(saved, {key: value for key, value in current.items() if key in saved}):
         fix = "put back the checkpoint and the config.json that belong together"
         raise BadInput(f"{checkpoint}: saved by a run of another configuration: {'; '.join(changed)}; {fix}")

@@ -143,7 +143,7 @@ def describe_leaves(leaves: dict[str, Any]) -> dict[str, str]:
     return {path: f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]" for path, leaf in leaves.items()}
 
 
-def compare(saved: dict[str, Any], current: dict[str, Any], ignored: Collection[str] = ()) -> list[str]:
+def manifest_differences(saved: dict[str, Any], current: dict[str, Any], ignored: Collection[str] = ()) -> list[str]:
     """Return the differences of two nested JSON dicts, one per line: "model.layers: 4 in the checkpoint, 6 now".
 
     Args:
@@ -157,7 +157,7 @@ def compare(saved: dict[str, Any], current: dict[str, Any], ignored: Collection[
             continue
         old, new = saved.get(key), current.get(key)
         if isinstance(old, dict) and isinstance(new, dict):
-            lines += [f"{key}.{line}" for line in compare(old, new)]
+            lines += [f"{key}.{line}" for line in manifest_differences(old, new)]
             continue
         old, new = (json.dumps(side[key], sort_keys=True) if key in side else "nothing" for side in (saved, current))
         if old != new:

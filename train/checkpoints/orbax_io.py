@@ -31,7 +31,7 @@ are not divided. By default Orbax divides every array, and compiles a program fo
 of a small run on eight devices."""
 
 
-def check_memory(size: int) -> None:
+def check_save_memory(size: int) -> None:
     """Raise an error if this process does not have the address space for a save of `size` bytes.
 
     TensorStore and XLA, which are C++, abort the process or hang if they cannot start a thread or allocate memory. So the address
@@ -81,7 +81,7 @@ def read_arrays(folder: pathlib.Path, leaves: dict[str, jax.ShapeDtypeStruct]) -
         return handler.restore(epath.Path(folder), args=ocp.args.PyTreeRestore(leaves, restore_args, partial_restore=True))
 
 
-def barrier(name: str) -> None:
+def wait_for_processes(name: str) -> None:
     """Wait until every process has called this with the same unused `name`; raise after `PEER_TIMEOUT`.
 
     It may run outside the main thread: it does not use the devices, so it does not disturb the order of collectives.

@@ -5,12 +5,14 @@ from typing import Any
 import jax
 
 from train.checkpoints import orbax_io
-from train.checkpoints.manifest import DamagedCheckpoint, Manifest, by_path, compare, describe_leaves, kind_of_entry
+from train.checkpoints.manifest import DamagedCheckpoint, Manifest, by_path, describe_leaves, kind_of_entry, manifest_differences
 from train.checkpoints.step_folders import StepFolders
 from zoo.errors import BadInput
 
 
-def restore(folders: StepFolders, abstract_state: Any, *, step: int | None, partial: bool) -> tuple[Any, dict[str, Any]] | None:
+def restore_state(
+    folders: StepFolders, abstract_state: Any, *, step: int | None, partial: bool
+) -> tuple[Any, dict[str, Any]] | None:
     """Read a state; see `train.checkpoints.checkpoints.Checkpoints.restore`."""
     abstract_leaves = by_path(abstract_state)
     if unsharded := [path for path, leaf in abstract_leaves.items() if leaf.sharding is None]:
@@ -22,7 +24,7 @@ def restore(folders: StepFolders, abstract_state: Any, *, step: int | None, part
         manifest = folders.read_manifest(chosen)
         expected = describe_leaves(abstract_leaves)
         saved = {path: leaf for path, leaf in manifest.leaves.items() if not partial or path in expected}
-        if differences := compare(saved, expected):
+        if differences := manifest_differences(saved, expected):
             folder = folders.path(chosen)
             raise BadInput(f"{folder} has another state: {'; '.join(differences)}; restore the state that was saved")
         if folders.agree(

@@ -117,11 +117,11 @@ class Saver:
 
     def remedy(self) -> str:
         """Return advice on how to fix the failure of the last save."""
-        return errors.remedy(self._failed[-1].verdict.result())
+        return errors.write_remedy(self._failed[-1].verdict.result())
 
     def reason(self) -> str:
         """Return why the last save failed."""
-        return errors.reason(self._failed[-1].verdict.result())
+        return errors.write_failure_reason(self._failed[-1].verdict.result())
 
     def _raise_if_failed_twice(self) -> None:
         if len(self._failed) >= 2:
@@ -143,10 +143,10 @@ class Saver:
         """Raise `BadInput` if this process has no memory for its part of a save."""
         size = save.bytes // jax.process_count()
         try:
-            orbax_io.check_memory(size)
+            orbax_io.check_save_memory(size)
         except OSError as error:
             need = f"it needs {size + orbax_io.SAVE_MEMORY:,} bytes of memory ({error.strerror})"
-            fix = f"{errors.remedy(error)}, and run the same command again"
+            fix = f"{errors.write_remedy(error)}, and run the same command again"
             raise BadInput(f"{self._folders.folder}: step {save.step} cannot be saved, {need}; {fix}") from None
 
     def _make_temporary(self, save: Save) -> bool:
@@ -189,14 +189,14 @@ class Saver:
             (temporary / f"written.{jax.process_index()}").touch()
         except Exception as error:
             failure = error
-        orbax_io.barrier(f"checkpoint.{save.number}.written")
+        orbax_io.wait_for_processes(f"checkpoint.{save.number}.written")
         if jax.process_index() == 0:
             try:
                 self._publish(save)
             except Exception as error:
                 failure = failure or error
                 orbax_io.remove_abandoned(temporary)
-        orbax_io.barrier(f"checkpoint.{save.number}.published")
+        orbax_io.wait_for_processes(f"checkpoint.{save.number}.published")
         if failure is None and not self._folders.is_valid(save.step):
             return PeerFailed("another process failed")
         if failure is None and jax.process_index() == 0:

@@ -11,7 +11,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from train.checkpoints.manifest import DamagedCheckpoint, Manifest, folder_name, kind_of_entry
-from zoo.errors import BadInput, remedy
+from zoo.errors import BadInput, write_remedy
 from zoo.fault_points import fault_point
 
 
@@ -134,7 +134,7 @@ class StepFolders:
             fault_point("checkpoint.set_aside")
             folder.rename(target)
         except OSError as error:
-            fix = f"{remedy(error)}, or remove it, and run the same command again"
+            fix = f"{write_remedy(error)}, or remove it, and run the same command again"
             raise BadInput(f"{folder} is damaged ({damage}) and cannot be renamed ({error.strerror}); {fix}") from None
         self.report(f"{message}; it is now {target.name}, and the one before it is used")
 

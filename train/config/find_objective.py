@@ -110,7 +110,7 @@ def load_objective(plugin: Plugin) -> Any:
 
 def _is_objective(plugin: Plugin, value: Any) -> bool:
     # The base class imports JAX, so its methods identify a subclass.
-    is_subclass = isinstance(value, type) and not inspect.isabstract(value) and plugins.has(value, *METHODS)
+    is_subclass = isinstance(value, type) and not inspect.isabstract(value) and plugins.has_attributes(value, *METHODS)
     options = getattr(value, "OPTIONS", None)
     return (
         is_subclass

@@ -16,8 +16,8 @@ from zoo.trust import REWARD, Reference
 def used_plugins(run: Run) -> list[Plugin]:
     """Return the plug-ins that provide the recipe, the hooks, the model, the objective and the attention of a run."""
     attention = getattr(getattr(run.model, "compute", None), "attention", "auto")
-    recipes = [plugin for plugin in plugins.installed("zoo.recipes") if plugin.name == run.recipe]
-    hooks = [plugin for plugin in plugins.installed("zoo.hooks") if plugin.name in run.log.hooks]
+    recipes = [plugin for plugin in plugins.installed_plugins("zoo.recipes") if plugin.name == run.recipe]
+    hooks = [plugin for plugin in plugins.installed_plugins("zoo.hooks") if plugin.name in run.log.hooks]
     return recipes + hooks + _plugins_of(configs.family_of(run.model), run.objective, attention)
 
 
@@ -32,7 +32,7 @@ def _plugins_of(family: Any, objective: Any, attention: Any) -> list[Plugin]:
         plugin
         for group, (name, own) in named.items()
         if isinstance(name, str) and name not in own
-        for plugin in plugins.installed(group)
+        for plugin in plugins.installed_plugins(group)
         if plugin.name == name
     ]
 
@@ -82,7 +82,7 @@ def find_hook(name: str) -> Plugin:
         BadInput: there is no such plug-in, or two distributions provide it.
     """
     if (plugin := plugins.find_plugin("zoo.hooks", name, ())) is None:
-        names = ", ".join(plugins.described("zoo.hooks")) or "none is installed"
+        names = ", ".join(plugins.described_plugins("zoo.hooks")) or "none is installed"
         raise BadInput(f"--log.hooks {name}: no plug-in in the group zoo.hooks has this name; choose from: {names}")
     return plugin
 

@@ -13,7 +13,7 @@ SHARES = {"supervised.jsonl": 1_500, "prompts.jsonl": 7_500, "held_out.jsonl": 1
 """Number of sums in each file."""
 
 
-def sums() -> dict[str, str]:
+def arithmetic_sums() -> dict[str, str]:
     """Return the content of each file: all sums of two numbers below 100 in a fixed random order, each in one file.
 
     A line is {"prompt": "07+95=", "completion": "201"}. The answer begins with its lowest digit, since a model that writes from
@@ -38,7 +38,7 @@ def write_sums(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise BadInput(f"{folder}: is a file; name a folder")
     missing = {}
-    for name, content in sums().items():
+    for name, content in arithmetic_sums().items():
         if not (file := folder / name).exists():
             missing[name] = content
         elif not file.is_file() or read_regular(file, 1 << 30) != content.encode():

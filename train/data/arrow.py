@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from train.data.text_files import LONGEST_LINE, Document, document, json_type, list_names, unpacked_limit, unpacks_to_more
+from train.data.text_files import LONGEST_LINE, Document, document_chunks, json_type, list_names, unpacked_limit, unpacks_to_more
 from zoo.errors import BadInput, import_optional
 from zoo.file_access import open_regular
 
@@ -14,9 +14,9 @@ ROWS = 64
 """Number of rows of a .parquet file that are decoded at a time."""
 
 
-def parquet(file: Path, name: str, field: str) -> Iterator[Document]:
+def read_parquet_column(file: Path, name: str, field: str) -> Iterator[Document]:
     """Yield the text in one column of each row as a document. Rows with an empty text are skipped."""
-    pq = library("pyarrow.parquet")
+    pq = import_data_library("pyarrow.parquet")
     with _errors(file), open_regular(file):
         check_column(pq.read_schema(file), field, str(file))
         # Dictionary encoding keeps a text that occurs often in memory once.
@@ -25,9 +25,9 @@ def parquet(file: Path, name: str, field: str) -> Iterator[Document]:
             yield from _bounded(_rows(batches, name, field, str(file)), [file], str(file))
 
 
-def table(file: Path) -> Iterator[dict[str, Any]]:
+def read_parquet_rows(file: Path) -> Iterator[dict[str, Any]]:
     """Yield each row of a .parquet file with all of its columns, as Python values."""
-    pq = library("pyarrow.parquet")
+    pq = import_data_library("pyarrow.parquet")
     with _errors(file), open_regular(file), pq.ParquetFile(file, buffer_size=1 << 20, pre_buffer=False) as rows:
         remaining = unpacked_limit(file.stat().st_size)
         for batch in rows.iter_batches(ROWS, use_threads=False):
@@ -47,8 +47,8 @@ def arrow_streams(files: Iterable[Path], name: str, field: str) -> Iterator[Docu
             with (
                 _errors(file),
                 open_regular(file),
-                library("pyarrow").OSFile(str(file)) as raw,
-                library("pyarrow.ipc").open_stream(raw) as stream,
+                import_data_library("pyarrow").OSFile(str(file)) as raw,
+                import_data_library("pyarrow.ipc").open_stream(raw) as stream,
             ):
                 check_column(stream.schema, field, name)
                 yield from (batch.select([field]) for batch in stream)
@@ -68,7 +68,7 @@ def _bounded(documents: Iterator[Document], files: Iterable[Path], where: str) -
 
 def _referenced_bytes(column: Any) -> int:
     """Return the bytes of the texts that a column refers to, each counted as often as it occurs; 0 for another column."""
-    types, compute = library("pyarrow").types, library("pyarrow.compute")
+    types, compute = import_data_library("pyarrow").types, import_data_library("pyarrow.compute")
     if not types.is_dictionary(column.type) or not (
         types.is_string(column.type.value_type) or types.is_large_string(column.type.value_type)
     ):
@@ -84,7 +84,7 @@ def check_column(schema: Any, field: str, where: str) -> None:
     """
     if field not in schema.names:
         raise BadInput(f"{where}: no column {json.dumps(field)}; it has {list_names(schema.names)}: choose one with --data.field")
-    types, kind = library("pyarrow").types, schema.field(field).type
+    types, kind = import_data_library("pyarrow").types, schema.field(field).type
     kind = kind.value_type if types.is_dictionary(kind) else kind
     if not (types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)):
         raise BadInput(
@@ -93,7 +93,7 @@ def check_column(schema: Any, field: str, where: str) -> None:
         )
 
 
-def library(module: str) -> Any:
+def import_data_library(module: str) -> Any:
     """Import a module of the optional dependency group `data`.
 
     Raises:
@@ -110,7 +110,7 @@ def _rows(batches: Iterable[Any], name: str, field: str, where: str) -> Iterator
             text = _string(value, f"{where}: row {number}", field)
             if text:
                 has_text = True
-                yield from document(f"{name}:{number}", [text], f"{where}: row {number}")
+                yield from document_chunks(f"{name}:{number}", [text], f"{where}: row {number}")
     if not has_text:
         raise BadInput(f"{where}: holds no text in column {json.dumps(field)}")
 
@@ -132,6 +132,6 @@ def _errors(file: Path) -> Iterator[None]:
     """Raise `BadInput` for the errors that pyarrow raises on a file that is damaged or of another format."""
     try:
         yield
-    except (library("pyarrow").ArrowException, OSError, ValueError) as error:
+    except (import_data_library("pyarrow").ArrowException, OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
         raise BadInput(f"{file}: cannot be read ({why}); write or copy it again") from None

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO
 
 from train.config.data_options import TextData
-from train.data.sources import Source, sources
+from train.data.sources import Source, find_sources
 from train.data.text_files import Digest, Document
 from zoo.errors import BadInput, require
 
@@ -47,7 +47,7 @@ class Documents:
         return self.read()
 
 
-def split(data: TextData) -> tuple[Documents, Documents]:
+def split_corpus(data: TextData) -> tuple[Documents, Documents]:
     """Return (training, held-out) documents. Every file is read and checked once here, before any of it is used.
 
     The held-out documents are those of `valid_paths`, or else about the last `valid_fraction` of the bytes of `paths`. Whole
@@ -57,12 +57,12 @@ def split(data: TextData) -> tuple[Documents, Documents]:
 
     Raises:
         BadInput: a file that is missing, empty, damaged, not UTF-8 or of an unsupported kind, a bad line or row (with its
-            number), a held-out file that is also trained on, or too little text for two halves; see also `sources.sources`.
+            number), a held-out file that is also trained on, or too little text for two halves; see also `sources.find_sources`.
     """
-    training = sources(data.paths, data)
+    training = find_sources(data.paths, data)
     read = functools.partial(_chain, training) if data.paths else _embedded
     if data.valid_paths:
-        valid_sources = sources(data.valid_paths, data)
+        valid_sources = find_sources(data.valid_paths, data)
         if both := {source.key for source in training} & {source.key for source in valid_sources}:
             raise BadInput(f"--data.valid-paths {min(both)}: it is also in --data.paths; hold out text that is not trained on")
         return _measured(read), _measured(functools.partial(_chain, valid_sources))
@@ -80,8 +80,8 @@ def split(data: TextData) -> tuple[Documents, Documents]:
 def take_share(documents: Documents, share: float) -> Documents:
     """Return about the first `share` of the bytes of documents, for `--data.take`; with 1 the documents themselves.
 
-    The text ends with a document if one ends near enough, else after a paragraph, a line or a word, as in `split`. Near enough is
-    a sixteenth of the share.
+    The text ends with a document if one ends near enough, else after a paragraph, a line or a word, as in `split_corpus`. Near
+    enough is a sixteenth of the share.
 
     Raises:
         BadInput: the text is too short for such a share.
@@ -108,16 +108,16 @@ def take_share(documents: Documents, share: float) -> Documents:
     return _measured(functools.partial(_training_half, documents.read, number, character))
 
 
-def documents(paths: Sequence[str], data: TextData, limit: int = 0) -> Documents:
+def read_documents(paths: Sequence[str], data: TextData, limit: int = 0) -> Documents:
     """Return the documents of some files, each checked once; `data` has the options for reading them.
 
     Args:
         limit: largest number of documents, taken from the beginning; 0 = all.
 
     Raises:
-        BadInput: a file cannot be read; see `split`.
+        BadInput: a file cannot be read; see `split_corpus`.
     """
-    read = functools.partial(_chain, sources(tuple(paths), data))
+    read = functools.partial(_chain, find_sources(tuple(paths), data))
     return _measured(functools.partial(_first, read, limit) if limit else read)
 
 

@@ -7,16 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from train.config.option_groups import ExampleFileOptions
-from train.data.records import TO_UTF8, BadRecord, Record, numbered
-from train.data.text_files import json_type, lines, parse_json, read_whole
+from train.data.records import TO_UTF8, BadRecord, Record, numbered_record
+from train.data.text_files import decoded_lines, json_type, parse_json_line, read_whole
 from zoo.errors import BadInput
 
 DOCUMENT = "-DOCSTART-"
 
 
-def trec(file: Path, options: ExampleFileOptions) -> Iterator[Record | BadInput]:
+def read_trec(file: Path, options: ExampleFileOptions) -> Iterator[Record | BadInput]:
     """Read lines of the form `LABEL text` (Li and Roth 2002); the label ends at the first space or tab."""
-    for line, text in lines(file, options.encoding, TO_UTF8):
+    for line, text in decoded_lines(file, options.encoding, TO_UTF8):
         if not text.strip():
             continue
         label, *question = re.split(r"[ \t]", text.strip(), maxsplit=1)
@@ -26,7 +26,7 @@ def trec(file: Path, options: ExampleFileOptions) -> Iterator[Record | BadInput]
             yield BadInput(f"{file}:{line}: a single word; write the label, a space and the text")
 
 
-def conll(file: Path, options: ExampleFileOptions, *, min_columns: int = 2) -> Iterator[Record | BadInput]:
+def read_conll(file: Path, options: ExampleFileOptions, *, min_columns: int = 2) -> Iterator[Record | BadInput]:
     """Read sentences with one word per line and an empty line between them; a record is a sentence, a column a list of strings.
 
     Columns are separated by tabs, or by spaces in a line without a tab. A line that begins with -DOCSTART- is not a word, as in
@@ -35,12 +35,12 @@ def conll(file: Path, options: ExampleFileOptions, *, min_columns: int = 2) -> I
     """
     rows: list[list[str]] = []
     first, columns, malformed = 0, 0, False
-    for line, text in lines(file, options.encoding, TO_UTF8):
+    for line, text in decoded_lines(file, options.encoding, TO_UTF8):
         text = text.rstrip("\r\n")
         cells = text.split("\t") if "\t" in text else [cell for cell in text.split(" ") if cell]
         if not text.strip() or cells[0] == DOCUMENT:
             if rows:
-                yield numbered(f"{file}:{first}", map(list, zip(*rows, strict=True)), first)
+                yield numbered_record(f"{file}:{first}", map(list, zip(*rows, strict=True)), first)
             rows, malformed = [], False
             continue
         if malformed:
@@ -56,15 +56,15 @@ def conll(file: Path, options: ExampleFileOptions, *, min_columns: int = 2) -> I
         first = first if rows else line
         rows.append(cells)
     if rows:
-        yield numbered(f"{file}:{first}", map(list, zip(*rows, strict=True)), first)
+        yield numbered_record(f"{file}:{first}", map(list, zip(*rows, strict=True)), first)
 
 
-def race(file: Path, options: ExampleFileOptions, *, answered: bool = True) -> Iterator[Record]:
+def read_race(file: Path, options: ExampleFileOptions, *, answered: bool = True) -> Iterator[Record]:
     """Read the questions of an article (Lai et al. 2017): one object with "article", "questions", "options" and "answers".
 
     Unless `answered`, the answers are neither required nor read.
     """
-    content = parse_json(read_whole(file, options.encoding, TO_UTF8), str(file), "write one object")
+    content = parse_json_line(read_whole(file, options.encoding, TO_UTF8), str(file), "write one object")
     names = ("questions", "options", "answers") if answered else ("questions", "options")
     columns = {name: get_field(content, name, list, str(file)) for name in names}
     counts = {name: len(values) for name, values in columns.items()}
@@ -77,7 +77,7 @@ def race(file: Path, options: ExampleFileOptions, *, answered: bool = True) -> I
         yield Record(f"{file}: question {number}", {"article": article, **record_values})
 
 
-def squad(file: Path, options: ExampleFileOptions) -> Iterator[Record]:
+def read_squad(file: Path, options: ExampleFileOptions) -> Iterator[Record]:
     """Read the questions of SQuAD 1.1 and 2.0 (Rajpurkar et al. 2016, 2018): articles of paragraphs of questions."""
     return (_answered(record, question) for record, question in _squad(file, options))
 
@@ -89,7 +89,7 @@ def squad_questions(file: Path, options: ExampleFileOptions) -> Iterator[Record]
 
 def _squad(file: Path, options: ExampleFileOptions) -> Iterator[tuple[Record, dict[str, Any]]]:
     """Yield (record with id, question, title and context; the JSON object of the question)."""
-    content = parse_json(read_whole(file, options.encoding, TO_UTF8), str(file), "copy it again")
+    content = parse_json_line(read_whole(file, options.encoding, TO_UTF8), str(file), "copy it again")
     for article_index, article in enumerate(get_field(content, "data", list, str(file))):
         article_where = f"{file}: data[{article_index}]"
         # An article without a title is also a document.

@@ -17,14 +17,14 @@ from train.data.dataset_formats import get_field
 from train.data.dialogues import is_dialogue, parse_dialogue
 from train.data.example_types import Answer, Choice, Example, Pair, Question, Tagged, Text
 from train.data.records import Record, column_value
-from train.data.sources import check_file, data_set, files_in, kind, refuse_repeated
+from train.data.sources import check_file, file_kind, files_in, load_data_set, refuse_repeated
 from train.data.text_files import check_string, json_type
 from zoo.errors import BadInput, require
 from zoo.file_access import real_path
 
 Reader = Callable[[Path, Any], Iterator[Record | BadInput]]
 
-ANY: dict[str, Reader] = {".jsonl": records.json_lines, ".parquet": records.parquet}
+ANY: dict[str, Reader] = {".jsonl": records.read_json_records, ".parquet": records.read_parquet_records}
 CHAT: dict[str, Reader] = {**ANY, ".json": records.json_array}
 """Files of instructions, preferences and prompts."""
 LABEL_LISTS = 'with --labelled.multi-label, write a list of names, "labels", in .jsonl or .parquet'
@@ -42,10 +42,10 @@ class Task:
     """Values of --labelled.format that select one of these formats whatever the names of the files are."""
 
 
-def split(
+def split_examples(
     objective: str, data: Data, options: ExampleFileOptions, left_out: list[str] | None = None
 ) -> tuple[list[Example], list[Example]]:
-    """Return (training, held-out) examples. Every file is read and checked here. `left_out` is as in `read_examples`.
+    """Return (training, held-out) examples. Every file is read and checked here. `left_out` is as in `read_labelled_examples`.
 
     The held-out examples are those of `valid_paths`, or else about the last `valid_fraction` of the examples of `paths`. Examples
     of one document (such as the questions about an article) are in the same half.
@@ -56,16 +56,16 @@ def split(
     """
     if not data.paths:
         raise BadInput(f"--data.paths: there is no embedded data for {objective}; name files: {format_names(objective)}")
-    training, training_keys = read_examples(objective, data.paths, data, options, left_out)
+    training, training_keys = read_labelled_examples(objective, data.paths, data, options, left_out)
     if not data.valid_paths:
         return split_halves(training, data.valid_fraction)
-    held_out, held_out_keys = read_examples(objective, data.valid_paths, data, options, left_out)
+    held_out, held_out_keys = read_labelled_examples(objective, data.valid_paths, data, options, left_out)
     if both := training_keys & held_out_keys:
         raise BadInput(f"--data.valid-paths {min(both)}: it is also in --data.paths; hold out data that is not trained on")
     return training, held_out
 
 
-def read_examples(
+def read_labelled_examples(
     objective: str, paths: tuple[str, ...], data: Data, options: ExampleFileOptions, left_out: list[str] | None = None
 ) -> tuple[list[Example], set[str]]:
     """Return the examples that some paths name, in order, and the identities (`Source.key`) of their files and data sets.
@@ -74,7 +74,7 @@ def read_examples(
         left_out: list to which the error message of each example that `options.skip_bad` leaves out is appended.
 
     Raises:
-        BadInput: a file cannot be read, as in `split`, or `options.format` is not a format of the objective.
+        BadInput: a file cannot be read, as in `split_examples`, or `options.format` is not a format of the objective.
     """
     task = TASKS[objective]
     fix = f"{objective} does not read it; choose {', '.join(task.formats)}"
@@ -119,16 +119,16 @@ def sources(
     """Yield (key, name, records) of every file or data set that a path names; records are read lazily.
 
     Raises:
-        BadInput: a file cannot be read, as in `split`.
+        BadInput: a file cannot be read, as in `split_examples`.
     """
 
     def reader(file: Path) -> Reader | None:
-        return task.files.get(kind(file) if options.format == "auto" else ENDINGS[options.format])
+        return task.files.get(file_kind(file) if options.format == "auto" else ENDINGS[options.format])
 
-    if data_split := data_set(path, data):
+    if data_split := load_data_set(path, data):
         fix = f"{data_split.where} is a data set, whose format is known; remove it"
         require(options.format == "auto", "labelled.format", options.format, fix)
-        yield data_split.key, data_split.where, records.data_set(data_split)
+        yield data_split.key, data_split.where, records.read_data_set(data_split)
         return
     supported = _kinds(task)
     choices = " or ".join(filter(None, (", ".join(task.formats[:-1]), task.formats[-1])))
@@ -208,10 +208,10 @@ def _pair(record: Record, options: PairTables) -> Example:
         return parse_dialogue(record)
     source = check_string(column_value(record, options.text, "source", 0, "text"), f"{where}: the source")
     target = check_string(column_value(record, options.label, "target", -1, "label"), f"{where}: the target")
-    return pair(where, source, target)
+    return text_pair(where, source, target)
 
 
-def pair(where: str, source: str, target: str) -> Pair:
+def text_pair(where: str, source: str, target: str) -> Pair:
     """Return a pair of texts.
 
     Raises:
@@ -315,18 +315,22 @@ def _number(value: Any, where: str) -> float:
 
 TASKS = {
     "classification": Task(
-        {".tsv": records.tsv, ".csv": records.comma_separated, ".txt": dataset_formats.trec, **ANY},
+        {".tsv": records.read_tsv, ".csv": records.comma_separated, ".txt": dataset_formats.read_trec, **ANY},
         _text,
         ("tsv", "csv", "jsonl", "label_first"),
     ),
-    "tagging": Task({".conll": dataset_formats.conll, ".annotated": dataset_formats.conll, **ANY}, _tagged, ("conll", "jsonl")),
-    "span": Task({".json": dataset_formats.squad, **ANY}, _question, ("squad", "jsonl")),
-    "text_to_text": Task({".tsv": records.tsv, ".csv": records.comma_separated, **CHAT}, _pair, ("tsv", "csv", "jsonl", "json")),
+    "tagging": Task(
+        {".conll": dataset_formats.read_conll, ".annotated": dataset_formats.read_conll, **ANY}, _tagged, ("conll", "jsonl")
+    ),
+    "span": Task({".json": dataset_formats.read_squad, **ANY}, _question, ("squad", "jsonl")),
+    "text_to_text": Task(
+        {".tsv": records.read_tsv, ".csv": records.comma_separated, **CHAT}, _pair, ("tsv", "csv", "jsonl", "json")
+    ),
     "instruction": Task(CHAT, lambda record, options: parse_dialogue(record), ("jsonl", "json")),
-    **dict.fromkeys(("preference", "dpo"), Task(CHAT, preference_records.preference, ("jsonl", "json"))),
+    **dict.fromkeys(("preference", "dpo"), Task(CHAT, preference_records.preference_of_record, ("jsonl", "json"))),
     "kto": Task(CHAT, preference_records.unpaired_preference, ("jsonl", "json")),
-    **dict.fromkeys(("policy_gradient", "ppo"), Task(CHAT, prompt_records.prompt, ("jsonl", "json"))),
-    "choice": Task({".json": dataset_formats.race, ".txt": dataset_formats.race, **ANY}, _choice, ("race", "jsonl")),
+    **dict.fromkeys(("policy_gradient", "ppo"), Task(CHAT, prompt_records.prompt_of_record, ("jsonl", "json"))),
+    "choice": Task({".json": dataset_formats.read_race, ".txt": dataset_formats.read_race, **ANY}, _choice, ("race", "jsonl")),
 }
 """Tasks by objective."""
 

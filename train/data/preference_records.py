@@ -24,7 +24,7 @@ WORD = re.compile(r"\s*\S+(?:\s+\Z)?")
 NO_PROMPT = 'add "prompt", which is "" if there is none, or leave the pair out'
 
 
-def preference(record: Record, options: ExampleFileOptions) -> Preference:
+def preference_of_record(record: Record, options: ExampleFileOptions) -> Preference:
     """Return the preference of a record with "chosen", "rejected" and, optionally, "prompt" and "margin".
 
     Without a prompt, chosen and rejected are complete, and what they both begin with, in whole words or messages, is the prompt.

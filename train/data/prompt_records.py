@@ -26,7 +26,7 @@ RESERVED = ("prompts", "completions", "ids")
 """Names of the arguments of a reward function that are not columns."""
 
 
-def prompt(record: Record, options: ExampleFileOptions) -> Prompt:
+def prompt_of_record(record: Record, options: ExampleFileOptions) -> Prompt:
     """Return the prompt of a record with "prompt", a text or the messages of a conversation, and any other columns.
 
     Without "prompt", it is a conversation of ShareGPT, or an instruction of Alpaca with its input; its output remains a column.

@@ -1,7 +1,7 @@
 """Readers of labelled data from tables, JSON lines and data sets: a record per example, with the values of the columns.
 
 A reader yields a `BadInput` in place of a malformed example and continues; it raises one if the file itself cannot be read.
-`train.data.labelled_reader.read_examples` raises the yielded ones, or leaves those examples out.
+`train.data.labelled_reader.read_labelled_examples` raises the yielded ones, or leaves those examples out.
 """
 
 import csv
@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from train.config.option_groups import ExampleFileOptions, PairTables
-from train.data.arrow import table
+from train.data.arrow import read_parquet_rows
 from train.data.sources import Split
-from train.data.text_files import json_type, lines, lines_or_errors, list_names, parse_json, parse_object, read_whole
+from train.data.text_files import decoded_lines, json_type, lines_or_errors, list_names, parse_json_line, parse_object, read_whole
 from zoo.errors import BadInput
 
 TO_UTF8 = "convert the file to UTF-8, or choose --labelled.encoding latin-1"
@@ -76,12 +76,12 @@ def _is_example(names: list[str]) -> bool:
     )
 
 
-def numbered(where: str, cells: Iterable[Any], line: int) -> Record:
+def numbered_record(where: str, cells: Iterable[Any], line: int) -> Record:
     """Return a record of columns without names; they are numbered from 1."""
     return Record(where, {str(number): cell for number, cell in enumerate(cells, 1)}, True, line=line)
 
 
-def tsv(file: Path, options: PairTables, on_blank: Callable[[], None] = no_action) -> Iterator[Record | BadInput]:
+def read_tsv(file: Path, options: PairTables, on_blank: Callable[[], None] = no_action) -> Iterator[Record | BadInput]:
     """Read lines of cells separated by tabs. Quotation marks are ordinary characters; a cell has neither tabs nor line ends.
 
     Args:
@@ -104,7 +104,7 @@ def comma_separated(file: Path, options: PairTables, on_blank: Callable[[], None
     """Read the rows of a .csv (RFC 4180): a cell in quotation marks may contain commas and line ends."""
 
     def rows() -> Iterator[tuple[int, list[str]]]:
-        reader = csv.reader((text for _, text in lines(file, options.encoding, TO_UTF8)), strict=True)
+        reader = csv.reader((text for _, text in decoded_lines(file, options.encoding, TO_UTF8)), strict=True)
         line = 1
         try:
             for cells in reader:
@@ -119,7 +119,9 @@ def comma_separated(file: Path, options: PairTables, on_blank: Callable[[], None
     yield from _table(file, rows(), options)
 
 
-def json_lines(file: Path, options: ExampleFileOptions, on_blank: Callable[[], None] = no_action) -> Iterator[Record | BadInput]:
+def read_json_records(
+    file: Path, options: ExampleFileOptions, on_blank: Callable[[], None] = no_action
+) -> Iterator[Record | BadInput]:
     """Read one JSON object per line; blank lines are skipped."""
     for line, text in lines_or_errors(file, options.encoding, TO_UTF8):
         where = f"{file}:{line}"
@@ -137,7 +139,7 @@ def json_lines(file: Path, options: ExampleFileOptions, on_blank: Callable[[], N
 def json_array(file: Path, options: ExampleFileOptions) -> Iterator[Record | BadInput]:
     """Read a file with one JSON array of objects."""
     text = read_whole(file, options.encoding, TO_UTF8)
-    content = parse_json(text, str(file), "write one array of objects, or name a file with an object per line .jsonl")
+    content = parse_json_line(text, str(file), "write one array of objects, or name a file with an object per line .jsonl")
     if not isinstance(content, list):
         raise BadInput(f"{file}: {json_type(content)}; write one array of objects")
     for number, values in enumerate(content, 1):
@@ -145,13 +147,13 @@ def json_array(file: Path, options: ExampleFileOptions) -> Iterator[Record | Bad
         yield Record(where, values) if isinstance(values, dict) else BadInput(f"{where}: {json_type(values)}; write an object")
 
 
-def parquet(file: Path, options: ExampleFileOptions) -> Iterator[Record]:
+def read_parquet_records(file: Path, options: ExampleFileOptions) -> Iterator[Record]:
     """Read the rows of a .parquet file."""
     del options
-    yield from (Record(f"{file}: row {number}", values, line=number) for number, values in enumerate(table(file), 1))
+    yield from (Record(f"{file}: row {number}", values, line=number) for number, values in enumerate(read_parquet_rows(file), 1))
 
 
-def data_set(split: Split) -> Iterator[Record]:
+def read_data_set(split: Split) -> Iterator[Record]:
     """Read the rows of a data set of the library `datasets`, with the names of classes in place of their numbers."""
     names = {name: classes for name, feature in split.rows.features.items() if (classes := _class_names(feature))}
     for number, row in enumerate(split.rows, 1):

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from train.config.data_options import Data, TextData
-from train.data.arrow import arrow_streams, check_column, library, parquet
-from train.data.text_files import Document, json_lines, list_names, plain
+from train.data.arrow import arrow_streams, check_column, import_data_library, read_parquet_column
+from train.data.text_files import Document, list_names, read_json_texts, read_plain_text
 from zoo.errors import BadInput, no_such_file, without_secrets
 from zoo.file_access import real_path
 from zoo.hf import hub
@@ -31,7 +31,7 @@ class Source:
     read: Callable[[], Iterator[Document]]
 
 
-def sources(paths: tuple[str, ...], data: TextData) -> list[Source]:
+def find_sources(paths: tuple[str, ...], data: TextData) -> list[Source]:
     """Return the sources that paths of `data` name, in order; the files of a folder are sorted by name.
 
     Everything that can be checked without reading the data is checked here.
@@ -65,7 +65,7 @@ def refuse_repeated(path: str, key: str, keys: Collection[str]) -> None:
 
 def _sources_of(path: str, data: TextData) -> Iterator[Source]:
     file = Path(path)
-    if split := data_set(path, data):
+    if split := load_data_set(path, data):
         check_column(split.rows.features.arrow_schema, data.field, split.where)
         files = [Path(cache["filename"]) for cache in split.rows.cache_files]
         yield Source(split.key, functools.partial(arrow_streams, files, split.name, data.field))
@@ -120,9 +120,9 @@ def check_link(file: Path, folder: Path, option: str) -> None:
 def _file(file: Path, name: str, field: str) -> Source:
     read = check_file(file, _reader, KINDS)
     # Reading columns needs a library that may not be installed: fail before anything else is read.
-    if read is parquet:
-        library("pyarrow.parquet")
-    options = (file, name) if read is plain else (file, name, field)
+    if read is read_parquet_column:
+        import_data_library("pyarrow.parquet")
+    options = (file, name) if read is read_plain_text else (file, name, field)
     return Source(str(real_path(file)), functools.partial(read, *options))
 
 
@@ -143,10 +143,10 @@ def check_file(file: Path, reader: Callable[[Path], Reader | None], kinds: str, 
 
 
 def _reader(file: Path) -> Callable[..., Iterator[Document]] | None:
-    return {".txt": plain, ".jsonl": json_lines, ".parquet": parquet}.get(kind(file))
+    return {".txt": read_plain_text, ".jsonl": read_json_texts, ".parquet": read_parquet_column}.get(file_kind(file))
 
 
-def kind(file: Path) -> str:
+def file_kind(file: Path) -> str:
     """Return the suffix of a file name in lower case, without the suffix of a compression (.parquet is compressed inside)."""
     name = Path(file.name.lower())
     inner = Path(name.stem).suffix
@@ -165,11 +165,11 @@ class Split(NamedTuple):
     name: str
 
 
-def data_set(path: str, data: Data) -> Split | None:
+def load_data_set(path: str, data: Data) -> Split | None:
     """Load the split `data.split` of a data set of the hub or of a folder that `datasets` wrote; None if `path` is neither.
 
     Raises:
-        BadInput: the data set, or the split or subset of it, is missing, as in `sources`.
+        BadInput: the data set, or the split or subset of it, is missing, as in `find_sources`.
     """
     if path.startswith(hub.PREFIX):
         return _hub(path, data)
@@ -180,8 +180,8 @@ def data_set(path: str, data: Data) -> Split | None:
 
 def _saved(folder: Path, data: Data) -> Split:
     """Load a folder that `datasets` wrote with `save_to_disk`."""
-    with _errors(str(folder), library("datasets")):
-        loaded = library("datasets").load_from_disk(str(folder))
+    with _errors(str(folder), import_data_library("datasets")):
+        loaded = import_data_library("datasets").load_from_disk(str(folder))
         for rows in loaded.values() if isinstance(loaded, dict) else [loaded]:
             _check_inside(folder, [cache["filename"] for cache in rows.cache_files])
     return _split(loaded, str(folder), str(real_path(folder)), folder.name, data)
@@ -209,8 +209,8 @@ def _hub(path: str, data: Data) -> Split:
 
         # One request without retries, before a download with many.
         request = functools.partial(huggingface_hub.HfApi().dataset_info, name, timeout=hub.PATIENCE)
-        hub.request(request, path, "data set", instead="a file", missing=missing)
-        datasets = library("datasets")
+        hub.request_from_hub(request, path, "data set", instead="a file", missing=missing)
+        datasets = import_data_library("datasets")
         with _errors(path, datasets):
             loaded = datasets.load_dataset(name, data.subset or None)
     return _split(loaded, path, path, name, data)
@@ -228,8 +228,8 @@ def _from_cache(path: str, name: str, subset: str | None) -> tuple[Any, str]:
     cache = caches.private_folder(Path(chosen or Path(constants.HF_HOME, "datasets")), "HF_DATASETS_CACHE")
     if not any(key(folder.name) == key(name) for folder in cache.glob("*___*")):
         return None, "not in the local cache"
-    with _errors(path, library("datasets")):
-        builder = library("datasets.packaged_modules.cache.cache").Cache
+    with _errors(path, import_data_library("datasets")):
+        builder = import_data_library("datasets.packaged_modules.cache.cache").Cache
         options = {"repo_id": name, "dataset_name": name.split("/")[1], "config_name": subset, "version": "auto", "hash": "auto"}
         try:
             builder = builder(**options)
@@ -256,7 +256,7 @@ def _errors(where: str, datasets: Any) -> Iterator[None]:
     # The library reads JSON of any shape as it should be.
     refused = (
         *(OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, AssertionError, RecursionError),
-        library("pyarrow").ArrowException,
+        import_data_library("pyarrow").ArrowException,
         datasets.exceptions.DatasetsError,
     )
     try:

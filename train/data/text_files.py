@@ -74,29 +74,29 @@ class Digest:
         return self._all.hexdigest()
 
 
-def plain(file: Path, name: str) -> Iterator[Document]:
+def read_plain_text(file: Path, name: str) -> Iterator[Document]:
     """Yield the chunks of a text file, which is one document."""
     has_text = False
     with open_decompressed(file) as stream:
-        for chunk in document(name, _decoded(stream, file), str(file)):
+        for chunk in document_chunks(name, _decoded(stream, file), str(file)):
             has_text = has_text or bool(chunk.text.strip())
             yield chunk
     if not has_text:
         raise BadInput(f"{file}: holds no text; write some, or remove the file")
 
 
-def json_lines(file: Path, name: str, field: str) -> Iterator[Document]:
+def read_json_texts(file: Path, name: str, field: str) -> Iterator[Document]:
     """Yield the text in `field` of the JSON object of each line. Blank lines and empty texts are skipped."""
     has_text = False
-    for line, text in lines(file):
+    for line, text in decoded_lines(file):
         if text.strip() and (text := _field(text, field, f"{file}:{line}")):
             has_text = True
-            yield from document(f"{name}:{line}", [text], f"{file}:{line}")
+            yield from document_chunks(f"{name}:{line}", [text], f"{file}:{line}")
     if not has_text:
         raise BadInput(f"{file}: holds no text; write some, or remove the file")
 
 
-def lines(file: Path, encoding: str = "utf-8", fix: str = TO_UTF8) -> Iterator[tuple[int, str]]:
+def decoded_lines(file: Path, encoding: str = "utf-8", fix: str = TO_UTF8) -> Iterator[tuple[int, str]]:
     """Yield (number, text with its line end) of each line, decoded as "utf-8" or "latin-1".
 
     `fix` is the advice in the error message about a line that is not UTF-8.
@@ -108,7 +108,7 @@ def lines(file: Path, encoding: str = "utf-8", fix: str = TO_UTF8) -> Iterator[t
 
 
 def lines_or_errors(file: Path, encoding: str = "utf-8", fix: str = TO_UTF8) -> Iterator[tuple[int, str | BadInput]]:
-    """Yield the same as `lines`, with the error in place of a line that is too long or cannot be decoded."""
+    """Yield the same as `decoded_lines`, with the error in place of a line that is too long or cannot be decoded."""
     line, offset = 0, 0
     with open_decompressed(file) as stream:
         while raw := stream.readline(LONGEST_LINE + 1):
@@ -131,7 +131,7 @@ def nonblank_lines(file: Path) -> Iterator[tuple[str, str]]:
         BadInput: a file that cannot be read or holds no text, or a line that is too long or not UTF-8.
     """
     has_text = False
-    for line, text in lines(file):
+    for line, text in decoded_lines(file):
         if text.strip():
             has_text = True
             yield f"{file}:{line}", text.rstrip("\r\n")
@@ -140,7 +140,7 @@ def nonblank_lines(file: Path) -> Iterator[tuple[str, str]]:
 
 
 def read_whole(file: Path, encoding: str = "utf-8", fix: str = TO_UTF8) -> str:
-    """Return the text of a file; `encoding` and `fix` as in `lines`."""
+    """Return the text of a file; `encoding` and `fix` as in `decoded_lines`."""
     with open_decompressed(file) as stream:
         raw = stream.read(LONGEST_FILE + 1)
     if len(raw) > LONGEST_FILE:
@@ -233,7 +233,7 @@ def _open_xz(raw: IO[bytes], mode: str) -> io.BufferedIOBase:
     return io.BufferedReader(_Xz(raw))
 
 
-def document(name: str, strings: Iterable[str], where: str) -> Iterator[Document]:
+def document_chunks(name: str, strings: Iterable[str], where: str) -> Iterator[Document]:
     """Yield the chunks of the text that the strings form when joined; error messages begin with `where`."""
     return (Document(name, chunk, last) for chunk, last in cut_chunks(strings, where))
 
@@ -278,7 +278,7 @@ def _field(text: str, field: str, where: str) -> str:
     return check_string(value[field], f"{where}: field {json.dumps(field)}")
 
 
-def parse_json(text: str, where: str, fix: str) -> Any:
+def parse_json_line(text: str, where: str, fix: str) -> Any:
     """Parse JSON; `fix` is the advice in the error message."""
     try:
         return json.loads(text.rstrip())
@@ -291,7 +291,7 @@ def parse_json(text: str, where: str, fix: str) -> Any:
 
 def parse_object(text: str, where: str, example: str) -> dict[str, Any]:
     """Parse a line that is a JSON object; `example` is one, for the error message."""
-    value = parse_json(text, where, "write one object per line")
+    value = parse_json_line(text, where, "write one object per line")
     if not isinstance(value, dict):
         raise BadInput(f"{where}: {json_type(value)}, not an object; write lines like {example}")
     return value

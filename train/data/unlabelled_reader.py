@@ -19,7 +19,7 @@ from train.data.dataset_formats import get_field
 from train.data.example_types import Choice, Example, Question, Tagged, Text
 from train.data.labelled_reader import ANY, Task
 from train.data.records import TO_UTF8, BadRecord, Record, column_value
-from train.data.sources import kind
+from train.data.sources import file_kind
 from train.data.text_files import STDIN, check_string, json_type, lines_or_errors
 from zoo.errors import BadInput, require
 
@@ -48,13 +48,13 @@ class UnlabelledExample(NamedTuple):
 
 @dataclasses.dataclass
 class ReadCounts:
-    """Counts of what `read_examples` has read so far."""
+    """Counts of what `read_unlabelled_examples` has read so far."""
 
     blank: int = 0
     """Blank lines, which are no examples. Those between the sentences of a .conll are not counted."""
 
 
-def read_examples(
+def read_unlabelled_examples(
     objective: str,
     paths: Sequence[str],
     options: ExampleFileOptions,
@@ -119,12 +119,12 @@ def _sources(
         yield from ((where, records) for _, where, records in labelled_reader.sources(path, task, Data(), options))
         return
     file = STDIN if path == "-" else Path(path)
-    by_name = kind(file) if kind(file) in task.files else OF_STREAMS[objective]
+    by_name = file_kind(file) if file_kind(file) in task.files else OF_STREAMS[objective]
     ending = by_name if options.format == "auto" else labelled_reader.ENDINGS[options.format]
     yield str(file), task.files[ending](file, options)
 
 
-def texts(
+def examples_of_texts(
     objective: str, inputs: Sequence[str], *, pair: str | None = None, context: str = "", options: Sequence[str] = ()
 ) -> list[UnlabelledExample]:
     """Return an example for each text: a sentence for tagging, a question for span and choice.
@@ -154,13 +154,14 @@ def _task(objective: str, line: Lines, labels: Collection[str], counts: ReadCoun
         counts.blank += 1
 
     race, conll = (
-        functools.partial(dataset_formats.race, answered=False),
-        functools.partial(dataset_formats.conll, min_columns=1),
+        functools.partial(dataset_formats.read_race, answered=False),
+        functools.partial(dataset_formats.read_conll, min_columns=1),
     )
     texts = functools.partial(_lines, line=line, labels=labels, on_blank=on_blank)
     sentences = functools.partial(_lines, line="text" if line == "labelled" else line, labels=(), on_blank=on_blank)
     tsv, comma_separated, json_lines = (
-        functools.partial(read, on_blank=on_blank) for read in (records.tsv, records.comma_separated, records.json_lines)
+        functools.partial(read, on_blank=on_blank)
+        for read in (records.read_tsv, records.comma_separated, records.read_json_records)
     )
     either = {**ANY, ".jsonl": json_lines}
     tasks = {

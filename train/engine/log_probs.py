@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int
 from train.engine.losses import token_losses
 from zoo.batch import Batch
 from zoo.models import Model
-from zoo.nn.task_heads import gather
+from zoo.nn.task_heads import gather_positions
 
 
 def token_log_probs(
@@ -45,7 +45,7 @@ def token_log_probs(
         first = jnp.minimum(jnp.argmax(batch.weights > 0, axis=1), length - longest)[:, None]  # [B, 1]
         at = first + jnp.arange(longest)  # [B, R]
         targets = jnp.take_along_axis(batch.targets, at, axis=1)
-        nats = _target_nats(model, params, gather(hidden, at), targets, chunk, temperature)
+        nats = _target_nats(model, params, gather_positions(hidden, at), targets, chunk, temperature)
         # Targets outside of [first, first + R) get another target's loss, and have no weight.
         nats = jnp.take_along_axis(nats, jnp.clip(jnp.arange(length) - first, 0, longest - 1), axis=1)  # [B, T]
     return jnp.where(batch.weights > 0, -nats, 0)

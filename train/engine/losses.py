@@ -55,7 +55,7 @@ def summed_loss(
     out = model.apply(params, batch, seeds=seeds, carry=carry)
     nats = token_losses(
         Partial(model.unembed, params),
-        task_heads.predictions(out, batch),
+        task_heads.predicting_states(out, batch),
         batch.targets,
         vocabulary=model.config.vocab,
         smoothing=smoothing,
@@ -99,7 +99,7 @@ def multi_label_losses(logits: Float[Array, "*B O"], labels: Int[Array, "*B O"])
 def pair_loss(model: Model, params: Any, out: Output, batch: Batch, seeds: Any) -> Float[Array, ""]:
     """Return the summed cross-entropy in nats of the labels of a batch's pairs: whether the second text follows the first."""
     assert batch.labels is not None
-    return class_losses(model.sequence_logits(params, task_heads.summaries(out, batch), seeds), batch.labels).sum()
+    return class_losses(model.sequence_logits(params, task_heads.sequence_summaries(out, batch), seeds), batch.labels).sum()
 
 
 def distillation_losses(

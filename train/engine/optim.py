@@ -47,10 +47,10 @@ def check_optimizer(cfg: Optim, model: Model) -> None:
         )
 
 
-def optimizer(cfg: Optim) -> optax.GradientTransformationExtraArgs:
+def make_optimizer(cfg: Optim) -> optax.GradientTransformationExtraArgs:
     """Return clipping, preconditioning, decoupled decay and the learning rate.
 
-    `update` takes the learning rate `lr`, 1 by default, and the gradients' `norm`, where it is computed already.
+    `update` takes the learning rate `lr`, 1 by default, and the gradients' `gradient_norm`, where it is computed already.
     """
     links = (
         _clip(cfg.clip) if cfg.clip > 0 else None,
@@ -62,12 +62,12 @@ def optimizer(cfg: Optim) -> optax.GradientTransformationExtraArgs:
     return optax.chain(*(link for link in links if link is not None))
 
 
-def norm(grads: Any) -> jax.Array:
+def gradient_norm(grads: Any) -> jax.Array:
     """Return the global norm of the gradients, before clipping."""
     return jnp.sqrt(functools.reduce(jnp.add, map(sum_of_squares, jax.tree.leaves(grads))))
 
 
-def schedule(cfg: Optim, steps: int) -> optax.Schedule:
+def make_schedule(cfg: Optim, steps: int) -> optax.Schedule:
     """Return the learning rate of each step, counted from 0: linear warm-up, then the named decay over the rest of `steps`.
 
     With n the step counted from 1 and w the warm-up, at least 1: inverse_sqrt is lr * min(n / w, sqrt(w / n)) (Vaswani et al.

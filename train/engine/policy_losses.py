@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 from train.config.policy_gradient_options import Aggregation, Ratio
 
 
-def ratios(
+def probability_ratios(
     log_probs: Float[Array, "B T"], old: Float[Array, "B T"], weights: Float[Array, "B T"], kind: Ratio
 ) -> Float[Array, "B R"]:
     """Return the ratios of the probabilities of responses now to those at the start of their rollout.

@@ -50,6 +50,6 @@ def _logits(model: Model, params: Any, batch: Batch, seeds: Any) -> Float[Array,
         sides = jnp.broadcast_to(jnp.arange(count, dtype=jnp.uint32), (pairs, count))
         seeds = counter_rng.fold(jnp.repeat(seeds, count, axis=0), sides.reshape(-1))  # [B * C, 2]
     rows = split_pairs(batch)
-    summaries = task_heads.summaries(model.apply(params, rows, seeds=seeds), rows)
+    summaries = task_heads.sequence_summaries(model.apply(params, rows, seeds=seeds), rows)
     logits = model.sequence_logits(params, summaries, seeds)  # [B * C, 1, O]
     return logits.reshape(pairs, count, -1)

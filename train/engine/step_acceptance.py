@@ -21,7 +21,7 @@ class Acceptance:
     new statistics, and metrics, float32 []."""
 
 
-def acceptance(spikes: Spikes) -> Acceptance:
+def make_acceptance(spikes: Spikes) -> Acceptance:
     """Return the decision of a run: `finite` = 0 is a step that was skipped, and with `spikes` `spike` = 1 is another one."""
     return _ordinary(spikes.sigmas, spikes.window) if spikes.sigmas else Acceptance(dict, _finite)
 

@@ -194,8 +194,8 @@ Halves = tuple[list[Any], list[Any]]
 
 
 def split_examples(run: Run, left_out: list[str]) -> Halves:
-    """Return (training, held-out) examples of the files of a run; see `train.data.labelled_reader.split`."""
-    return labelled_reader.split(scored_as(type(run.options)), run.data, run.options.labelled, left_out)
+    """Return (training, held-out) examples of the files of a run; see `train.data.labelled_reader.split_examples`."""
+    return labelled_reader.split_examples(scored_as(type(run.options)), run.data, run.options.labelled, left_out)
 
 
 class ExampleKind(NamedTuple):

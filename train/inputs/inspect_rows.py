@@ -20,7 +20,7 @@ from train.rows.feedback import kto_rows, preference_rows, response_rows
 from train.rows.mixture import Mixture
 from train.run.run_dir import RunDir
 from train.tokenizers.tokenizer import Tokenizer
-from train.weights.load import checkpoints
+from train.weights.load import open_checkpoints
 from zoo.batch import IGNORED, Batch
 from zoo.errors import BadInput, require
 from zoo.runtime import caches
@@ -89,7 +89,7 @@ def check_stored_data(run: run_config.Run, folder: RunDir, fingerprints: Mapping
     Raises:
         BadInput: the run has no checkpoint, or one of other data.
     """
-    source = checkpoints(folder.path, run)
+    source = open_checkpoints(folder.path, run)
     step = source.latest()
     saved = {} if step is None else source.meta(step)
     if any(saved.get(name) != fingerprints[name] for name in ("tokenizer", "data")):

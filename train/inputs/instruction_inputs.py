@@ -8,7 +8,7 @@ import numpy as np
 from train.config.run_config import Run
 from train.data.example_types import Dialogue, Pair
 from train.inputs.example_inputs import PackedRows, pack_rows, run_template
-from train.rows.instruction_rows import PackedDialogue, encode_completions, fit
+from train.rows.instruction_rows import PackedDialogue, encode_completions, fit_text
 from train.rows.lm_rows import first_fit
 from train.run.progress_display import short_number
 from train.tokenizers.chat_token_ids import CountedIds, encode_dialogues
@@ -52,7 +52,7 @@ class DialogueRows(PackedRows):
         return f"{short_number(self.text_size)} tokens, {self.targets / self.text_size:.1%} of them responses"
 
 
-def rows_of(
+def rows_of_instructions(
     examples: Sequence[Pair | Dialogue], run: Run, tokenizer: Tokenizer, left_out: list[str] | None = None
 ) -> DialogueRows:
     """Return the rows of examples for a run; none is left out.
@@ -62,7 +62,7 @@ def rows_of(
     """
     length, options = run.data.length, run.options
     encoded = zip(examples, _encoded(examples, run, tokenizer), strict=True)
-    texts = [fit(text, length, example.origin, truncate=options.labelled.truncate) for example, text in encoded]
+    texts = [fit_text(text, length, example.origin, truncate=options.labelled.truncate) for example, text in encoded]
     numbers = np.array(first_fit([len(text.ids) for text in texts], length)) if run.data.pack else np.arange(len(texts))
     contents = (part for text in texts for part in (len(text.ids).to_bytes(8), text.ids.tobytes(), text.counted.tobytes()))
     parts = [PackedDialogue(number, text) for number, text in enumerate(texts)]

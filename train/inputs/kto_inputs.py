@@ -69,7 +69,7 @@ def check_labels(run: Run, inputs: ExampleInputs) -> ExampleInputs:
     return inputs
 
 
-def rows_of(
+def rows_of_completions(
     examples: Sequence[UnpairedPreference], run: Run, tokenizer: Tokenizer, left_out: list[str] | None = None
 ) -> UnpairedRows:
     """Return the rows of labelled completions for a run, with mismatched ones if they are compared with a reference.

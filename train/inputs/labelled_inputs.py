@@ -137,7 +137,7 @@ def with_class_weights(run: Run, inputs: ExampleInputs) -> LabelledInputs:
     return labelled.with_training(_with_class_weights(inputs.training, run))
 
 
-def rows_of(
+def rows_of_labels(
     examples: Sequence[Example],
     run: Run,
     tokenizer: Tokenizer,
@@ -201,12 +201,12 @@ def labels_of_example(example: Example) -> tuple[str, ...]:
 
 
 FEATURES: dict[str, Callable[..., Iterable[ExampleRow]]] = {
-    "classification": example_rows.texts,
-    "tagging": example_rows.tags,
-    "span": lambda examples, tokenizer, options, length, names, **more: example_rows.windows(
+    "classification": example_rows.classification_rows,
+    "tagging": example_rows.tagging_rows,
+    "span": lambda examples, tokenizer, options, length, names, **more: example_rows.question_rows(
         examples, tokenizer, options, length, **more
     ),
-    "choice": lambda examples, tokenizer, options, length, names, **more: example_rows.choices(
+    "choice": lambda examples, tokenizer, options, length, names, **more: example_rows.choice_rows(
         examples, tokenizer, options, length, **more
     ),
 }
@@ -255,7 +255,7 @@ def _split(run: Run) -> tuple[list[Example], list[Example], list[str]]:
 def _read_once(objective: str, data: Data, options: ExampleFileOptions) -> Any:
     """Read the files of a run once, for its labels and later for its rows. The next run reads them again."""
     malformed: list[str] = []
-    return *labelled_reader.split(objective, data, options, malformed), malformed
+    return *labelled_reader.split_examples(objective, data, options, malformed), malformed
 
 
 def _with_class_weights(rows: LabelledRows, run: Run) -> LabelledRows:

@@ -26,6 +26,8 @@ class PreferenceRows(CompletionRows):
         return example.prompt, example.chosen, example.rejected, example.margin
 
 
-def rows_of(examples: Sequence[Preference], run: Run, tokenizer: Tokenizer, left_out: list[str] | None = None) -> PreferenceRows:
+def rows_of_preferences(
+    examples: Sequence[Preference], run: Run, tokenizer: Tokenizer, left_out: list[str] | None = None
+) -> PreferenceRows:
     """Return the rows of preferences for a run; see `train.inputs.completion_inputs.CompletionRows.encode`."""
     return PreferenceRows.encode(examples, run, tokenizer, left_out)

@@ -64,17 +64,19 @@ class Inputs(Protocol):
 
 EXAMPLES: dict[Kind, ExampleKind] = {
     "labelled": ExampleKind(
-        lambda examples, run, tokenizer, left_out: labelled_inputs.rows_of(examples, run, tokenizer),
+        lambda examples, run, tokenizer, left_out: labelled_inputs.rows_of_labels(examples, run, tokenizer),
         split=labelled_inputs.split_labelled,
         complete=labelled_inputs.with_class_weights,
     ),
     "pairs": ExampleKind(
-        seq2seq_inputs.rows_of, split=seq2seq_inputs.split_pairs, files=seq2seq_inputs.pair_files, trains_tokenizer=True
+        seq2seq_inputs.rows_of_pairs, split=seq2seq_inputs.split_pairs, files=seq2seq_inputs.pair_files, trains_tokenizer=True
     ),
-    "dialogue": ExampleKind(instruction_inputs.rows_of, trains_tokenizer=True),
-    "preference": ExampleKind(preference_inputs.rows_of),
-    "unpaired": ExampleKind(kto_inputs.rows_of, complete=kto_inputs.check_labels),
-    "prompts": ExampleKind(prompt_inputs.rows_of, split=prompt_inputs.split_prompts, complete=prompt_inputs.with_end_mark),
+    "dialogue": ExampleKind(instruction_inputs.rows_of_instructions, trains_tokenizer=True),
+    "preference": ExampleKind(preference_inputs.rows_of_preferences),
+    "unpaired": ExampleKind(kto_inputs.rows_of_completions, complete=kto_inputs.check_labels),
+    "prompts": ExampleKind(
+        prompt_inputs.rows_of_prompts, split=prompt_inputs.split_prompts, complete=prompt_inputs.with_end_mark
+    ),
 }
 """Kinds of data that consist of examples; all other data is text."""
 

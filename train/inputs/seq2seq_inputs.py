@@ -14,7 +14,7 @@ from train.config.run_config import Run
 from train.data import labelled_reader
 from train.data.example_types import Dialogue, Pair
 from train.data.records import TO_UTF8
-from train.data.text_files import lines
+from train.data.text_files import decoded_lines
 from train.inputs.example_inputs import Halves, PackedRows, pack_rows, run_template, split_examples
 from train.rows.seq2seq_rows import PackedPair, SourceTarget, text_special_tokens_of
 from train.tokenizers.chat_token_ids import rendered_pairs
@@ -100,7 +100,9 @@ def parallel(
         BadInput: the files differ in their number of lines, or a line is empty.
     """
     for source, target in zip(sources, targets, strict=True):
-        texts = [[text.rstrip("\r\n") for _, text in lines(Path(file), options.encoding, TO_UTF8)] for file in (source, target)]
+        texts = [
+            [text.rstrip("\r\n") for _, text in decoded_lines(Path(file), options.encoding, TO_UTF8)] for file in (source, target)
+        ]
         num_source, num_target = map(len, texts)
         if num_source != num_target:
             what = f"it has {num_source:,} lines, and its target {target} has {num_target:,}"
@@ -110,10 +112,12 @@ def parallel(
             raise BadInput(f"{option} {source}: holds no pairs; write some, or leave out both files")
         for number, (first, second) in enumerate(zip(*texts, strict=True), 1):
             origin = target if first.strip() and not second.strip() else source
-            yield labelled_reader.pair(f"{origin}:{number}", first, second)
+            yield labelled_reader.text_pair(f"{origin}:{number}", first, second)
 
 
-def rows_of(examples: Sequence[Pair | Dialogue], run: Run, tokenizer: Tokenizer, left_out: list[str] | None = None) -> PairRows:
+def rows_of_pairs(
+    examples: Sequence[Pair | Dialogue], run: Run, tokenizer: Tokenizer, left_out: list[str] | None = None
+) -> PairRows:
     """Return the rows of pairs for a run; none is left out. Conversations are rendered as pairs with the chat template.
 
     Raises:

@@ -15,7 +15,7 @@ from train.inputs import labelled_inputs
 from train.inputs.run_inputs import EXAMPLES
 from train.objectives import check_run, objective
 from train.rows.row_source import RowSource
-from train.rows.token_cache import prepare
+from train.rows.token_cache import tokenize_documents
 from train.tokenizers.tokenizer import Tokenizer, TrainedKind
 from zoo import configs
 from zoo.batch import Batch
@@ -78,7 +78,7 @@ def _text_rows(run: run_config.Run, tokenizer: Tokenizer) -> RowSource:
     # Every token is a word or a part of one.
     documents = [Document(str(number), _nonsense(2 * run.data.length, number)) for number in range(DOCUMENTS)]
     with tempfile.TemporaryDirectory() as folder:
-        return objective(run.objective).plan_rows(prepare(documents, tokenizer, Path(folder)), run, tokenizer)
+        return objective(run.objective).plan_rows(tokenize_documents(documents, tokenizer, Path(folder)), run, tokenizer)
 
 
 def _examples(run: run_config.Run) -> Sequence[Example]:

@@ -17,7 +17,7 @@ from train.data.text_files import Document
 from train.objectives import objective
 from train.rows.mixture import Component, Mixture, Share
 from train.rows.row_source import RowSource, TextRows
-from train.rows.token_cache import Progress, Tokens, prepare
+from train.rows.token_cache import Progress, Tokens, tokenize_documents
 from train.run.progress_display import BYTES, EVERY, ProgressBar, short_number
 from train.run.run_dir import RunDir
 from train.tokenizers.tokenizer import Tokenizer
@@ -93,7 +93,8 @@ def read_documents(run: run_config.Run, folder: RunDir, cache: Path, *, quiet: b
         quiet: whether to show no progress, because another process does.
 
     Raises:
-        BadInput: see `corpus.split`, `corpus.take_share`, `Tokenizer.load` and `lm_rows.training_rows`; also if the tokenizer has
+        BadInput: see `corpus.split_corpus`, `corpus.take_share`, `Tokenizer.load` and `lm_rows.training_rows`; also if the
+        tokenizer has
             ids beyond the model's vocabulary, or is not the teacher's.
     """
     parts = _parts(run.data)
@@ -104,7 +105,7 @@ def read_documents(run: run_config.Run, folder: RunDir, cache: Path, *, quiet: b
     check_vocabulary(run, tokenizer)
     with ProgressBar("tokenizing", BYTES, late=True, every=EVERY, quiet=quiet) as progress:
         components = tuple(_component(part, run, tokenizer, cache, progress) for part in parts)
-        held_out = prepare(_held_out(parts, run.data), tokenizer, cache, progress)
+        held_out = tokenize_documents(_held_out(parts, run.data), tokenizer, cache, progress)
     return TextInputs(tokenizer=tokenizer, vocab=run.model.vocab, rows=Mixture(components), held_out=held_out)
 
 
@@ -139,7 +140,7 @@ def _parts(data: TextData) -> list[_Part]:
 
 
 def _part(name: str, weight: float, data: TextData) -> _Part:
-    training, held_out = corpus.split(data)
+    training, held_out = corpus.split_corpus(data)
     return _Part(name, weight, training, corpus.take_share(training, data.take), held_out)
 
 
@@ -149,7 +150,7 @@ def _held_out(parts: list[_Part], data: TextData) -> Iterable[Document]:
 
 
 def _component(part: _Part, run: run_config.Run, tokenizer: Tokenizer, cache: Path, progress: Progress | None) -> Component:
-    tokens = prepare(part.documents, tokenizer, cache, progress)
+    tokens = tokenize_documents(part.documents, tokenizer, cache, progress)
     try:
         return Component(part.name, part.weight, part.documents, objective(run.objective).plan_rows(tokens, run, tokenizer))
     except BadInput as error:

@@ -43,7 +43,7 @@ def finish(loop: TrainingLoop, stop: StopSignals) -> int:
     fault_point("train.report")
     if opened.process == 0:
         opened.evaluation.on_end(opened.folder.path)
-    for line in metric_definitions.notices(score.record()):
+    for line in metric_definitions.score_notices(score.record()):
         opened.console.notice(line)
     rows = metrics_file.read_rows(opened.folder.metrics) if opened.process == 0 else []
     if change := metric_definitions.validation_change(rows, run.selection.metric):
@@ -88,4 +88,4 @@ def _score(loop: TrainingLoop) -> Any:
 
 
 def _result(prepared: PreparedRun, score: dict[str, float]) -> str:
-    return f"held-out {metric_definitions.summary(score, selected=prepared.run.selection.metric)}"
+    return f"held-out {metric_definitions.score_summary(score, selected=prepared.run.selection.metric)}"

@@ -24,10 +24,10 @@ def hooks_of(run: Run) -> list[Hook]:
     Raises:
         BadInput: a plug-in cannot be loaded.
     """
-    return [profile, log_metrics, validate, *(load_hook(name)(run) for name in run.log.hooks), save_checkpoint]
+    return [profile_steps, log_metrics, validate_and_select, *(load_hook(name)(run) for name in run.log.hooks), save_checkpoint]
 
 
-def profile(loop: TrainingLoop) -> None:
+def profile_steps(loop: TrainingLoop) -> None:
     """Trace `--profile` steps, from the second step after the start on, because the first one compiles."""
     count, taken = loop.opened.run.machine.profile, loop.step - loop.start.first
     if count and taken == 1:
@@ -43,7 +43,7 @@ def log_metrics(loop: TrainingLoop) -> None:
         loop.recorder.row(loop.counts.total(), *loop.feed.metrics())
 
 
-def validate(loop: TrainingLoop) -> None:
+def validate_and_select(loop: TrainingLoop) -> None:
     """Validate every `log.validate_every` steps, save the best parameters, and end the run that no longer improves."""
     if loop.recorder.due(loop.opened.run.log.validate_every):
         score, best = loop.validated(), loop.opened.best

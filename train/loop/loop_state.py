@@ -148,7 +148,7 @@ class TrainingLoop:
     def _show_header(self, flops: float) -> None:
         """Show the facts about the run and notices about its data, and record the start."""
         opened, run = self.opened, self.opened.run
-        facts = run_description.describe(
+        facts = run_description.describe_run(
             run, opened.model, opened.mesh, opened.data, opened.implementations, self.rate.source, opened.folder
         )
         facts |= self.start.parameters.describe(run.objective)

@@ -10,14 +10,14 @@ from train.checkpoints import disk_space
 from train.checkpoints.best_checkpoint import BestCheckpoint
 from train.checkpoints.checkpoints import Checkpoints
 from train.checkpoints.config_check import check_identity
-from train.checkpoints.manifest import compare
+from train.checkpoints.manifest import manifest_differences
 from train.engine import state_init
 from train.engine.state import State
 from train.loop.prepare import PreparedRun
 from train.parametrization import Parametrization
 from train.run import extension
 from train.run.run_dir import check_same_run, confirm_own, plugin_notices, remove_stale_files, write_json
-from train.run.run_identity import identity
+from train.run.run_identity import run_identity
 from train.step.assembly import Assembly, assemble
 from train.store.run_uploads import Uploads, uploads_of
 from train.weights import lineage, warm_start
@@ -95,7 +95,7 @@ def restore_or_init(opened: OpenRun) -> tuple[Start, State]:
     metadata = {
         **opened.data.fingerprints(),
         "targets": opened.objective.target_options(run, opened.data.counts),
-        "config": identity(run),
+        "config": run_identity(run),
     }
     if checkpoint is not None:
         metadata |= _check_restored(opened, checkpoint[1], metadata)
@@ -107,7 +107,7 @@ def restore_or_init(opened: OpenRun) -> tuple[Start, State]:
     else:
         restored = {}
         metadata["parents"] = lineage.read_parents(run)
-        pretrained = warm_start.initial_params(run, opened.model, opened.mesh, notify) if run.init else None
+        pretrained = warm_start.initial_params_from(run, opened.model, opened.mesh, notify) if run.init else None
         initial = opened.objective.initial_params(opened.model, pretrained)
         parameters, params = opened.parameters.begin(run, opened.mesh, initial)
         state = state_init.init_state(run, opened.model, assembly.tx, opened.mesh, params, parameters.trained)
@@ -120,7 +120,7 @@ def restore_or_init(opened: OpenRun) -> tuple[Start, State]:
 def _check_restored(opened: OpenRun, restored: dict[str, Any], metadata: dict[str, Any]) -> dict[str, Any]:
     """Refuse the checkpoint of another run or of other data, and return the metadata that later checkpoints repeat."""
     check_identity(opened.folder.checkpoints, restored, opened.run)
-    if changed := compare(restored, metadata, ignored=NOT_DATA):
+    if changed := manifest_differences(restored, metadata, ignored=NOT_DATA):
         path = opened.folder.path
         raise BadInput(f"{path} was trained on other data: {'; '.join(changed)}; choose another --name")
     # A lost config.json is written again later.

@@ -18,7 +18,7 @@ from train.inputs.run_inputs import Inputs
 from train.objectives.base import Objective
 from train.parametrization import Parametrization, check_adapter, parametrization_of
 from train.rows.batches import Batches, Build
-from train.rows.row_source import RowSource, ordered
+from train.rows.row_source import RowSource, are_rows_ordered
 from train.run import extension, trackers
 from train.run.console import Console
 from train.run.run_dir import RunDir, check_same_run
@@ -44,9 +44,9 @@ class Evaluation:
     on_end: Callable[[Path], Any]
     """Writes the report of the run, as `eval.report.report.write_report`."""
     sample: Callable[..., Any] | None = None
-    """Writes continuations of held-out text, as `eval.report.samples.of_run`."""
+    """Writes continuations of held-out text, as `eval.report.samples.write_run_samples`."""
     preview: Callable[..., str] | None = None
-    """Returns a continuation to show after each validation, as `eval.report.samples.preview`."""
+    """Returns a continuation to show after each validation, as `eval.report.samples.preview_continuation`."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
@@ -160,6 +160,6 @@ def _counted(console: Console, activity: str, first: str) -> Callable[[int, int]
 def _check_carry(run: Run, model: Model, data: Inputs) -> None:
     """Refuse a model with memory if consecutive rows do not continue each other."""
     carries = bool(jax.tree.leaves(jax.eval_shape(lambda: model.init_carry(run.data.batch))))
-    if carries and not ordered(data.rows.components[0].rows):
+    if carries and not are_rows_ordered(data.rows.components[0].rows):
         fix = f"the rows of {run.objective} are shuffled and do not continue each other; choose --model.memory 0"
         raise BadInput(f"--model.memory: the model would remember the previous row, but {fix}")

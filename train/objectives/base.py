@@ -19,7 +19,7 @@ from train.engine.state_init import TrainedParams
 from train.rows import text_counts
 from train.rows.batch_feed import Feed, FeedSource, data_feed
 from train.rows.batches import Batches, Build
-from train.rows.example_rows import ExampleRow, is_typed, padded
+from train.rows.example_rows import ExampleRow, is_typed, padded_row
 from train.rows.mixture import Component, Mixture
 from train.rows.row_source import RowSource
 from train.rows.token_cache import Tokens
@@ -260,15 +260,15 @@ class LabelledObjective(Objective):
         """Return `build(rng, row, length)`, which converts a row to the fields of `Batch`; `rng` is not used.
 
         tokens, segments, positions and types are int32 [length], with XLNet's special tokens or a causal model also summary_at,
-        int32 [1] (see `train.rows.example_rows.padded`). labels and weights (float32) are those of the row; each objective states
-        their shapes.
+        int32 [1] (see `train.rows.example_rows.padded_row`). labels and weights (float32) are those of the row; each objective
+        states their shapes.
         """
         special_tokens = tokenizer.special_tokens
         assert special_tokens is not None, "rows are made with a tokenizer that has special tokens"
         typed, causal = is_typed(run.model.types, special_tokens), getattr(run.model, "causal", False)
 
         def build(rng: np.random.Generator, row: ExampleRow, length: int) -> dict[str, np.ndarray]:
-            options = [padded(inputs, length, special_tokens, typed=typed, causal=causal) for inputs in row.inputs]
+            options = [padded_row(inputs, length, special_tokens, typed=typed, causal=causal) for inputs in row.inputs]
             return cls.join_options(options) | cls.padded_labels(row, length)
 
         return build

@@ -33,8 +33,8 @@ class Causal(Objective):
     def scored_rows(cls, tokens: Tokens, run: Run, tokenizer: Tokenizer, stride: int) -> LmRows:
         """Return rows that count every held-out token once, with `stride` new tokens each (packed documents have no stride)."""
         if run.data.rows == "packed":
-            return lm_rows.packed(tokens, run.data.length)
-        return lm_rows.windows(tokens, run.data.length, stride)
+            return lm_rows.packed_documents(tokens, run.data.length)
+        return lm_rows.stream_windows(tokens, run.data.length, stride)
 
     @classmethod
     def builder(cls, run: Run, tokenizer: Tokenizer, counts: Callable[[], Int64[np.ndarray, " V"]]) -> Build:

@@ -56,5 +56,5 @@ def option_logits(model: Model, params: Any, batch: Batch, seeds: Any = None) ->
     if seeds is not None:
         indices = jnp.broadcast_to(jnp.arange(count, dtype=jnp.uint32), (len(seeds), count))  # [B, C]
         seeds = counter_rng.fold(jnp.repeat(seeds, count, axis=0), flat(indices))
-    summaries = task_heads.summaries(model.apply(params, flat_batch, seeds=seeds), flat_batch)
+    summaries = task_heads.sequence_summaries(model.apply(params, flat_batch, seeds=seeds), flat_batch)
     return model.sequence_logits(params, summaries, seeds)[:, 0, 0].reshape(-1, count)  # [B, C]

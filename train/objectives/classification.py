@@ -31,7 +31,7 @@ class Classification(LabelledObjective):
         """
         assert batch.labels is not None and batch.weights is not None
         out = model.apply(params, batch, seeds=seeds, carry=carry)
-        logits = model.sequence_logits(params, task_heads.summaries(out, batch), seeds)  # [B, 1, O]
+        logits = model.sequence_logits(params, task_heads.sequence_summaries(out, batch), seeds)  # [B, 1, O]
         if model.config.multi_label:
             losses = multi_label_losses(logits, batch.labels[:, None])
         elif jnp.issubdtype(batch.labels.dtype, jnp.floating):

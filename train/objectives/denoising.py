@@ -41,12 +41,12 @@ class Denoised(Objective):
                 f"--data.length {run.data.length}: a row is made of {raw} tokens, and the training text has {available}; "
                 "choose a shorter length, or give more text in --data.paths"
             )
-        return lm_rows.windows(tokens, raw, with_ends=False, least=2)
+        return lm_rows.stream_windows(tokens, raw, with_ends=False, least=2)
 
     @classmethod
     def scored_rows(cls, tokens: Tokens, run: Run, tokenizer: Tokenizer, stride: int) -> LmRows:
         """Return the rows of the held-out text, planned like those of the training text: each token is in one row."""
-        return lm_rows.windows(tokens, _lengths(run, tokenizer).raw, with_ends=False, least=2)
+        return lm_rows.stream_windows(tokens, _lengths(run, tokenizer).raw, with_ends=False, least=2)
 
     @classmethod
     def builder(cls, run: Run, tokenizer: Tokenizer, counts: Callable[[], Int64[np.ndarray, " V"]]) -> Build:

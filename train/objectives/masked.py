@@ -17,7 +17,7 @@ from train.rows.encoder_rows import PAIRED, EncoderRow, EncoderRows, Sequence
 from train.rows.example_rows import is_typed
 from train.rows.row_source import digest_of
 from train.rows.token_cache import Tokens
-from train.targets.masking import Masks, Rule, mask, max_predictions_for_packed_row
+from train.targets.masking import Masks, Rule, choose_masks, max_predictions_for_packed_row
 from train.tokenizers.special_tokens import SpecialTokens
 from train.tokenizers.tokenizer import Tokenizer
 from zoo.batch import IGNORED, Batch
@@ -93,7 +93,7 @@ class Masked(EncoderObjective):
             for number, sequence in enumerate(row):
                 ids, kinds = with_special_tokens(sequence, special_tokens)
                 ordinary = (ids != special_tokens.cls) & (ids != special_tokens.sep) & (ids != special_tokens.end)
-                indices, replacements = mask(rng, ids, ordinary, masks)
+                indices, replacements = choose_masks(rng, ids, ordinary, masks)
                 end, last = start + len(ids), first + len(indices)
                 tokens[start:end] = ids
                 tokens[start + indices] = replacements

@@ -103,7 +103,7 @@ class Permuted(Objective):
                 return arrays | {"tokens": inputs, "order": order, "predict_at": indices}
             later = targets | ~text
             ranks = [
-                factorization_orders.ranks(rng, later[part], options.window, base)
+                factorization_orders.factorization_ranks(rng, later[part], options.window, base)
                 for part, base in zip(parts, bases, strict=True)
             ]
             return arrays | {"order": np.concatenate(ranks), "query_at": indices}

@@ -33,7 +33,7 @@ def recipes() -> dict[str, Callable[..., Run]]:
 
 def is_recipe(name: str) -> bool:
     """Return whether there is a recipe with a name, which is not imported if it is a plug-in's."""
-    return name in recipes() or name in plugins.names("zoo.recipes")
+    return name in recipes() or name in plugins.plugin_names("zoo.recipes")
 
 
 def recipe_run(name: str, init: str) -> Run:
@@ -64,8 +64,8 @@ def find_recipe(name: str) -> Callable[..., Run]:
     if (plugin := plugins.find_plugin("zoo.recipes", name, by_name)) is not None:
         return _plugin_recipe(plugin)
     if name not in by_name:
-        near = difflib.get_close_matches(name, [*by_name, *plugins.names("zoo.recipes")], n=1, cutoff=0.0)[0]
-        choices = ", ".join([*sorted(by_name), *plugins.described("zoo.recipes")])
+        near = difflib.get_close_matches(name, [*by_name, *plugins.plugin_names("zoo.recipes")], n=1, cutoff=0.0)[0]
+        choices = ", ".join([*sorted(by_name), *plugins.described_plugins("zoo.recipes")])
         raise BadInput(f"no recipe is called {name!r}; the nearest is {near!r} (all: {choices})")
     return by_name[name]
 

@@ -9,7 +9,7 @@ from jaxtyping import Float32, Float64
 
 from train.config.policy_gradient_options import PolicyGradientLoss, Ppo
 from train.rollouts import generalized_advantages
-from train.rollouts.advantages import advantages
+from train.rollouts.advantages import group_advantages
 
 
 class ScoredBatch(NamedTuple):
@@ -81,7 +81,7 @@ class GroupEstimator:
             extra["reference"] = batch.reference
         elif batch.reference is not None:
             returns = returns - self.options.beta * (batch.old - batch.reference).sum(1, dtype=np.float64)
-        of_responses = advantages(returns.reshape(-1, batch.samples), self.options.advantage).reshape(-1)
+        of_responses = group_advantages(returns.reshape(-1, batch.samples), self.options.advantage).reshape(-1)
         return Estimate(extra | {"advantage": of_responses.astype(np.float32)}, of_responses)
 
 
@@ -103,7 +103,7 @@ class ValueEstimator:
         advantage, value, future = (
             np.concatenate([arrays[at][is_token] for arrays, is_token in zip(numbers, counted, strict=True)]) for at in range(3)
         )
-        scaled = generalized_advantages.whiten(advantage) if self.options.whiten else advantage
+        scaled = generalized_advantages.whiten_advantages(advantage) if self.options.whiten else advantage
         parts = np.split(scaled, np.cumsum([is_token.sum() for is_token in counted])[:-1])
         estimates = []
         for batch, arrays, is_token, part in zip(batches, numbers, counted, parts, strict=True):

@@ -9,7 +9,7 @@ STD_EPS = 1e-4
 """Is added to the standard deviation of a group, as in TRL 1.16."""
 
 
-def advantages(rewards: Float64[np.ndarray, "P G"], kind: Advantage) -> Float64[np.ndarray, "P G"]:
+def group_advantages(rewards: Float64[np.ndarray, "P G"], kind: Advantage) -> Float64[np.ndarray, "P G"]:
     """Return the advantages of G responses to each of P prompts; exactly 0 where all rewards of a prompt are equal.
 
     group: the reward minus the mean of the group (Liu et al. 2025, Dr. GRPO, section 3.2). group_std: the same, divided by the

@@ -42,7 +42,7 @@ def advantages_and_returns(
     return advantages, advantages + counted * values
 
 
-def whiten(advantages: Float64[np.ndarray, " n"]) -> Float64[np.ndarray, " n"]:
+def whiten_advantages(advantages: Float64[np.ndarray, " n"]) -> Float64[np.ndarray, " n"]:
     """Return advantages with mean 0 and variance 1; 0 if all are equal."""
     return (advantages - advantages.mean()) / np.sqrt(advantages.var() + WHITENING_EPS)
 

@@ -10,7 +10,16 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jaxtyping import Float64, Int64
 
-from train.rollouts.rewards import OPTION, Completion, Judge, Scores, describe, rewards, scores_of, weighted_sum
+from train.rollouts.rewards import (
+    OPTION,
+    Completion,
+    Judge,
+    Scores,
+    describe_completion,
+    score_completions,
+    scores_of,
+    weighted_sum,
+)
 from train.rows.batch_feed import FeedSource
 from zoo.errors import BadInput
 
@@ -81,7 +90,7 @@ class ResponseJudges:
             if not differs.any():
                 continue
             at = int(differs.argmax())
-            numbers, item = (f"{scores[at]:g}" for scores in (before, after)), describe(repeated[at])
+            numbers, item = (f"{scores[at]:g}" for scores in (before, after)), describe_completion(repeated[at])
             if jax.process_count() == 1:
                 what = f"{judge.name} returned {' and then '.join(numbers)} for {item}, with the same arguments"
                 self._source.notify(f"{what}: a run that continues will differ from one that did not stop")
@@ -100,8 +109,8 @@ def rewards_in_all_processes(judges: Sequence[Judge], completions: Sequence[Comp
     """
     functions, models = ([judge for judge in judges if judge.collective == kind] for kind in (False, True))
     with raised_in_all_processes():
-        of_functions = rewards(functions, completions)
-    of_models = rewards(models, completions)
+        of_functions = score_completions(functions, completions)
+    of_models = score_completions(models, completions)
     return Scores(of_functions.values + of_models.values, of_models.truncated)
 
 

@@ -156,7 +156,7 @@ def _module(text: str, name: FunctionName) -> Any:
         raise BadInput(f"{OPTION} {text}: {name.module} cannot be imported ({_reason(error)}); {fix}") from error
 
 
-def rewards(judges: Sequence[Judge], completions: Sequence[Completion]) -> Scores:
+def score_completions(judges: Sequence[Judge], completions: Sequence[Completion]) -> Scores:
     """Return the weighted sum of the scores of all functions and models for each completion, and whether one truncated it.
 
     Raises:
@@ -208,14 +208,16 @@ def _numbers(name: str, values: Any, completions: Sequence[Completion]) -> Float
     for value, item in zip(values, completions, strict=True):
         is_number = isinstance(value, int | float | np.integer | np.floating | np.bool_)
         if not is_number or not (isinstance(value, int) or math.isfinite(value)):
-            raise BadInput(f"{OPTION} {name}: returned {_one_line(value)} for {describe(item)}; return a finite number")
+            raise BadInput(
+                f"{OPTION} {name}: returned {_one_line(value)} for {describe_completion(item)}; return a finite number"
+            )
         if not -LARGEST <= value <= LARGEST:
             fix = "gradients would overflow; return smaller numbers"
-            raise BadInput(f"{OPTION} {name}: returned a number beyond ±{LARGEST:g} for {describe(item)}; {fix}")
+            raise BadInput(f"{OPTION} {name}: returned a number beyond ±{LARGEST:g} for {describe_completion(item)}; {fix}")
     return np.array([float(value) for value in values])
 
 
-def describe(item: Completion) -> str:
+def describe_completion(item: Completion) -> str:
     """Return a completion and the place of its prompt, for a message."""
     return f"the completion {item.text[:40]!r} of {item.prompt.origin}"
 

@@ -24,7 +24,7 @@ from train.rollouts import rollout_files
 from train.rollouts.advantage_estimators import Estimator, ScoredBatch
 from train.rollouts.response_judges import ResponseJudges
 from train.rollouts.rewards import Completion, with_missing_end
-from train.rollouts.rollout_metrics import EqualRewards, RolloutPart, measure
+from train.rollouts.rollout_metrics import EqualRewards, RolloutPart, rollout_numbers
 from train.rollouts.sampler import SALT, Responses, Sampler
 from train.rows.batch_feed import Feed, FeedMetrics, FeedSource
 from train.rows.feedback.preference_rows import Side
@@ -134,7 +134,7 @@ class RolloutFeed(Feed):
         params = self._cast(source.params(state))
         ends = (min(which * self._rollout.steps, source.run.steps) for which in (number, number + 1))
         batches, parts, numbers = self._sample(params, range(*map(self._rollout.batches_of, ends)))
-        values = measure(parts) | numbers
+        values = rollout_numbers(parts) | numbers
         if np.dtype(source.dtype) == np.float32 and values["ratio_error"] > RATIO_ERROR:
             size = f"{values['ratio_error']:.2g} of itself"
             what = f"a token's probability in training differs by {size} from that with which it was sampled"

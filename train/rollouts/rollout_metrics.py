@@ -37,7 +37,7 @@ class RolloutPart:
     """Largest |probability in training / probability when sampled - 1| of a token."""
 
 
-def measure(parts: Sequence[RolloutPart]) -> dict[str, float]:
+def rollout_numbers(parts: Sequence[RolloutPart]) -> dict[str, float]:
     """Return the numbers of a rollout by name, all but `ratio_error` as in `train.run.metric_definitions`.
 
     reward and reward_deviation: mean and standard deviation over responses. kl: mean log-ratio to the reference, an unbiased
@@ -79,7 +79,7 @@ class EqualRewards:
         self._notify, self._equal, self.count, self._reason = notify, equal, count, ""
 
     def count_rollout(self, values: Mapping[str, float], parts: Sequence[RolloutPart]) -> None:
-        """Count a rollout with the numbers of `measure`; the first in a row is reported."""
+        """Count a rollout with the numbers of `rollout_numbers`; the first in a row is reported."""
         no_advantage = bool(self._equal) and not any(np.any(part.advantages != 0) for part in parts)
         self.count = self.count + 1 if no_advantage or values["reward_deviation"] == 0 else 0
         reason = self._equal if no_advantage else "all responses have the same reward"

@@ -101,7 +101,9 @@ class Sampler:
         chunks = []
         with jax.set_mesh(self.mesh):
             arguments = (params, self._prompts(prompts), replicated(np.uint32(self.seed)), replicated(all_numbers))
-            for sampled in decode_loop.continuation(self._decoder, self.settings, *arguments, limit=self.limit, chunk=CHUNK):
+            for sampled in decode_loop.decode_continuation(
+                self._decoder, self.settings, *arguments, limit=self.limit, chunk=CHUNK
+            ):
                 chunks.append(jax.device_get(sampled))
                 if self._cut(chunks, len(prompts)).lengths.all():
                     break

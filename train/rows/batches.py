@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Int, Int64
 
 from train.rows.mixture import Mixture
-from train.rows.row_source import RowSource, ordered
+from train.rows.row_source import RowSource, are_rows_ordered
 from zoo.batch import IGNORED, Batch
 
 Build = Callable[[np.random.Generator, Any, int], dict[str, Any]]
@@ -119,7 +119,7 @@ def _uncounted(arrays: dict[str, Any]) -> dict[str, Any]:
 def _order(rows: RowSource, seed: int, component: int) -> grain.MapDataset[int]:
     """Return the rows of a component in the order in which they are used, epoch after epoch."""
     order = grain.MapDataset.range(len(rows))
-    if not ordered(rows):
+    if not are_rows_ordered(rows):
         # Components of equal size must be shuffled differently, also from those of a run with the next seed: so their seeds are
         # far apart.
         order = order.seed((seed + component * 0x9E3779B1) % (1 << 32)).shuffle()

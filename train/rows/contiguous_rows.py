@@ -13,8 +13,8 @@ from jaxtyping import Int64, Integer
 
 from train.config.option_groups import NUM_SPECIAL_TOKENS
 from train.rows.row_source import TextRows
-from train.rows.sentence_pairs import EVEN, cuts
-from train.rows.sentences import sentences
+from train.rows.sentence_pairs import EVEN, tokens_to_cut
+from train.rows.sentences import find_sentences
 from train.rows.token_cache import Tokens
 from train.tokenizers.tokenizer import Tokenizer
 from zoo.errors import BadInput
@@ -123,7 +123,7 @@ def plan_streams(
     Raises:
         BadInput: the text has less than one row for each stream.
     """
-    all_sentences = sentences(tokens, tokenizer, max(1, len(tokens.ids)))
+    all_sentences = find_sentences(tokens, tokenizer, max(1, len(tokens.ids)))
     begins = np.unique(tokens.offsets[all_sentences.document] + all_sentences.start)
     forward = DirectedIds(tokens.ids, begins[begins > 0], tokens.offsets, False)
     readings = (forward,)
@@ -172,7 +172,7 @@ def sample_texts(
         start = int(breaks[before]) if before >= 0 else 0
         stop = int(breaks[after]) if after < len(breaks) else len(ids)
     sizes = np.array([[cut - begin, stop - start]])
-    a, b = (sizes - cuts(sizes, size))[0].tolist()
+    a, b = (sizes - tokens_to_cut(sizes, size))[0].tolist()
     return ids[begin : begin + a], ids[start : start + b], bool(follows)
 
 

@@ -11,8 +11,8 @@ from train.config.data_options import PAIRED, EncoderData
 from train.rows import lm_rows
 from train.rows.lm_rows import csr_offsets, expand_counts, first_fit
 from train.rows.row_source import SampledRows, TextRows, array_digests
-from train.rows.sentence_pairs import Pairs, pairs
-from train.rows.sentences import Sentences, cut, sentences
+from train.rows.sentence_pairs import Pairs, sentence_pairs
+from train.rows.sentences import Sentences, cut_long_ranges, find_sentences
 from train.rows.token_cache import Tokens
 from train.tokenizers.special_tokens import SpecialTokens
 from train.tokenizers.tokenizer import Tokenizer
@@ -132,8 +132,8 @@ def plan_rows(
 ) -> EncoderRows:
     """Plan the rows of a text as `data.rows` says; random pairs depend on `seed` and the text alone.
 
-    segment_pairs: `train.rows.sentence_pairs.pairs`. sentence_pairs: the same, of single sentences. full_sentences: as many
-    consecutive sentences as a row holds, across documents. doc_sentences: the same, each row of one document. windows: as
+    segment_pairs: `train.rows.sentence_pairs.sentence_pairs`. sentence_pairs: the same, of single sentences. full_sentences: as
+    many consecutive sentences as a row holds, across documents. doc_sentences: the same, each row of one document. windows: as
     full_sentences, but every row is filled up, wherever its last sentence ends. packed: whole documents, cut only where they are
     longer than a row. In the last four every token is in exactly one row. `data.pack` packs sequences first-fit into rows; the
     value packed of `data.rows` implies it.
@@ -165,11 +165,11 @@ def plan_rows(
         # No row has this number, so masking never uses the same generator.
         rng = np.random.Generator(np.random.Philox(key=np.array([seed, (1 << 64) - 1], np.uint64)))
         single = data.rows == "sentence_pairs"
-        paired_texts = pairs(sentences(tokens, tokenizer, capacity), capacity, rng, short=data.short, single=single)
+        paired_texts = sentence_pairs(find_sentences(tokens, tokenizer, capacity), capacity, rng, short=data.short, single=single)
         rows = _plan_pairs(tokens, data.length, paired_texts)
     else:
         cross = data.rows == "full_sentences"
-        rows = _plan_sentences(tokens, data.length, capacity, sentences(tokens, tokenizer, capacity), cross=cross)
+        rows = _plan_sentences(tokens, data.length, capacity, find_sentences(tokens, tokenizer, capacity), cross=cross)
     return _pack(rows, special) if data.pack or data.rows == "packed" else rows
 
 
@@ -234,7 +234,7 @@ def _plan_pieces(tokens: Tokens, length: int, pieces: Sentences, begins: Int64[n
 
 def _plan_windows(tokens: Tokens, length: int, capacity: int) -> EncoderRows:
     """Plan windows over the stream of all documents; the special token that ends one is the separator before the next."""
-    stream = lm_rows.windows(tokens, capacity)
+    stream = lm_rows.stream_windows(tokens, capacity)
     ended = stream.start + stream.size == np.diff(tokens.offsets)[stream.document]
     size, owner = stream.size - ended, expand_counts(np.diff(stream.first))[0]
     nonempty = size > 0
@@ -246,7 +246,7 @@ def _plan_documents(tokens: Tokens, length: int, capacity: int) -> EncoderRows:
     """Plan a sequence for each document, or several for one that is longer than a row."""
     size = np.diff(tokens.offsets) - 1
     document = np.flatnonzero(size)
-    pieces = cut(Sentences(document, np.zeros_like(document), size[document]), capacity)
+    pieces = cut_long_ranges(Sentences(document, np.zeros_like(document), size[document]), capacity)
     return _plan_pieces(tokens, length, pieces, np.arange(len(pieces.size)))
 
 

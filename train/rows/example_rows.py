@@ -67,7 +67,7 @@ def _refuse_long(make: Callable[..., Iterator[ExampleRow]]) -> Callable[..., Ite
     """Decorate a function that yields rows to raise `BadInput` after the last row if examples were longer than a row.
 
     With --labelled.truncate they are cut instead. With --labelled.skip-bad their rows are yielded, and
-    `train.inputs.labelled_inputs.rows_of` leaves them out.
+    `train.inputs.labelled_inputs.rows_of_labels` leaves them out.
     """
 
     @functools.wraps(make)
@@ -102,7 +102,7 @@ def _refuse_long(make: Callable[..., Iterator[ExampleRow]]) -> Callable[..., Ite
 
 
 @_refuse_long
-def texts(
+def classification_rows(
     examples: Sequence[Text], tokenizer: Tokenizer, options: LabelledTexts, length: int, names: Mapping[str, int]
 ) -> Iterator[ExampleRow]:
     """Yield `cls text sep`, or `cls text sep pair sep` (Devlin et al. 2019, section 4), with its label.
@@ -119,7 +119,7 @@ def texts(
 
 
 @_refuse_long
-def tags(
+def tagging_rows(
     examples: Sequence[Tagged], tokenizer: Tokenizer, options: TaggedWords, length: int, names: Mapping[str, int]
 ) -> Iterator[ExampleRow]:
     """Yield `cls words sep`, with each tag at the first id of its word, if it has ids (Devlin et al. 2019, section 5.3)."""
@@ -138,7 +138,7 @@ def tags(
 
 
 @_refuse_long
-def choices(examples: Sequence[Choice], tokenizer: Tokenizer, options: Choices, length: int) -> Iterator[ExampleRow]:
+def choice_rows(examples: Sequence[Choice], tokenizer: Tokenizer, options: Choices, length: int) -> Iterator[ExampleRow]:
     """Yield `cls article sep question option sep` for each option (Radford et al. 2018, 3.2; Liu et al. 2019, 5.3)."""
     special = _special_tokens(tokenizer)
     seconds_of = [[f"{item.question} {option}" for option in item.options] for item in examples]
@@ -156,7 +156,7 @@ def choices(examples: Sequence[Choice], tokenizer: Tokenizer, options: Choices, 
 
 
 @_refuse_long
-def windows(examples: Sequence[Question], tokenizer: Tokenizer, options: Questions, length: int) -> Iterator[ExampleRow]:
+def question_rows(examples: Sequence[Question], tokenizer: Tokenizer, options: Questions, length: int) -> Iterator[ExampleRow]:
     """Yield `cls question sep window sep` for each window of the context (Devlin et al. 2019, sections 4.2 and 4.3).
 
     A window has all tokens of the row that the question leaves, and begins `stride` tokens after the one before it; the last one
@@ -222,7 +222,7 @@ def is_typed(types: int, special: SpecialTokens) -> bool:
     return types > 1
 
 
-def padded(
+def padded_row(
     inputs: TemplateIds, length: int, special: SpecialTokens, *, typed: bool, causal: bool = False
 ) -> dict[str, Int32[np.ndarray, "..."]]:
     """Return the fields of `Batch` for a row: tokens, segments (1; 0 = padding), positions and types (all 0 unless `typed`).

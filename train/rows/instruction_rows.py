@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from train.data.example_types import Pair
-from train.rows.seq2seq_rows import concatenated
+from train.rows.seq2seq_rows import concatenate_texts
 from train.tokenizers.chat_token_ids import CountedIds
 from train.tokenizers.text_borders import common_prefix_length
 from train.tokenizers.tokenizer import Tokenizer
@@ -42,7 +42,7 @@ def encode_completions(pairs: Sequence[Pair], tokenizer: Tokenizer) -> list[Coun
     return texts
 
 
-def fit(text: CountedIds, length: int, where: str, *, truncate: bool) -> CountedIds:
+def fit_text(text: CountedIds, length: int, where: str, *, truncate: bool) -> CountedIds:
     """Return a text that fits into a row, cut at its end if `truncate`.
 
     Raises:
@@ -68,7 +68,7 @@ def dialogue_row(texts: Sequence[CountedIds], length: int, pad: int) -> dict[str
     tokens: int32, the ids. targets: int32, the next id of the same text. weights: float32, 1 where the target counts, else 0.
     segments: int32, the number of the text from 1; 0 = padding. positions: int32, from 0 in each text.
     """
-    row: dict[str, Any] = concatenated([text.ids for text in texts], length, pad)
-    targets = concatenated([np.append(text.ids[1:], pad) for text in texts], length, pad)["tokens"]
-    counted = concatenated([np.append(text.counted[1:], False) for text in texts], length, 0)["tokens"]
+    row: dict[str, Any] = concatenate_texts([text.ids for text in texts], length, pad)
+    targets = concatenate_texts([np.append(text.ids[1:], pad) for text in texts], length, pad)["tokens"]
+    counted = concatenate_texts([np.append(text.counted[1:], False) for text in texts], length, 0)["tokens"]
     return {**row, "targets": targets, "weights": counted.astype(np.float32)}

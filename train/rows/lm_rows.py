@@ -116,10 +116,10 @@ def training_rows(tokens: Tokens, data: CausalData) -> LmRows:
             f"--data.length {data.length}: the training text has {len(tokens.ids)} tokens, fewer than one row; "
             f"choose at most {len(tokens.ids)} or add text to --data.paths"
         )
-    return windows(tokens, data.length) if data.rows == "windows" else packed(tokens, data.length)
+    return stream_windows(tokens, data.length) if data.rows == "windows" else packed_documents(tokens, data.length)
 
 
-def windows(tokens: Tokens, length: int, stride: int | None = None, *, with_ends: bool = True, least: int = 1) -> LmRows:
+def stream_windows(tokens: Tokens, length: int, stride: int | None = None, *, with_ends: bool = True, least: int = 1) -> LmRows:
     """Return windows of `length` targets over the stream of all documents; documents in a window attend to each other.
 
     A window begins `stride` targets after the one before it (None: `length`, no overlap). The targets that it shares with the one
@@ -147,7 +147,7 @@ def windows(tokens: Tokens, length: int, stride: int | None = None, *, with_ends
     return LmRows(tokens, length, False, csr_offsets(pieces), document, start - offsets[document], size, context)
 
 
-def packed(tokens: Tokens, length: int) -> LmRows:
+def packed_documents(tokens: Tokens, length: int) -> LmRows:
     """Return whole documents packed first-fit, which do not attend to each other.
 
     A document longer than `length` is first split into pieces.

@@ -76,7 +76,7 @@ class ContinuedRowSource(RowSource, Protocol):
         ...
 
 
-def ordered(rows: RowSource) -> TypeGuard[ContinuedRowSource]:
+def are_rows_ordered(rows: RowSource) -> TypeGuard[ContinuedRowSource]:
     """Return whether rows have to be used in order, because a model carries its state from row to row."""
     return isinstance(rows, ContinuedRowSource) and rows.ordered
 

@@ -30,7 +30,7 @@ class Pairs(NamedTuple):
     label: Int64[np.ndarray, " pairs"]
 
 
-def pairs(sentences: Sentences, capacity: int, rng: np.random.Generator, *, short: float, single: bool) -> Pairs:
+def sentence_pairs(sentences: Sentences, capacity: int, rng: np.random.Generator, *, short: float, single: bool) -> Pairs:
     """Return pairs of at most `capacity` ids in all, document after document.
 
     1. The target of a document is `capacity` ids, or in a share `short` of the documents a random number from 2 to `capacity`.
@@ -74,11 +74,11 @@ def pairs(sentences: Sentences, capacity: int, rng: np.random.Generator, *, shor
     ranges = np.frombuffer(records, np.int64).reshape(-1, 5)  # [pairs, 5]
     first, last = ranges[:, (0, 2)], ranges[:, (1, 3)]  # [pairs, 2] each
     size = bounds[last] - bounds[first]
-    num_cut = cuts(size, capacity)
+    num_cut = tokens_to_cut(size, capacity)
     return Pairs(sentences.document[first], sentences.start[first] + rng.binomial(num_cut, EVEN), size - num_cut, ranges[:, 4])
 
 
-def cuts(size: Int64[np.ndarray, "pairs 2"], capacity: int) -> Int64[np.ndarray, "pairs 2"]:
+def tokens_to_cut(size: Int64[np.ndarray, "pairs 2"], capacity: int) -> Int64[np.ndarray, "pairs 2"]:
     """Return the tokens to cut from each text: one at a time from the longer one, or the second of equals, until both fit."""
     excess = np.maximum(size.sum(1) - capacity, 0)
     a, b = size[:, 0], size[:, 1]

@@ -45,17 +45,17 @@ class Sentences(NamedTuple):
     """Ids of each sentence, at least 1."""
 
 
-def sentences(tokens: Tokens, tokenizer: Tokenizer, longest: int) -> Sentences:
+def find_sentences(tokens: Tokens, tokenizer: Tokenizer, longest: int) -> Sentences:
     """Return the sentences of all documents; one of more than `longest` ids is cut into ranges of `longest` and a rest."""
     first, last = tokens.offsets[:-1], tokens.offsets[1:] - 1
     starts = np.union1d(first, _ends(tokens.ids, _Vocabulary.of(tokenizer)) + 1)
     document = np.searchsorted(tokens.offsets, starts, side="right") - 1
-    # A sentence that begins at the end of its document is empty, and `cut` makes no range of it.
+    # A sentence that begins at the end of its document is empty, and `cut_long_ranges` makes no range of it.
     size = np.minimum(np.append(starts[1:], len(tokens.ids)), last[document]) - starts
-    return cut(Sentences(document, starts - first[document], size), longest)
+    return cut_long_ranges(Sentences(document, starts - first[document], size), longest)
 
 
-def cut(ranges: Sentences, longest: int) -> Sentences:
+def cut_long_ranges(ranges: Sentences, longest: int) -> Sentences:
     """Return ranges of at most `longest` ids: a longer one is cut into ranges of `longest` and a rest."""
     owner, nth = expand_counts(-(-ranges.size // longest))
     size = np.minimum(ranges.size[owner] - nth * longest, longest)

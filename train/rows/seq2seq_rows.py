@@ -27,10 +27,10 @@ def encoder_decoder_row(examples: Sequence[SourceTarget], source: int, target: i
     padding. Segments number the examples from 1, 0 is padding; positions restart in each.
     """
     inputs = [np.append(pad, example.target[:-1]) for example in examples]
-    decoder = concatenated(inputs, target, pad)
-    targets = concatenated([example.target for example in examples], target, pad)["tokens"]
+    decoder = concatenate_texts(inputs, target, pad)
+    targets = concatenate_texts([example.target for example in examples], target, pad)["tokens"]
     weights = (decoder["segments"] > 0).astype(np.float32)
-    encoder: dict[str, Any] = {**concatenated([example.source for example in examples], source, pad)}
+    encoder: dict[str, Any] = {**concatenate_texts([example.source for example in examples], source, pad)}
     return {**decoder, "targets": targets, "weights": weights, "source": Batch(**encoder)}
 
 
@@ -41,15 +41,15 @@ def decoder_only_row(example: SourceTarget, length: int, pad: int, *, causal: bo
     which attends to all of itself, and then 1, 2, ... in the target, which attends to everything before it.
     """
     ids, source_size = np.concatenate(example), len(example.source)
-    row: dict[str, Any] = concatenated([np.append(pad, ids[:-1])], length, pad)
+    row: dict[str, Any] = concatenate_texts([np.append(pad, ids[:-1])], length, pad)
     weights = np.zeros(length, np.float32)
     weights[source_size : len(ids)] = 1
-    row |= {"targets": concatenated([ids], length, pad)["tokens"], "weights": weights}
+    row |= {"targets": concatenate_texts([ids], length, pad)["tokens"], "weights": weights}
     # The last token of the source predicts the first of the target.
     return row if causal else row | {"order": np.maximum(np.arange(length) - source_size, 0).astype(np.int32)}
 
 
-def concatenated(parts: Sequence[np.ndarray], length: int, pad: int) -> dict[str, Int32[np.ndarray, " T"]]:
+def concatenate_texts(parts: Sequence[np.ndarray], length: int, pad: int) -> dict[str, Int32[np.ndarray, " T"]]:
     """Return texts one after the other, padded: tokens, segments (from 1; 0 = padding), positions (from 0 in each)."""
     tokens = np.full(length, pad, np.int32)
     segments, positions = np.zeros((2, length), np.int32)

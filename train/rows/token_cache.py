@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 
 Progress = Callable[[int, int], None]
 """Function that is called with (UTF-8 bytes tokenized so far, UTF-8 bytes of all texts). In its first call, the former are those
-that an interrupted `prepare` has tokenized."""
+that an interrupted `tokenize_documents` has tokenized."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -64,7 +64,9 @@ class Tokens:
         return self.end_of_text if self.begin is None else self.begin
 
 
-def prepare(documents: Iterable[Document], tokenizer: Tokenizer, cache: str | Path, progress: Progress | None = None) -> Tokens:
+def tokenize_documents(
+    documents: Iterable[Document], tokenizer: Tokenizer, cache: str | Path, progress: Progress | None = None
+) -> Tokens:
     """Return the tokens of documents, tokenized once: they are cached in a folder of `cache` named by their fingerprint.
 
     `documents` is iterated once, and once more before that unless it is a `Documents`, which has its digest. Cached files are
@@ -100,7 +102,7 @@ def prepare(documents: Iterable[Document], tokenizer: Tokenizer, cache: str | Pa
             log.warning(
                 "%s: tokens cannot be cached there (%s), so the text is tokenized for this command alone", cache, error.strerror
             )
-            return prepare(texts, tokenizer, instead, progress)
+            return tokenize_documents(texts, tokenizer, instead, progress)
         fix = "fix that and run the command again, which resumes"
         raise BadInput(f"{cache}: tokens cannot be cached there ({error.strerror}); {fix}") from None
 

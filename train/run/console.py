@@ -12,7 +12,7 @@ from rich.text import Text
 from train.run import metric_definitions
 from train.run.metric_definitions import METRICS
 from train.run.progress_display import Clock, LiveLine, format_duration, short_number
-from zoo.errors import BadInput, printable, printable_lines, remedy
+from zoo.errors import BadInput, printable, printable_lines, write_remedy
 from zoo.runtime import stdio
 from zoo.runtime.progress import this_process
 
@@ -147,9 +147,9 @@ class Console:
 
     def _lose_output(self, error: OSError) -> None:
         self._quiet = True
-        stdio.discard(self._stream)
+        stdio.discard_output(self._stream)
         if not self._written and not isinstance(error, BrokenPipeError):
-            raise BadInput(f"standard output cannot be written ({error.strerror}); {remedy(error)}") from None
+            raise BadInput(f"standard output cannot be written ({error.strerror}); {write_remedy(error)}") from None
         stdio.write_error(f"standard output is lost ({error.strerror}); the run continues without it")
 
     def _draw(self, now: bool = False) -> None:
@@ -163,7 +163,7 @@ class Console:
         self._line.show("  ".join(parts), None if self._doing else self._step / self._steps)
 
     def _validation(self, row: Mapping[str, Any]) -> str:
-        return f"valid {metric_definitions.summary(row, 1, self._selected)}"
+        return f"valid {metric_definitions.score_summary(row, 1, self._selected)}"
 
     def _counter(self) -> str:
         return f"{self._step:>{len(str(self._steps))}}/{self._steps}"

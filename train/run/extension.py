@@ -60,4 +60,4 @@ def begin_extension(run: Run, folder: RunDir, meta: Mapping[str, Any], step: int
 
 def _rate(run: Run, steps: int, step: int) -> float:
     """Return the learning rate of a step, counted from 0, of a run of `steps` steps."""
-    return np.asarray(optim.schedule(run.optim, steps)(step)).item()
+    return np.asarray(optim.make_schedule(run.optim, steps)(step)).item()

@@ -31,7 +31,7 @@ class Device:
     """Number of devices of a host, which the links connect; the links of a torus continue to other hosts."""
 
 
-def device(kind: str) -> Device | None:
+def device_data(kind: str) -> Device | None:
     """Return the published data of a `device_kind`; None for a CPU, a slice of a GPU and a device that is not in the table."""
     names = [name for name in DEVICES if re.fullmatch(f"{name}([ -].*)?", kind) and (name == kind or not name.startswith("TPU"))]
     return None if not names or "MIG" in kind else DEVICES[max(names, key=len)]
@@ -47,7 +47,7 @@ def device_peak(kind: str, dtype: Any) -> float | None:
     # Imported here: a command that only names a device should not wait for it.
     import numpy as np
 
-    data = device(kind)
+    data = device_data(kind)
     tflops = None if data is None else data.peak.get(np.dtype(dtype).name)
     return None if tflops is None else tflops * 1e12
 

@@ -93,7 +93,7 @@ DTYPES = {"id": "U", "right": "f", "nats": "f", "count": "i"}
 
 def _read(path: Path) -> dict[str, np.ndarray]:
     try:
-        members = outcome_sets.unpack(read_regular(path, outcome_sets.LARGEST_FILE))
+        members = outcome_sets.unpack_outcomes(read_regular(path, outcome_sets.LARGEST_FILE))
         return {name: _parse_array(content) for name, content in members.items()}
     except outcome_sets.DAMAGE as error:
         why = error.strerror if isinstance(error, OSError) else " ".join(str(error).split())[:200]

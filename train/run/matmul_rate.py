@@ -75,7 +75,7 @@ class PeakRate:
         return None if self._busy else mfu(flops, seconds, self.value)
 
     def _measure(self, seconds: float) -> None:
-        rate = measure(self._dtype, seconds) * self._scale
+        rate = measure_matmul_rate(self._dtype, seconds) * self._scale
         self.measured = max(self.measured, rate)
         before, self._times, start, self._at = self._times, _processor_times(), self._at, time.monotonic()
         processors = os.cpu_count() or 1
@@ -103,7 +103,7 @@ def _processor_times() -> float | None:
     return (user + nice + system + sum(rest)) / os.sysconf("SC_CLK_TCK") - own.user - own.system
 
 
-def measure(dtype: Any, seconds: float = 0.5) -> float:
+def measure_matmul_rate(dtype: Any, seconds: float = 0.5) -> float:
     """Return the measured rate of square matrix products of `dtype`, accumulated in float32, in FLOP/s of this process's devices.
 
     It is the best of several bursts over `seconds` after a warm-up, on random numbers (a GPU multiplies zeros faster). Simulated

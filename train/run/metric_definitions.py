@@ -179,7 +179,7 @@ def validation_metrics(run: Run) -> tuple[str, ...]:
     return run.options.metrics + pairs
 
 
-def notices(score: Mapping[str, Any]) -> list[str]:
+def score_notices(score: Mapping[str, Any]) -> list[str]:
     """Return reasons to think that a model has learned nothing, from its score; empty for most scores."""
     share, majority, accuracy = (score.get(name) for name in ("predicted_share", "majority_share", "accuracy"))
     fix = "try another --optim.lr, more --steps or, where classes differ much in number, --labelled.class-weights balanced"
@@ -207,7 +207,7 @@ def leading_metrics(score: Mapping[str, Any], selected: str = "") -> list[str]:
     return list(dict.fromkeys([selected, *names])) if selected in judged else names
 
 
-def summary(score: Mapping[str, Any], count: int = 2, selected: str = "") -> str:
+def score_summary(score: Mapping[str, Any], count: int = 2, selected: str = "") -> str:
     """Return the leading metrics of a score as text, an accuracy with that of always predicting the most frequent class.
 
     Args:
@@ -235,5 +235,5 @@ def validation_change(rows: Iterable[Mapping[str, Any]], selected: str = "") -> 
     valid = [row for row in rows if row["kind"] == "valid"]
     if not valid or valid[0]["step"] != 0:
         return ""
-    first, last = (summary(row, 1, selected) for row in (valid[0], valid[-1]))
+    first, last = (score_summary(row, 1, selected) for row in (valid[0], valid[-1]))
     return f"validation: {first} before the first step, {last} after step {valid[-1]['step']}"

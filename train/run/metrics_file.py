@@ -242,7 +242,7 @@ def record_start(folder: RunDir, step: int, facts: Mapping[str, str], flops: flo
     The row has `facts`, as the console shows them, versions, provenance, the date, the FLOPs of a step, and the `rate` of matrix
     products that was measured (0 = none).
     """
-    row = {"step": step, "at": time.time(), "facts": dict(facts), "versions": versions(), "flops": flops, "rate": rate}
+    row = {"step": step, "at": time.time(), "facts": dict(facts), "versions": software_versions(), "flops": flops, "rate": rate}
     row["provenance"] = read_provenance()
     before = read_rows(folder.starts) if folder.starts.exists() else []
     write_text(folder.starts, "".join(map(_line, [*before, row])))
@@ -275,7 +275,7 @@ def record_usage(folder: RunDir, seconds: float, rate: float) -> None:
         write_text(folder.starts, "".join(map(_line, [*before, row])))
 
 
-def versions() -> dict[str, str]:
+def software_versions() -> dict[str, str]:
     """Return the versions that results depend on, and the compiler's flags, on which speeds on XLA:CPU depend."""
     packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
     installed = {name: importlib.metadata.version(name) for name in packages}

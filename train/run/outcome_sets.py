@@ -26,7 +26,7 @@ def parse_sets(content: bytes) -> dict[str, dict[str, bytes]]:
     """
     sets: dict[str, dict[str, bytes]] = {}
     try:
-        for member, array in unpack(content).items():
+        for member, array in unpack_outcomes(content).items():
             name, _, field = member.rpartition("/")
             sets.setdefault(name, {})[field] = array
     except DAMAGE:
@@ -34,7 +34,7 @@ def parse_sets(content: bytes) -> dict[str, dict[str, bytes]]:
     return sets
 
 
-def unpack(content: bytes) -> dict[str, bytes]:
+def unpack_outcomes(content: bytes) -> dict[str, bytes]:
     """Return the content of each array's .npy file in an outcomes.npz, by NAME/FIELD, after adding up the sizes that it declares.
 
     Raises:

@@ -15,7 +15,7 @@ from train.config.from_json import CORRECT, from_json, inner_key
 from train.config.objectives import RolloutOptions
 from train.config.run_config import Run
 from train.config.run_plugins import references, used_plugins
-from train.run.run_identity import differences, may_change
+from train.run.run_identity import identity_differences, may_change
 from zoo import configs, object_store, plugins, trust
 from zoo.configs import Objective
 from zoo.errors import BadInput, cannot_write, require
@@ -175,13 +175,13 @@ def read_config(folder: str | Path, *, compute: bool = True) -> Run:
             raise BadInput(f"expected an object; {CORRECT}")
         plugins.check_records(stored.get("plugins", []), () if compute else ("zoo.attention",))
     needed = [kind for group, kind in plugins.GROUPS.items() if compute or group != "zoo.attention"]
-    trust.admit(_references_in(folder, stored), needed)
+    trust.admit_references(_references_in(folder, stored), needed)
     with _names_file(folder):
         stored.pop("plugins", None)
         if not compute and isinstance(stored.get("model"), dict):
             stored["model"].pop("compute", None)
         name = stored.pop("family", None)
-        if name not in (families := [*configs.families(), *plugins.names("zoo.models")]):
+        if name not in (families := [*configs.families(), *plugins.plugin_names("zoo.models")]):
             raise BadInput(f"family {name!r}: expected one of {', '.join(families)}; {CORRECT}")
         kind = find_options(from_json(Objective | str, stored.pop("objective", None), "objective"))
         stored["options"] = {field.name: stored.pop(field.name) for field in dataclasses.fields(kind) if field.name in stored}
@@ -212,7 +212,7 @@ def confirm_own(folder: Path, *, notify: Callable[[str], None]) -> None:
     """Confirm a run that its user has just described by a command, so that later commands do not ask about it."""
     if (own := run_references(folder)).names:
         try:
-            trust.confirm(own)
+            trust.confirm_references(own)
         except BadInput as error:
             notify(f"{error}; until then other commands ask for {trust.OPTION} {folder}")
 
@@ -235,7 +235,7 @@ def _flat_json(value: Any, key: str) -> Iterator[tuple[str, Any]]:
 def plugin_notices(folder: str | Path) -> list[str]:
     """Return a line for each plug-in of a run whose installed version differs from the one that the run used."""
     stored = _stored_config(folder)
-    return plugins.changes(stored.get("plugins", [])) if isinstance(stored, dict) else []
+    return plugins.plugin_changes(stored.get("plugins", [])) if isinstance(stored, dict) else []
 
 
 def _stored_config(folder: str | Path) -> Any:
@@ -269,7 +269,7 @@ def check_same_run(folder: RunDir, run: Run, undecided: Collection[str] = ()) ->
     if folder.has_results and folder.config.exists():
         old = read_config(folder.path, compute=False)
         ignored = {*undecided, "steps"} if extend else undecided
-        changed = [line for line in differences(old, run) if line.partition(":")[0] not in ignored]
+        changed = [line for line in identity_differences(old, run) if line.partition(":")[0] not in ignored]
         if changed:
             fix = f"choose another --name (--init {folder.path} begins with the parameters of this run), or these values"
             if run.steps > old.steps and len(changed) == 1 and changed[0].startswith("steps:"):
@@ -322,7 +322,7 @@ def remove_stale_files(folder: RunDir, run: Run) -> bool:
     if folder.has_results or not folder.config.exists():
         return False
     with contextlib.suppress(BadInput):
-        if not differences(read_config(folder.path, compute=False), run):
+        if not identity_differences(read_config(folder.path, compute=False), run):
             return False
     stale = (*folder.path.glob("stacks*.txt"), *folder.path.glob("native*.txt"), *folder.rollouts.glob("*.jsonl"))
     for file in (folder.metrics, folder.ledger, folder.starts, folder.report, folder.generation, *stale):

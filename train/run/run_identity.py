@@ -47,7 +47,7 @@ def flat_options(run: Run) -> dict[str, Any]:
     return {"family": configs.family_of(run.model), "objective": run.objective} | dict(walk(run, ""))
 
 
-def identity(run: Run) -> dict[str, Any]:
+def run_identity(run: Run) -> dict[str, Any]:
     """Return every field that a resumed run may not change, as JSON; it is saved in each checkpoint."""
     return json.loads(json.dumps({key: value for key, value in flat_options(run).items() if not may_change(key)}))
 
@@ -57,7 +57,7 @@ def may_change(key: str) -> bool:
     return any(key == name or key.startswith(f"{name}.") for name in MAY_CHANGE)
 
 
-def differences(old: Run, new: Run) -> list[str]:
+def identity_differences(old: Run, new: Run) -> list[str]:
     """Return a line for each field that makes `new` another run than `old` ("model.layers: 4 before, 6 now")."""
     before, now = flat_options(old), flat_options(new)
     changed = [key for key in before | now if before.get(key) != now.get(key) and not may_change(key)]

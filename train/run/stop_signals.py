@@ -101,7 +101,7 @@ class StopSignals:
         while content := self._woken.recv(1):
             if content[0] in self._before:
                 number = signal.Signals(content[0])
-                c_signals.install(number, self._once.get(number))
+                c_signals.install_action(number, self._once.get(number))
                 with self._lock:
                     self._acknowledge(number)
 

@@ -90,7 +90,7 @@ class Sinks:
                     self._open.pop(name).close(failed=True)
 
 
-def scalars(row: Mapping[str, Any]) -> dict[str, float]:
+def tracked_scalars(row: Mapping[str, Any]) -> dict[str, float]:
     """Return the numbers of a row by kind and name ("train/loss", "train/time/mfu"), without None, the step and the date."""
 
     def walk(value: Any, name: str) -> Iterator[tuple[str, float]]:
@@ -131,7 +131,7 @@ class TensorBoard:
         self._flushed = 0.0
 
     def write(self, row: Mapping[str, Any]) -> None:
-        values = [self._summary.Value(tag=name, simple_value=value) for name, value in scalars(row).items()]
+        values = [self._summary.Value(tag=name, simple_value=value) for name, value in tracked_scalars(row).items()]
         event = self._event(wall_time=row["time"]["at"], step=row["step"], summary=self._summary(value=values))
         self._file.write(event.SerializeToString())
         if time.monotonic() - self._flushed >= self.EVERY:
@@ -176,7 +176,7 @@ class WandB:
 
     def write(self, row: Mapping[str, Any]) -> None:
         if row["step"] >= self._run.starting_step:
-            self._run.log(scalars(row), step=row["step"])
+            self._run.log(tracked_scalars(row), step=row["step"])
 
     def close(self, *, failed: bool) -> None:
         self._run.finish(exit_code=int(failed))

@@ -40,7 +40,7 @@ def assemble(run: run_config.Run, objective: Objective, mesh: Mesh, parameters: 
         parameters: those that the run trains; None = those of `parametrization_of`.
     """
     parameters = parameters or parametrization_of(run, objective, mesh)
-    model, tx = parameters.model, optim.optimizer(run.optim)
+    model, tx = parameters.model, optim.make_optimizer(run.optim)
     state = abstract_state(run, model, tx, mesh, parameters.trained)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
     step = make_step(run, model, objective, tx, DTYPES[run.precision], parameters.training_params)

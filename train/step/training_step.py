@@ -14,7 +14,7 @@ from train.engine import optim
 from train.engine.losses import model_weights
 from train.engine.micro_batches import join_rows, split_rows
 from train.engine.state import State
-from train.engine.step_acceptance import acceptance
+from train.engine.step_acceptance import make_acceptance
 from train.objectives.base import Objective
 from zoo.batch import Batch
 from zoo.models import Model
@@ -45,7 +45,7 @@ def make_step(
     gradient is not finite, leaves parameters, optimizer and carry as they were. Metrics are float32 scalars: loss, grad_norm, lr,
     each term of the loss by name, and the decision: `finite` = 0 for a step that was skipped, and perhaps `spike` = 1.
     """
-    rate, accept, factors = optim.schedule(run.optim, run.steps), acceptance(run.spikes), model.loss_factors
+    rate, accept, factors = optim.make_schedule(run.optim, run.steps), make_acceptance(run.spikes), model.loss_factors
 
     def step(state: State, batch: Batch, frozen: Any = {}, base: Any = {}, *, reduce: Reduce = lambda x: x):  # noqa: B006
         def cast(params: Any) -> Any:
@@ -72,7 +72,7 @@ def make_step(
         (total, (terms, carry)), grads = _accumulate(gradient, state.params, (batch, seeds, state.carry), run.accumulate)
         total, terms, grads = reduce((total, terms, grads))
 
-        norm = optim.norm(grads)
+        norm = optim.gradient_norm(grads)
         accepted, statistics, decision = accept.decide(state.statistics, total, norm)
         lr = rate(state.step)
 

@@ -41,7 +41,9 @@ def choose_targets(
     return targets
 
 
-def ranks(rng: np.random.Generator, later: Bool[np.ndarray, " n"], window: int, base: int) -> Int32[np.ndarray, " n"]:
+def factorization_ranks(
+    rng: np.random.Generator, later: Bool[np.ndarray, " n"], window: int, base: int
+) -> Int32[np.ndarray, " n"]:
     """Return the rank of each token in the factorization order, int32 [n]: a token attends to equal and lower ranks.
 
     The tokens that are not `later`, which are the text that is not predicted, have rank `base`. Targets and special tokens have

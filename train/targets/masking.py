@@ -53,7 +53,7 @@ def max_predictions_for_packed_row(masks: Masks, capacity: int, shortest: int) -
     return int(best[capacity])
 
 
-def mask(
+def choose_masks(
     rng: np.random.Generator, tokens: Int32[np.ndarray, " n"], text: Bool[np.ndarray, " n"], masks: Masks
 ) -> tuple[Int64[np.ndarray, " k"], Int32[np.ndarray, " k"]]:
     """Return (positions to predict, ascending; ids that replace the tokens there) of a sequence.

@@ -13,7 +13,7 @@ QWEN_PATTERN = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[
 """Pattern of the words of Qwen's class: those of GPT-4, with each digit alone."""
 
 
-def gpt(vocab: Mapping[str, int], merges: Sequence[tuple[str, str]], *, prefix_space: bool = False) -> dict[str, Any]:
+def gpt_tokenizer(vocab: Mapping[str, int], merges: Sequence[tuple[str, str]], *, prefix_space: bool = False) -> dict[str, Any]:
     """Return GPT-2's tokenizer. If the vocabulary lacks end-of-text, it gets the next id.
 
     Args:
@@ -24,7 +24,9 @@ def gpt(vocab: Mapping[str, int], merges: Sequence[tuple[str, str]], *, prefix_s
     return json.loads(core.to_str())
 
 
-def roberta(vocab: Mapping[str, int], merges: Sequence[tuple[str, str]], *, prefix_space: bool = False) -> dict[str, Any]:
+def roberta_tokenizer(
+    vocab: Mapping[str, int], merges: Sequence[tuple[str, str]], *, prefix_space: bool = False
+) -> dict[str, Any]:
     """Return RoBERTa's tokenizer (Liu et al. 2019, section 4.4).
 
     The template in it is for other programs; this one adds special tokens itself.
@@ -42,7 +44,7 @@ def roberta(vocab: Mapping[str, int], merges: Sequence[tuple[str, str]], *, pref
     return json.loads(core.to_str())
 
 
-def modernbert(vocab: Mapping[str, int], merges: Sequence[tuple[str, str]]) -> dict[str, Any]:
+def modernbert_tokenizer(vocab: Mapping[str, int], merges: Sequence[tuple[str, str]]) -> dict[str, Any]:
     """Return ModernBERT's tokenizer (Warner et al. 2024, section 2.1.1): a text is composed (NFC), the template is BERT's.
 
     The released vocabulary has further tokens that are added: runs of spaces, and unused entries.
@@ -59,7 +61,7 @@ def modernbert(vocab: Mapping[str, int], merges: Sequence[tuple[str, str]]) -> d
     return json.loads(core.to_str())
 
 
-def qwen(vocab: Mapping[str, int], merges: Sequence[tuple[str, str]], *, prefix_space: bool = False) -> dict[str, Any]:
+def qwen_tokenizer(vocab: Mapping[str, int], merges: Sequence[tuple[str, str]], *, prefix_space: bool = False) -> dict[str, Any]:
     """Return the tokenizer of Qwen2 and Qwen3: a text is composed (NFC), and digits are apart.
 
     Args:
@@ -82,13 +84,13 @@ def train_roberta(texts: Iterable[str], vocab: int) -> dict[str, Any]:
     """Train up to `vocab` entries: four special tokens, the 256 bytes, merges, most frequent pair first, and the mask."""
     model = json.loads(_trained(texts, vocab - 1, [name for role, name in ROBERTA.items() if role != "mask"]).to_str())["model"]
     entries = {**model["vocab"], ROBERTA["mask"]: len(model["vocab"])}
-    return roberta(entries, [(first, second) for first, second in model["merges"]])
+    return roberta_tokenizer(entries, [(first, second) for first, second in model["merges"]])
 
 
 def train_modernbert(texts: Iterable[str], vocab: int) -> dict[str, Any]:
     """Train up to `vocab` entries: five special tokens, the 256 bytes, then merges, most frequent pair first."""
     model = json.loads(_trained(texts, vocab, [*BERT.values()], normalizers.NFC()).to_str())["model"]
-    return modernbert(model["vocab"], [(first, second) for first, second in model["merges"]])
+    return modernbert_tokenizer(model["vocab"], [(first, second) for first, second in model["merges"]])
 
 
 def _added(names: Mapping[str, str], vocab: Mapping[str, int]) -> list[AddedToken]:

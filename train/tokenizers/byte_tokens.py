@@ -9,18 +9,18 @@ from typing import Any
 import tokenizers
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors
 
-from train.tokenizers.special_tokens import TEXT, sentinel
+from train.tokenizers.special_tokens import TEXT, sentinel_name
 
 SENTINELS = 125
 """Number of sentinels in the class of `transformers`, which fill the vocabulary up to 384."""
 
 
-def content(sentinels: int = SENTINELS) -> dict[str, Any]:
+def byt5_tokenizer_json(sentinels: int = SENTINELS) -> dict[str, Any]:
     """Return a tokenizer.json of ByT5's tokens. Other than T5's, the sentinels count up: <extra_id_0> has the id 259.
 
     The template in it is for other programs; this one adds special tokens itself.
     """
-    special = [*TEXT.values(), *(sentinel(number) for number in range(sentinels))]
+    special = [*TEXT.values(), *(sentinel_name(number) for number in range(sentinels))]
     names = [*TEXT.values(), *_letters(), *special[len(TEXT) :]]
     core = tokenizers.Tokenizer(models.BPE(vocab={name: number for number, name in enumerate(names)}, merges=[]))
     rules = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)

@@ -48,7 +48,7 @@ ROLES: dict[Kind, dict[str, str]] = {
 """The special tokens of each kind, by role; this package finds them by these names."""
 
 
-def rules(name: str, settings: TokenizerSettings, content: dict[str, Any]) -> dict[str, Any]:
+def class_rules(name: str, settings: TokenizerSettings, content: dict[str, Any]) -> dict[str, Any]:
     """Return the `PARTS` that a class named after a model builds for a tokenizer.json, without the entries.
 
     Raises:
@@ -58,18 +58,18 @@ def rules(name: str, settings: TokenizerSettings, content: dict[str, Any]) -> di
     steps = normalizer["normalizers"] if normalizer.get("type") == "Sequence" else [normalizer]
     charsmap = base64.b64decode(next((step["precompiled_charsmap"] for step in steps if step.get("type") == "Precompiled"), ""))
     if name == "BertTokenizer":
-        generated = wordpiece.content(
+        generated = wordpiece.bert_tokenizer_json(
             {},
             lowercase=bool(settings.flag("do_lower_case", True)),
             strip_accents=settings.flag("strip_accents", None),
             split_chinese=bool(settings.flag("tokenize_chinese_chars", True)),
         )
     elif name == "ByT5Tokenizer":
-        generated = byte_tokens.content(0)
+        generated = byte_tokens.byt5_tokenizer_json(0)
     elif name == "T5Tokenizer":
-        generated = unigram.content([(entry, 0.0) for entry in special_tokens.TEXT.values()], charsmap)
+        generated = unigram.t5_tokenizer_json([(entry, 0.0) for entry in special_tokens.TEXT.values()], charsmap)
     elif name == "XLMRobertaTokenizer":
-        generated = xlm_unigram.content([(entry, 0.0) for entry in special_tokens.ROBERTA.values()], charsmap)
+        generated = xlm_unigram.xlmr_tokenizer_json([(entry, 0.0) for entry in special_tokens.ROBERTA.values()], charsmap)
         if not settings.flag("add_prefix_space", True):
             for part in ("pre_tokenizer", "decoder"):
                 rule = generated[part]["pretokenizers"][-1] if part == "pre_tokenizer" else generated[part]
@@ -78,12 +78,12 @@ def rules(name: str, settings: TokenizerSettings, content: dict[str, Any]) -> di
         lowercase = bool(settings.flag("do_lower_case", False))
         # The class drops accents whatever the settings are.
         entries = [(entry, 0.0) for entry in special_tokens.XLNET.values()]
-        generated = xlnet_unigram.content(entries, charsmap, lowercase=lowercase)
+        generated = xlnet_unigram.xlnet_tokenizer_json(entries, charsmap, lowercase=lowercase)
         generated["model"]["unk_id"] = settings.count("unk_id", 0, len(content["model"].get("vocab", ())))
     elif name == "Qwen2Tokenizer":
-        generated = byte_bpe.qwen({}, [], prefix_space=bool(settings.flag("add_prefix_space", False)))
+        generated = byte_bpe.qwen_tokenizer({}, [], prefix_space=bool(settings.flag("add_prefix_space", False)))
     else:
-        generated = byte_bpe.gpt({}, [], prefix_space=bool(settings.flag("add_prefix_space", False)))
+        generated = byte_bpe.gpt_tokenizer({}, [], prefix_space=bool(settings.flag("add_prefix_space", False)))
     return {part: _normalized_part(part, generated, content) for part in PARTS}
 
 
@@ -91,7 +91,7 @@ def builds_same_rules(name: str, settings: TokenizerSettings, content: dict[str,
     """Return whether a class builds the same rules as a tokenizer.json has."""
     if name == AS_WRITTEN:
         return True
-    return rules(name, settings, content) == {part: _normalized_part(part, content, content) for part in PARTS}
+    return class_rules(name, settings, content) == {part: _normalized_part(part, content, content) for part in PARTS}
 
 
 def check_hf_class(tokenizer: Tokenizer, settings: TokenizerSettings, name: str | None, *, rules_of_class: bool = True) -> None:
@@ -226,7 +226,7 @@ def _normalized_step(step: dict[str, Any]) -> dict[str, Any]:
 def _difference_message(name: str, settings: TokenizerSettings, content: dict[str, Any]) -> str:
     """Return a message about the difference between the rules of a class and those of a tokenizer.json."""
     fix = f"the class {name} of transformers uses the former; change one, or write tokenizer_class {AS_WRITTEN}"
-    generated = rules(name, settings, content)
+    generated = class_rules(name, settings, content)
     written = {part: _normalized_part(part, content, content) for part in PARTS}
     part = next(part for part in PARTS if generated[part] != written[part])
     class_part, file_part = generated[part] or {}, written[part] or {}

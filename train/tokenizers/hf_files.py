@@ -218,7 +218,7 @@ def _read_vocabulary(folder: Path, settings: TokenizerSettings) -> Tokenizer:
     vocabulary = read_json(folder / VOCABULARY, LARGEST_FILE)
     prefix_space = bool(settings.flag("add_prefix_space", False))
     try:
-        rules = byte_bpe.roberta if special_tokens.ROBERTA["cls"] in vocabulary else byte_bpe.gpt
+        rules = byte_bpe.roberta_tokenizer if special_tokens.ROBERTA["cls"] in vocabulary else byte_bpe.gpt_tokenizer
         return Tokenizer(rules(vocabulary, _read_merges(folder / MERGES), prefix_space=prefix_space))
     except BadInput as error:
         raise BadInput(f"{folder / VOCABULARY}: {error}") from None
@@ -238,11 +238,11 @@ def _byte_tokens(folder: Path, settings: TokenizerSettings) -> Tokenizer:
             special tokens other than numbered sentinels.
     """
     names = [token.content for token in settings.extra(OF_KIND["bytes"])]
-    if names != [special_tokens.sentinel(number) for number in range(len(names))]:
+    if names != [special_tokens.sentinel_name(number) for number in range(len(names))]:
         raise settings.wrong(
             "its special tokens are not <extra_id_0>, <extra_id_1>, ... in this order, as ByT5's are; correct them"
         )
-    tokenizer = Tokenizer(byte_tokens.content(len(names)))
+    tokenizer = Tokenizer(byte_tokens.byt5_tokenizer_json(len(names)))
     if (folder / FILE).exists() and Tokenizer.load(folder).content() != tokenizer.content():
         fix = f"remove it, or write tokenizer_class {AS_WRITTEN}"
         raise settings.wrong(f"{FILE} has other tokens than the class {OF_KIND['bytes']}, which does not read it; {fix}")
@@ -269,7 +269,7 @@ def _wordpiece(folder: Path, settings: TokenizerSettings) -> Tokenizer:
                 raise BadInput(f"line {number + 1} is the same entry as line {first + 1}, {json.dumps(entry)}; download it again")
         if special_tokens.encoder_special_tokens(vocab) is None:
             raise BadInput(f"it has none of {', '.join(special_tokens.BERT.values())}; download a vocabulary of BERT's")
-        return Tokenizer(wordpiece.content(vocab, **rules))
+        return Tokenizer(wordpiece.bert_tokenizer_json(vocab, **rules))
     except BadInput as error:
         raise BadInput(f"{file}: {error}") from None
 
@@ -279,7 +279,7 @@ def _sentencepiece(folder: Path, settings: TokenizerSettings) -> Tokenizer:
     xlm = not (folder / PIECES).exists()
     file = folder / (XLM_PIECES if xlm else PIECES)
     try:
-        proto = sentencepiece_proto.parse(read_regular(file, LARGEST_FILE))
+        proto = sentencepiece_proto.parse_spiece_model(read_regular(file, LARGEST_FILE))
     except OSError as error:
         raise BadInput(f"{file}: cannot be read ({error.strerror}); download it again") from None
     except BadInput as error:

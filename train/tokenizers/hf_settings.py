@@ -224,7 +224,7 @@ class TokenizerSettings:
             default = [special_tokens.XLNET["eop"], special_tokens.XLNET["eod"]]
         elif name in ("T5Tokenizer", "ByT5Tokenizer"):
             usual = special_tokens.SENTINELS if name == "T5Tokenizer" else byte_tokens.SENTINELS
-            default = [special_tokens.sentinel(number) for number in range(self.count("extra_ids", usual, MOST_SENTINELS))]
+            default = [special_tokens.sentinel_name(number) for number in range(self.count("extra_ids", usual, MOST_SENTINELS))]
         key = "extra_special_tokens" if values.get("extra_special_tokens") else "additional_special_tokens"
         extra = values.get(key)
         return self._tokens(default if extra is None else extra, key)

@@ -43,7 +43,7 @@ class Model(NamedTuple):
     escape_whitespaces: bool
 
 
-def parse(raw: bytes) -> Model:
+def parse_spiece_model(raw: bytes) -> Model:
     """Parse the content of a spiece.model.
 
     Raises:

@@ -170,7 +170,7 @@ class TextSpecialTokens:
         return tuple(sorted((self.pad, self.end, self.unk, *self.sentinels)))
 
 
-def sentinel(number: int) -> str:
+def sentinel_name(number: int) -> str:
     """Return the name of sentinel `number`, counted from 0."""
     return f"<extra_id_{number}>"
 
@@ -185,6 +185,6 @@ def text_special_tokens(ids: Mapping[str, int]) -> TextSpecialTokens:
     """
     if missing := [name for name in TEXT.values() if name not in ids]:
         raise BadInput(f"it has no {' and no '.join(missing)}, and a text needs {', '.join(TEXT.values())}; add them")
-    space = "" if sentinel(0) in ids else "\u2581"
-    names = itertools.takewhile(ids.__contains__, (space + sentinel(number) for number in itertools.count()))
+    space = "" if sentinel_name(0) in ids else "\u2581"
+    names = itertools.takewhile(ids.__contains__, (space + sentinel_name(number) for number in itertools.count()))
     return TextSpecialTokens(**{role: ids[name] for role, name in TEXT.items()}, sentinels=tuple(ids[name] for name in names))

@@ -154,11 +154,11 @@ class Tokenizer:
             lowercase: for WordPiece only: drop case and accents, as the "uncased" models do.
         """
         if kind == "sentencepiece":
-            return cls(unigram.train(texts, vocab))
+            return cls(unigram.train_t5_tokenizer(texts, vocab))
         if kind == "xlnet":
-            return cls(xlnet_unigram.train(texts, vocab))
+            return cls(xlnet_unigram.train_xlnet_tokenizer(texts, vocab))
         if kind == "wordpiece":
-            return cls(wordpiece.train(texts, vocab, lowercase=lowercase))
+            return cls(wordpiece.train_wordpiece(texts, vocab, lowercase=lowercase))
         rules = {"roberta": byte_bpe.train_roberta, "modernbert": byte_bpe.train_modernbert, "gpt": byte_bpe.train_gpt}
         return cls(rules[kind](texts, vocab))
 

@@ -17,7 +17,7 @@ import tokenizers
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors
 
 from train.tokenizers import sentencepiece_proto
-from train.tokenizers.special_tokens import SENTINELS, TEXT, sentinel
+from train.tokenizers.special_tokens import SENTINELS, TEXT, sentinel_name
 from zoo.errors import BadInput, require
 
 SPACE = "\u2581"
@@ -38,7 +38,7 @@ Entries = Sequence[tuple[str, float]]
 """Entries in the order of their ids, with the logarithm of their probabilities."""
 
 
-def content(entries: Entries, charsmap: bytes, *, spells_bytes: bool = False) -> dict[str, Any]:
+def t5_tokenizer_json(entries: Entries, charsmap: bytes, *, spells_bytes: bool = False) -> dict[str, Any]:
     """Return a tokenizer.json of T5's rules.
 
     The template in it is for other programs; this one adds special tokens itself.
@@ -152,7 +152,7 @@ def _refusal(what: str, family: str) -> str:
     return f"a SentencePiece model that {what}, which {family}'s tokenizers cannot do; {fix}"
 
 
-def train(texts: Iterable[str], vocab: int) -> dict[str, Any]:
+def train_t5_tokenizer(texts: Iterable[str], vocab: int) -> dict[str, Any]:
     """Train a tokenizer.json of up to `vocab` entries: pad, end and unknown, pieces, most likely first, and the sentinels.
 
     Raises:
@@ -160,7 +160,7 @@ def train(texts: Iterable[str], vocab: int) -> dict[str, Any]:
     """
     require(vocab > SENTINELS, "tokenizer.vocab", vocab, f"{SENTINELS} entries are sentinels; choose a few hundred or more")
     with training_errors(vocab):
-        return convert_unigram(sentencepiece_proto.parse(model(texts, vocab - SENTINELS)))
+        return convert_unigram(sentencepiece_proto.parse_spiece_model(train_t5_model(texts, vocab - SENTINELS)))
 
 
 @contextlib.contextmanager
@@ -177,14 +177,14 @@ def training_errors(vocab: int) -> Iterator[None]:
         raise BadInput(f"--tokenizer.vocab {vocab}: no unigram model for this text ({why}); choose a larger one") from None
 
 
-def model(texts: Iterable[str], vocab: int) -> bytes:
+def train_t5_model(texts: Iterable[str], vocab: int) -> bytes:
     """Train T5's spiece.model of up to `vocab` entries, without sentinels.
 
     Raises:
         RuntimeError: the library cannot train a model.
     """
-    return trained(
-        list(lines(texts)),
+    return train_spiece_model(
+        list(training_lines(texts)),
         vocab,
         pad_id=0,
         eos_id=1,
@@ -196,7 +196,7 @@ def model(texts: Iterable[str], vocab: int) -> bytes:
     )
 
 
-def trained(text: Sequence[str], vocab: int, *, coverage: float = 1.0, **options: Any) -> bytes:
+def train_spiece_model(text: Sequence[str], vocab: int, *, coverage: float = 1.0, **options: Any) -> bytes:
     """Train a spiece.model of up to `vocab` entries.
 
     Args:
@@ -229,7 +229,7 @@ def trained(text: Sequence[str], vocab: int, *, coverage: float = 1.0, **options
     return model_file.getvalue()
 
 
-def lines(texts: Iterable[str]) -> Iterator[str]:
+def training_lines(texts: Iterable[str]) -> Iterator[str]:
     """Yield all words of some texts, in order, in lines of about `LONGEST_WORD` characters.
 
     The lines are the same whether the texts are whole or in the chunks of `train.data.chunking.cut_chunks`.
@@ -255,8 +255,8 @@ def _numbered(entries: Entries, charsmap: bytes, sentinels: int, *, spells_bytes
     names = [entry for entry, _ in entries]
     if missing := [name for name in TEXT.values() if name not in names]:
         raise BadInput(f"it has no {' and no '.join(missing)}, and T5 needs {', '.join(TEXT.values())}; give one of T5's kind")
-    numbered = [(sentinel(number), 0.0) for number in reversed(range(sentinels))]
-    return content([*entries, *numbered], charsmap, spells_bytes=spells_bytes)
+    numbered = [(sentinel_name(number), 0.0) for number in reversed(range(sentinels))]
+    return t5_tokenizer_json([*entries, *numbered], charsmap, spells_bytes=spells_bytes)
 
 
 def _words(texts: Iterable[str]) -> Iterator[str]:

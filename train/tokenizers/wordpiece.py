@@ -26,7 +26,7 @@ REPEATED = 1000
 """Most repetitions of a word in one string of the training text; the trainer counts words, and accepts no counts."""
 
 
-def content(
+def bert_tokenizer_json(
     vocab: Mapping[str, int], *, lowercase: bool, strip_accents: bool | None = None, split_chinese: bool = True
 ) -> dict[str, Any]:
     """Return a tokenizer.json of BERT's rules.
@@ -54,7 +54,7 @@ def content(
     return json.loads(core.to_str())
 
 
-def train(texts: Iterable[str], vocab: int, *, lowercase: bool) -> dict[str, Any]:
+def train_wordpiece(texts: Iterable[str], vocab: int, *, lowercase: bool) -> dict[str, Any]:
     """Train a tokenizer.json of up to `vocab` entries: special tokens, characters, then pieces, most frequent pair first.
 
     Google never released the training of BERT's vocabulary; as everywhere since, pairs are merged by their frequency.
@@ -86,7 +86,7 @@ def train(texts: Iterable[str], vocab: int, *, lowercase: bool) -> dict[str, Any
     # Words that will be unknown are not used for training.
     trainable = ((word, count) for word, count in words.items() if len(word) <= LONGEST_WORD and alphabet.issuperset(word))
     core.train_from_iterator(_repeated(trainable), trainer)
-    return content(core.get_vocab(), lowercase=lowercase)
+    return bert_tokenizer_json(core.get_vocab(), lowercase=lowercase)
 
 
 def _core(

@@ -17,7 +17,7 @@ LEFT_OUT = (ROBERTA["unk"], ROBERTA["cls"], ROBERTA["sep"])
 """The first entries of the SentencePiece model, which have other ids in fairseq's dictionary."""
 
 
-def content(entries: Entries, charsmap: bytes) -> dict[str, Any]:
+def xlmr_tokenizer_json(entries: Entries, charsmap: bytes) -> dict[str, Any]:
     """Return a tokenizer.json of XLM-R's rules.
 
     The template in it is for other programs; this one adds special tokens itself.
@@ -55,4 +55,4 @@ def convert_xlm_unigram(proto: sentencepiece_proto.Model) -> dict[str, Any]:
     entries = [(entry.name, entry.score) for entry in proto.entries[len(LEFT_OUT) :]]
     if repeated := {*first, ROBERTA["mask"]}.intersection(name for name, _ in entries):
         raise BadInput(f"it has an ordinary entry {min(repeated)}, which XLM-R adds itself; give one of XLM-R's kind")
-    return content([*((name, 0.0) for name in first), *entries, (ROBERTA["mask"], 0.0)], proto.charsmap)
+    return xlmr_tokenizer_json([*((name, 0.0) for name in first), *entries, (ROBERTA["mask"], 0.0)], proto.charsmap)

@@ -26,7 +26,9 @@ SPACES = {"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": " "}
 """A normalization step in published files that has no effect, because words are split at any number of spaces."""
 
 
-def content(entries: Entries, charsmap: bytes, *, lowercase: bool = False, keep_accents: bool = False) -> dict[str, Any]:
+def xlnet_tokenizer_json(
+    entries: Entries, charsmap: bytes, *, lowercase: bool = False, keep_accents: bool = False
+) -> dict[str, Any]:
     """Return a tokenizer.json of XLNet's rules.
 
     The template in it is for other programs; this one adds special tokens itself.
@@ -59,7 +61,7 @@ def content(entries: Entries, charsmap: bytes, *, lowercase: bool = False, keep_
 
 
 def is_normalizer(steps: Mapping[str, Any] | None) -> bool:
-    """Return whether the normalizer of a tokenizer.json is one that `content` makes."""
+    """Return whether the normalizer of a tokenizer.json is one that `xlnet_tokenizer_json` makes."""
     if steps is None or steps["type"] != "Sequence":
         return False
     other_steps = [step for step in steps["normalizers"] if step != SPACES]
@@ -86,20 +88,20 @@ def convert_xlnet_unigram(
     if missing := set(XLNET.values()).difference(name for name, _ in entries):
         lacks = " and no ".join(name for name in XLNET.values() if name in missing)
         raise BadInput(f"it has no {lacks}, and XLNet needs {', '.join(XLNET.values())}; give one of XLNet's kind")
-    return content(entries, proto.charsmap, lowercase=lowercase, keep_accents=keep_accents)
+    return xlnet_tokenizer_json(entries, proto.charsmap, lowercase=lowercase, keep_accents=keep_accents)
 
 
-def train(texts: Iterable[str], vocab: int) -> dict[str, Any]:
+def train_xlnet_tokenizer(texts: Iterable[str], vocab: int) -> dict[str, Any]:
     """Train a cased tokenizer.json of up to `vocab` entries: special tokens, `APART`, then pieces, most likely first.
 
     Raises:
         BadInput: the vocabulary is too small for the characters of the texts, or there is no text.
     """
     with unigram.training_errors(vocab):
-        return convert_xlnet_unigram(sentencepiece_proto.parse(model(texts, vocab)))
+        return convert_xlnet_unigram(sentencepiece_proto.parse_spiece_model(train_xlnet_model(texts, vocab)))
 
 
-def model(texts: Iterable[str], vocab: int) -> bytes:
+def train_xlnet_model(texts: Iterable[str], vocab: int) -> bytes:
     """Train a spiece.model of up to `vocab` entries.
 
     Raises:
@@ -107,8 +109,8 @@ def model(texts: Iterable[str], vocab: int) -> bytes:
     """
     # Trained on normalized text, as it will be encoded, so that no entry has an accent.
     steps = normalizers.Sequence(_before(lowercase=False, keep_accents=False))
-    normalized = [steps.normalize_str(line) for line in unigram.lines(texts)]
-    return unigram.trained(
+    normalized = [steps.normalize_str(line) for line in unigram.training_lines(texts)]
+    return unigram.train_spiece_model(
         normalized,
         vocab,
         coverage=COVERED,

@@ -36,25 +36,27 @@ def adapter_parts(model: Model, spec: Adapters) -> ParamParts:
     """Return the adapters and the head of a fine-tuned model, which are trained, beside the frozen rest of the model."""
     return ParamParts(
         model=model,
-        trained=TrainedParams(functools.partial(adapters.init, model, spec), adapters.rules(model, spec)),
+        trained=TrainedParams(
+            functools.partial(adapters.init_adapters, model, spec), adapters.adapter_sharding_rules(model, spec)
+        ),
         frozen=functools.partial(adapters.base_of, model.config),
-        join=functools.partial(adapters.merge, model.config, spec),
-        summary=functools.partial(summary, model, spec),
+        join=functools.partial(adapters.merge_adapters, model.config, spec),
+        summary=functools.partial(adapter_summary, model, spec),
     )
 
 
-def summary(model: Model, spec: Adapters) -> str:
+def adapter_summary(model: Model, spec: Adapters) -> str:
     """Return the numbers of parameters of adapters, and of the head that is trained beside them, in words."""
     heads = adapters.head_paths(model.config)
-    shapes = jax.eval_shape(lambda: adapters.init(model, spec, jax.random.key(0)))
-    sizes = {path: leaf.size for path, leaf in adapters.flat(shapes).items()}
+    shapes = jax.eval_shape(lambda: adapters.init_adapters(model, spec, jax.random.key(0)))
+    sizes = {path: leaf.size for path, leaf in adapters.flatten_tree(shapes).items()}
     head = sum(size for path, size in sizes.items() if path in heads)
     of_adapters = f"{sum(sizes.values()) - head:,} parameters of adapters of rank {spec.rank} on {', '.join(spec.targets)}"
     of_adapters += f", dropout {spec.dropout:g}" if spec.dropout else ""
     return of_adapters + (f", {head:,} of the head" if head else "")
 
 
-def initial_params(model: Model, spec: Adapters, mesh: Mesh, seed: int, params: Any, folder: str) -> Any:
+def initial_adapters(model: Model, spec: Adapters, mesh: Mesh, seed: int, params: Any, folder: str) -> Any:
     """Return the trained parameters of a run before its first step, sharded over the mesh.
 
     Args:
@@ -66,18 +68,18 @@ def initial_params(model: Model, spec: Adapters, mesh: Mesh, seed: int, params: 
         BadInput: the adapter cannot be read or does not fit; see `read_adapter`.
     """
     parameters = adapter_parts(model, spec).trained
-    shapes = adapters.flat(abstract_params(parameters, mesh))
-    shardings = adapters.nested({path: leaf.sharding for path, leaf in shapes.items()})
+    shapes = adapters.flatten_tree(abstract_params(parameters, mesh))
+    shardings = adapters.unflatten_tree({path: leaf.sharding for path, leaf in shapes.items()})
     with jax.set_mesh(mesh):
         fresh = jax.jit(lambda: parameters.init(jax.random.key(seed)), out_shardings=shardings)()
-    leaves = adapters.flat(fresh)
-    leaves |= {path: leaf for path, leaf in adapters.flat(params).items() if path in adapters.head_paths(model.config)}
-    stored = adapters.flat(read_adapter(Path(folder), model, spec)) if folder else {}
-    leaves |= {path: place(array, shapes[path].sharding) for path, array in stored.items()}
-    return adapters.nested(leaves)
+    leaves = adapters.flatten_tree(fresh)
+    leaves |= {path: leaf for path, leaf in adapters.flatten_tree(params).items() if path in adapters.head_paths(model.config)}
+    stored = adapters.flatten_tree(read_adapter(Path(folder), model, spec)) if folder else {}
+    leaves |= {path: place_array(array, shapes[path].sharding) for path, array in stored.items()}
+    return adapters.unflatten_tree(leaves)
 
 
-def place(array: Any, leaf_sharding: Any) -> jax.Array:
+def place_array(array: Any, leaf_sharding: Any) -> jax.Array:
     """Copy an array from the host to the devices of a sharding, to each device its part."""
     return jax.make_array_from_callback(array.shape, leaf_sharding, lambda index: array[index])
 
@@ -108,6 +110,6 @@ def with_adapter(model: Model, mesh: Mesh, params: Any, folder: Path) -> Any:
     """
     spec, values = peft_files.read_peft_adapter(folder, model.config)
     parts = adapter_parts(model, spec)
-    shapes = adapters.flat(abstract_params(parts.trained, mesh))
-    placed = {path: place(array, shapes[path].sharding) for path, array in adapters.flat(values).items()}
-    return parts.joined(mesh, params, adapters.nested(placed))
+    shapes = adapters.flatten_tree(abstract_params(parts.trained, mesh))
+    placed = {path: place_array(array, shapes[path].sharding) for path, array in adapters.flatten_tree(values).items()}
+    return parts.joined(mesh, params, adapters.unflatten_tree(placed))

@@ -12,7 +12,7 @@ from train.engine.state_init import TrainedParams, all_params
 from train.weights import adapter_params
 from train.weights.param_parts import ParamParts
 from zoo import models
-from zoo.lora.adapters import flat, nested
+from zoo.lora.adapters import flatten_tree, unflatten_tree
 from zoo.models import Model
 
 
@@ -45,19 +45,19 @@ def split_params(optim: Optim, params: Any) -> tuple[dict[str, Any], dict[str, A
 
     A leaf of a stack of L layers, [L, ...], is in both parts, unless all or none of its layers are frozen.
     """
-    leaves = flat(params)
+    leaves = flatten_tree(params)
     counts = _frozen_counts(optim, leaves)
     trained = {path: leaf[counts[path] :] if counts[path] else leaf for path, leaf in leaves.items()}
     trained = {path: leaf for path, leaf in trained.items() if not counts[path] or leaf.shape[0]}
-    return nested(trained), nested({path: leaf[: counts[path]] for path, leaf in leaves.items() if counts[path]})
+    return unflatten_tree(trained), unflatten_tree({path: leaf[: counts[path]] for path, leaf in leaves.items() if counts[path]})
 
 
 def join_params(base: Any, trained: Any) -> dict[str, Any]:
     """Return the parameters of a model from both results of `split_params`, with any others beside the trained ones."""
-    leaves = flat(base)
-    for path, leaf in flat(trained).items():
+    leaves = flatten_tree(base)
+    for path, leaf in flatten_tree(trained).items():
         leaves[path] = jnp.concatenate([leaves[path], leaf]) if path in leaves else leaf
-    return nested(leaves)
+    return unflatten_tree(leaves)
 
 
 def _frozen_counts(optim: Optim, leaves: Mapping[str, Any]) -> dict[str, int]:

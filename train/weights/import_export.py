@@ -60,7 +60,7 @@ def _next_command(loaded: Loaded) -> str:
     return "fill-mask" if "masked" in loaded.params else "embed" if loaded.model.task == "body" else ""
 
 
-def export(run: str, target: str, *, step: int | None, last: int, shard: float, mesh: run_config.Mesh) -> int:
+def export_run(run: str, target: str, *, step: int | None, last: int, shard: float, mesh: run_config.Mesh) -> int:
     """Write a run's checkpoint as a published folder: config.json, safetensors of at most `shard` GB, the tokenizer's files.
 
     Args:
@@ -91,8 +91,8 @@ def export_adapter(run: str, target: str, *, step: int | None, mesh: run_config.
     assert spec is not None, "a run without adapters is refused before"
     with safetensors_dir.new_folder(Path(target)) as new_folder:
         params, number, _ = restore_trained(Path(run), config, device_mesh.make_mesh(mesh), step)
-        peft_files.save(new_folder, config.model, spec, jax.device_get(params), base=config.init)
-    print(f"{target}: {adapter_params.summary(models.model(config.model), spec)}, step {number:,}")
+        peft_files.save_adapter(new_folder, config.model, spec, jax.device_get(params), base=config.init)
+    print(f"{target}: {adapter_params.adapter_summary(models.model(config.model), spec)}, step {number:,}")
     return 0
 
 
@@ -111,7 +111,7 @@ def _write(folder: Path, loaded: Loaded, largest: int = 5_000_000_000) -> str:
     """Write the files of a published folder and return the type of its tensors."""
     cfg, has_score = loaded.model.config, loaded.model.task == "sequence"
     ids = _ids(loaded.tokenizer, has_score=has_score)
-    dtype = published_weights.save(folder, cfg, loaded.params, extra=ids, largest=largest)
+    dtype = published_weights.save_published(folder, cfg, loaded.params, extra=ids, largest=largest)
     if loaded.tokenizer.kind == "gpt" and has_score and "pad_token_id" not in ids:
         print(f"! {NO_PADDING}", file=sys.stderr)
     hf_files.write_tokenizer(folder, loaded.tokenizer, longest=getattr(cfg, "context", None))
@@ -186,7 +186,7 @@ def _summary(loaded: Loaded) -> str:
 
 
 def _explain(cfg: Any) -> None:
-    rows = [("published", "shape", "zoo", "axes"), *published_weights.explain(cfg)]
+    rows = [("published", "shape", "zoo", "axes"), *published_weights.explain_import(cfg)]
     cells = [
         (name, "x".join(map(str, shape)) if isinstance(shape, tuple) else shape, leaf, axes) for name, shape, leaf, axes in rows
     ]

@@ -17,7 +17,7 @@ from train.config.run_config import Run
 from train.run.costs import NAMES, Costs, read_known_costs
 from train.run.run_dir import RunDir, is_run, no_checkpoint, read_config
 from train.run.run_identity import flat_options, may_change
-from train.weights.load import checkpoints
+from train.weights.load import open_checkpoints
 from train.weights.resolve_model_name import resolve_model_name
 from zoo.sha256_and_fsync import sha256
 
@@ -86,7 +86,7 @@ def _read_parent(name: str) -> Parent:
     if not is_run(folder):
         return {"path": name, "row": digest_of_weights(folder), "seeds": [], "ancestors": []}
     run, files = read_config(folder), RunDir(folder)
-    source = checkpoints(folder, run)
+    source = open_checkpoints(folder, run)
     if (step := source.latest()) is None:
         raise no_checkpoint(folder)
     meta = source.meta(step)

@@ -145,7 +145,7 @@ def restore_trained(path: Path, run: run_config.Run, mesh: Mesh, step: int | Non
     parameters = all_params(models.model(run.model)) if parts is None else parts.trained
     abstract = param_parts.abstract_params(parameters, mesh)
     counter = jax.ShapeDtypeStruct((), jnp.int32, sharding=NamedSharding(mesh, PartitionSpec()))
-    source = checkpoints(path, run, step)
+    source = open_checkpoints(path, run, step)
     checkpoint_step = None if step == NEWEST else step
     restored = source.restore({"params": abstract, "step": counter}, step=checkpoint_step, partial=True)
     if restored is None:
@@ -159,7 +159,7 @@ def _print_error(line: str) -> None:
     print(printable(line), file=sys.stderr)
 
 
-def checkpoints(path: Path, run: run_config.Run, step: int | None = None) -> Checkpoints:
+def open_checkpoints(path: Path, run: run_config.Run, step: int | None = None) -> Checkpoints:
     """Return a run's checkpoints for reading: RUN/best if it has the step, or no step is requested, else RUN/checkpoints.
 
     Raises:

@@ -25,7 +25,7 @@ from train.rows.batches import Build
 from train.rows.row_source import digest_of
 from train.run.run_dir import is_run, no_checkpoint, read_config
 from train.weights import lineage, reference_cache, warm_start
-from train.weights.load import checkpoints, load_model
+from train.weights.load import load_model, open_checkpoints
 from train.weights.resolve_model_name import resolve_model_name
 from zoo.errors import BadInput
 from zoo.precision import cast_params
@@ -81,7 +81,7 @@ def digest_of_parameters(init: str) -> str:
     if not is_run(folder):
         return lineage.digest_of_weights(folder)
     run = read_config(folder)
-    source = checkpoints(folder, run)
+    source = open_checkpoints(folder, run)
     if (step := source.latest()) is None:
         raise no_checkpoint(folder)
     files = manifest.Manifest.read(Path(source.folder) / manifest.folder_name(step), step).files

@@ -28,10 +28,10 @@ def import_source(where: str) -> Path:
     """Return the folder of published weights to import: a local one, or that of an id on the hub, which is fetched.
 
     Raises:
-        BadInput: a file or a run; see also `zoo.hf.hub.fetch`.
+        BadInput: a file or a run; see also `zoo.hf.hub.fetch_model`.
     """
     hub.check_not_file(where)
-    folder = Path(where) if Path(where).is_dir() else hub.fetch(where)
+    folder = Path(where) if Path(where).is_dir() else hub.fetch_model(where)
     if is_run(folder):
         raise BadInput(f"{where}: a run, not published weights; `zoo export {where} DIR` converts it to a published folder")
     return folder

@@ -8,7 +8,7 @@ from jax.sharding import Mesh
 
 from train.config import run_config
 from train.run.run_dir import is_run, no_checkpoint, read_config
-from train.weights.load import checkpoints, load_model
+from train.weights.load import load_model, open_checkpoints
 from train.weights.pretrained_config import check_family
 from train.weights.resolve_model_name import resolve_model_name
 from zoo import configs, published_weights, sharding
@@ -39,11 +39,11 @@ def check_init(run: run_config.Run) -> None:
         raise BadInput(f"--init {run.init}: another model: {', '.join(different)}; {fix}")
     if source is None:
         published_weights.open_folder(folder)
-    elif checkpoints(folder, source).latest() is None:
+    elif open_checkpoints(folder, source).latest() is None:
         raise no_checkpoint(folder)
 
 
-def initial_params(run: run_config.Run, model: Model, mesh: Mesh, notify: Callable[[str], None]) -> Any:
+def initial_params_from(run: run_config.Run, model: Model, mesh: Mesh, notify: Callable[[str], None]) -> Any:
     """Return the parameters of `run.init` on the mesh.
 
     Parameters that it lacks, or has for another task or other labels, are newly initialized, and `notify` is called with a line
@@ -67,7 +67,7 @@ def initial_params(run: run_config.Run, model: Model, mesh: Mesh, notify: Callab
             leaves = jax.tree_util.tree_leaves_with_path(init())
             return {path: leaf for keys, leaf in leaves if (path := sharding.path_of(keys)) in missing}
 
-        leaf_shardings = jax.tree_util.tree_leaves_with_path(sharding.shardings(mesh, shapes, model.definition.sharding))
+        leaf_shardings = jax.tree_util.tree_leaves_with_path(sharding.leaf_shardings(mesh, shapes, model.definition.sharding))
         missing_shardings = {path: leaf for keys, leaf in leaf_shardings if (path := sharding.path_of(keys)) in missing}
         with jax.set_mesh(mesh):
             fresh = jax.jit(init_missing, out_shardings=missing_shardings)()

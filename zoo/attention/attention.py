@@ -197,7 +197,7 @@ def implementation(name: str) -> Implementation:
         expected = f"an `Implementation` of {__name__} whose platforms and features exist"
         row = dataclasses.replace(plugins.load_plugin(plugin, expected, _is_implementation), plugin=plugin)
     else:
-        choices = ", ".join([*IMPLEMENTATIONS, *plugins.described("zoo.attention")])
+        choices = ", ".join([*IMPLEMENTATIONS, *plugins.described_plugins("zoo.attention")])
         refuse_unless(name in IMPLEMENTATIONS, f"there is no implementation {name!r}; choose auto, {choices}")
         row = IMPLEMENTATIONS[name]
     if name in _interpreted.get():
@@ -228,7 +228,7 @@ def interpreted(name: str) -> Iterator[None]:
 
 def implementation_names() -> list[str]:
     """Return the names of all implementations, those of plug-ins last; none is imported."""
-    return [*IMPLEMENTATIONS, *plugins.names("zoo.attention")]
+    return [*IMPLEMENTATIONS, *plugins.plugin_names("zoo.attention")]
 
 
 def _is_implementation(value: Any) -> bool:
@@ -259,7 +259,7 @@ def choose(impl: str, request: Request, platform: str | None = None, kind: str |
 def auto_line(request: Request, platform: str, kind: str) -> Line:
     """Return the line of `auto` that a request follows on a kind of device."""
     lines = auto.device_lines(platform, kind).lines
-    return auto.first_line(lines, request, lambda name: IMPLEMENTATIONS[name].unsupported_reason(request, platform) is None)
+    return auto.matching_line(lines, request, lambda name: IMPLEMENTATIONS[name].unsupported_reason(request, platform) is None)
 
 
 SCOPE = "attention"

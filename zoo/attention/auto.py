@@ -54,6 +54,6 @@ def device_lines(platform: str, kind: str) -> DeviceLines:
     return dataclasses.replace(device, lines=measured.lines, note=note)
 
 
-def first_line(lines: tuple[Line, ...], request: Request, is_supported: Callable[[str], bool]) -> Line:
+def matching_line(lines: tuple[Line, ...], request: Request, is_supported: Callable[[str], bool]) -> Line:
     """Return the first line that is for a request and whose implementation supports it; the last line is for all requests."""
     return next(line for line in lines if line.is_for(request) and is_supported(line.implementation))

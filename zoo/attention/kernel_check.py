@@ -1,9 +1,10 @@
 """A check of attention kernels on the device that runs them, before their numbers are used.
 
 The first time that a process uses a kernel with some features, it runs a small call with the same features, forward and backward,
-and compares it with the definition, as `zoo.runtime.jax_setup.canary` compares the compiler of the CPU with numpy. A kernel is
-written for one kind of device and compiled by a compiler that few programs test, and a wrong one would train a wrong model
-without an error. The check is for a wrong kernel, not for a less precise one: `benchmarks.attention.conformance` measures errors.
+and compares it with the definition, as `zoo.runtime.jax_setup.check_cpu_compiler` compares the compiler of the CPU with numpy. A
+kernel is written for one kind of device and compiled by a compiler that few programs test, and a wrong one would train a wrong
+model without an error. The check is for a wrong kernel, not for a less precise one: `benchmarks.attention.conformance` measures
+errors.
 """
 
 import concurrent.futures
@@ -58,7 +59,7 @@ class FirstUses:
         """Check a kernel, unless it has been checked with these features, and print what it took to stderr.
 
         A program for another device than that of this process cannot be run, and is not checked. Those of the CPU are checked by
-        tests, and its compiler by `jax_setup.canary`.
+        tests, and its compiler by `jax_setup.check_cpu_compiler`.
 
         Raises:
             BadInput: the kernel computes wrong numbers here.

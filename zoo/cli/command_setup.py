@@ -42,7 +42,7 @@ def prepare_process(
         smaller_group_sizes=tuple(smaller_group_sizes),
         stacks=stacks,
     )
-    code = launch.prepare(
+    code = launch.prepare_launch(
         argv,
         devices=machine.devices,
         processes=machine.processes,

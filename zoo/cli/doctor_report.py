@@ -40,7 +40,7 @@ class Facts:
     """One line for each problem that must be fixed before numbers from this machine can be trusted."""
 
 
-def doctor(
+def print_doctor_report(
     attention: Sequence[tuple[str, bool, str]], auto: str, reasons: Sequence[tuple[str, str, str]], wrong: Sequence[str]
 ) -> int:
     """Print the report and return the exit code: 0, or 1 if there is a problem.
@@ -53,17 +53,17 @@ def doctor(
     """
     report = collect_facts()
     report = dataclasses.replace(report, problems=(*report.problems, *wrong))
-    show(report, attention, auto, reasons)
+    print_facts(report, attention, auto, reasons)
     return 1 if report.problems else 0
 
 
 def collect_facts() -> Facts:
-    """Collect the facts in this process, after `jax_setup.prepare`."""
+    """Collect the facts in this process, after `jax_setup.prepare_jax`."""
     import jax
 
     error, problems = None, []
     try:
-        error = jax_setup.canary()
+        error = jax_setup.check_cpu_compiler()
     except BadInput as failure:
         error = float("nan")
         problems.append(str(failure))
@@ -88,7 +88,7 @@ def collect_facts() -> Facts:
     )
 
 
-def show(
+def print_facts(
     report: Facts, attention: Sequence[tuple[str, bool, str]], auto: str, reasons: Sequence[tuple[str, str, str]] = ()
 ) -> None:
     """Print the facts and the attention implementations as tables."""
@@ -126,7 +126,7 @@ def show(
             table.add_row(*(escape(printable(text)) for text in row))
         console.print()
         console.print(table)
-    if entries := [plugin for group in plugins.GROUPS for plugin in plugins.installed(group)]:
+    if entries := [plugin for group in plugins.GROUPS for plugin in plugins.installed_plugins(group)]:
         table = Table("plug-in", "kind", "from", box=None, padding=(0, 2, 0, 0))
         for plugin in entries:
             table.add_row(escape(printable(plugin.name)), plugins.GROUPS[plugin.group], escape(printable(plugin.origin)))

@@ -126,7 +126,7 @@ def check_encoder(name: str) -> None:
 
 
 @contextlib.contextmanager
-def names_option(option: str, source: str) -> Iterator[None]:
+def prefix_option(option: str, source: str) -> Iterator[None]:
     """Put the option that names a model before an error about the model; a missing run of a recipe gets its command as the fix.
 
     Raises:
@@ -260,7 +260,7 @@ def check_inputs(run: Any, folder: Any) -> None:
     if run.tokenizer.path:
         require_tokenizer(Path(run.tokenizer.path))
     for option, source in (("--distillation.teacher", run.teacher), ("--init", "" if folder.is_resumable else run.init)):
-        with names_option(option, source):
+        with prefix_option(option, source):
             check_source(source)
             check_weights(source, tokenizer=False)
     if run.init and not folder.is_resumable:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from zoo import fault_points, trust
 from zoo.cli import early_checks
 from zoo.cli.trust_option import take_trust
-from zoo.errors import BadInput, remedy, without_secrets
+from zoo.errors import BadInput, without_secrets, write_remedy
 from zoo.runtime import stdio
 from zoo.runtime.native_log import native_log
 
@@ -96,7 +96,7 @@ def _exhausted(error: Exception) -> str:
     text = " ".join(without_secrets(str(error)).split())
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         name = error.filename or "standard output or a file"
-        return f"{name} cannot be written ({error.strerror}); {remedy(error)}, and run the same command again"
+        return f"{name} cannot be written ({error.strerror}); {write_remedy(error)}, and run the same command again"
     full = ("cannot allocate memory", "failed to map segment", "can't start new thread", "resource_exhausted", "out of memory")
     if isinstance(error, MemoryError) or any(words in text.lower() for words in full):
         return f"out of memory ({text[:200] or type(error).__name__}); free memory, raise the limit (ulimit -v), or ask for less"
@@ -132,7 +132,7 @@ def run() -> None:
     """Run the console script `zoo`."""
     from zoo.runtime import launch
 
-    if not stdio.prepare():
+    if not stdio.prepare_streams():
         stdio.write_error("standard output is closed; redirect it to a file or to /dev/null")
         sys.exit(2)
     if not launch.is_child() or os.environ["ZOO_PROCESS"] == "0":
@@ -151,12 +151,12 @@ def run() -> None:
         sys.stdout.flush()
     except BrokenPipeError:
         # The reader has closed the pipe (`| head`), so flushing at exit must not write to it.
-        stdio.discard(sys.stdout)
+        stdio.discard_output(sys.stdout)
         code = launch.exit_if_joined(launch.CLOSED_PIPE)
     except OSError as error:
         if not (line := _exhausted(error)):
             raise
-        stdio.discard(sys.stdout)
+        stdio.discard_output(sys.stdout)
         stdio.write_error(line)
         code = 2
     sys.exit(launch.exit_if_failed(code))

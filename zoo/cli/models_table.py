@@ -34,7 +34,7 @@ class SizeRow:
     """Exact count, without the padding rows of the vocabulary."""
 
 
-def render(name: str = "", *, as_json: bool = False) -> str:
+def render_models(name: str = "", *, as_json: bool = False) -> str:
     """Return the text of `zoo models` (all sizes), `zoo models FAMILY` or `zoo models NAME` (one size in full).
 
     It is styled if stdout is a terminal.
@@ -42,9 +42,9 @@ def render(name: str = "", *, as_json: bool = False) -> str:
     Raises:
         BadInput: an unpublished or unknown name.
     """
-    listed = [row for row in rows() if name in ("", row.family)]
+    listed = [row for row in size_rows() if name in ("", row.family)]
     if as_json:
-        described = [describe(row) for row in listed] or describe(row_of(name))
+        described = [describe_size(row) for row in listed] or describe_size(row_of(name))
         return json.dumps(described, indent=2) + "\n"
     console = Console(highlight=False)
     console.width = max(console.width, NARROWEST)
@@ -57,7 +57,7 @@ def render(name: str = "", *, as_json: bool = False) -> str:
     return "".join(f"{line.rstrip()}\n" for line in text.get().splitlines())
 
 
-def rows() -> Iterator[SizeRow]:
+def size_rows() -> Iterator[SizeRow]:
     """Yield every size of every family, in the order of its file."""
     for family in configs.families():
         for name in configs.family(family).SIZES:
@@ -71,10 +71,10 @@ def row_of(name: str) -> SizeRow:
         BadInput: an unpublished or unknown name.
     """
     family, size = configs.find_size(name)
-    return SizeRow(name=name, family=family, size=size, parameters=parameter_counts.parameters(name, size))
+    return SizeRow(name=name, family=family, size=size, parameters=parameter_counts.parameter_count(name, size))
 
 
-def describe(row: SizeRow) -> dict[str, Any]:
+def describe_size(row: SizeRow) -> dict[str, Any]:
     """Return a row as JSON values; `fields` has each number of the architecture with its status."""
     return {
         "name": row.name,
@@ -113,7 +113,7 @@ def _listing(console: Console, chosen: list[SizeRow]) -> None:
                 "none" if assumed == 0 else "all" if assumed == len(_numbers(row.size)) else str(assumed),
             )
         console.print(table)
-    if names := plugins.described("zoo.models"):
+    if names := plugins.described_plugins("zoo.models"):
         line = f"families of plug-ins: {', '.join(names)}; `zoo models FAMILY-SIZE` shows a size"
         console.print(printable(line), soft_wrap=True, markup=False)
     console.print(f"\n{FOOTER}", style="dim")

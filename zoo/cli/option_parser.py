@@ -148,7 +148,7 @@ def decimal_number(text: str) -> float:
     raise ValueError(f"{text} is not a number; write one, as 0.001 or 1e-3")
 
 
-def nearest(option: str, names: Sequence[str]) -> str:
+def nearest_option(option: str, names: Sequence[str]) -> str:
     """Return the option in `names` (without --) that a mistyped or foreign option most likely means; "" if none is close."""
     option = option.partition("=")[0].lstrip("-").replace("_", "-").lower()
     for own_names, synonyms in SYNONYMS.items():
@@ -276,7 +276,7 @@ def _unknown(token: str, args: Sequence[str], names: Sequence[str]) -> str:
         pairs = (word for word, value in itertools.pairwise(words) if value == token and _is_switch(word, names))
         switch = next(pairs, "")
         return f"{switch} {token}: it takes no value; write {switch} alone" if switch else f"{token} belongs to no option"
-    near = nearest(token, names)
+    near = nearest_option(token, names)
     option = token.partition("=")[0]
     return f"there is no option {option}" + (f"; the nearest is --{near}" if near else "")
 

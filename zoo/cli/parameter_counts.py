@@ -15,7 +15,7 @@ FILE = Path(__file__).with_name("parameter_counts.json")
 """File that maps the name of a size to [parameters, digest of the configuration that was counted]."""
 
 
-def parameters(name: str, size: Size) -> int:
+def parameter_count(name: str, size: Size) -> int:
     """Return the exact parameter count of a published size: stored, or counted anew if its configuration changed."""
     count, digest = _stored().get(name, (0, ""))
     return count if digest == _digest(size) else count_parameters(size)
@@ -28,7 +28,7 @@ def count_parameters(size: Size) -> int:
     return parameter_count(size.config)
 
 
-def table() -> dict[str, tuple[int, str]]:
+def count_all_sizes() -> dict[str, tuple[int, str]]:
     """Return the content of the file, with every size counted again."""
     sizes = {name: size for family in configs.families() for name, size in configs.family(family).SIZES.items()}
     return {name: (count_parameters(size), _digest(size)) for name, size in sizes.items()}
@@ -45,5 +45,5 @@ def _digest(size: Size) -> str:
 
 
 if __name__ == "__main__":
-    rows = (f"{json.dumps(name)}: {json.dumps(entry)}" for name, entry in table().items())
+    rows = (f"{json.dumps(name)}: {json.dumps(entry)}" for name, entry in count_all_sizes().items())
     FILE.write_text("{\n" + ",\n".join(rows) + "\n}\n")

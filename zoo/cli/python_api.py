@@ -228,14 +228,15 @@ class LoadedModel:
         Raises:
             BadInput: a model without a head for masked words, a text without a mask or too long, a target of several tokens.
         """
-        from eval.commands.fill_mask import fill, mask_record
+        from eval.commands.fill_mask import fill_masks, mask_record
 
         check_argument(check_type(int, top, "top") >= 1, "top", top, "choose 1 or more words")
         check_argument(not isinstance(targets, str), "targets", targets, "pass a list of words")
         words = check_texts(targets, "targets", blank=False) if targets else []
         encoder, named = self._encoder(), _named(check_texts(texts, "texts", blank=False))
         records = map(
-            mask_record, fill(encoder, named, top=top, targets=words, truncate=check_type(bool, truncate, "truncate"), quiet=True)
+            mask_record,
+            fill_masks(encoder, named, top=top, targets=words, truncate=check_type(bool, truncate, "truncate"), quiet=True),
         )
         results: list[list[dict[str, Any]]] = []
         for record in records:
@@ -361,12 +362,12 @@ def load(
     name = check_name(source, "source", "name a run, a folder of published weights or hub:ID")
     check_type(int | None, step, "step")
     check_argument(check_type(int, batch, "batch") >= 1, "batch", batch, "choose 1 or more rows")
-    permissions.permit([name])
+    permissions.permit_names([name])
     if check_type(bool, trust, "trust"):
         trust_folder(name)
     from zoo.runtime import jax_setup
 
-    jax_setup.prepare()
+    jax_setup.prepare_jax()
     from train.config.run_config import Mesh
     from train.engine import device_mesh
     from train.weights.load import load_model as load_folder

@@ -28,7 +28,7 @@ def model(size: str | Any) -> "Model":
     from zoo import configs, models
     from zoo.runtime import jax_setup
 
-    jax_setup.prepare()
+    jax_setup.prepare_jax()
     config = configs.find_size(size)[1].config if isinstance(size, str) else size
     is_config = dataclasses.is_dataclass(config) and not isinstance(config, type) and hasattr(config, "vocab")
     check_argument(is_config, "size", config, "pass the name of a size, or a configuration of `zoo.configs`")
@@ -55,7 +55,7 @@ def train(recipe: str = "gpt-nano", **options: Any) -> Path:
     arguments = list(_arguments(options))
     run = parse_run(recipe, arguments)
     require(run.machine.processes == 1, "processes", run.machine.processes, "several processes are started by `zoo train`")
-    jax_setup.prepare(run.machine.devices)
+    jax_setup.prepare_jax(run.machine.devices)
     set_attention_check(run.machine)
     if code := train_here(run, named_fields(arguments, "mesh")):
         raise SystemExit(code)
@@ -70,7 +70,7 @@ def recipes() -> dict[str, str]:
     from train.recipes import recipes as functions
 
     own = {name: (inspect.getdoc(function) or "").partition("\n")[0] for name, function in sorted(functions().items())}
-    return own | {plugin.name: f"Plug-in of {plugin.origin}." for plugin in plugins.installed("zoo.recipes")}
+    return own | {plugin.name: f"Plug-in of {plugin.origin}." for plugin in plugins.installed_plugins("zoo.recipes")}
 
 
 def sizes() -> dict[str, Any]:

@@ -58,7 +58,7 @@ def trust_folder(name: str) -> None:
     if not references.names:
         print(f"{OPTION} {name}: it names no code of others, so there is nothing to confirm", file=sys.stderr)
         return
-    trust.confirm(references)
+    trust.confirm_references(references)
     for reference in references.names:
         use = "may be fetched"
         if reference.is_code:

@@ -190,7 +190,7 @@ def family(name: str) -> ModuleType:
 
 def published_types() -> dict[str, str]:
     """Return the family of each `model_type` of a published config.json; the type of a plug-in is its name."""
-    return {name: name for name in plugins.names("zoo.models")} | _own_types()
+    return {name: name for name in plugins.plugin_names("zoo.models")} | _own_types()
 
 
 def model_classes(module: ModuleType) -> Mapping[str, str]:
@@ -284,7 +284,7 @@ def find_size(size: str) -> tuple[str, Size]:
         raise BadInput(REFUSED[size])
     sizes = _own_sizes()
     # The name of a size says which plug-in to import.
-    if size not in sizes and (name := plugins.owner("zoo.models", size)):
+    if size not in sizes and (name := plugins.plugin_owner("zoo.models", size)):
         sizes |= {entry_name: (name, entry) for entry_name, entry in family(name).SIZES.items()}
     if size not in sizes:
         near = difflib.get_close_matches(size, sizes, n=1, cutoff=0.0)[0]
@@ -297,7 +297,7 @@ def family_of(config: Any) -> str:
     package, _, name = (module := type(config).__module__).rpartition(".")
     if package == __name__:
         return name
-    return next((plugin.name for plugin in plugins.installed("zoo.models") if plugin.value == module), name)
+    return next((plugin.name for plugin in plugins.installed_plugins("zoo.models") if plugin.value == module), name)
 
 
 def active_parameters(config: Any, parameters: int) -> int | None:

@@ -20,7 +20,7 @@ from zoo.generation.decoding_settings import UNCHANGED, Beams, Processors
 from zoo.generation.logits_processors import EMPTY, Context, process_logits, start_context
 from zoo.models import Model
 from zoo.nn.kv_cache import Cache
-from zoo.nn.task_heads import predictions
+from zoo.nn.task_heads import predicting_states
 from zoo.sharding import BATCH, constrain
 
 NEVER = -1e9
@@ -61,7 +61,7 @@ class _State:
     """bool [B]: True if all logits have been finite."""
 
 
-def search(
+def beam_search(
     model: Model,
     params: Any,
     prompts: Batch,
@@ -86,7 +86,7 @@ def search(
     last, real = prompts.positions[:, -1], prompts.segments[:, -1]
     axes = batch_axes(model, params, prompts, cache)
     out = model.apply(params, prompts, cache=cache)
-    logits = _logits(model, params, predictions(out, prompts), vocabulary)
+    logits = _logits(model, params, predicting_states(out, prompts), vocabulary)
     empty = jnp.zeros((rows, count, limit), jnp.int32)
     cache = jax.tree.map(lambda leaf, axis: leaf if axis is None else jnp.repeat(leaf, count, axis=axis), out.cache, axes)
     # All beams of a prompt share its source, so that these arrays are never reordered.
@@ -122,7 +122,7 @@ def search(
         tokens, segments, positions = (column.reshape(-1, 1) for column in (newest, *per_beam))  # [B * K, 1]
         batch = Batch(tokens=tokens, segments=segments, positions=positions)
         out = model.apply(params, batch, cache=state.cache)
-        logits = _logits(model, params, predictions(out, batch), vocabulary).reshape(rows, count, -1)  # [B, K, V]
+        logits = _logits(model, params, predicting_states(out, batch), vocabulary).reshape(rows, count, -1)  # [B, K, V]
         return append_token(dataclasses.replace(state, cache=out.cache), logits)
 
     state = jax.lax.while_loop(lambda state: (state.length < limit) & state.can_improve.any(), step, start)

@@ -22,7 +22,7 @@ from zoo.generation.logits_processors import Context, process_logits, start_cont
 from zoo.generation.split_layers import split_cache, split_layers
 from zoo.models import Model
 from zoo.nn.kv_cache import Cache
-from zoo.nn.task_heads import predictions
+from zoo.nn.task_heads import predicting_states
 from zoo.ops import counter_rng
 from zoo.precision import cast_params
 from zoo.sharding import BATCH, constrain
@@ -102,7 +102,7 @@ def unroll_layers(model: Model) -> Model:
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def start(
+def start_decoding(
     decoder: Decoder,
     settings: Sampling,
     slots: int,
@@ -154,7 +154,7 @@ def sample_tokens(
     return jax.lax.scan(step, state, None, length=count)
 
 
-def continuation(
+def decode_continuation(
     decoder: Decoder,
     settings: Sampling,
     params: Any,
@@ -171,14 +171,14 @@ def continuation(
     many for the text whenever they are full, so that the time of a token depends on the length of its text and not on `limit`.
 
     Args:
-        prompts, seed, numbers: see `start`.
+        prompts, seed, numbers: see `start_decoding`.
     """
     count, all_slots = tokens_per_dispatch(limit, chunk), slots_after_prompt(limit, chunk)
     prompt_slots = prompts.tokens.shape[1]
     slots = min(all_slots, math.ceil(FIRST / count) * count)
     # The program is the same for every limit if no processor depends on it.
     last = np.int32(limit if decoder.processors.forced_end else 0)
-    state, sampled = start(decoder, settings, slots, params, prompts, seed, numbers, last)
+    state, sampled = start_decoding(decoder, settings, slots, params, prompts, seed, numbers, last)
     yield sampled
     for filled in range(0, all_slots, count):
         if filled == slots:
@@ -207,12 +207,12 @@ def slots_after_prompt(limit: int, chunk: int) -> int:
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def search(decoder: Decoder, beams: Beams, limit: int, params: Any, prompts: Batch) -> beam_search.BeamSearchResult:
+def decode_beams(decoder: Decoder, beams: Beams, limit: int, params: Any, prompts: Batch) -> beam_search.BeamSearchResult:
     """Return the best continuations of the prompts, replicated on all devices; see `zoo.generation.beam_search`."""
     rows, length = prompts.tokens.shape
     cache = decoder.model.init_cache(rows, length + limit - 1, decoder.dtype)
     rules = {"vocabulary": decoder.vocabulary, "ends": decoder.ends, "processors": decoder.processors}
-    results = beam_search.search(decoder.model, params, prompts, cache, beams, limit=limit, **rules)
+    results = beam_search.beam_search(decoder.model, params, prompts, cache, beams, limit=limit, **rules)
     return jax.tree.map(lambda leaf: constrain(leaf, None), results)
 
 
@@ -224,7 +224,7 @@ def _step(decoder: Decoder, settings: Sampling, params: Any, batch: Batch, state
     if decoder.reread:
         batch = dataclasses.replace(batch, order=jnp.zeros_like(batch.tokens))
     out = decoder.model.apply(params, batch, cache=state.cache)
-    hidden = predictions(out, batch)
+    hidden = predicting_states(out, batch)
     # The tokenizer may have fewer entries than the model: an id without text is never sampled.
     logits = constrain(decoder.model.unembed(params, hidden[:, -1]), BATCH)[:, : decoder.vocabulary]
     position = state.position + 1

@@ -88,7 +88,7 @@ def process_logits(
         return logits
     size = logits.shape[-1]
     if processors.repetition_penalty != 1:
-        logits = penalize(logits, occurring(context.text, size), processors.repetition_penalty)
+        logits = penalize_repetition(logits, occurring_ids(context.text, size), processors.repetition_penalty)
     excluded: list[Any] = []
     if n := processors.no_repeat_ngram:
         excluded.append(completes_ngram(context.text, context.text, n, size))
@@ -116,7 +116,7 @@ def process_logits(
     return logits
 
 
-def penalize(logits: Float[Array, "B V"], seen: Bool[Array, "B V"], penalty: float) -> Float[Array, "B V"]:
+def penalize_repetition(logits: Float[Array, "B V"], seen: Bool[Array, "B V"], penalty: float) -> Float[Array, "B V"]:
     """Make tokens that were seen less likely, for a penalty above 1 (CTRL, Keskar et al. 2019, section 4.1).
 
     The paper divides the logit, which makes a token with a negative logit more likely; as in `transformers`, those are
@@ -125,7 +125,7 @@ def penalize(logits: Float[Array, "B V"], seen: Bool[Array, "B V"], penalty: flo
     return jnp.where(seen, jnp.where(logits < 0, logits * penalty, logits / penalty), logits)
 
 
-def occurring(text: Int[Array, "B S"], size: int) -> Bool[Array, "B {size}"]:
+def occurring_ids(text: Int[Array, "B S"], size: int) -> Bool[Array, "B {size}"]:
     """Return which of the first `size` ids are in each row."""
     return _mark(text, text != EMPTY, size)
 

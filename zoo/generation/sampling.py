@@ -34,7 +34,7 @@ def sample_token(
     """
     remaining = filter_logits(logits if processed is None else processed, sampling)
     # The largest of log p + Gumbel noise is distributed as p (Gumbel 1954; Maddison et al. 2014).
-    noise = gumbel(seeds, logits.shape[-1]) if sampling.temperature > 0 else 0.0
+    noise = gumbel_noise(seeds, logits.shape[-1]) if sampling.temperature > 0 else 0.0
     return row_argmax(remaining + noise), all_finite(logits) & max_is_finite(remaining), remaining
 
 
@@ -84,7 +84,7 @@ def row_seeds(seed: int | UInt32[Array, ""], prompts: UInt32[Array, " B"], sampl
     return counter_rng.fold(counter_rng.fold(jnp.broadcast_to(key, (*prompts.shape, 2)), prompts), samples)
 
 
-def gumbel(seeds: Seeds, size: int) -> Float[Array, "B {size}"]:
+def gumbel_noise(seeds: Seeds, size: int) -> Float[Array, "B {size}"]:
     """Return Gumbel noise, -log(-log u) for u uniform, which depends on the row's seeds and the token's id alone."""
     number = jnp.arange(size, dtype=jnp.uint32) * jnp.uint32(counter_rng.GOLDEN)
     bits = counter_rng.mix(counter_rng.mix(seeds[:, :1] ^ number) + seeds[:, 1:])

@@ -81,7 +81,7 @@ class FlaxTensor(Tensor):
         return flat.reshape(self.shape[::-1]).T if self.transposed else flat.reshape(self.shape)
 
 
-def read_tensors(folder: Path) -> dict[str, Tensor]:
+def read_msgpack(folder: Path) -> dict[str, Tensor]:
     """Return every array of a folder by the name of its tensor in torch.
 
     Raises:

@@ -27,7 +27,7 @@ PATIENCE = 5.0
 """Seconds to wait for the hub's first answer."""
 
 
-def fetch(name: str) -> Path:
+def fetch_model(name: str) -> Path:
     """Return the folder of `hub:ID` or `hub:ID@REVISION`, which is downloaded unless the local cache has it.
 
     Only safetensors (or else Flax's msgpack), JSON, vocabularies, SentencePiece models and chat templates are fetched.
@@ -59,7 +59,7 @@ def fetch(name: str) -> Path:
         patterns["allow_patterns"] = patterns_for(files)
         return huggingface_hub.snapshot_download(repo_id, revision=revision, **patterns)
 
-    return Path(request(download, name, "model or revision", instead="a folder"))
+    return Path(request_from_hub(download, name, "model or revision", instead="a folder"))
 
 
 def patterns_for(files: Sequence[str]) -> list[str]:
@@ -68,7 +68,9 @@ def patterns_for(files: Sequence[str]) -> list[str]:
     return PATTERNS if has_safetensors else [*PATTERNS, *FLAX_PATTERNS]
 
 
-def request(question: Callable[[], T], name: str, what: str, *, instead: str, missing: str = "not in the local cache") -> T:
+def request_from_hub(
+    question: Callable[[], T], name: str, what: str, *, instead: str, missing: str = "not in the local cache"
+) -> T:
     """Return the result of a request to the hub about `name`, which is `missing` here.
 
     Raises:
@@ -115,10 +117,10 @@ def folder_of(name: str) -> Path:
     """Return the folder for a name on the command line: a path or hub:ID.
 
     Raises:
-        BadInput: no such folder; see also `fetch`.
+        BadInput: no such folder; see also `fetch_model`.
     """
     if name.startswith(PREFIX):
-        return fetch(name)
+        return fetch_model(name)
     path = Path(name)
     if path.is_dir():
         return path

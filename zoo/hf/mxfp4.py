@@ -40,7 +40,7 @@ class Mxfp4Tensor(Tensor):
         return _decoded(self, tuple(part.file.stat().st_mtime_ns for part in (self.blocks, self.scales)))
 
 
-def decoded(tensors: Mapping[str, Tensor], folder: Path) -> dict[str, Tensor]:
+def decode_mxfp4(tensors: Mapping[str, Tensor], folder: Path) -> dict[str, Tensor]:
     """Return the tensors of a folder, in which each pair of blocks and scales is one tensor that is decoded when it is read.
 
     Raises:

@@ -77,7 +77,7 @@ class Tensor:
 Shard = TypeVar("Shard", bound=Tensor)
 
 
-def read_tensors(folder: Path) -> dict[str, Tensor]:
+def read_safetensors(folder: Path) -> dict[str, Tensor]:
     """Return every tensor of a folder by name, from model.safetensors or the shards in model.safetensors.index.json.
 
     Raises:

@@ -119,7 +119,7 @@ def _scatter_entries(array: Array, parts: tuple[int, ...], count: int, axis: int
 
 
 @functools.cache
-def matrices(cfg: Any, targets: tuple[str, ...], prefix: str | None = None) -> tuple[Matrix, ...]:
+def adapted_matrices(cfg: Any, targets: tuple[str, ...], prefix: str | None = None) -> tuple[Matrix, ...]:
     """Return the kernels of a model that contain published matrices of the named modules.
 
     Args:
@@ -164,27 +164,29 @@ def head_paths(cfg: Any) -> frozenset[str]:
     return frozenset(row.leaf for row in model.names.rows if row.bare) if model.task in FINE_TUNED else frozenset()
 
 
-def init(model: Model, adapters: Adapters, key: jax.Array) -> dict[str, Any]:
+def init_adapters(model: Model, adapters: Adapters, key: jax.Array) -> dict[str, Any]:
     """Return the initial trained parameters of a run with adapters: new adapters, and the head of a fine-tuned model.
 
     A is uniform in +-1/sqrt(in), which is Kaiming-uniform with a = sqrt(5), as in peft; B is 0, so that the sum begins as W.
     """
     leaves: dict[str, Any] = {}
-    for matrix in matrices(model.config, adapters.targets):
+    for matrix in adapted_matrices(model.config, adapters.targets):
         for path, shape in matrix.shapes(adapters.rank).items():
             bound = shape[-1] ** -0.5
             own = jax.random.fold_in(key, zlib.crc32(path.encode()) & 0x7FFFFFFF)
             is_a = path.endswith("/a")
             leaves[path] = jax.random.uniform(own, shape, jnp.float32, -bound, bound) if is_a else jnp.zeros(shape, jnp.float32)
     if heads := head_paths(model.config):
-        leaves |= {path: leaf for path, leaf in flat(model.init(key)).items() if path in heads}
-    return nested(leaves)
+        leaves |= {path: leaf for path, leaf in flatten_tree(model.init(key)).items() if path in heads}
+    return unflatten_tree(leaves)
 
 
-def rules(model: Model, adapters: Adapters) -> Rules:
-    """Return the rows of the sharding table for what `init` returns. Adapters are small: every device has all of them."""
-    shapes = {path: shape for matrix in matrices(model.config, adapters.targets) for path, shape in matrix.shapes(1).items()}
-    stacked = {matrix.path: matrix.leaf.stacked for matrix in matrices(model.config, adapters.targets)}
+def adapter_sharding_rules(model: Model, adapters: Adapters) -> Rules:
+    """Return the rows of the sharding table for what `init_adapters` returns: every device has all of them, as they are small."""
+    shapes = {
+        path: shape for matrix in adapted_matrices(model.config, adapters.targets) for path, shape in matrix.shapes(1).items()
+    }
+    stacked = {matrix.path: matrix.leaf.stacked for matrix in adapted_matrices(model.config, adapters.targets)}
     # Anchored, because the path of one stack of layers may end with that of another: first/layers/... and layers/...
     own = ((rf"\A{re.escape(path)}", (None,) * (len(shape) - stacked[path[:-2]])) for path, shape in shapes.items())
     return (*model.definition.sharding, *own)
@@ -192,35 +194,35 @@ def rules(model: Model, adapters: Adapters) -> Rules:
 
 def base_of(cfg: Any, params: Any) -> dict[str, Any]:
     """Return the parameters that stay frozen: all but those of a head that is trained in full."""
-    return nested({path: leaf for path, leaf in flat(params).items() if path not in head_paths(cfg)})
+    return unflatten_tree({path: leaf for path, leaf in flatten_tree(params).items() if path not in head_paths(cfg)})
 
 
-def merge(cfg: Any, adapters: Adapters, base: Any, trained: Any) -> dict[str, Any]:
+def merge_adapters(cfg: Any, adapters: Adapters, base: Any, trained: Any) -> dict[str, Any]:
     """Return the parameters of a model, from the frozen ones and the trained ones.
 
     Args:
         base: what `base_of` returns, or a model's complete parameters, whose head is then replaced.
-        trained: a tree as from `init`.
+        trained: a tree as from `init_adapters`.
     """
-    leaves, own = flat(base), flat(trained)
-    for matrix in matrices(cfg, adapters.targets):
+    leaves, own = flatten_tree(base), flatten_tree(trained)
+    for matrix in adapted_matrices(cfg, adapters.targets):
         product = matrix.product(own.pop(f"{matrix.path}/a"), own.pop(f"{matrix.path}/b"))
         leaves[matrix.leaf.path] = leaves[matrix.leaf.path] + adapters.scale * product
-    return nested(leaves | own)
+    return unflatten_tree(leaves | own)
 
 
 def with_adapters(cfg: Any, adapters: Adapters, base: Any, trained: Any) -> dict[str, Any]:
-    """Return the parameters of a model as `merge` does, for training: the input of the adapters is dropped out.
+    """Return the parameters of a model as `merge_adapters` does, for training: the input of the adapters is dropped out.
 
-    Without dropout they are those of `merge`.
+    Without dropout they are those of `merge_adapters`.
     """
     if not adapters.dropout:
-        return merge(cfg, adapters, base, trained)
-    leaves, own = flat(base), flat(trained)
-    for matrix in matrices(cfg, adapters.targets):
+        return merge_adapters(cfg, adapters, base, trained)
+    leaves, own = flatten_tree(base), flatten_tree(trained)
+    for matrix in adapted_matrices(cfg, adapters.targets):
         a, b = own.pop(f"{matrix.path}/a"), adapters.scale * own.pop(f"{matrix.path}/b")
         leaves[matrix.leaf.path] = matrix.adapted(leaves[matrix.leaf.path], a, b, adapters.dropout)
-    return nested(leaves | own)
+    return unflatten_tree(leaves | own)
 
 
 def check_dropout(cfg: Any, adapters: Adapters) -> None:
@@ -229,19 +231,19 @@ def check_dropout(cfg: Any, adapters: Adapters) -> None:
     Raises:
         BadInput: names a module.
     """
-    outside = [matrix for matrix in matrices(cfg, adapters.targets) if not matrix.leaf.stacked]
+    outside = [matrix for matrix in adapted_matrices(cfg, adapters.targets) if not matrix.leaf.stacked]
     if adapters.dropout and outside and cfg.task not in FINE_TUNED:
         name = module_of(outside[0].leaf.names[0][0])
         fix = f"{name} is outside of the layers, where it is not applied; name --lora.targets without it, or choose 0"
         raise BadInput(f"--lora.dropout {adapters.dropout}: {fix}")
 
 
-def flat(tree: Any) -> dict[str, Any]:
+def flatten_tree(tree: Any) -> dict[str, Any]:
     """Return the leaves of a nested dict by their paths."""
     return {path_of(keys): leaf for keys, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
-def nested(leaves: Mapping[str, Any]) -> dict[str, Any]:
+def unflatten_tree(leaves: Mapping[str, Any]) -> dict[str, Any]:
     """Return leaves by path as a nested dict."""
     tree: dict[str, Any] = {}
     for path, leaf in leaves.items():

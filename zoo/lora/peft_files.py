@@ -20,7 +20,7 @@ from zoo.hf import safetensors_dir
 from zoo.hf.safetensors_dir import Tensor
 from zoo.lora import adapter_config, adapters
 from zoo.lora.adapter_config import CONFIG, Adapters
-from zoo.lora.adapters import head_paths, matrices, module_of
+from zoo.lora.adapters import adapted_matrices, head_paths, module_of
 from zoo.published_weights import FLOATS, MAX_NAMED
 
 WEIGHTS = "adapter_model.safetensors"
@@ -35,7 +35,7 @@ HEADS = ("classifier", "score", "qa_outputs")
 
 
 def read_peft_adapter(folder: Path, cfg: Any) -> tuple[Adapters, dict[str, Any]]:
-    """Return the adapters of a folder for a model, and their values: float32 arrays as from `zoo.lora.adapters.init`.
+    """Return the adapters of a folder for a model, and their values: float32 arrays as from `zoo.lora.adapters.init_adapters`.
 
     The tree has the leaves of the head if the file contains the head; otherwise the base keeps its head.
 
@@ -47,7 +47,7 @@ def read_peft_adapter(folder: Path, cfg: Any) -> tuple[Adapters, dict[str, Any]]
     file = folder / WEIGHTS
     spec, modules = adapter_config.read_adapter_config(folder)
     try:
-        matrices(cfg, spec.targets)
+        adapted_matrices(cfg, spec.targets)
     except BadInput as error:
         raise BadInput(f"{folder / CONFIG}: target_modules: {str(error).removeprefix(f'--{adapters.OPTION} ')}") from None
     tensors = safetensors_dir.read_header(file)
@@ -60,14 +60,14 @@ def read_peft_adapter(folder: Path, cfg: Any) -> tuple[Adapters, dict[str, Any]]
     for name, slot in slots.items():
         array = leaves.setdefault(slot.path, np.zeros(slot.leaf_shape, np.float32))
         array[slot.index] = slot.arrange(tensors[name].view())
-    return spec, adapters.nested(leaves)
+    return spec, adapters.unflatten_tree(leaves)
 
 
-def save(folder: Path, cfg: Any, spec: Adapters, trained: Mapping[str, Any], *, base: str) -> None:
+def save_adapter(folder: Path, cfg: Any, spec: Adapters, trained: Mapping[str, Any], *, base: str) -> None:
     """Write adapter_config.json and adapter_model.safetensors into an existing folder.
 
     Args:
-        trained: a tree as from `zoo.lora.adapters.init`, of arrays on the host; it may lack modules of the head.
+        trained: a tree as from `zoo.lora.adapters.init_adapters`, of arrays on the host; it may lack modules of the head.
         base: name or folder of the base model, as peft is to load it.
 
     Raises:
@@ -78,7 +78,7 @@ def save(folder: Path, cfg: Any, spec: Adapters, trained: Mapping[str, Any], *, 
     configs.family(model.family).to_published(cfg)
     if not model.names.architecture:
         raise BadInput(f"model.task {model.task}: no {model.family} with this head was published, so it cannot be exported")
-    stored = adapters.flat(trained)
+    stored = adapters.flatten_tree(trained)
     modules = tuple(dict.fromkeys(_head_module(name) for name, leaf in _head_names(cfg).items() if leaf.path in stored))
     slots = dict(_slots(cfg, spec, modules, model.names.prefixes[0]))
     content = {
@@ -130,7 +130,7 @@ class _Slot:
 
 def _slots(cfg: Any, spec: Adapters, modules: tuple[str, ...], prefix: str) -> Iterator[tuple[str, _Slot]]:
     """Yield (name, slot) of every tensor of a file."""
-    for matrix in matrices(cfg, spec.targets, prefix):
+    for matrix in adapted_matrices(cfg, spec.targets, prefix):
         for path, shape in matrix.shapes(spec.rank).items():
             lead = int(matrix.leaf.stacked) + int(matrix.fused)
             for layer, names in enumerate(matrix.leaf.names):

@@ -119,8 +119,8 @@ class Model:
         """Return the hidden states of a batch; `seeds` enables dropout.
 
         With a cache, those of T more tokens of each row, and the cache with them as `Output.cache`; those that predict the token
-        after each are `zoo.nn.task_heads.predictions`. A prompt is read in one call. Tokens of segment 0 are padding, which no
-        token sees; rows of different lengths are padded on the left. Positions are those within each row; without segments and
+        after each are `zoo.nn.task_heads.predicting_states`. A prompt is read in one call. Tokens of segment 0 are padding, which
+        no token sees; rows of different lengths are padded on the left. Positions are those within each row; without segments and
         positions all tokens are real, and their positions are their slots. The first call of an encoder-decoder has
         `batch.source`; the cache stores it for the later calls. The caller must ensure that `Cache.at` + T does not exceed the
         number of slots: JAX would silently overwrite the last ones.
@@ -139,7 +139,7 @@ class Model:
     def sequence_logits(
         self, params: Any, hidden: Float[Array, "B Q D"], seeds: UInt32[Array, "B 2"] | None = None
     ) -> Float[Array, "B Q O"]:
-        """Return float32 logits of sequences, from the hidden states that summarize them (`zoo.nn.task_heads.summaries`)."""
+        """Return float32 logits of sequences, from the hidden states that summarize them (`task_heads.sequence_summaries`)."""
         return self._able("sequence_logits")(self.config, with_seeds(params, seeds), hidden, seeds=seeds)
 
     def token_logits(

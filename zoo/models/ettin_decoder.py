@@ -34,7 +34,17 @@ from zoo.nn.layers import (
     params_of,
     tied_logits,
 )
-from zoo.nn.modernbert_layer import STD, Block, Embeddings, body_names, dense_names, embedded, output_std, rotations, run_layers
+from zoo.nn.modernbert_layer import (
+    STD,
+    Block,
+    Embeddings,
+    body_names,
+    dense_names,
+    embed_tokens,
+    layer_rotations,
+    output_std,
+    run_layers,
+)
 from zoo.sharding import BATCH, constrain
 
 HEAD_SITE, SCORE_SITE = range(2)
@@ -77,7 +87,7 @@ def apply(
     """
     batch, cache = append_tokens(batch, cache, cfg.context)
     masks = {"global": self_mask(batch, cache), "local": self_mask(batch, cache, window=cfg.window)}
-    rotate = rotations(cfg, batch)
+    rotate = layer_rotations(cfg, batch)
 
     def body(block: Block, carry: Any, layer: Layer) -> tuple[Any, None]:
         x, past = carry
@@ -85,7 +95,7 @@ def apply(
         x, past = block(x, masks[layer.kind], rotate[layer.kind], layer_seeds, past, layer.index)
         return (constrain(x, BATCH), past), None
 
-    x, past = run_layers(_block, cfg, params, body, (embedded(cfg, params["embed"], batch.tokens, seeds), view_of(cache)))
+    x, past = run_layers(_block, cfg, params, body, (embed_tokens(cfg, params["embed"], batch.tokens, seeds), view_of(cache)))
     hidden = layer_norm(x, params["norm"]["scale"], None, cfg.eps)
     return Output(hidden=hidden, cache=cache_after(cache, past, batch))
 

@@ -22,7 +22,17 @@ from zoo.nn.family import Family
 from zoo.nn.kv_cache import check_length, self_mask
 from zoo.nn.layer_stack import Layer, init_stack
 from zoo.nn.layers import LayerNorm, Seeds, fold_seeds, layer_norm, params_of
-from zoo.nn.modernbert_layer import STD, Block, Embeddings, body_names, dense_names, embedded, output_std, rotations, run_layers
+from zoo.nn.modernbert_layer import (
+    STD,
+    Block,
+    Embeddings,
+    body_names,
+    dense_names,
+    embed_tokens,
+    layer_rotations,
+    output_std,
+    run_layers,
+)
 from zoo.nn.task_heads import Head
 from zoo.sharding import BATCH, constrain
 
@@ -56,14 +66,14 @@ def apply(
         ValueError: a row longer than `cfg.context`.
     """
     check_length(batch, cfg.context)
-    window, rotate = cfg.local_window // 2 + 1, rotations(cfg, batch)
+    window, rotate = cfg.local_window // 2 + 1, layer_rotations(cfg, batch)
     masks = {"global": self_mask(batch, causal=False), "local": self_mask(batch, causal=False, window=window)}
 
     def body(block: Block, x: Array, layer: Layer) -> tuple[Array, None]:
         x, _ = block(x, masks[layer.kind], rotate[layer.kind], fold_seeds(seeds, layer.index + 1))
         return constrain(x, BATCH), None
 
-    x = run_layers(_block, cfg, params, body, embedded(cfg, params["embed"], batch.tokens, seeds))
+    x = run_layers(_block, cfg, params, body, embed_tokens(cfg, params["embed"], batch.tokens, seeds))
     hidden = layer_norm(x, params["norm"]["scale"], None, cfg.eps)
     return Output(hidden=hidden, summaries=_means(hidden, batch) if _pools(cfg) else None)
 

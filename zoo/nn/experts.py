@@ -82,7 +82,7 @@ class Experts(nnx.Module):
         kernels = Kernels(leaves.gated.kernel[...], leaves.gated.bias[...], leaves.down.kernel[...], leaves.down.bias[...])
         activation = functools.partial(clamped_swiglu, limit=self.limit, slope=self.slope)
         y = _on_local_arrays(activation, x, chosen, weights.astype(x.dtype), kernels)
-        return y, balance(logits, chosen, segments)
+        return y, load_balance(logits, chosen, segments)
 
 
 class Kernels(NamedTuple):
@@ -101,7 +101,7 @@ def clamped_swiglu(gated: Float[Array, "R 2 F"], *, limit: float, slope: float) 
     return (gate * jax.nn.sigmoid(slope * gate) * (linear + 1)).astype(gated.dtype)
 
 
-def balance(logits: Float[Array, "B T E"], chosen: Int[Array, "B T X"], segments: Int[Array, "B T"] | None) -> Balance:
+def load_balance(logits: Float[Array, "B T E"], chosen: Int[Array, "B T X"], segments: Int[Array, "B T"] | None) -> Balance:
     """Return the load-balancing loss and the busiest expert's load of each row, without its padding."""
     experts = logits.shape[-1]
     counts = jnp.ones(chosen.shape[:2]) if segments is None else (segments != 0).astype(jnp.float32)  # [B, T]

@@ -54,7 +54,7 @@ class Embeddings(nnx.Module):
         self.norm = LayerNorm(cfg.width, cfg.eps, bias=False)
 
 
-def embedded(cfg: Config, embed: dict[str, Any], tokens: Int[Array, "B T"], seeds: Seeds = None) -> Float[Array, "B T D"]:
+def embed_tokens(cfg: Config, embed: dict[str, Any], tokens: Int[Array, "B T"], seeds: Seeds = None) -> Float[Array, "B T D"]:
     """Return the normalized rows of tokens; `seeds` enables dropout."""
     x = layer_norm(lookup(embed["tokens"]["embedding"], tokens, rows="tensor"), embed["norm"]["scale"], None, cfg.eps)
     return dropout(constrain(x, BATCH), cfg.dropout, seeds, EMBEDDING_SITE)
@@ -94,7 +94,7 @@ def run_layers(
     return run_stack(block(cfg), params["layers"], body, carry, pattern=cfg.pattern, first=1, compute=cfg.compute)[0]
 
 
-def rotations(cfg: Config, batch: Batch) -> dict[str, Callable[[Array], Array]]:
+def layer_rotations(cfg: Config, batch: Batch) -> dict[str, Callable[[Array], Array]]:
     """Return, for each kind of layer, the function that rotates queries or keys by the positions of a batch."""
     at, bases = token_positions(batch), {"global": cfg.global_base, "local": cfg.local_base}
     rotation = {kind: positions.rotation(at, cfg.head, base=base) for kind, base in bases.items()}

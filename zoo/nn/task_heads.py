@@ -146,26 +146,26 @@ class Unembed(nnx.Module):
         self.bias = nnx.Param(jnp.zeros(padded_rows(cfg.vocab)))
 
 
-def gather(hidden: Float[Array, "B T D"], at: Int[Array, "B P"] | None) -> Float[Array, "B P D"]:
+def gather_positions(hidden: Float[Array, "B T D"], at: Int[Array, "B P"] | None) -> Float[Array, "B P D"]:
     """Return the hidden states at the positions `at` of each row; None: at all positions."""
     if at is None:
         return hidden
     return constrain(jnp.take_along_axis(hidden, at[..., None], axis=1), BATCH)  # [B, P, D]
 
 
-def predictions(out: Output, batch: Batch) -> Float[Array, "B P D"]:
+def predicting_states(out: Output, batch: Batch) -> Float[Array, "B P D"]:
     """Return the hidden states that predict: those of the query stream if there is one, else those at `batch.predict_at`."""
-    return gather(out.hidden, batch.predict_at) if out.predicted is None else out.predicted
+    return gather_positions(out.hidden, batch.predict_at) if out.predicted is None else out.predicted
 
 
-def summaries(out: Output, batch: Batch) -> Float[Array, "B Q D"]:
+def sequence_summaries(out: Output, batch: Batch) -> Float[Array, "B Q D"]:
     """Return what summarizes sequences: `out.summaries`, else the hidden states at `batch.summary_at`.
 
     `batch.summary_at` None: those of the first token, for one sequence per row.
     """
     if out.summaries is not None:
         return out.summaries
-    return out.hidden[:, :1] if batch.summary_at is None else gather(out.hidden, batch.summary_at)
+    return out.hidden[:, :1] if batch.summary_at is None else gather_positions(out.hidden, batch.summary_at)
 
 
 def masked_logits(heads: Heads, cfg: BodyConfig, params: dict[str, Any], hidden: Float[Array, "*B D"]) -> Float[Array, "*B rows"]:

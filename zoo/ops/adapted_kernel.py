@@ -1,6 +1,6 @@
 """Products with a kernel W and the adapters A and B beside it, whose input is dropped out as in peft: W x + B A dropout(x).
 
-Training without dropout multiplies with the sum W + B A instead (`zoo.lora.adapters.merge`), which is one product.
+Training without dropout multiplies with the sum W + B A instead (`zoo.lora.adapters.merge_adapters`), which is one product.
 """
 
 import dataclasses

@@ -41,15 +41,15 @@ def handle_once(number: int) -> Action | None:
     """Let the kernel remove the present handler of a signal when it is used.
 
     Returns:
-        The action to pass to `install` when the handler is needed again; None where this is not supported.
+        The action to pass to `install_action` when the handler is needed again; None where this is not supported.
     """
     if (action := read_action(number)) is not None:
         action.flags |= RESET
-        install(number, action)
+        install_action(number, action)
     return action
 
 
-def install(number: int, action: Action | None) -> None:
+def install_action(number: int, action: Action | None) -> None:
     """Install an action of `handle_once`; unlike Python's `signal.signal` it may be called in any thread."""
     if action is not None:
         _library().sigaction(number, ctypes.byref(action), None)

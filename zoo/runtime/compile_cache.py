@@ -79,7 +79,7 @@ class CheckedCache(CacheInterface):
             raise
 
 
-def install() -> None:
+def install_checked_cache() -> None:
     """Make JAX store compiled programs in a `CheckedCache`.
 
     Remote folders, and folders with a size limit (jax_compilation_cache_max_size), still use JAX's own cache.
@@ -111,7 +111,7 @@ def check_folder(path: str) -> None:
 
 
 def _file_cache(path: str) -> tuple[CacheInterface, str] | None:
-    # Also here, for an option that was set after `jax_setup.prepare`.
+    # Also here, for an option that was set after `jax_setup.prepare_jax`.
     check_folder(path)
     if "://" in path or jax.config.values["jax_compilation_cache_max_size"] != -1:
         return _jax_file_cache(path)

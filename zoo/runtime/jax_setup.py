@@ -38,16 +38,15 @@ MALLOPT = {-8: 1, -4: 0, -1: -1}
 """Maps options of glibc's mallopt to values: M_ARENA_MAX, M_MMAP_MAX and M_TRIM_THRESHOLD (malloc.h)."""
 
 
-def prepare(devices: int = 0) -> None:
+def prepare_jax(devices: int = 0) -> None:
     """Set this process up before JAX starts; a second call with the same devices does nothing.
 
     XLA's CPU compiler returns wrong numbers for some reductions fused with a dot (JAX 0.10.2 to 0.12.0 at least), so the
-    flag that keeps dots separate is added to XLA_FLAGS; a value that the user has set for that flag stays, and `canary` tests it.
-    Simulated devices wait longer for each other than XLA's default (see `PATIENCE`), and have more threads (see
-    `THREADS_PER_DEVICE`) unless the environment sets their number.
-    Compiled programs are stored in `cache_dir()`, unless JAX_COMPILATION_CACHE_DIR names another folder; each is checked when it
-    is read (see `zoo.runtime.compile_cache`). If the CPU is the only possible platform, freed memory is kept for the next step
-    (see `_keep_memory`).
+    flag that keeps dots separate is added to XLA_FLAGS; a value that the user has set for that flag stays, and
+    `check_cpu_compiler` tests it. Simulated devices wait longer for each other than XLA's default (see `PATIENCE`), and have more
+    threads (see `THREADS_PER_DEVICE`) unless the environment sets their number. Compiled programs are stored in `cache_dir()`,
+    unless JAX_COMPILATION_CACHE_DIR names another folder; each is checked when it is read (see `zoo.runtime.compile_cache`). If
+    the CPU is the only possible platform, freed memory is kept for the next step (see `_keep_memory`).
 
     Args:
         devices: CPU devices to simulate, which selects the CPU platform; 0 = the real devices.
@@ -88,11 +87,11 @@ def prepare(devices: int = 0) -> None:
     if jax.config.values["jax_platforms"] == "cpu" or not any(map(importlib.util.find_spec, ACCELERATORS)):
         _keep_memory()
     if (compiled := jax.config.values["jax_compilation_cache_dir"]) is None:
-        folder = caches.cache_folder(f"compiled-{processor()}")
+        folder = caches.cache_folder(f"compiled-{processor_name()}")
         jax.config.update("jax_compilation_cache_dir", None if folder is None else str(folder))
     elif compiled:
         compile_cache.check_folder(compiled)
-    compile_cache.install()
+    compile_cache.install_checked_cache()
     # JAX by default skips programs that compile in under a second, as all programs of a small model do.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
@@ -119,7 +118,7 @@ def _keep_memory() -> None:
             ctypes.CDLL(None).mallopt(option, value)
 
 
-def canary() -> float | None:
+def check_cpu_compiler() -> float | None:
     """Run a program for which XLA's CPU compiler is known to return wrong numbers, and compare it with float64 numpy.
 
     The program is a batched dot with one constant operand, multiplied and summed. Fused into one kernel, it reads uninitialized
@@ -168,7 +167,7 @@ def canary_error() -> float:
     return float(np.max(errors))
 
 
-def processor() -> str:
+def processor_name() -> str:
     """Return a name for this kind of processor. Compiled programs use its instructions, and machines may share a home folder."""
     kind = platform.machine() + platform.processor()
     info = Path("/proc/cpuinfo")

@@ -18,7 +18,7 @@ from types import FrameType, TracebackType
 
 from zoo.errors import BadInput, require
 from zoo.runtime import jax_setup, stdio
-from zoo.runtime.local_group import CLOSED_PIPE, DUMP, Supervision, launch
+from zoo.runtime.local_group import CLOSED_PIPE, DUMP, Supervision, launch_group
 from zoo.runtime.progress import this_process
 
 HEARTBEAT = 10
@@ -27,7 +27,7 @@ LOCAL_HEARTBEAT = 24 * 3600
 SOON = 0.05
 
 
-def prepare(
+def prepare_launch(
     argv: Sequence[str],
     *,
     devices: int,
@@ -52,25 +52,25 @@ def prepare(
         The exit code of the local processes that this call started and waited for; None if this process does the work.
 
     Raises:
-        BadInput: see `jax_setup.prepare`, `jax_setup.canary` and `join`.
+        BadInput: see `jax_setup.prepare_jax`, `jax_setup.check_cpu_compiler` and `join_processes`.
     """
     child = is_child()
     require(child or coordinator != "" or process == 0, "process", process, "a process number needs --coordinator HOST:PORT")
     require(coordinator == "" or processes > 1, "processes", processes, "--coordinator needs the number of processes, 2 or more")
     if processes > 1 and not coordinator and not child:
-        return launch(argv, processes, supervision=supervision)
+        return launch_group(argv, processes, supervision=supervision)
     if child:
         _follow_launcher()
         _report_to_launcher()
-    jax_setup.prepare(devices)
+    jax_setup.prepare_jax(devices)
     if child:
         # The launcher may have started fewer than the command line says.
         processes, process, device = (int(os.environ.pop(f"ZOO_{name}")) for name in ("PROCESSES", "PROCESS", "DEVICE"))
-        join(os.environ.pop("ZOO_COORDINATOR"), processes, process, simulated=devices > 0, device=device)
+        join_processes(os.environ.pop("ZOO_COORDINATOR"), processes, process, simulated=devices > 0, device=device)
     elif coordinator:
-        join(coordinator, processes, process, simulated=devices > 0)
+        join_processes(coordinator, processes, process, simulated=devices > 0)
     if canary:
-        jax_setup.canary()
+        jax_setup.check_cpu_compiler()
     return None
 
 
@@ -79,10 +79,10 @@ def is_child() -> bool:
     return "ZOO_PROCESS" in os.environ
 
 
-def join(
+def join_processes(
     coordinator: str, processes: int, process: int, *, simulated: bool, device: int | None = None, timeout: float = 60.0
 ) -> None:
-    """Join `processes` processes into one JAX program, after `jax_setup.prepare` and before the first use of a device.
+    """Join `processes` processes into one JAX program, after `jax_setup.prepare_jax` and before the first use of a device.
 
     Args:
         coordinator: host:port where process 0 listens. Neither JAX's service nor gloo has authentication. The service is bound

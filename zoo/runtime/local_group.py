@@ -61,7 +61,7 @@ class _Ending:
     """Numbers of the processes that died first or were stuck; if all of them are, none is known to be at fault."""
 
 
-def launch(
+def launch_group(
     argv: Sequence[str], processes: int, program: Sequence[str] | None = None, supervision: Supervision | None = None
 ) -> int:
     """Run `program argv` (None: `PROGRAM`) in local processes and return the exit code of the first that failed, or 0.

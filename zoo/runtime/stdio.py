@@ -41,16 +41,16 @@ REPLACEMENTS = str.maketrans(
 )
 """Maps symbols of tables, progress bars and prose to ASCII."""
 ERRORS = "zoo.ascii"
-"""Name of the error handler of `replace`."""
+"""Name of the error handler of `replace_unencodable`."""
 
 
-def prepare() -> bool:
+def prepare_streams() -> bool:
     """Prepare stdout and stderr for any text, and return True if there is a stdout.
 
     Python writes UTF-8 even under LC_ALL=C (PEP 540), but a user of that locale has a terminal or a log of plain ASCII. A symbol
     that the encoding lacks is written as in `REPLACEMENTS`, and any other character as its escape (`\\u1234`).
     """
-    codecs.register_error(ERRORS, replace)
+    codecs.register_error(ERRORS, replace_unencodable)
     if sys.stderr is None:
         # Otherwise the next opened file would get this descriptor, and with it the log messages of C++.
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - lives as long as the process
@@ -66,7 +66,7 @@ def is_plain() -> bool:
     return chosen in ("C", "POSIX") and not {"PYTHONUTF8", "PYTHONIOENCODING"} & os.environ.keys()
 
 
-def replace(error: UnicodeError) -> tuple[str, int]:
+def replace_unencodable(error: UnicodeError) -> tuple[str, int]:
     """Return the replacement for text that an encoding lacks, and the position after it; an error handler of `codecs`."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
@@ -74,7 +74,7 @@ def replace(error: UnicodeError) -> tuple[str, int]:
     return text.encode("ascii", "backslashreplace").decode(), error.end
 
 
-def discard(stream: IO[Any]) -> None:
+def discard_output(stream: IO[Any]) -> None:
     """Redirect a stream to /dev/null, after its reader has closed the pipe or its disk is full."""
     with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
@@ -103,7 +103,7 @@ def write_error(line: str) -> None:
     try:
         print(f"zoo: {printable_lines(without_secrets(line))}", file=sys.stderr, flush=True)
     except OSError:
-        discard(sys.stderr)
+        discard_output(sys.stderr)
 
 
 def write_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

@@ -23,7 +23,7 @@ Curves = dict[str, dict[str, tuple[float, list[tuple[float, float]]]]]
 """Budget -> row -> (parameters, [(FLOPs, loss) of each seed])."""
 
 
-def judge(
+def judge_scaling_claims(
     registration: Mapping[str, Any], cells: Sequence[Mapping[str, Any]], floors: Sequence[Mapping[str, Any]] = ()
 ) -> list[dict[str, Any]]:
     """Return the "claims" of experiment.json, as `eval.experiments.analysis.verdicts.judge` does."""
@@ -35,7 +35,7 @@ def judge(
     draws = [] if reason else [fit_exponent(curves, draw) for _ in range(DRAWS)]
     entries = [_judged(claim, curves, reason, draws) for claim in registration["claims"]]
     testable = [entry for entry in entries if entry["p"] is not None]
-    adjusted = significance_tests.holm(np.array([entry["p"] for entry in testable])) if testable else []
+    adjusted = significance_tests.holm_adjusted(np.array([entry["p"] for entry in testable])) if testable else []
     for entry, p_holm in zip(testable, adjusted, strict=True):
         entry["p_holm"] = float(p_holm)
         if entry["verdict"] in ("reproduced", "equivalent") and p_holm > LEVEL:

@@ -113,7 +113,7 @@ def _chain(registration: Mapping[str, Any], row: str, stage: str) -> list[str]:
     return chain
 
 
-def find_metric(metric: str, better: str | None = None) -> Metric:
+def find_seed_metric(metric: str, better: str | None = None) -> Metric:
     """Return label, format and better direction of a metric: those of `METRICS`, else by the ending of its name.
 
     Args:
@@ -134,7 +134,7 @@ def sign_of_better(metric: str, better: str | None = None) -> int:
     Raises:
         BadInput: neither is known.
     """
-    direction = find_metric(metric, better).better
+    direction = find_seed_metric(metric, better).better
     if direction is None:
         raise BadInput(f'metric {metric}: whether lower or higher is better is not known; add better="lower" or "higher"')
     return 1 if direction == "higher" else -1

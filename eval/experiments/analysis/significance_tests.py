@@ -112,7 +112,7 @@ def difference_from_constant(values: Array, value: float) -> Difference:
     return dataclasses.replace(paired_difference(values, np.full_like(values, value)), test="one sample")
 
 
-def correlation(row: Array, reference: Array) -> float | None:
+def seed_correlation(row: Array, reference: Array) -> float | None:
     """Return the correlation of two rows over the seeds that they share; None below three seeds and without variance."""
     row, reference = np.asarray(row, np.float64), np.asarray(reference, np.float64)
     if len(row) < 3 or not row.std() or not reference.std():
@@ -120,7 +120,7 @@ def correlation(row: Array, reference: Array) -> float | None:
     return float(np.corrcoef(row, reference)[0, 1])
 
 
-def holm(p: Array) -> Array:
+def holm_adjusted(p: Array) -> Array:
     """Return p values [..., claims] adjusted so that the chance of any false rejection stays below the level."""
     p = np.asarray(p, np.float64)
     order = np.argsort(p, -1)
@@ -131,7 +131,7 @@ def holm(p: Array) -> Array:
     return adjusted
 
 
-def power(effect: float, counts: tuple[int, int], *, alpha: float, is_paired: bool) -> float:
+def test_power(effect: float, counts: tuple[int, int], *, alpha: float, is_paired: bool) -> float:
     """Return the chance that a one-sided test finds an effect.
 
     The test of pairs has a noncentral t. For independent rows of equal variance, the sum of squares and its share B of the first
@@ -166,7 +166,7 @@ def _t_tail(limit: Array, degrees: int, center: float) -> Array:
 def smallest_effect(
     counts: tuple[int, int], *, claims: int = 1, alpha: float = 0.05, chance: float = 0.8, is_paired: bool = False
 ) -> float:
-    """Return the smallest effect, in the units of `power`, that a one-sided test finds with a chance.
+    """Return the smallest effect, in the units of `test_power`, that a one-sided test finds with a chance.
 
     Args:
         claims: claims that share the level: the effect is that of Holm's first step, in which the level is divided by them.
@@ -174,7 +174,7 @@ def smallest_effect(
     level = alpha / claims
 
     def lacking(effect: float) -> float:
-        return power(effect, counts, alpha=level, is_paired=is_paired) - chance
+        return test_power(effect, counts, alpha=level, is_paired=is_paired) - chance
 
     high = 1.0
     while lacking(high) < 0:
@@ -184,7 +184,7 @@ def smallest_effect(
 
 
 def smallest_margin(counts: tuple[int, int], *, claims: int = 1, alpha: float = 0.05, is_paired: bool = False) -> float:
-    """Return a margin at which two equal rows are called equivalent with a chance of at least 80%, in the units of `power`.
+    """Return a margin at which two equal rows are called equivalent with a chance of at least 80%, in the units of `test_power`.
 
     Each of the two tests passes in 90% of the cases, so both do in at least 80% (Bonferroni), and in little more.
     """

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from eval.experiments.analysis import significance_tests
-from eval.experiments.analysis.seed_values import SeedValues, find_metric, seed_values, sign_of_better, split_metric
+from eval.experiments.analysis.seed_values import SeedValues, find_seed_metric, seed_values, sign_of_better, split_metric
 from eval.experiments.analysis.significance_tests import Array, Difference
 from zoo.errors import BadInput
 
@@ -57,7 +57,7 @@ def judge(
     drafts = [_Draft.of(registration, claim, cells, floors) for claim in registration["claims"]]
     if not drafts:
         return []
-    p_holm, opposite_holm, holds, contradicted = decide(
+    p_holm, opposite_holm, holds, contradicted = decide_claims(
         np.array([draft.p for draft in drafts]), np.array([draft.p_opposite for draft in drafts])
     )
     changed = set(registration.get("changed") or ())
@@ -74,19 +74,19 @@ def judge(
     ]
 
 
-def references(claim: Mapping[str, Any]) -> list[str]:
+def claim_references(claim: Mapping[str, Any]) -> list[str]:
     """Return the names of the rows that a claim compares its row with; the claim has one name or a list."""
     names = claim["reference"]
     return [names] if isinstance(names, str) else list(names)
 
 
-def decide(p: Array, p_opposite: Array) -> tuple[Array, Array, Array, Array]:
+def decide_claims(p: Array, p_opposite: Array) -> tuple[Array, Array, Array, Array]:
     """Return adjusted p values of the claims and of their opposites, which claims hold, and which are contradicted.
 
     Args:
         p, p_opposite: [..., claims], 1 for a claim that is not testable.
     """
-    adjusted, opposite = significance_tests.holm(p), significance_tests.holm(p_opposite)
+    adjusted, opposite = significance_tests.holm_adjusted(p), significance_tests.holm_adjusted(p_opposite)
     holds = adjusted <= LEVEL
     return adjusted, opposite, holds, ~holds & (opposite <= OPPOSITE_LEVEL)
 
@@ -121,7 +121,7 @@ class _Comparison:
             difference = (significance_tests.paired_difference if is_paired else significance_tests.welch_difference)(
                 first, second
             )
-        rho = significance_tests.correlation(*pairs)
+        rho = significance_tests.seed_correlation(*pairs)
         return cls(name=name, reference=reference, difference=difference, rho=rho, shared=len(seeds))
 
 
@@ -157,9 +157,13 @@ class _Draft:
             raise BadInput(f"claims.{claim['id']}.margin {claim.get('margin')}: an equivalence needs one above 0; state it")
         # Refuses a metric without a direction before any run, as this function also works without cells.
         sign_of_better(claim["metric"], claim.get("better"))
-        sides = {name: seed_values(registration, cells, name, claim["metric"]) for name in (claim["row"], *references(claim))}
+        sides = {
+            name: seed_values(registration, cells, name, claim["metric"]) for name in (claim["row"], *claim_references(claim))
+        }
         row, *others = sides.values()
-        comparisons = [_Comparison.of(name, row, other, is_paired) for name, other in zip(references(claim), others, strict=True)]
+        comparisons = [
+            _Comparison.of(name, row, other, is_paired) for name, other in zip(claim_references(claim), others, strict=True)
+        ]
         reason = _too_few(claim["metric"], sides) or (_too_few_pairs(comparisons) if is_paired else "") or _not_learned(sides)
         reason = reason or _gate(registration, claim, sides, cells, floors)
         tests = [comparison.difference for comparison in comparisons if comparison.difference is not None]
@@ -294,9 +298,9 @@ def _own_floor(
 ) -> list[dict[str, Any]]:
     """Return the baseline that is reported with the runs, as their held-out text's unigram loss; empty if there is none."""
     stage, score = split_metric(claim["metric"])
-    name = find_metric(score).reference or ("unigram_loss" if score.endswith("loss") else "")
+    name = find_seed_metric(score).reference or ("unigram_loss" if score.endswith("loss") else "")
     values = seed_values(registration, cells, claim["row"], f"{stage}/{name}").values if name else {}
-    return [{"name": find_metric(name).label, "value": float(np.mean(list(values.values())))}] if values else []
+    return [{"name": find_seed_metric(name).label, "value": float(np.mean(list(values.values())))}] if values else []
 
 
 def _is_better(difference: Difference, sign: int) -> bool:
@@ -307,7 +311,7 @@ def _is_better(difference: Difference, sign: int) -> bool:
 
 def _explanation(claim: Mapping[str, Any], verdict: str, p_holm: float, p_opposite_holm: float, mde: float | None) -> str:
     """Return the numbers behind a verdict in a sentence."""
-    show, margin = find_metric(claim["metric"], claim.get("better")).show, claim.get("margin") or 0.0
+    show, margin = find_seed_metric(claim["metric"], claim.get("better")).show, claim.get("margin") or 0.0
     assert mde is not None
     if verdict == "reproduced":
         return f"adjusted p {p_holm:.2g} is at most {LEVEL:g}"

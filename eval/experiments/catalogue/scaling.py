@@ -85,7 +85,7 @@ def scaling() -> Experiment:
             "chinchilla": "Not shown: the interval is wider than 0.1.",
             "prediction": "Open.",
         },
-        judge=scaling_fit.judge,
+        judge=scaling_fit.judge_scaling_claims,
     )
 
 

@@ -62,8 +62,8 @@ def _verdicts(result: Result) -> Verdicts:
     for claim in experiment_tables.joined_claims(result):
         numbers = ""
         if claim["estimate"] is not None:
-            bound = f", bound {experiment_tables.difference(claim, 'bound')}" if claim["bound"] is not None else ""
-            numbers = f"Difference {experiment_tables.difference(claim, 'estimate')}{bound}, n = {claim['n']}; "
+            bound = f", bound {experiment_tables.difference_text(claim, 'bound')}" if claim["bound"] is not None else ""
+            numbers = f"Difference {experiment_tables.difference_text(claim, 'estimate')}{bound}, n = {claim['n']}; "
         notes = f" {'; '.join(claim['notes'])}." if claim.get("notes") else ""
         remark = "exploratory" if claim["exploratory"] else ""
         reason = f"{numbers}{claim['reason']}.{notes}"
@@ -76,23 +76,22 @@ def _sections(result: Result) -> dict[str, list[Block]]:
     bootstrap = any(claim.get("test") == "bootstrap" for claim in result.get("claims") or ())
     paper, floors = (_sources(result.get(name) or ()) for name in ("paper", "floors"))
     published = f"Paper: {paper}. Its numbers are of other sizes, data and metrics, and share no axis with those here."
-    tables = experiment_tables
     return {
         "Results": [
             _budget(result),
-            tables.results(result),
+            experiment_tables.results_table(result),
             published if paper else "",
             f"Floors: {floors}." if floors else "",
-            Plots(experiment_charts.forest(result)),
+            Plots(experiment_charts.forest_plot(result)),
         ],
-        "Curves": [Plots(experiment_charts.curves(result), CURVES)],
-        "Claims": [FIT_RULE if bootstrap else RULE, tables.claims_table(result), _forecasts(result)],
-        "Costs of a seed": [tables.costs(result)],
+        "Curves": [Plots(experiment_charts.validation_curves(result), CURVES)],
+        "Claims": [FIT_RULE if bootstrap else RULE, experiment_tables.claims_table(result), _forecasts(result)],
+        "Costs of a seed": [experiment_tables.costs_table(result)],
         "What differs": [
-            tables.options(result),
-            tables.incidents(result) or "No run failed, and nothing deviates from the registration.",
+            experiment_tables.options_table(result),
+            experiment_tables.incident_lines(result) or "No run failed, and nothing deviates from the registration.",
         ],
-        "Provenance": [tables.provenance(result), tables.commands(result)],
+        "Provenance": [experiment_tables.provenance_table(result), experiment_tables.command_lines(result)],
     }
 
 
@@ -103,7 +102,7 @@ def _forecasts(result: Result) -> list[str]:
         source = f" ({claim['source']})" if claim.get("source") else ""
         forecast = f" Forecast before the first run: {claim['forecast']}" if claim["forecast"] else ""
         if source or forecast:
-            lines.append(f"{experiment_tables.statement(claim).rstrip('.')}{source}.{forecast}")
+            lines.append(f"{experiment_tables.claim_statement(claim).rstrip('.')}{source}.{forecast}")
     return lines
 
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from eval.experiments.analysis.seed_values import find_metric
-from eval.experiments.page.experiment_tables import Result, joined_claims, row_names, statement
+from eval.experiments.analysis.seed_values import find_seed_metric
+from eval.experiments.page.experiment_tables import Result, claim_statement, joined_claims, row_names
 from eval.pages.charts import FIVE, FOUR, INK, MUTED, ONE, SIX, THREE, TWO, Figure, format_thousands
 
 COLOURS = {"one": ONE, "two": TWO, "four": FOUR, "five": FIVE, "six": SIX, "three": THREE}
@@ -32,7 +32,7 @@ class _Line:
     diverged: bool
 
 
-def curves(result: Result) -> list[Figure]:
+def validation_curves(result: Result) -> list[Figure]:
     """Return, of each stage with validations, figures over input tokens and over FLOPs, with a colour for each row."""
     stages = dict.fromkeys(cell["stage"] for cell in result["cells"] if cell.get("curve"))
     figures = []
@@ -122,7 +122,7 @@ def _frame(rows: Sequence[Sequence[_Line]], floors: Sequence[float]) -> tuple[fl
     return bottom - margin, top + margin
 
 
-def forest(result: Result) -> list[Figure]:
+def forest_plot(result: Result) -> list[Figure]:
     """Return the figure of the differences of the claims, in units of the standard deviation over seeds.
 
     Values to the right favour the claim. The paper's values and ours are not on one axis: the paper's difference is drawn only if
@@ -134,7 +134,8 @@ def forest(result: Result) -> list[Figure]:
     lines = [_ForestLine.of(claim) for claim in claims]
     several = len({claim["metric"] for claim in claims}) > 1
     titles = [
-        statement(claim) + (f", {find_metric(claim['metric'], claim.get('better')).label}" if several else "") for claim in claims
+        claim_statement(claim) + (f", {find_seed_metric(claim['metric'], claim.get('better')).label}" if several else "")
+        for claim in claims
     ]
     published = any(line.paper is not None for line in lines)
 

@@ -5,9 +5,9 @@ import statistics as means
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from eval.experiments.analysis.seed_values import find_metric, seed_values
+from eval.experiments.analysis.seed_values import find_seed_metric, seed_values
 from eval.experiments.analysis.significance_tests import mean_and_half_width
-from eval.experiments.analysis.verdicts import references
+from eval.experiments.analysis.verdicts import claim_references
 from eval.pages.html_page import LinedTable, Value
 from eval.pages.value_text import format_with_error
 from train.run.metric_definitions import Metric
@@ -48,7 +48,7 @@ def joined_claims(result: Result) -> list[dict[str, Any]]:
             **missing,
             **claim,
             **{key: value for key, value in entries.get(claim["id"], {}).items() if key != "reference"},
-            "compared": entries.get(claim["id"], {}).get("reference") or next(iter(references(claim)), ""),
+            "compared": entries.get(claim["id"], {}).get("reference") or next(iter(claim_references(claim)), ""),
             "exploratory": claim["id"] in changed,
             "forecast": forecast.get(claim["id"], ""),
         }
@@ -58,20 +58,20 @@ def joined_claims(result: Result) -> list[dict[str, Any]]:
 
 def metric_title(metric: str, better: str | None = None) -> str:
     """Return the label of a metric with its stage, and an arrow towards better values."""
-    definition = find_metric(metric, better)
+    definition = find_seed_metric(metric, better)
     return f"{definition.title}, {metric.partition('/')[0]} {ARROWS[definition.better]}".rstrip()
 
 
-def statement(claim: Mapping[str, Any]) -> str:
+def claim_statement(claim: Mapping[str, Any]) -> str:
     """Return what a claim says about the rows, as "dynamic < static"; its text if it names no references."""
-    others = ", ".join(references(claim))
+    others = ", ".join(claim_references(claim))
     return f"{claim['row']} {SIGNS[claim['kind']]} {others}" if others else str(claim["text"])
 
 
-def results(result: Result) -> LinedTable:
+def results_table(result: Result) -> LinedTable:
     """Return the table of the rows: means over seeds, differences of the claims, and the paper's numbers."""
     registration, cells, claims = result["registration"], result["cells"], joined_claims(result)
-    metrics = {claim["metric"]: find_metric(claim["metric"], claim.get("better")) for claim in claims}
+    metrics = {claim["metric"]: find_seed_metric(claim["metric"], claim.get("better")) for claim in claims}
     published = {(item["row"], item["metric"]): item["value"] for item in result.get("paper") or ()}
     paper = list(dict.fromkeys(metric for _, metric in published))
     head, groups = ["Row"], [("", 1)]
@@ -112,14 +112,14 @@ def _mean(registration: Result, cells: Sequence[Result], row: str, metric: str, 
 def _delta(claim: Mapping[str, Any]) -> list[str]:
     if claim["estimate"] is None:
         return []
-    lines = [Value(difference(claim, "estimate")), f"to {claim['compared']}"]
-    return lines if claim["bound"] is None else [*lines, f"bound {difference(claim, 'bound')}"]
+    lines = [Value(difference_text(claim, "estimate")), f"to {claim['compared']}"]
+    return lines if claim["bound"] is None else [*lines, f"bound {difference_text(claim, 'bound')}"]
 
 
-def difference(claim: Mapping[str, Any], key: str) -> str:
+def difference_text(claim: Mapping[str, Any], key: str) -> str:
     """Return an estimate or a bound of a claim as text, "" if there is none; the bound of an equivalence has no sign."""
     value, signed = claim[key], key == "estimate" or claim["kind"] != "equivalent"
-    return "" if value is None else find_metric(claim["metric"], claim.get("better")).show(value, "+" if signed else "")
+    return "" if value is None else find_seed_metric(claim["metric"], claim.get("better")).show(value, "+" if signed else "")
 
 
 def claims_table(result: Result) -> LinedTable:
@@ -129,7 +129,7 @@ def claims_table(result: Result) -> LinedTable:
     rows = []
     for claim in joined_claims(result):
         show, margin, paper = (
-            find_metric(claim["metric"], claim.get("better")).show,
+            find_seed_metric(claim["metric"], claim.get("better")).show,
             claim.get("margin"),
             claim.get("paper_difference"),
         )
@@ -139,15 +139,15 @@ def claims_table(result: Result) -> LinedTable:
         rows.append(
             [
                 [
-                    statement(claim),
+                    claim_statement(claim),
                     metric_title(claim["metric"], claim.get("better")),
                     f"{claim['verdict']}{', exploratory' if claim['exploratory'] else ''}",
                 ],
                 [title, "paired" if claim.get("paired") and test == "tost" else ""],
                 [show(margin) if margin else "-"],
                 [str(claim["n"])],
-                [difference(claim, "estimate") or "-", *_parts(claim, show)],
-                [difference(claim, "bound") or "-"],
+                [difference_text(claim, "estimate") or "-", *_parts(claim, show)],
+                [difference_text(claim, "bound") or "-"],
                 [number("p_holm", ".2g")]
                 if claim["verdict"] != "contradicted" or claim.get("p_opposite_holm") is None
                 else [number("p_opposite_holm", ".2g"), "of the opposite"],
@@ -171,7 +171,7 @@ def _parts(claim: Mapping[str, Any], show: Callable[..., str]) -> list[str]:
     ]
 
 
-def costs(result: Result) -> LinedTable:
+def costs_table(result: Result) -> LinedTable:
     """Return the mean costs of a seed in each stage and in sum, for the costs that are recorded."""
     cells, names = result["cells"], row_names(result)
     used = [key for key in COSTS if any((cell.get("costs") or {}).get(key) is not None for cell in cells)]
@@ -212,7 +212,7 @@ def _cost_text(key: str, value: float | None) -> str:
     return f"{value:.2e}".replace("e+", "e") if key == "flops" else short_number(value)
 
 
-def options(result: Result) -> LinedTable:
+def options_table(result: Result) -> LinedTable:
     """Return the options of each row that are not the same in all rows."""
     rows = result["registration"]["rows"]
     of_rows = [_flat_options(row) for row in rows]
@@ -240,7 +240,7 @@ def _value(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def incidents(result: Result) -> list[str]:
+def incident_lines(result: Result) -> list[str]:
     """Return lines for the runs of a row that are not done, unless a deviation names them, changed claims, and deviations."""
     names, groups = row_names(result), {}
     for cell in result["cells"]:
@@ -254,7 +254,7 @@ def incidents(result: Result) -> list[str]:
     return [*lines, *changed, *(result.get("deviations") or ())]
 
 
-def provenance(result: Result) -> dict[str, str]:
+def provenance_table(result: Result) -> dict[str, str]:
     """Return the facts about code, machines and data, each with all its values."""
     facts: dict[str, dict[str, None]] = {"registration": {str(result["registration"].get("hash", "")): None}}
     for cell in result["cells"]:
@@ -269,7 +269,7 @@ def provenance(result: Result) -> dict[str, str]:
     return {name: "; ".join(values) for name, values in facts.items()}
 
 
-def commands(result: Result) -> LinedTable:
+def command_lines(result: Result) -> LinedTable:
     """Return the command of each run and evaluation."""
     names = row_names(result)
     rows = [

@@ -42,10 +42,10 @@ def load_tasks(names: Sequence[str], settings: Settings) -> dict[str, Any]:
     """
     from eval.tasks.harness import lm_eval_adapter
 
-    folders = sorted({file.parent for file in task_data_files.files(names, (".yaml",))})
+    folders = sorted({file.parent for file in task_data_files.find_data_files(names, (".yaml",))})
     for name in names:
         references = harness_files.task_references(name)
-        trust.admit(references, [harness_files.FUNCTION])
+        trust.admit_references(references, [harness_files.FUNCTION])
         if not references.names:
             harness_files.check_metrics(name, lm_eval_adapter.metric_names())
     lm_eval_adapter.use_sandbox()
@@ -85,10 +85,10 @@ def score_tasks(subject: Loaded, examples: Mapping[str, Any], settings: Settings
             log_samples=False,
         )
     assert results is not None
-    return summary(results)
+    return harness_summary(results)
 
 
-def summary(results: Mapping[str, Any]) -> Result:
+def harness_summary(results: Mapping[str, Any]) -> Result:
     """Return the harness's results as a `Result`."""
     values = {
         name: {metric.removesuffix(",none"): value for metric, value in row.items() if "," in metric and _is_number(value)}

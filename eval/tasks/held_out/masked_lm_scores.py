@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Float64, Int
 
 from eval.tasks.held_out.scoring_inputs import RowsToScore, ScoringInputs
 from train.engine import device_mesh
-from train.rows.row_source import ordered
+from train.rows.row_source import are_rows_ordered
 from zoo.batch import IGNORED, Batch
 from zoo.errors import BadInput
 from zoo.nn import task_heads
@@ -67,8 +67,8 @@ def prediction_scorer(
         on_sums: receives the `SUMS` of the rows of each batch, in order; those of rows that fill up the last batch are 0.
     """
     model, mesh, rows = inputs.model, inputs.mesh, inputs.rows
-    size = device_mesh.round_up_rows(mesh, rows.batch) if ordered(rows) else inputs.size
-    if ordered(rows) and size != rows.batch:
+    size = device_mesh.round_up_rows(mesh, rows.batch) if are_rows_ordered(rows) else inputs.size
+    if are_rows_ordered(rows) and size != rows.batch:
         raise BadInput(
             f"--mesh: its data x fsdp devices do not divide the {rows.batch} streams of rows that continue each other; "
             "choose one that does"
@@ -80,11 +80,11 @@ def prediction_scorer(
         """Return the `SUMS` of each row, [7, rows], and the model's carry."""
         assert batch.targets is not None and batch.weights is not None
         out = model.apply(params, batch, carry=carry)
-        masked_sums = _row_sums(model.unembed(params, task_heads.predictions(out, batch)), batch.targets, batch.weights > 0)
+        masked_sums = _row_sums(model.unembed(params, task_heads.predicting_states(out, batch)), batch.targets, batch.weights > 0)
         unigram_nats = jnp.where(batch.weights > 0, unigram[batch.targets], 0).sum(-1)
         pairs = [jnp.zeros_like(unigram_nats)] * 3
         if batch.labels is not None:
-            logits = model.sequence_logits(params, task_heads.summaries(out, batch))
+            logits = model.sequence_logits(params, task_heads.sequence_summaries(out, batch))
             pairs = _row_sums(logits, batch.labels, batch.labels != IGNORED)
         nats, hits, count = masked_sums
         return jnp.stack([nats, hits, unigram_nats, count, *pairs]), out.carry

@@ -53,7 +53,7 @@ def test_an_option_that_the_compiler_does_not_know_is_noticed(monkeypatch: pytes
 def test_an_implementation_of_round_sizes_is_checked_at_them(monkeypatch: pytest.MonkeyPatch) -> None:
     add_row(monkeypatch, "round", module=__name__, function="xla", limits="round_alone")
     monkeypatch.setattr(sys.modules[__name__], "xla", ROW.load(), raising=False)
-    page, sound = conformance.table(names=["round"])
+    page, sound = conformance.support_table(names=["round"])
     rows = dict(line.strip("| ").split(" | ") for line in page.splitlines()[2:6])
     assert sound and rows.pop("causal").endswith(" at 640 x 64")
     assert rows == {"length 1": "-", "window": "-", "sinks": "-"}
@@ -69,11 +69,11 @@ def test_one_that_is_wrong_or_supports_no_case_is_not_sound(
     limits: str, function: str, reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     add_row(monkeypatch, "bad", module=__name__, function=function, limits=limits)
-    page, sound = conformance.table(names=["bad"])
+    page, sound = conformance.support_table(names=["bad"])
     assert reason in page and not sound
 
 
 def test_without_names_a_machine_need_not_run_all(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attention, "IMPLEMENTATIONS", {"cudnn": attention.IMPLEMENTATIONS["cudnn"]})
-    page, sound = conformance.table()
+    page, sound = conformance.support_table()
     assert sound and page.endswith("- `cudnn`: it runs on gpu, and this is cpu.")

@@ -67,7 +67,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "module.1.ptx").write_text(PTX)
     (tmp_path / "module").mkdir()
     (tmp_path / "module.thunk_sequence.txt").write_text(LAUNCHES)
-    monkeypatch.setattr(gpu_kernels, "assembler", lambda: "ptxas")
+    monkeypatch.setattr(gpu_kernels, "find_ptxas", lambda: "ptxas")
     (tmp_path / "report").write_text(REPORT)
 
     def run(*args: Any, **options: Any) -> subprocess.CompletedProcess[str]:
@@ -78,7 +78,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_kernels_of_pallas_and_those_with_atomic_sums_are_read(folder: Path) -> None:
-    assert gpu_kernels.take_kernels(folder, PROGRAM, "h100") == [FORWARD, SCATTER, BACKWARD]
+    assert gpu_kernels.take_gpu_kernels(folder, PROGRAM, "h100") == [FORWARD, SCATTER, BACKWARD]
     assert not list(folder.iterdir()), "the next program's files are apart"
 
 
@@ -111,7 +111,7 @@ def test_another_form_of_the_files_is_named(folder: Path, file: str, old: str, n
     path = folder / file
     path.write_text(path.read_text().replace(old, new))
     with pytest.raises(BadInput, match=rf"^--compiled: {message}; use the versions in constraints.txt$"):
-        gpu_kernels.take_kernels(folder, PROGRAM, "h100")
+        gpu_kernels.take_gpu_kernels(folder, PROGRAM, "h100")
 
 
 @pytest.mark.parametrize(
@@ -125,21 +125,21 @@ def test_another_form_of_the_files_is_named(folder: Path, file: str, old: str, n
     ],
 )
 def test_the_programs_of_a_multiprocessor(registers: int, threads: int, shared: int, programs: int) -> None:
-    assert gpu_kernels.programs(registers, threads, shared, target_devices.GPUS["h100"].shared) == programs
+    assert gpu_kernels.programs_per_multiprocessor(registers, threads, shared, target_devices.GPUS["h100"].shared) == programs
 
 
 def test_a_missing_assembler_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu_kernels.importlib.util, "find_spec", lambda name: None)
     monkeypatch.setattr(gpu_kernels.shutil, "which", lambda name: None)
     with pytest.raises(BadInput, match=f"^--compiled: ptxas, .* is not installed: {re.escape(install_advice('cuda13'))}$"):
-        gpu_kernels.assembler()
+        gpu_kernels.find_ptxas()
 
 
 def test_an_assembler_that_is_too_old_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     failed = subprocess.CompletedProcess((), 255, stdout="", stderr="ptxas fatal : Unsupported .version 9.4\n")
     monkeypatch.setattr(gpu_kernels.subprocess, "run", lambda *args, **options: failed)
     with pytest.raises(BadInput, match=r"does not read the program \(ptxas fatal : Unsupported .version 9.4\)"):
-        gpu_kernels.take_kernels(folder, PROGRAM, "h100")
+        gpu_kernels.take_gpu_kernels(folder, PROGRAM, "h100")
 
 
 def test_the_table_says_that_nothing_ran() -> None:

@@ -16,7 +16,7 @@ from benchmarks.attention.problems import FEATURES, Problem, Shape
 from benchmarks.attention.sweep_rows import SweepRow
 from benchmarks.core import guarded_trials
 from benchmarks.core.options import AttentionOptions
-from benchmarks.core.result_files import identity
+from benchmarks.core.result_files import cell_identity
 from tests.support import benchmark_steps as steps
 from zoo.attention import attention
 from zoo.attention.kernels import blocked
@@ -60,7 +60,7 @@ def measured(
     peer: Any = torch_attention.make_peer,
 ) -> dict[str, dict[str, Any]]:
     """Measure a row and return its cells by implementation."""
-    cells = measure_row.measure(row, names, options, ENVIRONMENT, steps.UNWATCHED, peer)
+    cells = measure_row.measure_row(row, names, options, ENVIRONMENT, steps.UNWATCHED, peer)
     assert all(cell["key"].keys() == row.key("xla").keys() for cell in cells)
     json.dumps(cells, allow_nan=False)
     return {cell["key"]["implementation"]: cell for cell in cells}
@@ -68,7 +68,7 @@ def measured(
 
 def test_a_right_implementation_is_timed(plant: Plant, monkeypatch: pytest.MonkeyPatch) -> None:
     """The time is the device's where the profiler gives it; rates follow from it, and the ratio is of wall times."""
-    monkeypatch.setattr(measure_row.device_time, "device_seconds", lambda programs: {identity(TINY.key("planted")): 1e-9})
+    monkeypatch.setattr(measure_row.device_time, "device_seconds", lambda programs: {cell_identity(TINY.key("planted")): 1e-9})
     plant(blocked.blocked)
     cells = measured()
     xla, cell = cells["xla"], cells["planted"]

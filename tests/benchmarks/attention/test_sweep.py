@@ -100,7 +100,7 @@ def test_cells_of_several_processes_are_merged() -> None:
 
 def test_tables_and_notes_show_wrong_cells(swept: Path) -> None:
     wrong = {"key": TINY.key("planted"), "state": "wrong", "reason": "it is <off>", "process": 0}
-    assert attention_report.cell_text(wrong) == "WRONG"
+    assert attention_report.attention_cell_text(wrong) == "WRONG"
     results = dataclasses.replace(result_files.read_results(swept), cells=[wrong])
     assert "planted, wrong: it is <off> (1 cell)" in sweep.BENCHMARK.markdown(results)
     assert "it is &lt;off&gt;" in sweep.BENCHMARK.page(results)

@@ -10,7 +10,7 @@ from jax.profiler import ProfileData
 
 from benchmarks.attention import cost_model
 from benchmarks.attention.problems import FEATURES, Problem, Shape
-from benchmarks.attention.sweep_rows import resolve_options, rows
+from benchmarks.attention.sweep_rows import resolve_sweep_options, sweep_rows
 from benchmarks.core import device_time
 from benchmarks.core.memory import planned_memory
 from benchmarks.core.options import AttentionOptions
@@ -34,7 +34,7 @@ def test_the_number_of_pairs_is_that_of_the_mask(name: str) -> None:
 def test_flops_and_bytes() -> None:
     """Of B = 3, T = S = 24, N = 8, H = 16, by hand."""
 
-    def of(name: str, direction: str = "forward", count: Callable[..., int] = cost_model.flops) -> int:
+    def of(name: str, direction: str = "forward", count: Callable[..., int] = cost_model.attention_flops) -> int:
         return count(Problem.of(FEATURES[name], SMALL, "float32"), direction)
 
     flops = 4 * 3 * 24 * 24 * 8 * 16
@@ -43,17 +43,17 @@ def test_flops_and_bytes() -> None:
     assert of("causal") == flops * (24 * 25 / 2) / 24**2
     assert of("xlnet") == 6 * 16 * 8 * 3 * ((20 * 20 + 20 * 4 + 10) + (20 * 4 + 6))
     array = 4 * 3 * 24 * 8 * 16
-    assert of("full", count=cost_model.traffic) == 4 * array
+    assert of("full", count=cost_model.minimal_traffic) == 4 * array
     # q, k, v, cotangent; out, dq, dk, dv.
-    assert of("full", "both", cost_model.traffic) == 8 * array
-    assert of("t5", "both", cost_model.traffic) == 8 * array + 2 * 4 * 32 * 8
-    assert of("grouped", count=cost_model.traffic) == 2.5 * array
+    assert of("full", "both", cost_model.minimal_traffic) == 8 * array
+    assert of("t5", "both", cost_model.minimal_traffic) == 8 * array + 2 * 4 * 32 * 8
+    assert of("grouped", count=cost_model.minimal_traffic) == 2.5 * array
 
 
 def test_rates_are_computed_from_the_time() -> None:
     problem = Problem.of(FEATURES["full"], SMALL, "float32")
     environment = {"backend": "cpu", "devices": 8, "matrix_rate": {"float32": 1e11}, "copy_rate": 1e10}
-    rates = cost_model.rate_columns(problem, "forward", 1e-3, environment, peak=1e12)
+    rates = cost_model.attention_rate_columns(problem, "forward", 1e-3, environment, peak=1e12)
     assert rates["tokens_per_s"] == 3 * 24 / 1e-3
     assert rates["of_matrix_rate"] == pytest.approx(10 * rates["of_peak"])
     # 12 FLOPs a byte and 10 GB/s: below the matrix rate.
@@ -102,13 +102,15 @@ def test_every_feature_of_attention_that_models_ask_for_is_swept() -> None:
 
 
 def test_omitted_options_get_defaults() -> None:
-    cpu, gpu = (resolve_options(AttentionOptions(), backend) for backend in ("cpu", "gpu"))
+    cpu, gpu = (resolve_sweep_options(AttentionOptions(), backend) for backend in ("cpu", "gpu"))
     assert (cpu.dtype, cpu.lengths, cpu.tokens) == (("float32",), (128, 512, 2048), 2048)
     assert (gpu.dtype, gpu.impl, gpu.feature) == (("bfloat16",), tuple(attention.IMPLEMENTATIONS), tuple(FEATURES))
-    assert len(rows(cpu)) == 6 * 2 * 3
-    assert {row.shape.batch * row.shape.queries for row in rows(cpu)} == {2048}
-    chosen = resolve_options(AttentionOptions(impl=("blocked",), model=("t5-small",), lengths=(64,), batch=2, quick=True), "cpu")
+    assert len(sweep_rows(cpu)) == 6 * 2 * 3
+    assert {row.shape.batch * row.shape.queries for row in sweep_rows(cpu)} == {2048}
+    chosen = resolve_sweep_options(
+        AttentionOptions(impl=("blocked",), model=("t5-small",), lengths=(64,), batch=2, quick=True), "cpu"
+    )
     assert (cpu.seconds, chosen.seconds) == (None, 60)
-    assert chosen.impl == ("xla", "blocked") and {row.shape for row in rows(chosen)} == {Shape(2, 64, 64, 8, 8, 64)}
+    assert chosen.impl == ("xla", "blocked") and {row.shape for row in sweep_rows(chosen)} == {Shape(2, 64, 64, 8, 8, 64)}
     same = AttentionOptions(model=("gpt2", "bert-base-cased"), feature=("full",), lengths=(64,), direction=("both",), quick=True)
-    assert len(rows(resolve_options(same, "cpu"))) == 1
+    assert len(sweep_rows(resolve_sweep_options(same, "cpu"))) == 1

@@ -35,7 +35,7 @@ def environment(*_: object) -> dict[str, object]:
 
 def test_results_that_another_process_wrote_in_the_meantime_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With --resume they are completed."""
-    monkeypatch.setattr(result_files, "environment", environment)
+    monkeypatch.setattr(result_files, "describe_environment", environment)
     new, resumed = AttentionOptions(), AttentionOptions(output=Output(resume=True))
     BENCHMARK._measure(new, tmp_path, 0)
     content = (tmp_path / result_files.CELLS).read_bytes()

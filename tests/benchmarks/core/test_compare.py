@@ -92,7 +92,7 @@ CHANGES = [
 
 def test_the_kind_of_a_change_follows_from_the_cells() -> None:
     for before, after, kind, reason in CHANGES:
-        (change,) = compare_results.changes(
+        (change,) = compare_results.cell_changes(
             *(made_results({"blocked 128": each}, 0.01) for each in (before, after)), threshold=0.05
         )
         assert change.kind == kind and change.detail.startswith(reason), (before, after, change)

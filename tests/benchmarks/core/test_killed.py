@@ -66,7 +66,7 @@ def test_a_cell_that_crashes_twice_is_failed_and_does_not_stop_the_others(
     assert path.read_bytes().startswith(before)
     cells = result_files.read_results(tmp_path).cells
     died = [cell for cell in cells if cell["state"] == "failed"]
-    assert len({result_files.identity(cell["key"]) for cell in cells}) == len(cells) == count
+    assert len({result_files.cell_identity(cell["key"]) for cell in cells}) == len(cells) == count
     assert [cell["reason"] for cell in died] == [result_files.DIED] and axes.items() <= died[0]["key"].items()
     assert result_files.DIED in (tmp_path / "table.md").read_text()
     assert all(cell["state"] == "timed" for cell in cells if cell["reason"] not in (result_files.DIED, "not here"))

@@ -96,7 +96,7 @@ def test_cells_are_in_the_file_before_it_is_closed(tmp_path: Path) -> None:
     results = read_results(tmp_path)
     abandon(writer)
     assert results.cells == [cell(0), cell(1)]
-    assert results.begun == {(result_files.identity(cell(2)["key"]), 0)}
+    assert results.begun == {(result_files.cell_identity(cell(2)["key"]), 0)}
 
 
 ONE, TWO = ({"length": number, "implementation": "xla"} for number in (1, 2))
@@ -225,7 +225,7 @@ def test_a_file_of_something_else_is_not_touched(tmp_path: Path) -> None:
 
 
 def test_the_environment_is_measured_and_names_a_folder() -> None:
-    environment = result_files.environment()
+    environment = result_files.describe_environment()
     assert environment["backend"] == "cpu" and environment["devices"] == 8
     assert environment["matrix_rate"]["float32"] > 0 and environment["copy_rate"] > 0
     assert environment["versions"]["jax"] and "XLA_FLAGS" in environment["versions"]
@@ -265,7 +265,7 @@ def test_ratios_are_of_the_same_rounds() -> None:
     assert (columns["ratio"], columns["ratio_p20"], columns["ratio_p80"]) == pytest.approx((0.5, 0.5, 1.4))
     assert (columns["seconds"], columns["seconds_least"], columns["n"]) == (3.0, 1.0, 3)
     assert timing.time_columns([1.0])["ratio"] is None
-    assert timing.uncertainty(1 + np.linspace(-1, 1, 25) / 6) == pytest.approx(0.02)  # 0.9 to 1.1, of 25
+    assert timing.median_uncertainty(1 + np.linspace(-1, 1, 25) / 6) == pytest.approx(0.02)  # 0.9 to 1.1, of 25
 
 
 def test_a_program_is_warm_when_two_calls_agree(clock: Clock) -> None:
@@ -276,7 +276,7 @@ def test_a_program_is_warm_when_two_calls_agree(clock: Clock) -> None:
 
 def test_no_program_always_follows_the_same_one(clock: Clock) -> None:
     programs = {name: clock.program(name, 1.0) for name in "abc"}
-    seconds = timing.interleaved(programs, 6)
+    seconds = timing.time_interleaved(programs, 6)
     assert clock.calls == "aabbcc" + "abc" + "cba" + "bca" + "acb" + "cab" + "bac"
     assert all(list(each) == [1.0] * 6 for each in seconds.values())
 
@@ -289,8 +289,8 @@ def test_rounds_end_when_medians_are_known_or_the_budget_is_used(clock: Clock) -
         ((0.1, 0.3) * 500, 2.05, 11),  # restless: until the budget is used up
         ((0.1, 0.3) * 500, 1e6, 200),  # bounded
     ):
-        assert len(timing.measured({"a": clock.program("a", *seconds)}, budget=budget)["a"]) == rounds
-    assert len(timing.measured({"a": clock.program("a", 1.0)}, rounds=2)["a"]) == 2
+        assert len(timing.time_within_budget({"a": clock.program("a", *seconds)}, budget=budget)["a"]) == rounds
+    assert len(timing.time_within_budget({"a": clock.program("a", 1.0)}, rounds=2)["a"]) == 2
 
 
 def test_the_copy_rate_counts_what_is_read_and_what_is_written(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:

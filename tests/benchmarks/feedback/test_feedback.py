@@ -44,7 +44,7 @@ class OwnPeer:
     """Our own iteration as a peer, of the weights that were written for it."""
 
     def __init__(self, kind: Kind, folder: Path) -> None:
-        shape = bench_feedback.shape_of(bench_feedback.resolved(FeedbackOptions(**SIZES), "cpu"))
+        shape = bench_feedback.feedback_shape(bench_feedback.resolve_feedback_options(FeedbackOptions(**SIZES), "cpu"))
         self._changed, self._first_call, self.resident = kind.module == "one other token", True, 1
         self._iteration = Iteration(
             shape, published_weights.load_published(folder, device_mesh.make_mesh(run_config.Mesh(), jax.devices()[:1]))[1]

@@ -33,8 +33,8 @@ def test_known_exponents_are_recovered() -> None:
         assert fitted["memory"].value == pytest.approx(1.0) and fitted["compilation"].value == pytest.approx(0.0)
         assert fitted["time"].error == pytest.approx(0.0, abs=1e-9)
     x, y = [1, 2, 4, 8, 16], [2.0, 5.0, 11.0, 30.0, 50.0]
-    noisy, (fit, covariance) = growth_report.fit_exponent(x, y), np.polyfit(np.log(x), np.log(y), 1, cov=True)
+    noisy, (fit, covariance) = growth_report.fit_power_law(x, y), np.polyfit(np.log(x), np.log(y), 1, cov=True)
     assert noisy is not None and (noisy.value, noisy.error) == pytest.approx((fit[0], covariance[0, 0] ** 0.5))
-    two = growth_report.fit_exponent([1, 4], [2, 8])
+    two = growth_report.fit_power_law([1, 4], [2, 8])
     assert two is not None and two.value == pytest.approx(1.0) and two.error is None
-    assert growth_report.fit_exponent([4, 4], [2, 8]) is None and growth_report.fit_exponent([1, 2], [0, 1]) is None
+    assert growth_report.fit_power_law([4, 4], [2, 8]) is None and growth_report.fit_power_law([1, 2], [0, 1]) is None

@@ -30,7 +30,7 @@ pytestmark = pytest.mark.aot
 
 @pytest.fixture(autouse=True)
 def cold() -> Iterator[None]:
-    """Compile without JAX's cache, as `target_devices.prepare` does: the cache cannot read a program for other devices again."""
+    """Compile without JAX's cache, as `prepare_target` does: the cache cannot read a program for other devices again."""
     with timing.without_compilation_cache():
         yield
 
@@ -155,7 +155,10 @@ def test_a_program_that_the_tpu_compiler_refuses_is_a_plan() -> None:
 
 def test_a_tpu_slice_of_one_chip_is_known() -> None:
     needs("tpu")
-    assert [len(target_devices.devices(target_devices.parse_target(f"{chip}:1x1"))) for chip in ("v5e", "v6e")] == [1, 1]
+    assert [len(target_devices.devices_of_target(target_devices.parse_target(f"{chip}:1x1"))) for chip in ("v5e", "v6e")] == [
+        1,
+        1,
+    ]
 
 
 @pytest.mark.parametrize(
@@ -188,7 +191,7 @@ def test_experts_multiply_what_their_tokens_need(
         return jnp.square(y.astype(jnp.float32)).sum()
 
     target = target_devices.parse_target(SMALL[platform])
-    devices = target_devices.devices(target)
+    devices = target_devices.devices_of_target(target)
     mesh = device_mesh.make_mesh(Mesh(data=len(devices) // 4, fsdp=2, expert=2), devices)
     leaves = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.bfloat16), leaves)
     x = jax.ShapeDtypeStruct((rows, length, width), jnp.bfloat16, sharding=NamedSharding(mesh, PartitionSpec(BATCH)))
@@ -196,7 +199,7 @@ def test_experts_multiply_what_their_tokens_need(
         traced = jax.jit(jax.grad(value, argnums=(0, 1))).trace(leaves, x)
         program = traced.lower(lowering_platforms=(target.lowering,)).compile()
     module = hlo_parser.parse_program(program.as_text() or "")
-    work = flops_and_bytes.work(module, [], mesh.size, products=products, on_chip=platform == "tpu")
+    work = flops_and_bytes.device_work(module, [], mesh.size, products=products, on_chip=platform == "tpu")
     active = 3 * 2.0 * rows * length * chosen * 3 * width * ffn / mesh.size
     if form == "ragged_dot" and platform == "tpu" and jax.__version_info__ >= (0, 11):
         # Newer compilers for TPU have a kernel for it, whose FLOPs nobody states.

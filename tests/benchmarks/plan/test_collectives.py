@@ -49,7 +49,7 @@ def check_axis_and_flops(axis: str) -> None:
     """All goes along the one axis. A program multiplies what the formula says, but for no gradient by what is looked up."""
     step, sent = compiled(axis)
     assert {each.axes for each in sent} == {axis}
-    assert flops_and_bytes.work(hlo_parser.parse_program(step.text), step.calls, 8).products == pytest.approx(
+    assert flops_and_bytes.device_work(hlo_parser.parse_program(step.text), step.calls, 8).products == pytest.approx(
         step.flops / 8, rel=0.02
     )
 

@@ -4,7 +4,7 @@ import pytest
 
 from benchmarks.hlo import hlo_parser as hlo
 from benchmarks.plan import collectives, flops_and_bytes
-from benchmarks.plan.collectives import groups_of
+from benchmarks.plan.collectives import replica_groups
 
 SIZES = {"data": 2, "fsdp": 2, "tensor": 2, "sequence": 1}
 
@@ -83,7 +83,7 @@ def test_instructions_in_a_loop_count_as_often_as_it_runs() -> None:
     module = hlo.parse_program(PROGRAM)
     times = {run.instruction.name: run.times for run in module.runs()}
     assert (times["dot.1"], times["all-reduce.1"], times["start"]) == (15, 15, 1)
-    assert flops_and_bytes.work(module, [], 8).products == 15 * 2 * 8 * 16 * 16 and module.unknown_loops() == []
+    assert flops_and_bytes.device_work(module, [], 8).products == 15 * 2 * 8 * 16 * 16 and module.unknown_loops() == []
     text = PROGRAM.replace("%three = s32[] constant(3)", "%three = s32[] get-tuple-element(%q.1), index=0")
     module = hlo.parse_program(text.replace("body=%outer_body", 'body=%outer_body, metadata={op_name="jit(step)/while"}'))
     assert module.unknown_loops() == ["jit(step)/while"]
@@ -153,7 +153,7 @@ def test_attributes_may_have_line_breaks() -> None:
     metadata = 'frontend_attributes={kernel_metadata={\n"xprof_metadata":"{}"\n}}, metadata={op_name="jit(step)/attention0/f"}'
     kernel = f'%kernel = f32[8,16]{{1,0}} custom-call(%x), custom_call_target="tpu_custom_call", {metadata}'
     module = hlo.parse_program(PROGRAM.replace("  %dot.1 =", f"  {kernel}\n  %dot.1 ="))
-    assert flops_and_bytes.work(module, [], 8).products == 15 * 2 * 8 * 16 * 16
+    assert flops_and_bytes.device_work(module, [], 8).products == 15 * 2 * 8 * 16 * 16
     assert module.instructions["kernel"].op_name == "jit(step)/attention0/f"
 
 
@@ -204,7 +204,7 @@ def test_a_slice_of_a_stack_reads_only_its_layer() -> None:
     # The index of the layer is read too, and the counters of both loops go up.
     counter = 3 * 4
     each = (layer + 4 + layer) + (array + layer + array) + counter
-    assert flops_and_bytes.work(hlo.parse_program(PROGRAM), [], 8).bytes == 15 * each + 3 * counter
+    assert flops_and_bytes.device_work(hlo.parse_program(PROGRAM), [], 8).bytes == 15 * each + 3 * counter
 
 
 GROUPS = {
@@ -223,7 +223,7 @@ GROUPS = {
 
 def test_groups_are_read_however_they_are_written() -> None:
     for text, groups in GROUPS.items():
-        assert groups_of(text, 4) == frozenset(map(frozenset, groups)), text
+        assert replica_groups(text, 4) == frozenset(map(frozenset, groups)), text
 
 
 CONVOLUTION = """
@@ -240,10 +240,10 @@ def test_a_convolution_counts_as_its_products() -> None:
     Padding is not counted."""
     window = "window={size=6 stride=5 pad=0_0 lhs_dilate=6}, dim_labels=0bf_0io->0bf"
     text = CONVOLUTION.format(x="f32[6,32,8]", y="f32[6,8,16]", result="f32[6,32,16]", how=window)
-    assert flops_and_bytes.work(hlo.parse_program(text), [], 1).products == 2 * 6 * 32 * 8 * 16
+    assert flops_and_bytes.device_work(hlo.parse_program(text), [], 1).products == 2 * 6 * 32 * 8 * 16
     window = "window={size=3 pad=1_1}, dim_labels=b0f_0io->b0f"
     text = CONVOLUTION.format(x="f32[2,10,8]", y="f32[3,8,16]", result="f32[2,10,16]", how=window)
-    assert flops_and_bytes.work(hlo.parse_program(text), [], 1).products == 2 * 2 * 8 * 16 * (9 + 10 + 9)
+    assert flops_and_bytes.device_work(hlo.parse_program(text), [], 1).products == 2 * 2 * 8 * 16 * (9 + 10 + 9)
 
 
 TPU = """
@@ -294,9 +294,11 @@ def test_data_that_stays_on_the_chip_is_not_counted() -> None:
     """Of a TPU; elsewhere another memory is the device's too. What is fetched onto the chip is read once, a slice as it is."""
     module, row = hlo.parse_program(TPU), 16 * 4
     fused, fetched, sliced = 8 * row, 8 * row, (1 + 2) * row
-    assert flops_and_bytes.work(module, [], 2, on_chip=True).bytes == fused + fetched + sliced
+    assert flops_and_bytes.device_work(module, [], 2, on_chip=True).bytes == fused + fetched + sliced
     # Both fusions that gather read a half and write a whole; here everything is written too, and the slice of the slice read.
-    assert flops_and_bytes.work(module, [], 2).bytes == (8 + 4) * row + 2 * (4 + 8) * row + 2 * fetched + 2 * sliced + 2 * row
+    assert (
+        flops_and_bytes.device_work(module, [], 2).bytes == (8 + 4) * row + 2 * (4 + 8) * row + 2 * fetched + 2 * sliced + 2 * row
+    )
 
 
 def test_an_asynchronous_scatter_is_counted_once() -> None:

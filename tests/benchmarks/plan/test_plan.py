@@ -57,7 +57,7 @@ def small(**changes: Any) -> run_config.Run:
 
 @functools.cache
 def planned() -> Plan:
-    return plan_cache.plan(small(mesh=Mesh(fsdp=2, tensor=2)), "train", CPU)
+    return plan_cache.cached_plan(small(mesh=Mesh(fsdp=2, tensor=2)), "train", CPU)
 
 
 @pytest.mark.full
@@ -79,8 +79,8 @@ def test_memory_of_a_device_follows_from_the_sharding() -> None:
 
 @pytest.mark.full
 def test_forward_and_decoding_are_planned_too() -> None:
-    forward = plan_cache.plan(small(), "forward", CPU)
-    decode = plan_cache.plan(small(mesh=Mesh(tensor=2)), "decode", CPU)
+    forward = plan_cache.cached_plan(small(), "forward", CPU)
+    decode = plan_cache.cached_plan(small(mesh=Mesh(tensor=2)), "decode", CPU)
     assert "optimizer" not in forward.memory and forward.products is not None
     # The table's padding is multiplied too, 384 rows for 300.
     assert forward.products == pytest.approx(forward.model_flops / 8, rel=0.1)
@@ -143,10 +143,10 @@ def test_plans_are_cached_only_for_the_same_request(monkeypatch: pytest.MonkeyPa
     run, before, gpu = small(mesh=Mesh(fsdp=2, tensor=2)), planned(), target_devices.parse_target("h100:8")
     assert Plan.of(json.loads(json.dumps(before.plain()))) == before
     monkeypatch.setattr(compile_program, "compile_run", lambda *_: pytest.fail("compiled again"))
-    assert plan_cache.plan(run, "train", CPU) == before
+    assert plan_cache.cached_plan(run, "train", CPU) == before
 
     def key(run: run_config.Run = run, mode: compile_program.Mode = "train", target: target_devices.Target = CPU) -> str:
-        return plan_cache.key(run, mode, target)
+        return plan_cache.plan_key(run, mode, target)
 
     assert key() == key(dataclasses.replace(run, name="another"))
     keys = [key(), key(mode="forward"), key(target=target_devices.parse_target("cpu:4"))]
@@ -179,7 +179,7 @@ def test_text_and_page_say_what_was_planned(capsys: pytest.CaptureFixture[str]) 
     """Also what is not counted, and what is only an estimate."""
 
     def printed(plan: Plan) -> str:
-        result_tables.show(plan_page.plan_blocks(plan))
+        result_tables.print_blocks(plan_page.plan_blocks(plan))
         return capsys.readouterr().out
 
     times = roofline.Times(compute=1e-3, memory=2e-3, interconnect=3e-3)
@@ -252,18 +252,18 @@ def test_a_search_counts_what_was_tried_refused_and_left_out(monkeypatch: pytest
             raise BadInput("--target cpu:8: the compiler refused the program")
         return fits
 
-    monkeypatch.setattr(plan_cache, "plan", plan)
-    result = mesh_search.search(small(), "train", CPU, seconds=600.0).summary
+    monkeypatch.setattr(plan_cache, "cached_plan", plan)
+    result = mesh_search.search_meshes(small(), "train", CPU, seconds=600.0).summary
     counts = re.search(r"(\d+) of (\d+) candidates .*, (\d+) skipped, .*; (\d+) refused, .* --target", result)
     assert counts
     tried, count, needless, refused = map(int, counts.groups())
-    candidates = list(mesh_search.candidates(small(), "train", 8))
+    candidates = list(mesh_search.mesh_candidates(small(), "train", 8))
     assert refused == len([each for each in candidates if each.tensor > 1])
     assert (count, tried + needless + refused) == (len(candidates), len(candidates))
     tight = dataclasses.replace(planned(), fits=False, device_memory=1 << 20)
-    monkeypatch.setattr(plan_cache, "plan", lambda *_, **__: tight)
+    monkeypatch.setattr(plan_cache, "cached_plan", lambda *_, **__: tight)
     with pytest.raises(BadInput, match=r"--target cpu:8: none of \d+ tried fits 1.0 MiB; the least, .*, needs .*: choose more"):
-        mesh_search.search(small(), "train", CPU, seconds=600.0)
+        mesh_search.search_meshes(small(), "train", CPU, seconds=600.0)
 
 
 def test_a_search_keeps_the_axes_that_the_user_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -274,30 +274,30 @@ def test_a_search_keeps_the_axes_that_the_user_named(monkeypatch: pytest.MonkeyP
         meshes.add((run.mesh.data, run.mesh.fsdp, run.mesh.tensor))
         return fits
 
-    monkeypatch.setattr(plan_cache, "plan", plan)
-    mesh_search.search(small(mesh=Mesh(fsdp=4)), "train", CPU, named=("data", "fsdp"), seconds=600.0)
+    monkeypatch.setattr(plan_cache, "cached_plan", plan)
+    mesh_search.search_meshes(small(mesh=Mesh(fsdp=4)), "train", CPU, named=("data", "fsdp"), seconds=600.0)
     assert meshes == {(2, 4, 1), (1, 4, 2)}
     with pytest.raises(BadInput, match=r"no mesh of cpu:8 with --mesh.fsdp 3 divides the rows and the heads"):
-        mesh_search.search(small(mesh=Mesh(fsdp=3)), "train", CPU, named=("fsdp",), seconds=600.0)
+        mesh_search.search_meshes(small(mesh=Mesh(fsdp=3)), "train", CPU, named=("fsdp",), seconds=600.0)
     oss = dataclasses.replace(recipes.find_recipe("gpt-oss-nano")(), mesh=Mesh(expert=2))
     with pytest.raises(BadInput, match=r"--mesh\.expert 2: a search divides no experts; leave out --search, or"):
-        mesh_search.search(oss, "train", CPU, named=("expert",), seconds=600.0)
+        mesh_search.search_meshes(oss, "train", CPU, named=("expert",), seconds=600.0)
 
 
 def test_candidates_are_meshes_that_divide() -> None:
-    result = set(mesh_search.candidates(small(), "train", 8))
+    result = set(mesh_search.mesh_candidates(small(), "train", 8))
     assert {each.mesh for each in result} == {(d, f, 8 // (d * f)) for d in (1, 2, 4, 8) for f in (1, 2, 4, 8) if 2 <= d * f <= 8}
     assert {each.accumulate for each in result if each.mesh == (2, 2, 2)} == {1, 2, 4}
-    assert {each.accumulate for each in mesh_search.candidates(small(), "decode", 8)} == {1}
+    assert {each.accumulate for each in mesh_search.mesh_candidates(small(), "decode", 8)} == {1}
 
 
 @pytest.mark.full
 def test_a_search_continues_where_it_was(capsys: pytest.CaptureFixture[str]) -> None:
     """With no time at all it compiles one, and the next search has that one kept."""
-    result = mesh_search.search(small(), "train", CPU, seconds=0.0)
+    result = mesh_search.search_meshes(small(), "train", CPU, seconds=0.0)
     assert len(result.ranked) == 1 and "1 tried, 1 fit" in capsys.readouterr().err and "--minutes goes on" in result.summary
-    assert mesh_search.search(small(), "train", CPU, seconds=0.0).ranked == result.ranked
-    result_tables.show(plan_text.search_blocks(result, 10))
+    assert mesh_search.search_meshes(small(), "train", CPU, seconds=0.0).ranked == result.ranked
+    result_tables.print_blocks(plan_text.search_blocks(result, 10))
     assert "the best of 1 that fit" in capsys.readouterr().out
 
 

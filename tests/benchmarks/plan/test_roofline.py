@@ -157,7 +157,7 @@ ENTRY %main (x: f32[2]) -> f32[2] {
 }
 """
     call = attention_call(8, Mask())
-    result = flops_and_bytes.work(hlo_parser.parse_program(text), [call], 2)
+    result = flops_and_bytes.device_work(hlo_parser.parse_program(text), [call], 2)
     assert result.kernels == (1 + 3 * (1 + 2.5)) * call.flops / 2
     assert result.unknown == ("__cudnn$conv",)
 
@@ -174,9 +174,9 @@ ENTRY %main (x: f32[2]) -> f32[2] {
 }
 """
     product = ragged_product.Product(form="grouped_tpu", scope="ragged_product0", flops=7.0)
-    result = flops_and_bytes.work(hlo_parser.parse_program(text), [], 2, products=[product])
+    result = flops_and_bytes.device_work(hlo_parser.parse_program(text), [], 2, products=[product])
     assert (result.kernels, result.unknown) == (4 * product.flops, ())
-    assert flops_and_bytes.work(hlo_parser.parse_program(text), [], 2).unknown == ("tpu_custom_call",)
+    assert flops_and_bytes.device_work(hlo_parser.parse_program(text), [], 2).unknown == ("tpu_custom_call",)
 
 
 def test_unrolled_layers_have_a_backward_pass_each() -> None:
@@ -191,4 +191,4 @@ ENTRY %main (x: f32[2]) -> f32[2] {
 }
 """
     call = attention_call(8, Mask())
-    assert flops_and_bytes.work(hlo_parser.parse_program(text), [call], 2).kernels == 2 * 2.5 * call.flops / 2
+    assert flops_and_bytes.device_work(hlo_parser.parse_program(text), [call], 2).kernels == 2 * 2.5 * call.flops / 2

@@ -24,7 +24,7 @@ def test_a_missing_compiler_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(target_devices.importlib.util, "find_spec", lambda name: None)
     for name, extra in (("v5e:2x2", "tpu"), ("h100:8", "cuda13")):
         with pytest.raises(BadInput, match=rf"--target {name}: compiling for \w+ needs the extra {extra}: "):
-            target_devices.prepare(target_devices.parse_target(name))
+            target_devices.prepare_target(target_devices.parse_target(name))
 
 
 def test_devices_that_are_not_available_are_refused_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -46,9 +46,9 @@ def test_devices_that_are_not_available_are_refused_with_the_reason(monkeypatch:
 
         monkeypatch.setattr(topologies, "get_topology_desc", describe)
         with pytest.raises(BadInput, match=f"--target {name}: .*{reason}"):
-            target_devices.devices(target_devices.parse_target(name))
+            target_devices.devices_of_target(target_devices.parse_target(name))
     with pytest.raises(BadInput, match="--target cpu:16: this process has 8; start a new one"):
-        target_devices.devices(target_devices.parse_target("cpu:16"))
+        target_devices.devices_of_target(target_devices.parse_target("cpu:16"))
 
 
 def test_a_slice_of_one_chip_has_a_host_of_one_chip(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -63,7 +63,7 @@ def test_a_slice_of_one_chip_has_a_host_of_one_chip(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(topologies, "get_topology_desc", describe)
     for name in ("v5e:1x1", "v6e:1x1", "v5e:2x2"):
         with pytest.raises(BadInput):
-            target_devices.devices(target_devices.parse_target(name))
+            target_devices.devices_of_target(target_devices.parse_target(name))
     assert [options.get("chips_per_host_bounds") for options in requests] == [(1, 1, 1), (1, 1, 1), None]
 
 
@@ -75,7 +75,7 @@ def test_libraries_find_the_targets_gpu(monkeypatch: pytest.MonkeyPatch) -> None
         jax.eval_shape(functools.partial(jax.nn.dot_product_attention, implementation="cudnn"), heads, heads, heads)
 
     monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 92800)
-    monkeypatch.setattr(target_devices, "devices", lambda target: jax.devices())
+    monkeypatch.setattr(target_devices, "devices_of_target", lambda target: jax.devices())
     for name in ("h100:8", "b200:8"):
         with target_devices.simulate_target(target_devices.parse_target(name)):
             check()

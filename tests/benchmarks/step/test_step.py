@@ -104,11 +104,11 @@ def test_the_measured_step_is_that_of_the_trainer(monkeypatch: pytest.MonkeyPatc
     """Bit for bit, twice: what is measured is what `train.step.training_step` launches."""
     monkeypatch.setattr(programs, "COMPILER", {})
     case = cases.make_case("gpt-nano", "train", **SMALL)
-    ours, params = Step(case, Variant()), programs.initial_params(case)
+    ours, params = Step(case, Variant()), programs.case_params(case)
     ours.compile()
     ours.start(params)
     run, net = ours.run_config, ours.model
-    tx = optim.optimizer(run.optim)
+    tx = optim.make_optimizer(run.optim)
     places = jax.tree.map(lambda leaf: leaf.sharding, state_init.abstract_state(run, net, tx, ours.mesh))
     engine = ENGINES["jit"](make_step(run, net, Causal(), tx, ours.dtype), ours.mesh, places, case.batch)
     state = dataclasses.replace(state_init.init_state(run, net, tx, ours.mesh, params), key=jax.numpy.zeros(2, "uint32"))
@@ -201,7 +201,7 @@ def first_losses() -> tuple[float, float]:
     case = cases.make_case("gpt-nano", "train", **SMALL)
     program = Step(case, Variant())
     program.compile()
-    program.start(programs.initial_params(case))
+    program.start(programs.case_params(case))
     return program.run(), program.run()
 
 
@@ -289,14 +289,16 @@ def test_programs_that_do_not_fit_into_memory_are_skipped_with_the_numbers(
 def test_compare_takes_steps_over_the_first_way_of_each_model(
     slower: float, code: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    request = bench_step.resolve_options(options("gpt-nano", "bert-nano", layers=BOTH), "cpu")
-    ways = list(itertools.product(bench_step.cases(request), bench_step.variants(request)))
+    request = bench_step.resolve_step_options(options("gpt-nano", "bert-nano", layers=BOTH), "cpu")
+    ways = list(itertools.product(bench_step.step_cases(request), bench_step.step_variants(request)))
     for name, factor in (("before", 1.0), ("after", slower)):
-        environment = result_files.environment() | {"versions": {"jax": name}}
-        writer = result_files.Writer(tmp_path / name / result_files.CELLS, "step", environment, {}, bench_step.unit(request))
+        environment = result_files.describe_environment() | {"versions": {"jax": name}}
+        writer = result_files.Writer(
+            tmp_path / name / result_files.CELLS, "step", environment, {}, bench_step.unit_of_ratios(request)
+        )
         for process, (case, way) in itertools.product(range(3), ways):
             ratio = 0.8 * factor * (1 + 0.01 * process) if way.layers == "unroll" else 1.0
-            key, columns = programs.key(case, way), timing.time_columns([2.0 * ratio], [2.0])
+            key, columns = programs.step_key(case, way), timing.time_columns([2.0 * ratio], [2.0])
             writer.write({"key": key, "process": process, "state": "timed", "reason": "", **columns})
         writer.close()
     done = call(capsys, "bench", "compare", str(tmp_path / "before"), str(tmp_path / "after"))

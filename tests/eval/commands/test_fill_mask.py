@@ -12,7 +12,7 @@ import tokenizers
 from rich.cells import cell_len
 
 from eval.commands import terminal_output
-from eval.commands.fill_mask import FilledMask, fill
+from eval.commands.fill_mask import FilledMask, fill_masks
 from eval.inference.likelihood import row_length
 from tests.support import encoders
 from tests.support.commands import assert_refused, call
@@ -32,7 +32,7 @@ def ids_of(family: str, text: str) -> list[int]:
 def filled(
     family: str, *texts: str, top: int = 5, targets: tuple[str, ...] = (), batch: int = 4, **which: Any
 ) -> list[FilledMask]:
-    return fill(encoders.encoder(family, batch, **which), encoders.texts(*texts), top=top, targets=targets)
+    return fill_masks(encoders.encoder(family, batch, **which), encoders.texts(*texts), top=top, targets=targets)
 
 
 @functools.cache
@@ -98,7 +98,7 @@ def test_text_is_shown_as_written_with_the_word_in_its_place() -> None:
 def test_excerpt_contains_the_character_it_is_for(unit: str) -> None:
     for start in (0, 50, 99):
         text = f"{unit * start}X{unit * (99 - start)}"
-        shown = terminal_output.excerpt(text, unit_start := len(unit) * start, unit_start + 1, 20)
+        shown = terminal_output.text_excerpt(text, unit_start := len(unit) * start, unit_start + 1, 20)
         assert "X" in shown and cell_len(shown) <= 20
         assert shown.strip("…") in re.sub(r"\s", " ", text)
 

@@ -27,7 +27,7 @@ from tests.support.labelled_files import CONTEXT, put, squad
 from tests.support.small import random_params
 from train.config.option_groups import Labelled
 from train.data.example_types import Tagged, Text
-from train.data.unlabelled_reader import UnlabelledExample, texts
+from train.data.unlabelled_reader import UnlabelledExample, examples_of_texts
 from train.engine.reward_scores import reward_scores
 from train.rows.example_rows import ExampleRow, TemplateIds
 from train.tokenizers.tokenizer import Tokenizer
@@ -162,7 +162,7 @@ def test_examples_are_read_as_they_are_needed(monkeypatch: pytest.MonkeyPatch) -
 
     def without_end() -> Iterator[UnlabelledExample]:
         while True:
-            taken.extend(texts("classification", ["the whale"]))
+            taken.extend(examples_of_texts("classification", ["the whale"]))
             yield taken[-1]
 
     monkeypatch.setattr(predictor, "CHUNK", 4)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from eval.comparison import comparison_table, run_results
-from eval.comparison.seed_statistics import Estimate, compare
+from eval.comparison.seed_statistics import Estimate, compare_runs
 from tests.support import commands, tiny
 from tests.support.finished_runs import MASKED, META, RUN, make, several
 from train.checkpoints.manifest import Manifest, folder_name
@@ -21,7 +21,7 @@ from train.config.objectives import CausalOptions
 from train.config.option_groups import Selection
 from train.config.run_config import Mesh, Optim, Tokenizer
 from train.run.run_dir import RunDir, read_config, write_json
-from train.run.run_identity import identity
+from train.run.run_identity import run_identity
 from zoo.errors import BadInput
 from zoo.models import parameter_count
 
@@ -47,7 +47,7 @@ def test_trained_runs_are_compared_by_their_files(
         run, checkpoint = dataclasses.replace(trained, **changes), Path(f"runs/{name}/checkpoints/{folder_name(trained.steps)}")
         RunDir(f"runs/{name}").write_config(run)
         manifest = Manifest.read(checkpoint, trained.steps)
-        dataclasses.replace(manifest, meta=manifest.meta | {"config": identity(run)}).write(checkpoint)
+        dataclasses.replace(manifest, meta=manifest.meta | {"config": run_identity(run)}).write(checkpoint)
         write_json(Path(f"runs/{name}/scores.json"), scores | {"loss": loss - 0.5})
     result = json.loads(commands.call(capsys, "compare", "runs/b0", "runs/a1", "runs/done", "--json").stdout)
     fast, base = result["rows"]
@@ -70,7 +70,7 @@ def test_runs_that_differ_in_their_seed_or_in_no_number_are_one_row(tmp_path: Pa
         make(tmp_path / "b", seed=3, steps=21),
         make(tmp_path / "d", seed=1, options=CausalOptions(loss_chunk=8)),
     ]
-    result = compare(paths, unequal=True)
+    result = compare_runs(paths, unequal=True)
     assert [[run.path.name for run in row.runs] for row in result.rows] == [["d", "a", "c"], ["b"]]
     assert result.differing == {"steps": [20, 21]}
 
@@ -93,7 +93,7 @@ def test_row_is_compared_with_the_first_one_seed_by_seed(tmp_path: Path) -> None
     base = several(tmp_path, "base", {0: 2.0, 1: 3.0, 2: 4.0})
     fast = several(tmp_path, "fast", {2: 3.9, 0: 1.88, 1: 2.9}, **faster())
     some = several(tmp_path, "some", {0: 1.0, 1: 1.0, 3: 1.0}, optim=Optim(lr=0.25))
-    result = compare([*base, *fast, *some])
+    result = compare_runs([*base, *fast, *some])
     first, second, third = result.rows
     assert first.difference is third.difference is None
     assert dataclasses.astuple(first.scores["loss"]) == pytest.approx((3.0, T_2 / 3**0.5))
@@ -105,16 +105,16 @@ def test_row_is_compared_with_the_first_one_seed_by_seed(tmp_path: Path) -> None
 def test_metrics_that_all_runs_have_are_compared(tmp_path: Path) -> None:
     one = make(tmp_path / "a", scores={"f1": 0.5, "loss": 1.0, "unigram_loss": 6.0, "accuracy": 0.75, "stride": 16, "note": "x"})
     two = make(tmp_path / "b", scores={"accuracy": 0.5, "unigram_loss": 6.0, "loss": 1.0, "stride": 8}, **faster())
-    assert compare([one, two]).metrics == ["loss", "accuracy"]
-    assert compare([one, two], metric=["accuracy", "unigram_loss", "accuracy"]).metrics == ["accuracy", "unigram_loss"]
+    assert compare_runs([one, two]).metrics == ["loss", "accuracy"]
+    assert compare_runs([one, two], metric=["accuracy", "unigram_loss", "accuracy"]).metrics == ["accuracy", "unigram_loss"]
     with pytest.raises(BadInput, match=r"^--metric los: not measured here; the nearest is loss"):
-        compare([one], metric=["los"])
+        compare_runs([one], metric=["los"])
     # A loss with next sentences is not compared with one without.
     masked = {"loss": 3.0, "masked_loss": 3.0, "unigram_loss": 6.0, "accuracy": 0.5}
     one = make(tmp_path / "c", MASKED, scores=masked | {"loss": 3.5, "next_loss": 0.5})
     two = make(tmp_path / "d", MASKED, scores=masked, **faster())
-    assert compare([one, two]).metrics == ["masked_loss", "accuracy"]
-    assert compare([two]).metrics == ["loss", "masked_loss", "accuracy"]
+    assert compare_runs([one, two]).metrics == ["masked_loss", "accuracy"]
+    assert compare_runs([two]).metrics == ["loss", "masked_loss", "accuracy"]
 
 
 def test_budgets_are_equal_in_tokens_or_in_flops(tmp_path: Path) -> None:
@@ -123,18 +123,18 @@ def test_budgets_are_equal_in_tokens_or_in_flops(tmp_path: Path) -> None:
     same_flops = make(tmp_path / "flops", flops=1e9, steps=40)
     unknown = make(tmp_path / "unknown", steps=40)
     for other in (same_tokens, same_flops):
-        assert compare([first, other]).unequal == []
+        assert compare_runs([first, other]).unequal == []
     for runs in ((same_tokens, same_flops), (first, unknown), (same_flops, first, same_tokens)):
         with pytest.raises(BadInput, match=r"^unequal budgets: .*; make them equal, or add --unequal"):
-            compare(runs)
-    assert [row.first.flops for row in compare([first, unknown], unequal=True).rows] == [40e9, None]
+            compare_runs(runs)
+    assert [row.first.flops for row in compare_runs([first, unknown], unequal=True).rows] == [40e9, None]
     # They may differ by a hundredth.
     paths = [make(tmp_path / str(steps), steps=steps) for steps in (100, 101, 102)]
-    assert compare(paths[:2]).unequal == []
+    assert compare_runs(paths[:2]).unequal == []
     fewer = make(tmp_path / "fewer", steps=102, seed=1, scores={"loss": 1.0, "tokens": 90})
     with pytest.raises(BadInput, match=r"unequal budgets: .*; unequal scores: .* scored on 100 tokens and .* on 90; make them"):
-        compare([paths[0], fewer])
-    first_line, second_line = compare([paths[0], fewer], unequal=True).unequal
+        compare_runs([paths[0], fewer])
+    first_line, second_line = compare_runs([paths[0], fewer], unequal=True).unequal
     assert first_line.startswith("unequal budgets: ") and second_line.startswith("unequal scores: ")
 
 
@@ -142,26 +142,26 @@ def test_runs_with_as_many_positions_and_less_text_are_noticed(tmp_path: Path) -
     counts = {"input_tokens": 1000, "text_tokens": 900, "predictions": 1000, "bytes": 3000}
     full = make(tmp_path / "full", meta=META | {"counts": counts})
     padded = make(tmp_path / "padded", meta=META | {"counts": counts | {"text_tokens": 500}}, **faster())
-    result = compare([full, padded])
-    (notice,) = comparison_table.record(result)["notices"]
+    result = compare_runs([full, padded])
+    (notice,) = comparison_table.comparison_record(result)["notices"]
     assert notice == f"{padded} has seen 500 tokens of text and {full} 900, in equally many positions, padding included"
-    assert comparison_table.record(result)["rows"][0]["costs"]["bytes"] == 3000
-    assert comparison_table.record(compare([full]))["notices"] == []
+    assert comparison_table.comparison_record(result)["rows"][0]["costs"]["bytes"] == 3000
+    assert comparison_table.comparison_record(compare_runs([full]))["notices"] == []
 
 
 def test_run_that_stopped_early_has_spent_what_it_used(tmp_path: Path) -> None:
     patient = {"selection": Selection(best=True, patience=2)}
     early = make(tmp_path / "early", flops=2e9, ended=RUN.steps // 2, **patient)
     earlier = make(tmp_path / "earlier", flops=2e9, ended=RUN.steps // 2 - 4, seed=1, **patient)
-    (row,) = compare([early]).rows
+    (row,) = compare_runs([early]).rows
     seen = RUN.steps // 2 * RUN.data.batch * RUN.data.length
-    (both,) = compare([early, earlier], unequal=True).rows
+    (both,) = compare_runs([early, earlier], unequal=True).rows
     assert (both.tokens, both.flops) == (seen * 0.8, RUN.steps // 2 * 2e9 * 0.8)
     assert (row.first.tokens, row.first.flops) == (seen, RUN.steps // 2 * 2e9)
     with pytest.raises(BadInput, match="make them equal"):
-        compare([early, make(tmp_path / "whole", flops=2e9, **patient)])
+        compare_runs([early, make(tmp_path / "whole", flops=2e9, **patient)])
     with pytest.raises(BadInput, match="is not finished"):
-        compare([make(tmp_path / "cut", ended=RUN.steps // 2)])
+        compare_runs([make(tmp_path / "cut", ended=RUN.steps // 2)])
 
 
 def pair(**changes: Any) -> Callable[[Path], list[str]]:
@@ -226,30 +226,30 @@ DAMAGED: list[tuple[Callable[[Path], list[str]], str]] = [
 def test_runs_that_cannot_be_compared_are_refused_in_one_line(tmp_path: Path) -> None:
     for number, (prepare, message) in enumerate([*REFUSED, *DAMAGED]):
         with pytest.raises(BadInput, match=message) as refused:
-            compare(prepare(tmp_path / str(number)))
+            compare_runs(prepare(tmp_path / str(number)))
         assert "\n" not in str(refused.value)
 
 
 def test_segment_pairs_differ_between_seeds_and_only_between_seeds(tmp_path: Path) -> None:
     pairs = dataclasses.replace(MASKED, data=dataclasses.replace(MASKED.data, rows="segment_pairs"))
     paths = [make(tmp_path / str(seed), pairs, seed=seed, meta=META | {"data": f"of {seed}"}) for seed in (0, 1)]
-    assert [run.run.seed for run in compare(paths).rows[0].runs] == [0, 1]
+    assert [run.run.seed for run in compare_runs(paths).rows[0].runs] == [0, 1]
     with pytest.raises(BadInput, match="were trained on different text"):
-        compare([paths[0], make(tmp_path / "other", pairs, meta=META | {"data": "e"})])
+        compare_runs([paths[0], make(tmp_path / "other", pairs, meta=META | {"data": "e"})])
 
 
 def test_objectives_are_comparable_where_they_are_scored_alike(tmp_path: Path) -> None:
     masked, distilled = (make(tmp_path / name, tiny.run(name)) for name in ("masked", "distilled"))
-    assert len(compare([masked, distilled]).rows) == 2
+    assert len(compare_runs([masked, distilled]).rows) == 2
     with pytest.raises(BadInput, match=r"distilled was scored as masked and .*a as causal; compare runs of one objective$"):
-        compare([make(tmp_path / "a"), distilled])
+        compare_runs([make(tmp_path / "a"), distilled])
 
 
 def test_equal_names_are_distinguished_by_their_paths_and_shown_as_plain_text(tmp_path: Path) -> None:
     data = CausalData(length=32, batch=16)
     first = make(tmp_path / "x" / "[red]run[", data=dataclasses.replace(data, paths=("[bold]a.txt",)))
     second = make(tmp_path / "y" / "[red]run[", data=data, scores={"loss": 3.0, "tokens": 100})
-    shown = "".join(comparison_table.render(compare([first, second]), width=200).split())
+    shown = "".join(comparison_table.render_comparison(compare_runs([first, second]), width=200).split())
     assert f"1{first}2.0000" in shown and f"2{second}3.0000" in shown
     assert "data.paths[bold]a.txt(1)-(2)" in shown
 
@@ -260,8 +260,8 @@ def test_an_accuracy_is_compared_beside_the_most_frequent_class_and_a_run_that_l
 ) -> None:
     scores = {"accuracy": 0.75, "majority_share": 0.5, "predicted_share": 0.6, "examples": 100}
     nothing = scores | {"accuracy": 0.5, "predicted_share": 1.0}
-    found = compare([make(tmp_path / "a", scores=scores), make(tmp_path / "b", scores=nothing, optim=faster()["optim"])])
-    (line,) = comparison_table.record(found)["notices"]
+    found = compare_runs([make(tmp_path / "a", scores=scores), make(tmp_path / "b", scores=nothing, optim=faster()["optim"])])
+    (line,) = comparison_table.comparison_record(found)["notices"]
     assert line.startswith(f"{tmp_path / 'b'}: one class is predicted for 100.0% of") and found.metrics == ["accuracy"]
     assert comparison_table.run_compare([str(tmp_path / name) for name in "ab"], unequal=False, as_json=False) == 0
     ended = capsys.readouterr()

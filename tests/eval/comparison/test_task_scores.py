@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from eval import task_data_files
-from eval.commands.run_task import fingerprint
+from eval.commands.run_task import task_fingerprint
 from eval.comparison import comparison_table
-from eval.comparison.seed_statistics import compare
+from eval.comparison.seed_statistics import compare_runs
 from eval.tasks.task import Result, Settings
 from tests.support import tiny
 from tests.support.finished_runs import META, RUN, make
@@ -32,14 +32,14 @@ def scored(where: Path, name: str, accuracy: float, run: Run = RUN, *, scope: An
 def test_scores_of_a_task_are_compared_over_seeds_and_objectives(tmp_path: Path) -> None:
     first = [scored(tmp_path, f"a{seed}", 0.5 + seed / 10, seed=seed) for seed in (0, 1)]
     masked = scored(tmp_path, "masked", 0.9, tiny.run("masked"), meta=META | {"held_out": "i", "targets": {"masking.rate": 0.15}})
-    result = compare([*first, masked], metric=["blimp/accuracy", "blimp/odd"])
+    result = compare_runs([*first, masked], metric=["blimp/accuracy", "blimp/odd"])
     assert [row.scores["blimp/accuracy"].mean for row in result.rows] == [pytest.approx(0.55), 0.9]
-    record = comparison_table.record(result)
+    record = comparison_table.comparison_record(result)
     assert record["rows"][0]["scores"]["blimp/accuracy"]["values"] == [0.5, 0.6]
-    shown = comparison_table.render(result, 300)
+    shown = comparison_table.render_comparison(result, 300)
     assert "blimp accuracy ↑" in shown and "blimp odd" in shown
     with pytest.raises(BadInput, match=r"was scored as masked and .* as causal"):
-        compare([*first, masked], metric=["blimp/accuracy", "loss"])
+        compare_runs([*first, masked], metric=["blimp/accuracy", "loss"])
 
 
 @pytest.mark.planted(8)
@@ -64,12 +64,12 @@ def test_scores_of_other_items_are_refused(tmp_path: Path) -> None:
     ):
         other = scored(tmp_path, f"other{number}", 0.5, optim=Optim(lr=0.5), **changes)
         with pytest.raises(BadInput, match=message) as refused:
-            compare([one, other], metric=[metric])
+            compare_runs([one, other], metric=[metric])
         assert "\n" not in str(refused.value)
-    assert compare([one, scored(tmp_path, "u", 0.5, optim=Optim(lr=0.5), tokenizer="u")], metric=["blimp/accuracy"])
+    assert compare_runs([one, scored(tmp_path, "u", 0.5, optim=Optim(lr=0.5), tokenizer="u")], metric=["blimp/accuracy"])
     (Path(one) / "evaluations.json").write_text("[1]")
     with pytest.raises(BadInput, match=r"evaluations\.json has unexpected content \(the whole: list .*score the tasks again"):
-        compare([one])
+        compare_runs([one])
     entry = '{"step": null, "metrics": {"loss": %s}, "examples": 1, "details": {}, "fingerprint": %s}'
     for value, scope, problem in (
         ("1" + "0" * 400, "{}", r"a\.metrics\.loss: an integer of more than 64 bits"),
@@ -79,7 +79,7 @@ def test_scores_of_other_items_are_refused(tmp_path: Path) -> None:
     ):
         (Path(one) / "evaluations.json").write_text('{"a": %s}' % (entry % (value, scope)))
         with pytest.raises(BadInput, match=problem):
-            compare([one])
+            compare_runs([one])
 
 
 def test_a_fingerprint_is_of_contents_and_of_what_decides_the_items(tmp_path: Path) -> None:
@@ -88,11 +88,11 @@ def test_a_fingerprint_is_of_contents_and_of_what_decides_the_items(tmp_path: Pa
         (tmp_path / folder / "x.jsonl").write_text("1")
         (tmp_path / folder / ".hidden").write_text(folder)
     a, b = (str(tmp_path / folder) for folder in ("a", "b"))
-    digest = task_data_files.digest
+    digest = task_data_files.digest_data_files
     assert digest([a]) == digest([b]) == digest([f"{a}/x.jsonl"]) != digest([a, b])
     (tmp_path / "b" / "x.jsonl").write_text("2")
     assert digest([a]) != digest([b]) and digest(["hub:a/b"]) != digest(["hub:a/c"])
     result = Result({}, 1, items={"length": 3})
-    plain = fingerprint([a], Settings(), result)
-    assert plain == fingerprint([a], Settings(batch=3, length=8, prefix="x"), result) | {"files": plain["files"]}
-    assert fingerprint([a], Settings(limit=3), result)["settings"] == {"limit": 3}
+    plain = task_fingerprint([a], Settings(), result)
+    assert plain == task_fingerprint([a], Settings(batch=3, length=8, prefix="x"), result) | {"files": plain["files"]}
+    assert task_fingerprint([a], Settings(limit=3), result)["settings"] == {"limit": 3}

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from eval.experiments import catalogue
-from eval.experiments.analysis.verdicts import references
+from eval.experiments.analysis.verdicts import claim_references
 from eval.experiments.cost_estimates import node_cost
 from eval.experiments.declaration import Row, Stage, Times
 from eval.experiments.experiment_data import Files
@@ -105,7 +105,7 @@ def test_results_name_no_folder_of_the_machine() -> None:
 
 def difference_is_from_table(claim: Any, rows: dict[str, Row]) -> bool:
     """Return whether the paper's difference is that of a column of its table, or of the logarithms of perplexities."""
-    row, *others = (rows[name].paper or {} for name in (claim.row, *references(dataclasses.asdict(claim))))
+    row, *others = (rows[name].paper or {} for name in (claim.row, *claim_references(dataclasses.asdict(claim))))
     pairs = [(key, row[key], other[key]) for other in others for key in row.keys() & other.keys()]
     values = [a - b for _, a, b in pairs] + [math.log(a / b) for key, a, b in pairs if key == "perplexity"]
     return not pairs or any(abs(claim.paper_difference - value) < 6e-3 for value in values)

@@ -15,7 +15,7 @@ import pytest
 from filelock import FileLock
 
 from eval.experiments import cluster_scripts, collect_results, grid_runner, node_status
-from eval.experiments.preregistration import register
+from eval.experiments.preregistration import register_grid
 from eval.experiments.run_progress import RunProgress
 from tests.support import compilation
 from tests.support.processes import ROOT, clean_environment, run_python
@@ -278,7 +278,7 @@ def test_kills_at_random_moments_of_a_whole_grid_change_nothing(tmp_path: Path) 
 @pytest.mark.full
 def test_the_page_is_rendered_from_a_part_of_the_grid(tmp_path: Path) -> None:
     grid = small_grid()
-    registered = register(grid, tmp_path)
+    registered = register_grid(grid, tmp_path)
     result = collect_results.write_results(grid, registered, tmp_path)
     assert {cell["status"] for cell in result["cells"]} == {"missing"}
     assert [claim["verdict"] for claim in result["claims"]] == ["not testable"]

@@ -42,7 +42,7 @@ def test_the_markdown_has_the_same_facts() -> None:
 def test_a_truncated_grid_is_rendered(first: int) -> None:
     result = masks(seeds=3, first=first)
     assert f"<dd>{first} of {first}</dd>" in render_html(result)
-    lines = [row[1][1] for row in experiment_tables.results(result).rows[:5]]
+    lines = [row[1][1] for row in experiment_tables.results_table(result).rows[:5]]
     assert lines[:2] == {0: ["0 of 3 seeds"] * 2, 1: ["1 of 3 seeds", "0 of 3 seeds"]}.get(first, ["3 seeds", lines[1]])
     assert lines[1] == {7: "1 of 3 seeds", 20: "3 seeds"}.get(first, lines[1])
     assert "not testable" in render_markdown(result)
@@ -70,8 +70,8 @@ def test_shared_cells_and_scores_without_a_direction() -> None:
     teacher = {**FULL["cells"][0], "row": "", "stage": "teacher"}
     listed = {**FULL["registration"], "claims": [{**CLAIMS[0], "metric": "pretrain/exponent", "reference": []}]}
     result = FULL | {"cells": [teacher, *FULL["cells"]], "registration": listed, "claims": []}
-    assert [row[:2] for row in experiment_tables.costs(result).rows[:2]] == [
+    assert [row[:2] for row in experiment_tables.costs_table(result).rows[:2]] == [
         [["all rows"], ["teacher"]],
         [["dynamic"], ["pretrain"]],
     ]
-    assert experiment_tables.results(result).head[1] == "Exponent, pretrain"
+    assert experiment_tables.results_table(result).head[1] == "Exponent, pretrain"

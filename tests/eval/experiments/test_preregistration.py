@@ -17,20 +17,20 @@ def begin(folder: Path) -> None:
 
 
 def test_a_claim_that_changes_after_the_first_run_is_exploratory(tmp_path: Path) -> None:
-    first = preregistration.register(small_grid(), tmp_path)
-    assert first["changed"] == [] and first["hash"] == preregistration.register(small_grid(), tmp_path)["hash"]
+    first = preregistration.register_grid(small_grid(), tmp_path)
+    assert first["changed"] == [] and first["hash"] == preregistration.register_grid(small_grid(), tmp_path)["hash"]
     changed = small_grid(**with_claim(margin=0.5))
     # Before the first run the claims may still change.
-    assert preregistration.register(changed, tmp_path)["changed"] == []
-    preregistration.register(small_grid(), tmp_path)
+    assert preregistration.register_grid(changed, tmp_path)["changed"] == []
+    preregistration.register_grid(small_grid(), tmp_path)
     begin(tmp_path)
-    later = preregistration.register(changed, tmp_path)
+    later = preregistration.register_grid(changed, tmp_path)
     assert (later["changed"], later["claims"][0]["margin"], later["hash"]) == (["b_below_a"], 0.5, first["hash"])
     assert preregistration.read_registration(tmp_path)["claims"][0]["margin"] == 0.01
 
 
 def test_another_registration_is_refused_and_what_changed_is_named(tmp_path: Path) -> None:
-    preregistration.register(small_grid(), tmp_path)
+    preregistration.register_grid(small_grid(), tmp_path)
     begin(tmp_path)
     for grid, message in (
         (small_grid(**with_row("b", **{"optim.lr": 3e-3})), "row b, pretrain.options.optim.lr: 0.002 before, 0.003 now"),
@@ -38,10 +38,10 @@ def test_another_registration_is_refused_and_what_changed_is_named(tmp_path: Pat
         (small_grid(budget="text_tokens"), "budget: input_tokens before, text_tokens now"),
     ):
         with pytest.raises(BadInput, match=message):
-            preregistration.register(grid, tmp_path)
+            preregistration.register_grid(grid, tmp_path)
     (tmp_path / preregistration.FILE).unlink()
     with pytest.raises(BadInput, match="has runs and no registration"):
-        preregistration.register(small_grid(), tmp_path)
+        preregistration.register_grid(small_grid(), tmp_path)
 
 
 def test_a_corpus_of_another_digest_is_refused(tmp_path: Path) -> None:

@@ -51,12 +51,12 @@ def test_the_exponent_of_synthetic_losses_is_recovered(
     registration, cells = synthetic(alpha, beta)
     curves = scaling_fit.read_curves(registration, cells)
     assert scaling_fit.fit_exponent(curves)["exponent"] == pytest.approx(beta / (alpha + beta), abs=0.02)
-    assert [entry["verdict"] for entry in scaling_fit.judge(registration, cells)] == verdicts
+    assert [entry["verdict"] for entry in scaling_fit.judge_scaling_claims(registration, cells)] == verdicts
 
 
 def test_too_few_seeds_or_sizes_are_not_testable() -> None:
     for registration, cells in (synthetic(0.3, 0.3, seeds=1), (synthetic(0.3, 0.3)[0], [])):
-        entries = scaling_fit.judge(registration, cells)
+        entries = scaling_fit.judge_scaling_claims(registration, cells)
         assert {entry["verdict"] for entry in entries} == {"not testable"} and all(entry["reason"] for entry in entries)
 
 
@@ -69,7 +69,7 @@ def test_an_exponent_of_sizes_that_are_no_optima_is_not_testable(budgets: int, m
     smallest = [f"c{budget:g}-0.25" for budget in BUDGETS[:budgets]]
     for cell in (cell for cell in cells if cell["row"] in smallest):
         cell["scores"] = {"loss": cell["scores"]["loss"] - 5}
-    minimum, *others = scaling_fit.judge(registration, cells)
+    minimum, *others = scaling_fit.judge_scaling_claims(registration, cells)
     assert minimum["verdict"] == "contradicted" and {entry["verdict"] for entry in others} == {"not testable"}
     expected = f"at {budgets} of 3 budgets the best size is the smallest or the largest, so there is no optimum to fit"
     assert {entry["reason"] for entry in others} == {expected}

@@ -10,7 +10,13 @@ import pytest
 import scipy.stats
 
 from eval.experiments.analysis import significance_tests
-from eval.experiments.analysis.significance_tests import Difference, holm, paired_difference, smallest_effect, welch_difference
+from eval.experiments.analysis.significance_tests import (
+    Difference,
+    holm_adjusted,
+    paired_difference,
+    smallest_effect,
+    welch_difference,
+)
 
 RNG = np.random.default_rng(24)
 ROW, REFERENCE = RNG.normal(0.4, 1, (9, 4)), RNG.normal(0, 3, (9, 6))
@@ -62,7 +68,7 @@ def is_holm(adjust: Callable[[Any], Any]) -> bool:
 
 
 def test_holms_correction_is_that_of_the_definition() -> None:
-    assert is_holm(holm)
+    assert is_holm(holm_adjusted)
 
 
 @pytest.mark.planted(3)
@@ -92,7 +98,7 @@ def test_power_is_that_of_a_simulation(counts: tuple[int, int]) -> None:
     rows = [RNG.normal(mean, 1, (draws, n)) for mean, n in zip((2.0, 0.0), counts, strict=True)]
     for alpha in (0.05, 0.01):
         share = (welch_difference(*rows).p_above() <= alpha).mean()
-        assert abs(share - significance_tests.power(2.0, counts, alpha=alpha, is_paired=False)) < 4 * 0.5 / draws**0.5
+        assert abs(share - significance_tests.test_power(2.0, counts, alpha=alpha, is_paired=False)) < 4 * 0.5 / draws**0.5
 
 
 def test_a_margin_is_shown_with_the_promised_chance() -> None:
@@ -112,5 +118,5 @@ def test_tests_over_the_outcomes_of_items() -> None:
 
 
 def test_the_correlation_of_two_values_is_not_defined() -> None:
-    assert significance_tests.correlation([1, 2, 3], [2, 4, 6]) == pytest.approx(1)
-    assert significance_tests.correlation([1, 2], [2, 4]) is None
+    assert significance_tests.seed_correlation([1, 2, 3], [2, 4, 6]) == pytest.approx(1)
+    assert significance_tests.seed_correlation([1, 2], [2, 4]) is None

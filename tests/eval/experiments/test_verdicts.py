@@ -19,7 +19,7 @@ def rates(effect: float, n: int, claims: int = 1, seed: int = 3) -> tuple[float,
     """Return the shares of experiments with a claim that holds, and with any claim judged in either direction."""
     row, reference = np.random.default_rng(seed).normal(size=(2, DRAWS, claims, n))
     p = verdicts.p_values("less", welch_difference(row - effect, reference), 0.0)
-    _, _, holds, contradicted = verdicts.decide(*p)
+    _, _, holds, contradicted = verdicts.decide_claims(*p)
     return float(holds.any(-1).mean()), float((holds | contradicted).any(-1).mean())
 
 
@@ -34,7 +34,7 @@ def test_an_experiment_without_effect_has_a_false_verdict_in_one_of_twenty_cases
 @pytest.mark.planted(4)
 def test_wrong_levels_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(significance_tests, "holm", np.asarray)
+        patch.setattr(significance_tests, "holm_adjusted", np.asarray)
         assert rates(0.0, 5, 4)[1] > 0.1
     with monkeypatch.context() as patch:
         patch.setattr(verdicts, "OPPOSITE_LEVEL", verdicts.LEVEL)
@@ -57,7 +57,7 @@ def test_a_simulated_experiment_is_judged_by_the_same_rule() -> None:
         tests = [
             verdicts.p_values(item["kind"], welch_difference(values["a"], values[item["reference"]]), 0.0) for item in claims
         ]
-        adjusted, _, holds, contradicted = verdicts.decide(*np.transpose(tests))
+        adjusted, _, holds, contradicted = verdicts.decide_claims(*np.transpose(tests))
         assert [entry["p_holm"] for entry in entries] == pytest.approx(list(adjusted))
         expected = ["reproduced" if h else "contradicted" if c else "not shown" for h, c in zip(holds, contradicted, strict=True)]
         assert [entry["verdict"] for entry in entries] == expected

@@ -39,11 +39,13 @@ def test_recorded_weights_are_those_over_the_source(family: str, size: int, rng:
     """No weight is that of self-attention or of padding, also where text and source are equally long."""
     net, params = seq2seq(family)
     source, text = rng.integers(3, 100, 5), rng.integers(3, 100, size)
-    weights = cross_attention_weights.weights(net, params, source, text, 0)
+    weights = cross_attention_weights.cross_attention_weights(net, params, source, text, 0)
     assert weights.shape == (size, 5)
     np.testing.assert_allclose(weights.sum(1), 1, atol=1e-5)
     # The first token sees nothing of the text but its start.
-    other = cross_attention_weights.weights(net, params, source, np.concatenate([text[:1], rng.integers(3, 100, size - 1)]), 0)
+    other = cross_attention_weights.cross_attention_weights(
+        net, params, source, np.concatenate([text[:1], rng.integers(3, 100, size - 1)]), 0
+    )
     np.testing.assert_allclose(weights[:2], other[:2], atol=1e-6)
     assert np.abs(weights[2:] - other[2:]).max() > 1e-6
 
@@ -52,6 +54,6 @@ def test_recorded_weights_are_those_over_the_source(family: str, size: int, rng:
 def test_the_picture_shows_tokens_as_plain_text() -> None:
     words = seq2seq_tokenizer()
     source, text = words.encode("Call me <b>"), words.encode("years ago")
-    record = cross_attention_weights.record(*seq2seq("t5"), words, source, text.tolist())
-    page = render_page("", "", {"Attention": [run_charts.alignment(record)]})
+    record = cross_attention_weights.cross_attention_record(*seq2seq("t5"), words, source, text.tolist())
+    page = render_page("", "", {"Attention": [run_charts.attention_chart(record)]})
     assert "<b>" not in page and "&lt;" in page

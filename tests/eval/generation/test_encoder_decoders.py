@@ -100,7 +100,7 @@ def test_text_is_that_of_transformers(beams: int, gated: bool, tmp_path: Path) -
     if not gated:
         # Where the output's table is the input's, a large one has every word say itself again.
         params["embed"]["tokens"]["embedding"] *= 0.2
-    published_weights.save(
+    published_weights.save_published(
         tmp_path, net.config, params, extra={"pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 0}
     )
     theirs: Any = transformers.T5ForConditionalGeneration.from_pretrained(tmp_path)

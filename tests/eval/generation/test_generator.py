@@ -74,13 +74,13 @@ def sampled() -> list[Generated]:
 
 def test_cached_tokens_are_the_uncached_ones_and_a_batch_is_its_prompts_alone() -> None:
     """Compare batches of 40 with one prompt at a time and with no cache; each batch size compiles two programs."""
-    programs = decode_loop.start._cache_size() + decode_loop.sample_tokens._cache_size()
+    programs = decode_loop.start_decoding._cache_size() + decode_loop.sample_tokens._cache_size()
     batched = gpt_generator().generate(prompts(), GREEDILY)
     alone = gpt_generator(batch=1).generate(prompts(), GREEDILY)
     assert ids(batched) == uncached() == ids(alone)
     assert {text.ended for text in batched} == {"limit"}
     assert len(set(ids(batched))) > 150
-    assert decode_loop.start._cache_size() + decode_loop.sample_tokens._cache_size() <= programs + 4
+    assert decode_loop.start_decoding._cache_size() + decode_loop.sample_tokens._cache_size() <= programs + 4
 
 
 @pytest.mark.full
@@ -116,7 +116,7 @@ def test_repetition_penalty_counts_prompt_and_output_and_the_cache_is_donated() 
     with jax.set_mesh(many.mesh):
         placed = device_mesh.shard_batch(batch, many.mesh, 40)
         decoder = many._decoder._replace(processors=PENALIZED)
-        rows, (tokens, *_) = decode_loop.start(decoder, RANDOM, 32, many._params, placed, np.uint32(0), numbers)
+        rows, (tokens, *_) = decode_loop.start_decoding(decoder, RANDOM, 32, many._params, placed, np.uint32(0), numbers)
         for seen, text, token in zip(np.asarray(rows.context.text), texts, tokens[0].tolist(), strict=True):
             assert seen[seen >= 0].tolist() == [*text.prompt_ids.tolist(), token]
         decode_loop.sample_tokens(decoder, RANDOM, 16, many._params, rows)

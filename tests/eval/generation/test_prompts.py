@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from eval.generation.prompts import few_shot, parse_query, read_examples, read_prompts
+from eval.generation.prompts import few_shot, parse_query, read_prompts, read_template_fields
 from train.data.text_files import LONGEST_LINE
 from zoo.errors import BadInput
 
@@ -57,7 +57,7 @@ def test_examples_from_a_file(tmp_path: Path) -> None:
     file = tmp_path / "examples.jsonl"
     lines = [json.dumps({"answer": 4, "question": "2 + 2?", "source": None}), "", json.dumps({"question": "½?", "answer": 0.5})]
     file.write_text("\ufeff" + "\r\n".join(lines), newline="")
-    assert read_examples(file, TEMPLATE) == [{"question": "2 + 2?", "answer": "4"}, {"question": "½?", "answer": "0.5"}]
+    assert read_template_fields(file, TEMPLATE) == [{"question": "2 + 2?", "answer": "4"}, {"question": "½?", "answer": "0.5"}]
 
 
 LINES = {
@@ -77,7 +77,7 @@ def test_a_bad_line_is_named(tmp_path: Path) -> None:
     file = tmp_path / "examples.jsonl"
     for line, message in LINES.items():
         file.write_bytes(b'{"question": "a", "answer": "b"}\n\n' + line.encode(errors="surrogateescape") + b"\n")
-        assert refusal(read_examples, file, TEMPLATE).startswith(f"{file}:3: {message}")
+        assert refusal(read_template_fields, file, TEMPLATE).startswith(f"{file}:3: {message}")
 
 
 def test_prompts_from_files(tmp_path: Path) -> None:
@@ -92,5 +92,5 @@ def test_prompts_from_files(tmp_path: Path) -> None:
 
 def test_a_file_with_nothing_to_read_is_refused(tmp_path: Path) -> None:
     (tmp_path / "empty.jsonl").write_text("\n \n")
-    assert "holds no text" in refusal(read_examples, tmp_path / "empty.jsonl", TEMPLATE)
-    assert "cannot be read (No such file or directory)" in refusal(read_examples, tmp_path / "missing.jsonl", TEMPLATE)
+    assert "holds no text" in refusal(read_template_fields, tmp_path / "empty.jsonl", TEMPLATE)
+    assert "cannot be read (No such file or directory)" in refusal(read_template_fields, tmp_path / "missing.jsonl", TEMPLATE)

@@ -49,7 +49,7 @@ def test_bytes_of_a_character_wait_for_the_last_one(tmp_path: Path) -> None:
     names: dict[str, Any] = dict(pad_id=0, eos_id=1, unk_id=2, bos_id=-1, pad_piece="<pad>", eos_piece="</s>", unk_piece="<unk>")
     symbols = [f"{unigram.SPACE}<extra_id_{number}>" for number in reversed(range(5))]
     lines = ["the whale swims in the sea", *"0123456789ABCDEFx<>"] * 20
-    raw = unigram.trained(lines, 330, byte_fallback=True, user_defined_symbols=symbols, **names)
+    raw = unigram.train_spiece_model(lines, 330, byte_fallback=True, user_defined_symbols=symbols, **names)
     (tmp_path / "spiece.model").write_bytes(raw)
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "mt5"}))
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"extra_ids": 0}))

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from scipy.special import log_softmax
 
-from eval.commands.fill_mask import fill
+from eval.commands.fill_mask import fill_masks
 from eval.inference.encoder_runner import Encoder
 from eval.inference.token_likelihoods import _ordered_rows, permuted_nats, pseudo_nats
 from tests.support.commands import call
@@ -79,7 +79,7 @@ def test_mask_is_predicted_from_the_rest_of_its_text_and_from_no_other_mask() ->
     parts = [tokenizer.encode(each) for each in ("The", " whale is", " by the men.")]
     tokens, types = model.special_tokens.single(np.concatenate([parts[0], [mask], parts[1], [mask], parts[2]]))
     order, places = jnp.array([np.where(tokens == mask, 0, -1)], jnp.int32), np.flatnonzero(tokens == mask)
-    found = fill(model, texts("The <mask> whale is <mask> by the men."), top=tokenizer.vocab_size)
+    found = fill_masks(model, texts("The <mask> whale is <mask> by the men."), top=tokenizer.vocab_size)
     # Nothing depends on the id that stands where a mask is.
     for seen in (tokens, np.where(tokens == mask, 50, tokens)):
         batch = Batch(tokens=jnp.array([seen]), types=jnp.array([types]), order=order, query_at=jnp.array([places]))

@@ -39,7 +39,7 @@ def shown(found: samples.Beginning, using: Tokenizer) -> tuple[str, str]:
 
 def test_prompts_are_the_beginnings_of_evenly_spaced_documents() -> None:
     texts, using = [f"{number} {WORDS * 20}" for number in range(10)], tokenizer(WORDS, 262)
-    found = samples.beginnings(tokens(texts, using), using, 256)
+    found = samples.held_out_beginnings(tokens(texts, using), using, 256)
     assert [shown(each, using)[0].split()[0] for each in found] == ["0", "3", "6", "9"]
     for each in found:
         prompt, truth = shown(each, using)
@@ -51,7 +51,7 @@ def test_prompts_are_the_beginnings_of_evenly_spaced_documents() -> None:
 
 def test_prompts_of_one_document_begin_at_evenly_spaced_words() -> None:
     text = "".join(f"{number} and " for number in range(3000))
-    found = samples.beginnings(tokens([text], tokenizer()), tokenizer(), 256)
+    found = samples.held_out_beginnings(tokens([text], tokenizer()), tokenizer(), 256)
     prompts = [shown(each, tokenizer())[0] for each in found]
     assert [each[:1] for each in prompts] == ["0", " ", " ", " "]
     numbers = [int("".join(filter(str.isdigit, each.split(" and")[1]))) for each in prompts]
@@ -62,7 +62,7 @@ def test_prompts_of_one_document_begin_at_evenly_spaced_words() -> None:
 def test_prompt_of_a_script_without_spaces_ends_with_a_whole_character() -> None:
     using = tokenizer(CHINESE, 257)
     for length in range(20, 40):
-        for each in samples.beginnings(tokens([CHINESE * 4] * 4, using), using, length):
+        for each in samples.held_out_beginnings(tokens([CHINESE * 4] * 4, using), using, length):
             prompt, truth = shown(each, using)
             assert "\ufffd" not in prompt
             assert truth[0] in CHINESE
@@ -73,7 +73,7 @@ def test_prompt_and_truth_are_a_piece_of_one_document_and_fit_into_a_row() -> No
     for length in range(1, 200, 2):
         sizes = rng.integers(0, 61, rng.integers(1, 13))
         held_out = tokens([WORDS[:size] for size in sizes], tokenizer())
-        found = samples.beginnings(held_out, tokenizer(), length)
+        found = samples.held_out_beginnings(held_out, tokenizer(), length)
         assert len(found) <= 4
         tokens_of = np.diff(held_out.offsets)
         if length >= 3 and max(tokens_of) > 2 * np.median(tokens_of) > 4:
@@ -84,19 +84,19 @@ def test_prompt_and_truth_are_a_piece_of_one_document_and_fit_into_a_row() -> No
             assert 0 < len(truth) < len(ids) and held_out.end_of_text not in truth
             assert len(prompt) + max(len(truth), samples._continuation(length)) <= length
             assert any(ids == part[at : at + len(ids)] for part in documents for at in range(len(part)))
-    assert samples.beginnings(tokens(["", "a", ""], tokenizer()), tokenizer(), 64) == []
-    assert samples.beginnings(tokens([WORDS], tokenizer()), tokenizer(), 2) == []
+    assert samples.held_out_beginnings(tokens(["", "a", ""], tokenizer()), tokenizer(), 64) == []
+    assert samples.held_out_beginnings(tokens([WORDS], tokenizer()), tokenizer(), 2) == []
 
 
 def test_a_preview_continues_a_held_out_text_on_one_line_and_never_ends_the_training() -> None:
     net, mesh = small("gpt"), device_mesh.make_mesh(Mesh())
     data = types.SimpleNamespace(tokenizer=tokenizer(), held_out=tokens([WORDS * 3], tokenizer()))
     how, params = {"length": 24, "dtype": np.float32}, random_params(net)
-    beginning, _, text = samples.preview(net, params, mesh, data, **how).partition(" | ")
+    beginning, _, text = samples.preview_continuation(net, params, mesh, data, **how).partition(" | ")
     assert WORDS.startswith(beginning) and beginning and text and "\n" not in text
-    assert samples.preview(small("bert"), {}, mesh, data, **how) == ""
+    assert samples.preview_continuation(small("bert"), {}, mesh, data, **how) == ""
     broken = jax.tree.map(lambda leaf: leaf * np.nan, params)
-    assert samples.preview(net, broken, mesh, data, **how).startswith("no sample: ")
+    assert samples.preview_continuation(net, broken, mesh, data, **how).startswith("no sample: ")
 
 
 @pytest.mark.full
@@ -104,9 +104,9 @@ def test_samples_are_written_as_the_report_reads_them_and_only_by_models_that_ge
     net, mesh, texts = small("gpt"), device_mesh.make_mesh(Mesh()), [f"{number} {WORDS * 3}" for number in range(10)]
     data = types.SimpleNamespace(tokenizer=tokenizer(), held_out=tokens(texts, tokenizer()))
     file, how = tmp_path / "samples.json", {"length": 24, "step": 7, "dtype": np.float32}
-    samples.of_run(file, small("bert"), {}, mesh, data, **how)
+    samples.write_run_samples(file, small("bert"), {}, mesh, data, **how)
     assert not file.exists()
-    samples.of_run(file, net, random_params(net), mesh, data, **how)
+    samples.write_run_samples(file, net, random_params(net), mesh, data, **how)
     found = read_result(file)
     assert found == json.loads(file.read_text())
     assert (found["step"], found["temperature"], found["seed"]) == (7, 0.8, 0)
@@ -115,5 +115,5 @@ def test_samples_are_written_as_the_report_reads_them_and_only_by_models_that_ge
         assert any(text.startswith(sample["prompt"] + sample["truth"]) for text in texts)
         assert sample["text"] and sample["text"] != sample["truth"]
     before = file.read_bytes()
-    samples.of_run(file, net, random_params(net), mesh, data, **how)
+    samples.write_run_samples(file, net, random_params(net), mesh, data, **how)
     assert file.read_bytes() == before

@@ -43,7 +43,7 @@ def test_validated_metrics_have_figures_a_tile_and_a_place_in_the_sentence(kind:
     rest = ["Tokens a second; right: MFU", "Learning rate", "Gradient norm, before clipping"]
     assert [label.partition(". ")[0] for label in drawings] == ["Loss", *(f"{title}, validation" for title in titles), *rest]
     assert [label.partition(". ")[0] for label in drawings if "; unigram loss 5.625" in label] == compared
-    assert f"at step 200 gave {metric_definitions.summary(last)}. " in shown.words
+    assert f"at step 200 gave {metric_definitions.score_summary(last)}. " in shown.words
     assert f"{metric_definitions.METRICS[metric_definitions.leading_metrics(measured)[0]].label}, validation " in shown.words
 
 

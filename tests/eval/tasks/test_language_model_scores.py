@@ -20,7 +20,7 @@ from train.engine import device_mesh
 from train.objectives import causal
 from train.rows import lm_rows
 from train.rows.lm_rows import LmRows, Tokens
-from train.rows.token_cache import prepare
+from train.rows.token_cache import tokenize_documents
 from train.tokenizers.tokenizer import Tokenizer
 from zoo.models import model
 
@@ -41,7 +41,7 @@ def tokenizer() -> Tokenizer:
 
 @pytest.fixture(scope="module")
 def tokens(tmp_path_factory: pytest.TempPathFactory) -> Tokens:
-    return prepare([Document("a", text) for text in TEXTS], tokenizer(), tmp_path_factory.mktemp("text"))
+    return tokenize_documents([Document("a", text) for text in TEXTS], tokenizer(), tmp_path_factory.mktemp("text"))
 
 
 @functools.cache
@@ -125,7 +125,9 @@ def nats(tokens: Tokens, kind: str) -> float:
 )
 def test_score_equals_a_float64_loop_over_the_tokens(kind: str, machine: dict[str, int], tokens: Tokens) -> None:
     expected, other = nats(tokens, kind), nats(tokens, "packed" if kind in STRIDES else "odd")
-    chosen = lm_rows.windows(tokens, LENGTH, STRIDES[kind]) if kind in STRIDES else lm_rows.packed(tokens, LENGTH)
+    chosen = (
+        lm_rows.stream_windows(tokens, LENGTH, STRIDES[kind]) if kind in STRIDES else lm_rows.packed_documents(tokens, LENGTH)
+    )
     result = score(chosen, **machine)
     assert (result.tokens, result.bytes) == (len(tokens.ids), sum(len(text.encode()) for text in TEXTS))
     assert result.nats == pytest.approx(expected, rel=1e-6)

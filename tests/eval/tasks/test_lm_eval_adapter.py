@@ -257,10 +257,10 @@ def test_several_tasks_are_averaged_where_they_measure_the_same() -> None:
         "versions": {"a": 1.0, "b": 2.0},
         "n-shot": {"a": 0, "b": 5},
     }
-    result = harness_task.summary(found)
+    result = harness_task.harness_summary(found)
     wanted = {"acc": 0.7, "acc_stderr": 0.025, "a f1": 0.4, "a exact,strict": 0.25, "b bits_per_byte": 2.0, "both acc": 0.6}
     assert result.metrics == pytest.approx(wanted)
     own = {"acc": 0.9, "acc_stderr": 0.04, "bits_per_byte": 2.0}
     assert result.examples == 7 and result.details["tasks"]["b"] == {**own, "examples": 3, "version": "2.0", "shots": 5}
     del found["results"]["b"], found["results"]["both"], found["n-samples"]["b"]
-    assert harness_task.summary(found).metrics == {"acc": 0.5, "acc_stderr": 0.03, "f1": 0.4, "exact,strict": 0.25}
+    assert harness_task.harness_summary(found).metrics == {"acc": 0.5, "acc_stderr": 0.03, "f1": 0.4, "exact,strict": 0.25}

@@ -45,7 +45,7 @@ def test_an_xlnet_predicts_each_target_from_all_tokens_that_are_not_predicted(
     subject = encoders.loaded("xlnet", "permutation")
     remembers = dataclasses.replace(subject, model=model(dataclasses.replace(subject.model.config, memory=8)))
     sequences: list[tuple[np.ndarray, np.ndarray]] = []
-    choose = masking.mask
+    choose = masking.choose_masks
 
     def noted(rng: np.random.Generator, tokens: np.ndarray, *rest: Any) -> Any:
         result = choose(rng, tokens, *rest)

@@ -110,7 +110,7 @@ def test_conversations_are_the_rows_of_training(objective: str) -> None:
     of = Loaded("small", net, random_params(net), chat_tokenizer(), MESH)
     sides = ((Message("assistant", text),) for text in ("The whale.", "A ship."))
     pair = Preference(origin="a:1", prompt=(Message("user", "What is white?"),), chosen=next(sides), rejected=next(sides))
-    rows = preference_inputs.rows_of(
+    rows = preference_inputs.rows_of_preferences(
         [pair], tiny.run(objective, model=net.config, data=PreferenceData(length=64)), chat_tokenizer()
     )
     result, ids = score(of, [pair]), [side.ids for side in rows.rows[0].sides]

@@ -93,8 +93,8 @@ def test_files_are_those_of_a_folder_or_those_that_are_named(tmp_path: Path) -> 
     (linked := tmp_path / "linked").mkdir()
     (linked / "a.jsonl").symlink_to(tmp_path / "a.jsonl")
     both = [tmp_path / "a.jsonl", tmp_path / "b.jsonl"]
-    assert task_data_files.files([str(tmp_path)], (".jsonl",)) == both
-    assert task_data_files.files([str(both[1]), str(both[0])], (".jsonl",)) == both[::-1]
+    assert task_data_files.find_data_files([str(tmp_path)], (".jsonl",)) == both
+    assert task_data_files.find_data_files([str(both[1]), str(both[0])], (".jsonl",)) == both[::-1]
     for names, said in {
         ("gone.jsonl",): "gone.jsonl: no such file",
         (str(tmp_path / "read.me"),): r"only \.jsonl files are read here",
@@ -103,7 +103,7 @@ def test_files_are_those_of_a_folder_or_those_that_are_named(tmp_path: Path) -> 
         (str(linked),): "linked/a.jsonl: a link out of .*linked; name that file itself in --files",
     }.items():
         with pytest.raises(BadInput, match=said):
-            task_data_files.files(names, (".jsonl",))
+            task_data_files.find_data_files(names, (".jsonl",))
 
 
 def test_minimal_pairs_compare_whole_sentences_and_ties_count_half(tmp_path: Path) -> None:
@@ -130,7 +130,7 @@ def short_and_long() -> tuple[str, str]:
 
 def test_paradigms_weigh_the_same_and_so_do_phenomena() -> None:
     outcomes = {("p", "a"): [1.0, 0.0, 1.0, 0.0], ("p", "b"): [1.0, 1.0], ("q", "c"): [0.0, 0.5]}
-    result = blimp.summary(outcomes)
+    result = blimp.blimp_summary(outcomes)
     assert result.metrics["accuracy"] == pytest.approx((0.5 + 1 + 0.25) / 3)
     assert result.metrics["phenomenon_accuracy"] == pytest.approx((0.75 + 0.25) / 2)
     a, c = math.sqrt(4 * 0.25 / 3 / 4), 0.25

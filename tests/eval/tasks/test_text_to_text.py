@@ -47,7 +47,7 @@ def test_scores_are_of_the_texts_that_the_generator_writes(beams: int, asked: st
     shown = [(row["source"], row["wanted"], row["written"]) for row in result.details["texts"].values()]
     assert shown == list(zip(SOURCES, TARGETS, texts, strict=True))
     # Texts are for the report: the terminal has the numbers alone.
-    assert SOURCES[0] not in run_task.table(result) and "chrf" in run_task.table(result)
+    assert SOURCES[0] not in run_task.task_result_text(result) and "chrf" in run_task.task_result_text(result)
 
 
 def test_files_that_cannot_be_read_and_models_that_cannot_generate_are_refused(files: tuple[str, ...]) -> None:

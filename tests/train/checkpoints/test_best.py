@@ -17,7 +17,7 @@ from train.config import run_config
 from train.config.option_groups import Selection
 from train.config.run_config import Log
 from train.run.run_dir import RunDir
-from train.run.run_identity import identity
+from train.run.run_identity import run_identity
 from zoo.errors import BadInput
 
 META = {"tokenizer": "t", "data": "d", "held_out": "h"}
@@ -103,7 +103,7 @@ def test_the_best_checkpoint_of_another_configuration_is_refused(tmp_path: Path)
     run, other, last = a_run(tmp_path), a_run(tmp_path, seed=1), states.make(20)
     score = SimpleNamespace(record=lambda: {"loss": 1.0})
     with BestCheckpoint(run, RunDir.of(run), notify=pytest.fail) as choice:
-        choice.save_if_best(states.make(10), score, META | {"config": identity(run)})
+        choice.save_if_best(states.make(10), score, META | {"config": run_identity(run)})
     with BestCheckpoint(other, RunDir.of(other), notify=pytest.fail) as choice:
         for use in (lambda: choice.params(last, states.abstract(last)), lambda: choice.save_if_best(last, score, META)):
             with pytest.raises(BadInput, match=r"best: .* another configuration: seed: 0 in the checkpoint, 1 now"):

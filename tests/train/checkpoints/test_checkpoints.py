@@ -21,7 +21,7 @@ from tests.hostile.case_types import forge_manifest
 from tests.support.runs import PATIENCE
 from tests.support.states import META, Log, Spec, abstract, bits, make, mesh_of, restored, save_all
 from train.checkpoints.checkpoints import Checkpoints
-from train.checkpoints.manifest import FORMAT, NAME, DamagedCheckpoint, Manifest, compare
+from train.checkpoints.manifest import FORMAT, NAME, DamagedCheckpoint, Manifest, manifest_differences
 from train.engine.state import State
 from zoo.errors import BadInput
 
@@ -368,18 +368,18 @@ TREES = st.dictionaries(st.text(max_size=3), VALUES, max_size=4)
 @settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(TREES, TREES)
 def test_compare_is_empty_only_for_the_same(saved: dict[str, Any], asked: dict[str, Any]) -> None:
-    assert compare(saved, json.loads(json.dumps(saved))) == []
+    assert manifest_differences(saved, json.loads(json.dumps(saved))) == []
     # An empty dict against none has no leaf to name.
     one, other = (json.dumps(tree, sort_keys=True) for tree in (saved, asked))
     same, same_leaves = one == other, one.replace("{}", "") == other.replace("{}", "")
-    assert (compare(saved, asked) == []) == same or same_leaves
-    assert compare(saved, asked, saved.keys() | asked.keys()) == []
+    assert (manifest_differences(saved, asked) == []) == same or same_leaves
+    assert manifest_differences(saved, asked, saved.keys() | asked.keys()) == []
 
 
 def test_compare_names_the_difference() -> None:
     saved = {"a": 1, "b": 2, "c": {"a": 1}, "d": 1, "e": [1, 2], "f": True}
     asked = {"a": 2, "b": 3, "c": {"a": 2}, "e": (1, 2), "f": 1, "g": "x"}
-    assert compare(saved, asked, ("a",)) == [
+    assert manifest_differences(saved, asked, ("a",)) == [
         "b: 2 in the checkpoint, 3 now",
         "c.a: 1 in the checkpoint, 2 now",
         "d: 1 in the checkpoint, nothing now",

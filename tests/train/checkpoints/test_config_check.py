@@ -14,7 +14,7 @@ from tests.support.commands import TINY, call, finished
 from tests.support.states import Log, restored, save_all
 from train.checkpoints.checkpoints import Checkpoints
 from train.checkpoints.config_check import check_identity
-from train.run.run_identity import identity
+from train.run.run_identity import run_identity
 from zoo.errors import BadInput
 
 OTHER = {
@@ -41,7 +41,7 @@ def replaced(value: Any, key: str, new: Any) -> Any:
 @pytest.mark.planted(len(OTHER))
 def test_every_changed_key_is_named() -> None:
     run = tiny.run()
-    meta = {"config": identity(run)}
+    meta = {"config": run_identity(run)}
     check_identity(Path("run"), json.loads(json.dumps(meta)), run)
     for key, value in OTHER.items():
         with pytest.raises(BadInput, match=rf"another configuration: {key}: .* now; put back"):
@@ -50,7 +50,7 @@ def test_every_changed_key_is_named() -> None:
 
 def test_a_field_that_is_newer_than_the_checkpoint_has_its_default() -> None:
     run = tiny.run()
-    saved = identity(run)
+    saved = run_identity(run)
     del saved["optim.warmup"]
     check_identity(Path("run"), {"config": saved}, run)
 

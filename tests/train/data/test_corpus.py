@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from tests.support.processes import ROOT, run_python
 from train.config.data_options import TextData
 from train.data import corpus
-from train.data.corpus import split
-from train.data.sources import sources
+from train.data.corpus import split_corpus
+from train.data.sources import find_sources
 from zoo.errors import BadInput
 
 PARTS = st.lists(st.sampled_from(["a", "é", "\U0001f433", " ", "\n", "\n\n"]), min_size=30, max_size=300)
@@ -27,7 +27,7 @@ def texts(documents):
 
 
 def test_the_embedded_corpus_is_the_whole_book_split_between_chapters():
-    train, valid = split(TextData())
+    train, valid = split_corpus(TextData())
     book = "".join(texts(train) + texts(valid)).encode()
     assert hashlib.sha256(book).hexdigest() == corpus.EMBEDDED_SHA256
     assert len(book) == 1_204_997 == train.text_bytes + valid.text_bytes
@@ -45,7 +45,7 @@ def test_a_damaged_embedded_corpus_is_refused(tmp_path, monkeypatch):
     broken.write_bytes(lzma.compress(book, preset=0))
     monkeypatch.setattr(corpus, "EMBEDDED", broken)
     with pytest.raises(BadInput, match="damaged"):
-        split(TextData())
+        split_corpus(TextData())
 
 
 def test_files_become_documents(tmp_path):
@@ -54,7 +54,7 @@ def test_files_become_documents(tmp_path):
     (tmp_path / "b.jsonl").write_text("\ufeff" + "\n\n".join(map(json.dumps, lines)), encoding="utf-8")
     (tmp_path / "c.TXT").write_text("held out")
     data = TextData(paths=(f"{tmp_path}/a.txt", f"{tmp_path}/b.jsonl"), valid_paths=(f"{tmp_path}/c.TXT",))
-    train, valid = split(data)
+    train, valid = split_corpus(data)
     expected = [("a.txt", "Café\r\nthé\n"), ("b.jsonl:1", "one"), ("b.jsonl:5", "two\nlines \U0001f433")]
     assert [(document.name, document.text) for document in train] == expected
     assert texts(train) == texts(train) == [text for _, text in expected]
@@ -80,7 +80,7 @@ def test_bad_files_are_refused_in_one_line(tmp_path, name):
     content, message = REFUSED[name]
     (tmp_path / name).write_bytes(content)
     with pytest.raises(BadInput) as refusal:
-        split(TextData(paths=(str(tmp_path / name),)))
+        split_corpus(TextData(paths=(str(tmp_path / name),)))
     assert message in str(refusal.value)
     assert "\n" not in str(refusal.value)
 
@@ -89,15 +89,15 @@ def test_missing_files_folders_and_text_in_both_halves_are_refused(tmp_path):
     file = tmp_path / "a.txt"
     file.write_text("some text\n" * 100)
     with pytest.raises(BadInput, match=r"also in --data\.paths"):
-        split(TextData(paths=(str(file),), valid_paths=(f"{tmp_path}/../{tmp_path.name}/a.txt",)))
+        split_corpus(TextData(paths=(str(file),), valid_paths=(f"{tmp_path}/../{tmp_path.name}/a.txt",)))
     with pytest.raises(BadInput, match=r"a\.txt: it is also in --data\.paths"):
-        split(TextData(paths=(str(tmp_path),), valid_paths=(str(file),)))
+        split_corpus(TextData(paths=(str(tmp_path),), valid_paths=(str(file),)))
     with pytest.raises(BadInput, match=r"a\.txt: a\.txt is read already, by a path before this one; name every file once$"):
-        split(TextData(paths=(str(tmp_path), str(file))))
+        split_corpus(TextData(paths=(str(tmp_path), str(file))))
     os.mkfifo(tmp_path / "pipe.txt")
     with pytest.raises(BadInput, match=r"pipe\.txt: not a regular file"):
-        split(TextData(paths=(str(tmp_path / "pipe.txt"),)))
-    (source,) = sources((str(file),), TextData())
+        split_corpus(TextData(paths=(str(tmp_path / "pipe.txt"),)))
+    (source,) = find_sources((str(file),), TextData())
     file.unlink()
     with pytest.raises(BadInput, match=r"a\.txt: cannot be read \(No such file or directory\)"):
         list(source.read())
@@ -108,7 +108,7 @@ def test_one_document_is_cut_at_the_best_boundary(tmp_path, separator):
     words = {" ": "grün", "": "Grünistalleswashierstehtundwächst"}.get(separator, "Grün ist alles was hier steht und wächst")
     text = separator.join([words] * 197)
     (tmp_path / "a.txt").write_text(text, encoding="utf-8")
-    train, valid = split(TextData(paths=(str(tmp_path / "a.txt"),), valid_fraction=0.2))
+    train, valid = split_corpus(TextData(paths=(str(tmp_path / "a.txt"),), valid_fraction=0.2))
     (before,), (after,) = texts(train), texts(valid)
     assert before + after == text
     assert before.endswith(separator)
@@ -119,7 +119,7 @@ def test_one_document_is_cut_at_the_best_boundary(tmp_path, separator):
 def test_the_last_of_many_documents_is_held_out_however_long(tmp_path):
     file = tmp_path / "a.jsonl"
     file.write_text("\n".join(json.dumps({"text": text}) for text in ["short"] * 24 + ["long " * 1000]))
-    train, valid = split(TextData(paths=(str(file),)))
+    train, valid = split_corpus(TextData(paths=(str(file),)))
     assert (train.count, valid.count) == (24, 1)
 
 
@@ -130,7 +130,7 @@ def test_the_halves_are_the_whole(tmp_path_factory, documents, fraction):
     file.write_text("\n".join(json.dumps({"text": text}) for text in documents))
     data = TextData(paths=(str(file),), valid_fraction=fraction)
     try:
-        train, valid = split(data)
+        train, valid = split_corpus(data)
     except BadInput as refusal:
         if len(documents) >= corpus.MANY_DOCUMENTS or "too few" not in str(refusal):
             raise
@@ -211,7 +211,7 @@ def test_a_share_is_a_prefix_by_bytes(sizes, share):
 def test_a_sample_is_everything_or_evenly_spread(tmp_path):
     file = tmp_path / "a.jsonl"
     file.write_text("\n".join(json.dumps({"text": f"{i:04}" * (1 + i % 5)}) for i in range(1000)))
-    train, valid = split(TextData(paths=(str(file),)))
+    train, valid = split_corpus(TextData(paths=(str(file),)))
     everything = texts(train) + texts(valid)
     assert list(corpus.sample_chunks([train, valid])) == list(corpus.sample_chunks([train, valid], 12_000)) == everything
     some = list(corpus.sample_chunks([train, valid], 1200))

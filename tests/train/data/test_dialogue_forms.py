@@ -26,7 +26,7 @@ def read(folder: Path, record: dict[str, Any], objective: str = "instruction") -
         folder / "a.jsonl",
         [{"prompt": "a", "completion": "b"}, record] if objective != "policy_gradient" else [{"prompt": "a"}, record],
     )
-    return labelled_reader.read_examples(objective, (str(file),), Data(), options)[0][1]
+    return labelled_reader.read_labelled_examples(objective, (str(file),), Data(), options)[0][1]
 
 
 CONVERSATIONS: dict[str, tuple[dict[str, Any], tuple[Message, ...]]] = {
@@ -131,7 +131,11 @@ def test_prompts_of_two_forms_or_with_an_answer_are_refused(tmp_path: Path) -> N
 )
 def test_an_array_has_objects(content: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=message):
-        labelled_reader.read_examples("instruction", (str(put(tmp_path / "a.json", content)),), Data(), ExampleFileOptions())
+        labelled_reader.read_labelled_examples(
+            "instruction", (str(put(tmp_path / "a.json", content)),), Data(), ExampleFileOptions()
+        )
     renamed = put(tmp_path / "a.txt", json.dumps([ALPACA]))
-    examples, _ = labelled_reader.read_examples("instruction", (str(renamed),), Data(), ExampleFileOptions(format="json"))
+    examples, _ = labelled_reader.read_labelled_examples(
+        "instruction", (str(renamed),), Data(), ExampleFileOptions(format="json")
+    )
     assert len(examples) == 1

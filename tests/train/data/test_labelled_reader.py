@@ -99,7 +99,9 @@ def test_bad_examples_are_left_out_by_option_and_otherwise_the_first_is_refused(
     file, errors = put(tmp_path / name, content), list[str]()
     with pytest.raises(BadInput, match=f"^{file}:{lines[0]}: "):
         read(objective, file)
-    examples: list[Any] = labelled_reader.read_examples(objective, (str(file),), Data(), Labelled(skip_bad=True), errors)[0]
+    examples: list[Any] = labelled_reader.read_labelled_examples(
+        objective, (str(file),), Data(), Labelled(skip_bad=True), errors
+    )[0]
     assert [getattr(each, "text", None) or each.words[0] for each in examples] == ["a", "d"]
     assert [error.split(": ")[0] for error in errors] == [f"{file}:{line}" for line in lines]
 

@@ -18,7 +18,7 @@ ROWS = [
 
 
 def read(file: Path, **options: Any) -> list[Any]:
-    return labelled_reader.read_examples("preference", (str(file),), Data(), Preferences(**options))[0]
+    return labelled_reader.read_labelled_examples("preference", (str(file),), Data(), Preferences(**options))[0]
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.parquet", "folder"])
@@ -85,7 +85,7 @@ LABELLED = [{"prompt": "Who?", "completion": " Anna", "label": True}, {"prompt":
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.parquet", "folder"])
 def test_labelled_completions_are_read_from_every_format(tmp_path: Path, name: str):
-    examples, _ = labelled_reader.read_examples("kto", (str(put(tmp_path / name, LABELLED)),), Data(), Preferences())
+    examples, _ = labelled_reader.read_labelled_examples("kto", (str(put(tmp_path / name, LABELLED)),), Data(), Preferences())
     assert [(item.prompt, item.completion, item.desired) for item in examples] == [tuple(row.values()) for row in LABELLED]
 
 
@@ -105,12 +105,12 @@ def test_a_fault_of_a_labelled_completion_is_one_line(tmp_path: Path, row: Any, 
         (put(tmp_path / "b.jsonl", [LABELLED[0], {"prompt": "", "completion": "a"}]), 'no "lab'),
     ):
         with pytest.raises(BadInput) as refusal:
-            labelled_reader.read_examples("kto", (str(content),), Data(), Preferences())
+            labelled_reader.read_labelled_examples("kto", (str(content),), Data(), Preferences())
         assert str(refusal.value).startswith(f"{content}:2: {text}") and "\n" not in str(refusal.value)
 
 
 def test_pairs_of_one_prompt_are_held_out_together(tmp_path: Path):
     rows = [{"prompt": f"{n // 3}", "chosen": f"{n}", "rejected": "x"} for n in range(12)]
     data = Data(paths=(str(put(tmp_path / "a.jsonl", rows)),), valid_fraction=0.3)
-    training, held_out = labelled_reader.split("preference", data, Preferences())
+    training, held_out = labelled_reader.split_examples("preference", data, Preferences())
     assert len(held_out) == 3 and not {item.document for item in training} & {item.document for item in held_out}

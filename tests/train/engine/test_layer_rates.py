@@ -31,7 +31,7 @@ def moved(cfg: Optim, grads: Any = None) -> dict[str, np.ndarray]:
     """The first update of each trained leaf."""
     params, _ = split_params(cfg, PARAMS)
     grads = jax.tree.map(lambda leaf: np.full(leaf.shape, 0.5, np.float32), params) if grads is None else grads
-    tx = optim.optimizer(cfg)
+    tx = optim.make_optimizer(cfg)
     updates = jax.jit(lambda grads, params: tx.update(grads, tx.init(params), params)[0])(grads, params)
     return {path_of(keys): np.asarray(leaf) for keys, leaf in jax.tree_util.tree_leaves_with_path(updates)}
 
@@ -125,7 +125,7 @@ def test_frozen_parameters_are_not_seen_by_the_optimizer() -> None:
         "classifier/kernel": (2, 2),
     }
     # 10 entries of 0.5 are left: the norm is what they alone have, and Adam's first step does not depend on it.
-    np.testing.assert_allclose(optim.norm(grads), 0.5 * 10**0.5, rtol=1e-6)
+    np.testing.assert_allclose(optim.gradient_norm(grads), 0.5 * 10**0.5, rtol=1e-6)
     clipped, alone = moved(cfg, grads), moved(Optim(weight_decay=0.1, clip=0.0))
     np.testing.assert_allclose(clipped["layers/mlp/up/kernel"][0], alone["layers/mlp/up/kernel"][2], rtol=1e-5)
     np.testing.assert_allclose(clipped["classifier/kernel"], alone["classifier/kernel"], rtol=1e-5)

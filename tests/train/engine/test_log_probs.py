@@ -50,7 +50,7 @@ def sample(
         prompts = Batch(tokens=begin, segments=begin + 1, positions=begin, source=prompts)
     decoder = Decoder(net, net.config.vocab, np.dtype(dtype), log_probs=log_probs)
     numbers = np.arange(2 * len(PROMPTS), dtype=np.uint32).reshape(2, -1)
-    state, first = decode_loop.start(decoder, settings, COUNT - 1, params, prompts, np.uint32(0), numbers)
+    state, first = decode_loop.start_decoding(decoder, settings, COUNT - 1, params, prompts, np.uint32(0), numbers)
     _, rest = decode_loop.sample_tokens(decoder, settings, COUNT - 1, params, state)
     tokens = np.concatenate([first.tokens, rest.tokens]).T
     return tokens, np.concatenate([first.log_probs, rest.log_probs]).T if log_probs else (first.log_probs, rest.log_probs)

@@ -53,7 +53,7 @@ def compiled(caplog: pytest.LogCaptureFixture) -> list[str]:
 def test_the_step_is_compiled_once(engine: run_config.Engine, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Over the first steps, and again after the state went through a checkpoint."""
     run = tiny.run(engine=engine, steps=4, model=PLAIN)
-    mesh, net, tx = device_mesh.make_mesh(run.mesh), model(run.model), optim.optimizer(run.optim)
+    mesh, net, tx = device_mesh.make_mesh(run.mesh), model(run.model), optim.make_optimizer(run.optim)
     abstract = state_init.abstract_state(run, net, tx, mesh)
     chex.clear_trace_counter()  # it goes by the function's name
     step = chex.assert_max_traces(make_step(run, net, Causal(), tx, jnp.float32), n=1)

@@ -58,7 +58,7 @@ def train(steps=STEPS, *, mesh=ONE, compute=None, **changes):
     devices = device_mesh.make_mesh(run.mesh, jax.devices()[: run.mesh.data * run.mesh.fsdp * run.mesh.tensor])
     device_mesh.check_mesh(run, devices)
     # The trace of decay 0 is the gradient itself, passed on.
-    net, tx = model(run.model), optax.chain(optax.trace(0.0), optim.optimizer(run.optim))
+    net, tx = model(run.model), optax.chain(optax.trace(0.0), optim.make_optimizer(run.optim))
     places = jax.tree.map(lambda leaf: leaf.sharding, state_init.abstract_state(run, net, tx, devices))
     engine = ENGINES[run.engine](make_step(run, net, Causal(), tx, jnp.float32), devices, places, run.data.batch)
     state, losses, gradient = engine.shard(state_init.init_state(run, net, tx, devices)), [], None
@@ -98,7 +98,7 @@ def test_the_comparison_catches_a_wrong_gradient():
 
 def test_the_state_is_sharded_as_the_table_says():
     run = tiny.run(mesh=run_config.Mesh(data=2, fsdp=2, tensor=2))
-    mesh, net, tx = device_mesh.make_mesh(run.mesh), model(run.model), optim.optimizer(run.optim)
+    mesh, net, tx = device_mesh.make_mesh(run.mesh), model(run.model), optim.make_optimizer(run.optim)
     state = state_init.init_state(run, net, tx, mesh)
     up = state.params["layers"]["mlp"]["up"]["kernel"]
     assert up.sharding.spec == PartitionSpec(None, "fsdp", "tensor")
@@ -112,7 +112,7 @@ def test_the_state_is_sharded_as_the_table_says():
 @pytest.mark.full
 def test_adafactor_treats_layers_as_separate_matrices():
     """Updates of a stacked leaf equal those of each layer's own matrix, which stands outside the stack under another name."""
-    tx = optim.optimizer(run_config.Optim(name="adafactor", clip=0.0, weight_decay=0.0))
+    tx = optim.make_optimizer(run_config.Optim(name="adafactor", clip=0.0, weight_decay=0.0))
     rng = np.random.default_rng(0)
     grads = jnp.float32(rng.standard_normal((3, 128, 256)) * [[[1]], [[10]], [[0.1]]])
     params = jnp.float32(rng.standard_normal((3, 128, 256)))

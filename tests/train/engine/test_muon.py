@@ -19,7 +19,7 @@ from zoo.sharding import path_of
 
 def first_update(cfg: Optim, grads: Any) -> Any:
     """Return what the first update subtracts at a learning rate of 1."""
-    tx = optim.optimizer(cfg)
+    tx = optim.make_optimizer(cfg)
     return jax.tree.map(jnp.negative, tx.update(grads, tx.init(grads), grads)[0])
 
 

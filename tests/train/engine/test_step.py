@@ -147,7 +147,7 @@ CLOSED = {
 
 
 def rates(name: Any, warmup: float = WARMUP, steps: int = STEPS) -> Callable[[int], float]:
-    schedule = optim.schedule(run_config.Optim(lr=PEAK, schedule=name, warmup=warmup, final=FINAL), steps)
+    schedule = optim.make_schedule(run_config.Optim(lr=PEAK, schedule=name, warmup=warmup, final=FINAL), steps)
     return lambda step: float(schedule(jnp.int32(step)))
 
 
@@ -163,8 +163,8 @@ def test_schedules_are_their_closed_forms(name: str) -> None:
 
 def test_the_inverse_square_roots_are_those_of_the_papers() -> None:
     base = recipes.find_recipe("transformer-base")()
-    noam = optim.schedule(base.optim, base.steps)
-    t5 = optim.schedule(recipes.find_recipe("t5")().optim, 1 << 19)
+    noam = optim.make_schedule(base.optim, base.steps)
+    t5 = optim.make_schedule(recipes.find_recipe("t5")().optim, 1 << 19)
     for step in (1, 2, 100, 3999, 4000, 4001, 9_999, 10_000, 10_001, 50_000, 99_999):
         expected = 512**-0.5 * min(step**-0.5, step * 4000**-1.5)
         # A rise is computed as the peak less a part of it, in float32.
@@ -229,11 +229,11 @@ def follow(tx: optax.GradientTransformationExtraArgs, rate: Callable[[int], Any]
 @pytest.mark.parametrize(("clip", "decay"), [(1.0, 0.1), (0.0, 0.0)])
 def test_adamw_is_optax_s_own_step_for_step(clip: float, decay: float) -> None:
     cfg = run_config.Optim(lr=0.1, warmup=3, clip=clip, weight_decay=decay)
-    schedule = optim.schedule(cfg, 8)
+    schedule = optim.make_schedule(cfg, 8)
     mask = {"a": {"kernel": True, "bias": False}}
     theirs = optax.adamw(schedule, cfg.b1, cfg.b2, cfg.eps, weight_decay=decay, mask=mask)
     theirs = optax.chain(optax.clip_by_global_norm(clip), theirs) if clip else optax.with_extra_args_support(theirs)
-    for ours, expected in zip(follow(optim.optimizer(cfg), schedule), follow(theirs, lambda _: 1), strict=True):
+    for ours, expected in zip(follow(optim.make_optimizer(cfg), schedule), follow(theirs, lambda _: 1), strict=True):
         jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), ours, expected)
 
 
@@ -243,7 +243,7 @@ QUIET = dataclasses.replace(tiny.run().model, dropout=0.0, attention_dropout=0.0
 def made(tx: optax.GradientTransformation | None = None, dtype: Any = jnp.float32, **changes: Any) -> SimpleNamespace:
     """A step and the state it begins with, on the first device."""
     run = tiny.run(steps=60, **changes)
-    net, tx = model(run.model), tx or optim.optimizer(run.optim)
+    net, tx = model(run.model), tx or optim.make_optimizer(run.optim)
     params = initial()
     key = jnp.array([0, 1], jnp.uint32)
     # Programs that run a few times: the processor's code need not be good. What they compute is as without this.
@@ -356,7 +356,7 @@ def launched(name: str) -> tuple[Engine, Callable[[], State], Callable[[float], 
     """An engine over two devices, and what makes a state and something frozen for it."""
     mesh = run_config.Mesh(data=1, fsdp=2) if name == "jit" else run_config.Mesh(data=2)
     run = tiny.run(mesh=mesh, engine=name, model=QUIET)
-    net, tx, mesh = model(run.model), optim.optimizer(run.optim), device_mesh.make_mesh(run.mesh, jax.devices()[:2])
+    net, tx, mesh = model(run.model), optim.make_optimizer(run.optim), device_mesh.make_mesh(run.mesh, jax.devices()[:2])
     places = jax.tree.map(lambda leaf: leaf.sharding, state_init.abstract_state(run, net, tx, mesh))
     engine = ENGINES[name](make_step(run, net, Scaled(), tx, jnp.float32), mesh, places, run.data.batch)
     everywhere = NamedSharding(mesh, PartitionSpec())

@@ -16,7 +16,7 @@ from train.config.run_config import Mesh, Run
 from train.engine import device_mesh, step_acceptance
 from train.engine.state import State
 from train.engine.state_init import init_state
-from train.engine.step_acceptance import Acceptance, acceptance
+from train.engine.step_acceptance import Acceptance, make_acceptance
 from train.objectives.causal import Causal
 from train.step.assembly import assemble
 from zoo.errors import BadInput
@@ -71,9 +71,12 @@ def counting_skipped(policy: Acceptance) -> Acceptance:
 def test_the_decisions_are_those_of_a_plain_loop() -> None:
     expected = by_a_loop()
     assert 6 <= expected.count(False) < 20
-    policy = acceptance(Spikes(sigmas=SIGMAS, window=WINDOW))
+    policy = make_acceptance(Spikes(sigmas=SIGMAS, window=WINDOW))
     assert decisions(policy) == expected
-    mistakes = [acceptance(Spikes(sigmas=2 * SIGMAS, window=WINDOW)), acceptance(Spikes(sigmas=SIGMAS, window=WINDOW + 1))]
+    mistakes = [
+        make_acceptance(Spikes(sigmas=2 * SIGMAS, window=WINDOW)),
+        make_acceptance(Spikes(sigmas=SIGMAS, window=WINDOW + 1)),
+    ]
     for mistake in [*mistakes, counting_skipped(policy)]:
         assert decisions(mistake) != expected
 
@@ -137,10 +140,10 @@ def lowered(spikes: Spikes) -> str:
 def test_without_the_policy_the_state_and_the_program_do_not_depend_on_it() -> None:
     off, other = lowered(Spikes()), lowered(Spikes(window=7))
     assert off == other != lowered(Spikes(sigmas=3.0, window=7))
-    assert jax.tree.leaves(acceptance(Spikes()).init()) == []
-    metrics = acceptance(Spikes()).decide({}, jnp.float32(1), jnp.float32(1))[2]
+    assert jax.tree.leaves(make_acceptance(Spikes()).init()) == []
+    metrics = make_acceptance(Spikes()).decide({}, jnp.float32(1), jnp.float32(1))[2]
     assert metrics.keys() == {"finite"}
-    assert step_acceptance.acceptance(Spikes()).decide is step_acceptance._finite
+    assert step_acceptance.make_acceptance(Spikes()).decide is step_acceptance._finite
 
 
 @pytest.mark.parametrize(

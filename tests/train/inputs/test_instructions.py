@@ -59,12 +59,12 @@ def assert_counts(batch: Any, tokenizer: Tokenizer, responses: list[str]) -> Non
 
 
 def test_the_responses_and_their_end_marks_count() -> None:
-    rows = instruction_inputs.rows_of(EXAMPLES, run(), chat_tokenizer())
+    rows = instruction_inputs.rows_of_instructions(EXAMPLES, run(), chat_tokenizer())
     assert_counts(batch_of(rows, rows.length), chat_tokenizer(), RESPONSES)
-    last = instruction_inputs.rows_of(EXAMPLES, run(chat=Chat(turns="last")), chat_tokenizer())
+    last = instruction_inputs.rows_of_instructions(EXAMPLES, run(chat=Chat(turns="last")), chat_tokenizer())
     assert_counts(batch_of(last, rows.length), chat_tokenizer(), [RESPONSES[0], "Four!<|im_end|>", RESPONSES[2]])
     built_in = chat_template.with_template(chat_tokenizer(None), "builtin")
-    texts = instruction_inputs.rows_of(EXAMPLES[1:], run(), built_in).texts
+    texts = instruction_inputs.rows_of_instructions(EXAMPLES[1:], run(), built_in).texts
     assert [built_in.decode(text.ids[text.counted]) for text in texts] == [
         " Two.<|endoftext|> Four!<|endoftext|>",
         " The old man<|endoftext|>",
@@ -76,7 +76,7 @@ def test_the_responses_and_their_end_marks_count() -> None:
 @pytest.mark.planted(3)
 @pytest.mark.parametrize("mistake", ["shifted", "prompt", "no end"])
 def test_a_wrong_mask_is_noticed(mistake: str) -> None:
-    rows = instruction_inputs.rows_of(EXAMPLES, run(), chat_tokenizer())
+    rows = instruction_inputs.rows_of_instructions(EXAMPLES, run(), chat_tokenizer())
     right = Instruction.builder(run(), chat_tokenizer(), dict)
 
     def build(*arguments: Any) -> dict[str, np.ndarray]:
@@ -106,7 +106,7 @@ def test_an_encoder_decoder_reads_the_same_files(family: str, tmp_path: Path) ->
     pairs = [(example.source, example.target) for example in (*inputs.training.examples, *inputs.held_out.examples)]
     conversation = [("User: one\n\nAssistant:", "two"), ("User: one\n\nAssistant: two</s>User: three\n\nAssistant:", "four")]
     assert sorted({*pairs}) == sorted({("the whale is", "white"), *conversation})
-    rows = seq2seq_inputs.rows_of([*inputs.training.examples], asked, inputs.tokenizer)
+    rows = seq2seq_inputs.rows_of_pairs([*inputs.training.examples], asked, inputs.tokenizer)
     build = TextToText.builder(asked, inputs.tokenizer, dict)
     batch = next(iter(in_order(rows, build, len(rows), np.arange(len(rows)))))
     for row, example in enumerate(rows.examples):
@@ -131,13 +131,13 @@ def losses() -> Any:
 def test_a_loss_depends_neither_on_padding_nor_on_neighbours() -> None:
     examples = [dialogue("Who?", "The old man"), Pair(origin="a:1", source="a b", target=" b a")]
     asked = run(data=DialogueData(length=32, batch=2))
-    rows = instruction_inputs.rows_of(examples, asked, chat_tokenizer())
+    rows = instruction_inputs.rows_of_instructions(examples, asked, chat_tokenizer())
     expected = np.asarray(losses()(batch_of(rows, 32, 2)))
     for pads in (5, 50):
         np.testing.assert_allclose(losses()(batch_of(rows, 32 + pads, 2)), expected, rtol=1e-6)
     short = [dialogue("a", "b"), Pair(origin="a:1", source="a b", target=" b a")]
     alone, packed = (
-        instruction_inputs.rows_of(short, run(data=DialogueData(length=32, batch=2, pack=pack)), chat_tokenizer())
+        instruction_inputs.rows_of_instructions(short, run(data=DialogueData(length=32, batch=2, pack=pack)), chat_tokenizer())
         for pack in (False, True)
     )
     assert (len(alone), len(packed)) == (2, 1)
@@ -157,10 +157,10 @@ def test_the_view_of_rows_marks_counted_tokens(tmp_path: Path, capsys: pytest.Ca
 
 def test_prompts_that_are_other_tokens_without_their_responses_are_noticed() -> None:
     examples = [Pair(origin="a:1", source="a ", target="b"), PLAIN]
-    rows = instruction_inputs.rows_of(examples, run(), Tokenizer.train(["a b a b"] * 9, 300))
+    rows = instruction_inputs.rows_of_instructions(examples, run(), Tokenizer.train(["a b a b"] * 9, 300))
     assert [text.differs for text in rows.texts] == [True, False]
     generation = chat_tokenizer(CHATML.replace("<|im_start|>assistant\n{% endif", "<|im_start|>assistant: {% endif"))
-    assert all(text.differs for text in instruction_inputs.rows_of([CHAT], run(), generation).texts)
+    assert all(text.differs for text in instruction_inputs.rows_of_instructions([CHAT], run(), generation).texts)
     inputs = ExampleInputs(chat_tokenizer(), _mixture(rows), rows)
     assert any(line.startswith("in 1 of 2 training examples the tokens before") for line in data_notices.notices(run(), inputs))
 
@@ -200,7 +200,7 @@ def test_records_that_are_no_instructions_are_refused(name: str, tmp_path: Path)
     record, message = RECORDS[name]
     file = put(tmp_path / "a.jsonl", [messages("user", "assistant"), record])
     with pytest.raises(BadInput) as refusal:
-        labelled_reader.read_examples("instruction", (str(file),), DialogueData(), ExampleFileOptions())
+        labelled_reader.read_labelled_examples("instruction", (str(file),), DialogueData(), ExampleFileOptions())
     assert str(refusal.value).startswith(f"{file}:2: {message}") and "\n" not in str(refusal.value)
 
 
@@ -255,16 +255,16 @@ def test_examples_that_make_no_rows_are_refused(name: str) -> None:
     example, template, options, message = ROWS[name]
     asked = run(data=DialogueData(length=32, batch=4), **options)
     with pytest.raises(BadInput, match=f"^{message}" if message[0] != "." else message) as refusal:
-        instruction_inputs.rows_of([example], asked, chat_tokenizer(template))
+        instruction_inputs.rows_of_instructions([example], asked, chat_tokenizer(template))
     assert "\n" not in str(refusal.value)
 
 
 def test_a_template_without_the_tag_gives_the_last_turn_and_a_long_response_is_cut_if_asked() -> None:
     tokenizer = chat_tokenizer(NO_TAG)
-    (text,) = instruction_inputs.rows_of([CHAT], run(chat=Chat(turns="last")), tokenizer).texts
+    (text,) = instruction_inputs.rows_of_instructions([CHAT], run(chat=Chat(turns="last")), tokenizer).texts
     assert tokenizer.decode(text.ids[text.counted]) == "Four!<|im_end|>" and not text.differs
     asked = run(data=DialogueData(length=32, batch=4), labelled=ExampleFileOptions(truncate=True))
-    (text,) = instruction_inputs.rows_of([Pair(origin="a:1", source="b", target="c" * 40)], asked, tokenizer).texts
+    (text,) = instruction_inputs.rows_of_instructions([Pair(origin="a:1", source="b", target="c" * 40)], asked, tokenizer).texts
     assert len(text.ids) == 32 and text.counted.sum() == 31
 
 

@@ -24,7 +24,7 @@ from train.config.run_config import Tokenizer as TokenizerOptions
 from train.data import labelled_reader
 from train.data.example_types import Message
 from train.inputs import inspect_rows, run_inputs
-from train.rows.feedback.preference_rows import Limits, PreferenceRow, encode_rows
+from train.rows.feedback.preference_rows import Limits, PreferenceRow, encode_preference_rows
 from train.run.run_dir import RunDir
 from train.tokenizers import chat_template
 from train.tokenizers.tokenizer import Tokenizer
@@ -36,14 +36,14 @@ OTHER = {"role": "assistant", "content": "Bo."}
 
 def examples(folder: Path, rows: Sequence[dict[str, Any]], objective: str = "preference") -> list[Any]:
     file = put(folder / "pairs.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
-    return labelled_reader.read_examples(objective, (str(file),), Data(), Preferences())[0]
+    return labelled_reader.read_labelled_examples(objective, (str(file),), Data(), Preferences())[0]
 
 
 def encoded(folder: Path, rows: Sequence[dict[str, Any]], tokenizer: Tokenizer, template: str) -> list[PreferenceRow]:
     """Return the rows of a decoder."""
     own = tokenizer.with_files(tokenizer.settings, template)
     compiled, limits = chat_template.chat_template(own, "it"), Limits(4096)
-    return encode_rows(examples(folder, rows), own, small("gpt").config, Preferences(), limits, compiled)[0]
+    return encode_preference_rows(examples(folder, rows), own, small("gpt").config, Preferences(), limits, compiled)[0]
 
 
 def assert_same_ids(row: PreferenceRow, theirs: dict[str, list[int]], special: set[int], *, moved: str = "") -> None:
@@ -324,4 +324,4 @@ def test_messages_are_read_with_the_fields_that_data_sets_leave_empty(tmp_path: 
     assert (example.prompt, example.chosen) == ((Message("user", "Who?"),), (Message("assistant", "Anna."),))
     pairs = [asked(0), {name: [USER, answer] for name, answer in (("chosen", ANSWER), ("rejected", OTHER))}, asked(1)]
     put(tmp_path / "a.json", json.dumps(pairs))
-    assert len(labelled_reader.read_examples("preference", (str(tmp_path / "a.json"),), Data(), Preferences())[0]) == 3
+    assert len(labelled_reader.read_labelled_examples("preference", (str(tmp_path / "a.json"),), Data(), Preferences())[0]) == 3

@@ -97,7 +97,7 @@ def test_a_pair_is_a_source_and_a_target_with_their_ends(tmp_path: Path):
     asked = run(
         pairs=dataclasses.replace(files(tmp_path), prefix="translate"), data=PairData(length=32, target_length=24, batch=4)
     )
-    rows = seq2seq_inputs.rows_of(pairs_of(ENGLISH[:2], GERMAN[:2]), asked, TOKENIZER)
+    rows = seq2seq_inputs.rows_of_pairs(pairs_of(ENGLISH[:2], GERMAN[:2]), asked, TOKENIZER)
     row = TextToText.builder(asked, TOKENIZER, dict)(np.random.default_rng(0), rows.row(1), rows.length)
     assert row["source"].tokens.shape == (32,) and row["tokens"].shape == row["targets"].shape == (24,)
     source, target = rows.row(1)[0].sides
@@ -113,7 +113,7 @@ PACKED = PairData(length=24, target_length=16, batch=4, pack=True)
 @given(st.lists(st.tuples(st.integers(1, 22), st.integers(1, 14)), min_size=1, max_size=40))
 def test_packing_overflows_neither_side_and_loses_nothing(sizes: list[tuple[int, int]]):
     examples = pairs_of(["a" * source for source, _ in sizes], ["b" * target for _, target in sizes])
-    rows = seq2seq_inputs.rows_of(examples, run(data=PACKED), TOKENIZER)
+    rows = seq2seq_inputs.rows_of_pairs(examples, run(data=PACKED), TOKENIZER)
     build, seen = TextToText.builder(run(data=PACKED), TOKENIZER, dict), []
     for number in range(len(rows)):
         placed = rows.row(number)
@@ -129,7 +129,7 @@ def test_packing_overflows_neither_side_and_loses_nothing(sizes: list[tuple[int,
     assert sorted(seen) == [*range(len(sizes))]
     assert (
         rows.content_digest
-        == seq2seq_inputs.rows_of(examples, run(data=dataclasses.replace(PACKED, pack=False)), TOKENIZER).content_digest
+        == seq2seq_inputs.rows_of_pairs(examples, run(data=dataclasses.replace(PACKED, pack=False)), TOKENIZER).content_digest
     )
     # First-fit: each pair is in the first row with room on both sides, the pairs before it being placed.
     room: list[list[int]] = []
@@ -170,7 +170,7 @@ def losses(net: Model, data: PairData, mutant: str) -> tuple[float, float]:
     """The summed loss of three pairs and their number of targets."""
     examples = pairs_of(["the whale", "abc def", "x"], ["ab", "the whale cd", "yz ab"])
     asked = run(net.config, data=data)
-    rows, build = seq2seq_inputs.rows_of(examples, asked, TOKENIZER), TextToText.builder(asked, TOKENIZER, dict)
+    rows, build = seq2seq_inputs.rows_of_pairs(examples, asked, TOKENIZER), TextToText.builder(asked, TOKENIZER, dict)
     batch = jax.tree.map(jnp.asarray, next(in_order(rows, build, len(rows), np.arange(len(rows)))))
     if data.pack and "sources" in mutant:
         source = dataclasses.replace(batch.source, segments=jnp.minimum(batch.source.segments, 1))
@@ -189,7 +189,7 @@ def loss_of(net: Model) -> Any:
 
 def test_a_decoder_only_model_reads_the_source_first():
     alone = dataclasses.replace(T5, architecture="decoder")
-    rows = seq2seq_inputs.rows_of(pairs_of(ENGLISH[:1], GERMAN[:1]), run(alone), TOKENIZER)
+    rows = seq2seq_inputs.rows_of_pairs(pairs_of(ENGLISH[:1], GERMAN[:1]), run(alone), TOKENIZER)
     row = TextToText.builder(run(alone), TOKENIZER, dict)(np.random.default_rng(0), rows.row(0), 32)
     source, target = rows.row(0)[0].sides
     assert "source" not in row and row["tokens"].shape == (64,)
@@ -237,7 +237,7 @@ def test_pairs_that_make_no_rows_are_refused(tmp_path: Path, name: str):
 def test_a_text_without_ids_is_refused():
     tokenizer = Tokenizer.train(["a zero-width space is a space"] * 5, 257, "sentencepiece")
     with pytest.raises(BadInput, match=r"^a:2: the tokenizer returns no ids for the target; fix it or remove the pair$"):
-        seq2seq_inputs.rows_of(pairs_of(["a", "b"], ["a", "\u200b"]), run(), tokenizer)
+        seq2seq_inputs.rows_of_pairs(pairs_of(["a", "b"], ["a", "\u200b"]), run(), tokenizer)
 
 
 def test_long_pairs_are_cut_on_request(tmp_path: Path):
@@ -270,4 +270,4 @@ def test_files_that_do_not_go_together_are_refused(tmp_path: Path):
 
 def test_a_tokenizer_of_another_kind_is_refused():
     with pytest.raises(BadInput, match=r"--tokenizer.kind gpt: .*; choose sentencepiece"):
-        seq2seq_inputs.rows_of(pairs_of(["a"], ["b"]), run(), Tokenizer.train(["ab"], 300))
+        seq2seq_inputs.rows_of_pairs(pairs_of(["a"], ["b"]), run(), Tokenizer.train(["ab"], 300))

@@ -154,7 +154,7 @@ def test_a_fresh_student_begins_with_the_random_parameters_of_its_seed() -> None
     assert goal.initial_params(student, None) is None
     assert goal.initial_params(student, params) is params
     run = tiny.run("distilled", model=student.config, distillation=goal.options, data=EncoderData(length=8, batch=8))
-    tx = optim.optimizer(run.optim)
+    tx = optim.make_optimizer(run.optim)
     begun = state_init.init_state(run, student, tx, MESH, goal.initial_params(student, None)).params
     # Two programs may round the last bits of a random number differently.
     chex.assert_trees_all_close(begun, jax.jit(student.init)(jax.random.key(run.seed)), rtol=1e-6)

@@ -203,7 +203,7 @@ def test_scores_are_those_of_one_batch_of_all_held_out_examples() -> None:
     examples = [
         UnpairedPreference(origin="p", prompt=f"a{n}", completion=f" {'c' * (n % 5 + 1)}", desired=n % 3 > 0) for n in range(9)
     ]
-    rows, params, objective = kto_inputs.rows_of(examples, run, words), random_params(net), OBJECTIVE(run.options.kto)
+    rows, params, objective = kto_inputs.rows_of_completions(examples, run, words), random_params(net), OBJECTIVE(run.options.kto)
     build = OBJECTIVE.builder(run, words, lambda: np.zeros(0))  # pyright: ignore[reportArgumentType]
     (batch,) = in_order(rows, build, 16, np.arange(16))
     reference = np.asarray(log_probs(net, params, jax.tree.map(jnp.asarray, batch), chunk=0)[0])[:9]
@@ -229,7 +229,7 @@ def test_without_a_reference_the_scores_are_those_of_the_answers_alone() -> None
     data = UnpairedData(length=16, batch=4)
     run = tiny.run("kto", model=net.config, precision="float32", data=data, kto=Kto(reference="none"))
     examples = [UnpairedPreference(origin="p", prompt="a", completion=f" {'c' * (n + 1)}", desired=n > 0) for n in range(4)]
-    rows, params, objective = kto_inputs.rows_of(examples, run, words), random_params(net), OBJECTIVE(run.options.kto)
+    rows, params, objective = kto_inputs.rows_of_completions(examples, run, words), random_params(net), OBJECTIVE(run.options.kto)
     build = OBJECTIVE.builder(run, words, lambda: np.zeros(0))  # pyright: ignore[reportArgumentType]
     (host,) = in_order(rows, build, 4, np.arange(4))
     batch = jax.tree.map(jnp.asarray, host)

@@ -86,7 +86,7 @@ def test_a_causal_encoder_is_neither_trained_on_masks_nor_exported(tmp_path: Pat
     for family in ("bert", "roberta", "distilbert"):
         net = small(family, causal=True)
         with pytest.raises(BadInput, match=r"model\.causal True: encoders were only published with tokens that see both sides"):
-            published_weights.save(tmp_path, net.config, {})
+            published_weights.save_published(tmp_path, net.config, {})
     loaded = Loaded("name", small("bert", task="masked", causal=True), {}, TOKENIZER, device_mesh.make_mesh(Mesh()))
     with pytest.raises(BadInput, match="name: a causal bert, whose tokens see one side only"):
         Encoder.of(loaded, batch=1, dtype=jnp.float32)

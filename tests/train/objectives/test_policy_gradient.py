@@ -20,10 +20,10 @@ from train.config.policy_gradient_options import PolicyGradientLoss
 from train.config.rollout_options import Rollout
 from train.engine import device_mesh, state_init
 from train.engine.log_probs import token_log_probs
-from train.engine.policy_losses import clipped_losses, loss_weights, ratios
+from train.engine.policy_losses import clipped_losses, loss_weights, probability_ratios
 from train.objectives.feedback import policy_gradient
 from train.objectives.feedback.policy_gradient import PolicyGradient
-from train.rollouts.advantages import advantages
+from train.rollouts.advantages import group_advantages
 from train.rows.feedback.preference_rows import Side
 from train.rows.feedback.response_rows import ResponseRow
 from train.step.assembly import assemble
@@ -53,7 +53,7 @@ def expected(net: Any, params: Any, reference: Any, texts: Batch, options: Polic
     old, of_reference = (compiled(net, which, batch, chunk=0, temperature=1.0) for which in (params, reference))
     logs, reference_logs = old.sum(1)[1 : 2 * len(TEXTS) : 2], of_reference.sum(1)[1 : 2 * len(TEXTS) : 2]
     returns = rewards if options.kl_in_loss else rewards - options.beta * np.asarray(logs - reference_logs)
-    advantage = advantages(returns[PAIRS], options.advantage).reshape(-1)
+    advantage = group_advantages(returns[PAIRS], options.advantage).reshape(-1)
     probability = np.repeat(np.exp(np.asarray(logs))[PAIRS].prod(1), 2)
     batch = dataclasses.replace(
         batch,
@@ -131,15 +131,15 @@ def numbers(tokens: int = 5, rows: int = 12) -> tuple[Any, ...]:
 def test_advantages_of_the_definitions() -> None:
     rewards = np.random.default_rng(0).standard_normal((6, 5))
     centred = rewards - rewards.mean(1, keepdims=True)
-    np.testing.assert_allclose(advantages(rewards, "group"), centred, atol=1e-14)
-    np.testing.assert_allclose(advantages(rewards, "leave_one_out"), 5 / 4 * centred, atol=1e-14)
+    np.testing.assert_allclose(group_advantages(rewards, "group"), centred, atol=1e-14)
+    np.testing.assert_allclose(group_advantages(rewards, "leave_one_out"), 5 / 4 * centred, atol=1e-14)
     deviation = np.sqrt((centred**2).sum(1, keepdims=True) / 4)
-    np.testing.assert_allclose(advantages(rewards, "group_std"), centred / (deviation + 1e-4), atol=1e-14)
+    np.testing.assert_allclose(group_advantages(rewards, "group_std"), centred / (deviation + 1e-4), atol=1e-14)
     for kind in ("group", "group_std", "leave_one_out"):
         # The mean of seven times 0.1 is not 0.1 in float64.
-        assert (advantages(np.full((1, 7), 0.1), kind) == 0).all()
+        assert (group_advantages(np.full((1, 7), 0.1), kind) == 0).all()
     with pytest.raises(ValueError, match="2 or more"):
-        advantages(np.ones((3, 1)), "group")
+        group_advantages(np.ones((3, 1)), "group")
 
 
 @pytest.mark.parametrize("kind", ["token", "sequence", "product"])
@@ -147,9 +147,11 @@ def test_the_first_step_has_ratio_1_and_no_clip(kind: Any) -> None:
     log_probs, _, weights, advantage = numbers()
 
     def loss(values: Any, low: float, high: float, advantage: Any = advantage) -> Any:
-        return (clipped_losses(ratios(values, log_probs, weights, kind), advantage[:, None], low, high) * weights).sum()
+        return (
+            clipped_losses(probability_ratios(values, log_probs, weights, kind), advantage[:, None], low, high) * weights
+        ).sum()
 
-    assert (ratios(log_probs, log_probs, weights, kind) == 1).all()
+    assert (probability_ratios(log_probs, log_probs, weights, kind) == 1).all()
     gradients = [jax.grad(loss)(log_probs, *clip) for clip in ((0.2, 0.2), (1e-6, 1e-6), (1.0, 1e9))]
     assert gradients[0].any() and all((gradient == gradients[0]).all() for gradient in gradients)
     assert not jax.grad(loss)(log_probs, 0.2, 0.2, jnp.zeros_like(advantage)).any()
@@ -157,7 +159,7 @@ def test_the_first_step_has_ratio_1_and_no_clip(kind: Any) -> None:
 
 def test_a_response_of_one_token_has_one_ratio() -> None:
     log_probs, old, weights, _ = numbers(tokens=1)
-    token, sequence, product = (ratios(log_probs, old, weights, kind) for kind in ("token", "sequence", "product"))
+    token, sequence, product = (probability_ratios(log_probs, old, weights, kind) for kind in ("token", "sequence", "product"))
     assert (token == sequence).all() and (token == product).all() and not (token == 1).any()
     assert (loss_weights(weights, "sequences") == loss_weights(weights, "tokens")).all()
 

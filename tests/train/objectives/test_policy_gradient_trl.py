@@ -22,7 +22,7 @@ from train.engine.log_probs import token_log_probs
 from train.engine.policy_losses import clipped_losses
 from train.objectives.feedback import policy_gradient
 from train.objectives.feedback.policy_gradient import PolicyGradient
-from train.rollouts.advantages import advantages
+from train.rollouts.advantages import group_advantages
 from zoo import models, published_weights
 from zoo.batch import Batch
 from zoo.hf import safetensors_dir
@@ -56,7 +56,7 @@ def log_probs(temperature: float) -> tuple[jax.Array, jax.Array]:
     return old_logs, reference_logs
 
 
-def check_against_trl(name: str, expected: dict[str, Any], folder: Path, advantages: Any = advantages) -> None:
+def check_against_trl(name: str, expected: dict[str, Any], folder: Path, advantages: Any = group_advantages) -> None:
     """Compare advantages and loss within 1e-5, and the gradients by the project's bound against torch."""
     net, (params, _, _), batch = networks()
     options, temperature = trl_policy.CASES[name]
@@ -75,7 +75,7 @@ def check_against_trl(name: str, expected: dict[str, Any], folder: Path, advanta
 
     value, gradients = jax.value_and_grad(loss)(params)
     assert float(value) == pytest.approx(expected["loss"], abs=1e-5)
-    published_weights.save(folder, net.config, gradients)
+    published_weights.save_published(folder, net.config, gradients)
     stored = load_file(folder / safetensors_dir.SINGLE)
     total = math.hypot(*(norm for norm, _ in expected["gradients"].values()))
     assert stored.keys() == expected["gradients"].keys()
@@ -126,4 +126,4 @@ def test_wrong_losses_differ_from_trl(name: str, wrong: Any, monkeypatch: pytest
     if name:
         monkeypatch.setattr(policy_gradient, name, wrong)
     with pytest.raises(AssertionError):
-        check_against_trl("dapo", frozen("dapo"), tmp_path, advantages if name else wrong)
+        check_against_trl("dapo", frozen("dapo"), tmp_path, group_advantages if name else wrong)

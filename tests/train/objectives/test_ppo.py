@@ -212,7 +212,7 @@ def test_a_rollout_has_whitened_advantages_and_returns_before_whitening() -> Non
         generalized_advantages.explained_variance(np.arange(3.0), np.full(7, 0.7)[:3])
         == 0
         == generalized_advantages.explained_variance(np.arange(7.0), np.full(7, 0.7))
-        and not generalized_advantages.whiten(np.full(4, 0.5)).any()
+        and not generalized_advantages.whiten_advantages(np.full(4, 0.5)).any()
     )
 
 

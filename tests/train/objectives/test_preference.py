@@ -155,7 +155,7 @@ def gradient(mesh: run_config.Mesh, accumulate: int = 1) -> tuple[list[float], A
     """The losses of three steps of SGD over four pairs, and the first gradient."""
     cfg = run("gpt", mesh=mesh, accumulate=accumulate)
     devices = device_mesh.make_mesh(mesh, jax.devices()[: mesh.data * mesh.fsdp * mesh.tensor])
-    model, tx = models.model(cfg.model), optax.chain(optax.trace(0.0), optim.optimizer(cfg.optim))
+    model, tx = models.model(cfg.model), optax.chain(optax.trace(0.0), optim.make_optimizer(cfg.optim))
     places = jax.tree.map(lambda leaf: leaf.sharding, state_init.abstract_state(cfg, model, tx, devices))
     engine = ENGINES["jit"](make_step(cfg, model, RewardModel(0.01), tx, jnp.float32), devices, places, cfg.data.batch)
     state, losses, slope = engine.shard(state_init.init_state(cfg, model, tx, devices)), [], None
@@ -206,7 +206,7 @@ def test_losses_and_gradients_are_those_of_trl(family: str, tmp_path: Path) -> N
     value, slopes = jax.jit(jax.value_and_grad(mean))(params)
     assert float(value) == pytest.approx(frozen["loss"], abs=1e-5)
     (tmp_path / "slopes").mkdir()
-    published_weights.save(tmp_path / "slopes", cfg, slopes)
+    published_weights.save_published(tmp_path / "slopes", cfg, slopes)
     stored = load_file(tmp_path / "slopes" / safetensors_dir.SINGLE)
     norm = np.sqrt(sum(size**2 for size, _ in frozen["gradients"].values()))
     for name, probe in frozen["gradients"].items():

@@ -26,9 +26,9 @@ from train.engine import device_mesh
 from train.inputs import prompt_inputs
 from train.rollouts import reward_models, rollout_inputs
 from train.rollouts.reward_models import Capacity, RewardModel, load_reward_model
-from train.rollouts.rewards import Completion, ModelName, RewardFunction, rewards
+from train.rollouts.rewards import Completion, ModelName, RewardFunction, score_completions
 from train.rows.mixture import Component, Mixture
-from train.run.run_identity import differences
+from train.run.run_identity import identity_differences
 from train.tokenizers.chat_template import with_template
 from train.tokenizers.tokenizer import Tokenizer
 from train.weights.load import Loaded
@@ -221,15 +221,17 @@ def test_the_end_of_a_long_response_is_cut_and_counted_if_asked(monkeypatch: pyt
     texts = ["seen the ship again and again", "seen the ship again", "old"]
     scores = judge.scores([Completion(PROMPTS[2], text, []) for text in texts])
     assert scores.truncated.tolist() == [True, False, False] and scores.values[0] == scores.values[1] != scores.values[2]
-    both = rewards([RewardFunction("f", lambda ids, **_: [1.0] * len(ids)), judge], [Completion(PROMPTS[2], texts[0], [])])
+    both = score_completions(
+        [RewardFunction("f", lambda ids, **_: [1.0] * len(ids)), judge], [Completion(PROMPTS[2], texts[0], [])]
+    )
     assert both.truncated.tolist() == [True] and both.values == 1 + scores.values[:1]
     # A run that met such a response continues with the option under the same name.
-    assert not differences(run(), run(truncate=True))
+    assert not identity_differences(run(), run(truncate=True))
 
 
 def test_prompts_that_were_left_out_have_no_part_in_the_lengths(monkeypatch: pytest.MonkeyPatch) -> None:
     made = run(labelled=Prompts(skip_bad=True))
-    rows = prompt_inputs.rows_of(PROMPTS, made, BYTES)
+    rows = prompt_inputs.rows_of_prompts(PROMPTS, made, BYTES)
     seen: list[Any] = []
     monkeypatch.setattr(rollout_inputs, "find_rewards", lambda names: (ModelName("judge", 1.0),))
 

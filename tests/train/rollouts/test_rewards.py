@@ -15,8 +15,8 @@ from train.config.data_options import PromptData
 from train.config.rollout_options import Rollout
 from train.data.example_types import Prompt
 from train.engine import device_mesh
-from train.rollouts.rewards import Completion, ModelName, RewardFunction, find_rewards, rewards, with_missing_end
-from train.rollouts.rollout_metrics import MOST_EQUAL, EqualRewards, RolloutPart, measure
+from train.rollouts.rewards import Completion, ModelName, RewardFunction, find_rewards, score_completions, with_missing_end
+from train.rollouts.rollout_metrics import MOST_EQUAL, EqualRewards, RolloutPart, rollout_numbers
 from zoo.errors import BadInput
 
 TWO = [Completion(Prompt(origin=f"p:{n}", prompt="a", columns={"answer": n}), text, [n]) for n, text in enumerate(("x", "yy"))]
@@ -29,7 +29,7 @@ def test_a_function_reads_texts_ids_and_columns_and_several_are_summed():
     def second(completions: list[str], **rest: Any) -> np.ndarray:
         return np.array([text == "yy" for text in completions])
 
-    total = rewards([RewardFunction("a:first", first), RewardFunction("a:second", second, -0.5)], TWO).values
+    total = score_completions([RewardFunction("a:first", first), RewardFunction("a:second", second, -0.5)], TWO).values
     assert total.dtype == np.float64 and total.tolist() == [2.0, 3.5]
 
 
@@ -57,7 +57,7 @@ def test_a_fault_of_a_function_names_it_with_the_prompt_and_the_value(result: An
         return result
 
     with pytest.raises(BadInput) as error:
-        rewards([RewardFunction("m:f", function)], TWO)
+        score_completions([RewardFunction("m:f", function)], TWO)
     assert str(error.value).startswith(f"--rollout.reward m:f: {message}")
 
 
@@ -66,13 +66,13 @@ def test_an_error_of_a_function_is_named_with_its_place() -> None:
         return [1 / (len(row) - 1) for row in ids]
 
     with pytest.raises(BadInput) as refused:
-        rewards([RewardFunction("m:f", function)], TWO)
+        score_completions([RewardFunction("m:f", function)], TWO)
     line = function.__code__.co_firstlineno + 1
     what = f"raised ZeroDivisionError: division by zero at test_rewards.py:{line}"
     assert str(refused.value) == f"--rollout.reward m:f: {what} for 2 completions, the first of p:0; correct the function"
     # Arguments that a function does not take are no error inside it.
     with pytest.raises(BadInput, match=r"unexpected keyword argument 'prompts' for 2 completions, the first of p:0; correct"):
-        rewards([RewardFunction("m:f", lambda completions: [1.0])], TWO)
+        score_completions([RewardFunction("m:f", lambda completions: [1.0])], TWO)
 
 
 def test_a_coroutine_is_refused_without_a_warning() -> None:
@@ -80,7 +80,7 @@ def test_a_coroutine_is_refused_without_a_warning() -> None:
         return [1.0, 1.0]
 
     with pytest.raises(BadInput, match="returned a coroutine; return a list with a number for each"):
-        rewards([RewardFunction("m:f", function)], TWO)
+        score_completions([RewardFunction("m:f", function)], TWO)
     gc.collect()
 
 
@@ -92,7 +92,11 @@ def test_functions_are_imported_from_the_working_directory(tmp_path: Path, monke
     monkeypatch.setattr("sys.path", [*__import__("sys").path])
     (function,) = find_rewards(["judging:length@0.5"])
     assert isinstance(function, RewardFunction)
-    assert (function.name, function.weight, rewards([function], TWO).values.tolist()) == ("judging:length", 0.5, [0.5, 1.0])
+    assert (function.name, function.weight, score_completions([function], TWO).values.tolist()) == (
+        "judging:length",
+        0.5,
+        [0.5, 1.0],
+    )
     faults = {
         (): ": name what judges responses, MODULE:FUNCTION, a reward model or CLASSIFIER:LABEL",
         ("@0.5",): ": name what judges responses",
@@ -166,7 +170,7 @@ def rollout_part(advantages: np.ndarray, rewards: np.ndarray) -> tuple[dict[str,
     ones = np.ones(4, np.int64)
     numbers: dict[str, Any] = {"lengths": ones, "ended": ones > 0, "rewards": rewards, "log_ratios": None, "log_probs": -rewards}
     parts = [RolloutPart(completions=[], samples=2, advantages=advantages, ratio_error=0.0, **numbers)]
-    return measure(parts), parts
+    return rollout_numbers(parts), parts
 
 
 def test_rollouts_without_a_signal_are_reported_once_and_end_the_run_after_many() -> None:

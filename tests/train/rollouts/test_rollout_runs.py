@@ -178,7 +178,7 @@ def test_a_run_of_ppo_continues_with_its_value_head_and_exports_none(monkeypatch
     assert np.asarray(expected["params/value/kernel"]).any()
     params, base = load_model(steady).params, load_model(tmp_path / "base").params
     assert by_path(params).keys() == by_path(base).keys()
-    import_export.export(str(steady), str(tmp_path / "out"), step=None, last=0, shard=1.0, mesh=run_config.Mesh())
+    import_export.export_run(str(steady), str(tmp_path / "out"), step=None, last=0, shard=1.0, mesh=run_config.Mesh())
     exported = load_model(tmp_path / "out").params
     assert all(np.array_equal(*pair) for pair in zip(jax.tree.leaves(exported), jax.tree.leaves(params), strict=True))
     adapted = train("adapted", steps=2, lora=Lora(rank=2))

@@ -83,7 +83,7 @@ def feed(
         name, model=net.config, **{name: (PolicyGradientLoss if name == "policy_gradient" else Ppo)(beta=beta)}, **options
     )
     examples = [Prompt(origin=f"p:{n}", prompt=" ".join(preferences.WORDS[:n])[: 2 * n], columns={}) for n in range(5)]
-    rows = prompt_inputs.rows_of(examples, run, tokenizer)
+    rows = prompt_inputs.rows_of_prompts(examples, run, tokenizer)
     mixture = Mixture((Component("p", 1.0, [Document("p", "")], rows),))
     inputs = prompt_inputs.PromptInputs(tokenizer, mixture, rows, rewards=(RewardFunction("t:f", function), *judges))
     mesh = device_mesh.make_mesh(run_config.Mesh(), jax.devices()[:devices])

@@ -10,14 +10,14 @@ from hypothesis import strategies as st
 
 from train.objectives import causal
 from train.rows.batches import Batches, in_order
-from train.rows.lm_rows import Tokens, windows
+from train.rows.lm_rows import Tokens, stream_windows
 from train.rows.mixture import Component, Mixture
 
 
 def plan(count, length=4):
     """`count` windows of `length` targets over one document; the last one is a target short."""
     size = count * length - 1
-    return windows(Tokens(np.arange(size, dtype=np.uint32), np.array([0, size]), np.array([size]), 0, ""), length)
+    return stream_windows(Tokens(np.arange(size, dtype=np.uint32), np.array([0, size]), np.array([size]), 0, ""), length)
 
 
 def alone(rows):

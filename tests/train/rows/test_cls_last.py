@@ -29,7 +29,7 @@ from train.config.option_groups import Masking, Questions
 from train.config.run_config import Mesh
 from train.data.example_types import Answer, Choice, Example, Question, Tagged, Text
 from train.engine import device_mesh
-from train.inputs.labelled_inputs import LabelledRows, rows_of
+from train.inputs.labelled_inputs import LabelledRows, rows_of_labels
 from train.objectives import choice, objective
 from train.objectives.choice import MultipleChoice
 from train.objectives.masked import Masked
@@ -83,7 +83,7 @@ EXAMPLES: dict[str, list[Example]] = {
 
 def built(goal: str) -> tuple[LabelledRows, list[dict[str, np.ndarray]]]:
     cfg = run(goal)
-    made = rows_of(EXAMPLES[goal], cfg, WORDS)
+    made = rows_of_labels(EXAMPLES[goal], cfg, WORDS)
     build = objective(cfg.objective).builder(cfg, WORDS, lambda: np.zeros(0, np.int64))
     return made, [build(np.random.default_rng(0), row, LENGTH) for row in made.rows]
 
@@ -116,7 +116,7 @@ def check(goal: str) -> None:
     assert made.rows[0].context is not None
     assert (made.rows[0].context.first, made.rows[0].context.summary) == (2, 10)
     context, narrow = ids(QUESTION.context), dataclasses.replace(run("span"), data=LabelledData(length=8, batch=2))
-    several = rows_of(EXAMPLES["span"], narrow, WORDS).rows
+    several = rows_of_labels(EXAMPLES["span"], narrow, WORDS).rows
     windows = [[*ids("who"), SEP, *context[start : start + 4], SEP, CLS] for start in (0, 2, 4)]
     assert [row.inputs[0].ids.tolist() for row in several] == windows
     assert [row.labels.tolist() for row in several] == [[7, 7], [3, 4], [6, 6]]
@@ -203,10 +203,10 @@ def test_each_token_is_masked_in_its_own_place(encoder: Encoder):
 
 @pytest.mark.full
 def test_what_fills_a_mask_has_the_space_that_its_entry_has(encoder: Encoder):
-    (filled_in,) = fill_mask.fill(encoder, encoders.texts("the <mask> sees"), top=WORDS.vocab_size)
+    (filled_in,) = fill_mask.fill_masks(encoder, encoders.texts("the <mask> sees"), top=WORDS.vocab_size)
     texts = {each.token: each.text for each in filled_in.candidates}
     assert (texts[" whale"], texts["s"]) == ("the whale sees", "thes sees")
-    (first,) = fill_mask.fill(encoder, encoders.texts("<mask> sees"), top=1, targets=["who"])
+    (first,) = fill_mask.fill_masks(encoder, encoders.texts("<mask> sees"), top=1, targets=["who"])
     assert [each.text for each in first.candidates] == ["who sees"]
 
 
@@ -222,7 +222,7 @@ def test_options_are_judged_by_their_own_cls():
 def test_no_answer_is_the_prediction_where_cls_has_the_highest_logit():
     """A model that is surest of CLS predicts that there is no answer; one that is least sure of it gives an answer."""
     cfg = dataclasses.replace(run("span"), data=LabelledData(length=8, batch=2))
-    made = rows_of([dataclasses.replace(QUESTION, answers=())], cfg, WORDS)
+    made = rows_of_labels([dataclasses.replace(QUESTION, answers=())], cfg, WORDS)
     score = labelled_scores.METRICS["span"]
     for sure, exact in ((9, 1), (-9, 0)):
         logits = np.zeros((len(made), 2, 8))

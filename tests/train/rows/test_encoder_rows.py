@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from tests.support.encoder_text import roberta, sentences_of, uncased
 from train.config.data_options import EncoderData
 from train.rows.encoder_rows import PAIRED, plan_rows
-from train.rows.sentence_pairs import NEXT, RANDOM, pairs
-from train.rows.sentences import Sentences, sentences
+from train.rows.sentence_pairs import NEXT, RANDOM, sentence_pairs
+from train.rows.sentences import Sentences, find_sentences
 from zoo.errors import BadInput
 
 BERT, ROBERTA = uncased(), roberta()
@@ -82,7 +82,7 @@ def test_every_token_of_text_is_in_one_row_and_in_order(rows, sizes, length, pac
 @given(DOCUMENTS, st.integers(4, 30), st.sampled_from(["full_sentences", "doc_sentences"]))
 def test_rows_take_whole_sentences_as_long_as_they_fit(sizes, length, rows):
     tokens = sentences_of(sizes, BERT)
-    whole = sentences(tokens, BERT, length - 2)
+    whole = find_sentences(tokens, BERT, length - 2)
     expected, room, last = [], 0, None
     for document, start, size in zip(*(each.tolist() for each in whole), strict=True):
         cost = size + (last is not None and document != last)
@@ -163,7 +163,9 @@ def test_pairs_are_made_as_published(sizes, room, single, short, seed):
     cut = [[min(size, room) for size in document] for document in sizes]
     document = np.repeat(np.arange(len(cut)), [len(each) for each in cut])
     start = np.concatenate([np.cumsum([0, *each[:-1]]) for each in cut])
-    made = pairs(Sentences(document, start, np.concatenate(cut)), room, np.random.default_rng(seed), short=short, single=single)
+    made = sentence_pairs(
+        Sentences(document, start, np.concatenate(cut)), room, np.random.default_rng(seed), short=short, single=single
+    )
     places = [(number, nth) for number, each in enumerate(cut) for nth in range(len(each))]
     first = dict(zip(places, start.tolist(), strict=True))
     expected = as_published(cut, room, np.random.default_rng(seed).random, short, single)
@@ -186,7 +188,7 @@ def near(found, expected, deviation):
 def test_long_texts_are_cut_at_both_ends_equally_often():
     sizes = np.full(4000, 30)
     ranges = Sentences(np.arange(4000), np.zeros(4000, np.int64), sizes)
-    made = pairs(ranges, 40, np.random.default_rng(0), short=0.0, single=True)
+    made = sentence_pairs(ranges, 40, np.random.default_rng(0), short=0.0, single=True)
     assert (made.size == 20).all() and (made.label == RANDOM).all()
     # Each of ten tokens is cut in front with probability one half.
     assert near(made.start.mean(), 5, math.sqrt(2.5 / made.start.size))

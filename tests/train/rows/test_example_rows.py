@@ -63,7 +63,7 @@ def text(first: str, second: str | None = None, label: str | float = "yes") -> T
 def test_texts_and_pairs_are_those_of_transformers(kind: Kind) -> None:
     examples = [text("The whale sleeps.", None, "y"), text("", "a", "n")]
     examples += [text("  na\u00efve \U0001f433 ", "The whale sleeps.", "y"), text("[SEP] </s> is no mark", "", "y")]
-    rows = list(example_rows.texts(examples, tokenizer(kind), Labelled(), 99, {"n": 0, "y": 1}))
+    rows = list(example_rows.classification_rows(examples, tokenizer(kind), Labelled(), 99, {"n": 0, "y": 1}))
     for row, each in zip(rows[:3], examples, strict=False):
         assert_theirs(kind, row.inputs[0], theirs(kind)(each.text, each.pair))
         assert (row.weights.tolist(), row.labels.tolist(), row.labels.dtype) == ([1.0], [int(each.label == "y")], np.int32)
@@ -85,10 +85,10 @@ def test_the_longer_text_is_cut_first(kind: Kind, left: list[str], right: list[s
     marks = words.special_tokens
     assert marks is not None
     first, second = (words.encode(" ".join(each)).tolist() for each in (left, right))
-    (row,) = example_rows.texts([text(" ".join(left), " ".join(right))], words, options, length, NAMES)
+    (row,) = example_rows.classification_rows([text(" ".join(left), " ".join(right))], words, options, length, NAMES)
     expected = marks.pair(*map(np.array, popped(first, second, length - 2 - marks.between)))
     assert [each.tolist() for each in row.inputs[0]] == [each.tolist() for each in expected]
-    (alone,) = example_rows.texts([text(" ".join(left))], words, options, length, NAMES)
+    (alone,) = example_rows.classification_rows([text(" ".join(left))], words, options, length, NAMES)
     assert_theirs(kind, alone.inputs[0], theirs(kind)(" ".join(left), truncation=True, max_length=length))
 
 
@@ -96,15 +96,15 @@ def test_the_longer_text_is_cut_first(kind: Kind, left: list[str], right: list[s
 def test_a_text_that_just_fits_is_a_row_and_a_longer_one_is_refused(kind: Kind) -> None:
     for each in (text("The whale sleeps."), text("The whale", "sleeps.")):
         size = len(theirs(kind)(each.text, each.pair)["input_ids"])
-        (row,) = example_rows.texts([each], tokenizer(kind), Labelled(), size, NAMES)
+        (row,) = example_rows.classification_rows([each], tokenizer(kind), Labelled(), size, NAMES)
         assert len(row.inputs[0].ids) == size
         with pytest.raises(BadInput, match=rf"^a\.tsv:2: {size} tokens, and a row has {size - 1}; .* --labelled\.truncate$"):
-            list(example_rows.texts([each], tokenizer(kind), Labelled(), size - 1, NAMES))
+            list(example_rows.classification_rows([each], tokenizer(kind), Labelled(), size - 1, NAMES))
 
 
 def test_numbers_of_a_regression_are_their_labels() -> None:
     examples = [text("a", label=2.5), text("b", label=-1.0)]
-    rows = list(example_rows.texts(examples, tokenizer("wordpiece"), Labelled(regression=True), 9, {"score": 0}))
+    rows = list(example_rows.classification_rows(examples, tokenizer("wordpiece"), Labelled(regression=True), 9, {"score": 0}))
     assert [(row.labels.dtype, row.labels.tolist()) for row in rows] == [(np.float32, [2.5]), (np.float32, [-1.0])]
 
 
@@ -119,7 +119,7 @@ def test_tags_are_at_the_first_pieces_of_their_words(kind: Kind, several: list[s
     """As `word_ids` aligns them."""
     sentence = tagged("the", *several)
     tags = {f"t{number}": number for number in range(5)}
-    (row,) = example_rows.tags([sentence], tokenizer(kind), Labelled(truncate=True), length, tags)
+    (row,) = example_rows.tagging_rows([sentence], tokenizer(kind), Labelled(truncate=True), length, tags)
     options = dict(is_split_into_words=True, truncation=True, max_length=length)
     found = theirs(kind, add_prefix_space=True)(list(sentence.words), **options)
     assert_theirs(kind, row.inputs[0], found)
@@ -139,7 +139,7 @@ def choice(*options: str, article: str = "The whale sleeps.") -> Choice:
 @kinds
 def test_each_option_is_a_row_with_the_article_and_the_question(kind: Kind) -> None:
     example = choice("the whale", "the men", "")
-    (row,) = example_rows.choices([example], tokenizer(kind), Labelled(), 60)
+    (row,) = example_rows.choice_rows([example], tokenizer(kind), Labelled(), 60)
     assert (len(row.inputs), row.labels.tolist(), row.labels.shape, row.weights.tolist()) == (3, 1, (), [1.0])
     for inputs, option in zip(row.inputs, example.options, strict=True):
         assert_theirs(kind, inputs, theirs(kind)(example.article, f"Who sleeps? {option}"))
@@ -150,7 +150,7 @@ def question(asked: str, context: str, *answers: Answer) -> Question:
 
 
 def windows(kind: Kind, asked: Question, length: int, stride: int, **options: Any) -> list[ExampleRow]:
-    return list(example_rows.windows([asked], tokenizer(kind), Labelled(stride=stride, **options), length))
+    return list(example_rows.question_rows([asked], tokenizer(kind), Labelled(stride=stride, **options), length))
 
 
 @kinds
@@ -228,22 +228,31 @@ def test_examples_that_make_no_row_are_refused_by_name() -> None:
     words, gpt, options = tokenizer("wordpiece"), Tokenizer.train(["the whale"], 300), Labelled(stride=5)
     article = question("who", "a \x00 b", Answer("\x00", 2))
     for rows, message in (
-        (example_rows.texts([text("a", label="maybe")], words, options, 9, NAMES), r"a\.tsv:2: label maybe is none of the 3 "),
         (
-            example_rows.tags([tagged("the", "a")], words, options, 9, {"t0": 0}),
+            example_rows.classification_rows([text("a", label="maybe")], words, options, 9, NAMES),
+            r"a\.tsv:2: label maybe is none of the 3 ",
+        ),
+        (
+            example_rows.tagging_rows([tagged("the", "a")], words, options, 9, {"t0": 0}),
             r"a\.conll:3: label t1 is none of the 1 .* \(t0\)",
         ),
         (
-            example_rows.tags([tagged("\x00")], words, options, 9, {"t0": 0}),
+            example_rows.tagging_rows([tagged("\x00")], words, options, 9, {"t0": 0}),
             r"a\.conll:3: the tokenizer returns no ids for these words",
         ),
-        (example_rows.windows([question("who", "\x00 ")], words, options, 20), r"a\.json: question q: .* no ids for the context"),
-        (example_rows.windows([article], words, options, 20), r"a\.json: question q: .* no ids for the answer"),
         (
-            example_rows.choices([choice("a", "b"), choice("a")], words, options, 60),
+            example_rows.question_rows([question("who", "\x00 ")], words, options, 20),
+            r"a\.json: question q: .* no ids for the context",
+        ),
+        (example_rows.question_rows([article], words, options, 20), r"a\.json: question q: .* no ids for the answer"),
+        (
+            example_rows.choice_rows([choice("a", "b"), choice("a")], words, options, 60),
             r"a\.json: question 1: 1 options, but .* has 2;",
         ),
-        (example_rows.texts([text("a")], gpt, options, 9, NAMES), r"--tokenizer\.path: this tokenizer .* cls and sep"),
+        (
+            example_rows.classification_rows([text("a")], gpt, options, 9, NAMES),
+            r"--tokenizer\.path: this tokenizer .* cls and sep",
+        ),
     ):
         with pytest.raises(BadInput, match=message):
             list(rows)
@@ -252,7 +261,7 @@ def test_examples_that_make_no_row_are_refused_by_name() -> None:
 @pytest.mark.parametrize("typed", [True, False])
 def test_a_row_is_filled_up_with_padding_of_segment_0(typed: bool) -> None:
     inputs = example_rows.TemplateIds(np.array([2, 7, 3, 8, 3], np.int32), np.array([0, 0, 0, 1, 1], np.int32))
-    found = example_rows.padded(inputs, 8, SpecialTokens(pad=9, unk=1, cls=2, sep=3, mask=4), typed=typed)
+    found = example_rows.padded_row(inputs, 8, SpecialTokens(pad=9, unk=1, cls=2, sep=3, mask=4), typed=typed)
     assert {name: array.tolist() for name, array in found.items()} == {
         "tokens": [2, 7, 3, 8, 3, 9, 9, 9],
         "segments": [1, 1, 1, 1, 1, 0, 0, 0],

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from train.config.data_options import CausalData
 from train.objectives import causal
-from train.rows.lm_rows import Tokens, packed, training_rows, windows
+from train.rows.lm_rows import Tokens, packed_documents, stream_windows, training_rows
 from zoo.errors import BadInput
 
 
@@ -45,7 +45,7 @@ def counted(rows):
 def test_windows_count_every_target_once_at_any_stride(lengths, length, data):
     tokens = stream(lengths)
     stride = data.draw(st.integers(1, length))
-    rows = windows(tokens, length, stride)
+    rows = stream_windows(tokens, length, stride)
     assert (counted(rows) == 1).all()
     assert rows.targets == sum(lengths)
     for number in range(len(rows)):
@@ -60,7 +60,7 @@ def test_windows_count_every_target_once_at_any_stride(lengths, length, data):
 @pytest.mark.planted
 def test_a_document_begins_with_the_begin_of_the_template() -> None:
     """In windows and in packed rows; the targets are the same as without one, and rows of another begin are other rows."""
-    for plan in (windows, packed):
+    for plan in (stream_windows, packed_documents):
         rows, plain = (plan(stream([3, 6, 2], begin=begin), 4) for begin in (77, None))
         assert (counted(rows) == 1).all() and rows.targets == plain.targets
         begins = [piece.before for number in range(len(rows)) for piece in rows.row(number).pieces if not piece.start]
@@ -72,7 +72,7 @@ def test_a_document_begins_with_the_begin_of_the_template() -> None:
 @settings(deadline=None, max_examples=40)
 @given(LENGTHS, st.integers(1, 40))
 def test_packing_counts_every_target_once_first_fit(lengths, length):
-    rows = packed(stream(lengths), length)
+    rows = packed_documents(stream(lengths), length)
     assert (counted(rows) == 1).all()
     room = []
     for document, size in enumerate(lengths):
@@ -89,7 +89,7 @@ def test_packing_counts_every_target_once_first_fit(lengths, length):
 
 def test_rows_that_would_lose_targets_and_text_shorter_than_a_row_are_refused():
     with pytest.raises(ValueError, match="stride 5"):
-        windows(stream([20]), 4, 5)
+        stream_windows(stream([20]), 4, 5)
     tokens = stream([5, 9])
     assert len(training_rows(tokens, CausalData(length=4))) == 4
     assert training_rows(tokens, CausalData(length=14, rows="packed")).isolated
@@ -98,7 +98,7 @@ def test_rows_that_would_lose_targets_and_text_shorter_than_a_row_are_refused():
 
 
 def test_causal_rows_of_a_window():
-    rows = windows(stream([3, 4], end_of_text=99), 4, 2)
+    rows = stream_windows(stream([3, 4], end_of_text=99), 4, 2)
     rng = np.random.default_rng(0)
     first = causal.build(rng, rows.row(0), 4)
     assert first["tokens"].tolist() == [99, 1, 2, 99]
@@ -113,7 +113,7 @@ def test_causal_rows_of_a_window():
 
 
 def test_causal_rows_of_packed_documents():
-    rows = packed(stream([2, 6, 1], end_of_text=99), 5)
+    rows = packed_documents(stream([2, 6, 1], end_of_text=99), 5)
     row = causal.build(np.random.default_rng(0), rows.row(0), 5)
     assert row["tokens"].tolist() == [99, 1, 7, 99, 0]
     assert row["targets"].tolist() == [1, 99, 99, 99, 0]

@@ -10,10 +10,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tests.support import tiny
-from train.checkpoints.manifest import compare
+from train.checkpoints.manifest import manifest_differences
 from train.config.data_options import CausalData
 from train.inputs import run_inputs
-from train.rows.lm_rows import Tokens, windows
+from train.rows.lm_rows import Tokens, stream_windows
 from train.rows.mixture import Component, Mixture
 from train.run.run_dir import RunDir
 from zoo.errors import BadInput
@@ -25,7 +25,7 @@ def mixture(weights, counts=None):
     """Components with rows of 4 targets; the number of rows of each."""
     components = []
     for i, (weight, n) in enumerate(zip(weights, counts or [5] * len(weights), strict=True)):
-        rows = windows(Tokens(np.arange(4 * n, dtype=np.uint16), np.array([0, 4 * n]), np.array([n]), 0, f"{n}"), 4)
+        rows = stream_windows(Tokens(np.arange(4 * n, dtype=np.uint16), np.array([0, 4 * n]), np.array([n]), 0, f"{n}"), 4)
         components.append(Component(f"{i}", float(weight), (), rows))
     return Mixture(tuple(components))
 
@@ -86,7 +86,7 @@ def test_shares_name_examples_epochs_and_the_share_of_filled_places():
         (0.25, 80, 20, 100, 5.0, 0.25),
     ]
     tokens = Tokens(np.arange(2, dtype=np.uint16), np.array([0, 2]), np.array([2]), 0, "")
-    mixed = Mixture((mixture([1]).components[0], Component("short", 1.0, (), windows(tokens, 4))))
+    mixed = Mixture((mixture([1]).components[0], Component("short", 1.0, (), stream_windows(tokens, 4))))
     assert [share.share for share in mixed.shares(100)] == [4 / 6, 2 / 6]
 
 
@@ -175,5 +175,5 @@ def test_a_checkpoint_says_which_path_changed(tmp_path, files):
     (folder.checkpoints / "00000005/COMMIT.json").write_text("")
     with open(files[0], "r+") as stream:
         stream.write("THE")
-    changed = compare(saved, read(tmp_path, files, (0.7, 0.3))[1].fingerprints())
+    changed = manifest_differences(saved, read(tmp_path, files, (0.7, 0.3))[1].fingerprints())
     assert [line.partition(": ")[0] for line in changed] == ["data", f"data of {files[0]}"]

@@ -23,9 +23,9 @@ from train.objectives import objective
 from train.rows.batches import in_order
 from train.rows.contiguous_rows import ContiguousRows, DirectedIds
 from train.rows.encoder_rows import PAIRED, EncoderRows
-from train.rows.lm_rows import packed, windows
+from train.rows.lm_rows import packed_documents, stream_windows
 from train.rows.mixture import Component, Mixture
-from train.rows.row_source import RowSource, ordered
+from train.rows.row_source import RowSource, are_rows_ordered
 from train.rows.text_counts import TextCounts
 from train.rows.token_cache import Tokens
 from train.run.costs import COUNTS
@@ -93,13 +93,13 @@ def plan(run: Run, tokenizer: Tokenizer, backwards: bool = False) -> Any:
     """The rows of the texts, or of examples; `backwards` the last of them is the first."""
     goal, direction = objective(run.objective), -1 if backwards else 1
     if run.data.kind == "labelled":
-        return labelled_inputs.rows_of(finetuned.examples(run.objective)[::direction], run, tokenizer)
+        return labelled_inputs.rows_of_labels(finetuned.examples(run.objective)[::direction], run, tokenizer)
     if run.data.kind == "pairs":
         pairs = [Pair(origin="", source="a" * n, target="b" * (1 + n % 7)) for n in range(1, 20)]
-        return seq2seq_inputs.rows_of(pairs[::direction], run, tokenizer)
+        return seq2seq_inputs.rows_of_pairs(pairs[::direction], run, tokenizer)
     if run.data.kind == "dialogue":
         pairs = [Pair(origin="", source="a " * n, target=" b" * (1 + n % 4)) for n in range(1, 19)]
-        return instruction_inputs.rows_of(pairs[::direction], run, tokenizer)
+        return instruction_inputs.rows_of_instructions(pairs[::direction], run, tokenizer)
     tokens = stream(TEXTS[::direction], tokenizer)
     return goal.plan_rows(dataclasses.replace(tokens, fingerprint=f"{direction}"), run, tokenizer)
 
@@ -138,13 +138,13 @@ def test_equal_plans_have_equal_rows_and_others_another_fingerprint(kind: str):
     longer = dataclasses.replace(run, data=dataclasses.replace(run.data, length=run.data.length + 1))
     others = [plan(longer, tokenizer), plan(run, tokenizer, backwards=True)]
     assert len({rows.fingerprint, *(other.fingerprint for other in others)}) == 3
-    assert ordered(rows) == (kind in ("permutation", "permutation bidirectional"))
+    assert are_rows_ordered(rows) == (kind in ("permutation", "permutation bidirectional"))
 
 
 def test_fingerprints_are_equal_only_where_all_rows_are():
     rows: dict[str, set[Any]] = {}
     for each in map(planned, KINDS):
-        rows.setdefault(each.fingerprint, set()).add((*contents(each), each.length, ordered(each)))
+        rows.setdefault(each.fingerprint, set()).add((*contents(each), each.length, are_rows_ordered(each)))
     assert {len(same) for same in rows.values()} == {1}
     assert len(rows) == len(set().union(*rows.values())) > 15
 
@@ -155,7 +155,7 @@ def test_fingerprints_are_those_of_earlier_checkpoints():
     tokens = Tokens(ids, offsets, np.array([5, 7]), 0, "text")
     arrays = map(np.array, ([0, 1, 3], [0, 2, 3, 4], [-1, -1, -1], [0, 1, 1, 1], [0, 0, 2, 5], [5, 2, 3, 2]))
     streams = ContiguousRows(tokens, (DirectedIds(ids, np.array([4, 9]), offsets, False),), 8, 2, 2, 3, True, 1)
-    rows = [windows(tokens, 4), packed(tokens, 4), EncoderRows(tokens, 8, *arrays), streams]
+    rows = [stream_windows(tokens, 4), packed_documents(tokens, 4), EncoderRows(tokens, 8, *arrays), streams]
     mixture = Mixture(tuple(Component("", weight, (), source) for weight, source in zip((1.0, 2.0), rows, strict=False)))
     assert [source.fingerprint[:8] for source in (*rows, mixture)] == RECORDED
 

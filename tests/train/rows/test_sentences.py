@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from tests.support.encoder_text import roberta, stream, uncased
 from train.rows import sentences as module
-from train.rows.sentences import sentences
+from train.rows.sentences import find_sentences
 from train.tokenizers.tokenizer import Tokenizer
 
 BOTH = [
@@ -42,7 +42,7 @@ CASES = [(name, text) for name in TOKENIZERS for text in (BOTH if name == "wordp
 def found(texts, tokenizer, longest=1 << 20):
     """The ids of each sentence, document after document; checks that they are the documents."""
     tokens = stream(texts, tokenizer)
-    ranges = sentences(tokens, tokenizer, longest)
+    ranges = find_sentences(tokens, tokenizer, longest)
     assert {array.dtype.name for array in ranges} == {"int64"}
     starts = tokens.offsets[ranges.document] + ranges.start
     together = np.concatenate([np.arange(start, start + size) for start, size in zip(starts, ranges.size, strict=True)])

@@ -19,10 +19,10 @@ from hypothesis import strategies as st
 from tests.support.processes import ROOT
 from train.config.data_options import TextData
 from train.data import chunking
-from train.data.corpus import split
+from train.data.corpus import split_corpus
 from train.data.text_files import Document
 from train.rows import token_cache
-from train.rows.token_cache import prepare
+from train.rows.token_cache import tokenize_documents
 from train.tokenizers.tokenizer import Tokenizer
 from zoo.errors import BadInput
 
@@ -52,11 +52,11 @@ def tokenizer():
 @pytest.fixture(scope="module")
 def whole(tokenizer, tmp_path_factory):
     """The tokens of MANY, made without an interruption."""
-    return prepare(MANY, tokenizer, tmp_path_factory.mktemp("whole"))
+    return tokenize_documents(MANY, tokenizer, tmp_path_factory.mktemp("whole"))
 
 
 def test_tokens_are_those_of_the_texts_and_are_read_from_the_cache(tokenizer, tmp_path, monkeypatch):
-    tokens = prepare(DOCUMENTS, tokenizer, tmp_path / "cache")
+    tokens = tokenize_documents(DOCUMENTS, tokenizer, tmp_path / "cache")
     assert tokens.ids.dtype == np.uint16
     for number, document in enumerate(DOCUMENTS):
         ids = tokens.ids[tokens.offsets[number] : tokens.offsets[number + 1]]
@@ -66,13 +66,13 @@ def test_tokens_are_those_of_the_texts_and_are_read_from_the_cache(tokenizer, tm
     (folder,) = (tmp_path / "cache").iterdir()
     assert folder.name == tokens.fingerprint
     monkeypatch.setattr(token_cache, "_write", None)
-    again = prepare(list(DOCUMENTS), tokenizer, tmp_path / "cache")
+    again = tokenize_documents(list(DOCUMENTS), tokenizer, tmp_path / "cache")
     assert same(again, tokens) and again.fingerprint == tokens.fingerprint
 
 
 def test_a_large_vocabulary_takes_wider_ids(tokenizer, tmp_path, monkeypatch):
     monkeypatch.setattr(tokenizer, "vocab_size", (1 << 16) + 1)
-    assert prepare(DOCUMENTS, tokenizer, tmp_path).ids.dtype == np.uint32
+    assert tokenize_documents(DOCUMENTS, tokenizer, tmp_path).ids.dtype == np.uint32
 
 
 def test_other_texts_orders_boundaries_and_tokenizers_are_other_tokens(tokenizer, tmp_path):
@@ -80,8 +80,8 @@ def test_other_texts_orders_boundaries_and_tokenizers_are_other_tokens(tokenizer
     moved = [Document("a", a.text + b.text[0]), Document("b", b.text[1:]), c]
     same = [Document("renamed", a.text), b, c]
     other = Tokenizer.train(["something else entirely"], 260)
-    made = [prepare(documents, tokenizer, tmp_path) for documents in (DOCUMENTS, [b, a, c], moved, [a, b], same)]
-    made.append(prepare(DOCUMENTS, other, tmp_path))
+    made = [tokenize_documents(documents, tokenizer, tmp_path) for documents in (DOCUMENTS, [b, a, c], moved, [a, b], same)]
+    made.append(tokenize_documents(DOCUMENTS, other, tmp_path))
     assert len({tokens.fingerprint for tokens in made}) == 5
     assert made[4].fingerprint == made[0].fingerprint
 
@@ -100,36 +100,36 @@ def _flip(file):
 @pytest.mark.parametrize("name", [token_cache.HEADER, token_cache.IDS, token_cache.OFFSETS, token_cache.TEXT_BYTES])
 @pytest.mark.parametrize("damage", [_cut, _flip, os.unlink])
 def test_damage_is_noticed_reported_and_repaired(tokenizer, tmp_path, caplog, name, damage):
-    before = prepare(DOCUMENTS, tokenizer, tmp_path)
+    before = tokenize_documents(DOCUMENTS, tokenizer, tmp_path)
     ids = before.ids.copy()
     damage(tmp_path / before.fingerprint / name)
     with caplog.at_level(logging.WARNING):
-        after = prepare(DOCUMENTS, tokenizer, tmp_path)
+        after = tokenize_documents(DOCUMENTS, tokenizer, tmp_path)
     assert "tokenized again" in caplog.text and (after.ids == ids).all()
     caplog.clear()
-    prepare(DOCUMENTS, tokenizer, tmp_path)
+    tokenize_documents(DOCUMENTS, tokenizer, tmp_path)
     assert not caplog.text and [file.name for file in tmp_path.iterdir()] == [before.fingerprint]
 
 
 @pytest.mark.planted
 @pytest.mark.parametrize(("key", "value"), [("end_of_text", None), ("end_of_text", 1), ("dtype", "int16"), ("files", [])])
 def test_a_header_that_is_wrong_is_noticed(tokenizer, tmp_path, caplog, key, value):
-    before = prepare(DOCUMENTS, tokenizer, tmp_path)
+    before = tokenize_documents(DOCUMENTS, tokenizer, tmp_path)
     ids, header = before.ids.copy(), tmp_path / before.fingerprint / token_cache.HEADER
     content = json.loads(header.read_text())
     header.write_text(
         json.dumps({name: x for name, x in content.items() if name != key} if value is None else content | {key: value})
     )
-    after = prepare(DOCUMENTS, tokenizer, tmp_path)
+    after = tokenize_documents(DOCUMENTS, tokenizer, tmp_path)
     assert "tokenized again" in caplog.text and (after.ids == ids).all() and after.end_of_text == before.end_of_text
 
 
 @pytest.mark.planted
 def test_a_folder_of_another_text_is_not_used(tokenizer, tmp_path, caplog):
-    other = prepare(DOCUMENTS[:1], tokenizer, tmp_path / "a")
-    right = prepare(DOCUMENTS, tokenizer, tmp_path / "b")
+    other = tokenize_documents(DOCUMENTS[:1], tokenizer, tmp_path / "a")
+    right = tokenize_documents(DOCUMENTS, tokenizer, tmp_path / "b")
     (tmp_path / "a" / other.fingerprint).rename(tmp_path / "a" / right.fingerprint)
-    assert (prepare(DOCUMENTS, tokenizer, tmp_path / "a").ids == right.ids).all()
+    assert (tokenize_documents(DOCUMENTS, tokenizer, tmp_path / "a").ids == right.ids).all()
     assert "another text" in caplog.text
 
 
@@ -143,14 +143,14 @@ def test_a_file_that_changes_while_it_is_read_is_refused(tokenizer, tmp_path):
             return iter(DOCUMENTS[: self.reads])
 
     with pytest.raises(BadInput, match="changed while it was being read"):
-        prepare(Changing(), tokenizer, tmp_path)
+        tokenize_documents(Changing(), tokenizer, tmp_path)
     assert not list(tmp_path.iterdir())
 
 
 def test_a_cache_that_cannot_be_written_is_refused(tokenizer, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(BadInput, match=r"cache: tokens cannot be cached there \(Not a directory\)"):
-        prepare(DOCUMENTS, tokenizer, tmp_path / "file" / "cache")
+        tokenize_documents(DOCUMENTS, tokenizer, tmp_path / "file" / "cache")
 
     # Written to a device that is always full.
     def open_full(path):
@@ -158,7 +158,7 @@ def test_a_cache_that_cannot_be_written_is_refused(tokenizer, tmp_path, monkeypa
 
     monkeypatch.setattr(token_cache, "open_to_append", open_full)
     with pytest.raises(BadInput, match=r"cannot be cached there \(No space left on device\)"):
-        prepare(DOCUMENTS * 1000, tokenizer, tmp_path)
+        tokenize_documents(DOCUMENTS * 1000, tokenizer, tmp_path)
 
 
 def test_a_cache_of_another_user_is_not_used(tokenizer, tmp_path, monkeypatch, caplog):
@@ -169,7 +169,9 @@ def test_a_cache_of_another_user_is_not_used(tokenizer, tmp_path, monkeypatch, c
 
     real = token_cache._locked_folder
     monkeypatch.setattr(token_cache, "_locked_folder", hold)
-    assert same(prepare(DOCUMENTS, tokenizer, tmp_path), prepare(DOCUMENTS, tokenizer, token_cache._temporary()))
+    assert same(
+        tokenize_documents(DOCUMENTS, tokenizer, tmp_path), tokenize_documents(DOCUMENTS, tokenizer, token_cache._temporary())
+    )
     assert "tokens cannot be cached there (Permission denied)" in caplog.text
     assert not list(tmp_path.iterdir())
 
@@ -207,7 +209,7 @@ def test_a_killed_preparation_continues_where_it_stopped(tokenizer, tmp_path, wh
     assert [file.name for file in cache.iterdir()] == [folder.name]
     seen = []
     with small():
-        tokens = prepare(MANY, tokenizer, cache, lambda *done: seen.append(done))
+        tokens = tokenize_documents(MANY, tokenizer, cache, lambda *done: seen.append(done))
     assert seen[0][0] > 2 * chunking.GROUP * 40 and seen[-1] == (sum(whole.text_bytes), sum(whole.text_bytes))
     assert same(tokens, whole)
     assert sorted(file.name for file in (cache / whole.fingerprint).iterdir()) == sorted([*token_cache.FILES, token_cache.HEADER])
@@ -222,7 +224,7 @@ def interrupted(tokenizer, cache, parts=12):
 
     left = iter(range(parts))
     with small(), pytest.raises(KeyboardInterrupt):
-        prepare(MANY, tokenizer, cache, stop)
+        tokenize_documents(MANY, tokenizer, cache, stop)
     (folder,) = cache.iterdir()
     assert folder.name.startswith(".preparing-")
     return folder
@@ -248,7 +250,7 @@ def test_parts_that_are_damaged_are_made_again(tokenizer, tmp_path, whole, caplo
     folder, seen = interrupted(tokenizer, tmp_path / "cache"), []
     damage(folder / name)
     with small(), caplog.at_level(logging.WARNING):
-        tokens = prepare(MANY, tokenizer, tmp_path / "cache", lambda *done: seen.append(done))
+        tokens = tokenize_documents(MANY, tokenizer, tmp_path / "cache", lambda *done: seen.append(done))
     assert same(tokens, whole)
     assert ("damaged; the text is tokenized again from there" in caplog.text) == reported
     assert (seen[0][0] > 11 * chunking.GROUP * 40) == (damage is _half_a_line)
@@ -261,18 +263,18 @@ def test_parts_of_a_text_that_changed_meanwhile_are_made_again(tokenizer, tmp_pa
     journal = (folder / token_cache.JOURNAL).read_text().replace('"text": "', '"text": "0', 1)
     (folder / token_cache.JOURNAL).write_text(journal)
     with small():
-        assert same(prepare(MANY, tokenizer, tmp_path / "cache"), whole)
+        assert same(tokenize_documents(MANY, tokenizer, tmp_path / "cache"), whole)
     assert "part 0 is of another text" in caplog.text
 
 
 @pytest.mark.parametrize("finished", [True, False])
 def test_another_process_that_prepares_the_same_is_waited_for(tokenizer, tmp_path, finished):
     """Whether it finishes or dies, what it has made is used, and the rest is made."""
-    whole, made, seen = prepare(MANY, tokenizer, tmp_path / "whole"), [], []
+    whole, made, seen = tokenize_documents(MANY, tokenizer, tmp_path / "whole"), [], []
     folder = interrupted(tokenizer, tmp_path / "cache")
 
     def wait():
-        made.append(prepare(MANY, tokenizer, tmp_path / "cache", lambda *done: seen.append(done)))
+        made.append(tokenize_documents(MANY, tokenizer, tmp_path / "cache", lambda *done: seen.append(done)))
 
     with small():
         with token_cache._locked_folder(folder):
@@ -291,7 +293,7 @@ def test_another_process_that_prepares_the_same_is_waited_for(tokenizer, tmp_pat
 def test_progress_counts_every_byte_once(tokenizer, tmp_path):
     seen = []
     with small():
-        prepare(MANY, tokenizer, tmp_path, lambda *done: seen.append(done))
+        tokenize_documents(MANY, tokenizer, tmp_path, lambda *done: seen.append(done))
     total = sum(len(document.text.encode()) for document in MANY)
     assert seen[0] == (0, total) and seen[-1] == (total, total)
     assert sorted(seen) == seen and len(set(seen)) == len(seen) > 50
@@ -301,21 +303,21 @@ def test_progress_counts_every_byte_once(tokenizer, tmp_path):
 @given(st.lists(st.text(st.sampled_from("ab né\n.\u3042\u3002\U0001f433"), max_size=60), min_size=1, max_size=6))
 def test_documents_in_pieces_give_the_tokens_of_the_whole(tokenizer, tmp_path_factory, texts):
     folder = tmp_path_factory.mktemp("pieces")
-    whole = prepare([Document("", text) for text in texts], tokenizer, folder / "a")
+    whole = tokenize_documents([Document("", text) for text in texts], tokenizer, folder / "a")
     with small(5):
         cut = [Document("", piece, last) for text in texts for piece, last in chunking.cut_chunks(iter(text))]
-        assert same(prepare(cut, tokenizer, folder / "b"), whole)
-    assert whole.fingerprint == prepare(cut, tokenizer, folder / "b").fingerprint
+        assert same(tokenize_documents(cut, tokenizer, folder / "b"), whole)
+    assert whole.fingerprint == tokenize_documents(cut, tokenizer, folder / "b").fingerprint
 
 
 @pytest.mark.full
 def test_tokens_of_the_embedded_corpus_are_those_recorded(tmp_path):
     """Ids, bounds and sizes recorded before texts came in pieces."""
-    train, valid = split(TextData())
+    train, valid = split_corpus(TextData())
     tokenizer = Tokenizer.train((document.text for document in train), 2048)
     digests = []
     for documents in (train, valid):
-        tokens = prepare(documents, tokenizer, tmp_path)
+        tokens = tokenize_documents(documents, tokenizer, tmp_path)
         digest = hashlib.sha256(tokens.ids.tobytes())
         digest.update(tokens.offsets.tobytes() + tokens.text_bytes.tobytes())
         digests.append(digest.hexdigest()[:16])
@@ -325,7 +327,7 @@ def test_tokens_of_the_embedded_corpus_are_those_recorded(tmp_path):
 @pytest.mark.planted
 def test_a_damaged_folder_published_meanwhile_is_replaced(tokenizer, tmp_path, monkeypatch):
     """Another process publishes a folder while we write; a good one stays, a damaged one is replaced."""
-    done = prepare(DOCUMENTS, tokenizer, tmp_path / "done")
+    done = tokenize_documents(DOCUMENTS, tokenizer, tmp_path / "done")
     write, good = token_cache._write, tmp_path / "done" / done.fingerprint
     for cache, header in (("good", (good / token_cache.HEADER).read_text()), ("damaged", "{}")):
         target = tmp_path / cache / done.fingerprint
@@ -336,6 +338,6 @@ def test_a_damaged_folder_published_meanwhile_is_replaced(tokenizer, tmp_path, m
             (target / token_cache.HEADER).write_text(header)
 
         monkeypatch.setattr(token_cache, "_write", publish)
-        assert (prepare(DOCUMENTS, tokenizer, tmp_path / cache).ids == done.ids).all()
+        assert (tokenize_documents(DOCUMENTS, tokenizer, tmp_path / cache).ids == done.ids).all()
         assert json.loads((target / token_cache.HEADER).read_text())["fingerprint"] == done.fingerprint
         assert len(list((tmp_path / cache).iterdir())) == 1

@@ -2,7 +2,7 @@
 
 import pytest
 
-from train.run.hardware import DEVICES, GIB, device, device_peak
+from train.run.hardware import DEVICES, GIB, device_data, device_peak
 
 PEAKS = {
     # A name that only begins like a known one, or a slice of a device, has no published rate rather than a wrong one.
@@ -34,7 +34,7 @@ def test_peaks_and_memory_are_the_published_ones() -> None:
     for kind, peaks in PEAKS.items():
         for dtype, tera in zip(("bfloat16", "float32"), peaks, strict=True):
             assert device_peak(kind, dtype) == (None if tera is None else pytest.approx(tera * 1e12)), (kind, dtype)
-    assert {kind: (device(kind).memory, device(kind).bandwidth) for kind in MEMORY} == MEMORY
+    assert {kind: (device_data(kind).memory, device_data(kind).bandwidth) for kind in MEMORY} == MEMORY
 
 
 def test_the_table_is_of_devices_that_could_exist() -> None:

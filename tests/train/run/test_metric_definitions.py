@@ -11,7 +11,7 @@ from tests.support.small import small
 from train.config.kto_options import Kto
 from train.config.objectives import OPTIONS
 from train.objectives import objectives
-from train.run.metric_definitions import METRICS, notices, validation_metrics
+from train.run.metric_definitions import METRICS, score_notices, validation_metrics
 
 LEARNED = {"accuracy": 0.9, "majority_share": 0.6, "predicted_share": 0.62, "examples": 100}
 DOUBTS: list[tuple[dict[str, Any], str]] = [
@@ -26,14 +26,14 @@ DOUBTS: list[tuple[dict[str, Any], str]] = [
 @pytest.mark.planted(len(DOUBTS))
 @pytest.mark.parametrize(("changes", "message"), DOUBTS)
 def test_a_model_that_learned_nothing_is_noticed(changes: dict[str, Any], message: str) -> None:
-    (line,) = notices(LEARNED | changes)
+    (line,) = score_notices(LEARNED | changes)
     assert line.startswith(message)
 
 
 def test_a_model_that_learned_something_is_not() -> None:
     alone = {"majority_share": 1.0, "accuracy": 1.0, "predicted_share": 1.0}
     for numbers in (LEARNED, LEARNED | {"predicted_share": 0.97}, LEARNED | alone, {"loss": 1.0, "accuracy": 0.1}):
-        assert notices(numbers) == []
+        assert score_notices(numbers) == []
 
 
 WORDS = dict(masked_nats=1.0, hits=1.0, unigram_nats=1.0, predictions=1.0, next_nats=1.0, next_hits=1.0)

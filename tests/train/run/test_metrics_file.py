@@ -22,7 +22,7 @@ from train.run.metrics_file import Metrics, mfu, read_rows, train_row, valid_row
 from train.run.run_dir import RunDir
 from zoo.errors import BadInput
 
-MEASURE = matmul_rate.measure
+MEASURE = matmul_rate.measure_matmul_rate
 """The measurement itself, which takes place once in each process of the tests (`tests/conftest.py`)."""
 
 
@@ -181,7 +181,7 @@ class Machine:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.rate, self.others, self.now = 1e9, 0.0, 0.0
-        monkeypatch.setattr(matmul_rate, "measure", self.measure)
+        monkeypatch.setattr(matmul_rate, "measure_matmul_rate", self.measure)
         monkeypatch.setattr(matmul_rate, "_processor_times", lambda: self.others)
         monkeypatch.setattr(matmul_rate, "time", SimpleNamespace(monotonic=lambda: self.now))
         monkeypatch.setattr(matmul_rate.os, "cpu_count", lambda: 2)

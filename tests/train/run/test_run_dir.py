@@ -28,7 +28,7 @@ from train.config.run_config import (
     TrainingMachine,
 )
 from train.run.run_dir import RunDir, as_json, check_same_run, read_config, remove_stale_files, write_json, write_text
-from train.run.run_identity import differences
+from train.run.run_identity import identity_differences
 from zoo import configs
 from zoo.errors import BadInput
 
@@ -256,16 +256,16 @@ MAKES_ANOTHER: list[tuple[str, Any, str]] = [
 def test_where_and_how_a_run_is_computed_may_change_and_everything_else_makes_another() -> None:
     """Every field is in one of the tables, so that a new one has to be: forgetting it can only refuse too much."""
     for field, value in MAY_CHANGE.items():
-        assert differences(RUN, dataclasses.replace(RUN, **{field: value})) == []
+        assert identity_differences(RUN, dataclasses.replace(RUN, **{field: value})) == []
     for field, value, line in MAKES_ANOTHER:
-        assert differences(RUN, dataclasses.replace(RUN, **{field: value})) == [line]
+        assert identity_differences(RUN, dataclasses.replace(RUN, **{field: value})) == [line]
     student = dataclasses.replace(RUN, options=(options := DistilledOptions()), data=options.data())
     other = dataclasses.replace(options, masking=Masking(rate=0.3), distillation=Distillation(soft=1.0))
     lines = ["masking.rate: 0.15 before, 0.3 now", "distillation.soft: 5.0 before, 1.0 now"]
-    assert differences(student, dataclasses.replace(student, options=other)) == lines
-    assert "objective: causal before, distilled now" in differences(RUN, student)
+    assert identity_differences(student, dataclasses.replace(student, options=other)) == lines
+    assert "objective: causal before, distilled now" in identity_differences(RUN, student)
     base = dataclasses.replace(RUN, init="base")
     adapted = dataclasses.replace(base, lora=Lora(rank=4), adapter="a")
-    assert differences(base, adapted) == ["adapter: none before, a now", "lora.rank: 0 before, 4 now"]
+    assert identity_differences(base, adapted) == ["adapter: none before, a now", "lora.rank: 0 before, 4 now"]
     compared = {field for field, _, _ in MAKES_ANOTHER} | {"init", "adapter", "lora"}
     assert {field.name for field in dataclasses.fields(Run)} == compared | set(MAY_CHANGE) | {"recipe"}

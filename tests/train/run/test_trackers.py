@@ -105,11 +105,11 @@ def history(path: Path) -> list[dict[str, Any]]:
 
 
 def test_a_row_becomes_its_numbers_by_name() -> None:
-    numbers = trackers.scalars(train_row(8, loss=2.5))
+    numbers = trackers.tracked_scalars(train_row(8, loss=2.5))
     expected = {"loss": 2.5, "grad_norm": math.nan, "lr": 1e-3, "tokens": 4096.0, "skipped": 0.0}
     expected |= {"time/seconds": 0.1, "time/tokens_per_s": 5120.0}
     assert numbers == pytest.approx({f"train/{name}": value for name, value in expected.items()}, nan_ok=True)
-    validation = trackers.scalars(metrics_file.valid_row(step=1, loss=1.0, accuracy=0.5, seconds=1.0))
+    validation = trackers.tracked_scalars(metrics_file.valid_row(step=1, loss=1.0, accuracy=0.5, seconds=1.0))
     assert validation.keys() == {"valid/loss", "valid/accuracy", "valid/time/seconds"}
 
 

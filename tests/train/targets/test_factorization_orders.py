@@ -73,7 +73,7 @@ def test_ranks_give_the_mask_of_the_authors_code(window: int):
         targets, marks = np.zeros((2, 12), bool)
         targets[rng.permutation(11)[:4]] = True
         marks[-1] = True
-        found = factorization_orders.ranks(np.random.default_rng(seed), targets | marks, window, -1)
+        found = factorization_orders.factorization_ranks(np.random.default_rng(seed), targets | marks, window, -1)
         size = window or 12
         places = np.concatenate([np.random.default_rng(seed).permutation(size) + first for first in range(0, 12, size)])
         np.testing.assert_array_equal(found[None] <= found[:, None], authors(targets, marks, places))

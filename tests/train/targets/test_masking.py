@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from train.targets.masking import Masks, mask, max_predictions_for_packed_row
+from train.targets.masking import Masks, choose_masks, max_predictions_for_packed_row
 
 MASK, VOCAB = 4, 40
 RULES = st.sampled_from(["bert", "roberta", "distilbert"])
@@ -48,13 +48,13 @@ def test_the_number_is_the_share_of_all_tokens_as_the_rule_rounds_it(size, rate,
     possible = [min(most, max(1, number), size - 2) for number in numbers]
     chosen = masks(rate=rate, max_predictions=most, rule=rule)
     assert chosen.max_predictions_for(size) == max(possible)
-    assert len(mask(np.random.default_rng(seed), *sequence(size), chosen)[0]) in possible
+    assert len(choose_masks(np.random.default_rng(seed), *sequence(size), chosen)[0]) in possible
     # Halves are rounded to the even number: 1.5 of 10, 4.5 of 30.
     assert [BERT.max_predictions_for(length) for length in (3, 10, 30, 100)] == [1, 2, 4, 15]
 
 
 def test_robertas_number_is_the_share_on_average(rng):
-    numbers = [len(mask(rng, *sequence(45), masks(rule="roberta"))[0]) for _ in range(2000)]
+    numbers = [len(choose_masks(rng, *sequence(45), masks(rule="roberta"))[0]) for _ in range(2000)]
     assert near(np.mean(numbers), 6.75, math.sqrt(0.75 * 0.25 / 2000))
 
 
@@ -79,7 +79,7 @@ def test_every_token_of_text_is_as_likely_as_any_other(rng):
     tokens[10], text[10] = 3, False
     times = np.zeros(22)
     for _ in range(2000):
-        at, shown = mask(rng, tokens, text, BERT)
+        at, shown = choose_masks(rng, tokens, text, BERT)
         assert (np.diff(at) > 0).all() and len(shown) == 3
         times[at] += 1
     assert (times[~text] == 0).all()
@@ -99,7 +99,7 @@ def test_rare_tokens_are_preferred_as_their_weights_say(rng):
         expected[min(first, second), max(first, second)] += w[first] / w.sum() * w[second] / (w.sum() - w[first])
     counts = dict.fromkeys(expected, 0)
     for _ in range(3000):
-        at, _ = mask(rng, tokens, text, chosen)
+        at, _ = choose_masks(rng, tokens, text, chosen)
         counts[tuple((at - 1).tolist())] += 1
     assert shares(list(counts.values()), list(expected.values()))
 
@@ -116,7 +116,7 @@ def test_words_are_masked_whole_or_not_at_all(rng):
     assert list(map(len, words)) == [1, 3, 2, 1, 1, 1, 1, 5]
     times = np.zeros(8)
     for _ in range(2000):
-        at = set(mask(rng, tokens, text, masks(starts=WORDS, rate=0.25))[0].tolist())
+        at = set(choose_masks(rng, tokens, text, masks(starts=WORDS, rate=0.25))[0].tolist())
         # round(0.25 * 17) = 4: the word of five is skipped, and the rest, with words of one among them, always fills it up.
         assert len(at) == 4
         assert all(word <= at or not word & at for word in words)
@@ -130,17 +130,17 @@ def test_a_word_ends_at_a_special_token_and_may_begin_without_its_start(rng):
     """[CLS] ##a ##b [SEP] ##c ##d [SEP]: two words of two tokens."""
     tokens = np.array([2, 20, 21, 3, 22, 23, 3], np.int32)
     chosen = masks(starts=WORDS, rate=0.3)
-    assert {tuple(mask(rng, tokens, tokens >= 20, chosen)[0].tolist()) for _ in range(50)} == {(1, 2), (4, 5)}
+    assert {tuple(choose_masks(rng, tokens, tokens >= 20, chosen)[0].tolist()) for _ in range(50)} == {(1, 2), (4, 5)}
 
 
 def test_a_word_longer_than_the_share_leaves_nothing_to_predict(rng):
-    at, shown = mask(rng, *sequence(5), masks(starts=np.zeros(VOCAB, bool)))
+    at, shown = choose_masks(rng, *sequence(5), masks(starts=np.zeros(VOCAB, bool)))
     assert at.dtype == np.int64 and len(at) == len(shown) == 0
 
 
 def test_four_in_five_are_shown_as_the_mask_and_one_in_ten_as_any_entry(rng):
     tokens, text = sequence(30)
-    chosen, shown = zip(*(mask(rng, tokens, text, masks(rate=0.9)) for _ in range(1500)), strict=True)
+    chosen, shown = zip(*(choose_masks(rng, tokens, text, masks(rate=0.9)) for _ in range(1500)), strict=True)
     true, shown = tokens[np.concatenate(chosen)], np.concatenate(shown)
     # A random entry is the mask or the token itself as often as any other entry.
     masked, kept = 0.8 + 0.1 / VOCAB, 0.1 + 0.1 / VOCAB
@@ -155,6 +155,6 @@ def test_four_in_five_are_shown_as_the_mask_and_one_in_ten_as_any_entry(rng):
 
 def test_replacements_of_neighbours_are_independent(rng):
     """Neighbours are masked and kept independently: pairs of outcomes are as frequent as their product."""
-    both = [mask(rng, *sequence(4), masks(rate=0.9, masked=0.5, random=0.0))[1] == MASK for _ in range(2000)]
+    both = [choose_masks(rng, *sequence(4), masks(rate=0.9, masked=0.5, random=0.0))[1] == MASK for _ in range(2000)]
     counts = np.bincount([2 * int(a) + int(b) for a, b in both], minlength=4)
     assert shares(counts, [0.25] * 4)

@@ -13,7 +13,7 @@ import pytest
 from tests.support.hard_texts import HARD, random_characters
 from train.config.data_options import TextData
 from train.data import chunking
-from train.data.corpus import split
+from train.data.corpus import split_corpus
 from train.tokenizers import hf_files, sentencepiece_proto, unigram, xlm_unigram, xlnet_unigram
 from train.tokenizers.special_tokens import SpecialTokens
 from train.tokenizers.tokenizer import Kind, Tokenizer, TrainedKind
@@ -65,7 +65,7 @@ TEXTS = [HARD, random_characters(5000), *AWKWARD, *lines()]
 @functools.cache
 def chapters() -> tuple[str, ...]:
     """Return the held-out chapters of the embedded book, and a hard text."""
-    return (*(document.text for document in split(TextData())[1]), HARD)
+    return (*(document.text for document in split_corpus(TextData())[1]), HARD)
 
 
 @functools.cache
@@ -79,15 +79,21 @@ def trained(kind: Kind) -> Tokenizer:
         "xlnet": xlnet_unigram.convert_xlnet_unigram,
         "xlm-roberta": xlm_unigram.convert_xlm_unigram,
     }[kind]
-    return Tokenizer(convert(sentencepiece_proto.parse(raw(kind))))
+    return Tokenizer(convert(sentencepiece_proto.parse_spiece_model(raw(kind))))
 
 
 @functools.cache
 def raw(kind: Kind) -> bytes:
     """Return the SentencePiece model of a unigram kind; T5's has no sentinels, XLM-R's no padding and no mask."""
     if kind == "xlm-roberta":
-        return unigram.trained([*unigram.lines(chapters())], VOCAB - 2, unk_id=0, bos_id=1, eos_id=2, pad_id=-1)
-    return unigram.model(chapters(), VOCAB - 100) if kind == "sentencepiece" else xlnet_unigram.model(chapters(), VOCAB)
+        return unigram.train_spiece_model(
+            [*unigram.training_lines(chapters())], VOCAB - 2, unk_id=0, bos_id=1, eos_id=2, pad_id=-1
+        )
+    return (
+        unigram.train_t5_model(chapters(), VOCAB - 100)
+        if kind == "sentencepiece"
+        else xlnet_unigram.train_xlnet_model(chapters(), VOCAB)
+    )
 
 
 def trained_from_pieces() -> list[str]:

@@ -51,7 +51,7 @@ def test_ids_are_bytes_plus_3_as_in_transformers(tmp_path: Path) -> None:
 
 def test_a_text_may_be_cut_anywhere(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chunking, "CHUNK", 2)
-    ours = Tokenizer(byte_tokens.content())
+    ours = Tokenizer(byte_tokens.byt5_tokenizer_json())
     assert len(list(ours.chunks([("some words here", True)]))) == 3
     assert [ids.tolist() for ids in ours.encode_many(TEXTS)] == [[byte + 3 for byte in text.encode()] for text in TEXTS]
 
@@ -72,10 +72,10 @@ def test_a_folder_of_another_tokenizer_is_refused(tmp_path: Path) -> None:
 
 def bytes_model(**options: Any) -> bytes:
     """Train a model of mT5's rules: unknown characters are bytes, and the sentinels are entries with a space."""
-    text = [*unigram.lines(kinds.chapters()), *"0123456789ABCDEFx<>"]
+    text = [*unigram.training_lines(kinds.chapters()), *"0123456789ABCDEFx<>"]
     names: dict[str, Any] = dict(pad_id=0, eos_id=1, unk_id=2, bos_id=-1, pad_piece="<pad>", eos_piece="</s>", unk_piece="<unk>")
     symbols = [f"{unigram.SPACE}<extra_id_{number}>" for number in reversed(range(5))]
-    return unigram.trained(text, 700, byte_fallback=True, **(dict(user_defined_symbols=symbols) | options), **names)
+    return unigram.train_spiece_model(text, 700, byte_fallback=True, **(dict(user_defined_symbols=symbols) | options), **names)
 
 
 def test_mt5_spells_unknown_characters_as_bytes(tmp_path: Path) -> None:
@@ -106,7 +106,7 @@ def test_mt5_spells_unknown_characters_as_bytes(tmp_path: Path) -> None:
 
 @pytest.mark.planted(2)
 def test_a_model_that_cannot_spell_every_byte_is_refused() -> None:
-    proto = sentencepiece_proto.parse(bytes_model())
+    proto = sentencepiece_proto.parse_spiece_model(bytes_model())
     lacking = proto._replace(entries=tuple(entry for entry in proto.entries if entry.name != "<0x7F>"))
     apart = proto._replace(entries=(*proto.entries, sentencepiece_proto.Entry("x", 0.0, sentencepiece_proto.USER_DEFINED)))
     for model, message in ((lacking, "without the entry <0x7F>"), (apart, "has the separate entry x,")):

@@ -202,7 +202,7 @@ def test_an_error_of_the_library_on_a_text_is_one_line() -> None:
 
 def test_a_damaged_table_of_a_sentencepiece_model_does_not_reach_the_library() -> None:
     with pytest.raises(BadInput, match=r"^its normalization table is damaged; download it again$"):
-        sentencepiece_proto.parse(parts.T5_MODEL + parts.field(3, parts.field(2, b"\xff" * 64)))
+        sentencepiece_proto.parse_spiece_model(parts.T5_MODEL + parts.field(3, parts.field(2, b"\xff" * 64)))
 
 
 def test_the_list_of_tokenizers_is_complete() -> None:

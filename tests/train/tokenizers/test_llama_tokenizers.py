@@ -12,7 +12,7 @@ from tests.support import harmony
 from tests.train.tokenizers.kinds import TEXTS, auto, chapters, content, refused
 from train.data.text_files import Document
 from train.rows import token_cache
-from train.rows.lm_rows import packed
+from train.rows.lm_rows import packed_documents
 from train.tokenizers import byte_bpe, hf_files
 from train.tokenizers.chat_template import chat_template
 from train.tokenizers.hf_settings import ROLES
@@ -220,8 +220,8 @@ def test_a_score_is_padded_with_a_token_that_ends_no_text(tmp_path: Path) -> Non
 @pytest.mark.parametrize(("form", "begin"), [(llama, LLAMA[0]), (gpt_oss, harmony.END)])
 def test_documents_of_rows_begin_with_the_begin_of_the_template(form: Any, begin: str, tmp_path: Path) -> None:
     own = hf_files.read_tokenizer(form(tmp_path / "in"))
-    tokens = token_cache.prepare([Document("", "The whale."), Document("", "It swims.")], own, tmp_path / "cache")
-    row = packed(tokens, 32).row(0)
+    tokens = token_cache.tokenize_documents([Document("", "The whale."), Document("", "It swims.")], own, tmp_path / "cache")
+    row = packed_documents(tokens, 32).row(0)
     assert [own.entries([piece.before])[0] for piece in row.pieces] == [begin] * 2
     assert [piece.ids.tolist() for piece in row.pieces] == [
         [*own.encode(text).tolist(), own.end_of_text] for text in ("The whale.", "It swims.")

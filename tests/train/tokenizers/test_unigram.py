@@ -56,7 +56,7 @@ def test_lines_to_train_on_are_the_same_from_pieces(monkeypatch: pytest.MonkeyPa
     japanese = ["\u3053\u308c\u3002\u305d\u308c\u3001\u3042\u308c " * 20]
     parts = [piece for piece, _ in chunking.cut_chunks(japanese)]
     assert len(parts) > 20
-    assert [*unigram.lines(parts)] == [*unigram.lines(japanese)]
+    assert [*unigram.training_lines(parts)] == [*unigram.training_lines(japanese)]
     cut = trained("sentencepiece").chunks([("\u3042\u3002\u3042 b", True)])
     assert [*cut] == [("\u3042\u3002\u3042", False), (" b", True)]
 
@@ -86,7 +86,7 @@ def test_a_file_is_read_as_by_the_librarys_own_reader() -> None:
     from sentencepiece import sentencepiece_model_pb2
 
     model = sentencepiece_model_pb2.ModelProto.FromString(raw("sentencepiece"))
-    ours = sentencepiece_proto.parse(raw("sentencepiece"))
+    ours = sentencepiece_proto.parse_spiece_model(raw("sentencepiece"))
     assert [tuple(entry) for entry in ours.entries] == [(piece.piece, piece.score, piece.type) for piece in model.pieces]
     assert ours.charsmap == model.normalizer_spec.precompiled_charsmap and len(ours.charsmap) > 100_000
     for part in (model.trainer_spec, model.normalizer_spec):
@@ -94,14 +94,14 @@ def test_a_file_is_read_as_by_the_librarys_own_reader() -> None:
             if name in part.DESCRIPTOR.fields_by_name:
                 setattr(part, name, not getattr(part, name))
     model.trainer_spec.model_type = 2  # BPE
-    other = sentencepiece_proto.parse(model.SerializeToString())
+    other = sentencepiece_proto.parse_spiece_model(model.SerializeToString())
     assert all(getattr(other, name) != getattr(ours, name) for name in OPTIONS)
     bare = sentencepiece_model_pb2.ModelProto(pieces=model.pieces)
-    assert (ours.kind, other.kind, sentencepiece_proto.parse(bare.SerializeToString()).kind) == (1, 2, 1)
+    assert (ours.kind, other.kind, sentencepiece_proto.parse_spiece_model(bare.SerializeToString()).kind) == (1, 2, 1)
 
 
 def test_models_of_other_rules_are_refused() -> None:
-    model = sentencepiece_proto.parse(raw("sentencepiece"))
+    model = sentencepiece_proto.parse_spiece_model(raw("sentencepiece"))
     changes: list[dict[str, Any]] = [{name: not getattr(model, name)} for name in OPTIONS]
     changes += [
         {"kind": 2},
@@ -135,7 +135,7 @@ def test_files_with_flipped_bytes_are_refused_or_read() -> None:
         for at in rng.integers(0, len(broken), 20):
             broken[at] = rng.integers(256)
         with contextlib.suppress(BadInput):
-            sentencepiece_proto.parse(bytes(broken))
+            sentencepiece_proto.parse_spiece_model(bytes(broken))
 
 
 @pytest.mark.planted(2)

@@ -84,11 +84,11 @@ def test_a_damaged_vocabulary_is_refused(raw: bytes, message: str, tmp_path: Pat
 def test_other_bad_files_are_refused(published: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (published / "tokenizer_config.json").write_text('{"do_lower_case": "no"}')
     assert refused(published) == f'{published}/tokenizer_config.json: do_lower_case is "no"; it must be true or false'
-    unknown = wordpiece.content(SPECIAL, lowercase=True)
+    unknown = wordpiece.bert_tokenizer_json(SPECIAL, lowercase=True)
     unknown["model"]["unk_token"] = "<unk>"
     with pytest.raises(BadInput, match=r"WordPiece, with \[UNK\] for the unknown, but its model is of another kind"):
         Tokenizer(unknown)
-    without = wordpiece.content(SPECIAL, lowercase=True)
+    without = wordpiece.bert_tokenizer_json(SPECIAL, lowercase=True)
     without["model"]["vocab"]["[unk]"] = without["model"]["vocab"].pop("[UNK]")
     with pytest.raises(BadInput, match=r"its vocabulary has no entry \[UNK\], which stands for unknown words; add it"):
         Tokenizer(without)
@@ -101,13 +101,13 @@ def test_other_bad_files_are_refused(published: Path, monkeypatch: pytest.Monkey
 
 
 def test_an_entry_that_is_not_one_line_is_not_written(tmp_path: Path) -> None:
-    ours = Tokenizer(wordpiece.content({**SPECIAL, "a\nb": 5}, lowercase=True))
+    ours = Tokenizer(wordpiece.bert_tokenizer_json({**SPECIAL, "a\nb": 5}, lowercase=True))
     with pytest.raises(BadInput, match=r'vocab.txt: the entry "a\\nb" is not one line'):
         hf_files.write_tokenizer(tmp_path, ours, longest=512)
 
 
 def test_a_file_without_a_decoder_is_decoded_to_words() -> None:
-    rules = wordpiece.content({**SPECIAL, "a": 5, "##b": 6}, lowercase=True)
+    rules = wordpiece.bert_tokenizer_json({**SPECIAL, "a": 5, "##b": 6}, lowercase=True)
     ours = Tokenizer({**rules, "decoder": None})
     assert ours.decode(ours.encode("ab a")) == "ab a"
 

@@ -33,7 +33,7 @@ def test_models_of_other_kinds_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.planted
 def test_a_mutant_with_the_ids_of_sentencepiece_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    proto = sentencepiece_proto.parse(raw("xlm-roberta"))
+    proto = sentencepiece_proto.parse_spiece_model(raw("xlm-roberta"))
     content = xlm_unigram.convert_xlm_unigram(proto._replace(entries=(*proto.entries[:3], *proto.entries[4:])))
     monkeypatch.setattr("tests.train.tokenizers.test_xlm_unigram.trained", lambda kind: hf_files.Tokenizer(content))
     with pytest.raises(AssertionError):

@@ -13,8 +13,8 @@ from tests.train.tokenizers import kinds
 from tests.train.tokenizers.kinds import AWKWARD, TEXTS, XLNET, published, raw, trained
 from train.data import chunking
 from train.data.text_files import Document
-from train.rows.sentences import sentences
-from train.rows.token_cache import prepare
+from train.rows.sentences import find_sentences
+from train.rows.token_cache import tokenize_documents
 from train.tokenizers import hf_files, sentencepiece_proto, special_tokens, xlnet_unigram
 from train.tokenizers.tokenizer import Tokenizer
 from train.weights import import_export
@@ -50,7 +50,7 @@ def with_commas() -> Tokenizer:
     """Return a small tokenizer of a model in which "9," would win, were it not kept from it."""
     entries = [(name, 0.0, sentencepiece_proto.UNKNOWN if name == "<unk>" else sentencepiece_proto.CONTROL) for name in NAMES]
     entries += [(name, -1.0, sentencepiece_proto.NORMAL) for name in ("\u2581", "9", ",", "9,", "\u25819,", "\u25819", "a,")]
-    model = sentencepiece_proto.parse(raw("xlnet"))._replace(
+    model = sentencepiece_proto.parse_spiece_model(raw("xlnet"))._replace(
         entries=tuple(sentencepiece_proto.Entry(*entry) for entry in entries), charsmap=b""
     )
     return Tokenizer(xlnet_unigram.convert_xlnet_unigram(model))
@@ -91,15 +91,15 @@ def test_spans_are_the_characters_that_the_entries_spell() -> None:
 
 def test_sentences_end_where_a_reader_ends_them(tmp_path: Path) -> None:
     text = 'He left.| "Why?"| Mr. Starbuck saw 3.14 of them at example.com.| What?!| (It was late.)| \u0416 sank'
-    tokens = prepare([Document("a", text.replace("|", ""))], trained("xlnet"), tmp_path)
-    parts = sentences(tokens, trained("xlnet"), 1 << 20)
+    tokens = tokenize_documents([Document("a", text.replace("|", ""))], trained("xlnet"), tmp_path)
+    parts = find_sentences(tokens, trained("xlnet"), 1 << 20)
     ids = [tokens.ids[start : start + size].tolist() for start, size in zip(parts.start, parts.size, strict=True)]
     assert ids == [trained("xlnet").encode(sentence).tolist() for sentence in text.split("|")]
 
 
 def test_an_end_of_paragraph_is_special_whatever_kind_its_file_gives_it() -> None:
     """XLNet's own models always divide a text there, as at "."; no text of ours spells it."""
-    model = sentencepiece_proto.parse(raw("xlnet"))
+    model = sentencepiece_proto.parse_spiece_model(raw("xlnet"))
     entries = [
         entry._replace(kind=sentencepiece_proto.USER_DEFINED) if entry.name == "<eop>" else entry for entry in model.entries
     ]

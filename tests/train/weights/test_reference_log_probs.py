@@ -47,7 +47,7 @@ PARAMS = random_params(NET)
 def inputs(run: run_config.Run = RUN, count: int = 11) -> ExampleInputs:
     """Return pairs whose completions have different lengths."""
     pairs = [Preference(origin=f"p:{n}", prompt="a b", chosen=f" {'c' * (n + 1)}", rejected=" d") for n in range(count)]
-    training, held_out = (preference_inputs.rows_of(half, run, BYTES) for half in (pairs[:-2], pairs[-2:]))
+    training, held_out = (preference_inputs.rows_of_preferences(half, run, BYTES) for half in (pairs[:-2], pairs[-2:]))
     component = Component("p", 1.0, [Document("p", "")], training)
     return ExampleInputs(BYTES, Mixture((component,)), held_out)
 
@@ -166,8 +166,8 @@ def test_a_reward_model_is_refused_and_preferences_have_no_samples(tmp_path: Pat
     with pytest.raises(BadInput, match=r"model\.labels reward: dpo trains a model that predicts words"):
         scored.options.check_run(scored)
     options: dict[str, Any] = dict(length=32, dtype=jnp.float32)
-    samples.of_run(tmp_path / "samples.json", NET, PARAMS, MESH, inputs(), step=1, count=2, **options)
-    assert samples.preview(NET, PARAMS, MESH, inputs(), **options) == "" and not (tmp_path / "samples.json").exists()
+    samples.write_run_samples(tmp_path / "samples.json", NET, PARAMS, MESH, inputs(), step=1, count=2, **options)
+    assert samples.preview_continuation(NET, PARAMS, MESH, inputs(), **options) == "" and not (tmp_path / "samples.json").exists()
 
 
 @pytest.mark.full

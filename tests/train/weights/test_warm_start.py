@@ -67,7 +67,7 @@ def begun(of: Model, init: Path, mesh: run_config.Mesh | None = None, seed: int 
     messages: list[str] = []
     chosen = run(of, init, seed=seed)
     warm_start.check_init(chosen)
-    params = warm_start.initial_params(chosen, of, device_mesh.make_mesh(mesh or run_config.Mesh()), messages.append)
+    params = warm_start.initial_params_from(chosen, of, device_mesh.make_mesh(mesh or run_config.Mesh()), messages.append)
     assert jax.tree.structure(params) == jax.tree.structure(jax.eval_shape(of.init, jax.random.key(0)))
     return by_path(jax.device_get(params)), messages
 
@@ -124,8 +124,8 @@ def test_a_mesh_changes_where_the_parameters_lie_and_nothing_else(tmp_path: Path
     ours = net("bert-nano", *SEQUENCE)
     trained(tmp_path, net("bert-nano", "pretraining"))
     devices = device_mesh.make_mesh(run_config.Mesh(data=2, fsdp=2, tensor=2))
-    params = warm_start.initial_params(run(ours, tmp_path, seed=3), ours, devices, lambda _: None)
-    places = sharding.shardings(devices, jax.eval_shape(ours.init, jax.random.key(0)), ours.definition.sharding)
+    params = warm_start.initial_params_from(run(ours, tmp_path, seed=3), ours, devices, lambda _: None)
+    places = sharding.leaf_shardings(devices, jax.eval_shape(ours.init, jax.random.key(0)), ours.definition.sharding)
     for leaf, place in zip(jax.tree.leaves(params), jax.tree.leaves(places), strict=True):
         assert leaf.sharding.is_equivalent_to(place, leaf.ndim)
     assert any(not leaf.is_fully_replicated for leaf in jax.tree.leaves(params))

@@ -156,7 +156,7 @@ def aimed(platform: str) -> Iterator[Mesh]:
         pytest.fail("; ".join(why.values()), pytrace=False)
     if platform in why:
         pytest.skip(why[platform])
-    devices = np.array(target_devices.devices(TARGETS[platform]))
+    devices = np.array(target_devices.devices_of_target(TARGETS[platform]))
     mesh = Mesh(devices.reshape(2, 2, 2, 1, 1), AXES, axis_types=(AxisType.Auto,) * len(AXES))
     # JAX's cache stores a program for absent devices, and cannot load it again.
     with timing.without_compilation_cache(), jax.set_mesh(mesh), jax.default_device(mesh.devices.flat[0]):

@@ -16,7 +16,7 @@ from jax.experimental.pallas.ops.tpu import splash_attention
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType, NamedSharding, PartitionSpec
 
 from benchmarks.attention import conformance
-from benchmarks.attention.rounding_error_bounds import bounds
+from benchmarks.attention.rounding_error_bounds import rounding_error_bounds
 from tests.support import compilation
 from tests.support.processes import ROOT
 from train.config import run_config
@@ -116,7 +116,7 @@ def exact(t, mask, bias="none", **sizes):
     with jax.enable_x64(True):
         wide = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64 if x.dtype == np.float32 else None), bias)
         numbers = [] if bias is None else [f"d_{name}" for name, _, _ in wide.differentiable().arrays()]
-        by_name = bounds(inputs(jnp.float64, t, **sizes), mask, wide, None, scale=SCALE, rate=0.0, dtype="float32")
+        by_name = rounding_error_bounds(inputs(jnp.float64, t, **sizes), mask, wide, None, scale=SCALE, rate=0.0, dtype="float32")
         allowed = [by_name[name] for name in ("out", "d_q", "d_k", "d_v", *numbers)]
         results = value_and_gradients(reference, jnp.float64, t, mask, bias, **sizes)
         return list(zip(results, map(np.asarray, allowed), strict=True))

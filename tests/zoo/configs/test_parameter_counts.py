@@ -78,20 +78,20 @@ def test_parameter_counts_are_exact(family: str) -> None:
 @pytest.mark.parametrize("names", [("bert-nano", "gpt2", "t5-small"), pytest.param(tuple(SIZES), marks=pytest.mark.full)])
 def test_stored_counts_are_those_of_the_models(names: tuple[str, ...]) -> None:
     """`python -m zoo.cli.parameter_counts` writes them."""
-    assert {name: parameter_counts.parameters(name, SIZES[name]) for name in names} == {
+    assert {name: parameter_counts.parameter_count(name, SIZES[name]) for name in names} == {
         name: models.parameter_count(SIZES[name].config) for name in names
     }
 
 
 def test_a_size_is_counted_only_if_its_configuration_is_not_the_stored_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parameter_counts, "count_parameters", lambda size: -1)
-    assert all(parameter_counts.parameters(name, size) > 0 for name, size in SIZES.items()), (
+    assert all(parameter_counts.parameter_count(name, size) > 0 for name, size in SIZES.items()), (
         "run python -m zoo.cli.parameter_counts"
     )
     assert parameter_counts._stored().keys() == SIZES.keys()
     size = SIZES["gpt2"]
     changed = dataclasses.replace(size, config=dataclasses.replace(size.config, layers=13))
-    assert parameter_counts.parameters("gpt2", changed) == parameter_counts.parameters("gpt2-new", size) == -1
+    assert parameter_counts.parameter_count("gpt2", changed) == parameter_counts.parameter_count("gpt2-new", size) == -1
 
 
 def test_counts_of_sources() -> None:

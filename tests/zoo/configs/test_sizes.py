@@ -142,7 +142,7 @@ def test_weights_of_a_size_are_recognized_by_its_numbers() -> None:
     assert configs.published_name(dataclasses.replace(SIZES["t5-v1.1-base"].config, dropout=0.0)) == "t5-v1.1-base"
 
 
-@pytest.mark.parametrize("lookup", [configs.find_size, models_table.render])
+@pytest.mark.parametrize("lookup", [configs.find_size, models_table.render_models])
 def test_unpublished_architectures_and_unknown_names_are_refused(lookup: Any) -> None:
     with pytest.raises(
         BadInput, match=r"architecture of gpt-4 is unpublished.* here are gpt-oss-120b, by the same lab, and gpt3-175b"
@@ -160,15 +160,21 @@ def test_unpublished_architectures_and_unknown_names_are_refused(lookup: Any) ->
 
 def test_the_name_of_a_family_lists_its_sizes() -> None:
     for family in configs.families():
-        assert {row["name"] for row in json.loads(models_table.render(family, as_json=True))} == {*configs.family(family).SIZES}
-    listing = models_table.render("xlnet")
+        assert {row["name"] for row in json.loads(models_table.render_models(family, as_json=True))} == {
+            *configs.family(family).SIZES
+        }
+    listing = models_table.render_models("xlnet")
     assert all(name in listing for name in xlnet.SIZES) and "gpt2" not in listing
 
 
 @pytest.mark.parametrize("name", ["gpt3-13b", "bert-nano"])
 def test_a_page_and_its_json_say_where_each_number_comes_from(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "400")
-    size, page, described = SIZES[name], models_table.render(name), json.loads(models_table.render(name, as_json=True))
+    size, page, described = (
+        SIZES[name],
+        models_table.render_models(name),
+        json.loads(models_table.render_models(name, as_json=True)),
+    )
     for field in set(configs.Size.numbers_of(size.config)):
         why = size.assumed.get(field)
         status = {"status": "published"} if why is None else {"status": "assumed", "why": why}

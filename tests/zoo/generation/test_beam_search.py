@@ -40,7 +40,7 @@ def searched(rows: tuple[tuple[int, ...], ...], beams: Beams) -> list[Scored]:
     texts = [_Text(gpt_tokenizer(), GREEDILY, 0, 0, np.array(row, np.int32), 0) for row in rows]
     batch = generator._padded(texts, max(map(len, rows)), len(rows))
     cache = net.init_cache(len(rows), batch.tokens.shape[1] + LIMIT - 1, jnp.float32)
-    program = jax.jit(lambda *arrays: beam_search.search(net, *arrays, beams, limit=LIMIT, vocabulary=WORDS, ends=(END,)))
+    program = jax.jit(lambda *arrays: beam_search.beam_search(net, *arrays, beams, limit=LIMIT, vocabulary=WORDS, ends=(END,)))
     result = jax.tree.map(np.asarray, program(params, batch, cache))
     assert result.finite.all()
 

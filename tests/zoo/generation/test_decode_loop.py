@@ -32,7 +32,9 @@ def test_greedy_tokens_are_the_most_likely_ones_without_a_cache(vocabulary: int,
         tokens[row, 5 - length :] = rng.integers(0, vocabulary, length)
         segments[row, 5 - length :], positions[row, 5 - length :] = 1, np.arange(length)
     decoder, prompts = Decoder(net, vocabulary, np.dtype("float32")), Batch(tokens=tokens, segments=segments, positions=positions)
-    state, first = decode_loop.start(decoder, GREEDY, COUNT - 1, params, prompts, np.uint32(0), np.zeros((2, 2), np.uint32))
+    state, first = decode_loop.start_decoding(
+        decoder, GREEDY, COUNT - 1, params, prompts, np.uint32(0), np.zeros((2, 2), np.uint32)
+    )
     _, rest = decode_loop.sample_tokens(decoder, GREEDY, COUNT - 1, params, state)
     sampled = np.concatenate([first.tokens, rest.tokens]).T  # [B, COUNT]
     assert np.asarray(first.finite).all() and np.asarray(rest.finite).all()
@@ -59,7 +61,7 @@ def continued(family: str, reread: int = 0) -> Any:
     decoder = Decoder(net, 300, np.dtype("float32"), reread=reread, log_probs=True)
     params = jax.jit(decode_loop.decoding_params, static_argnums=1)(random_params(net), decoder.dtype)
     arguments = (params, prompts, np.uint32(3), np.arange(4, dtype=np.uint32).reshape(2, 2))
-    parts = list(decode_loop.continuation(decoder, Sampling(), *arguments, limit=LIMIT, chunk=2))
+    parts = list(decode_loop.decode_continuation(decoder, Sampling(), *arguments, limit=LIMIT, chunk=2))
     return tuple(np.concatenate([np.asarray(getattr(part, name)) for part in parts]) for name in ("tokens", "log_probs"))
 
 

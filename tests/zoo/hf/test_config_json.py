@@ -450,7 +450,7 @@ NO_EXPORT: list[tuple[str, dict[str, Any], str]] = [
 def test_what_the_format_cannot_express_is_not_exported(size: str, change: dict[str, Any], message: str, tmp_path: Path) -> None:
     cfg = dataclasses.replace(configs.find_size(size)[1].config, **change)
     with pytest.raises(BadInput, match=message):
-        published_weights.save(tmp_path, cfg, {})
+        published_weights.save_published(tmp_path, cfg, {})
 
 
 def test_heads_that_were_not_published_are_not_exported(tmp_path: Path) -> None:
@@ -458,4 +458,4 @@ def test_heads_that_were_not_published_are_not_exported(tmp_path: Path) -> None:
     assert ("roberta", "pretraining") in unpublished
     for family, task in unpublished:
         with pytest.raises(BadInput, match=f"model.task {task}: no {family} with this head was published"):
-            published_weights.save(tmp_path, with_head(family, task).config, {})
+            published_weights.save_published(tmp_path, with_head(family, task).config, {})

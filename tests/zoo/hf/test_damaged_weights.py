@@ -189,7 +189,7 @@ def in_memory(
         now.update({other: held for other, held in whole.items() if other != name})
         now.update({other: published.held(tensor) for other, tensor in replacement.items()})
 
-    monkeypatch.setattr(safetensors_dir, "read_tensors", lambda folder: now)
+    monkeypatch.setattr(safetensors_dir, "read_safetensors", lambda folder: now)
     published_weights.open_folder(folder)
     return refused(folder, stored, put, kinds, may_be_absent)
 
@@ -262,7 +262,7 @@ def test_a_hostile_file_is_refused(tmp_path: Path, case: str) -> None:
     content, message = HOSTILE[case]
     (tmp_path / safetensors_dir.SINGLE).write_bytes(content() if callable(content) else content)
     with pytest.raises(BadInput, match=message) as refusal:
-        safetensors_dir.read_tensors(tmp_path)
+        safetensors_dir.read_safetensors(tmp_path)
     assert safetensors_dir.SINGLE in str(refusal.value)
     assert len(str(refusal.value)) < 600
 
@@ -274,7 +274,7 @@ def test_a_hostile_file_is_refused(tmp_path: Path, case: str) -> None:
 def test_an_index_stays_in_its_folder(tmp_path: Path, where: Any) -> None:
     published.write_index(tmp_path, {"a": where})
     with pytest.raises(BadInput, match=r"index\.json"):
-        safetensors_dir.read_tensors(tmp_path)
+        safetensors_dir.read_safetensors(tmp_path)
 
 
 @pytest.mark.planted(4)
@@ -289,10 +289,10 @@ def test_an_index_and_its_files_must_agree(tmp_path: Path) -> None:
     ]:
         published.write_index(tmp_path, files)
         with pytest.raises(BadInput, match=message):
-            safetensors_dir.read_tensors(tmp_path)
+            safetensors_dir.read_safetensors(tmp_path)
     save_file(stored, tmp_path / safetensors_dir.SINGLE)
     with pytest.raises(BadInput, match="both"):
-        safetensors_dir.read_tensors(tmp_path)
+        safetensors_dir.read_safetensors(tmp_path)
 
 
 QUANTIZED = {
@@ -323,7 +323,7 @@ def test_pickle_is_refused_and_not_opened(tmp_path: Path, name: str) -> None:
     ran = tmp_path / "ran"
     (tmp_path / name).write_bytes(b"cbuiltins\nopen\n(V" + str(ran).encode() + b"\nVw\ntR.")
     with pytest.raises(BadInput, match="only safetensors"):
-        safetensors_dir.read_tensors(tmp_path)
+        safetensors_dir.read_safetensors(tmp_path)
     assert not ran.exists()
 
 

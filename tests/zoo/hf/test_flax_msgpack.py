@@ -28,7 +28,7 @@ from train.weights import import_export
 from zoo import published_weights
 from zoo.errors import BadInput
 from zoo.hf import flax_msgpack, hub
-from zoo.hf.flax_msgpack import INDEX, SINGLE, read_tensors
+from zoo.hf.flax_msgpack import INDEX, SINGLE, read_msgpack
 
 NAMES = json.loads((Path(make.__file__).parent / "flax_names.json").read_text())
 NUMBERS = {
@@ -165,7 +165,7 @@ def test_arrays_are_those_that_flax_restores(dtype: str, tmp_path: Path, monkeyp
     file = write(tmp_path / "model", {}, stored) / SINGLE
     assert flax_msgpack.CHUNKED.encode() in file.read_bytes()
     restored = flatten_dict(flax.serialization.msgpack_restore(file.read_bytes()), sep="/")
-    tensors = flax_msgpack.read_tensors(tmp_path / "model")
+    tensors = flax_msgpack.read_msgpack(tmp_path / "model")
     assert {tensor.stored_name.removesuffix(", transposed") for tensor in tensors.values()} == restored.keys()
     for path, array in restored.items():
         tensor = tensors[torch_name(path)]
@@ -360,7 +360,7 @@ def test_a_hostile_file_is_refused(case: str, tmp_path: Path) -> None:
     content, message = HOSTILE[case]
     (tmp_path / SINGLE).write_bytes(content)
     with pytest.raises(BadInput) as refusal:
-        read_tensors(tmp_path)
+        read_msgpack(tmp_path)
     assert str(refusal.value).startswith(f"{tmp_path / SINGLE}: ") and message in str(refusal.value), refusal.value
     assert len(str(refusal.value)) < 600 and "\n" not in str(refusal.value)
 
@@ -373,7 +373,7 @@ def test_a_truncated_file_is_refused(tmp_path: Path) -> None:
     for length in range(len(SMALL)):
         (tmp_path / SINGLE).write_bytes(SMALL[:length])
         with pytest.raises(BadInput, match=r"flax_model\.msgpack: (damaged msgpack|empty|not msgpack|a is|a/kernel)"):
-            read_tensors(tmp_path)
+            read_msgpack(tmp_path)
 
 
 def test_a_changed_byte_is_refused_or_read(tmp_path: Path) -> None:
@@ -384,7 +384,7 @@ def test_a_changed_byte_is_refused_or_read(tmp_path: Path) -> None:
         changed[position] = generator.integers(256)
         (tmp_path / SINGLE).write_bytes(changed)
         try:
-            tensors = read_tensors(tmp_path)
+            tensors = read_msgpack(tmp_path)
         except BadInput:
             continue
         assert all(tensor.view().shape == tensor.shape for tensor in tensors.values())

@@ -37,7 +37,7 @@ def tiny(family: str, task: str) -> tuple[Any, dict[str, np.ndarray], dict[str, 
     content = PublishedConfig(Path(), published.config(family, task))
     content.task = task
     cfg = configs.family(family).from_published(content)
-    stored = published.weights({name: shape for name, shape, *_ in published_weights.explain(cfg)})
+    stored = published.weights({name: shape for name, shape, *_ in published_weights.explain_import(cfg)})
     held = {name: published.held(each) for name, each in stored.items()}
     leaves, _ = published_weights.plan_import(cfg, held, Path())
     return cfg, stored, {leaf.path: whole(leaf, held) for leaf in leaves}

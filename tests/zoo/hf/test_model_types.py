@@ -48,7 +48,7 @@ def test_a_folder_is_exported_with_the_type_and_the_class_that_it_had(
     assert published_weights.open_folder(tmp_path / "model").notes == ()
     cfg, params = published_weights.load_published(tmp_path / "model", ONE)
     assert models.model(cfg).family == family
-    published_weights.save(tmp_path, cfg, params)
+    published_weights.save_published(tmp_path, cfg, params)
     written = load_file(tmp_path / safetensors_dir.SINGLE)
     assert written.keys() == stored.keys()
     assert all(np.array_equal(written[name], stored[name]) for name in stored)
@@ -73,7 +73,7 @@ def test_a_t5_without_an_output_table_has_its_embeddings_unscaled(model_type: st
     cfg, params = published_weights.load_published(folder, ONE)
     assert not cfg.tied
     np.testing.assert_array_equal(params["unembed"]["embedding"], params["embed"]["tokens"]["embedding"])
-    published_weights.save(tmp_path, cfg, params)
+    published_weights.save_published(tmp_path, cfg, params)
     assert load_file(tmp_path / safetensors_dir.SINGLE)["lm_head.weight"].tobytes() == stored["shared.weight"].tobytes()
     assert published_weights.open_folder(tmp_path).config == cfg
     # A tensor of any other name is missing, and so is the table that the embeddings are tied to.
@@ -89,13 +89,13 @@ def test_a_llama_in_bfloat16_is_exported_in_bfloat16(tmp_path: Path) -> None:
     stored = {name: tensor.astype(ml_dtypes.bfloat16) for name, tensor in published.write(tmp_path / "model", content).items()}
     cfg, params = published_weights.load_published(published.write_files(tmp_path / "model", content, stored), ONE)
     (tmp_path / "out").mkdir()
-    assert published_weights.save(tmp_path / "out", cfg, params) == "bfloat16"
+    assert published_weights.save_published(tmp_path / "out", cfg, params) == "bfloat16"
     written = load_file(tmp_path / "out" / safetensors_dir.SINGLE)
     assert written.keys() == stored.keys() and all(np.array_equal(written[name], tensor) for name, tensor in stored.items())
     assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == "bfloat16"
     params["norm"]["scale"] = params["norm"]["scale"] + 2.0**-20
     (tmp_path / "finer").mkdir()
-    assert published_weights.save(tmp_path / "finer", cfg, params) == "float32"
+    assert published_weights.save_published(tmp_path / "finer", cfg, params) == "float32"
 
 
 def test_umt5_has_a_table_in_every_layer(tmp_path: Path) -> None:

@@ -55,7 +55,7 @@ def test_a_quantized_folder_is_decoded_and_exported_as_bfloat16(tmp_path: Path) 
         np.testing.assert_array_equal(leaves["gated"]["kernel"][layer, :, :, 1], interleaved[..., 1::2])
         np.testing.assert_array_equal(leaves["down"]["kernel"][layer], expected["down_proj"])
     (tmp_path / "out").mkdir()
-    assert published_weights.save(tmp_path / "out", cfg, params) == "bfloat16"
+    assert published_weights.save_published(tmp_path / "out", cfg, params) == "bfloat16"
     exported = load_file(tmp_path / "out" / safetensors_dir.SINGLE)
     assert {str(x.dtype) for x in exported.values()} == {"bfloat16"}
     said = json.loads((tmp_path / "out" / "config.json").read_text())
@@ -65,7 +65,7 @@ def test_a_quantized_folder_is_decoded_and_exported_as_bfloat16(tmp_path: Path) 
     # A number that bfloat16 lacks is not rounded.
     params["norm"]["scale"] = params["norm"]["scale"] + 2.0**-20
     (tmp_path / "finer").mkdir()
-    assert published_weights.save(tmp_path / "finer", cfg, params) == "float32"
+    assert published_weights.save_published(tmp_path / "finer", cfg, params) == "float32"
 
 
 BLOCKS, SCALES = (f"model.layers.1.mlp.experts.down_proj_{part}" for part in ("blocks", "scales"))

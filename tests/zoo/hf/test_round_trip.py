@@ -29,7 +29,7 @@ def test_a_folder_that_is_imported_and_exported_has_the_same_bits(model: str, tm
     family, task, _ = published.MODELS[model]
     stored = published.write_model(tmp_path / "model", model)
     cfg, params = published_weights.load_published(tmp_path / "model", FOUR)
-    published_weights.save(tmp_path, cfg, params)
+    published_weights.save_published(tmp_path, cfg, params)
     written = load_file(tmp_path / safetensors_dir.SINGLE)
     assert written.keys() == stored.keys()
     assert all(np.array_equal(written[name], stored[name]) for name in stored)
@@ -88,7 +88,7 @@ def test_stored_sinusoids_must_be_the_computed_ones(tmp_path: Path) -> None:
     name = "model.decoder.embed_positions.weight"
     folder = published.write_files(tmp_path / "whole", content, stored | {name: table})
     cfg, params = published_weights.load_published(folder, ONE)
-    published_weights.save(tmp_path, cfg, params)
+    published_weights.save_published(tmp_path, cfg, params)
     assert json.loads((tmp_path / "config.json").read_text())["max_position_embeddings"] == 64
     broken = np.where(np.arange(64)[:, None] == 63, np.nan, table)
     for wrong, part in (
@@ -105,9 +105,9 @@ def test_a_large_export_is_split_into_files(tmp_path: Path) -> None:
     cfg, params = published_weights.load_published(tmp_path / "model", ONE)
     for part in ("whole", "split"):
         (tmp_path / part).mkdir()
-        published_weights.save(tmp_path / part, cfg, params, largest=5_000_000_000 if part == "whole" else 4_000)
+        published_weights.save_published(tmp_path / part, cfg, params, largest=5_000_000_000 if part == "whole" else 4_000)
         assert (tmp_path / part / safetensors_dir.INDEX).exists() == (part == "split")
-    written = {name: tensor.view() for name, tensor in safetensors_dir.read_tensors(tmp_path / "split").items()}
+    written = {name: tensor.view() for name, tensor in safetensors_dir.read_safetensors(tmp_path / "split").items()}
     assert written.keys() == stored.keys()
     assert all(np.array_equal(written[name], stored[name]) for name in stored)
 

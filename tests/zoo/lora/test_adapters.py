@@ -33,14 +33,14 @@ def all_targets(net: Model) -> tuple[str, ...]:
 
 
 def random_adapters(net: Model, spec: Adapters) -> dict[str, Any]:
-    shapes = jax.eval_shape(lambda: adapters.init(net, spec, jax.random.key(0)))
+    shapes = jax.eval_shape(lambda: adapters.init_adapters(net, spec, jax.random.key(0)))
     rng = np.random.default_rng(1)
     return jax.tree.map(lambda leaf: jnp.float32(0.1 * rng.standard_normal(leaf.shape)), shapes)
 
 
 def published(net: Model, params: Any) -> dict[str, np.ndarray]:
     """Return every published tensor of parameters, by its name."""
-    stored, tensors = adapters.flat(params), {}
+    stored, tensors = adapters.flatten_tree(params), {}
     for leaf in published_weights.present_leaves(net.config, net.names.prefixes[0]):
         for layer, names in enumerate(leaf.names):
             array = np.asarray(stored[leaf.path][layer] if leaf.stacked else stored[leaf.path])
@@ -50,9 +50,12 @@ def published(net: Model, params: Any) -> dict[str, np.ndarray]:
 
 def dense_sums(net: Model, params: Any, spec: Adapters, trained: Any, *, mutant: bool = False) -> dict[str, np.ndarray]:
     """Return W + scale B A of every published matrix in float64, one at a time; the mutant has (B A)^T where W is square."""
-    tensors, own = {name: tensor.astype(np.float64) for name, tensor in published(net, params).items()}, adapters.flat(trained)
+    tensors, own = (
+        {name: tensor.astype(np.float64) for name, tensor in published(net, params).items()},
+        adapters.flatten_tree(trained),
+    )
     scale = spec.alpha / (spec.rank**0.5 if spec.rslora else spec.rank)
-    for matrix in adapters.matrices(net.config, spec.targets):
+    for matrix in adapters.adapted_matrices(net.config, spec.targets):
         a, b = (np.float64(own[f"{matrix.path}/{name}"]) for name in "ab")
         for layer, names in enumerate(matrix.leaf.names):
             for number, part in enumerate(matrix.parts):
@@ -71,7 +74,7 @@ def test_the_sum_is_the_dense_one_in_float64(name: str) -> None:
     net = small(family, **({"task": "masked"} if family == "bert" else {}), **changes)
     spec = Adapters(rank=3, alpha=4.0, targets=all_targets(net), rslora=family == "gpt")
     params, trained = random_params(net), random_adapters(net, spec)
-    merged = adapters.merge(net.config, spec, params, trained)
+    merged = adapters.merge_adapters(net.config, spec, params, trained)
     assert jax.tree.structure(merged) == jax.tree.structure(params)
     tensors, expected = published(net, merged), dense_sums(net, params, spec, trained)
     for tensor_name, tensor in tensors.items():
@@ -86,9 +89,9 @@ def test_every_adapter_has_its_row_in_the_sharding_table(family: str) -> None:
     """Also in ModernBERT and Ettin, whose first layer is a stack of its own, the name of which ends like that of the others."""
     net = small(family)
     spec = Adapters(rank=2, alpha=2.0, targets=all_targets(net))
-    shapes = jax.eval_shape(lambda: adapters.init(net, spec, jax.random.key(0)))
-    placed = sharding.shardings(
-        device_mesh.make_mesh(run_config.Mesh(fsdp=2), jax.devices()[:2]), shapes, adapters.rules(net, spec)
+    shapes = jax.eval_shape(lambda: adapters.init_adapters(net, spec, jax.random.key(0)))
+    placed = sharding.leaf_shardings(
+        device_mesh.make_mesh(run_config.Mesh(fsdp=2), jax.devices()[:2]), shapes, adapters.adapter_sharding_rules(net, spec)
     )
     assert all(leaf.is_fully_replicated for leaf in jax.tree.leaves(placed))
 
@@ -98,22 +101,22 @@ def test_new_adapters_change_no_bit(family: str, task: str) -> None:
     net = with_head(family, task)
     spec = Adapters(rank=4, alpha=16.0, targets=adapters.default_targets(net.config))
     params = random_params(net)
-    trained = adapters.init(net, spec, jax.random.key(3))
+    trained = adapters.init_adapters(net, spec, jax.random.key(3))
     heads = adapters.head_paths(net.config)
-    own = adapters.flat(trained)
+    own = adapters.flatten_tree(trained)
     for path in own.keys() - heads:
         if path.endswith("/b"):
             assert not np.asarray(own[path]).any()
         else:
             bound = own[path].shape[-1] ** -0.5
             assert bound > np.abs(own[path]).max() > 0.9 * bound and abs(np.asarray(own[path]).mean()) < 0.2 * bound
-    trained = adapters.nested(own | {path: leaf for path, leaf in adapters.flat(params).items() if path in heads})
+    trained = adapters.unflatten_tree(own | {path: leaf for path, leaf in adapters.flatten_tree(params).items() if path in heads})
     base = adapters.base_of(net.config, params)
-    merged = adapters.merge(net.config, spec, base, trained)
-    for path, leaf in adapters.flat(params).items():
-        np.testing.assert_array_equal(leaf, adapters.flat(merged)[path])
+    merged = adapters.merge_adapters(net.config, spec, base, trained)
+    for path, leaf in adapters.flatten_tree(params).items():
+        np.testing.assert_array_equal(leaf, adapters.flatten_tree(merged)[path])
     assert heads == ({"classifier/kernel", "classifier/bias"} if task == "sequence" else set())
-    assert not heads & adapters.flat(base).keys() and heads <= own.keys()
+    assert not heads & adapters.flatten_tree(base).keys() and heads <= own.keys()
 
 
 @pytest.mark.planted
@@ -124,7 +127,7 @@ def test_dropout_is_on_the_input_of_the_adapters_in_every_family(name: str) -> N
     net = small(family, **changes)
     spec = Adapters(rank=3, alpha=4.0, targets=all_targets(net), dropout=0.5)
     params, trained, batch = random_params(net), random_adapters(net, spec), with_source(net, row(8, 2))
-    merged = adapters.merge(net.config, spec, params, trained)
+    merged = adapters.merge_adapters(net.config, spec, params, trained)
     adapted = adapters.with_adapters(net.config, spec, params, trained)
     hidden = jax.jit(lambda params, seeds: net.apply(params, batch, seeds=seeds).hidden)
     expected = np.asarray(hidden(merged, None))
@@ -227,5 +230,5 @@ REFUSED = {
 @pytest.mark.parametrize(("family", "target"), REFUSED)
 def test_a_target_without_a_matrix_is_refused(family: str, target: str) -> None:
     with pytest.raises(BadInput) as refusal:
-        adapters.matrices(small(family).config, (target,))
+        adapters.adapted_matrices(small(family).config, (target,))
     assert str(refusal.value).startswith(REFUSED[family, target])

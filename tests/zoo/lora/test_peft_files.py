@@ -56,7 +56,7 @@ def test_an_adapter_of_peft_computes_the_same_and_is_exported_with_the_same_bits
     cfg, params = base(tmp_path / "m", model)
     spec, values = peft_files.read_peft_adapter(write(tmp_path / "a", (config, tensors)), cfg)
     assert (spec.rank, spec.alpha, list(spec.targets)) == (config["r"], config["lora_alpha"], config["target_modules"])
-    merged, net = adapters.merge(cfg, spec, params, jax.tree.map(jax.numpy.asarray, values)), models.model(cfg)
+    merged, net = adapters.merge_adapters(cfg, spec, params, jax.tree.map(jax.numpy.asarray, values)), models.model(cfg)
     asked = transformers_outputs.given(published.MODELS[model][2], make.LENGTHS, published.MODELS[model][1])
     computed = jax.jit(lambda params: outputs(net, params, as_batch(asked)))(merged)
     for name, array in computed.items():
@@ -64,7 +64,7 @@ def test_an_adapter_of_peft_computes_the_same_and_is_exported_with_the_same_bits
         np.testing.assert_allclose(counted, FROZEN[model]["outputs"][name], atol=1e-5, rtol=0)
 
     (tmp_path / "out").mkdir()
-    peft_files.save(tmp_path / "out", cfg, spec, values, base="m")
+    peft_files.save_adapter(tmp_path / "out", cfg, spec, values, base="m")
     written, stored = (json.loads((tmp_path / name / "adapter_config.json").read_text()) for name in ("out", "a"))
     # peft adds the modules of all heads, whether or not the model has them.
     modules = {name.split(".")[2] for name in tensors if "lora" not in name}
@@ -157,7 +157,7 @@ def test_dropout_has_no_effect_but_on_training_further(gpt: Any, tmp_path: Path)
     assert spec == dataclasses.replace(plain, dropout=0.1)
     jax.tree.map(np.testing.assert_array_equal, same, values)
     (tmp_path / "out").mkdir()
-    peft_files.save(tmp_path / "out", gpt, spec, values, base="m")
+    peft_files.save_adapter(tmp_path / "out", gpt, spec, values, base="m")
     assert json.loads((tmp_path / "out" / "adapter_config.json").read_text())["lora_dropout"] == 0.1
     net = models.model(gpt)
     for own in (plain, spec):
@@ -176,7 +176,7 @@ def test_targets_may_name_the_matrices_of_every_layer_one_by_one(model: str, tmp
     spec, same = peft_files.read_peft_adapter(write(tmp_path / "b", (config | {"target_modules": paths}, tensors)), cfg)
     jax.tree.map(np.testing.assert_array_equal, same, values)
     (tmp_path / "out").mkdir()
-    peft_files.save(tmp_path / "out", cfg, spec, same, base="m")
+    peft_files.save_adapter(tmp_path / "out", cfg, spec, same, base="m")
     assert json.loads((tmp_path / "out" / "adapter_config.json").read_text())["target_modules"] == paths
     fewer = [path for path in paths if path != paths[0]]
     folder = write(tmp_path / "c", (config | {"target_modules": fewer}, tensors))
@@ -192,7 +192,7 @@ def test_a_head_of_which_the_file_has_a_part_is_exported_in_that_part(tmp_path: 
     folder = write(tmp_path / "a", (config | {"modules_to_save": ["classifier", "score"]}, part))
     spec, values = peft_files.read_peft_adapter(folder, cfg)
     (tmp_path / "out").mkdir()
-    peft_files.save(tmp_path / "out", cfg, spec, values, base="m")
+    peft_files.save_adapter(tmp_path / "out", cfg, spec, values, base="m")
     again = load_file(tmp_path / "out" / "adapter_model.safetensors")
     assert again.keys() == part.keys() and all(again[name].tobytes() == part[name].tobytes() for name in part)
     assert json.loads((tmp_path / "out" / "adapter_config.json").read_text())["modules_to_save"] == ["classifier"]

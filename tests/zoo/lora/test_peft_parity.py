@@ -39,7 +39,7 @@ def test_an_adapter_of_all_linear_layers_with_dropout_computes_the_same(model: s
     spec, values = peft_files.read_peft_adapter(tmp_path / "theirs", cfg)
     assert spec.dropout == 0.1
     asked = theirs.given(published.MODELS[model][2], make.LENGTHS, published.MODELS[model][1])
-    merged = adapters.merge(cfg, spec, params, jax.tree.map(jax.numpy.asarray, values))
+    merged = adapters.merge_adapters(cfg, spec, params, jax.tree.map(jax.numpy.asarray, values))
     computed: Any = jax.jit(lambda params: outputs(models.model(cfg), params, as_batch(asked)))(merged)
     for name, array in peft_outputs.outputs(made, model, asked).items():
         counted = [make.counted(name, np.asarray(side)[..., : cfg.vocab], asked) for side in (computed[name], array)]
@@ -61,21 +61,21 @@ def test_an_adapter_exported_to_peft_is_imported_unchanged(model: str, tmp_path:
     made.save_pretrained(tmp_path / "theirs")
     spec, values = peft_files.read_peft_adapter(tmp_path / "theirs", cfg)
     (tmp_path / "ours").mkdir()
-    peft_files.save(tmp_path / "ours", cfg, spec, values, base=str(tmp_path / "m"))
+    peft_files.save_adapter(tmp_path / "ours", cfg, spec, values, base=str(tmp_path / "m"))
     stored, again = (load_file(tmp_path / name / peft_files.WEIGHTS) for name in ("theirs", "ours"))
     assert stored.keys() == again.keys()
     assert not [name for name in stored if stored[name].tobytes() != again[name].tobytes()]
 
     # A warning of peft, of missing keys for one, is an error, as everywhere here.
     loaded = PeftModel.from_pretrained(peft_outputs.load(tmp_path / "m", model), tmp_path / "ours").eval()
-    merged = adapters.merge(cfg, spec, params, jax.tree.map(jax.numpy.asarray, values))
+    merged = adapters.merge_adapters(cfg, spec, params, jax.tree.map(jax.numpy.asarray, values))
     computed: Any = jax.jit(lambda params: outputs(net, params, as_batch(asked)))(merged)
     for name, array in peft_outputs.outputs(loaded, model, asked).items():
         counted = [make.counted(name, np.asarray(side)[..., : cfg.vocab], asked) for side in (computed[name], array)]
         np.testing.assert_allclose(*counted, atol=1e-5, rtol=0)
 
     (tmp_path / "merged").mkdir()
-    published_weights.save(tmp_path / "merged", cfg, merged)
+    published_weights.save_published(tmp_path / "merged", cfg, merged)
     weights = load_file(tmp_path / "merged" / safetensors_dir.SINGLE)
     state = loaded.merge_and_unload().state_dict()
     for name, tensor in weights.items():

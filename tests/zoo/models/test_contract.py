@@ -85,7 +85,7 @@ def test_choices_are_what_their_tables_have() -> None:
     for name, (literal, table) in LITERALS.items():
         assert sorted(get_args(literal)) == sorted(table), name
     # Schedules have no table: each name must be built, and differ from the others somewhere.
-    built = [optim.schedule(run_config.Optim(schedule=name), 1000) for name in get_args(run_config.Schedule)]
+    built = [optim.make_schedule(run_config.Optim(schedule=name), 1000) for name in get_args(run_config.Schedule)]
     rates = {tuple(float(schedule(step)) for step in (3, 700)) for schedule in built}
     assert len(rates) == len(built)
 
@@ -119,7 +119,7 @@ def test_every_leaf_has_its_row_in_the_sharding_table(family: str) -> None:
         net = with_head(family, task, **changes)
         stored = {sharding.path_of(keys): leaf for keys, leaf in jax.tree_util.tree_leaves_with_path(shapes(net))}
         for path, leaf in stored.items():
-            axes = sharding.spec(path, (*sharding.RULES, *net.definition.sharding))
+            axes = sharding.leaf_spec(path, (*sharding.RULES, *net.definition.sharding))
             assert len(axes) == leaf.ndim, (path, changes)
             assert set(axes) <= {None, *sharding.AXES}
             if "layers" in path.split("/"):
@@ -141,7 +141,7 @@ def test_every_leaf_has_its_row_in_the_sharding_table(family: str) -> None:
 )
 def test_no_row_and_two_rows_are_refused(path: str, rules: Any, count: int) -> None:
     with pytest.raises(ValueError, match=f"{path} matches {count} rows"):
-        sharding.spec(path, rules)
+        sharding.leaf_spec(path, rules)
 
 
 @families("gpt")

@@ -102,7 +102,7 @@ def test_compiled_flops_are_those_of_the_active_experts() -> None:
     # Attention in full: `blocked` would skip what a causal mask leaves empty.
     net = dataclasses.replace(net, config=dataclasses.replace(net.config, compute=Compute(attention="xla")))
     text = jax.jit(forward).lower(params, batch).compile().as_text() or ""
-    compiled = flops_and_bytes.work(hlo_parser.parse_program(text), (), 1).flops
+    compiled = flops_and_bytes.device_work(hlo_parser.parse_program(text), (), 1).flops
     assert compiled == pytest.approx(net.flops(batch), rel=0.1)
     # With every expert it would be far more.
     dense = dataclasses.replace(net, config=dataclasses.replace(net.config, active_experts=8))

@@ -69,13 +69,13 @@ def test_a_mean_is_that_of_the_tokens_of_its_sequence(task: str) -> None:
     out = net.apply(params, packed)
     hidden = np.asarray(out.hidden, np.float64)[0]
     expected = np.stack([hidden[:9].mean(0), hidden[9:15].mean(0)])
-    np.testing.assert_allclose(task_heads.summaries(out, packed)[0], expected, atol=1e-6)
+    np.testing.assert_allclose(task_heads.sequence_summaries(out, packed)[0], expected, atol=1e-6)
     for wrong in (hidden.mean(0), hidden[:15].mean(0)):
         assert np.abs(expected - wrong).max() > 1e-2
     plain = net.apply(params, row(5))
-    np.testing.assert_allclose(task_heads.summaries(plain, row(5))[0, 0], np.asarray(plain.hidden[0]).mean(0), atol=1e-6)
+    np.testing.assert_allclose(task_heads.sequence_summaries(plain, row(5))[0, 0], np.asarray(plain.hidden[0]).mean(0), atol=1e-6)
     cls = with_head("modernbert", task).apply(params, packed)
-    np.testing.assert_array_equal(task_heads.summaries(cls, packed), cls.hidden[:, [0, 9]])
+    np.testing.assert_array_equal(task_heads.sequence_summaries(cls, packed), cls.hidden[:, [0, 9]])
     tagger = with_head("modernbert", "tokens", pooling="mean")
     assert tagger.apply(random_params(tagger), row(5)).summaries is None
 
@@ -98,7 +98,7 @@ def test_flops_are_those_of_the_products(task: str) -> None:
         out = net.apply(params, batch)
         say = {"masked": net.unembed, "tokens": net.token_logits}.get(task)
         if task == "sequence":
-            return net.sequence_logits(params, task_heads.summaries(out, batch))
+            return net.sequence_logits(params, task_heads.sequence_summaries(out, batch))
         return out.hidden if say is None else say(params, out.hidden)
 
     assert net.flops(batch) == dot_flops(outputs, shapes(net), batch)

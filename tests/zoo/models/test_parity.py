@@ -172,7 +172,7 @@ def test_outputs_gradients_and_exports_equal_transformers(model: tuple[str, Path
 
     out = tmp_path / "out"
     out.mkdir()
-    published_weights.save(out, cfg, params)
+    published_weights.save_published(out, cfg, params)
     again = theirs.load(out, architecture)
     assert_same(again, reference)
     # An export without a tokenizer names no padding token, by which a decoder's score finds the last token.
@@ -205,7 +205,7 @@ def test_an_export_in_shards_loads_there(family: str, task: str, tmp_path: Path)
         tmp_path / family, device_mesh.make_mesh(run_config.Mesh(fsdp=4), jax.devices()[:4])
     )
     (tmp_path / "out").mkdir()
-    published_weights.save(tmp_path / "out", cfg, params, largest=150_000_000)
+    published_weights.save_published(tmp_path / "out", cfg, params, largest=150_000_000)
     assert (tmp_path / "out" / safetensors_dir.INDEX).exists()
     architecture = models.model(cfg).names.architecture
     assert_same(theirs.load(tmp_path / "out", architecture), theirs.load(tmp_path / family, architecture))
@@ -226,7 +226,7 @@ def test_a_folder_saved_by_transformers_is_read(family: str, task: str, tmp_path
     assert opened.notes == ()
     cfg, params = published_weights.load_published(tmp_path, device_mesh.make_mesh(run_config.Mesh(), jax.devices()[:1]))
     (tmp_path / "out").mkdir()
-    published_weights.save(tmp_path / "out", cfg, params)
+    published_weights.save_published(tmp_path / "out", cfg, params)
     assert_same(theirs.load(tmp_path / "out", said["architectures"][0]), net)
 
 
@@ -253,7 +253,7 @@ def test_a_cousin_saved_by_transformers_is_read(architecture: str, numbers: dict
     assert opened.notes == ()
     cfg, params = published_weights.load_published(tmp_path, device_mesh.make_mesh(run_config.Mesh(), jax.devices()[:1]))
     (tmp_path / "out").mkdir()
-    published_weights.save(tmp_path / "out", cfg, params)
+    published_weights.save_published(tmp_path / "out", cfg, params)
     assert configs.exported_class(cfg, models.model(cfg).names.architecture)[1] == architecture
     assert_same(theirs.load(tmp_path / "out", architecture), net)
 

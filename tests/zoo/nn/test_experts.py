@@ -15,7 +15,7 @@ from tests.support.gradients import assert_equal_gradients
 from train.config import run_config
 from train.engine import device_mesh
 from zoo.nn import experts as module
-from zoo.nn.experts import Experts, Slots, balance, clamped_swiglu
+from zoo.nn.experts import Experts, Slots, clamped_swiglu, load_balance
 from zoo.nn.layers import params_of
 from zoo.ops import ragged_product as products
 
@@ -206,8 +206,8 @@ def test_balance() -> None:
     """1 if the assignments are even; E / X if all tokens prefer the same experts; padding does not count."""
     even = jnp.asarray([[[5.0, 5, -5, -5], [-5, -5, 5, 5]]])
     chosen = jnp.asarray([[[0, 1], [2, 3]]])
-    np.testing.assert_allclose(balance(even, chosen, None).loss, 1, rtol=1e-5)
-    np.testing.assert_allclose(balance(even, chosen, None).busiest, 1, rtol=1e-5)
-    one_sided = balance(even, chosen, jnp.asarray([[1, 0]]))
+    np.testing.assert_allclose(load_balance(even, chosen, None).loss, 1, rtol=1e-5)
+    np.testing.assert_allclose(load_balance(even, chosen, None).busiest, 1, rtol=1e-5)
+    one_sided = load_balance(even, chosen, jnp.asarray([[1, 0]]))
     np.testing.assert_allclose(one_sided.loss, 2, rtol=1e-3)
     np.testing.assert_allclose(one_sided.busiest, 2, rtol=1e-5)

@@ -86,5 +86,5 @@ def test_leaves_and_their_sharding() -> None:
     }
     kernels, biases = {f"{name}/kernel" for name in ("q", "k", "v", "out")}, {f"{name}/bias" for name in ("q", "k", "v", "out")}
     assert paths == kernels | biases | {"q_norm/scale", "k_norm/scale"}
-    axes = {path: tuple(sharding.spec(f"attention/{path}", sharding.RULES)) for path in paths}
+    axes = {path: tuple(sharding.leaf_spec(f"attention/{path}", sharding.RULES)) for path in paths}
     assert axes["k/kernel"] == ("fsdp", "tensor", None) and axes["v/bias"] == ("tensor", None) and axes["q_norm/scale"] == (None,)

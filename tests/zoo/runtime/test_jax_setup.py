@@ -89,16 +89,16 @@ print(sorted(fresh[6:])[3])
 
 def test_preparing_twice_does_nothing_and_preparing_too_late_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     assert jax.device_count() == 8
-    jax_setup.prepare(8)
-    jax_setup.prepare()
+    jax_setup.prepare_jax(8)
+    jax_setup.prepare_jax()
     with pytest.raises(BadInput, match=r"^devices 4: JAX has started with 8 CPU devices; use the zoo before the first"):
-        jax_setup.prepare(4)
+        jax_setup.prepare_jax(4)
     monkeypatch.setenv("XLA_FLAGS", "")
     with pytest.raises(BadInput, match=r"^JAX has started without --xla_cpu.* in XLA_FLAGS.*; use the zoo before the first"):
-        jax_setup.prepare(8)
+        jax_setup.prepare_jax(8)
     # The flag concerns XLA's CPU compiler only.
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    jax_setup.prepare(8)
+    jax_setup.prepare_jax(8)
 
 
 def test_cache_folder_is_the_users_and_private(
@@ -236,7 +236,7 @@ except BadInput as refusal:
 def test_too_little_memory_to_start_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jax_setup.resource, "getrlimit", lambda _: (300 << 20, 300 << 20))
     with pytest.raises(BadInput, match="out of memory: this process may use 300 MiB of address space, and JAX needs 1,024"):
-        jax_setup.prepare()
+        jax_setup.prepare_jax()
 
 
 @pytest.mark.full

@@ -18,7 +18,7 @@ from train.config.policy_gradient_options import PolicyGradientLoss
 from train.config.rollout_options import Rollout
 from train.config.run_config import Run
 from train.engine.log_probs import token_log_probs
-from train.engine.policy_losses import clipped_losses, kl_losses, loss_divisor, loss_weights, ratios
+from train.engine.policy_losses import clipped_losses, kl_losses, loss_divisor, loss_weights, probability_ratios
 from train.objectives.base import Objective
 from train.rollouts import rollout_inputs
 from train.rollouts.advantage_estimators import Estimator, GroupEstimator
@@ -156,7 +156,7 @@ class PolicyGradient(RolloutObjective):
         assert batch.weights is not None and batch.extra is not None
         options, extra, counted = self.options, batch.extra, batch.weights
         log_probs = self.log_probs(model, params, batch, chunk=chunk)
-        ratio = ratios(log_probs, extra["old"], counted, options.ratio)
+        ratio = probability_ratios(log_probs, extra["old"], counted, options.ratio)
         losses = clipped_losses(ratio, extra["advantage"][:, None], options.clip_low, options.clip_high)
         factors = loss_weights(counted, options.aggregation)
         terms = {"policy_gradient": (losses * factors).sum()}

@@ -9,7 +9,7 @@ from jaxtyping import Float32
 
 from train.config.objectives import PpoOptions
 from train.config.policy_gradient_options import Ppo
-from train.engine.policy_losses import clipped_losses, ratios
+from train.engine.policy_losses import clipped_losses, probability_ratios
 from train.engine.state_init import TrainedParams
 from train.engine.value_head import token_values, value_head, value_losses
 from train.objectives.feedback.policy_gradient import RolloutObjective
@@ -59,7 +59,9 @@ class ProximalPolicy(RolloutObjective):
         options, extra, counted = self.options, batch.extra, batch.weights
         hidden = model.apply(params, batch).hidden
         log_probs = self.log_probs(model, params, batch, chunk=chunk, hidden=hidden)
-        losses = clipped_losses(ratios(log_probs, extra["old"], counted, "token"), extra["advantage"], options.clip, options.clip)
+        losses = clipped_losses(
+            probability_ratios(log_probs, extra["old"], counted, "token"), extra["advantage"], options.clip, options.clip
+        )
         of_values = value_losses(token_values(params, hidden), extra["value"], extra["return"], options.value_clip)
         terms = {"ppo": (losses * counted).sum(), "value": options.value_weight * (of_values * counted).sum()}
         return terms, carry

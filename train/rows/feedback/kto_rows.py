@@ -35,7 +35,7 @@ class UnpairedRow(NamedTuple):
     """Log-probabilities of both completions under a reference, if an objective reads them."""
 
 
-def encode_rows(
+def encode_kto_rows(
     examples: Sequence[UnpairedPreference],
     tokenizer: Tokenizer,
     cfg: Any,
@@ -52,7 +52,7 @@ def encode_rows(
 
     Raises:
         BadInput: there is no mismatched completion for an example, some examples are texts and others conversations, or see
-            `preference_rows.encode_completions`.
+            `preference_rows.encode_example_completions`.
     """
     if other := next((item for item in examples if type(item.prompt) is not type(examples[0].prompt)), None):
         first, second = ("a text" if isinstance(item.prompt, str) else "a conversation" for item in (other, examples[0]))
@@ -63,7 +63,7 @@ def encode_rows(
         """Return rows of the examples with these numbers and completions, and a message for each that is left out."""
         numbers = list(completions)
         texts = [Completions(examples[at].origin, examples[at].prompt, completions[at]) for at in numbers]
-        encoded, messages = preference_rows.encode_completions(texts, tokenizer, cfg, options, limits, NAMES, template)
+        encoded, messages = preference_rows.encode_example_completions(texts, tokenizer, cfg, options, limits, NAMES, template)
         return [UnpairedRow(sides, examples[numbers[at]].desired, numbers[at]) for at, sides in encoded], messages
 
     own: dict[int, tuple[Content, ...]] = {number: (item.completion,) for number, item in enumerate(examples)}
@@ -74,7 +74,7 @@ def encode_rows(
         rows, messages = encode(own)
         own = {row.example: own[row.example] for row in rows}
     numbers, pairs = list(own), dict[int, tuple[Content, ...]]()
-    for number, other in zip(numbers, mismatches([examples[number] for number in numbers]), strict=True):
+    for number, other in zip(numbers, mismatched_examples([examples[number] for number in numbers]), strict=True):
         if other is not None:
             pairs[number] = (*own[number], *own[numbers[other]])
             continue
@@ -88,7 +88,7 @@ def encode_rows(
     return rows, messages + too_long
 
 
-def mismatches(examples: Sequence[UnpairedPreference]) -> list[int | None]:
+def mismatched_examples(examples: Sequence[UnpairedPreference]) -> list[int | None]:
     """Return, for each example, the number of the example whose completion is used as its mismatched completion.
 
     It is the next example whose prompt and completion both differ; the first example follows the last one. None: there is none,
@@ -125,10 +125,10 @@ def _runs(texts: Sequence[Content]) -> list[int]:
     return distances
 
 
-def builder(cfg: Any, tokenizer: Tokenizer, target_length: int = 0) -> Build:
+def kto_row_builder(cfg: Any, tokenizer: Tokenizer, target_length: int = 0) -> Build:
     """Return `build(rng, row, length)`, which converts an `UnpairedRow` to fields of `Batch` with an axis C, its own first.
 
-    The fields are those of `train.rows.feedback.preference_rows.builder`, but extra has "desired", float32 [], which is 1 or 0.
+    The fields are those of `preference_rows.preference_row_builder`, but extra has "desired", float32 [], which is 1 or 0.
 
     Raises:
         BadInput: the tokenizer does not fit the model.
@@ -141,7 +141,7 @@ def builder(cfg: Any, tokenizer: Tokenizer, target_length: int = 0) -> Build:
     return build
 
 
-def row_bytes(rows: Iterable[UnpairedRow]) -> Iterator[bytes]:
+def kto_row_bytes(rows: Iterable[UnpairedRow]) -> Iterator[bytes]:
     """Yield the bytes of all ids and labels, for a fingerprint."""
     for row in rows:
         yield from preference_rows.side_bytes(row.sides, row.desired)

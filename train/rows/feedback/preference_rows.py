@@ -11,7 +11,7 @@ from train.config.option_groups import Preferences
 from train.data.example_types import Content, Preference
 from train.rows import seq2seq_rows
 from train.rows.batches import Build
-from train.rows.example_rows import TemplateIds, is_typed, padded
+from train.rows.example_rows import TemplateIds, is_typed, padded_row
 from train.rows.seq2seq_rows import SourceTarget, text_special_tokens_of
 from train.tokenizers.chat_template import ChatTemplate
 from train.tokenizers.chat_token_ids import CompletionText, completion_text, missing_end
@@ -92,7 +92,7 @@ def layout_of(cfg: Any) -> Layout:
     return "encoder" if isinstance(cfg, BodyConfig) else "decoder"
 
 
-def encode_rows(
+def encode_preference_rows(
     examples: Sequence[Preference],
     tokenizer: Tokenizer,
     cfg: Any,
@@ -100,13 +100,16 @@ def encode_rows(
     limits: Limits,
     template: ChatTemplate | None = None,
 ) -> tuple[list[PreferenceRow], list[str]]:
-    """Return the rows of preferences, and a message for each that --labelled.skip-bad leaves out; see `encode_completions`."""
+    """Return the rows of preferences, and a message for each that --labelled.skip-bad leaves out.
+
+    See `encode_example_completions`.
+    """
     texts = [Completions(item.origin, item.prompt, (item.chosen, item.rejected)) for item in examples]
-    encoded, messages = encode_completions(texts, tokenizer, cfg, options, limits, ("chosen", "rejected"), template)
+    encoded, messages = encode_example_completions(texts, tokenizer, cfg, options, limits, ("chosen", "rejected"), template)
     return [PreferenceRow((chosen, rejected), examples[at].margin, at) for at, (chosen, rejected) in encoded], messages
 
 
-def encode_completions(
+def encode_example_completions(
     examples: Sequence[Completions],
     tokenizer: Tokenizer,
     cfg: Any,
@@ -174,7 +177,7 @@ def encode_sides(
     longest: int | None = None,
     joined: bool = False,
 ) -> list[Side]:
-    """Return the ids of prompts and completions of any length, as `encode_rows` does.
+    """Return the ids of prompts and completions of any length, as `encode_preference_rows` does.
 
     Args:
         prompt_limit: longest prompt in tokens; a longer one loses its beginning. None = prompts are not cut.
@@ -242,7 +245,7 @@ def _encoded_alike(
     return zip(ids, ids, strict=True)
 
 
-def builder(cfg: Any, tokenizer: Tokenizer, target_length: int = 0) -> Build:
+def preference_row_builder(cfg: Any, tokenizer: Tokenizer, target_length: int = 0) -> Build:
     """Return `build(rng, row, length)`, which converts a `PreferenceRow` to fields of `Batch` with an axis C = 2, chosen first.
 
     tokens, segments (1; 0 = padding) and positions, int32 [2, T]; an encoder's types, int32 [2, T], and an encoder-decoder's
@@ -262,10 +265,10 @@ def builder(cfg: Any, tokenizer: Tokenizer, target_length: int = 0) -> Build:
 
 
 def sides_builder(cfg: Any, tokenizer: Tokenizer, target_length: int = 0) -> Callable[[tuple[Side, ...], int], dict[str, Any]]:
-    """Return a function (C sides, length) -> fields of `Batch`, which are those of `builder` without `extra`.
+    """Return a function (C sides, length) -> fields of `Batch`, which are those of `preference_row_builder` without `extra`.
 
     Raises:
-        BadInput: see `builder`.
+        BadInput: see `preference_row_builder`.
     """
     one_side = side_builder(cfg, tokenizer, target_length)
 
@@ -276,10 +279,10 @@ def sides_builder(cfg: Any, tokenizer: Tokenizer, target_length: int = 0) -> Cal
 
 
 def side_builder(cfg: Any, tokenizer: Tokenizer, target_length: int = 0) -> Callable[[Side, int], dict[str, Any]]:
-    """Return a function (side, length) -> fields of `Batch`, which are those of `builder` without `extra` and without axis C.
+    """Return a function (side, length) -> fields of `Batch`: those of `preference_row_builder` without `extra` and axis C.
 
     Raises:
-        BadInput: see `builder`.
+        BadInput: see `preference_row_builder`.
     """
     layout = layout_of(cfg)
     if layout == "encoder":
@@ -288,7 +291,7 @@ def side_builder(cfg: Any, tokenizer: Tokenizer, target_length: int = 0) -> Call
 
         def one_side(side: Side, length: int) -> dict[str, Any]:
             assert side.types is not None
-            fields = padded(TemplateIds(side.ids, side.types), length, special, typed=typed, causal=causal)
+            fields = padded_row(TemplateIds(side.ids, side.types), length, special, typed=typed, causal=causal)
             return {"summary_at": np.zeros(1, np.int32)} | fields
 
     elif layout == "encoder_decoder":
@@ -305,7 +308,7 @@ def side_builder(cfg: Any, tokenizer: Tokenizer, target_length: int = 0) -> Call
     return one_side
 
 
-def row_bytes(rows: Iterable[PreferenceRow]) -> Iterable[bytes]:
+def preference_row_bytes(rows: Iterable[PreferenceRow]) -> Iterable[bytes]:
     """Yield the bytes of all ids and margins, for a fingerprint."""
     for row in rows:
         yield from side_bytes(row.sides, row.margin)

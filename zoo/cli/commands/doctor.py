@@ -15,7 +15,7 @@ def doctor(args: list[str]) -> int:
     from zoo.cli import doctor_report
 
     auto = attention.describe_auto(), attention.auto_reasons()
-    return doctor_report.doctor(attention.implementation_status(), *auto, wrong=attention.wrong_kernels())
+    return doctor_report.print_doctor_report(attention.implementation_status(), *auto, wrong=attention.wrong_kernels())
 
 
 DESCRIPTION = """Show versions, devices and attention implementations of this machine, and check that it computes correct numbers.

@@ -112,7 +112,7 @@ def _act(options: Any, grid: Any, folder: Path) -> int:
 
     with grid_runner.lock_folder(folder, notify):
         node_status.check_runs(grid, folder)
-        registered = preregistration.register(grid, folder)
+        registered = preregistration.register_grid(grid, folder)
         for line in [f"claim {name} changed after the first run: it is exploratory" for name in registered["changed"]]:
             notify(line)
         failures: list[str] = []
@@ -147,7 +147,7 @@ def _costs(grid: Any) -> Any:
     from eval.experiments import cost_estimates
 
     _use_cpu()
-    return cost_estimates.costs(grid)
+    return cost_estimates.node_costs(grid)
 
 
 def _flops_per_step(run: Any) -> float:
@@ -170,4 +170,4 @@ def _measured_rate() -> float:
     from train.run import matmul_rate
 
     _use_cpu()
-    return matmul_rate.measure(jnp.float32)
+    return matmul_rate.measure_matmul_rate(jnp.float32)

@@ -80,4 +80,6 @@ def export(args: list[str]) -> int:
 
     if options.adapter:
         return import_export.export_adapter(run, options.target, step=options.step, mesh=options.mesh)
-    return import_export.export(run, options.target, step=options.step, last=options.last, shard=options.shard, mesh=options.mesh)
+    return import_export.export_run(
+        run, options.target, step=options.step, last=options.last, shard=options.shard, mesh=options.mesh
+    )

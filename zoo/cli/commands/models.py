@@ -22,5 +22,5 @@ def models(args: list[str]) -> int:
     options = parse(Models, args=args, prog="zoo models")
     from zoo.cli import models_table
 
-    print(models_table.render(options.name, as_json=options.json), end="")
+    print(models_table.render_models(options.name, as_json=options.json), end="")
     return 0

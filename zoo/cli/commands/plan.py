@@ -32,14 +32,14 @@ def plan(args: list[str]) -> int:
         check_output_file(Path(request.page), "page")
     data = {"batch": request.batch or run.data.batch, "length": request.seq or run.data.length}
     run = dataclasses.replace(run, data=dataclasses.replace(run.data, **data))
-    target_devices.prepare(target)
+    target_devices.prepare_target(target)
     from benchmarks.plan import plan_command
 
     flags = {"named": named_fields(args, "mesh"), "fresh": request.fresh, "as_json": request.json}
     try:
         if request.search:
-            return plan_command.search(run, request.mode, target, minutes=request.minutes, top=request.top, **flags)
-        return plan_command.plan(run, request.mode, target, file=request.page, **flags)
+            return plan_command.run_mesh_search(run, request.mode, target, minutes=request.minutes, top=request.top, **flags)
+        return plan_command.run_plan(run, request.mode, target, file=request.page, **flags)
     except BadInput as error:
         message = str(error)
         # Name the option that the user wrote.

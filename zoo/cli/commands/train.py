@@ -36,7 +36,7 @@ def train(args: list[str]) -> int:
     if args[:1] in (["-h"], ["--help"]):
         by_name = recipes.recipes()
         about = {name: (recipe.__doc__ or "").strip().splitlines()[0] for name, recipe in sorted(by_name.items())}
-        about |= {plugin.name: f"Plug-in of {plugin.origin}." for plugin in plugins.installed("zoo.recipes")}
+        about |= {plugin.name: f"Plug-in of {plugin.origin}." for plugin in plugins.installed_plugins("zoo.recipes")}
         width = max(map(len, about))
         for name, line in about.items():
             print(f"{name:{width}}  {line}")
@@ -90,7 +90,7 @@ def parse_run(name: str, args: list[str]) -> "Run":
     from train.store import run_fetch
 
     run = parse_options(name, args)
-    trust.permit(map(trust.key_of, run_plugins.references(as_json(run))))
+    trust.permit_names(map(trust.key_of, run_plugins.references(as_json(run))))
     if run.machine.process == 0 and not launch.is_child():
         run_fetch.prepare_training(run)
         early_checks.check_run(run)
@@ -107,7 +107,7 @@ def parse_options(name: str, args: list[str]) -> "Run":
     from train.config.run_config import kind_of
 
     init, takes_weights = option_value(args, "--init"), recipes.takes_weights(name)
-    with early_checks.names_option("--init", init if takes_weights else ""):
+    with early_checks.prefix_option("--init", init if takes_weights else ""):
         run = recipes.recipe_run(name, init)
     default, args = take_objective(run, args)
     has_weights = bool(takes_weights or default.init or init)
@@ -146,4 +146,10 @@ def train_here(run: "Run", named_axes: Collection[str] = ()) -> int:
         run, notice = mesh_sizes.fit_mesh(run, jax.device_count(), named_axes)
         if notice and jax.process_index() == 0:
             print(f"! {notice}", file=sys.stderr)
-    return trainer.run(run, evaluate=scorers.scorer, sample=samples.of_run, preview=samples.preview, on_end=report.write_report)
+    return trainer.run(
+        run,
+        evaluate=scorers.scorer,
+        sample=samples.write_run_samples,
+        preview=samples.preview_continuation,
+        on_end=report.write_report,
+    )

@@ -17,7 +17,7 @@ from train.config.option_groups import Preferences
 from train.data.example_types import UnpairedPreference
 from train.data.text_files import Document
 from train.inputs import example_inputs, inspect_rows, kto_inputs, run_inputs
-from train.rows.feedback.kto_rows import builder, encode_rows, mismatches
+from train.rows.feedback.kto_rows import encode_kto_rows, kto_row_builder, mismatched_examples
 from train.rows.feedback.preference_rows import Limits
 from train.run.run_dir import RunDir
 from train.tokenizers.tokenizer import Tokenizer
@@ -43,16 +43,18 @@ def test_a_mismatched_completion_is_that_of_the_next_example_that_differs_in_bot
 
         size = len(examples)
         following = [[other % size for other in range(n + 1, n + size) if fits(n, other % size)] for n in range(size)]
-        assert mismatches(examples) == [others[0] if others else None for others in following]
-    assert mismatches(of(("a", "b"))) == [None]
+        assert mismatched_examples(examples) == [others[0] if others else None for others in following]
+    assert mismatched_examples(of(("a", "b"))) == [None]
 
 
 @pytest.mark.parametrize("family", ["gpt", "t5"])
 def test_a_row_is_the_prompt_with_both_completions(family: str):
     tokenizer = BYTES if family == "gpt" else spelled(["the", "whale"])
     cfg, end = small(family).config, END if family == "gpt" else "</s>"
-    rows, _ = encode_rows(of(("the ", "whale"), ("the ", "the"), ("a", " big")), tokenizer, cfg, Preferences(), Limits(40, 20))
-    built = [builder(cfg, tokenizer, 20)(np.random.default_rng(0), row, 40) for row in rows]
+    rows, _ = encode_kto_rows(
+        of(("the ", "whale"), ("the ", "the"), ("a", " big")), tokenizer, cfg, Preferences(), Limits(40, 20)
+    )
+    built = [kto_row_builder(cfg, tokenizer, 20)(np.random.default_rng(0), row, 40) for row in rows]
     texts = [
         [tokenizer.decode(ids[weights > 0]).strip() for ids, weights in zip(row["targets"], row["weights"], strict=True)]
         for row in built
@@ -66,7 +68,7 @@ def test_a_row_is_the_prompt_with_both_completions(family: str):
 def test_what_is_too_long_names_both_completions():
     examples, cfg = of(("prom", " b"), ("a", " bcdef")), small("gpt").config
     with pytest.raises(BadInput, match="a:0: 7 tokens with the labelled completion and 11 with the mismatched, and a row has 9"):
-        encode_rows(examples, BYTES, cfg, Preferences(), Limits(9))
+        encode_kto_rows(examples, BYTES, cfg, Preferences(), Limits(9))
 
 
 SKIPPED = {
@@ -82,25 +84,25 @@ def test_examples_that_cannot_be_used_are_left_out_and_are_not_mismatched(name: 
     """`expected` has the number of the example and of the one whose completion is its mismatched one."""
     texts, expected, skipped = SKIPPED[name]
     examples, cfg = of(*texts), small("gpt").config
-    rows, messages = encode_rows(examples, BYTES, cfg, Preferences(skip_bad=True), Limits(9))
+    rows, messages = encode_kto_rows(examples, BYTES, cfg, Preferences(skip_bad=True), Limits(9))
     ends = [[BYTES.decode(side.ids[side.first : -1]) for side in row.sides] for row in rows]
     assert ends == [[examples[own].completion, examples[other].completion] for own, other in expected]
     assert [row.example for row in rows] == [own for own, _ in expected] and len(messages) == skipped
     with pytest.raises(BadInput, match=r"^a:\d: .*--labelled\.skip-bad"):
-        encode_rows(examples, BYTES, cfg, Preferences(), Limits(9))
+        encode_kto_rows(examples, BYTES, cfg, Preferences(), Limits(9))
 
 
 def test_without_a_reference_an_example_needs_no_other_one():
     run = tiny.run("kto", model=small("gpt").config, data=UnpairedData(length=12, batch=4), kto=Kto(reference="none"))
-    rows = kto_inputs.rows_of(of(("a", " b"), ("a", " c")), run, BYTES)
+    rows = kto_inputs.rows_of_completions(of(("a", " b"), ("a", " c")), run, BYTES)
     assert [len(row.sides) for row in rows.rows] == [1, 1]
     with pytest.raises(BadInput, match="a:0: 16 tokens with the labelled completion, and a row has 12"):
-        kto_inputs.rows_of(of(("a", " long completion"[:14])), run, BYTES)
+        kto_inputs.rows_of_completions(of(("a", " long completion"[:14])), run, BYTES)
 
 
 def rows_of(examples: list[UnpairedPreference]) -> kto_inputs.UnpairedRows:
     run = tiny.run("kto", model=small("gpt").config, data=UnpairedData(length=32, batch=4))
-    return kto_inputs.rows_of(examples, run, BYTES)
+    return kto_inputs.rows_of_completions(examples, run, BYTES)
 
 
 def test_samples_have_both_labels_and_halves_of_one_label_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Any):
@@ -125,7 +127,7 @@ def test_samples_have_both_labels_and_halves_of_one_label_are_refused(monkeypatc
 
 def test_both_sides_are_shown():
     rows = rows_of(of(("a", " b"), ("c", " d")))
-    fields = builder(small("gpt").config, BYTES)(np.random.default_rng(0), rows.row(0), 8)
+    fields = kto_row_builder(small("gpt").config, BYTES)(np.random.default_rng(0), rows.row(0), 8)
     stream = io.StringIO()
     console = Console(file=stream, width=80, highlight=False, markup=False, emoji=False)
     inspect_rows._show(console, BYTES, Batch(**fields), rows.row(0), {0: "a:0"})
