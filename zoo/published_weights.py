@@ -52,7 +52,7 @@ def load_published(folder: Path, mesh: Mesh, notify: Callable[[str], None] = lam
         leaf = leaves[sharding.path_of(keys)]
         return jax.make_array_from_callback(shape.shape, leaf_sharding, lambda index: leaf.read(opened.tensors, index or ()))
 
-    shardings = sharding.leaf_shardings(mesh, shapes, model.definition.sharding)
+    shardings = sharding.shardings(mesh, shapes, model.definition.sharding)
     try:
         return opened.config, jax.tree_util.tree_map_with_path(read_leaf, shapes, shardings)
     finally:

@@ -71,7 +71,7 @@ def leaf_spec(path: str, rules: Rules) -> PartitionSpec:
     return PartitionSpec(*((None,) if "layers" in path.split("/") else ()), *rows[0])
 
 
-def leaf_shardings(mesh: Mesh, params: Any, rules: Rules = ()) -> Any:
+def shardings(mesh: Mesh, params: Any, rules: Rules = ()) -> Any:
     """Return the NamedSharding of every leaf of a parameter tree (arrays or shapes); `rules` are the model's own rows.
 
     Raises:

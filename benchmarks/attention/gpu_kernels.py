@@ -35,7 +35,7 @@ NOTE = (
     "XLA compiles itself, only kernels with atomic sums, whose results differ from run to run, are shown."
 )
 HEAD = ("products", "registers", "spilled", "shared KiB", "occupancy")
-"""Head of `gpu_kernel_columns`."""
+"""Head of `columns`."""
 
 
 class Kernel(NamedTuple):
@@ -75,7 +75,7 @@ def find_ptxas() -> str:
     raise BadInput(f"--compiled: ptxas, NVIDIA's assembler, is not installed: {install_advice('cuda13')}")
 
 
-def take_gpu_kernels(folder: Path, text: str, chip: str) -> list[Kernel]:
+def take_kernels(folder: Path, text: str, chip: str) -> list[Kernel]:
     """Return the kernels of a compiled program whose files a folder has, in the order in which they start; empty the folder.
 
     They are those of Pallas, and those of XLA that have atomic operations.
@@ -177,7 +177,7 @@ def programs_per_multiprocessor(registers: int, threads: int, shared: int, capac
     return min(by_registers, capacity // (shared + RESERVED), THREADS // threads, PROGRAMS)
 
 
-def gpu_kernel_columns(kernel: Mapping[str, Any]) -> list[str]:
+def columns(kernel: Mapping[str, Any]) -> list[str]:
     """Return the columns of a kernel under `HEAD`."""
     occupancy = f"{kernel['programs']} x {kernel['threads'] // 32}"
     numbers = [f"{kernel['registers']}", f"{kernel['spilled']}", f"{kernel['shared'] / 1024:.0f}", occupancy]

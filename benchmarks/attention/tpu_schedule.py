@@ -25,7 +25,7 @@ NOTE = (
     "their tiles."
 )
 HEAD = ("fullest slots", "bundles")
-"""Head of `tpu_kernel_columns`."""
+"""Head of `columns`."""
 
 
 class Kernel(NamedTuple):
@@ -39,7 +39,7 @@ class Kernel(NamedTuple):
     """Slot -> the share of it that the bundles fill, the fullest first."""
 
 
-def take_tpu_kernels(folder: Path, text: str, chip: str) -> list[Kernel]:
+def take_kernels(folder: Path, text: str, chip: str) -> list[Kernel]:
     """Return the Pallas kernels whose programs a folder has, in the order of their compilation, and empty the folder.
 
     A program that is compiled twice is returned once. Neither its text nor the chip is needed: the files have everything.
@@ -66,7 +66,7 @@ def take_tpu_kernels(folder: Path, text: str, chip: str) -> list[Kernel]:
     return list(kernels.values())
 
 
-def tpu_kernel_columns(kernel: Mapping[str, Any]) -> list[str]:
+def columns(kernel: Mapping[str, Any]) -> list[str]:
     """Return the columns of a kernel under `HEAD`."""
     slots = [f"{slot} {share:.0%}" for slot, share in list(kernel["slots"].items())[:2]]
     return [", ".join(slots), f"{kernel['bundles']:,}"]

@@ -53,7 +53,7 @@ def print_compiled_products() -> int:
         for shape in options.shape:
             for dtype in options.dtype:
                 for row in _kernels(shape, dtype, options.tile, target, Path(folder)):
-                    cells = [dtype, ", ".join(map(str, shape)), row["pass"], *gpu_kernels.gpu_kernel_columns(row)]
+                    cells = [dtype, ", ".join(map(str, shape)), row["pass"], *gpu_kernels.columns(row)]
                     print(json.dumps(row) if options.json else f"| {' | '.join(cells)} |", flush=True)
     return 0
 
@@ -84,7 +84,7 @@ def _kernels(shape: Shape, dtype: str, tile: int, target: target_devices.Target,
         with jax.set_mesh(mesh), target_devices.simulate_target(target), without_compilation_cache():
             lowered = jax.jit(function).trace(*arguments).lower(lowering_platforms=(target.lowering,))
             lowered.compile()
-        for kernel in gpu_kernels.take_gpu_kernels(folder, lowered.as_text(), target.chip):
+        for kernel in gpu_kernels.take_kernels(folder, lowered.as_text(), target.chip):
             yield {"dtype": dtype, "shape": shape, "pass": name, **kernel._asdict()}
 
 

@@ -217,7 +217,7 @@ def _inference(step: Step) -> StepParts:
         return jax.tree.map(lambda leaf: jnp.array(leaf, step.dtype, copy=True), params)
 
     shapes = jax.eval_shape(model.init, jax.random.key(0))
-    partitions = sharding.leaf_shardings(step.mesh, shapes, model.definition.sharding)
+    partitions = sharding.shardings(step.mesh, shapes, model.definition.sharding)
     shapes = jax.tree.map(lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, step.dtype, sharding=where), shapes, partitions)
     return StepParts(step=step_function, shapes=shapes, batch=step.case.arrays(), fresh=cast)
 

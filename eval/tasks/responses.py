@@ -170,7 +170,7 @@ def _rows(subject: Loaded, prompts: Sequence[Prompt], tokens: int, reference: Lo
         BadInput: a prompt is too long, or spells a special token.
     """
     unlimited = 1 << 30
-    rows, _ = prompt_rows.encode_prompt_rows(prompts, subject.tokenizer, subject.model.config, Prompts(), unlimited, tokens)
+    rows, _ = prompt_rows.encode_rows(prompts, subject.tokenizer, subject.model.config, Prompts(), unlimited, tokens)
     longest = max(rows, key=lambda row: len(row.prompt))
     size = len(longest.prompt)
     needed = max(size, tokens) if subject.model.is_encoder_decoder else size + tokens

@@ -35,7 +35,7 @@ if mode == "unbound":
 if mode == "other address":
     bind = launch._bind_collectives
     launch._bind_collectives = lambda address: bind("127.0.0.2")
-launch.prepare([], devices=2, processes=2, coordinator="", process=0, canary=False)
+launch.prepare_launch([], devices=2, processes=2, coordinator="", process=0, canary=False)
 import jax, numpy as np
 mesh = jax.make_mesh((jax.device_count(),), ("d",), axis_types=(jax.sharding.AxisType.Auto,))
 rows = np.arange(8.0, dtype=np.float32)
@@ -367,7 +367,7 @@ def test_processes_with_contradicting_options_are_refused() -> None:
     port = local_group.free_port()
     program = f"""
 from zoo.runtime import launch; from zoo.errors import BadInput
-try: launch.join("127.0.0.1:{port}", 3, 1, simulated=True, timeout={PATIENCE})
+try: launch.join_processes("127.0.0.1:{port}", 3, 1, simulated=True, timeout={PATIENCE})
 except BadInput as wrong: print(wrong)
 """
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as other:

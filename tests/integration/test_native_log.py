@@ -18,7 +18,7 @@ from zoo.runtime import jax_setup, native_log
 LINE = b"F0000 sample.cc:7] Check failed: a == b\\n"
 
 def act(words):
-    jax_setup.prepare(1)
+    jax_setup.prepare_jax(1)
     ctypes.CDLL(None).write(2, LINE, len(LINE))
     print("a message of Python", file=sys.stderr)
     {act}
@@ -127,6 +127,6 @@ def test_a_run_has_its_own_log(lines: int, tmp_path: Path) -> None:
 
 
 def test_python_keeps_its_stderr(tmp_path: Path) -> None:
-    program = "import os; from zoo.runtime import jax_setup; jax_setup.prepare(1); os.write(2, b'a line\\n')"
+    program = "import os; from zoo.runtime import jax_setup; jax_setup.prepare_jax(1); os.write(2, b'a line\\n')"
     assert run_python("-P", "-c", program, env={"ZOO_CACHE": str(tmp_path)}) == Ended(0, "", "a line\n")
     assert not (tmp_path / "native.txt").exists()

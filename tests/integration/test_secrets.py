@@ -143,7 +143,7 @@ def fail(name):
 main._find = fail
 main.run()
 """
-    record = "import json; from benchmarks.core import result_files; print(json.dumps(result_files.environment()['settings']))"
+    record = "import json; from benchmarks.core.result_files import *; print(json.dumps(describe_environment()['settings']))"
     zoo = ("-m", "zoo.cli")
     commands = {
         (*zoo, "train", "gpt-nano", *TINY, "--name", "tracked", "--log.sinks", "wandb", "tensorboard"): 0,

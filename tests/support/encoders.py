@@ -20,7 +20,7 @@ from train.weights.load import Loaded
 from zoo import published_weights
 from zoo.batch import Batch
 from zoo.models import Model, model
-from zoo.sharding import leaf_shardings
+from zoo.sharding import shardings
 
 TEXT = "The whale is seen by the old men of the ship. The capital of France is Paris, and the white whale sleeps; naïve. "
 KINDS: dict[str, Kind] = {"bert": "wordpiece", "roberta": "roberta", "distilbert": "wordpiece", "modernbert": "modernbert"}
@@ -40,7 +40,7 @@ def loaded(family: str, task: str = "masked", shape: tuple[int, int, int] = (1, 
     net = small(family, task=task, vocab=words.vocab_size + 5, **({"context": POSITIONS} if family in KINDS else {}))
     data, fsdp, tensor = shape
     mesh = device_mesh.make_mesh(run_config.Mesh(data=data, fsdp=fsdp, tensor=tensor), jax.devices()[: data * fsdp * tensor])
-    params = jax.device_put(random_params(net), leaf_shardings(mesh, random_params(net), net.definition.sharding))
+    params = jax.device_put(random_params(net), shardings(mesh, random_params(net), net.definition.sharding))
     return Loaded(f"small {family}", net, params, words, mesh)
 
 

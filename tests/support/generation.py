@@ -37,7 +37,7 @@ def make_generator(
 ) -> Generator:
     net, params = model
     mesh = device_mesh.make_mesh(run_config.Mesh(data=data, fsdp=fsdp, tensor=tensor), jax.devices()[: data * fsdp * tensor])
-    params = jax.device_put(params, sharding.leaf_shardings(mesh, params, net.definition.sharding))
+    params = jax.device_put(params, sharding.shardings(mesh, params, net.definition.sharding))
     return Generator(net, params, mesh, tokenizer, dtype=jnp.float32, batch=batch)
 
 

@@ -11,7 +11,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from train.config import mesh_sizes, run_config
 from zoo import models
 from zoo.errors import require
-from zoo.sharding import BATCH, leaf_shardings
+from zoo.sharding import BATCH, shardings
 
 
 def make_mesh(shape: run_config.Mesh, devices: Sequence[Any] | None = None) -> Mesh:
@@ -54,7 +54,7 @@ def check_mesh(run: run_config.Run, mesh: Mesh) -> None:
         "pmap is data parallel only; choose --mesh.fsdp 1 --mesh.tensor 1, or --engine jit",
     )
     model = models.model(run.model)
-    leaf_shardings(mesh, jax.eval_shape(lambda: model.init(jax.random.key(0))), model.definition.sharding)
+    shardings(mesh, jax.eval_shape(lambda: model.init(jax.random.key(0))), model.definition.sharding)
 
 
 def check_heads(heads: int, mesh: Mesh) -> None:

@@ -14,7 +14,7 @@ from train.engine.device_mesh import batch_sharding
 from train.engine.state import State
 from train.engine.step_acceptance import make_acceptance
 from zoo.models import Model
-from zoo.sharding import Rules, leaf_shardings, path_of
+from zoo.sharding import Rules, path_of, shardings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +32,7 @@ class TrainedParams:
 
     def place(self, mesh: Mesh, seed: int) -> Any:
         """Return the parameters of a seed, sharded over the mesh."""
-        own = leaf_shardings(mesh, jax.eval_shape(lambda: self.init(jax.random.key(0))), self.sharding)
+        own = shardings(mesh, jax.eval_shape(lambda: self.init(jax.random.key(0))), self.sharding)
         with jax.set_mesh(mesh):
             return jax.jit(lambda: self.init(jax.random.key(seed)), out_shardings=own)()
 
@@ -56,7 +56,7 @@ def abstract_state(
     """
     trained = trained or all_params(model)
     shapes = jax.eval_shape(_init(run, model, tx, trained))
-    params = leaf_shardings(mesh, shapes.params, trained.sharding)
+    params = shardings(mesh, shapes.params, trained.sharding)
     by_path = {
         path_of(keys): (leaf.shape, sharding)
         for (keys, leaf), sharding in zip(_leaves(shapes.params), jax.tree.leaves(params), strict=True)

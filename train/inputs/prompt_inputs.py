@@ -14,7 +14,7 @@ from train.inputs.example_inputs import ExampleInputs, ExampleRows, Halves, keep
 from train.rollouts.reward_models import RewardModel
 from train.rollouts.rewards import Judge
 from train.rows.feedback import prompt_rows
-from train.rows.feedback.prompt_rows import prompt_row_bytes
+from train.rows.feedback.prompt_rows import row_bytes
 from train.rows.feedback.response_rows import ResponseRow
 from train.rows.row_source import digest_of
 from train.tokenizers.chat_template import ChatTemplate
@@ -112,15 +112,15 @@ def rows_of_prompts(examples: Sequence[Prompt], run: Run, tokenizer: Tokenizer, 
         left_out: list that gets the message of each prompt that is left out because it does not fit.
 
     Raises:
-        BadInput: see `train.rows.feedback.prompt_rows.encode_prompt_rows` and `render`; also if no prompt fits into a row.
+        BadInput: see `train.rows.feedback.prompt_rows.encode_rows` and `render`; also if no prompt fits into a row.
     """
     if examples[0].messages:
         examples = render(examples, tokenizer, run_template(run, tokenizer))
     length, tokens = run.data.length, run.options.rollout.tokens
-    rows, messages = prompt_rows.encode_prompt_rows(examples, tokenizer, run.model, run.options.labelled, length, tokens)
+    rows, messages = prompt_rows.encode_rows(examples, tokenizer, run.model, run.options.labelled, length, tokens)
     keep_messages(rows, messages, left_out)
     header = f"{tokenizer.fingerprint} {length} {tokens} {_content([examples[row.example] for row in rows])}"
-    return PromptRows(examples, tuple(rows), length, digest_of(header, prompt_row_bytes(rows)))
+    return PromptRows(examples, tuple(rows), length, digest_of(header, row_bytes(rows)))
 
 
 def render(examples: Sequence[Prompt], tokenizer: Tokenizer, template: ChatTemplate) -> list[Prompt]:

@@ -85,7 +85,7 @@ class Distilled(Masked):
         teacher = models.model(dataclasses.replace(cls.frozen_config(run), task="masked"))
         _check(run, teacher.config)
         shapes = jax.eval_shape(lambda: teacher.init(jax.random.key(0)))
-        shardings = sharding.leaf_shardings(mesh, shapes, teacher.definition.sharding)
+        shardings = sharding.shardings(mesh, shapes, teacher.definition.sharding)
 
         def abstract(dtype: Any) -> Any:
             return jax.tree.map(lambda leaf, spec: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=spec), shapes, shardings)
@@ -172,7 +172,7 @@ class Distilled(Masked):
 
             return jax.tree_util.tree_map_with_path(take, model.init(jax.random.key(0)))
 
-        shardings = sharding.leaf_shardings(self.mesh, jax.eval_shape(initial, self.teacher_params), model.definition.sharding)
+        shardings = sharding.shardings(self.mesh, jax.eval_shape(initial, self.teacher_params), model.definition.sharding)
         with jax.set_mesh(self.mesh):
             return jax.jit(initial, out_shardings=shardings)(self.teacher_params)
 

@@ -54,7 +54,7 @@ class ParamParts:
 def abstract_params(parameters: TrainedParams, mesh: Mesh) -> Any:
     """Return the shapes of parameters, float32, with their shardings."""
     shapes = jax.eval_shape(lambda: parameters.init(jax.random.key(0)))
-    shardings = sharding.leaf_shardings(mesh, shapes, parameters.sharding)
+    shardings = sharding.shardings(mesh, shapes, parameters.sharding)
     return jax.tree.map(lambda leaf, own: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=own), shapes, shardings)
 
 

@@ -67,8 +67,8 @@ def initial_params_from(run: run_config.Run, model: Model, mesh: Mesh, notify: C
             leaves = jax.tree_util.tree_leaves_with_path(init())
             return {path: leaf for keys, leaf in leaves if (path := sharding.path_of(keys)) in missing}
 
-        leaf_shardings = jax.tree_util.tree_leaves_with_path(sharding.leaf_shardings(mesh, shapes, model.definition.sharding))
-        missing_shardings = {path: leaf for keys, leaf in leaf_shardings if (path := sharding.path_of(keys)) in missing}
+        shardings = jax.tree_util.tree_leaves_with_path(sharding.shardings(mesh, shapes, model.definition.sharding))
+        missing_shardings = {path: leaf for keys, leaf in shardings if (path := sharding.path_of(keys)) in missing}
         with jax.set_mesh(mesh):
             fresh = jax.jit(init_missing, out_shardings=missing_shardings)()
     return jax.tree_util.tree_map_with_path(lambda keys, _: (loaded | fresh)[sharding.path_of(keys)], shapes)

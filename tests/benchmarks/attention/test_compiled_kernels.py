@@ -57,7 +57,7 @@ def write_program(folder: Path, label: str, operation: str = 'custom-call(), cus
 def test_the_longest_straight_part_of_each_kernel_is_read(tmp_path: Path) -> None:
     write_program(tmp_path, "flash_forward.1")
     write_program(tmp_path, "fusion.2", "fusion()")
-    assert tpu_schedule.take_tpu_kernels(tmp_path, "", "v5e") == [
+    assert tpu_schedule.take_kernels(tmp_path, "", "v5e") == [
         tpu_schedule.Kernel("flash_forward", bundles=4, slots={"VALU": 7 / 8, "MXU": 8 / 16})
     ]
     assert not list(tmp_path.iterdir()), "the next program's files are apart"

@@ -78,7 +78,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_kernels_of_pallas_and_those_with_atomic_sums_are_read(folder: Path) -> None:
-    assert gpu_kernels.take_gpu_kernels(folder, PROGRAM, "h100") == [FORWARD, SCATTER, BACKWARD]
+    assert gpu_kernels.take_kernels(folder, PROGRAM, "h100") == [FORWARD, SCATTER, BACKWARD]
     assert not list(folder.iterdir()), "the next program's files are apart"
 
 
@@ -111,7 +111,7 @@ def test_another_form_of_the_files_is_named(folder: Path, file: str, old: str, n
     path = folder / file
     path.write_text(path.read_text().replace(old, new))
     with pytest.raises(BadInput, match=rf"^--compiled: {message}; use the versions in constraints.txt$"):
-        gpu_kernels.take_gpu_kernels(folder, PROGRAM, "h100")
+        gpu_kernels.take_kernels(folder, PROGRAM, "h100")
 
 
 @pytest.mark.parametrize(
@@ -139,7 +139,7 @@ def test_an_assembler_that_is_too_old_is_named(folder: Path, monkeypatch: pytest
     failed = subprocess.CompletedProcess((), 255, stdout="", stderr="ptxas fatal : Unsupported .version 9.4\n")
     monkeypatch.setattr(gpu_kernels.subprocess, "run", lambda *args, **options: failed)
     with pytest.raises(BadInput, match=r"does not read the program \(ptxas fatal : Unsupported .version 9.4\)"):
-        gpu_kernels.take_gpu_kernels(folder, PROGRAM, "h100")
+        gpu_kernels.take_kernels(folder, PROGRAM, "h100")
 
 
 def test_the_table_says_that_nothing_ran() -> None:

@@ -157,7 +157,7 @@ def test_plans_are_cached_only_for_the_same_request(monkeypatch: pytest.MonkeyPa
         monkeypatch.setenv(name, "highest")
         keys.append(key())
     keys.append(elsewhere := key(target=gpu))
-    monkeypatch.setattr(plan_cache.jax_setup, "processor", lambda: "another")
+    monkeypatch.setattr(plan_cache.jax_setup, "processor_name", lambda: "another")
     keys.append(key())
     assert key(target=gpu) == elsewhere
     metadata = plan_cache.plan_record.importlib.metadata
@@ -354,7 +354,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
 MEASURE = """
 import dataclasses, sys, time
 from zoo.runtime import jax_setup
-jax_setup.prepare(8)
+jax_setup.prepare_jax(8)
 import jax, numpy as np
 from benchmarks.plan import compile_program, targets
 from train import objectives, recipes

@@ -122,7 +122,7 @@ import os, sys, time
 sys.platform = sys.argv[1]
 from eval.experiments import die_with_parent
 die_with_parent.POLL = 0.01
-die_with_parent.follow(os.getppid())
+die_with_parent.die_with_parent(os.getppid())
 print(os.getpid(), flush=True)
 time.sleep(600)
 """

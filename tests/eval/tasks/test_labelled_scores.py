@@ -26,7 +26,7 @@ from train.engine import device_mesh
 from train.inputs.labelled_inputs import LabelledRows, outputs
 from train.run.metric_definitions import METRICS, validation_metrics
 from zoo.batch import IGNORED
-from zoo.sharding import leaf_shardings
+from zoo.sharding import shardings
 
 CASES: dict[str, tuple[str, str, tuple[str, ...], dict[str, Any]]] = {
     "three classes": ("classification", "bert", LABELS, {}),
@@ -225,7 +225,7 @@ def test_score_of_a_model_on_a_mesh_equals_a_loop_over_the_examples(name: str, s
     run, rows = setting(name)
     net, (data, fsdp, tensor) = finetuned.net(run), shape
     mesh = device_mesh.make_mesh(run_config.Mesh(data=data, fsdp=fsdp, tensor=tensor), jax.devices()[: data * fsdp * tensor])
-    params = jax.device_put(random_params(net), leaf_shardings(mesh, random_params(net), net.definition.sharding))
+    params = jax.device_put(random_params(net), shardings(mesh, random_params(net), net.definition.sharding))
     inputs = ScoringInputs(
         run=run, model=net, mesh=mesh, data=None, rows=rows, build=finetuned.build(run), batch=11, dtype=jnp.float32
     )

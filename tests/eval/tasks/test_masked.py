@@ -52,7 +52,7 @@ def test_an_xlnet_predicts_each_target_from_all_tokens_that_are_not_predicted(
         sequences.append((tokens, result[0]))
         return result
 
-    monkeypatch.setattr("train.objectives.masked.mask", noted)
+    monkeypatch.setattr("train.objectives.masked.choose_masks", noted)
     result = score(remembers, tmp_path)
     monkeypatch.undo()
     compute, nats, seen = jax.jit(_nll(subject)), 0.0, 0.0

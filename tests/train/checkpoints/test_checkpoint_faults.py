@@ -162,7 +162,7 @@ def limit(bytes): resource.setrlimit(resource.RLIMIT_FSIZE, (bytes, resource.RLI
 
 folder, number, address = sys.argv[1], int(sys.argv[2]), sys.argv[3]
 # As on several machines: by an explicit address, without a launcher.
-launch.prepare([], devices=2, processes=2, coordinator=address, process=number, canary=False)
+launch.prepare_launch([], devices=2, processes=2, coordinator=address, process=number, canary=False)
 assert (jax.process_index(), jax.process_count(), jax.device_count()) == (number, 2, 4)
 mesh = mesh_of(4)
 told, report = [], {}

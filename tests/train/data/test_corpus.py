@@ -151,11 +151,11 @@ def test_a_line_without_end_is_refused_in_bounded_memory(tmp_path):
         stream.truncate(2 << 30)
     packed.write_bytes(gzip.compress(b"a" * (1 << 20)) * 400)
     child = (
-        "import resource, sys; from train.config.data_options import TextData; from train.data.corpus import split\n"
+        "import resource, sys; from train.config.data_options import TextData; from train.data.corpus import split_corpus\n"
         "from zoo.errors import BadInput\n"
         "resource.setrlimit(resource.RLIMIT_AS, (400 << 20, 400 << 20))\n"
         "for path in sys.argv[1:]:\n"
-        "    try: split(TextData(paths=(path,)))\n"
+        "    try: split_corpus(TextData(paths=(path,)))\n"
         "    except BadInput as error: print(error)\n"
         "assert 'jax' not in sys.modules"
     )

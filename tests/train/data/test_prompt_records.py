@@ -63,7 +63,7 @@ def test_all_prompts_have_the_same_columns():
 
 def rows(family: str, *texts: str, length: int = 9, tokens: int = 4, **options: Any) -> tuple[list[Any], list[str]]:
     net, tokenizer = preferences.net(family), preferences.tokenizer(family)
-    return prompt_rows.encode_prompt_rows(prompts(*texts), tokenizer, net.config, Prompts(**options), length, tokens)
+    return prompt_rows.encode_rows(prompts(*texts), tokenizer, net.config, Prompts(**options), length, tokens)
 
 
 def test_a_decoder_reads_the_prompt_and_an_empty_one_is_end_of_text():

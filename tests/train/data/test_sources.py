@@ -250,9 +250,9 @@ def test_the_hub_is_read_from_the_cache_without_a_network(datasets, tmp_path, mo
 def test_a_hub_out_of_reach_is_reported_without_importing_datasets(offline, message):
     """In a new process, with its own settings of the library; no server answers at port 9."""
     child = (
-        "import sys; from train.config.data_options import TextData; from train.data.sources import sources\n"
+        "import sys; from train.config.data_options import TextData; from train.data.sources import find_sources\n"
         "from zoo.errors import BadInput\n"
-        "try: sources(('hub:no-organisation/nothing',), TextData())\n"
+        "try: find_sources(('hub:no-organisation/nothing',), TextData())\n"
         "except BadInput as error: print(error)\n"
         "assert 'datasets' not in sys.modules"
     )

@@ -24,7 +24,7 @@ from train.config.run_config import Tokenizer as TokenizerOptions
 from train.data import labelled_reader
 from train.data.example_types import Message
 from train.inputs import inspect_rows, run_inputs
-from train.rows.feedback.preference_rows import Limits, PreferenceRow, encode_preference_rows
+from train.rows.feedback.preference_rows import Limits, PreferenceRow, encode_rows
 from train.run.run_dir import RunDir
 from train.tokenizers import chat_template
 from train.tokenizers.tokenizer import Tokenizer
@@ -43,7 +43,7 @@ def encoded(folder: Path, rows: Sequence[dict[str, Any]], tokenizer: Tokenizer, 
     """Return the rows of a decoder."""
     own = tokenizer.with_files(tokenizer.settings, template)
     compiled, limits = chat_template.chat_template(own, "it"), Limits(4096)
-    return encode_preference_rows(examples(folder, rows), own, small("gpt").config, Preferences(), limits, compiled)[0]
+    return encode_rows(examples(folder, rows), own, small("gpt").config, Preferences(), limits, compiled)[0]
 
 
 def assert_same_ids(row: PreferenceRow, theirs: dict[str, list[int]], special: set[int], *, moved: str = "") -> None:

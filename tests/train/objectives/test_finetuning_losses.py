@@ -128,7 +128,7 @@ MISTAKES: dict[str, tuple[str, Callable[[pytest.MonkeyPatch], Any]]] = {
     ),
     "the summary is the second token": (
         "classification",
-        lambda patch: patch.setattr(classification.task_heads, "summaries", lambda out, batch: out.hidden[:, 1:2]),
+        lambda patch: patch.setattr(classification.task_heads, "sequence_summaries", lambda out, batch: out.hidden[:, 1:2]),
     ),
     "options compete with other questions'": (
         "choice",

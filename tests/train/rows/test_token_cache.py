@@ -179,11 +179,11 @@ def test_a_cache_of_another_user_is_not_used(tokenizer, tmp_path, monkeypatch, c
 CHILD = """
 import sys
 from train.data import chunking
-from train.rows.token_cache import prepare
+from train.rows.token_cache import tokenize_documents
 from train.data.text_files import Document
 from train.tokenizers.tokenizer import Tokenizer
 chunking.CHUNK = 40
-prepare([Document("", f"word {i} " * 200) for i in range(200)], Tokenizer.load(sys.argv[1]), sys.argv[2])
+tokenize_documents([Document("", f"word {i} " * 200) for i in range(200)], Tokenizer.load(sys.argv[1]), sys.argv[2])
 """
 
 

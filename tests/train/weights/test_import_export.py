@@ -176,9 +176,9 @@ def test_a_hub_id_comes_from_the_local_cache(place: Path, tmp_path: Path):
         (each.parent.parent / "refs" / "main").write_text("0" * 40)
     program = (
         "from zoo.hf import hub; from zoo.errors import BadInput\n"
-        "print(hub.fetch('hub:someone/small'))\n"
+        "print(hub.fetch_model('hub:someone/small'))\n"
         "for name in ('someone/large', 'someone/part'):\n"
-        "    try: hub.fetch(name)\n"
+        "    try: hub.fetch_model(name)\n"
         "    except BadInput as error: print(error)\n"
     )
     # No variable forbids the network here: a machine without one must get the same answer.

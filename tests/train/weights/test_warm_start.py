@@ -125,7 +125,7 @@ def test_a_mesh_changes_where_the_parameters_lie_and_nothing_else(tmp_path: Path
     trained(tmp_path, net("bert-nano", "pretraining"))
     devices = device_mesh.make_mesh(run_config.Mesh(data=2, fsdp=2, tensor=2))
     params = warm_start.initial_params_from(run(ours, tmp_path, seed=3), ours, devices, lambda _: None)
-    places = sharding.leaf_shardings(devices, jax.eval_shape(ours.init, jax.random.key(0)), ours.definition.sharding)
+    places = sharding.shardings(devices, jax.eval_shape(ours.init, jax.random.key(0)), ours.definition.sharding)
     for leaf, place in zip(jax.tree.leaves(params), jax.tree.leaves(places), strict=True):
         assert leaf.sharding.is_equivalent_to(place, leaf.ndim)
     assert any(not leaf.is_fully_replicated for leaf in jax.tree.leaves(params))

@@ -21,6 +21,7 @@ from zoo.attention.attention import attention
 from zoo.attention.biases import ByDistance, Dense
 from zoo.attention.kernels import blocked
 from zoo.attention.masks import Mask
+from zoo.ops import cpu_forms, reductions
 
 RUNNABLE = [name for name, row in dispatch.IMPLEMENTATIONS.items() if "cpu" in row.platforms and name != "reference"]
 # Many programs that run once; what they compute is the same.
@@ -273,7 +274,7 @@ def test_fully_masked_blocks_are_skipped() -> None:
 
 def sliced_maxima(monkeypatch: pytest.MonkeyPatch, platform: str) -> int:
     """Return the slices in a forward pass for a platform, in which the form for a CPU takes the maxima of halves."""
-    monkeypatch.setattr(blocked, "target_platform", lambda: platform)
+    monkeypatch.setattr(cpu_forms, "target_platform", lambda: platform)
     q = jnp.ones((1, 64, 1, 8))
     program = str(jax.make_jaxpr(lambda q: attention(q, q, q, mask=Mask(), impl="blocked"))(q))
     assert ("reduce_sum" in program) == (platform != "cpu")
@@ -286,14 +287,14 @@ def test_an_accelerator_takes_maxima_and_sums_of_rows_in_their_plain_form(monkey
 
 @pytest.mark.planted
 def test_the_form_for_a_cpu_on_an_accelerator_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(blocked, "_row_max", blocked.row_max)
+    monkeypatch.setattr(blocked.row_max, "plain", reductions._row_max_by_halves)
     with pytest.raises(AssertionError):
         test_an_accelerator_takes_maxima_and_sums_of_rows_in_their_plain_form(monkeypatch)
 
 
 @pytest.mark.parametrize("case", [pytest.param("causal", marks=pytest.mark.full), "key lengths"])
 def test_the_plain_form_agrees_with_the_definition(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(blocked, "target_platform", lambda: "gpu")
+    monkeypatch.setattr(cpu_forms, "target_platform", lambda: "gpu")
     with compilation.quick():
         result = conformance.check_implementation("blocked", case, options=FAST)
     assert result.ok, result

@@ -90,7 +90,7 @@ def test_every_adapter_has_its_row_in_the_sharding_table(family: str) -> None:
     net = small(family)
     spec = Adapters(rank=2, alpha=2.0, targets=all_targets(net))
     shapes = jax.eval_shape(lambda: adapters.init_adapters(net, spec, jax.random.key(0)))
-    placed = sharding.leaf_shardings(
+    placed = sharding.shardings(
         device_mesh.make_mesh(run_config.Mesh(fsdp=2), jax.devices()[:2]), shapes, adapters.adapter_sharding_rules(net, spec)
     )
     assert all(leaf.is_fully_replicated for leaf in jax.tree.leaves(placed))

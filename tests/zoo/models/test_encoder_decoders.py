@@ -47,7 +47,7 @@ def test_gradients_on_a_mesh_are_those_on_one_device(family: str, changes: dict[
     params, batch = random_params(net), with_source(net, row(8, 4))
     gradient = jax.grad(lambda params: loss(net, params, batch))
     expected = jax.jit(gradient)(params)
-    placed = jax.device_put(params, sharding.leaf_shardings(mesh, params, net.definition.sharding))
+    placed = jax.device_put(params, sharding.shardings(mesh, params, net.definition.sharding))
     with jax.set_mesh(mesh):
         found = jax.jit(gradient)(placed)
     assert_equal_gradients(jax.device_get(found), jax.device_get(expected))

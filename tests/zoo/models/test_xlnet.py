@@ -331,7 +331,7 @@ def test_outputs_memory_and_gradients_are_the_same_on_a_mesh(rng: np.random.Gene
 
     step = jax.jit(jax.grad(score, has_aux=True))
     expected, said = step(params, batch, carry)
-    placed = jax.device_put(params, sharding.leaf_shardings(mesh, params, net.definition.sharding))
+    placed = jax.device_put(params, sharding.shardings(mesh, params, net.definition.sharding))
     rows = jax.device_put((batch, carry), device_mesh.batch_sharding(mesh))
     with jax.set_mesh(mesh):
         gradient, found = step(placed, *rows)

@@ -195,7 +195,7 @@ def compiled(net: Model, program: Any, *arguments: Any, mesh: tuple[int, int, in
     def at(shape: Any, place: Any) -> Any:
         return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=place)
 
-    params = jax.tree.map(at, shapes(net), sharding.leaf_shardings(devices, shapes(net), net.definition.sharding))
+    params = jax.tree.map(at, shapes(net), sharding.shardings(devices, shapes(net), net.definition.sharding))
     tokens = at(jax.ShapeDtypeStruct((8, 1), jnp.int32), device_mesh.batch_sharding(devices))
     with jax.set_mesh(devices):
         return jax.jit(program, **options).lower(params, tokens, *arguments).compile()

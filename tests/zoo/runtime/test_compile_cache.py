@@ -14,7 +14,7 @@ PROGRAM = """
 import warnings
 warnings.simplefilter("error")
 from zoo.runtime import jax_setup
-jax_setup.prepare(devices=2)
+jax_setup.prepare_jax(devices=2)
 import jax, jax.numpy as jnp
 events = []
 jax.monitoring.register_event_listener(lambda event, **_: events.append(event.rpartition("/")[2]))

@@ -22,10 +22,10 @@ import json, os, sys
 from zoo.runtime import caches, jax_setup
 from zoo.errors import BadInput
 assert "jax" not in sys.modules
-jax_setup.prepare(devices=int(sys.argv[1]))
+jax_setup.prepare_jax(devices=int(sys.argv[1]))
 import jax
 try:
-    verdict = jax_setup.canary()
+    verdict = jax_setup.check_cpu_compiler()
 except BadInput as wrong:
     verdict = str(wrong)
 settings = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
@@ -69,7 +69,7 @@ def test_freed_memory_is_kept_for_the_next_step_unless_the_user_has_settings_of_
     program = """
 import resource
 from zoo.runtime import caches, jax_setup
-jax_setup.prepare(1)
+jax_setup.prepare_jax(1)
 import jax, jax.numpy as jnp
 # 100 MB of temporaries: more than an arena of a thread can hold.
 step = jax.jit(lambda x: jnp.sin(x @ x.T) @ x)
@@ -215,7 +215,7 @@ def test_a_folder_of_jaxs_option_that_others_can_write_to_is_not_used(setting: s
 from zoo.errors import BadInput
 from zoo.runtime import caches, jax_setup
 try:
-    jax_setup.prepare()
+    jax_setup.prepare_jax()
     import jax
     jax.config.update("jax_compilation_cache_dir", {str(folder)!r})
     assert jax.jit(lambda x: x + 1)(1) == 2
@@ -243,7 +243,8 @@ def test_too_little_memory_to_start_is_refused(monkeypatch: pytest.MonkeyPatch) 
 def test_doctor_reports_a_foreign_package_train(tmp_path: Path) -> None:
     (tmp_path / "train.py").touch()
     program = (
-        "from zoo.runtime import jax_setup; from zoo.cli.doctor_report import doctor; jax_setup.prepare(1); exit(doctor([], ''))"
+        "from zoo.runtime import jax_setup; from zoo.cli.doctor_report import print_doctor_report\n"
+        "jax_setup.prepare_jax(1); exit(print_doctor_report([], ''))"
     )
     done = run_python("-c", program, cwd=tmp_path)
     assert done.code == 1

@@ -35,7 +35,7 @@ class UnpairedRow(NamedTuple):
     """Log-probabilities of both completions under a reference, if an objective reads them."""
 
 
-def encode_kto_rows(
+def encode_rows(
     examples: Sequence[UnpairedPreference],
     tokenizer: Tokenizer,
     cfg: Any,
@@ -141,7 +141,7 @@ def kto_row_builder(cfg: Any, tokenizer: Tokenizer, target_length: int = 0) -> B
     return build
 
 
-def kto_row_bytes(rows: Iterable[UnpairedRow]) -> Iterator[bytes]:
+def row_bytes(rows: Iterable[UnpairedRow]) -> Iterator[bytes]:
     """Yield the bytes of all ids and labels, for a fingerprint."""
     for row in rows:
         yield from preference_rows.side_bytes(row.sides, row.desired)

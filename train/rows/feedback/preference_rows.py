@@ -92,7 +92,7 @@ def layout_of(cfg: Any) -> Layout:
     return "encoder" if isinstance(cfg, BodyConfig) else "decoder"
 
 
-def encode_preference_rows(
+def encode_rows(
     examples: Sequence[Preference],
     tokenizer: Tokenizer,
     cfg: Any,
@@ -177,7 +177,7 @@ def encode_sides(
     longest: int | None = None,
     joined: bool = False,
 ) -> list[Side]:
-    """Return the ids of prompts and completions of any length, as `encode_preference_rows` does.
+    """Return the ids of prompts and completions of any length, as `encode_rows` does.
 
     Args:
         prompt_limit: longest prompt in tokens; a longer one loses its beginning. None = prompts are not cut.
@@ -308,7 +308,7 @@ def side_builder(cfg: Any, tokenizer: Tokenizer, target_length: int = 0) -> Call
     return one_side
 
 
-def preference_row_bytes(rows: Iterable[PreferenceRow]) -> Iterable[bytes]:
+def row_bytes(rows: Iterable[PreferenceRow]) -> Iterable[bytes]:
     """Yield the bytes of all ids and margins, for a fingerprint."""
     for row in rows:
         yield from side_bytes(row.sides, row.margin)

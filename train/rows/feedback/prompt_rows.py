@@ -14,7 +14,7 @@ from train.tokenizers.tokenizer import Tokenizer
 from zoo.errors import BadInput
 
 
-def encode_prompt_rows(
+def encode_rows(
     examples: Sequence[Prompt], tokenizer: Tokenizer, cfg: Any, options: Prompts, length: int, tokens: int
 ) -> tuple[list[ResponseRow], list[str]]:
     """Return the rows of prompts, without a response, and a message for each that is too long and left out.
@@ -62,7 +62,7 @@ def encode_prompt_rows(
     return rows, [message for _, message in too_long]
 
 
-def prompt_row_bytes(rows: Iterable[ResponseRow]) -> Iterable[bytes]:
+def row_bytes(rows: Iterable[ResponseRow]) -> Iterable[bytes]:
     """Yield the bytes of all ids, for a fingerprint."""
     for row in rows:
         yield f"{row.prompt.size} ".encode() + row.prompt.tobytes()

@@ -17,7 +17,7 @@ from train.config.option_groups import Preferences
 from train.data.example_types import UnpairedPreference
 from train.data.text_files import Document
 from train.inputs import example_inputs, inspect_rows, kto_inputs, run_inputs
-from train.rows.feedback.kto_rows import encode_kto_rows, kto_row_builder, mismatched_examples
+from train.rows.feedback.kto_rows import encode_rows, kto_row_builder, mismatched_examples
 from train.rows.feedback.preference_rows import Limits
 from train.run.run_dir import RunDir
 from train.tokenizers.tokenizer import Tokenizer
@@ -51,9 +51,7 @@ def test_a_mismatched_completion_is_that_of_the_next_example_that_differs_in_bot
 def test_a_row_is_the_prompt_with_both_completions(family: str):
     tokenizer = BYTES if family == "gpt" else spelled(["the", "whale"])
     cfg, end = small(family).config, END if family == "gpt" else "</s>"
-    rows, _ = encode_kto_rows(
-        of(("the ", "whale"), ("the ", "the"), ("a", " big")), tokenizer, cfg, Preferences(), Limits(40, 20)
-    )
+    rows, _ = encode_rows(of(("the ", "whale"), ("the ", "the"), ("a", " big")), tokenizer, cfg, Preferences(), Limits(40, 20))
     built = [kto_row_builder(cfg, tokenizer, 20)(np.random.default_rng(0), row, 40) for row in rows]
     texts = [
         [tokenizer.decode(ids[weights > 0]).strip() for ids, weights in zip(row["targets"], row["weights"], strict=True)]
@@ -68,7 +66,7 @@ def test_a_row_is_the_prompt_with_both_completions(family: str):
 def test_what_is_too_long_names_both_completions():
     examples, cfg = of(("prom", " b"), ("a", " bcdef")), small("gpt").config
     with pytest.raises(BadInput, match="a:0: 7 tokens with the labelled completion and 11 with the mismatched, and a row has 9"):
-        encode_kto_rows(examples, BYTES, cfg, Preferences(), Limits(9))
+        encode_rows(examples, BYTES, cfg, Preferences(), Limits(9))
 
 
 SKIPPED = {
@@ -84,12 +82,12 @@ def test_examples_that_cannot_be_used_are_left_out_and_are_not_mismatched(name: 
     """`expected` has the number of the example and of the one whose completion is its mismatched one."""
     texts, expected, skipped = SKIPPED[name]
     examples, cfg = of(*texts), small("gpt").config
-    rows, messages = encode_kto_rows(examples, BYTES, cfg, Preferences(skip_bad=True), Limits(9))
+    rows, messages = encode_rows(examples, BYTES, cfg, Preferences(skip_bad=True), Limits(9))
     ends = [[BYTES.decode(side.ids[side.first : -1]) for side in row.sides] for row in rows]
     assert ends == [[examples[own].completion, examples[other].completion] for own, other in expected]
     assert [row.example for row in rows] == [own for own, _ in expected] and len(messages) == skipped
     with pytest.raises(BadInput, match=r"^a:\d: .*--labelled\.skip-bad"):
-        encode_kto_rows(examples, BYTES, cfg, Preferences(), Limits(9))
+        encode_rows(examples, BYTES, cfg, Preferences(), Limits(9))
 
 
 def test_without_a_reference_an_example_needs_no_other_one():
@@ -111,7 +109,7 @@ def test_samples_have_both_labels_and_halves_of_one_label_are_refused(monkeypatc
         labels = [row.desired for row in rows.subsample(count).rows]
         assert sum(labels) == 1 and len(labels) == min(count, 40)
     halves = [of(*((f"p{n}", f" c{n}") for n in range(4)), desired=labels) for labels in ([True, False] * 2, [False] * 4)]
-    monkeypatch.setattr(example_inputs.labelled_reader, "split", lambda *options: tuple(halves))
+    monkeypatch.setattr(example_inputs.labelled_reader, "split_examples", lambda *options: tuple(halves))
     monkeypatch.setattr(example_inputs, "existing_tokenizer", lambda run, folder: BYTES)
     run = tiny.run("kto", model=small("gpt").config, data=UnpairedData(length=32, batch=4, paths=("a.jsonl",)))
     with pytest.raises(BadInput, match=r"--data.paths a.jsonl: all 4 held-out completions are undesired, and kto needs both"):

@@ -12,7 +12,7 @@ from tests.support.small import small
 from tests.support.unigram_text import spelled, xlnet
 from train.config.option_groups import Preferences
 from train.data.example_types import Preference
-from train.rows.feedback.preference_rows import Limits, encode_preference_rows, encode_sides, preference_row_builder
+from train.rows.feedback.preference_rows import Limits, encode_rows, encode_sides, preference_row_builder
 from train.tokenizers.chat_token_ids import CompletionText
 from train.tokenizers.tokenizer import Tokenizer
 from zoo.errors import BadInput
@@ -26,7 +26,7 @@ PAIRS = [
 
 def rows(family: str, tokenizer: Tokenizer, length: int = 40, pairs: Any = PAIRS, target: int = 0, **options: Any) -> list[Any]:
     cfg = small(family).config
-    made, _ = encode_preference_rows(pairs, tokenizer, cfg, Preferences(**options), Limits(length, target))
+    made, _ = encode_rows(pairs, tokenizer, cfg, Preferences(**options), Limits(length, target))
     build = preference_row_builder(cfg, tokenizer, target)
     return [build(np.random.default_rng(0), row, length) for row in made]
 
@@ -129,10 +129,10 @@ def test_a_pair_that_does_not_fit_is_refused(family: str, tokenizer: Any, limits
 
 
 def test_long_pairs_are_left_out_on_request_and_a_prefix_decoder_is_refused():
-    made, messages = encode_preference_rows(PAIRS, BYTES, small("gpt").config, Preferences(skip_bad=True), Limits(10))
+    made, messages = encode_rows(PAIRS, BYTES, small("gpt").config, Preferences(skip_bad=True), Limits(10))
     assert [row.example for row in made] == [1] and len(messages) == 1 and messages[0].startswith("a:1: 17 tokens")
     with pytest.raises(BadInput, match=r"model\.architecture decoder: "):
-        encode_preference_rows(PAIRS, T5, small("t5", architecture="decoder").config, Preferences(), Limits(40))
+        encode_rows(PAIRS, T5, small("t5", architecture="decoder").config, Preferences(), Limits(40))
 
 
 def test_padding_changes_no_field():
