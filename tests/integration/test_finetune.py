@@ -180,7 +180,7 @@ def test_losses_are_the_same_on_a_mesh(task: str) -> None:
 BEGUN = "classification --init tiny --data.paths a.tsv"
 WRONG = {
     "span --init tiny --data.paths a.tsv": "a.tsv: only .json, .jsonl, these also",
-    "classification --data.paths a.tsv": "--init: name the run or the published weights to fine-tune",
+    "classification --data.paths a.tsv": "--init: name the run or the weights to start from",
     "tagging --init gpt --data.paths a.conll": "--init gpt: a gpt has no such heads; use one of bert, distilbert, modernbert",
     f"{BEGUN} --labelled.regression --labelled.class-weights balanced": "--labelled.regression True: numbers have no classes",
     f"{BEGUN} --labelled.multi-label --labelled.coarse": "--labelled.multi-label True: leave out --labelled.regression",

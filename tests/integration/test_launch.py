@@ -81,7 +81,7 @@ class Group:
     def __init__(self, folder: Path, program: str, mode: str, processes: int, own_network: bool):
         self.folder, self.processes = folder, processes
         call = f"{[str(folder), mode]}, {processes}, {[sys.executable, '-c', program]}"
-        launcher = f"import sys; from zoo.runtime import launch; sys.exit(launch.launch({call}))"
+        launcher = f"import sys; from zoo.runtime import launch; sys.exit(launch.launch_group({call}))"
         command = [sys.executable, "-c", launcher]
         self.launcher = subprocess.Popen(
             in_own_network(command) if own_network else command,

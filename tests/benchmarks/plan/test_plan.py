@@ -356,7 +356,7 @@ import dataclasses, sys, time
 from zoo.runtime import jax_setup
 jax_setup.prepare_jax(8)
 import jax, numpy as np
-from benchmarks.plan import compile_program, targets
+from benchmarks.plan import compile_program, target_devices
 from train import objectives, recipes
 from train.config import run_config
 from train.engine import device_mesh, state_init
@@ -364,7 +364,7 @@ from train.step.assembly import assemble
 from zoo.models import model
 
 run = dataclasses.replace(recipes.find_recipe(sys.argv[1])(), mesh=run_config.Mesh(fsdp=2, tensor=2))
-target = targets.parse("cpu:8")
+target = target_devices.parse_target("cpu:8")
 planned = compile_program.compile_run(run, "train", target)
 run, mesh = compile_program.resolve_run(run, target), device_mesh.make_mesh(run.mesh)
 net, goal = model(run.model), objectives.objective(run.objective).bind(run, mesh)
