@@ -4,9 +4,9 @@ import jax.numpy as jnp
 import pytest
 from jaxtyping import TypeCheckError
 
-from train.run.hardware import device_peak
 from zoo.errors import printable_lines
 from zoo.nn import experts
+from zoo.runtime.hardware import device_peak
 
 
 @pytest.mark.planted(4)

@@ -21,9 +21,9 @@ from benchmarks.core.memory import planned_memory
 from benchmarks.core.options import AttentionOptions
 from benchmarks.core.result_files import cell_identity
 from benchmarks.core.timing import Program
-from train.run.hardware import device_peak
 from zoo.attention import attention
 from zoo.errors import BadInput
+from zoo.runtime.hardware import device_peak
 
 BASELINES = ("reference", UNIT)
 """Implementations whose results the others of a row are compared with; the first of these that ran is used."""

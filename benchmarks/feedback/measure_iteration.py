@@ -19,8 +19,8 @@ from benchmarks.core.peer_process import Kind, Peer
 from benchmarks.feedback.iteration import ITERATION, PARTS, REFERENCE_FACTOR, SIZES, FirstSteps, Iteration, Shape
 from benchmarks.step.measure_model import LOSSES, TOLERANCES
 from benchmarks.step.programs import OURS
-from train.run.hardware import device_peak
 from zoo import models
+from zoo.runtime.hardware import device_peak
 
 PEERS = {"TRL": Kind("benchmarks.feedback.peer_trl", ("torch", "transformers", "trl"))}
 """Other implementations of the same iteration: their tokens and losses must agree with ours before they are timed."""

@@ -2,8 +2,8 @@
 
 import dataclasses
 
+from benchmarks.flops.flops_and_bytes import Work
 from benchmarks.plan.compile_program import Program
-from benchmarks.plan.flops_and_bytes import Work
 from zoo.errors import BadInput
 
 TOLERANCE = 0.03

@@ -13,10 +13,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from benchmarks.core.memory import bytes_per_device
 from benchmarks.core.source_paths import own_path
+from benchmarks.flops.traced_flops import TracedWork, traced_work
 from benchmarks.plan import large_arrays, target_devices
 from benchmarks.plan.large_arrays import LargeArray
 from benchmarks.plan.target_devices import Target
-from benchmarks.plan.traced_flops import TracedWork, traced_work
 from train import objectives
 from train.config import mesh_sizes, run_config
 from train.config.objectives import RolloutOptions

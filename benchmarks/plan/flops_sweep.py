@@ -62,8 +62,9 @@ def count_case(case: str) -> tuple[str, ...]:
     Raises:
         BadInput: the case cannot be compiled, or its FLOPs cannot be counted.
     """
+    from benchmarks.flops import flops_and_bytes
     from benchmarks.hlo import hlo_parser
-    from benchmarks.plan import check_flops, compile_program, flops_and_bytes
+    from benchmarks.plan import check_flops, compile_program
 
     run, name = case_run(case)
     size, target, kernel, mesh, remat = (part.strip() for part in case.split(","))

@@ -12,8 +12,9 @@ from typing import Any
 import jax
 
 from benchmarks.core.memory import bytes_per_device
+from benchmarks.flops import flops_and_bytes
 from benchmarks.hlo import hlo_parser as hlo
-from benchmarks.plan import collectives, compile_program, flops_and_bytes, large_arrays, memory_advice, roofline
+from benchmarks.plan import collectives, compile_program, large_arrays, memory_advice, roofline
 from benchmarks.plan.check_flops import check_flops, needed_flops
 from benchmarks.plan.collectives import PART, Collective, CollectiveTotal
 from benchmarks.plan.compile_program import Program

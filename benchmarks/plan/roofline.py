@@ -13,10 +13,10 @@ from collections.abc import Hashable, Iterable, Iterator, Sequence
 
 import numpy as np
 
+from benchmarks.flops.flops_and_bytes import Work
 from benchmarks.plan.collectives import Collective
-from benchmarks.plan.flops_and_bytes import Work
 from benchmarks.plan.target_devices import Target
-from train.run.hardware import Device
+from zoo.runtime.hardware import Device
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -10,8 +10,8 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
-from train.run.hardware import DEVICES, Device
 from zoo.errors import BadInput, install_advice
+from zoo.runtime.hardware import DEVICES, Device
 
 Platform = Literal["cpu", "gpu", "tpu"]
 
@@ -66,7 +66,7 @@ TPUS = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Gpu:
-    """Properties of a GPU that XLA's compiler needs and `train.run.hardware` does not have."""
+    """Properties of a GPU that XLA's compiler needs and `zoo.runtime.hardware` does not have."""
 
     kind: str
     name: str

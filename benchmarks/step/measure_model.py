@@ -23,7 +23,7 @@ from benchmarks.step import instruction_times, peer_libraries, programs, time_br
 from benchmarks.step.cases import Case
 from benchmarks.step.programs import Step, Variant, peer_key, step_key
 from train import objectives
-from train.run.hardware import device_peak
+from zoo.runtime.hardware import device_peak
 
 TOLERANCES = {"float32": (2e-5, 1e-3), "bfloat16": (1e-3, 1e-2), "dropout": (3e-2, 1e-1)}
 """Largest relative difference from the unit's losses: of the first step, and of the step after its update.

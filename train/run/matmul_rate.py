@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from train.run import hardware
 from train.run.metrics_file import mfu
+from zoo.runtime import hardware
 
 INTERVAL = 20.0
 """Least seconds between two measurements during a run."""

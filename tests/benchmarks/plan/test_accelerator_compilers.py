@@ -12,8 +12,9 @@ from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
 from benchmarks.core import timing
+from benchmarks.flops import flops_and_bytes
 from benchmarks.hlo import hlo_parser
-from benchmarks.plan import compile_program, find_run, flops_and_bytes, plan_record, target_devices
+from benchmarks.plan import compile_program, find_run, plan_record, target_devices
 from benchmarks.plan.plan_record import Plan
 from tests.support.small import BODIES
 from train.config.run_config import Mesh, Run

@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from benchmarks.flops import flops_and_bytes
 from benchmarks.hlo import hlo_parser
-from benchmarks.plan import collectives, compile_program, flops_and_bytes, plan_record, target_devices
+from benchmarks.plan import collectives, compile_program, plan_record, target_devices
 from benchmarks.plan.collectives import Collective
 from tests.support import benchmark_steps, tiny
 from train.config.data_options import CausalData

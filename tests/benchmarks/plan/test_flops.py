@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from benchmarks.flops.flops_and_bytes import Work
+from benchmarks.flops.traced_flops import traced_work
 from benchmarks.plan import compile_program, plan_record, target_devices
 from benchmarks.plan.check_flops import check_flops, needed_flops
-from benchmarks.plan.flops_and_bytes import Work
-from benchmarks.plan.traced_flops import traced_work
 from tests.support import benchmark_steps, tiny
 from train.config.run_config import Mesh
 from zoo.attention.attention import record_calls

@@ -2,8 +2,9 @@
 
 import pytest
 
+from benchmarks.flops import flops_and_bytes
 from benchmarks.hlo import hlo_parser as hlo
-from benchmarks.plan import collectives, flops_and_bytes
+from benchmarks.plan import collectives
 from benchmarks.plan.collectives import replica_groups
 
 SIZES = {"data": 2, "fsdp": 2, "tensor": 2, "sequence": 1}

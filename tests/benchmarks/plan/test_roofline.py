@@ -9,12 +9,13 @@ import jax
 import numpy as np
 import pytest
 
+from benchmarks.flops import flops_and_bytes
+from benchmarks.flops.flops_and_bytes import Work
 from benchmarks.hlo import hlo_parser
 from benchmarks.hlo.hlo_parser import ExecutedInstruction as Executed
 from benchmarks.hlo.instructions import Instruction
-from benchmarks.plan import flops_and_bytes, roofline, target_devices
+from benchmarks.plan import roofline, target_devices
 from benchmarks.plan.collectives import Collective
-from benchmarks.plan.flops_and_bytes import Work
 from zoo.attention import attention
 from zoo.attention.masks import Mask
 from zoo.attention.request import Request

@@ -10,8 +10,8 @@ import numpy as np
 import optax
 import pytest
 
+from benchmarks.flops import flops_and_bytes
 from benchmarks.hlo import hlo_parser
-from benchmarks.plan import flops_and_bytes
 from tests.support import tiny
 from tests.support.gradients import assert_equal_gradients
 from tests.support.small import random_params, row, small

@@ -16,9 +16,9 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from benchmarks.plan.target_devices import TPUS
-from train.run.hardware import DEVICES
 from zoo.errors import BadInput
 from zoo.ops import grouped_product, grouped_product_gpu, grouped_product_tpu, ragged_product
+from zoo.runtime.hardware import DEVICES
 
 TILE, DEPTH, COLUMNS = 16, 200, 300
 """The kernels divide neither axis into whole blocks of 128, nor of 32."""

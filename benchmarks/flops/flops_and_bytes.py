@@ -8,9 +8,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from benchmarks.flops.kernel_flops import KernelRun, kernel_flops
 from benchmarks.hlo.hlo_parser import COLLECTIVES, Module
 from benchmarks.hlo.instructions import Array, Computation, Instruction
-from benchmarks.plan.kernel_flops import KernelRun, kernel_flops
 from zoo.attention.attention import Call
 from zoo.ops.ragged_product import Product
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from train.run.hardware import DEVICES, GIB, device_data, device_peak
+from zoo.runtime.hardware import DEVICES, GIB, device_data, device_peak
 
 PEAKS = {
     # A name that only begins like a known one, or a slice of a device, has no published rate rather than a wrong one.

@@ -11,7 +11,7 @@ from typing import Any
 
 from jax.interpreters import partial_eval
 
-from benchmarks.plan.kernel_flops import RECOMPUTED, KernelRun, attention_passes, is_backward, kernel_flops, scope_of
+from benchmarks.flops.kernel_flops import RECOMPUTED, KernelRun, attention_passes, is_backward, kernel_flops, scope_of
 from zoo.attention.attention import Call
 from zoo.ops.ragged_product import Product
 
