@@ -20,6 +20,7 @@ from train.loop.prepare import Evaluation, Scorer, prepare
 from train.run.console import Console
 from train.run.run_dir import RunDir
 from train.run.stop_signals import StopSignals
+from train.step.assembly import assemble
 from zoo.fault_points import fault_point
 from zoo.runtime import hang_watch
 
@@ -56,7 +57,9 @@ def run(
         opened = open_run(prepared, stack)
         if opened.is_finished:
             return finish_again(opened)
-        loop = TrainingLoop(opened, *restore_or_init(opened), began, stack)
+        assembly = assemble(opened.run, opened.objective, opened.mesh, opened.parameters)
+        start, state = restore_or_init(opened, assembly)
+        loop = TrainingLoop(opened, assembly, start, state, began, stack)
         train_steps(loop, hooks, stop)
         return finish(loop, stop)
 

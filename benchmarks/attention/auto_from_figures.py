@@ -1,6 +1,6 @@
 """Write the lines of `auto` for accelerators from published times, and judge them by figures that they were not made from.
 
-`python -m benchmarks.attention.auto_from_figures attention_times.csv --lines zoo/attention/auto_lines.py > RESULT.md` writes the
+`python -m benchmarks.attention.auto_from_figures attention_times.csv --lines zoo/attention/auto_table.py > RESULT.md` writes the
 module of the lines from one half of the figures, and prints how they do on the other half. The half of a case follows from a hash
 of its arguments, so that no set of arguments is in both.
 
@@ -21,7 +21,7 @@ from typing import Any
 
 from benchmarks.attention.published_attention import Case, ratios, read_cases, supports
 from zoo.attention.auto import matching_line
-from zoo.attention.auto_line_types import Line
+from zoo.attention.auto_table_types import Line
 from zoo.errors import BadInput
 
 NEAR = 1.1
@@ -313,12 +313,12 @@ DENSE = (
 """Device on which `auto` is `xla`, its platform and kinds, and why."""
 INTRODUCTION = '''"""The lines of `auto` for accelerators, by kind of device. Generated; do not edit.
 
-`python -m benchmarks.attention.auto_from_figures attention_times.csv --lines zoo/attention/auto_lines.py` writes this file from
+`python -m benchmarks.attention.auto_from_figures attention_times.csv --lines zoo/attention/auto_table.py` writes this file from
 published measurements of kernels of the same form; see docs/attention.md. Where a backward pass is compared, that of `xla`
 includes its forward pass and that of the kernels does not.
 """
 
-from zoo.attention.auto_line_types import DeviceLines, Line
+from zoo.attention.auto_table_types import DeviceLines, Line
 
 '''
 

@@ -45,7 +45,7 @@ COMPILERS: Mapping[str, ModuleType] = {"tpu": tpu_schedule, "gpu": gpu_kernels}
 `take_kernels` returns the kernels of the program that was compiled last, and `TITLE`, `NOTE`, `HEAD` and `columns` show them."""
 
 
-def run_compiled(options: AttentionOptions) -> int:
+def report_compilation(options: AttentionOptions) -> int:
     """Compile, print the table, and return 1 if a program does not compile.
 
     Raises:

@@ -12,8 +12,8 @@ from benchmarks.core.options import AttentionOptions
 
 
 def main(requested: AttentionOptions, argv: Sequence[str]) -> int:
-    """Run the command: see `bench_command.Benchmark.main` and `compiled_kernels.run_compiled`."""
-    return compiled_kernels.run_compiled(requested) if requested.compiled else BENCHMARK.main(requested, argv)
+    """Run the command: see `bench_command.Benchmark.main` and `compiled_kernels.report_compilation`."""
+    return compiled_kernels.report_compilation(requested) if requested.compiled else BENCHMARK.main(requested, argv)
 
 
 def _groups(options: AttentionOptions, environment: Mapping[str, Any]) -> list[Group]:

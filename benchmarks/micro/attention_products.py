@@ -18,7 +18,7 @@ from jaxtyping import Array
 from benchmarks.attention import torch_attention
 from benchmarks.attention.problems import FEATURES, Problem, Shape
 from benchmarks.core import timing
-from benchmarks.micro import measurement_command
+from benchmarks.micro import script_setup
 from zoo.attention.kernels.blocked import Plan, dot
 from zoo.errors import BadInput
 from zoo.ops.selects import batches_per_step
@@ -29,7 +29,7 @@ CASES = ((4, 512), (2, 1024), (1, 2048))
 
 def print_attention_bounds() -> int:
     """Time attention and its matrix products beside torch's kernel, print a table, and return the exit code."""
-    options = measurement_command.start_measurement("attention_products", __doc__, rounds=9)
+    options = script_setup.start_measurement("attention_products", __doc__, rounds=9)
     print("| | B x T | `blocked` | its products alone | torch, share of the matrix rate |")
     print("|---|---|---:|---:|---:|")
     for feature in ("full", "causal"):
@@ -99,4 +99,4 @@ def _products(problem: Problem) -> Callable[[], Any]:
 
 
 if __name__ == "__main__":
-    sys.exit(measurement_command.run_measurement(print_attention_bounds))
+    sys.exit(script_setup.run_measurement(print_attention_bounds))

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.core import timing
-from benchmarks.micro import measurement_command
+from benchmarks.micro import script_setup
 from eval.generation.generation_options import Decoding
 from eval.generation.generator import Generator
 from train.config import run_config
@@ -30,7 +30,7 @@ SOURCE = 64
 
 def print_token_costs() -> int:
     """Time texts of growing lengths and a beam search, print a table, and return the exit code."""
-    options = measurement_command.start_measurement("beam_search_cost", __doc__, model="t5-small", rows=4, rounds=5)
+    options = script_setup.start_measurement("beam_search_cost", __doc__, model="t5-small", rows=4, rounds=5)
     model = models.model(configs.find_size(options.model)[1].config)
     params = jax.jit(model.init)(jax.random.key(0))
     # Only its size and its special tokens matter, not its entries.
@@ -65,4 +65,4 @@ def print_token_costs() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(measurement_command.run_measurement(print_token_costs))
+    sys.exit(script_setup.run_measurement(print_token_costs))

@@ -22,7 +22,7 @@ import numpy as np
 from benchmarks.core import peer_process, timing
 from benchmarks.core.peer_process import Kind, Peer
 from benchmarks.core.worker_process import WorkerFailed
-from benchmarks.micro import measurement_command
+from benchmarks.micro import script_setup
 from benchmarks.step.bytes_read import argument_bytes_read
 from zoo import configs, models
 from zoo.batch import Batch
@@ -47,7 +47,7 @@ CHUNK = 16
 
 def print_generation_speeds() -> int:
     """Time all models for all numbers of texts, print a table, and return the exit code."""
-    options = measurement_command.start_measurement(
+    options = script_setup.start_measurement(
         "generation_speed",
         __doc__,
         model="gpt2,t5-small,xlnet-base-cased",
@@ -213,4 +213,4 @@ def _export(folder: Path, model: models.Model, params: Any, prompts: np.ndarray,
 
 
 if __name__ == "__main__":
-    sys.exit(measurement_command.run_measurement(print_generation_speeds))
+    sys.exit(script_setup.run_measurement(print_generation_speeds))

@@ -21,7 +21,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from benchmarks.attention import compiled_kernels, gpu_kernels
 from benchmarks.core.timing import without_compilation_cache
-from benchmarks.micro import measurement_command
+from benchmarks.micro import script_setup
 from benchmarks.plan import target_devices
 from zoo.ops import grouped_product_gpu as product
 
@@ -89,4 +89,4 @@ def _kernels(shape: Shape, dtype: str, tile: int, target: target_devices.Target,
 
 
 if __name__ == "__main__":
-    sys.exit(measurement_command.run_measurement(print_compiled_products))
+    sys.exit(script_setup.run_measurement(print_compiled_products))

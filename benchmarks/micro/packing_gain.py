@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.core import timing
-from benchmarks.micro import measurement_command, recipe_step
+from benchmarks.micro import recipe_step, script_setup
 from train import recipes
 from train.config import find_objective, run_config
 
@@ -29,7 +29,7 @@ CASES = (
 
 def print_packing_gains() -> int:
     """Time the steps of `CASES` with and without packing, print a table, and return the exit code."""
-    options = measurement_command.start_measurement("packing_gain", __doc__, rounds=15)
+    options = script_setup.start_measurement("packing_gain", __doc__, rounds=15)
     print("| recipe | rows | fill, unpacked and packed | ratio | step, packed over unpacked | useful tokens/s, ratio | off by |")
     print("|---|---|---|---|---|---|---|")
     for recipe, rows in CASES:
@@ -55,4 +55,4 @@ def _program(run: run_config.Run) -> tuple[float, Callable[[], object]]:
 
 
 if __name__ == "__main__":
-    sys.exit(measurement_command.run_measurement(print_packing_gains))
+    sys.exit(script_setup.run_measurement(print_packing_gains))

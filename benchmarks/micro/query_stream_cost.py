@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.core import timing
-from benchmarks.micro import measurement_command, recipe_step
+from benchmarks.micro import recipe_step, script_setup
 from train import recipes
 from train.config import run_config
 from train.config.run_config import Tokenizer
@@ -23,7 +23,7 @@ CASES = (("xlnet-nano", 16, 128), ("xlnet", 2, 512))
 
 def print_stream_costs() -> int:
     """Time the steps of `CASES` with two streams and with one, print a table, and return the exit code."""
-    options = measurement_command.start_measurement("query_stream_cost", __doc__, rounds=9, attention="auto")
+    options = script_setup.start_measurement("query_stream_cost", __doc__, rounds=9, attention="auto")
     print("| recipe | B x T, memory | targets a row | attention | step of two streams over one |")
     print("|---|---|---|---|---|")
     for recipe, rows, length in CASES:
@@ -54,4 +54,4 @@ def _program(run: run_config.Run, kind: Any) -> Callable[[], object]:
 
 
 if __name__ == "__main__":
-    sys.exit(measurement_command.run_measurement(print_stream_costs))
+    sys.exit(script_setup.run_measurement(print_stream_costs))

@@ -38,7 +38,7 @@ class Candidate:
         return REMAT_LEVELS[self.remat]
 
     def has_axes(self, mesh: run_config.Mesh, named: Collection[str]) -> bool:
-        """Return whether the axes that the user named have their sizes."""
+        """Return whether this candidate has the sizes in `mesh` of the axes that the user named."""
         sizes = {"data": self.data, "fsdp": self.fsdp, "tensor": self.tensor}
         return all(getattr(mesh, axis) in (size, -1) for axis, size in sizes.items() if axis in named)
 
@@ -134,10 +134,10 @@ def search_meshes(
 
 
 def can_skip(candidate: Candidate, tried: Candidate, plan: Plan) -> bool:
-    """Return whether a candidate need not be tried after another one, whose plan this is.
+    """Return whether a candidate cannot be better than `tried`, whose plan is `plan`.
 
-    On the same mesh it needs more memory than one that does not fit, or it computes and sends no less than one that fits and is
-    bound by compute or links.
+    Both have the same mesh. Either `tried` does not fit, and the candidate needs more memory; or `tried` fits and is bound by
+    compute or links, and the candidate computes and sends at least as much.
     """
     if candidate.mesh != tried.mesh:
         return False

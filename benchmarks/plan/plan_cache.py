@@ -61,7 +61,7 @@ def plan_key(run: run_config.Run, mode: Mode, target: Target) -> str:
     others = None if frozen is None else [type(frozen).__module__, dataclasses.asdict(frozen)]
     versions = plan_record.compiler_versions(target.platform) | plan_record.installed_versions(TRACED)
     flags = {name: value for name, value in os.environ.items() if name in _FLAGS or name.startswith("JAX_")}
-    here = jax_setup.processor_name() if target.platform == "cpu" else ""
+    here = jax_setup.processor_digest() if target.platform == "cpu" else ""
     inputs = [type(run.model).__module__, run.objective, numbers, others, mode, dataclasses.asdict(target), versions, flags, here]
     return hashlib.sha256(f"{_code()} {json.dumps(inputs, sort_keys=True, default=str)}".encode()).hexdigest()[:32]
 

@@ -11,7 +11,7 @@ from typing import Any
 from eval.experiments import grid_checks, node_status
 from eval.experiments.declaration import Experiment
 from eval.experiments.grid import TOKENIZER, Grid, Node
-from eval.experiments.item_errors import item_errors
+from eval.experiments.item_sampling_error import item_errors
 from train.checkpoints import manifest
 from train.run.metrics_file import read_rows
 from train.run.progress_display import short_number

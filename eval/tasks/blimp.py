@@ -9,7 +9,7 @@ name where it is absent) and `linguistics_term`, the phenomenon the paradigm bel
 A sentence is the beginning of a document: its log-probability is that of all its tokens after end-of-text. No space goes before
 its first word (the task in lm-evaluation-harness adds one, its `target_delimiter`) and no end-of-text after its last. For an
 encoder it is the pseudo-log-likelihood of the sentence with its special tokens (Salazar et al. 2020, section 4.1;
-`eval.inference.token_likelihoods`).
+`eval.inference.encoder_likelihoods`).
 
 Metrics:
 - accuracy: a pair counts 1 if the good sentence is more likely, 1/2 if both are equally likely, so that a model that cannot
@@ -31,9 +31,9 @@ import numpy as np
 
 from eval import task_data_files
 from eval.inference.batch_loop import Progress
+from eval.inference.encoder_likelihoods import pseudo_nats
 from eval.inference.encoder_runner import Encoder
 from eval.inference.likelihood import encode, likelihoods
-from eval.inference.token_likelihoods import pseudo_nats
 from eval.metrics.standard_error import mean_and_error
 from eval.tasks.task import Result, Settings, Task
 from train.run.item_outcomes import Outcomes

@@ -19,9 +19,9 @@ import numpy as np
 from jaxtyping import UInt
 
 from eval.inference.batch_loop import Progress
+from eval.inference.encoder_likelihoods import permuted_nats, pseudo_nats
 from eval.inference.encoder_runner import Encoder
 from eval.inference.likelihood import chunk_of, positions
-from eval.inference.token_likelihoods import permuted_nats, pseudo_nats
 from eval.metrics.standard_error import with_error
 from eval.tasks.held_out.language_model_scores import text_scorer
 from eval.tasks.held_out.scoring_inputs import RowsToScore

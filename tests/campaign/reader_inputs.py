@@ -37,7 +37,7 @@ from train.rows import token_cache
 from train.run import metrics_file, outcome_sets
 from train.run.item_outcomes import Outcomes, read_outcomes, write_outcomes
 from train.run.run_dir import RunDir, read_config
-from train.store import run_results as stored_results
+from train.store import result_sync as stored_results
 from train.tokenizers import chat_template, hf_files, special_tokens, unigram
 from train.tokenizers.tokenizer import CHAT, Tokenizer, read_chat_template
 from train.weights import reference_cache, reward_scale

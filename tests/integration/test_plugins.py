@@ -22,7 +22,7 @@ from tests.support.example_plugin import installed, write_distribution, write_ex
 from tests.support.processes import ROOT, run_python
 from train import objectives, recipes
 from train.config.find_objective import find_options
-from train.config.run_plugins import load_hook
+from train.config.run_plugins import load_hook_factory
 from train.run import run_dir
 from train.run.run_dir import RunDir
 from zoo import configs, models, plugins
@@ -38,7 +38,7 @@ LOOKUPS: dict[str, Callable[[str], object]] = {
     "zoo.attention": attention.implementation,
     "zoo.tasks": task_table.find_task,
     "zoo.recipes": recipes.find_recipe,
-    "zoo.hooks": load_hook,
+    "zoo.hooks": load_hook_factory,
 }
 OWN = {
     "zoo.models": "gpt",

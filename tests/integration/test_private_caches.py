@@ -103,7 +103,7 @@ def test_a_command_refuses_a_cache_that_others_can_write_to_until_its_advice_is_
     cache.chmod(0o777)
     env = {"ZOO_CACHE": str(cache), "JAX_COMPILATION_CACHE_DIR": None}
     done = run_python("-m", "zoo.cli", "doctor", env=env)
-    compiled = cache / f"compiled-{jax_setup.processor_name()}"
+    compiled = cache / f"compiled-{jax_setup.processor_digest()}"
     command = f"chmod go-w {cache}"
     line = f"{compiled}: {cache}: others can write to it (mode 0777); run `{command}`, or set ZOO_CACHE to a private folder"
     assert (done.code, done.stderr) == (2, f"zoo: cache folder {line}\n")

@@ -30,7 +30,7 @@ import jax  # noqa: E402
 from zoo.runtime import caches, compile_cache, jax_setup  # noqa: E402
 
 COMPILED = caches.private_folder(
-    Path(os.environ.get("ZOO_TESTS_CACHE") or caches.cache_dir() / "tests", f"compiled-{jax_setup.processor_name()}"),
+    Path(os.environ.get("ZOO_TESTS_CACHE") or caches.cache_dir() / "tests", f"compiled-{jax_setup.processor_digest()}"),
     "ZOO_TESTS_CACHE" if os.environ.get("ZOO_TESTS_CACHE") else "ZOO_CACHE",
 )
 """Compiled programs of all runs of the tests, and of the processes that they start."""

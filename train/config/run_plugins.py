@@ -87,11 +87,11 @@ def find_hook(name: str) -> Plugin:
     return plugin
 
 
-def load_hook(name: str) -> Callable[[Run], Callable[[Any], None]]:
-    """Return the function of a plug-in that returns the hook of a run (see `train.loop.hooks`).
+def load_hook_factory(name: str) -> Callable[[Run], Callable[[Any], None]]:
+    """Load a plug-in's function, which takes a run and returns its hook (see `train.loop.hooks`).
 
     Raises:
-        BadInput: as `find_hook`; or the plug-in cannot be used.
+        BadInput: no plug-in has this name (see `find_hook`), or it cannot be used.
     """
     return plugins.load_plugin(
         find_hook(name), "a function that takes a `train.config.run_config.Run` and returns a hook", callable

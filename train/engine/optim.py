@@ -48,9 +48,9 @@ def check_optimizer(cfg: Optim, model: Model) -> None:
 
 
 def make_optimizer(cfg: Optim) -> optax.GradientTransformationExtraArgs:
-    """Return clipping, preconditioning, decoupled decay and the learning rate.
+    """Return the optimizer: it clips, preconditions, decays weights, scales by layer and multiplies by the learning rate.
 
-    `update` takes the learning rate `lr`, 1 by default, and the gradients' `gradient_norm`, where it is computed already.
+    `update` takes the learning rate `lr`, 1 by default, and `norm`, the gradients' norm, if it is computed already.
     """
     links = (
         _clip(cfg.clip) if cfg.clip > 0 else None,

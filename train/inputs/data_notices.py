@@ -28,7 +28,7 @@ def notices(run: run_config.Run, data: Any) -> list[str]:
             f"{share:.1%} of the training tokens are unknown to the tokenizer; choose one of this language and writing, with "
             "--init or --tokenizer.path, or one that falls back to bytes"
         )
-    if isinstance(data, labelled_inputs.LabelledInputs) and (line := single_labels(run, data.trained_examples)):
+    if isinstance(data, labelled_inputs.LabelledInputs) and (line := labels_seen_once(run, data.trained_examples)):
         lines.append(line)
     for component in data.rows.components:
         rows = component.rows
@@ -43,7 +43,7 @@ def notices(run: run_config.Run, data: Any) -> list[str]:
     return lines
 
 
-def single_labels(run: run_config.Run, examples: Sequence[Example]) -> str:
+def labels_seen_once(run: run_config.Run, examples: Sequence[Example]) -> str:
     """Return a sentence that names the labels or tags that occur once, which may be misspelled; "" if there is none.
 
     Few examples are no reason to doubt a label, so that on average a label must have more than `FEW` of them.

@@ -14,7 +14,7 @@ from rich.text import Text
 from train.config import run_config
 from train.data.text_files import Document
 from train.inputs import run_inputs
-from train.rows import contiguous_rows, example_rows, instruction_rows, lm_rows, seq2seq_rows
+from train.rows import continued_rows, example_rows, instruction_rows, lm_rows, seq2seq_rows
 from train.rows.batches import Batches
 from train.rows.feedback import kto_rows, preference_rows, response_rows
 from train.rows.mixture import Mixture
@@ -153,7 +153,7 @@ class _Range(NamedTuple):
 
 def _ranges(row: Any) -> list[_Range]:
     """Return the documents and ranges of the parts of a row of any kind."""
-    if isinstance(row, contiguous_rows.Window):
+    if isinstance(row, continued_rows.Window):
         # Only the beginning of the row, because its second text may be from anywhere.
         return [_Range(*row.origin, 1)]
     if isinstance(row, lm_rows.LmRow):

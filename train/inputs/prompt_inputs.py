@@ -93,7 +93,7 @@ def split_prompts(run: Run, left_out: list[str]) -> Halves:
     return halves
 
 
-def with_end_mark(run: Run, inputs: ExampleInputs) -> PromptInputs:
+def inputs_with_chat_end(run: Run, inputs: ExampleInputs) -> PromptInputs:
     """Return the inputs with the id that ends a response.
 
     Raises:

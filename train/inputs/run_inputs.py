@@ -75,7 +75,7 @@ EXAMPLES: dict[Kind, ExampleKind] = {
     "preference": ExampleKind(preference_inputs.rows_of_preferences),
     "unpaired": ExampleKind(kto_inputs.rows_of_completions, complete=kto_inputs.check_labels),
     "prompts": ExampleKind(
-        prompt_inputs.rows_of_prompts, split=prompt_inputs.split_prompts, complete=prompt_inputs.with_end_mark
+        prompt_inputs.rows_of_prompts, split=prompt_inputs.split_prompts, complete=prompt_inputs.inputs_with_chat_end
     ),
 }
 """Kinds of data that consist of examples; all other data is text."""

@@ -68,7 +68,7 @@ def _score(loop: TrainingLoop) -> Any:
     opened.console.doing("scoring the held-out data")
     fault_point("train.score")
     stride = max(1, run.data.length // 2)
-    params, step = opened.best.params(loop.global_state(), loop.start.assembly.state)
+    params, step = opened.best.params(loop.global_state(), loop.assembly.state)
     params = loop.model_params(params)
     score = opened.scorer(opened.data.scored_rows(run, stride))(params)
     loop.record_usage()

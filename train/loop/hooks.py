@@ -10,7 +10,7 @@ from collections.abc import Callable
 import jax
 
 from train.config.run_config import Run
-from train.config.run_plugins import load_hook
+from train.config.run_plugins import load_hook_factory
 from train.loop.loop_state import TrainingLoop
 from zoo.fault_points import fault_point
 from zoo.runtime.progress import this_process
@@ -24,7 +24,13 @@ def hooks_of(run: Run) -> list[Hook]:
     Raises:
         BadInput: a plug-in cannot be loaded.
     """
-    return [profile_steps, log_metrics, validate_and_select, *(load_hook(name)(run) for name in run.log.hooks), save_checkpoint]
+    return [
+        profile_steps,
+        log_metrics,
+        validate_and_select,
+        *(load_hook_factory(name)(run) for name in run.log.hooks),
+        save_checkpoint,
+    ]
 
 
 def profile_steps(loop: TrainingLoop) -> None:

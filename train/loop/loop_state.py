@@ -12,13 +12,14 @@ from train.engine import device_mesh
 from train.engine.state import State
 from train.inputs import data_notices
 from train.loop.open_run import OpenRun, Start
+from train.rows.batch_counts import TextCounts
 from train.rows.batch_feed import Feed, FeedSource
-from train.rows.text_counts import TextCounts
 from train.run import metrics_file
 from train.run.costs import COUNTS
 from train.run.matmul_rate import PeakRate
 from train.run.metric_logger import MetricLogger
 from train.run.stop_signals import StopSignals
+from train.step.assembly import Assembly
 from zoo.fault_points import fault_point
 from zoo.runtime.progress import this_process
 
@@ -28,6 +29,7 @@ class TrainingLoop:
 
     Attributes:
         opened: the run; `opened.run` is its configuration, `opened.folder` its folder, `opened.console.notice` shows a line.
+        assembly: the step, its engine and its optimizer; `assembly.state` has the shapes of `state`.
         start: what this start of the run continues from.
         state: the state after `step` steps, laid out for the step.
         step: number of steps taken.
@@ -35,7 +37,9 @@ class TrainingLoop:
         exhausted: why no further step is taken although the last one is not reached; "" = there is no reason.
     """
 
-    def __init__(self, opened: OpenRun, start: Start, state: State, began: float, stack: contextlib.ExitStack) -> None:
+    def __init__(
+        self, opened: OpenRun, assembly: Assembly, start: Start, state: State, began: float, stack: contextlib.ExitStack
+    ) -> None:
         """Place the state on the devices, show the header, and open the files of metrics.
 
         Args:
@@ -43,8 +47,8 @@ class TrainingLoop:
             began: the time at which the run was started, by `time.perf_counter`.
             stack: closes the files.
         """
-        run, folder, objective, engine = opened.run, opened.folder, opened.objective, start.assembly.engine
-        self.opened, self.start, self._began = opened, start, began
+        run, folder, objective, engine = opened.run, opened.folder, opened.objective, assembly.engine
+        self.opened, self.assembly, self.start, self._began = opened, assembly, start, began
         self.state = engine.shard(state)
         self.step = start.first
         self._frozen = engine.replicate(objective.frozen_inputs())
@@ -85,7 +89,7 @@ class TrainingLoop:
         Raises:
             BadInput: too many steps in a row were skipped.
         """
-        opened, engine = self.opened, self.start.assembly.engine
+        opened, engine = self.opened, self.assembly.engine
         with self.recorder.waiting():
             host = self.feed.batch(self.step, self.state)
         owned = self.counts.owned_part(host)
@@ -110,7 +114,7 @@ class TrainingLoop:
 
     def global_state(self) -> State:
         """Return the state as global arrays over the mesh."""
-        return self.start.assembly.engine.get(self.state)
+        return self.assembly.engine.get(self.state)
 
     def model_params(self, params: Any) -> Any:
         """Return the parameters of the model alone, from trained ones, float32, sharded over the mesh."""
@@ -160,7 +164,7 @@ class TrainingLoop:
             metrics_file.record_start(opened.folder, self.step, facts, flops, self.rate.measured)
 
     def _feed_source(self) -> FeedSource:
-        opened, engine = self.opened, self.start.assembly.engine
+        opened, engine = self.opened, self.assembly.engine
         return FeedSource(
             run=opened.run,
             model=opened.model,

@@ -18,7 +18,7 @@ from train.parametrization import Parametrization
 from train.run import extension
 from train.run.run_dir import check_same_run, confirm_own, plugin_notices, remove_stale_files, write_json
 from train.run.run_identity import run_identity
-from train.step.assembly import Assembly, assemble
+from train.step.assembly import Assembly
 from train.store.run_uploads import Uploads, uploads_of
 from train.weights import lineage, warm_start
 from train.weights.generation_settings import keep_generation
@@ -44,7 +44,6 @@ class OpenRun(PreparedRun):
 class Start:
     """The checkpoint or the initial parameters that a start of a run continues from."""
 
-    assembly: Assembly
     parameters: Parametrization
     """The parametrization with its frozen parameters."""
     first: int
@@ -83,14 +82,13 @@ def open_run(prepared: PreparedRun, stack: contextlib.ExitStack) -> OpenRun:
     return OpenRun(uploads=uploads, checkpoints=checkpoints, best=best, is_finished=is_finished, **fields)
 
 
-def restore_or_init(opened: OpenRun) -> tuple[Start, State]:
+def restore_or_init(opened: OpenRun, assembly: Assembly) -> tuple[Start, State]:
     """Read the newest checkpoint or create the initial state, and write the files that the folder has before the first step.
 
     Raises:
         BadInput: the run was trained on other data, the checkpoints do not fit on the disk, or --init cannot be read.
     """
     run, folder, notify = opened.run, opened.folder, opened.console.notice
-    assembly = assemble(run, opened.objective, opened.mesh, opened.parameters)
     checkpoint = opened.checkpoints.restore(assembly.state)
     metadata = {
         **opened.data.fingerprints(),
@@ -113,7 +111,7 @@ def restore_or_init(opened: OpenRun) -> tuple[Start, State]:
         state = state_init.init_state(run, opened.model, assembly.tx, opened.mesh, params, parameters.trained)
         base = parameters.save_base(folder, state, notify=notify)
     first = int(jax.device_get(state.step))
-    start = Start(assembly=assembly, parameters=parameters, first=first, restored=restored, metadata=metadata | base)
+    start = Start(parameters=parameters, first=first, restored=restored, metadata=metadata | base)
     return start, state
 
 

@@ -16,7 +16,7 @@ from train.config.declaration import ObjectiveOptions
 from train.config.run_config import Run
 from train.engine.losses import model_terms, pair_loss, summed_loss
 from train.engine.state_init import TrainedParams
-from train.rows import text_counts
+from train.rows import batch_counts
 from train.rows.batch_feed import Feed, FeedSource, data_feed
 from train.rows.batches import Batches, Build
 from train.rows.example_rows import ExampleRow, is_typed, padded_row
@@ -92,8 +92,8 @@ class Objective(abc.ABC):
 
     @classmethod
     def text_ids(cls, run: Run, batch: Batch) -> list[Int[np.ndarray, " _"]]:
-        """Return the ids of the text from which a host batch was made; the default is `train.rows.text_counts.text_ids`."""
-        return text_counts.text_ids(batch)
+        """Return the ids of the text from which a host batch was made; the default is `train.rows.batch_counts.text_ids`."""
+        return batch_counts.text_ids(batch)
 
     @classmethod
     def abstract_batch(cls, run: Run, tokenizer: Tokenizer, rows: RowSource) -> Batch:

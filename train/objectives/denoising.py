@@ -10,7 +10,7 @@ from train.config.objectives import DenoisingOptions
 from train.config.option_groups import Denoising
 from train.config.run_config import Run
 from train.objectives.base import Objective
-from train.rows import lm_rows, seq2seq_rows, text_counts
+from train.rows import batch_counts, lm_rows, seq2seq_rows
 from train.rows.batches import Build
 from train.rows.lm_rows import LmRow, LmRows
 from train.rows.seq2seq_rows import SourceTarget
@@ -88,7 +88,7 @@ class Denoised(Objective):
     def text_ids(cls, run: Run, batch: Batch) -> list[Int[np.ndarray, " _"]]:
         """Return the ids of the text of a batch: source and target together, or the target alone where it is all of the text."""
         in_parts = run.options.denoising.kind in ("spans", "iid", "drop", "prefix")
-        return text_counts.text_ids(batch) if in_parts else [text_counts.counted_targets(batch)]
+        return batch_counts.text_ids(batch) if in_parts else [batch_counts.counted_targets(batch)]
 
     @classmethod
     def target_options(cls, run: Run, counts: Callable[[], Int64[np.ndarray, " V"]]) -> dict[str, Any]:

@@ -10,9 +10,9 @@ from jaxtyping import Int64
 from train.config.objectives import PermutationOptions
 from train.config.run_config import Run
 from train.objectives.base import Objective
-from train.rows import contiguous_rows
+from train.rows import continued_rows
 from train.rows.batches import Build
-from train.rows.contiguous_rows import NUM_SPECIAL_TOKENS, ContiguousRows, Window
+from train.rows.continued_rows import NUM_SPECIAL_TOKENS, ContiguousRows, Window
 from train.rows.token_cache import Tokens
 from train.targets import factorization_orders
 from train.targets.masking import apply_masking
@@ -33,7 +33,7 @@ class Permuted(Objective):
     def plan_rows(cls, tokens: Tokens, run: Run, tokenizer: Tokenizer) -> ContiguousRows:
         """Return the rows of the training text, in order for a model with a memory or with `permutation.ordered`.
 
-        See `contiguous_rows.plan_streams`.
+        See `continued_rows.plan_streams`.
         """
         return _streams(tokens, run, tokenizer)
 
@@ -44,7 +44,7 @@ class Permuted(Objective):
 
     @classmethod
     def builder(cls, run: Run, tokenizer: Tokenizer, counts: Callable[[], Int64[np.ndarray, " V"]]) -> Build:
-        """Return `build(rng, row, length)`, which converts a row of `train.rows.contiguous_rows` to the fields of `Batch`.
+        """Return `build(rng, row, length)`, which converts a row of `train.rows.continued_rows` to the fields of `Batch`.
 
         The row is the reused tokens, then A <sep> B <sep> <cls>. tokens, types (0; 1 for B and its separator, 2 for <cls>) and
         order are int32 [length]. order has the rank of each token: the reused part comes before the rest; in each part, tokens
@@ -68,7 +68,7 @@ class Permuted(Objective):
         begins, entries = tokenizer.word_starts(), np.arange(tokenizer.vocab_size, dtype=np.int32)
 
         def build(rng: np.random.Generator, row: Window, length: int) -> dict[str, np.ndarray]:
-            first, second, follows = contiguous_rows.sample_texts(rng, row, text_length)
+            first, second, follows = continued_rows.sample_texts(rng, row, text_length)
             reused = row.reading.ids[row.begin : row.begin + reuse]
             tokens = np.concatenate(
                 [reused, first, [special_tokens.sep], second, [special_tokens.sep, special_tokens.cls]]
@@ -131,7 +131,7 @@ OBJECTIVE = Permuted
 def _streams(tokens: Tokens, run: Run, tokenizer: Tokenizer, **where: str) -> ContiguousRows:
     data, memory, reuse, options = run.data, run.model.memory, run.model.reuse, run.options.permutation
     _special_tokens(tokenizer)
-    return contiguous_rows.plan_streams(
+    return continued_rows.plan_streams(
         tokens,
         tokenizer,
         length=data.length,

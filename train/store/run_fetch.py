@@ -17,7 +17,7 @@ from train.checkpoints import manifest
 from train.checkpoints.manifest import DamagedCheckpoint, Manifest, folder_name
 from train.config.run_config import Run
 from train.run.run_dir import LOCK, RunDir, write_json
-from train.store import run_layout, run_results
+from train.store import result_sync, run_layout
 from train.store.run_layout import BASE, BEST, CHECKPOINTS, DAMAGED, FETCHED, RESULTS, WRITER
 from zoo import object_store, trust
 from zoo.errors import BadInput, cannot_write
@@ -306,7 +306,7 @@ def _publish(temporary: Path, final: Path, notify: Notify) -> None:
 
 def _fetch_files(store: ObjectStore, folder: RunDir, sizes: Collection[str]) -> None:
     """Fetch the files beside the steps; each replaces the local one at once, but no result that was changed here."""
-    run_results.fetch_results(store, folder, sizes)
+    result_sync.fetch_results(store, folder, sizes)
     for key in run_layout.run_keys(sizes):
         if key in RESULTS:
             continue

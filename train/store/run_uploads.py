@@ -19,7 +19,7 @@ from train.checkpoints import manifest
 from train.checkpoints.manifest import Manifest
 from train.config.run_config import Run
 from train.run.run_dir import RunDir, write_json
-from train.store import run_layout, run_results
+from train.store import result_sync, run_layout
 from train.store.run_layout import BASE, BEST, CHECKPOINTS, DAMAGED, EVALUATIONS, FETCHED, RESULTS, WRITER
 from zoo import object_store
 from zoo.errors import BadInput
@@ -169,9 +169,9 @@ class RunUploads(Uploads):
                     continue
                 if key not in RESULTS:
                     self._store.put(file, key)
-                elif key not in sizes or run_results.is_changed(self._folder, key):
-                    run_results.upload_result(self._store, self._folder, key)
-                    state = _state(file) if key in run_results.MERGED_RESULTS else state
+                elif key not in sizes or result_sync.is_changed(self._folder, key):
+                    result_sync.upload_result(self._store, self._folder, key)
+                    state = _state(file) if key in result_sync.MERGED_RESULTS else state
                 self._uploaded[key] = state
         for key in run_layout.run_keys(sizes):
             if key not in files and (key in run_layout.EXTENDED or run_layout.LOGS.fullmatch(key)):
@@ -273,10 +273,10 @@ def upload_results(name: str, folder: RunDir, *, write_report: Callable[[Path], 
     if not object_store.is_uri(name):
         return
     store = ObjectStore(name)
-    if run_results.merge_result(store, folder, EVALUATIONS):
+    if result_sync.merge_result(store, folder, EVALUATIONS):
         write_report(folder.path)
     for key in RESULTS:
-        if run_results.is_changed(folder, key) and run_results.upload_result(store, folder, key) and key == EVALUATIONS:
+        if result_sync.is_changed(folder, key) and result_sync.upload_result(store, folder, key) and key == EVALUATIONS:
             write_report(folder.path)
 
 

@@ -1,6 +1,6 @@
 """The choices of `auto`: for each kind of device, lines of an implementation, its requests, and the figures behind it.
 
-`auto_lines` has the lines for accelerators, which a script writes from published measurements. The first line whose requests
+`auto_table` has the lines for accelerators, which a script writes from published measurements. The first line whose requests
 include a call, and whose implementation supports the call, is used.
 """
 
@@ -8,8 +8,8 @@ import dataclasses
 import re
 from collections.abc import Callable
 
-from zoo.attention.auto_line_types import DeviceLines, Line
-from zoo.attention.auto_lines import DEVICES, NEAREST
+from zoo.attention.auto_table import DEVICES, NEAREST
+from zoo.attention.auto_table_types import DeviceLines, Line
 from zoo.attention.request import Request
 
 CPU = DeviceLines(

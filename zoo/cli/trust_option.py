@@ -54,7 +54,7 @@ def trust_folder(name: str) -> None:
     Raises:
         BadInput: there is no such folder, it is neither a run nor a model, or the confirmation cannot be stored.
     """
-    references = find_references(name)
+    references = references_of_folder(name)
     if not references.names:
         print(f"{OPTION} {name}: it names no code of others, so there is nothing to confirm", file=sys.stderr)
         return
@@ -66,7 +66,7 @@ def trust_folder(name: str) -> None:
         print(printable(f"{OPTION} {name}: {reference.title} {use}"), file=sys.stderr)
 
 
-def find_references(name: str) -> References:
+def references_of_folder(name: str) -> References:
     """Return what a folder names, without importing it.
 
     Raises:

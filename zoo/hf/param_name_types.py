@@ -47,7 +47,7 @@ def head_names(leaf: str, name: str) -> tuple[ParamName, ...]:
     return linear_names(leaf, name, bare=True)
 
 
-def fused_names(leaf: str, *names: str) -> tuple[ParamName, ParamName]:
+def names_of_split_projection(leaf: str, *names: str) -> tuple[ParamName, ParamName]:
     """Return the rows of a linear layer to heads that is published as several, such as those of queries, keys and values."""
     kernels, biases = (tuple(f"{name}.{kind}" for name in names) for kind in ("weight", "bias"))
     return ParamName(f"{leaf}/kernel", kernels, "(n h) d -> d c n h"), ParamName(f"{leaf}/bias", biases, "(n h) -> c n h")

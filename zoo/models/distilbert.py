@@ -1,7 +1,7 @@
 """DistilBERT: a BERT with half of the layers, distilled from the full one (Sanh et al. 2019)."""
 
 from zoo.configs._encoder import Task
-from zoo.hf.param_name_types import ParamName, fused_names, head_names, linear_names, norm_names
+from zoo.hf.param_name_types import ParamName, head_names, linear_names, names_of_split_projection, norm_names
 from zoo.nn import encoder
 from zoo.nn.encoder import encoder_family
 from zoo.nn.task_heads import Head
@@ -11,7 +11,7 @@ BODY = (
     ParamName("embed/tokens/embedding", "embeddings.word_embeddings.weight"),
     ParamName("embed/positions/embedding", "embeddings.position_embeddings.weight"),
     *norm_names("embed/norm", "embeddings.LayerNorm"),
-    *fused_names("layers/attention/qkv", *(f"{LAYER}.attention.{part}_lin" for part in "qkv")),
+    *names_of_split_projection("layers/attention/qkv", *(f"{LAYER}.attention.{part}_lin" for part in "qkv")),
     *linear_names("layers/attention/out", f"{LAYER}.attention.out_lin", "d (n h) -> n h d"),
     *norm_names("layers/norm1", f"{LAYER}.sa_layer_norm"),
     *linear_names("layers/mlp/up", f"{LAYER}.ffn.lin1"),

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 from zoo.attention.masks import Mask
 from zoo.batch import Batch, Output
 from zoo.configs.transformer import Config, table_rows
-from zoo.hf.param_name_types import ParamName, ParamNames, fused_names, linear_names, norm_names
+from zoo.hf.param_name_types import ParamName, ParamNames, linear_names, names_of_split_projection, norm_names
 from zoo.nn import score_head
 from zoo.nn.family import Family
 from zoo.nn.kv_cache import Cache, KVCacheView, LayerIndex, append_tokens, cache_after, self_mask, view_of
@@ -237,7 +237,7 @@ def _rows(side: str) -> tuple[ParamName, ...]:
     """Return the published names of the parameters that both sides have."""
     leaf, name = f"{side}/layers", f"{side}.layers.{{layer}}"
     return (
-        *fused_names(f"{leaf}/attention/qkv", *(f"{name}.self_attn.{part}_proj" for part in "qkv")),
+        *names_of_split_projection(f"{leaf}/attention/qkv", *(f"{name}.self_attn.{part}_proj" for part in "qkv")),
         *linear_names(f"{leaf}/attention/out", f"{name}.self_attn.out_proj", "d (n h) -> n h d"),
         *norm_names(f"{leaf}/norm1", f"{name}.self_attn_layer_norm"),
         *linear_names(f"{leaf}/mlp/up", f"{name}.fc1"),
@@ -262,7 +262,7 @@ NAMES = ParamNames(
         *_rows("encoder"),
         *_rows("decoder"),
         *linear_names("decoder/layers/cross/q", f"{CROSS}.q_proj", "(n h) d -> d n h", "(n h) -> n h"),
-        *fused_names("decoder/layers/cross/kv", f"{CROSS}.k_proj", f"{CROSS}.v_proj"),
+        *names_of_split_projection("decoder/layers/cross/kv", f"{CROSS}.k_proj", f"{CROSS}.v_proj"),
         *linear_names("decoder/layers/cross/out", f"{CROSS}.out_proj", "d (n h) -> n h d"),
         *norm_names("decoder/layers/norm3", f"{CROSS}_layer_norm"),
         ParamName("unembed/bias", "final_logits_bias", "() v -> v", bare=True),

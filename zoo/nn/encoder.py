@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 from zoo.attention.masks import Mask
 from zoo.batch import Batch, Output
 from zoo.configs._encoder import BodyConfig, EncoderConfig
-from zoo.hf.param_name_types import ParamName, ParamNames, fused_names, head_names, linear_names, norm_names
+from zoo.hf.param_name_types import ParamName, ParamNames, head_names, linear_names, names_of_split_projection, norm_names
 from zoo.nn import task_heads
 from zoo.nn.family import Family
 from zoo.nn.kv_cache import check_length, self_mask
@@ -179,7 +179,9 @@ BERT_BODY = (
     ParamName("embed/positions/embedding", "embeddings.position_embeddings.weight"),
     ParamName("embed/types/embedding", "embeddings.token_type_embeddings.weight"),
     *norm_names("embed/norm", "embeddings.LayerNorm"),
-    *fused_names("layers/attention/qkv", *(f"{BERT_LAYER}.attention.self.{part}" for part in ("query", "key", "value"))),
+    *names_of_split_projection(
+        "layers/attention/qkv", *(f"{BERT_LAYER}.attention.self.{part}" for part in ("query", "key", "value"))
+    ),
     *linear_names("layers/attention/out", f"{BERT_LAYER}.attention.output.dense", "d (n h) -> n h d"),
     *norm_names("layers/norm1", f"{BERT_LAYER}.attention.output.LayerNorm"),
     *linear_names("layers/mlp/up", f"{BERT_LAYER}.intermediate.dense"),

@@ -19,7 +19,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from zoo.mesh_axes import EXPERT, FSDP, HEADS
 from zoo.nn.layers import Init, Linear, unstacked
-from zoo.ops.ragged_product import ragged_product, rows_in_tile, sum_dtype
+from zoo.ops.ragged_product import choose_tile_rows, ragged_product, sum_dtype
 from zoo.sharding import BATCH
 
 
@@ -246,7 +246,7 @@ def apply_experts(
     rows, length, width = x.shape
     chosen, weights = (array.reshape(rows * length, -1) for array in (chosen, weights))  # [tokens, X]
     # Each of the devices, which have other experts, has an equal share of the assignments if all experts are equally busy.
-    slots = Slots.of(chosen, first, experts, rows_in_tile(chosen.size // (experts * devices)))
+    slots = Slots.of(chosen, first, experts, choose_tile_rows(chosen.size // (experts * devices)))
     multiply = functools.partial(
         ragged_product, sizes=slots.sizes, tile=slots.tile, filled=slots.filled, expected_rows=chosen.size / devices
     )

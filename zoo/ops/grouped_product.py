@@ -62,7 +62,7 @@ def grouped_product(
     Args:
         sizes: the number of rows of each group, multiples of `tile`. Results of rows after all groups are undefined, and so are
             their gradients.
-        tile: a power of two, from `rows_in_tile` of the platform.
+        tile: a power of two, from `choose_tile_rows` of the platform.
         interpret: True, or the options of Pallas's interpreter of TPUs: compute without a device of the platform.
     """
     return platform.multiply_rows(x, kernels, biases, sizes, tile=tile, interpret=interpret)
@@ -84,7 +84,7 @@ def _backward(platform: Platform, tile: int, interpret: Any, residuals: Any, d_y
 grouped_product.defvjp(_forward, _backward)
 
 
-def rows_in_tile(rows_per_group: int, largest: int) -> int:
+def choose_tile_rows(rows_per_group: int, largest: int) -> int:
     """Return the number of rows in a tile of groups of an average size: a power of two and at most an eighth of that size.
 
     The last tile of a group is half empty on average, so that on average at most a sixteenth of the products are of empty rows,

@@ -46,9 +46,9 @@ BLOCKS = {2: Blocks(columns=128, step=64, warps=8, stages=3), 4: Blocks(columns=
 multiprocessor and an A10 for one. With 4 bytes and 128 columns an A100 would spill registers."""
 
 
-def rows_in_tile(rows_per_group: int) -> int:
-    """Return the number of rows in a tile of groups of an average size; see `grouped_product.rows_in_tile`."""
-    return grouped_product.rows_in_tile(rows_per_group, LARGEST_TILE)
+def choose_tile_rows(rows_per_group: int) -> int:
+    """Return the number of rows in a tile of groups of an average size; see `grouped_product.choose_tile_rows`."""
+    return grouped_product.choose_tile_rows(rows_per_group, LARGEST_TILE)
 
 
 def multiply_rows(

@@ -66,9 +66,9 @@ def device_blocks() -> Blocks:
     return blocks_of(target_device_kind())
 
 
-def rows_in_tile(rows_per_group: int) -> int:
-    """Return the number of rows in a tile of groups of an average size; see `grouped_product.rows_in_tile`."""
-    return grouped_product.rows_in_tile(rows_per_group, device_blocks().tile)
+def choose_tile_rows(rows_per_group: int) -> int:
+    """Return the number of rows in a tile of groups of an average size; see `grouped_product.choose_tile_rows`."""
+    return grouped_product.choose_tile_rows(rows_per_group, device_blocks().tile)
 
 
 class RowBlocks(NamedTuple):

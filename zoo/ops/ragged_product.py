@@ -40,11 +40,11 @@ def product_form() -> Form:
             return "ragged_dot"
 
 
-def rows_in_tile(rows_per_group: int) -> int:
+def choose_tile_rows(rows_per_group: int) -> int:
     """Return the number of rows of which each group must have a multiple: 1 where `jax.lax.ragged_dot` takes groups of any size.
 
     In tiles on CPU it is a power of two so small that the rows which fill the groups up are at most a sixteenth of all; for the
-    kernels of TPUs and GPUs see `grouped_product.rows_in_tile`.
+    kernels of TPUs and GPUs see `grouped_product.choose_tile_rows`.
 
     Args:
         rows_per_group: the average number of rows of a group, without those that fill it up.
@@ -53,9 +53,9 @@ def rows_in_tile(rows_per_group: int) -> int:
         case "tiles":
             return min(LARGEST_TILE, 1 << max(rows_per_group // 16, 1).bit_length() - 1)
         case "grouped_tpu":
-            return grouped_product_tpu.rows_in_tile(rows_per_group)
+            return grouped_product_tpu.choose_tile_rows(rows_per_group)
         case "grouped_gpu":
-            return grouped_product_gpu.rows_in_tile(rows_per_group)
+            return grouped_product_gpu.choose_tile_rows(rows_per_group)
         case _:
             return 1
 

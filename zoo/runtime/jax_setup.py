@@ -87,7 +87,7 @@ def prepare_jax(devices: int = 0) -> None:
     if jax.config.values["jax_platforms"] == "cpu" or not any(map(importlib.util.find_spec, ACCELERATORS)):
         _keep_memory()
     if (compiled := jax.config.values["jax_compilation_cache_dir"]) is None:
-        folder = caches.cache_folder(f"compiled-{processor_name()}")
+        folder = caches.cache_folder(f"compiled-{processor_digest()}")
         jax.config.update("jax_compilation_cache_dir", None if folder is None else str(folder))
     elif compiled:
         compile_cache.check_folder(compiled)
@@ -167,7 +167,7 @@ def canary_error() -> float:
     return float(np.max(errors))
 
 
-def processor_name() -> str:
+def processor_digest() -> str:
     """Return a name for this kind of processor. Compiled programs use its instructions, and machines may share a home folder."""
     kind = platform.machine() + platform.processor()
     info = Path("/proc/cpuinfo")

@@ -83,7 +83,7 @@ def test_a_part_that_goes_on_after_a_branch_would_be_longer(tmp_path: Path, monk
 )
 def test_other_devices_and_options_of_measurements_are_refused(options: AttentionOptions, message: str) -> None:
     with pytest.raises(BadInput, match=message):
-        compiled_kernels.run_compiled(options)
+        compiled_kernels.report_compilation(options)
 
 
 @pytest.mark.parametrize(("chip", "platform", "extra"), [("v5e", "tpu", "tpu"), ("h100", "gpu", "cuda13")])
@@ -93,7 +93,7 @@ def test_a_missing_compiler_is_named_with_its_extra(
     monkeypatch.setitem(target_devices.PLUGINS, platform, (("an_absent_compiler",), extra))
     message = f"^--compiled {chip}: compiling for {platform} needs the extra {extra}: {re.escape(install_advice(extra))}"
     with pytest.raises(BadInput, match=message):
-        compiled_kernels.run_compiled(AttentionOptions(compiled=chip))
+        compiled_kernels.report_compilation(AttentionOptions(compiled=chip))
 
 
 def test_a_kernel_that_does_not_fit_is_named() -> None:

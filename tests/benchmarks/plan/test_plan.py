@@ -157,7 +157,7 @@ def test_plans_are_cached_only_for_the_same_request(monkeypatch: pytest.MonkeyPa
         monkeypatch.setenv(name, "highest")
         keys.append(key())
     keys.append(elsewhere := key(target=gpu))
-    monkeypatch.setattr(plan_cache.jax_setup, "processor_name", lambda: "another")
+    monkeypatch.setattr(plan_cache.jax_setup, "processor_digest", lambda: "another")
     keys.append(key())
     assert key(target=gpu) == elsewhere
     metadata = plan_cache.plan_record.importlib.metadata

@@ -14,8 +14,8 @@ import pytest
 from scipy.special import log_softmax
 
 from eval.commands.fill_mask import fill_masks
+from eval.inference.encoder_likelihoods import _ordered_rows, permuted_nats, pseudo_nats
 from eval.inference.encoder_runner import Encoder
-from eval.inference.token_likelihoods import _ordered_rows, permuted_nats, pseudo_nats
 from tests.support.commands import call
 from tests.support.encoders import encoder, folder, loaded, texts
 from zoo.batch import Batch

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from eval.inference.token_likelihoods import pseudo_nats
+from eval.inference.encoder_likelihoods import pseudo_nats
 from eval.tasks import blimp, masked, perplexity, task_table
 from eval.tasks.task import Result, Settings
 from tests.support import encoders

@@ -13,7 +13,7 @@ from train.config import run_config
 from train.config.data_options import LabelledData
 from train.data.example_types import Tagged, Text
 from train.inputs import run_inputs
-from train.inputs.data_notices import notices, padding_share, single_labels, unknown_share
+from train.inputs.data_notices import labels_seen_once, notices, padding_share, unknown_share
 from train.run.run_dir import RunDir
 
 
@@ -53,13 +53,13 @@ def test_a_label_that_occurs_once_is_noticed(tmp_path: Path) -> None:
     """A misspelled label in the middle of a table, and a misspelled tag."""
     examples = [Text(origin=f"a.tsv:{n + 2}", text="the whale", label="ab"[n % 2]) for n in range(40)]
     cfg = finetuned.run("classification", labels=("a", "b", "bb"))
-    assert single_labels(cfg, examples) == ""
+    assert labels_seen_once(cfg, examples) == ""
     examples[7] = dataclasses.replace(examples[7], label="bb")
-    assert single_labels(cfg, examples) == (
+    assert labels_seen_once(cfg, examples) == (
         "1 label occurs once, such as by a misspelling: bb (a.tsv:9); correct the file, or refuse other labels by "
         "--model.labels NAME ..."
     )
     # Of few examples every label may have one.
-    assert single_labels(cfg, examples[:20]) == ""
+    assert labels_seen_once(cfg, examples[:20]) == ""
     tagged = [Tagged(origin=f"a.conll:{n}", words=("a", "whale"), tags=("O", "B" if n else "BB")) for n in range(40)]
-    assert "BB (a.conll:0)" in single_labels(finetuned.run("tagging", labels=("B", "BB", "O")), tagged)
+    assert "BB (a.conll:0)" in labels_seen_once(finetuned.run("tagging", labels=("B", "BB", "O")), tagged)

@@ -13,7 +13,7 @@ from tests.support.unigram_text import spelled
 from train.config.data_options import TextData
 from train.config.option_groups import Permutation, Replacement
 from train.objectives.permutation import Permuted
-from train.rows import contiguous_rows
+from train.rows import continued_rows
 from train.tokenizers.tokenizer import Tokenizer
 from zoo import configs
 from zoo.errors import BadInput
@@ -92,7 +92,7 @@ def test_a_next_sentence_head_gets_its_labels():
     asked = dataclasses.replace(asked, model=dataclasses.replace(asked.model, task="pretraining"))
     said = []
     for number, (window, row) in enumerate(rows(asked)):
-        *_, follows = contiguous_rows.sample_texts(np.random.default_rng(number), window, 29)
+        *_, follows = continued_rows.sample_texts(np.random.default_rng(number), window, 29)
         assert row["summary_at"].tolist() == [47] and row["tokens"][47] == tokenizer().special_tokens.cls
         assert row["labels"].tolist() == [0 if follows else 1]
         said += row["labels"].tolist()

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 
 from eval.commands import fill_mask
 from eval.commands.embed import embed
+from eval.inference.encoder_likelihoods import pseudo_nats
 from eval.inference.encoder_runner import Encoder
-from eval.inference.token_likelihoods import pseudo_nats
 from eval.tasks.held_out import labelled_scores
 from tests.support import encoders, small, tiny
 from tests.support.encoder_text import stream

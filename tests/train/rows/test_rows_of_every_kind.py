@@ -20,13 +20,13 @@ from train.config.run_config import Run
 from train.data.example_types import Pair
 from train.inputs import instruction_inputs, labelled_inputs, seq2seq_inputs
 from train.objectives import objective
+from train.rows.batch_counts import TextCounts
 from train.rows.batches import in_order
-from train.rows.contiguous_rows import ContiguousRows, DirectedIds
+from train.rows.continued_rows import ContiguousRows, DirectedIds
 from train.rows.encoder_rows import PAIRED, EncoderRows
 from train.rows.lm_rows import packed_documents, stream_windows
 from train.rows.mixture import Component, Mixture
 from train.rows.row_source import RowSource, are_rows_ordered
-from train.rows.text_counts import TextCounts
 from train.rows.token_cache import Tokens
 from train.run.costs import COUNTS
 from train.tokenizers.tokenizer import Tokenizer

@@ -17,7 +17,7 @@ from train.checkpoints.manifest import Manifest
 from train.run.item_outcomes import Outcomes, read_outcomes, write_outcomes
 from train.run.outcome_sets import parse_sets
 from train.run.run_dir import RunDir
-from train.store import run_fetch, run_layout, run_results, run_uploads
+from train.store import result_sync, run_fetch, run_layout, run_uploads
 from train.store.run_uploads import RunUploads
 from train.weights import reward_scale
 from zoo import object_store
@@ -191,7 +191,7 @@ def test_evaluations_of_two_machines_are_merged(
     run_uploads.upload_results(name, other, write_report=reports.append)
     with monkeypatch.context() as patch:
         # The mistake: every result counts as changed here.
-        patch.setattr(run_results, "is_changed", lambda folder, key: True)
+        patch.setattr(result_sync, "is_changed", lambda folder, key: True)
         fetch(place, work, Log())
         assert json.loads(work.evaluations.read_text()) == {"blimp": 2, "lambada": 1}
     with uploads(place, work, Log()):
@@ -246,10 +246,10 @@ def test_entries_that_another_machine_replaces_are_uploaded_again(
         BadInput, match=r"evaluations.json: another machine has replaced each of 5 uploads; evaluate the run on one"
     ):
         evaluate("mlm", 5)
-    assert run_results.is_changed(work, "evaluations.json")
+    assert result_sync.is_changed(work, "evaluations.json")
     with monkeypatch.context() as patch:
         # The mistake: the object is not read after the upload.
-        patch.setattr(run_results, "_has_own_entries", lambda *_: True)
+        patch.setattr(result_sync, "_has_own_entries", lambda *_: True)
         evaluate("mlm", 1)
         assert stored() == {"lambada"}
 
@@ -360,6 +360,6 @@ def test_outcomes_of_two_machines_are_merged(
     assert stored() == {"blimp": 0.5, "lambada": 1.0, "held_out": 0.5}
     # The mistake: the file is uploaded as it is.
     evaluate(work, mlm=1.0)
-    monkeypatch.delitem(run_results.MERGED_RESULTS, "outcomes.npz")
+    monkeypatch.delitem(result_sync.MERGED_RESULTS, "outcomes.npz")
     evaluate(other, blimp=1.0)
     assert stored() == {"blimp": 1.0, "lambada": 1.0, "held_out": 0.5}

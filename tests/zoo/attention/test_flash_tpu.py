@@ -16,7 +16,7 @@ from tests.zoo.attention.test_accelerator_kernels import masks
 from zoo.attention import attention
 from zoo.attention.biases import ByDistance, Relative
 from zoo.attention.kernels import _flash_tpu_bodies, _flash_tpu_calls, _flash_tpu_plan, flash_tpu
-from zoo.attention.kernels import _flash_tpu_relative as relative
+from zoo.attention.kernels import _flash_tpu_xlnet_bias as relative
 from zoo.attention.masks import ALL_PAIRS, NO_PAIR, SOME_PAIRS, Mask
 from zoo.attention.request import Request
 

@@ -65,7 +65,7 @@ def route(leaves: Any, x: Any) -> tuple[Any, Any]:
 @pytest.mark.parametrize("tile", [1, 4])
 def test_the_output_is_that_of_a_dense_loop(tile: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Dispatch in float64: sums of 24 products of numbers below 2^13 that have a few roundings each, 2^-53."""
-    monkeypatch.setattr(module, "rows_in_tile", lambda *_: tile)
+    monkeypatch.setattr(module, "choose_tile_rows", lambda *_: tile)
     with jax.enable_x64(True):
         leaves, x = params_of(layer(jnp.float64)), tokens(jnp.float64)
         gated, down = leaves["experts"]["gated"], leaves["experts"]["down"]

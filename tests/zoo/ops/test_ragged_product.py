@@ -281,7 +281,7 @@ def test_tiles_of_kernels_are_mostly_full(form: str, largest: int, monkeypatch: 
     monkeypatch.setattr(ragged_product, "product_form", lambda: form)
     monkeypatch.setattr(grouped_product_tpu, "device_blocks", lambda: {limits.tile: limits for limits in LIMITS}.get(largest))
     for rows in (1, 8, 128, 1000, 2048, 10**6):
-        tile = ragged_product.rows_in_tile(rows)
+        tile = ragged_product.choose_tile_rows(rows)
         assert tile & (tile - 1) == 0 and 16 <= tile <= largest
         assert tile / 2 <= rows / 16 or tile == 16
     assert tile == largest

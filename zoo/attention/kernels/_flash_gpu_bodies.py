@@ -147,7 +147,7 @@ class Inputs(NamedTuple):
 
 
 def head_block(numbers: Any) -> Any:
-    """Return the block of an array with a number for each query head, [1]; None if there is no array."""
+    """Return the BlockSpec of an array with one number for each query head: a block is one number. None if there is no array."""
     return None if numbers is None else pl.BlockSpec((1,), lambda i, n, b: (n,))
 
 

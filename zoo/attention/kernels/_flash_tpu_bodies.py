@@ -1,7 +1,7 @@
 """The bodies of the kernels of `flash_tpu`, which compute a tile. Comments give the lines of FlashAttention-2's algorithms.
 
 Masks and dropout are the functions that every implementation uses, `Mask.rule` and `counter_rng.is_kept`. The backward pass of a
-relative bias is in `_flash_tpu_relative`.
+relative bias is in `_flash_tpu_xlnet_bias`.
 """
 # ruff: noqa: E741 (l is the paper's symbol)
 
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 
-from zoo.attention.kernels import _flash_tpu_relative as relative
+from zoo.attention.kernels import _flash_tpu_xlnet_bias as relative
 from zoo.attention.kernels._flash_common import MASKED, allowed_pairs, iota
 from zoo.attention.kernels._flash_tpu_plan import LANES, Plan, as_column, dot, lane_sums, lanes, when_active
 from zoo.ops import counter_rng

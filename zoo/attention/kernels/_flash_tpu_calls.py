@@ -21,7 +21,7 @@ from zoo.attention.biases import Relative
 from zoo.attention.kernels._flash_common import key_lengths, number_arrays, sink_gradient
 from zoo.attention.kernels._flash_tpu_bodies import backward_body, forward_body, relative_backward_body
 from zoo.attention.kernels._flash_tpu_plan import LANES, Plan
-from zoo.attention.kernels._flash_tpu_relative import Positions
+from zoo.attention.kernels._flash_tpu_xlnet_bias import Positions
 from zoo.attention.masks import NO_PAIR, Mask, Side
 
 

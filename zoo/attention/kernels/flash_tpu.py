@@ -3,7 +3,7 @@
 They have the biases of T5 and XLNet, dropout, sinks, and masks but explicit ones.
 
 The forward pass is algorithm 1 of FlashAttention-2 (Dao 2023), the backward pass its algorithm 2 as one kernel of five products
-per tile. `_flash_tpu_calls` has the calls of the kernels, `_flash_tpu_bodies` what runs in them, `_flash_tpu_relative` XLNet's
+per tile. `_flash_tpu_calls` has the calls of the kernels, `_flash_tpu_bodies` what runs in them, `_flash_tpu_xlnet_bias` XLNet's
 bias. `Mask.block_states` says which tiles are skipped, and which need no mask.
 
 A bias by distance is constant far from the diagonal, so that a head has few different tiles, whatever T is: XLA makes them from
@@ -24,7 +24,7 @@ from zoo.attention.biases import Bias, Buckets, ByDistance, Relative
 from zoo.attention.kernels._flash_common import number_names, pad_axis, pad_mask, sink_logits, without_arrays
 from zoo.attention.kernels._flash_tpu_calls import Operands, attend
 from zoo.attention.kernels._flash_tpu_plan import LANES, Plan
-from zoo.attention.kernels._flash_tpu_relative import Positions, num_distances
+from zoo.attention.kernels._flash_tpu_xlnet_bias import Positions, num_distances
 from zoo.attention.masks import Mask
 from zoo.attention.request import Request
 from zoo.sharding import target_platform

@@ -1,4 +1,4 @@
-"""The types of the table in `auto_lines`."""
+"""The types of the table in `auto_table`."""
 
 import dataclasses
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from eval.experiments.grid import build_grid
-from eval.experiments.item_errors import item_errors
+from eval.experiments.item_sampling_error import item_errors
 from tests.support.small_experiment import FILES, experiment
 from train.run.item_outcomes import Outcomes, write_outcomes
 from train.run.run_dir import RunDir

@@ -1,11 +1,11 @@
 """The lines of `auto` for accelerators, by kind of device. Generated; do not edit.
 
-`python -m benchmarks.attention.auto_from_figures attention_times.csv --lines zoo/attention/auto_lines.py` writes this file from
+`python -m benchmarks.attention.auto_from_figures attention_times.csv --lines zoo/attention/auto_table.py` writes this file from
 published measurements of kernels of the same form; see docs/attention.md. Where a backward pass is compared, that of `xla`
 includes its forward pass and that of the kernels does not.
 """
 
-from zoo.attention.auto_line_types import DeviceLines, Line
+from zoo.attention.auto_table_types import DeviceLines, Line
 
 NEAREST = {"tpu": "TPU7x", "gpu": "NVIDIA H100"}
 """Platform -> the device whose lines an unknown kind has: the newest one with figures."""

@@ -7,7 +7,7 @@ import pytest
 
 from tests.support.encoder_text import sentences_of, uncased
 from train.rows.batches import Batches
-from train.rows.contiguous_rows import ContiguousRows, plan_streams, sample_texts
+from train.rows.continued_rows import ContiguousRows, plan_streams, sample_texts
 from train.rows.mixture import Component, Mixture
 from zoo.errors import BadInput
 
