@@ -16,7 +16,7 @@ from train.config.run_config import Mesh, Run
 from train.run.run_dir import write_text
 from zoo import configs
 from zoo.attention import attention
-from zoo.errors import BadInput, require
+from zoo.errors import BadInput
 from zoo.file_access import read_regular_text
 
 HEAD = (
@@ -38,7 +38,8 @@ def case_run(case: str) -> tuple[Run, str]:
         BadInput: a case that is not understood, or a size that does not exist.
     """
     parts = [part.strip() for part in case.split(",")]
-    require(len(parts) == 5, "case", case, "write SIZE,TARGET,ATTENTION,MESH,REMAT")
+    if len(parts) != 5:
+        raise BadInput(f"case {case}: it has {len(parts)} parts; write SIZE,TARGET,ATTENTION,MESH,REMAT")
     size, target, kernel, mesh, remat = parts
     run = find_run.run_of_size(size)
     pattern = getattr(run.model, "pattern", (None,))
