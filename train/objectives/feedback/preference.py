@@ -29,7 +29,7 @@ from zoo.models import Model
 class RewardModel(Objective):
     """Scoring of both completions of a prompt, the chosen one above the rejected one.
 
-    The fields of a row are those of `preference_rows.preference_row_builder` without targets; weights is float32 [1].
+    The fields of a row are those of `preference_rows.builder` without targets; weights is float32 [1].
     """
 
     OPTIONS = PreferenceOptions
@@ -45,7 +45,7 @@ class RewardModel(Objective):
         Raises:
             BadInput: the tokenizer does not fit the model.
         """
-        both = preference_rows.preference_row_builder(run.model, tokenizer, run.data.target_length)
+        both = preference_rows.builder(run.model, tokenizer, run.data.target_length)
 
         def build(rng: np.random.Generator, row: PreferenceRow, length: int) -> dict[str, Any]:
             fields = both(rng, row, length)

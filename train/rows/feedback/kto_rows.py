@@ -125,10 +125,10 @@ def _runs(texts: Sequence[Content]) -> list[int]:
     return distances
 
 
-def kto_row_builder(cfg: Any, tokenizer: Tokenizer, target_length: int = 0) -> Build:
+def builder(cfg: Any, tokenizer: Tokenizer, target_length: int = 0) -> Build:
     """Return `build(rng, row, length)`, which converts an `UnpairedRow` to fields of `Batch` with an axis C, its own first.
 
-    The fields are those of `preference_rows.preference_row_builder`, but extra has "desired", float32 [], which is 1 or 0.
+    The fields are those of `preference_rows.builder`, but extra has "desired", float32 [], which is 1 or 0.
 
     Raises:
         BadInput: the tokenizer does not fit the model.

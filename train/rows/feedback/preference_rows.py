@@ -245,7 +245,7 @@ def _encoded_alike(
     return zip(ids, ids, strict=True)
 
 
-def preference_row_builder(cfg: Any, tokenizer: Tokenizer, target_length: int = 0) -> Build:
+def builder(cfg: Any, tokenizer: Tokenizer, target_length: int = 0) -> Build:
     """Return `build(rng, row, length)`, which converts a `PreferenceRow` to fields of `Batch` with an axis C = 2, chosen first.
 
     tokens, segments (1; 0 = padding) and positions, int32 [2, T]; an encoder's types, int32 [2, T], and an encoder-decoder's
@@ -265,10 +265,10 @@ def preference_row_builder(cfg: Any, tokenizer: Tokenizer, target_length: int = 
 
 
 def sides_builder(cfg: Any, tokenizer: Tokenizer, target_length: int = 0) -> Callable[[tuple[Side, ...], int], dict[str, Any]]:
-    """Return a function (C sides, length) -> fields of `Batch`, which are those of `preference_row_builder` without `extra`.
+    """Return a function (C sides, length) -> fields of `Batch`, which are those of `builder` without `extra`.
 
     Raises:
-        BadInput: see `preference_row_builder`.
+        BadInput: see `builder`.
     """
     one_side = side_builder(cfg, tokenizer, target_length)
 
@@ -279,10 +279,10 @@ def sides_builder(cfg: Any, tokenizer: Tokenizer, target_length: int = 0) -> Cal
 
 
 def side_builder(cfg: Any, tokenizer: Tokenizer, target_length: int = 0) -> Callable[[Side, int], dict[str, Any]]:
-    """Return a function (side, length) -> fields of `Batch`: those of `preference_row_builder` without `extra` and axis C.
+    """Return a function (side, length) -> fields of `Batch`: those of `builder` without `extra` and axis C.
 
     Raises:
-        BadInput: see `preference_row_builder`.
+        BadInput: see `builder`.
     """
     layout = layout_of(cfg)
     if layout == "encoder":

@@ -17,7 +17,7 @@ from train.config.option_groups import Preferences
 from train.data.example_types import UnpairedPreference
 from train.data.text_files import Document
 from train.inputs import example_inputs, inspect_rows, kto_inputs, run_inputs
-from train.rows.feedback.kto_rows import encode_rows, kto_row_builder, mismatched_examples
+from train.rows.feedback.kto_rows import builder, encode_rows, mismatched_examples
 from train.rows.feedback.preference_rows import Limits
 from train.run.run_dir import RunDir
 from train.tokenizers.tokenizer import Tokenizer
@@ -52,7 +52,7 @@ def test_a_row_is_the_prompt_with_both_completions(family: str):
     tokenizer = BYTES if family == "gpt" else spelled(["the", "whale"])
     cfg, end = small(family).config, END if family == "gpt" else "</s>"
     rows, _ = encode_rows(of(("the ", "whale"), ("the ", "the"), ("a", " big")), tokenizer, cfg, Preferences(), Limits(40, 20))
-    built = [kto_row_builder(cfg, tokenizer, 20)(np.random.default_rng(0), row, 40) for row in rows]
+    built = [builder(cfg, tokenizer, 20)(np.random.default_rng(0), row, 40) for row in rows]
     texts = [
         [tokenizer.decode(ids[weights > 0]).strip() for ids, weights in zip(row["targets"], row["weights"], strict=True)]
         for row in built
@@ -125,7 +125,7 @@ def test_samples_have_both_labels_and_halves_of_one_label_are_refused(monkeypatc
 
 def test_both_sides_are_shown():
     rows = rows_of(of(("a", " b"), ("c", " d")))
-    fields = kto_row_builder(small("gpt").config, BYTES)(np.random.default_rng(0), rows.row(0), 8)
+    fields = builder(small("gpt").config, BYTES)(np.random.default_rng(0), rows.row(0), 8)
     stream = io.StringIO()
     console = Console(file=stream, width=80, highlight=False, markup=False, emoji=False)
     inspect_rows._show(console, BYTES, Batch(**fields), rows.row(0), {0: "a:0"})

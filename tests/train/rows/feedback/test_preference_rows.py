@@ -12,7 +12,7 @@ from tests.support.small import small
 from tests.support.unigram_text import spelled, xlnet
 from train.config.option_groups import Preferences
 from train.data.example_types import Preference
-from train.rows.feedback.preference_rows import Limits, encode_rows, encode_sides, preference_row_builder
+from train.rows.feedback.preference_rows import Limits, builder, encode_rows, encode_sides
 from train.tokenizers.chat_token_ids import CompletionText
 from train.tokenizers.tokenizer import Tokenizer
 from zoo.errors import BadInput
@@ -27,7 +27,7 @@ PAIRS = [
 def rows(family: str, tokenizer: Tokenizer, length: int = 40, pairs: Any = PAIRS, target: int = 0, **options: Any) -> list[Any]:
     cfg = small(family).config
     made, _ = encode_rows(pairs, tokenizer, cfg, Preferences(**options), Limits(length, target))
-    build = preference_row_builder(cfg, tokenizer, target)
+    build = builder(cfg, tokenizer, target)
     return [build(np.random.default_rng(0), row, length) for row in made]
 
 
