@@ -45,7 +45,7 @@ class ObjectiveOptions:
         """
 
     def check_start(self, run: Any) -> None:
-        """Refuse a run that lacks the model of --init. A plan does not call this, because it needs only shapes.
+        """Refuse a run that lacks another model, such as that of --init. A plan, which needs only shapes, does not call this.
 
         Raises:
             BadInput: names the option that needs it.

@@ -86,12 +86,17 @@ class DistilledOptions(MaskedOptions):
     distillation: groups.Distillation = groups.Distillation()
 
     def check_run(self, run: Any) -> None:
-        """Refuse a run without a teacher, and one whose student would start from two models or none."""
+        """Refuse a run whose student would start from two models or none."""
         super().check_run(run)
-        teacher, fresh = self.distillation.teacher, self.distillation.fresh
-        require(bool(teacher), "distillation.teacher", teacher, "name the run or the weights to learn from")
+        fresh = self.distillation.fresh
         fix = f"the student starts from --init {run.init}; leave out one of the two"
         require(not (fresh and run.init), "distillation.fresh", fresh, fix)
+
+    def check_start(self, run: Any) -> None:
+        """Refuse a run without a teacher."""
+        super().check_start(run)
+        teacher = self.distillation.teacher
+        require(bool(teacher), "distillation.teacher", teacher, "name the run or the weights to learn from")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

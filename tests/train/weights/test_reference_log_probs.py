@@ -22,6 +22,7 @@ from train import trainer
 from train.config import run_config
 from train.config.data_options import PreferenceData
 from train.config.dpo_options import Dpo
+from train.config.objectives import OPTIONS
 from train.data.example_types import Preference
 from train.data.text_files import Document
 from train.engine import device_mesh
@@ -186,7 +187,7 @@ def test_a_resumed_run_has_the_same_reference_and_refuses_another(
         config = published.config("gpt", "causal", published.GPT2 | {"vocab_size": 257, "n_positions": 32})
         published.write(tmp_path / folder, config, factors={"ln_f.bias": factor})
         BYTES.save(tmp_path / folder)
-    data = PreferenceData(paths=(str(tmp_path / "pairs.jsonl"),), length=32, batch=8)
+    data = OPTIONS[name].data(paths=(str(tmp_path / "pairs.jsonl"),), length=32, batch=8)
     init = str(tmp_path / "base")
     model = load_model(init, MESH).model.config
     common: dict[str, Any] = dict(model=model, init=init, out=str(tmp_path), data=data, precision="float32")
