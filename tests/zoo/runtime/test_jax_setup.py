@@ -244,7 +244,7 @@ def test_doctor_reports_a_foreign_package_train(tmp_path: Path) -> None:
     (tmp_path / "train.py").touch()
     program = (
         "from zoo.runtime import jax_setup; from zoo.cli.doctor_report import print_doctor_report\n"
-        "jax_setup.prepare_jax(1); exit(print_doctor_report([], ''))"
+        "jax_setup.prepare_jax(1); exit(print_doctor_report([], '', [], []))"
     )
     done = run_python("-c", program, cwd=tmp_path)
     assert done.code == 1
