@@ -96,7 +96,7 @@ class Parametrization:
         return {}
 
     def reader(self, mesh: Mesh) -> Callable[[Any], Any]:
-        """Return a compiled function from the trained parameters to `model_params`."""
+        """Return a compiled function that takes the trained parameters and returns the result of `model_params`."""
         return lambda params: params
 
     def without_added(self, params: Any) -> Any:
@@ -151,7 +151,7 @@ class PartialTraining(Parametrization):
         return {"trained": ", ".join([self.parts.summary(), *others])}
 
     def reader(self, mesh: Mesh) -> Callable[[Any], Any]:
-        """Return a compiled function from the trained parameters to `model_params`, sharded over the mesh."""
+        """Return a compiled function that takes trained parameters and returns their `model_params`, sharded over the mesh."""
         parameters = all_params(self.model).beside(self.added)
         shardings = jax.tree.map(lambda leaf: leaf.sharding, param_parts.abstract_params(parameters, mesh))
         join = jax.jit(self.model_params, out_shardings=shardings)
@@ -180,7 +180,7 @@ class AdapterTraining(PartialTraining):
         return dataclasses.replace(self, base=base), {**params, **self.added.place(mesh, run.seed)}
 
     def step_flops(self, objective: Objective, batch: Batch) -> float:
-        """Return the FLOPs of a step without the gradients of frozen kernels; those of the adapters are not counted."""
+        """Return the FLOPs of a step without those of the gradients of frozen weights. The adapters' own are not counted."""
         return objective.flops(self.model, batch) - objective.forward_flops(self.model, batch)
 
 

@@ -46,7 +46,7 @@ def plan_inputs(plan: Plan) -> dict[str, str]:
 
 
 def axes_of_mesh(mesh: dict[str, int]) -> str:
-    """Return a mesh without its axes of one device."""
+    """Return the axes of a mesh that have more than one device as text, such as "data=4 x tensor=2"."""
     return " x ".join(f"{axis}={size}" for axis, size in mesh.items() if size > 1) or "one device"
 
 

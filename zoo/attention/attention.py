@@ -57,8 +57,8 @@ def attention(
 
     Under a mesh the implementation runs on local arrays in `jax.shard_map`: batch over data, fsdp and expert, heads over tensor.
 
-    On an accelerator, the first use of an implementation with some features is preceded by a check of its numbers; see
-    `zoo.attention.kernel_check`.
+    On an accelerator, the numbers of an implementation with a set of features are checked before a process uses them the first
+    time; see `zoo.attention.kernel_check`.
 
     Raises:
         BadInput: the request is malformed, or `impl` does not support it, and the message names the implementations that do; or

@@ -158,7 +158,7 @@ def completes_word(text: Int[Array, "B S"] | None, words: Sequence[tuple[int, ..
 
 
 def id_mask(ids: Sequence[int], size: int) -> Bool[Array, "1 {size}"]:
-    """Return a constant row that is True at these ids; ids beyond `size` are ignored."""
+    """Return a boolean row, [1, size], that is True at these ids; ids beyond `size` are ignored."""
     return jnp.asarray(np.isin(np.arange(size), np.array(ids, np.int64))[None])
 
 

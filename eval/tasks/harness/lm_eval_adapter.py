@@ -83,9 +83,10 @@ class HarnessModel(LM):
         return self._likelihoods(encode(self._subject.tokenizer, texts))
 
     def loglikelihood_rolling(self, requests: list[Instance]) -> list[float]:
-        """Return log p of each request's full text, in windows of the model's positions that predict each token once.
+        """Return log p of each request's full text.
 
-        The first window follows end-of-text; each later one is filled up with as much context as fits.
+        A text longer than the model's context is split into windows, which together predict each token once. The first window
+        begins after end-of-text; each later one begins with as much of the text before it as fits.
         """
         tokenizer, windows, owners = self._subject.tokenizer, [], []
         for number, ids in enumerate(tokenizer.encode_many(request.args[0] for request in requests)):
