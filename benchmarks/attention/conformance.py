@@ -253,9 +253,9 @@ def _needs_interpreter(name: str) -> bool:
     """Return whether an implementation runs here only by Pallas's interpreter.
 
     Raises:
-        BadInput: as `attention.implementation`.
+        BadInput: as `attention.find_implementation`.
     """
-    row = attention.implementation(name)
+    row = attention.find_implementation(name)
     return row.is_interpretable and target_platform() not in row.platforms
 
 

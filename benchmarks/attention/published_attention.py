@@ -42,7 +42,7 @@ class Case:
     """A set of arguments on a device, with the times of all implementations that were measured."""
 
     device: str
-    """As in `zoo.attention.auto_table`."""
+    """Name of the device, as in `zoo.attention.auto_table`."""
     platform: str
     direction: str
     """forward or vjp. That of dense attention includes the forward pass; that of the fused kernels does not."""

@@ -120,7 +120,7 @@ def _check(options: AttentionOptions) -> None:
             require(value in choices, name, value, f"choose from {', '.join(choices)}")
     for name in options.impl:
         # A plug-in that cannot be used is refused before anything is measured.
-        attention.implementation(name)
+        attention.find_implementation(name)
     for length in options.lengths:
         require(length >= 1, "lengths", length, "choose 1 or more tokens")
     bench_command.check_numbers(options, "tokens", "batch", "rounds", "budget", "seconds", "cell_seconds", "repeats")

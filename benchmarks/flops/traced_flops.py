@@ -23,7 +23,7 @@ class TracedWork:
     """FLOPs of all devices in a step."""
 
     products: float
-    """Of matrix products outside of kernels."""
+    """FLOPs of matrix products outside of kernels."""
     kernels: float
     """In kernels, by their formulas."""
     recomputed: float

@@ -52,7 +52,7 @@ class Candidate:
     def __str__(self) -> str:
         mesh = {"data": self.data, "fsdp": self.fsdp, "tensor": self.tensor}
         micro = f", {self.accumulate} micro-batches" if self.accumulate > 1 else ""
-        return f"{plan_text.axes_of_mesh(mesh)}, remat {self.remat}{micro}"
+        return f"{plan_text.mesh_text(mesh)}, remat {self.remat}{micro}"
 
 
 REMAT_LEVELS: dict[Remat, int] = {"none": 0, "attention": 1, "full": 2}

@@ -31,7 +31,7 @@ def plan_report(plan: Plan, form: Form) -> Report:
         "Memory of a device in a rollout": [plan_text.rollout_table(plan), plan_text.ROLLOUT_NOTE] if plan.rollout else [],
         "The largest temporaries": [plan_text.large_table(plan)] if plan.large else [],
         "What to try": [plan.advice],
-        "A step at the published rates": [plan_text.rates_table(plan), *_roofline(plan)] if plan.products is not None else [],
+        "A step at the published rates": [plan_text.times_table(plan), *_roofline(plan)] if plan.products is not None else [],
         "Sent in a step": [plan_text.collectives_table(plan)] if plan.collectives else [],
         "Warnings": [plan_text.plan_warnings(plan)],
     }

@@ -21,7 +21,7 @@ def search_blocks(result: SearchResult, top: int) -> list[Block]:
     for plan in best:
         times = [_seconds(value) for value in (plan.times.compute, plan.times.memory, plan.times.interconnect)]
         bound = "" if plan.bound is None else f"{plan.bound:.1%}"
-        rows.append((axes_of_mesh(plan.mesh), plan.remat, str(plan.accumulate), format_bytes(plan.total), *times, bound))
+        rows.append((mesh_text(plan.mesh), plan.remat, str(plan.accumulate), format_bytes(plan.total), *times, bound))
     head = ("mesh", "remat", "micro", "holds", "compute", "memory", "interconnect", "MFU bound")
     title = [Heading(f"{plan_headline(plan)}: the best of {len(result.ranked)} that fit") for plan in best[:1]]
     return [*title, Table(head, rows, words=2), result.summary]
@@ -41,11 +41,11 @@ def plan_inputs(plan: Plan) -> dict[str, str]:
         "attention": ", ".join(plan.attention) or "none",
         **({"experts": ", ".join(plan.experts)} if plan.experts else {}),
         "step": f"{plan.batch:,} tokens, each after {plan.length:,} others" if plan.mode == "decode" else rows,
-        "mesh": axes_of_mesh(plan.mesh),
+        "mesh": mesh_text(plan.mesh),
     }
 
 
-def axes_of_mesh(mesh: dict[str, int]) -> str:
+def mesh_text(mesh: dict[str, int]) -> str:
     """Return the axes of a mesh that have more than one device as text, such as "data=4 x tensor=2"."""
     return " x ".join(f"{axis}={size}" for axis, size in mesh.items() if size > 1) or "one device"
 
@@ -144,7 +144,7 @@ def rollout_parts(plan: Plan) -> dict[str, int]:
     return {"arguments of the step": plan.rollout_total - sum(plan.rollout.values()), **plan.rollout}
 
 
-def rates_table(plan: Plan) -> Table:
+def times_table(plan: Plan) -> Table:
     """Return the table of compute, memory traffic and communication of a device in a step, with the seconds for each."""
     kernels = f", {format_decimal(plan.kernels)}FLOP of it in kernels" if plan.kernels else ""
     amounts = {

@@ -15,7 +15,7 @@ class Column(NamedTuple):
     cells: Sequence[str | Text]
     justify: Literal["left", "right"] = "right"
     fold: bool = False
-    """Whether long texts continue on further lines where the terminal is narrow."""
+    """True if long texts continue on further lines where the terminal is narrow."""
     least: int = 0
     """Smallest width."""
     style: str = ""

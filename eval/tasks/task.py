@@ -87,7 +87,7 @@ class Task(Generic[Data]):
     options: tuple[str, ...] = ()
     """Fields of `Settings` that it uses besides `argument`, `batch` and `dtype`."""
     argument: Literal["none", "optional", "required"] = "none"
-    """Whether a text follows the name and a colon, as in TASK:ARGUMENT."""
+    """True if a text follows the name and a colon, as in TASK:ARGUMENT."""
 
 
 def first(examples: list[Example], limit: int) -> list[Example]:

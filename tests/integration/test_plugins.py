@@ -35,7 +35,7 @@ BAG += ["--model.vocab", "300", "--log.validate-rows", "8"]
 LOOKUPS: dict[str, Callable[[str], object]] = {
     "zoo.models": models.family,
     "zoo.objectives": objectives.objective,
-    "zoo.attention": attention.implementation,
+    "zoo.attention": attention.find_implementation,
     "zoo.tasks": task_table.find_task,
     "zoo.recipes": recipes.find_recipe,
     "zoo.hooks": load_hook_factory,

@@ -221,7 +221,7 @@ def use(run: str) -> None:
     config = read_config(run)
     models.model(config.model)
     if config.model.compute.attention != "auto":
-        attention.implementation(config.model.compute.attention)
+        attention.find_implementation(config.model.compute.attention)
     if config.rewards:
         find_rewards(config.rewards)
 

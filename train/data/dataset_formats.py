@@ -82,7 +82,7 @@ def read_squad(file: Path, options: ExampleFileOptions) -> Iterator[Record]:
     return (_answered(record, question) for record, question in _squad(file, options))
 
 
-def squad_questions(file: Path, options: ExampleFileOptions) -> Iterator[Record]:
+def squad_without_answers(file: Path, options: ExampleFileOptions) -> Iterator[Record]:
     """Read the questions of SQuAD without their answers, which need not be in the file."""
     return (record for record, _ in _squad(file, options))
 

@@ -167,7 +167,7 @@ def _task(objective: str, line: Lines, labels: Collection[str], counts: ReadCoun
     tasks = {
         "classification": Task({".tsv": tsv, ".csv": comma_separated, ".txt": texts, **either}, _text, ("tsv", "csv", "jsonl")),
         "tagging": Task({".conll": conll, ".annotated": conll, ".txt": sentences, **either}, _tagged, ("conll", "jsonl")),
-        "span": Task({".json": dataset_formats.squad_questions, **either}, _question, ("squad", "jsonl")),
+        "span": Task({".json": dataset_formats.squad_without_answers, **either}, _question, ("squad", "jsonl")),
         "choice": Task({".json": race, ".txt": race, **either}, _choice, ("race", "jsonl")),
     }
     return tasks[objective]

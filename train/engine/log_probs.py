@@ -88,7 +88,7 @@ def one_side(batch: Batch, side: int) -> Batch:
     return jax.tree.map(lambda leaf: leaf[:, side : side + 1], pairs)  # [B, C, ...] -> [B, 1, ...]
 
 
-def counted_pairs(batch: Batch) -> Float[Array, " B"]:
+def pair_weights(batch: Batch) -> Float[Array, " B"]:
     """Return 1 for each pair that counts, and 0 for a pair that only fills up a batch, whose tokens all have weight 0."""
     assert batch.weights is not None
     return (batch.weights[:, 0] > 0).any(-1).astype(jnp.float32)

@@ -118,7 +118,7 @@ class ExampleInputs:
     """Tokenized examples; the held-out ones are scored. See `train.inputs.run_inputs.Inputs`."""
 
     LEFT_OUT: ClassVar[str] = "bad or long"
-    """What examples in `left_out` are, for the summary."""
+    """Description of the examples in `left_out`, for the summary."""
 
     tokenizer: Tokenizer
     """The tokenizer, with the chat template if there are conversations."""

@@ -80,7 +80,7 @@ def attention(
         weights = reference(q, k, one_hot, mask, bias, seed, heads, sinks, scale=scale, rate=rate)  # [B, T, N, S]
         io_callback(lambda array: recorded.append(np.moveaxis(array, 1, 2)), None, weights, ordered=True)
     # A plug-in that takes the name of one of the zoo does not affect "auto".
-    row = IMPLEMENTATIONS[name] if impl == "auto" else implementation(name)
+    row = IMPLEMENTATIONS[name] if impl == "auto" else find_implementation(name)
     first_uses.check(name, row.load(), request, mask, bias)
     run = functools.partial(row.load(), scale=scale, rate=rate)
     with jax.named_scope(scope):
@@ -108,7 +108,7 @@ class Implementation:
     is_interpretable: bool = False
     """True if the function computes the same on other platforms, by Pallas's interpreter; see `interpreted`."""
     plugin: plugins.Plugin | None = None
-    """The plug-in whose row this is; set by `implementation`."""
+    """The plug-in whose row this is; set by `find_implementation`."""
 
     def load(self) -> Kernel:
         """Return the implementation's function."""
@@ -187,7 +187,7 @@ IMPLEMENTATIONS: dict[str, Implementation] = {
 }
 
 
-def implementation(name: str) -> Implementation:
+def find_implementation(name: str) -> Implementation:
     """Return the row of an implementation, of the table or of a plug-in.
 
     Raises:
@@ -215,7 +215,7 @@ def interpreted(name: str) -> Iterator[None]:
     Raises:
         BadInput: the implementation has no interpreted form.
     """
-    is_interpretable = implementation(name).is_interpretable
+    is_interpretable = find_implementation(name).is_interpretable
     refuse_unless(
         is_interpretable, f"{name!r} has no interpreted form; a row of the table that has one says `is_interpretable=True`"
     )
@@ -250,7 +250,7 @@ def choose(impl: str, request: Request, platform: str | None = None, kind: str |
     if impl == "auto":
         kind = kind if kind is not None else target_device_kind() if platform == here else ""
         return auto_line(request, platform, kind).implementation
-    if reason := implementation(impl).unsupported_reason(request, platform):
+    if reason := find_implementation(impl).unsupported_reason(request, platform):
         supported = [name for name, row in IMPLEMENTATIONS.items() if row.unsupported_reason(request, platform) is None]
         raise BadInput(f"attention {impl!r} cannot do this: {reason}; these can: {', '.join(supported)}")
     return impl
@@ -332,7 +332,7 @@ def record_weights() -> Iterator[list[np.ndarray]]:
 
 def unsupported_reason(impl: str, request: Request) -> str | None:
     """Return why an implementation does not support a request on this platform; None if it does."""
-    return implementation(impl).unsupported_reason(request, target_platform())
+    return find_implementation(impl).unsupported_reason(request, target_platform())
 
 
 def implementation_status() -> list[tuple[str, bool, str]]:

@@ -69,4 +69,4 @@ class DeviceLines:
     because: str = ""
     """Why that one is the nearest."""
     note: str = ""
-    """What a user is told about `like`; "": the lines are of this device."""
+    """Notice for users about `like`; "": the lines are of this device."""

@@ -38,10 +38,10 @@ def init_stack(layer: Callable[[nnx.Rngs], nnx.Module], key: Array, layers: int)
     return jax.vmap(lambda k: params_of(layer(nnx.Rngs(k))))(jax.random.split(key, layers))
 
 
-def layer_parts(params: Any, names: Sequence[str]) -> Any:
+def select_layer_parts(params: Any, names: Sequence[str]) -> Any:
     """Return the parameters of a stack with only these parts of each layer."""
     if isinstance(params, tuple):
-        return tuple(layer_parts(layer, names) for layer in params)
+        return tuple(select_layer_parts(layer, names) for layer in params)
     return {name: params[name] for name in names}
 
 

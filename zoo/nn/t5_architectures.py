@@ -8,7 +8,7 @@ the sides' buckets are different distances.
 import dataclasses
 from typing import Any
 
-from zoo.nn.layer_stack import layer_parts
+from zoo.nn.layer_stack import select_layer_parts
 from zoo.nn.source_cache import ENCODER, SIDES
 
 COMMON = ("norm1", "attention", "norm2", "mlp")
@@ -26,7 +26,7 @@ class Architecture:
     def layers(self, params: dict[str, Any], side: int) -> Any:
         """Return the parameters of a side's layers."""
         if side == ENCODER and not self.two_stacks:
-            return layer_parts(params["decoder"]["layers"], COMMON)
+            return select_layer_parts(params["decoder"]["layers"], COMMON)
         return params[SIDES[side]]["layers"]
 
     def norm(self, params: dict[str, Any], side: int) -> Any:

@@ -14,7 +14,7 @@ from jaxtyping import Float64
 
 from eval.tasks.held_out.scoring_inputs import Score, ScoringInputs
 from train.config.kto_options import Kto
-from train.engine.log_probs import counted_pairs, sequence_log_probs
+from train.engine.log_probs import pair_weights, sequence_log_probs
 from train.engine.preference_losses import implicit_rewards, pair_losses
 from train.engine.reward_scores import reward_scores
 from train.inputs.preference_inputs import PreferenceRows
@@ -83,7 +83,7 @@ def score_dpo(inputs: ScoringInputs) -> Callable[[Any], Score]:
             "chosen_nats": -log_probs[:, 0],
             "pairs": jnp.ones(len(lengths)),
         }
-        counted = counted_pairs(batch) > 0
+        counted = pair_weights(batch) > 0
         return jnp.stack([jnp.where(counted, sums[name], 0) for name in SUMS]), carry
 
     def summarize(results: Iterable[np.ndarray]) -> Score:
@@ -122,7 +122,7 @@ def score_kto(inputs: ScoringInputs) -> Callable[[Any], Score]:
         mismatched = jnp.zeros_like(own)
         if options.has_reference:
             mismatched, _ = objective.log_ratios(model, params, batch, 1, chunk=run.loss_chunk)
-        return jnp.stack([counted_pairs(batch), batch.extra["desired"], own, mismatched, lengths]), carry
+        return jnp.stack([pair_weights(batch), batch.extra["desired"], own, mismatched, lengths]), carry
 
     return inputs.scorer(answer_numbers, lambda results: kto_metrics(np.concatenate(list(results), 1), options))
 

@@ -13,7 +13,7 @@ from jaxtyping import Int64
 from train.config.dpo_options import Dpo
 from train.config.objectives import DpoOptions
 from train.config.run_config import Run
-from train.engine.log_probs import counted_pairs, sequence_log_probs, split_pairs
+from train.engine.log_probs import pair_weights, sequence_log_probs, split_pairs
 from train.engine.preference_losses import implicit_rewards, pair_losses
 from train.objectives.base import Objective
 from train.rows.batches import Build
@@ -105,7 +105,7 @@ class DirectPreferences(ReferenceObjective):
         """Return the divisors of the terms: the number of pairs, and for "sft" that of the tokens of chosen answers."""
         assert batch.weights is not None
         tokens = {"sft": batch.weights[:, 0].sum()} if self.options.sft else {}
-        return {"dpo": counted_pairs(batch).sum()} | tokens
+        return {"dpo": pair_weights(batch).sum()} | tokens
 
     def loss(
         self, model: Model, params: Any, batch: Batch, frozen: Any, *, seeds: Any, carry: Any, smoothing: float, chunk: int
@@ -116,7 +116,7 @@ class DirectPreferences(ReferenceObjective):
         """
         log_probs, lengths = sequence_log_probs(model, params, batch, chunk=chunk)
         losses = pair_losses(implicit_rewards(log_probs, self.reference(batch), lengths, self.options), self.options)
-        terms = {"dpo": (losses * counted_pairs(batch)).sum()}
+        terms = {"dpo": (losses * pair_weights(batch)).sum()}
         if self.options.sft:
             terms["sft"] = self.options.sft * -log_probs[:, 0].sum()
         return terms, carry

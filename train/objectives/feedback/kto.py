@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 from train.config.kto_options import Kto
 from train.config.objectives import KtoOptions
-from train.engine.log_probs import counted_pairs, one_side, sequence_log_probs, split_pairs
+from train.engine.log_probs import one_side, pair_weights, sequence_log_probs, split_pairs
 from train.engine.micro_batches import map_rows
 from train.engine.preference_losses import unpaired_losses
 from train.objectives.feedback.dpo import ReferenceObjective
@@ -49,13 +49,13 @@ class KahnemanTversky(ReferenceObjective):
         if self.options.has_reference:
             cast = params()
             ratios = map_rows(lambda rows: self.log_ratios(model, cast, rows, 1, chunk=chunk)[0], batch, num_micro)
-        counted = counted_pairs(batch)
+        counted = pair_weights(batch)
         z = reference_point(*reduce(((ratios * counted).sum(), counted.sum())))
         return dataclasses.replace(batch, extra=(batch.extra or {}) | {"z": jnp.broadcast_to(z, ratios.shape)})
 
     def weights(self, batch: Batch) -> dict[str, jax.Array]:
         """Return the divisor of the loss: the number of examples."""
-        return {"kto": counted_pairs(batch).sum()}
+        return {"kto": pair_weights(batch).sum()}
 
     def loss(
         self, model: Model, params: Any, batch: Batch, frozen: Any, *, seeds: Any, carry: Any, smoothing: float, chunk: int
@@ -67,7 +67,7 @@ class KahnemanTversky(ReferenceObjective):
         assert batch.extra is not None
         ratios, _ = self.log_ratios(model, params, batch, 0, chunk=chunk)
         losses = unpaired_losses(ratios, batch.extra["z"], batch.extra["desired"], self.options)
-        return {"kto": (losses * counted_pairs(batch)).sum()}, carry
+        return {"kto": (losses * pair_weights(batch)).sum()}, carry
 
     def log_ratios(
         self, model: Model, params: Any, batch: Batch, side: int, *, chunk: int
