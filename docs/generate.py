@@ -2,7 +2,7 @@
 
 options.md comes from the `--help` of every recipe: groups, options, types, defaults and texts are those that it prints, so new
 groups and options appear by themselves. models.md comes from `zoo models --json`,
-and the tables of attention.md from `zoo.attention.auto_table`. A test compares both pages with `pages()`.
+and the tables of attention.md from `zoo.attention.auto`. A test compares both pages with `pages()`.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from train import recipes
-from zoo.attention import auto_table
+from zoo.attention import auto
 from zoo.cli import models_table
 from zoo.cli.commands import train
 
@@ -315,13 +315,13 @@ def attention_page() -> str:
     text = (DOCS / "attention.md").read_text(encoding="utf-8")
     before, after = text.partition(start)[0], text.partition(end)[2]
     tables, rows = [], []
-    for device in auto_table.DEVICES:
+    for device in auto.DEVICES:
         if device.like:
             rows.append(f"- {device.device}: the lines of {device.like}, {device.because}.")
             continue
         tables += [f"### {device.device}\n", "| takes | for | why |", "|---|---|---|"]
         tables += [f"| `{line.implementation}` | {line.requests} | {line.reason} |" for line in device.lines] + [""]
-    unknown = ", ".join(f"{device} for a {platform.upper()}" for platform, device in auto_table.NEAREST.items())
+    unknown = ", ".join(f"{device} for a {platform.upper()}" for platform, device in auto.NEAREST.items())
     rows.append(f"- Any other kind: the lines of the newest one that has figures, {unknown}.")
     return "\n".join([before + start, *tables, "### Devices without figures\n", *rows, "", end + after])
 

@@ -38,7 +38,8 @@ OWN_FILES = {
     ),
     "benchmarks/core/memory.py": "/proc",
     **dict.fromkeys(
-        ("benchmarks/core/result_files.py", "zoo/cli/parameter_counts.py", "train/data/corpus.py"), "/proc, the package"
+        ("benchmarks/core/result_files.py", "zoo/cli/parameter_counts.py", "zoo/attention/auto.py", "train/data/corpus.py"),
+        "/proc, the package",
     ),
     "benchmarks/plan/plan_cache.py": "the source of the package",
     "eval/experiments/public_corpus.py": "archives whose digests are known",

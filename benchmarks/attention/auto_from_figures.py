@@ -1,8 +1,8 @@
 """Write the lines of `auto` for accelerators from published times, and judge them by figures that they were not made from.
 
-`python -m benchmarks.attention.auto_from_figures attention_times.csv --lines zoo/attention/auto_table.py > RESULT.md` writes the
-module of the lines from one half of the figures, and prints how they do on the other half. The half of a case follows from a hash
-of its arguments, so that no set of arguments is in both.
+`python -m benchmarks.attention.auto_from_figures attention_times.csv --lines zoo/attention/auto_lines.json > RESULT.md` writes
+the file of the lines from one half of the figures, and prints how they do on the other half. The half of a case follows from a
+hash of its arguments, so that no set of arguments is in both.
 
 A line is used from the length on at which the fewest cases are more than `NEAR` slower than the best of the two, it and `xla`; of
 equally good lengths from the longest. It is left out if by the median it is not `NEAR` times as fast as `xla` there. What nobody
@@ -12,16 +12,15 @@ has measured is written in `tpu_plans` and `gpu_plans` with what it is derived f
 import argparse
 import collections
 import dataclasses
+import json
 import statistics
 import sys
-import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks.attention.published_attention import Case, ratios, read_cases, supports
-from zoo.attention.auto import matching_line
-from zoo.attention.auto_table_types import Line
+from zoo.attention.auto import DeviceLines, Line, matching_line
 from zoo.errors import BadInput
 
 NEAR = 1.1
@@ -295,92 +294,74 @@ def lines_before(platform: str) -> tuple[Line, ...]:
     return tuple(Line(implementation=name) for name in (("cudnn", "xla") if platform == "gpu" else ("xla",)))
 
 
-# --- the module of lines --------------------------------------------------------------------------------------------------------
+# --- the file of lines ----------------------------------------------------------------------------------------------------------
 
-UNMEASURED = (
-    ("TPU v5e", "tpu", ("TPU v5 lite", "TPU v5e"), "TPU v5p", "which has the same generation of matrix unit, 128 x 128"),
-    ("TPU v4", "tpu", ("TPU v4",), "TPU v5p", "which has the same size of matrix unit, 128 x 128"),
-    ("NVIDIA H200", "gpu", ("NVIDIA H200",), "NVIDIA H100", "which is the same chip with another memory"),
-    ("NVIDIA A100", "gpu", ("NVIDIA A100",), "NVIDIA H100", "which is the only GPU with figures"),
-    ("NVIDIA B200", "gpu", ("NVIDIA B200",), "NVIDIA H100", "which is the only GPU with figures"),
+NEAREST = {"tpu": "TPU7x", "gpu": "NVIDIA H100"}
+"""Platform -> the device whose lines an unknown kind has: the newest one with figures."""
+WITHOUT_FIGURES = (
+    DeviceLines(
+        device="TPU v5e",
+        platform="tpu",
+        kinds=("TPU v5 lite", "TPU v5e"),
+        like="TPU v5p",
+        because="which has the same generation of matrix unit, 128 x 128",
+    ),
+    DeviceLines(
+        device="TPU v4",
+        platform="tpu",
+        kinds=("TPU v4",),
+        like="TPU v5p",
+        because="which has the same size of matrix unit, 128 x 128",
+    ),
+    DeviceLines(
+        device="NVIDIA H200",
+        platform="gpu",
+        kinds=("NVIDIA H200",),
+        like="NVIDIA H100",
+        because="which is the same chip with another memory",
+    ),
+    *(
+        DeviceLines(device=name, platform="gpu", kinds=(name,), like="NVIDIA H100", because="which is the only GPU with figures")
+        for name in ("NVIDIA A100", "NVIDIA B200")
+    ),
+    *(
+        DeviceLines(device=name, platform=platform, kinds=kinds, lines=(Line(implementation="xla", source=why),))
+        for name, platform, kinds, why in (
+            ("TPU v2 and v3", "tpu", ("TPU v2", "TPU v3"), "the kernels have not been compiled for it"),
+            ("GPUs before Ampere", "gpu", ("Tesla", "Quadro"), "cudnn and flash_gpu need compute capability 8.0"),
+            ("AMD GPUs", "gpu", ("AMD", "gfx"), "cudnn is NVIDIA's, and flash_gpu has not been compiled for it"),
+        )
+    ),
 )
-"""Device without figures, its platform and kinds, the device whose lines it has, and why."""
-DENSE = (
-    ("TPU v2 and v3", "tpu", ("TPU v2", "TPU v3"), "the kernels have not been compiled for it"),
-    ("GPUs before Ampere", "gpu", ("Tesla", "Quadro"), "cudnn and flash_gpu need compute capability 8.0"),
-    ("AMD GPUs", "gpu", ("AMD", "gfx"), "cudnn is NVIDIA's, and flash_gpu has not been compiled for it"),
-)
-"""Device on which `auto` is `xla`, its platform and kinds, and why."""
-INTRODUCTION = '''"""The lines of `auto` for accelerators, by kind of device. Generated; do not edit.
-
-`python -m benchmarks.attention.auto_from_figures attention_times.csv --lines zoo/attention/auto_table.py` writes this file from
-published measurements of kernels of the same form; see docs/attention.md. Where a backward pass is compared, that of `xla`
-includes its forward pass and that of the kernels does not.
-"""
-
-from zoo.attention.auto_table_types import DeviceLines, Line
-
-'''
+"""Devices with the lines of the nearest one that has figures, and those on which `auto` is `xla`."""
 
 
-def lines_module(by_device: dict[str, tuple[Line, ...]]) -> str:
-    """Return the text of the module of lines, formatted as the linter asks."""
-    devices = []
-    for device, lines in by_device.items():
-        platform = "tpu" if device.startswith("TPU") else "gpu"
-        devices.append((device, platform, KINDS[device], {"lines": lines}))
-    for device, platform, kinds, like, because in UNMEASURED:
-        devices.append((device, platform, kinds, {"like": like, "because": because}))
-    for device, platform, kinds, why in DENSE:
-        devices.append((device, platform, kinds, {"lines": (Line(implementation="xla", source=why),)}))
-    parts = [INTRODUCTION, "NEAREST = ", '{"tpu": "TPU7x", "gpu": "NVIDIA H100"}\n']
-    parts.append('"""Platform -> the device whose lines an unknown kind has: the newest one with figures."""\n\n')
-    parts.append("DEVICES = (\n")
-    for device, platform, kinds, fields in devices:
-        parts.append(f"    DeviceLines(\n        device={_text(device)},\n        platform={_text(platform)},\n")
-        parts.append(f"        kinds=({', '.join(map(_text, kinds))}{',' * (len(kinds) == 1)}),\n")
-        for name, value in fields.items():
-            if name == "lines":
-                parts += ["        lines=(\n", *map(_line_text, value), "        ),\n"]
-            else:
-                parts.append(f"        {name}={_text(value)},\n")
-        parts.append("    ),\n")
-    return "".join([*parts, ")\n"])
+def lines_json(by_device: dict[str, tuple[Line, ...]]) -> str:
+    """Return the text of the file of lines, without the fields that are at their defaults."""
+    measured = [
+        DeviceLines(device=device, platform="tpu" if device.startswith("TPU") else "gpu", kinds=KINDS[device], lines=lines)
+        for device, lines in by_device.items()
+    ]
+    table = {
+        "about": "Generated by `python -m benchmarks.attention.auto_from_figures attention_times.csv --lines FILE`; do not edit.",
+        "nearest": NEAREST,
+        "devices": [*measured, *WITHOUT_FIGURES],
+    }
+    return json.dumps(table, indent=1, default=_json_value) + "\n"
 
 
-def _line_text(line: Line) -> str:
-    """Return the source of a line, with an argument on each of its lines and texts that are not too long for the linter."""
-    arguments = []
-    for field in dataclasses.fields(line):
-        value = getattr(line, field.name)
-        if value == field.default:
-            continue
-        if isinstance(value, frozenset):
-            words = f"{{{', '.join(map(_text, sorted(value)))}}}"
-            value = f"frozenset({words})" if len(words) < 90 else f"frozenset(\n                    {words}\n                )"
-        elif isinstance(value, str):
-            value = _text_value(value)
-        arguments.append(f"                {field.name}={value},\n")
-    return f"            Line(\n{''.join(arguments)}            ),\n"
-
-
-def _text_value(value: str) -> str:
-    """Return a text as an argument, on several lines if it is too long for one."""
-    if len(value) <= 104:
-        return _text(value)
-    rows = textwrap.wrap(value, 108, drop_whitespace=False, break_long_words=False, break_on_hyphens=False)
-    return "\n".join(["(", *(f"                    {_text(row)}" for row in rows), "                )"])
-
-
-def _text(value: str) -> str:
-    return f'"{value}"'
+def _json_value(value: Any) -> list[str] | dict[str, Any]:
+    if isinstance(value, frozenset):
+        return sorted(value)
+    fields = {field: getattr(value, field.name) for field in dataclasses.fields(value)}
+    return {field.name: content for field, content in fields.items() if content != field.default}
 
 
 def main(arguments: Sequence[str]) -> int:
     """Run the script."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("times", type=Path, help="attention_times.csv of the published figures")
-    parser.add_argument("--lines", type=Path, help="write the module of lines here")
+    parser.add_argument("--lines", type=Path, help="write the file of lines here")
     options = parser.parse_args(arguments)
     cases = read_cases(options.times)
     by_device, verdicts, earlier = {}, [], []
@@ -392,7 +373,7 @@ def main(arguments: Sequence[str]) -> int:
         verdicts += judge(lines, held_out)
         earlier += judge(lines_before(own[0].platform), held_out)
     if options.lines:
-        options.lines.write_text(lines_module(by_device), encoding="utf-8")
+        options.lines.write_text(lines_json(by_device), encoding="utf-8")
     print(PAGE + "\n" + result_page(verdicts, earlier), end="")
     return 0
 

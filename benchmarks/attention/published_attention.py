@@ -20,7 +20,7 @@ DEVICES = {
     "tpu7x": ("tpu", "TPU7x"),
     "nvidia_h100_80gb_hbm3": ("gpu", "NVIDIA H100"),
 }
-"""Device of a row -> platform and the name of the device in `zoo.attention.auto_table`."""
+"""Device of a row -> platform and the name of the device in `zoo.attention.auto`."""
 FORMS = {
     "dot_product_attention": "xla",
     "xla_chunked_dot_product_attention": "blocked",
@@ -42,7 +42,7 @@ class Case:
     """A set of arguments on a device, with the times of all implementations that were measured."""
 
     device: str
-    """Name of the device, as in `zoo.attention.auto_table`."""
+    """Name of the device, as in `zoo.attention.auto`."""
     platform: str
     direction: str
     """forward or vjp. That of dense attention includes the forward pass; that of the fused kernels does not."""

@@ -23,7 +23,7 @@ from jaxtyping import Array, Float, UInt32
 
 from zoo import plugins
 from zoo.attention import auto
-from zoo.attention.auto_table_types import Line
+from zoo.attention.auto import Line
 from zoo.attention.biases import Bias
 from zoo.attention.kernel_check import first_uses
 from zoo.attention.kernels import Kernel

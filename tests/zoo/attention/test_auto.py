@@ -10,8 +10,8 @@ import pytest
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
 from tests.support.processes import ROOT
-from zoo.attention import attention, auto, auto_table
-from zoo.attention.auto_table_types import DeviceLines, Line
+from zoo.attention import attention, auto
+from zoo.attention.auto import DeviceLines, Line
 from zoo.attention.request import Request
 
 
@@ -57,7 +57,7 @@ def check_devices() -> None:
     for kind, (device, nearest, because) in LINES_OF_NEAREST.items():
         lines = auto.device_lines(platform_of(kind), kind)
         assert lines.note == f"there are no figures for {device}: these are the lines of {nearest}, {because}"
-        assert lines.lines == next(other.lines for other in auto_table.DEVICES if other.device == nearest)
+        assert lines.lines == next(other.lines for other in auto.DEVICES if other.device == nearest)
 
 
 def test_every_kind_of_device_has_lines_and_the_nearest_is_named() -> None:
@@ -67,7 +67,7 @@ def test_every_kind_of_device_has_lines_and_the_nearest_is_named() -> None:
 @pytest.mark.planted
 def test_a_kind_that_is_the_beginning_of_another_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     """A TPU v5e calls itself "TPU v5 lite", and a v5p "TPU v5"."""
-    without = tuple(device for device in auto_table.DEVICES if device.device != "TPU v5e")
+    without = tuple(device for device in auto.DEVICES if device.device != "TPU v5e")
     monkeypatch.setattr(auto, "DEVICES", without)
     with pytest.raises(AssertionError):
         check_devices()
@@ -120,7 +120,7 @@ def test_auto_chooses_by_device_features_and_lengths() -> None:
 
 def test_the_lines_are_complete() -> None:
     """Each names an implementation of its platform and says where it is from, and the last one supports every request."""
-    for device in (*auto_table.DEVICES, auto.CPU):
+    for device in (*auto.DEVICES, auto.CPU):
         for line in device.lines:
             row = attention.IMPLEMENTATIONS[line.implementation]
             assert device.platform in row.platforms and line.features <= row.features
@@ -131,13 +131,13 @@ def test_the_lines_are_complete() -> None:
         if device.lines:
             last = dataclasses.replace(device.lines[-1], source="")
             assert last == Line(implementation="xla")
-    measured = {device.device for device in auto_table.DEVICES for line in device.lines if line.time}
-    assert measured == {"TPU v5p", "TPU v6e", "TPU7x", "NVIDIA H100"} and set(auto_table.NEAREST.values()) <= measured
+    measured = {device.device for device in auto.DEVICES for line in device.lines if line.time}
+    assert measured == {"TPU v5p", "TPU v6e", "TPU7x", "NVIDIA H100"} and set(auto.NEAREST.values()) <= measured
 
 
 def test_no_line_is_hidden_by_the_lines_before_it() -> None:
     """A line that no request can reach would document a choice that is never made."""
-    for device in auto_table.DEVICES:
+    for device in auto.DEVICES:
         reached = set()
         for _, call, _ in CHOICES:
             for queries in (64, 256, 512, 8192):
@@ -196,6 +196,6 @@ def test_what_auto_does_is_described_for_the_device() -> None:
 
 
 def test_a_device_has_lines_or_those_of_one_that_has_some() -> None:
-    for device in auto_table.DEVICES:
+    for device in auto.DEVICES:
         assert isinstance(device, DeviceLines)
-        assert not device.like or any(other.device == device.like and other.lines for other in auto_table.DEVICES)
+        assert not device.like or any(other.device == device.like and other.lines for other in auto.DEVICES)
