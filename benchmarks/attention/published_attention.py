@@ -1,18 +1,16 @@
 """Published times of attention kernels, and the requests and implementations of the zoo that they correspond to by form."""
 
-import csv
 import dataclasses
 import hashlib
-import io
 import re
 from collections.abc import Iterable
 from pathlib import Path
 
+from benchmarks.core.published_rows import read_published_rows
 from zoo.attention.attention import IMPLEMENTATIONS
 from zoo.attention.kernels import flash_gpu
 from zoo.attention.request import Request
 from zoo.errors import BadInput
-from zoo.file_access import read_regular_text
 
 DEVICES = {
     "tpu_v5": ("tpu", "TPU v5p"),
@@ -109,13 +107,8 @@ def read_cases(path: Path) -> list[Case]:
     Raises:
         BadInput: the file is missing or has not the columns, or a row has an unknown device or implementation.
     """
-    if not path.is_file():
-        raise BadInput(f"{path}: there is no such file; give the path of attention_times.csv")
-    rows = list(csv.DictReader(io.StringIO(read_regular_text(path))))
-    if missing := [name for name in NEEDED if not rows or name not in rows[0]]:
-        raise BadInput(f"{path}: it has no column {', '.join(missing)}; give the path of attention_times.csv")
     cases: dict[tuple[object, ...], Case] = {}
-    for number, row in enumerate(rows, 2):
+    for number, row in enumerate(read_published_rows(path, NEEDED), 2):
         valid = row["device"] in DEVICES and row["implementation"] in FORMS and re.fullmatch(r"[\d.]+", row["time_us_median"])
         if not valid:
             raise BadInput(f"{path}:{number}: the device, the implementation or the time is unknown; leave the row out")

@@ -151,7 +151,7 @@ def test_the_file_of_lines_is_what_the_script_writes() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda text: text.replace("device,", "machine,"), "it has no column device; give the path of attention_times.csv"),
+        (lambda text: text.replace("device,", "machine,"), "it has no column device; give the path of the published table"),
         (
             lambda text: text.replace("tpu_v5,", "tpu_v1,", 1),
             "times.csv:2: the device, the implementation or the time is unknown",
