@@ -9,6 +9,7 @@ from jax.sharding import Mesh
 
 from train.config import run_config
 from train.config.run_plugins import used_plugins
+from train.engine import loss_chunks
 from train.inputs.run_inputs import Inputs
 from train.objectives.base import Objective
 from train.parametrization import Parametrization
@@ -20,7 +21,7 @@ from zoo.precision import DTYPES, cast_params
 
 
 def describe_run(
-    run: run_config.Run, model: Model, mesh: Mesh, data: Inputs, implementations: str, rate_source: str, folder: RunDir
+    run: run_config.Run, model: Model, mesh: Mesh, data: Inputs, traced: dict[str, str], rate_source: str, folder: RunDir
 ) -> dict[str, str]:
     """Return the facts about a run that the console and the report show."""
     devices = mesh.devices.size
@@ -32,7 +33,7 @@ def describe_run(
         **data.describe(run),
         "devices": f"{devices} x {mesh.devices.flat[0].device_kind}{processes}" + (f", mesh {axes}" if axes else ""),
         "precision": run.precision,
-        "attention": implementations,
+        **traced,
         **({"plug-ins": plugins} if plugins else {}),
         "MFU against": rate_source,
         "run": str(folder.path),
@@ -46,8 +47,10 @@ def _inner_width(config: Any) -> str:
     return f", attention of {config.heads} x {config.head} = {config.heads * config.head} dimensions in a width of {config.width}"
 
 
-def attention_implementations(run: run_config.Run, parameters: Parametrization, objective: Objective, batch: Batch) -> str:
-    """Describe the attention implementations that the loss uses, from tracing it on a batch's shapes; "none": it uses none.
+def describe_loss(
+    run: run_config.Run, parameters: Parametrization, objective: Objective, batch: Batch, mesh: Mesh
+) -> dict[str, str]:
+    """Describe the attention implementations and the logits of the loss, from tracing it on a batch's shapes.
 
     On an accelerator this is where a kernel with wrong numbers is refused; see `zoo.attention.kernel_check`.
     """
@@ -55,12 +58,15 @@ def attention_implementations(run: run_config.Run, parameters: Parametrization, 
 
     def loss(params: Any, batch: Batch, seeds: Any, frozen: Any, base: Any, carry: Any) -> Any:
         cast = cast_params(parameters.training_params(params, base), dtype)
-        batch = objective.complete_batch(model, lambda: cast, batch, frozen, reduce=lambda x: x, num_micro=1, chunk=0)
-        return objective.loss(model, cast, batch, frozen, seeds=seeds, carry=carry, smoothing=0.0, chunk=0)
+        batch = objective.complete_batch(
+            model, lambda: cast, batch, frozen, reduce=lambda x: x, num_micro=1, chunk=run.loss_chunk
+        )
+        return objective.loss(model, cast, batch, frozen, seeds=seeds, carry=carry, smoothing=0.0, chunk=run.loss_chunk)
 
     seeds = jax.ShapeDtypeStruct((run.data.batch, 2), jnp.uint32)
     init = parameters.trained.init
     params, carry = jax.eval_shape(lambda: (init(jax.random.key(0)), model.init_carry(run.data.batch)))
-    with attention.record_calls() as calls:
+    with attention.record_calls() as calls, loss_chunks.record_logits() as traced:
         jax.eval_shape(loss, params, batch, seeds, objective.frozen_inputs(), parameters.base, carry)
-    return attention.describe_calls(calls) or "none"
+    logits = loss_chunks.describe_logits(traced, mesh.size * run.accumulate)
+    return {"attention": attention.describe_calls(calls) or "none"} | ({"logits": logits} if logits else {})

@@ -15,6 +15,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from zoo.errors import BadInput
 from zoo.mesh_axes import AXES as AXES
 from zoo.mesh_axes import BATCH as BATCH
+from zoo.runtime import hardware
 
 Rules = Sequence[tuple[str, tuple[str | None, ...]]]
 
@@ -145,6 +146,22 @@ def target_platform() -> str:
     device = jax.sharding.get_abstract_mesh().abstract_device
     platform = jax.default_backend() if device is None else device.platform
     return {"cuda": "gpu", "rocm": "gpu"}.get(platform, platform)
+
+
+def target_memory() -> int | float | None:
+    """Return the memory in bytes of a device for which a program is compiled, of a CPU its share of the host's; None: unknown."""
+    if target_platform() == "cpu":
+        return hardware.host_memory() / jax.local_device_count("cpu")
+    data, device = hardware.device_data(target_device_kind()), jax.sharding.get_abstract_mesh().abstract_device
+    if data is not None and data.memory is not None:
+        return data.memory
+    return None if device is not None else (jax.devices()[0].memory_stats() or {}).get("bytes_limit")
+
+
+def num_shards() -> int:
+    """Return the number of devices over which XLA divides the arrays of a program that is being traced; 1 without a mesh."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return math.prod(mesh.shape[axis] for axis in _auto_axes())
 
 
 def target_device_kind() -> str:

@@ -1,12 +1,13 @@
 """Memory that a compiled program needs, and that this process may still allocate."""
 
 import math
-import os
 import re
 from pathlib import Path
 from typing import Any
 
 import jax
+
+from zoo.runtime import hardware
 
 
 def planned_memory(compiled: Any) -> dict[str, int]:
@@ -35,7 +36,7 @@ def free_bytes() -> int:
     meminfo = Path("/proc/meminfo")
     if not meminfo.exists():
         # Not Linux: all of the memory, because each system reports its use in another way.
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        return hardware.host_memory()
     available = int(re.findall(r"MemAvailable: +(\d+) kB", meminfo.read_text())[0]) * 1024
     limit, used, stat = (Path("/sys/fs/cgroup", name) for name in ("memory.max", "memory.current", "memory.stat"))
     if limit.exists() and (limit_text := limit.read_text().strip()) != "max":

@@ -20,7 +20,7 @@ from benchmarks.plan.target_devices import Target
 from train import objectives
 from train.config import mesh_sizes, run_config
 from train.config.objectives import RolloutOptions
-from train.engine import device_mesh, optim, state_init
+from train.engine import device_mesh, loss_chunks, optim, state_init
 from train.inputs import synthetic_batch
 from train.parametrization import parametrization_of
 from train.rollouts.sampler import cache_slots
@@ -61,6 +61,8 @@ class Program:
     """Calls of attention, as they were traced."""
     products: tuple[ragged_product.Product, ...]
     """Products of the groups of rows of experts, as they were traced."""
+    logits: tuple[loss_chunks.Logits, ...]
+    """Logits of the losses, as they were traced."""
     flops: float
     """The model's own FLOPs on all devices in a step, as the MFU of a run counts them: of attention all pairs of positions."""
     traced: TracedWork
@@ -109,12 +111,18 @@ def compile_run(run: run_config.Run, mode: Mode, target: Target) -> Program:
         raise BadInput(f"--mesh {shape}: it does not fit the torus of {target.name} ({reason}); choose another") from None
     device_mesh.check_mesh(run, mesh)
     began = time.perf_counter()
-    recorders = attention.record_calls(), ragged_product.record_products()
-    with recorders[0] as calls, recorders[1] as products, target_devices.simulate_target(target), _compiler_errors(target):
+    recorders = attention.record_calls(), ragged_product.record_products(), loss_chunks.record_logits()
+    with (
+        recorders[0] as calls,
+        recorders[1] as products,
+        recorders[2] as logits,
+        target_devices.simulate_target(target),
+        _compiler_errors(target),
+    ):
         traced, arguments, flops = _decoding(run, mesh) if mode == "decode" else _batch_program(run, mesh, train=mode == "train")
         lowered = traced.lower(lowering_platforms=(target.lowering,))
     fields: dict[str, Any] = {"run": run, "mode": mode, "target": target, "mesh": mesh}
-    fields |= {"arguments": arguments, "calls": tuple(calls), "products": tuple(products)}
+    fields |= {"arguments": arguments, "calls": tuple(calls), "products": tuple(products), "logits": tuple(logits)}
     fields["traced"] = traced_work(traced, calls, mesh.size, products)
     try:
         with target_devices.simulate_target(target), _compiler_errors(target):

@@ -50,7 +50,9 @@ def run_of_size(name: str) -> Run:
     length = min(near.data.length, getattr(model, "context", near.data.length))
     near = with_objective(near, "masked") if near.teacher else near
     # A loss chunk that does not divide the shorter rows is dropped.
-    options = dataclasses.replace(near.options, loss_chunk=0) if near.loss_chunk and length % near.loss_chunk else near.options
+    options = (
+        dataclasses.replace(near.options, loss_chunk="auto") if near.loss_chunk > 0 and length % near.loss_chunk else near.options
+    )
     data = dataclasses.replace(near.data, length=length)
     return dataclasses.replace(near, recipe=name, model=model, options=options, mesh=Mesh(), data=data)
 

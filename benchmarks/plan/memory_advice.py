@@ -47,8 +47,9 @@ def _candidates(program: Program, large: list[LargeArray], memory: int) -> Itera
             reason = "a kernel that does not store the weights of attention"
             yield Advice(options=f"--model.compute.attention {name}", reason=reason, change=_compute(attention=name))
     scopes = {part for array in large for part in re.split(r"[/()]", array.operation)}
-    if LOGITS in scopes and isinstance(run.options, TokenOptions) and not run.loss_chunk:
-        chunk = max(number for number in mesh_sizes.divisors(run.data.length) if number <= max(1, run.data.length // 4))
+    at_once = min((logits.chunk or run.data.length for logits in program.logits), default=run.data.length)
+    if LOGITS in scopes and isinstance(run.options, TokenOptions) and run.loss_chunk <= 0 and at_once > 1:
+        chunk = max(number for number in mesh_sizes.divisors(run.data.length) if number <= max(1, at_once // 4))
         reason = f"logits of {chunk} of the {run.data.length:,} positions at a time"
         yield Advice(options=f"--loss-chunk {chunk}", reason=reason, change=_within("options", loss_chunk=chunk))
     if train and run.model.compute.remat != "full":

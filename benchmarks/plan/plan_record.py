@@ -20,6 +20,7 @@ from benchmarks.plan.collectives import PART, Collective, CollectiveTotal
 from benchmarks.plan.compile_program import Program
 from benchmarks.plan.large_arrays import LargeArray
 from benchmarks.plan.roofline import Times
+from train.engine import loss_chunks
 from zoo.models import parameter_count
 from zoo.sharding import path_of
 
@@ -48,6 +49,8 @@ class Plan:
     attention: list[str]
     experts: list[str]
     """Forms of the products of experts; empty if the model has none."""
+    logits: str
+    """Whether the logits of the loss are computed at once, and why; "": there are none."""
     memory: dict[str, int]
     """Bytes of the program's arguments, by name."""
     temporaries: int
@@ -149,6 +152,7 @@ def make_plan(program: Program, name: str) -> Plan:
         parameters=parameter_count(run.model),
         attention=sorted({call.name for call in program.calls}),
         experts=sorted({product.form for product in program.products}),
+        logits=loss_chunks.describe_logits(program.logits),
         memory={what: bytes_per_device(tree) for what, tree in (program.arguments | reference).items()},
         temporaries=program.temporaries,
         total=program.total + bytes_per_device(reference),

@@ -40,6 +40,7 @@ def plan_inputs(plan: Plan) -> dict[str, str]:
         "model": f"{plan.parameters:,} parameters, {plan.precision}, remat {plan.remat}",
         "attention": ", ".join(plan.attention) or "none",
         **({"experts": ", ".join(plan.experts)} if plan.experts else {}),
+        **({"logits": plan.logits} if plan.logits else {}),
         "step": f"{plan.batch:,} tokens, each after {plan.length:,} others" if plan.mode == "decode" else rows,
         "mesh": mesh_text(plan.mesh),
     }

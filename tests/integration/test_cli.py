@@ -145,6 +145,9 @@ def test_interrupted_while_generating(place: Path) -> None:
 def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
     ended = call(capsys, "doctor")
     assert ended.code == 0 and attention.describe_auto() in ended.stdout
+    assert re.search(
+        r"^logits +all at once if they take at most [\d.]+ GiB, 1/4 of a device's\s+memory", ended.stdout, re.MULTILINE
+    )
     for name, row in attention.IMPLEMENTATIONS.items():
         here = r"yes" if "cpu" in row.platforms else rf"no +it runs on {', '.join(sorted(row.platforms))}, and this is cpu"
         assert re.search(rf"^{name} +{here}", ended.stdout, re.MULTILINE)

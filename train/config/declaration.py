@@ -8,6 +8,9 @@ from zoo.configs import Objective
 from zoo.configs._encoder import LABELLED
 from zoo.errors import require
 
+AUTO_CHUNK = -1
+"""What `--loss-chunk auto` is as a number of positions."""
+
 Kind = TypeVar("Kind")
 
 
@@ -58,11 +61,13 @@ class TokenOptions(ObjectiveOptions):
 
     # The model has an LM head, and not one of labels or scores.
     unused = ("model.labels", "model.head_dropout")
-    loss_chunk: int = 0
-    """Number of positions whose logits are computed at a time in the loss, to save memory; 0 = all T."""
+    loss_chunk: int | str = "auto"
+    """Number of positions whose logits are computed at a time in the loss, to save memory; 0 = all T, which is faster. auto: all
+    where they take at most a quarter of a device's memory, else a part of them."""
 
     def __post_init__(self) -> None:
-        require(self.loss_chunk >= 0, "loss_chunk", self.loss_chunk, "choose 0 (off) or a number of positions")
+        valid = self.loss_chunk == "auto" or (isinstance(self.loss_chunk, int) and self.loss_chunk >= 0)
+        require(valid, "loss_chunk", self.loss_chunk, "choose auto, 0 (all at once) or a number of positions")
 
     def check_run(self, run: Any) -> None:
         """Refuse a model that predicts labels or scores."""

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Generic, Literal, TypeVar
 import tyro
 
 from train.config.data_options import Data
-from train.config.declaration import ObjectiveOptions, TokenOptions
+from train.config.declaration import AUTO_CHUNK, ObjectiveOptions, TokenOptions
 from train.config.lora_options import Lora
 from train.config.objectives import (
     DistilledOptions,
@@ -301,8 +301,9 @@ class Run(Generic[Model, Options, DataOptions]):
 
     @property
     def loss_chunk(self) -> int:
-        """Number of positions whose logits are computed at a time in the loss; 0 = all."""
-        return self.options.loss_chunk if isinstance(self.options, TokenOptions) else 0
+        """Number of positions whose logits are computed at a time in the loss; 0 = all, `AUTO_CHUNK` = chosen by memory."""
+        chunk = self.options.loss_chunk if isinstance(self.options, TokenOptions) else 0
+        return AUTO_CHUNK if chunk == "auto" else int(chunk)
 
     @property
     def teacher(self) -> str:
@@ -354,7 +355,7 @@ class Run(Generic[Model, Options, DataOptions]):
         require(self.max_skipped >= 1, "max_skipped", self.max_skipped, "choose 1 or more steps")
         fix = f"it must divide --data.batch {self.data.batch}"
         require(self.data.batch % self.accumulate == 0, "accumulate", self.accumulate, fix)
-        divides = self.loss_chunk == 0 or self.data.length % self.loss_chunk == 0
+        divides = self.loss_chunk <= 0 or self.data.length % self.loss_chunk == 0
         require(divides, "loss_chunk", self.loss_chunk, f"it must divide --data.length {self.data.length}")
         if (longest := longest_row(self.model)) is not None:
             option = "max-positions" if hasattr(self.model, "max_positions") else "context"

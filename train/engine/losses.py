@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 from jaxtyping import Array, Float, Int, Shaped
 
+from train.engine.loss_chunks import traced_logits
 from zoo.batch import Batch, Output
 from zoo.models import Model
 from zoo.nn import task_heads
@@ -29,11 +30,13 @@ def token_losses(
 
     `smoothing` mixes the target with the uniform distribution over the vocabulary (Szegedy et al. 2016, section 7). Logits are
     computed for `chunk` positions at a time, in the forward and the backward pass, so that memory is B * chunk * V instead of
-    B * P * V; 0 = all at once. With chunks all parameters of `unembed` must be its arguments, as in `Partial(model.unembed,
-    params)`, because their gradients are summed over the devices once, after all chunks.
+    B * P * V; 0 = all at once, `AUTO_CHUNK` = as `train.engine.loss_chunks` chooses. With chunks all parameters of `unembed` must
+    be its arguments, as in `Partial(model.unembed, params)`, because their gradients are summed over the devices once, after all
+    chunks.
     """
 
-    def losses(unembed: Callable[[Array], Array], hidden: Array, targets: Array) -> Array:
+    def losses(heads: tuple[Callable[[Array], Array]], hidden: Array, targets: Array) -> Array:
+        (unembed,) = heads
         logits = unembed(hidden).astype(jnp.float32)
         # The log-normalizer over padding rows of the table is unchanged: their logits are -1e30.
         log_z = log_sum_exp(logits)
@@ -44,7 +47,7 @@ def token_losses(
         mean = jnp.where(is_entry, logits, 0).sum(-1) / vocabulary
         return log_z - (1 - smoothing) * at_target - smoothing * mean
 
-    return _by_chunks(losses, unembed, hidden, targets, chunk=chunk)
+    return _by_chunks(losses, (unembed,), hidden, targets, chunk=chunk)
 
 
 def summed_loss(
@@ -126,10 +129,15 @@ def distillation_losses(
     return _by_chunks(losses, (student, teacher), hidden, teacher_hidden, chunk=chunk)
 
 
-def _by_chunks(losses: Callable[..., Array], heads: Any, *arrays: Shaped[Array, "B T ..."], chunk: int) -> Float[Array, "B T"]:
-    """Return losses(heads, *arrays), computed for `chunk` positions at a time in both passes; 0 = all at once."""
-    length = arrays[0].shape[1]
-    if chunk == 0 or chunk >= length:
+def _by_chunks(
+    losses: Callable[..., Array], heads: tuple[Callable[[Array], Array], ...], *arrays: Shaped[Array, "B T ..."], chunk: int
+) -> Float[Array, "B T"]:
+    """Return losses(heads, *arrays), computed for `chunk` positions at a time in both passes; 0 = all at once.
+
+    The first arrays are the hidden states that the heads compute logits from.
+    """
+    length, chunk = arrays[0].shape[1], traced_logits(heads, arrays[: len(heads)], chunk).chunk
+    if chunk == 0:
         return losses(heads, *arrays)
 
     def scan(heads: Any, *arrays: Array) -> Array:

@@ -153,7 +153,7 @@ class TrainingLoop:
         """Show the facts about the run and notices about its data, and record the start."""
         opened, run = self.opened, self.opened.run
         facts = run_description.describe_run(
-            run, opened.model, opened.mesh, opened.data, opened.implementations, self.rate.source, opened.folder
+            run, opened.model, opened.mesh, opened.data, opened.traced, self.rate.source, opened.folder
         )
         facts |= self.start.parameters.describe(run.objective)
         began = "from the start" if self.step == 0 else f"resumed at step {self.step}"

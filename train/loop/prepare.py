@@ -72,8 +72,8 @@ class PreparedRun:
     batches: Batches
     shapes: Batch
     """Shapes and dtypes of a global batch."""
-    implementations: str
-    """The attention implementations that the loss uses, and on an accelerator why `auto` chose them."""
+    traced: dict[str, str]
+    """The attention implementations and the logits of the loss, and why `auto` chose them, by name for users."""
 
     def scorer(self, rows: RowSource) -> Scorer:
         """Return the scorer of held-out rows, whose progress the console shows."""
@@ -128,7 +128,7 @@ def prepare(run: Run, console: Console, evaluation: Evaluation) -> PreparedRun:
         local_rows=local_rows,
         batches=batches,
         shapes=shapes,
-        implementations=run_description.attention_implementations(run, parameters, objective, shapes),
+        traced=run_description.describe_loss(run, parameters, objective, shapes, mesh),
     )
 
 

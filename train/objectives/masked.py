@@ -133,15 +133,16 @@ class Masked(EncoderObjective):
         assert batch.targets is not None
         predicted = batch.targets.shape[1]
         options: dict[str, Any] = {"seeds": seeds, "carry": carry, "smoothing": smoothing}
-        return super().loss(model, params, batch, frozen, chunk=predicted // _num_chunks(predicted, chunk), **options)
+        chunk = predicted // _num_chunks(predicted, chunk) if chunk > 0 else chunk
+        return super().loss(model, params, batch, frozen, chunk=chunk, **options)
 
 
 OBJECTIVE = Masked
 
 
 def _num_chunks(predicted: int, chunk: int) -> int:
-    """Return the number of chunks of at most `chunk` predictions; `chunk` 0 = all predictions in one chunk."""
-    return -(-predicted // chunk) if chunk else 1
+    """Return the number of chunks of at most `chunk` predictions; 1 if `chunk` is no number of predictions."""
+    return -(-predicted // chunk) if chunk > 0 else 1
 
 
 def _masks(run: Run, tokenizer: Tokenizer, special_tokens: SpecialTokens, counts: Callable[[], Int64[np.ndarray, " V"]]) -> Masks:

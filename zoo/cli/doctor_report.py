@@ -10,7 +10,7 @@ from pathlib import Path
 
 from zoo import plugins
 from zoo.errors import BadInput, printable
-from zoo.runtime import caches, jax_setup
+from zoo.runtime import caches, hardware, jax_setup
 
 PACKAGES = ("zoo", "train", "eval", "benchmarks")
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
@@ -41,7 +41,11 @@ class Facts:
 
 
 def print_doctor_report(
-    attention: Sequence[tuple[str, bool, str]], auto: str, reasons: Sequence[tuple[str, str, str]], wrong: Sequence[str]
+    attention: Sequence[tuple[str, bool, str]],
+    auto: str,
+    reasons: Sequence[tuple[str, str, str]],
+    wrong: Sequence[str],
+    logits: str = "",
 ) -> int:
     """Print the report and return the exit code: 0, or 1 if there is a problem.
 
@@ -50,10 +54,11 @@ def print_doctor_report(
         auto: the implementations that "auto" selects.
         reasons: rows (implementation, requests that "auto" selects it for, why).
         wrong: a line for each implementation that computes wrong numbers here.
+        logits: what `--loss-chunk auto` does; "": left out.
     """
     report = collect_facts()
     report = dataclasses.replace(report, problems=(*report.problems, *wrong))
-    print_facts(report, attention, auto, reasons)
+    print_facts(report, attention, auto, reasons, logits)
     return 1 if report.problems else 0
 
 
@@ -77,7 +82,7 @@ def collect_facts() -> Facts:
         platform=jax.default_backend(),
         devices=tuple(device.device_kind for device in devices),
         device_memory=(devices[0].memory_stats() or {}).get("bytes_limit"),
-        host_memory=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        host_memory=hardware.host_memory(),
         cpus=os.cpu_count() or 0,
         xla_flags=os.environ.get("XLA_FLAGS", ""),
         cache=cache,
@@ -89,7 +94,11 @@ def collect_facts() -> Facts:
 
 
 def print_facts(
-    report: Facts, attention: Sequence[tuple[str, bool, str]], auto: str, reasons: Sequence[tuple[str, str, str]] = ()
+    report: Facts,
+    attention: Sequence[tuple[str, bool, str]],
+    auto: str,
+    reasons: Sequence[tuple[str, str, str]] = (),
+    logits: str = "",
 ) -> None:
     """Print the facts and the attention implementations as tables."""
     from rich.console import Console
@@ -107,6 +116,7 @@ def print_facts(
         ("cache", f"{report.cache} ({_size(report.cache_size)})"),
         ("canary", self_test),
         ("packages", ", ".join(sorted({str(folder) for folder in report.packages.values()}))),
+        *([("logits", logits)] if logits else []),
     ]
     console = Console(highlight=False)
     facts_table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))

@@ -4,6 +4,7 @@ A device is a JAX device: a chip, or half of one where JAX sees a chip as two. R
 """
 
 import dataclasses
+import os
 import re
 from typing import Any
 
@@ -29,6 +30,11 @@ class Device:
     """A device's share of its host's network, GB/s in one direction; a TPU slice needs none."""
     host: int = 1
     """Number of devices of a host, which the links connect; the links of a torus continue to other hosts."""
+
+
+def host_memory() -> int:
+    """Return the bytes of memory of this machine."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def device_data(kind: str) -> Device | None:

@@ -17,12 +17,14 @@ from benchmarks.hlo import hlo_parser
 from benchmarks.plan import compile_program, find_run, plan_record, target_devices
 from benchmarks.plan.plan_record import Plan
 from tests.support.small import BODIES
+from train.config.objectives import CausalOptions
 from train.config.run_config import Mesh, Run
-from train.engine import device_mesh
+from train.engine import device_mesh, loss_chunks
+from train.engine.losses import token_losses
 from zoo import configs, models
 from zoo.configs import gpt_oss
 from zoo.nn.experts import Experts
-from zoo.nn.layers import params_of
+from zoo.nn.layers import params_of, tied_logits
 from zoo.ops import ragged_product
 from zoo.sharding import BATCH
 
@@ -141,7 +143,9 @@ def test_a_program_that_the_tpu_compiler_refuses_is_a_plan() -> None:
     """Of gpt-nano with 2,048 rows of 256 on a device, the logits alone are half of the memory."""
     needs("tpu")
     run = find_run.find_run("gpt-nano")
-    run = dataclasses.replace(run, data=dataclasses.replace(run.data, batch=8192), accumulate=1)
+    run = dataclasses.replace(
+        run, data=dataclasses.replace(run.data, batch=8192), accumulate=1, options=CausalOptions(loss_chunk=0)
+    )
     plan = planned(run, "train", SMALL["tpu"])
     assert not plan.fits and plan.bound is None and plan.device_memory == int(15.75 * 2**30) < plan.total
     assert plan.total == sum(plan.memory.values()) + plan.temporaries
@@ -152,6 +156,27 @@ def test_a_program_that_the_tpu_compiler_refuses_is_a_plan() -> None:
     assert sum(row.bytes * row.count for row in plan.large) <= plan.temporaries
     options = {line.partition(":")[0] for line in plan.advice}
     assert {"--loss-chunk 64", "--model.compute.remat full", "--accumulate 2", "--batch 4096"} <= options
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("platform", ["tpu", "gpu"])
+def test_a_logit_takes_the_bytes_that_auto_counts(platform: str, dtype: str) -> None:
+    """Temporaries of the loss of gpt2's vocabulary with its gradient, all logits at once."""
+    needs(platform)
+    target = target_devices.parse_target(SMALL[platform])
+    mesh = device_mesh.make_mesh(Mesh(data=1), target_devices.devices_of_target(target)[:1])
+
+    def loss(hidden: Any, table: Any, targets: Any) -> Any:
+        return token_losses(lambda h: tied_logits(h, table, 50_257), hidden, targets, vocabulary=50_257).sum()
+
+    shapes = ((8, 1024, 768), dtype), ((50_304, 768), dtype), ((8, 1024), "int32")
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    arguments = [jax.ShapeDtypeStruct(shape, jnp.dtype(name), sharding=everywhere) for shape, name in shapes]
+    with jax.set_mesh(mesh), target_devices.simulate_target(target):
+        traced = jax.jit(jax.value_and_grad(loss, (0, 1))).trace(*arguments)
+        program = traced.lower(lowering_platforms=(target.lowering,)).compile()
+    temporaries = program.memory_analysis().temp_size_in_bytes
+    assert temporaries / (8 * 1024 * 50_304) == pytest.approx(loss_chunks.BYTES[platform], rel=0.02)
 
 
 def test_a_tpu_slice_of_one_chip_is_known() -> None:

@@ -169,6 +169,13 @@ def test_what_to_try_are_options_that_the_command_accepts(monkeypatch: pytest.Mo
         assert run == each.change(base.run), each.options
         # What does not depend on the value of the limit divides over the mesh.
         assert each.change(program.run).data.batch % 8 == 0
+    # Those of fewer positions than `auto` computes at a time, and none if that is one.
+    (logits,) = program.logits
+    assert plan.logits == str(logits) and logits.chunk == 0 and "--loss-chunk 8" in {each.options for each in advice}
+    for parts, options in {2: ["--loss-chunk 4"], 32: []}.items():
+        smaller = dataclasses.replace(program, logits=(dataclasses.replace(logits, memory=4 * logits.bytes / parts),))
+        advised = memory_advice.memory_advice(smaller, plan.large, 1 << 20)
+        assert [each.options for each in advised if "chunk" in each.options] == options
     # The mistake: options that do not divide over the devices are listed.
     wide = dataclasses.replace(
         program, run=dataclasses.replace(program.run, model=dataclasses.replace(program.run.model, width=36))

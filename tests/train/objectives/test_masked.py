@@ -36,7 +36,9 @@ def tokenizer(family: str) -> Tokenizer:
     return uncased() if family == "bert" else roberta()
 
 
-def run(family: str = "bert", task: str = "masked", masking: Masking | None = None, loss_chunk: int = 0, **data: Any) -> Any:
+def run(
+    family: str = "bert", task: str = "masked", masking: Masking | None = None, loss_chunk: int | str = 0, **data: Any
+) -> Any:
     options = {"rows": "segment_pairs", "length": 32, "batch": 4} | data
     model = small.small(family, task=task, vocab=tokenizer(family).vocab_size, context=512).config
     return tiny.run(
@@ -173,7 +175,7 @@ def test_whole_words_are_the_tokenizers():
     assert found == {(1, 2, 0, 0), (3, 4, 0, 0)}
 
 
-@pytest.mark.parametrize(("chunk", "most", "expected"), [(0, 0, 77), (64, 0, 78), (16, 0, 80), (8, 20, 21)])
+@pytest.mark.parametrize(("chunk", "most", "expected"), [(0, 0, 77), ("auto", 0, 77), (64, 0, 78), (16, 0, 80), (8, 20, 21)])
 def test_predictions_are_divided_evenly_by_the_losses_chunk(chunk, most, expected):
     """77 predictions in chunks of at most 64 are two chunks of 39, in chunks of at most 16 five of 16."""
     asked = run(length=512, masking=Masking(most=most), loss_chunk=chunk)

@@ -11,11 +11,15 @@ def doctor(args: list[str]) -> int:
     machine = parse(Machine, args=args, prog="zoo doctor", description=DESCRIPTION)
     if (code := prepare_process(machine, ["doctor", *args], canary=False)) is not None:
         return code
+    from train.engine import loss_chunks
     from zoo.attention import attention
     from zoo.cli import doctor_report
 
     auto = attention.describe_auto(), attention.auto_reasons()
-    return doctor_report.print_doctor_report(attention.implementation_status(), *auto, wrong=attention.wrong_kernels())
+    logits = loss_chunks.describe_rule()
+    return doctor_report.print_doctor_report(
+        attention.implementation_status(), *auto, logits=logits, wrong=attention.wrong_kernels()
+    )
 
 
 DESCRIPTION = """Show versions, devices and attention implementations of this machine, and check that it computes correct numbers.
