@@ -6,6 +6,8 @@ BATCH = ("data", "fsdp", "expert")
 parameters the axis is one more axis of data."""
 HEADS = "tensor"
 """The axis over which heads are sharded."""
+POSITIONS = "sequence"
+"""The axis over which the positions of a row are divided, outside of attention."""
 EXPERT = "expert"
 """The axis over which experts are divided."""
 FSDP = "fsdp"

@@ -11,10 +11,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Shaped
 
 from zoo.errors import BadInput
 from zoo.mesh_axes import AXES as AXES
 from zoo.mesh_axes import BATCH as BATCH
+from zoo.mesh_axes import POSITIONS
 from zoo.runtime import hardware
 
 Rules = Sequence[tuple[str, tuple[str | None, ...]]]
@@ -94,7 +96,7 @@ def shardings(mesh: Mesh, params: Any, rules: Rules = ()) -> Any:
 def constrain(x: jax.Array, *axes: Any) -> jax.Array:
     """Constrain an activation's sharding on the context mesh: per dimension `BATCH`, an axis name or None; the rest unsharded.
 
-    Axes over which the caller already runs on local arrays, as in `on_local_rows`, are left out. Without a mesh, and inside
+    Axes over which the caller already runs on local arrays, as in `on_local_positions`, are left out. Without a mesh, and inside
     `pmap`, this is the identity.
     """
     free = _auto_axes()
@@ -105,22 +107,38 @@ def constrain(x: jax.Array, *axes: Any) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, PartitionSpec(*free_names))
 
 
-def on_local_rows(function: Callable[..., jax.Array], params: Any, *arrays: jax.Array) -> jax.Array:
-    """Return function(params, *arrays), computed by each device on its own rows, the first axis of the arrays and the result.
+def constrain_tokens(x: Shaped[jax.Array, "B T ..."]) -> Shaped[jax.Array, "B T ..."]:
+    """Constrain the sharding of an activation of tokens: rows over the axes of `BATCH`, positions over `POSITIONS`.
+
+    Positions that their axis does not divide, as the only one in decoding, are on all of its devices: of an uneven division XLA
+    computes wrong gradients (jaxlib 0.10.2 on CPU; see `tests/train/engine/test_sequence_axis.py`).
+    """
+    divides = x.shape[1] % jax.sharding.get_abstract_mesh().shape.get(POSITIONS, 1) == 0
+    return constrain(x, BATCH, POSITIONS if divides else None)
+
+
+def on_local_positions(
+    function: Callable[..., jax.Array], params: Any, *arrays: Shaped[jax.Array, "B T ..."]
+) -> Shaped[jax.Array, "B T"]:
+    """Return function(params, *arrays), computed by each device on its own rows and positions, each independently of the others.
 
     A gradient that a loop in `function` accumulates stays on the device until the loop ends, and then has one all-reduce, in
-    float32 at least. Where XLA shards such a loop itself, every step has an all-reduce. Axes other than those of `BATCH` are
-    sharded by XLA as elsewhere.
+    float32 at least. Where XLA shards such a loop itself, every step has an all-reduce. Axes other than those of `BATCH` and
+    `POSITIONS` are sharded by XLA as elsewhere.
 
-    Without a mesh, inside `pmap`, with one device along the axes of `BATCH`, and if they do not divide the rows, this is a plain
-    call.
+    An axis of the mesh is left out if it has one device or is inside `pmap`, and likewise all that share an axis of the arrays
+    which they do not divide. Without any, this is a plain call.
 
     Args:
         params: a tree of floating-point arrays.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    axes = tuple(axis for axis in BATCH if axis in _auto_axes() and mesh.shape[axis] > 1)
-    if not axes or arrays[0].shape[0] % math.prod(mesh.shape[axis] for axis in axes):
+    parallel = [[axis for axis in axes if axis in _auto_axes() and mesh.shape[axis] > 1] for axes in (BATCH, (POSITIONS,))]
+    divided = [
+        size % math.prod(mesh.shape[axis] for axis in axes) == 0 for axes, size in zip(parallel, arrays[0].shape, strict=False)
+    ]
+    parallel = [axes if divides else [] for axes, divides in zip(parallel, divided, strict=True)]
+    if not any(parallel):
         return function(params, *arrays)
     dtypes = jax.tree.map(lambda leaf: leaf.dtype, params)
 
@@ -129,10 +147,10 @@ def on_local_rows(function: Callable[..., jax.Array], params: Any, *arrays: jax.
 
     # The sum of the gradients has the dtype of the arguments.
     params = jax.tree.map(lambda leaf: leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)), params)
-    rows = PartitionSpec(axes)
-    specs = (PartitionSpec(), *(rows for _ in arrays))
+    local_part = PartitionSpec(*map(tuple, parallel))
+    specs, names = (PartitionSpec(), *(local_part for _ in arrays)), {*parallel[0], *parallel[1]}
     # check_vma=False because a scan would have to declare how its sums vary over the mesh.
-    return jax.shard_map(local, in_specs=specs, out_specs=rows, axis_names={*axes}, check_vma=False)(params, *arrays)
+    return jax.shard_map(local, in_specs=specs, out_specs=local_part, axis_names=names, check_vma=False)(params, *arrays)
 
 
 def _auto_axes() -> set[str]:

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import itertools
 import math
 import time
 from collections.abc import Collection, Iterator
@@ -25,12 +26,13 @@ class Candidate:
     data: int
     fsdp: int
     tensor: int
+    sequence: int
     remat: Remat
     accumulate: int
 
     @property
-    def mesh(self) -> tuple[int, int, int]:
-        return self.data, self.fsdp, self.tensor
+    def mesh(self) -> run_config.Mesh:
+        return run_config.Mesh(data=self.data, fsdp=self.fsdp, tensor=self.tensor, sequence=self.sequence)
 
     @property
     def remat_level(self) -> int:
@@ -39,20 +41,18 @@ class Candidate:
 
     def has_axes(self, mesh: run_config.Mesh, named: Collection[str]) -> bool:
         """Return whether this candidate has the sizes in `mesh` of the axes that the user named."""
-        sizes = {"data": self.data, "fsdp": self.fsdp, "tensor": self.tensor}
-        return all(getattr(mesh, axis) in (size, -1) for axis, size in sizes.items() if axis in named)
+        sizes = dataclasses.asdict(self.mesh)
+        return all(getattr(mesh, axis) in (sizes[axis], -1) for axis in named)
 
     def of(self, run: run_config.Run) -> run_config.Run:
         """Return the run with this mesh, remat policy and number of micro-batches."""
-        mesh = run_config.Mesh(data=self.data, fsdp=self.fsdp, tensor=self.tensor)
         compute = dataclasses.replace(run.model.compute, remat=self.remat)
         model = dataclasses.replace(run.model, compute=compute)
-        return dataclasses.replace(run, mesh=mesh, model=model, accumulate=self.accumulate)
+        return dataclasses.replace(run, mesh=self.mesh, model=model, accumulate=self.accumulate)
 
     def __str__(self) -> str:
-        mesh = {"data": self.data, "fsdp": self.fsdp, "tensor": self.tensor}
         micro = f", {self.accumulate} micro-batches" if self.accumulate > 1 else ""
-        return f"{plan_text.mesh_text(mesh)}, remat {self.remat}{micro}"
+        return f"{plan_text.mesh_text(dataclasses.asdict(self.mesh))}, remat {self.remat}{micro}"
 
 
 REMAT_LEVELS: dict[Remat, int] = {"none": 0, "attention": 1, "full": 2}
@@ -159,33 +159,40 @@ def ordered_candidates(run: run_config.Run, mode: Mode, target: Target) -> list[
     for candidate in mesh_candidates(run, mode, count):
         share, rows = candidate.fsdp * candidate.tensor, candidate.data * candidate.fsdp
         state = 16 * parameters / share
-        activations = 2 * ACTIVATION_COPIES[candidate.remat] * layers * width * tokens / (rows * candidate.accumulate)
+        parts = rows * candidate.sequence
+        activations = 2 * ACTIVATION_COPIES[candidate.remat] * layers * width * tokens / (parts * candidate.accumulate)
         fits = device is None or device.memory is None or state + activations < device.memory
-        # Bytes that a device sends: for fsdp two gathers and a scatter of each layer in each micro-batch, for data a sum
-        # of all gradients, and for tensor two sums of activations in each block and direction.
+        # Bytes that a device sends: for fsdp two gathers and a scatter of each layer in each micro-batch, for data and sequence a
+        # sum of all gradients, for tensor two sums of activations in each block and direction, for sequence four exchanges.
         gathered = 8 * parameters / candidate.tensor * (1 - 1 / candidate.fsdp) * candidate.accumulate
-        summed = 8 * parameters / share * (1 - 1 / candidate.data)
-        reduced = 16 * layers * width * tokens / rows * (1 - 1 / candidate.tensor)
+        summed = 8 * parameters / share * (1 - 1 / (candidate.data * candidate.sequence))
+        reduced = 16 * layers * width * tokens / parts * (1 - 1 / candidate.tensor)
+        exchanged = 16 * layers * width * tokens / (parts * candidate.tensor) * (1 - 1 / candidate.sequence)
         flops = RECOMPUTE_FACTOR[candidate.remat] * 6 * parameters * tokens / count
         peak = max(device.peak.values()) * 1e12 if device else 1e12
         links = 1e9 * ((device.links if device else None) or 1)
-        estimates[candidate] = (not fits, max(flops / peak, (gathered + summed + reduced) / links))
+        estimates[candidate] = (not fits, max(flops / peak, (gathered + summed + reduced + exchanged) / links))
     return sorted(estimates, key=lambda candidate: estimates[candidate])
 
 
 def mesh_candidates(run: run_config.Run, mode: Mode, devices: int) -> Iterator[Candidate]:
-    """Yield every mesh of the devices that divides heads and rows, with every remat policy and number of micro-batches."""
+    """Yield every mesh of the devices that divides heads and rows, with every remat policy and number of micro-batches.
+
+    Positions are divided only in training, where a device has one row at a time: for several rows, micro-batches send less.
+    """
     remats: tuple[Any, ...] = get_args(Remat) if mode == "train" else (run.model.compute.remat,)
-    for fsdp in _divisors(devices):
-        for tensor in _divisors(devices // fsdp):
-            data, rows = devices // (fsdp * tensor), run.data.batch
-            if run.model.heads % tensor:
-                continue
-            counts = _divisors(rows // (data * fsdp)) if rows % (data * fsdp) == 0 else []
-            for accumulate in counts if mode == "train" else counts[:1]:
-                if math.log2(accumulate).is_integer() or accumulate == run.accumulate:
-                    for remat in remats:
-                        yield Candidate(data=data, fsdp=fsdp, tensor=tensor, remat=remat, accumulate=accumulate)
+    rows = run.data.batch
+    parts = _divisors(devices)
+    for fsdp, tensor, sequence in itertools.product(parts, parts, parts if mode == "train" else [1]):
+        data, rest = divmod(devices, fsdp * tensor * sequence)
+        divides = run.model.heads % (tensor * sequence) == 0 and run.data.length % sequence == 0
+        if rest or not divides or rows % (data * fsdp):
+            continue
+        counts = [rows // (data * fsdp)] if sequence > 1 else _divisors(rows // (data * fsdp))
+        for accumulate in counts if mode == "train" else [1]:
+            if math.log2(accumulate).is_integer() or accumulate == run.accumulate:
+                for remat in remats:
+                    yield Candidate(data=data, fsdp=fsdp, tensor=tensor, sequence=sequence, remat=remat, accumulate=accumulate)
 
 
 def _divisors(number: int) -> list[int]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -27,6 +28,9 @@ from zoo.generation.split_layers import split_cache
 from zoo.models import Model
 from zoo.nn.task_heads import predicting_states
 from zoo.precision import DTYPES
+
+STEP_AXES = ("data", "fsdp", "tensor", "sequence")
+"""Axes of a variant's mesh."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -60,8 +64,8 @@ class Variant:
         sizes = {}
         for part in self.mesh.split(","):
             axis, _, size = part.partition("=")
-            valid = axis in ("data", "fsdp", "tensor") and axis not in sizes and size.isdecimal()
-            require(valid, "mesh", self.mesh, "write axes of data, fsdp and tensor with their sizes, such as data=2,tensor=2")
+            valid = axis in STEP_AXES and axis not in sizes and size.isdecimal()
+            require(valid, "mesh", self.mesh, f"write axes of {', '.join(STEP_AXES)} with their sizes, such as data=2,tensor=2")
             sizes[axis] = int(size)
         return run_config.Mesh(**{"data": 1, **sizes})
 
@@ -72,7 +76,7 @@ class Variant:
             BadInput: there are not enough.
         """
         axes = self.axes()
-        count, have = axes.data * axes.fsdp * axes.tensor, jax.device_count()
+        count, have = math.prod(getattr(axes, axis) for axis in STEP_AXES), jax.device_count()
         fix = f"it takes {count} devices and there are {have}; choose a smaller one"
         fix += f", or simulate them with --devices {count}" if jax.default_backend() == "cpu" else ""
         require(count <= have, "mesh", self.mesh, fix)

@@ -85,7 +85,7 @@ class Generator:
         """
         require(batch >= 1, "batch", batch, "choose 1 or more rows")
         jax.eval_shape(lambda: model.init_cache(1, 1, dtype))
-        device_mesh.check_heads(model.config.heads, mesh)
+        device_mesh.check_heads(model.config, mesh)
         special_tokens = tokenizer.text_special_tokens
         if model.is_encoder_decoder and special_tokens is None and first is None:
             raise BadInput(f"{model.family} begins its output with a padding token, which this tokenizer does not have")

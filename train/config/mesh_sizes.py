@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping
 from train.config.objectives import RolloutOptions
 from train.config.run_config import Mesh, Run
 from zoo.errors import BadInput, require
-from zoo.mesh_axes import AXES, BATCH
+from zoo.mesh_axes import AXES, BATCH, POSITIONS
 
 
 def axis_sizes(shape: Mesh, devices: int, named: Collection[str] = AXES) -> dict[str, int]:
@@ -34,8 +34,8 @@ def axis_sizes(shape: Mesh, devices: int, named: Collection[str] = AXES) -> dict
 def fit_mesh(run: Run, devices: int, named: Collection[str]) -> tuple[Run, str]:
     """Return a run whose mesh multiplies to the devices, and a notice that says what was changed; "" if nothing was.
 
-    Axes that the user named keep their sizes. Of the others, which the recipe chose, fsdp, expert and tensor are reduced to what
-    divides both their size and the devices that are left; data takes the rest, or fsdp if the user named data.
+    Axes that the user named keep their sizes. The others, which the recipe chose, are reduced to what divides both their size and
+    the devices that are left. Only data takes the rest, or fsdp if the user named data.
 
     Raises:
         BadInput: the axes that the user named do not divide the devices; the message lists shapes, first those with these axes.
@@ -46,7 +46,7 @@ def fit_mesh(run: Run, devices: int, named: Collection[str]) -> tuple[Run, str]:
         axis_sizes(run.mesh, devices, named)
         return run, ""
     left, new = devices // fixed, dict(old)
-    for axis in ("fsdp", "expert", "tensor"):
+    for axis in ("fsdp", "expert", "tensor", "sequence"):
         if axis not in named:
             new[axis] = math.gcd(old[axis], left)
             left //= new[axis]
@@ -65,9 +65,13 @@ def fit_mesh(run: Run, devices: int, named: Collection[str]) -> tuple[Run, str]:
 
 
 def describe(shape: Mesh) -> str:
-    """Return the axes of a run's options for a message; that of experts only if it has several devices."""
-    experts = f" expert={shape.expert}" if shape.expert > 1 else ""
-    return f"data={shape.data} fsdp={shape.fsdp} tensor={shape.tensor}{experts}"
+    """Return the axes of a run's options for a message; those of experts and positions only if they have several devices."""
+    others = "".join(f" {axis}={getattr(shape, axis)}" for axis in RARE_AXES if getattr(shape, axis) > 1)
+    return f"data={shape.data} fsdp={shape.fsdp} tensor={shape.tensor}{others}"
+
+
+RARE_AXES = ("expert", "sequence")
+"""Axes that a message names only if a run has them."""
 
 
 def row_devices(sizes: Mapping[str, int]) -> int:
@@ -87,6 +91,19 @@ def check_rows(run: Run, sizes: Mapping[str, int]) -> None:
     parts = f" (of each of {run.accumulate} micro-batches)" if run.accumulate > 1 else ""
     fix = f"{micro} rows{parts} do not divide over {axes} = {rows} devices"
     require(micro % rows == 0, "data.batch", run.data.batch, f"{fix}; choose a multiple of {rows * run.accumulate}")
+
+
+def check_positions(run: Run, sizes: Mapping[str, int]) -> None:
+    """Refuse rows, or a memory of earlier positions (XLNet), whose positions do not divide over the devices.
+
+    Raises:
+        BadInput: names the length and the nearest one that does.
+    """
+    devices = sizes[POSITIONS]
+    for key, length in (("data.length", run.data.length), ("model.memory", getattr(run.model, "memory", 0))):
+        nearest = max(1, round(length / devices)) * devices
+        fix = f"--mesh.sequence {devices} does not divide it; choose {nearest}"
+        require(length % devices == 0, key, length, fix)
 
 
 def check_responses(run: Run, sizes: Mapping[str, int]) -> None:
@@ -140,7 +157,7 @@ def _multiplies(shape: Mesh, devices: int) -> bool:
 
 def _nearest_sizes(shape: Mesh, devices: int, named: Collection[str]) -> list[dict[str, int]]:
     """Return all sizes of the axes that multiply to the devices, first those with most of the named axes of a shape."""
-    axes = ("fsdp", "tensor", *(["expert"] if shape.expert > 1 else []))
+    axes = ("fsdp", "tensor", *(axis for axis in RARE_AXES if getattr(shape, axis) > 1))
     # The sizes of these axes, and for data what they leave.
     products = itertools.product(divisors(devices), repeat=len(axes))
     valid = [(devices // math.prod(sizes), *sizes) for sizes in products if devices % math.prod(sizes) == 0]

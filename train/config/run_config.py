@@ -127,14 +127,13 @@ class Mesh:
     """Number of devices for tensor parallelism: heads, feed-forward width and vocabulary are sharded."""
     expert: int = 1
     """Number of devices that the experts of a layer are divided over; rows of the batch are divided over them too."""
-    sequence: Annotated[int, tyro.conf.Suppress] = 1
-    """Reserved for sequence parallelism, which is not implemented; must be 1."""
+    sequence: int = 1
+    """Number of devices that the positions of a row are divided over; in attention, each has a part of the heads instead."""
 
     def __post_init__(self) -> None:
         for axis in ("data", "fsdp", "tensor", "expert", "sequence"):
             value = getattr(self, axis)
             require(value >= 1 or (axis == "data" and value == -1), f"mesh.{axis}", value, "choose 1 or more devices")
-        require(self.sequence == 1, "mesh.sequence", self.sequence, "sequence parallelism is not implemented; choose 1")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

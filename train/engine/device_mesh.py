@@ -11,6 +11,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from train.config import mesh_sizes, run_config
 from zoo import models
 from zoo.errors import require
+from zoo.mesh_axes import HEADS, POSITIONS
 from zoo.sharding import BATCH, shardings
 
 
@@ -37,35 +38,42 @@ def check_mesh(run: run_config.Run, mesh: Mesh) -> None:
     """Refuse a batch, responses to a prompt, heads or model leaves that the mesh does not divide.
 
     Raises:
-        BadInput: the rows of a micro-batch, the heads or a leaf of the model do not divide; names which.
+        BadInput: the rows of a micro-batch, their positions, the heads or a leaf of the model do not divide; names which.
     """
+    require(
+        run.engine == "jit" or mesh.shape["data"] == mesh.size,
+        "engine",
+        run.engine,
+        "pmap divides rows only: the other axes of the mesh need a partitioned program; choose 1 for them, or --engine jit",
+    )
     mesh_sizes.check_rows(run, mesh.shape)
+    mesh_sizes.check_positions(run, mesh.shape)
     mesh_sizes.check_responses(run, mesh.shape)
-    check_heads(run.model.heads, mesh)
+    check_heads(run.model, mesh)
     experts, expert_devices = getattr(run.model, "experts", 0), mesh.shape["expert"]
     if expert_devices > 1:
         divisors = ", ".join(map(str, mesh_sizes.divisors(experts)))
         fix = f"it does not divide the {experts} experts; choose one of {divisors}"
         require(experts % expert_devices == 0, "mesh.expert", expert_devices, fix)
-    require(
-        run.engine == "jit" or mesh.shape["data"] == mesh.size,
-        "engine",
-        run.engine,
-        "pmap is data parallel only; choose --mesh.fsdp 1 --mesh.tensor 1, or --engine jit",
-    )
     model = models.model(run.model)
     shardings(mesh, jax.eval_shape(lambda: model.init(jax.random.key(0))), model.definition.sharding)
 
 
-def check_heads(heads: int, mesh: Mesh) -> None:
-    """Refuse heads that the mesh does not divide.
+def check_heads(model: Any, mesh: Mesh) -> None:
+    """Refuse the heads of a model's configuration if the mesh does not divide them: see `zoo.attention.local_arrays`.
 
     Raises:
         BadInput: names the numbers of devices that divide them.
     """
-    devices = mesh.shape["tensor"]
-    fix = f"it does not divide the {heads} heads; choose one of {', '.join(map(str, mesh_sizes.divisors(heads)))}"
-    require(heads % devices == 0, "mesh.tensor", devices, fix)
+    tensor, devices = mesh.shape[HEADS], mesh.shape[POSITIONS]
+    fix = f"it does not divide the {model.heads} heads; choose one of {', '.join(map(str, mesh_sizes.divisors(model.heads)))}"
+    require(model.heads % tensor == 0, "mesh.tensor", tensor, fix)
+    heads, groups = model.heads // tensor, max(1, getattr(model, "kv_heads", model.heads) // tensor)
+    valid = [number for number in mesh_sizes.divisors(heads) if number % groups == 0 or groups % number == 0]
+    local = f" that each device has by --mesh.tensor {tensor}" if tensor > 1 else ""
+    grouped = f" and {groups} key/value heads" if groups < heads else ""
+    fix = f"it does not divide the {heads} heads{grouped}{local}; choose one of {', '.join(map(str, valid))}"
+    require(devices in valid, "mesh.sequence", devices, fix)
 
 
 def round_up_rows(mesh: Mesh, rows: int) -> int:

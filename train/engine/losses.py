@@ -14,7 +14,7 @@ from zoo.batch import Batch, Output
 from zoo.models import Model
 from zoo.nn import task_heads
 from zoo.ops.reductions import log_sum_exp
-from zoo.sharding import on_local_rows
+from zoo.sharding import on_local_positions
 
 
 def token_losses(
@@ -136,17 +136,17 @@ def _by_chunks(
 
     The first arrays are the hidden states that the heads compute logits from.
     """
-    length, chunk = arrays[0].shape[1], traced_logits(heads, arrays[: len(heads)], chunk).chunk
+    chunk = traced_logits(heads, arrays[: len(heads)], chunk).chunk
     if chunk == 0:
         return losses(heads, *arrays)
 
     def scan(heads: Any, *arrays: Array) -> Array:
-        one_chunk = jax.checkpoint(functools.partial(losses, heads))
-        chunks = tuple(_split_chunks(x, chunk) for x in arrays)
+        one_chunk, length = jax.checkpoint(functools.partial(losses, heads)), arrays[0].shape[1]
+        chunks = tuple(_split_chunks(x, min(chunk, length)) for x in arrays)
         _, by_chunk = jax.lax.scan(lambda _, xs: (None, one_chunk(*xs)), None, chunks)
         return _join_chunks(by_chunk)[:, :length]
 
-    return on_local_rows(scan, heads, *arrays)
+    return on_local_positions(scan, heads, *arrays)
 
 
 def _split_chunks(x: Array, chunk: int) -> Array:

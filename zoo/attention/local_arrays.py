@@ -1,14 +1,21 @@
-"""Attention under a mesh: an implementation computes on the examples and heads that each device has."""
+"""Attention under a mesh: an implementation computes on the examples and heads that each device has.
 
+Outside of attention, positions are divided over the sequence axis. For attention each of its devices has all positions of a part
+of the heads instead (Jacobs et al. 2023, "DeepSpeed Ulysses", section 3.1): an all-to-all exchanges one division for the other,
+before and after. So every implementation, mask and bias works as without the axis.
+"""
+
+import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import AxisType, PartitionSpec
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 from zoo.attention.masks import Mask
-from zoo.mesh_axes import HEADS
+from zoo.mesh_axes import HEADS, POSITIONS
 from zoo.sharding import BATCH
 
 
@@ -24,31 +31,40 @@ def on_local_arrays(
         return run(q, k, v, mask, bias, seed, heads, *rest)
     # The batch is sharded over all other axes too: shard_map would sum a gradient over an axis that no spec mentions, even if
     # its size is 1.
-    others = (axis for axis in mesh.axis_names if axis in auto_axes - {*BATCH, HEADS})
+    others = (axis for axis in mesh.axis_names if axis in auto_axes - {*BATCH, HEADS, POSITIONS})
     batch = (*(axis for axis in BATCH if axis in auto_axes), *others)
-    head = HEADS if HEADS in auto_axes else None
-    by_letter = {"B": batch, "N": head}
+    head_axes = tuple(axis for axis in (HEADS, POSITIONS) if axis in auto_axes)
+    devices = mesh.shape[POSITIONS] if POSITIONS in auto_axes else 1
+    k, v = (_repeated_heads(array, math.prod(mesh.shape[axis] for axis in head_axes)) for array in (k, v))
+    operands, tree = jax.tree.flatten((q, k, v, mask, bias, seed, heads, *rest))
+    letters = ["BTN-", "BSN-", "BSN-"]
+    letters += [axes for part in (mask, bias) if part is not None for _, axes, _ in part.arrays()]
+    letters += [*([] if seed is None else ["B-"]), *("N" for _ in (heads, *rest))]
+    # One position of each example, as in decoding, is not divided, and neither are others that the axis does not divide.
+    exchanged = [
+        devices > 1 and axes[1:3] in ("TN", "SN") and array.shape[1] % devices == 0
+        for axes, array in zip(letters, operands, strict=True)
+    ]
 
-    def spec(letters: str, array: Array) -> PartitionSpec:
-        return PartitionSpec(*(by_letter.get(x) if size > 1 else None for x, size in zip(letters, array.shape, strict=True)))
+    def spec(axes: str, array: Array, is_exchanged: bool) -> PartitionSpec:
+        by_letter = {"B": batch, "T": POSITIONS, "S": POSITIONS, "N": HEADS} if is_exchanged else {"B": batch, "N": head_axes}
+        return PartitionSpec(*(by_letter.get(x) if size > 1 else None for x, size in zip(axes, array.shape, strict=True)))
 
-    def specs(value: Any) -> Any:
-        leaves, tree = jax.tree.flatten(value)
-        letters = [axes for _, axes, _ in value.arrays()] if value is not None else []
-        return jax.tree.unflatten(tree, [spec(axes, leaf) for axes, leaf in zip(letters, leaves, strict=True)])
+    def local(*operands: Array) -> Array:
+        parts = [
+            jax.lax.all_to_all(array, POSITIONS, split_axis=2, concat_axis=1, tiled=True) if is_exchanged else array
+            for array, is_exchanged in zip(operands, exchanged, strict=True)
+        ]
+        y = run(*jax.tree.unflatten(tree, parts))
+        return jax.lax.all_to_all(y, POSITIONS, split_axis=1, concat_axis=2, tiled=True) if exchanged[0] else y
 
-    heads_spec = PartitionSpec(batch, None, head, None)
-    seed_spec = None if seed is None else PartitionSpec(batch)
-    in_specs = (
-        heads_spec,
-        heads_spec,
-        heads_spec,
-        specs(mask),
-        specs(bias),
-        seed_spec,
-        *(PartitionSpec(head) for _ in (heads, *rest)),
-    )
+    in_specs = tuple(map(spec, letters, operands, exchanged))
     # check_vma=False because library functions do not declare how their outputs vary over the mesh, or declare it wrongly. JAX's
     # rule for cuDNN declares the gradient of a bias that all examples share equal on all devices, which omits the sum over them.
-    run = jax.shard_map(run, in_specs=in_specs, out_specs=heads_spec, check_vma=False)
-    return run(q, k, v, mask, bias, seed, heads, *rest)
+    return jax.shard_map(local, in_specs=in_specs, out_specs=in_specs[0], check_vma=False)(*operands)
+
+
+def _repeated_heads(x: Float[Array, "B S K H"], devices: int) -> Float[Array, "B S KR H"]:
+    """Return keys or values with each head repeated R times, for as many devices as share it; R is 1 if it is on one device."""
+    heads = x.shape[2]
+    return jnp.repeat(x, devices // heads, axis=2) if heads < devices and devices % heads == 0 else x

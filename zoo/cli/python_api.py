@@ -350,7 +350,7 @@ def load(
     """Load a run's checkpoint, a folder of published weights, or `hub:ID[@REVISION]` from the local cache of the hub.
 
     Args:
-        mesh: devices along the axes data, fsdp and tensor ({"fsdp": 2}); None = all devices, a copy of the parameters on each.
+        mesh: devices by axis, as of `--mesh` ({"fsdp": 2}); None = all devices, a copy of the parameters on each.
         step: the checkpoint of a run; None = the best one of a run that keeps it, else the newest; -1 = the newest.
         batch: rows computed at a time by the methods of the model.
         trust: permit the code of others that the folder names, from now on, as --trust does.

@@ -45,7 +45,7 @@ from zoo.nn.modernbert_layer import (
     output_std,
     run_layers,
 )
-from zoo.sharding import BATCH, constrain
+from zoo.sharding import constrain_tokens
 
 HEAD_SITE, SCORE_SITE = range(2)
 """Numbers that are folded into the key of the initial parameters."""
@@ -93,7 +93,7 @@ def apply(
         x, past = carry
         layer_seeds = fold_seeds(seeds, layer.index + 1)
         x, past = block(x, masks[layer.kind], rotate[layer.kind], layer_seeds, past, layer.index)
-        return (constrain(x, BATCH), past), None
+        return (constrain_tokens(x), past), None
 
     x, past = run_layers(_block, cfg, params, body, (embed_tokens(cfg, params["embed"], batch.tokens, seeds), view_of(cache)))
     hidden = layer_norm(x, params["norm"]["scale"], None, cfg.eps)

@@ -31,7 +31,7 @@ from zoo.nn.layers import (
     lookup,
     params_of,
 )
-from zoo.sharding import BATCH, constrain
+from zoo.sharding import constrain_tokens
 
 EMBEDDING_SITE, ATTENTION_SITE, RESIDUAL_SITE, MLP_SITE, SCORE_SITE = range(5)
 
@@ -65,7 +65,7 @@ def apply(
     def body(block: Block, carry: Any, layer: Layer) -> tuple[Any, None]:
         x, past = carry
         x, past = block(x, masks[layer.kind], fold_seeds(seeds, layer.index + 1), past, layer.index)
-        return (constrain(x, BATCH), past), None
+        return (constrain_tokens(x), past), None
 
     x = dropout(_embed(params["embed"], batch.tokens, batch.positions), cfg.embedding_dropout, seeds, EMBEDDING_SITE)
     block = functools.partial(Block, cfg)
@@ -82,7 +82,7 @@ def flops(cfg: Config, batch: Batch) -> float:
 def _embed(embed: dict[str, Any], tokens: Int[Array, "B T"], positions: Int[Array, "B T"] | None) -> Float[Array, "B T D"]:
     table = embed["positions"]["embedding"]
     by_position = table[None, : tokens.shape[1]] if positions is None else lookup(table, positions)  # [1 or B, T, D]
-    return constrain(lookup(embed["tokens"]["embedding"], tokens, rows="tensor") + by_position, BATCH)
+    return constrain_tokens(lookup(embed["tokens"]["embedding"], tokens, rows="tensor") + by_position)
 
 
 class Embeddings(nnx.Module):

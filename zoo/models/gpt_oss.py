@@ -21,7 +21,7 @@ from zoo.nn.kv_cache import Cache, append_tokens, cache_after, self_mask, view_o
 from zoo.nn.layer_stack import Layer, run_stack
 from zoo.nn.layers import Seeds, fold_seeds, lookup, rms_norm, token_positions
 from zoo.ops import positions, rotary_frequencies
-from zoo.sharding import BATCH, constrain
+from zoo.sharding import constrain_tokens
 
 
 def loss_factors(cfg: Config) -> dict[str, float]:
@@ -47,9 +47,9 @@ def apply(
         x, past = carry
         x, past = block.attend(x, masks[layer.kind], rotate, fold_seeds(seeds, layer.index + 1), past, layer.index)
         y, even = block.mlp(block.norm2(x), batch.segments)
-        return (constrain(x + y, BATCH), past), even
+        return (constrain_tokens(x + y), past), even
 
-    x = constrain(lookup(params["embed"]["tokens"]["embedding"], batch.tokens, rows="tensor"), BATCH)
+    x = constrain_tokens(lookup(params["embed"]["tokens"]["embedding"], batch.tokens, rows="tensor"))
     block = functools.partial(Block, cfg)
     (x, past), even = run_stack(block, params["layers"], body, (x, view_of(cache)), pattern=cfg.pattern, compute=cfg.compute)
     losses = {"router": even.loss.mean(0), "busiest_expert": even.busiest.mean(0)}  # [L, B] -> [B]

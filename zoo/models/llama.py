@@ -27,7 +27,7 @@ from zoo.nn.layers import (
     token_positions,
 )
 from zoo.ops import positions, rotary_frequencies
-from zoo.sharding import BATCH, constrain
+from zoo.sharding import constrain_tokens
 
 
 def apply(
@@ -46,9 +46,9 @@ def apply(
     def body(block: Block, carry: Any, layer: Layer) -> tuple[Any, None]:
         x, past = carry
         x, past = block.attend(x, mask, rotate[layer.kind], fold_seeds(seeds, layer.index + 1), past, layer.index)
-        return (constrain(x + block.mlp(block.norm2(x)), BATCH), past), None
+        return (constrain_tokens(x + block.mlp(block.norm2(x))), past), None
 
-    x = constrain(lookup(params["embed"]["tokens"]["embedding"], batch.tokens, rows="tensor"), BATCH)
+    x = constrain_tokens(lookup(params["embed"]["tokens"]["embedding"], batch.tokens, rows="tensor"))
     block = functools.partial(Block, cfg)
     (x, past), _ = run_stack(block, params["layers"], body, (x, view_of(cache)), pattern=cfg.pattern, compute=cfg.compute)
     return Output(hidden=rms_norm(x, params["norm"]["scale"], cfg.eps), cache=cache_after(cache, past, batch))

@@ -34,7 +34,7 @@ from zoo.nn.modernbert_layer import (
     run_layers,
 )
 from zoo.nn.task_heads import Head
-from zoo.sharding import BATCH, constrain
+from zoo.sharding import constrain_tokens
 
 
 def init(cfg: Config, key: Array) -> dict[str, Any]:
@@ -71,7 +71,7 @@ def apply(
 
     def body(block: Block, x: Array, layer: Layer) -> tuple[Array, None]:
         x, _ = block(x, masks[layer.kind], rotate[layer.kind], fold_seeds(seeds, layer.index + 1))
-        return constrain(x, BATCH), None
+        return constrain_tokens(x), None
 
     x = run_layers(_block, cfg, params, body, embed_tokens(cfg, params["embed"], batch.tokens, seeds))
     hidden = layer_norm(x, params["norm"]["scale"], None, cfg.eps)

@@ -43,7 +43,7 @@ from zoo.nn.layers import (
 )
 from zoo.nn.source_cache import DECODER, ENCODER, cache_source, cached_keys, cross_mask, source_keys
 from zoo.nn.t5_architectures import ARCHITECTURES
-from zoo.sharding import BATCH, constrain
+from zoo.sharding import constrain_tokens
 
 EMBEDDING_SITE = 0
 ATTENTION_SITE, RESIDUAL_SITE, INNER_SITE, MLP_SITE, CROSS_SITE, CROSS_RESIDUAL_SITE, SCORE_SITE = range(7)
@@ -112,7 +112,7 @@ def apply(
         x, past = block.attend(x, mask, block.position_bias(shared_bias, DECODER, *sizes), layer_seeds, past, layer.index)
         if block.cross is not None:
             x = block.attend_source(x, *source_keys(block.cross, source, layer), source_mask, layer_seeds)
-        return (constrain(block.feed_forward(x, layer_seeds), BATCH), past), None
+        return (constrain_tokens(block.feed_forward(x, layer_seeds)), past), None
 
     x = dropout(_embed(params, DECODER, batch.tokens), cfg.dropout, decoder_seeds, EMBEDDING_SITE)
     (x, past), _ = run(body, (x, view_of(cache)), cached_keys(cache))
@@ -164,7 +164,7 @@ def _encode(cfg: Config, params: dict[str, Any], source: Batch, seeds: Seeds) ->
         layer_seeds = fold_seeds(seeds, layer.index + 1)
         bias = block.position_bias(shared_bias, ENCODER, length, length)
         x, _ = block.attend(x, mask, bias, layer_seeds)
-        return constrain(block.feed_forward(x, layer_seeds), BATCH), None
+        return constrain_tokens(block.feed_forward(x, layer_seeds)), None
 
     x = dropout(_embed(params, ENCODER, source.tokens), cfg.dropout, seeds, EMBEDDING_SITE)
     x, _ = _run(cfg, params, ENCODER, body, x)

@@ -37,7 +37,7 @@ from zoo.nn.layers import (
 from zoo.nn.source_cache import DECODER, ENCODER, SIDES, cache_source, cached_keys, cross_mask, source_keys
 from zoo.nn.unequal_head_sizes import KeySizedCrossAttention, KeySizedSelfAttention
 from zoo.ops import positions
-from zoo.sharding import BATCH, constrain
+from zoo.sharding import constrain_tokens
 
 EMBEDDING_SITE = 0
 ATTENTION_SITE, CROSS_SITE, MLP_SITE, SCORE_SITE = range(4)
@@ -90,7 +90,7 @@ def apply(
         layer_seeds = fold_seeds(decoder_seeds, layer.index + 1)
         x, past = block.attend(x, mask, layer_seeds, past, layer.index)
         x = block.attend_source(x, *source_keys(block.cross, source, layer), source_mask, layer_seeds)
-        return (constrain(block.feed_forward(x, layer_seeds), BATCH), past), None
+        return (constrain_tokens(block.feed_forward(x, layer_seeds)), past), None
 
     x = dropout(_embed(cfg, params, DECODER, batch), cfg.dropout, decoder_seeds, EMBEDDING_SITE)
     (x, past), _ = run(body, (x, view_of(cache)), cached_keys(cache))
@@ -136,7 +136,7 @@ def _encode(cfg: Config, params: dict[str, Any], source: Batch, seeds: Seeds) ->
     def body(block: Block, x: Array, layer: Layer) -> tuple[Array, None]:
         layer_seeds = fold_seeds(seeds, layer.index + 1)
         x, _ = block.attend(x, mask, layer_seeds)
-        return constrain(block.feed_forward(x, layer_seeds), BATCH), None
+        return constrain_tokens(block.feed_forward(x, layer_seeds)), None
 
     x = dropout(_embed(cfg, params, ENCODER, source), cfg.dropout, seeds, EMBEDDING_SITE)
     return _run(cfg, params, ENCODER, body, x)[0]
@@ -160,7 +160,7 @@ def _embed(cfg: Config, params: dict[str, Any], side: int, batch: Batch) -> Floa
     else:
         at = jnp.arange(length)[None] if batch.positions is None else batch.positions
         encodings = positions.sinusoids_at(at, cfg.width, halves=cfg.sinusoids == "halves")  # [1 or B, T, D]
-    return constrain(x * jnp.asarray(math.sqrt(cfg.width), x.dtype) + encodings.astype(x.dtype), BATCH)
+    return constrain_tokens(x * jnp.asarray(math.sqrt(cfg.width), x.dtype) + encodings.astype(x.dtype))
 
 
 class Embeddings(nnx.Module):

@@ -24,6 +24,7 @@ from zoo.configs._encoder import Task
 from zoo.configs.xlnet import Config
 from zoo.hf.param_name_types import ParamName, head_names, linear_names, norm_names
 from zoo.mesh_axes import HEADS as HEADS_AXIS
+from zoo.mesh_axes import POSITIONS
 from zoo.nn import encoder, task_heads
 from zoo.nn.encoder import initializer
 from zoo.nn.family import Family
@@ -33,7 +34,7 @@ from zoo.nn.layers import Embed, Seeds, dropout, fold_seeds, lookup
 from zoo.nn.task_heads import Head
 from zoo.nn.xlnet_layer import Block, Keys, Stream, Vectors
 from zoo.ops import positions
-from zoo.sharding import BATCH, constrain
+from zoo.sharding import BATCH, constrain, constrain_tokens
 
 CONTENT, QUERY = range(2)
 """Indices of the two streams, which fold into their seeds. A head's index follows those of the layers, so its seeds differ."""
@@ -93,9 +94,9 @@ def apply(
         else:
             key_inputs = x if memory is None else jnp.concatenate([memory.astype(x.dtype), x], axis=1)  # [B, M + T, D]
             keys = Keys.of(block.attention, key_inputs, encodings, sign, key_types)
-        y = constrain(block(x, keys, content, fold_seeds(content_seeds, layer.index + 1)), BATCH)
+        y = constrain_tokens(block(x, keys, content, fold_seeds(content_seeds, layer.index + 1)))
         if query is not None:
-            g = constrain(block(g, keys, query, fold_seeds(query_seeds, layer.index + 1)), BATCH)
+            g = constrain_tokens(block(g, keys, query, fold_seeds(query_seeds, layer.index + 1)))
         return (y, g, past), None if memory is None else _append_to_memory(memory, x[:, :reused])
 
     x = lookup(params["embed"]["tokens"]["embedding"], batch.tokens, rows="tensor")
@@ -228,7 +229,7 @@ def _every_distance(cfg: Config, params: dict[str, Any], slots: int) -> Float[Ar
 def _unknown(params: dict[str, Any], at: Int[Array, "B P"]) -> Float[Array, "B P D"]:
     """Return the input of the query stream, which is the same vector at every position."""
     mask = params["embed"]["mask"]["embedding"]
-    return constrain(jnp.broadcast_to(mask, (*at.shape, len(mask))), BATCH)
+    return constrain_tokens(jnp.broadcast_to(mask, (*at.shape, len(mask))))
 
 
 def _memory_slots(cfg: Config) -> int:
@@ -243,7 +244,7 @@ def _append_to_memory(memory: Float[Array, "B M D"], x: Float[Array, "B T D"]) -
 
 
 def _new_carry(carry: Any, memory: Float[Array, "L B M D"], added: int) -> dict[str, Any]:
-    hidden = constrain(jnp.moveaxis(memory, 0, 1), BATCH)  # [B, L, M, D]
+    hidden = constrain(jnp.moveaxis(memory, 0, 1), BATCH, None, POSITIONS)  # [B, L, M, D]
     return {"hidden": hidden, "filled": jnp.minimum(carry["filled"] + added, hidden.shape[2])}
 
 

@@ -31,7 +31,7 @@ from zoo.nn.layers import (
     params_of,
 )
 from zoo.nn.task_heads import Heads
-from zoo.sharding import BATCH, constrain
+from zoo.sharding import constrain_tokens
 
 EMBEDDING_SITE, ATTENTION_SITE, RESIDUAL_SITE, MLP_SITE = range(4)
 
@@ -77,7 +77,7 @@ def apply(
     mask = self_mask(batch, causal=cfg.causal)
 
     def body(block: Block, x: Array, layer: Layer) -> tuple[Array, None]:
-        return constrain(block(x, mask, fold_seeds(seeds, layer.index + 1)), BATCH), None
+        return constrain_tokens(block(x, mask, fold_seeds(seeds, layer.index + 1))), None
 
     x = dropout(_embed(cfg, params["embed"], batch), cfg.dropout, seeds, EMBEDDING_SITE)
     x, _ = run_stack(functools.partial(Block, cfg), params["layers"], body, x, compute=cfg.compute)
@@ -137,7 +137,7 @@ def _embed(cfg: EncoderConfig, embed: dict[str, Any], batch: Batch) -> Float[Arr
     if cfg.types:
         types = embed["types"]["embedding"]
         x = x + (types[None, :1] if batch.types is None else lookup(types, batch.types))
-    return constrain(layer_norm(x, embed["norm"]["scale"], embed["norm"]["bias"], cfg.eps), BATCH)
+    return constrain_tokens(layer_norm(x, embed["norm"]["scale"], embed["norm"]["bias"], cfg.eps))
 
 
 def initializer(cfg: BodyConfig, std: float = 0.02) -> Init:

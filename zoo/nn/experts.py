@@ -17,7 +17,7 @@ from flax import nnx
 from jax.sharding import AxisType, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
-from zoo.mesh_axes import EXPERT, FSDP, HEADS
+from zoo.mesh_axes import EXPERT, FSDP, HEADS, POSITIONS
 from zoo.nn.layers import Init, Linear, unstacked
 from zoo.ops.ragged_product import choose_tile_rows, ragged_product, sum_dtype
 from zoo.sharding import BATCH
@@ -198,13 +198,15 @@ from_slots.defvjp(_from_slots_fwd, _from_slots_bwd)
 def _on_local_arrays(
     activation: Any, x: Float[Array, "B T D"], chosen: Int[Array, "B T X"], weights: Float[Array, "B T X"], kernels: Kernels
 ) -> Float[Array, "B T D"]:
-    """Run `apply_experts` on each device's rows, experts and share of F; without a mesh, and inside pmap, call it directly."""
+    """Run `apply_experts` on each device's tokens, experts and share of F; without a mesh, and inside pmap, call it directly."""
     mesh = jax.sharding.get_abstract_mesh()
     auto_axes = {name for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind == AxisType.Auto}
     if not auto_axes:
         return apply_experts(x, chosen, weights, kernels, activation=activation)
-    batch = (*(axis for axis in BATCH if axis in auto_axes), *(axis for axis in mesh.axis_names if axis not in {*BATCH, HEADS}))
-    rows = PartitionSpec(batch)
+    others = (axis for axis in mesh.axis_names if axis not in {*BATCH, HEADS, POSITIONS})
+    batch = (*(axis for axis in BATCH if axis in auto_axes), *others)
+    # One token of each text, in decoding, is on all devices of the axis of positions.
+    rows = PartitionSpec(batch, POSITIONS if x.shape[1] % mesh.shape[POSITIONS] == 0 else None)
     gated, gated_bias = PartitionSpec(EXPERT, FSDP, None, HEADS), PartitionSpec(EXPERT, None, HEADS)
     down, down_bias = PartitionSpec(EXPERT, HEADS, FSDP), PartitionSpec(EXPERT)
     of_kernels: Any = jax.tree.unflatten(jax.tree.structure(kernels), (gated, gated_bias, down, down_bias))

@@ -28,7 +28,7 @@ from zoo.ops.adapted_kernel import linear
 from zoo.ops.products import OutputMajor, product
 from zoo.ops.reductions import broadcast_rows
 from zoo.ops.selects import fill_columns, lookup_of_two, merge_rows
-from zoo.sharding import BATCH, constrain
+from zoo.sharding import constrain, constrain_tokens
 
 Init = Callable[..., Array]
 Seeds = UInt32[Array, "B 2"] | None
@@ -310,7 +310,7 @@ def lookup(
     the target are looked up in the same table.
     """
     table = constrain(table, rows, None)
-    return constrain(lookup_of_two(table, ids) if source else table[ids], BATCH)
+    return constrain_tokens(lookup_of_two(table, ids) if source else table[ids])
 
 
 def tied_logits(hidden: Float[Array, "*B D"], table: Float[Array, "rows D"], vocabulary: int) -> Float[Array, "*B rows"]:

@@ -32,7 +32,7 @@ from zoo.nn.layers import (
     token_positions,
 )
 from zoo.ops import positions
-from zoo.sharding import BATCH, constrain
+from zoo.sharding import constrain_tokens
 
 EMBEDDING_SITE, ATTENTION_SITE, RESIDUAL_SITE, MLP_SITE = range(4)
 STD = 0.02
@@ -57,7 +57,7 @@ class Embeddings(nnx.Module):
 def embed_tokens(cfg: Config, embed: dict[str, Any], tokens: Int[Array, "B T"], seeds: Seeds = None) -> Float[Array, "B T D"]:
     """Return the normalized rows of tokens; `seeds` enables dropout."""
     x = layer_norm(lookup(embed["tokens"]["embedding"], tokens, rows="tensor"), embed["norm"]["scale"], None, cfg.eps)
-    return dropout(constrain(x, BATCH), cfg.dropout, seeds, EMBEDDING_SITE)
+    return dropout(constrain_tokens(x), cfg.dropout, seeds, EMBEDDING_SITE)
 
 
 class Block(nnx.Module):

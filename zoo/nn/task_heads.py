@@ -39,7 +39,7 @@ from zoo.nn.layers import (
     padded_rows,
     tied_logits,
 )
-from zoo.sharding import BATCH, constrain
+from zoo.sharding import constrain_tokens
 
 SUMMARY_SITE, CLASSIFIER_SITE = range(2)
 
@@ -150,7 +150,7 @@ def gather_positions(hidden: Float[Array, "B T D"], at: Int[Array, "B P"] | None
     """Return the hidden states at the positions `at` of each row; None: at all positions."""
     if at is None:
         return hidden
-    return constrain(jnp.take_along_axis(hidden, at[..., None], axis=1), BATCH)  # [B, P, D]
+    return constrain_tokens(jnp.take_along_axis(hidden, at[..., None], axis=1))  # [B, P, D]
 
 
 def predicting_states(out: Output, batch: Batch) -> Float[Array, "B P D"]:

@@ -227,7 +227,7 @@ BOUND_BY_COMPUTE = roofline.Times(compute=3.0, memory=2.0, interconnect=1.0)
 
 def test_candidates_that_cannot_be_better_are_skipped() -> None:
     def can_skip(tried: dict[str, Any], plan: Plan, **changes: Any) -> bool:
-        base = {"data": 2, "fsdp": 2, "tensor": 2, "remat": "attention", "accumulate": 4}
+        base = {"data": 2, "fsdp": 2, "tensor": 2, "sequence": 1, "remat": "attention", "accumulate": 4}
         return mesh_search.can_skip(Candidate(**base | changes), Candidate(**base | tried), plan)
 
     large = dataclasses.replace(planned(), fits=False)
@@ -276,7 +276,8 @@ def test_a_search_keeps_the_axes_that_the_user_named(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(plan_cache, "cached_plan", plan)
     mesh_search.search_meshes(small(mesh=Mesh(fsdp=4)), "train", CPU, named=("data", "fsdp"), seconds=600.0)
-    assert meshes == {(2, 4, 1), (1, 4, 2)}
+    # (1, 4, 1) has two devices along the positions.
+    assert meshes == {(2, 4, 1), (1, 4, 2), (1, 4, 1)}
     with pytest.raises(BadInput, match=r"no mesh of cpu:8 with --mesh.fsdp 3 divides the rows and the heads"):
         mesh_search.search_meshes(small(mesh=Mesh(fsdp=3)), "train", CPU, named=("fsdp",), seconds=600.0)
     oss = dataclasses.replace(recipes.find_recipe("gpt-oss-nano")(), mesh=Mesh(expert=2))
@@ -286,8 +287,12 @@ def test_a_search_keeps_the_axes_that_the_user_named(monkeypatch: pytest.MonkeyP
 
 def test_candidates_are_meshes_that_divide() -> None:
     result = set(mesh_search.mesh_candidates(small(), "train", 8))
-    assert {each.mesh for each in result} == {(d, f, 8 // (d * f)) for d in (1, 2, 4, 8) for f in (1, 2, 4, 8) if 2 <= d * f <= 8}
-    assert {each.accumulate for each in result if each.mesh == (2, 2, 2)} == {1, 2, 4}
+    sizes = {(d, f, t, 8 // (d * f * t)) for d in (1, 2, 4, 8) for f in (1, 2, 4, 8) for t in (1, 2, 4) if d * f * t <= 8}
+    meshes = {Mesh(data=d, fsdp=f, tensor=t, sequence=s) for d, f, t, s in sizes if t * s <= 4}
+    assert {each.mesh for each in result} == meshes
+    assert {each.accumulate for each in result if each.mesh == Mesh(data=2, fsdp=2, tensor=2)} == {1, 2, 4}
+    # Positions are divided where a device has one row at a time.
+    assert {each.accumulate for each in result if each.mesh == Mesh(data=2, fsdp=2, sequence=2)} == {4}
     assert {each.accumulate for each in mesh_search.mesh_candidates(small(), "decode", 8)} == {1}
 
 

@@ -4,6 +4,7 @@ import collections
 import contextlib
 import dataclasses
 import functools
+import math
 import re
 
 import jax
@@ -39,11 +40,17 @@ CASES = {
     "data=8, remat, chunked loss": {"mesh": run_config.Mesh(data=8), "compute": {"remat": "full"}, "loss_chunk": 8},
     "pmap, remat": {"mesh": run_config.Mesh(data=8), "engine": "pmap", "compute": {"remat": "full"}},
     "fsdp=8, 2 micro-batches, chunked loss": {"mesh": run_config.Mesh(data=1, fsdp=8), "accumulate": 2, "loss_chunk": 8},
+    "data=2,sequence=4, 2 micro-batches, chunked loss": {
+        "mesh": run_config.Mesh(data=2, sequence=4),
+        "accumulate": 2,
+        "loss_chunk": 4,
+    },
 }
 TIERS = {
     "data=2,fsdp=2,tensor=2": (),
     "pmap, remat": pytest.mark.full,
     "fsdp=8, 2 micro-batches, chunked loss": pytest.mark.full,
+    "data=2,sequence=4, 2 micro-batches, chunked loss": pytest.mark.full,
 }
 """Every choice in the fast or the full tier, several at once; which of them is wrong, the others tell."""
 STEPS = 20
@@ -55,7 +62,7 @@ def train(steps=STEPS, *, mesh=ONE, compute=None, **changes):
     assert min(run.model.dropout, run.model.attention_dropout, run.model.embedding_dropout) > 0
     if compute:
         run = dataclasses.replace(run, model=dataclasses.replace(run.model, compute=Compute(**compute)))
-    devices = device_mesh.make_mesh(run.mesh, jax.devices()[: run.mesh.data * run.mesh.fsdp * run.mesh.tensor])
+    devices = device_mesh.make_mesh(run.mesh, jax.devices()[: math.prod(dataclasses.astuple(run.mesh))])
     device_mesh.check_mesh(run, devices)
     # The trace of decay 0 is the gradient itself, passed on.
     net, tx = model(run.model), optax.chain(optax.trace(0.0), optim.make_optimizer(run.optim))
@@ -196,7 +203,20 @@ NARROW = dataclasses.replace(tiny.run().model, width=36, head=9)
     [
         ({"mesh": run_config.Mesh(tensor=8)}, r"--mesh\.tensor 8: it does not divide the 4 heads"),
         ({"data": CausalData(length=32, batch=12)}, r"--data.batch 12: 12 rows .* choose a multiple of 8"),
-        ({"engine": "pmap", "mesh": run_config.Mesh(fsdp=2)}, "--engine pmap: pmap is data parallel only"),
+        ({"engine": "pmap", "mesh": run_config.Mesh(fsdp=2)}, "--engine pmap: pmap divides rows only"),
+        ({"engine": "pmap", "mesh": run_config.Mesh(sequence=2)}, "--engine pmap: pmap divides rows only"),
+        (
+            {"data": CausalData(length=30, batch=16), "mesh": run_config.Mesh(sequence=4)},
+            r"--data\.length 30: --mesh\.sequence 4 does not divide it; choose 32",
+        ),
+        (
+            {"mesh": run_config.Mesh(sequence=8)},
+            r"--mesh\.sequence 8: it does not divide the 4 heads; choose one of 1, 2, 4",
+        ),
+        (
+            {"mesh": run_config.Mesh(sequence=4, tensor=2)},
+            r"--mesh\.sequence 4: it does not divide the 2 heads that each device has by --mesh\.tensor 2; choose one of 1, 2",
+        ),
         (
             {"mesh": run_config.Mesh(data=1, fsdp=8), "model": NARROW},
             r"--mesh\.fsdp 8: it does not divide embed/positions/embedding",

@@ -99,7 +99,7 @@ def sums_of_the_table() -> float:
 def test_the_gradient_of_a_chunked_loss_is_summed_over_devices_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """And not after each chunk, as XLA does on its own."""
     assert sums_of_the_table() <= 2  # over one axis after the other
-    monkeypatch.setattr("train.engine.losses.on_local_rows", lambda function, params, *arrays: function(params, *arrays))
+    monkeypatch.setattr("train.engine.losses.on_local_positions", lambda function, params, *arrays: function(params, *arrays))
     assert sums_of_the_table() >= 4
 
 
