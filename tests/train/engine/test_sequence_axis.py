@@ -14,7 +14,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from benchmarks.hlo import hlo_parser
 from benchmarks.plan import collectives
 from tests.support.gradients import assert_equal_gradients
-from tests.support.small import BODIES, random_params, seeds, shallow, small, with_dropout, with_source
+from tests.support.small import BODIES, random_params, seeds, shallow, shapes, small, with_dropout, with_source
 from train.config import run_config
 from train.engine import device_mesh
 from zoo import models, sharding
@@ -136,3 +136,25 @@ def test_attention_exchanges_heads_for_positions() -> None:
     own = 4 * math.prod(shape) / mesh.size
     # q, k, v, the output, and their gradients.
     assert sum(one.run.times * one.bytes_sent for one in sent) == pytest.approx(8 * own * 3 / 4, rel=0.05)
+
+
+def temporaries(family: str, devices: int, length: int = 4096) -> int:
+    """Return the bytes of temporaries of a device in a gradient of rows of many positions, for a model with few parameters."""
+    sizes: dict[str, Any] = {"width": 64, "heads": 8, "ffn": 256, "context": length, "layers": 4}
+    net = small(family, **sizes, compute=Compute(attention="blocked"))
+    mesh = device_mesh.make_mesh(run_config.Mesh(data=1, sequence=devices), jax.devices()[:devices])
+    places = sharding.shardings(mesh, shapes(net), net.definition.sharding)
+    params = jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes(net), places)
+    tokens: Any = jax.ShapeDtypeStruct((4, length), jnp.int32, sharding=device_mesh.batch_sharding(mesh))
+    gradient = jax.grad(lambda params, tokens: jnp.square(net.apply(params, Batch(tokens=tokens)).hidden).mean())
+    with jax.set_mesh(mesh):
+        memory: Any = jax.jit(gradient).lower(params, tokens).compile().memory_analysis()
+    return memory.temp_size_in_bytes
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("family", ["gpt", "bert"])
+def test_memory_of_activations_is_divided(family: str) -> None:
+    alone = temporaries(family, 1)
+    for devices in (2, 4, 8):
+        assert temporaries(family, devices) == pytest.approx(alone / devices, rel=0.15)
