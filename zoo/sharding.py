@@ -16,7 +16,7 @@ from jaxtyping import Shaped
 from zoo.errors import BadInput
 from zoo.mesh_axes import AXES as AXES
 from zoo.mesh_axes import BATCH as BATCH
-from zoo.mesh_axes import POSITIONS
+from zoo.mesh_axes import FSDP, POSITIONS
 from zoo.runtime import hardware
 
 Rules = Sequence[tuple[str, tuple[str | None, ...]]]
@@ -77,18 +77,24 @@ def leaf_spec(path: str, rules: Rules) -> PartitionSpec:
 def shardings(mesh: Mesh, params: Any, rules: Rules = ()) -> Any:
     """Return the NamedSharding of every leaf of a parameter tree (arrays or shapes); `rules` are the model's own rows.
 
+    Devices that have other positions of the same rows are for parameters like those that have other rows: what is divided over
+    `fsdp` is divided over `POSITIONS` too.
+
     Raises:
-        BadInput: a mesh axis that does not divide its dimension of a leaf; the message names both.
+        BadInput: mesh axes that do not divide their dimension of a leaf; the message names both.
     """
+    together = {FSDP: tuple(axis for axis in (FSDP, POSITIONS) if axis == FSDP or mesh.shape.get(axis, 1) > 1)}
 
     def leaf_sharding(keys: Sequence[Any], leaf: Any) -> NamedSharding:
         path = path_of(keys)
-        axes = leaf_spec(path, (*RULES, *rules))
-        for size, axis in zip(leaf.shape, axes, strict=True):
-            if axis is not None and size % mesh.shape[axis]:
-                fix = f"choose a divisor of {size}"
-                raise BadInput(f"--mesh.{axis} {mesh.shape[axis]}: it does not divide {path} of shape {tuple(leaf.shape)}; {fix}")
-        return NamedSharding(mesh, axes)
+        axes = [None if axis is None else together.get(axis, (axis,)) for axis in leaf_spec(path, (*RULES, *rules))]
+        for size, names in zip(leaf.shape, axes, strict=True):
+            if names is not None and size % math.prod(mesh.shape[axis] for axis in names):
+                options = " ".join(f"--mesh.{axis} {mesh.shape[axis]}" for axis in names)
+                verb, fix = ("do", f"whose product divides {size}") if len(names) > 1 else ("does", f"a divisor of {size}")
+                it = "they" if len(names) > 1 else "it"
+                raise BadInput(f"{options}: {it} {verb} not divide {path} of shape {tuple(leaf.shape)}; choose {fix}")
+        return NamedSharding(mesh, PartitionSpec(*(names[0] if names and len(names) == 1 else names for names in axes)))
 
     return jax.tree_util.tree_map_with_path(leaf_sharding, params)
 

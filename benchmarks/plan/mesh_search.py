@@ -157,15 +157,16 @@ def ordered_candidates(run: run_config.Run, mode: Mode, target: Target) -> list[
     tokens = run.data.batch * run.data.length
     estimates: dict[Candidate, tuple[bool, float]] = {}
     for candidate in mesh_candidates(run, mode, count):
-        share, rows = candidate.fsdp * candidate.tensor, candidate.data * candidate.fsdp
+        shards, rows = candidate.fsdp * candidate.sequence, candidate.data * candidate.fsdp
+        share = shards * candidate.tensor
         state = 16 * parameters / share
         parts = rows * candidate.sequence
         activations = 2 * ACTIVATION_COPIES[candidate.remat] * layers * width * tokens / (parts * candidate.accumulate)
         fits = device is None or device.memory is None or state + activations < device.memory
-        # Bytes that a device sends: for fsdp two gathers and a scatter of each layer in each micro-batch, for data and sequence a
+        # Bytes that a device sends: for fsdp and sequence two gathers and a scatter of each layer in each micro-batch, for data a
         # sum of all gradients, for tensor two sums of activations in each block and direction, for sequence four exchanges.
-        gathered = 8 * parameters / candidate.tensor * (1 - 1 / candidate.fsdp) * candidate.accumulate
-        summed = 8 * parameters / share * (1 - 1 / (candidate.data * candidate.sequence))
+        gathered = 8 * parameters / candidate.tensor * (1 - 1 / shards) * candidate.accumulate
+        summed = 8 * parameters / share * (1 - 1 / candidate.data)
         reduced = 16 * layers * width * tokens / parts * (1 - 1 / candidate.tensor)
         exchanged = 16 * layers * width * tokens / (parts * candidate.tensor) * (1 - 1 / candidate.sequence)
         flops = RECOMPUTE_FACTOR[candidate.remat] * 6 * parameters * tokens / count

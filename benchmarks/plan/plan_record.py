@@ -21,7 +21,6 @@ from benchmarks.plan.compile_program import Program
 from benchmarks.plan.large_arrays import LargeArray
 from benchmarks.plan.roofline import Times
 from train.engine import loss_chunks
-from zoo.mesh_axes import POSITIONS
 from zoo.models import parameter_count
 from zoo.sharding import path_of
 
@@ -191,7 +190,7 @@ def make_plan(program: Program, name: str) -> Plan:
 def replication_warnings(arguments: dict[str, Any], mesh: dict[str, int], large: int = LARGE) -> list[str]:
     """Return warnings of arrays that every device along an axis holds in full.
 
-    They are listed by name, except along `data` and `sequence`, where all are replicated on purpose: those share one line.
+    They are listed by name, except along `data`, where all are replicated on purpose: those share one line.
     """
     messages: list[str] = []
     replicated: dict[str, float] = {}
@@ -201,17 +200,15 @@ def replication_warnings(arguments: dict[str, Any], mesh: dict[str, int], large:
             used = {axis for part in leaf.sharding.spec if part for axis in ((part,) if isinstance(part, str) else part)}
             device_bytes = bytes_per_device(leaf)
             axes = [axis for axis, size in mesh.items() if size > 1 and axis not in used]
-            if {"data", POSITIONS} & {*axes}:
+            if "data" in axes:
                 replicated[what] = replicated.get(what, 0) + device_bytes
-                axes = [axis for axis in axes if axis not in ("data", POSITIONS)]
+                axes.remove("data")
             if axes and device_bytes >= large:
                 copies = f"{device_bytes / 2**20:,.0f} MiB on each device"
                 messages.append(f"{what} {path_of(keys)} {tuple(leaf.shape)} is copied over {' and '.join(axes)}: {copies}")
     if sum(replicated.values()) >= large:
         size = f"{sum(replicated.values()) / 2**20:,.0f} MiB on each device"
-        over = " and ".join(axis for axis in ("data", POSITIONS) if mesh[axis] > 1)
-        fix = "fsdp instead of data would divide them" if mesh["data"] > 1 else "fsdp beside it would divide them"
-        messages.append(f"{', '.join(replicated)}: copied over {over}, {size}; {fix}")
+        messages.append(f"{', '.join(replicated)}: copied over data, {size}; fsdp instead of data would divide them")
     return messages
 
 

@@ -195,6 +195,10 @@ def _from_slots_bwd(slots: Slots, d: Array) -> tuple[Array, None]:
 from_slots.defvjp(_from_slots_fwd, _from_slots_bwd)
 
 
+WIDTH = (FSDP, POSITIONS)
+"""Axes over which the width of the kernels is divided: see `zoo.sharding.shardings`."""
+
+
 def _on_local_arrays(
     activation: Any, x: Float[Array, "B T D"], chosen: Int[Array, "B T X"], weights: Float[Array, "B T X"], kernels: Kernels
 ) -> Float[Array, "B T D"]:
@@ -207,14 +211,14 @@ def _on_local_arrays(
     batch = (*(axis for axis in BATCH if axis in auto_axes), *others)
     # One token of each text, in decoding, is on all devices of the axis of positions.
     rows = PartitionSpec(batch, POSITIONS if x.shape[1] % mesh.shape[POSITIONS] == 0 else None)
-    gated, gated_bias = PartitionSpec(EXPERT, FSDP, None, HEADS), PartitionSpec(EXPERT, None, HEADS)
-    down, down_bias = PartitionSpec(EXPERT, HEADS, FSDP), PartitionSpec(EXPERT)
+    gated, gated_bias = PartitionSpec(EXPERT, WIDTH, None, HEADS), PartitionSpec(EXPERT, None, HEADS)
+    down, down_bias = PartitionSpec(EXPERT, HEADS, WIDTH), PartitionSpec(EXPERT)
     of_kernels: Any = jax.tree.unflatten(jax.tree.structure(kernels), (gated, gated_bias, down, down_bias))
 
     def local(x: Array, chosen: Array, weights: Array, kernels: Kernels) -> Array:
         # Gathered here, because the gradient of a gather is a sum of which each device gets its part. That of a spec without the
         # axis is a sum of which every device gets all, twice as many bytes.
-        gather = functools.partial(jax.lax.all_gather, axis_name=FSDP, tiled=True)
+        gather = functools.partial(jax.lax.all_gather, axis_name=WIDTH, tiled=True)
         kernels = kernels._replace(gated=gather(kernels.gated, axis=1), down=gather(kernels.down, axis=2))
         return apply_experts(x, chosen, weights, kernels, activation=activation, expert_axis=EXPERT, ffn_axis=HEADS)
 
