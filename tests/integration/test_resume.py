@@ -22,6 +22,7 @@ from zoo.cli import main
 
 TWO = {"processes": 2, "devices": 2}
 SHARDED = ("--mesh.fsdp", "2", "--mesh.tensor", "2")
+POSITIONS = ("--mesh.fsdp", "2", "--mesh.sequence", "2")
 
 
 def flip(folder: Path) -> None:
@@ -285,11 +286,11 @@ def kill_one_of_two(run: Training, step: int) -> None:
 
 @pytest.mark.full
 def test_a_killed_process_ends_the_group_and_other_devices_go_on_with_the_next_sample() -> None:
-    """Begun on four devices of one process, continued in two processes and ended on a sharded mesh of eight devices."""
+    """Begun on four devices of one process, continued in two processes and ended on eight that divide positions too."""
     run = reference().copied("elastic", EVERY)
     kill_one_of_two(run, 2 * EVERY)
     newest = run.latest()
-    run.finish(*SHARDED, devices=8)
+    run.finish(*POSITIONS, devices=8)
     assert run.resumed_at() == [0, EVERY, newest] and newest is not None and newest < STEPS
     runs.assert_every_sample_once_per_epoch(run)
     assert_close(run, reference())
@@ -427,6 +428,7 @@ def test_a_killed_run_of_another_family_ends_with_the_same_bits(recipe: str) -> 
     ("recipe", "flags", "machine"),
     [
         ("gpt-nano", SHARDED, TWO),
+        ("gpt-nano", POSITIONS, TWO),
         ("gpt-nano", ("--engine", "pmap"), TWO),
         ("t5-nano", (), TWO),
         ("t5-nano", SHARDED, {}),
@@ -435,6 +437,7 @@ def test_a_killed_run_of_another_family_ends_with_the_same_bits(recipe: str) -> 
         ("xlnet-nano", (), TWO),
         ("xlnet-nano", ("--engine", "pmap"), {}),
         ("xlnet-nano", SHARDED, {}),
+        ("xlnet-nano", POSITIONS, TWO),
     ],
 )
 def test_losses_are_the_same_in_two_processes_and_on_every_engine(
