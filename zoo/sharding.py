@@ -119,8 +119,13 @@ def constrain_tokens(x: Shaped[jax.Array, "B T ..."]) -> Shaped[jax.Array, "B T 
     Positions that their axis does not divide, as the only one in decoding, are on all of its devices: of an uneven division XLA
     computes wrong gradients (jaxlib 0.10.2 on CPU; see `tests/train/engine/test_sequence_axis.py`).
     """
-    divides = x.shape[1] % jax.sharding.get_abstract_mesh().shape.get(POSITIONS, 1) == 0
-    return constrain(x, BATCH, POSITIONS if divides else None)
+    return constrain(x, BATCH, POSITIONS if local_positions(x.shape[1]) < x.shape[1] else None)
+
+
+def local_positions(length: int) -> int:
+    """Return the number of positions that each device has of `length`: all of them where `POSITIONS` does not divide them."""
+    devices = jax.sharding.get_abstract_mesh().shape.get(POSITIONS, 1) if POSITIONS in _auto_axes() else 1
+    return length if length % devices else length // devices
 
 
 def on_local_positions(

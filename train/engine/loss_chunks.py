@@ -14,7 +14,7 @@ from typing import Any
 import jax
 
 from train.config.declaration import AUTO_CHUNK
-from zoo.sharding import num_shards, target_memory, target_platform
+from zoo.sharding import local_positions, num_shards, target_memory, target_platform
 
 SHARE = 4
 """`auto` computes all logits at once if they take at most one part in this number of a device's memory. The rest is for the
@@ -29,7 +29,7 @@ class Logits:
     """The logits of a traced loss."""
 
     positions: int
-    """Number of predictions in a row."""
+    """Number of predictions in a row, or in the part of it that a device has."""
     bytes: float
     """Memory on a device for all of them, with their gradient."""
     memory: int | float | None
@@ -78,7 +78,7 @@ def traced_logits(heads: Sequence[Callable[[Any], Any]], hidden: Sequence[Any], 
     """Return the logits that LM heads compute from hidden states [B, T, D], one array for each head."""
     shapes = [jax.eval_shape(head, states).shape for head, states in zip(heads, hidden, strict=True)]
     size = sum(map(math.prod, shapes)) * BYTES[target_platform()] / num_shards()
-    logits = Logits(positions=hidden[0].shape[1], bytes=size, memory=target_memory(), option=option)
+    logits = Logits(positions=local_positions(hidden[0].shape[1]), bytes=size, memory=target_memory(), option=option)
     if (traced := _traced.get()) is not None:
         traced.append(logits)
     return logits

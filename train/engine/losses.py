@@ -29,10 +29,10 @@ def token_losses(
     """Return the cross-entropy in nats of each prediction, float32, through `unembed(hidden)`: logits [B, P, rows >= vocabulary].
 
     `smoothing` mixes the target with the uniform distribution over the vocabulary (Szegedy et al. 2016, section 7). Logits are
-    computed for `chunk` positions at a time, in the forward and the backward pass, so that memory is B * chunk * V instead of
-    B * P * V; 0 = all at once, `AUTO_CHUNK` = as `train.engine.loss_chunks` chooses. With chunks all parameters of `unembed` must
-    be its arguments, as in `Partial(model.unembed, params)`, because their gradients are summed over the devices once, after all
-    chunks.
+    computed for `chunk` positions of a device at a time, in the forward and the backward pass, so that memory is B * chunk * V
+    instead of B * P * V; 0 = all at once, `AUTO_CHUNK` = as `train.engine.loss_chunks` chooses. With chunks all parameters of
+    `unembed` must be its arguments, as in `Partial(model.unembed, params)`, because their gradients are summed over the devices
+    once, after all chunks.
     """
 
     def losses(heads: tuple[Callable[[Array], Array]], hidden: Array, targets: Array) -> Array:
