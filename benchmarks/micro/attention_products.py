@@ -20,8 +20,10 @@ from benchmarks.attention.problems import FEATURES, Problem, Shape
 from benchmarks.core import timing
 from benchmarks.micro import script_setup
 from zoo.attention.kernels.blocked import Plan, dot
+from zoo.attention.request import kernel_call
 from zoo.errors import BadInput
 from zoo.ops.selects import batches_per_step
+from zoo.ops.tile_sizes import tile_sizes
 
 CASES = ((4, 512), (2, 1024), (1, 2048))
 """Rows, and tokens a row; 12 heads of 64."""
@@ -59,7 +61,8 @@ def _timed(function: Callable[..., Any], *arguments: Any) -> Callable[[], Any]:
 def _products(problem: Problem) -> Callable[[], Any]:
     """Return a program that computes the products of `blocked` in both passes, of the tiles that it does not skip."""
     (call,), (b, t, s, n, groups, _) = problem.calls, problem.shape
-    plan = Plan.of(b, t, s, n, groups, call.mask, None, 1.0, 0.0)
+    sizes = tile_sizes(kernel_call("blocked", problem.trained["calls"][0]["q"], problem.trained["k"], call.mask, None, 0.0))
+    plan = Plan.of(sizes, b, t, s, n, groups, call.mask, None, 1.0, 0.0)
     # [B, T, N, H] -> [groups of examples and heads, examples, heads, T, H]
     arrays = [problem.trained["calls"][0]["q"], problem.trained["k"], problem.trained["v"], problem.cotangents[0]]
     split = [x.transpose(0, 2, 1, 3).reshape(-1, plan.examples, plan.heads, x.shape[1], x.shape[3]) for x in arrays]

@@ -2,11 +2,13 @@
 
 import dataclasses
 import itertools
+from collections.abc import Set
 from typing import Any
 
 from zoo.attention.biases import Buckets, ByDistance, Dense, Relative
 from zoo.attention.masks import Mask
 from zoo.errors import BadInput
+from zoo.ops.tile_sizes import KernelCall
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,22 +41,18 @@ class Request:
             q.dtype == k.dtype == v.dtype, f"q, k and v have dtypes {q.dtype}, {k.dtype} and {v.dtype}; cast them to one"
         )
         letters = {"B": b, "T": t, "S": s, "N": n}
-        features = set()
         for name, axes, array in itertools.chain.from_iterable(spec.arrays() for spec in (mask, bias) if spec is not None):
             _check_shape(name, axes, array, letters)
-            features.update(_FEATURES[name])
+        features = _mask_and_bias_features(mask, bias)
         if mask.causal or mask.window is not None:
             same = mask.query_positions is None and mask.key_positions is None
             refuse_unless(not same or t == s, f"causal or window attention of {t} queries over {s} keys needs query_positions")
-            features |= {"causal"} if mask.causal else set()
         if mask.window is not None:
             refuse_unless(mask.window > 0, f"window {mask.window}: choose 1 or more positions")
-            features.add("window")
         for name in ("segments", "ranks"):
             pair = getattr(mask, f"query_{name}"), getattr(mask, f"key_{name}")
             refuse_unless((pair[0] is None) == (pair[1] is None), f"query_{name} and key_{name} must be set together, or neither")
         if bias is not None:
-            features.add(_BIASES[type(bias)])
             refuse_unless((reason := bias.missing_distances(t, s)) is None, reason or "")
         if dropout is not None:
             refuse_unless(0 <= dropout[0] < 1, f"dropout {dropout[0]}: choose a rate of at least 0 and below 1")
@@ -78,7 +76,36 @@ class Request:
             scattered_distances=0 if scattered is None else scattered.first + s,
         )
 
+    def kernel_call(self, kernel: str) -> KernelCall:
+        """Return what the sizes of a kernel's tiles depend on."""
+        _, t, s, _, _, h = self.shape
+        form = _tile_form(self.features, is_scattered=self.scattered_distances > 0)
+        return KernelCall(kernel=kernel, dtype=self.dtype, form=form, head=h, queries=t, keys=s)
 
+
+def kernel_call(kernel: str, q: Any, k: Any, mask: Mask, bias: Any, rate: float) -> KernelCall:
+    """Return `Request.kernel_call` of the request that these arguments of a kernel have been checked for."""
+    features = _mask_and_bias_features(mask, bias) | ({"dropout"} if rate else set())
+    form = _tile_form(features, is_scattered=isinstance(bias, Relative) and bias.query_positions is not None)
+    return KernelCall(kernel=kernel, dtype=str(q.dtype), form=form, head=q.shape[-1], queries=q.shape[1], keys=k.shape[1])
+
+
+def _mask_and_bias_features(mask: Mask, bias: Any) -> set[str]:
+    features = {
+        feature for spec in (mask, bias) if spec is not None for name, _, _ in spec.arrays() for feature in _FEATURES[name]
+    }
+    names = {"causal": mask.causal, "window": mask.window is not None, _BIASES.get(type(bias), ""): bias is not None}
+    return features | {name for name, is_set in names.items() if is_set}
+
+
+def _tile_form(features: Set[str], *, is_scattered: bool) -> str:
+    """Return what a tile holds besides scores, and which tiles are skipped, in words: "full" if neither."""
+    words = sorted(features & _TILE_FEATURES)
+    words += ["numbers"] if features & {"segments", "positions", "ranks"} else []
+    return ", ".join([*words, *(["scattered"] if is_scattered else [])]) or "full"
+
+
+_TILE_FEATURES = frozenset({"causal", "window", "explicit mask", "dense bias", "bucket bias", "relative bias", "dropout"})
 _FEATURES: dict[str, tuple[str, ...]] = {
     "key_lengths": ("key lengths",),
     "query_segments": ("segments",),

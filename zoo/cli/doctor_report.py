@@ -32,6 +32,8 @@ class Facts:
     xla_flags: str
     cache: Path
     cache_size: int
+    tiles: str
+    """Which sizes of tiles the kernels of attention have."""
     canary: float | None
     """Relative error of the numerical self-test, NaN if it failed; None on a platform other than CPU."""
     packages: dict[str, Path | None]
@@ -66,6 +68,8 @@ def collect_facts() -> Facts:
     """Collect the facts in this process, after `jax_setup.prepare_jax`."""
     import jax
 
+    from zoo.ops import tile_sizes
+
     error, problems = None, []
     try:
         error = jax_setup.check_cpu_compiler()
@@ -75,6 +79,11 @@ def collect_facts() -> Facts:
     packages = {name: _folder(name) for name in PACKAGES}
     if len(set(packages.values())) > 1:
         problems.append(f"the packages {', '.join(PACKAGES)} come from different folders; rename the other `train` or `eval`")
+    try:
+        tiles = tile_sizes.describe_tuning()
+    except BadInput as failure:
+        tiles = "the file of the stored tuning is damaged"
+        problems.append(str(failure))
     devices = jax.local_devices()
     cache = caches.cache_dir()
     return Facts(
@@ -87,6 +96,7 @@ def collect_facts() -> Facts:
         xla_flags=os.environ.get("XLA_FLAGS", ""),
         cache=cache,
         cache_size=sum(file.stat().st_size for file in cache.rglob("*") if file.is_file()),
+        tiles=tiles,
         canary=error,
         packages=packages,
         problems=tuple(problems),
@@ -114,6 +124,7 @@ def print_facts(
         ("host", f"{report.cpus} processors, {_size(report.host_memory)}"),
         ("XLA_FLAGS", report.xla_flags),
         ("cache", f"{report.cache} ({_size(report.cache_size)})"),
+        ("tiles", report.tiles),
         ("canary", self_test),
         ("packages", ", ".join(sorted({str(folder) for folder in report.packages.values()}))),
         *([("logits", logits)] if logits else []),

@@ -21,6 +21,7 @@ from jax.experimental.pallas import triton as plt
 from jaxtyping import Array, Float, Int
 
 from zoo.ops import grouped_product
+from zoo.ops.tile_sizes import KernelCall, tile_sizes
 
 LARGEST_TILE = 128
 """Maximum number of rows in a tile."""
@@ -41,9 +42,13 @@ class Blocks(NamedTuple):
     """Steps whose blocks are in shared memory at once."""
 
 
-BLOCKS = {2: Blocks(columns=128, step=64, warps=8, stages=3), 4: Blocks(columns=64, step=32, warps=8, stages=3)}
-"""Bytes of a number -> blocks. They take 96 KiB of shared memory with 2 bytes, of which an H100 has room for two programs on a
-multiprocessor and an A10 for one. With 4 bytes and 128 columns an A100 would spill registers."""
+def device_blocks(dtype: Any) -> Blocks:
+    """Return the sizes of blocks for the device for which a program is compiled.
+
+    Those of the table take 96 KiB of shared memory with 2 bytes, of which an H100 has room for two programs on a multiprocessor
+    and an A10 for one. With 4 bytes and 128 columns an A100 would spill registers.
+    """
+    return Blocks(**tile_sizes(KernelCall(kernel="grouped_product_gpu", dtype=jnp.dtype(dtype).name)))
 
 
 def choose_tile_rows(rows_per_group: int) -> int:
@@ -66,7 +71,7 @@ def multiply_rows(
     Of the grid's axes the first varies fastest: programs of consecutive tiles share a block of weights.
     """
     (rows, depth), columns = x.shape, kernels.shape[1 if transposed else 2]
-    blocks = BLOCKS[x.dtype.itemsize]
+    blocks = device_blocks(x.dtype)
     ends = jnp.cumsum(sizes // tile).astype(jnp.int32)
     group = grouped_product.group_of(ends, rows // tile)
 
@@ -111,7 +116,7 @@ def weight_gradients(
     Of the grid's axes the first varies fastest: programs of consecutive blocks of rows of the gradient share the rows of d_y.
     """
     depth, columns, groups = x.shape[1], d_y.shape[1], sizes.shape[0]
-    blocks = BLOCKS[x.dtype.itemsize]
+    blocks = device_blocks(x.dtype)
     size, rows = blocks.columns, min(tile, blocks.step)
     bounds = jnp.append(0, jnp.cumsum(sizes // rows)).astype(jnp.int32)
 

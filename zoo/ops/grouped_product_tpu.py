@@ -22,6 +22,7 @@ from jaxtyping import Array, Float, Int
 
 from zoo.errors import BadInput
 from zoo.ops import grouped_product
+from zoo.ops.tile_sizes import KernelCall, table_sizes
 from zoo.sharding import target_device_kind
 
 LANES = 128
@@ -45,20 +46,14 @@ class Blocks(NamedTuple):
     """Bytes that the compiler may use."""
 
 
-# A gradient block divides the 5,760 columns of gpt-oss: they are 9 x 640 and 5 x 1,152.
-SMALL = Blocks(tile=256, weight_bytes=4 << 20, gradient=640, vmem_bytes=16 << 20)
-LARGE = Blocks(tile=512, weight_bytes=8 << 20, gradient=1152, vmem_bytes=48 << 20)
-LARGE_MEMORY = ("TPU v5", "TPU v6", "TPU7")
-"""Beginnings of the names of devices with more than 16 MiB of vector memory.
-
-By libtpu 0.0.42.1, which compiles blocks of 35 MiB for v5e, v5p, v6e and TPU7x, and for v4 refuses more than 16 MiB whatever the
-limit is.
-"""
-
-
 def blocks_of(kind: str) -> Blocks:
-    """Return the limits for a `device_kind`: the small ones unless it is in `LARGE_MEMORY`."""
-    return LARGE if kind.startswith(LARGE_MEMORY) else SMALL
+    """Return the limits for a `device_kind`.
+
+    Large ones are for devices with more than 16 MiB of vector memory: libtpu 0.0.42.1 compiles blocks of 35 MiB for v5e, v5p, v6e
+    and TPU7x, and for v4 refuses more than 16 MiB whatever the limit is. A gradient block divides the 5,760 columns of gpt-oss:
+    they are 9 x 640 and 5 x 1,152.
+    """
+    return Blocks(**table_sizes(KernelCall(kernel="grouped_product_tpu", dtype=""), kind))
 
 
 def device_blocks() -> Blocks:

@@ -9,12 +9,13 @@ from benchmarks.attention.problems import FEATURES, Problem, Shape
 from benchmarks.micro import attention_products
 from zoo.attention import masks
 from zoo.attention.kernels import blocked
+from zoo.ops import tile_sizes
 
 
 @pytest.fixture(autouse=True)
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module, name, size in ((blocked, "BLOCK_Q", 32), (blocked, "BLOCK_K", 32), (masks, "NARROW_WINDOW", 16)):
-        monkeypatch.setattr(module, name, size)
+    monkeypatch.setitem(tile_sizes.forced, "blocked", {"queries": 32, "keys": 32})
+    monkeypatch.setattr(masks, "NARROW_WINDOW", 16)
 
 
 def count_products(feature: str, monkeypatch: pytest.MonkeyPatch) -> int:

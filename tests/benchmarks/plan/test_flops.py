@@ -19,8 +19,10 @@ from train.config.run_config import Mesh
 from zoo.attention.attention import record_calls
 from zoo.attention.kernels import blocked
 from zoo.attention.masks import Mask
+from zoo.attention.request import kernel_call
 from zoo.configs import Compute
 from zoo.errors import BadInput
+from zoo.ops.tile_sizes import tile_sizes
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -117,7 +119,8 @@ def test_a_causal_loop_over_blocks_has_its_mean_of_trips() -> None:
     with record_calls() as calls:
         traced = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).trace(*arrays, segments)
     work = traced_work(traced, calls, 1)
-    plan = blocked.Plan.of(rows, length, length, heads, heads, Mask(causal=True), None, 0.25, 0.0)
+    sizes = tile_sizes(kernel_call("blocked", *arrays[:2], Mask(causal=True), None, 0.0))
+    plan = blocked.Plan.of(sizes, rows, length, length, heads, heads, Mask(causal=True), None, 0.25, 0.0)
     blocks = plan.num_q_blocks
     assert blocks == plan.num_k_blocks > 1
     pairs = blocks * (blocks + 1) // 2

@@ -29,6 +29,7 @@ from zoo.attention.kernels.reference import reference
 from zoo.attention.masks import Mask
 from zoo.attention.request import Request
 from zoo.errors import BadInput, install_advice
+from zoo.ops import tile_sizes
 from zoo.sharding import BATCH
 
 ONCE = {"xla_backend_optimization_level": 0, **compilation.OPTIONS}
@@ -264,6 +265,9 @@ def test_the_gradient_of_a_shared_bias_is_summed_over_the_examples(bias, summed)
     assert re.findall(r'"stablehlo\.all_reduce".*?\) : \(tensor<([\dx]+)x\w+>\)', program, re.DOTALL) == summed
 
 
+SMALL_TILES = dict.fromkeys(tile_sizes.table_sizes(tile_sizes.KernelCall(kernel="splash", dtype="float32"), "TPU"), 128)
+
+
 @pytest.mark.parametrize(
     ("mask", "groups"),
     [
@@ -275,7 +279,7 @@ def test_splash_computes_the_attention(mask, groups, monkeypatch):
     """The kernel itself, interpreted, in four blocks of 128."""
     interpreted = functools.partial(splash_attention.make_splash_mha, interpret=True)
     monkeypatch.setattr(splash_attention, "make_splash_mha", interpreted)
-    monkeypatch.setattr(splash, "BLOCK", 128)
+    monkeypatch.setitem(tile_sizes.forced, "splash", SMALL_TILES)
     sizes = {"groups": groups, "heads": 2}
     got = value_and_gradients(splash.splash, jnp.float32, 256, masks(256)[mask], None, **sizes)
     assert_agrees(got, exact(256, mask, **sizes))
@@ -295,7 +299,7 @@ def check_splash(monkeypatch, dtype):
     """Compare the interpreted kernel with float64."""
     interpreted = functools.partial(splash_attention.make_splash_mha, interpret=True)
     monkeypatch.setattr(splash_attention, "make_splash_mha", interpreted)
-    monkeypatch.setattr(splash, "BLOCK", 128)
+    monkeypatch.setitem(tile_sizes.forced, "splash", SMALL_TILES)
     row = dataclasses.replace(attention.IMPLEMENTATIONS["splash"], platforms=attention.EVERYWHERE)
     monkeypatch.setitem(attention.IMPLEMENTATIONS, "splash", row)
     monkeypatch.setattr(conformance, "CASES", {**conformance.CASES, "splash": SPLASH})

@@ -14,10 +14,10 @@ import pytest
 from tests.support import compilation
 from zoo.attention import attention
 from zoo.attention.biases import Buckets
-from zoo.attention.kernels import blocked, flash_gpu, flash_tpu
+from zoo.attention.kernels import blocked
 from zoo.attention.masks import Mask
 from zoo.attention.tiles import Tile
-from zoo.ops import counter_rng
+from zoo.ops import counter_rng, tile_sizes
 
 OPTIONS = {"xla_backend_optimization_level": 0, **compilation.OPTIONS}
 RUNNABLE = [name for name, row in attention.IMPLEMENTATIONS.items() if "cpu" in row.platforms or row.is_interpretable]
@@ -104,22 +104,19 @@ def test_a_row_that_averages_all_values_is_noticed(monkeypatch: pytest.MonkeyPat
 
 # --- dropout --------------------------------------------------------------------------------------------------------------------
 
-TILES: dict[str, tuple[Any, tuple[str, ...], int, tuple[int, ...]]] = {
-    "reference": (None, (), 64, (0,)),
-    "xla": (None, (), 64, (0,)),
-    "blocked": (blocked, ("BLOCK_Q", "BLOCK_K"), 64, (16, 64)),
-    "flash_tpu": (flash_tpu, ("BLOCK",), 256, (128, 256)),
-    "flash_gpu": (flash_gpu, ("BLOCK",), 128, (32, 64)),
+TILES: dict[str, tuple[tuple[str, ...], int, tuple[int, ...]]] = {
+    "reference": ((), 64, (0,)),
+    "xla": ((), 64, (0,)),
+    "blocked": (("queries", "keys"), 64, (16, 64)),
+    "flash_tpu": (("block",), 256, (128, 256)),
+    "flash_gpu": (("block",), 128, (32, 64)),
 }
-"""Implementation -> the module and names of its tile's size, the number of queries, of keys and of a head's channels, and the
-sizes of tiles."""
+"""Implementation -> the names of its tile's sizes, the number of queries, of keys and of a head's channels, and the sizes."""
 
 
 def check_dropped(impl: str, size: int, tile: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Compare the entries that are zero with the hash: with one-hot values and cotangents both passes show the weights."""
-    module, names, *_ = TILES[impl]
-    for name in names:
-        monkeypatch.setattr(module, name, tile)
+    monkeypatch.setitem(tile_sizes.forced, impl, dict.fromkeys(TILES[impl][0], tile))
     q, k = (jnp.asarray(normal(seed, 2, size, HEADS, size) * size**-0.5) for seed in range(2))
     one_hot = jnp.broadcast_to(jnp.eye(size)[:, None], (2, size, HEADS, size))
 
@@ -146,7 +143,7 @@ def check_dropped(impl: str, size: int, tile: int, monkeypatch: pytest.MonkeyPat
 )
 def test_the_same_entries_are_dropped_whatever_the_tiles(impl: str, tile: int, monkeypatch: pytest.MonkeyPatch) -> None:
     assert list(TILES) == RUNNABLE
-    check_dropped(impl, TILES[impl][2], tile, monkeypatch)
+    check_dropped(impl, TILES[impl][1], tile, monkeypatch)
 
 
 @pytest.mark.planted

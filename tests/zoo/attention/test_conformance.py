@@ -21,7 +21,7 @@ from zoo.attention.attention import attention
 from zoo.attention.biases import ByDistance, Dense
 from zoo.attention.kernels import blocked
 from zoo.attention.masks import Mask
-from zoo.ops import cpu_forms, reductions
+from zoo.ops import cpu_forms, reductions, tile_sizes
 
 RUNNABLE = [name for name, row in dispatch.IMPLEMENTATIONS.items() if "cpu" in row.platforms and name != "reference"]
 # Many programs that run once; what they compute is the same.
@@ -68,8 +68,8 @@ def quick_reference(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """So small that every case has several of them each way."""
-    for module, name, size in ((blocked, "BLOCK_Q", 128), (blocked, "BLOCK_K", 256), (masks, "NARROW_WINDOW", 64)):
-        monkeypatch.setattr(module, name, size)
+    monkeypatch.setitem(tile_sizes.forced, "blocked", {"queries": 128, "keys": 256})
+    monkeypatch.setattr(masks, "NARROW_WINDOW", 64)
 
 
 @pytest.mark.parametrize(

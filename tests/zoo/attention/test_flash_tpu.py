@@ -19,6 +19,7 @@ from zoo.attention.kernels import _flash_tpu_bodies, _flash_tpu_calls, _flash_tp
 from zoo.attention.kernels import _flash_tpu_xlnet_bias as relative
 from zoo.attention.masks import ALL_PAIRS, NO_PAIR, SOME_PAIRS, Mask
 from zoo.attention.request import Request
+from zoo.ops import tile_sizes
 
 OPTIONS = {"xla_backend_optimization_level": 0, **compilation.OPTIONS}
 SINKS = "sinks, grouped heads, dropout"
@@ -45,7 +46,7 @@ def check(case: str, dtype: str = "float32") -> conformance.CaseResult:
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """So small that every case has several of them."""
-    monkeypatch.setattr(flash_tpu, "BLOCK", 128)
+    monkeypatch.setitem(tile_sizes.forced, "flash_tpu", {"block": 128})
 
 
 @pytest.fixture(autouse=True)
@@ -218,7 +219,7 @@ def test_too_many_distances_of_scattered_queries_are_refused_with_the_limit(monk
     assert scattered_reason(2048, 2047) is None and scattered_reason(2100, 1536) is None
     reason = "with scattered queries it takes up to 4096 distances of padded keys, and these are 4608"
     assert scattered_reason(2049, 2048) == reason and scattered_reason(2100, 1990) == reason
-    monkeypatch.setattr(flash_tpu, "_padded_distances", lambda first, s: first + s)
+    monkeypatch.setattr(flash_tpu, "_padded_distances", lambda first, s, largest: first + s)
     with pytest.raises(AssertionError):
         assert scattered_reason(2100, 1990) == reason
 

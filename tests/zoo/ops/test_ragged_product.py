@@ -33,7 +33,7 @@ BOUND = 2.0**-18
 """Maximum error as a part of the sum of the absolute values: at most 256 float32 additions, 2^-24 each, less by pairs."""
 FORMS = ("tiles", "grouped_tpu", "grouped_gpu", "ragged_dot")
 KERNELS: dict[str, Any] = {"grouped_tpu": grouped_product_tpu, "grouped_gpu": grouped_product_gpu}
-LIMITS = (grouped_product_tpu.SMALL, grouped_product_tpu.LARGE)
+LIMITS = SMALL, LARGE = tuple(grouped_product_tpu.blocks_of(kind) for kind in ("TPU v4", "TPU v5p"))
 
 
 class Problem:
@@ -101,7 +101,7 @@ class Problem:
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Give the kernels several blocks along both axes, the last of which is not full, and those of a GPU few neighbours."""
-    small = grouped_product_tpu.SMALL._replace(weight_bytes=128 * DEPTH * 4, gradient=128)
+    small = SMALL._replace(weight_bytes=128 * DEPTH * 4, gradient=128)
     monkeypatch.setattr(grouped_product_tpu, "device_blocks", lambda: small)
     monkeypatch.setattr(grouped_product_gpu, "NEIGHBOURS", 4)
 
@@ -289,7 +289,7 @@ def test_tiles_of_kernels_are_mostly_full(form: str, largest: int, monkeypatch: 
 
 def test_only_newer_tpus_have_large_blocks() -> None:
     """By the names of the devices with published rates and of those that programs are compiled for, which are among them."""
-    large = {kind for kind in DEVICES if grouped_product_tpu.blocks_of(kind) is grouped_product_tpu.LARGE}
+    large = {kind for kind in DEVICES if grouped_product_tpu.blocks_of(kind) == LARGE}
     assert {kind for kind in DEVICES if kind.startswith("TPU")} - large == {"TPU v2", "TPU v3", "TPU v4"}
     assert all(kind.startswith("TPU") for kind in large)
     assert {tpu.kind for tpu in TPUS.values()} - large == {"TPU v4"}
@@ -309,7 +309,7 @@ def test_the_blocks_of_gpt_oss_fit(limits: grouped_product_tpu.Blocks, dtype: An
         blocks = size * (tile * contracted + contracted * block + tile * block)
         assert 2 * blocks + 4 * tile * block <= used <= limits.vmem_bytes
         # Halved only where necessary: in float32, and on small devices.
-        assert tile == limits.tile or (tile == limits.tile // 2 and size == 4 and limits is grouped_product_tpu.SMALL)
+        assert tile == limits.tile or (tile == limits.tile // 2 and size == 4 and limits == SMALL)
     block_d, block_f, used = grouped_product_tpu.gradient_blocks(limits.tile, depth, columns, dtype, limits)
     blocks = size * (limits.tile * (block_d + block_f) + block_d * block_f)
     assert 2 * blocks + 4 * block_d * block_f <= used <= limits.vmem_bytes
@@ -317,7 +317,7 @@ def test_the_blocks_of_gpt_oss_fit(limits: grouped_product_tpu.Blocks, dtype: An
 
 def test_an_axis_that_fits_no_tile_is_refused() -> None:
     with pytest.raises(BadInput, match=r"an axis of 20000 float32 numbers need 2\d\.\d MiB .* has 16\.0; choose"):
-        grouped_product_tpu.row_blocks(256, 20_000, 256, np.float32, grouped_product_tpu.SMALL)
+        grouped_product_tpu.row_blocks(256, 20_000, 256, np.float32, SMALL)
 
 
 def test_blocks_pad_an_axis_as_little_as_possible() -> None:

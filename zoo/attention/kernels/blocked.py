@@ -22,15 +22,14 @@ from jaxtyping import Array, Bool, Float, Int, UInt32
 from zoo.attention.biases import Bias
 from zoo.attention.kernels._flash_common import sink_gradient, sink_logits
 from zoo.attention.masks import NO_PAIR, Mask
+from zoo.attention.request import kernel_call
 from zoo.attention.tiles import Tile, add, take
 from zoo.ops import counter_rng
 from zoo.ops.reductions import row_max, row_sum
 from zoo.ops.selects import batches_per_step
+from zoo.ops.tile_sizes import Sizes, tile_sizes
 
 MASKED = -1e30
-BLOCK_Q, BLOCK_K = 512, 1024
-"""Maximum number of queries and keys in a tile: its scores are 2 MiB in float32. With a quarter of the scores, two cores wait a
-third longer for each other at the end of every product."""
 
 
 def blocked(
@@ -50,7 +49,8 @@ def blocked(
     b, t, n, h = q.shape
     s, groups = k.shape[1], k.shape[2]
     prepared = None if bias is None else bias.prepare(t, s)
-    plan = Plan.of(b, t, s, n, groups, mask, prepared, scale, rate)
+    sizes = tile_sizes(kernel_call("blocked", q, k, mask, bias, rate))
+    plan = Plan.of(sizes, b, t, s, n, groups, mask, prepared, scale, rate)
     padded_t, padded_s = plan.block_q * plan.num_q_blocks, plan.block_k * plan.num_k_blocks
     if padded_s > s:
         mask = mask.hide_keys_from(s, b)
@@ -84,14 +84,17 @@ class Plan:
     rate: float
 
     @classmethod
-    def of(cls, b: int, t: int, s: int, n: int, groups: int, mask: Mask, bias: Any, scale: float, rate: float) -> "Plan":
-        shared, max_q, max_k = n // groups, BLOCK_Q, BLOCK_K
+    def of(
+        cls, sizes: Sizes, b: int, t: int, s: int, n: int, groups: int, mask: Mask, bias: Any, scale: float, rate: float
+    ) -> "Plan":
+        """Return the plan of a call. `sizes` are the maximum numbers of queries and keys in a tile."""
+        shared, max_q, max_k = n // groups, sizes["queries"], sizes["keys"]
         for spec in (mask, bias):
             if spec is not None:
                 max_q, max_k = spec.tile_size(max_q, max_k, s)
         num_k_blocks, block_k = _even_blocks(s, max_k, 16)
         num_q_blocks, block_q = _even_blocks(t, max(8, max_q // shared), 8)
-        capacity = BLOCK_Q * BLOCK_K // (block_q * block_k * shared)
+        capacity = sizes["queries"] * sizes["keys"] // (block_q * block_k * shared)
         heads = _largest_divisor(groups, capacity)
         examples = _largest_divisor(b, capacity // heads) if heads == groups else 1
         return cls(

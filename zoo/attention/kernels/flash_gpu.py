@@ -29,14 +29,13 @@ from zoo.attention.kernels._dot_product_attention import capability
 from zoo.attention.kernels._flash_gpu_bodies import Inputs, Plan, head_block
 from zoo.attention.masks import NO_PAIR, Mask
 from zoo.attention.query_chunks import in_chunks
-from zoo.attention.request import Request
+from zoo.attention.request import Request, kernel_call
+from zoo.ops.tile_sizes import tile_sizes
 from zoo.sharding import target_platform
 
-BLOCK = 64
-"""Number of queries and of keys in a tile."""
 WARPS, STAGES = 4, 2
-"""`Plan.warps` and `Plan.stages`; twice the warps with heads of more than MEDIUM_HEAD, and a single stage with a dense bias, of
-which more would make the assembler serialize the products."""
+"""`Plan.warps` and `Plan.stages`; twice the warps with heads of more than MEDIUM_HEAD or tiles of more than 64, and a single
+stage with a dense bias, of which more would make the assembler serialize the products."""
 SMALLEST_HEAD, SMALL_HEAD, MEDIUM_HEAD, LARGEST_HEAD = 16, 64, 128, 256
 """Sizes of a head, which the kernels pad to a power of two: the smallest that the matrix units take, and the largest whose sums
 fit the registers of a program: on an H100 the kernel for keys has 254 registers a thread with heads of 128, 240 with 256."""
@@ -63,11 +62,12 @@ def flash_gpu(
     rate: float,
 ) -> Float[Array, "B T N H"]:
     """Compute attention (see `Kernel`). Scores, softmax and sums are float32. Without a GPU the kernels are interpreted."""
-    attend = functools.partial(_fused, seed=seed, heads=heads, sinks=sinks, scale=scale, rate=rate)
+    block = tile_sizes(kernel_call("flash_gpu", q, k, mask, bias, rate))["block"]
+    attend = functools.partial(_fused, seed=seed, heads=heads, sinks=sinks, scale=scale, rate=rate, block=block)
     if not isinstance(bias, Relative):
         return attend(q, k, v, mask, bias)
     b, _, n, _ = q.shape
-    return in_chunks(attend, q, k, v, mask, bias, scale=scale, block=BLOCK, blocks=-(-PROGRAMS // (b * n)))
+    return in_chunks(attend, q, k, v, mask, bias, scale=scale, block=block, blocks=-(-PROGRAMS // (b * n)))
 
 
 def _fused(
@@ -83,20 +83,25 @@ def _fused(
     sinks: Float[Array, " N"] | None,
     scale: float,
     rate: float,
+    block: int,
 ) -> Float[Array, "B T N H"]:
-    """Compute attention of queries from `first_query` on. A dense bias has the axes of the scores, [B, N, T, S]."""
+    """Compute attention of queries from `first_query` on. A dense bias has the axes of the scores, [B, N, T, S].
+
+    Args:
+        block: the number of queries and of keys in a tile.
+    """
     (b, t, n, h), s = q.shape, k.shape[1]
     prepared = bias.prepare(t, s) if isinstance(bias, Buckets | ByDistance) else None
-    num_q, num_k = -(-t // BLOCK), -(-s // BLOCK)
-    padded_t, padded_s = num_q * BLOCK, num_k * BLOCK
+    num_q, num_k = -(-t // block), -(-s // block)
+    padded_t, padded_s = num_q * block, num_k * block
     mask = common.pad_mask(mask, b, t, s, padded_t, padded_s)
-    states = mask.block_states(BLOCK, BLOCK, padded_t, padded_s)
-    before, after = (0, -1) if prepared is None else prepared.tile_offsets(BLOCK, num_q, num_k)
+    states = mask.block_states(block, block, padded_t, padded_s)
+    before, after = (0, -1) if prepared is None else prepared.tile_offsets(block, num_q, num_k)
     num_tiles = before + 1 + after
     groups = min(b, -(-PROGRAMS // (n * max(1, num_tiles))))
     plan = Plan(
-        block_q=BLOCK,
-        block_k=BLOCK,
+        block_q=block,
+        block_k=block,
         num_q=num_q,
         num_k=num_k,
         shared=n // k.shape[2],
@@ -113,7 +118,7 @@ def _fused(
         examples=b,
         bias_groups=(groups, min(num_q, -(-PROGRAMS // (n * max(1, num_tiles) * groups)))),
         has_own_states=states.shape[0] > 1,
-        warps=2 * WARPS if h > MEDIUM_HEAD else WARPS,
+        warps=2 * WARPS if h > MEDIUM_HEAD or block > 64 else WARPS,
         stages=1 if isinstance(bias, Dense) else STAGES,
         parts=2 * PARTS if h > MEDIUM_HEAD else PARTS if bias is not None or h > SMALL_HEAD else 1,
     )

@@ -26,11 +26,10 @@ from zoo.attention.kernels._flash_tpu_calls import Operands, attend
 from zoo.attention.kernels._flash_tpu_plan import LANES, Plan
 from zoo.attention.kernels._flash_tpu_xlnet_bias import Positions, num_distances
 from zoo.attention.masks import Mask
-from zoo.attention.request import Request
+from zoo.attention.request import Request, kernel_call
+from zoo.ops.tile_sizes import tile_sizes
 from zoo.sharding import target_platform
 
-BLOCK = 512
-"""Maximum number of queries and keys in a tile. By the compiler's schedule for TPU v5e, tiles of 256 cost half as much again."""
 LONGEST = 16384
 """Maximum number of queries: the backward pass keeps the gradient of those of a head in the vector memory."""
 LARGEST_HEAD = 256
@@ -64,7 +63,8 @@ def flash_tpu(
     assert bias is None or isinstance(bias, Buckets | ByDistance | Relative)
     relative = _with_existing_distances(bias, s) if isinstance(bias, Relative) else None
     prepared = bias.prepare(t, s) if isinstance(bias, Buckets | ByDistance) else None
-    block_q, block_k = _tile_sizes(t, s, bias)
+    largest = tile_sizes(kernel_call("flash_tpu", q, k, mask, bias, rate))["block"]
+    block_q, block_k = _block_sizes(t, s, bias, largest)
     num_q, num_k = -(-t // block_q), -(-s // block_k)
     padded_t, padded_s = num_q * block_q, num_k * block_k
     mask = pad_mask(mask, b, t, s, padded_t, padded_s)
@@ -97,7 +97,9 @@ def flash_tpu(
 def unsupported_reason(request: Request) -> str | None:
     """Return why the kernels refuse a request; None if they do not."""
     _, t, s, _, _, h = request.shape
-    distances = _padded_distances(request.scattered_distances - s, s) if request.scattered_distances else 0
+    distances = 0
+    if request.scattered_distances:
+        distances = _padded_distances(request.scattered_distances - s, s, tile_sizes(request.kernel_call("flash_tpu"))["block"])
     if missing := [name for module, names in PALLAS.items() for name in names if not hasattr(module, name)]:
         return f"Pallas of JAX {jax.__version__} has no {', no '.join(missing)}; install the version of constraints.txt"
     if h > LARGEST_HEAD:
@@ -123,23 +125,24 @@ def _with_existing_distances(bias: Relative, s: int) -> Relative:
     return dataclasses.replace(bias, q_r=jnp.where(bias.distances_exist(s)[..., None, None], bias.q_r, jnp.nan))
 
 
-def _tile_sizes(t: int, s: int, bias: Bias | None) -> tuple[int, int]:
-    """Return the numbers of queries and of keys in a tile."""
+def _block_sizes(t: int, s: int, bias: Bias | None, largest: int) -> tuple[int, int]:
+    """Return the numbers of queries and of keys in a tile, at most `largest`."""
     if bias is None:
-        return _block(t), _block(s)
+        return _block(t, largest), _block(s, largest)
     if isinstance(bias, Relative) and bias.query_positions is not None:
-        return _block(t, max(LANES, SCATTERED // _padded_distances(bias.first, s) // LANES * LANES)), _block(s)
-    block = _block(max(t, s))  # the tiles of a bias by distance, and of the distances of consecutive queries, are square
+        fitting = max(LANES, SCATTERED // _padded_distances(bias.first, s, largest) // LANES * LANES)
+        return _block(t, min(fitting, largest)), _block(s, largest)
+    block = _block(max(t, s), largest)  # the tiles of a bias by distance, and of the distances of consecutive queries, are square
     return block, block
 
 
-def _padded_distances(first: int, s: int) -> int:
+def _padded_distances(first: int, s: int, largest: int) -> int:
     """Return the number of distances of scattered queries to `s` keys, padded to tiles, from distance `first` on."""
-    block_k = _block(s)
+    block_k = _block(s, largest)
     return num_distances(first, -(-s // block_k) * block_k)
 
 
-def _block(length: int, largest: int | None = None) -> int:
-    """Return the size of as few equal blocks as possible, a multiple of the lanes; `largest` defaults to `BLOCK`."""
-    blocks = -(-length // min(BLOCK, largest or BLOCK))
+def _block(length: int, largest: int) -> int:
+    """Return the size of as few equal blocks of at most `largest` as possible, a multiple of the lanes."""
+    blocks = -(-length // largest)
     return -(-length // (blocks * LANES)) * LANES

@@ -9,10 +9,12 @@ from jaxtyping import Array, Float, UInt32
 
 from zoo.attention.biases import Bias
 from zoo.attention.masks import Mask
-from zoo.attention.request import Request
+from zoo.attention.request import Request, kernel_call
+from zoo.ops.tile_sizes import Sizes, tile_sizes
 
-BLOCK = 512
-"""Maximum number of queries and keys in a block: MaxText's value, not measured on a TPU by this project."""
+LANES = 128
+WINDOW_BLOCK = 512
+"""Maximum number of queries and keys in a block where a window is smaller."""
 
 
 def splash(
@@ -32,7 +34,7 @@ def splash(
     t, n, s = q.shape[1], q.shape[2], k.shape[1]
     kernel = library.make_splash_mha(
         mask=library.MultiHeadMask([_static(mask, t, s)] * n),
-        block_sizes=_blocks(t, s),
+        block_sizes=_blocks(tile_sizes(kernel_call("splash", q, k, mask, bias, rate)), mask, t, s),
         head_shards=1,
         q_seq_shards=1,
         residual_checkpoint_name="attention",
@@ -53,7 +55,7 @@ def unsupported_reason(request: Request) -> str | None:
     _, t, s, _, _, _ = request.shape
     if request.dtype not in ("bfloat16", "float32"):
         return f"it takes bfloat16 and float32, and this is {request.dtype}"
-    if t % 128 or s % 128:
+    if t % LANES or s % LANES:
         return f"it takes lengths that are multiples of 128, and these are {t} and {s}"
     return None
 
@@ -88,8 +90,22 @@ def _segments(mask: Mask, b: int, t: int, s: int) -> Any:
     return library.SegmentIds(q=query, kv=key)
 
 
-def _blocks(t: int, s: int) -> Any:
-    q, kv = (next(block for block in (BLOCK, 256, 128) if length % block == 0) for length in (t, s))
+def _blocks(sizes: Sizes, mask: Mask, t: int, s: int) -> Any:
+    """Return the sizes of blocks, which divide the lengths. Blocks that are larger than a window would be mostly masked."""
+    largest = max(t, s) if mask.window is None else max(WINDOW_BLOCK, mask.window)
+
+    def divisor(name: str, length: int) -> int:
+        """Return the largest size of at most these rows that divides a length."""
+        return next(size for size in range(min(sizes[name], largest, length) // LANES * LANES, 0, -LANES) if length % size == 0)
+
+    kv, kv_dkv, q_dkv = divisor("keys", s), divisor("backward_keys", s), divisor("backward_queries", t)
     return library.BlockSizes(
-        block_q=q, block_kv=kv, block_q_dkv=q, block_kv_dkv=kv, block_q_dq=q, block_kv_dq=kv
+        block_q=divisor("queries", t),
+        block_kv=kv,
+        block_kv_compute=divisor("compute", kv),
+        block_q_dkv=q_dkv,
+        block_kv_dkv=kv_dkv,
+        block_kv_dkv_compute=divisor("backward_compute", kv_dkv),
+        block_q_dq=q_dkv,
+        block_kv_dq=kv_dkv,
     )  # a fused backward pass would hold S / block_kv copies of dq
