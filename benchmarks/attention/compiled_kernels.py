@@ -6,12 +6,13 @@ the memory of temporaries, all as the compiler states them.
 """
 
 import collections
+import contextlib
 import json
 import os
 import re
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -31,6 +32,7 @@ from eval.pages.html_page import Table
 from train.run.progress_display import PieceProgress
 from zoo.attention import attention
 from zoo.errors import BadInput, install_advice, require
+from zoo.ops import tile_sizes
 
 LANES = 128
 """Numbers in a row of a TPU's vector register."""
@@ -45,8 +47,20 @@ COMPILERS: Mapping[str, ModuleType] = {"tpu": tpu_schedule, "gpu": gpu_kernels}
 `take_kernels` returns the kernels of the program that was compiled last, and `TITLE`, `NOTE`, `HEAD` and `columns` show them."""
 
 
-def report_compilation(options: AttentionOptions) -> int:
-    """Compile, print the table, and return 1 if a program does not compile.
+SizesOf = Callable[[str, sweep_rows.SweepRow], Sequence[tile_sizes.Sizes | None]]
+"""(implementation, row) -> the sizes of tiles with which it is compiled; None: those that it has."""
+
+
+def report_compilation(
+    options: AttentionOptions,
+    sizes_of: SizesOf = lambda *_: [None],
+    blocks_of: Callable[[target_devices.Target, list[dict[str, Any]]], list[result_tables.Block]] | None = None,
+) -> int:
+    """Compile, print the table, and return 1 if a program does not compile with the sizes of tiles that it has.
+
+    Args:
+        sizes_of: the sizes of tiles with which each implementation is compiled.
+        blocks_of: (target, cells) -> what is printed; None: the table of kernels.
 
     Raises:
         BadInput: an unknown device, the compiler is not installed, an option of measurements, or an unknown name.
@@ -74,14 +88,14 @@ def report_compilation(options: AttentionOptions) -> int:
         target_devices.prepare_target(target)
         progress = PieceProgress(1.0)
         cells = []
-        for cell in _cells(options, target, Path(folder), progress):
+        for cell in _cells(options, target, Path(folder), progress, sizes_of):
             cells.append(cell)
             if options.output.json:
                 print(json.dumps(cell), flush=True)
         progress.close()
     if not options.output.json:
-        result_tables.print_blocks(_blocks(target, cells))
-    return int(any(cell["state"] == "failed" for cell in cells))
+        result_tables.print_blocks((blocks_of or _blocks)(target, cells))
+    return int(any(cell["state"] == "failed" and "sizes" not in cell for cell in cells))
 
 
 def write_programs(compiler: ModuleType, folder: Path) -> None:
@@ -91,7 +105,7 @@ def write_programs(compiler: ModuleType, folder: Path) -> None:
 
 
 def _cells(
-    options: AttentionOptions, target: target_devices.Target, folder: Path, progress: PieceProgress
+    options: AttentionOptions, target: target_devices.Target, folder: Path, progress: PieceProgress, sizes_of: SizesOf
 ) -> Iterator[dict[str, Any]]:
     """Compile each implementation for each row and yield what the compiler says of it."""
     complete = sweep_rows.resolve_sweep_options(options, target.platform)
@@ -104,10 +118,12 @@ def _cells(
     for row in sweep_rows.sweep_rows(complete):
         problem = Problem.of(problems.FEATURES[row.feature], row.shape, row.dtype)
         for name in implementations:
-            progress.begin(f"{name}: {row}")
-            with jax.set_mesh(mesh), target_devices.simulate_target(target), without_compilation_cache():
-                cell = _compile(problem, name, row.direction, replicated, target, folder)
-            yield {**row.key(name), **cell}
+            for sizes in sizes_of(name, row):
+                progress.begin(f"{name}: {row}")
+                forced = contextlib.nullcontext() if sizes is None else tile_sizes.forced_sizes(name, sizes)
+                with forced, jax.set_mesh(mesh), target_devices.simulate_target(target), without_compilation_cache():
+                    cell = _compile(problem, name, row.direction, replicated, target, folder)
+                yield {**row.key(name), **({} if sizes is None else {"sizes": dict(sizes)}), **cell}
 
 
 def _compile(

@@ -49,6 +49,12 @@ DEFAULTS = {
             tokens=8192,
         ),
     },
+    "tune": {
+        "cpu": dataclasses.replace(_CPU, impl=("blocked",), feature=("full", "causal"), lengths=(512, 2048), direction=("both",)),
+        "accelerator": dataclasses.replace(
+            _ACCELERATOR, feature=("full", "causal", "packed", "t5", "dropout"), direction=("both",), lengths=(1024, 4096, 16384)
+        ),
+    },
 }
 """Kind of a sweep -> its options for a CPU and for an accelerator."""
 
@@ -77,7 +83,7 @@ def resolve_sweep_options(options: AttentionOptions, backend: str) -> AttentionO
         BadInput: an unknown name, a wrong shape, a number that is too small, or options that exclude each other.
     """
     _check(options)
-    kind = "compiled" if options.compiled else "quick" if options.quick else "sweep"
+    kind = "compiled" if options.compiled else "tune" if options.tune else "quick" if options.quick else "sweep"
     default = DEFAULTS[kind]["cpu" if backend == "cpu" else "accelerator"]
     filled = fill_options(options, default, _NAMES)
     impl = filled["impl"]

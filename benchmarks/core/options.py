@@ -76,6 +76,9 @@ class AttentionOptions(Measurement):
     compiled: str = ""
     """A TPU or GPU that need not be present (v4, v5e, v5p, v6e, tpu7x; a100, h100, h200, b200): print what its compiler makes of
     every kernel, and time nothing. Needs the extra tpu or cuda13."""
+    tune: bool = False
+    """Measure sizes of tiles on this device, and store the fastest for all later commands. With --compiled: only order them, by
+    what the compiler makes of them and a model."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -169,7 +172,7 @@ class FeedbackOptions(Measurement):
     """Measure a nano model, in about a minute."""
 
 
-UNRECORDED = ("output", "quick", "devices", "seconds")
+UNRECORDED = ("output", "quick", "devices", "seconds", "tune")
 """Options that do not change any cell, or only through other options; a larger `seconds` completes rows that were left out."""
 
 

@@ -36,6 +36,8 @@ def bench(args: list[str]) -> int:
     request = parse(getattr(options, kind), args=args[1:], prog=f"zoo bench {args[0]}")
     if model := getattr(request, "model", ""):
         configs.find_size(model)  # refuses an unknown name before JAX is imported
+    if getattr(request, "tune", False):
+        command = "benchmarks.tiles.tune_tiles"
     return importlib.import_module(command).main(request, ("bench", *args))
 
 
