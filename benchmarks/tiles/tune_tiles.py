@@ -165,15 +165,16 @@ def time_sizes(problem: Problem, kernel: str, candidates: Sequence[Sizes], optio
     first: Any = None
     texts: set[str] = set()
     for number, sizes in enumerate(candidates):
-        with tile_sizes.forced_sizes(kernel, sizes):
-            lowered = jax.jit(lambda *xs: function(*xs)).lower(*arguments)
-        if (text := lowered.as_text()) in texts:
-            continue
-        texts.add(text)
         try:
+            with tile_sizes.forced_sizes(kernel, sizes):
+                # Of the same function JAX would return what it has traced with other sizes.
+                lowered = jax.jit(lambda *xs: function(*xs)).lower(*arguments)
+            if (text := lowered.as_text()) in texts:
+                continue
+            texts.add(text)
             compiled = lowered.compile()
             results = jax.device_get(compiled(*arguments))
-        except RuntimeError as error:
+        except Exception as error:
             reasons[str(number)] = guarded_trials.error_in_one_line(error)
             continue
         first = results if first is None else first
