@@ -17,6 +17,7 @@ from train.config.run_plugins import used_plugins
 from train.run.run_dir import write_text
 from zoo.attention import attention
 from zoo.file_access import read_regular_text
+from zoo.ops import tile_sizes
 from zoo.runtime import caches, jax_setup
 
 SOURCES = ("zoo", "train", "benchmarks/plan", "benchmarks/hlo")
@@ -50,11 +51,11 @@ def cached_plan(run: run_config.Run, mode: Mode, target: Target, *, fresh: bool 
 def plan_key(run: run_config.Run, mode: Mode, target: Target) -> str:
     """Return a digest of everything that a plan depends on.
 
-    That is the run and what it names, the target, this code, and the libraries and compilers with their settings; for CPU targets
-    also this processor.
+    That is the run and what it names, the target, this code, its tables, a stored tuning of tiles, and the libraries and
+    compilers with their settings; for CPU targets also this processor.
 
     Raises:
-        BadInput: what the run names does not exist.
+        BadInput: what the run names does not exist, or the file of the stored tuning is damaged.
     """
     numbers = {name: value for name, value in dataclasses.asdict(run).items() if name not in APART}
     frozen = objectives.objective(run.objective).frozen_config(run)
@@ -62,7 +63,9 @@ def plan_key(run: run_config.Run, mode: Mode, target: Target) -> str:
     versions = plan_record.compiler_versions(target.platform) | plan_record.installed_versions(TRACED)
     flags = {name: value for name, value in os.environ.items() if name in _FLAGS or name.startswith("JAX_")}
     here = jax_setup.processor_digest() if target.platform == "cpu" else ""
-    inputs = [type(run.model).__module__, run.objective, numbers, others, mode, dataclasses.asdict(target), versions, flags, here]
+    tiles = tile_sizes.read_tuning(tile_sizes.stored_path(target.kind, target.platform))
+    request = [type(run.model).__module__, run.objective, numbers, others, mode, dataclasses.asdict(target)]
+    inputs = [*request, versions, flags, here, tiles]
     return hashlib.sha256(f"{_code()} {json.dumps(inputs, sort_keys=True, default=str)}".encode()).hexdigest()[:32]
 
 
@@ -70,9 +73,9 @@ _FLAGS = ("XLA_FLAGS", "LIBTPU_INIT_ARGS")
 
 
 def _code() -> str:
-    """Return the digest of the source code that plans depend on."""
+    """Return the digest of the source code and the tables that plans depend on."""
     digest = hashlib.sha256()
-    for file in sorted(file for folder in SOURCES for file in (ROOT / folder).rglob("*.py")):
+    for file in sorted(file for folder in SOURCES for end in ("py", "json") for file in (ROOT / folder).rglob(f"*.{end}")):
         digest.update(file.read_bytes())
     return digest.hexdigest()
 

@@ -36,6 +36,7 @@ from zoo import configs, models
 from zoo.attention import attention
 from zoo.batch import Batch
 from zoo.errors import BadInput
+from zoo.ops import tile_sizes
 from zoo.precision import DTYPES
 
 CPU = target_devices.parse_target("cpu:8")
@@ -139,7 +140,7 @@ def test_a_rollout_is_planned_beside_its_step(family: str, precision: Any, beta:
 
 
 def test_plans_are_cached_only_for_the_same_request(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """The question is the run, the target, settings, libraries, the processor, and the numbers of a teacher that is named."""
+    """The question is the run, target, settings, libraries, processor, tuned tiles, and the numbers of a named teacher."""
     run, before, gpu = small(mesh=Mesh(fsdp=2, tensor=2)), planned(), target_devices.parse_target("h100:8")
     assert Plan.of(json.loads(json.dumps(before.plain()))) == before
     monkeypatch.setattr(compile_program, "compile_run", lambda *_: pytest.fail("compiled again"))
@@ -166,6 +167,11 @@ def test_plans_are_cached_only_for_the_same_request(monkeypatch: pytest.MonkeyPa
         changed = {package: "9.9"}
         monkeypatch.setattr(metadata, "version", lambda name, new=changed: new.get(name) or version(name))
         keys.append(key())
+    monkeypatch.setenv("ZOO_CACHE", str(tmp_path))
+    tuning = tile_sizes.stored_path(CPU.kind, CPU.platform)
+    tuning.parent.mkdir()
+    tuning.write_text('{"device": "cpu", "versions": {}, "rows": []}')
+    keys.append(key())
     teacher = tmp_path / "bert-nano"
     student = tiny.with_options(recipes.find_recipe("distilbert-nano")(), distillation=Distillation(teacher=str(teacher)))
     keys.append(key(student))
