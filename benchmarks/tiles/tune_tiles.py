@@ -38,11 +38,18 @@ UNUSED = ("quick", "repeats", "seconds", "cell_seconds", "peers", "direction")
 """Options that have no meaning here."""
 MARGIN = 0.97
 """Largest time, relative to that of the table's sizes, with which others take their place: less is noise."""
-CYCLES = 1500.0
-"""Cycles of a TPU in a microsecond: 1.5 GHz for v5e, 1.75 for v5p and v6e, by their published rates of matrix products."""
+CHIPS = {
+    "v4": ("TPU v5p", 1, 2 * 1050),
+    "v5e": ("TPU v5p", 2, 1500),
+    "v5p": ("TPU v5p", 1, 2 * 1750),
+    "v6e": ("TPU v6e", 1, 1750),
+    "tpu7x": ("TPU7x", 1, 2200),
+}
+"""TPU -> the device whose rates it has, how many times as large they are, and the cycles of a device in a microsecond.
+
+A device of v4 and v5p has two cores, which share a grid, and one of v5e has one. The clock follows from the published rate of
+matrix products and the size and number of matrix units."""
 RATES = Path(__file__).with_name("rates.json")
-LIKE = {"v6e": "TPU v6e", "tpu7x": "TPU7x"}
-"""Chip -> the device whose rates are used; those of v5p for all other TPUs."""
 
 
 def _splash(forward: int, backward: int) -> Sizes:
@@ -146,7 +153,7 @@ def _measure_and_store(requested: AttentionOptions) -> int:
             print(json.dumps(dict(zip(HEAD, line, strict=True))))
     else:
         note = f"{path}: used from now on by processes that run alone; delete it to go back to the table"
-        result_tables.print_blocks([Table(HEAD, lines, words=3, notes=1), note])
+        result_tables.print_blocks([_names(kernels), Table(HEAD, lines, words=3, notes=1), note])
     return code
 
 
@@ -229,7 +236,13 @@ def store_sizes(path: Path, kind: str, platform: str, calls: Sequence[KernelCall
 
 
 def _text(sizes: Sizes) -> str:
-    return ", ".join(f"{name.replace('_', ' ')} {size}" for name, size in sizes.items())
+    return " x ".join(map(str, sizes.values()))
+
+
+def _names(kernels: Iterable[str]) -> str:
+    """Explain the numbers of `_text`."""
+    names = (f"{kernel}: {' x '.join(CANDIDATES[kernel][0]).replace('_', ' ')}" for kernel in dict.fromkeys(kernels))
+    return f"Tiles of {'; of '.join(names)}."
 
 
 # --- by the compiler ------------------------------------------------------------------------------------------------------------
@@ -264,14 +277,16 @@ def predicted_time(cell: Mapping[str, Any], chip: str) -> float:
             tile_model.predicted_micros(rates[f"NVIDIA H100 flash_gpu {direction}"], row(direction, tile), tile)
             for direction in ("forward", "vjp")
         )
-    of_grid, total = rates[f"{LIKE.get(chip, 'TPU v5p')} splash forward"], 0.0
+    device, times, cycles = CHIPS[chip]
+    of_grid, total = rates[f"{device} splash forward"], 0.0
     for one in cell["kernels"]:
         prefix = "" if "fwd" in one["name"] else "backward_"
         block = sizes.get("block")
         tile = (block, block, block) if block else tuple(sizes[prefix + name] for name in ("queries", "keys", "compute"))
         counts = tile_model.splash_counts(row("forward", tile), tile)
         tiles = counts["scores"] * 1e6 / (tile[0] * tile[1])
-        total += tiles * one["bundles"] / CYCLES + sum(of_grid[name] * counts[name] for name in ("grid steps", "numbers read"))
+        added = sum(of_grid[name] * counts[name] for name in ("grid steps", "numbers read"))
+        total += tiles * one["bundles"] / cycles + times * added
     return total
 
 
@@ -283,6 +298,8 @@ def _ranking_blocks(target: target_devices.Target, cells: list[dict[str, Any]]) 
         groups[row, cell["implementation"]].append(cell)
     lines = []
     for (row, kernel), of_call in groups.items():
+        # What an implementation refuses, it refuses with all sizes.
+        of_call = of_call if of_call[0]["state"] != "refused" else of_call[:1]
         times = [predicted_time(cell, target.chip) if cell["state"] == "compiled" else math.inf for cell in of_call]
         for time, cell in sorted(zip(times, of_call, strict=True), key=lambda pair: pair[0]):
             note = cell.get("reason", "") or (
@@ -292,6 +309,6 @@ def _ranking_blocks(target: target_devices.Target, cells: list[dict[str, Any]]) 
     return [
         result_tables.Heading(f"Tiles in the order of their predicted times on {target.kind}"),
         "Nothing ran, and nothing is stored. Predicted by the bundles of the compiler and a model of grid and traffic that was "
-        "fitted to published times; on a GPU by the model alone.",
+        "fitted to published times; on a GPU by the model alone. " + _names(cell["implementation"] for cell in cells),
         Table(("call", "kernel", "tiles", "of the first", "note"), lines, words=3, notes=1),
     ]
