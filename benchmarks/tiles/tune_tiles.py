@@ -129,13 +129,13 @@ def _measure_and_store(requested: AttentionOptions) -> int:
     path = tile_sizes.stored_path(kind, platform)
     caches.private_folder(path.parent)
     todo = [(name, row) for name in kernels for row in sweep_rows.sweep_rows(options)]
-    progress, lines, code = PieceProgress(float(len(todo))), [], 0
+    progress, lines, reasons, code = PieceProgress(float(len(todo))), [], [], 0
     for name, row in todo:
         progress.begin(f"{name}: {row}")
         problem = problems.Problem.of(problems.FEATURES[row.feature], row.shape, row.dtype)
         requests = problem.requests()
         if reason := next(filter(None, (attention.unsupported_reason(name, request) for request in requests)), None):
-            lines.append([str(row), name, "", "", reason])
+            reasons.append(f"{row}, {name}: {reason}")
             continue
         calls = [request.kernel_call(name) for request in requests]
         tried = time_sizes(problem, name, [tile_sizes.table_sizes(calls[0], kind), *_candidates_for(name, row)], options)
@@ -145,15 +145,17 @@ def _measure_and_store(requested: AttentionOptions) -> int:
         else:
             store_sizes(path, kind, platform, calls, chosen)
         for one in tried:
-            note = one.reason or "chosen" * (one.sizes == chosen)
+            note = "failed" if one.reason else "chosen" * (one.sizes == chosen)
             lines.append([str(row), name, _text(one.sizes), "" if one.reason else f"{1e3 * one.seconds:.3f}", note])
+            if one.reason:
+                reasons.append(f"{row}, {name}, {_text(one.sizes)}: {one.reason}")
     progress.close()
     if options.output.json:
         for line in lines:
             print(json.dumps(dict(zip(HEAD, line, strict=True))))
     else:
         note = f"{path}: used from now on by processes that run alone; delete it to go back to the table"
-        result_tables.print_blocks([_names(kernels), Table(HEAD, lines, words=3, notes=1), note])
+        result_tables.print_blocks([_names(kernels), Table(HEAD, lines, words=3, notes=1), reasons, note])
     return code
 
 
@@ -296,19 +298,21 @@ def _ranking_blocks(target: target_devices.Target, cells: list[dict[str, Any]]) 
     for cell in cells:
         row = f"{cell['feature']} {cell['batch']} x {cell['queries']} {cell['head']} {cell['dtype']}"
         groups[row, cell["implementation"]].append(cell)
-    lines = []
+    lines, reasons = [], []
     for (row, kernel), of_call in groups.items():
         # What an implementation refuses, it refuses with all sizes.
         of_call = of_call if of_call[0]["state"] != "refused" else of_call[:1]
         times = [predicted_time(cell, target.chip) if cell["state"] == "compiled" else math.inf for cell in of_call]
         for time, cell in sorted(zip(times, of_call, strict=True), key=lambda pair: pair[0]):
-            note = cell.get("reason", "") or (
-                "spills registers" if math.isinf(time) else f"{cell['compile_seconds']:.0f} s to compile"
-            )
+            note = "spills registers" if math.isinf(time) else f"{cell['compile_seconds']:.0f} s to compile"
+            if reason := cell.get("reason"):
+                note = cell["state"]
+                reasons.append(f"{row}, {kernel}, {_text(cell['sizes'])}: {note}: {reason}")
             lines.append([row, kernel, _text(cell["sizes"]), "" if math.isinf(time) else f"{time / min(times):.2f}", note])
     return [
         result_tables.Heading(f"Tiles in the order of their predicted times on {target.kind}"),
         "Nothing ran, and nothing is stored. Predicted by the bundles of the compiler and a model of grid and traffic that was "
         "fitted to published times; on a GPU by the model alone. " + _names(cell["implementation"] for cell in cells),
         Table(("call", "kernel", "tiles", "of the first", "note"), lines, words=3, notes=1),
+        reasons,
     ]

@@ -9,8 +9,10 @@ import pytest
 
 from benchmarks.attention.problems import FEATURES, Problem, Shape
 from benchmarks.core.options import AttentionOptions, Output
+from benchmarks.plan.target_devices import parse_target
 from benchmarks.tiles import tune_tiles
 from benchmarks.tiles.tune_tiles import TriedSizes
+from eval.pages.html_page import Table
 from tests.support import benchmark_steps as steps
 from zoo.attention.kernels import blocked
 from zoo.errors import BadInput
@@ -99,3 +101,21 @@ def test_the_order_without_a_device_follows_from_bundles_and_grid() -> None:
     assert flash(1024, 4628, 8882, 1024) > flash(512, 1101, 2489, 1024)
     gpu = [tune_tiles.predicted_time(cell("flash_gpu", {"block": 64}, [{"spilled": spilled}]), "h100") for spilled in (0, 8)]
     assert math.isfinite(gpu[0]) and math.isinf(gpu[1])
+
+
+def test_sizes_that_fail_are_last_with_the_reason_below_the_table() -> None:
+    kernels = [{"name": "flash_forward", "bundles": 1000}, {"name": "flash_backward", "bundles": 2000}]
+    common = {"dtype": "bfloat16", "compile_seconds": 3.0, "state": "compiled"}
+    cells = [cell("flash_tpu", {"block": size}, kernels) | common for size in (1024, 256, 512)]
+    cells[0] |= {"state": "failed", "reason": "the tiles do not fit"}
+    cells += [cell("splash", {"block": size}, []) | {**common, "state": "refused", "reason": "no bias"} for size in (1, 2)]
+    *_, table, reasons = tune_tiles._ranking_blocks(parse_target("v5e:2x2"), cells)
+    assert isinstance(table, Table)
+    assert [row[1:] for row in table.rows] == [
+        ["flash_tpu", "512", "1.00", "3 s to compile"],
+        ["flash_tpu", "256", table.rows[1][3], "3 s to compile"],
+        ["flash_tpu", "1024", "", "failed"],
+        ["splash", "1", "", "refused"],
+    ]
+    row = "causal 1 x 4096 128 bfloat16"
+    assert reasons == [f"{row}, flash_tpu, 1024: failed: the tiles do not fit", f"{row}, splash, 1: refused: no bias"]
