@@ -17,6 +17,7 @@ import pytest
 from benchmarks.plan import target_devices
 from tests.support.example_plugin import write_example
 from tests.support.processes import ROOT, run_python
+from zoo.ops import tile_sizes
 
 ALL = ("forward", "backward")
 LIMITS: dict[str, tuple[float, float]] = {"t5": (1.25, 1.1), "dropout": (1.5, 1.1), "causal": (1.1, 1.1)}
@@ -41,7 +42,14 @@ def cells(chip: str, *options: str, plugins: str = "", flags: str = "") -> dict[
     if why := target_devices.unavailable_reason("tpu"):
         pytest.skip(why)
     # The files of the compiler are asked for when it is loaded, so this process cannot do it.
-    command = "import sys; from zoo.cli.main import main; sys.exit(main(sys.argv[1:]))"
+    forced = dict.fromkeys(tile_sizes.table_sizes(tile_sizes.KernelCall(kernel="splash", dtype="float32"), "TPU"), 512)
+    command = f"""
+import sys
+from zoo.cli.main import main
+from zoo.ops import tile_sizes
+tile_sizes.forced["splash"] = {forced}  # as many scores in a tile as `flash_tpu` has
+sys.exit(main(sys.argv[1:]))
+"""
     argv = ["bench", "attention", "--compiled", chip, "--json", *options]
     path = os.pathsep.join(filter(None, [str(ROOT), plugins]))
     env = {"ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "JAX_PLATFORMS": None, "PYTHONPATH": path, "LIBTPU_INIT_ARGS": flags}
