@@ -7,12 +7,12 @@ not. The first line whose requests include a call, and whose implementation supp
 
 import dataclasses
 import json
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from zoo.attention.request import Request
+from zoo.runtime.hardware import is_kind
 
 FILE = Path(__file__).with_name("auto_lines.json")
 
@@ -125,7 +125,7 @@ def device_lines(platform: str, kind: str) -> DeviceLines:
         return CPU
     by_kind = {name: device for device in DEVICES if device.platform == platform for name in device.kinds}
     # The longest name that fits: "TPU v5 lite" is not a "TPU v5".
-    names = [name for name in by_kind if re.match(rf"{re.escape(name)}(?![\w.])", kind)]
+    names = [name for name in by_kind if is_kind(kind, name)]
     if names:
         device = by_kind[max(names, key=len)]
     else:

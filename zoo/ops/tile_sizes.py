@@ -22,6 +22,7 @@ from zoo.errors import BadInput
 from zoo.file_access import read_regular_text
 from zoo.json_shapes import read_shaped_json
 from zoo.runtime import caches, jax_setup, stdio
+from zoo.runtime.hardware import is_kind
 from zoo.sharding import target_device_kind, target_platform
 
 TABLE = Path(__file__).with_name("tile_sizes.json")
@@ -82,7 +83,7 @@ def table_sizes(call: KernelCall, kind: str) -> Sizes:
 def _is_for(line: Mapping[str, Any], call: KernelCall, kind: str) -> bool:
     """Return whether a line is for a call: each of its fields that is there must fit, the device by the beginning of its name."""
     devices, dtypes = line.get("devices", [kind]), line.get("dtypes", [call.dtype])
-    is_device = any(re.match(rf"{re.escape(name)}(?![\w.])", kind) for name in devices) or "devices" not in line
+    is_device = any(is_kind(kind, name) for name in devices) or "devices" not in line
     is_long = min(call.queries, call.keys) >= line.get("length", 0)
     return is_device and is_long and call.dtype in dtypes
 

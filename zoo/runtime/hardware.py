@@ -43,6 +43,11 @@ def device_data(kind: str) -> Device | None:
     return None if not names or "MIG" in kind else DEVICES[max(names, key=len)]
 
 
+def is_kind(kind: str, name: str) -> bool:
+    """Return whether a `device_kind` is that of a name: the name itself, or with further words after it."""
+    return re.match(rf"{re.escape(name)}(?![\w.])", kind) is not None
+
+
 def device_peak(kind: str, dtype: Any) -> float | None:
     """Return the published peak of one JAX device for dense matrix products of `dtype` (float32 or bfloat16), in FLOP/s.
 
