@@ -42,7 +42,9 @@ def memory_advice(program: Program, large: list[LargeArray], memory: int) -> lis
 def _candidates(program: Program, large: list[LargeArray], memory: int) -> Iterator[Advice]:
     run, train = program.run, program.mode == "train"
     large = [array for array in large if SHARE * array.bytes * array.count >= program.total]
-    if any(_has_weights(array, call) for array in large for call in program.calls):
+    # A model as wide as its rows are long has other arrays of the shape of weights.
+    calls = [call for call in program.calls if not _is_fused(call.name, program.target.platform)]
+    if any(_has_weights(array, call) for array in large for call in calls):
         for name in _kernels(program):
             reason = "a kernel that does not store the weights of attention"
             yield Advice(options=f"--model.compute.attention {name}", reason=reason, change=_compute(attention=name))
@@ -94,6 +96,12 @@ def _has_weights(array: LargeArray, call: attention.Call) -> bool:
     return queries > 1 and shape[-2:] in ((queries, keys), (keys, queries))
 
 
+def _is_fused(name: str, platform: str) -> bool:
+    """Return whether an implementation is for a platform alone: those store no weights."""
+    row = attention.IMPLEMENTATIONS.get(name)
+    return row is not None and row.platforms == {platform}
+
+
 def _kernels(program: Program) -> list[str]:
     """Return the implementations for the target's platform alone that support all calls of a program's attention.
 
@@ -101,7 +109,7 @@ def _kernels(program: Program) -> list[str]:
     256, 20.1 GiB instead of 17.4 (8,192 rows on a v5e:2x2).
     """
     used, platform = {call.name for call in program.calls}, program.target.platform
-    rows = {name: row for name, row in attention.IMPLEMENTATIONS.items() if row.platforms == {platform} and name not in used}
+    rows = {name: row for name, row in attention.IMPLEMENTATIONS.items() if _is_fused(name, platform) and name not in used}
     requests = [call.request for call in program.calls]
     if any(request.shape[2] < LONG * max(request.shape[-1], 128) for request in requests):
         return []

@@ -187,6 +187,22 @@ def test_what_to_try_are_options_that_the_command_accepts(monkeypatch: pytest.Mo
     assert "--mesh.data 1 --mesh.fsdp 8" in offered
 
 
+def test_no_other_kernel_is_proposed_to_a_fused_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a model as wide as its rows are long, inputs of layers have the shape of weights of attention."""
+    program, _ = refused(1 << 20)
+    large = [LargeArray(bytes=program.total, count=1, shape="bf16[80,2,32,32]", operation="dynamic_update_slice", source="")]
+    monkeypatch.setattr(memory_advice, "_kernels", lambda _: ["flash_tpu"])
+
+    def offered(implementation: str) -> list[str]:
+        calls = tuple(dataclasses.replace(call, name=implementation) for call in program.calls)
+        target = target_devices.parse_target("v6e:2x4")
+        changed = dataclasses.replace(program, calls=calls, target=target)
+        return [advice.options for advice in memory_advice.memory_advice(changed, large, 1 << 20)]
+
+    assert "--model.compute.attention flash_tpu" not in offered("splash")
+    assert "--model.compute.attention flash_tpu" in offered("xla")
+
+
 def test_a_plan_that_does_not_fit_says_why() -> None:
     """On a terminal, on a page and in JSON: the part that exceeds, the gradient, the arrays and the options."""
     _, plan = refused(1 << 20)
