@@ -12,11 +12,12 @@ import pytest
 
 from benchmarks.flops.flops_and_bytes import Work
 from benchmarks.flops.traced_flops import traced_work
-from benchmarks.plan import compile_program, plan_record, target_devices
+from benchmarks.plan import compile_program, flops_sweep, plan_record, target_devices
 from benchmarks.plan.check_flops import check_flops, needed_flops
 from tests.support import benchmark_steps, tiny
 from train.config.run_config import Mesh
-from zoo.attention.attention import record_calls
+from zoo import configs
+from zoo.attention.attention import IMPLEMENTATIONS, record_calls
 from zoo.attention.kernels import blocked
 from zoo.attention.masks import Mask
 from zoo.attention.request import kernel_call
@@ -128,3 +129,20 @@ def test_a_causal_loop_over_blocks_has_its_mean_of_trips() -> None:
     assert work.products == pytest.approx(pairs * (2 + 5) * product, rel=0.02)
     assert work.recomputed == pytest.approx(pairs * product, rel=0.02)
     assert work.skipped == pytest.approx((blocks**2 - pairs) * (2 + 4) * product, rel=0.02)
+
+
+def test_the_sweep_has_every_size_on_both_platforms(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And every implementation that needs no other package, target and mesh comes first for some size."""
+    monkeypatch.setattr(target_devices, "unavailable_reason", lambda _: None)
+    cases = [[case.split(",") for case in alternatives] for alternatives in flops_sweep.rotated_cases()]
+    sizes = flops_sweep.distinct_sizes()
+    published = [size for family in configs.families() for size in configs.family(family).SIZES]
+    assert sorted([*sizes, *(other for others in sizes.values() for other in others)]) == sorted(published)
+    for half in (cases[: len(sizes)], cases[len(sizes) :]):
+        assert sorted(alternatives[0][0] for alternatives in half) == sorted(sizes)
+    platforms = {(case[0], target_devices.parse_target(case[1]).platform) for (case, *_) in cases}
+    assert len(platforms) == 2 * len(sizes)
+    chosen = [{alternatives[0][column] for alternatives in cases} for column in (1, 2, 3)]
+    names = {name for name, row in IMPLEMENTATIONS.items() if not row.requires}
+    meshes = {*flops_sweep.MESHES, *flops_sweep.EXPERT_MESHES}
+    assert chosen == [{target for targets in flops_sweep.TARGETS.values() for target in targets}, names, meshes]
