@@ -110,7 +110,8 @@ def rotated_cases() -> Iterator[tuple[str, ...]]:
     TPU and a GPU, soon have each size once.
     """
     sizes = list(distinct_sizes())
-    for turn, platforms in enumerate((("tpu", "gpu"), ("gpu", "tpu"))):
+    both: tuple[target_devices.Platform, ...] = ("tpu", "gpu")
+    for turn, platforms in enumerate((both, both[::-1])):
         for place, size in list(enumerate(sizes))[:: 1 - 2 * turn]:
             platform = platforms[place % 2]
             if target_devices.unavailable_reason(platform) is None:
