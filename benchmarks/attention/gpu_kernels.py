@@ -9,7 +9,7 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +17,8 @@ from benchmarks.plan.target_devices import GPUS
 from zoo.errors import BadInput, install_advice
 
 VARIABLE = "XLA_FLAGS"
-FLAGS = "--xla_dump_to={folder} --xla_dump_emitter_re=^[^-]*$"
+OPTIONS = {"xla_dump_to": "{folder}", "xla_dump_emitter_re": "^[^-]*$"}
+FLAGS = " ".join(f"--{name}={value}" for name, value in OPTIONS.items())
 """Without the second flag XLA writes no PTX. Names with a hyphen are those of passes, whose intermediate
 programs have 20 MB for a kernel, and take longer to write than the kernel to compile."""
 REGISTERS, THREADS, PROGRAMS = 65536, 2048, 32
@@ -86,7 +87,12 @@ def take_kernels(folder: Path, text: str, chip: str) -> list[Kernel]:
     Raises:
         BadInput: the assembler does not read the PTX, or the files or its report have another form than expected.
     """
-    names, kernels = set(_PALLAS.findall(text)), []
+    return take_named_kernels(folder, _PALLAS.findall(text), chip)
+
+
+def take_named_kernels(folder: Path, names: Collection[str], chip: str) -> list[Kernel]:
+    """Return the kernels with these names and those that have atomic operations: see `take_kernels`."""
+    kernels: list[Kernel] = []
     launches = {launch["name"]: launch for path in folder.glob("*thunk_sequence.txt") for launch in _launches(path.read_text())}
     for path in sorted(folder.glob("*.ptx")):
         ptx = path.read_text()

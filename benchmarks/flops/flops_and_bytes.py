@@ -1,10 +1,11 @@
 """Work of a program: FLOPs of its matrix products and kernels, and the bytes that it reads and writes."""
 
+import collections
 import dataclasses
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -35,6 +36,8 @@ class Work:
     """Targets of custom calls with unknown FLOPs: kernels of neither attention nor a product of groups."""
     unresolved: tuple[str, ...] = ()
     """Loops that multiply or exchange data, and whose count is not known."""
+    runs: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    """Name of a kernel -> how often it runs."""
 
     @property
     def flops(self) -> float:
@@ -52,6 +55,7 @@ def device_work(
     """
     dots = moved = 0.0
     kernels: list[KernelRun] = []
+    runs: collections.Counter[str] = collections.Counter()
     unresolved: set[str] = set()
     for run in module.runs():
         moved += run.times * _Traffic(on_chip).of(run.instruction)
@@ -63,6 +67,7 @@ def device_work(
                 # Copies of a kernel return arrays of the same types, in any memory space.
                 types = tuple((array.dtype, array.shape) for array in instruction.arrays)
                 kernels.append(KernelRun(instruction.op_name, (name, instruction.op_name, types), run.computation, run.times))
+                runs[_kernel_name(instruction)] += run.times  # pyright: ignore[reportArgumentType]
                 flops = math.inf
             if flops or instruction.opcode in COLLECTIVES:
                 unresolved.add(run.unresolved)
@@ -73,7 +78,14 @@ def device_work(
         bytes=moved,
         unknown=tuple(sorted({str(run.kernel[0]) for run in others})),
         unresolved=tuple(sorted(unresolved - {""})),
+        runs=dict(runs),
     )
+
+
+def _kernel_name(call: Instruction) -> str:
+    """Return the name of a Pallas kernel, or the target of another custom call."""
+    match = re.search(r"(\w+)/pallas_call$", call.op_name)
+    return match[1] if match else call.attribute("custom_call_target")
 
 
 def least_bytes(module: Module, temporaries: int, cache: float = 0.0) -> float:

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 import jax
@@ -94,8 +94,11 @@ def resolve_run(run: run_config.Run, target: Target) -> run_config.Run:
     return run
 
 
-def compile_run(run: run_config.Run, mode: Mode, target: Target) -> Program:
+def compile_run(run: run_config.Run, mode: Mode, target: Target, options: Mapping[str, Any] | None = None) -> Program:
     """Compile the program of a run for a target; like the trainer, it refuses a mesh that does not divide the run.
+
+    Args:
+        options: options of the compiler.
 
     Raises:
         BadInput: the mesh does not fit the target or the run, a model that does not generate, or an error of the compiler.
@@ -126,7 +129,7 @@ def compile_run(run: run_config.Run, mode: Mode, target: Target) -> Program:
     fields["traced"] = traced_work(traced, calls, mesh.size, products)
     try:
         with target_devices.simulate_target(target), _compiler_errors(target):
-            program, fields["remarks"] = compile_lowered(lowered)
+            program, fields["remarks"] = compile_lowered(lowered, options)
     except TooLarge as large:
         argument_bytes = sum(map(bytes_per_device, arguments.values()))
         total = max(large.used, argument_bytes)
@@ -145,16 +148,16 @@ def compile_run(run: run_config.Run, mode: Mode, target: Target) -> Program:
     return Program(**fields, text=text, temporaries=temporaries, total=total, limit=None, flops=flops, seconds=seconds)
 
 
-def compile_lowered(lowered: Any) -> tuple[Any, tuple[str, ...]]:
+def compile_lowered(lowered: Any, options: Mapping[str, Any] | None = None) -> tuple[Any, tuple[str, ...]]:
     """Return the compiled program, and remarks on its compilation."""
     try:
-        return lowered.compile(), ()
+        return lowered.compile(compiler_options=options and dict(options)), ()
     except jax.errors.JaxRuntimeError as error:
         # Without a GPU to time kernels on, XLA computes products with its own kernels, in tiles of a fixed size, which fails for
         # some counts of rows (456 of a T5 at JAX 0.10.2). On a GPU it would try others, and cuBLAS.
         if "Couldn't find output tile sizes" not in str(error):
             raise
-    cublas = lowered.compile(compiler_options={"xla_gpu_enable_triton_gemm": False})
+    cublas = lowered.compile(compiler_options={**(options or {}), "xla_gpu_enable_triton_gemm": False})
     return cublas, ("XLA has no tiles for a product of this program: planned with all products by cuBLAS",)
 
 

@@ -85,6 +85,8 @@ class Plan:
     """The largest temporaries; empty if the job fits."""
     advice: list[str] = dataclasses.field(default_factory=list)
     """Options with which the job needs less memory, with the reason; empty if it fits."""
+    kernel_runs: dict[str, float] = dataclasses.field(default_factory=dict)
+    """Name of a kernel -> how often it runs."""
     rollout: dict[str, int] = dataclasses.field(default_factory=dict)
     """Bytes that a rollout holds beside the arguments of the step, by name; empty if the job has no rollouts."""
 
@@ -177,6 +179,7 @@ def make_plan(program: Program, name: str) -> Plan:
         seconds=program.seconds,
         versions=compiler_versions(target.platform),
         gradient=bytes_per_device(program.arguments["parameters"]) if train else 0,
+        kernel_runs=dict(work.runs) if work else {},
         rollout={what: bytes_per_device(tree) for what, tree in rollout.items()},
     )
     if program.limit is None and (memory is None or plan.largest <= memory):

@@ -55,7 +55,7 @@ def hurry(patch: pytest.MonkeyPatch) -> None:
 
 def hurry_plans(patch: pytest.MonkeyPatch) -> None:
     """Compile what is planned without optimizing the processor's code: what a plan reads of a program is the same."""
-    patch.setattr(compile_program, "compile_lowered", lambda lowered: (lowered.compile(compiler_options=OPTIONS), ()))
+    patch.setattr(compile_program, "compile_lowered", lambda lowered, _: (lowered.compile(compiler_options=OPTIONS), ()))
 
 
 def environment(dtypes: Sequence[str] = ("float32",)) -> dict[str, Any]:
