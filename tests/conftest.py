@@ -17,8 +17,8 @@ from tests.support.processes import Ended, run_python
 from train.run import matmul_rate
 
 pytest_plugins = ["tests.support.tiers"]
-OPTIMIZED = {Path(__file__).parent / "zoo" / name for name in ("attention", "ops", "runtime")}
-"""Folders whose tests are about what the compiler makes of a formula."""
+OPTIMIZED = {Path(__file__).parent / name for name in ("zoo/attention", "zoo/ops", "zoo/runtime", "benchmarks/budgets")}
+"""Folders whose tests are about what the compiler makes of a formula or a program."""
 
 
 @pytest.fixture(autouse=True, scope="module")

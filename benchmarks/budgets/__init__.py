@@ -1,0 +1,1 @@
+"""Budgets of compiled training steps: what a change may not let grow without a reason."""
