@@ -20,7 +20,7 @@ from zoo.file_access import read_regular_text
 from zoo.ops import tile_sizes
 from zoo.runtime import caches, jax_setup
 
-SOURCES = ("zoo", "train", "benchmarks/plan", "benchmarks/hlo")
+SOURCES = ("zoo", "train", "benchmarks/core", "benchmarks/flops", "benchmarks/hlo", "benchmarks/plan")
 APART = ("name", "out", "checkpoint", "log", "machine", "selection", "seed", "max_skipped", "init")
 """Fields of a run that its step does not depend on."""
 TRACED = (

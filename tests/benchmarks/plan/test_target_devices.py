@@ -1,6 +1,9 @@
 """What `zoo plan` compiles for: which targets there are, and what happens where a compiler is not there or fails."""
 
+import ast
 import functools
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -8,7 +11,8 @@ import pytest
 from jax._src.cudnn import fused_attention_stablehlo
 from jax.experimental import topologies
 
-from benchmarks.plan import compile_program, target_devices
+from benchmarks.core.source_paths import ROOT
+from benchmarks.plan import compile_program, plan_cache, target_devices
 from zoo.errors import BadInput
 
 
@@ -106,3 +110,23 @@ def test_a_product_that_xla_has_no_tiles_for_is_left_to_cublas() -> None:
     other.says = "INTERNAL: something else"
     with pytest.raises(jax.errors.JaxRuntimeError, match="something else"):
         compile_program.compile_lowered(other)
+
+
+def imported_files(file: Path) -> Iterator[Path]:
+    """Yield the modules of `benchmarks` that a module imports, except for types alone."""
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("benchmarks"):
+            folder = ROOT / str(node.module).replace(".", "/")
+            names = [folder / f"{alias.name}.py" for alias in node.names]
+            yield from (path for path in [*names, folder.with_suffix(".py")] if path.is_file())
+
+
+def test_a_cached_plan_depends_on_all_code_that_makes_it() -> None:
+    waiting, files = [ROOT / "benchmarks/plan/plan_record.py"], set[Path]()
+    while waiting:
+        if (file := waiting.pop()) not in files:
+            files.add(file)
+            waiting += imported_files(file)
+    assert {"flops", "hlo", "plan"} <= {file.parent.name for file in files}
+    left_out = [file for file in files if not any(file.is_relative_to(ROOT / source) for source in plan_cache.SOURCES)]
+    assert left_out == []
