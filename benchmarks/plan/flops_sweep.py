@@ -59,8 +59,12 @@ def case_run(case: str) -> tuple[Run, str]:
 def _shallow_run(size: str, kernel: str, remat: str) -> Run:
     """Return the run of a size with few layers."""
     run = find_run.run_of_size(size)
-    count = 2 * len(getattr(run.model, "pattern", (None,)))
-    layers = {name: count for name in ("layers", "decoder_layers") if hasattr(run.model, name)}
+    # With another number of layers, the patterns of ModernBERT and Ettin do not repeat: see `pattern_after_first`.
+    period = len(getattr(run.model, "pattern", (None,)))
+    for count in (2 * period, 2 * period + 1):
+        layers = {name: count for name in ("layers", "decoder_layers") if hasattr(run.model, name)}
+        if len(getattr(dataclasses.replace(run.model, **layers), "pattern", (None,))) == period:
+            break
     compute = dataclasses.replace(run.model.compute, attention=kernel, remat=remat)  # pyright: ignore[reportArgumentType]
     return dataclasses.replace(run, model=dataclasses.replace(run.model, **layers, compute=compute))
 
