@@ -23,7 +23,7 @@ from zoo.errors import BadInput
 FAST = {
     "v5e": ("decoder", "bert", "transformer", "adapters"),
     "v5p": ("decoder", "decoder-sharded", "experts", "bert"),
-    "h100": ("decoder", "decoder-sharded", "experts", "bert"),
+    "h100": ("decoder", "bert", "t5", "dpo"),
 }
 """Programs that are compared whenever the compilers are there: four for each chip, which use most kernels of attention."""
 CASES = [
