@@ -5,7 +5,6 @@ import math
 
 from train import recipes
 from train.config.find_objective import with_objective
-from train.config.objectives import RolloutOptions
 from train.config.run_config import Mesh, Run
 from zoo import configs
 from zoo.configs import Compute
@@ -38,8 +37,9 @@ def run_of_size(name: str) -> Run:
     """
     family, size = configs.find_size(name)
     runs = [run for recipe in recipes.recipes().values() if configs.family_of((run := recipe()).model) == family]
-    # Those that start from random weights, or all if none does; a run of rollouts starts from another model.
-    own = [run for run in runs if not run.recipe.startswith("finetune-") and not isinstance(run.options, RolloutOptions)] or runs
+    # A size is pretrained: a run of another objective, as of preferences or rollouts, starts from another model. A plug-in may
+    # have no other.
+    own = [run for run in runs if run.objective == size.objective] or runs
     if not own:
         raise BadInput(f"plan {name}: no recipe of the zoo trains a {family}; name a recipe of your own that does")
     near = min(own, key=lambda run: _distance(run.model, size.config))
