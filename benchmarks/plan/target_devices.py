@@ -93,6 +93,7 @@ GPUS = {
     "h100": _Gpu(kind="NVIDIA H100", name="NVIDIA H100 80GB HBM3", **_HOPPER),
     "h200": _Gpu(kind="NVIDIA H200", name="NVIDIA H200", **_HOPPER),
     "b200": _Gpu(kind="NVIDIA B200", name="NVIDIA B200", **_BLACKWELL),
+    "a100-40gb": _Gpu(kind="NVIDIA A100", name="NVIDIA A100-SXM4-40GB", **_AMPERE),
 }
 
 PLUGINS: Mapping[Platform, tuple[tuple[str, ...], str]] = {
