@@ -38,6 +38,8 @@ class Work:
     """Loops that multiply or exchange data, and whose count is not known."""
     runs: Mapping[str, float] = dataclasses.field(default_factory=dict)
     """Name of a kernel -> how often it runs."""
+    operations: tuple[tuple[float, float], ...] = ()
+    """FLOPs and bytes of each operation, times its count in a step; all kernels together are one."""
 
     @property
     def flops(self) -> float:
@@ -53,12 +55,13 @@ def device_work(
         products: traced products of groups of rows.
         on_chip: whether memory spaces other than 0 are on the device's chip, as on a TPU.
     """
-    dots = moved = 0.0
     kernels: list[KernelRun] = []
     runs: collections.Counter[str] = collections.Counter()
+    operations: list[tuple[float, float]] = []
+    kernel_bytes = 0.0
     unresolved: set[str] = set()
     for run in module.runs():
-        moved += run.times * _Traffic(on_chip).of(run.instruction)
+        moved, dots, before = run.times * _Traffic(on_chip).of(run.instruction), 0.0, len(kernels)
         for instruction in run.instruction.inside():
             flops = _flops(instruction)
             dots += run.times * flops
@@ -71,14 +74,20 @@ def device_work(
                 flops = math.inf
             if flops or instruction.opcode in COLLECTIVES:
                 unresolved.add(run.unresolved)
+        if len(kernels) > before:
+            kernel_bytes += moved
+            moved = 0.0
+        if dots or moved:
+            operations.append((dots, moved))
     inside, others = kernel_flops(kernels, calls, devices, products)
     return Work(
-        products=dots,
+        products=math.fsum(flops for flops, _ in operations),
         kernels=inside,
-        bytes=moved,
+        bytes=math.fsum(moved for _, moved in operations) + kernel_bytes,
         unknown=tuple(sorted({str(run.kernel[0]) for run in others})),
         unresolved=tuple(sorted(unresolved - {""})),
         runs=dict(runs),
+        operations=(*operations, (inside, kernel_bytes)),
     )
 
 

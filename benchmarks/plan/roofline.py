@@ -31,6 +31,8 @@ class Times:
     """Lower bound, of the busiest links."""
     memory_least: float | None = None
     """Lower bound for the memory: see `flops_and_bytes.least_bytes`."""
+    in_turn: float | None = None
+    """Estimate of all operations one after another, each as long as its FLOPs or its bytes take, whichever is longer."""
 
     @property
     def longest(self) -> float | None:
@@ -64,11 +66,15 @@ def times_of_step(
     device = target.published
     peak = None if device is None else device.peak.get(dtype)
     bandwidth = None if device is None else device.bandwidth
+    in_turn = None
+    if peak is not None and bandwidth is not None:
+        in_turn = math.fsum(max(flops / (peak * 1e12), moved / (bandwidth * 1e9)) for flops, moved in work.operations)
     return Times(
         compute=None if peak is None else work.flops / (peak * 1e12),
         memory=None if bandwidth is None else work.bytes / (bandwidth * 1e9),
         interconnect=None if device is None else _interconnect(list(collectives), list(devices.flat), device),
         memory_least=None if bandwidth is None else least_bytes / (bandwidth * 1e9),
+        in_turn=in_turn,
     )
 
 
