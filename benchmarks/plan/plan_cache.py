@@ -37,15 +37,28 @@ def cached_plan(run: run_config.Run, mode: Mode, target: Target, *, fresh: bool 
     Raises:
         BadInput: see `compile_program.compile_run`. A failure is not cached.
     """
-    # The code of a plug-in may change without a new version.
-    folder = None if used_plugins(run) else caches.cache_folder("plans")
-    file = folder and folder / f"{plan_key(run, mode, target)}.json"
-    if file and not fresh and (before := _read(file)) is not None:
+    if not fresh and (before := stored_plan(run, mode, target)) is not None:
         return before
     computed = plan_record.make_plan(compile_program.compile_run(run, mode, target), run.recipe)
-    if file:
+    if file := _file(run, mode, target):
         write_text(file, json.dumps(computed.plain()))
     return computed
+
+
+def stored_plan(run: run_config.Run, mode: Mode, target: Target) -> Plan | None:
+    """Return the plan of a run from the cache folder; None if this code and these compilers have not made it.
+
+    Raises:
+        BadInput: what the run names does not exist.
+    """
+    file = _file(run, mode, target)
+    return None if file is None else _read(file)
+
+
+def _file(run: run_config.Run, mode: Mode, target: Target) -> Path | None:
+    # The code of a plug-in may change without a new version.
+    folder = None if used_plugins(run) else caches.cache_folder("plans")
+    return folder and folder / f"{plan_key(run, mode, target)}.json"
 
 
 def plan_key(run: run_config.Run, mode: Mode, target: Target) -> str:

@@ -107,7 +107,9 @@ def precision_of(row: PublishedRow) -> tuple[Any, Remarks]:
     for field in ("weights_dtype", "moments_dtype"):
         if "bf" in (value := row.optional(field)):
             raise NotPlanned(f"{field} {value}")
-    unsaid = [f"{field} not published, float32 planned" for field in ("weights_dtype", "moments_dtype") if not row.optional(field)]
+    unsaid = [
+        f"{field} not published, float32 planned" for field in ("weights_dtype", "moments_dtype") if not row.optional(field)
+    ]
     return precision, [remark] * bool(remark) + unsaid
 
 

@@ -49,10 +49,17 @@ def translate_row(row: PublishedRow) -> Translation:
     base, model, unlike_model = model_of(row)
     optim, unlike_optimizer = row_rules.optimizer_of(row, base.optim)
     remarks += [*unlike_model, *unlike_precision, *unlike_optimizer, *unlike_remat, *unlike_batch, *unlike_attention]
-    dropout, unlike_dropout = dropout_of(row, model)
+    dropout, unlike_dropout = dropout_of(row, model, attention)
     compute = dataclasses.replace(model.compute, attention=attention, remat=remat)
     model = dataclasses.replace(model, **dropout, compute=compute)
-    values = {"recipe": row.name, "model": model, "mesh": mesh, "precision": precision, "accumulate": accumulate, "optim": optim}
+    values = {
+        "recipe": row.optional("model"),
+        "model": model,
+        "mesh": mesh,
+        "precision": precision,
+        "accumulate": accumulate,
+        "optim": optim,
+    }
     try:
         run = _with_rows(base, row, values)
     except BadInput as error:
@@ -114,11 +121,15 @@ OTHERS = r"alibi|capacity_factor|sliding_window_size=(?!128;.*gpt_oss)"
 """Pattern of shapes that no family here has."""
 
 
-def dropout_of(row: PublishedRow, model: Any) -> tuple[dict[str, float], Remarks]:
-    """Return the dropout rates of a model: the published one for all, or none."""
+def dropout_of(row: PublishedRow, model: Any, attention: str) -> tuple[dict[str, float], Remarks]:
+    """Return the dropout rates of a model: the published one for all, or none; fused kernels have none."""
     rate = float(row.optional("dropout") or 0)
-    fields = [field.name for field in dataclasses.fields(model) if field.name.endswith("dropout")]
-    return dict.fromkeys(fields, rate), ["dropout not published, none planned"] * (not row.optional("dropout"))
+    rates = {field.name: rate for field in dataclasses.fields(model) if field.name.endswith("dropout")}
+    remarks = ["dropout not published, none planned"] * (not row.optional("dropout"))
+    if rate and attention != "xla" and "attention_dropout" in rates:
+        rates["attention_dropout"] = 0.0
+        remarks += ["the fused kernel is planned without dropout of attention weights"]
+    return rates, remarks
 
 
 def _with_rows(run: Run, row: PublishedRow, values: dict[str, Any]) -> Run:
@@ -146,5 +157,3 @@ def _with_rows(run: Run, row: PublishedRow, values: dict[str, Any]) -> Run:
 
 def _short(text: str) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
-
-

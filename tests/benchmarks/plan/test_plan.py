@@ -206,7 +206,13 @@ def test_text_and_page_say_what_was_planned(capsys: pytest.CaptureFixture[str]) 
 
 @pytest.mark.full
 def test_every_size_is_trained_as_the_nearest_recipe_of_its_family() -> None:
-    near = {"gpt3-xl": "gpt2", "gpt3-13b": "gpt3-175b", "bert-large-uncased": "bert", "xlnet-large-cased": "xlnet", "t5-11b": "t5"}
+    near = {
+        "gpt3-xl": "gpt2",
+        "gpt3-13b": "gpt3-175b",
+        "bert-large-uncased": "bert",
+        "xlnet-large-cased": "xlnet",
+        "t5-11b": "t5",
+    }
     for size, recipe in near.items():
         run, like = find_run.find_run(size), recipes.find_recipe(recipe)()
         assert (run.options, run.optim) == (like.options, like.optim), size

@@ -11,12 +11,14 @@ from zoo.file_access import check_output_file
 
 
 def plan(args: list[str]) -> int:
-    """Run `zoo plan MODEL|RECIPE --target T [options]`."""
+    """Run `zoo plan MODEL|RECIPE --target T [options]`, or `zoo plan --published FILE [options]`."""
     from benchmarks.plan import target_devices
 
     if args[:1] in (["-h"], ["--help"]):
         print(HELP, end="")
         return 0
+    if args and args[0].partition("=")[0] == "--published":
+        return plan_published(args)
     if not args or args[0].startswith("-"):
         raise BadInput("plan: name a size (zoo models) or a recipe (zoo train --help) before the options")
     request = parse_options(args[0], args[1:])
@@ -47,6 +49,45 @@ def plan(args: list[str]) -> int:
             if value and message.startswith(long):
                 message = short + message.removeprefix(long)
         raise BadInput(message) from None
+
+
+def plan_published(args: list[str]) -> int:
+    """Run `zoo plan --published FILE [options]`."""
+
+    @dataclasses.dataclass(frozen=True)
+    class Published:
+        """Plan published training steps, and compare the plans with their measured times and memory."""
+
+        published: Path
+        """CSV file of training steps; docs/plan.md describes its columns."""
+        rows: str = "*"
+        """Names of rows, as a pattern with * and ?."""
+        half: Literal["both", "improve", "judge"] = "both"
+        """improve: the half of the rows that the planner may be changed by. judge: the other half."""
+        minutes: float = 10.0
+        """Time limit; plans are stored, so the same command goes on."""
+        fresh: bool = False
+        """Compile again instead of reusing stored results."""
+        page: str = ""
+        """File to write, HTML or (.md) Markdown; empty = no page."""
+        json: bool = False
+        """Print JSON."""
+
+    request = parse(Published, args=args, prog="zoo plan")
+    require(request.minutes > 0, "minutes", request.minutes, "choose more than 0")
+    if request.page:
+        check_output_file(Path(request.page), "page")
+    from benchmarks.published import published_command
+
+    return published_command.run_published(
+        request.published,
+        pattern=request.rows,
+        half="" if request.half == "both" else request.half,
+        minutes=request.minutes,
+        fresh=request.fresh,
+        file=request.page,
+        as_json=request.json,
+    )
 
 
 def parse_options(name: str, args: list[str]) -> Any:
@@ -95,6 +136,7 @@ def parse_options(name: str, args: list[str]) -> Any:
 
 HELP = """\
 usage: zoo plan MODEL|RECIPE --target T [options]
+       zoo plan --published FILE [options]
 
 Compile a job for devices that this machine lacks: memory, FLOPs, communication, and a bound on its MFU.
 
@@ -103,4 +145,5 @@ Compile a job for devices that this machine lacks: memory, FLOPs, communication,
   zoo plan gpt2 --target cpu:8 --mesh.fsdp 4 --batch 32 --page plan.html
 
 `zoo models` lists the sizes, `zoo train --help` the recipes. zoo plan NAME --help lists the options of a job.
+--published compares plans with training steps that others measured; zoo plan --published FILE --help lists its options.
 """
