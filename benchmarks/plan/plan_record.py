@@ -13,6 +13,7 @@ import jax
 
 from benchmarks.core.memory import bytes_per_device
 from benchmarks.flops import flops_and_bytes
+from benchmarks.flops.flops_and_bytes import Work
 from benchmarks.hlo import hlo_parser as hlo
 from benchmarks.plan import collectives, compile_program, large_arrays, memory_advice, roofline
 from benchmarks.plan.check_flops import check_flops, needed_flops
@@ -128,7 +129,10 @@ def make_plan(program: Program, name: str) -> Plan:
     reference = compile_program.reference_model(run, mesh) if train else {}
     sent: list[Collective] = []
     loops: list[str] = []
-    least, module, work, step_times = None, None, None, Times(compute=None, memory=None, interconnect=None)
+    least, module, work = None, None, None
+    # Of a program that the compiler refused, the products are known from its trace.
+    traced = Work(products=program.traced.flops / mesh.size, kernels=0.0, bytes=0.0, unknown=())
+    step_times = Times(compute=roofline.compute_seconds(traced, target, run.precision), memory=None, interconnect=None)
     if program.text:
         module = hlo.parse_program(program.text)
         loops = [f"how often {loop} runs is not known: its memory traffic counts once" for loop in module.unknown_loops()]

@@ -99,7 +99,8 @@ def large_table(plan: Plan) -> Table:
 def bound_sentence(plan: Plan) -> str:
     """Return the bound on MFU in a sentence; a bound by memory is an estimate."""
     if plan.products is None:
-        return "The compiler ran out of device memory, so there is no program whose time could be bounded."
+        least = "" if plan.times.compute is None else f" Its FLOPs alone, as traced, take {_seconds(plan.times.compute)}."
+        return f"The compiler ran out of device memory, so there is no program whose time could be bounded.{least}"
     share = ""
     if compiled := plan.products + (plan.kernels or 0):
         share = f" The model's own FLOPs are {plan.model_flops / plan.devices / compiled:.0%} of those compiled."

@@ -70,12 +70,18 @@ def times_of_step(
     if peak is not None and bandwidth is not None:
         in_turn = math.fsum(max(flops / (peak * 1e12), moved / (bandwidth * 1e9)) for flops, moved in work.operations)
     return Times(
-        compute=None if peak is None else work.flops / (peak * 1e12),
+        compute=compute_seconds(work, target, dtype),
         memory=None if bandwidth is None else work.bytes / (bandwidth * 1e9),
         interconnect=None if device is None else _interconnect(list(collectives), list(devices.flat), device),
         memory_least=None if bandwidth is None else least_bytes / (bandwidth * 1e9),
         in_turn=in_turn,
     )
+
+
+def compute_seconds(work: Work, target: Target, dtype: str) -> float | None:
+    """Return the seconds of a device's FLOPs at its peak; None if that is not published."""
+    peak = None if target.published is None else target.published.peak.get(dtype)
+    return None if peak is None else work.flops / (peak * 1e12)
 
 
 def mfu_bound(flops: float, seconds: float | None, devices: int, target: Target, dtype: str) -> float | None:

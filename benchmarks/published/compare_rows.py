@@ -3,7 +3,6 @@
 import collections
 import contextlib
 import dataclasses
-import fnmatch
 import hashlib
 import itertools
 import statistics
@@ -87,22 +86,23 @@ def check_rules() -> None:
         raise BadInput(f"{RULES}: was changed after the rows were planned by it (SHA-256 {digest[:12]}...); restore it")
 
 
-def compare_rows(
-    rows: Sequence[PublishedRow], *, pattern: str = "*", half: str = "", minutes: float = 10.0, fresh: bool = False
-) -> Comparison:
-    """Plan the rows whose names match a pattern, those of one half if `half` is set, until the time is over.
+def compare_rows(rows: Sequence[PublishedRow], *, minutes: float, fresh: bool) -> Comparison:
+    """Plan rows until the time is over; a plan in the cache takes none, and at least one row is compiled.
 
-    A plan in the cache takes no time; at least one row is compiled.
+    Raises:
+        BadInput: see `check_rules`.
     """
     check_rules()
     translated: list[Translation] = []
     reasons: collections.defaultdict[str, list[str]] = collections.defaultdict(list)
     for row in rows:
-        if fnmatch.fnmatchcase(row.name, pattern) and half in ("", row.half):
-            try:
-                translated.append(translate_row(row))
-            except NotPlanned as reason:
-                reasons[str(reason)].append(row.name)
+        try:
+            translated.append(translate_row(row))
+        except NotPlanned as reason:
+            reasons[str(reason)].append(row.name)
+    if translated:
+        # The compilers of all targets can be in one process; a row whose compiler is not installed is refused on its own.
+        target_devices.prepare_target(target_devices.parse_target("cpu:1"))
     ordered = in_rounds(translated)
     compared, waiting, compiled = [], 0, 0
     end = time.monotonic() + 60 * minutes
@@ -194,12 +194,12 @@ def summarize_rows(rows: Sequence[ComparedRow]) -> Summary:
         rows=len(rows),
         above=[row.name for row in rows if row.bound >= row.measured],
         ratio=statistics.median(row.measured / (row.estimate or 1) for row in estimated) if estimated else None,
-        correlation=_rank_correlation([row.measured for row in estimated], [row.estimate or 0.0 for row in estimated]),
+        correlation=rank_correlation([row.measured for row in estimated], [row.estimate or 0.0 for row in estimated]),
         memory=[row.planned_bytes / row.measured_bytes for row in rows if row.measured_bytes],
     )
 
 
-def _rank_correlation(left: Sequence[float], right: Sequence[float]) -> float | None:
+def rank_correlation(left: Sequence[float], right: Sequence[float]) -> float | None:
     """Return Spearman's correlation, equal values having the mean of their ranks; None if it is not defined."""
     if len(left) < 3 or len(set(left)) == 1 or len(set(right)) == 1:
         return None

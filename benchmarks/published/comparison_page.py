@@ -67,16 +67,14 @@ def _verdicts(rows: Sequence[ComparedRow]) -> list[str]:
     outside = [f"{chip} ({ratio:.2f})" for chip, ratio in ratios.items() if not RATIO[0] <= ratio <= RATIO[1]]
     inside = len(ratios) - len(outside)
     held = "holds" if not outside else f"does not hold for {', '.join(outside)}"
-    lines.append(
-        f"Median of measured over estimate between {RATIO[0]} and {RATIO[1]}: {held} ({inside} of {len(ratios)} devices)."
-    )
+    devices = f"{inside} of {len(ratios)} devices"
+    lines.append(f"Median of measured over estimate between {RATIO[0]} and {RATIO[1]}: {held} ({devices}).")
     off = [ratio for ratio in every.memory if abs(ratio - 1) > MEMORY]
     within = f"{len(every.memory) - len(off)} of {len(every.memory)} rows" if every.memory else "no row has comparable memory"
     lines.append(f"Memory within {MEMORY:.0%}: {within}.")
     large = [row.name for row in rows if not row.fits]
-    lines.append(
-        f"The published run fitted and the plan does not fit: {len(large)} of {len(rows)} rows ({', '.join(large) or 'none'})."
-    )
+    names = f" ({', '.join(large)})" if large else ""
+    lines.append(f"The published run fitted and the plan does not fit: {len(large)} of {len(rows)} rows{names}.")
     return lines
 
 

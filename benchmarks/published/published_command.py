@@ -1,10 +1,10 @@
 """The command `zoo plan --published`, from its options to the output."""
 
+import fnmatch
 import json
 from pathlib import Path
 
 from benchmarks.core import result_tables
-from benchmarks.plan import target_devices
 from benchmarks.published import compare_rows, comparison_page
 from benchmarks.published.published_rows import read_published
 from train.run.run_dir import replace_atomically
@@ -23,11 +23,11 @@ def run_published(published: Path, *, pattern: str, half: str, minutes: float, f
         BadInput: see `read_published` and `check_rules`; no row has a matching name; the page cannot be written.
     """
     rows = read_published(published)
-    # Both compilers can be in one process, and neither needs a device.
-    target_devices.prepare_target(target_devices.parse_target("cpu:1"))
-    comparison = compare_rows.compare_rows(rows, pattern=pattern, half=half, minutes=minutes, fresh=fresh)
-    if not (comparison.rows or comparison.reasons or comparison.waiting):
-        raise BadInput(f"--rows {pattern}: no row of {published} has such a name; the first is {rows[0].name}")
+    chosen = [row for row in rows if fnmatch.fnmatchcase(row.name, pattern) and half in ("", row.half)]
+    if not chosen:
+        part = f" in the half {half}" if half else ""
+        raise BadInput(f"--rows {pattern}: no row of {published} has such a name{part}; the first is {rows[0].name}")
+    comparison = compare_rows.compare_rows(chosen, minutes=minutes, fresh=fresh)
     if file:
         text = comparison_page.render_comparison(comparison, markdown=file.endswith(".md"))
         try:
