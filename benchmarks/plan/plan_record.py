@@ -130,9 +130,9 @@ def make_plan(program: Program, name: str) -> Plan:
     sent: list[Collective] = []
     loops: list[str] = []
     least, module, work = None, None, None
-    # Of a program that the compiler refused, the products are known from its trace.
+    # Of a program that the compiler refused, only the products are known, from its trace.
     traced = Work(products=program.traced.flops / mesh.size, kernels=0.0, bytes=0.0, unknown=())
-    step_times = Times(compute=roofline.compute_seconds(traced, target, run.precision), memory=None, interconnect=None)
+    step_times = roofline.compute_times(traced, target, run.precision)
     if program.text:
         module = hlo.parse_program(program.text)
         loops = [f"how often {loop} runs is not known: its memory traffic counts once" for loop in module.unknown_loops()]

@@ -155,6 +155,8 @@ def times_table(plan: Plan) -> Table:
         "interconnect": ("at least", f"{format_decimal(sum(row.bytes_sent for row in plan.collectives))}B"),
     }
     rows = [(name, amount, _seconds(getattr(plan.times, name), f"{sure} ")) for name, (sure, amount) in amounts.items()]
+    if plan.times.estimate is not None:
+        rows.append(("a step", "one operation after another", _seconds(plan.times.estimate, "about ")))
     return Table(("", "a device does", "takes"), rows, words=2)
 
 

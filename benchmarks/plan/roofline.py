@@ -31,8 +31,9 @@ class Times:
     """Lower bound, of the busiest links."""
     memory_least: float | None = None
     """Lower bound for the memory: see `flops_and_bytes.least_bytes`."""
-    in_turn: float | None = None
-    """Estimate of all operations one after another, each as long as its FLOPs or its bytes take, whichever is longer."""
+    estimate: float | None = None
+    """Estimate of a step: all operations one after another, each as long as its FLOPs at the rate that programs reach
+    (`SUSTAINED`) or its bytes take, whichever is longer. Links are used at the same time, but for those of tensor parallelism."""
 
     @property
     def longest(self) -> float | None:
@@ -54,6 +55,14 @@ class Times:
         return max(("compute", "memory", "interconnect"), key=lambda name: getattr(self, name) or 0)
 
 
+SUSTAINED = {"a100": 0.8, "a100-40gb": 0.8, "h100": 0.6, "h200": 0.6, "v5e": 0.8, "v5p": 0.7, "v6e": 0.7}
+"""Share of the peak rate that products reach, by the name of a target's devices.
+
+Each is the highest that any published step of the half for improvement implies, rounded up to a tenth; an H200 has the cores of
+an H100, and the same share. Without such a step it is 1. `benchmarks/results/published-plans_2026-12-01.md` has the steps.
+"""
+
+
 def times_of_step(
     work: Work, collectives: Iterable[Collective], devices: np.ndarray, target: Target, dtype: str, least_bytes: float = 0.0
 ) -> Times:
@@ -66,22 +75,32 @@ def times_of_step(
     device = target.published
     peak = None if device is None else device.peak.get(dtype)
     bandwidth = None if device is None else device.bandwidth
-    in_turn = None
+    sent = list(collectives)
+    interconnect, waited = None, 0.0
+    if device is not None:
+        interconnect = _interconnect(sent, list(devices.flat), device)
+        # The next operation needs a sum along this axis; those of other axes overlap with operations.
+        waited = _interconnect([one for one in sent if "tensor" in one.axes], list(devices.flat), device) or 0.0
+    estimate = None
     if peak is not None and bandwidth is not None:
-        in_turn = math.fsum(max(flops / (peak * 1e12), moved / (bandwidth * 1e9)) for flops, moved in work.operations)
+        rate = SUSTAINED.get(target.chip, 1.0) * peak * 1e12
+        in_turn = math.fsum(max(flops / rate, moved / (bandwidth * 1e9)) for flops, moved in work.operations)
+        estimate = max(in_turn + waited, interconnect or 0.0)
     return Times(
-        compute=compute_seconds(work, target, dtype),
+        compute=None if peak is None else work.flops / (peak * 1e12),
         memory=None if bandwidth is None else work.bytes / (bandwidth * 1e9),
-        interconnect=None if device is None else _interconnect(list(collectives), list(devices.flat), device),
+        interconnect=interconnect,
         memory_least=None if bandwidth is None else least_bytes / (bandwidth * 1e9),
-        in_turn=in_turn,
+        estimate=estimate,
     )
 
 
-def compute_seconds(work: Work, target: Target, dtype: str) -> float | None:
-    """Return the seconds of a device's FLOPs at its peak; None if that is not published."""
+def compute_times(work: Work, target: Target, dtype: str) -> Times:
+    """Return the times of a step of which only the FLOPs are known."""
     peak = None if target.published is None else target.published.peak.get(dtype)
-    return None if peak is None else work.flops / (peak * 1e12)
+    compute = None if peak is None else work.flops / (peak * 1e12)
+    estimate = None if compute is None else compute / SUSTAINED.get(target.chip, 1.0)
+    return Times(compute=compute, memory=None, interconnect=None, estimate=estimate)
 
 
 def mfu_bound(flops: float, seconds: float | None, devices: int, target: Target, dtype: str) -> float | None:

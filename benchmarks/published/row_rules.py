@@ -47,6 +47,8 @@ RECOMPUTED = {
 """Pattern of a published policy -> ours that is exactly the same."""
 BETWEEN = r"minimal.*|save.*|selective.*|dots_saveable|custom\(.*\)|qkv_proj_offloaded|offload .*"
 """Policies that recompute a part of the layers, or keep some arrays on the host."""
+KEEPS_PRODUCTS = r"minimal.*|save dots.*|dots_saveable"
+"""Those that keep the result of every product outside of attention."""
 
 
 def check_time(row: PublishedRow) -> None:

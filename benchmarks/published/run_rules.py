@@ -29,6 +29,8 @@ class Translation:
     target: Target
     same_recomputation: bool
     """False if the run recomputes more than the published one."""
+    keeps_products: bool
+    """True if the published run recomputes no product of a layer, and the run does."""
     remarks: tuple[str, ...]
     """What differs, and what was not published."""
 
@@ -67,7 +69,8 @@ def translate_row(row: PublishedRow) -> Translation:
     chunk = run.options.loss_chunk
     if chunk:
         remarks += ["logits computed in chunks, and again in the backward pass; the bound leaves recomputation out"]
-    return Translation(row, run, target, same and not chunk, (*remarks, *unlike_dropout))
+    keeps = bool(re.fullmatch(row_rules.KEEPS_PRODUCTS, row.text("remat")))
+    return Translation(row, run, target, same and not chunk, keeps, (*remarks, *unlike_dropout))
 
 
 def model_of(row: PublishedRow) -> tuple[Run, Any, Remarks]:

@@ -120,6 +120,21 @@ ENTRY %main (x: f32[8,16], y: bf16[16]) -> (f32[8,16], f32[]) {
     assert dataclasses.replace(times, memory_least=0.1).least == 1.0
 
 
+def test_a_step_is_estimated_as_its_operations_one_after_another() -> None:
+    """Two operations, one bound by its products and one by its bytes; sums of tensor parallelism are waited for, others not."""
+    target = target_devices.parse_target("h100:8")
+    products, moved = 0.6 * 989.4e12, 3350e9
+    work = Work(products=products, kernels=0.0, bytes=moved, unknown=(), operations=((products, moved / 2), (0.0, moved)))
+    sent = sending("all-reduce", [range(8)])
+    seconds = {
+        axis: roofline.times_of_step(work, [dataclasses.replace(sent, axes=axis)], devices(8), target, "bfloat16").estimate
+        for axis in ("data", "tensor")
+    }
+    link = roofline.times_of_step(work, [sent], devices(8), target, "bfloat16").interconnect
+    assert seconds["data"] == pytest.approx(2.0) and seconds["tensor"] == pytest.approx(2.0 + (link or 0.0)) and link
+    assert roofline.compute_times(work, target, "bfloat16").estimate == pytest.approx(1.0)
+
+
 def test_a_kernels_products_are_those_of_the_pairs_that_its_mask_leaves() -> None:
     """Two products of heads of 16, by counting the pairs; each is a multiplication and an addition."""
     for mask in (Mask(), Mask(causal=True), Mask(causal=True, window=3), Mask(window=3), Mask(window=50)):

@@ -80,7 +80,7 @@ def test_the_bound_leaves_out_what_only_the_plan_recomputes() -> None:
     measured = BERT | {"peak_mem_gb": "30", "notes": "memory in GiB"}
     assert compare_rows.compare_plan(translate_row(PublishedRow(measured)), plan).measured_bytes == 30 << 30
     # A program that the compiler refused has no time for memory and links.
-    refused = dataclasses.replace(plan.times, memory=None, memory_least=None, interconnect=None, in_turn=None)
+    refused = dataclasses.replace(plan.times, memory=None, memory_least=None, interconnect=None)
     row = compare_rows.compare_plan(translate_row(PublishedRow(BERT)), dataclasses.replace(plan, times=refused))
     assert (row.bound, row.bound_by) == (3.0, "compute")
 
@@ -90,7 +90,7 @@ def tiny_plan() -> Any:
     from benchmarks.plan.roofline import Times
     from tests.benchmarks.plan.test_plan import planned
 
-    times = Times(compute=3.0, memory=2.5, interconnect=0.0, memory_least=1.0, in_turn=4.0)
+    times = Times(compute=3.0, memory=2.5, interconnect=0.0, memory_least=1.0, estimate=4.0)
     # 156 TFLOP/s is the rate of TF32 on an A100.
     return dataclasses.replace(planned(), times=times, precision="float32", devices=1, model_flops=2 * 156e12)
 
