@@ -77,16 +77,14 @@ def model_of(row: PublishedRow) -> tuple[Run, Any, Remarks]:
     """Return a run of the family, and its model with the published sizes."""
     shape = row.text("extra_sizes")
     kind = row.text("model_kind")
-    for pattern, families in FAMILIES.items():
-        name, renames, remark = families
-        if re.search(pattern, f"{kind}: {shape}") and not re.search(OTHERS, shape):
-            break
-    else:
+    matching = [family for pattern, family in FAMILIES.items() if re.search(pattern, f"{kind}: {shape}")]
+    if not matching or re.search(OTHERS, shape):
         raise NotPlanned(f"{kind} of another architecture ({_short(shape)})")
-    base = find_run(name)
+    size, renames, remark = matching[0]
+    base = find_run(size)
     if (experts := row.optional("experts")) not in ("", "0", "1") and not hasattr(base.model, "experts"):
         raise NotPlanned(f"{kind} of another architecture ({_short(shape)}, {experts} experts)")
-    sizes = {ours: row.count(theirs) for theirs, ours in renames.items()}
+    sizes = {name: row.count(column) for column, name in renames.items()}
     if hasattr(base.model, "context"):
         sizes["context"] = row.count("seq_len")
     return base, dataclasses.replace(base.model, **sizes), [remark] * bool(remark)
