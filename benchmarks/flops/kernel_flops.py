@@ -41,6 +41,10 @@ class Passes:
         """Return the number of forward passes that compute as much."""
         return self.forward + self.again + BACKWARD * self.backward
 
+    def flops(self, call: Call) -> float:
+        """Return the FLOPs of the passes of a call: with the products of distances, whose backward pass has three of one."""
+        return self.in_forward_passes * call.flops + (self.forward + self.again + 3 * self.backward) * call.distance_flops
+
 
 def scope_of(origin: str, scopes: Iterable[str]) -> str | None:
     """Return the scope that an operation belongs to, by its path; None if it belongs to none of them."""
@@ -85,10 +89,10 @@ def kernel_flops(
 
     Each kernel of a product of groups is that product or one of its two gradients, which have the same FLOPs.
     """
-    flops = {call.scope: call.flops / devices for call in calls}
-    passes = attention_passes(kernels, flops)
+    by_scope = {call.scope: call for call in calls}
+    passes = attention_passes(kernels, by_scope)
     single = {product.scope: product.flops for product in products}
     of_products = (run.times * single[scope] for run in kernels if (scope := scope_of(run.origin, single)))
-    total = sum((count.in_forward_passes * flops[scope] for scope, count in passes.items()), sum(of_products, 0.0))
-    others = tuple(run for run in kernels if scope_of(run.origin, {**flops, **single}) is None)
+    total = sum((count.flops(by_scope[scope]) / devices for scope, count in passes.items()), sum(of_products, 0.0))
+    others = tuple(run for run in kernels if scope_of(run.origin, {**by_scope, **single}) is None)
     return total, others

@@ -69,7 +69,7 @@ def traced_work(traced: Any, calls: Sequence[Call], devices: int, products: Sequ
     skipped = 0.0
     for scope, passes in attention_passes(kernels, by_scope).items():
         call = by_scope[scope]
-        again += call.flops * (passes.again + 0.5 * passes.backward)
+        again += call.flops * (passes.again + 0.5 * passes.backward) + call.distance_flops * (passes.again + passes.backward)
         skipped += (call.dense_flops - call.flops) * (passes.forward + 2 * passes.backward)
     for row in operations:
         flops = row.times * row.flops

@@ -24,7 +24,7 @@ from jaxtyping import Array, Float, UInt32
 from zoo import plugins
 from zoo.attention import auto
 from zoo.attention.auto import Line
-from zoo.attention.biases import Bias
+from zoo.attention.biases import Bias, distance_flops
 from zoo.attention.kernel_check import first_uses
 from zoo.attention.kernels import Kernel
 from zoo.attention.kernels.reference import reference
@@ -70,7 +70,8 @@ def attention(
     scope = SCOPE
     if (calls := _choices.get()) is not None:
         scope = f"{SCOPE}{len(calls)}"
-        calls.append(Call(name=name, request=request, mask=mask, scope=scope, line=line))
+        products = distance_flops(bias) if find_implementation(name).multiplies_distances else 0.0
+        calls.append(Call(name=name, request=request, mask=mask, scope=scope, line=line, distance_flops=products))
     scale = float(q.shape[-1] ** -0.5) if scale is None else scale
     rate, seed = dropout if dropout is not None and dropout[0] > 0 else (0.0, None)
     heads = jnp.arange(q.shape[2], dtype=jnp.uint32)
@@ -107,6 +108,8 @@ class Implementation:
     """Oldest Python version that this package supports, if this project supports older ones."""
     is_interpretable: bool = False
     """True if the function computes the same on other platforms, by Pallas's interpreter; see `interpreted`."""
+    multiplies_distances: bool = False
+    """True if its kernels compute the products of a relative bias; otherwise operations of the program do."""
     plugin: plugins.Plugin | None = None
     """The plug-in whose row this is; set by `find_implementation`."""
 
@@ -175,6 +178,7 @@ IMPLEMENTATIONS: dict[str, Implementation] = {
         features=ALL_FEATURES - {"explicit mask", "dense bias"},
         limits="unsupported_reason",
         is_interpretable=True,
+        multiplies_distances=True,
     ),
     "flash_gpu": Implementation(
         module="zoo.attention.kernels.flash_gpu",
@@ -278,6 +282,8 @@ class Call:
     """The name scope of its operations: `SCOPE` and the number of the call."""
     line: Line | None = None
     """The line of `auto` that chose it; None: it was chosen by name."""
+    distance_flops: float = 0.0
+    """FLOPs of the products of queries and distances in a forward pass over all examples, if kernels compute them."""
 
     @property
     def flops(self) -> float:

@@ -241,3 +241,8 @@ class Relative(Distanced):
 
 
 Bias = Dense | Buckets | ByDistance | Relative
+
+
+def distance_flops(bias: Bias | None) -> float:
+    """Return the FLOPs of the product q_r . r of a relative bias; 0 of any other."""
+    return 2.0 * bias.q_r.size * bias.r.shape[2] if isinstance(bias, Relative) else 0.0

@@ -15,12 +15,14 @@ from benchmarks.flops.traced_flops import traced_work
 from benchmarks.plan import compile_program, flops_sweep, plan_record, target_devices
 from benchmarks.plan.check_flops import check_flops, needed_flops
 from tests.support import benchmark_steps, tiny
+from tests.support.small import shapes, small
 from train.config.run_config import Mesh
 from zoo import configs
-from zoo.attention.attention import IMPLEMENTATIONS, record_calls
+from zoo.attention.attention import IMPLEMENTATIONS, interpreted, record_calls
 from zoo.attention.kernels import blocked
 from zoo.attention.masks import Mask
 from zoo.attention.request import kernel_call
+from zoo.batch import Batch
 from zoo.configs import Compute
 from zoo.errors import BadInput
 from zoo.ops.tile_sizes import tile_sizes
@@ -146,3 +148,23 @@ def test_the_sweep_has_every_size_on_both_platforms(monkeypatch: pytest.MonkeyPa
     names = {name for name, row in IMPLEMENTATIONS.items() if not row.requires}
     meshes = {*flops_sweep.MESHES, *flops_sweep.EXPERT_MESHES}
     assert chosen == [{target for targets in flops_sweep.TARGETS.values() for target in targets}, names, meshes]
+
+
+@pytest.mark.planted
+def test_kernels_that_multiply_distances_have_their_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of XLNet's bias the kernels of `flash_tpu` compute what `xla` computes as products of the program, padding apart."""
+
+    def traced_flops(impl: str) -> float:
+        net = small("xlnet", layers=1, compute=Compute(attention=impl))  # pyright: ignore[reportArgumentType]
+        tokens: Any = jax.ShapeDtypeStruct((2, 512), jnp.int32)
+        gradient = jax.jit(jax.grad(lambda params, tokens: net.apply(params, Batch(tokens=tokens)).hidden.sum()))
+        with record_calls() as calls, interpreted("flash_tpu"):
+            work = traced_work(gradient.trace(shapes(net), tokens), calls, 1)
+        return work.flops - work.recomputed
+
+    expected = traced_flops("xla")
+    assert traced_flops("flash_tpu") == pytest.approx(expected, rel=0.03)
+    # The mistake: the kernels have the two products of other attention alone.
+    row = dataclasses.replace(IMPLEMENTATIONS["flash_tpu"], multiplies_distances=False)
+    monkeypatch.setitem(IMPLEMENTATIONS, "flash_tpu", row)
+    assert traced_flops("flash_tpu") < 0.9 * expected
