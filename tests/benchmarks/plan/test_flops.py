@@ -122,7 +122,7 @@ def test_a_causal_loop_over_blocks_has_its_mean_of_trips() -> None:
     with record_calls() as calls:
         traced = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).trace(*arrays, segments)
     work = traced_work(traced, calls, 1)
-    sizes = tile_sizes(kernel_call("blocked", *arrays[:2], Mask(causal=True), None, 0.0))
+    sizes = tile_sizes(kernel_call("blocked", arrays[0], arrays[1], Mask(causal=True), None, 0.0))
     plan = blocked.Plan.of(sizes, rows, length, length, heads, heads, Mask(causal=True), None, 0.25, 0.0)
     blocks = plan.num_q_blocks
     assert blocks == plan.num_k_blocks > 1
