@@ -20,6 +20,7 @@ from train.loop.prepare import Evaluation, Scorer, prepare
 from train.run.console import Console
 from train.run.run_dir import RunDir
 from train.run.stop_signals import StopSignals
+from train.run.time_account import TimeAccount
 from train.step.assembly import assemble
 from zoo.fault_points import fault_point
 from zoo.runtime import hang_watch
@@ -32,6 +33,7 @@ def run(
     on_end: Callable[[Path], Any],
     sample: Callable[..., Any] | None = None,
     preview: Callable[..., str] | None = None,
+    began: float | None = None,
 ) -> int:
     """Train to the end, from the newest checkpoint if there is one, and return the exit code (128 + signal after a signal).
 
@@ -40,18 +42,18 @@ def run(
         on_end: writes the report.
         sample: writes continuations of held-out text.
         preview: returns a continuation to show after each validation.
+        began: the time at which the start-up began, by `time.perf_counter`; None = now.
 
     Raises:
         BadInput: the configuration, the data and this machine do not fit together, or the folder contains another run.
     """
-    process = jax.process_index()
+    account, process = TimeAccount(time.perf_counter() if began is None else began), jax.process_index()
     console, stacks = Console(steps=run.steps, process=process, selected=run.selection.metric), RunDir.of(run).stacks(process)
     # A process of several may only wait for the one that is stuck.
     subject = "the run is stuck" if jax.process_count() == 1 else f"process {process} is stuck or waits for one that is"
     watch = hang_watch.watch_progress(run.machine.hang_after, stacks, subject, console.__exit__)
     evaluation = Evaluation(evaluate=evaluate, on_end=on_end, sample=sample, preview=preview)
     with console, StopSignals(console.notice, console.__exit__) as stop, watch, contextlib.ExitStack() as stack:
-        began = time.perf_counter()
         prepared = prepare(run, console, evaluation)
         hooks = hooks_of(prepared.run)
         opened = open_run(prepared, stack)
@@ -59,7 +61,7 @@ def run(
             return finish_again(opened)
         assembly = assemble(opened.run, opened.objective, opened.mesh, opened.parameters)
         start, state = restore_or_init(opened, assembly)
-        loop = TrainingLoop(opened, assembly, start, state, began, stack)
+        loop = TrainingLoop(opened, assembly, start, state, account, stack)
         train_steps(loop, hooks, stop)
         return finish(loop, stop)
 
@@ -72,6 +74,7 @@ def train_steps(loop: TrainingLoop, hooks: Sequence[Hook], stop: StopSignals) ->
     """
     run, checkpoints, recorder = loop.opened.run, loop.opened.checkpoints, loop.recorder
     loop.opened.console.doing("compiling the step")
+    loop.account.switch("compilation")
     fault_point("train.compile")
     with jax.transfer_guard("disallow"), loop.feeding as loop.feed:
         # A fresh head would be scored by chance before the first step.

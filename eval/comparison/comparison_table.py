@@ -30,6 +30,7 @@ FACTS: dict[str, Callable[[ComparisonRow], str]] = {
     "recipe": lambda row: row.first.run.recipe,
     "parameters": lambda row: f"{row.first.parameters:,}",
     "tokens seen": lambda row: "-" if row.tokens is None else short_number(row.tokens),
+    "tokens/s": lambda row: _rates(row),
     "FLOPs": lambda row: "-" if row.flops is None else format_scientific(row.flops),
     "majority class": lambda row: f"{row.first.scores['majority_share']:.4f}" if "majority_share" in row.first.scores else "-",
     "seeds": lambda row: ", ".join(map(str, row.seeds)),
@@ -143,6 +144,13 @@ def comparison_notices(rows: Sequence[ComparisonRow]) -> list[str]:
     runs = [run for row in rows for run in row.runs]
     learned = [f"{run.path}: {line}" for run in runs for line in metric_definitions.score_notices(run.scores)]
     return [*learned, *(line for run in runs for line in run.notices()), *unlike_text(runs)]
+
+
+def _rates(row: ComparisonRow) -> str:
+    """Return the tokens per second of the wall clock, and per second of the steps."""
+    tokens, *seconds = (row.mean_cost(name, own=True) for name in ("tokens", "wall_seconds", "step_seconds"))
+    rates = [short_number(tokens / spent) for spent in seconds if tokens is not None and spent]
+    return " / ".join(rates) if len(rates) == 2 else "-"
 
 
 def _width(console: Console, tables: Mapping[str, Table], *, least: bool = False) -> int:
@@ -261,6 +269,8 @@ def _notes(comparison: Comparison) -> str:
     """Return an explanation of the signs in the tables."""
     others = comparison.rows[1:]
     notes = []
+    if any(_rates(row) != "-" for row in comparison.rows):
+        notes.append("tokens/s: per second of the wall clock / of the steps that counted")
     if any(run.parents for row in comparison.rows for run in row.runs):
         notes.append("tokens seen and FLOPs include those of the runs that a run starts from")
     if any(len(row.runs) > 1 for row in comparison.rows):

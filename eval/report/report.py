@@ -18,6 +18,7 @@ from train.run.progress_display import format_duration, short_number
 from train.run.result_files import REWRITE, read_result
 from train.run.run_dir import RunDir, read_config, write_text
 from train.run.run_identity import flat_options
+from train.run.time_account import TITLES, goodput, run_seconds
 from zoo.errors import BadInput
 from zoo.json_shapes import Number
 
@@ -82,6 +83,7 @@ def _page(path: Path, run: Run, rows: Sequence[Any], starts: Sequence[Any]) -> s
         "Rollouts": _rollout_texts(path, run),
         "Samples": _samples(samples) if samples and samples["samples"] else [],
         "Origin": _origin(run, train, sources),
+        "Where time went": _time_table(starts),
         "Interruptions": [_skipped(train), *_starts(starts)] if len(starts) > 1 or _total_skipped(train) else [],
         "Configuration": [_configuration(run)],
         "Environment": [_environment(starts[-1])] if starts else [],
@@ -284,6 +286,16 @@ def _skipped(train: Sequence[Any]) -> str:
     reasons = [f"for a gradient that was not finite: {total - spikes:,}"] * (total > spikes)
     reasons += [f"for a spike of the loss: {spikes:,}"] * (spikes > 0)
     return f"Skipped {' and '.join(reasons)}, in steps {where}."
+
+
+def _time_table(starts: Sequence[Any]) -> list[Block]:
+    """Return the seconds of a run in each category, and the goodput; nothing if they are not recorded."""
+    seconds = run_seconds(starts)
+    if not (total := sum(seconds.values())):
+        return []
+    rows = [(TITLES[name], f"{value:,.1f}", f"{value / total:.1%}") for name, value in seconds.items()]
+    lead = f"Goodput {goodput(seconds):.1%}: the share of {format_duration(total)} that was spent in steps that counted."
+    return [lead, Table(("", "Seconds", "Share"), rows)]
 
 
 def _starts(starts: Sequence[Any]) -> list[Block]:

@@ -31,9 +31,10 @@ def finish(loop: TrainingLoop, stop: StopSignals) -> int:
     """
     opened, run = loop.opened, loop.opened.run
     _wait_for_checkpoint(loop)
+    loop.account.switch("other")
     if signal_number := stop.end():
-        if opened.process == 0:
-            opened.evaluation.on_end(opened.folder.path)
+        loop.record_usage()
+        loop.record_end(finished=False)
         opened.console.finish(f"stopped and saved at step {loop.step} of {run.steps}; the same command continues from there")
         return 128 + signal_number
     if loop.step < run.steps:
@@ -41,8 +42,7 @@ def finish(loop: TrainingLoop, stop: StopSignals) -> int:
         opened.console.notice(f"ended at step {loop.step} of {run.steps}: {reason}")
     score = _score(loop)
     fault_point("train.report")
-    if opened.process == 0:
-        opened.evaluation.on_end(opened.folder.path)
+    loop.record_end(finished=True)
     for line in metric_definitions.score_notices(score.record()):
         opened.console.notice(line)
     rows = metrics_file.read_rows(opened.folder.metrics) if opened.process == 0 else []
@@ -54,6 +54,7 @@ def finish(loop: TrainingLoop, stop: StopSignals) -> int:
 
 def _wait_for_checkpoint(loop: TrainingLoop) -> None:
     checkpoints = loop.opened.checkpoints
+    loop.account.switch("checkpoints")
     this_process.begin("waiting for the save")
     if not checkpoints.wait():
         newest = "the start" if (latest := checkpoints.latest()) is None else f"step {latest}"
@@ -65,12 +66,14 @@ def _wait_for_checkpoint(loop: TrainingLoop) -> None:
 def _score(loop: TrainingLoop) -> Any:
     """Score the best parameters, or the last ones, on all held-out data, and write the scores and the samples."""
     opened, run, folder, sample = loop.opened, loop.opened.run, loop.opened.folder, loop.opened.evaluation.sample
+    loop.account.switch("validation")
     opened.console.doing("scoring the held-out data")
     fault_point("train.score")
     stride = max(1, run.data.length // 2)
     params, step = opened.best.params(loop.global_state(), loop.assembly.state)
     params = loop.model_params(params)
     score = opened.scorer(opened.data.scored_rows(run, stride))(params)
+    loop.account.switch("other")
     loop.record_usage()
     if opened.process == 0:
         if mistakes := getattr(score, "mistakes", None):

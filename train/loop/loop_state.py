@@ -2,7 +2,6 @@
 
 import contextlib
 import math
-import time
 from typing import Any
 
 import jax
@@ -19,6 +18,7 @@ from train.run.costs import COUNTS
 from train.run.matmul_rate import PeakRate
 from train.run.metric_logger import MetricLogger
 from train.run.stop_signals import StopSignals
+from train.run.time_account import TimeAccount, describe_goodput, run_seconds
 from train.step.assembly import Assembly
 from zoo.fault_points import fault_point
 from zoo.runtime.progress import this_process
@@ -34,21 +34,21 @@ class TrainingLoop:
         state: the state after `step` steps, laid out for the step.
         step: number of steps taken.
         stopping: True if no further step is taken.
+        account: where the time of this start goes.
         exhausted: why no further step is taken although the last one is not reached; "" = there is no reason.
     """
 
     def __init__(
-        self, opened: OpenRun, assembly: Assembly, start: Start, state: State, began: float, stack: contextlib.ExitStack
+        self, opened: OpenRun, assembly: Assembly, start: Start, state: State, account: TimeAccount, stack: contextlib.ExitStack
     ) -> None:
         """Place the state on the devices, show the header, and open the files of metrics.
 
         Args:
             state: the state before the first step, as global arrays.
-            began: the time at which the run was started, by `time.perf_counter`.
             stack: closes the files.
         """
         run, folder, objective, engine = opened.run, opened.folder, opened.objective, assembly.engine
-        self.opened, self.assembly, self.start, self._began = opened, assembly, start, began
+        self.opened, self.assembly, self.start, self.account = opened, assembly, start, account
         self.state = engine.shard(state)
         self.step = start.first
         self._frozen = engine.replicate(objective.frozen_inputs())
@@ -71,6 +71,8 @@ class TrainingLoop:
             rate=self.rate,
             process=opened.process,
             saved=start.restored.get("records", {}),
+            account=account,
+            earlier=run_seconds(metrics_file.read_starts(folder)[:-1]) if opened.process == 0 else {},
         )
         self.recorder = stack.enter_context(logger)
         self._read_params = start.parameters.reader(opened.mesh)
@@ -90,7 +92,7 @@ class TrainingLoop:
             BadInput: too many steps in a row were skipped.
         """
         opened, engine = self.opened, self.assembly.engine
-        with self.recorder.waiting():
+        with self.recorder.waiting(self.feed.category):
             host = self.feed.batch(self.step, self.state)
         owned = self.counts.owned_part(host)
         self.counts.add(owned, opened.objective.text_ids(opened.run, owned))
@@ -125,10 +127,10 @@ class TrainingLoop:
         opened = self.opened
         with self.recorder.pause("validating"):
             fault_point("train.validate")
-            began = time.perf_counter()
+            before = self.account.elapsed()
             params = self.model_params(self.global_state().params)
             score = self._validate(params)
-            self.recorder.valid(score, time.perf_counter() - began)
+            self.recorder.valid(score, self.account.elapsed() - before)
             # Not at the end, where samples are written.
             if opened.evaluation.preview is not None and opened.run.log.samples and self.step < opened.run.steps:
                 self._show_preview(params)
@@ -136,9 +138,23 @@ class TrainingLoop:
         return score
 
     def record_usage(self) -> None:
-        """Write the time of this start of the run, and the best rate of products that was measured."""
+        """Write the time of this start of the run, and the best rate of products; all processes call it together."""
+        spent = {"spent": self.account.mean(), "spent_step": self.step}
         if self.opened.process == 0:
-            metrics_file.record_usage(self.opened.folder, time.perf_counter() - self._began, self.rate.measured)
+            metrics_file.record_usage(self.opened.folder, self.account.elapsed(), self.rate.measured, **spent)
+
+    def record_end(self, *, finished: bool) -> None:
+        """Write the report of the run, and then record and show where its time went.
+
+        Process 0 does this after the last `record_usage`, while the others end.
+        """
+        opened, folder = self.opened, self.opened.folder
+        if opened.process:
+            return
+        opened.evaluation.on_end(folder.path)
+        ended = {"spent": self.account.final_mean(), "finished": finished}
+        metrics_file.record_usage(folder, self.account.elapsed(), self.rate.measured, **ended)
+        opened.console.sample(describe_goodput(metrics_file.read_starts(folder)))
 
     def _show_preview(self, params: Any) -> None:
         opened, preview = self.opened, self.opened.evaluation.preview
@@ -161,7 +177,9 @@ class TrainingLoop:
         for line in data_notices.notices(run, opened.data):
             opened.console.notice(line)
         if opened.process == 0:
-            metrics_file.record_start(opened.folder, self.step, facts, flops, self.rate.measured)
+            # Not `mean`, which all processes call together.
+            self.account.switch("start_up")
+            metrics_file.record_start(opened.folder, self.step, facts, flops, self.rate.measured, self.account.seconds)
 
     def _feed_source(self) -> FeedSource:
         opened, engine = self.opened, self.assembly.engine

@@ -64,6 +64,8 @@ class _Responses(NamedTuple):
 class RolloutFeed(Feed):
     """The batches of a policy: every `rollout.steps` steps, the model responds to the prompts of the batches of these steps."""
 
+    category = "rollouts"
+
     def __init__(self, source: FeedSource, estimator: Estimator, reference: Any = None) -> None:
         """Prepare the programs, which are compiled at the first rollout.
 

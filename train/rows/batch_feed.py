@@ -12,6 +12,7 @@ from jaxtyping import Int64
 from train.config.run_config import Run
 from train.rows.batches import Batches
 from train.run.run_dir import RunDir
+from train.run.time_account import Category
 from zoo.batch import Batch
 from zoo.models import Model
 
@@ -54,6 +55,9 @@ class FeedMetrics(NamedTuple):
 
 class Feed:
     """The batches of a run in the order of its steps: those of the data, which do not depend on the state."""
+
+    category: Category = "data_wait"
+    """Category of the time in which the loop waits for a batch."""
 
     def __init__(self, batches: Batches, stream: Iterator[Batch]) -> None:
         """Store the batches of the run, and the stream of batches that begins with the batch of the first step."""

@@ -5,6 +5,7 @@ from typing import Any
 
 from train.run.metrics_file import read_metrics, read_starts
 from train.run.run_dir import RunDir
+from train.run.time_account import run_seconds
 from zoo.errors import BadInput
 
 Costs = dict[str, float | int | None]
@@ -15,10 +16,11 @@ COUNTS = ("input_tokens", "text_tokens", "predictions", "bytes")
 excluded; for an encoder-decoder those of its encoder. text_tokens: tokens of the text that the rows stand for, both sides of a
 pair included, and without special tokens; text that several rows have counts in each. predictions: targets with a weight above 0.
 bytes: UTF-8 bytes of the text tokens, as `Tokenizer.token_bytes` has them."""
-NAMES = ("tokens", *COUNTS, "flops", "seconds", "peak_bytes")
+NAMES = ("tokens", *COUNTS, "flops", "seconds", "step_seconds", "wall_seconds", "peak_bytes")
 """Names of all costs. tokens: positions of the training batches, padding included; for an encoder-decoder its decoder's.
-seconds: from each start of the run to its last checkpoint or its end, scoring included. peak_bytes: the most memory in use on one
-device, or on a CPU by one process."""
+seconds: from each start of the run to its last checkpoint or its end, scoring included. step_seconds and wall_seconds: those in
+steps that counted, and all from the beginning of the first start to the end of the last one. peak_bytes: the most memory in use
+on one device, or on a CPU by one process."""
 
 
 def read_costs(folder: RunDir, last: int, meta: Mapping[str, Any]) -> Costs:
@@ -35,6 +37,7 @@ def read_costs(folder: RunDir, last: int, meta: Mapping[str, Any]) -> Costs:
     starts = read_starts(folder)
     per_step = starts[-1].get("flops") if starts else None
     counts = meta.get("counts") or {}
+    spent = run_seconds(starts)
     used = {name: [start[name] for start in starts if start.get(name) is not None] for name in ("seconds", "peak_bytes")}
     return {
         # Every step has the same number of tokens, and a run that ended early may have ended between two rows.
@@ -42,6 +45,8 @@ def read_costs(folder: RunDir, last: int, meta: Mapping[str, Any]) -> Costs:
         **{name: counts.get(name) for name in COUNTS},
         "flops": None if per_step is None else last * per_step,
         "seconds": sum(used["seconds"]) if used["seconds"] else None,
+        "step_seconds": spent.get("steps"),
+        "wall_seconds": sum(spent.values()) or None,
         "peak_bytes": max(used["peak_bytes"], default=None),
     }
 

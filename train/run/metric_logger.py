@@ -1,7 +1,6 @@
 """The metrics of a run while it trains: rows of metrics.jsonl, the ledger, and the check for non-finite steps."""
 
 import contextlib
-import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -13,10 +12,15 @@ from train.run.matmul_rate import PeakRate
 from train.run.metric_definitions import METRICS
 from train.run.metrics_file import Metrics, train_row, valid_row
 from train.run.run_dir import RunDir
+from train.run.time_account import Category, Seconds, TimeAccount, time_columns
 from train.run.trackers import Sinks
 from zoo.errors import BadInput
 from zoo.runtime.progress import this_process
 
+PAUSES: dict[str, Category] = {"validating": "validation", "saving": "checkpoints", "waiting for the save": "checkpoints"}
+"""Activity between two steps -> the category of its time."""
+WAITS: tuple[Category, ...] = ("data_wait", "rollouts")
+"""Categories of the time in which the loop waits for a batch."""
 OVERALL = ("loss", "grad_norm", "lr", "finite", "spike")
 """Metrics that a step has whatever its loss is; all others are terms of its loss."""
 
@@ -39,6 +43,8 @@ class MetricLogger:
         rate: PeakRate,
         process: int,
         saved: Mapping[str, Any],
+        account: TimeAccount,
+        earlier: Seconds,
     ) -> None:
         """Open metrics.jsonl, the ledger and the sinks of a run.
 
@@ -48,6 +54,8 @@ class MetricLogger:
             flops: FLOPs of a training step, of all devices.
             rate: the rate of all devices that MFU is relative to.
             saved: the `summaries` in the checkpoint that the run continues from.
+            account: the time of this start.
+            earlier: seconds of the starts before, and between them.
         """
         self._run, self._console, self._first, self._tokens = run, console, first, tokens
         self._flops, self._rate = flops, rate
@@ -61,7 +69,8 @@ class MetricLogger:
         self._late: dict[str, jax.Array] | None = None
         self._values: dict[str, float] = {}
         self._skipped = self._spikes = self._in_a_row = 0
-        self._clock, self._timed, self._waited = time.perf_counter(), 0, 0.0
+        self._account, self._earlier, self._timed = account, earlier, 0
+        self._step_seconds = self._waited = 0.0
 
     def __enter__(self) -> "MetricLogger":
         return self
@@ -85,7 +94,8 @@ class MetricLogger:
         if self._at == self._first + 1:
             # Compilation is not part of a step's time.
             self._fetch()
-            self._clock, self._waited = time.perf_counter(), 0.0
+            self._account.switch("steps")
+            self._begin_row()
         else:
             self._timed += 1
         self._console.step(self._at)
@@ -107,8 +117,10 @@ class MetricLogger:
                 seconds that the loop spent in `waiting`.
         """
         self._fetch()
-        now = time.perf_counter()
-        seconds = (now - self._clock) / self._timed if self._timed else float("nan")
+        spent = self._account.mean()
+        waited = self._account.sum_of(*WAITS) - self._waited
+        total = self._account.sum_of("steps", *WAITS) - self._step_seconds
+        seconds = total / self._timed if self._timed else float("nan")
         row = train_row(
             step=self._at,
             loss=self._values["loss"],
@@ -124,11 +136,11 @@ class MetricLogger:
             **self._terms(),
             **({"rollout": dict(rollout)} if rollout else {}),
         )
-        row["time"] |= timing
+        row["time"] |= {**timing, **time_columns(spent, self._earlier)}
         if timing:
-            row["time"]["rollout_share"] = self._waited / (seconds * self._timed) if self._timed else float("nan")
-        self._skipped = self._spikes = 0
-        self._timed, self._waited, self._clock = 0, 0.0, time.perf_counter()
+            row["time"]["rollout_share"] = waited / total if self._timed else float("nan")
+        self._skipped = self._spikes = self._timed = 0
+        self._begin_row()
         self._show(row)
 
     def valid(self, score: Any, seconds: float) -> None:
@@ -140,18 +152,14 @@ class MetricLogger:
     def pause(self, activity: str) -> Iterator[None]:
         """Exclude the time that the block takes, such as for "validating" or "saving", from the step time."""
         self._fetch()
-        start = time.perf_counter()
-        with this_process.phase(activity):
+        with this_process.phase(activity), self._account.during(PAUSES.get(activity, "other")):
             yield
-        self._clock += time.perf_counter() - start
 
     @contextlib.contextmanager
-    def waiting(self) -> Iterator[None]:
+    def waiting(self, category: Category = "data_wait") -> Iterator[None]:
         """Count the time of the block, in which the batch of the next step is made, as a part of the time of the steps."""
-        start = time.perf_counter()
-        with this_process.stage("reading the batch"):
+        with this_process.stage("reading the batch"), self._account.during(category):
             yield
-        self._waited += time.perf_counter() - start
 
     def sync(self) -> None:
         """Wait until the rows are on the disk, before the checkpoint that includes them is committed."""
@@ -161,6 +169,10 @@ class MetricLogger:
     def summaries(self) -> dict[str, Any]:
         """Return the `Metrics.summary` of each file, for the checkpoint that includes its rows; only process 0 has the files."""
         return {name: file.summary() for name, file in self._files().items()}
+
+    def _begin_row(self) -> None:
+        self._waited = self._account.sum_of(*WAITS)
+        self._step_seconds = self._account.sum_of("steps", *WAITS)
 
     def _files(self) -> dict[str, Metrics]:
         files = {"metrics.jsonl": self._rows, "ledger.jsonl": self._ledger}

@@ -16,6 +16,7 @@ import numpy as np
 
 from train.run.provenance import peak_bytes, read_provenance
 from train.run.run_dir import RunDir, write_text
+from train.run.time_account import settle_killed
 from zoo.errors import BadInput, cannot_write
 from zoo.fault_points import fault_point
 from zoo.file_access import open_regular, open_to_append, too_large
@@ -224,6 +225,11 @@ def _start_problem(row: Mapping[str, Any]) -> str:
     wrong = [name for name, value in objects.items() if not isinstance(value, Mapping)]
     numbers = {name: row.get(name) for name in ("flops", "rate", "seconds", "peak_bytes")}
     wrong += [name for name, value in numbers.items() if value is not None and not is_usable_number(value)]
+    if "spent" in row:
+        spent = row["spent"]
+        is_wrong = not isinstance(spent, Mapping) or any(not _is_time(value) for value in spent.values())
+        wrong += ["spent"] * is_wrong + ["spent_step"] * (type(row.get("spent_step")) is not int)
+        wrong += [name for name in ("began", "restart") if not _is_time(row.get(name))]
     return wrong[0] if wrong else ""
 
 
@@ -236,15 +242,22 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, float) or is_usable_number(value)
 
 
-def record_start(folder: RunDir, step: int, facts: Mapping[str, str], flops: float, rate: float) -> None:
-    """Record in starts.jsonl that the run starts or resumes at `step`.
+def record_start(
+    folder: RunDir, step: int, facts: Mapping[str, str], flops: float, rate: float, spent: Mapping[str, float] | None = None
+) -> None:
+    """Record in starts.jsonl that the run starts or resumes at `step`, and complete the row of a start that was killed.
 
-    The row has `facts`, as the console shows them, versions, provenance, the date, the FLOPs of a step, and the `rate` of matrix
-    products that was measured (0 = none).
+    The row has `facts`, as the console shows them, versions, provenance, the date, the FLOPs of a step, the `rate` of matrix
+    products that was measured (0 = none), and the seconds `spent` since the start (`train.run.time_account`). It is called
+    before the rows of metrics.jsonl after `step` are dropped.
     """
     row = {"step": step, "at": time.time(), "facts": dict(facts), "versions": software_versions(), "flops": flops, "rate": rate}
     row["provenance"] = read_provenance()
-    before = read_rows(folder.starts) if folder.starts.exists() else []
+    before = read_starts(folder)
+    if spent is not None:
+        began = row["at"] - sum(spent.values())
+        rows = read_rows(folder.metrics) if before and folder.metrics.exists() else []
+        row |= {"spent": dict(spent), "spent_step": step, "began": began, "restart": settle_killed(before, rows, step, began)}
     write_text(folder.starts, "".join(map(_line, [*before, row])))
 
 
@@ -264,14 +277,17 @@ def best_rate(folder: RunDir, precision: str) -> float:
     return max(rates, default=0.0)
 
 
-def record_usage(folder: RunDir, seconds: float, rate: float) -> None:
+def record_usage(folder: RunDir, seconds: float, rate: float, **spent: Any) -> None:
     """Record in the newest row of starts.jsonl the `seconds` since that start, the best `rate`, and the most memory in use.
 
     An error while writing does not end the run.
+
+    Args:
+        spent: `spent`, the seconds by category, with the `spent_step` at which they were measured; `finished` = True at the end.
     """
     with contextlib.suppress(BadInput):
         *before, row = read_rows(folder.starts)
-        row |= {"seconds": seconds, "rate": rate, "peak_bytes": peak_bytes()}
+        row |= {"seconds": seconds, "rate": rate, "peak_bytes": peak_bytes(), **spent}
         write_text(folder.starts, "".join(map(_line, [*before, row])))
 
 

@@ -3,6 +3,7 @@
 import inspect
 import re
 import sys
+import time
 from collections.abc import Collection
 from typing import TYPE_CHECKING
 
@@ -29,6 +30,7 @@ CHECK = "--check"
 
 def train(args: list[str]) -> int:
     """Run `zoo train [RECIPE] [options]`."""
+    began = time.perf_counter()
     from train import recipes
     from train.config import mesh_sizes
     from train.run.run_dir import RunDir
@@ -52,7 +54,7 @@ def train(args: list[str]) -> int:
     command = ["train", name, *args]
     if (code := prepare_process(run.machine, command, stacks=stacks, smaller_group_sizes=sizes)) is not None:
         return code
-    return train_here(run, named_fields(args, "mesh"))
+    return train_here(run, named_fields(args, "mesh"), began)
 
 
 def check_data(run: "Run") -> int:
@@ -125,12 +127,13 @@ def parse_options(name: str, args: list[str]) -> "Run":
     return run
 
 
-def train_here(run: "Run", named_axes: Collection[str] = ()) -> int:
+def train_here(run: "Run", named_axes: Collection[str] = (), began: float | None = None) -> int:
     """Train in this process, which is prepared for JAX, and return the exit code.
 
     Args:
         named_axes: axes of the mesh that the user named. If there are any, the others, which the recipe chose, are fitted to the
             devices, with a notice; a mesh of the recipe alone must multiply to the devices.
+        began: see `train.trainer.run`.
 
     Raises:
         BadInput: see `mesh_sizes.fit_mesh` and `train.trainer.run`.
@@ -152,4 +155,5 @@ def train_here(run: "Run", named_axes: Collection[str] = ()) -> int:
         sample=samples.write_run_samples,
         preview=samples.preview_continuation,
         on_end=report.write_report,
+        began=began,
     )
