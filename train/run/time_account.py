@@ -1,4 +1,4 @@
-"""Where the time of a run goes: its wall-clock seconds in exclusive categories, over all of its starts.
+"""The account of the time of a run: its wall-clock seconds in exclusive categories, over all of its starts.
 
 A start charges every second to one category; rows of metrics.jsonl and of starts.jsonl record the sums. A start that is killed
 writes nothing more: the next one takes over what the last record has, and charges the steps that it repeats to "lost_steps".
@@ -111,8 +111,8 @@ def settle_killed(starts: Sequence[dict[str, Any]], rows: Sequence[Mapping[str, 
     records = [(last["spent_step"], dict(last["spent"]))]
     records += [(row["step"], _columns(row)) for row in rows if row["step"] > last["step"] and row.get("kind") == "train"]
     latest = max((seconds for _, seconds in records), key=_total)
-    kept = max((seconds for at, seconds in records if at <= step), key=_total, default={})
-    lost = {name: max(0.0, latest.get(name, 0.0) - kept.get(name, 0.0)) for name in REPEATED}
+    saved = max((seconds for at, seconds in records if at <= step), key=_total, default={})
+    lost = {name: max(0.0, latest.get(name, 0.0) - saved.get(name, 0.0)) for name in REPEATED}
     last["spent"] = {name: value - lost.get(name, 0.0) for name, value in latest.items()}
     last["spent"]["lost_steps"] = last["spent"].get("lost_steps", 0.0) + sum(lost.values())
     # Nobody waited for a run that was finished before it was extended.
