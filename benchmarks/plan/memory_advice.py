@@ -55,7 +55,7 @@ def _candidates(program: Program, large: list[LargeArray], memory: int) -> Itera
         reason = f"logits of {chunk} of the {run.data.length:,} positions at a time"
         yield Advice(options=f"--loss-chunk {chunk}", reason=reason, change=_within("options", loss_chunk=chunk))
     if train and run.model.compute.remat != "full":
-        reason = "activations of layers are computed again in the backward pass"
+        reason = "activations of layers are computed again in the backward pass; attention and save_... compute less again"
         yield Advice(options="--model.compute.remat full", reason=reason, change=_compute(remat="full"))
     rows = run.data.batch // run.accumulate // mesh_sizes.row_devices(program.mesh.shape)
     # The smallest part of the rows with which it would fit if all but parameters, optimizer and gradient were divided by it.

@@ -17,6 +17,7 @@ from train.run.progress_display import PieceProgress
 from zoo.configs import Remat
 from zoo.errors import BadInput, require
 from zoo.models import parameter_count
+from zoo.nn.layer_stack import SAVED
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,10 +35,11 @@ class Candidate:
     def mesh(self) -> run_config.Mesh:
         return run_config.Mesh(data=self.data, fsdp=self.fsdp, tensor=self.tensor, sequence=self.sequence)
 
-    @property
-    def remat_level(self) -> int:
-        """Return the rank of the remat policy: the higher, the less is stored for the backward pass."""
-        return REMAT_LEVELS[self.remat]
+    def saves_no_more(self, other: "Candidate") -> bool:
+        """Return whether all that this candidate's remat policy saves for the backward pass is saved by that of another."""
+        if "none" in (self.remat, other.remat):
+            return other.remat == "none"
+        return SAVED[self.remat] <= SAVED[other.remat]
 
     def has_axes(self, mesh: run_config.Mesh, named: Collection[str]) -> bool:
         """Return whether this candidate has the sizes in `mesh` of the axes that the user named."""
@@ -55,11 +57,20 @@ class Candidate:
         return f"{plan_text.mesh_text(dataclasses.asdict(self.mesh))}, remat {self.remat}{micro}"
 
 
-REMAT_LEVELS: dict[Remat, int] = {"none": 0, "attention": 1, "full": 2}
-assert set(REMAT_LEVELS) == set(get_args(Remat))
-ACTIVATION_COPIES: dict[Remat, float] = {"none": 20, "attention": 4, "full": 2}
+REMATS = tuple(remat for remat in get_args(Remat) if remat != "offload")
+"""The policies that a search tries. `offload` is not one: its bound would leave out the transfers to the host."""
+ACTIVATION_COPIES = {"none": 20, "save_dots": 12, "save_mlp": 9, "save_qkv": 8, "save_out": 5, "attention": 4, "full": 2}
 """About how many arrays of the size of the residual stream a layer stores; only used to order the candidates."""
-RECOMPUTE_FACTOR: dict[Remat, float] = {"none": 1, "attention": 1.25, "full": 4 / 3}
+RECOMPUTE_FACTOR = {
+    "none": 1,
+    "save_dots": 1,
+    "save_mlp": 1.11,
+    "save_qkv": 1.14,
+    "save_out": 1.22,
+    "attention": 1.25,
+    "full": 4 / 3,
+}
+assert set(REMATS) == set(ACTIVATION_COPIES) == set(RECOMPUTE_FACTOR) == {"none", *SAVED}
 """About how much computation recomputation adds, as a factor."""
 
 
@@ -144,10 +155,10 @@ def can_skip(candidate: Candidate, tried: Candidate, plan: Plan) -> bool:
     if plan.fits:
         # A candidate that stores less may also read and write less; without published rates the least memory is the best.
         bound = plan.times.longest is not None and plan.times.slowest != "memory"
-        return bound and candidate.remat_level >= tried.remat_level and candidate.accumulate >= tried.accumulate
+        return bound and candidate.saves_no_more(tried) and candidate.accumulate >= tried.accumulate
     # Micro-batches need a second tree of gradients for the sum: a candidate without them may fit despite its larger activations.
     fewer = candidate.accumulate == tried.accumulate or 1 < candidate.accumulate < tried.accumulate
-    return candidate.remat_level <= tried.remat_level and fewer
+    return tried.saves_no_more(candidate) and fewer
 
 
 def ordered_candidates(run: run_config.Run, mode: Mode, target: Target) -> list[Candidate]:
@@ -179,9 +190,10 @@ def ordered_candidates(run: run_config.Run, mode: Mode, target: Target) -> list[
 def mesh_candidates(run: run_config.Run, mode: Mode, devices: int) -> Iterator[Candidate]:
     """Yield every mesh of the devices that divides heads and rows, with every remat policy and number of micro-batches.
 
-    Positions are divided only in training, where a device has one row at a time: for several rows, micro-batches send less.
+    Without a backward pass nothing is computed again. Positions are divided only in training, where a device has one row at a
+    time: for several rows, micro-batches send less.
     """
-    remats: tuple[Any, ...] = get_args(Remat) if mode == "train" else (run.model.compute.remat,)
+    remats: tuple[Any, ...] = REMATS if mode == "train" else ("none",)
     rows = run.data.batch
     parts = _divisors(devices)
     for fsdp, tensor, sequence in itertools.product(parts, parts, parts if mode == "train" else [1]):

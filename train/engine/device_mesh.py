@@ -38,7 +38,8 @@ def check_mesh(run: run_config.Run, mesh: Mesh) -> None:
     """Refuse a batch, responses to a prompt, heads or model leaves that the mesh does not divide.
 
     Raises:
-        BadInput: the rows of a micro-batch, their positions, the heads or a leaf of the model do not divide; names which.
+        BadInput: the rows of a micro-batch, their positions, the heads or a leaf of the model do not divide; names which;
+            also see `check_host_memory`.
     """
     require(
         run.engine == "jit" or mesh.shape["data"] == mesh.size,
@@ -46,6 +47,7 @@ def check_mesh(run: run_config.Run, mesh: Mesh) -> None:
         run.engine,
         "pmap divides rows only: the other axes of the mesh need a partitioned program; choose 1 for them, or --engine jit",
     )
+    check_host_memory(run, mesh.devices.flat[0])
     mesh_sizes.check_rows(run, mesh.shape)
     mesh_sizes.check_positions(run, mesh.shape)
     mesh_sizes.check_responses(run, mesh.shape)
@@ -57,6 +59,18 @@ def check_mesh(run: run_config.Run, mesh: Mesh) -> None:
         require(experts % expert_devices == 0, "mesh.expert", expert_devices, fix)
     model = models.model(run.model)
     shardings(mesh, jax.eval_shape(lambda: model.init(jax.random.key(0))), model.definition.sharding)
+
+
+def check_host_memory(run: run_config.Run, device: Any) -> None:
+    """Refuse to offload activations to the host if a device's platform has no arrays in its memory.
+
+    Raises:
+        BadInput: `offload` is set, and the device has no memory of the kind `pinned_host`.
+    """
+    if run.model.compute.remat == "offload":
+        kinds = sorted(memory.kind for memory in device.addressable_memories())
+        fix = f"the platform {device.platform} has no memory of the kind pinned_host, only {', '.join(kinds)}; choose save_dots"
+        require("pinned_host" in kinds, "model.compute.remat", "offload", fix)
 
 
 def check_heads(model: Any, mesh: Mesh) -> None:

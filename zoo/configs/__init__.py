@@ -40,7 +40,7 @@ Objective = Literal[
 ]
 Implementation = Literal["auto", "reference", "xla", "blocked", "cudnn", "tokamax", "splash", "flash_tpu", "flash_gpu"]
 Precision = Literal["auto", "float32", "bfloat16"]
-Remat = Literal["none", "full", "attention"]
+Remat = Literal["none", "full", "attention", "save_out", "save_qkv", "save_mlp", "save_dots", "offload"]
 
 
 LARGEST = {
@@ -101,7 +101,9 @@ class Compute:
     attention: Implementation | str = "auto"
     """Attention implementation, also one of a plug-in; it is an error if it does not support the attention of the model."""
     remat: Remat = "none"
-    """Recomputation in the backward pass. none: nothing; full: layers; attention: all but attention, whose output is kept."""
+    """Recomputation in the backward pass. none: nothing; full: layers; attention: all but attention, whose output is kept.
+    save_out also keeps the projection of that output; save_qkv and save_mlp also those of queries, keys and values or the first
+    of the feed-forward layer; save_dots keeps all projections, and offload keeps them in the memory of the host."""
     unroll: int = 1
     """Number of layers unrolled per scan step; more layers compile longer and may run faster."""
 

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import AxisType, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
@@ -266,7 +267,8 @@ def apply_experts(
     if ffn_axis is not None:
         # The devices of a tensor axis sum the products of their shares of F; one of them adds the bias.
         down_bias = jnp.where(jax.lax.axis_index(ffn_axis) == 0, down_bias, 0)
-    by_expert = from_slots(jax.checkpoint(inner, prevent_cse=False)(gated), slots)  # [tokens, X, D]
+    down = jax.checkpoint(inner, prevent_cse=False)(checkpoint_name(gated, "mlp"))
+    by_expert = from_slots(checkpoint_name(down, "down"), slots)  # [tokens, X, D]
     y = jnp.einsum("rx,rxd->rd", weights, by_expert, preferred_element_type=sum_dtype(x)).astype(x.dtype)
     y = y.reshape(rows, length, width)
     if ffn_axis is not None:

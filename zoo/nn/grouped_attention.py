@@ -2,6 +2,7 @@
 
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 from zoo.nn.layers import Init, Linear, RMSNorm, SelfAttention
@@ -39,7 +40,7 @@ class GroupedSelfAttention(SelfAttention):
         self.out = Linear("btnh,nhd->btd", (heads, head, width), (width,) if out_bias else None, out_init, rngs)
 
     def split_heads(self, x: Float[Array, "B T D"]) -> list[Float[Array, "B T _ H"]]:
-        q, k, v = self.q(x), self.k(x), self.v(x)
+        q, k, v = (checkpoint_name(projection(x), "qkv") for projection in (self.q, self.k, self.v))
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         return [q, k, v]

@@ -13,11 +13,28 @@ from zoo.configs import Compute
 from zoo.nn.layer_arrays import LayerIndex, layer_slice
 from zoo.nn.layers import params_of
 
-# Remat policies by name: the values that the forward pass saves for the backward pass. None: all of them.
+_ATTENTION = frozenset({"attention", "attention_lse"})
+SAVED: dict[str, frozenset[str]] = {
+    "full": frozenset(),
+    "attention": _ATTENTION,
+    "save_out": _ATTENTION | {"out"},
+    "save_qkv": _ATTENTION | {"out", "qkv"},
+    "save_mlp": _ATTENTION | {"out", "mlp"},
+    "save_dots": _ATTENTION | {"out", "qkv", "mlp", "down"},
+}
+"""Remat policies by name: the values that the forward pass saves for the backward pass, by their `checkpoint_name`."""
+
+# The sums of attention's weights are a small part of its output, and stay on the device.
+_OFFLOADED = jax.checkpoint_policies.save_and_offload_only_these_names(
+    names_which_can_be_saved=["attention_lse"],
+    names_which_can_be_offloaded=sorted(SAVED["save_dots"] - {"attention_lse"}),
+    offload_src="device",
+    offload_dst="pinned_host",
+)
 POLICIES: dict[str, Callable[..., Any] | None] = {
     "none": None,
-    "full": jax.checkpoint_policies.nothing_saveable,
-    "attention": jax.checkpoint_policies.save_only_these_names("attention", "attention_lse"),
+    **{name: jax.checkpoint_policies.save_only_these_names(*names) for name, names in SAVED.items()},
+    "offload": _OFFLOADED,
 }
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int, UInt32
 
 from zoo.attention.attention import attention
@@ -110,7 +111,7 @@ class SelfAttention(nnx.Module):
 
     def split_heads(self, x: Float[Array, "B T D"]) -> list[Float[Array, "B T N H"]]:
         """Return the queries, keys and values of tokens."""
-        return unstacked(self.qkv(x), 2)
+        return unstacked(checkpoint_name(self.qkv(x), "qkv"), 2)
 
     def __call__(
         self,
@@ -136,7 +137,7 @@ class SelfAttention(nnx.Module):
             k, v, past = past.append(layer, k, v)
         drop = None if seeds is None else (dropout, seeds)
         y = attention(q, k, v, mask=mask, bias=bias, scale=scale, dropout=drop, sinks=self.sink_logits(), impl=impl)
-        return self.out(y), past
+        return checkpoint_name(self.out(y), "out"), past
 
     def sink_logits(self) -> Float[Array, " N"] | None:
         """Return the sinks of the heads, in a layer that has them."""
@@ -163,7 +164,7 @@ class CrossAttention(nnx.Module):
 
     def read(self, source: Float[Array, "B S D"]) -> tuple[Float[Array, "B S N H"], Float[Array, "B S N H"]]:
         """Return the keys and values of a source."""
-        k, v = unstacked(self.kv(source), 2)
+        k, v = unstacked(checkpoint_name(self.kv(source), "qkv"), 2)
         return k, v
 
     def __call__(
@@ -179,7 +180,8 @@ class CrossAttention(nnx.Module):
         scale: float | None = None,
     ) -> Float[Array, "B T D"]:
         drop = None if seeds is None else (dropout, seeds)
-        return self.out(attention(self.q(x), k, v, mask=mask, scale=scale, dropout=drop, impl=impl))
+        q = checkpoint_name(self.q(x), "qkv")
+        return checkpoint_name(self.out(attention(q, k, v, mask=mask, scale=scale, dropout=drop, impl=impl)), "out")
 
 
 class Mlp(nnx.Module):
@@ -202,7 +204,8 @@ class Mlp(nnx.Module):
 
     def __call__(self, x: Float[Array, "B T D"], *, dropped: Callable[[Array], Array] = lambda x: x) -> Float[Array, "B T D"]:
         """Apply the layer; `dropped` is the dropout of the inner states, in families that have it."""
-        return recomputed(lambda inner: self.down(dropped(ACTIVATIONS[self.activation](inner))))(self.up(x))
+        y = recomputed(lambda inner: self.down(dropped(ACTIVATIONS[self.activation](inner))))(checkpoint_name(self.up(x), "mlp"))
+        return checkpoint_name(y, "down")
 
 
 class GatedMlp(nnx.Module):
@@ -220,7 +223,7 @@ class GatedMlp(nnx.Module):
             gate, linear = unstacked(gated, 2)
             return self.down(dropped(ACTIVATIONS[self.activation](gate) * linear))
 
-        return recomputed(inner)(self.gated(x))
+        return checkpoint_name(recomputed(inner)(checkpoint_name(self.gated(x), "mlp")), "down")
 
 
 def unstacked(x: Float[Array, "..."], axis: int) -> list[Float[Array, "..."]]:

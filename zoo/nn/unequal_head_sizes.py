@@ -5,6 +5,7 @@ Attention implementations take one head size. The smaller heads are padded with 
 
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 from zoo.nn.layers import CrossAttention, Init, Linear, SelfAttention
@@ -48,11 +49,11 @@ class KeySizedSelfAttention(KeySizedHeads, SelfAttention):
     """Self-attention with queries and keys of size `key` and values of size `head`; its callers pass the scale, 1/sqrt(key)."""
 
     def split_heads(self, x: Float[Array, "B T D"]) -> list[Float[Array, "B T N H"]]:
-        return [self.q(x), self.k(x), self.v(x)]
+        return [checkpoint_name(projection(x), "qkv") for projection in (self.q, self.k, self.v)]
 
 
 class KeySizedCrossAttention(KeySizedHeads, CrossAttention):
     """Attention over the hidden states of a source, with queries and keys of size `key` and values of size `head`."""
 
     def read(self, source: Float[Array, "B S D"]) -> tuple[Float[Array, "B S N H"], Float[Array, "B S N H"]]:
-        return self.k(source), self.v(source)
+        return checkpoint_name(self.k(source), "qkv"), checkpoint_name(self.v(source), "qkv")

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 from zoo.attention.attention import attention
@@ -72,7 +73,7 @@ class Attention(nnx.Module):
 
     def read(self, x: Float[Array, "B S D"]) -> tuple[Float[Array, "B S N H"], Float[Array, "B S N H"]]:
         """Return the keys and values of hidden states."""
-        k, v = unstacked(self.kv(x), 2)
+        k, v = unstacked(checkpoint_name(self.kv(x), "qkv"), 2)
         return k, v
 
     def distances(self, encodings: Float[Array, "X D"], *, parts: int) -> Float[Array, "N E X"]:
@@ -89,7 +90,7 @@ class Attention(nnx.Module):
     def __call__(
         self, x: Float[Array, "B T D"], keys: Keys, stream: Stream, *, dropout: float, seeds: Seeds, impl: str
     ) -> Float[Array, "B T D"]:
-        q = self.q(x)
+        q = checkpoint_name(self.q(x), "qkv")
         q_r, q_s = q + broadcast_rows(self.distance.embedding[...], q.shape), None
         if keys.sign is not None:
             # The opposite distance has the opposite sines and the same cosines.
@@ -108,7 +109,8 @@ class Attention(nnx.Module):
         )
         drop = None if seeds is None else (dropout, seeds)
         q = q + broadcast_rows(self.content.embedding[...], q.shape)
-        return self.out(attention(q, keys.k, keys.v, mask=stream.mask, bias=bias, dropout=drop, impl=impl))
+        y = attention(q, keys.k, keys.v, mask=stream.mask, bias=bias, dropout=drop, impl=impl)
+        return checkpoint_name(self.out(y), "out")
 
 
 class Block(nnx.Module):

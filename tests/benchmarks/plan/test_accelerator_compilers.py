@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import math
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -267,6 +269,24 @@ def test_closed_formulas(platform: str) -> None:
     if plan.mesh["data"] > 1:
         # Of the layers, only the parts that each device keeps; the table goes over both axes at once.
         assert sent["all-reduce", "data"] == pytest.approx(4 * kernels / plan.mesh["fsdp"], rel=0.05)
+
+
+def test_offload_stores_the_projections_in_the_memory_of_the_host_of_a_tpu() -> None:
+    """Buffers in memory space 5 have attention's output and all projections of a layer but the last, which no gradient reads.
+
+    The output of attention by `xla` is float32, the others are bfloat16.
+    """
+    needs("tpu")
+    run = small_gpt()
+    compute = dataclasses.replace(run.model.compute, remat="offload", attention="xla")
+    model = dataclasses.replace(run.model, layers=4, compute=compute)
+    run = dataclasses.replace(run, model=model, mesh=Mesh(fsdp=4), accumulate=1, data=dataclasses.replace(run.data, batch=64))
+    text = compile_program.compile_run(run, "train", target_devices.parse_target(SMALL["tpu"])).text
+    buffers = re.findall(r"= (bf16|f32)\[([\d,]+)\]\S*S\(5\)\} custom-call\(\), custom_call_target=\"AllocateBuffer\"", text)
+    stored = sum({"bf16": 2, "f32": 4}[dtype] * math.prod(map(int, shape.split(","))) for dtype, shape in buffers)
+    values = 2 * (3 * model.width + model.width + model.ffn) + 4 * model.width
+    assert stored == pytest.approx(model.layers * 64 // 4 * run.data.length * values, rel=0.05)
+    assert text.count("dynamic-update-slice-start(") >= len(buffers) <= text.count("dynamic-slice-start(")
 
 
 @pytest.mark.slow

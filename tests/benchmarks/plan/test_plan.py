@@ -234,6 +234,7 @@ def test_the_plan_names_no_family_and_no_implementation() -> None:
         assert names.isdisjoint(strings), file
 
 
+PAIRS = (("save_qkv", "save_mlp"), ("save_mlp", "save_qkv"))
 BOUND_BY_COMPUTE = roofline.Times(compute=3.0, memory=2.0, interconnect=1.0)
 
 
@@ -245,6 +246,11 @@ def test_candidates_that_cannot_be_better_are_skipped() -> None:
     large = dataclasses.replace(planned(), fits=False)
     assert can_skip({}, large, remat="none", accumulate=2) and can_skip({}, large, remat="none")
     assert not can_skip({}, large, remat="full") and not can_skip({}, large, accumulate=8)
+    # Of two remat policies that each save what the other does not, neither needs more memory and computes less in all families.
+    assert can_skip({"remat": "save_qkv"}, large, remat="save_dots") and not can_skip(
+        {"remat": "save_qkv"}, large, remat="save_out"
+    )
+    assert not any(can_skip({"remat": first}, large, remat=second) for first, second in PAIRS)
     # One that sums no gradients of micro-batches needs no place for the sum.
     assert not can_skip({}, large, accumulate=1) and can_skip({"accumulate": 1}, large, remat="none", accumulate=1)
     fits = dataclasses.replace(planned(), times=BOUND_BY_COMPUTE)

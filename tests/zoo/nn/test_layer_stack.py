@@ -82,6 +82,8 @@ def test_remat_recomputes(family: str) -> None:
     table = 2 * 2 * (2 * 16) * net.config.buckets * net.config.heads if family == "t5" else 0
     assert products["none"] == pytest.approx(3 * forward + table)
     assert products["none"] < products["attention"] < products["full"] <= 4 * forward
+    assert products["none"] <= products["save_dots"] == products["offload"] < min(products["save_qkv"], products["save_mlp"])
+    assert max(products["save_qkv"], products["save_mlp"]) < products["save_out"] < products["attention"]
 
 
 @pytest.mark.full
