@@ -14,7 +14,7 @@ COMMANDS += (*(f"bench {kind}" for kind in ("attention", "step", "compare", "gro
 PACKAGES = ("zoo", "train", "eval", "benchmarks")
 GROUPS = {"data", "labelled", "rollout"}
 """Groups of options that a message may name as a whole."""
-HIDDEN = {"mesh.sequence", "model.multi-label", "model.exported.positions", "model.exported.model-type", "minutes", "objective"}
+HIDDEN = {"model.multi-label", "model.exported.positions", "model.exported.model-type", "minutes", "objective"}
 HIDDEN |= {"total", "bad-words"}
 """Fields that --help does not list: internal ones, options that depend on others, settings of a folder and of Python alone."""
 
@@ -38,7 +38,10 @@ def missing_options(tree: ast.AST, existing: set[str]) -> set[str]:
 @pytest.mark.full
 def test_messages_name_options_that_exist(capsys: pytest.CaptureFixture[str]) -> None:
     listed = (ROOT / "docs" / "options.md").read_text(encoding="utf-8")
-    listed += "".join(call(capsys, *command.split(), "--help").stdout for command in (*COMMANDS, "plan gpt2", "models", "train"))
+    listed += "".join(
+        call(capsys, *command.split(), "--help").stdout
+        for command in (*COMMANDS, "plan gpt2", "plan --published FILE", "models", "train")
+    )
     options = {*re.findall(r"--([\w.-]+)", listed)}
     options |= {re.sub(r"(^|\.)no-", r"\1", option) for option in options}
     options |= {re.sub(r"([\w-]+)$", r"no-\1", option) for option in options}
