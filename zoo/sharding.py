@@ -178,12 +178,18 @@ def target_platform() -> str:
 
 
 def target_memory() -> int | float | None:
-    """Return the memory in bytes of a device for which a program is compiled, of a CPU its share of the host's; None: unknown."""
-    if target_platform() == "cpu":
-        return hardware.host_memory() / jax.local_device_count("cpu")
+    """Return the memory in bytes of a device for which a program is compiled, of a CPU its share of the host's; None: unknown.
+
+    What one process measures is unknown to the others, which must compile an equal program: of several, only the published memory
+    of a kind of device is known.
+    """
     data, device = hardware.device_data(target_device_kind()), jax.sharding.get_abstract_mesh().abstract_device
     if data is not None and data.memory is not None:
         return data.memory
+    if jax.process_count() > 1:
+        return None
+    if target_platform() == "cpu":
+        return hardware.host_memory() / jax.local_device_count("cpu")
     return None if device is not None else (jax.devices()[0].memory_stats() or {}).get("bytes_limit")
 
 

@@ -28,7 +28,7 @@ from train.parametrization import parametrization_of
 from train.step.assembly import assemble
 from zoo.errors import BadInput
 from zoo.nn.layers import tied_logits
-from zoo.sharding import num_shards
+from zoo.sharding import num_shards, target_memory
 
 VOCABULARY, ROWS, WIDTH, B, T = 300, 384, 16, 8, 64
 
@@ -125,6 +125,15 @@ def test_the_header_describes_the_logits_of_the_step(monkeypatch: pytest.MonkeyP
     jax.clear_caches()
     monkeypatch.setattr(loss_chunks, "num_shards", lambda: 1)
     assert facts["logits"] != text_of_step()
+
+
+@pytest.mark.planted
+def test_processes_of_a_group_choose_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On hosts with different memory: what a process measures of its own host would give a program that others do not have."""
+    memory = target_memory()
+    assert memory is not None and memory > 0
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    assert target_memory() is None
 
 
 def test_arrays_without_a_mesh_are_on_one_device() -> None:
