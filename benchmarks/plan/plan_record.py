@@ -51,7 +51,7 @@ class Plan:
     experts: list[str]
     """Forms of the products of experts; empty if the model has none."""
     logits: str
-    """Whether the logits of the loss are computed at once, and why; "": there are none."""
+    """Description of how many logits of the loss are computed at once, and why; "": there are none."""
     memory: dict[str, int]
     """Bytes of the program's arguments, by name."""
     temporaries: int

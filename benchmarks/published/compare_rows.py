@@ -38,7 +38,7 @@ class ComparedRow:
     measured: float
     bound: float
     bound_by: str
-    """What the bound is that of: compute, memory or interconnect."""
+    """Name of the longest of the times: compute, memory or interconnect."""
     estimate: float | None
     """Without what the plan recomputes, if the published run keeps all products; None if no rates are published."""
     fits: bool

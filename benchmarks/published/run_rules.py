@@ -32,7 +32,7 @@ class Translation:
     keeps_products: bool
     """True if the published run recomputes no product of a layer, and the run does."""
     remarks: tuple[str, ...]
-    """What differs, and what was not published."""
+    """Differences between the published run and its plan, and facts that were not published."""
 
 
 def translate_row(row: PublishedRow) -> Translation:

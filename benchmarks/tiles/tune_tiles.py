@@ -73,7 +73,7 @@ class TriedSizes(NamedTuple):
     seconds: float
     """NaN if they do not work."""
     reason: str = ""
-    """Why they do not work."""
+    """Reason why they do not work; "": they do."""
 
 
 def main(options: AttentionOptions, argv: Sequence[str]) -> int:

@@ -9,7 +9,7 @@ from zoo.configs._encoder import LABELLED
 from zoo.errors import require
 
 AUTO_CHUNK = -1
-"""What `--loss-chunk auto` is as a number of positions."""
+"""Number of positions that stands for `--loss-chunk auto`."""
 
 Kind = TypeVar("Kind")
 

@@ -77,7 +77,7 @@ class Request:
         )
 
     def kernel_call(self, kernel: str) -> KernelCall:
-        """Return what the sizes of a kernel's tiles depend on."""
+        """Return the part of this request on which the sizes of a kernel's tiles depend."""
         _, t, s, _, _, h = self.shape
         form = _tile_form(self.features, is_scattered=self.scattered_distances > 0)
         return KernelCall(kernel=kernel, dtype=self.dtype, form=form, head=h, queries=t, keys=s)

@@ -47,7 +47,7 @@ class KernelCall:
     kernel: str
     dtype: str
     form: str = ""
-    """What a tile of attention holds besides scores: see `zoo.attention.request.Request.tile_form`."""
+    """Content of a tile of attention besides scores, in words: see `zoo.attention.request.Request.kernel_call`."""
     head: int = 0
     """Size of a head; 0 for a product of experts, which has neither heads nor queries."""
     queries: int = 0
