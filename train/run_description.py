@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 
 from train.config import run_config
 from train.config.run_plugins import used_plugins
-from train.engine import loss_chunks
+from train.engine import device_mesh, loss_chunks
 from train.inputs.run_inputs import Inputs
 from train.objectives.base import Objective
 from train.parametrization import Parametrization
@@ -27,11 +27,13 @@ def describe_run(
     devices = mesh.devices.size
     axes = " x ".join(f"{axis}={size}" for axis, size in mesh.shape.items() if size > 1)
     plugins = ", ".join(f"{plugin.name} ({plugin.origin})" for plugin in used_plugins(run))
+    slices = len(device_mesh.divide_into_slices(run.mesh, list(mesh.devices.flat)))
+    parts = (f"mesh {axes}" if axes else "", f"{slices} slices" if slices > 1 else "")
     processes = f" in {jax.process_count()} processes" if jax.process_count() > 1 else ""
     return {
         "model": f"{model.family}, {parameter_count(run.model):,} parameters{_inner_width(model.config)}",
         **data.describe(run),
-        "devices": f"{devices} x {mesh.devices.flat[0].device_kind}{processes}" + (f", mesh {axes}" if axes else ""),
+        "devices": f"{devices} x {mesh.devices.flat[0].device_kind}{processes}{''.join(f', {part}' for part in parts if part)}",
         "precision": run.precision,
         **traced,
         **({"plug-ins": plugins} if plugins else {}),

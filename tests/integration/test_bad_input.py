@@ -209,7 +209,7 @@ NUMBERS = """
 --data.rows segment_pairs|--data.take 0.0|--data.take 1.5|--data.weights 0|--data.weights nan
 --data.weights inf|--data.split a/b|--tokenizer.kind bpe|--model.heads 0|--model.ffn 0|--model.vocab 0|--model.dropout 1.0
 --model.dropout -0.1|--model.compute.remat some|--model.compute.attention fast
---selection.patience -1|--checkpoint.every -1|--checkpoint.keep -1
+--selection.patience -1|--checkpoint.every -1|--checkpoint.keep -1|--mesh.slices -1
 --log.every 0|--data.weights 1 2|--log.validate-every -1|--log.samples 1001|--log.sinks comet|--mesh.fsdp -1|--mesh.tensor 0
 --mesh.data 0|--mesh.data -2|--devices 5000|--processes -1|--process -1|--engine xla|--objective next|--precision fp8
 """
@@ -231,6 +231,7 @@ COMBINED = {
     "--tokenizer.path runs/done/tokenizer --model.vocab 299": "--model.vocab 299: the tokenizer has 300 entries.*; choose 300 or",
     "--mesh.tensor 8": r"--mesh\.tensor 8: it does not divide the [24] heads; choose one of 1, 2",
     "--data.batch 6": r"--data\.batch 6: 6 rows do not divide over data x fsdp = 8 devices; choose a multiple of 8",
+    "--mesh.slices 3": r"--mesh\.slices 3: it does not divide the 8 devices; choose one of 1, 2, 4, 8$",
     "--data.paths book.txt book.txt": r"--data\.paths book\.txt: named twice; name it once",
     "--mesh.data 3": "--mesh data=3 .*: does not multiply to the 8 devices; valid: data=8,fsdp=1,tensor=1; data=4",
     "--name done --steps 3 --model.layers 1": "runs/done holds another run: .*steps: 2 before, 3 now.*; "

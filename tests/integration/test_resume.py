@@ -286,11 +286,11 @@ def kill_one_of_two(run: Training, step: int) -> None:
 
 @pytest.mark.full
 def test_a_killed_process_ends_the_group_and_other_devices_go_on_with_the_next_sample() -> None:
-    """Begun on four devices of one process, continued in two processes and ended on eight that divide positions too."""
+    """Begun on four devices of one process, continued in two processes and ended on two slices that divide positions too."""
     run = reference().copied("elastic", EVERY)
     kill_one_of_two(run, 2 * EVERY)
     newest = run.latest()
-    run.finish(*POSITIONS, devices=8)
+    run.finish(*POSITIONS, "--mesh.slices", "2", devices=8)
     assert run.resumed_at() == [0, EVERY, newest] and newest is not None and newest < STEPS
     runs.assert_every_sample_once_per_epoch(run)
     assert_close(run, reference())
@@ -430,6 +430,7 @@ def test_a_killed_run_of_another_family_ends_with_the_same_bits(recipe: str) -> 
         ("gpt-nano", SHARDED, TWO),
         ("gpt-nano", POSITIONS, TWO),
         ("gpt-nano", ("--engine", "pmap"), TWO),
+        ("gpt-nano", ("--mesh.slices", "2", "--mesh.fsdp", "2"), TWO),
         ("t5-nano", (), TWO),
         ("t5-nano", SHARDED, {}),
         ("transformer-nano", ("--engine", "pmap"), {}),

@@ -31,6 +31,40 @@ def axis_sizes(shape: Mesh, devices: int, named: Collection[str] = AXES) -> dict
     return dict(zip(AXES, (data, shape.fsdp, shape.tensor, shape.sequence, shape.expert), strict=True))
 
 
+def slice_sizes(shape: Mesh, sizes: Mapping[str, int], slices: int) -> dict[str, int]:
+    """Return the number of groups of slices that each of `AXES` is divided over, whose product is `slices`.
+
+    `data` is divided over as many slices as it can be, and `fsdp` over the rest. Devices that differ in another axis are in one
+    slice.
+
+    Args:
+        sizes: number of devices along each axis.
+
+    Raises:
+        BadInput: the slices do not divide the devices, or data x fsdp; the message lists shapes that they divide.
+    """
+    devices = math.prod(sizes.values())
+    check_slices(slices, devices)
+    data = math.gcd(sizes["data"], slices)
+    fsdp = slices // data
+    if sizes["fsdp"] % fsdp:
+        valid = [other for other in _nearest_sizes(shape, devices, ()) if other["data"] * other["fsdp"] % slices == 0]
+        rows = sizes["data"] * sizes["fsdp"]
+        problem = f"data x fsdp = {rows} is not divisible by the {slices} slices of {devices // slices} devices"
+        raise BadInput(f"--mesh {describe(shape)}: {problem}; valid: {'; '.join(map(_describe_sizes, valid[:12]))}")
+    return dict.fromkeys(AXES, 1) | {"data": data, "fsdp": fsdp}
+
+
+def check_slices(slices: int, devices: int) -> None:
+    """Refuse a number of slices that does not divide the devices.
+
+    Raises:
+        BadInput: lists the numbers that do.
+    """
+    fix = f"it does not divide the {devices} devices; choose one of {', '.join(map(str, divisors(devices)))}"
+    require(devices % slices == 0, "mesh.slices", slices, fix)
+
+
 def fit_mesh(run: Run, devices: int, named: Collection[str]) -> tuple[Run, str]:
     """Return a run whose mesh multiplies to the devices, and a notice that says what was changed; "" if nothing was.
 
@@ -177,6 +211,7 @@ def _describe_sizes(sizes: Mapping[str, int]) -> str:
 def _divides(run: Run, devices: int) -> bool:
     try:
         sizes = axis_sizes(run.mesh, devices)
+        slice_sizes(run.mesh, sizes, max(1, run.mesh.slices))
         check_rows(run, sizes)
         check_responses(run, sizes)
     except BadInput:

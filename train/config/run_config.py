@@ -117,7 +117,7 @@ class Optim:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Mesh:
-    """Devices along each mesh axis; their product is the number of devices."""
+    """Devices along each mesh axis; their product is the number of devices. `slices` is no axis."""
 
     data: int = -1
     """Number of devices for data parallelism; -1 = all devices that the other axes leave."""
@@ -129,11 +129,15 @@ class Mesh:
     """Number of devices that the experts of a layer are divided over; rows of the batch are divided over them too."""
     sequence: int = 1
     """Number of devices that the positions of a row are divided over; in attention, each has a part of the heads instead."""
+    slices: int = 0
+    """Number of slices, groups of as many devices each, that a slower network joins; data, then fsdp, is divided over them.
+    0 = as many as TPUs report, and 1 of other devices."""
 
     def __post_init__(self) -> None:
         for axis in ("data", "fsdp", "tensor", "expert", "sequence"):
             value = getattr(self, axis)
             require(value >= 1 or (axis == "data" and value == -1), f"mesh.{axis}", value, "choose 1 or more devices")
+        require(self.slices >= 0, "mesh.slices", self.slices, "choose 0 (as the devices report) or a number of slices")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,6 @@
 """The device mesh: making it, checking that a run divides over it, and laying rows onto its devices."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -19,19 +19,65 @@ def make_mesh(shape: run_config.Mesh, devices: Sequence[Any] | None = None) -> M
     """Return the mesh of a run's options, over all devices of all processes.
 
     On a TPU an axis takes whole dimensions of the torus if the sizes allow it, as fsdp 16 of 16 x 16, and otherwise parts of
-    them, as fsdp 64 and expert 4.
+    them, as fsdp 64 and expert 4. Of several slices each is laid out in this way, and holds a block of the mesh: slices are the
+    outermost part of data, or of data and fsdp (`mesh_sizes.slice_sizes`). `mesh_utils.create_hybrid_device_mesh` does the same
+    for slices that devices report, and knows no others.
 
     Raises:
-        BadInput: see `train.config.mesh_sizes.axis_sizes`.
+        BadInput: see `train.config.mesh_sizes.axis_sizes`, `divide_into_slices` and `train.config.mesh_sizes.slice_sizes`.
     """
     devices = jax.devices() if devices is None else devices
     sizes = mesh_sizes.axis_sizes(shape, len(devices))
-    shapes, types = tuple(sizes.values()), (AxisType.Auto,) * len(sizes)
+    slices = divide_into_slices(shape, devices)
+    outer = mesh_sizes.slice_sizes(shape, sizes, len(slices))
+    inner = {axis: size // outer[axis] for axis, size in sizes.items()}
+    blocks = np.stack([_arrange_slice(inner, members) for members in slices]).reshape(*outer.values(), *inner.values())
+    order = [axis + part for axis in range(len(sizes)) for part in (0, len(sizes))]
+    mesh = blocks.transpose(order).reshape(*sizes.values())
+    return Mesh(mesh, tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
+
+
+def _arrange_slice(sizes: Mapping[str, int], devices: Sequence[Any]) -> np.ndarray:
+    """Return the devices of a slice as an array with these sizes of the axes."""
+    shapes = tuple(sizes.values())
+    if devices[0].platform == "gpu":  # `jax.make_mesh` refuses several hosts that report slices: see `slice_number`
+        return mesh_utils.create_device_mesh(shapes, devices)
     try:
-        return jax.make_mesh(shapes, tuple(sizes), axis_types=types, devices=devices)
+        return jax.make_mesh(shapes, tuple(sizes), devices=devices).devices
     except NotImplementedError:  # JAX found no assignment of whole dimensions of the torus
-        parts = mesh_utils.create_device_mesh(shapes, devices, allow_split_physical_axes=True)
-        return Mesh(parts, tuple(sizes), axis_types=types)
+        return mesh_utils.create_device_mesh(shapes, devices, allow_split_physical_axes=True)
+
+
+def divide_into_slices(shape: run_config.Mesh, devices: Sequence[Any]) -> list[list[Any]]:
+    """Return the devices of each slice.
+
+    Devices that report a slice are in that one, in the order of the slices' numbers. Others are in one slice, or in as many as
+    the options of a run have: the first devices are the first slice.
+
+    Raises:
+        BadInput: the options have another number of slices than the devices report; slices of different sizes; or a number of
+            slices that does not divide the devices.
+    """
+    reported = {number: [device for device in devices if slice_number(device) == number] for number in map(slice_number, devices)}
+    count = shape.slices or len(reported)
+    if None in reported:
+        mesh_sizes.check_slices(count, len(devices))
+        size = len(devices) // count
+        return [list(devices[first : first + size]) for first in range(0, len(devices), size)]
+    fix = f"the devices are in {len(reported)} slice{'s' * (len(reported) > 1)}; choose {len(reported)}, or 0"
+    require(count == len(reported), "mesh.slices", count, fix)
+    sizes = [len(members) for _, members in sorted(reported.items())]
+    fix = f"the slices have {', '.join(map(str, sizes))} devices; start the run on slices of one size"
+    require(len(set(sizes)) == 1, "mesh.slices", count, fix)
+    return [members for _, members in sorted(reported.items())]
+
+
+def slice_number(device: Any) -> int | None:
+    """Return the number of the slice that a device reports; None if it reports none.
+
+    What GPUs have under this name counts the hosts, or groups of hosts, that NVLink joins, over which all axes may extend.
+    """
+    return None if device.platform == "gpu" else getattr(device, "slice_index", None)
 
 
 def check_mesh(run: run_config.Run, mesh: Mesh) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from zoo.cli import early_checks
 from zoo.errors import BadInput, require
+from zoo.mesh_axes import AXES
 
 
 def refuse_empty_options(run: Any, args: list[str]) -> None:
@@ -107,6 +108,11 @@ def named_fields(args: list[str], group: str) -> tuple[str, ...]:
     """Return the fields of a group of options that arguments name, also with their default values."""
     options = (arg.partition("=")[0].removeprefix(f"--{group}.") for arg in args if arg.startswith(f"--{group}."))
     return tuple(sorted({option.replace("-", "_").removeprefix("no_") for option in options}))
+
+
+def named_mesh_axes(args: list[str]) -> tuple[str, ...]:
+    """Return the axes of the mesh that arguments name, also with their default sizes."""
+    return tuple(name for name in named_fields(args, "mesh") if name in AXES)
 
 
 def take_adapter(run: Any, args: list[str]) -> Any:

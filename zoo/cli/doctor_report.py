@@ -25,6 +25,8 @@ class Facts:
     """JAX's default platform: cpu, gpu or tpu."""
     devices: tuple[str, ...]
     """The kind of each local device."""
+    slices: int
+    """Number of slices that the devices are in."""
     device_memory: int | None
     """Memory of one device; None if the platform does not report it."""
     host_memory: int
@@ -68,6 +70,7 @@ def collect_facts() -> Facts:
     """Collect the facts in this process, after `jax_setup.prepare_jax`."""
     import jax
 
+    from train.engine.device_mesh import slice_number
     from zoo.ops import tile_sizes
 
     error, problems = None, []
@@ -90,6 +93,7 @@ def collect_facts() -> Facts:
         versions={"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in LIBRARIES}},
         platform=jax.default_backend(),
         devices=tuple(device.device_kind for device in devices),
+        slices=len({slice_number(device) for device in jax.devices()}),
         device_memory=(devices[0].memory_stats() or {}).get("bytes_limit"),
         host_memory=hardware.host_memory(),
         cpus=os.cpu_count() or 0,
@@ -116,10 +120,11 @@ def print_facts(
     from rich.table import Table
 
     memory = "not reported by this platform" if report.device_memory is None else _size(report.device_memory)
+    slices = f" in {report.slices} slices" if report.slices > 1 else ""
     self_test = "not needed on this platform" if report.canary is None else f"relative error {report.canary:.1e} against float64"
     rows = [
         ("versions", ", ".join(f"{name} {version}" for name, version in report.versions.items())),
-        ("devices", f"{len(report.devices)} x {', '.join(sorted(set(report.devices)))} ({report.platform})"),
+        ("devices", f"{len(report.devices)} x {', '.join(sorted(set(report.devices)))} ({report.platform}){slices}"),
         ("device memory", memory),
         ("host", f"{report.cpus} processors, {_size(report.host_memory)}"),
         ("XLA_FLAGS", report.xla_flags),

@@ -47,7 +47,7 @@ def train(recipe: str = "gpt-nano", **options: Any) -> Path:
         SystemExit: a signal stopped the run, with 128 + its number; the same call continues it.
     """
     early_checks.check_packages()
-    from zoo.cli.command_setup import named_fields, set_attention_check
+    from zoo.cli.command_setup import named_mesh_axes, set_attention_check
     from zoo.cli.commands.train import parse_run, train_here
     from zoo.runtime import jax_setup
 
@@ -57,7 +57,7 @@ def train(recipe: str = "gpt-nano", **options: Any) -> Path:
     require(run.machine.processes == 1, "processes", run.machine.processes, "several processes are started by `zoo train`")
     jax_setup.prepare_jax(run.machine.devices)
     set_attention_check(run.machine)
-    if code := train_here(run, named_fields(arguments, "mesh")):
+    if code := train_here(run, named_mesh_axes(arguments)):
         raise SystemExit(code)
     from train.run.run_dir import RunDir
 

@@ -4,34 +4,27 @@ import collections
 import contextlib
 import dataclasses
 import functools
-import math
 import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from tests.support import tiny
+from tests.support import mesh_steps, tiny
 from tests.support.gradients import assert_equal_gradients
 from train import recipes
 from train.config import mesh_sizes, run_config
 from train.config.data_options import CausalData
 from train.engine import device_mesh, optim, state_init
-from train.objectives.causal import Causal
-from train.step.assembly import ENGINES
-from train.step.training_step import make_step
 from zoo.attention.attention import attention, interpreted
 from zoo.attention.biases import Dense
 from zoo.attention.masks import Mask
-from zoo.configs import Compute
 from zoo.errors import BadInput
 from zoo.models import model
 from zoo.sharding import BATCH
 
-ONE = run_config.Mesh(data=1)
 CASES = {
     "data=2,fsdp=2,tensor=2": {"mesh": run_config.Mesh(data=2, fsdp=2, tensor=2)},
     "pmap": {"mesh": run_config.Mesh(data=8), "engine": "pmap"},
@@ -53,39 +46,13 @@ TIERS = {
     "data=2,sequence=4, 2 micro-batches, chunked loss": pytest.mark.full,
 }
 """Every choice in the fast or the full tier, several at once; which of them is wrong, the others tell."""
-STEPS = 20
-
-
-def train(steps=STEPS, *, mesh=ONE, compute=None, **changes):
-    """Losses of `steps` steps, and the first step's gradient."""
-    run = tiny.run(mesh=mesh, **changes)
-    assert min(run.model.dropout, run.model.attention_dropout, run.model.embedding_dropout) > 0
-    if compute:
-        run = dataclasses.replace(run, model=dataclasses.replace(run.model, compute=Compute(**compute)))
-    devices = device_mesh.make_mesh(run.mesh, jax.devices()[: math.prod(dataclasses.astuple(run.mesh))])
-    device_mesh.check_mesh(run, devices)
-    # The trace of decay 0 is the gradient itself, passed on.
-    net, tx = model(run.model), optax.chain(optax.trace(0.0), optim.make_optimizer(run.optim))
-    places = jax.tree.map(lambda leaf: leaf.sharding, state_init.abstract_state(run, net, tx, devices))
-    engine = ENGINES[run.engine](make_step(run, net, Causal(), tx, jnp.float32), devices, places, run.data.batch)
-    state, losses, gradient = engine.shard(state_init.init_state(run, net, tx, devices)), [], None
-    with jax.transfer_guard("disallow"):
-        for step in range(steps):
-            mine = jax.tree.map(lambda leaf: leaf[device_mesh.local_rows(devices, run.data.batch)], tiny.batch(step))
-            state, metrics = engine.step(state, engine.shard_batch(mine))
-            losses.append(float(jax.device_get(metrics["loss"].addressable_data(0)).reshape(-1)[0]))
-            if step == 0:
-                gradient = jax.device_get(engine.get(state).opt_state[0].trace)
-    return np.array(losses), gradient
-
-
-alone = functools.cache(train)
+alone = functools.cache(mesh_steps.train)
 
 
 @pytest.mark.parametrize("case", [pytest.param(case, marks=TIERS.get(case, pytest.mark.slow)) for case in CASES])
 def test_losses_and_gradients_agree(case):
     """Losses of AdamW with dropout to 1e-5 relative, and the first gradient."""
-    losses, gradient = train(**CASES[case])
+    losses, gradient = mesh_steps.train(**CASES[case])
     expected, theirs = alone()
     np.testing.assert_allclose(losses, expected, rtol=1e-5)
     assert losses[-1] < losses[0] - 0.5
@@ -100,7 +67,7 @@ def test_the_comparison_catches_a_wrong_gradient():
     with pytest.raises(AssertionError):
         assert_equal_gradients(jax.tree.map(lambda leaf: leaf * (1 + 1e-4), theirs), theirs)
     with pytest.raises(AssertionError):
-        assert_equal_gradients(train(1, seed=1)[1], theirs)
+        assert_equal_gradients(mesh_steps.train(1, seed=1)[1], theirs)
 
 
 def test_the_state_is_sharded_as_the_table_says():

@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from zoo.cli.command_setup import named_fields, option_value, require_one_process, take_objective, unlisted_fields
+from zoo.cli.command_setup import named_mesh_axes, option_value, require_one_process, take_objective, unlisted_fields
 from zoo.cli.option_parser import parse
 from zoo.errors import BadInput, require
 from zoo.file_access import check_output_file
@@ -37,7 +37,7 @@ def plan(args: list[str]) -> int:
     target_devices.prepare_target(target)
     from benchmarks.plan import plan_command
 
-    flags = {"named": named_fields(args, "mesh"), "fresh": request.fresh, "as_json": request.json}
+    flags = {"named": named_mesh_axes(args), "fresh": request.fresh, "as_json": request.json}
     try:
         if request.search:
             return plan_command.run_mesh_search(run, request.mode, target, minutes=request.minutes, top=request.top, **flags)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from zoo import plugins, trust
 from zoo.cli import early_checks
 from zoo.cli.command_setup import (
-    named_fields,
+    named_mesh_axes,
     option_value,
     prepare_process,
     refuse_empty_options,
@@ -54,7 +54,7 @@ def train(args: list[str]) -> int:
     command = ["train", name, *args]
     if (code := prepare_process(run.machine, command, stacks=stacks, smaller_group_sizes=sizes)) is not None:
         return code
-    return train_here(run, named_fields(args, "mesh"), began)
+    return train_here(run, named_mesh_axes(args), began)
 
 
 def check_data(run: "Run") -> int:
