@@ -5,7 +5,7 @@ import itertools
 import math
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -29,11 +29,13 @@ class CollectiveTotal:
     """Size of the full arrays: after a gather, of a reduction, or before a scatter."""
     bytes_sent: float
     """Bytes that a device sends if all send equally much: n - 1 of n parts, twice that for an all-reduce."""
+    between_slices: bool = False
+    """Whether slices exchange data: `members` counts slices."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """One collective instruction of the program."""
+    """One collective instruction of the program, or its part within slices or between them."""
 
     run: ExecutedInstruction
     kind: str
@@ -45,6 +47,8 @@ class Collective:
     """A device's own arrays, before the collective."""
     groups: tuple[tuple[int, ...], ...]
     """Mesh indices of the devices that exchange with each other; for a permutation pairs (source, target)."""
+    between_slices: bool = False
+    """Whether slices exchange data: `members` and `groups` are of slices."""
 
     @property
     def bytes_sent(self) -> float:
@@ -56,9 +60,10 @@ class Collective:
 
 def total_by_axes(collectives: Iterable[Collective]) -> list[CollectiveTotal]:
     """Return the sums by kind and axes, the most bytes first."""
-    groups_by_kind: defaultdict[tuple[str, str, int], list[Collective]] = defaultdict(list)
+    groups_by_kind: defaultdict[tuple[str, str, int, bool], list[Collective]] = defaultdict(list)
     for collective in collectives:
-        groups_by_kind[collective.kind, collective.axes, collective.members].append(collective)
+        key = collective.kind, collective.axes, collective.members, collective.between_slices
+        groups_by_kind[key].append(collective)
     rows = [
         CollectiveTotal(
             kind=kind,
@@ -67,8 +72,9 @@ def total_by_axes(collectives: Iterable[Collective]) -> list[CollectiveTotal]:
             count=sum(one.run.times for one in group),
             bytes=sum(one.run.times * one.bytes for one in group),
             bytes_sent=sum(one.run.times * one.bytes_sent for one in group),
+            between_slices=between_slices,
         )
-        for (kind, axes, members), group in groups_by_kind.items()
+        for (kind, axes, members, between_slices), group in groups_by_kind.items()
     ]
     return sorted(rows, key=lambda row: -row.bytes_sent)
 
@@ -98,6 +104,135 @@ def find_collectives(module: Module, sizes: Mapping[str, int]) -> list[Collectiv
                 size = size * members if kind == "all-gather" else size
                 collectives.append(Collective(run, kind, name, members, size, arrays, groups))
     return collectives
+
+
+def sent_by_program(module: Module, sizes: Mapping[str, int], slices: Mapping[str, int], *, of_slice: bool) -> list[Collective]:
+    """Return all collectives of a program, those within slices and those between them.
+
+    Args:
+        sizes: number of devices by axis.
+        slices: number of groups of slices by axis, which are the outermost part of it.
+        of_slice: whether the program is that of one slice, as TPUs' compiler makes it, and not of all devices.
+    """
+    if not of_slice:
+        return divide_by_slices(find_collectives(module, sizes), sizes, slices)
+    inner = {axis: size // slices[axis] for axis, size in sizes.items()}
+    return [*find_collectives(module, inner), *find_transfers(module, slices)]
+
+
+SLICE = 100_000
+"""TPUs' compiler numbers the devices of the first slice from this on, those of the second from twice this on."""
+TRANSFERS = {
+    "ALL_REDUCE": "all-reduce",
+    "ALL_GATHER": "all-gather",
+    "REDUCE_SCATTER": "reduce-scatter",
+    "ALL_TO_ALL": "all-to-all",
+    "ONE_TO_ONE": "collective-permute",
+}
+"""Names by which TPUs' compiler says what several slices exchange; for a kind that is not listed, the name is the kind."""
+
+
+def find_transfers(module: Module, slices: Mapping[str, int]) -> list[Collective]:
+    """Return what a program for TPUs exchanges between slices, of which each has an own copy of the program.
+
+    The host sends it: to the compiler it is the transfer of a device's array to the host, and of the result from there.
+
+    Args:
+        slices: number of groups of slices by axis; slices are numbered with the last axis fastest.
+    """
+    axes, transfers = _axes(slices), []
+    for run in module.runs():
+        instruction = run.instruction
+        if instruction.opcode != "send" or "xla_megascale_runtime" not in instruction.attributes:
+            continue
+        name = instruction.attribute("_xla_megascale_transfer_type")
+        kind, arrays = TRANSFERS.get(name, name), instruction.operands[0].arrays
+        groups = _slice_groups(instruction.attribute("_xla_megascale_target"))
+        if kind == "collective-permute":
+            along, members = _axes_of_pairs(np.array(groups), slices)
+        else:
+            members = max(map(len, groups))
+            along = axes.get(frozenset(map(frozenset, groups)), OTHER)
+        size = sum((array.bytes for array in arrays), 0.0) * (members if kind == "all-gather" else 1)
+        transfers.append(Collective(run, kind, along, members, size, arrays, groups, between_slices=True))
+    return transfers
+
+
+def _slice_groups(target: str) -> tuple[tuple[int, ...], ...]:
+    """Return the groups of slices, from 0, of {1,2}x{0:3}: slices and devices, or of {100000,200000},{100001,200001}: devices.
+
+    The groups of a permutation are its pairs, of {100000->200000},{200000->100000}.
+    """
+    listed = re.findall(r"\{([^{}]*)\}", re.sub(r"x\{[^{}]*\}$", "", target))
+    numbers = [map(int, re.findall(r"\d+", group)) for group in listed]
+    slices = (tuple(dict.fromkeys((number if number < SLICE else number // SLICE) - 1 for number in group)) for group in numbers)
+    return tuple(sorted(set(slices)))
+
+
+def divide_by_slices(collectives: Iterable[Collective], sizes: Mapping[str, int], slices: Mapping[str, int]) -> list[Collective]:
+    """Return collectives of devices in several slices as one within slices and one between them.
+
+    That is how they send the least over the slower network. Where a group has k devices in each of s slices, an all-reduce of n
+    bytes reduces and scatters them within a slice, all-reduces n / k between slices on each device, and gathers the result within
+    a slice. So a device sends 2 (n / k) (s - 1) / s bytes between slices; of a gather or a scatter it is half of that, and of an
+    all-to-all, whose devices have n bytes each, n (s - 1) / s.
+
+    Args:
+        sizes: number of devices by axis.
+        slices: number of groups of slices by axis, which are the outermost part of it.
+    """
+    numbers = _slices_of_devices(sizes, slices)
+    divided: list[Collective] = []
+    for one in collectives:
+        listed = [tuple(int(numbers[member]) for member in group) for group in one.groups]
+        if all(len(set(places)) == 1 for places in listed):
+            divided.append(one)
+        elif one.kind == "collective-permute":
+            inside = [pair for pair, (source, end) in zip(one.groups, listed, strict=True) if source == end]
+            between = sorted({(source, end) for source, end in listed if source != end})
+            divided += [
+                dataclasses.replace(one, axes=axes, members=members, groups=tuple(pairs), between_slices=pairs is between)
+                for pairs, by_axis in ((inside, sizes), (between, slices))
+                for axes, members in [_axes_of_pairs(np.reshape(pairs, (-1, 2)), by_axis)]
+                if members > 1
+            ]
+        else:
+            divided += _divide_groups(one, listed, sizes, slices)
+    return divided
+
+
+def _divide_groups(
+    one: Collective, listed: Sequence[tuple[int, ...]], sizes: Mapping[str, int], slices: Mapping[str, int]
+) -> Iterator[Collective]:
+    """Yield the parts of a collective within slices and between them; `listed` has the slices of the members of its groups."""
+    inside = tuple(part for group, places in zip(one.groups, listed, strict=True) for part in _split_group(group, places))
+    between = tuple(sorted({tuple(dict.fromkeys(places)) for places in listed}))
+    own, of_each = max(map(len, inside)), one.kind in OF_EACH
+    names = [name for name in one.axes.split(" x ") if name in sizes]
+    if own > 1:
+        axes = " x ".join(name for name in names if sizes[name] > slices[name]) or one.axes
+        size = one.bytes * own / one.members if of_each else one.bytes
+        yield dataclasses.replace(one, axes=axes, members=own, groups=inside, bytes=size)
+    axes = " x ".join(name for name in names if slices[name] > 1) or one.axes
+    fields = {"axes": axes, "members": max(map(len, between)), "groups": between, "between_slices": True}
+    yield dataclasses.replace(one, **fields, bytes=one.bytes if of_each else one.bytes / own)
+
+
+def _slices_of_devices(sizes: Mapping[str, int], slices: Mapping[str, int]) -> np.ndarray:
+    """Return the number of the slice of each device of a mesh, int64[devices]."""
+    places = np.unravel_index(np.arange(math.prod(sizes.values())), tuple(sizes.values()))
+    parts = [place // (size // slices[axis]) for place, (axis, size) in zip(places, sizes.items(), strict=True)]
+    return np.ravel_multi_index(parts, tuple(slices.values()))
+
+
+def _split_group(group: tuple[int, ...], slices: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
+    """Yield the members of a group in each slice, whose number is at the same place in `slices`."""
+    for chosen in dict.fromkeys(slices):
+        yield tuple(member for member, number in zip(group, slices, strict=True) if number == chosen)
+
+
+OF_EACH = ("all-to-all", "ragged-all-to-all")
+"""Collectives in which each device sends a separate array to every other; in all other kinds a group shares one array."""
 
 
 def _is_scattered(instruction: Instruction, arrays: Iterable[Array], members: int) -> bool:
@@ -152,11 +287,15 @@ def _permutation_axes(instruction: Instruction, sizes: Mapping[str, int]) -> Axe
     ends = np.array(instruction.integers("source_target_pairs"), int).reshape(-1, 2).T
     if not ends.size or (ends[0] == ends[1]).all():
         return OTHER, 1, ()
-    source, target = (np.array(np.unravel_index(end, tuple(sizes.values()))) for end in ends)
+    return *_axes_of_pairs(ends.T, sizes), tuple(map(tuple, ends.T.tolist()))
+
+
+def _axes_of_pairs(pairs: np.ndarray, sizes: Mapping[str, int]) -> tuple[str, int]:
+    """Return the axes along which the partners of pairs [pairs, 2] differ, and the product of their sizes."""
+    source, target = (np.array(np.unravel_index(end, tuple(sizes.values()))) for end in pairs.T)
     differ = (source != target).any(1)
     name = " x ".join(axis for axis, moved in zip(sizes, differ, strict=True) if moved)
-    members = math.prod(size for size, moved in zip(sizes.values(), differ, strict=True) if moved)
-    return name, members, tuple(map(tuple, ends.T.tolist()))
+    return name, math.prod(size for size, moved in zip(sizes.values(), differ, strict=True) if moved)
 
 
 def replica_groups(attributes: str, count: int) -> Groups:

@@ -75,10 +75,10 @@ class Program:
 
 
 def resolve_run(run: run_config.Run, target: Target) -> run_config.Run:
-    """Return the run as the target's devices would execute it: with precision and labels filled in.
+    """Return the run as the target's devices would execute it: with precision, labels and slices filled in.
 
     Raises:
-        BadInput: an objective that the family does not support.
+        BadInput: an objective that the family does not support, or another number of slices than the target's.
     """
     precision = resolve_precision(run.precision, platform=target.platform)
     run = synthetic_batch.resolve_config(dataclasses.replace(run, precision=precision))
@@ -90,6 +90,10 @@ def resolve_run(run: run_config.Run, target: Target) -> run_config.Run:
         run.objective,
         f"a {family} is trained by {', '.join(supported)}; choose one of these",
     )
+    own = run.mesh.slices
+    fix = f"--target {target.name} is {target.slices} slice{'s' * (target.slices > 1)}; leave out the option, or write --target "
+    require(own in (0, target.slices), "mesh.slices", own, f"{fix}{target.chip}:{target.size}*{own} for slices of {target.size}")
+    run = dataclasses.replace(run, mesh=dataclasses.replace(run.mesh, slices=target.slices))
     require(run.engine == "jit", "engine", run.engine, "pmap has no program without its devices; choose jit, which does the same")
     return run
 

@@ -12,10 +12,11 @@ from benchmarks.plan import plan_cache, plan_text, target_devices
 from benchmarks.plan.compile_program import Mode
 from benchmarks.plan.plan_record import Plan, SearchResult
 from benchmarks.plan.target_devices import Target
-from train.config import run_config
+from train.config import mesh_sizes, run_config
 from train.run.progress_display import PieceProgress
 from zoo.configs import Remat
 from zoo.errors import BadInput, require
+from zoo.mesh_axes import AXES
 from zoo.models import parameter_count
 from zoo.nn.layer_stack import SAVED
 
@@ -32,8 +33,12 @@ class Candidate:
     accumulate: int
 
     @property
+    def sizes(self) -> dict[str, int]:
+        return {axis: getattr(self, axis) for axis in ("data", "fsdp", "tensor", "sequence")}
+
+    @property
     def mesh(self) -> run_config.Mesh:
-        return run_config.Mesh(data=self.data, fsdp=self.fsdp, tensor=self.tensor, sequence=self.sequence)
+        return run_config.Mesh(**self.sizes)
 
     def saves_no_more(self, other: "Candidate") -> bool:
         """Return whether all that this candidate's remat policy saves for the backward pass is saved by that of another."""
@@ -43,18 +48,18 @@ class Candidate:
 
     def has_axes(self, mesh: run_config.Mesh, named: Collection[str]) -> bool:
         """Return whether this candidate has the sizes in `mesh` of the axes that the user named."""
-        sizes = dataclasses.asdict(self.mesh)
-        return all(getattr(mesh, axis) in (sizes[axis], -1) for axis in named)
+        return all(getattr(mesh, axis) in (getattr(self.mesh, axis), -1) for axis in named)
 
     def of(self, run: run_config.Run) -> run_config.Run:
         """Return the run with this mesh, remat policy and number of micro-batches."""
         compute = dataclasses.replace(run.model.compute, remat=self.remat)
         model = dataclasses.replace(run.model, compute=compute)
-        return dataclasses.replace(run, mesh=self.mesh, model=model, accumulate=self.accumulate)
+        mesh = dataclasses.replace(self.mesh, slices=run.mesh.slices)
+        return dataclasses.replace(run, mesh=mesh, model=model, accumulate=self.accumulate)
 
     def __str__(self) -> str:
         micro = f", {self.accumulate} micro-batches" if self.accumulate > 1 else ""
-        return f"{plan_text.mesh_text(dataclasses.asdict(self.mesh))}, remat {self.remat}{micro}"
+        return f"{plan_text.mesh_text(self.sizes)}, remat {self.remat}{micro}"
 
 
 REMATS = tuple(remat for remat in get_args(Remat) if remat != "offload")
@@ -167,7 +172,7 @@ def ordered_candidates(run: run_config.Run, mode: Mode, target: Target) -> list[
     parameters, layers, width = parameter_count(run.model), run.model.layers, run.model.width
     tokens = run.data.batch * run.data.length
     estimates: dict[Candidate, tuple[bool, float]] = {}
-    for candidate in mesh_candidates(run, mode, count):
+    for candidate in mesh_candidates(run, mode, count, target.slices):
         shards, rows = candidate.fsdp * candidate.sequence, candidate.data * candidate.fsdp
         share = shards * candidate.tensor
         state = 16 * parameters / share
@@ -180,15 +185,22 @@ def ordered_candidates(run: run_config.Run, mode: Mode, target: Target) -> list[
         summed = 8 * parameters / share * (1 - 1 / candidate.data)
         reduced = 16 * layers * width * tokens / parts * (1 - 1 / candidate.tensor)
         exchanged = 16 * layers * width * tokens / (parts * candidate.tensor) * (1 - 1 / candidate.sequence)
+        outer = mesh_sizes.slice_sizes(candidate.mesh, dict.fromkeys(AXES, 1) | candidate.sizes, target.slices)
+        # Between slices, each device sends its part of what they exchange: see `collectives.divide_by_slices`.
+        across = 8 * parameters / share * (1 - 1 / outer["data"])
+        across += 8 * parameters / (share / outer["fsdp"]) * (1 - 1 / outer["fsdp"]) * candidate.accumulate
         flops = RECOMPUTE_FACTOR[candidate.remat] * 6 * parameters * tokens / count
         peak = max(device.peak.values()) * 1e12 if device else 1e12
-        links = 1e9 * ((device.links if device else None) or 1)
-        estimates[candidate] = (not fits, max(flops / peak, (gathered + summed + reduced + exchanged) / links))
+        links, network = (1e9 * ((getattr(device, name) if device else None) or 1) for name in ("links", "between_slices"))
+        seconds = max(flops / peak, (gathered + summed + reduced + exchanged) / links, across / network)
+        estimates[candidate] = (not fits, seconds)
     return sorted(estimates, key=lambda candidate: estimates[candidate])
 
 
-def mesh_candidates(run: run_config.Run, mode: Mode, devices: int) -> Iterator[Candidate]:
+def mesh_candidates(run: run_config.Run, mode: Mode, devices: int, slices: int = 1) -> Iterator[Candidate]:
     """Yield every mesh of the devices that divides heads and rows, with every remat policy and number of micro-batches.
+
+    Only data and fsdp extend over several slices.
 
     Without a backward pass nothing is computed again. Positions are divided only in training, where a device has one row at a
     time: for several rows, micro-batches send less.
@@ -199,7 +211,7 @@ def mesh_candidates(run: run_config.Run, mode: Mode, devices: int) -> Iterator[C
     for fsdp, tensor, sequence in itertools.product(parts, parts, parts if mode == "train" else [1]):
         data, rest = divmod(devices, fsdp * tensor * sequence)
         divides = run.model.heads % (tensor * sequence) == 0 and run.data.length % sequence == 0
-        if rest or not divides or rows % (data * fsdp):
+        if rest or not divides or rows % (data * fsdp) or data * fsdp % slices:
             continue
         counts = [rows // (data * fsdp)] if sequence > 1 else _divisors(rows // (data * fsdp))
         for accumulate in counts if mode == "train" else [1]:

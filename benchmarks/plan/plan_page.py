@@ -78,7 +78,8 @@ def _roofline(plan: Plan) -> list[Figure]:
     if device is None or device.bandwidth is None or peak is None or not plan.products or not plan.bytes:
         return []
     flops, top, slope = plan.products + (plan.kernels or 0), peak * 1e12, device.bandwidth * 1e9
-    link_bound = flops / plan.times.interconnect if plan.times.interconnect else None
+    links = max(plan.times.interconnect or 0.0, plan.times.between_slices or 0.0)
+    link_bound = flops / links if links else None
     at, ridge = flops / plan.bytes, top / slope
     reached = min(top, slope * at, link_bound or top)
     low, high = math.floor(math.log10(min(at, ridge)) - 0.5), math.ceil(math.log10(max(at, ridge)) + 0.5)
@@ -95,6 +96,7 @@ def _roofline(plan: Plan) -> list[Figure]:
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:,g}")
         axes.yaxis.set_major_formatter(lambda value, _: plan_text.format_decimal(value).strip())
 
-    keys = {"memory and compute": "one"} | ({"interconnect": "two dashed"} if link_bound else {}) | {"this step": "three dots"}
+    network = plan_text.TIMES["between_slices" if plan.times.between_slices == links else "interconnect"]
+    keys = {"memory and compute": "one"} | ({network: "two dashed"} if link_bound else {}) | {"this step": "three dots"}
     label = f"this step: {at:.3g} FLOPs a byte, {plan_text.format_decimal(reached)}FLOP/s"
     return [Figure("FLOP/s of a device", draw, label, keys, across=True)]

@@ -21,6 +21,7 @@ from benchmarks.plan.collectives import PART, Collective, CollectiveTotal
 from benchmarks.plan.compile_program import Program
 from benchmarks.plan.large_arrays import LargeArray
 from benchmarks.plan.roofline import Times
+from train.config import mesh_sizes
 from train.engine import loss_chunks
 from zoo.models import parameter_count
 from zoo.sharding import path_of
@@ -39,6 +40,8 @@ class Plan:
     kind: str
     devices: int
     mesh: dict[str, int]
+    slices: dict[str, int]
+    """Number of groups of slices that each axis of the mesh is divided over."""
     batch: int
     """Number of rows of a step over all devices."""
     length: int
@@ -102,6 +105,11 @@ class Plan:
         """Largest number of bytes on a device, in a step or in a rollout."""
         return max(self.total, self.rollout_total)
 
+    @property
+    def slice_count(self) -> int:
+        """Number of slices that the devices are in."""
+        return math.prod(self.slices.values())
+
     def plain(self) -> dict[str, Any]:
         """Return the fields as JSON values."""
         return dataclasses.asdict(self)
@@ -127,6 +135,7 @@ def make_plan(program: Program, name: str) -> Plan:
     rollout = compile_program.rollout_arguments(run, mesh) if train else {}
     # The program of the step does not read it, but it is in memory.
     reference = compile_program.reference_model(run, mesh) if train else {}
+    slices = mesh_sizes.slice_sizes(run.mesh, mesh.shape, target.slices)
     sent: list[Collective] = []
     loops: list[str] = []
     least, module, work = None, None, None
@@ -136,13 +145,14 @@ def make_plan(program: Program, name: str) -> Plan:
     if program.text:
         module = hlo.parse_program(program.text)
         loops = [f"how often {loop} runs is not known: its memory traffic counts once" for loop in module.unknown_loops()]
-        sent = collectives.find_collectives(module, dict(mesh.shape))
         on_chip = target.platform == "tpu"
+        sent = collectives.sent_by_program(module, dict(mesh.shape), slices, of_slice=on_chip)
+        devices = mesh.devices[*(slice(size // slices[axis]) for axis, size in mesh.shape.items())] if on_chip else mesh.devices
         work = flops_and_bytes.device_work(module, program.calls, mesh.size, products=program.products, on_chip=on_chip)
         work = check_flops(program, work, name)
         # On a TPU, temporaries in memory on the chip are not among those of the compiler's report.
         least = flops_and_bytes.least_bytes(module, program.temporaries, target.cache)
-        step_times = roofline.times_of_step(work, sent, mesh.devices, target, run.precision, least)
+        step_times = roofline.times_of_step(work, sent, devices, target, run.precision, least)
     plan = Plan(
         name=name,
         mode=program.mode,
@@ -150,6 +160,7 @@ def make_plan(program: Program, name: str) -> Plan:
         kind=str(mesh.devices.flat[0].device_kind),
         devices=mesh.size,
         mesh=dict(mesh.shape),
+        slices=slices,
         batch=run.data.batch,
         length=run.data.length,
         accumulate=run.accumulate,

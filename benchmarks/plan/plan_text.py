@@ -6,6 +6,8 @@ from benchmarks.core.result_tables import Block, Heading
 from benchmarks.plan.plan_record import Plan, SearchResult
 from eval.pages.html_page import Table
 
+TIMES = {"compute": "compute", "memory": "memory", "interconnect": "interconnect", "between_slices": "between slices"}
+"""Times of a step, and what tables call them."""
 BAR = 28
 """Columns of the bar for a device's full memory on a terminal."""
 SURROUNDINGS = {"jvp()", "closed_call", "shard_map", "while", "body", "checkpoint", "rematted_computation"}
@@ -17,14 +19,19 @@ ROLLOUT_NOTE = "Prompts have the most tokens that fit. Reward models and the tem
 def search_blocks(result: SearchResult, top: int) -> list[Block]:
     """Return the best `top` plans of a search, and how much of it was done."""
     best = result.ranked[:top]
+    names = [name for name in TIMES if name != "between_slices" or any(plan.slice_count > 1 for plan in best)]
     rows = []
     for plan in best:
-        times = [_seconds(value) for value in (plan.times.compute, plan.times.memory, plan.times.interconnect)]
+        times = [_seconds(getattr(plan.times, name)) for name in names]
+        if plan.times.between_slices is None:
+            times[-1] = f"{format_decimal(bytes_sent(plan, between_slices=True))}B"
         bound = "" if plan.bound is None else f"{plan.bound:.1%}"
         rows.append((mesh_text(plan.mesh), plan.remat, str(plan.accumulate), format_bytes(plan.total), *times, bound))
-    head = ("mesh", "remat", "micro", "holds", "compute", "memory", "interconnect", "MFU bound")
+    head = ("mesh", "remat", "micro", "holds", *(TIMES[name] for name in names), "MFU bound")
     title = [Heading(f"{plan_headline(plan)}: the best of {len(result.ranked)} that fit") for plan in best[:1]]
-    return [*title, Table(head, rows, words=2), result.summary]
+    unknown = "No rate of the network between slices is published: the bounds leave it out."
+    notes = [unknown] if any(plan.times.between_slices is None for plan in best) else []
+    return [*title, Table(head, rows, words=2), *notes, result.summary]
 
 
 def plan_headline(plan: Plan) -> str:
@@ -43,6 +50,7 @@ def plan_inputs(plan: Plan) -> dict[str, str]:
         **({"logits": plan.logits} if plan.logits else {}),
         "step": f"{plan.batch:,} tokens, each after {plan.length:,} others" if plan.mode == "decode" else rows,
         "mesh": mesh_text(plan.mesh),
+        **({"slices": f"{plan.slice_count}, over {mesh_text(plan.slices)}"} if plan.slice_count > 1 else {}),
     }
 
 
@@ -110,7 +118,12 @@ def bound_sentence(plan: Plan) -> str:
     limit, cache = (slowest, "")
     if slowest == "memory":
         limit, cache = "memory traffic", f" and nothing is cached, and {plan.ceiling:.1%} at most"
-    return f"MFU is {bound_text(plan)}, limited by {limit}, if compute, memory and links overlap{cache}.{share}"
+    if slowest == "between_slices":
+        limit = "the network between slices"
+    unknown = ""
+    if plan.times.between_slices is None:
+        unknown = " No rate of the network between slices is published: its time is left out."
+    return f"MFU is {bound_text(plan)}, limited by {limit}, if compute, memory and links overlap{cache}.{unknown}{share}"
 
 
 def bound_text(plan: Plan) -> str:
@@ -152,19 +165,27 @@ def times_table(plan: Plan) -> Table:
     amounts = {
         "compute": ("at least", f"{format_decimal((plan.products or 0) + (plan.kernels or 0))}FLOP{kernels}"),
         "memory": ("about", f"{format_decimal(plan.bytes or 0)}B, at least {format_decimal(plan.least_bytes or 0)}B"),
-        "interconnect": ("at least", f"{format_decimal(sum(row.bytes_sent for row in plan.collectives))}B"),
     }
-    rows = [(name, amount, _seconds(getattr(plan.times, name), f"{sure} ")) for name, (sure, amount) in amounts.items()]
+    for name in ("interconnect", "between_slices")[: 1 + (plan.slice_count > 1)]:
+        amounts[name] = ("at least", f"{format_decimal(bytes_sent(plan, between_slices=name == 'between_slices'))}B")
+    rows = [(TIMES[name], amount, _seconds(getattr(plan.times, name), f"{sure} ")) for name, (sure, amount) in amounts.items()]
     if plan.times.estimate is not None:
         rows.append(("a step", "one operation after another", _seconds(plan.times.estimate, "about ")))
     return Table(("", "a device does", "takes"), rows, words=2)
 
 
+def bytes_sent(plan: Plan, *, between_slices: bool) -> float:
+    """Return the bytes that a device sends in a step, between slices or within its own."""
+    return sum(row.bytes_sent for row in plan.collectives if row.between_slices == between_slices)
+
+
 def collectives_table(plan: Plan) -> Table:
     """Return the table of the collectives of a step."""
+    several = plan.slice_count > 1
     rows = [
         (
             row.kind,
+            *((("between slices" if row.between_slices else "within a slice"),) if several else ()),
             row.axes,
             f"{row.members:,}",
             f"{row.count:,.0f}",
@@ -173,7 +194,8 @@ def collectives_table(plan: Plan) -> Table:
         )
         for row in plan.collectives
     ]
-    return Table(("", "axes", "devices", "count", "arrays", "a device sends"), rows, words=2)
+    group = ("network", "axes", "members") if several else ("axes", "devices")
+    return Table(("", *group, "count", "arrays", "a device sends"), rows, words=2 + several)
 
 
 def format_bytes(count: int | float) -> str:

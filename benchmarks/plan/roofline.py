@@ -9,12 +9,12 @@ import dataclasses
 import itertools
 import math
 from collections import Counter, defaultdict
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 
 import numpy as np
 
 from benchmarks.flops.flops_and_bytes import Work
-from benchmarks.plan.collectives import Collective
+from benchmarks.plan.collectives import OF_EACH, Collective
 from benchmarks.plan.target_devices import Target
 from zoo.runtime.hardware import Device
 
@@ -28,31 +28,33 @@ class Times:
     memory: float | None
     """Estimate without a cache."""
     interconnect: float | None
-    """Lower bound, of the busiest links."""
+    """Lower bound, of the busiest links within slices."""
     memory_least: float | None = None
     """Lower bound for the memory: see `flops_and_bytes.least_bytes`."""
     estimate: float | None = None
     """Estimate of a step: all operations one after another, each as long as its FLOPs at the rate that programs reach
     (`SUSTAINED`) or its bytes take, whichever is longer. Links are used at the same time, but for those of tensor parallelism."""
+    between_slices: float | None = 0.0
+    """Lower bound, of the network between slices; None if slices exchange data and its rate is not published."""
 
     @property
     def longest(self) -> float | None:
-        """Return the seconds of a step if all three run at the same time; None unless all are known."""
+        """Return the seconds of a step if all run at the same time; None unless all but `between_slices` are known."""
         return self._together(self.memory)
 
     @property
     def least(self) -> float | None:
-        """Return the seconds below which no step is, if everything that can be cached is cached; None unless all are known."""
+        """Return the seconds below which no step is, if everything that can be cached is cached; None as for `longest`."""
         return self._together(self.memory_least)
 
     def _together(self, memory: float | None) -> float | None:
-        seconds = (self.compute, memory, self.interconnect)
+        seconds = (self.compute, memory, self.interconnect, self.between_slices or 0.0)
         return None if None in seconds else max(seconds)  # pyright: ignore[reportArgumentType, reportCallIssue]
 
     @property
     def slowest(self) -> str:
         """Return the name of the longest of the known times."""
-        return max(("compute", "memory", "interconnect"), key=lambda name: getattr(self, name) or 0)
+        return max(("compute", "memory", "interconnect", "between_slices"), key=lambda name: getattr(self, name) or 0)
 
 
 SUSTAINED = {"a100": 0.8, "a100-40gb": 0.8, "h100": 0.6, "h200": 0.6, "v5e": 0.8, "v5p": 0.7, "v6e": 0.7}
@@ -64,34 +66,39 @@ an H100, and the same share. Without such a step it is 1. `benchmarks/results/pu
 
 
 def times_of_step(
-    work: Work, collectives: Iterable[Collective], devices: np.ndarray, target: Target, dtype: str, least_bytes: float = 0.0
+    work: Work, collectives: Sequence[Collective], devices: np.ndarray, target: Target, dtype: str, least_bytes: float = 0.0
 ) -> Times:
     """Return the times of a step whose matrix products have the dtype `dtype`.
 
     Args:
         least_bytes: bytes that a device moves however much is cached.
-        devices: devices of the mesh; each has a number, `id`, and on a TPU `coords`, its place in the torus.
+        devices: devices that `Collective.groups` numbers: of the mesh, or of one slice if the program is that of a slice; each
+            has a number, `id`, and on a TPU `coords`, its place in the torus.
     """
     device = target.published
     peak = None if device is None else device.peak.get(dtype)
     bandwidth = None if device is None else device.bandwidth
-    sent = list(collectives)
-    interconnect, waited = None, 0.0
+    sent = [one for one in collectives if not one.between_slices]
+    interconnect, between_slices, waited = None, 0.0, 0.0
     if device is not None:
-        interconnect = _interconnect(sent, list(devices.flat), device)
+        interconnect = _interconnect(sent, list(devices.flat), target)
         # The next operation needs a sum along this axis; those of other axes overlap with operations.
-        waited = _interconnect([one for one in sent if "tensor" in one.axes], list(devices.flat), device) or 0.0
+        waited = _interconnect([one for one in sent if "tensor" in one.axes], list(devices.flat), target) or 0.0
+    if outer := math.fsum(one.run.times * one.bytes_sent for one in collectives if one.between_slices):
+        network = None if device is None else device.between_slices
+        between_slices = None if network is None else outer / (network * 1e9)
     estimate = None
     if peak is not None and bandwidth is not None:
         rate = SUSTAINED.get(target.chip, 1.0) * peak * 1e12
         in_turn = math.fsum(max(flops / rate, moved / (bandwidth * 1e9)) for flops, moved in work.operations)
-        estimate = max(in_turn + waited, interconnect or 0.0)
+        estimate = max(in_turn + waited, interconnect or 0.0, between_slices or 0.0)
     return Times(
         compute=None if peak is None else work.flops / (peak * 1e12),
         memory=None if bandwidth is None else work.bytes / (bandwidth * 1e9),
         interconnect=interconnect,
         memory_least=None if bandwidth is None else least_bytes / (bandwidth * 1e9),
         estimate=estimate,
+        between_slices=between_slices,
     )
 
 
@@ -115,12 +122,16 @@ def mfu_bound(flops: float, seconds: float | None, devices: int, target: Target,
     return min(1.0, flops / devices / (device.peak[dtype] * 1e12) / seconds)
 
 
-def _interconnect(collectives: Sequence[Collective], devices: Sequence, device: Device) -> float | None:
+def _interconnect(collectives: Sequence[Collective], devices: Sequence, target: Target) -> float | None:
+    device = target.published
+    assert device is not None
     if len(devices) == 1:
         return 0.0
     if device.links is None:
         return None
-    return _over_torus(collectives, devices, device) if device.torus else _over_hosts(collectives, devices, device)
+    if device.torus:
+        return _over_torus(collectives, devices, device)
+    return _over_hosts(collectives, devices, device, min(device.host, int(target.size)))
 
 
 def _over_torus(collectives: Sequence[Collective], devices: Sequence, device: Device) -> float:
@@ -143,11 +154,11 @@ def _over_torus(collectives: Sequence[Collective], devices: Sequence, device: De
     return max(math.fsum(load for spanned, load in loads.items() if spanned <= some) / (len(some) * rate) for some in chosen)
 
 
-def _over_hosts(collectives: Sequence[Collective], devices: Sequence, device: Device) -> float | None:
-    """Return the seconds over NVLink within hosts and the network between them, whichever is longer."""
+def _over_hosts(collectives: Sequence[Collective], devices: Sequence, device: Device, host: int) -> float | None:
+    """Return the seconds over NVLink within hosts of `host` devices and the network between them, whichever is longer."""
     assert device.links is not None
     first = min(member.id for member in devices)
-    hosts = [(member.id - first) // device.host for member in devices]
+    hosts = [(member.id - first) // host for member in devices]
     inside = math.fsum(collective.run.times * _within(collective, hosts) for collective in collectives) / (device.links * 1e9)
     across = math.fsum(collective.run.times * _between(collective, hosts, in_switches=True) for collective in collectives)
     if not across:
@@ -171,7 +182,7 @@ def _between(collective: Collective, places: Sequence[Hashable], *, in_switches:
     for place, own, members in _shares(collective, places):
         if own < members:
             there = (members - own) / members
-            ways = {"all-reduce": 1.0 if in_switches else 2 * there} | dict.fromkeys(_OF_EACH, own * there)
+            ways = {"all-reduce": 1.0 if in_switches else 2 * there} | dict.fromkeys(OF_EACH, own * there)
             load[place] += ways.get(collective.kind, there)
     ports = Counter(places)
     return collective.bytes * max((share / ports[place] for place, share in load.items()), default=0.0)
@@ -187,7 +198,7 @@ def _within(collective: Collective, hosts: Sequence[Hashable]) -> float:
         return collective.bytes * any(hosts[source] == hosts[target] and source != target for source, target in collective.groups)
 
     def share(own: int, members: int) -> float:
-        ways = {"all-reduce": min(2 * (own - 1) / own, 1 + 1 / own)} | dict.fromkeys(_OF_EACH, (own - 1) / members)
+        ways = {"all-reduce": min(2 * (own - 1) / own, 1 + 1 / own)} | dict.fromkeys(OF_EACH, (own - 1) / members)
         return ways.get(collective.kind, (own - 1) / own)
 
     return collective.bytes * max((share(own, members) for _, own, members in _shares(collective, hosts) if own > 1), default=0.0)
@@ -202,7 +213,3 @@ def _shares(collective: Collective, places: Sequence[Hashable]) -> Iterator[tupl
         for group in collective.groups:
             for place, own in Counter(places[member] for member in group).items():
                 yield place, own, len(group)
-
-
-_OF_EACH = ("all-to-all", "ragged-all-to-all")
-"""Collectives in which each device sends a separate array to every other; in all other kinds a group shares one array."""

@@ -21,14 +21,16 @@ class Target:
     """A kind and number of devices that a program is compiled for."""
 
     name: str
-    """The name in the request: v5p:8x8x8, h100:64, cpu:8."""
+    """The name in the request: v5p:8x8x8, v5p:8x8x8*4, h100:64, cpu:8."""
     platform: Platform
     kind: str
     """JAX's `device_kind` of the devices."""
     chip: str
     """Part of the name before the colon."""
     size: str
-    """Part of the name after the colon."""
+    """Part of the name after the colon: the devices of a slice."""
+    slices: int = 1
+    """Number of slices, after an asterisk in the name."""
 
     @property
     def published(self) -> Device | None:
@@ -109,9 +111,13 @@ def parse_target(name: str) -> Target:
     Raises:
         BadInput: no such target, or none of that shape; lists the known ones.
     """
-    chip, _, size = name.partition(":")
+    chip, _, rest = name.partition(":")
+    size, several, number = rest.partition("*")
+    if several and not re.fullmatch(r"[1-9]\d{0,2}", number):
+        raise BadInput(f"--target {name}: write the number of slices after *, 1 to 999, for example {chip}:{size}*2")
+    slices = int(number or 1)
     if chip in TPUS and re.fullmatch(r"[1-9]\d*(x[1-9]\d*){1,2}", size):
-        return Target(name=name, platform="tpu", kind=TPUS[chip].kind, chip=chip, size=size)
+        return Target(name=name, platform="tpu", kind=TPUS[chip].kind, chip=chip, size=size, slices=slices)
     if chip in TPUS:
         raise BadInput(
             f"--target {name}: say the slice of a {chip}, one of {', '.join(f'{chip}:{s}' for s in TPUS[chip].slices)}"
@@ -120,10 +126,10 @@ def parse_target(name: str) -> Target:
     if chip in GPUS:
         host = DEVICES[GPUS[chip].kind].host
         if count and (count <= host or count % host == 0):
-            return Target(name=name, platform="gpu", kind=GPUS[chip].kind, chip=chip, size=size)
+            return Target(name=name, platform="gpu", kind=GPUS[chip].kind, chip=chip, size=size, slices=slices)
         raise BadInput(f"--target {name}: say how many, 1 to {host} or a multiple of it (hosts of {host}), for example {chip}:64")
-    if chip == "cpu" and 1 <= count <= 4096:
-        return Target(name=name, platform="cpu", kind="cpu", chip=chip, size=size)
+    if chip == "cpu" and 1 <= count * slices <= 4096:
+        return Target(name=name, platform="cpu", kind="cpu", chip=chip, size=size, slices=slices)
     if chip == "cpu":
         raise BadInput(f"--target {name}: say how many devices to simulate, 1 to 4,096, for example cpu:8")
     examples = [*(f"{tpu}:{spec.slices[-1]}" for tpu, spec in TPUS.items()), *(f"{gpu}:64" for gpu in GPUS), "cpu:8"]
@@ -140,7 +146,7 @@ def prepare_target(target: Target) -> None:
 
     if why := unavailable_reason(target.platform):
         raise BadInput(f"--target {target.name}: {why}")
-    jax_setup.prepare_jax(int(target.size) if target.platform == "cpu" else 1)
+    jax_setup.prepare_jax(int(target.size) * target.slices if target.platform == "cpu" else 1)
     import jax
 
     # A plan reports the time of compilation and is cached itself.
@@ -168,10 +174,10 @@ def devices_of_target(target: Target) -> tuple[Any, ...]:
     if why := unavailable_reason(target.platform):
         raise BadInput(f"--target {target.name}: {why}")
     if target.platform == "cpu":
-        here = jax.devices("cpu")
-        if len(here) < int(target.size):
+        here, count = jax.devices("cpu"), int(target.size) * target.slices
+        if len(here) < count:
             raise BadInput(f"--target {target.name}: this process has {len(here)}; start a new one with prepare(target)")
-        return tuple(here[: int(target.size)])
+        return tuple(here[:count])
     # Without these variables libtpu looks for a TPU and asks the cloud's metadata server for it.
     variables = {"TPU_SKIP_MDS_QUERY": "1", "TPU_ACCELERATOR_TYPE": "v5litepod-8", "TPU_WORKER_HOSTNAMES": "localhost"}
     before = {key: os.environ.get(key) for key in variables}
@@ -221,10 +227,11 @@ def _description(target: Target) -> dict[str, Any]:
     if target.platform == "tpu":
         # Hosts have four chips by default, which do not divide a slice of one.
         host = {"chips_per_host_bounds": (1, 1, 1)} if target.size == "1x1" else {}
-        return {"platform": "tpu", "topology_name": target.name, **host}
+        several = {"num_slices": target.slices} if target.slices > 1 else {}
+        return {"platform": "tpu", "topology_name": f"{target.chip}:{target.size}", **host, **several}
     count, host = int(target.size), DEVICES[target.kind].host
     # Partitions, hosts of each, devices of each.
-    shape = f"1x{math.ceil(count / host)}x{min(count, host)}"
+    shape = f"{target.slices}x{math.ceil(count / host)}x{min(count, host)}"
     return {"platform": "cuda", "topology_name": shape, "topology": shape, "target_config": gpu_target_config(target)}
 
 

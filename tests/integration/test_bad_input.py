@@ -54,6 +54,7 @@ COMMAND_LINES = {
     "plan": "plan: name a size",
     "plan gpt2 --target h100": "--target h100: say how many, 1 to 8 or a multiple of it .* for example h100:64$",
     "plan gpt2 --target v5e:8by8": "--target v5e:8by8: say the slice of a v5e, one of v5e:1x1",
+    "plan gpt2 --target v5e:2x2*two": r"--target v5e:2x2\*two: write the number of slices after \*, 1 to 999, for example ",
     "plan gpt2 --target cpu:0": "--target cpu:0: say how many devices to simulate",
     "plan gpt2 --target cpu:8 --devices 8": "--devices 8: choose --target cpu:8 instead$",
     "plan gpt2 --target cpu:8 --search --page x.html": "--page x.html: --search writes no page",

@@ -271,6 +271,50 @@ def test_closed_formulas(platform: str) -> None:
         assert sent["all-reduce", "data"] == pytest.approx(4 * kernels / plan.mesh["fsdp"], rel=0.05)
 
 
+@pytest.mark.parametrize(
+    ("platform", "target", "inner"), [("tpu", "v5e:2x2*2", 4), ("tpu", "v5p:2x2x1*2", 4), ("gpu", "h100:8*2", 8)]
+)
+def test_slices_send_each_other_the_gradients(platform: str, target: str, inner: int) -> None:
+    """Of FSDP within slices, a device has one of `inner` parts of the gradients, and sends it once: half of it twice.
+
+    Gradients have the dtypes of `test_closed_formulas`. A part of a width of 512 fills the tiles of a TPU: it pads smaller ones.
+    """
+    needs(platform)
+    run = small_gpt()
+    model = dataclasses.replace(run.model, width=512, heads=4, head=128, ffn=2048, layers=3)
+    run = dataclasses.replace(run, model=model, mesh=Mesh(fsdp=inner))
+    plan = planned(run, "train", target)
+    assert plan.mesh["data"] == plan.slices["data"] == plan.slice_count == 2
+    kernels = model.layers * (4 * model.width**2 + 2 * model.width * model.ffn)
+    gradients = 4 * kernels + (4 + 2) * model.vocab * model.width + 2 * model.context * model.width
+    between = {row.axes: row.bytes_sent for row in plan.collectives if row.between_slices}
+    assert between == {"data": pytest.approx(gradients / inner, rel=0.05)}
+    rate = target_devices.parse_target(target).published
+    assert rate is not None
+    seconds = None if rate.between_slices is None else between["data"] / (1e9 * rate.between_slices)
+    assert plan.times.between_slices == (seconds and pytest.approx(seconds)) and plan.bound is not None
+    # Within slices it is a program for one of them: nothing goes along `data`.
+    assert {row.axes for row in plan.collectives if not row.between_slices} == {"fsdp"}
+
+
+@pytest.mark.slow
+def test_fsdp_over_slices_gathers_between_them() -> None:
+    """A device sends its eighth of what is gathered. Gradients are summed in full: XLA scatters no sums between slices."""
+    needs("tpu")
+    run = small_gpt()
+    model = dataclasses.replace(run.model, width=1024, heads=8, head=128, ffn=4096, layers=3)
+    run = dataclasses.replace(run, model=model, mesh=Mesh(fsdp=8))
+    plan = planned(run, "train", "v5e:2x2*2")
+    assert plan.slices["fsdp"] == plan.slice_count == 2
+    kernels = model.layers * (4 * model.width**2 + 2 * model.width * model.ffn)
+    sent = {(row.kind, row.axes): row.bytes_sent for row in plan.collectives if row.between_slices}
+    gathered = 2 * 2 * kernels + 4 * model.vocab * model.width + 2 * model.context * model.width
+    assert sent["all-gather", "fsdp"] == pytest.approx(gathered / 8, rel=0.05)
+    gradients = 4 * kernels + (4 + 2) * model.vocab * model.width + 2 * model.context * model.width
+    reduced = sum(size for (kind, _), size in sent.items() if kind != "all-gather")
+    assert reduced == pytest.approx(gradients / 4, rel=0.05)
+
+
 def test_offload_stores_the_projections_in_the_memory_of_the_host_of_a_tpu() -> None:
     """Buffers in memory space 5 have attention's output and all projections of a layer but the last, which no gradient reads.
 
