@@ -40,7 +40,7 @@ def make_mesh(shape: run_config.Mesh, devices: Sequence[Any] | None = None) -> M
 def _arrange_slice(sizes: Mapping[str, int], devices: Sequence[Any]) -> np.ndarray:
     """Return the devices of a slice as an array with these sizes of the axes."""
     shapes = tuple(sizes.values())
-    if devices[0].platform == "gpu":  # `jax.make_mesh` refuses several hosts that report slices: see `slice_number`
+    if devices[0].platform != "tpu":  # `jax.make_mesh` refuses hosts, which devices of other platforms report as slices
         return mesh_utils.create_device_mesh(shapes, devices)
     try:
         return jax.make_mesh(shapes, tuple(sizes), devices=devices).devices
@@ -72,12 +72,14 @@ def divide_into_slices(shape: run_config.Mesh, devices: Sequence[Any]) -> list[l
     return [members for _, members in sorted(reported.items())]
 
 
-def slice_number(device: Any) -> int | None:
-    """Return the number of the slice that a device reports; None if it reports none.
+SLICED = ("tpu",)
+"""Platforms whose devices report slices. Under the same name, others count the hosts, or groups of hosts that NVLink joins; the
+network that joins these may be one for all axes."""
 
-    What GPUs have under this name counts the hosts, or groups of hosts, that NVLink joins, over which all axes may extend.
-    """
-    return None if device.platform == "gpu" else getattr(device, "slice_index", None)
+
+def slice_number(device: Any) -> int | None:
+    """Return the number of the slice that a device reports; None if it reports none."""
+    return getattr(device, "slice_index", None) if device.platform in SLICED else None
 
 
 def check_mesh(run: run_config.Run, mesh: Mesh) -> None:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import itertools
-from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -33,6 +32,7 @@ def report_slices(monkeypatch: pytest.MonkeyPatch) -> Any:
     def report(count: int) -> None:
         kind = type(jax.devices()[0])
         monkeypatch.setattr(kind, "slice_index", property(lambda device: device.id % count), raising=False)
+        monkeypatch.setattr(device_mesh, "SLICED", ("cpu",))
 
     return report
 
@@ -86,13 +86,27 @@ def test_devices_that_report_no_slice_are_divided_in_their_order() -> None:
     assert [*device_mesh.make_mesh(shape).devices.flat] == devices
 
 
-def test_hosts_of_gpus_are_no_slices() -> None:
-    """What GPUs report under this name counts hosts. With --mesh.slices the first half is a slice."""
-    gpus = [SimpleNamespace(id=n, platform="gpu", device_kind="NVIDIA H100", slice_index=n // 8) for n in range(16)]
-    assert [len(members) for members in device_mesh.divide_into_slices(Mesh(), gpus)] == [16]
-    assert [len(members) for members in device_mesh.divide_into_slices(Mesh(slices=4), gpus)] == [4] * 4
-    arranged = device_mesh._arrange_slice({"data": 2, "fsdp": 8}, gpus)
-    assert [[device.id for device in row] for row in arranged] == [[*range(8)], [*range(8, 16)]]
+@dataclasses.dataclass(frozen=True)
+class HostDevice:
+    """A device of a host of eight, as JAX describes it."""
+
+    id: int
+    platform: str
+    device_kind: str = "NVIDIA H100"
+
+    @property
+    def slice_index(self) -> int:
+        return self.id // 8
+
+
+@pytest.mark.parametrize("platform", ["gpu", "cpu"])
+def test_hosts_are_no_slices(platform: str) -> None:
+    """What GPUs and CPUs report under this name counts hosts, of which `jax.make_mesh` refuses several. --mesh.slices counts."""
+    devices = [HostDevice(number, platform) for number in range(16)]
+    assert [len(members) for members in device_mesh.divide_into_slices(Mesh(), devices)] == [16]
+    assert [len(members) for members in device_mesh.divide_into_slices(Mesh(slices=4), devices)] == [4] * 4
+    mesh = device_mesh.make_mesh(Mesh(data=2, fsdp=8), devices)
+    assert [device.id for device in mesh.devices.flat] == [*range(16)] and mesh.shape["fsdp"] == 8
 
 
 @pytest.mark.parametrize(
