@@ -112,13 +112,13 @@ DEVICES: dict[str, Device] = {
 
 # Cloud TPU documentation, one page per version, a chip being one device: 275, 197, 459 and 918 TFLOP/s; 32, 16, 95 and 32 GiB at
 # 1,200, 819, 2,765 and 1,638 GB/s; interconnect 2,400 Gb/s in one direction, then 400, 1,200 and 800 GB/s in both. Data-center
-# network: v5e 6.4 Tb/s and v6e 25.6 Tb/s for a pod of 256 chips, v5p 50 Gb/s a chip; none is stated for v4.
+# network: v5e 6.4 Tb/s for a pod of 256 chips; v5p 50, v6e 100 and TPU7x 100 Gb/s a chip; none is stated for v4.
 _V4 = Device(peak={"bfloat16": 275}, memory=32 * GIB, bandwidth=1200, links=300, torus=3, host=4)
 _V5E = Device(peak={"bfloat16": 197}, memory=16 * GIB, bandwidth=819, links=200, torus=2, host=8, between_slices=3.125)
 _V5P = Device(peak={"bfloat16": 459}, memory=95 * GIB, bandwidth=2765, links=600, torus=3, host=4, between_slices=6.25)
 _V6E = Device(peak={"bfloat16": 918}, memory=32 * GIB, bandwidth=1638, links=400, torus=2, host=8, between_slices=12.5)
 # 2,307 TFLOP/s, 192 GiB, 7,380 GB/s and 1,200 GB/s in both directions a chip, which is two devices.
-_TPU7X = Device(peak={"bfloat16": 1153.5}, memory=96 * GIB, bandwidth=3690, links=300, torus=3, host=8)
+_TPU7X = Device(peak={"bfloat16": 1153.5}, memory=96 * GIB, bandwidth=3690, links=300, torus=3, host=8, between_slices=6.25)
 DEVICES |= {
     "TPU v4": _V4,
     "TPU v5 lite": _V5E,
