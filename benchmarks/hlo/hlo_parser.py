@@ -157,7 +157,7 @@ def _instruction(
     inside, attributes = text[opening + 1 : closing], text[closing + 1 :]
     # The computations of reductions, which combine two numbers, are left out.
     names = [called for listed in _CALLED.findall(attributes) for called in re.findall(r"[\w.\-]+", listed)]
-    if text[:opening] == "call":
+    if text[:opening] in ("call", "call-start"):
         names.append(attribute_of(attributes, "to_apply"))
     try:
         operands = tuple(above[operand] for operand in re.findall(r"%([\w.\-]+)", inside))

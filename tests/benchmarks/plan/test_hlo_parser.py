@@ -315,6 +315,26 @@ ENTRY %main (x: f32[8]) -> f32[4] {
     assert (row.kind, row.count, row.bytes, row.bytes_sent) == ("reduce-scatter", 1, 32, 16)
 
 
+def test_a_collective_that_another_processor_of_a_chip_executes_is_counted() -> None:
+    """As a TPU7x prints it: its SparseCores call a computation with the collective."""
+    text = """
+%offloaded (p: f32[8], q: token[]) -> f32[4] {
+  %p = f32[8]{0} parameter(0)
+  %q = token[] parameter(1)
+  ROOT %scatter = f32[4]{0} reduce-scatter(%p), replica_groups=mesh['a'=1,'b'=2] {'b'}, dimensions={0}, to_apply=%add
+}, execution_thread="sparsecore"
+
+ENTRY %main (x: f32[8]) -> f32[4] {
+  %x = f32[8]{0} parameter(0)
+  %t = token[] after-all()
+  %begun = ((f32[8]{0}, token[]), f32[4]{0}) call-start(%x, %t), async_execution_thread="sparsecore", to_apply=%offloaded
+  ROOT %ended = f32[4]{0} call-done(%begun)
+}
+"""
+    (row,) = collectives.total_by_axes(collectives.find_collectives(hlo.parse_program(text), {"data": 1, "fsdp": 2}))
+    assert (row.kind, row.axes, row.count, row.bytes) == ("reduce-scatter", "fsdp", 1, 32)
+
+
 def test_collectives_along_a_part_of_an_axis_are_named() -> None:
     """As a TPU sums along a long axis: within halves of it, then between them."""
     text = """
