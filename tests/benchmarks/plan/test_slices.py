@@ -13,7 +13,7 @@ from benchmarks.flops.flops_and_bytes import Work
 from benchmarks.hlo import hlo_parser
 from benchmarks.hlo.hlo_parser import ExecutedInstruction
 from benchmarks.hlo.instructions import Instruction
-from benchmarks.plan import collectives, compile_program, mesh_search, plan_record, plan_text, roofline, target_devices
+from benchmarks.plan import collectives, compile_program, mesh_search, plan_page, plan_record, plan_text, roofline, target_devices
 from benchmarks.plan.collectives import Collective
 from tests.support import benchmark_steps, tiny
 from train.config.data_options import CausalData
@@ -192,6 +192,8 @@ def test_a_step_sends_each_gradient_between_slices_once() -> None:
     table_of_times = [row[0] for row in plan_text.times_table(plan).rows]
     assert table_of_times == ["compute", "memory", "interconnect", "between slices"]
     assert {row[1] for row in plan_text.collectives_table(plan).rows} == {"within a slice", "between slices"}
+    page = plan_page.render_plan(plan)
+    assert "2, over data=2" in page and "within a slice" in page
 
 
 @pytest.mark.full
