@@ -171,7 +171,7 @@ def ordered_candidates(run: run_config.Run, mode: Mode, target: Target) -> list[
     device, count = target.published, len(target_devices.devices_of_target(target))
     parameters, layers, width = parameter_count(run.model), run.model.layers, run.model.width
     tokens = run.data.batch * run.data.length
-    estimates: dict[Candidate, tuple[bool, float]] = {}
+    estimates: dict[Candidate, tuple[bool, float, float]] = {}
     for candidate in mesh_candidates(run, mode, count, target.slices):
         shards, rows = candidate.fsdp * candidate.sequence, candidate.data * candidate.fsdp
         share = shards * candidate.tensor
@@ -192,8 +192,9 @@ def ordered_candidates(run: run_config.Run, mode: Mode, target: Target) -> list[
         flops = RECOMPUTE_FACTOR[candidate.remat] * 6 * parameters * tokens / count
         peak = max(device.peak.values()) * 1e12 if device else 1e12
         links, network = (1e9 * ((getattr(device, name) if device else None) or 1) for name in ("links", "between_slices"))
-        seconds = max(flops / peak, (gathered + summed + reduced + exchanged) / links, across / network)
-        estimates[candidate] = (not fits, seconds)
+        seconds = (flops / peak, (gathered + summed + reduced + exchanged) / links, across / network)
+        # Many candidates are bound by the same network: of these, the one that needs the others least is first.
+        estimates[candidate] = (not fits, max(seconds), sum(seconds))
     return sorted(estimates, key=lambda candidate: estimates[candidate])
 
 
