@@ -99,6 +99,13 @@ def shardings(mesh: Mesh, params: Any, rules: Rules = ()) -> Any:
     return jax.tree_util.tree_map_with_path(leaf_sharding, params)
 
 
+def host_sharding(sharding: NamedSharding) -> NamedSharding:
+    """Return the sharding of arrays that are divided in the same way, in the pinned memory of the hosts of the devices."""
+    pinned = sharding.with_memory_kind("pinned_host")
+    # JAX drops the kind of memory for a GPU that is not here, because its description lists none; an abstract mesh keeps it.
+    return pinned if pinned.memory_kind else NamedSharding(sharding.mesh.abstract_mesh, sharding.spec, memory_kind="pinned_host")
+
+
 def constrain(x: jax.Array, *axes: Any) -> jax.Array:
     """Constrain an activation's sharding on the context mesh: per dimension `BATCH`, an axis name or None; the rest unsharded.
 

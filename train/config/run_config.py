@@ -22,6 +22,7 @@ from zoo.errors import require
 
 Schedule = Literal["cosine", "linear", "inverse_sqrt", "inverse_sqrt_flat", "constant"]
 Optimizer = Literal["adamw", "adafactor", "muon"]
+Moments = Literal["float32", "bfloat16"]
 Engine = Literal["jit", "pmap"]
 Sink = Literal["tensorboard", "wandb"]
 FEWER = ":fewer"
@@ -77,6 +78,10 @@ class Optim:
     """Decoupled weight decay of kernels and embeddings; norms and biases have none."""
     clip: float = 1.0
     """Largest global gradient norm; larger gradients are scaled down. 0 = no clipping."""
+    moments: Moments = "float32"
+    """Number format of the stored moments. bfloat16: half the memory; rounded at random, so that the mean is exact."""
+    offload: bool = False
+    """Keep the moments in the memory of the host between updates (adamw, muon)."""
     layer_decay: float = 1.0
     """Learning rate of each layer relative to the layer above; the embeddings are below the first layer."""
     freeze_layers: int = 0
@@ -102,6 +107,8 @@ class Optim:
             self.layer_decay,
             "choose a number above 0 and up to 1 (1 = the same rate in all layers)",
         )
+        fix = "the moments of adafactor are sums over rows and columns, which are small; choose adamw or muon, or leave it out"
+        require(not self.offload or self.name != "adafactor", "optim.offload", "true", fix)
         require(self.freeze_layers >= 0, "optim.freeze_layers", self.freeze_layers, "choose 0 (none) or a number of layers")
         require(0 <= self.clip < math.inf, "optim.clip", self.clip, "choose 0 (off) or a norm")
 

@@ -95,6 +95,8 @@ def check_mesh(run: run_config.Run, mesh: Mesh) -> None:
         run.engine,
         "pmap divides rows only: the other axes of the mesh need a partitioned program; choose 1 for them, or --engine jit",
     )
+    fix = "pmap keeps all arrays on its devices; leave it out, or choose --engine jit"
+    require(run.engine == "jit" or not run.optim.offload, "optim.offload", "true", fix)
     check_host_memory(run, mesh.devices.flat[0])
     mesh_sizes.check_rows(run, mesh.shape)
     mesh_sizes.check_positions(run, mesh.shape)
@@ -110,15 +112,25 @@ def check_mesh(run: run_config.Run, mesh: Mesh) -> None:
 
 
 def check_host_memory(run: run_config.Run, device: Any) -> None:
-    """Refuse to offload activations to the host if a device's platform has no arrays in its memory.
+    """Refuse to keep activations or moments on the host if a device's platform has no arrays in its memory.
 
     Raises:
-        BadInput: `offload` is set, and the device has no memory of the kind `pinned_host`.
+        BadInput: an option needs memory of the kind `pinned_host`, which the device does not have.
     """
-    if run.model.compute.remat == "offload":
-        kinds = sorted(memory.kind for memory in device.addressable_memories())
-        fix = f"the platform {device.platform} has no memory of the kind pinned_host, only {', '.join(kinds)}; choose save_dots"
-        require("pinned_host" in kinds, "model.compute.remat", "offload", fix)
+    options = {
+        ("model.compute.remat", "offload", "choose save_dots"): run.model.compute.remat == "offload",
+        ("optim.offload", "true", "leave it out"): run.optim.offload,
+    }
+    for (key, value, fix), chosen in options.items():
+        kinds = memory_kinds(device) if chosen else ["pinned_host"]
+        reason = f"the platform {device.platform} has no memory of the kind pinned_host, only {', '.join(kinds)}"
+        require("pinned_host" in kinds, key, value, f"{reason}; {fix}")
+
+
+def memory_kinds(device: Any) -> list[str]:
+    """Return the kinds of memory that arrays on a device can be in, sorted; the description of an absent GPU lists none."""
+    kinds = [memory.kind for memory in device.addressable_memories()]
+    return sorted(kinds) or ["device", "pinned_host"]
 
 
 def check_heads(model: Any, mesh: Mesh) -> None:

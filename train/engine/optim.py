@@ -13,6 +13,7 @@ import optax
 from optax import contrib
 
 from train.config.run_config import Optim
+from train.engine import moments
 from zoo.errors import BadInput
 from zoo.models import Model
 from zoo.ops.reductions import sum_of_squares
@@ -50,11 +51,17 @@ def check_optimizer(cfg: Optim, model: Model) -> None:
 def make_optimizer(cfg: Optim) -> optax.GradientTransformationExtraArgs:
     """Return the optimizer: it clips, preconditions, decays weights, scales by layer and multiplies by the learning rate.
 
-    `update` takes the learning rate `lr`, 1 by default, and `norm`, the gradients' norm, if it is computed already.
+    `update` takes the learning rate `lr`, 1 by default, `norm`, the gradients' norm, if it is computed already, and `accepted`:
+    see `train.engine.moments.stream_moments`.
     """
+    preconditioner = PRECONDITIONERS[cfg.name](cfg)
+    if cfg.moments == "bfloat16":
+        preconditioner = moments.round_moments(preconditioner)
+    if cfg.offload:
+        preconditioner = moments.stream_moments(preconditioner)
     links = (
         _clip(cfg.clip) if cfg.clip > 0 else None,
-        PRECONDITIONERS[cfg.name](cfg),
+        preconditioner,
         optax.add_decayed_weights(cfg.weight_decay, mask=decay_mask) if cfg.weight_decay > 0 else None,
         _scale_by_layer(cfg) if cfg.layer_decay < 1 else None,
         scale_by_rate(),

@@ -11,10 +11,11 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from train.config import run_config
 from train.engine.device_mesh import batch_sharding
+from train.engine.moments import is_offloaded, parameter_path
 from train.engine.state import State
 from train.engine.step_acceptance import make_acceptance
 from zoo.models import Model
-from zoo.sharding import Rules, path_of, shardings
+from zoo.sharding import Rules, host_sharding, path_of, shardings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,9 +66,11 @@ def abstract_state(
 
     def optimizer_sharding(keys: Any, leaf: Any) -> NamedSharding:
         # An optimizer's moments are sharded like their parameter; counters and factored moments are small and replicated.
-        path = path_of(keys)
-        match = max((p for p in by_path if path.endswith("/" + p)), key=len, default=None)
-        return by_path[match][1] if match is not None and by_path[match][0] == leaf.shape else replicated
+        parameter = parameter_path(keys, by_path)
+        if parameter is None or by_path[parameter][0] != leaf.shape:
+            return replicated
+        on_host = run.optim.offload and is_offloaded(parameter, leaf.shape)
+        return host_sharding(by_path[parameter][1]) if on_host else by_path[parameter][1]
 
     state_shardings = State(
         step=replicated,

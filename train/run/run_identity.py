@@ -23,6 +23,7 @@ MAY_CHANGE = (
     "checkpoint",
     "log",
     "model.compute",
+    "optim.offload",
     "rollout.write_every",
     "rollout.reward_truncate",
 )

@@ -77,7 +77,8 @@ def make_step(
         lr = rate(state.step)
 
         def apply_update() -> Any:
-            updates, opt_state = optax.with_extra_args_support(tx).update(grads, state.opt_state, state.params, norm=norm, lr=lr)
+            update = optax.with_extra_args_support(tx).update
+            updates, opt_state = update(grads, state.opt_state, state.params, norm=norm, lr=lr, accepted=accepted)
             return optax.apply_updates(state.params, updates), opt_state, carry
 
         params, opt_state, carry = update_if_finite(accepted, apply_update, (state.params, state.opt_state, state.carry))

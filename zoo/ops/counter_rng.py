@@ -71,11 +71,27 @@ def row_hash(
 def is_kept(row: UInt32[Array, "..."], column: UInt32[Array, "..."], rate: float) -> Bool[Array, "..."]:
     """Return True for the entries that dropout at `rate` keeps, from `row_hash` and the last coordinate.
 
-    With f = `_fold_halves` and h = f(row), this is mix(h ^ (column * GOLDEN)) >= rate * 2**32 in fewer operations per entry:
-    f(h ^ c) = row ^ f(c), in which f(c) is computed once per column.
+    With f = `_fold_halves` and h = f(row), this is mix(h ^ (column * GOLDEN)) >= rate * 2**32 in fewer operations per entry.
     """
     threshold = round(rate * 2**32)
-    x = _multiply(row ^ _fold_halves(column * jnp.uint32(GOLDEN)))
+    x = _entry_hash(row, column)
     # f keeps the upper half of x, which decides unless it equals that of the threshold. If it does, the lower half of f(x) is
     # that of x ^ (threshold >> 16).
     return x ^ jnp.uint32(threshold >> 16) >= jnp.uint32(threshold)
+
+
+def half_words(seeds: UInt32[Array, "2"], *coordinates: UInt32[Array, "_"]) -> UInt32[Array, "*C"]:
+    """Return 16 random bits, 0 to 65,535, for each entry of an array with these global coordinates; without any, for a scalar."""
+    *leading, column = coordinates or (jnp.zeros(1, jnp.uint32),)
+    numbers = (x.reshape(-1, *[1] * (len(leading) - 1 - i)) for i, x in enumerate(leading))
+    words = _entry_hash(row_hash(seeds[0], seeds[1], *numbers)[..., None], column) >> 16
+    return words if coordinates else words[0]
+
+
+def _entry_hash(row: UInt32[Array, "..."], column: UInt32[Array, "..."]) -> UInt32[Array, "..."]:
+    """Return the hash of entries without the last step of `mix`, which does not change its upper half.
+
+    With f = `_fold_halves` and h = f(row), mix(h ^ c) begins with f(h ^ c) = row ^ f(c), in which f(c) is computed once per
+    column.
+    """
+    return _multiply(row ^ _fold_halves(column * jnp.uint32(GOLDEN)))
