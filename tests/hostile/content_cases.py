@@ -5,6 +5,7 @@ import gzip
 import io
 import json
 import lzma
+import math
 import zipfile
 from collections.abc import Callable
 from typing import Any
@@ -145,6 +146,14 @@ TRAVERSAL = {"../../../../../home/.ssh/id_rsa": {"size": 30, "sha256": "x"}}
 FOREIGN = {"config": 3, "tokenizer": 4, "parents": 5, "counts": 6}
 COMPARED = ("compare",)
 """The command that reads the results of a run."""
+STARTED = {"step": 0, "at": 1.0, "facts": {}, "versions": {}, "spent_step": 0, "began": 1.0, "restart": 0.0}
+"""A row of starts.jsonl without the seconds that it spent."""
+SPENT: dict[str, Any] = {
+    **{"a text": "1", "a list": [1.0], "no number": {"steps": math.nan}, "infinite": {"steps": math.inf}},
+    **{"negative": {"steps": -1.0}, "nested": {"steps": {"steps": 1.0}}, "huge": {"steps": 1e300}, "null": {"steps": None}},
+    **{"a number of 400 digits": {"steps": 10**400}, "true": {"steps": True}},
+}
+"""Seconds by category as no run records them."""
 CASES = [
     *(
         Case(f"{name}: {what}", "formats", kind, content(name, text), readers)
@@ -175,6 +184,13 @@ CASES = [
     Case("starts: flops are a text", "formats", "run", row("starts.jsonl", step=0, flops="x"), COMPARED),
     Case("starts: provenance is a list", "formats", "run", row("starts.jsonl", step=0, provenance=[1], flops=1.0), COMPARED),
     Case("starts: versions are a text", "formats", "run", row("starts.jsonl", step=0, versions="x", flops=1.0), COMPARED),
+    *(
+        Case(f"starts: spent is {what}", "formats", "run", row("starts.jsonl", **STARTED, spent=spent), COMPARED)
+        for what, spent in SPENT.items()
+    ),
+    Case(
+        "starts: spent, and no step", "formats", "run", row("starts.jsonl", **STARTED | {"spent_step": None}, spent={}), COMPARED
+    ),
     Case("evaluations: wrong types", "formats", "run", content("evaluations.json", WRONG_TYPES), COMPARED),
     Case("evaluations: number of 400 digits", "formats", "run", content("evaluations.json", LONG_RESULT), COMPARED),
     Case("scores: number of 400 digits", "formats", "run", content("scores.json", b'{"loss": %s, "tokens": 5}' % LONG), COMPARED),

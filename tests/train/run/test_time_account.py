@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import json
 import types
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 
 from eval.report import report
 from eval.tasks.held_out import scorers
+from tests.hostile.content_cases import SPENT, STARTED
 from tests.support import tiny
 from tests.support.runs import Training, home, text
 from train import trainer
@@ -20,6 +22,7 @@ from train.run import metrics_file, time_account
 from train.run.costs import read_costs
 from train.run.run_dir import RunDir
 from train.run.time_account import TITLES, TimeAccount, describe_goodput, goodput, run_seconds, settle_killed
+from zoo.errors import BadInput
 
 
 def check_wall_clock(starts: list[dict[str, Any]]) -> None:
@@ -139,6 +142,19 @@ def test_a_run_with_starts_that_recorded_nothing_has_no_goodput() -> None:
     assert settle_killed([{"step": 0}], rows((2, 1.0)), 0, 200.0) == 0.0
     assert run_seconds([{"step": 0}, start({})]) == {} and describe_goodput([{"step": 0}]) == ""
     assert goodput(run_seconds([start({"steps": 4.0}), start({"steps": 1.0})])) == 5 / 13
+
+
+@pytest.mark.parametrize("what", SPENT)
+def test_seconds_that_no_run_records_are_refused_by_name(what: str, tmp_path: Path) -> None:
+    folder = RunDir(tmp_path)
+    folder.starts.write_text(json.dumps(STARTED | {"spent": SPENT[what]}) + "\n")
+    with pytest.raises(
+        BadInput, match=r"starts\.jsonl:1 is not a row of a run: spent is missing or of another kind; remove the line"
+    ):
+        metrics_file.read_starts(folder)
+    # Categories of a newer version, or fewer of them, are none of these.
+    folder.starts.write_text(json.dumps(STARTED | {"spent": {"steps": 1.0, "later": 2.0}}) + "\n")
+    assert run_seconds(metrics_file.read_starts(folder)) == {"steps": 1.0}
 
 
 @pytest.mark.full
