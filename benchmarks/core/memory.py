@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from jax.sharding import AbstractMesh
 
 from zoo.runtime import hardware
 
@@ -24,8 +25,25 @@ def planned_memory(compiled: Any) -> dict[str, int]:
 
 
 def bytes_per_device(tree: Any) -> int:
-    """Return the bytes of a tree of shapes with shardings on one device."""
-    return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+    """Return the bytes of a tree of shapes with shardings on one device, without arrays in the memory of its host."""
+    return sum(_shard_bytes(leaf) for leaf in jax.tree.leaves(tree) if not _is_on_host(leaf))
+
+
+def host_bytes_per_device(tree: Any) -> int:
+    """Return the bytes of a tree of shapes with shardings in the memory of the host, for one device."""
+    return sum(_shard_bytes(leaf) for leaf in jax.tree.leaves(tree) if _is_on_host(leaf))
+
+
+def _shard_bytes(leaf: Any) -> int:
+    return math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+
+
+def _is_on_host(leaf: Any) -> bool:
+    """Return whether an array is in another memory than its device's; a CPU has one memory."""
+    sharding = leaf.sharding
+    if sharding.memory_kind != "pinned_host":
+        return False
+    return isinstance(sharding.mesh, AbstractMesh) or sharding.mesh.devices.flat[0].platform != "cpu"
 
 
 def free_bytes() -> int:

@@ -11,7 +11,7 @@ import numpy as np
 
 from benchmarks.flops.kernel_flops import KernelRun, kernel_flops
 from benchmarks.hlo.hlo_parser import COLLECTIVES, Module
-from benchmarks.hlo.instructions import Array, Computation, Instruction
+from benchmarks.hlo.instructions import HOST, Array, Computation, Instruction
 from zoo.attention.attention import Call
 from zoo.ops.ragged_product import Product
 
@@ -107,8 +107,9 @@ def least_bytes(module: Module, temporaries: int, cache: float = 0.0) -> float:
         temporaries: largest number of bytes of temporaries at the same time.
         cache: bytes of the device's cache.
     """
-    arguments = sum((parameter.bytes for parameter in module.entry.parameters), 0.0)
-    return arguments + module.entry.root.bytes + 2 * max(0.0, temporaries - cache)
+    ends = (array for instruction in (*module.entry.parameters, module.entry.root) for array in instruction.arrays)
+    arguments_and_results = sum((array.bytes for array in ends if array.space != HOST), 0.0)
+    return arguments_and_results + 2 * max(0.0, temporaries - cache)
 
 
 # --- FLOPs ----------------------------------------------------------------------------------------------------------------------
@@ -198,7 +199,7 @@ class _Traffic:
     def _read(self, user: Instruction, place: int, operand: Instruction) -> float:
         """Return the bytes that an instruction reads of an operand: a slice, or all; the target of an update is not read."""
         opcode = user.opcode.removesuffix("-start")
-        if place == 0 and opcode in _SLICES:
+        if place == 0 and opcode in SLICES:
             return sum((array.bytes for array in _results(user)), 0.0) if self._size(operand) else 0.0
         return 0.0 if place == 0 and opcode in _UPDATES else self._size(operand)
 
@@ -210,8 +211,8 @@ class _Traffic:
             source, user = waiting.pop()
             if user.opcode == "bitcast":
                 waiting += [(user, next_user) for next_user in inner.users[user]]
-            elif user.opcode in (*_SLICES, *_UPDATES) and user.operands[0] is source:
-                read += user.bytes if user.opcode in _SLICES else 0.0
+            elif user.opcode in (*SLICES, *_UPDATES) and user.operands[0] is source:
+                read += user.bytes if user.opcode in SLICES else 0.0
             else:
                 return size
         return min(size, read)
@@ -229,7 +230,8 @@ class _Traffic:
         return self._size(instruction)
 
     def _size(self, instruction: Instruction) -> float:
-        return sum((array.bytes for array in _results(instruction) if not (self.on_chip and array.space)), 0.0)
+        device = (array for array in _results(instruction) if array.space != HOST and not (self.on_chip and array.space))
+        return sum((array.bytes for array in device), 0.0)
 
 
 def _results(instruction: Instruction) -> tuple[Array, ...]:
@@ -243,6 +245,6 @@ def _results(instruction: Instruction) -> tuple[Array, ...]:
 
 _PLACEHOLDERS = ("AllocateBuffer", "ConcatBitcast")
 """Custom calls of TPU programs that only name a location of an array."""
-_SLICES = ("dynamic-slice", "gather", "slice")
+SLICES = ("dynamic-slice", "gather", "slice")
 _UPDATES = {"dynamic-update-slice": 1, "scatter": -1}
 """Instructions that change a part of their first operand in place -> the operand that is the new part."""

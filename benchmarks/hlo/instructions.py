@@ -15,6 +15,10 @@ BYTES = {
 """Bytes of an element; dtypes that are not listed have 1 (the float8 types)."""
 
 
+HOST = 5
+"""XLA's number of the memory of the host."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Array:
     """Type of an array."""
@@ -22,7 +26,8 @@ class Array:
     dtype: str
     shape: tuple[int, ...]
     space: int = 0
-    """Memory space that contains it, by XLA's number: 0 is the device's main memory, 1 on a TPU memory on the chip."""
+    """Memory space that contains it, by XLA's number: 0 is the device's main memory, 1 on a TPU memory on the chip;
+    see `HOST`."""
 
     @property
     def elements(self) -> int:

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from benchmarks.core.memory import bytes_per_device
+from benchmarks.core.memory import bytes_per_device, host_bytes_per_device
 from benchmarks.core.source_paths import own_path
 from benchmarks.flops.traced_flops import TracedWork, traced_work
 from benchmarks.plan import large_arrays, target_devices
@@ -55,6 +55,8 @@ class Program:
     """Bytes that a device holds in addition to the arguments, including results that do not reuse an argument's memory."""
     total: int
     """Peak bytes on a device."""
+    host: int
+    """Bytes that a device has in the memory of its host."""
     limit: int | None
     """Bytes of a device that the compiler may use, if it gave up because it ran out of device memory; else None."""
     calls: tuple[attention.Call, ...]
@@ -138,6 +140,7 @@ def compile_run(run: run_config.Run, mode: Mode, target: Target, options: Mappin
         argument_bytes = sum(map(bytes_per_device, arguments.values()))
         total = max(large.used, argument_bytes)
         sizes: dict[str, Any] = {"temporaries": total - argument_bytes, "total": total, "limit": large.limit}
+        sizes["host"] = sum(map(host_bytes_per_device, arguments.values()))
         with target_devices.simulate_target(target):
             fields["refused"] = tuple(large_arrays.refused_arrays(lowered, sizes["temporaries"]))
         if not fields["refused"]:
@@ -148,8 +151,9 @@ def compile_run(run: run_config.Run, mode: Mode, target: Target, options: Mappin
     # 7,946,356, with 7,945,752 of arguments and 70,708,440 of temporaries; a real run takes the sum (test_plan.py measures it).
     temporaries = memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
     total = memory.argument_size_in_bytes + temporaries + memory.generated_code_size_in_bytes
-    text = program.as_text()
-    return Program(**fields, text=text, temporaries=temporaries, total=total, limit=None, flops=flops, seconds=seconds)
+    host = memory.host_argument_size_in_bytes + memory.host_temp_size_in_bytes
+    sizes = {"temporaries": temporaries, "total": total, "host": host, "limit": None}
+    return Program(**fields, **sizes, text=program.as_text(), flops=flops, seconds=seconds)
 
 
 def compile_lowered(lowered: Any, options: Mapping[str, Any] | None = None) -> tuple[Any, tuple[str, ...]]:

@@ -27,7 +27,11 @@ def plan_report(plan: Plan, form: Form) -> Report:
     lead = f"{fit} {plan_text.bound_sentence(plan)}"
     sections: dict[str, list[Block]] = {
         "What is planned": [plan_text.plan_inputs(plan)],
-        "Memory of a device": [_memory(plan), plan_text.memory_table(plan, bars=form == "terminal")],
+        "Memory of a device": [
+            _memory(plan),
+            plan_text.memory_table(plan, bars=form == "terminal"),
+            *([sentence] if (sentence := plan_text.host_sentence(plan)) else []),
+        ],
         "Memory of a device in a rollout": [plan_text.rollout_table(plan), plan_text.ROLLOUT_NOTE] if plan.rollout else [],
         "The largest temporaries": [plan_text.large_table(plan)] if plan.large else [],
         "What to try": [plan.advice],

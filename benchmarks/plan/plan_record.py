@@ -15,13 +15,14 @@ from benchmarks.core.memory import bytes_per_device
 from benchmarks.flops import flops_and_bytes
 from benchmarks.flops.flops_and_bytes import Work
 from benchmarks.hlo import hlo_parser as hlo
-from benchmarks.plan import collectives, compile_program, large_arrays, memory_advice, roofline
+from benchmarks.plan import collectives, compile_program, host_transfers, large_arrays, memory_advice, roofline
 from benchmarks.plan.check_flops import check_flops, needed_flops
 from benchmarks.plan.collectives import PART, Collective, CollectiveTotal
 from benchmarks.plan.compile_program import Program
 from benchmarks.plan.large_arrays import LargeArray
 from benchmarks.plan.roofline import Times
 from train.config import mesh_sizes
+from train.config.run_config import Optim
 from train.engine import loss_chunks
 from zoo.models import parameter_count
 from zoo.sharding import path_of
@@ -83,6 +84,14 @@ class Plan:
     seconds: float
     """Time of tracing and compiling."""
     versions: dict[str, str]
+    optimizer: str = ""
+    """Names of the options that save the optimizer's memory, such as "bfloat16 moments on the host"; "" if there are none."""
+    host: int = 0
+    """Bytes that a device has in the memory of its host."""
+    to_host: float = 0.0
+    """Bytes that a device sends to the memory of its host."""
+    from_host: float = 0.0
+    """Bytes that a device reads from the memory of its host."""
     gradient: int = 0
     """Bytes of a gradient of the parameters, which is one of the temporaries; 0 if the job computes none."""
     large: list[LargeArray] = dataclasses.field(default_factory=list)
@@ -139,6 +148,7 @@ def make_plan(program: Program, name: str) -> Plan:
     sent: list[Collective] = []
     loops: list[str] = []
     least, module, work = None, None, None
+    moved = host_transfers.HostTransfers(to_host=0.0, from_host=0.0)
     # Of a program that the compiler refused, only the products are known, from its trace.
     traced = Work(products=program.traced.flops / mesh.size, kernels=0.0, bytes=0.0, unknown=())
     step_times = roofline.compute_times(traced, target, run.precision)
@@ -153,6 +163,8 @@ def make_plan(program: Program, name: str) -> Plan:
         # On a TPU, temporaries in memory on the chip are not among those of the compiler's report.
         least = flops_and_bytes.least_bytes(module, program.temporaries, target.cache)
         step_times = roofline.times_of_step(work, sent, devices, target, run.precision, least)
+        moved = host_transfers.count_transfers(module)
+        step_times = dataclasses.replace(step_times, host=host_transfers.transfer_seconds(moved, device))
     plan = Plan(
         name=name,
         mode=program.mode,
@@ -190,9 +202,18 @@ def make_plan(program: Program, name: str) -> Plan:
             *replication_warnings(program.arguments, dict(mesh.shape)),
             *gather_warnings(sent, program),
             *loops,
+            *(
+                ["no rate of the link to the host is published: the bound leaves its transfers out"]
+                if step_times.host is None
+                else []
+            ),
         ],
         seconds=program.seconds,
         versions=compiler_versions(target.platform),
+        optimizer=optimizer_policy(run.optim) if train else "",
+        host=program.host,
+        to_host=moved.to_host,
+        from_host=moved.from_host,
         gradient=bytes_per_device(program.arguments["parameters"]) if train else 0,
         kernel_runs=dict(work.runs) if work else {},
         rollout={what: bytes_per_device(tree) for what, tree in rollout.items()},
@@ -203,6 +224,12 @@ def make_plan(program: Program, name: str) -> Plan:
     options = memory_advice.memory_advice(program, large, memory or 0)
     advice = [f"{option.options}: {option.reason}" for option in options]
     return dataclasses.replace(plan, fits=False, large=large, advice=advice)
+
+
+def optimizer_policy(optim: Optim) -> str:
+    """Return how moments are stored, if not in float32 on the device, in words."""
+    parts = ("bfloat16 moments" if optim.moments == "bfloat16" else "", "moments on the host" if optim.offload else "")
+    return "bfloat16 moments on the host" if all(parts) else "".join(parts)
 
 
 def replication_warnings(arguments: dict[str, Any], mesh: dict[str, int], large: int = LARGE) -> list[str]:

@@ -4,9 +4,16 @@ import re
 
 from benchmarks.core.result_tables import Block, Heading
 from benchmarks.plan.plan_record import Plan, SearchResult
+from benchmarks.plan.target_devices import parse_target
 from eval.pages.html_page import Table
 
-TIMES = {"compute": "compute", "memory": "memory", "interconnect": "interconnect", "between_slices": "between slices"}
+TIMES = {
+    "compute": "compute",
+    "memory": "memory",
+    "interconnect": "interconnect",
+    "between_slices": "between slices",
+    "host": "host",
+}
 """Times of a step, and what tables call them."""
 BAR = 28
 """Columns of the bar for a device's full memory on a terminal."""
@@ -19,15 +26,22 @@ ROLLOUT_NOTE = "Prompts have the most tokens that fit. Reward models and the tem
 def search_blocks(result: SearchResult, top: int) -> list[Block]:
     """Return the best `top` plans of a search, and how much of it was done."""
     best = result.ranked[:top]
-    names = [name for name in TIMES if name != "between_slices" or any(plan.slice_count > 1 for plan in best)]
+    optional = {
+        "between_slices": any(plan.slice_count > 1 for plan in best),
+        "host": any(plan.to_host for plan in best),
+        "optimizer": any(plan.optimizer for plan in best),
+    }
+    names = [name for name in TIMES if optional.get(name, True)]
     rows = []
     for plan in best:
-        times = [_seconds(getattr(plan.times, name)) for name in names]
+        times = {name: _seconds(getattr(plan.times, name)) for name in names}
         if plan.times.between_slices is None:
-            times[-1] = f"{format_decimal(bytes_sent(plan, between_slices=True))}B"
+            times["between_slices"] = f"{format_decimal(bytes_sent(plan, between_slices=True))}B"
         bound = "" if plan.bound is None else f"{plan.bound:.1%}"
-        rows.append((mesh_text(plan.mesh), plan.remat, str(plan.accumulate), format_bytes(plan.total), *times, bound))
-    head = ("mesh", "remat", "micro", "holds", *(TIMES[name] for name in names), "MFU bound")
+        policies = (plan.remat, *([plan.optimizer] if optional["optimizer"] else []), str(plan.accumulate))
+        rows.append((mesh_text(plan.mesh), *policies, format_bytes(plan.total), *times.values(), bound))
+    policies = ("remat", *(["optimizer"] if optional["optimizer"] else []), "micro")
+    head = ("mesh", *policies, "holds", *(TIMES[name] for name in names), "MFU bound")
     title = [Heading(f"{plan_headline(plan)}: the best of {len(result.ranked)} that fit") for plan in best[:1]]
     unknown = "No rate of the network between slices is published: the bounds leave it out."
     notes = [unknown] if any(plan.times.between_slices is None for plan in best) else []
@@ -45,6 +59,7 @@ def plan_inputs(plan: Plan) -> dict[str, str]:
     rows = f"{plan.batch:,} rows of {plan.length:,} tokens{micro}"
     return {
         "model": f"{plan.parameters:,} parameters, {plan.precision}, remat {plan.remat}",
+        **({"optimizer": plan.optimizer} if plan.optimizer else {}),
         "attention": ", ".join(plan.attention) or "none",
         **({"experts": ", ".join(plan.experts)} if plan.experts else {}),
         **({"logits": plan.logits} if plan.logits else {}),
@@ -138,6 +153,16 @@ def plan_warnings(plan: Plan) -> list[str]:
     return [*plan.warnings, *(f"the FLOPs of {name} are not counted" for name in plan.unknown)]
 
 
+def host_sentence(plan: Plan) -> str:
+    """Return what a device has in the memory of its host; "" if that is nothing."""
+    if not plan.host:
+        return ""
+    published = parse_target(plan.target).published
+    devices = min(plan.devices, 1 if published is None else published.host)
+    together = f", {format_bytes(devices * plan.host)} for the {devices} devices of a host" if devices > 1 else ""
+    return f"In the memory of the host: {format_bytes(plan.host)} of each device{together}."
+
+
 def memory_table(plan: Plan, *, bars: bool) -> Table:
     """Return the table of the bytes on a device, on request with bars of text."""
     sizes = {**memory_parts(plan), "total": plan.total}
@@ -169,6 +194,9 @@ def times_table(plan: Plan) -> Table:
     for name in ("interconnect", "between_slices")[: 1 + (plan.slice_count > 1)]:
         amounts[name] = ("at least", f"{format_decimal(bytes_sent(plan, between_slices=name == 'between_slices'))}B")
     rows = [(TIMES[name], amount, _seconds(getattr(plan.times, name), f"{sure} ")) for name, (sure, amount) in amounts.items()]
+    if plan.to_host or plan.from_host:
+        amount = f"{format_decimal(plan.to_host)}B to it, {format_decimal(plan.from_host)}B from it"
+        rows.append((TIMES["host"], amount, _seconds(plan.times.host, "at least ")))
     if plan.times.estimate is not None:
         rows.append(("a step", "one operation after another", _seconds(plan.times.estimate, "about ")))
     return Table(("", "a device does", "takes"), rows, words=2)

@@ -36,10 +36,12 @@ class Times:
     (`SUSTAINED`) or its bytes take, whichever is longer. Links are used at the same time, but for those of tensor parallelism."""
     between_slices: float | None = 0.0
     """Lower bound, of the network between slices; None if slices exchange data and its rate is not published."""
+    host: float | None = 0.0
+    """Lower bound, of the link to the memory of the host; the bounds leave it out, unlike the others, if no rate is published."""
 
     @property
     def longest(self) -> float | None:
-        """Return the seconds of a step if all run at the same time; None unless all but `between_slices` are known."""
+        """Return the seconds of a step if all run at the same time; None unless the first three are known."""
         return self._together(self.memory)
 
     @property
@@ -48,13 +50,14 @@ class Times:
         return self._together(self.memory_least)
 
     def _together(self, memory: float | None) -> float | None:
-        seconds = (self.compute, memory, self.interconnect, self.between_slices or 0.0)
+        seconds = (self.compute, memory, self.interconnect, self.between_slices or 0.0, self.host or 0.0)
         return None if None in seconds else max(seconds)  # pyright: ignore[reportArgumentType, reportCallIssue]
 
     @property
     def slowest(self) -> str:
         """Return the name of the longest of the known times."""
-        return max(("compute", "memory", "interconnect", "between_slices"), key=lambda name: getattr(self, name) or 0)
+        names = ("compute", "memory", "interconnect", "between_slices", "host")
+        return max(names, key=lambda name: getattr(self, name) or 0)
 
 
 SUSTAINED = {"a100": 0.8, "a100-40gb": 0.8, "h100": 0.6, "h200": 0.6, "v5e": 0.8, "v5p": 0.7, "v6e": 0.7}

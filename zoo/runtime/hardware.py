@@ -26,6 +26,8 @@ class Device:
     """Sum of all links to nearby devices (NVLink within a host, a TPU's interconnect), GB/s in one direction."""
     torus: int = 0
     """Dimensions of the torus that those links form; 0 = any device reaches any other with all of its links."""
+    host_link: int | float | None = None
+    """Bandwidth to the memory of the host, GB/s in one direction."""
     network: int | float | None = None
     """A device's share of its host's network, GB/s in one direction; a TPU slice needs none."""
     between_slices: int | float | None = None
@@ -75,7 +77,7 @@ DEVICES: dict[str, Device] = {
         peak={"bfloat16": 835.5, "float32": 417.5}, memory=141e9, bandwidth=4800, links=450, network=50, host=4
     ),
     "NVIDIA H200": Device(
-        peak={"bfloat16": 989.4, "float32": 494.7}, memory=141e9, bandwidth=4800, links=450, network=50, host=8
+        peak={"bfloat16": 989.4, "float32": 494.7}, memory=141e9, bandwidth=4800, links=450, network=50, host=8, host_link=64
     ),
     # NVIDIA H100 architecture white paper: SXM5 989.4 and 494.7, PCIe 756 and 378; data sheet: NVL 1,671 and 835 (sparse), memory
     # 80, 80 and 94 GB at 3.35, 2 and 3.9 TB/s, NVLink 900, 600 and 600 GB/s in both directions, the last two between two.
@@ -85,12 +87,16 @@ DEVICES: dict[str, Device] = {
     "NVIDIA H100 PCIe": Device(
         peak={"bfloat16": 756, "float32": 378}, memory=80e9, bandwidth=2000, links=300, network=50, host=2
     ),
-    "NVIDIA H100": Device(peak={"bfloat16": 989.4, "float32": 494.7}, memory=80e9, bandwidth=3350, links=450, network=50, host=8),
+    "NVIDIA H100": Device(
+        peak={"bfloat16": 989.4, "float32": 494.7}, memory=80e9, bandwidth=3350, links=450, network=50, host=8, host_link=64
+    ),
     # NVIDIA A100 data sheet: the same rates for SXM4 and PCIe; memory 40 or 80 GB at 1,555 or 2,039 GB/s (PCIe 80 GB 1,935),
-    # NVLink 600 GB/s in both directions. DGX A100 data sheet: eight ports of 200 Gb/s.
-    "NVIDIA A100": Device(peak={"bfloat16": 312, "float32": 156}, memory=40e9, bandwidth=1555, links=300, network=25, host=8),
+    # NVLink 600 GB/s and PCIe 64 GB/s in both directions. DGX A100 data sheet: eight ports of 200 Gb/s.
+    "NVIDIA A100": Device(
+        peak={"bfloat16": 312, "float32": 156}, memory=40e9, bandwidth=1555, links=300, network=25, host=8, host_link=32
+    ),
     "NVIDIA A100-SXM4-80GB": Device(
-        peak={"bfloat16": 312, "float32": 156}, memory=80e9, bandwidth=2039, links=300, network=25, host=8
+        peak={"bfloat16": 312, "float32": 156}, memory=80e9, bandwidth=2039, links=300, network=25, host=8, host_link=32
     ),
     "NVIDIA A100 80GB PCIe": Device(
         peak={"bfloat16": 312, "float32": 156}, memory=80e9, bandwidth=1935, links=300, network=25, host=2
