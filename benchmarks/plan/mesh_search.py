@@ -1,14 +1,14 @@
-"""Search for the best mesh, remat policy and micro-batches: the candidates that fit, ordered by their bound on MFU."""
+"""Search for the best mesh, memory policies and micro-batches: the candidates that fit, ordered by their bound on MFU."""
 
 import contextlib
 import dataclasses
 import itertools
 import math
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any, get_args
 
-from benchmarks.plan import plan_cache, plan_text, target_devices
+from benchmarks.plan import plan_cache, plan_record, plan_text, target_devices
 from benchmarks.plan.compile_program import Mode
 from benchmarks.plan.plan_record import Plan, SearchResult
 from benchmarks.plan.target_devices import Target
@@ -31,6 +31,9 @@ class Candidate:
     sequence: int
     remat: Remat
     accumulate: int
+    moments: run_config.Moments = "float32"
+    offload: bool = False
+    """Whether moments are on the host."""
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -42,6 +45,8 @@ class Candidate:
 
     def saves_no_more(self, other: "Candidate") -> bool:
         """Return whether all that this candidate's remat policy saves for the backward pass is saved by that of another."""
+        if "offload" in (self.remat, other.remat):
+            return self.remat == other.remat
         if "none" in (self.remat, other.remat):
             return other.remat == "none"
         return SAVED[self.remat] <= SAVED[other.remat]
@@ -51,20 +56,33 @@ class Candidate:
         return all(getattr(mesh, axis) in (getattr(self.mesh, axis), -1) for axis in named)
 
     def of(self, run: run_config.Run) -> run_config.Run:
-        """Return the run with this mesh, remat policy and number of micro-batches."""
+        """Return the run with this mesh, these memory policies and this number of micro-batches."""
         compute = dataclasses.replace(run.model.compute, remat=self.remat)
         model = dataclasses.replace(run.model, compute=compute)
+        optim = dataclasses.replace(run.optim, moments=self.moments, offload=self.offload)
         mesh = dataclasses.replace(self.mesh, slices=run.mesh.slices)
-        return dataclasses.replace(run, mesh=mesh, model=model, accumulate=self.accumulate)
+        return dataclasses.replace(run, mesh=mesh, model=model, optim=optim, accumulate=self.accumulate)
 
     def __str__(self) -> str:
         micro = f", {self.accumulate} micro-batches" if self.accumulate > 1 else ""
-        return f"{plan_text.mesh_text(self.sizes)}, remat {self.remat}{micro}"
+        optimizer = plan_record.optimizer_policy(run_config.Optim(moments=self.moments, offload=self.offload))
+        return f"{plan_text.mesh_text(self.sizes)}, remat {self.remat}{micro}{optimizer and f', {optimizer}'}"
 
 
-REMATS = tuple(remat for remat in get_args(Remat) if remat != "offload")
-"""The policies that a search tries. `offload` is not one: its bound would leave out the transfers to the host."""
-ACTIVATION_COPIES = {"none": 20, "save_dots": 12, "save_mlp": 9, "save_qkv": 8, "save_out": 5, "attention": 4, "full": 2}
+REMATS: tuple[Remat, ...] = get_args(Remat)
+"""The policies that a search tries, `offload` only where a rate of the link to the host is published, which bounds its time."""
+OPTIMIZERS: tuple[tuple[run_config.Moments, bool], ...] = (("bfloat16", False), ("float32", True), ("bfloat16", True))
+"""Number format of moments, and whether they are on the host, in the order in which a search tries them where nothing fits."""
+ACTIVATION_COPIES = {
+    "none": 20,
+    "save_dots": 12,
+    "save_mlp": 9,
+    "save_qkv": 8,
+    "save_out": 5,
+    "attention": 4,
+    "full": 2,
+    "offload": 2,
+}
 """About how many arrays of the size of the residual stream a layer stores; only used to order the candidates."""
 RECOMPUTE_FACTOR = {
     "none": 1,
@@ -74,9 +92,53 @@ RECOMPUTE_FACTOR = {
     "save_out": 1.22,
     "attention": 1.25,
     "full": 4 / 3,
+    "offload": 1,
 }
-assert set(REMATS) == set(ACTIVATION_COPIES) == set(RECOMPUTE_FACTOR) == {"none", *SAVED}
+assert set(REMATS) == set(ACTIVATION_COPIES) == set(RECOMPUTE_FACTOR) == {"none", "offload", *SAVED}
 """About how much computation recomputation adds, as a factor."""
+
+
+@dataclasses.dataclass(kw_only=True)
+class Search:
+    """A search in progress."""
+
+    run: run_config.Run
+    mode: Mode
+    target: Target
+    fresh: bool
+    fitting: list[tuple[Candidate, Plan]] = dataclasses.field(default_factory=list)
+    large: list[tuple[Candidate, Plan]] = dataclasses.field(default_factory=list)
+    refused: int = 0
+    why: str = ""
+    """The reason of the last refusal."""
+
+    @property
+    def tried(self) -> int:
+        return len(self.fitting) + len(self.large)
+
+    def compile(self, candidate: Candidate) -> tuple[Plan | None, str]:
+        """Return the plan of a candidate, and a line about it; None if it is refused."""
+        try:
+            plan = plan_cache.cached_plan(candidate.of(self.run), self.mode, self.target, fresh=self.fresh)
+        except BadInput as error:
+            self.refused, self.why = self.refused + 1, str(error)
+            return None, self.why
+        (self.fitting if plan.fits else self.large).append((candidate, plan))
+        outcome = "does not fit" if not plan.fits else "fits" if plan.bound is None else f"MFU {plan_text.bound_text(plan)}"
+        return plan, f"{plan_text.format_bytes(plan.total)}, {outcome}; {self.tried} tried, {len(self.fitting)} fit"
+
+    def failure(self, waiting: int) -> BadInput:
+        """Return the error that nothing fits; `waiting` candidates were not tried."""
+        if not self.large:
+            return BadInput(f"--target {self.target.name}: nothing could be compiled; the last reason: {self.why}")
+        least, plan = min(self.large, key=lambda pair: pair[1].total)
+        limit = plan_text.format_bytes(plan.device_memory or 0)
+        rest = f"; {self.refused} were refused, the last because of {self.why}" if self.refused else ""
+        rest += f"; {waiting} were not tried (--minutes)" if waiting else ""
+        return BadInput(
+            f"--target {self.target.name}: none of {self.tried} tried fits {limit}; the least, {least}, needs "
+            f"{plan_text.format_bytes(plan.total)}: choose more devices or a smaller --batch{rest}"
+        )
 
 
 def search_meshes(
@@ -90,7 +152,8 @@ def search_meshes(
 ) -> SearchResult:
     """Compile candidates, the likely ones first, until all are tried or the time is over.
 
-    A candidate is skipped if it needs more memory than one that does not fit, or takes no less time than one that fits.
+    A candidate is skipped if it needs more memory than one that does not fit, or takes no less time than one that fits. If none
+    fits, the one of each mesh that needs the least memory is tried with less memory for moments (`smaller_candidates`).
 
     Args:
         named: axes of the mesh that all candidates have from the run.
@@ -107,54 +170,68 @@ def search_meshes(
         mesh = f"no mesh of {target.name}{axes and f' with {axes.rstrip()}'}"
         raise BadInput(f"--batch {run.data.batch}: {mesh} divides the rows and the heads; choose another")
     began, count = time.monotonic(), len(waiting)
-    fitting: list[tuple[Candidate, Plan]] = []
-    large: list[tuple[Candidate, Plan]] = []
-    tried = refused = 0
-    why = ""
+    search = Search(run=run, mode=mode, target=target, fresh=fresh)
+    skipped, retried = 0, False
     with contextlib.closing(PieceProgress(count)) as progress:
         # At least one candidate is compiled, however little time there is: it may be enough.
-        while waiting and (not tried or time.monotonic() - began < seconds):
+        while waiting and (not search.tried or time.monotonic() - began < seconds):
             before, candidate = len(waiting), waiting.pop(0)
             progress.begin(str(candidate))
-            try:
-                plan = plan_cache.cached_plan(candidate.of(run), mode, target, fresh=fresh)
-            except BadInput as error:
-                refused, why = refused + 1, str(error)
-                progress.done(1, why)
-                continue
-            tried += 1
-            (fitting if plan.fits else large).append((candidate, plan))
-            waiting = [other for other in waiting if not can_skip(other, candidate, plan)]
-            outcome = "does not fit" if not plan.fits else "fits" if plan.bound is None else f"MFU {plan_text.bound_text(plan)}"
-            counts = f"{tried} tried, {len(fitting)} fit, {len(waiting)} left"
-            progress.done(before - len(waiting), f"{plan_text.format_bytes(plan.total)}, {outcome}; {counts}")
-    if not fitting and not large:
-        raise BadInput(f"--target {target.name}: nothing could be compiled; the last reason: {why}")
-    if not fitting:
-        least, plan = min(large, key=lambda pair: pair[1].total)
-        limit = plan_text.format_bytes(plan.device_memory or 0)
-        rest = f"; {refused} were refused, the last because of {why}" if refused else ""
-        rest += f"; {len(waiting)} were not tried (--minutes)" if waiting else ""
-        raise BadInput(
-            f"--target {target.name}: none of {tried} tried fits {limit}; the least, {least}, needs "
-            f"{plan_text.format_bytes(plan.total)}: choose more devices or a smaller --batch{rest}"
-        )
-    ranked = sorted((plan for _, plan in fitting), key=lambda plan: (-(plan.bound or 0), plan.total))
-    skipped = count - tried - refused - len(waiting)
-    summary = f"{tried} of {count} candidates compiled, {skipped} skipped, in {time.monotonic() - began:.0f} s"
-    if refused:
-        summary += f"; {refused} refused, the last because of {why}"
+            plan, outcome = search.compile(candidate)
+            if plan is not None:
+                waiting = [other for other in waiting if not can_skip(other, candidate, plan)]
+                skipped += before - 1 - len(waiting)
+                outcome += f", {len(waiting)} left"
+            progress.done(before - len(waiting), outcome)
+            if not waiting and not search.fitting and not retried and mode == "train":
+                waiting, retried = smaller_candidates(search.large, run, target), True
+                count += len(waiting)
+                progress.extend(len(waiting))
+    if not search.fitting:
+        raise search.failure(len(waiting))
+    # A bound without the transfers to the host is comparable to no other.
+    ranked = sorted(
+        (plan for _, plan in search.fitting), key=lambda plan: (plan.times.host is None, -(plan.bound or 0), plan.total)
+    )
+    summary = f"{search.tried} of {count} candidates compiled, {skipped} skipped, in {time.monotonic() - began:.0f} s"
+    if search.refused:
+        summary += f"; {search.refused} refused, the last because of {search.why}"
     if waiting:
         summary += f"; {len(waiting)} not tried because the time was over: the same command with --minutes goes on"
     return SearchResult(ranked=ranked, summary=summary)
 
 
+def smaller_candidates(large: Sequence[tuple[Candidate, Plan]], run: run_config.Run, target: Target) -> list[Candidate]:
+    """Return candidates with less memory for moments, of each mesh of those that do not fit the one that needs the least.
+
+    Each policy of `OPTIMIZERS` is a candidate if it saves enough even if it saves all that it could: half of the moments, or all.
+    The least change comes first, and within it the candidate that lacks the least memory.
+    """
+    least: dict[run_config.Mesh, tuple[Candidate, Plan]] = {}
+    for candidate, plan in sorted(large, key=lambda pair: pair[1].total):
+        least.setdefault(candidate.mesh, (candidate, plan))
+    smaller: list[Candidate] = []
+    for moments, offload in OPTIMIZERS:
+        host = target.platform != "cpu" and run.optim.name != "adafactor"
+        if (offload and not host) or (moments, offload) == (run.optim.moments, run.optim.offload):
+            continue
+        for candidate, plan in least.values():
+            saved = plan.memory["optimizer"] * (1.0 if offload else 0.5)
+            if plan.largest - saved <= (plan.device_memory or math.inf):
+                smaller.append(dataclasses.replace(candidate, moments=moments, offload=offload))
+    return smaller
+
+
 def can_skip(candidate: Candidate, tried: Candidate, plan: Plan) -> bool:
     """Return whether a candidate cannot be better than `tried`, whose plan is `plan`.
 
-    Both have the same mesh. Either `tried` does not fit, and the candidate needs more memory; or `tried` fits and is bound by
-    compute or links, and the candidate computes and sends at least as much.
+    Either moments in the way of `tried` fit already. Or both have the same mesh and moments, and either `tried` does not fit, and
+    the candidate needs more memory; or `tried` fits and is bound by compute or links, and the candidate computes and sends at
+    least as much.
     """
+    if (candidate.moments, candidate.offload) != (tried.moments, tried.offload):
+        # These come in the order of what they cost, and only where nothing fits without.
+        return plan.fits
     if candidate.mesh != tried.mesh:
         return False
     if plan.fits:
@@ -172,7 +249,7 @@ def ordered_candidates(run: run_config.Run, mode: Mode, target: Target) -> list[
     parameters, layers, width = parameter_count(run.model), run.model.layers, run.model.width
     tokens = run.data.batch * run.data.length
     estimates: dict[Candidate, tuple[bool, float, float]] = {}
-    for candidate in mesh_candidates(run, mode, count, target.slices):
+    for candidate in mesh_candidates(run, mode, target):
         shards, rows = candidate.fsdp * candidate.sequence, candidate.data * candidate.fsdp
         share = shards * candidate.tensor
         state = 16 * parameters / share
@@ -198,8 +275,8 @@ def ordered_candidates(run: run_config.Run, mode: Mode, target: Target) -> list[
     return sorted(estimates, key=lambda candidate: estimates[candidate])
 
 
-def mesh_candidates(run: run_config.Run, mode: Mode, devices: int, slices: int = 1) -> Iterator[Candidate]:
-    """Yield every mesh of the devices that divides heads and rows, with every remat policy and number of micro-batches.
+def mesh_candidates(run: run_config.Run, mode: Mode, target: Target) -> Iterator[Candidate]:
+    """Yield every mesh of the target's devices that divides heads and rows, with every remat policy and number of micro-batches.
 
     Only data and fsdp extend over several slices.
 
@@ -207,18 +284,21 @@ def mesh_candidates(run: run_config.Run, mode: Mode, devices: int, slices: int =
     time: for several rows, micro-batches send less.
     """
     remats: tuple[Any, ...] = REMATS if mode == "train" else ("none",)
-    rows = run.data.batch
-    parts = _divisors(devices)
+    if target.published is None or target.published.host_link is None:
+        remats = tuple(remat for remat in remats if remat != "offload")
+    rows, devices = run.data.batch, len(target_devices.devices_of_target(target))
+    parts, policies = _divisors(devices), {"moments": run.optim.moments, "offload": run.optim.offload}
     for fsdp, tensor, sequence in itertools.product(parts, parts, parts if mode == "train" else [1]):
         data, rest = divmod(devices, fsdp * tensor * sequence)
         divides = run.model.heads % (tensor * sequence) == 0 and run.data.length % sequence == 0
-        if rest or not divides or rows % (data * fsdp) or data * fsdp % slices:
+        if rest or not divides or rows % (data * fsdp) or data * fsdp % target.slices:
             continue
         counts = [rows // (data * fsdp)] if sequence > 1 else _divisors(rows // (data * fsdp))
         for accumulate in counts if mode == "train" else [1]:
             if math.log2(accumulate).is_integer() or accumulate == run.accumulate:
                 for remat in remats:
-                    yield Candidate(data=data, fsdp=fsdp, tensor=tensor, sequence=sequence, remat=remat, accumulate=accumulate)
+                    mesh = {"data": data, "fsdp": fsdp, "tensor": tensor, "sequence": sequence}
+                    yield Candidate(**mesh, **policies, remat=remat, accumulate=accumulate)
 
 
 def _divisors(number: int) -> list[int]:

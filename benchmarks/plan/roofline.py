@@ -37,7 +37,7 @@ class Times:
     between_slices: float | None = 0.0
     """Lower bound, of the network between slices; None if slices exchange data and its rate is not published."""
     host: float | None = 0.0
-    """Lower bound, of the link to the memory of the host; the bounds leave it out, unlike the others, if no rate is published."""
+    """Lower bound, of the link to the memory of the host; None if no rate is published. Bounds leave both out if unknown."""
 
     @property
     def longest(self) -> float | None:

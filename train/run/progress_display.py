@@ -130,6 +130,10 @@ class PieceProgress:
         self._all, self._done, self._began = weights, 0.0, time.monotonic()
         self._piece = ""
 
+    def extend(self, weights: float | int) -> None:
+        """Add pieces of work whose weights have this sum."""
+        self._all += weights
+
     def begin(self, piece: str) -> None:
         """Show which piece of work begins."""
         self._piece = piece

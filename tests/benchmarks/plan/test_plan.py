@@ -1,8 +1,10 @@
 """`zoo plan`: what it compiles is what a run does, and what it says of it can be checked by hand."""
 
 import ast
+import contextlib
 import dataclasses
 import functools
+import io
 import json
 import re
 import subprocess
@@ -275,13 +277,51 @@ def test_a_search_counts_what_was_tried_refused_and_left_out(monkeypatch: pytest
     counts = re.search(r"(\d+) of (\d+) candidates .*, (\d+) skipped, .*; (\d+) refused, .* --target", result)
     assert counts
     tried, count, needless, refused = map(int, counts.groups())
-    candidates = list(mesh_search.mesh_candidates(small(), "train", 8))
+    candidates = list(mesh_search.mesh_candidates(small(), "train", CPU))
     assert refused == len([each for each in candidates if each.tensor > 1])
     assert (count, tried + needless + refused) == (len(candidates), len(candidates))
     tight = dataclasses.replace(planned(), fits=False, device_memory=1 << 20)
     monkeypatch.setattr(plan_cache, "cached_plan", lambda *_, **__: tight)
     with pytest.raises(BadInput, match=r"--target cpu:8: none of \d+ tried fits 1.0 MiB; the least, .*, needs .*: choose more"):
         mesh_search.search_meshes(small(), "train", CPU, seconds=600.0)
+
+
+def test_a_search_tries_less_memory_for_moments_where_nothing_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of each mesh the candidate that needs the least memory, with the least change first; a fit ends it."""
+    optims: list[tuple[Mesh, str]] = []
+    tight = dataclasses.replace(planned(), fits=False, total=2000, device_memory=1900, memory={"optimizer": 300})
+    fits = dataclasses.replace(tight, fits=True, optimizer="bfloat16 moments")
+
+    def plan(run: run_config.Run, *_: object, **__: object) -> Plan:
+        optims.append((run.mesh, run.optim.moments))
+        return fits if run.optim.moments == "bfloat16" and run.mesh.tensor == 2 else tight
+
+    monkeypatch.setattr(plan_cache, "cached_plan", plan)
+    result = mesh_search.search_meshes(small(), "train", CPU, seconds=600.0)
+    assert {entry.optimizer for entry in result.ranked} == {"bfloat16 moments"}
+    retried = [mesh for mesh, moments in optims if moments == "bfloat16"]
+    assert len(retried) == len(set(retried)) == len({mesh for mesh, _ in optims})
+    blocks = io.StringIO()
+    with contextlib.redirect_stdout(blocks):
+        result_tables.print_blocks(plan_text.search_blocks(result, 10))
+    assert "optimizer" in blocks.getvalue() and "bfloat16 moments" in blocks.getvalue()
+
+
+def test_moments_that_cannot_save_enough_are_not_tried() -> None:
+    gpu, run = dataclasses.replace(CPU, platform="gpu"), small()
+    candidate = next(mesh_search.mesh_candidates(run, "train", CPU))
+
+    def policies(lacking: int, target: Any = gpu, **optim: Any) -> list[tuple[str, bool]]:
+        plan = dataclasses.replace(planned(), total=2000 + lacking, rollout={}, device_memory=2000, memory={"optimizer": 300})
+        smaller = dataclasses.replace(run, optim=dataclasses.replace(run.optim, **optim))
+        result = mesh_search.smaller_candidates([(candidate, plan)], smaller, target)
+        return [(each.moments, each.offload) for each in result]
+
+    assert policies(150) == [("bfloat16", False), ("float32", True), ("bfloat16", True)]
+    assert policies(300) == [("float32", True), ("bfloat16", True)] and policies(301) == []
+    assert policies(150, moments="bfloat16") == [("float32", True), ("bfloat16", True)]
+    # A CPU has one memory, and Adafactor's moments are small.
+    assert policies(150, CPU) == policies(150, name="adafactor") == [("bfloat16", False)]
 
 
 def test_a_search_keeps_the_axes_that_the_user_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -304,14 +344,14 @@ def test_a_search_keeps_the_axes_that_the_user_named(monkeypatch: pytest.MonkeyP
 
 
 def test_candidates_are_meshes_that_divide() -> None:
-    result = set(mesh_search.mesh_candidates(small(), "train", 8))
+    result = set(mesh_search.mesh_candidates(small(), "train", CPU))
     sizes = {(d, f, t, 8 // (d * f * t)) for d in (1, 2, 4, 8) for f in (1, 2, 4, 8) for t in (1, 2, 4) if d * f * t <= 8}
     meshes = {Mesh(data=d, fsdp=f, tensor=t, sequence=s) for d, f, t, s in sizes if t * s <= 4}
     assert {each.mesh for each in result} == meshes
     assert {each.accumulate for each in result if each.mesh == Mesh(data=2, fsdp=2, tensor=2)} == {1, 2, 4}
     # Positions are divided where a device has one row at a time.
     assert {each.accumulate for each in result if each.mesh == Mesh(data=2, fsdp=2, sequence=2)} == {4}
-    assert {each.accumulate for each in mesh_search.mesh_candidates(small(), "decode", 8)} == {1}
+    assert {each.accumulate for each in mesh_search.mesh_candidates(small(), "decode", CPU)} == {1}
 
 
 @pytest.mark.full
