@@ -73,6 +73,13 @@ def _candidates(program: Program, large: list[LargeArray], memory: int) -> Itera
         batch = run.data.batch // part
         reason = f"a device has {rows // part:,} of the {rows:,} rows"
         yield Advice(options=f"--batch {batch}", reason=reason, change=_within("data", batch=batch))
+    if train and SHARE * sizes["optimizer"] >= memory:
+        if run.optim.moments == "float32":
+            options, reason = "--optim.moments bfloat16", "moments take half of their memory"
+            yield Advice(options=options, reason=reason, change=_within("optim", moments="bfloat16"))
+        if not run.optim.offload and program.target.platform != "cpu":
+            reason = "moments of layers are in the memory of the host"
+            yield Advice(options="--optim.offload", reason=reason, change=_within("optim", offload=True))
     axes = program.mesh.shape
     if axes["data"] > 1 and SHARE * constant >= memory:
         fsdp = axes["data"] * axes["fsdp"]
