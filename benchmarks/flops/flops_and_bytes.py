@@ -5,12 +5,12 @@ import dataclasses
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
 from benchmarks.flops.kernel_flops import KernelRun, kernel_flops
-from benchmarks.hlo.hlo_parser import COLLECTIVES, Module
+from benchmarks.hlo.hlo_parser import COLLECTIVES, ExecutedInstruction, Module
 from benchmarks.hlo.instructions import HOST, Array, Computation, Instruction
 from zoo.attention.attention import Call
 from zoo.ops.ragged_product import Product
@@ -60,21 +60,18 @@ def device_work(
     operations: list[tuple[float, float]] = []
     kernel_bytes = 0.0
     unresolved: set[str] = set()
-    for run in module.runs():
-        moved, dots, before = run.times * _Traffic(on_chip).of(run.instruction), 0.0, len(kernels)
-        for instruction in run.instruction.inside():
-            flops = _flops(instruction)
-            dots += run.times * flops
+    for operation in executed_operations(module, on_chip=on_chip):
+        run = operation.run
+        moved, dots = run.times * operation.bytes, run.times * operation.products
+        for instruction in operation.kernels:
+            # Copies of a kernel return arrays of the same types, in any memory space.
+            types = tuple((array.dtype, array.shape) for array in instruction.arrays)
             name = instruction.attribute("custom_call_target")
-            if _gemm(instruction) is None and _KERNELS.search(name):
-                # Copies of a kernel return arrays of the same types, in any memory space.
-                types = tuple((array.dtype, array.shape) for array in instruction.arrays)
-                kernels.append(KernelRun(instruction.op_name, (name, instruction.op_name, types), run.computation, run.times))
-                runs[_kernel_name(instruction)] += run.times  # pyright: ignore[reportArgumentType]
-                flops = math.inf
-            if flops or instruction.opcode in COLLECTIVES:
-                unresolved.add(run.unresolved)
-        if len(kernels) > before:
+            kernels.append(KernelRun(instruction.op_name, (name, instruction.op_name, types), run.computation, run.times))
+            runs[_kernel_name(instruction)] += run.times  # pyright: ignore[reportArgumentType]
+        if dots or operation.kernels or any(inner.opcode in COLLECTIVES for inner in run.instruction.inside()):
+            unresolved.add(run.unresolved)
+        if operation.kernels:
             kernel_bytes += moved
             moved = 0.0
         if dots or moved:
@@ -89,6 +86,30 @@ def device_work(
         runs=dict(runs),
         operations=(*operations, (inside, kernel_bytes)),
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class Operation:
+    """One instruction of the program as it is executed, a fusion counting as one; work is that of one execution."""
+
+    run: ExecutedInstruction
+    products: float
+    """FLOPs of matrix products."""
+    bytes: float
+    """Bytes read and written: see `Work.bytes`."""
+    kernels: tuple[Instruction, ...]
+    """Kernels in it, whose FLOPs are not among those of `products`."""
+
+
+def executed_operations(module: Module, *, on_chip: bool = False) -> Iterator[Operation]:
+    """Yield the operations of a program in its order; for `on_chip` see `device_work`."""
+    for run in module.runs():
+        products, kernels = 0.0, []
+        for instruction in run.instruction.inside():
+            products += _flops(instruction)
+            if _gemm(instruction) is None and _KERNELS.search(instruction.attribute("custom_call_target")):
+                kernels.append(instruction)
+        yield Operation(run, products, _Traffic(on_chip).of(run.instruction), tuple(kernels))
 
 
 def _kernel_name(call: Instruction) -> str:
