@@ -21,6 +21,9 @@ COMMAND_LINES = {
     "train gpt-nano --stpes 3": "there is no option --stpes; the nearest is --steps; zoo train gpt-nano --help lists the options",
     "train gpt-nano --batch_size=3": "there is no option --batch_size; the nearest is --data.batch",
     "train gpt-nano --Epochs 3": "there is no option --Epochs; the nearest is --steps",
+    "train gpt-nano --mesh.stage 2": "there is no option --mesh.stage: the layers are not divided into the stages of a pipeline, "
+    "and benchmarks/results/pipelines_2026-12-01.md says why; choose --mesh.fsdp, --mesh.tensor or --mesh.sequence",
+    "plan gpt2 --target h100:8 --mesh.stage=2": "there is no option --mesh.stage: .*pipelines_2026-12-01.md",
     "train gpt-nano --xyzzy 1": "there is no option --xyzzy; zoo train gpt-nano --help",
     "train gpt-nano --masking.rate 0.2": "there is no option --masking.rate for the objective causal; it belongs to masked",
     "train gpt-nano --data.no-pack": "there is no option --data.no-pack for the objective causal; it belongs to .*text_to_text",

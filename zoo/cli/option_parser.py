@@ -77,6 +77,11 @@ UNNAMED = {
     "import": ("model", "zoo import DIR|HUB_ID"),
 }
 """Maps a command to names of options that it lacks because it takes their values as bare words, and to the usage with them."""
+NOT_BUILT = {
+    "mesh.stage": "the layers are not divided into the stages of a pipeline, and benchmarks/results/pipelines_2026-12-01.md says "
+    "why; choose --mesh.fsdp, --mesh.tensor or --mesh.sequence",
+}
+"""Options that other libraries have and this project decided against -> the reason and the fix."""
 
 
 Unlisted = Mapping[type, Collection[str]]
@@ -276,8 +281,11 @@ def _unknown(token: str, args: Sequence[str], names: Sequence[str]) -> str:
         pairs = (word for word, value in itertools.pairwise(words) if value == token and _is_switch(word, names))
         switch = next(pairs, "")
         return f"{switch} {token}: it takes no value; write {switch} alone" if switch else f"{token} belongs to no option"
-    near = nearest_option(token, names)
     option = token.partition("=")[0]
+    reason = NOT_BUILT.get(option.removeprefix("--"), "")
+    if reason and any(name.startswith("mesh.") for name in names):
+        return f"there is no option {option}: {reason}"
+    near = nearest_option(token, names)
     return f"there is no option {option}" + (f"; the nearest is --{near}" if near else "")
 
 
