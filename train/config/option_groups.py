@@ -12,6 +12,8 @@ ClassWeights = Literal["none", "balanced"]
 Encoding = Literal["utf-8", "latin-1"]
 Format = Literal["auto", "tsv", "csv", "jsonl", "json", "conll", "label_first", "squad", "race"]
 Disturbance = Literal["spans", "iid", "drop", "bert", "mass", "deshuffle", "prefix", "lm"]
+MEAN_SPAN = 1000
+"""Largest mean number of tokens of a removed span."""
 Factorization = Literal["permutation", "denoising"]
 Turns = Literal["all", "last"]
 NUM_SPECIAL_TOKENS = 3
@@ -88,7 +90,7 @@ class Denoising(SourceMask):
 
     def __post_init__(self) -> None:
         require(0 < self.density <= 0.9, "denoising.density", self.density, "choose a share above 0 and up to 0.9")
-        require(1 <= self.mean_span <= 1000, "denoising.mean_span", self.mean_span, "choose 1 to 1,000 tokens")
+        require(1 <= self.mean_span <= MEAN_SPAN, "denoising.mean_span", self.mean_span, f"choose 1 to {MEAN_SPAN:,} tokens")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,5 +1,8 @@
 """Denoising: predict the removed spans of a text, or the original text (Raffel et al. 2020, sections 3.1.4, 3.2 and 3.3)."""
 
+import bisect
+import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -7,7 +10,7 @@ import numpy as np
 from jaxtyping import Int, Int64
 
 from train.config.objectives import DenoisingOptions
-from train.config.option_groups import Denoising
+from train.config.option_groups import MEAN_SPAN, Denoising
 from train.config.run_config import Run
 from train.objectives.base import Objective
 from train.rows import batch_counts, lm_rows, seq2seq_rows
@@ -20,7 +23,7 @@ from train.targets.span_corruption import RowSizes
 from train.tokenizers.special_tokens import TextSpecialTokens
 from train.tokenizers.tokenizer import Tokenizer
 from zoo.batch import Batch
-from zoo.errors import BadInput, require
+from zoo.errors import BadInput
 
 
 class Denoised(Objective):
@@ -137,10 +140,27 @@ def _corrupt(
 
 def _lengths(run: Run, tokenizer: Tokenizer) -> RowSizes:
     options, sentinels = run.options.denoising, len(_special_tokens(tokenizer).sentinels)
-    lengths = span_corruption.row_sizes(options, run.data.length - 2 * (options.kind == "prefix" and _decoder_only(run)))
-    fix = f"a row may need {lengths.sentinels} sentinels, and the tokenizer has {sentinels}; choose a shorter length"
-    require(lengths.sentinels <= sentinels, "data.length", run.data.length, fix)
+    length = run.data.length - 2 * (options.kind == "prefix" and _decoder_only(run))
+    lengths = span_corruption.row_sizes(options, length)
+    if lengths.sentinels > sentinels:
+        longer = _longer_spans(options, length, sentinels) if options.kind == "spans" else 0
+        fix = f"choose --denoising.mean-span {longer} or more, or a shorter length" if longer else "choose a shorter length"
+        need = f"a row may need {lengths.sentinels} sentinels, and the tokenizer has {sentinels}"
+        raise BadInput(f"--data.length {run.data.length}: {need}; {fix}")
     return lengths
+
+
+def _longer_spans(options: Denoising, length: int, sentinels: int) -> int:
+    """Return the smallest mean length of spans with which a row needs no more than so many sentinels; 0 if there is none."""
+    spans = range(math.ceil(options.mean_span), 1 + MEAN_SPAN)
+    place = bisect.bisect_left(
+        spans,
+        True,
+        key=lambda mean: (
+            span_corruption.row_sizes(dataclasses.replace(options, mean_span=float(mean)), length).sentinels <= sentinels
+        ),
+    )
+    return spans[place] if place < len(spans) else 0
 
 
 def _special_tokens(tokenizer: Tokenizer) -> TextSpecialTokens:

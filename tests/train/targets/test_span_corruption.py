@@ -343,7 +343,16 @@ BAD = {
     "another tokenizer": ({}, {}, "--tokenizer.kind gpt: this tokenizer has no sentinels"),
     "a short text": ({}, {"length": 900}, "--data.length 900: a row is made of 999 tokens, and the training text has 903"),
     "too short": ({}, {"length": 3}, "data.length 3: choose 4 tokens or more"),
-    "many sentinels": ({"kind": "iid"}, {"length": 800}, "data.length 800: a row may need 121 sentinels, and the tokenizer"),
+    "many sentinels": (
+        {"kind": "iid"},
+        {"length": 800},
+        "data.length 800: a row may need 121 sentinels, and the tokenizer has 100; choose a shorter length",
+    ),
+    "many spans": (
+        {},
+        {"length": 8192},
+        "data.length 8192: a row may need 455 sentinels, and the tokenizer has 100; choose --denoising.mean-span 15 or more",
+    ),
     "nothing to read": ({"kind": "lm"}, {}, "--denoising.kind lm: the source of the encoder would be empty; choose prefix"),
     "a causal encoder": ({"causal": True}, {}, "denoising.causal True: an encoder is never causal"),
     "mean span": ({"mean_span": 0.5}, {}, "denoising.mean-span"),
