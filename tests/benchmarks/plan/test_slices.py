@@ -257,8 +257,9 @@ def test_another_number_of_slices_than_the_targets_is_refused() -> None:
 
 def test_a_search_tries_the_meshes_that_slices_divide(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of the candidates for one slice, those whose rows four slices divide; the likely ones first have data across slices."""
-    every = list(mesh_search.mesh_candidates(gpt(), "train", 8))
-    divided = list(mesh_search.mesh_candidates(gpt(), "train", 8, 4))
+    every, divided = (
+        list(mesh_search.mesh_candidates(gpt(), "train", target_devices.parse_target(name))) for name in ("cpu:8", "cpu:2*4")
+    )
     assert divided == [one for one in every if one.data * one.fsdp % 4 == 0] and len(divided) < len(every)
     v5e = target_devices.parse_target("v5e:2x2*2")
     monkeypatch.setattr(target_devices, "devices_of_target", lambda target: (None,) * 8)
