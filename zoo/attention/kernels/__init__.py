@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, UInt32
 
 from zoo.attention.biases import Bias
 from zoo.attention.masks import Mask
+from zoo.attention.totals import Totals
 
 
 @runtime_checkable
@@ -41,5 +42,38 @@ class Kernel(Protocol):
             sinks: a logit for each query head, which takes part in the softmax and has no value; an implementation without the
                 feature "sinks" has no such parameter.
             rate: rate of dropout.
+        """
+        ...
+
+
+@runtime_checkable
+class ChunkKernel(Protocol):
+    """A kernel that also computes a chunk of the queries and of the keys of a larger call: those with the feature "ring"."""
+
+    def __call__(
+        self,
+        q: Float[Array, "B T N H"],
+        k: Float[Array, "B S K H"],
+        v: Float[Array, "B S K V"],
+        mask: Mask,
+        bias: Bias | None,
+        seed: UInt32[Array, "B _"] | None,
+        heads: UInt32[Array, " N"],
+        sinks: Float[Array, " N"] | None = None,
+        /,
+        *,
+        scale: float,
+        rate: float,
+        return_totals: bool = False,
+        totals: Totals | None = None,
+    ) -> Float[Array, "B T N V"] | Totals:
+        """Return the same as a `Kernel`, or the `Totals` of a chunk.
+
+        Args:
+            seed: of a chunk uint32[B, 4]: after both seeds, the indices of its first query and key among those of the larger
+                call.
+            return_totals: return the `Totals` of these queries and keys, which have no gradient.
+            totals: those of these queries and all keys of the larger call: `totals.out` is returned without computing anything,
+                and its gradient is the part that these keys have in that of the larger call.
         """
         ...

@@ -11,9 +11,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float
 
 from zoo.attention.masks import Mask, Side
-
-MASKED = -1e30
-"""Score of a pair that does not attend."""
+from zoo.attention.totals import MASKED
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,6 +35,8 @@ class FlashPlan:
     numbers: tuple[str, ...]
     """Names of the mask's numbers of queries and keys (fields of `Side`) that are arrays."""
     rate: float
+    is_chunk: bool
+    """The seeds of dropout are followed by the indices of the first query and of the first key: see `ChunkKernel`."""
     interpret: bool
     """Run the kernels by Pallas's interpreter."""
 

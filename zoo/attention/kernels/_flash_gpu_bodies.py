@@ -16,7 +16,8 @@ from jax.experimental.pallas import triton as plt
 from jaxtyping import Array, Float
 
 from zoo.attention.biases import ByDistance
-from zoo.attention.kernels._flash_common import MASKED, FlashPlan, allowed_pairs, iota
+from zoo.attention.kernels._flash_common import FlashPlan, allowed_pairs, iota
+from zoo.attention.totals import MASKED
 from zoo.ops import counter_rng
 
 BEFORE, NEAR, AFTER = -1, 0, 1
@@ -86,15 +87,13 @@ class Inputs(NamedTuple):
     lengths: Any
     """Number of real keys of the example, [1]."""
     seed: Any
-    """Both seeds of the example, [2]."""
+    """Both seeds of the example, [2], and of a chunk the indices of its first query and key, [4]."""
     head: Any
     """Index of the head among those of all devices, [1]."""
     values: Any
     """Bias of each distance, [D]."""
     dense: Any
     """Bias of the queries, or keys, of the program with all of the other side, [T, S]."""
-    first_query: Any
-    """Index of the first query among those of all chunks, [1]; None: 0."""
     query_numbers: Any
     """Numbers of the mask that are arrays, [F, T]."""
     key_numbers: Any
@@ -106,7 +105,7 @@ class Inputs(NamedTuple):
         """Return the arrays of a call; their blocks are those of `blocks`."""
         values, dense = (bias.values.T.astype(jnp.float32), None) if isinstance(bias, ByDistance) else (None, bias)
         numbers = operands.query_numbers, operands.key_numbers
-        return cls(operands.lengths, operands.seed, operands.heads, values, dense, operands.first_query, *numbers)
+        return cls(operands.lengths, operands.seed, operands.heads, values, dense, *numbers)
 
     @classmethod
     def blocks(cls, plan: Plan, operands: Any, dense: Any = None, *, all_examples: bool = False) -> "Inputs":
@@ -124,7 +123,6 @@ class Inputs(NamedTuple):
             head=head_block(operands.heads),
             values=pl.BlockSpec((None, plan.num_distances), lambda i, n, b: (n, 0)) if plan.num_tiles else None,
             dense=dense,
-            first_query=None if operands.first_query is None else pl.BlockSpec((1,), lambda i, n, b: (0,)),
             query_numbers=spec(operands.query_numbers),
             key_numbers=spec(operands.key_numbers),
         )
@@ -139,11 +137,19 @@ class Inputs(NamedTuple):
         """Return the number of real keys; None if the mask has none."""
         return self.lengths[(*self.example, 0)] if plan.has_lengths else None
 
-    def row_hash(self, queries: Array) -> Array:
+    def row_hash(self, plan: Plan, queries: Array) -> Array:
         """Return the hashes of rows, on which dropout depends."""
         first, second = (self.seed[(*self.example, part)] for part in (0, 1))
-        queries = queries if self.first_query is None else queries + self.first_query[0]
-        return counter_rng.row_hash(first, second, self.head[0], queries.astype(jnp.uint32))
+        return counter_rng.row_hash(first, second, self.head[0], self._among_all(plan, queries, 2))
+
+    def is_kept(self, plan: Plan, row: Array, keys: Array) -> Array:
+        """Return which entries dropout keeps, from the hashes of their rows."""
+        return counter_rng.is_kept(row, self._among_all(plan, keys, 3), plan.rate)
+
+    def _among_all(self, plan: Plan, indices: Array, column: int) -> Array:
+        """Return the indices, on which dropout depends, of queries (column 2 of the seeds) or keys (3) of a call or its chunk."""
+        indices = indices.astype(jnp.uint32)
+        return indices + self.seed[(*self.example, column)] if plan.is_chunk else indices
 
 
 def head_block(numbers: Any) -> Any:
@@ -266,8 +272,7 @@ def backward_key_body(
         p = p_dropped = jnp.exp(s - lse[block][None])  # line 11
         d_p = dot(v_j, d_out_i, 1, 1)  # line 13
         if plan.rate:
-            row = inputs.row_hash(queries)[None]
-            is_kept = counter_rng.is_kept(row, keys.astype(jnp.uint32)[:, None], plan.rate)
+            is_kept = inputs.is_kept(plan, inputs.row_hash(plan, queries)[None], keys[:, None])
             p_dropped, d_p = (jnp.where(is_kept, x * (1 / (1 - plan.rate)), 0.0) for x in (p, d_p))
         d_s = p * (d_p - delta[block][None])  # line 14
         acc_v += dot(p_dropped.astype(q.dtype), d_out_i, 1, 0)  # line 12
@@ -340,7 +345,7 @@ class Rows(NamedTuple):
     def of(cls, plan: Plan, inputs: Inputs, i: Any) -> "Rows":
         """Return the rows of block `i` of the queries."""
         queries, block = _indices(i, plan.block_q)
-        hashes = inputs.row_hash(queries) if plan.rate else None
+        hashes = inputs.row_hash(plan, queries) if plan.rate else None
         return cls(plan, inputs, queries, _columns(inputs.numbers_of_queries(plan, block)), hashes)
 
     def scores(self, products: Array, keys: Array, block: Any, side: int) -> Array:
@@ -357,7 +362,7 @@ class Rows(NamedTuple):
 
     def is_kept(self, keys: Array) -> Array:
         """Return which entries of a tile dropout keeps."""
-        return counter_rng.is_kept(self.hashes[:, None], keys.astype(jnp.uint32)[None], self.plan.rate)
+        return self.inputs.is_kept(self.plan, self.hashes[:, None], keys[None])
 
     def score_gradients(self, s: Array, d_p: Array, lse: Array, delta: Array, keys: Array) -> Array:
         """Return the gradients of the scores of a tile: lines 11 and 14 of the backward pass."""

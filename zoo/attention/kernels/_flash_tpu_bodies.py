@@ -10,10 +10,12 @@ from typing import Any
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
+from jaxtyping import Array
 
 from zoo.attention.kernels import _flash_tpu_xlnet_bias as relative
-from zoo.attention.kernels._flash_common import MASKED, allowed_pairs, iota
+from zoo.attention.kernels._flash_common import allowed_pairs, iota
 from zoo.attention.kernels._flash_tpu_plan import LANES, Plan, as_column, dot, lane_sums, lanes, when_active
+from zoo.attention.totals import MASKED
 from zoo.ops import counter_rng
 
 
@@ -81,7 +83,7 @@ def forward_body(
         m[...] = m_new
         if plan.rate:
             row = lax.bitcast_convert_type(lanes(hashes[...], block_k), jnp.uint32)
-            p = jnp.where(counter_rng.is_kept(row, keys.astype(jnp.uint32), plan.rate), p, 0)
+            p = jnp.where(counter_rng.is_kept(row, among_all(plan, seed, b, keys, 3), plan.rate), p, 0)
         acc[...] = acc[...] * lanes(alpha, h) + dot(p.astype(v.dtype), v[0, 0], 1, 0)  # line 10
 
     when_active(plan, states, b, i * plan.num_k + j, tile)
@@ -135,8 +137,8 @@ def backward_body(
         p = p_dropped = jnp.exp(s - lse[0, 0])  # line 11
         d_p = dot(v[0, 0], d_out[0, 0], 1, 1)  # line 13
         if plan.rate:
-            row = counter_rng.row_hash(seed[b, 0], seed[b, 1], heads[n], queries.astype(jnp.uint32))
-            is_kept = counter_rng.is_kept(row, keys.astype(jnp.uint32), plan.rate)
+            row = counter_rng.row_hash(seed[b, 0], seed[b, 1], heads[n], among_all(plan, seed, b, queries, 2))
+            is_kept = counter_rng.is_kept(row, among_all(plan, seed, b, keys, 3), plan.rate)
             p_dropped, d_p = (jnp.where(is_kept, x * (1 / (1 - plan.rate)), 0) for x in (p, d_p))
         d_s = p * (d_p - delta[0, 0])  # line 14
         if d_tiles is not None:
@@ -196,7 +198,7 @@ def relative_backward_body(plan: Plan, states: Any, fetch: Any, lengths: Any, se
         d_p = dot(d_out[0, 0], v[0, 0], 1, 1)  # line 13
         if plan.rate:
             row = lax.bitcast_convert_type(lanes(hashes[...], block_k), jnp.uint32)
-            is_kept = counter_rng.is_kept(row, keys.astype(jnp.uint32), plan.rate)
+            is_kept = counter_rng.is_kept(row, among_all(plan, seed, b, keys, 3), plan.rate)
             p_dropped, d_p = (jnp.where(is_kept, x * (1 / (1 - plan.rate)), 0) for x in (p, d_p))
         d_s = p * (d_p - lanes(of_rows[1], block_k))  # line 14
         relative.add_gradient(plan, d_s, bias, d_bias, i, j, columns, key_numbers, position_scratch)
@@ -215,6 +217,12 @@ def relative_backward_body(plan: Plan, states: Any, fetch: Any, lengths: Any, se
 
 def hash_column(plan: Plan, seed: Any, heads: Any, b: Any, n: Any, i: Any) -> Any:
     """Return the hashes of a block of queries as a column [block_q, LANES] of equal lanes, int32."""
-    queries = iota((1, plan.block_q), 1, i * plan.block_q).astype(jnp.uint32)
+    queries = among_all(plan, seed, b, iota((1, plan.block_q), 1, i * plan.block_q), 2)
     row = counter_rng.row_hash(seed[b, 0], seed[b, 1], heads[n], queries)
     return as_column(lax.bitcast_convert_type(row, jnp.int32))
+
+
+def among_all(plan: Plan, seed: Any, b: Any, indices: Array, column: int) -> Array:
+    """Return the indices, on which dropout depends, of queries (column 2 of the seeds) or keys (3) of a call or its chunk."""
+    indices = indices.astype(jnp.uint32)
+    return indices + seed[b, column] if plan.is_chunk else indices

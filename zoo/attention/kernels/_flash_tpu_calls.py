@@ -23,6 +23,7 @@ from zoo.attention.kernels._flash_tpu_bodies import backward_body, forward_body,
 from zoo.attention.kernels._flash_tpu_plan import LANES, Plan
 from zoo.attention.kernels._flash_tpu_xlnet_bias import Positions
 from zoo.attention.masks import NO_PAIR, Mask, Side
+from zoo.attention.totals import Totals
 
 
 @jax.tree_util.register_dataclass
@@ -35,7 +36,7 @@ class Operands:
     lengths: Any
     """Number of real keys of each example, int32 [B]; zeros if the mask has none."""
     seed: Any
-    """Seeds of dropout, uint32 [B, 2]."""
+    """Seeds of dropout, uint32 [B, 2], or [B, 4] of a chunk."""
     heads: Any
     """Indices of the query heads among those of all devices, uint32 [N]."""
     query_numbers: Any
@@ -46,7 +47,7 @@ class Operands:
 
     @classmethod
     def of(
-        cls, plan: Plan, mask: Mask, bias: Relative | None, b: int, seed: UInt32[Array, "B 2"], heads: UInt32[Array, " N"]
+        cls, plan: Plan, mask: Mask, bias: Relative | None, b: int, seed: UInt32[Array, "B _"], heads: UInt32[Array, " N"]
     ) -> "Operands":
         """Return the operands of a call; the mask is padded, the bias is not."""
         padded_t, padded_s = plan.num_q * plan.block_q, plan.num_k * plan.block_k
@@ -105,13 +106,19 @@ Added = Array | Positions | None
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def attend(plan: Plan, q: Array, k: Array, v: Array, bias: Added, sinks: Array | None, operands: Operands) -> Array:
+def attend(
+    plan: Plan, q: Array, k: Array, v: Array, bias: Added, sinks: Array | None, operands: Operands, totals: Totals | None
+) -> Array:
     """Compute the output [B, N, T, H] of padded q, k and v of that layout, with the custom gradient below."""
-    return _forward(plan, q, k, v, bias, sinks, operands)[0]
+    return forward(plan, q, k, v, bias, sinks, operands, totals)[0]
 
 
-def _forward(plan: Plan, q: Array, k: Array, v: Array, bias: Added, sinks: Array | None, operands: Operands) -> tuple[Array, Any]:
-    """Compute the output [B, N, T, H] and the residuals."""
+def forward(
+    plan: Plan, q: Array, k: Array, v: Array, bias: Added, sinks: Array | None, operands: Operands, totals: Totals | None
+) -> tuple[Array, Any]:
+    """Compute the output [B, N, T, H] and the residuals, of which the last is the log-sum-exp [B, N, 1, T]; or take `totals`."""
+    if totals is not None:
+        return totals.out, (q, k, v, bias, sinks, operands, *totals)
     (b, n, t, h), block_q = q.shape, plan.block_q
     spec = functools.partial(_spec, plan)
     queries = spec((1, 1, block_q, h), lambda b, n, i, j: (b, n, i, 0))
@@ -205,7 +212,7 @@ def _backward(plan: Plan, residuals: Any, d_out: Array) -> tuple[Any, ...]:
     d_q, d_k, d_v, d_bias = run(plan, q, k, v, bias, operands, d_out, lse, delta)
     b, n, s, h = d_k.shape
     d_k, d_v = (x.reshape(b, n // plan.shared, plan.shared, s, h).sum(2).astype(k.dtype) for x in (d_k, d_v))
-    return d_q.astype(q.dtype), d_k, d_v, d_bias, sink_gradient(sinks, lse, delta), None
+    return d_q.astype(q.dtype), d_k, d_v, d_bias, sink_gradient(sinks, lse, delta), None, None
 
 
 def _backward_transposed(
@@ -308,4 +315,4 @@ def _backward_relative(
     return d_q, d_k, d_v, bias.gradient(plan, sums)
 
 
-attend.defvjp(_forward, _backward)
+attend.defvjp(forward, _backward)

@@ -24,12 +24,11 @@ from zoo.attention.kernels._flash_common import sink_gradient, sink_logits
 from zoo.attention.masks import NO_PAIR, Mask
 from zoo.attention.request import kernel_call
 from zoo.attention.tiles import Tile, add, take
+from zoo.attention.totals import MASKED, NO_KEY, Totals
 from zoo.ops import counter_rng
 from zoo.ops.reductions import row_max, row_sum
 from zoo.ops.selects import batches_per_step
 from zoo.ops.tile_sizes import Sizes, tile_sizes
-
-MASKED = -1e30
 
 
 def blocked(
@@ -38,14 +37,16 @@ def blocked(
     v: Float[Array, "B S K H"],
     mask: Mask,
     bias: Bias | None,
-    seed: UInt32[Array, "B 2"] | None,
+    seed: UInt32[Array, "B _"] | None,
     heads: UInt32[Array, " N"],
     sinks: Float[Array, " N"] | None = None,
     *,
     scale: float,
     rate: float,
-) -> Float[Array, "B T N H"]:
-    """Compute attention (see `Kernel`). Scores, softmax and sums are float32."""
+    return_totals: bool = False,
+    totals: Totals | None = None,
+) -> Any:
+    """Compute attention (see `ChunkKernel`). Scores, softmax and sums are float32."""
     b, t, n, h = q.shape
     s, groups = k.shape[1], k.shape[2]
     prepared = None if bias is None else bias.prepare(t, s)
@@ -56,13 +57,26 @@ def blocked(
         mask = mask.hide_keys_from(s, b)
     tiled_mask = mask.for_tiles(plan.block_q, padded_t, padded_s)
     tiled_bias = None if prepared is None else prepared.for_tiles(plan.block_q, padded_t, padded_s)
-    # [B, T, N, H] -> [B, K, N/K, T, H]
-    q = (q * jnp.asarray(scale, q.dtype)).reshape(b, t, groups, n // groups, h).transpose(0, 2, 3, 1, 4)
-    q = jnp.pad(q, [(0, 0)] * 3 + [(0, padded_t - t), (0, 0)])
+
+    def by_group(x: Float[Array, "B _ N H"]) -> Float[Array, "B _ _ _ H"]:  # [B, K, N/K, T, H]
+        x = x.reshape(b, t, groups, n // groups, h).transpose(0, 2, 3, 1, 4)
+        return jnp.pad(x, [(0, 0)] * 3 + [(0, padded_t - t), (0, 0)])
+
+    q = by_group(q * jnp.asarray(scale, q.dtype))
     k, v = (jnp.pad(x.transpose(0, 2, 1, 3), [(0, 0)] * 2 + [(0, padded_s - s), (0, 0)]) for x in (k, v))  # [B, K, S, H]
-    out: Any = _attend(plan, q, k, v, tiled_mask, tiled_bias, seed, heads, sink_logits(sinks))
+    operands = q, k, v, tiled_mask, tiled_bias, seed, heads, sink_logits(sinks)
+    if return_totals:
+        out, (*_, lse) = _forward(plan, *operands, None)
+    else:
+        of_groups = None
+        if totals is not None:
+            lse = jnp.pad(totals.lse, ((0, 0), (0, 0), (0, padded_t - t))).reshape(b, groups, n // groups, padded_t)
+            of_groups = Totals(by_group(totals.out * jnp.asarray(1 - rate, totals.out.dtype)), lse)
+        attended: Any = _attend(plan, *operands, of_groups)
+        out, lse = attended, None
     out = out[:, :, :, :t].transpose(0, 3, 1, 2, 4).reshape(b, t, n, h)  # [B, T, N, H]
-    return out if rate == 0 else out * jnp.asarray(1 / (1 - rate), out.dtype)
+    out = out if rate == 0 else out * jnp.asarray(1 / (1 - rate), out.dtype)
+    return out if lse is None else Totals(out, lse.reshape(b, n, padded_t)[:, :, :t])
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -198,17 +212,21 @@ of sums over rows [B, K, N/K, T]."""
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attend(plan: Plan, q: Array, k: Array, v: Array, mask: Mask, bias: Any, seed: Any, heads: Array, sinks: Any) -> Array:
-    return _forward(plan, q, k, v, mask, bias, seed, heads, sinks)[0]
+def _attend(
+    plan: Plan, q: Array, k: Array, v: Array, mask: Mask, bias: Any, seed: Any, heads: Array, sinks: Any, totals: Any
+) -> Array:
+    return _forward(plan, q, k, v, mask, bias, seed, heads, sinks, totals)[0]
 
 
 def _forward(
-    plan: Plan, q: Array, k: Array, v: Array, mask: Mask, bias: Any, seed: Any, heads: Array, sinks: Any
+    plan: Plan, q: Array, k: Array, v: Array, mask: Mask, bias: Any, seed: Any, heads: Array, sinks: Any, totals: Any
 ) -> tuple[Array, Any]:
     """Compute the output and the residuals by algorithm 1 of FlashAttention-2, for each group of examples and heads.
 
-    A sink is one more key, the first one, whose value is zero.
+    A sink is one more key, the first one, whose value is zero. With `totals`, the output and the log-sum-exp are those.
     """
+    if totals is not None:
+        return totals.out, (q, k, v, mask, bias, seed, heads, sinks, *totals)
     acc_dtype = jnp.promote_types(q.dtype, jnp.float32)
     key_blocks, _ = plan.block_ranges(mask)
 
@@ -246,7 +264,7 @@ def _forward(
             has_key = l > 0
             out = (acc / jnp.where(has_key, l, 1)[..., None]).astype(q.dtype)  # line 12
             # Line 13. For a row without a visible key, exp(s - lse) must be zero in the gradient too.
-            return out, jnp.where(has_key, m + jnp.log(l), -MASKED)
+            return out, jnp.where(has_key, m + jnp.log(l), NO_KEY)
 
         return None, lax.map(q_block, jnp.arange(plan.num_q_blocks))
 
@@ -321,7 +339,7 @@ def _backward(plan: Plan, residuals: Any, d_out: Array) -> tuple[Any, ...]:
     # [groups, blocks of keys, examples, heads, H, block_k] -> [groups, examples, heads, blocks of keys, block_k, H]
     d_k, d_v = (x.transpose(0, 2, 3, 1, 5, 4).reshape(k.shape).astype(k.dtype) for x in (d_k, d_v))
     d_bias = jax.tree.map(lambda d, x: d.astype(x.dtype), d_bias, numbers)
-    return d_q.reshape(q.shape).astype(q.dtype), d_k, d_v, None, d_bias, None, None, sink_gradient(sinks, lse, delta)
+    return d_q.reshape(q.shape).astype(q.dtype), d_k, d_v, None, d_bias, None, None, sink_gradient(sinks, lse, delta), None
 
 
 _attend.defvjp(_forward, _backward)
@@ -346,7 +364,9 @@ def _dropped(p: Float[Array, "b n T S"], seed: Any, heads: Array, tile: Tile, ra
     if seed is None:
         return p
     t, s = ((tile.start[c] + jnp.arange(tile.size[c])).astype(jnp.uint32) for c in "TS")
-    return jnp.where(counter_rng.keep(take(seed, "B-", tile), rate, take(heads, "N", tile), t, s), p, 0)
+    if seed.shape[1] > 2:
+        t, s = t + seed[0, 2], s + seed[0, 3]
+    return jnp.where(counter_rng.keep(take(seed, "B-", tile)[:, :2], rate, take(heads, "N", tile), t, s), p, 0)
 
 
 def _even_blocks(length: int, limit: int, multiple: int) -> tuple[int, int]:

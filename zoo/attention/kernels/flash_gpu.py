@@ -30,6 +30,7 @@ from zoo.attention.kernels._flash_gpu_bodies import Inputs, Plan, head_block
 from zoo.attention.masks import NO_PAIR, Mask
 from zoo.attention.query_chunks import in_chunks
 from zoo.attention.request import Request, kernel_call
+from zoo.attention.totals import Totals
 from zoo.ops.tile_sizes import tile_sizes
 from zoo.sharding import target_platform
 
@@ -54,20 +55,28 @@ def flash_gpu(
     v: Float[Array, "B S K H"],
     mask: Mask,
     bias: Bias | None,
-    seed: UInt32[Array, "B 2"] | None,
+    seed: UInt32[Array, "B _"] | None,
     heads: UInt32[Array, " N"],
     sinks: Float[Array, " N"] | None = None,
     *,
     scale: float,
     rate: float,
-) -> Float[Array, "B T N H"]:
-    """Compute attention (see `Kernel`). Scores, softmax and sums are float32. Without a GPU the kernels are interpreted."""
+    return_totals: bool = False,
+    totals: Totals | None = None,
+) -> Any:
+    """Compute attention (see `ChunkKernel`). Scores, softmax and sums are float32. Without a GPU the kernels are interpreted."""
     block = tile_sizes(kernel_call("flash_gpu", q, k, mask, bias, rate))["block"]
-    attend = functools.partial(_fused, seed=seed, heads=heads, sinks=sinks, scale=scale, rate=rate, block=block)
+    attend = functools.partial(_fused, heads=heads, sinks=sinks, scale=scale, rate=rate, block=block)
     if not isinstance(bias, Relative):
-        return attend(q, k, v, mask, bias)
+        return attend(q, k, v, mask, bias, seed, return_totals=return_totals, totals=totals)
+
+    def attend_from(q: Array, k: Array, v: Array, mask: Mask, bias: Dense, first_query: Array) -> Array:
+        start = jnp.stack([first_query, jnp.zeros_like(first_query)]).astype(jnp.uint32)
+        with_start = None if seed is None else jnp.concatenate([seed, jnp.broadcast_to(start, seed.shape)], 1)
+        return attend(q, k, v, mask, bias, with_start)
+
     b, _, n, _ = q.shape
-    return in_chunks(attend, q, k, v, mask, bias, scale=scale, block=block, blocks=-(-PROGRAMS // (b * n)))
+    return in_chunks(attend_from, q, k, v, mask, bias, scale=scale, block=block, blocks=-(-PROGRAMS // (b * n)))
 
 
 def _fused(
@@ -76,16 +85,17 @@ def _fused(
     v: Float[Array, "B S K H"],
     mask: Mask,
     bias: Bias | None,
-    first_query: Array | None = None,
+    seed: UInt32[Array, "B _"] | None,
     *,
-    seed: UInt32[Array, "B 2"] | None,
     heads: UInt32[Array, " N"],
     sinks: Float[Array, " N"] | None,
     scale: float,
     rate: float,
     block: int,
-) -> Float[Array, "B T N H"]:
-    """Compute attention of queries from `first_query` on. A dense bias has the axes of the scores, [B, N, T, S].
+    return_totals: bool = False,
+    totals: Totals | None = None,
+) -> Any:
+    """Compute attention, of a chunk if the seeds have the indices of its start. A dense bias has the axes [B, N, T, S].
 
     Args:
         block: the number of queries and of keys in a tile.
@@ -111,6 +121,7 @@ def _fused(
         has_lengths=mask.key_lengths is not None,
         numbers=common.number_names(mask),
         rate=rate if seed is not None else 0.0,
+        is_chunk=seed is not None and seed.shape[1] > 2,
         interpret=target_platform() != "gpu",
         first=0 if prepared is None else prepared.first,
         num_distances=0 if prepared is None else prepared.values.shape[0],
@@ -122,15 +133,22 @@ def _fused(
         stages=1 if isinstance(bias, Dense) else STAGES,
         parts=2 * PARTS if h > MEDIUM_HEAD else PARTS if bias is not None or h > SMALL_HEAD else 1,
     )
-    operands = Operands.of(plan, mask, states, seed, heads, first_query)
+    operands = Operands.of(plan, mask, states, seed, heads)
     added = prepared
     if isinstance(bias, Dense):
         added = common.pad_axis(common.pad_axis(bias.values.astype(q.dtype), 2, padded_t), 3, padded_s)
     q, k, v = (
         common.pad_axis(x, 1, length) for x, length in ((q * jnp.asarray(scale, q.dtype), padded_t), (k, padded_s), (v, padded_s))
     )
-    q, k, v = (common.pad_axis(x, 3, max(SMALLEST_HEAD, 1 << (h - 1).bit_length())) for x in (q, k, v))
-    out: Any = _attend(plan, q, k, v, added, common.sink_logits(sinks), operands)
+    padded_h = max(SMALLEST_HEAD, 1 << (h - 1).bit_length())
+    q, k, v = (common.pad_axis(x, 3, padded_h) for x in (q, k, v))
+    if return_totals:
+        out, (*_, lse) = _forward(plan, q, k, v, added, common.sink_logits(sinks), operands, None)
+        return Totals(out[:, :t, :, :h], lse[:, :, :t])
+    if totals is not None:
+        out = common.pad_axis(common.pad_axis(totals.out, 1, padded_t), 3, padded_h)
+        totals = Totals(out, common.pad_axis(totals.lse, 2, padded_t))
+    out: Any = _attend(plan, q, k, v, added, common.sink_logits(sinks), operands, totals)
     return out[:, :t, :, :h]
 
 
@@ -138,6 +156,8 @@ def unsupported_reason(request: Request) -> str | None:
     """Return why the kernels refuse a request; None if they do not."""
     h = request.shape[-1]
     largest, where = LARGEST_HEAD, ""
+    if {"relative bias", "ring"} <= request.features:
+        return "in a ring it has no relative bias"
     if "relative bias" in request.features:
         largest, where = MEDIUM_HEAD, " with a relative bias"  # with larger ones the kernel for keys spills
     elif target_platform() == "gpu" and capability() < 9:
@@ -165,14 +185,12 @@ class Operands:
     lengths: Any
     """Number of real keys of each example, int32 [B, 1]."""
     seed: Any
-    """Seeds of dropout, uint32 [B, 2]."""
+    """Seeds of dropout, uint32 [B, 2], or [B, 4] of a chunk."""
     heads: Any
     """Indices of the query heads among those of all devices, uint32 [N]."""
     query_numbers: Any
     """Arrays of the queries' numbers in the order of `Plan.numbers`, int32 [B, F, T]."""
     key_numbers: Any
-    first_query: Any
-    """Index of the first query among those of all chunks, uint32 [1]."""
 
     @classmethod
     def of(
@@ -180,9 +198,8 @@ class Operands:
         plan: Plan,
         mask: Mask,
         states: Int32[Array, "_ I J"],
-        seed: UInt32[Array, "B 2"] | None,
+        seed: UInt32[Array, "B _"] | None,
         heads: UInt32[Array, " N"],
-        first_query: Array | None,
     ) -> "Operands":
         """Return the operands of a call; the mask is padded."""
         sizes = plan.num_q * plan.block_q, plan.num_k * plan.block_k
@@ -202,7 +219,6 @@ class Operands:
             heads=heads if plan.rate else None,
             query_numbers=numbers[0],
             key_numbers=numbers[1],
-            first_query=None if first_query is None or not plan.rate else first_query.astype(jnp.uint32)[None],
         )
 
 
@@ -228,12 +244,18 @@ Added = ByDistance | Array | None
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attend(plan: Plan, q: Array, k: Array, v: Array, bias: Added, sinks: Array | None, operands: Operands) -> Array:
-    return _forward(plan, q, k, v, bias, sinks, operands)[0]
+def _attend(
+    plan: Plan, q: Array, k: Array, v: Array, bias: Added, sinks: Array | None, operands: Operands, totals: Totals | None
+) -> Array:
+    return _forward(plan, q, k, v, bias, sinks, operands, totals)[0]
 
 
-def _forward(plan: Plan, q: Array, k: Array, v: Array, bias: Added, sinks: Array | None, operands: Operands) -> tuple[Array, Any]:
-    """Compute the output [B, T, N, H] and the residuals."""
+def _forward(
+    plan: Plan, q: Array, k: Array, v: Array, bias: Added, sinks: Array | None, operands: Operands, totals: Totals | None
+) -> tuple[Array, Any]:
+    """Compute the output [B, T, N, H] and the residuals, of which the last is the log-sum-exp [B, N, T]; or take `totals`."""
+    if totals is not None:
+        return totals.out, (q, k, v, bias, sinks, operands, *totals)
     b, t, n, _ = q.shape
     queries, rows, keys = _queries(q, plan.block_q), _rows(plan.block_q), _keys(k, None, plan.shared)
     call = _kernel(
@@ -296,7 +318,7 @@ def _backward(plan: Plan, residuals: Any, d_out: Array) -> tuple[Any, ...]:
     )(operands.of_keys, inputs, *arrays)
     d_k, d_v = (x.reshape(b, s, n // plan.shared, plan.shared, h).sum(3).astype(k.dtype) for x in (d_k, d_v))
     d_bias = _bias_gradient(plan, bias, operands, inputs, arrays, d_far) if isinstance(bias, ByDistance) else d_dense
-    return d_q, d_k, d_v, d_bias, common.sink_gradient(sinks, lse, delta), None
+    return d_q, d_k, d_v, d_bias, common.sink_gradient(sinks, lse, delta), None, None
 
 
 def _bias_gradient(

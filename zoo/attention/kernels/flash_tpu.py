@@ -22,11 +22,12 @@ from jaxtyping import Array, Float, UInt32
 
 from zoo.attention.biases import Bias, Buckets, ByDistance, Relative
 from zoo.attention.kernels._flash_common import number_names, pad_axis, pad_mask, sink_logits, without_arrays
-from zoo.attention.kernels._flash_tpu_calls import Operands, attend
+from zoo.attention.kernels._flash_tpu_calls import Operands, attend, forward
 from zoo.attention.kernels._flash_tpu_plan import LANES, Plan
 from zoo.attention.kernels._flash_tpu_xlnet_bias import Positions, num_distances
 from zoo.attention.masks import Mask
 from zoo.attention.request import Request, kernel_call
+from zoo.attention.totals import Totals
 from zoo.ops.tile_sizes import tile_sizes
 from zoo.sharding import target_platform
 
@@ -50,14 +51,16 @@ def flash_tpu(
     v: Float[Array, "B S K H"],
     mask: Mask,
     bias: Bias | None,
-    seed: UInt32[Array, "B 2"] | None,
+    seed: UInt32[Array, "B _"] | None,
     heads: UInt32[Array, " N"],
     sinks: Float[Array, " N"] | None = None,
     *,
     scale: float,
     rate: float,
-) -> Float[Array, "B T N H"]:
-    """Compute attention (see `Kernel`). Scores, softmax and sums are float32. Without a TPU the kernels are interpreted."""
+    return_totals: bool = False,
+    totals: Totals | None = None,
+) -> Any:
+    """Compute attention (see `ChunkKernel`). Scores, softmax and sums are float32. Without a TPU the kernels are interpreted."""
     b, t, n, _ = q.shape
     s = k.shape[1]
     assert bias is None or isinstance(bias, Buckets | ByDistance | Relative)
@@ -84,13 +87,20 @@ def flash_tpu(
         has_lengths=mask.key_lengths is not None,
         numbers=number_names(mask),
         rate=rate if seed is not None else 0.0,
+        is_chunk=seed is not None and seed.shape[1] > 2,
         interpret=target_platform() != "tpu",
     )
     operands = Operands.of(plan, mask, relative, b, jnp.zeros((b, 2), jnp.uint32) if seed is None else seed, heads)
     added = tiles if relative is None else Positions.of(relative, plan, scale, q.dtype)
     q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q * jnp.asarray(scale, q.dtype), k, v))  # [B, N or K, T or S, H]
     q, k, v = (pad_axis(x, 2, length) for x, length in ((q, padded_t), (k, padded_s), (v, padded_s)))
-    out: Any = attend(plan, q, k, v, added, sink_logits(sinks), operands)
+    if return_totals:
+        out, (*_, lse) = forward(plan, q, k, v, added, sink_logits(sinks), operands, None)
+        return Totals(jnp.swapaxes(out[:, :, :t], 1, 2), lse[:, :, 0, :t])
+    if totals is not None:
+        out = pad_axis(jnp.swapaxes(totals.out, 1, 2), 2, padded_t)
+        totals = Totals(out, pad_axis(totals.lse, 2, padded_t)[:, :, None])
+    out: Any = attend(plan, q, k, v, added, sink_logits(sinks), operands, totals)
     return jnp.swapaxes(out[:, :, :t], 1, 2)  # [B, T, N, H]
 
 
@@ -104,6 +114,8 @@ def unsupported_reason(request: Request) -> str | None:
         return f"Pallas of JAX {jax.__version__} has no {', no '.join(missing)}; install the version of constraints.txt"
     if h > LARGEST_HEAD:
         return f"it takes heads of up to {LARGEST_HEAD}, and these are {h}"
+    if request.scattered_distances and "ring" in request.features:
+        return "in a ring it has no relative bias of scattered queries"
     if request.dtype not in ("bfloat16", "float32"):
         return f"it takes bfloat16 and float32, and this is {request.dtype}"
     if t * max(h, LANES) > LONGEST * LANES:
